@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['TINY', 'READ', 'FLOAT32', 'SPREAD', 'PERIODS', 'SCHEMA', 'FIT', 'CLASS', 'KINDS', 'LINEAR', 'ORDER', 'OPSETS',
            'ONNX_TYPES', 'to_arrow', 'cast', 'numbers', 'texts', 'times', 'signed_log', 'limits', 'middle', 'Scaled',
-           'scaled', 'Quantile', 'quantile', 'OneHot', 'positions', 'rows_of', 'onehot', 'Frequency', 'frequency',
+           'scaled', 'Quantile', 'quantile', 'OneHot', 'positions', 'by_frequency', 'onehot', 'Frequency', 'frequency',
            'murmur3', 'compiled_murmur3', 'murmur', 'Hash', 'hashed', 'Dates', 'dates', 'Prep', 'has_values', 'choose',
            'fit_step', 'Graph', 'graph_scaled', 'graph_quantile', 'feeds', 'inputs_of']
 
-# %% ../../nbs/data/16_prep.ipynb #ebd58595
+# %% ../../nbs/data/16_prep.ipynb #33eeb355
 import functools, inspect, json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from ..core.errors import BadRequest, nearest, one_of
 from ..core.storage import read_bytes, write_atomic
 
-# %% ../../nbs/data/16_prep.ipynb #1cacda5e
+# %% ../../nbs/data/16_prep.ipynb #9441525c
 def to_arrow(frame,  # pandas, cuDF or anything with `to_arrow`; Arrow table or record batch; a mapping of column to values
              columns: list[str],  # the ones wanted
             ) -> pa.Table:
@@ -42,7 +42,7 @@ def to_arrow(frame,  # pandas, cuDF or anything with `to_arrow`; Arrow table or 
     try: return pa.Table.from_pandas(frame, preserve_index=False)
     except pa.ArrowException as e: raise BadRequest(f"A column holds values of several types: {e}", "Give each column one type.")
 
-# %% ../../nbs/data/16_prep.ipynb #2a0062b7
+# %% ../../nbs/data/16_prep.ipynb #3c4d0367
 def cast(column: pa.ChunkedArray, to: pa.DataType, name: str) -> pa.Array:
     "The column as one array of that type; dictionaries (pandas categoricals) are opened."
     try: whole = column.cast(to, safe=False).combine_chunks()
@@ -70,7 +70,7 @@ def times(column, name: str) -> tuple:
 
 READ = {"number": numbers, "text": texts, "time": times}
 
-# %% ../../nbs/data/16_prep.ipynb #1e8f358b
+# %% ../../nbs/data/16_prep.ipynb #66db38ea
 FLOAT32 = float(np.finfo(np.float32).max)
 SPREAD = 8e307  # so that the difference of two values stays finite
 
@@ -87,7 +87,7 @@ def middle(c) -> float:
     if c.kind == "boolean": return float(2 * c.true >= c.count)
     return float(np.clip(float(c.quantile(.5)), *limits(c)))
 
-# %% ../../nbs/data/16_prep.ipynb #3dbc5514
+# %% ../../nbs/data/16_prep.ipynb #0726241c
 @dataclass
 class Scaled:
     "`standard`, `log` or `number`: one number, centred and scaled, with a flag where it was missing."
@@ -109,7 +109,7 @@ class Scaled:
         with np.errstate(over="ignore"): out[:, at[0]] = np.clip((y - self.center) / self.scale, self.low, self.high)
         if self.missing: out[:, at[1]] = gone
 
-# %% ../../nbs/data/16_prep.ipynb #b5df91d9
+# %% ../../nbs/data/16_prep.ipynb #048016fa
 def scaled(c,  # a profile's column
            step: str,
           ) -> Scaled:
@@ -125,7 +125,7 @@ def scaled(c,  # a profile's column
     with np.errstate(over="ignore"): low, high = np.clip((np.array(ends) - center) / scale, -FLOAT32, FLOAT32)
     return Scaled(step, fill, float(center), float(scale), float(low), float(high), bool(c.nulls + c.nan))
 
-# %% ../../nbs/data/16_prep.ipynb #9a9140ae
+# %% ../../nbs/data/16_prep.ipynb #bed7d54b
 @dataclass
 class Quantile:
     "One number by its rank, linear between knots."
@@ -147,7 +147,7 @@ class Quantile:
         out[:, at[0]] = levels[j] + (levels[k] - levels[j]) * inside
         if self.missing: out[:, at[1]] = gone
 
-# %% ../../nbs/data/16_prep.ipynb #2b93e212
+# %% ../../nbs/data/16_prep.ipynb #b66568b3
 def quantile(c, step: str, knots: int = 33) -> Quantile:
     "Fit `quantile` from a column's quantiles."
     if c.kind == "boolean": raise BadRequest("A boolean has no ranks.", "Use 'number'.")
@@ -158,7 +158,7 @@ def quantile(c, step: str, knots: int = 33) -> Quantile:
     rank = (q[first] + q[first + times_seen - 1]) / 2
     return Quantile(step, middle(c), x.tolist(), ((rank - .5) * 12 ** .5).tolist(), bool(c.nulls + c.nan))
 
-# %% ../../nbs/data/16_prep.ipynb #8dd01011
+# %% ../../nbs/data/16_prep.ipynb #c914f4db
 @dataclass
 class OneHot:
     "One category of text or number, one feature each."
@@ -183,7 +183,7 @@ class OneHot:
         rows = np.flatnonzero(codes < len(at))
         if len(rows): out[rows, at[0] + codes[rows]] = 1
 
-# %% ../../nbs/data/16_prep.ipynb #6a2f14ff
+# %% ../../nbs/data/16_prep.ipynb #69dcac79
 def positions(values,  # strings (Arrow) or float64 (NumPy)
               categories: list, unseen: int, gone: int) -> np.ndarray:
     "Each value's position among the categories."
@@ -195,8 +195,8 @@ def positions(values,  # strings (Arrow) or float64 (NumPy)
     place = np.minimum(np.searchsorted(known[order], values), len(known) - 1)
     return np.where(np.isnan(values), gone, np.where(known[order][place] == values, order[place], unseen))
 
-# %% ../../nbs/data/16_prep.ipynb #e35f50e8
-def rows_of(c, cap: int) -> tuple[list, bool]:
+# %% ../../nbs/data/16_prep.ipynb #0621d0e0
+def by_frequency(c, cap: int) -> tuple[list, bool]:
     "A column's categories with their rows, commonest first, and whether that is all of them."
     if c.categories is not None: pairs = [(k, n) for k, n in c.categories.items() if k is not None]
     else: pairs = [(k, (low + high) / 2) for k, low, high in c.top(cap)]
@@ -210,13 +210,13 @@ def rows_of(c, cap: int) -> tuple[list, bool]:
 
 def onehot(c, step: str, cap: int = 128) -> OneHot:
     "Fit `onehot`: the commonest categories, at most `cap` of them."
-    pairs, whole = rows_of(c, cap)
+    pairs, whole = by_frequency(c, cap)
     if not whole and c.kind == "number": raise BadRequest("The numbers have too many distinct values for one-hot.", "Use 'standard' or 'quantile'.")
     common = [k for k, n in pairs if n >= min(10, c.rows / 1000)][:cap]
     if not common: raise BadRequest("There is no category to encode.", "Use 'drop'.")
     return OneHot(step, c.kind, common, not whole or len(common) < len(pairs), bool(c.nulls + (c.nan if c.kind == "number" else 0)))
 
-# %% ../../nbs/data/16_prep.ipynb #9754375c
+# %% ../../nbs/data/16_prep.ipynb #cc9b0caf
 @dataclass
 class Frequency:
     "One text by how common it is."
@@ -235,7 +235,7 @@ class Frequency:
 
 def frequency(c, step: str, cap: int = 1000) -> Frequency:
     "Fit `frequency` from the rows of each category."
-    pairs, _ = rows_of(c, cap)
+    pairs, _ = by_frequency(c, cap)
     if not pairs: raise BadRequest("There is no category to encode.", "Use 'drop'.")
     share = np.array([n for _, n in pairs[:cap]] + [0, c.nulls], float) / c.rows
     mean = (share ** 2).sum()  # over rows: each category weighs its own share
@@ -243,7 +243,7 @@ def frequency(c, step: str, cap: int = 1000) -> Frequency:
     values = np.float32((share - mean) / std).tolist()
     return Frequency(step, [k for k, _ in pairs[:cap]], values[:-2], *values[-2:])
 
-# %% ../../nbs/data/16_prep.ipynb #6ef9bba2
+# %% ../../nbs/data/16_prep.ipynb #0639ba8e
 def murmur3(data, offsets, out):  # compiled when first used
     "MurmurHash3_x86_32 with seed 0 of each string `data[offsets[i]:offsets[i+1]]`."
     M = np.uint64(0xFFFFFFFF)
@@ -274,7 +274,7 @@ def murmur(texts: pa.Array) -> np.ndarray:  # uint32; what stands under a null s
     compiled_murmur3()(data, offsets, out)
     return out
 
-# %% ../../nbs/data/16_prep.ipynb #7fa5a246
+# %% ../../nbs/data/16_prep.ipynb #5c3e3357
 @dataclass
 class Hash:
     "One text into one of `buckets` features."
@@ -297,7 +297,7 @@ def hashed(c, step: str, buckets: int = 64) -> Hash:
     "Fit `hash`: nothing to learn but whether nulls occur."
     return Hash(step, buckets, bool(c.nulls))
 
-# %% ../../nbs/data/16_prep.ipynb #a36c2955
+# %% ../../nbs/data/16_prep.ipynb #5b62212a
 PERIODS = {"day": 86_400_000_000, "week": 7 * 86_400_000_000, "year": 31_556_952_000_000}  # microseconds
 
 @dataclass
@@ -327,7 +327,7 @@ def dates(c, step: str) -> Dates:
     circles = ["week", "year"] if c.type.startswith("date") else ["day"] if c.type.startswith("time32") or c.type.startswith("time64") else list(PERIODS)
     return Dates(step, circles, bool(c.nulls))
 
-# %% ../../nbs/data/16_prep.ipynb #4df292d4
+# %% ../../nbs/data/16_prep.ipynb #3d81e0c1
 SCHEMA = 1  # of the JSON on disk
 FIT = {"standard": scaled, "log": scaled, "number": scaled, "quantile": quantile, "onehot": onehot, "frequency": frequency, "hash": hashed, "dates": dates}
 CLASS = {"standard": Scaled, "log": Scaled, "number": Scaled, "quantile": Quantile, "onehot": OneHot, "frequency": Frequency, "hash": Hash, "dates": Dates}
@@ -355,7 +355,7 @@ class Prep:
         self.at[name] += range(len(self.features), len(self.features) + len(features))
         self.features += features
 
-# %% ../../nbs/data/16_prep.ipynb #04c6fad3
+# %% ../../nbs/data/16_prep.ipynb #8ce09637
 @patch(as_prop=True)
 def inputs(self: Prep) -> list[tuple[str, str]]:  # (column, "number", "text" or "time")
     "The columns that a row must have."
@@ -364,7 +364,7 @@ def inputs(self: Prep) -> list[tuple[str, str]]:  # (column, "number", "text" or
 @patch
 def __repr__(self: Prep): return f"Prep({len(self.steps)} columns → {len(self.features)} features, {len(self.dropped)} left out)"
 
-# %% ../../nbs/data/16_prep.ipynb #20a9c990
+# %% ../../nbs/data/16_prep.ipynb #3095c0a8
 def has_values(c) -> bool: return c.count > (c.nan + c.inf if c.kind == "number" else 0)
 
 def choose(c) -> tuple[str, str]:  # (step, why)
@@ -390,7 +390,7 @@ def fit_step(name: str, c, asked):  # the step's name, or {"step": name, option:
     try: return FIT[step](c, **options)
     except BadRequest as e: raise BadRequest(f"Column {name!r}: {e.message}", e.hint)
 
-# %% ../../nbs/data/16_prep.ipynb #2498f451
+# %% ../../nbs/data/16_prep.ipynb #daaea264
 @patch(cls_method=True)
 def fit(cls: Prep,
         profile,  # of the training folds: `sum` of their profiles
@@ -412,7 +412,7 @@ def fit(cls: Prep,
     if not steps: raise BadRequest("No column is left to learn from.", "; ".join(f"{n}: {w}" for n, w in dropped.items()) or "The profile has no columns.")
     return cls(steps, dropped, target, int(profile.rows), profile.digest)
 
-# %% ../../nbs/data/16_prep.ipynb #762f7b8e
+# %% ../../nbs/data/16_prep.ipynb #d66b01ae
 @patch
 def transform(self: Prep,
               frame,  # pandas, cuDF, Arrow, or a mapping of column to values; more columns than needed are welcome
@@ -423,7 +423,7 @@ def transform(self: Prep,
     for name, step in self.steps.items(): step.write(READ[step.kind](table[name], name), out, self.at[name])
     return out
 
-# %% ../../nbs/data/16_prep.ipynb #ea92ad9d
+# %% ../../nbs/data/16_prep.ipynb #0c52c7c7
 class Graph:
     "Nodes and constants of an ONNX graph under way."
     def __init__(self): self.nodes, self.constants, self.domains = [], [], {""}
@@ -445,7 +445,7 @@ class Graph:
     def float32(self, name): return self("Cast", name, to=1)
     def column(self, name): return self("Unsqueeze", name, self.constant([1], np.int64))  # (N,) → (N, 1)
 
-# %% ../../nbs/data/16_prep.ipynb #6a85acf9
+# %% ../../nbs/data/16_prep.ipynb #429f5a97
 def graph_scaled(g: Graph, x: str, steps: list[Scaled]) -> str:  # float32 (N, C)
     "`clip((f(x) - center) / scale, low, high)` for a matrix of columns."
     if steps[0].step == "log": x = g("Mul", g("Sign", x), g("Log", g("Add", g("Abs", x), g.constant(1.))))
@@ -464,7 +464,7 @@ def graph_quantile(g: Graph, x: str, steps: list[Quantile]) -> str:  # float32 (
     total = g("ReduceSum", ramp, g.constant([2], np.int64), keepdims=0)
     return g.float32(g("Add", total, g.constant([[s.levels[0] for s in steps]])))
 
-# %% ../../nbs/data/16_prep.ipynb #e23666d3
+# %% ../../nbs/data/16_prep.ipynb #8fb48e0f
 @patch
 def _graph_numbers(self: Prep, g: Graph) -> list[str]:
     "The columns that are numbers and stay one: values first, then the flags of those that were missing."
@@ -481,7 +481,7 @@ def _graph_numbers(self: Prep, g: Graph) -> list[str]:
     flagged = [i for i, n in enumerate(names) if self.steps[n].missing]
     return out + ([g("Gather", g.float32(gone), g.constant(flagged, np.int64), axis=1)] if flagged else [])
 
-# %% ../../nbs/data/16_prep.ipynb #60ebbca7
+# %% ../../nbs/data/16_prep.ipynb #eefc709c
 @patch
 def graph(self: OneHot, g: Graph, name: str) -> str:
     "Features of one column, float32 (N, k)."
@@ -503,7 +503,7 @@ def graph(self: Frequency, g: Graph, name: str) -> str:
     share = g("LabelEncoder", name, domain="ai.onnx.ml", keys_strings=self.categories, values_floats=self.values, default_float=self.unseen)
     return g.column(g("Where", f"{name}__null", g.constant(self.gone, np.float32), share))
 
-# %% ../../nbs/data/16_prep.ipynb #a4e7a43f
+# %% ../../nbs/data/16_prep.ipynb #2b1b604b
 @patch
 def graph(self: Hash, g: Graph, name: str) -> str:
     "Features of one column, float32 (N, k)."
@@ -521,7 +521,7 @@ def graph(self: Dates, g: Graph, name: str) -> str:
     angle = g("Where", gone, g.constant(0, np.float32), angle)
     return g("Concat", angle, g.float32(gone), axis=1) if self.missing else angle
 
-# %% ../../nbs/data/16_prep.ipynb #8a5a135a
+# %% ../../nbs/data/16_prep.ipynb #dbfdb008
 OPSETS = {"": 18, "ai.onnx.ml": 3, "com.microsoft": 1}  # what torch.onnx writes too, so that onnx.compose joins them
 ONNX_TYPES = {"number": [("", 11)], "text": [("", 8), ("__null", 9)], "time": [("", 7), ("__null", 9)]}  # suffix, TensorProto type
 
@@ -542,7 +542,7 @@ def onnx(self: Prep):  # an onnx.ModelProto: the raw columns → `features` floa
     used = [helper.make_opsetid(d, v) for d, v in OPSETS.items() if d in g.domains]
     return helper.make_model(graph, opset_imports=used, ir_version=10, producer_name="scalai-nb")
 
-# %% ../../nbs/data/16_prep.ipynb #1840cb51
+# %% ../../nbs/data/16_prep.ipynb #4fb6ed43
 def feeds(frame,  # raw rows, as `transform` takes them
           inputs: list[tuple[str, str]],  # (column, kind), as `Prep.inputs`
          ) -> dict[str, np.ndarray]:
@@ -558,7 +558,7 @@ def feeds(frame,  # raw rows, as `transform` takes them
             out[name] = np.array(coded.dictionary.to_pylist(), object)[coded.indices.to_numpy()]
     return out
 
-# %% ../../nbs/data/16_prep.ipynb #6a143f01
+# %% ../../nbs/data/16_prep.ipynb #d2eee40f
 def inputs_of(graph) -> list[tuple[str, str]]:  # an onnx.ModelProto or an onnxruntime session; as `Prep.inputs`
     "The raw columns a graph wants, read from its inputs."
     if hasattr(graph, "get_inputs"): types = {i.name: i.type for i in graph.get_inputs()}
@@ -566,7 +566,7 @@ def inputs_of(graph) -> list[tuple[str, str]]:  # an onnx.ModelProto or an onnxr
     kinds = {"tensor(double)": "number", "tensor(string)": "text", "tensor(int64)": "time"}
     return [(n, kinds[t]) for n, t in types.items() if t in kinds]
 
-# %% ../../nbs/data/16_prep.ipynb #14265fb9
+# %% ../../nbs/data/16_prep.ipynb #fbeb126e
 @patch
 def to_json(self: Prep) -> str:
     "The whole state, as text."
@@ -585,7 +585,7 @@ def from_json(cls: Prep, text: str | bytes) -> Prep:
     steps = {n: CLASS[s["step"]](**{k: v for k, v in s.items() if k != "kind" or s["step"] == "onehot"}) for n, s in d["steps"].items()}
     return cls(steps, d["dropped"], d["target"], d["rows"], d["profile"])
 
-# %% ../../nbs/data/16_prep.ipynb #d6d2815c
+# %% ../../nbs/data/16_prep.ipynb #3208ac6d
 @patch
 def save(self: Prep, path) -> None:
     "Write the JSON, atomically."
@@ -596,7 +596,7 @@ def load(cls: Prep, path) -> Prep:
     "Read what `save` wrote."
     return cls.from_json(read_bytes(path))
 
-# %% ../../nbs/data/16_prep.ipynb #c6b41bcb
+# %% ../../nbs/data/16_prep.ipynb #d697cb35
 @patch
 def _repr_html_(self: Prep) -> str:
     "A table: column, step, features, what missing and unseen values become."
