@@ -6,7 +6,7 @@
 __all__ = ['client_of', 'Registry', 'log', 'run_of', 'local', 'ModelVersion', 'register', 'version', 'champion', 'promote',
            'keep', 'rollback', 'resolve', 'entries']
 
-# %% ../../nbs/learn/08_registry.ipynb #8e62ca0a
+# %% ../../nbs/learn/08_registry.ipynb #badd6c20
 import functools, hashlib, json, os, re, tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 from ..core.errors import BadRequest, Unreachable, WorkFailed, nearest
 from ..core.settings import Settings
 
-# %% ../../nbs/learn/08_registry.ipynb #272732fb
+# %% ../../nbs/learn/08_registry.ipynb #0827cf65
 @functools.cache
 def client_of(uri: str):  # mlflow.MlflowClient
     "A client of a tracking store, quiet and private."
@@ -30,7 +30,7 @@ def client_of(uri: str):  # mlflow.MlflowClient
         return client
     except MlflowException as e: raise Unreachable(f"The model registry {uri} cannot be opened: {str(e).splitlines()[0]}", "Check [tracking] uri in settings.ini.", "registry") from e
 
-# %% ../../nbs/learn/08_registry.ipynb #c28bf689
+# %% ../../nbs/learn/08_registry.ipynb #3aec6b9d
 class Registry:
     "Models of a workspace by name and version; `champion` is the one in service."
     def __init__(self,
@@ -55,7 +55,7 @@ class Registry:
 
     def __repr__(self): return f"Registry({self.uri})"
 
-# %% ../../nbs/learn/08_registry.ipynb #97e529b5
+# %% ../../nbs/learn/08_registry.ipynb #ce3ca1e8
 def log(self: Registry,
         run,  # a Run, from fit
        ) -> str:  # MLflow's run id
@@ -83,7 +83,7 @@ def _find(self, run_id: str):  # mlflow Run | None
 
 Registry.log, Registry._find = log, _find
 
-# %% ../../nbs/learn/08_registry.ipynb #42edd549
+# %% ../../nbs/learn/08_registry.ipynb #fd0912a2
 def run_of(self: Registry,
            run_id: str,  # MLflow's id, or the Run's own
            model=None,  # the class, where it cannot be imported
@@ -110,7 +110,7 @@ def local(self: Registry,
 
 Registry.run, Registry.local = run_of, local
 
-# %% ../../nbs/learn/08_registry.ipynb #0f28e126
+# %% ../../nbs/learn/08_registry.ipynb #0cedfdfc
 @dataclass(frozen=True)
 class ModelVersion:
     "A registered model."
@@ -137,7 +137,7 @@ class ModelVersion:
         return {"name": self.name, "version": self.version, "aliases": list(self.aliases), "metrics": self.metrics, "tags": self.tags,
                 "run": self.run_id, "path": str(self.path), "sha256": self.sha256}
 
-# %% ../../nbs/learn/08_registry.ipynb #58e15495
+# %% ../../nbs/learn/08_registry.ipynb #17e16004
 def register(self: Registry,
              name: str,  # of the model
              candidate: Path | str,  # an .onnx file that takes raw rows
@@ -148,7 +148,7 @@ def register(self: Registry,
     "Add a version, or find the one that is the same."
     from mlflow.exceptions import MlflowException
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name): raise BadRequest(f"{name!r} cannot name a model.", "Use letters, digits, dots, dashes and underscores; @ parts name from version.")
-    candidate = Path(candidate)
+    candidate, metrics = Path(candidate), {k: v for k, v in (metrics or {}).items() if isinstance(v, (int, float))}
     if not candidate.is_file(): raise BadRequest(f"There is no model file {candidate}.", "Give the path of a candidate that compress() wrote.")
     digest = hashlib.sha256(candidate.read_bytes()).hexdigest()
     try: self.client.create_registered_model(name)
@@ -158,10 +158,10 @@ def register(self: Registry,
         if v.tags.get("scalai.sha256") == digest and v.tags.get("scalai.run") == run.id: return int(v.version)
     at, part = self.log(run), f"models/{digest[:16]}"
     with tempfile.TemporaryDirectory() as tmp:
-        _fill(Path(tmp), candidate, run, name, digest, metrics or {}, tags or {})
+        _fill(Path(tmp), candidate, run, name, digest, metrics, tags or {})
         self.client.log_artifacts(at, tmp, part)
     source = f"{self.client.get_run(at).info.artifact_uri}/{part}"
-    facts = {"scalai.sha256": digest, "scalai.run": run.id, "scalai.metrics": json.dumps(metrics or {}), **{k: str(v) for k, v in (tags or {}).items()}}
+    facts = {"scalai.sha256": digest, "scalai.run": run.id, "scalai.metrics": json.dumps(metrics), **{k: str(v) for k, v in (tags or {}).items()}}
     return int(self.client.create_model_version(name, source, run_id=at, tags=facts).version)
 
 def _fill(folder, candidate, run, name, digest, metrics, tags):
@@ -178,13 +178,14 @@ def _fill(folder, candidate, run, name, digest, metrics, tags):
 
 Registry.register = register
 
-# %% ../../nbs/learn/08_registry.ipynb #f007ef91
+# %% ../../nbs/learn/08_registry.ipynb #ad8dc07e
 def version(self: Registry,
             name: str,  # of the model
-            number: int,  # its version
+            number: int | str,  # its version, or an alias
            ) -> ModelVersion:
     "A version, its file checked against the record."
     from mlflow.exceptions import MlflowException
+    if not str(number).isdigit(): return self.resolve(f"{name}@{number}")
     try: found = self._entry(self.client.get_model_version(name, str(number)))
     except MlflowException as e: raise self._unknown(name, number) from e
     if not found.path.is_file(): raise WorkFailed(f"The file of {name}@{number} is gone: {found.path}", "Restore it, or register the model again.", "model_file")
@@ -212,7 +213,7 @@ def _unknown(self, name, what) -> BadRequest:
 
 Registry.version, Registry._entry, Registry._aliases, Registry._unknown = version, _entry, _aliases, _unknown
 
-# %% ../../nbs/learn/08_registry.ipynb #a3cf7b1e
+# %% ../../nbs/learn/08_registry.ipynb #072278e2
 def champion(self: Registry,
              name: str,  # of the model
             ) -> ModelVersion | None:  # None where nothing serves yet
@@ -230,7 +231,7 @@ def _alias(self, name: str, alias: str) -> int | None:  # version
 
 Registry.champion, Registry._alias = champion, _alias
 
-# %% ../../nbs/learn/08_registry.ipynb #d4d61c3f
+# %% ../../nbs/learn/08_registry.ipynb #366dc338
 def promote(self: Registry,
             name: str,  # of the model
             number: int,  # the version that shall serve
@@ -261,11 +262,11 @@ def _note(self, name, number, outcome, reason):
 
 Registry.promote, Registry.keep, Registry._note = promote, keep, _note
 
-# %% ../../nbs/learn/08_registry.ipynb #1c0bade8
+# %% ../../nbs/learn/08_registry.ipynb #4ecde7e5
 def rollback(self: Registry,
              name: str,  # of the model
              reason: str = "rolled back",
-            ) -> ModelVersion:  # the one that serves now
+            ) -> int:  # the version that serves now
     "Put the version before back into service."
     now, before = self._alias(name, "champion"), self._alias(name, "previous")
     if now is None: raise self._unknown(name, "champion")
@@ -275,11 +276,11 @@ def rollback(self: Registry,
     self.client.set_registered_model_alias(name, "previous", str(now))
     self._note(name, before, "promoted", reason)
     self._note(name, now, "retired", reason)
-    return self.version(name, chosen.version)
+    return chosen.version
 
 Registry.rollback = rollback
 
-# %% ../../nbs/learn/08_registry.ipynb #64999526
+# %% ../../nbs/learn/08_registry.ipynb #26a92f3f
 def resolve(self: Registry,
             reference: str,  # name, name@version or name@alias
            ) -> ModelVersion:
