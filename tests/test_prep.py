@@ -109,7 +109,7 @@ def test_a_column_may_not_take_the_outputs_name():
 
 def test_flights_joined_to_a_network(flights, tmp_path):
     torch, onnx = pytest.importorskip("torch"), pytest.importorskip("onnx")
-    names = ["month", "carrier", "origin", "dest", "distance", "sched_dep_time", "dep_delay", "air_time", "time_hour"]
+    names = ["month", "carrier", "origin", "dest", "tailnum", "distance", "sched_dep_time", "dep_delay", "air_time", "time_hour"]
     some = pa.Table.from_pandas(flights[names].iloc[::20], preserve_index=False)
     prep = Prep.fit(profile(some), {"month": "onehot", "air_time": "quantile"})
     net = torch.nn.Sequential(torch.nn.Linear(len(prep.features), 16), torch.nn.ReLU(), torch.nn.Linear(16, 1), torch.nn.Sigmoid()).eval()
