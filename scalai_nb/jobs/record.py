@@ -6,7 +6,7 @@
 __all__ = ['STATES', 'ENDED', 'GOOD', 'MARKS', 'META', 'RUNS', 'EVENTS', 'TIMINGS', 'COLUMNS', 'new_id', 'JobRun', 'brief',
            'says', 'identity', 'alive', 'connect', 'Record', 'versions', 'commit']
 
-# %% ../../nbs/jobs/04_record.ipynb #6a429812
+# %% ../../nbs/jobs/04_record.ipynb #f8020255
 import os, platform, secrets, socket, sys, time
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -21,7 +21,7 @@ from ..core.errors import BadRequest, Cancelled, TimedOut, Unreachable, WorkFail
 from ..core.settings import Settings
 from .result import plain
 
-# %% ../../nbs/jobs/04_record.ipynb #e116788a
+# %% ../../nbs/jobs/04_record.ipynb #fa7acd88
 STATES = "queued running succeeded failed timed_out cancelled kernel_died skipped lost".split()
 ENDED = set(STATES) - {"queued", "running"}
 GOOD = {"succeeded", "skipped"}
@@ -66,7 +66,7 @@ class JobRun:
     @property
     def exit_code(self) -> int: return {"timed_out": 124, "cancelled": 130}.get(self.state, 0 if self.ok else 1)
 
-# %% ../../nbs/jobs/04_record.ipynb #9e00f83c
+# %% ../../nbs/jobs/04_record.ipynb #1323fa29
 def _time(seconds: float | None) -> str | None:  # ISO 8601, UTC
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
@@ -96,7 +96,7 @@ def raise_for_state(self: JobRun) -> JobRun:  # itself, when it went well
     raise kind(f"{self.name or self.notebook} {self.state.replace('_', ' ')}{where}: {error.get('kind')}: {error.get('message')}",
                f"See {self.output or self.notebook}, or: scalai logs {self.id}", self.state)
 
-# %% ../../nbs/jobs/04_record.ipynb #05fc6b2f
+# %% ../../nbs/jobs/04_record.ipynb #36fdaff1
 MARKS = dict(succeeded="✓", failed="✗", timed_out="✗", kernel_died="✗", lost="✗", cancelled="■", skipped="–", running="▸", queued="·")
 
 
@@ -129,7 +129,7 @@ def _repr_html_(self: JobRun) -> str:
         for step in run.steps: yield from rows(step, depth + 1)
     return "<table><thead><tr><th>run</th><th>state</th><th>time</th><th></th></tr></thead><tbody>" + "".join(rows(self, 0)) + "</tbody></table>"
 
-# %% ../../nbs/jobs/04_record.ipynb #2a6d01ee
+# %% ../../nbs/jobs/04_record.ipynb #c1e90879
 def identity(pid: int | None = None,  # None: this process
             ) -> str | None:  # None where there is no such process
     "A name for a process that no other process will ever have on this machine."
@@ -148,7 +148,7 @@ def alive(process: str) -> bool:  # an identity
     "Whether that very process still runs, on this host."
     return bool(process) and identity(int(process.partition(":")[0])) == process
 
-# %% ../../nbs/jobs/04_record.ipynb #8fe39494
+# %% ../../nbs/jobs/04_record.ipynb #cad4184f
 META = sa.MetaData()
 RUNS = sa.Table("runs", META,
     sa.Column("id", sa.String(40), primary_key=True), sa.Column("name", sa.Text, index=True), sa.Column("kind", sa.String(16)),
@@ -164,7 +164,7 @@ EVENTS = sa.Table("events", META,
 TIMINGS = sa.Table("timings", META,
     sa.Column("run", sa.String(40), index=True), sa.Column("cell", sa.Integer), sa.Column("seconds", sa.Float))
 
-# %% ../../nbs/jobs/04_record.ipynb #186c882c
+# %% ../../nbs/jobs/04_record.ipynb #19fa0f3b
 @lru_cache(maxsize=8)
 def connect(url: str) -> sa.Engine:
     "A database with the record's tables in it."
@@ -179,7 +179,7 @@ def connect(url: str) -> sa.Engine:
         raise Unreachable(f"The record's database does not answer: {e.orig}", f"Check [jobs] database = {engine.url.render_as_string()}") from e
     return engine
 
-# %% ../../nbs/jobs/04_record.ipynb #0c11e35f
+# %% ../../nbs/jobs/04_record.ipynb #74fa196d
 class Record:
     "The runs of a workspace."
     def __init__(self, settings: Settings | None = None):
@@ -212,7 +212,7 @@ class Record:
         if seconds:
             with self.engine.begin() as db: db.execute(TIMINGS.insert(), [dict(run=id, cell=c, seconds=s) for c, s in seconds.items()])
 
-# %% ../../nbs/jobs/04_record.ipynb #54b07183
+# %% ../../nbs/jobs/04_record.ipynb #e1a6f9f5
 COLUMNS = [f.name for f in fields(JobRun) if f.name != "steps"]
 
 
@@ -237,7 +237,7 @@ def _last_cell(self: Record, id: str) -> int | None:
     from scalai_nb.jobs.log import read_log
     return next((e["cell"] for e in reversed(list(read_log(self.folder(id)/"log.jsonl"))) if e.get("type") == "cell"), None)
 
-# %% ../../nbs/jobs/04_record.ipynb #81946706
+# %% ../../nbs/jobs/04_record.ipynb #ae258dc0
 @patch
 def _load(self: Record, db, where, limit=None, steps=True) -> list[JobRun]:
     rows = db.execute(sa.select(*[RUNS.c[c] for c in COLUMNS]).where(*where).order_by(RUNS.c.created.desc(), RUNS.c.id.desc()).limit(limit)).mappings()
@@ -280,10 +280,29 @@ def events(self: Record, id: str) -> list[dict]:  # the history of states
     with self.engine.begin() as db:
         return [dict(r) for r in db.execute(sa.select(EVENTS.c.at, EVENTS.c.state, EVENTS.c.detail).where(EVENTS.c.run == id).order_by(EVENTS.c.at)).mappings()]
 
-# %% ../../nbs/jobs/04_record.ipynb #011b64dc
+# %% ../../nbs/jobs/04_record.ipynb #b7fef5da
 Record.list = Record.runs
 
-# %% ../../nbs/jobs/04_record.ipynb #461259b2
+
+@patch
+def succeeded(self: Record, key: str) -> JobRun | None:  # the newest one under this content key
+    with self.engine.begin() as db: return next(iter(self._load(db, [RUNS.c.key == key, RUNS.c.state == "succeeded"], 1)), None)
+
+
+@patch
+def output(self: Record, id: str):  # yields lines
+    "What a run printed and showed as text; of a workflow, of its steps."
+    from scalai_nb.jobs.log import read_log
+    run = self.get(id)
+    for step in run.steps: yield from (f"{step.name}: {line}" for line in self.output(step.id))
+    text = ""
+    for e in read_log(self.folder(run.id)/"log.jsonl"):
+        if e["type"] == "stream": text += e["text"]
+        elif e["type"] == "error": text += "\n".join(e["traceback"]) + "\n"
+        elif e["type"] in ("execute_result", "display_data"): text += "".join(e["data"].get("text/plain", "")) + "\n"
+    yield from text.splitlines()
+
+# %% ../../nbs/jobs/04_record.ipynb #97318d8f
 @patch
 def cancel(self: Record, id: str) -> JobRun:
     "Ask a run to stop."
@@ -303,7 +322,7 @@ def cancelled(self: Record, id: str) -> bool:
             id = row.parent
     return False
 
-# %% ../../nbs/jobs/04_record.ipynb #3b5cafc6
+# %% ../../nbs/jobs/04_record.ipynb #eb4d0f01
 @lru_cache(maxsize=1)
 def versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
