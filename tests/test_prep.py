@@ -127,3 +127,36 @@ def test_flights_joined_to_a_network(flights, tmp_path):
     got = session.run(None, feeds(rows, prep.inputs))[0]
     with torch.no_grad(): want = net(torch.from_numpy(prep.transform(rows))).numpy()
     assert np.abs(got - want).max() <= 1e-5
+
+
+def test_fitted_from_parts_or_from_the_whole(flights):
+    t = pa.Table.from_pandas(flights[["month", "carrier", "dest", "tailnum", "dep_delay", "air_time", "time_hour"]].iloc[::7], preserve_index=False)
+    parts = sum(profile(t.slice(i, 5000)) for i in range(0, t.num_rows, 5000))
+    whole, steps = profile(t), {"air_time": "quantile", "month": "onehot"}
+    a, b = Prep.fit(parts, steps), Prep.fit(whole, steps)
+    assert a.features == b.features and a.digest == b.digest
+    np.testing.assert_allclose(a.transform(t), b.transform(t), atol=1e-6)
+
+
+def test_numbers_in_other_clothes():
+    from datetime import time, timedelta
+    from decimal import Decimal
+    t = pa.table({"price": pa.array([Decimal("1.25"), None, Decimal("-3.5")], pa.decimal128(7, 2)), "waited": pa.array([timedelta(seconds=90), None, timedelta(0)]),
+                  "at": pa.array([time(6), None, time(23, 59)]), "big": pa.array([2**63 - 1, None, -2**63], pa.int64()), "count": pa.array([0, None, 2**64 - 1], pa.uint64())})
+    prep = Prep.fit(profile(t), {n: "standard" for n in t.column_names})
+    holds(prep, t)
+    assert prep.steps["waited"].center == 45.
+
+
+def test_texts_too_long_to_name_share_a_feature():
+    long = ["x" * 2000 + c for c in "ab"]
+    t = pa.table({"c": [*long, "short"] * 10})
+    prep = Prep.fit(profile(t), {"c": "onehot"})
+    assert prep.features == ["c=short", "c__other"]
+    holds(prep, t)
+
+
+def test_bytes_are_left_out():
+    t = pa.table({"raw": [b"\xff", b"a"] * 9, "x": np.arange(18.)})
+    assert Prep.fit(profile(t)).dropped == {"raw": "binary values"}
+    with pytest.raises(BadRequest, match="'raw' holds binary"): Prep.fit(profile(t), {"raw": "onehot"})

@@ -9,7 +9,7 @@ __all__ = ['TINY', 'READ', 'FLOAT32', 'SPREAD', 'PERIODS', 'SCHEMA', 'FIT', 'CLA
            'frequency', 'murmur3', 'compiled_murmur3', 'murmur', 'Hash', 'hashed', 'Dates', 'dates', 'Prep',
            'has_values', 'choose', 'fit_step', 'Graph', 'graph_scaled', 'graph_quantile', 'feeds', 'inputs_of']
 
-# %% ../../nbs/data/16_prep.ipynb #6f07550f
+# %% ../../nbs/data/16_prep.ipynb #91765216
 import functools, inspect, json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from ..core.errors import BadRequest, nearest, one_of
 from ..core.storage import read_bytes, write_atomic
 
-# %% ../../nbs/data/16_prep.ipynb #cf3a1711
+# %% ../../nbs/data/16_prep.ipynb #efbc15ad
 def to_arrow(frame,  # pandas, cuDF or anything with `to_arrow`; Arrow table or record batch; a mapping of column to values
              columns: list[str],  # the ones wanted
             ) -> pa.Table:
@@ -42,18 +42,22 @@ def to_arrow(frame,  # pandas, cuDF or anything with `to_arrow`; Arrow table or 
     try: return pa.Table.from_pandas(frame, preserve_index=False)
     except pa.ArrowException as e: raise BadRequest(f"A column holds values of several types: {e}", "Give each column one type.")
 
-# %% ../../nbs/data/16_prep.ipynb #3444b023
-def cast(column: pa.ChunkedArray, to: pa.DataType, name: str) -> pa.Array:
+# %% ../../nbs/data/16_prep.ipynb #8b43623c
+def cast(column: pa.ChunkedArray | pa.Array, to: pa.DataType, name: str) -> pa.Array:
     "The column as one array of that type; dictionaries (pandas categoricals) are opened."
-    try: whole = column.cast(to, safe=False).combine_chunks()
+    try: whole = column.cast(to, safe=False)
     except pa.ArrowException:
         raise BadRequest(f"Column {name!r} is {column.type}, expected {to}.", "Give it the type that the prep was fitted on.")
+    if isinstance(whole, pa.ChunkedArray): whole = whole.combine_chunks()
     return whole if isinstance(whole, pa.Array) else pa.concat_arrays(whole.chunks)
 
 TINY = 1e-30  # nearer to zero is zero: the answer is float32, processors may flush subnormals, and ONNX Runtime drops `x - c` where c rounds to 0 in float32
 
 def numbers(column, name: str) -> np.ndarray:
-    "float64, NaN where the value is missing."
+    "float64, NaN where the value is missing; durations and times of day in seconds."
+    if pa.types.is_duration(column.type) or pa.types.is_time(column.type):
+        to = pa.duration("us") if pa.types.is_duration(column.type) else pa.time64("us")
+        column = pc.divide(cast(column, to, name).cast(pa.int64()).cast(pa.float64(), safe=False), 1e6)
     x = cast(column, pa.float64(), name).fill_null(np.nan).to_numpy(zero_copy_only=False)
     tiny = (np.abs(x) < TINY) & (x != 0)
     return np.where(tiny, 0., x) if tiny.any() else x
@@ -64,13 +68,12 @@ def texts(column, name: str) -> pa.Array:
 
 def times(column, name: str) -> tuple:
     "int64 microseconds UTC (0 where null), and the mask of nulls."
-    to = pa.time64("us") if pa.types.is_time(column.type) else pa.timestamp("us", getattr(column.type, "tz", None))
-    whole = cast(column, to, name)
+    whole = cast(column, pa.timestamp("us", getattr(column.type, "tz", None)), name)
     return whole.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False), whole.is_null().to_numpy(zero_copy_only=False)
 
 READ = {"number": numbers, "text": texts, "time": times}
 
-# %% ../../nbs/data/16_prep.ipynb #d546eebd
+# %% ../../nbs/data/16_prep.ipynb #644f2330
 FLOAT32 = float(np.finfo(np.float32).max)
 SPREAD = 8e307  # so that the difference of two values stays finite
 
@@ -87,7 +90,7 @@ def middle(c) -> float:
     if c.kind == "boolean": return float(2 * c.true >= c.count)
     return float(np.clip(float(c.quantile(.5)), *limits(c)))
 
-# %% ../../nbs/data/16_prep.ipynb #abe69aec
+# %% ../../nbs/data/16_prep.ipynb #9e1a3bd1
 @dataclass
 class Scaled:
     "`standard`, `log` or `number`: one number, centred and scaled, with a flag where it was missing."
@@ -109,14 +112,14 @@ class Scaled:
         with np.errstate(over="ignore"): out[:, at[0]] = np.clip((y - self.center) / self.scale, self.low, self.high)
         if self.missing: out[:, at[1]] = gone
 
-# %% ../../nbs/data/16_prep.ipynb #81efe1e1
+# %% ../../nbs/data/16_prep.ipynb #78deeba1
 def scaled(c,  # a profile's column
            step: str,
           ) -> Scaled:
     "Fit `standard` (mean and standard deviation), `log` (the same, of the logarithm) or `number` (as it is)."
     fill, ends, center, scale = middle(c), limits(c), 0., 1.
     if step == "standard" and c.kind == "boolean": center, scale = c.true / c.count, np.sqrt(c.true * (c.count - c.true)) / c.count
-    elif step == "standard": center, scale = float(c.mean), float(c.std)
+    elif step == "standard": center, scale = float(c.mean), float(c.std or 0)
     elif step == "log":
         seen = signed_log(np.asarray(c.quantile(np.linspace(.0025, .9975, 200)), float))
         ends, center, scale = signed_log(np.array(ends)), seen.mean(), seen.std()
@@ -125,7 +128,7 @@ def scaled(c,  # a profile's column
     with np.errstate(over="ignore"): low, high = np.clip((np.array(ends) - center) / scale, -FLOAT32, FLOAT32)
     return Scaled(step, fill, float(center), float(scale), float(low), float(high), bool(c.nulls + c.nan))
 
-# %% ../../nbs/data/16_prep.ipynb #396cbdd5
+# %% ../../nbs/data/16_prep.ipynb #455b1129
 @dataclass
 class Quantile:
     "One number by its rank, linear between knots."
@@ -147,7 +150,7 @@ class Quantile:
         out[:, at[0]] = levels[j] + (levels[k] - levels[j]) * inside
         if self.missing: out[:, at[1]] = gone
 
-# %% ../../nbs/data/16_prep.ipynb #eedfa390
+# %% ../../nbs/data/16_prep.ipynb #f861343d
 def quantile(c, step: str, knots: int = 33) -> Quantile:
     "Fit `quantile` from a column's quantiles."
     if c.kind == "boolean": raise BadRequest("A boolean has no ranks.", "Use 'number'.")
@@ -158,7 +161,7 @@ def quantile(c, step: str, knots: int = 33) -> Quantile:
     rank = (q[first] + q[first + times_seen - 1]) / 2
     return Quantile(step, middle(c), x.tolist(), ((rank - .5) * 12 ** .5).tolist(), bool(c.nulls + c.nan))
 
-# %% ../../nbs/data/16_prep.ipynb #3d2dc082
+# %% ../../nbs/data/16_prep.ipynb #5b8437da
 @dataclass
 class OneHot:
     "One category of text or number, one feature each."
@@ -183,7 +186,7 @@ class OneHot:
         rows = np.flatnonzero(codes < len(at))
         if len(rows): out[rows, at[0] + codes[rows]] = 1
 
-# %% ../../nbs/data/16_prep.ipynb #5feb294e
+# %% ../../nbs/data/16_prep.ipynb #8cace5e2
 def positions(values,  # strings (Arrow) or float64 (NumPy)
               categories: list, unseen: int, gone: int) -> np.ndarray:
     "Each value's position among the categories."
@@ -195,18 +198,22 @@ def positions(values,  # strings (Arrow) or float64 (NumPy)
     place = np.minimum(np.searchsorted(known[order], values), len(known) - 1)
     return np.where(np.isnan(values), gone, np.where(known[order][place] == values, order[place], unseen))
 
-# %% ../../nbs/data/16_prep.ipynb #7ac2b1ea
+# %% ../../nbs/data/16_prep.ipynb #55dc2950
 def by_frequency(c, cap: int) -> tuple[list, bool]:
     "A column's categories with their rows, commonest first, and whether that is all of them."
     if c.categories is not None: pairs = [(k, n) for k, n in c.categories.items() if k is not None]
     else: pairs = [(k, (low + high) / 2) for k, low, high in c.top(cap)]
+    whole = c.categories is not None
+    if c.kind == "text":  # a profile names the first 1,024 characters
+        short = [p for p in pairs if len(p[0]) < 1024]
+        pairs, whole = short, whole and len(short) == len(pairs)
     if c.kind == "number":
         joined = {}
         for k, n in pairs:
             v = float(k) if abs(float(k)) >= TINY else 0.
             if np.isfinite(v): joined[v] = joined.get(v, 0) + n
         pairs = list(joined.items())
-    return sorted(pairs, key=lambda p: (-p[1], p[0])), c.categories is not None
+    return sorted(pairs, key=lambda p: (-p[1], p[0])), whole
 
 def onehot(c, step: str, cap: int = 128) -> OneHot:
     "Fit `onehot`: the commonest categories, at most `cap` of them."
@@ -216,7 +223,7 @@ def onehot(c, step: str, cap: int = 128) -> OneHot:
     if not common: raise BadRequest("There is no category to encode.", "Use 'drop'.")
     return OneHot(step, c.kind, common, not whole or len(common) < len(pairs), bool(c.nulls + (c.nan if c.kind == "number" else 0)))
 
-# %% ../../nbs/data/16_prep.ipynb #a3358b20
+# %% ../../nbs/data/16_prep.ipynb #001010ba
 @dataclass
 class Frequency:
     "One text by how common it is."
@@ -243,7 +250,7 @@ def frequency(c, step: str, cap: int = 1000) -> Frequency:
     values = np.float32((share - mean) / std).tolist()
     return Frequency(step, [k for k, _ in pairs[:cap]], values[:-2], *values[-2:])
 
-# %% ../../nbs/data/16_prep.ipynb #b7a5481a
+# %% ../../nbs/data/16_prep.ipynb #06280c56
 def murmur3(data, offsets, out):  # compiled when first used
     "MurmurHash3_x86_32 with seed 0 of each string `data[offsets[i]:offsets[i+1]]`."
     M = np.uint64(0xFFFFFFFF)
@@ -274,7 +281,7 @@ def murmur(texts: pa.Array) -> np.ndarray:  # uint32; what stands under a null s
     compiled_murmur3()(data, offsets, out)
     return out
 
-# %% ../../nbs/data/16_prep.ipynb #dfc32bdd
+# %% ../../nbs/data/16_prep.ipynb #ea654efb
 @dataclass
 class Hash:
     "One text into one of `buckets` features."
@@ -297,7 +304,7 @@ def hashed(c, step: str, buckets: int = 64) -> Hash:
     "Fit `hash`: nothing to learn but whether nulls occur."
     return Hash(step, buckets, bool(c.nulls))
 
-# %% ../../nbs/data/16_prep.ipynb #b0fe546d
+# %% ../../nbs/data/16_prep.ipynb #534e7ec9
 PERIODS = {"day": 86_400_000_000, "week": 7 * 86_400_000_000, "year": 31_556_952_000_000}  # microseconds
 
 @dataclass
@@ -323,11 +330,10 @@ class Dates:
         if self.missing: out[:, at[-1]] = gone
 
 def dates(c, step: str) -> Dates:
-    "Fit `dates`: a date has no hour, a time of day no date."
-    circles = ["week", "year"] if c.type.startswith("date") else ["day"] if c.type.startswith("time32") or c.type.startswith("time64") else list(PERIODS)
-    return Dates(step, circles, bool(c.nulls))
+    "Fit `dates`; a date has no hour."
+    return Dates(step, ["week", "year"] if c.type == "date" else list(PERIODS), bool(c.nulls))
 
-# %% ../../nbs/data/16_prep.ipynb #0f93ca4c
+# %% ../../nbs/data/16_prep.ipynb #3628b477
 SCHEMA = 1  # of the JSON on disk
 FIT = {"standard": scaled, "log": scaled, "number": scaled, "quantile": quantile, "onehot": onehot, "frequency": frequency, "hash": hashed, "dates": dates}
 CLASS = {"standard": Scaled, "log": Scaled, "number": Scaled, "quantile": Quantile, "onehot": OneHot, "frequency": Frequency, "hash": Hash, "dates": Dates}
@@ -355,7 +361,7 @@ class Prep:
         self.at[name] += range(len(self.features), len(self.features) + len(features))
         self.features += features
 
-# %% ../../nbs/data/16_prep.ipynb #7b9fca25
+# %% ../../nbs/data/16_prep.ipynb #77493a06
 @patch(as_prop=True)
 def inputs(self: Prep) -> list[tuple[str, str]]:  # (column, "number", "text" or "time")
     "The columns that a row must have."
@@ -364,12 +370,12 @@ def inputs(self: Prep) -> list[tuple[str, str]]:  # (column, "number", "text" or
 @patch
 def __repr__(self: Prep): return f"Prep({len(self.steps)} columns → {len(self.features)} features, {len(self.dropped)} left out)"
 
-# %% ../../nbs/data/16_prep.ipynb #e5cd6254
+# %% ../../nbs/data/16_prep.ipynb #471f9781
 def has_values(c) -> bool: return c.count > (c.nan + c.inf if c.kind == "number" else 0)
 
 def choose(c) -> tuple[str, str]:  # (step, why)
     "The step for a profile's column, by its kind."
-    if c.kind not in ("number", "boolean", "text", "time"): return "drop", f"{c.kind} values"
+    if c.kind not in ("number", "boolean", "text", "time") or c.type == "binary": return "drop", f"{c.type} values"
     if not has_values(c): return "drop", "no value at all"
     if c.kind in ("number", "boolean") and len(set(limits(c))) == 1 and not c.nulls + c.nan: return "drop", "constant"
     if c.kind == "boolean" and c.true in (0, c.count) and not c.nulls: return "drop", "constant"
@@ -382,7 +388,7 @@ def fit_step(name: str, c, asked):  # the step's name, or {"step": name, option:
     options = dict(asked) if isinstance(asked, Mapping) else {"step": asked}
     step = options.get("step")
     if step not in FIT: raise BadRequest(f"Column {name!r}: there is no step {step!r}.", f"There are: {', '.join(FIT)}, drop.")
-    if c.kind not in KINDS[step].split(): raise BadRequest(f"Column {name!r} holds {c.kind} values, {step!r} is for {KINDS[step].replace(' ', ' and ')}.", f"Try {choose(c)[0]!r}.")
+    if c.kind not in KINDS[step].split() or c.type == "binary": raise BadRequest(f"Column {name!r} holds {c.type} values, {step!r} is for {KINDS[step].replace(' ', ' and ')}.", f"Try {choose(c)[0]!r}.")
     if not has_values(c): raise BadRequest(f"Column {name!r} has no value in the profile.", "Use 'drop'.")
     known = list(inspect.signature(FIT[step]).parameters)[1:]
     for o in options:
@@ -390,7 +396,7 @@ def fit_step(name: str, c, asked):  # the step's name, or {"step": name, option:
     try: return FIT[step](c, **options)
     except BadRequest as e: raise BadRequest(f"Column {name!r}: {e.message}", e.hint)
 
-# %% ../../nbs/data/16_prep.ipynb #c4cd4a74
+# %% ../../nbs/data/16_prep.ipynb #5aee4156
 @patch(cls_method=True)
 def fit(cls: Prep,
         profile,  # of the training folds: `sum` of their profiles
@@ -412,7 +418,7 @@ def fit(cls: Prep,
     if not steps: raise BadRequest("No column is left to learn from.", "; ".join(f"{n}: {w}" for n, w in dropped.items()) or "The profile has no columns.")
     return cls(steps, dropped, target, int(profile.rows), profile.digest)
 
-# %% ../../nbs/data/16_prep.ipynb #545a3054
+# %% ../../nbs/data/16_prep.ipynb #c808561e
 BLOCK = 8192  # rows; measured on 336,776 flights × 140 features: 0.07 s a core, against 0.15 s without blocks
 
 @patch
@@ -428,7 +434,7 @@ def transform(self: Prep,
             step.write(tuple(v[block] for v in values) if isinstance(values, tuple) else values[block], out[block], at)
     return out
 
-# %% ../../nbs/data/16_prep.ipynb #91602e70
+# %% ../../nbs/data/16_prep.ipynb #1fd9d61e
 class Graph:
     "Nodes and constants of an ONNX graph under way."
     def __init__(self): self.nodes, self.constants, self.domains = [], [], {""}
@@ -450,7 +456,7 @@ class Graph:
     def float32(self, name): return self("Cast", name, to=1)
     def column(self, name): return self("Unsqueeze", name, self.constant([1], np.int64))  # (N,) → (N, 1)
 
-# %% ../../nbs/data/16_prep.ipynb #584a3bf2
+# %% ../../nbs/data/16_prep.ipynb #b68870fd
 def graph_scaled(g: Graph, x: str, steps: list[Scaled]) -> str:  # float32 (N, C)
     "`clip((f(x) - center) / scale, low, high)` for a matrix of columns."
     if steps[0].step == "log": x = g("Mul", g("Sign", x), g("Log", g("Add", g("Abs", x), g.constant(1.))))
@@ -469,7 +475,7 @@ def graph_quantile(g: Graph, x: str, steps: list[Quantile]) -> str:  # float32 (
     total = g("ReduceSum", ramp, g.constant([2], np.int64), keepdims=0)
     return g.float32(g("Add", total, g.constant([[s.levels[0] for s in steps]])))
 
-# %% ../../nbs/data/16_prep.ipynb #65e16c89
+# %% ../../nbs/data/16_prep.ipynb #804f8c50
 @patch
 def _graph_numbers(self: Prep, g: Graph) -> list[str]:
     "The columns that are numbers and stay one: values first, then the flags of those that were missing."
@@ -486,7 +492,7 @@ def _graph_numbers(self: Prep, g: Graph) -> list[str]:
     flagged = [i for i, n in enumerate(names) if self.steps[n].missing]
     return out + ([g("Gather", g.float32(gone), g.constant(flagged, np.int64), axis=1)] if flagged else [])
 
-# %% ../../nbs/data/16_prep.ipynb #a2c612e7
+# %% ../../nbs/data/16_prep.ipynb #ca2ee91c
 @patch
 def graph(self: OneHot, g: Graph, name: str) -> str:
     "Features of one column, float32 (N, k)."
@@ -508,7 +514,7 @@ def graph(self: Frequency, g: Graph, name: str) -> str:
     share = g("LabelEncoder", name, domain="ai.onnx.ml", keys_strings=self.categories, values_floats=self.values, default_float=self.unseen)
     return g.column(g("Where", f"{name}__null", g.constant(self.gone, np.float32), share))
 
-# %% ../../nbs/data/16_prep.ipynb #2931d722
+# %% ../../nbs/data/16_prep.ipynb #21a3669d
 @patch
 def graph(self: Hash, g: Graph, name: str) -> str:
     "Features of one column, float32 (N, k)."
@@ -526,7 +532,7 @@ def graph(self: Dates, g: Graph, name: str) -> str:
     angle = g("Where", gone, g.constant(0, np.float32), angle)
     return g("Concat", angle, g.float32(gone), axis=1) if self.missing else angle
 
-# %% ../../nbs/data/16_prep.ipynb #a29969b0
+# %% ../../nbs/data/16_prep.ipynb #1290e50a
 OPSETS = {"": 18, "ai.onnx.ml": 3, "com.microsoft": 1}  # what torch.onnx writes too, so that onnx.compose joins them
 ONNX_TYPES = {"number": [("", 11)], "text": [("", 8), ("__null", 9)], "time": [("", 7), ("__null", 9)]}  # suffix, TensorProto type
 
@@ -547,7 +553,7 @@ def onnx(self: Prep):  # an onnx.ModelProto: the raw columns → `features` floa
     used = [helper.make_opsetid(d, v) for d, v in OPSETS.items() if d in g.domains]
     return helper.make_model(graph, opset_imports=used, ir_version=10, producer_name="scalai-nb")
 
-# %% ../../nbs/data/16_prep.ipynb #f4901696
+# %% ../../nbs/data/16_prep.ipynb #88513fa8
 def feeds(frame,  # raw rows, as `transform` takes them
           inputs: list[tuple[str, str]],  # (column, kind), as `Prep.inputs`
          ) -> dict[str, np.ndarray]:
@@ -563,7 +569,7 @@ def feeds(frame,  # raw rows, as `transform` takes them
             out[name] = np.array(coded.dictionary.to_pylist(), object)[coded.indices.to_numpy()]
     return out
 
-# %% ../../nbs/data/16_prep.ipynb #2d7eb927
+# %% ../../nbs/data/16_prep.ipynb #a64d1bb1
 def inputs_of(graph) -> list[tuple[str, str]]:  # an onnx.ModelProto or an onnxruntime session; as `Prep.inputs`
     "The raw columns a graph wants, read from its inputs."
     if hasattr(graph, "get_inputs"): types = {i.name: i.type for i in graph.get_inputs()}
@@ -571,7 +577,7 @@ def inputs_of(graph) -> list[tuple[str, str]]:  # an onnx.ModelProto or an onnxr
     kinds = {"tensor(double)": "number", "tensor(string)": "text", "tensor(int64)": "time"}
     return [(n, kinds[t]) for n, t in types.items() if t in kinds]
 
-# %% ../../nbs/data/16_prep.ipynb #a7aaf096
+# %% ../../nbs/data/16_prep.ipynb #8803cd5c
 @patch
 def to_json(self: Prep) -> str:
     "The whole state, as text."
@@ -590,7 +596,7 @@ def from_json(cls: Prep, text: str | bytes) -> Prep:
     steps = {n: CLASS[s["step"]](**{k: v for k, v in s.items() if k != "kind" or s["step"] == "onehot"}) for n, s in d["steps"].items()}
     return cls(steps, d["dropped"], d["target"], d["rows"], d["profile"])
 
-# %% ../../nbs/data/16_prep.ipynb #de61622d
+# %% ../../nbs/data/16_prep.ipynb #cb0c457f
 @patch
 def save(self: Prep, path) -> None:
     "Write the JSON, atomically."
@@ -601,7 +607,7 @@ def load(cls: Prep, path) -> Prep:
     "Read what `save` wrote."
     return cls.from_json(read_bytes(path))
 
-# %% ../../nbs/data/16_prep.ipynb #76521dc1
+# %% ../../nbs/data/16_prep.ipynb #6b73340c
 @patch
 def _repr_html_(self: Prep) -> str:
     "A table: column, step, features, what missing and unseen values become."
