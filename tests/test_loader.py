@@ -109,3 +109,22 @@ def test_wrong_requests_are_two_lines(make, message):
     t = pa.table({"x": np.arange(64.), "word": ["a", "b"] * 32, "late": [True, False] * 32})
     with pytest.raises(BadRequest, match=message) as e: make(t, Prep.fit(profile(t), target="late", exclude=["word"]))
     assert e.value.hint
+
+
+def test_a_workspace_table_by_name(workspace, flights):
+    from scalai_nb.data.table import Table, write
+    rows = flights[["month", "day", "flight", "carrier", "dest", "dep_delay", "arr_delay"]].dropna(subset=["arr_delay"]).iloc[::40].reset_index(drop=True)
+    rows["late"] = rows.pop("arr_delay") >= 15
+    write(rows, "flights", period="month", fold=["month", "day", "flight"])
+    table = Table("flights")
+    training = sum(p for fold, p in table.profiles(by="fold").items() if int(fold) != 0)
+    prep = Prep.fit(training, target="late", exclude=["month", "day", "flight", "fold"])
+    where = [("fold", "!=", 0), ("month", "<=", 5)]
+    loaders = [Loader(t, prep, batch=512, filter=where) for t in ("flights", table, table.arrow())]
+    same = [torch.cat([x for x, _ in loader]) for loader in loaders]
+    assert loaders[0].rows == len(table.arrow(filter=where)) > 1000
+    assert torch.equal(same[0], same[1])
+    assert torch.isfinite(same[0]).all()
+    with pytest.raises(BadRequest, match="'lates'"): Loader("flights", prep, target="lates")
+    with pytest.raises(BadRequest, match="flightz"): Loader("flightz", prep)
+    with pytest.raises(BadRequest, match="months"): Loader("flights", prep, filter=[("months", "<=", 5)])

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KEPT', 'order', 'expression', 'rows_of', 'target_of', 'Loader']
 
-# %% ../../nbs/data/18_loader.ipynb #9b28174a
+# %% ../../nbs/data/18_loader.ipynb #bbd6b56f
 import math
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from ..core.errors import BadRequest, one_of
 from .prep import to_arrow
 
-# %% ../../nbs/data/18_loader.ipynb #92c15fc3
+# %% ../../nbs/data/18_loader.ipynb #b24c7b28
 def order(rows: int,  # of the whole table
           shards: int, rank: int, ranks: int, seed: int, epoch: int,
          ) -> np.ndarray:  # this rank's rows, as positions in the table
@@ -26,12 +26,18 @@ def order(rows: int,  # of the whole table
         out[:, j] = np.random.default_rng([seed, epoch, s]).permutation(dealt)[:rounds] * shards + s
     return out.ravel()
 
-# %% ../../nbs/data/18_loader.ipynb #71722138
-def expression(where):  # a list as [("fold", "!=", 0), ("month", "<=", 5)], or lists of lists (any of them), or a pyarrow expression
-    "The condition as pyarrow wants it."
+# %% ../../nbs/data/18_loader.ipynb #385046c8
+def expression(where,  # a list as [("fold", "!=", 0), ("month", "<=", 5)], or lists of lists (any of them), or a pyarrow expression
+               schema: pa.Schema | None = None,  # of the rows it is for
+              ):
+    "The condition as pyarrow wants it, tried on no rows of that schema."
     import pyarrow.parquet as pq
-    try: return where if where is None or isinstance(where, pc.Expression) else pq.filters_to_expression(where)
+    try: condition = where if where is None or isinstance(where, pc.Expression) else pq.filters_to_expression(where)
     except (ValueError, TypeError) as e: raise BadRequest(f"This filter cannot be read: {where!r} ({e}).", 'Write it as [("month", "<=", 5)].')
+    if condition is None or schema is None: return condition
+    try: schema.empty_table().filter(condition)
+    except pa.ArrowException as e: raise BadRequest(f"This filter does not fit the rows: {str(e).splitlines()[0]}", f"The columns are: {', '.join(schema.names[:20])}.")
+    return condition
 
 def rows_of(table,  # a data.table.Table, its name, an Arrow table or a frame
             columns: list[str],
@@ -41,16 +47,14 @@ def rows_of(table,  # a data.table.Table, its name, an Arrow table or a frame
     if isinstance(table, str):
         from scalai_nb.data.table import Table
         table = Table(table)
-    condition = expression(where)
-    if hasattr(table, "versions"):
-        for c in columns: one_of(c, table.schema.names, "column")
-        return table.arrow(columns=columns, filter=condition)
-    if condition is None: return to_arrow(table, columns)
-    rows = table if isinstance(table, pa.Table) else to_arrow(table, [str(c) for c in (table.columns if hasattr(table, "columns") else table)])
-    try: return to_arrow(rows.filter(condition), columns)
-    except pa.ArrowInvalid as e: raise BadRequest(f"This filter does not fit the rows: {str(e).splitlines()[0]}", f"The columns are: {', '.join(rows.column_names)}.")
+    stored = hasattr(type(table), "arrow")  # of the class: a frame may have a column of that name
+    if not stored and where is not None and not isinstance(table, pa.Table): table = to_arrow(table, [str(c) for c in getattr(table, "columns", table)])
+    condition = expression(where, getattr(table, "schema", None))
+    if not stored: return to_arrow(table if condition is None else table.filter(condition), columns)
+    for c in columns: one_of(c, table.schema.names, "column")
+    return table.arrow(columns=columns, filter=condition)
 
-# %% ../../nbs/data/18_loader.ipynb #d1ebf64c
+# %% ../../nbs/data/18_loader.ipynb #3cea7cdf
 def target_of(rows: pa.Table, name: str) -> np.ndarray:  # float32 for booleans and floats, int64 for integers
     "The column to predict; it may have no holes."
     column = rows[name]
@@ -61,7 +65,7 @@ def target_of(rows: pa.Table, name: str) -> np.ndarray:  # float32 for booleans 
     if pa.types.is_floating(column.type) or pa.types.is_decimal(column.type): return column.cast(pa.float32()).to_numpy()
     raise BadRequest(f"The target {name!r} is {column.type}, expected a number or a boolean.", "Encode it as integers 0, 1, 2, …")
 
-# %% ../../nbs/data/18_loader.ipynb #aafa5842
+# %% ../../nbs/data/18_loader.ipynb #aa8c8bfa
 class Loader:
     "Batches `(X, y)` of torch tensors, shuffled by seed and epoch, this rank's share of each global batch."
     def __init__(self,
@@ -76,13 +80,13 @@ class Loader:
                  shuffle: bool = True,  # False: every row, in the order of the table
                  memory: int = 4 << 30,  # bytes of features to keep; above it they are made batch by batch
                 ):
-        if shards % ranks or batch % ranks or not 0 <= rank < ranks: raise BadRequest(f"Rank {rank} of {ranks} cannot share {shards} shards and batches of {batch} rows equally.", "Use 1, 2, 4, 8 or 16 ranks and a batch that they divide.")
+        if not 0 <= rank < ranks or shards % ranks or batch % ranks or batch < 1: raise BadRequest(f"Rank {rank} of {ranks} cannot share {shards} shards and batches of {batch} rows equally.", "Use 1, 2, 4, 8 or 16 ranks and a batch that they divide.")
         self.batch, self.rank, self.ranks, self.seed, self.shards, self.shuffle = batch, rank, ranks, seed, shards, shuffle
         self.epoch = self.position = self.start = 0
         self._read(table, prep, target, filter, memory)
         if shuffle and self.rows < shards: raise BadRequest(f"{self.rows} rows are too few for {shards} shards.", "Give more rows, or check the filter.")
 
-# %% ../../nbs/data/18_loader.ipynb #509a4bec
+# %% ../../nbs/data/18_loader.ipynb #1bf55cd0
 @patch
 def _read(self: Loader, table, prep, target, where, memory):
     "Keep this rank's rows: as features where they fit into `memory`, else as they came."
@@ -109,7 +113,7 @@ def _tensor(a):
     a = torch.as_tensor(a)
     return a.float() if a.dtype == torch.float64 else a
 
-# %% ../../nbs/data/18_loader.ipynb #67798433
+# %% ../../nbs/data/18_loader.ipynb #c1afe5cc
 @patch(as_prop=True)
 def batches(self: Loader) -> int:
     "Batches of an epoch, the same for every rank; the last may be smaller."
@@ -137,7 +141,7 @@ def __iter__(self: Loader):
         self.position = k + 1
         yield (x.pin_memory(), y.pin_memory()) if pin else (x, y)
 
-# %% ../../nbs/data/18_loader.ipynb #43e6720b
+# %% ../../nbs/data/18_loader.ipynb #89f5a178
 KEPT = ("rows", "batch", "seed", "shards", "shuffle")  # what fixes the order, with the epoch
 
 @patch

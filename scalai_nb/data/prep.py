@@ -9,7 +9,7 @@ __all__ = ['TINY', 'READ', 'FLOAT32', 'SPREAD', 'PERIODS', 'SCHEMA', 'FIT', 'CLA
            'frequency', 'murmur3', 'compiled_murmur3', 'murmur', 'Hash', 'hashed', 'Dates', 'dates', 'Prep',
            'has_values', 'choose', 'fit_step', 'Graph', 'graph_scaled', 'graph_quantile', 'feeds', 'inputs_of']
 
-# %% ../../nbs/data/16_prep.ipynb #91765216
+# %% ../../nbs/data/16_prep.ipynb #59bf8042
 import functools, inspect, json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from ..core.errors import BadRequest, nearest, one_of
 from ..core.storage import read_bytes, write_atomic
 
-# %% ../../nbs/data/16_prep.ipynb #efbc15ad
+# %% ../../nbs/data/16_prep.ipynb #734f640c
 def to_arrow(frame,  # pandas, cuDF or anything with `to_arrow`; Arrow table or record batch; a mapping of column to values
              columns: list[str],  # the ones wanted
             ) -> pa.Table:
@@ -42,7 +42,7 @@ def to_arrow(frame,  # pandas, cuDF or anything with `to_arrow`; Arrow table or 
     try: return pa.Table.from_pandas(frame, preserve_index=False)
     except pa.ArrowException as e: raise BadRequest(f"A column holds values of several types: {e}", "Give each column one type.")
 
-# %% ../../nbs/data/16_prep.ipynb #8b43623c
+# %% ../../nbs/data/16_prep.ipynb #71989d05
 def cast(column: pa.ChunkedArray | pa.Array, to: pa.DataType, name: str) -> pa.Array:
     "The column as one array of that type; dictionaries (pandas categoricals) are opened."
     try: whole = column.cast(to, safe=False)
@@ -73,7 +73,7 @@ def times(column, name: str) -> tuple:
 
 READ = {"number": numbers, "text": texts, "time": times}
 
-# %% ../../nbs/data/16_prep.ipynb #644f2330
+# %% ../../nbs/data/16_prep.ipynb #1ce4ba89
 FLOAT32 = float(np.finfo(np.float32).max)
 SPREAD = 8e307  # so that the difference of two values stays finite
 
@@ -90,7 +90,7 @@ def middle(c) -> float:
     if c.kind == "boolean": return float(2 * c.true >= c.count)
     return float(np.clip(float(c.quantile(.5)), *limits(c)))
 
-# %% ../../nbs/data/16_prep.ipynb #9e1a3bd1
+# %% ../../nbs/data/16_prep.ipynb #8f8fe7c6
 @dataclass
 class Scaled:
     "`standard`, `log` or `number`: one number, centred and scaled, with a flag where it was missing."
@@ -112,7 +112,7 @@ class Scaled:
         with np.errstate(over="ignore"): out[:, at[0]] = np.clip((y - self.center) / self.scale, self.low, self.high)
         if self.missing: out[:, at[1]] = gone
 
-# %% ../../nbs/data/16_prep.ipynb #78deeba1
+# %% ../../nbs/data/16_prep.ipynb #48013fa2
 def scaled(c,  # a profile's column
            step: str,
           ) -> Scaled:
@@ -128,7 +128,7 @@ def scaled(c,  # a profile's column
     with np.errstate(over="ignore"): low, high = np.clip((np.array(ends) - center) / scale, -FLOAT32, FLOAT32)
     return Scaled(step, fill, float(center), float(scale), float(low), float(high), bool(c.nulls + c.nan))
 
-# %% ../../nbs/data/16_prep.ipynb #455b1129
+# %% ../../nbs/data/16_prep.ipynb #438a2ec9
 @dataclass
 class Quantile:
     "One number by its rank, linear between knots."
@@ -150,7 +150,7 @@ class Quantile:
         out[:, at[0]] = levels[j] + (levels[k] - levels[j]) * inside
         if self.missing: out[:, at[1]] = gone
 
-# %% ../../nbs/data/16_prep.ipynb #f861343d
+# %% ../../nbs/data/16_prep.ipynb #38d512d7
 def quantile(c, step: str, knots: int = 33) -> Quantile:
     "Fit `quantile` from a column's quantiles."
     if c.kind == "boolean": raise BadRequest("A boolean has no ranks.", "Use 'number'.")
@@ -161,7 +161,7 @@ def quantile(c, step: str, knots: int = 33) -> Quantile:
     rank = (q[first] + q[first + times_seen - 1]) / 2
     return Quantile(step, middle(c), x.tolist(), ((rank - .5) * 12 ** .5).tolist(), bool(c.nulls + c.nan))
 
-# %% ../../nbs/data/16_prep.ipynb #5b8437da
+# %% ../../nbs/data/16_prep.ipynb #5dd233f9
 @dataclass
 class OneHot:
     "One category of text or number, one feature each."
@@ -186,7 +186,7 @@ class OneHot:
         rows = np.flatnonzero(codes < len(at))
         if len(rows): out[rows, at[0] + codes[rows]] = 1
 
-# %% ../../nbs/data/16_prep.ipynb #8cace5e2
+# %% ../../nbs/data/16_prep.ipynb #1ae2cf6f
 def positions(values,  # strings (Arrow) or float64 (NumPy)
               categories: list, unseen: int, gone: int) -> np.ndarray:
     "Each value's position among the categories."
@@ -198,7 +198,7 @@ def positions(values,  # strings (Arrow) or float64 (NumPy)
     place = np.minimum(np.searchsorted(known[order], values), len(known) - 1)
     return np.where(np.isnan(values), gone, np.where(known[order][place] == values, order[place], unseen))
 
-# %% ../../nbs/data/16_prep.ipynb #55dc2950
+# %% ../../nbs/data/16_prep.ipynb #bbae28f0
 def by_frequency(c, cap: int) -> tuple[list, bool]:
     "A column's categories with their rows, commonest first, and whether that is all of them."
     if c.categories is not None: pairs = [(k, n) for k, n in c.categories.items() if k is not None]
@@ -223,7 +223,7 @@ def onehot(c, step: str, cap: int = 128) -> OneHot:
     if not common: raise BadRequest("There is no category to encode.", "Use 'drop'.")
     return OneHot(step, c.kind, common, not whole or len(common) < len(pairs), bool(c.nulls + (c.nan if c.kind == "number" else 0)))
 
-# %% ../../nbs/data/16_prep.ipynb #001010ba
+# %% ../../nbs/data/16_prep.ipynb #7ce3ce69
 @dataclass
 class Frequency:
     "One text by how common it is."
@@ -250,7 +250,7 @@ def frequency(c, step: str, cap: int = 1000) -> Frequency:
     values = np.float32((share - mean) / std).tolist()
     return Frequency(step, [k for k, _ in pairs[:cap]], values[:-2], *values[-2:])
 
-# %% ../../nbs/data/16_prep.ipynb #06280c56
+# %% ../../nbs/data/16_prep.ipynb #edb6ec58
 def murmur3(data, offsets, out):  # compiled when first used
     "MurmurHash3_x86_32 with seed 0 of each string `data[offsets[i]:offsets[i+1]]`."
     M = np.uint64(0xFFFFFFFF)
@@ -281,7 +281,7 @@ def murmur(texts: pa.Array) -> np.ndarray:  # uint32; what stands under a null s
     compiled_murmur3()(data, offsets, out)
     return out
 
-# %% ../../nbs/data/16_prep.ipynb #ea654efb
+# %% ../../nbs/data/16_prep.ipynb #17798c70
 @dataclass
 class Hash:
     "One text into one of `buckets` features."
@@ -304,7 +304,7 @@ def hashed(c, step: str, buckets: int = 64) -> Hash:
     "Fit `hash`: nothing to learn but whether nulls occur."
     return Hash(step, buckets, bool(c.nulls))
 
-# %% ../../nbs/data/16_prep.ipynb #534e7ec9
+# %% ../../nbs/data/16_prep.ipynb #ff425589
 PERIODS = {"day": 86_400_000_000, "week": 7 * 86_400_000_000, "year": 31_556_952_000_000}  # microseconds
 
 @dataclass
@@ -333,7 +333,7 @@ def dates(c, step: str) -> Dates:
     "Fit `dates`; a date has no hour."
     return Dates(step, ["week", "year"] if c.type == "date" else list(PERIODS), bool(c.nulls))
 
-# %% ../../nbs/data/16_prep.ipynb #3628b477
+# %% ../../nbs/data/16_prep.ipynb #1814e3e1
 SCHEMA = 1  # of the JSON on disk
 FIT = {"standard": scaled, "log": scaled, "number": scaled, "quantile": quantile, "onehot": onehot, "frequency": frequency, "hash": hashed, "dates": dates}
 CLASS = {"standard": Scaled, "log": Scaled, "number": Scaled, "quantile": Quantile, "onehot": OneHot, "frequency": Frequency, "hash": Hash, "dates": Dates}
@@ -361,7 +361,7 @@ class Prep:
         self.at[name] += range(len(self.features), len(self.features) + len(features))
         self.features += features
 
-# %% ../../nbs/data/16_prep.ipynb #77493a06
+# %% ../../nbs/data/16_prep.ipynb #c310cf18
 @patch(as_prop=True)
 def inputs(self: Prep) -> list[tuple[str, str]]:  # (column, "number", "text" or "time")
     "The columns that a row must have."
@@ -370,7 +370,7 @@ def inputs(self: Prep) -> list[tuple[str, str]]:  # (column, "number", "text" or
 @patch
 def __repr__(self: Prep): return f"Prep({len(self.steps)} columns → {len(self.features)} features, {len(self.dropped)} left out)"
 
-# %% ../../nbs/data/16_prep.ipynb #471f9781
+# %% ../../nbs/data/16_prep.ipynb #e9b6372d
 def has_values(c) -> bool: return c.count > (c.nan + c.inf if c.kind == "number" else 0)
 
 def choose(c) -> tuple[str, str]:  # (step, why)
@@ -396,7 +396,7 @@ def fit_step(name: str, c, asked):  # the step's name, or {"step": name, option:
     try: return FIT[step](c, **options)
     except BadRequest as e: raise BadRequest(f"Column {name!r}: {e.message}", e.hint)
 
-# %% ../../nbs/data/16_prep.ipynb #5aee4156
+# %% ../../nbs/data/16_prep.ipynb #313dfb91
 @patch(cls_method=True)
 def fit(cls: Prep,
         profile,  # of the training folds: `sum` of their profiles
@@ -418,7 +418,7 @@ def fit(cls: Prep,
     if not steps: raise BadRequest("No column is left to learn from.", "; ".join(f"{n}: {w}" for n, w in dropped.items()) or "The profile has no columns.")
     return cls(steps, dropped, target, int(profile.rows), profile.digest)
 
-# %% ../../nbs/data/16_prep.ipynb #c808561e
+# %% ../../nbs/data/16_prep.ipynb #cfa4be2a
 BLOCK = 8192  # rows; measured on 336,776 flights × 140 features: 0.07 s a core, against 0.15 s without blocks
 
 @patch
@@ -434,7 +434,7 @@ def transform(self: Prep,
             step.write(tuple(v[block] for v in values) if isinstance(values, tuple) else values[block], out[block], at)
     return out
 
-# %% ../../nbs/data/16_prep.ipynb #1fd9d61e
+# %% ../../nbs/data/16_prep.ipynb #562d74f2
 class Graph:
     "Nodes and constants of an ONNX graph under way."
     def __init__(self): self.nodes, self.constants, self.domains = [], [], {""}
@@ -456,7 +456,7 @@ class Graph:
     def float32(self, name): return self("Cast", name, to=1)
     def column(self, name): return self("Unsqueeze", name, self.constant([1], np.int64))  # (N,) → (N, 1)
 
-# %% ../../nbs/data/16_prep.ipynb #b68870fd
+# %% ../../nbs/data/16_prep.ipynb #d693f7d1
 def graph_scaled(g: Graph, x: str, steps: list[Scaled]) -> str:  # float32 (N, C)
     "`clip((f(x) - center) / scale, low, high)` for a matrix of columns."
     if steps[0].step == "log": x = g("Mul", g("Sign", x), g("Log", g("Add", g("Abs", x), g.constant(1.))))
@@ -475,7 +475,7 @@ def graph_quantile(g: Graph, x: str, steps: list[Quantile]) -> str:  # float32 (
     total = g("ReduceSum", ramp, g.constant([2], np.int64), keepdims=0)
     return g.float32(g("Add", total, g.constant([[s.levels[0] for s in steps]])))
 
-# %% ../../nbs/data/16_prep.ipynb #804f8c50
+# %% ../../nbs/data/16_prep.ipynb #2bcb86ad
 @patch
 def _graph_numbers(self: Prep, g: Graph) -> list[str]:
     "The columns that are numbers and stay one: values first, then the flags of those that were missing."
@@ -492,7 +492,7 @@ def _graph_numbers(self: Prep, g: Graph) -> list[str]:
     flagged = [i for i, n in enumerate(names) if self.steps[n].missing]
     return out + ([g("Gather", g.float32(gone), g.constant(flagged, np.int64), axis=1)] if flagged else [])
 
-# %% ../../nbs/data/16_prep.ipynb #ca2ee91c
+# %% ../../nbs/data/16_prep.ipynb #ec39b3ce
 @patch
 def graph(self: OneHot, g: Graph, name: str) -> str:
     "Features of one column, float32 (N, k)."
@@ -514,7 +514,7 @@ def graph(self: Frequency, g: Graph, name: str) -> str:
     share = g("LabelEncoder", name, domain="ai.onnx.ml", keys_strings=self.categories, values_floats=self.values, default_float=self.unseen)
     return g.column(g("Where", f"{name}__null", g.constant(self.gone, np.float32), share))
 
-# %% ../../nbs/data/16_prep.ipynb #21a3669d
+# %% ../../nbs/data/16_prep.ipynb #f5a9d241
 @patch
 def graph(self: Hash, g: Graph, name: str) -> str:
     "Features of one column, float32 (N, k)."
@@ -532,7 +532,7 @@ def graph(self: Dates, g: Graph, name: str) -> str:
     angle = g("Where", gone, g.constant(0, np.float32), angle)
     return g("Concat", angle, g.float32(gone), axis=1) if self.missing else angle
 
-# %% ../../nbs/data/16_prep.ipynb #1290e50a
+# %% ../../nbs/data/16_prep.ipynb #da5bd3fa
 OPSETS = {"": 18, "ai.onnx.ml": 3, "com.microsoft": 1}  # what torch.onnx writes too, so that onnx.compose joins them
 ONNX_TYPES = {"number": [("", 11)], "text": [("", 8), ("__null", 9)], "time": [("", 7), ("__null", 9)]}  # suffix, TensorProto type
 
@@ -553,7 +553,7 @@ def onnx(self: Prep):  # an onnx.ModelProto: the raw columns → `features` floa
     used = [helper.make_opsetid(d, v) for d, v in OPSETS.items() if d in g.domains]
     return helper.make_model(graph, opset_imports=used, ir_version=10, producer_name="scalai-nb")
 
-# %% ../../nbs/data/16_prep.ipynb #88513fa8
+# %% ../../nbs/data/16_prep.ipynb #2ff00d51
 def feeds(frame,  # raw rows, as `transform` takes them
           inputs: list[tuple[str, str]],  # (column, kind), as `Prep.inputs`
          ) -> dict[str, np.ndarray]:
@@ -569,7 +569,7 @@ def feeds(frame,  # raw rows, as `transform` takes them
             out[name] = np.array(coded.dictionary.to_pylist(), object)[coded.indices.to_numpy()]
     return out
 
-# %% ../../nbs/data/16_prep.ipynb #a64d1bb1
+# %% ../../nbs/data/16_prep.ipynb #dd3e0763
 def inputs_of(graph) -> list[tuple[str, str]]:  # an onnx.ModelProto or an onnxruntime session; as `Prep.inputs`
     "The raw columns a graph wants, read from its inputs."
     if hasattr(graph, "get_inputs"): types = {i.name: i.type for i in graph.get_inputs()}
@@ -577,7 +577,7 @@ def inputs_of(graph) -> list[tuple[str, str]]:  # an onnx.ModelProto or an onnxr
     kinds = {"tensor(double)": "number", "tensor(string)": "text", "tensor(int64)": "time"}
     return [(n, kinds[t]) for n, t in types.items() if t in kinds]
 
-# %% ../../nbs/data/16_prep.ipynb #8803cd5c
+# %% ../../nbs/data/16_prep.ipynb #318df190
 @patch
 def to_json(self: Prep) -> str:
     "The whole state, as text."
@@ -596,7 +596,7 @@ def from_json(cls: Prep, text: str | bytes) -> Prep:
     steps = {n: CLASS[s["step"]](**{k: v for k, v in s.items() if k != "kind" or s["step"] == "onehot"}) for n, s in d["steps"].items()}
     return cls(steps, d["dropped"], d["target"], d["rows"], d["profile"])
 
-# %% ../../nbs/data/16_prep.ipynb #cb0c457f
+# %% ../../nbs/data/16_prep.ipynb #f117d72b
 @patch
 def save(self: Prep, path) -> None:
     "Write the JSON, atomically."
@@ -607,7 +607,7 @@ def load(cls: Prep, path) -> Prep:
     "Read what `save` wrote."
     return cls.from_json(read_bytes(path))
 
-# %% ../../nbs/data/16_prep.ipynb #6b73340c
+# %% ../../nbs/data/16_prep.ipynb #39fc4466
 @patch
 def _repr_html_(self: Prep) -> str:
     "A table: column, step, features, what missing and unseen values become."
