@@ -4,7 +4,7 @@
 __all__ = ['WIDEST', 'CAP', 'SLOTS', 'sum_by', 'round_length', 'shown', 'Categories', 'in_buckets', 'categories',
            'add_categories']
 
-# %% ../../nbs/data/01_categories.ipynb #2190453a
+# %% ../../nbs/data/01_categories.ipynb #e7880f4d
 from dataclasses import dataclass
 
 import numpy as np, pyarrow as pa, pyarrow.compute as pc
@@ -12,7 +12,7 @@ import numpy as np, pyarrow as pa, pyarrow.compute as pc
 from .distinct import Frequent, estimate, registers
 from .hashing import hash64
 
-# %% ../../nbs/data/01_categories.ipynb #c7c6f2eb
+# %% ../../nbs/data/01_categories.ipynb #594f1690
 WIDEST = 1_024  # characters kept for show
 
 def sum_by(keys: np.ndarray,  # in any order, may repeat
@@ -32,7 +32,7 @@ def shown(value: "str | bytes | None") -> "str | None":
     "A value as people see it, at most 1,024 characters of it."
     return (value.decode("latin-1") if isinstance(value, bytes) else value)[:WIDEST] if value is not None else None
 
-# %% ../../nbs/data/01_categories.ipynb #88ec09e5
+# %% ../../nbs/data/01_categories.ipynb #e5124c31
 CAP, SLOTS = 1_000, 4_096
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ def in_buckets(keys, counts):
     "Rows by the last 12 bits of the hash."
     return np.bincount((keys & np.uint64(SLOTS - 1)).astype("i8"), counts, SLOTS).astype("i8")
 
-# %% ../../nbs/data/01_categories.ipynb #520e4228
+# %% ../../nbs/data/01_categories.ipynb #419aaa12
 def categories(values: "pa.Array | pa.ChunkedArray",  # string or binary; nulls are left out
               ) -> Categories:
     "Count a column's text."
@@ -86,7 +86,7 @@ def categories(values: "pa.Array | pa.ChunkedArray",  # string or binary; nulls 
     none = Categories(np.empty(0, "u8"), np.empty(0, object), np.empty(0, "i8"))
     return Categories(none.keys, none.labels, none.counts, **rest, buckets=in_buckets(keys, counts), frequent=frequent, regs=registers(keys))
 
-# %% ../../nbs/data/01_categories.ipynb #3507aefd
+# %% ../../nbs/data/01_categories.ipynb #c261eab7
 def add_categories(a: Categories, b: Categories) -> Categories:
     "The categories of all rows together."
     ends = lambda f, name: f([v for v in (getattr(a, name), getattr(b, name)) if v is not None], default=None)

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['COUNTERS', 'CAPS', 'QUANTILES', 'Column', 'column', 'align', 'align_categories', 'iso']
 
-# %% ../../nbs/data/02_column.ipynb #3df7713c
+# %% ../../nbs/data/02_column.ipynb #78a387b9
 import json
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta, timezone
@@ -19,7 +19,7 @@ from .moments import Moments
 from .ordered import Calendar, Ordered, add_ordered, calendar as calendar_of, ordered as summarise
 from .types import join, kind, type_name
 
-# %% ../../nbs/data/02_column.ipynb #8ad7e40f
+# %% ../../nbs/data/02_column.ipynb #de6787fa
 COUNTERS = ("rows", "nulls", "nan", "plus", "minus", "zeros", "true", "false")
 CAPS = (hg.CELLS, hg.BUCKETS)
 
@@ -51,7 +51,7 @@ class Column:
     @property
     def inf(self) -> int: return self.plus + self.minus
 
-# %% ../../nbs/data/02_column.ipynb #246f903b
+# %% ../../nbs/data/02_column.ipynb #94057a66
 def column(name: str,
            values: "pa.Array | pa.ChunkedArray",
            caps: tuple = CAPS,  # the histogram's: most cells, most buckets in each
@@ -59,9 +59,9 @@ def column(name: str,
     "Profile one column of one part."
     t = values.type
     if pa.types.is_dictionary(t): return column(name, values.cast(t.value_type), caps)
+    if str(t).endswith("_view"): return column(name, values.cast(pa.large_string() if t == pa.string_view() else pa.large_binary()), caps)
     base = Column(name, type_name(t), len(values), values.null_count)
     there = values.drop_null() if values.null_count else values
-    if str(t).endswith("_view"): there = there.cast(pa.large_string() if base.type == "string" else pa.large_binary())
     return {"number": _number, "boolean": _boolean, "time": _time, "text": _text, "nested": _nested}.get(base.kind, lambda c, v, caps: c)(base, there, caps)
 
 def _numpy(values):
@@ -81,7 +81,7 @@ def _nested(c, values, caps):
     else: lengths = _numpy(pc.list_value_length(values)).astype("i8")
     return replace(c, sizes=sum_by(round_length(lengths), np.ones(len(lengths), "i8")))
 
-# %% ../../nbs/data/02_column.ipynb #695c2660
+# %% ../../nbs/data/02_column.ipynb #c117bbf7
 def _time(c, values, caps):
     t = values.type
     if pa.types.is_date(t): values = values.cast(pa.timestamp("ms")).cast(pa.timestamp("us"))
@@ -103,7 +103,7 @@ def _number(c, values, caps):
     at_zero = zero >= 0 and made.hist.keys[zero] == hg.SIGN and made.hist.known[zero] == 64
     return replace(c, numbers=made, zeros=int(made.hist.counts[zero]) if at_zero else int((x == 0).sum()))
 
-# %% ../../nbs/data/02_column.ipynb #e5509a21
+# %% ../../nbs/data/02_column.ipynb #ee05590d
 def _either(a, b, add): return b if a is None else a if b is None else add(a, b)
 
 @patch
@@ -132,7 +132,7 @@ def absent(self: Column, rows: int) -> Column:
     "The same column with so many rows more in which it did not occur: they count as null."
     return replace(self, rows=self.rows + rows, nulls=self.nulls + rows) if rows else self
 
-# %% ../../nbs/data/02_column.ipynb #374395b0
+# %% ../../nbs/data/02_column.ipynb #aa06565e
 @patch(as_prop=True)
 def ordered(self: Column) -> Ordered:
     "The numbers or times of this column; empty where it has none."
@@ -167,7 +167,7 @@ def max(self: Column) -> "int | float | str | None":
     "The largest finite value, last time or last text."
     return self.text.high if self.kind == "text" and self.text else self.ordered.high
 
-# %% ../../nbs/data/02_column.ipynb #c878ced9
+# %% ../../nbs/data/02_column.ipynb #9abc92aa
 @patch(as_prop=True)
 def resolution(self: Column) -> float:
     "The largest share of values in one bin that is not one single value: no quantile's rank is off by more."
@@ -177,7 +177,14 @@ def resolution(self: Column) -> float:
 def histogram(self: Column) -> tuple:  # float64 lowest and highest value of each bucket, int64 rows
     "The canonical buckets of the finite values."
     o = self.ordered
-    return *hg.edges(o.hist, o.values, *((o.low, o.high) if o.rows else ())), o.hist.counts
+    return *_edges(o.hist, self), o.hist.counts
+
+def _edges(hist, *columns):
+    "What buckets span, trimmed to the columns' extremes and, where all are integers, to whole numbers."
+    have = [o for o in (c.ordered for c in columns) if o.rows]
+    ends = (np.min([o.low for o in have]), np.max([o.high for o in have])) if have else ()
+    lo, hi = hg.edges(hist, (have[0] if have else columns[0].ordered).values, *ends)
+    return (np.ceil(lo), np.floor(hi)) if all("int" in c.type for c in columns) else (lo, hi)
 
 @patch
 def quantile(self: Column, q: "float | np.ndarray"):  # 0 to 1
@@ -203,13 +210,13 @@ def bins(self: Column,
     upto[0] = hg.cdf(np.nextafter(edges[0], -np.inf), lo, hi, counts)  # the first bin holds its left edge too
     return edges, np.diff(upto) * counts.sum()
 
-# %% ../../nbs/data/02_column.ipynb #d18d5096
+# %% ../../nbs/data/02_column.ipynb #a3ec1e5d
 @patch(as_prop=True)
 def distinct(self: Column) -> int:
     "How many different values there are; null and NaN are not values."
     parts = [p for p in (self.numbers, self.times, self.text) if p is not None]
     yes_no = [i for i, n in enumerate((self.false, self.true)) if n]
-    if len(parts) + bool(yes_no) <= 1: return len(yes_no) + self.plus.__gt__(0) + self.minus.__gt__(0) + (parts[0].distinct if parts else 0)
+    if len(parts) + bool(yes_no) <= 1: return len(yes_no) + (self.plus > 0) + (self.minus > 0) + sum(p.distinct for p in parts)
     regs = [p.registers() if isinstance(p, Ordered) else p.hashed()[2] for p in parts]
     odd = yes_no + [np.inf] * (self.plus > 0) + [-np.inf] * (self.minus > 0)
     return round(estimate(np.maximum.reduce([*regs, registers(_floats(np.array(odd, "f8")))])))
@@ -248,7 +255,7 @@ def lengths(self: Column) -> "dict[int, int]":
     at = self.sizes if self.sizes is not None else self.text.lengths if self.text else ((), ())
     return dict(zip(*[np.asarray(x).tolist() for x in at]))
 
-# %% ../../nbs/data/02_column.ipynb #c4e8a08e
+# %% ../../nbs/data/02_column.ipynb #7cedbca0
 @patch
 def top(self: Column, k: int = 10) -> "list[tuple]":  # (value, low, high), frequent first
     "The most frequent values, each with bounds on its rows."
@@ -262,12 +269,11 @@ def top(self: Column, k: int = 10) -> "list[tuple]":  # (value, low, high), freq
 
 def _bounded(f, values): return list(zip(values(f), *[b.tolist() for b in f.bounds()]))
 
-# %% ../../nbs/data/02_column.ipynb #195c1c7e
+# %% ../../nbs/data/02_column.ipynb #b3b847c7
 def align(a: Column, b: Column) -> tuple:  # lowest and highest value of each bucket, rows of a, rows of b
     "Two histograms of numbers, times or booleans on common buckets."
     both, ca, cb = hg.common(a.ordered.hist, b.ordered.hist)
-    have = [v for c in (a, b) for v in (c.ordered.low, c.ordered.high) if v is not None]
-    return *hg.edges(both, (a.ordered if a.ordered.rows else b.ordered).values, *([np.min(have), np.max(have)] if have else [])), ca, cb
+    return *_edges(both, a, b), ca, cb
 
 def align_categories(a: Column, b: Column) -> tuple:  # labels or None, rows of a, rows of b
     "Counts of the same values side by side; by hash bucket, without labels, where a side is not exact."
@@ -277,7 +283,7 @@ def align_categories(a: Column, b: Column) -> tuple:  # labels or None, rows of 
         return labels, *[np.array([c.get(v, 0) for v in labels], "i8") for c in (ca, cb)]
     return None, *[c.text.hashed()[0] if c.text else np.zeros(4096, "i8") for c in (a, b)]
 
-# %% ../../nbs/data/02_column.ipynb #6a4294bb
+# %% ../../nbs/data/02_column.ipynb #49cc835f
 QUANTILES = (.01, .05, .25, .5, .75, .95, .99)
 
 def iso(us: "float | None", type: str = "timestamp[us]") -> str | None:

@@ -3,12 +3,12 @@
 # %% auto #0
 __all__ = ['P', 'Q', 'K', 'registers', 'estimate', 'Frequent']
 
-# %% ../../nbs/data/01_distinct.ipynb #85c9429c
+# %% ../../nbs/data/01_distinct.ipynb #54411bdb
 from dataclasses import dataclass
 
 import numpy as np
 
-# %% ../../nbs/data/01_distinct.ipynb #17d94e1b
+# %% ../../nbs/data/01_distinct.ipynb #a827323d
 P, Q = 14, 50  # register bits, and the bits left to count zeros in
 
 def registers(hashes: np.ndarray) -> np.ndarray:  # uint64 -> uint8[16384]
@@ -19,7 +19,7 @@ def registers(hashes: np.ndarray) -> np.ndarray:  # uint64 -> uint8[16384]
     np.maximum.at(out, (hashes >> np.uint64(Q)).astype("i8"), rank)
     return out
 
-# %% ../../nbs/data/01_distinct.ipynb #5d520592
+# %% ../../nbs/data/01_distinct.ipynb #521157ee
 def _sigma(x):
     if x == 1: return np.inf
     y, z, last = 1.0, x, None
@@ -45,7 +45,7 @@ def estimate(regs: np.ndarray) -> float:
     z += m * _sigma(have[0] / m)
     return m * m / (2 * np.log(2)) / z
 
-# %% ../../nbs/data/01_distinct.ipynb #ae50f5b6
+# %% ../../nbs/data/01_distinct.ipynb #eab0b5fb
 K = 512  # values kept: every value above 0.2 % of rows is present
 
 @dataclass(frozen=True, eq=False)

@@ -3,12 +3,12 @@
 # %% auto #0
 __all__ = ['SEED', 'NULL', 'NAN', 'mix', 'hash64', 'fold']
 
-# %% ../../nbs/data/00_hashing.ipynb #f9a7f450
+# %% ../../nbs/data/00_hashing.ipynb #42d6c8fe
 import numba, numpy as np, pyarrow as pa, pyarrow.compute as pc
 
 from ..core.errors import BadRequest
 
-# %% ../../nbs/data/00_hashing.ipynb #729f4735
+# %% ../../nbs/data/00_hashing.ipynb #5812e58a
 SEED = {"number": 0x5CA1A1_0B_2013_0001, "integer": 0x5CA1A1_0B_2013_0002,  # integers that no float64 equals
         "time": 0x5CA1A1_0B_2013_0003, "bytes": 0x5CA1A1_0B_2013_0004, "fold": 0x5CA1A1_0B_2013_0005}
 NULL = np.uint64(0x9E3779B97F4A7C15)  # the hash of a missing value
@@ -23,7 +23,7 @@ def mix(words: np.ndarray,  # uint64
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
-# %% ../../nbs/data/00_hashing.ipynb #dd5842a9
+# %% ../../nbs/data/00_hashing.ipynb #310f1887
 def _floats(x):
     "Hashes of float64 values: -0.0 as 0.0, every NaN alike."
     x = x + 0.0  # turns -0.0 into +0.0
@@ -38,7 +38,7 @@ def _integers(x):
         out[odd] = mix(x[odd].view("u8"), "integer")
     return out
 
-# %% ../../nbs/data/00_hashing.ipynb #13fa71d6
+# %% ../../nbs/data/00_hashing.ipynb #0a5b6dae
 @numba.njit(cache=True, nogil=True)
 def _hash_bytes(data,  # uint8, read-only
                 offsets,  # int64, rows + 1, read-only
@@ -59,7 +59,7 @@ def _hash_bytes(data,  # uint8, read-only
         out[i] = h
     return out
 
-# %% ../../nbs/data/00_hashing.ipynb #434d02d6
+# %% ../../nbs/data/00_hashing.ipynb #2c261f5d
 def _read_only(x, dtype=None):
     "A contiguous read-only view: one compiled variant for Arrow's buffers and NumPy's arrays alike."
     x = np.ascontiguousarray(x, dtype).view()
@@ -75,7 +75,7 @@ def _bytes(x: pa.Array):
     data = np.frombuffer(data, "u1") if data is not None and data.size else np.empty(0, "u1")
     return mix(_hash_bytes(_read_only(data), _read_only(offsets), np.uint64(SEED["bytes"])), "bytes")
 
-# %% ../../nbs/data/00_hashing.ipynb #5f03ecd3
+# %% ../../nbs/data/00_hashing.ipynb #a1e1b4b9
 def _valid(x):
     "Hashes of an Arrow array; what stands at its nulls does not matter yet."
     t = x.type
@@ -97,7 +97,7 @@ def _valid(x):
     if str(t).endswith("_view") or pa.types.is_fixed_size_binary(t): return _bytes(x.cast(pa.large_binary()))
     raise BadRequest(f"Values of type {t} have no hash.", "Use a number, text, time or boolean column, or several of them.")
 
-# %% ../../nbs/data/00_hashing.ipynb #e398d4cf
+# %% ../../nbs/data/00_hashing.ipynb #9afcea65
 def hash64(values: "pa.Array | pa.ChunkedArray | np.ndarray",  # a column
           ) -> np.ndarray:  # uint64, one a row
     "Stable seeded hashes: equal values hash alike in any type, any partition, on any machine."
@@ -107,7 +107,7 @@ def hash64(values: "pa.Array | pa.ChunkedArray | np.ndarray",  # a column
     out = _valid(values)
     return np.where(values.is_null().to_numpy(zero_copy_only=False), NULL, out) if values.null_count else out
 
-# %% ../../nbs/data/00_hashing.ipynb #07787d7d
+# %% ../../nbs/data/00_hashing.ipynb #c4f5b973
 def _column(data, name):
     "One column of a frame or Arrow table, as Arrow."
     have = data.column_names if hasattr(data, "column_names") else list(data.columns)

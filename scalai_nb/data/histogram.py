@@ -4,13 +4,13 @@
 __all__ = ['SIGN', 'CELLS', 'BUCKETS', 'EMPTY', 'number_keys', 'number_values', 'time_keys', 'time_values', 'runs', 'tally',
            'Histogram', 'edges', 'resolution', 'quantile', 'cdf', 'common', 'planes', 'unplanes', 'pack', 'unpack']
 
-# %% ../../nbs/data/01_histogram.ipynb #56407e02
+# %% ../../nbs/data/01_histogram.ipynb #3b47166f
 import functools
 from dataclasses import dataclass
 
 import numba, numpy as np
 
-# %% ../../nbs/data/01_histogram.ipynb #d58ff1f7
+# %% ../../nbs/data/01_histogram.ipynb #4f25a415
 SIGN = np.uint64(1 << 63)
 
 def number_keys(values: np.ndarray,  # finite float64
@@ -32,7 +32,7 @@ def time_values(keys: np.ndarray) -> np.ndarray:  # uint64 -> int64 microseconds
     "The times that have these keys."
     return (keys ^ SIGN).view("i8")
 
-# %% ../../nbs/data/01_histogram.ipynb #7a5c4c1a
+# %% ../../nbs/data/01_histogram.ipynb #c33a4b73
 @numba.njit(cache=True, nogil=True)
 def _tally(keys,  # uint64, read-only
            table, counts):  # a power of two of slots; work space
@@ -49,7 +49,7 @@ def _tally(keys,  # uint64, read-only
         counts[slot] += 1
     return distinct
 
-# %% ../../nbs/data/01_histogram.ipynb #c93d71d8
+# %% ../../nbs/data/01_histogram.ipynb #1796b464
 def _read_only(x):
     "A contiguous read-only view: one compiled variant for Arrow's buffers and NumPy's arrays alike."
     x = np.ascontiguousarray(x).view()
@@ -73,7 +73,7 @@ def tally(keys: np.ndarray,  # uint64, in any order
     order = used[np.argsort(table[used])]
     return table[order], counts[order]
 
-# %% ../../nbs/data/01_histogram.ipynb #88b0bfb3
+# %% ../../nbs/data/01_histogram.ipynb #563b5848
 @numba.njit(cache=True, nogil=True)
 def _shared(a, b):  # uint64
     "How many leading bits two keys share."
@@ -96,7 +96,7 @@ def _longest(keys, start, stop, limit, most, tail):
         length += 1
     return length
 
-# %% ../../nbs/data/01_histogram.ipynb #43eade2e
+# %% ../../nbs/data/01_histogram.ipynb #5473d457
 @numba.njit(cache=True, nogil=True)
 def _canonical(keys, counts, known,  # prefixes ascending and zero-filled, how often, how many bits of each are known
                limit, cells, buckets):  # bits known of every cell's prefix; the caps
@@ -121,7 +121,7 @@ def _canonical(keys, counts, known,  # prefixes ascending and zero-filled, how o
         start = stop
     return new_keys[:m].copy(), new_counts[:m].copy(), new_known[:m].copy(), level1
 
-# %% ../../nbs/data/01_histogram.ipynb #1e3fe3f8
+# %% ../../nbs/data/01_histogram.ipynb #3617c389
 CELLS, BUCKETS = 64, 512
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +156,7 @@ class Histogram:
 
 EMPTY = Histogram.of(np.empty(0, "u8"), np.empty(0, "i8"))
 
-# %% ../../nbs/data/01_histogram.ipynb #7a964656
+# %% ../../nbs/data/01_histogram.ipynb #27edbf95
 def edges(h: Histogram,
           values,  # `number_values` or `time_values`
           low=None, high=None,  # smallest and largest value, when known: the outer buckets are trimmed to them
@@ -175,7 +175,7 @@ def resolution(h: Histogram) -> float:  # 0 to 1
     loose = h.counts[(h.known < 64) & (h.counts > 1)]
     return float(loose.max() / h.counts.sum()) if len(loose) else 0.0
 
-# %% ../../nbs/data/01_histogram.ipynb #92444dc1
+# %% ../../nbs/data/01_histogram.ipynb #15e1130b
 def quantile(q: "float | np.ndarray",  # 0 to 1
              lo: np.ndarray, hi: np.ndarray, counts: np.ndarray):  # buckets
     "Quantiles by linear interpolation of order statistics (Hyndman & Fan's type 7)."
@@ -200,13 +200,13 @@ def cdf(x, lo: np.ndarray, hi: np.ndarray, counts: np.ndarray):
     inside = np.where(x >= hi[j], 1.0, (x / 2 - lo[j] / 2) / np.where(span > 0, span, 1))
     return np.where(i < 0, 0.0, (ends[j] - counts[j] + counts[j] * inside) / ends[-1])[()]
 
-# %% ../../nbs/data/01_histogram.ipynb #7e82f3cc
+# %% ../../nbs/data/01_histogram.ipynb #31c67249
 def common(a: Histogram, b: Histogram) -> tuple:  # the sum, counts of a, counts of b, all on the sum's buckets
     "Both histograms on the finest buckets they share."
     both = a + b
     return both, *[np.bincount(np.searchsorted(both.keys, h.keys, "right") - 1, h.counts, len(both.keys)).astype("i8") for h in (a, b)]
 
-# %% ../../nbs/data/01_histogram.ipynb #468aef95
+# %% ../../nbs/data/01_histogram.ipynb #c7fdc5cb
 def planes(x: np.ndarray) -> bytes:  # any fixed-width array
     "The array's bytes, all first bytes first."
     return np.ascontiguousarray(x).view("u1").reshape(len(x), -1).T.tobytes() if len(x) else b""

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['UNITS', 'MOST', 'HOUR', 'Ordered', 'ordered', 'add_ordered', 'Calendar', 'calendar']
 
-# %% ../../nbs/data/01_ordered.ipynb #8cbecf70
+# %% ../../nbs/data/01_ordered.ipynb #a85bc8ff
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from .hashing import _floats, _integers, mix
 from .histogram import BUCKETS, CELLS, SIGN, Histogram, number_keys, number_values, tally, time_keys, time_values
 from .moments import Moments
 
-# %% ../../nbs/data/01_ordered.ipynb #839f7689
+# %% ../../nbs/data/01_ordered.ipynb #9b3b3acc
 @dataclass(frozen=True, eq=False)
 class Ordered:
     "Finite numbers, or times in microseconds UTC."
@@ -51,9 +51,9 @@ class Ordered:
 def _exact(time, hist):
     if len(hist.known) and hist.known.min() < 64: return False
     if time or not len(hist.keys): return True
-    return float(np.abs(number_values(hist.keys[[0, -1]])).max()) <= 2**53
+    return float(np.abs(number_values(hist.keys[[0, -1]])).max()) < 2**53  # 2**53 itself is also what 2**53 + 1 rounds to
 
-# %% ../../nbs/data/01_ordered.ipynb #1a629696
+# %% ../../nbs/data/01_ordered.ipynb #7710f9d3
 def ordered(values: np.ndarray,  # int64, uint64 or finite float64; int64 microseconds for times
             time: bool = False,
             caps: tuple = (CELLS, BUCKETS)) -> Ordered:
@@ -70,7 +70,7 @@ def ordered(values: np.ndarray,  # int64, uint64 or finite float64; int64 micros
     hashes = mix(native.view("u8"), "time") if time else _integers(native) if whole else _floats(native)
     return Ordered(**state, regs=registers(hashes), frequent=Frequent.of(*(sum_by(keys, counts) if whole else (keys, counts))))
 
-# %% ../../nbs/data/01_ordered.ipynb #ed4ea0c1
+# %% ../../nbs/data/01_ordered.ipynb #ebb1ddb3
 def add_ordered(a: Ordered, b: Ordered) -> Ordered:
     "The summary of both parts' rows."
     if not b.rows and b.hist.caps >= a.hist.caps: return a
@@ -81,7 +81,7 @@ def add_ordered(a: Ordered, b: Ordered) -> Ordered:
     if _exact(a.time, hist): return Ordered(**state)
     return Ordered(**state, regs=np.maximum(a.registers(), b.registers()), frequent=a.top() + b.top())
 
-# %% ../../nbs/data/01_ordered.ipynb #de3ec782
+# %% ../../nbs/data/01_ordered.ipynb #1297525d
 UNITS, MOST = (1, 24, 168, 168 * 52, 168 * 5200), 10_000  # hours
 HOUR = 3_600_000_000  # microseconds
 

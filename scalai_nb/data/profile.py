@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['PART', 'VERSION', 'SCHEMA', 'caps', 'Profile', 'total', 'profile']
 
-# %% ../../nbs/data/02_profile.ipynb #4373b2e7
+# %% ../../nbs/data/02_profile.ipynb #651aa345
 import functools, hashlib, json, os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +22,7 @@ from .distinct import Frequent
 from .ordered import Calendar, Ordered
 from .types import join, kind
 
-# %% ../../nbs/data/02_profile.ipynb #5266739e
+# %% ../../nbs/data/02_profile.ipynb #e269546c
 def caps(width: int,  # columns
         ) -> tuple:  # cells, and buckets in each
     "How large histograms may be: on hundreds of columns they shrink, so that a profile stays small."
@@ -48,7 +48,7 @@ class Profile:
     def __contains__(self, name): return name in self.columns
     __iter__ = None  # ask for .columns: a profile is a value, not a sequence
 
-# %% ../../nbs/data/02_profile.ipynb #c0e4a9e7
+# %% ../../nbs/data/02_profile.ipynb #103b7423
 @patch
 def __add__(self: Profile, other: Profile) -> Profile:
     "The profile of all rows together."
@@ -89,7 +89,7 @@ def corr(self: Profile) -> tuple:  # names, matrix float64 (p, p)
     "Pearson correlations of the numeric columns, each pair over the rows where both are present."
     return list(self.pairs.names), mt.correlation(self.pairs)
 
-# %% ../../nbs/data/02_profile.ipynb #847fcf0b
+# %% ../../nbs/data/02_profile.ipynb #33eab65c
 PART = 1_000_000  # rows profiled at a time
 
 def _of_table(table: pa.Table,
@@ -132,7 +132,7 @@ def total(profiles: Iterable[Profile]) -> Profile:
         stack.append((n, p))
     return functools.reduce(lambda later, earlier: earlier + later, [p for _, p in reversed(stack)]) if stack else Profile()
 
-# %% ../../nbs/data/02_profile.ipynb #1fd9f40d
+# %% ../../nbs/data/02_profile.ipynb #b39ca0d7
 def _pack_column(c: Column) -> tuple:  # exact and bounded state, each plain values and bytes
     "A column's fields, for the digest and for disk."
     exact, bounded = {"name": c.name, "type": c.type, **{f: getattr(c, f) for f in COUNTERS}}, {}
@@ -164,7 +164,7 @@ def _split(state: dict) -> tuple:  # JSON text, bytes by name
     "Plain values apart from bytes."
     return json.dumps({k: v for k, v in state.items() if not isinstance(v, bytes)}, sort_keys=True), {k: v for k, v in state.items() if isinstance(v, bytes)}
 
-# %% ../../nbs/data/02_profile.ipynb #40752bad
+# %% ../../nbs/data/02_profile.ipynb #d047e78f
 @patch(as_prop=True)
 def digest(self: Profile) -> str:
     "SHA-256 of the exact state: equal for equal rows, however they were cut and in whatever order they came."
@@ -190,7 +190,7 @@ def _close(a, b):
     near = lambda x, y: x == y or abs(x - y) <= 1e-9 * scale
     return near(mt.mean(a.moments), mt.mean(b.moments)) and near(mt.std(a.moments) or 0.0, mt.std(b.moments) or 0.0)
 
-# %% ../../nbs/data/02_profile.ipynb #d300e9d3
+# %% ../../nbs/data/02_profile.ipynb #83bb5508
 def _of_pandas(frame, columns=None, threads=None):
     "Profile a pandas frame."
     names = list(frame.columns) if columns is None else list(columns)
@@ -215,7 +215,7 @@ def _sorts(name, series):
         except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError): return column(name, pa.array([str(v) for v in values]))
     return functools.reduce(Column.__add__, map(one, groups.values()))
 
-# %% ../../nbs/data/02_profile.ipynb #3029f3d4
+# %% ../../nbs/data/02_profile.ipynb #119dd3c6
 def _family(table, by, threads=None):
     "One profile for each value, or combination of values, of the columns `by`."
     codes, keys = np.zeros(table.num_rows, "i8"), [()]
@@ -236,7 +236,7 @@ def _add_families(a, b):
     "Sum two families key by key."
     return {k: a[k] + b[k] if k in a and k in b else a.get(k) or b[k] for k in {**a, **b}}
 
-# %% ../../nbs/data/02_profile.ipynb #1dc5c766
+# %% ../../nbs/data/02_profile.ipynb #b2ca52f6
 def profile(data,  # a pandas, cuDF or Dask frame; an Arrow table, batch, or iterable of them; a URI or the name of a table
             by: "str | list[str] | None" = None,  # also cut by these columns' values
             columns: "list[str] | None" = None,  # only these
@@ -275,7 +275,7 @@ def _known(names, have):
             near = nearest(str(n), map(str, have))
             raise BadRequest(f"No column {n!r} to profile.", f"Did you mean {near!r}?" if near else f"Columns: {', '.join(map(str, have))}.")
 
-# %% ../../nbs/data/02_profile.ipynb #c9baa6c1
+# %% ../../nbs/data/02_profile.ipynb #976609e1
 def _of_uri(uri, keys, columns):
     "Profile a source in batches, or open a saved profile."
     if Profile.is_saved(uri): return Profile.load(uri)
@@ -301,7 +301,7 @@ def _part_task(data, keys, columns, of):
 
 def _sum_task(parts, keys): return total(parts) if keys is None else functools.reduce(_add_families, parts, {})
 
-# %% ../../nbs/data/02_profile.ipynb #ff194ecf
+# %% ../../nbs/data/02_profile.ipynb #2ad2c7f2
 VERSION = 1
 SCHEMA = pa.schema([("name", pa.string()), ("exact", pa.string()), ("bounded", pa.string()), ("arrays", pa.map_(pa.string(), pa.binary()))])
 
@@ -335,7 +335,7 @@ def from_bytes(cls: Profile, data: bytes) -> Profile:
     columns = {r["name"]: _unpack_column({**json.loads(r["exact"]), **json.loads(r["bounded"]), **dict(r["arrays"])}) for r in table.to_pylist()}
     return Profile(head["rows"], columns, _unpack_pairs(head, meta[b"pairs"]), head["caps"])
 
-# %% ../../nbs/data/02_profile.ipynb #6db9d08e
+# %% ../../nbs/data/02_profile.ipynb #c0289cb5
 def _unpack_column(s: dict) -> Column:
     "The column with these fields."
     def order(name):
@@ -374,7 +374,7 @@ def _unpack_pairs(head, data):
         return np.where(np.tri(p, k=-1) > 0, out.T, out)
     return mt.Pairs(names, np.array(head["pairs"]["exponents"], "i8"), full(n), mean.reshape(p, p), m2.reshape(p, p), full(co))
 
-# %% ../../nbs/data/02_profile.ipynb #ca9f8336
+# %% ../../nbs/data/02_profile.ipynb #acc45784
 @patch
 def save(self: Profile, path: "str | Path") -> "str | Path":
     "Write the profile to a file or any fsspec URL, whole or not at all."
@@ -403,7 +403,7 @@ def __reduce__(self: Profile):
     "Between processes a profile travels as it is saved."
     return Profile.from_bytes, (self.to_bytes(),)
 
-# %% ../../nbs/data/02_profile.ipynb #92bb04ce
+# %% ../../nbs/data/02_profile.ipynb #3f78425a
 @patch
 def to_dict(self: Profile, top: int = 10) -> dict:
     "The profile in plain JSON values."

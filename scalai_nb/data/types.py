@@ -3,12 +3,12 @@
 # %% auto #0
 __all__ = ['type_name', 'arrow_type', 'kind', 'join']
 
-# %% ../../nbs/data/01_types.ipynb #06a3e244
+# %% ../../nbs/data/01_types.ipynb #5f4eeb04
 import re
 
 import pyarrow as pa
 
-# %% ../../nbs/data/01_types.ipynb #45dd6a19
+# %% ../../nbs/data/01_types.ipynb #82d16c2b
 def type_name(t: pa.DataType) -> str:
     "The name of a column type, whatever its storage."
     is_ = pa.types
@@ -30,7 +30,7 @@ def arrow_type(name: str) -> pa.DataType:
     known = {"date": pa.date32(), "time": pa.time64("us"), "duration": pa.duration("us"), "mixed": pa.string(), "nested": pa.string()}
     return known.get(name) or pa.type_for_alias(name)
 
-# %% ../../nbs/data/01_types.ipynb #f7ee4858
+# %% ../../nbs/data/01_types.ipynb #84b9b205
 def kind(name: str) -> str:  # number boolean text time null mixed nested
     "The kind of a type."
     if name in ("mixed", "null"): return name
@@ -40,7 +40,7 @@ def kind(name: str) -> str:  # number boolean text time null mixed nested
     if re.match(r"u?int|float|decimal|duration|time", name): return "number"
     return "nested"
 
-# %% ../../nbs/data/01_types.ipynb #061bfd76
+# %% ../../nbs/data/01_types.ipynb #b0e19310
 def join(a: str, b: str) -> str:
     "The least type that holds the values of both."
     if a == b or b == "null": return a
