@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['student', 'answers', 'distill']
 
-# %% ../../nbs/compress/06_distill.ipynb #1e4e5ae7
+# %% ../../nbs/compress/06_distill.ipynb #b3e45ee4
 import numpy as np
 
 from .export import with_head
 from .prune import tune
 from ..core.errors import BadRequest
 
-# %% ../../nbs/compress/06_distill.ipynb #994c06c7
+# %% ../../nbs/compress/06_distill.ipynb #cf2c5222
 def student(teacher,  # nn.Module whose configuration has `hidden`
             width: float = .25,  # of each hidden layer's units that the student has
             seed: int = 0,  # of its first weights
@@ -27,7 +27,7 @@ def student(teacher,  # nn.Module whose configuration has `hidden`
         torch.manual_seed(seed)
         return type(teacher)(**{**known, "hidden": [max(4, round(h*width)) for h in known["hidden"]]})
 
-# %% ../../nbs/compress/06_distill.ipynb #507b99b6
+# %% ../../nbs/compress/06_distill.ipynb #d1582ed5
 def answers(teacher,  # nn.Module
             X,  # features float32 (N, …)
             loss: str = "binary",  # binary, multiclass or regression

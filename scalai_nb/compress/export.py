@@ -6,7 +6,7 @@
 __all__ = ['OPSET', 'with_head', 'graph', 'bare', 'join', 'stamp', 'write', 'export', 'finish', 'session', 'facts', 'feeds_of',
            'run_scores', 'difference']
 
-# %% ../../nbs/compress/00_export.ipynb #abd3d078
+# %% ../../nbs/compress/00_export.ipynb #1f2494fc
 import json
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from ..core.errors import BadRequest, one_of
 from ..core.storage import publish
 from ..learn.fit import OBJECTIVES
 
-# %% ../../nbs/compress/00_export.ipynb #80bc7fd0
+# %% ../../nbs/compress/00_export.ipynb #977935e4
 def with_head(model,  # any nn.Module; it is not changed
               loss: str = "binary",  # binary, multiclass or regression
              ):  # nn.Module in evaluation mode, from features to score
@@ -30,7 +30,7 @@ def with_head(model,  # any nn.Module; it is not changed
         def forward(self, features): return head(self.model(features))
     return Headed().eval()
 
-# %% ../../nbs/compress/00_export.ipynb #337f6d97
+# %% ../../nbs/compress/00_export.ipynb #19ade843
 OPSET = 18  # of the default ONNX domain; the prep writes the same, so that the two can be joined
 
 def graph(model,  # any nn.Module
@@ -48,7 +48,7 @@ def graph(model,  # any nn.Module
             dynamic_shapes=({0: torch.export.Dim("N")},))
     return bare(program.model_proto)
 
-# %% ../../nbs/compress/00_export.ipynb #5fd2ee1e
+# %% ../../nbs/compress/00_export.ipynb #482e7bc8
 def bare(proto):  # the same ModelProto, lighter
     "Drop what does not compute: stack traces, shapes in between, documentation."
     del proto.graph.value_info[:]
@@ -61,7 +61,7 @@ def bare(proto):  # the same ModelProto, lighter
         del v.metadata_props[:]
     return proto
 
-# %% ../../nbs/compress/00_export.ipynb #f7840c7a
+# %% ../../nbs/compress/00_export.ipynb #b4c78405
 def join(front,  # ModelProto whose output is `features`
          model,  # ModelProto from `features` to `score`
         ):  # ModelProto from the front's inputs to `score`
@@ -76,7 +76,7 @@ def join(front,  # ModelProto whose output is `features`
     whole.graph.output[0].name = "score"
     return bare(whole)
 
-# %% ../../nbs/compress/00_export.ipynb #35d86c18
+# %% ../../nbs/compress/00_export.ipynb #7e8e064a
 def stamp(proto,  # ModelProto, changed in place
           **facts):  # plain values
     "Write facts into a graph's metadata, each as JSON under `scalai.NAME`."
@@ -96,7 +96,7 @@ def write(proto,  # ModelProto
     with publish(path) as tmp: tmp.write_bytes(proto.SerializeToString())
     return Path(path)
 
-# %% ../../nbs/compress/00_export.ipynb #6b861e24
+# %% ../../nbs/compress/00_export.ipynb #0dde086f
 def export(model,  # any nn.Module
            prep,  # the Prep it was trained behind; None: the file takes `features`
            path: Path | str,  # the .onnx file
@@ -116,7 +116,7 @@ def finish(half,  # the model's graph, float or quantized
     "Join, and stamp what a reader must know."
     return stamp(half if prep is None else join(prep.onnx(), half), loss=loss, **facts)
 
-# %% ../../nbs/compress/00_export.ipynb #d123618b
+# %% ../../nbs/compress/00_export.ipynb #62ab9d29
 def session(path: Path | str,  # an .onnx file, or its bytes
             threads: int = 1,  # within one call; 0: one per core
            ):  # onnxruntime.InferenceSession
@@ -139,7 +139,7 @@ def facts(model,  # a session
     meta = model.get_modelmeta().custom_metadata_map
     return {k.removeprefix("scalai."): json.loads(v) for k, v in meta.items() if k.startswith("scalai.")}
 
-# %% ../../nbs/compress/00_export.ipynb #0ab58ee4
+# %% ../../nbs/compress/00_export.ipynb #1943c740
 def feeds_of(model,  # a session
              rows,  # a pandas or cuDF frame, an Arrow table, or an array of features
             ) -> dict[str, np.ndarray]:  # what the session's `run` takes
@@ -157,7 +157,7 @@ def run_scores(model,  # a session
     parts = [model.run(["score"], {k: v[i:i + batch] for k, v in feeds.items()})[0] for i in range(0, rows, batch)]
     return np.concatenate(parts) if parts else np.empty(0, np.float32)
 
-# %% ../../nbs/compress/00_export.ipynb #b11925cc
+# %% ../../nbs/compress/00_export.ipynb #bf690f79
 def difference(model,  # a session of the file
                module,  # the nn.Module it came from
                prep,  # its Prep; None where rows are features

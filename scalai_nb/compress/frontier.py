@@ -7,7 +7,7 @@ __all__ = ['NETWORKS', 'RECIPES', 'BOUNDS', 'wilson', 'quality', 'area', 'latenc
            'Candidate', 'Frontier', 'checked', 'excess', 'best', 'compress', 'loss_of', 'make', 'measure', 'machine',
            'load_frontier', 'picture']
 
-# %% ../../nbs/compress/08_frontier.ipynb #c7aaa03a
+# %% ../../nbs/compress/08_frontier.ipynb #a1364c7f
 import html, json, math, time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..core.settings import Settings
 from ..core.storage import write_atomic
 from ..learn.fit import auc
 
-# %% ../../nbs/compress/08_frontier.ipynb #a6d8b027
+# %% ../../nbs/compress/08_frontier.ipynb #ee8f2e8e
 def wilson(right: int,  # rows that were right
            rows: int,  # rows in all
            z: float = 1.959964,  # 95 %
@@ -33,7 +33,7 @@ def wilson(right: int,  # rows that were right
     centre, half = (p + z*z/(2*n))/(1 + z*z/n), z*math.sqrt(p*(1 - p)/n + z*z/(4*n*n))/(1 + z*z/n)
     return max(0., centre - half), min(1., centre + half)
 
-# %% ../../nbs/compress/08_frontier.ipynb #93c20e4b
+# %% ../../nbs/compress/08_frontier.ipynb #09db8a69
 def quality(scores: np.ndarray,  # (N,) or (N, C)
             y: np.ndarray,  # (N,)
             loss: str,  # binary, multiclass or regression
@@ -52,7 +52,7 @@ def area(scores, y) -> float | None:  # None where there is one class only
     found = auc(y, scores)
     return found if math.isfinite(found) else None
 
-# %% ../../nbs/compress/08_frontier.ipynb #148e68b7
+# %% ../../nbs/compress/08_frontier.ipynb #212904cf
 def latencies(sessions: list,  # of the candidates, one thread each
               rows,  # raw rows, at least one
               batch: int = 64,
@@ -72,7 +72,7 @@ def latencies(sessions: list,  # of the candidates, one thread each
                 mine.append(time.perf_counter() - start)
     return [float(np.median(t))*1e3 for t in took]
 
-# %% ../../nbs/compress/08_frontier.ipynb #9817200d
+# %% ../../nbs/compress/08_frontier.ipynb #35de4bfe
 @dataclass
 class Rows:
     "What candidates are made with and measured on."
@@ -104,7 +104,7 @@ def labels(table, target: str) -> np.ndarray:  # float32, or whole numbers
     y = table.column(target).to_numpy(zero_copy_only=False)
     return y.astype(np.int64) if y.dtype.kind in "iu" else y.astype(np.float32)
 
-# %% ../../nbs/compress/08_frontier.ipynb #7a60ffdf
+# %% ../../nbs/compress/08_frontier.ipynb #7ce5fec7
 def _same(run, rows, how): return run.model
 
 def _pruned(run, rows, how):
@@ -133,7 +133,7 @@ def steps(recipe: str,  # such as "pruned+int8"
         raise BadRequest(f"The recipe {recipe!r} is out of order.", "Write one of float32, pruned, distilled, and then +int8 if wanted.")
     return network[0], "int8" in words
 
-# %% ../../nbs/compress/08_frontier.ipynb #13551012
+# %% ../../nbs/compress/08_frontier.ipynb #a3d9a1b8
 @dataclass(frozen=True)
 class Candidate:
     "One file, measured."
@@ -167,7 +167,7 @@ class Frontier:
     def __getitem__(self, recipe: str) -> Candidate:
         return next(c for c in self.candidates if c.recipe == one_of(recipe, [c.recipe for c in self.candidates], "recipe"))
 
-# %% ../../nbs/compress/08_frontier.ipynb #1b1e1588
+# %% ../../nbs/compress/08_frontier.ipynb #e8c9c7bf
 BOUNDS = {  # bound -> what it measures of a candidate, beside the base
     "accuracy_drop": lambda c, base: base.accuracy - c.accuracy,
     "latency_ms": lambda c, base: c.latency_ms,
@@ -176,7 +176,7 @@ BOUNDS = {  # bound -> what it measures of a candidate, beside the base
 
 def checked(budget: dict | None) -> dict[str, float]:  # the same, when it makes sense
     "Refuse a bound that is unknown or no number."
-    budget = {"accuracy_drop": .01} if budget is None else dict(budget)
+    budget = dict(budget or {"accuracy_drop": .01})
     for name, bound in budget.items():
         one_of(name, BOUNDS, "bound of a budget")
         if isinstance(bound, bool) or not isinstance(bound, (int, float)) or not bound >= 0:
@@ -187,7 +187,7 @@ def excess(c: Candidate, base: Candidate, budget: dict) -> dict[str, float]:  # 
     over = {n: BOUNDS[n](c, base) - b for n, b in budget.items()}
     return {n: o/max(budget[n], 1e-3 if n == "accuracy_drop" else 1e-9) for n, o in over.items() if o > 1e-12}
 
-# %% ../../nbs/compress/08_frontier.ipynb #1a11f51b
+# %% ../../nbs/compress/08_frontier.ipynb #e1cfba77
 def best(self: Frontier,
          budget: dict | None = None,  # accuracy_drop, latency_ms, size_bytes, each optional; None: the frontier's own
         ) -> Candidate | None:  # None where no candidate is within the budget; `why` says the reason
@@ -213,7 +213,7 @@ def _change(c, base):
     inside = base.accuracy_low <= c.accuracy <= base.accuracy_high
     return f"{points:+.2f} points" + (", inside the interval: neither loss nor gain" if inside and c is not base else "")
 
-# %% ../../nbs/compress/08_frontier.ipynb #7a2e4b7c
+# %% ../../nbs/compress/08_frontier.ipynb #a87065db
 def _out_of_reach(self, budget, broken):
     "Which bound is in the way, and who comes nearest."
     near = min(self.candidates, key=lambda c: max(broken[c.recipe].values()))
@@ -223,9 +223,9 @@ def _out_of_reach(self, budget, broken):
     return (f"No candidate meets the budget: {told} {'binds' if len(which) == 1 else 'bind'}"
             f"{'' if alone else ' together with the other bounds'}; {near.recipe} comes nearest.")
 
-# %% ../../nbs/compress/08_frontier.ipynb #96027b38
+# %% ../../nbs/compress/08_frontier.ipynb #ee2b9275
 def compress(run,  # a Run, from fit or the registry
-             budget: dict | None = None,  # see `best`; None: at most one point of accuracy
+             budget: dict | None = None,  # see `best`; None or empty: at most one point of accuracy
              recipes: tuple[str, ...] = RECIPES,  # words joined by `+`; float32 is always measured
              settings: Settings | None = None,
              finetune_epochs: int = 1,  # that a pruned network is tuned, three times as many for a distilled one
@@ -249,7 +249,7 @@ def compress(run,  # a Run, from fit or the registry
 def loss_of(run) -> str:  # binary, multiclass or regression
     return getattr(run, "loss", None) or "binary"
 
-# %% ../../nbs/compress/08_frontier.ipynb #50ef3011
+# %% ../../nbs/compress/08_frontier.ipynb #2adfb8a1
 def make(run, todo: dict[str, tuple[str, bool]], rows: Rows, how: dict, folder: Path) -> dict[str, tuple[Path, int]]:
     "Write each recipe's file; give its path and the number of its parameters."
     from scalai_nb.compress.quantize import quantize
@@ -283,7 +283,7 @@ def machine() -> dict[str, str]:
     cpu = next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), "") if os.path.exists("/proc/cpuinfo") else ""
     return {"cpu": cpu or platform.processor() or platform.machine(), "cores": str(os.cpu_count()), "onnxruntime": onnxruntime.__version__}
 
-# %% ../../nbs/compress/08_frontier.ipynb #2344593f
+# %% ../../nbs/compress/08_frontier.ipynb #171c152b
 def load_frontier(folder: Path | str,  # that `compress` wrote
                  ) -> Frontier:
     "A frontier from its record."
@@ -292,7 +292,7 @@ def load_frontier(folder: Path | str,  # that `compress` wrote
     d = json.loads(file.read_text())
     return Frontier(Candidate(**d["base"]), [Candidate(**c) for c in d["candidates"]], d["budget"], d["rows"], d["machine"])
 
-# %% ../../nbs/compress/08_frontier.ipynb #84646036
+# %% ../../nbs/compress/08_frontier.ipynb #a9da7cdf
 def picture(self: Frontier, width: int = 560, height: int = 300) -> str:  # an SVG
     "Accuracy over latency, size as area."
     cs, top = self.candidates, self.best(self.budget)
@@ -328,7 +328,7 @@ def _names(cs, x, y, top, edge):
         placed.append((at_x, at_y, wide))
         yield f'<text x="{at_x:.1f}" y="{at_y:.1f}" font-weight="{600 if c is top else 400}">{html.escape(c.recipe)}</text>'
 
-# %% ../../nbs/compress/08_frontier.ipynb #72864e81
+# %% ../../nbs/compress/08_frontier.ipynb #9bd78adc
 def _repr_html_(self: Frontier) -> str:
     "The table, the reason and the picture."
     top = self.best(self.budget)

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['prune', 'parameters', 'losses', 'tensors', 'held_loss', 'tune', 'one_thread']
 
-# %% ../../nbs/compress/04_prune.ipynb #18bdd33f
+# %% ../../nbs/compress/04_prune.ipynb #5a1f8ff9
 from contextlib import contextmanager
 
 import numpy as np
 
 from ..core.errors import BadRequest
 
-# %% ../../nbs/compress/04_prune.ipynb #d3b79f50
+# %% ../../nbs/compress/04_prune.ipynb #95e6741e
 def prune(model,  # any nn.Module; it is not changed
           ratio: float = .5,  # share of each layer's units that goes
           shape: tuple | None = None,  # of one example; None: the first layer's width
@@ -32,7 +32,7 @@ def prune(model,  # any nn.Module; it is not changed
 
 def parameters(model) -> int: return sum(p.numel() for p in model.parameters())
 
-# %% ../../nbs/compress/04_prune.ipynb #fde878d0
+# %% ../../nbs/compress/04_prune.ipynb #55941701
 def losses() -> dict:  # name -> fn(raw outputs, targets) -> scalar tensor
     "What each kind of model minimises; targets of the first two may be probabilities."
     from torch.nn import functional as F
@@ -55,13 +55,13 @@ def held_loss(model, X, targets, loss: str = "binary", batch: int = 8192) -> flo
     with torch.no_grad():
         return sum(float(losses()[loss](model(X[i:i + batch]), t[i:i + batch]))*len(X[i:i + batch]) for i in range(0, len(X), batch))/len(X)
 
-# %% ../../nbs/compress/04_prune.ipynb #b39c5628
+# %% ../../nbs/compress/04_prune.ipynb #4bddb5af
 def tune(model,  # nn.Module, trained in place
          X,  # features float32 (N, …)
          targets,  # (N,), or probabilities
          loss: str = "binary",  # binary, multiclass or regression
          epochs: int = 1,  # at most
-         batch: int = 1024,  # rows a step
+         batch: int = 512,  # rows a step
          lr: float = 1e-3,  # falls to zero along a cosine
          goal: float | None = None,  # held-out loss that is good enough to stop at
          held: int = 4096,  # rows kept out to watch, at most a tenth

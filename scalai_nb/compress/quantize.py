@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['LAYERS', 'int8', 'layers', 'int8_weights', 'quantize', 'int8_sums', 'weight_types']
 
-# %% ../../nbs/compress/02_quantize.ipynb #3f965bf5
+# %% ../../nbs/compress/02_quantize.ipynb #11306dc8
 import logging
 
 import numpy as np
 
 from ..core.errors import BadRequest
 
-# %% ../../nbs/compress/02_quantize.ipynb #00cb2f26
+# %% ../../nbs/compress/02_quantize.ipynb #65d8af23
 LAYERS = {"Gemm": 0, "Conv": 0, "MatMul": 1}  # operator -> axis of its weight that holds output channels (Gemm as torch writes it, transB=1)
 
 def int8(weight: np.ndarray,  # float32
@@ -25,7 +25,7 @@ def int8(weight: np.ndarray,  # float32
     by = scale.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
     return np.clip(np.rint(weight/by), -127, 127).astype(np.int8), scale
 
-# %% ../../nbs/compress/02_quantize.ipynb #8ed7c9a7
+# %% ../../nbs/compress/02_quantize.ipynb #17bcba0c
 def layers(proto) -> list[str]:  # names of nodes, in the order of computation
     "The nodes that multiply by a float weight of two or more axes."
     weights = {i.name for i in proto.graph.initializer if len(i.dims) >= 2 and i.data_type == 1}
@@ -50,7 +50,7 @@ def int8_weights(proto,  # ModelProto, not changed
         if not any(weight.name in n.input for n in out.graph.node): out.graph.initializer.remove(weight)
     return out
 
-# %% ../../nbs/compress/02_quantize.ipynb #ed65d2e6
+# %% ../../nbs/compress/02_quantize.ipynb #e25dcbc9
 def quantize(proto,  # the model's graph, `features` -> `score`
              rows: np.ndarray,  # calibration features float32 (N, …); a few thousand drawn at random
              exact: tuple[str, ...] | None = None,  # layers that keep float sums; None: the first and the last
@@ -63,7 +63,7 @@ def quantize(proto,  # the model's graph, `features` -> `score`
     summed = int8_sums(proto, np.asarray(rows, np.float32), inner) if inner else proto
     return int8_weights(summed, [n for n in names if n in exact])
 
-# %% ../../nbs/compress/02_quantize.ipynb #ac59e70e
+# %% ../../nbs/compress/02_quantize.ipynb #43f8d33d
 def int8_sums(proto,  # ModelProto
               rows: np.ndarray,  # calibration features
               names: list[str],  # of the layers
@@ -84,7 +84,7 @@ def int8_sums(proto,  # ModelProto
             return onnx.load(f"{tmp}/q.onnx")
     finally: root.setLevel(level)
 
-# %% ../../nbs/compress/02_quantize.ipynb #5f304083
+# %% ../../nbs/compress/02_quantize.ipynb #b2c761b5
 def weight_types(proto) -> dict[str, str]:  # name of each initializer of two or more axes in the model's part -> its type
     "What the weights are stored as; the prep's own constants (not under `model/`) are left out of a joined file."
     from onnx import TensorProto

@@ -1,0 +1,169 @@
+"What the compress lessons do not show: other networks than an MLP, other targets than a yes or no, and a run on a table."
+import json
+
+import numpy as np
+import onnx
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from scalai_nb.compress import export as ex
+from scalai_nb.compress.frontier import Rows, compress, load_frontier
+from scalai_nb.compress.prune import held_loss, prune, tune
+from scalai_nb.compress.quantize import quantize, weight_types
+from scalai_nb.core.errors import BadRequest
+from scalai_nb.core.settings import Settings
+from scalai_nb.learn.fit import Run
+from scalai_nb.learn.models import MLP
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    from sklearn.datasets import load_digits
+    X, y = load_digits(return_X_y=True)
+    return (X/16).astype(np.float32), y.astype(np.int64)
+
+
+class Small(nn.Module):
+    "A network that nobody here knows, with convolutions and a skip."
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 32, 3, padding=1)
+        self.out = nn.Linear(32*4, 10)
+
+    def forward(self, x):
+        x = self.a(x).relu()
+        x = nn.functional.max_pool2d(x + self.b(x).relu(), 2)
+        return self.out(nn.functional.max_pool2d(self.c(x).relu(), 2).flatten(1))
+
+
+def test_images_of_ten_classes(digits, tmp_path):
+    X, y = digits[0].reshape(-1, 1, 8, 8), digits[1]
+    torch.manual_seed(0)
+    model = Small()
+    tune(model, X[:1500], y[:1500], "multiclass", epochs=8, batch=64, lr=3e-3)
+    run = Run(id="d1", model=model.eval(), prep=None, target=None, loss="multiclass")
+    f = compress(run, {"accuracy_drop": .05}, rows=Rows(X[:1500], y[:1500], X[1500:], y[1500:]), finetune_epochs=4, ratio=.25, out=tmp_path)
+    assert f.base.accuracy > .85 and f["int8"].accuracy > f.base.accuracy - .02
+    assert f["pruned"].size_bytes < .75*f.base.size_bytes and f["int8"].size_bytes < f["pruned"].size_bytes
+    assert set(weight_types(onnx.load(f["pruned+int8"].path)).values()) == {"INT8"}
+    s = ex.session(f["pruned"].path)
+    p = ex.run_scores(s, {"features": X[1500:]})
+    assert p.shape == (len(X) - 1500, 10) and np.allclose(p.sum(1), 1, atol=1e-5)
+
+
+def test_regression(tmp_path):
+    from sklearn.datasets import load_diabetes
+    X, y = load_diabetes(return_X_y=True)
+    X, y = (X*20).astype(np.float32), ((y - 150)/75).astype(np.float32)
+    torch.manual_seed(0)
+    model = MLP(10, hidden=(32, 32), dropout=0.)
+    tune(model, X[:350], y[:350], "regression", epochs=40, batch=32, lr=3e-3)
+    run = Run(id="r1", model=model.eval(), prep=None, target=None, loss="regression")
+    f = compress(run, rows=Rows(X[:350], y[:350], X[350:], y[350:]), recipes=("int8",), out=tmp_path)
+    assert f.base.accuracy > .3 and abs(f["int8"].accuracy - f.base.accuracy) < .02
+    assert f.base.accuracy_low < f.base.accuracy < f.base.accuracy_high and f.base.auc is None
+
+
+def test_a_file_is_all_there_is(digits, tmp_path):
+    "No weights beside the graph, also for a network that is large enough for the exporter to want to."
+    path = ex.export(MLP(64, hidden=(1024, 512)), None, tmp_path/"model.onnx", shape=(64,))
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+    assert path.stat().st_size > 4*(64*1024 + 1024*512)
+    onnx.checker.check_model(onnx.load(path), full_check=True)
+    one, many = (ex.run_scores(ex.session(path), {"features": digits[0][:n]}) for n in (1, 700))
+    assert np.allclose(one, many[:1], atol=1e-6)
+
+
+def test_training_and_dropout_leave_the_model_alone(digits):
+    "Exporting or pruning a model changes neither its weights nor its mode, and no random numbers are drawn from the caller's generator."
+    X, y = digits[0], (digits[1] > 4).astype(np.float32)
+    model = MLP(64, hidden=(32, 32)).train()
+    before, state = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
+    ex.graph(model, 64)
+    small = prune(model)
+    tune(small, X, y)
+    assert model.training and torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_int8_of_weights_that_are_zero_or_huge(digits):
+    "A dead unit has no scale of its own, and one huge weight spoils its own channel only."
+    model = MLP(64, hidden=(32, 32, 32), dropout=0.).eval()
+    with torch.no_grad():
+        model.layers[3].weight[4] = 0
+        model.layers[3].weight[5, 5] = 1e4
+    half = ex.graph(model, 64)
+    small = quantize(half, digits[0][:500])
+    assert np.isfinite(ex.run_scores(ex.session(small.SerializeToString()), {"features": digits[0]})).all()
+
+
+def test_bad_requests_write_nothing(digits, tmp_path):
+    run = Run(id="x", model=MLP(64), prep=None, target=None, loss="binary")
+    rows = Rows(digits[0][:100], np.zeros(100, np.float32), digits[0][100:200], np.zeros(100, np.float32))
+    for bad in (dict(recipes=("int9",)), dict(budget={"acuracy_drop": 1}), dict(budget={"latency_ms": -1}), dict(recipes=("int8+pruned",))):
+        with pytest.raises(BadRequest): compress(run, rows=rows, out=tmp_path/"out", **bad)
+    with pytest.raises(BadRequest, match="fitted on arrays"): compress(run, out=tmp_path/"out", settings=Settings(root=tmp_path))
+    with pytest.raises(BadRequest, match="no validation rows"): Rows(digits[0], digits[1], digits[0][:0], digits[1][:0])
+    assert not (tmp_path/"out").exists()
+
+
+@pytest.fixture
+def trained(workspace, flights):
+    "A run on a table of three months."
+    from scalai_nb.data.prep import Prep
+    from scalai_nb.data.table import Table, write
+    from scalai_nb.learn.fit import fit
+    rows = flights.loc[flights["month"].le(3), ["month", "carrier", "origin", "dest", "distance", "dep_delay", "arr_delay"]].dropna(subset=["arr_delay"]).sample(40_000, random_state=0)
+    rows["id"] = [f"f{i}" for i in range(len(rows))]
+    rows["late"] = rows.pop("arr_delay") >= 15
+    write(rows, "features", fold="id")
+    table = Table("features")
+    training = sum(p for fold, p in table.profiles(by="fold").items() if fold != 0)
+    prep = Prep.fit(training, target="late", exclude=("id", "month", "fold"))
+    return fit(MLP(len(prep.features)), "features", prep, target="late", epochs=2, batch=512, ranks=1)
+
+
+def test_a_run_on_a_table(trained, workspace):
+    f = compress(trained, {"accuracy_drop": .01})
+    assert {c.recipe for c in f.candidates} == {"float32", "int8", "pruned", "pruned+int8"}
+    assert f.best() is not None and f["int8"].size_bytes <= .35*f.base.size_bytes
+    assert f.base.auc > .85
+    for c in f.candidates:
+        names = {i.name for i in onnx.load(c.path).graph.input}
+        assert {"carrier", "origin", "dest", "distance", "dep_delay"} <= names, names
+    assert set(weight_types(onnx.load(f["int8"].path)).values()) == {"INT8"}
+    doc = json.loads(json.dumps(load_frontier(workspace/".scalai"/"frontiers"/trained.id).to_dict()))
+    assert {"recipe", "accuracy", "accuracy_low", "accuracy_high", "latency_ms", "size_bytes", "path"} <= set(doc["best"])
+
+
+def test_nulls_and_strangers_score_alike(trained, flights, tmp_path):
+    "Prep and torch on one side, the exported file on the other."
+    path = ex.export(trained.model, trained.prep, tmp_path/"late.onnx", trained.loss)
+    odd = flights.loc[flights["month"].eq(9), ["carrier", "origin", "dest", "distance", "dep_delay"]].head(3000).copy()
+    odd["distance"] = odd["distance"].astype(float)
+    odd.iloc[::3, odd.columns.get_loc("dep_delay")] = None
+    odd.iloc[::4, odd.columns.get_loc("carrier")] = None
+    odd.iloc[1::4, odd.columns.get_loc("dest")] = "nowhere"
+    odd.iloc[::11, odd.columns.get_loc("distance")] = np.inf
+    got = ex.run_scores(ex.session(path), ex.feeds_of(ex.session(path), odd))
+    assert np.abs(got - trained.predict(odd)).max() < 1e-5
+    same = pd.DataFrame(odd).sample(frac=1, random_state=1)
+    assert np.allclose(got, pd.Series(ex.run_scores(ex.session(path), ex.feeds_of(ex.session(path), same)), same.index).loc[odd.index], atol=1e-6)
+
+
+def test_twice_the_same(trained, tmp_path):
+    "The same run and seed give the same files to the byte."
+    for name in "ab": compress(trained, out=tmp_path/name)
+    for recipe in ("float32", "int8", "pruned", "pruned-int8"):
+        assert (tmp_path/"a"/f"{recipe}.onnx").read_bytes() == (tmp_path/"b"/f"{recipe}.onnx").read_bytes(), recipe
+    assert held_loss(trained.model, np.zeros((10, len(trained.prep.features))), np.zeros(10)) > 0
