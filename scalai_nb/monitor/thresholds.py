@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EFFECTS', 'LOSSES', 'BORROWED', 'CONFIDENCE', 'Policy', 'threshold', 'limit']
 
-# %% ../../nbs/monitor/00_thresholds.ipynb #f4bba20b
+# %% ../../nbs/monitor/00_thresholds.ipynb #4525ed34
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from scipy.special import stdtrit
 from ..core.errors import BadRequest, nearest
 from ..core.storage import write_atomic
 
-# %% ../../nbs/monitor/00_thresholds.ipynb #5fe9e7a0
+# %% ../../nbs/monitor/00_thresholds.ipynb #bb70eacd
 EFFECTS = {
     "ks": .03,           # largest gap between the cumulative shares
     "shift": .05,        # location: difference of mean normal scores, in sd (van der Waerden 1952)
@@ -37,7 +37,7 @@ LOSSES = {
     "bias": .02,         # mean score − share of positives
 }
 
-# %% ../../nbs/monitor/00_thresholds.ipynb #2bee7bea
+# %% ../../nbs/monitor/00_thresholds.ipynb #edee5695
 def _known(given: dict, known, what: str) -> None:
     "Refuse a word that nothing would read, rather than ignore it."
     for word in given:
@@ -45,7 +45,7 @@ def _known(given: dict, known, what: str) -> None:
             near = nearest(word, list(known))
             raise BadRequest(f"unknown {what} '{word}'", f"did you mean '{near}'?" if near else f"known: {', '.join(known)}")
 
-# %% ../../nbs/monitor/00_thresholds.ipynb #3520ebc2
+# %% ../../nbs/monitor/00_thresholds.ipynb #67c405ef
 @dataclass
 class Policy:
     "What counts as drift, what counts as loss, and how rarely either may be claimed wrongly."
@@ -68,7 +68,7 @@ class Policy:
         for own in self.columns.values(): _known(own, [*EFFECTS, "unit"], "effect")
         self.effects, self.losses = EFFECTS | dict(self.effects), LOSSES | dict(self.losses)
 
-# %% ../../nbs/monitor/00_thresholds.ipynb #d62afc4b
+# %% ../../nbs/monitor/00_thresholds.ipynb #104b36a6
 def threshold(policy: Policy,
               column: str,  # a name, or 'a × b' for a pair
               measure: str,  # a key of EFFECTS
@@ -77,7 +77,7 @@ def threshold(policy: Policy,
     if measure in own: return float(own[measure])
     return float(policy.limits.get(column, {}).get(measure, policy.effects[measure]))
 
-# %% ../../nbs/monitor/00_thresholds.ipynb #c44dfa8d
+# %% ../../nbs/monitor/00_thresholds.ipynb #74eb39a3
 BORROWED = 4  # windows' worth of spread that a column takes from its neighbours
 CONFIDENCE = .99  # of the prediction limit, one-sided
 
@@ -90,7 +90,7 @@ def limit(excess: np.ndarray,  # window × column: effects beyond noise
     sd = np.sqrt(((k - 1) * var + BORROWED * ratio * mean ** 2) / (k - 1 + BORROWED))
     return (mean + stdtrit(k - 1 + BORROWED, CONFIDENCE) * sd * np.sqrt(1 + 1 / k)) ** 2
 
-# %% ../../nbs/monitor/00_thresholds.ipynb #d8b16e8d
+# %% ../../nbs/monitor/00_thresholds.ipynb #ed460bae
 class _either:
     "A method that starts from the defaults when it is called on the class."
     def __init__(self, f): self.f, self.__doc__ = f, f.__doc__
@@ -103,14 +103,14 @@ def _others(windows: list) -> list:  # for each window, the sum of all the other
     for w in windows[:0:-1]: right.append(w if right[-1] is None else right[-1] + w)
     return [b if a is None else a if b is None else a + b for a, b in zip(left, right[::-1])]
 
-# %% ../../nbs/monitor/00_thresholds.ipynb #53930f42
+# %% ../../nbs/monitor/00_thresholds.ipynb #9d10af9c
 def _calibrate(policy: Policy,
-               windows: list,  # profiles of reference windows, three or more, or a dict of them
+               windows: list,  # profiles of reference windows, or a dict of them; under three say nothing
               ) -> Policy:  # the same policy with limits and usual effects by column
     "Learn from reference windows how much each column moves by itself."
     from scalai_nb.monitor.drift import measure
     windows = [w for w in (windows.values() if isinstance(windows, dict) else windows) if w.rows]
-    if len(windows) < 3: raise BadRequest(f"{len(windows)} reference windows with rows: too few to show a spread", "give three or more, or keep the stated defaults")
+    if len(windows) < 3: return replace(policy, limits={}, usual={}, windows=0)  # too few to show a spread: the stated defaults hold
     seen = {}
     for i, (window, others) in enumerate(zip(windows, _others(windows))):
         for check in measure(others, window, policy.ignore):
@@ -126,7 +126,7 @@ def _calibrate(policy: Policy,
 
 Policy.calibrate = _either(_calibrate)
 
-# %% ../../nbs/monitor/00_thresholds.ipynb #7ef276e9
+# %% ../../nbs/monitor/00_thresholds.ipynb #958604ce
 @patch
 def save(self: Policy, path) -> Path:
     "Write the policy as YAML."
