@@ -403,8 +403,30 @@ def __reduce__(self: Profile):
     "Between processes a profile travels as it is saved."
     return Profile.from_bytes, (self.to_bytes(),)
 
-# %% ../../nbs/data/02_profile.ipynb #3f78425a
+# %% ../../nbs/data/02_profile.ipynb #d7ae2909
 @patch
 def to_dict(self: Profile, top: int = 10) -> dict:
     "The profile in plain JSON values."
     return {"rows": self.rows, "digest": self.digest, "columns": {n: c.to_dict(top) for n, c in self.columns.items()}}
+
+
+@patch
+def __repr__(self: Profile): return f"Profile({self.rows:,} rows × {len(self.columns):,} columns, {self.digest[:12]})"
+
+@patch
+def __str__(self: Profile):
+    "A table for the terminal."
+    from scalai_nb.data.sheet import text
+    return text(self)
+
+@patch
+def _repr_html_(self: Profile):
+    "A page for a notebook: static, nothing loaded from elsewhere."
+    from scalai_nb.data.sheet import page
+    return page(self)
+
+@patch
+def warnings(self: Profile) -> "list[str]":
+    "What is worth knowing before using these rows, a sentence each."
+    from scalai_nb.data.remarks import warnings
+    return warnings(self)
