@@ -4,7 +4,7 @@
 __all__ = ['OBJECTIVES', 'SMALL', 'auc', 'Objective', 'Run', 'Training', 'factor', 'train', 'Standing', 'choose_ranks', 'kind_of',
            'fit']
 
-# %% ../../nbs/learn/06_fit.ipynb #dd3fe3e6
+# %% ../../nbs/learn/06_fit.ipynb #2ee460e8
 import hashlib
 import html
 import json
@@ -26,7 +26,7 @@ from ..core.progress import progress
 from ..core.settings import Settings
 from ..core.storage import write_atomic
 
-# %% ../../nbs/learn/06_fit.ipynb #7c4371d8
+# %% ../../nbs/learn/06_fit.ipynb #ceb75e50
 def auc(y: np.ndarray,  # 0 or 1
         score: np.ndarray,  # any number, higher for a likelier 1
        ) -> float:  # NaN where only one class is present
@@ -43,7 +43,7 @@ def _right_class(y, score): return float((score.argmax(1) == y).mean())
 def _rmse(y, score): return float(np.sqrt(np.mean((y - score)**2)))
 def _mae(y, score): return float(np.mean(np.abs(y - score)))
 
-# %% ../../nbs/learn/06_fit.ipynb #1add9416
+# %% ../../nbs/learn/06_fit.ipynb #2e0a3ea4
 @dataclass(frozen=True)
 class Objective:
     "How one kind of target is learnt and judged."
@@ -65,7 +65,7 @@ OBJECTIVES = {
     "regression": Objective(_regression, lambda z: z.reshape(-1), {"rmse": _rmse, "mae": _mae}),
 }
 
-# %% ../../nbs/learn/06_fit.ipynb #c8b5c0da
+# %% ../../nbs/learn/06_fit.ipynb #62aaba27
 @dataclass
 class Run:
     "One training, with its record."
@@ -84,7 +84,7 @@ class Run:
     why: str = ""  # how the number of ranks was chosen
     path: Path | None = None  # where it is kept
 
-# %% ../../nbs/learn/06_fit.ipynb #1c44ba50
+# %% ../../nbs/learn/06_fit.ipynb #ea1f0408
 @patch
 def save(self: Run,
          folder: Path | str,  # made if needed
@@ -105,7 +105,7 @@ def save(self: Run,
 def _text(value: Any) -> bytes:
     return value if isinstance(value, bytes) else (value if isinstance(value, str) else json.dumps(value)).encode()
 
-# %% ../../nbs/learn/06_fit.ipynb #077ad0b5
+# %% ../../nbs/learn/06_fit.ipynb #7d17fae4
 @patch(cls_method=True)
 def load(cls: Run,
          folder: Path | str,  # from `save`
@@ -131,7 +131,7 @@ def _prep(content: bytes | None) -> Any:
     from scalai_nb.data.prep import Prep
     return Prep.from_json(content.decode())
 
-# %% ../../nbs/learn/06_fit.ipynb #44345218
+# %% ../../nbs/learn/06_fit.ipynb #ff895afe
 @patch
 def predict(self: Run,
             rows: Any,  # pandas or Arrow rows where there is a prep, else an array of features
@@ -144,7 +144,7 @@ def predict(self: Run,
         parts = [OBJECTIVES[self.loss].predict(self.model(part)) for part in x.split(batch)]
     return torch.cat(parts).numpy() if parts else np.empty(0, np.float32)
 
-# %% ../../nbs/learn/06_fit.ipynb #302f433b
+# %% ../../nbs/learn/06_fit.ipynb #f1373691
 def _curve(history: list[dict], names: tuple[str, ...], width: int = 300, height: int = 120) -> str:
     "Lines of some columns of the history over epochs."
     series = {n: [h[n] for h in history if h.get(n) is not None and np.isfinite(h[n])] for n in names}
@@ -162,7 +162,7 @@ def _curve(history: list[dict], names: tuple[str, ...], width: int = 300, height
             f'<text x="{width-16}" y="{height-4}" text-anchor="end" fill="currentColor">epoch {len(history)}</text>']
     return f'<svg width="{width}" height="{height}" role="img" font-size="11" font-family="sans-serif">{"".join(out)}</svg>'
 
-# %% ../../nbs/learn/06_fit.ipynb #b6e595e9
+# %% ../../nbs/learn/06_fit.ipynb #bc581261
 @patch
 def _repr_html_(self: Run) -> str:
     shown = {k: v for k, v in self.metrics.items() if isinstance(v, float)}
@@ -177,7 +177,7 @@ def _repr_html_(self: Run) -> str:
 def __str__(self: Run) -> str:
     return f"Run {self.id}: {type(self.model).__name__}, " + ", ".join(f"{k} {v:.4g}" for k, v in self.metrics.items() if isinstance(v, float))
 
-# %% ../../nbs/learn/06_fit.ipynb #eeb09a57
+# %% ../../nbs/learn/06_fit.ipynb #45f756bf
 @dataclass
 class Training:
     "What is to be done, the same for every rank."
@@ -198,7 +198,7 @@ class Training:
     folder: Path  # of the checkpoints
     every: int | None  # steps between checkpoints, beside the one after each epoch
 
-# %% ../../nbs/learn/06_fit.ipynb #d64cd521
+# %% ../../nbs/learn/06_fit.ipynb #88479a9e
 def _parts(job: Training) -> tuple[tuple, tuple | None]:  # arguments of two loaders: rows, filter
     "What is learnt from, and what is kept aside."
     rows = job.rows
@@ -223,7 +223,7 @@ def _loaders(job: Training, rank: int, ranks: int) -> tuple[Any, Any]:  # the se
     learn, keep = _parts(job)
     return make(learn), make(keep, shuffle=False) if keep else None
 
-# %% ../../nbs/learn/06_fit.ipynb #5643b623
+# %% ../../nbs/learn/06_fit.ipynb #447bd40b
 def factor(schedule: str,  # cosine or constant
            step: int,  # from 0
            steps: int,  # of the whole training
@@ -233,7 +233,7 @@ def factor(schedule: str,  # cosine or constant
     warm = max(1, min(100, steps//20))
     return (step + 1)/warm if step < warm else .5*(1 + float(np.cos(np.pi*(step - warm)/max(1, steps - warm))))
 
-# %% ../../nbs/learn/06_fit.ipynb #a59b324e
+# %% ../../nbs/learn/06_fit.ipynb #bb824ce2
 def train(job: Training,
           rank: int = 0,
           ranks: int = 1,
@@ -262,7 +262,7 @@ def train(job: Training,
     return {"weights": {k: v.detach().cpu() for k, v in model.state_dict().items()}, "history": at.history,
             "rows": learn.rows, "validation_rows": keep.rows if keep else 0, "notes": at.notes}
 
-# %% ../../nbs/learn/06_fit.ipynb #e9133c7a
+# %% ../../nbs/learn/06_fit.ipynb #4c1d7655
 def _one_epoch(at: "Standing", network: Any, say: Callable) -> None:
     "The steps of an epoch, or those that are left of it."
     import torch
@@ -286,7 +286,7 @@ def _one_epoch(at: "Standing", network: Any, say: Callable) -> None:
             told = now
         if job.every and at.step % job.every == 0: at.keep()
 
-# %% ../../nbs/learn/06_fit.ipynb #76673753
+# %% ../../nbs/learn/06_fit.ipynb #f447a05d
 class Standing:
     "Epoch, batch, sums and history of a training, with the things whose state goes into a checkpoint."
     def __init__(self, model: Any, optimizer: Any, loader: Any, job: Training, rank: int, ranks: int):
@@ -318,7 +318,7 @@ def _gather(value: Any, ranks: int) -> list:  # one for each rank, everywhere
     dist.all_gather_object(values, value)
     return values
 
-# %% ../../nbs/learn/06_fit.ipynb #36bb406f
+# %% ../../nbs/learn/06_fit.ipynb #79d207c7
 @patch
 def keep(self: Standing) -> None:
     "Write a checkpoint: rank 0 for all, each rank's own state beside it."
@@ -350,7 +350,7 @@ def resume(self: Standing, say: Callable) -> None:
     self.notes.append(told)
     if self.rank == 0: say({"state": told, **self.where()})
 
-# %% ../../nbs/learn/06_fit.ipynb #a98e08d7
+# %% ../../nbs/learn/06_fit.ipynb #5a1accf9
 def _evaluate(model: Any, loader: Any, job: Training, ranks: int) -> dict[str, float]:  # val_loss, val_…
     "Loss and metrics on the rows kept aside; each rank predicts its part, all are judged together."
     if loader is None: return {}
@@ -367,7 +367,7 @@ def _evaluate(model: Any, loader: Any, job: Training, ranks: int) -> dict[str, f
     y, score = (np.concatenate([a for p in parts for a in p[i]]) for i in (1, 2))
     return {"val_loss": sum(p[0] for p in parts)/len(y)} | {f"val_{name}": float(fn(y, score)) for name, fn in job.metrics.items()}
 
-# %% ../../nbs/learn/06_fit.ipynb #fc7553f4
+# %% ../../nbs/learn/06_fit.ipynb #eb55ce8f
 def choose_ranks(ranks: int | str,  # "auto" or a number
                  client: Any,  # a distributed.Client or None
                  work: float,  # rows × epochs × parameters
@@ -377,14 +377,14 @@ def choose_ranks(ranks: int | str,  # "auto" or a number
         if not isinstance(ranks, int) or ranks not in (1, 2, 4, 8, 16):
             raise BadRequest(f"{ranks!r} ranks cannot share the work equally.", 'Use ranks="auto", 1, 2, 4, 8 or 16.')
         return ranks, f"{ranks} rank{'s' if ranks > 1 else ' in this process'}, as asked"
-    workers = client.scheduler_info(n_workers=-1)["workers"] if client else {}
-    places = {w["host"] for w in workers.values()}
+    from scalai_nb.learn.launch import workers_of
+    places = {w["host"] for w in workers_of(client).values()} if client else set()
     if len(places) > 1 and work > 1e12:
         best = max(n for n in (2, 4, 8, 16) if n <= max(2, len(places)))
         return best, f"{best} ranks, as the cluster has {len(places)} machines"
     return 1, "one process with all its threads: ranks would only share this machine's cores" if len(places) < 2 else "one process: the work is too small to share"
 
-# %% ../../nbs/learn/06_fit.ipynb #662cbeec
+# %% ../../nbs/learn/06_fit.ipynb #a609d3b6
 SMALL = 1 << 30  # bytes: rows up to this size are read once, here, and handed to the ranks
 
 def _rows(table: Any, prep: Any, target: str | None, where: Any, validation: Any, settings: Settings) -> tuple[Any, dict]:  # rows, what they are
@@ -420,7 +420,7 @@ def _arrays(X: Any, y: Any, validation: Any) -> tuple[Any, Any, dict]:  # rows, 
     kept = hash64(np.arange(len(y)))%np.uint64(5) == np.uint64(validation[1])
     return (X[~kept], y[~kept]), (X[kept], y[kept]), facts
 
-# %% ../../nbs/learn/06_fit.ipynb #2fec2e52
+# %% ../../nbs/learn/06_fit.ipynb #af0e32ff
 def kind_of(y: np.ndarray,  # the target
            ) -> str:  # binary, multiclass or regression
     "Which objective fits these values."
@@ -437,7 +437,7 @@ def _target(rows: Any, target: str | None, where: Any) -> np.ndarray:
     if isinstance(rows, tuple): rows = rows[0].arrow(version=rows[1], columns=[target], filter=expression(where))
     return target_of(rows, target)
 
-# %% ../../nbs/learn/06_fit.ipynb #2b8da35c
+# %% ../../nbs/learn/06_fit.ipynb #ce22e74e
 def _network(model: Any, features: int, seed: int) -> Any:
     import copy
     import torch
@@ -462,7 +462,7 @@ def _note(message: dict) -> str:
     return ", ".join(f"{k} {v:.4g}" for k, v in {"loss": message.get("loss"), **entry}.items()
                      if isinstance(v, float) and k not in ("seconds", "rows_per_second"))
 
-# %% ../../nbs/learn/06_fit.ipynb #dea9d3f5
+# %% ../../nbs/learn/06_fit.ipynb #d2e6a21c
 def _on_ranks(job: Training, ranks: int, heard: Callable, client: Any, settings: Settings, timeout: float, restarts: int) -> dict:
     "The same training on Dask-placed ranks; a lost rank costs the steps since the last checkpoint."
     from scalai_nb.learn.launch import crew
@@ -481,7 +481,7 @@ def _here(job: Training, heard: Callable) -> dict:
     try: return train(job, say=heard)
     finally: checkpoint.restore_random(before)
 
-# %% ../../nbs/learn/06_fit.ipynb #22d33c9e
+# %% ../../nbs/learn/06_fit.ipynb #d63c6f1f
 def fit(model: Any,  # a torch.nn.Module, or a function of the number of features that makes one, such as MLP
         table: Any,  # a table or its name, a pandas or Arrow frame, or arrays (X, y)
         prep: Any = None,  # the Prep that makes features of a table's rows
@@ -520,7 +520,7 @@ def fit(model: Any,  # a torch.nn.Module, or a function of the number of feature
 
 def _size(model: Any) -> int: return sum(p.numel() for p in model.parameters())
 
-# %% ../../nbs/learn/06_fit.ipynb #a682d081
+# %% ../../nbs/learn/06_fit.ipynb #fe30f79f
 def _plan(given: dict[str, Any]) -> tuple[Training, dict]:
     "Check the request and read what is small, before anything is started."
     g = SimpleNamespace(**given)

@@ -1,0 +1,184 @@
+"Training under faults: ranks, workers and callers that die, stall or are interrupted; resumed weights to the bit."
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cloudpickle
+import numpy as np
+import psutil
+import pytest
+
+from scalai_nb.core import live
+from scalai_nb.core.cluster import cluster
+from scalai_nb.core.errors import TimedOut
+from scalai_nb.core.settings import Settings
+from scalai_nb.learn import checkpoint
+from scalai_nb.learn.fit import Run, fit
+from scalai_nb.learn.launch import RankLost, launch
+from scalai_nb.learn.models import MLP
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    "A cluster of two single-threaded worker processes."
+    with cluster(Settings(root=tmp_path_factory.mktemp("two")), kind="processes", workers=2) as client: yield client
+
+
+@pytest.fixture
+def settings(tmp_path): return Settings(root=tmp_path)
+
+
+@pytest.fixture(scope="module")
+def xy():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(6_000, 12)).astype(np.float32)
+    return X, X[:, 0] + X[:, 1]*X[:, 2] + rng.logistic(size=len(X)) > 0
+
+
+def weights(run): return {k: v.numpy().tobytes() for k, v in run.model.state_dict().items()}
+
+
+def agents(): return [p for p in psutil.Process().children(recursive=True) if "scalai_nb.learn.launch" in " ".join(p.cmdline())]
+
+
+def gone(processes, seconds=5):
+    "All have ended, soon."
+    return not psutil.wait_procs(processes, timeout=seconds)[1]
+
+
+def around(seconds=0.):
+    "Where a rank runs: itself, its ancestors, its environment; after a barrier, so that all are there."
+    import torch.distributed as dist
+    dist.barrier()
+    time.sleep(seconds)
+    return os.getpid(), [p.pid for p in psutil.Process().parents()], dict(os.environ)
+
+
+def stubborn(first):
+    "Rank 1 does something to itself in its first life; the others wait for it in a barrier."
+    import torch.distributed as dist
+    if dist.get_rank() == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "1": first()
+    dist.barrier()
+    return os.environ["TORCHELASTIC_RESTART_COUNT"]
+
+
+def kill_myself(): os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_my_worker():
+    psutil.Process().parent().parent().kill()
+    time.sleep(60)  # its agent ends us long before
+
+
+def sleep_long(): time.sleep(600)
+
+
+def test_ranks_descend_from_dask_workers(two):
+    workers = set(two.run(os.getpid).values())
+    told = launch(around, client=two)
+    assert all(workers & set(parents) for _, parents, _ in told)
+    assert len({(workers & set(parents)).pop() for _, parents, _ in told}) == 2  # one on each
+    for pid, _, environ in told:
+        assert "MALLOC_TRIM_THRESHOLD_" not in environ and environ["OMP_NUM_THREADS"] == "1"
+        assert not psutil.pid_exists(pid)
+    assert not agents()
+
+
+def test_two_ranks_on_one_single_threaded_worker(settings):
+    with cluster(settings, kind="processes", workers=1) as client:
+        assert len({pid for pid, *_ in launch(around, client=client)}) == 2
+
+
+def test_a_killed_rank_is_named_at_once(two):
+    started = time.monotonic()
+    with pytest.raises(RankLost, match="Rank 1 of 2 .* killed by SIGKILL"): launch(stubborn, kill_myself, client=two)
+    assert time.monotonic() - started < 60 and not agents()
+
+
+@pytest.mark.parametrize("loss", [kill_myself, kill_my_worker])
+def test_after_a_loss_all_begin_again(two, loss):
+    assert launch(stubborn, loss, client=two, restarts=1) == ["2", "2"]
+    assert not agents()
+
+
+def test_a_silent_rank_is_named(two):
+    with pytest.raises(TimedOut, match="Rank 1 kept the others waiting"): launch(stubborn, sleep_long, client=two, timeout=3)
+    assert not agents()
+
+
+def test_an_interrupt_stops_everything(two):
+    def interrupt(rank, message): raise KeyboardInterrupt
+    def talk():
+        from scalai_nb.learn.launch import report
+        report("here")
+        time.sleep(600)
+    with pytest.raises(KeyboardInterrupt): launch(talk, client=two, heard=interrupt)
+    assert gone(agents())
+    assert launch(around, client=two)  # and the cluster is as good as before
+
+
+CALLER = """
+import sys, time
+from scalai_nb.core.settings import Settings
+from scalai_nb.learn.launch import launch, report
+def work():
+    import os
+    from scalai_nb.learn.launch import report
+    report(os.getpid())
+    time.sleep(600)
+if __name__ == "__main__":
+    launch(work, settings=Settings(root=sys.argv[1]), heard=lambda rank, pid: print(pid, flush=True))
+"""
+
+
+def test_nothing_outlives_a_killed_caller(tmp_path):
+    (tmp_path/"caller.py").write_text(CALLER)
+    with subprocess.Popen([sys.executable, tmp_path/"caller.py", tmp_path], stdout=subprocess.PIPE, text=True) as caller:
+        ranks = [psutil.Process(int(caller.stdout.readline())) for _ in range(2)]
+        family = psutil.Process(caller.pid).children(recursive=True)
+        assert set(ranks) <= set(family)
+        caller.kill()
+    assert gone(family, 10)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_resumed_weights_are_the_same_to_the_bit(two, settings, xy, ranks):
+    how = dict(batch=256, ranks=ranks, seed=3, settings=settings, client=two, every=7)
+    whole = fit(MLP, xy, epochs=2, **how)
+    assert whole.history[0]["val_loss"] > whole.history[1]["val_loss"] and whole.metrics["val_auc"] > .6
+    stopped = whole.path.with_name("stopped")
+    state, own = checkpoint.load(whole.path/"checkpoints"/"step-00000035")  # in the middle of the second epoch
+    assert state["batch"] and state["epoch"] == 1 and len(own) == ranks
+    checkpoint.save(stopped/"checkpoints"/"step-00000035", state, own)
+    rest = fit(MLP, xy, epochs=2, resume=stopped, **how)
+    assert weights(rest) == weights(whole)
+    assert [h["loss"] for h in rest.history] == [h["loss"] for h in whole.history]
+    assert weights(Run.load(rest.path)) == weights(whole)
+
+
+def test_a_lost_rank_costs_no_more_than_a_checkpoint(two, settings, xy):
+    how = dict(batch=256, ranks=2, settings=settings, client=two, epochs=2, every=5)
+    whole = fit(MLP, xy, **how)
+    heard = []
+    def kill_once(topic, state, step=0, **told):
+        heard.append(state)
+        if step >= 20 and not killed:
+            killed.append(max((p for p in agents() if not p.children()), key=lambda p: p.pid))
+            killed[0].kill()
+    killed, stop = [], live.subscribe(kill_once, "fit")
+    try: run = fit(MLP, xy, **how)
+    finally: stop()
+    assert killed and any(s.startswith("resumed at step") for s in heard)
+    assert weights(run) == weights(whole)
+    assert not agents()
+
+
+def test_another_number_of_ranks_is_allowed_and_said(two, settings, xy):
+    half = fit(MLP, xy, epochs=1, ranks=2, settings=settings, client=two)
+    rest = fit(MLP, xy, epochs=2, ranks=1, settings=settings, resume=half)
+    assert "on 1 ranks instead of 2" in rest.params["notes"][0] and len(rest.history) == 2
