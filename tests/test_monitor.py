@@ -83,6 +83,7 @@ def test_months_dealt_at_random_never_retrain(random_year):
 def test_twenty_minutes_in_one_month_are_found_and_retrained(random_year):
     d = random_year.judge(9, later)
     assert d.action == "retrain" and "dep_delay" in d.evidence["drifted"], str(d)
+    json.dumps(d.to_dict(), allow_nan=False)
     assert random_year.judge(9, later, labels=False).action in ("alert", "retrain")  # without labels a person at least hears of it
 
 
@@ -177,6 +178,25 @@ def test_schema_and_empty_windows():
     single = compare(one(A), one(B[:1]))
     assert not single.drifted
     json.dumps(single.to_dict(), allow_nan=False)
+
+
+def test_two_thousand_columns():
+    wide = {f"c{i}": NORMAL[i:i + 200] for i in range(2_000)}
+    a, b = profile(pd.DataFrame(wide)), profile(pd.DataFrame(wide | {"c7": NORMAL[:200] + 2}))
+    report = compare(a, b)
+    assert [n for n, f in report.columns.items() if f.drifted] == ["c7"] and len(report.columns) == 2_000
+
+
+def test_one_month_of_reference_is_enough_to_decide(random_year):
+    "As in a short demo: no spread is known, so the stated defaults hold."
+    policy = Policy.calibrate([random_year.months[1]])
+    usual = performance(random_year.scores[1])
+    for month, change, action in ((2, None, "keep"), (3, later, "retrain")):
+        f = random_year.year[random_year.year.month == month]
+        f = f if change is None else change(f)
+        scores = random_year.scored(f)
+        report = compare(random_year.months[1], profile(f[FEATURES]), policy)
+        assert decide(report, performance(scores), [usual], policy, estimate(sum(scores.values()), {1: random_year.scores[1]})).action == action
 
 
 def test_a_comparison_takes_milliseconds(random_year):

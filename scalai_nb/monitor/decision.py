@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Loss', 'loss', 'Decision', 'decide']
 
-# %% ../../nbs/monitor/08_decision.ipynb #95bf92c3
+# %% ../../nbs/monitor/08_decision.ipynb #fa83bf39
+import html
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -15,7 +16,7 @@ from .drift import Report
 from .performance import Estimate, Performance
 from .thresholds import Policy
 
-# %% ../../nbs/monitor/08_decision.ipynb #7a2fe060
+# %% ../../nbs/monitor/08_decision.ipynb #0cf9b3a9
 @dataclass
 class Loss:
     "One measure held against its reference."
@@ -34,7 +35,7 @@ class Loss:
             return f"scores are on average {abs(self.value):.3f} {'above' if self.value > 0 else 'below'} the share that came true; in the reference {self.reference:+.3f}, and up to {self.limit:.3f} apart is usual"
         return f"{'AUC' if self.measure == 'auc' else self.measure} {self.value:.3f} against {self.reference:.3f}: {self.worse:.3f} worse, up to {self.limit:.3f} is usual"
 
-# %% ../../nbs/monitor/08_decision.ipynb #59398f73
+# %% ../../nbs/monitor/08_decision.ipynb #22b1f632
 def _spread(values: np.ndarray, se: np.ndarray) -> float:  # variance between windows beyond sampling
     "What the reference windows differ by among themselves (DerSimonian & Laird 1986, equal weights)."
     return max(0., float(values.var(ddof=1) - (se ** 2).mean())) if len(values) > 1 else 0.
@@ -51,7 +52,7 @@ def loss(now: Performance, reference: list, measure: str, policy: Policy) -> Los
     worse = abs(value - level) if measure == "bias" else level - value
     return Loss(measure, float(value), level, float(worse), float(max(policy.losses[measure], width)))
 
-# %% ../../nbs/monitor/08_decision.ipynb #4510500e
+# %% ../../nbs/monitor/08_decision.ipynb #8ffbb528
 @dataclass
 class Decision:
     "What should be done, and why."
@@ -61,9 +62,13 @@ class Decision:
 
     def to_dict(self) -> dict: return asdict(self)
 
+    def _repr_html_(self) -> str:
+        colour = {"keep": "#15803d", "alert": "#b45309", "retrain": "#c2410c"}[self.action]
+        return f"<p><b style='color:{colour}'>{self.action}</b></p><ul>{''.join(f'<li>{html.escape(r)}</li>' for r in self.reasons)}</ul>"
+
     def __str__(self) -> str: return f"{self.action}: " + "; ".join(self.reasons)
 
-# %% ../../nbs/monitor/08_decision.ipynb #70a3186b
+# %% ../../nbs/monitor/08_decision.ipynb #d2b9266d
 def decide(report: Report,  # what moved
            performance: Performance | None = None,  # of this window, where labels have come
            reference_performance=None,  # Performance of the reference, or better: a list or dict of them, one a window
@@ -82,7 +87,7 @@ def decide(report: Report,  # what moved
     action, why = _guess(bool(moved), estimate, reference)
     return Decision(action, moved + why + unmeasured + ([] if moved else report.sentences()), evidence)
 
-# %% ../../nbs/monitor/08_decision.ipynb #d5fb45a6
+# %% ../../nbs/monitor/08_decision.ipynb #f1e0203a
 def _listed(reference) -> list:
     "Performances that measured something."
     found = [] if reference is None else [reference] if isinstance(reference, Performance) else list(reference.values() if isinstance(reference, dict) else reference)
@@ -100,7 +105,7 @@ def _held(losses: list) -> str:
     auc = losses[0]
     return f"no loss: AUC {auc.value:.3f} against {auc.reference:.3f}, up to {auc.limit:.3f} worse is usual"
 
-# %% ../../nbs/monitor/08_decision.ipynb #fe72488f
+# %% ../../nbs/monitor/08_decision.ipynb #5203c64a
 def _guess(moved: bool, estimate: Estimate | None, reference: list) -> tuple:  # action, sentences
     "What to do when nothing was measured."
     if estimate is None or not np.isfinite(estimate.auc): return ("alert" if moved else "keep"), [estimate.reason] if estimate else []

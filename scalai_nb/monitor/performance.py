@@ -6,16 +6,18 @@
 __all__ = ['POSITIVE', 'NEGATIVE', 'TINY', 'SUPPORT', 'counts', 'auc', 'pr_auc', 'surprise', 'calibration', 'ece', 'confusion',
            'Performance', 'performance', 'Meaning', 'meaning', 'Estimate', 'estimate']
 
-# %% ../../nbs/monitor/04_performance.ipynb #3aa52e8d
+# %% ../../nbs/monitor/04_performance.ipynb #6ac9e339
+import html
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
+from fastcore.basics import patch
 from scipy.special import stdtrit, xlogy
 
 from ..core.errors import BadRequest
 from ..data.profile import Column, Profile, align
 
-# %% ../../nbs/monitor/04_performance.ipynb #69af2eb8
+# %% ../../nbs/monitor/04_performance.ipynb #94a90f1d
 POSITIVE, NEGATIVE = {"1", "true", "1.0"}, {"0", "false", "0.0"}
 
 def counts(family: dict,  # label -> profile of the rows with that label
@@ -37,7 +39,7 @@ def _pair(a: Column | None, b: Column | None) -> tuple:
     lo, hi, c = (np.asarray(x, float) for x in (b if a is None else a).histogram())
     return (lo, hi, c * 0, c) if a is None else (lo, hi, c, c * 0)
 
-# %% ../../nbs/monitor/04_performance.ipynb #4244549d
+# %% ../../nbs/monitor/04_performance.ipynb #64a47c65
 def auc(down: np.ndarray, up: np.ndarray,  # negatives and positives by bucket, in order of score
         wide: np.ndarray | None = None,  # buckets that hold more than one value
        ) -> tuple:  # AUC, its standard error, its resolution bound (±)
@@ -50,7 +52,7 @@ def auc(down: np.ndarray, up: np.ndarray,  # negatives and positives by bucket, 
     hidden = (down * up if wide is None else down * up * wide).sum() / (2 * n0 * n1)
     return float(a), float(np.sqrt(var(up, beats, n1) + var(down, beaten, n0))), float(hidden)
 
-# %% ../../nbs/monitor/04_performance.ipynb #fe7769fd
+# %% ../../nbs/monitor/04_performance.ipynb #bd1d4824
 def pr_auc(down: np.ndarray, up: np.ndarray, wide: np.ndarray | None = None) -> float:
     "Average precision: precision averaged over the positives, the highest scores first."
     d, u = down[::-1], up[::-1]
@@ -59,7 +61,7 @@ def pr_auc(down: np.ndarray, up: np.ndarray, wide: np.ndarray | None = None) -> 
     tp, fp = np.cumsum(u) - u * (1 - part), np.cumsum(d) - d * (1 - part)
     return float((u * np.divide(tp, tp + fp, where=tp + fp > 0, out=np.ones(len(u)))).sum() / u.sum())
 
-# %% ../../nbs/monitor/04_performance.ipynb #9f77f126
+# %% ../../nbs/monitor/04_performance.ipynb #9d7005f6
 TINY = 1e-6  # scores are kept this far from certainty
 
 def surprise(s: np.ndarray, down: np.ndarray, up: np.ndarray,  # score, negatives, positives by bucket
@@ -77,7 +79,7 @@ def surprise(s: np.ndarray, down: np.ndarray, up: np.ndarray,  # score, negative
     value, se = found["logloss"]
     return found | {"skill": (float(1 - value / entropy), float(se / entropy)) if entropy else (np.nan, np.nan)}
 
-# %% ../../nbs/monitor/04_performance.ipynb #9c5d8049
+# %% ../../nbs/monitor/04_performance.ipynb #4ea9fdfe
 def calibration(s: np.ndarray, down: np.ndarray, up: np.ndarray, bins: int = 15) -> list:  # [{"score", "rate", "rows"}]
     "Mean score and share of positives in bins of about equal mass."
     both = down + up
@@ -91,7 +93,7 @@ def ece(curve: list) -> float:
     rows = sum(c["rows"] for c in curve)
     return sum(c["rows"] * abs(c["score"] - c["rate"]) for c in curve) / rows if rows else float("nan")
 
-# %% ../../nbs/monitor/04_performance.ipynb #6de2b078
+# %% ../../nbs/monitor/04_performance.ipynb #62e6b9b8
 def confusion(lo: np.ndarray, hi: np.ndarray, down: np.ndarray, up: np.ndarray, threshold: float) -> dict:
     "Rows at or above the threshold, right and wrong; a bucket across it is shared out by width."
     above = np.clip(np.divide(hi - threshold, hi - lo, where=hi > lo, out=(lo >= threshold).astype(float)), 0, 1)
@@ -100,7 +102,7 @@ def confusion(lo: np.ndarray, hi: np.ndarray, down: np.ndarray, up: np.ndarray, 
 
 def _ratio(a: float, b: float) -> float: return float(a / b) if b else float("nan")
 
-# %% ../../nbs/monitor/04_performance.ipynb #46ce67f2
+# %% ../../nbs/monitor/04_performance.ipynb #7ab6b593
 @dataclass
 class Performance:
     "What the labels say about the scores. Intervals hold 95 % and the resolution of the histograms."
@@ -132,7 +134,7 @@ class Performance:
         if not self.positives or self.positives == self.rows: return f"{self.rows:,} labelled rows of one kind: nothing to measure"
         return f"AUC {self.auc:.3f} ({self.auc_low:.3f} … {self.auc_high:.3f}), log-loss {self.logloss:.3f}, skill {self.skill:.2f}, bias {self.bias:+.3f} on {self.rows:,} rows, {100 * self.base:.1f} % positive"
 
-# %% ../../nbs/monitor/04_performance.ipynb #543d5e31
+# %% ../../nbs/monitor/04_performance.ipynb #7058c67d
 def performance(family: dict,  # label -> profile, of one window or of a sum of windows
                 column: str = "score",  # probability of the positive label
                 threshold: float = .5,  # of precision and recall
@@ -149,7 +151,7 @@ def performance(family: dict,  # label -> profile, of one window or of a sum of 
                        _ratio(at["tp"], at["tp"] + at["fp"]), _ratio(at["tp"], at["tp"] + at["fn"]), threshold, unlabelled, hidden,
                        {"auc": se} | {k: v[1] for k, v in found.items()}, curve)
 
-# %% ../../nbs/monitor/04_performance.ipynb #a7c0ab84
+# %% ../../nbs/monitor/04_performance.ipynb #3f647cba
 def _bootstrap(statistic, down: np.ndarray, up: np.ndarray, times: int = 100) -> tuple:  # 2.5 and 97.5 %
     "Percentiles of a statistic over resampled rows: a Poisson count for each bucket, seeded."
     if not down.sum() or not up.sum(): return float("nan"), float("nan")
@@ -157,7 +159,26 @@ def _bootstrap(statistic, down: np.ndarray, up: np.ndarray, times: int = 100) ->
     drawn = [statistic(rng.poisson(down), rng.poisson(up)) for _ in range(times)]
     return tuple(float(x) for x in np.nanpercentile(drawn, [2.5, 97.5]))
 
-# %% ../../nbs/monitor/04_performance.ipynb #801ea94e
+# %% ../../nbs/monitor/04_performance.ipynb #598d0dae
+def _calibration_svg(curve: list, size: int = 150) -> str:
+    "Share that came true against mean score, a dot a bin."
+    at = lambda x, y: (24 + x * (size - 30), (size - 24) * (1 - y) + 4)
+    dots = "".join('<circle cx="{:.1f}" cy="{:.1f}" r="3" fill="#2563eb"/>'.format(*at(c["score"], c["rate"])) for c in curve)
+    (x0, y0), (x1, y1) = at(0, 0), at(1, 1)
+    return (f'<svg width="{size}" height="{size}" role="img" aria-label="calibration: share that came true by score" font-size="10" fill="currentColor">'
+            f'<path d="M{x0} {y1}V{y0}H{x1}" stroke="#9aa5b1" fill="none"/><path d="M{x0} {y0}L{x1} {y1}" stroke="#9aa5b1" stroke-dasharray="3"/>{dots}'
+            f'<text x="{size / 2 - 10}" y="{size - 4}">score</text><text x="10" y="{size / 2 + 24}" transform="rotate(-90 10 {size / 2 + 24})">came true</text></svg>')
+
+@patch
+def _repr_html_(self: Performance) -> str:
+    "The figures and the calibration curve."
+    figures = {"AUC": f"{self.auc:.3f} ({self.auc_low:.3f} … {self.auc_high:.3f})", "PR AUC": f"{self.pr_auc:.3f} ({self.pr_auc_low:.3f} … {self.pr_auc_high:.3f})",
+               "log-loss (nats)": f"{self.logloss:.3f}", "Brier": f"{self.brier:.3f}", "skill": f"{self.skill:.3f}", "bias": f"{self.bias:+.3f}", "calibration error": f"{self.ece:.3f}",
+               f"precision at {self.threshold:g}": f"{self.precision:.3f}", f"recall at {self.threshold:g}": f"{self.recall:.3f}"}
+    rows = "".join(f"<tr><td style='text-align:left'>{k}</td><td>{'–' if v.startswith(('nan', '+nan')) else v}</td></tr>" for k, v in figures.items())
+    return f"<p>{html.escape(str(self))}</p><div style='display:flex;gap:2em'><table>{rows}</table>{_calibration_svg(self.curve)}</div>"
+
+# %% ../../nbs/monitor/04_performance.ipynb #689a2e21
 @dataclass
 class Meaning:
     "What a score came to mean in the reference."
@@ -182,7 +203,7 @@ def meaning(lo: np.ndarray, hi: np.ndarray, down: np.ndarray, up: np.ndarray, bi
     rate = np.repeat([r for _, r, _ in pools], [k for *_, k in pools])
     return Meaning(hi[np.searchsorted(g, np.arange(g[-1] + 1), side="right") - 1][:-1], score / np.maximum(rows, 1), rate, rows / rows.sum())
 
-# %% ../../nbs/monitor/04_performance.ipynb #244e679c
+# %% ../../nbs/monitor/04_performance.ipynb #f139281f
 def _likely(current: Column, known: Meaning) -> tuple:  # AUC, bias, effective share of the reference, share of positives
     "What the scores are worth if they still mean what they meant."
     lo, hi, now = (np.asarray(x, float) for x in current.histogram())
@@ -192,7 +213,7 @@ def _likely(current: Column, known: Meaning) -> tuple:  # AUC, bias, effective s
     share = 1 / np.divide(q ** 2, known.share, where=known.share > 0, out=np.where(q > 0, np.inf, 0.)).sum()
     return auc(now * (1 - rate), now * rate)[0], float((now * (s - rate)).sum() / now.sum()), float(share), float((now * rate).sum() / now.sum())
 
-# %% ../../nbs/monitor/04_performance.ipynb #407964e9
+# %% ../../nbs/monitor/04_performance.ipynb #693da16d
 @dataclass
 class Estimate:
     "What performance is likely to be, without labels."
@@ -209,9 +230,11 @@ class Estimate:
 
     def to_dict(self) -> dict: return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in asdict(self).items()}
 
+    def _repr_html_(self) -> str: return f"<p>Without labels: {html.escape(str(self))}</p>"
+
     def __str__(self) -> str: return f"AUC about {self.auc:.3f} ({self.low:.3f} … {self.high:.3f}), reference {self.baseline:.3f}; {self.reason}"
 
-# %% ../../nbs/monitor/04_performance.ipynb #ce76580c
+# %% ../../nbs/monitor/04_performance.ipynb #02144c0c
 SUPPORT = .5  # effective share of the reference under which nothing is trusted
 
 def _families(reference) -> list:  # one family a window
@@ -227,7 +250,7 @@ def _known(family: dict) -> Profile:
     "The rows whose label has come."
     return sum((p for l, p in family.items() if str(l).lower() in POSITIVE | NEGATIVE), Profile.empty())
 
-# %% ../../nbs/monitor/04_performance.ipynb #45972156
+# %% ../../nbs/monitor/04_performance.ipynb #b1d7c4dd
 def estimate(scores: Profile,  # the window's scores, labels unknown
              reference,  # families by label of the reference windows: a dict by period, a list, or one family
              column: str = "score",
@@ -246,7 +269,7 @@ def estimate(scores: Profile,  # the window's scores, labels unknown
     half = max(alone, stdtrit(len(left), .975) * spread * np.sqrt(1 + 1 / len(left))) if len(left) else alone
     return Estimate(value, max(0., value - half), min(1., value + half), base, bias, baseline[0], spread, support, *_trust(support, left))
 
-# %% ../../nbs/monitor/04_performance.ipynb #f92259c8
+# %% ../../nbs/monitor/04_performance.ipynb #0e0563b4
 def _residuals(families: list, column: str) -> np.ndarray:  # measured − estimated AUC, by window
     "What the others would have said of each window, held against what came."
     found = []
