@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scalai_nb.core.errors import BadRequest, ScalaiError, WorkFailed
+from scalai_nb.core.errors import BadRequest, ScalaiError, Unreachable, WorkFailed
 from scalai_nb.core.settings import Settings
 from scalai_nb.learn.fit import Run
 from scalai_nb.learn.models import MLP
@@ -98,3 +98,7 @@ def test_why_each_version_serves_or_not(opened):
     assert registry.rollback("late") == 1 and registry.champion("late").version == 1
     with pytest.raises(BadRequest, match="no version 9"): registry.promote("late", 9, "")
     with pytest.raises(BadRequest, match="no model 'never'"): registry.rollback("never")
+
+
+def test_a_server_that_is_gone(workspace):
+    with pytest.raises(Unreachable, match="cannot be opened"): Registry(Settings(root=workspace, tracking={"uri": "http://127.0.0.1:9"})).list()

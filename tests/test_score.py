@@ -74,9 +74,11 @@ def test_champion_then_its_successor(serving, june):
 
 
 def test_a_column_names_the_periods(serving, june):
+    score("late", june[june["month"] == 6], label="late", key="id", period="2013-06")
     score("late", "features", label="late", key="id", period="period")
     found = history.recall("scores", by=("period", "label"))
     assert set(found) == {(p, l) for p in ("2013-06", "2013-07") for l in "01"}
+    assert Table("scores").arrow().num_rows == len(june), "June is replaced"
     assert {p: n for p, n in june.groupby("period").size().items()} == {p: sum(w.rows for (q, _), w in found.items() if q == p) for p in ("2013-06", "2013-07")}
 
 
@@ -102,6 +104,7 @@ def test_sources_and_kinds_of_frames_score_alike(serving, june, tmp_path):
         rows = Table(f"s{n}").arrow()
         got = pd.Series(rows["score"].to_numpy(), rows["id"].to_pandas())
         assert np.allclose(got.loc[june["id"]], want, atol=1e-6), n
+        assert history.recall(f"s{n}", by=None)[None].rows == len(june)
 
 
 def test_bad_requests_write_nothing(serving, june):

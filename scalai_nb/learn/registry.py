@@ -6,7 +6,7 @@
 __all__ = ['QUIET', 'client_of', 'Registry', 'log', 'run_of', 'local', 'ModelVersion', 'register', 'version', 'champion',
            'promote', 'keep', 'rollback', 'resolve', 'entries']
 
-# %% ../../nbs/learn/08_registry.ipynb #8e6593fd
+# %% ../../nbs/learn/08_registry.ipynb #d2924f47
 import fcntl, functools, hashlib, json, os, re, tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from pathlib import Path
 from ..core.errors import BadRequest, Unreachable, WorkFailed, nearest
 from ..core.settings import Settings
 
-# %% ../../nbs/learn/08_registry.ipynb #f5c4d610
+# %% ../../nbs/learn/08_registry.ipynb #cc22e70c
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}  # its defaults wait minutes for a server that is gone
 
 @functools.cache
@@ -33,7 +33,7 @@ def client_of(uri: str):  # mlflow.MlflowClient
         return client
     except MlflowException as e: raise Unreachable(f"The model registry {uri} cannot be opened: {str(e).splitlines()[0]}", "Check [tracking] uri in settings.ini.", "registry") from e
 
-# %% ../../nbs/learn/08_registry.ipynb #f976989b
+# %% ../../nbs/learn/08_registry.ipynb #644de3cf
 class Registry:
     "Models of a workspace by name and version; `champion` is the one in service."
     def __init__(self,
@@ -69,7 +69,7 @@ class Registry:
 
     def __repr__(self): return f"Registry({self.uri})"
 
-# %% ../../nbs/learn/08_registry.ipynb #3f3fb4ff
+# %% ../../nbs/learn/08_registry.ipynb #0ed81f07
 def log(self: Registry,
         run,  # a Run, from fit
        ) -> str:  # MLflow's run id
@@ -97,7 +97,7 @@ def _find(self, run_id: str):  # mlflow Run | None
 
 Registry.log, Registry._find = log, _find
 
-# %% ../../nbs/learn/08_registry.ipynb #e44adda2
+# %% ../../nbs/learn/08_registry.ipynb #f290eb33
 def run_of(self: Registry,
            run_id: str,  # MLflow's id, or the Run's own
            model=None,  # the class, where it cannot be imported
@@ -124,7 +124,7 @@ def local(self: Registry,
 
 Registry.run, Registry.local = run_of, local
 
-# %% ../../nbs/learn/08_registry.ipynb #f883e626
+# %% ../../nbs/learn/08_registry.ipynb #f4d6e683
 @dataclass(frozen=True)
 class ModelVersion:
     "A registered model."
@@ -151,7 +151,7 @@ class ModelVersion:
         return {"name": self.name, "version": self.version, "aliases": list(self.aliases), "metrics": self.metrics, "tags": self.tags,
                 "run": self.run_id, "path": str(self.path), "sha256": self.sha256}
 
-# %% ../../nbs/learn/08_registry.ipynb #27dde13b
+# %% ../../nbs/learn/08_registry.ipynb #07c5b88b
 def register(self: Registry,
              name: str,  # of the model
              candidate: Path | str,  # an .onnx file that takes raw rows
@@ -193,7 +193,7 @@ def _fill(folder, candidate, run, name, digest, metrics, tags):
 
 Registry.register = register
 
-# %% ../../nbs/learn/08_registry.ipynb #d0eb638a
+# %% ../../nbs/learn/08_registry.ipynb #8946a110
 def version(self: Registry,
             name: str,  # of the model
             number: int | str,  # its version, or an alias
@@ -228,7 +228,7 @@ def _unknown(self, name, what) -> BadRequest:
 
 Registry.version, Registry._entry, Registry._aliases, Registry._unknown = version, _entry, _aliases, _unknown
 
-# %% ../../nbs/learn/08_registry.ipynb #e7fa6e08
+# %% ../../nbs/learn/08_registry.ipynb #967f71ee
 def champion(self: Registry,
              name: str,  # of the model
             ) -> ModelVersion | None:  # None where nothing serves yet
@@ -246,7 +246,7 @@ def _alias(self, name: str, alias: str) -> int | None:  # version
 
 Registry.champion, Registry._alias = champion, _alias
 
-# %% ../../nbs/learn/08_registry.ipynb #d7648eec
+# %% ../../nbs/learn/08_registry.ipynb #bac39e78
 def promote(self: Registry,
             name: str,  # of the model
             number: int,  # the version that shall serve
@@ -277,7 +277,7 @@ def _note(self, name, number, outcome, reason):
 
 Registry.promote, Registry.keep, Registry._note = promote, keep, _note
 
-# %% ../../nbs/learn/08_registry.ipynb #b2e09d16
+# %% ../../nbs/learn/08_registry.ipynb #cb204082
 def rollback(self: Registry,
              name: str,  # of the model
              reason: str = "rolled back",
@@ -295,7 +295,7 @@ def rollback(self: Registry,
 
 Registry.rollback = rollback
 
-# %% ../../nbs/learn/08_registry.ipynb #718d63b1
+# %% ../../nbs/learn/08_registry.ipynb #0264097f
 def resolve(self: Registry,
             reference: str,  # name, name@version or name@alias
            ) -> ModelVersion:
