@@ -7,7 +7,7 @@ __all__ = ['EXPECTED', 'RATES', 'KINDS', 'Check', 'Both', 'effective', 'ks', 'ra
            'numbers', 'identifiers', 'categories', 'times', 'column', 'kurtosis', 'rough', 'correlations', 'beside',
            'measure', 'adjust', 'Finding', 'judge', 'psi', 'bins', 'Report', 'compare']
 
-# %% ../../nbs/monitor/02_drift.ipynb #0876b675
+# %% ../../nbs/monitor/02_drift.ipynb #5889d736
 import html
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -21,7 +21,7 @@ from ..core.errors import BadRequest
 from ..data.profile import Column, Profile, align, align_categories
 from .thresholds import EFFECTS, Policy, threshold
 
-# %% ../../nbs/monitor/02_drift.ipynb #3478d1d2
+# %% ../../nbs/monitor/02_drift.ipynb #e7ac6022
 @dataclass
 class Check:
     "One test of one column."
@@ -55,7 +55,7 @@ def effective(a: float, b: float) -> float:  # rows
     "Effective sample size of a comparison of `a` with `b` rows."
     return a * b / (a + b) if a and b else 0.
 
-# %% ../../nbs/monitor/02_drift.ipynb #612372b7
+# %% ../../nbs/monitor/02_drift.ipynb #7ea1b07e
 def ks(a: np.ndarray, b: np.ndarray,  # counts in common ordered buckets
       ) -> tuple:  # p, effect, noise
     "Kolmogorov–Smirnov from counts; with ties or wide buckets p is an upper bound."
@@ -64,7 +64,7 @@ def ks(a: np.ndarray, b: np.ndarray,  # counts in common ordered buckets
     d = np.abs(np.cumsum(a) / a.sum() - np.cumsum(b) / b.sum()).max()
     return float(kolmogorov(np.sqrt(n) * d)), float(d), float(np.sqrt(np.pi ** 2 / 12 / n))
 
-# %% ../../nbs/monitor/02_drift.ipynb #6eba8707
+# %% ../../nbs/monitor/02_drift.ipynb #8966a3fd
 def ranks(a: np.ndarray, b: np.ndarray,  # counts in common ordered buckets
           power: int = 1,  # of the normal scores: 1 for location, 2 for scale
          ) -> tuple:  # p, effect in sd of the scores (signed), noise
@@ -79,7 +79,7 @@ def ranks(a: np.ndarray, b: np.ndarray,  # counts in common ordered buckets
     d = ((b * z).sum() / nb - (a * z).sum() / na) / sd
     return float(2 * ndtr(-abs(d) * np.sqrt(n))), float(d), float(1 / np.sqrt(n))
 
-# %% ../../nbs/monitor/02_drift.ipynb #5956a163
+# %% ../../nbs/monitor/02_drift.ipynb #37341818
 EXPECTED = 5  # rows that a cell must expect in the smaller window (Cochran 1954)
 
 def groups(a: np.ndarray, b: np.ndarray, most: int = 20) -> np.ndarray:  # bucket -> group, 0 … groups − 1
@@ -102,7 +102,7 @@ def js(a: np.ndarray, b: np.ndarray) -> float:  # 0 … 1
     h = lambda x: (x[x > 0] * np.log2(x[x > 0] / m[x > 0])).sum()
     return float(np.sqrt(max(0., (h(p) + h(q)) / 2)))
 
-# %% ../../nbs/monitor/02_drift.ipynb #8f0406cd
+# %% ../../nbs/monitor/02_drift.ipynb #3526408b
 def gtest(a: np.ndarray, b: np.ndarray,  # counts in cells that expect EXPECTED rows or more
          ) -> tuple:  # p, effect (Jensen–Shannon distance), noise
     "G-test of homogeneity with Williams' correction (1976)."
@@ -115,7 +115,7 @@ def gtest(a: np.ndarray, b: np.ndarray,  # counts in cells that expect EXPECTED 
     q = 1 + ((total / both).sum() - 1) * (total / a.sum() + total / b.sum() - 1) / (6 * total * df)
     return float(chdtrc(df, max(g, 0) / q)), js(a, b), float(np.sqrt(df / (8 * n * np.log(2))))
 
-# %% ../../nbs/monitor/02_drift.ipynb #59aee5a3
+# %% ../../nbs/monitor/02_drift.ipynb #22f565bf
 def rate(a: float, rows_a: float, b: float, rows_b: float) -> tuple:  # p, effect in share of rows (signed), noise
     "Two-sided test that a share of rows did not change: exact for few, normal for many."
     n, x = effective(rows_a, rows_b), a + b
@@ -127,7 +127,7 @@ def rate(a: float, rows_a: float, b: float, rows_b: float) -> tuple:  # p, effec
     if x > rows_a + rows_b - x: x, b = rows_a + rows_b - x, rows_b - b  # the rarer of the two is counted
     return float(min(1., 2 * min(bdtr(b, x, w), bdtrc(b - 1, x, w) if b > 0 else 1.))), float(d), float(noise)
 
-# %% ../../nbs/monitor/02_drift.ipynb #60f26cfb
+# %% ../../nbs/monitor/02_drift.ipynb #514632ab
 def _share(x: float) -> str: return f"{100 * x:.{1 if x < .995 else 0}f} %" if x >= .0005 or x == 0 else f"{100 * x:.2g} %"
 
 def _number(x: float, unit: str = "") -> str: return f"{x:.4g}" + (f" {unit}" if unit else "")
@@ -143,7 +143,7 @@ def rates(c: Both) -> list:  # of Check
 
 def _abs(test: tuple) -> tuple: return test[0], abs(test[1]), test[2]
 
-# %% ../../nbs/monitor/02_drift.ipynb #37b0c055
+# %% ../../nbs/monitor/02_drift.ipynb #00927c82
 def numbers(c: Both) -> list:  # of Check
     "The four ordered tests, and the rates."
     found, (lo, hi, ca, cb) = rates(c), c.counts
@@ -165,13 +165,13 @@ def _moved_group(lo: np.ndarray, hi: np.ndarray, g: np.ndarray, ca: np.ndarray, 
     low, high = _number(lo[g == i].min()), _number(hi[g == i].max())
     return f"share {'at ' + low if low == high else f'from {low} to {high}'} {_share(pa[i])} → {_share(pb[i])}"
 
-# %% ../../nbs/monitor/02_drift.ipynb #7458391a
+# %% ../../nbs/monitor/02_drift.ipynb #dfa31d41
 def identifiers(a: Column, b: Column) -> bool:
     "Whole numbers, nearly all distinct, in ranges that do not meet: serial numbers, not measurements."
     whole = all(c.count > 50 and c.type.startswith(("int", "uint")) for c in (a, b))
     return whole and (b.min > a.max or b.max < a.min) and all(c.distinct >= .95 * c.count for c in (a, b))
 
-# %% ../../nbs/monitor/02_drift.ipynb #8ab35192
+# %% ../../nbs/monitor/02_drift.ipynb #ddfde033
 def categories(c: Both) -> list:  # of Check
     "G-test over values, or over hash buckets where there are too many values; text lengths where values are hashed."
     found, (labels, ca, cb) = rates(c), c.labels
@@ -186,7 +186,7 @@ def categories(c: Both) -> list:  # of Check
         found.append(Check(c.name, "length", *d, f"text lengths moved, KS {d[1]:.2f}"))
     return found
 
-# %% ../../nbs/monitor/02_drift.ipynb #93575698
+# %% ../../nbs/monitor/02_drift.ipynb #dc836fb5
 def _moved_labels(labels: list | None, ca: np.ndarray, cb: np.ndarray, most: int = 2) -> str:
     "The values whose share changed most, new and lost ones said as such."
     distance = f"JS {js(ca, cb):.2f}"
@@ -197,7 +197,7 @@ def _moved_labels(labels: list | None, ca: np.ndarray, cb: np.ndarray, most: int
         said.append(f"new {labels[i]!r} {_share(pb[i])}" if not ca[i] else f"lost {labels[i]!r} {_share(pa[i])}" if not cb[i] else f"{labels[i]!r} {_share(pa[i])} → {_share(pb[i])}")
     return ", ".join([*said, distance])
 
-# %% ../../nbs/monitor/02_drift.ipynb #76aab2a8
+# %% ../../nbs/monitor/02_drift.ipynb #507828df
 def times(c: Both) -> list:  # of Check
     "Rates; and the ordered tests where the spans coincide."
     found, (lo, hi, ca, cb) = rates(c), c.counts
@@ -217,7 +217,7 @@ def _moment(us: float) -> str:
 
 def _day(us: float) -> str: return _moment(us)[:10]
 
-# %% ../../nbs/monitor/02_drift.ipynb #1553ae8e
+# %% ../../nbs/monitor/02_drift.ipynb #bb926ca6
 KINDS = {"number": numbers, "boolean": categories, "text": categories, "time": times}
 
 def column(c: Both) -> list:  # of Check
@@ -232,15 +232,15 @@ def column(c: Both) -> list:  # of Check
     empty = [not x.count for x in (a, b)]
     if all(empty): return [Check(c.name, "empty", 1., 0., 0., "all null in both windows")]
     if any(empty): return [Check(c.name, "nulls", *_abs(rate(a.nulls, a.rows, b.nulls, b.rows)), "all null now" if empty[1] else "was all null, now has values")]
-    return KINDS.get(kinds.pop(), rates)(c)
+    return KINDS.get(kind := kinds.pop(), lambda c: [*rates(c), Check(c.name, kind, 1., 0., 0., f"{kind} values: only what is missing is compared")])(c)
 
-# %% ../../nbs/monitor/02_drift.ipynb #fffeaf95
+# %% ../../nbs/monitor/02_drift.ipynb #a47ba1a5
 def kurtosis(c: Both) -> float:  # 3 for a normal
     "Fourth standardised moment of both windows together, from their histograms."
     lo, hi, ca, cb = c.counts
-    n, mid = ca + cb, lo / 2 + hi / 2
-    x = mid - (n * mid).sum() / n.sum()
+    n, x = ca + cb, lo / 2 + hi / 2
     x = x / max(np.abs(x).max(), 1e-300)  # no overflow at 1e300
+    x = x - (n * x).sum() / n.sum()
     var = (n * x ** 2).sum() / n.sum()
     return float((n * x ** 4).sum() / n.sum() / var ** 2) if var > 0 else 3.
 
@@ -248,7 +248,7 @@ def rough(r: np.ndarray, k1: np.ndarray, k2: np.ndarray) -> np.ndarray:
     "Upper bound of √n times the standard error of r: its influence function bounded by Cauchy and Schwarz, kurtoses given."
     return (k1 * k2) ** .25 + np.abs(r) / 2 * (np.sqrt(k1) + np.sqrt(k2))
 
-# %% ../../nbs/monitor/02_drift.ipynb #379c0195
+# %% ../../nbs/monitor/02_drift.ipynb #117e5a94
 def correlations(a: Profile, b: Profile, both: dict) -> list:  # of Check, one a pair
     "Change of Pearson's r for every pair of numeric columns."
     (na, ra), (nb, rb) = a.corr(), b.corr()
@@ -265,7 +265,7 @@ def correlations(a: Profile, b: Profile, both: dict) -> list:  # of Check, one a
     return [Check(f"{names[i[k]]} × {names[j[k]]}", "correlation", float(2 * ndtr(-abs(d[k]) / se[k])), float(abs(d[k])), float(se[k]),
                   f"correlation {ra[i[k], j[k]]:.2f} → {rb[i[k], j[k]]:.2f}") for k in np.flatnonzero(ok)]
 
-# %% ../../nbs/monitor/02_drift.ipynb #65d8fba2
+# %% ../../nbs/monitor/02_drift.ipynb #ff3a182c
 def beside(reference: Profile, current: Profile, ignore: tuple = ()) -> dict:  # name -> Both
     "The columns of both windows, the reference's order first."
     names = dict.fromkeys([*reference.columns, *current.columns])
@@ -279,7 +279,7 @@ def measure(reference: Profile, current: Profile, ignore: tuple = (), both: dict
     numeric = {n: c for n, c in both.items() if n in tested and c.a.kind == "number"}
     return found + (correlations(reference, current, numeric) if len(numeric) > 1 else [])
 
-# %% ../../nbs/monitor/02_drift.ipynb #6762ac72
+# %% ../../nbs/monitor/02_drift.ipynb #d95e37bf
 def adjust(p: np.ndarray,  # one a check
            family: np.ndarray,  # the column of each check, as integers 0 … m − 1
            part: np.ndarray | None = None,  # 0 or 1, the part of its column that a check belongs to
@@ -298,7 +298,7 @@ def adjust(p: np.ndarray,  # one a check
     own = p * m / np.maximum(np.searchsorted(line, p, side="right"), 1)
     return np.minimum(1, np.minimum(own, step[at]))
 
-# %% ../../nbs/monitor/02_drift.ipynb #6f0fb48c
+# %% ../../nbs/monitor/02_drift.ipynb #16c9f2b7
 @dataclass
 class Finding:
     "What the comparison says of one column."
@@ -323,7 +323,7 @@ class Finding:
     @property
     def sentence(self) -> str: return f"{self.name}: {self.reason}"
 
-# %% ../../nbs/monitor/02_drift.ipynb #85482a77
+# %% ../../nbs/monitor/02_drift.ipynb #78e37109
 def judge(name: str, kind: str, checks: list, p: dict, policy: Policy) -> Finding:
     "One verdict from a column's checks: told by KS where that says it, else by the check furthest over its threshold."
     limits = {id(c): 0. if c.name == "schema" else threshold(policy, name, c.name) if c.name in EFFECTS else np.inf for c in checks}
@@ -338,7 +338,7 @@ def judge(name: str, kind: str, checks: list, p: dict, policy: Policy) -> Findin
     reason = "; ".join(_told(c, policy, name) for c in [best, *told]) if drifting else _quiet(best, limits[id(best)], p[id(best)], policy)
     return Finding(name, kind, bool(drifting), p[id(best)], best.effect, limits[id(best)], best.name, reason, checks=checks)
 
-# %% ../../nbs/monitor/02_drift.ipynb #73630cc6
+# %% ../../nbs/monitor/02_drift.ipynb #75ea505b
 def _told(c: Check, policy: Policy, name: str) -> str:
     "A drifting check, beside what is usual where that is known."
     if c.name == "schema": return c.text
@@ -353,7 +353,7 @@ def _quiet(c: Check, limit: float, p: float, policy: Policy) -> str:
     if p > policy.false_alarms: return f"no significant change (p {p:.2g})"
     return f"{c.text}: real, but under the threshold {limit:.2g}"
 
-# %% ../../nbs/monitor/02_drift.ipynb #2f87b3b4
+# %% ../../nbs/monitor/02_drift.ipynb #bc84f5f5
 def psi(a: np.ndarray, b: np.ndarray) -> float:
     "Population stability index; half a row is added to each cell so that an empty one stays finite."
     p, q = (a + .5) / (a.sum() + .5 * len(a)), (b + .5) / (b.sum() + .5 * len(b))
@@ -378,7 +378,7 @@ def bins(c: Both, most: int = 20) -> tuple:  # bins as dicts, counts of both in 
     else: return none
     return [w | {"reference": float(x / ca.sum()), "current": float(y / cb.sum())} for w, x, y in zip(where, ca, cb)], ca, cb
 
-# %% ../../nbs/monitor/02_drift.ipynb #2f9375d9
+# %% ../../nbs/monitor/02_drift.ipynb #833285ab
 @dataclass
 class Report:
     "What a comparison found."
@@ -399,7 +399,7 @@ class Report:
 
     def __str__(self) -> str: return "\n".join(self.sentences())
 
-# %% ../../nbs/monitor/02_drift.ipynb #f0c6d7dd
+# %% ../../nbs/monitor/02_drift.ipynb #7b762c68
 def _finding(f: Finding) -> dict:
     "A finding as plain values."
     kept = {"drifted": bool(f.drifted), "p": float(f.p), "effect": float(f.effect), "threshold": float(f.threshold) if np.isfinite(f.threshold) else None, "ks": f.ks, "psi": f.psi,
@@ -413,7 +413,7 @@ def to_dict(self: Report) -> dict:  # the shape of `scalai drift --json`
     return {"drifted": self.drifted, "reference": {"rows": self.reference_rows}, "current": {"rows": self.current_rows}, "problem": self.problem,
             "sentences": self.sentences(), "joint": joint, "columns": {n: _finding(f) for n, f in self.columns.items()}}
 
-# %% ../../nbs/monitor/02_drift.ipynb #d7f213d7
+# %% ../../nbs/monitor/02_drift.ipynb #06445a40
 def compare(reference: Profile,  # what was usual
             current: Profile,  # what came
             policy: Policy | None = None,  # thresholds; None: the stated defaults
@@ -435,7 +435,7 @@ def compare(reference: Profile,  # what was usual
     joint = max(found, key=lambda f: (f.drifted, f.p <= policy.false_alarms, f.effect / f.threshold), default=Finding("", "pair", False, 1., 0., 0., "", "fewer than two numeric columns"))
     return Report(reference.rows, current.rows, columns, joint, [f for f in found if f.drifted], _problem(reference, current))
 
-# %% ../../nbs/monitor/02_drift.ipynb #d9244a8e
+# %% ../../nbs/monitor/02_drift.ipynb #cd50b73a
 def _drawn(f: Finding, c: Both) -> Finding:
     "The finding with its bins and the three distances that people ask for."
     by = {check.name: check.effect for check in f.checks}
@@ -450,7 +450,7 @@ def _problem(reference: Profile, current: Profile) -> str:
     if not reference.rows and current.rows: return f"the reference window is empty: nothing to hold {current.rows:,} rows against"
     return ""
 
-# %% ../../nbs/monitor/02_drift.ipynb #65387ac1
+# %% ../../nbs/monitor/02_drift.ipynb #19b56e5a
 def _bars(f: Finding, width: int = 120, height: int = 28) -> str:
     "Shares of the reference (grey) and of the current window (colour), bin by bin."
     if not f.bins: return ""
