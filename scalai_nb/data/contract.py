@@ -6,7 +6,7 @@
 __all__ = ['NULLS', 'Rule', 'Contract', 'arrow_type', 'type_name', 'propose', 'infer', 'to_dict', 'save', 'from_dict', 'load',
            'cast', 'tests', 'Verdict', 'judge', 'first_of', 'repeats', 'Checked', 'check', 'refuse', 'sentences']
 
-# %% ../../nbs/data/10_contract.ipynb #fcbb1b27
+# %% ../../nbs/data/10_contract.ipynb #fc39df43
 import math, re
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from ..core.errors import BadRequest, WorkFailed, nearest, one_of
 from ..core.storage import read_bytes, write_atomic
 
-# %% ../../nbs/data/10_contract.ipynb #f347f7ce
+# %% ../../nbs/data/10_contract.ipynb #498fe4a8
 @dataclass(frozen=True)
 class Rule:
     "What the values of one column must satisfy."
@@ -45,7 +45,7 @@ class Contract:
     def arrow(self, column: str) -> pa.DataType | None:  # of a column; None: as it comes
         return None if column not in self.columns or self.columns[column].type is None else arrow_type(self.columns[column].type)
 
-# %% ../../nbs/data/10_contract.ipynb #683b81d6
+# %% ../../nbs/data/10_contract.ipynb #83cb6c3e
 _alias = {"int": "int64", "integer": "int64", "float": "float64", "double": "float64", "number": "float64", "boolean": "bool", "str": "string",
           "text": "string", "large_string": "string", "date32": "date", "date32[day]": "date", "datetime": "timestamp[us]", "timestamp": "timestamp[us]", "time": "timestamp[us]"}
 _arrow = {"bool": pa.bool_(), "string": pa.string(), "date": pa.date32(), "timestamp[us]": pa.timestamp("us"), "timestamp[us, UTC]": pa.timestamp("us", "UTC"),
@@ -68,7 +68,7 @@ def type_name(type: pa.DataType) -> str:  # the one name that a contract writes
     if pa.types.is_decimal(type): return f"decimal({type.precision}, {type.scale})"
     return {"bool": "bool", "large_string": "string", "string_view": "string", "null": "string"}.get(str(type), str(type))
 
-# %% ../../nbs/data/10_contract.ipynb #357bab92
+# %% ../../nbs/data/10_contract.ipynb #b70687e9
 def _range(column, slack: float) -> tuple:  # lowest and highest to allow
     low, high = column.min, column.max
     if column.kind != "number" or low is None or high is None or not (math.isfinite(low) and math.isfinite(high)) or low == high: return None, None
@@ -94,7 +94,7 @@ def infer(profile,  # what the data looked like
 
 Contract.infer = staticmethod(infer)
 
-# %% ../../nbs/data/10_contract.ipynb #8273cbba
+# %% ../../nbs/data/10_contract.ipynb #04b75282
 def _plain(value):  # as YAML writes it
     return [v for v in value] if isinstance(value, tuple) else value.item() if isinstance(value, np.generic) else value
 
@@ -116,7 +116,7 @@ def _fields(cls, given: dict, where: str) -> dict:  # of a dataclass, unknown na
     for name in given: one_of(str(name), known, f"word in {where}:", "contract")
     return {n: tuple(v) if isinstance(v, list) else v for n, v in given.items()}
 
-# %% ../../nbs/data/10_contract.ipynb #483808a2
+# %% ../../nbs/data/10_contract.ipynb #b5820436
 def from_dict(given: dict, where: str = "contract") -> Contract:
     "A contract from plain values. Raises `BadRequest` for a word it does not know."
     if not isinstance(given, dict) or not isinstance(given.get("columns", {}), dict):
@@ -139,7 +139,7 @@ def load(place: str | Path) -> Contract:
 
 Contract.to_dict, Contract.save, Contract.from_dict, Contract.load = to_dict, save, staticmethod(from_dict), staticmethod(load)
 
-# %% ../../nbs/data/10_contract.ipynb #f687abf5
+# %% ../../nbs/data/10_contract.ipynb #356e7212
 NULLS = ("", "NA", "N/A", "#N/A", "null", "NULL", "None")  # no number, time or truth can be written so
 
 def _halving(values: pa.Array, type: pa.DataType, safe: bool) -> pa.Array:  # null where a value cannot be cast
@@ -199,7 +199,7 @@ def cast(values: pa.Array | pa.ChunkedArray, type: pa.DataType,
     bad = np.asarray(pc.and_(pc.is_null(done), pc.is_valid(values)))
     return done, bad if bad.any() else None
 
-# %% ../../nbs/data/10_contract.ipynb #dea29d25
+# %% ../../nbs/data/10_contract.ipynb #a45e1570
 _wrong = (("int", "not an integer"), ("uint", "not an integer"), ("float", "not a number"), ("decimal", "not a number"), ("bool", "not true or false"),
           ("timestamp", "not a time"), ("date", "not a date"), ("string", "not a text"))
 
@@ -219,7 +219,7 @@ def tests(rule: Rule, values: pa.Array, key: bool):  # (words, mask) pairs
         yield "unknown value", pc.and_(pc.is_valid(values), pc.invert(pc.is_in(values, cast(pa.array(rule.categories), t)[0])))
     if rule.pattern is not None: yield f"does not match {rule.pattern}", pc.invert(pc.match_substring_regex(values, f"^(?:{rule.pattern})$"))
 
-# %% ../../nbs/data/10_contract.ipynb #84b10c0e
+# %% ../../nbs/data/10_contract.ipynb #e97b91e2
 class Verdict:
     "Which rows are refused and why: a small code a row, 0 for good ones."
     def __init__(self, rows: int): self.codes, self.words = np.zeros(rows, np.int16), [""]
@@ -241,7 +241,7 @@ class Verdict:
         n = np.bincount(self.codes, minlength=len(self.words))
         return {w: int(k) for w, k in zip(self.words[1:], n[1:]) if k}
 
-# %% ../../nbs/data/10_contract.ipynb #dc407e70
+# %% ../../nbs/data/10_contract.ipynb #ac145106
 def _columns(self: Contract, names: list[str]) -> list[str]:
     "The columns that go on, in their order. Raises `BadRequest` for one that is missing or too many."
     for name, rule in self.columns.items():
@@ -252,7 +252,7 @@ def _columns(self: Contract, names: list[str]) -> list[str]:
         if name not in names: raise BadRequest(f"Column {name!r} of the key is missing.", f"The rows have: {', '.join(names[:20])}.", "contract")
     more = [n for n in names if n not in self.columns]
     if more and self.extra == "refuse": raise BadRequest(f"Column {more[0]!r} is not in the contract.", "Name it there, or say extra: keep or extra: drop.", "contract")
-    return [*self.columns, *(more if self.extra == "keep" else [])]
+    return [*self.columns, *(more if self.extra == "keep" else [])]  # in the order in which faults are looked for
 
 def judge(self: Contract, table: pa.Table,
           verdict: Verdict | None = None,  # faults that were found before
@@ -267,11 +267,11 @@ def judge(self: Contract, table: pa.Table,
         if bad is not None: verdict.fault(f"{name}: {next((w for t, w in _wrong if type_name(want).startswith(t)), f'not a {type_name(want)}')}", bad)
         for words, mask in tests(rule, values, name in self.key): verdict.fault(f"{name}: {words}", mask)
         out[name] = values
-    return pa.table(out), verdict
+    return pa.table({n: out[n] for n in dict.fromkeys([*table.column_names, *out]) if n in out}), verdict
 
 Contract.judge = judge
 
-# %% ../../nbs/data/10_contract.ipynb #3eab78ea
+# %% ../../nbs/data/10_contract.ipynb #e2573592
 def first_of(table: pa.Table, columns: list[str]) -> np.ndarray:  # a row is True where an earlier one has the same values
     "Which rows repeat the values of an earlier row; a row with a null among them repeats nothing."
     import pandas as pd
@@ -314,7 +314,7 @@ def refuse(self: Contract, nulls: dict[str, tuple[int, int]]):  # column → nul
 
 Contract.check, Contract.refuse = check, refuse
 
-# %% ../../nbs/data/10_contract.ipynb #af14cf7d
+# %% ../../nbs/data/10_contract.ipynb #b5d2e41c
 def sentences(self: Contract) -> list[tuple[str, str, str]]:  # column, type, what else
     def say(r):
         if r.required: yield "required"

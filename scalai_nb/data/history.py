@@ -6,7 +6,7 @@
 __all__ = ['CUTS', 'SHAPE', 'store', 'delta', 'Moved', 'commit', 'committed', 'add_file', 'rows_of', 'period_name', 'record',
            'number', 'live', 'recall']
 
-# %% ../../nbs/data/06_history.ipynb #c9ca3591
+# %% ../../nbs/data/06_history.ipynb #3e5347af
 import hashlib, json, os, uuid
 from functools import reduce
 from operator import and_
@@ -22,7 +22,7 @@ from ..core.errors import BadRequest, WorkFailed
 from ..core.settings import Settings
 from ..core.storage import filesystem, is_url, write_atomic
 
-# %% ../../nbs/data/06_history.ipynb #1ba7b74a
+# %% ../../nbs/data/06_history.ipynb #4afe9abe
 def store(settings: Settings | None, *parts: str) -> str:
     "A place among the workspace's tables: under `[data] storage`, or under its home."
     settings = settings or Settings.load()
@@ -42,7 +42,7 @@ def delta(place: str, version: int | None = None):  # deltalake.DeltaTable, or N
         newest = DeltaTable(place).version()
         raise BadRequest(f"{Path(place).name} has no version {version}.", f"It has versions 0 to {newest}.", "table") from e
 
-# %% ../../nbs/data/06_history.ipynb #b28ca74f
+# %% ../../nbs/data/06_history.ipynb #2eabdb24
 def _transaction(version: int, names: dict[str, int | None], facts: dict, rebase: bool):
     "Names that the log remembers, each with a number (default: the version the commit was meant for)."
     from deltalake import CommitProperties, Transaction
@@ -102,9 +102,9 @@ def committed(table, batch: str) -> int | None:  # the version it was meant for;
 
 def _found(place: str, batch: str, start: int) -> int:  # the version that first holds a batch: a rebased commit lands later than meant
     newest = delta(place).version()
-    return next(v for v in range(start, newest + 1) if committed(delta(place, v), batch) is not None)
+    return start if newest == start else next(v for v in range(start, newest + 1) if committed(delta(place, v), batch) is not None)
 
-# %% ../../nbs/data/06_history.ipynb #49c30ee3
+# %% ../../nbs/data/06_history.ipynb #776509b9
 def add_file(place: str,  # of the Delta table
              name: str,  # of the file in it
              rows: pa.Table,
@@ -135,7 +135,7 @@ def _stats(rows: pa.Table) -> dict:
             side[field.name] = value if isinstance(value, (int, float)) else str(value)
     return {"numRecords": rows.num_rows, "minValues": low, "maxValues": high, "nullCount": nulls}
 
-# %% ../../nbs/data/06_history.ipynb #684b85d7
+# %% ../../nbs/data/06_history.ipynb #ef1fa8a4
 def rows_of(table,  # deltalake.DeltaTable
            ):  # pyarrow.dataset.Dataset
     """A snapshot's rows. Files are skipped by partition, row groups by Parquet's own statistics; not by the log's
@@ -158,7 +158,7 @@ def _system(place: str):  # the Arrow file system of a table, and the table's pa
     system, path = filesystem(place)
     return fs.PyFileSystem(fs.FSSpecHandler(system)), path.rstrip("/")
 
-# %% ../../nbs/data/06_history.ipynb #069e7c64
+# %% ../../nbs/data/06_history.ipynb #56b02bab
 CUTS = ("period", "fold", "label")
 SHAPE = pa.schema([("source", pa.string()), ("batch", pa.string()), ("cut", pa.string()), ("period", pa.string()), ("fold", pa.int32()),
                    ("label", pa.string()), ("version", pa.int64()), ("rows", pa.int64()), ("digest", pa.string()), ("state", pa.binary())])
@@ -204,7 +204,7 @@ def record(source: str,  # the table's name, or another name for what was seen
 def number(*values) -> int:  # 48 bits that stand for values
     return int.from_bytes(hashlib.sha256(repr(values).encode()).digest()[:6], "big")
 
-# %% ../../nbs/data/06_history.ipynb #7044f101
+# %% ../../nbs/data/06_history.ipynb #23344dea
 def live(table, batch: str, period: str | None) -> bool:
     "Whether a snapshot holds a batch's rows of a period: it was committed, and not before a write that replaced it."
     at = committed(table, f"batch:{batch}")

@@ -6,7 +6,7 @@
 __all__ = ['PERIOD', 'Table', 'schema', 'count', 'versions', 'arrow', 'batches', 'frame', 'sample', 'Written', 'storable', 'fit',
            'as_text', 'write', 'profiles', 'profile_of', 'Quarantine', 'reasons', 'catalogue']
 
-# %% ../../nbs/data/08_table.ipynb #80bbedfe
+# %% ../../nbs/data/08_table.ipynb #be077cfa
 import json, os, uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +26,7 @@ from . import history
 from .contract import Contract, Rule, Verdict, first_of, repeats
 from .source import could_be_null, to_pandas
 
-# %% ../../nbs/data/08_table.ipynb #928ad558
+# %% ../../nbs/data/08_table.ipynb #5658570d
 PERIOD = "scalai_period"  # partition column of every table: the period a row belongs to, null where there is none
 
 class Table:
@@ -62,7 +62,7 @@ def _names(settings: Settings) -> list[str]:
     fs, root = filesystem(history.store(settings, "tables"))
     return sorted(p.rstrip("/").rsplit("/", 1)[-1] for p in fs.ls(root, detail=False) if fs.isdir(f"{p}/_delta_log")) if fs.isdir(root) else []
 
-# %% ../../nbs/data/08_table.ipynb #0e169f49
+# %% ../../nbs/data/08_table.ipynb #2920d02d
 def schema(self: Table) -> pa.Schema:  # of the columns that people see
     "Names and Arrow types."
     whole = pa.schema(self.delta().schema().to_arrow())
@@ -84,7 +84,7 @@ def versions(self: Table) -> list[dict]:  # newest first: version, at (UTC), mod
 Table.schema, Table.rows = property(schema), property(count)
 Table.count, Table.versions = count, versions
 
-# %% ../../nbs/data/08_table.ipynb #191d11e0
+# %% ../../nbs/data/08_table.ipynb #00cf1309
 def _filter(tests):  # a pyarrow expression, or pairs as in [("fold", "!=", 0), ("month", "<=", 5)], or lists of such
     import pyarrow.dataset as ds
     if tests is None or isinstance(tests, ds.Expression): return tests
@@ -117,7 +117,7 @@ def batches(self: Table, version: int | None = None, columns: list[str] | None =
 
 Table.arrow, Table.batches = arrow, batches
 
-# %% ../../nbs/data/08_table.ipynb #4839a1af
+# %% ../../nbs/data/08_table.ipynb #cb448538
 def _read(piece: tuple[str, int, int], columns=None, schema=None, nullable=frozenset()):
     "Row groups of one file as a pandas frame."
     import pyarrow.parquet as pq
@@ -159,7 +159,7 @@ def sample(self: Table, n: int = 10, seed: int = 0, version: int | None = None):
 
 Table.frame, Table.sample = frame, sample
 
-# %% ../../nbs/data/08_table.ipynb #b31b9b15
+# %% ../../nbs/data/08_table.ipynb #b9a4ad64
 @dataclass
 class Written:
     "What a write did; rows_in = rows_good + rows_refused."
@@ -180,6 +180,7 @@ class _Plan:
     place: str  # of the table
     pen: str  # of its quarantine
     batch: str
+    attempt: str  # names this attempt's files, so that no file a commit may name is ever written again
     contract: Contract
     schema: pa.Schema | None  # columns that the table has, or that the batch's first part gave it
     uniques: tuple  # (word, columns) of what may not come twice
@@ -195,13 +196,13 @@ class _Part:
     index: int
     rows: int  # that came in
     files: list[tuple]  # (AddAction, period, rows) of good rows
-    family: dict  # (period, fold) → Profile as bytes
+    family: dict  # (period, fold) → Profile
     pens: list  # AddActions of refused rows
     refused: dict[str, int]
     schema: pa.Schema | None
     hashes: list = field(default_factory=list)  # one uint64 array for each of the plan's uniques
 
-# %% ../../nbs/data/08_table.ipynb #1492ad6d
+# %% ../../nbs/data/08_table.ipynb #45a69489
 def storable(t: pa.DataType) -> pa.DataType:
     "The type a column is stored as."
     if pa.types.is_dictionary(t): return storable(t.value_type)
@@ -231,7 +232,7 @@ def _casts(values, t) -> bool:
     try: values.cast(t); return True
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError): return False
 
-# %% ../../nbs/data/08_table.ipynb #37c8a743
+# %% ../../nbs/data/08_table.ipynb #5e6ae5b9
 def as_text(rows: pa.Table) -> pa.Table:
     "Every column as text, as the quarantine keeps it: what came is kept whatever its type."
     def text(column):
@@ -250,7 +251,7 @@ def _periods(plan: _Plan, rows: pa.Table) -> pa.Array:  # the period of each row
 def _pen(plan: _Plan, index, raw: pa.Table, reasons: pa.Array, periods: pa.Array):  # AddAction of refused rows
     rows = as_text(raw.drop_columns([c for c in raw.column_names if c in ("_reason", "_period", "_batch")]))
     rows = rows.append_column("_reason", reasons).append_column("_period", periods).append_column("_batch", pa.array([plan.batch]*len(rows), pa.string()))
-    return history.add_file(plan.pen, f"part-{plan.batch[:32]}-{index}.parquet", rows), rows.schema
+    return history.add_file(plan.pen, f"part-{plan.batch[:32]}-{plan.attempt}-{index}.parquet", rows), rows.schema
 
 def _good(plan: _Plan, index, rows: pa.Table, periods: pa.Array) -> tuple[list, dict]:
     "Write a part's good rows, a file for each period, and profile them by period and fold."
@@ -258,13 +259,13 @@ def _good(plan: _Plan, index, rows: pa.Table, periods: pa.Array) -> tuple[list, 
     files, family = [], {}
     for i, p in enumerate(sorted(set(pc.unique(periods).to_pylist()), key=str)):
         some = rows if pc.count_distinct(periods, mode="all").as_py() == 1 else rows.filter(pc.is_null(periods) if p is None else pc.fill_null(pc.equal(periods, p), False))
-        action = history.add_file(plan.place, f"part-{plan.batch[:32]}-{index}-{i}.parquet", some, {PERIOD: p})
+        action = history.add_file(plan.place, f"part-{plan.batch[:32]}-{plan.attempt}-{index}-{i}.parquet", some, {PERIOD: p})
         files.append((action, p, some.num_rows))
         folds = profile(some, by="fold") if "fold" in some.column_names else {None: profile(some)}
-        family |= {(p, None if k is None else int(k)): v.to_bytes() for k, v in folds.items()}
+        family |= {(p, None if k is None else int(k)): v for k, v in folds.items()}
     return files, family
 
-# %% ../../nbs/data/08_table.ipynb #1417b067
+# %% ../../nbs/data/08_table.ipynb #47716d0e
 def _part(plan: _Plan, frame, index: int) -> _Part:
     "The whole pass over one part: check, clean, fold, profile, write. Runs wherever the part is."
     from scalai_nb.data.hashing import fold
@@ -295,7 +296,7 @@ def _hashes(rows: pa.Table, columns: list[str]) -> np.ndarray:  # one a row: equ
     for c in columns: out = hash64(rows[c]) ^ (out*np.uint64(0x9E3779B97F4A7C15) + np.uint64(1))
     return out
 
-# %% ../../nbs/data/08_table.ipynb #4833111f
+# %% ../../nbs/data/08_table.ipynb #bdccafb1
 def _known_hashes(plan: _Plan, columns: list[str], mine: np.ndarray, table) -> pa.Table | None:
     "Keys of the table's rows whose hash is among these."
     if table is None or not len(mine): return None
@@ -330,7 +331,7 @@ def _unique(plan: _Plan, parts: list[_Part], table) -> None:
         hit = [p for p in parts_with if np.isin(p.hashes[u], twice).any()]
         if hit: _without(plan, word, columns, hit, known)
 
-# %% ../../nbs/data/08_table.ipynb #b44d0be3
+# %% ../../nbs/data/08_table.ipynb #d6dca621
 def _without(plan: _Plan, word: str, columns: list[str], parts: list[_Part], known: pa.Table | None) -> None:
     "Write parts again without the rows that repeat an earlier one's key."
     rows = [_rows(plan, p) for p in parts]
@@ -341,12 +342,16 @@ def _without(plan: _Plan, word: str, columns: list[str], parts: list[_Part], kno
         mask = pa.array(again[start:start + len(mine)]); start += len(mine)
         if not mask.true_count: continue
         twice, good = mine.filter(mask), mine.filter(pc.invert(mask))
-        part.pens.append(_pen(plan, f"{part.index}-{word}", twice.drop_columns(PERIOD), pa.array([f"{word}: duplicate"]*len(twice), pa.string()), twice[PERIOD].combine_chunks()))
+        part.pens.append(_pen(plan, f"{part.index}-{word}-{len(part.pens)}", twice.drop_columns(PERIOD), pa.array([f"{word}: duplicate"]*len(twice), pa.string()), twice[PERIOD].combine_chunks()))
         part.refused[f"{word}: duplicate"] = part.refused.get(f"{word}: duplicate", 0) + len(twice)
-        part.files, part.family = _good(plan, f"{part.index}-{word}", good.drop_columns(PERIOD), good[PERIOD].combine_chunks()) if len(good) else ([], {})
+        old = part.files
+        part.files, part.family = _good(plan, f"{part.index}-{word}-{uuid.uuid4().hex[:4]}", good.drop_columns(PERIOD), good[PERIOD].combine_chunks()) if len(good) else ([], {})
         part.hashes = [_hashes(good, c) for _, c in plan.uniques]
+        for action, _, _ in old:
+            fs, path = filesystem(f"{plan.place}/{action.path}")
+            fs.rm_file(path)
 
-# %% ../../nbs/data/08_table.ipynb #04f43591
+# %% ../../nbs/data/08_table.ipynb #cd47ae65
 def _parts(plan: _Plan, frame) -> list[_Part]:
     "The pass over every part of what was given."
     if isinstance(frame, pa.Table) or type(frame).__module__.startswith("pandas"): return [_part(plan, frame, 0)]
@@ -370,7 +375,7 @@ def _stream(plan: _Plan, tables: Iterator[pa.Table], workers: int = 2) -> Iterat
             waiting.append(pool.submit(_part, plan, t, i))
         while waiting: yield waiting.popleft().result()
 
-# %% ../../nbs/data/08_table.ipynb #c3b764cc
+# %% ../../nbs/data/08_table.ipynb #26de15c3
 def _commit(plan: _Plan, parts: list[_Part], mode: str, table, facts: dict, settings: Settings) -> tuple[int, bool]:
     "Quarantine, profiles, table. Raises `history.Moved` where keys were compared with a version that is no longer the newest."
     sums = _sums(parts)
@@ -386,11 +391,10 @@ def _commit(plan: _Plan, parts: list[_Part], mode: str, table, facts: dict, sett
     return history.commit(plan.place, f"batch:{plan.batch}", [a for p in parts for a, _, _ in p.files], schema.append(pa.field(PERIOD, pa.string())), [PERIOD], facts=facts, **how)
 
 def _sums(parts: list[_Part]) -> dict:  # (period, fold) → Profile
-    from scalai_nb.data.profile import Profile
     family = {}
     for p in parts:
-        for key, state in p.family.items(): family.setdefault(key, []).append(state)
-    return {k: sum((Profile.from_bytes(s) for s in v[1:]), Profile.from_bytes(v[0])) for k, v in family.items()}
+        for key, profile in p.family.items(): family[key] = family[key] + profile if key in family else profile
+    return family
 
 def _keep_refused(plan: _Plan, pens: list[tuple], facts: dict) -> None:
     "The quarantine's commit; what a crashed attempt left there is replaced, if it was another outcome."
@@ -418,7 +422,7 @@ def _evolve(place: str, schema: pa.Schema, expect: int | None = None) -> int | N
     table.alter.add_columns(new)
     return None if expect is None else expect + 1
 
-# %% ../../nbs/data/08_table.ipynb #3090685a
+# %% ../../nbs/data/08_table.ipynb #9aaceb09
 def _outcome(name: str, batch: str, settings: Settings, start: float) -> Written:
     "What a batch that is there already did: its commit says so."
     place = history.store(settings, "tables", name)
@@ -432,7 +436,7 @@ def _plan(name, contract, key, period, batch, fold, settings, table, names, prep
     listed = lambda x: () if x is None else (x,) if isinstance(x, str) else tuple(x)
     key, fold = listed(key) or tuple(contract.key), listed(fold)
     contract = Contract(contract.columns, key, contract.extra, contract.nulls)
-    final = [n for n in dict.fromkeys([*names, *contract.columns]) if contract.extra == "keep" or n in contract.columns] if names else []
+    final = [n for n in dict.fromkeys([*names, *contract.columns]) if contract.extra == "keep" or n in contract.columns]
     for what, c in [("key", c) for c in key] + [("fold", c) for c in fold]:
         if final and c not in final:
             near = nearest(c, final)
@@ -447,10 +451,10 @@ def _plan(name, contract, key, period, batch, fold, settings, table, names, prep
         for n, r in contract.columns.items():
             if n not in schema.names: schema = schema.append(pa.field(n, contract.arrow(n) or pa.string()))
         if fold and "fold" not in schema.names: schema = schema.append(pa.field("fold", pa.int8()))
-    return _Plan(name, history.store(settings, "tables", name), history.store(settings, "quarantine", name), batch, contract, schema,
+    return _Plan(name, history.store(settings, "tables", name), history.store(settings, "quarantine", name), batch, uuid.uuid4().hex[:8], contract, schema,
                  tuple((w, tuple(c)) for w, c in repeats(contract)), period, column, fold, settings.data.folds, prepare)
 
-# %% ../../nbs/data/08_table.ipynb #09e27a39
+# %% ../../nbs/data/08_table.ipynb #177bdd7a
 def write(frame,  # Dask or pandas frame, Arrow table, or an iterator of Arrow tables
           name: str,  # of the table
           contract: Contract | str | Path | None = None,  # rows that break it go to quarantine
@@ -469,17 +473,28 @@ def write(frame,  # Dask or pandas frame, Arrow table, or an iterator of Arrow t
     target = Table(name, settings)
     table = history.delta(target.path)
     if history.committed(table, f"batch:{batch}") is not None: return _outcome(name, batch, settings, start)
-    names = list(frame.columns) if hasattr(frame, "columns") and not isinstance(frame, pa.Table) else frame.column_names if isinstance(frame, pa.Table) else []
+    frame, names = _named(frame, prepare)
     plan = _plan(name, contract, key, period, batch, fold, settings, table if mode != "overwrite" else None, names, prepare)
     with _alone(settings, name, batch):
         try:
             if history.committed(history.delta(target.path), f"batch:{batch}") is not None: return _outcome(name, batch, settings, start)
-            _sweep(plan)
+            again = _sweep(plan)
             done = _finish(plan, _parts(plan, frame), mode, settings)
+            if again: _sweep(plan)  # what an attempt before had committed to the quarantine already is there twice
         except BaseException: _sweep(plan); raise
         if done[2]: return _outcome(name, batch, settings, start)
     live.emit("output", table=name, version=done[1])
     return Written(name, done[1], *done[0], perf_counter() - start)
+
+def _named(frame, prepare) -> tuple:  # the frame, and its columns; [] where only the contract knows them
+    if isinstance(frame, pa.Table): return frame, frame.column_names
+    if hasattr(frame, "columns"): return frame, [str(c) for c in frame.columns]
+    if prepare: return frame, []
+    from itertools import chain
+    stream = iter(frame)
+    first = next(stream, None)
+    if first is None: raise BadRequest("There is nothing to write: the iterator gave no table.", "Give at least one, if only for its columns.", "table")
+    return chain([first], stream), first.column_names
 
 def _finish(plan: _Plan, parts: list[_Part], mode: str, settings: Settings) -> tuple:  # (in, good, refused, reasons), version, already
     "Resolve keys against the newest version and commit; again, when somebody else was quicker."
@@ -496,7 +511,7 @@ def _finish(plan: _Plan, parts: list[_Part], mode: str, settings: Settings) -> t
         return (rows, good, rows - good, refused), version, already
     raise WorkFailed(f"Table {plan.name!r}: twenty other writers came first.", "Run it again; nothing was written.", "table")
 
-# %% ../../nbs/data/08_table.ipynb #5a31ca08
+# %% ../../nbs/data/08_table.ipynb #cea05458
 @contextmanager
 def _alone(settings: Settings, name: str, batch: str):
     "Be the only writer of a batch on this machine."
@@ -511,18 +526,22 @@ def _alone(settings: Settings, name: str, batch: str):
             finally: path.unlink(missing_ok=True)
             return
 
-def _sweep(plan: _Plan) -> None:
+def _sweep(plan: _Plan) -> bool:  # whether an earlier attempt left anything, named or not
     "Take away files of a batch that no commit names: what a crash or a failure left."
+    found = []
     for place in (plan.place, plan.pen):
         fs, path = filesystem(place)
         if not fs.isdir(path): continue
         table = history.delta(place)
         named = set() if table is None else set(pa.table(table.get_add_actions())["path"].to_pylist())
-        for file in fs.glob(f"{path}/part-{plan.batch[:32]}-*.parquet"):
+        found += (files := fs.glob(f"{path}/part-{plan.batch[:32]}-*.parquet"))
+        for file in files:
             if file.rsplit("/", 1)[-1] not in named: fs.rm_file(file)
+        for folder in fs.glob(f"{path}/.part-{plan.batch[:32]}-*.tmp"): fs.rm(folder, recursive=True)  # a file half published
         if not fs.ls(path): fs.rmdir(path)
+    return bool(found)
 
-# %% ../../nbs/data/08_table.ipynb #6970b0da
+# %% ../../nbs/data/08_table.ipynb #ee04faff
 def profiles(self: Table, by: str | tuple[str, ...] | None = "period", version: int | None = None, period=None, fold=None) -> dict:
     "Profiles by period, fold, or both; keys in order."
     found = self.delta(version)
@@ -562,7 +581,7 @@ def _profiled(self: Table, version: int) -> dict:  # (period, fold) → Profile,
 
 Table.profiles, Table.profile = profiles, profile_of
 
-# %% ../../nbs/data/08_table.ipynb #b1099941
+# %% ../../nbs/data/08_table.ipynb #4acfa7af
 class Quarantine(Table):
     "The rows a table refused, as text, with `_reason`, `_period` and `_batch`; only those of batches that the table has."
     def __init__(self, of: Table):
@@ -586,7 +605,7 @@ class Quarantine(Table):
         if rows is None: return pa.schema([("_reason", pa.string()), ("_period", pa.string()), ("_batch", pa.string())]).empty_table()
         return rows.to_table(columns, filter=test if filter is None else test & _filter(filter))
 
-# %% ../../nbs/data/08_table.ipynb #b01703fb
+# %% ../../nbs/data/08_table.ipynb #a0a44a0c
 def _counted(self: Quarantine, version: int | None = None) -> int:
     rows, test = self._live(version)
     return 0 if rows is None else rows.count_rows(filter=test)
@@ -606,7 +625,7 @@ Quarantine.sample = lambda self, n=10, seed=0, version=None: (f := to_pandas(sel
 Quarantine.schema = property(lambda self: self.arrow().schema)
 Table.quarantine = property(Quarantine)
 
-# %% ../../nbs/data/08_table.ipynb #f33efe80
+# %% ../../nbs/data/08_table.ipynb #ab0dc188
 def catalogue(settings: Settings | None = None) -> list[dict]:  # name, version, rows, refused, columns, bytes, at
     "The workspace's tables."
     settings, out = settings or Settings.load(), []

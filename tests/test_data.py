@@ -1,0 +1,221 @@
+"What lessons cannot show of the tables: faults. A killed ingest, two at once, hostile files; rows are counted every time."
+import io, json, os, subprocess, sys, textwrap
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from scalai_nb.core.errors import BadRequest, ScalaiError
+from scalai_nb.core.settings import Settings
+from scalai_nb.data import history, source
+from scalai_nb.data.contract import Contract, Rule
+from scalai_nb.data.ingest import ingest, unfinished
+from scalai_nb.data.profile import profile
+from scalai_nb.data.table import Table, write
+
+KEY = ["year", "month", "day", "carrier", "flight", "origin", "sched_dep_time"]
+CONTRACT = Contract({"arr_delay": Rule("float64", required=True), "time_hour": Rule("timestamp[us, UTC]")})
+
+ONE = """
+import os, sys
+from scalai_nb.core import storage
+from scalai_nb.data import history, ingest as room, table
+from test_data import CONTRACT, KEY
+point, when, nth = sys.argv[1], sys.argv[2], int(sys.argv[3])
+seen = 0
+def deadly(fn):
+    def call(*args, **kwargs):
+        global seen
+        seen += 1
+        if seen == nth and when == "before": os.kill(os.getpid(), 9)
+        out = fn(*args, **kwargs)
+        if seen == nth and when == "after": os.kill(os.getpid(), 9)
+        return out
+    return call
+for module in (history, room, table, storage):
+    if hasattr(module, point): setattr(module, point, deadly(getattr(module, point)))
+print(room.ingest(sys.argv[4], "flights", CONTRACT, key=KEY, period="month", fold=KEY).to_dict())
+"""
+
+
+def child(workspace: Path, *args, wait=True):
+    "An ingest in a process of its own, which may be told where to die."
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    p = subprocess.Popen([sys.executable, "-c", ONE, *map(str, args)], cwd=workspace, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if not wait: return p
+    out, err = p.communicate(timeout=120)
+    return p.returncode, out, err
+
+
+def months(flights, workspace, rows=3000):
+    "Three files of real flights; the third repeats rows of the second."
+    for m in (1, 2): flights[flights.month == m].head(rows).to_csv(workspace/f"{m}.csv", index=False)
+    pd.concat([flights[flights.month == 3].head(rows), flights[flights.month == 2].head(50)]).to_csv(workspace/"3.csv", index=False)
+
+
+def state() -> dict:
+    "All that a reader can see of the table, and the files under it."
+    t = Table("flights")
+    rows = t.arrow().sort_by([(c, "ascending") for c in KEY])
+    q = t.quarantine.arrow()
+    raw = history.delta(t.quarantine.path).to_pyarrow_table()
+    q = q.sort_by([(c, "ascending") for c in [*KEY, "_reason"]]).drop_columns("_batch")
+    return {"rows": rows, "profiles": {k: p.digest for k, p in t.profiles(("period", "fold")).items()}, "quarantine": q, "raw": raw.num_rows, "reasons": t.quarantine.reasons()}
+
+
+def strays() -> set:
+    "Files that lie under a table or its quarantine and that no commit names."
+    out = set()
+    for place in (Table("flights").path, Table("flights").quarantine.path):
+        named = {*pa.table(history.delta(place).get_add_actions())["path"].to_pylist(), "_delta_log"}
+        out |= {p.name for p in Path(place).iterdir() if p.name not in named}
+    return out
+
+
+FEW = [("add_file", "after", 2), ("record", "after", 1), ("commit", "after", 3)]  # all files written; all but the table; everything
+MORE = [("add_file", "before", 1), ("add_file", "after", 1), ("commit", "before", 1), ("commit", "after", 1),
+        ("record", "before", 1), ("commit", "before", 3), ("_sync", "before", 2), ("_keep", "after", 1)]
+
+
+@pytest.mark.parametrize("point, when, nth", FEW + [pytest.param(*p, marks=pytest.mark.slow) for p in MORE])
+def test_killed_and_again(workspace, flights, point, when, nth):
+    "kill -9 at every joint of an ingest; the same call again gives the same table, nothing lost, nothing twice."
+    months(flights, workspace)
+    ingest("1.csv", "flights", CONTRACT, key=KEY, period="month", fold=KEY)
+    before = state()
+    code, out, err = child(workspace, point, when, nth, "2.csv")
+    assert code == -9, err
+    if (point, when, nth) != ("commit", "after", 3):  # a reader sees nothing of the batch
+        now = state()
+        for what in ("rows", "profiles", "quarantine"): assert now[what] == before[what]
+        assert [Path(p.uri).name for p in unfinished()] == ["2.csv"]
+    again = ingest("2.csv", "flights", CONTRACT, key=KEY, period="month", fold=KEY)
+    assert again.already == ((point, when, nth) == ("commit", "after", 3))
+    ends = state()
+    assert again.rows_in == 3000 == again.rows_good + again.rows_refused and not strays() and unfinished() == []
+    assert ends["raw"] == ends["quarantine"].num_rows == sum(ends["reasons"].values())
+    assert len(ends["rows"]) + ends["raw"] == 6000
+    assert Table("flights").profile().digest == profile(Table("flights").arrow()).digest
+    raw = pd.concat([pd.read_csv(f"{m}.csv") for m in (1, 2)])
+    assert len(ends["rows"]) == raw.arr_delay.notna().sum() and pc.sum(ends["rows"]["distance"]).as_py() == raw[raw.arr_delay.notna()].distance.sum()
+
+
+def test_a_crash_whose_outcome_changes(workspace, flights):
+    "What was refused before the crash need not be what is refused after it: another batch brought some of the keys meanwhile."
+    months(flights, workspace)
+    assert child(workspace, "record", "after", 1, "3.csv")[0] != 0  # profiles and quarantine recorded, table not yet
+    ingest("2.csv", "flights", CONTRACT, key=KEY, period="month", fold=KEY)
+    done = ingest("3.csv", "flights", CONTRACT, key=KEY, period="month", fold=KEY)
+    t, twice = Table("flights"), done.refused["key: duplicate"]
+    assert 0 < twice <= 50 and done.rows_in == 3050
+    assert t.profile().digest == profile(t.arrow()).digest and t.profile().rows == t.rows
+    assert t.quarantine.reasons()["key: duplicate"] == twice and t.rows + t.quarantine.rows == 6050
+    assert t.quarantine.rows == history.delta(t.quarantine.path).to_pyarrow_table().num_rows and not strays()
+
+
+def test_two_at_once(workspace, flights):
+    "Two ingests of one file: one brings it, the other says that it is there."
+    months(flights, workspace)
+    pair = [child(workspace, "nothing", "ever", 0, "1.csv", wait=False) for _ in range(2)]
+    outs = [p.communicate(timeout=120) for p in pair]
+    assert [p.returncode for p in pair] == [0, 0], outs
+    assert sorted("'already': True" in out for out, _ in outs) == [False, True]
+    assert Table("flights").rows + Table("flights").quarantine.rows == 3000 and not strays()
+
+
+@pytest.mark.slow
+def test_two_files_with_the_same_keys_at_once(workspace, flights):
+    "Keys are compared with the very version that the commit follows."
+    months(flights, workspace)
+    pair = [child(workspace, "nothing", "ever", 0, f, wait=False) for f in ("2.csv", "3.csv")]
+    outs = [p.communicate(timeout=120) for p in pair]
+    assert [p.returncode for p in pair] == [0, 0], outs
+    t = Table("flights")
+    keys = t.arrow(columns=KEY)
+    assert len(keys) == len(keys.group_by(KEY).aggregate([])) and t.rows + t.quarantine.rows == 6050
+    assert t.profile().digest == profile(t.arrow()).digest
+
+
+def test_nothing_half_written(workspace, flights):
+    "A file that breaks in the middle leaves the table at its last good version, and no file behind."
+    months(flights, workspace)
+    ingest("1.csv", "flights", CONTRACT, key=KEY, period="month", fold=KEY)
+    before = state()
+    frame = flights[flights.month == 4].head(2000)
+    frame.to_parquet("good.parquet", row_group_size=500)
+    content = bytearray(Path("good.parquet").read_bytes())
+    content[len(content)//2:len(content)//2 + 2000] = os.urandom(2000)
+    Path("torn.parquet").write_bytes(content)
+    Path("cut.csv").write_bytes(Path("2.csv").read_bytes()[:9000] + b'"')
+    Path("latin.csv").write_bytes(Path("2.csv").read_bytes().replace(b"EWR", "Zür".encode("latin-1")))
+    for bad in ("torn.parquet", "latin.csv"):
+        with pytest.raises(ScalaiError) as e: ingest(bad, "flights", CONTRACT, key=KEY, period="month", fold=KEY)
+        assert e.value.code == 2 and e.value.hint and bad in e.value.message, e.value
+    after = state()
+    assert all(before[k] == after[k] for k in before) and not strays()
+    cut = ingest("cut.csv", "flights", CONTRACT, key=KEY, period="month", fold=KEY)  # its last line is refused, the others are rows like any
+    assert cut.rows_in == len(Path("cut.csv").read_text().splitlines()) - 1 and any(r.startswith("line:") for r in cut.refused)
+
+
+def test_small_parts_make_the_same_table(workspace, flights, monkeypatch):
+    "However a file is cut, the table and its profiles are the same; keys across parts are found."
+    months(flights, workspace)
+    whole = ingest("3.csv", "flights", CONTRACT, key=KEY, period="month", fold=KEY)
+    one = state()
+    frame = pd.read_csv("3.csv", dtype=str, keep_default_na=False)
+    twice = pd.concat([frame, frame.iloc[100:200]])
+    twice.to_parquet("3.parquet", row_group_size=300, index=False)
+    settings = Settings(root=workspace/"other", data={"rows_per_part": 300})
+    parts = ingest("3.parquet", "flights", Contract({**{c: Rule(source.csv_types("3.csv")[c].__str__()) for c in frame}, **CONTRACT.columns}), key=KEY, period="month", fold=KEY, settings=settings)
+    t = Table("flights", settings)
+    assert parts.rows_in == whole.rows_in + 100 and parts.rows_good == whole.rows_good
+    assert t.arrow().sort_by([(c, "ascending") for c in KEY]).select(one["rows"].column_names) == one["rows"]
+    assert {k: p.digest for k, p in t.profiles(("period", "fold")).items()} == one["profiles"]
+
+
+def test_changed_by_others(workspace, flights):
+    "Where somebody deleted rows with another tool, profiles say what is there, not what was."
+    write(flights.head(2000), "flights", period="month", fold=KEY)
+    t = Table("flights")
+    t.delta().delete("carrier = 'UA'")
+    assert t.profile().digest == profile(t.arrow()).digest and t.profile().rows == t.rows < 2000
+
+
+def test_formats(workspace, flights):
+    "The same rows from every format."
+    t = pa.Table.from_pandas(flights.head(1000).drop(columns="time_hour"), preserve_index=False)
+    pq.write_table(t, "a.parquet")
+    with pa.ipc.new_file("a.arrow", t.schema) as f: f.write_table(t)
+    with pa.ipc.new_stream("b.arrow", t.schema) as f: f.write_table(t)
+    t.to_pandas().to_json("a.jsonl", orient="records", lines=True)
+    t.to_pandas().to_csv("a.csv", index=False); t.to_pandas().to_csv("a.csv.gz", index=False); t.to_pandas().to_csv("semi.csv", index=False, sep=";")
+    write(t, "a")
+    for uri in ("a.parquet", "a.arrow", "b.arrow", "a.jsonl", "a.csv", "a.csv.gz", "semi.csv", "a", "a@0", ".scalai/tables/a"):
+        rows = pa.concat_tables(source.batches(uri))
+        assert rows.num_rows == 1000 and pc.sum(rows["dep_delay"]).as_py() == pc.sum(t["dep_delay"]).as_py() and rows["tailnum"].null_count == t["tailnum"].null_count, uri
+        frame = source.read(uri)
+        assert len(frame) == 1000 and frame.distance.sum().compute() == pc.sum(t["distance"]).as_py(), uri
+
+
+def test_frames_of_a_cluster(workspace, flights):
+    "Partitions written by worker processes make the same profiles."
+    import dask.dataframe as dd
+    from scalai_nb.core.cluster import cluster
+    few = flights.head(4000)
+    write(few, "one", period="month", fold=KEY)
+    with cluster(kind="processes", workers=2): done = write(dd.from_pandas(few, npartitions=4), "many", CONTRACT, key=KEY, period="month", fold=KEY)
+    assert done.rows_in == 4000 and Table("many").profile().rows == done.rows_good
+    good = few[few.arr_delay.notna()]
+    write(good, "good", Contract({"time_hour": Rule("timestamp[us, UTC]"), "arr_delay": Rule("float64")}), period="month", fold=KEY)
+    assert {k: p.digest for k, p in Table("many").profiles().items()} == {k: p.digest for k, p in Table("good").profiles().items()}
+
+
+def test_hostile_names_and_values(workspace):
+    "HTML in names and values is shown as text."
+    bad = pa.table({"<script>": ["<b>"], "n": ["x"]})
+    done = write(bad, "t", Contract({"n": Rule("int64")}))
+    assert done.refused == {"n: not an integer": 1} and done.rows_good == 0
+    assert "<script>" not in Table("t")._repr_html_() and Table("t").quarantine.arrow()["<script>"][0].as_py() == "<b>"
