@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MIME', 'SCRAP', 'EVENT', 'FORWARDED', 'plain', 'result', 'results_in', 'results', 'listen']
 
-# %% ../../nbs/jobs/02_result.ipynb #25fd47d7
+# %% ../../nbs/jobs/02_result.ipynb #0566c4f8
 import math, sys, time
 from datetime import date
 from pathlib import Path
@@ -13,7 +13,7 @@ from pathlib import Path
 from ..core import live
 from ..core.errors import BadRequest
 
-# %% ../../nbs/jobs/02_result.ipynb #caa48402
+# %% ../../nbs/jobs/02_result.ipynb #3b571f44
 def plain(value: object,  # numbers, text, dates, paths, lists, dicts, NumPy scalars and small arrays
           where: str = "result",  # named in the error
          ) -> object:  # what JSON can hold
@@ -30,7 +30,7 @@ def plain(value: object,  # numbers, text, dates, paths, lists, dicts, NumPy sca
     if hasattr(value, "tolist"): return plain(value.tolist(), where)  # NumPy, pandas, torch
     raise BadRequest(f"{where} is a {type(value).__name__}, which no record can keep.", "Hand on numbers, text, lists and dicts; write larger things as a file or a table and hand on the name.")
 
-# %% ../../nbs/jobs/02_result.ipynb #1fd6b753
+# %% ../../nbs/jobs/02_result.ipynb #4d945ef7
 MIME = "application/vnd.scalai.result+json"
 SCRAP = "application/scrapbook.scrap.json+json"  # nteract scrapbook 0.5 writes this
 
@@ -60,9 +60,13 @@ def results(notebook: dict,  # one that ran
         for output in cell.get("outputs", ()): found |= results_in(output.get("data", {}))
     return found
 
-# %% ../../nbs/jobs/02_result.ipynb #0d9b1796
+# %% ../../nbs/jobs/02_result.ipynb #b8f5f88b
 EVENT = "scalai_event"  # message type on the kernel's iopub channel
 FORWARDED = ("input", "output", "progress", "fit")
+
+
+async def _leave_children():
+    "ipykernel waits up to 15 s for children that ignore SIGTERM, such as multiprocessing's resource tracker; the engine ends them itself, after the notebook's own exit handlers."
 
 
 def listen(every: float = .2,  # seconds between two progress events that are passed on
@@ -70,6 +74,7 @@ def listen(every: float = .2,  # seconds between two progress events that are pa
     "Pass live events of this kernel on to whoever runs it. The engine calls this before the first cell."
     from ipykernel.kernelapp import IPKernelApp
     kernel, last = IPKernelApp.instance().kernel, [0.]
+    kernel._progressively_terminate_all_children = _leave_children
 
     def forward(topic, **fields):
         if topic not in FORWARDED: return

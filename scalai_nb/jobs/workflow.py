@@ -6,7 +6,7 @@
 __all__ = ['REFERENCE', 'CONDITION', 'COMPARE', 'LEFT_OUT', 'UNCHANGED', 'references', 'lookup', 'resolve', 'holds', 'Step',
            'Words', 'Workflow', 'load', 'step_key', 'Session']
 
-# %% ../../nbs/jobs/08_workflow.ipynb #f2ab1a9f
+# %% ../../nbs/jobs/08_workflow.ipynb #d710fa64
 import hashlib, json, os, re, time, tomllib
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -22,7 +22,7 @@ from .engine import run as run_notebook
 from .parameters import Parameter, _conform, check, load_notebook, read, source
 from .record import GOOD, JobRun, Record, commit, versions
 
-# %% ../../nbs/jobs/08_workflow.ipynb #a8a062d4
+# %% ../../nbs/jobs/08_workflow.ipynb #53ea7023
 REFERENCE = re.compile(r"\$\{\s*([^}]*?)\s*\}")
 
 
@@ -58,7 +58,7 @@ def resolve(value: object, scope: dict) -> object:
     if whole := REFERENCE.fullmatch(value): return lookup(whole[1], scope)
     return REFERENCE.sub(lambda m: str(lookup(m[1], scope)), value)
 
-# %% ../../nbs/jobs/08_workflow.ipynb #91bac36c
+# %% ../../nbs/jobs/08_workflow.ipynb #8de077a3
 CONDITION = re.compile(r"^(.*?)\s*(==|!=|<=|>=|<|>)\s*(.*)$")
 COMPARE = {"==": lambda a, b: a == b, "!=": lambda a, b: a != b, "<": lambda a, b: a < b, ">": lambda a, b: a > b,
            "<=": lambda a, b: a <= b, ">=": lambda a, b: a >= b}
@@ -79,7 +79,7 @@ def holds(condition: str, scope: dict) -> bool:
     try: return a is not None and b is not None and COMPARE[op](a, b)
     except TypeError as e: raise WorkFailed(f"`{condition}` compares a {type(a).__name__} with a {type(b).__name__}.", "Compare numbers with numbers.") from e
 
-# %% ../../nbs/jobs/08_workflow.ipynb #3befbea5
+# %% ../../nbs/jobs/08_workflow.ipynb #5f0ea840
 class Step(BaseModel):
     "One step, as written."
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
@@ -116,7 +116,7 @@ class Workflow:
     warm: tuple[str, ...] = ()
     nested: dict[str, "Workflow"] = field(default_factory=dict)  # by step
 
-# %% ../../nbs/jobs/08_workflow.ipynb #28777770
+# %% ../../nbs/jobs/08_workflow.ipynb #5e4ade99
 def _words(path: Path) -> Words:
     "Read the file; say what is wrong with it in two lines."
     try: data = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -145,7 +145,7 @@ def _order(steps: list[Step], needs: dict[str, list[str]], path: Path) -> tuple[
         order.append(ready)
     return tuple(order)
 
-# %% ../../nbs/jobs/08_workflow.ipynb #0499f749
+# %% ../../nbs/jobs/08_workflow.ipynb #fd42ca8d
 def load(path: Path | str,  # a TOML file
          _outer: tuple[Path, ...] = (),  # files that lead here
         ) -> Workflow:
@@ -201,7 +201,7 @@ def _check_step(flow: Workflow, step: Step, outer: tuple[Path, ...]):
         if e.message.startswith("Step "): raise
         raise BadRequest(f"Step {step.name!r} of {flow.path}: {e.message[:1].lower()}{e.message[1:]}", e.hint) from e
 
-# %% ../../nbs/jobs/08_workflow.ipynb #2e4ca4fc
+# %% ../../nbs/jobs/08_workflow.ipynb #31eda2ad
 @lru_cache(maxsize=1)
 def _package_digest() -> str:
     "Of this package's source: while it is being developed, its version says too little."
@@ -222,7 +222,7 @@ def step_key(notebook: Path,  # the step's source
     text = json.dumps([code, parameters, upstream, chosen, _package_digest()], sort_keys=True, default=repr)
     return hashlib.sha256(text.encode()).hexdigest()
 
-# %% ../../nbs/jobs/08_workflow.ipynb #4b26fcb4
+# %% ../../nbs/jobs/08_workflow.ipynb #988d1fe2
 class Session:
     "What all steps of a workflow run share."
     def __init__(self, settings: Settings, terminal, stop, warm=None):
@@ -252,14 +252,14 @@ def run(self: Workflow,
     if previous and not parameters: parameters = previous.parameters
     values = _values(self, parameters or {})
     if previous and values != previous.parameters: raise BadRequest(f"The run to go on with, {previous.id}, had other parameters: {previous.parameters}.", "Leave them out, or start anew without --from-failed.")
-    with Terminal(progress) as terminal, stop.on_signals(), Pool(self.warm if warm else (), settings.jobs.warm) as pool:
+    with Terminal(progress) as terminal, stop.on_signals(), Pool(self.warm) as pool:
         terminal.title(self.name)
         session = Session(settings, terminal, stop, pool if self.warm and warm else None)
         job = _run(self, values, session, parent or os.environ.get("SCALAI_RUN"), self.name, "", [], previous)
         terminal.done(job)
     return job
 
-# %% ../../nbs/jobs/08_workflow.ipynb #a6495e3c
+# %% ../../nbs/jobs/08_workflow.ipynb #ac67564b
 def _values(flow: Workflow, given: dict) -> dict:
     "The workflow's parameters, held to the types of its defaults."
     for name in given:
@@ -274,7 +274,7 @@ def _resumed(flow: Workflow, record: Record) -> JobRun | None:
     last = next((r for r in record.runs(name=flow.name) if r.notebook == str(flow.path)), None)
     return record.get(last.id) if last and not last.ok else None
 
-# %% ../../nbs/jobs/08_workflow.ipynb #3028ba3b
+# %% ../../nbs/jobs/08_workflow.ipynb #b5b2f743
 def _run(flow: Workflow, values: dict, session: Session, parent: str | None, name: str, path: str,
          upstream: list,  # keys and results of what the whole workflow needs
          previous: JobRun | None,  # the run to go on with
@@ -319,7 +319,7 @@ def _verdict(job: JobRun, session: Session, nested: bool) -> tuple[str, dict | N
     if nested and job.steps and same and all(r.state == "skipped" for r in job.steps): return "skipped", None, "unchanged"
     return "succeeded", None, f"{same} of {len(job.steps)} steps unchanged" if same else ""
 
-# %% ../../nbs/jobs/08_workflow.ipynb #f06cd36b
+# %% ../../nbs/jobs/08_workflow.ipynb #e0f953f3
 def _step(flow: Workflow, step: Step, scope: dict, states: dict, job: JobRun, session: Session, path: str, upstream: list, previous: JobRun | None) -> list[JobRun]:
     "All runs of one step."
     broken = next((n for n in flow.needs[step.name] if states[n] not in GOOD), None)
@@ -352,7 +352,7 @@ def _named(run: JobRun, path: str) -> JobRun:  # as the terminal shows it
     from dataclasses import replace
     return replace(run, name=path + run.name)
 
-# %% ../../nbs/jobs/08_workflow.ipynb #517c6d45
+# %% ../../nbs/jobs/08_workflow.ipynb #ec79593d
 def _attempts(flow: Workflow, step: Step, name: str, parameters: dict, job: JobRun, session: Session, path: str, upstream: list, previous: JobRun | None) -> JobRun:
     "Run a step, again where `retries` says so, or find it done."
     before = next((r for r in previous.steps if r.name == name), None) if previous else None

@@ -1,0 +1,137 @@
+"Jobs that are stopped, killed and left alone: what only whole processes can show."
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+
+import pytest
+
+from conftest import nobody_left, scalai
+from scalai_nb.core.settings import Settings
+from scalai_nb.jobs.engine import run
+from scalai_nb.jobs.log import read_log
+from scalai_nb.jobs.parameters import load_notebook
+from scalai_nb.jobs.record import Record
+
+
+def write(path: Path, *cells: str) -> Path:
+    "A notebook from texts; the first is its parameters cell."
+    cells = [dict(cell_type="code", id=f"c{i}", metadata=dict(tags=["parameters"] if i == 0 else []), source=text, outputs=[], execution_count=None) for i, text in enumerate(cells)]
+    meta = dict(kernelspec=dict(name="python3", display_name="Python 3", language="python"))
+    path.write_text(json.dumps(dict(nbformat=4, nbformat_minor=5, metadata=meta, cells=cells)))
+    return path
+
+
+def started(*args, cwd) -> subprocess.Popen:
+    "The command, in a session of its own, not waited for."
+    return subprocess.Popen([str(Path(sys.executable).with_name("scalai")), *args], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True)
+
+
+def until_cell(record: Record, cell: int, within: float = 60):
+    "Wait until the newest run's log says that a cell runs."
+    end = time.monotonic() + within
+    while time.monotonic() < end:
+        for folder in sorted(record.settings.path("runs").glob("*")):
+            if any(e.get("type") == "cell" and e["cell"] == cell and e["state"] == "running" for e in read_log(folder/"log.jsonl")): return folder.name
+        time.sleep(.05)
+    pytest.fail(f"cell {cell} never started")
+
+
+SLOW = ("seconds = 60", "print('about to sleep', flush=True)", "import time\nfor i in range(10*seconds): time.sleep(.1)", "print('never')")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_cancels_and_leaves_nobody(workspace, signum):
+    write(workspace/"slow.ipynb", *SLOW)
+    process, record = started("run", "slow.ipynb", "--json", cwd=workspace), Record(Settings.load())
+    id = until_cell(record, 2)
+    process.send_signal(signum)
+    out, _ = process.communicate(timeout=20)
+    doc = json.loads(out)
+    assert (process.returncode, doc["state"], doc["error"]["cell"]) == (130, "cancelled", 2)
+    assert record.get(id).state == "cancelled"
+    assert load_notebook(doc["output"])["cells"][1]["outputs"][0]["text"] == ["about to sleep\n"]
+    nobody_left(workspace)
+
+
+def test_a_killed_runner_leaves_no_kernel_and_is_lost(workspace):
+    write(workspace/"busy.ipynb", "seconds = 60", "print('here', flush=True)", "sum(range(10**11))")  # never lets another Python thread look
+    process, record = started("run", "busy.ipynb", cwd=workspace), Record(Settings.load())
+    id = until_cell(record, 2)
+    process.kill()
+    process.wait()
+    nobody_left(workspace)
+    gone = record.get(id)
+    assert (gone.state, gone.error["cell"], gone.error["kind"]) == ("lost", 2, "Lost")
+    assert any(e.get("text") == "here\n" for e in read_log(record.folder(id)/"log.jsonl"))
+    load_notebook(record.folder(id)/"notebook.ipynb")  # whole
+    assert scalai("runs", "--json", cwd=workspace).doc["runs"][0]["state"] == "lost"
+
+
+def test_a_request_in_the_record_cancels(workspace):
+    write(workspace/"slow.ipynb", *SLOW)
+    process, record = started("run", "slow.ipynb", "--json", cwd=workspace), Record(Settings.load())
+    record.cancel(until_cell(record, 2))
+    assert json.loads(process.communicate(timeout=20)[0])["state"] == "cancelled"
+
+
+def test_a_stubborn_kernel_is_killed_when_time_is_over(workspace):
+    path = write(workspace/"stubborn.ipynb", "x = 1", "import time\nwhile True:\n    try: time.sleep(60)\n    except KeyboardInterrupt: pass")
+    job = run(path, timeout=2)
+    assert (job.state, job.error["cell"], job.exit_code) == ("timed_out", 1, 124) and job.seconds < 20
+    nobody_left(workspace)
+
+
+def test_readers_never_meet_half_a_notebook(workspace):
+    import threading
+    path = write(workspace/"loud.ipynb", "n = 40", "import time\nfor i in range(n):\n    print('x'*100_000)\n    time.sleep(.05)")
+    seen, over, out = [], threading.Event(), workspace/"out.ipynb"
+
+    def look():
+        while not over.is_set():
+            for file in [*workspace.glob(".scalai/runs/*/notebook.ipynb"), *workspace.glob("out.ipynb")]:
+                json.loads(file.read_text())
+                seen.append(file)
+            time.sleep(.005)
+    reader = threading.Thread(target=look)
+    reader.start()
+    try: job = run(path, output=out)
+    finally:
+        over.set()
+        reader.join()
+    assert job.state == "succeeded" and len(seen) > 20
+    assert sum(len("".join(o["text"])) for o in load_notebook(out)["cells"][1]["outputs"]) == 40*100_001
+
+
+def test_papermill_s_own_command(workspace):
+    write(workspace/"in.ipynb", "months = 12", "print(months)", "from scalai_nb.jobs.result import result\nresult(rows=months*10)", "if months > 12: raise ValueError('no such month')")
+    papermill = Path(sys.executable).with_name("papermill")
+    done = subprocess.run([papermill, "--engine", "scalai", "in.ipynb", "out.ipynb", "-p", "months", "3", "--no-progress-bar"], cwd=workspace, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert load_notebook(workspace/"out.ipynb")["cells"][1]["metadata"]["tags"] == ["injected-parameters"]
+    assert Record(Settings.load()).get("last").results == dict(rows=30)
+    bad = subprocess.run([papermill, "--engine", "scalai", "in.ipynb", "bad.ipynb", "-p", "months", "13", "--no-progress-bar"], cwd=workspace, capture_output=True, text=True)
+    assert bad.returncode == 1 and "no such month" in bad.stderr
+    assert Record(Settings.load()).get("last").error == dict(cell=3, kind="ValueError", message="no such month")
+
+
+def test_secrets_are_written_nowhere(workspace, monkeypatch):
+    monkeypatch.setenv("TOKEN", "hunter2-hunter2")
+    path = write(workspace/"secret.ipynb", "from scalai_nb.jobs.parameters import Secret\ntoken: Secret", "print('token', token)", "from scalai_nb.jobs.result import result\nresult(length=len(token))")
+    job = run(path, dict(token="env:TOKEN"))
+    assert (job.state, job.results) == ("succeeded", dict(length=15))
+    assert not any(b"hunter2" in f.read_bytes() for f in (workspace/".scalai").rglob("*") if f.is_file())
+
+
+def test_exit_ends_a_notebook_well_and_a_vanished_kernel_does_not(workspace):
+    assert run(write(workspace/"a.ipynb", "x = 1", "import sys\nsys.exit(0)", "1/0")).state == "succeeded"
+    assert run(write(workspace/"b.ipynb", "x = 1", "exit()", "1/0")).state == "succeeded"
+    job = run(write(workspace/"c.ipynb", "x = 1", "import sys\nsys.exit(3)", "1/0"))
+    assert (job.state, job.error) == ("failed", dict(cell=1, kind="SystemExit", message="3"))
+    job = run(write(workspace/"d.ipynb", "x = 1", "import os\nos._exit(3)", "1/0"))
+    assert (job.state, job.error["cell"]) == ("kernel_died", 1) and "ended with code 3" in job.error["message"]
+
+
+def test_a_job_may_run_a_job(workspace):
+    write(workspace/"inner.ipynb", "n = 1", "from scalai_nb.jobs.result import result\nresult(n=n + 1)")
+    outer = write(workspace/"outer.ipynb", "n = 1", "from scalai_nb.jobs.engine import run\nfrom scalai_nb.jobs.result import result\ninner = run('inner.ipynb', dict(n=41))\nresult(n=inner.results['n'], parent=inner.parent)")
+    job = run(outer)
+    assert (job.state, job.results) == ("succeeded", dict(n=42, parent=job.id))
