@@ -3,17 +3,16 @@
 # %% auto #0
 __all__ = ['COUNTERS', 'CAPS', 'QUANTILES', 'HOUR_US', 'Column', 'column', 'align', 'align_categories', 'iso']
 
-# %% ../../nbs/data/02_column.ipynb #78a387b9
-import json
-from dataclasses import dataclass, field, fields, replace
-from datetime import datetime, timedelta, timezone
+# %% ../../nbs/data/02_column.ipynb #baca346e
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 
 import numpy as np, pyarrow as pa, pyarrow.compute as pc
 from fastcore.basics import patch
 
 from . import histogram as hg, moments as mt
 from .categories import Categories, add_categories, categories, round_length, sum_by
-from .distinct import Frequent, estimate, registers
+from .distinct import estimate, registers
 from .hashing import _floats
 from .moments import Moments
 from .ordered import Calendar, Ordered, add_ordered, calendar as calendar_of, ordered as summarise

@@ -4,11 +4,15 @@
 __all__ = ['SIGN', 'CELLS', 'BUCKETS', 'EMPTY', 'number_keys', 'number_values', 'time_keys', 'time_values', 'runs', 'tally',
            'Histogram', 'edges', 'resolution', 'quantile', 'cdf', 'common', 'planes', 'unplanes', 'pack', 'unpack']
 
-# %% ../../nbs/data/01_histogram.ipynb #3b47166f
-import functools
+# %% ../../nbs/data/01_histogram.ipynb #294a2b35
 from dataclasses import dataclass
 
 import numba, numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from .hashing import read_only
 
 # %% ../../nbs/data/01_histogram.ipynb #4f25a415
 SIGN = np.uint64(1 << 63)
@@ -49,13 +53,7 @@ def _tally(keys,  # uint64, read-only
         counts[slot] += 1
     return distinct
 
-# %% ../../nbs/data/01_histogram.ipynb #1796b464
-def _read_only(x):
-    "A contiguous read-only view: one compiled variant for Arrow's buffers and NumPy's arrays alike."
-    x = np.ascontiguousarray(x).view()
-    x.flags.writeable = False
-    return x
-
+# %% ../../nbs/data/01_histogram.ipynb #6505ed3b
 def runs(keys: np.ndarray,  # sorted
         ) -> tuple:  # distinct keys, counts
     "Distinct sorted keys and how often each stands there."
@@ -68,35 +66,30 @@ def tally(keys: np.ndarray,  # uint64, in any order
     "How often each key occurs."
     slots = 1 << 15 if len(keys) > 8192 else 1 << 11
     table, counts = np.empty(slots, "u8"), np.zeros(slots, "i8")
-    if _tally(_read_only(keys), table, counts) < 0: return runs(np.sort(keys))
+    if _tally(read_only(keys), table, counts) < 0: return runs(np.sort(keys))
     used = np.flatnonzero(counts)
     order = used[np.argsort(table[used])]
     return table[order], counts[order]
 
-# %% ../../nbs/data/01_histogram.ipynb #563b5848
-@numba.njit(cache=True, nogil=True)
-def _shared(a, b):  # uint64
-    "How many leading bits two keys share."
-    x, n = a ^ b, 0
-    if x == 0: return 64
-    for half in (32, 16, 8, 4, 2, 1):
-        if x >> np.uint64(64 - half) == 0:
-            n += half
-            x = x << np.uint64(half)
-    return n
+# %% ../../nbs/data/01_histogram.ipynb #69050e49
+@intrinsic
+def _zeros(typing, x):
+    "Leading zeros of a uint64: one machine instruction, 64 for 0."
+    def code(context, builder, signature, args): return builder.ctlz(args[0], ir.Constant(ir.IntType(1), 0))
+    return types.uint64(types.uint64), code
 
 @numba.njit(cache=True, nogil=True)
 def _longest(keys, start, stop, limit, most, tail):
     "The longest prefix length up to `limit` at which keys[start:stop] have at most `most` distinct prefixes; `tail` is work space (65)."
     tail[:] = 0
-    for i in range(start + 1, stop): tail[_shared(keys[i - 1], keys[i])] += 1
+    for i in range(start + 1, stop): tail[_zeros(keys[i - 1] ^ keys[i])] += 1
     distinct, length = 1, 0
     while length < limit and distinct + tail[length] <= most:
         distinct += tail[length]
         length += 1
     return length
 
-# %% ../../nbs/data/01_histogram.ipynb #5473d457
+# %% ../../nbs/data/01_histogram.ipynb #2a5ecd4b
 @numba.njit(cache=True, nogil=True)
 def _canonical(keys, counts, known,  # prefixes ascending and zero-filled, how often, how many bits of each are known
                limit, cells, buckets):  # bits known of every cell's prefix; the caps
@@ -107,7 +100,7 @@ def _canonical(keys, counts, known,  # prefixes ascending and zero-filled, how o
     level1 = _longest(keys, 0, n, limit, cells, tail)
     while start < n:
         stop, least = start, 64
-        while stop < n and _shared(keys[start], keys[stop]) >= level1:
+        while stop < n and _zeros(keys[start] ^ keys[stop]) >= level1:
             least = min(least, known[stop])
             stop += 1
         level2 = _longest(keys, start, stop, least, buckets, tail)
@@ -121,7 +114,7 @@ def _canonical(keys, counts, known,  # prefixes ascending and zero-filled, how o
         start = stop
     return new_keys[:m].copy(), new_counts[:m].copy(), new_known[:m].copy(), level1
 
-# %% ../../nbs/data/01_histogram.ipynb #3617c389
+# %% ../../nbs/data/01_histogram.ipynb #7fad4443
 CELLS, BUCKETS = 64, 512
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +131,7 @@ class Histogram:
         "From ascending keys or prefixes, which may repeat."
         if known is None: known = np.full(len(keys), 64, "u1")
         if not len(keys): return cls(np.empty(0, "u8"), np.empty(0, "i8"), np.empty(0, "u1"), 64, tuple(caps))
-        made = _canonical(*map(_read_only, (keys, counts, known)), level1, *caps)
+        made = _canonical(*map(read_only, (keys, counts, known)), level1, *caps)
         return cls(*made, tuple(caps))
 
     def __add__(self, other):

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['UNITS', 'MOST', 'HOUR', 'Ordered', 'ordered', 'add_ordered', 'Calendar', 'calendar']
 
-# %% ../../nbs/data/01_ordered.ipynb #a85bc8ff
+# %% ../../nbs/data/01_ordered.ipynb #0a2a96f3
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from .categories import sum_by
 from .distinct import Frequent, estimate, registers
 from .hashing import _floats, _integers, mix
-from .histogram import BUCKETS, CELLS, SIGN, Histogram, number_keys, number_values, tally, time_keys, time_values
+from .histogram import BUCKETS, CELLS, SIGN, Histogram, number_keys, number_values, tally, time_values
 from .moments import Moments
 
 # %% ../../nbs/data/01_ordered.ipynb #9b3b3acc

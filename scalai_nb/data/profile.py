@@ -3,24 +3,22 @@
 # %% auto #0
 __all__ = ['PART', 'VERSION', 'SCHEMA', 'caps', 'Profile', 'total', 'profile']
 
-# %% ../../nbs/data/02_profile.ipynb #651aa345
+# %% ../../nbs/data/02_profile.ipynb #fc279bbe
 import functools, hashlib, json, os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np, pyarrow as pa, pyarrow.compute as pc
+import numpy as np, pyarrow as pa
 from fastcore.basics import patch
 
 from ..core.errors import BadRequest, nearest
 from ..core.live import emit
 from . import histogram as hg, moments as mt
 from .categories import Categories
-from .column import COUNTERS, Column, align, align_categories, column
+from .column import COUNTERS, Column, align, align_categories, column  # align…: for who imports them from here
 from .distinct import Frequent
 from .ordered import Calendar, Ordered
-from .types import join, kind
 
 # %% ../../nbs/data/02_profile.ipynb #e269546c
 def caps(width: int,  # columns
@@ -236,7 +234,7 @@ def _add_families(a, b):
     "Sum two families key by key."
     return {k: a[k] + b[k] if k in a and k in b else a.get(k) or b[k] for k in {**a, **b}}
 
-# %% ../../nbs/data/02_profile.ipynb #b2ca52f6
+# %% ../../nbs/data/02_profile.ipynb #0ee58ee8
 def profile(data,  # a pandas, cuDF or Dask frame; an Arrow table, batch, or iterable of them; a URI or the name of a table
             by: "str | list[str] | None" = None,  # also cut by these columns' values
             columns: "list[str] | None" = None,  # only these
@@ -262,11 +260,18 @@ def _of_part(data, keys=None, columns=None, threads=None):
         _known([*(columns or ()), *(keys or ())], list(data.columns))
         if not keys: return _of_pandas(data, columns, threads)
         names = list(data.columns) if columns is None else list(dict.fromkeys([*columns, *keys]))
-        return _of_part(pa.Table.from_pandas(data[names], preserve_index=False), keys, columns, threads)
+        try: table = pa.Table.from_pandas(data[names], preserve_index=False)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError): return _mixed_family(data, keys, columns, threads)
+        return _of_part(table, keys, columns, threads)
     if isinstance(data, Iterable) and not isinstance(data, (dict, bytes)):
         made = (_of_part(d, keys, columns, threads) for d in data)
         return total(made) if keys is None else functools.reduce(_add_families, made, {})
     raise BadRequest(f"Cannot profile a {type(data).__name__}.", "Give a pandas, cuDF or Dask frame, an Arrow table, or a URI.")
+
+def _mixed_family(frame, keys, columns, threads):
+    "A family of a pandas frame that Arrow cannot hold, because a column mixes types."
+    plain = lambda k: None if k is None or k != k else k.item() if hasattr(k, "item") else k
+    return {plain(k[0]) if len(k) == 1 else tuple(map(plain, k)): _of_pandas(part, columns, threads) for k, part in frame.groupby(keys, sort=False, dropna=False)}
 
 def _known(names, have):
     "Refuse names that are not there."

@@ -28,13 +28,14 @@ def share(n: int, of: int) -> str:
     if not n or not of: return ""
     return "100 %" if n == of else "< 0.1 %" if n / of < .001 else "> 99.9 %" if n / of > .999 else f"{100 * n / of:.1f} %"
 
-# %% ../../nbs/data/02_sheet.ipynb #2ff3eb06
+# %% ../../nbs/data/02_sheet.ipynb #5caefe4a
 def heights(c: Column, n: int = 24) -> np.ndarray:  # float64, 0 to 1
     "The bars of a column's picture; empty where there is none to draw."
     if c.distinct < 2: return np.empty(0)
     if c.kind in ("number", "time") and c.ordered.rows:
         few = c.categories if c.kind == "number" else None
-        bars = np.array([few[v] for v in sorted(few)], "f8") if few and len(few) <= 1.5 * n else whole_bins(c, n) if "int" in c.type else c.bins(n, trim=.005)[1]
+        if few and len(few) <= 1.5 * n: bars = np.array([few[v] for v in sorted(few)], "f8")
+        else: bars = whole_bins(c, n) if "int" in c.type else c.bins(n, trim=.005)[1]
     else: bars = np.array([low for _, low, _ in c.top(12)], "f8")
     return bars / bars.max() if len(bars) and bars.max() > 0 else np.empty(0)
 
@@ -48,21 +49,23 @@ def spark(bars: np.ndarray, width: int = 132, height: int = 26) -> str:
     "Bars as a static SVG."
     if not len(bars): return ""
     step = width / max(len(bars), 12)
-    draw = "".join(f'<rect x="{i * step:.1f}" y="{height - h:.1f}" width="{max(step - 1, 1):.1f}" height="{h:.1f}"/>' for i, h in enumerate(np.where(bars > 0, np.maximum(bars * height, 1), 0)) if h)
+    tall = np.where(bars > 0, np.maximum(bars * height, 1), 0)
+    draw = "".join(f'<rect x="{i * step:.1f}" y="{height - h:.1f}" width="{max(step - 1, 1):.1f}" height="{h:.1f}"/>' for i, h in enumerate(tall) if h)
     return f'<svg role="img" aria-label="distribution" viewBox="0 0 {width} {height}" width="{width}" height="{height}" fill="#3b76b8">{draw}</svg>'
 
 def blocks(bars: np.ndarray) -> str:
     "Bars as characters."
     return "".join(" ▁▂▃▄▅▆▇█"[int(np.ceil(b * 8))] for b in bars)
 
-# %% ../../nbs/data/02_sheet.ipynb #4586073a
+# %% ../../nbs/data/02_sheet.ipynb #1e2de3b2
 def facts(c: Column) -> "list[str]":  # type, missing, distinct, low, middle, high, top values
     "One column's line on the page."
     say = lambda v: short(int(v) if c.kind == "time" and v == v and v is not None else v, c.type)
     ends = [say(c.min), say(c.quantile(.5)) if c.kind in ("number", "time") else "", say(c.max)] if c.kind in ("number", "time", "mixed") else [""] * 3
     near = "≈ " if c.distinct > 1000 and c.categories is None and not (c.kind != "mixed" and c.ordered.rows and c.ordered.exact) else ""
     top = ", ".join(f"{short(v, c.type)} ({share(low, c.rows)})" for v, low, high in c.top(3) if low >= .005 * c.rows)  # rarer ones say little
-    type = c.type.replace("[us", "").replace("[ns", "").replace("[ms", "").replace("[s", "").replace(", tz=", " ").rstrip("]") if c.type.startswith("timestamp") else short(c.type)
+    zone = c.type.partition("tz=")[2].rstrip("]")
+    type = f"timestamp {zone}".strip() if c.type.startswith("timestamp") else short(c.type)
     return [type, share(c.nulls + c.nan, c.rows), f"{near}{c.distinct:,}", *ends, top]
 
 HEADS = ("column", "", "type", "missing", "distinct", "min", "median", "max", "most frequent")
