@@ -4,7 +4,7 @@ BIN := .venv/bin
 DEMO ?= scalai-demo
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo dash install dev check lessons test test-slow bench clean
+.PHONY: demo dash install dev check lessons test test-slow clean
 
 install: .venv/.installed
 dev: .venv/.dev
@@ -39,9 +39,6 @@ test: check lessons
 
 test-slow: dev
 	@$(BIN)/python -m pytest -q -m slow
-
-bench: dev
-	@$(BIN)/python -m tests.bench
 
 clean:
 	rm -rf build dist *.egg-info tests/output .pytest_cache .hypothesis

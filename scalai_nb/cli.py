@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['app', 'contract_app', 'models_app', 'COMMON', 'UsageError', 'RUN_CODES', 'Answer', 'strict', 'show', 'verb', 'main',
            'usage', 'tell', 'init', 'demo', 'profile_of', 'profile', 'ingest', 'tables', 'contract_infer',
-           'contract_check', 'drift', 'pairs', 'run', 'run_text', 'runs', 'logs', 'models_list', 'models_show',
-           'models_promote', 'models_rollback', 'budget', 'compress', 'score', 'dash', 'lab']
+           'contract_check', 'drift', 'pairs', 'run', 'run_text', 'runs', 'logs', 'log_text', 'cancel', 'models_list',
+           'models_show', 'models_promote', 'models_rollback', 'budget', 'compress', 'score', 'dash', 'lab']
 
-# %% ../nbs/cli.ipynb #7ebf4cc8
+# %% ../nbs/cli.ipynb #a53a90a7
 import functools, inspect, json, math, os, sys, traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ import typer
 
 from .core.errors import BadRequest, Cancelled, ScalaiError
 
-# %% ../nbs/cli.ipynb #b256211e
+# %% ../nbs/cli.ipynb #e76a35b5
 @dataclass
 class Answer:
     "What a verb found: for scripts, for people, for schedulers."
@@ -43,7 +43,7 @@ def show(answer: Answer, as_json: bool):
         text = answer.text() if callable(answer.text) else answer.text
         if text: print(text)
 
-# %% ../nbs/cli.ipynb #557ebe81
+# %% ../nbs/cli.ipynb #e9c92597
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Data, training, compression and drift, from notebooks that are programs.")
 contract_app = typer.Typer(no_args_is_help=True, help="What rows must satisfy: propose it, check it.")
@@ -72,7 +72,7 @@ def verb(group: typer.Typer, name: str | None = None):
         return fn
     return wrap
 
-# %% ../nbs/cli.ipynb #f1cc3bf7
+# %% ../nbs/cli.ipynb #38c6cb01
 def main(argv: list[str] | None = None):
     "The entry point of `scalai`. Exit codes: 0 done, 1 failed, 2 wrong request, 3 service, 124 time, 130 cancelled."
     argv = sys.argv[1:] if argv is None else argv
@@ -101,7 +101,7 @@ def tell(e: ScalaiError, argv: list[str]) -> int:  # its exit code
     else: print(f"scalai: {e}", file=sys.stderr)
     return e.code
 
-# %% ../nbs/cli.ipynb #0117c477
+# %% ../nbs/cli.ipynb #4133d59f
 @verb(app)
 def init(folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="The folder; made when missing.")] = Path(".")) -> Answer:
     "Make a workspace: settings.ini, workflows/, apps/, a first notebook."
@@ -121,7 +121,7 @@ def demo(folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="A workspa
     run, settings = demo(folder, months=months, ranks=ranks, shuffle=shuffle, shift=shift)
     return Answer(run.to_dict(), lambda: story(run, settings, folder), 0 if run.state == "succeeded" else 1)
 
-# %% ../nbs/cli.ipynb #c892c5fe
+# %% ../nbs/cli.ipynb #c015258c
 def profile_of(where: str,  # table, path, URL, or a profile saved with `--save`
                by: str | None = None):  # column
     "The profile of whatever is named."
@@ -164,13 +164,13 @@ def tables(name: Annotated[str | None, typer.Argument(metavar="[NAME]")] = None)
     from scalai_nb.data.table import Table
     if name is None:
         found = Table.list()
-        return Answer({"tables": found}, "\n".join(f"{t['name']:<20} version {t['version']:>4}  {t['rows']:>12,} rows  {t.get('quarantined', 0):>8,} in quarantine" for t in found) or "No tables yet. Make one with: scalai ingest URI TABLE")
+        return Answer({"tables": found}, "\n".join(f"{t['name']:<20} version {t['version']:>4}  {t['rows']:>12,} rows  {t['refused']:>8,} in quarantine" for t in found) or "No tables yet. Make one with: scalai ingest URI TABLE")
     t = Table(name)
     columns = {f.name: str(f.type) for f in t.schema}
     return Answer({"name": name, "version": t.version, "rows": t.rows, "columns": columns},
                   f"{name}: version {t.version}, {t.rows:,} rows\n" + "\n".join(f"  {n:<20} {k}" for n, k in columns.items()))
 
-# %% ../nbs/cli.ipynb #5703bef1
+# %% ../nbs/cli.ipynb #46c675ba
 @verb(contract_app, "infer")
 def contract_infer(uri: Annotated[str, typer.Argument(metavar="URI")],
                    save: Annotated[Path | None, typer.Option(help="Where to write the YAML.")] = None) -> Answer:
@@ -195,7 +195,7 @@ def contract_check(contract: Annotated[Path, typer.Argument(metavar="C")], uri: 
     return Answer({"rows_in": good + refused, "rows_good": good, "rows_refused": refused, "refused": dict(reasons)},
                   f"{good:,} rows good, {refused:,} refused" + "".join(f"\n  {n:>9,}  {r}" for r, n in reasons.most_common()), 1 if refused else 0)
 
-# %% ../nbs/cli.ipynb #d017fae1
+# %% ../nbs/cli.ipynb #db9779a9
 @verb(app)
 def drift(reference: Annotated[str, typer.Argument(metavar="REF")], current: Annotated[str, typer.Argument(metavar="CUR")],
           policy: Annotated[Path | None, typer.Option(help="YAML with thresholds.")] = None,
@@ -206,7 +206,7 @@ def drift(reference: Annotated[str, typer.Argument(metavar="REF")], current: Ann
     report = compare(profile_of(reference), profile_of(current), Policy.load(policy) if policy else None)
     return Answer(report.to_dict(), lambda: str(report), 1 if exit_code and report.drifted else 0)
 
-# %% ../nbs/cli.ipynb #7ae7433b
+# %% ../nbs/cli.ipynb #faf29012
 def pairs(given: list[str]) -> dict[str, str]:
     "`-p name=value`, each a string as it was typed; the notebook's own types say what it becomes."
     bad = next((g for g in given if "=" not in g), None)
@@ -239,7 +239,7 @@ def _nearest_file(path: Path) -> str:
     near = nearest(path.name, names)
     return f"Did you mean {path.parent/near}?" if near else "Check the path and the working directory."
 
-# %% ../nbs/cli.ipynb #1487202a
+# %% ../nbs/cli.ipynb #67087707
 def run_text(doc: dict, depth: int = 0) -> str:
     "A run as a person reads it: state, time, results, and what went wrong."
     name = doc.get("name") or Path(doc["notebook"]).stem
@@ -257,18 +257,33 @@ def runs(id: Annotated[str | None, typer.Argument(metavar="[ID]")] = None,
     if id:
         found = Record().get(id).to_dict()
         return Answer(found, lambda: run_text(found))
-    docs = [{k: v for k, v in r.to_dict().items() if k not in ("output", "steps")} for r in Record().list(state=state, limit=limit)]
-    return Answer({"runs": docs}, "\n".join(f"{r['id']}  {r['state']:<12} {Path(r['notebook']).stem:<16} {r['seconds'] or 0:>8.1f} s" for r in docs) or "Nothing ran yet.")
+    docs = [r.to_dict(outputs=False) for r in Record().runs(state=state, limit=limit)]
+    return Answer({"runs": docs}, "\n".join(f"{r['id']}  {r['state']:<12} {r['name']:<16} {r['seconds'] or 0:>8.1f} s  {r['created']}" for r in docs) or "Nothing ran yet.")
 
 @verb(app)
-def logs(id: Annotated[str, typer.Argument(metavar="ID")]) -> Answer:
-    "What a run printed."
+def logs(id: Annotated[str, typer.Argument(metavar="ID", help="Of a run, its first characters, or `last`.")]) -> Answer:
+    "What a run printed, and the traceback of what went wrong."
+    from scalai_nb.jobs.log import read_log
     from scalai_nb.jobs.record import Record
     record = Record()
-    lines = list(record.output(id))
-    return Answer({"id": record.get(id).id, "lines": lines}, "\n".join(lines))
+    run = record.get(id)
+    entries = list(read_log(record.folder(run.id)/"log.jsonl"))
+    return Answer({"id": run.id, "state": run.state, "log": entries}, lambda: log_text(entries, run))
 
-# %% ../nbs/cli.ipynb #85994bb9
+def log_text(entries: list[dict], run) -> str:
+    "The log as a person reads it; a workflow's own log is that of its steps."
+    if run.steps: return "\n".join(f"{s.id}  {s.state:<12} {s.name}" for s in run.steps)
+    said = ["\n".join(e["traceback"]) if e["type"] == "error" else e.get("text", "") for e in entries]
+    return "".join(said).rstrip() or f"{run.name} printed nothing; it {run.state}."
+
+@verb(app)
+def cancel(id: Annotated[str, typer.Argument(metavar="ID")]) -> Answer:
+    "Ask a run to stop; its record says cancelled when it has."
+    from scalai_nb.jobs.record import Record
+    run = Record().cancel(id)
+    return Answer(run.to_dict(outputs=False), f"Asked {run.id} to stop.")
+
+# %% ../nbs/cli.ipynb #70e0bc1c
 @verb(models_app, "list")
 def models_list() -> Answer:
     "Every version of every model."
@@ -299,7 +314,7 @@ def models_rollback(name: str) -> Answer:
     version = Registry().rollback(name)
     return Answer({"name": name, "version": version}, f"{name}: version {version} serves again.")
 
-# %% ../nbs/cli.ipynb #4cfb0133
+# %% ../nbs/cli.ipynb #a5e532c3
 def budget(given: list[str]) -> dict[str, float]:
     "`--budget latency_ms=1 --budget accuracy_drop=.01`"
     from scalai_nb.core.errors import one_of
@@ -330,7 +345,7 @@ def score(model: Annotated[str, typer.Argument(metavar="MODEL")], uri: Annotated
     doc = score(model, uri, table, label=label, key=key or None, period=period)
     return Answer(doc, "  ".join(f"{k} {v}" for k, v in doc.items()))
 
-# %% ../nbs/cli.ipynb #749261ff
+# %% ../nbs/cli.ipynb #94bd7ed8
 @verb(app)
 def dash(apps: Annotated[list[str] | None, typer.Argument(metavar="[APP…]", help="Names of dashboards; all without.")] = None,
          port: Annotated[int | None, typer.Option(help="0: any free one.")] = None,

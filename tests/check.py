@@ -39,7 +39,7 @@ def readme():
     "README.md is nbs/index.ipynb through nbconvert."
     out = call("jupyter-nbconvert", "--to", "markdown", "--stdout", "--log-level", "ERROR", "--TagRemovePreprocessor.remove_cell_tags=notest",
                "nbs/index.ipynb", capture_output=True, text=True).stdout
-    (ROOT/"README.md").write_text(out.strip() + "\n")
+    (ROOT/"README.md").write_text(out.strip().replace("](images/", "](nbs/images/") + "\n")
 
 
 def mirrored() -> list[str]:
