@@ -1,4 +1,5 @@
 "Training under faults: ranks, workers and callers that die, stall or are interrupted; resumed weights to the bit."
+import json
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import cloudpickle
 import numpy as np
+import pandas as pd
 import psutil
 import pytest
 
@@ -89,6 +91,7 @@ def test_ranks_descend_from_dask_workers(two):
     assert not agents()
 
 
+@pytest.mark.slow
 def test_two_ranks_on_one_single_threaded_worker(settings):
     with cluster(settings, kind="processes", workers=1) as client:
         assert len({pid for pid, *_ in launch(around, client=client)}) == 2
@@ -100,12 +103,14 @@ def test_a_killed_rank_is_named_at_once(two):
     assert time.monotonic() - started < 60 and not agents()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [kill_myself, kill_my_worker])
 def test_after_a_loss_all_begin_again(two, loss):
     assert launch(stubborn, loss, client=two, restarts=1) == ["2", "2"]
     assert not agents()
 
 
+@pytest.mark.slow
 def test_a_silent_rank_is_named(two):
     with pytest.raises(TimedOut, match="Rank 1 kept the others waiting"): launch(stubborn, sleep_long, client=two, timeout=3)
     assert not agents()
@@ -178,7 +183,81 @@ def test_a_lost_rank_costs_no_more_than_a_checkpoint(two, settings, xy):
     assert not agents()
 
 
+@pytest.mark.slow
 def test_another_number_of_ranks_is_allowed_and_said(two, settings, xy):
     half = fit(MLP, xy, epochs=1, ranks=2, settings=settings, client=two)
     rest = fit(MLP, xy, epochs=2, ranks=1, settings=settings, resume=half)
     assert "on 1 ranks instead of 2" in rest.params["notes"][0] and len(rest.history) == 2
+
+
+@pytest.mark.slow
+def test_threads_of_this_process_can_host_ranks(settings):
+    with cluster(settings, kind="threads") as client:
+        told = launch(around, client=client)
+    assert all(os.getpid() in parents for _, parents, _ in told) and not agents()
+
+
+@pytest.mark.slow
+def test_a_large_table_is_read_by_the_ranks_and_gives_the_same(two, settings, xy, monkeypatch):
+    from scalai_nb.data.prep import Prep
+    from scalai_nb.data.table import Table, write
+    X, y = xy
+    frame = pd.DataFrame(X[:, :3], columns=list("abc")).assign(late=y, id=np.arange(len(y)).astype(str))
+    write(frame, "rows", key="id", fold="id", settings=settings)
+    prep = Prep.fit(Table("rows", settings).profile(), target="late", exclude=["id", "fold"])
+    how = dict(batch=512, epochs=1, where=[("a", "<", 1)], settings=settings)
+    here = fit(MLP, "rows", prep, **how)
+    monkeypatch.setattr("scalai_nb.learn.fit.SMALL", 0)
+    there = fit(MLP, "rows", prep, ranks=2, client=two, **how)
+    assert here.data == there.data and here.data["rows"] + here.data["validation_rows"] == int((X[:, 0] < 1).sum())
+    assert abs(here.history[0]["val_auc"] - there.history[0]["val_auc"]) < .02  # only dropout differs
+    assert Run.load(there.path).predict(frame).tolist() == there.predict(frame).tolist()
+
+
+CELL = """
+import numpy as np, torch
+from torch import nn
+from scalai_nb.core.settings import Settings
+from scalai_nb.learn.fit import fit
+
+class Own(nn.Module):
+    def __init__(self, features):
+        super().__init__()
+        self.features, self.layer = features, nn.Linear(features, 1)
+    def forward(self, x): return self.layer(x)
+
+X = np.random.default_rng(0).normal(size=(2000, 5)).astype("float32")
+y = X[:, 0] > 0
+"""
+
+
+@pytest.mark.slow
+def test_a_model_of_a_notebook_cell_trains_on_ranks_and_an_interrupt_stops_it(tmp_path):
+    from jupyter_client.manager import start_new_kernel
+    manager, client = start_new_kernel(cwd=str(tmp_path), startup_timeout=120)
+    def run(code):
+        reply = client.execute_interactive(code, timeout=240, output_hook=lambda m: m["content"].get("name") == "stdout" and said.append(m["content"]["text"]))
+        return reply["content"]
+    said = []
+    try:
+        assert run(CELL)["status"] == "ok"
+        done = run("run = fit(Own, (X, y), ranks=2, epochs=2, batch=128, lr=.05); print(run.metrics['val_auc'], run.path)")
+        assert done["status"] == "ok", done
+        auc, path = said[-1].split()
+        assert float(auc) > .9
+        described = json.loads((Path(path)/"run.json").read_text())["model"]
+        assert described["config"] == {"features": 5} and "class Own" in described["source"]
+        kernel = psutil.Process(manager.provisioner.pid)
+        asked = client.execute("fit(Own, (X, y), ranks=2, epochs=100_000, batch=128)")
+        until = time.monotonic() + 120
+        while len(list(tmp_path.glob(".scalai/fits/*/checkpoints/step-*/manifest.json"))) < 3: assert time.sleep(.2) or time.monotonic() < until
+        family = [p for p in kernel.children(recursive=True) if "resource_tracker" not in " ".join(p.cmdline())]
+        assert len([p for p in family if "learn.launch" in " ".join(p.cmdline())]) == 4  # two agents, two ranks
+        manager.interrupt_kernel()
+        assert gone(family, 30), [p.cmdline() for p in family if p.is_running()]
+        while (reply := client.get_shell_msg(timeout=60))["parent_header"]["msg_id"] != asked: pass
+        assert reply["content"]["ename"] == "KeyboardInterrupt"
+        assert run("print('still here')")["status"] == "ok" and said[-1] == "still here\n"
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)

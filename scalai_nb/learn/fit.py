@@ -4,11 +4,13 @@
 __all__ = ['OBJECTIVES', 'SMALL', 'auc', 'Objective', 'Run', 'Training', 'factor', 'train', 'Standing', 'choose_ranks', 'kind_of',
            'fit']
 
-# %% ../../nbs/learn/06_fit.ipynb #2ee460e8
+# %% ../../nbs/learn/06_fit.ipynb #234c21e0
 import hashlib
 import html
 import json
 import secrets
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +28,7 @@ from ..core.progress import progress
 from ..core.settings import Settings
 from ..core.storage import write_atomic
 
-# %% ../../nbs/learn/06_fit.ipynb #ceb75e50
+# %% ../../nbs/learn/06_fit.ipynb #a13855d6
 def auc(y: np.ndarray,  # 0 or 1
         score: np.ndarray,  # any number, higher for a likelier 1
        ) -> float:  # NaN where only one class is present
@@ -43,7 +45,7 @@ def _right_class(y, score): return float((score.argmax(1) == y).mean())
 def _rmse(y, score): return float(np.sqrt(np.mean((y - score)**2)))
 def _mae(y, score): return float(np.mean(np.abs(y - score)))
 
-# %% ../../nbs/learn/06_fit.ipynb #2e0a3ea4
+# %% ../../nbs/learn/06_fit.ipynb #4a8edd8e
 @dataclass(frozen=True)
 class Objective:
     "How one kind of target is learnt and judged."
@@ -65,7 +67,7 @@ OBJECTIVES = {
     "regression": Objective(_regression, lambda z: z.reshape(-1), {"rmse": _rmse, "mae": _mae}),
 }
 
-# %% ../../nbs/learn/06_fit.ipynb #62aaba27
+# %% ../../nbs/learn/06_fit.ipynb #b80bc30d
 @dataclass
 class Run:
     "One training, with its record."
@@ -81,10 +83,11 @@ class Run:
     ranks: int = 1
     seconds: float = 0.
     params: dict = field(default_factory=dict)  # epochs, batch, lr, schedule, …
+    code: dict = field(default_factory=dict)  # commit of the workspace, versions of what did the work
     why: str = ""  # how the number of ranks was chosen
     path: Path | None = None  # where it is kept
 
-# %% ../../nbs/learn/06_fit.ipynb #ea1f0408
+# %% ../../nbs/learn/06_fit.ipynb #99b5380f
 @patch
 def save(self: Run,
          folder: Path | str,  # made if needed
@@ -105,7 +108,7 @@ def save(self: Run,
 def _text(value: Any) -> bytes:
     return value if isinstance(value, bytes) else (value if isinstance(value, str) else json.dumps(value)).encode()
 
-# %% ../../nbs/learn/06_fit.ipynb #7d17fae4
+# %% ../../nbs/learn/06_fit.ipynb #adc2ca00
 @patch(cls_method=True)
 def load(cls: Run,
          folder: Path | str,  # from `save`
@@ -116,10 +119,10 @@ def load(cls: Run,
     from scalai_nb.learn.models import rebuild
     folder = Path(folder)
     if not (folder/"run.json").is_file(): raise BadRequest(f"There is no run in {folder}.", "Give a folder that holds a run.json.")
-    facts = json.loads((folder/"run.json").read_text())
-    parts = {name: (folder/name).read_bytes() for name in facts.pop("files") if (folder/name).is_file()}
-    for name, digest in json.loads((folder/"run.json").read_text())["files"].items():
-        if hashlib.sha256(parts.get(name, b"")).hexdigest() != digest:
+    facts, parts = json.loads((folder/"run.json").read_text()), {}
+    for name, digest in facts.pop("files").items():
+        parts[name] = (folder/name).read_bytes() if (folder/name).is_file() else b""
+        if hashlib.sha256(parts[name]).hexdigest() != digest:
             raise BadRequest(f"{folder/name} is not what run.json says: it was changed or cut short.", "Take another copy of the run.")
     network = rebuild(facts.pop("model"), model)
     network.load_state_dict(from_bytes(parts["model.safetensors"]))
@@ -131,7 +134,7 @@ def _prep(content: bytes | None) -> Any:
     from scalai_nb.data.prep import Prep
     return Prep.from_json(content.decode())
 
-# %% ../../nbs/learn/06_fit.ipynb #ff895afe
+# %% ../../nbs/learn/06_fit.ipynb #c2b697ed
 @patch
 def predict(self: Run,
             rows: Any,  # pandas or Arrow rows where there is a prep, else an array of features
@@ -144,7 +147,7 @@ def predict(self: Run,
         parts = [OBJECTIVES[self.loss].predict(self.model(part)) for part in x.split(batch)]
     return torch.cat(parts).numpy() if parts else np.empty(0, np.float32)
 
-# %% ../../nbs/learn/06_fit.ipynb #f1373691
+# %% ../../nbs/learn/06_fit.ipynb #82ba4be6
 def _curve(history: list[dict], names: tuple[str, ...], width: int = 300, height: int = 120) -> str:
     "Lines of some columns of the history over epochs."
     series = {n: [h[n] for h in history if h.get(n) is not None and np.isfinite(h[n])] for n in names}
@@ -162,7 +165,7 @@ def _curve(history: list[dict], names: tuple[str, ...], width: int = 300, height
             f'<text x="{width-16}" y="{height-4}" text-anchor="end" fill="currentColor">epoch {len(history)}</text>']
     return f'<svg width="{width}" height="{height}" role="img" font-size="11" font-family="sans-serif">{"".join(out)}</svg>'
 
-# %% ../../nbs/learn/06_fit.ipynb #bc581261
+# %% ../../nbs/learn/06_fit.ipynb #ac2fbc69
 @patch
 def _repr_html_(self: Run) -> str:
     shown = {k: v for k, v in self.metrics.items() if isinstance(v, float)}
@@ -177,7 +180,7 @@ def _repr_html_(self: Run) -> str:
 def __str__(self: Run) -> str:
     return f"Run {self.id}: {type(self.model).__name__}, " + ", ".join(f"{k} {v:.4g}" for k, v in self.metrics.items() if isinstance(v, float))
 
-# %% ../../nbs/learn/06_fit.ipynb #45f756bf
+# %% ../../nbs/learn/06_fit.ipynb #34fd695f
 @dataclass
 class Training:
     "What is to be done, the same for every rank."
@@ -198,7 +201,7 @@ class Training:
     folder: Path  # of the checkpoints
     every: int | None  # steps between checkpoints, beside the one after each epoch
 
-# %% ../../nbs/learn/06_fit.ipynb #88479a9e
+# %% ../../nbs/learn/06_fit.ipynb #4d67c4c1
 def _parts(job: Training) -> tuple[tuple, tuple | None]:  # arguments of two loaders: rows, filter
     "What is learnt from, and what is kept aside."
     rows = job.rows
@@ -223,7 +226,7 @@ def _loaders(job: Training, rank: int, ranks: int) -> tuple[Any, Any]:  # the se
     learn, keep = _parts(job)
     return make(learn), make(keep, shuffle=False) if keep else None
 
-# %% ../../nbs/learn/06_fit.ipynb #447bd40b
+# %% ../../nbs/learn/06_fit.ipynb #cf7ba733
 def factor(schedule: str,  # cosine or constant
            step: int,  # from 0
            steps: int,  # of the whole training
@@ -233,7 +236,7 @@ def factor(schedule: str,  # cosine or constant
     warm = max(1, min(100, steps//20))
     return (step + 1)/warm if step < warm else .5*(1 + float(np.cos(np.pi*(step - warm)/max(1, steps - warm))))
 
-# %% ../../nbs/learn/06_fit.ipynb #bb824ce2
+# %% ../../nbs/learn/06_fit.ipynb #645ec916
 def train(job: Training,
           rank: int = 0,
           ranks: int = 1,
@@ -256,13 +259,14 @@ def train(job: Training,
         seconds = time.perf_counter() - started
         entry = {"epoch": at.epoch + 1, "step": at.step, "loss": at.loss(), **_evaluate(model, keep, job, ranks),
                  "seconds": seconds, "rows_per_second": (learn.batches - first)*job.batch/seconds}
-        at.next_epoch({k: v if isinstance(v, int) or np.isfinite(v) else None for k, v in entry.items()})
-        if rank == 0: say({"state": "training", "history": at.history, **at.where()})
+        entry = {k: v if isinstance(v, int) or np.isfinite(v) else None for k, v in entry.items()}
+        at.next_epoch(entry)
+        if rank == 0: say({"state": "training", **at.where(), **entry, "history": at.history})
     if rank: return None
     return {"weights": {k: v.detach().cpu() for k, v in model.state_dict().items()}, "history": at.history,
             "rows": learn.rows, "validation_rows": keep.rows if keep else 0, "notes": at.notes}
 
-# %% ../../nbs/learn/06_fit.ipynb #4c1d7655
+# %% ../../nbs/learn/06_fit.ipynb #74271bbb
 def _one_epoch(at: "Standing", network: Any, say: Callable) -> None:
     "The steps of an epoch, or those that are left of it."
     import torch
@@ -286,7 +290,7 @@ def _one_epoch(at: "Standing", network: Any, say: Callable) -> None:
             told = now
         if job.every and at.step % job.every == 0: at.keep()
 
-# %% ../../nbs/learn/06_fit.ipynb #f447a05d
+# %% ../../nbs/learn/06_fit.ipynb #d65f3891
 class Standing:
     "Epoch, batch, sums and history of a training, with the things whose state goes into a checkpoint."
     def __init__(self, model: Any, optimizer: Any, loader: Any, job: Training, rank: int, ranks: int):
@@ -299,7 +303,7 @@ class Standing:
         self.batch, self.step = self.batch + 1, self.step + 1
 
     def where(self) -> dict:
-        return {"epoch": self.epoch, "epochs": self.job.epochs, "step": self.step, "steps": self.job.epochs*self.loader.batches}
+        return {"epoch": min(self.epoch + 1, self.job.epochs), "epochs": self.job.epochs, "step": self.step, "steps": self.job.epochs*self.loader.batches}
 
     def loss(self) -> float:  # mean over the rows of this epoch, of all ranks
         total = _gather((self.sum, self.rows), self.ranks)
@@ -318,7 +322,7 @@ def _gather(value: Any, ranks: int) -> list:  # one for each rank, everywhere
     dist.all_gather_object(values, value)
     return values
 
-# %% ../../nbs/learn/06_fit.ipynb #79d207c7
+# %% ../../nbs/learn/06_fit.ipynb #3ce94894
 @patch
 def keep(self: Standing) -> None:
     "Write a checkpoint: rank 0 for all, each rank's own state beside it."
@@ -350,7 +354,7 @@ def resume(self: Standing, say: Callable) -> None:
     self.notes.append(told)
     if self.rank == 0: say({"state": told, **self.where()})
 
-# %% ../../nbs/learn/06_fit.ipynb #5a1accf9
+# %% ../../nbs/learn/06_fit.ipynb #f5923ae9
 def _evaluate(model: Any, loader: Any, job: Training, ranks: int) -> dict[str, float]:  # val_loss, val_…
     "Loss and metrics on the rows kept aside; each rank predicts its part, all are judged together."
     if loader is None: return {}
@@ -367,7 +371,7 @@ def _evaluate(model: Any, loader: Any, job: Training, ranks: int) -> dict[str, f
     y, score = (np.concatenate([a for p in parts for a in p[i]]) for i in (1, 2))
     return {"val_loss": sum(p[0] for p in parts)/len(y)} | {f"val_{name}": float(fn(y, score)) for name, fn in job.metrics.items()}
 
-# %% ../../nbs/learn/06_fit.ipynb #eb55ce8f
+# %% ../../nbs/learn/06_fit.ipynb #adba56d4
 def choose_ranks(ranks: int | str,  # "auto" or a number
                  client: Any,  # a distributed.Client or None
                  work: float,  # rows × epochs × parameters
@@ -384,7 +388,7 @@ def choose_ranks(ranks: int | str,  # "auto" or a number
         return best, f"{best} ranks, as the cluster has {len(places)} machines"
     return 1, "one process with all its threads: ranks would only share this machine's cores" if len(places) < 2 else "one process: the work is too small to share"
 
-# %% ../../nbs/learn/06_fit.ipynb #a609d3b6
+# %% ../../nbs/learn/06_fit.ipynb #bb699593
 SMALL = 1 << 30  # bytes: rows up to this size are read once, here, and handed to the ranks
 
 def _rows(table: Any, prep: Any, target: str | None, where: Any, validation: Any, settings: Settings) -> tuple[Any, dict]:  # rows, what they are
@@ -396,16 +400,21 @@ def _rows(table: Any, prep: Any, target: str | None, where: Any, validation: Any
     if isinstance(table, str):
         from scalai_nb.data.table import Table
         table = Table(table, settings)
-    if not hasattr(table, "versions"): return rows_of(table, columns, where), facts
+    names, called = _names(table)
     for name in columns:
-        if name not in table.schema.names:
-            raise BadRequest(f"The table {table.name} has no column {name!r}.", 'Give validation=None, or write the table with fold=KEY.' if name in kept
-                             else f"Its columns: {', '.join(table.schema.names)}.")
+        if name not in names:
+            raise BadRequest(f"{called} no column {name!r}.", "Give validation=None, or write the table with fold=KEY." if name in kept
+                             else f"There is: {', '.join(names)}.")
+    if not hasattr(table, "versions"): return rows_of(table, columns, where), facts
     version = table.version
-    live.emit("input", table=table.name, version=version)
     small = table.rows*len(columns)*8 <= SMALL
+    if not small: live.emit("input", table=table.name, version=version)  # reading it here says so itself
     rows = table.arrow(version=version, columns=columns, filter=expression(where)) if small else (table, version)
     return rows, facts | {"table": table.name, "version": version}
+
+def _names(table: Any) -> tuple[list[str], str]:  # columns, and how to begin a sentence about them
+    if hasattr(table, "versions"): return table.schema.names, f"The table {table.name} has"
+    return list(getattr(table, "column_names", getattr(table, "columns", table))), "These rows have"
 
 def _plain(value: Any) -> Any:  # for the record
     try: return json.loads(json.dumps(value))
@@ -420,7 +429,7 @@ def _arrays(X: Any, y: Any, validation: Any) -> tuple[Any, Any, dict]:  # rows, 
     kept = hash64(np.arange(len(y)))%np.uint64(5) == np.uint64(validation[1])
     return (X[~kept], y[~kept]), (X[kept], y[kept]), facts
 
-# %% ../../nbs/learn/06_fit.ipynb #af0e32ff
+# %% ../../nbs/learn/06_fit.ipynb #40ee3468
 def kind_of(y: np.ndarray,  # the target
            ) -> str:  # binary, multiclass or regression
     "Which objective fits these values."
@@ -437,7 +446,7 @@ def _target(rows: Any, target: str | None, where: Any) -> np.ndarray:
     if isinstance(rows, tuple): rows = rows[0].arrow(version=rows[1], columns=[target], filter=expression(where))
     return target_of(rows, target)
 
-# %% ../../nbs/learn/06_fit.ipynb #ce22e74e
+# %% ../../nbs/learn/06_fit.ipynb #0f7cd564
 def _network(model: Any, features: int, seed: int) -> Any:
     import copy
     import torch
@@ -458,11 +467,9 @@ def _heard(run: str, label: str) -> Iterator[Callable[[dict], None]]:
         yield heard
 
 def _note(message: dict) -> str:
-    entry = message.get("history", [{}])[-1]
-    return ", ".join(f"{k} {v:.4g}" for k, v in {"loss": message.get("loss"), **entry}.items()
-                     if isinstance(v, float) and k not in ("seconds", "rows_per_second"))
+    return ", ".join(f"{k} {v:.4g}" for k, v in message.items() if isinstance(v, float) and k not in ("seconds", "rows_per_second"))
 
-# %% ../../nbs/learn/06_fit.ipynb #d2e6a21c
+# %% ../../nbs/learn/06_fit.ipynb #7b217c49
 def _on_ranks(job: Training, ranks: int, heard: Callable, client: Any, settings: Settings, timeout: float, restarts: int) -> dict:
     "The same training on Dask-placed ranks; a lost rank costs the steps since the last checkpoint."
     from scalai_nb.learn.launch import crew
@@ -481,7 +488,7 @@ def _here(job: Training, heard: Callable) -> dict:
     try: return train(job, say=heard)
     finally: checkpoint.restore_random(before)
 
-# %% ../../nbs/learn/06_fit.ipynb #d63c6f1f
+# %% ../../nbs/learn/06_fit.ipynb #31d20479
 def fit(model: Any,  # a torch.nn.Module, or a function of the number of features that makes one, such as MLP
         table: Any,  # a table or its name, a pandas or Arrow frame, or arrays (X, y)
         prep: Any = None,  # the Prep that makes features of a table's rows
@@ -511,16 +518,25 @@ def fit(model: Any,  # a torch.nn.Module, or a function of the number of feature
     run = folder.name if folder else secrets.token_hex(8)
     folder = folder or settings.path("fits", run)
     job, data = _plan(locals())
-    n, why = choose_ranks(ranks, client, len(_target(job.rows, job.target, job.where))*epochs*_size(job.model))
-    with _heard(run, "fit") as heard:
+    with _client(client, settings) as client, _heard(run, "fit") as heard:
+        n, why = choose_ranks(ranks, client, job.epochs*len(_target(job.rows, job.target, job.where))*_size(job.model))
+        if ranks == "auto": print(f"fit: {why}", file=sys.stderr)
         heard({"state": "starting", "why": why, "ranks": n})
         told = _here(job, heard) if n == 1 else _on_ranks(job, n, heard, client, settings, timeout, restarts)
         heard({"state": "done", "history": told["history"]})
     return _finish(job, told, run, folder, data, n, why, time.perf_counter() - started)
 
+@contextmanager
+def _client(client: Any, settings: Settings) -> Iterator[Any]:
+    "The cluster that is there already: the one given, or the one that the settings name; none is started."
+    if client is None and settings.cluster.kind in ("auto", "address") and settings.cluster.address:
+        from scalai_nb.core.cluster import cluster
+        with cluster(settings) as client: yield client
+    else: yield client
+
 def _size(model: Any) -> int: return sum(p.numel() for p in model.parameters())
 
-# %% ../../nbs/learn/06_fit.ipynb #fe30f79f
+# %% ../../nbs/learn/06_fit.ipynb #f74c122b
 def _plan(given: dict[str, Any]) -> tuple[Training, dict]:
     "Check the request and read what is small, before anything is started."
     g = SimpleNamespace(**given)
@@ -535,16 +551,24 @@ def _plan(given: dict[str, Any]) -> tuple[Training, dict]:
         target, validation, features = g.target or g.prep.target, g.validation, len(g.prep.features)
         rows, data = _rows(g.table, g.prep, target, g.where, validation, g.settings)
     loss = kind_of(_target(rows, target, g.where)) if g.loss == "auto" else g.loss
+    data["root"] = str(g.settings.root)
     return Training(_network(g.model, features, g.seed), rows, g.prep, target, g.where, validation, loss,
                     OBJECTIVES[loss].metrics if g.metrics is None else g.metrics, g.epochs, g.batch, g.lr, g.schedule,
                     g.weight_decay, g.seed, g.folder/"checkpoints", g.every), data
+
+def _code(root: Path) -> dict[str, str]:
+    "Which code ran: enough to check it out again."
+    import torch
+    from scalai_nb import __version__
+    git = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"], capture_output=True, text=True)
+    return {"commit": git.stdout.strip(), "scalai_nb": __version__, "torch": torch.__version__, "python": sys.version.split()[0]}
 
 def _finish(job: Training, told: dict, run: str, folder: Path, data: dict, ranks: int, why: str, seconds: float) -> Run:
     "The run, with its record on disk."
     job.model.load_state_dict(told["weights"])
     last = told["history"][-1]
-    done = Run(run, job.model.cpu().eval(), job.prep, job.target, job.loss, told["history"], {k: v for k, v in last.items() if k not in ("epoch", "step")},
+    done = Run(run, job.model.cpu().eval(), job.prep, job.target, job.loss, told["history"], {k: v for k, v in last.items() if k.startswith(("loss", "val_"))},
                data | {"rows": told["rows"], "validation_rows": told["validation_rows"]}, job.seed, ranks, seconds,
-               {k: getattr(job, k) for k in ("epochs", "batch", "lr", "schedule", "weight_decay")} | {"notes": told["notes"]}, why, folder)
+               {k: getattr(job, k) for k in ("epochs", "batch", "lr", "schedule", "weight_decay")} | {"notes": told["notes"]}, _code(Path(data.pop("root"))), why, folder)
     done.save(folder)
     return done
