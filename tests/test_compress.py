@@ -112,7 +112,7 @@ def test_bad_requests_write_nothing(digits, tmp_path):
     rows = Rows(digits[0][:100], np.zeros(100, np.float32), digits[0][100:200], np.zeros(100, np.float32))
     for bad in (dict(recipes=("int9",)), dict(budget={"acuracy_drop": 1}), dict(budget={"latency_ms": -1}), dict(recipes=("int8+pruned",))):
         with pytest.raises(BadRequest): compress(run, rows=rows, out=tmp_path/"out", **bad)
-    with pytest.raises(BadRequest, match="fitted on arrays"): compress(run, out=tmp_path/"out", settings=Settings(root=tmp_path))
+    with pytest.raises(BadRequest, match="rows in memory"): compress(run, out=tmp_path/"out", settings=Settings(root=tmp_path))
     with pytest.raises(BadRequest, match="no validation rows"): Rows(digits[0], digits[1], digits[0][:0], digits[1][:0])
     assert not (tmp_path/"out").exists()
 
@@ -144,6 +144,19 @@ def test_a_run_on_a_table(trained, workspace):
     assert set(weight_types(onnx.load(f["int8"].path)).values()) == {"INT8"}
     doc = json.loads(json.dumps(load_frontier(workspace/".scalai"/"frontiers"/trained.id).to_dict()))
     assert {"recipe", "accuracy", "accuracy_low", "accuracy_high", "latency_ms", "size_bytes", "path"} <= set(doc["best"])
+
+
+def test_nonsense_stays_nonsense(trained, workspace):
+    "A model that has learnt shuffled labels is not repaired by tuning its smaller forms; rows come from a table that is named."
+    from scalai_nb.data.table import Table
+    from scalai_nb.learn.fit import fit
+    import pyarrow as pa
+    rows = Table("features").arrow()
+    mixed = np.random.default_rng(0).permutation(rows["late"].to_numpy(zero_copy_only=False))
+    run = fit(MLP(len(trained.prep.features)), rows.set_column(rows.column_names.index("late"), "late", pa.array(mixed)), trained.prep, target="late", epochs=1, batch=512, ranks=1)
+    with pytest.raises(BadRequest, match="rows in memory"): compress(run)
+    f = compress(run, table="features", recipes=("pruned+int8", "distilled"))
+    assert trained.metrics["val_auc"] > .85 and all(c.auc < .75 for c in f.candidates), [(c.recipe, c.auc) for c in f.candidates]
 
 
 def test_nulls_and_strangers_score_alike(trained, flights, tmp_path):

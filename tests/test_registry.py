@@ -47,7 +47,7 @@ def test_two_processes_open_a_new_workspace_at_once(workspace):
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         versions = pool.starmap(_registers, [(str(workspace), 1), (str(workspace), 2)])
     assert sorted(versions) == [1, 2]
-    assert {m["run"] for m in Registry().list("late")} == {"run1", "run2"}
+    assert {Registry().run(m["run"]).id for m in Registry().list("late")} == {"run1", "run2"}
     assert sorted(p.name for p in workspace.iterdir()) == [".scalai", "1.onnx", "2.onnx", "settings.ini"], "nothing may lie outside the workspace's state"
 
 

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['NETWORKS', 'RECIPES', 'BOUNDS', 'wilson', 'quality', 'area', 'latencies', 'Rows', 'rows_of', 'labels', 'steps',
            'Candidate', 'Frontier', 'checked', 'excess', 'best', 'compress', 'loss_of', 'make', 'measure', 'machine',
-           'load_frontier', 'picture']
+           'load_frontier', 'picture', 'round_steps']
 
-# %% ../../nbs/compress/08_frontier.ipynb #a1364c7f
+# %% ../../nbs/compress/08_frontier.ipynb #1b5166bd
 import html, json, math, time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..core.settings import Settings
 from ..core.storage import write_atomic
 from ..learn.fit import auc
 
-# %% ../../nbs/compress/08_frontier.ipynb #ee8f2e8e
+# %% ../../nbs/compress/08_frontier.ipynb #74e38507
 def wilson(right: int,  # rows that were right
            rows: int,  # rows in all
            z: float = 1.959964,  # 95 %
@@ -33,7 +33,7 @@ def wilson(right: int,  # rows that were right
     centre, half = (p + z*z/(2*n))/(1 + z*z/n), z*math.sqrt(p*(1 - p)/n + z*z/(4*n*n))/(1 + z*z/n)
     return max(0., centre - half), min(1., centre + half)
 
-# %% ../../nbs/compress/08_frontier.ipynb #09db8a69
+# %% ../../nbs/compress/08_frontier.ipynb #ad667987
 def quality(scores: np.ndarray,  # (N,) or (N, C)
             y: np.ndarray,  # (N,)
             loss: str,  # binary, multiclass or regression
@@ -52,7 +52,7 @@ def area(scores, y) -> float | None:  # None where there is one class only
     found = auc(y, scores)
     return found if math.isfinite(found) else None
 
-# %% ../../nbs/compress/08_frontier.ipynb #212904cf
+# %% ../../nbs/compress/08_frontier.ipynb #fd093410
 def latencies(sessions: list,  # of the candidates, one thread each
               rows,  # raw rows, at least one
               batch: int = 64,
@@ -72,7 +72,7 @@ def latencies(sessions: list,  # of the candidates, one thread each
                 mine.append(time.perf_counter() - start)
     return [float(np.median(t))*1e3 for t in took]
 
-# %% ../../nbs/compress/08_frontier.ipynb #35de4bfe
+# %% ../../nbs/compress/08_frontier.ipynb #3b3598f8
 @dataclass
 class Rows:
     "What candidates are made with and measured on."
@@ -85,18 +85,22 @@ class Rows:
         for what, n in (("training", len(self.y)), ("validation", len(self.truth))):
             if not n: raise BadRequest(f"There are no {what} rows to compress with.", "Check the run's filter and its folds.")
 
-def rows_of(run,  # a Run on a table
+def rows_of(run,  # a Run
+            table=None,  # a Table or its name; None: the one it was fitted on
             settings: Settings | None = None,
             limit: int = 250_000,  # training rows at most, evenly spaced
            ) -> Rows:
-    "Read a run's rows: all folds but 0 to train, fold 0 to validate."
+    "Read a run's rows, as it filtered and parted them."
+    import pyarrow.compute as pc
+    from scalai_nb.data.loader import expression
     from scalai_nb.data.table import Table
-    name = run.data.get("table")
-    if not name: raise BadRequest("This run was fitted on arrays, which it does not keep.", "Give them: compress(run, rows=Rows(X, y, raw, truth)).")
-    columns = [n for n, _ in run.prep.inputs] + [run.target]
-    where = [tuple(w) for w in run.data.get("where") or ()]
-    def part(*fold): return Table(name, settings).arrow(run.data.get("version"), columns=columns, filter=[*where, fold])
-    train, valid = part("fold", "!=", 0), part("fold", "==", 0)
+    name, version, folds = table or run.data.get("table"), None if table else run.data.get("version"), run.data.get("folds")
+    if not name: raise BadRequest("This run was fitted on rows in memory, which it does not keep.", "Give them, compress(run, rows=Rows(X, y, raw, truth)), or a table like them, compress(run, table=NAME).")
+    if not isinstance(folds, list): raise BadRequest("This run kept no fold aside, so nothing can be measured on it.", 'Fit with validation=("fold", 0), or give rows=Rows(X, y, raw, truth).')
+    source, columns = name if isinstance(name, Table) else Table(name, settings), [n for n, _ in run.prep.inputs] + [run.target]
+    known, aside = pc.is_valid(pc.field(run.target)), pc.field(folds[0]) == folds[1]
+    if (where := expression(run.data.get("where"))) is not None: known &= where
+    train, valid = (source.arrow(version, columns=columns, filter=known & test) for test in (~aside, aside))
     if train.num_rows > limit: train = train.take(np.linspace(0, train.num_rows - 1, limit).astype(np.int64))
     return Rows(run.prep.transform(train), labels(train, run.target), valid, labels(valid, run.target))
 
@@ -104,20 +108,20 @@ def labels(table, target: str) -> np.ndarray:  # float32, or whole numbers
     y = table.column(target).to_numpy(zero_copy_only=False)
     return y.astype(np.int64) if y.dtype.kind in "iu" else y.astype(np.float32)
 
-# %% ../../nbs/compress/08_frontier.ipynb #7ce5fec7
+# %% ../../nbs/compress/08_frontier.ipynb #f272e2b3
 def _same(run, rows, how): return run.model
 
 def _pruned(run, rows, how):
     from scalai_nb.compress.distill import distill
     from scalai_nb.compress.prune import held_loss, prune
     small = prune(run.model, how["ratio"], shape=rows.X.shape[1:])
-    distill(small, run.model, rows.X, rows.y, how["loss"], epochs=how["epochs"], seed=how["seed"])
+    distill(small, run.model, rows.X, rows.y, how["loss"], trust=1., epochs=how["epochs"], seed=how["seed"])
     return small
 
 def _distilled(run, rows, how):
     from scalai_nb.compress.distill import distill, student
     small = student(run.model, how["width"], how["seed"])
-    distill(small, run.model, rows.X, rows.y, how["loss"], epochs=3*how["epochs"], lr=3e-3, seed=how["seed"])
+    distill(small, run.model, rows.X, rows.y, how["loss"], trust=1., epochs=3*how["epochs"], lr=3e-3, seed=how["seed"])
     return small
 
 NETWORKS = {"float32": _same, "pruned": _pruned, "distilled": _distilled}
@@ -133,7 +137,7 @@ def steps(recipe: str,  # such as "pruned+int8"
         raise BadRequest(f"The recipe {recipe!r} is out of order.", "Write one of float32, pruned, distilled, and then +int8 if wanted.")
     return network[0], "int8" in words
 
-# %% ../../nbs/compress/08_frontier.ipynb #a3d9a1b8
+# %% ../../nbs/compress/08_frontier.ipynb #46d1d261
 @dataclass(frozen=True)
 class Candidate:
     "One file, measured."
@@ -167,7 +171,7 @@ class Frontier:
     def __getitem__(self, recipe: str) -> Candidate:
         return next(c for c in self.candidates if c.recipe == one_of(recipe, [c.recipe for c in self.candidates], "recipe"))
 
-# %% ../../nbs/compress/08_frontier.ipynb #e8c9c7bf
+# %% ../../nbs/compress/08_frontier.ipynb #c630df68
 BOUNDS = {  # bound -> what it measures of a candidate, beside the base
     "accuracy_drop": lambda c, base: base.accuracy - c.accuracy,
     "latency_ms": lambda c, base: c.latency_ms,
@@ -187,7 +191,7 @@ def excess(c: Candidate, base: Candidate, budget: dict) -> dict[str, float]:  # 
     over = {n: BOUNDS[n](c, base) - b for n, b in budget.items()}
     return {n: o/max(budget[n], 1e-3 if n == "accuracy_drop" else 1e-9) for n, o in over.items() if o > 1e-12}
 
-# %% ../../nbs/compress/08_frontier.ipynb #e1cfba77
+# %% ../../nbs/compress/08_frontier.ipynb #7568ed66
 def best(self: Frontier,
          budget: dict | None = None,  # accuracy_drop, latency_ms, size_bytes, each optional; None: the frontier's own
         ) -> Candidate | None:  # None where no candidate is within the budget; `why` says the reason
@@ -200,30 +204,32 @@ def best(self: Frontier,
         return None
     top = min(within, key=lambda c: (c.latency_ms, c.size_bytes))
     self.why = (f"{top.recipe} is the fastest of {len(within)} candidate{'s'*(len(within) > 1)} within the budget ({_said(budget)}): "
-                f"{self.base.latency_ms/top.latency_ms:.1f} × as fast and {self.base.size_bytes/top.size_bytes:.1f} × as small as {self.base.recipe}, "
+                f"{self.base.latency_ms/top.latency_ms:.1f} × faster and {self.base.size_bytes/top.size_bytes:.1f} × smaller than {self.base.recipe}, "
                 f"accuracy {_change(top, self.base)}.")
     return top
 
 Frontier.best = best
 
-def _said(budget): return ", ".join(f"{n} ≤ {b:g}" for n, b in budget.items()) or "nothing bounded"
+def _number(v): return f"{v:,.0f}" if abs(v) >= 1000 else f"{v:.4g}"
+
+def _said(budget): return ", ".join(f"{n} ≤ {_number(b)}" for n, b in budget.items())
 
 def _change(c, base):
     points = 100*(c.accuracy - base.accuracy)
     inside = base.accuracy_low <= c.accuracy <= base.accuracy_high
-    return f"{points:+.2f} points" + (", inside the interval: neither loss nor gain" if inside and c is not base else "")
+    return f"{round(points, 2) + 0.:+.2f} points" + (", inside the interval: neither loss nor gain" if inside and c is not base else "")
 
-# %% ../../nbs/compress/08_frontier.ipynb #a87065db
+# %% ../../nbs/compress/08_frontier.ipynb #9a92c74f
 def _out_of_reach(self, budget, broken):
     "Which bound is in the way, and who comes nearest."
     near = min(self.candidates, key=lambda c: max(broken[c.recipe].values()))
     alone = [n for n in budget if all(n in broken[c.recipe] for c in self.candidates)]
     which = alone or sorted(broken[near.recipe])
-    told = ", ".join(f"{n} ≤ {budget[n]:g} (nearest {BOUNDS[n](near, self.base):.4g})" for n in which)
+    told = ", ".join(f"{n} ≤ {_number(budget[n])} (nearest {_number(BOUNDS[n](near, self.base))})" for n in which)
     return (f"No candidate meets the budget: {told} {'binds' if len(which) == 1 else 'bind'}"
             f"{'' if alone else ' together with the other bounds'}; {near.recipe} comes nearest.")
 
-# %% ../../nbs/compress/08_frontier.ipynb #ee2b9275
+# %% ../../nbs/compress/08_frontier.ipynb #80c2f557
 def compress(run,  # a Run, from fit or the registry
              budget: dict | None = None,  # see `best`; None or empty: at most one point of accuracy
              recipes: tuple[str, ...] = RECIPES,  # words joined by `+`; float32 is always measured
@@ -231,14 +237,15 @@ def compress(run,  # a Run, from fit or the registry
              finetune_epochs: int = 1,  # that a pruned network is tuned, three times as many for a distilled one
              ratio: float = .5,  # share of units that pruning takes
              width: float = .25,  # of the teacher's units that a student has
-             rows: Rows | None = None,  # None: those the run trained on
+             rows: Rows | None = None,  # None: those the run was fitted on
+             table=None,  # where to read them, for a run that was fitted on rows in memory
              out: Path | str | None = None,  # folder of the files; None: the workspace's `frontiers/RUN`
             ) -> Frontier:
     "Make a run's candidates and measure them in the runtime that will serve them."
     budget, recipes = checked(budget), list(dict.fromkeys(["float32", *recipes]))
     todo = {r: steps(r) for r in recipes}
     settings = settings or Settings.load()
-    rows = rows or rows_of(run, settings)
+    rows = rows or rows_of(run, table, settings)
     how = {"loss": loss_of(run), "epochs": finetune_epochs, "ratio": ratio, "width": width, "seed": getattr(run, "seed", 0) or 0}
     folder = Path(out or settings.path("frontiers", run.id))
     paths = make(run, todo, rows, how, folder)
@@ -249,7 +256,7 @@ def compress(run,  # a Run, from fit or the registry
 def loss_of(run) -> str:  # binary, multiclass or regression
     return getattr(run, "loss", None) or "binary"
 
-# %% ../../nbs/compress/08_frontier.ipynb #2adfb8a1
+# %% ../../nbs/compress/08_frontier.ipynb #40311256
 def make(run, todo: dict[str, tuple[str, bool]], rows: Rows, how: dict, folder: Path) -> dict[str, tuple[Path, int]]:
     "Write each recipe's file; give its path and the number of its parameters."
     from scalai_nb.compress.quantize import quantize
@@ -283,7 +290,7 @@ def machine() -> dict[str, str]:
     cpu = next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), "") if os.path.exists("/proc/cpuinfo") else ""
     return {"cpu": cpu or platform.processor() or platform.machine(), "cores": str(os.cpu_count()), "onnxruntime": onnxruntime.__version__}
 
-# %% ../../nbs/compress/08_frontier.ipynb #171c152b
+# %% ../../nbs/compress/08_frontier.ipynb #a07dea9f
 def load_frontier(folder: Path | str,  # that `compress` wrote
                  ) -> Frontier:
     "A frontier from its record."
@@ -292,43 +299,45 @@ def load_frontier(folder: Path | str,  # that `compress` wrote
     d = json.loads(file.read_text())
     return Frontier(Candidate(**d["base"]), [Candidate(**c) for c in d["candidates"]], d["budget"], d["rows"], d["machine"])
 
-# %% ../../nbs/compress/08_frontier.ipynb #a9da7cdf
-def picture(self: Frontier, width: int = 560, height: int = 300) -> str:  # an SVG
+# %% ../../nbs/compress/08_frontier.ipynb #2871f66e
+def picture(self: Frontier, width: int = 620, height: int = 340) -> str:  # an SVG
     "Accuracy over latency, size as area."
-    cs, top = self.candidates, self.best(self.budget)
-    left, right, up, down = 70, 24, 16, 46
-    ms = max(c.latency_ms for c in cs)*1.15
-    low, high = min(c.accuracy_low for c in cs), max(c.accuracy_high for c in cs)
-    pad = (high - low)*.12 or .01
-    low, high = low - pad, high + pad
+    cs, top = sorted(self.candidates, key=lambda c: c.latency_ms), self.best(self.budget)
+    left, right, up, down = 70, 40, 66, 46
+    ms, low, high = max(c.latency_ms for c in cs)*1.08, min(c.accuracy_low for c in cs), max(c.accuracy_high for c in cs)
+    low, high = low - .05*(high - low) - 1e-6, high + .02*(high - low) + 1e-6
     def x(v): return left + v/ms*(width - left - right)
     def y(v): return up + (high - v)/(high - low)*(height - up - down)
-    parts = [f'<svg viewBox="0 0 {width} {height}" width="100%" style="max-width:{width}px" role="img" font-family="system-ui,sans-serif" font-size="12" fill="currentColor">',
-             "<title>Accuracy over latency of each candidate; the area of a dot is the file's size</title>", *_axes(x, y, ms, low, high, width, height, left, down)]
-    for c in cs:
-        r, colour = 4 + 10*math.sqrt(c.size_bytes/max(k.size_bytes for k in cs)), "#0b7a75" if c is top else "#7a869a"
-        parts.append(f'<line x1="{x(c.latency_ms):.1f}" x2="{x(c.latency_ms):.1f}" y1="{y(c.accuracy_low):.1f}" y2="{y(c.accuracy_high):.1f}" stroke="{colour}" stroke-width="1.5"/>'
-                     f'<circle cx="{x(c.latency_ms):.1f}" cy="{y(c.accuracy):.1f}" r="{r:.1f}" fill="{colour}" fill-opacity=".75"><title>{html.escape(c.recipe)}: {c.accuracy:.2%}, {c.latency_ms:.3f} ms, {c.size_bytes/1e3:,.0f} kB</title></circle>')
-    return "".join([*parts, *_names(cs, x, y, top, width - right), "</svg>"])
+    largest = max(c.size_bytes for c in cs)
+    marks = [_mark(c, x(c.latency_ms), y, up, i, 4 + 10*math.sqrt(c.size_bytes/largest), c is top) for i, c in enumerate(cs)]
+    return (f'<svg viewBox="0 0 {width} {height}" width="100%" style="max-width:{width}px" role="img" font-family="system-ui,sans-serif" font-size="12" fill="currentColor">'
+            "<title>Accuracy over latency of each candidate; the area of a dot is the file's size</title>"
+            f'{"".join(_axes(x, y, ms, low, high, width, height, left, right, down))}{"".join(marks)}</svg>')
 
-def _axes(x, y, ms, low, high, width, height, left, down):
-    for v in np.linspace(0, ms/1.15, 5): yield f'<text x="{x(v):.1f}" y="{height - down + 18}" text-anchor="middle" opacity=".75">{v:.2g}</text>'
-    for v in np.linspace(low, high, 5)[1:-1]:
-        yield f'<line x1="{left}" x2="{width - 24}" y1="{y(v):.1f}" y2="{y(v):.1f}" stroke="currentColor" opacity=".12"/><text x="{left - 8}" y="{y(v) + 4:.1f}" text-anchor="end" opacity=".75">{v:.1%}</text>'
-    yield f'<text x="{(left + width)/2}" y="{height - 8}" text-anchor="middle">latency of 64 rows on one thread, ms</text>'
-    yield f'<text transform="translate(14 {height/2 - 14}) rotate(-90)" text-anchor="middle">accuracy, 95 % interval</text>'
+def _mark(c, x, y, up, place, radius, is_best) -> str:
+    "One candidate: its name above, a line down to its whisker, and the dot."
+    colour, name_y = "#0b7a75" if is_best else "#7a869a", up - 10 - 17*(place % 3)  # neighbours' names on different lines
+    return (f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{name_y + 4}" y2="{y(c.accuracy_high):.1f}" stroke="{colour}" stroke-dasharray="1 3"/>'
+            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{y(c.accuracy_high):.1f}" y2="{y(c.accuracy_low):.1f}" stroke="{colour}" stroke-width="1.5"/>'
+            f'<circle cx="{x:.1f}" cy="{y(c.accuracy):.1f}" r="{radius:.1f}" fill="{colour}" fill-opacity=".75"><title>{html.escape(c.recipe)}: {c.accuracy:.2%}, {c.latency_ms:.3f} ms, {c.size_bytes/1e3:,.0f} kB</title></circle>'
+            f'<text x="{x:.1f}" y="{name_y}" text-anchor="middle" font-weight="{600 if is_best else 400}">{html.escape(c.recipe)}</text>')
 
-def _names(cs, x, y, top, edge):
-    "Names beside their dots, moved down where they would cover one another."
-    placed = []
-    for c in sorted(cs, key=lambda c: y(c.accuracy)):
-        at_x, at_y, wide = x(c.latency_ms) + 16, y(c.accuracy) - 8, 7*len(c.recipe)
-        if at_x + wide > edge: at_x -= 32 + wide
-        while any(abs(at_y - py) < 14 and at_x < px + pw and px < at_x + wide for px, py, pw in placed): at_y += 14
-        placed.append((at_x, at_y, wide))
-        yield f'<text x="{at_x:.1f}" y="{at_y:.1f}" font-weight="{600 if c is top else 400}">{html.escape(c.recipe)}</text>'
+# %% ../../nbs/compress/08_frontier.ipynb #2d6e9b9e
+def round_steps(low: float, high: float, about: int = 5) -> np.ndarray:  # 1, 2 or 5 times a power of ten apart
+    "Places for an axis's numbers."
+    raw = (high - low)/about
+    ten = 10**math.floor(math.log10(raw))
+    step = ten*next(k for k in (1, 2, 5, 10) if raw <= k*ten*1.0001)
+    return np.arange(math.ceil(low/step), math.floor(high/step) + 1)*step
 
-# %% ../../nbs/compress/08_frontier.ipynb #9bd78adc
+def _axes(x, y, ms, low, high, width, height, left, right, down):
+    for v in round_steps(0, ms): yield f'<text x="{x(v):.1f}" y="{height - down + 18}" text-anchor="middle" opacity=".75">{v:.3g}</text>'
+    for v in round_steps(low, high):
+        yield f'<line x1="{left}" x2="{width - right}" y1="{y(v):.1f}" y2="{y(v):.1f}" stroke="currentColor" opacity=".12"/><text x="{left - 8}" y="{y(v) + 4:.1f}" text-anchor="end" opacity=".75">{v:.{1 if high - low > .004 else 2}%}</text>'
+    yield f'<text x="{(left + width - right)/2}" y="{height - 8}" text-anchor="middle">latency of 64 rows on one thread, ms</text>'
+    yield f'<text transform="translate(14 {(height - down + 66)/2}) rotate(-90)" text-anchor="middle">accuracy, 95 % interval</text>'
+
+# %% ../../nbs/compress/08_frontier.ipynb #b2d4fff5
 def _repr_html_(self: Frontier) -> str:
     "The table, the reason and the picture."
     top = self.best(self.budget)

@@ -6,7 +6,7 @@
 __all__ = ['QUIET', 'client_of', 'Registry', 'log', 'run_of', 'local', 'ModelVersion', 'register', 'version', 'champion',
            'promote', 'keep', 'rollback', 'resolve', 'entries']
 
-# %% ../../nbs/learn/08_registry.ipynb #d2924f47
+# %% ../../nbs/learn/08_registry.ipynb #4acaaeb9
 import fcntl, functools, hashlib, json, os, re, tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from pathlib import Path
 from ..core.errors import BadRequest, Unreachable, WorkFailed, nearest
 from ..core.settings import Settings
 
-# %% ../../nbs/learn/08_registry.ipynb #cc22e70c
+# %% ../../nbs/learn/08_registry.ipynb #11bc4160
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}  # its defaults wait minutes for a server that is gone
 
 @functools.cache
@@ -33,7 +33,7 @@ def client_of(uri: str):  # mlflow.MlflowClient
         return client
     except MlflowException as e: raise Unreachable(f"The model registry {uri} cannot be opened: {str(e).splitlines()[0]}", "Check [tracking] uri in settings.ini.", "registry") from e
 
-# %% ../../nbs/learn/08_registry.ipynb #644de3cf
+# %% ../../nbs/learn/08_registry.ipynb #6777a8f0
 class Registry:
     "Models of a workspace by name and version; `champion` is the one in service."
     def __init__(self,
@@ -69,7 +69,7 @@ class Registry:
 
     def __repr__(self): return f"Registry({self.uri})"
 
-# %% ../../nbs/learn/08_registry.ipynb #0ed81f07
+# %% ../../nbs/learn/08_registry.ipynb #7bb6755c
 def log(self: Registry,
         run,  # a Run, from fit
        ) -> str:  # MLflow's run id
@@ -97,7 +97,7 @@ def _find(self, run_id: str):  # mlflow Run | None
 
 Registry.log, Registry._find = log, _find
 
-# %% ../../nbs/learn/08_registry.ipynb #f290eb33
+# %% ../../nbs/learn/08_registry.ipynb #c0cb8c18
 def run_of(self: Registry,
            run_id: str,  # MLflow's id, or the Run's own
            model=None,  # the class, where it cannot be imported
@@ -124,7 +124,7 @@ def local(self: Registry,
 
 Registry.run, Registry.local = run_of, local
 
-# %% ../../nbs/learn/08_registry.ipynb #f4d6e683
+# %% ../../nbs/learn/08_registry.ipynb #cb4723cc
 @dataclass(frozen=True)
 class ModelVersion:
     "A registered model."
@@ -134,7 +134,7 @@ class ModelVersion:
     metrics: dict[str, float] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
-    run_id: str = ""  # of the Run
+    run_id: str = ""  # as `log` gave it
     sha256: str = ""  # of model.onnx
 
     @property
@@ -151,7 +151,7 @@ class ModelVersion:
         return {"name": self.name, "version": self.version, "aliases": list(self.aliases), "metrics": self.metrics, "tags": self.tags,
                 "run": self.run_id, "path": str(self.path), "sha256": self.sha256}
 
-# %% ../../nbs/learn/08_registry.ipynb #07c5b88b
+# %% ../../nbs/learn/08_registry.ipynb #49ab0de9
 def register(self: Registry,
              name: str,  # of the model
              candidate: Path | str,  # an .onnx file that takes raw rows
@@ -193,7 +193,7 @@ def _fill(folder, candidate, run, name, digest, metrics, tags):
 
 Registry.register = register
 
-# %% ../../nbs/learn/08_registry.ipynb #8946a110
+# %% ../../nbs/learn/08_registry.ipynb #b5df9dc4
 def version(self: Registry,
             name: str,  # of the model
             number: int | str,  # its version, or an alias
@@ -211,7 +211,7 @@ def version(self: Registry,
 def _entry(self, v) -> ModelVersion:
     tags = {k: t for k, t in v.tags.items() if not k.startswith("scalai.")}
     return ModelVersion(v.name, int(v.version), self.local(v.source)/"model.onnx", json.loads(v.tags.get("scalai.metrics", "{}")), tags,
-                        tuple(sorted(self._aliases(v.name).get(int(v.version), ()))), v.tags.get("scalai.run", ""), v.tags.get("scalai.sha256", ""))
+                        tuple(sorted(self._aliases(v.name).get(int(v.version), ()))), v.run_id or "", v.tags.get("scalai.sha256", ""))
 
 def _aliases(self, name: str) -> dict[int, list[str]]:  # version -> its aliases
     out = {}
@@ -228,7 +228,7 @@ def _unknown(self, name, what) -> BadRequest:
 
 Registry.version, Registry._entry, Registry._aliases, Registry._unknown = version, _entry, _aliases, _unknown
 
-# %% ../../nbs/learn/08_registry.ipynb #967f71ee
+# %% ../../nbs/learn/08_registry.ipynb #1843d54d
 def champion(self: Registry,
              name: str,  # of the model
             ) -> ModelVersion | None:  # None where nothing serves yet
@@ -246,7 +246,7 @@ def _alias(self, name: str, alias: str) -> int | None:  # version
 
 Registry.champion, Registry._alias = champion, _alias
 
-# %% ../../nbs/learn/08_registry.ipynb #bac39e78
+# %% ../../nbs/learn/08_registry.ipynb #3fa08452
 def promote(self: Registry,
             name: str,  # of the model
             number: int,  # the version that shall serve
@@ -277,7 +277,7 @@ def _note(self, name, number, outcome, reason):
 
 Registry.promote, Registry.keep, Registry._note = promote, keep, _note
 
-# %% ../../nbs/learn/08_registry.ipynb #cb204082
+# %% ../../nbs/learn/08_registry.ipynb #53bf59da
 def rollback(self: Registry,
              name: str,  # of the model
              reason: str = "rolled back",
@@ -295,7 +295,7 @@ def rollback(self: Registry,
 
 Registry.rollback = rollback
 
-# %% ../../nbs/learn/08_registry.ipynb #0264097f
+# %% ../../nbs/learn/08_registry.ipynb #d7abe4ca
 def resolve(self: Registry,
             reference: str,  # name, name@version or name@alias
            ) -> ModelVersion:
