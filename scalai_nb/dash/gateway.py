@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['routes', 'gateway', 'Door', 'serve', 'dash']
 
-# %% ../../nbs/dash/00_gateway.ipynb #78974c71
+# %% ../../nbs/dash/00_gateway.ipynb #6a2bf90f
 import asyncio, secrets, signal, socket, webbrowser
 from contextlib import asynccontextmanager, nullcontext
 
@@ -24,7 +24,7 @@ from .kernels import Kernels
 from .proxy import Proxy
 from .voila import Voila
 
-# %% ../../nbs/dash/00_gateway.ipynb #16dd7c00
+# %% ../../nbs/dash/00_gateway.ipynb #9d281931
 def routes(apps: dict[str, App],  # what is shown, by name
            proxy: Proxy,  # the way to Voila
            workspace: str,  # the name people know it by
@@ -36,10 +36,10 @@ def routes(apps: dict[str, App],  # what is shown, by name
     return [Route("/", home), Route("/healthz", health), Route("/favicon.ico", no_icon),
             Route("/apps/{name}", proxy.app, methods=["GET"]),
             Route("/voila/{kind:str}/{rest:path}", proxy.asset, methods=["GET"]),
-            Route("/api/kernels/{kernel}", proxy.kernel, methods=["GET"]),
+            Route("/voila/api/shutdown/{kernel}", proxy.leave, methods=["POST"]), Route("/api/kernels/{kernel}", proxy.kernel, methods=["GET"]),
             WebSocketRoute("/api/kernels/{kernel}/channels", proxy.channels)]
 
-# %% ../../nbs/dash/00_gateway.ipynb #b85b9ac9
+# %% ../../nbs/dash/00_gateway.ipynb #5d6a688e
 def gateway(apps: dict[str, App],  # what is shown, by name
             token: str,  # what a visitor must bring
             settings: Settings,
@@ -61,13 +61,13 @@ def gateway(apps: dict[str, App],  # what is shown, by name
     app.add_middleware(Guard, token=token)
     return app
 
-# %% ../../nbs/dash/00_gateway.ipynb #e84426a7
+# %% ../../nbs/dash/00_gateway.ipynb #5f713710
 class Door(uvicorn.Server):
     "uvicorn without signal handlers of its own: `dash` stops it, so that Voila and its kernels end first."
     def capture_signals(self):
         return nullcontext()
 
-# %% ../../nbs/dash/00_gateway.ipynb #4573506e
+# %% ../../nbs/dash/00_gateway.ipynb #03b1e326
 async def serve(app: Starlette, sock: socket.socket, announce) -> None:
     "Serve until Ctrl-C or SIGTERM; then end the open pages, Voila and every kernel."
     door = Door(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, lifespan="on", ws_max_size=64 << 20,
@@ -82,7 +82,7 @@ async def serve(app: Starlette, sock: socket.socket, announce) -> None:
     if door.started: announce()
     await serving
 
-# %% ../../nbs/dash/00_gateway.ipynb #7fa1605c
+# %% ../../nbs/dash/00_gateway.ipynb #2fa655eb
 def dash(apps: list[str] | None = None,  # names or paths of app notebooks; none: all of the workspace
          port: int | None = None,  # none: [apps] port of the settings; 0: any free one
          open_browser: bool = False,

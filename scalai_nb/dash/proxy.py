@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FAILED', 'KERNEL', 'COLOUR', 'ASSETS', 'PLAIN', 'KEPT', 'failure', 'kernel_id', 'Proxy', 'app', 'render', 'broken',
-           'asset_path', 'asset', 'kernel', 'channels', 'inward', 'outward']
+           'asset_path', 'asset', 'kernel', 'leave', 'channels', 'inward', 'outward']
 
-# %% ../../nbs/dash/12_proxy.ipynb #e23f07da
+# %% ../../nbs/dash/12_proxy.ipynb #1c64b050
 import asyncio, json, re, secrets
 from html import escape
 from urllib.parse import urlencode
@@ -21,7 +21,7 @@ from . import pages
 from .apps import App
 from .kernels import Full, Kernels
 
-# %% ../../nbs/dash/12_proxy.ipynb #192ed0d5
+# %% ../../nbs/dash/12_proxy.ipynb #3f22bac8
 FAILED = re.compile(r'cell-index="(\d+)"(?:(?!cell-index=).)*?<script type="application/vnd\.scalai\.cell-error\+json">(.*?)</script>', re.S)
 KERNEL = re.compile(r'"kernelId": "([0-9a-fA-F-]{36})"')
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -36,7 +36,7 @@ def kernel_id(html: str) -> str | None:
     "The kernel behind a rendered page."
     return m[1] if (m := KERNEL.search(html)) else None
 
-# %% ../../nbs/dash/12_proxy.ipynb #e3136bd2
+# %% ../../nbs/dash/12_proxy.ipynb #27312be7
 class Proxy:
     "The way to Voila, with the kernels counted."
     def __init__(self, apps: dict[str, App], voila, kernels: Kernels):
@@ -67,7 +67,7 @@ class Proxy:
             if self.voila.starts != starts: starts, self.kernels.live = self.voila.starts, {}
             await self.end(self.kernels.abandoned())
 
-# %% ../../nbs/dash/12_proxy.ipynb #ecb6a1ac
+# %% ../../nbs/dash/12_proxy.ipynb #560ef7fd
 async def app(self, request):
     "An app's page: rendered whole, checked, and only then sent."
     app = self.apps.get(request.path_params["name"])
@@ -100,7 +100,7 @@ def broken(self, request, app: App, problem: dict):
 
 Proxy.app, Proxy.render, Proxy.broken = app, render, broken
 
-# %% ../../nbs/dash/12_proxy.ipynb #b6304d98
+# %% ../../nbs/dash/12_proxy.ipynb #a7625d21
 ASSETS = {"static", "templates", "labextensions"}
 PLAIN = re.compile(r"[A-Za-z0-9@_][A-Za-z0-9@_.~+-]*(/[A-Za-z0-9@_][A-Za-z0-9@_.~+-]*)*")
 KEPT = {"content-type", "content-encoding", "content-length", "etag", "last-modified", "vary"}
@@ -109,7 +109,7 @@ def asset_path(kind: str, rest: str) -> str | None:
     "The path to ask Voila for, or None where it is not one of a page's files."
     return f"/voila/{kind}/{rest}" if kind in ASSETS and PLAIN.fullmatch(rest) else None
 
-# %% ../../nbs/dash/12_proxy.ipynb #e843f2a8
+# %% ../../nbs/dash/12_proxy.ipynb #678b10f8
 async def asset(self, request):
     "A script or a style of a page, streamed."
     path = asset_path(request.path_params["kind"], request.path_params["rest"])
@@ -127,9 +127,14 @@ async def kernel(self, request):
     answer = await self.client.get(f"{self.voila.url}/api/kernels/{id}", headers=self.voila.headers)
     return Response(answer.content, answer.status_code, media_type="application/json")
 
-Proxy.asset, Proxy.kernel = asset, kernel
+async def leave(self, request):
+    "What a page says as it closes: its kernel need not wait."
+    if (id := request.path_params["kernel"]) in self.kernels.live: await self.end([id])
+    return Response(status_code=204)
 
-# %% ../../nbs/dash/12_proxy.ipynb #6ec29f7f
+Proxy.asset, Proxy.kernel, Proxy.leave = asset, kernel, leave
+
+# %% ../../nbs/dash/12_proxy.ipynb #f3c75343
 async def channels(self, ws):
     "The WebSocket between a page and its kernel."
     id = ws.path_params["kernel"]

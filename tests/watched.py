@@ -1,0 +1,82 @@
+"A workspace as the loop leaves it, made in seconds: windows of real flights, scores, decisions and runs, without training anything."
+import time
+from pathlib import Path
+
+import numpy as np, pandas as pd
+
+FEATURES = ["carrier", "origin", "dest", "distance", "sched_minute", "weekday", "dep_delay", "temp", "humid", "wind_speed", "precip", "pressure", "visib"]
+MODEL, TRAINED, SHIFTED = "late", 5, 10
+
+
+def features(month: int, weather: pd.DataFrame, shift: int) -> pd.DataFrame:
+    "A month's flights beside the weather at their airport and hour."
+    from scalai_nb.loop.flights import month_rows
+    rows = month_rows(month, shift=shift).to_pandas().dropna(subset=["arr_delay", "dep_delay"]).merge(weather, on=["origin", "time_hour"], how="left")
+    day = pd.to_datetime(dict(year=rows.year, month=rows.month, day=rows.day))
+    return rows.assign(sched_minute=rows.sched_dep_time // 100 * 60 + rows.sched_dep_time % 100, weekday=day.dt.dayofweek, late=rows.arr_delay >= 15)[[*FEATURES, "late"]]
+
+
+def score(rows: pd.DataFrame) -> np.ndarray:
+    "A plain logistic curve over the delay at departure and the hour: enough for an AUC near .9."
+    z = -2.6 + .095 * np.clip(rows.dep_delay, -15, 90) + .0006 * rows.sched_minute + 9 * rows.precip.fillna(0)
+    return (1 / (1 + np.exp(-z))).to_numpy()
+
+
+def watched(root: Path, months: int = 12, shift: int = SHIFTED) -> Path:
+    "Make the workspace in `root`."
+    from scalai_nb.core.settings import Settings
+    from scalai_nb.data import history
+    from scalai_nb.data.profile import profile
+    from scalai_nb.loop.flights import weather as all_weather
+    (root / "settings.ini").write_text("[apps]\nkernels = 4\n")
+    settings = Settings.load(root)
+    weather = all_weather().to_pandas()[["origin", "time_hour", "temp", "humid", "wind_speed", "precip", "pressure", "visib"]]
+    windows, scores = {}, {}
+    for month in range(1, months + 1):
+        period, rows = f"2013-{month:02}", features(month, weather, shift)
+        windows[period] = profile(rows)
+        scored = pd.DataFrame({"score": score(rows), "label": rows.late.astype(int).astype(str)})
+        scores[period] = {k: profile(scored[scored.label == k][["score"]]) for k in ("0", "1")}
+        history.record("features", {period: windows[period]}, batch=period, by="period", settings=settings)
+        history.record("scores", {(period, k): p for k, p in scores[period].items()}, batch=period, by=("period", "label"), settings=settings)
+    decide_all(settings, windows, scores)
+    run_some(settings)
+    return root
+
+
+def decide_all(settings, windows: dict, scores: dict) -> None:
+    "What the policy says of every month after those that trained the model."
+    from scalai_nb.loop import decisions
+    from scalai_nb.monitor.decision import decide
+    from scalai_nb.monitor.drift import compare
+    from scalai_nb.monitor.performance import estimate, performance
+    from scalai_nb.monitor.thresholds import Policy
+    reference, version = list(windows)[:TRAINED], 1
+    policy = Policy(ignore=("late",), columns={"dep_delay": {"unit": "min"}}).calibrate([windows[p] for p in reference])
+    known = {p: performance(scores[p]) for p in reference}
+    for period in list(windows)[TRAINED:]:
+        whole = sum(scores[period].values())
+        verdict = decide(compare(sum(windows[p] for p in reference), windows[period], policy), performance(scores[period]), known, policy, estimate(whole, {p: scores[p] for p in reference}))
+        outcome = {"retrain": "promoted"}.get(verdict.action, "kept")
+        decisions.record(MODEL, period, verdict.action, verdict.reasons, verdict.evidence, reference, version, outcome if outcome == "kept" else "pending", settings)
+        if outcome == "promoted":
+            version += 1
+            decisions.settle(MODEL, period, "promoted", version, f"Passed: version {version} was better on {period}.", settings)
+
+
+def run_some(settings) -> None:
+    "Two workflows in the record, the later one with a failed step."
+    from scalai_nb.jobs.record import JobRun, Record
+    record, now = Record(settings), time.time()
+    def ran(name, state, seconds, ago, parent=None, kind="notebook", **more):
+        return record.create(JobRun(name=name, state=state, kind=kind, notebook=f"workflows/{name}.ipynb", seconds=seconds, parent=parent, created=now - ago, started=now - ago, **more))
+    steps = dict(ingest=31.2, features=14.8, profile=4.1, train=42.5, compress=38.9, gate=6.2, score=21.7, monitor=9.4)
+    for start, failed in ((7200, None), (3600, "compress")):
+        whole = ran("flights", "failed" if failed else "succeeded", 170., start, kind="workflow", parameters={"months": 12, "ranks": 2},
+                    **({"error": {"cell": None, "kind": "WorkFailed", "message": f"step {failed} failed"}} if failed else {"results": {"months": 12}}))
+        at = start
+        for name, seconds in steps.items():
+            bad = {"error": {"cell": 5, "kind": "OutOfMemory", "message": "the kernel needed 25.1 GiB, the machine has 24.0 GiB"}} if name == failed else {"results": {"rows": 27004}}
+            ran(name, "failed" if name == failed else "succeeded", seconds, at, whole.id, **bad)
+            at -= seconds
+            if name == failed: break
