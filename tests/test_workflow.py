@@ -6,9 +6,10 @@ import pytest
 
 from conftest import nobody_left, scalai
 from scalai_nb.core.settings import Settings
+from scalai_nb.jobs.log import read_log
 from scalai_nb.jobs.record import Record
 from scalai_nb.jobs.workflow import Workflow
-from test_jobs import started, until_cell, write
+from test_jobs import started, write
 
 RESULT = "from scalai_nb.jobs.result import result\n"
 
@@ -20,7 +21,7 @@ def chain(workspace) -> Path:
     write(workspace/"second.ipynb", "n = 0\nwait = 0.0", "import time\nfor i in range(int(10*wait)): time.sleep(.1)", RESULT + "open('effect', 'a').write('x')\nresult(double=2*n)")
     write(workspace/"third.ipynb", "n = 0\ndouble = 0", RESULT + "result(sum=n + double)")
     (workspace/"chain.toml").write_text("""
-warm = ["pandas"]
+warm = ["json"]
 [parameters]
 n = 2
 wait = 0.0
@@ -38,6 +39,16 @@ notebook = "third.ipynb"
 parameters = { n = "${first.n}", double = "${second.double}" }
 """)
     return workspace
+
+
+def until_runs(record: Record, name: str, within: float = 60):
+    "Wait until the step's second cell runs, the one that takes its time."
+    end = time.monotonic() + within
+    while time.monotonic() < end:
+        for r in record.runs(name=name, state="running", nested=True):
+            if any(e.get("type") == "cell" and e["cell"] == 1 for e in read_log(record.folder(r.id)/"log.jsonl")): return
+        time.sleep(.05)
+    pytest.fail(f"{name} never ran")
 
 
 def test_json_is_alone_on_stdout_and_progress_on_stderr(chain):
@@ -63,9 +74,7 @@ def test_a_changed_byte_of_code_runs_again_a_touched_file_does_not(chain):
 
 def test_an_interrupt_cancels_the_workflow_and_its_forked_kernel(chain):
     process, record = started("run", "chain.toml", "--json", "-p", "wait=60", cwd=chain), Record(Settings.load())
-    step = until_cell(record, 1, 60)
-    while record.get(step).name != "second": step = record.runs(state="running", nested=True)[0].id; time.sleep(.2)
-    time.sleep(1)
+    until_runs(record, "second")
     process.send_signal(signal.SIGINT)
     doc = json.loads(process.communicate(timeout=30)[0])
     assert (process.returncode, doc["state"], [s["state"] for s in doc["steps"]]) == (130, "cancelled", ["succeeded", "cancelled", "skipped"])
@@ -74,9 +83,7 @@ def test_an_interrupt_cancels_the_workflow_and_its_forked_kernel(chain):
 
 def test_a_killed_workflow_is_lost_leaves_nobody_and_goes_on(chain):
     process, record = started("run", "chain.toml", "-p", "wait=60", cwd=chain), Record(Settings.load())
-    deadline = time.monotonic() + 60
-    while not any(r.name == "second" and r.state == "running" for r in record.runs(nested=True)) and time.monotonic() < deadline: time.sleep(.2)
-    time.sleep(1)
+    until_runs(record, "second")
     process.kill()
     process.wait()
     nobody_left(chain)
@@ -101,6 +108,17 @@ def test_forked_kernels_compute_like_cold_ones(workspace):
     assert job.state == "succeeded", job.error
     assert job.results == dict(grad=600., parallel=1e5, arrow=499_500, delta=1000, dask=6, forked=True)
     nobody_left(workspace)
+
+
+def test_a_workflow_inside_a_job_shares_the_warm_process(chain):
+    write(chain/"outer.ipynb", "n = 3", RESULT + "import os\nfrom scalai_nb.jobs.workflow import Workflow\njob = Workflow.load('parents.toml').run(dict(n=n))\nresult(state=job.state, inner=job.results['parent'], outer=os.getppid())")
+    write(chain/"parent.ipynb", "n = 0", RESULT + "import os\nresult(parent=os.getppid())")
+    (chain/"parents.toml").write_text('[parameters]\nn = 0\n[[step]]\nname = "who"\nnotebook = "parent.ipynb"\nparameters = { n = "${n}" }\n')
+    (chain/"outer.toml").write_text('warm = ["json"]\n[[step]]\nname = "outer"\nnotebook = "outer.ipynb"\n')
+    job = Workflow.load(chain/"outer.toml").run()
+    assert job.ok, job.error
+    assert job.results["state"] == "succeeded" and job.results["inner"] == job.results["outer"] != os.getpid()
+    nobody_left(chain)
 
 
 def test_two_hundred_unchanged_steps_take_two_seconds(workspace):

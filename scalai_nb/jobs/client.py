@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LOGGED', 'NATIVE', 'LISTEN', 'GRACE', 'FORK_ANSWERS', 'Stop', 'Execution', 'Client', 'Ready', 'Kernel', 'Forking']
 
-# %% ../../nbs/jobs/05_client.ipynb #4f23e17a
+# %% ../../nbs/jobs/05_client.ipynb #efab7426
 import asyncio, json, os, shutil, signal, sys, tempfile, threading, time
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -26,7 +26,7 @@ from .log import Log, Terminal
 from .record import JobRun, Record, alive, identity
 from .result import EVENT, results_in
 
-# %% ../../nbs/jobs/05_client.ipynb #6125bed7
+# %% ../../nbs/jobs/05_client.ipynb #7ae1d07e
 class Stop:
     "A request to stop, shared by everything that runs in this process."
     def __init__(self): self.reason, self.times = "", 0
@@ -45,7 +45,7 @@ class Stop:
         finally:
             for s, handler in before.items(): signal.signal(s, handler or signal.SIG_DFL)
 
-# %% ../../nbs/jobs/05_client.ipynb #400b2385
+# %% ../../nbs/jobs/05_client.ipynb #2ab40fe3
 class Execution:
     "A notebook being run."
     def __init__(self,
@@ -68,7 +68,7 @@ class Execution:
         self.index, self.stopped, self.ended, self.family = None, None, False, {}
         self.dirty, self.saved, self.pause, self.timings = True, 0., 1., {}
 
-# %% ../../nbs/jobs/05_client.ipynb #1eae5cf7
+# %% ../../nbs/jobs/05_client.ipynb #9e8525f7
 def _now() -> str: return datetime.now(UTC).isoformat()
 
 
@@ -108,7 +108,7 @@ def leave(self: Execution, i: int, failed: bool = False):
     self.log.write(type="cell", cell=self.run.cell, state=mark["status"], seconds=round(took, 4))
     self.dirty = True
 
-# %% ../../nbs/jobs/05_client.ipynb #7642519d
+# %% ../../nbs/jobs/05_client.ipynb #e2778c03
 @patch
 def save(self: Execution):
     "Write the notebook whole."
@@ -134,7 +134,7 @@ def redact(self: Execution, content: dict) -> dict:  # the same without the secr
     for secret in self.secrets: text = text.replace(json.dumps(secret)[1:-1], "•••")
     return json.loads(text)
 
-# %% ../../nbs/jobs/05_client.ipynb #bd9be54e
+# %% ../../nbs/jobs/05_client.ipynb #6d0e3e54
 LOGGED = {"stream", "display_data", "execute_result", "error", "update_display_data", "clear_output", "comm_open", "comm_msg", "comm_close"}
 
 
@@ -163,7 +163,7 @@ def event(self: Execution, topic: str, **fields):
         self.tell(f"{fields.get('label', '')} {share}")
     elif topic == "fit": self.tell(" ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in fields.items() if isinstance(v, (int, float)))[:60])
 
-# %% ../../nbs/jobs/05_client.ipynb #c44ba4d6
+# %% ../../nbs/jobs/05_client.ipynb #5d78d997
 class Client(NotebookClient):
     "nbclient, with every message passing the execution first."
     def __init__(self, execution: Execution, **kw):
@@ -181,7 +181,7 @@ class Client(NotebookClient):
     def _executed(self, cell, cell_index, execute_reply):  # `exit` in a cell asks for the kernel's end in its reply
         self.exiting |= any(p.get("source") == "ask_exit" for p in execute_reply["content"].get("payload", ()))
 
-# %% ../../nbs/jobs/05_client.ipynb #98d93722
+# %% ../../nbs/jobs/05_client.ipynb #bda45ae6
 class Ready(AsyncKernelClient):
     "A client that is ready as soon as the kernel has answered on both channels."
     async def wait_for_ready(self, timeout: float | None = None):
@@ -206,6 +206,7 @@ class Kernel(AsyncKernelManager):
     def __init__(self, name: str = "", **kw):
         super().__init__(kernel_name="python3" if name in NATIVE else name, **kw)
         self.client_factory, self.shutdown_wait_time = Ready, 8
+        self.context.reconnect_ivl = 10  # milliseconds between tries to reach a kernel that is not there yet
         self.room = tempfile.mkdtemp(prefix="scalai-")
         self.connection_file = f"{self.room}/kernel.json"
         if os.name == "posix" and len(self.room) < 80: self.transport, self.ip = "ipc", f"{self.room}/k"  # sun_path holds 107 bytes
@@ -214,7 +215,7 @@ class Kernel(AsyncKernelManager):
             self._kernel_spec = KernelSpec(display_name="Python", language="python", argv=[
                 sys.executable, "-Xfrozen_modules=off", "-m", "scalai_nb.jobs.warm", "-f", "{connection_file}", f"--InteractiveShellApp.exec_lines={LISTEN}"])
 
-# %% ../../nbs/jobs/05_client.ipynb #53d36711
+# %% ../../nbs/jobs/05_client.ipynb #430727d4
 class Forking(LocalProvisioner):
     "Kernel processes out of a warm pool."
     def __init__(self, pool, **kw):
@@ -227,7 +228,7 @@ class Forking(LocalProvisioner):
         self.process, self.pid, self.pgid, self.cwd = child, child.pid, child.pid, kw["cwd"]
         return self.connection_info
 
-# %% ../../nbs/jobs/05_client.ipynb #0d92d896
+# %% ../../nbs/jobs/05_client.ipynb #cef1e456
 GRACE = 3.  # seconds between the interrupt and the end
 FORK_ANSWERS = 20.  # seconds after which a forked kernel that says nothing is given up
 
@@ -271,7 +272,7 @@ def measure(self: Execution, client: Client):
         self.family |= {c.pid: identity(c.pid) for c in process.children(recursive=True)}
     except psutil.NoSuchProcess: pass  # it ended between two looks; the client will notice
 
-# %% ../../nbs/jobs/05_client.ipynb #fa0b3e7b
+# %% ../../nbs/jobs/05_client.ipynb #76d1a724
 @patch
 async def shut(self: Execution, client: Client, polite: bool):
     "End the kernel and everything it started."
@@ -298,7 +299,7 @@ def _end_family(pid: int | None, family: dict[int, str | None]):
     for child, who in family.items():
         if who and alive(who): os.kill(child, signal.SIGKILL)
 
-# %% ../../nbs/jobs/05_client.ipynb #6445e0b0
+# %% ../../nbs/jobs/05_client.ipynb #e604461e
 @patch
 async def execute(self: Execution, kernel_name: str = "", start_timeout: float = 60, cell_timeout: int | None = None):
     "Run all cells; afterwards `run` says how it ended, and the kernel is gone."
@@ -350,7 +351,7 @@ async def _start(self: Execution, client: Client, chatter, start_timeout: float)
     info = await client.async_wait_for_reply(client.kc.kernel_info())
     self.nb.metadata["language_info"] = info["content"]["language_info"]
 
-# %% ../../nbs/jobs/05_client.ipynb #e90f20b8
+# %% ../../nbs/jobs/05_client.ipynb #03bf92a9
 @patch
 def _died(self: Execution, client: Client, error: BaseException) -> tuple[str, str, str]:
     "State, kind and message of a kernel that is gone."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['run', 'kernel_env', 'Engine', 'drive']
 
-# %% ../../nbs/jobs/06_engine.ipynb #4510aaff
+# %% ../../nbs/jobs/06_engine.ipynb #6145d6ce
 import asyncio, os, sys, threading
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from ..core.storage import write_atomic
 from .parameters import Secret, check, inject, load_notebook, secret
 from .record import JobRun, Record, commit, versions
 
-# %% ../../nbs/jobs/06_engine.ipynb #388e1d1c
+# %% ../../nbs/jobs/06_engine.ipynb #cb19f73e
 def run(notebook: Path | str,  # the source; it is not changed
         parameters: dict | None = None,  # by name, see `jobs.parameters`
         output: Path | str | None = None,  # where the notebook that ran is also put; default: only under .scalai/runs/ID
@@ -33,6 +33,7 @@ def run(notebook: Path | str,  # the source; it is not changed
     "Run a notebook and say how it ended."
     from scalai_nb.jobs.client import Execution, Stop
     from scalai_nb.jobs.log import Terminal
+    from scalai_nb.jobs.warm import Pool
     settings = settings or Settings.load()
     source = load_notebook(notebook)
     values = check(source, parameters)
@@ -45,13 +46,14 @@ def run(notebook: Path | str,  # the source; it is not changed
                           kernel_env(settings, job.id), settings.root, tuple(secret(v) for v in values.values() if isinstance(v, Secret)), warm)
     job.output = str(output or execution.path)
     if terminal: return _through_papermill(execution, output, cell_timeout)
-    with Terminal(progress) as execution.terminal:
+    with Terminal(progress) as execution.terminal, Pool() as borrowed:
+        if warm is None and "SCALAI_WARM" in os.environ: execution.warm = borrowed
         execution.terminal.start(job.name)
         _through_papermill(execution, output, cell_timeout)
         execution.terminal.done(job)
     return job
 
-# %% ../../nbs/jobs/06_engine.ipynb #2d74c4f5
+# %% ../../nbs/jobs/06_engine.ipynb #12d60506
 def _prepare(source: dict, values: dict, given: dict):
     "The notebook to run, as nbformat has it, and where its cells come from."
     import nbformat
@@ -87,7 +89,7 @@ def kernel_env(settings: Settings, id: str) -> dict[str, str]:
     "What a job's kernel finds in its environment: its workspace and its own run."
     return {"SCALAI_RUN": id} | ({"SCALAI_SETTINGS": str(settings.file)} if settings.file.is_file() else {})
 
-# %% ../../nbs/jobs/06_engine.ipynb #3f316f58
+# %% ../../nbs/jobs/06_engine.ipynb #05aa42aa
 def _through_papermill(execution, output, cell_timeout) -> JobRun:
     import papermill
     from papermill.engines import papermill_engines
@@ -120,7 +122,7 @@ class Engine:
         meta = nb.metadata
         return language or meta.get("language_info", {}).get("name") or meta.get("kernelspec", {}).get("language") or "python"
 
-# %% ../../nbs/jobs/06_engine.ipynb #4a8b7428
+# %% ../../nbs/jobs/06_engine.ipynb #28a0a32f
 def drive(execution, kernel_name: str, start_timeout: float, cell_timeout: int | None):
     "Run the coroutine to its end, whatever loop the caller has."
     def go():
@@ -138,7 +140,7 @@ def drive(execution, kernel_name: str, start_timeout: float, cell_timeout: int |
         except KeyboardInterrupt: execution.stop.request("KeyboardInterrupt")
     if failed: raise failed[0]
 
-# %% ../../nbs/jobs/06_engine.ipynb #57ecf6fe
+# %% ../../nbs/jobs/06_engine.ipynb #f74404f0
 def _papermill_command(nb, kernel_name, input_path, output_path, start_timeout, timeout, progress):
     "A run that papermill's command started."
     from scalai_nb.jobs.client import Execution

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['ALWAYS', 'GPU', 'SENSITIVE', 'main', 'Forked', 'Pool']
 
-# %% ../../nbs/jobs/07_warm.ipynb #f14d9d0a
-import atexit, ctypes, gc, importlib, json, os, select, signal, socket, subprocess, sys, threading, time, warnings
+# %% ../../nbs/jobs/07_warm.ipynb #b85cc646
+import atexit, ctypes, gc, importlib, json, os, select, shutil, signal, socket, subprocess, sys, tempfile, threading, time, warnings
 from pathlib import Path
 
 from fastcore.basics import patch
 
-# %% ../../nbs/jobs/07_warm.ipynb #8b4980cf
+# %% ../../nbs/jobs/07_warm.ipynb #864b9d29
 def _die_with_parent(parent: int):
     "Linux kills this process when the thread that started it ends; elsewhere ipykernel looks once a second."
     if sys.platform == "linux": ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
@@ -31,7 +31,7 @@ def _no_script_folder():
     "`python -m` puts the working directory first on the path; a kernel finds its own there."
     if sys.path and sys.path[0] in ("", os.getcwd()): del sys.path[0]
 
-# %% ../../nbs/jobs/07_warm.ipynb #9cd53019
+# %% ../../nbs/jobs/07_warm.ipynb #8bdc83ea
 ALWAYS = ("ipykernel.kernelapp", "ipykernel.ipkernel", "matplotlib_inline.backend_inline", "psutil", "scalai_nb.core.live", "scalai_nb.jobs.result")
 GPU = {"cudf", "cupy", "dask_cudf", "dask_cuda", "rmm", "cuml"}  # importing these opens a GPU context, which no fork survives
 
@@ -65,58 +65,83 @@ def _sources() -> dict[str, int]:  # path: modification time
     files = {getattr(m, "__file__", None) for m in list(sys.modules.values())}
     return {f: os.stat(f).st_mtime_ns for f in files if f and not f.startswith(roots) and os.path.exists(f)}
 
-# %% ../../nbs/jobs/07_warm.ipynb #3c14086a
-def _send(control: socket.socket, **message): control.sendall(json.dumps(message).encode() + b"\n")
+# %% ../../nbs/jobs/07_warm.ipynb #193f9f12
+SENSITIVE = ("OMP_", "MKL_", "OPENBLAS_", "NUMBA_", "KMP_", "CUDA_", "PYTHON", "LD_", "DASK_", "MPL", "TORCH", "MALLOC_")  # read when a module is imported
 
 
-def _reap(control: socket.socket, children: set[int]):
+def _said(env: dict[str, str]) -> dict[str, str]: return {k: v for k, v in env.items() if k.startswith(SENSITIVE) and k != "MPLBACKEND"}
+
+
+def _send(control: socket.socket, **message) -> bool:  # False: nobody is there any more
+    try: control.sendall(json.dumps(message).encode() + b"\n")
+    except OSError: return False
+    return True
+
+
+def _reap(children: dict[int, socket.socket]):
     "Say which kernels have ended, and how."
-    for pid in list(children):
+    for pid, asker in list(children.items()):
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
-            children.discard(pid)
-            _send(control, exit=pid, code=os.waitstatus_to_exitcode(status))
+            del children[pid]
+            _send(asker, exit=pid, code=os.waitstatus_to_exitcode(status))
 
 
-def _serve(fd: int, modules: list[str]) -> dict | None:  # in a fork: what it was asked to be
-    "Fork a kernel for each request, until the other end is gone."
-    control, began = socket.socket(fileno=fd), time.monotonic()
-    def gone(): return bool(select.select([control], [], [], 0)[0]) and control.recv(1, socket.MSG_PEEK) == b""
+def _end(children: dict[int, socket.socket], asker: socket.socket | None = None):
+    "Kill the kernels of one connection, or all."
+    for pid, who in children.items():
+        if asker is None or who is asker:
+            try: os.killpg(pid, signal.SIGKILL)
+            except ProcessLookupError: pass  # it has just ended, or has not yet a session of its own: then it ends with us
+
+# %% ../../nbs/jobs/07_warm.ipynb #094ec495
+def _serve(fd: int, modules: list[str], room: str) -> dict | None:  # in a fork: what it was asked to be
+    "Fork a kernel for each request, until the lifeline is gone."
+    lifeline, began = socket.socket(fileno=fd), time.monotonic()
+    def gone(): return bool(select.select([lifeline], [], [], 0)[0]) and lifeline.recv(1, socket.MSG_PEEK) == b""
     failed = _preload(modules, gone)
     wake, waker = os.pipe()
     os.set_blocking(waker, False)
     signal.set_wakeup_fd(waker)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    children, files, rest = set(), _sources(), b""
+    door = socket.socket(socket.AF_UNIX)
+    door.bind(f"{room}/warm")
+    door.listen()
+    hello = dict(ready=True, failed=failed, unfit=_unfit(), seconds=round(time.monotonic() - began, 2), env=_said(os.environ), path=f"{room}/warm")
+    children, files, askers = {}, _sources(), {lifeline: b""}
     gc.collect()
     gc.freeze()  # what is shared now stays shared
-    _send(control, ready=True, failed=failed, unfit=_unfit(), seconds=round(time.monotonic() - began, 2))
+    _send(lifeline, **hello)
     while True:
-        readable, _, _ = select.select([control, wake], [], [])
+        readable = select.select([wake, door, *askers], [], [])[0]
         if wake in readable:
             os.read(wake, 512)
-            _reap(control, children)
-        if control not in readable: continue
-        data = control.recv(1 << 20)
-        if not data: break
-        *lines, rest = (rest + data).split(b"\n")
-        for line in lines:
-            request = json.loads(line)
-            if changed := next((f for f, at in files.items() if not os.path.exists(f) or os.stat(f).st_mtime_ns != at), None):
-                _send(control, id=request["id"], stale=changed)
+            _reap(children)
+        if door in readable:
+            asker = door.accept()[0]
+            askers[asker] = b""
+            _send(asker, **hello)
+        for asker in [a for a in readable if a in askers]:
+            data = asker.recv(1 << 20)
+            if not data:
+                _end(children, None if asker is lifeline else asker)
+                if asker is lifeline: return None
+                del askers[asker]
+                asker.close()
                 continue
-            pid = os.fork()
-            if pid == 0:
-                for open_fd in (wake, waker, control.detach()): os.close(open_fd)
-                return request
-            children.add(pid)
-            _send(control, id=request["id"], pid=pid)
-    for pid in children:
-        try: os.killpg(pid, signal.SIGKILL)
-        except ProcessLookupError: pass  # it has just ended
-    return None
+            *lines, askers[asker] = (askers[asker] + data).split(b"\n")
+            for request in map(json.loads, lines):
+                if changed := next((f for f, at in files.items() if not os.path.exists(f) or os.stat(f).st_mtime_ns != at), None):
+                    _send(asker, id=request["id"], stale=changed)
+                    continue
+                pid = os.fork()
+                if pid == 0:
+                    for open_fd in (wake, waker, door.detach(), *(a.detach() for a in askers)): os.close(open_fd)
+                    return request
+                children[pid] = asker
+                _send(asker, id=request["id"], pid=pid)
 
-# %% ../../nbs/jobs/07_warm.ipynb #0a750097
+# %% ../../nbs/jobs/07_warm.ipynb #a232a662
 def _become(request: dict, parent: int):
     "Make this fork the process that was asked for."
     os.setsid()
@@ -139,18 +164,18 @@ def _become(request: dict, parent: int):
 
 
 def main(argv: list[str]):
-    "`-f FILE …`: a kernel. `--serve FD MODULES`: the process that forks them."
+    "`-f FILE …`: a kernel. `--serve FD MODULES FOLDER`: the process that forks them."
     _no_script_folder()
     if argv[:1] != ["--serve"]:
         _die_with_parent(int(os.environ.get("JPY_PARENT_PID") or os.getppid()))
         return _kernel(argv)
     warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
-    me, request = os.getpid(), _serve(int(argv[1]), json.loads(argv[2]))
+    me, request = os.getpid(), _serve(int(argv[1]), json.loads(argv[2]), argv[3])
     if request is None: return
     _become(request, me)
     _kernel(request["argv"])
 
-# %% ../../nbs/jobs/07_warm.ipynb #c79af2f6
+# %% ../../nbs/jobs/07_warm.ipynb #7b67c7a1
 class Forked:
     "A process that another one forked for us, with `Popen`'s manners."
     stdin = stdout = stderr = None
@@ -173,62 +198,77 @@ class Forked:
     def terminate(self): self.send_signal(signal.SIGTERM)
     def kill(self): self.send_signal(signal.SIGKILL)
 
-# %% ../../nbs/jobs/07_warm.ipynb #cd12c582
+# %% ../../nbs/jobs/07_warm.ipynb #6efbe1ab
 class Pool:
     "Warm kernels for as long as the block lasts; the process that forks them starts with the first."
-    def __init__(self, modules: tuple[str, ...] = (),  # imported before the first fork
+    def __init__(self,
+                 modules: tuple[str, ...] = (),  # imported before the first fork; none: only borrow what is there
                  patience: float = 120,  # seconds for the imports
                 ):
-        self.modules, self.patience, self.process, self.refused = modules, patience, None, ""
-        self.asking = threading.Lock()
+        self.modules, self.patience, self.process, self.control, self.refused = modules, patience, None, None, ""
+        self.asking, self.room = threading.Lock(), None
 
     def __enter__(self): return self
     def __exit__(self, *exc): self.close()
 
-    def _start(self):
+    def _connect(self, borrow: bool):
+        "To the process that forked the kernel we are in, if any; else start one."
         self.exits, self.answers, self.gone, self.heard, self.ready = {}, {}, False, threading.Condition(), None
-        self.control, theirs = socket.socketpair()
-        self.env = dict(os.environ)
-        self.process = subprocess.Popen([sys.executable, "-Xfrozen_modules=off", "-m", "scalai_nb.jobs.warm", "--serve", str(theirs.fileno()), json.dumps(list(self.modules))],
-                                        pass_fds=[theirs.fileno()], start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        theirs.close()
-        threading.Thread(target=self._listen, name="scalai-warm", daemon=True).start()
+        self.control = _borrowed(os.environ.get("SCALAI_WARM")) if borrow else None
+        if self.control is None and not self.modules: return  # nothing that would be worth a process
+        if self.control is None:
+            self.control, theirs = socket.socketpair()
+            self.room = tempfile.mkdtemp(prefix="scalai-")
+            command = [sys.executable, "-Xfrozen_modules=off", "-m", "scalai_nb.jobs.warm", "--serve", str(theirs.fileno()), json.dumps(list(self.modules)), self.room]
+            nowhere = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+            self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True, **nowhere)
+            theirs.close()
+        threading.Thread(target=self._listen, args=(self.control,), name="scalai-warm", daemon=True).start()
 
-    def _listen(self):
-        for line in self.control.makefile("rb"):
-            message = json.loads(line)
-            with self.heard:
-                if "exit" in message: self.exits[message["exit"]] = message["code"]
-                elif "ready" in message: self.ready = message
-                else: self.answers[message["id"]] = message
-                self.heard.notify_all()
+    def _listen(self, control):
+        with control.makefile("rb") as lines:
+            for line in lines:
+                message = json.loads(line)
+                with self.heard:
+                    if "exit" in message: self.exits[message["exit"]] = message["code"]
+                    elif "ready" in message: self.ready = message
+                    else: self.answers[message["id"]] = message
+                    self.heard.notify_all()
         with self.heard:
             self.gone = True
             self.heard.notify_all()
 
     def close(self):
-        "End the process, and with it any kernel that still runs."
-        if self.process is None: return
+        "End the process, and with it any kernel that still runs; a borrowed one goes on without us."
+        if self.control is None: return
         try: self.control.shutdown(socket.SHUT_RDWR)
         except OSError: pass  # the other end was gone already
-        try: self.process.wait(5)
-        except subprocess.TimeoutExpired: self.process.kill(), self.process.wait()
         self.control.close()
-        self.process = None
+        if self.process is not None:
+            try: self.process.wait(5)
+            except subprocess.TimeoutExpired: self.process.kill(), self.process.wait()
+            shutil.rmtree(self.room, ignore_errors=True)
+        self.process = self.control = None
 
-# %% ../../nbs/jobs/07_warm.ipynb #58dcb09f
+
+def _borrowed(path: str | None) -> socket.socket | None:
+    "A connection to a process that forks, where there is one."
+    if not path: return None
+    control = socket.socket(socket.AF_UNIX)
+    try: control.connect(path)
+    except OSError: return control.close()  # its workflow is over
+    return control
+
+# %% ../../nbs/jobs/07_warm.ipynb #4c797a4a
 @patch
 def give_up(self: Pool):
     "Stop waiting for the imports: the run that waits was asked to stop."
-    if self.process is None: return
+    if self.control is None: return
     with self.heard:
         self.gone = True
         self.heard.notify_all()
 
-# %% ../../nbs/jobs/07_warm.ipynb #f2e258e4
-SENSITIVE = ("OMP_", "MKL_", "OPENBLAS_", "NUMBA_", "KMP_", "CUDA_", "PYTHON", "LD_", "DASK_", "MPL", "TORCH", "MALLOC_")  # read when a module is imported
-
-
+# %% ../../nbs/jobs/07_warm.ipynb #bc3fd513
 @patch
 def fork(self: Pool,
          argv: list[str],  # of the kernel
@@ -240,9 +280,10 @@ def fork(self: Pool,
     with self.asking:
         for attempt in range(2):
             if self.refused: return None
-            if self.process is None: self._start()
+            if self.control is None: self._connect(borrow=attempt == 0)
+            if self.control is None: return None
             if not self._usable(env): return None
-            request = dict(id=os.urandom(8).hex(), argv=argv, env=env, cwd=cwd, log=log)
+            request = dict(id=os.urandom(8).hex(), argv=argv, env={**env, "SCALAI_WARM": self.ready["path"]}, cwd=cwd, log=log)
             answer = self._ask(request)
             if answer and "pid" in answer: return Forked(self, answer["pid"])
             self.close()  # a source has changed, or the process is gone: import again, once
@@ -257,14 +298,12 @@ def _usable(self: Pool, env: dict[str, str]) -> bool:
     if not self.ready: return bool(self.refuse("the imports did not end" if not self.gone else "the process ended during its imports"))
     for name, why in self.ready.pop("failed", {}).items(): logger("warm").warning(f"{name} is not imported ahead: {why}")
     if self.ready["unfit"]: return bool(self.refuse(self.ready["unfit"]))
-    def said(e): return {k: v for k, v in e.items() if k.startswith(SENSITIVE)}
-    return said(env) == said(self.env)
+    return _said(env) == self.ready["env"]
 
 
 @patch
 def _ask(self: Pool, request: dict) -> dict | None:
-    try: _send(self.control, **request)
-    except OSError: return None
+    if not _send(self.control, **request): return None
     with self.heard:
         self.heard.wait_for(lambda: request["id"] in self.answers or self.gone, 10)
         return self.answers.pop(request["id"], None)
@@ -278,5 +317,5 @@ def refuse(self: Pool, why: str) -> None:
     logger("warm").warning(f"kernels start cold: {why}")
     self.close()
 
-# %% ../../nbs/jobs/07_warm.ipynb #edb82287
+# %% ../../nbs/jobs/07_warm.ipynb #7b976bed
 if __name__ == "__main__": main(sys.argv[1:])
