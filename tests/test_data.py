@@ -116,6 +116,41 @@ def test_a_crash_whose_outcome_changes(workspace, flights):
     assert t.quarantine.rows == history.delta(t.quarantine.path).to_pyarrow_table().num_rows and not strays()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6))
+def test_killed_at_any_moment(workspace, flights, seed):
+    "kill -9 at random moments until an ingest gets through; the table is the one that it would have made undisturbed."
+    import random, time
+    months(flights, workspace)
+    rng = random.Random(seed)
+    for _ in range(4):
+        p = child(workspace, "nothing", "ever", 0, "3.csv", wait=False)
+        time.sleep(rng.uniform(.5, 4)); p.kill(); p.communicate()
+    done = ingest("3.csv", "flights", CONTRACT, key=KEY, period="month", fold=KEY)
+    ends, settings = state(), Settings(root=workspace/"calm")
+    ingest("3.csv", "flights", CONTRACT, key=KEY, period="month", fold=KEY, settings=settings)
+    calm = Table("flights", settings)
+    assert done.rows_in == 3050 == calm.rows + calm.quarantine.rows and ends["raw"] == calm.quarantine.rows and not strays()
+    assert ends["rows"] == calm.arrow().sort_by([(c, "ascending") for c in KEY])
+    assert ends["profiles"] == {k: p.digest for k, p in calm.profiles(("period", "fold")).items()}
+
+
+def test_somebody_else_between_check_and_commit(workspace, flights, monkeypatch):
+    "Keys are compared again when another writer commits after they were."
+    months(flights, workspace)
+    ingest("1.csv", "flights", CONTRACT, key=KEY, period="month", fold=KEY)
+    true, calls = history.record, []
+    def late(*args, **kwargs):
+        out = true(*args, **kwargs)
+        if not calls: calls.append(1); ingest("2.csv", "flights", CONTRACT, key=KEY, period="month", fold=KEY)
+        return out
+    monkeypatch.setattr(history, "record", late)
+    done = ingest("3.csv", "flights", CONTRACT, key=KEY, period="month", fold=KEY)
+    t = Table("flights")
+    assert done.refused["key: duplicate"] > 0 and t.rows + t.quarantine.rows == 9050 and len(state()["quarantine"]) == state()["raw"]
+    assert t.profile().digest == profile(t.arrow()).digest and not strays()
+
+
 def test_two_at_once(workspace, flights):
     "Two ingests of one file: one brings it, the other says that it is there."
     months(flights, workspace)
@@ -200,6 +235,7 @@ def test_formats(workspace, flights):
         assert len(frame) == 1000 and frame.distance.sum().compute() == pc.sum(t["distance"]).as_py(), uri
 
 
+@pytest.mark.slow
 def test_frames_of_a_cluster(workspace, flights):
     "Partitions written by worker processes make the same profiles."
     import dask.dataframe as dd

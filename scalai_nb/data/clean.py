@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['trim', 'tidy', 'clean', 'reason']
 
-# %% ../../nbs/data/12_clean.ipynb #f94085cd
-import numpy as np
+# %% ../../nbs/data/12_clean.ipynb #303880e9
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from .contract import Contract, Verdict
 
-# %% ../../nbs/data/12_clean.ipynb #7e8f6e9e
+# %% ../../nbs/data/12_clean.ipynb #a2139e5a
 def trim(values: pa.ChunkedArray) -> pa.ChunkedArray:
     "Take blanks from both ends of texts; a text of nothing is null."
     trimmed = pc.utf8_trim_whitespace(values)
@@ -25,7 +24,7 @@ def tidy(table: pa.Table) -> pa.Table:
         if pa.types.is_string(f.type) or pa.types.is_large_string(f.type): table = table.set_column(i, f.name, trim(table[i]))
     return table
 
-# %% ../../nbs/data/12_clean.ipynb #d291f7ac
+# %% ../../nbs/data/12_clean.ipynb #a6badbd5
 def clean(table: pa.Table,  # rows as they came
           contract: Contract,
          ) -> pa.Table:  # the same rows: typed, and `_reason` where a value was not what its column says

@@ -6,13 +6,14 @@
 __all__ = ['CUTS', 'SHAPE', 'store', 'delta', 'Moved', 'commit', 'committed', 'add_file', 'rows_of', 'period_name', 'record',
            'number', 'live', 'recall']
 
-# %% ../../nbs/data/06_history.ipynb #3e5347af
+# %% ../../nbs/data/06_history.ipynb #e65cb59a
 import hashlib, json, os, uuid
 from functools import reduce
 from operator import and_
 from urllib.parse import unquote
 from collections.abc import Iterable
 from pathlib import Path
+from time import time
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,7 +23,7 @@ from ..core.errors import BadRequest, WorkFailed
 from ..core.settings import Settings
 from ..core.storage import filesystem, is_url, write_atomic
 
-# %% ../../nbs/data/06_history.ipynb #4afe9abe
+# %% ../../nbs/data/06_history.ipynb #25636cb4
 def store(settings: Settings | None, *parts: str) -> str:
     "A place among the workspace's tables: under `[data] storage`, or under its home."
     settings = settings or Settings.load()
@@ -42,7 +43,7 @@ def delta(place: str, version: int | None = None):  # deltalake.DeltaTable, or N
         newest = DeltaTable(place).version()
         raise BadRequest(f"{Path(place).name} has no version {version}.", f"It has versions 0 to {newest}.", "table") from e
 
-# %% ../../nbs/data/06_history.ipynb #2eabdb24
+# %% ../../nbs/data/06_history.ipynb #6f86986d
 def _transaction(version: int, names: dict[str, int | None], facts: dict, rebase: bool):
     "Names that the log remembers, each with a number (default: the version the commit was meant for)."
     from deltalake import CommitProperties, Transaction
@@ -54,7 +55,8 @@ def _attempt(place: str, table, adds: list, schema: pa.Schema, partition: list[s
     from deltalake import Schema
     from deltalake.transaction import create_table_with_add_actions
     shape, how = Schema.from_arrow(schema), dict(partition_by=list(partition), commit_properties=properties)
-    if table is None: create_table_with_add_actions(place, shape, adds, mode="error", **how)
+    keep = {"delta.logRetentionDuration": "interval 3650 days"}  # what a batch did, and time travel, stay known (Delta's default: 30 days)
+    if table is None: create_table_with_add_actions(place, shape, adds, mode="error", configuration=keep, **how)
     elif replace is None: table.create_write_transaction(adds, "append", shape, **how)
     else: table.create_write_transaction(adds, "overwrite", shape, partition_filters=[(c, "in", v) for c, v in replace.items()] or None, **how)
 
@@ -82,19 +84,19 @@ def commit(place: str,  # of the Delta table; made by its first batch
             if outcome is None or committed(table, f"outcome:{batch}") == outcome: return _found(place, batch, seen), True
         if expect is not None and expect != at - 1: raise Moved
         names = {batch: None, **{m: None for m in marks}} | ({} if outcome is None else {f"outcome:{batch}": outcome})
-        stale = [] if seen is None else _removals(table, prefix, {a.path for a in adds})
+        actions = adds if seen is None else _instead(table, prefix, adds)
         try:
-            _attempt(place, table, [*adds, *stale], schema, partition, replace, _transaction(at, names, facts or {}, expect is None))
+            _attempt(place, table, actions, schema, partition, replace, _transaction(at, names, facts or {}, expect is None))
             return _found(place, batch, at), False
         except CommitFailedError: continue
         except DeltaError as e:
             if "already exists" not in str(e): raise
     raise WorkFailed(f"{place}: twenty other writers came first.", "Run it again; nothing was written.", "table")
 
-def _removals(table, prefix: str, but: set[str]) -> list:  # deltalake RemoveActions
+def _instead(table, prefix: str, adds: list) -> list:  # actions: files that are not there yet, and removals of those that begin with `prefix`
     from deltalake.transaction import RemoveAction
-    from time import time
-    return [RemoveAction(f, True, int(time()*1000)) for f in pa.table(table.get_add_actions())["path"].to_pylist() if f.startswith(prefix) and f not in but]
+    have, want = set(pa.table(table.get_add_actions())["path"].to_pylist()), {a.path for a in adds}
+    return [a for a in adds if a.path not in have] + [RemoveAction(f, True, int(time()*1000)) for f in have - want if f.startswith(prefix)]
 
 def committed(table, batch: str) -> int | None:  # the version it was meant for; None: not there
     "Whether a snapshot holds a batch."
@@ -104,7 +106,7 @@ def _found(place: str, batch: str, start: int) -> int:  # the version that first
     newest = delta(place).version()
     return start if newest == start else next(v for v in range(start, newest + 1) if committed(delta(place, v), batch) is not None)
 
-# %% ../../nbs/data/06_history.ipynb #776509b9
+# %% ../../nbs/data/06_history.ipynb #61c00afc
 def add_file(place: str,  # of the Delta table
              name: str,  # of the file in it
              rows: pa.Table,
@@ -118,7 +120,7 @@ def add_file(place: str,  # of the Delta table
     pq.write_table(rows, sink, compression="zstd", compression_level=1, row_group_size=group, use_dictionary=texts)
     content = sink.getvalue()
     write_atomic(f"{place}/{name}", memoryview(content))
-    return AddAction(name, content.size, partition or {}, 0, True, json.dumps(_stats(rows)))
+    return AddAction(name, content.size, partition or {}, int(time()*1000), True, json.dumps(_stats(rows)))
 
 def _stats(rows: pa.Table) -> dict:
     "What Delta readers may skip a file by (Delta protocol, per-file statistics)."
@@ -135,7 +137,7 @@ def _stats(rows: pa.Table) -> dict:
             side[field.name] = value if isinstance(value, (int, float)) else str(value)
     return {"numRecords": rows.num_rows, "minValues": low, "maxValues": high, "nullCount": nulls}
 
-# %% ../../nbs/data/06_history.ipynb #ef1fa8a4
+# %% ../../nbs/data/06_history.ipynb #4e434972
 def rows_of(table,  # deltalake.DeltaTable
            ):  # pyarrow.dataset.Dataset
     """A snapshot's rows. Files are skipped by partition, row groups by Parquet's own statistics; not by the log's
@@ -158,7 +160,7 @@ def _system(place: str):  # the Arrow file system of a table, and the table's pa
     system, path = filesystem(place)
     return fs.PyFileSystem(fs.FSSpecHandler(system)), path.rstrip("/")
 
-# %% ../../nbs/data/06_history.ipynb #56b02bab
+# %% ../../nbs/data/06_history.ipynb #bbe696ad
 CUTS = ("period", "fold", "label")
 SHAPE = pa.schema([("source", pa.string()), ("batch", pa.string()), ("cut", pa.string()), ("period", pa.string()), ("fold", pa.int32()),
                    ("label", pa.string()), ("version", pa.int64()), ("rows", pa.int64()), ("digest", pa.string()), ("state", pa.binary())])
@@ -204,7 +206,7 @@ def record(source: str,  # the table's name, or another name for what was seen
 def number(*values) -> int:  # 48 bits that stand for values
     return int.from_bytes(hashlib.sha256(repr(values).encode()).digest()[:6], "big")
 
-# %% ../../nbs/data/06_history.ipynb #23344dea
+# %% ../../nbs/data/06_history.ipynb #c13a5fa2
 def live(table, batch: str, period: str | None) -> bool:
     "Whether a snapshot holds a batch's rows of a period: it was committed, and not before a write that replaced it."
     at = committed(table, f"batch:{batch}")
@@ -218,13 +220,20 @@ def _kept(source: str, version: int | None, settings: Settings | None, names: tu
     test = pc.field("source") == source
     for n, v in wanted.items(): test &= pc.field(n).isin([_word(n, x) for x in (v if isinstance(v, (list, tuple, set)) else [v])])
     rows = rows_of(windows).to_table(filter=test)
-    cuts = sorted({c for c in rows["cut"].to_pylist() if set(names) | set(wanted) <= set(c.split(","))  | {"period"}}, key=lambda c: (c.count(","), c))
-    rows = rows.filter(pc.equal(rows["cut"], cuts[0])) if cuts else rows.slice(0, 0)
+    rows = rows.filter(pa.array(_best(rows, set(names) | set(wanted)), pa.bool_()))
     table = delta(store(settings, "tables", source), version)
     if table is None: return rows
     pairs = list(zip(rows["batch"].to_pylist(), rows["period"].to_pylist()))
     alive = {pair: live(table, *pair) for pair in set(pairs)}
     return rows.filter(pa.array([alive[p] for p in pairs], pa.bool_()))
+
+def _best(rows: pa.Table, needed: set[str]) -> list[bool]:
+    "A batch may be recorded in several cuts, each the whole of it: one that answers is taken."
+    answers = lambda cut: needed <= {*cut.split(","), "period"}
+    best = {}
+    for batch, cut in set(zip(rows["batch"].to_pylist(), rows["cut"].to_pylist())):
+        if answers(cut): best[batch] = min(best.get(batch, cut), cut, key=lambda c: (c.count(","), c))
+    return [best.get(b) == c for b, c in zip(rows["batch"].to_pylist(), rows["cut"].to_pylist())]
 
 def recall(source: str,  # a table's name, or the name that `record` was given
            period=None,  # only this one, or a list

@@ -5,25 +5,24 @@
 # %% auto #0
 __all__ = ['TEXT', 'content_hash', 'Plan', 'plan', 'completed', 'unfinished', 'Ingested', 'ingest']
 
-# %% ../../nbs/data/14_ingest.ipynb #033b3f7c
+# %% ../../nbs/data/14_ingest.ipynb #eaaee5d5
 import hashlib, json, shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ..core import live
 from ..core.errors import BadRequest
 from ..core.settings import Settings
 from ..core.storage import filesystem, write_atomic
-from . import history, source
+from . import source
 from .clean import tidy
 from .contract import Contract, Rule, Verdict, type_name
 from .table import Table, Written, write
 
-# %% ../../nbs/data/14_ingest.ipynb #9f0498f9
+# %% ../../nbs/data/14_ingest.ipynb #220ad5bc
 def content_hash(file: str) -> str:  # SHA-256, in hex
     "What a file holds, as one word."
     fs, path = filesystem(file)
@@ -39,18 +38,25 @@ class Plan:
     contract: str  # SHA-256
     period: str | None = None
 
-def plan(uri: str, table: str, contract: Contract, period: str | None = None) -> Plan:
-    "Name a batch by what goes into it."
+def _contents(uri: str, settings: Settings) -> list[dict]:  # path, bytes, sha256 of each file; of a table, its version
+    if (named := source.as_table(uri, settings)) is not None:
+        t = named[0].delta(named[1])
+        return [{"path": f"{named[0].name}@{t.version()}" if "/" not in uri else uri, "bytes": 0, "sha256": f"{t.metadata().id}@{t.version()}"}]
     found = []
     for f in source.files(uri):
         fs, path = filesystem(f)
         if fs.size(path) == 0: raise BadRequest(f"{f} is empty: 0 bytes.", "Check how the file was made or copied.", "source")
         found.append({"path": f, "bytes": fs.size(path), "sha256": content_hash(f)})
+    return found
+
+def plan(uri: str, table: str, contract: Contract, period: str | None = None, settings: Settings | None = None) -> Plan:
+    "Name a batch by what goes into it."
+    found = _contents(uri, settings or Settings.load())
     rules = hashlib.sha256(json.dumps(contract.to_dict(), sort_keys=True, default=str).encode()).hexdigest()
     name = [table, [[f["path"].rsplit("/", 1)[-1], f["sha256"]] for f in found], rules]
     return Plan(hashlib.sha256(json.dumps(name).encode()).hexdigest(), table, str(uri), found, rules, None if period is None else str(period))
 
-# %% ../../nbs/data/14_ingest.ipynb #5dc41bce
+# %% ../../nbs/data/14_ingest.ipynb #2cc042b8
 def completed(contract: Contract, names: pa.Schema, table: pa.Schema | None) -> Contract:
     "A contract that says the type of every column that goes on."
     if contract.extra == "drop": rest = {}
@@ -68,7 +74,7 @@ def _agrees(contract: Contract, given: Contract, table: pa.Schema | None, name: 
         if n not in table.names and n not in given:
             raise BadRequest(f"Column {n!r} is not in table {name!r}.", "Name it in the contract to add it, or let the contract say extra: drop.", "table")
 
-# %% ../../nbs/data/14_ingest.ipynb #88364da3
+# %% ../../nbs/data/14_ingest.ipynb #1eb43d01
 def _keep(plan: Plan, settings: Settings) -> None:  # called by the one who holds the batch
     place = settings.path("ingest", f"{plan.batch}.json")
     for torn in place.parent.glob(f".{place.name}.*.tmp"): shutil.rmtree(torn)
@@ -80,15 +86,16 @@ def unfinished(settings: Settings | None = None) -> list[Plan]:  # ingest their 
     plans = [Plan(**json.loads(f.read_text())) for f in sorted(settings.path("ingest").glob("*.json"))]
     return [p for p in plans if not Table(p.table, settings).has(p.batch)]
 
-# %% ../../nbs/data/14_ingest.ipynb #c9b5b1b9
+# %% ../../nbs/data/14_ingest.ipynb #854420e2
 TEXT = (".csv", ".tsv", ".txt")
 
-def _stream(plan: Plan, rows: int) -> Iterator[tuple[pa.Table, list]]:
+def _stream(plan: Plan, settings: Settings) -> Iterator[tuple[pa.Table, list]]:
     "Raw rows of the plan's files, and the broken lines among them."
+    rows = settings.data.rows_per_part
     for f in plan.files:
         name = f["path"]
         if source.suffix(name) not in TEXT:
-            for t in source.batches(name, rows=rows): yield t, []
+            for t in source.batches(name, rows=rows, settings=settings): yield t, []
             continue
         bad = []
         for t in source.batches(name, rows=rows, text=True, bad=bad):
@@ -107,7 +114,7 @@ def _prepare(item: tuple[pa.Table, list]) -> tuple[pa.Table, pa.Table, Verdict]:
         for i, (_, cells, _) in zip(at, broken): verdict.codes[i] = verdict.word(f"line: {cells} cells")
     return raw, tidy(raw.drop_columns([c for c in ("_line", "_text") if c in raw.column_names])), verdict
 
-# %% ../../nbs/data/14_ingest.ipynb #089d1c12
+# %% ../../nbs/data/14_ingest.ipynb #8e9cde1f
 @dataclass
 class Ingested(Written):
     "What an ingest did; rows_in = rows_good + rows_refused."
@@ -119,20 +126,20 @@ class Ingested(Written):
         return (f"<table><caption>{escape(self.table)}, version {self.version}: {self.rows_in:,} rows in = {self.rows_good:,} good + "
                 f"{self.rows_refused:,} refused ({note})</caption><tr><th>refused because<th>rows</tr>{why}</table>")
 
-def _file_schema(file: str) -> pa.Schema:
-    return pa.schema(list(source.csv_types(file).items())) if source.suffix(file) in TEXT else source.schema(file)
+def _file_schema(file: str, settings: Settings) -> pa.Schema:
+    return pa.schema(list(source.csv_types(file).items())) if source.suffix(file) in TEXT else source.schema(file, settings=settings)
 
-def _shape(plan: Plan, typed: set[str]) -> pa.Schema:
+def _shape(plan: Plan, typed: set[str], settings: Settings) -> pa.Schema:
     "The columns of the plan's files; all files have the same. Their types are not looked for where all are known."
-    first, *others = [_names(f["path"]) for f in plan.files]
+    first, *others = [_names(f["path"], settings) for f in plan.files]
     for f, other in zip(plan.files[1:], others):
         if other != first:
             odd = next((n for n in [*other, *first] if (n in other) != (n in first)), other[0])
             raise BadRequest(f"{f['path']} has other columns than {plan.files[0]['path']}: {odd!r}.", "Ingest the files one by one, with a contract.", "source")
-    return pa.schema([(n, pa.string()) for n in first]) if set(first) <= typed else _file_schema(plan.files[0]["path"])
+    return pa.schema([(n, pa.string()) for n in first]) if set(first) <= typed else _file_schema(plan.files[0]["path"], settings)
 
-def _names(file: str) -> list[str]:
-    return source.csv_names(file) if source.suffix(file) in TEXT else source.schema(file).names
+def _names(file: str, settings: Settings) -> list[str]:
+    return source.csv_names(file) if source.suffix(file) in TEXT else source.schema(file, settings=settings).names
 
 def ingest(uri: str | Path,  # file, pattern or folder
            table: str,  # made if it is not there
@@ -145,11 +152,11 @@ def ingest(uri: str | Path,  # file, pattern or folder
     "Bring a source's rows into a table, exactly once."
     settings = settings or Settings.load()
     given = contract if isinstance(contract, Contract) else Contract.load(contract) if contract is not None else Contract()
-    batch, target = plan(str(uri), table, given, period), Table(table, settings)
+    batch, target = plan(str(uri), table, given, period, settings), Table(table, settings)
     have = target.schema if target.exists else None
     if have is not None and target.has(batch.batch): return _told(write(iter(()), table, batch=batch.batch, settings=settings), batch)
     typed = {n for n, r in given.columns.items() if r.type} | set(have.names if have is not None else ())
-    full = completed(given, _shape(batch, typed), have)
+    full = completed(given, _shape(batch, typed, settings), have)
     _agrees(full, given, have, table)
     return _told(write(_counted(batch, settings), table, full, key, period, batch.batch, fold=fold, settings=settings, prepare=_prepare), batch)
 
@@ -157,7 +164,7 @@ def _counted(plan: Plan, settings: Settings) -> Iterator[tuple]:
     "The stream, with an event a part; a source without a single row is an error. The plan is on disk before the first part goes on."
     _keep(plan, settings)
     n = 0
-    for t, bad in _stream(plan, settings.data.rows_per_part):
+    for t, bad in _stream(plan, settings):
         n += t.num_rows + len(bad)
         live.emit("ingest", table=plan.table, uri=plan.uri, rows=n)
         yield t, bad

@@ -6,7 +6,7 @@
 __all__ = ['NULLS', 'SNIFF', 'register', 'suffix', 'reader', 'files', 'parquet', 'arrow', 'plain', 'csv_names', 'csv_types',
            'csv', 'json', 'as_table', 'batches', 'schema', 'to_pandas', 'could_be_null', 'read']
 
-# %% ../../nbs/data/04_source.ipynb #22fea516
+# %% ../../nbs/data/04_source.ipynb #92fc0acc
 import csv as stdcsv, io, re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ from ..core.errors import BadRequest, one_of
 from ..core.settings import Settings
 from ..core.storage import filesystem, is_url
 
-# %% ../../nbs/data/04_source.ipynb #7db28943
+# %% ../../nbs/data/04_source.ipynb #2903f2f3
 _readers: dict[str, Callable[..., Iterator[pa.Table]]] = {}
 
 def register(name: str,  # a suffix with its dot (`.parquet`) or a scheme (`postgresql`)
@@ -45,7 +45,7 @@ def reader(uri: str) -> Callable[..., Iterator[pa.Table]]:
     raise BadRequest(f"{uri}: nothing here reads {names[-1] or 'a file without a suffix'}.",
                      f"Known: {' '.join(sorted(_readers))}; a package adds more by the entry points scalai_nb.sources.", "source")
 
-# %% ../../nbs/data/04_source.ipynb #65844cbd
+# %% ../../nbs/data/04_source.ipynb #2f201232
 def files(uri: str | Path,  # a path or fsspec URL; may be a pattern (`2013-*.csv`) or a folder
          ) -> list[str]:  # at least one
     "The files a URI stands for, in order of name."
@@ -82,7 +82,7 @@ def _hint(message: str) -> str:
     if "conversion error" in message: return "A column changes its type in the file: give it, as in types={'column': 'string'}."
     return "The file is damaged or not what its suffix says; make or copy it again."
 
-# %% ../../nbs/data/04_source.ipynb #ec7f4a5b
+# %% ../../nbs/data/04_source.ipynb #70d48e9d
 def _known(columns: list[str] | None, names: list[str]) -> list[str] | None:
     for c in columns or (): one_of(c, names, "column", "source")
     return columns
@@ -119,7 +119,7 @@ def arrow(uri: str, columns: list[str] | None = None, rows: int = 250_000) -> It
 for _name in (".arrow", ".feather", ".ipc"): register(_name, arrow)
 register(".pq", parquet)
 
-# %% ../../nbs/data/04_source.ipynb #ff2c6621
+# %% ../../nbs/data/04_source.ipynb #07efb2f7
 NULLS = ("", "NA", "N/A", "#N/A", "null", "NULL", "None", "nan", "NaN", "-nan", "-NaN")  # null among numbers; only "" among text
 SNIFF = 1 << 24  # bytes in which the types of a CSV file are found
 
@@ -158,7 +158,7 @@ def csv_types(uri: str, delimiter: str | None = None, encoding: str = "utf8") ->
         if pa.types.is_binary(f.type): raise BadRequest(f"{uri}, column {f.name!r}: the text is not UTF-8.", _hint("UTF"), "source")
     return {f.name: plain(f.type) for f in shape}
 
-# %% ../../nbs/data/04_source.ipynb #1ee81ed9
+# %% ../../nbs/data/04_source.ipynb #1f5e54f9
 @register(".csv")
 def csv(uri: str, columns: list[str] | None = None, rows: int = 250_000,
         types: dict[str, str | pa.DataType] | None = None,  # of some columns, against what is found
@@ -185,7 +185,7 @@ def csv(uri: str, columns: list[str] | None = None, rows: int = 250_000,
 def _type(name: str | pa.DataType) -> pa.DataType:
     return name if isinstance(name, pa.DataType) else pa.timestamp("us") if name == "timestamp[us]" else pa.type_for_alias(name)
 
-# %% ../../nbs/data/04_source.ipynb #7db35ed4
+# %% ../../nbs/data/04_source.ipynb #0cca118a
 def _regroup(stream, rows: int) -> Iterator[pa.Table]:
     "Blocks of a stream gathered to tables of about `rows` rows; at least one, if only for its schema."
     held, n, first = [], 0, True
@@ -214,7 +214,7 @@ def json(uri: str, columns: list[str] | None = None, rows: int = 250_000) -> Ite
 for _name in (".tsv", ".txt"): register(_name, csv)
 for _name in (".jsonl", ".ndjson", ".json"): register(_name, json)
 
-# %% ../../nbs/data/04_source.ipynb #161a5d27
+# %% ../../nbs/data/04_source.ipynb #17e451e2
 def as_table(uri: str, settings: Settings | None = None):  # a `Table` and its version, or None
     "The workspace table, or Delta folder, that a URI names."
     word = re.fullmatch(r"([A-Za-z_][\w-]*)(?:@(\d+))?", str(uri))
@@ -245,7 +245,7 @@ def schema(uri: str | Path, **options) -> pa.Schema:
     try: return next(stream).schema
     finally: stream.close()
 
-# %% ../../nbs/data/04_source.ipynb #6366ad9a
+# %% ../../nbs/data/04_source.ipynb #28498304
 def to_pandas(table: pa.Table,
               nullable: set[str] = frozenset(),  # integer and boolean columns that may hold nulls
              ):  # pandas.DataFrame
@@ -264,7 +264,7 @@ def could_be_null(schema: pa.Schema, counts: dict[str, int | None]) -> set[str]:
     "Integer and boolean columns whose null count is not known to be zero."
     return {f.name for f in schema if (pa.types.is_integer(f.type) or pa.types.is_boolean(f.type)) and counts.get(f.name) != 0}
 
-# %% ../../nbs/data/04_source.ipynb #25d78a52
+# %% ../../nbs/data/04_source.ipynb #11a58c3e
 def _pieces(file: str, rows: int) -> tuple[list[dict], dict[str, int | None]]:
     "How a file divides into partitions, and the null counts of its columns as far as they are known without reading it."
     if suffix(file) not in (".parquet", ".pq"): return [{}], {}
