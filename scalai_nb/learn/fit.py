@@ -4,7 +4,7 @@
 __all__ = ['OBJECTIVES', 'SMALL', 'auc', 'Objective', 'Run', 'Training', 'factor', 'train', 'Standing', 'choose_ranks', 'kind_of',
            'fit']
 
-# %% ../../nbs/learn/06_fit.ipynb #234c21e0
+# %% ../../nbs/learn/06_fit.ipynb #3544bd68
 import hashlib
 import html
 import json
@@ -28,7 +28,7 @@ from ..core.progress import progress
 from ..core.settings import Settings
 from ..core.storage import write_atomic
 
-# %% ../../nbs/learn/06_fit.ipynb #a13855d6
+# %% ../../nbs/learn/06_fit.ipynb #7486259e
 def auc(y: np.ndarray,  # 0 or 1
         score: np.ndarray,  # any number, higher for a likelier 1
        ) -> float:  # NaN where only one class is present
@@ -45,7 +45,7 @@ def _right_class(y, score): return float((score.argmax(1) == y).mean())
 def _rmse(y, score): return float(np.sqrt(np.mean((y - score)**2)))
 def _mae(y, score): return float(np.mean(np.abs(y - score)))
 
-# %% ../../nbs/learn/06_fit.ipynb #4a8edd8e
+# %% ../../nbs/learn/06_fit.ipynb #07df66cc
 @dataclass(frozen=True)
 class Objective:
     "How one kind of target is learnt and judged."
@@ -67,7 +67,7 @@ OBJECTIVES = {
     "regression": Objective(_regression, lambda z: z.reshape(-1), {"rmse": _rmse, "mae": _mae}),
 }
 
-# %% ../../nbs/learn/06_fit.ipynb #b80bc30d
+# %% ../../nbs/learn/06_fit.ipynb #dfe5466e
 @dataclass
 class Run:
     "One training, with its record."
@@ -83,11 +83,11 @@ class Run:
     ranks: int = 1
     seconds: float = 0.
     params: dict = field(default_factory=dict)  # epochs, batch, lr, schedule, …
-    code: dict = field(default_factory=dict)  # commit of the workspace, versions of what did the work
+    code: dict = field(default_factory=dict)  # commit of the workspace, versions and threads of what did the work
     why: str = ""  # how the number of ranks was chosen
     path: Path | None = None  # where it is kept
 
-# %% ../../nbs/learn/06_fit.ipynb #99b5380f
+# %% ../../nbs/learn/06_fit.ipynb #1e0187fa
 @patch
 def save(self: Run,
          folder: Path | str,  # made if needed
@@ -108,7 +108,7 @@ def save(self: Run,
 def _text(value: Any) -> bytes:
     return value if isinstance(value, bytes) else (value if isinstance(value, str) else json.dumps(value)).encode()
 
-# %% ../../nbs/learn/06_fit.ipynb #adc2ca00
+# %% ../../nbs/learn/06_fit.ipynb #d675b5d9
 @patch(cls_method=True)
 def load(cls: Run,
          folder: Path | str,  # from `save`
@@ -134,7 +134,7 @@ def _prep(content: bytes | None) -> Any:
     from scalai_nb.data.prep import Prep
     return Prep.from_json(content.decode())
 
-# %% ../../nbs/learn/06_fit.ipynb #c2b697ed
+# %% ../../nbs/learn/06_fit.ipynb #c83a6e84
 @patch
 def predict(self: Run,
             rows: Any,  # pandas or Arrow rows where there is a prep, else an array of features
@@ -147,7 +147,7 @@ def predict(self: Run,
         parts = [OBJECTIVES[self.loss].predict(self.model(part)) for part in x.split(batch)]
     return torch.cat(parts).numpy() if parts else np.empty(0, np.float32)
 
-# %% ../../nbs/learn/06_fit.ipynb #82ba4be6
+# %% ../../nbs/learn/06_fit.ipynb #4fee8a13
 def _curve(history: list[dict], names: tuple[str, ...], width: int = 300, height: int = 120) -> str:
     "Lines of some columns of the history over epochs."
     series = {n: [h[n] for h in history if h.get(n) is not None and np.isfinite(h[n])] for n in names}
@@ -165,22 +165,22 @@ def _curve(history: list[dict], names: tuple[str, ...], width: int = 300, height
             f'<text x="{width-16}" y="{height-4}" text-anchor="end" fill="currentColor">epoch {len(history)}</text>']
     return f'<svg width="{width}" height="{height}" role="img" font-size="11" font-family="sans-serif">{"".join(out)}</svg>'
 
-# %% ../../nbs/learn/06_fit.ipynb #ac2fbc69
+# %% ../../nbs/learn/06_fit.ipynb #c5c3c7c4
 @patch
 def _repr_html_(self: Run) -> str:
     shown = {k: v for k, v in self.metrics.items() if isinstance(v, float)}
     figures = " · ".join(f"{k} <b>{v:.4g}</b>" for k, v in shown.items())
     other = next((f"val_{m}" for m in OBJECTIVES[self.loss].metrics), "")
-    source = html.escape(f"{self.data.get('table') or 'arrays'} {self.data.get('version', '')}".strip())
+    source = f"{html.escape(self.data['table'])}, version {self.data['version']}" if self.data.get("table") else "given rows"
     return (f"<div><b>Run {self.id}</b>: {html.escape(type(self.model).__name__)} for {html.escape(self.target or 'y')} from {source}, "
-            f"{self.ranks} rank{'s'*(self.ranks > 1)}, {self.seconds:.1f} s<br>{figures}<br>"
+            f"{self.seconds:.1f} s; {html.escape(self.why)}<br>{figures}<br>"
             f"{_curve(self.history, ('loss', 'val_loss'))}{_curve(self.history, (other,))}</div>")
 
 @patch
 def __str__(self: Run) -> str:
     return f"Run {self.id}: {type(self.model).__name__}, " + ", ".join(f"{k} {v:.4g}" for k, v in self.metrics.items() if isinstance(v, float))
 
-# %% ../../nbs/learn/06_fit.ipynb #34fd695f
+# %% ../../nbs/learn/06_fit.ipynb #0e6b1ed0
 @dataclass
 class Training:
     "What is to be done, the same for every rank."
@@ -201,7 +201,7 @@ class Training:
     folder: Path  # of the checkpoints
     every: int | None  # steps between checkpoints, beside the one after each epoch
 
-# %% ../../nbs/learn/06_fit.ipynb #4d67c4c1
+# %% ../../nbs/learn/06_fit.ipynb #92a7a78c
 def _parts(job: Training) -> tuple[tuple, tuple | None]:  # arguments of two loaders: rows, filter
     "What is learnt from, and what is kept aside."
     rows = job.rows
@@ -226,7 +226,7 @@ def _loaders(job: Training, rank: int, ranks: int) -> tuple[Any, Any]:  # the se
     learn, keep = _parts(job)
     return make(learn), make(keep, shuffle=False) if keep else None
 
-# %% ../../nbs/learn/06_fit.ipynb #cf7ba733
+# %% ../../nbs/learn/06_fit.ipynb #1055dd39
 def factor(schedule: str,  # cosine or constant
            step: int,  # from 0
            steps: int,  # of the whole training
@@ -236,7 +236,7 @@ def factor(schedule: str,  # cosine or constant
     warm = max(1, min(100, steps//20))
     return (step + 1)/warm if step < warm else .5*(1 + float(np.cos(np.pi*(step - warm)/max(1, steps - warm))))
 
-# %% ../../nbs/learn/06_fit.ipynb #645ec916
+# %% ../../nbs/learn/06_fit.ipynb #c350ff5b
 def train(job: Training,
           rank: int = 0,
           ranks: int = 1,
@@ -266,7 +266,7 @@ def train(job: Training,
     return {"weights": {k: v.detach().cpu() for k, v in model.state_dict().items()}, "history": at.history,
             "rows": learn.rows, "validation_rows": keep.rows if keep else 0, "notes": at.notes}
 
-# %% ../../nbs/learn/06_fit.ipynb #74271bbb
+# %% ../../nbs/learn/06_fit.ipynb #d6b54890
 def _one_epoch(at: "Standing", network: Any, say: Callable) -> None:
     "The steps of an epoch, or those that are left of it."
     import torch
@@ -290,7 +290,7 @@ def _one_epoch(at: "Standing", network: Any, say: Callable) -> None:
             told = now
         if job.every and at.step % job.every == 0: at.keep()
 
-# %% ../../nbs/learn/06_fit.ipynb #d65f3891
+# %% ../../nbs/learn/06_fit.ipynb #305543ab
 class Standing:
     "Epoch, batch, sums and history of a training, with the things whose state goes into a checkpoint."
     def __init__(self, model: Any, optimizer: Any, loader: Any, job: Training, rank: int, ranks: int):
@@ -322,7 +322,7 @@ def _gather(value: Any, ranks: int) -> list:  # one for each rank, everywhere
     dist.all_gather_object(values, value)
     return values
 
-# %% ../../nbs/learn/06_fit.ipynb #3ce94894
+# %% ../../nbs/learn/06_fit.ipynb #97844053
 @patch
 def keep(self: Standing) -> None:
     "Write a checkpoint: rank 0 for all, each rank's own state beside it."
@@ -354,7 +354,7 @@ def resume(self: Standing, say: Callable) -> None:
     self.notes.append(told)
     if self.rank == 0: say({"state": told, **self.where()})
 
-# %% ../../nbs/learn/06_fit.ipynb #f5923ae9
+# %% ../../nbs/learn/06_fit.ipynb #5bdafe58
 def _evaluate(model: Any, loader: Any, job: Training, ranks: int) -> dict[str, float]:  # val_loss, val_…
     "Loss and metrics on the rows kept aside; each rank predicts its part, all are judged together."
     if loader is None: return {}
@@ -371,7 +371,7 @@ def _evaluate(model: Any, loader: Any, job: Training, ranks: int) -> dict[str, f
     y, score = (np.concatenate([a for p in parts for a in p[i]]) for i in (1, 2))
     return {"val_loss": sum(p[0] for p in parts)/len(y)} | {f"val_{name}": float(fn(y, score)) for name, fn in job.metrics.items()}
 
-# %% ../../nbs/learn/06_fit.ipynb #adba56d4
+# %% ../../nbs/learn/06_fit.ipynb #ffa26219
 def choose_ranks(ranks: int | str,  # "auto" or a number
                  client: Any,  # a distributed.Client or None
                  work: float,  # rows × epochs × parameters
@@ -388,7 +388,7 @@ def choose_ranks(ranks: int | str,  # "auto" or a number
         return best, f"{best} ranks, as the cluster has {len(places)} machines"
     return 1, "one process with all its threads: ranks would only share this machine's cores" if len(places) < 2 else "one process: the work is too small to share"
 
-# %% ../../nbs/learn/06_fit.ipynb #bb699593
+# %% ../../nbs/learn/06_fit.ipynb #2b2266d9
 SMALL = 1 << 30  # bytes: rows up to this size are read once, here, and handed to the ranks
 
 def _rows(table: Any, prep: Any, target: str | None, where: Any, validation: Any, settings: Settings) -> tuple[Any, dict]:  # rows, what they are
@@ -429,7 +429,7 @@ def _arrays(X: Any, y: Any, validation: Any) -> tuple[Any, Any, dict]:  # rows, 
     kept = hash64(np.arange(len(y)))%np.uint64(5) == np.uint64(validation[1])
     return (X[~kept], y[~kept]), (X[kept], y[kept]), facts
 
-# %% ../../nbs/learn/06_fit.ipynb #40ee3468
+# %% ../../nbs/learn/06_fit.ipynb #d4d99f69
 def kind_of(y: np.ndarray,  # the target
            ) -> str:  # binary, multiclass or regression
     "Which objective fits these values."
@@ -446,7 +446,7 @@ def _target(rows: Any, target: str | None, where: Any) -> np.ndarray:
     if isinstance(rows, tuple): rows = rows[0].arrow(version=rows[1], columns=[target], filter=expression(where))
     return target_of(rows, target)
 
-# %% ../../nbs/learn/06_fit.ipynb #0f7cd564
+# %% ../../nbs/learn/06_fit.ipynb #2cf578c1
 def _network(model: Any, features: int, seed: int) -> Any:
     import copy
     import torch
@@ -469,7 +469,7 @@ def _heard(run: str, label: str) -> Iterator[Callable[[dict], None]]:
 def _note(message: dict) -> str:
     return ", ".join(f"{k} {v:.4g}" for k, v in message.items() if isinstance(v, float) and k not in ("seconds", "rows_per_second"))
 
-# %% ../../nbs/learn/06_fit.ipynb #7b217c49
+# %% ../../nbs/learn/06_fit.ipynb #e99634cc
 def _on_ranks(job: Training, ranks: int, heard: Callable, client: Any, settings: Settings, timeout: float, restarts: int) -> dict:
     "The same training on Dask-placed ranks; a lost rank costs the steps since the last checkpoint."
     from scalai_nb.learn.launch import crew
@@ -488,7 +488,7 @@ def _here(job: Training, heard: Callable) -> dict:
     try: return train(job, say=heard)
     finally: checkpoint.restore_random(before)
 
-# %% ../../nbs/learn/06_fit.ipynb #31d20479
+# %% ../../nbs/learn/06_fit.ipynb #6f6dcefc
 def fit(model: Any,  # a torch.nn.Module, or a function of the number of features that makes one, such as MLP
         table: Any,  # a table or its name, a pandas or Arrow frame, or arrays (X, y)
         prep: Any = None,  # the Prep that makes features of a table's rows
@@ -524,7 +524,7 @@ def fit(model: Any,  # a torch.nn.Module, or a function of the number of feature
         heard({"state": "starting", "why": why, "ranks": n})
         told = _here(job, heard) if n == 1 else _on_ranks(job, n, heard, client, settings, timeout, restarts)
         heard({"state": "done", "history": told["history"]})
-    return _finish(job, told, run, folder, data, n, why, time.perf_counter() - started)
+    return _finish(job, told, run, folder, data, settings.root, n, why, time.perf_counter() - started)
 
 @contextmanager
 def _client(client: Any, settings: Settings) -> Iterator[Any]:
@@ -536,7 +536,7 @@ def _client(client: Any, settings: Settings) -> Iterator[Any]:
 
 def _size(model: Any) -> int: return sum(p.numel() for p in model.parameters())
 
-# %% ../../nbs/learn/06_fit.ipynb #f74c122b
+# %% ../../nbs/learn/06_fit.ipynb #a147efdb
 def _plan(given: dict[str, Any]) -> tuple[Training, dict]:
     "Check the request and read what is small, before anything is started."
     g = SimpleNamespace(**given)
@@ -551,7 +551,6 @@ def _plan(given: dict[str, Any]) -> tuple[Training, dict]:
         target, validation, features = g.target or g.prep.target, g.validation, len(g.prep.features)
         rows, data = _rows(g.table, g.prep, target, g.where, validation, g.settings)
     loss = kind_of(_target(rows, target, g.where)) if g.loss == "auto" else g.loss
-    data["root"] = str(g.settings.root)
     return Training(_network(g.model, features, g.seed), rows, g.prep, target, g.where, validation, loss,
                     OBJECTIVES[loss].metrics if g.metrics is None else g.metrics, g.epochs, g.batch, g.lr, g.schedule,
                     g.weight_decay, g.seed, g.folder/"checkpoints", g.every), data
@@ -561,14 +560,14 @@ def _code(root: Path) -> dict[str, str]:
     import torch
     from scalai_nb import __version__
     git = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"], capture_output=True, text=True)
-    return {"commit": git.stdout.strip(), "scalai_nb": __version__, "torch": torch.__version__, "python": sys.version.split()[0]}
+    return {"commit": git.stdout.strip(), "scalai_nb": __version__, "torch": torch.__version__, "python": sys.version.split()[0], "threads": torch.get_num_threads()}
 
-def _finish(job: Training, told: dict, run: str, folder: Path, data: dict, ranks: int, why: str, seconds: float) -> Run:
+def _finish(job: Training, told: dict, run: str, folder: Path, data: dict, root: Path, ranks: int, why: str, seconds: float) -> Run:
     "The run, with its record on disk."
     job.model.load_state_dict(told["weights"])
     last = told["history"][-1]
     done = Run(run, job.model.cpu().eval(), job.prep, job.target, job.loss, told["history"], {k: v for k, v in last.items() if k.startswith(("loss", "val_"))},
                data | {"rows": told["rows"], "validation_rows": told["validation_rows"]}, job.seed, ranks, seconds,
-               {k: getattr(job, k) for k in ("epochs", "batch", "lr", "schedule", "weight_decay")} | {"notes": told["notes"]}, _code(Path(data.pop("root"))), why, folder)
+               {k: getattr(job, k) for k in ("epochs", "batch", "lr", "schedule", "weight_decay")} | {"notes": told["notes"]}, _code(root), why, folder)
     done.save(folder)
     return done
