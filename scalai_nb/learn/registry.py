@@ -6,16 +6,17 @@
 __all__ = ['QUIET', 'client_of', 'Registry', 'log', 'run_of', 'local', 'ModelVersion', 'register', 'version', 'champion',
            'promote', 'keep', 'rollback', 'resolve', 'entries']
 
-# %% ../../nbs/learn/08_registry.ipynb #4acaaeb9
-import fcntl, functools, hashlib, json, os, re, tempfile
+# %% ../../nbs/learn/08_registry.ipynb #930396d3
+import fcntl, functools, hashlib, json, os, re, shutil, tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..core.errors import BadRequest, Unreachable, WorkFailed, nearest
 from ..core.settings import Settings
+from ..core.storage import publish
 
-# %% ../../nbs/learn/08_registry.ipynb #11bc4160
+# %% ../../nbs/learn/08_registry.ipynb #54fdd9ab
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}  # its defaults wait minutes for a server that is gone
 
 @functools.cache
@@ -27,13 +28,22 @@ def client_of(uri: str):  # mlflow.MlflowClient
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
     for name in ("alembic", "mlflow.store.db.utils"): logging.getLogger(name).setLevel(logging.WARNING)  # the import sets it anew
-    try:
+    def opened(uri):
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        client.get_experiment_by_name("Default")  # opens the store
+        client.get_experiment_by_name("Default")  # makes the tables where there are none
         return client
+    try:
+        file = Path(uri.removeprefix("sqlite:///"))
+        if uri.startswith("sqlite:///") and not file.exists(): _make(file, opened)
+        return opened(uri)
     except MlflowException as e: raise Unreachable(f"The model registry {uri} cannot be opened: {str(e).splitlines()[0]}", "Check [tracking] uri in settings.ini.", "registry") from e
+def _make(file: Path, opened):
+    "A new database appears whole. MLflow builds it in a hundred small steps, each forced to the disk: six seconds, one in memory."
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as tmp:
+        opened(f"sqlite:///{tmp}/new.db")
+        with publish(file) as new: shutil.copy(f"{tmp}/new.db", new)
 
-# %% ../../nbs/learn/08_registry.ipynb #6777a8f0
+# %% ../../nbs/learn/08_registry.ipynb #7ff09454
 class Registry:
     "Models of a workspace by name and version; `champion` is the one in service."
     def __init__(self,
@@ -69,7 +79,7 @@ class Registry:
 
     def __repr__(self): return f"Registry({self.uri})"
 
-# %% ../../nbs/learn/08_registry.ipynb #7bb6755c
+# %% ../../nbs/learn/08_registry.ipynb #2b7f454a
 def log(self: Registry,
         run,  # a Run, from fit
        ) -> str:  # MLflow's run id
@@ -97,7 +107,7 @@ def _find(self, run_id: str):  # mlflow Run | None
 
 Registry.log, Registry._find = log, _find
 
-# %% ../../nbs/learn/08_registry.ipynb #c0cb8c18
+# %% ../../nbs/learn/08_registry.ipynb #3a037adc
 def run_of(self: Registry,
            run_id: str,  # MLflow's id, or the Run's own
            model=None,  # the class, where it cannot be imported
@@ -124,7 +134,7 @@ def local(self: Registry,
 
 Registry.run, Registry.local = run_of, local
 
-# %% ../../nbs/learn/08_registry.ipynb #cb4723cc
+# %% ../../nbs/learn/08_registry.ipynb #8e25c515
 @dataclass(frozen=True)
 class ModelVersion:
     "A registered model."
@@ -151,7 +161,7 @@ class ModelVersion:
         return {"name": self.name, "version": self.version, "aliases": list(self.aliases), "metrics": self.metrics, "tags": self.tags,
                 "run": self.run_id, "path": str(self.path), "sha256": self.sha256}
 
-# %% ../../nbs/learn/08_registry.ipynb #49ab0de9
+# %% ../../nbs/learn/08_registry.ipynb #628ae0e7
 def register(self: Registry,
              name: str,  # of the model
              candidate: Path | str,  # an .onnx file that takes raw rows
@@ -193,7 +203,7 @@ def _fill(folder, candidate, run, name, digest, metrics, tags):
 
 Registry.register = register
 
-# %% ../../nbs/learn/08_registry.ipynb #b5df9dc4
+# %% ../../nbs/learn/08_registry.ipynb #2caaaffc
 def version(self: Registry,
             name: str,  # of the model
             number: int | str,  # its version, or an alias
@@ -228,7 +238,7 @@ def _unknown(self, name, what) -> BadRequest:
 
 Registry.version, Registry._entry, Registry._aliases, Registry._unknown = version, _entry, _aliases, _unknown
 
-# %% ../../nbs/learn/08_registry.ipynb #1843d54d
+# %% ../../nbs/learn/08_registry.ipynb #e9d6b675
 def champion(self: Registry,
              name: str,  # of the model
             ) -> ModelVersion | None:  # None where nothing serves yet
@@ -246,7 +256,7 @@ def _alias(self, name: str, alias: str) -> int | None:  # version
 
 Registry.champion, Registry._alias = champion, _alias
 
-# %% ../../nbs/learn/08_registry.ipynb #3fa08452
+# %% ../../nbs/learn/08_registry.ipynb #a8c20024
 def promote(self: Registry,
             name: str,  # of the model
             number: int,  # the version that shall serve
@@ -277,7 +287,7 @@ def _note(self, name, number, outcome, reason):
 
 Registry.promote, Registry.keep, Registry._note = promote, keep, _note
 
-# %% ../../nbs/learn/08_registry.ipynb #53bf59da
+# %% ../../nbs/learn/08_registry.ipynb #a447e7bb
 def rollback(self: Registry,
              name: str,  # of the model
              reason: str = "rolled back",
@@ -295,7 +305,7 @@ def rollback(self: Registry,
 
 Registry.rollback = rollback
 
-# %% ../../nbs/learn/08_registry.ipynb #d7abe4ca
+# %% ../../nbs/learn/08_registry.ipynb #6a9bf378
 def resolve(self: Registry,
             reference: str,  # name, name@version or name@alias
            ) -> ModelVersion:
