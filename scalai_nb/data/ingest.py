@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TEXT', 'content_hash', 'Plan', 'plan', 'completed', 'unfinished', 'Ingested', 'ingest']
 
-# %% ../../nbs/data/14_ingest.ipynb #eaaee5d5
+# %% ../../nbs/data/14_ingest.ipynb #6465b12f
 import hashlib, json, shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +22,7 @@ from .clean import tidy
 from .contract import Contract, Rule, Verdict, type_name
 from .table import Table, Written, write
 
-# %% ../../nbs/data/14_ingest.ipynb #220ad5bc
+# %% ../../nbs/data/14_ingest.ipynb #98df7f87
 def content_hash(file: str) -> str:  # SHA-256, in hex
     "What a file holds, as one word."
     fs, path = filesystem(file)
@@ -56,7 +56,7 @@ def plan(uri: str, table: str, contract: Contract, period: str | None = None, se
     name = [table, [[f["path"].rsplit("/", 1)[-1], f["sha256"]] for f in found], rules]
     return Plan(hashlib.sha256(json.dumps(name).encode()).hexdigest(), table, str(uri), found, rules, None if period is None else str(period))
 
-# %% ../../nbs/data/14_ingest.ipynb #2cc042b8
+# %% ../../nbs/data/14_ingest.ipynb #472958da
 def completed(contract: Contract, names: pa.Schema, table: pa.Schema | None) -> Contract:
     "A contract that says the type of every column that goes on."
     if contract.extra == "drop": rest = {}
@@ -74,7 +74,7 @@ def _agrees(contract: Contract, given: Contract, table: pa.Schema | None, name: 
         if n not in table.names and n not in given:
             raise BadRequest(f"Column {n!r} is not in table {name!r}.", "Name it in the contract to add it, or let the contract say extra: drop.", "table")
 
-# %% ../../nbs/data/14_ingest.ipynb #1eb43d01
+# %% ../../nbs/data/14_ingest.ipynb #51f8711e
 def _keep(plan: Plan, settings: Settings) -> None:  # called by the one who holds the batch
     place = settings.path("ingest", f"{plan.batch}.json")
     for torn in place.parent.glob(f".{place.name}.*.tmp"): shutil.rmtree(torn)
@@ -86,7 +86,7 @@ def unfinished(settings: Settings | None = None) -> list[Plan]:  # ingest their 
     plans = [Plan(**json.loads(f.read_text())) for f in sorted(settings.path("ingest").glob("*.json"))]
     return [p for p in plans if not Table(p.table, settings).has(p.batch)]
 
-# %% ../../nbs/data/14_ingest.ipynb #854420e2
+# %% ../../nbs/data/14_ingest.ipynb #74f89195
 TEXT = (".csv", ".tsv", ".txt")
 
 def _stream(plan: Plan, settings: Settings) -> Iterator[tuple[pa.Table, list]]:
@@ -114,7 +114,7 @@ def _prepare(item: tuple[pa.Table, list]) -> tuple[pa.Table, pa.Table, Verdict]:
         for i, (_, cells, _) in zip(at, broken): verdict.codes[i] = verdict.word(f"line: {cells} cells")
     return raw, tidy(raw.drop_columns([c for c in ("_line", "_text") if c in raw.column_names])), verdict
 
-# %% ../../nbs/data/14_ingest.ipynb #8e9cde1f
+# %% ../../nbs/data/14_ingest.ipynb #ccbabe6e
 @dataclass
 class Ingested(Written):
     "What an ingest did; rows_in = rows_good + rows_refused."

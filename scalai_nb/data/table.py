@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['PERIOD', 'Table', 'standing', 'Written', 'prefix', 'storable', 'fit', 'as_text', 'write', 'Quarantine']
 
-# %% ../../nbs/data/08_table.ipynb #b9a20cdc
+# %% ../../nbs/data/08_table.ipynb #921d4e6a
 import hashlib, itertools, json, os, uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import reduce
+from operator import and_
 from pathlib import Path
 from time import perf_counter
 
@@ -26,7 +28,7 @@ from . import history
 from .contract import Contract, first_of, repeats
 from .source import could_be_null, to_pandas
 
-# %% ../../nbs/data/08_table.ipynb #160a7aae
+# %% ../../nbs/data/08_table.ipynb #c9541e52
 PERIOD = "scalai_period"  # partition column of every table: the period a row belongs to, null where there is none
 
 class Table:
@@ -77,7 +79,7 @@ def _names(settings: Settings) -> list[str]:
     fs, root = filesystem(history.store(settings, "tables"))
     return sorted(p.rstrip("/").rsplit("/", 1)[-1] for p in fs.ls(root, detail=False) if fs.isdir(f"{p}/_delta_log")) if fs.isdir(root) else []
 
-# %% ../../nbs/data/08_table.ipynb #3125ba08
+# %% ../../nbs/data/08_table.ipynb #ad93f6d6
 @patch(as_prop=True)
 def schema(self: Table) -> pa.Schema:  # of the columns that people see
     "Names and Arrow types."
@@ -103,7 +105,7 @@ def versions(self: Table) -> list[dict]:  # newest first: version, at (UTC), mod
     return [{"version": h["version"], "at": datetime.fromtimestamp(h["timestamp"]/1000, timezone.utc).isoformat(timespec="seconds"),
              "mode": str((h.get("operationParameters") or {}).get("mode", h.get("operation"))).lower(), **said(h)} for h in self.delta().history()]
 
-# %% ../../nbs/data/08_table.ipynb #a185946f
+# %% ../../nbs/data/08_table.ipynb #42cbdb5c
 def _filter(tests):  # a pyarrow expression, or pairs as in [("fold", "!=", 0), ("month", "<=", 5)], or lists of such
     import pyarrow.dataset as ds
     if tests is None or isinstance(tests, ds.Expression): return tests
@@ -136,7 +138,7 @@ def batches(self: Table, version: int | None = None, columns: list[str] | None =
         if batch.num_rows: some = True; yield pa.Table.from_batches([batch])
     if not some: yield pa.schema([data.schema.field(c) for c in columns]).empty_table()
 
-# %% ../../nbs/data/08_table.ipynb #2631a557
+# %% ../../nbs/data/08_table.ipynb #243c86a9
 def _read(piece: tuple[str, int, int], columns=None, schema=None, nullable=frozenset()):
     "Row groups of one file as a pandas frame."
     import pyarrow.parquet as pq
@@ -178,7 +180,7 @@ def sample(self: Table, n: int = 10, seed: int = 0, version: int | None = None):
     at = np.sort(np.random.default_rng(seed).choice(total, min(n, total), replace=False))
     return to_pandas(rows.take(pa.array(at, pa.int64()), columns=_pick(self, rows.schema.names, None)), could_be_null(self.schema, {}))
 
-# %% ../../nbs/data/08_table.ipynb #f534ba1a
+# %% ../../nbs/data/08_table.ipynb #962b80c4
 @dataclass
 class Written:
     "What a write did; rows_in = rows_good + rows_refused."
@@ -225,8 +227,9 @@ class _Part:
     refused: dict[str, int]
     schema: pa.Schema | None
     hashes: list = field(default_factory=list)  # one uint64 array for each of the plan's uniques
+    spans: dict = field(default_factory=dict)  # column of a unique → lowest and highest value
 
-# %% ../../nbs/data/08_table.ipynb #419c4866
+# %% ../../nbs/data/08_table.ipynb #7a5a43d4
 def storable(t: pa.DataType) -> pa.DataType:
     "The type a column is stored as."
     if pa.types.is_dictionary(t): return storable(t.value_type)
@@ -256,7 +259,7 @@ def _casts(values, t) -> bool:
     try: values.cast(t); return True
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError): return False
 
-# %% ../../nbs/data/08_table.ipynb #a4f3531c
+# %% ../../nbs/data/08_table.ipynb #3af45fe5
 def as_text(rows: pa.Table) -> pa.Table:
     "Every column as text, as the quarantine keeps it: what came is kept whatever its type."
     def text(column):
@@ -289,7 +292,7 @@ def _good(plan: _Plan, index, rows: pa.Table, periods: pa.Array) -> tuple[list, 
         family |= {(p, None if k is None else int(k)): v for k, v in folds.items()}
     return files, family
 
-# %% ../../nbs/data/08_table.ipynb #c99daa10
+# %% ../../nbs/data/08_table.ipynb #1aa2a9f6
 def _part(plan: _Plan, frame, index: int) -> _Part:
     "The whole pass over one part: check, clean, fold, profile, write. Runs wherever the part is."
     from scalai_nb.data.hashing import fold
@@ -308,11 +311,18 @@ def _part(plan: _Plan, frame, index: int) -> _Part:
         good = typed if keep.true_count == len(keep) else typed.filter(keep)
         out.files, out.family = _good(plan, index, good, periods.filter(keep))
         out.hashes = [_hashes(good, columns) for _, columns in plan.uniques]
+        out.spans = {c: _span(good[c]) for _, columns in plan.uniques for c in columns}
     else: out.hashes = [np.zeros(0, np.uint64) for _ in plan.uniques]
     return out
 
 def _set(rows: pa.Table, name: str, values: pa.Array) -> pa.Table:
     return rows.set_column(rows.column_names.index(name), name, values) if name in rows.column_names else rows.append_column(name, values)
+
+def _span(values) -> tuple | None:  # of numbers and times without NaN
+    t = values.type
+    if not (pa.types.is_integer(t) or pa.types.is_temporal(t)): return None
+    both = pc.min_max(values)
+    return (both["min"], both["max"]) if both["min"].is_valid else None
 
 def _hashes(rows: pa.Table, columns: list[str]) -> np.ndarray:  # one a row: equal for equal values
     from scalai_nb.data.hashing import hash64
@@ -320,13 +330,20 @@ def _hashes(rows: pa.Table, columns: list[str]) -> np.ndarray:  # one a row: equ
     for c in columns: out = hash64(rows[c]) ^ (out*np.uint64(0x9E3779B97F4A7C15) + np.uint64(1))
     return out
 
-# %% ../../nbs/data/08_table.ipynb #3f5432cc
-def _known_keys(columns: list[str], mine: np.ndarray, table, but: list[str]) -> pa.Table | None:
+# %% ../../nbs/data/08_table.ipynb #42c11add
+def _near(columns: list[str], parts: list[_Part], but: list[str]):  # pyarrow expression, or None
+    "Where in a table the keys of a batch can be: Parquet's statistics skip the other row groups."
+    tests = [~pc.field(PERIOD).isin(pa.array(but, pa.string()))] if but else []
+    for c in columns:
+        spans = [p.spans.get(c) for p in parts]
+        if all(spans): tests.append((pc.field(c) >= min((s[0] for s in spans), key=lambda x: x.as_py())) & (pc.field(c) <= max((s[1] for s in spans), key=lambda x: x.as_py())))
+    return reduce(and_, tests) if tests else None
+
+def _known_keys(columns: list[str], mine: np.ndarray, table, near) -> pa.Table | None:
     "Keys of the table's rows whose hash is among these."
     if table is None or not len(mine): return None
     found, mine = [], np.sort(mine)
-    stays = ~pc.field(PERIOD).isin(pa.array(but, pa.string())) if but else None
-    for batch in history.rows_of(table).to_batches(columns=list(columns), filter=stays):
+    for batch in history.rows_of(table).to_batches(columns=list(columns), filter=near):
         rows = pa.Table.from_batches([batch])
         if not len(rows): continue
         h = _hashes(rows, columns)
@@ -349,14 +366,14 @@ def _unique(plan: _Plan, parts: list[_Part], table, but: list[str]) -> None:
         parts_with = [p for p in parts if p.files]
         if not parts_with: return
         mine = np.concatenate([p.hashes[u] for p in parts_with])
-        known = _known_keys(columns, mine, table, but)
+        known = _known_keys(columns, mine, table, _near(columns, parts_with, but))
         values, counts = np.unique(mine, return_counts=True)
         twice = values[counts > 1]
         if known is not None: twice = np.union1d(twice, _hashes(known, columns))
         hit = [p for p in parts_with if np.isin(p.hashes[u], twice).any()]
         if hit: _without(plan, word, columns, hit, known)
 
-# %% ../../nbs/data/08_table.ipynb #a525d94e
+# %% ../../nbs/data/08_table.ipynb #1528b69b
 def _without(plan: _Plan, word: str, columns: list[str], parts: list[_Part], known: pa.Table | None) -> None:
     "Write parts again without the rows that repeat an earlier one's key."
     rows = [_rows(plan, p) for p in parts]
@@ -376,7 +393,7 @@ def _without(plan: _Plan, word: str, columns: list[str], parts: list[_Part], kno
             fs, path = filesystem(f"{plan.place}/{action.path}")
             fs.rm_file(path)
 
-# %% ../../nbs/data/08_table.ipynb #eebb9f39
+# %% ../../nbs/data/08_table.ipynb #e8b0a797
 def _parts(plan: _Plan, frame) -> list[_Part]:
     "The pass over every part of what was given."
     if isinstance(frame, pa.Table) or type(frame).__module__.startswith("pandas"): return [_part(plan, frame, 0)]
@@ -400,7 +417,7 @@ def _stream(plan: _Plan, tables: Iterator[pa.Table], workers: int = 2) -> Iterat
             waiting.append(pool.submit(_part, plan, t, i))
         while waiting: yield waiting.popleft().result()
 
-# %% ../../nbs/data/08_table.ipynb #03e0a8a2
+# %% ../../nbs/data/08_table.ipynb #ecb112e5
 def _commit(plan: _Plan, parts: list[_Part], mode: str, facts: dict, settings: Settings) -> tuple[int, bool]:
     "Quarantine, profiles, table. Raises `history.Moved` where keys were compared with a version that is no longer the newest."
     sums, follows = _sums(parts), facts["follows"]
@@ -451,7 +468,7 @@ def _evolve(place: str, schema: pa.Schema, expect: int | None = None) -> int | N
     table.alter.add_columns(new)
     return None if expect is None else expect + 1
 
-# %% ../../nbs/data/08_table.ipynb #e5f346d1
+# %% ../../nbs/data/08_table.ipynb #3ca812c1
 def _outcome(name: str, batch: str, settings: Settings, start: float) -> Written:
     "What a batch that is there already did: its commit says so."
     table = history.delta(history.store(settings, "tables", name))
@@ -482,7 +499,7 @@ def _plan(name, contract, key, period, batch, fold, settings, table, names, prep
     return _Plan(name, history.store(settings, "tables", name), history.store(settings, "quarantine", name), batch, uuid.uuid4().hex[:8], contract, schema,
                  tuple((w, tuple(c)) for w, c in repeats(contract)), period, column, fold, settings.data.folds, prepare)
 
-# %% ../../nbs/data/08_table.ipynb #5e4892ae
+# %% ../../nbs/data/08_table.ipynb #93ca9a5c
 def write(frame,  # Dask or pandas frame, Arrow table, or an iterator of Arrow tables
           name: str,  # of the table
           contract: Contract | str | Path | None = None,  # rows that break it go to quarantine
@@ -541,7 +558,7 @@ def _finish(plan: _Plan, parts: list[_Part], mode: str, settings: Settings) -> t
         return (rows, good, rows - good, refused), version, already
     raise WorkFailed(f"Table {plan.name!r}: twenty other writers came first.", "Run it again; nothing was written.", "table")
 
-# %% ../../nbs/data/08_table.ipynb #a0c7c609
+# %% ../../nbs/data/08_table.ipynb #297f593f
 @contextmanager
 def _alone(settings: Settings, name: str, batch: str):
     "Be the only writer of a batch on this machine."
@@ -571,7 +588,7 @@ def _sweep(plan: _Plan) -> bool:  # whether an earlier attempt left anything, na
         if not fs.ls(path): fs.rmdir(path)
     return bool(found)
 
-# %% ../../nbs/data/08_table.ipynb #be40d104
+# %% ../../nbs/data/08_table.ipynb #d753ee40
 @patch
 def profiles(self: Table, by: str | tuple[str, ...] | None = "period", version: int | None = None, period=None, fold=None) -> dict:
     "Profiles by period, fold, or both; keys in order."
@@ -611,7 +628,7 @@ def _profiled(self: Table, version: int) -> dict:  # (period, fold) → Profile,
                 out[key] = out[key] + x if key in out else x
     return out
 
-# %% ../../nbs/data/08_table.ipynb #a297a89c
+# %% ../../nbs/data/08_table.ipynb #d5e20ad5
 @patch
 def compact(self: Table) -> int:  # files fewer
     "Join small files; rows, versions and profiles stay."
@@ -627,7 +644,7 @@ def vacuum(self: Table,
     "Take away files that no version of the last hours needs."
     return self.delta().vacuum(int(hours), dry_run=False, enforce_retention_duration=False, full=True)
 
-# %% ../../nbs/data/08_table.ipynb #04f1327b
+# %% ../../nbs/data/08_table.ipynb #b7213fb3
 class Quarantine(Table):
     "The rows a table refused, as text, with `_reason`, `_period` and `_batch`; only those of batches that the table has."
     def __init__(self, of: Table):
@@ -651,7 +668,7 @@ class Quarantine(Table):
         if rows is None: return pa.schema([(c, pa.string()) for c in ("_reason", "_period", "_batch")]).empty_table()
         return rows.to_table(columns, filter=test if filter is None else test & _filter(filter))
 
-# %% ../../nbs/data/08_table.ipynb #841da835
+# %% ../../nbs/data/08_table.ipynb #0d41f2ea
 @patch
 def count(self: Quarantine, version: int | None = None) -> int:
     rows, test = self._live(version)
@@ -685,7 +702,7 @@ def quarantine(self: Table) -> Quarantine:
     "The rows that this table refused."
     return Quarantine(self)
 
-# %% ../../nbs/data/08_table.ipynb #75bb3034
+# %% ../../nbs/data/08_table.ipynb #56bf1bd9
 def _catalogue(settings: Settings | None = None) -> list[dict]:  # name, version, rows, refused, columns, bytes, at
     "The workspace's tables."
     settings, out = settings or Settings.load(), []
