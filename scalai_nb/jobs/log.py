@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STYLES', 'Log', 'read_log', 'Terminal']
 
-# %% ../../nbs/jobs/03_log.ipynb #b6e4ef42
+# %% ../../nbs/jobs/03_log.ipynb #c67a4b07
 import json, os, sys, time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from ..core import live
 from .record import MARKS, JobRun, says
 
-# %% ../../nbs/jobs/03_log.ipynb #13bcf734
+# %% ../../nbs/jobs/03_log.ipynb #f803ea0a
 class Log:
     "An append-only file of JSON lines."
     def __init__(self, path: Path):
@@ -43,7 +43,7 @@ def read_log(path: Path) -> Iterator[dict]:
         for line in f:
             if line.endswith(b"\n"): yield json.loads(line)
 
-# %% ../../nbs/jobs/03_log.ipynb #e882313e
+# %% ../../nbs/jobs/03_log.ipynb #31f51ac8
 STYLES = dict(succeeded="green", failed="bold red", timed_out="bold red", kernel_died="bold red", lost="red", cancelled="yellow", skipped="dim")
 
 
@@ -51,7 +51,7 @@ class Terminal:
     "Lines for what has ended, one line for what runs."
     def __init__(self,
                  show: bool | None = None,  # None: unless in a kernel, where views draw instead
-                 width: int = 26,  # characters for the name
+                 width: int = 34,  # characters for the name
                 ):
         self.show = not live.in_kernel() if show is None else show
         self.width, self.running, self.note, self.began, self.last = width, "", "", 0., 0.
@@ -70,7 +70,11 @@ class Terminal:
     def __exit__(self, *exc):
         if self.screen: self.screen.stop()
 
-# %% ../../nbs/jobs/03_log.ipynb #e3f03492
+# %% ../../nbs/jobs/03_log.ipynb #14a64075
+def _fit(name: str, width: int) -> str:  # the end of a long path says most
+    return name if len(name) < width else "…" + name[2 - width:]
+
+
 @patch
 def _status(self: Terminal):
     "The line that changes; empty between steps."
@@ -87,7 +91,7 @@ def _status(self: Terminal):
 @patch
 def start(self: Terminal, name: str, depth: int = 0):
     "Something begins."
-    self.running, self.note, self.began = "  "*depth + name, "", time.monotonic()
+    self.running, self.note, self.began = _fit("  "*depth + name, self.width), "", time.monotonic()
     self.last = self.began
 
 
@@ -106,7 +110,7 @@ def done(self: Terminal, run: JobRun, depth: int = 0):
     self.running = ""
     if not self.show: return
     from rich.text import Text
-    style, name = STYLES.get(run.state, ""), "  "*depth + (run.name or Path(run.notebook).stem)
+    style, name = STYLES.get(run.state, ""), _fit("  "*depth + (run.name or Path(run.notebook).stem), self.width)
     took = "" if run.seconds is None or run.state == "skipped" else f"{run.seconds:.1f} s"
     room = max(20, (self.console.width if self.console.is_terminal else 160) - self.width - 12)
     text = says(run) or (run.state.replace("_", " ") if run.state != "succeeded" else "")

@@ -6,7 +6,7 @@
 __all__ = ['STATES', 'ENDED', 'GOOD', 'MARKS', 'META', 'RUNS', 'EVENTS', 'TIMINGS', 'COLUMNS', 'new_id', 'JobRun', 'brief',
            'says', 'identity', 'alive', 'connect', 'Record', 'versions', 'commit']
 
-# %% ../../nbs/jobs/04_record.ipynb #f8020255
+# %% ../../nbs/jobs/04_record.ipynb #9ee4a4a4
 import os, platform, secrets, socket, sys, time
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -21,7 +21,7 @@ from ..core.errors import BadRequest, Cancelled, TimedOut, Unreachable, WorkFail
 from ..core.settings import Settings
 from .result import plain
 
-# %% ../../nbs/jobs/04_record.ipynb #fa7acd88
+# %% ../../nbs/jobs/04_record.ipynb #7ab8bd3d
 STATES = "queued running succeeded failed timed_out cancelled kernel_died skipped lost".split()
 ENDED = set(STATES) - {"queued", "running"}
 GOOD = {"succeeded", "skipped"}
@@ -66,7 +66,7 @@ class JobRun:
     @property
     def exit_code(self) -> int: return {"timed_out": 124, "cancelled": 130}.get(self.state, 0 if self.ok else 1)
 
-# %% ../../nbs/jobs/04_record.ipynb #1323fa29
+# %% ../../nbs/jobs/04_record.ipynb #01ff5275
 def _time(seconds: float | None) -> str | None:  # ISO 8601, UTC
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
@@ -96,7 +96,7 @@ def raise_for_state(self: JobRun) -> JobRun:  # itself, when it went well
     raise kind(f"{self.name or self.notebook} {self.state.replace('_', ' ')}{where}: {error.get('kind')}: {error.get('message')}",
                f"See {self.output or self.notebook}, or: scalai logs {self.id}", self.state)
 
-# %% ../../nbs/jobs/04_record.ipynb #36fdaff1
+# %% ../../nbs/jobs/04_record.ipynb #223ffb04
 MARKS = dict(succeeded="✓", failed="✗", timed_out="✗", kernel_died="✗", lost="✗", cancelled="■", skipped="–", running="▸", queued="·")
 
 
@@ -109,7 +109,8 @@ def brief(results: dict,  # of a run
         if isinstance(v, int): return f"{v:,}"
         if isinstance(v, float): return f"{v:.4g}"
         if isinstance(v, (list, dict)): return f"[{len(v)}]"
-        return str(v)
+        v = v.rpartition("/")[2] or v  # of a path, the name
+        return v if len(v) <= 28 else v[:27] + "…"
     text = " · ".join(f"{k} {shown(v)}" for k, v in results.items())
     return text if len(text) <= width else text[:width - 1] + "…"
 
@@ -129,7 +130,7 @@ def _repr_html_(self: JobRun) -> str:
         for step in run.steps: yield from rows(step, depth + 1)
     return "<table><thead><tr><th>run</th><th>state</th><th>time</th><th></th></tr></thead><tbody>" + "".join(rows(self, 0)) + "</tbody></table>"
 
-# %% ../../nbs/jobs/04_record.ipynb #c1e90879
+# %% ../../nbs/jobs/04_record.ipynb #6953789c
 def identity(pid: int | None = None,  # None: this process
             ) -> str | None:  # None where there is no such process
     "A name for a process that no other process will ever have on this machine."
@@ -148,7 +149,7 @@ def alive(process: str) -> bool:  # an identity
     "Whether that very process still runs, on this host."
     return bool(process) and identity(int(process.partition(":")[0])) == process
 
-# %% ../../nbs/jobs/04_record.ipynb #cad4184f
+# %% ../../nbs/jobs/04_record.ipynb #bc2907f5
 META = sa.MetaData()
 RUNS = sa.Table("runs", META,
     sa.Column("id", sa.String(40), primary_key=True), sa.Column("name", sa.Text, index=True), sa.Column("kind", sa.String(16)),
@@ -164,7 +165,7 @@ EVENTS = sa.Table("events", META,
 TIMINGS = sa.Table("timings", META,
     sa.Column("run", sa.String(40), index=True), sa.Column("cell", sa.Integer), sa.Column("seconds", sa.Float))
 
-# %% ../../nbs/jobs/04_record.ipynb #19fa0f3b
+# %% ../../nbs/jobs/04_record.ipynb #8d5cfd4a
 @lru_cache(maxsize=8)
 def connect(url: str) -> sa.Engine:
     "A database with the record's tables in it."
@@ -179,7 +180,7 @@ def connect(url: str) -> sa.Engine:
         raise Unreachable(f"The record's database does not answer: {e.orig}", f"Check [jobs] database = {engine.url.render_as_string()}") from e
     return engine
 
-# %% ../../nbs/jobs/04_record.ipynb #74fa196d
+# %% ../../nbs/jobs/04_record.ipynb #f93a7b23
 class Record:
     "The runs of a workspace."
     def __init__(self, settings: Settings | None = None):
@@ -212,7 +213,7 @@ class Record:
         if seconds:
             with self.engine.begin() as db: db.execute(TIMINGS.insert(), [dict(run=id, cell=c, seconds=s) for c, s in seconds.items()])
 
-# %% ../../nbs/jobs/04_record.ipynb #e1a6f9f5
+# %% ../../nbs/jobs/04_record.ipynb #6f5c8d21
 COLUMNS = [f.name for f in fields(JobRun) if f.name != "steps"]
 
 
@@ -237,7 +238,7 @@ def _last_cell(self: Record, id: str) -> int | None:
     from scalai_nb.jobs.log import read_log
     return next((e["cell"] for e in reversed(list(read_log(self.folder(id)/"log.jsonl"))) if e.get("type") == "cell"), None)
 
-# %% ../../nbs/jobs/04_record.ipynb #ae258dc0
+# %% ../../nbs/jobs/04_record.ipynb #694e196f
 @patch
 def _load(self: Record, db, where, limit=None, steps=True) -> list[JobRun]:
     rows = db.execute(sa.select(*[RUNS.c[c] for c in COLUMNS]).where(*where).order_by(RUNS.c.created.desc(), RUNS.c.id.desc()).limit(limit)).mappings()
@@ -280,7 +281,7 @@ def events(self: Record, id: str) -> list[dict]:  # the history of states
     with self.engine.begin() as db:
         return [dict(r) for r in db.execute(sa.select(EVENTS.c.at, EVENTS.c.state, EVENTS.c.detail).where(EVENTS.c.run == id).order_by(EVENTS.c.at)).mappings()]
 
-# %% ../../nbs/jobs/04_record.ipynb #b7fef5da
+# %% ../../nbs/jobs/04_record.ipynb #deb497a6
 Record.list = Record.runs
 
 
@@ -302,7 +303,7 @@ def output(self: Record, id: str):  # yields lines
         elif e["type"] in ("execute_result", "display_data"): text += "".join(e["data"].get("text/plain", "")) + "\n"
     yield from text.splitlines()
 
-# %% ../../nbs/jobs/04_record.ipynb #97318d8f
+# %% ../../nbs/jobs/04_record.ipynb #feed7601
 @patch
 def cancel(self: Record, id: str) -> JobRun:
     "Ask a run to stop."
@@ -322,7 +323,7 @@ def cancelled(self: Record, id: str) -> bool:
             id = row.parent
     return False
 
-# %% ../../nbs/jobs/04_record.ipynb #eb4d0f01
+# %% ../../nbs/jobs/04_record.ipynb #08f7159e
 @lru_cache(maxsize=1)
 def versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
