@@ -127,6 +127,7 @@ def test_runs(chromium, dash):
         visit.until(lambda: page.get_by_label("Run").locator("option").count() == 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("app", ["Drift", "Runs"])
 def test_on_a_phone_at_night(chromium, dash, app):
     "Nothing runs off the side, and the dark page is dark."
@@ -151,6 +152,7 @@ def test_an_empty_workspace_says_what_to_run(chromium, tmp_path):
             assert "scalai demo" in visit.page.locator(".headline").inner_text()
 
 
+@pytest.mark.slow
 def test_a_lost_session_says_so(chromium, workspace):
     "A page whose kernel is gone does not look alive."
     with Dash(workspace, good="import ipywidgets\nipywidgets.HTML('<b id=here>42</b>')") as dash, Visit(chromium, dash) as visit:

@@ -1,5 +1,5 @@
 "The gateway with a real Voila behind it: the door, a notebook that fails, kernels that are counted, and an end that leaves nothing."
-import asyncio, json, os, re, signal, subprocess, sys, time
+import asyncio, re, signal, subprocess, sys, time
 from pathlib import Path
 
 import httpx, nbformat, psutil, pytest, websockets
@@ -108,6 +108,7 @@ def test_a_broken_notebook_is_an_error(workspace):
         until(lambda: not dash.kernels())
 
 
+@pytest.mark.slow
 def test_kernels_are_counted_and_end_with_their_visitor(workspace):
     "At the cap people wait; when a page closes, its kernel ends and the next one gets in."
     (workspace / "settings.ini").write_text("[apps]\nkernels = 1\n")
@@ -124,6 +125,7 @@ def test_kernels_are_counted_and_end_with_their_visitor(workspace):
         assert len(first) == 1
 
 
+@pytest.mark.slow
 def test_voila_killed_and_gateway_killed(workspace):
     "A Voila that dies is started again; a gateway that is killed takes Voila and the kernels with it."
     with Dash(workspace, good=GOOD) as dash, dash.visitor() as visitor:

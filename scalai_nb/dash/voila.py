@@ -6,7 +6,7 @@
 __all__ = ['TEMPLATE', 'write_template', 'configuration', 'environment', 'end_with_parent', 'main', 'Voila', 'start', 'read_log',
            'keep', 'stop']
 
-# %% ../../nbs/dash/08_voila.ipynb #f73108f7
+# %% ../../nbs/dash/08_voila.ipynb #b9a706e7
 import asyncio, json, os, secrets, shutil, signal, sys, tempfile, threading
 from collections import deque
 from pathlib import Path
@@ -18,7 +18,7 @@ from ..core.settings import Settings
 from ..core.web import free_port
 from .apps import App
 
-# %% ../../nbs/dash/08_voila.ipynb #21f0a84d
+# %% ../../nbs/dash/08_voila.ipynb #cc639deb
 TEMPLATE = r"""{%- extends 'voila/templates/lab/index.html.j2' -%}
 {%- block notebook_css -%}
 <meta name="color-scheme" content="light dark">
@@ -30,7 +30,7 @@ TEMPLATE = r"""{%- extends 'voila/templates/lab/index.html.j2' -%}
 <style>
 :root { color-scheme: light dark }
 html, body { height: auto !important; min-height: 100%; overflow: visible !important } body { background: var(--jp-layout-color0); margin: 0; padding: 0 !important }
-#main, #jp-main-content-panel, #rendered_cells { position: static !important; contain: none !important; width: auto !important; height: auto !important; overflow: visible !important } {# the page scrolls, not a box in it #}
+#main, #jp-main-content-panel, #rendered_cells { position: static !important; contain: none !important; width: auto !important; height: auto !important; overflow: visible !important; background: transparent !important } {# the page scrolls, not a box in it #}
 .jp-mod-noOutputs.jp-mod-noInput { display: none }
 #rendered_cells > div, .scalai-home { max-width: 76rem; margin: 0 auto; padding: 0 clamp(.75rem, 2.5vw, 2rem) 3rem; box-sizing: border-box } .scalai-home { padding-top: .8rem; padding-bottom: 0 }
 #rendered_cells .jp-Cell, #rendered_cells .jp-OutputArea-output, #rendered_cells .jp-RenderedMarkdown, #rendered_cells .jp-MarkdownOutput { padding: 0 !important; margin: 0; overflow: visible !important }
@@ -84,7 +84,7 @@ def write_template(folder: Path) -> None:
     (here / "conf.json").write_text('{"base_template": "lab"}')
     (here / "index.html.j2").write_text(TEMPLATE)
 
-# %% ../../nbs/dash/08_voila.ipynb #b310c6e4
+# %% ../../nbs/dash/08_voila.ipynb #fabfea78
 def configuration(folder: Path,  # private to this child
                   settings: Settings,
                   port: int,
@@ -99,7 +99,7 @@ def configuration(folder: Path,  # private to this child
             "VoilaExecutor": {"timeout": 120, "startup_timeout": 60},
             "MappingKernelManager": {"root_dir": str(settings.root), "cull_idle_timeout": 3600, "cull_interval": 300}}
 
-# %% ../../nbs/dash/08_voila.ipynb #37ccf8e8
+# %% ../../nbs/dash/08_voila.ipynb #671c9b5f
 def environment(folder: Path, settings: Settings, environ: dict) -> dict:
     "The child's environment: an app finds the workspace's data wherever its notebook lies."
     more = {"JUPYTER_PATH": os.pathsep.join(filter(None, [str(folder), environ.get("JUPYTER_PATH", "")])), "SCALAI_WORKSPACE__HOME": str(settings.home),
@@ -107,7 +107,7 @@ def environment(folder: Path, settings: Settings, environ: dict) -> dict:
     if settings.file.is_file(): more["SCALAI_SETTINGS"] = str(settings.file.absolute())
     return {k: v for k, v in environ.items() if k not in ("SCALAI_APPS__TOKEN", "JUPYTER_TOKEN")} | more
 
-# %% ../../nbs/dash/08_voila.ipynb #cdae1ace
+# %% ../../nbs/dash/08_voila.ipynb #02e0f693
 def end_with_parent() -> None:
     "Ask ourselves to stop when the parent's end of our standard input closes."
     def wait():
@@ -123,7 +123,7 @@ def main(folder: str) -> None:
 
 if __name__ == "__main__" and "__file__" in globals(): main(sys.argv[1])
 
-# %% ../../nbs/dash/08_voila.ipynb #76b81b5a
+# %% ../../nbs/dash/08_voila.ipynb #2dcefd2e
 class Voila:
     "The child, from `async with` to its end."
     def __init__(self, apps: dict[str, App], settings: Settings):
@@ -149,7 +149,7 @@ class Voila:
         await self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-# %% ../../nbs/dash/08_voila.ipynb #a55f9358
+# %% ../../nbs/dash/08_voila.ipynb #5e3b9de3
 async def start(self) -> None:
     "Start the child, and return when it listens (or has died)."
     self.port, self.starts = free_port(), self.starts + 1
@@ -187,7 +187,7 @@ async def keep(self) -> None:
 
 Voila.start, Voila.read_log, Voila.keep = start, read_log, keep
 
-# %% ../../nbs/dash/08_voila.ipynb #2b4a3679
+# %% ../../nbs/dash/08_voila.ipynb #198ad383
 async def stop(self, patience: float = 8.) -> None:  # seconds
     "End the child and every kernel under it, first by asking."
     if self.process is None: return

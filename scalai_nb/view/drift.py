@@ -6,7 +6,7 @@
 __all__ = ['MOST', 'REFERENCE', 'LEGEND', 'strength', 'why', 'shade', 'grid', 'cells_mark', 'frame', 'heat', 'verdict',
            'report_view', 'column_picture']
 
-# %% ../../nbs/view/04_drift.ipynb #dd5764eb
+# %% ../../nbs/view/04_drift.ipynb #4224298e
 from html import escape
 
 import bqplot as bq, ipywidgets as w, numpy as np
@@ -15,7 +15,7 @@ from ..monitor.drift import Finding, Report
 from .profile import distribution
 from .style import BLUE, GREY, INK, View, axis, controls, dropdown, figure, headline, html, key, listed, measured_scale, period_axis, several
 
-# %% ../../nbs/view/04_drift.ipynb #b0da01f3
+# %% ../../nbs/view/04_drift.ipynb #e44e71a1
 MOST = 4.  # times the threshold; further is drawn alike
 
 def strength(finding: Finding) -> float:  # in thresholds
@@ -24,8 +24,8 @@ def strength(finding: Finding) -> float:  # in thresholds
     if not finding.threshold or not np.isfinite(finding.threshold): return 0.
     return float(min(finding.effect / finding.threshold, MOST)) if finding.drifted else float(min(finding.effect / finding.threshold, .99))
 
-# %% ../../nbs/view/04_drift.ipynb #0ba8d935
-def why(report: Report, most: int = 12) -> str:  # HTML
+# %% ../../nbs/view/04_drift.ipynb #ddf39367
+def why(report: Report, most: int = 8) -> str:  # HTML
     "One sentence a column that moved, the furthest first."
     if report.problem: return f"<p>{escape(report.problem[:1].upper() + report.problem[1:])}.</p>"
     found = sorted((f for f in [*report.columns.values(), *report.pairs] if f.drifted), key=lambda f: -(f.effect / f.threshold if f.threshold else np.inf))
@@ -33,7 +33,7 @@ def why(report: Report, most: int = 12) -> str:  # HTML
     more = f'<li class="soft">… and {several(len(found) - most, "more")}</li>'.replace("mores", "more") if len(found) > most else ""
     return '<ul class="why">' + "".join(f"<li><b>{escape(f.name)}</b> {escape(f.reason)}</li>" for f in found[:most]) + more + "</ul>"
 
-# %% ../../nbs/view/04_drift.ipynb #870f29fc
+# %% ../../nbs/view/04_drift.ipynb #a3b15108
 REFERENCE, *SHADES = "rgba(129,148,168,0.05)", "rgba(129,148,168,0.14)", "rgba(129,148,168,0.42)", "rgba(217,100,15,0.5)", "rgba(217,100,15,1)"
 
 def shade(strength: np.ndarray) -> np.ndarray:  # −1 reference, 0 … 1 as usual, 2 … 3 moved
@@ -50,7 +50,7 @@ def grid(reports: dict[str, Report | None],  # window -> report; None: a window 
     order = np.argsort(-worst, kind="stable")[:most]
     return [names[i] for i in order], list(reports), cells[order]
 
-# %% ../../nbs/view/04_drift.ipynb #d02467c7
+# %% ../../nbs/view/04_drift.ipynb #d788bee3
 def cells_mark(cells: np.ndarray, x: bq.LinearScale, y: bq.LinearScale) -> bq.GridHeatMap:
     "The squares, drawn between their borders; one row or one column alone gets an empty neighbour outside the picture."
     padded = shade(np.pad(cells, ((0, len(cells) == 1), (0, cells.shape[1] == 1)), constant_values=np.nan))
@@ -78,7 +78,7 @@ def heat(reports: dict[str, Report | None],
     side = axis(y, "", upright=True, grid_lines="none", tick_values=np.arange(len(names)), tick_labels={str(k): n if len(n) <= 14 else n[:13] + "…" for k, n in enumerate(names)})
     return figure([squares, dots, *looked], [period_axis(windows, x), side], 70 + 24 * len(names), by_window=True, left=110, top=6)
 
-# %% ../../nbs/view/04_drift.ipynb #09433ba1
+# %% ../../nbs/view/04_drift.ipynb #8e390ec6
 def verdict(report: Report, name: str = "This window") -> str:  # HTML
     "The report in one sentence."
     moved = [f.name for f in sorted(report.columns.values(), key=lambda f: -strength(f)) if f.drifted] or [f.name for f in report.pairs]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['common_edges', 'shares', 'values', 'distribution', 'areas', 'bars', 'facts', 'profile_view']
 
-# %% ../../nbs/view/02_profile.ipynb #aa80360a
+# %% ../../nbs/view/02_profile.ipynb #8bbb4691
 from html import escape
 
 import bqplot as bq, ipywidgets as w, numpy as np
@@ -13,7 +13,7 @@ import bqplot as bq, ipywidgets as w, numpy as np
 from ..data.profile import Profile
 from .style import BLUE, GREY, View, axis, controls, dropdown, figure, html, measured_scale, several
 
-# %% ../../nbs/view/02_profile.ipynb #a1b4ab47
+# %% ../../nbs/view/02_profile.ipynb #933e2bf1
 def common_edges(columns: list,  # of Column, numbers or times
                  bins: int = 40,
                  trim: float = .005,  # share left out at either end
@@ -32,7 +32,7 @@ def shares(column, edges: np.ndarray) -> np.ndarray:  # of the finite values, by
     upto[0] = float(column.cdf(np.nextafter(edges[0], -np.inf)))
     return np.diff(upto)
 
-# %% ../../nbs/view/02_profile.ipynb #8e35f0f7
+# %% ../../nbs/view/02_profile.ipynb #9de74c09
 def values(columns: list, most: int = 14) -> tuple[list, list[np.ndarray]] | None:  # names, shares by column; None: not countable by name
     "The shares of the most frequent values, in order where they are numbers."
     counted = [c.categories for c in columns]
@@ -43,7 +43,7 @@ def values(columns: list, most: int = 14) -> tuple[list, list[np.ndarray]] | Non
     if all(isinstance(v, (int, float)) for v in names): names = sorted(names)
     return names, [np.array([c.get(v, 0) / n for v in names]) for c, n in zip(counted, totals)]
 
-# %% ../../nbs/view/02_profile.ipynb #8c8dd1ad
+# %% ../../nbs/view/02_profile.ipynb #a0e2db6b
 def distribution(columns: list,  # one Column, or reference and current
                  label: str,  # the column's name, with its unit
                  height: int = 300,
@@ -74,7 +74,7 @@ def bars(names: list, parts: list[np.ndarray], colours: list[str], label: str, h
     long = max(map(len, map(str, names)), default=0) * len(names) > 60
     return figure([mark], [axis(x, label, **({"tick_rotate": -45, "tick_style": {"text-anchor": "end"}} if long else {})), axis(y, "share of values, %", upright=True)], height, **({"bottom": 64} if long else {}))
 
-# %% ../../nbs/view/02_profile.ipynb #55ada01d
+# %% ../../nbs/view/02_profile.ipynb #1186078e
 def facts(column) -> str:  # HTML
     "A column in figures."
     q = [f"{x:.4g}" for x in np.atleast_1d(column.quantile(np.array([.05, .5, .95])))] if column.kind == "number" and column.count else None
@@ -84,7 +84,7 @@ def facts(column) -> str:  # HTML
 
 def profile_view(profile: Profile) -> View:
     "A profile, column by column."
-    which = dropdown("Column", list(profile.columns))
+    which = dropdown("Column", list(profile.columns), next((n for n, c in profile.columns.items() if c.distinct > 1), None))
     told, picture = html(""), w.VBox()
     def draw(*_):
         column = profile[which.value]

@@ -7,13 +7,13 @@ __all__ = ['BLUE', 'ORANGE', 'GREEN', 'GREY', 'PURPLE', 'INK', 'LEVELS', 'CSS', 
            'key', 'number', 'duration', 'several', 'listed', 'ticks', 'measured_scale', 'axis', 'figure', 'period_axis',
            'period_scale', 'View', 'controls', 'dropdown', 'follow']
 
-# %% ../../nbs/view/00_style.ipynb #c0966260
+# %% ../../nbs/view/00_style.ipynb #d36ab53f
 import asyncio
 from html import escape
 
 import bqplot as bq, ipywidgets as w, numpy as np
 
-# %% ../../nbs/view/00_style.ipynb #69659bcd
+# %% ../../nbs/view/00_style.ipynb #27b87c85
 BLUE, ORANGE, GREEN, GREY, PURPLE = "#1f83c9", "#d9640f", "#12906a", "#8194a8", "#a667a0"
 INK = "var(--jp-content-font-color1)"
 LEVELS = {"good": (GREEN, "✓"), "attention": (ORANGE, "!"), "act": (ORANGE, "▲"), "unknown": (GREY, "?"), "running": (BLUE, "▸")}
@@ -40,7 +40,7 @@ CSS = f"""<style>
 .scalai code, .scalai pre {{ font: .88em/1.5 ui-monospace, "DejaVu Sans Mono", monospace; background: color-mix(in srgb, {GREY} 14%, transparent); border-radius: .3em; padding: .1em .35em; color: inherit }} .scalai pre {{ padding: .8em 1em; overflow-x: auto }}
 .scalai .bqplot {{ max-width: 100% }} .scalai .bqplot text {{ font-family: system-ui, "DejaVu Sans", sans-serif }} .scalai .bqplot .axislabel {{ font-size: 13px; fill: var(--s-soft) }} .scalai .bqplot .tick text {{ font-size: 12px; fill: var(--s-soft) }}
 .scalai .bqplot .tick line, .scalai .bqplot .domain {{ stroke: var(--s-line) }} .scalai .widget-toggle-buttons button {{ background: var(--s-card); color: inherit; border: 1px solid var(--s-line); box-shadow: none !important }} .scalai .widget-toggle-buttons button.mod-active {{ background: {BLUE}; border-color: {BLUE}; color: #fff }}
-.scalai select, .scalai button {{ font-size: 15px !important; border-radius: .4rem !important }} .scalai .widget-label {{ color: var(--s-soft); text-align: left !important; width: auto !important; margin-right: .6rem; white-space: nowrap }}
+.scalai select, .scalai button {{ font-size: 15px !important; border-radius: .4rem !important }} .scalai select {{ background: var(--s-card) !important; appearance: auto !important; color: inherit; border-color: var(--s-line) }} .scalai .widget-label {{ color: var(--s-soft); text-align: left !important; width: auto !important; margin-right: .6rem; white-space: nowrap }}
 .scalai a {{ color: var(--jp-content-link-color, #0067a5) }} .scalai .controls {{ display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; overflow: visible }}
 @media (max-width: 640px) {{ .scalai .headline {{ padding: .9rem 1rem }} .scalai .headline .mark {{ display: none }} .scalai .facts {{ gap: .6rem 1.4rem }} .scalai th, .scalai td {{ padding: .45rem .5rem }} .scalai .widget-dropdown {{ width: 100% }}
   .scalai table.deck, .scalai .deck tbody {{ display: block }} .scalai .deck thead {{ display: none }} .scalai .deck tr {{ display: grid; grid-template-columns: 1fr 1fr; padding: .7rem 0; border-bottom: 1px solid var(--s-line) }}
@@ -48,7 +48,7 @@ CSS = f"""<style>
   .scalai .by-window g[text-anchor="middle"] .tick:nth-of-type(even) text {{ display: none }} }}
 </style>"""
 
-# %% ../../nbs/view/00_style.ipynb #9ae79066
+# %% ../../nbs/view/00_style.ipynb #e1af682e
 def html(text: str) -> w.HTML: return w.HTML(text)
 
 def chip(level: str, word: str) -> str:
@@ -65,7 +65,7 @@ def headline(level: str,  # a key of LEVELS
     return (f'<section class="headline" style="--s-level: {colour}" role="status"><div class="mark" aria-hidden="true">{mark}</div><div class="say">{escape(sentence)}</div>'
             f'<div></div><ul class="facts">{items}</ul></section>')
 
-# %% ../../nbs/view/00_style.ipynb #819d57c3
+# %% ../../nbs/view/00_style.ipynb #54c9b683
 def table(columns: dict[str, str],  # heading -> class of its cells: "", name, num
           rows: list[list[str]],  # HTML, escaped already
           marked: int | None = None,  # the row that is looked at
@@ -80,7 +80,7 @@ def key(entries: dict[str, str],  # word -> CSS background
     "A legend above a figure, as text that wraps."
     return '<div class="key">' + "".join(f'<span><i style="background: {c}"></i>{escape(k)}</span>' for k, c in entries.items()) + "</div>"
 
-# %% ../../nbs/view/00_style.ipynb #8f6369b8
+# %% ../../nbs/view/00_style.ipynb #b98fe288
 def number(x, digits: int = 3) -> str:  # – for what is not known
     return "–" if x is None or isinstance(x, str) or not np.isfinite(x) else f"{x:,.{digits}f}"
 
@@ -98,7 +98,7 @@ def listed(names, most: int = 3) -> str:
     if len(names) > most: names = names[:most - 1] + [f"{len(names) - most + 1} more"]
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])) if names else ""
 
-# %% ../../nbs/view/00_style.ipynb #741de3fd
+# %% ../../nbs/view/00_style.ipynb #be468237
 def ticks(low: float, high: float, most: int = 6) -> np.ndarray:
     "Round numbers between two ends: steps of 1, 2 or 5."
     if not high > low: return np.array([low])
@@ -125,7 +125,7 @@ def figure(marks: list, axes: list, height: int = 300, by_window: bool = False, 
     if by_window: figure.add_class("by-window")  # on a phone every second name is left out
     return figure
 
-# %% ../../nbs/view/00_style.ipynb #04bda5a1
+# %% ../../nbs/view/00_style.ipynb #9d737e8c
 MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
 
 def period_axis(periods: list[str],  # in order
@@ -142,7 +142,7 @@ def period_axis(periods: list[str],  # in order
 
 def period_scale(n: int) -> bq.LinearScale: return bq.LinearScale(min=-.5, max=n - .5, allow_padding=False)
 
-# %% ../../nbs/view/00_style.ipynb #32b7b92b
+# %% ../../nbs/view/00_style.ipynb #ef6359c5
 class View(w.VBox):
     "A widget that also knows how it looks without a kernel."
     def __init__(self, children, static: str = "", **more):
@@ -155,7 +155,7 @@ class View(w.VBox):
         data, rest = data if isinstance(data, tuple) else (data, {})
         return ({**data, "text/html": f'{CSS}<div class="scalai">{self.static}</div>'}, rest) if self.static and data else (data, rest)
 
-# %% ../../nbs/view/00_style.ipynb #1e2a0caa
+# %% ../../nbs/view/00_style.ipynb #e51da22d
 def controls(*children) -> w.Box:
     "Controls in a row that wraps."
     box = w.Box(children)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NOTHING', 'CELLS_KEY', 'by_window', 'Watch', 'policy_for', 'report', 'whole', 'measured', 'points', 'standing',
-           'Page', 'worst', 'columns', 'look', 'choose', 'draw_scores', 'draw']
+           'Page', 'worst', 'columns', 'look', 'choose', 'draw_scores', 'draw', 'page']
 
-# %% ../../nbs/view/12_watch.ipynb #c0015836
+# %% ../../nbs/view/12_watch.ipynb #d0c575ef
 from functools import cached_property
 from html import escape
 
@@ -24,7 +24,7 @@ from .drift import LEGEND, REFERENCE, SHADES, column_picture, heat, strength, wh
 from .performance import MEASURES, Point, legend, over_time, point
 from .style import ORANGE, View, controls, dropdown, headline, html, key, listed, several
 
-# %% ../../nbs/view/12_watch.ipynb #2cd51861
+# %% ../../nbs/view/12_watch.ipynb #af3d0f9a
 def by_window(family: dict) -> dict[str, dict[str, Profile]]:  # window -> label -> profile
     "A family by window and label, as one family a window."
     found: dict = {}
@@ -60,7 +60,7 @@ class Watch:
         if self.decisions: return self.reference(next(iter(self.decisions)))
         return self.periods[:max(1, len(self.periods) // 3)]
 
-# %% ../../nbs/view/12_watch.ipynb #de84ad21
+# %% ../../nbs/view/12_watch.ipynb #e30f8623
 def policy_for(self, reference: tuple[str, ...]) -> Policy:
     "Thresholds: given, the workspace's own, or calibrated on the reference where it has three windows or more."
     if self.given: return self.given
@@ -104,7 +104,7 @@ def points(self, measure: str) -> list[Point]:
 
 Watch.policy_for, Watch.report, Watch.whole, Watch.measured, Watch.points = policy_for, report, whole, measured, points
 
-# %% ../../nbs/view/12_watch.ipynb #027783b9
+# %% ../../nbs/view/12_watch.ipynb #491ce807
 NOTHING = "There are no windows in this workspace yet: run `scalai demo`, or `scalai ingest URI TABLE` with a period."
 
 def standing(watch: Watch) -> tuple[str, str, dict[str, str]]:  # level, sentence, facts
@@ -120,7 +120,7 @@ def standing(watch: Watch) -> tuple[str, str, dict[str, str]]:  # level, sentenc
     moved = [f.name for f in sorted(report.columns.values(), key=lambda f: -strength(f)) if f.drifted]
     return ("attention", f"In {newest} {listed(moved) or 'the correlations'} moved; nothing was decided about it yet.", facts) if report.drifted else ("good", f"{newest} is like the windows before it.", facts)
 
-# %% ../../nbs/view/12_watch.ipynb #ad8418e8
+# %% ../../nbs/view/12_watch.ipynb #e4f98bb2
 class Page(View):
     "The live page: choose a measure, a window, a column; or click a cell."
     def __init__(self, watch: Watch, units: dict[str, str] | None = None):  # column -> unit
@@ -149,7 +149,7 @@ class Page(View):
 
 CELLS_KEY = key({"reference": REFERENCE, "as usual": SHADES[1], "moved: beyond the threshold": SHADES[2], "moved: 4 thresholds and more": SHADES[3]})
 
-# %% ../../nbs/view/12_watch.ipynb #0f4fa88a
+# %% ../../nbs/view/12_watch.ipynb #10e0a09d
 def worst(self) -> str:
     "The measure that the newest loss was found in, else the first."
     for d in reversed(self.watch.decisions.values()):
@@ -184,7 +184,7 @@ def choose(self, column: str, window: str) -> None:
 
 Page.worst, Page.columns, Page.look, Page.choose, Page.kept = worst, columns, look, choose, False
 
-# %% ../../nbs/view/12_watch.ipynb #21a36b49
+# %% ../../nbs/view/12_watch.ipynb #e97386e4
 def draw_scores(self) -> None:
     "The measure over time."
     measure = self.measure.value
@@ -205,3 +205,8 @@ def draw(self) -> None:
     self.entries.value = log_table(list(watch.decisions.values()), window) if watch.decisions else "<p class='soft'>Nothing was decided yet.</p>"
 
 Page.draw_scores, Page.draw = draw_scores, draw
+
+# %% ../../nbs/view/12_watch.ipynb #bf2a1745
+def page(settings: Settings | None = None, units: dict[str, str] | None = None, **more) -> Page:  # more: what `Watch` takes
+    "The page of a workspace."
+    return Page(Watch(settings, **more), units)
