@@ -131,3 +131,12 @@ def test_two_hundred_unchanged_steps_take_two_seconds(workspace):
     began = time.monotonic()
     job = flow.run()
     assert job.ok and all(s.state == "skipped" for s in job.steps) and time.monotonic() - began < 4  # 2 s on a quiet machine
+
+
+def test_a_killed_fork_server_costs_one_kernel_not_the_workflow(chain):
+    write(chain/"shoot.ipynb", "n = 0", "import os, signal, time\nif not os.path.exists('shot'):\n    open('shot', 'w').close()\n    os.kill(os.getppid(), signal.SIGKILL)\n    time.sleep(30)", RESULT + "import sys\nresult(forked=sys.argv[0] == 'kernel')")
+    (chain/"shoot.toml").write_text('warm = ["json"]\n[[step]]\nname = "shoot"\nnotebook = "shoot.ipynb"\nretries = 1\n')
+    job = Workflow.load(chain/"shoot.toml").run()
+    assert (job.state, job.results) == ("succeeded", dict(forked=True)), job.error
+    assert sorted(r.state for r in Record(Settings.load()).runs(name="shoot", nested=True) if r.kind == "notebook") == ["kernel_died", "succeeded"]
+    nobody_left(chain)
