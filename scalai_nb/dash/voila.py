@@ -6,7 +6,7 @@
 __all__ = ['TEMPLATE', 'write_template', 'configuration', 'environment', 'end_with_parent', 'main', 'Voila', 'start', 'read_log',
            'keep', 'stop']
 
-# %% ../../nbs/dash/08_voila.ipynb #b9a706e7
+# %% ../../nbs/dash/08_voila.ipynb #a62b445f
 import asyncio, json, os, secrets, shutil, signal, sys, tempfile, threading
 from collections import deque
 from pathlib import Path
@@ -18,7 +18,7 @@ from ..core.settings import Settings
 from ..core.web import free_port
 from .apps import App
 
-# %% ../../nbs/dash/08_voila.ipynb #cc639deb
+# %% ../../nbs/dash/08_voila.ipynb #e911219a
 TEMPLATE = r"""{%- extends 'voila/templates/lab/index.html.j2' -%}
 {%- block notebook_css -%}
 <meta name="color-scheme" content="light dark">
@@ -84,7 +84,7 @@ def write_template(folder: Path) -> None:
     (here / "conf.json").write_text('{"base_template": "lab"}')
     (here / "index.html.j2").write_text(TEMPLATE)
 
-# %% ../../nbs/dash/08_voila.ipynb #fabfea78
+# %% ../../nbs/dash/08_voila.ipynb #5164a1d5
 def configuration(folder: Path,  # private to this child
                   settings: Settings,
                   port: int,
@@ -97,9 +97,10 @@ def configuration(folder: Path,  # private to this child
                                    "show_tracebacks": True, "file_allowlist": [],
                                    "extension_allowlist": ["@jupyter-widgets/jupyterlab-manager", "@voila-dashboards/widgets-manager8", "bqplot", "bqscales"]},
             "VoilaExecutor": {"timeout": 120, "startup_timeout": 60},
+            "KernelManager": {"transport": "ipc" if len(str(folder)) < 40 else "tcp"},  # a socket path has 107 characters at most
             "MappingKernelManager": {"root_dir": str(settings.root), "cull_idle_timeout": 3600, "cull_interval": 300}}
 
-# %% ../../nbs/dash/08_voila.ipynb #671c9b5f
+# %% ../../nbs/dash/08_voila.ipynb #1ac17b3f
 def environment(folder: Path, settings: Settings, environ: dict) -> dict:
     "The child's environment: an app finds the workspace's data wherever its notebook lies."
     more = {"JUPYTER_PATH": os.pathsep.join(filter(None, [str(folder), environ.get("JUPYTER_PATH", "")])), "SCALAI_WORKSPACE__HOME": str(settings.home),
@@ -107,7 +108,7 @@ def environment(folder: Path, settings: Settings, environ: dict) -> dict:
     if settings.file.is_file(): more["SCALAI_SETTINGS"] = str(settings.file.absolute())
     return {k: v for k, v in environ.items() if k not in ("SCALAI_APPS__TOKEN", "JUPYTER_TOKEN")} | more
 
-# %% ../../nbs/dash/08_voila.ipynb #02e0f693
+# %% ../../nbs/dash/08_voila.ipynb #a2556df4
 def end_with_parent() -> None:
     "Ask ourselves to stop when the parent's end of our standard input closes."
     def wait():
@@ -123,7 +124,7 @@ def main(folder: str) -> None:
 
 if __name__ == "__main__" and "__file__" in globals(): main(sys.argv[1])
 
-# %% ../../nbs/dash/08_voila.ipynb #2dcefd2e
+# %% ../../nbs/dash/08_voila.ipynb #ad88e3e7
 class Voila:
     "The child, from `async with` to its end."
     def __init__(self, apps: dict[str, App], settings: Settings):
@@ -149,7 +150,7 @@ class Voila:
         await self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-# %% ../../nbs/dash/08_voila.ipynb #5e3b9de3
+# %% ../../nbs/dash/08_voila.ipynb #4197262d
 async def start(self) -> None:
     "Start the child, and return when it listens (or has died)."
     self.port, self.starts = free_port(), self.starts + 1
@@ -187,7 +188,7 @@ async def keep(self) -> None:
 
 Voila.start, Voila.read_log, Voila.keep = start, read_log, keep
 
-# %% ../../nbs/dash/08_voila.ipynb #198ad383
+# %% ../../nbs/dash/08_voila.ipynb #7e7a4529
 async def stop(self, patience: float = 8.) -> None:  # seconds
     "End the child and every kernel under it, first by asking."
     if self.process is None: return

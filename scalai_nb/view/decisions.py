@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['CASES', 'DONE', 'standing', 'summary', 'outcome', 'log_table', 'decisions_view']
 
-# %% ../../nbs/view/10_decisions.ipynb #50318a95
+# %% ../../nbs/view/10_decisions.ipynb #772815c0
 from html import escape
 
 from .style import View, chip, headline, html, listed, number, several, table
 
-# %% ../../nbs/view/10_decisions.ipynb #4d4a5144
+# %% ../../nbs/view/10_decisions.ipynb #357124ca
 def standing(decision: dict) -> str:  # well, moved, blind, pending, refused, retrained
     "How a window left the model."
     if decision["action"] == "retrain": return {"promoted": "retrained", "pending": "pending"}.get(decision["outcome"], "refused")
@@ -39,7 +39,7 @@ def summary(decisions: list[dict],  # of one model, oldest first
              "AUC in " + last["period"]: f"{auc}, usual {number(e.get('auc_reference'))}" if auc != "–" else f"about {number(e.get('estimate_auc'))}, no labels yet"}
     return level, sentence.format(**say), facts
 
-# %% ../../nbs/view/10_decisions.ipynb #3b3565ea
+# %% ../../nbs/view/10_decisions.ipynb #9b339918
 DONE = {"keep": ("good", "keep"), "alert": ("attention", "alert"), "retrain": ("act", "retrain")}
 
 def outcome(decision: dict) -> str:
@@ -54,8 +54,10 @@ def log_table(decisions: list[dict], chosen: str = "",  # the window that is loo
     def row(d):
         e = d["evidence"]
         guess = "–" if number(e.get("estimate_auc")) == "–" else f"{number(e['estimate_auc'])}{'' if e.get('estimate_trusted', True) else ' (not trusted)'}"
-        return [escape(d["period"]), f"{e.get('rows', 0):,}", number(e.get("auc")), number(e.get("auc_reference")), guess, chip(*DONE[d["action"]]), escape(outcome(d)), "<br>".join(map(escape, d["reasons"][:4]))
-                + (f'<br><span class="soft">and {several(len(d["reasons"]) - 4, "more reason")}</span>' if len(d["reasons"]) > 4 else "")]
+        settled = [r for r in d.get("settled", []) if r in d["reasons"]]  # how a retraining ended is told whatever else is left out
+        told = [r for r in d["reasons"] if r not in settled]
+        return [escape(d["period"]), f"{e.get('rows', 0):,}", number(e.get("auc")), number(e.get("auc_reference")), guess, chip(*DONE[d["action"]]), escape(outcome(d)), "<br>".join(map(escape, told[:4]))
+                + (f'<br><span class="soft">and {several(len(told) - 4, "more reason")}</span>' if len(told) > 4 else "") + "".join(f"<br><b>{escape(r)}</b>" for r in settled)]
     newest = decisions[::-1]
     marked = next((i for i, d in enumerate(newest) if d["period"] == chosen), None)
     return table({"window": "name", "rows": "num", "AUC": "num", "usual": "num", "estimated": "num", "decision": "", "model": "", "why": ""}, [row(d) for d in newest], marked)
