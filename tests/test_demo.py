@@ -55,7 +55,9 @@ def test_a_second_run_skips_and_takes_seconds(demo):
 def test_the_story_ends_with_the_line_to_type(demo):
     told = scalai("demo", demo.folder, "--months", 4)
     assert told.code == 0 and "skipped: nothing new to do" in told.out
-    assert f"cd {demo.folder} && scalai dash" in told.out.splitlines()[-1]
+    line = told.out.splitlines()[-1].removeprefix("Dashboards:").strip()
+    assert line.startswith(f"cd {demo.folder} && ") and line.endswith(" dash")
+    assert subprocess.run(line + " --help", shell=True, capture_output=True).returncode == 0, line
     for month in range(1, 5): assert period(month) in told.out
 
 

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'WORDS', 'training_months', 'workspace', 'demo', 'same_experiment', 'month_rows', 'refused_rows', 'story',
-           'leaves', 'counted', 'failed']
+           'command', 'leaves', 'counted', 'failed']
 
-# %% ../../nbs/loop/10_demo.ipynb #8be3cb2e
-import json
+# %% ../../nbs/loop/10_demo.ipynb #8a60588d
+import json, os, shutil, sys
 from pathlib import Path
 
 from ..core.errors import BadRequest
@@ -16,7 +16,7 @@ from ..core.shipped import copy_shipped
 from ..core.storage import write_atomic
 from .workspace import SETTINGS
 
-# %% ../../nbs/loop/10_demo.ipynb #06f65e13
+# %% ../../nbs/loop/10_demo.ipynb #f7ef350a
 def training_months(months: int) -> int:  # ⌊5N/12⌋, at least 1
     "How many of the first N months train the first model."
     return max(1, 5*months//12)
@@ -29,7 +29,7 @@ def workspace(folder: Path | str) -> Settings:
     if not (folder/"settings.ini").exists(): write_atomic(folder/"settings.ini", SETTINGS)
     return Settings.load(folder)
 
-# %% ../../nbs/loop/10_demo.ipynb #75685dfd
+# %% ../../nbs/loop/10_demo.ipynb #a46fa4f9
 def demo(folder: Path | str = "scalai-demo",  # the workspace
          months: int = 12,  # 2 to 12
          ranks: int = 2,  # training processes
@@ -55,7 +55,7 @@ def same_experiment(folder: Path, experiment: dict):
         raise BadRequest(f"{folder} holds the demo with {said}.", "Run that again, or name another folder: scalai demo DIR")
     if folder.is_dir() or not folder.exists(): write_atomic(file, json.dumps(experiment))
 
-# %% ../../nbs/loop/10_demo.ipynb #6ad075cd
+# %% ../../nbs/loop/10_demo.ipynb #22e2327d
 def month_rows(settings: Settings) -> list[dict]:
     "One entry a month: rows, quality and decision, from the tables and the decision log."
     from scalai_nb.data.table import Table
@@ -80,8 +80,14 @@ def story(run, settings: Settings, folder: Path | str) -> str:
     doc = run.to_dict()
     if doc["state"] not in ("succeeded", "skipped"): return failed(doc)
     lines = [COLUMNS] + [_line(row) for row in month_rows(settings)]
-    lines += ["", f"{counted(doc)}   {doc['seconds']:.0f} s", f"Dashboards:  cd {folder} && scalai dash"]
+    lines += ["", f"{counted(doc)}   {doc['seconds']:.0f} s", f"Dashboards:  cd {folder} && {command(settings.root)} dash"]
     return "\n".join(lines)
+
+def command(folder: Path) -> str:  # as it can be typed in that folder
+    "`scalai`, or the path of this installation's one where another or none would be found."
+    own, found = Path(sys.executable).with_name("scalai"), shutil.which("scalai")
+    if found and Path(found).resolve() == own.resolve(): return "scalai"
+    return min(str(own), os.path.relpath(own, folder), key=len)
 
 def _number(value, form) -> str: return format(value, form) if isinstance(value, (int, float)) else "–"
 
@@ -93,7 +99,7 @@ def _line(row: dict) -> str:
     return (f"{head} {_number(e.get('auc'), '7.3f'):>7} {_number(e.get('auc_reference'), '7.3f'):>7} {_number(e.get('estimate_auc'), '9.3f'):>9}"
             f"  {d['action']:<9} {served:<10} {d['reasons'][0] if d['reasons'] else ''}"[:158])
 
-# %% ../../nbs/loop/10_demo.ipynb #a0b023f5
+# %% ../../nbs/loop/10_demo.ipynb #756df893
 def leaves(doc: dict) -> list[dict]:
     "The notebooks of a workflow run, nested ones included."
     steps = doc.get("steps") or []
