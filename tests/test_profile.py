@@ -225,3 +225,13 @@ def test_aligned_histograms_keep_all_rows(flights):
     labels, ca, cb = align_categories(a["carrier"], b["carrier"])
     assert labels and ca.sum() == a["carrier"].count
     assert align_categories(a["tailnum"], b["tailnum"])[1].sum() == a["tailnum"].count
+
+
+def test_a_part_of_a_profile_is_the_profile_of_the_part():
+    "Also where no numeric column is left, or only one."
+    frame = pd.DataFrame({"carrier": ["UA", "AA", "UA"], "delay": [1., 2., 4.], "distance": [3, 1, 2]})
+    whole = profile(frame)
+    for names in (["carrier"], ["delay"], ["carrier", "delay"], ["delay", "distance"]):
+        part = whole.select(names)
+        assert part == profile(frame[names]) == whole.drop([n for n in frame if n not in names])
+        assert part + part == profile(pd.concat([frame, frame])[names])

@@ -119,7 +119,7 @@ def _spread(x, names):
     "The same pairs among other names; a column that was not there has no rows."
     if x.names == names: return x
     at = {n: i for i, n in enumerate(x.names)}
-    i = np.array([at.get(n, len(at)) for n in names])
+    i = np.array([at.get(n, len(at)) for n in names], int)
     grow = lambda m: np.pad(m, (0, 1))[np.ix_(i, i)]
     return Pairs(names, np.append(x.exponents, LOWEST)[i], *map(grow, (x.n, x.mean, x.m2, x.co)))
 
