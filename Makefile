@@ -35,10 +35,10 @@ lessons: dev
 	@OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --timing
 
 test: check lessons
-	@$(BIN)/python -m pytest -q -m "not slow"
+	@$(BIN)/python -m pytest -q --durations 10 -m "not slow"
 
 test-slow: dev
-	@$(BIN)/python -m pytest -q -m slow
+	@$(BIN)/python -m pytest -q --durations 15 -m slow
 
 clean:
 	rm -rf build dist *.egg-info tests/output .pytest_cache .hypothesis
