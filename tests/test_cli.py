@@ -1,11 +1,11 @@
 "The command as scripts and schedulers meet it: two lines, the right exit code, one JSON document, nothing half-written."
-import json
+import json, os, shutil, subprocess
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from conftest import scalai
+from conftest import SCALAI, scalai
 
 
 def two_lines(done, code):
@@ -20,7 +20,21 @@ def files(workspace):
     Path("corrupt.parquet").write_bytes(b"PAR1" + b"\0"*100)
     pd.DataFrame({"origin": pd.Series([], dtype="str"), "delay": pd.Series([], dtype=float)}).to_parquet("empty.parquet")
     Path("note.xyz").write_text("hello")
+    Path("bytes.csv").write_bytes(bytes(range(256))*20)
+    Path("latin.csv").write_bytes("name,n\nJosé,1\nZoë,2,3\n".encode("latin-1"))
+    Path("policy.yaml").write_text("false_alarms: many\n")
+    Path("folder").mkdir()
+    jobs(job="n: int = 1", slow="import time; time.sleep(60)")
     return workspace
+
+
+def jobs(**books: str):
+    "Notebooks of one parameters cell each, and a workflow of them all, one beside the other."
+    import nbformat
+    for name, code in books.items():
+        cell = nbformat.v4.new_code_cell(code, metadata={"tags": ["parameters"]})
+        nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}), f"{name}.ipynb")
+    Path("jobs.toml").write_text("".join(f'[[step]]\nname = "{n}"\nnotebook = "{n}.ipynb"\nneeds = []\n' for n in reversed(books)))
 
 
 BAD = {
@@ -36,6 +50,26 @@ BAD = {
     "an unknown model": ("models", "show", "nobody"),
     "a months out of range": ("demo", "d", "--months", 13),
     "a run that never was": ("runs", "0000"),
+    "a source without a name": ("profile", ""),
+    "a folder without data": ("profile", "folder"),
+    "bytes that are no text": ("profile", "bytes.csv"),
+    "lines of text in another encoding": ("ingest", "latin.csv", "t"),
+    "a folder in the place of a file": ("profile", "good.parquet", "--save", "folder"),
+    "a file in the place of a folder": ("profile", "good.parquet", "--save", "good.parquet/x.profile"),
+    "a place where nobody may write": ("profile", "good.parquet", "--save", "/proc/x.profile"),
+    "a policy of words": ("drift", "good.parquet", "good.parquet", "--policy", "policy.yaml"),
+    "a policy that is no text": ("drift", "good.parquet", "good.parquet", "--policy", "good.parquet"),
+    "an option without its value": ("profile", "good.parquet", "--by"),
+    "a budget without its value": ("compress", "nobody", "--budget", "latency_ms"),
+    "a port that cannot be": ("dash", "--port", 99999),
+    "a state that is none": ("runs", "--state", "dead"),
+    "less than no runs": ("runs", "--limit", -1),
+    "a folder as a job": ("run", "folder"),
+    "a job over its own source": ("run", "job.ipynb", "-o", "job.ipynb"),
+    "a job without time": ("run", "job.ipynb", "--timeout", 0),
+    "a job to go on with": ("run", "job.ipynb", "--from-failed"),
+    "one output of many jobs": ("run", "jobs.toml", "-o", "x.ipynb"),
+    "a seed below nothing": ("demo", "d", "--months", 2, "--shuffle", -1),
 }
 
 
@@ -45,7 +79,7 @@ def test_bad_input_is_told_in_two_lines(files, args):
     error = scalai(*args, "--json", cwd=files)
     assert error.code == 2 and set(error.doc["error"]) == {"kind", "message", "hint"} if "--jsn" not in args else True
     home = files/".scalai"
-    assert not (home/"tables"/"t").exists() and not (files/"d").exists()
+    assert not (home/"tables"/"t").exists() and not (files/"d").exists() and (files/"folder").is_dir()
 
 
 def test_an_empty_table_is_a_request_that_cannot_be_met(files):
@@ -128,3 +162,46 @@ def test_ingest_has_the_stated_shape_and_happens_once(files):
     assert set(doc) >= {"table", "version", "rows_in", "rows_good", "rows_refused", "refused", "seconds"}
     again = scalai("ingest", "good.parquet", "t", "--json", cwd=files).doc
     assert again["version"] == doc["version"] and scalai("tables", "t", "--json", cwd=files).doc["rows"] == doc["rows_good"]
+
+
+def test_a_limit_holds_for_a_whole_workflow(files):
+    "The step that runs is stopped, those behind it do not begin, and the exit code is that of `timeout`."
+    done = scalai("run", "jobs.toml", "--timeout", 4, "--json", cwd=files)
+    assert done.code == 124 and done.doc["state"] == "timed_out" and done.seconds < 45
+    assert {s["name"]: s["state"] for s in done.doc["steps"]} == {"slow": "timed_out", "job": "timed_out"}
+    assert "were over before it began" in done.doc["steps"][1]["error"]["message"]
+
+
+def test_a_reader_that_leaves_early_changes_nothing(files):
+    "`scalai … | head -c 1`: no word on stderr, and the exit code of what was done."
+    for args, code in ((("profile", "good.parquet"), 0), (("profile", "nothing.csv", "--json"), 2)):
+        read, write = os.pipe()
+        os.close(read)
+        done = subprocess.run([SCALAI, *args], stdout=write, stderr=subprocess.PIPE, text=True, cwd=files)
+        os.close(write)
+        assert (done.returncode, done.stderr) == (code, "")
+
+
+@pytest.mark.parametrize("section, code", [("[jobs]\ndatabase = nonsense", 2), ("[jobs]\ndatabase = postgresql+psycopg://u@127.0.0.1:9/x", 3)])
+def test_a_record_that_cannot_be_opened(files, section, code):
+    (files/"settings.ini").write_text(section + "\n")
+    two_lines(scalai("runs", cwd=files), code)
+
+
+def test_a_record_that_is_no_database(files):
+    (files/".scalai").mkdir()
+    (files/".scalai/scalai.db").write_text("not a database, only text that is long enough to be looked at\n"*20)
+    two_lines(scalai("runs", cwd=files), 2)
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="setpriv, of util-linux, is not here")
+def test_files_that_may_not_be_read_or_written(files):
+    "As a person without rights: root gives up its own to find out."
+    for name in ("good.parquet", "job.ipynb", "jobs.toml"): (files/name).chmod(0)
+    files.chmod(0o555)
+    limited = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    try:
+        for args in (("profile", "good.parquet"), ("ingest", "latin.csv", "t"), ("run", "job.ipynb"), ("run", "jobs.toml"), ("runs",), ("init", "w"), ("demo", "d")):
+            done = subprocess.run([*limited, SCALAI, *args], capture_output=True, text=True, cwd=files)
+            assert done.returncode == 2 and len(done.stderr.splitlines()) == 2 and done.stdout == "", (args, done.stderr)
+    finally: files.chmod(0o755)

@@ -83,6 +83,20 @@ def test_another_experiment_wants_another_workspace(demo):
 
 
 @pytest.mark.slow
+def test_interrupted_it_says_so_and_goes_on(tmp_path):
+    "Ctrl-C in the middle of a step: exit code 130, the line to type, nobody left."
+    process = subprocess.Popen([str(SCALAI), "demo", str(tmp_path/"d"), "--months", "2"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 120
+    while not running(tmp_path/"d", "ingest"):
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err and f"to go on: scalai demo {tmp_path/'d'} --months 2" in out
+    nobody_left(tmp_path)
+
+
+@pytest.mark.slow
 def test_ranks_are_descendants_of_dask_workers(tmp_path):
     "Watch the process tree while the demo trains: each training process hangs below a worker process that Dask started."
     seen = {}

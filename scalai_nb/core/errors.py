@@ -18,6 +18,7 @@ class ScalaiError(Exception):
                  hint: str = "",  # what to do about it
                  kind: str | None = None,  # a stable word for scripts; default: the class's name
                 ):
+        message, hint = (" ".join(line.strip() for line in str(said).splitlines()) for said in (message, hint))  # what others said may run over lines
         super().__init__(message)
         self.message, self.hint, self.kind = message, hint, kind or type(self).__name__
 

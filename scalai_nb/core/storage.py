@@ -30,11 +30,14 @@ def publish(path: Path | str,  # where readers look; its parents are made
            ):
     "Yield a temporary path beside `path`; write a file or make a folder there, and it replaces `path` at the end."
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tmp = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    except OSError as e: raise BadRequest(f"{path} cannot be written: {e.strerror}.", "Name a place in a folder that you may write to.") from e
     try:
         yield tmp/path.name
         if not (tmp/path.name).exists(): raise FileNotFoundError(f"Nothing was written for {path}")
+        if path.is_dir() and not (tmp/path.name).is_dir(): raise BadRequest(f"{path} is a folder.", "Give the name of a file.")
         _sync(tmp/path.name)
         if path.is_dir(): os.rename(path, tmp/"old")  # a folder cannot be renamed over a full one
         os.replace(tmp/path.name, path)

@@ -6,7 +6,7 @@
 __all__ = ['free_port', 'claim']
 
 # %% ../../nbs/core/16_web.ipynb #8f4e41c1
-import socket
+import errno, socket
 
 from .errors import BadRequest
 
@@ -28,5 +28,5 @@ def claim(port: int,  # 0: any free one
         s.listen(128)
     except OSError as e:
         s.close()
-        raise BadRequest(f"Port {port} on {host} is in use.", "Choose another with --port N, or 0 for any free one.", "port") from e
+        raise BadRequest(f"Port {port} on {host} {'is in use' if e.errno == errno.EADDRINUSE else 'cannot be used: ' + e.strerror}.", "Choose another with --port N, or 0 for any free one.", "port") from e
     return s

@@ -7,7 +7,7 @@ __all__ = ['NULLS', 'SNIFF', 'register', 'suffix', 'reader', 'files', 'parquet',
            'csv', 'json', 'as_table', 'batches', 'schema', 'to_pandas', 'could_be_null', 'read']
 
 # %% ../../nbs/data/04_source.ipynb #92fc0acc
-import csv as stdcsv, io, re
+import codecs, csv as stdcsv, io, re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,11 +49,13 @@ def reader(uri: str) -> Callable[..., Iterator[pa.Table]]:
 def files(uri: str | Path,  # a path or fsspec URL; may be a pattern (`2013-*.csv`) or a folder
          ) -> list[str]:  # at least one
     "The files a URI stands for, in order of name."
+    if not str(uri): raise BadRequest("The name of a source is empty.", "Give a table, a file, a folder or a URL.", "source")
     fs, path = filesystem(uri)
     full = lambda p: fs.unstrip_protocol(p) if is_url(uri) else p
     if any(c in str(path) for c in "*?["): found = sorted(p for p in fs.glob(path) if fs.isfile(p))
     elif fs.isdir(path): found = sorted(p for p in fs.find(path) if suffix(p) in _readers and not Path(p).name.startswith((".", "_")))
     else: found = [path] if fs.exists(path) else []
+    if not found and fs.isdir(path): raise BadRequest(f"{uri} is a folder without a file that can be read.", f"Known: {' '.join(sorted(_readers))}", "source")
     if not found: raise BadRequest(f"There is no file {uri}.", _alike(fs, str(path)), "source")
     return [full(p) for p in found]
 
@@ -70,14 +72,23 @@ def _opened(uri: str):
     fs, path = filesystem(uri)
     try:
         if fs.size(path) == 0: raise BadRequest(f"{uri} is empty: 0 bytes.", "Check how the file was made or copied.", "source")
-        with fs.open(path, "rb", compression="infer") as f: yield f
+        with _file(fs, path) as f: yield f
     except FileNotFoundError as e: raise BadRequest(f"There is no file {uri}.", _alike(fs, path), "source") from e
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, EOFError, UnicodeError) as e:
-        first = str(e).splitlines()[0] if str(e) else type(e).__name__
-        raise BadRequest(f"{uri} cannot be read: {first[:300]}", _hint(first), "source") from e
+        raise _unreadable(uri, e) from e
+
+def _unreadable(uri: str, e: Exception) -> BadRequest:
+    first = str(e).splitlines()[0] if str(e) else type(e).__name__
+    printable = "".join(c if c.isprintable() else "\ufffd" for c in first[:300])
+    return BadRequest(f"{uri} cannot be read: {printable}", _hint(first), "source")
+
+def _file(fs, path: str):
+    "A local file is Arrow's own: its threads then never wait for Python, not even for one that is ending."
+    local = "file" in fs.protocol and suffix(path) == Path(path).suffix.lower()
+    return pa.OSFile(path) if local else fs.open(path, "rb", compression="infer")
 
 def _hint(message: str) -> str:
-    if "UTF" in message or "codec" in message: return "The text is not UTF-8: give its encoding, as in encoding='latin-1'."
+    if "UTF" in message or "codec" in message: return "Convert it, as with `iconv -f latin1 -t utf8`, or give its encoding in Python: read(uri, encoding='latin-1')."
     if "columns, got" in message: return "Mend the line; `ingest` sets such lines aside in the quarantine."
     if "conversion error" in message: return "A column changes its type in the file: give it, as in types={'column': 'string'}."
     return "The file is damaged or not what its suffix says; make or copy it again."
@@ -152,10 +163,13 @@ def csv_types(uri: str, delimiter: str | None = None, encoding: str = "utf8") ->
     "The types of a CSV file's columns, from its first 16 MB."
     with _opened(uri) as f: head = f.read(SNIFF)
     head = head if encoding == "utf8" else head.decode(encoding, "ignore").encode()
+    try: codecs.getincrementaldecoder("utf8")().decode(head)  # may end within a letter
+    except UnicodeDecodeError as e: 
+        line = head.count(b"\n", 0, e.start) + 1
+        raise BadRequest(f"{uri}, line {line}: the text is not UTF-8.", _hint("UTF"), "source") from e
     names, found = _dialect(head)
-    shape = _sniffed(head, delimiter or found, len(head) < SNIFF).schema
-    for f in shape:
-        if pa.types.is_binary(f.type): raise BadRequest(f"{uri}, column {f.name!r}: the text is not UTF-8.", _hint("UTF"), "source")
+    try: shape = _sniffed(head, delimiter or found, len(head) < SNIFF).schema
+    except pa.ArrowInvalid as e: raise _unreadable(uri, e) from e
     return {f.name: plain(f.type) for f in shape}
 
 # %% ../../nbs/data/04_source.ipynb #1f5e54f9

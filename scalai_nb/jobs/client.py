@@ -248,7 +248,7 @@ async def watch(self: Execution, client: Client, main: asyncio.Task):
             if not self.stop.reason and self.record and self.record.cancelled(self.run.id): self.stop.request("a request in the record")
         if self.stopped is None:
             if self.stop.reason: self.stopped = "cancelled", "Cancelled", f"stopped by {self.stop.reason}"
-            elif now > self.deadline: self.stopped = "timed_out", "TimedOut", f"not done after {self.timeout:g} s"
+            elif now > self.deadline: self.stopped = "timed_out", "TimedOut", f"not done after {round(self.timeout, 1):g} s"
             else: continue
             grace = now + GRACE
             if client.kc and client.km.has_kernel: await client.km.interrupt_kernel()

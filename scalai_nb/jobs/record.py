@@ -17,7 +17,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from fastcore.basics import patch
 
-from ..core.errors import BadRequest, Cancelled, TimedOut, Unreachable, WorkFailed
+from ..core.errors import BadRequest, Cancelled, TimedOut, Unreachable, WorkFailed, one_of
 from ..core.settings import Settings
 from .result import plain
 
@@ -170,13 +170,17 @@ TIMINGS = sa.Table("timings", META,
 def connect(url: str) -> sa.Engine:
     "A database with the record's tables in it."
     if url.startswith("sqlite:///"): Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    engine = sa.create_engine(url, **({"connect_args": {"timeout": 30}} if url.startswith("sqlite") else {}))
+    try: engine = sa.create_engine(url, **({"connect_args": {"timeout": 30}} if url.startswith("sqlite") else {}))
+    except (sa.exc.ArgumentError, ImportError) as e:
+        raise BadRequest(f"[jobs] database cannot be used: {e}.", "Write a SQLAlchemy URL, as in postgresql+psycopg://USER@HOST/NAME, and install its driver.", "settings") from e
     if url.startswith("sqlite"):
         @sa.event.listens_for(engine, "connect")
         def wal(connection, _):
             for pragma in ("journal_mode = WAL", "synchronous = NORMAL"): connection.execute(f"PRAGMA {pragma}")
     try: META.create_all(engine)
-    except sa.exc.OperationalError as e:
+    except sa.exc.DatabaseError as e:
+        if url.startswith("sqlite"): raise BadRequest(f"The record {engine.url.database} cannot be opened: {e.orig}.", "Check the file and its rights; without it, a new record begins.") from e
+        if not isinstance(e, sa.exc.OperationalError): raise
         raise Unreachable(f"The record's database does not answer: {e.orig}", f"Check [jobs] database = {engine.url.render_as_string()}") from e
     return engine
 
@@ -258,6 +262,7 @@ def runs(self: Record,
          limit: int | None = 50,
         ) -> list[JobRun]:  # newest first, without their steps
     "Look at the record."
+    if state is not None: one_of(state, STATES, "state")
     where = [c == v for c, v in ((RUNS.c.state, state), (RUNS.c.name, name), (RUNS.c.key, key)) if v is not None]
     if not nested and key is None: where.append(RUNS.c.parent.is_(None))
     with self.engine.begin() as db:

@@ -7,7 +7,7 @@ __all__ = ['REFERENCE', 'CONDITION', 'COMPARE', 'LEFT_OUT', 'UNCHANGED', 'STOPPE
            'Step', 'Words', 'Workflow', 'load', 'step_key', 'Session']
 
 # %% ../../nbs/jobs/08_workflow.ipynb #62784041
-import hashlib, json, os, re, time, tomllib
+import hashlib, json, math, os, re, time, tomllib
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..core import live
 from ..core.errors import BadRequest, ScalaiError, WorkFailed, nearest
 from ..core.settings import Settings
-from .engine import run as run_notebook
+from .engine import positive, run as run_notebook
 from .parameters import Parameter, _conform, check, load_notebook, read, source
 from .record import GOOD, JobRun, Record, commit, versions
 
@@ -225,8 +225,13 @@ def step_key(notebook: Path,  # the step's source
 # %% ../../nbs/jobs/08_workflow.ipynb #385faac2
 class Session:
     "What all steps of a workflow run share."
-    def __init__(self, settings: Settings, terminal, stop, warm=None):
+    def __init__(self, settings: Settings, terminal, stop, warm=None, timeout: float | None = None):
         self.settings, self.record, self.terminal, self.stop, self.warm = settings, Record(settings), terminal, stop, warm
+        self.timeout, self.until = timeout, time.monotonic() + (timeout or math.inf)
+
+    def left(self, step: float | None = None) -> float:  # seconds
+        "What a step may take: its own limit, within what the workflow has left."
+        return min(step or self.settings.jobs.timeout, self.until - time.monotonic())
 
     def stopping(self, id: str) -> bool:  # id of the workflow's run
         if not self.stop.reason and self.record.cancelled(id): self.stop.request("a request in the record")
@@ -239,6 +244,7 @@ def run(self: Workflow,
         from_failed: bool = False,  # go on with the last run of this workflow: what succeeded there stays done
         settings: Settings | None = None,
         *,
+        timeout: float | None = None,  # seconds for all steps together; each has its own limit too
         parent: str | None = None,  # default: the run that this is called from
         progress: bool | None = None,  # lines on standard error; default: unless in a kernel
         warm: bool = True,  # False: every kernel starts cold
@@ -248,13 +254,14 @@ def run(self: Workflow,
     from scalai_nb.jobs.log import Terminal
     from scalai_nb.jobs.warm import Pool
     settings, stop = settings or Settings.load(), Stop()
+    positive(timeout)
     previous = _resumed(self, Record(settings)) if from_failed else None
     if previous and not parameters: parameters = previous.parameters
     values = _values(self, parameters or {})
     if previous and values != previous.parameters: raise BadRequest(f"The run to go on with, {previous.id}, had other parameters: {previous.parameters}.", "Leave them out, or start anew without --from-failed.")
     with Terminal(progress) as terminal, stop.on_signals(), Pool(self.warm if warm else ()) as pool:
         terminal.title(self.name)
-        session = Session(settings, terminal, stop, pool if warm else None)
+        session = Session(settings, terminal, stop, pool if warm else None, timeout)
         job = _run(self, values, session, parent or os.environ.get("SCALAI_RUN"), self.name, "", [], previous)
         terminal.done(job)
     return job
@@ -331,6 +338,7 @@ def _step(flow: Workflow, step: Step, scope: dict, states: dict, job: JobRun, se
         if not path or error: session.terminal.done(_named(run, path))
         return [run]
     if session.stopping(job.id): return note(step.name, "skipped", STOPPED + session.stop.reason)
+    if session.left() <= 0: return note(step.name, "timed_out", error=dict(cell=None, kind="TimedOut", message=f"the workflow's {session.timeout:g} s were over before it began"))
     if broken: return note(step.name, "skipped", LEFT_OUT + f"it needs {broken}, which {states[broken].replace('_', ' ')}")
     if missed: return note(step.name, "skipped", LEFT_OUT + f"it needs {missed}, which was left out")
     runs, chain = [], upstream
@@ -368,14 +376,14 @@ def _attempts(flow: Workflow, step: Step, name: str, parameters: dict, job: JobR
         if found: return _unchanged(found, name, file, values, key, job, session, path)
         def once():
             session.terminal.start(path + name)
-            return run_notebook(file, parameters, timeout=step.timeout, settings=session.settings, name=name, parent=job.id, key=key,
+            return run_notebook(file, parameters, timeout=max(session.left(step.timeout), .001), settings=session.settings, name=name, parent=job.id, key=key,
                                 stop=session.stop, terminal=session.terminal, warm=session.warm)
     for attempt in range(step.retries + 1):
         if attempt: _pause(2**(attempt - 1), session, job.id)
         run = once()
         if path and run.state == "skipped": return run
         session.terminal.done(_named(run, path))
-        if run.ok or session.stop.reason: break
+        if run.ok or session.stop.reason or session.left() <= 0: break
     return run
 
 

@@ -27,6 +27,7 @@ def client_of(uri: str):  # mlflow.MlflowClient
     for name in ("alembic", "mlflow.store.db.utils"): logging.getLogger(name).setLevel(logging.WARNING)
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
+    from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
     for name in ("alembic", "mlflow.store.db.utils"): logging.getLogger(name).setLevel(logging.WARNING)  # the import sets it anew
     def opened(uri):
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -36,6 +37,7 @@ def client_of(uri: str):  # mlflow.MlflowClient
         file = Path(uri.removeprefix("sqlite:///"))
         if uri.startswith("sqlite:///") and not file.exists(): _make(file, opened)
         return opened(uri)
+    except UnsupportedModelRegistryStoreURIException as e: raise BadRequest(f"[tracking] uri = {uri} is not an address of MLflow.", "Write sqlite:///FILE or http://HOST:PORT.", "registry") from e
     except MlflowException as e: raise Unreachable(f"The model registry {uri} cannot be opened: {str(e).splitlines()[0]}", "Check [tracking] uri in settings.ini.", "registry") from e
 def _make(file: Path, opened):
     "A new database appears whole. MLflow builds it in a hundred small steps, each forced to the disk: six seconds, one in memory."

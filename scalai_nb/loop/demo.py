@@ -39,6 +39,7 @@ def demo(folder: Path | str = "scalai-demo",  # the workspace
     "Run the whole loop. Safe to kill and to start again: what is done is not done twice."
     if not 2 <= months <= 12: raise BadRequest(f"--months {months} is not possible.", "Give 2 to 12: at least one month trains and one is scored.")
     if not 0 <= shift <= months: raise BadRequest(f"--shift {shift} is outside the months 1 to {months}.", "Give a month that the demo reads, or 0 for none.")
+    if shuffle < 0: raise BadRequest(f"--shuffle {shuffle} is not possible.", "Give a seed from 1 on, or 0 for the months as they were.")
     if ranks < 1: raise BadRequest(f"--ranks {ranks} is not possible.", "Give 1 or more.")
     from scalai_nb.jobs.workflow import Workflow
     same_experiment(Path(folder), dict(shuffle=shuffle, shift=shift))
@@ -78,6 +79,7 @@ COLUMNS = f"{'month':<8} {'kept':>8} {'refused':>8} {'AUC':>7} {'usual':>7} {'es
 def story(run, settings: Settings, folder: Path | str) -> str:
     "The table of what happened, and the line to type next."
     doc = run.to_dict()
+    if doc["state"] == "cancelled": return f"Stopped. What was finished is kept; to go on: scalai demo {folder} --months {doc['parameters']['months']}"
     if doc["state"] not in ("succeeded", "skipped"): return failed(doc)
     lines = [COLUMNS] + [_line(row) for row in month_rows(settings)]
     lines += ["", f"{counted(doc)}   {doc['seconds']:.0f} s", f"Dashboards:  cd {folder} && {command(settings.root)} dash"]
@@ -116,5 +118,6 @@ def failed(doc: dict) -> str:
     "Which notebook ended the demo, and why."
     bad = next((s for s in leaves(doc) if s["state"] not in ("succeeded", "skipped")), doc)
     error = bad.get("error") or {}
-    return (f"The demo {doc['state']}: {Path(bad['notebook']).name} cell {error.get('cell')}: {error.get('kind')}: {error.get('message')}\n"
+    where = "" if error.get("cell") is None else f" cell {error['cell']}"
+    return (f"The demo {doc['state'].replace('_', ' ')}: {Path(bad['notebook']).name}{where}: {error.get('kind')}: {error.get('message')}\n"
             f"The notebook as it ran: {bad.get('output')}")

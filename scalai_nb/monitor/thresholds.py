@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 from fastcore.basics import patch
+from pydantic import TypeAdapter, ValidationError
 from scipy.special import stdtrit
 
 from ..core.errors import BadRequest, nearest
@@ -50,14 +51,14 @@ def _known(given: dict, known, what: str) -> None:
 class Policy:
     "What counts as drift, what counts as loss, and how rarely either may be claimed wrongly."
     false_alarms: float = .05  # of a comparison over all columns; of the losses claimed over `looks` windows
-    effects: dict = field(default_factory=dict)  # measure -> least effect, where it differs from EFFECTS
-    losses: dict = field(default_factory=dict)  # measure -> least loss, where it differs from LOSSES
-    columns: dict = field(default_factory=dict)  # column -> {measure: least effect, "unit": "min"}
-    ignore: tuple = ()  # columns that are not compared: keys, periods
+    effects: dict[str, float] = field(default_factory=dict)  # measure -> least effect, where it differs from EFFECTS
+    losses: dict[str, float] = field(default_factory=dict)  # measure -> least loss, where it differs from LOSSES
+    columns: dict[str, dict] = field(default_factory=dict)  # column -> {measure: least effect, "unit": "min"}
+    ignore: tuple | str = ()  # columns that are not compared: keys, periods
     looks: int = 12  # windows looked at in a row: a year of months
     min_labels: int = 500  # fewer labelled rows than this measure nothing
-    limits: dict = field(default_factory=dict)  # column -> {measure: effect beyond the usual}, by `calibrate`
-    usual: dict = field(default_factory=dict)  # column -> {measure: mean effect between reference windows}, by `calibrate`
+    limits: dict[str, dict[str, float]] = field(default_factory=dict)  # column -> {measure: effect beyond the usual}, by `calibrate`
+    usual: dict[str, dict[str, float]] = field(default_factory=dict)  # column -> {measure: mean effect between reference windows}, by `calibrate`
     windows: int = 0  # reference windows that `calibrate` saw
 
     def __post_init__(self):
@@ -140,9 +141,12 @@ def save(self: Policy, path) -> Path:
 def load(cls: Policy, path) -> Policy:
     "Read a policy; an unknown key is refused."
     try: text = Path(path).read_text()
-    except OSError as e: raise BadRequest(f"{path}: {e.strerror}", "give the path of a policy written by Policy.save") from e
+    except (OSError, UnicodeDecodeError) as e: raise BadRequest(f"{path} cannot be read: {getattr(e, 'strerror', 'not a text')}", "give the path of a policy written by Policy.save") from e
     try: state = yaml.safe_load(text) or {}
     except yaml.YAMLError as e: raise BadRequest(f"{path} is not YAML: {e}".splitlines()[0], "correct the file") from e
     if not isinstance(state, dict): raise BadRequest(f"{path} holds no mapping", "give keys such as false_alarms, effects, columns, ignore")
     _known(state, [f.name for f in fields(Policy)], "policy key")
-    return cls(**state)
+    try: return TypeAdapter(cls).validate_python(state)
+    except ValidationError as e:
+        first = e.errors()[0]
+        raise BadRequest(f"{path}: {'.'.join(map(str, first['loc']))} = {first['input']!r} is not allowed", first["msg"]) from e
