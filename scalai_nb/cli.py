@@ -23,7 +23,7 @@ from .core.errors import BadRequest, Cancelled, ScalaiError
 @dataclass
 class Answer:
     "What a verb found: for scripts, for people, for schedulers."
-    doc: dict  # printed under `--json`
+    doc: dict | None  # printed under `--json`; None: it has been printed already
     text: str | Callable[[], str] = ""  # printed otherwise; a function where it costs something
     code: int = 0  # exit code: 0 done, 1 the work itself failed
 
@@ -38,6 +38,7 @@ def strict(value: Any) -> Any:
 
 def show(answer: Answer, as_json: bool):
     "Print an answer: one document, or words."
+    if as_json and answer.doc is None: return
     if as_json: say(json.dumps(strict(answer.doc), allow_nan=False))
     else:
         text = answer.text() if callable(answer.text) else answer.text
@@ -66,12 +67,12 @@ def verb(group: typer.Typer, name: str | None = None):
         @functools.wraps(fn)
         def command(*args, json_=False, settings_=None, debug_=False, **kw):
             if settings_: os.environ["SCALAI_SETTINGS"] = str(Path(settings_).absolute())  # children see the same
-            answer = fn(*args, **kw)
+            answer = fn(*args, **kw, **({"json_": json_} if "json_" in own.parameters else {}))
             show(answer, json_)
             raise typer.Exit(answer.code)
         own = inspect.signature(fn)
         common = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, annotation=a, default=None if n == "settings_" else False) for n, a in COMMON.items()]
-        command.__signature__ = own.replace(parameters=[*own.parameters.values(), *common])
+        command.__signature__ = own.replace(parameters=[*(p for n, p in own.parameters.items() if n not in COMMON), *common])
         command.__annotations__ = {**fn.__annotations__, **COMMON}
         group.command(name or fn.__name__)(command)
         return fn
@@ -365,11 +366,12 @@ def score(model: Annotated[str, typer.Argument(metavar="MODEL")], uri: Annotated
 @verb(app)
 def dash(apps: Annotated[list[str] | None, typer.Argument(metavar="[APP…]", help="Names of dashboards; all without.")] = None,
          port: Annotated[int | None, typer.Option(min=0, max=65535, help="0: any free one.")] = None,
-         no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open one.")] = False) -> Answer:
+         no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open one.")] = False, *, json_: bool = False) -> Answer:
     "The dashboards behind one gateway; prints one link that holds its token."
     from scalai_nb.dash.gateway import dash
-    dash(apps or None, port=port, open_browser=not no_browser)
-    return Answer({"stopped": True})
+    announce = (lambda link: say(json.dumps({"url": link}))) if json_ else None
+    dash(apps or None, port=port, open_browser=not no_browser, announce=announce)
+    return Answer(None)
 
 @verb(app)
 def lab() -> Answer:

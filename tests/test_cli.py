@@ -205,3 +205,12 @@ def test_files_that_may_not_be_read_or_written(files):
             done = subprocess.run([*limited, SCALAI, *args], capture_output=True, text=True, cwd=files)
             assert done.returncode == 2 and len(done.stderr.splitlines()) == 2 and done.stdout == "", (args, done.stderr)
     finally: files.chmod(0o755)
+
+
+def test_dash_prints_one_document_and_ends_well(workspace):
+    "The link stands in it as soon as it works."
+    process = subprocess.Popen([SCALAI, "dash", "--port", "0", "--no-browser", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=workspace)
+    line = process.stdout.readline()
+    assert "/?token=" in json.loads(line)["url"]
+    process.terminate()
+    assert process.communicate(timeout=60)[0] == "" and process.returncode == 0
