@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['app', 'contract_app', 'models_app', 'COMMON', 'UsageError', 'Answer', 'strict', 'show', 'say', 'verb', 'main',
-           'usage', 'tell', 'init', 'demo', 'profile_of', 'profile', 'ingest', 'tables', 'contract_infer',
-           'contract_check', 'drift', 'pairs', 'run', 'run_text', 'runs', 'logs', 'log_text', 'cancel', 'models_list',
-           'models_show', 'models_promote', 'models_rollback', 'budget', 'compress', 'score', 'dash', 'lab']
+           'usage', 'tell', 'init', 'demo', 'profile_of', 'profile', 'ingest', 'printable', 'cells', 'tables_text',
+           'tables', 'gc', 'contract_infer', 'contract_check', 'drift', 'pairs', 'run', 'run_text', 'runs', 'logs',
+           'log_text', 'cancel', 'models_list', 'models_show', 'models_promote', 'models_rollback', 'budget',
+           'compress', 'score', 'dash', 'lab']
 
 # %% ../nbs/cli.ipynb #a53a90a7
 import functools, inspect, json, math, os, sys, traceback
@@ -172,17 +173,61 @@ def ingest(uri: Annotated[str, typer.Argument(metavar="URI")], table: Annotated[
     return Answer(doc, f"{table}: {doc['rows_good']:,} of {doc['rows_in']:,} rows kept, {doc['rows_refused']:,} in quarantine, version {doc['version']}{reasons}",
                   1 if strict and doc["rows_refused"] else 0)
 
+# %% ../nbs/cli.ipynb #85642b59
+def printable(text: str) -> str:
+    "Text whose control characters are shown as what they are: no value moves the cursor, colours or clears a terminal."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+def cells(rows: list[dict], most: int = 8, width: int = 14) -> str:
+    "Rows as a table of text: so many columns, so many characters of a value."
+    if not rows: return "  none"
+    names = list(rows[0])
+    said = [[printable(str(v)) for v in line] for line in ([*names[:most]], *([r[c] for c in names[:most]] for r in rows))]
+    cut = lambda s: s if len(s) <= width else s[:width - 1] + "…"
+    more = f"  (and {len(names) - most} columns more: --json shows them)" if len(names) > most else ""
+    return "\n".join("  " + "  ".join(f"{cut(v):<{width}}" for v in line).rstrip() for line in said) + ("\n" + more if more else "")
+
+# %% ../nbs/cli.ipynb #36b13414
+def tables_text(d: dict) -> str:
+    "One table as a person reads it."
+    many = [h for h in d["versions"][:10]]
+    lines = [f"{d['name']}: version {d['version']}, {d['rows']:,} rows, {d['refused']:,} in quarantine", "versions"]
+    lines += [f"  {h['version']:>4}  {h['at']}  {h['mode']:<10}" + (f"  {h['rows_good']:>12,} rows in, {h['rows_refused']:,} refused" if "rows_good" in h else "") for h in many]
+    lines += [f"        and {len(d['versions']) - 10} before"] if len(d["versions"]) > 10 else []
+    lines += ["columns"] + [f"  {printable(n):<20} {k}" for n, k in d["columns"].items()]
+    lines += ["sample", cells(d["sample"])]
+    if d["refused"]: lines += ["refused because"] + [f"  {k:>9,}  {printable(r)}" for r, k in d["reasons"].items()] + ["refused rows", cells([{"_reason": r["_reason"], **r} for r in d["quarantine"]])]
+    return "\n".join(lines)
+
 @verb(app)
-def tables(name: Annotated[str | None, typer.Argument(metavar="[NAME]")] = None) -> Answer:
-    "The catalogue, or one table's columns."
+def tables(name: Annotated[str | None, typer.Argument(metavar="[NAME]")] = None,
+           diff: Annotated[tuple[int, int] | None, typer.Option("--diff", metavar="V W", help="What changed between two versions, in words.")] = None) -> Answer:
+    "The catalogue, or one table: versions, columns, what was refused and why, some rows."
     from scalai_nb.data.table import Table
     if name is None:
+        if diff: raise BadRequest("--diff needs to know which table.", "Write: scalai tables NAME --diff 3 5")
         found = Table.list()
         return Answer({"tables": found}, "\n".join(f"{t['name']:<20} version {t['version']:>4}  {t['rows']:>12,} rows  {t['refused']:>8,} in quarantine" for t in found) or "No tables yet. Make one with: scalai ingest URI TABLE")
-    t = Table(name)
-    columns = {f.name: str(f.type) for f in t.schema}
-    return Answer({"name": name, "version": t.version, "rows": t.rows, "columns": columns},
-                  f"{name}: version {t.version}, {t.rows:,} rows\n" + "\n".join(f"  {n:<20} {k}" for n, k in columns.items()))
+    if diff:
+        said = Table(name).diff(*diff)
+        return Answer({"name": name, "from": diff[0], "to": diff[1], "changes": said}, lambda: "\n".join(map(printable, said)))
+    found = Table(name).describe()
+    return Answer(found, lambda: tables_text(found))
+
+# %% ../nbs/cli.ipynb #ce6364b0
+@verb(app)
+def gc(days: Annotated[int | None, typer.Option(min=0, help="How long older versions stay; default: [data] retain_days.")] = None,
+       dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False) -> Answer:
+    "Take away the files of tables that no version of the last days needs, and what crashes left."
+    from scalai_nb.core.settings import Settings
+    from scalai_nb.data.retention import gc
+    settings = Settings.load()
+    days = settings.data.retain_days if days is None else days
+    found = [vars(f) for f in gc(settings, days, dry_run)]
+    files, size, verb = sum(f["files"] for f in found), sum(f["bytes"] for f in found), "would go" if dry_run else "went"
+    lines = [f"  {f['place']:<28} {f['files']:>6,} files  {f['bytes']/1e6:>10,.1f} MB" for f in found if f["files"]]
+    return Answer({"days": days, "dry_run": dry_run, "files": files, "bytes": size, "places": found},
+                  "\n".join([f"{files:,} files, {size/1e6:,.1f} MB {verb}; older than {days} days.", *lines]))
 
 # %% ../nbs/cli.ipynb #46c675ba
 @verb(contract_app, "infer")

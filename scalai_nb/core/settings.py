@@ -27,6 +27,7 @@ class DataSection(Section):
     storage: str = ""  # where tables lie: a folder or fsspec URL; empty: `home`
     rows_per_part: int = Field(250_000, ge=1)  # rows that one task holds in memory
     folds: int = Field(5, ge=2, le=120)  # parts that a key's hash can fall into; fold 0 validates
+    retain_days: int = Field(30, ge=0)  # days that an older version, and what no version names, stays on disk
 
 class ClusterSection(Section):
     kind: Literal["auto", "threads", "processes", "cuda", "address"] = "auto"
