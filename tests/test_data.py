@@ -255,3 +255,34 @@ def test_hostile_names_and_values(workspace):
     done = write(bad, "t", Contract({"n": Rule("int64")}))
     assert done.refused == {"n: not an integer": 1} and done.rows_good == 0
     assert "<script>" not in Table("t")._repr_html_() and Table("t").quarantine.arrow()["<script>"][0].as_py() == "<b>"
+
+
+LIVE = """
+import time, pandas as pd, dask.dataframe as dd
+from scalai_nb.core.cluster import cluster
+from scalai_nb.data.profile import profile
+frame = dd.from_pandas(pd.DataFrame({"<i>": range(6000)}), npartitions=6)
+def slowly(rows): time.sleep(.4); return rows
+with cluster(kind="%s", workers=2): p = profile(frame.map_partitions(slowly, meta=frame._meta))
+print(p.digest)
+"""
+
+
+@pytest.mark.parametrize("kind", ["processes", pytest.param("threads", marks=pytest.mark.slow)])
+def test_a_profile_fills_in_while_partitions_arrive(workspace, kind):
+    "In a real kernel: each finished partition is drawn in the cell, also when workers are other processes."
+    import nbformat, re
+    from nbclient import NotebookClient
+    pages = []
+
+    class Watching(NotebookClient):
+        def process_message(self, msg, cell, cell_index):
+            if msg["msg_type"] in ("display_data", "update_display_data"): pages.append(msg["content"]["data"].get("text/html", ""))
+            return super().process_message(msg, cell, cell_index)
+
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(LIVE % kind)])
+    Watching(book, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(workspace)}}).execute()
+    rows = [int(m[1].replace(",", "")) for p in pages if (m := re.search(r"\d of 6 partitions · ([\d,]+) rows", p))]
+    assert len(set(rows)) >= 3 and rows == sorted(rows) and rows[-1] == 6000, rows
+    assert all("<i>" not in p for p in pages) and "&lt;i&gt;" in pages[0] and "<progress" in pages[0] and "<progress" not in pages[-1]
+    assert book.cells[0].outputs[-1]["text"].strip() == profile(pd.DataFrame({"<i>": range(6000)})).digest

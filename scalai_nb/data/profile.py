@@ -4,7 +4,7 @@
 __all__ = ['PART', 'VERSION', 'SCHEMA', 'caps', 'Profile', 'total', 'profile']
 
 # %% ../../nbs/data/02_profile.ipynb #fc279bbe
-import functools, hashlib, json, os
+import functools, hashlib, json, os, uuid
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np, pyarrow as pa
 from fastcore.basics import patch
 
 from ..core.errors import BadRequest, nearest
-from ..core.live import emit
+from ..core.live import emit, heard
 from . import histogram as hg, moments as mt
 from .categories import Categories
 from .column import COUNTERS, Column, align, align_categories, column  # align…: for who imports them from here
@@ -288,20 +288,39 @@ def _of_uri(uri, keys, columns):
     wanted = None if columns is None else list(dict.fromkeys([*columns, *(keys or ())]))
     return _of_part(batches(uri, columns=wanted), keys, columns)
 
+# %% ../../nbs/data/02_profile.ipynb #111cf068
 def _of_dask(frame, keys, columns):
-    "Profile a Dask frame: a profile of each partition where it lies, then a tree of sums; only profiles travel."
+    "Profile a Dask frame."
     import dask
     if columns is not None: frame = frame[list(dict.fromkeys([*columns, *(keys or ())]))]
-    task = dask.delayed(_part_task, pure=False)
-    parts = [task(d, keys, columns, frame.npartitions) for d in frame.to_delayed()]
-    add = dask.delayed(_sum_task, pure=False)
-    while len(parts) > 1: parts = [add(parts[i:i + 8], keys) for i in range(0, len(parts), 8)]
-    return dask.compute(parts[0])[0] if parts else Profile() if keys is None else {}
+    client, tell = _client(), functools.partial(emit, "profile", of=frame.npartitions, run=uuid.uuid4().hex)
+    task, add = dask.delayed(_part_task, pure=False), dask.delayed(_sum_task, pure=False)
+    parts = level = [task(d, keys, columns, None if client else tell) for d in frame.to_delayed()]
+    if not parts: return Profile() if keys is None else {}
+    while len(level) > 1: level = [add(level[i:i + 8], keys) for i in range(0, len(level), 8)]
+    return _followed(client, parts, level[0], tell) if client and heard("profile") else dask.compute(level[0])[0]
 
-def _part_task(data, keys, columns, of):
-    "In a Dask worker: one thread, since Dask has its own."
+def _client():
+    "The `distributed.Client` that computes here, if one does."
+    import dask
+    owner = getattr(dask.base.get_scheduler(), "__self__", None)
+    return owner if hasattr(owner, "submit") else None
+
+def _followed(client, parts, root, tell):
+    "The result of a tree on a cluster, with an event for each part that is done."
+    from distributed import as_completed
+    *futures, last = client.compute([*parts, root])
+    try:
+        for _, made in as_completed(futures, with_results=True): tell(part=_flat(made))
+        return last.result()
+    except BaseException: client.cancel([*futures, last]); raise
+
+def _flat(made): return total(made.values()) if isinstance(made, dict) else made
+
+def _part_task(data, keys, columns, tell):
+    "One thread, since Dask has its own."
     made = _of_part(data, keys, columns, 1)
-    emit("profile", part=made, of=of)
+    if tell: tell(part=_flat(made))
     return made
 
 def _sum_task(parts, keys): return total(parts) if keys is None else functools.reduce(_add_families, parts, {})
