@@ -163,11 +163,13 @@ def profile(uri: Annotated[str, typer.Argument(metavar="URI", help="A table, a f
 def ingest(uri: Annotated[str, typer.Argument(metavar="URI")], table: Annotated[str, typer.Argument(metavar="TABLE")],
            contract: Annotated[Path | None, typer.Option(help="YAML; without one, types are taken from the rows.")] = None,
            key: Annotated[list[str] | None, typer.Option(help="Column that identifies a row; repeat it for several.")] = None,
+           period: Annotated[str | None, typer.Option(help="A column, or a name for all rows as 2013-06.")] = None,
+           fold: Annotated[list[str] | None, typer.Option(help="Column whose hash gives the fold; repeat it for several.")] = None,
            strict: Annotated[bool, typer.Option(help="Exit with 1 when rows were refused.")] = False) -> Answer:
     "A source into a table, bad rows into quarantine, exactly once."
     from scalai_nb.data.contract import Contract
     from scalai_nb.data.ingest import ingest
-    done = ingest(uri, table, contract=Contract.load(contract) if contract else None, key=key or None)
+    done = ingest(uri, table, contract=Contract.load(contract) if contract else None, key=key or None, period=period, fold=fold or None)
     doc = done.to_dict()
     reasons = "".join(f"\n  {n:>9,}  {reason}" for reason, n in sorted(doc["refused"].items(), key=lambda r: -r[1]))
     return Answer(doc, f"{table}: {doc['rows_good']:,} of {doc['rows_in']:,} rows kept, {doc['rows_refused']:,} in quarantine, version {doc['version']}{reasons}",

@@ -39,6 +39,7 @@ class Contract:
     key: tuple[str, ...] = ()  # columns that name a row: never null, never twice
     extra: str = "keep"  # columns that no rule names: keep, drop or refuse
     nulls: tuple[str, ...] = ()  # texts that mean null, in any column
+    evolve: tuple[str, ...] = ()  # how a table may follow its source: add (new columns, null so far), widen (whole numbers become float64)
 
     def __getitem__(self, column: str) -> Rule: return self.columns[one_of(column, self.columns, "column", "contract")]
     def __contains__(self, column: str) -> bool: return column in self.columns
@@ -130,6 +131,8 @@ def from_dict(given: dict, where: str = "contract") -> Contract:
     c = Contract(**_fields(Contract, given | {"columns": {}}, where) | {"columns": rules})
     c.key = (c.key,) if isinstance(c.key, str) else tuple(c.key)
     one_of(c.extra, ["keep", "drop", "refuse"], "value of extra:", "contract")
+    c.evolve = (c.evolve,) if isinstance(c.evolve, str) else tuple(c.evolve)
+    for word in c.evolve: one_of(word, ["add", "widen"], "value of evolve:", "contract")
     return c
 
 def load(place: str | Path) -> Contract:

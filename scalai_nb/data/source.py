@@ -8,6 +8,7 @@ __all__ = ['NULLS', 'SNIFF', 'register', 'suffix', 'reader', 'files', 'parquet',
 
 # %% ../../nbs/data/04_source.ipynb #92fc0acc
 import codecs, csv as stdcsv, io, re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -139,7 +140,7 @@ def _dialect(head: bytes) -> tuple[list[str], str]:
     line = head.split(b"\n", 1)[0].decode("utf-8-sig", "replace").rstrip("\r")
     delimiter = max(",;\t|", key=line.count)
     names = next(stdcsv.reader([line], delimiter=delimiter), [])
-    twice = sorted({n for n in names if names.count(n) > 1})
+    twice = [n for n, k in Counter(names).items() if k > 1]
     if twice: raise BadRequest(f"The header names {twice[0]!r} twice.", "Give every column a name of its own.", "source")
     return names, delimiter
 

@@ -6,10 +6,10 @@
 __all__ = ['Table', 'standing', 'Written', 'write', 'catalogue']
 
 # %% ../../nbs/data/08_table.ipynb #921d4e6a
-import itertools, json, os, uuid
+import errno, itertools, json, os, uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from urllib.parse import unquote
@@ -25,7 +25,7 @@ from ..core.settings import Settings
 from ..core.storage import filesystem, is_url
 from . import history
 from .contract import Contract, repeats
-from .part import PERIOD, Part, Plan, prefix, process, unique
+from .part import PERIOD, Part, Pieces, Plan, agree, on_workers, prefix, process, unique
 from .source import could_be_null, to_pandas
 
 # %% ../../nbs/data/08_table.ipynb #c9541e52
@@ -103,7 +103,7 @@ def _mode(h: dict) -> str:  # create, append, overwrite, or Delta's word for wha
 def versions(self: Table) -> list[dict]:  # newest first: version, at (UTC), mode, and what the writer said
     "What happened to the table."
     from datetime import datetime, timezone
-    said = lambda h: {k: int(h[k]) if h[k].isdigit() and k != "batch" else h[k] for k in ("batch", "rows_in", "rows_good", "rows_refused") if k in h}
+    said = lambda h: {k: int(h[k]) if h[k].isdigit() and k not in ("batch", "source") else h[k] for k in ("batch", "source", "rows_in", "rows_good", "rows_refused") if k in h}
     return [{"version": h["version"], "at": datetime.fromtimestamp(h["timestamp"]/1000, timezone.utc).isoformat(timespec="seconds"),
              "mode": _mode(h), **said(h)} for h in self.delta().history()]
 
@@ -213,13 +213,17 @@ def _parts(plan: Plan, frame) -> list[Part]:
     if hasattr(frame, "to_delayed"):
         import dask
         work = dask.delayed(process, pure=False)
-        return list(dask.compute(*[work(plan, d, i) for i, d in enumerate(frame.to_delayed())]))
+        made = list(dask.compute(*[work(plan, d, i) for i, d in enumerate(frame.to_delayed())]))
+        agree(made)
+        return made
+    if isinstance(frame, Pieces):
+        agree(made := on_workers(plan, frame))
+        return made
     return list(_stream(plan, frame))
 
 def _stream(plan: Plan, tables: Iterator[pa.Table], workers: int = 2) -> Iterator[Part]:
     from collections import deque
     from concurrent.futures import ThreadPoolExecutor
-    from dataclasses import replace
     waiting = deque()
     with ThreadPoolExecutor(workers) as pool:
         for i, t in enumerate(tables):
@@ -270,16 +274,49 @@ def _nulls(family: dict) -> dict[str, tuple[int, int]]:
     return out
 
 def _evolve(place: str, schema: pa.Schema, expect: int | None = None) -> int | None:  # the version to expect next
-    "Add the columns that a Delta table does not have yet."
+    "Make a Delta table's columns those of its next rows: add what it lacks, widen what is too narrow."
     from deltalake import Schema
     table = history.delta(place)
     if table is None: return expect
+    whole = pa.schema(table.schema().to_arrow())
+    if wider := {f.name: f.type for f in schema if f.name in whole.names and pa.types.is_floating(f.type) and pa.types.is_integer(whole.field(f.name).type)}:
+        if expect is not None and table.version() != expect: raise history.Moved
+        _widen(place, table, wider)
+        table, expect = history.delta(place), None if expect is None else expect + 1
     have = {f.name for f in table.schema().fields}
     new = Schema.from_arrow(pa.schema([f for f in schema if f.name not in have])).fields
     if not new: return expect
     if expect is not None and table.version() != expect: raise history.Moved
     table.alter.add_columns(new)
     return None if expect is None else expect + 1
+
+# %% ../../nbs/data/08_table.ipynb #a94d86d9
+def _widen(place: str, table, wider: dict[str, pa.DataType]) -> None:
+    "Rewrite a table's files with some columns as floats, in one commit; batches, periods and profiles stay."
+    import pyarrow.parquet as pq
+    from deltalake import CommitProperties, Schema
+    from deltalake.exceptions import CommitFailedError
+    to = lambda schema: pa.schema([f.with_type(wider.get(f.name, f.type)) for f in schema])
+    files, adds, (fs, root) = pa.table(table.get_add_actions(flatten=True)), [], filesystem(place)
+    for path, period in zip(files["path"].to_pylist(), files[f"partition.{PERIOD}"].to_pylist()):
+        with fs.open(f"{root}/{unquote(path)}") as f: rows = pq.ParquetFile(f).read()
+        adds.append(history.add_file(place, f"wide-{uuid.uuid4().hex}.parquet", rows.cast(to(rows.schema)), {PERIOD: period}))
+    try: table.create_write_transaction(adds, "overwrite", Schema.from_arrow(to(pa.schema(table.schema().to_arrow()))), partition_by=[PERIOD], commit_properties=CommitProperties(max_commit_retries=0))
+    except CommitFailedError as e:
+        for a in adds: fs.rm_file(f"{root}/{a.path}")
+        raise history.Moved from e
+
+def _wide(schema: pa.Schema, contract: Contract, key: tuple, name: str, settings: Settings) -> pa.Schema:
+    "A table's columns as the contract lets them grow. A whole number that float64 cannot hold keeps its column as it is."
+    def grown(f):
+        wanted = contract.arrow(f.name)
+        if not (wanted and pa.types.is_floating(wanted) and pa.types.is_integer(f.type)) or "widen" not in contract.evolve: return f
+        seen = Table(name, settings).profile()
+        low, high = (seen[f.name].min or 0, seen[f.name].max or 0) if f.name in seen else (0, 0)
+        if f.name in key or max(-low, high) > 1 << 53:
+            raise BadRequest(f"Column {f.name!r} of table {name!r} cannot become float64: it {'is a key' if f.name in key else 'holds whole numbers above 2⁵³'}.", "Give the new rows whole numbers, or write a table of another name.", "table")
+        return f.with_type(pa.float64())
+    return pa.schema([grown(f) for f in schema])
 
 # %% ../../nbs/data/08_table.ipynb #3ca812c1
 def _outcome(name: str, batch: str, settings: Settings, start: float) -> Written:
@@ -293,7 +330,7 @@ def _plan(name, contract, key, period, batch, fold, settings, table, names, prep
     contract = contract if isinstance(contract, Contract) else Contract.load(contract) if contract is not None else Contract()
     listed = lambda x: () if x is None else (x,) if isinstance(x, str) else tuple(x)
     key, fold = listed(key) or tuple(contract.key), listed(fold)
-    contract = Contract(contract.columns, key, contract.extra, contract.nulls)
+    contract = replace(contract, key=key)
     final = [n for n in dict.fromkeys([*names, *contract.columns]) if contract.extra == "keep" or n in contract.columns]
     for what, c in [("key", c) for c in key] + [("fold", c) for c in fold]:
         if final and c not in final:
@@ -305,6 +342,7 @@ def _plan(name, contract, key, period, batch, fold, settings, table, names, prep
     schema = None
     if table is not None:
         schema = pa.schema([f for f in pa.schema(table.schema().to_arrow()) if f.name != PERIOD])
+        schema = _wide(schema, contract, key, name, settings)
         if "fold" in schema.names and not fold and "fold" not in final: raise BadRequest(f"Table {name!r} has folds; these rows would have none.", "Give fold=, the key columns that the folds are drawn from.", "table")
         for n, r in contract.columns.items():
             if n not in schema.names: schema = schema.append(pa.field(n, contract.arrow(n) or pa.string()))
@@ -322,7 +360,8 @@ def write(frame,  # Dask or pandas frame, Arrow table, or an iterator of Arrow t
           mode: str = "append",  # append, overwrite, or replace-period (of the periods that come)
           fold: str | list[str] | None = None,  # key columns: adds int8 `fold` by their hash
           settings: Settings | None = None,
-         prepare=None,  # a function of each part: what the iterator gives → (raw rows, cleaned rows, Verdict or None)
+          source: str | None = None,  # where the rows come from, kept in the commit: a URI, or `table@version`
+          prepare=None,  # a function of each part: what the iterator gives → (raw rows, cleaned rows, Verdict or None)
          ) -> Written:
     "Make the next version of a table, and the profiles of its parts, in one pass."
     from scalai_nb.core.errors import one_of
@@ -338,13 +377,19 @@ def write(frame,  # Dask or pandas frame, Arrow table, or an iterator of Arrow t
     with _alone(settings, name, batch):
         try:
             if standing(history.delta(target.path), batch)[1]: return _outcome(name, batch, settings, start)
-            again = _sweep(plan)
-            done = _finish(plan, _parts(plan, frame), mode, settings)
+            again = _sweep(plan) or hasattr(frame, "to_delayed") or isinstance(frame, Pieces)  # a worker that died may leave half a file
+            done = _finish(plan, _parts(plan, frame), mode, settings, source)
             if again: _sweep(plan)  # what an attempt before had committed to the quarantine already is there twice
-        except BaseException: _sweep(plan); raise
+        except BaseException as e:
+            _sweep(plan)
+            if _full(e): raise WorkFailed(f"No room is left where table {name!r} lies: {str(e).splitlines()[0][:200]}", "Make room and run it again; nothing was written.", "table") from e
+            raise
         if done[2]: return _outcome(name, batch, settings, start)
     live.emit("output", table=name, version=done[1])
     return Written(name, done[1], *done[0], perf_counter() - start)
+
+def _full(e: BaseException) -> bool:  # deltalake says it in words, after its own error's number
+    return isinstance(e, OSError) and (e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(f"os error {n}" in str(e) for n in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
 
 def _named(frame, prepare) -> tuple:  # the frame, and its columns; [] where only the contract knows them
     if isinstance(frame, pa.Table): return frame, frame.column_names
@@ -356,7 +401,7 @@ def _named(frame, prepare) -> tuple:  # the frame, and its columns; [] where onl
     if first is None: raise BadRequest("There is nothing to write: the iterator gave no table.", "Give at least one, if only for its columns.", "table")
     return chain([first], stream), first.column_names
 
-def _finish(plan: Plan, parts: list[Part], mode: str, settings: Settings) -> tuple:  # (in, good, refused, reasons), version, already
+def _finish(plan: Plan, parts: list[Part], mode: str, settings: Settings, source: str | None) -> tuple:  # (in, good, refused, reasons), version, already
     "Resolve keys against the newest version and commit; again, when somebody else was quicker."
     for _ in range(20):
         table = history.delta(plan.place)
@@ -365,7 +410,7 @@ def _finish(plan: Plan, parts: list[Part], mode: str, settings: Settings) -> tup
         for p in parts:
             for w, n in p.refused.items(): refused[w] = refused.get(w, 0) + n
         facts = dict(batch=plan.batch, rows_in=rows, rows_good=good, rows_refused=rows - good, refused=json.dumps(refused, sort_keys=True),
-                     periods=json.dumps(_periods_of(parts)), follows=-1 if table is None else table.version())
+                     periods=json.dumps(_periods_of(parts)), follows=-1 if table is None else table.version(), **({"source": source} if source else {}))
         try: version, already = _commit(plan, parts, mode, facts, settings)
         except history.Moved: continue
         return (rows, good, rows - good, refused), version, already

@@ -1,0 +1,224 @@
+"What happens to a table when something else breaks: a worker dies, the disk is full, the source goes away, changes or means harm."
+import gzip, os, resource, subprocess, sys, textwrap, time
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import SCALAI
+from test_data import CONTRACT, KEY, months, state, strays
+
+from scalai_nb.core import live
+from scalai_nb.core.cluster import cluster
+from scalai_nb.core.errors import BadRequest, ScalaiError
+from scalai_nb.core.settings import Settings
+from scalai_nb.data import ingest as room
+from scalai_nb.data.contract import Contract, Rule
+from scalai_nb.data.ingest import ingest
+from scalai_nb.data.profile import profile
+from scalai_nb.data.table import Table, write
+
+HOW = dict(key=KEY, period="month", fold=KEY)
+
+
+def raw(flights, name="raw.parquet", rows=4000, group=500) -> str:
+    "Flights as text in row groups, every 97th without a delay."
+    some = flights.head(rows).astype({"arr_delay": object})
+    some.loc[::97, "arr_delay"] = None
+    pq.write_table(pa.Table.from_pandas(some.astype("string"), preserve_index=False), name, row_group_size=group)
+    return name
+
+
+def typed() -> Contract:
+    numbers = dict.fromkeys(["year", "month", "day", "flight", "sched_dep_time", "distance"], Rule("int64"))
+    return Contract({**numbers, **CONTRACT.columns})
+
+
+def small(workspace) -> Settings: return Settings(root=workspace, data={"rows_per_part": 500})
+
+
+def dies_once(flag: str):
+    "Run in a worker: after its first file it is killed, once for all workers."
+    from scalai_nb.data import history
+    write_file = history.add_file
+    def deadly(*args, **kw):
+        out = write_file(*args, **kw)
+        try: os.close(os.open(flag, os.O_CREAT | os.O_EXCL))
+        except FileExistsError: return out
+        os.kill(os.getpid(), 9)
+    history.add_file = deadly
+
+
+@pytest.mark.slow
+def test_a_worker_dies_during_ingest(workspace, flights):
+    "Pieces of a dead worker go to another; the table is the one that a calm ingest makes."
+    file, calm = raw(flights), Settings(root=workspace/"calm")
+    ingest(file, "flights", typed(), settings=calm, **HOW)
+    told = []
+    stop = live.subscribe(lambda topic, **e: told.append(e), "ingest")
+    with cluster(kind="processes", workers=2) as client:
+        client.run(dies_once, str(workspace/"died"))
+        done = ingest(file, "flights", typed(), settings=small(workspace), client=client, **HOW)
+        torn = bytearray(Path(file).read_bytes())
+        torn[len(torn)//3:len(torn)//3 + 3000] = os.urandom(3000)
+        Path("torn.parquet").write_bytes(torn)
+        with pytest.raises(ScalaiError, match="torn.parquet cannot be read"): ingest("torn.parquet", "flights", typed(), settings=small(workspace), client=client, **HOW)
+    stop()
+    assert (workspace/"died").exists() and len([e for e in told if "rows_good" not in e]) >= 8 and done.rows_in == 4000
+    mine, other = state(), Table("flights", calm)
+    order = [(c, "ascending") for c in KEY]
+    assert mine["rows"] == other.arrow().sort_by(order) and mine["profiles"] == {k: p.digest for k, p in other.profiles(("period", "fold")).items()}
+    assert mine["reasons"] == other.quarantine.reasons() and not strays()
+    assert not [*Path(Table("flights").path).glob(".*.tmp")]
+
+
+@pytest.mark.slow
+def test_a_worker_dies_during_write_and_profile(workspace, flights):
+    import dask.dataframe as dd
+    few = flights.head(4000)[["month", "carrier", "distance", "arr_delay", "flight"]]
+    flag = str(workspace/"died-")
+    def dies(rows, which):
+        try: os.close(os.open(flag + which, os.O_CREAT | os.O_EXCL))
+        except FileExistsError: return rows
+        os.kill(os.getpid(), 9)
+    with cluster(kind="processes", workers=2) as client:
+        frame = dd.from_pandas(few, npartitions=6)
+        told = []
+        stop = live.subscribe(lambda topic, **e: told.append(e["part"].rows), "profile")
+        assert profile(frame.map_partitions(dies, "profile", meta=few)).digest == profile(few).digest
+        stop()
+        assert Path(flag + "profile").exists() and sum(told) == 4000 and len(told) == 6
+        client.run(dies_once, flag + "write")
+        done = write(frame, "many", period="month")
+    assert Path(flag + "write").exists() and done.rows_good == 4000
+    assert Table("many").profile().digest == profile(few).digest == profile(Table("many").arrow()).digest
+    assert len([*Path(Table("many").path).glob("*.parquet")]) == len(Table("many").delta().file_uris())
+
+
+FULL = """
+import sys
+from scalai_nb.core.errors import ScalaiError
+from scalai_nb.data.ingest import ingest
+from test_data import CONTRACT, KEY
+try: ingest("2.csv", "flights", CONTRACT, key=KEY, period="month", fold=KEY)
+except ScalaiError as e: print(e.message); sys.exit(e.code)
+"""
+
+
+def test_disk_full(workspace, flights):
+    "No file may grow beyond a few kilobytes: two lines, the table as it was, nothing left; with room again it goes through."
+    months(flights, workspace)
+    ingest("1.csv", "flights", CONTRACT, **HOW)
+    before = state()
+    def narrow(): resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    told = subprocess.run([sys.executable, "-c", FULL], preexec_fn=narrow, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}"})
+    assert told.returncode == 1 and told.stdout.startswith("No room is left where table 'flights' lies"), told
+    assert all(before[k] == state()[k] for k in before) and not strays()
+    assert ingest("2.csv", "flights", CONTRACT, **HOW).rows_in == 3000
+
+
+@pytest.mark.parametrize("what, why", [("unlink", "vanished while it was read"), ("grow", "changed while it was read")])
+def test_source_goes_away_midway(workspace, flights, monkeypatch, what, why):
+    file = raw(flights)
+    ingest(file, "flights", typed(), settings=small(workspace), **HOW)
+    before, true = state(), room.source.batches
+    late = raw(flights.tail(3000), "late.parquet")
+    def batches(*args, **kw):
+        for i, t in enumerate(true(*args, **kw)):
+            yield t
+            if i == 1 and what == "unlink": os.unlink(late)
+            if i == 1 and what == "grow":
+                with open(late, "ab") as f: f.write(b"more")
+    monkeypatch.setattr(room.source, "batches", batches)
+    with pytest.raises(BadRequest, match=why): ingest(late, "flights", typed(), settings=small(workspace), **HOW)
+    assert all(before[k] == state()[k] for k in before) and not strays()
+
+
+def test_schema_changes_between_files(workspace):
+    "Other columns refuse the batch; other types go to quarantine; both say where."
+    Path("a1.csv").write_text("id,n\n1,10\n"); Path("a2.csv").write_text("id,m\n2,20\n")
+    with pytest.raises(BadRequest, match="a2.csv has other columns than .*a1.csv: 'm'"): ingest("a*.csv", "t")
+    assert not Table("t").exists
+    pq.write_table(pa.table({"id": [1, 2], "n": [1, 2]}), "b1.parquet"); pq.write_table(pa.table({"id": [3, 4], "n": [3., .5]}), "b2.parquet")
+    done = ingest("b*.parquet", "t")
+    assert (done.rows_good, done.refused) == (3, {"n: not an integer": 1}) and Table("t").quarantine.arrow()["n"].to_pylist() == ["0.5"]
+    wide = ingest("b2.parquet", "t", Contract(evolve=("widen",)))
+    assert wide.rows_good == 2 and sorted(Table("t").arrow()["n"].to_pylist()) == [.5, 1, 2, 3, 3]
+    with pytest.raises(BadRequest, match="Column 'n' is"): write(__import__("dask.dataframe").dataframe.from_map(lambda x: pd.DataFrame({"n": [x]}), [1, "x"], meta=pd.DataFrame({"n": [1]})), "u")
+
+
+def test_rows_are_decoded_once(workspace, flights):
+    "What a counting file system sees: the bytes once for the name, once for the rows, and the footer."
+    from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
+    read = [0]
+    size = Path(raw(flights, rows=20_000, group=5000)).stat().st_size
+    fs = MemoryFileSystem()
+    fs.pipe_file("/once.parquet", Path("raw.parquet").read_bytes())
+    one, into = MemoryFile.read, MemoryFile.readinto
+    def count(self, *args): out = one(self, *args); read[0] += len(out); return out
+    def count_into(self, b): n = into(self, b); read[0] += n; return n
+    MemoryFile.read, MemoryFile.readinto = count, count_into
+    try: done = ingest("memory://once.parquet", "flights", typed(), settings=Settings(root=workspace, data={"rows_per_part": 5000}), **HOW)
+    finally: del MemoryFile.read, MemoryFile.readinto; fs.rm("/once.parquet")
+    assert done.rows_in == 20_000 and size < read[0] < 2*size + 300_000, (size, read[0])
+
+
+BOUNDED = """
+import resource, sys, time
+from scalai_nb.core.errors import ScalaiError
+from scalai_nb.data.ingest import ingest
+import scalai_nb.data.table, pyarrow.csv, pyarrow.parquet
+before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+try: print("in", ingest(sys.argv[1], "t").rows_in)
+except ScalaiError as e: print("refused", e.message)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)//1024, "MB", round(time.monotonic() - start, 1), "s")
+"""
+
+
+def bounded(file: str) -> tuple[str, int]:  # what became of it, megabytes
+    done = subprocess.run([sys.executable, "-c", BOUNDED, file], capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    said, cost = done.stdout.splitlines()
+    return said, int(cost.split()[0])
+
+
+def test_hostile_files_are_bounded(workspace):
+    "A hundred thousand columns, and files of kilobytes that unpack to gigabytes: refused in bounded memory, or taken in parts."
+    names = [f"c{i}" for i in range(100_000)]
+    Path("wide.csv").write_text(",".join(names) + "\n" + ",".join(["1"]*len(names)) + "\n")
+    said, megabytes = bounded("wide.csv")
+    assert said.startswith("refused") and "100,000 columns; at most 10,000" in said and megabytes < 300, (said, megabytes)
+    pq.write_table(pa.table({c: [1] for c in names[:20_000]}), "wide.parquet")
+    said, megabytes = bounded("wide.parquet")
+    assert said.startswith("refused") and "20,000 columns" in said and megabytes < 500, (said, megabytes)
+    with gzip.open("line.csv.gz", "wb", 1) as f:
+        f.write(b"a,b\n")
+        for _ in range(64): f.write(b"0"*(1 << 24))  # 1 GiB without an end of line
+    assert Path("line.csv.gz").stat().st_size < 8e6
+    said, megabytes = bounded("line.csv.gz")
+    assert said.startswith("refused") and megabytes < 300, (said, megabytes)
+
+
+@pytest.mark.slow
+def test_a_bomb_of_good_rows_is_taken_in_parts(workspace):
+    with gzip.open("rows.csv.gz", "wb", 1) as f:
+        f.write(b"a,b\n")
+        for _ in range(40): f.write(b"1,xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\n"*100_000)
+    said, megabytes = bounded("rows.csv.gz")
+    assert said == "in 4000000" and megabytes < 900, (said, megabytes)
+
+
+def test_formulas_html_and_escapes_are_shown_as_text(workspace):
+    "Wherever a hostile name or value is shown, it is text: in a notebook, in a terminal, in a reason."
+    evil, formula, ansi = "<img src=x onerror=alert(1)>", "=cmd|' /C calc'!A0", "\x1b[2J\x1b]0;owned\x07"
+    Path("evil.csv").write_text(f'"{evil}",f,n\n"{evil}",{formula},1\n{ansi},"{formula}",x\n')
+    done = ingest("evil.csv", "t", Contract({"n": Rule("int64")}))
+    assert (done.rows_good, done.refused) == (1, {"n: not an integer": 1})
+    t = Table("t")
+    shown = [done._repr_html_(), t._repr_html_(), t.profile()._repr_html_(), t.quarantine._repr_html_() if hasattr(t.quarantine, "_repr_html_") else ""]
+    assert not [s for s in shown if "<img" in s] and "&lt;img" in shown[2]
+    assert t.arrow()["f"].to_pylist() == [formula]  # kept as it came
+    for verb in (["tables", "t"], ["profile", "t"], ["tables", "t", "--diff", "0", "0"]):
+        out = subprocess.run([SCALAI, *verb], capture_output=True, text=True)
+        assert out.returncode == 0 and "\x1b" not in out.stdout and "\x07" not in out.stdout, out
