@@ -268,7 +268,7 @@ print(p.digest)
 """
 
 
-@pytest.mark.parametrize("kind", ["processes", pytest.param("threads", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["threads", pytest.param("processes", marks=pytest.mark.slow)])
 def test_a_profile_fills_in_while_partitions_arrive(workspace, kind):
     "In a real kernel: each finished partition is drawn in the cell, also when workers are other processes."
     import nbformat, re
@@ -286,3 +286,21 @@ def test_a_profile_fills_in_while_partitions_arrive(workspace, kind):
     assert len(set(rows)) >= 3 and rows == sorted(rows) and rows[-1] == 6000, rows
     assert all("<i>" not in p for p in pages) and "&lt;i&gt;" in pages[0] and "<progress" in pages[0] and "<progress" not in pages[-1]
     assert book.cells[0].outputs[-1]["text"].strip() == profile(pd.DataFrame({"<i>": range(6000)})).digest
+
+
+def test_catalogue_and_retention_from_a_shell(workspace, flights):
+    "Versions, what was refused and why, what changed, and what may go: words for people, one document for scripts."
+    from conftest import scalai
+    few = pd.concat([flights[flights.arr_delay.isna()].head(7), flights.head(200)])
+    for i in range(2): write(few.head(100*(i + 1)), "flights", CONTRACT, period="month", mode="overwrite")
+    shown = scalai("tables", "flights", cwd=workspace)
+    assert shown.code == 0 and "version 1" in shown.out and "arr_delay: null" in shown.out and "overwrite" in shown.out, shown.out + shown.err
+    doc = scalai("tables", "flights", "--json", cwd=workspace).doc
+    assert [v["version"] for v in doc["versions"]] == [1, 0] and sum(doc["reasons"].values()) == doc["refused"] > 0 and doc["quarantine"][0]["_reason"] == "arr_delay: null"
+    said = scalai("tables", "flights", "--diff", 0, 1, "--json", cwd=workspace).doc["changes"]
+    assert said[0].startswith(f"{Table('flights').count(0)} → {Table('flights').rows} rows (+")
+    wrong = scalai("tables", "flights", "--diff", 0, 9, cwd=workspace)
+    assert wrong.code == 2 and wrong.lines == ["scalai: flights has no version 9.", "It has versions 0 to 1."]
+    assert scalai("gc", "--json", cwd=workspace).doc["files"] == 0
+    gone = scalai("gc", "--days", 0, "--json", cwd=workspace).doc
+    assert gone["files"] == 1 and gone["bytes"] > 1000 and Table("flights").profile(version=0).rows < Table("flights").rows

@@ -1,5 +1,5 @@
 "What happens to a table when something else breaks: a worker dies, the disk is full, the source goes away, changes or means harm."
-import gzip, os, resource, subprocess, sys, textwrap, time
+import gzip, os, resource, subprocess, sys
 from pathlib import Path
 
 import pandas as pd
@@ -94,6 +94,18 @@ def test_a_worker_dies_during_write_and_profile(workspace, flights):
     assert Path(flag + "write").exists() and done.rows_good == 4000
     assert Table("many").profile().digest == profile(few).digest == profile(Table("many").arrow()).digest
     assert len([*Path(Table("many").path).glob("*.parquet")]) == len(Table("many").delta().file_uris())
+
+
+@pytest.mark.slow
+def test_a_piece_that_kills_every_worker(workspace):
+    "Dask gives it up after three more tries; the table is not made, nothing is left."
+    from scalai_nb.data.part import Pieces
+    def read(piece):
+        if piece: os.kill(os.getpid(), 9)
+        yield pa.table({"n": [1]})
+    with cluster(kind="processes", workers=2) as client, pytest.raises(ScalaiError, match="died, several times") as e:
+        write(Pieces([0, 1], read, client), "t", Contract({"n": Rule("int64")}), prepare=lambda rows: (rows, rows, None))
+    assert e.value.code == 1 and not Table("t").exists and not (workspace/".scalai/tables/t").exists()
 
 
 FULL = """

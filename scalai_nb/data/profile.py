@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np, pyarrow as pa
 from fastcore.basics import patch
 
+from ..core.cluster import computing
 from ..core.errors import BadRequest, nearest
 from ..core.live import emit, heard
 from . import histogram as hg, moments as mt
@@ -293,18 +294,12 @@ def _of_dask(frame, keys, columns):
     "Profile a Dask frame."
     import dask
     if columns is not None: frame = frame[list(dict.fromkeys([*columns, *(keys or ())]))]
-    client, tell = _client(), functools.partial(emit, "profile", of=frame.npartitions, run=uuid.uuid4().hex)
+    client, tell = computing(), functools.partial(emit, "profile", of=frame.npartitions, run=uuid.uuid4().hex)
     task, add = dask.delayed(_part_task, pure=False), dask.delayed(_sum_task, pure=False)
     parts = level = [task(d, keys, columns, None if client else tell) for d in frame.to_delayed()]
     if not parts: return Profile() if keys is None else {}
     while len(level) > 1: level = [add(level[i:i + 8], keys) for i in range(0, len(level), 8)]
     return _followed(client, parts, level[0], tell) if client and heard("profile") else dask.compute(level[0])[0]
-
-def _client():
-    "The `distributed.Client` that computes here, if one does."
-    import dask
-    owner = getattr(dask.base.get_scheduler(), "__self__", None)
-    return owner if hasattr(owner, "submit") else None
 
 def _followed(client, parts, root, tell):
     "The result of a tree on a cluster, with an event for each part that is done."

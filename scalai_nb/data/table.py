@@ -20,12 +20,13 @@ import pyarrow.compute as pc
 from fastcore.basics import patch
 
 from ..core import live
+from ..core.cluster import computing
 from ..core.errors import BadRequest, WorkFailed, nearest
 from ..core.settings import Settings
 from ..core.storage import filesystem, is_url
 from . import history
 from .contract import Contract, repeats
-from .part import PERIOD, Part, Pieces, Plan, agree, on_workers, prefix, process, unique
+from .part import PERIOD, Part, Pieces, Plan, agree, gathered, on_workers, prefix, process, unique
 from .source import could_be_null, to_pandas
 
 # %% ../../nbs/data/08_table.ipynb #c9541e52
@@ -213,7 +214,8 @@ def _parts(plan: Plan, frame) -> list[Part]:
     if hasattr(frame, "to_delayed"):
         import dask
         work = dask.delayed(process, pure=False)
-        made = list(dask.compute(*[work(plan, d, i) for i, d in enumerate(frame.to_delayed())]))
+        tasks, client = [work(plan, d, i) for i, d in enumerate(frame.to_delayed())], computing()
+        made = gathered(client, client.compute(tasks)) if client else list(dask.compute(*tasks))
         agree(made)
         return made
     if isinstance(frame, Pieces):
@@ -382,14 +384,18 @@ def write(frame,  # Dask or pandas frame, Arrow table, or an iterator of Arrow t
             if again: _sweep(plan)  # what an attempt before had committed to the quarantine already is there twice
         except BaseException as e:
             _sweep(plan)
-            if _full(e): raise WorkFailed(f"No room is left where table {name!r} lies: {str(e).splitlines()[0][:200]}", "Make room and run it again; nothing was written.", "table") from e
-            raise
+            raise _told(e, name) or e
         if done[2]: return _outcome(name, batch, settings, start)
     live.emit("output", table=name, version=done[1])
     return Written(name, done[1], *done[0], perf_counter() - start)
 
-def _full(e: BaseException) -> bool:  # deltalake says it in words, after its own error's number
-    return isinstance(e, OSError) and (e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(f"os error {n}" in str(e) for n in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
+def _told(e: BaseException, name: str) -> WorkFailed | None:
+    "What befell a write, where it is no fault of the rows: no room, or workers that die again and again."
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # deltalake says them in words, under a number of its own
+    if isinstance(e, OSError) and (e.errno in numbers or any(f"os error {n}" in str(e) for n in numbers)):
+        return WorkFailed(f"No room is left where table {name!r} lies: {str(e).splitlines()[0][:200]}", "Make room and run it again; nothing was written.", "table")
+    if type(e).__name__ == "KilledWorker":  # of distributed, which is not loaded for it
+        return WorkFailed(f"Workers that made parts of table {name!r} died, several times at the same part.", "Give them more memory, or make [data] rows_per_part smaller; nothing was written.", "table")
 
 def _named(frame, prepare) -> tuple:  # the frame, and its columns; [] where only the contract knows them
     if isinstance(frame, pa.Table): return frame, frame.column_names
