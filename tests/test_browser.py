@@ -1,11 +1,13 @@
 "The dashboards as a visitor sees them: a real browser that may reach nothing but this machine."
-import os, re, shutil
+import csv, io, os, re, shutil
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
 
-from test_dash import Dash
+from test_dash import Dash, snapshot
 from watched import watched
 
 OUTPUT = Path(__file__).parent / "output"
@@ -54,7 +56,10 @@ class Visit:
         assert kind or not self.problems, self.problems
 
     def open(self, app):
+        "The live page, past the snapshot where there is one already."
         self.page.get_by_role("link", name=app).click()
+        self.page.locator("#asof, #loading").first.wait_for(state="attached", timeout=90_000)
+        if self.page.locator("a.live").count(): self.page.locator("a.live").click()
         self.page.locator(".scalai .headline").wait_for(timeout=90_000)
         self.page.locator(".bqplot svg.svg-figure, .bqplot > svg").first.wait_for(timeout=30_000)
         self.settle()
@@ -80,19 +85,21 @@ def test_drift(chromium, dash):
         assert page.title() == "Drift" and "token" not in page.url
         assert "2013-12" in page.locator(".headline").inner_text()
         visit.shot("drift")
+        assert "estimated without labels" in page.locator(".scalai").inner_text()  # with labels and without, before anybody chooses anything
+        assert re.search(r"2013-12: 0\.\d+ with labels .* estimated without \(0\.\d+ … 0\.\d+\)", page.locator(".scalai").inner_text())
         scores = visit.picture(0)
+        page.get_by_role("button", name="Sharpness: skill").click()
+        visit.until(lambda: visit.picture(0) != scores)
         page.get_by_role("button", name="Ranking: AUC").click()
         visit.settle()
-        visit.until(lambda: visit.picture(0) != scores)
-        assert "estimated without labels" in page.locator(".scalai").inner_text()
         column = visit.picture(2)
-        page.get_by_label("Window").select_option("2013-10")
+        page.get_by_label("Window", exact=True).select_option("2013-10")
         page.locator("h2", has_text="2013-10 against its reference").wait_for()
         visit.until(lambda: visit.picture(2) != column)
-        assert "dep_delay" in page.get_by_label("Column").locator("option").first.inner_text()
+        assert "dep_delay" in page.get_by_label("Column", exact=True).locator("option").first.inner_text()
         assert "17" in page.locator("ul.why li").first.inner_text()  # a clock that is twenty minutes fast: median −2 → 17 min
         shown = visit.picture(2)
-        page.get_by_label("Column").select_option("carrier")
+        page.get_by_label("Column", exact=True).select_option("carrier")
         visit.until(lambda: visit.picture(2) != shown)
         visit.shot("drift-october")
 
@@ -120,11 +127,91 @@ def test_runs(chromium, dash):
         assert "25.1 GiB" in page.locator(".scalai").inner_text()
         visit.shot("runs")
         before = visit.picture(0)
-        page.get_by_label("Run").select_option(index=1)
+        page.get_by_label("Run", exact=True).select_option(index=1)
         page.locator("td", has_text="monitor").wait_for()
         visit.until(lambda: visit.picture(0) != before)
-        page.get_by_label("Show").select_option("what failed")
-        visit.until(lambda: page.get_by_label("Run").locator("option").count() == 1)
+        page.get_by_label("Show", exact=True).select_option("what failed")
+        visit.until(lambda: page.get_by_label("Run", exact=True).locator("option").count() == 1)
+
+
+def rows(link) -> list[dict]:
+    "What a download holds."
+    return list(csv.DictReader(io.StringIO(unquote(link.get_attribute("href")).split(",", 1)[1].removeprefix("\ufeff"))))
+
+
+@pytest.mark.slow
+def test_a_snapshot_first_and_the_state_in_the_link(chromium, dash):
+    "The page that was made before opens with its pictures; the live one behind it keeps what it shows in its address."
+    with dash.visitor() as visitor: snapshot(visitor, "drift")
+    with Visit(chromium, dash) as visit:
+        page = visit.page
+        page.goto(f"{dash.url}/apps/drift")
+        assert re.match(r"As of 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d UTC\.", page.locator("#asof").inner_text())
+        assert page.locator(".paper svg[role=img]").count() == 3 and not page.locator(".bqplot").count()
+        assert "AUC" in page.locator(".paper svg[role=img]").first.get_attribute("aria-label")
+        visit.shot("drift-snapshot")
+        measured = rows(page.get_by_label("Download auc-by-window as CSV"))
+        assert [r["window"] for r in measured] == [f"2013-{m:02}" for m in range(1, 13)] and .5 < float(measured[-1]["auc"]) < 1
+        assert float(measured[-1]["estimate_low"]) < float(measured[-1]["estimate"]) < float(measured[-1]["estimate_high"]) and measured[-1]["estimate_trusted"] == "True"
+        page.locator("a.live").click()
+        page.locator(".bqplot svg.svg-figure, .bqplot > svg").first.wait_for(timeout=60_000)
+        page.get_by_label("Window", exact=True).select_option("2013-10")
+        page.locator("h2", has_text="2013-10 against its reference").wait_for()
+        page.get_by_label("Column", exact=True).select_option("carrier")
+        page.locator("h3", has_text="carrier").wait_for()
+        page.get_by_role("button", name="Level: bias").click()
+        visit.until(lambda: "measure=bias" in page.url)
+        with page.expect_download() as got: page.get_by_label("Download carrier-2013-10 as CSV").click()
+        told = got.value.path().read_text("utf-8-sig")
+        assert got.value.suggested_filename == "carrier-2013-10.csv" and told.startswith("value,reference,window") and "\nUA," in told
+        page.goto(page.url)  # somebody else opens the link
+        page.locator("h2", has_text="2013-10 against its reference").wait_for(timeout=90_000)
+        assert page.locator("h3").first.inner_text() == "carrier"
+        assert page.get_by_role("button", name="Level: bias").evaluate("b => b.classList.contains('mod-active')")
+        page.goto(f"{dash.url}/apps/drift?window=2031-01")
+        page.get_by_text("This workspace has no window 2031-01").wait_for(timeout=90_000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["/", "/login", "/apps/drift", "/apps/drift?live=1", "/apps/runs", "/apps/runs?live=1"])
+def test_axe_finds_nothing_serious(chromium, dash, path):
+    with dash.visitor() as visitor:
+        if path.count("/") > 1: snapshot(visitor, path.split("/")[2].split("?")[0])
+    for scheme in ("light", "dark"):
+        with Visit(chromium, dash, scheme=scheme) as visit:
+            visit.page.goto(dash.url + path)
+            if "live" in path: visit.page.locator(".scalai .bqplot svg").first.wait_for(timeout=90_000)
+            visit.settle()
+            found = [f"{v['id']}: {v['help']}: {[n['html'][:160] for n in v['nodes'][:4]]}" for v in Axe().run(visit.page).response["violations"] if v["impact"] in ("serious", "critical")]
+            assert not found, "\n".join(found)
+
+
+@pytest.mark.slow
+def test_hostile_names_are_text(chromium, tmp_path):
+    "A column, a value, a workspace and an app that would be markup or a formula are shown as they are."
+    import pandas as pd
+    from scalai_nb.core.settings import Settings
+    from scalai_nb.data import history
+    from scalai_nb.data.profile import profile
+    root = tmp_path / "<i>"
+    root.mkdir()
+    (root / "settings.ini").write_text("[apps]\nkernels = 4\n")
+    evil, formula = "<img src=x onerror=alert(1)>", '=HYPERLINK("http://evil.example","pay")'
+    for m, share in ((1, .1), (2, .8)):
+        rows_ = pd.DataFrame({evil: [formula if i < 1000 * share else "</style><script>alert(2)</script>" for i in range(1000)]})
+        history.record("features", {f"2013-0{m}": profile(rows_)}, batch=f"b{m}", by="period", settings=Settings.load(root))
+    shutil.copytree(APPS, root / "apps")
+    with Dash(root) as dash, Visit(chromium, dash) as visit, dash.visitor() as visitor:
+        visit.page.on("dialog", lambda d: visit.problems.append(d.message))
+        snapshot(visitor, "drift")
+        for path in ("/", "/apps/drift", "/apps/drift?live=1", "/apps/drift?window=%3Cscript%3Ealert(3)%3C/script%3E"):
+            visit.page.goto(dash.url + path)
+            if path == "/": assert "<i>" in visit.page.locator("code").first.inner_text(); continue
+            visit.page.locator("h3", has_text=evil).wait_for(timeout=90_000)
+            visit.settle()
+            assert not visit.page.locator("img[src=x]").count()
+            link = visit.page.locator("a.csv").last
+            assert [r["value"] for r in rows(link)].count("'" + formula) == 1
 
 
 @pytest.mark.slow
@@ -160,6 +247,6 @@ def test_a_lost_session_says_so(chromium, workspace):
         visit.page.locator("#here").wait_for(timeout=60_000)
         visit.page.locator("#scalai-lost").wait_for(state="hidden")
         for kernel in dash.kernels(): kernel.kill()
-        next(p for p in dash.family() if "scalai_nb.dash.voila" in " ".join(p.cmdline())).kill()
+        dash.called("scalai_nb.dash.voila")[0].kill()
         visit.page.locator("#scalai-lost").wait_for(state="visible", timeout=30_000)
         visit.problems.clear()  # the browser itself reports the failed connection

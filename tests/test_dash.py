@@ -26,7 +26,14 @@ class Dash:
     def client(self, **headers): return httpx.Client(base_url=self.url, headers=headers, timeout=90, trust_env=False)
     def visitor(self): return self.client(authorization=f"Bearer {self.token}", accept="text/html")
     def family(self): return psutil.Process(self.process.pid).children(recursive=True)
-    def kernels(self): return [p for p in self.family() if "ipykernel_launcher" in " ".join(p.cmdline())]
+    def kernels(self): return self.called("ipykernel_launcher")
+    def called(self, word):
+        found = []
+        for p in self.family():
+            try:
+                if word in " ".join(p.cmdline()): found.append(p)
+            except psutil.NoSuchProcess: continue  # ended meanwhile
+        return found
     def end(self, how=signal.SIGTERM):
         family = self.family()
         self.process.send_signal(how)
@@ -42,6 +49,12 @@ def until(true, seconds=20):
     assert true()
 
 
+def snapshot(visitor, app, standing="new"):
+    "Wait for an app's snapshot; what the gateway says of it."
+    until(lambda: (a := visitor.get(f"/api/snapshots/{app}")).status_code == 200 and a.json()["standing"] == standing, 90)
+    return visitor.get(f"/api/snapshots/{app}").json()
+
+
 def channel(dash, page, **more):
     "The WebSocket that a rendered page opens."
     kernel = re.search(r'"kernelId": "([\w-]+)"', page.text)[1]
@@ -53,7 +66,7 @@ def test_door_and_end(workspace):
     with Dash(workspace, good=GOOD) as dash:
         assert dash.link.count("token=") == 1
         with dash.client() as stranger:
-            for path in ["/", "/apps/good", "/apps/none", "/voila/static/voila.js", "/voila/files/settings.ini", "/voila/tree", "/api/kernels", "/voila/render/good.ipynb",
+            for path in ["/", "/apps/good", "/apps/none", "/voila/static/voila.js", "/voila/files/settings.ini", "/voila/tree", "/api/kernels", "/api/snapshots/good", "/voila/render/good.ipynb",
                          "/%2e%2e/settings.ini", "/voila/static/..%2f..%2f..%2fetc/passwd", "/voila/static/%252e%252e/x", "/login/../apps/good", "//apps/good", "/healthz/"]:
                 answer = stranger.get(path)
                 assert answer.status_code == 401 and "good" not in answer.text and "passwd" not in answer.text, path
@@ -108,6 +121,40 @@ def test_a_broken_notebook_is_an_error(workspace):
         until(lambda: not dash.kernels())
 
 
+PAPER = """from pathlib import Path
+from scalai_nb.view.style import View, headline, html
+View([html(headline("good", "The window says " + Path("said.txt").read_text(), {}))])"""
+
+
+@pytest.mark.slow
+def test_snapshot_first(workspace):
+    "Made before anybody comes, behind the token, served without a kernel; made anew when the workspace changes; a failing one leaves the old one, marked."
+    from scalai_nb.loop import decisions
+    from scalai_nb.core.settings import Settings
+    (workspace / "said.txt").write_text("one")
+    with Dash(workspace, paper=PAPER) as dash, dash.visitor() as visitor, dash.client() as stranger:
+        first = snapshot(visitor, "paper")
+        assert stranger.get("/api/snapshots/paper").status_code == 401 and visitor.get("/api/snapshots/none").status_code == 404
+        times = []
+        for _ in range(30):
+            start = time.perf_counter()
+            page = visitor.get("/apps/paper")
+            times.append(time.perf_counter() - start)
+        assert "The window says one" in page.text and "As of 20" in page.text and "changed since" not in page.text
+        assert sorted(times)[15] < .15 and not dash.kernels(), times
+        assert "The window says one" in visitor.get("/").text
+        (workspace / "said.txt").write_text("two")
+        decisions.record("late", "2013-06", "keep", [], {}, ["2013-01"], 1, settings=Settings.load(workspace))
+        until(lambda: "The window says two" in visitor.get("/apps/paper").text, 60)
+        assert snapshot(visitor, "paper")["made"] > first["made"]
+        (workspace / "said.txt").unlink()
+        decisions.record("late", "2013-07", "keep", [], {}, ["2013-01"], 1, settings=Settings.load(workspace))
+        until(lambda: "could not be made" in visitor.get("/apps/paper").text, 60)
+        assert "The window says two" in visitor.get("/apps/paper").text
+        assert "FileNotFoundError" in dash.log.read_text()
+        assert dash.end() == []
+
+
 @pytest.mark.slow
 def test_kernels_are_counted_and_end_with_their_visitor(workspace):
     "At the cap people wait; when a page closes, its kernel ends and the next one gets in."
@@ -130,7 +177,7 @@ def test_voila_killed_and_gateway_killed(workspace):
     "A Voila that dies is started again; a gateway that is killed takes Voila and the kernels with it."
     with Dash(workspace, good=GOOD) as dash, dash.visitor() as visitor:
         assert visitor.get("/apps/good").status_code == 200
-        voila = next(p for p in dash.family() if "scalai_nb.dash.voila" in " ".join(p.cmdline()))
+        voila = dash.called("scalai_nb.dash.voila")[0]
         voila.kill()
         until(lambda: visitor.get("/apps/good").status_code == 200, 60)
         assert dash.kernels()

@@ -22,19 +22,32 @@ from .apps import App, find
 from .guard import Guard
 from .kernels import Kernels
 from .proxy import Proxy
+from .snapshot import Snapshots, page as snapshot_page
 from .voila import Voila
 
 # %% ../../nbs/dash/00_gateway.ipynb #9d281931
 def routes(apps: dict[str, App],  # what is shown, by name
            proxy: Proxy,  # the way to Voila
+           snapshots: Snapshots,  # what opens at once
            workspace: str,  # the name people know it by
           ) -> list:
     "Every path the gateway knows; all but `/healthz` and `/login` stand behind the guard."
-    async def home(request): return HTMLResponse(pages.home(workspace, apps.values()))
+    async def home(request):
+        for name in apps: snapshots.ask(name)
+        return HTMLResponse(pages.home(workspace, apps.values(), snapshots))
+    async def app(request):  # a link that asks for something is answered live, any other one by the snapshot
+        name = request.path_params["name"]
+        if name in apps: snapshots.ask(name)
+        found = snapshots.get(name) if name in apps and not request.query_params else None
+        if found is None or found.body is None: return await proxy.app(request)
+        return HTMLResponse(snapshot_page(apps[name], found, snapshots.standing(name)), headers={"cache-control": "no-store"})
+    async def made(request):
+        found = snapshots.get(request.path_params["name"]) if request.path_params["name"] in apps else None
+        return JSONResponse({"made": found.made, "standing": snapshots.standing(found.name)}) if found else pages.answer(request, 404, "There is no such page.", "The start page lists what there is.")
     async def health(request): return JSONResponse({"ok": True})
     async def no_icon(request): return Response(status_code=204)
     return [Route("/", home), Route("/healthz", health), Route("/favicon.ico", no_icon),
-            Route("/apps/{name}", proxy.app, methods=["GET"]),
+            Route("/apps/{name}", app, methods=["GET"]), Route("/api/snapshots/{name}", made, methods=["GET"]),
             Route("/voila/{kind:str}/{rest:path}", proxy.asset, methods=["GET"]),
             Route("/voila/api/shutdown/{kernel}", proxy.leave, methods=["POST"]), Route("/api/kernels/{kernel}", proxy.kernel, methods=["GET"]),
             WebSocketRoute("/api/kernels/{kernel}/channels", proxy.channels)]
@@ -47,16 +60,16 @@ def gateway(apps: dict[str, App],  # what is shown, by name
            ) -> Starlette:  # an ASGI application
     "The whole door: guard, pages, and the Voila behind it, which lives exactly as long as the application."
     voila = voila or Voila(apps, settings)
-    proxy = Proxy(apps, voila, Kernels(settings.apps.kernels))
+    proxy, snapshots = Proxy(apps, voila, Kernels(settings.apps.kernels)), Snapshots(apps, settings)
     @asynccontextmanager
     async def life(_):
-        async with voila, proxy: yield
+        async with voila, proxy, snapshots: yield
     async def missing(request, error): return pages.answer(request, 404, "There is no such page.", "The start page lists what there is.")
     async def broke(request, error):
         number = secrets.token_hex(4)
         logger("dash").error("gateway failed", id=number, error=repr(error))
         return pages.answer(request, 500, "Something went wrong here.", f"The log of `scalai dash` says why, under {number}.")
-    app = Starlette(routes=routes(apps, proxy, settings.root.name), lifespan=life, exception_handlers={404: missing, 405: missing, Exception: broke})
+    app = Starlette(routes=routes(apps, proxy, snapshots, settings.root.name), lifespan=life, exception_handlers={404: missing, 405: missing, Exception: broke})
     app.router.redirect_slashes = False
     app.add_middleware(Guard, token=token)
     return app

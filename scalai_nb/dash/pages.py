@@ -6,6 +6,7 @@
 __all__ = ['STYLE', 'page', 'home', 'login', 'waiting', 'wrong', 'answer']
 
 # %% ../../nbs/dash/04_pages.ipynb #f188a8b5
+import time
 from html import escape
 
 from starlette.responses import HTMLResponse, JSONResponse
@@ -21,7 +22,7 @@ h1 { font-size: clamp(1.5rem, 4vw, 2rem); line-height: 1.2; margin: 0 0 .5rem; l
 ul { list-style: none; margin: 2rem 0 0; padding: 0; display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr)) }
 a.app { display: block; height: 100%; padding: 1.25rem 1.4rem; background: var(--card); border: 1px solid var(--line); border-radius: .75rem; color: inherit; text-decoration: none }
 a.app:hover, a.app:focus-visible { border-color: var(--accent); outline: 2px solid var(--accent); outline-offset: -1px }
-a.app b { display: block; font-size: 1.15rem; margin-bottom: .25rem } a.app span { color: var(--soft) } a.app.opening::after { content: "Opening…"; color: var(--accent) }
+a.app b { display: block; font-size: 1.15rem; margin-bottom: .25rem } a.app span { color: var(--soft); display: block } a.app em { display: block; font-style: normal; font-weight: 600; margin-top: .8rem; padding-left: .7rem; border-left: 4px solid } a.app small { display: block; color: var(--soft); margin-top: .3rem; padding-left: .95rem } a.app.opening::after { content: "Opening…"; color: var(--accent) }
 a { color: var(--accent) } code { font: .9em ui-monospace, "DejaVu Sans Mono", monospace; background: color-mix(in srgb, var(--line) 45%, transparent); padding: .1em .35em; border-radius: .3em }
 label { display: block; font-weight: 600; margin-bottom: .35rem }
 input { width: 100%; max-width: 26rem; font: inherit; padding: .6rem .75rem; color: inherit; background: var(--card); border: 1px solid var(--soft); border-radius: .5rem }
@@ -40,11 +41,16 @@ def page(title: str,  # plain text
 # %% ../../nbs/dash/04_pages.ipynb #b9148a6f
 def home(workspace: str,  # the folder's name
          apps,  # each with name, title, summary
+         snapshots=None,  # what they say now, by `get(name)`
         ) -> str:
     "The list of dashboards."
     mark = "<script>addEventListener('click', e => { const a = e.target.closest('a.app'); if (a) a.classList.add('opening') }); addEventListener('pageshow', () => document.querySelectorAll('.opening').forEach(a => a.classList.remove('opening')))</script>"
-    cards = "".join(f'<li><a class="app" href="/apps/{escape(a.name, quote=True)}"><b>{escape(a.title)}</b><span>{escape(a.summary)}</span></a></li>' for a in apps)
-    told = f"<p>Live pages on the workspace <code>{escape(workspace)}</code>.</p><ul>{cards}</ul>{mark}" if cards else \
+    def says(a):  # the snapshot's own sentence, HTML already
+        found = snapshots and snapshots.get(a.name)
+        if not found or not found.says: return ""
+        return f'<em style="border-color: {found.level}">{found.says}</em><small>as of {time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(found.made))}</small>'
+    cards = "".join(f'<li><a class="app" href="/apps/{escape(a.name, quote=True)}"><b>{escape(a.title)}</b><span>{escape(a.summary)}</span>{says(a)}</a></li>' for a in apps)
+    told = f"<p>What is true in the workspace <code>{escape(workspace)}</code>.</p><ul>{cards}</ul>{mark}" if cards else \
            "<p>No dashboard in this workspace yet. Put a notebook into its folder <code>apps/</code>, or run <code>scalai demo</code> for a workspace that has some.</p>"
     return page(f"Dashboards · {workspace}", f"<h1>Dashboards</h1>{told}")
 

@@ -44,17 +44,24 @@ html, body { height: auto !important; min-height: 100%; overflow: visible !impor
 {# A closed channel either comes back by itself or its kernel is gone; the page says so instead of looking alive. #}
 let leaving = false;
 addEventListener('pagehide', () => { leaving = true });
+addEventListener('beforeunload', () => { leaving = true; setTimeout(() => { leaving = false }, 60000) });  {# the next page may take a while, and may not come #}
 addEventListener('pageshow', e => { if (e.persisted) location.reload() });
+{# A view says what it shows; the address keeps it, so that the link can be sent to somebody. #}
+new MutationObserver(() => {
+  const link = document.querySelector('[data-link]')?.dataset.link;
+  if (link && link !== location.search) history.replaceState(history.state, '', location.pathname + link);
+}).observe(document, { subtree: true, childList: true, attributes: true, attributeFilter: ['data-link'] });
 const Socket = window.WebSocket;
 window.WebSocket = class extends Socket {
   constructor(...given) {
     super(...given);
     const kernel = /\/api\/kernels\/[\w-]+/.exec(given[0]);
-    if (kernel) this.addEventListener('close', () => setTimeout(async () => {
-      if (leaving) return;
+    const check = async () => {
+      if (leaving) return setTimeout(check, 5000);
       const alive = await fetch(kernel[0]).then(answer => answer.ok, () => false);
       if (!alive) document.getElementById('scalai-lost').style.display = 'block';
-    }, 1000));
+    };
+    if (kernel) this.addEventListener('close', () => setTimeout(check, 1000));
   }
 };
 </script>

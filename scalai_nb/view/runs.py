@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEVEL', 'when', 'open_failures', 'culprit', 'flat', 'complaint', 'summary', 'took', 'timeline', 'problem', 'run_view',
-           'history', 'Runs']
+           'history', 'numbers', 'Runs']
 
 # %% ../../nbs/view/08_runs.ipynb #628f08e7
 import time
@@ -16,7 +16,7 @@ import bqplot as bq, ipywidgets as w, numpy as np
 
 from ..core.settings import Settings
 from ..jobs.record import ENDED, GOOD, JobRun, Record, brief, says
-from .style import BLUE, GREEN, GREY, ORANGE, View, axis, chip, controls, dropdown, duration, figure, follow, headline, html, key, listed, measured_scale, several, table
+from .style import BLUE, GREEN, GREY, ORANGE, View, asked, axis, chip, controls, download, dropdown, duration, figure, follow, headline, html, key, linked, listed, measured_scale, several, table
 
 # %% ../../nbs/view/08_runs.ipynb #4c91987c
 LEVEL = {**{s: "attention" for s in ENDED}, **{s: "good" for s in GOOD}, "running": "running", "queued": "unknown"}
@@ -107,6 +107,10 @@ def history(runs: list[JobRun],  # newest first
     shown = {i: names[str(i)] if i < len(runs) and i % max(1, -(-len(runs) // 8)) == 0 else " " for i in x.domain}  # an ordinal axis names every place
     return figure([bars], [axis(x, "start of the run, UTC", tick_labels={str(i): name for i, name in shown.items()}), axis(y, "time taken, s", upright=True)], 220), bars
 
+def numbers(runs: list[JobRun]) -> dict[str, list]:  # for a CSV file
+    "What `history` draws."
+    return {"started": [when(r.started or r.created) for r in runs]} | {k: [getattr(r, k) for r in runs] for k in ("name", "state", "seconds", "id")}
+
 # %% ../../nbs/view/08_runs.ipynb #8aa0124e
 class Runs(View):
     "The record of a workspace, followed live."
@@ -115,12 +119,16 @@ class Runs(View):
         self.top, self.body, self.picture = html(""), html(""), w.VBox()
         self.which = dropdown("Run", [("–", "")], width="100%")
         self.only = dropdown("Show", [("all", "all"), ("what failed", "failed"), ("what is at work", "running")], "all")
-        self.told = None
+        self.told, self.link, wanted = None, html(""), asked()
+        if wanted.get("show") in ("failed", "running"): self.only.value = wanted["show"]
         self.refresh()
+        if wanted.get("run") in [v for _, v in self.which.options]: self.which.value = wanted["run"]
+        self.draw()
         super().__init__([self.top, html("<h2>Every run and how long it took</h2>" + key({"went well": GREEN, "ended badly": ORANGE, "at work": BLUE})), controls(self.only), self.picture,
-                          html("<h2>One run, step by step</h2>"), self.which, self.body], static=self.paper())
+                          html("<h2>One run, step by step</h2>"), self.which, self.body, self.link])
         self.which.observe(lambda _: self.draw(), "value")
         self.only.observe(lambda _: self.refresh(), "value")
+        for choice in (self.which, self.only): choice.observe(lambda _: setattr(self.link, "value", linked(run=self.which.value, show=self.only.value)), "value")
         self.task = follow(self.refresh)
 
     def wanted(self, run: JobRun) -> bool:
@@ -147,7 +155,7 @@ class Runs(View):
         "The run that is chosen."
         picture, bars = history(self.shown, self.which.value)
         bars.on_element_click(lambda _, event: setattr(self.which, "value", self.shown[::-1][event["data"]["index"]].id))
-        self.picture.children = [picture] if self.shown else [html('<p class="soft">There is no such run.</p>')]
+        self.picture.children = [picture, html(download("runs", numbers(self.shown)))] if self.shown else [html('<p class="soft">There is no such run.</p>')]
         self.body.value = self.one()
 
     def one(self) -> str:
@@ -155,5 +163,3 @@ class Runs(View):
         run = self.record.get(self.which.value)
         given = f'<p class="soft">{escape(brief(run.parameters, 160))}</p>' if run.parameters else ""
         return given + timeline(run) + problem(run)
-
-    def paper(self) -> str: return self.top.value + self.one()

@@ -4,14 +4,17 @@
 
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'GREEN', 'GREY', 'PURPLE', 'INK', 'LEVELS', 'CSS', 'MONTHS', 'html', 'chip', 'headline', 'table',
-           'key', 'number', 'duration', 'several', 'listed', 'ticks', 'measured_scale', 'axis', 'figure', 'period_axis',
-           'period_scale', 'View', 'controls', 'dropdown', 'follow']
+           'key', 'number', 'duration', 'several', 'listed', 'cell', 'download', 'ticks', 'measured_scale', 'axis',
+           'figure', 'period_axis', 'period_scale', 'View', 'controls', 'dropdown', 'asked', 'linked', 'follow']
 
 # %% ../../nbs/view/00_style.ipynb #d36ab53f
-import asyncio
+import asyncio, csv, io, os, re
 from html import escape
+from urllib.parse import parse_qsl, quote, urlencode
 
 import bqplot as bq, ipywidgets as w, numpy as np
+
+from .paper import on_paper
 
 # %% ../../nbs/view/00_style.ipynb #27b87c85
 BLUE, ORANGE, GREEN, GREY, PURPLE = "#1f83c9", "#d9640f", "#12906a", "#8194a8", "#a667a0"
@@ -19,7 +22,7 @@ INK = "var(--jp-content-font-color1)"
 LEVELS = {"good": (GREEN, "✓"), "attention": (ORANGE, "!"), "act": (ORANGE, "▲"), "unknown": (GREY, "?"), "running": (BLUE, "▸")}
 
 CSS = f"""<style>
-.scalai {{ --s-soft: var(--jp-content-font-color2, #5b6776); --s-line: var(--jp-border-color2, #d5dbe3); --s-card: var(--jp-layout-color1, transparent);
+.scalai {{ --s-soft: color-mix(in srgb, var(--jp-content-font-color1, #1b2430) 74%, transparent); --s-line: var(--jp-border-color2, #d5dbe3); --s-card: var(--jp-layout-color1, transparent);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; color: var(--jp-content-font-color1, inherit); overflow: visible; width: 100%; max-width: 100%; min-width: 0; --jp-widgets-inline-height: 36px; --jp-widgets-font-size: 15px }}
 .scalai .widget-html-content, .scalai .widget-html {{ font: inherit; line-height: 1.5; overflow: visible; height: auto; margin: 0; white-space: normal }}
 .scalai .widget-html-content > * {{ line-height: 1.5 }} .scalai .jupyter-widgets {{ max-width: 100% }} .scalai .widget-html, .scalai .widget-html-content {{ width: 100%; min-width: 0; max-width: 100% }}
@@ -39,13 +42,15 @@ CSS = f"""<style>
 .scalai ul.why {{ list-style: none; margin: .3rem 0; padding: 0 }} .scalai ul.why li {{ padding: .5rem 0; border-bottom: 1px solid var(--s-line) }} .scalai ul.why b {{ font-weight: 650 }}
 .scalai code, .scalai pre {{ font: .88em/1.5 ui-monospace, "DejaVu Sans Mono", monospace; background: color-mix(in srgb, {GREY} 14%, transparent); border-radius: .3em; padding: .1em .35em; color: inherit }} .scalai pre {{ padding: .8em 1em; overflow-x: auto }}
 .scalai .bqplot {{ max-width: 100% }} .scalai .bqplot text {{ font-family: system-ui, "DejaVu Sans", sans-serif }} .scalai .bqplot .axislabel {{ font-size: 13px; fill: var(--s-soft) }} .scalai .bqplot .tick text {{ font-size: 12px; fill: var(--s-soft) }}
-.scalai .bqplot .tick line, .scalai .bqplot .domain {{ stroke: var(--s-line) }} .scalai .widget-toggle-buttons button {{ background: var(--s-card); color: inherit; border: 1px solid var(--s-line); box-shadow: none !important }} .scalai .widget-toggle-buttons button.mod-active {{ background: {BLUE}; border-color: {BLUE}; color: #fff }}
+.scalai .bqplot .tick line, .scalai .bqplot .domain {{ stroke: var(--s-line) }} .scalai .widget-toggle-buttons button {{ background: var(--s-card); color: inherit; border: 1px solid var(--s-line); box-shadow: none !important }} .scalai .widget-toggle-buttons button.mod-active {{ background: #1769a5; border-color: #1769a5; color: #fff }}
 .scalai select, .scalai button {{ font-size: 15px !important; border-radius: .4rem !important }} .scalai select {{ background: var(--s-card) !important; appearance: auto !important; color: inherit; border-color: var(--s-line) }} .scalai .widget-label {{ color: var(--s-soft); text-align: left !important; width: auto !important; margin-right: .6rem; white-space: nowrap }}
+.scalai .paper text {{ font: 12px system-ui, "DejaVu Sans", sans-serif; fill: var(--s-soft) }} .scalai .paper .axislabel {{ font-size: 13px }} .scalai .paper line {{ stroke: var(--s-line) }} .scalai .stands {{ display: inline-block; margin: .2rem 1.4rem .4rem 0 }}
+.scalai a.csv {{ display: inline-block; font-size: .85rem; padding: .15rem .6rem; border: 1px solid var(--s-line); border-radius: .4rem; text-decoration: none }} .scalai a.csv:focus-visible, .scalai a.csv:hover {{ outline: 2px solid {BLUE}; outline-offset: -1px }}
 .scalai a {{ color: var(--jp-content-link-color, #0067a5) }} .scalai .controls {{ display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; overflow: visible }}
 @media (max-width: 640px) {{ .scalai .headline {{ padding: .9rem 1rem }} .scalai .headline .mark {{ display: none }} .scalai .facts {{ gap: .6rem 1.4rem }} .scalai th, .scalai td {{ padding: .45rem .5rem }} .scalai .widget-dropdown {{ width: 100% }}
   .scalai table.deck, .scalai .deck tbody {{ display: block }} .scalai .deck thead {{ display: none }} .scalai .deck tr {{ display: grid; grid-template-columns: 1fr 1fr; padding: .7rem 0; border-bottom: 1px solid var(--s-line) }}
   .scalai .deck td {{ border: 0; padding: .15rem .3rem; text-align: left; white-space: normal }} .scalai .deck td:last-child {{ grid-column: 1 / -1 }} .scalai .deck td::before {{ content: attr(data-name) " "; color: var(--s-soft); font-weight: 400; font-size: .85rem }}
-  .scalai .by-window g[text-anchor="middle"] .tick:nth-of-type(even) text {{ display: none }} }}
+  .scalai .by-window g[text-anchor="middle"] .tick:nth-of-type(even) text, .scalai .paper.by-window svg.tick:nth-of-type(even) text {{ display: none }} }}
 </style>"""
 
 # %% ../../nbs/view/00_style.ipynb #e1af682e
@@ -98,6 +103,23 @@ def listed(names, most: int = 3) -> str:
     if len(names) > most: names = names[:most - 1] + [f"{len(names) - most + 1} more"]
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])) if names else ""
 
+def cell(value) -> str:
+    "A value as a CSV file may hold it: text that a spreadsheet would calculate is text (OWASP, CSV injection)."
+    if value is None or isinstance(value, (float, np.floating)) and np.isnan(value): return ""
+    if isinstance(value, (int, float, np.number)): return str(value)
+    return f"'{value}" if str(value).startswith(("=", "+", "-", "@", "\t", "\r")) else str(value)
+
+def download(name: str,  # of the file, without its ending
+             columns: dict[str, list],  # heading -> values
+            ) -> str:  # HTML
+    "A link that holds its figure's numbers as a CSV file: it works on paper too."
+    written = io.StringIO()
+    rows = csv.writer(written)
+    rows.writerow(map(cell, columns))
+    rows.writerows([cell(v) for v in row] for row in zip(*columns.values(), strict=True))
+    file = re.sub(r"[^\w.-]+", "_", name).strip("_.") or "figure"
+    return f'<a class="csv" download="{file}.csv" aria-label="Download {escape(name, quote=True)} as CSV" href="data:text/csv;charset=utf-8,%EF%BB%BF{quote(written.getvalue())}">&#8595; CSV</a>'
+
 # %% ../../nbs/view/00_style.ipynb #be468237
 def ticks(low: float, high: float, most: int = 6) -> np.ndarray:
     "Round numbers between two ends: steps of 1, 2 or 5."
@@ -145,15 +167,19 @@ def period_scale(n: int) -> bq.LinearScale: return bq.LinearScale(min=-.5, max=n
 # %% ../../nbs/view/00_style.ipynb #ef6359c5
 class View(w.VBox):
     "A widget that also knows how it looks without a kernel."
-    def __init__(self, children, static: str = "", **more):
-        self.static = static
+    def __init__(self, children, static: str = "",  # HTML; none: all that is shown, on paper
+                 **more):
+        self.given = static
         super().__init__([html(CSS), *children], **more)
         self.add_class("scalai")
+
+    @property
+    def static(self) -> str: return self.given or "".join(map(on_paper, self.children[1:]))
 
     def _repr_mimebundle_(self, **kwargs):
         data = super()._repr_mimebundle_(**kwargs)
         data, rest = data if isinstance(data, tuple) else (data, {})
-        return ({**data, "text/html": f'{CSS}<div class="scalai">{self.static}</div>'}, rest) if self.static and data else (data, rest)
+        return ({**data, "text/html": f'{CSS}<div class="scalai">{self.static}</div>'}, rest) if data else (data, rest)
 
 # %% ../../nbs/view/00_style.ipynb #e51da22d
 def controls(*children) -> w.Box:
@@ -167,6 +193,14 @@ def dropdown(label: str, options, value=None, width: str = "auto") -> w.Dropdown
     options = list(options)
     given = {} if value is None else {"value": value}
     return w.Dropdown(options=options, description=label, layout=w.Layout(width=width, margin="2px 0"), style={"description_width": "auto"}, **given)
+
+def asked() -> dict[str, str]:
+    "What the link of this page asks to be shown; empty outside a dashboard."
+    return dict(parse_qsl(os.environ.get("QUERY_STRING", "")))
+
+def linked(**state: str) -> str:  # HTML
+    "The page's own link, for the state that it is in: a dashboard puts it into the address."
+    return f'<i hidden data-link="?{escape(urlencode(state), quote=True)}"></i>'
 
 def follow(refresh, seconds: float = 2.) -> asyncio.Task | None:
     "Call `refresh` again and again while the kernel is idle; None where no event loop runs (a plain script)."

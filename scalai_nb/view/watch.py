@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NOTHING', 'CELLS_KEY', 'by_window', 'Watch', 'policy_for', 'report', 'whole', 'measured', 'points', 'standing',
-           'Page', 'worst', 'columns', 'look', 'choose', 'draw_scores', 'draw', 'page']
+           'Page', 'columns', 'look', 'choose', 'draw_scores', 'draw', 'page']
 
 # %% ../../nbs/view/12_watch.ipynb #d0c575ef
 from functools import cached_property
@@ -16,13 +16,14 @@ from ..core.settings import Settings
 from ..data.history import recall
 from ..data.profile import Profile
 from ..loop.decisions import decisions as decision_log
+from ..loop.judge import policy_of, reference_of
 from ..monitor.drift import Report, compare
 from ..monitor.performance import Performance, performance
 from ..monitor.thresholds import Policy
 from .decisions import log_table, summary
-from .drift import LEGEND, REFERENCE, SHADES, column_picture, heat, strength, why
-from .performance import MEASURES, Point, legend, over_time, point
-from .style import ORANGE, View, controls, dropdown, headline, html, key, listed, several
+from .drift import LEGEND, REFERENCE, SHADES, column_csv, column_picture, findings, heat, strength, why
+from .performance import MEASURES, Point, legend, numbers, over_time, point, sentence
+from .style import View, asked, controls, download, dropdown, headline, html, key, linked, listed, several
 
 # %% ../../nbs/view/12_watch.ipynb #af3d0f9a
 def by_window(family: dict) -> dict[str, dict[str, Profile]]:  # window -> label -> profile
@@ -37,7 +38,7 @@ class Watch:
                  features: str = "features", scores: str = "scores",  # names of the windows' sources
                  model: str | None = None,  # none: the one that the decision log is about
                  ignore: tuple[str, ...] = (),  # columns that are not compared: keys, times, the label
-                 policy: Policy | None = None):  # none: the workspace's policy.yaml, else one calibrated on the reference
+                 policy: Policy | None = None):  # none: what the loop decides by
         self.settings = settings or Settings.load()
         found = decision_log(self.settings, model)
         self.models = list(dict.fromkeys(d["model"] for d in found))
@@ -56,19 +57,14 @@ class Watch:
 
     def reference(self, period: str) -> list[str]:
         "The windows that a window is held against."
-        if period in self.decisions: return [p for p in self.decisions[period]["reference"] if p in self.windows]
-        if self.decisions: return self.reference(next(iter(self.decisions)))
-        return self.periods[:max(1, len(self.periods) // 3)]
+        return reference_of(period, self.decisions, self.periods)
 
 # %% ../../nbs/view/12_watch.ipynb #e30f8623
 def policy_for(self, reference: tuple[str, ...]) -> Policy:
-    "Thresholds: given, the workspace's own, or calibrated on the reference where it has three windows or more."
+    "Thresholds: given, or those that the loop itself decides by."
     if self.given: return self.given
     key = ("policy", reference)
-    if key not in self.known:
-        own = self.settings.root / "policy.yaml"
-        policy = Policy.load(own) if own.is_file() else Policy(false_alarms=self.settings.monitor.false_alarms, ignore=self.ignore)
-        self.known[key] = policy.calibrate([self.windows[p] for p in reference]) if len(reference) > 2 and not policy.windows else policy
+    if key not in self.known: self.known[key] = policy_of([self.windows[p] for p in reference], self.settings, self.ignore)
     return self.known[key]
 
 def report(self, period: str) -> Report | None:  # None: a window of the reference itself
@@ -125,38 +121,34 @@ class Page(View):
     "The live page: choose a measure, a window, a column; or click a cell."
     def __init__(self, watch: Watch, units: dict[str, str] | None = None):  # column -> unit
         self.watch, self.units = watch, units or {}
-        self.paper = headline(*standing(watch)) + log_table(list(watch.decisions.values()))
-        top = html(headline(*standing(watch)))
+        top, wanted = html(headline(*standing(watch))), asked()
         if not watch.windows:
-            super().__init__([top], static=self.paper)
+            super().__init__([top])
             return
-        compared = [p for p in watch.periods if watch.report(p) is not None]
-        self.measure = w.ToggleButtons(options=[(name, m) for m, (name, *_) in MEASURES.items()], value=self.worst(), tooltips=[t for *_, t in MEASURES.values()], style={"button_width": "auto"})
-        self.window = dropdown("Window", compared or watch.periods, (compared or watch.periods)[-1])
+        compared = [p for p in watch.periods if watch.report(p) is not None] or watch.periods
+        self.measure = w.ToggleButtons(options=[(name, m) for m, (name, *_) in MEASURES.items()], value=wanted.get("measure") if wanted.get("measure") in MEASURES else "auc", tooltips=[t for *_, t in MEASURES.values()], style={"button_width": "auto"})
+        self.window = dropdown("Window", compared, wanted["window"] if wanted.get("window") in compared else compared[-1])
         self.column = dropdown("Column", self.columns())
+        if wanted.get("column") in [v for _, v in self.column.options]: self.column.value = wanted["column"]
+        gone = [f"{k} {v}" for k, v in wanted.items() if k in ("window", "column", "measure") and getattr(self, k).value != v]
+        self.link = html(f'<p role="status">This workspace has no {escape(listed(gone))}, which the link asked for.</p>' if gone else "")
         self.lines, self.cells, self.told, self.picture, self.entries = w.VBox(), w.VBox(), html(""), w.VBox(), html("")
         self.title, self.scores_key = html(""), html("")
-        super().__init__([top, *self.score_part(), html("<h2>What moved, window by window</h2>" + CELLS_KEY), self.cells, self.title, controls(self.window, self.column), self.told, self.picture,
-                          html("<h2>What was decided</h2>"), self.entries], static=self.paper)
+        super().__init__([self.link, top, *self.score_part(), html("<h2>What moved, window by window</h2>" + CELLS_KEY), self.cells, self.title, controls(self.window, self.column), self.told, self.picture,
+                          html("<h2>What was decided</h2>"), self.entries])
         self.measure.observe(lambda _: self.draw_scores(), "value")
         self.window.observe(lambda _: self.look(), "value")
         self.column.observe(lambda _: self.draw(), "value")
+        for choice in (self.measure, self.window, self.column): choice.observe(lambda _: setattr(self.link, "value", linked(window=self.window.value, column=self.column.value, measure=self.measure.value)), "value")
         self.draw_scores(); self.draw()
 
     def score_part(self) -> list:
         if not self.watch.families and not self.watch.decisions: return [html("<h2>How good the scores are</h2><p class='soft'>No scores in this workspace yet: run <code>scalai score MODEL URI scores</code>.</p>")]
-        return [html("<h2>How good the scores are</h2>"), self.measure, self.scores_key, self.lines]
+        return [html("<h2>How good the scores are, with labels and without</h2>"), self.measure, self.scores_key, self.lines]
 
 CELLS_KEY = key({"reference": REFERENCE, "as usual": SHADES[1], "moved: beyond the threshold": SHADES[2], "moved: 4 thresholds and more": SHADES[3]})
 
 # %% ../../nbs/view/12_watch.ipynb #10e0a09d
-def worst(self) -> str:
-    "The measure that the newest loss was found in, else the first."
-    for d in reversed(self.watch.decisions.values()):
-        lost = {m: e[f"{m}_worse"] / e[f"{m}_limit"] for m in MEASURES if (e := d["evidence"]).get(f"{m}_limit") and f"{m}_worse" in e}
-        if d["action"] == "retrain" and lost: return max(lost, key=lost.get)
-    return "auc"
-
 def columns(self) -> list[tuple[str, str]]:  # shown, value
     "The columns of the chosen window, those that moved most first."
     report = self.watch.report(self.window.value)
@@ -182,26 +174,30 @@ def choose(self, column: str, window: str) -> None:
         self.window.value = window
         self.column.value = column
 
-Page.worst, Page.columns, Page.look, Page.choose, Page.kept = worst, columns, look, choose, False
+Page.columns, Page.look, Page.choose, Page.kept = columns, look, choose, False
 
 # %% ../../nbs/view/12_watch.ipynb #e97386e4
 def draw_scores(self) -> None:
     "The measure over time."
-    measure = self.measure.value
-    self.scores_key.value, self.lines.children = legend(measure), [over_time(self.watch.points(measure), measure, self.window.value)]
+    measure, window = self.measure.value, self.window.value
+    points = self.watch.points(measure)
+    looked = next(p for p in points if p.window == window)
+    self.scores_key.value, self.lines.children = legend(measure), [over_time(points, measure, window), html(f"<p>{escape(sentence(looked, measure))} {download(f'{measure}-by-window', numbers(points, measure))}</p>")]
 
 def draw(self) -> None:
     "The cells, the sentences and the column's shares of the chosen window."
     window, column, watch = self.window.value, self.column.value, self.watch
     report, reference = watch.report(window), watch.reference(window)
-    self.cells.children = [heat({p: watch.report(p) for p in watch.periods}, column, window, self.choose)]
+    reports = {p: watch.report(p) for p in watch.periods}
+    self.cells.children = [heat(reports, column, window, self.choose), html(download("what-moved", findings(reports)))]
     self.title.value = f"<h2>{escape(window)} against its reference</h2><p class='soft'>{watch.windows[window].rows:,} rows, against {escape(listed(reference, 6))}.</p>"
     if report is None:
         self.told.value, self.picture.children = "<p>This window is part of the reference.</p>", []
         return
     finding = report.columns[column]
     self.told.value = f"{why(report)}<h3>{escape(column)}</h3><p>{escape(finding.reason[:1].upper() + finding.reason[1:])}.</p>{LEGEND}"
-    self.picture.children = [column_picture(finding, watch.whole(tuple(reference)), watch.windows[window], self.units.get(column) or watch.policy_for(tuple(reference)).columns.get(column, {}).get("unit"))]
+    both = watch.whole(tuple(reference)), watch.windows[window]
+    self.picture.children = [column_picture(finding, *both, self.units.get(column) or watch.policy_for(tuple(reference)).columns.get(column, {}).get("unit")), html(column_csv(finding, *both, f"{column}-{window}"))]
     self.entries.value = log_table(list(watch.decisions.values()), window) if watch.decisions else "<p class='soft'>Nothing was decided yet.</p>"
 
 Page.draw_scores, Page.draw = draw_scores, draw
