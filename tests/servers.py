@@ -1,0 +1,66 @@
+"Real servers for a test: each is started on a free port, in a folder of its own, and stopped at the end."
+import os, shutil, signal, socket, subprocess, tempfile, time
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def wait_for(port: int, process: subprocess.Popen | None = None, within: float = 20):
+    until = time.monotonic() + within
+    while time.monotonic() < until:
+        assert process is None or process.poll() is None, f"{process.args[0]} ended with {process.returncode}"
+        with socket.socket() as s:
+            if s.connect_ex(("127.0.0.1", port)) == 0: return
+        time.sleep(.05)
+    raise AssertionError(f"nobody listens on {port}")
+
+
+class Postgres:
+    "Debian's PostgreSQL. It refuses to run as root, so root lends it the user `postgres`."
+    password = "s3cret/of@ann"  # with what a URI has to quote
+
+    def __init__(self):
+        home = shutil.which("initdb") or next(iter(sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb")), reverse=True)), None)
+        assert home, "PostgreSQL is not installed: apt-get install postgresql"
+        self.bin = Path(home).resolve().parent
+        self.user = {"user": "postgres"} if os.getuid() == 0 else {}
+        self.folder, self.port = Path(tempfile.mkdtemp(prefix="scalai-pg-")), free_port()
+        (self.folder/"password").write_text(self.password)
+        if self.user:
+            for p in (self.folder, self.folder/"password"): shutil.chown(p, "postgres")
+        self._call("initdb", "-D", self.folder/"data", "-U", "ann", "--auth=scram-sha-256", f"--pwfile={self.folder/'password'}", "-E", "UTF8", "--locale=C", "--no-sync")
+        self.start()
+
+    def _call(self, name, *args): subprocess.run([str(self.bin/name), *map(str, args)], check=True, capture_output=True, cwd=self.folder, **self.user)
+
+    def start(self):
+        self.process = subprocess.Popen([str(self.bin/"postgres"), "-D", str(self.folder/"data"), "-p", str(self.port), "-k", str(self.folder), "-c", "fsync=off"],
+                                        cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **self.user)
+        wait_for(self.port, self.process)
+
+    def stop(self, how=signal.SIGQUIT):  # SIGQUIT: at once, as a crash would
+        self.process.send_signal(how)
+        self.process.wait(20)
+
+    def uri(self, rest: str = "", password: str | None = None) -> str:
+        from urllib.parse import quote
+        return f"postgresql://ann:{quote(password or self.password, safe='')}@127.0.0.1:{self.port}/postgres{rest}"
+
+    def connect(self):
+        import psycopg
+        until = time.monotonic() + 20
+        while True:
+            try: return psycopg.connect(self.uri(), autocommit=True)
+            except psycopg.OperationalError:  # starting up
+                if time.monotonic() > until: raise
+                time.sleep(.1)
+
+    def __enter__(self): return self
+    def __exit__(self, *_):
+        if self.process.poll() is None: self.stop()
+        shutil.rmtree(self.folder)

@@ -1,0 +1,196 @@
+"Sources against servers that speak the real protocol; each test says which one. Rows are counted, memory is measured, passwords are looked for."
+import json, subprocess, sys, threading, time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+import servers
+from conftest import ROOT, scalai
+from scalai_nb.core import live
+from scalai_nb.core.errors import BadRequest, ScalaiError, Unreachable, WorkFailed
+from scalai_nb.data import source
+from scalai_nb.data.contract import Contract, Rule
+from scalai_nb.data.ingest import ingest, unfinished
+from scalai_nb.data.profile import profile
+from scalai_nb.data.table import Table
+from scalai_nb.loop.flights import flights as all_flights
+
+pytestmark = pytest.mark.slow
+
+PEAK = """
+import resource, sys
+from scalai_nb.data import source
+from scalai_nb.data.profile import profile  # what it imports is no part of the rows
+for uri in sys.argv[1:]:
+    n = 0
+    for t in source.batches(uri, rows=50_000): n += t.num_rows; del t
+    print(n, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def peaks(*uris, **env) -> list[tuple[int, int]]:
+    "Rows read from each URI, one after another in one process, and its peak memory (MB) after each."
+    import os
+    done = subprocess.run([sys.executable, "-c", PEAK, *uris], capture_output=True, text=True, env=os.environ | env)
+    assert done.returncode == 0, done.stderr
+    return [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
+
+
+def rows_of(name: str) -> pa.Table: return Table(name).arrow()
+
+
+def no_secret(folder: Path, secret: str):
+    "Nothing that is kept in a workspace holds a password."
+    for f in folder.rglob("*"):
+        if f.is_file(): assert secret.encode() not in f.read_bytes(), f
+
+
+def same(table: pa.Table, other: pa.Table, key="id"):
+    columns = sorted(other.column_names)
+    assert table.select(columns).sort_by(key).equals(other.select(columns).cast(table.select(columns).schema).sort_by(key))
+
+
+def numbered() -> pa.Table: return all_flights().append_column("id", pa.array(range(len(all_flights()))))
+
+
+# PostgreSQL of Debian
+
+@pytest.fixture(scope="module")
+def postgres():
+    with servers.Postgres() as server:
+        import pyarrow.csv as pacsv
+        text = pa.BufferOutputStream()
+        pacsv.write_csv(numbered(), text, pacsv.WriteOptions(include_header=False))
+        kinds = {pa.int64(): "bigint", pa.string(): "text", pa.float64(): "double precision"}
+        with server.connect() as db:
+            stated = ", ".join(f'"{f.name}" {"timestamptz" if f.name == "time_hour" else kinds[f.type]}' for f in numbered().schema)
+            db.execute(f"CREATE TABLE flights ({stated}, PRIMARY KEY (id))")
+            with db.cursor().copy("COPY flights FROM STDIN (FORMAT csv)") as copy: copy.write(text.getvalue().to_pybytes())
+        yield server
+
+
+def test_postgres_rows_come_whole_and_once(postgres, workspace):
+    uri = postgres.uri("?table=flights")
+    done = ingest(uri, "flights", key="id")
+    assert (done.rows_in, done.rows_good, done.already) == (336_776, 336_776, False)
+    assert ingest(uri, "flights", key="id").already and Table("flights").version == done.version
+    had = rows_of("flights")
+    assert had.schema.field("time_hour").type == pa.timestamp("us", "UTC")
+    same(had.drop_columns("time_hour"), numbered().drop_columns("time_hour"))
+    assert Table("flights").profile() == profile(uri)
+    frame = source.read(uri, columns=["id", "carrier"], rows=50_000)
+    assert frame.npartitions == 7 and frame.carrier.value_counts().compute().to_dict() == {x["values"]: x["counts"] for x in pc.value_counts(numbered()["carrier"]).to_pylist()}
+    some = profile(postgres.uri("?query=SELECT carrier, arr_delay FROM flights WHERE month = 1 AND carrier LIKE 'U%25'"))
+    assert some.rows == pc.sum(pc.and_(pc.equal(numbered()["month"], 1), pc.starts_with(numbered()["carrier"], "U"))).as_py()
+    no_secret(workspace, "s3cret")
+
+
+def test_postgres_types_keep_what_they_hold(postgres, workspace):
+    with postgres.connect() as db:
+        db.execute("CREATE TYPE mood AS ENUM ('calm')")
+        db.execute("""CREATE TABLE kinds AS SELECT 9007199254740993::bigint AS big, 12.345::numeric(12,3) AS exact, 1.5::numeric AS loose, true AS yes, date '2013-01-01' AS day,
+            timestamptz '2013-01-01 10:00:00.123456+01' AS at, timestamp '2013-01-01 10:00' AS naive, '0a'::bytea AS raw, '{"a": 1}'::jsonb AS doc, 'calm'::mood AS mood,
+            'x'::char(3) AS padded, interval '1 day' AS span, inet '1.2.3.4' AS host, '6ecd8c99-4036-403d-bf84-cf8400f67836'::uuid AS id, ARRAY[1, 2] AS list, NULL::int AS nothing""")
+    t = pa.concat_tables(source.batches(postgres.uri("?table=public.kinds")))
+    assert t.to_pylist()[0] | {"at": str(t["at"][0].as_py())} == {
+        "big": 9007199254740993, "exact": __import__("decimal").Decimal("12.345"), "loose": 1.5, "yes": True, "day": __import__("datetime").date(2013, 1, 1), "at": "2013-01-01 09:00:00.123456+00:00",
+        "naive": __import__("datetime").datetime(2013, 1, 1, 10), "raw": b"0a", "doc": '{"a": 1}', "mood": "calm", "padded": "x", "span": "1 day", "host": "1.2.3.4/32",
+        "id": "6ecd8c99-4036-403d-bf84-cf8400f67836", "list": [1, 2], "nothing": None}
+    assert source.schema(postgres.uri("?table=kinds")) == t.schema and t.schema.field("exact").type == pa.decimal128(12, 3)
+
+
+def test_postgres_ranges_cover_ties_and_nulls(postgres, workspace):
+    "A key of times that repeats and is sometimes missing: every row once, by stream and by partition."
+    with postgres.connect() as db:
+        db.execute("CREATE TABLE ticks AS SELECT i AS n, CASE WHEN i % 10 = 0 THEN NULL WHEN i < 6000 THEN timestamp '2013-01-01' ELSE timestamp '2013-01-01' + i * interval '1 second' END AS at FROM generate_series(1, 10000) i")
+        db.execute("CREATE TABLE none (n int, at timestamp)")
+    uri = postgres.uri("?table=ticks&by=at")
+    for numbers in (pa.concat_tables(source.batches(uri, rows=700))["n"].to_pylist(), source.read(uri, rows=700).n.compute().tolist()): assert sorted(numbers) == list(range(1, 10_001))
+    assert max(t.num_rows for t in source.batches(uri, rows=700)) <= 6000
+    empty = list(source.batches(postgres.uri("?table=none&by=at")))
+    assert [t.num_rows for t in empty] == [0] and empty[0].column_names == ["n", "at"]
+    with pytest.raises(BadRequest, match="holds no rows"): ingest(postgres.uri("?table=none"), "none")
+
+
+def test_postgres_memory_does_not_grow_with_rows(postgres):
+    query = "?query=SELECT i AS id, md5(i::text) AS word, random() AS x FROM generate_series(1, {}) i"
+    (few, before), (many, after), (keyed, last) = peaks(postgres.uri(query.format(100_000)), postgres.uri(query.format(1_000_000)), postgres.uri(query.format(500_000) + "&by=id"))
+    assert (few, many, keyed) == (100_000, 1_000_000, 500_000)
+    assert last - before < 60, (before, after, last)  # the rows are 50 MB in Arrow, and several times that as text
+
+
+def halfway(do):
+    "Call `do` once, when an ingest has handed on its second part."
+    seen = []
+    def hear(topic, rows=0, done=False, **_):
+        if done: return
+        seen.append(rows)
+        if len(seen) == 2: do()
+    return live.subscribe(hear, "ingest")
+
+
+def test_postgres_restarts_midway_and_nothing_is_lost(postgres, workspace, monkeypatch):
+    (workspace/"settings.ini").write_text("[workspace]\nhome = .scalai\n[data]\nrows_per_part = 40000\n")
+    def restart():
+        postgres.stop()
+        threading.Timer(1.5, postgres.start).start()
+    silent = halfway(restart)
+    try: done = ingest(postgres.uri("?table=flights"), "flights", key="id")
+    finally: silent()
+    assert done.rows_good == 336_776 and done.rows_refused == 0
+    same(rows_of("flights").drop_columns("time_hour"), numbered().drop_columns("time_hour"))
+
+
+def test_postgres_gone_for_good_leaves_the_table_as_it_was(postgres, workspace, monkeypatch):
+    from scalai_nb.data import sql
+    (workspace/"settings.ini").write_text("[workspace]\nhome = .scalai\n[data]\nrows_per_part = 40000\n")
+    monkeypatch.setattr(sql, "PATIENCE", 1)
+    ingest(postgres.uri("?query=SELECT * FROM flights WHERE month = 1"), "flights", key="id")
+    for asked in ("?table=flights", "?query=SELECT * FROM flights"):  # with a key, and without
+        silent = halfway(postgres.stop)
+        try:
+            with pytest.raises(Unreachable, match="went away after") as told: ingest(postgres.uri(asked), "flights", key="id")
+        finally: silent(); postgres.start(); postgres.connect().close()
+        assert "s3cret" not in str(told.value) and len(str(told.value).splitlines()) == 2
+        assert Table("flights").version == 0 and Table("flights").rows == 27_004
+    assert [p.uri for p in unfinished()] and all("s3cret" not in p.uri for p in unfinished())
+    whole = ingest(postgres.uri("?table=flights"), "flights", key="id")
+    assert (whole.rows_good, whole.rows_refused) == (309_772, 27_004)  # January was there
+    named = set(Table("flights").delta().file_uris())
+    assert {str(f) for f in (workspace/".scalai/tables/flights").rglob("*.parquet")} == {u.removeprefix("file://") for u in named}
+
+
+def test_postgres_changed_between_plan_and_pass_is_refused(postgres, workspace, monkeypatch):
+    from scalai_nb.data import ingest as room
+    with postgres.connect() as db:
+        db.execute("CREATE TABLE moving AS SELECT i AS id FROM generate_series(1, 1000) i")
+        shape = room._shape
+        def late(*args): db.execute("UPDATE moving SET id = -1 WHERE id = 500"); return shape(*args)
+        monkeypatch.setattr(room, "_shape", late)
+        with pytest.raises(WorkFailed, match="has changed since"): ingest(postgres.uri("?table=moving"), "moving")
+        assert not Table("moving").exists
+        monkeypatch.setattr(room, "_shape", shape)
+        assert ingest(postgres.uri("?table=moving"), "moving").rows_good == 1000
+
+
+@pytest.mark.parametrize("change, code, words", [
+    ({"password": "wrong-one"}, 2, "password authentication failed"), ({"rest": "?table=flihgts"}, 2, "does not exist"), ({"rest": "?table=flights&by=idd"}, 2, "Did you mean 'id'?"),
+    ({"rest": "?query=DELETE FROM flights RETURNING *"}, 2, ""), ({"rest": "?query=SELEC 1"}, 2, "syntax error"), ({"rest": ""}, 2, "neither a table nor a query"), ({"port": 1}, 3, "does not answer"),
+    ({"rest": "?query=SELECT 1 AS a, 2 AS a"}, 2, "twice")])
+def test_postgres_says_in_two_lines_what_is_wrong(postgres, workspace, change, code, words):
+    port, postgres.port = postgres.port, change.get("port", postgres.port)
+    try: done = scalai("ingest", postgres.uri(change.get("rest", "?table=flights"), change.get("password")), "flights", cwd=workspace)
+    finally: postgres.port = port
+    assert done.code == code and len(done.lines) == 2 and words in done.err, done.err
+    assert not any(secret in done.out + done.err for secret in ("s3cret", "wrong-one"))
+    with postgres.connect() as db: assert db.execute("SELECT count(*) FROM flights").fetchone() == (336_776,)
+
+
+@pytest.mark.parametrize("uri, module, extra", [("postgresql://h/db?table=t", "adbc_driver_postgresql", "sql"), ("mongodb://h/db.c", "pymongo", "mongo"), ("kafka://h:1/t", "confluent_kafka", "kafka"),
+                                                ("s3://b/x.csv", "s3fs", "aws"), ("gs://b/x.csv", "gcsfs", "gcp"), ("abfs://b/x.csv", "adlfs", "azure")])
+def test_a_missing_driver_names_its_extra(workspace, uri, module, extra):
+    code = f"import sys; sys.modules['{module}'] = None; from scalai_nb.cli import main; sys.argv = ['scalai', 'profile', '{uri}']; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.splitlines()[1] == f"pip install 'scalai-nb[{extra}]'" and len(done.stderr.splitlines()) == 2, done.stderr
