@@ -144,9 +144,8 @@ def test_postgres_restarts_midway_and_nothing_is_lost(postgres, workspace, monke
 
 
 def test_postgres_gone_for_good_leaves_the_table_as_it_was(postgres, workspace, monkeypatch):
-    from scalai_nb.data import sql
     (workspace/"settings.ini").write_text("[workspace]\nhome = .scalai\n[data]\nrows_per_part = 40000\n")
-    monkeypatch.setattr(sql, "PATIENCE", 1)
+    monkeypatch.setattr(source, "PATIENCE", 1)
     ingest(postgres.uri("?query=SELECT * FROM flights WHERE month = 1"), "flights", key="id")
     for asked in ("?table=flights", "?query=SELECT * FROM flights"):  # with a key, and without
         silent = halfway(postgres.stop)
