@@ -588,7 +588,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'scalai_nb.data.ingest._contents': ('data/ingest.html#_contents', 'scalai_nb/data/ingest.py'),
                                        'scalai_nb.data.ingest._counted': ('data/ingest.html#_counted', 'scalai_nb/data/ingest.py'),
                                        'scalai_nb.data.ingest._file_schema': ('data/ingest.html#_file_schema', 'scalai_nb/data/ingest.py'),
-                                       'scalai_nb.data.ingest._is_text': ('data/ingest.html#_is_text', 'scalai_nb/data/ingest.py'),
                                        'scalai_nb.data.ingest._keep': ('data/ingest.html#_keep', 'scalai_nb/data/ingest.py'),
                                        'scalai_nb.data.ingest._names': ('data/ingest.html#_names', 'scalai_nb/data/ingest.py'),
                                        'scalai_nb.data.ingest._place': ('data/ingest.html#_place', 'scalai_nb/data/ingest.py'),

@@ -1,7 +1,8 @@
 "Real servers for a test: each is started on a free port, in a folder of its own, and stopped at the end."
-import os, shutil, signal, socket, subprocess, tempfile, time
-from contextlib import contextmanager
+import os, shutil, signal, socket, subprocess, sys, tempfile, time
 from pathlib import Path
+
+import psutil
 
 
 def free_port() -> int:
@@ -64,3 +65,47 @@ class Postgres:
     def __exit__(self, *_):
         if self.process.poll() is None: self.stop()
         shutil.rmtree(self.folder)
+
+
+class Server:
+    "A program that listens on a port and keeps what it holds in a folder, so that it can be stopped and started."
+    def __init__(self, *command, port="--port", folder="--data-dir", env=None):
+        self.folder, self.port = Path(tempfile.mkdtemp(prefix="scalai-server-")), free_port()
+        self.command, self.env = [*map(str, command), port, str(self.port), *([folder, str(self.folder/"data")] if folder else [])], os.environ | (env or {})
+        self.start()
+
+    def start(self, *more):
+        self.process = subprocess.Popen([*self.command, *more], cwd=self.folder, env=self.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_for(self.port, self.process)
+
+    def stop(self):
+        family = [*psutil.Process(self.process.pid).children(recursive=True), self.process]
+        for p in family: p.terminate()
+        self.process.wait(20)
+        psutil.wait_procs(family[:-1], 20)
+
+    def __enter__(self): return self
+    def __exit__(self, *_):
+        if self.process.poll() is None: self.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def mongo() -> Server:  # SecantusDB: MongoDB's wire protocol over WiredTiger
+    return Server(Path(sys.executable).with_name("secantusd-py"), folder="--storage-path")
+
+
+def kafka() -> Server:  # noida-db: Kafka's wire protocol
+    from importlib.resources import files
+    program = files("noida_db")/"noida-db"
+    program.chmod(0o755)
+    return Server(program, "start", "--only", "kafka", port="--kafka-port")
+
+
+def s3() -> Server:  # moto: S3's HTTP
+    return Server(Path(sys.executable).with_name("moto_server"), "-H", "127.0.0.1", port="-p", folder=None)
+
+
+def azurite() -> Server:  # Microsoft's own stand-in for Azure's blobs, from npm
+    program = Path(sys.prefix)/"azurite/node_modules/.bin/azurite-blob"
+    assert program.exists(), f"Azurite is not installed: npm install --prefix {Path(sys.prefix)/'azurite'} azurite@3.35.0"
+    return Server(program, "--skipApiVersionCheck", "--silent", "--blobHost", "127.0.0.1", port="--blobPort", folder="--location")

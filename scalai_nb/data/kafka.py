@@ -98,7 +98,7 @@ def _messages(consumer, uri: str, topic: str, offsets: dict[str, list[int]], mos
         consumer.assign([TopicPartition(topic, int(p), low)])
         heard, done = time.monotonic(), False
         while not done:
-            some = consumer.consume(min(most, FIRST), timeout=1)
+            some = consumer.consume(min(most, FIRST), timeout=.2)
             for m in some:
                 if m.error() and m.error().code() == KafkaError._AUTO_OFFSET_RESET: raise WorkFailed(f"{shown(uri)}, partition {p}: offsets from {low} on are no longer kept.", "See the topic's retention.", "source")
             good = [m for m in some if not m.error() and m.offset() < high]
