@@ -46,8 +46,8 @@ def _topic(uri: str):  # consumer, topic, its partitions, the cluster's name
         if consumer: consumer.close()
 
 def _ends(consumer, topic: str, partitions: list[int]) -> dict[str, list[int]]:  # of each partition: the first offset that is kept, and the one after the last
-    from confluent_kafka import TopicPartition
-    return {str(p): list(consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=10)) for p in partitions}
+    part = needs("confluent_kafka", "kafka", "Kafka").TopicPartition
+    return {str(p): list(consumer.get_watermark_offsets(part(topic, p), timeout=10)) for p in partitions}
 
 # %% ../../nbs/data/05_kafka.ipynb #e91e3ff6
 FIRST = 10_000  # messages in which types are found
@@ -92,18 +92,18 @@ def _table(values: list[bytes | None], shape: pa.Schema) -> tuple[pa.Table, list
 
 # %% ../../nbs/data/05_kafka.ipynb #c1091c1a
 def _messages(consumer, uri: str, topic: str, offsets: dict[str, list[int]], most: int) -> Iterator[list]:  # confluent_kafka's messages, of one partition at a time
-    from confluent_kafka import KafkaError, TopicPartition
+    driver = needs("confluent_kafka", "kafka", "Kafka")
     for p, (low, high) in offsets.items():
         if low >= high: continue
-        consumer.assign([TopicPartition(topic, int(p), low)])
+        consumer.assign([driver.TopicPartition(topic, int(p), low)])
         heard, done = time.monotonic(), False
         while not done:
             some = consumer.consume(min(most, FIRST), timeout=.2)
             for m in some:
-                if m.error() and m.error().code() == KafkaError._AUTO_OFFSET_RESET: raise WorkFailed(f"{shown(uri)}, partition {p}: offsets from {low} on are no longer kept.", "See the topic's retention.", "source")
+                if m.error() and m.error().code() == driver.KafkaError._AUTO_OFFSET_RESET: raise WorkFailed(f"{shown(uri)}, partition {p}: offsets from {low} on are no longer kept.", "See the topic's retention.", "source")
             good = [m for m in some if not m.error() and m.offset() < high]
             if good: heard = time.monotonic(); yield good
-            done = any(m.offset() is not None and m.offset() >= (high if m.error() else high - 1) for m in some if not m.error() or m.error().code() == KafkaError._PARTITION_EOF)
+            done = any(m.offset() is not None and m.offset() >= (high if m.error() else high - 1) for m in some if not m.error() or m.error().code() == driver.KafkaError._PARTITION_EOF)
             if not done and time.monotonic() > heard + source.PATIENCE:
                 raise Unreachable(f"{shown(uri)}, partition {p}: nothing came for {source.PATIENCE} seconds, before offset {high}.", "Check the broker; a transaction that was never ended also looks like this.", "source")
 
