@@ -6,7 +6,7 @@
 __all__ = ['TEXT', 'WIDEST', 'content_hash', 'Plan', 'plan', 'completed', 'unfinished', 'Ingested', 'ingest']
 
 # %% ../../nbs/data/14_ingest.ipynb #6465b12f
-import hashlib, json, shutil
+import hashlib, json, re, shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -17,7 +17,7 @@ import pyarrow as pa
 from ..core import live
 from ..core.errors import BadRequest
 from ..core.settings import Settings
-from ..core.storage import filesystem, write_atomic
+from ..core.storage import filesystem, shown, write_atomic
 from . import source
 from .clean import tidy
 from .contract import Contract, Rule, Verdict, type_name
@@ -32,31 +32,53 @@ def content_hash(file: str) -> str:  # SHA-256, in hex
 
 @dataclass
 class Plan:
-    "What will be ingested; kept under `.scalai/ingest/` before anything is written."
-    batch: str  # its name: SHA-256 of table, file names, contents and contract
+    "What will be ingested; kept under `.scalai/ingest/` before anything is written, without passwords."
+    batch: str  # its name: SHA-256 of table, file names, contents and contract; of offsets, only where they begin
     table: str
     uri: str
-    files: list[dict]  # path, bytes, sha256
+    files: list[dict]  # path, bytes, sha256; of a server also `options`, with which exactly these rows are read
     contract: str  # SHA-256
     period: str | None = None
 
-def _contents(uri: str, settings: Settings) -> list[dict]:  # path, bytes, sha256 of each file; of a table, its version
+def _contents(uri: str, table: str, settings: Settings) -> list[dict]:  # see `Plan.files`; of a table, its version
+    if (there := source.server(uri)) is not None:
+        if there.state is None: raise BadRequest(f"{shown(uri)}: its reader cannot say what is there, which an ingest must know.", "Its package should give the `Source` a `state`.", "source")
+        return [{"path": shown(uri), "bytes": 0, **there.state(uri, _before(table, settings))}]
     if (named := source.as_table(uri, settings)) is not None:
         t = named[0].delta(named[1])
         return [{"path": f"{named[0].name}@{t.version()}" if "/" not in uri else uri, "bytes": 0, "sha256": f"{t.metadata().id}@{t.version()}"}]
     found = []
     for f in source.files(uri):
-        fs, path = filesystem(f)
-        if fs.size(path) == 0: raise BadRequest(f"{f} is empty: 0 bytes.", "Check how the file was made or copied.", "source")
-        found.append({"path": f, "bytes": fs.size(path), "sha256": content_hash(f)})
+        with source._reached(f) as (fs, path):
+            if fs.size(path) == 0: raise BadRequest(f"{shown(f)} is empty: 0 bytes.", "Check how the file was made or copied.", "source")
+            found.append({"path": shown(f), "bytes": fs.size(path), "sha256": content_hash(f)})
     return found
 
 def plan(uri: str, table: str, contract: Contract, period: str | None = None, settings: Settings | None = None) -> Plan:
     "Name a batch by what goes into it."
-    found = _contents(uri, settings or Settings.load())
+    settings = settings or Settings.load()
+    found = _contents(uri, table, settings)
+    offsets = any("offsets" in f.get("options", ()) for f in found)
     rules = hashlib.sha256(json.dumps(contract.to_dict(), sort_keys=True, default=str).encode()).hexdigest()
-    name = [table, [[f["path"].rsplit("/", 1)[-1], f["sha256"]] for f in found], rules]
-    return Plan(hashlib.sha256(json.dumps(name).encode()).hexdigest(), table, str(uri), found, rules, None if period is None else str(period))
+    name = [table, [[f["path"].rsplit("/", 1)[-1], f["sha256"]] for f in found], rules] if not offsets else [table, [f["sha256"] for f in found]]
+    made = Plan(hashlib.sha256(json.dumps(name).encode()).hexdigest(), table, shown(uri), found, rules, None if period is None else str(period))
+    kept = _place(made, settings)
+    return replace(made, files=Plan(**json.loads(kept.read_text())).files) if offsets and kept.exists() else made  # a plan's end stands once it is made
+
+def _place(plan: Plan, settings: Settings) -> Path: return settings.path("ingest", f"{plan.batch}.json")
+
+def _plans(settings: Settings) -> list[Plan]: return [Plan(**json.loads(f.read_text())) for f in sorted(settings.path("ingest").glob("*.json"))]
+
+def _before(table: str, settings: Settings) -> Iterator[dict]:
+    "The `options` of the batches that a table has."
+    target = Table(table, settings)
+    for p in _plans(settings):
+        if p.table == table and any("options" in f for f in p.files) and target.has(p.batch): yield from (f["options"] for f in p.files)
+
+def _with_password(path: str, uri: str) -> str:  # a plan's path as it can be opened
+    if path == shown(uri): return uri
+    login = re.match(r"\w[\w+.-]*://[^/?#]*@", uri)
+    return login[0] + re.sub(r"^[\w+.-]+://([^/?#]*@)?", "", path) if login else path
 
 # %% ../../nbs/data/14_ingest.ipynb #472958da
 def completed(contract: Contract, names: pa.Schema, table: pa.Schema | None) -> Contract:
@@ -83,25 +105,25 @@ def _agrees(contract: Contract, given: Contract, table: pa.Schema | None, name: 
 
 # %% ../../nbs/data/14_ingest.ipynb #51f8711e
 def _keep(plan: Plan, settings: Settings) -> None:  # called by the one who holds the batch
-    place = settings.path("ingest", f"{plan.batch}.json")
+    place = _place(plan, settings)
     for torn in place.parent.glob(f".{place.name}.*.tmp"): shutil.rmtree(torn)
     write_atomic(place, json.dumps(asdict(plan), indent=1))
 
 def unfinished(settings: Settings | None = None) -> list[Plan]:  # ingest their `uri` again to finish them
     "Plans whose batch no table holds: of ingests that were killed or refused."
     settings = settings or Settings.load()
-    plans = [Plan(**json.loads(f.read_text())) for f in sorted(settings.path("ingest").glob("*.json"))]
-    return [p for p in plans if not Table(p.table, settings).has(p.batch)]
+    return [p for p in _plans(settings) if not Table(p.table, settings).has(p.batch)]
 
 # %% ../../nbs/data/14_ingest.ipynb #74f89195
 TEXT = (".csv", ".tsv", ".txt")
 
-def _rows(piece: tuple[str, dict],  # a file, and which part of it
+def _rows(piece: tuple[str, dict],  # a file or a part of a server's rows, and what its reader is told
           settings: Settings) -> Iterator[tuple[pa.Table, list]]:
     "Raw rows of a piece, and the broken lines among them."
-    name, options = piece
-    bad = []
-    if source.suffix(name) in TEXT: options = options | {"text": True, "bad": bad}
+    (name, options), bad = piece, []
+    there = source.server(name)
+    text = there is None and source.suffix(name) in TEXT
+    options = options | ({"text": True} if text else {}) | ({"bad": bad} if text or there and there.bad else {})
     for t in source.batches(name, rows=settings.data.rows_per_part, settings=settings, **options):
         yield t, list(bad)
         bad.clear()
@@ -115,7 +137,7 @@ def _prepare(item: tuple[pa.Table, list]) -> tuple[pa.Table, pa.Table, Verdict]:
     verdict = Verdict(raw.num_rows)
     if broken:
         at = range(raw.num_rows - len(broken), raw.num_rows)
-        for i, (_, cells, _) in zip(at, broken): verdict.codes[i] = verdict.word(f"line: {cells} cells")
+        for i, (_, cells, _) in zip(at, broken): verdict.codes[i] = verdict.word(cells if isinstance(cells, str) else f"line: {cells} cells")
     return raw, tidy(raw.drop_columns([c for c in ("_line", "_text") if c in raw.column_names])), verdict
 
 # %% ../../nbs/data/14_ingest.ipynb #ccbabe6e
@@ -140,15 +162,17 @@ def _file_schema(file: str, settings: Settings) -> pa.Schema:
     import pyarrow.parquet as pq
     with source._opened(file) as f: return pq.read_schema(f)
 
-def _shape(plan: Plan, typed: set[str], settings: Settings) -> pa.Schema:
+def _shape(plan: Plan, uri: str, typed: set[str], settings: Settings) -> pa.Schema:
     "The columns of the plan's files; all files have the same. Their types are not looked for where all are known."
-    first, *others = [_names(f["path"], settings) for f in plan.files]
+    if source.server(uri): return source.schema(uri, settings=settings, **plan.files[0]["options"])
+    places = [_with_password(f["path"], uri) for f in plan.files]
+    first, *others = [_names(p, settings) for p in places]
     for f, other in zip(plan.files[1:], others):
         if other != first:
             odd = next((n for n in [*other, *first] if (n in other) != (n in first)), other[0])
             raise BadRequest(f"{f['path']} has other columns than {plan.files[0]['path']}: {odd!r}.", "Ingest the files one by one, with a contract.", "source")
     if len(first) > WIDEST: raise BadRequest(f"{plan.files[0]['path']} has {len(first):,} columns; at most {WIDEST:,} are taken.", "Keep measurements that come in thousands as rows: name, value.", "source")
-    return pa.schema([(n, pa.string()) for n in first]) if set(first) <= typed else _file_schema(plan.files[0]["path"], settings)
+    return pa.schema([(n, pa.string()) for n in first]) if set(first) <= typed else _file_schema(places[0], settings)
 
 def _names(file: str, settings: Settings) -> list[str]:
     return source.csv_names(file) if source.suffix(file) in TEXT else _file_schema(file, settings).names
@@ -157,7 +181,7 @@ def _named(plan: Plan) -> str: return plan.files[0]["path"] if len(plan.files) =
 
 # %% ../../nbs/data/14_ingest.ipynb #09f132a8
 def _stamps(uri: str, settings: Settings) -> dict[str, str]:  # file → what changes when it does: size, times, inode; a store's ETag
-    if source.as_table(uri, settings) is not None: return {}  # a version never changes
+    if source.as_table(uri, settings) is not None or source.server(uri): return {}  # a version never changes; a server answers for itself
     return {f: _stamp(f) for f in source.files(uri)}
 
 def _stamp(file: str) -> str:
@@ -172,22 +196,26 @@ def _unchanged(stamps: dict[str, str]) -> None:
         except FileNotFoundError as e: raise BadRequest(f"{f} vanished while it was read.", "Nothing was written. Ingest it when it is there to stay.", "source") from e
         if not same: raise BadRequest(f"{f} changed while it was read.", "Nothing was written. Ingest it when nobody writes it any more.", "source")
 
-def _counted(plan: Plan, settings: Settings, stamps: dict[str, str]) -> Iterator[tuple]:
+def _counted(plan: Plan, uri: str, settings: Settings, stamps: dict[str, str]) -> Iterator[tuple]:
     "The stream, with an event a part; a source without a single row is an error. The plan is on disk before the first part goes on."
     _keep(plan, settings)
     n = 0
     for f in plan.files:
-        for t, bad in _rows((f["path"], {}), settings):
+        for t, bad in _rows((_with_password(f["path"], uri), f.get("options", {})), settings):
             n += t.num_rows + len(bad)
             live.emit("ingest", table=plan.table, uri=plan.uri, rows=n)
             yield t, bad
     _unchanged(stamps)
     if n == 0: raise BadRequest(f"{plan.uri} holds no rows.", "Check how the file was made.", "source")
 
-def _pieces(plan: Plan, settings: Settings, client, stamps: dict[str, str]) -> Pieces:
+def _parts_of(file: dict, settings: Settings) -> list[dict]:  # what a reader is told, for each piece of a file of the plan
+    if source.server(file["path"]): return [file.get("options", {})]
+    return [{}] if source.as_table(file["path"], settings) is not None else source._pieces(file["path"], settings.data.rows_per_part)[0]
+
+def _pieces(plan: Plan, uri: str, settings: Settings, client, stamps: dict[str, str]) -> Pieces:
     "Row groups of Parquet files, other files whole, for the workers of a cluster to read."
     _keep(plan, settings)
-    pieces = [(f["path"], o) for f in plan.files for o in ([{}] if source.as_table(f["path"], settings) is not None else source._pieces(f["path"], settings.data.rows_per_part)[0])]
+    pieces = [(_with_password(f["path"], uri), o) for f in plan.files for o in _parts_of(f, settings)]
     seen, done = [0], [0]
     def heard(rows: int):
         seen[0], done[0] = seen[0] + rows, done[0] + 1
@@ -198,7 +226,7 @@ def _pieces(plan: Plan, settings: Settings, client, stamps: dict[str, str]) -> P
     return Pieces(pieces, partial(_rows, settings=settings), client, heard)
 
 # %% ../../nbs/data/14_ingest.ipynb #3507dff6
-def ingest(uri: str | Path,  # file, pattern or folder
+def ingest(uri: str | Path,  # file, pattern, folder, table, or a server's: `postgresql://…`, `mongodb://…`, `kafka://…`
            table: str,  # made if it is not there
            contract: Contract | str | Path | None = None,  # or the path of one; None: types only, from the table or the source
            key: str | list[str] | None = None,  # columns that name a row: never null, never twice in the table
@@ -215,9 +243,9 @@ def ingest(uri: str | Path,  # file, pattern or folder
     have = target.schema if target.exists else None
     if have is not None and target.has(batch.batch): return _told(write(iter(()), table, batch=batch.batch, settings=settings), batch)
     typed = {n for n, r in given.columns.items() if r.type} | set(have.names if have is not None and "widen" not in given.evolve else ())
-    full = completed(given, _shape(batch, typed, settings), have)
+    full = completed(given, _shape(batch, str(uri), typed, settings), have)
     _agrees(full, given, have, table)
-    return _told(write(_pieces(batch, settings, client, stamps) if client else _counted(batch, settings, stamps), table, full, key, period, batch.batch, fold=fold,
+    return _told(write(_pieces(batch, str(uri), settings, client, stamps) if client else _counted(batch, str(uri), settings, stamps), table, full, key, period, batch.batch, fold=fold,
                        settings=settings, source=_named(batch), prepare=_prepare), batch)
 
 def _told(done: Written, plan: Plan) -> Ingested:
