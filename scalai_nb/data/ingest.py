@@ -181,7 +181,7 @@ def _named(plan: Plan) -> str: return plan.files[0]["path"] if len(plan.files) =
 
 # %% ../../nbs/data/14_ingest.ipynb #09f132a8
 def _stamps(uri: str, settings: Settings) -> dict[str, str]:  # file → what changes when it does: size, times, inode; a store's ETag
-    if source.as_table(uri, settings) is not None or source.server(uri): return {}  # a version never changes; a server answers for itself
+    if source.server(uri) or source.as_table(uri, settings) is not None: return {}  # a version never changes; a server answers for itself
     return {f: _stamp(f) for f in source.files(uri)}
 
 def _stamp(file: str) -> str:
