@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NULLS', 'arrow_type', 'type_name', 'cast']
 
-# %% ../../nbs/data/09_cast.ipynb #b1cd7a1a
+# %% ../../nbs/data/09_cast.ipynb #8b85d3f9
 import re
 
 import numpy as np
@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from ..core.errors import BadRequest, nearest
 
-# %% ../../nbs/data/09_cast.ipynb #7e345c51
+# %% ../../nbs/data/09_cast.ipynb #8791a1d2
 _alias = {"int": "int64", "integer": "int64", "float": "float64", "double": "float64", "number": "float64", "boolean": "bool", "str": "string",
           "text": "string", "large_string": "string", "date32": "date", "date32[day]": "date", "datetime": "timestamp[us]", "timestamp": "timestamp[us]", "time": "timestamp[us]"}
 _arrow = {"bool": pa.bool_(), "string": pa.string(), "date": pa.date32(), "timestamp[us]": pa.timestamp("us"), "timestamp[us, UTC]": pa.timestamp("us", "UTC"),
@@ -37,13 +37,13 @@ def type_name(type: pa.DataType) -> str:  # the one name that a contract writes
     if pa.types.is_decimal(type): return f"decimal({type.precision}, {type.scale})"
     return {"bool": "bool", "large_string": "string", "string_view": "string", "null": "string"}.get(str(type), str(type))
 
-# %% ../../nbs/data/09_cast.ipynb #970d27a6
+# %% ../../nbs/data/09_cast.ipynb #4e72c76c
 NULLS = ("", "NA", "N/A", "#N/A", "null", "NULL", "None")  # no number, time or truth can be written so
 
 def _halving(values: pa.Array, type: pa.DataType, safe: bool) -> pa.Array:  # null where a value cannot be cast
     try: return pc.cast(values, type, safe=safe)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        if len(values) == 1: return pa.nulls(1, type)
+        if len(values) <= 1: return pa.nulls(len(values), type)
         half = len(values)//2
         return pa.concat_arrays([_halving(values[:half], type, safe), _halving(values[half:], type, safe)])
 

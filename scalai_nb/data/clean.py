@@ -6,7 +6,7 @@
 __all__ = ['STEPS', 'trim', 'tidy', 'Column', 'parse_times', 'plain_numbers', 'conversion', 'steps_of', 'deduplicated', 'trimmed',
            'clean']
 
-# %% ../../nbs/data/12_clean.ipynb #35f2a59f
+# %% ../../nbs/data/12_clean.ipynb #fb4ac954
 import re
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from .cast import NULLS, cast
 from .keys import Unique
 from .rules import Rule, Verdict, bound, not_a
 
-# %% ../../nbs/data/12_clean.ipynb #3f6e4072
+# %% ../../nbs/data/12_clean.ipynb #fa9cf689
 def trim(values: pa.ChunkedArray, characters: str | None = None) -> pa.ChunkedArray:
     "Take blanks (or other characters) from both ends of texts; a text of nothing is null."
     trimmed = pc.utf8_trim_whitespace(values) if characters is None else pc.utf8_trim(values, characters)
@@ -36,7 +36,7 @@ def tidy(table: pa.Table,
 
 def _is_text(type): return pa.types.is_string(type) or pa.types.is_large_string(type) or pa.types.is_string_view(type)
 
-# %% ../../nbs/data/12_clean.ipynb #2fcb2582
+# %% ../../nbs/data/12_clean.ipynb #3e1afbec
 @dataclass
 class Column:
     "One column while it is cleaned."
@@ -65,7 +65,7 @@ def _changed(before: pa.Array, after: pa.Array) -> int:  # values that are other
     same = pc.and_(pc.is_null(before), pc.is_null(after)) if before.type != after.type else pc.or_(pc.fill_null(pc.equal(before, after), False), pc.and_(pc.is_null(before), pc.is_null(after)))
     return len(before) - same.true_count if before.type == after.type else len(before) - before.null_count
 
-# %% ../../nbs/data/12_clean.ipynb #1a182e61
+# %% ../../nbs/data/12_clean.ipynb #670c4b84
 _directive = {"Y": r"\d{4}", "y": r"\d{2}", "m": r"\d{1,2}", "d": r"(?P<day>\d{1,2})", "e": r"(?P<day>\d{1,2})", "H": r"\d{1,2}", "I": r"\d{1,2}", "M": r"\d{1,2}", "S": r"\d{1,2}",
               "p": "[AaPp][Mm]", "b": r"[A-Za-z]+\.?", "B": "[A-Za-z]+", "a": "[A-Za-z]+", "A": "[A-Za-z]+", "%": "%"}
 
@@ -81,6 +81,7 @@ def parse_times(texts: pa.Array, formats: list[str]) -> pa.Array:  # timestamp[u
         looks = _looks(f)
         some = pc.if_else(pc.match_substring_regex(texts, looks), texts, None)
         found = pc.strptime(some, format=f, unit="us", error_is_null=True)
+        found = pc.if_else(pc.greater(pc.year(found), 0), found, None)  # Python and pandas know no year 0
         if "<day>" in looks:
             day = pc.struct_field(pc.extract_regex(some, looks), "day").cast(pa.int64())
             found = pc.if_else(pc.equal(day, pc.day(found)), found, None)
@@ -103,7 +104,7 @@ def _dates(c: Column, formats) -> pa.Array:
     c.verdict.fault(f"{c.name}: {not_a(want)}", pc.and_(lost, pc.invert(pc.is_in(texts, pa.array([*NULLS, *c.nulls], texts.type)))))
     return done
 
-# %% ../../nbs/data/12_clean.ipynb #36fe41a0
+# %% ../../nbs/data/12_clean.ipynb #6ee2e1a9
 def _marks(example: str) -> tuple[str, str]:  # between thousands, before decimals
     at = re.fullmatch(r"\d{1,3}(?:([,. '_])\d{3})?(?:([.,])\d+)?", str(example))
     if not at or at[1] is not None and at[1] == at[2]: raise BadRequest(f"{example!r} is not an example of a number.", "Write it as in '1,234.5', '1.234,5' or '1 234.5'.", "contract")
@@ -125,7 +126,7 @@ def _numbers(c: Column, examples) -> pa.Array:
     c.verdict.tally.changed[f"numbers {c.name}"] = c.verdict.tally.changed.get(f"numbers {c.name}", 0) + _changed(c.values, plain)
     return Column(c.name, plain, c.type, c.nulls, c.verdict).number()
 
-# %% ../../nbs/data/12_clean.ipynb #4df8c412
+# %% ../../nbs/data/12_clean.ipynb #463c6ccc
 _pint = []
 
 def conversion(unit: str, to: str) -> tuple[float, float]:  # value × first + second
@@ -152,7 +153,7 @@ def _known(unit: str, to: str) -> tuple | None:  # of a unit that a row names; o
     try: return conversion(unit, to) if re.fullmatch(r"[A-Za-zµ°%/]{1,20}", unit) else None
     except BadRequest: return None
 
-# %% ../../nbs/data/12_clean.ipynb #09ab057d
+# %% ../../nbs/data/12_clean.ipynb #b1d00b28
 def _case(c: Column, how: str) -> pa.Array: return {"upper": pc.utf8_upper, "lower": pc.utf8_lower, "title": pc.utf8_title}[how](c.text())
 def _trim(c: Column, characters) -> pa.Array: return trim(c.values, characters) if _is_text(c.values.type) else c.values
 
@@ -216,7 +217,7 @@ def deduplicated(clean) -> list[Unique]:
 def trimmed(clean) -> set[str]:  # columns that a declared step trims
     return {c for step, given in steps_of(clean) if step == "trim" for c in given}
 
-# %% ../../nbs/data/12_clean.ipynb #dfd0216b
+# %% ../../nbs/data/12_clean.ipynb #7c0a1e3b
 def clean(table: pa.Table,  # rows as they came
           contract,  # its `clean` says the steps; its columns, what things are to become
           verdict: Verdict | None = None,  # faults that were found before
