@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['app', 'contract_app', 'models_app', 'COMMON', 'UsageError', 'Answer', 'strict', 'show', 'say', 'verb', 'main',
            'usage', 'tell', 'init', 'demo', 'profile_of', 'profile', 'ingest', 'printable', 'cells', 'tables_text',
-           'tables', 'gc', 'contract_infer', 'contract_check', 'drift', 'pairs', 'run', 'run_text', 'runs', 'logs',
-           'log_text', 'cancel', 'models_list', 'models_show', 'models_promote', 'models_rollback', 'budget',
-           'compress', 'score', 'dash', 'lab']
+           'tables', 'gc', 'contract_infer', 'contract_check', 'check_text', 'contract_diff', 'contract_set',
+           'quarantine', 'drift', 'pairs', 'run', 'run_text', 'runs', 'logs', 'log_text', 'cancel', 'models_list',
+           'models_show', 'models_promote', 'models_rollback', 'budget', 'compress', 'score', 'dash', 'lab']
 
 # %% ../nbs/cli.ipynb #a53a90a7
 import functools, inspect, json, math, os, sys, traceback
@@ -53,7 +53,7 @@ def say(text: str):
 # %% ../nbs/cli.ipynb #e9c92597
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Data, training, compression and drift, from notebooks that are programs.")
-contract_app = typer.Typer(no_args_is_help=True, help="What rows must satisfy: propose it, check it.")
+contract_app = typer.Typer(no_args_is_help=True, help="What rows must satisfy: propose it, check it, change it, compare two.")
 models_app = typer.Typer(no_args_is_help=True, help="The registry: list, show, promote, roll back.")
 app.add_typer(contract_app, name="contract")
 app.add_typer(models_app, name="models")
@@ -172,6 +172,7 @@ def ingest(uri: Annotated[str, typer.Argument(metavar="URI")], table: Annotated[
     done = ingest(uri, table, contract=Contract.load(contract) if contract else None, key=key or None, period=period, fold=fold or None)
     doc = done.to_dict()
     reasons = "".join(f"\n  {n:>9,}  {reason}" for reason, n in sorted(doc["refused"].items(), key=lambda r: -r[1]))
+    reasons += "".join(f"\n  {n:>9,}  cleaned: {step}" for step, n in doc["cleaned"].items())
     return Answer(doc, f"{table}: {doc['rows_good']:,} of {doc['rows_in']:,} rows kept, {doc['rows_refused']:,} in quarantine, version {doc['version']}{reasons}",
                   1 if strict and doc["rows_refused"] else 0)
 
@@ -242,19 +243,62 @@ def contract_infer(uri: Annotated[str, typer.Argument(metavar="URI")],
     return Answer(c.to_dict(), c.to_yaml())
 
 @verb(contract_app, "check")
-def contract_check(contract: Annotated[Path, typer.Argument(metavar="C")], uri: Annotated[str, typer.Argument(metavar="URI")]) -> Answer:
-    "Count the rows that a contract refuses, and why; exit code 1 when there are any."
-    from collections import Counter
+def contract_check(contract: Annotated[Path, typer.Argument(metavar="C")], uri: Annotated[str, typer.Argument(metavar="URI")],
+                   samples: Annotated[int, typer.Option(min=0, help="Rows to show of each reason.")] = 2) -> Answer:
+    "What an ingest would refuse, and why, without writing anything; exit code 1 when it would refuse any."
+    from scalai_nb.data.dry_run import dry_run
+    done = dry_run(uri, contract, samples)
+    return Answer(done.to_dict(), lambda: check_text(done.to_dict()), 0 if done.passed else 1)
+
+def check_text(d: dict) -> str:
+    "What a contract finds, as a person reads it."
+    lines = [f"{d['rows_good']:,} rows good, {d['rows_refused']:,} refused"]
+    for reason, n in d["refused"].items():
+        lines.append(f"  {n:>9,}  {printable(reason)}")
+        lines += ["             " + printable(", ".join(f"{k}={v}" for k, v in row.items()))[:150] for row in d["samples"].get(reason, ())]
+    lines += [f"  {n:>9,}  cleaned: {printable(step)}" for step, n in d["cleaned"].items()]
+    return "\n".join(lines + ([f"None of them would come in: {d['whole']}"] if d["whole"] else []))
+
+@verb(contract_app, "diff")
+def contract_diff(a: Annotated[Path, typer.Argument(metavar="A")], b: Annotated[Path, typer.Argument(metavar="B")],
+                  exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 1 when rows that were good may now be refused.")] = False) -> Answer:
+    "How a contract became another, in words."
     from scalai_nb.data.contract import Contract
-    from scalai_nb.data.source import batches
-    c, good, reasons = Contract.load(contract), 0, Counter()
-    for part in batches(uri):
-        checked = c.check(part)
-        good += checked.good.num_rows
-        reasons.update(checked.reasons)
-    refused = sum(reasons.values())
-    return Answer({"rows_in": good + refused, "rows_good": good, "rows_refused": refused, "refused": dict(reasons)},
-                  f"{good:,} rows good, {refused:,} refused" + "".join(f"\n  {n:>9,}  {r}" for r, n in reasons.most_common()), 1 if refused else 0)
+    from scalai_nb.data.revision import revision
+    found = revision(Contract.load(a), Contract.load(b))
+    return Answer({"changes": [c.to_dict() for c in found], "tighter": any(c.tighter for c in found), "looser": any(c.looser for c in found)},
+                  "\n".join(printable(str(c)) for c in found) or "They say the same.", 1 if exit_code and any(c.tighter for c in found) else 0)
+
+@verb(contract_app, "set")
+def contract_set(contract: Annotated[Path, typer.Argument(metavar="C")], column: Annotated[str, typer.Argument(metavar="COLUMN")],
+                 rules: Annotated[list[str], typer.Argument(metavar="RULE=VALUE…", help="As in max=600 required=true 'categories=[JFK, LGA]'; RULE= takes it out.")]) -> Answer:
+    "Change a column's rules in the file; comments stay."
+    from scalai_nb.data.contract import Contract
+    from scalai_nb.data.revision import revision
+    old = Contract.load(contract)
+    new = old.changed(column, pairs(rules))
+    new.save(contract)
+    said = revision(old, new)
+    return Answer({"changes": [c.to_dict() for c in said]}, "\n".join(printable(str(c)) for c in said) or "Nothing changed.")
+
+# %% ../nbs/cli.ipynb #a49f77e8
+@verb(app)
+def quarantine(name: Annotated[str, typer.Argument(metavar="TABLE")],
+               reason: Annotated[str | None, typer.Option(help="Only rows refused for this.")] = None,
+               rows: Annotated[int, typer.Option(min=0, help="Rows to show of each reason.")] = 2,
+               save: Annotated[Path | None, typer.Option(help="Write them to FILE.csv or FILE.parquet, to be repaired.")] = None,
+               release: Annotated[str | None, typer.Option(metavar="URI", help="Bring repaired rows back; they keep their _batch and _id.")] = None,
+               contract: Annotated[Path | None, typer.Option(help="With --release: what the rows must satisfy now; default: what refused them.")] = None) -> Answer:
+    "The rows that a table refused, with their reasons; repaired ones come back by --release."
+    from scalai_nb.data.release import bring_back, refused_rows
+    if release is not None:
+        done = bring_back(name, release, contract)
+        why = "".join(f"\n  {n:>9,}  {printable(r)}" for r, n in done.refused.items())
+        return Answer(done.to_dict(), f"{name}: {done.rows_good:,} rows brought back, {done.rows_refused:,} refused again, {done.already:,} were back before; version {done.version}{why}")
+    doc = refused_rows(name, reason, rows, save)
+    lines = [f"{name}: {doc['rows']:,} rows in quarantine"]
+    for r, n in doc["reasons"].items(): lines += [f"  {n:>9,}  {printable(r)}", *("             " + printable(", ".join(f"{k}={v}" for k, v in row.items() if not k.startswith("_") or k in ("_text", "_line")))[:150] for row in doc["samples"][r])]
+    return Answer(doc, "\n".join(lines + ([f"Saved to {save}. Repair the rows, keep _batch and _id, then: scalai quarantine {name} --release {save}"] if save else [])))
 
 # %% ../nbs/cli.ipynb #db9779a9
 @verb(app)

@@ -9,7 +9,7 @@ __all__ = ['Table', 'standing', 'Written', 'write', 'catalogue']
 import errno, itertools, json, os, uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from urllib.parse import unquote
@@ -25,8 +25,10 @@ from ..core.errors import BadRequest, WorkFailed, nearest
 from ..core.settings import Settings
 from ..core.storage import filesystem, is_url
 from . import history
-from .contract import Contract, repeats
+from .clean import clean
+from .contract import Contract
 from .part import PERIOD, Part, Pieces, Plan, agree, gathered, on_workers, prefix, process, unique
+from .rules import Tally
 from .source import could_be_null, to_pandas
 
 # %% ../../nbs/data/08_table.ipynb #c9541e52
@@ -72,7 +74,8 @@ def standing(table,  # deltalake.DeltaTable or None
 
 def _said(table, batch: str, at: int) -> dict:  # what a batch's commit says of itself
     version = history._found(table.table_uri, f"batch:{batch}", at)
-    return history.delta(table.table_uri, version).history(1)[0]
+    newest = history.delta(table.table_uri)
+    return newest.history(newest.version() - version + 1)[-1]  # history counts from the newest version, whichever was opened
 
 def _names(settings: Settings) -> list[str]:
     fs, root = filesystem(history.store(settings, "tables"))
@@ -205,6 +208,7 @@ class Written:
     refused: dict[str, int]  # reason → rows
     seconds: float
     already: bool = False  # the batch was there before, nothing was written now
+    cleaned: dict[str, int] = field(default_factory=dict)  # cleaning step and column → values that it changed
     def to_dict(self) -> dict: return asdict(self)
 
 # %% ../../nbs/data/08_table.ipynb #e8b0a797
@@ -240,7 +244,7 @@ def _stream(plan: Plan, tables: Iterator[pa.Table], workers: int = 2) -> Iterato
 def _commit(plan: Plan, parts: list[Part], mode: str, facts: dict, settings: Settings) -> tuple[int, bool]:
     "Quarantine, profiles, table. Raises `history.Moved` where keys were compared with a version that is no longer the newest."
     sums, follows = _sums(parts), facts["follows"]
-    plan.contract.refuse(_nulls(sums))
+    plan.contract.refuse(sum((p.tally for p in parts), Tally()), facts["rows_good"])
     _keep_refused(plan, [x for p in parts for x in p.pens], facts)
     history.record(plan.name, sums, plan.batch, version=follows + 1, settings=settings)
     files, schema = [a for p in parts for a, _, _ in p.files], next((p.schema for p in parts if p.files), parts[0].schema)
@@ -268,12 +272,6 @@ def _keep_refused(plan: Plan, pens: list[tuple], facts: dict) -> None:
     shape = pa.unify_schemas([s for _, s in pens]) if pens else pa.schema(pen.schema().to_arrow())
     _evolve(plan.pen, shape)
     history.commit(plan.pen, name, [a for a, _ in pens], shape, outcome=history.number(facts["refused"]), prefix=plan.prefix)
-
-def _nulls(family: dict) -> dict[str, tuple[int, int]]:
-    out = {}
-    for p in family.values():
-        for n, c in p.columns.items(): out[n] = tuple(a + b for a, b in zip(out.get(n, (0, 0)), (c.nulls, p.rows)))
-    return out
 
 def _evolve(place: str, schema: pa.Schema, expect: int | None = None) -> int | None:  # the version to expect next
     "Make a Delta table's columns those of its next rows: add what it lacks, widen what is too narrow."
@@ -325,14 +323,15 @@ def _outcome(name: str, batch: str, settings: Settings, start: float) -> Written
     "What a batch that is there already did: its commit says so."
     table = history.delta(history.store(settings, "tables", name))
     said = _said(table, batch, history.committed(table, f"batch:{batch}"))
-    return Written(name, said["version"], *(int(said[k]) for k in ("rows_in", "rows_good", "rows_refused")), json.loads(said["refused"]), perf_counter() - start, True)
+    return Written(name, said["version"], *(int(said[k]) for k in ("rows_in", "rows_good", "rows_refused")), json.loads(said["refused"]), perf_counter() - start, True, json.loads(said.get("cleaned", "{}")))
 
 def _plan(name, contract, key, period, batch, fold, settings, table, names, prepare) -> Plan:
     "Settle what the parts need, and refuse what cannot work before anything is written."
     contract = contract if isinstance(contract, Contract) else Contract.load(contract) if contract is not None else Contract()
     listed = lambda x: () if x is None else (x,) if isinstance(x, str) else tuple(x)
     key, fold = listed(key) or tuple(contract.key), listed(fold)
-    contract = replace(contract, key=key)
+    contract = replace(contract, key=key).ready(settings)
+    if contract.clean and names: names = clean(pa.table({n: pa.array([], pa.string()) for n in names}), contract)[0].column_names
     final = [n for n in dict.fromkeys([*names, *contract.columns]) if contract.extra == "keep" or n in contract.columns]
     for what, c in [("key", c) for c in key] + [("fold", c) for c in fold]:
         if final and c not in final:
@@ -350,7 +349,7 @@ def _plan(name, contract, key, period, batch, fold, settings, table, names, prep
             if n not in schema.names: schema = schema.append(pa.field(n, contract.arrow(n) or pa.string()))
         if fold and "fold" not in schema.names: schema = schema.append(pa.field("fold", pa.int8()))
     return Plan(name, history.store(settings, "tables", name), history.store(settings, "quarantine", name), batch, uuid.uuid4().hex[:8], contract, schema,
-                 tuple((w, tuple(c)) for w, c in repeats(contract)), period, column, fold, settings.data.folds, prepare)
+                 tuple(contract.uniques()), period, column, fold, settings.data.folds, prepare)
 
 # %% ../../nbs/data/08_table.ipynb #93ca9a5c
 def write(frame,  # Dask or pandas frame, Arrow table, or an iterator of Arrow tables
@@ -387,7 +386,7 @@ def write(frame,  # Dask or pandas frame, Arrow table, or an iterator of Arrow t
             raise _told(e, name) or e
         if done[2]: return _outcome(name, batch, settings, start)
     live.emit("output", table=name, version=done[1])
-    return Written(name, done[1], *done[0], perf_counter() - start)
+    return Written(name, done[1], *done[0][:4], perf_counter() - start, cleaned=done[0][4])
 
 def _told(e: BaseException, name: str) -> WorkFailed | None:
     "What befell a write, where it is no fault of the rows: no room, or workers that die again and again."
@@ -407,7 +406,7 @@ def _named(frame, prepare) -> tuple:  # the frame, and its columns; [] where onl
     if first is None: raise BadRequest("There is nothing to write: the iterator gave no table.", "Give at least one, if only for its columns.", "table")
     return chain([first], stream), first.column_names
 
-def _finish(plan: Plan, parts: list[Part], mode: str, settings: Settings, source: str | None) -> tuple:  # (in, good, refused, reasons), version, already
+def _finish(plan: Plan, parts: list[Part], mode: str, settings: Settings, source: str | None) -> tuple:  # (in, good, refused, reasons, cleaned), version, already
     "Resolve keys against the newest version and commit; again, when somebody else was quicker."
     for _ in range(20):
         table = history.delta(plan.place)
@@ -415,12 +414,17 @@ def _finish(plan: Plan, parts: list[Part], mode: str, settings: Settings, source
         rows, good, refused = sum(p.rows for p in parts), sum(n for p in parts for _, _, n in p.files), {}
         for p in parts:
             for w, n in p.refused.items(): refused[w] = refused.get(w, 0) + n
-        facts = dict(batch=plan.batch, rows_in=rows, rows_good=good, rows_refused=rows - good, refused=json.dumps(refused, sort_keys=True),
+        cleaned = sum((p.tally for p in parts), Tally()).changed
+        facts = _how(plan, rows - good) | dict(batch=plan.batch, cleaned=json.dumps(cleaned, sort_keys=True), rows_in=rows, rows_good=good, rows_refused=rows - good, refused=json.dumps(refused, sort_keys=True),
                      periods=json.dumps(_periods_of(parts)), follows=-1 if table is None else table.version(), **({"source": source} if source else {}))
         try: version, already = _commit(plan, parts, mode, facts, settings)
         except history.Moved: continue
-        return (rows, good, rows - good, refused), version, already
+        return (rows, good, rows - good, refused, cleaned), version, already
     raise WorkFailed(f"Table {plan.name!r}: twenty other writers came first.", "Run it again; nothing was written.", "table")
+
+def _how(plan: Plan, refused: int) -> dict:  # what those need to know who bring refused rows back
+    if not refused: return {}
+    return {"how": json.dumps({"contract": plan.contract.to_dict(), "period": plan.period, "fold": plan.fold}, default=str)}
 
 # %% ../../nbs/data/08_table.ipynb #297f593f
 @contextmanager
