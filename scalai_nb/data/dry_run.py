@@ -39,7 +39,7 @@ class Trial:
     def passed(self) -> bool: return not self.rows_refused and self.whole is None
 
 def _files(uri: str, settings: Settings) -> list[dict]:
-    return [{"path": uri}] if source.as_table(uri, settings) is not None else [{"path": f} for f in source.files(uri)]
+    return [{"path": uri}] if source.server(uri) or source.as_table(uri, settings) is not None else [{"path": f} for f in source.files(uri)]
 
 def _numbered(finder, typed: pa.Table, good: np.ndarray, start: int):  # keys of the good rows; a duplicate among others hurts nobody
     at = np.flatnonzero(good)
