@@ -9,7 +9,7 @@ from scalai_nb.data.loader import Loader
 from scalai_nb.data.prep import Prep
 from scalai_nb.data.profile import profile
 
-torch = pytest.importorskip("torch")
+import torch
 
 
 def seen(loader): return [[int(i) for i in y] for _, y in loader]

@@ -9,7 +9,7 @@ from scalai_nb.core.errors import BadRequest
 from scalai_nb.data.prep import Prep, feeds, inputs_of
 from scalai_nb.data.profile import profile
 
-onnxruntime = pytest.importorskip("onnxruntime")
+import onnxruntime
 WORDS = ["UA", "AA", "", " ", "Ω", "a\0b", "N/A", "null", "é" * 40, "<b>", "=1+1"]
 numbers = st.one_of(st.none(), st.sampled_from([0., -0., 1., -1., np.nan, np.inf, -np.inf, 1e9 + 1, 1e308, -1e308, 5e-324]), st.floats(width=64), st.floats(-100, 100))
 texts = st.one_of(st.none(), st.sampled_from(WORDS), st.text(max_size=5))
@@ -108,7 +108,7 @@ def test_a_column_may_not_take_the_outputs_name():
 
 
 def test_flights_joined_to_a_network(flights, tmp_path):
-    torch, onnx = pytest.importorskip("torch"), pytest.importorskip("onnx")
+    import onnx, torch
     names = ["month", "carrier", "origin", "dest", "tailnum", "distance", "sched_dep_time", "dep_delay", "air_time", "time_hour"]
     some = pa.Table.from_pandas(flights[names].iloc[::20], preserve_index=False)
     prep = Prep.fit(profile(some), {"month": "onehot", "air_time": "quantile"})
