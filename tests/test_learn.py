@@ -45,7 +45,17 @@ def xy():
 def weights(run): return {k: v.numpy().tobytes() for k, v in run.model.state_dict().items()}
 
 
-def agents(): return [p for p in psutil.Process().children(recursive=True) if "scalai_nb.learn.launch" in " ".join(p.cmdline())]
+def agents():
+    "The processes of ranks that live now; those that end while we look are none."
+    def is_one(p):
+        try: return "scalai_nb.learn.launch" in " ".join(p.cmdline())
+        except psutil.NoSuchProcess: return False
+    return [p for p in psutil.Process().children(recursive=True) if is_one(p)]
+
+
+def childless(p):
+    try: return not p.children()
+    except psutil.NoSuchProcess: return False
 
 
 def gone(processes, seconds=5):
@@ -173,7 +183,7 @@ def test_a_lost_rank_costs_no_more_than_a_checkpoint(two, settings, xy):
     def kill_once(topic, state, step=0, **told):
         heard.append(state)
         if step >= 20 and not killed:
-            killed.append(max((p for p in agents() if not p.children()), key=lambda p: p.pid))
+            killed.append(max(filter(childless, agents()), key=lambda p: p.pid))
             killed[0].kill()
     killed, stop = [], live.subscribe(kill_once, "fit")
     try: run = fit(MLP, xy, **how)
