@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..core import live
 from ..core.errors import BadRequest, one_of
+from ..core.plain import plain
 from ..core.settings import Settings
 from ..core.storage import write_atomic
 from .parameters import Secret, check, inject, load_notebook, secret
@@ -63,7 +64,7 @@ def _prepare(source: dict, values: dict, given: dict):
     nb = nbformat.v4.upgrade(nbformat.convert(nb, 4)) or nb
     for cell in nb.cells: cell.metadata.setdefault("tags", [])
     from papermill.version import version
-    nb.metadata["papermill"] = dict(default_parameters={}, environment_variables={}, parameters=_plain(values), version=version)
+    nb.metadata["papermill"] = dict(default_parameters={}, environment_variables={}, parameters=plain(values, "parameters"), version=version)
     kernel = nb.metadata.get("kernelspec", {}).get("name", "")
     from scalai_nb.jobs.client import NATIVE
     if kernel not in NATIVE:
@@ -72,9 +73,6 @@ def _prepare(source: dict, values: dict, given: dict):
     return nb, origin
 
 
-def _plain(values: dict) -> dict:
-    from scalai_nb.jobs.result import plain
-    return plain(values, "parameters")
 
 
 def positive(timeout: float | None):

@@ -19,7 +19,7 @@ from fastcore.basics import patch
 
 from ..core.errors import BadRequest, Cancelled, TimedOut, Unreachable, WorkFailed, one_of
 from ..core.settings import Settings
-from .result import plain
+from ..core.plain import plain
 
 # %% ../../nbs/jobs/04_record.ipynb #7ab8bd3d
 STATES = "queued running succeeded failed timed_out cancelled kernel_died skipped lost".split()
@@ -77,8 +77,8 @@ def to_dict(self: JobRun,
            ) -> dict:
     "The `run` document."
     out = dict(id=self.id, name=self.name, kind=self.kind, state=self.state, notebook=self.notebook, output=self.output,
-               seconds=None if self.seconds is None else round(self.seconds, 3), parameters=plain(self.parameters))
-    if outputs: out["results"] = plain(self.results)
+               seconds=None if self.seconds is None else round(self.seconds, 3), parameters=plain(self.parameters, "parameters"))
+    if outputs: out["results"] = plain(self.results, "results")
     out |= dict(error=self.error, reason=self.reason, parent=self.parent, created=_time(self.created), started=_time(self.started),
                 cell=self.cell, cells=self.cells, peak_memory=self.peak_memory, reads=self.reads, writes=self.writes, host=self.host,
                 commit=self.commit, versions=self.versions)
@@ -222,7 +222,7 @@ COLUMNS = [f.name for f in fields(JobRun) if f.name != "steps"]
 
 
 def _row(run: JobRun) -> dict:
-    return {c: plain(getattr(run, c)) for c in COLUMNS}
+    return {c: plain(getattr(run, c), c) for c in COLUMNS}
 
 
 @patch
