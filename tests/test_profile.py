@@ -43,6 +43,40 @@ def test_sum_of_parts_is_the_whole(table, data):
 
 
 @quick
+@given(tables(), st.data())
+def test_counting_batches_is_profiling_pieces(table, data):
+    """Long tables are counted batch by batch, short ones profiled in one piece: the same rows, the same profile."""
+    from scalai_nb.data.profile import Counting, _batches, _of_table
+    coded = table.set_column(2, "s", table["s"].dictionary_encode()) if len(table) else table
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(table)), max_size=4)))
+    for rows in (table, coded):
+        counting = Counting(rows.schema, 64)
+        for c in counting.counters.values(): c.limit = data.draw(st.integers(1, 40))  # so that what is set aside is summarised midway
+        for a, b in zip([0, *cuts], [*cuts, len(table)]):
+            for batch in _batches([rows.slice(a, b - a)]): counting.add(batch)
+        made = counting.profile()
+        assert made == _of_table(table)
+        np.testing.assert_allclose(made.corr()[1], _of_table(table).corr()[1], atol=1e-6)
+
+
+def test_a_file_of_many_row_groups_is_read_by_all_cores_alike(flights, tmp_path, monkeypatch):
+    import pyarrow.parquet as pq
+    table = pa.Table.from_pandas(flights, preserve_index=False)
+    for size, version in ((20_000, "2.6"), (400_000, "1.0")):
+        pq.write_table(table, path := tmp_path/f"{size}.parquet", row_group_size=size, use_dictionary=size < 100_000, version=version, coerce_timestamps="us")
+        for cores in (1, 3):
+            monkeypatch.setattr("os.cpu_count", lambda: cores)
+            made = profile(path)
+            assert made == profile(pq.read_table(path)) and made.rows == len(flights)
+            assert made["tailnum"].nulls == flights["tailnum"].isna().sum() and made["tailnum"].distinct == profile(flights)["tailnum"].distinct
+    with pytest.raises(BadRequest, match="carier"): profile(path, columns=["carier"])
+    assert profile(path, columns=["carrier", "distance"]) == profile(flights[["carrier", "distance"]])
+    data = path.read_bytes()
+    path.write_bytes(data[:len(data) // 2] + data[len(data) // 2 + 9:])
+    with pytest.raises(BadRequest, match="cannot be read"): profile(path)
+
+
+@quick
 @given(tables(30), tables(30), tables(30))
 def test_commutative_associative_identity(a, b, c):
     a, b, c = map(profile, (a, b, c))
