@@ -132,7 +132,7 @@ def __add__(self: Column, other: Column) -> Column:
 
 def _native(c):
     "Extremes as the type has them: 1 and 1.0 must not depend on which part came first."
-    if c.numbers is None or c.numbers.low is None or (c.kind == "number" and "int" in c.type): return c
+    if c.numbers is None or not isinstance(c.numbers.low, int) and not isinstance(c.numbers.high, int) or (c.kind == "number" and "int" in c.type): return c
     return replace(c, numbers=replace(c.numbers, low=float(c.numbers.low), high=float(c.numbers.high)))
 
 @patch

@@ -4,6 +4,7 @@
 __all__ = ['LOWEST', 'PAIRED', 'Moments', 'exponent', 'mean', 'std', 'Pairs', 'pairs', 'paired', 'add_pairs', 'correlation']
 
 # %% ../../nbs/data/01_moments.ipynb #54411bdb
+import math
 from dataclasses import dataclass
 
 import numba, numpy as np
@@ -40,8 +41,8 @@ class Moments:
         return Moments(n, ma + step * (other.n / n), va + vb + step * step * (self.n * (other.n / n)), e)
 
     def _at(self, e):
-        f = self.exponent - e
-        return np.ldexp(self.mean, f).item(), np.ldexp(self.m2, 2 * f).item()
+        f = self.exponent - e  # never above 0
+        return math.ldexp(self.mean, f), math.ldexp(self.m2, 2 * f)
 
 def exponent(values: np.ndarray) -> int:
     "The power of two above every absolute value."

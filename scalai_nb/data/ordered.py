@@ -84,8 +84,8 @@ def counted(native: np.ndarray,  # distinct values, ascending
 # %% ../../nbs/data/01_ordered.ipynb #ebb1ddb3
 def add_ordered(a: Ordered, b: Ordered) -> Ordered:
     "The summary of both parts' rows."
-    if not b.rows and b.hist.caps >= a.hist.caps: return a
-    if not a.rows and a.hist.caps >= b.hist.caps: return b
+    if not len(b.hist.keys) and b.hist.caps >= a.hist.caps: return a
+    if not len(a.hist.keys) and a.hist.caps >= b.hist.caps: return b
     hist = a.hist + b.hist
     ends = lambda f, *v: f([x for x in v if x is not None], default=None)
     state = dict(time=a.time, hist=hist, moments=a.moments + b.moments, low=ends(min, a.low, b.low), high=ends(max, a.high, b.high))
