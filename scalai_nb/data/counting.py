@@ -79,10 +79,11 @@ def summed(parts: list, add):
 class Numbers:
     "A column of integers or floats, counted."
     def __init__(self, name: str, type: pa.DataType, caps: tuple = CAPS,
-                 limit: int = 1 << 18):  # values set aside before they are summarised
+                 limit: int = 1 << 18,  # values set aside before they are summarised
+                 window: int = WINDOW):  # whole numbers counted by address, half of them below 0
         self.name, self.type, self.caps, self.limit = name, type, caps, limit
         self.dtype, self.to = ("i8", pa.int64()) if pa.types.is_integer(type) else ("f8", pa.float64())
-        self.window, self.aside, self.held, self.parts = np.zeros(WINDOW, "i8"), [], 0, []
+        self.window, self.aside, self.held, self.parts = np.zeros(window, "i8"), [], 0, []
         self.rows = self.nulls = self.nan = self.plus = self.minus = 0
 
     def add(self, values: pa.Array,
@@ -107,9 +108,10 @@ class Numbers:
         "The profile of the column so far."
         self.flush()
         seen = np.flatnonzero(self.window)
-        near = counted((seen - WINDOW // 2).astype(self.dtype), self.window[seen], caps=self.caps)
+        zero = len(self.window) // 2
+        near = counted((seen - zero).astype(self.dtype), self.window[seen], caps=self.caps)
         far = summed(self.parts, add_ordered)
-        return Column(self.name, type_name(self.type), self.rows, self.nulls, self.nan, self.plus, self.minus, int(self.window[WINDOW // 2]),
+        return Column(self.name, type_name(self.type), self.rows, self.nulls, self.nan, self.plus, self.minus, int(self.window[zero]),
                       numbers=near if far is None else add_ordered(near, far))
 
 # %% ../../nbs/data/02_counting.ipynb #7d9166c1
@@ -185,10 +187,13 @@ class Others:
     def add(self, values: pa.Array): push(self.parts, column(self.name, values, self.caps), Column.__add__)
     def column(self) -> Column: return summed(self.parts, Column.__add__) or column(self.name, pa.array([], self.type), self.caps)
 
-def counter(name: str, type: pa.DataType, caps: tuple = CAPS, limit: int = 1 << 18) -> "Numbers | Times | Texts | Others":
+def counter(name: str, type: pa.DataType, caps: tuple = CAPS,
+            width: int = 1,  # columns of the table: what one column may hold shrinks with it
+           ) -> "Numbers | Times | Texts | Others":
     "What counts a column of this type."
+    limit, window = (max(1 << 13, min(most, (1 << 24) // width)) for most in (1 << 18, WINDOW))  # 128 MB for the columns together
     made = pa.types
-    if made.is_floating(type) and type != pa.float16() or made.is_integer(type) and type != pa.uint64(): return Numbers(name, type, caps, limit)
+    if made.is_floating(type) and type != pa.float16() or made.is_integer(type) and type != pa.uint64(): return Numbers(name, type, caps, limit, window)
     plain = type.value_type if made.is_dictionary(type) else type
     if made.is_string(plain) or made.is_large_string(plain) or made.is_binary(plain) or made.is_large_binary(plain): return Texts(name, type, caps, limit)
     return (Times if kind(type_name(type)) == "time" and not made.is_dictionary(type) else Others)(name, type, caps, limit)

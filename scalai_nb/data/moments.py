@@ -28,9 +28,10 @@ class Moments:
         if not n: return cls()
         e = exponent(values)
         x = values * 2.0 ** -e
-        about = x @ (counts / n)  # a first mean, good to rounding; the correction makes it exact
-        mean = about + ((x - about) @ counts) / n
-        return cls(n, float(mean), float(((x - mean) ** 2) @ counts), e)
+        dot = lambda a: float((a * counts).sum())  # no BLAS: its threads would compete with ours
+        about = dot(x) / n  # a first mean, good to rounding; the correction makes it exact
+        mean = about + dot(x - about) / n
+        return cls(n, mean, dot((x - mean) ** 2), e)
 
     def __add__(self, other):
         if not other.n: return self

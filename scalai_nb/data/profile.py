@@ -137,8 +137,7 @@ class Counting:
                  rows: int):  # the most that a batch has
         _unique(schema.names)
         self.rows, self.caps, self.pairs = 0, caps(len(schema)), []
-        limit = max(1 << 13, min(1 << 18, (1 << 24) // max(len(schema), 1)))  # values set aside in a column: 128 MB in all
-        self.counters = {f.name: counter(f.name, f.type, self.caps, limit) for f in schema}
+        self.counters = {f.name: counter(f.name, f.type, self.caps, len(schema)) for f in schema}
         self.paired = {n: i for i, n in enumerate(_paired(schema))}
         self.matrix = np.empty((len(self.paired), rows))
 
@@ -354,37 +353,32 @@ def _known(names, have):
 def _of_uri(uri, keys, columns):
     "Profile a source in batches, or open a saved profile."
     if Profile.is_saved(uri): return Profile.load(uri)
-    from scalai_nb.data.source import as_table, batches, files, suffix
+    if keys is None and uri.endswith(PARQUET) and (streams := _row_groups(uri, columns)) is not None: return _of_streams(streams)
+    from scalai_nb.data.source import batches
     wanted = None if columns is None else list(dict.fromkeys([*columns, *(keys or ())]))
-    if keys is None and suffix(uri) in PARQUET and as_table(uri) is None:
-        if (streams := _row_groups(files(uri), columns)) is not None: return _of_streams(streams)
     return _of_part(batches(uri, columns=wanted), keys, columns)
 
 PARQUET = (".parquet", ".pq")
 
-def _row_groups(paths: "list[str]", columns) -> "list[Iterator[pa.RecordBatch]] | None":
-    "As many streams as cores, each over row groups of its own; None where there are too few to share out."
+def _row_groups(path: str, columns) -> "list[Iterator[pa.RecordBatch]] | None":
+    "As many streams as cores, each over row groups of its own; None where `source` knows better: patterns, URLs, damaged files, a single group."
     import pyarrow.parquet as pq
-    from scalai_nb.data.source import _opened
-    threads, plans, groups = os.cpu_count() or 1, [], 0
-    for path in paths:
-        with _opened(path) as f: meta = pq.read_metadata(f)
-        if not meta.num_rows: return None
-        plans.append((path, meta, groups)); groups += meta.num_row_groups
-    if threads > 1 and groups < 2 * threads: return None
-    return [_read(plans, columns, k, threads) for k in range(threads)]
+    if not os.path.isfile(path): return None
+    try: meta = pq.read_metadata(path)
+    except (pa.ArrowInvalid, OSError): return None
+    threads = os.cpu_count() or 1
+    if not meta.num_rows or threads > 1 and meta.num_row_groups < 2 * threads: return None
+    if columns is not None: _known(columns, meta.schema.to_arrow_schema().names)
+    return [_read(path, meta, columns, range(k, meta.num_row_groups, threads)) for k in range(threads)]
 
-def _read(plans, columns, first, step):
-    "Batches of every `step`-th row group, counted over all files."
+def _read(path, meta, columns, groups):
+    "Batches of these row groups."
     import pyarrow.parquet as pq
-    from scalai_nb.data.source import _opened
-    for path, meta, before in plans:
-        own = [g for g in range(meta.num_row_groups) if (before + g) % step == first]
-        if not own: continue
-        with _opened(path) as f:
-            file = pq.ParquetFile(f, metadata=meta, read_dictionary=_coded(meta))
-            if columns is not None: _known(columns, file.schema_arrow.names)
-            yield from file.iter_batches(at_once(len(columns or file.schema_arrow)), row_groups=own, columns=columns, use_threads=False)
+    try:
+        with pq.ParquetFile(path, metadata=meta, read_dictionary=_coded(meta)) as file:
+            yield from file.iter_batches(at_once(len(columns or file.schema_arrow)), row_groups=list(groups), columns=columns, use_threads=False)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as e:
+        raise BadRequest(f"{path} cannot be read: {str(e).splitlines()[0][:300]}", "The file is damaged or not what its suffix says; make or copy it again.", "source") from e
 
 def _coded(meta) -> "list[str]":
     "Text columns that the file keeps as codes, by their size: codes of a small dictionary take less than 4 bytes a row."
