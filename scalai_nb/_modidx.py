@@ -831,6 +831,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'scalai_nb/data/moments.py'),
                                         'scalai_nb.data.moments.Moments.of': ('data/moments.html#moments.of', 'scalai_nb/data/moments.py'),
                                         'scalai_nb.data.moments.Pairs': ('data/moments.html#pairs', 'scalai_nb/data/moments.py'),
+                                        'scalai_nb.data.moments._again': ('data/moments.html#_again', 'scalai_nb/data/moments.py'),
                                         'scalai_nb.data.moments._complete': ('data/moments.html#_complete', 'scalai_nb/data/moments.py'),
                                         'scalai_nb.data.moments._scale': ('data/moments.html#_scale', 'scalai_nb/data/moments.py'),
                                         'scalai_nb.data.moments._span': ('data/moments.html#_span', 'scalai_nb/data/moments.py'),
