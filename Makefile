@@ -4,7 +4,7 @@ BIN := .venv/bin
 DEMO ?= scalai-demo
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo dash install dev check lessons test test-slow clean
+.PHONY: demo dash install dev check lessons test test-slow bench-data clean
 
 install: .venv/.installed
 dev: .venv/.dev
@@ -39,6 +39,13 @@ test: check lessons
 
 test-slow: dev
 	@$(BIN)/python -m pytest -q --durations 15 -m slow
+
+# The table of tests/bench/RESULTS.md, side by side with Polars, DuckDB and others (about an hour on a quiet machine; ROWS="1e6" for a look).
+ROWS ?= 5e6 20e6
+bench-data: dev
+	@$(BIN)/python tests/bench/bench.py profile ingest --rows $(ROWS)
+	@$(BIN)/python tests/bench/bench.py merge prep loader --rows 1e6
+	@$(BIN)/python tests/bench/bench.py wide --rows 3e5
 
 clean:
 	rm -rf build dist *.egg-info tests/output .pytest_cache .hypothesis

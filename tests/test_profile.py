@@ -2,7 +2,7 @@
 import functools, json, math
 
 import numpy as np, pandas as pd, pyarrow as pa, pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from scalai_nb.core.errors import BadRequest
 from scalai_nb.data.hashing import fold, hash64
@@ -40,6 +40,46 @@ def test_sum_of_parts_is_the_whole(table, data):
     assert sum(parts) == whole
     assert total(data.draw(st.permutations(parts))) == whole
     assert Profile.from_bytes(whole.to_bytes()) == whole
+
+
+# A far value of `f` stands where `i` is null: around the column's mean, nothing would be left of the other rows' digits.
+FAR = pa.table({"f": pa.array([0, None, 4e9, 1e23, None], pa.float64()), "i": pa.array([2**53, None, 2**63 - 1, None, 2**63 - 1], pa.int64()),
+                "s": ["", None, "a", "a", None]})
+
+
+@quick
+@given(tables(), st.lists(st.integers(0, 60), max_size=4), st.integers(1, 40))
+@example(FAR, [2], 1)
+def test_counting_batches_is_profiling_pieces(table, cuts, limit):
+    """Long tables are counted batch by batch, short ones profiled in one piece: the same rows, the same profile."""
+    from scalai_nb.data.profile import Counting, _batches, _of_table
+    coded = table.set_column(2, "s", table["s"].dictionary_encode()) if len(table) else table
+    cuts = sorted(min(c, len(table)) for c in cuts)
+    for rows in (table, coded):
+        counting = Counting(rows.schema, 64)
+        for c in counting.counters.values(): c.limit = limit  # so that what is set aside is summarised midway
+        for a, b in zip([0, *cuts], [*cuts, len(table)]):
+            for batch in _batches([rows.slice(a, b - a)]): counting.add(batch)
+        made = counting.profile()
+        assert made == _of_table(table)
+        np.testing.assert_allclose(made.corr()[1], _of_table(table).corr()[1], atol=1e-5)
+
+
+def test_a_file_of_many_row_groups_is_read_by_all_cores_alike(flights, tmp_path, monkeypatch):
+    import pyarrow.parquet as pq
+    table = pa.Table.from_pandas(flights, preserve_index=False)
+    for size, version in ((20_000, "2.6"), (400_000, "1.0")):
+        pq.write_table(table, path := tmp_path/f"{size}.parquet", row_group_size=size, use_dictionary=size < 100_000, version=version, coerce_timestamps="us")
+        for cores in (1, 3):
+            monkeypatch.setattr("os.cpu_count", lambda: cores)
+            made = profile(path)
+            assert made == profile(pq.read_table(path)) and made.rows == len(flights)
+            assert made["tailnum"].nulls == flights["tailnum"].isna().sum() and made["tailnum"].distinct == profile(flights)["tailnum"].distinct
+    with pytest.raises(BadRequest, match="carier"): profile(path, columns=["carier"])
+    assert profile(path, columns=["carrier", "distance"]) == profile(flights[["carrier", "distance"]])
+    data = path.read_bytes()
+    path.write_bytes(data[:len(data) // 2] + data[len(data) // 2 + 9:])
+    with pytest.raises(BadRequest, match="cannot be read"): profile(path)
 
 
 @quick

@@ -65,7 +65,8 @@ class Frequent:
     def _trim(self, k=K):
         "At most k values."
         if len(self.keys) <= k: return self
-        cut = int(np.partition(self.counters, -k - 1)[-k - 1])
+        some = self.counters[self.counters > 1]  # most values of a long column occur once: no need to order those
+        cut = int(np.partition(some, -k - 1)[-k - 1]) if len(some) > k else 1
         on = self.counters > cut
         return Frequent(self.keys[on], None if self.labels is None else self.labels[on], self.seen[on], self.counters[on] - cut, self.slack + cut)
 

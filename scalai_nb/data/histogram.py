@@ -139,7 +139,7 @@ class Histogram:
         if not len(other.keys) and caps == self.caps: return self
         if not len(self.keys) and caps == other.caps: return other
         keys = np.concatenate([self.keys, other.keys])
-        order = np.argsort(keys, kind="stable")
+        order = np.argsort(keys, kind="stable")  # two sorted runs: a merge
         return Histogram.of(keys[order], np.concatenate([self.counts, other.counts])[order],
                             np.concatenate([self.known, other.known])[order], min(self.level1, other.level1), caps)
 
