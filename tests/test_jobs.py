@@ -66,6 +66,18 @@ def test_a_killed_runner_leaves_no_kernel_and_is_lost(workspace):
     assert scalai("runs", "--json", cwd=workspace).doc["runs"][0]["state"] == "lost"
 
 
+def test_many_begin_the_record_at_once(tmp_path):
+    "Jobs that start together in a new workspace find one record, whoever of them made it."
+    from concurrent.futures import ThreadPoolExecutor
+    from scalai_nb.jobs.record import connect
+    import sqlalchemy as sa
+    with ThreadPoolExecutor(8) as pool:
+        for n in range(3):
+            for engine in pool.map(lambda _: connect.__wrapped__(f"sqlite:///{tmp_path}/{n}.db"), range(8)):
+                assert {"runs", "timings"} <= set(sa.inspect(engine).get_table_names())
+                engine.dispose()
+
+
 def test_a_request_in_the_record_cancels(workspace):
     write(workspace/"slow.ipynb", *SLOW)
     process, record = started("run", "slow.ipynb", "--json", cwd=workspace), Record(Settings.load())

@@ -177,12 +177,21 @@ def connect(url: str) -> sa.Engine:
         @sa.event.listens_for(engine, "connect")
         def wal(connection, _):
             for pragma in ("journal_mode = WAL", "synchronous = NORMAL"): connection.execute(f"PRAGMA {pragma}")
-    try: META.create_all(engine)
+    try: _create(engine)
     except sa.exc.DatabaseError as e:
         if url.startswith("sqlite"): raise BadRequest(f"The record {engine.url.database} cannot be opened: {e.orig}.", "Check the file and its rights; without it, a new record begins.") from e
         if not isinstance(e, sa.exc.OperationalError): raise
         raise Unreachable(f"The record's database does not answer: {e.orig}", f"Check [jobs] database = {engine.url.render_as_string()}") from e
     return engine
+
+
+def _create(engine: sa.Engine):
+    "Make what is missing; another process may be making it at this moment."
+    for attempt in range(5):
+        try: return META.create_all(engine)
+        except sa.exc.DatabaseError:  # a table was not there when looked for, and there when made
+            if attempt == 4 or not sa.inspect(engine).get_table_names(): raise
+            time.sleep(.1)
 
 # %% ../../nbs/jobs/04_record.ipynb #f93a7b23
 class Record:
