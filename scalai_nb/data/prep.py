@@ -58,9 +58,10 @@ def numbers(column, name: str) -> np.ndarray:
     if pa.types.is_duration(column.type) or pa.types.is_time(column.type):
         to = pa.duration("us") if pa.types.is_duration(column.type) else pa.time64("us")
         column = pc.divide(cast(column, to, name).cast(pa.int64()).cast(pa.float64(), safe=False), 1e6)
-    x = cast(column, pa.float64(), name).fill_null(np.nan).to_numpy(zero_copy_only=False)
-    tiny = (np.abs(x) < TINY) & (x != 0)
-    return np.where(tiny, 0., x) if tiny.any() else x
+    x = cast(column, pa.float64(), name)
+    x = (x.fill_null(np.nan) if x.null_count else x).to_numpy(zero_copy_only=False)
+    near = np.abs(x) < TINY
+    return np.where(near, 0., x) if near.any() else x
 
 def texts(column, name: str) -> pa.Array:
     "Strings; null stays null, and the empty string is a value like any other."
@@ -107,7 +108,7 @@ class Scaled:
 
     def write(self, x, out, at):
         gone = np.isnan(x)
-        y = np.where(gone, self.fill, x)
+        y = np.where(gone, self.fill, x) if gone.any() else x
         if self.step == "log": y = signed_log(y)
         with np.errstate(over="ignore"): out[:, at[0]] = np.clip((y - self.center) / self.scale, self.low, self.high)
         if self.missing: out[:, at[1]] = gone

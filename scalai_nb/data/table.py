@@ -138,6 +138,11 @@ def _pick(self: Table, names: list[str], columns: list[str] | None) -> list[str]
     return [one_of(c, names, f"column of {self.name}:", "table") for c in columns] if columns is not None else [n for n in names if n != PERIOD]
 
 @patch
+def dataset(self: Table, version: int | None = None):  # a pyarrow Dataset
+    "The rows of a version, none of which is read yet."
+    return _seen(self, version)[1]
+
+@patch
 def arrow(self: Table, version: int | None = None, columns: list[str] | None = None,
           filter=None,  # pyarrow.dataset expression, or [("month", "<=", 5), …]
          ) -> pa.Table:

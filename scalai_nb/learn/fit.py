@@ -204,21 +204,18 @@ class Training:
 # %% ../../nbs/learn/06_fit.ipynb #92a7a78c
 def _parts(job: Training) -> tuple[tuple, tuple | None]:  # arguments of two loaders: rows, filter
     "What is learnt from, and what is kept aside."
-    rows = job.rows
+    from scalai_nb.data.loader import expression
+    rows, where = job.rows, None
     if job.prep is None: return (rows, None), (job.validation, None) if job.validation else None
-    if isinstance(rows, tuple):
-        from scalai_nb.data.loader import expression
+    if isinstance(rows, tuple):  # a reference: the loader reads it, or streams it where it is large
         table, version = rows
-        rows = table.arrow(version=version, columns=_columns(job), filter=expression(job.where))
-    if job.validation is None: return (rows, None), None
+        rows, where = table.dataset(version), expression(job.where)
+    if job.validation is None: return (rows, where), None
     if isinstance(job.validation[0], str):
         column, value = job.validation
-        return (rows, [(column, "!=", value)]), (rows, [(column, "==", value)])
+        learn, keep = (expression([(column, test, value)]) for test in ("!=", "=="))
+        return ((rows, learn), (rows, keep)) if where is None else ((rows, where & learn), (rows, where & keep))
     raise BadRequest(f"Validation by {job.validation!r} does not fit a table.", 'Write it as validation=("fold", 0).')
-
-def _columns(job: Training) -> list[str]:
-    kept = [job.validation[0]] if job.validation and isinstance(job.validation[0], str) else []
-    return list(dict.fromkeys([*job.prep.steps, job.target, *kept]))
 
 def _loaders(job: Training, rank: int, ranks: int) -> tuple[Any, Any]:  # the second may be None
     from scalai_nb.data.loader import Loader
