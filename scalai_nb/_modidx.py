@@ -1381,6 +1381,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'scalai_nb.data.types.arrow_type': ('data/types.html#arrow_type', 'scalai_nb/data/types.py'),
                                       'scalai_nb.data.types.join': ('data/types.html#join', 'scalai_nb/data/types.py'),
                                       'scalai_nb.data.types.kind': ('data/types.html#kind', 'scalai_nb/data/types.py'),
+                                      'scalai_nb.data.types.real': ('data/types.html#real', 'scalai_nb/data/types.py'),
                                       'scalai_nb.data.types.type_name': ('data/types.html#type_name', 'scalai_nb/data/types.py')},
             'scalai_nb.jobs.client': { 'scalai_nb.jobs.client.Client': ('jobs/client.html#client', 'scalai_nb/jobs/client.py'),
                                        'scalai_nb.jobs.client.Client.__init__': ( 'jobs/client.html#client.__init__',

@@ -16,7 +16,7 @@ from .distinct import estimate, registers
 from .hashing import _floats, in_numpy
 from .moments import Moments
 from .ordered import Calendar, Ordered, add_ordered, calendar as calendar_of, counted, ordered as summarise, tallied
-from .types import join, kind, type_name
+from .types import join, kind, real, type_name
 
 # %% ../../nbs/data/02_column.ipynb #8b1e0478
 COUNTERS = ("rows", "nulls", "nan", "plus", "minus", "zeros", "true", "false")
@@ -107,7 +107,7 @@ def _number(c, values, caps):
     if pa.types.is_duration(t): values = pc.divide(values.cast(pa.duration("us"), safe=False).cast(pa.int64()).cast(pa.float64(), safe=False), 1e6)  # seconds
     elif pa.types.is_time(t): values = pc.divide(values.cast(pa.time64("us"), safe=False).cast(pa.int64()).cast(pa.float64(), safe=False), 1e6)
     elif pa.types.is_integer(t): values = values.cast(pa.uint64() if pa.types.is_uint64(t) else pa.int64())
-    else: values = values.cast(pa.float64(), safe=False)
+    else: values = real(values)
     x = _numpy(values)
     if x.dtype.kind == "f" and not (finite := np.isfinite(x)).all():
         odd, x = x[~finite], x[finite]

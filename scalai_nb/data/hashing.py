@@ -7,6 +7,7 @@ __all__ = ['SEED', 'NULL', 'NAN', 'mix', 'read_only', 'in_numpy', 'in_arrow', 'h
 import numba, numpy as np, pyarrow as pa
 
 from ..core.errors import BadRequest, nearest
+from .types import real
 
 # %% ../../nbs/data/00_hashing.ipynb #5812e58a
 SEED = {"number": 0x5CA1A1_0B_2013_0001, "integer": 0x5CA1A1_0B_2013_0002,  # integers that no float64 equals
@@ -96,7 +97,7 @@ def _valid(x):
     if pa.types.is_integer(t):
         wide = pa.uint64() if pa.types.is_uint64(t) else pa.int64()
         return _integers(x.cast(wide).fill_null(0).to_numpy())
-    if pa.types.is_floating(t) or pa.types.is_decimal(t): return _floats(x.cast(pa.float64()).fill_null(0).to_numpy())
+    if pa.types.is_floating(t) or pa.types.is_decimal(t): return _floats(real(x).fill_null(0).to_numpy())
     if pa.types.is_date(t): x, t = x.cast(pa.timestamp("us" if pa.types.is_date32(t) else "ms")), pa.timestamp("us")
     if pa.types.is_timestamp(t):
         return mix(x.cast(pa.timestamp("us", tz=x.type.tz), safe=False).cast(pa.int64()).fill_null(0).to_numpy().view("u8"), "time")

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from fastcore.basics import patch
 from ..core.errors import BadRequest, nearest, one_of
 from ..core.storage import read_bytes, write_atomic
+from .types import real
 
 # %% ../../nbs/data/16_prep.ipynb #734f640c
 def to_arrow(frame,  # pandas, cuDF or anything with `to_arrow`; Arrow table or record batch; a mapping of column to values
@@ -58,7 +59,7 @@ def numbers(column, name: str) -> np.ndarray:
     if pa.types.is_duration(column.type) or pa.types.is_time(column.type):
         to = pa.duration("us") if pa.types.is_duration(column.type) else pa.time64("us")
         column = pc.divide(cast(column, to, name).cast(pa.int64()).cast(pa.float64(), safe=False), 1e6)
-    x = cast(column, pa.float64(), name)
+    x = cast(real(column) if pa.types.is_decimal(column.type) else column, pa.float64(), name)
     x = (x.fill_null(np.nan) if x.null_count else x).to_numpy(zero_copy_only=False)
     near = np.abs(x) < TINY
     return np.where(near, 0., x) if near.any() else x

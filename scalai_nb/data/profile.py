@@ -4,7 +4,7 @@
 __all__ = ['SMALL', 'PARQUET', 'VERSION', 'SCHEMA', 'caps', 'Profile', 'total', 'Counting', 'at_once', 'profile']
 
 # %% ../../nbs/data/02_profile.ipynb #fc279bbe
-import functools, hashlib, json, os, threading, uuid
+import functools, hashlib, itertools, json, os, threading, uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -308,7 +308,7 @@ def profile(data,  # a pandas, cuDF or Dask frame; an Arrow table, batch, or ite
     if isinstance(data, Profile): return data
     if isinstance(data, (str, os.PathLike)): return _of_uri(str(data), keys, columns)
     if hasattr(data, "dask"): return _of_dask(data, keys, columns)
-    if hasattr(data, "read_all"): data = iter(data)  # a RecordBatchReader
+    if hasattr(data, "read_all"): data = itertools.chain([data.schema.empty_table()], data)  # a RecordBatchReader; one without batches has columns, too
     if not isinstance(data, (pa.Table, pa.RecordBatch)) and hasattr(data, "arrow") and hasattr(data, "versions"): data = data.arrow(columns=columns)
     return _of_part(data, keys, columns)
 
