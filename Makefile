@@ -4,7 +4,7 @@ BIN := .venv/bin
 DEMO ?= scalai-demo
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo dash install dev check lessons test test-slow bench-data clean
+.PHONY: demo dash install dev check lessons test test-slow bench-data gpu clean
 
 install: .venv/.installed
 dev: .venv/.dev
@@ -46,6 +46,10 @@ bench-data: dev
 	@$(BIN)/python tests/bench/bench.py profile ingest --rows $(ROWS)
 	@$(BIN)/python tests/bench/bench.py merge prep loader --rows 1e6
 	@$(BIN)/python tests/bench/bench.py wide --rows 3e5
+
+# On a machine with a GPU and the extra gpu-cu12 or gpu-cu13: everything that needs one; writes tests/gpu/RESULTS.md.
+gpu: dev
+	@$(BIN)/python tests/gpu/run.py
 
 clean:
 	rm -rf build dist *.egg-info tests/output .pytest_cache .hypothesis

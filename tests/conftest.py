@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 import psutil
+import pyarrow as pa
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,13 +32,35 @@ def flights(_flights) -> pd.DataFrame:
     return _flights.copy()
 
 
+class Backend:
+    "pandas or cuDF: makes the frames that a data test is about, eager or lazy."
+    def __init__(self, name: str): self.name = name
+    def __repr__(self): return self.name
+
+    def frame(self, rows):  # pandas frame
+        if self.name == "pandas": return rows
+        from scalai_nb.core import gpu
+        return gpu.cudf().DataFrame.from_arrow(pa.Table.from_pandas(rows, preserve_index=False))
+
+    def lazy(self, rows, npartitions: int):
+        import dask.dataframe as dd
+        if self.name == "pandas": return dd.from_pandas(rows, npartitions=npartitions)
+        from scalai_nb.core import gpu
+        return gpu.dask_cudf().from_cudf(self.frame(rows), npartitions=npartitions)
+
+    def in_force(self):
+        "Tables and sources give frames of this backend."
+        import dask
+        return dask.config.set({"dataframe.backend": self.name})
+
+
 @pytest.fixture(params=["pandas", "cudf"])
-def backend(request) -> str:
-    "Every data test runs on both; without a GPU the second says why it did not."
+def backend(request) -> Backend:
+    "Every data test that takes frames runs on both; without a GPU the second says why it did not."
     if request.param == "cudf":
         from scalai_nb.core import gpu
         if not gpu.available(): pytest.skip("no CUDA device with cuDF here: the GPU path is written, never run")
-    return request.param
+    return Backend(request.param)
 
 
 class Done:

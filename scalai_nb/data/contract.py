@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..core.errors import BadRequest, WorkFailed, nearest, one_of
+from ..core.gpu import on_host
 from ..core.storage import filesystem, read_bytes, write_atomic
 from .cast import arrow_type, cast, type_name
 from .clean import deduplicated, steps_of
@@ -287,12 +288,12 @@ class Checked:
         return f"<table><caption>{len(self.good):,} rows good, {len(self.refused):,} refused</caption><tr><th>refused because<th>rows</tr>{why}</table>"
 
 def check(self: Contract,
-          frame,  # pandas frame or Arrow table
+          frame,  # pandas or cuDF frame, or Arrow table
           settings=None,  # where the tables are that it references
          ) -> Checked:
     "Divide rows into good and refused, each refused one with its reason."
-    if hasattr(frame, "npartitions"): raise BadRequest("A Dask frame is checked while it is written.", "Call write(frame, NAME, contract=…), or check a part of it.", "contract")
-    table = frame if isinstance(frame, pa.Table) else pa.Table.from_pandas(frame, preserve_index=False)
+    if hasattr(type(frame), "npartitions"): raise BadRequest("A Dask frame is checked while it is written.", "Call write(frame, NAME, contract=…), or check a part of it.", "contract")
+    table = on_host(frame)
     typed, verdict = self.ready(settings).judge(table)
     for u in self.uniques():
         at = np.flatnonzero(verdict.good)

@@ -120,7 +120,7 @@ def hash64(values: "pa.Array | pa.ChunkedArray | np.ndarray",  # a column
 # %% ../../nbs/data/00_hashing.ipynb #14a0ec95
 def _column(data, name):
     "One column of a frame or Arrow table, as Arrow."
-    have = data.column_names if hasattr(data, "column_names") else list(data.columns)
+    have = data.column_names if isinstance(data, (pa.Table, pa.RecordBatch)) else list(data.columns)
     if name not in have:
         near = nearest(str(name), map(str, have))
         raise BadRequest(f"No column {name!r} to take folds from.", f"Did you mean {near!r}?" if near else f"Columns: {', '.join(map(str, have))}.")

@@ -57,7 +57,7 @@ def rows_of(table,  # an Arrow table, a frame or a pyarrow Dataset
             where=None,  # see `expression`
            ) -> pa.Table:
     "The rows that satisfy `where`, wanted columns only."
-    if hasattr(table, "to_table"): return table.to_table(columns=columns, filter=where)
+    if hasattr(type(table), "to_table"): return table.to_table(columns=columns, filter=where)
     if where is not None and not isinstance(table, pa.Table): table = to_arrow(table, [str(c) for c in getattr(table, "columns", table)])
     condition = expression(where, getattr(table, "schema", None))
     return to_arrow(table if condition is None else table.filter(condition), columns)

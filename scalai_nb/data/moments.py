@@ -47,8 +47,9 @@ class Moments:
         return math.ldexp(self.mean, f), math.ldexp(self.m2, 2 * f)
 
 def exponent(values: np.ndarray) -> int:
-    "The power of two above every absolute value."
-    return max(int(np.frexp(max(values.max(), -values.min()))[1]), LOWEST) if len(values) else LOWEST
+    "The power of two above every absolute value; zeros have no scale of their own."
+    most = max(values.max(), -values.min()) if len(values) else 0
+    return max(int(np.frexp(most)[1]), LOWEST) if most else LOWEST
 
 def mean(m: Moments) -> float | None: return float(np.ldexp(m.mean, m.exponent)) if m.n else None
 

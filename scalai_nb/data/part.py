@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..core.errors import BadRequest
+from ..core.gpu import on_host
 from ..core.storage import filesystem
 from . import history
 from .clean import clean
@@ -138,7 +139,7 @@ def process(plan: Plan, frame, index: int) -> Part:
     from scalai_nb.data.hashing import fold
     if plan.prepare: raw, cleaned, verdict = plan.prepare(frame)
     else:
-        raw = frame if isinstance(frame, pa.Table) else pa.Table.from_pandas(frame, preserve_index=False)
+        raw = on_host(frame)
         cleaned, verdict = raw, None
     typed, verdict = plan.contract.judge(*clean(cleaned, plan.contract, verdict))
     if plan.fold: typed = _set(typed, "fold", pa.array(fold(typed, list(plan.fold), plan.folds), pa.int8()))

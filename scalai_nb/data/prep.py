@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from fastcore.basics import patch
 from ..core.errors import BadRequest, nearest, one_of
+from ..core.gpu import is_cudf, on_host
 from ..core.storage import read_bytes, write_atomic
 from .types import real
 
@@ -38,8 +39,9 @@ def to_arrow(frame,  # pandas, cuDF or anything with `to_arrow`; Arrow table or 
     if isinstance(frame, pa.Table): return frame.select(columns)
     if isinstance(frame, Mapping): return pa.table({c: frame[c] for c in columns})
     frame = frame[columns]
-    if hasattr(frame, "to_arrow"): return frame.to_arrow()
-    if hasattr(frame, "dask"): raise BadRequest("A prep reads one partition at a time.", "Use frame.map_partitions(prep.transform).")
+    if is_cudf(frame): return on_host(frame)
+    if hasattr(type(frame), "to_arrow"): return frame.to_arrow()
+    if hasattr(type(frame), "dask"): raise BadRequest("A prep reads one partition at a time.", "Use frame.map_partitions(prep.transform).")
     try: return pa.Table.from_pandas(frame, preserve_index=False)
     except pa.ArrowException as e: raise BadRequest(f"A column holds values of several types: {e}", "Give each column one type.")
 

@@ -14,6 +14,7 @@ from fastcore.basics import patch
 
 from ..core.cluster import computing
 from ..core.errors import BadRequest, nearest
+from ..core.gpu import is_cudf, on_host
 from ..core.live import emit, heard
 from . import histogram as hg, moments as mt
 from .categories import Categories
@@ -246,10 +247,10 @@ def __eq__(self: Profile, other) -> bool:
 Profile.__hash__ = lambda self: hash(self.digest)
 
 def _close(a, b):
-    "Moments within 1e-9 of the column's scale."
+    "Moments within 1e-9 of the column's scale, or within the steps of float64 where those are wider: below 1e-314."
     if not a.rows: return True
     scale = max(abs(float(a.low)), abs(float(a.high)))
-    near = lambda x, y: x == y or abs(x - y) <= 1e-9 * scale
+    near = lambda x, y: x == y or abs(x - y) <= max(1e-9 * scale, 1e-323)
     return near(mt.mean(a.moments), mt.mean(b.moments)) and near(mt.std(a.moments) or 0.0, mt.std(b.moments) or 0.0)
 
 # %% ../../nbs/data/02_profile.ipynb #83bb5508
@@ -307,15 +308,16 @@ def profile(data,  # a pandas, cuDF or Dask frame; an Arrow table, batch, or ite
     keys = None if by is None else [by] if isinstance(by, str) else list(by)
     if isinstance(data, Profile): return data
     if isinstance(data, (str, os.PathLike)): return _of_uri(str(data), keys, columns)
-    if hasattr(data, "dask"): return _of_dask(data, keys, columns)
-    if hasattr(data, "read_all"): data = itertools.chain([data.schema.empty_table()], data)  # a RecordBatchReader; one without batches has columns, too
-    if not isinstance(data, (pa.Table, pa.RecordBatch)) and hasattr(data, "arrow") and hasattr(data, "versions"): data = data.arrow(columns=columns)
+    if hasattr(type(data), "dask"): return _of_dask(data, keys, columns)
+    if hasattr(type(data), "read_all"): data = itertools.chain([data.schema.empty_table()], data)  # a RecordBatchReader; one without batches has columns, too
+    if not isinstance(data, (pa.Table, pa.RecordBatch)) and hasattr(type(data), "arrow") and hasattr(type(data), "versions"): data = data.arrow(columns=columns)
     return _of_part(data, keys, columns)
 
 def _of_part(data, keys=None, columns=None, threads=None):
     "Profile what is in memory, or a stream of such."
     if isinstance(data, pa.RecordBatch): data = pa.Table.from_batches([data])
-    if hasattr(data, "to_arrow") and not isinstance(data, pa.Table): data = data.to_arrow()  # cuDF, Polars
+    if is_cudf(data): data = on_host(data)
+    if hasattr(type(data), "to_arrow") and not isinstance(data, pa.Table): data = data.to_arrow()  # Polars
     if isinstance(data, pa.Table):
         _known([*(columns or ()), *(keys or ())], data.column_names)
         if keys: made = _family(data, keys, threads); return made if columns is None else {k: p.select(columns) for k, p in made.items()}

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from pyarrow import csv as pacsv
 
 from ..core.errors import BadRequest, one_of
+from ..core.gpu import on_host
 from ..core.settings import Settings
 from ..core.storage import filesystem, write_atomic
 from . import history, source
@@ -43,7 +44,7 @@ class Released:
 
 def _named(pen: Quarantine, rows) -> pa.Table:
     "The rows as Arrow, each with a name of its own that the quarantine knows."
-    rows = rows if isinstance(rows, pa.Table) else pa.Table.from_pandas(rows, preserve_index=False)
+    rows = on_host(rows)
     for c in ("_batch", "_id"):
         if c not in rows.column_names: raise BadRequest(f"The repaired rows have no column {c!r}.", f"Repair what Table({pen.of.name!r}).quarantine.arrow() gives, and keep _batch and _id.", "quarantine")
         rows = rows.set_column(rows.column_names.index(c), c, rows[c].cast(pa.string()))

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..core.errors import BadRequest, ScalaiError, Unreachable, one_of
+from ..core.gpu import on_backend
 from ..core.settings import Settings
 from ..core.storage import filesystem, is_url, shown
 
@@ -394,7 +395,7 @@ def read(uri: str | Path,  # as for `batches`
          rows: int = 250_000,  # of a partition, about
          settings: Settings | None = None,
          **options,  # of the reader
-        ):  # dask.dataframe.DataFrame on pandas
+        ):  # dask.dataframe.DataFrame on pandas, or on cuDF as Dask is set
     "A lazy frame of what a URI names."
     import dask.dataframe as dd
     uri = str(uri)
@@ -409,4 +410,4 @@ def read(uri: str | Path,  # as for `batches`
         nulls = {n: None if counts.get(n) is None or nulls.get(n, 0) is None else nulls.get(n, 0) + counts[n] for n in shape.names}
         pieces += [(file, options | p) for p in some]
     nullable = could_be_null(shape, nulls)
-    return dd.from_map(_load, pieces, columns=columns, nullable=nullable, schema=shape, meta=to_pandas(shape.empty_table(), nullable), label="read")
+    return on_backend(dd.from_map(_load, pieces, columns=columns, nullable=nullable, schema=shape, meta=to_pandas(shape.empty_table(), nullable), label="read"))

@@ -22,6 +22,7 @@ from fastcore.basics import patch
 from ..core import live
 from ..core.cluster import computing
 from ..core.errors import BadRequest, WorkFailed, nearest
+from ..core.gpu import on_backend
 from ..core.settings import Settings
 from ..core.storage import filesystem, is_url
 from . import history
@@ -175,7 +176,7 @@ def _read(piece: tuple[str, int, int], columns=None, schema=None, nullable=froze
 
 @patch
 def frame(self: Table, version: int | None = None, columns: list[str] | None = None):  # dask.dataframe.DataFrame
-    "A lazy pandas frame; integer columns that hold nulls are `Int64`."
+    "A lazy frame, pandas or cuDF as Dask is set; integer columns that hold nulls are `Int64`."
     import dask.dataframe as dd
     table, rows = _seen(self, version)
     shape = pa.schema([rows.schema.field(c) for c in _pick(self, rows.schema.names, columns)])
@@ -188,8 +189,8 @@ def frame(self: Table, version: int | None = None, columns: list[str] | None = N
         for i in range(1, len(groups) + 1):
             if i == len(groups) or sum(groups[first:i + 1]) > most:
                 pieces.append((_uri(self.path, fragment.path), first, i)); first = i
-    if not pieces: return dd.from_pandas(to_pandas(shape.empty_table(), nullable), npartitions=1)
-    return dd.from_map(_read, pieces, schema=shape, nullable=nullable, meta=to_pandas(shape.empty_table(), nullable), label=f"read-{self.name}")
+    if not pieces: return on_backend(dd.from_pandas(to_pandas(shape.empty_table(), nullable), npartitions=1))
+    return on_backend(dd.from_map(_read, pieces, schema=shape, nullable=nullable, meta=to_pandas(shape.empty_table(), nullable), label=f"read-{self.name}"))
 
 def _uri(place: str, path: str) -> str: return path if not is_url(place) else f"{place.split('://')[0]}://{path}"
 
@@ -219,7 +220,7 @@ class Written:
 # %% ../../nbs/data/08_table.ipynb #e8b0a797
 def _parts(plan: Plan, frame) -> list[Part]:
     "The pass over every part of what was given."
-    if isinstance(frame, pa.Table) or type(frame).__module__.startswith("pandas"): return [process(plan, frame, 0)]
+    if isinstance(frame, pa.Table) or type(frame).__module__.split(".")[0] in ("pandas", "cudf"): return [process(plan, frame, 0)]
     if hasattr(frame, "to_delayed"):
         import dask
         work = dask.delayed(process, pure=False)

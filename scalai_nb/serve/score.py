@@ -75,7 +75,7 @@ def rows_in(source,  # a frame, an Arrow table, a Table, or the name or URI of o
         need(columns, schema(str(source)).names)
         parts = list(batches(str(source), columns=columns, rows=size))
         return iter(parts), f"{Path(str(source)).name} {digest(parts)}"
-    found = source.compute() if hasattr(source, "dask") else source
+    found = source.compute() if hasattr(type(source), "dask") else source
     need(columns, found.column_names if isinstance(found, pa.Table) else [str(c) for c in found.columns])
     from scalai_nb.data.prep import to_arrow
     found = to_arrow(found, columns)
@@ -136,7 +136,7 @@ def _names_column(period, source, settings) -> bool:
     if isinstance(source, (str, Path)):
         from scalai_nb.data.source import schema
         return period in schema(str(source)).names
-    return period in (source.column_names if hasattr(source, "column_names") else list(source.columns))
+    return period in (source.column_names if hasattr(type(source), "column_names") else list(source.columns))
 
 # %% ../../nbs/serve/00_score.ipynb #eb6aeeaa
 def batch_name(base: str,  # made from model, rows and period
