@@ -1,0 +1,75 @@
+"More processes and more rows: the same digest, and memory that does not grow with the table."
+import subprocess, sys
+
+import numpy as np, pyarrow as pa, pyarrow.parquet as pq, pytest
+
+from scalai_nb.data.profile import profile
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_cluster_of_processes_gives_the_same_digest(workspace, flights):
+    "Three worker processes: frames, families, files and saved tables; also text above the cap, and a table of one partition."
+    import dask.dataframe as dd
+    from scalai_nb.core.cluster import cluster
+    from scalai_nb.data.source import read
+    from scalai_nb.data.table import Table, write
+    part = flights.iloc[::3].reset_index(drop=True)
+    part["id"] = "f" + part.index.astype(str)
+    part.to_parquet("part.parquet", row_group_size=20_000)
+    whole = profile(part)
+    with cluster(kind="processes", workers=3) as client:
+        assert len(client.scheduler_info(n_workers=-1)["workers"]) == 3
+        lazy = dd.from_pandas(part, npartitions=11)
+        assert profile(lazy) == whole == profile(dd.from_pandas(part, npartitions=1))
+        family = profile(lazy, by=["month", "origin"])
+        assert sum(family.values()) == whole and {k: p.digest for k, p in family.items()} == {k: p.digest for k, p in profile(part, by=["month", "origin"]).items()}
+        assert profile(read("part.parquet", rows=15_000)) == profile("part.parquet")
+        write(lazy, "many", period="month")
+    write(part, "one", period="month")
+    assert Table("many").profile() == Table("one").profile() and len(Table("many").profiles()) == 12
+
+
+PEAK = """
+import re, sys
+import torch, pyarrow.dataset as ds, pyarrow.parquet as pq
+from scalai_nb.data import loader, prep, profile as room, source, stream
+what, file = sys.argv[1:]
+memory = lambda of: int(re.search(of + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1]) / 1024  # ru_maxrss would begin with what the parent had
+before = memory("VmRSS")
+if what == "profile": print(room.profile(file).rows)
+if what == "loader":
+    made = prep.Prep.fit(room.profile(pq.ParquetFile(file).read_row_group(0)), target="y", exclude=["word"])
+    print(sum(len(y) for _, y in loader.Loader(ds.dataset(file), made, batch=4096, memory=1 << 20)))
+print(memory("VmHWM") - before)
+"""
+
+
+def peak(what, file) -> tuple:  # rows that went by, MB above what the imports took
+    done = subprocess.run([sys.executable, "-c", PEAK, what, str(file)], capture_output=True, text=True, check=True)
+    rows, megabytes = done.stdout.split()
+    return int(rows), float(megabytes)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    "The same kind of rows, 300,000 and 2,400,000 of them: a float, an integer, text above the cap, a group."
+    folder, made = tmp_path_factory.mktemp("rows"), {}
+    for times in (1, 8):
+        made[times] = folder/f"{times}.parquet"
+        with pq.ParquetWriter(made[times], pa.schema([("x", pa.float64()), ("i", pa.int64()), ("word", pa.string()), ("group", pa.int8()), ("y", pa.float32())])) as out:
+            for k in range(times * 8):
+                rng, n = np.random.default_rng(k), 37_500
+                out.write_table(pa.table({"x": rng.normal(size=n), "i": rng.integers(0, 10**12, n), "word": pa.array(rng.integers(0, 10**6, n)).cast(pa.string()),
+                                          "group": pa.array(rng.integers(0, 5, n), pa.int8()), "y": rng.random(n, np.float32)}, schema=out.schema))
+    yield made
+    for f in made.values(): f.unlink()
+
+
+@pytest.mark.parametrize("what", ["profile", "loader"])
+def test_memory_is_flat_as_rows_grow(files, what):
+    "Eight times the rows, the same peak: within half of it and 60 MB, which allocators keep."
+    (few, small), (many, large) = (peak(what, files[t]) for t in (1, 8))
+    assert few >= 300_000 - 15 and many >= 2_400_000 - 15
+    assert small > 10 and large <= 1.5 * small + 60, (what, small, large)
+    print(f"{what}: {small:.0f} MB, {large:.0f} MB")
