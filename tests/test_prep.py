@@ -10,6 +10,8 @@ from scalai_nb.data.prep import Prep, feeds, inputs_of
 from scalai_nb.data.profile import profile
 
 import onnxruntime
+from test_laws import SORTS, values
+
 WORDS = ["UA", "AA", "", " ", "Ω", "a\0b", "N/A", "null", "é" * 40, "<b>", "=1+1"]
 numbers = st.one_of(st.none(), st.sampled_from([0., -0., 1., -1., np.nan, np.inf, -np.inf, 1e9 + 1, 1e308, -1e308, 5e-324]), st.floats(width=64), st.floats(-100, 100))
 texts = st.one_of(st.none(), st.sampled_from(WORDS), st.text(max_size=5))
@@ -65,6 +67,35 @@ def test_the_graph_answers_what_transform_answers(pair):
     holds(prep, seen)
     holds(prep, new)
     holds(Prep.from_json(prep.to_json()), new)
+
+
+CLOTHES = ["float64", "float32", "float16", "int64", "int8", "uint64", "bool", "money", "wide", "date32", "date64", "time", "time_s", "span", "span_ms", "instant", "instant_s", "instant_ns", "zone", "utc", "text", "large"]
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_the_graph_answers_alike_in_every_type(data):
+    "Numbers, decimals, dates, times with a zone, text: fitted on some rows, asked for others that lie far beyond them; by every step that fits the type."
+    kinds = data.draw(st.lists(st.sampled_from(CLOTHES), min_size=1, max_size=4, unique=True))
+    seen, new = (pa.table({k: pa.array(data.draw(values(k, n)), SORTS[k][0]) for k in kinds}) for n in data.draw(st.tuples(st.integers(1, 15), st.integers(1, 15))))
+    p, steps = profile(seen), {}
+    for k in kinds:
+        fitting = [s for s in STEPS_OF[p[k].kind] if fits(p, k, s)]
+        steps[k] = data.draw(st.sampled_from(fitting)) if fitting else "drop"
+    if set(steps.values()) == {"drop"}: return
+    prep = Prep.fit(p, steps)
+    holds(prep, seen)
+    holds(prep, new)
+    holds(prep, pa.concat_tables([new, pa.table({k: pa.nulls(2, SORTS[k][0]) for k in kinds})]))
+    holds(Prep.from_json(prep.to_json()), new)
+
+
+STEPS_OF = {"number": ["standard", "log", "number", "quantile", "onehot"], "boolean": ["standard", "number"], "time": ["dates"], "text": ["onehot", "frequency", "hash"], "null": []}
+
+
+def fits(p, name, step):
+    try: return bool(Prep.fit(p.select([name]), {name: step}))
+    except BadRequest: return False  # no value, or too many categories
 
 
 def test_no_rows():
