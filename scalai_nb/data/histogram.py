@@ -134,14 +134,20 @@ class Histogram:
         made = _canonical(*map(read_only, (keys, counts, known)), level1, *caps)
         return cls(*made, tuple(caps))
 
-    def __add__(self, other):
-        caps = tuple(map(min, self.caps, other.caps))
-        if not len(other.keys) and caps == self.caps: return self
-        if not len(self.keys) and caps == other.caps: return other
-        keys = np.concatenate([self.keys, other.keys])
-        order = np.argsort(keys, kind="stable")  # two sorted runs: a merge
-        return Histogram.of(keys[order], np.concatenate([self.counts, other.counts])[order],
-                            np.concatenate([self.known, other.known])[order], min(self.level1, other.level1), caps)
+    @property
+    def nbytes(self) -> int: return 17 * len(self.keys)
+
+    @classmethod
+    def sum(cls, *parts):
+        "The histogram of all parts' rows."
+        caps, have = tuple(map(min, *(p.caps for p in parts))) if len(parts) > 1 else parts[0].caps, [p for p in parts if len(p.keys)]
+        if not have: return cls.of(parts[0].keys, parts[0].counts, caps=caps)
+        if len(have) == 1 and have[0].caps == caps: return have[0]
+        keys, counts, known = (np.concatenate([getattr(p, f) for p in have]) for f in ("keys", "counts", "known"))
+        order = np.argsort(keys, kind="stable")  # sorted runs: a merge
+        return cls.of(keys[order], counts[order], known[order], min(p.level1 for p in have), caps)
+
+    def __add__(self, other): return Histogram.sum(self, other)
 
     def __eq__(self, other):
         return (isinstance(other, Histogram) and (self.level1, self.caps) == (other.level1, other.caps)

@@ -34,17 +34,18 @@ class Moments:
         mean = about + dot(x - about) / n
         return cls(n, mean, dot((x - mean) ** 2), e)
 
-    def __add__(self, other):
-        if not other.n: return self
-        if not self.n: return other
-        e, n = max(self.exponent, other.exponent), self.n + other.n
-        (ma, va), (mb, vb) = self._at(e), other._at(e)
-        step = mb - ma
-        return Moments(n, ma + step * (other.n / n), va + vb + step * step * (self.n * (other.n / n)), e)
+    @classmethod
+    def sum(cls, *parts):
+        "The moments of all parts' rows."
+        have = [p for p in parts if p.n]
+        if len(have) < 2: return have[0] if have else cls()
+        e, n = max(p.exponent for p in have), sum(p.n for p in have)
+        share = [p.n / n for p in have]
+        means = [math.ldexp(p.mean, p.exponent - e) for p in have]
+        mean = means[0] + sum(s * (m - means[0]) for s, m in zip(share, means))
+        return cls(n, mean, sum(math.ldexp(p.m2, 2 * (p.exponent - e)) for p in have) + n * sum(s * (m - mean) ** 2 for s, m in zip(share, means)), e)
 
-    def _at(self, e):
-        f = self.exponent - e  # never above 0
-        return math.ldexp(self.mean, f), math.ldexp(self.m2, 2 * f)
+    def __add__(self, other): return Moments.sum(self, other)
 
 def exponent(values: np.ndarray) -> int:
     "The power of two above every absolute value."
@@ -68,6 +69,9 @@ class Pairs:
     mean: np.ndarray = None
     m2: np.ndarray = None
     co: np.ndarray = None
+
+    @property
+    def nbytes(self) -> int: return 32 * len(self.names) ** 2
 
 # %% ../../nbs/data/01_moments.ipynb #c0751c6a
 def pairs(columns: "dict[str, np.ndarray]",  # float64 values, NaN where there is none, all of one length
@@ -173,21 +177,21 @@ def _again(X, scale, which,  # (columns, rows) with NaN for holes; per column; l
 # %% ../../nbs/data/01_moments.ipynb #f9d3a4d7
 LEAST = 2.0**-33  # a spread below this share of the mean is not told: float64 sums of parts would show their rounding
 
-def add_pairs(a: Pairs, b: Pairs) -> Pairs:
+def add_pairs(*parts: Pairs) -> Pairs:
     "Pairwise moments of all rows together."
-    if not b.names: return a
-    if not a.names: return b
-    names = tuple(sorted({*a.names, *b.names})[:PAIRED])
-    a, b = _spread(a, names), _spread(b, names)
-    e, n = np.maximum(a.exponents, b.exponents), a.n + b.n
-    def at(x):
-        f = (x.exponents - e)[:, None]
-        return np.ldexp(x.mean, f), np.ldexp(x.m2, 2 * f), np.ldexp(x.co, f + f.T)
-    (ma, va, ca), (mb, vb, cb) = at(a), at(b)
-    share = np.divide(b.n, n, out=np.zeros_like(n), where=n > 0)
-    step = np.where((a.n > 0) & (b.n > 0), mb - ma, 0)
-    mean = np.where(a.n > 0, ma + step * share, mb)
-    return Pairs(names, e, n, mean, va + vb + step * step * a.n * share, ca + cb + step * step.T * a.n * share)
+    have = [p for p in parts if p.names]
+    if len(have) < 2: return have[0] if have else Pairs()
+    names = tuple(sorted({n for p in have for n in p.names})[:PAIRED])
+    have = [_spread(p, names) for p in have]
+    exponents, n = np.stack([p.exponents for p in have]), np.stack([p.n for p in have])  # (parts, p), (parts, p, p)
+    e, N = exponents.max(0), n.sum(0)
+    f = (exponents - e)[:, :, None]
+    means, m2, co = (np.ldexp(np.stack([getattr(p, x) for p in have]), g) for x, g in (("mean", f), ("m2", 2 * f), ("co", f + f.swapaxes(1, 2))))
+    share = np.divide(n, N, out=np.zeros_like(n), where=N > 0)
+    about = np.take_along_axis(means, (n > 0).argmax(0)[None], 0)  # the first part that has rows
+    mean = about[0] + (share * (means - about)).sum(0)
+    step = np.where(n > 0, means - mean, 0)
+    return Pairs(names, e, N, mean, m2.sum(0) + N * (share * step * step).sum(0), co.sum(0) + N * (share * (step * step.swapaxes(1, 2))).sum(0))
 
 def _spread(x, names):
     "The same pairs among other names; a column that was not there has no rows."
