@@ -692,6 +692,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'scalai_nb.data.hashing._hash_bytes': ( 'data/hashing.html#_hash_bytes',
                                                                                 'scalai_nb/data/hashing.py'),
                                         'scalai_nb.data.hashing._integers': ('data/hashing.html#_integers', 'scalai_nb/data/hashing.py'),
+                                        'scalai_nb.data.hashing._start_numba': ( 'data/hashing.html#_start_numba',
+                                                                                 'scalai_nb/data/hashing.py'),
                                         'scalai_nb.data.hashing._valid': ('data/hashing.html#_valid', 'scalai_nb/data/hashing.py'),
                                         'scalai_nb.data.hashing.fold': ('data/hashing.html#fold', 'scalai_nb/data/hashing.py'),
                                         'scalai_nb.data.hashing.hash64': ('data/hashing.html#hash64', 'scalai_nb/data/hashing.py'),

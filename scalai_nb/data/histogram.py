@@ -41,9 +41,12 @@ def time_values(keys: np.ndarray) -> np.ndarray:  # uint64 -> int64 microseconds
 def _tally(keys,  # uint64, read-only
            table, counts):  # a power of two of slots; work space
     "Count keys in an open-addressed table; the number of distinct ones, or -1 where the table got half full."
-    top, distinct = np.uint64(len(table) - 1), 0
+    top, distinct, last, slot = np.uint64(len(table) - 1), 0, np.uint64(0), np.uint64(0)
     for k in keys:
-        h = (k ^ (k >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)
+        if k == last and counts[slot] > 0:  # sorted tables repeat themselves
+            counts[slot] += 1
+            continue
+        last, h = k, (k ^ (k >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)
         slot = (h >> np.uint64(40)) & top
         while counts[slot] > 0 and table[slot] != k: slot = (slot + np.uint64(1)) & top
         if counts[slot] == 0:

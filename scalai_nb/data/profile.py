@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np, pyarrow as pa
 from fastcore.basics import patch
 
-from ..core.cluster import computing
+
 from ..core.errors import BadRequest, nearest
 from ..core.live import emit, heard
 from . import histogram as hg, moments as mt
@@ -144,11 +144,11 @@ class Counting:
         self.rows, self.caps, self.pairs = 0, caps(len(schema)), Sum(mt.add_pairs)
         self.counters = {f.name: counter(f.name, f.type, self.caps, len(schema)) for f in schema}
         self.paired = {n: i for i, n in enumerate(_paired(schema))}
-        self.matrix = np.empty((len(self.paired), rows))
+        self.space = np.empty(len(self.paired) * rows)
 
     def add(self, batch: pa.RecordBatch):
         "Count a batch."
-        X = self.matrix[:, :batch.num_rows]
+        X = self.space[:len(self.paired) * batch.num_rows].reshape(len(self.paired), batch.num_rows)
         for name, c in self.counters.items():
             values, row = batch[name], X[i] if (i := self.paired.get(name)) is not None else None
             if row is None: c.add(values)
@@ -400,6 +400,7 @@ def _coded(meta) -> "list[str]":
 def _of_dask(frame, keys, columns):
     "Profile a Dask frame."
     import dask
+    from scalai_nb.core.cluster import computing
     if columns is not None: frame = frame[list(dict.fromkeys([*columns, *(keys or ())]))]
     client, tell = computing(), functools.partial(emit, "profile", of=frame.npartitions, run=uuid.uuid4().hex)
     task, add = dask.delayed(_part_task, pure=False), dask.delayed(_sum_task, pure=False)
