@@ -5,6 +5,7 @@ import numpy as np, pandas as pd, pyarrow as pa, pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from scalai_nb.core.errors import BadRequest
+from scalai_nb.data.counting import Sum
 from scalai_nb.data.hashing import fold, hash64
 from scalai_nb.data.histogram import Histogram, number_keys, tally
 from scalai_nb.data.profile import Profile, align, align_categories, profile, total
@@ -82,6 +83,25 @@ def test_a_file_of_many_row_groups_is_read_by_all_cores_alike(flights, tmp_path,
     with pytest.raises(BadRequest, match="cannot be read"): profile(path)
 
 
+def test_a_sum_of_many_is_the_sum_of_pairs(monkeypatch):
+    "However many wait to be added at once; what is bounded keeps its bounds, and correlations their digits."
+    rng, n = np.random.default_rng(8), 40_000
+    values = hostile(rng, n) | {"w": np.array([f"w{i}" for i in rng.zipf(1.3, n) % 5_000], object), "t": rng.integers(0, 2**50, n).view("M8[us]"), "few": rng.choice(list("abc"), n)}
+    table = pa.table({k: rng.permutation(v) for k, v in values.items()})
+    parts, at = [], 0
+    for size in [1, 0, 3, 500, 9_000, *[300] * 98, 1_096]: parts.append(profile(table.slice(at, size))); at += size
+    pairwise = functools.reduce(lambda a, b: a + b, parts)
+    truth = {k: pd.Series(table[k].to_pylist()).value_counts() for k in ("w", "few", "minutes")}
+    for limit in (0, 1 << 20, 1 << 40):
+        monkeypatch.setattr("scalai_nb.data.profile.Sum", lambda add, _=0: Sum(add, limit))
+        made = total(iter(parts))
+        assert made == pairwise and made.rows == at == n
+        np.testing.assert_allclose(made.corr()[1], pairwise.corr()[1], atol=1e-9)
+        for name, counts in truth.items():
+            found = {v: (low, high) for v, low, high in made[name].top(600)}
+            assert all(low <= counts[v] <= high for v, (low, high) in found.items()) and set(counts.index[counts > n / 513]) <= set(found)
+
+
 @quick
 @given(tables(30), tables(30), tables(30))
 def test_commutative_associative_identity(a, b, c):
@@ -103,7 +123,8 @@ def any_column(draw):
 def test_laws_hold_across_types_and_schemas(a, b, c):
     a, b, c = map(profile, (a, b, c))
     assert (a + b).digest == (b + a).digest
-    assert ((a + b) + c).digest == (a + (b + c)).digest
+    assert ((a + b) + c).digest == (a + (b + c)).digest == total([a, b, c]).digest
+    assert total([a, b, c]) == a + b + c
 
 
 @quick
@@ -115,6 +136,7 @@ def test_histograms_with_small_caps_add_exactly(values, data):
     cut = data.draw(st.integers(0, len(values)))
     wide = data.draw(st.tuples(st.integers(caps[0], 9), st.integers(caps[1], 20)))
     assert h(values[:cut]) + h(values[cut:]) == h(values)
+    assert Histogram.sum(*(h(values[i:i + 7]) for i in range(0, len(values) or 1, 7))) == h(values)
     assert h(values[:cut]) + h(values[cut:], wide) == h(values)
 
 

@@ -57,6 +57,9 @@ class Categories:
     @property
     def distinct(self) -> int: return len(self.keys) if self.exact else round(estimate(self.regs))
 
+    @property
+    def nbytes(self) -> int: return 80 * len(self.keys) + (0 if self.exact else self.buckets.nbytes + self.frequent.nbytes + self.regs.nbytes)  # labels about
+
     def hashed(self) -> tuple:  # buckets, frequent, registers
         "The state as it is above the cap."
         if not self.exact: return self.buckets, self.frequent, self.regs
@@ -92,18 +95,16 @@ def counted_text(text: pa.Array,  # distinct values
     return Categories(none.keys, none.labels, none.counts, **rest, buckets=in_buckets(keys, counts), frequent=frequent, regs=registers(keys))
 
 # %% ../../nbs/data/01_categories.ipynb #c261eab7
-def add_categories(a: Categories, b: Categories) -> Categories:
+def add_categories(*parts: Categories) -> Categories:
     "The categories of all rows together."
-    ends = lambda f, name: f([v for v in (getattr(a, name), getattr(b, name)) if v is not None], default=None)
-    lengths = sum_by(*[np.concatenate(x) for x in zip(a.lengths, b.lengths)])
-    rest = dict(low=ends(min, "low"), high=ends(max, "high"), lengths=lengths)
-    if a.exact and b.exact:
-        keys, first = np.unique(np.concatenate([a.keys, b.keys]), return_index=True)
-        _, counts = sum_by(np.concatenate([a.keys, b.keys]), np.concatenate([a.counts, b.counts]))
-        made = Categories(keys, np.concatenate([a.labels, b.labels])[first], counts, **rest)
-        if len(keys) <= CAP: return made
-        buckets, frequent, regs = made.hashed()
-    else:
-        (ba, fa, ra), (bb, fb, rb) = a.hashed(), b.hashed()
-        buckets, frequent, regs = ba + bb, fa + fb, np.maximum(ra, rb)
-    return Categories(np.empty(0, "u8"), np.empty(0, object), np.empty(0, "i8"), **rest, buckets=buckets, frequent=frequent, regs=regs)
+    ends = lambda f, name: f((v for p in parts if (v := getattr(p, name)) is not None), default=None)
+    rest = dict(low=ends(min, "low"), high=ends(max, "high"), lengths=sum_by(*map(np.concatenate, zip(*(p.lengths for p in parts)))))
+    exact, hashed = [p for p in parts if p.exact], [p.hashed() for p in parts if not p.exact]
+    if exact:
+        keys, first, where = np.unique(np.concatenate([p.keys for p in exact]), return_index=True, return_inverse=True)
+        counts = np.bincount(where, np.concatenate([p.counts for p in exact]), len(keys)).astype("i8")
+        made = Categories(keys, np.concatenate([p.labels for p in exact])[first], counts, **rest)
+        if not hashed and len(keys) <= CAP: return made
+        hashed.append(made.hashed())
+    buckets, frequent, regs = zip(*hashed)
+    return Categories(np.empty(0, "u8"), np.empty(0, object), np.empty(0, "i8"), **rest, buckets=np.sum(buckets, 0), frequent=Frequent.sum(*frequent), regs=np.maximum.reduce(regs))

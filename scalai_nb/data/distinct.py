@@ -70,14 +70,22 @@ class Frequent:
         on = self.counters > cut
         return Frequent(self.keys[on], None if self.labels is None else self.labels[on], self.seen[on], self.counters[on] - cut, self.slack + cut)
 
-    def __add__(self, other):
-        keys, where = np.unique(np.concatenate([self.keys, other.keys]), return_inverse=True)
-        add = lambda f: np.bincount(where, np.concatenate([getattr(self, f), getattr(other, f)]), len(keys)).astype("i8")
+    @property
+    def nbytes(self) -> int: return len(self.keys) * (24 if self.labels is None else 80)  # labels about
+
+    @classmethod
+    def sum(cls, *parts):
+        "The frequent values of all parts' rows."
+        both = lambda f: np.concatenate([getattr(p, f) for p in parts])
+        keys, where = np.unique(both("keys"), return_inverse=True)
+        add = lambda f: np.bincount(where, both(f), len(keys)).astype("i8")
         labels = None
-        if self.labels is not None:
+        if parts[0].labels is not None:
             labels = np.empty(len(keys), object)
-            labels[where] = np.concatenate([self.labels, other.labels])
-        return Frequent(keys, labels, add("seen"), add("counters"), self.slack + other.slack)._trim()
+            labels[where] = both("labels")
+        return cls(keys, labels, add("seen"), add("counters"), sum(p.slack for p in parts))._trim()
+
+    def __add__(self, other): return Frequent.sum(self, other)
 
     def bounds(self) -> tuple:  # low and high, int64, in the order of `keys`
         "How many rows each value has, at least and at most."

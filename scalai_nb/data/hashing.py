@@ -39,6 +39,16 @@ def _integers(x):
         out[odd] = mix(x[odd].view("u8"), "integer")
     return out
 
+# %% ../../nbs/data/00_hashing.ipynb #87584166
+def _start_numba():
+    "Load what Numba's first kernel needs, without SciPy."
+    import numba.np.linalg as blas
+    asked, blas.ensure_blas = blas.ensure_blas, lambda: None
+    try: import numba.np.arraymath
+    finally: blas.ensure_blas = asked
+
+_start_numba()
+
 # %% ../../nbs/data/00_hashing.ipynb #0a5b6dae
 @numba.njit(cache=True, nogil=True)
 def _hash_bytes(data,  # uint8, read-only

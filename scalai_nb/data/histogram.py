@@ -41,9 +41,12 @@ def time_values(keys: np.ndarray) -> np.ndarray:  # uint64 -> int64 microseconds
 def _tally(keys,  # uint64, read-only
            table, counts):  # a power of two of slots; work space
     "Count keys in an open-addressed table; the number of distinct ones, or -1 where the table got half full."
-    top, distinct = np.uint64(len(table) - 1), 0
+    top, distinct, last, slot = np.uint64(len(table) - 1), 0, np.uint64(0), np.uint64(0)
     for k in keys:
-        h = (k ^ (k >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)
+        if k == last and counts[slot] > 0:  # sorted tables repeat themselves
+            counts[slot] += 1
+            continue
+        last, h = k, (k ^ (k >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)
         slot = (h >> np.uint64(40)) & top
         while counts[slot] > 0 and table[slot] != k: slot = (slot + np.uint64(1)) & top
         if counts[slot] == 0:
@@ -134,14 +137,20 @@ class Histogram:
         made = _canonical(*map(read_only, (keys, counts, known)), level1, *caps)
         return cls(*made, tuple(caps))
 
-    def __add__(self, other):
-        caps = tuple(map(min, self.caps, other.caps))
-        if not len(other.keys) and caps == self.caps: return self
-        if not len(self.keys) and caps == other.caps: return other
-        keys = np.concatenate([self.keys, other.keys])
-        order = np.argsort(keys, kind="stable")  # two sorted runs: a merge
-        return Histogram.of(keys[order], np.concatenate([self.counts, other.counts])[order],
-                            np.concatenate([self.known, other.known])[order], min(self.level1, other.level1), caps)
+    @property
+    def nbytes(self) -> int: return 17 * len(self.keys)
+
+    @classmethod
+    def sum(cls, *parts):
+        "The histogram of all parts' rows."
+        caps, have = tuple(map(min, *(p.caps for p in parts))) if len(parts) > 1 else parts[0].caps, [p for p in parts if len(p.keys)]
+        if not have: return cls.of(parts[0].keys, parts[0].counts, caps=caps)
+        if len(have) == 1 and have[0].caps == caps: return have[0]
+        keys, counts, known = (np.concatenate([getattr(p, f) for p in have]) for f in ("keys", "counts", "known"))
+        order = np.argsort(keys, kind="stable")  # sorted runs: a merge
+        return cls.of(keys[order], counts[order], known[order], min(p.level1 for p in have), caps)
+
+    def __add__(self, other): return Histogram.sum(self, other)
 
     def __eq__(self, other):
         return (isinstance(other, Histogram) and (self.level1, self.caps) == (other.level1, other.caps)

@@ -36,17 +36,22 @@ class Ordered:
     def rows(self) -> int: return int(self.hist.counts.sum())
 
     @property
+    def nbytes(self) -> int: return self.hist.nbytes + (0 if self.regs is None else self.regs.nbytes + self.frequent.nbytes)
+
+    @property
     def distinct(self) -> int: return len(self.hist.keys) if self.exact else round(estimate(self.registers()))
 
     def registers(self):
         "HyperLogLog registers; from the histogram where that is exact."
-        if self.regs is not None: return self.regs
-        values = self.values(self.hist.keys)
-        return registers(mix(values.view("u8"), "time") if self.time else _floats(values))
+        return self.regs if self.regs is not None else _registers(self.time, self.hist.keys)
 
     def top(self):
         "Heavy hitters by key; from the histogram where that is exact."
         return self.frequent if self.frequent is not None else Frequent.of(self.hist.keys, self.hist.counts)
+
+def _registers(time, keys):
+    values = (time_values if time else number_values)(keys)
+    return registers(mix(values.view("u8"), "time") if time else _floats(values))
 
 def _exact(time, hist):
     if len(hist.known) and hist.known.min() < 64: return False
@@ -82,15 +87,21 @@ def counted(native: np.ndarray,  # distinct values, ascending
     return Ordered(**state, regs=registers(hashes), frequent=Frequent.of(*(sum_by(keys, counts) if whole else (keys, counts))))
 
 # %% ../../nbs/data/01_ordered.ipynb #ebb1ddb3
-def add_ordered(a: Ordered, b: Ordered) -> Ordered:
-    "The summary of both parts' rows."
-    if not len(b.hist.keys) and b.hist.caps >= a.hist.caps: return a
-    if not len(a.hist.keys) and a.hist.caps >= b.hist.caps: return b
-    hist = a.hist + b.hist
-    ends = lambda f, *v: f([x for x in v if x is not None], default=None)
-    state = dict(time=a.time, hist=hist, moments=a.moments + b.moments, low=ends(min, a.low, b.low), high=ends(max, a.high, b.high))
-    if _exact(a.time, hist): return Ordered(**state)
-    return Ordered(**state, regs=np.maximum(a.registers(), b.registers()), frequent=a.top() + b.top())
+def add_ordered(*parts: Ordered) -> Ordered:
+    "The summary of all parts' rows."
+    hist = Histogram.sum(*(p.hist for p in parts))
+    for p in parts:
+        if p.hist is hist: return p  # all others are empty
+    have, time = [p for p in parts if len(p.hist.keys)], parts[0].time
+    state = dict(time=time, hist=hist, moments=Moments.sum(*(p.moments for p in have)), low=min((p.low for p in have), default=None), high=max((p.high for p in have), default=None))
+    if _exact(time, hist): return Ordered(**state)
+    return Ordered(**state, regs=_all_registers(have), frequent=Frequent.sum(*(p.top() for p in have)))
+
+def _all_registers(parts):
+    "The registers of all parts; those that are exact are hashed together."
+    regs, keys = [p.regs for p in parts if p.regs is not None], [p.hist.keys for p in parts if p.regs is None]
+    if keys: regs.append(_registers(parts[0].time, np.concatenate(keys)))
+    return np.maximum.reduce(regs)
 
 # %% ../../nbs/data/01_ordered.ipynb #1297525d
 UNITS, MOST = (1, 24, 168, 168 * 52, 168 * 5200), 10_000  # hours
@@ -113,10 +124,16 @@ class Calendar:
             unit = wider
         return cls(unit, slots, counts)
 
-    def __add__(self, other):
-        unit = max(self.unit, other.unit)
-        both = [x.slots * x.unit // unit for x in (self, other)]
-        return Calendar.of(np.concatenate(both), np.concatenate([self.counts, other.counts]), unit)
+    @property
+    def nbytes(self) -> int: return self.slots.nbytes + self.counts.nbytes
+
+    @classmethod
+    def sum(cls, *parts):
+        "The calendar of all parts' rows."
+        unit = max(p.unit for p in parts)
+        return cls.of(np.concatenate([p.slots * p.unit // unit for p in parts]), np.concatenate([p.counts for p in parts]), unit)
+
+    def __add__(self, other): return Calendar.sum(self, other)
 
     def gaps(self, least: int = 2) -> "list[tuple[int, int]]":  # microseconds: start and end of a gap
         "Runs of at least so many empty units between the first row and the last."
