@@ -10,7 +10,7 @@ import sys, threading
 from collections.abc import Callable
 
 _listeners: list[tuple[str | None, Callable]] = []
-_lock = threading.Lock()
+_lock, _loading = threading.Lock(), threading.RLock()
 _views = "unloaded"
 
 # %% ../../nbs/core/08_live.ipynb #f55edba9
@@ -28,13 +28,13 @@ def subscribe(fn: Callable[..., None],  # called as fn(topic, **fields), in the 
 def emit(topic: str,  # profile, fit, compress, ingest, job, progress, input, output
          **fields):  # plain values
     "Tell whoever listens. In a notebook kernel the first event loads the views (entry point `scalai_nb.views`)."
-    if _views == "unloaded": _load_views()
+    if _views != "loaded": _load_views()
     for wanted, fn in tuple(_listeners):
         if wanted is None or wanted == topic: fn(topic, **fields)
 
 def heard(topic: str) -> bool:
     "Whether anybody listens: where an event costs something to make, as when it must travel between processes."
-    if _views == "unloaded": _load_views()
+    if _views != "loaded": _load_views()
     return any(wanted in (None, topic) for wanted, _ in tuple(_listeners))
 
 # %% ../../nbs/core/08_live.ipynb #e9b8dd0e
@@ -45,8 +45,10 @@ def in_kernel() -> bool:
 
 def _load_views():
     global _views
-    _views = "none"
-    if not in_kernel(): return
-    from importlib.metadata import entry_points
-    for point in entry_points(group="scalai_nb.views"): point.load()()
-    _views = "loaded"
+    with _loading:
+        if _views != "unloaded": return  # another thread was faster, or a view emits while it is loaded
+        _views = "loading"
+        if in_kernel():
+            from importlib.metadata import entry_points
+            for point in entry_points(group="scalai_nb.views"): point.load()()
+        _views = "loaded"

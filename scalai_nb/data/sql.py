@@ -99,7 +99,7 @@ def _kept(field: pa.Field) -> tuple[str, pa.DataType]:
     return (f"{name}::text", pa.string()) if odd else (name, t)
 
 # %% ../../nbs/data/05_sql.ipynb #0d4a4050
-AWAY = r"closed the connection|Connection refused|Connection reset|could not (connect|receive|send|translate)|terminating connection|starting up|shutting down|timeout expired|timed out|no connection|SQLSTATE: (08|57P)|begin transaction: \s*$|network is unreachable"
+AWAY = r"closed the connection|Connection refused|Connection reset|could not (connect|receive|send|translate)|terminating connection|starting up|shutting down|not yet accepting|timeout expired|timed out|no connection|SQLSTATE: (08|57P)|begin transaction: \s*$|network is unreachable"
 
 @contextmanager
 def _telling(asked: _Asked):

@@ -6,7 +6,7 @@
 __all__ = ['BLUE', 'ORANGE', 'DRAWN', 'line', 'curve', 'Training', 'Candidates', 'Filling', 'Drawer', 'attach']
 
 # %% ../../nbs/view/14_live.ipynb #fcfcf365
-import time
+import threading, time
 from html import escape
 
 from ..core import live
@@ -66,18 +66,19 @@ class Candidates:
 # %% ../../nbs/view/14_live.ipynb #7875d76f
 class Filling:
     "What a profile of many partitions has seen so far."
-    def __init__(self): self.sum, self.done, self.of = None, 0, 0
+    def __init__(self): self.sum, self.parts, self.rows, self.done, self.of = None, [], 0, 0, 0
 
     @property
     def state(self) -> str: return "done" if self.done == self.of else "profiling"
 
     def hear(self, event: dict):
-        self.sum = event["part"] if self.sum is None else self.sum + event["part"]
-        self.done, self.of = self.done + 1, event["of"]
+        self.parts.append(event["part"])
+        self.rows, self.done, self.of = self.rows + event["part"].rows, self.done + 1, event["of"]
 
     def html(self) -> str:
-        said = f"{self.done} of {self.of} partitions · {self.sum.rows:,} rows"
+        said = f"{self.done} of {self.of} partitions · {self.rows:,} rows"
         if self.state == "done": return f'<div role="status">profiled {said}</div>'
+        self.sum, self.parts = sum(self.parts, self.sum or 0), []
         bar = f'<progress max="{self.of}" value="{self.done}" aria-label="partitions"></progress>'
         return f'<div role="status">{bar} {said}</div>{self.sum._repr_html_()}'
 
@@ -87,9 +88,12 @@ DRAWN = {"fit": Training, "compress": Candidates, "profile": Filling}  # topic -
 class Drawer:
     "Keeps one display for each piece of work, and draws it now and then."
     def __init__(self, every: float = .25):  # seconds between two pictures of the same work
-        self.every, self.works = every, {}
+        self.every, self.works, self.lock = every, {}, threading.Lock()
 
     def __call__(self, topic: str, **event):
+        with self.lock: self.hear(topic, event)
+
+    def hear(self, topic: str, event: dict):
         key = (topic, event.get("run") or _cell())
         if key not in self.works: self.works[key] = [DRAWN[topic](), None, 0.]
         work, shown, at = self.works[key]

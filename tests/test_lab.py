@@ -1,0 +1,168 @@
+"What a cell shows in a real JupyterLab, while it works and when it is done; then the same notebook run without anybody watching."
+import json, os, re, subprocess, sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+import servers
+from conftest import scalai
+from test_browser import OUTPUT, chromium  # noqa: F401: a fixture
+
+pytestmark = pytest.mark.slow
+
+CELLS = {
+    "frame": """import time
+import dask.dataframe as dd
+from scalai_nb.data.profile import profile
+from scalai_nb.loop.flights import flights
+
+def slowly(part):
+    time.sleep(.8)  # a source that takes its time
+    return part
+
+frame = dd.from_pandas(flights().to_pandas(), npartitions=10).map_partitions(slowly, meta=flights().slice(0, 0).to_pandas())""",
+    "live": "profile(frame)",
+}
+
+
+def notebook(path: Path, cells: dict[str, str]):
+    made = [nbformat.v4.new_code_cell(source, id=name) for name, source in cells.items()]
+    nbformat.write(nbformat.v4.new_notebook(cells=made, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}}), path)
+
+
+class Lab:
+    "JupyterLab on a folder, with settings of its own."
+    def __init__(self, root: Path):
+        self.root, self.port = root, servers.free_port()
+        own = {n: str(root/".jupyter"/n.lower()) for n in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR", "IPYTHONDIR")}
+        self.settings = Path(own["JUPYTERLAB_SETTINGS_DIR"])
+        self.set("notification", fetchNews="false")
+        self.process = subprocess.Popen([sys.executable, "-m", "jupyterlab", "--allow-root", "--no-browser", "--ip=127.0.0.1", f"--port={self.port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={root}",
+                                         "--IdentityProvider.token=watched", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"],
+                                        env=os.environ | own | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=open(root/"lab.log", "wb"), cwd=root)
+        servers.wait_for(self.port, self.process, within=90)
+
+    def set(self, what: str, **values):
+        "As a person would in Lab's settings."
+        place = self.settings/f"@jupyterlab/apputils-extension/{what}.jupyterlab-settings"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(json.dumps(values))
+
+    def link(self, name: str) -> str: return f"http://127.0.0.1:{self.port}/lab/tree/{name}?token=watched&reset"
+
+    def __enter__(self): return self
+    def __exit__(self, *_):
+        family = [*servers.psutil.Process(self.process.pid).children(recursive=True), self.process]
+        for p in family: p.terminate()
+        self.process.wait(30)
+        for p in servers.psutil.wait_procs(family[:-1], 10)[1]: p.kill()
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    with Lab(tmp_path_factory.mktemp("lab")) as lab: yield lab
+
+
+def opened(chromium, lab, name, width=1400, height=1000):
+    "A notebook in the browser, its kernel idle."
+    page = chromium.new_context(viewport={"width": width, "height": height}).new_page()
+    page.goto(lab.link(name))
+    page.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=90_000)
+    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=90_000)
+    return page
+
+
+WATCH = """() => {
+  window.seen = [];
+  const look = () => { for (const n of document.querySelectorAll('.jp-OutputArea [role=status]')) {
+    const text = n.innerText.trim(), pictures = [...n.parentElement.querySelectorAll('svg[role=img] path')].map(p => p.getAttribute('d')), last = window.seen.at(-1);
+    if (!last || last.text !== text) window.seen.push({text, pictures});
+  } };
+  new MutationObserver(look).observe(document.body, {childList: true, subtree: true, characterData: true});
+}"""
+
+
+def run_all(page):
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+
+
+def shot(page, name):
+    OUTPUT.mkdir(exist_ok=True)
+    page.screenshot(path=OUTPUT/f"{name}.png")
+
+
+def test_a_profile_fills_in_while_partitions_arrive(chromium, lab):
+    "At least three pictures before the last, none lost, none older than the one before; then the static page."
+    notebook(lab.root/"live.ipynb", CELLS)
+    page = opened(chromium, lab, "live.ipynb")
+    page.evaluate(WATCH)
+    run_all(page)
+    page.wait_for_function("window.seen.length >= 3", timeout=90_000)
+    shot(page, "lab-live")
+    page.get_by_text("profiled 10 of 10 partitions · 336,776 rows").wait_for(timeout=90_000)
+    page.locator(".jp-OutputArea-executeResult .scalai-sheet").wait_for(timeout=30_000)
+    *before, last = page.evaluate("window.seen")
+    done = [tuple(int(n.replace(",", "")) for n in re.match(r"(\d+) of 10 partitions · ([\d,]+) rows", s["text"]).groups()) for s in before]
+    assert len(before) >= 3 and done == sorted(done) and len({json.dumps(s["pictures"]) for s in before}) == len(before), done
+    assert all(abs(rows - parts*33_677) <= parts for parts, rows in done) and not last["pictures"]
+    result = page.locator(".jp-OutputArea-executeResult .scalai-sheet")
+    assert result.locator("tbody tr").count() == 19 and result.locator("svg[role=img]").count() == 16
+    assert result.locator("li").first.inner_text() == "year is constant: always 2013."
+    result.scroll_into_view_if_needed()
+    shot(page, "lab-done")
+    page.context.close()
+
+
+MESSY = {"messy": """import numpy as np, pandas as pd
+from scalai_nb.data.profile import profile
+from scalai_nb.loop.flights import month_rows
+some = month_rows(1).to_pandas().head(20_000)
+origin = some.origin.where(some.index % 50 > 0, some.origin.str.lower() + " ")
+profile(pd.DataFrame({"flight_id": [f"{c}-{i}" for i, c in enumerate(some.carrier)], "year": some.year, "origin": origin, "from": origin, "miles": some.distance, "km": some.distance*1.609344,
+    "air_time": some.air_time, "fare": np.random.default_rng(0).pareto(1.2, len(some))*100, "gate": pd.Series([12, "B7", None, 4.5]*5_000, dtype=object), "cancelled": [1 if i % 500 == 0 else 0 for i in range(len(some))],
+    "seat": some.flight.astype(str), "<b>note</b>": None}))""",
+    "wide": """profile(pd.DataFrame({f"sensor_{i:03}": np.random.default_rng(i).normal(i, 1 + i, 500) for i in range(300)}))"""}
+REMARKS = ["flight_id looks like an identifier", "year is constant", "origin spells 3 values in several ways", "fare is skewed to the right", "gate mixes types", "cancelled is nearly constant", "seat holds numbers as text",
+           "<b>note</b> is empty", "origin and from hold the same values equally often", "miles and km", "air_time"]
+
+
+def test_what_is_odd_is_said_at_night_and_on_narrow_screens(chromium, lab):
+    lab.set("themes", theme="JupyterLab Dark")
+    notebook(lab.root/"messy.ipynb", MESSY)
+    page = opened(chromium, lab, "messy.ipynb")
+    run_all(page)
+    page.get_by_text("240 columns more").wait_for(timeout=90_000)
+    messy, wide = page.locator(".scalai-sheet").all()
+    said = messy.locator("li").all_inner_texts()
+    for words in REMARKS: assert any(words in s for s in said), (words, said)
+    messy.scroll_into_view_if_needed()
+    shot(page, "lab-messy-dark")
+    assert wide.locator("tbody tr:visible").count() == 60
+    page.get_by_text("240 columns more").click()
+    assert wide.locator("tbody tr:visible").count() == 300
+    page.set_viewport_size({"width": 640, "height": 900})
+    messy.scroll_into_view_if_needed()
+    page.wait_for_timeout(500)
+    shot(page, "lab-narrow-dark")
+    assert messy.evaluate("s => s.getBoundingClientRect().width <= s.closest('.jp-OutputArea').getBoundingClientRect().width")  # the table scrolls, not the page
+    page.context.close()
+
+
+def test_run_by_nobody_it_is_static_all_the_same(chromium, workspace):
+    "The job's notebook as HTML, opened from the disk: no kernel, no script, nothing fetched."
+    from nbconvert import HTMLExporter
+    notebook(workspace/"live.ipynb", CELLS)
+    done = scalai("run", "live.ipynb", "-o", "out.ipynb", cwd=workspace)
+    assert done.code == 0, done.err
+    body, _ = HTMLExporter(template_name="basic").from_filename("out.ipynb")
+    (workspace/"out.html").write_text(f"<!doctype html><meta charset=utf-8><body>{body}")
+    page = chromium.new_context(viewport={"width": 1200, "height": 900}, java_script_enabled=False).new_page()
+    asked = []
+    page.on("request", lambda r: asked.append(r.url))
+    page.goto(f"file://{workspace/'out.html'}")
+    assert page.get_by_text("profiled 10 of 10 partitions").count() == 1 and page.locator(".scalai-sheet svg[role=img]").count() == 16
+    assert asked == [f"file://{workspace/'out.html'}"] and "<script" not in body
+    shot(page, "lab-nobody")
+    page.context.close()
