@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['PERIOD', 'SLICE', 'OURS', 'CLEANED', 'prefix', 'Plan', 'Part', 'storable', 'fit', 'plain', 'as_text', 'add_family',
-           'process', 'Pieces', 'on_workers', 'gathered', 'agree', 'unique']
+           'process', 'Pieces', 'on_workers', 'summed', 'gathered', 'agree', 'unique']
 
 # %% ../../nbs/data/07_part.ipynb #14b23041
 import hashlib, json, os, uuid
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import and_
@@ -24,7 +25,7 @@ from ..core.storage import filesystem
 from . import history
 from .clean import clean
 from .contract import Contract
-from .keys import Unique, key_hash, repeated
+from .keys import Repeats, Unique
 from .rules import Tally
 
 # %% ../../nbs/data/07_part.ipynb #00533b11
@@ -65,7 +66,6 @@ class Part:
     pens: list = field(default_factory=list)  # AddActions of refused rows
     refused: dict[str, int] = field(default_factory=dict)
     schema: pa.Schema | None = None
-    hashes: list = field(default_factory=list)  # one uint64 array for each of the plan's uniques
     spans: dict = field(default_factory=dict)  # column of a unique → lowest and highest value
     tally: Tally = field(default_factory=Tally)  # what is known of all rows that came
 
@@ -195,7 +195,6 @@ def _put(plan: Plan, part: Part, slices: list[pa.Table]) -> list:  # nothing is 
     good = pa.concat_tables(slices).unify_dictionaries()
     slices.clear()
     _good(plan, part, good)
-    part.hashes = [np.concatenate([*part.hashes[i:i + 1], key_hash(good, u.columns)]) for i, u in enumerate(plan.uniques)]
     for c in {c for u in plan.uniques for c in u.columns}: part.spans[c] = _wider(part.spans, c, _span(good[c]))
     return []
 
@@ -221,19 +220,28 @@ class Pieces:
 
 def on_workers(plan: Plan, given: Pieces) -> list[Part]:
     "The parts of all pieces, in order."
-    if given.client is None: return _on_threads(plan, given)
+    if given.client is None: return summed(plan, _on_threads(plan, given))
     futures = [given.client.submit(_piece, plan, given.read, x, i, pure=False) for i, x in enumerate(given.pieces)]
     return gathered(given.client, futures, lambda part: given.heard(part.rows))
 
 def _piece(plan: Plan, read: Callable, piece, index: int) -> Part: return process(plan, read(piece), index)
 
-def _on_threads(plan: Plan, given: Pieces) -> list[Part]:
+def _on_threads(plan: Plan, given: Pieces) -> Iterator[Part]:
     with ThreadPoolExecutor(min(len(given.pieces), os.cpu_count() or 1)) as pool:
-        futures = [pool.submit(_piece, plan, given.read, x, i) for i, x in enumerate(given.pieces)]
+        futures = deque(pool.submit(_piece, plan, given.read, x, i) for i, x in enumerate(given.pieces))
         try:
-            for f in as_completed(futures): given.heard(f.result().rows)
+            while futures:
+                yield (part := futures.popleft().result())
+                given.heard(part.rows)
         except BaseException: pool.shutdown(cancel_futures=True); raise  # none of them runs any more
-    return [f.result() for f in futures]
+
+def summed(plan: Plan, parts: Iterable[Part]) -> list[Part]:
+    "The parts, their profiles added up in the first one, where none will be written again."
+    out = []
+    for p in parts:
+        if out and not plan.uniques: add_family(out[0].family, p.family); p.family = {}
+        out.append(p)
+    return out
 
 # %% ../../nbs/data/07_part.ipynb #ec63cc43
 def gathered(client, futures: list, heard: Callable = lambda result: None) -> list:
@@ -270,56 +278,48 @@ def _near(columns: list[str], parts: list[Part], but: list[str]):  # pyarrow exp
         if all(spans): tests.append((pc.field(c) >= min((s[0] for s in spans), key=lambda x: x.as_py())) & (pc.field(c) <= max((s[1] for s in spans), key=lambda x: x.as_py())))
     return reduce(and_, tests) if tests else None
 
-def _known_keys(columns: list[str], mine: np.ndarray, table, near) -> pa.Table | None:
-    "Keys of the table's rows whose hash is among these."
-    if table is None or not len(mine): return None
-    found, mine = [], np.sort(mine)
-    for batch in history.rows_of(table).to_batches(columns=list(columns), filter=near):
-        rows = pa.Table.from_batches([batch])
-        if not len(rows): continue
-        h = key_hash(rows, columns)
-        at = np.searchsorted(mine, h); at[at == len(mine)] = 0
-        if (hit := mine[at] == h).any(): found.append(rows.filter(pa.array(hit)))
-    return pa.concat_tables(found) if found else None
-
-def _rows(plan: Plan, part: Part) -> pa.Table:  # a part's good rows, read back
+def _rows(plan: Plan, part: Part, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    "A part's good rows, read back file by file, each with its period."
     import pyarrow.parquet as pq
-    tables = []
     for action, period, _ in part.files:
         fs, path = filesystem(f"{plan.place}/{action.path}")
-        with fs.open(path) as f: rows = pq.ParquetFile(f).read()
-        tables.append(rows.append_column(PERIOD, pa.array([period], pa.string()).take(pa.array(np.zeros(len(rows), np.int8)))))
-    return pa.concat_tables(tables)
+        with fs.open(path) as f: rows = pq.ParquetFile(f).read(columns)
+        yield rows.append_column(PERIOD, pa.array([period], pa.string()).take(pa.array(np.zeros(len(rows), np.int8))))
+
+# %% ../../nbs/data/07_part.ipynb #95130064
+def _repeats(plan: Plan, u: Unique, parts: list[Part], table, but: list[str]) -> np.ndarray:  # numbers of rows, counted through the parts
+    "Good rows that repeat a key of the batch or of the table."
+    finder, start = Repeats(u), 0
+    try:
+        for rows in (r for p in parts for r in _rows(plan, p, list(u.columns))):
+            finder.add(rows, start + np.arange(len(rows)))
+            start += len(rows)
+        if u.everywhere and table is not None:
+            for batch in history.rows_of(table).to_batches(columns=list(u.columns), filter=_near(u.columns, parts, but)):
+                rows = pa.Table.from_batches([batch])
+                if len(rows) and (hit := finder.maybe(rows)).any(): finder.add(rows := rows.filter(pa.array(hit)), np.full(len(rows), -1))
+        return finder.found()
+    finally: finder.close()
 
 def unique(plan: Plan, parts: list[Part], table, but: list[str]) -> None:
     "Refuse the rows that repeat a key of the batch or the table (but for periods that go); the first stays."
     for i, u in enumerate(plan.uniques):
-        parts_with = [p for p in parts if p.files]
-        if not parts_with: return
-        mine = np.concatenate([p.hashes[i] for p in parts_with])
-        known = _known_keys(u.columns, mine, table, _near(u.columns, parts_with, but)) if u.everywhere else None
-        values, counts = np.unique(mine, return_counts=True)
-        twice = values[counts > 1]
-        if known is not None: twice = np.union1d(twice, key_hash(known, u.columns))
-        hit = [p for p in parts_with if np.isin(p.hashes[i], twice).any()]
-        if hit: _without(plan, i, hit, known)
+        some = [p for p in parts if p.files]
+        if not some: return
+        twice, ends = _repeats(plan, u, some, table, but), np.cumsum([sum(n for _, _, n in p.files) for p in some])
+        for part, mine, start in zip(some, np.split(twice, np.searchsorted(twice, ends[:-1])), [0, *ends[:-1]]):
+            if len(mine): _without(plan, i, part, mine - start)
 
 # %% ../../nbs/data/07_part.ipynb #1528b69b
-def _without(plan: Plan, i: int, parts: list[Part], known: pa.Table | None) -> None:
-    "Write parts again without the rows that repeat an earlier one's key."
-    u, rows = plan.uniques[i], [_rows(plan, p) for p in parts]
-    before = known.num_rows if known is not None else 0
-    keys = ([known.select(list(u.columns))] if before else []) + [r.select(list(u.columns)) for r in rows]
-    again, start = repeated(pa.concat_tables(keys), u.columns, u.keep), before
-    for part, mine in zip(parts, rows):
-        mask = pa.array(again[start:start + len(mine)]); start += len(mine)
-        if not mask.true_count: continue
-        twice, good = mine.filter(mask), mine.filter(pc.invert(mask))
-        _pen(plan, part, _refused(twice.drop_columns(PERIOD), pa.array([u.reason]*len(twice), pa.string()), twice[PERIOD].combine_chunks()), f"-{CLEANED}{i}")
-        part.refused[u.reason] = part.refused.get(u.reason, 0) + len(twice)
-        old, part.files, part.family = part.files, [], {}
-        if len(good): _good(plan, part, good, f"-{i}-{uuid.uuid4().hex[:4]}")
-        part.hashes = [key_hash(good, x.columns) for x in plan.uniques]
-        for action, _, _ in old:
-            fs, path = filesystem(f"{plan.place}/{action.path}")
-            fs.rm_file(path)
+def _without(plan: Plan, i: int, part: Part, at: np.ndarray) -> None:
+    "Write a part again without the rows that repeat an earlier one's key."
+    u, rows = plan.uniques[i], pa.concat_tables(_rows(plan, part))
+    gone = np.zeros(len(rows), bool); gone[at] = True
+    twice, good = rows.filter(pa.array(gone)), rows.filter(pa.array(~gone))
+    _pen(plan, part, _refused(twice.drop_columns(PERIOD), pa.array([u.reason]*len(twice), pa.string()), twice[PERIOD].combine_chunks()), f"-{CLEANED}{i}")
+    part.refused[u.reason] = part.refused.get(u.reason, 0) + len(twice)
+    old, part.files, part.family = part.files, [], {}
+    if len(good): _good(plan, part, good, f"-{i}-{uuid.uuid4().hex[:4]}")
+    for action, _, _ in old:
+        fs, path = filesystem(f"{plan.place}/{action.path}")
+        fs.rm_file(path)

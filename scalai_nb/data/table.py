@@ -27,7 +27,7 @@ from ..core.storage import filesystem, is_url
 from . import history
 from .clean import clean
 from .contract import Contract
-from .part import PERIOD, SLICE, Part, add_family, Pieces, Plan, agree, gathered, on_workers, prefix, process, unique
+from .part import PERIOD, SLICE, Part, add_family, Pieces, Plan, agree, gathered, on_workers, prefix, process, summed, unique
 from .rules import Tally
 from .source import could_be_null, to_pandas
 
@@ -226,7 +226,7 @@ def _parts(plan: Plan, frame) -> list[Part]:
     if isinstance(frame, Pieces):
         agree(made := on_workers(plan, frame))
         return made
-    return list(_stream(plan, frame))
+    return summed(plan, _stream(plan, frame))
 
 def _stream(plan: Plan, tables: Iterator[pa.Table], workers: int = os.cpu_count() or 1) -> Iterator[Part]:
     from collections import deque
