@@ -1,5 +1,6 @@
 "What lessons cannot show of the tables: faults. A killed ingest, two at once, hostile files; rows are counted every time."
-import io, json, os, subprocess, sys, textwrap
+import io, json, os, subprocess, sys, tempfile, textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -10,7 +11,7 @@ import pytest
 
 from scalai_nb.core.errors import BadRequest, ScalaiError
 from scalai_nb.core.settings import Settings
-from scalai_nb.data import history, source
+from scalai_nb.data import history, keys, source
 from scalai_nb.data.contract import Contract, Rule
 from scalai_nb.data.ingest import ingest, unfinished
 from scalai_nb.data.profile import profile
@@ -114,6 +115,27 @@ def test_a_crash_whose_outcome_changes(workspace, flights):
     assert t.profile().digest == profile(t.arrow()).digest and t.profile().rows == t.rows
     assert t.quarantine.reasons()["key: duplicate"] == twice and t.rows + t.quarantine.rows == 6050
     assert t.quarantine.rows == history.delta(t.quarantine.path).to_pyarrow_table().num_rows and not strays()
+
+
+def test_keys_are_compared_out_of_memory(workspace, flights, monkeypatch):
+    "Fifty keys may be held: the others lie on the disk by their hash, and what is found is what is found in memory."
+    months(flights, workspace)
+    pd.concat([flights[flights.month == 3].head(900), flights[flights.month == 3].head(40), flights[flights.month == 2].head(50)]).to_parquet("again.parquet", row_group_size=300, index=False)
+    settings, done, held, spills = Settings(root=workspace/"memory", data={"rows_per_part": 300}), {}, [], []
+    for where in (settings, Settings(root=workspace/"disk", data={"rows_per_part": 300})):
+        ingest("2.csv", "flights", CONTRACT, key=KEY, period="month", fold=KEY, settings=where)
+        done[where.root.name] = ingest("again.parquet", "flights", replace(CONTRACT, clean=({"deduplicate": {"key": KEY}},)), key=KEY, period="month", fold=KEY, settings=where)
+        if where is not settings: break
+        true_add, true_spill = keys.Repeats.add, keys.Repeats._spill
+        def add(self, rows, at): true_add(self, rows, at); held.append(self.rows)
+        def spill(self): spills.append(self.rows); true_spill(self)
+        (workspace/"spill").mkdir(); monkeypatch.setattr(tempfile, "tempdir", str(workspace/"spill"))
+        monkeypatch.setattr(keys, "HELD", 50); monkeypatch.setattr(keys.Repeats, "add", add); monkeypatch.setattr(keys.Repeats, "_spill", spill)
+    a, b = (Table("flights", Settings(root=workspace/w)) for w in ("memory", "disk"))
+    assert max(held) <= 50 and len(spills) > 4 and not list((workspace/"spill").iterdir())
+    assert done["disk"].refused == done["memory"].refused and done["disk"].refused["deduplicate: duplicate"] > 0 < done["disk"].refused["key: duplicate"]
+    order = [(c, "ascending") for c in KEY]
+    assert a.arrow().sort_by(order) == b.arrow().sort_by(order) and a.profile().digest == b.profile().digest == profile(b.arrow()).digest
 
 
 @pytest.mark.slow

@@ -134,13 +134,14 @@ def test_disk_full(workspace, flights):
 def test_source_goes_away_midway(workspace, flights, monkeypatch, what, why):
     file = raw(flights)
     ingest(file, "flights", typed(), settings=small(workspace), **HOW)
-    before, true = state(), room.source.batches
+    before, true, seen = state(), room.source.batches, []
     late = raw(flights.tail(3000), "late.parquet")
     def batches(*args, **kw):
-        for i, t in enumerate(true(*args, **kw)):
+        for t in true(*args, **kw):
             yield t
-            if i == 1 and what == "unlink": os.unlink(late)
-            if i == 1 and what == "grow":
+            seen.append(len(t))
+            if len(seen) == 2 and what == "unlink": os.unlink(late)
+            if len(seen) == 2 and what == "grow":
                 with open(late, "ab") as f: f.write(b"more")
     monkeypatch.setattr(room.source, "batches", batches)
     with pytest.raises(BadRequest, match=why): ingest(late, "flights", typed(), settings=small(workspace), **HOW)

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from conftest import nobody_left, scalai
+from conftest import SCALAI, nobody_left, scalai
+from scalai_nb.core.errors import BadRequest
 from scalai_nb.core.settings import Settings
 from scalai_nb.jobs.engine import run
 from scalai_nb.jobs.log import read_log
 from scalai_nb.jobs.parameters import load_notebook
 from scalai_nb.jobs.record import Record
+from scalai_nb.jobs.workflow import Workflow
 
 
 def write(path: Path, *cells: str) -> Path:
@@ -131,6 +133,25 @@ def test_secrets_are_written_nowhere(workspace, monkeypatch):
     job = run(path, dict(token="env:TOKEN"))
     assert (job.state, job.results) == ("succeeded", dict(length=15))
     assert not any(b"hunter2" in f.read_bytes() for f in (workspace/".scalai").rglob("*") if f.is_file())
+
+
+def test_passwords_of_uris_are_written_nowhere(workspace):
+    "A URI with its password reaches the kernel, by whichever way the job is started; records, logs, notebooks and listings do not hold it."
+    uri, hidden = "postgresql://ann:hunter2-hunter2@localhost:5432/db?sslpassword=hunter2too", "postgresql://ann:•••@localhost:5432/db?sslpassword=•••"
+    path = write(workspace/"in.ipynb", "uri = 'flights.csv'", "print('from', uri, uri.split('@')[0])", "from scalai_nb.jobs.result import result\nresult(length=len(uri), uri=uri)", "if '@' in uri: raise ValueError(uri)")
+    job = run(path, dict(uri=uri), output=workspace/"out.ipynb")
+    assert (job.state, job.results, job.parameters) == ("failed", dict(length=len(uri), uri=hidden), dict(uri=hidden)) and job.error["message"] == hidden
+    (workspace/"flow.toml").write_text('[parameters]\nuri = ""\n[[step]]\nname = "in"\nnotebook = "in.ipynb"\nparameters = { uri = "${uri}" }\n')
+    flow = Workflow.load(workspace/"flow.toml")
+    done = flow.run(dict(uri=uri))
+    assert (done.state, done.parameters, done.steps[0].parameters) == ("failed", dict(uri=hidden), dict(uri=hidden)) and done.steps[0].results["length"] == len(uri)
+    with pytest.raises(BadRequest, match="had a password among its parameters"): flow.run(from_failed=True)
+    assert flow.run(dict(uri=uri), from_failed=True).steps[0].results["length"] == len(uri)
+    papermill = Path(sys.executable).with_name("papermill")
+    assert subprocess.run([papermill, "--engine", "scalai", "in.ipynb", "also.ipynb", "-p", "uri", uri, "--no-progress-bar"], cwd=workspace, capture_output=True).returncode == 1
+    listed = subprocess.run([SCALAI, "runs", "last", "--json"], cwd=workspace, capture_output=True, text=True).stdout
+    assert json.loads(listed)["parameters"] == dict(uri=hidden)
+    assert {f.name for f in workspace.rglob("*") if f.is_file() and b"hunter2" in f.read_bytes()} == set()
 
 
 def test_exit_ends_a_notebook_well_and_a_vanished_kernel_does_not(workspace):

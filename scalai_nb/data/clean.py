@@ -31,7 +31,10 @@ def tidy(table: pa.Table,
         ) -> pa.Table:
     "Trim every column of text."
     for i, f in enumerate(table.schema):
-        if f.name not in but and _is_text(f.type): table = table.set_column(i, f.name, trim(table[i]))
+        if f.name in but: continue
+        if _is_text(f.type): table = table.set_column(i, f.name, trim(table[i]))
+        elif pa.types.is_dictionary(f.type) and _is_text(f.type.value_type) and not all(trim(c.dictionary).equals(c.dictionary) for c in table[i].chunks):
+            table = table.set_column(i, f.name, trim(table[i].cast(f.type.value_type)))
     return table
 
 def _is_text(type): return pa.types.is_string(type) or pa.types.is_large_string(type) or pa.types.is_string_view(type)

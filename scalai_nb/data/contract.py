@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from ..core.errors import BadRequest, WorkFailed, nearest, one_of
 from ..core.gpu import on_host
 from ..core.storage import filesystem, read_bytes, write_atomic
-from .cast import arrow_type, cast, type_name
+from .cast import arrow_type, cast, decoded, type_name
 from .clean import deduplicated, steps_of
 from .expression import Expression
 from .keys import Unique, repeated
@@ -218,12 +218,18 @@ def judge(self: Contract, table: pa.Table,
         _hold(name, rule, values, name in self.key, self.known.get(name), verdict)
         out[name] = values
     typed = pa.table({n: out[n] for n in dict.fromkeys([*table.column_names, *out]) if n in out})
-    for text in self.checks: verdict.fault(f"{text}: false", pc.invert(Expression(text).holds(typed)))
+    if self.checks: plain = decoded(typed)
+    for text in self.checks: verdict.fault(f"{text}: false", pc.invert(Expression(text).holds(plain)))
     return typed, verdict
 
 def _hold(name: str, rule: Rule, values, key: bool, known, verdict: Verdict) -> None:
     try:
-        for words, mask in tests(rule, values, key, known): verdict.fault(f"{name}: {words}", mask)
+        if not pa.types.is_dictionary(values.type):
+            for words, mask in tests(rule, values, key, known): verdict.fault(f"{name}: {words}", mask)
+            return
+        for words, mask in tests(rule, values.dictionary, key, known):  # each word is looked at once
+            if words == "null": verdict.fault(f"{name}: null", pc.is_null(values))
+            elif pc.any(mask).as_py(): verdict.fault(f"{name}: {words}", mask.take(values.indices))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as e:
         raise BadRequest(f"Column {name!r} came as {values.type}, and a rule about it is of another kind: {str(e).splitlines()[0][:120]}", "Give the column its type in the contract.", "contract") from e
 
@@ -300,7 +306,7 @@ def check(self: Contract,
         mask = np.zeros(len(table), bool); mask[at[repeated(typed.take(pa.array(at)), u.columns, u.keep)]] = True
         verdict.fault(u.reason, mask)
     self.refuse(verdict.tally, int(verdict.good.sum()))
-    keep = pa.array(verdict.good)
+    keep, typed = pa.array(verdict.good), decoded(typed, [n for n in typed.column_names if self.arrow(n) is not None])
     good, refused = typed.filter(keep), table.filter(pc.invert(keep)).append_column("_reason", verdict.reasons())
     if not isinstance(frame, pa.Table): good, refused = good.to_pandas(), refused.to_pandas()
     return Checked(good, refused, verdict.counts())

@@ -54,7 +54,7 @@ def dry_run(uri: str | Path,  # what `ingest` takes
             contract: Contract | str | Path,
             samples: int = 3,  # rows to show of each reason
             settings: Settings | None = None,
-            most: int = 2_000_000,  # rows whose keys are held in memory
+            most: int | None = None,  # keys that are held in memory; default: see `data.keys`
            ) -> Trial:
     "Check a source against a contract."
     settings = settings or Settings.load()

@@ -111,13 +111,15 @@ def add_file(place: str,  # of the Delta table
              name: str,  # of the file in it
              rows: pa.Table,
              partition: dict[str, str | None] | None = None,
-             group: int = 1 << 16,  # rows of a row group
+             group: int = 1 << 17,  # rows of a row group
+             repeating: list[str] | None = None,  # columns that a dictionary makes smaller; default: text
             ):  # deltalake.AddAction
     "Write rows as a zstd Parquet file under a Delta table; no reader sees it before a commit names it."
     from deltalake.transaction import AddAction
     sink = pa.BufferOutputStream()
-    texts = [f.name for f in rows.schema if pa.types.is_string(f.type)]
-    pq.write_table(rows, sink, compression="zstd", compression_level=1, row_group_size=group, use_dictionary=texts)
+    codes = [f.name for f in rows.schema if pa.types.is_dictionary(f.type)]  # are text to those who read them
+    if repeating is None: repeating = codes + [f.name for f in rows.schema if pa.types.is_string(f.type)]
+    pq.write_table(rows, sink, compression="zstd", compression_level=1, row_group_size=group, use_dictionary=repeating, store_schema=not codes)
     content = sink.getvalue()
     write_atomic(f"{place}/{name}", memoryview(content))
     return AddAction(name, content.size, partition or {}, int(time()*1000), True, json.dumps(_stats(rows)))

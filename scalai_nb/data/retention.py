@@ -13,7 +13,7 @@ from time import time
 from ..core.settings import Settings
 from ..core.storage import filesystem, is_url
 from . import history
-from .table import Table, _names
+from .table import Table, _names, standing
 
 # %% ../../nbs/data/09_retention.ipynb #786fd3c5
 @dataclass
@@ -35,6 +35,30 @@ def swept(name: str, place: str, hours: float, dry: bool) -> Freed:
     for f in torn: shutil.rmtree(f)
     return out
 
+# %% ../../nbs/data/09_retention.ipynb #f2c796cd
+def _released(settings: Settings, hours: float, dry: bool) -> list[Freed]:
+    fs, root = filesystem(history.store(settings, "released"))
+    return [_of_table(settings, fs, folder.rstrip("/"), hours, dry) for folder in sorted(fs.ls(root, detail=False))] if fs.isdir(root) else []
+
+def _of_table(settings: Settings, fs, folder: str, hours: float, dry: bool) -> Freed:
+    name = folder.rsplit("/", 1)[-1]
+    out, old, place = Freed(f"released/{name}"), lambda f: time() - fs.modified(f).timestamp() >= hours*3600, history.store(settings, "tables", name)
+    found = [f for f in fs.glob(f"{folder}/*.parquet") if old(f)]
+    versions = [history.delta(place, v) for v in _readable(place, hours)] if found else []
+    torn = [] if is_url(place) else [f for f in fs.glob(f"{folder}/.*.tmp") if old(f)]
+    for f in torn + [f for f in found if not any(standing(v, f.rsplit("/", 1)[-1].removesuffix(".parquet"))[1] for v in versions)]:
+        out.files, out.bytes = out.files + 1, out.bytes + fs.du(f)
+        if not dry: fs.rm(f, recursive=f in torn)
+    return out
+
+def _readable(place: str, hours: float) -> list[int]:  # versions, newest first
+    "Those of the last hours, and the one that they began with."
+    table, out = history.delta(place), []
+    for h in table.history() if table is not None else ():
+        out.append(h["version"])
+        if h["timestamp"]/1000 < time() - hours*3600: break
+    return out
+
 # %% ../../nbs/data/09_retention.ipynb #566cb20c
 def places(settings: Settings) -> list[tuple[str, str]]:  # name, place
     "Every Delta folder of the workspace."
@@ -49,7 +73,7 @@ def gc(settings: Settings | None = None,
     "Apply the retention to all tables of the workspace."
     settings = settings or Settings.load()
     hours = 24*(settings.data.retain_days if days is None else days)
-    return [swept(n, p, hours, dry) for n, p in places(settings)] + [_plans(settings, hours, dry)]
+    return [swept(n, p, hours, dry) for n, p in places(settings)] + [_plans(settings, hours, dry)] + _released(settings, hours, dry)
 
 def _plans(settings: Settings, hours: float, dry: bool) -> Freed:
     out = Freed("ingest")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PATIENCE', 'SILENT', 'DENIED', 'ARROW_UNPACKS', 'TEXT', 'NULLS', 'SNIFF', 'Source', 'register', 'suffix', 'server',
-           'reader', 'needs', 'patiently', 'files', 'parquet', 'arrow', 'plain', 'csv_names', 'csv_types', 'csv',
-           'json', 'as_table', 'batches', 'schema', 'to_pandas', 'could_be_null', 'read']
+           'reader', 'needs', 'patiently', 'files', 'parquet', 'coded_text', 'arrow', 'plain', 'csv_names', 'csv_types',
+           'csv', 'json', 'as_table', 'batches', 'schema', 'to_pandas', 'could_be_null', 'read']
 
 # %% ../../nbs/data/04_source.ipynb #92fc0acc
 import codecs, csv as stdcsv, io, re, threading
@@ -190,15 +190,26 @@ def _known(columns: list[str] | None, names: list[str]) -> list[str] | None:
 @register(".parquet")
 def parquet(uri: str, columns: list[str] | None = None, rows: int = 250_000,
             groups: list[int] | None = None,  # only these row groups
+            coded: bool = False,  # text that the file keeps as codes stays so: dictionary<int32, string>
+            threads: bool = True,  # decode columns in parallel
            ) -> Iterator[pa.Table]:
     "Parquet, row group by row group."
     import pyarrow.parquet as pq
     with _opened(uri) as f:
-        file = pq.ParquetFile(f)
+        meta = pq.read_metadata(f)
+        file = pq.ParquetFile(f, metadata=meta, read_dictionary=coded_text(meta) if coded else None)
         columns = _known(columns, file.schema_arrow.names)
         if file.metadata.num_rows == 0: yield file.read(columns)
         else:
-            for batch in file.iter_batches(rows, row_groups=groups, columns=columns): yield pa.Table.from_batches([batch])
+            for batch in file.iter_batches(rows, row_groups=groups, columns=columns, use_threads=threads): yield pa.Table.from_batches([batch])
+
+def coded_text(meta) -> list[str]:  # of a pyarrow.parquet.FileMetaData
+    "Text columns that a file keeps as codes, by their size: codes of a small dictionary take less than 4 bytes a row."
+    size, text = {}, {f.name for f in meta.schema.to_arrow_schema() if pa.types.is_string(f.type) or pa.types.is_binary(f.type)}
+    for g in range(meta.num_row_groups):
+        for i in range(meta.num_columns):
+            if (c := meta.row_group(g).column(i)).path_in_schema in text: size[c.path_in_schema] = size.get(c.path_in_schema, 0) + c.total_uncompressed_size
+    return [n for n, b in size.items() if b < 4*meta.num_rows]
 
 def arrow(uri: str, columns: list[str] | None = None, rows: int = 250_000) -> Iterator[pa.Table]:
     "Arrow IPC, the file and the stream format; Feather is the first of them."

@@ -22,13 +22,13 @@ from fastcore.basics import patch
 from ..core import live
 from ..core.cluster import computing
 from ..core.errors import BadRequest, WorkFailed, nearest
-from ..core.gpu import on_backend
+from ..core.gpu import on_backend, on_host
 from ..core.settings import Settings
 from ..core.storage import filesystem, is_url
 from . import history
 from .clean import clean
 from .contract import Contract
-from .part import PERIOD, Part, Pieces, Plan, agree, gathered, on_workers, prefix, process, unique
+from .part import PERIOD, SLICE, Part, add_family, Pieces, Plan, agree, gathered, on_workers, prefix, process, summed, unique
 from .rules import Tally
 from .source import could_be_null, to_pandas
 
@@ -220,30 +220,31 @@ class Written:
 # %% ../../nbs/data/08_table.ipynb #e8b0a797
 def _parts(plan: Plan, frame) -> list[Part]:
     "The pass over every part of what was given."
-    if isinstance(frame, pa.Table) or type(frame).__module__.split(".")[0] in ("pandas", "cudf"): return [process(plan, frame, 0)]
+    if isinstance(frame, pa.Table): return [process(plan, (frame.slice(i, SLICE) for i in range(0, max(1, len(frame)), SLICE)), 0)]
+    if type(frame).__module__.split(".")[0] in ("pandas", "cudf"): return _parts(plan, on_host(frame))
     if hasattr(frame, "to_delayed"):
         import dask
         work = dask.delayed(process, pure=False)
-        tasks, client = [work(plan, d, i) for i, d in enumerate(frame.to_delayed())], computing()
+        tasks, client = [work(plan, [d], i) for i, d in enumerate(frame.to_delayed())], computing()
         made = gathered(client, client.compute(tasks)) if client else list(dask.compute(*tasks))
         agree(made)
         return made
     if isinstance(frame, Pieces):
         agree(made := on_workers(plan, frame))
         return made
-    return list(_stream(plan, frame))
+    return summed(plan, _stream(plan, frame))
 
-def _stream(plan: Plan, tables: Iterator[pa.Table], workers: int = 2) -> Iterator[Part]:
+def _stream(plan: Plan, tables: Iterator[pa.Table], workers: int = os.cpu_count() or 1) -> Iterator[Part]:
     from collections import deque
     from concurrent.futures import ThreadPoolExecutor
     waiting = deque()
     with ThreadPoolExecutor(workers) as pool:
         for i, t in enumerate(tables):
             if i == 0:  # what the first part is made of holds for the rest
-                first = process(plan, t, 0); plan = replace(plan, schema=first.schema)
+                first = process(plan, [t], 0); plan = replace(plan, schema=first.schema)
                 yield first; continue
             if len(waiting) >= workers: yield waiting.popleft().result()
-            waiting.append(pool.submit(process, plan, t, i))
+            waiting.append(pool.submit(process, plan, [t], i))
         while waiting: yield waiting.popleft().result()
 
 # %% ../../nbs/data/08_table.ipynb #ecb112e5
@@ -267,8 +268,7 @@ def _periods_of(parts: list[Part]) -> list: return sorted({p for part in parts f
 
 def _sums(parts: list[Part]) -> dict:  # (period, fold) → Profile
     family = {}
-    for p in parts:
-        for key, profile in p.family.items(): family[key] = family[key] + profile if key in family else profile
+    for p in parts: add_family(family, p.family)
     return family
 
 def _keep_refused(plan: Plan, pens: list[tuple], facts: dict) -> None:
@@ -355,7 +355,7 @@ def _plan(name, contract, key, period, batch, fold, settings, table, names, prep
             if n not in schema.names: schema = schema.append(pa.field(n, contract.arrow(n) or pa.string()))
         if fold and "fold" not in schema.names: schema = schema.append(pa.field("fold", pa.int8()))
     return Plan(name, history.store(settings, "tables", name), history.store(settings, "quarantine", name), batch, uuid.uuid4().hex[:8], contract, schema,
-                 tuple(contract.uniques()), period, column, fold, settings.data.folds, prepare)
+                 tuple(contract.uniques()), period, column, fold, settings.data.folds, prepare, settings.data.rows_per_part)
 
 # %% ../../nbs/data/08_table.ipynb #93ca9a5c
 def write(frame,  # Dask or pandas frame, Arrow table, or an iterator of Arrow tables

@@ -21,7 +21,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
 from ..core import live
-from ..core.storage import write_atomic
+from ..core.storage import VEIL, passwords, veiled, write_atomic
 from .log import Log, Terminal
 from .record import JobRun, Record, alive, identity
 from .result import EVENT, results_in
@@ -59,7 +59,7 @@ class Execution:
                  terminal: Terminal | None = None,
                  env: dict[str, str] | None = None,  # for the kernel, over this process's own
                  cwd: Path | None = None,  # of the kernel
-                 secrets: tuple[str, ...] = (),  # texts that must not be written anywhere
+                 secrets: tuple[str, ...] = (),  # texts that must not be written anywhere; of a URI, its password
                  warm=None,  # a warm.Pool, or None for a cold start
                 ):
         self.run, self.nb, self.origin, self.folder, self.record, self.timeout = run, nb, origin, folder, record, timeout
@@ -113,9 +113,15 @@ def leave(self: Execution, i: int, failed: bool = False):
 def save(self: Execution):
     "Write the notebook whole."
     began = time.monotonic()
-    write_atomic(self.path, nbformat.v4.writes_json(self.nb) + "\n")
+    write_atomic(self.path, nbformat.v4.writes_json(self.written()) + "\n")
     self.saved, self.dirty = time.monotonic(), False
     self.pause = max(1., 10*(self.saved - began))
+
+
+@patch
+def written(self: Execution) -> nbformat.NotebookNode:
+    "The notebook as others may read it."
+    return nbformat.from_dict(self.redact(self.nb)) if self.secrets else self.nb
 
 
 @patch
@@ -131,7 +137,8 @@ def tell(self: Execution, note: str = ""):
 def redact(self: Execution, content: dict) -> dict:  # the same without the secrets
     if not self.secrets: return content
     text = json.dumps(content, default=repr)
-    for secret in self.secrets: text = text.replace(json.dumps(secret)[1:-1], "•••")
+    for secret in self.secrets:
+        for said in (secret, repr(secret)[1:-1]): text = text.replace(json.dumps(said)[1:-1], json.dumps(veiled(secret) if passwords(secret) else VEIL)[1:-1])
     return json.loads(text)
 
 # %% ../../nbs/jobs/05_client.ipynb #6d0e3e54

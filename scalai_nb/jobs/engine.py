@@ -13,7 +13,7 @@ from ..core import live
 from ..core.errors import BadRequest, one_of
 from ..core.plain import plain
 from ..core.settings import Settings
-from ..core.storage import write_atomic
+from ..core.storage import passwords, veiled, write_atomic
 from .parameters import Secret, check, inject, load_notebook, secret
 from .record import JobRun, Record, commit, versions
 
@@ -42,10 +42,10 @@ def run(notebook: Path | str,  # the source; it is not changed
     nb, origin = _prepare(source, values, parameters or {})
     output = _writable(output, Path(notebook))
     record = Record(settings)
-    job = record.create(JobRun(name=name or Path(notebook).stem, notebook=str(Path(notebook).absolute()), parameters=values, key=key, cells=len(source["cells"]),
+    job = record.create(JobRun(name=name or Path(notebook).stem, notebook=str(Path(notebook).absolute()), parameters=veiled(values), key=key, cells=len(source["cells"]),
                                parent=parent or os.environ.get("SCALAI_RUN"), versions=versions(), commit=commit(settings.root)))
     execution = Execution(job, nb, origin, record.folder(job.id), record, timeout or settings.jobs.timeout, stop or Stop(), terminal or Terminal(show=False),
-                          kernel_env(settings, job.id), settings.root, tuple(secret(v) for v in values.values() if isinstance(v, Secret)), warm)
+                          kernel_env(settings, job.id), settings.root, _secrets(values), warm)
     job.output = str(output or execution.path)
     if terminal: return _through_papermill(execution, output, cell_timeout)
     with Terminal(progress) as execution.terminal, Pool() as borrowed:
@@ -73,6 +73,12 @@ def _prepare(source: dict, values: dict, given: dict):
     return nb, origin
 
 
+
+
+def _secrets(values: dict) -> tuple[str, ...]:  # longest first: a URI, before the password in it
+    "What may be used and not written: secrets, URIs with a password, and the passwords (very short ones only within their URI)."
+    uris = passwords(list(values.values()))
+    return (*(secret(v) for v in values.values() if isinstance(v, Secret)), *uris, *(p for found in uris.values() for p in found if len(p) > 5))
 
 
 def positive(timeout: float | None):
@@ -117,7 +123,7 @@ class Engine:
         with execution.stop.on_signals():
             execution.begin()
             drive(execution, kernel_name, start_timeout, cell_timeout)
-        return nb
+        return execution.written()  # papermill writes it
 
     @classmethod
     def nb_kernel_name(cls, nb, name=None): return name or nb.metadata.get("kernelspec", {}).get("name", "python3")
@@ -154,13 +160,13 @@ def _papermill_command(nb, kernel_name, input_path, output_path, start_timeout, 
     settings, values = Settings.load(), dict(nb.metadata.papermill.get("parameters", {}))
     origin = _origin(nb, input_path)
     record = Record(settings)
-    job = record.create(JobRun(name=Path(str(input_path or "notebook")).stem, notebook=str(Path(str(input_path or "")).absolute()), output=output_path, parameters=values,
+    job = record.create(JobRun(name=Path(str(input_path or "notebook")).stem, notebook=str(Path(str(input_path or "")).absolute()), output=output_path, parameters=veiled(values),
                                cells=sum(o is not None for o in origin), versions=versions(), commit=commit(settings.root)))
     with Terminal(progress) as terminal:
         terminal.start(job.name)
-        execution = Execution(job, nb, origin, record.folder(job.id), record, timeout or settings.jobs.timeout, terminal=terminal, env=kernel_env(settings, job.id), cwd=Path.cwd())
+        execution = Execution(job, nb, origin, record.folder(job.id), record, timeout or settings.jobs.timeout, terminal=terminal, env=kernel_env(settings, job.id), cwd=Path.cwd(), secrets=_secrets(values))
         if output_path: execution.path = Path(output_path).absolute()
-        Engine.execute_notebook(nb, kernel_name, execution=execution, start_timeout=start_timeout)
+        nb = Engine.execute_notebook(nb, kernel_name, execution=execution, start_timeout=start_timeout)
         terminal.done(job)
     if job.state not in ("succeeded", "failed"): job.raise_for_state()  # a failed cell is found by papermill itself
     return nb

@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..core import live
+from ..core.storage import VEIL, veiled
 from ..core.errors import BadRequest, ScalaiError, WorkFailed, nearest
 from ..core.settings import Settings
 from .engine import positive, run as run_notebook
@@ -256,9 +257,11 @@ def run(self: Workflow,
     settings, stop = settings or Settings.load(), Stop()
     positive(timeout)
     previous = _resumed(self, Record(settings)) if from_failed else None
-    if previous and not parameters: parameters = previous.parameters
+    if previous and not parameters:
+        if VEIL in str(previous.parameters): raise BadRequest(f"Run {previous.id} had a password among its parameters, which no record keeps.", "Give the parameters again.")
+        parameters = previous.parameters
     values = _values(self, parameters or {})
-    if previous and values != previous.parameters: raise BadRequest(f"The run to go on with, {previous.id}, had other parameters: {previous.parameters}.", "Leave them out, or start anew without --from-failed.")
+    if previous and veiled(values) != previous.parameters: raise BadRequest(f"The run to go on with, {previous.id}, had other parameters: {previous.parameters}.", "Leave them out, or start anew without --from-failed.")
     with Terminal(progress) as terminal, stop.on_signals(), Pool(self.warm if warm else ()) as pool:
         terminal.title(self.name)
         session = Session(settings, terminal, stop, pool if warm else None, timeout)
@@ -288,7 +291,7 @@ def _run(flow: Workflow, values: dict, session: Session, parent: str | None, nam
         ) -> JobRun:
     "Run one workflow, outermost or nested."
     began, record = time.monotonic(), session.record
-    job = record.create(JobRun(name=name, kind="workflow", state="running", notebook=str(flow.path), parameters=values, parent=parent, started=time.time(),
+    job = record.create(JobRun(name=name, kind="workflow", state="running", notebook=str(flow.path), parameters=veiled(values), parent=parent, started=time.time(),
                                cells=len(flow.steps), versions=versions(), commit=commit(session.settings.root)))
     scope, states, links, done = dict(values), {}, {}, {}
     for step in flow.steps:
@@ -389,7 +392,7 @@ def _attempts(flow: Workflow, step: Step, name: str, parameters: dict, job: JobR
 
 def _unchanged(found: JobRun, name: str, file: Path, values: dict, key: str, job: JobRun, session: Session, path: str) -> JobRun:
     "A row for what need not be done again."
-    run = session.record.create(JobRun(name=name, state="skipped", notebook=str(file), output=found.output, parameters=values, results=found.results, key=key, parent=job.id,
+    run = session.record.create(JobRun(name=name, state="skipped", notebook=str(file), output=found.output, parameters=veiled(values), results=found.results, key=key, parent=job.id,
                                        seconds=0., reason=f"{UNCHANGED}{found.id}", reads=found.reads, writes=found.writes))
     if not path: session.terminal.done(run)
     return run
