@@ -233,9 +233,9 @@ def test_small_parts_make_the_same_table(workspace, flights, monkeypatch):
     assert {k: p.digest for k, p in t.profiles(("period", "fold")).items()} == one["profiles"]
 
 
-def test_changed_by_others(workspace, flights):
+def test_changed_by_others(workspace, flights, backend):
     "Where somebody deleted rows with another tool, profiles say what is there, not what was."
-    write(flights.head(2000), "flights", period="month", fold=KEY)
+    write(backend.frame(flights.head(2000)), "flights", period="month", fold=KEY)
     t = Table("flights")
     t.delta().delete("carrier = 'UA'")
     assert t.profile().digest == profile(t.arrow()).digest and t.profile().rows == t.rows < 2000
@@ -258,13 +258,12 @@ def test_formats(workspace, flights):
 
 
 @pytest.mark.slow
-def test_frames_of_a_cluster(workspace, flights):
+def test_frames_of_a_cluster(workspace, flights, backend):
     "Partitions written by worker processes make the same profiles."
-    import dask.dataframe as dd
     from scalai_nb.core.cluster import cluster
     few = flights.head(4000)
     write(few, "one", period="month", fold=KEY)
-    with cluster(kind="processes", workers=2): done = write(dd.from_pandas(few, npartitions=4), "many", CONTRACT, key=KEY, period="month", fold=KEY)
+    with cluster(kind="cuda" if backend.name == "cudf" else "processes", workers=2): done = write(backend.lazy(few, 4), "many", CONTRACT, key=KEY, period="month", fold=KEY)
     assert done.rows_in == 4000 and Table("many").profile().rows == done.rows_good
     good = few[few.arr_delay.notna()]
     write(good, "good", Contract({"time_hour": Rule("timestamp[us, UTC]"), "arr_delay": Rule("float64")}), period="month", fold=KEY)

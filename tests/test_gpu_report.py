@@ -15,9 +15,6 @@ def test_adds(record_property):
     "Adding works. The rest is detail"
     record_property("rows_per_second", "1,000")
 
-@pytest.mark.parametrize("backend", ["pandas", "cudf"])
-def test_on_both(backend): assert backend == "cudf"
-
 def test_breaks():
     "A broken | path"
     assert 1 == 2, "one is not two"
@@ -27,6 +24,15 @@ def test_needs_more(): pytest.skip("1 GPU here, 2 ranks want one each")
 @pytest.fixture
 def absent(): raise OSError("no device")
 def test_never_starts(absent): pass
+'''
+
+OTHER = '''
+import pytest
+
+@pytest.mark.parametrize("backend", ["pandas", "cudf"])
+def test_on_both(backend): assert backend == "cudf"
+
+def test_plain(): assert False, "has its own suite"
 '''
 
 DRIVE = '''
@@ -40,14 +46,17 @@ sys.exit(int(code))
 
 
 def test_the_page_says_how_each_ended(tmp_path):
-    (tmp_path/"test_suite.py").write_text(SUITE)
-    done = subprocess.run([sys.executable, "-c", DRIVE.format(folder=str(RUN.parent), suite=str(tmp_path/"test_suite.py"))], capture_output=True, text=True, cwd=tmp_path)
+    suite = tmp_path/"gpu"/"test_suite.py"
+    suite.parent.mkdir()
+    suite.write_text(SUITE)
+    (tmp_path/"test_other.py").write_text(OTHER)
+    done = subprocess.run([sys.executable, "-c", DRIVE.format(folder=str(RUN.parent), suite=str(tmp_path))], capture_output=True, text=True, cwd=tmp_path)
     page = done.stdout[done.stdout.index("# On a GPU"):]
     assert done.returncode == 1 and "2 passed, 2 failed, 1 skipped." in page, done.stdout + done.stderr
     lines = [[c.strip() for c in line.replace("\\|", "¦").strip("|").split("|")] for line in page.splitlines() if line.startswith("| ")][1:]
     ended = {what: (outcome, note) for what, outcome, _, note in lines}
     assert ended["Adding works. The rest is detail"] == ("passed", "rows_per_second 1,000")
-    assert ended["on both (cuDF)"][0] == "passed" and len(lines) == 5  # the pandas half is left to the other suite
+    assert ended["on both (cuDF)"][0] == "passed" and len(lines) == 5  # the pandas half, and what is not about GPUs, are left to the other suite
     assert ended["A broken ¦ path"][0] == "failed" and "one is not two" in ended["A broken ¦ path"][1]
     assert ended["needs more"] == ("skipped", "1 GPU here, 2 ranks want one each")
     assert ended["never starts"][0] == "failed (setup)" and "no device" in ended["never starts"][1]

@@ -87,6 +87,22 @@ def test_chunks_batches_slices_and_dictionaries_are_the_same_rows(table, data):
 
 
 @few
+@given(tables(30), st.data(), st.integers(1, 12))
+def test_counting_batch_by_batch_is_profiling_in_one_piece(table, data, limit):
+    "The way of long tables and of Parquet, on every type: with little set aside before it is summarised, and as dictionaries."
+    from scalai_nb.data.profile import Counting, _batches, _of_table
+    if not table.num_columns: return
+    whole, at = _of_table(table), cuts(data, len(table))
+    coded = functools.reduce(lambda t, n: t.set_column(t.column_names.index(n), n, t[n].dictionary_encode()), [n for n in ("text", "large", "bytes") if n in table.column_names and len(table)], table)
+    for rows in (table, coded):
+        counting = Counting(rows.schema, 64)
+        for c in counting.counters.values(): c.limit = limit
+        for a, b in zip(at, at[1:]):
+            for batch in _batches([rows.slice(a, b - a)]): counting.add(batch)
+        same(counting.profile(), whole)
+
+
+@few
 @given(st.data())
 def test_any_types_add_up_alike_in_any_order(data):
     "The lattice of types: what the sum of three parts is does not depend on who was added first, whatever their types."

@@ -113,11 +113,11 @@ def test_wrong_requests_are_two_lines(make, message):
     assert e.value.hint
 
 
-def test_a_workspace_table_by_name(workspace, flights):
+def test_a_workspace_table_by_name(workspace, flights, backend):
     from scalai_nb.data.table import Table, write
     rows = flights[["month", "day", "flight", "carrier", "dest", "dep_delay", "arr_delay"]].dropna(subset=["arr_delay"]).iloc[::40].reset_index(drop=True)
     rows["late"] = rows.pop("arr_delay") >= 15
-    write(rows, "flights", period="month", fold=["month", "day", "flight"])
+    write(backend.frame(rows), "flights", period="month", fold=["month", "day", "flight"])
     table = Table("flights")
     training = sum(p for fold, p in table.profiles(by="fold").items() if int(fold) != 0)
     prep = Prep.fit(training, target="late", exclude=["month", "day", "flight", "fold"])

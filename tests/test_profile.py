@@ -167,8 +167,8 @@ def test_every_rank_error_is_within_resolution_and_one_percent():
         assert abs(c.mean - x.mean()) <= 1e-9 * scale and abs(c.std - x.std(ddof=1)) <= 1e-9 * scale
 
 
-def test_flights_are_what_pandas_says(flights):
-    p = profile(flights)
+def test_flights_are_what_pandas_says(flights, backend):
+    p = profile(backend.frame(flights))
     assert p.rows == len(flights) and len(p.to_bytes()) <= 1_000_000
     for name in flights:
         c, x = p[name], flights[name]
@@ -188,11 +188,11 @@ def test_flights_are_what_pandas_says(flights):
     json.dumps(p.to_dict(), allow_nan=False)
 
 
-def test_families_sum_to_the_whole(flights):
+def test_families_sum_to_the_whole(flights, backend):
     part = flights[["month", "origin", "carrier", "dep_delay", "tailnum", "time_hour"]].head(60_000)
     whole = profile(part)
-    assert sum(profile(part, by="carrier").values()) == whole
-    family = profile(part, by=["month", "origin"])
+    assert sum(profile(backend.frame(part), by="carrier").values()) == whole
+    family = profile(backend.frame(part), by=["month", "origin"])
     assert sum(family.values()) == whole and all(isinstance(k, tuple) for k in family)
     missing = profile(part, by="tailnum" if part["tailnum"].nunique() < 50 else "dep_delay")
     assert sum(missing.values()) == whole  # rows without a key are a group too
@@ -244,18 +244,18 @@ def test_types_of_every_sort():
     assert sum(profile(t.slice(i, 1)) for i in range(2)) == p == Profile.from_bytes(p.to_bytes())
 
 
-def test_ints_in_one_part_and_floats_in_the_next():
+def test_ints_in_one_part_and_floats_in_the_next(backend):
     a, b = pd.DataFrame({"x": [1, 2, 3]}), pd.DataFrame({"x": [4.0, np.nan, 2.0]})
-    assert profile(a) + profile(b) == profile(pd.concat([a, b]))
+    assert profile(backend.frame(a)) + profile(backend.frame(b)) == profile(pd.concat([a, b]))
     lacking = pd.DataFrame({"x": [9.5]})
     c = pd.DataFrame({"x": [1.5], "y": ["a"]})
     assert profile(lacking) + profile(c) == profile(pd.concat([lacking, c]))
 
 
-def test_dask_workers_and_threads_give_the_same_digest(flights):
-    import dask, dask.dataframe as dd
+def test_dask_workers_and_threads_give_the_same_digest(flights, backend):
+    import dask
     part = flights.head(40_000)
-    frame = dd.from_pandas(part, npartitions=7)
+    frame = backend.lazy(part, 7)
     with dask.config.set(scheduler="threads"): assert profile(frame) == profile(part)
     with dask.config.set(scheduler="sync"): assert sum(profile(frame, by="month").values()) == profile(part)
 
