@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['app', 'contract_app', 'models_app', 'COMMON', 'UsageError', 'Answer', 'show', 'say', 'verb', 'main', 'usage', 'tell',
-           'init', 'demo', 'profile_of', 'profile', 'ingest', 'printable', 'cells', 'tables_text', 'tables', 'gc',
-           'contract_infer', 'contract_check', 'check_text', 'contract_diff', 'contract_set', 'quarantine', 'drift',
-           'pairs', 'run', 'run_text', 'runs', 'logs', 'log_text', 'cancel', 'models_list', 'models_show',
-           'models_promote', 'models_rollback', 'budget', 'compress', 'score', 'dash', 'lab']
+           'init', 'demo', 'profile_of', 'profile', 'ingest', 'printable', 'cells', 'told_row', 'tables_text', 'tables',
+           'size_text', 'gc', 'contract_infer', 'contract_check', 'check_text', 'contract_diff', 'contract_set',
+           'quarantine', 'drift', 'pairs', 'run', 'run_text', 'runs', 'logs', 'log_text', 'cancel', 'models_list',
+           'models_show', 'models_promote', 'models_rollback', 'budget', 'compress', 'score', 'dash', 'lab']
 
 # %% ../nbs/cli.ipynb #a53a90a7
-import functools, inspect, json, os, sys, traceback
+import functools, inspect, json, os, re, shutil, sys, traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +115,7 @@ def init(folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="The folde
     from scalai_nb.loop.workspace import init
     s = init(folder)
     return Answer({"workspace": str(s.root), "settings": str(s.file)},
-                  f"Made the workspace {s.root}\nNext: cd {folder} && scalai run workflows/first.toml")
+                  f"Made the workspace {s.root}\nNext: " + f"cd {folder} && "*(folder.resolve() != Path.cwd()) + "scalai run workflows/first.toml")
 
 @verb(app)
 def demo(folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="A workspace of its own; made when missing.")] = Path("scalai-demo"),
@@ -173,19 +173,29 @@ def printable(text: str) -> str:
     "Text whose control characters are shown as what they are: no value moves the cursor, colours or clears a terminal."
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
-def cells(rows: list[dict], most: int = 8, width: int = 14) -> str:
-    "Rows as a table of text: so many columns, so many characters of a value."
+def cells(rows: list[dict], most: int = 20, width: int | None = None) -> str:  # characters of a value, and of the terminal
+    "Rows as a table of text: as many columns as there is room for."
     if not rows: return "  none"
-    names = list(rows[0])
-    said = [[printable(str(v)) for v in line] for line in ([*names[:most]], *([r[c] for c in names[:most]] for r in rows))]
-    cut = lambda s: s if len(s) <= width else s[:width - 1] + "…"
-    more = f"  (and {len(names) - most} columns more: --json shows them)" if len(names) > most else ""
-    return "\n".join("  " + "  ".join(f"{cut(v):<{width}}" for v in line).rstrip() for line in said) + ("\n" + more if more else "")
+    names, room = list(rows[0]), (width or shutil.get_terminal_size((120, 24)).columns) - 2
+    cut = lambda s: s if len(s) <= most else s[:most - 1] + "…"
+    said = [[cut(printable("" if v is None else str(v))) for v in line] for line in (names, *([r[c] for c in names] for r in rows))]
+    wide = [max(map(len, column)) for column in zip(*said)]
+    fit = max(1, sum(sum(wide[:i + 1]) + 2*i <= room for i in range(len(wide))))
+    left = len(names) - fit
+    return "\n".join(["  " + "  ".join(f"{v:<{w}}" for v, w in zip(line[:fit], wide)).rstrip() for line in said]
+                     + [f"  (and {left} column{'s'*(left > 1)} more: --json shows {'them' if left > 1 else 'it'})"]*bool(left))
+
+def told_row(row: dict, reason: str, most: int = 150) -> str:
+    "A refused row in one line, the columns that its reason names first."
+    first = [n for n in row if re.search(rf"(?<!\w){re.escape(n)}(?!\w)", reason)]
+    names = first + [n for n in row if n not in first and (not n.startswith("_") or n in ("_text", "_line"))]
+    said = printable(", ".join(f"{n}={row[n]}" for n in names))
+    return said if len(said) <= most else said[:most - 1] + "…"
 
 # %% ../nbs/cli.ipynb #36b13414
 def tables_text(d: dict) -> str:
     "One table as a person reads it."
-    many = [h for h in d["versions"][:10]]
+    many = d["versions"][:10]
     lines = [f"{d['name']}: version {d['version']}, {d['rows']:,} rows, {d['refused']:,} in quarantine", "versions"]
     lines += [f"  {h['version']:>4}  {h['at']}  {h['mode']:<10}" + (f"  {h['rows_good']:>12,} rows in, {h['rows_refused']:,} refused" if "rows_good" in h else "") for h in many]
     lines += [f"        and {len(d['versions']) - 10} before"] if len(d["versions"]) > 10 else []
@@ -195,21 +205,31 @@ def tables_text(d: dict) -> str:
     return "\n".join(lines)
 
 @verb(app)
-def tables(name: Annotated[str | None, typer.Argument(metavar="[NAME]")] = None,
-           diff: Annotated[tuple[int, int] | None, typer.Option("--diff", metavar="V W", help="What changed between two versions, in words.")] = None) -> Answer:
+def tables(name: Annotated[str | None, typer.Argument(metavar="[NAME[@VERSION]]", help="A table, as it is or as it was; without one, all tables.")] = None,
+           rows: Annotated[int, typer.Option(min=0, help="Rows to show.")] = 5,
+           diff: Annotated[tuple[int, int] | None, typer.Option("--diff", metavar="V W", help="What changed between two versions, in words.")] = None,
+           compact: Annotated[bool, typer.Option("--compact", help="Join its small files; rows and versions stay, `scalai gc` takes the old files.")] = False) -> Answer:
     "The catalogue, or one table: versions, columns, what was refused and why, some rows."
     from scalai_nb.data.table import Table
     if name is None:
-        if diff: raise BadRequest("--diff needs to know which table.", "Write: scalai tables NAME --diff 3 5")
+        if diff or compact: raise BadRequest(f"{'--diff' if diff else '--compact'} needs to know which table.", "Write: scalai tables NAME " + ("--diff 3 5" if diff else "--compact"))
         found = Table.list()
         return Answer({"tables": found}, "\n".join(f"{t['name']:<20} version {t['version']:>4}  {t['rows']:>12,} rows  {t['refused']:>8,} in quarantine" for t in found) or "No tables yet. Make one with: scalai ingest URI TABLE")
+    name, _, at = name.partition("@")
+    if at and not at.isdigit(): raise BadRequest(f"{at!r} is no version.", f"Write a number, as in {name}@3; scalai tables {name} lists them.", "table")
+    if compact:
+        table = Table(name)
+        fewer = table.compact()
+        return Answer({"name": name, "files": fewer, "version": table.version}, f"{name}: {fewer:,} file{'s'*(fewer != 1)} fewer, version {table.version}")
     if diff:
         said = Table(name).diff(*diff)
         return Answer({"name": name, "from": diff[0], "to": diff[1], "changes": said}, lambda: "\n".join(map(printable, said)))
-    found = Table(name).describe()
+    found = Table(name).describe(rows, int(at) if at else None)
     return Answer(found, lambda: tables_text(found))
 
 # %% ../nbs/cli.ipynb #ce6364b0
+def size_text(n: int) -> str: return f"{n/1e6:,.1f} MB" if n >= 1e5 else f"{n/1e3:,.1f} kB"
+
 @verb(app)
 def gc(days: Annotated[int | None, typer.Option(min=0, help="How long older versions stay; default: [data] retain_days.")] = None,
        dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False) -> Answer:
@@ -220,9 +240,9 @@ def gc(days: Annotated[int | None, typer.Option(min=0, help="How long older vers
     days = settings.data.retain_days if days is None else days
     found = [vars(f) for f in gc(settings, days, dry_run)]
     files, size, verb = sum(f["files"] for f in found), sum(f["bytes"] for f in found), "would go" if dry_run else "went"
-    lines = [f"  {f['place']:<28} {f['files']:>6,} files  {f['bytes']/1e6:>10,.1f} MB" for f in found if f["files"]]
+    lines = [f"  {f['place']:<28} {f['files']:>6,} files  {size_text(f['bytes']):>12}" for f in found if f["files"]]
     return Answer({"days": days, "dry_run": dry_run, "files": files, "bytes": size, "places": found},
-                  "\n".join([f"{files:,} files, {size/1e6:,.1f} MB {verb}; older than {days} days.", *lines]))
+                  "\n".join([f"{files:,} files, {size_text(size)} {verb}; older than {days} days.", *lines]))
 
 # %% ../nbs/cli.ipynb #46c675ba
 @verb(contract_app, "infer")
@@ -247,7 +267,7 @@ def check_text(d: dict) -> str:
     lines = [f"{d['rows_good']:,} rows good, {d['rows_refused']:,} refused"]
     for reason, n in d["refused"].items():
         lines.append(f"  {n:>9,}  {printable(reason)}")
-        lines += ["             " + printable(", ".join(f"{k}={v}" for k, v in row.items()))[:150] for row in d["samples"].get(reason, ())]
+        lines += ["             " + told_row(row, reason) for row in d["samples"].get(reason, ())]
     lines += [f"  {n:>9,}  cleaned: {printable(step)}" for step, n in d["cleaned"].items()]
     return "\n".join(lines + ([f"None of them would come in: {d['whole']}"] if d["whole"] else []))
 
@@ -289,7 +309,7 @@ def quarantine(name: Annotated[str, typer.Argument(metavar="TABLE")],
         return Answer(done.to_dict(), f"{name}: {done.rows_good:,} rows brought back, {done.rows_refused:,} refused again, {done.already:,} were back before; version {done.version}{why}")
     doc = refused_rows(name, reason, rows, save)
     lines = [f"{name}: {doc['rows']:,} rows in quarantine"]
-    for r, n in doc["reasons"].items(): lines += [f"  {n:>9,}  {printable(r)}", *("             " + printable(", ".join(f"{k}={v}" for k, v in row.items() if not k.startswith("_") or k in ("_text", "_line")))[:150] for row in doc["samples"][r])]
+    for r, n in doc["reasons"].items(): lines += [f"  {n:>9,}  {printable(r)}", *("             " + told_row(row, r) for row in doc["samples"][r])]
     return Answer(doc, "\n".join(lines + ([f"Saved to {save}. Repair the rows, keep _batch and _id, then: scalai quarantine {name} --release {save}"] if save else [])))
 
 # %% ../nbs/cli.ipynb #db9779a9

@@ -94,7 +94,7 @@ def write_atomic(place: Path | str,  # a path or an fsspec URL
     content = content.encode() if isinstance(content, str) else content
     if is_url(place):
         fs, path = filesystem(place)
-        fs.pipe_file(path, content)  # one PUT
+        fs.pipe_file(path, bytes(content))  # one PUT; stores take nothing but bytes
     else:
         with publish(place) as tmp: tmp.write_bytes(content)
 

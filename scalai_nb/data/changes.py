@@ -17,7 +17,7 @@ from .profile import Profile
 def share(n: int, of: int) -> str:
     "A share of rows as a person reads it; a few are never printed as none."
     x = 100*n/max(of, 1)
-    return f"{x:.1f} %" if x >= .05 or not n else "under 0.1 %"
+    return "none" if not n else f"{x:.1f} %" if x >= .05 else "under 0.1 %"
 
 def _value(c: Column, x) -> str: return iso(x, c.type) if c.kind == "time" else f"{x:.4g}" if isinstance(x, float) else repr(x) if isinstance(x, str) else str(x)
 

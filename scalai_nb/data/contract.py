@@ -54,7 +54,11 @@ def _range(column, slack: float) -> tuple:  # lowest and highest to allow
     if column.kind != "number" or low is None or high is None or not (math.isfinite(low) and math.isfinite(high)) or low == high: return None, None
     wide = slack*(float(high) - float(low))
     if column.type.startswith(("int", "uint")): return math.floor(low - wide) if low < 0 else max(0, math.floor(low - wide)), math.ceil(high + wide)
-    return (float(low - wide) if low < 0 else max(0., float(low - wide))), float(high + wide)
+    step = 10.**math.floor(math.log10(wide)) if wide > 0 else 0.  # a bound is read by a person: no more digits than its slack is worth
+    if not 1e-300 < step < 1e300: return float(low - wide) if low < 0 else max(0., float(low - wide)), float(high + wide)
+    digits = max(0, -round(math.log10(step)))
+    down, up = round(math.floor((low - wide)/step)*step, digits), round(math.ceil((high + wide)/step)*step, digits)
+    return (down if low < 0 else max(0., down)), up
 
 def propose(column,  # data.profile.Column
             rows: int, slack: float, most: int) -> Rule:
@@ -91,12 +95,12 @@ def _yaml(kind: str = "rt"):
     yaml.width, yaml.allow_unicode, yaml.preserve_quotes = 120, True, True
     return yaml
 
-def _node(value, flow: bool = True):  # a plain value as ruamel writes it: lists in one line
+def _node(value, flow: bool = True):  # a plain value as ruamel writes it: lists that fit in one line, others a value a line, as git compares them
     from ruamel.yaml.comments import CommentedMap, CommentedSeq
     if isinstance(value, dict): return CommentedMap({k: _node(v) for k, v in value.items()})
     if not isinstance(value, (list, tuple)): return value
     out = CommentedSeq([_node(v) for v in value])
-    if flow and not any(isinstance(v, dict) for v in value): out.fa.set_flow_style()
+    if flow and not any(isinstance(v, dict) for v in value) and sum(len(str(v)) + 2 for v in value) <= 100: out.fa.set_flow_style()
     return out
 
 def _bring(node, wanted: dict, defaults: dict) -> None:

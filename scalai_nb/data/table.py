@@ -31,6 +31,7 @@ from .contract import Contract
 from .part import PERIOD, SLICE, Part, add_family, Pieces, Plan, agree, gathered, on_workers, prefix, process, summed, unique
 from .rules import Tally
 from .source import could_be_null, to_pandas
+from .types import type_name
 
 # %% ../../nbs/data/08_table.ipynb #c9541e52
 class Table:
@@ -459,7 +460,7 @@ def _sweep(plan: Plan) -> bool:  # whether an earlier attempt left anything, nam
         for file in files:
             if file.rsplit("/", 1)[-1] not in named: fs.rm_file(file)
         for folder in fs.glob(f"{path}/.{plan.prefix}-*.tmp"): fs.rm(folder, recursive=True)  # a file half published
-        if not fs.ls(path): fs.rmdir(path)
+        if not is_url(place) and not fs.ls(path): fs.rmdir(path)  # a store has no empty folders
     return bool(found)
 
 # %% ../../nbs/data/08_table.ipynb #d753ee40
@@ -551,12 +552,17 @@ def catalogue(settings: Settings | None = None) -> list[dict]:  # name, version,
 Table.list = staticmethod(catalogue)
 
 @patch
-def describe(self: Table, n: int = 5) -> dict:  # plain values
+def describe(self: Table,
+             n: int = 5,  # rows of each kind
+             version: int | None = None,  # as it was then
+            ) -> dict:  # plain values
     "All that the catalogue knows of one table: versions, columns, why rows were refused, some rows."
     pen, rows = self.quarantine, lambda f: f.astype(object).where(f.notna(), None).to_dict("records")
-    return {"name": self.name, "version": self.version, "rows": self.rows, "refused": pen.rows, "columns": {f.name: str(f.type) for f in self.schema},
-            "versions": self.versions(), "reasons": pen.reasons(), "sample": rows(self.sample(n)),
-            "quarantine": rows(pen.sample(n).drop(columns=["_batch", "_period"]))}
+    found = self.delta(version)
+    columns = {f.name: type_name(f.type) for f in pa.schema(found.schema().to_arrow()) if f.name != PERIOD}
+    return {"name": self.name, "version": found.version(), "rows": self.count(version), "refused": pen.count(version), "columns": columns,
+            "versions": [h for h in self.versions() if h["version"] <= found.version()], "reasons": pen.reasons(version), "sample": rows(self.sample(n, version=version)),
+            "quarantine": rows(pen.sample(n, version=version).drop(columns=["_batch", "_period"]))}
 
 # %% ../../nbs/data/08_table.ipynb #cbedac87
 @patch
