@@ -45,7 +45,8 @@ ROWS ?= 5e6 20e6
 bench-data: dev
 	@$(BIN)/python tests/bench/bench.py profile ingest --rows $(ROWS)
 	@$(BIN)/python tests/bench/bench.py merge prep loader --rows 1e6
-	@$(BIN)/python tests/bench/bench.py wide --rows 3e5
+	@$(BIN)/python tests/bench/bench.py growth
+	@$(BIN)/python tests/bench/bench.py wide --rows 3e6 --repeats 1
 
 # On a machine with a GPU and the extra gpu-cu12 or gpu-cu13: everything that needs one; writes tests/gpu/RESULTS.md.
 gpu: dev

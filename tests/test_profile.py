@@ -297,3 +297,42 @@ def test_a_part_of_a_profile_is_the_profile_of_the_part():
         part = whole.select(names)
         assert part == profile(frame[names]) == whole.drop([n for n in frame if n not in names])
         assert part + part == profile(pd.concat([frame, frame])[names])
+
+
+MANY = {  # pieces of a table, after how many rows its memory is taken, and how much may come to that
+    "ten million distinct strings": ("""
+    import pyarrow.compute as pc
+    for i in range(0, 10_000_000, 100_000): yield pa.table({"id": pc.binary_join_element_wise("user", pa.array(range(i, i + 100_000)).cast(pa.string()), "-")})""", 1_000_000, 1.2),
+    "two thousand columns": ("""
+    import numpy as np
+    rng = np.random.default_rng(1)
+    text = pa.array(rng.integers(0, 3_000, 8_192)).cast(pa.string())
+    for _ in range(10): yield pa.table({f"c{i:04}": text if i % 4 == 3 else rng.normal(i, 1, 8_192) if i % 2 else rng.integers(0, 10**6, 8_192) for i in range(2_000)})""", 4 * 8_192, 1.5)}
+COUNT = """
+import json, resource, pyarrow as pa
+from scalai_nb.data.profile import profile
+def pieces():{pieces}
+peaks, rows = [], 0
+def seen():
+    global rows
+    for piece in pieces():
+        yield piece
+        rows += len(piece)
+        if rows >= {settled}: peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
+p = profile(seen())
+print(json.dumps([p.rows, len(p.columns), p.columns[list(p.columns)[0]].distinct, peaks[0], peaks[-1], len(p.to_bytes()) / 1e6]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", MANY)
+def test_memory_does_not_grow_with(what):
+    import subprocess, sys
+    pieces, settled, most = MANY[what]
+    made = subprocess.run([sys.executable, "-c", COUNT.format(pieces=pieces, settled=settled)], capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    rows, columns, distinct, before, after, size = json.loads(made.stdout)
+    print(f"{what}: {rows:,} rows x {columns:,} columns, {distinct:,} distinct, {before:.0f} MB after {settled:,} rows, {after:.0f} MB at the end, {size:.1f} MB saved")
+    assert after <= most * before
+    if columns == 1: assert rows == 10_000_000 and abs(distinct / rows - 1) < .03 and size < 1
+    else: assert (rows, columns) == (81_920, 2_000) and size < 60

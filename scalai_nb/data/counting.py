@@ -89,7 +89,7 @@ class Numbers:
                  window: int = WINDOW):  # whole numbers counted by address, half of them below 0
         self.name, self.type, self.caps, self.limit = name, type, caps, limit
         self.dtype, self.to = ("i8", pa.int64()) if pa.types.is_integer(type) else ("f8", pa.float64())
-        self.window, self.aside, self.held, self.parts = np.zeros(window, "i8"), [], 0, Sum(add_ordered)
+        self.window, self.aside, self.held, self.parts = np.zeros(window, "i8"), [], 0, Sum(add_ordered, 4 * limit)
         self.rows = self.nulls = self.nan = self.plus = self.minus = 0
 
     def add(self, values: pa.Array,
@@ -125,7 +125,7 @@ class Times:
     "A column of times or dates, counted."
     def __init__(self, name, type, caps=CAPS, limit=1 << 18):
         self.name, self.type, self.caps, self.limit = name, type, caps, limit
-        self.aside, self.held, self.parts, self.calendars, self.rows, self.nulls = [], 0, Sum(add_ordered), Sum(Calendar.sum), 0, 0
+        self.aside, self.held, self.parts, self.calendars, self.rows, self.nulls = [], 0, Sum(add_ordered, 4 * limit), Sum(Calendar.sum, limit), 0, 0
 
     def add(self, values: pa.Array):
         "Count a batch."
@@ -157,7 +157,7 @@ def _count_codes(codes, bits, at, counts):  # int32 read-only; null mask as abov
 class Texts:
     "A column of text, counted by the codes of its dictionaries."
     def __init__(self, name, type, caps=CAPS, limit=0):
-        self.name, self.type, self.dictionary, self.counts, self.parts, self.rows, self.there = name, type, None, None, Sum(add_categories), 0, 0
+        self.name, self.type, self.dictionary, self.counts, self.parts, self.rows, self.there = name, type, None, None, Sum(add_categories, 4 * limit), 0, 0
 
     def add(self, values: pa.Array):
         "Count a batch."
@@ -189,7 +189,7 @@ class Texts:
 # %% ../../nbs/data/02_counting.ipynb #5d3c473b
 class Others:
     "A column of any other type: the sum of its batches."
-    def __init__(self, name, type, caps=CAPS, limit=0): self.name, self.type, self.caps, self.parts = name, type, caps, Sum(add_columns)
+    def __init__(self, name, type, caps=CAPS, limit=0): self.name, self.type, self.caps, self.parts = name, type, caps, Sum(add_columns, 4 * limit)
     def add(self, values: pa.Array): self.parts.push(column(self.name, values, self.caps))
     def column(self) -> Column: return self.parts.value() or column(self.name, pa.array([], self.type), self.caps)
 

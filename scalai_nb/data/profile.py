@@ -387,7 +387,7 @@ def _read(path, meta, columns, groups):
     "Batches of these row groups."
     import pyarrow.parquet as pq
     try:
-        with pq.ParquetFile(path, metadata=meta, read_dictionary=_coded(meta)) as file:
+        with pq.ParquetFile(path, metadata=meta, read_dictionary=_coded(meta), pre_buffer=False) as file:  # a buffer would hold all groups
             yield from file.iter_batches(at_once(len(columns or file.schema_arrow)), row_groups=list(groups), columns=columns, use_threads=False)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as e:
         raise BadRequest(f"{path} cannot be read: {str(e).splitlines()[0][:300]}", "The file is damaged or not what its suffix says; make or copy it again.", "source") from e
@@ -395,9 +395,9 @@ def _read(path, meta, columns, groups):
 def _coded(meta) -> "list[str]":
     "Text columns that the file keeps as codes, by their size: codes of a small dictionary take less than 4 bytes a row."
     size, text = {}, {f.name for f in meta.schema.to_arrow_schema() if type_name(f.type) in ("string", "binary")}
-    for g in range(meta.num_row_groups):
-        for i in range(meta.num_columns):
-            if (c := meta.row_group(g).column(i)).path_in_schema in text: size[c.path_in_schema] = size.get(c.path_in_schema, 0) + c.total_uncompressed_size
+    for group in map(meta.row_group, range(meta.num_row_groups)) if text else ():
+        for c in map(group.column, range(meta.num_columns)):
+            if c.path_in_schema in text: size[c.path_in_schema] = size.get(c.path_in_schema, 0) + c.total_uncompressed_size
     return [n for n, b in size.items() if b < 4 * meta.num_rows]
 
 # %% ../../nbs/data/02_profile.ipynb #111cf068

@@ -18,11 +18,12 @@ from measure import cost
 
 RESULTS = HERE/"RESULTS.md"
 PACKAGES = ("numpy", "pyarrow", "numba", "pandas", "polars", "duckdb", "dask", "scikit-learn", "torch", "torchdata", "deltalake")
-JOBS = ("profile", "ingest", "merge", "prep", "loader", "wide")
+JOBS = ("profile", "growth", "ingest", "merge", "prep", "loader", "wide")
+LONG = ("growth", "wide")  # asked for by name
 
 
 def module(job: str):
-    "The job's file: a function for each contender, `prepare(rows)` for what they read, `check(answers)` that all did the same."
+    "The job's file: a function for each contender, `prepare(rows)` for what they read, `check(answers)` that all did the same, `clear(rows)` where it is too large to keep."
     spec = importlib.util.spec_from_file_location(job, HERE/"jobs"/f"{job}.py")
     made = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(made)
@@ -31,7 +32,7 @@ def module(job: str):
 
 def once(job: str, who: str, given: str) -> dict:
     "One contender, once: what it cost and what it said. `seconds` is of the whole process, or of the work itself where the job times itself."
-    c = cost([sys.executable, str(HERE/"bench.py"), "--child", job, who, given])
+    c = cost([sys.executable, str(HERE/"bench.py"), "--child", job, who, given], timeout=3600)
     said = json.loads(c.out.splitlines()[-1])
     return {"seconds": said["seconds"] if "seconds" in said else c.wall, "wall": c.wall, "cpu": c.cpu, "peak": c.peak, "said": said.get("said")}
 
@@ -87,19 +88,20 @@ def keep(title: str, text: str):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("jobs", nargs="*", choices=[*JOBS, []], help=f"of {', '.join(JOBS)}; all but wide by default")
+    p.add_argument("jobs", nargs="*", choices=[*JOBS, []], help=f"of {', '.join(JOBS)}; all but {' and '.join(LONG)} by default")
     p.add_argument("--rows", type=lambda x: int(float(x)), nargs="+", default=[1_000_000])
     p.add_argument("--repeats", type=int, default=3)
     p.add_argument("--only", nargs="+", default=None, help="these contenders")
     p.add_argument("--dry", action="store_true", help="print the section, leave RESULTS.md as it is")
     a = p.parse_args()
-    for job in a.jobs or [j for j in JOBS if j != "wide"]:
+    for job in a.jobs or [j for j in JOBS if j not in LONG]:
         m = module(job)
         for rows in a.rows if getattr(m, "GROWS", True) else [m.ROWS]:
             who = [w for w in m.CONTENDERS if a.only is None or w in {*a.only, "scalai"}]
             load, given = os.getloadavg()[0], str(m.prepare(rows))
             runs = rounds(job, given, who, a.repeats)
             m.check({w: r[-1]["said"] for w, r in runs.items()})
+            if hasattr(m, "clear"): m.clear(rows)
             command = f"python tests/bench/bench.py {job} --rows {rows} --repeats {a.repeats}" + (f" --only {' '.join(a.only)}" if a.only else "")
             text = section(job, m, rows, runs, command, load)
             print(text)

@@ -19,9 +19,17 @@ def prepare(rows):
     reference = _reference(path)
     if not reference.exists():
         import pyarrow.parquet as pq
-        f = pq.ParquetFile(path)
-        pq.write_table(f.read_row_groups(range(max(1, f.num_row_groups // 10))), reference)
+        f = pq.ParquetFile(path, pre_buffer=False)
+        with pq.ParquetWriter(part := reference.with_suffix(".part"), f.schema_arrow, compression="zstd") as out:
+            for k in range(max(1, f.num_row_groups // 10)): out.write_table(f.read_row_group(k))
+        part.rename(reference)
     return path
+
+
+def clear(rows):
+    "8 GB for 3 M rows are not kept."
+    path = CACHE/f"wide-{rows}.parquet"
+    for f in (path, _reference(path)): f.unlink(missing_ok=True)
 
 
 def _reference(path): return path.with_name(path.stem + "-tenth.parquet")
