@@ -248,6 +248,26 @@ def test_a_workspace_table_streams_by_period_and_fold(workspace, flights):
     for (a, b), (c, d) in zip(kept, streamed, strict=True): assert torch.equal(a, c) and torch.equal(b, d)
 
 
+def test_training_learns_from_a_stream_as_from_memory(workspace, monkeypatch):
+    "fit over a stored table that does not fit: the same rows, as good a model; validation rows are streamed, too."
+    from functools import partialmethod
+    from scalai_nb.data.stream import Stream
+    from scalai_nb.data.table import Table, write
+    from scalai_nb.learn.fit import fit
+    from scalai_nb.learn.models import MLP
+    rng, n, read = np.random.default_rng(0), 6000, []
+    x = rng.normal(size=(n, 3))
+    write(pa.table({"a": x[:, 0], "b": x[:, 1], "c": x[:, 2], "id": np.arange(n), "late": x[:, 0] + .3 * rng.normal(size=n) > 0}), "rows", fold="id")
+    prep = Prep.fit(Table("rows").profile(), target="late", exclude=["id", "fold"])
+    kept = fit(MLP, "rows", prep, epochs=2, batch=256, where=[("b", "<", 1)])
+    monkeypatch.setattr("scalai_nb.learn.fit.SMALL", 0)
+    monkeypatch.setattr(Loader, "__init__", partialmethod(Loader.__init__, memory=0))
+    whole = Stream.read
+    monkeypatch.setattr(Stream, "read", lambda self, i: read.append(i) or whole(self, i))
+    streamed = fit(MLP, "rows", prep, epochs=2, batch=256, where=[("b", "<", 1)])
+    assert read and kept.data == streamed.data and abs(kept.metrics["val_auc"] - streamed.metrics["val_auc"]) < .02 < kept.metrics["val_auc"] - .9
+
+
 # The thread that makes batches in advance.
 
 def working(): return [t for t in threading.enumerate() if t.name.startswith("loader")]
