@@ -136,6 +136,9 @@ def profile_of(where: str,  # table, path, URL, or a profile saved with `--save`
     if Path(where).suffix == ".profile":
         if not Path(where).is_file(): raise BadRequest(f"There is no saved profile {where}.", "Make one with: scalai profile URI --save FILE.profile")
         return Profile.load(where)
+    from scalai_nb.data.table import Table
+    word = re.fullmatch(r"([A-Za-z_][\w-]*)(?:@(\d+))?", where)
+    if by is None and word and (table := Table(word[1])).exists: return table.profile(version=word[2] and int(word[2]))  # made when its rows were written
     return profile(where, by=by)
 
 @verb(app)

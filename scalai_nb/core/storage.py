@@ -82,10 +82,13 @@ def filesystem(place: str | Path):
     "The fsspec file system of a place, and its path there. Raises `BadRequest` for an unknown scheme."
     import fsspec
     try: return fsspec.core.url_to_fs(str(place))
+    except OSError as e:  # PyArrow's driver looks for Hadoop's library when it is first asked
+        if "libhdfs" not in str(e): raise
+        raise BadRequest(f"Cannot open {shown(place)}: Hadoop's libhdfs is not installed.", "Install Java and Hadoop, then set HADOOP_HOME, CLASSPATH and perhaps ARROW_LIBHDFS_DIR.") from e
     except (ValueError, ImportError) as e:
         scheme = str(place).split("://")[0]
         extra = {"s3": "aws", "gs": "gcp", "gcs": "gcp", "abfs": "azure", "abfss": "azure", "az": "azure"}.get(scheme)
-        hint = f"pip install 'scalai-nb[{extra}]'" if extra else "Use a path, or one of file:// s3:// gs:// abfs:// http:// memory://"
+        hint = f"pip install 'scalai-nb[{extra}]'" if extra else "Use a path, or one of file:// s3:// gs:// abfs:// http:// memory://; a package reads other schemes by the entry points scalai_nb.sources."
         raise BadRequest(f"Cannot open {shown(place)}: no file system for {scheme!r}.", hint) from e
 
 def write_atomic(place: Path | str,  # a path or an fsspec URL
