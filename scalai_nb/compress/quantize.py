@@ -71,14 +71,15 @@ def calibration(X: np.ndarray,  # features float32 (N, …)
 def quantize(proto,  # the model's graph, `features` -> `score`
              rows: np.ndarray,  # calibration features float32 (N, …), see `calibration`
              exact: tuple[str, ...] | None = None,  # layers that keep float sums; None: the first and the last
-            ):  # ModelProto; every layer's weight is int8
+             untouched: tuple[str, ...] = (),  # of the exact layers, those that keep float weights too
+            ):  # ModelProto; every other layer's weight is int8
     "int8 weights everywhere, int8 sums between the edges."
     names = layers(proto)
     if not names: raise BadRequest("The graph has no layer with weights, so there is nothing to quantize.", "Give the graph of a float model.")
     exact = (names[0], names[-1]) if exact is None else exact
     inner = [n for n in names if n not in exact]
     summed = int8_sums(proto, np.asarray(rows, np.float32), inner) if inner else proto
-    return int8_weights(summed, [n for n in names if n in exact])
+    return int8_weights(summed, [n for n in names if n in exact and n not in untouched])
 
 # %% ../../nbs/compress/02_quantize.ipynb #43f8d33d
 def int8_sums(proto,  # ModelProto
@@ -150,7 +151,7 @@ def piece(proto,  # ModelProto
 def layer_errors(proto,  # the float graph
                  small,  # the same, quantized by `quantize`
                  rows: np.ndarray,  # features float32 (N, …), some hundred
-                ) -> list[dict]:  # layer, node, sums ("int8" or "float"), own, running; the greatest own error first
+                ) -> list[dict]:  # layer, node, sums and weights ("int8" or "float"), own, running; the greatest own error first
     "How far each layer's output is from that of the float graph, relative RMS."
     known = {o for n in small.graph.node for o in n.output}
     nodes = {n.name: n for n in small.graph.node}
@@ -164,6 +165,7 @@ def layer_errors(proto,  # the float graph
     for name, (source, weight) in inputs.items():
         alone = activations(piece(small, source, ends_small[name]), [ends_small[name]], {source: want[source]})[ends_small[name]]
         out.append({"layer": weight.removeprefix("model.").removesuffix(".weight"), "node": name, "sums": "float" if ends_small[name] == ends[name] else "int8",
+                    "weights": "float" if nodes[name].input[1] == weight else "int8",
                     "own": gap(alone, ends[name]), "running": gap(have[ends_small[name]], ends[name])})
     return sorted(out, key=lambda e: -e["own"])
 
@@ -174,16 +176,17 @@ def spare(proto,  # the model's graph, `features` -> `score`
           limit: float,  # that it may lose
           exact: tuple[str, ...] | None = None,  # layers that keep float sums from the start; None: the first and the last
          ):  # (ModelProto, its `layer_errors`, what it lost before any more layer was spared)
-    "Quantize, and give float sums back to the worst layers while too much is lost."
+    "Quantize, and give float sums, then float weights, back to the worst layers while too much is lost."
     names = layers(proto)
-    exact, first = ((names[0], names[-1]) if names else ()) if exact is None else exact, None
+    exact, untouched, first = ((names[0], names[-1]) if names else ()) if exact is None else exact, (), None
     while True:
-        small = quantize(proto, rows, exact)
+        small = quantize(proto, rows, exact, untouched)
         errors, loss = layer_errors(proto, small, rows[:512]), lost(small)
         first = loss if first is None else first
-        worst = [e["node"] for e in errors if e["node"] not in exact]
-        if loss <= limit or not worst: return small, errors, first
-        exact = (*exact, *worst[:max(1, len(worst)//4)])
+        sums, weights = ([e["node"] for e in errors if e["node"] not in those] for those in (exact, untouched))
+        if loss <= limit or not weights: return small, errors, first
+        if sums: exact = (*exact, *sums[:max(1, len(sums)//4)])
+        else: untouched = (*untouched, *weights[:max(1, len(weights)//4)])
 
 # %% ../../nbs/compress/02_quantize.ipynb #b79b1ebf
 def dynamic(proto,  # the model's graph, `features` -> `score`
