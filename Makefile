@@ -4,7 +4,7 @@ BIN := .venv/bin
 DEMO ?= scalai-demo
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo dash install dev check lessons test test-slow bench-data clean
+.PHONY: demo dash install dev check lessons test test-slow bench-data bench-compress clean
 
 install: .venv/.installed
 dev: .venv/.dev
@@ -46,6 +46,10 @@ bench-data: dev
 	@$(BIN)/python tests/bench/bench.py profile ingest --rows $(ROWS)
 	@$(BIN)/python tests/bench/bench.py merge prep loader --rows 1e6
 	@$(BIN)/python tests/bench/bench.py wide --rows 3e5
+
+# The candidates of two networks beside their float files, in the same report (a quarter of an hour).
+bench-compress: dev
+	@$(BIN)/python tests/bench/compress.py flights digits
 
 clean:
 	rm -rf build dist *.egg-info tests/output .pytest_cache .hypothesis
