@@ -337,7 +337,7 @@ def make(run, todo: list[str], rows: Rows, how: dict, folder: Path,
          until: float | None = None,  # a `time.monotonic()` after which nothing but float32 is begun
         ) -> tuple[dict[str, Path], dict[str, str]]:  # recipe -> its file; recipe -> why there is none
     "Write each recipe's file, or find it finished."
-    made, out, left_out, whole = {(): run.model}, {}, {}, content(run, rows, how)
+    made, out, left_out, whole = {(): run.model}, {}, {}, content(run, rows, how)  # made: words -> network; words and "graph" -> its graph
     for recipe in progress(todo, total=len(todo), label="compress", unit="candidates"):
         path, key = folder/f"{recipe.replace('+', '-')}.onnx", hashlib.sha256(f"{whole} {recipe} {how['limit'] if 'int8' in recipe else ''}".encode()).hexdigest()
         told = finished(path, key)
@@ -373,8 +373,8 @@ def _one(run, recipe, rows, how, made, path, key) -> dict:  # what the file says
     "Make one candidate: its network, its graph, its file, and the proof that the file is the network."
     words, last = steps(recipe)
     model = _network(words, run, rows, how, made)
-    graph = ex.graph(model, rows.X.shape[1:], how["loss"])
-    graph, told = _small(graph, last, rows, how)
+    if (as_graph := (*words, "graph")) not in made: made[as_graph] = ex.graph(model, rows.X.shape[1:], how["loss"])
+    graph, told = _small(copy.deepcopy(made[as_graph]), last, rows, how)
     told |= {"recipe": recipe, "run": run.id, "target": run.target, "key": key, "parameters": sum(p.numel() for p in model.parameters())}
     whole = ex.finish(graph, run.prep, how["loss"], **told)
     told["difference"] = ex.proven(whole, model, run.prep, rows.raw[:1024], how["loss"], **({} if last == "float32" else {"within": None}))
