@@ -110,7 +110,7 @@ def test_int8_of_weights_that_are_zero_or_huge(digits):
 def test_bad_requests_write_nothing(digits, tmp_path):
     run = Run(id="x", model=MLP(64), prep=None, target=None, loss="binary")
     rows = Rows(digits[0][:100], np.zeros(100, np.float32), digits[0][100:200], np.zeros(100, np.float32))
-    for bad in (dict(recipes=("int9",)), dict(budget={"acuracy_drop": 1}), dict(budget={"latency_ms": -1}), dict(recipes=("int8+pruned",))):
+    for bad in (dict(recipes=("int9",)), dict(budget={"acuracy_drop": 1}), dict(budget={"latency_ms": -1}), dict(recipes=("int8+pruned",)), dict(recipes=("pruned.0",))):
         with pytest.raises(BadRequest): compress(run, rows=rows, out=tmp_path/"out", **bad)
     with pytest.raises(BadRequest, match="rows in memory"): compress(run, out=tmp_path/"out", settings=Settings(root=tmp_path))
     with pytest.raises(BadRequest, match="no validation rows"): Rows(digits[0], digits[1], digits[0][:0], digits[1][:0])
@@ -176,7 +176,143 @@ def test_nulls_and_strangers_score_alike(trained, flights, tmp_path):
 
 def test_twice_the_same(trained, tmp_path):
     "The same run and seed give the same files to the byte."
-    for name in "ab": compress(trained, out=tmp_path/name)
-    for recipe in ("float32", "int8", "pruned", "pruned-int8"):
+    for name in "ab": compress(trained, recipes=("int8", "pruned+int8"), out=tmp_path/name)
+    for recipe in ("float32", "int8", "pruned-int8"):
         assert (tmp_path/"a"/f"{recipe}.onnx").read_bytes() == (tmp_path/"b"/f"{recipe}.onnx").read_bytes(), recipe
     assert held_loss(trained.model, np.zeros((10, len(trained.prep.features))), np.zeros(10)) > 0
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np, torch
+from pathlib import Path
+from scalai_nb.compress import export as ex, frontier as fr
+from scalai_nb.learn.fit import Run
+from scalai_nb.learn.models import MLP
+write, left = ex.write, [int(sys.argv[2])]
+def then_die(proto, path):
+    done = write(proto, path)
+    left[0] -= 1
+    if not left[0]: os.kill(os.getpid(), signal.SIGKILL)
+    return done
+ex.write = then_die
+from sklearn.datasets import load_digits
+X, y = load_digits(return_X_y=True)
+X, y = (X/16).astype("f4"), (y > 4).astype("f4")
+torch.manual_seed(0); torch.set_num_threads(1)
+run = Run(id="k", model=MLP(64, (32, 32)).eval(), prep=None, target=None, loss="binary")
+rows = fr.Rows(X[:1500], y[:1500], X[1500:], y[1500:])
+recipes = ("int8", "pruned", "pruned+int8")
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_search_goes_on(tmp_path):
+    "SIGKILL after the second file: the finished ones stay as they are, and all end as in a search that nobody killed."
+    import os, signal, subprocess, sys
+    call = "\nfr.compress(run, rows=rows, recipes=recipes, out=Path(sys.argv[1]))"
+    dead = subprocess.run([sys.executable, "-c", KILLED + call, str(tmp_path/"a"), "2"], capture_output=True, text=True)
+    assert dead.returncode == -signal.SIGKILL, dead.stderr
+    assert {p.name for p in (tmp_path/"a").iterdir()} == {"float32.onnx", "int8.onnx"}
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path/"a").iterdir()}
+    (tmp_path/"a"/"pruned.onnx").write_bytes(b"half a file")
+    for name in "ab":
+        done = subprocess.run([sys.executable, "-c", KILLED + call, str(tmp_path/name), "99"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    for recipe in ("float32", "int8", "pruned", "pruned-int8"):
+        assert (tmp_path/"a"/f"{recipe}.onnx").read_bytes() == (tmp_path/"b"/f"{recipe}.onnx").read_bytes(), recipe
+    f = load_frontier(tmp_path/"a")
+    assert [c.recipe for c in f.candidates] == ["float32", "int8", "pruned", "pruned+int8"]
+
+
+def test_other_rows_or_weights_are_another_search(digits):
+    "A finished file is taken for what it is only where model, rows and settings are the same."
+    from scalai_nb.compress.frontier import content
+    X, y = digits[0], (digits[1] > 4).astype(np.float32)
+    run, how = Run(id="x", model=MLP(64, (32, 32)).eval(), prep=None, target=None, loss="binary"), {"loss": "binary", "seed": 0}
+    def key(n=1500, **other): return content(run, Rows(X[:n], y[:n], X[1500:], y[1500:]), how | other)
+    same = key()
+    assert same == key() == key(limit=.5) and len({same, key(1499), key(seed=1), key(loss="regression")}) == 4
+    with torch.no_grad(): run.model.layers[0].bias[3] += 1e-3
+    assert key() != same
+
+
+def test_time_that_is_over_makes_nothing_more(digits, tmp_path, monkeypatch):
+    "What is being tuned when the minutes are over is left out, and what was made before is measured."
+    import time
+    from scalai_nb.compress import frontier as fr
+    X, y = digits[0], (digits[1] > 4).astype(np.float32)
+    run = Run(id="x", model=MLP(64, (32, 32)).eval(), prep=None, target=None, loss="binary")
+    monkeypatch.setitem(fr.NETWORKS, "pruned", lambda *a: (setattr(fr.time, "monotonic", lambda: 1e12), fr._pruned(*a))[1])
+    monkeypatch.setattr(fr.time, "monotonic", time.monotonic)   # restored afterwards
+    f = compress(run, rows=Rows(X[:1500], y[:1500], X[1500:], y[1500:]), recipes=("distilled", "pruned", "int8"), out=tmp_path, minutes=60)
+    assert [c.recipe for c in f.candidates] == ["float32", "int8"]
+    assert "tuned" in f.left_out["pruned"] and "begun" in f.left_out["distilled"]
+    assert "left out" in str(f) and load_frontier(tmp_path).left_out == f.left_out
+
+
+def test_int8_that_loses_too_much_is_mended(digits, tmp_path):
+    "A few huge units: layers are spared, their weights too where those cannot be rounded, and a network tuned under the rounding joins the candidates."
+    X, y = digits
+    torch.manual_seed(0)
+    model = MLP(64, (32, 32, 32), outputs=10, dropout=0.)
+    tune(model, X[:1500], y[:1500], "multiclass", epochs=20, batch=64, lr=3e-3)
+    with torch.no_grad():
+        for p in (model.layers[3].weight, model.layers[3].bias): p[:6] *= 300
+        model.layers[6].weight[:, :6] /= 300
+    run = Run(id="h", model=model.eval(), prep=None, target=None, loss="multiclass")
+    f = compress(run, {"accuracy_drop": .02}, rows=Rows(X[:1500], y[:1500], X[1500:], y[1500:]), recipes=("int8",), finetune_epochs=100, out=tmp_path)
+    assert [c.recipe for c in f.candidates] == ["float32", "int8", "aware+int8"]
+    float_weights = [e["layer"] for e in f["int8"].layers if e["weights"] == "float"]
+    assert float_weights == ["layers.6"] and f["int8"].accuracy > f.base.accuracy - .03
+    held = onnx.load(f["int8"].path)
+    assert {n: t for n, t in weight_types(held).items() if t != "INT8"} == {"model.layers.6.weight": "FLOAT"}
+    aware = f["aware+int8"]
+    assert {e["weights"] for e in aware.layers} == {"int8"} and aware.accuracy > f.base.accuracy - .03
+    assert set(weight_types(onnx.load(aware.path)).values()) == {"INT8"}
+    assert [e["own"] for e in f["int8"].layers] == sorted((e["own"] for e in f["int8"].layers), reverse=True)
+
+
+def test_the_interval_decides_what_is_called_a_loss(tmp_path):
+    "On 60 rows a point is noise, on 600,000 it is a loss; the words are those."
+    from scalai_nb.compress.frontier import Candidate, Frontier, alike, wilson
+    for n, known in ((60, True), (600_000, False)):
+        base, c = (Candidate(r, a, *wilson(round(a*n), n), None, ms, 1000, "") for r, a, ms in (("float32", .90, 2.), ("int8", .89, 1.)))
+        f = Frontier(base, [base, c], {"accuracy_drop": .02}, n)
+        assert alike(c, base) is known and ("neither loss nor gain" in f.why) is known
+        assert ("neither" in f._repr_html_().split("<p>")[0]) is known and (" loss<" in f._repr_html_()) is not known
+
+
+def test_words_together(digits, tmp_path):
+    "Networks are made once for all recipes that share them, a share behind a word holds, and every combination is int8 to the last weight."
+    X, y = digits[0].reshape(-1, 1, 8, 8), digits[1]
+    torch.manual_seed(0)
+    model = Small()
+    tune(model, X[:1500], y[:1500], "multiclass", epochs=4, batch=64, lr=3e-3)
+    run = Run(id="w", model=model.eval(), prep=None, target=None, loss="multiclass")
+    recipes = ("pruned.75+int8", "pruned+dynamic", "pruned.75+distilled+int8", "dynamic")
+    f = compress(run, rows=Rows(X[:1500], y[:1500], X[1500:], y[1500:]), recipes=recipes, out=tmp_path)
+    assert {c.recipe for c in f.candidates} == {"float32", *recipes}
+    assert f["pruned.75+int8"].parameters < f["pruned+dynamic"].parameters < f["dynamic"].parameters
+    for r in recipes: assert set(weight_types(onnx.load(f[r].path)).values()) == {"INT8"}, r
+    assert all(c.difference["max"] < 1e-5 for c in f.candidates if c.recipe == "float32")
+
+
+class Tokens(nn.Module):
+    "Linear layers over a sequence: the exporter writes MatMul where an MLP has Gemm."
+    def __init__(self):
+        super().__init__()
+        self.up, self.mix, self.out = nn.Linear(8, 32), nn.Linear(32, 32), nn.Linear(32, 1)
+
+    def forward(self, x): return self.out(self.mix(self.up(x.reshape(-1, 8, 8)).relu()).relu().mean(1))
+
+
+def test_layers_over_a_sequence(digits):
+    from scalai_nb.compress.quantize import calibration, dynamic, layer_errors
+    half, X = ex.graph(Tokens(), 64), digits[0]
+    small = quantize(half, calibration(X, 500), exact=())
+    errors = layer_errors(half, small, X[:200])
+    assert len(errors) == 3 and all(0 < e["own"] < .05 and e["sums"] == "int8" for e in errors), errors
+    for g in (small, dynamic(half)): assert set(weight_types(g).values()) == {"INT8"}
+    assert np.abs(ex.run_scores(ex.session(small.SerializeToString()), {"features": X}) - ex.run_scores(ex.session(half.SerializeToString()), {"features": X})).max() < .02

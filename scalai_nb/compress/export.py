@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OPSET', 'with_head', 'graph', 'bare', 'join', 'stamp', 'write', 'export', 'finish', 'session', 'facts', 'feeds_of',
-           'run_scores', 'difference']
+           'run_scores', 'difference', 'proven', 'signature']
 
 # %% ../../nbs/compress/00_export.ipynb #1f2494fc
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.errors import BadRequest, one_of
+from ..core.errors import BadRequest, WorkFailed, one_of
 from ..core.storage import publish
 from ..learn.fit import OBJECTIVES
 
@@ -102,12 +102,14 @@ def export(model,  # any nn.Module
            path: Path | str,  # the .onnx file
            loss: str = "binary",  # binary, multiclass or regression
            shape: tuple | None = None,  # of one example, where there is no prep
+           rows=None,  # raw rows, or features, to prove the file on before it is published; None: it is not
            **facts,  # go into the file's metadata: run=…, target=…
           ) -> Path:
-    "Write model and prep as one ONNX file that takes raw rows."
+    "Write model, prep and what makes a score of a logit as one ONNX file that takes raw rows."
     if prep is None and shape is None: raise BadRequest("A model without a prep needs the shape of one example.", "Give shape=(features,).")
     half = graph(model, shape if prep is None else len(prep.features), loss)
-    return write(finish(half, prep, loss, **facts), path)
+    whole = finish(half, prep, loss, **facts)
+    return write(whole if rows is None else stamp(whole, difference=proven(whole, model, prep, rows, loss)), path)
 
 def finish(half,  # the model's graph, float or quantized
            prep,  # Prep or None
@@ -170,3 +172,23 @@ def difference(model,  # a session of the file
     with torch.no_grad(): want = with_head(module, loss)(torch.as_tensor(np.asarray(X, np.float32))).numpy()
     gap = np.abs(run_scores(model, feeds_of(model, rows)) - want)
     return {"max": float(gap.max()), "mean": float(gap.mean())}
+
+def proven(proto,  # ModelProto of the file
+           module,  # the nn.Module it came from
+           prep,  # its Prep; None where rows are features
+           rows,  # raw rows, or features
+           loss: str = "binary",  # binary, multiclass or regression
+           within: float | None = 1e-3,  # that a score may differ; None: any, as where numbers were rounded
+          ) -> dict[str, float]:  # {"max", "mean"}, three digits
+    "The difference on real rows. Raises `WorkFailed` where the file is not the network."
+    gap = {k: float(f"{v:.3g}") for k, v in difference(session(proto.SerializeToString()), module, prep, rows, loss).items()}
+    if within is not None and not gap["max"] <= within:
+        raise WorkFailed(f"The exported file is not the network: scores differ by up to {gap['max']:.2g} on {len(rows):,} rows.", "A forward pass whose way depends on the rows cannot be exported; write it without such branches.")
+    return gap
+
+# %% ../../nbs/compress/00_export.ipynb #9d4c217e
+def signature(model,  # a session
+             ) -> dict[str, dict]:  # {"inputs", "outputs"}: name -> {"type", "shape"}
+    "What a file takes and gives."
+    def of(parts): return {p.name: {"type": p.type.removeprefix("tensor(").removesuffix(")"), "shape": [d if isinstance(d, int) else None for d in p.shape]} for p in parts}
+    return {"inputs": of(model.get_inputs()), "outputs": of(model.get_outputs())}

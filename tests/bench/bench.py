@@ -17,9 +17,10 @@ sys.path.insert(0, str(HERE))
 from measure import cost
 
 RESULTS = HERE/"RESULTS.md"
-PACKAGES = ("numpy", "pyarrow", "numba", "pandas", "polars", "duckdb", "dask", "scikit-learn", "torch", "torchdata", "deltalake")
+PACKAGES = ("numpy", "pyarrow", "numba", "pandas", "polars", "duckdb", "dask", "scikit-learn", "torch", "torchdata", "deltalake", "onnxruntime", "torch-pruning")
 JOBS = ("profile", "growth", "ingest", "merge", "prep", "loader", "wide")
 LONG = ("growth", "wide")  # asked for by name
+SECTIONS = (*JOBS, "flights", "digits")  # of the report, in this order; the last two are compress.py's
 
 
 def module(job: str):
@@ -83,7 +84,7 @@ def keep(title: str, text: str):
     parts = re.split(r"(?m)^(?=## )", old)
     sections = {p.splitlines()[0]: p for p in parts[1:]}
     sections[title] = text + "\n"
-    RESULTS.write_text(head + "".join(sections[k] for k in sorted(sections, key=lambda k: (JOBS.index(re.match(r"## (\w+)", k)[1]), int(re.search(r"([\d,]+) rows", k)[1].replace(",", ""))))))
+    RESULTS.write_text(head + "".join(sections[k] for k in sorted(sections, key=lambda k: (SECTIONS.index(re.match(r"## (\w+)", k)[1]), int(re.search(r"([\d,]+) rows", k)[1].replace(",", ""))))))
 
 
 def main():
