@@ -113,7 +113,10 @@ class Scaled:
         gone = np.isnan(x)
         y = np.where(gone, self.fill, x) if gone.any() else x
         if self.step == "log": y = signed_log(y)
-        with np.errstate(over="ignore"): out[:, at[0]] = np.clip((y - self.center) / self.scale, self.low, self.high)
+        with np.errstate(over="ignore"):
+            if self.center: y = y - self.center
+            if self.scale != 1: y = y / self.scale
+            out[:, at[0]] = np.clip(y, self.low, self.high)
         if self.missing: out[:, at[1]] = gone
 
 # %% ../../nbs/data/16_prep.ipynb #48013fa2
