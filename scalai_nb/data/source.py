@@ -154,7 +154,7 @@ def _file(fs, path: str):
     last = Path(path).suffix.lower()
     if "file" in fs.protocol and suffix(path) == last: return pa.OSFile(path)
     if "file" in fs.protocol and last in ARROW_UNPACKS and suffix(path) in TEXT: return pa.CompressedInputStream(pa.OSFile(path), ARROW_UNPACKS[last])
-    return fs.open(path, "rb", compression="infer")
+    return fs.open(path, "rb", block_size=1 << 23, compression="infer")
 
 ARROW_UNPACKS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 TEXT = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json")  # read from the start to the end, never back
@@ -197,7 +197,7 @@ def parquet(uri: str, columns: list[str] | None = None, rows: int = 250_000,
     import pyarrow.parquet as pq
     with _opened(uri) as f:
         meta = pq.read_metadata(f)
-        file = pq.ParquetFile(f, metadata=meta, read_dictionary=coded_text(meta) if coded else None)
+        file = pq.ParquetFile(f, metadata=meta, read_dictionary=coded_text(meta) if coded else None, pre_buffer=False)  # else all row groups are fetched ahead of the first
         columns = _known(columns, file.schema_arrow.names)
         if file.metadata.num_rows == 0: yield file.read(columns)
         else:
