@@ -1,12 +1,14 @@
 "What happens to a table when something else breaks: a worker dies, the disk is full, the source goes away, changes or means harm."
-import gzip, os, resource, subprocess, sys
+import gzip, io, os, resource, subprocess, sys
 from pathlib import Path
 
+import fsspec
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import SCALAI
+from fsspec.implementations.memory import MemoryFileSystem
 from test_data import CONTRACT, KEY, months, state, strays
 
 from scalai_nb.core import live
@@ -100,7 +102,7 @@ def test_a_worker_dies_during_write_and_profile(workspace, flights):
 def test_a_piece_that_kills_every_worker(workspace):
     "Dask gives it up after three more tries; the table is not made, nothing is left."
     from scalai_nb.data.part import Pieces
-    def read(piece):
+    def read(piece, seen):
         if piece: os.kill(os.getpid(), 9)
         yield pa.table({"n": [1]})
     with cluster(kind="processes", workers=2) as client, pytest.raises(ScalaiError, match="died, several times") as e:
@@ -161,20 +163,55 @@ def test_schema_changes_between_files(workspace):
     with pytest.raises(BadRequest, match="Column 'n' is"): write(__import__("dask.dataframe").dataframe.from_map(lambda x: pd.DataFrame({"n": [x]}), [1, "x"], meta=pd.DataFrame({"n": [1]})), "u")
 
 
-def test_rows_are_decoded_once(workspace, flights):
-    "What a counting file system sees: the bytes once for the name, once for the rows, and the footer."
-    from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
-    read = [0]
-    size = Path(raw(flights, rows=20_000, group=5000)).stat().st_size
-    fs = MemoryFileSystem()
-    fs.pipe_file("/once.parquet", Path("raw.parquet").read_bytes())
-    one, into = MemoryFile.read, MemoryFile.readinto
-    def count(self, *args): out = one(self, *args); read[0] += len(out); return out
-    def count_into(self, b): n = into(self, b); read[0] += n; return n
-    MemoryFile.read, MemoryFile.readinto = count, count_into
-    try: done = ingest("memory://once.parquet", "flights", typed(), settings=Settings(root=workspace, data={"rows_per_part": 5000}), **HOW)
-    finally: del MemoryFile.read, MemoryFile.readinto; fs.rm("/once.parquet")
-    assert done.rows_in == 20_000 and size < read[0] < 2*size + 300_000, (size, read[0])
+class Counted(MemoryFileSystem):
+    "A store that remembers which bytes were asked for."
+    protocol, asked = "counted", []
+    @classmethod
+    def _strip_protocol(cls, path): return super()._strip_protocol(str(path).replace("counted://", "memory://"))
+
+    def cat_file(self, path, start=None, end=None, **kw):
+        Counted.asked.append((start or 0, self.size(path) if end is None else end))
+        return super().cat_file(path, start=start, end=end, **kw)
+
+    def _open(self, path, mode="rb", **kw):
+        f = super()._open(path, mode, **kw)
+        class Seen(io.RawIOBase):
+            def readable(self): return True
+            def seekable(self): return True
+            def seek(self, *args): return f.seek(*args)
+            def tell(self): return f.tell()
+            def read(self, n=-1): at = f.tell(); out = f.read(n); Counted.asked.append((at, at + len(out))); return out
+        return Seen() if mode == "rb" else f
+
+
+def test_each_row_group_is_read_once(workspace, flights):
+    "What a counting file system sees of an ingest: each row group's bytes asked for once, the footer a few times, and nothing else; again, for what is there already, once more."
+    fsspec.register_implementation("counted", Counted, clobber=True)
+    fs, raw_file = Counted(), Path(raw(flights, rows=20_000, group=5000))
+    fs.pipe_file("/once.parquet", raw_file.read_bytes())
+    size, meta, settings = raw_file.stat().st_size, pq.read_metadata(raw_file), Settings(root=workspace, data={"rows_per_part": 5000})
+    spans = room.source.group_bytes(meta, size)
+    inside = [(a, min(b, size - 8 - meta.serialized_size)) for a, b in spans]  # without the footer
+    overlaps = lambda x, y: min(x[1], y[1]) > max(x[0], y[0])
+    def groups() -> list[int]:  # how often some of each row group's bytes were asked for
+        asked, Counted.asked = Counted.asked, []
+        return [sum(overlaps(x, y) for x in asked) for y in inside]
+    Counted.asked = []
+    try:
+        done = ingest("counted://once.parquet", "flights", typed(), settings=settings, **HOW)
+        assert done.rows_in == 20_000 and groups() == [1]*4
+        assert ingest("counted://once.parquet", "flights", typed(), settings=settings, **HOW).already and groups() == [1]*4
+    finally: fs.rm("/once.parquet")
+
+
+def test_other_rows_under_the_same_footer(workspace):
+    "A file that was mended in place, so that its name, size and footer are as they were: its rows are other rows, and come in."
+    def file(middle): pq.write_table(pa.table({"n": [1, *middle, 9]}), "n.parquet", use_dictionary=False, compression="none")
+    file((2, 3)); first, footer = ingest("n.parquet", "t"), room.footer_hash("n.parquet")
+    file((3, 2)); assert room.footer_hash("n.parquet") == footer
+    second = ingest("n.parquet", "t")
+    assert not second.already and second.batch != first.batch and Table("t").rows == 8 and ingest("n.parquet", "t").already
+    file((2, 3)); assert ingest("n.parquet", "t").already and Table("t").arrow()["n"].to_pylist().count(2) == 2
 
 
 BOUNDED = """

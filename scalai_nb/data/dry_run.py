@@ -63,7 +63,7 @@ def dry_run(uri: str | Path,  # what `ingest` takes
     full = completed(given, cleaned(_shape(plan, str(uri), {n for n, r in given.columns.items() if r.type}, settings), given), None).ready(settings)
     finders, rows, tally, reasons, shown = [Repeats(u, most) for u in full.uniques()], 0, Tally(), Counter(), {}
     try:
-        for item in (x for f in plan.files for x in _rows((_with_password(f["path"], str(uri)), f.get("options", {})), settings)):
+        for item in (x for f in plan.files for x in _rows((_with_password(f["path"], str(uri)), f.get("options", {})), settings=settings)):
             raw, tidied, verdict = _prepare(item, trimmed(given.clean))
             typed, verdict = full.judge(*clean(tidied, full, verdict))
             for f in finders: _numbered(f, typed, verdict.good, rows)

@@ -69,6 +69,7 @@ class Part:
     schema: pa.Schema | None = None
     spans: dict = field(default_factory=dict)  # column of a unique → lowest and highest value
     tally: Tally = field(default_factory=Tally)  # what is known of all rows that came
+    seen: dict = field(default_factory=dict)  # what its reader says of what it read
 
 # %% ../../nbs/data/07_part.ipynb #7a5a43d4
 def storable(t: pa.DataType) -> pa.DataType:
@@ -215,17 +216,21 @@ def _span(values) -> tuple | None:  # of numbers and times without NaN
 class Pieces:
     "What threads, or the workers of a cluster, read for themselves."
     pieces: list
-    read: Callable  # piece → iterator of slices of its part
+    read: Callable  # piece, a dict that takes what there is to say of it → iterator of slices of its part
     client: object = None  # distributed.Client; default: threads of this process, as many as it has cores
-    heard: Callable = lambda rows: None  # called here with the rows of each piece that is done
+    heard: Callable = lambda part: None  # called here with the Part of each piece that is done
+    facts: dict = field(default_factory=dict)  # kept in the commit; may be filled while the pieces are read
 
 def on_workers(plan: Plan, given: Pieces) -> list[Part]:
     "The parts of all pieces, in order."
     if given.client is None: return summed(plan, _on_threads(plan, given))
     futures = [given.client.submit(_piece, plan, given.read, x, i, pure=False) for i, x in enumerate(given.pieces)]
-    return gathered(given.client, futures, lambda part: given.heard(part.rows))
+    return gathered(given.client, futures, given.heard)
 
-def _piece(plan: Plan, read: Callable, piece, index: int) -> Part: return process(plan, read(piece), index)
+def _piece(plan: Plan, read: Callable, piece, index: int) -> Part:
+    part = process(plan, read(piece, seen := {}), index)
+    part.seen = seen
+    return part
 
 def _on_threads(plan: Plan, given: Pieces) -> Iterator[Part]:
     with ThreadPoolExecutor(min(len(given.pieces), os.cpu_count() or 1)) as pool:
@@ -233,7 +238,7 @@ def _on_threads(plan: Plan, given: Pieces) -> Iterator[Part]:
         try:
             while futures:
                 yield (part := futures.popleft().result())
-                given.heard(part.rows)
+                given.heard(part)
         except BaseException: pool.shutdown(cancel_futures=True); raise  # none of them runs any more
 
 def summed(plan: Plan, parts: Iterable[Part]) -> list[Part]:

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['PATIENCE', 'SILENT', 'DENIED', 'ARROW_UNPACKS', 'TEXT', 'NULLS', 'SNIFF', 'Source', 'register', 'suffix', 'server',
-           'reader', 'needs', 'patiently', 'files', 'parquet', 'coded_text', 'arrow', 'plain', 'csv_names', 'csv_types',
-           'csv', 'json', 'as_table', 'batches', 'schema', 'to_pandas', 'could_be_null', 'read']
+           'reader', 'needs', 'patiently', 'files', 'footer', 'metadata', 'group_bytes', 'group_hashes', 'coded_text',
+           'parquet', 'arrow', 'plain', 'csv_names', 'csv_types', 'csv', 'json', 'as_table', 'batches', 'schema',
+           'to_pandas', 'could_be_null', 'read']
 
 # %% ../../nbs/data/04_source.ipynb #92fc0acc
-import codecs, csv as stdcsv, io, re, threading
+import codecs, csv as stdcsv, hashlib, io, re, threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -182,6 +183,65 @@ def _hint(message: str) -> str:
     if "conversion error" in message: return "A column changes its type in the file: give it, as in types={'column': 'string'}."
     return "The file is damaged or not what its suffix says; make or copy it again."
 
+# %% ../../nbs/data/04_source.ipynb #7f27123a
+def footer(uri: str) -> bytes | None:  # with its length and mark; None: there is none
+    "The end of a Parquet file, to the byte: what lies before it is not touched."
+    with _reached(uri) as (fs, path):
+        size = fs.size(path)
+        end = fs.cat_file(path, start=max(0, size - 8), end=size)
+        if end[4:] != b"PAR1" or (long := int.from_bytes(end[:4], "little")) > size - 8: return None
+        return fs.cat_file(path, start=size - 8 - long, end=size)
+
+def metadata(uri: str):  # pyarrow.parquet.FileMetaData
+    "What a Parquet file says of itself. Raises `BadRequest` where it cannot be read."
+    import pyarrow.parquet as pq
+    with _opened(uri) as f: return pq.read_metadata(io.BytesIO(end) if (end := footer(uri)) else f)
+
+def group_bytes(meta, size: int) -> list[tuple[int, int]] | None:  # of each row group, first byte and the one after the last
+    "A Parquet file divided by its row groups: what lies before the first is the first's, the footer the last one's. None: they are not in order."
+    starts, ends = [], []
+    for g in range(meta.num_row_groups):
+        chunks = [meta.row_group(g).column(i) for i in range(meta.num_columns)]
+        begins = [c.data_page_offset if c.dictionary_page_offset is None else min(c.dictionary_page_offset, c.data_page_offset) for c in chunks]
+        starts.append(min(begins)); ends.append(max(b + c.total_compressed_size for b, c in zip(begins, chunks)))
+    cuts = [0, *starts[1:], size]
+    return list(zip(cuts, cuts[1:])) if starts and all(e <= c for e, c in zip(ends, cuts[1:])) else None
+
+class _Window:
+    "Some bytes of a file, at their place in it."
+    def __init__(self, data: bytes, start: int): self.data, self.start, self.at, self.closed = memoryview(data), start, 0, False
+    def seek(self, to: int, whence: int = 0): self.at = to if whence == 0 else self.at + to if whence == 1 else self.start + len(self.data) + to
+    def tell(self) -> int: return self.at
+    def read(self, n: int = -1) -> memoryview:
+        begin = self.at - self.start
+        found = self.data[begin:begin + n if n >= 0 else None]
+        self.at += len(found)
+        return found
+
+def group_hashes(uri: str) -> dict[int, str]:  # row group → SHA-256 of its bytes
+    "What a Parquet file holds; nothing is decoded for it."
+    meta, seen = metadata(uri), {}
+    for g in range(meta.num_row_groups): _at_once(uri, meta, [g], seen)
+    return seen
+
+def _at_once(uri: str, meta, groups: list[int], seen: dict):
+    with _reached(uri) as (fs, path):
+        spans = group_bytes(meta, fs.size(path))
+        start, end = spans[groups[0]][0], spans[groups[-1]][1]
+        window = _Window(fs.cat_file(path, start=start, end=end), start)
+    for g in groups:
+        first, last = spans[g]
+        seen[g] = hashlib.sha256(window.data[first - start:last - start]).hexdigest()
+    return pa.PythonFile(window, "r")
+
+def coded_text(meta) -> list[str]:  # of a pyarrow.parquet.FileMetaData
+    "Text columns that a file keeps as codes, by their size: codes of a small dictionary take less than 4 bytes a row."
+    size, text = {}, {f.name for f in meta.schema.to_arrow_schema() if pa.types.is_string(f.type) or pa.types.is_binary(f.type)}
+    for g in range(meta.num_row_groups):
+        for i in range(meta.num_columns):
+            if (c := meta.row_group(g).column(i)).path_in_schema in text: size[c.path_in_schema] = size.get(c.path_in_schema, 0) + c.total_uncompressed_size
+    return [n for n, b in size.items() if b < 4*meta.num_rows]
+
 # %% ../../nbs/data/04_source.ipynb #70d48e9d
 def _known(columns: list[str] | None, names: list[str]) -> list[str] | None:
     for c in columns or (): one_of(c, names, "column", "source")
@@ -192,24 +252,19 @@ def parquet(uri: str, columns: list[str] | None = None, rows: int = 250_000,
             groups: list[int] | None = None,  # only these row groups
             coded: bool = False,  # text that the file keeps as codes stays so: dictionary<int32, string>
             threads: bool = True,  # decode columns in parallel
+            meta=None,  # the file's pyarrow.parquet.FileMetaData, where it has been read before
+            seen: dict | None = None,  # takes the SHA-256 of each row group's bytes; `groups` follow one another, and are read at once
            ) -> Iterator[pa.Table]:
     "Parquet, row group by row group."
     import pyarrow.parquet as pq
     with _opened(uri) as f:
-        meta = pq.read_metadata(f)
-        file = pq.ParquetFile(f, metadata=meta, read_dictionary=coded_text(meta) if coded else None, pre_buffer=False)  # else all row groups are fetched ahead of the first
+        meta = meta or metadata(uri)
+        file = f if seen is None else _at_once(uri, meta, groups, seen)
+        file = pq.ParquetFile(file, metadata=meta, read_dictionary=coded_text(meta) if coded else None, pre_buffer=False)  # else all row groups are fetched ahead of the first
         columns = _known(columns, file.schema_arrow.names)
         if file.metadata.num_rows == 0: yield file.read(columns)
         else:
             for batch in file.iter_batches(rows, row_groups=groups, columns=columns, use_threads=threads): yield pa.Table.from_batches([batch])
-
-def coded_text(meta) -> list[str]:  # of a pyarrow.parquet.FileMetaData
-    "Text columns that a file keeps as codes, by their size: codes of a small dictionary take less than 4 bytes a row."
-    size, text = {}, {f.name for f in meta.schema.to_arrow_schema() if pa.types.is_string(f.type) or pa.types.is_binary(f.type)}
-    for g in range(meta.num_row_groups):
-        for i in range(meta.num_columns):
-            if (c := meta.row_group(g).column(i)).path_in_schema in text: size[c.path_in_schema] = size.get(c.path_in_schema, 0) + c.total_uncompressed_size
-    return [n for n, b in size.items() if b < 4*meta.num_rows]
 
 def arrow(uri: str, columns: list[str] | None = None, rows: int = 250_000) -> Iterator[pa.Table]:
     "Arrow IPC, the file and the stream format; Feather is the first of them."
@@ -384,8 +439,7 @@ def _pieces(file: str, rows: int) -> tuple[list[dict], dict[str, int | None]]:
     "How a file divides into partitions, and the null counts of its columns as far as they are known without reading it."
     if there := server(file): return there.pieces(file, rows) if there.pieces else [{}], {}
     if suffix(file) not in (".parquet", ".pq"): return [{}], {}
-    import pyarrow.parquet as pq
-    with _opened(file) as f: meta = pq.ParquetFile(f).metadata
+    meta = metadata(file)
     runs, counts = [[]], {}
     for g in range(meta.num_row_groups):
         if runs[-1] and sum(meta.row_group(i).num_rows for i in runs[-1]) + meta.row_group(g).num_rows > rows: runs.append([])

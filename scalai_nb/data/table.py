@@ -278,7 +278,7 @@ def _keep_refused(plan: Plan, pens: list[tuple], facts: dict) -> None:
     if not pens and history.committed(pen, name) is None: return
     shape = pa.unify_schemas([s for _, s in pens]) if pens else pa.schema(pen.schema().to_arrow())
     _evolve(plan.pen, shape)
-    history.commit(plan.pen, name, [a for a, _ in pens], shape, outcome=history.number(facts["refused"]), prefix=plan.prefix)
+    history.commit(plan.pen, name, [a for a, _ in pens], shape, outcome=history.number(facts["refused"], facts.get("content")), prefix=plan.prefix)
 
 def _evolve(place: str, schema: pa.Schema, expect: int | None = None) -> int | None:  # the version to expect next
     "Make a Delta table's columns those of its next rows: add what it lacks, widen what is too narrow."
@@ -386,7 +386,8 @@ def write(frame,  # Dask or pandas frame, Arrow table, or an iterator of Arrow t
         try:
             if standing(history.delta(target.path), batch)[1]: return _outcome(name, batch, settings, start)
             again = _sweep(plan) or hasattr(frame, "to_delayed") or isinstance(frame, Pieces)  # a worker that died may leave half a file
-            done = _finish(plan, _parts(plan, frame), mode, settings, source)
+            parts = _parts(plan, frame)
+            done = _finish(plan, parts, mode, settings, ({"source": source} if source else {}) | (frame.facts if isinstance(frame, Pieces) else {}))
             if again: _sweep(plan)  # what an attempt before had committed to the quarantine already is there twice
         except BaseException as e:
             _sweep(plan)
@@ -413,7 +414,7 @@ def _named(frame, prepare) -> tuple:  # the frame, and its columns; [] where onl
     if first is None: raise BadRequest("There is nothing to write: the iterator gave no table.", "Give at least one, if only for its columns.", "table")
     return chain([first], stream), first.column_names
 
-def _finish(plan: Plan, parts: list[Part], mode: str, settings: Settings, source: str | None) -> tuple:  # (in, good, refused, reasons, cleaned), version, already
+def _finish(plan: Plan, parts: list[Part], mode: str, settings: Settings, said: dict) -> tuple:  # (in, good, refused, reasons, cleaned), version, already
     "Resolve keys against the newest version and commit; again, when somebody else was quicker."
     for _ in range(20):
         table = history.delta(plan.place)
@@ -423,7 +424,7 @@ def _finish(plan: Plan, parts: list[Part], mode: str, settings: Settings, source
             for w, n in p.refused.items(): refused[w] = refused.get(w, 0) + n
         cleaned = sum((p.tally for p in parts), Tally()).changed
         facts = _how(plan, rows - good) | dict(batch=plan.batch, cleaned=json.dumps(cleaned, sort_keys=True), rows_in=rows, rows_good=good, rows_refused=rows - good, refused=json.dumps(refused, sort_keys=True),
-                     periods=json.dumps(_periods_of(parts)), follows=-1 if table is None else table.version(), **({"source": source} if source else {}))
+                     periods=json.dumps(_periods_of(parts)), follows=-1 if table is None else table.version(), **said)
         try: version, already = _commit(plan, parts, mode, facts, settings)
         except history.Moved: continue
         return (rows, good, rows - good, refused, cleaned), version, already
