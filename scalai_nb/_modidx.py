@@ -1900,6 +1900,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'scalai_nb.learn.launch._die_with_parent': ( 'learn/launch.html#_die_with_parent',
                                                                                      'scalai_nb/learn/launch.py'),
                                         'scalai_nb.learn.launch._failure': ('learn/launch.html#_failure', 'scalai_nb/learn/launch.py'),
+                                        'scalai_nb.learn.launch._grace': ('learn/launch.html#_grace', 'scalai_nb/learn/launch.py'),
                                         'scalai_nb.learn.launch._host_agent': ( 'learn/launch.html#_host_agent',
                                                                                 'scalai_nb/learn/launch.py'),
                                         'scalai_nb.learn.launch._is_symptom': ( 'learn/launch.html#_is_symptom',
