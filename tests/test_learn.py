@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+import torch
 
 from scalai_nb.core import live
 from scalai_nb.core.cluster import cluster
-from scalai_nb.core.errors import TimedOut
+from scalai_nb.core.errors import Cancelled, TimedOut, WorkFailed
 from scalai_nb.core.settings import Settings
 from scalai_nb.learn import checkpoint
 from scalai_nb.learn.fit import Run, fit
@@ -197,6 +198,95 @@ def test_a_lost_rank_costs_no_more_than_a_checkpoint(two, settings, xy):
     assert [s for s in heard if s.startswith("resumed")] == ["resumed at step 20"]
     assert weights(run) == weights(whole)
     assert gone(agents())
+
+
+def test_a_training_in_the_background_is_cancelled_and_resumed(settings, xy):
+    how = dict(batch=256, settings=settings, every=5, seed=3)
+    run = fit(MLP, xy, epochs=10_000, wait=False, **how)
+    with pytest.raises(TimedOut, match="is still"): run.wait(.1)
+    until = time.monotonic() + 240
+    while len(run.history) < 2: assert time.sleep(.05) or time.monotonic() < until, run.state
+    assert run.state == "training" and run.metrics["val_auc"] == run.history[-1]["val_auc"] and agents()
+    assert run.cancel().state == "cancelled" and gone(agents())
+    with pytest.raises(Cancelled): run.wait()
+    assert checkpoint.latest(run.path/"checkpoints") and not list(run.path.glob("checkpoints/.*")) and not (run.path/"run.json").exists()
+    done = len(checkpoint.load(checkpoint.latest(run.path/"checkpoints"))[0]["history"])
+    rest = fit(MLP, xy, epochs=done + 1, resume=run, **how)
+    assert len(rest.history) == done + 1 and Run.load(rest.path).state == "done"
+
+
+def test_an_interrupted_wait_cancels_and_a_failure_arrives_there(settings, xy):
+    X, y = xy
+    with pytest.raises(WorkFailed, match="The loss became nan in epoch 1, batch 1 "):
+        fit(MLP, (np.where(X > 1, np.float32(np.nan), X), y), settings=settings, wait=False).wait()
+    run = fit(MLP, xy, epochs=10_000, batch=256, settings=settings, wait=False)
+    def interrupt(topic, state, **told):
+        if "history" in told and not interrupted: interrupted.append(os.kill(os.getpid(), signal.SIGINT))
+    interrupted, stop = [], live.subscribe(interrupt, "fit")
+    try:
+        with pytest.raises(KeyboardInterrupt): run.wait()
+    finally: stop()
+    assert run.state == "cancelled" and gone(agents())
+
+
+@pytest.mark.slow
+def test_ranks_add_up_batches_stop_early_and_stay_alike(two, settings, xy):
+    from scalai_nb.learn.optimizer import Optimizer
+    how = dict(batch=128, epochs=30, lr=.02, early_stop=2, optimizer=Optimizer("sgd", accumulate=3, clip=1.), schedule="constant", class_weight="balanced", settings=settings)
+    once, twice = (fit(MLP, xy, ranks=2, client=two, **how) for _ in range(2))
+    assert weights(once) == weights(twice)
+    assert len(once.history) < 30 and "brought no lower loss" in once.params["notes"][-1]
+    assert once.metrics["val_loss"] == min(h["val_loss"] for h in once.history) < once.history[-1]["val_loss"]
+    assert [h["step"] for h in once.history[:2]] == [13, 26]  # 38 batches, 3 to a step
+    plain = lambda features: torch.nn.Linear(features, 1)  # no dropout: what one rank learns, two do
+    alone, shared = (fit(plain, xy, ranks=n, client=two, **how | dict(epochs=2)) for n in (1, 2))
+    assert np.allclose(alone.model.weight.detach(), shared.model.weight.detach(), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_learns_the_same_and_leaves_no_process(settings, xy):
+    make = lambda features: torch.nn.Sequential(torch.nn.Linear(features, 32), torch.nn.ReLU(), torch.nn.Linear(32, 1))
+    before = set(psutil.Process().children(recursive=True))
+    plain, compiled = (fit(make, xy, batch=512, epochs=2, compile=c, settings=settings) for c in (False, True))
+    assert abs(plain.metrics["val_loss"] - compiled.metrics["val_loss"]) < 1e-3
+    assert set(compiled.model.state_dict()) == set(plain.model.state_dict())
+    assert set(psutil.Process().children(recursive=True)) <= before
+
+
+def known_by_heart(rows=6_000, groups=300):
+    "Rows whose label is a coin thrown once for each group: only who has seen the group can know it."
+    rng = np.random.default_rng(0)
+    group, coin, place = rng.integers(0, groups, rows), rng.random(groups) > .5, rng.normal(size=(groups, 8))
+    frame = pd.DataFrame(place[group] + .01*rng.normal(size=(rows, 8)), columns=list("abcdefgh"))
+    return frame.assign(group=group, fold=rng.integers(0, 5, rows), at=pd.Timestamp("2013-01-01") + pd.to_timedelta(group, "h"), y=coin[group])
+
+
+@pytest.mark.slow
+def test_what_is_kept_aside_cannot_leak(settings):
+    "Leaks are planted: the same group, the same picture, the future on both sides. A split that parts them finds nothing to know."
+    from scalai_nb.data.prep import Prep
+    from scalai_nb.data.profile import profile
+    rows = known_by_heart()
+    prep = Prep.fit(profile(rows), target="y", exclude=["group", "fold", "at"])
+    how = dict(epochs=12, batch=128, lr=5e-3, settings=settings)
+    auc = lambda given: fit(MLP, rows, prep, validation=given, **how).metrics["val_auc"]
+    assert auc(("fold", 0)) > .9  # by row: what it knows by heart is rewarded
+    assert abs(auc(("group", "fold", 0)) - .5) < .2 and abs(auc(("at", ">=", "2013-01-10")) - .5) < .2
+    rng = np.random.default_rng(1)
+    four_times = [np.concatenate([a]*4) for a in (rng.normal(size=(500, 8)).astype("f4"), rng.random(500) > .5)]
+    noise = fit(MLP, tuple(four_times), **how | dict(epochs=30))
+    assert noise.history[-1]["loss"] < .5 and abs(noise.metrics["val_auc"] - .5) < .25
+    copies = rng.random(2_000) < .2  # a mask may part the copies: then the planted leak is one
+    assert fit(MLP, tuple(four_times), validation=copies, **how | dict(epochs=30)).metrics["val_auc"] > .85
+
+
+def test_a_prep_that_has_seen_what_is_kept_aside_is_told_of(settings, capsys):
+    from scalai_nb.data.prep import Prep
+    from scalai_nb.data.profile import profile
+    rows = known_by_heart(600)
+    fitted = lambda of: fit(MLP, rows, Prep.fit(profile(of), target="y", exclude=["group", "fold", "at"]), epochs=1, settings=settings).params["notes"]
+    assert not fitted(rows[rows.fold != 0])
+    assert "fitted on all 600 rows" in fitted(rows)[0] and "fitted on all 600 rows" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'pack', 'unpack', 'save', 'sha256', 'manifest', 'load', 'random_states', 'restore_random', 'saved', 'latest',
-           'prune']
+           'at_step', 'prune']
 
 # %% ../../nbs/learn/04_checkpoint.ipynb #019fc4a3
 import hashlib
@@ -119,6 +119,12 @@ def latest(folder: str | Path) -> Path | None:
     "The newest complete checkpoint of a series, if there is one."
     return next(reversed(saved(folder)), None)
 
-def prune(folder: str | Path, keep: int = 2) -> None:  # how many of the newest stay
-    "Remove all but the newest checkpoints, and what a killed process left half-written."
-    for old in [*saved(folder)[:-keep], *Path(folder).glob(".step-*.tmp")]: shutil.rmtree(old)
+def at_step(folder: str | Path, step: int) -> Path: return Path(folder)/f"step-{step:08d}"
+
+def prune(folder: str | Path,
+          keep: int = 2,  # how many of the newest stay
+          best: int | None = None,  # the step of one that stays whatever its age
+         ) -> None:
+    "Remove all other checkpoints, and what a killed process left half-written."
+    for old in [*saved(folder)[:-keep], *Path(folder).glob(".step-*.tmp")]:
+        if best is None or old != at_step(folder, best): shutil.rmtree(old)

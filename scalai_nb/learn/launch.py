@@ -27,7 +27,7 @@ import cloudpickle
 from fastcore.basics import patch
 
 from ..core.cluster import cluster
-from ..core.errors import BadRequest, TimedOut, WorkFailed
+from ..core.errors import BadRequest, Cancelled, TimedOut, WorkFailed
 from ..core.logs import logger
 
 # %% ../../nbs/learn/02_launch.ipynb #12ee9dec
@@ -172,9 +172,10 @@ class Crew:
                  threads: int = 1,  # a rank
                  preload: tuple[str, ...] = ("torch",),  # what agents import while the caller still prepares
                  patience: float = 120.,  # seconds until an agent has to be there
+                 stop: Callable[[], bool] = lambda: False,  # asked some times a second; once true, `Cancelled` is raised
                 ):
         if ranks < 1: raise BadRequest(f"{ranks} ranks cannot do anything.", "Give ranks=1 or more.")
-        self.client, self.ranks, self.threads, self.preload, self.patience = client, ranks, threads, preload, patience
+        self.client, self.ranks, self.threads, self.preload, self.patience, self.stop = client, ranks, threads, preload, patience, stop
         self.host, self.key, self.attempts = _own_address(client), secrets.token_bytes(32), 0
         self.agents: dict[str, dict[str, Any]] = {}  # id → worker, future, and when it is there line and host
         self.arrived: queue.Queue = queue.Queue()
@@ -194,6 +195,9 @@ class Crew:
 
     def __exit__(self, *exc): self.close()
 
+    def _heed(self) -> None:
+        if self.stop(): raise Cancelled("The ranks were told to stop.")  # closing the crew ends them
+
 def _own_address(client: Any) -> str:
     "The address under which workers reach this process."
     scheduler = client.scheduler.address
@@ -211,6 +215,7 @@ def muster(self: Crew,
     until = time.monotonic() + (self.patience if wait_for is None else wait_for)
     while True:
         self._fill()
+        self._heed()
         missing = [a for a in self.agents.values() if "line" not in a]
         if not missing or wait_for == 0: break
         try: hello, line = self.arrived.get(timeout=.2)
@@ -273,7 +278,6 @@ def run(self: Crew,
         backend: str | None = None,  # gloo or nccl; None: nccl where each local rank has a GPU
         restarts: int = 0,  # after a lost rank, begin again up to so many times; `fn` finds its own checkpoint
         heard: Callable[[int, Any], None] = lambda rank, message: None,  # what ranks `report`
-        stop: Callable[[], bool] = lambda: False,  # asked some times a second; once true, `Cancelled` is raised
        ) -> list[Any]:  # results by rank
     "Run a function on all ranks."
     import torch.distributed as dist
@@ -283,7 +287,7 @@ def run(self: Crew,
     order = {"store": (self.host, port), "ranks": self.ranks, "threads": self.threads, "timeout": timeout, "backend": backend}
     work, places = cloudpickle.dumps((fn, args)), len(workers_of(self.client))
     for left in range(restarts, -1, -1):
-        try: return self._attempt(order, work, heard, stop)
+        try: return self._attempt(order, work, heard)
         except RankLost as lost:
             if not left: raise
             logger("launch").warning("a rank was lost, all begin again", lost=lost.message, left=left)
@@ -299,7 +303,7 @@ def _await(self: Crew, workers: int, seconds: float = 10.) -> None:
 
 # %% ../../nbs/learn/02_launch.ipynb #aa0a800b
 @patch
-def _attempt(self: Crew, order: dict[str, Any], work: bytes, heard: Callable, stop: Callable[[], bool]) -> list[Any]:
+def _attempt(self: Crew, order: dict[str, Any], work: bytes, heard: Callable) -> list[Any]:
     agents, self.attempts = self.muster(), self.attempts + 1
     where, results, failures, until = {}, {}, {}, None
     for i, a in enumerate(agents):
@@ -310,7 +314,7 @@ def _attempt(self: Crew, order: dict[str, Any], work: bytes, heard: Callable, st
     lines = {a["line"]: a for a in agents}
     while len(results.keys() | failures.keys()) < self.ranks:
         ready = wait(list(lines), .2 if until is None else max(0, min(.2, until - time.monotonic())))
-        if stop(): raise Cancelled("The ranks were told to stop.")  # closing the crew ends them
+        self._heed()
         for line in ready:
             for rank, kind, *told in self._read(line, lines, where):
                 if kind == "heard": heard(rank, *told)
@@ -379,7 +383,7 @@ def crew(ranks: int,
         return
     settings = settings or Settings.load()
     kind = choose(settings) if settings.cluster.kind == "auto" else settings.cluster.kind
-    with cluster(settings, kind="processes" if kind == "threads" else kind, workers=ranks) as client:
+    with cluster(settings, kind="processes" if kind == "threads" else kind, workers=ranks, default=False) as client:
         with Crew(client, ranks, **options) as team: yield team
 
 def _current_client() -> Any:
