@@ -181,23 +181,48 @@ def test_resumed_weights_are_the_same_to_the_bit(two, settings, xy, ranks):
     assert weights(Run.load(rest.path)) == weights(whole)
 
 
-class Mortal(MLP):
-    "In its first life rank 1 kills itself in step 23."
-    def forward(self, x):
-        self.step = getattr(self, "step", 0) + self.training
-        if self.step == 23 and os.environ.get("RANK") == os.environ.get("TORCHELASTIC_RESTART_COUNT") == "1": kill_myself()
-        return super().forward(x)
+def mortal(step, end):
+    "A network that in the first life of rank 1 ends it in that step."
+    class Mortal(MLP):
+        def forward(self, x):
+            self.step = getattr(self, "step", 0) + self.training
+            if self.step == step and os.environ.get("RANK") == os.environ.get("TORCHELASTIC_RESTART_COUNT") == "1": end()
+            return super().forward(x)
+    return Mortal
 
 
-def test_a_lost_rank_costs_no_more_than_a_checkpoint(two, settings, xy):
+@pytest.mark.parametrize("seed, end", [(0, kill_myself), *(pytest.param(seed, end, marks=pytest.mark.slow) for seed, end in ((1, kill_my_worker), (2, kill_myself)))])
+def test_a_lost_rank_costs_no_more_than_a_checkpoint(two, settings, xy, seed, end):
     how = dict(batch=256, ranks=2, settings=settings, client=two, epochs=2, every=5)
-    whole, heard = fit(MLP, xy, **how), []
+    step, heard = int(np.random.default_rng(seed).integers(8, 38)), []
+    whole = fit(MLP, xy, **how)
     stop = live.subscribe(lambda topic, state, **told: heard.append(state), "fit")
-    try: run = fit(Mortal, xy, **how)
+    try: run = fit(mortal(step, end), xy, **how)
     finally: stop()
-    assert [s for s in heard if s.startswith("resumed")] == ["resumed at step 20"]
-    assert weights(run) == weights(whole)
-    assert gone(agents())
+    again, = (int(s.split()[-1]) for s in heard if s.startswith("resumed at step"))
+    assert step - 10 <= again < step  # the last that was whole; the one after it may have been on its way to the disk
+    assert weights(run) == weights(whole) and [h["step"] for h in run.history] == [19, 38]
+    assert not list(run.path.glob("checkpoints/.*")) and gone(agents())
+
+
+def test_a_full_disk_ends_a_training_that_can_go_on(settings, xy):
+    import resource
+    how = dict(epochs=3, batch=256, settings=settings)
+    whole = fit(MLP, xy, **how)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    def fill(topic, state, history=(), **told):
+        if len(history) == 2: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, before[1]))  # no file may be larger: a full disk for weights only
+    stop = live.subscribe(fill, "fit")
+    try:
+        with pytest.raises(WorkFailed, match="cannot be written") as error: fit(MLP, xy, **how)
+    finally:
+        stop()
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    broken, = (p for p in settings.path("fits").iterdir() if p != whole.path)
+    newest = checkpoint.latest(broken/"checkpoints").name
+    assert newest in ("step-00000019", "step-00000038") and error.value.hint == f"Make room, then go on from {newest} with resume=."
+    assert not list(broken.glob("checkpoints/.*"))
+    assert weights(fit(MLP, xy, resume=broken, **how)) == weights(whole)
 
 
 def test_a_training_in_the_background_is_cancelled_and_resumed(settings, xy):
@@ -209,10 +234,10 @@ def test_a_training_in_the_background_is_cancelled_and_resumed(settings, xy):
     assert run.state == "training" and run.metrics["val_auc"] == run.history[-1]["val_auc"] and agents()
     assert run.cancel().state == "cancelled" and gone(agents())
     with pytest.raises(Cancelled): run.wait()
-    assert checkpoint.latest(run.path/"checkpoints") and not list(run.path.glob("checkpoints/.*")) and not (run.path/"run.json").exists()
+    assert not (run.path/"run.json").exists()
     done = len(checkpoint.load(checkpoint.latest(run.path/"checkpoints"))[0]["history"])
     rest = fit(MLP, xy, epochs=done + 1, resume=run, **how)
-    assert len(rest.history) == done + 1 and Run.load(rest.path).state == "done"
+    assert len(rest.history) == done + 1 and Run.load(rest.path).state == "done" and not list(run.path.glob("checkpoints/.*"))
 
 
 def test_an_interrupted_wait_cancels_and_a_failure_arrives_there(settings, xy):

@@ -274,7 +274,7 @@ def train(job: Training,
     learn, keep = _loaders(job, rank, ranks)
     at = Standing(model, optimizer, learn, job, rank, ranks)
     at.resume(say)
-    with _wrapped(model, job, ranks) as network:
+    with _wrapped(model, job, ranks) as network, at.writer:
         while at.epoch < job.epochs and not at.stops():
             started, first = time.perf_counter(), at.batch
             _one_epoch(at, network, say)
@@ -332,9 +332,10 @@ def _criterion(job: Training, device: Any) -> Callable:  # (logits, y) → sum o
 class Standing:
     "Epoch, batch, step, sums and history of a training, with the things whose state goes into a checkpoint."
     def __init__(self, model: Any, optimizer: Any, loader: Any, job: Training, rank: int, ranks: int):
+        from scalai_nb.learn.checkpoint import Writer
         self.model, self.optimizer, self.loader, self.job, self.rank, self.ranks = model, optimizer, loader, job, rank, ranks
         self.epoch = self.batch = self.step = self.rows = 0
-        self.sum, self.history, self.notes = 0., [], []
+        self.sum, self.history, self.notes, self.writer = 0., [], [], Writer(job.folder)
         self.device, self.together = next(model.parameters()).device, job.optimizer.accumulate
         self.steps = job.epochs*-(-loader.batches//self.together)
 
@@ -414,15 +415,14 @@ def kept(self: Standing) -> dict:  # weights, and the epoch they are of
 # %% ../../nbs/learn/06_fit.ipynb #97844053
 @patch
 def keep(self: Standing) -> None:
-    "Write a checkpoint: rank 0 for all, each rank's own state beside it."
+    "Have a checkpoint written: by rank 0 for all, each rank's own state beside it."
     from scalai_nb.learn import checkpoint
     own = _gather({"random": checkpoint.random_states(), "sum": self.sum, "rows": self.rows}, self.ranks)
     if self.rank: return
     state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "loader": self.loader.state_dict(),
              "history": self.history, "epoch": self.epoch, "batch": self.batch, "step": self.step}
     best = best_of(self.history)
-    checkpoint.save(checkpoint.at_step(self.job.folder, self.step), state, own, step=self.step, epoch=self.epoch)
-    checkpoint.prune(self.job.folder, best=best and best["step"])
+    self.writer.put(self.step, state, own, best and best["step"], epoch=self.epoch)
 
 @patch
 def resume(self: Standing, say: Callable) -> None:
