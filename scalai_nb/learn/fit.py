@@ -175,6 +175,15 @@ def best(self: Run) -> Run:
     network.load_state_dict(state["model"])
     return replace(self, model=network.eval(), metrics=_measured(entry), background=None)
 
+@patch
+def evaluate(self: Run,
+             rows: Any = None,  # a frame, Arrow rows, a Table, or arrays (X, y); default: those the run kept aside
+             **how: Any,  # see learn.evaluate: by, importance, worst, settings
+            ) -> Any:  # learn.evaluate.Evaluation
+    "How good this run is on rows it never learnt from: measures with intervals, curves, segments, importance, the worst rows."
+    from scalai_nb.learn.evaluate import evaluate
+    return evaluate(self, rows, **how)
+
 # %% ../../nbs/learn/06_fit.ipynb #4fee8a13
 def _curve(history: list[dict], names: tuple[str, ...], width: int = 300, height: int = 120) -> str:
     "Lines of some columns of the history over epochs."
