@@ -53,7 +53,7 @@ def unpack(value: Any,  # what `pack` gave
     return {unpack(k, tensors): unpack(v, tensors) for k, v in held}
 
 # %% ../../nbs/learn/04_checkpoint.ipynb #1af9613c
-SCHEMA = 1  # of the manifest
+SCHEMA = 2  # of the manifest
 
 def save(folder: str | Path,  # replaced as a whole when it exists
          state: dict[str, Any],  # shared by all ranks

@@ -279,7 +279,7 @@ def train(job: Training,
     torch.manual_seed(job.seed*1_000_003 + rank)
     gpu = torch.cuda.is_available()
     model = job.model.to(torch.device("cuda", torch.cuda.current_device()) if gpu else "cpu")
-    optimizer = job.optimizer.make([p for p in model.parameters() if p.requires_grad], job.lr)
+    optimizer = job.optimizer.make(model, job.lr)
     learn, keep = _loaders(job, rank, ranks)
     at = Standing(model, optimizer, learn, job, rank, ranks)
     at.resume(say)
@@ -388,7 +388,8 @@ def rows_of_step(self: Standing) -> int:
 
 @patch
 def begin(self: Standing) -> None:
-    for group in self.optimizer.param_groups: group["lr"] = self.job.lr*factor(self.job.schedule, self.step, self.steps)
+    lr = self.job.lr*factor(self.job.schedule, self.step, self.steps)
+    for group in self.optimizer.param_groups: group["lr"] = lr*group["rate"]*(self.epoch + 1 >= group["begins"])
     self.optimizer.zero_grad()
 
 @patch
@@ -569,6 +570,7 @@ def _try(model: Any, sample: Any, loss: str, outputs: int) -> None:  # sample: t
     "Whether the network takes such rows and gives what the loss needs."
     import torch
     shape = tuple(sample.shape[1:])
+    if not any(p.requires_grad for p in model.parameters()): raise BadRequest(f"{type(model).__name__} has nothing to learn: every parameter is frozen.", "Unfreeze some, or give it a new last layer.")
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad(): z = model.eval()(sample)
     except (RuntimeError, TypeError, ValueError, IndexError) as e:
@@ -734,6 +736,7 @@ def _plan(given: dict[str, Any]) -> tuple[Training, dict]:
     outputs = _fits(np.concatenate([y, judged]), loss)
     model = _network(g.model, features, outputs, g.seed)
     _try(model, sample, loss, outputs)
+    Optimizer.of(g.optimizer).make(model, g.lr)  # its patterns fit
     return Training(model, rows, len(y), g.prep, g.target, g.where, g.validation, loss, OBJECTIVES[loss].metrics if g.metrics is None else g.metrics,
                     _weights(g.class_weight, y, loss, outputs), g.epochs, g.batch, g.lr, g.schedule, Optimizer.of(g.optimizer), g.precision,
                     g.early_stop, g.compile, g.seed, g.folder/"checkpoints", g.every, g.notes), data
