@@ -246,25 +246,25 @@ class Training:
     notes: list[str] = field(default_factory=list)  # for people
 
 # %% ../../nbs/learn/06_fit.ipynb #92a7a78c
-def _parts(job: Training) -> tuple[Any, Any]:  # the second may be None
+def _parts(job: Training) -> tuple[tuple, tuple | None]:  # arguments of two loaders: rows, filter
     "What is learnt from, and what is kept aside."
     import pyarrow.compute as pc
-    if job.prep is None: return job.rows, job.validation
-    rows = job.rows if not isinstance(job.rows, tuple) else _read(job.rows, job, [*job.prep.steps, job.target])
-    if job.validation is None: return rows, None
-    kept = job.validation.mask(rows)
-    return rows.filter(pc.invert(kept)), rows.filter(kept)
-
-def _read(rows: tuple, job: Any, columns: list[str]) -> Any:  # an Arrow table
-    "Columns of the pinned version, with the one that parts the rows."
     from scalai_nb.data.loader import expression
-    table, version = rows
-    kept = [job.validation.column] if job.validation else []
-    return table.arrow(version=version, columns=list(dict.fromkeys([*columns, *kept])), filter=expression(job.where))
+    rows, split = job.rows, job.validation
+    if job.prep is None: return (rows, None), (split, None) if split else None
+    if isinstance(rows, tuple):  # a reference: the loader reads it, or streams it where it is large
+        table, version = rows
+        rows, where = table.dataset(version), expression(job.where)
+        if split is None: return (rows, where), None
+        learn, keep = split.filters(rows, where)
+        return (rows, learn), (rows, keep)
+    if split is None: return (rows, None), None
+    kept = split.mask(rows)
+    return (rows.filter(pc.invert(kept)), None), (rows.filter(kept), None)
 
 def _loaders(job: Training, rank: int, ranks: int) -> tuple[Any, Any]:  # the second may be None
     from scalai_nb.data.loader import Loader
-    make = lambda part, **how: Loader(part, job.prep, job.target, job.batch, rank, ranks, job.seed, **how)
+    make = lambda part, **how: Loader(part[0], job.prep, job.target, job.batch, rank, ranks, job.seed, filter=part[1], **how)
     learn, keep = _parts(job)
     return make(learn), make(keep, shuffle=False) if keep else None
 
@@ -771,12 +771,13 @@ def _of_arrays(g: SimpleNamespace) -> tuple:
 def _of_table(g: SimpleNamespace) -> tuple:
     "A table's rows, and which of them are kept aside."
     import torch
-    from scalai_nb.data.loader import target_of
+    from scalai_nb.data.loader import expression, target_of
     if g.prep is None: raise BadRequest("A table needs a prep.", "Prep.fit(profile, target=…) makes one from the profile of the training folds.")
     g.target, g.validation = g.target or g.prep.target, None if g.validation is None else Split.of(g.validation)
     if g.target is None: raise BadRequest("There is no target.", "Name the column to predict: target='late'.")
+    columns = list(dict.fromkeys([g.target, *([g.validation.column] if g.validation else [])]))
     rows, data = _rows(g.table, g.prep, g.target, g.where, g.validation, g.settings)
-    known = _read(rows, g, [g.target]) if isinstance(rows, tuple) else rows
+    known = rows[0].arrow(version=rows[1], columns=columns, filter=expression(g.where)) if isinstance(rows, tuple) else rows
     y = target_of(known, g.target)
     kept = np.zeros(len(y), bool) if g.validation is None else g.validation.mask(known).to_numpy(zero_copy_only=False)
     seen = kept.any() and g.prep.rows == len(y)

@@ -61,6 +61,22 @@ def _scalar(value: Any, kind: pa.DataType, column: str) -> pa.Scalar:
     except (pa.ArrowException, TypeError, ValueError) as e:
         raise BadRequest(f"{value!r} cannot be compared with {column!r}, which is {kind}.", "Give a value of that type.") from e
 
+# %% ../../nbs/learn/05_split.ipynb #3b5bd826
+@patch
+def filters(self: Split,
+            dataset: Any,  # a pyarrow Dataset
+            where: pc.Expression | None = None,
+           ) -> tuple[pc.Expression, pc.Expression]:  # learnt from, kept aside
+    "The two sides of `mask` as conditions on rows that have a value."
+    column = pc.field(self.column)
+    if self.how == "fold":
+        values = dataset.to_table(columns=[self.column], filter=where)[self.column].unique()
+        kept = column.isin(values.filter(pa.array(fold(pa.table({self.column: values}), self.column, FOLDS) == self.value)))
+    else:
+        value = _scalar(self.value, dataset.schema.field(self.column).type, self.column)
+        kept = column == value if self.how == "==" else column >= value
+    return (~kept, kept) if where is None else (where & ~kept, where & kept)
+
 # %% ../../nbs/learn/05_split.ipynb #21309434
 def content(X: Any,  # (N, …) array or tensor
            ) -> np.ndarray:  # (N,) uint64
