@@ -138,13 +138,16 @@ def rows_of(run,  # a Run
     import pyarrow.compute as pc
     from scalai_nb.data.loader import expression
     from scalai_nb.data.table import Table
+    from scalai_nb.learn.split import Split
     name, version, folds = table or run.data.get("table"), None if table else run.data.get("version"), run.data.get("folds")
     if not name: raise BadRequest("This run was fitted on rows in memory, which it does not keep.", "Give them, compress(run, rows=Rows(X, y, raw, truth)), or a table like them, compress(run, table=NAME).")
     if not isinstance(folds, list): raise BadRequest("This run kept no fold aside, so nothing can be measured on it.", 'Fit with validation=("fold", 0), or give rows=Rows(X, y, raw, truth).')
     source, columns = name if isinstance(name, Table) else Table(name, settings), [n for n, _ in run.prep.inputs] + [run.target]
-    known, aside = pc.is_valid(pc.field(run.target)), pc.field(folds[0]) == folds[1]
+    known, split = pc.is_valid(pc.field(run.target)), Split.of(folds)
     if (where := expression(run.data.get("where"))) is not None: known &= where
-    train, valid = (source.arrow(version, columns=columns, filter=known & test) for test in (~aside, aside))
+    rows = source.arrow(version, columns=list(dict.fromkeys([*columns, split.column])), filter=known)
+    aside = split.mask(rows)
+    train, valid = (rows.filter(test).select(columns) for test in (pc.invert(aside), aside))
     if train.num_rows > limit: train = train.take(np.linspace(0, train.num_rows - 1, limit).astype(np.int64))
     return Rows(run.prep.transform(train), labels(train, run.target), valid, labels(valid, run.target))
 

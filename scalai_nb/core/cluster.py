@@ -42,6 +42,7 @@ START = {"threads": _threads, "processes": _processes, "cuda": _cuda}
 def cluster(settings: Settings | None = None,  # default: those in force here
             kind: str | None = None,  # threads, processes, cuda, address; default: [cluster] kind
             workers: int | None = None,  # processes (or threads); default: [cluster] workers
+            default: bool = True,  # whether `dask.compute` uses it in the block
            ):
     "A `distributed.Client` for the block; what was started for it ends with it."
     from distributed import Client
@@ -54,7 +55,7 @@ def cluster(settings: Settings | None = None,  # default: those in force here
     else:
         quiet = logging.getLogger("distributed").level
         logging.getLogger("distributed").setLevel(logging.ERROR)  # closing workers chat
-        with START[kind](c, workers or c.workers) as local, Client(local, set_as_default=True) as client:
+        with START[kind](c, workers or c.workers) as local, Client(local, set_as_default=default) as client:
             try: yield client
             finally: logging.getLogger("distributed").setLevel(quiet)
 

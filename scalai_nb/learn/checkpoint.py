@@ -2,19 +2,21 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'pack', 'unpack', 'save', 'sha256', 'manifest', 'load', 'random_states', 'restore_random', 'saved', 'latest',
-           'prune']
+           'at_step', 'prune', 'Writer']
 
 # %% ../../nbs/learn/04_checkpoint.ipynb #019fc4a3
+import copy
 import hashlib
 import json
 import random
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..core.errors import BadRequest
+from ..core.errors import BadRequest, WorkFailed
 from ..core.storage import publish
 
 # %% ../../nbs/learn/04_checkpoint.ipynb #b422e71a
@@ -51,7 +53,7 @@ def unpack(value: Any,  # what `pack` gave
     return {unpack(k, tensors): unpack(v, tensors) for k, v in held}
 
 # %% ../../nbs/learn/04_checkpoint.ipynb #1af9613c
-SCHEMA = 1  # of the manifest
+SCHEMA = 2  # of the manifest
 
 def save(folder: str | Path,  # replaced as a whole when it exists
          state: dict[str, Any],  # shared by all ranks
@@ -119,6 +121,46 @@ def latest(folder: str | Path) -> Path | None:
     "The newest complete checkpoint of a series, if there is one."
     return next(reversed(saved(folder)), None)
 
-def prune(folder: str | Path, keep: int = 2) -> None:  # how many of the newest stay
-    "Remove all but the newest checkpoints, and what a killed process left half-written."
-    for old in [*saved(folder)[:-keep], *Path(folder).glob(".step-*.tmp")]: shutil.rmtree(old)
+def at_step(folder: str | Path, step: int) -> Path: return Path(folder)/f"step-{step:08d}"
+
+def prune(folder: str | Path,
+          keep: int = 2,  # how many of the newest stay
+          best: int | None = None,  # the step of one that stays whatever its age
+         ) -> None:
+    "Remove all other checkpoints, and what a killed process left half-written."
+    for old in [*saved(folder)[:-keep], *Path(folder).glob(".step-*.tmp")]:
+        if best is None or old != at_step(folder, best): shutil.rmtree(old)
+
+# %% ../../nbs/learn/04_checkpoint.ipynb #92a0fa6e
+class Writer:
+    "Writes a series of checkpoints, one at a time; a context, which ends when the last one is whole."
+    def __init__(self, folder: str | Path,
+                 keep: int = 2,  # of the newest, beside the best
+                ):
+        self.folder, self.keep, self.last = Path(folder), keep, None
+        self.thread = ThreadPoolExecutor(1, "checkpoint")
+
+    def put(self, step: int, state: dict[str, Any], ranks: list[dict[str, Any]], best: int | None = None, **facts) -> None:
+        "Hand over the state at a step; `best` is the step whose checkpoint stays whatever its age."
+        self.wait()
+        self.last: Future = self.thread.submit(self._write, step, copy.deepcopy(state), ranks, best, facts)
+
+    def _write(self, step, state, ranks, best, facts):
+        from safetensors import SafetensorError
+        try: save(at_step(self.folder, step), state, ranks, step=step, **facts)
+        except (OSError, SafetensorError) as e:
+            newest = latest(self.folder)
+            raise WorkFailed(f"The checkpoint of step {step} cannot be written to {self.folder}: {e}", f"Make room, then go on from {newest.name} with resume=." if newest else "Make room.", "checkpoint") from e
+        prune(self.folder, self.keep, best)
+
+    def wait(self) -> None:
+        "Until the last one is whole; raises what it failed with."
+        last, self.last = self.last, None
+        if last is not None: last.result()
+
+    def __enter__(self): return self
+
+    def __exit__(self, kind, *exc):
+        try:
+            if kind is None: self.wait()
+        finally: self.thread.shutdown(wait=True)
