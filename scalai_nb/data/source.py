@@ -155,7 +155,7 @@ def _file(fs, path: str):
     last = Path(path).suffix.lower()
     if "file" in fs.protocol and suffix(path) == last: return pa.OSFile(path)
     if "file" in fs.protocol and last in ARROW_UNPACKS and suffix(path) in TEXT: return pa.CompressedInputStream(pa.OSFile(path), ARROW_UNPACKS[last])
-    return fs.open(path, "rb", block_size=1 << 23, compression="infer")
+    return fs.open(path, "rb", block_size=1 << 23, cache_type="readahead", compression="infer")  # 8 MB ahead; clients of their own accord fetch 50 to 256 MB
 
 ARROW_UNPACKS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 TEXT = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json")  # read from the start to the end, never back
