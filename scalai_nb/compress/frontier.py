@@ -317,6 +317,7 @@ def compress(run,  # a Run, from fit or the registry
              minutes: float | None = None,  # after which no further candidate is made; None: all are
             ) -> Frontier:
     "Make a run's candidates and measure them in the runtime that will serve them. Killed, it goes on with the finished ones when called again."
+    if minutes is not None and not minutes >= 0: raise BadRequest(f"{minutes} minutes is no time to search in.", "Give a number from 0 upwards; 0 makes the float file only.")
     until = None if minutes is None else time.monotonic() + 60*minutes
     budget, recipes = checked(budget), recipes or (RECIPES if minutes is None else SEARCH)
     todo = sorted(dict.fromkeys(["float32", *recipes]), key=cost)
