@@ -192,7 +192,7 @@ def mortal(step, end):
 
 
 @pytest.mark.parametrize("seed, end", [(0, kill_myself), *(pytest.param(seed, end, marks=pytest.mark.slow) for seed, end in ((1, kill_my_worker), (2, kill_myself)))])
-def test_a_lost_rank_costs_no_more_than_a_checkpoint(two, settings, xy, seed, end):
+def test_a_lost_rank_costs_two_checkpoints_at_most(two, settings, xy, seed, end):
     how = dict(batch=256, ranks=2, settings=settings, client=two, epochs=2, every=5)
     step, heard = int(np.random.default_rng(seed).integers(8, 38)), []
     whole = fit(MLP, xy, **how)

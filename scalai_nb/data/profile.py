@@ -24,7 +24,7 @@ from .column import COUNTERS, Column, add_columns, align, align_categories, colu
 from .counting import Numbers, Sum, counter
 from .distinct import Frequent
 from .ordered import Calendar, Ordered
-from .types import kind, type_name
+from .types import coded_text, kind, type_name
 
 # %% ../../nbs/data/02_profile.ipynb #e269546c
 def caps(width: int,  # columns
@@ -387,18 +387,10 @@ def _read(path, meta, columns, groups):
     "Batches of these row groups."
     import pyarrow.parquet as pq
     try:
-        with pq.ParquetFile(path, metadata=meta, read_dictionary=_coded(meta), pre_buffer=False) as file:  # a buffer would hold all groups
+        with pq.ParquetFile(path, metadata=meta, read_dictionary=coded_text(meta), pre_buffer=False) as file:  # a buffer would hold all groups
             yield from file.iter_batches(at_once(len(columns or file.schema_arrow)), row_groups=list(groups), columns=columns, use_threads=False)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as e:
         raise BadRequest(f"{path} cannot be read: {str(e).splitlines()[0][:300]}", "The file is damaged or not what its suffix says; make or copy it again.", "source") from e
-
-def _coded(meta) -> "list[str]":
-    "Text columns that the file keeps as codes, by their size: codes of a small dictionary take less than 4 bytes a row."
-    size, text = {}, {f.name for f in meta.schema.to_arrow_schema() if type_name(f.type) in ("string", "binary")}
-    for group in map(meta.row_group, range(meta.num_row_groups)) if text else ():
-        for c in map(group.column, range(meta.num_columns)):
-            if c.path_in_schema in text: size[c.path_in_schema] = size.get(c.path_in_schema, 0) + c.total_uncompressed_size
-    return [n for n, b in size.items() if b < 4 * meta.num_rows]
 
 # %% ../../nbs/data/02_profile.ipynb #111cf068
 def _of_dask(frame, keys, columns):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PATIENCE', 'SILENT', 'DENIED', 'ARROW_UNPACKS', 'TEXT', 'NULLS', 'SNIFF', 'Source', 'register', 'suffix', 'server',
-           'reader', 'needs', 'patiently', 'files', 'footer', 'metadata', 'group_bytes', 'group_hashes', 'coded_text',
-           'parquet', 'arrow', 'plain', 'csv_names', 'csv_types', 'csv', 'json', 'as_table', 'batches', 'schema',
-           'to_pandas', 'could_be_null', 'read']
+           'reader', 'needs', 'patiently', 'files', 'footer', 'metadata', 'group_bytes', 'group_hashes', 'parquet',
+           'arrow', 'plain', 'csv_names', 'csv_types', 'csv', 'json', 'as_table', 'batches', 'schema', 'to_pandas',
+           'could_be_null', 'read']
 
 # %% ../../nbs/data/04_source.ipynb #92fc0acc
 import codecs, csv as stdcsv, hashlib, io, re, threading
@@ -24,6 +24,7 @@ from ..core.errors import BadRequest, ScalaiError, Unreachable, one_of
 from ..core.gpu import on_backend
 from ..core.settings import Settings
 from ..core.storage import filesystem, is_url, shown
+from .types import coded_text
 
 # %% ../../nbs/data/04_source.ipynb #2903f2f3
 @dataclass(frozen=True)
@@ -233,14 +234,6 @@ def _at_once(uri: str, meta, groups: list[int], seen: dict):
         first, last = spans[g]
         seen[g] = hashlib.sha256(window.data[first - start:last - start]).hexdigest()
     return pa.PythonFile(window, "r")
-
-def coded_text(meta) -> list[str]:  # of a pyarrow.parquet.FileMetaData
-    "Text columns that a file keeps as codes, by their size: codes of a small dictionary take less than 4 bytes a row."
-    size, text = {}, {f.name for f in meta.schema.to_arrow_schema() if pa.types.is_string(f.type) or pa.types.is_binary(f.type)}
-    for g in range(meta.num_row_groups):
-        for i in range(meta.num_columns):
-            if (c := meta.row_group(g).column(i)).path_in_schema in text: size[c.path_in_schema] = size.get(c.path_in_schema, 0) + c.total_uncompressed_size
-    return [n for n, b in size.items() if b < 4*meta.num_rows]
 
 # %% ../../nbs/data/04_source.ipynb #70d48e9d
 def _known(columns: list[str] | None, names: list[str]) -> list[str] | None:
