@@ -52,7 +52,7 @@ bench-data: dev
 gpu: dev
 	@$(BIN)/python tests/gpu/run.py
 
-# The candidates of two networks beside their float files, in the same report (a quarter of an hour).
+# The candidates of two networks beside their float files, in the same report (some minutes).
 bench-compress: dev
 	@$(BIN)/python tests/bench/compress.py flights digits
 
