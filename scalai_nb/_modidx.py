@@ -186,8 +186,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'scalai_nb/compress/frontier.py'),
                                              'scalai_nb.compress.frontier.timings': ( 'compress/frontier.html#timings',
                                                                                       'scalai_nb/compress/frontier.py'),
-                                             'scalai_nb.compress.frontier.wilson': ( 'compress/frontier.html#wilson',
-                                                                                     'scalai_nb/compress/frontier.py'),
                                              'scalai_nb.compress.frontier.word': ( 'compress/frontier.html#word',
                                                                                    'scalai_nb/compress/frontier.py')},
             'scalai_nb.compress.prune': { 'scalai_nb.compress.prune.Sensitivity': ( 'compress/prune.html#sensitivity',

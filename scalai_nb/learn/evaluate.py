@@ -6,7 +6,7 @@
 __all__ = ['interval', 'curves', 'wilson', 'calibration', 'Evaluation', 'evaluate']
 
 # %% ../../nbs/learn/07_evaluate.ipynb #97212304
-import html
+import html, math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,10 +43,15 @@ def curves(y: np.ndarray,  # 0 or 1
     pr = np.column_stack([ones/max(ones[-1], 1), ones/(ones + zeros)])[some]
     return np.vstack([[0., 0.], roc]), pr
 
-def wilson(hits: float, rows: int) -> tuple[float, float]:  # 95 %
-    z, p = 1.959964, hits/rows
-    middle, half = p + z*z/(2*rows), z*np.sqrt(p*(1 - p)/rows + z*z/(4*rows*rows))
-    return float((middle - half)/(1 + z*z/rows)), float((middle + half)/(1 + z*z/rows))
+def wilson(hits: float,  # rows that were right
+           rows: int,  # rows in all
+           z: float = 1.959964,  # 95 %
+          ) -> tuple[float, float]:  # low, high
+    "The interval of a share (Wilson 1927)."
+    if not rows: return 0., 1.
+    p, n = float(hits/rows), rows
+    centre, half = (p + z*z/(2*n))/(1 + z*z/n), z*math.sqrt(p*(1 - p)/n + z*z/(4*n*n))/(1 + z*z/n)
+    return max(0., centre - half), min(1., centre + half)
 
 def calibration(y: np.ndarray, prediction: np.ndarray, bins: int = 10) -> list[dict]:  # rows, predicted, observed, low, high
     "What was predicted against what came, in bins of equally many rows."
