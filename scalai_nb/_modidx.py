@@ -1706,6 +1706,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'scalai_nb.jobs.record._create': ('jobs/record.html#_create', 'scalai_nb/jobs/record.py'),
                                        'scalai_nb.jobs.record._row': ('jobs/record.html#_row', 'scalai_nb/jobs/record.py'),
                                        'scalai_nb.jobs.record._time': ('jobs/record.html#_time', 'scalai_nb/jobs/record.py'),
+                                       'scalai_nb.jobs.record._wal': ('jobs/record.html#_wal', 'scalai_nb/jobs/record.py'),
                                        'scalai_nb.jobs.record.alive': ('jobs/record.html#alive', 'scalai_nb/jobs/record.py'),
                                        'scalai_nb.jobs.record.brief': ('jobs/record.html#brief', 'scalai_nb/jobs/record.py'),
                                        'scalai_nb.jobs.record.commit': ('jobs/record.html#commit', 'scalai_nb/jobs/record.py'),

@@ -7,7 +7,7 @@ __all__ = ['STATES', 'ENDED', 'GOOD', 'MARKS', 'META', 'RUNS', 'EVENTS', 'TIMING
            'says', 'identity', 'alive', 'connect', 'Record', 'versions', 'commit']
 
 # %% ../../nbs/jobs/04_record.ipynb #9ee4a4a4
-import os, platform, secrets, socket, sys, time
+import os, platform, secrets, socket, sqlite3, sys, time
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
@@ -173,10 +173,7 @@ def connect(url: str) -> sa.Engine:
     try: engine = sa.create_engine(url, **({"connect_args": {"timeout": 30}} if url.startswith("sqlite") else {}))
     except (sa.exc.ArgumentError, ImportError) as e:
         raise BadRequest(f"[jobs] database cannot be used: {e}.", "Write a SQLAlchemy URL, as in postgresql+psycopg://USER@HOST/NAME, and install its driver.", "settings") from e
-    if url.startswith("sqlite"):
-        @sa.event.listens_for(engine, "connect")
-        def wal(connection, _):
-            for pragma in ("journal_mode = WAL", "synchronous = NORMAL"): connection.execute(f"PRAGMA {pragma}")
+    if url.startswith("sqlite"): sa.event.listen(engine, "connect", _wal)
     try: _create(engine)
     except sa.exc.DatabaseError as e:
         if url.startswith("sqlite"): raise BadRequest(f"The record {engine.url.database} cannot be opened: {e.orig}.", "Check the file and its rights; without it, a new record begins.") from e
@@ -185,8 +182,26 @@ def connect(url: str) -> sa.Engine:
     return engine
 
 
+def _wal(connection, _, patience: float = 30):
+    "Readers and a writer beside each other. SQLite does not wait by itself when others hold the file it should switch."
+    connection.execute("PRAGMA synchronous = NORMAL")
+    over = time.monotonic() + patience
+    while True:
+        try: return connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        except sqlite3.OperationalError as e:
+            if e.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > over: raise
+            time.sleep(.02)
+
+
 def _create(engine: sa.Engine):
     "Make what is missing; another process may be making it at this moment."
+    if engine.dialect.name == "sqlite":
+        with engine.connect() as db:
+            if set(META.tables) <= set(sa.inspect(db).get_table_names()): return
+            db.rollback()
+            db.exec_driver_sql("BEGIN IMMEDIATE")  # one makes all of it, the others wait and find it
+            META.create_all(db)
+            return db.commit()
     for attempt in range(5):
         try: return META.create_all(engine)
         except sa.exc.DatabaseError:  # a table was not there when looked for, and there when made
