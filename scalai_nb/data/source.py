@@ -9,7 +9,7 @@ __all__ = ['PATIENCE', 'SILENT', 'DENIED', 'ARROW_UNPACKS', 'TEXT', 'NULLS', 'SN
            'could_be_null', 'read']
 
 # %% ../../nbs/data/04_source.ipynb #92fc0acc
-import codecs, csv as stdcsv, hashlib, io, re, threading
+import codecs, csv as stdcsv, hashlib, io, re, threading, time, weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -162,21 +162,34 @@ ARROW_UNPACKS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 TEXT = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json")  # read from the start to the end, never back
 
 class _Ahead:
-    "A file that Arrow's threads read ahead of their reader: once the reader has gone they find its end, and none is still inside."
-    def __init__(self, file): self.file, self.lock, self.gone = file, threading.Lock(), False
+    """A file that Arrow's threads read ahead of their reader. Once the reader has gone they find its end, and `leave` returns when Arrow holds
+    nothing of Python's any more: a thread of its own that asks for an interpreter at its end takes the process with it."""
+    def __init__(self, file): self.file, self.lock, self.gone, self.held = file, threading.Lock(), False, {}
+    def __call__(self): return self.lent(_Lent(self))  # what Arrow reads
+    def lent(self, thing):
+        ref = weakref.ref(thing, lambda ref: self.held.pop(id(ref), None))
+        self.held[id(ref)] = ref
+        return thing
+    def read(self, n: int) -> memoryview:
+        with self.lock: return self.lent(memoryview(b"" if self.gone else self.file.read(n)))
+    def leave(self, patience: float = 10):  # seconds
+        with self.lock: self.gone = True
+        over = time.monotonic() + patience
+        while self.held and time.monotonic() < over: time.sleep(.002)
+
+class _Lent:
     closed, mode = False, "rb"
+    def __init__(self, of: _Ahead): self.of = of
     def readable(self): return True
     def close(self): pass
-    def read(self, n: int = -1) -> bytes:
-        with self.lock: return b"" if self.gone else self.file.read(n)
+    def read(self, n: int = -1) -> memoryview: return self.of.read(n)
 
 @contextmanager
-def _ahead(file):
-    if isinstance(file, pa.NativeFile): yield file; return
+def _ahead(file):  # a function that gives what Arrow shall read
+    if isinstance(file, pa.NativeFile): yield lambda: file; return
     ahead = _Ahead(file)
     try: yield ahead
-    finally:
-        with ahead.lock: ahead.gone = True
+    finally: ahead.leave()
 
 def _hint(message: str) -> str:
     if "UTF" in message or "codec" in message: return "Convert it, as with `iconv -f latin1 -t utf8`, or give its encoding in Python: read(uri, encoding='latin-1')."
@@ -337,12 +350,11 @@ def csv(uri: str, columns: list[str] | None = None, rows: int = 250_000,
     def odd(row):
         bad.append((row.number, row.actual_columns, row.text))
         return "skip"
-    with _opened(uri) as f, _ahead(f) as f:
-        stream = pacsv.open_csv(f, pacsv.ReadOptions(use_threads=False, block_size=1 << 23, encoding=encoding),
-                                pacsv.ParseOptions(delimiter=delimiter or found, newlines_in_values=True, invalid_row_handler=None if bad is None else odd),
-                                pacsv.ConvertOptions(column_types=kinds, include_columns=_known(columns, names), null_values=[""] if text else NULLS,
-                                                     strings_can_be_null=text))
-        yield from (_blank_to_null(t) for t in _regroup(stream, rows))
+    with _opened(uri) as f, _ahead(f) as ahead:
+        how = (pacsv.ReadOptions(use_threads=False, block_size=1 << 23, encoding=encoding),
+               pacsv.ParseOptions(delimiter=delimiter or found, newlines_in_values=True, invalid_row_handler=None if bad is None else odd),
+               pacsv.ConvertOptions(column_types=kinds, include_columns=_known(columns, names), null_values=[""] if text else NULLS, strings_can_be_null=text))
+        yield from (_blank_to_null(t) for t in _regroup(pacsv.open_csv(ahead(), *how), rows))
 
 def _type(name: str | pa.DataType) -> pa.DataType:
     return name if isinstance(name, pa.DataType) else pa.timestamp("us") if name == "timestamp[us]" else pa.type_for_alias(name)
@@ -351,12 +363,14 @@ def _type(name: str | pa.DataType) -> pa.DataType:
 def _regroup(stream, rows: int, schema: pa.Schema | None = None) -> Iterator[pa.Table]:
     "Blocks of a stream gathered to tables of about `rows` rows; at least one, if only for its schema."
     held, n, first = [], 0, True
-    for batch in stream:
-        held.append(batch); n += batch.num_rows
-        if n >= rows:
-            yield pa.Table.from_batches(held)
-            held, n, first = [], 0, False
-    if n or first: yield pa.Table.from_batches(held, schema or stream.schema)
+    try:
+        for batch in stream:
+            held.append(batch); n += batch.num_rows
+            if n >= rows:
+                yield pa.Table.from_batches(held)
+                held, n, first = [], 0, False
+        if n or first: yield pa.Table.from_batches(held, schema or stream.schema)
+    finally: del stream  # an error keeps this frame
 
 def _blank_to_null(table: pa.Table) -> pa.Table:
     for i, field in enumerate(table.schema):
@@ -368,8 +382,8 @@ def _blank_to_null(table: pa.Table) -> pa.Table:
 def json(uri: str, columns: list[str] | None = None, rows: int = 250_000) -> Iterator[pa.Table]:
     "JSON lines: one object a line."
     from pyarrow import json as pajson
-    with _opened(uri) as f, _ahead(f) as f:
-        for table in _regroup(pajson.open_json(f, pajson.ReadOptions(use_threads=False, block_size=1 << 23)), rows):
+    with _opened(uri) as f, _ahead(f) as ahead:
+        for table in _regroup(pajson.open_json(ahead(), pajson.ReadOptions(use_threads=False, block_size=1 << 23)), rows):
             table = table.cast(pa.schema([pa.field(x.name, plain(x.type)) for x in table.schema]))
             yield table.select(_known(columns, table.column_names) or table.column_names)
 
