@@ -16,7 +16,7 @@ from fastcore.basics import patch
 
 from ..core.errors import BadRequest, one_of
 from ..core.plain import plain
-from .fit import OBJECTIVES, Run
+from .fit import OBJECTIVES, Run, _fits
 
 # %% ../../nbs/learn/07_evaluate.ipynb #5f612101
 Z = 1.959964  # 95 % of a normal law lie within so many standard deviations
@@ -158,6 +158,7 @@ def _of(run: Run, rows: Any, settings: Any) -> tuple[Any, np.ndarray]:  # Arrow 
     from scalai_nb.learn.split import Split
     if run.prep is None:
         if not isinstance(rows, tuple): raise BadRequest("This run was fitted on arrays, which it does not keep.", "Give run.evaluate((X, y)).")
+        if len(rows) != 2 or len(rows[0]) != len(rows[1]): raise BadRequest(f"These {len(rows)} arrays have {', '.join(str(len(a)) for a in rows)} rows.", "Give (X, y) of equal length.")
         return np.asarray(rows[0]), np.asarray(rows[1])
     if rows is None:
         name, folds = run.data.get("table"), run.data.get("folds")
@@ -166,12 +167,24 @@ def _of(run: Run, rows: Any, settings: Any) -> tuple[Any, np.ndarray]:  # Arrow 
         rows = known.filter(Split.of(folds).mask(known))
     elif hasattr(rows, "columns") and not hasattr(rows, "column_names"): rows = rows_of(rows, list(rows.columns))
     elif hasattr(type(rows), "arrow"): rows = rows.arrow()
+    if not hasattr(rows, "column_names"): raise BadRequest(f"A value of type {type(rows).__name__} is not rows.", "Give a frame, Arrow rows or a Table.")
     for name in [*run.prep.steps, run.target]: one_of(name, rows.column_names, "column")
     return rows, target_of(rows, run.target)
 
+def _predicted(run: Run, rows: Any, y: np.ndarray) -> np.ndarray:
+    "What the run says of the rows, once they are known to be rows that it can be judged by."
+    if not len(y): raise BadRequest("There are no rows to judge by.", "Check what was kept aside.")
+    if y.dtype.kind not in "biuf": raise BadRequest(f"The target is {y.dtype}, expected numbers or booleans.", "Encode it as it was for the training.")
+    _fits(y, run.loss)
+    prediction = run.predict(rows)
+    if prediction.ndim == 2 and y.max() >= prediction.shape[1]: raise BadRequest(f"The target has a class {y.max():.0f}; the run knows 0 to {prediction.shape[1] - 1}.", "Leave those rows out, or train with them.")
+    strange = int((~np.isfinite(prediction)).reshape(len(y), -1).any(1).sum())
+    if strange: raise BadRequest(f"The run says no number of {strange} of {len(y)} rows.", "Look for features that are NaN or infinite.")
+    return prediction
+
 def evaluate(run: Run,
              rows: Any = None,  # a frame, Arrow rows, a Table, or arrays (X, y); default: those the run kept aside
-             by: str | list[str] = (),  # columns whose values are judged apart, the 20 most frequent of each
+             by: str | list[str] | None = None,  # columns whose values are judged apart, the 20 most frequent of each
              importance: int = 20_000,  # rows to find it on; 0: leave it out
              worst: int = 10,  # rows to show
              settings: Any = None,  # default: those in force here
@@ -179,11 +192,12 @@ def evaluate(run: Run,
     """How good a run is on rows it never learnt from, every estimate with its 95 % interval. One prediction of the rows, five more of `importance` rows for each column;
     the intervals cost sorts, for RMSE and MAE 200 means. Raises `BadRequest` for rows that the run cannot be judged by."""
     rows, y = _of(run, rows, settings)
-    if not len(y): raise BadRequest("There are no rows to judge by.", "Check what was kept aside.")
-    prediction, first = run.predict(rows), next(iter(OBJECTIVES[run.loss].metrics))
+    for name, n in (("importance", importance), ("worst", worst)):
+        if not isinstance(n, int) or n < 0: raise BadRequest(f"{name}={n!r} is not possible.", f"Give {name}= a number of rows, 0 or more.")
+    prediction, first = _predicted(run, rows, y), next(iter(OBJECTIVES[run.loss].metrics))
     told = _regression(y, prediction) if run.loss == "regression" else _classes(y, prediction)
     return Evaluation(run.id, run.loss, len(y), {name: _measured(name, y, prediction, run.loss) for name in OBJECTIVES[run.loss].metrics}, **told,
-                      segments={c: list(_segments(rows, c, y, prediction, first, run.loss)) for c in ([by] if isinstance(by, str) else by)},
+                      segments={c: list(_segments(rows, c, y, prediction, first, run.loss)) for c in ([by] if isinstance(by, str) else by or [])},
                       importance=_importance(run, rows, y, first, importance) if importance else [], worst=_worst(run, rows, y, prediction, worst))
 
 # %% ../../nbs/learn/07_evaluate.ipynb #ecfceb59
