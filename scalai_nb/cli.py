@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['app', 'contract_app', 'models_app', 'COMMON', 'UsageError', 'Answer', 'show', 'say', 'verb', 'main', 'usage', 'tell',
-           'init', 'demo', 'profile_of', 'profile', 'ingest', 'printable', 'cells', 'told_row', 'tables_text', 'tables',
-           'size_text', 'gc', 'contract_infer', 'contract_check', 'check_text', 'contract_diff', 'contract_set',
-           'quarantine', 'drift', 'pairs', 'run', 'run_text', 'runs', 'logs', 'log_text', 'cancel', 'models_list',
-           'models_show', 'models_promote', 'models_rollback', 'budget', 'compress', 'score', 'dash', 'lab']
+           'init', 'demo', 'profile_of', 'profile', 'ingest', 'cells', 'told_row', 'tables_text', 'tables', 'size_text',
+           'gc', 'contract_infer', 'contract_check', 'check_text', 'contract_diff', 'contract_set', 'quarantine',
+           'drift', 'pairs', 'run', 'run_text', 'runs', 'logs', 'log_text', 'cancel', 'models_list', 'models_show',
+           'models_promote', 'models_rollback', 'budget', 'compress', 'score', 'dash', 'lab']
 
 # %% ../nbs/cli.ipynb #a53a90a7
 import functools, inspect, json, os, re, shutil, sys, traceback
@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 
 from .core.errors import BadRequest, Cancelled, ScalaiError
-from .core.plain import plain
+from .core.plain import plain, printable
 
 # %% ../nbs/cli.ipynb #e76a35b5
 @dataclass
@@ -172,10 +172,6 @@ def ingest(uri: Annotated[str, typer.Argument(metavar="URI")], table: Annotated[
                   1 if strict and doc["rows_refused"] else 0)
 
 # %% ../nbs/cli.ipynb #85642b59
-def printable(text: str) -> str:
-    "Text whose control characters are shown as what they are: no value moves the cursor, colours or clears a terminal."
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-
 def cells(rows: list[dict], most: int = 20, width: int | None = None) -> str:  # characters of a value, and of the terminal
     "Rows as a table of text: as many columns as there is room for."
     if not rows: return "  none"

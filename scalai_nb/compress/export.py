@@ -14,6 +14,7 @@ import numpy as np
 
 from ..core.errors import BadRequest, WorkFailed, one_of
 from ..core.storage import publish
+from .seal import check_seal, sealed
 from ..learn.fit import OBJECTIVES
 
 # %% ../../nbs/compress/00_export.ipynb #977935e4
@@ -89,11 +90,11 @@ def stamp(proto,  # ModelProto, changed in place
 def write(proto,  # ModelProto
           path: Path | str,  # the .onnx file; replaced whole
          ) -> Path:
-    "Check a graph and publish it as one self-contained file, without weights beside it."
+    "Check a graph and publish it as one self-contained file, without weights beside it, that ends with its digest."
     import onnx
     onnx.checker.check_model(proto)
     proto.producer_name, proto.producer_version = "scalai-nb", ""
-    with publish(path) as tmp: tmp.write_bytes(proto.SerializeToString())
+    with publish(path) as tmp: tmp.write_bytes(sealed(proto))
     return Path(path)
 
 # %% ../../nbs/compress/00_export.ipynb #0dde086f
@@ -122,15 +123,16 @@ def finish(half,  # the model's graph, float or quantized
 def session(path: Path | str,  # an .onnx file, or its bytes
             threads: int = 1,  # within one call; 0: one per core
            ):  # onnxruntime.InferenceSession
-    "Open a file in ONNX Runtime."
+    "Open a file in ONNX Runtime. Raises `BadRequest` where it is none, or not what was written."
     import onnxruntime as ort
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads leave the cores to others
     if not isinstance(path, bytes) and not Path(path).is_file(): raise BadRequest(f"There is no model file {path}.", "Check the path.")
+    if not isinstance(path, bytes): check_seal(path)
     try: return ort.InferenceSession(path if isinstance(path, bytes) else str(path), options, providers=["CPUExecutionProvider"])
     except Exception as e:  # ONNX Runtime's errors share no narrower class
-        if type(e).__module__.startswith("onnxruntime"):
+        if type(e).__module__.startswith("onnxruntime") or isinstance(e, UnicodeDecodeError):
             raise BadRequest(f"{path if not isinstance(path, bytes) else 'The bytes given'} is not a model ONNX Runtime can read: {str(e).splitlines()[0][:200]}",
                              "Export or register it again.") from e
         raise
@@ -148,7 +150,8 @@ def feeds_of(model,  # a session
     "Raw rows as the file wants them. Raises `BadRequest` for a column that is missing."
     if isinstance(rows, np.ndarray): return {"features": np.ascontiguousarray(rows, np.float32)}
     from scalai_nb.data.prep import feeds, inputs_of
-    return feeds(rows, inputs_of(model))
+    if not (wanted := inputs_of(model)): raise BadRequest(f"The model takes {', '.join(i.name for i in model.get_inputs())}, which no column of a table is.", "Give features as an array, or export the model with its prep.")
+    return feeds(rows, wanted)
 
 def run_scores(model,  # a session
                feeds: dict[str, np.ndarray],  # from `feeds_of`

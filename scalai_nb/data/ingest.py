@@ -18,7 +18,7 @@ import pyarrow as pa
 from ..core import live
 from ..core.errors import BadRequest
 from ..core.settings import Settings
-from ..core.storage import filesystem, shown, write_atomic
+from ..core.storage import filesystem, veiled, write_atomic
 from . import history, source
 from .cast import type_name
 from .clean import clean, tidy, trimmed
@@ -57,17 +57,17 @@ class Plan:
 
 def _contents(uri: str, table: str, settings: Settings) -> list[dict]:  # see `Plan.files`; of a table, its version
     if (there := source.server(uri)) is not None:
-        if there.state is None: raise BadRequest(f"{shown(uri)}: its reader cannot say what is there, which an ingest must know.", "Its package should give the `Source` a `state`.", "source")
-        return [{"path": shown(uri), "bytes": 0, **there.state(uri, _before(table, settings))}]
+        if there.state is None: raise BadRequest(f"{veiled(uri)}: its reader cannot say what is there, which an ingest must know.", "Its package should give the `Source` a `state`.", "source")
+        return [{"path": veiled(uri), "bytes": 0, **there.state(uri, _before(table, settings))}]
     if (named := source.as_table(uri, settings)) is not None:
         t = named[0].delta(named[1])
         return [{"path": f"{named[0].name}@{t.version()}" if "/" not in uri else uri, "bytes": 0, "sha256": f"{t.metadata().id}@{t.version()}"}]
     found = []
     for f in source.files(uri):
         with source._reached(f) as (fs, path):
-            if fs.size(path) == 0: raise BadRequest(f"{shown(f)} is empty: 0 bytes.", "Check how the file was made or copied.", "source")
+            if fs.size(path) == 0: raise BadRequest(f"{veiled(f)} is empty: 0 bytes.", "Check how the file was made or copied.", "source")
             footer = footer_hash(f)
-            found.append({"path": shown(f), "bytes": fs.size(path), **({"footer": footer} if footer else {"sha256": content_hash(f)})})
+            found.append({"path": veiled(f), "bytes": fs.size(path), **({"footer": footer} if footer else {"sha256": content_hash(f)})})
     return found
 
 def plan(uri: str, table: str, contract: Contract, period: str | None = None, settings: Settings | None = None) -> Plan:
@@ -77,7 +77,7 @@ def plan(uri: str, table: str, contract: Contract, period: str | None = None, se
     offsets = any("offsets" in f.get("options", ()) for f in found)
     rules = hashlib.sha256(json.dumps(contract.to_dict(), sort_keys=True, default=str).encode()).hexdigest()
     name = [table, [[f["path"].rsplit("/", 1)[-1], f.get("footer") or f["sha256"]] for f in found], rules] if not offsets else [table, [f["sha256"] for f in found]]
-    made = Plan(hashlib.sha256(json.dumps(name).encode()).hexdigest(), table, shown(uri), found, rules, None if period is None else str(period))
+    made = Plan(hashlib.sha256(json.dumps(name).encode()).hexdigest(), table, veiled(uri), found, rules, None if period is None else str(period))
     kept = _place(made, settings)
     return replace(made, files=Plan(**json.loads(kept.read_text())).files) if offsets and kept.exists() else made  # a plan's end stands once it is made
 
@@ -92,7 +92,7 @@ def _before(table: str, settings: Settings) -> Iterator[dict]:
         if p.table == table and any("options" in f for f in p.files) and target.has(p.batch): yield from (f["options"] for f in p.files)
 
 def _with_password(path: str, uri: str) -> str:  # a plan's path as it can be opened
-    if path == shown(uri): return uri
+    if path == veiled(uri): return uri
     login = re.match(r"\w[\w+.-]*://[^/?#]*@", uri)
     return login[0] + re.sub(r"^[\w+.-]+://([^/?#]*@)?", "", path) if login else path
 

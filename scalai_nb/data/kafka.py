@@ -14,9 +14,9 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import pyarrow as pa
 
 from ..core.errors import BadRequest, ScalaiError, Unreachable, WorkFailed, nearest, one_of
-from ..core.storage import shown
+from ..core.storage import veiled
 from . import source
-from .source import Source, needs, plain
+from .source import Source, kept_as, needs
 
 # %% ../../nbs/data/05_kafka.ipynb #2ab5c055
 @contextmanager
@@ -24,7 +24,7 @@ def _topic(uri: str):  # consumer, topic, its partitions, the cluster's name
     driver, parts = needs("confluent_kafka", "kafka", "Kafka"), urlsplit(str(uri))
     said, topic, errors = dict(parse_qsl(parts.query)), unquote(parts.path.strip("/")), []
     said.pop("from", None)
-    if not topic or not parts.hostname: raise BadRequest(f"{shown(uri)} names no topic.", "Say kafka://host:9092/topic.", "source")
+    if not topic or not parts.hostname: raise BadRequest(f"{veiled(uri)} names no topic.", "Say kafka://host:9092/topic.", "source")
     login = {"security.protocol": "SASL_SSL", "sasl.mechanism": "PLAIN", "sasl.username": unquote(parts.username), "sasl.password": unquote(parts.password or "")} if parts.username else {}
     how = {"group.id": "scalai-nb", "socket.connection.setup.timeout.ms": 5000, "log_level": 0, "queued.max.messages.kbytes": 16384} | login | said | {
         "bootstrap.servers": parts.netloc.rsplit("@", 1)[-1], "enable.auto.commit": False, "enable.auto.offset.store": False, "auto.offset.reset": "error",
@@ -35,13 +35,13 @@ def _topic(uri: str):  # consumer, topic, its partitions, the cluster's name
         there = consumer.list_topics(timeout=6)
         if topic not in there.topics:
             near = nearest(topic, there.topics)
-            raise BadRequest(f"{shown(uri)}: there is no topic {topic!r}.", f"Did you mean {near!r}?" if near else f"There are: {', '.join(sorted(there.topics)[:20]) or 'none'}.", "source")
+            raise BadRequest(f"{veiled(uri)}: there is no topic {topic!r}.", f"Did you mean {near!r}?" if near else f"There are: {', '.join(sorted(there.topics)[:20]) or 'none'}.", "source")
         yield consumer, topic, sorted(there.topics[topic].partitions), there.cluster_id or parts.netloc.rsplit("@", 1)[-1]
     except driver.KafkaException as e:
         e = next((x for x in errors if x.code() in (driver.KafkaError._AUTHENTICATION, driver.KafkaError.SASL_AUTHENTICATION_FAILED)), e.args[0])
         if e.code() in (driver.KafkaError._TRANSPORT, driver.KafkaError._TIMED_OUT, driver.KafkaError._ALL_BROKERS_DOWN, driver.KafkaError._RESOLVE):
-            raise Unreachable(f"{shown(uri)} does not answer: {e.str()[:200]}", "Check that a broker runs, and its address.", "source") from e
-        raise BadRequest(f"{shown(uri)}: {e.str()[:200]}", "Check what the URI says of user, password and settings.", "source") from e
+            raise Unreachable(f"{veiled(uri)} does not answer: {e.str()[:200]}", "Check that a broker runs, and its address.", "source") from e
+        raise BadRequest(f"{veiled(uri)}: {e.str()[:200]}", "Check what the URI says of user, password and settings.", "source") from e
     finally:
         if consumer: consumer.close()
 
@@ -80,7 +80,7 @@ def _found(values: list[bytes | None]) -> pa.Schema:
             if isinstance(row, str): continue
             try: found = pa.unify_schemas([found, row.schema], promote_options="permissive")
             except (pa.ArrowInvalid, pa.ArrowTypeError): continue
-    return pa.schema([(f.name, plain(f.type)) for f in found])
+    return pa.schema([(f.name, kept_as(f.type)) for f in found])
 
 def _table(values: list[bytes | None], shape: pa.Schema) -> tuple[pa.Table, list[tuple[int, str]]]:  # rows, and (position, reason) of the others
     try:
@@ -100,12 +100,12 @@ def _messages(consumer, uri: str, topic: str, offsets: dict[str, list[int]], mos
         while not done:
             some = consumer.consume(min(most, FIRST), timeout=.2)
             for m in some:
-                if m.error() and m.error().code() == driver.KafkaError._AUTO_OFFSET_RESET: raise WorkFailed(f"{shown(uri)}, partition {p}: offsets from {low} on are no longer kept.", "See the topic's retention.", "source")
+                if m.error() and m.error().code() == driver.KafkaError._AUTO_OFFSET_RESET: raise WorkFailed(f"{veiled(uri)}, partition {p}: offsets from {low} on are no longer kept.", "See the topic's retention.", "source")
             good = [m for m in some if not m.error() and m.offset() < high]
             if good: heard = time.monotonic(); yield good
             done = any(m.offset() is not None and m.offset() >= (high if m.error() else high - 1) for m in some if not m.error() or m.error().code() == driver.KafkaError._PARTITION_EOF)
             if not done and time.monotonic() > heard + source.PATIENCE:
-                raise Unreachable(f"{shown(uri)}, partition {p}: nothing came for {source.PATIENCE} seconds, before offset {high}.", "Check the broker; a transaction that was never ended also looks like this.", "source")
+                raise Unreachable(f"{veiled(uri)}, partition {p}: nothing came for {source.PATIENCE} seconds, before offset {high}.", "Check the broker; a transaction that was never ended also looks like this.", "source")
 
 def _first(uri: str, offsets: dict) -> pa.Schema:
     with _topic(uri) as (consumer, topic, partitions, _):
@@ -131,7 +131,7 @@ def read(uri: str, columns: list[str] | None = None, rows: int = 250_000,
             table, odd = _table([m.value() for m in some], shape)
             for i, reason in odd:
                 m = some[i]
-                if bad is None: raise BadRequest(f"{shown(uri)}, partition {m.partition()}, offset {m.offset()}: {reason}.", "`ingest` sets such messages aside in the quarantine.", "source")
+                if bad is None: raise BadRequest(f"{veiled(uri)}, partition {m.partition()}, offset {m.offset()}: {reason}.", "`ingest` sets such messages aside in the quarantine.", "source")
                 bad.append((f"{m.partition()}:{m.offset()}", f"message: {reason}", (m.value() or b"").decode("utf8", "replace")))
             held.append(table.select(columns or shape.names)); n += len(some)
             if n >= rows: yield pa.concat_tables(held); held, n, given = [], 0, True
@@ -160,9 +160,9 @@ def _onward(uri: str, ends: dict[str, list[int]], before: list[dict], begin: str
     had = {}
     for b in before: had |= {p: max(to, had.get(p, 0)) for p, (_, to) in b.items()}
     for p, (low, high) in ends.items():
-        if p in had and high < had[p]: raise WorkFailed(f"{shown(uri)}, partition {p} ends at {high}, but was read up to {had[p]}: it is another topic of the same name.", "Ingest it into another table.", "source")
+        if p in had and high < had[p]: raise WorkFailed(f"{veiled(uri)}, partition {p} ends at {high}, but was read up to {had[p]}: it is another topic of the same name.", "Ingest it into another table.", "source")
         if p in had and low > had[p] and begin != "earliest":
-            raise WorkFailed(f"{shown(uri)}, partition {p}: offsets {had[p]} to {low - 1} are no longer kept, and were never read.", "Accept the loss by from=earliest in the URI.", "source")
+            raise WorkFailed(f"{veiled(uri)}, partition {p}: offsets {had[p]} to {low - 1} are no longer kept, and were never read.", "Accept the loss by from=earliest in the URI.", "source")
     new = {p: [max(low, had.get(p, low)), high] for p, (low, high) in ends.items()}
     if before and all(a == b for a, b in new.values()): return max(before, key=lambda b: sum(to for _, to in b.values()))
     return new

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 
 from ..core.errors import BadRequest, ScalaiError, Unreachable, WorkFailed, nearest, one_of
-from ..core.storage import shown
+from ..core.storage import veiled
 from .source import Source, needs, patiently
 
 # %% ../../nbs/data/05_mongo.ipynb #8b366dc3
@@ -22,17 +22,17 @@ from .source import Source, needs, patiently
 def _collection(uri: str):  # pymongo's Collection
     driver, parts = needs("pymongo", "mongo", "MongoDB"), urlsplit(str(uri))
     database, _, name = unquote(parts.path[1:]).partition(".")
-    if not (database and name): raise BadRequest(f"{shown(uri)} names no collection.", "Say mongodb://host/database.collection.", "source")
+    if not (database and name): raise BadRequest(f"{veiled(uri)} names no collection.", "Say mongodb://host/database.collection.", "source")
     wait = {} if "serverSelectionTimeoutMS" in parts.query else {"serverSelectionTimeoutMS": 5000}
     try:
         with driver.MongoClient(parts._replace(path=f"/{database}").geturl(), tz_aware=False, **wait) as client:
             if name not in (names := client[database].list_collection_names()):
-                raise BadRequest(f"{shown(uri)}: there is no collection {name!r}.", f"Did you mean {near!r}?" if (near := nearest(name, names)) else f"There are: {', '.join(sorted(names)[:20]) or 'none'}.", "source")
+                raise BadRequest(f"{veiled(uri)}: there is no collection {name!r}.", f"Did you mean {near!r}?" if (near := nearest(name, names)) else f"There are: {', '.join(sorted(names)[:20]) or 'none'}.", "source")
             yield client[database][name]
-    except driver.errors.ConnectionFailure as e: raise Unreachable(f"{shown(uri)} does not answer: {str(e).split(',')[0][:200]}", "Check that the server runs, and its address.", "source") from e
+    except driver.errors.ConnectionFailure as e: raise Unreachable(f"{veiled(uri)} does not answer: {str(e).split(',')[0][:200]}", "Check that the server runs, and its address.", "source") from e
     except driver.errors.OperationFailure as e:
-        raise BadRequest(f"{shown(uri)}: {(e.details or {}).get('errmsg', 'refused')[:200]}", "Check user, password and authSource." if e.code in (13, 18) else "Check what the URI asks for.", "source") from e
-    except driver.errors.PyMongoError as e: raise BadRequest(f"{shown(uri)}: {str(e)[:200]}", "Check the URI; user and password are quoted as in any URL.", "source") from e
+        raise BadRequest(f"{veiled(uri)}: {(e.details or {}).get('errmsg', 'refused')[:200]}", "Check user, password and authSource." if e.code in (13, 18) else "Check what the URI asks for.", "source") from e
+    except driver.errors.PyMongoError as e: raise BadRequest(f"{veiled(uri)}: {str(e)[:200]}", "Check the URI; user and password are quoted as in any URL.", "source") from e
 
 # %% ../../nbs/data/05_mongo.ipynb #913d6017
 PLAIN = {"int": pa.int64(), "long": pa.int64(), "double": pa.float64(), "string": pa.string(), "bool": pa.bool_(), "date": pa.timestamp("ms"), "binData": pa.binary()}
@@ -111,8 +111,8 @@ def read(uri: str, columns: list[str] | None = None, rows: int = 250_000,
         for cut in _cuts(collection, rows) if range is None else [range]:
             hint = {"hint": [("_id", 1)]} if cut else {}
             try: yield _plain(patiently(lost, api.find_arrow_all, collection, {}, schema=api.Schema(wanted), projection=ask, **cut, **hint))
-            except (TypeError, ValueError, pa.ArrowInvalid) as e: raise BadRequest(f"{shown(uri)}: {str(e)[:200]}", "A document changed its types meanwhile; read it again.", "source") from e
-        if expect is not None and patiently(lost, _fingerprint, collection) != expect: raise WorkFailed(f"{shown(uri)} has changed since the ingest was planned.", "Ingest it again; the table is as it was.", "source")
+            except (TypeError, ValueError, pa.ArrowInvalid) as e: raise BadRequest(f"{veiled(uri)}: {str(e)[:200]}", "A document changed its types meanwhile; read it again.", "source") from e
+        if expect is not None and patiently(lost, _fingerprint, collection) != expect: raise WorkFailed(f"{veiled(uri)} has changed since the ingest was planned.", "Ingest it again; the table is as it was.", "source")
 
 def _plain(rows: pa.Table) -> pa.Table:
     storage = lambda c: pa.chunked_array([x.storage for x in c.chunks], c.type.storage_type) if isinstance(c.type, pa.ExtensionType) else c

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HEADS', 'LEFT', 'STYLE', 'NARROW', 'short', 'int_or_none', 'share', 'heights', 'whole_bins', 'spark', 'blocks',
-           'facts', 'rows_of', 'said', 'page', 'text', 'lines', 'printable', 'card']
+           'facts', 'rows_of', 'said', 'page', 'text', 'lines', 'card']
 
 # %% ../../nbs/data/02_sheet.ipynb #817332c7
 import shutil, textwrap
@@ -13,6 +13,7 @@ from itertools import product
 
 import numpy as np
 
+from ..core.plain import printable
 from .column import Column, iso
 from .profile import Profile
 
@@ -124,8 +125,6 @@ def lines(columns: list[Column], pick: tuple, bars: int, ends: int, width: int) 
     made = ["  ".join(f"{cell:<{w}}" if i in LEFT else f"{cell:>{w}}" for i, cell, w in zip(pick, line, wide)).rstrip() for line in table]
     room = width - sum(wide[:-1]) - 2 * (len(wide) - 1)
     return [s if len(s) <= width else s[:width - 1] + "…" for s in made] if pick[-1] == 8 and room >= 24 else made
-
-def printable(s: str) -> str: return "".join(ch if ch.isprintable() else "·" for ch in s)
 
 # %% ../../nbs/data/02_sheet.ipynb #5436b2a0
 def card(c: Column) -> str:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PATIENCE', 'SILENT', 'DENIED', 'ARROW_UNPACKS', 'TEXT', 'NULLS', 'SNIFF', 'Source', 'register', 'suffix', 'server',
            'reader', 'needs', 'patiently', 'files', 'footer', 'metadata', 'group_bytes', 'group_hashes', 'parquet',
-           'arrow', 'plain', 'csv_names', 'csv_types', 'csv', 'json', 'as_table', 'batches', 'schema', 'to_pandas',
+           'arrow', 'kept_as', 'csv_names', 'csv_types', 'csv', 'json', 'as_table', 'batches', 'schema', 'to_pandas',
            'could_be_null', 'read']
 
 # %% ../../nbs/data/04_source.ipynb #92fc0acc
@@ -22,8 +22,9 @@ import pyarrow.compute as pc
 
 from ..core.errors import BadRequest, ScalaiError, Unreachable, one_of
 from ..core.gpu import on_backend
+from ..core.plain import printable
 from ..core.settings import Settings
-from ..core.storage import filesystem, is_url, shown
+from ..core.storage import filesystem, is_url, veiled
 from .types import coded_text
 
 # %% ../../nbs/data/04_source.ipynb #2903f2f3
@@ -68,7 +69,7 @@ def reader(uri: str) -> Source:
     "The reader of a URI. Raises `BadRequest` where nobody reads such things."
     if found := server(uri) or _found(suffix(uri)): return found
     known = sorted({*_readers, *_points()})
-    raise BadRequest(f"{shown(uri)}: nothing here reads {suffix(uri) or 'a file without a suffix'}.",
+    raise BadRequest(f"{veiled(uri)}: nothing here reads {suffix(uri) or 'a file without a suffix'}.",
                      f"Known: {' '.join(known)}; a package adds more by the entry points scalai_nb.sources.", "source")
 
 def needs(module: str, extra: str, what: str):  # the module
@@ -98,8 +99,8 @@ def files(uri: str | Path,  # a path or fsspec URL; may be a pattern (`2013-*.cs
         if any(c in str(path) for c in "*?["): found = sorted(p for p in fs.glob(path) if fs.isfile(p))
         elif fs.isdir(path): found = sorted(p for p in fs.find(path) if suffix(p) in _readers and not Path(p).name.startswith((".", "_")))
         else: found = [path] if fs.exists(path) else []
-        if not found and fs.isdir(path): raise BadRequest(f"{shown(uri)} is a folder without a file that can be read.", f"Known: {' '.join(sorted(_readers))}", "source")
-        if not found: raise BadRequest(f"There is no file {shown(uri)}.", _alike(fs, str(path)), "source")
+        if not found and fs.isdir(path): raise BadRequest(f"{veiled(uri)} is a folder without a file that can be read.", f"Known: {' '.join(sorted(_readers))}", "source")
+        if not found: raise BadRequest(f"There is no file {veiled(uri)}.", _alike(fs, str(path)), "source")
         return [full(p) for p in found]
 
 @contextmanager
@@ -107,7 +108,7 @@ def _reached(uri: str | Path):  # the file system and the path there
     "A store that does not answer, or does not let us in, says so in two lines."
     try: yield filesystem(uri)
     except ScalaiError: raise
-    except PermissionError as e: raise BadRequest(f"{shown(uri)}: access denied.", _login(uri), "source") from e
+    except PermissionError as e: raise BadRequest(f"{veiled(uri)}: access denied.", _login(uri), "source") from e
     except Exception as e:
         if (told := _refused(uri, e)) is None: raise
         raise told from e
@@ -123,8 +124,8 @@ DENIED = r"NoCredentials|CredentialRetrieval|ClientAuthentication|AccessDenied|I
 def _refused(uri, e: BaseException) -> ScalaiError | None:  # what to raise; None: not a store's answer
     while e is not None:
         said = f"{type(e).__name__} {' '.join(t.__name__ for t in type(e).__mro__)} {str(e)[:2000]}" if is_url(uri) else ""
-        if re.search(DENIED, said): return BadRequest(f"{shown(uri)}: access denied.", _login(uri), "source")
-        if re.search(SILENT, said): return Unreachable(f"{shown(uri)}: the store does not answer.", "Check the address (for S3 also AWS_ENDPOINT_URL) and the network.", "source")
+        if re.search(DENIED, said): return BadRequest(f"{veiled(uri)}: access denied.", _login(uri), "source")
+        if re.search(SILENT, said): return Unreachable(f"{veiled(uri)}: the store does not answer.", "Check the address (for S3 also AWS_ENDPOINT_URL) and the network.", "source")
         e = e.__cause__ or e.__context__
 
 def _alike(fs, path: str) -> str:
@@ -139,17 +140,16 @@ def _opened(uri: str):
     "An open file for Arrow, decompressed by its suffix; what Arrow says about it becomes a `BadRequest`."
     with _reached(uri) as (fs, path):
         try:
-            if fs.size(path) == 0: raise BadRequest(f"{shown(uri)} is empty: 0 bytes.", "Check how the file was made or copied.", "source")
+            if fs.size(path) == 0: raise BadRequest(f"{veiled(uri)} is empty: 0 bytes.", "Check how the file was made or copied.", "source")
             with _file(fs, path) as f: yield f
-        except FileNotFoundError as e: raise BadRequest(f"There is no file {shown(uri)}.", _alike(fs, path), "source") from e
+        except FileNotFoundError as e: raise BadRequest(f"There is no file {veiled(uri)}.", _alike(fs, path), "source") from e
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, EOFError, UnicodeError) as e:
             if isinstance(e, PermissionError) or _refused(uri, e): raise
             raise _unreadable(uri, e) from e
 
 def _unreadable(uri: str, e: Exception) -> BadRequest:
     first = str(e).splitlines()[0] if str(e) else type(e).__name__
-    printable = "".join(c if c.isprintable() else "\ufffd" for c in first[:300])
-    return BadRequest(f"{shown(uri)} cannot be read: {printable}", _hint(first), "source")
+    return BadRequest(f"{veiled(uri)} cannot be read: {printable(first[:300])}", _hint(first), "source")
 
 def _file(fs, path: str):
     "A local file is Arrow's own: its threads then never wait for Python, not even for one that is ending."
@@ -304,7 +304,7 @@ def _dialect(head: bytes) -> tuple[list[str], str]:
     if twice: raise BadRequest(f"The header names {twice[0]!r} twice.", "Give every column a name of its own.", "source")
     return names, delimiter
 
-def plain(type: pa.DataType) -> pa.DataType:
+def kept_as(type: pa.DataType) -> pa.DataType:
     "What a type read from text is kept as: times in microseconds, nothing at all as text."
     if pa.types.is_timestamp(type): return pa.timestamp("us", type.tz)
     return pa.string() if pa.types.is_null(type) else type
@@ -331,7 +331,7 @@ def csv_types(uri: str, delimiter: str | None = None, encoding: str = "utf8") ->
     names, found = _dialect(head)
     try: shape = _sniffed(head, delimiter or found, len(head) < SNIFF).schema
     except pa.ArrowInvalid as e: raise _unreadable(uri, e) from e
-    return {f.name: plain(f.type) for f in shape}
+    return {f.name: kept_as(f.type) for f in shape}
 
 # %% ../../nbs/data/04_source.ipynb #1f5e54f9
 @register(".csv")
@@ -384,7 +384,7 @@ def json(uri: str, columns: list[str] | None = None, rows: int = 250_000) -> Ite
     from pyarrow import json as pajson
     with _opened(uri) as f, _ahead(f) as ahead:
         for table in _regroup(pajson.open_json(ahead(), pajson.ReadOptions(use_threads=False, block_size=1 << 23)), rows):
-            table = table.cast(pa.schema([pa.field(x.name, plain(x.type)) for x in table.schema]))
+            table = table.cast(pa.schema([pa.field(x.name, kept_as(x.type)) for x in table.schema]))
             yield table.select(_known(columns, table.column_names) or table.column_names)
 
 for _name in (".tsv", ".txt"): register(_name, csv)
@@ -475,7 +475,7 @@ def read(uri: str | Path,  # as for `batches`
     shape, pieces, nulls = None, [], {}
     for file in [uri] if there else files(uri):
         found = schema(file, columns=columns, **options)
-        found = pa.schema([pa.field(f.name, plain(f.type)) for f in found])
+        found = pa.schema([pa.field(f.name, kept_as(f.type)) for f in found])
         shape = shape or found
         if found.names != shape.names: raise BadRequest(f"{file} has other columns than the files before it.", "Read the files one by one, or ingest them.", "source")
         some, counts = _pieces(file, rows)

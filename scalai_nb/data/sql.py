@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 import pyarrow as pa
 
 from ..core.errors import BadRequest, ScalaiError, Unreachable, WorkFailed, nearest, one_of
-from ..core.storage import shown
+from ..core.storage import veiled
 from .source import Source, _regroup, needs, patiently
 
 # %% ../../nbs/data/05_sql.ipynb #2d5ea846
@@ -34,11 +34,11 @@ def _asked(uri: str) -> _Asked:
     parts = urlsplit(str(uri))
     said = dict(parse_qsl(parts.query, keep_blank_values=True))
     table, query, by = (said.pop(n, None) for n in ("table", "query", "by"))
-    if bool(table) == bool(query): raise BadRequest(f"{shown(uri)} names {'a table and a query' if table else 'neither a table nor a query'}.", "Say ?table=NAME or ?query=SELECT….", "source")
+    if bool(table) == bool(query): raise BadRequest(f"{veiled(uri)} names {'a table and a query' if table else 'neither a table nor a query'}.", "Say ?table=NAME or ?query=SELECT….", "source")
     rest = f"?{urlencode(said, quote_via=quote)}" if said else ""
     place = unquote(parts.path)[1:] if parts.scheme == "sqlite" else f"postgresql://{parts.netloc}{parts.path}{rest}"
     rows = ".".join(_name(p) for p in table.split(".")) if table else f"({query.strip().rstrip(';')})"
-    return _Asked(shown(uri), place, rows, table, by)
+    return _Asked(veiled(uri), place, rows, table, by)
 
 # %% ../../nbs/data/05_sql.ipynb #2d6dd3f3
 class _Gone(Exception):

@@ -6,18 +6,14 @@
 __all__ = ['ALWAYS', 'GPU', 'SENSITIVE', 'main', 'Forked', 'Pool']
 
 # %% ../../nbs/jobs/07_warm.ipynb #b85cc646
-import atexit, ctypes, gc, importlib, json, os, select, shutil, signal, socket, subprocess, sys, tempfile, threading, time, warnings
+import atexit, gc, importlib, json, os, select, shutil, signal, socket, subprocess, sys, tempfile, threading, time, warnings
 from pathlib import Path
 
 from fastcore.basics import patch
 
+from ..core.parent import die_with_parent
+
 # %% ../../nbs/jobs/07_warm.ipynb #864b9d29
-def _die_with_parent(parent: int):
-    "Linux kills this process when the thread that started it ends; elsewhere ipykernel looks once a second."
-    if sys.platform == "linux": ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent: os._exit(1)  # it was gone before we asked
-
-
 def _kernel(argv: list[str]):
     "Be a kernel until told to end. What notebooks registered to run at the end runs; taking hundreds of modules apart one by one is left to the system."
     from ipykernel.kernelapp import IPKernelApp
@@ -148,7 +144,7 @@ def _become(request: dict, parent: int):
     signal.set_wakeup_fd(-1)
     for s in (signal.SIGCHLD, signal.SIGTERM): signal.signal(s, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    _die_with_parent(parent)
+    die_with_parent(parent)
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
@@ -167,7 +163,7 @@ def main(argv: list[str]):
     "`-f FILE …`: a kernel. `--serve FD MODULES FOLDER`: the process that forks them."
     _no_script_folder()
     if argv[:1] != ["--serve"]:
-        _die_with_parent(int(os.environ.get("JPY_PARENT_PID") or os.getppid()))
+        die_with_parent(int(os.environ.get("JPY_PARENT_PID") or os.getppid()))
         return _kernel(argv)
     warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
     me, request = os.getpid(), _serve(int(argv[1]), json.loads(argv[2]), argv[3])

@@ -6,7 +6,6 @@
 __all__ = ['SLOW', 'LOST', 'report', 'agent', 'RankLost', 'Crew', 'workers_of', 'crew', 'launch']
 
 # %% ../../nbs/learn/02_launch.ipynb #abda8e3d
-import ctypes
 import importlib
 import os
 import queue
@@ -31,6 +30,7 @@ from fastcore.basics import patch
 from ..core.cluster import cluster
 from ..core.errors import BadRequest, Cancelled, TimedOut, WorkFailed
 from ..core.logs import logger
+from ..core.parent import die_with_parent
 
 # %% ../../nbs/learn/02_launch.ipynb #12ee9dec
 _line: Connection | None = None  # to the agent; set in a rank
@@ -39,14 +39,6 @@ def report(message: Any,  # plain values
           ) -> None:
     "From inside a rank: tell the caller something now; its `heard` gets it. Elsewhere: nothing happens."
     if _line is not None: _line.send(("heard", message))
-
-def _die_with_parent(parent: int) -> None:
-    "Linux ends this process when the parent's main thread ends (prctl(2), PR_SET_PDEATHSIG); a look at the parent's id does elsewhere."
-    if sys.platform == "linux": ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)
-    def watch():
-        while os.getppid() == parent: time.sleep(.5)
-        os._exit(1)
-    threading.Thread(target=watch, daemon=True).start()
 
 # %% ../../nbs/learn/02_launch.ipynb #52112647
 def _rank(order: dict[str, Any], rank: int, local: int, line: Connection) -> None:
@@ -100,7 +92,7 @@ class _Agent:
             if pid == 0:
                 for other in (self.caller, ours, *self.ranks): other.close()
                 os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-                _die_with_parent(parent)
+                die_with_parent(parent)
                 _rank(order, rank, local, line)
                 for stream in (sys.stdout, sys.stderr): stream.flush()
                 os._exit(0)  # without the clean-up that belongs to the agent
