@@ -96,7 +96,9 @@ def rebuild(description: dict[str, Any],  # from `describe`
     if description["config"] is None:
         raise BadRequest(f"The arguments of {description['class']} were not recorded, so it cannot be built.",
                          "Give a built network as model=, or give the class a `config` property.")
-    return cls(**description["config"])
+    made = cls(**description["config"])
+    if not hasattr(made, "config") and config(made) is None: made.config = description["config"]  # to be described again
+    return made
 
 def _imported(name: str) -> type:  # 'module:Class'
     module, _, path = name.partition(":")
