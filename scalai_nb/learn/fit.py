@@ -8,6 +8,7 @@ __all__ = ['OBJECTIVES', 'SMALL', 'auc', 'Objective', 'Run', 'Absent', 'absent',
 
 # %% ../../nbs/learn/06_fit.ipynb #3544bd68
 import copy
+import functools
 import hashlib
 import html
 import inspect
@@ -37,6 +38,7 @@ from ..core.settings import Settings
 from ..core.storage import write_atomic
 from .optimizer import SCHEDULES, Optimizer, factor
 from .split import Split, parted
+from .answer import answered
 from .provenance import digest, packages, processor
 
 # %% ../../nbs/learn/06_fit.ipynb #7486259e
@@ -174,16 +176,26 @@ def _prep(content: bytes | None) -> Any:
 # %% ../../nbs/learn/06_fit.ipynb #c83a6e84
 @patch
 def predict(self: Run,
-            rows: Any,  # pandas or Arrow rows where there is a prep, else an array or tensor as it was trained on
+            rows: Any,  # raw rows where there is a prep (pandas, cuDF, Dask, Arrow, dicts), else an array or tensor as it was trained on
             batch: int = 65_536,  # rows at a time
-           ) -> np.ndarray:  # (N,) probabilities or numbers; (N, classes) for multiclass
-    "What the model says of these rows."
-    import torch
+           ) -> np.ndarray:  # (N,) probabilities or numbers; (N, classes) for multiclass; of a Dask frame a Dask series or frame, lazily
+    "What the model says of these rows. Raises `BadRequest` naming the columns that they lack."
     if self.model is None: raise BadRequest(f"Run {self.id} is {self.state} and has no model yet.", "run.wait() returns when it has.")
-    x = torch.as_tensor(np.asarray(rows) if self.prep is None else self.prep.transform(rows))
+    score = functools.partial(_scores, self.model, self.prep, self.loss, batch)
+    if self.prep is None: return score(rows)
+    return answered(rows, list(self.prep.steps), score, _classes(self) if hasattr(type(rows), "dask") else None)
+
+def _scores(model: Any, prep: Any, loss: str, batch: int, rows: Any) -> np.ndarray:
+    import torch
+    x = torch.as_tensor(np.asarray(rows) if prep is None else prep.transform(rows))
     with torch.inference_mode():
-        parts = [OBJECTIVES[self.loss].predict(self.model(_ready(part))) for part in x.split(batch)]
+        parts = [OBJECTIVES[loss].predict(model(_ready(part))) for part in x.split(batch)]
     return torch.cat(parts).numpy() if parts else np.empty(0, np.float32)
+
+def _classes(run: Run) -> int | None:  # of a multiclass network behind a prep
+    import torch
+    if run.loss != "multiclass": return None
+    with torch.inference_mode(): return run.model(torch.zeros(2, len(run.prep.features))).shape[1]
 
 def _ready(x: Any) -> Any:  # a tensor as a network takes it
     "Whole numbers of 64 bits stay, as an embedding wants them; everything else, pixels of 8 bits too, is float32."
