@@ -11,12 +11,14 @@ import importlib
 import inspect
 import json
 import linecache
+from collections import OrderedDict
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..core.errors import BadRequest
+from .provenance import defined, definition
 
 # %% ../../nbs/learn/00_models.ipynb #7b017181
 class MLP(nn.Module):
@@ -77,20 +79,26 @@ def source(cls: type,  # a class, also one defined in a notebook cell
 def describe(model: nn.Module) -> dict[str, Any]:  # plain values, ready for JSON
     "What is needed to build this network again; its weights travel apart."
     cls = type(model)
-    return {"class": f"{cls.__module__}:{cls.__qualname__}", "config": config(model), "source": source(cls),
-            "parameters": sum(p.numel() for p in model.parameters())}
+    told = {"class": f"{cls.__module__}:{cls.__qualname__}", "config": config(model), "source": source(cls), "parameters": sum(p.numel() for p in model.parameters())}
+    told["definition"], told["why"] = definition(cls)
+    if cls is nn.Sequential: told["parts"] = {name: describe(part) for name, part in model.named_children()}
+    return told
 
 # %% ../../nbs/learn/00_models.ipynb #d13a4496
 def rebuild(description: dict[str, Any],  # from `describe`
             model: Any = None,  # the class, or a built network, where the class cannot be imported
+            run_source: bool = False,  # a class of a notebook is made by running its recorded text
            ) -> nn.Module:  # with fresh weights
     "The network that a description tells of."
     if isinstance(model, nn.Module): return model
-    cls = model or _imported(description["class"])
+    if "parts" in description and model is None: return nn.Sequential(OrderedDict((n, rebuild(d, None, run_source)) for n, d in description["parts"].items()))
+    cls = model or (_recorded(description) if run_source else _imported(description["class"]))
     if description["config"] is None:
         raise BadRequest(f"The arguments of {description['class']} were not recorded, so it cannot be built.",
                          "Give a built network as model=, or give the class a `config` property.")
-    return cls(**description["config"])
+    made = cls(**description["config"])
+    if not hasattr(made, "config") and config(made) is None: made.config = description["config"]  # to be described again
+    return made
 
 def _imported(name: str) -> type:  # 'module:Class'
     module, _, path = name.partition(":")
@@ -99,7 +107,18 @@ def _imported(name: str) -> type:  # 'module:Class'
         for part in path.split("."): found = getattr(found, part)
     except (ImportError, AttributeError):
         found = None
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):  # the name is data: it calls nothing else
         raise BadRequest(f"The model class {path} of {module} cannot be imported here.",
                          "Give the class as model=; its text is under `source` in the model's description.")
     return found
+
+def _recorded(description: dict[str, Any]) -> type:
+    "A class of a module by its name; one of a notebook from its text, whatever bears its name here."
+    module, _, path = description["class"].partition(":")
+    try:
+        if module != "__main__": return _imported(description["class"])
+    except BadRequest: pass
+    name = path.rpartition(".")[2]
+    if not description.get("definition"):
+        raise BadRequest(f"The source of {name} was not kept: {description.get('why') or f'nobody had its text'}.", "Give the class as model=.")
+    return defined(description["definition"], name)
