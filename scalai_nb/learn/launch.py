@@ -145,23 +145,47 @@ def agent() -> None:
     os._exit(0)  # unloading torch takes seconds
 
 # %% ../../nbs/learn/02_launch.ipynb #3ed2a69a
-def _host_agent(spec: bytes, environ: dict[str, str]) -> int:
-    "The Dask task: an agent as a subprocess of this worker, until it ends."
+def _start_agent(spec: bytes, environ: dict[str, str]) -> subprocess.Popen:
+    "An agent as a subprocess of this one."
     env = {k: v for k, v in os.environ.items() if k != "MALLOC_TRIM_THRESHOLD_"} | environ
     command = [sys.executable, "-c", "from scalai_nb.learn.launch import agent; agent()"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=2, env=env) as process:  # what ranks print is not the caller's output
-        process.stdin.write(len(spec).to_bytes(8) + spec)
-        process.stdin.flush()  # and left open: when it closes, this worker is gone
-        return process.wait()
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=2, env=env)  # what ranks print is not the caller's output
+    process.stdin.write(len(spec).to_bytes(8) + spec)
+    process.stdin.flush()  # and left open: when it closes, this process is gone
+    return process
+
+def _host_agent(spec: bytes, environ: dict[str, str]) -> int:
+    "The Dask task: an agent, until it ends."
+    with _start_agent(spec, environ) as process: return process.wait()
+
+# %% ../../nbs/learn/02_launch.ipynb #6d20a7e4
+class _Child:
+    "An agent of this process, looked at as a future."
+    def __init__(self, process: subprocess.Popen): self.process = process
+
+    @property
+    def status(self) -> str: return "pending" if self.process.poll() is None else "finished"
+
+    def done(self) -> bool: return self.status == "finished"
+
+class _Here:
+    "This machine as the only place."
+    def submit(self, fn: Callable, spec: bytes, environ: dict[str, str], **where: Any) -> _Child: return _Child(_start_agent(spec, environ))
+
+    def cancel(self, children: list[_Child]) -> None:
+        for child in children:
+            child.process.kill()
+            child.process.wait()
+            child.process.stdin.close()
 
 # %% ../../nbs/learn/02_launch.ipynb #ba5315fe
 class RankLost(WorkFailed):
     "A rank ended without a word: killed, out of memory, or its machine is gone."
 
 class Crew:
-    "Agents on Dask workers, ready to run a function on ranks; use it as a context, or call `launch`."
+    "Agents on Dask workers, or one on this machine, ready to run a function on ranks; use it as a context, or call `launch`."
     def __init__(self,
-                 client: Any,  # a distributed.Client
+                 client: Any,  # a distributed.Client; None: this machine
                  ranks: int,
                  threads: int = 1,  # a rank
                  preload: tuple[str, ...] = ("torch",),  # what agents import while the caller still prepares
@@ -169,8 +193,8 @@ class Crew:
                  stop: Callable[[], bool] = lambda: False,  # asked some times a second; once true, `Cancelled` is raised
                 ):
         if ranks < 1: raise BadRequest(f"{ranks} ranks cannot do anything.", "Give ranks=1 or more.")
-        self.client, self.ranks, self.threads, self.preload, self.patience, self.stop = client, ranks, threads, preload, patience, stop
-        self.host, self.key, self.attempts = _own_address(client), secrets.token_bytes(32), 0
+        self.client, self.ranks, self.threads, self.preload, self.patience, self.stop = client or _Here(), ranks, threads, preload, patience, stop
+        self.host, self.key, self.attempts = _own_address(self.client), secrets.token_bytes(32), 0
         self.agents: dict[str, dict[str, Any]] = {}  # id → worker, future, and when it is there line and host
         self.arrived: queue.Queue = queue.Queue()
         self.listener, self.open = Listener((self.host, 0), authkey=self.key, backlog=64), True
@@ -194,6 +218,7 @@ class Crew:
 
 def _own_address(client: Any) -> str:
     "The address under which workers reach this process."
+    if isinstance(client, _Here): return "127.0.0.1"
     scheduler = client.scheduler.address
     if scheduler.startswith("inproc"): return "127.0.0.1"
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
@@ -225,7 +250,8 @@ def muster(self: Crew,
 
 # %% ../../nbs/learn/02_launch.ipynb #48564865
 def workers_of(client: Any) -> dict[str, dict]:  # address → what is known of it
-    "The workers that the scheduler knows now; `client.scheduler_info()` sometimes shows none, when its own refresh comes between."
+    "The places for agents: the workers that the scheduler knows now; `client.scheduler_info()` sometimes shows none, when its own refresh comes between."
+    if isinstance(client, _Here): return {"this machine": {}}
     return dict(sorted(client.sync(client.scheduler.identity, n_workers=-1)["workers"].items()))
 
 @patch
@@ -289,8 +315,9 @@ def run(self: Crew,
     del store  # lives until here
 
 @patch
-def _await(self: Crew, workers: int, seconds: float = 10.) -> None:
+def _await(self: Crew, workers: int, seconds: float = 5.) -> None:
     "Give a nanny the time to start a lost worker again; go on with fewer if none comes."
+    if isinstance(self.client, _Here): return
     time.sleep(.2)  # the scheduler hears of a loss a moment after us
     until = time.monotonic() + seconds
     while len(workers_of(self.client)) < workers and time.monotonic() < until: time.sleep(.1)
@@ -364,20 +391,17 @@ def _cause(failures: dict[int, tuple], where: dict, order: dict, results: dict) 
 # %% ../../nbs/learn/02_launch.ipynb #b45806ea
 @contextmanager
 def crew(ranks: int,
-         client: Any = None,  # a distributed.Client; default: the current one, or a cluster of processes for the block
+         client: Any = None,  # a distributed.Client; default: the current one, that of the settings, or this machine
          settings: Any = None,  # default: those in force here
          **options: Any,  # of Crew
         ):
-    "A crew on the client's workers."
-    from scalai_nb.core.cluster import choose
+    "A crew on the client's workers, or on this machine."
     from scalai_nb.core.settings import Settings
     client = client or _current_client()
-    if client is not None:
-        with Crew(client, ranks, **options) as team: yield team
-        return
-    settings = settings or Settings.load()
-    kind = choose(settings) if settings.cluster.kind == "auto" else settings.cluster.kind
-    with cluster(settings, kind="processes" if kind == "threads" else kind, workers=ranks, default=False) as client:
+    named = (settings or Settings.load()).cluster if client is None else None
+    if named and named.address and named.kind in ("auto", "address"):
+        with cluster(settings, kind="address", default=False) as client, Crew(client, ranks, **options) as team: yield team
+    else:
         with Crew(client, ranks, **options) as team: yield team
 
 def _current_client() -> Any:
@@ -391,7 +415,7 @@ def _current_client() -> Any:
 def launch(fn: Callable,  # called as fn(*args) in every rank, inside the process group
            *args: Any,
            ranks: int = 2,
-           client: Any = None,  # a distributed.Client; default: the current one, or a cluster of processes for this call
+           client: Any = None,  # a distributed.Client; default: the current one, that of the settings, or this machine
            timeout: float = 120.,  # seconds that a rank may keep the others waiting
            backend: str | None = None,  # gloo or nccl; None: nccl where each local rank has a GPU
            threads: int = 1,  # a rank
@@ -399,6 +423,6 @@ def launch(fn: Callable,  # called as fn(*args) in every rank, inside the proces
            heard: Callable[[int, Any], None] = lambda rank, message: None,  # called with what ranks `report`
            settings: Any = None,  # default: those in force here
           ) -> list[Any]:  # results by rank
-    "Run a function on many ranks, in one process group, placed by Dask."
+    "Run a function on many ranks, in one process group, placed by Dask where there is a cluster."
     with crew(ranks, client, settings, threads=threads) as team:
         return team.run(fn, *args, timeout=timeout, backend=backend, restarts=restarts, heard=heard)

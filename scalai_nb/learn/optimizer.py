@@ -45,13 +45,16 @@ class Optimizer:
         if isinstance(given, cls): return given
         raise BadRequest(f"{given!r} is not an optimizer.", 'Give optimizer="adamw", "sgd", or Optimizer("sgd", momentum=.8, clip=1.).')
 
-    def make(self, model: Any, lr: float) -> Any:  # a torch.optim.Optimizer over what is not frozen; its groups know `rate` and `begins`
+    def groups(self, model: Any) -> list[dict[str, Any]]:  # what is not frozen, by its `rate` and the epoch in which it `begins`
         groups: dict[tuple, list] = {}
         for name, p in model.named_parameters():
             fits = [_rate(r) for pattern, r in self.rates.items() if fnmatchcase(name, pattern)]
             if p.requires_grad: groups.setdefault(fits[0] if fits else (1., 1), []).append(p)
         for pattern in self.rates: matching(model, pattern)
-        return MAKE[self.name](self, [{"params": ps, "rate": rate, "begins": begins} for (rate, begins), ps in groups.items()], lr)
+        return [{"params": ps, "rate": rate, "begins": begins} for (rate, begins), ps in groups.items()]
+
+    def make(self, model: Any, lr: float) -> Any:  # a torch.optim.Optimizer over those groups
+        return MAKE[self.name](self, self.groups(model), lr)
 
 def _rate(given: float | tuple[float, int]) -> tuple[float, int]: return tuple(given) if isinstance(given, (tuple, list)) else (given, 1)
 
