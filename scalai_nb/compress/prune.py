@@ -70,7 +70,8 @@ def losses() -> dict:  # name -> fn(raw outputs, targets) -> scalar tensor
     from torch.nn import functional as F
     return {"binary": lambda out, t: F.binary_cross_entropy_with_logits(out.reshape(-1), t),
             "multiclass": lambda out, t: F.cross_entropy(out, t),
-            "regression": lambda out, t: F.mse_loss(out.reshape(-1), t)}
+            "regression": lambda out, t: F.mse_loss(out.reshape(-1), t),
+            "embedding": lambda out, t: (1 - F.cosine_similarity(out, t)).mean()}
 
 def tensors(X, targets, loss: str):
     "Features and targets as torch wants them; class numbers stay whole."

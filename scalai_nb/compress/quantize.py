@@ -197,5 +197,5 @@ def dynamic(proto,  # the model's graph, `features` -> `score`
     if not layers(proto): raise BadRequest("The graph has no layer with weights, so there is nothing to quantize.", "Give the graph of a float model.")
     copy = onnx.ModelProto(); copy.CopyFrom(proto)
     with quiet(), tempfile.TemporaryDirectory() as tmp:
-        q.quantize_dynamic(copy, f"{tmp}/q.onnx", per_channel=True, op_types_to_quantize=["MatMul", "Conv"], weight_type=q.QuantType.QInt8)
+        q.quantize_dynamic(copy, f"{tmp}/q.onnx", per_channel=True, op_types_to_quantize=["MatMul", "Conv", "Gather"], weight_type=q.QuantType.QInt8)
         return onnx.load(f"{tmp}/q.onnx")
