@@ -36,8 +36,9 @@ def expression(where,  # a list as [("fold", "!=", 0), ("month", "<=", 5)], or l
               ):
     "The condition as pyarrow wants it, tried on no rows of that schema."
     import pyarrow.parquet as pq
-    try: condition = where if where is None or isinstance(where, pc.Expression) else pq.filters_to_expression(where)
-    except (ValueError, TypeError) as e: raise BadRequest(f"This filter cannot be read: {where!r} ({e}).", 'Write it as [("month", "<=", 5)].')
+    pairs = lambda tests: [tuple(t) if len(t) == 3 and isinstance(t[0], str) else list(map(tuple, t)) for t in tests]  # JSON has no tuples
+    try: condition = where if where is None or isinstance(where, pc.Expression) else pq.filters_to_expression(pairs(where)) if where else None
+    except (ValueError, TypeError, IndexError) as e: raise BadRequest(f"This filter cannot be read: {where!r} ({e}).", 'Write it as [("month", "<=", 5)].')
     if condition is None or schema is None: return condition
     try: schema.empty_table().filter(condition)
     except pa.ArrowException as e: raise BadRequest(f"This filter does not fit the rows: {str(e).splitlines()[0]}", f"The columns are: {', '.join(schema.names[:20])}.")

@@ -18,7 +18,8 @@ from . import history
 from .contract import Contract
 from .part import OURS
 from .source import to_pandas
-from .table import Table, _filter, standing
+from .loader import expression
+from .table import Table, standing
 
 # %% ../../nbs/data/09_quarantine.ipynb #b7213fb3
 def released(of: Table, table) -> dict[str, pa.Array]:  # batch → _ids of rows that a snapshot has taken back
@@ -56,7 +57,7 @@ class Quarantine(Table):
         "All of them; `version` is the table's."
         rows, test = self._live(version)
         if rows is None: return pa.schema([(c, pa.string()) for c in OURS]).empty_table()
-        return rows.to_table(columns, filter=test if filter is None else test & _filter(filter))
+        return rows.to_table(columns, filter=test if filter is None else test & expression(filter, rows.schema))
 
 # %% ../../nbs/data/09_quarantine.ipynb #0d41f2ea
 @patch

@@ -114,12 +114,6 @@ def versions(self: Table) -> list[dict]:  # newest first: version, at (UTC), mod
              "mode": _mode(h), **said(h)} for h in self.delta().history()]
 
 # %% ../../nbs/data/08_table.ipynb #42cbdb5c
-def _filter(tests):  # a pyarrow expression, or pairs as in [("fold", "!=", 0), ("month", "<=", 5)], or lists of such
-    import pyarrow.dataset as ds
-    if tests is None or isinstance(tests, ds.Expression): return tests
-    import pyarrow.parquet as pq
-    return pq.filters_to_expression([tuple(t) if len(t) == 3 and isinstance(t[0], str) else [tuple(x) for x in t] for t in tests]) if tests else None
-
 def _seen(self: Table, version: int | None):  # the Delta table, its rows, and an event that says so
     found = self.delta(version)
     _there(self, found, version)
@@ -150,14 +144,16 @@ def arrow(self: Table, version: int | None = None, columns: list[str] | None = N
          ) -> pa.Table:
     "All rows, or those a filter keeps, in memory."
     _, rows = _seen(self, version)
-    return rows.to_table(_pick(self, rows.schema.names, columns), filter=_filter(filter))
+    from scalai_nb.data.loader import expression
+    return rows.to_table(_pick(self, rows.schema.names, columns), filter=expression(filter, rows.schema))
 
 @patch
 def batches(self: Table, version: int | None = None, columns: list[str] | None = None, rows: int = 250_000, filter=None) -> Iterator[pa.Table]:
     "The rows as a stream of Arrow tables; at least one."
+    from scalai_nb.data.loader import expression
     _, data = _seen(self, version)
     columns, some = _pick(self, data.schema.names, columns), False
-    for batch in data.to_batches(columns=columns, filter=_filter(filter), batch_size=rows):
+    for batch in data.to_batches(columns=columns, filter=expression(filter, data.schema), batch_size=rows):
         if batch.num_rows: some = True; yield pa.Table.from_batches([batch])
     if not some: yield pa.schema([data.schema.field(c) for c in columns]).empty_table()
 

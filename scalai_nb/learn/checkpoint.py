@@ -55,7 +55,7 @@ def unpack(value: Any,  # what `pack` gave
     return {unpack(k, tensors): unpack(v, tensors) for k, v in held}
 
 # %% ../../nbs/learn/04_checkpoint.ipynb #1af9613c
-SCHEMA = 2  # of the manifest
+SCHEMA = 3  # of the manifest
 
 def save(folder: str | Path,  # replaced as a whole when it exists
          state: dict[str, Any],  # shared by all ranks
@@ -71,8 +71,12 @@ def save(folder: str | Path,  # replaced as a whole when it exists
             (tmp/f"{name}.json").write_text(json.dumps(pack(part, tensors)))
             save_file({k: v.clone() for k, v in tensors.items()}, tmp/f"{name}.safetensors")  # clones: tied weights share memory
         files = {p.name: {"sha256": sha256(p), "bytes": p.stat().st_size} for p in sorted(tmp.iterdir())}
-        (tmp/"manifest.json").write_text(json.dumps({"schema": SCHEMA, "ranks": len(ranks or []), **facts, "files": files}, indent=1))
+        told = {"schema": SCHEMA, "ranks": len(ranks or []), **facts, "files": files}
+        (tmp/"manifest.json").write_text(json.dumps(told | {"sha256": _digest(told)}, indent=1))
     return Path(folder)
+
+def _digest(told: dict[str, Any]) -> str:  # of a manifest without its own
+    return hashlib.sha256(json.dumps({k: v for k, v in told.items() if k != "sha256"}, sort_keys=True).encode()).hexdigest()
 
 def sha256(path: Path) -> str:
     with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
@@ -83,7 +87,9 @@ def manifest(folder: str | Path) -> dict[str, Any]:
     try: told = json.loads((Path(folder)/"manifest.json").read_text())
     except (FileNotFoundError, NotADirectoryError):
         raise BadRequest(f"There is no checkpoint in {folder}.", "Give a folder that holds a manifest.json.") from None
-    except json.JSONDecodeError as e: raise BadRequest(f"The manifest in {folder} is not JSON: {e}", "Take an earlier checkpoint.") from None
+    except ValueError as e: raise BadRequest(f"The manifest in {folder} is not JSON: {e}", "Remove that folder, and the checkpoint before it is taken.") from None
+    if not isinstance(told, dict) or told.get("schema") == SCHEMA and told.get("sha256") != _digest(told):
+        raise BadRequest(f"The manifest in {folder} is not what was written: it was changed or cut short.", "Remove that folder, and the checkpoint before it is taken.")
     if told.get("schema") != SCHEMA:
         raise BadRequest(f"The checkpoint in {folder} has schema {told.get('schema')}, this version reads {SCHEMA}.", "Use the version that wrote it.")
     return told
@@ -94,7 +100,7 @@ def load(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:  # 
     folder, told = Path(folder), manifest(folder)
     for name, fact in told["files"].items():
         if not (folder/name).is_file() or sha256(folder/name) != fact["sha256"]:
-            raise BadRequest(f"{folder/name} is not what the manifest says: it was changed or cut short.", "Take an earlier checkpoint.")
+            raise BadRequest(f"{folder/name} is not what the manifest says: it was changed or cut short.", "Remove that folder, and the checkpoint before it is taken.")
     read = lambda name: unpack(json.loads((folder/f"{name}.json").read_text()), load_file(folder/f"{name}.safetensors"))
     return read("state"), [read(f"rank-{i:04d}") for i in range(told["ranks"])]
 

@@ -25,6 +25,7 @@ class Scorer:
                  threads: int = 1,  # within a call; 0: one per core
                  batch: int = 1024,  # rows a call
                 ):
+        if batch < 1 or threads < 0: raise BadRequest(f"batch={batch!r} and threads={threads!r} are not possible.", "Give batch=1 or more; threads=1 or more, or 0 for one a core.")
         self.path, self.batch, self.session = Path(path), batch, session(path, threads)
         self.facts = facts(self.session)
 
@@ -71,6 +72,7 @@ def rows_in(source,  # a frame, an Arrow table, a Table, or the name or URI of o
         parts = list(batches(str(source), columns=columns, rows=size))
         return iter(parts), f"{Path(str(source)).name} {digest(parts)}"
     found = source.compute() if hasattr(type(source), "dask") else source
+    if not hasattr(found, "columns"): raise BadRequest(f"A value of type {type(source).__name__} is not rows.", "Give a frame, an Arrow table, a Table, or the name or URI of one.")
     need(columns, found.column_names if isinstance(found, pa.Table) else [str(c) for c in found.columns])
     from scalai_nb.data.prep import to_arrow
     found = to_arrow(found, columns)
@@ -106,6 +108,7 @@ def score(model: str | Path,  # registry name (its champion), name@version, or a
          ) -> dict:  # table, version, rows, model, model_version, period, seconds, already
     "Score rows and leave the scores and their windows."
     start, settings = time.perf_counter(), settings or Settings.load()
+    if period is not None and not isinstance(period, str): raise BadRequest(f"period={period!r} is not possible.", "Give a text such as 2013-06, or the name of a column.")
     scorer, name, number = scorer_of(model, settings)
     keys = [key] if isinstance(key, str) else list(key or ())
     kept = list(dict.fromkeys([*keys, *keep]))
@@ -131,7 +134,7 @@ def _names_column(period, source, settings) -> bool:
     if isinstance(source, (str, Path)):
         from scalai_nb.data.source import schema
         return period in schema(str(source)).names
-    return period in (source.column_names if hasattr(type(source), "column_names") else list(source.columns))
+    return period in (source.column_names if hasattr(type(source), "column_names") else list(getattr(source, "columns", ())))
 
 # %% ../../nbs/serve/00_score.ipynb #eb6aeeaa
 def batch_name(base: str,  # made from model, rows and period
