@@ -2696,6 +2696,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'scalai_nb.view.live.Training': ('view/live.html#training', 'scalai_nb/view/live.py'),
                                      'scalai_nb.view.live.Training.__init__': ( 'view/live.html#training.__init__',
                                                                                 'scalai_nb/view/live.py'),
+                                     'scalai_nb.view.live.Training.draw_on': ('view/live.html#training.draw_on', 'scalai_nb/view/live.py'),
                                      'scalai_nb.view.live.Training.epochs_done': ( 'view/live.html#training.epochs_done',
                                                                                    'scalai_nb/view/live.py'),
                                      'scalai_nb.view.live.Training.go_back': ('view/live.html#training.go_back', 'scalai_nb/view/live.py'),

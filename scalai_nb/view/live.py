@@ -14,7 +14,7 @@ from html import escape
 from typing import Any
 
 from ..core import live
-from ..learn.told import duration, figures, figures_of, pace, several
+from ..learn.told import column, duration, figures, figures_of, pace, several
 
 # %% ../../nbs/view/14_live.ipynb #1e6cadbc
 MARKS = {"starting": "…", "training": "▸", "validating": "◆", "done": "✓", "cancelled": "■", "stopped": "■", "failed": "✕", "lost": "!"}
@@ -35,20 +35,25 @@ class Training:
         if event.get("state", "").startswith("resumed"): self.go_back()
         self.state = "training" if event.get("state", "").startswith("resumed") else event.get("state", "training")
         self.history = event.get("history", self.history)
-        if isinstance(event.get("loss"), float) and "steps" in event and "history" not in event: self.loss.append((self.epochs_done(), event["loss"]))
+        if isinstance(event.get("loss"), float) and "steps" in event: self.draw_on(event)
+
+    def draw_on(self, event: dict) -> None:
+        "The line of the loss goes on: by what some steps told, by the mean of an epoch that was too short to tell anything."
+        if "history" not in event: self.loss.append((self.epochs_done(), event["loss"]))
+        elif not self.loss or self.loss[-1][0] <= event["epoch"] - 1: self.loss.append((event["epoch"], event["loss"]))
 
     def epochs_done(self) -> float: return self.told["step"]/self.told["steps"]*self.told["epochs"]
 
     def go_back(self) -> None:
         "It goes on from a checkpoint: what came after it is learnt again."
-        self.loss = [(at, loss) for at, loss in self.loss if at <= self.epochs_done()]
+        self.loss = [(at, loss) for at, loss in self.loss or column(self.told["history"], "loss") if at <= self.epochs_done()]
 
 # %% ../../nbs/view/14_live.ipynb #3b6a91d7
 def sentence(self: Training) -> str:  # HTML
     "The state, and how far it came."
     told, doing = self.told, self.told.get("each_rank", [""])[0].split(",")[0]
     word = doing if self.state == "training" and doing in MARKS else self.state
-    epochs = f"epoch {told['epoch']} of {told['epochs']}" if "epochs" in told else ""
+    epochs = f"epoch {told['epoch']:,} of {told['epochs']:,}" if "epochs" in told else ""
     if self.state == "done": epochs = f"{several(len(self.history), 'epoch')} in {duration(told['seconds'])}"
     if self.state in ("failed", "cancelled") and epochs: epochs = f"in {epochs}, at step {told['step']:,} of {told['steps']:,}"
     return " · ".join([f"<b>{marked(word)}</b> {epochs}".strip(), *([several(told["ranks"], "rank")] if "ranks" in told else [])])
@@ -71,8 +76,7 @@ def ranks(self: Training) -> str:  # HTML
 
 def html(self: Training) -> str:
     until = max([1, *(math.ceil(at) for at, _ in self.loss[-1:]), *(h["epoch"] for h in self.history[-1:])])
-    fine = self.loss if self.state != "done" and len(self.loss) > len(self.history) else None
-    drawn = figures(self.history, fine, until) if self.loss or self.history else ""
+    drawn = figures(self.history, None if self.state == "done" else self.loss, until) if self.loss or self.history else ""
     lines = "".join(f'<div style="overflow-wrap: anywhere">{line}</div>' for line in facts(self))
     return f'<div style="font-variant-numeric: tabular-nums"><div role="status">{sentence(self)}</div>{lines}{drawn}{ranks(self)}</div>'
 
