@@ -6,8 +6,12 @@ import nbformat
 import pytest
 
 import servers
+from axe_playwright_python.sync_playwright import Axe
 from conftest import scalai
+from scalai_nb.core.settings import Settings
+from scalai_nb.learn import checkpoint
 from test_browser import OUTPUT, chromium  # noqa: F401: a fixture
+from test_live import DATA
 
 pytestmark = pytest.mark.slow
 
@@ -147,6 +151,40 @@ def test_what_is_odd_is_said_at_night_and_on_narrow_screens(chromium, lab):
     page.wait_for_timeout(500)
     shot(page, "lab-narrow-dark")
     assert messy.evaluate("s => s.getBoundingClientRect().width <= s.closest('.jp-OutputArea').getBoundingClientRect().width")  # the table scrolls, not the page
+    page.context.close()
+
+
+HOLDS, BESIDE = "fit(MLP, (X, y), epochs=100_000, batch=256)", "run = fit(MLP, (X, y), epochs=100_000, batch=256, ranks=2, wait=False)"
+
+
+@pytest.mark.parametrize("theme, cell", [("Light", HOLDS), ("Dark", BESIDE)])
+def test_a_training_shows_its_states_and_is_stopped_by_its_button(chromium, lab, theme, cell):
+    "While its cell holds the kernel, and on two ranks beside it; no process is left, and it goes on from its last checkpoint."
+    (lab.root/"settings.ini").write_text("[workspace]\nhome = .scalai\n")
+    lab.set("themes", theme=f"JupyterLab {theme}")
+    notebook(lab.root/"fit.ipynb", {"data": DATA, "fit": cell})
+    page = opened(chromium, lab, "fit.ipynb")
+    page.evaluate(WATCH)
+    run_all(page)
+    page.locator("[role=status]", has_text=re.compile(r"epoch ([2-9]|\d\d+) of")).wait_for(timeout=180_000)
+    shot(page, f"lab-fit-{theme.lower()}")
+    found = Axe().run(page, context={"include": [[".jp-RenderedHTML"], [".widget-button"]]}).response["violations"]
+    assert not found, found
+    page.set_viewport_size({"width": 640, "height": 900})
+    shot(page, f"lab-fit-{theme.lower()}-narrow")
+    assert page.locator(".jp-RenderedHTML:has([role=status])").evaluate("p => p.scrollWidth <= p.clientWidth")
+    page.get_by_role("button", name="Stop training").click()
+    page.locator("[role=status]", has_text="cancelled").wait_for(timeout=120_000)
+    shot(page, f"lab-fit-{theme.lower()}-stopped")
+    states = list(dict.fromkeys(re.match(r"\W*(\w+)", s["text"])[1] for s in page.evaluate("window.seen")))
+    assert states[0] == "starting" and "training" in states and states[-1] == "cancelled", states
+    page.get_by_role("button", name="Stop").wait_for(state="detached", timeout=30_000)
+    assert not [p for p in servers.psutil.Process(lab.process.pid).children(recursive=True) if "scalai_nb.learn.launch" in " ".join(p.cmdline())]
+    folder = re.search("resume='(.*)'", page.locator(".jp-RenderedHTML:has([role=status])").inner_text())[1]
+    done, given = len(checkpoint.load(checkpoint.latest(f"{folder}/checkpoints"))[0]["history"]), {}
+    exec(DATA, given)
+    rest = given["fit"](given["MLP"], (given["X"], given["y"]), epochs=done + 1, batch=256, resume=folder, settings=Settings(root=lab.root))
+    assert rest.state == "done" and len(rest.history) == done + 1
     page.context.close()
 
 

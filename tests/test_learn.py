@@ -233,10 +233,11 @@ def test_a_lost_rank_costs_one_interval_between_checkpoints_at_most(two, setting
     how = dict(batch=256, ranks=2, settings=settings, client=two, epochs=2, every=5)
     step, heard = 12 if seed is None else int(np.random.default_rng(seed).integers(8, 38)), []  # 12: right after the step that waits for a checkpoint
     whole = fit(MLP, xy, **how)
-    stop = live.subscribe(lambda topic, state, **told: heard.append(state), "fit")
+    each, stop = [], live.subscribe(lambda topic, state, each_rank=(), **told: (heard.append(state), each.append(list(each_rank))), "fit")
     try: run = fit(mortal(step, end), xy, **how)
     finally: stop()
     again, = (int(s.split()[-1]) for s in heard if s.startswith("resumed at step"))
+    assert ["stopped, starting again", "lost, starting again"] in each and each[-1] == ["done", "done"]
     assert step - 1 - 5 <= again < step  # of the steps that had been done, those of one interval
     assert weights(run) == weights(whole) and [h["step"] for h in run.history] == [19, 38]
     assert not list(run.path.glob("checkpoints/.*")) and gone(agents())

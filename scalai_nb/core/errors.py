@@ -49,6 +49,7 @@ class TimedOut(ScalaiError):
 class Cancelled(ScalaiError):
     "Somebody asked for the work to stop."
     code = 130
+    def _render_traceback_(self) -> list[str]: return [f"Cancelled: {self}"]  # in a cell: whoever pressed the button needs no traceback
 
 # %% ../../nbs/core/00_errors.ipynb #3de8576c
 def nearest(word: str,  # what was given

@@ -7,6 +7,7 @@ __all__ = ['ECS', 'setup', 'logger']
 
 # %% ../../nbs/core/06_logs.ipynb #2ea4eeb3
 import logging, os, sys
+from contextlib import nullcontext
 from datetime import UTC, datetime
 
 import structlog
@@ -19,7 +20,17 @@ def _ecs(_, __, fields: dict) -> dict:
     out = {"@timestamp": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"), "ecs.version": "8.11"}
     return out | {ECS.get(k, f"scalai.{k}"): v for k, v in fields.items()}
 
-def _writer(*_): return structlog.PrintLogger(sys.stderr)  # looked up at each call: a kernel replaces sys.stderr
+class _Above:
+    "Standard error, as it is now: a kernel replaces it, and an open progress bar makes room for a line."
+    def write(self, line: str) -> None:
+        bars = getattr(sys.modules.get("tqdm"), "tqdm", None)
+        with bars.external_write_mode(sys.stderr) if bars else nullcontext(): sys.stderr.write(line)
+
+    def flush(self) -> None: sys.stderr.flush()
+
+_above = _Above()
+
+def _writer(*_): return structlog.WriteLogger(_above)
 
 # %% ../../nbs/core/06_logs.ipynb #68452635
 def setup(level: str | None = None,  # debug, info, warning, error; default: $SCALAI_LOG_LEVEL or warning

@@ -19,15 +19,16 @@ class progress:
                  total: int | None = None,  # how many there are, where `len` cannot say
                  label: str = "",  # what is being done
                  unit: str = "it",  # of what is counted: rows, batches, files
+                 shape: str | None = None,  # tqdm's bar_format
                 ):
-        self.items, self.label, self.unit, self.done = items, label, unit, 0
+        self.items, self.label, self.unit, self.shape, self.done = items, label, unit, shape, 0
         self.total = total if total is not None else len(items) if hasattr(items, "__len__") else None
         self.bar = None
 
     def __enter__(self):
         from tqdm import tqdm
         self.bar = tqdm(total=self.total, desc=self.label, unit=" " + self.unit, file=sys.stderr, leave=False,
-                        disable=not sys.stderr.isatty(), dynamic_ncols=True, unit_scale=self.unit == "rows")
+                        disable=not sys.stderr.isatty(), dynamic_ncols=True, unit_scale=self.unit == "rows", bar_format=self.shape)
         self._emit()
         return self
 

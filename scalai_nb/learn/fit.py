@@ -42,6 +42,7 @@ from .optimizer import SCHEDULES, Optimizer, factor
 from .split import Split, parted
 from .answer import answered
 from .provenance import digest, packages, processor
+from .told import BAR, Teller, figures, measured
 
 # %% ../../nbs/learn/06_fit.ipynb #7486259e
 def auc(y: np.ndarray,  # 0 or 1
@@ -214,7 +215,7 @@ def best(self: Run) -> Run:
     state, _ = checkpoint.load(checkpoint.at_step(self.path/"checkpoints", entry["step"]))
     network = copy.deepcopy(self.model)
     network.load_state_dict(state["model"])
-    return replace(self, model=network.eval(), metrics=_measured(entry), background=None)
+    return replace(self, model=network.eval(), metrics=measured(entry), background=None)
 
 @patch
 def repeat(self: Run,
@@ -234,35 +235,16 @@ def evaluate(self: Run,
     from scalai_nb.learn.evaluate import evaluate
     return evaluate(self, rows, **how)
 
-# %% ../../nbs/learn/06_fit.ipynb #4fee8a13
-def _curve(history: list[dict], names: tuple[str, ...], width: int = 300, height: int = 120) -> str:
-    "Lines of some columns of the history over epochs."
-    series = {n: [h[n] for h in history if h.get(n) is not None and np.isfinite(h[n])] for n in names}
-    series = {n: v for n, v in series.items() if v}
-    if not series: return ""
-    low, high = min(map(min, series.values())), max(map(max, series.values()))
-    place = lambda i, v, n: (34 + i*(width - 50)/max(n - 1, 1), height - 22 - (v - low)/((high - low) or 1)*(height - 44))
-    out = []
-    for colour, (name, values) in zip(("#4c78a8", "#e4572e"), series.items()):
-        points = [place(i, v, len(values)) for i, v in enumerate(values)]
-        out += [f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}"/>']
-        out += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{colour}"/>' for x, y in points]
-        out += [f'<text x="{36 + 70*list(series).index(name)}" y="12" fill="{colour}">{name}</text>']
-    out += [f'<text x="0" y="26" fill="currentColor">{high:.3g}</text><text x="0" y="{height-22}" fill="currentColor">{low:.3g}</text>',
-            f'<text x="{width-16}" y="{height-4}" text-anchor="end" fill="currentColor">epoch {len(history)}</text>']
-    return f'<svg width="{width}" height="{height}" role="img" font-size="11" font-family="sans-serif">{"".join(out)}</svg>'
-
 # %% ../../nbs/learn/06_fit.ipynb #c5c3c7c4
 @patch
 def _repr_html_(self: Run) -> str:
     shown = {k: v for k, v in self.metrics.items() if isinstance(v, float)}
-    figures = " · ".join(f"{k} <b>{v:.4g}</b>" for k, v in shown.items())
-    other = next((f"val_{m}" for m in OBJECTIVES[self.loss].metrics), "")
+    reached = " · ".join(f"{k} <b>{v:.4g}</b>" for k, v in shown.items())
     source = f"{html.escape(self.data['table'])}, version {self.data['version']}" if self.data.get("table") else "given rows"
-    what = html.escape(type(self.model).__name__ if self.model is not None else self.state)
+    what = html.escape(type(self.model).__name__) if self.model is not None else f"<b>{html.escape(self.state)}</b> after {len(self.history)} epoch{'s' if len(self.history) != 1 else ''}"
     return (f"<div><b>Run {self.id}</b>: {what} for {html.escape(self.target or 'y')} from {source}, "
-            f"{self.seconds:.1f} s; {html.escape(self.why)}<br>{figures}<br>"
-            f"{_curve(self.history, ('loss', 'val_loss'))}{_curve(self.history, (other,))}</div>")
+            f"{self.seconds:.1f} s; {html.escape(self.why)}<br>{reached}"
+            f"{figures(self.history) if self.history else ''}</div>")
 
 @patch
 def __str__(self: Run) -> str:
@@ -322,7 +304,7 @@ def _loaders(job: Training, rank: int, ranks: int) -> tuple[Any, Any]:  # the se
 def train(job: Training,
           rank: int = 0,
           ranks: int = 1,
-          say: Callable[[dict], None] = lambda message: None,  # hears of rank 0 how it goes
+          say: Callable[[dict], None] = lambda message: None,  # hears what this rank does, of rank 0 also how it goes: see learn.told
          ) -> dict | None:  # weights, history; of rank 0 only
     "Learn until the last epoch, or until nothing gets better, from the newest checkpoint if there is one."
     import torch
@@ -337,14 +319,13 @@ def train(job: Training,
     at.resume(say)
     with _wrapped(model, job, ranks) as network, at.writer:
         while at.epoch < job.epochs and not at.stops():
-            started, first = time.perf_counter(), at.batch
             _one_epoch(at, network, say)
-            seconds = time.perf_counter() - started
-            entry = {"epoch": at.epoch + 1, "step": at.step, "loss": at.loss(), **_evaluate(model, keep, job, ranks),
-                     "seconds": seconds, "rows_per_second": (learn.batches - first)*job.batch/seconds}
+            pace = {"seconds": time.perf_counter() - at.lap[0], "rows_per_second": at.rows_per_second()}
+            if keep is not None: at.tell(say, "validating")
+            entry = {"epoch": at.epoch + 1, "step": at.step, "loss": at.loss(), **_evaluate(model, keep, job, ranks), **pace}
             entry = {k: v if isinstance(v, int) or np.isfinite(v) else None for k, v in entry.items()}
             at.next_epoch(entry)
-            if rank == 0: say({"state": "training", **at.where(), **entry, "history": at.history})
+            at.tell(say, "training", **entry, history=at.history)
     if rank: return None
     return {**at.kept(), "history": at.history, "rows": learn.rows, "validation_rows": keep.rows if keep else 0, "notes": at.notes}
 
@@ -366,6 +347,7 @@ def _one_epoch(at: "Standing", network: Any, say: Callable) -> None:
     low = lambda: torch.autocast(at.device.type, torch.bfloat16, enabled=job.precision == "bfloat16")
     network.train()
     at.loader.set_epoch(at.epoch)
+    at.lap, before = (told, at.batch), (at.sum, at.rows)
     for x, y in at.loader:
         if at.begins(): at.begin()
         ends = at.ends()
@@ -380,9 +362,9 @@ def _one_epoch(at: "Standing", network: Any, say: Callable) -> None:
             raise WorkFailed(f"The loss became {value} in epoch {at.epoch + 1}, batch {at.batch + 1} of {at.loader.batches}.",
                              "Give a smaller lr=, or look for extreme features.")
         at.count(value, len(y), ends)
-        if at.rank == 0 and now - told > .2:
-            say({"state": "training", **at.where(), "loss": at.sum/at.rows})
-            told = now
+        if now - told > .2:
+            at.tell(say, "training", loss=(at.sum - before[0])/(at.rows - before[1]), rows_per_second=at.rows_per_second())  # of the steps since
+            told, before = now, (at.sum, at.rows)
         if ends and job.every and at.step % job.every == 0: at.keep()
 
 def _criterion(job: Training, device: Any) -> Callable:  # (logits, y) → sum over the rows
@@ -400,13 +382,24 @@ class Standing:
         self.sum, self.history, self.notes, self.writer = 0., [], [], Writer(job.folder)
         self.device, self.together = next(model.parameters()).device, job.optimizer.accumulate
         self.steps = job.epochs*-(-loader.batches//self.together)
+        self.lap, self.began = (time.perf_counter(), 0), None  # when and at which batch this epoch began; when and at which step the pace
 
     def count(self, loss: float, rows: int, stepped: bool) -> None:
         self.sum, self.rows = self.sum + loss, self.rows + rows
         self.batch, self.step = self.batch + 1, self.step + stepped
+        self.began = self.began or (time.perf_counter(), self.step)  # the first step may compile something
 
     def where(self) -> dict:
-        return {"epoch": min(self.epoch + 1, self.job.epochs), "epochs": self.job.epochs, "step": self.step, "steps": self.steps}
+        since, first = self.began or (0, self.step)
+        left = {"seconds_left": (time.perf_counter() - since)*(self.steps - self.step)/(self.step - first)} if self.step > first else {}
+        return {"epoch": min(self.epoch + 1, self.job.epochs), "epochs": self.job.epochs, "step": self.step, "steps": self.steps, **left}
+
+    def rows_per_second(self) -> float:  # over all ranks, in the steps of this epoch
+        return (self.batch - self.lap[1])*self.job.batch/(time.perf_counter() - self.lap[0])
+
+    def tell(self, say: Callable, doing: str, state: str = "training", **figures) -> None:
+        "What this rank does; of rank 0, where the training is."
+        say({"rank": self.rank, "doing": doing, "step": self.step, **({} if self.rank else {"state": state, **self.where(), **figures})})
 
     def loss(self) -> float:  # mean over the rows of this epoch, of all ranks
         total = _gather((self.sum, self.rows), self.ranks)
@@ -505,7 +498,7 @@ def resume(self: Standing, say: Callable) -> None:
         self.sum, self.rows = sum(p["sum"] for p in parts), sum(p["rows"] for p in parts)
     told = f"resumed at step {self.step}" + ("" if same else f" on {self.ranks} ranks instead of {len(own)}: the same batches, other dropout")
     self.notes.append(told)
-    if self.rank == 0: say({"state": told, **self.where()})
+    self.tell(say, "training", told, history=self.history)
 
 # %% ../../nbs/learn/06_fit.ipynb #5bdafe58
 def _evaluate(model: Any, loader: Any, job: Training, ranks: int) -> dict[str, float]:  # val_loss, val_…
@@ -643,34 +636,15 @@ def _try(model: Any, sample: Any, loss: str, outputs: int) -> None:  # sample: t
     if given != (2, z.shape[-1]) or z.shape[-1] < outputs if loss == "multiclass" else given not in ((2,), (2, 1)):
         raise BadRequest(f"{type(model).__name__} gives {given} for 2 rows.", f"Give an output of (rows, {outputs}), a logit a class." if loss == "multiclass" else f"A {loss} target needs one number a row.")
 
-@contextmanager
-def _heard(run: Run, silent: bool) -> Iterator[Callable[[dict], None]]:
-    "What a training says fills in the run and becomes a bar in the terminal and events for the views."
-    with nullcontext() if silent else progress(label="fit", unit="steps") as bar:
-        def heard(message: dict) -> None:
-            if message["state"] != "done":  # then the run is filled in already
-                run.state = "training" if message["state"].startswith("resumed") else message["state"]
-                if "history" in message: run.history, run.metrics = list(message["history"]), _measured(message["history"][-1])
-            live.emit("fit", run=run.id, **message)
-            if bar is None: return
-            bar.bar.total = message.get("steps")
-            bar.update(message.get("step", bar.done) - bar.done, _note(message))
-        yield heard
-
-def _measured(entry: dict) -> dict: return {k: v for k, v in entry.items() if k.startswith(("loss", "val_"))}
-
-def _note(message: dict) -> str:
-    return ", ".join(f"{k} {v:.4g}" for k, v in message.items() if isinstance(v, float) and k not in ("seconds", "rows_per_second"))
-
 # %% ../../nbs/learn/06_fit.ipynb #e99634cc
 PRELOAD = ("torch", "torch._dynamo", "safetensors.torch", "scalai_nb.data.loader", "scalai_nb.learn.fit", "scalai_nb.learn.checkpoint")  # what a rank needs, before it is forked
 
-def _on_ranks(job: Training, ranks: int, heard: Callable, client: Any, how: SimpleNamespace, stop: Callable[[], bool]) -> dict:
+def _on_ranks(job: Training, ranks: int, told: Teller, client: Any, how: SimpleNamespace) -> dict:
     "The same training on ranks, placed by Dask where there is a cluster; a lost rank costs the steps since the last checkpoint."
     import torch
     from scalai_nb.learn.launch import Crew, crew
-    options = {"preload": PRELOAD, "stop": stop}
-    go = lambda team: team.run(_as_rank, job, timeout=how.timeout, restarts=how.restarts, heard=lambda rank, message: heard(message))[0]
+    options = {"preload": PRELOAD, "stop": how.asked.is_set}
+    go = lambda team: team.run(_as_rank, job, timeout=how.timeout, restarts=how.restarts, heard=lambda rank, message: told(message), lost=told.lost)[0]
     alone = ranks == 1 and client is None  # a process of its own, with all the threads that this one would have used
     with Crew(None, 1, torch.get_num_threads(), **options) if alone else crew(ranks, client, how.settings, **options) as team: return go(team)
 
@@ -679,26 +653,27 @@ def _as_rank(job: Training) -> dict | None:
     from scalai_nb.learn.launch import report
     return train(job, dist.get_rank(), dist.get_world_size(), report)
 
-def _here(job: Training, heard: Callable) -> dict:
+def _here(job: Training, told: Teller, asked: threading.Event) -> dict:
     "The training in this process, whose random generators stay as they were."
     from scalai_nb.learn import checkpoint
     before = checkpoint.random_states()
-    try: return train(job, say=heard)
+    def say(message: dict) -> None:
+        told(message)
+        if asked.is_set(): raise Cancelled("The training was told to stop.")
+    try: return train(job, say=say)
     finally: checkpoint.restore_random(before)
 
 # %% ../../nbs/learn/06_fit.ipynb #59f3d01d
 class Background(threading.Thread):
     "The thread that listens to a training in another process."
-    def __init__(self, of: Run, work: Callable[[Callable[[], bool]], Any]):
+    def __init__(self, of: Run, work: Callable[[], Any], asked: threading.Event):
         super().__init__(name=f"fit-{of.id}", daemon=True)
-        self.of, self.work, self.error = of, work, None
-        self.asked, self.ended = threading.Event(), threading.Event()  # `join` will not do: after an interrupt it takes the thread for ended
+        self.work, self.error = work, None
+        self.asked, self.ended = asked, threading.Event()  # `join` will not do: after an interrupt it takes the thread for ended
 
     def run(self) -> None:
-        try: self.work(self.asked.is_set)
-        except BaseException as error:  # whatever it is, `Run.wait` raises it
-            self.error, self.of.state = error, "cancelled" if isinstance(error, Cancelled) else "failed"
-            live.emit("fit", run=self.of.id, state=self.of.state)
+        try: self.work()
+        except BaseException as error: self.error = error  # whatever it is, `Run.wait` raises it
         finally: self.ended.set()
 
 @patch
@@ -752,7 +727,7 @@ def fit(model: Any,  # a torch.nn.Module, or a function of the number of feature
         settings: Settings | None = None,  # default: those in force here
         wait: bool = True,  # False: train beside the notebook, while the run fills in
        ) -> Run:
-    "Train a model on a table. Raises BadRequest before anything starts, WorkFailed for a loss that is no number, RankLost when ranks die too often."
+    "Train a model on a table. Raises BadRequest before anything starts, WorkFailed for a loss that is no number, RankLost when ranks die too often, Cancelled when somebody stops it."
     settings, started = settings or Settings.load(), time.perf_counter()
     folder = Path(getattr(resume, "path", None) or resume) if resume else None
     run = folder.name if folder else secrets.token_hex(8)
@@ -760,23 +735,38 @@ def fit(model: Any,  # a torch.nn.Module, or a function of the number of feature
     job, data = _plan(locals())
     if not (folder/"checkpoints").exists(): write_atomic(folder/"initial.safetensors", _weights_as_bytes(job.model))
     run = Run(run, None, job.prep, job.target, job.loss, data=data, seed=seed, path=folder, state="starting")
-    how = SimpleNamespace(ranks=ranks, client=client, settings=settings, timeout=timeout, restarts=restarts, started=started)
-    if wait: return _carry_out(run, job, how)
-    run.background = Background(run, lambda stop: _carry_out(run, job, how, stop))
+    how = SimpleNamespace(ranks=ranks, client=client, settings=settings, timeout=timeout, restarts=restarts, started=started, beside=not wait, asked=threading.Event())
+    teller = Teller(run)
+    teller.emit(state="starting", stop=how.asked.set)  # here and not beside: what is drawn belongs to this cell
+    if wait: return _carry_out(run, job, how, teller)
+    run.background = Background(run, lambda: _carry_out(run, job, how, teller), how.asked)
     run.background.start()
     return run
 
-def _carry_out(run: Run, job: Training, how: SimpleNamespace, stop: Callable[[], bool] | None = None) -> Run:
-    "Train, here or on ranks; beside the notebook, where there is a `stop` to ask, never in its process."
-    with _client(how.client, how.settings) as client, _heard(run, stop is not None) as heard:
-        n, why = choose_ranks(how.ranks, client, job.epochs*job.count*_size(job.model))
-        for note in [*([why] if how.ranks != 1 else []), *job.notes]: print(f"fit: {note}", file=sys.stderr)
-        run.ranks, run.why = n, why
-        heard({"state": "starting", "why": why, "ranks": n})
-        told = _here(job, heard) if n == 1 and stop is None else _on_ranks(job, n, heard, client, how, stop or (lambda: False))
-        _finish(run, job, told, how)
-        heard({"state": "done", "history": told["history"]})
+def _carry_out(run: Run, job: Training, how: SimpleNamespace, teller: Teller) -> Run:
+    "Train, and tell how it ended."
+    try: _train(run, job, how, teller)
+    except Cancelled:
+        stopped = Cancelled(f"Run {run.id} was stopped in epoch {len(run.history) + 1} of {job.epochs}.", _goes_on(run, job))
+        teller.ended(stopped)
+        raise stopped from None
+    except BaseException as error:
+        teller.ended(error, _goes_on(run, job) if isinstance(error, KeyboardInterrupt) else "")
+        raise
+    teller.done()
     return run
+
+def _train(run: Run, job: Training, how: SimpleNamespace, teller: Teller) -> None:
+    "Here or on ranks; beside the notebook never in its process."
+    with _client(how.client, how.settings) as client, nullcontext() if how.beside else progress(label="fit", unit="steps", shape=BAR) as teller.bar:
+        n, why = choose_ranks(how.ranks, client, job.epochs*job.count*_size(job.model))
+        for note in [*([why] if how.ranks != 1 else []), *job.notes]: teller.note(note)
+        teller.start(n, why)
+        _finish(run, job, _here(job, teller, how.asked) if n == 1 and not how.beside else _on_ranks(job, n, teller, client, how), how)
+
+def _goes_on(run: Run, job: Training) -> str:  # a hint
+    from scalai_nb.learn import checkpoint
+    return f"It goes on from its last checkpoint with resume={str(run.path)!r}." if checkpoint.latest(job.folder) else "It had no checkpoint yet: there is one after each epoch, and with every= between."
 
 @contextmanager
 def _client(client: Any, settings: Settings) -> Iterator[Any]:
@@ -879,7 +869,7 @@ def _finish(run: Run, job: Training, told: dict, how: SimpleNamespace) -> None:
     "Fill in the run and put its record on disk."
     job.model.load_state_dict(told["weights"])
     optimizer = asdict(job.optimizer)
-    run.history, run.metrics = told["history"], _measured(told["kept"])
+    run.history, run.metrics = told["history"], measured(told["kept"])
     run.data |= {"rows": told["rows"], "validation_rows": told["validation_rows"]}
     run.params = {k: getattr(job, k) for k in ("epochs", "batch", "lr", "schedule", "precision", "class_weight", "early_stop", "compile")}
     run.params |= {"optimizer": optimizer.pop("name"), **optimizer, "notes": [*job.notes, *told["notes"]]}

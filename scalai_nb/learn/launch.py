@@ -181,6 +181,11 @@ class _Here:
 # %% ../../nbs/learn/02_launch.ipynb #ba5315fe
 class RankLost(WorkFailed):
     "A rank ended without a word: killed, out of memory, or its machine is gone."
+    def __init__(self, message: str, hint: str = "", kind: str | None = None,
+                 rank: int | None = None,  # which
+                ):
+        super().__init__(message, hint, kind)
+        self.rank = rank
 
 class Crew:
     "Agents on Dask workers, or one on this machine, ready to run a function on ranks; use it as a context, or call `launch`."
@@ -298,6 +303,7 @@ def run(self: Crew,
         backend: str | None = None,  # gloo or nccl; None: nccl where each local rank has a GPU
         restarts: int = 0,  # after a lost rank, begin again up to so many times; `fn` finds its own checkpoint
         heard: Callable[[int, Any], None] = lambda rank, message: None,  # what ranks `report`
+        lost: Callable[["RankLost"], None] = lambda error: None,  # called before all begin again
        ) -> list[Any]:  # results by rank
     "Run a function on all ranks."
     import torch.distributed as dist
@@ -308,9 +314,10 @@ def run(self: Crew,
     work, places = cloudpickle.dumps((fn, args)), len(workers_of(self.client))
     for left in range(restarts, -1, -1):
         try: return self._attempt(order, work, heard)
-        except RankLost as lost:
+        except RankLost as error:
             if not left: raise
-            logger("launch").warning("a rank was lost, all begin again", lost=lost.message, left=left)
+            logger("launch").warning("a rank was lost, all begin again", lost=error.message, left=left)
+            lost(error)
             self._await(min(self.ranks, places))
     del store  # lives until here
 
@@ -377,10 +384,10 @@ def _cause(failures: dict[int, tuple], where: dict, order: dict, results: dict) 
     rank, failure = next(((r, f) for r, f in failures.items() if not _is_symptom(f)), next(iter(failures.items())))
     at = f"Rank {rank} of {order['ranks']} on {where[rank]['host']}"
     silent = sorted(set(where) - set(failures) - set(results))
-    if failure[0] == "gone": return RankLost(f"{at} is gone, with its Dask worker {where[rank]['worker']}.", "Look for a killed worker or a lost machine.")
+    if failure[0] == "gone": return RankLost(f"{at} is gone, with its Dask worker {where[rank]['worker']}.", "Look for a killed worker or a lost machine.", rank=rank)
     if failure[0] == "ended":
         how = f"killed by {signal.Signals(-failure[1]).name}" if failure[1] < 0 else f"ended with code {failure[1]}"
-        return RankLost(f"{at} was {how} before it had answered.", "SIGKILL is often the kernel's answer to too little memory.")
+        return RankLost(f"{at} was {how} before it had answered.", "SIGKILL is often the kernel's answer to too little memory.", rank=rank)
     if _is_symptom(failure) and silent:
         return TimedOut(f"Rank {silent[0]} kept the others waiting for more than {order['timeout']:g} s.", "Give a longer timeout=, or find out what it waits for.")
     error = failure[1]

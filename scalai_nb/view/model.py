@@ -16,13 +16,13 @@ from .style import BLUE, GREEN, GREY, ORANGE, PURPLE, View, axis, controls, drop
 # %% ../../nbs/view/13_model.ipynb #03355f2c
 LINES = {"loss": ("training", BLUE), "val_loss": ("validation", ORANGE)}
 
-def learning(history: list[dict],  # one an epoch: epoch (from 0), loss, val_loss, …
+def learning(history: list[dict],  # one an epoch: epoch (from 1), loss, val_loss, …
              height: int = 280) -> bq.Figure:
     "Losses by epoch."
-    known = {k: [(h["epoch"] + 1, h[k]) for h in history if isinstance(h.get(k), (int, float)) and np.isfinite(h[k])] for k in LINES}
+    known = {k: [(h["epoch"], h[k]) for h in history if isinstance(h.get(k), (int, float)) and np.isfinite(h[k])] for k in LINES}
     every = [v for points in known.values() for _, v in points] or [0., 1.]
     pad = max(.06 * (max(every) - min(every)), 1e-3)
-    epochs = [h["epoch"] + 1 for h in history] or [1]
+    epochs = [h["epoch"] for h in history] or [1]
     x, y = measured_scale(min(epochs) - .3, max(epochs) + .3), measured_scale(min(every) - pad, max(every) + pad)
     marks = [bq.Lines(x=np.array(points, float)[:, 0], y=np.array(points, float)[:, 1], scales={"x": x, "y": y}, colors=[LINES[k][1]], marker="circle", marker_size=50, stroke_width=2.5) for k, points in known.items() if points]
     step = -(-len(epochs) // 12)
