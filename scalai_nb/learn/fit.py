@@ -161,7 +161,7 @@ class Absent:
     "In the place of a network whose class is not to be had here: says so when it is used."
     def __init__(self, error: BadRequest): self._error = error
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"): raise AttributeError(name)  # what Python itself looks for
+        if name.startswith("_"): raise AttributeError(name)  # what Python itself looks for
         raise self._error
     def __call__(self, *args: Any) -> Any: raise self._error
 
