@@ -7,7 +7,7 @@ __all__ = ['app', 'contract_app', 'models_app', 'COMMON', 'UsageError', 'Answer'
            'init', 'demo', 'profile_of', 'profile', 'ingest', 'cells', 'told_row', 'tables_text', 'tables', 'size_text',
            'gc', 'contract_infer', 'contract_check', 'check_text', 'contract_diff', 'contract_set', 'quarantine',
            'drift', 'pairs', 'run', 'run_text', 'runs', 'logs', 'log_text', 'cancel', 'models_list', 'models_show',
-           'models_promote', 'models_rollback', 'budget', 'compress', 'score', 'dash', 'lab']
+           'models_compare', 'models_promote', 'models_rollback', 'budget', 'compress', 'score', 'dash', 'lab']
 
 # %% ../nbs/cli.ipynb #a53a90a7
 import functools, inspect, json, os, re, shutil, sys, traceback
@@ -46,7 +46,7 @@ def say(text: str):
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Data, training, compression and drift, from notebooks that are programs.")
 contract_app = typer.Typer(no_args_is_help=True, help="What rows must satisfy: propose it, check it, change it, compare two.")
-models_app = typer.Typer(no_args_is_help=True, help="The registry: list, show, promote, roll back.")
+models_app = typer.Typer(no_args_is_help=True, help="The registry: list, show, compare, promote, roll back.")
 app.add_typer(contract_app, name="contract")
 app.add_typer(models_app, name="models")
 
@@ -412,17 +412,30 @@ def models_list() -> Answer:
 
 @verb(models_app, "show")
 def models_show(name: Annotated[str, typer.Argument(metavar="NAME[@VERSION]")]) -> Answer:
-    "One version: the champion unless another is named."
+    "One version and the record of its training: the champion unless another is named."
     from scalai_nb.learn.registry import Registry
-    found = Registry().version(*name.split("@")) if "@" in name else Registry().champion(name)
-    if found is None: raise BadRequest(f"{name} has no champion.", "See: scalai models list")
-    doc = found.to_dict()
-    return Answer(doc, "\n".join(f"{k:<12} {v}" for k, v in doc.items()))
+    registry = Registry()
+    found = registry.resolve(name)
+    doc = found.to_dict() | {"training": registry.record(found.run_id)}
+    return Answer(doc, lambda: "\n".join(f"{k:<12} {printable(str(v))}" for k, v in [*((k, v) for k, v in doc.items() if k != "training"), *doc["training"].items()]))
+
+@verb(models_app, "compare")
+def models_compare(a: Annotated[str, typer.Argument(metavar="A", help="NAME, NAME@VERSION or NAME@challenger.")], b: Annotated[str, typer.Argument(metavar="B")],
+                   on: Annotated[str | None, typer.Option(metavar="TABLE|URI", help="Rows to judge by, with the target; default: those that both kept aside.")] = None) -> Answer:
+    "Two versions on the same rows: figures with intervals, what differs in their records, sizes."
+    from scalai_nb.learn.registry import Registry
+    from scalai_nb.learn.versus import versus
+    found = versus(Registry(), a, b, on)
+    return Answer(found.to_dict(), lambda: str(found))
 
 @verb(models_app, "promote")
-def models_promote(name: str, version: int, reason: Annotated[str, typer.Option(help="Why; it is kept.")] = "promoted by hand") -> Answer:
+def models_promote(name: str, version: int, reason: Annotated[str, typer.Option(help="Why; it is kept.")] = "promoted by hand",
+                   challenger: Annotated[bool, typer.Option("--challenger", help="Make it the challenger only; the champion stays.")] = False) -> Answer:
     "Make a version the champion."
     from scalai_nb.learn.registry import Registry
+    if challenger:
+        Registry().challenge(name, version)
+        return Answer({"name": name, "version": version, "alias": "challenger"}, f"{name}: version {version} is the challenger now.")
     Registry().promote(name, version, reason)
     return Answer({"name": name, "version": version, "reason": reason}, f"{name}: version {version} serves now.")
 

@@ -162,7 +162,7 @@ class Absent:
     "In the place of a network whose class is not to be had here: says so when it is used."
     def __init__(self, error: BadRequest): self._error = error
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"): raise AttributeError(name)  # what Python itself looks for
+        if name.startswith("_"): raise AttributeError(name)  # what Python itself looks for
         raise self._error
     def __call__(self, *args: Any) -> Any: raise self._error
 
@@ -858,15 +858,19 @@ def _code(root: Path) -> dict[str, str]:
     return {"commit": git.stdout.strip(), "scalai_nb": __version__, "torch": torch.__version__, "python": sys.version.split()[0], "threads": torch.get_num_threads(), "processor": processor(), "packages": packages()}
 
 def _example(job: Training) -> dict:
-    "A few of the rows that were learnt from, as they come in: what a caller has to give."
+    "A few of the rows that were learnt from, as they come in: what a caller has to give. Times are UTC."
+    import pyarrow as pa
     from scalai_nb.data.loader import expression
     rows, columns = job.rows, list(job.prep.steps) if job.prep is not None else None
     if columns is None: return {"inputs": np.asarray(rows[0][:max(1, min(3, 3000//max(1, int(np.prod(rows[0].shape[1:])))))]).tolist()}
+    naive = lambda t: t.cast(pa.schema([f.with_type(pa.timestamp("us")) if pa.types.is_timestamp(f.type) else f for f in t.schema]))
     few = rows[0].dataset(rows[1]).head(5, columns=columns, filter=expression(job.where)) if isinstance(rows, tuple) else rows.select(columns).slice(0, 5)
-    return json.loads(few.to_pandas().to_json(orient="split", index=False, date_format="iso", date_unit="us", double_precision=15))
+    return json.loads(naive(few).to_pandas().to_json(orient="split", index=False, date_format="iso", date_unit="us", double_precision=15))
 
 def _finish(run: Run, job: Training, told: dict, how: SimpleNamespace) -> None:
     "Fill in the run and put its record on disk."
+    import pyarrow as pa
+    from scalai_nb.data.profile import profile
     job.model.load_state_dict(told["weights"])
     optimizer = asdict(job.optimizer)
     run.history, run.metrics = told["history"], measured(told["kept"])
@@ -876,4 +880,7 @@ def _finish(run: Run, job: Training, told: dict, how: SimpleNamespace) -> None:
     run.code, run.seconds, run.state = _code(how.settings.root), time.perf_counter() - how.started, "done"
     run.params["frozen"] = [n for n, p in job.model.named_parameters() if not p.requires_grad]
     run.model, run.example = job.model.cpu().eval(), _example(job)
+    if job.prep is not None and isinstance(job.rows, pa.Table) and not run.data.get("table"):  # no table keeps their profile
+        learn, _ = _parts(job)
+        profile(learn[0].select([*job.prep.steps, job.target])).save(run.path/"profile.arrow")
     run.save(run.path)

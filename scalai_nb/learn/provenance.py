@@ -60,7 +60,7 @@ def definition(cls: type) -> tuple[str, str]:  # a program that defines it, and 
     "A class as text that needs nothing of this notebook; of one that is installed, nothing is needed."
     home = sys.modules.get(cls.__module__)
     if cls.__module__ != "__main__" and "-packages" in str(getattr(home, "__file__", None) or "-packages"): return "", ""
-    parts, own = {}, {"__main__", cls.__module__}
+    parts, own = {}, {"__main__", "__mp_main__", cls.__module__}  # the second is what multiprocessing calls the first
     def follow(name: str, value: Any) -> None:
         if name in parts: return
         parts[name] = ""  # functions may call each other
