@@ -25,7 +25,7 @@ def subscribe(fn: Callable[..., None],  # called as fn(topic, **fields), in the 
             if entry in _listeners: _listeners.remove(entry)
     return unsubscribe
 
-def emit(topic: str,  # profile, fit, compress, ingest, job, progress, input, output
+def emit(topic: str,  # profile, fit, search, compress, ingest, job, progress, input, output
          **fields):  # plain values
     "Tell whoever listens. In a notebook kernel the first event loads the views (entry point `scalai_nb.views`)."
     if _views != "loaded": _load_views()

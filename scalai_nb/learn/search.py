@@ -6,7 +6,7 @@
 __all__ = ['SEARCHED', 'OPTIMIZER', 'PRUNERS', 'SAMPLERS', 'STATES', 'INK', 'log', 'uniform', 'integer', 'choice', 'Search',
            'best_row', 'scale', 'coordinates', 'standing', 'sheet', 'Going', 'Searching', 'Journal', 'search']
 
-# %% ../../nbs/learn/09_search.ipynb #f8f9aac9
+# %% ../../nbs/learn/09_search.ipynb #721d733b
 import fcntl
 import functools
 import hashlib
@@ -21,7 +21,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,7 +37,7 @@ from ..core.settings import Settings
 from .fit import Run, fit
 from .optimizer import Optimizer
 
-# %% ../../nbs/learn/09_search.ipynb #6e3b064e
+# %% ../../nbs/learn/09_search.ipynb #22bf3b62
 def _distribution(name: str, *args: Any, **more: Any) -> Any:
     import optuna.distributions
     try: return getattr(optuna.distributions, f"{name}Distribution")(*args, **more)
@@ -61,7 +61,7 @@ def choice(*values: Any) -> Any:  # CategoricalDistribution
         if not isinstance(v, (str, int, float, bool, type(None))): raise BadRequest(f"{v!r} cannot be kept as a choice.", "Choose among numbers or words, and let the function that builds the network look up what they mean.")
     return _distribution("Categorical", values)
 
-# %% ../../nbs/learn/09_search.ipynb #390df8fa
+# %% ../../nbs/learn/09_search.ipynb #0f81397e
 SEARCHED = ("lr", "batch", "epochs", "schedule", "optimizer", "precision", "class_weight", "early_stop", "compile")  # of fit
 OPTIMIZER = tuple(f.name for f in fields(Optimizer) if f.name not in ("name", "rates"))
 
@@ -87,7 +87,7 @@ def _taken(build: Any) -> list[str] | None:  # names of parameters; None: any
     known = list(inspect.signature(build).parameters.values())
     return None if any(p.kind == p.VAR_KEYWORD for p in known) else [p.name for p in known[1:]]
 
-# %% ../../nbs/learn/09_search.ipynb #1310a3b3
+# %% ../../nbs/learn/09_search.ipynb #41d3b7c8
 def _storage(settings: Settings) -> Any:  # optuna.storages.RDBStorage
     "The studies of a workspace."
     import optuna
@@ -111,7 +111,7 @@ def _alone(file: Path, otherwise: str = "") -> Iterator[None]:  # otherwise: the
         except BlockingIOError as e: raise BadRequest(otherwise, "Look at it with Search.open(NAME), or wait until it is done.") from e
         yield
 
-# %% ../../nbs/learn/09_search.ipynb #2ec3a0fa
+# %% ../../nbs/learn/09_search.ipynb #e632ba60
 def _digest(*parts: Any) -> str:  # hex
     "One number for all that decides what a search finds."
     h = hashlib.sha256()
@@ -144,7 +144,7 @@ def _told(value: Any) -> Any:
     try: return inspect.getsource(value)
     except (OSError, TypeError): return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else type(value).__qualname__
 
-# %% ../../nbs/learn/09_search.ipynb #cccbae52
+# %% ../../nbs/learn/09_search.ipynb #7adf12ba
 PRUNERS = {"halving": lambda epochs: _optuna().pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3),
            "hyperband": lambda epochs: _optuna().pruners.HyperbandPruner(min_resource=1, max_resource=epochs, reduction_factor=3),
            "none": lambda epochs: _optuna().pruners.NopPruner()}
@@ -166,7 +166,7 @@ def _direction(metric: str, given: str | None) -> str:
     if given is not None: return one_of(given, ["minimize", "maximize"], "direction")
     return "minimize" if any(w in metric for w in ("loss", "rmse", "mae", "error")) else "maximize"
 
-# %% ../../nbs/learn/09_search.ipynb #82da3440
+# %% ../../nbs/learn/09_search.ipynb #43e194c7
 STATES = {"COMPLETE": "done", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
 
 class Search:
@@ -202,17 +202,26 @@ class Search:
         if self.again is None: raise BadRequest("This search was opened to be looked at.", "Call search(…) as it was called: it finds its trials and goes on.")
         return self.again(**{k: v for k, v in (("trials", trials), ("minutes", minutes)) if v is not None})
 
-# %% ../../nbs/learn/09_search.ipynb #91df0ead
+# %% ../../nbs/learn/09_search.ipynb #82a6b2f5
+def _logs(t: Any) -> list[str]:  # names
+    "Parameters of a trial that are a matter of orders of magnitude."
+    return [n for n, d in t.distributions.items() if getattr(d, "log", False)]
+
 def _row(t: Any) -> dict[str, Any]:  # an optuna.FrozenTrial
     "What there is to say of a trial, in plain values."
     value = t.value if t.state.name == "COMPLETE" else t.intermediate_values.get(t.last_step)
     return {"trial": t.number, "state": STATES[t.state.name], "value": value if value is not None and math.isfinite(value) else None, "epochs": t.last_step or 0, "seconds": t.user_attrs.get("seconds"),
-            "params": t.user_attrs.get("params", t.params), "reason": t.user_attrs.get("reason", ""), "run": t.user_attrs.get("run", "")}
+            "params": t.user_attrs.get("params", t.params), "log": _logs(t), "reason": t.user_attrs.get("reason", ""), "run": t.user_attrs.get("run", "")}
 
 @patch
-def rows(self: Search) -> list[dict]:  # by number: trial, state, value, epochs, seconds, params, reason, run
+def rows(self: Search) -> list[dict]:  # by number: trial, state, value, epochs, seconds, params, log, reason, run
     "All trials as plain values."
     return [_row(t) for t in self.study.get_trials(deepcopy=False)]
+
+@patch
+def curves(self: Search) -> dict[int, list[tuple[int, float]]]:  # trial → (epoch, value)
+    "What each trial reported, epoch by epoch."
+    return {t.number: sorted((e, v) for e, v in t.intermediate_values.items() if math.isfinite(v)) for t in self.study.get_trials(deepcopy=False)}
 
 @patch(as_prop=True)
 def trials(self: Search) -> Any:  # pandas.DataFrame
@@ -226,7 +235,7 @@ def best_row(rows: list[dict], direction: str) -> dict | None:  # None: no trial
     done = [r for r in rows if r["state"] == "done"]
     return min(done, key=lambda r: r["value"] if direction == "minimize" else -r["value"]) if done else None
 
-# %% ../../nbs/learn/09_search.ipynb #1f1cd939
+# %% ../../nbs/learn/09_search.ipynb #f53fda75
 @patch
 def run(self: Search, number: int,  # of a trial that is done
         model: Any = None,  # its class, where it cannot be imported
@@ -254,12 +263,12 @@ def importance(self: Search) -> dict[str, float]:  # parameter → share; the mo
     found = optuna.importance.get_param_importances(judged, evaluator=optuna.importance.PedAnovaImportanceEvaluator())
     return {k: float(v) for k, v in found.items() if math.isfinite(v)}
 
-# %% ../../nbs/learn/09_search.ipynb #89b54895
-def scale(values: list) -> tuple[Callable[[Any], float], str, str]:  # value → 0 … 1; the words at 0 and at 1
-    "Where values stand on an axis: numbers over one and a half orders of magnitude by their logarithm, words one beside the other."
+# %% ../../nbs/learn/09_search.ipynb #3f74992b
+def scale(values: list, log: bool = False) -> tuple[Callable[[Any], float], str, str]:  # value → 0 … 1; the words at 0 and at 1
+    "Where values stand on an axis: numbers by their size or its logarithm, words one beside the other."
     if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
         low, high = min(values), max(values)
-        by = math.log if low > 0 and high/low > 30 else float
+        by = math.log if log and low > 0 else float
         return lambda v: (by(v) - by(low))/(by(high) - by(low)) if high > low else .5, f"{low:.3g}", f"{high:.3g}"
     words = sorted(set(map(str, values)))
     return lambda v: words.index(str(v))/max(1, len(words) - 1), words[0], words[-1]
@@ -272,7 +281,8 @@ def coordinates(rows: list[dict], about: dict, width: int = 720, height: int = 2
     if not rows: return ""
     names, best = list(dict.fromkeys(n for r in rows for n in r["params"])), best_row(rows, about["direction"])
     columns = {n: [r["params"][n] for r in rows if n in r["params"]] for n in names} | {about["metric"]: [r["value"] for r in rows]}
-    scales, top, bottom = {n: scale(v) for n, v in columns.items()}, 46, height - 26
+    logs = {n for r in rows for n in r.get("log", ())}
+    scales, top, bottom = {n: scale(v, n in logs) for n, v in columns.items()}, 46, height - 26
     at = {n: 60 + i*(width - 120)/max(1, len(columns) - 1) for i, n in enumerate(columns)}
     axes = [f'<line x1="{x:.0f}" x2="{x:.0f}" y1="{top}" y2="{bottom}" stroke="currentColor" opacity=".35"/><text x="{x:.0f}" y="16" text-anchor="middle" font-weight="600">{html.escape(n)}</text>'
             f'<text x="{x:.0f}" y="36" text-anchor="middle" opacity=".75">{html.escape(scales[n][2])}</text><text x="{x:.0f}" y="{height - 8}" text-anchor="middle" opacity=".75">{html.escape(scales[n][1])}</text>' for n, x in at.items()]
@@ -286,14 +296,19 @@ def _line(row: dict, points: dict, about: dict, kind: str) -> str:
     said = f"trial {row['trial']}, {row['state']}: {about['metric']} {row['value']:.4g}, " + ", ".join(f"{k} {_short(v)}" for k, v in row["params"].items())
     return f'<polyline fill="none" points="{path}" stroke="{colour}" stroke-opacity="{opacity}" stroke-width="{width}" stroke-dasharray="{dashes}"><title>{html.escape(said)}</title></polyline>'
 
+def _legend(rows: list[dict], about: dict) -> str:
+    shown = [k for k in INK if any(r["state"] == k and r["value"] is not None for r in rows) or k == "best" and best_row(rows, about["direction"])]
+    lines = [(k, *INK[k]) for k in shown]
+    return "".join(f'<span style="white-space:nowrap;margin-right:1.2em;font-size:90%"><svg width="26" height="8" aria-hidden="true"><line x1="0" x2="26" y1="4" y2="4" stroke="{c}" stroke-opacity="{o}" stroke-width="{w}" stroke-dasharray="{d}"/></svg> {k}</span>' for k, c, o, w, d in lines)
+
 def _short(v: Any) -> str: return f"{v:.3g}" if isinstance(v, float) else str(v)
 
-# %% ../../nbs/learn/09_search.ipynb #62e302c8
+# %% ../../nbs/learn/09_search.ipynb #ebdf2125
 def standing(rows: list[dict], about: dict) -> str:
     "How a search stands, in a sentence."
     counts, best = Counter(r["state"] for r in rows), best_row(rows, about["direction"])
     told = ", ".join(f"{n} {state}" for state in ("done", "pruned", "failed", "running", "waiting") if (n := counts[state]))
-    return f"{len(rows)} trials: {told or 'none yet'}." + (f" Best {about['metric']} {best['value']:.4g}, trial {best['trial']}: {', '.join(f'{k} {_short(v)}' for k, v in best['params'].items())}." if best else "")
+    return f"{len(rows)} trial{'s'*(len(rows) != 1)}: {told or 'none yet'}." + (f" Best {about['metric']} {best['value']:.4g}, trial {best['trial']}: {', '.join(f'{k} {_short(v)}' for k, v in best['params'].items())}." if best else "")
 
 def _best_first(rows: list[dict], about: dict) -> list[dict]:
     sign = 1 if about["direction"] == "minimize" else -1
@@ -304,13 +319,15 @@ def _cells(rows: list[dict], about: dict) -> tuple[list[str], list[list[str]]]: 
     lines = [[str(r["trial"]), r["state"], "–" if r["value"] is None else f"{r['value']:.4g}", *(_short(r["params"].get(n, "–")) for n in names), str(r["epochs"]), r["reason"]] for r in _best_first(rows, about)]
     return ["trial", "state", about["metric"], *names, "epochs", "why"], lines
 
-def sheet(name: str, rows: list[dict], about: dict, importance: dict[str, float] | None = None) -> str:  # HTML
+def sheet(name: str, rows: list[dict], about: dict, importance: dict[str, float] | None = None,
+          doing: str = "",  # now
+         ) -> str:  # HTML
     "A search on a page: the sentence, the lines, what matters, all trials."
     heads, lines = _cells(rows, about)
     cell = lambda tag, i, v: f'<{tag} style="text-align:{"right" if 0 < i - 1 < len(heads) - 2 else "left"};padding:2px 10px;white-space:nowrap">{html.escape(v)}</{tag}>'
     table = "".join("<tr>" + "".join(cell("td", i, v) for i, v in enumerate(line)) + "</tr>" for line in lines)
     bars = "".join(f'<span style="white-space:nowrap;margin-right:1.2em">{html.escape(k)} <span style="display:inline-block;height:.7em;width:{100*v:.0f}px;background:#0b7a75"></span> {v:.0%}</span>' for k, v in (importance or {}).items())
-    return (f'<div><b>Search {html.escape(name)}</b> <span role="status">{html.escape(standing(rows, about))}</span><br>{coordinates(rows, about)}' + (f"<p>What matters: {bars}</p>" if bars else "")
+    return (f'<div><div><b>Search {html.escape(name)}</b> <span role="status">{html.escape(f"({doing}) {standing(rows, about)}" if doing else standing(rows, about))}</span></div>{coordinates(rows, about)}<div>{_legend(rows, about)}</div>' + (f"<p>What matters: {bars}</p>" if bars else "")
             + f'<details><summary>All trials</summary><div style="overflow-x:auto"><table style="border-collapse:collapse;font-variant-numeric:tabular-nums"><thead><tr>{"".join(cell("th", i, v) for i, v in enumerate(heads))}</tr></thead><tbody>{table}</tbody></table></div></details></div>')
 
 @patch
@@ -325,7 +342,7 @@ def __str__(self: Search) -> str:
     matters = ", ".join(f"{k} {v:.0%}" for k, v in self.importance.items())
     return "\n".join([f"Search {self.name}. {standing(rows, self.about)}", *table, *([f"What matters: {matters}"] if matters else [])])
 
-# %% ../../nbs/learn/09_search.ipynb #1d2212cc
+# %% ../../nbs/learn/09_search.ipynb #bfbe11b6
 @dataclass
 class Going:
     "A trial under way."
@@ -346,13 +363,16 @@ class Searching:
         self.again: list[int] = []  # lost with their worker
         self.journal, self.until = None, None if ask.minutes is None else time.monotonic() + 60*ask.minutes
         self.rows = {r["trial"]: r for r in found.rows()}
+        self.exhausted, self.study.stop = False, self.stop
+
+    def stop(self) -> None: self.exhausted = True  # says a sampler that has nothing more to propose, such as Optuna's grid
 
     def ended(self) -> list[dict]: return [r for r in self.rows.values() if r["state"] in ("done", "pruned", "failed")]
 
     def wants(self) -> bool:
         "Whether something shall be begun."
         if self.again: return True
-        return len(self.ended()) + len(self.going) < self.ask.trials and (self.until is None or time.monotonic() < self.until)
+        return not self.exhausted and len(self.ended()) + len(self.going) < self.ask.trials and (self.until is None or time.monotonic() < self.until)
 
     def tell(self, number: int, **what: Any) -> None:
         "Note how a trial stands, for people who look on."
@@ -361,7 +381,7 @@ class Searching:
 
     def say(self, state: str) -> None: live.emit("search", run=self.found.name, state=state, rows=[self.rows[n] for n in sorted(self.rows)], of=self.ask.trials, about=self.found.about)
 
-# %% ../../nbs/learn/09_search.ipynb #47decd9b
+# %% ../../nbs/learn/09_search.ipynb #b414176a
 @patch
 def start(self: Searching, pool: Any) -> None:
     "Begin one trial on a worker that is free."
@@ -370,7 +390,7 @@ def start(self: Searching, pool: Any) -> None:
         pool.begin(number, _as_trial, self.going[number].job)
         return
     space, study = self.ask.space, self.study
-    study.sampler = self.ask.sampler(_seed_of(self.ask.seed, len(study.get_trials(deepcopy=False))))
+    study.sampler = self.ask.sampler(_seed_of(self.ask.seed, len(self.rows)))
     trial = study.ask(space if isinstance(space, dict) else None)
     number, run, row = trial.number, _run_id(study.study_name, trial.number), _row(study._storage.get_trial(trial._trial_id))
     self.tell(number, **row | {"run": run})
@@ -382,7 +402,7 @@ def start(self: Searching, pool: Any) -> None:
     job = going.job
     going.run = Run(run, None, job.prep, job.target, job.loss, data=data, seed=job.seed, path=job.folder.parent, state="training", why="a trial of a search")
     trial.set_user_attr("params", json.loads(json.dumps(going.params, default=repr)))
-    self.tell(number, params=going.params)
+    self.tell(number, params=going.params, log=_logs(trial))
     pool.begin(number, _as_trial, job)
 
 def _as_trial(job: Any) -> dict | None:
@@ -394,7 +414,7 @@ def _run_id(name: str, number: int) -> str: return hashlib.sha256(f"{name} {numb
 def _reason(error: BaseException) -> str:  # one line
     return error.message if isinstance(error, ScalaiError) else f"{type(error).__name__}: {' '.join(str(error).split())}"
 
-# %% ../../nbs/learn/09_search.ipynb #f1ea55ed
+# %% ../../nbs/learn/09_search.ipynb #1c7d3eb6
 @patch
 def hear(self: Searching, pool: Any, number: int, kind: str, *told: Any) -> None:
     "One thing that a trial has told."
@@ -403,30 +423,43 @@ def hear(self: Searching, pool: Any, number: int, kind: str, *told: Any) -> None
     elif kind == "raised": self.end(number, "failed", reason=_reason(told[0]))
     elif kind == "lost":
         going.lost += 1
+        self.tell(number, reason=told[0].message)
         if going.lost <= self.ask.restarts: self.again.append(number)
         else: self.end(number, "failed", reason=f"lost {going.lost} times: {told[0].message}")
-    else:
-        how = SimpleNamespace(settings=self.ask.settings, started=going.started)
-        from scalai_nb.learn.fit import _finish
-        _finish(going.run, going.job, told[0], how)
-        value = going.run.metrics.get(self.ask.metric)
-        if value is None: self.end(number, "failed", reason=f"{self.ask.metric} became no number")
-        else: self.end(number, "done", value=value)
+    else: self.finish(number, told[0])
 
 @patch
 def judge(self: Searching, pool: Any, number: int, message: dict) -> None:
-    "The epochs that are new: reported, and weighed against what others had at the same rung."
-    going = self.going[number]
-    for entry in message.get("history", [])[going.epochs:]:
-        going.epochs, value = entry["epoch"], entry.get(self.ask.metric)
-        going.run.history.append(entry)
-        going.trial.report(math.nan if value is None else value, going.epochs)
-        self.tell(number, value=value, epochs=going.epochs)
+    "Weigh the epochs that are new against what others had at the same rung."
+    for value in self.report(number, message.get("history", [])):
+        going = self.going[number]
         if going.epochs < going.job.epochs and going.trial.should_prune():
             pool.stop(number)
             return self.end(number, "pruned", value=value, reason=f"not among the best after epoch {going.epochs}")
 
-# %% ../../nbs/learn/09_search.ipynb #8c31ce25
+@patch
+def report(self: Searching, number: int, history: list[dict]) -> Iterator[float | None]:  # the value of each epoch, once it is written down
+    "Tell the study of epochs that it does not know: a trial that began anew says some of them twice."
+    going = self.going[number]
+    while going.epochs < len(history):
+        going.epochs, going.run.history = going.epochs + 1, history[:going.epochs + 1]
+        value = history[going.epochs - 1].get(self.ask.metric)
+        going.trial.report(math.nan if value is None else value, going.epochs)
+        self.tell(number, value=value, epochs=going.epochs)
+        yield value
+
+@patch
+def finish(self: Searching, number: int, told: dict) -> None:
+    "A trial came to its end: its run is kept."
+    from scalai_nb.learn.fit import _finish
+    going = self.going[number]
+    list(self.report(number, told["history"]))
+    _finish(going.run, going.job, told, SimpleNamespace(settings=self.ask.settings, started=going.started))
+    value = going.run.metrics.get(self.ask.metric)
+    if value is None: self.end(number, "failed", reason=f"{self.ask.metric} became no number")
+    else: self.end(number, "done", value=value)
+
+# %% ../../nbs/learn/09_search.ipynb #dbe85460
 @patch
 def end(self: Searching, number: int, state: str, value: float | None = None, reason: str = "") -> None:
     "Write down how a trial ended: first in MLflow, then in the study, so that none is missing after a kill in between."
@@ -443,11 +476,10 @@ def end(self: Searching, number: int, state: str, value: float | None = None, re
 def requeue(self: Searching) -> list[int]:  # their numbers
     "Trials that nobody works on wait for their turn; they keep parameters, values and checkpoints."
     from optuna.trial import TrialState
-    left = [t for t in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
-    for t in left:
+    for t in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         self.study._storage.set_trial_state_values(t._trial_id, state=TrialState.WAITING)
-        self.rows[t.number]["state"] = "waiting"
-    return [t.number for t in left]
+        self.rows[t.number] = _row(t) | {"state": "waiting", "run": _run_id(self.found.name, t.number)}
+    return [n for n, r in self.rows.items() if r["state"] == "waiting"]
 
 @patch
 def tidy(self: Searching) -> None:
@@ -455,7 +487,7 @@ def tidy(self: Searching) -> None:
     for r in self.ended():
         if r["state"] != "done": shutil.rmtree(self.ask.settings.path("fits", _run_id(self.found.name, r["trial"])), ignore_errors=True)
 
-# %% ../../nbs/learn/09_search.ipynb #196e1879
+# %% ../../nbs/learn/09_search.ipynb #f6bf39fb
 class Journal:
     "What MLflow keeps of a search."
     def __init__(self, found: Search):
@@ -468,9 +500,9 @@ class Journal:
         if known:
             self.registry.client.update_run(known[0].info.run_id, "RUNNING")
             return known[0].info.run_id
-        about = {k: str(v)[:500] for k, v in self.found.about.items()}
+        from mlflow.entities import Param
         at = self.registry.client.create_run(self.registry.experiment, run_name=self.found.name, tags={"scalai.search": self.found.name, "scalai.role": "search"}).info.run_id
-        for k, v in about.items(): self.registry.client.log_param(at, k, v)
+        self.registry.client.log_batch(at, params=[Param(k, str(v)[:500]) for k, v in self.found.about.items()])
         return at
 
     def write(self, number: int, going: Going, state: str, reason: str) -> None:
@@ -492,7 +524,7 @@ class Journal:
         if best := best_row(self.found.rows(), self.found.about["direction"]): self.registry.client.log_metric(self.parent, f"best_{self.found.about['metric']}", best["value"])
         self.registry.client.set_terminated(self.parent, status)
 
-# %% ../../nbs/learn/09_search.ipynb #c47fe8f4
+# %% ../../nbs/learn/09_search.ipynb #14984e73
 def search(build: Any,  # fn(features, **parameters) → torch.nn.Module, such as MLP; or a network, whose lr, batch … are searched
            table: Any,  # as fit takes it: a table or its name, a frame, or arrays (X, y)
            prep: Any = None,  # the Prep that makes features of a table's rows
@@ -525,7 +557,7 @@ def search(build: Any,  # fn(features, **parameters) → torch.nn.Module, such a
     with _alone(settings.path("searches", f"{found.name}.lock"), f"The search {found.name} is under way in another process."): _carry_out(Searching(found, ask, plan))
     return found
 
-# %% ../../nbs/learn/09_search.ipynb #b3c94a9a
+# %% ../../nbs/learn/09_search.ipynb #c06229bf
 def _check(ask: SimpleNamespace, how: dict[str, Any]) -> None:
     "Refuse what no trial can make right."
     import optuna
@@ -542,7 +574,7 @@ def _check(ask: SimpleNamespace, how: dict[str, Any]) -> None:
         if not isinstance(d, optuna.distributions.BaseDistribution): raise BadRequest(f"{k}={d!r} does not say which values to try.", f"Give {k}=log(low, high), uniform(low, high), integer(low, high) or choice(a, b, …).")
     _belong(ask.space, ask.build)
 
-# %% ../../nbs/learn/09_search.ipynb #172d8a7e
+# %% ../../nbs/learn/09_search.ipynb #164c1c34
 def _planner(ask: SimpleNamespace, how: dict[str, Any]) -> tuple[Callable[[int, dict], tuple[Any, dict]], Any, dict]:  # (trial, parameters) → job, data; of the simplest network: job, data
     "What makes a trial's training of its parameters."
     from scalai_nb.learn.fit import _plain, _plan
@@ -571,7 +603,7 @@ def _probe(features: Any, outputs: int = 1) -> Any:
         def forward(self, x: Any) -> Any: return super().forward(x.flatten(1).float().mean(1, keepdim=True))
     return Line(1, outputs)
 
-# %% ../../nbs/learn/09_search.ipynb #8e0d69cb
+# %% ../../nbs/learn/09_search.ipynb #acf165ab
 def _found(ask: SimpleNamespace, how: dict[str, Any], job: Any, data: dict) -> Search:
     "The study of this request, as far as it has come; or a new one."
     import optuna
@@ -592,12 +624,21 @@ def _most(space: Any, epochs: int) -> int:  # epochs of the longest trial
     d = space.get("epochs") if isinstance(space, dict) else None
     return epochs if d is None else max(d.choices) if hasattr(d, "choices") else d.high
 
-# %% ../../nbs/learn/09_search.ipynb #499bbefa
+# %% ../../nbs/learn/09_search.ipynb #92ca2d57
+def _why(ended: list[dict], name: str) -> tuple[str, str]:  # what happened, what to do
+    "Why there is no best trial: the commonest reason, numbers aside."
+    failed = [r["reason"] for r in ended if r["state"] == "failed"]
+    if not failed: return f"All {len(ended)} trials were pruned.", 'Give pruner="none", or more epochs.'
+    alike = lambda reason: re.sub(r"\d+(\.\d+)?", "#", reason)
+    kind, n = Counter(map(alike, failed)).most_common(1)[0]
+    return f"None of {len(ended)} trials ended well; {n} failed with: {next(r for r in failed if alike(r) == kind)}", f"Search.open({name!r}).trials has all reasons."
+
+# %% ../../nbs/learn/09_search.ipynb #5c3d1520
 def _carry_out(s: Searching) -> None:
     "Train what is wanted, and leave nothing behind, however it ends."
     from scalai_nb.learn.pool import Pool
     left, done, state = s.requeue(), len(s.ended()), "interrupted"
-    if done or left: print(f"search {s.found.name}: {done} of {s.ask.trials} trials are there already" + (f", {len(left)} of others go on where they were" if left else ""), file=sys.stderr)
+    if done or left: print(f"search {s.found.name}: {done} of {s.ask.trials} trials had ended, {len(left)} had begun and go on where they were", file=sys.stderr)
     try:
         with _team(s) as team, progress(total=s.ask.trials, label="search", unit="trials") as bar:
             if team:
@@ -622,23 +663,17 @@ def _train(s: Searching, pool: Any, bar: progress) -> None:
 @contextmanager
 def _team(s: Searching) -> Iterator[Any]:  # a launch.Crew; None where nothing is to be done
     "Agents on all workers of the cluster; their trials use the threads that Dask gives a worker."
+    from scalai_nb.core.cluster import choose, cluster
     from scalai_nb.learn.fit import _client
-    from scalai_nb.learn.launch import _current_client, crew, workers_of
-    ask = s.ask
-    if not s.wants():
-        yield None
-        return
-    with _client(ask.client, ask.settings) as client:
-        client = client or _current_client()
-        workers = workers_of(client) if client else {}
-        threads = min((w["nthreads"] for w in workers.values()), default=ask.settings.cluster.threads)
-        options = {"threads": threads, "preload": ("torch", "torch._dynamo", "scalai_nb.data.loader", "scalai_nb.learn.fit")}
-        with crew(len(workers) or min(ask.settings.cluster.workers, ask.trials), client, ask.settings, **options) as team: yield team
-
-def _why(ended: list[dict], name: str) -> tuple[str, str]:  # what happened, what to do
-    "Why there is no best trial: the commonest reason, numbers aside."
-    failed = [r["reason"] for r in ended if r["state"] == "failed"]
-    if not failed: return f"All {len(ended)} trials were pruned.", 'Give pruner="none", or more epochs.'
-    alike = lambda reason: re.sub(r"\d+(\.\d+)?", "#", reason)
-    kind, n = Counter(map(alike, failed)).most_common(1)[0]
-    return f"None of {len(ended)} trials ended well; {n} failed with: {next(r for r in failed if alike(r) == kind)}", f"Search.open({name!r}).trials has all reasons."
+    from scalai_nb.learn.launch import Crew, _current_client, workers_of
+    ask, c = s.ask, s.ask.settings.cluster
+    options = {"preload": ("torch", "torch._dynamo", "scalai_nb.data.loader", "scalai_nb.learn.fit")}
+    if not s.wants(): yield None
+    else:
+        with _client(ask.client, ask.settings) as client:
+            client = client or _current_client()
+            kind = c.kind if c.kind != "auto" else choose(ask.settings)
+            own = nullcontext(client) if client else cluster(ask.settings, kind="processes" if kind == "threads" else kind, workers=min(c.workers, ask.trials), default=False)
+            with own as client:
+                threads = [w["nthreads"] for w in workers_of(client).values()]
+                with Crew(client, max(1, len(threads)), min(threads, default=1), **options) as team: yield team

@@ -17,6 +17,7 @@ VIEWS = {  # class -> module and function of its view
     "scalai_nb.monitor.drift.Report": "drift:report_view",
     "scalai_nb.monitor.performance.Performance": "performance:performance_view",
     "scalai_nb.learn.fit.Run": "model:training_view",
+    "scalai_nb.learn.search.Search": "search:search_view",
     "scalai_nb.compress.frontier.Frontier": "model:frontier_view",
     "scalai_nb.compress.prune.Sensitivity": "model:sensitivity_view",
     "scalai_nb.jobs.record.JobRun": "runs:run_view",
