@@ -23,8 +23,9 @@ def tokens(texts: list[str],
            folder: Path | str,  # with a tokenizer.json
            length: int = 64,  # of every row: longer texts are cut, shorter ones end in 0
           ) -> np.ndarray:  # int64 (N, length)
-    "Texts as an encoder reads them: the numbers of their word pieces. Raises `BadRequest` where there is no tokenizer."
-    from tokenizers import Tokenizer
+    "Texts as an encoder reads them: the numbers of their word pieces. Raises `BadRequest` where there is no tokenizer, or no package that reads it."
+    try: from tokenizers import Tokenizer
+    except ImportError as e: raise BadRequest("The package that cuts texts into word pieces is not installed.", "pip install 'scalai-nb[text]'") from e
     file = Path(folder)/"tokenizer.json"
     if not file.is_file(): raise BadRequest(f"There is no tokenizer in {folder}.", "Give a Hugging Face folder that holds a tokenizer.json.")
     if not length >= 3: raise BadRequest(f"{length} places hold no words.", "Give length= 3 or more: one for a word, two for the marks around the text.")

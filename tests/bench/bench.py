@@ -17,10 +17,10 @@ sys.path.insert(0, str(HERE))
 from measure import cost
 
 RESULTS = HERE/"RESULTS.md"
-PACKAGES = ("numpy", "pyarrow", "numba", "pandas", "polars", "duckdb", "dask", "scikit-learn", "torch", "torchdata", "deltalake", "onnxruntime", "torch-pruning")
+PACKAGES = ("numpy", "pyarrow", "numba", "pandas", "polars", "duckdb", "dask", "scikit-learn", "torch", "torchdata", "deltalake", "onnxruntime", "torch-pruning", "transformers")
 JOBS = ("profile", "growth", "ingest", "merge", "prep", "loader", "wide")
 LONG = ("growth", "wide")  # asked for by name
-SECTIONS = (*JOBS, "flights", "digits")  # of the report, in this order; the last two are compress.py's
+SECTIONS = (*JOBS, "flights", "digits", "minilm")  # of the report, in this order; the last three are compress.py's
 
 
 def module(job: str):

@@ -1,9 +1,9 @@
 """Candidates of two networks beside their own float ONNX files, in one run: `make bench-compress`, or
 
-    python tests/bench/compress.py flights digits --repeats 3 [--rows 2e5] [--minutes 5] [--dry]
+    python tests/bench/compress.py flights digits minilm --repeats 3 [--rows 2e5] [--minutes 5] [--dry]
 
-Each network is trained here, compressed by the search itself, and its files are timed as often as `--repeats` says, all of
-them in turn each time. The section goes to tests/bench/RESULTS.md as those of bench.py do.
+`minilm` is a sentence encoder beside the ways to run it by hand (encoder.py). Each of the other networks is trained here,
+compressed by the search itself, and its files are timed as often as `--repeats` says, all of them in turn each time. The section goes to tests/bench/RESULTS.md as those of bench.py do.
 """
 import argparse, importlib.util, math, os, statistics, sys, tempfile, time
 from pathlib import Path
@@ -85,9 +85,19 @@ def reached(frontier, repeats, y) -> str:
     return f"must: 4 × smaller, 2 × faster at 64 rows, AUC not below {low:.4f}, where the interval of the float file begins: " + (", ".join(f"{c.recipe} ({base.size_bytes/c.size_bytes:.1f} ×, {f:.1f} ×)" for c, f in ok) or "none reached it")
 
 
+def sentence_encoder(a):
+    "The section of `minilm`."
+    import encoder
+    load = os.getloadavg()[0]
+    lines, why = encoder.section(a.repeats)
+    text = "\n".join(["## minilm, 320 rows", "", *lines, f"- {why}", "", stamp(f"python tests/bench/compress.py minilm --repeats {a.repeats}", load), ""])
+    print(text)
+    if not a.dry: keep(text.splitlines()[0], text)
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("jobs", nargs="*", default=["flights", "digits"])
+    p.add_argument("jobs", nargs="*", default=["flights", "digits", "minilm"])
     p.add_argument("--rows", type=lambda x: int(float(x)), default=200_000, help="of the flights")
     p.add_argument("--repeats", type=int, default=3)
     p.add_argument("--minutes", type=float, default=10, help="that each search may take")
@@ -95,6 +105,9 @@ def main():
     a = p.parse_args()
     from scalai_nb.compress.frontier import compress, timings
     for job in a.jobs:
+        if job == "minilm":
+            sentence_encoder(a)
+            continue
         load, made = os.getloadavg()[0], {"flights": flights, "digits": digits}[job]
         run, rows, n, how = made(a.rows)
         with tempfile.TemporaryDirectory() as folder:
