@@ -1,0 +1,115 @@
+"The main workflow on somebody's Dask cluster: a scheduler and two workers of their own, as `dask scheduler` and `dask worker` start them; and a nanny that dies."
+import os, signal, subprocess, sys, time
+from pathlib import Path
+
+import cloudpickle
+import numpy as np
+import psutil
+import pytest
+
+from conftest import leaves, nobody_left, scalai
+from scalai_nb.core.settings import Settings
+from scalai_nb.learn.fit import Run, fit
+from scalai_nb.learn.models import MLP
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def dask(tmp_path_factory):
+    "Start processes of the `dask` command; whatever they are, they end with the module."
+    home, started = tmp_path_factory.mktemp("dask"), []
+    def start(*words):
+        with open(home/"log", "a") as log: started.append(subprocess.Popen([sys.executable, "-m", "dask", *map(str, words)], cwd=home, stdout=log, stderr=log, start_new_session=True))
+        return psutil.Process(started[-1].pid)
+    yield start, home
+    family = [p for s in started for p in psutil.Process(s.pid).children(recursive=True) + [s]]
+    for p in family: p.kill()
+    for s in started: s.wait()
+    psutil.wait_procs([p for p in family if isinstance(p, psutil.Process)], timeout=60)
+
+
+@pytest.fixture(scope="module")
+def served(dask):
+    "A scheduler and two worker processes, each with its nanny; their client, and the nannies."
+    from distributed import Client
+    start, home = dask
+    start("scheduler", "--host", "127.0.0.1", "--port", 0, "--no-dashboard", "--scheduler-file", home/"scheduler.json")
+    nannies = [start("worker", "--scheduler-file", home/"scheduler.json", "--host", "127.0.0.1", "--nthreads", 1, "--no-dashboard", "--local-directory", home) for _ in range(2)]
+    until = time.monotonic() + 120
+    while not (home/"scheduler.json").exists(): assert time.sleep(.1) or time.monotonic() < until
+    with Client(scheduler_file=str(home/"scheduler.json"), set_as_default=False, timeout=120) as client:
+        client.wait_for_workers(2, timeout=120)
+        yield client, nannies
+
+
+def watch(dask_scheduler):
+    "From now on the scheduler remembers which tasks it was given."
+    from distributed.diagnostics.plugin import SchedulerPlugin
+    class Seen(SchedulerPlugin):
+        def __init__(self): self.keys = set()
+        def transition(self, key, start, finish, *args, **kwargs): self.keys.add(str(key))
+    dask_scheduler.add_plugin(Seen(), name="seen", idempotent=True)
+
+
+def agents_left(client) -> dict:
+    "By worker, the processes that it started and that still live."
+    return client.run(lambda: [c.cmdline() for c in psutil.Process().children(recursive=True) if c.status() != "zombie"])
+
+
+def work(folder: Path, **env) -> dict:
+    "The main workflow on two months, and what of it has to be equal wherever it ran; which candidate is served is chosen by measured times, so scores need not be."
+    done = scalai("demo", folder, "--months", 2, "--json", **env)  # workflows/flights.toml in a workspace of its own
+    assert done.code == 0, done.out[-2000:] + done.err[-3000:]
+    from scalai_nb.data.table import Table
+    settings = Settings.load(folder)
+    run, = (r for r in map(Run.load, settings.path("fits").iterdir()) if r.data["where"] == [["period", "in", ["2013-01"]]])
+    return {"steps": [s["name"] for s in done.doc["steps"]], "states": {leaf["state"] for leaf in leaves(done.doc)} - {"skipped"},
+            "profiles": {name: {k: p.digest for k, p in Table(name, settings).profiles(by="period").items()} for name in ("flights", "features")},
+            "ranks": run.ranks, "history": [{k: v for k, v in h.items() if "second" not in k} for h in run.history],
+            "weights": {k: v.numpy().tobytes() for k, v in run.model.state_dict().items()}, "scored": Table("scores", settings).rows}
+
+
+def test_the_main_workflow_on_two_dask_workers_gives_what_it_gives_alone(served, tmp_path):
+    client, _ = served
+    client.run_on_scheduler(watch)
+    there = work(tmp_path/"there", SCALAI_CLUSTER__KIND="address", SCALAI_CLUSTER__ADDRESS=client.scheduler.address)
+    keys = client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.plugins["seen"].keys))
+    assert sum(k.startswith("agent-") for k in keys) >= 2 and not all(k.startswith("agent-") for k in keys)  # the ranks' agents, and the join
+    here = work(tmp_path/"here", SCALAI_CLUSTER__KIND="threads")
+    assert len(client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.plugins["seen"].keys))) == len(keys)  # that one did without
+    assert here["ranks"] == 2 and here["scored"] > 20_000 and here["states"] == {"succeeded"}
+    for what in here: assert there[what] == here[what], what
+    assert list(agents_left(client).values()) == [[], []]
+    nobody_left(tmp_path)
+
+
+def mortal(folder: Path, step: int):
+    "In the first life of rank 1 its worker's nanny dies in that step, as by the kernel's hand."
+    class Mortal(MLP):
+        def forward(self, x):
+            self.step = getattr(self, "step", 0) + self.training
+            if self.step == step and os.environ.get("RANK") == os.environ.get("TORCHELASTIC_RESTART_COUNT") == "1":
+                nanny = next(p for p in psutil.Process().parents() if "-m dask worker" in " ".join(p.cmdline()))
+                (folder/"killed").write_text(str(nanny.pid))
+                os.kill(nanny.pid, signal.SIGKILL)
+                time.sleep(60)  # worker, agent and rank follow it long before
+            return super().forward(x)
+    return Mortal
+
+
+def test_a_killed_nanny_takes_its_rank_along_and_the_training_goes_on(served, dask, tmp_path):
+    client, nannies = served
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(4_000, 8)).astype("f4")
+    how = dict(batch=256, ranks=2, epochs=2, every=4, settings=Settings(root=tmp_path), client=client)
+    whole = fit(MLP, (X, X[:, 0] > 0), **how)
+    step = int(np.random.default_rng(0).integers(5, 22))
+    run = fit(mortal(tmp_path, step), (X, X[:, 0] > 0), **how)
+    assert int((tmp_path/"killed").read_text()) in {n.pid for n in nannies}
+    again, = (int(note.split()[-1]) for note in run.params["notes"] if note.startswith("resumed at step"))
+    assert step - 1 - 4 <= again < step and run.history[-1]["step"] == whole.history[-1]["step"]
+    assert {k: v.numpy().tobytes() for k, v in run.model.state_dict().items()} == {k: v.numpy().tobytes() for k, v in whole.model.state_dict().items()}
+    assert list(agents_left(client).values()) == [[]]  # one worker is left, on which both ranks went on
+    assert not list(run.path.glob("checkpoints/.*"))
