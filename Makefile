@@ -56,9 +56,9 @@ gpu: dev
 bench-learn: dev
 	@$(BIN)/python tests/bench/learn.py
 
-# The candidates of three networks beside their float files, in the same report (some minutes).
+# The candidates of four networks beside their float files, in the same report (about twenty minutes; `fashion` wants Debian's dataset-fashion-mnist).
 bench-compress: dev
-	@$(BIN)/python tests/bench/compress.py flights digits minilm
+	@$(BIN)/python tests/bench/compress.py flights digits fashion minilm
 
 clean:
 	rm -rf build dist *.egg-info tests/output .pytest_cache .hypothesis
