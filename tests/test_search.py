@@ -123,7 +123,7 @@ def begun(folder: Path) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "hunt.py"], cwd=folder, env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])}, stderr=subprocess.PIPE, text=True)
 
 
-def until(process, folder: Path, ready, seconds=300):
+def until(process, folder: Path, ready, seconds=500):
     "Wait until the study says so, as whoever looks on sees it."
     over = time.monotonic() + seconds
     while time.monotonic() < over:

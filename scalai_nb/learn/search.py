@@ -34,8 +34,10 @@ from ..core import live
 from ..core.errors import BadRequest, ScalaiError, WorkFailed, nearest, one_of
 from ..core.progress import progress
 from ..core.settings import Settings
+from ..core.storage import write_atomic
 from .fit import Run, fit
 from .optimizer import Optimizer
+from .provenance import digest
 
 # %% ../../nbs/learn/09_search.ipynb #22bf3b62
 def _distribution(name: str, *args: Any, **more: Any) -> Any:
@@ -112,34 +114,17 @@ def _alone(file: Path, otherwise: str = "") -> Iterator[None]:  # otherwise: the
         yield
 
 # %% ../../nbs/learn/09_search.ipynb #e632ba60
-def _digest(*parts: Any) -> str:  # hex
+def _digest(what: Any) -> str:  # hex
     "One number for all that decides what a search finds."
-    h = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, np.ndarray): h.update(repr((part.shape, part.dtype)).encode() + np.ascontiguousarray(part).tobytes())
-        elif hasattr(part, "schema"):  # Arrow rows
-            import pyarrow as pa
-            with pa.ipc.new_stream(_Sink(h), part.schema) as stream: stream.write_table(part.combine_chunks())
-        else: h.update(json.dumps(part, default=_told, sort_keys=True).encode())
-    return h.hexdigest()
-
-class _Sink:
-    "A file that is only hashed."
-    closed = False
-    def __init__(self, h: Any): self.h = h
-    def write(self, content: Any) -> int:
-        self.h.update(content)
-        return len(content)
-    def flush(self) -> None: pass
-    def close(self) -> None: pass
+    return hashlib.sha256(json.dumps(what, default=_told, sort_keys=True).encode()).hexdigest()
 
 def _told(value: Any) -> Any:
     "A value as text that stays the same from one process to the next."
-    if isinstance(value, np.ndarray): return _digest(value)
+    if isinstance(value, np.ndarray): return digest([value])
     if isinstance(value, type):
         from scalai_nb.learn.models import source
         return [value.__qualname__, source(value)]
-    if hasattr(value, "state_dict"): return [repr(value), _digest(*(v.detach().cpu().numpy() for v in value.state_dict().values()))]
+    if hasattr(value, "state_dict"): return [repr(value), digest(v.detach().cpu().numpy() for v in value.state_dict().values())]
     if not callable(value): return repr(value)
     try: return inspect.getsource(value)
     except (OSError, TypeError): return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else type(value).__qualname__
@@ -385,6 +370,7 @@ class Searching:
 @patch
 def start(self: Searching, pool: Any) -> None:
     "Begin one trial on a worker that is free."
+    from scalai_nb.learn.fit import _weights_as_bytes
     if self.again:
         number = self.again.pop(0)
         pool.begin(number, _as_trial, self.going[number].job)
@@ -401,6 +387,7 @@ def start(self: Searching, pool: Any) -> None:
     except Exception as error: return self.end(number, "failed", reason=_reason(error))
     job = going.job
     going.run = Run(run, None, job.prep, job.target, job.loss, data=data, seed=job.seed, path=job.folder.parent, state="training", why="a trial of a search")
+    if not job.folder.exists(): write_atomic(going.run.path/"initial.safetensors", _weights_as_bytes(job.model))  # for `Run.repeat`
     trial.set_user_attr("params", json.loads(json.dumps(going.params, default=repr)))
     self.tell(number, params=going.params, log=_logs(trial))
     pool.begin(number, _as_trial, job)
@@ -609,14 +596,13 @@ def _found(ask: SimpleNamespace, how: dict[str, Any], job: Any, data: dict) -> S
     import optuna
     epochs, said = _most(ask.space, job.epochs), {k: getattr(ask, k) if isinstance(getattr(ask, k), str) else _told(getattr(ask, k)) for k in ("pruner", "sampler")}
     direction = _direction(ask.metric, ask.direction)
-    what = [_told(ask.build), {k: optuna.distributions.distribution_to_json(d) for k, d in ask.space.items()} if isinstance(ask.space, dict) else ask.space, how, ask.metric, direction, said, ask.seed, data,
-            ask.prep and ask.prep.to_json(), str(ask.settings.home) if data["table"] else ""]
-    digest = _digest(what, *([] if data["table"] else [np.asarray(a) for a in ask.table] if isinstance(ask.table, tuple) else [job.rows]))
-    ask.name = ask.name or f"{job.target or 'y'}-{digest[:10]}"
+    space = {k: optuna.distributions.distribution_to_json(d) for k, d in ask.space.items()} if isinstance(ask.space, dict) else ask.space
+    content = _digest([ask.build, space, how, ask.metric, direction, said, ask.seed, data, ask.prep and ask.prep.to_json()])  # data names the rows
+    ask.name = ask.name or f"{job.target or 'y'}-{content[:10]}"
     ask.pruner, ask.sampler = _ways(ask.pruner, ask.sampler, epochs)
     study = optuna.create_study(study_name=ask.name, storage=_storage(ask.settings), direction=direction, pruner=ask.pruner, load_if_exists=True)
-    about = study.user_attrs.get("about") or {"metric": ask.metric, "direction": direction, "epochs": epochs, "seed": ask.seed, **said, "target": job.target, **{k: data[k] for k in ("table", "version", "rows", "validation_rows")}, "digest": digest}
-    if about["digest"] != digest: raise BadRequest(f"The search {ask.name} was begun with another network, space, rows or settings.", "Give it another name=, or none.")
+    about = study.user_attrs.get("about") or {"metric": ask.metric, "direction": direction, "epochs": epochs, "seed": ask.seed, **said, "target": job.target, **{k: data[k] for k in ("table", "version", "rows", "validation_rows")}, "digest": content}
+    if about["digest"] != content: raise BadRequest(f"The search {ask.name} was begun with another network, space, rows or settings.", "Give it another name=, or none.")
     study.set_user_attr("about", about)
     return Search(study, ask.settings)
 
@@ -664,10 +650,9 @@ def _train(s: Searching, pool: Any, bar: progress) -> None:
 def _team(s: Searching) -> Iterator[Any]:  # a launch.Crew; None where nothing is to be done
     "Agents on all workers of the cluster; their trials use the threads that Dask gives a worker."
     from scalai_nb.core.cluster import choose, cluster
-    from scalai_nb.learn.fit import _client
+    from scalai_nb.learn.fit import PRELOAD, _client
     from scalai_nb.learn.launch import Crew, _current_client, workers_of
     ask, c = s.ask, s.ask.settings.cluster
-    options = {"preload": ("torch", "torch._dynamo", "scalai_nb.data.loader", "scalai_nb.learn.fit")}
     if not s.wants(): yield None
     else:
         with _client(ask.client, ask.settings) as client:
@@ -676,4 +661,4 @@ def _team(s: Searching) -> Iterator[Any]:  # a launch.Crew; None where nothing i
             own = nullcontext(client) if client else cluster(ask.settings, kind="processes" if kind == "threads" else kind, workers=min(c.workers, ask.trials), default=False)
             with own as client:
                 threads = [w["nthreads"] for w in workers_of(client).values()]
-                with Crew(client, max(1, len(threads)), min(threads, default=1), **options) as team: yield team
+                with Crew(client, max(1, len(threads)), min(threads, default=1), PRELOAD) as team: yield team
