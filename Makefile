@@ -4,7 +4,7 @@ BIN := .venv/bin
 DEMO ?= scalai-demo
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo dash install dev check lessons test test-slow bench-data bench-compress gpu clean
+.PHONY: demo dash install dev check lessons test test-slow bench-data bench-learn bench-compress gpu clean
 
 install: .venv/.installed
 dev: .venv/.dev
@@ -51,6 +51,10 @@ bench-data: dev
 # On a machine with a GPU and the extra gpu-cu12 or gpu-cu13: everything that needs one; writes tests/gpu/RESULTS.md.
 gpu: dev
 	@$(BIN)/python tests/gpu/run.py
+
+# What each network reaches beside gradient boosting on the same split (some minutes; `pictures` wants Debian's dataset-fashion-mnist).
+bench-learn: dev
+	@$(BIN)/python tests/bench/models.py
 
 # The candidates of two networks beside their float files, in the same report (some minutes).
 bench-compress: dev
