@@ -52,8 +52,10 @@ bench-data: dev
 gpu: dev
 	@$(BIN)/python tests/gpu/run.py
 
-# Training beside a loop written by hand, alone, by torchrun and on Dask; the first step; a killed rank (under eight minutes on a quiet machine).
+# What each network reaches beside gradient boosting on the same split; training beside a loop written by hand, alone, by torchrun and on Dask;
+# the first step; a killed rank (a quarter of an hour on a quiet machine; `pictures` wants Debian's dataset-fashion-mnist).
 bench-learn: dev
+	@$(BIN)/python tests/bench/models.py
 	@$(BIN)/python tests/bench/learn.py
 
 # The candidates of four networks beside their float files, in the same report (about twenty minutes; `fashion` wants Debian's dataset-fashion-mnist).

@@ -18,9 +18,10 @@ texts = st.one_of(st.none(), st.sampled_from(WORDS), st.text(max_size=5))
 times = st.one_of(st.none(), st.integers(-2**62, 2**62), st.integers(0, 2 * 10**15))
 flags = st.one_of(st.none(), st.booleans())
 KINDS = {"standard": (pa.float64(), numbers), "log": (pa.float64(), numbers), "number": (pa.float64(), numbers), "quantile": (pa.float64(), numbers),
-         "onehot": (pa.large_string(), texts), "frequency": (pa.large_string(), texts), "hash": (pa.large_string(), texts),
-         "dates": (pa.timestamp("us"), times), "flag": (pa.bool_(), flags), "small": (pa.float64(), st.one_of(st.none(), st.integers(-3, 3).map(float), numbers))}
-STEPS = {"flag": "number", "small": "onehot"}
+         "onehot": (pa.large_string(), texts), "code": (pa.large_string(), texts), "frequency": (pa.large_string(), texts), "hash": (pa.large_string(), texts),
+         "dates": (pa.timestamp("us"), times), "flag": (pa.bool_(), flags), "small": (pa.float64(), st.one_of(st.none(), st.integers(-3, 3).map(float), numbers)),
+         "few": (pa.float64(), st.one_of(st.none(), st.integers(-3, 3).map(float), numbers))}
+STEPS = {"flag": "number", "small": "onehot", "few": "code"}
 
 
 def rows(names, size):

@@ -43,9 +43,11 @@ def heard(teacher,  # any nn.Module
     with torch.no_grad(), swift(model, "float32"): scores = [model(X[i:i + batch]).numpy() for i in range(0, len(X), batch)]
     return np.concatenate(scores), np.concatenate(seen)
 
-def answers(teacher, X, loss: str = "binary") -> np.ndarray:  # float32 (N,) or (N, C)
+def answers(teacher, X, loss: str = "binary", batch: int = 1024) -> np.ndarray:  # float32 (N,) or (N, C)
     "What the teacher says of each row."
-    return heard(teacher, X, loss)[0]
+    import torch
+    model, X = with_head(teacher, loss), torch.as_tensor(np.asarray(X, np.float32))
+    with torch.no_grad(), swift(model, "float32"): return np.concatenate([model(X[i:i + batch]).numpy() for i in range(0, len(X), batch)])
 
 # %% ../../nbs/compress/06_distill.ipynb #c4f2b37f
 @contextmanager

@@ -7,7 +7,7 @@ __all__ = ['IMPORTANCE', 'prune', 'weighted', 'hidden', 'parameters', 'losses', 
            'one_thread', 'Sensitivity', 'sensitivity']
 
 # %% ../../nbs/compress/04_prune.ipynb #5a1f8ff9
-import html, time
+import html, time, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -38,8 +38,10 @@ def prune(model,  # any nn.Module; it is not changed
     example = torch.zeros(2, *(shape or (weighted(small)[names[0]].in_features,)))
     outputs = small(example).shape
     shares = {weighted(small)[n]: ratio for n in (names if only is None else [one_of(n, names, "layer") for n in only])}
-    pruner = tp.pruner.MagnitudePruner(small, example, importance=getattr(tp.importance, IMPORTANCE[importance])(), pruning_ratio=0., pruning_ratio_dict=shares,
-                                       iterative_steps=rounds, ignored_layers=[last])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Unwrapped parameters")  # follow the layers they belong to
+        pruner = tp.pruner.MagnitudePruner(small, example, importance=getattr(tp.importance, IMPORTANCE[importance])(), pruning_ratio=0., pruning_ratio_dict=shares,
+                                           iterative_steps=rounds, ignored_layers=[last])
     for _ in range(rounds):
         if importance == "taylor": _gradients(small, *rows, loss)
         pruner.step()
@@ -53,8 +55,9 @@ def weighted(model) -> dict:  # name -> layer, in order
     return {n: m for n, m in model.named_modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))}
 
 def hidden(model) -> list[str]:
-    "Names of the layers whose units are nobody's output."
+    "Names of the layers whose units are nobody's output; a network that can spare those of some only names them as `prunable`."
     names = list(weighted(model))
+    if own := getattr(model, "prunable", None): return list(own)
     if len(names) < 2: raise BadRequest("The model has no hidden layer, so there are no units to take out.", "Quantize it instead.")
     return names[:-1]
 
@@ -153,7 +156,9 @@ def one_thread():
 
 def _steps(rows, batch, epochs):  # the rows of each step, shuffled anew each epoch
     import torch
-    for _ in range(epochs): yield from rows[torch.randperm(len(rows))].split(batch)
+    for _ in range(epochs):
+        mixed = rows[torch.randperm(len(rows))]
+        for part in mixed.split(batch): yield part if len(part) > 1 else mixed[-2:]  # one row has no spread, which batch norm asks for
 
 # %% ../../nbs/compress/04_prune.ipynb #ca1d3943
 @dataclass

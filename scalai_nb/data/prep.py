@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['TINY', 'READ', 'FLOAT32', 'SPREAD', 'PERIODS', 'SCHEMA', 'FIT', 'CLASS', 'KINDS', 'LINEAR', 'ORDER', 'BLOCK',
            'OPSETS', 'ONNX_TYPES', 'to_arrow', 'cast', 'numbers', 'texts', 'times', 'signed_log', 'limits', 'middle',
-           'Scaled', 'scaled', 'Quantile', 'quantile', 'OneHot', 'positions', 'by_frequency', 'onehot', 'Frequency',
-           'frequency', 'murmur3', 'compiled_murmur3', 'murmur', 'Hash', 'hashed', 'Dates', 'dates', 'Prep',
-           'has_values', 'choose', 'fit_step', 'Graph', 'graph_scaled', 'graph_quantile', 'feeds', 'inputs_of']
+           'Scaled', 'scaled', 'Quantile', 'quantile', 'OneHot', 'positions', 'by_frequency', 'onehot', 'Code', 'coded',
+           'Frequency', 'frequency', 'murmur3', 'compiled_murmur3', 'murmur', 'Hash', 'hashed', 'Dates', 'dates',
+           'Prep', 'has_values', 'choose', 'fit_step', 'Graph', 'graph_scaled', 'graph_quantile', 'graph_position',
+           'feeds', 'inputs_of']
 
 # %% ../../nbs/data/16_prep.ipynb #59bf8042
 import functools, inspect, json
@@ -230,6 +231,29 @@ def onehot(c, step: str, cap: int = 128) -> OneHot:
     if not common: raise BadRequest("There is no category to encode.", "Use 'drop'.")
     return OneHot(step, c.kind, common, not whole or len(common) < len(pairs), bool(c.nulls + (c.nan if c.kind == "number" else 0)))
 
+# %% ../../nbs/data/16_prep.ipynb #73fffc34
+@dataclass
+class Code:
+    "One category of text or number as a whole number."
+    step: str
+    kind: str  # "text" or "number"
+    categories: list
+    missing: bool = False  # nulls have a number; otherwise that of the rare and unseen
+
+    def features(self, name): return [f"{name}__code"]
+
+    def answers(self) -> tuple[int, int]: return len(self.categories), len(self.categories) + self.missing  # unseen, missing
+
+    @property
+    def cardinality(self) -> int: return self.answers()[1] + 1
+
+    def write(self, values, out, at): out[:, at[0]] = positions(values, self.categories, *self.answers())
+
+def coded(c, step: str, cap: int = 1000) -> Code:
+    "Fit `code`: the commonest categories, at most `cap` of them."
+    found = onehot(c, step, cap)
+    return Code(step, found.kind, found.categories, found.missing)
+
 # %% ../../nbs/data/16_prep.ipynb #7ce3ce69
 @dataclass
 class Frequency:
@@ -342,9 +366,9 @@ def dates(c, step: str) -> Dates:
 
 # %% ../../nbs/data/16_prep.ipynb #1814e3e1
 SCHEMA = 1  # of the JSON on disk
-FIT = {"standard": scaled, "log": scaled, "number": scaled, "quantile": quantile, "onehot": onehot, "frequency": frequency, "hash": hashed, "dates": dates}
-CLASS = {"standard": Scaled, "log": Scaled, "number": Scaled, "quantile": Quantile, "onehot": OneHot, "frequency": Frequency, "hash": Hash, "dates": Dates}
-KINDS = {"standard": "number boolean", "log": "number", "number": "number boolean", "quantile": "number", "onehot": "number text", "frequency": "text", "hash": "text", "dates": "time"}
+FIT = {"standard": scaled, "log": scaled, "number": scaled, "quantile": quantile, "onehot": onehot, "code": coded, "frequency": frequency, "hash": hashed, "dates": dates}
+CLASS = {"standard": Scaled, "log": Scaled, "number": Scaled, "quantile": Quantile, "onehot": OneHot, "code": Code, "frequency": Frequency, "hash": Hash, "dates": Dates}
+KINDS = {"standard": "number boolean", "log": "number", "number": "number boolean", "quantile": "number", "onehot": "number text", "code": "number text", "frequency": "text", "hash": "text", "dates": "time"}
 LINEAR, ORDER = ("standard", "number"), ("standard", "number", "log", "quantile")
 
 @dataclass
@@ -373,6 +397,12 @@ class Prep:
 def inputs(self: Prep) -> list[tuple[str, str]]:  # (column, "number", "text" or "time")
     "The columns that a row must have."
     return [(n, s.kind) for n, s in self.steps.items()]
+
+@patch(as_prop=True)
+def cardinalities(self: Prep) -> list[int]:  # one a feature; 0: a number
+    "How many categories each feature counts, for a network that embeds them."
+    sizes = {self.at[n][0]: s.cardinality for n, s in self.steps.items() if isinstance(s, Code)}
+    return [sizes.get(i, 0) for i in range(len(self.features))]
 
 @patch
 def __repr__(self: Prep): return f"Prep({len(self.steps)} columns → {len(self.features)} features, {len(self.dropped)} left out)"
@@ -500,20 +530,31 @@ def _graph_numbers(self: Prep, g: Graph) -> list[str]:
     return out + ([g("Gather", g.float32(gone), g.constant(flagged, np.int64), axis=1)] if flagged else [])
 
 # %% ../../nbs/data/16_prep.ipynb #ec39b3ce
+def graph_position(step: OneHot | Code, g: Graph, name: str) -> str:  # int64 (N,)
+    "What `positions` says of a text."
+    unseen, gone = step.answers()
+    found = g("LabelEncoder", name, domain="ai.onnx.ml", keys_strings=step.categories, values_int64s=range(len(step.categories)), default_int64=unseen)
+    return g("Where", f"{name}__null", g.constant(gone, np.int64), found)
+
 @patch
 def graph(self: OneHot, g: Graph, name: str) -> str:
     "Features of one column, float32 (N, k)."
-    (unseen, gone), depth = self.answers(), len(self.features(name))
     if self.kind == "text":
-        code = g("LabelEncoder", name, domain="ai.onnx.ml", keys_strings=self.categories, values_int64s=range(len(self.categories)), default_int64=unseen)
-        code = g("Where", f"{name}__null", g.constant(gone, np.int64), code)
-        return g("OneHot", code, g.constant(depth, np.int64), g.constant([0, 1], np.float32))
+        return g("OneHot", graph_position(self, g, name), g.constant(len(self.features(name)), np.int64), g.constant([0, 1], np.float32))
     x = g.column(name)
     known, lost = g.float32(g("Equal", x, g.constant([self.categories]))), g.float32(g("IsNaN", x))
     parts = [known]
     if self.other: parts.append(g("Sub", g("Sub", g.constant([[1]], np.float32), g("ReduceSum", known, g.constant([1], np.int64))), lost))
     if self.missing: parts.append(lost)
     return g("Concat", *parts, axis=1) if len(parts) > 1 else known
+
+@patch
+def graph(self: Code, g: Graph, name: str) -> str:
+    "Features of one column, float32 (N, 1)."
+    if self.kind == "text": return g.column(g.float32(graph_position(self, g, name)))
+    x, (unseen, gone) = g.column(name), self.answers()
+    below = g("MatMul", g.float32(g("Equal", x, g.constant([self.categories]))), g.constant([[i - unseen] for i in range(unseen)], np.float32))
+    return g("Where", g("IsNaN", x), g.constant(gone, np.float32), g("Add", below, g.constant(unseen, np.float32)))
 
 @patch
 def graph(self: Frequency, g: Graph, name: str) -> str:
@@ -600,7 +641,7 @@ def from_json(cls: Prep, text: str | bytes) -> Prep:
     found = d.get("schema") if isinstance(d, dict) else None
     if found != SCHEMA: raise BadRequest(f"This prep has schema {found!r}, expected {SCHEMA}.", "Fit it again with this version.")
     for n, s in d["steps"].items(): one_of(s["step"], CLASS, f"step in column {n!r}:")
-    steps = {n: CLASS[s["step"]](**{k: v for k, v in s.items() if k != "kind" or s["step"] == "onehot"}) for n, s in d["steps"].items()}
+    steps = {n: CLASS[s["step"]](**{k: v for k, v in s.items() if k != "kind" or s["step"] in ("onehot", "code")}) for n, s in d["steps"].items()}
     return cls(steps, d["dropped"], d["target"], d["rows"], d["profile"])
 
 # %% ../../nbs/data/16_prep.ipynb #f117d72b
@@ -620,6 +661,7 @@ def _repr_html_(self: Prep) -> str:
     "A table: column, step, features, what missing and unseen values become."
     def answers(s):
         if isinstance(s, OneHot): return ("own feature" if s.missing else "zeros"), ("“other”" if s.other else "zeros")
+        if isinstance(s, Code): return ("own number" if s.missing else "number of the unseen"), "own number"
         if isinstance(s, Frequency): return "share of nulls", "share 0"
         if isinstance(s, Hash): return ("own feature" if s.missing else "zeros"), "its bucket"
         if isinstance(s, Dates): return ("zeros and a flag" if s.missing else "zeros"), "–"

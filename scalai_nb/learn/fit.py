@@ -611,17 +611,26 @@ def _weights(given: Any, y: np.ndarray, loss: str, classes: int) -> list[float] 
     return [float(given[c]) for c in range(len(seen))]
 
 # %% ../../nbs/learn/06_fit.ipynb #2cf578c1
-def _network(model: Any, features: int | tuple[int, ...], outputs: int, seed: int) -> Any:
+def _network(model: Any, features: int | tuple[int, ...], outputs: int, seed: int, prep: Any = None) -> Any:
     import torch
     from scalai_nb.learn.models import config
     if isinstance(model, torch.nn.Module): return copy.deepcopy(model).cpu()
     if not callable(model): raise BadRequest(f"{model!r} is not a model.", "Give a torch.nn.Module, or a function of the number of features that makes one.")
-    more = {"outputs": outputs} if outputs > 1 and "outputs" in inspect.signature(model).parameters else {}
+    known = {"outputs": outputs} if outputs > 1 else {}
+    if prep is not None and any(prep.cardinalities): known["cardinalities"] = prep.cardinalities
+    more = {k: v for k, v in known.items() if k in inspect.signature(model).parameters}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         made = model(features, **more)
     if isinstance(model, type) and not hasattr(made, "config") and config(made) is None: made.config = {next(iter(inspect.signature(model).parameters)): features, **more}
     return made
+
+def _untold(model: Any, prep: Any) -> list[str]:
+    "A note where a prep gives codes of categories to a network that embeds nothing."
+    import torch
+    codes = [n for n, size in zip(prep.features, prep.cardinalities) if size] if prep is not None else []
+    if not codes or any(isinstance(m, torch.nn.Embedding) for m in model.modules()): return []
+    return [f"{', '.join(codes[:5])}{' …' if len(codes) > 5 else ''} are codes of categories, which {type(model).__name__} takes for quantities; embed them, as ResidualMLP does, or use onehot"]
 
 def _try(model: Any, sample: Any, loss: str, outputs: int) -> None:  # sample: two rows
     "Whether the network takes such rows and gives what the loss needs."
@@ -789,7 +798,8 @@ def _plan(given: dict[str, Any]) -> tuple[Training, dict]:
     if g.validation is not None and not len(judged): raise BadRequest(f"No row is kept aside by validation={given['validation']!r}.", "Choose one that some rows have, or validation=None.")
     loss = kind_of(y) if g.loss == "auto" else g.loss
     outputs = _fits(np.concatenate([y, judged]), loss)
-    model = _network(g.model, features, outputs, g.seed)
+    model = _network(g.model, features, outputs, g.seed, g.prep)
+    g.notes += _untold(model, g.prep)
     _try(model, sample, loss, outputs)
     Optimizer.of(g.optimizer).groups(model)  # its patterns fit
     return Training(model, rows, len(y), g.prep, g.target, g.where, g.validation, loss, OBJECTIVES[loss].metrics if g.metrics is None else g.metrics,

@@ -20,7 +20,7 @@ RESULTS = HERE/"RESULTS.md"
 PACKAGES = ("numpy", "pyarrow", "numba", "pandas", "polars", "duckdb", "dask", "scikit-learn", "torch", "torchdata", "deltalake", "onnxruntime", "torch-pruning", "transformers")
 JOBS = ("profile", "growth", "ingest", "merge", "prep", "loader", "wide")
 LONG = ("growth", "wide")  # asked for by name
-SECTIONS = (*JOBS, "mlp", "cnn", "lost", "flights", "digits", "fashion", "minilm")  # of the report, in this order; learn.py's three and compress.py's four at the end
+SECTIONS = (*JOBS, "late", "airtime", "pictures", "mlp", "cnn", "lost", "flights", "digits", "fashion", "minilm")  # of the report, in this order: models.py's, learn.py's and compress.py's at the end
 
 
 def module(job: str):
