@@ -49,10 +49,14 @@ def frontier_figure(frontier, chosen: str = "", height: int = 340) -> bq.Figure:
     accuracy, pad = np.array([c.accuracy for c in cs], float), max(.1 * (high.max() - low.min()), 1e-4)
     x, y = measured_scale(0, 1.12 * ms.max()), measured_scale(low.min() - pad, high.max() + pad)
     scales, line = {"x": x, "y": y}, unbeaten(cs)
-    size = bq.LinearScale(min=0, max=float(max(c.size_bytes for c in cs)))
-    dots = bq.Scatter(x=ms, y=accuracy, size=np.array([c.size_bytes for c in cs], float), scales=scales | {"size": size}, default_size=500, colors=[GREEN if c.recipe == chosen else BLUE for c in cs], names=[c.recipe for c in cs], display_names=True, opacities=[.85])
+    kb = np.array([c.size_bytes for c in cs], float)/1e3
+    named = np.array([c in line or c.recipe == chosen for c in cs])  # the others say their name to a pointer
+    def dots(some, shown):
+        which = [c for c, s in zip(cs, some) if s]
+        return bq.Scatter(x=ms[some], y=accuracy[some], size=kb[some], scales=scales | {"size": bq.LinearScale(min=0, max=float(kb[some].max()))}, default_size=max(1, round(500 * kb[some].max() / kb.max())), colors=[GREEN if c.recipe == chosen else BLUE for c in which], names=[c.recipe for c in which], display_names=shown, opacities=[.85],
+                          tooltip=bq.Tooltip(fields=["name", "y", "x", "size"], labels=["", "accuracy", "64 rows, ms", "size, kB"], formats=["", ".4f", ".3f", ",.1f"]))
     marks = [bq.Lines(x=np.repeat(ms[:, None], 2, 1), y=np.stack([low, high], 1), scales=scales, colors=[GREY], stroke_width=1.5),
-             bq.Lines(x=[c.latency_ms for c in line], y=[c.accuracy for c in line], scales=scales, colors=[GREY], line_style="dashed", stroke_width=1.5), dots]
+             bq.Lines(x=[c.latency_ms for c in line], y=[c.accuracy for c in line], scales=scales, colors=[GREY], line_style="dashed", stroke_width=1.5), *(dots(some, shown) for some, shown in ((~named, False), (named, True)) if some.any())]
     return figure(marks, [axis(x, "latency of 64 rows, one thread, ms"), axis(y, "accuracy, share right", upright=True)], height, left=72)
 
 def frontier_view(frontier) -> View:  # compress.frontier.Frontier
@@ -68,13 +72,19 @@ def frontier_view(frontier) -> View:  # compress.frontier.Frontier
     draw()
     said = f"{best.recipe} is the best within the budget." if best else "No candidate meets the budget."
     facts = {"Why": frontier.why or "–", "Budget": ", ".join(f"{k} {v:g}" for k, v in frontier.budget.items()) or "none", "Measured on": f"{frontier.rows:,} rows"}
-    return View([html(headline("good" if best else "attention", said, facts) + key({"a candidate, its area the file's size": BLUE, "the chosen one": GREEN, "95 % interval; unbeaten (dashed)": GREY})), controls(which), picture, told],
+    return View([html(headline("good" if best else "attention", said, facts) + key({"a candidate, its area the file's size": BLUE, "the chosen one": GREEN, "95 % interval; unbeaten (dashed), others say their name to a pointer": GREY})), controls(which), picture, told],
                 static=frontier._repr_html_() if hasattr(frontier, "_repr_html_") else headline("good", said, facts) + candidates_table(frontier))
 
 def candidates_table(frontier, marked: int | None = None) -> str:  # HTML
     base = frontier.base
-    rows = [[escape(c.recipe), f"{c.accuracy:.4f}", f"{c.accuracy_low:.4f} … {c.accuracy_high:.4f}", f"{100 * (c.accuracy - base.accuracy):+.2f}", f"{c.latency_ms:.3f}", f"{c.size_bytes / 1024:,.0f}", f"{100 * c.size_bytes / base.size_bytes:.0f} %"] for c in frontier.candidates]
-    return table({"candidate": "name", "accuracy": "num", "95 % interval": "num", "points to the base": "num", "latency, ms": "num", "size, KiB": "num", "of the base": "num"}, rows, marked)
+    area = {"AUC": lambda c: number(c.auc, 4)} if base.auc is not None else {}
+    told = {"accuracy": lambda c: f"{c.accuracy:.4f}", "95 % interval": lambda c: f"{c.accuracy_low:.4f} … {c.accuracy_high:.4f}", "points to the base": lambda c: f"{100 * (c.accuracy - base.accuracy):+.2f}"} | area | {
+            "64 rows, p50 / p99, ms": lambda c: _pair(c, 64), "1 row, p50 / p99, ms": lambda c: _pair(c, 1), "memory, MB": lambda c: number(c.memory_bytes and c.memory_bytes / 1e6, 1),
+            "size, kB": lambda c: f"{c.size_bytes / 1e3:,.1f}", "of the base": lambda c: f"{100 * c.size_bytes / base.size_bytes:.0f} %"}
+    return table({"candidate": "name"} | dict.fromkeys(told, "num"), [[escape(c.recipe), *(tell(c) for tell in told.values())] for c in frontier.candidates], marked)
+
+def _pair(c, batch: int) -> str:  # on one thread
+    return f"{number(c.way(batch).get('p50_ms'))} / {number(c.way(batch).get('p99_ms'))}"
 
 # %% ../../nbs/view/13_model.ipynb #ae92c18f
 TINTS = (BLUE, ORANGE, GREEN, PURPLE, GREY)
