@@ -436,14 +436,15 @@ def models_rollback(name: str) -> Answer:
 # %% ../nbs/cli.ipynb #a5e532c3
 def budget(given: list[str]) -> dict[str, float]:
     "`--budget latency_ms=1 --budget accuracy_drop=.01`"
+    from scalai_nb.compress.frontier import BOUNDS
     from scalai_nb.core.errors import one_of
-    out = {one_of(k, ("accuracy_drop", "latency_ms", "size_bytes"), "budget"): v for k, v in pairs(given, "--budget").items()}
+    out = {one_of(k, BOUNDS, "budget"): v for k, v in pairs(given, "--budget").items()}
     try: return {k: float(v) for k, v in out.items()}
     except ValueError as e: raise BadRequest(f"A budget is a number: {e}.", "Write --budget latency_ms=1.") from e
 
 @verb(app)
 def compress(model: Annotated[str, typer.Argument(metavar="MODEL", help="NAME (the champion) or NAME@VERSION.")],
-             given: Annotated[list[str] | None, typer.Option("--budget", help="accuracy_drop, latency_ms or size_bytes = number; repeat it.")] = None,
+             given: Annotated[list[str] | None, typer.Option("--budget", help="accuracy_drop, auc_drop, latency_ms, latency_one_ms or size_bytes = number; repeat it.")] = None,
              minutes: Annotated[float | None, typer.Option(help="Search among more recipes, cheapest first, for as long.")] = None) -> Answer:
     "Smaller and faster candidates of a registered model, measured."
     from scalai_nb.compress.frontier import compress

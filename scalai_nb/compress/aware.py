@@ -42,5 +42,5 @@ def aware(model,  # any nn.Module; it is not changed
     "Tune a copy of a network so that it keeps its answers when it is quantized."
     import copy
     small = copy.deepcopy(model).cpu()
-    with rounded(small): distill(small, model, X, y, loss, trust=1., **how)
+    with rounded(small): distill(small, model, X, y, loss, trust=1., precision="float32", **how)
     return small.eval()
