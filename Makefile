@@ -52,9 +52,9 @@ bench-data: dev
 gpu: dev
 	@$(BIN)/python tests/gpu/run.py
 
-# The candidates of two networks beside their float files, in the same report (some minutes).
+# The candidates of three networks beside their float files, in the same report (about twenty minutes; `fashion` wants Debian's dataset-fashion-mnist).
 bench-compress: dev
-	@$(BIN)/python tests/bench/compress.py flights digits
+	@$(BIN)/python tests/bench/compress.py flights digits fashion
 
 clean:
 	rm -rf build dist *.egg-info tests/output .pytest_cache .hypothesis

@@ -20,7 +20,7 @@ RESULTS = HERE/"RESULTS.md"
 PACKAGES = ("numpy", "pyarrow", "numba", "pandas", "polars", "duckdb", "dask", "scikit-learn", "torch", "torchdata", "deltalake", "onnxruntime", "torch-pruning")
 JOBS = ("profile", "growth", "ingest", "merge", "prep", "loader", "wide")
 LONG = ("growth", "wide")  # asked for by name
-SECTIONS = (*JOBS, "flights", "digits")  # of the report, in this order; the last two are compress.py's
+SECTIONS = (*JOBS, "flights", "digits", "fashion")  # of the report, in this order; the last three are compress.py's
 
 
 def module(job: str):
