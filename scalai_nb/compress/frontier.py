@@ -37,7 +37,7 @@ def quality(scores: np.ndarray,  # (N,) or (N, C)
     if loss == "embedding":
         cosines = (scores*y).sum(1)/np.maximum(np.linalg.norm(scores, axis=1)*np.linalg.norm(y, axis=1), 1e-12)
         mean, half = float(cosines.mean()), 1.959964*float(cosines.std(ddof=1))/math.sqrt(len(y))
-        return {"accuracy": mean, "accuracy_low": mean - half, "accuracy_high": mean + half, **area}
+        return {"accuracy": mean, "accuracy_low": mean - half, "accuracy_high": mean + half} | area
     if loss == "regression":
         error, spread = (y - scores)**2, (y - y.mean())**2
         draws = np.random.default_rng(0).integers(0, len(y), (200, len(y)))
@@ -411,7 +411,7 @@ def _key(whole: str, recipe: str, how: dict) -> str:
 def takes(path: Path, rows: Rows) -> float:  # seconds, about
     "What measuring a file will take: its calls, the validation rows, and a process of its own for its memory."
     at = {t["batch"]: t["p50_ms"]/1e3 for t in timings([path], rows.raw, ((64, 1, 3), (1, 1, 3)), turns=1)[0]}
-    return sum(calls*at[batch] for batch, _, calls in WAYS) + len(rows.truth)/64*at[64] + 1.
+    return sum(min(calls*at[batch], 2.) for batch, _, calls in WAYS) + len(rows.truth)/64*at[64] + 1.
 
 def content(run, rows: Rows, how: dict) -> str:  # hex
     "What candidates depend on, in one number: model, prep, rows, settings and versions."
