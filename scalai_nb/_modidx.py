@@ -2068,6 +2068,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'scalai_nb.learn.fit._multiclass': ('learn/fit.html#_multiclass', 'scalai_nb/learn/fit.py'),
                                      'scalai_nb.learn.fit._names': ('learn/fit.html#_names', 'scalai_nb/learn/fit.py'),
                                      'scalai_nb.learn.fit._network': ('learn/fit.html#_network', 'scalai_nb/learn/fit.py'),
+                                     'scalai_nb.learn.fit._numbers': ('learn/fit.html#_numbers', 'scalai_nb/learn/fit.py'),
                                      'scalai_nb.learn.fit._of_arrays': ('learn/fit.html#_of_arrays', 'scalai_nb/learn/fit.py'),
                                      'scalai_nb.learn.fit._of_table': ('learn/fit.html#_of_table', 'scalai_nb/learn/fit.py'),
                                      'scalai_nb.learn.fit._on_ranks': ('learn/fit.html#_on_ranks', 'scalai_nb/learn/fit.py'),

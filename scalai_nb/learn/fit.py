@@ -184,15 +184,25 @@ def predict(self: Run,
            ) -> np.ndarray:  # (N,) probabilities or numbers; (N, classes) for multiclass; of a Dask frame a Dask series or frame, lazily
     "What the model says of these rows. Raises `BadRequest` naming the columns that they lack."
     if self.model is None: raise BadRequest(f"Run {self.id} is {self.state} and has no model yet.", "run.wait() returns when it has.")
+    if batch < 1: raise BadRequest(f"batch={batch!r} is not possible.", "Give batch= a whole number, 1 or more.")
     score = functools.partial(_scores, self.model, self.prep, self.loss, batch)
     if self.prep is None: return score(rows)
     return answered(rows, list(self.prep.steps), score, _classes(self) if hasattr(type(rows), "dask") else None)
 
+def _numbers(rows: Any) -> np.ndarray:
+    rows = np.asarray(rows)
+    if rows.dtype.kind not in "biuf" or not rows.ndim: raise BadRequest(f"An array of {rows.dtype} and shape {rows.shape} is not rows of numbers.", "Give an array or tensor (N, …) like the one it was trained on.")
+    return rows
+
 def _scores(model: Any, prep: Any, loss: str, batch: int, rows: Any) -> np.ndarray:
     import torch
-    x = torch.as_tensor(np.asarray(rows) if prep is None else prep.transform(rows))
-    with torch.inference_mode():
-        parts = [OBJECTIVES[loss].predict(model(_ready(part))) for part in x.split(batch)]
+    from scalai_nb.data.loader import _tensor
+    x = _tensor(_numbers(rows) if prep is None else prep.transform(rows))
+    try:
+        with torch.inference_mode(): parts = [OBJECTIVES[loss].predict(model(_ready(part))) for part in x.split(batch)]
+    except (RuntimeError, IndexError) as e:
+        if prep is not None: raise
+        raise BadRequest(f"{type(model).__name__} cannot take rows of shape {tuple(x.shape[1:])}: {str(e).splitlines()[0]}", "Give rows like those it was trained on.") from e
     return torch.cat(parts).numpy() if parts else np.empty(0, np.float32)
 
 def _classes(run: Run) -> int | None:  # of a multiclass network behind a prep
@@ -853,6 +863,7 @@ def _of_table(g: SimpleNamespace) -> tuple:
     if g.target is None: raise BadRequest("There is no target.", "Name the column to predict: target='late'.")
     columns = list(dict.fromkeys([g.target, *([g.validation.column] if g.validation else [])]))
     rows, data = _rows(g.table, g.prep, g.target, g.where, g.validation, g.settings)
+    if not isinstance(rows, tuple): g.prep.transform(rows.slice(0, 2))  # its types fit
     known = rows[0].arrow(version=rows[1], columns=columns, filter=expression(g.where)) if isinstance(rows, tuple) else rows
     y = target_of(known, g.target)
     kept = np.zeros(len(y), bool) if g.validation is None else g.validation.mask(known).to_numpy(zero_copy_only=False)
