@@ -379,7 +379,7 @@ def _one_epoch(at: "Standing", network: Any, say: Callable) -> None:
 
 def _criterion(job: Training, device: Any) -> Callable:  # (logits, y) → sum over the rows
     import torch
-    weight = None if job.class_weight is None else torch.tensor(job.class_weight, device=device)
+    weight = None if job.class_weight is None else torch.tensor(job.class_weight, dtype=torch.float32, device=device)
     return lambda z, y: OBJECTIVES[job.loss].loss(z, y, weight)
 
 # %% ../../nbs/learn/06_fit.ipynb #305543ab
@@ -615,7 +615,7 @@ def _weights(given: Any, y: np.ndarray, loss: str, classes: int) -> list[float] 
     if given is None: return None
     if loss == "regression": raise BadRequest("A regression has no classes to weigh.", "Leave class_weight= out.")
     seen = np.bincount(y.astype(np.int64), minlength=max(2, classes))
-    if isinstance(given, str) and given == "balanced": return [len(y)/(np.count_nonzero(seen)*n) if n else 1. for n in seen.tolist()]
+    if isinstance(given, str) and given == "balanced": return [len(y)/(int(np.count_nonzero(seen))*n) if n else 1. for n in seen.tolist()]
     if not (isinstance(given, dict) and set(given) == set(range(len(seen))) and all(isinstance(w, Real) and 0 < w < float("inf") for w in given.values())):
         raise BadRequest(f"class_weight={given!r} does not fit classes 0 to {len(seen) - 1}.", 'Give "balanced", or a weight above 0 for each: {0: 1., 1: 5.}.')
     return [float(given[c]) for c in range(len(seen))]
