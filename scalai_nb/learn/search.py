@@ -348,7 +348,7 @@ class Searching:
         self.again: list[int] = []  # lost with their worker
         self.journal, self.until = None, None if ask.minutes is None else time.monotonic() + 60*ask.minutes
         self.rows = {r["trial"]: r for r in found.rows()}
-        self.exhausted, self.study.stop = False, self.stop
+        self.threads, self.exhausted, self.study.stop = 1, False, self.stop
 
     def stop(self) -> None: self.exhausted = True  # says a sampler that has nothing more to propose, such as Optuna's grid
 
@@ -442,6 +442,9 @@ def finish(self: Searching, number: int, told: dict) -> None:
     going = self.going[number]
     list(self.report(number, told["history"]))
     _finish(going.run, going.job, told, SimpleNamespace(settings=self.ask.settings, started=going.started))
+    if going.run.code["threads"] != self.threads:  # those of the worker, not of this process
+        going.run.code["threads"] = self.threads
+        going.run.save(going.run.path)
     value = going.run.metrics.get(self.ask.metric)
     if value is None: self.end(number, "failed", reason=f"{self.ask.metric} became no number")
     else: self.end(number, "done", value=value)
@@ -639,6 +642,7 @@ def _carry_out(s: Searching) -> None:
     if state == "failed": raise WorkFailed(*_why(s.ended(), s.found.name))
 
 def _train(s: Searching, pool: Any, bar: progress) -> None:
+    s.threads = pool.crew.threads
     while s.wants() or s.going:
         while pool.free and s.wants(): s.start(pool)
         for key, kind, *told in pool.hear(): s.hear(pool, key, kind, *told)
