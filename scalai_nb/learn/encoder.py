@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..core.errors import BadRequest
+from ..data.source import needs
 from .transfer import Taken, read, take
 
 # %% ../../nbs/learn/01_encoder.ipynb #5329554f
@@ -24,12 +25,10 @@ def tokens(texts: list[str],
            length: int = 64,  # of every row: longer texts are cut, shorter ones end in 0
           ) -> np.ndarray:  # int64 (N, length)
     "Texts as an encoder reads them: the numbers of their word pieces. Raises `BadRequest` where there is no tokenizer, or no package that reads it."
-    try: from tokenizers import Tokenizer
-    except ImportError as e: raise BadRequest("The package that cuts texts into word pieces is not installed.", "pip install 'scalai-nb[text]'") from e
     file = Path(folder)/"tokenizer.json"
     if not file.is_file(): raise BadRequest(f"There is no tokenizer in {folder}.", "Give a Hugging Face folder that holds a tokenizer.json.")
     if not length >= 3: raise BadRequest(f"{length} places hold no words.", "Give length= 3 or more: one for a word, two for the marks around the text.")
-    known = Tokenizer.from_file(str(file))
+    known = needs("tokenizers", "text", "Hugging Face's tokenizers").Tokenizer.from_file(str(file))
     known.enable_truncation(length)
     known.no_padding()
     out = np.zeros((len(texts), length), np.int64)
