@@ -122,8 +122,8 @@ def test_a_cnn_compressed(digits, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_ranks_and_resumed_to_the_bit(rows, prep, tmp_path):
-    "Batch norm's statistics travel with the checkpoint, and are those of rank 0."
+def test_two_ranks_twice_the_same(rows, prep, tmp_path):
+    "To the bit, batch norm's statistics too."
     settings = Settings(root=tmp_path)
     whole = fit(ResidualMLP, rows, prep, epochs=2, batch=256, ranks=2, settings=settings)
     again = fit(ResidualMLP, rows, prep, epochs=2, batch=256, ranks=2, settings=settings)
