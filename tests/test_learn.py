@@ -216,12 +216,12 @@ def test_resumed_weights_are_the_same_to_the_bit(two, settings, xy, ranks):
 
 
 def mortal(step, end):
-    "A network that in the first life of rank 1 ends it in that step; a checkpoint takes long, so that the newest is on its way when it matters."
+    "A network that in the first life of rank 1 ends it in that step; the checkpoint of step 10 takes longer than others are given to end, so that only who waits for it has it."
     class Mortal(MLP):
         def forward(self, x):
             if not hasattr(self, "step"):
                 write = checkpoint.save
-                checkpoint.save = lambda *what, **facts: [time.sleep(.3), write(*what, **facts)]
+                checkpoint.save = lambda *what, step, **facts: [time.sleep(3*(step == 10)), write(*what, step=step, **facts)]
             self.step = getattr(self, "step", 0) + self.training
             if self.step == step and os.environ.get("RANK") == os.environ.get("TORCHELASTIC_RESTART_COUNT") == "1": end()
             return super().forward(x)
