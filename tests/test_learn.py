@@ -219,7 +219,7 @@ def mortal(step, end):
     "A network that in the first life of rank 1 ends it in that step; the checkpoint of step 10 takes longer than others are given to end, so that only who waits for it has it."
     class Mortal(MLP):
         def forward(self, x):
-            if not hasattr(self, "step"):
+            if self.training and not getattr(self, "step", 0):
                 write = checkpoint.save
                 checkpoint.save = lambda *what, step, **facts: [time.sleep(3*(step == 10)), write(*what, step=step, **facts)]
             self.step = getattr(self, "step", 0) + self.training
