@@ -110,8 +110,11 @@ def test_int8_of_weights_that_are_zero_or_huge(digits):
 def test_bad_requests_write_nothing(digits, tmp_path):
     run = Run(id="x", model=MLP(64), prep=None, target=None, loss="binary")
     rows = Rows(digits[0][:100], np.zeros(100, np.float32), digits[0][100:200], np.zeros(100, np.float32))
-    for bad in (dict(recipes=("int9",)), dict(budget={"acuracy_drop": 1}), dict(budget={"latency_ms": -1}), dict(recipes=("int8+pruned",)), dict(recipes=("pruned.0",)), dict(minutes=-1)):
+    for bad in (dict(recipes=("int9",)), dict(budget={"acuracy_drop": 1}), dict(budget={"latency_ms": -1}), dict(recipes=("int8+pruned",)), dict(recipes=("pruned.0",)), dict(minutes=-1),
+                dict(minutes="ten"), dict(budget=[.01]), dict(recipes=(None,)), dict(recipes="int8"), dict(ratio=2), dict(width=float("nan")), dict(finetune_epochs=0)):
         with pytest.raises(BadRequest): compress(run, rows=rows, out=tmp_path/"out", **bad)
+    with pytest.raises(BadRequest, match="no run"): compress("flights", rows=rows, out=tmp_path/"out")
+    with pytest.raises(BadRequest, match="no rows"): compress(run, rows=3, out=tmp_path/"out")
     with pytest.raises(BadRequest, match="rows in memory"): compress(run, out=tmp_path/"out", settings=Settings(root=tmp_path))
     with pytest.raises(BadRequest, match="no validation rows"): Rows(digits[0], digits[1], digits[0][:0], digits[1][:0])
     assert not (tmp_path/"out").exists()

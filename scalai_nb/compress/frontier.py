@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['WAYS', 'OPENED', 'FEW', 'NETWORKS', 'SHARES', 'COST', 'RECIPES', 'SEARCH', 'BOUNDS', 'DROPS', 'ALONE', 'COLUMNS',
-           'quality', 'auc_interval', 'timings', 'memory', 'Rows', 'rows_of', 'labels', 'steps', 'word', 'cost',
-           'Candidate', 'Frontier', 'checked', 'excess', 'best', 'alike', 'compress', 'loss_of', 'make', 'takes',
-           'content', 'finished', 'said', 'over', 'workers', 'narrower', 'further', 'measure', 'machine',
-           'load_frontier', 'picture', 'round_steps']
+           'quality', 'timings', 'memory', 'Rows', 'rows_of', 'labels', 'steps', 'word', 'cost', 'Candidate',
+           'Frontier', 'checked', 'excess', 'best', 'alike', 'compress', 'loss_of', 'make', 'takes', 'content',
+           'finished', 'said', 'over', 'workers', 'narrower', 'further', 'measure', 'machine', 'load_frontier',
+           'picture', 'round_steps']
 
 # %% ../../nbs/compress/08_frontier.ipynb #1b5166bd
 import copy, hashlib, html, json, math, os, re, subprocess, sys, threading, time
+from collections.abc import Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,8 +25,8 @@ from ..core.errors import BadRequest, TimedOut, WorkFailed, one_of
 from ..core.progress import progress
 from ..core.settings import Settings
 from ..core.storage import write_atomic
-from ..learn.evaluate import wilson
-from ..learn.fit import auc
+from ..learn.evaluate import delong, wilson
+
 
 # %% ../../nbs/compress/08_frontier.ipynb #ad667987
 def quality(scores: np.ndarray,  # (N,) or (N, C)
@@ -33,7 +34,7 @@ def quality(scores: np.ndarray,  # (N,) or (N, C)
             loss: str,  # binary, multiclass, regression or embedding
            ) -> dict[str, float | None]:  # accuracy, accuracy_low, accuracy_high; auc, auc_low, auc_high: None but for binary with both classes
     "How right the scores are. For a regression, accuracy is R², with a 95 % bootstrap interval; for an embedding, the mean cosine to the vectors that are true."
-    area = dict(zip(("auc", "auc_low", "auc_high"), auc_interval(scores, y) if loss == "binary" else (None,)*3))
+    area = dict(zip(("auc", "auc_low", "auc_high"), (None if math.isnan(a) else a for a in delong(y, scores)) if loss == "binary" else (None,)*3))
     if loss == "embedding":
         cosines = (scores*y).sum(1)/np.maximum(np.linalg.norm(scores, axis=1)*np.linalg.norm(y, axis=1), 1e-12)
         mean, half = float(cosines.mean()), 1.959964*float(cosines.std(ddof=1))/math.sqrt(len(y))
@@ -46,19 +47,6 @@ def quality(scores: np.ndarray,  # (N,) or (N, C)
     right = (scores > .5) == (y > .5) if loss == "binary" else scores.argmax(-1) == y
     low, high = wilson(int(right.sum()), len(y))
     return {"accuracy": float(right.mean()), "accuracy_low": low, "accuracy_high": high} | area
-
-def auc_interval(scores: np.ndarray,  # (N,)
-                 y: np.ndarray,  # (N,), 0 or 1
-                 z: float = 1.959964,  # 95 %
-                ) -> tuple[float | None, float | None, float | None]:  # auc, low, high; None where there is one class only
-    "The area under the ROC curve and its interval, by the ranks of each class among all and among its own (DeLong 1988; Sun and Xu 2014)."
-    from scipy.stats import rankdata
-    one, all_ = np.asarray(y) > .5, rankdata(scores)
-    p, n = int(one.sum()), int((~one).sum())
-    if not p or not n: return None, None, None
-    above, below = (all_[one] - rankdata(scores[one]))/n, 1 - (all_[~one] - rankdata(scores[~one]))/p  # share of the other class that each row stands right to
-    area, half = float(above.mean()), z*math.sqrt((above.var(ddof=1)/p if p > 1 else 0) + (below.var(ddof=1)/n if n > 1 else 0))
-    return area, max(0., area - half), min(1., area + half)
 
 # %% ../../nbs/compress/08_frontier.ipynb #fd093410
 WAYS = ((64, 1, 300), (1, 1, 150), (64, 0, 150), (1, 0, 150))  # rows a call, threads (0: one per core), calls
@@ -277,6 +265,7 @@ def checked(budget: dict | None,
             loss: str | None = None,  # of the model, where it is known
            ) -> dict[str, float]:  # the same, when it makes sense
     "Refuse a bound that is unknown or no number, and one of AUC where there is none."
+    if budget is not None and not isinstance(budget, Mapping): raise BadRequest(f"The budget {budget!r} is no mapping.", "Such as budget={'accuracy_drop': .01}.")
     budget = dict(budget or {"accuracy_drop": .01})
     for name, bound in budget.items():
         one_of(name, BOUNDS, "bound of a budget")
@@ -356,7 +345,7 @@ def compress(run,  # a Run, from fit or the registry
              client=None,  # a distributed.Client, to train on its workers; None: the cluster of [cluster] address, if there is one
             ) -> Frontier:
     "Make a run's candidates and measure them in the runtime that will serve them. Killed, it goes on with the finished ones when called again."
-    if minutes is not None and not minutes >= 0: raise BadRequest(f"{minutes} minutes is no time to search in.", "Give a number from 0 upwards; 0 makes the float file only.")
+    _possible(run, rows, recipes, minutes, finetune_epochs, ratio=ratio, width=width)
     start = time.monotonic()
     budget, search = checked(budget, loss_of(run)), recipes is None and minutes is not None
     todo = sorted(dict.fromkeys(["float32", *(recipes or (SEARCH if search else RECIPES))]), key=cost)
@@ -372,6 +361,18 @@ def compress(run,  # a Run, from fit or the registry
     frontier = Frontier(*found, budget, len(rows.truth), machine(), left_out=left_out, signature=ex.signature(ex.session(paths["float32"])), seconds=seconds)
     write_atomic(folder/"frontier.json", json.dumps(frontier.to_dict(), indent=1))
     return frontier
+
+def _possible(run, rows, recipes, minutes, epochs, **shares):
+    "Refuse what cannot be meant, before anything is read."
+    def number(x): return isinstance(x, (int, float)) and not isinstance(x, bool)
+    if not hasattr(run, "model"): raise BadRequest(f"{run!r:.80} is no run.", "Give what fit returned, or Registry().load(NAME).run.")
+    if rows is not None and not isinstance(rows, Rows): raise BadRequest(f"rows={rows!r:.80} are no rows to tune and measure on.", "Give rows=Rows(X, y, raw, truth), or leave it out.")
+    if minutes is not None and not (number(minutes) and minutes >= 0): raise BadRequest(f"{minutes!r} minutes is no time to search in.", "Give a number from 0 upwards; 0 makes the float file only.")
+    if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1: raise BadRequest(f"finetune_epochs={epochs!r} is not possible.", "Give a whole number, 1 or more.")
+    for name, share in shares.items():
+        if not (number(share) and 0 < share < 1): raise BadRequest(f"{name}={share!r} is no share.", "Give a number between 0 and 1.")
+    if recipes is not None and (isinstance(recipes, str) or not all(isinstance(r, str) for r in recipes)):
+        raise BadRequest(f"recipes={recipes!r:.80} are no recipes.", "Give their names, such as recipes=('int8', 'pruned+int8').")
 
 def loss_of(run) -> str:  # binary, multiclass or regression
     return getattr(run, "loss", None) or "binary"
@@ -567,8 +568,10 @@ def load_frontier(folder: Path | str,  # that `compress` wrote
     "A frontier from its record."
     file = Path(folder)/"frontier.json"
     if not file.is_file(): raise BadRequest(f"There is no frontier in {folder}.", "Make one with compress(run).")
-    d = json.loads(file.read_text())
-    return Frontier(Candidate(**d["base"]), [Candidate(**c) for c in d["candidates"]], d["budget"], d["rows"], d["machine"], left_out=d.get("left_out", {}), signature=d.get("signature", {}), seconds=d.get("seconds", {}))
+    try:
+        d = json.loads(file.read_text())
+        return Frontier(Candidate(**d["base"]), [Candidate(**c) for c in d["candidates"]], d["budget"], d["rows"], d["machine"], left_out=d.get("left_out", {}), signature=d.get("signature", {}), seconds=d.get("seconds", {}))
+    except (ValueError, TypeError, KeyError) as e: raise BadRequest(f"{file} is damaged, or of another version: {e}.", "Make it again with compress(run); finished files are kept.") from e
 
 # %% ../../nbs/compress/08_frontier.ipynb #2871f66e
 def picture(self: Frontier, width: int = 620, height: int = 340) -> str:  # an SVG

@@ -7,7 +7,7 @@ compressed by the search itself on a Dask cluster of `--workers`, and its files 
 them in turn each time; fashion's also beside a recipe tried by hand. The section goes to tests/bench/RESULTS.md as those of
 bench.py do.
 """
-import argparse, contextlib, gzip, importlib.util, os, statistics, sys, tempfile, time
+import argparse, contextlib, importlib.util, os, statistics, sys, tempfile, time
 from pathlib import Path
 
 import numpy as np
@@ -56,16 +56,6 @@ def digits(n: int):
     return Run(id="digits", model=model.eval(), prep=None, target=None, loss="multiclass"), Rows(X[:cut], y[:cut], X[cut:], y[cut:]), len(X), {"finetune_epochs": 20}
 
 
-FASHION = Path("/usr/share/datasets/fashion-mnist")
-
-
-def images(part: str) -> tuple[np.ndarray, np.ndarray]:
-    "Debian's Fashion-MNIST: float32 (N, 1, 28, 28) of 0 … 1, and classes int64 (N,); `part` is train or t10k."
-    files = [FASHION/f"{part}-{what}-ubyte.gz" for what in ("images-idx3", "labels-idx1")]
-    if not all(f.is_file() for f in files): sys.exit(f"There is no Fashion-MNIST in {FASHION}.\nInstall it: apt-get install dataset-fashion-mnist")
-    X, y = (np.frombuffer(gzip.decompress(f.read_bytes()), np.uint8, offset=head) for f, head in zip(files, (16, 8)))
-    return X.reshape(-1, 1, 28, 28).astype("f4")/255, y.astype("i8")
-
 
 def fashion(n: int):
     "A CNN of four 3 × 3 convolutions (32, 64, 64, 128 channels, batch norm) and a hidden layer of 136 on Fashion-MNIST, trained on its 60,000 images and their mirror images, measured on its 10,000 test images."
@@ -74,11 +64,12 @@ def fashion(n: int):
     from scalai_nb.compress.export import Labels
     from scalai_nb.compress.frontier import Rows
     from scalai_nb.learn.fit import fit
+    from scalai_nb.learn.networks import fashion_mnist
     def block(a, b): return [nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
     torch.manual_seed(0)
     model = nn.Sequential(*block(1, 32), nn.MaxPool2d(2), *block(32, 64), *block(64, 64), nn.MaxPool2d(2), *block(64, 128), nn.MaxPool2d(2),
                           nn.Flatten(), nn.Linear(128*9, 136), nn.ReLU(), nn.Linear(136, 10))
-    (X, y), (raw, truth) = images("train"), images("t10k")
+    (X, y), (raw, truth) = ((X.astype("f4")/255, y) for X, y in map(fashion_mnist, ("train", "test")))
     X, y = np.concatenate([X, X[..., ::-1]]), np.r_[y, y]
     start = time.perf_counter()
     run = fit(model, (X, y), loss="multiclass", epochs=4, batch=256, lr=3e-3, schedule="one-cycle", precision="bfloat16", validation=None)

@@ -5,7 +5,7 @@
 Every network is trained by `fit` with the settings given below, every one of them on the same rows; what is kept aside judges
 it once, after the last epoch. The sections go to tests/bench/RESULTS.md as those of bench.py do.
 """
-import argparse, math, os, statistics, sys, tempfile, time
+import argparse, os, statistics, sys, tempfile, time
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +53,7 @@ def table(name: str, n: int, seeds: int):
         X, codes = prep.transform(x), {"cardinalities": prep.cardinalities} if step == "code" else {}
         model = lambda features, build=build, codes=codes: build(features, **codes)
         made[what] = [network(model, X, scaled, aside, loss, seed, epochs=EPOCHS[name], batch=256, lr=2e-3, **how) for seed in range(seeds)]
-        for run in made[what]: run["score"] = measure(loss, y[aside], run.pop("said")*spread + middle)
+        for run in made[what]: run |= measure(loss, y[aside], run.pop("said")*spread + middle)
     boosted = x.astype(dict.fromkeys(CATEGORIES, "category"))
     learner = HistGradientBoostingClassifier if late else HistGradientBoostingRegressor
     made["HistGradientBoosting"] = [boost(learner(categorical_features="from_dtype", random_state=s), boosted, y, aside, loss) for s in range(seeds)]
@@ -68,7 +68,7 @@ def pictures(name: str, n: int, seeds: int):
     X, y = (np.concatenate([a[:n], b]) for a, b in ((X, T), (y, t)))
     aside, loss = np.arange(len(y)) >= n, "multiclass"
     made = {"CNN": [network(CNN, X, y, aside, loss, seed, epochs=EPOCHS[name], batch=64, lr=5e-3) for seed in range(seeds)]}
-    for run in made["CNN"]: run["score"] = measure(loss, t, run.pop("said"))
+    for run in made["CNN"]: run |= measure(loss, t, run.pop("said"))
     made["HistGradientBoosting"] = [boost(HistGradientBoostingClassifier(random_state=0), X.reshape(len(X), -1), y, aside, loss)]
     return made, loss, t, len(y)
 
@@ -92,12 +92,16 @@ def boost(learner, X, y, aside, loss) -> dict:
     took = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu}
     said = learner.predict(part(aside)) if loss == "regression" else learner.predict_proba(part(aside))
     nodes = sum(len(tree.nodes) for trees in learner._predictors for tree in trees)
-    return {**took, "score": measure(loss, y[aside], said[:, 1] if loss == "binary" else said), "parameters": nodes}
+    return {**took, **measure(loss, y[aside], said[:, 1] if loss == "binary" else said), "parameters": nodes}
 
 
-def measure(loss: str, y: np.ndarray, said: np.ndarray) -> float:
+def measure(loss: str, y: np.ndarray, said: np.ndarray) -> dict:
+    "The score, and half of its 95 % interval: of an AUC (DeLong) or of a share of right answers (Wilson); None for an error in units."
+    from scalai_nb.learn.evaluate import delong, wilson
     from scalai_nb.learn.fit import OBJECTIVES
-    return next(iter(OBJECTIVES[loss].metrics.values()))(y, said)
+    score = next(iter(OBJECTIVES[loss].metrics.values()))(y, said)
+    low, high = (None, None) if loss == "regression" else delong(y, said)[1:] if loss == "binary" else wilson(round(score*len(y)), len(y))
+    return {"score": score, "half": None if low is None else (high - low)/2}
 
 
 JOBS = {  # title -> what makes it, rows by default, what it is about, what is measured, which way is better
@@ -108,15 +112,6 @@ JOBS = {  # title -> what makes it, rows by default, what it is about, what is m
 EPOCHS = {"late": 4, "airtime": 6, "pictures": 6}
 
 
-def half_width(loss: str, score: float, y: np.ndarray) -> float | None:
-    "95 % of a share of right answers or of an AUC (Hanley and McNeil 1982), for independent rows; None for an error in units."
-    if loss == "multiclass": return 1.96*math.sqrt(score*(1 - score)/len(y))
-    if loss == "regression": return None
-    from compress import auc_interval
-    low, high = auc_interval(score, y)
-    return (high - low)/2
-
-
 def section(name: str, made: dict, loss: str, y: np.ndarray, n: int, seeds: int, command: str, load: float) -> str:
     job, about, metric, better = JOBS[name]
     mid = lambda runs, what: statistics.median(r[what] for r in runs)
@@ -125,7 +120,7 @@ def section(name: str, made: dict, loss: str, y: np.ndarray, n: int, seeds: int,
     lines = [f"## {name}, {n:,} rows", "", f"{job.__doc__} {about[0].upper()}{about[1:]}; {len(y):,} rows kept aside. Networks train for {EPOCHS[name]} epochs by `fit`; medians over the seeds.", "",
              f"| | {metric} | every seed | parameters | seconds | CPU s |", "|---|---:|---|---:|---:|---:|"]
     for what, runs in made.items():
-        half = half_width(loss, rank[what], y)
+        half = None if loss == "regression" else mid(runs, "half")
         lines.append(f"| {what} | {place.format(rank[what])}{'' if half is None else f' ± {half:.4f}'} | {', '.join(place.format(r['score']) for r in runs)} "
                      f"| {mid(runs, 'parameters'):,.0f}{' nodes' if what.startswith('Hist') else ''} | {mid(runs, 'seconds'):.1f} | {mid(runs, 'cpu'):.1f} |")
     boosting, best = rank["HistGradientBoosting"], better((what for what in rank if what != "HistGradientBoosting"), key=rank.get)
