@@ -1,5 +1,5 @@
 "What all tests share: a workspace of their own, the real flights, the command, the demo, and one suite on two backends."
-import json, os, subprocess, sys, time
+import json, os, signal, subprocess, sys, time
 from pathlib import Path
 
 import pandas as pd
@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SCALAI = Path(sys.executable).with_name("scalai")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in its background without it, and tests interrupt
 
 
 @pytest.fixture

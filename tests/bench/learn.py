@@ -7,7 +7,7 @@ Rows a second are those from the end of the first epoch to the end of the last, 
 The first step counts from the call of `fit(...)`, in a process that has imported it as a notebook has, or from the start of the command.
 The sections go to tests/bench/RESULTS.md as those of bench.py do.
 """
-import argparse, gzip, importlib.util, json, math, os, statistics, subprocess, sys, tempfile, time
+import argparse, importlib.util, json, math, os, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
 
 import numpy as np
@@ -33,10 +33,9 @@ def flights():
 
 def pictures(n=2_560):
     "The first pictures of Fashion-MNIST, from Debian's dataset-fashion-mnist."
-    home = Path("/usr/share/datasets/fashion-mnist")
-    if not home.exists(): sys.exit("This needs Fashion-MNIST: apt-get install dataset-fashion-mnist, or name the jobs mlp and lost only.")
-    read = lambda name, head: np.frombuffer(gzip.open(home/f"train-{name}-ubyte.gz").read(head + n*(784 if head == 16 else 1)), np.uint8)[head:]
-    return (read("images-idx3", 16).reshape(-1, 1, 28, 28)/255).astype("f4"), read("labels-idx1", 8).astype("i8")
+    from scalai_nb.learn.networks import fashion_mnist
+    X, y = fashion_mnist("train")
+    return X[:n].astype("f4")/255, y[:n]
 
 
 # Contenders, each in its own process: what they learn from is a file of two tensors.
