@@ -40,7 +40,7 @@ class Columns(nn.Module):
 
 # %% ../../nbs/learn/01_networks.ipynb #c611674b
 class ResidualMLP(nn.Module):
-    "A stack of residual blocks over numbers and embedded categories."
+    "A stack of residual blocks over numbers and embedded categories (the ResNet of Gorishniy et al. 2021)."
 
     def __init__(self,
                  features: int,  # columns that come in
@@ -94,7 +94,7 @@ class Block(nn.Module):
         return x + self.layers(x)
 
 class FTTransformer(nn.Module):
-    "A transformer whose tokens are the columns of a row."
+    "A transformer whose tokens are the columns of a row (FT-Transformer, Gorishniy et al. 2021)."
 
     def __init__(self,
                  features: int,  # columns that come in
@@ -135,7 +135,7 @@ class FTTransformer(nn.Module):
 
 # %% ../../nbs/learn/01_networks.ipynb #a900e006
 class CNN(nn.Module):
-    "Depthwise-separable convolutions, then a mean over the picture."
+    "Depthwise-separable convolutions, then a mean over the picture (MobileNet, Howard et al. 2017)."
 
     def __init__(self,
                  features: tuple[int, ...],  # of one picture: channels, height, width
