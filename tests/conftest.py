@@ -21,6 +21,16 @@ def workspace(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def one_thread():
+    "Torch on one thread, as a busy machine has no more."
+    import torch
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def _flights() -> pd.DataFrame:
     from scalai_nb.loop.flights import flights

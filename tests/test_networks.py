@@ -21,12 +21,7 @@ from scalai_nb.learn.networks import CNN, FTTransformer, ResidualMLP
 TABULAR = [lambda **k: ResidualMLP(width=16, hidden=(24, 8), **k), lambda **k: FTTransformer(width=16, hidden=(24, 8), **k)]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

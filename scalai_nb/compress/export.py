@@ -16,6 +16,7 @@ import numpy as np
 from ..core.errors import BadRequest, WorkFailed, one_of
 from ..core.storage import publish
 from .seal import check_seal, sealed
+from ..learn.answer import runtime
 from ..learn.fit import OBJECTIVES
 
 # %% ../../nbs/compress/00_export.ipynb #977935e4
@@ -173,18 +174,10 @@ def session(path: Path | str,  # an .onnx file, or its bytes
             threads: int = 1,  # within one call; 0: one per core
            ):  # onnxruntime.InferenceSession
     "Open a file in ONNX Runtime. Raises `BadRequest` where it is none, or not what was written."
-    import onnxruntime as ort
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads leave the cores to others
-    if not isinstance(path, bytes) and not Path(path).is_file(): raise BadRequest(f"There is no model file {path}.", "Check the path.")
-    if not isinstance(path, bytes): check_seal(path)
-    try: return ort.InferenceSession(path if isinstance(path, bytes) else str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as e:  # ONNX Runtime's errors share no narrower class
-        if type(e).__module__.startswith("onnxruntime") or isinstance(e, UnicodeDecodeError):
-            raise BadRequest(f"{path if not isinstance(path, bytes) else 'The bytes given'} is not a model ONNX Runtime can read: {str(e).splitlines()[0][:200]}",
-                             "Export or register it again.") from e
-        raise
+    if isinstance(path, bytes): return runtime(path, threads, "The bytes given is not a model ONNX Runtime can read")
+    if not Path(path).is_file(): raise BadRequest(f"There is no model file {path}.", "Check the path.")
+    check_seal(path)
+    return runtime(str(path), threads, f"{path} is not a model ONNX Runtime can read")
 
 def facts(model,  # a session
          ) -> dict:  # what `stamp` wrote

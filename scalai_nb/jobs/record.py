@@ -7,7 +7,7 @@ __all__ = ['STATES', 'ENDED', 'GOOD', 'MARKS', 'META', 'RUNS', 'EVENTS', 'TIMING
            'says', 'identity', 'alive', 'connect', 'Record', 'versions', 'commit']
 
 # %% ../../nbs/jobs/04_record.ipynb #9ee4a4a4
-import os, platform, secrets, socket, sqlite3, sys, time
+import os, platform, secrets, socket, sys, time
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
@@ -19,6 +19,7 @@ from fastcore.basics import patch
 
 from ..core.errors import BadRequest, Cancelled, TimedOut, Unreachable, WorkFailed, one_of
 from ..core.settings import Settings
+from ..core.storage import shared
 from ..core.plain import plain
 
 # %% ../../nbs/jobs/04_record.ipynb #7ab8bd3d
@@ -173,24 +174,13 @@ def connect(url: str) -> sa.Engine:
     try: engine = sa.create_engine(url, **({"connect_args": {"timeout": 30}} if url.startswith("sqlite") else {}))
     except (sa.exc.ArgumentError, ImportError) as e:
         raise BadRequest(f"[jobs] database cannot be used: {e}.", "Write a SQLAlchemy URL, as in postgresql+psycopg://USER@HOST/NAME, and install its driver.", "settings") from e
-    if url.startswith("sqlite"): sa.event.listen(engine, "connect", _wal)
+    if url.startswith("sqlite"): sa.event.listen(engine, "connect", lambda connection, _: shared(connection))
     try: _create(engine)
     except sa.exc.DatabaseError as e:
         if url.startswith("sqlite"): raise BadRequest(f"The record {engine.url.database} cannot be opened: {e.orig}.", "Check the file and its rights; without it, a new record begins.") from e
         if not isinstance(e, sa.exc.OperationalError): raise
         raise Unreachable(f"The record's database does not answer: {e.orig}", f"Check [jobs] database = {engine.url.render_as_string()}") from e
     return engine
-
-
-def _wal(connection, _, patience: float = 30):
-    "Readers and a writer beside each other. SQLite does not wait by itself when others hold the file it should switch."
-    connection.execute("PRAGMA synchronous = NORMAL")
-    over = time.monotonic() + patience
-    while True:
-        try: return connection.execute("PRAGMA journal_mode = WAL").fetchone()
-        except sqlite3.OperationalError as e:
-            if e.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > over: raise
-            time.sleep(.02)
 
 
 def _create(engine: sa.Engine):

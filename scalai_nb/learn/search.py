@@ -34,7 +34,7 @@ from ..core import live
 from ..core.errors import BadRequest, ScalaiError, WorkFailed, nearest, one_of
 from ..core.progress import progress
 from ..core.settings import Settings
-from ..core.storage import write_atomic
+from ..core.storage import shared, write_atomic
 from .fit import Run, fit
 from .optimizer import Optimizer
 from .provenance import digest
@@ -99,9 +99,8 @@ def _storage(settings: Settings) -> Any:  # optuna.storages.RDBStorage
     with _alone(file.with_suffix(".lock")): return optuna.storages.RDBStorage(f"sqlite:///{file}", engine_kwargs={"creator": lambda: _connect(file)})
 
 def _connect(file: Path) -> sqlite3.Connection:
-    "Readers beside the writer; a killed process loses nothing."
     connection = sqlite3.connect(file, timeout=60, check_same_thread=False)
-    for pragma in ("journal_mode = WAL", "synchronous = NORMAL"): connection.execute(f"PRAGMA {pragma}")
+    shared(connection)
     return connection
 
 @contextmanager
@@ -653,7 +652,7 @@ def _train(s: Searching, pool: Any, bar: progress) -> None:
 @contextmanager
 def _team(s: Searching) -> Iterator[Any]:  # a launch.Crew; None where nothing is to be done
     "Agents on all workers of the cluster; their trials use the threads that Dask gives a worker."
-    from scalai_nb.core.cluster import choose, cluster
+    from scalai_nb.core.cluster import apart, cluster
     from scalai_nb.learn.fit import PRELOAD, _client
     from scalai_nb.learn.launch import Crew, _current_client, workers_of
     ask, c = s.ask, s.ask.settings.cluster
@@ -661,8 +660,7 @@ def _team(s: Searching) -> Iterator[Any]:  # a launch.Crew; None where nothing i
     else:
         with _client(ask.client, ask.settings) as client:
             client = client or _current_client()
-            kind = c.kind if c.kind != "auto" else choose(ask.settings)
-            own = nullcontext(client) if client else cluster(ask.settings, kind="processes" if kind == "threads" else kind, workers=min(c.workers, ask.trials), default=False)
+            own = nullcontext(client) if client else cluster(ask.settings, kind=apart(ask.settings), workers=min(c.workers, ask.trials), default=False)
             with own as client:
                 threads = [w["nthreads"] for w in workers_of(client).values()]
                 with Crew(client, max(1, len(threads)), min(threads, default=1), PRELOAD) as team: yield team
