@@ -2166,6 +2166,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'scalai_nb.learn.launch.agent': ('learn/launch.html#agent', 'scalai_nb/learn/launch.py'),
                                         'scalai_nb.learn.launch.crew': ('learn/launch.html#crew', 'scalai_nb/learn/launch.py'),
                                         'scalai_nb.learn.launch.launch': ('learn/launch.html#launch', 'scalai_nb/learn/launch.py'),
+                                        'scalai_nb.learn.launch.memory_kept': ( 'learn/launch.html#memory_kept',
+                                                                                'scalai_nb/learn/launch.py'),
                                         'scalai_nb.learn.launch.report': ('learn/launch.html#report', 'scalai_nb/learn/launch.py'),
                                         'scalai_nb.learn.launch.workers_of': ('learn/launch.html#workers_of', 'scalai_nb/learn/launch.py')},
             'scalai_nb.learn.models': { 'scalai_nb.learn.models.MLP': ('learn/models.html#mlp', 'scalai_nb/learn/models.py'),

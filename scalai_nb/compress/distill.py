@@ -32,13 +32,14 @@ def student(teacher,  # any nn.Module with hidden layers
 def answers(teacher,  # any nn.Module
             X,  # features float32 (N, …)
             loss: str = "binary",  # binary, multiclass, regression or embedding
-            batch: int = 1024,
+            batch: int = 256,
            ) -> np.ndarray:  # float32 (N,) or (N, C)
     "What the teacher says of each row."
     import torch
+    from scalai_nb.learn.launch import memory_kept
     model = with_head(teacher, loss)
     X = torch.as_tensor(np.asarray(X, np.float32))
-    with torch.no_grad(), swift(model, "float32"): return np.concatenate([model(X[i:i + batch]).numpy() for i in range(0, len(X), batch)])
+    with torch.no_grad(), memory_kept(), swift(model, "float32"): return np.concatenate([model(X[i:i + batch]).numpy() for i in range(0, len(X), batch)])
 
 def heard(teacher, X, loss: str = "binary") -> tuple[np.ndarray, np.ndarray]:  # scores as of `answers`, last hidden activations float32 (N, H)
     "What the teacher says of each row, and what it says it from."

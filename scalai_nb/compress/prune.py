@@ -83,7 +83,7 @@ def tensors(X, targets, loss: str):
     whole = loss == "multiclass" and t.ndim == 1
     return torch.as_tensor(np.asarray(X, np.float32)), torch.as_tensor(t.astype(np.int64 if whole else np.float32))
 
-def held_loss(model, X, targets, loss: str = "binary", batch: int = 8192) -> float:  # mean over the rows
+def held_loss(model, X, targets, loss: str = "binary", batch: int = 256) -> float:  # mean over the rows
     "A model's loss on some rows, not training."
     import torch
     X, t = tensors(X, targets, loss)
@@ -108,6 +108,7 @@ def tune(model,  # nn.Module, trained in place
         ) -> list[float]:  # held-out loss: before, and after each quarter of an epoch
     "Train for a moment longer, and stop when the goal is reached."
     import torch
+    from scalai_nb.learn.launch import memory_kept
     X, t = tensors(X, targets, loss)
     order = torch.randperm(len(X), generator=torch.Generator().manual_seed(seed))
     watch, rest = order[:min(held, len(X)//10)], order[min(held, len(X)//10):]
@@ -115,7 +116,7 @@ def tune(model,  # nn.Module, trained in place
     look, optimizer = max(1, steps//(4*epochs)), torch.optim.AdamW([*model.parameters(), *(also.parameters() if also else ())], lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     track = [held_loss(model, X[watch], t[watch], loss)]
-    with torch.random.fork_rng(devices=[]), one_thread(), swift(model, precision) as cast:  # dropout draws from torch's own generator; the caller's is left alone
+    with torch.random.fork_rng(devices=[]), one_thread(), memory_kept(), swift(model, precision) as cast:  # dropout draws from torch's own generator; the caller's is left alone
         torch.manual_seed(seed)
         for step, rows in enumerate(_steps(rest, batch, epochs), 1):
             if until is not None and time.monotonic() > until: raise TimedOut(f"Tuning had no time left after {step - 1} of {steps} steps.", "Give more minutes.")

@@ -318,6 +318,7 @@ def train(job: Training,
          ) -> dict | None:  # weights, history; of rank 0 only
     "Learn until the last epoch, or until nothing gets better, from the newest checkpoint if there is one."
     import torch
+    from scalai_nb.learn.launch import memory_kept
     torch.manual_seed(job.seed*1_000_003 + rank)
     random.seed(job.seed*1_000_003 + rank)
     np.random.seed((job.seed*1_000_003 + rank) % 2**32)  # for networks that draw from these
@@ -327,7 +328,7 @@ def train(job: Training,
     learn, keep = _loaders(job, rank, ranks)
     at = Standing(model, optimizer, learn, job, rank, ranks)
     at.resume(say)
-    with _wrapped(model, job, ranks) as network, at.writer:
+    with memory_kept(), _wrapped(model, job, ranks) as network, at.writer:
         while at.epoch < job.epochs and not at.stops():
             _one_epoch(at, network, say)
             pace = {"seconds": time.perf_counter() - at.lap[0], "rows_per_second": at.rows_per_second()}

@@ -163,8 +163,8 @@ def main():
 def crew(workers: int):
     "A Dask client of so many processes; None for one."
     if workers < 2: yield None; return
-    from distributed import Client
-    with Client(n_workers=workers, threads_per_worker=1, dashboard_address=":0") as client: yield client
+    from scalai_nb.core.cluster import cluster
+    with cluster(kind="processes", workers=workers) as client: yield client
 
 
 if __name__ == "__main__": main()
