@@ -17,6 +17,7 @@ sys.path.insert(0, str(HERE))
 from bench import keep, stamp
 
 JOBS = {"mlp": {"epochs": 9, "batch": 4096}, "cnn": {"epochs": 3, "batch": 256}, "lost": {"epochs": 10, "batch": 512, "every": 20}}
+PATIENCE = 60  # seconds for the peer whose rank was killed: it takes ten where it does not hang
 THREADS = 2  # of the single processes, as this machine has two cores; a rank has one
 
 
@@ -85,11 +86,16 @@ def by_hand(job: str, data: str, ranks: str, folder: str, kill: int = 0) -> dict
     alone = [sys.executable, HERE/"ddp.py", kind, data, *options, f"--threads={THREADS if ranks in ('alone', '1') else 1}"]
     command = alone if ranks == "alone" else [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", f"--max-restarts={3*(kill > 0)}", *alone[1:]]
     began = time.time()
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    if kill and done.returncode:  # torch 2.13 gives ranks of the second life the address of the dead one
-        return {"again": math.inf, "repeated": math.inf, "error": next((line for line in reversed(done.stderr.splitlines()) if line.startswith("RuntimeError")), "")}
-    if done.returncode: raise RuntimeError(done.stderr[-3000:])
-    said = json.loads(done.stdout.splitlines()[-1])
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try: out, err = process.communicate(timeout=PATIENCE if kill else None)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # torchrun then ends its ranks
+            process.communicate()
+            return {"again": math.inf, "repeated": math.inf, "error": f"silence: it hung, and was ended after {PATIENCE} s"}
+    if kill and process.returncode:  # torch 2.13 gives ranks of the second life the address of the dead one
+        return {"again": math.inf, "repeated": math.inf, "error": next((line for line in reversed(err.splitlines()) if line.startswith("RuntimeError")), "")}
+    if process.returncode: raise RuntimeError(err[-3000:])
+    said = json.loads(out.splitlines()[-1])
     if kill: said |= {"again": said["first"] - float(Path(f"{folder}/killed").read_text()), "repeated": (kill - 1 - said["began"])/JOBS[job]["every"]}
     return said | {"first": said["first"] - began}
 
