@@ -58,7 +58,7 @@ bench-learn: dev
 	@$(BIN)/python tests/bench/models.py
 	@$(BIN)/python tests/bench/learn.py
 
-# The candidates of four networks beside their float files, in the same report (about twenty minutes; `fashion` wants Debian's dataset-fashion-mnist).
+# The candidates of four networks beside their float files, in the same report (about forty minutes; `fashion` wants Debian's dataset-fashion-mnist).
 bench-compress: dev
 	@$(BIN)/python tests/bench/compress.py flights digits fashion minilm
 

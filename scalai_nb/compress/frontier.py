@@ -162,7 +162,7 @@ def _pruned(model, run, rows, how):
 def _distilled(model, run, rows, how):
     from scalai_nb.compress.distill import student
     small = student(model, how["width"], how["seed"], rows.X.shape[1:]) if model is run.model else copy.deepcopy(model)  # what is pruned is the student
-    return _taught(small, run, rows, how, features=.1, epochs=3*how["epochs"], lr=3e-3 if model is run.model else 1e-3)
+    return _taught(small, run, rows, how, features=.1, epochs=3*how["epochs"], batch=256, lr=3e-3 if model is run.model else 2e-3)
 
 def _taught(small, run, rows, how, few: bool = False, **more):
     "Taught by what the model says; on few of the rows where it will be pruned again."

@@ -1,6 +1,6 @@
 """Candidates of three networks beside their own float ONNX files, in one run: `make bench-compress`, or
 
-    python tests/bench/compress.py flights digits fashion minilm --repeats 3 [--rows 2e5] [--minutes 5] [--workers 2] [--dry]
+    python tests/bench/compress.py flights digits fashion minilm --repeats 3 [--rows 2e5] [--minutes M] [--workers 2] [--dry]
 
 `minilm` is a sentence encoder beside the ways to run it by hand (encoder.py). Each of the other networks is trained here,
 compressed by the search itself on a Dask cluster of `--workers`, and its files are timed as often as `--repeats` says, all of
@@ -75,7 +75,7 @@ def fashion(n: int):
     run = fit(model, (X, y), loss="multiclass", epochs=4, batch=256, lr=3e-3, schedule="one-cycle", precision="bfloat16", validation=None)
     print(f"fashion: trained in {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     names = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
-    return run, Rows(X, y, raw, truth), len(y) + len(truth), {"labels": Labels(names)}
+    return run, Rows(X, y, raw, truth), len(y) + len(truth), {"labels": Labels(names), "finetune_epochs": 2}
 
 
 def by_hand(run, rows, folder: str):
@@ -103,6 +103,7 @@ def table(base, candidates: list, repeats: list) -> list[str]:
     return lines
 
 
+MINUTES = {"flights": 5, "digits": 5, "fashion": 12}
 MUST = {"flights": (4, 2), "digits": (10, 4), "fashion": (10, 4)}  # × smaller, × faster
 
 
@@ -134,7 +135,7 @@ def main():
     p.add_argument("jobs", nargs="*", default=["flights", "digits", "fashion", "minilm"])
     p.add_argument("--rows", type=lambda x: int(float(x)), default=200_000, help="of the flights")
     p.add_argument("--repeats", type=int, default=3)
-    p.add_argument("--minutes", type=float, default=5, help="that each search may take")
+    p.add_argument("--minutes", type=float, default=None, help=f"that each search may take; {MINUTES}")
     p.add_argument("--workers", type=int, default=2, help="processes that train candidates; 1: this one")
     p.add_argument("--dry", action="store_true", help="print the section, leave RESULTS.md as it is")
     a = p.parse_args()
@@ -145,13 +146,14 @@ def main():
             continue
         load, made, began = os.getloadavg()[0], {"flights": flights, "digits": digits, "fashion": fashion}[job], time.perf_counter()
         run, rows, n, how = made(a.rows)
+        minutes = a.minutes or MINUTES[job]
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            with crew(a.workers) as client: frontier = compress(run, {"accuracy_drop": .005}, rows=rows, out=folder, minutes=a.minutes, client=client, **how)
+            with crew(a.workers) as client: frontier = compress(run, {"accuracy_drop": .005}, rows=rows, out=folder, client=client, minutes=minutes, **how)
             took = time.perf_counter() - start
             candidates = [*frontier.candidates, *([by_hand(run, rows, folder)] if job == "fashion" else [])]
             repeats = [timings([Path(c.path) for c in candidates], rows.raw) for _ in range(a.repeats)]
-        command = f"python tests/bench/compress.py {job} --repeats {a.repeats} --rows {a.rows} --minutes {a.minutes:g} --workers {a.workers}"
+        command = f"python tests/bench/compress.py {job} --repeats {a.repeats} --rows {a.rows} --minutes {minutes:g} --workers {a.workers}"
         said = f"{made.__doc__} The network was trained in {start - began:.0f} s, the search took {took:.0f} s on {a.workers} worker{'s'*(a.workers > 1)}, all together {time.perf_counter() - began:.0f} s."
         text = "\n".join([f"## {job}, {n:,} rows", "", said, "", *table(frontier.base, candidates, repeats), "", f"- {reached(job, frontier, repeats)}",
                           f"- {' '.join([frontier.why, *(f'{r} was left out: {why}.' for r, why in frontier.left_out.items())])}", "", stamp(command, load), ""])
