@@ -42,7 +42,8 @@ def answers(teacher,  # any nn.Module
     with torch.no_grad(), memory_kept(), swift(model, "float32"): return np.concatenate([model(X[i:i + batch]).numpy() for i in range(0, len(X), batch)])
 
 def heard(teacher, X, loss: str = "binary") -> tuple[np.ndarray, np.ndarray]:  # scores as of `answers`, last hidden activations float32 (N, H)
-    "What the teacher says of each row, and what it says it from."
+    "What the teacher says of each row, and what it says it from; a vector is all there is to say, so H is 0 of an embedding."
+    if loss == "embedding": return answers(teacher, X, loss, 64), np.empty((len(X), 0), np.float32)
     seen = []
     *_, last = weighted(teacher).values()
     hook = last.register_forward_pre_hook(lambda layer, args: seen.append(args[0].flatten(1).float().numpy()))
@@ -81,7 +82,7 @@ def distill(student,  # nn.Module, trained in place
             teacher,  # nn.Module, in evaluation mode
             X,  # features float32 (N, …)
             y,  # labels (N,)
-            loss: str = "binary",  # binary, multiclass or regression
+            loss: str = "binary",  # binary, multiclass, regression or embedding
             trust: float = .5,  # weight of the teacher's answer beside the label's
             features: float = 0.,  # weight of the teacher's last hidden activations beside both
             temperature: float = 1.,  # of several classes, for teacher and student
@@ -93,7 +94,7 @@ def distill(student,  # nn.Module, trained in place
     y, model = np.asarray(y), student
     label = np.eye(scores.shape[1], dtype=np.float32)[y.astype(int)] if loss == "multiclass" else y.astype(np.float32)
     if loss == "multiclass" and temperature != 1: scores, model = softened(scores, temperature), cooled(student, temperature)
-    with matched(student, wanted, X, features, how.get("seed", 0)) if features else nullcontext() as also:
+    with matched(student, wanted, X, features, how.get("seed", 0)) if features and wanted.shape[1] else nullcontext() as also:
         track = tune(model, X, trust*scores + (1 - trust)*label, loss, also=also, **how)
     student.eval()
     return track

@@ -21,7 +21,7 @@ from ..learn.fit import Run
 def compress_encoder(model,  # nn.Module from tokens to vectors, such as learn.encoder.Encoder
                      X: np.ndarray,  # (N, T) tokens of some hundred texts, see `tokens`; half of them are kept aside to judge by
                      budget: dict | None = None,  # see `Frontier.best`; None: a mean cosine of .99 at least
-                     recipes: tuple[str, ...] = ("dynamic",),  # see `compress`
+                     recipes: tuple[str, ...] = ("dynamic", "pruned.25+dynamic"),  # see `compress`
                      name: str = "encoder",  # of the folder, where `out` is not given
                      **how,  # out, minutes, settings: see `compress`
                     ) -> Frontier:

@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 
 from ..core.errors import BadRequest
 from ..data.source import needs
+from .networks import heads_by_block
 from .transfer import Taken, read, take
 
 # %% ../../nbs/learn/01_encoder.ipynb #5329554f
@@ -38,10 +40,11 @@ def tokens(texts: list[str],
 # %% ../../nbs/learn/01_encoder.ipynb #73d514d7
 class Layer(nn.Module):
     "Attention and two linear layers, each added to its input and normalised after it (Vaswani et al. 2017)."
-    def __init__(self, width: int, heads: int, inner: int, eps: float = 1e-12):
+    def __init__(self, width: int, heads: int, head_width: int, inner: int, eps: float = 1e-12):
         super().__init__()
         self.heads = heads
-        self.query, self.key, self.value, self.mix = (nn.Linear(width, width) for _ in range(4))
+        self.query, self.key, self.value = (nn.Linear(width, heads*head_width) for _ in range(3))
+        self.mix = nn.Linear(heads*head_width, width)
         self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
         self.mixed, self.done = nn.LayerNorm(width, eps), nn.LayerNorm(width, eps)
 
@@ -50,7 +53,7 @@ class Layer(nn.Module):
         x = self.mixed(x + self.mix(_attend(q, k, v, known, self.heads).reshape(known.numel(), -1).index_select(0, at)))
         return self.done(x + self.down(_gelu(self.up(x))))
 
-def _attend(q, k, v, known, heads):  # (N, T, width) each
+def _attend(q, k, v, known, heads):  # (N, T, heads × head_width) each
     if torch.onnx.is_in_onnx_export(): return _operator("MultiHeadAttention", (q, k, v, None, known.int()), q.shape, num_heads=heads)
     q, k, v = (part.unflatten(2, (heads, -1)).transpose(1, 2) for part in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=known[:, None, None]).transpose(1, 2).flatten(2)
@@ -67,16 +70,19 @@ class Encoder(nn.Module):
                  vocabulary: int = 30522,  # word pieces; 0 is the filling
                  width: int = 384,  # of a token's vector, and of a sentence's
                  depth: int = 6,  # layers
-                 heads: int = 12,  # of attention, in each layer
-                 inner: int = 1536,  # units between the two linear layers
+                 heads: int | list[int] = 12,  # of attention, in every layer or in each
+                 inner: int | list[int] = 1536,  # units between the two linear layers, the same way
                  length: int = 512,  # tokens of a sentence at most
                  eps: float = 1e-12,  # of the normalisations
                  outputs: int = 0,  # 0: unit vectors; otherwise logits
+                 head_width: int | None = None,  # numbers of a head; None: the heads share a token's width
                 ):
         super().__init__()
-        self.vocabulary, self.width, self.depth, self.heads, self.inner, self.length, self.eps, self.outputs = vocabulary, width, depth, heads, inner, length, eps, outputs
+        self.vocabulary, self.width, self.depth, self.length, self.eps, self.outputs = vocabulary, width, depth, length, eps, outputs
+        each, self.head_width = heads_by_block(heads, depth, width, head_width)
+        units = [inner]*depth if isinstance(inner, int) else inner
         self.words, self.places, self.kinds = nn.Embedding(vocabulary, width), nn.Embedding(length, width), nn.Embedding(2, width)
-        self.first, self.layers = nn.LayerNorm(width, eps), nn.ModuleList(Layer(width, heads, inner, eps) for _ in range(depth))
+        self.first, self.layers = nn.LayerNorm(width, eps), nn.ModuleList(Layer(width, n, self.head_width, m, eps) for n, m in zip(each, units, strict=True))
         self.head = nn.Linear(width, outputs) if outputs else None
         for part in self.modules():
             if isinstance(part, (nn.Linear, nn.Embedding)): nn.init.normal_(part.weight, std=.02)
@@ -99,6 +105,17 @@ def _cut(ids):  # the same up to the end of the longest row, each token's place,
     longest = (known*(places + 1)).max().item()
     torch._check(longest >= 1), torch._check(longest <= ids.shape[1])
     return ids[:, :longest], places[:, :longest], known[:, :longest]
+
+# %% ../../nbs/learn/01_encoder.ipynb #3c91a0d4
+@patch(as_prop=True)
+def config(self: Encoder) -> dict[str, Any]:
+    "What builds an equal network, read from the layers as they are now."
+    return {k: getattr(self, k) for k in ("vocabulary", "width", "depth", "length", "eps", "outputs", "head_width")} | {"heads": [part.heads for part in self.layers], "inner": [part.up.out_features for part in self.layers]}
+
+@patch(as_prop=True)
+def prunable(self: Encoder) -> list[str]:
+    "The heads of each layer and the units between its linear layers: a vector stays as wide as it is."
+    return [name for i in range(self.depth) for name in (f"layers.{i}", f"layers.{i}.up")]
 
 # %% ../../nbs/learn/01_encoder.ipynb #c248f0fa
 RENAMED = {  # on disk → here, in this order

@@ -42,7 +42,9 @@ def unbeaten(candidates: list) -> list:
         if c.accuracy > best: best, found = c.accuracy, [*found, c]
     return found
 
-def frontier_figure(frontier, chosen: str = "", height: int = 340) -> bq.Figure:
+def frontier_figure(frontier, chosen: str = "", height: int = 340,
+                    choose=None,  # is told the recipe of a dot that is pressed
+                   ) -> bq.Figure:
     "Accuracy over latency."
     cs = frontier.candidates
     ms, low, high = (np.array([getattr(c, k) for c in cs], float) for k in ("latency_ms", "accuracy_low", "accuracy_high"))
@@ -53,20 +55,22 @@ def frontier_figure(frontier, chosen: str = "", height: int = 340) -> bq.Figure:
     named = np.array([c in line or c.recipe == chosen for c in cs])  # the others say their name to a pointer
     def dots(some, shown):
         which = [c for c, s in zip(cs, some) if s]
-        return bq.Scatter(x=ms[some], y=accuracy[some], size=kb[some], scales=scales | {"size": bq.LinearScale(min=0, max=float(kb[some].max()))}, default_size=max(1, round(500 * kb[some].max() / kb.max())), colors=[GREEN if c.recipe == chosen else BLUE for c in which], names=[c.recipe for c in which], display_names=shown, opacities=[.85],
+        dots = bq.Scatter(x=ms[some], y=accuracy[some], size=kb[some], scales=scales | {"size": bq.LinearScale(min=0, max=float(kb[some].max()))}, default_size=max(1, round(500 * kb[some].max() / kb.max())), colors=[GREEN if c.recipe == chosen else BLUE for c in which], names=[c.recipe for c in which], display_names=shown, opacities=[.85],
                           tooltip=bq.Tooltip(fields=["name", "y", "x", "size"], labels=["", "accuracy", "64 rows, ms", "size, kB"], formats=["", ".4f", ".3f", ",.1f"]))
+        if choose is not None: dots.on_element_click(lambda _, told: choose(which[told["data"]["index"]].recipe))
+        return dots
     marks = [bq.Lines(x=np.repeat(ms[:, None], 2, 1), y=np.stack([low, high], 1), scales=scales, colors=[GREY], stroke_width=1.5),
              bq.Lines(x=[c.latency_ms for c in line], y=[c.accuracy for c in line], scales=scales, colors=[GREY], line_style="dashed", stroke_width=1.5), *(dots(some, shown) for some, shown in ((~named, False), (named, True)) if some.any())]
     return figure(marks, [axis(x, "latency of 64 rows, one thread, ms"), axis(y, "accuracy, share right", upright=True)], height, left=72)
 
 def frontier_view(frontier) -> View:  # compress.frontier.Frontier
-    "The candidates as a picture and as a table; a choice shows what it costs."
+    "The candidates as a picture and as a table; a choice, by its name or its dot, shows what it costs."
     best = frontier.best(frontier.budget)
     which = dropdown("Candidate", [c.recipe for c in frontier.candidates], best.recipe if best else frontier.candidates[0].recipe)
     picture, told = w.VBox(), html("")
     def draw(*_):
         names = [c.recipe for c in frontier.candidates]
-        picture.children = [frontier_figure(frontier, which.value)]
+        picture.children = [frontier_figure(frontier, which.value, choose=lambda recipe: setattr(which, "value", recipe))]
         told.value = candidates_table(frontier, names.index(which.value))
     which.observe(draw, "value")
     draw()
@@ -107,7 +111,7 @@ def sensitivity_view(found) -> View:  # compress.prune.Sensitivity
     spare, share = min(middle, key=middle.get), found.shares[len(found.shares) // 2]
     said = f"{spare} can spare units most easily."
     facts = {"Loss of the whole": number(found.base, 4), f"{spare} without {share:.0%} of its units": f"{middle[spare]:+.4f}", "Layers": str(len(middle))}
-    tints = {f"{n}, {several(found.units[n], 'unit')}": TINTS[i % len(TINTS)] for i, n in enumerate(found.losses)}
-    rows = [[escape(n), str(found.units[n]), *(f"{v - found.base:+.4f}" for v in at)] for n, at in found.losses.items()]
-    heads = {"layer": "name", "units": "num"} | {f"−{s:.0%}": "num" for s in found.shares}
+    tints = {f"{n}, {found.has(n)}": TINTS[i % len(TINTS)] for i, n in enumerate(found.losses)}
+    rows = [[escape(n), found.has(n), *(f"{v - found.base:+.4f}" for v in at)] for n, at in found.losses.items()]
+    heads = {"layer": "name", "has": "num"} | {f"−{s:.0%}": "num" for s in found.shares}
     return View([html(headline("good", said, facts) + "<h3>Rise of the loss</h3>" + key(tints)), sensitivity_figure(found), html(table(heads, rows))])
