@@ -1,5 +1,5 @@
 "Real servers for a test: each is started on a free port, in a folder of its own, and stopped at the end."
-import os, shutil, signal, socket, subprocess, sys, tempfile, time
+import fcntl, os, shutil, signal, socket, subprocess, sys, tempfile, time
 from pathlib import Path
 
 import psutil
@@ -117,3 +117,20 @@ def gcs() -> Server:  # fake-gcs-server, started without its wrapper, which leav
     program.chmod(0o755)
     port = free_port()
     return Server(program, "-scheme", "http", "-host", "127.0.0.1", "-backend", "memory", "-public-host", f"127.0.0.1:{port}", "-external-url", f"http://127.0.0.1:{port}", port="-port", folder=None, at=port)
+
+
+def airflow() -> Path:
+    "Airflow 3 in a virtual environment of its own, made once and kept in the user's cache: the folder of its programs."
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home()/".cache")/"scalai-nb"/f"airflow-3-python{sys.version_info.major}.{sys.version_info.minor}"
+    home.parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{home}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (home/"done").exists(): return home/"bin"
+        shutil.rmtree(home, ignore_errors=True)
+        subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
+        subprocess.run([str(home/"bin/pip"), "install", "--quiet", "--disable-pip-version-check", "apache-airflow==3.*"], check=True)
+        (home/"done").touch()
+    return home/"bin"
+
+
+if __name__ == "__main__": print(airflow())  # .ci/run makes it before the tests ask for it
