@@ -6,9 +6,10 @@
 __all__ = ['app', 'contract_app', 'models_app', 'workflow_app', 'export_app', 'same_app', 'COMMON', 'UsageError', 'Answer',
            'show', 'say', 'verb', 'main', 'usage', 'tell', 'init', 'demo', 'profile_of', 'profile', 'ingest', 'cells',
            'told_row', 'tables_text', 'tables', 'size_text', 'gc', 'contract_infer', 'contract_check', 'check_text',
-           'contract_diff', 'contract_set', 'quarantine', 'drift', 'pairs', 'values', 'run', 'run_text', 'runs', 'logs',
-           'log_text', 'cancel', 'workflow_export', 'workflow_check', 'models_list', 'models_show', 'models_compare',
-           'models_promote', 'models_rollback', 'budget', 'compress', 'score', 'dash', 'lab']
+           'contract_diff', 'contract_set', 'quarantine', 'drift', 'pairs', 'values', 'run', 'run_text', 'runs',
+           'details', 'logs', 'followed', 'log_text', 'cancel', 'workflow_export', 'workflow_check', 'models_list',
+           'models_show', 'models_compare', 'models_promote', 'models_rollback', 'budget', 'compress', 'score', 'dash',
+           'lab']
 
 # %% ../nbs/cli.ipynb #a53a90a7
 import functools, inspect, json, os, re, shutil, sys, traceback
@@ -348,7 +349,7 @@ def values(file: str | None) -> dict:
 def run(what: Annotated[str, typer.Argument(metavar="NOTEBOOK|WORKFLOW")],
         p: Annotated[list[str] | None, typer.Option("-p", help="name=value; repeat it for several.")] = None,
         parameters: Annotated[str | None, typer.Option("--parameters", metavar="FILE", help="A JSON object of parameters, - for standard input; -p wins.")] = None,
-        o: Annotated[Path | None, typer.Option("-o", help="Where to write the notebook as it ran.")] = None,
+        o: Annotated[str | None, typer.Option("-o", help="Where to write the notebook as it ran: a path or a URL.")] = None,
         timeout: Annotated[int | None, typer.Option(help="Seconds for the whole run.")] = None,
         from_failed: Annotated[bool, typer.Option("--from-failed", help="Go on with the last run of this workflow where it failed.")] = False) -> Answer:
     "A job notebook, or a workflow of them."
@@ -384,33 +385,66 @@ def run_text(doc: dict, depth: int = 0) -> str:
     return "\n".join(lines + [run_text(s, depth + 1) for s in doc.get("steps") or []])
 
 @verb(app)
-def runs(id: Annotated[str | None, typer.Argument(metavar="[ID]")] = None,
+def runs(id: Annotated[str | None, typer.Argument(metavar="[ID]", help="One run in full: a run's id, its first characters, or `last`.")] = None,
          state: Annotated[str | None, typer.Option(help="Only runs in this state.")] = None,
+         name: Annotated[str | None, typer.Option(help="Only runs of this name; * stands for anything.")] = None,
+         notebook: Annotated[str | None, typer.Option(help="Only runs of this notebook or workflow file.")] = None,
+         since: Annotated[str | None, typer.Option(help="Only runs since then: 2h, 3d, 2026-03-01, 2026-03-01T18:30.")] = None,
+         parent: Annotated[str | None, typer.Option(metavar="ID", help="Only the steps of this run.")] = None,
+         steps: Annotated[bool, typer.Option("--steps", help="Steps of workflows too.")] = False,
          limit: Annotated[int, typer.Option(min=1, help="At most so many, newest first.")] = 50) -> Answer:
     "The record: what ran, when, how it ended."
-    from scalai_nb.jobs.record import Record
+    from scalai_nb.jobs.record import Record, moment
+    record, only = Record(), dict(state=state, name=name, notebook=notebook, since=since, parent=parent)
     if id:
-        found = Record().get(id).to_dict()
-        return Answer(found, lambda: run_text(found))
-    docs = [r.to_dict(outputs=False) for r in Record().runs(state=state, limit=limit)]
-    return Answer({"runs": docs}, "\n".join(f"{r['id']}  {r['state']:<12} {r['name']:<16} {r['seconds'] or 0:>8.1f} s  {r['created']}" for r in docs) or "Nothing ran yet.")
+        if said := [f"--{k}" for k, v in only.items() if v is not None]: raise BadRequest(f"{' '.join(said)} with a run's id.", "Leave one of them out.")
+        found = record.document(record.get(id))
+        return Answer(found, lambda: details(found))
+    only["since"], only["parent"] = since and moment(since), parent and record.get(parent).id
+    docs = [r.to_dict(outputs=False) for r in record.runs(**only, nested=steps, limit=limit)]
+    return Answer({"runs": docs}, "\n".join(f"{r['id']}  {r['state']:<12} {r['name']:<16} {r['seconds'] or 0:>8.1f} s  {r['created']}" for r in docs)
+                  or ("No such run." if steps or any(v is not None for v in only.values()) else "Nothing ran yet."))
 
+def details(doc: dict) -> str:
+    "All that the record knows of a run."
+    tables = lambda seen: ", ".join(f"{t['table']}" + (f"@{t['version']}" if t.get("version") is not None else "") for t in seen)
+    lines = dict(id=doc["id"], notebook=doc["notebook"], output=doc["output"] if doc["output"] != doc["notebook"] else "",
+                 parameters=", ".join(f"{k} = {v!r}" for k, v in doc["parameters"].items()), reason=doc["reason"], parent=doc["parent"], reads=tables(doc["reads"]), writes=tables(doc["writes"]),
+                 memory=f"{doc['peak_memory']/2**20:,.0f} MiB at its peak" if doc["peak_memory"] else "", host=doc["host"], commit=doc["commit"],
+                 versions=", ".join(f"{k} {v}" for k, v in doc["versions"].items()),
+                 history=" → ".join(f"{h['state']} {h['at']}" for h in doc["history"]))
+    return "\n".join([run_text(doc), *(f"  {k:<11}{printable(str(v))}" for k, v in lines.items() if v), *(f"  cell {t['cell']:<5} {t['seconds']:>8.2f} s" for t in doc["timings"])])
+
+# %% ../nbs/cli.ipynb #1d124172
 @verb(app)
-def logs(id: Annotated[str, typer.Argument(metavar="ID", help="Of a run, its first characters, or `last`.")]) -> Answer:
+def logs(id: Annotated[str, typer.Argument(metavar="ID", help="Of a run, its first characters, or `last`.")],
+         follow: Annotated[bool, typer.Option("--follow", "-f", help="Print what comes until the run ends; the exit code is the run's.")] = False,
+         json_: bool = False) -> Answer:
     "What a run printed, and the traceback of what went wrong."
     from scalai_nb.jobs.log import read_log
-    from scalai_nb.jobs.record import Record
+    from scalai_nb.jobs.record import ENDED, Record
     record = Record()
     run = record.get(id)
+    if follow: run = followed(record, run, json_)
     entries = list(read_log(record.folder(run.id)/"log.jsonl"))
-    return Answer({"id": run.id, "state": run.state, "log": entries}, lambda: log_text(entries, run))
+    return Answer({"id": run.id, "state": run.state, "log": entries}, (lambda: "") if follow else lambda: log_text(entries, run), run.exit_code if follow and run.state in ENDED else 0)
+
+def followed(record, run, quiet: bool):  # the run, ended
+    "Print a run's words until it ends."
+    try:
+        for text in record.follow(run.id):
+            if not quiet: print(text, end="", flush=True)
+    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # as `head` leaves
+    except KeyboardInterrupt: raise Cancelled(f"{run.name} is no longer followed; it goes on.", f"To stop the run itself: scalai cancel {run.id}") from None
+    return record.get(run.id)
 
 def log_text(entries: list[dict], run) -> str:
     "The log as a person reads it; a workflow's own log is that of its steps."
     if run.steps: return "\n".join(f"{s.id}  {s.state:<12} {s.name}" for s in run.steps)
-    said = ["\n".join(e["traceback"]) if e["type"] == "error" else e.get("text", "") for e in entries]
-    return "".join(said).rstrip() or f"{run.name} printed nothing; it {run.state}."
+    from scalai_nb.jobs.record import spoken
+    return "".join(map(spoken, entries)).rstrip() or f"{run.name} printed nothing; it {run.state}."
 
+# %% ../nbs/cli.ipynb #828aa56a
 @verb(app)
 def cancel(id: Annotated[str, typer.Argument(metavar="ID")]) -> Answer:
     "Ask a run to stop; its record says cancelled when it has."

@@ -6,7 +6,7 @@
 __all__ = ['LOGGED', 'NATIVE', 'LISTEN', 'GRACE', 'FORK_ANSWERS', 'Stop', 'Execution', 'Client', 'Ready', 'Kernel', 'Forking']
 
 # %% ../../nbs/jobs/05_client.ipynb #efab7426
-import asyncio, json, os, shutil, signal, sys, tempfile, threading, time
+import asyncio, errno, json, os, shutil, signal, sys, tempfile, threading, time
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,9 +21,10 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
 from ..core import live
+from ..core.errors import BadRequest
 from ..core.storage import VEIL, passwords, veiled, write_atomic
 from .log import Log, Terminal
-from .record import JobRun, Record, alive, identity
+from .record import JobRun, Pulse, Record, alive, ending, identity
 from .result import EVENT, results_in
 
 # %% ../../nbs/jobs/05_client.ipynb #7ae1d07e
@@ -67,6 +68,7 @@ class Execution:
         self.path, self.log = folder/"notebook.ipynb", Log(folder/"log.jsonl")
         self.index, self.stopped, self.ended, self.family = None, None, False, {}
         self.dirty, self.saved, self.pause, self.timings = True, 0., 1., {}
+        self.refused, self.pulse = None, None
 
 # %% ../../nbs/jobs/05_client.ipynb #9e8525f7
 def _now() -> str: return datetime.now(UTC).isoformat()
@@ -78,14 +80,17 @@ def begin(self: Execution):
     self.began = time.monotonic()
     self.deadline = self.began + self.timeout if self.timeout else float("inf")
     meta = self.nb.metadata.setdefault("papermill", {})
-    meta.update(start_time=_now(), end_time=None, duration=None, exception=None, input_path=self.run.notebook, output_path=str(self.path))
+    meta.update(start_time=_now(), end_time=None, duration=None, exception=None, input_path=self.run.notebook, output_path=self.run.output or str(self.path))
     for cell in self.nb.cells:
         cell.metadata["papermill"] = dict(exception=None, start_time=None, end_time=None, duration=None, status="pending")
         if cell.cell_type == "code": cell.outputs, cell.execution_count = [], None
     self.run.state, self.run.started = "running", time.time()
     self.log.write(type="run", state="running", id=self.run.id, at=_now(), parameters=self.run.parameters)
-    if self.record: self.record.update(self.run)
     self.save()
+    if self.record:
+        self.pulse = Pulse(self.record, self.run, self.stop)
+        self.pulse.start()
+        self.pulse.first.wait(1)  # second, and no longer: a database that does not answer keeps no run waiting
     self.tell()
 
 
@@ -111,9 +116,10 @@ def leave(self: Execution, i: int, failed: bool = False):
 # %% ../../nbs/jobs/05_client.ipynb #e2778c03
 @patch
 def save(self: Execution):
-    "Write the notebook whole."
-    began = time.monotonic()
-    write_atomic(self.path, nbformat.v4.writes_json(self.written()) + "\n")
+    "Write the notebook whole. Where the disk refuses, what was there stays, and the watch ends the run."
+    began, text = time.monotonic(), nbformat.v4.writes_json(self.written()) + "\n"
+    try: write_atomic(self.path, text.encode("utf-8", "backslashreplace"))  # half a character is \uD800 in JSON
+    except (OSError, BadRequest) as e: self.refused = e if isinstance(e, OSError) else e.__cause__
     self.saved, self.dirty = time.monotonic(), False
     self.pause = max(1., 10*(self.saved - began))
 
@@ -252,9 +258,9 @@ async def watch(self: Execution, client: Client, main: asyncio.Task):
             looked = now
             self.log.sync()
             self.measure(client)
-            if not self.stop.reason and self.record and self.record.cancelled(self.run.id): self.stop.request("a request in the record")
         if self.stopped is None:
             if self.stop.reason: self.stopped = "cancelled", "Cancelled", f"stopped by {self.stop.reason}"
+            elif self.unwritten: self.stopped = self.unwritten
             elif now > self.deadline: self.stopped = "timed_out", "TimedOut", f"not done after {round(self.timeout, 1):g} s"
             else: continue
             grace = now + GRACE
@@ -265,6 +271,14 @@ async def watch(self: Execution, client: Client, main: asyncio.Task):
         elif now > grace or self.stop.times > 1:
             main.cancel()
             return
+
+
+@patch(as_prop=True)
+def unwritten(self: Execution) -> tuple[str, str, str] | None:  # state, kind and message
+    "What the disk refused of the log or the notebook."
+    e = self.log.refused or self.refused
+    if e is None: return None
+    return "failed", "DiskFull" if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "OSError", f"the disk took no more of what the run said: {e.strerror or e}"
 
 
 @patch
@@ -389,10 +403,10 @@ def _finish(self: Execution):
     run.seconds = time.monotonic() - self.began
     meta.update(end_time=_now(), duration=run.seconds, exception=True if run.error else None)
     self.nb.metadata["scalai"] = dict(run=run.id, state=run.state, error=run.error)
-    self.log.write(type="run", state=run.state, at=_now(), error=run.error, results=run.results)
     self.save()
+    if self.unwritten and not run.error: self._end(*self.unwritten)
+    self.log.write(type="run", at=_now(), timings=self.timings, **ending(run))
     self.log.close()
-    if self.record:
-        self.record.timings(run.id, self.timings)
-        self.record.update(run)
+    if self.pulse: self.pulse.over.set()
+    if self.record: self.record.update(run, self.timings)
     live.emit("job", id=run.id, name=run.name, state=run.state, parent=run.parent, cell=None, cells=None, note="")

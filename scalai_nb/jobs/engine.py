@@ -7,13 +7,14 @@ __all__ = ['run', 'positive', 'kernel_env', 'Engine', 'drive']
 
 # %% ../../nbs/jobs/06_engine.ipynb #6145d6ce
 import asyncio, os, sys, threading
+from contextlib import chdir
 from pathlib import Path
 
 from ..core import live
 from ..core.errors import BadRequest, one_of
 from ..core.plain import plain
 from ..core.settings import Settings
-from ..core.storage import passwords, veiled, write_atomic
+from ..core.storage import is_url, passwords, veiled, write_atomic
 from .parameters import Secret, check, inject, load_notebook, secret
 from .record import JobRun, Record, commit, versions
 
@@ -109,16 +110,26 @@ def _through_papermill(execution, output, cell_timeout) -> JobRun:
     try: papermill.execute_notebook(execution.nb, None, engine_name="scalai", progress_bar=False, kernel_name=execution.nb.metadata.get("kernelspec", {}).get("name", ""),
                                     execution=execution, cell_timeout=cell_timeout)
     except PapermillExecutionError: pass  # the run says so itself
-    if output: write_atomic(output, execution.path.read_bytes())
+    if output:
+        try: write_atomic(output, execution.path.read_bytes())
+        except (OSError, BadRequest) as e: _not_put(execution, e if isinstance(e, OSError) else e.__cause__)
     return execution.run
+
+
+def _not_put(execution, e: OSError):
+    "It ran, and the place for it did not take it."
+    run = execution.run
+    run.error = run.error or dict(cell=None, kind="OSError", message=f"{run.output} could not be written: {e.strerror or e}; the notebook is {execution.path}")
+    run.state, run.output = "failed" if run.ok else run.state, str(execution.path)
+    execution.record.update(run)
 
 
 class Engine:
     "Papermill's engine `scalai`: message log, truthful states, atomic notebook, record."
     @classmethod
     def execute_notebook(cls, nb, kernel_name, output_path=None, input_path=None, execution=None, start_timeout=60, cell_timeout=None, execution_timeout=None,
-                         progress_bar=True, **options):
-        if execution is None: return _papermill_command(nb, kernel_name, input_path, output_path, start_timeout, execution_timeout, bool(progress_bar))
+                         progress_bar=True, log_output=False, stdout_file=None, stderr_file=None, **options):
+        if execution is None: return _papermill_command(nb, kernel_name, input_path, output_path, start_timeout, execution_timeout, bool(progress_bar), _tap(log_output, stdout_file, stderr_file))
         execution.nb = nb  # papermill reads and writes it once more before it comes here
         with execution.stop.on_signals():
             execution.begin()
@@ -152,43 +163,68 @@ def drive(execution, kernel_name: str, start_timeout: float, cell_timeout: int |
     if failed: raise failed[0]
 
 # %% ../../nbs/jobs/06_engine.ipynb #f74404f0
-def _papermill_command(nb, kernel_name, input_path, output_path, start_timeout, timeout, progress):
-    "A run that papermill's command started."
+def _papermill_command(nb, kernel_name, input_path, output_path, start_timeout, cell_timeout, progress, tap):
+    "A run that papermill started. Its paths are relative to where that was, also with --cwd."
+    from papermill.iorw import papermill_io, write_ipynb
     from scalai_nb.jobs.client import Execution
     from scalai_nb.jobs.log import Terminal
     _write_atomically()
-    settings, values = Settings.load(), dict(nb.metadata.papermill.get("parameters", {}))
-    origin = _origin(nb, input_path)
+    base = papermill_io.get_handler("local")._cwd or "."
+    with chdir(base): settings, source, target = Settings.load(), _place(input_path), _place(output_path)
+    values = dict(nb.metadata.papermill.get("parameters", {}))
+    origin = _origin(nb, source)
     record = Record(settings)
-    job = record.create(JobRun(name=Path(str(input_path or "notebook")).stem, notebook=str(Path(str(input_path or "")).absolute()), output=output_path, parameters=veiled(values),
+    job = record.create(JobRun(name=Path(source.split("?")[0]).stem or "notebook", notebook=veiled(source), output=veiled(target) or None, parameters=veiled(values),
                                cells=sum(o is not None for o in origin), versions=versions(), commit=commit(settings.root)))
     with Terminal(progress) as terminal:
         terminal.start(job.name)
-        execution = Execution(job, nb, origin, record.folder(job.id), record, timeout or settings.jobs.timeout, terminal=terminal, env=kernel_env(settings, job.id), cwd=Path.cwd(), secrets=_secrets(values))
-        if output_path: execution.path = Path(output_path).absolute()
-        nb = Engine.execute_notebook(nb, kernel_name, execution=execution, start_timeout=start_timeout)
+        execution = Execution(job, nb, origin, record.folder(job.id), record, settings.jobs.timeout, terminal=terminal, env=kernel_env(settings, job.id), cwd=Path.cwd(), secrets=_secrets(values))
+        if target and not is_url(target): execution.path = Path(target)
+        execution.message = tap(execution.message)
+        nb = Engine.execute_notebook(nb, kernel_name, execution=execution, start_timeout=start_timeout, cell_timeout=cell_timeout)
         terminal.done(job)
-    if job.state not in ("succeeded", "failed"): job.raise_for_state()  # a failed cell is found by papermill itself
-    return nb
+    if job.state in ("succeeded", "failed") and not execution.unwritten: return nb  # a failed cell is found by papermill itself
+    if is_url(target): write_ipynb(nb, output_path)
+    job.raise_for_state()
 
 
-def _origin(nb, input_path) -> list[int | None]:
+def _place(path) -> str:  # absolute, or a URL; empty: a stream, or a notebook in memory
+    if not isinstance(path, str) or path == "-" or path.lstrip().startswith("{"): return ""
+    return path if is_url(path) else str(Path(path).absolute())
+
+
+def _tap(log_output: bool, stdout_file, stderr_file):  # wraps `Execution.message`
+    "Papermill's --log-output, --stdout-file and --stderr-file."
+    from papermill.log import logger
+    levels, files = dict(stdout=logger.info, stderr=logger.warning), dict(stdout=stdout_file, stderr=stderr_file)
+    def tell(kind, content):
+        if kind == "stream":
+            if log_output: levels[content["name"]](content["text"])
+            if file := files[content["name"]]: print(content["text"], end="", file=file, flush=True)
+        elif log_output and "text/plain" in content.get("data", ()): logger.info(content["data"]["text/plain"])
+    def wrap(message):
+        def told(msg):
+            tell(msg["msg_type"], msg["content"])
+            return message(msg)
+        return told
+    return wrap
+
+
+def _origin(nb, source: str) -> list[int | None]:
     "Which cells of the source these are: papermill adds at most one."
     place = next((i for i, c in enumerate(nb.cells) if "injected-parameters" in c.metadata.get("tags", ())), None)
-    try: grown = len(nb.cells) > len(load_notebook(input_path)["cells"])
-    except (BadRequest, TypeError): grown = place is not None
+    try: grown = len(nb.cells) > len(load_notebook(source)["cells"])
+    except BadRequest: grown = place is not None
     if place is None or not grown: return list(range(len(nb.cells)))
     return [i if i < place else None if i == place else i - 1 for i in range(len(nb.cells))]
 
 
 def _write_atomically():
     "Have papermill's local files written whole."
-    from papermill.iorw import LocalHandler, papermill_io
-
-    class Atomic(LocalHandler):
-        def write(self, buf, path): write_atomic(Path(self._cwd or ".")/path, buf)
-
-    if type(papermill_io.get_handler("local")).__name__ == "Atomic": return
-    handler = Atomic()
-    handler._cwd = papermill_io.get_handler("local")._cwd
-    papermill_io.register("local", handler)
+    from papermill.iorw import papermill_io
+    local = papermill_io.get_handler("local")
+    def write(buf, path):
+        place = Path(local._cwd or ".")/path
+        if not place.parent.is_dir(): raise FileNotFoundError(f"output folder {place.parent} doesn't exist.")  # papermill's own words
+        write_atomic(place, buf)
+    local.write = write
