@@ -529,14 +529,17 @@ def budget(given: list[str]) -> dict[str, float]:
 @verb(app)
 def compress(model: Annotated[str, typer.Argument(metavar="MODEL", help="NAME (the champion) or NAME@VERSION.")],
              given: Annotated[list[str] | None, typer.Option("--budget", help="accuracy_drop, auc_drop, latency_ms, latency_one_ms or size_bytes = number; repeat it.")] = None,
-             minutes: Annotated[float | None, typer.Option(help="Search among more recipes, cheapest first, for as long.")] = None) -> Answer:
+             minutes: Annotated[float | None, typer.Option(help="Search among more recipes, cheapest first, for as long.")] = None,
+             label: Annotated[list[str] | None, typer.Option(help="Name of a class, that the files answer with; repeat it, in the order of their numbers.")] = None,
+             threshold: Annotated[float, typer.Option(help="Of a yes or no: the score above which a file answers with the second class.")] = .5) -> Answer:
     "Smaller and faster candidates of a registered model, measured."
+    from scalai_nb.compress.export import Labels
     from scalai_nb.compress.frontier import compress
     from scalai_nb.learn.registry import Registry
     registry, limits = Registry(), budget(given or [])
     found = registry.version(*model.split("@")) if "@" in model else registry.champion(model)
     if found is None: raise BadRequest(f"{model} has no champion.", "See: scalai models list")
-    frontier = compress(registry.run(found.run_id), budget=limits, minutes=minutes)
+    frontier = compress(registry.run(found.run_id), budget=limits, minutes=minutes, labels=Labels(tuple(label or ()), threshold))
     return Answer(frontier.to_dict(), lambda: str(frontier), 0 if frontier.to_dict()["best"] else 1)
 
 @verb(app)

@@ -116,12 +116,12 @@ def test_bad_requests_write_nothing(digits, tmp_path):
 
 
 @pytest.fixture
-def trained(workspace, flights):
-    "A run on a table of three months."
+def trained(workspace, flights, request):
+    "A run on a table of three months; of fewer rows where a test asks for them."
     from scalai_nb.data.prep import Prep
     from scalai_nb.data.table import Table, write
     from scalai_nb.learn.fit import fit
-    rows = flights.loc[flights["month"].le(3), ["month", "carrier", "origin", "dest", "distance", "dep_delay", "arr_delay"]].dropna(subset=["arr_delay"]).sample(40_000, random_state=0)
+    rows = flights.loc[flights["month"].le(3), ["month", "carrier", "origin", "dest", "distance", "dep_delay", "arr_delay"]].dropna(subset=["arr_delay"]).sample(getattr(request, "param", 40_000), random_state=0)
     rows["id"] = [f"f{i}" for i in range(len(rows))]
     rows["late"] = rows.pop("arr_delay") >= 15
     write(rows, "features", fold="id")
@@ -142,6 +142,29 @@ def test_a_run_on_a_table(trained, workspace):
     assert set(weight_types(onnx.load(f["int8"].path)).values()) == {"INT8"}
     doc = json.loads(json.dumps(load_frontier(workspace/".scalai"/"frontiers"/trained.id).to_dict()))
     assert {"recipe", "accuracy", "accuracy_low", "accuracy_high", "latency_ms", "size_bytes", "path"} <= set(doc["best"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trained", [4_000], indirect=True)
+def test_the_job_and_the_command_name_the_classes(trained, workspace):
+    "What their files answer with, and from which score on."
+    from pathlib import Path
+    from conftest import scalai
+    from scalai_nb.learn.registry import Registry
+    job, rows, few = Path(__file__).parents[1]/"workflows/compress.ipynb", trained.example, {"names": ["on time", "late"], "threshold": .3}
+    version = Registry().register("late", ex.export(trained.model, trained.prep, workspace/"late.onnx"), trained)
+    done = scalai("run", job, "-p", f"run_id={trained.id}", "-p", 'labels=["on time", "late"]', "-p", "threshold=.3", "--json", cwd=workspace)
+    assert done.code == 0, done.out + done.err
+    best, frontier = done.doc["results"], load_frontier(workspace/".scalai"/"frontiers"/trained.id)
+    before = {c.path: Path(c.path).stat().st_mtime_ns for c in frontier.candidates}
+    again = scalai("compress", f"late@{version}", "--budget", "accuracy_drop=.01", "--label", "on time", "--label", "late", "--threshold", ".3", "--json", cwd=workspace)
+    assert again.code == 0, again.out + again.err
+    assert {c["path"]: Path(c["path"]).stat().st_mtime_ns for c in again.doc["candidates"]} == before  # the same files
+    served = ex.session(best["candidate"])
+    label, score = served.run(["label", "score"], ex.feeds_of(served, pd.DataFrame(rows["data"], columns=rows["columns"])))
+    assert ex.facts(served)["labels"] == few and list(label) == [few["names"][int(s > .3)] for s in score]
+    wrong = scalai("compress", f"late@{version}", "--label", "late", cwd=workspace)
+    assert wrong.code == 2 and wrong.lines[0] == "scalai: 1 names do not fit 2 classes.", wrong.err
 
 
 def test_nonsense_stays_nonsense(trained, workspace):
