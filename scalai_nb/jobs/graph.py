@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WIDTH', 'ACROSS', 'DOWN', 'HEAD', 'LINE', 'MOST', 'PER_ROW', 'COLOURS', 'STYLE', 'BEGIN', 'END', 'latest', 'of_step',
-           'standing', 'took', 'inside', 'ranks', 'layout', 'card', 'picture', 'times', 'Graph', 'graph', 'shown',
-           'page', 'draw']
+           'standing', 'took', 'span', 'inside', 'ranks', 'edges', 'layout', 'card', 'picture', 'times', 'Graph',
+           'graph', 'picture_of', 'page', 'draw']
 
 # %% ../../nbs/jobs/08_graph.ipynb #59d85f0d
 import os, re, time
@@ -34,6 +34,11 @@ def standing(runs: list[JobRun]) -> str:  # a state
 def took(run: JobRun) -> float:  # seconds, up to now for what still runs
     return run.seconds if run.seconds is not None else max(0., time.time() - run.started) if run.state == "running" and run.started else 0.
 
+def span(runs: list[JobRun]) -> float:  # seconds
+    "From the first begin to the last end: runs may go on beside each other."
+    ran = [(r.started, r.started + took(r)) for r in runs if r.started]
+    return max(e for _, e in ran) - min(b for b, _ in ran) if ran else 0.
+
 def _time(seconds: float) -> str: return f"{seconds:.1f} s" if seconds < 60 else f"{seconds//60:.0f} min {seconds%60:02.0f} s" if seconds < 3600 else f"{seconds//3600:.0f} h {seconds%3600//60:02.0f} min"
 
 def inside(runs: list[JobRun], depth: int = 0) -> list[tuple[int, JobRun]]:
@@ -48,6 +53,12 @@ def ranks(needs: dict[str, list[str]]) -> dict[str, int]:  # in an order in whic
     rank = {}
     for name in needs: rank[name] = 1 + max((rank[n] for n in needs[name]), default=-1)
     return rank
+
+def edges(needs: dict[str, list[str]]) -> list[tuple[str, str]]:
+    "What waits for what, without what follows from the rest: fewer lines say the same."
+    above = {}
+    for name in needs: above[name] = set().union(*({n} | above[n] for n in needs[name]))
+    return [(a, b) for b in needs for a in needs[b] if not any(a in above[n] for n in needs[b])]
 
 def layout(needs: dict[str, list[str]],
            heights: dict[str, int],  # pixels
@@ -100,7 +111,7 @@ def card(name: str, what: str, runs: list[JobRun], folder: Path | None) -> tuple
     "One step: its state and time, what it said, and what it is made of."
     state, single = standing(runs), len(runs) == 1 and runs[0].name == name
     lines = inside(runs[0].steps and latest(runs[0].steps)) if single else inside(runs)
-    seconds = sum(map(took, runs))
+    seconds = span(runs)
     said = says(runs[0]) if single and runs[0].kind == "notebook" else next((says(r) for r in runs if r.error), "") or f"{sum(r.state in ENDED for _, r in lines)} of {len(lines)} ended" if lines else ""
     if state == "running" and single and runs[0].cells and runs[0].kind == "notebook": said = f"cell {(runs[0].cell or 0) + 1} of {runs[0].cells}"
     head = _line(runs[0] if runs else JobRun(name=name, state="queued"), 0, folder if single and runs[0].kind == "notebook" else None, state, name, seconds, True)
@@ -119,7 +130,7 @@ def picture(flow,  # Workflow
     def edge(a, b):
         x, y, u, v = at[a][0] + WIDTH/2, at[a][1] + cards[a][1], at[b][0] + WIDTH/2, at[b][1]
         return f'<path d="M{x:.0f} {y:.0f} C{x:.0f} {(y + v)/2:.0f} {u:.0f} {(y + v)/2:.0f} {u:.0f} {v - 5:.0f}" marker-end="url(#scalai-arrow)"/>'
-    paths = "".join(edge(a, b) for b in needs for a in needs[b])
+    paths = "".join(edge(a, b) for a, b in edges(needs))
     arrow = '<defs><marker id="scalai-arrow" viewBox="0 0 8 8" refX="4" refY="4" markerWidth="7" markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z" fill="#8c959f" stroke="none"/></marker></defs>'
     svg = f'<svg width="{wide}" height="{high}" aria-hidden="true" fill="none" stroke="#8c959f" stroke-width="1.5">{arrow}{paths}</svg>'
     boxes = "".join(f'<div class="card" style="left: {at[n][0]:.0f}px; top: {at[n][1]:.0f}px; width: {WIDTH}px; height: {h}px; --c: {COLOURS[state]}">{html}</div>' for n, (html, h, state) in cards.items())
@@ -149,7 +160,7 @@ def graph(flow, run: JobRun | None = None, folder: Path | None = None) -> Graph:
 
 BEGIN, END = "<!--picture-->", "<!--/picture-->"
 
-def shown(place: Path) -> str:  # HTML; empty where there is none
+def picture_of(place: Path) -> str:  # HTML; empty where there is none
     "The picture of a page, to be shown elsewhere: without its links, which lead from where the page lies."
     if not place.is_file(): return ""
     inner = place.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
