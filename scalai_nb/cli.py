@@ -351,7 +351,10 @@ def run(what: Annotated[str, typer.Argument(metavar="NOTEBOOK|WORKFLOW")],
         parameters: Annotated[str | None, typer.Option("--parameters", metavar="FILE", help="A JSON object of parameters, - for standard input; -p wins.")] = None,
         o: Annotated[str | None, typer.Option("-o", help="Where to write the notebook as it ran: a path or a URL.")] = None,
         timeout: Annotated[int | None, typer.Option(help="Seconds for the whole run.")] = None,
-        from_failed: Annotated[bool, typer.Option("--from-failed", help="Go on with the last run of this workflow where it failed.")] = False) -> Answer:
+        from_failed: Annotated[bool, typer.Option("--from-failed", help="Go on with the last run of this workflow where it failed.")] = False,
+        only: Annotated[str | None, typer.Option(help="This step of a workflow alone; what it needs is taken from earlier runs.")] = None,
+        jobs: Annotated[int | None, typer.Option(min=1, help="Steps of a workflow that run at a time.")] = None,
+        dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what of a workflow would run, and why; start nothing.")] = False) -> Answer:
     "A job notebook, or a workflow of them."
     path = Path(what)
     if path.is_dir(): raise BadRequest(f"{what} is a folder.", "Give a notebook or a workflow in it.")
@@ -359,9 +362,16 @@ def run(what: Annotated[str, typer.Argument(metavar="NOTEBOOK|WORKFLOW")],
     if path.suffix == ".toml":
         if o: raise BadRequest("-o is for one notebook, and this is a workflow of them.", "Leave it out: each step's notebook is kept, see scalai runs ID.")
         from scalai_nb.jobs.workflow import Workflow
-        done = Workflow.load(path).run(values(parameters) | pairs(p or []), from_failed=from_failed, timeout=timeout)
+        flow, how = Workflow.load(path), dict(from_failed=from_failed, only=only, jobs=jobs)
+        given = values(parameters) | pairs(p or [])
+        if dry_run:
+            from scalai_nb.jobs.plan import plan
+            found = plan(flow, given, **how)
+            return Answer(found.to_dict(), lambda: str(found))
+        done = flow.run(given, timeout=timeout, **how)
     elif path.suffix == ".ipynb":
-        if from_failed: raise BadRequest("--from-failed is for workflows, and this is one notebook.", "Leave it out.")
+        given = next((name for name, value in {"--from-failed": from_failed, "--only": only, "--jobs": jobs, "--dry-run": dry_run}.items() if value), None)
+        if given: raise BadRequest(f"{given} is for workflows, and this is one notebook.", "Leave it out.")
         from scalai_nb.jobs.engine import run
         done = run(path, values(parameters) | pairs(p or []), output=o, timeout=timeout)
     else: raise BadRequest(f"{what} is neither a notebook nor a workflow.", "Give a file that ends in .ipynb or .toml.")

@@ -128,9 +128,9 @@ def test_two_hundred_unchanged_steps_take_two_seconds(workspace):
     flow = Workflow.load(workspace/"many.toml")
     (workspace/"two.toml").write_text("".join(f'[[step]]\nname = "s{i}"\nnotebook = "step.ipynb"\nneeds = []\nparameters = {{ n = {i} }}\n' for i in range(2)))
     assert Workflow.load(workspace/"two.toml").run().ok
-    began = time.monotonic()
+    began = time.process_time()
     job = flow.run()
-    assert job.ok and all(s.state == "skipped" for s in job.steps) and time.monotonic() - began < 4  # 2 s on a quiet machine
+    assert job.ok and all(s.state == "skipped" for s in job.steps) and time.process_time() - began < 2  # of a processor: others may be at work
 
 
 def test_a_killed_fork_server_costs_one_kernel_not_the_workflow(chain):

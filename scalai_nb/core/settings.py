@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['SECTIONS', 'Section', 'WorkspaceSection', 'DataSection', 'ClusterSection', 'TrackingSection', 'JobsSection',
-           'MonitorSection', 'AppsSection', 'ServeSection', 'Settings', 'find_settings', 'load']
+           'WorkflowSection', 'MonitorSection', 'AppsSection', 'ServeSection', 'Settings', 'find_settings', 'load']
 
 # %% ../../nbs/core/02_settings.ipynb #d5f15c71
 import configparser, os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError
 
 from .errors import BadRequest, nearest
 
@@ -44,6 +44,12 @@ class JobsSection(Section):
     timeout: int = Field(3600, ge=1)  # seconds a job may take unless it is told otherwise
     warm: int = Field(0, ge=0)  # kernels kept ready
 
+class WorkflowSection(Section):
+    jobs: int = Field(0, ge=0)  # steps at a time; 0: half as many as cores
+    cpus: int | None = Field(None, ge=1)  # what steps may ask for together; none: what this machine has
+    memory: ByteSize | None = None  # likewise, as 16GiB
+    gpus: int | None = Field(None, ge=0)  # likewise
+
 class MonitorSection(Section):
     period: Literal["hour", "day", "week", "month"] = "month"  # length of a window
     false_alarms: float = Field(.05, gt=0, lt=1)  # accepted rate over all columns of a comparison
@@ -66,6 +72,7 @@ class Settings(Section):
     cluster: ClusterSection = ClusterSection()
     tracking: TrackingSection = TrackingSection()
     jobs: JobsSection = JobsSection()
+    workflow: WorkflowSection = WorkflowSection()
     monitor: MonitorSection = MonitorSection()
     apps: AppsSection = AppsSection()
     serve: ServeSection = ServeSection()

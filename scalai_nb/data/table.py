@@ -57,6 +57,10 @@ class Table:
         return found
 
     @property
+    def known_as(self) -> str:  # to whoever keeps a record: its name, or its place where that is elsewhere
+        return self.name if str(self.path) == history.store(self.settings, "tables", self.name) else str(self.path)
+
+    @property
     def exists(self) -> bool: return history.delta(self.path) is not None
     @property
     def version(self) -> int: return self.delta().version()
@@ -117,7 +121,7 @@ def versions(self: Table) -> list[dict]:  # newest first: version, at (UTC), mod
 def _seen(self: Table, version: int | None):  # the Delta table, its rows, and an event that says so
     found = self.delta(version)
     _there(self, found, version)
-    live.emit("input", table=self.name, version=found.version())
+    live.emit("input", table=self.known_as, version=found.version())
     return found, history.rows_of(found)
 
 def _there(self: Table, found, version: int | None) -> None:
@@ -326,6 +330,7 @@ def _outcome(name: str, batch: str, settings: Settings, start: float) -> Written
     "What a batch that is there already did: its commit says so."
     table = history.delta(history.store(settings, "tables", name))
     said = _said(table, batch, history.committed(table, f"batch:{batch}"))
+    live.emit("output", table=name, version=said["version"])  # whoever asks for it stands for it, also when another attempt wrote it
     return Written(name, said["version"], *(int(said[k]) for k in ("rows_in", "rows_good", "rows_refused")), json.loads(said["refused"]), perf_counter() - start, True, json.loads(said.get("cleaned", "{}")))
 
 def _plan(name, contract, key, period, batch, fold, settings, table, names, prepare) -> Plan:
@@ -466,7 +471,7 @@ def profiles(self: Table, by: str | tuple[str, ...] | None = "period", version: 
     "Profiles by period, fold, or both; keys in order."
     found = self.delta(version)
     version = found.version()
-    live.emit("input", table=self.name, version=version)
+    live.emit("input", table=self.known_as, version=version)
     known = history.recall(self.name, period=None, by=("period", "fold"), version=version, settings=self.settings)
     if sum(p.rows for p in known.values()) != self.count(version): known = _profiled(self, version)
     listed = lambda x: list(x) if isinstance(x, (list, tuple, set)) else [x]

@@ -64,7 +64,7 @@ def tasks(flow: Workflow,
         id, needs = prefix + step.name, {n: ends[n] for n in flow.needs[step.name]}
         told, after = _told(step, flow, id), tuple(map(_last, needs.values())) or (inside,)*bool(inside)
         scope = {k: v for k, v in dict(needs=needs, inside=inside, when=step.when).items() if v}
-        if step.workflow and not (step.each or step.retries or step.timeout):
+        if step.workflow and not (step.each or step.retries.times or step.timeout):
             out, ends[step.name] = out + _group(flow.nested[step.name], root, id, told["parameters"], scope, after), f"{id}.9_end"
             continue
         options = dict(file=_place(flow.path.parent/(step.notebook or step.workflow), root), parameters=told["parameters"], **scope, **_tries(step))
@@ -83,8 +83,10 @@ def _place(file: Path, root: Path) -> str: return str(file.relative_to(root)) if
 
 
 def _tries(step: Step) -> dict:
-    "Again after 1, 2, 4 … seconds, as the workflow itself does."
-    again = dict(retries=step.retries, retry_delay=Seconds(1), retry_exponential_backoff=2.0) if step.retries else {}
+    "Again after 1, 2, 4 … seconds, or what the step says, as the workflow itself does."
+    r = step.retries
+    again = dict(retries=r.times, retry_delay=Seconds(max(1, math.ceil(r.wait))), retry_exponential_backoff=2.0) if r.times else {}
+    if r.times and r.most != type(r)().most: again["max_retry_delay"] = Seconds(max(1, math.ceil(r.most)))
     return again | (dict(limit=math.ceil(step.timeout), execution_timeout=Seconds(math.ceil(step.timeout) + SLACK)) if step.timeout else {})
 
 

@@ -573,7 +573,7 @@ def _rows(table: Any, prep: Any, target: str | None, where: Any, split: Split | 
         return found, facts | {"digest": digest(found)}
     version = table.version
     small = table.rows*len(columns)*8 <= SMALL
-    if not small: live.emit("input", table=table.name, version=version)  # reading it here says so itself
+    if not small: live.emit("input", table=table.known_as, version=version)  # reading it here says so itself
     rows = table.arrow(version=version, columns=columns, filter=expression(where)) if small else (table, version)
     facts |= {"table": table.name, "version": version, "table_id": str(table.delta(version).metadata().id)}
     return rows, facts if str(table.path) == store(settings, "tables", table.name) else facts | {"place": str(table.path)}

@@ -15,6 +15,7 @@ from pathlib import Path
 import bqplot as bq, ipywidgets as w, numpy as np
 
 from ..core.settings import Settings
+from ..jobs.graph import picture_of
 from ..jobs.record import ENDED, GOOD, JobRun, Record, brief, says
 from .style import BLUE, GREEN, GREY, ORANGE, View, asked, axis, chip, controls, download, dropdown, duration, figure, follow, headline, html, key, linked, listed, measured_scale, several, table
 
@@ -162,4 +163,4 @@ class Runs(View):
         if not self.which.value: return ""
         run = self.record.get(self.which.value)
         given = f'<p class="soft">{escape(brief(run.parameters, 160))}</p>' if run.parameters else ""
-        return given + timeline(run) + problem(run)
+        return given + picture_of(self.record.folder(run.id)/"graph.html") + timeline(run) + problem(run)
