@@ -1973,6 +1973,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'scalai_nb.jobs.scheduler.spoken': ('jobs/scheduler.html#spoken', 'scalai_nb/jobs/scheduler.py'),
                                           'scalai_nb.jobs.scheduler.unit': ('jobs/scheduler.html#unit', 'scalai_nb/jobs/scheduler.py')},
             'scalai_nb.jobs.timetable': { 'scalai_nb.jobs.timetable.Firing': ('jobs/timetable.html#firing', 'scalai_nb/jobs/timetable.py'),
+                                          'scalai_nb.jobs.timetable.Firing.__post_init__': ( 'jobs/timetable.html#firing.__post_init__',
+                                                                                             'scalai_nb/jobs/timetable.py'),
                                           'scalai_nb.jobs.timetable.Firing.to_dict': ( 'jobs/timetable.html#firing.to_dict',
                                                                                        'scalai_nb/jobs/timetable.py'),
                                           'scalai_nb.jobs.timetable.Firing.what': ( 'jobs/timetable.html#firing.what',

@@ -482,7 +482,8 @@ def schedule_add(name: Annotated[str, typer.Argument(metavar="NAME")], job: Anno
     what = schedule(given).check(table.settings)
     done = table.put(what, replace=replace)
     doc = table.overview(name)[0]
-    return Answer(doc | {"done": done}, f"{name} {done}: {doc['trigger']}, next {doc['next'] or ('when it is resumed' if paused else 'when there is a new version')}")
+    seen = "" if doc["seen"] is None else f"; the newest is {doc['seen']}" if doc["seen"] >= 0 else f"; there is none yet of a table {on_table}"
+    return Answer(doc | {"done": done}, f"{name} {done}: {doc['trigger']}{seen}" + (f", next {doc['next']}" if doc["next"] else "") + ", paused"*doc["paused"])
 
 # %% ../nbs/cli.ipynb #5c4ed002
 @verb(schedule_app, "apply")

@@ -135,9 +135,10 @@ def test_a_killed_scheduler_takes_its_runs_along_and_another_does_them(workspace
     table.put(made("slow", job="slow.ipynb").check(table.settings))
     table.trigger("slow")
     process = started("scheduler", cwd=workspace)
-    until((workspace/"began").exists)
-    process.kill()
-    process.wait()
+    try: until((workspace/"began").exists, 120)
+    finally:
+        process.kill()
+        process.wait()
     nobody_left(workspace)
     done = scalai("scheduler", "--once", "--json", cwd=workspace)
     firing, = done.doc["firings"]
@@ -152,9 +153,11 @@ def test_sigterm_waits_for_what_runs_and_starts_nothing_new(workspace):
         table.put(made(name, job="slow.ipynb"))
         table.trigger(name)
     process = started("scheduler", "--slots", "1", "--json", cwd=workspace)
-    until((workspace/"began").exists)
-    process.send_signal(signal.SIGTERM)
-    doc = json.loads(process.communicate(timeout=60)[0])
+    try:
+        until((workspace/"began").exists, 120)
+        process.send_signal(signal.SIGTERM)
+        doc = json.loads(process.communicate(timeout=60)[0])
+    finally: process.kill()
     assert (process.returncode, [f["state"] for f in doc["firings"]], [f.state for f in table.firings()]) == (0, ["succeeded"], ["queued", "succeeded"])
     nobody_left(workspace)
 
@@ -186,6 +189,18 @@ def test_without_a_lease_nothing_runs_on(quick):
     ours.trouble(gone)
     turns(ours)
     assert child.poll() == -signal.SIGKILL
+
+
+def test_a_locked_database_is_waited_for(quick):
+    import sqlite3
+    table = Timetable()
+    table.put(made("s"))
+    table.trigger("s")
+    ours, lock = Scheduler(), sqlite3.connect(Settings.load().path("scalai.db"), isolation_level=None, check_same_thread=False)
+    lock.execute("BEGIN IMMEDIATE")
+    threading.Timer(.5, lock.execute, ["COMMIT"]).start()
+    turns(ours)
+    assert [f.state for f in ours.ended] == ["succeeded"]
 
 
 # --- bad days

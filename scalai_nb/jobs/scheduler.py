@@ -91,7 +91,7 @@ def start(self: Scheduler, now: float) -> int:  # how many
         self.log.info("started", schedule=f.schedule, due=f.key, attempt=f.attempt)
         if f.attempt == 1:
             self.lateness.labels(f.schedule).observe(max(0., now - f.at))
-            if now - f.at > what.late and self.table.mark_late(f): self.tell(f, "late", f"{f.schedule} started {spoken(now - f.at)} late")
+            if now > f.late_at and self.table.mark_late(f): self.tell(f, "late", f"{f.schedule} started {spoken(now - f.at)} late")
     return len(taken)
 
 

@@ -32,7 +32,7 @@ FIRINGS = sa.Table("firings", META,
     sa.Column("due", sa.Float), sa.Column("at", sa.Float), sa.Column("state", sa.String(16), index=True), sa.Column("attempt", sa.Integer),
     sa.Column("spec", sa.JSON), sa.Column("parameters", sa.JSON), sa.Column("reason", sa.Text), sa.Column("run", sa.String(40)),
     sa.Column("owner", sa.Text), sa.Column("host", sa.Text), sa.Column("process", sa.Text), sa.Column("expires", sa.Float), sa.Column("beat", sa.Integer),
-    sa.Column("gpus", sa.JSON), sa.Column("cancel", sa.Boolean), sa.Column("late", sa.Boolean),
+    sa.Column("gpus", sa.JSON), sa.Column("cancel", sa.Boolean), sa.Column("late_at", sa.Float), sa.Column("late", sa.Boolean),
     sa.Column("created", sa.Float), sa.Column("started", sa.Float), sa.Column("ended", sa.Float),
     sa.UniqueConstraint("schedule", "key"))
 FAILED = {"failed", "timed_out", "kernel_died", "lost"}  # a cancelled one was meant to end
@@ -60,10 +60,13 @@ class Firing:
     beat: int = 0  # how often it was renewed
     gpus: list = field(default_factory=list)
     cancel: bool = False
+    late_at: float = 0.  # when it is late, if it has not started
     late: bool = False  # somebody has been told
     created: float | None = None
     started: float | None = None
     ended: float | None = None
+
+    def __post_init__(self): self.late_at = self.late_at or self.at + self.spec["late"]
 
     @property
     def what(self) -> Schedule: return Schedule(**self.spec)
@@ -121,7 +124,7 @@ def put(self: Timetable, what: Schedule,
     now, spec = self.now(), what.model_dump(mode="json")
     if what.at and next(what.times(now), None) is None and not self._has(what.name): raise BadRequest(f"Schedule {what.name!r}: {what} is over.", "Give a time to come.", "schedule")
     newest = commits(table_place(what.on_table, self.settings)) if what.on_table else []
-    seen = newest[-1][0] if newest else -1
+    seen = (newest[-1][0] if newest else -1) if what.on_table else None
     with self.exclusive() as db:
         old = db.execute(sa.select(SCHEDULES).where(SCHEDULES.c.name == what.name)).mappings().first()
         if old and not replace: raise BadRequest(f"There is a schedule {what.name!r} already.", "Give another name, or change it with --replace.", "schedule")
@@ -420,7 +423,7 @@ def overview(self: Timetable, name: str | None = None) -> list[dict]:  # by name
             what = Schedule(**row["spec"])
             last = _firings(db, FIRINGS.c.schedule == what.name, FIRINGS.c.state != "queued", order=(FIRINGS.c.due.desc(), FIRINGS.c.id.desc()), limit=1)
             out.append(dict(name=what.name, job=what.job, trigger=str(what), zone=what.zone, paused=row["paused"], next=None if row["paused"] else when(row["wake"], what.zone),
-                            overdue=bool(not row["paused"] and row["wake"] and now - row["wake"] > what.grace), failing_since=when(row["failing"], what.zone),
+                            overdue=bool(not row["paused"] and row["wake"] and now - row["wake"] > what.grace), failing_since=when(row["failing"], what.zone), seen=row["seen"],
                             queued=db.execute(sa.select(sa.func.count()).select_from(FIRINGS).where(FIRINGS.c.schedule == what.name, FIRINGS.c.state == "queued")).scalar(),
                             last=last[0].to_dict() if last else None, source=row["source"], schedule=row["spec"]))
     return out
@@ -429,10 +432,8 @@ def overview(self: Timetable, name: str | None = None) -> list[dict]:  # by name
 @patch
 def late(self: Timetable, now: float) -> list[Firing]:
     "First attempts that wait for longer than their schedule allows; each is told of once, whoever asks."
-    out = []
-    for f in self.firings(FIRINGS.c.state == "queued", FIRINGS.c.attempt == 1, FIRINGS.c.late.is_(False), FIRINGS.c.at < now):
-        if now - f.at > f.spec["late"] and self.mark_late(f): out.append(f)
-    return out
+    waits = self.firings(FIRINGS.c.state == "queued", FIRINGS.c.attempt == 1, FIRINGS.c.late.is_(False), FIRINGS.c.late_at < now)
+    return [f for f in waits if self.mark_late(f)]
 
 
 @patch

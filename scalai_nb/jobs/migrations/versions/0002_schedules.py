@@ -15,6 +15,6 @@ def upgrade():
         sa.Column("due", sa.Float), sa.Column("at", sa.Float), sa.Column("state", sa.String(16), index=True), sa.Column("attempt", sa.Integer),
         sa.Column("spec", sa.JSON), sa.Column("parameters", sa.JSON), sa.Column("reason", sa.Text), sa.Column("run", sa.String(40)),
         sa.Column("owner", sa.Text), sa.Column("host", sa.Text), sa.Column("process", sa.Text), sa.Column("expires", sa.Float), sa.Column("beat", sa.Integer),
-        sa.Column("gpus", sa.JSON), sa.Column("cancel", sa.Boolean), sa.Column("late", sa.Boolean),
+        sa.Column("gpus", sa.JSON), sa.Column("cancel", sa.Boolean), sa.Column("late_at", sa.Float), sa.Column("late", sa.Boolean),
         sa.Column("created", sa.Float), sa.Column("started", sa.Float), sa.Column("ended", sa.Float),
         sa.UniqueConstraint("schedule", "key"))
