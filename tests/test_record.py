@@ -114,7 +114,7 @@ def test_the_schema_on_postgresql(postgres, tmp_path, monkeypatch):
     monkeypatch.undo()
     with postgres.connect() as db: db.execute("UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(BadRequest, match="9999"): connect.__wrapped__(postgres.uri())
-    with postgres.connect() as db: db.execute("DROP TABLE runs, events, timings, more, alembic_version")
+    with postgres.connect() as db: db.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
     with postgres.connect() as db: db.execute(OLD)
     engine = connect.__wrapped__(postgres.uri())
     assert differences(engine) == []

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SECTIONS', 'Section', 'WorkspaceSection', 'DataSection', 'ClusterSection', 'TrackingSection', 'JobsSection',
-           'WorkflowSection', 'MonitorSection', 'AppsSection', 'ServeSection', 'Settings', 'find_settings', 'load']
+           'WorkflowSection', 'MonitorSection', 'AppsSection', 'ServeSection', 'AlertsSection', 'Settings',
+           'find_settings', 'load']
 
 # %% ../../nbs/core/02_settings.ipynb #d5f15c71
 import configparser, os
@@ -43,6 +44,9 @@ class JobsSection(Section):
     database: str = ""  # SQLAlchemy URL of the record; empty: SQLite in `home`
     timeout: int = Field(3600, ge=1)  # seconds a job may take unless it is told otherwise
     warm: int = Field(0, ge=0)  # kernels kept ready
+    slots: int = Field(2, ge=1)  # runs that one scheduler has at a time
+    gpus: str = ""  # GPUs that a scheduler gives out on its host, as 0,1
+    lease: float = Field(30, ge=1)  # seconds without a sign of life after which a scheduler's work is taken over
 
 class WorkflowSection(Section):
     jobs: int = Field(0, ge=0)  # steps at a time; 0: half as many as cores
@@ -63,6 +67,20 @@ class ServeSection(Section):
     port: int = Field(8000, ge=0, le=65535)
     batch: int = Field(1024, ge=1)  # rows scored at a time
 
+class AlertsSection(Section):
+    webhook: str = ""  # URL that takes an alert as JSON; this and the next two may be env:NAME or file:PATH
+    slack: str = ""  # URL of an incoming webhook
+    alertmanager: str = ""  # its base URL
+    email: str = ""  # smtp://[USER@]HOST[:PORT] or smtps://…
+    email_from: str = ""
+    email_to: str = ""  # several are separated by commas
+    email_password: str = ""  # env:NAME or file:PATH
+    stdout: bool = False  # print them
+    template: str = "[{state}] {source}: {summary}\n{details}"  # of what people read
+    timeout: float = Field(5, gt=0)  # seconds of one attempt
+    attempts: int = Field(3, ge=1, le=10)
+    repeat: float = Field(3600, ge=0)  # seconds after which the same open case is told again
+
 # %% ../../nbs/core/02_settings.ipynb #fbb22d44
 class Settings(Section):
     "All sections, and where they were found."
@@ -76,6 +94,7 @@ class Settings(Section):
     monitor: MonitorSection = MonitorSection()
     apps: AppsSection = AppsSection()
     serve: ServeSection = ServeSection()
+    alerts: AlertsSection = AlertsSection()
 
     @property
     def home(self) -> Path: return (self.root/self.workspace.home).absolute()

@@ -20,7 +20,7 @@ RESULTS = HERE/"RESULTS.md"
 PACKAGES = ("numpy", "pyarrow", "numba", "pandas", "polars", "duckdb", "dask", "scikit-learn", "torch", "torchdata", "deltalake", "onnxruntime", "torch-pruning", "transformers")
 JOBS = ("profile", "growth", "ingest", "merge", "prep", "loader", "wide")
 LONG = ("growth", "wide")  # asked for by name
-SECTIONS = (*JOBS, "late", "airtime", "pictures", "mlp", "cnn", "lost", "flights", "digits", "fashion", "minilm")  # of the report, in this order: models.py's, learn.py's and compress.py's at the end
+SECTIONS = (*JOBS, "late", "airtime", "pictures", "mlp", "cnn", "lost", "flights", "digits", "fashion", "minilm", "notebooks", "queue")  # of the report, in this order: models.py's, learn.py's, compress.py's, notebooks.py's and queue.py's at the end
 
 
 def module(job: str):
@@ -84,7 +84,7 @@ def keep(title: str, text: str):
     parts = re.split(r"(?m)^(?=## )", old)
     sections = {p.splitlines()[0]: p for p in parts[1:]}
     sections[title] = text + "\n"
-    RESULTS.write_text(head + "".join(sections[k] for k in sorted(sections, key=lambda k: (SECTIONS.index(re.match(r"## (\w+)", k)[1]), int(re.search(r"([\d,]+) rows", k)[1].replace(",", ""))))))
+    RESULTS.write_text(head + "".join(sections[k] for k in sorted(sections, key=lambda k: (SECTIONS.index(re.match(r"## (\w+)", k)[1]), int((re.search(r"([\d,]+) rows", k) or "00")[1].replace(",", ""))))))
 
 
 def main():

@@ -1,0 +1,161 @@
+"Alerts against real receivers: HTTP servers that answer, refuse and hang, a mail server, Debian's Alertmanager."
+import http.server, json, shutil, socket, subprocess, threading, time
+from pathlib import Path
+
+import pytest
+
+from scalai_nb.core.alerts import Alert, Sender, send
+from scalai_nb.core.settings import Settings
+from servers import free_port, wait_for
+
+FAILED = Alert("job failed", "nightly failed: no rows", "nightly", details=dict(attempts=2), run="20261125-020000-a1b2c3")
+
+
+class Ear(http.server.ThreadingHTTPServer):
+    "An HTTP server that keeps what it is sent, and answers as it is told."
+    daemon_threads = True
+    def __init__(self, *answers: int):
+        self.heard, self.answers, ear = [], list(answers), self
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self):
+                ear.heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                self.send_response(ear.answers.pop(0) if ear.answers else 200)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+            def log_message(self, *a): pass
+        super().__init__(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+def told(root, **alerts) -> Settings: return Settings(root=root, alerts=alerts)
+
+
+def test_one_that_hangs_and_one_that_refuses_do_not_keep_the_others(tmp_path, capfd):
+    good, bad = Ear(), Ear(500, 500)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        settings = told(tmp_path, webhook=good.url, slack=f"http://127.0.0.1:{silent.getsockname()[1]}/hunter2", alertmanager=bad.url, attempts=2, timeout=.3, stdout=True)
+        done = send(FAILED, settings)
+    assert (done["webhook"], done["stdout"], done["alertmanager"]) == ("", "", "127.0.0.1 answered 500") and "ReadTimeout" in done["slack"]
+    assert (len(good.heard), len(bad.heard)) == (1, 2)
+    out, err = capfd.readouterr()
+    assert "nightly failed: no rows" in out and "hunter2" not in err and err.count("was not told") == 2
+
+
+def test_who_was_not_reached_is_told_next_time(tmp_path):
+    good, bad = Ear(), Ear(404, 200)
+    settings = told(tmp_path, webhook=good.url, slack=bad.url)
+    assert send(FAILED, settings) == {"webhook": "", "slack": "127.0.0.1 answered 404"}
+    assert send(FAILED, settings) == {"slack": ""} and send(FAILED, settings) == {}
+
+
+def test_two_processes_tell_it_once(tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+    ear = Ear()
+    with ThreadPoolExecutor(8) as pool: done = list(pool.map(lambda _: send(FAILED, told(tmp_path, webhook=ear.url)), range(8)))
+    assert len(ear.heard) == 1 and sorted(map(len, done)) == [0]*7 + [1]
+
+
+def test_told_again_after_a_while(tmp_path):
+    ear = Ear()
+    settings = told(tmp_path, webhook=ear.url, repeat=0)
+    assert send(FAILED, settings) == send(FAILED, settings) == {"webhook": ""} and len(ear.heard) == 2
+
+
+def test_nothing_can_break_the_sender(tmp_path, capfd):
+    "Settings that are wrong, a folder where nobody may write, a receiver whose address is missing."
+    assert send(FAILED, told(tmp_path, webhook="nowhere")) == {}
+    (tmp_path/"file").touch()
+    ear = Ear()
+    assert send(FAILED, Settings(root=tmp_path/"file", alerts=dict(webhook=ear.url))) == {"webhook": ""}  # it cannot be remembered, so it is told
+    assert "is not there" in send(FAILED, told(tmp_path, slack="env:NO_SUCH_THING"))["slack"]
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_sender_that_closes_does_not_wait_for_ever(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        sender = Sender(told(tmp_path, webhook=f"http://127.0.0.1:{silent.getsockname()[1]}", timeout=30))
+        began = time.monotonic()
+        for n in range(3): sender.send(Alert("late", f"late {n}", f"s{n}"))
+        assert time.monotonic() - began < 5  # handing on does not wait
+        sender.close(within=.2)
+        assert time.monotonic() - began < 10
+
+
+class Mail:
+    "What a mail server was given."
+    def __init__(self): self.mails = []
+    async def handle_DATA(self, server, session, envelope):
+        self.mails.append(envelope)
+        return "250 taken"
+
+
+def post(handler, **how):
+    from aiosmtpd.controller import Controller
+    controller = Controller(handler, hostname="127.0.0.1", port=free_port(), **how)
+    controller.start()
+    return controller
+
+
+def test_mail_arrives_and_its_password_is_a_reference(tmp_path, monkeypatch):
+    from email import message_from_bytes, policy
+    from aiosmtpd.smtp import AuthResult, LoginPassword
+    mail, seen = Mail(), []
+
+    def login(server, session, envelope, mechanism, data):
+        seen.append(data)
+        return AuthResult(success=data == LoginPassword(b"ann", b"hunter2"), handled=False)
+    controller = post(mail, authenticator=login, auth_require_tls=False, auth_required=True)
+    monkeypatch.setenv("MAIL_PASSWORD", "hunter2")
+    settings = told(tmp_path, email=f"smtp://ann@127.0.0.1:{controller.port}", email_from="scalai@example.org", email_to="bea@example.org, cem@example.org", email_password="env:MAIL_PASSWORD")
+    try:
+        assert send(FAILED, settings) == {"email": ""}
+        monkeypatch.setenv("MAIL_PASSWORD", "wrong")
+        assert send(FAILED.over("nightly works again"), settings) == {"email": "the mail server answered 535"} and len(seen) == 3  # by PLAIN and by LOGIN; a refused login is not tried again
+    finally: controller.stop()
+    envelope, = mail.mails
+    text = message_from_bytes(envelope.content, policy=policy.default)
+    assert envelope.rcpt_tos == ["bea@example.org", "cem@example.org"] and text["Subject"] == "[error] nightly: nightly failed: no rows" and "attempts: 2" in text.get_content()
+
+
+def test_a_mail_server_that_hangs_or_is_busy(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        how = dict(email=f"smtp://127.0.0.1:{silent.getsockname()[1]}", email_from="a@example.org", email_to="b@example.org", timeout=.3, attempts=1)
+        assert send(FAILED, told(tmp_path, **how))["email"] == "SMTPServerDisconnected"  # smtplib's word for it
+
+    class Busy(Mail):
+        async def handle_RCPT(self, server, session, envelope, address, options):
+            if len(self.mails) == 0 and not getattr(self, "asked", False):
+                self.asked = True
+                return "451 later"
+            envelope.rcpt_tos.append(address)
+            return "250 taken"
+    busy = Busy()
+    controller = post(busy)
+    try: done = send(FAILED, told(tmp_path, **how | dict(email=f"smtp://127.0.0.1:{controller.port}", timeout=5, attempts=2)))
+    finally: controller.stop()
+    assert done == {"email": ""} and len(busy.mails) == 1
+
+
+@pytest.mark.slow
+def test_debian_s_alertmanager_opens_and_resolves(tmp_path):
+    import httpx
+    program = shutil.which("prometheus-alertmanager")
+    assert program, "Alertmanager is not installed: apt-get install prometheus-alertmanager"
+    ear, port = Ear(), free_port()
+    (tmp_path/"am.yml").write_text(f"route: {{receiver: ear, group_by: ['...'], group_wait: 0s, group_interval: 1s}}\nreceivers: [{{name: ear, webhook_configs: [{{url: '{ear.url}', send_resolved: true}}]}}]\n")
+    with subprocess.Popen([program, f"--config.file={tmp_path}/am.yml", f"--storage.path={tmp_path}/am", f"--web.listen-address=127.0.0.1:{port}", "--cluster.listen-address="], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            wait_for(port, process)
+            settings, url = told(tmp_path, alertmanager=f"http://127.0.0.1:{port}"), f"http://127.0.0.1:{port}/api/v2/alerts"
+            end = time.monotonic() + 30
+            while httpx.get(url).status_code != 200: assert time.monotonic() < end
+            assert send(FAILED, settings) == {"alertmanager": ""}
+            one, = httpx.get(url).json()
+            assert (one["labels"]["alertname"], one["labels"]["source"], one["annotations"]["summary"], one["status"]["state"] != "suppressed") == ("job failed", "nightly", FAILED.summary, True)
+            assert send(FAILED.over("nightly works again"), settings) == {"alertmanager": ""}
+            while [h["status"] for h in ear.heard] != ["firing", "resolved"]:
+                assert time.monotonic() < end, ear.heard
+                time.sleep(.1)
+            assert httpx.get(url).json() == []
+        finally: process.terminate()
