@@ -191,6 +191,15 @@ def test_without_a_lease_nothing_runs_on(quick):
     assert child.poll() == -signal.SIGKILL
 
 
+def test_once_gives_up_where_the_database_stays_away(quick, monkeypatch):
+    from scalai_nb.core.errors import Unreachable
+    ours = Scheduler(poll=.01)
+    def gone(table): raise sa.exc.OperationalError("SELECT", {}, Exception("the server closed the connection"))
+    monkeypatch.setattr(Timetable, "now", gone)
+    with pytest.raises(Unreachable, match="does not answer") as e: ours.run(once=True)
+    assert e.value.code == 3 and ours.troubles == 6
+
+
 def test_a_locked_database_is_waited_for(quick):
     import sqlite3
     table = Timetable()

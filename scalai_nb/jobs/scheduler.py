@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from fastcore.basics import patch
 
 from ..core.alerts import Alert, Sender
-from ..core.errors import BadRequest, ScalaiError
+from ..core.errors import BadRequest, Unreachable
 from ..core.logs import logger
 from ..core.metrics import counter, gauge, histogram
 from ..core.settings import Settings
@@ -40,7 +40,7 @@ class Scheduler:
         self.owner = f"{identity()}:{secrets.token_hex(3)}"
         self.children: dict[str, tuple[Firing, Child]] = {}
         self.asked, self.ended = 0, []  # how often it was told to stop; firings that ended here
-        self.clock, self.beaten, self.watched, self.looks = None, time.monotonic(), {}, {}
+        self.clock, self.beaten, self.watched, self.looks, self.troubles = None, time.monotonic(), {}, {}, 0
         self.log = logger("scheduler")
         self._count()
 
@@ -175,8 +175,10 @@ def drop(self: Scheduler, f: Firing, child: Child, why: str):
 
 
 @patch
-def trouble(self: Scheduler, e: Exception):
-    "The database does not answer: wait for it, and let nothing run without a lease."
+def trouble(self: Scheduler, e: Exception, once: bool = False):
+    "The database does not answer: wait for it (`once`: five times), and let nothing run without a lease."
+    self.troubles += 1
+    if once and self.troubles > 5: raise Unreachable(f"The record's database does not answer: {str(e).splitlines()[0]}", "Check [jobs] database.") from e
     self.log.error("the database does not answer", why=str(e).splitlines()[0])
     if time.monotonic() - self.beaten > .8*self.lease:
         for f, child in self.children.values():
@@ -239,9 +241,11 @@ def run(self: Scheduler,
             started, left = 0, self.poll
             if self.asked and self.children and not drains: self.log.warning(f"waits for {len(self.children)} runs; a second signal cancels them, a third kills them")
             drains = bool(self.asked)
-            try: started, left = self.turn(once)
-            except sa.exc.DBAPIError as e:
-                self.trouble(e)
+            try:
+                started, left = self.turn(once)
+                self.troubles = 0
+            except (sa.exc.DBAPIError, sa.exc.TimeoutError, Unreachable) as e:
+                self.trouble(e, once)
                 started = 1  # nothing is known
             if (self.asked or once and not started) and not self.children: break
             self.sleep(left)
