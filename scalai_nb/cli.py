@@ -619,7 +619,7 @@ def scheduler(what: Annotated[str | None, typer.Argument(metavar="[unit]", help=
     logger("scheduler").info("runs", **said)
     ended = process.run(once)
     states = Counter(f.state for f in ended)
-    return Answer({"firings": [f.to_dict() for f in ended], "states": states}, ", ".join(f"{n} {s.replace('_', ' ')}" for s, n in states.items()) or "Nothing was due.",
+    return Answer({"firings": [f.to_dict() for f in ended], "states": states}, ", ".join(f"{n} {s.replace('_', ' ')}" for s, n in states.items()) or "Nothing was due."*once,
                   1 if once and set(states) & {"failed", "timed_out", "kernel_died", "lost"} else 0)
 
 # %% ../nbs/cli.ipynb #70e0bc1c

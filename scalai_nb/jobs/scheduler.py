@@ -229,7 +229,7 @@ def turn(self: Scheduler, once: bool = False) -> tuple[int, float]:  # how many 
     self.looked.set(now)
     return started, self.poll if self.asked else min(self.poll, left)
 
-
+# %% ../../nbs/jobs/12_scheduler.ipynb #ea075931
 @patch
 def run(self: Scheduler,
         once: bool = False,  # what is due now, then end

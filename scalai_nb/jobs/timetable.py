@@ -35,6 +35,8 @@ FIRINGS = sa.Table("firings", META,
     sa.Column("gpus", sa.JSON), sa.Column("cancel", sa.Boolean), sa.Column("late_at", sa.Float), sa.Column("late", sa.Boolean),
     sa.Column("created", sa.Float), sa.Column("started", sa.Float), sa.Column("ended", sa.Float),
     sa.UniqueConstraint("schedule", "key"))
+
+# %% ../../nbs/jobs/11_timetable.ipynb #9a51fb89
 FAILED = {"failed", "timed_out", "kernel_died", "lost"}  # a cancelled one was meant to end
 WAITING = ("queued", "running")
 
@@ -231,7 +233,7 @@ def plan(self: Timetable, now: float) -> list[Firing]:  # the new rows
             db.execute(SCHEDULES.update().where(SCHEDULES.c.name == what.name).values(**_next(what, now - what.offset)))
     return made
 
-
+# %% ../../nbs/jobs/11_timetable.ipynb #fb09c83a
 @patch
 def _add(self: Timetable, db, what: Schedule, new: list[Firing], now: float) -> list[Firing]:
     "Insert rows that are not there yet, by the overlap policy."
@@ -311,7 +313,7 @@ def claim(self: Timetable, now: float, owner: str, room: int,  # so many at most
             taken.append(f)
     return taken
 
-
+# %% ../../nbs/jobs/11_timetable.ipynb #2bf512c9
 @patch
 def hold(self: Timetable, id: str, owner: str, process: str):
     "Say which process runs it."
@@ -428,7 +430,7 @@ def overview(self: Timetable, name: str | None = None) -> list[dict]:  # by name
                             last=last[0].to_dict() if last else None, source=row["source"], schedule=row["spec"]))
     return out
 
-
+# %% ../../nbs/jobs/11_timetable.ipynb #3d79760c
 @patch
 def late(self: Timetable, now: float) -> list[Firing]:
     "First attempts that wait for longer than their schedule allows; each is told of once, whoever asks."
