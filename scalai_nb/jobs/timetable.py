@@ -19,7 +19,7 @@ from fastcore.basics import patch
 
 from ..core.errors import BadRequest, nearest
 from ..core.settings import Settings
-from .record import ENDED, META, RUNS, JobRun, Record, _event, alive, new_id
+from .record import ENDED, META, RUNS, JobRun, Record, _clock, _event, alive, new_id
 from .schedule import QUIET, Schedule, commits, table_place
 
 # %% ../../nbs/jobs/11_timetable.ipynb #ecceca18
@@ -89,8 +89,7 @@ class Timetable:
 
     def now(self) -> float:  # seconds since 1970
         "The database's clock."
-        clock = "(julianday('now') - 2440587.5)*86400.0" if self.engine.dialect.name == "sqlite" else "extract(epoch FROM clock_timestamp())"
-        with self.engine.connect() as db: return float(db.execute(sa.text(f"SELECT {clock}")).scalar())
+        with self.engine.connect() as db: return float(db.execute(sa.select(_clock(db))).scalar())
 
     @contextmanager
     def exclusive(self):
