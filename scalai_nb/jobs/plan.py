@@ -13,7 +13,7 @@ from fastcore.basics import patch
 
 from ..core.settings import Settings
 from ..core.storage import veiled
-from .keys import Tables, found, link, step_key
+from .keys import Tables, link, stands, step_key
 from .parameters import check
 from .places import Places, here
 from .record import JobRun, Record
@@ -141,6 +141,6 @@ def one(self: Ahead, flow: Workflow, step: Step, name: str, parameters: dict, up
     values = check(file, parameters)
     key = step_key(file, values, upstream, self.settings)
     if before and before.ok and not _left_out(before): return Planned(name, "skip", f"{UNCHANGED}{before.id}", run=replace(before, key=key))
-    was, why = (None, "it always runs") if step.always else found(self.record, self.tables, key, name, file)
+    was, why = (None, "it always runs") if step.always else stands(self.record, self.tables, key, name, file)
     if was: return Planned(name, "skip", f"{UNCHANGED}{was.id}", run=replace(was, key=key))
     return Planned(name, "run", why, new=self.record is None or self.record.succeeded(key) is None)

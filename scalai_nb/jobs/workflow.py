@@ -28,7 +28,7 @@ from ..core.settings import Settings
 from .engine import positive, run as run_notebook, to_end
 from .graph import draw, graph
 from .handed import can_take, declared
-from .keys import Tables, code_of, found, link, step_key
+from .keys import Tables, code_of, link, stands, step_key
 from .parameters import Parameter, _conform, check, read
 from .places import Places, here
 from .record import GOOD, RUNS, JobRun, Record, commit, versions
@@ -650,7 +650,7 @@ async def _attempts(level: Level, step: Step, name: str, parameters: dict, upstr
         file = flow.path.parent/step.notebook
         values = check(file, parameters)
         key = step_key(file, values, upstream, session.settings)
-        was, why = (before, "") if before and before.ok and not _left_out(before) else (None, "it always runs") if step.always else found(session.record, session.tables, key, name, file)
+        was, why = (before, "") if before and before.ok and not _left_out(before) else (None, "it always runs") if step.always else stands(session.record, session.tables, key, name, file)
         if was: return _unchanged(was, name, key, level, f"{UNCHANGED}{was.id}", file, values)
         def once(reason): return _notebook(level, step, name, file, parameters, key, reason or why, order)
     tried = []
