@@ -4,7 +4,7 @@ BIN := .venv/bin
 DEMO ?= scalai-demo
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo dash install dev check lessons test test-slow bench-data bench-learn bench-compress gpu clean
+.PHONY: demo dash install dev check lessons test test-slow bench-data bench-learn bench-compress bench-jobs gpu clean
 
 install: .venv/.installed
 dev: .venv/.dev
@@ -61,6 +61,11 @@ bench-learn: dev
 # The candidates of four networks beside their float files, in the same report (about forty minutes; `fashion` wants Debian's dataset-fashion-mnist).
 bench-compress: dev
 	@$(BIN)/python tests/bench/compress.py flights digits fashion minilm
+
+# Notebooks as jobs beside papermill, and the scheduler's queue (about six minutes).
+bench-jobs: dev
+	@$(BIN)/python tests/bench/notebooks.py
+	@$(BIN)/python tests/bench/queue.py
 
 clean:
 	rm -rf build dist *.egg-info tests/output .pytest_cache .hypothesis

@@ -6,11 +6,12 @@
 __all__ = ['app', 'contract_app', 'models_app', 'workflow_app', 'export_app', 'same_app', 'COMMON', 'UsageError', 'schedule_app',
            'Answer', 'show', 'say', 'verb', 'main', 'usage', 'tell', 'init', 'demo', 'profile_of', 'profile', 'ingest',
            'cells', 'told_row', 'tables_text', 'tables', 'size_text', 'gc', 'contract_infer', 'contract_check',
-           'check_text', 'contract_diff', 'contract_set', 'quarantine', 'drift', 'pairs', 'values', 'run', 'run_text',
-           'runs', 'details', 'logs', 'followed', 'log_text', 'cancel', 'workflow_export', 'workflow_check', 'option',
-           'schedule_add', 'schedule_apply', 'schedule_rows', 'schedule_list', 'schedule_show', 'schedule_pause',
-           'schedule_resume', 'schedule_remove', 'schedule_trigger', 'scheduler', 'models_list', 'models_show',
-           'models_compare', 'models_promote', 'models_rollback', 'budget', 'compress', 'score', 'dash', 'lab']
+           'check_text', 'contract_diff', 'contract_set', 'quarantine', 'drift', 'pairs', 'values', 'WithForm',
+           'job_file', 'run', 'run_alone', 'run_text', 'runs', 'details', 'logs', 'followed', 'log_text', 'cancel',
+           'workflow_export', 'workflow_check', 'option', 'schedule_add', 'schedule_apply', 'schedule_rows',
+           'schedule_list', 'schedule_show', 'schedule_pause', 'schedule_resume', 'schedule_remove', 'schedule_trigger',
+           'scheduler', 'models_list', 'models_show', 'models_compare', 'models_promote', 'models_rollback', 'budget',
+           'compress', 'score', 'dash', 'lab']
 
 # %% ../nbs/cli.ipynb #a53a90a7
 import functools, inspect, json, os, re, shutil, sys, traceback
@@ -63,7 +64,7 @@ COMMON = {"json_": Annotated[bool, typer.Option("--json", help="One JSON documen
           "settings_": Annotated[Path | None, typer.Option("--settings", help="A settings.ini, instead of the one found from here upwards.", show_default=False)],
           "debug_": Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")]}
 
-def verb(group: typer.Typer, name: str | None = None):
+def verb(group: typer.Typer, name: str | None = None, cls: type | None = None):
     "Make a function that returns an `Answer` a command with the common options."
     def wrap(fn):
         @functools.wraps(fn)
@@ -76,7 +77,7 @@ def verb(group: typer.Typer, name: str | None = None):
         common = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, annotation=a, default=None if n == "settings_" else False) for n, a in COMMON.items()]
         command.__signature__ = own.replace(parameters=[*(p for n, p in own.parameters.items() if n not in COMMON), *common])
         command.__annotations__ = {**fn.__annotations__, **COMMON}
-        group.command(name or fn.__name__)(command)
+        group.command(name or fn.__name__, cls=cls)(command)
         return fn
     return wrap
 
@@ -331,7 +332,7 @@ def drift(reference: Annotated[str, typer.Argument(metavar="REF")], current: Ann
     report = compare(profile_of(reference), profile_of(current), Policy.load(policy) if policy else None)
     return Answer(report.to_dict(), lambda: str(report), 1 if exit_code and report.drifted else 0)
 
-# %% ../nbs/cli.ipynb #faf29012
+# %% ../nbs/cli.ipynb #4f8099e6
 def pairs(given: list[str], option: str = "-p") -> dict[str, str]:
     "`-p name=value`, each a string as it was typed; the notebook's own types say what it becomes."
     bad = next((g for g in given if "=" not in g), None)
@@ -346,7 +347,38 @@ def values(file: str | None) -> dict:
     if not isinstance(found, dict): raise BadRequest(f"--parameters {file} holds a {type(found).__name__}.", 'Give a JSON object, as in {"months": 6}.', "parameter")
     return found
 
-@verb(app)
+class WithForm(typer.core.TyperCommand):
+    "A command whose `--help`, after a notebook or a workflow, ends with what that one can be told."
+    def parse_args(self, ctx, args):
+        ctx.meta["scalai.said"] = list(args)
+        return super().parse_args(ctx, args)
+
+    def format_epilog(self, ctx, formatter):
+        super().format_epilog(ctx, formatter)
+        what = self.make_parser(ctx).parse_args(list(ctx.meta["scalai.said"]))[0].get("what")
+        if not isinstance(what, str): return
+        from scalai_nb.jobs.parameters import form, read
+        from scalai_nb.jobs.workflow import Workflow
+        declared = Workflow.load(job_file(what)).parameters if job_file(what).suffix == ".toml" else read(what)
+        formatter.write(f"\n{what} takes, each as -p name=value:\n{form(declared)}\n" if declared else f"\n{what} takes no parameters.\n")
+
+
+def job_file(what: str) -> Path:
+    "A notebook or a workflow that is there."
+    path = Path(what)
+    if path.is_dir(): raise BadRequest(f"{what} is a folder.", "Give a notebook or a workflow in it.")
+    if not path.is_file(): raise BadRequest(f"There is no file {what}.", _nearest_file(path))
+    if path.suffix not in (".toml", ".ipynb"): raise BadRequest(f"{what} is neither a notebook nor a workflow.", "Give a file that ends in .ipynb or .toml.")
+    return path
+
+def _nearest_file(path: Path) -> str:
+    from scalai_nb.core.errors import nearest
+    names = [f.name for f in path.parent.iterdir() if f.suffix in (".ipynb", ".toml")] if path.parent.is_dir() else []
+    near = nearest(path.name, names)
+    return f"Did you mean {path.parent/near}?" if near else "Check the path and the working directory."
+
+# %% ../nbs/cli.ipynb #faf29012
+@verb(app, cls=WithForm)
 def run(what: Annotated[str, typer.Argument(metavar="NOTEBOOK|WORKFLOW")],
         p: Annotated[list[str] | None, typer.Option("-p", help="name=value; repeat it for several.")] = None,
         parameters: Annotated[str | None, typer.Option("--parameters", metavar="FILE", help="A JSON object of parameters, - for standard input; -p wins.")] = None,
@@ -356,10 +388,9 @@ def run(what: Annotated[str, typer.Argument(metavar="NOTEBOOK|WORKFLOW")],
         only: Annotated[str | None, typer.Option(help="This step of a workflow alone; what it needs is taken from earlier runs.")] = None,
         jobs: Annotated[int | None, typer.Option(min=1, help="Steps of a workflow that run at a time.")] = None,
         dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what of a workflow would run, and why; start nothing.")] = False) -> Answer:
-    "A job notebook, or a workflow of them."
-    path = Path(what)
-    if path.is_dir(): raise BadRequest(f"{what} is a folder.", "Give a notebook or a workflow in it.")
-    if not path.is_file(): raise BadRequest(f"There is no file {what}.", _nearest_file(path))
+    "A job notebook, or a workflow of them. `scalai run FILE --help` says what that one can be told."
+    path = job_file(what)
+    sys.modules.setdefault("rfc3987_syntax", None)  # a grammar that jsonschema would compile for half a second, to check a format that no notebook has
     if path.suffix == ".toml":
         if o: raise BadRequest("-o is for one notebook, and this is a workflow of them.", "Leave it out: each step's notebook is kept, see scalai runs ID.")
         from scalai_nb.jobs.workflow import Workflow
@@ -370,19 +401,22 @@ def run(what: Annotated[str, typer.Argument(metavar="NOTEBOOK|WORKFLOW")],
             found = plan(flow, given, **how)
             return Answer(found.to_dict(), lambda: str(found))
         done = flow.run(given, timeout=timeout, **how)
-    elif path.suffix == ".ipynb":
+    else:
         given = next((name for name, value in {"--from-failed": from_failed, "--only": only, "--jobs": jobs, "--dry-run": dry_run}.items() if value), None)
         if given: raise BadRequest(f"{given} is for workflows, and this is one notebook.", "Leave it out.")
-        from scalai_nb.jobs.engine import run
-        done = run(path, values(parameters) | pairs(p or []), output=o, timeout=timeout)
-    else: raise BadRequest(f"{what} is neither a notebook nor a workflow.", "Give a file that ends in .ipynb or .toml.")
+        done = run_alone(path, values(parameters) | pairs(p or []), output=o, timeout=timeout)
     return Answer(done.to_dict(), lambda: run_text(done.to_dict()), done.exit_code)
 
-def _nearest_file(path: Path) -> str:
-    from scalai_nb.core.errors import nearest
-    names = [f.name for f in path.parent.iterdir() if f.suffix in (".ipynb", ".toml")] if path.parent.is_dir() else []
-    near = nearest(path.name, names)
-    return f"Did you mean {path.parent/near}?" if near else "Check the path and the working directory."
+def run_alone(path: Path, given: dict, **how):  # a JobRun
+    "One notebook, whose kernel imports beside us."
+    from contextlib import nullcontext
+    from scalai_nb.core.settings import Settings
+    from scalai_nb.jobs.parameters import check
+    from scalai_nb.jobs.warm import Spare
+    check(path, given)  # a wrong request starts nothing
+    with nullcontext() if Settings.load().jobs.warm or "SCALAI_WARM" in os.environ else Spare() as spare:
+        from scalai_nb.jobs.engine import run
+        return run(path, given, warm=spare, **how)
 
 # %% ../nbs/cli.ipynb #67087707
 def run_text(doc: dict, depth: int = 0) -> str:

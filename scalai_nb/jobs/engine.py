@@ -8,6 +8,7 @@ __all__ = ['run', 'positive', 'kernel_env', 'Engine', 'drive', 'to_end']
 # %% ../../nbs/jobs/06_engine.ipynb #6145d6ce
 import asyncio, os, sys, threading
 from contextlib import chdir
+from importlib.metadata import version
 from pathlib import Path
 
 from ..core import live
@@ -32,42 +33,49 @@ def run(notebook: Path | str,  # the source; it is not changed
         env: dict[str, str] | None = None,  # for its kernel, over what that finds anyway
         cell_timeout: int | None = None,  # seconds for each cell
         progress: bool | None = None,  # lines on standard error; default: unless in a kernel
-        stop=None, terminal=None, warm=None,  # shared by a workflow's steps: Stop, Terminal, warm.Pool
+        stop=None, terminal=None, warm=None,  # shared by a workflow's steps: Stop, Terminal, warm.Pool; of a command, a warm.Spare
        ) -> JobRun:
     "Run a notebook and say how it ended."
     from scalai_nb.jobs.client import Execution, Stop
     from scalai_nb.jobs.log import Terminal
-    from scalai_nb.jobs.warm import Pool
     settings = settings or Settings.load()
     source = load_notebook(notebook)
     values = check(source, parameters)
     positive(timeout)
     nb, origin = _prepare(source, values, parameters or {})
-    output = _writable(output, Path(notebook))
+    output, secrets = _writable(output, Path(notebook)), _secrets(values)
     record = Record(settings)
     job = record.create(JobRun(name=name or Path(notebook).stem, notebook=str(Path(notebook).absolute()), parameters=veiled(values), key=key, reason=reason, cells=len(source["cells"]),
                                parent=parent or os.environ.get("SCALAI_RUN"), versions=versions(), commit=commit(settings.root)))
     execution = Execution(job, nb, origin, record.folder(job.id), record, timeout or settings.jobs.timeout, stop or Stop(), terminal or Terminal(show=False),
-                          kernel_env(settings, job.id) | (env or {}), settings.root, _secrets(values), warm)
+                          kernel_env(settings, job.id) | (env or {}), settings.root, secrets, warm, settings.jobs.output_limit)
     job.output = str(output or execution.path)
-    if terminal: return _through_papermill(execution, output, cell_timeout)
-    with Terminal(progress) as execution.terminal, Pool() as borrowed:
-        if warm is None and "SCALAI_WARM" in os.environ: execution.warm = borrowed
+    if terminal: return _ran(execution, output, cell_timeout)
+    with Terminal(progress) as execution.terminal, _pool(settings, nb) as pool:
+        execution.warm = warm if warm is not None and not settings.jobs.warm else pool
         execution.terminal.start(job.name)
-        _through_papermill(execution, output, cell_timeout)
+        _ran(execution, output, cell_timeout)
         execution.terminal.done(job)
     return job
+
+
+def _pool(settings: Settings, nb: dict):  # a warm.Pool
+    "Where a kernel may be forked: where the one was that we are in, or, if the settings want it, from a process that is kept beside the workspace."
+    from scalai_nb.jobs.warm import Pool, imports
+    return Pool(imports(nb, settings.root), keep=settings.home, most=settings.jobs.warm) if settings.jobs.warm else Pool()
 
 # %% ../../nbs/jobs/06_engine.ipynb #12d60506
 def _prepare(source: dict, values: dict, given: dict):
     "The notebook to run, as nbformat has it, and where its cells come from."
     import nbformat
-    nb, origin = inject(source, {k: values[k] for k in given})
+    from nbformat.v4.rwbase import rejoin_lines
+    nb, origin = inject(source, {k: v for k, v in values.items() if k in given or isinstance(v, Secret)})
     nb = nbformat.from_dict({**nb, "metadata": dict(nb.get("metadata", {}))})
-    nb = nbformat.v4.upgrade(nbformat.convert(nb, 4)) or nb
+    nb = rejoin_lines(nbformat.v4.upgrade(nbformat.convert(nb, 4)) or nb)  # a file may keep a text as a list of lines
     for cell in nb.cells: cell.metadata.setdefault("tags", [])
-    from papermill.version import version
-    nb.metadata["papermill"] = dict(default_parameters={}, environment_variables={}, parameters=plain(values, "parameters"), version=version)
+    kept = [i for i, cell in enumerate(nb.cells) if "papermill-error-cell-tag" not in cell.metadata["tags"]]  # which papermill leaves in what failed
+    nb.cells, origin = [nb.cells[i] for i in kept], [origin[i] for i in kept]
+    nb.metadata["papermill"] = dict(default_parameters={}, environment_variables={}, parameters=plain(values, "parameters"), version=version("papermill"))
     kernel = nb.metadata.get("kernelspec", {}).get("name", "")
     from scalai_nb.jobs.client import NATIVE
     if kernel not in NATIVE:
@@ -81,7 +89,7 @@ def _prepare(source: dict, values: dict, given: dict):
 def _secrets(values: dict) -> tuple[str, ...]:  # longest first: a URI, before the password in it
     "What may be used and not written: secrets, URIs with a password, and the passwords (very short ones only within their URI)."
     uris = passwords(list(values.values()))
-    return (*(secret(v) for v in values.values() if isinstance(v, Secret)), *uris, *(p for found in uris.values() for p in found if len(p) > 5))
+    return (*filter(None, (secret(v) for v in values.values() if isinstance(v, Secret))), *uris, *(p for found in uris.values() for p in found if len(p) > 5))
 
 
 def positive(timeout: float | None):
@@ -104,16 +112,10 @@ def kernel_env(settings: Settings, id: str) -> dict[str, str]:
     return {"SCALAI_RUN": id} | ({"SCALAI_SETTINGS": str(settings.file)} if settings.file.is_file() else {})
 
 # %% ../../nbs/jobs/06_engine.ipynb #05aa42aa
-def _through_papermill(execution, output, cell_timeout) -> JobRun:
-    import papermill
-    from papermill.engines import papermill_engines
-    from papermill.exceptions import PapermillExecutionError
-    papermill_engines.register("scalai", Engine)
-    try: papermill.execute_notebook(execution.nb, None, engine_name="scalai", progress_bar=False, kernel_name=execution.nb.metadata.get("kernelspec", {}).get("name", ""),
-                                    execution=execution, cell_timeout=cell_timeout)
-    except PapermillExecutionError: pass  # the run says so itself
+def _ran(execution, output, cell_timeout) -> JobRun:
+    Engine.execute_notebook(execution.nb, execution.nb.metadata.get("kernelspec", {}).get("name", ""), execution=execution, cell_timeout=cell_timeout)
     if output:
-        try: write_atomic(output, execution.path.read_bytes())
+        try: execution.copy(output)
         except (OSError, BadRequest) as e: _not_put(execution, e if isinstance(e, OSError) else e.__cause__)
     return execution.run
 
@@ -186,10 +188,12 @@ def _papermill_command(nb, kernel_name, input_path, output_path, start_timeout, 
     record = Record(settings)
     job = record.create(JobRun(name=Path(source.split("?")[0]).stem or "notebook", notebook=veiled(source), output=veiled(target) or None, parameters=veiled(values),
                                cells=sum(o is not None for o in origin), versions=versions(), commit=commit(settings.root)))
-    with Terminal(progress) as terminal:
+    with Terminal(progress) as terminal, _pool(settings, nb) as pool:
         terminal.start(job.name)
-        execution = Execution(job, nb, origin, record.folder(job.id), record, settings.jobs.timeout, terminal=terminal, env=kernel_env(settings, job.id), cwd=Path.cwd(), secrets=_secrets(values))
+        execution = Execution(job, nb, origin, record.folder(job.id), record, settings.jobs.timeout, terminal=terminal, env=kernel_env(settings, job.id), cwd=Path.cwd(), secrets=_secrets(values),
+                              warm=pool, output_limit=settings.jobs.output_limit)
         if target and not is_url(target): execution.path = Path(target)
+        execution.spill.base = execution.path.parent
         execution.message = tap(execution.message)
         nb = Engine.execute_notebook(nb, kernel_name, execution=execution, start_timeout=start_timeout, cell_timeout=cell_timeout)
         terminal.done(job)

@@ -1,0 +1,150 @@
+"""Notebooks as jobs beside papermill, in one run: `make bench-jobs`, or
+
+    python tests/bench/notebooks.py trivial imports large steps --repeats 3 [--dry]
+
+Whole commands, each from its start to its end, in turn, as often as `--repeats` says.
+The section goes to tests/bench/RESULTS.md as those of bench.py do.
+"""
+import argparse, json, os, shutil, statistics, subprocess, sys, tempfile, threading, time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+from bench import keep, stamp
+
+BIN = Path(sys.executable).parent
+JOBS = ("trivial", "imports", "large", "steps")
+STEPS = 200
+IMPORTS = "import pandas as pd\nimport dask.dataframe as dd\nimport torch\n"
+LINES = "for i in range(1000): print(f'{i:04d}', 'x'*95)"  # 1,000 lines of 101 bytes
+
+
+def notebook(path: Path, *cells: str):
+    "A notebook from texts; the first is its parameters cell."
+    cells = [dict(cell_type="code", id=f"c{i}", metadata=dict(tags=["parameters"] if i == 0 else []), source=text, outputs=[], execution_count=None) for i, text in enumerate(cells)]
+    meta = dict(kernelspec=dict(name="python3", display_name="Python 3", language="python"), language_info=dict(name="python"))
+    path.write_text(json.dumps(dict(nbformat=4, nbformat_minor=5, metadata=meta, cells=cells)))
+
+
+def workspace(folder: Path, warm: int = 0) -> Path:
+    folder.mkdir()
+    (folder/"settings.ini").write_text(f"[jobs]\nwarm = {warm}\n")
+    notebook(folder/"trivial.ipynb", "n = 1", "print(n + 1)")
+    notebook(folder/"imports.ipynb", "n = 1", IMPORTS, "print(pd.Series([1, 2]).sum(), dd.__name__, torch.ones(2).sum())")
+    notebook(folder/"large.ipynb", "n = 1", *[LINES]*100)
+    return folder
+
+
+def seconds(command: list, cwd: Path) -> float:
+    "A whole command that must end well."
+    began = time.perf_counter()
+    done = subprocess.run([str(c) for c in command], cwd=cwd, capture_output=True, text=True)
+    took = time.perf_counter() - began
+    if done.returncode: raise RuntimeError(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout[-500:]}{done.stderr[-2000:]}")
+    return took
+
+
+def papermill(name: str): return lambda at: seconds([BIN/"papermill", f"{name}.ipynb", "out.ipynb", "--no-progress-bar"], at)
+def scalai(name: str): return lambda at: seconds([BIN/"scalai", "run", f"{name}.ipynb", "-o", "out.ipynb"], at)
+
+
+def rounds(who: dict, repeats: int, what: str) -> dict[str, list[float]]:
+    "Every contender in turn."
+    runs = {w: [] for w in who}
+    for k in range(repeats):
+        for w, (command, at) in who.items():
+            runs[w].append(command(at))
+            print(f"{what} {k + 1}/{repeats} {w}: {runs[w][-1]:.2f} s", file=sys.stderr, flush=True)
+    return runs
+
+
+def trivial(cold: Path, warm: Path, repeats: int) -> list:
+    runs = rounds({"papermill": (papermill("trivial"), cold), "scalai": (scalai("trivial"), cold)}, repeats, "trivial")
+    return [("CLI, a trivial notebook", runs, .9, .5)]
+
+
+def imports(cold: Path, warm: Path, repeats: int) -> list:
+    scalai("imports")(warm)  # it starts the process that is kept
+    runs = rounds({"papermill": (papermill("imports"), cold), "scalai": (scalai("imports"), cold), "scalai, warm": (scalai("imports"), warm)}, repeats, "imports")
+    return [("kernel with pandas, Dask and torch imported", {w: runs[w] for w in ("papermill", "scalai")}, None, None),
+            ("the same, warm", {"papermill": runs["papermill"], "scalai": runs["scalai, warm"]}, 1., None)]
+
+
+def large(cold: Path, warm: Path, repeats: int) -> list:
+    runs = rounds({"papermill": (papermill("large"), cold), "scalai": (scalai("large"), cold)}, repeats, "large")
+    seen = {w: read_during(command, cold) for w, command in (("papermill", papermill("large")), ("scalai", scalai("large")))}
+    print(seen, file=sys.stderr)
+    return [("notebook of 100 cells with 10 MB of output", runs, 2., None), ("reads of it meanwhile that met a broken file", seen, 0, None)]
+
+
+def read_during(command, at: Path) -> tuple[int, int]:  # broken, all
+    "Poll the notebooks that a command writes while it runs."
+    for old in (at/"out.ipynb", at/".scalai"/"runs"): shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+    broken, reads, over = 0, 0, threading.Event()
+
+    def look():
+        nonlocal broken, reads
+        while not over.wait(.02):
+            for path in [at/"out.ipynb", *at.glob(".scalai/runs/*/notebook.ipynb")]:
+                try: json.loads(path.read_text())
+                except FileNotFoundError: continue
+                except ValueError: broken += 1
+                reads += 1
+    reader = threading.Thread(target=look)
+    reader.start()
+    try: command(at)
+    finally:
+        over.set()
+        reader.join()
+    return broken, reads
+
+
+def steps(cold: Path, warm: Path, repeats: int) -> list:
+    "A workflow run once, by kernels out of one process, then again with nothing changed."
+    (cold/"steps.toml").write_text('warm = ["json"]\n' + "".join(f'[[step]]\nname = "s{i}"\nnotebook = "trivial.ipynb"\nparameters = {{ n = {i} }}\nneeds = []\n' for i in range(STEPS)))
+    first = seconds([BIN/"scalai", "run", "steps.toml"], cold)
+    print(f"steps: the first run took {first:.1f} s", file=sys.stderr, flush=True)
+    def again(at):
+        began = time.perf_counter()
+        done = subprocess.run([BIN/"scalai", "run", "steps.toml", "--json"], cwd=at, capture_output=True, text=True)
+        took = time.perf_counter() - began
+        assert [s["state"] for s in json.loads(done.stdout)["steps"]] == ["skipped"]*STEPS, done.stdout[-500:] + done.stderr[-2000:]
+        return took
+    return [(f"workflow of {STEPS} trivial steps, nothing changed: all skipped", rounds({"scalai": (again, cold)}, repeats, "steps"), 2., None)]
+
+
+def row(what: str, runs: dict, must, share) -> str:
+    "A line of the table."
+    if isinstance(runs["scalai"], tuple):
+        said = {w: f"{b} of {n}" for w, (b, n) in runs.items()}
+        return f"| {what} | {said['papermill']} | {said['scalai']} | | {must} | {'yes' if runs['scalai'][0] == must else '**no**'} | |"
+    own, other = statistics.median(runs["scalai"]), statistics.median(runs["papermill"]) if "papermill" in runs else None
+    met = "" if must is None else "yes" if own <= must and (share is None or own <= share*other) else "**no**"
+    words = "" if must is None else f"≤ {must:g} s" + (f", ≤ {share:g} ×" if share else "")
+    shown = "; ".join(f"{w} {', '.join(f'{s:.2f}' for s in r)}" for w, r in runs.items())
+    return f"| {what} | {'' if other is None else f'{other:.2f} s'} | {own:.2f} s | {'' if other is None else f'{own/other:.2f}'} | {words} | {met} | {shown} |"
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p.add_argument("jobs", nargs="*", choices=[*JOBS, []], help=f"of {', '.join(JOBS)}; all by default")
+    p.add_argument("--repeats", type=int, default=3)
+    p.add_argument("--dry", action="store_true", help="print the section, leave RESULTS.md as it is")
+    a = p.parse_args()
+    os.environ.pop("SCALAI_SETTINGS", None)
+    from importlib.metadata import version
+    load, jobs = os.getloadavg()[0], a.jobs or JOBS
+    with tempfile.TemporaryDirectory() as d:
+        cold, warm = workspace(Path(d)/"cold"), workspace(Path(d)/"warm", 1)
+        try: rows = [row(*r) for job in jobs for r in globals()[job](cold, warm, a.repeats)]
+        finally:
+            from scalai_nb.jobs.warm import release
+            release(warm/".scalai")
+    text = "\n".join([f"## notebooks beside papermill {version('papermill')}", "", "Whole commands in fresh workspaces, in turn; × is our median by papermill's. The reader asks for the notebook fifty times a second, in runs of their own.", "",
+                      "| | papermill | scalai | × | must | met | every repeat, s |", "|---|---:|---:|---:|---|---|---|", *rows, "",
+                      stamp(f"python tests/bench/notebooks.py {' '.join(jobs)} --repeats {a.repeats}", load), ""])
+    print(text)
+    if not a.dry: keep(text.splitlines()[0], text)
+
+
+if __name__ == "__main__": main()
