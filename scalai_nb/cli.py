@@ -753,6 +753,9 @@ def lab() -> Answer:
     import importlib.util, subprocess
     from scalai_nb.core.settings import Settings
     if importlib.util.find_spec("jupyterlab") is None: raise BadRequest("JupyterLab is not installed.", "pip install jupyterlab")
-    root = [] if os.geteuid() else ["--allow-root"]
-    code = subprocess.call([sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={Settings.load().root}", *root])
+    settings, jobs, root = Settings.load(), [], [] if os.geteuid() else ["--allow-root"]
+    if importlib.util.find_spec("jupyter_scheduler"):
+        from scalai_nb.jobs.jupyter import lab_options
+        jobs = lab_options(settings)
+    code = subprocess.call([sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={settings.root}", *jobs, *root])
     return Answer({"code": code}, code=1 if code else 0)

@@ -42,10 +42,12 @@ class Lab:
         own = {n: str(root/".jupyter"/n.lower()) for n in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR", "IPYTHONDIR")}
         self.settings = Path(own["JUPYTERLAB_SETTINGS_DIR"])
         self.set("notification", fetchNews="false")
-        self.process = subprocess.Popen([sys.executable, "-m", "jupyterlab", "--allow-root", "--no-browser", "--ip=127.0.0.1", f"--port={self.port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={root}",
-                                         "--IdentityProvider.token=watched", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"],
-                                        env=os.environ | own | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=open(root/"lab.log", "wb"), cwd=root)
+        self.process = subprocess.Popen(self.command(), env=os.environ | own | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=open(root/"lab.log", "wb"), cwd=root)
         servers.wait_for(self.port, self.process, within=90)
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "jupyterlab", "--allow-root", "--no-browser", "--ip=127.0.0.1", f"--port={self.port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={self.root}",
+                "--IdentityProvider.token=watched", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
 
     def set(self, what: str, **values):
         "As a person would in Lab's settings."
