@@ -89,8 +89,8 @@ def test_a_request_in_the_record_cancels(workspace):
 
 def test_a_stubborn_kernel_is_killed_when_time_is_over(workspace):
     path = write(workspace/"stubborn.ipynb", "x = 1", "import time\nwhile True:\n    try: time.sleep(60)\n    except KeyboardInterrupt: pass")
-    job = run(path, timeout=2)
-    assert (job.state, job.error["cell"], job.exit_code) == ("timed_out", 1, 124) and job.seconds < 20
+    job = run(path, timeout=8)
+    assert (job.state, job.error["cell"], job.exit_code) == ("timed_out", 1, 124) and job.seconds < 30
     nobody_left(workspace)
 
 
