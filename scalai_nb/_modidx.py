@@ -2361,6 +2361,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'scalai_nb.jobs.workflow.Session': ('jobs/workflow.html#session', 'scalai_nb/jobs/workflow.py'),
                                          'scalai_nb.jobs.workflow.Session.__init__': ( 'jobs/workflow.html#session.__init__',
                                                                                        'scalai_nb/jobs/workflow.py'),
+                                         'scalai_nb.jobs.workflow.Session.draw': ( 'jobs/workflow.html#session.draw',
+                                                                                   'scalai_nb/jobs/workflow.py'),
                                          'scalai_nb.jobs.workflow.Session.left': ( 'jobs/workflow.html#session.left',
                                                                                    'scalai_nb/jobs/workflow.py'),
                                          'scalai_nb.jobs.workflow.Session.look_round': ( 'jobs/workflow.html#session.look_round',

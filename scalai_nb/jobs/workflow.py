@@ -23,7 +23,7 @@ from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, Va
 
 from ..core import live
 from ..core.storage import VEIL, veiled
-from ..core.errors import BadRequest, ScalaiError, WorkFailed, nearest
+from ..core.errors import BadRequest, ScalaiError, Unreachable, WorkFailed, nearest
 from ..core.settings import Settings
 from .engine import positive, run as run_notebook, to_end
 from .graph import draw, graph
@@ -31,7 +31,7 @@ from .handed import can_take, declared
 from .keys import Tables, code_of, link, stands, step_key
 from .parameters import Parameter, _conform, check, read
 from .places import Places, here
-from .record import GOOD, RUNS, JobRun, Record, commit, versions
+from .record import GOOD, RUNS, JobRun, Pulse, Record, commit, versions
 
 # %% ../../nbs/jobs/08_workflow.ipynb #40a65f4e
 REFERENCE = re.compile(r"\$\{\s*([^}]*?)\s*\}")
@@ -313,17 +313,20 @@ class Session:
         until = time.monotonic() + seconds
         while (left := min(until, self.until) - time.monotonic()) > 0 and not self.stop.reason: await asyncio.sleep(min(left, .1))
 
+    def draw(self):
+        try: draw(self.flow, self.record, self.id)
+        except Unreachable: pass  # the page is as old as the record that still answered
+
     async def watch(self):
-        "Beside all steps: hear who asks to stop, and send those who wait away; see workers come and go."
+        "Beside all steps: send those who wait away when all is to stop, see workers come and go, and keep the page."
         looked = drawn = time.monotonic()
         while True:
             await asyncio.sleep(.1)
             if time.monotonic() - looked > 1:
                 looked = time.monotonic()
                 if self.client: await self.look_round()
-                if self.id: self.stopping(self.id)
             if self.id and time.monotonic() - drawn > 2:
-                await asyncio.to_thread(draw, self.flow, self.record, self.id)
+                await asyncio.to_thread(self.draw)
                 drawn = time.monotonic()
             if self.stop.reason or self.left() <= 0: self.places.close()
 
@@ -381,13 +384,13 @@ def run(self: Workflow,
 async def _whole(flow: Workflow, values: dict, session: Session, parent: str | None, previous: JobRun | None) -> JobRun:
     watch, work = asyncio.create_task(session.watch()), asyncio.create_task(_run(flow, values, session, parent, flow.name, "", [], previous))
     await asyncio.wait({watch, work}, return_when=asyncio.FIRST_COMPLETED)
-    if watch.done():  # it never ends by itself: the record is gone
+    if watch.done():  # it never ends by itself
         session.stop.request(repr(watch.exception()))
         session.places.close()
     try: return await work
     finally:
         watch.cancel()
-        if session.id: draw(flow, session.record, session.id)
+        if session.id: session.draw()
 
 # %% ../../nbs/jobs/08_workflow.ipynb #62381c58
 def _values(flow: Workflow, given: dict) -> dict:
@@ -449,7 +452,7 @@ def foresee(flow: Workflow,
 def _last_of(record: Record, notebook: Path) -> dict:
     "What a notebook handed on when it last went well, if its code is still the same."
     code = code_of(notebook)
-    with record.engine.connect() as db:
+    with record.db() as db:
         row = db.execute(sa.select(RUNS.c.key, RUNS.c.results).where(RUNS.c.notebook == str(notebook), RUNS.c.state == "succeeded", RUNS.c.key.is_not(None)).order_by(RUNS.c.created.desc()).limit(1)).first()
     return row.results if row and row.key.startswith(code) else {}
 
@@ -488,13 +491,18 @@ async def _run(flow: Workflow, values: dict, session: Session, parent: str | Non
     began, record = time.monotonic(), session.record
     job = record.create(JobRun(name=name, kind="workflow", state="running", notebook=str(flow.path), parameters=veiled(values), parent=parent, started=time.time(),
                                cells=len(flow.steps), versions=versions(), commit=commit(session.settings.root)))
-    if not path: session.id = job.id
+    pulse = None
+    if not path:
+        session.id, pulse = job.id, Pulse(record, job, session.stop)
+        pulse.start()  # also for its steps: signs of life, and whether somebody asks to stop
     level = Level(flow, job, session, path, dict(values), upstream, previous, order)
     try: await together(_when_ready(level, step) for step in flow.steps if level.wanted(step.name))
     except BaseException as e:
         job.state, job.error, job.seconds = "failed", dict(cell=None, kind=type(e).__name__, message=str(e)), time.monotonic() - began
         record.update(job)
         raise
+    finally:
+        if pulse: pulse.over.set()
     done = {s.name: level.done[s.name] for s in flow.steps if s.name in level.done}
     job.steps = [run for runs in done.values() for _, run in runs]
     for step in flow.steps: job.results |= gathered(step, done[step.name])[1] if step.name in done else {}
