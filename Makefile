@@ -65,7 +65,7 @@ bench-compress: dev
 # Notebooks as jobs beside papermill, and the scheduler's queue (about six minutes).
 bench-jobs: dev
 	@$(BIN)/python tests/bench/notebooks.py
-	@$(BIN)/python tests/bench/queue.py
+	@$(BIN)/python tests/bench/queued.py
 
 clean:
 	rm -rf build dist *.egg-info tests/output .pytest_cache .hypothesis
