@@ -36,11 +36,12 @@ GPU = {"cudf", "cupy", "dask_cudf", "dask_cuda", "rmm", "cuml"}  # importing the
 
 def _preload(modules: list[str],  # `json`, or `dask:dataframe`, which is a module or a name in one
              gone,
+             always: tuple[str, ...] = ALWAYS,
             ) -> dict[str, str]:
     "Import, and say what could not be."
     os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # as a kernel would, before matplotlib looks
     failed = {}
-    for name in (*ALWAYS, *modules):
+    for name in (*always, *modules):
         if gone(): os._exit(0)
         module, _, part = name.partition(":")
         if module.partition(".")[0] in GPU: failed[name] = "it opens a GPU context"
@@ -48,7 +49,7 @@ def _preload(modules: list[str],  # `json`, or `dask:dataframe`, which is a modu
             try:
                 if not hasattr(importlib.import_module(module), part or "__name__"): importlib.import_module(f"{module}.{part}")
             except Exception as e:  # whatever a module raises, its notebook will meet it too, and say so
-                if name not in ALWAYS: failed[name] = f"{type(e).__name__}: {e}"
+                if name not in always: failed[name] = f"{type(e).__name__}: {e}"
     return failed
 
 
@@ -513,7 +514,7 @@ class Spare:
 def _wait(control: socket.socket):
     "Import what every kernel needs, and become one when asked; end when nobody can ask any more. Until then the terminal's interrupts are for others."
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _preload([], lambda: False)
+    _preload([], lambda: False, tuple(m for m in ALWAYS if not m.startswith("matplotlib")))  # which imports NumPy, and many notebooks do not
     with control, control.makefile() as asked: line = asked.readline()
     if not line: return
     request = json.loads(line)
