@@ -1682,6 +1682,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'scalai_nb.jobs.airflow': { 'scalai_nb.jobs.airflow.Seconds': ('jobs/airflow.html#seconds', 'scalai_nb/jobs/airflow.py'),
                                         'scalai_nb.jobs.airflow.Task': ('jobs/airflow.html#task', 'scalai_nb/jobs/airflow.py'),
                                         'scalai_nb.jobs.airflow._apart': ('jobs/airflow.html#_apart', 'scalai_nb/jobs/airflow.py'),
+                                        'scalai_nb.jobs.airflow._at_once': ('jobs/airflow.html#_at_once', 'scalai_nb/jobs/airflow.py'),
                                         'scalai_nb.jobs.airflow._called': ('jobs/airflow.html#_called', 'scalai_nb/jobs/airflow.py'),
                                         'scalai_nb.jobs.airflow._defined': ('jobs/airflow.html#_defined', 'scalai_nb/jobs/airflow.py'),
                                         'scalai_nb.jobs.airflow._group': ('jobs/airflow.html#_group', 'scalai_nb/jobs/airflow.py'),

@@ -61,8 +61,10 @@ def test_no_word_of_a_workflow_becomes_code(workspace, name, steps, params, give
     (workspace/"inner.toml").write_text(f"[parameters]\nx = {toml(given_[0])}\n[[step]]\nname = {toml(steps[0])}\nnotebook = \"any.ipynb\"\nwhen = {toml(when)}\n", encoding="utf-8")
     body = [f"name = {toml(name)}", f"parameters = {toml(params)}"]
     for i, step in enumerate(steps):
-        body += ["[[step]]", f"name = {toml(step)}", ["notebook = \"any.ipynb\"", "workflow = \"inner.toml\""][i % 2], f"parameters = {toml({'x': given_[0]} | ({} if i % 2 else {'y': given_[1]}))}"]
-        if i == 2: body += [f"each = {toml(each)}", f"as = {toml(item)}", f"when = {toml(when)}"]
+        many = {"each": each} if i == 2 and len(each) != 2 else {"grid": {"y": each}} if i == 2 else {}
+        told = {"x": given_[0]} | ({} if i % 2 or "grid" in many else {"y": given_[1]})
+        body += ["[[step]]", f"name = {toml(step)}", ["notebook = \"any.ipynb\"", "workflow = \"inner.toml\""][i % 2], f"parameters = {toml(told)}"]
+        if many: body += [*(f"{k} = {toml(v)}" for k, v in many.items()), f"as = {toml(item)}", f"when = {toml(when)}"]
     (workspace/"w.toml").write_text("\n".join(body), encoding="utf-8")
     try: flow = Workflow.load(workspace/"w.toml")
     except BadRequest: return  # a `${…}` that names nothing, say: never a DAG
@@ -133,12 +135,12 @@ HOSTILE = "{{ 7*7 }} it's \"quoted\" ${ \\ __import__('os')"
 
 @pytest.fixture
 def flights(workspace) -> Path:
-    "All that an export can say: parameters with types, a group, elements, conditions, another try."
+    "All that an export can say: parameters with types, a group, elements, a sweep, conditions, another try."
     write(workspace/"ingest.ipynb", "months: int\nnote: str = ''", RESULT + "result(rows=27_000*months, live=list(range(2, months + 1)), note=note)")
     write(workspace/"count.ipynb", "of: list[int]", RESULT + "result(n=len(of))")
     write(workspace/"score.ipynb", "month: int\nboom: bool = False", "assert not boom or month > 2, f'month {month} is broken'\n" + RESULT + "result(auc=round(.7 - month/100, 2))")
     write(workspace/"flaky.ipynb", "mark: str", "from pathlib import Path\nseen = Path(mark).exists()\nPath(mark).touch()\nassert seen, 'not yet'\n" + RESULT + "result(tries=2)")
-    write(workspace/"last.ipynb", "auc: list[float]\nn: int\nday: str\ntext: str", RESULT + "result(auc=auc, n=n, day=day, text=text)")
+    write(workspace/"last.ipynb", "auc: list[float]\nn: int\nday: str\ntext: str\nswept: list", RESULT + "result(auc=auc, n=n, day=day, text=text, swept=swept)")
     (workspace/"model.toml").write_text("""
 [parameters]
 months = []
@@ -176,10 +178,16 @@ as = "m"
 needs = []
 parameters = {{ month = "${{m}}", boom = "${{boom}}" }}
 [[step]]
+name = "sweep"
+notebook = "score.ipynb"
+grid = {{ month = [3, 5] }}
+needs = []
+when = "${{item.month}} > 3"
+[[step]]
 name = "flaky"
 notebook = "flaky.ipynb"
 needs = []
-retries = 1
+retries = {{ times = 1, wait = 0.5 }}
 parameters = {{ mark = "flaky.mark" }}
 [[step]]
 name = "late"
@@ -194,7 +202,7 @@ parameters = {{ of = [1] }}
 [[step]]
 name = "last"
 notebook = "last.ipynb"
-parameters = {{ auc = "${{month.auc}}", n = "${{model.n}}", day = "on ${{since}}", text = "${{ingest.note}}" }}
+parameters = {{ auc = "${{month.auc}}", n = "${{model.n}}", day = "on ${{since}}", text = "${{ingest.note}}", swept = "${{sweep.auc}}" }}
 needs = ["flaky"]
 """)
     return workspace
@@ -237,11 +245,11 @@ def test_a_real_airflow_runs_it(flights, tmp_path_factory):
     airflow("dags", "test", "flights")
     well = airflow.states()
     assert well == {"ingest": "success", "model.0_begin": "success", "model.fit": "success", "model.promote": "skipped", "model.9_end": "success", "month.elements": "success",
-                    "month.run[0]": "success", "month.run[1]": "success", "month.run[2]": "success", "flaky": "success", "late": "skipped", "later": "skipped", "last": "success"}
+                    "month.run[0]": "success", "month.run[1]": "success", "month.run[2]": "success", "sweep.elements": "success", "sweep.run[0]": "skipped", "sweep.run[1]": "success", "flaky": "success", "late": "skipped", "later": "skipped", "last": "success"}
     handed_on = {id: json.loads(value) for id, value in airflow.ask("select task_id, value from xcom where key = 'return_value' and map_index < 0")}
-    assert handed_on["last"] == dict(auc=[.68, .67, .66], n=3, day="on 2013-01-01", text=HOSTILE)  # what looked like a template, or like code, is text
+    assert handed_on["last"] == dict(auc=[.68, .67, .66], n=3, day="on 2013-01-01", text=HOSTILE, swept=[None, .65])  # what looked like a template, or like code, is text
     names = [r["name"] for r in scalai("runs", "--json", cwd=flights).doc["runs"]]
-    assert names.count("flaky") == 2 and names.count("score") == 3 and "last" in names  # each task is a run of the record
+    assert names.count("flaky") == 2 and names.count("score") == 4 and "last" in names  # each task is a run of the record
     (flights/"flaky.mark").touch()
     airflow("dags", "test", "flights", "-c", json.dumps({"boom": True, "months": 3}), code=1)
     ill = airflow.states()

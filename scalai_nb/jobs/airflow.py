@@ -31,12 +31,12 @@ class Task:
     over: str = ""  # the task whose list it is mapped over
 
 
-class Seconds(int):
+class Seconds(float):
     "A span of time: `timedelta(seconds=…)` in the file."
 
 
 FLOW = {"name", "path", "steps", "needs", "parameters", "warm", "nested"}
-KNOWN = {"name", "notebook", "workflow", "parameters", "needs", "when", "each", "item", "timeout", "retries", "always"}
+KNOWN = {"name", "notebook", "workflow", "parameters", "needs", "when", "each", "grid", "at_once", "item", "timeout", "retries", "always"}
 LONGEST = 250  # characters of an id in Airflow
 SLACK = 60  # seconds between a step's own end by time and Airflow's
 
@@ -47,7 +47,7 @@ def _told(step: Step, flow: Workflow, id: str) -> dict:
     strange = [n for n, f in type(step).model_fields.items() if n not in KNOWN and getattr(step, n) != f.get_default(call_default_factory=True)]
     if strange: raise BadRequest(f"{where} says `{strange[0]}`, for which an export to Airflow has no words.", f"Leave `{strange[0]}` out, or run the workflow with: scalai run {flow.path.name}")
     if len(id) + len(".elements") > LONGEST: raise BadRequest(f"{where} would have an id of {len(id)} characters in Airflow, which takes {LONGEST}.", "Give it, or the steps around it, a shorter name.")
-    try: return dict(parameters=plain(step.parameters, "parameters"), each=plain(step.each, "each"))
+    try: return dict(parameters=plain(step.parameters, "parameters"), **{k: plain(v, k) for k, v in dict(each=step.each, grid=step.grid).items() if v})
     except BadRequest as e: raise BadRequest(f"{where}: {e.message}", "Write it as text.") from e
 
 # %% ../../nbs/jobs/14_airflow.ipynb #e1db879d
@@ -55,7 +55,7 @@ def tasks(flow: Workflow,
           root: Path,  # of the workspace
           prefix: str = "",  # of ids: the groups around it, as in `model.`
           inside: str | None = None,  # the task that begins the group
-         ) -> tuple[list[Task], dict[str, str | tuple]]:  # and by step, the task that holds its results; of `each`, the elements and the task
+         ) -> tuple[list[Task], dict[str, str | tuple]]:  # and by step, the task that holds its results; of `each` and `grid`, the elements, the task and which of both
     "The tasks of a workflow, in an order in which they can run. Raises `BadRequest` for what Airflow has no words for."
     if strange := next((f.name for f in fields(flow) if f.name not in FLOW and getattr(flow, f.name)), None):
         raise BadRequest(f"{flow.path} says `{strange}`, for which an export to Airflow has no words.", f"Leave `{strange}` out, or run the workflow with: scalai run {flow.path.name}")
@@ -64,14 +64,14 @@ def tasks(flow: Workflow,
         id, needs = prefix + step.name, {n: ends[n] for n in flow.needs[step.name]}
         told, after = _told(step, flow, id), tuple(map(_last, needs.values())) or (inside,)*bool(inside)
         scope = {k: v for k, v in dict(needs=needs, inside=inside, when=step.when).items() if v}
-        if step.workflow and not (step.each or step.retries.times or step.timeout):
+        many = {k: v for k, v in told.items() if k != "parameters"}
+        if step.workflow and not (many or step.retries.times or step.timeout):
             out, ends[step.name] = out + _group(flow.nested[step.name], root, id, told["parameters"], scope, after), f"{id}.9_end"
             continue
         options = dict(file=_place(flow.path.parent/(step.notebook or step.workflow), root), parameters=told["parameters"], **scope, **_tries(step))
-        if step.each:
-            ends[step.name] = f"{id}.elements", f"{id}.run"
-            out += [Task(f"{id}.elements", "Elements", dict(each=told["each"], **scope), after),
-                    Task(f"{id}.run", "Step", dict(item=step.item, **options, max_active_tis_per_dagrun=1), (), f"{id}.elements")]
+        if many:
+            ends[step.name] = f"{id}.elements", f"{id}.run", *many
+            out += [Task(f"{id}.elements", "Elements", many | scope, after), Task(f"{id}.run", "Step", dict(item=step.item, **options, **_at_once(step)), (), f"{id}.elements")]
         else:
             ends[step.name] = id
             out.append(Task(id, "Step", options, after))
@@ -82,11 +82,16 @@ def _last(end: str | tuple) -> str: return end if isinstance(end, str) else end[
 def _place(file: Path, root: Path) -> str: return str(file.relative_to(root)) if file.is_relative_to(root) else str(file)
 
 
+def _at_once(step: Step) -> dict:
+    "One element after the other, each building on the one before; or so many at a time."
+    if step.chained: return dict(chained=True, max_active_tis_per_dagrun=1)
+    return (dict(points=True) if step.grid else {}) | (dict(max_active_tis_per_dagrun=step.at_once) if step.at_once else {})
+
+
 def _tries(step: Step) -> dict:
-    "Again after 1, 2, 4 … seconds, or what the step says, as the workflow itself does."
+    "Again after a wait that doubles, as the workflow itself does."
     r = step.retries
-    again = dict(retries=r.times, retry_delay=Seconds(max(1, math.ceil(r.wait))), retry_exponential_backoff=2.0) if r.times else {}
-    if r.times and r.most != type(r)().most: again["max_retry_delay"] = Seconds(max(1, math.ceil(r.most)))
+    again = dict(retries=r.times, retry_delay=Seconds(r.wait), max_retry_delay=Seconds(r.most), **({"retry_exponential_backoff": 2.0} if r.wait else {})) if r.times else {}
     return again | (dict(limit=math.ceil(step.timeout), execution_timeout=Seconds(math.ceil(step.timeout) + SLACK)) if step.timeout else {})
 
 
@@ -106,6 +111,7 @@ comes from the workflow: change it there and export again. `scalai workflow chec
 """
 import json, re, subprocess
 from datetime import datetime, timedelta, timezone
+from itertools import product
 
 from airflow.sdk import DAG, BaseOperator, Param, TaskGroup
 try: from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowRescheduleException, AirflowSkipException
@@ -144,12 +150,16 @@ def _defined(node: ast.stmt) -> list[str]:
 SCOPE = '''
 
 def handed_on(ti, task):
-    "What a step handed on; of one that ran for each element, a list. None: it was left out."
+    "What a step handed on; of one that ran for each element or point, a list. None: it was left out."
     if isinstance(task, str): return ti.xcom_pull(task_ids=task, map_indexes=None)
-    elements, run = task
+    elements, run, kind = task
     if ti.xcom_pull(task_ids=elements, key="left_out", map_indexes=None): return None
-    found = ti.xcom_pull(task_ids=run, map_indexes=range(len(ti.xcom_pull(task_ids=elements, map_indexes=None))))
-    return None if found and all(v is None for v in found) else [v or {} for v in found]
+    of = ti.xcom_pull(task_ids=elements, map_indexes=None)
+    found = ti.xcom_pull(task_ids=run, map_indexes=range(len(of)))
+    if found and all(v is None for v in found): return None
+    if kind == "each": return [v or {} for v in found]
+    rows = [point | (v or {}) for point, v in zip(of, found)]  # a table: a point that handed nothing on keeps its line
+    return [{k: r.get(k) for k in {k: 0 for row in rows for k in row}} for r in rows]
 
 
 class Words(BaseOperator):
@@ -194,24 +204,26 @@ class End(Words):
         together = {}
         for task in self.needs.values():
             found = handed_on(context["ti"], task) or {}
-            if isinstance(found, list): found = {k: [r[k] for r in found if k in r] for r in found for k in r}
+            if isinstance(found, list): found = {k: [r[k] for r in found if k in r] for row in found for k in row}
             together |= found
         return together
 
 
 class Elements(Words):
-    "The list that a step is done for. One that is left out has none, and says so beside it."
-    def __init__(self, *, each, **kw):
+    "The elements that a step is done for, or the points of a grid. One that is left out has none, and says so beside it."
+    def __init__(self, *, each=None, grid=None, **kw):
         super().__init__(**kw)
-        self.each = each
+        self.each, self.grid = each, grid
 
     def execute(self, context):
-        try: found = resolve(self.each, self.scope(context))
+        try: known = self.scope(context)
         except AirflowSkipException as e:
             context["ti"].xcom_push(key="left_out", value=str(e))
             return []
-        if not isinstance(found, list): raise WorkFailed(f"`each` is {found!r}, which is no list.")
-        return found
+        lists = {name: resolve(value, known) for name, value in (self.grid or {"each": self.each}).items()}
+        for name, value in lists.items():
+            if not isinstance(value, list): raise WorkFailed(f"`{name}` is {value!r}, which is no list.")
+        return [dict(zip(lists, point)) for point in product(*lists.values())] if self.grid else lists["each"]
 '''
 
 # %% ../../nbs/jobs/14_airflow.ipynb #6586ddb5
@@ -227,17 +239,17 @@ def in_turn(ti):
 
 class Step(Words):
     "Runs a notebook or a workflow, and hands its results on."
-    def __init__(self, *, file, parameters, item="item", element=None, limit=None, **kw):
+    def __init__(self, *, file, parameters, item="item", element=None, chained=False, points=False, limit=None, **kw):
         super().__init__(**kw)
         self.file, self.parameters, self.item, self.element, self.limit, self.child = file, parameters, item, element, limit, None
+        self.chained, self.points = chained, points
 
     def execute(self, context):
         ti, known = context["ti"], self.scope(context)
-        if ti.map_index is not None and ti.map_index >= 0:
-            in_turn(ti)
-            known[self.item] = self.element
+        if self.chained: in_turn(ti)
+        if ti.map_index is not None and ti.map_index >= 0: known[self.item] = self.element
         self.only_when(known)
-        return self.run_it(resolve(self.parameters, known))
+        return self.run_it(resolve(self.parameters, known) | (self.element if self.points else {}))
 
     def run_it(self, parameters):
         command = [SCALAI, "run", self.file, "--parameters", "-", "--json", *(["--timeout", str(self.limit)] if self.limit else [])]
@@ -279,7 +291,7 @@ def parameter(name: str, value: object, flow: Workflow) -> dict:  # what `Param`
 
 
 def _written(value: object, indent: int) -> str:
-    if isinstance(value, Seconds): return f"timedelta(seconds={int(value)})"
+    if isinstance(value, Seconds): return f"timedelta(seconds={float(value):g})"
     return pformat(value, width=max(60, 150 - indent), sort_dicts=False).replace("\n", "\n" + " "*indent)
 
 
@@ -364,7 +376,7 @@ def _task(id: str, made: ast.Call) -> Task:
     return Task(id, _called(made).removesuffix(".partial"), _keywords(made), (), over)
 
 # %% ../../nbs/jobs/14_airflow.ipynb #f24a48ec
-OURS = "task_id file parameters needs inside when each item limit defaults retries max_active_tis_per_dagrun".split()
+OURS = "task_id file parameters needs inside when each grid item chained points limit defaults retries max_active_tis_per_dagrun".split()
 
 
 def differences(flow: Workflow, text: str, settings: Settings | None = None) -> list[str]:  # empty: they say the same
