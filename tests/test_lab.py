@@ -190,6 +190,100 @@ def test_a_training_shows_its_states_and_is_stopped_by_its_button(chromium, lab,
     page.context.close()
 
 
+HUNT = DATA + """
+import sys
+from scalai_nb.learn.search import choice, log, search
+
+def hunt(trials): return search(lambda features: MLP(features, (16,)), (X, y), space={"lr": log(1e-3, .1), "batch": choice(64, 256)}, trials=trials, epochs=3, name="hunt")
+
+if __name__ == "__main__": hunt(int(sys.argv[1]))
+"""
+HUNTED = {"beside": """import subprocess, sys, time
+from scalai_nb.core.errors import BadRequest
+from scalai_nb.learn.search import Search
+from scalai_nb.view.show import show
+beside = subprocess.Popen([sys.executable, "hunt.py", "4"])
+def known():
+    try: return Search.open("hunt").rows()
+    except BadRequest: return []
+while beside.poll() is None and not known(): time.sleep(.1)
+show(Search.open("hunt"))""", "here": """beside.wait()
+from hunt import hunt
+found = hunt(6)"""}
+
+
+def run_cell(page, number):
+    page.locator(".jp-Notebook .jp-CodeCell .cm-content").nth(number).click()
+    page.keyboard.press("Control+Enter")
+
+
+def test_a_search_is_watched_beside_it_and_in_its_cell(chromium, lab):
+    "The view follows a search of another process; then two trials more, in a cell that shows them as they go."
+    (lab.root/"settings.ini").write_text("[workspace]\nhome = .scalai\n\n[cluster]\nworkers = 1\n")
+    (lab.root/"hunt.py").write_text(HUNT)
+    lab.set("themes", theme="JupyterLab Light")
+    notebook(lab.root/"hunt.ipynb", HUNTED)
+    page = opened(chromium, lab, "hunt.ipynb")
+    page.evaluate(WATCH)
+    run_cell(page, 0)
+    view = page.locator(".jp-OutputArea .scalai").first
+    view.locator("[role=status]").wait_for(timeout=180_000)
+    shot(page, "lab-search-begun")
+    view.locator("[role=status]", has_text=re.compile(r"4 trials: [^.]*(done|pruned)(?!.*(running|waiting))")).wait_for(timeout=180_000)
+    shot(page, "lab-search-view")
+    view.screenshot(path=OUTPUT/"lab-search-whole.png")
+    run_cell(page, 1)
+    page.locator("[role=status]", has_text="(searching, 6 in all)").wait_for(timeout=180_000)
+    shot(page, "lab-search-cell")
+    page.locator("[role=status]", has_text="(done) 6 trials").wait_for(timeout=180_000)
+    shot(page, "lab-search-cell-done")
+    said = list(dict.fromkeys(s["text"] for s in page.evaluate("window.seen")))
+    beside, here = [s for s in said if "Epochs at most" in s], [s for s in said if s.startswith("(")]
+    assert len(beside) >= 2 and "running" in beside[0] and "4 trials" in beside[-1] and "What matters" in beside[-1], beside
+    assert len(here) >= 2 and here[0].startswith("(searching, 6 in all) 5 trials") and here[-1].startswith("(done) 6 trials"), here
+    assert view.locator(".bqplot").count() == 2 and view.locator("tbody tr").count() == 4
+    dot = view.locator(".bqplot path.element").first
+    dot.hover()
+    page.locator(".bqplot_mark_tooltip", has_text=re.compile(r"trial \d, (done|pruned): lr")).wait_for(timeout=10_000)
+    shot(page, "lab-search-hover")
+    page.context.close()
+
+
+CHOICE = {"frontier": """from scalai_nb.compress.frontier import Candidate, Frontier
+from scalai_nb.view.show import show
+def candidate(recipe, accuracy, ms, size):
+    times = [{"batch": n, "threads": 1, "calls": 150, "p50_ms": ms*part, "p99_ms": 2*ms*part} for n, part in ((64, 1.), (1, .1))]
+    return Candidate(recipe, accuracy, accuracy - .004, accuracy + .004, None, ms, size, "", memory_bytes=size*3, timings=times)
+made = [candidate("float32", .91, .40, 400_000), candidate("int8", .909, .22, 120_000), candidate("dynamic", .908, .3, 125_000), candidate("pruned+int8", .899, .15, 70_000)]
+show(Frontier(made[0], made, {"accuracy_drop": .01}, 20_000))"""}
+
+
+def test_a_candidate_is_chosen_by_its_dot(chromium, lab):
+    "At night: what a dot says to a pointer can be read, and a press chooses it in the list and the table."
+    lab.set("themes", theme="JupyterLab Dark")
+    notebook(lab.root/"choice.ipynb", CHOICE)
+    page = opened(chromium, lab, "choice.ipynb")
+    run_cell(page, 0)
+    view = page.locator(".jp-OutputArea .scalai").first
+    dots = view.locator(".bqplot path.element")
+    dots.nth(3).wait_for(timeout=90_000)
+    shot(page, "lab-frontier")
+    assert dots.count() == 4 and view.locator("select").input_value() == "int8"
+    dots.first.hover()  # the one without a name beside it
+    told = page.locator(".bqplot_mark_tooltip", has_text="dynamic")
+    told.wait_for(timeout=10_000)
+    page.wait_for_timeout(600)
+    assert told.inner_text().split()[0] == "dynamic"
+    shot(page, "lab-frontier-hover")
+    ink = view.evaluate("v => getComputedStyle(v).color")
+    assert told.evaluate("t => getComputedStyle(t).color") == ink and told.evaluate("t => getComputedStyle(t).opacity") == "1"
+    dots.first.click()
+    view.locator("tr.now", has_text="dynamic").wait_for(timeout=30_000)
+    assert view.locator("select").input_value() == "dynamic"
+    shot(page, "lab-frontier-chosen")
+    page.context.close()
+
+
 def test_run_by_nobody_it_is_static_all_the_same(chromium, workspace):
     "The job's notebook as HTML, opened from the disk: no kernel, no script, nothing fetched."
     from nbconvert import HTMLExporter

@@ -626,7 +626,7 @@ def _carry_out(s: Searching) -> None:
     "Train what is wanted, and leave nothing behind, however it ends."
     from scalai_nb.learn.pool import Pool
     left, done, state = s.requeue(), len(s.ended()), "interrupted"
-    if done or left: print(f"search {s.found.name}: {done} of {s.ask.trials} trials had ended, {len(left)} had begun and go on where they were", file=sys.stderr)
+    if done or left: print(f"search {s.found.name}: {done} of {s.ask.trials} trials had ended" + f", {len(left)} had begun and go on where they were"*bool(left), file=sys.stderr)
     try:
         with _team(s) as team, progress(total=s.ask.trials, label="search", unit="trials") as bar:
             if team:

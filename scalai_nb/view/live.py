@@ -90,8 +90,10 @@ class Candidates:
     def hear(self, event: dict): self.rows.append(event)
 
     def html(self) -> str:
-        cells = "".join(f"<tr><td>{escape(str(r['recipe']))}</td><td>{r['accuracy']:.4f}</td><td>{r['latency_ms']:.3f} ms</td><td>{r['size_bytes']/1024:,.0f} KiB</td></tr>" for r in self.rows)
-        return f'<table role="status"><tr><th>candidate</th><th>accuracy</th><th>latency, batch 64</th><th>size</th></tr>{cells}</table>'
+        lines = [[escape(str(r["recipe"])), f"{r['accuracy']:.4f}", f"{r['latency_ms']:.3f}", f"{r['size_bytes']/1e3:,.1f}"] for r in self.rows]
+        def row(tag, line): return "<tr>" + "".join(f'<{tag} style="text-align: {"right" if i else "left"}; padding: 2px 10px">{v}</{tag}>' for i, v in enumerate(line)) + "</tr>"
+        head = row("th", ["candidate", "accuracy", "64 rows, ms", "size, kB"])
+        return f'<div role="status"><b>measured</b> {several(len(self.rows), "candidate")}</div><table style="font-variant-numeric: tabular-nums">{head}{"".join(row("td", line) for line in lines)}</table>'
 
 # %% ../../nbs/view/14_live.ipynb #a18272fe
 class Trials:

@@ -56,7 +56,7 @@ def frontier_figure(frontier, chosen: str = "", height: int = 340,
     def dots(some, shown):
         which = [c for c, s in zip(cs, some) if s]
         dots = bq.Scatter(x=ms[some], y=accuracy[some], size=kb[some], scales=scales | {"size": bq.LinearScale(min=0, max=float(kb[some].max()))}, default_size=max(1, round(500 * kb[some].max() / kb.max())), colors=[GREEN if c.recipe == chosen else BLUE for c in which], names=[c.recipe for c in which], display_names=shown, opacities=[.85],
-                          tooltip=bq.Tooltip(fields=["name", "y", "x", "size"], labels=["", "accuracy", "64 rows, ms", "size, kB"], formats=["", ".4f", ".3f", ",.1f"]))
+                          tooltip=bq.Tooltip(fields=["name", "y", "x", "size"], labels=["", "accuracy", "64 rows, ms", "size, kB"], formats=["", ".4f", ".3f", ",.1f"]), tooltip_style={"opacity": 1})
         if choose is not None: dots.on_element_click(lambda _, told: choose(which[told["data"]["index"]].recipe))
         return dots
     marks = [bq.Lines(x=np.repeat(ms[:, None], 2, 1), y=np.stack([low, high], 1), scales=scales, colors=[GREY], stroke_width=1.5),

@@ -38,7 +38,8 @@ def slice_figure(rows: list[dict],  # as `Search.rows` gives them
     x, y = measured_scale(-.08, 1.08), value_scale([r["value"] for r in rows] or [0.])
     named = {float(put(v)): number_or_word(v) for v in marks_of(values, log)} if values else {}
     dots = bq.Scatter(x=np.array([put(v) for v in values], float), y=np.array([r["value"] for r in rows], float), scales={"x": x, "y": y}, default_size=90,
-                      colors=[TINTS["best" if best and r["trial"] == best["trial"] else r["state"]] for r in rows], opacities=[.85])
+                      colors=[TINTS["best" if best and r["trial"] == best["trial"] else r["state"]] for r in rows], opacities=[.85],
+                      names=[f"trial {r['trial']}, {r['state']}: {name} {number_or_word(r['params'][name])}" for r in rows], display_names=False, tooltip=bq.Tooltip(fields=["name", "y"], labels=["", about["metric"]], formats=["", ".4f"]), tooltip_style={"opacity": 1})
     return figure([dots], [axis(x, name, tick_values=np.array(list(named)), tick_labels={str(k): v for k, v in named.items()}), axis(y, about["metric"], upright=True)], height, left=72)
 
 def number_or_word(v) -> str: return f"{v:.3g}" if isinstance(v, float) else str(v)
