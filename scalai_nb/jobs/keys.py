@@ -112,7 +112,7 @@ def _others(self: Tables, table: str, version: int, run: JobRun) -> int | None:
 
 def _written(record: Record, workflow: str) -> set[tuple[str, int]]:
     "All table versions that runs of a workflow wrote, at any depth."
-    with record.engine.connect() as db:
+    with record.db() as db:
         above = {id: (parent, notebook) for id, parent, notebook in db.execute(sa.select(RUNS.c.id, RUNS.c.parent, RUNS.c.notebook))}
         rows = list(db.execute(sa.select(RUNS.c.parent, RUNS.c.writes).where(sa.cast(RUNS.c.writes, sa.Text) != "[]", RUNS.c.state != "skipped")))
     def inside(id):
@@ -137,7 +137,7 @@ def stands(record: Record | None,  # None: there is none yet
     return (None, why) if (why := tables.moved(run)) else (run, "")
 
 def _why(record: Record, key: str, name: str, notebook: Path) -> str:
-    with record.engine.connect() as db:
+    with record.db() as db:
         rows = db.execute(sa.select(RUNS.c.id, RUNS.c.key, RUNS.c.state).where(RUNS.c.name == name, RUNS.c.notebook == str(notebook), RUNS.c.key.is_not(None))
                           .order_by(RUNS.c.created.desc()).limit(50)).all()
     if not rows: return "it never ran"

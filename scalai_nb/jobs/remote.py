@@ -147,13 +147,12 @@ def _hand_in(job: JobRun, answer: dict, record: Record, stop, seconds: float) ->
         kept = dict(id=job.id, host=answer["run"]["host"], process=job.process, created=job.created)
         for name, value in (answer["run"] | kept).items(): setattr(job, name, value)
         job.output = str(folder/"notebook.ipynb")
-        record.timings(job.id, answer["timings"])
     else:
         why = answer.get("lost") or f"its process there ended with {answer['ended']}: {' '.join(answer['said'])}"
         at = "" if job.cell is None else f" while cell {job.cell} ran"
         job.state, job.seconds = ("cancelled" if stop.reason else "lost"), seconds
         job.error = dict(cell=job.cell, kind="Cancelled" if stop.reason else "Lost", message=f"stopped by {stop.reason}" if stop.reason else why + at)
-    record.update(job)
+    record.update(job, answer.get("timings", {}))
     return job
 
 # %% ../../nbs/jobs/08_remote.ipynb #54476dcb

@@ -31,7 +31,7 @@ from .handed import can_take, declared
 from .keys import Tables, code_of, link, stands, step_key
 from .parameters import Parameter, _conform, check, read
 from .places import Places, here
-from .record import GOOD, RUNS, JobRun, Record, commit, versions
+from .record import GOOD, RUNS, JobRun, Pulse, Record, commit, versions
 
 # %% ../../nbs/jobs/08_workflow.ipynb #40a65f4e
 REFERENCE = re.compile(r"\$\{\s*([^}]*?)\s*\}")
@@ -449,7 +449,7 @@ def foresee(flow: Workflow,
 def _last_of(record: Record, notebook: Path) -> dict:
     "What a notebook handed on when it last went well, if its code is still the same."
     code = code_of(notebook)
-    with record.engine.connect() as db:
+    with record.db() as db:
         row = db.execute(sa.select(RUNS.c.key, RUNS.c.results).where(RUNS.c.notebook == str(notebook), RUNS.c.state == "succeeded", RUNS.c.key.is_not(None)).order_by(RUNS.c.created.desc()).limit(1)).first()
     return row.results if row and row.key.startswith(code) else {}
 
@@ -490,7 +490,8 @@ async def _run(flow: Workflow, values: dict, session: Session, parent: str | Non
                                cells=len(flow.steps), versions=versions(), commit=commit(session.settings.root)))
     if not path: session.id = job.id
     level = Level(flow, job, session, path, dict(values), upstream, previous, order)
-    try: await together(_when_ready(level, step) for step in flow.steps if level.wanted(step.name))
+    try:
+        with Pulse(record, job, session.stop): await together(_when_ready(level, step) for step in flow.steps if level.wanted(step.name))
     except BaseException as e:
         job.state, job.error, job.seconds = "failed", dict(cell=None, kind=type(e).__name__, message=str(e)), time.monotonic() - began
         record.update(job)
