@@ -539,6 +539,9 @@ class Pulse(threading.Thread):
         self.record, self.job, self.row, self.stop = record, run, _row(run), stop
         self.over, self.first = threading.Event(), threading.Event()
 
+    def __enter__(self): self.start()
+    def __exit__(self, *_): self.over.set()
+
     def run(self):
         beaten = -math.inf
         while not self.over.is_set():
