@@ -49,7 +49,7 @@ def main(room: Path, parent: int):
     settings, told, job = _settings(order, room), Told(), JobRun(**order["run"])
     job.host, job.versions, job.commit = socket.gethostname(), versions(), commit(settings.root)
     nb, origin = _prepare(order["notebook"], order["values"], order["given"])
-    execution = Execution(job, nb, origin, room/"run", None, order["timeout"], terminal=told, env=kernel_env(settings, job.id) | order["env"], cwd=settings.root, secrets=_secrets(order["values"]))
+    execution = Execution(job, nb, origin, room/"run", None, order["timeout"], terminal=told, env=kernel_env(settings, job.id) | order["env"], cwd=settings.root, secrets=_secrets(order["values"]), output_limit=settings.jobs.output_limit)
     told.execution = execution
     Engine.execute_notebook(execution.nb, nb.metadata.get("kernelspec", {}).get("name", ""), execution=execution)
     (room/"new").write_bytes(pickle.dumps(dict(run=asdict(job), timings=execution.timings)))
