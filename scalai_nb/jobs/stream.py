@@ -42,7 +42,7 @@ class Stream(OutStream):
 
     def write(self, string):
         if not isinstance(string, str): return super().write(string)  # which says what is wrong with it
-        for piece in pieces(string):
+        for piece in (string,) if len(string) <= PIECE else pieces(string):
             super().write(piece)
             self.pending += len(piece)
             if self.pending >= PIECE: self.flush()
