@@ -1,12 +1,11 @@
 "Jobs from JupyterLab: its own “create job” on this engine, and the form of a job notebook in a cell."
 import json, time
-from pathlib import Path
 
 import httpx
 import nbformat
 import pytest
 
-from conftest import SCALAI, nobody_left
+from conftest import SCALAI
 from scalai_nb.core.settings import Settings
 from scalai_nb.jobs.record import Record
 from test_browser import chromium  # noqa: F401: a fixture
@@ -80,6 +79,11 @@ def test_a_job_created_in_lab_runs_on_this_engine(chromium, bench):
     states = {r.name: r.state for r in record.runs()}
     assert states == {"by hand": "succeeded", "ill": "failed", "slow": "cancelled"}  # what was asked wrongly never began
     assert record.get(next(t for t in done["tags"] if t.startswith("scalai:"))[7:]).results == {"said": "0", "whole": 1.}
+    bench.ask("GET", f"jobs/{id}/download_files")
+    end = time.monotonic() + 60
+    while not (done := bench.ask("GET", f"jobs/{id}"))["downloaded"]: assert time.monotonic() < end and time.sleep(.2) is None
+    files = {f["file_format"]: bench.root/f["file_path"] for f in done["job_files"]}
+    assert [o["text"] for c in nbformat.read(files["ipynb"], 4).cells for o in c.get("outputs", ()) if o.output_type == "stream"] == ["begun\n"] and "<html" in files["html"].read_text()
     page.reload()
     page.get_by_text("by hand").first.wait_for(timeout=60_000)
     shot(page, "lab-jobs")
