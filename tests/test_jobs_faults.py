@@ -86,9 +86,10 @@ def test_twenty_kills_at_any_moment(tmp_path):
     assert ends.count("lost") >= 5 and ends.count("kernel_died") >= 2, ends
 
 
-def test_a_disk_that_is_full_ends_the_run_and_says_so(workspace):
+@pytest.mark.parametrize("lines", [400, 4])  # small ones for the notebook, large ones for files of their own
+def test_a_disk_that_is_full_ends_the_run_and_says_so(workspace, lines):
     "Files may have one MiB here: neither the log nor the notebook can hold what is printed."
-    write(workspace/"loud.ipynb", "n = 400", "import time\nfor i in range(n):\n    print('x'*10_000)\n    time.sleep(.01)", "print('never')")
+    write(workspace/"loud.ipynb", f"n = {lines}", "import time\nfor i in range(n):\n    print('x'*(4_000_000//n if n > 9 else 4_000_000))\n    time.sleep(.01)", "print('never')")
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
     done = subprocess.run([SCALAI, "run", "loud.ipynb", "--json"], cwd=workspace, capture_output=True, text=True, preexec_fn=limit)
     doc = json.loads(done.stdout)
@@ -97,7 +98,7 @@ def test_a_disk_that_is_full_ends_the_run_and_says_so(workspace):
     record = Record(Settings.load())
     assert record.get("last").error == doc["error"]
     folder = record.folder(doc["id"])
-    assert any(e["type"] == "stream" for e in read_log(folder/"log.jsonl")) and (folder/"log.jsonl").read_bytes().endswith(b"\n")
+    assert any(e["type"] == "cell" for e in read_log(folder/"log.jsonl")) and (folder/"log.jsonl").read_bytes().endswith(b"\n")
     nbformat.validate(nbformat.read(folder/"notebook.ipynb", as_version=4))
     assert {f.name for f in folder.iterdir()} <= {"log.jsonl", "notebook.ipynb", "kernel.log", "outputs"}  # no half-written one
     nobody_left(workspace)
