@@ -401,6 +401,9 @@ async def execute(self: Execution, kernel_name: str = "", start_timeout: float =
         except CellExecutionError as e:
             if e.ename == "SystemExit" and e.evalue in ("", "0", "None") and not self.stopped: self._end("succeeded", failed=False)
             else: self._end(*(self.stopped or ("failed", e.ename, e.evalue)))
+        except OSError as e:  # of an output's own file
+            self.refused = e
+            self._end(*(self.stopped or self.unwritten))
         except CellTimeoutError as e: self._end(*(self.stopped or ("timed_out", "TimedOut", str(e).splitlines()[0])))
         except (DeadKernelError, asyncio.CancelledError, RuntimeError) as e: self._end(*(self.stopped or self._died(client, e)))
         finally:
