@@ -41,7 +41,7 @@ def readme():
     from nbconvert import MarkdownExporter
     book = nbformat.read(ROOT/"nbs"/"index.ipynb", as_version=4)
     book.metadata["language_info"] = {"name": "python"}
-    NotebookClient(book, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}).execute()
+    NotebookClient(book, timeout=120, kernel_name="python3", coalesce_streams=True, resources={"metadata": {"path": str(ROOT)}}).execute()
     text, _ = MarkdownExporter().from_notebook_node(book)
     (ROOT/"README.md").write_text(text.strip().replace("](images/", "](nbs/images/") + "\n")
 
