@@ -496,8 +496,7 @@ async def _run(flow: Workflow, values: dict, session: Session, parent: str | Non
         session.id, pulse = job.id, Pulse(record, job, session.stop)
         pulse.start()  # also for its steps: signs of life, and whether somebody asks to stop
     level = Level(flow, job, session, path, dict(values), upstream, previous, order)
-    try:
-        with Pulse(record, job, session.stop): await together(_when_ready(level, step) for step in flow.steps if level.wanted(step.name))
+    try: await together(_when_ready(level, step) for step in flow.steps if level.wanted(step.name))
     except BaseException as e:
         job.state, job.error, job.seconds = "failed", dict(cell=None, kind=type(e).__name__, message=str(e)), time.monotonic() - began
         record.update(job)
