@@ -164,7 +164,7 @@ def test_the_job_and_the_command_name_the_classes(trained, workspace):
     label, score = served.run(["label", "score"], ex.feeds_of(served, pd.DataFrame(rows["data"], columns=rows["columns"])))
     assert ex.facts(served)["labels"] == few and list(label) == [few["names"][int(s > .3)] for s in score]
     wrong = scalai("compress", f"late@{version}", "--label", "late", cwd=workspace)
-    assert wrong.code == 2 and wrong.lines[0] == "scalai: 1 names do not fit 2 classes.", wrong.err
+    assert wrong.code == 2 and wrong.lines[0] == "scalai: 2 classes cannot have 1 name.", wrong.err
 
 
 def test_nonsense_stays_nonsense(trained, workspace):

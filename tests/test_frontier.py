@@ -127,7 +127,7 @@ def test_files_answer_with_names(digits, tmp_path):
     before = (tmp_path/"int8.onnx").read_bytes()
     compress(run, recipes=("int8",), rows=rows, out=tmp_path)
     assert (tmp_path/"int8.onnx").read_bytes() != before and ex.signature(ex.session(tmp_path/"int8.onnx"))["outputs"]["label"]["type"] == "int64"
-    with pytest.raises(BadRequest, match="2 names do not fit 10 classes"): compress(run, recipes=("int8",), rows=rows, out=tmp_path/"new", labels=ex.Labels(("a", "b")))
+    with pytest.raises(BadRequest, match="10 classes cannot have 2 names"): compress(run, recipes=("int8",), rows=rows, out=tmp_path/"new", labels=ex.Labels(("a", "b")))
 
 
 def test_int8_is_held_to_the_auc_that_is_bounded(tmp_path):

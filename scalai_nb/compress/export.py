@@ -120,7 +120,7 @@ def answering(whole,  # ModelProto with the output `score`, not changed
     return out
 
 def _fitting(labels: Labels, classes: int) -> None:
-    if labels.names and len(labels.names) != classes: raise BadRequest(f"{len(labels.names)} names do not fit {classes} classes.", "Give one for each class, in the order of their numbers.")
+    if labels.names and len(labels.names) != classes: raise BadRequest(f"{classes} classes cannot have {len(labels.names)} name{'s'*(len(labels.names) != 1)}.", "Give one for each class, in the order of their numbers.")
     if not 0 < labels.threshold < 1: raise BadRequest(f"A threshold of {labels.threshold} is not between 0 and 1.", "Give the score above which the second class is meant.")
 
 # %% ../../nbs/compress/00_export.ipynb #7e8e064a

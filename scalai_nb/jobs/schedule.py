@@ -22,6 +22,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from ..core.errors import BadRequest, nearest
 from ..core.settings import Settings
 from ..core.storage import filesystem, is_url, passwords, read_bytes
+from ..core.tables import store
 
 # %% ../../nbs/jobs/10_schedule.ipynb #1ff4538a
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}  # seconds
@@ -212,8 +213,7 @@ def table_place(name: str,  # in the workspace, or a path or URL
     "Where a table lies."
     if is_url(name): return name.rstrip("/")
     if "/" in name: return str((settings.root/name).absolute())
-    root = settings.data.storage or str(settings.home)
-    return f"{root.rstrip('/')}/tables/{name}" if is_url(root) else str((settings.root/root).absolute()/"tables"/name)
+    return store(settings, "tables", name)
 
 
 def commits(place: str, after: int = -1, most: int = 1) -> list[tuple[int, float, str]]:  # version, when (seconds since 1970), operation

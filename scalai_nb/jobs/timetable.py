@@ -26,7 +26,7 @@ from .schedule import QUIET, Schedule, commits, table_place
 SCHEDULES = sa.Table("schedules", META,
     sa.Column("name", sa.String(64), primary_key=True), sa.Column("spec", sa.JSON), sa.Column("source", sa.Text), sa.Column("paused", sa.Boolean),
     sa.Column("next_due", sa.Float), sa.Column("wake", sa.Float, index=True),  # with its jitter
-    sa.Column("seen", sa.BigInteger), sa.Column("failing", sa.Float), sa.Column("changed", sa.Float))
+    sa.Column("seen", sa.BigInteger), sa.Column("failing", sa.Float), sa.Column("changed", sa.Float), extend_existing=True)  # this notebook and its module may meet in one process
 FIRINGS = sa.Table("firings", META,
     sa.Column("id", sa.String(40), primary_key=True), sa.Column("schedule", sa.String(64)), sa.Column("key", sa.String(64)),
     sa.Column("due", sa.Float), sa.Column("at", sa.Float), sa.Column("state", sa.String(16), index=True), sa.Column("attempt", sa.Integer),
@@ -34,7 +34,7 @@ FIRINGS = sa.Table("firings", META,
     sa.Column("owner", sa.Text), sa.Column("host", sa.Text), sa.Column("process", sa.Text), sa.Column("expires", sa.Float), sa.Column("beat", sa.Integer),
     sa.Column("gpus", sa.JSON), sa.Column("cancel", sa.Boolean), sa.Column("late_at", sa.Float), sa.Column("late", sa.Boolean),
     sa.Column("created", sa.Float), sa.Column("started", sa.Float), sa.Column("ended", sa.Float),
-    sa.UniqueConstraint("schedule", "key"))
+    sa.UniqueConstraint("schedule", "key"), extend_existing=True)
 
 # %% ../../nbs/jobs/11_timetable.ipynb #9a51fb89
 FAILED = {"failed", "timed_out", "kernel_died", "lost"}  # a cancelled one was meant to end
