@@ -1717,6 +1717,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'scalai_nb/jobs/client.py'),
                                        'scalai_nb.jobs.client.Client.process_message': ( 'jobs/client.html#client.process_message',
                                                                                          'scalai_nb/jobs/client.py'),
+                                       'scalai_nb.jobs.client.Client.rouse': ('jobs/client.html#client.rouse', 'scalai_nb/jobs/client.py'),
                                        'scalai_nb.jobs.client.Execution': ('jobs/client.html#execution', 'scalai_nb/jobs/client.py'),
                                        'scalai_nb.jobs.client.Execution.__init__': ( 'jobs/client.html#execution.__init__',
                                                                                      'scalai_nb/jobs/client.py'),

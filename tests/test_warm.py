@@ -26,6 +26,18 @@ def space(workspace, kept):
     return workspace
 
 
+def warmly(path: Path, tries: int = 5):
+    "A run out of the kept process: on a busy machine the first ones may start cold meanwhile."
+    for _ in range(tries):
+        if (job := run(path)).results["warm"]: return job
+    raise AssertionError(f"{path} never ran out of a kept process")
+
+
+def room_of(space: Path) -> Path:
+    "The folder of its one kept process, beside the workspace or, where that path is too long for a socket, elsewhere."
+    return next(r for f in warm._folders(space/".scalai") if f.is_dir() for r in f.iterdir() if (r/"home").exists() and (r/"home").read_text() == str(space/".scalai"))
+
+
 def servers(folder: Path) -> list[psutil.Process]:
     "The kept processes of a workspace; a fork of one has its command line, and its parent."
     found = []
@@ -39,9 +51,9 @@ def servers(folder: Path) -> list[psutil.Process]:
 def test_the_next_run_is_forked_and_as_fresh_as_the_first(space, monkeypatch):
     path = write(space/"in.ipynb", "n = 1", ASK, "import wave")
     monkeypatch.setenv("SAID", "one")
-    a = run(path)
+    a = warmly(path)
     monkeypatch.setenv("SAID", "two")
-    b = run(path)
+    b = warmly(path)
     server, = servers(space)
     assert [(j.state, j.results["warm"], j.results["parent"], j.results["cwd"]) for j in (a, b)] == [("succeeded", True, server.pid, str(space))]*2
     assert (a.results["said"], b.results["said"], a.results["run"], b.results["run"]) == ("one", "two", a.id, b.id)
@@ -50,8 +62,8 @@ def test_the_next_run_is_forked_and_as_fresh_as_the_first(space, monkeypatch):
 
 
 def test_other_imports_and_another_environment_have_their_own_and_the_oldest_ends(space, monkeypatch):
-    a = run(write(space/"a.ipynb", "n = 1", ASK))
-    b = run(write(space/"b.ipynb", "n = 1", ASK, "import mailbox"))
+    a = warmly(write(space/"a.ipynb", "n = 1", ASK))
+    b = warmly(write(space/"b.ipynb", "n = 1", ASK, "import mailbox"))
     assert a.results["parent"] != b.results["parent"] and b.results["modules"] == ["mailbox"]
     until = time.monotonic() + 15
     while len(servers(space)) > 1 and time.monotonic() < until: time.sleep(.1)
@@ -78,9 +90,10 @@ def test_imports_that_start_a_thread_or_a_changed_source_fall_back(space, monkey
     assert run(write(space/"a.ipynb", "n = 1", ASK, "import restless")).results["warm"] is False
     (lib/"edited.py").write_text("value = 1")
     path = write(space/"b.ipynb", "n = 1", ASK + "\nimport edited\nresult(value=edited.value)")
-    a = run(path)
+    a = warmly(path)
     (lib/"edited.py").write_text("value = 22")
-    b = run(path)
+    assert run(path).results["value"] == 22
+    b = warmly(path)
     assert (a.results["value"], b.results["value"], b.results["warm"]) == (1, 22, True) and a.results["parent"] != b.results["parent"]
 
 
@@ -103,7 +116,7 @@ def test_a_killed_server_is_a_kernel_that_died_and_the_next_run_has_another(spac
     servers(space)[0].kill()
     doc = json.loads(process.communicate(timeout=30)[0])
     assert (doc["state"], doc["error"]["cell"]) == ("kernel_died", 2)
-    assert run(write(space/"in.ipynb", "n = 1", ASK)).results["warm"] is True
+    warmly(write(space/"in.ipynb", "n = 1", ASK))
 
 
 def test_runs_at_once_share_one(space):
@@ -117,7 +130,7 @@ def test_it_ends_when_idle_and_with_its_workspace(space, monkeypatch):
     import shutil
     path = write(space/"in.ipynb", "n = 1", ASK)
     monkeypatch.setattr(warm, "IDLE", 1.)
-    first = run(path)
+    first = warmly(path)
     def gone(who, within=15):
         until = time.monotonic() + within
         while alive(who) and time.monotonic() < until: time.sleep(.1)
@@ -125,7 +138,7 @@ def test_it_ends_when_idle_and_with_its_workspace(space, monkeypatch):
     server = identity(servers(space)[0].pid) if servers(space) else None
     assert first.results["warm"] and (server is None or gone(server))
     monkeypatch.setattr(warm, "IDLE", 900.)
-    run(path)
+    warmly(path)
     server = identity(servers(space)[0].pid)
     shutil.rmtree(space/".scalai")
     assert gone(server)
@@ -133,8 +146,8 @@ def test_it_ends_when_idle_and_with_its_workspace(space, monkeypatch):
 
 def test_a_folder_that_others_may_enter_is_not_used(space):
     path = write(space/"in.ipynb", "n = 1", ASK)
-    assert run(path).results["warm"] is True
-    room, = (r for r in (space/".scalai"/"warm").iterdir())
+    warmly(path)
+    room = room_of(space)
     warm.release(space/".scalai")
     nobody_left(space, 15)
     room.mkdir(mode=0o755)
@@ -144,15 +157,22 @@ def test_a_folder_that_others_may_enter_is_not_used(space):
         assert oct(other.stat().st_mode & 0o777) == "0o700"
 
 
+def reachable(python: str) -> bool:
+    try: return subprocess.run([python, "-c", "pass"], user=65534, group=65534, capture_output=True).returncode == 0
+    except OSError: return False
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else for a moment")
 def test_another_user_is_refused(space):
     "Also where the folder would let him in."
-    assert run(write(space/"in.ipynb", "n = 1", ASK)).results["warm"] is True
-    room, = (space/".scalai"/"warm").iterdir()
+    warmly(write(space/"in.ipynb", "n = 1", ASK))
+    room = room_of(space)
     for folder in (room, *list(room.parents)[:6]):
         if folder != Path("/"): folder.chmod(folder.stat().st_mode | 0o055)
     (room/"warm").chmod(0o777)
     asked = "import socket, sys\ns = socket.socket(socket.AF_UNIX)\ns.connect(sys.argv[1])\ns.settimeout(5)\nprint(repr(s.recv(100)))"
-    done = subprocess.run([sys.executable, "-c", asked, str(room/"warm")], capture_output=True, text=True, user=65534, group=65534)
+    python = next((p for p in (sys.executable, "/usr/bin/python3") if reachable(p)), None)
+    if python is None: pytest.skip("this Python lies where nobody else may go, and the system has none")
+    done = subprocess.run([python, "-c", asked, str(room/"warm")], capture_output=True, text=True, user=65534, group=65534)
     assert done.stdout == "b''\n" or "ConnectionReset" in done.stderr, done

@@ -14,6 +14,7 @@ from pathlib import Path
 from queue import Empty
 
 import nbformat
+import zmq
 from fastcore.basics import patch
 from jupyter_client import AsyncKernelClient, AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
@@ -238,6 +239,10 @@ class Client(NotebookClient):
         last["text"] = text
         return last
 
+    def rouse(self):
+        "Look whether a reply waits unseen: nbclient's output widgets send past zmq.asyncio, which may swallow the one signal that something came."
+        if self.kc and self.kc.shell_channel.is_alive(): self.kc.shell_channel.socket.get(zmq.EVENTS)
+
     def _executed(self, cell, cell_index, execute_reply):  # `exit` in a cell asks for the kernel's end in its reply
         self.exiting |= any(p.get("source") == "ask_exit" for p in execute_reply["content"].get("payload", ()))
 
@@ -302,6 +307,7 @@ async def watch(self: Execution, client: Client, main: asyncio.Task):
         await asyncio.sleep(.1)
         now = time.monotonic()
         if self.dirty and now - self.saved > self.pause: self.save()
+        client.rouse()
         if now - looked > 1:
             looked = now
             self.log.sync()
@@ -401,10 +407,10 @@ async def execute(self: Execution, kernel_name: str = "", start_timeout: float =
         except CellExecutionError as e:
             if e.ename == "SystemExit" and e.evalue in ("", "0", "None") and not self.stopped: self._end("succeeded", failed=False)
             else: self._end(*(self.stopped or ("failed", e.ename, e.evalue)))
+        except CellTimeoutError as e: self._end(*(self.stopped or ("timed_out", "TimedOut", str(e).splitlines()[0])))  # an OSError by birth
         except OSError as e:  # of an output's own file
             self.refused = e
             self._end(*(self.stopped or self.unwritten))
-        except CellTimeoutError as e: self._end(*(self.stopped or ("timed_out", "TimedOut", str(e).splitlines()[0])))
         except (DeadKernelError, asyncio.CancelledError, RuntimeError) as e: self._end(*(self.stopped or self._died(client, e)))
         finally:
             watcher.cancel()

@@ -57,13 +57,14 @@ def digits(n: int):
 
 
 
-def fashion(n: int):
+def fashion(n: int, trained: Path | None = None):
     "A CNN of four 3 × 3 convolutions (32, 64, 64, 128 channels, batch norm) and a hidden layer of 136 on Fashion-MNIST, trained on its 60,000 images and their mirror images, measured on its 10,000 test images."
     import torch
     from torch import nn
     from scalai_nb.compress.export import Labels
     from scalai_nb.compress.frontier import Rows
-    from scalai_nb.learn.fit import fit
+    from safetensors.torch import load_file, save_file
+    from scalai_nb.learn.fit import Run, fit
     from scalai_nb.learn.networks import fashion_mnist
     def block(a, b): return [nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
     torch.manual_seed(0)
@@ -71,9 +72,12 @@ def fashion(n: int):
                           nn.Flatten(), nn.Linear(128*9, 136), nn.ReLU(), nn.Linear(136, 10))
     (X, y), (raw, truth) = ((X.astype("f4")/255, y) for X, y in map(fashion_mnist, ("train", "test")))
     X, y = np.concatenate([X, X[..., ::-1]]), np.r_[y, y]
-    start = time.perf_counter()
-    run = fit(model, (X, y), loss="multiclass", epochs=4, batch=256, lr=3e-3, schedule="one-cycle", precision="bfloat16", validation=None)
-    print(f"fashion: trained in {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    if trained and trained.exists():
+        model.load_state_dict(load_file(trained))
+        run = Run(id="fashion", model=model.eval(), prep=None, target=None, loss="multiclass")
+    else:
+        run = fit(model, (X, y), loss="multiclass", epochs=4, batch=256, lr=3e-3, schedule="one-cycle", precision="bfloat16", validation=None)
+        if trained: save_file(run.model.state_dict(), trained)
     names = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
     return run, Rows(X, y, raw, truth), len(y) + len(truth), {"labels": Labels(names), "finetune_epochs": 2}
 
@@ -136,6 +140,7 @@ def main():
     p.add_argument("--rows", type=lambda x: int(float(x)), default=200_000, help="of the flights")
     p.add_argument("--repeats", type=int, default=3)
     p.add_argument("--minutes", type=float, default=None, help=f"that each search may take; {MINUTES}")
+    p.add_argument("--trained", type=Path, help="fashion's network, written there by the first run and taken from there by the next")
     p.add_argument("--workers", type=int, default=2, help="processes that train candidates; 1: this one")
     p.add_argument("--dry", action="store_true", help="print the section, leave RESULTS.md as it is")
     a = p.parse_args()
@@ -145,7 +150,8 @@ def main():
             sentence_encoder(a)
             continue
         load, made, began = os.getloadavg()[0], {"flights": flights, "digits": digits, "fashion": fashion}[job], time.perf_counter()
-        run, rows, n, how = made(a.rows)
+        again = job == "fashion" and bool(a.trained and a.trained.exists())
+        run, rows, n, how = made(a.rows, **{"trained": a.trained} if job == "fashion" else {})
         minutes = a.minutes or MINUTES[job]
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
@@ -154,7 +160,7 @@ def main():
             candidates = [*frontier.candidates, *([by_hand(run, rows, folder)] if job == "fashion" else [])]
             repeats = [timings([Path(c.path) for c in candidates], rows.raw) for _ in range(a.repeats)]
         command = f"python tests/bench/compress.py {job} --repeats {a.repeats} --rows {a.rows} --minutes {minutes:g} --workers {a.workers}"
-        said = f"{made.__doc__} The network was trained in {start - began:.0f} s, the search took {took:.0f} s on {a.workers} worker{'s'*(a.workers > 1)}, all together {time.perf_counter() - began:.0f} s."
+        said = f"{made.__doc__} The network was trained {'by an earlier run' if again else f'in {start - began:.0f} s'}, the search took {took:.0f} s on {a.workers} worker{'s'*(a.workers > 1)}, all together {time.perf_counter() - began:.0f} s."
         text = "\n".join([f"## {job}, {n:,} rows", "", said, "", *table(frontier.base, candidates, repeats), "", f"- {reached(job, frontier, repeats)}",
                           f"- {' '.join([frontier.why, *(f'{r} was left out: {why}.' for r, why in frontier.left_out.items())])}", "", stamp(command, load), ""])
         print(text)
