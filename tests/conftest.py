@@ -12,6 +12,15 @@ SCALAI = Path(sys.executable).with_name("scalai")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in its background without it, and tests interrupt
 
 
+def until(what, within: float = 30):  # seconds
+    "Wait for something, and give it."
+    end = time.monotonic() + within
+    while not (found := what()):
+        assert time.monotonic() < end, "it never came"
+        time.sleep(.02)
+    return found
+
+
 @pytest.fixture
 def workspace(tmp_path, monkeypatch) -> Path:
     "An empty workspace, which is also the working directory."

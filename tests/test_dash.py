@@ -4,6 +4,8 @@ from pathlib import Path
 
 import httpx, nbformat, psutil, pytest, websockets
 
+from conftest import until
+
 GOOD = "import ipywidgets\nipywidgets.IntSlider(value=42, description='answer')"
 START = "from scalai_nb.dash.gateway import dash; dash(port=0)"
 
@@ -40,13 +42,6 @@ class Dash:
         self.process.wait(20)
         _, left = psutil.wait_procs(family, 10)
         return left
-
-
-def until(true, seconds=20):
-    "Wait for something to become true."
-    end = time.monotonic() + seconds
-    while not true() and time.monotonic() < end: time.sleep(.1)
-    assert true()
 
 
 def snapshot(visitor, app, standing="new"):
@@ -118,7 +113,7 @@ def test_a_broken_notebook_is_an_error(workspace):
         assert page.status_code == 500 and "KeyError" not in page.text and "dep_delay" not in page.text
         line = next(text for text in dash.log.read_text().splitlines() if number in text)
         assert "KeyError" in line and "dep_delay" in line
-        until(lambda: not dash.kernels())
+        until(lambda: not dash.kernels(), 20)
 
 
 PAPER = """from pathlib import Path

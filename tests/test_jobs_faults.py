@@ -2,12 +2,13 @@
 import itertools, json, os, random, resource, signal, sqlite3, subprocess, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import nbformat
 import pytest
 
-from conftest import SCALAI, nobody_left, scalai
+from conftest import SCALAI, nobody_left, scalai, until
 from scalai_nb.core.settings import Settings
 from scalai_nb.jobs import record as module
 from scalai_nb.jobs.engine import run
@@ -16,6 +17,8 @@ from scalai_nb.jobs.parameters import load_notebook
 from scalai_nb.jobs.record import Record
 from servers import Postgres
 from test_jobs import SLOW, started, until_cell, write
+
+until = partial(until, within=60)
 
 TALK = """import os, time
 with open('pid', 'w') as f: f.write(str(os.getpid()))
@@ -151,14 +154,6 @@ def stopped(server: Postgres):
     finally:
         server.start()
         server.connect().close()
-
-
-def until(happened, within: float = 60):
-    end = time.monotonic() + within
-    while not (found := happened()):
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(.02)
-    return found
 
 
 def ended_in_its_log(record: Record) -> bool:

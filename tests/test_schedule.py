@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import given, settings as tuned, strategies as st
 
-from conftest import nobody_left, scalai
+from conftest import nobody_left, scalai, until
 from scalai_nb.core.errors import BadRequest
 from scalai_nb.core.settings import Settings
 from scalai_nb.jobs import dispatch
@@ -49,14 +49,6 @@ def effects(folder: Path) -> list:
 
 
 def made(name, **given) -> Schedule: return schedule(dict(name=name, job="quick.ipynb") | (dict(cron="0 2 * * *") if not {"cron", "every", "at", "on_table"} & set(given) else {}) | given)
-
-
-def until(what, within: float = 30):
-    end = time.monotonic() + within
-    while not (found := what()):
-        assert time.monotonic() < end, "it never came"
-        time.sleep(.02)
-    return found
 
 
 class Clock:
