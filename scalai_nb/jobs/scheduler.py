@@ -18,9 +18,10 @@ from ..core.errors import BadRequest, Unreachable
 from ..core.logs import logger
 from ..core.metrics import counter, gauge, histogram
 from ..core.settings import Settings
+from ..core.tables import commits
 from .dispatch import Child, last_words, outcome
 from .record import ENDED, identity
-from .schedule import commits, table_place
+from .schedule import table_place
 from .timetable import Firing, Timetable
 
 # %% ../../nbs/jobs/12_scheduler.ipynb #9e467973

@@ -19,8 +19,9 @@ from fastcore.basics import patch
 
 from ..core.errors import BadRequest, nearest
 from ..core.settings import Settings
+from ..core.tables import commits
 from .record import ENDED, META, RUNS, JobRun, Record, _clock, _event, alive, new_id
-from .schedule import QUIET, Schedule, commits, table_place
+from .schedule import QUIET, Schedule, table_place
 
 # %% ../../nbs/jobs/11_timetable.ipynb #ecceca18
 SCHEDULES = sa.Table("schedules", META,
