@@ -190,14 +190,14 @@ ABOUT = {"mlp": "Late flights of 2013 by an MLP of 64 and 32 units, small so tha
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("jobs", nargs="*", default=list(JOBS), choices=[*JOBS, []])
+    p.add_argument("jobs", nargs="*", choices=[*JOBS, []], help=f"of {', '.join(JOBS)}; all by default")
     p.add_argument("--repeats", type=int, default=3)
     p.add_argument("--rows", type=lambda x: int(float(x)), default=None, help="the first so many only, for a look")
     p.add_argument("--only", nargs="+", default=None, choices=list(CONTENDERS), help="these contenders")
     p.add_argument("--dry", action="store_true", help="print the section, leave RESULTS.md as it is")
     a = p.parse_args()
     import torch
-    for job in a.jobs:
+    for job in a.jobs or JOBS:
         load, (x, y) = os.getloadavg()[0], pictures() if job == "cnn" else flights()
         n = min(len(x), a.rows or len(x), 50_000 if job == "lost" else len(x))
         x, y = x[:n], y[:n]

@@ -58,10 +58,11 @@ def alone(folder: Path, kind: str) -> float:  # seconds
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("kinds", nargs="*", default=list(KINDS), choices=[*KINDS, []])
+    p.add_argument("kinds", nargs="*", choices=[*KINDS, []], help=f"of {', '.join(KINDS)}; all by default")
     p.add_argument("--repeats", type=int, default=3)
     p.add_argument("--dry", action="store_true", help="print the section, leave RESULTS.md as it is")
     a = p.parse_args()
+    a.kinds = a.kinds or list(KINDS)
     load, runs = os.getloadavg()[0], {k: [] for k in a.kinds}
     for k in range(a.repeats):
         for kind in a.kinds:
