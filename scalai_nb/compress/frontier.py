@@ -528,8 +528,9 @@ def narrower(tried: dict[float, bool],  # share of units taken -> whether what w
     if not tried: return [.5, .75]
     most = 1 - max((s for s, within in tried.items() if within), default=0.)  # kept by the smallest network that is good enough
     least = 1 - min((s for s, within in tried.items() if not within and 1 - s < most), default=1 - most/8)
-    if least/most >= close or most < .02 or len(tried) >= 8: return []
-    return [round(1 - most*(least/most)**k, 2) for k in (1/3, 2/3)]
+    if least/most >= close or len(tried) >= 8: return []
+    shares = (round(1 - most*(least/most)**k, 2) for k in (1/3, 2/3))  # a recipe says hundredths
+    return [s for s in dict.fromkeys(shares) if s < 1 and s not in tried]
 
 def further(out: dict[str, Path], told: dict[str, dict], rows: Rows, how: dict, search: bool) -> list[str]:
     "Recipes that what was found so far makes worth trying."
