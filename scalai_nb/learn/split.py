@@ -15,7 +15,6 @@ import pyarrow.compute as pc
 from fastcore.basics import patch
 
 from ..core.errors import BadRequest
-from ..data.hashing import fold, mix
 
 # %% ../../nbs/learn/05_split.ipynb #c6eaca4d
 FOLDS = 5  # that a group's hash can fall into
@@ -47,8 +46,14 @@ def mask(self: Split,
     if pa.types.is_dictionary(column.type): column = column.dictionary_decode()
     missing = column.null_count + (pc.sum(pc.is_nan(column)).as_py() or 0 if pa.types.is_floating(column.type) else 0)
     if missing: raise BadRequest(f"{missing} of {len(column)} rows have no {self.column!r}: they are neither learnt from nor kept aside.", f'Leave them out with where=, or part the rows by another column.')
-    if self.how == "fold": return pa.array(fold(rows.select([self.column]), self.column, FOLDS) == self.value)
+    if self.how == "fold": return self.held(rows.select([self.column]))
     return (pc.equal if self.how == "==" else pc.greater_equal)(column, _scalar(self.value, column.type, self.column))
+
+@patch
+def held(self: Split, rows: pa.Table) -> pa.Array:  # of booleans
+    "Which rows fall into the fold that is kept aside."
+    from scalai_nb.data.hashing import fold  # compiles; a rank of a training without folds does not wait for it
+    return pa.array(fold(rows, self.column, FOLDS) == self.value)
 
 def _scalar(value: Any, kind: pa.DataType, column: str) -> pa.Scalar:
     import pandas as pd
@@ -71,7 +76,7 @@ def filters(self: Split,
     column = pc.field(self.column)
     if self.how == "fold":
         values = dataset.to_table(columns=[self.column], filter=where)[self.column].unique()
-        kept = column.isin(values.filter(pa.array(fold(pa.table({self.column: values}), self.column, FOLDS) == self.value)))
+        kept = column.isin(values.filter(self.held(pa.table({self.column: values}))))
     else:
         value = _scalar(self.value, dataset.schema.field(self.column).type, self.column)
         kept = column == value if self.how == "==" else column >= value
@@ -81,6 +86,7 @@ def filters(self: Split,
 def content(X: Any,  # (N, …) array or tensor
            ) -> np.ndarray:  # (N,) uint64
     "A hash of each row, equal for equal rows."
+    from scalai_nb.data.hashing import mix
     rows = np.asarray(X)
     out = np.empty(len(rows), np.uint64)
     for start in range(0, len(rows), 65_536):
@@ -98,6 +104,7 @@ def parted(X: Any,  # (N, …) array or tensor
            validation: Any,  # ("fold", 0 … 4), a mask of the rows to keep aside, or arrays (X, y) of their own
           ) -> tuple[tuple, tuple, str]:  # learnt from, kept aside, what is to be told
     "Arrays in two parts."
+    from scalai_nb.data.hashing import mix
     given = validation
     if isinstance(given, tuple) and len(given) == 2 and not isinstance(given[0], str):
         if len(given[0]) != len(given[1]): raise BadRequest(f"The validation's X has {len(given[0])} rows and its y has {len(given[1])}.", "Give one target a row.")
