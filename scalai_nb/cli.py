@@ -240,18 +240,19 @@ def tables(name: Annotated[str | None, typer.Argument(metavar="[NAME[@VERSION]]"
 def size_text(n: int) -> str: return f"{n/1e6:,.1f} MB" if n >= 1e5 else f"{n/1e3:,.1f} kB"
 
 @verb(app)
-def gc(days: Annotated[int | None, typer.Option(min=0, help="How long older versions stay; default: [data] retain_days.")] = None,
+def gc(days: Annotated[int | None, typer.Option(min=0, help="How long older versions and ended runs stay; default: [data] and [jobs] retain_days.")] = None,
        dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False) -> Answer:
-    "Take away the files of tables that no version of the last days needs, and what crashes left."
+    "Take away the files of tables that no version of the last days needs, runs that ended long ago, and what crashes left."
     from scalai_nb.core.settings import Settings
     from scalai_nb.data.retention import gc
+    from scalai_nb.jobs.retention import forget
     settings = Settings.load()
-    days = settings.data.retain_days if days is None else days
-    found = [vars(f) for f in gc(settings, days, dry_run)]
+    found = [vars(f) for f in [*gc(settings, days, dry_run), *forget(settings, days, dry_run)]]
+    days = (settings.data.retain_days, settings.jobs.retain_days) if days is None else (days, days)
     files, size, verb = sum(f["files"] for f in found), sum(f["bytes"] for f in found), "would go" if dry_run else "went"
     lines = [f"  {f['place']:<28} {f['files']:>6,} files  {size_text(f['bytes']):>12}" for f in found if f["files"]]
-    return Answer({"days": days, "dry_run": dry_run, "files": files, "bytes": size, "places": found},
-                  "\n".join([f"{files:,} files, {size_text(size)} {verb}; older than {days} days.", *lines]))
+    return Answer({"days": {"data": days[0], "jobs": days[1]}, "dry_run": dry_run, "files": files, "bytes": size, "places": found},
+                  "\n".join([f"{files:,} files, {size_text(size)} {verb}; tables older than {days[0]} days, runs older than {days[1]}.", *lines]))
 
 # %% ../nbs/cli.ipynb #46c675ba
 @verb(contract_app, "infer")
@@ -359,12 +360,16 @@ class WithForm(typer.core.TyperCommand):
         if not isinstance(what, str): return
         from scalai_nb.jobs.parameters import form, read
         from scalai_nb.jobs.workflow import Workflow
-        declared = Workflow.load(job_file(what)).parameters if job_file(what).suffix == ".toml" else read(what)
+        declared = Workflow.load(job_file(what)).parameters if what.endswith(".toml") else read(what)
         formatter.write(f"\n{what} takes, each as -p name=value:\n{form(declared)}\n" if declared else f"\n{what} takes no parameters.\n")
 
 
-def job_file(what: str) -> Path:
-    "A notebook or a workflow that is there."
+def job_file(what: str) -> Path | str:
+    "A notebook or a workflow that is there; of another machine, a notebook's URL."
+    from scalai_nb.core.storage import is_url, veiled
+    if is_url(what):
+        if not what.endswith(".toml"): return what
+        raise BadRequest(f"{veiled(what)} is a workflow elsewhere, and its notebooks lie beside it.", "Copy its folder here and name the file.")
     path = Path(what)
     if path.is_dir(): raise BadRequest(f"{what} is a folder.", "Give a notebook or a workflow in it.")
     if not path.is_file(): raise BadRequest(f"There is no file {what}.", _nearest_file(path))
@@ -390,8 +395,9 @@ def run(what: Annotated[str, typer.Argument(metavar="NOTEBOOK|WORKFLOW")],
         dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what of a workflow would run, and why; start nothing.")] = False) -> Answer:
     "A job notebook, or a workflow of them. `scalai run FILE --help` says what that one can be told."
     path = job_file(what)
-    sys.modules.setdefault("rfc3987_syntax", None)  # a grammar that jsonschema would compile for half a second, to check a format that no notebook has
-    if path.suffix == ".toml":
+    from scalai_nb.jobs.dispatch import lean
+    lean()
+    if what.endswith(".toml"):
         if o: raise BadRequest("-o is for one notebook, and this is a workflow of them.", "Leave it out: each step's notebook is kept, see scalai runs ID.")
         from scalai_nb.jobs.workflow import Workflow
         flow, how = Workflow.load(path), dict(from_failed=from_failed, only=only, jobs=jobs)
@@ -407,7 +413,7 @@ def run(what: Annotated[str, typer.Argument(metavar="NOTEBOOK|WORKFLOW")],
         done = run_alone(path, values(parameters) | pairs(p or []), output=o, timeout=timeout)
     return Answer(done.to_dict(), lambda: run_text(done.to_dict()), done.exit_code)
 
-def run_alone(path: Path, given: dict, **how):  # a JobRun
+def run_alone(path: Path | str, given: dict, **how):  # a JobRun
     "One notebook, whose kernel imports beside us."
     from contextlib import nullcontext
     from scalai_nb.core.settings import Settings

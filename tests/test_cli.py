@@ -65,6 +65,8 @@ BAD = {
     "a state that is none": ("runs", "--state", "dead"),
     "less than no runs": ("runs", "--limit", -1),
     "a folder as a job": ("run", "folder"),
+    "a job that is nowhere": ("run", "file:///nowhere/job.ipynb"),
+    "a workflow elsewhere": ("run", "s3://bucket/jobs.toml"),
     "a job over its own source": ("run", "job.ipynb", "-o", "job.ipynb"),
     "a job without time": ("run", "job.ipynb", "--timeout", 0),
     "a job to go on with": ("run", "job.ipynb", "--from-failed"),

@@ -1,5 +1,7 @@
 "Jobs that are stopped, killed and left alone: what only whole processes can show."
-import json, os, signal, subprocess, sys, time
+import json, os, signal, subprocess, sys, threading, time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -125,6 +127,18 @@ def test_papermill_s_own_command(workspace):
     bad = subprocess.run([papermill, "--engine", "scalai", "in.ipynb", "bad.ipynb", "-p", "months", "13", "--no-progress-bar"], cwd=workspace, capture_output=True, text=True)
     assert bad.returncode == 1 and "no such month" in bad.stderr
     assert Record(Settings.load()).get("last").error == dict(cell=3, kind="ValueError", message="no such month")
+
+
+def test_a_notebook_of_another_machine(workspace):
+    "By its URL, as papermill takes it."
+    write(workspace/"in.ipynb", "code = 'x'", "from scalai_nb.jobs.result import result\nresult(code=code)")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=workspace)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/in.ipynb"
+        done = subprocess.run([SCALAI, "run", url, "-p", "code=00123", "--json"], cwd=workspace, capture_output=True, text=True)
+        server.shutdown()
+    doc = json.loads(done.stdout)
+    assert (doc["state"], doc["name"], doc["notebook"], doc["results"]) == ("succeeded", "in", url, dict(code="00123")), done.stderr
 
 
 def test_secrets_are_written_nowhere(workspace, monkeypatch):

@@ -45,6 +45,7 @@ class JobsSection(Section):
     timeout: int = Field(3600, ge=1)  # seconds a job may take unless it is told otherwise
     warm: int = Field(0, ge=0)  # processes kept that have imported what notebooks import, to fork kernels from; 0: every kernel starts cold
     output_limit: int = Field(8_000_000, ge=1)  # bytes of each stream, and of everything else, that a cell may leave in its notebook; more goes to files beside it
+    retain_days: int = Field(90, ge=0)  # days that an ended run stays in the record, with its log and its notebook
     slots: int = Field(2, ge=1)  # runs that one scheduler has at a time
     gpus: str = ""  # GPUs that a scheduler gives out on its host, as 0,1
     lease: float = Field(30, ge=1)  # seconds without a sign of life after which a scheduler's work is taken over

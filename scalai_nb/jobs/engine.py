@@ -20,7 +20,7 @@ from .parameters import Secret, check, inject, load_notebook, secret
 from .record import JobRun, Record, commit, versions
 
 # %% ../../nbs/jobs/06_engine.ipynb #cb19f73e
-def run(notebook: Path | str,  # the source; it is not changed
+def run(notebook: Path | str,  # the source, a file or an fsspec URL; it is not changed
         parameters: dict | None = None,  # by name, see `jobs.parameters`
         output: Path | str | None = None,  # where the notebook that ran is also put; default: only under .scalai/runs/ID
         timeout: float | None = None,  # seconds; default: [jobs] timeout
@@ -45,7 +45,7 @@ def run(notebook: Path | str,  # the source; it is not changed
     nb, origin = _prepare(source, values, parameters or {})
     output, secrets = _writable(output, Path(notebook)), _secrets(values)
     record = Record(settings)
-    job = record.create(JobRun(name=name or Path(notebook).stem, notebook=str(Path(notebook).absolute()), parameters=veiled(values), key=key, reason=reason, cells=len(source["cells"]),
+    job = record.create(JobRun(name=name or Path(notebook).stem, notebook=veiled(_place(str(notebook))), parameters=veiled(values), key=key, reason=reason, cells=len(source["cells"]),
                                parent=parent or os.environ.get("SCALAI_RUN"), versions=versions(), commit=commit(settings.root)))
     execution = Execution(job, nb, origin, record.folder(job.id), record, timeout or settings.jobs.timeout, stop or Stop(), terminal or Terminal(show=False),
                           kernel_env(settings, job.id) | (env or {}), settings.root, secrets, warm, settings.jobs.output_limit)
@@ -84,6 +84,9 @@ def _prepare(source: dict, values: dict, given: dict):
     return nb, origin
 
 
+def _place(path) -> str:  # absolute, or a URL; empty: a stream, or a notebook in memory
+    if not isinstance(path, str) or path == "-" or path.lstrip().startswith("{"): return ""
+    return path if is_url(path) else str(Path(path).absolute())
 
 
 def _secrets(values: dict) -> tuple[str, ...]:  # longest first: a URI, before the password in it
@@ -200,11 +203,6 @@ def _papermill_command(nb, kernel_name, input_path, output_path, start_timeout, 
     if job.state in ("succeeded", "failed") and not execution.unwritten: return nb  # a failed cell is found by papermill itself
     if is_url(target): write_ipynb(nb, output_path)
     job.raise_for_state()
-
-
-def _place(path) -> str:  # absolute, or a URL; empty: a stream, or a notebook in memory
-    if not isinstance(path, str) or path == "-" or path.lstrip().startswith("{"): return ""
-    return path if is_url(path) else str(Path(path).absolute())
 
 
 def _tap(log_output: bool, stdout_file, stderr_file):  # wraps `Execution.message`

@@ -15,15 +15,15 @@ from typing import Any, Literal, Optional, Union, get_args, get_origin
 
 from ..core.errors import BadRequest, nearest
 from ..core.plain import plain, printable
-from ..core.storage import veiled
+from ..core.storage import is_url, read_bytes, veiled
 
 # %% ../../nbs/jobs/00_parameters.ipynb #02ce74e3
-def load_notebook(notebook: Path | str | dict,  # a file, or one already parsed
+def load_notebook(notebook: Path | str | dict,  # a file, an fsspec URL, or one already parsed
                  ) -> dict:  # the notebook's JSON
     "A notebook's content. Raises `BadRequest` for what is missing or is no notebook."
     if isinstance(notebook, dict): return notebook
-    path = Path(notebook)
-    try: content = json.loads(path.read_text(encoding="utf-8"))
+    path = veiled(notebook) if is_url(notebook) else Path(notebook)
+    try: content = json.loads(read_bytes(notebook) if is_url(notebook) else path.read_bytes())
     except (FileNotFoundError, NotADirectoryError) as e:
         raise BadRequest(f"There is no notebook {path}.", "Check the path; it is taken relative to the working directory.") from e
     except IsADirectoryError as e: raise BadRequest(f"{path} is a folder, not a notebook.", "Name the .ipynb file in it.") from e

@@ -36,15 +36,29 @@ class Stream(OutStream):
     "A kernel's standard output or error: what is printed waits for what was printed before."
     flush_timeout = 60  # seconds for a reader that is busy
     pending = 0  # characters not yet handed over
+    into = whose = None  # the buffer that took the last text, until it is handed over, and the header of the request that printed it
 
     def __init__(self, *args, watchfd=True, **kw):
         super().__init__(*args, watchfd="force" if watchfd and os.name == "posix" else False, **kw)  # ipykernel leaves it out where it finds pytest around it
 
     def write(self, string):
+        "What the same cell prints goes where the text before it went, while that waits for a flush that is due: a quarter of the time that ipykernel takes for each print."
+        if type(string) is str and self._flush_pending and self._parent_header.get(None) is self.whose and os.getpid() == self._master_pid:
+            with self._buffer_lock:
+                size = self.pending + len(string)
+                if self.into is not None and size <= PIECE:
+                    self.pending = size
+                    return self.into.write(string)
+        return self.begin(string)
+
+    def begin(self, string):
+        "Write it as ipykernel does, which has it flushed, and note where it went."
         if not isinstance(string, str): return super().write(string)  # which says what is wrong with it
         for piece in (string,) if len(string) <= PIECE else pieces(string):
             super().write(piece)
-            self.pending += len(piece)
+            with self._buffer_lock:
+                self.pending, self.whose = self.pending + len(piece), self.parent_header
+                if self.echo is None and self._is_master_process(): self.into = self._buffers[frozenset(self.whose.items())]
             if self.pending >= PIECE: self.flush()
         return len(string)
 
@@ -54,8 +68,9 @@ class Stream(OutStream):
         super().close()
 
     def _rotate_buffers(self):
-        self.pending = 0
-        return super()._rotate_buffers()
+        with self._buffer_lock:
+            self.pending, self.into = 0, None
+            return super()._rotate_buffers()
 
     def _watch_pipe_fd(self):
         if self._fid is None: return
