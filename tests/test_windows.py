@@ -46,6 +46,7 @@ def file_of(settings, source="seen") -> Path:
 
 def test_deliveries_in_any_order_and_twice_are_one_history(tmp_path, june):
     "At least once and out of order is what queues promise: the sums are the same, by the hour, day and month."
+    june = june[:6000]
     parts = [june.iloc[i::4] for i in range(4)]
     seen = []
     for n, order in enumerate(([0, 1, 2, 3], [3, 1, 1, 0, 2, 3, 0])):
@@ -108,10 +109,9 @@ def test_clocks_that_are_wrong(settings, june):
     for period in ("2013-05", "2013-06", "2031-06", "1970-01"): history.record("seen", {period: profile(june[COLUMNS])}, period, by="period", settings=settings)
     assert watch("seen", settings=settings).period == "2013-06"
     with pytest.raises(BadRequest, match="has not begun"): watch("seen", "2031-06", settings)
-    ahead, behind = time.time() - 400*DAY, time.time() + 5000*DAY  # of the writer's clock
     keeping = Settings(root=settings.root, monitor=dict(keep=1000))
-    for now in (ahead, behind): fold(keeping, now=now)
-    assert "2031-06" in windows("seen", settings=keeping)  # by its own clock it is not over
+    for days in (-400, 900): fold(keeping, now=time.time() + days*DAY)  # as a writer's clock that is ahead, or behind, makes it look
+    assert list(windows("seen", settings=keeping)) == ["1970-01", "2013-05", "2013-06", "2031-06"]
 
 
 # ---- alarms
