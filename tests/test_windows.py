@@ -179,7 +179,7 @@ def test_two_thousand_columns(settings):
     rng = np.random.default_rng(0)
     names = [f"c{i}" for i in range(2000)]
     for m in range(1, 5):
-        x = rng.normal(size=(2000, 2000)).astype("float32")
+        x = rng.normal(size=(500, 2000)).astype("float32")
         if m == 4: x[:, 7] += 1
         history.record("wide", {f"2013-0{m}": profile(pa.table(list(x.T.copy()), names=names))}, f"b{m}", by="period", settings=settings)
     assert list(watch("wide", settings=settings).opens) == ["c7"]
@@ -188,15 +188,14 @@ def test_two_thousand_columns(settings):
 
 @pytest.mark.slow
 def test_a_year_of_looks_keeps_its_rate(_flights):
-    """Days dealt at random from the real year, so that nothing drifts. Of ten years of 365 looks at four columns, at a yearly rate of 5 %,
-    more than two have an alarm with a chance of 1.2 %; looked at without spending, most years would."""
+    """Days dealt at random from the real year, so that nothing drifts. Of eight years of 365 looks at four columns, at a yearly rate of 5 %,
+    more than two have an alarm with a chance of 0.6 %; at 5 % a look, each year has several."""
     columns, policy, spoilt, odd = ["dep_delay", "distance", "hour", "carrier"], Policy(), [], []
-    for seed in range(10):
+    for seed in range(8):
         rows = _flights[columns].assign(day=np.random.default_rng(seed).integers(0, 395, len(_flights)))
         days = [p.drop("day") for _, p in sorted(profile(rows, by="day").items())]
         usual = sum(days[:30])
         looks = [look("flights", str(i), usual, day, policy, 365) for i, day in enumerate(days[30:])]
         odd.append(sum(bool(l.opens) for l in looks))
         spoilt.append(sum(bool(l.holds) for l in looks))
-    print(odd, spoilt)
-    assert sum(map(bool, odd)) <= 2, odd
+    assert sum(map(bool, odd)) <= 2 and all(spoilt), (odd, spoilt)
