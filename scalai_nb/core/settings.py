@@ -58,7 +58,11 @@ class WorkflowSection(Section):
 
 class MonitorSection(Section):
     period: Literal["hour", "day", "week", "month"] = "month"  # length of a window
-    false_alarms: float = Field(.05, gt=0, lt=1)  # accepted rate over all columns of a comparison
+    false_alarms: float = Field(.05, gt=0, lt=1)  # accepted rate over all columns of a comparison; where looks follow each other, over all columns and looks of a year
+    quiet: int = Field(3, ge=1)  # windows without drift after which an alarm is over
+    keep_hours: float = Field(30, ge=0)  # days after which hours are kept as days only
+    keep_days: float = Field(400, ge=0)  # days after which days are kept as months only
+    keep: float = Field(0, ge=0)  # days after which a window goes; 0: never
 
 class AppsSection(Section):
     port: int = Field(8866, ge=0, le=65535)  # of the gateway; 0: any free one
@@ -68,6 +72,7 @@ class AppsSection(Section):
 class ServeSection(Section):
     port: int = Field(8000, ge=0, le=65535)
     batch: int = Field(1024, ge=1)  # rows scored at a time
+    metrics: str = ""  # NAME.prom, for node_exporter to read what scoring counts; empty: none
 
 class AlertsSection(Section):
     webhook: str = ""  # URL that takes an alert as JSON; this and the next two may be env:NAME or file:PATH

@@ -54,6 +54,7 @@ class Plan:
     folds: int
     prepare: object = None  # a function of a slice: raw rows → (raw rows, cleaned rows, Verdict)
     most: int = 250_000  # rows of a file
+    unit: str = "month"  # length of the period that a time falls into
     @property
     def prefix(self) -> str: return prefix(self.batch)
 
@@ -125,7 +126,7 @@ def _periods(plan: Plan, rows: pa.Table) -> pa.Array:  # the period of each row
     values = rows[plan.period].combine_chunks()
     if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type): return pc.strftime(values, format="%Y-%m")
     coded = values.dictionary_encode()
-    return pa.array([history.period_name(v) for v in coded.dictionary.to_pylist()], pa.string()).take(coded.indices)
+    return pa.array([history.period_name(v, plan.unit) for v in coded.dictionary.to_pylist()], pa.string()).take(coded.indices)
 
 # %% ../../nbs/data/07_part.ipynb #f3f4a4fa
 def _refused(raw: pa.Table, reasons: pa.Array, periods: pa.Array) -> pa.Table:  # as the quarantine keeps them

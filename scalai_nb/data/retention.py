@@ -12,6 +12,7 @@ from time import time
 from ..core.settings import Settings
 from ..core.storage import Freed, filesystem, is_url
 from . import history
+from .fold import fold
 from .table import Table, _names, standing
 
 # %% ../../nbs/data/09_retention.ipynb #786fd3c5
@@ -65,6 +66,7 @@ def gc(settings: Settings | None = None,
     "Apply the retention to all tables of the workspace."
     settings = settings or Settings.load()
     hours = 24*(settings.data.retain_days if days is None else days)
+    fold(settings, dry)
     return [swept(n, p, hours, dry) for n, p in places(settings)] + [_plans(settings, hours, dry)] + _released(settings, hours, dry)
 
 def _plans(settings: Settings, hours: float, dry: bool) -> Freed:

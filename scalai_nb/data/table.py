@@ -357,14 +357,14 @@ def _plan(name, contract, key, period, batch, fold, settings, table, names, prep
             if n not in schema.names: schema = schema.append(pa.field(n, contract.arrow(n) or pa.string()))
         if fold and "fold" not in schema.names: schema = schema.append(pa.field("fold", pa.int8()))
     return Plan(name, history.store(settings, "tables", name), history.store(settings, "quarantine", name), batch, uuid.uuid4().hex[:8], contract, schema,
-                 tuple(contract.uniques()), period, column, fold, settings.data.folds, prepare, settings.data.rows_per_part)
+                 tuple(contract.uniques()), period, column, fold, settings.data.folds, prepare, settings.data.rows_per_part, settings.monitor.period)
 
 # %% ../../nbs/data/08_table.ipynb #93ca9a5c
 def write(frame,  # Dask or pandas frame, Arrow table, or an iterator of Arrow tables
           name: str,  # of the table
           contract: Contract | str | Path | None = None,  # rows that break it go to quarantine
           key: str | list[str] | None = None,  # columns that name a row: never null, never twice in the table
-          period: str | None = None,  # a column (a time gives its month), or one name for all rows, as "2013-06"
+          period: str | None = None,  # a column (a time gives its month, or what `[monitor] period` says), or one name for all rows, as "2013-06"
           batch: str | None = None,  # name of this write: it is done once; default: a new one
           mode: str = "append",  # append, overwrite, or replace-period (of the periods that come)
           fold: str | list[str] | None = None,  # key columns: adds int8 `fold` by their hash
@@ -472,7 +472,10 @@ def profiles(self: Table, by: str | tuple[str, ...] | None = "period", version: 
     found = self.delta(version)
     version = found.version()
     live.emit("input", table=self.known_as, version=version)
-    known = history.recall(self.name, period=None, by=("period", "fold"), version=version, settings=self.settings)
+    try: known = history.recall(self.name, period=None, by=("period", "fold"), version=version, settings=self.settings)
+    except WorkFailed as e:
+        if e.kind != "window": raise
+        known = {}  # damaged; the rows are there
     if sum(p.rows for p in known.values()) != self.count(version): known = _profiled(self, version)
     listed = lambda x: list(x) if isinstance(x, (list, tuple, set)) else [x]
     some = {n: None if v is None else {history._word(n, x) for x in listed(v)} for n, v in (("period", period), ("fold", fold))}

@@ -7,6 +7,7 @@ __all__ = ['Scorer', 'scorer_of', 'rows_in', 'digest', 'score', 'batch_name', 'e
 
 # %% ../../nbs/serve/00_score.ipynb #168b533c
 import hashlib, itertools, json, re, time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from ..core.errors import BadRequest
 from ..core.progress import progress
 from ..core.settings import Settings
 from ..learn.answer import need
+from .operations import observed
 
 # %% ../../nbs/serve/00_score.ipynb #fad20492
 class Scorer:
@@ -119,10 +121,11 @@ def score(model: str | Path,  # registry name (its champion), name@version, or a
     batch, there = (base, False) if by else batch_name(base, table, [period], settings)
     if there: done = earlier(table, batch, settings)
     else:
-        out = scored(scorer, parts, kept, label, period, by, number)
-        if not out.num_rows: raise BadRequest(f"There are no rows to score in {source if isinstance(source, str) else 'the frame'}.", "Check the source and its filter.", "empty")
-        if by: batch, there = batch_name(base, table, out.column("period").unique().to_pylist(), settings)
-        done = earlier(table, batch, settings) if there else keep_scores(out, table, batch, label, period, settings)
+        with observed(f"{name}@{number}", table, None if by else period, settings) as part:
+            out = scored(scorer, parts, kept, label, period, by, number, settings.monitor.period, part)
+            if not out.num_rows: raise BadRequest(f"There are no rows to score in {source if isinstance(source, str) else 'the frame'}.", "Check the source and its filter.", "empty")
+            if by: batch, there = batch_name(base, table, out.column("period").unique().to_pylist(), settings)
+            done = earlier(table, batch, settings) if there else keep_scores(out, table, batch, label, period, settings)
     return {"table": table, "version": done.version, "rows": done.rows_good, "model": name, "model_version": number, "period": period,
             "seconds": round(time.perf_counter() - start, 3), "already": bool(done.already)}
 
@@ -158,26 +161,27 @@ def earlier(table: str, batch: str, settings: Settings):  # Written
     return write(pa.table({}), table, batch=batch, settings=settings)
 
 # %% ../../nbs/serve/00_score.ipynb #408cc5ce
-def scored(scorer: Scorer, parts, kept: list[str], label: str | None, period: str | None, by: str | None, number: int):  # Arrow table
+def scored(scorer: Scorer, parts, kept: list[str], label: str | None, period: str | None, by: str | None, number: int, unit: str = "month", watched=nullcontext):  # Arrow table
     "Every row's score beside the columns that are kept."
     import pyarrow as pa
     out = []
     for part in progress(parts, label="score", unit="parts"):
-        p, columns = scorer.score(part), {c: part.column(c) for c in kept}
+        with watched(part.num_rows): p = scorer.score(part)
+        columns = {c: part.column(c) for c in kept}
         if p.ndim == 2: columns["prediction"], p = pa.array(p.argmax(1)), p.max(1)
         columns |= {"score": pa.array(p.astype(np.float32)), "model_version": pa.array(np.full(len(p), number, np.int64)),
-                    "period": named(part.column(by)) if by else pa.array([period], pa.string()).take(pa.array(np.zeros(len(p), np.int8)))}
+                    "period": named(part.column(by), unit) if by else pa.array([period], pa.string()).take(pa.array(np.zeros(len(p), np.int8)))}
         if label: columns["label"] = part.column(label)
         out.append(pa.table(columns))
     return pa.concat_tables(out, promote_options="permissive").combine_chunks()
 
-def named(column):  # Arrow strings
+def named(column, unit: str = "month"):  # Arrow strings
     "Periods as they are written everywhere: 06 for a month's number, 2013-06 for a time."
     import pyarrow as pa
     from scalai_nb.data.history import period_name
     coded = column.combine_chunks().dictionary_encode()
     coded = coded if isinstance(coded, pa.DictionaryArray) else coded.combine_chunks()
-    return pa.array([period_name(v) for v in coded.dictionary.to_pylist()], pa.string()).take(coded.indices)
+    return pa.array([period_name(v, unit) for v in coded.dictionary.to_pylist()], pa.string()).take(coded.indices)
 
 def keep_scores(out, table: str, batch: str, label: str | None, period: str | None, settings: Settings):  # Written
     "Record the windows, then write the rows."
