@@ -90,7 +90,7 @@ def test_two_hundred_visitors_at_eight_kernels(workspace):
     (workspace / "settings.ini").write_text("[apps]\nkernels = 8\n")
     served, most = [], [0]
     async def visit(dash, n):
-        async with httpx.AsyncClient(base_url=dash.url, headers={"authorization": f"Bearer {dash.token}", "accept": "text/html"}, timeout=120, trust_env=False) as me:
+        async with httpx.AsyncClient(base_url=dash.url, headers={"authorization": f"Bearer {dash.token}", "accept": "text/html"}, timeout=120, trust_env=False, limits=httpx.Limits(max_keepalive_connections=0)) as me:
             while (page := await me.get("/apps/good?live=1")).status_code == 503:
                 assert "before you" in page.text or "You are next" in page.text
                 await asyncio.sleep(random.uniform(.5, 1.5))
