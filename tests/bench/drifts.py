@@ -90,3 +90,24 @@ NORMAL = {  # on weather: temperatures, near to normal, where no test can do bet
     "+.5 sd in one 5 % segment": in_segment("temp", "hour", 12, .5),
 }
 PLANTED = {"flights": CASES, "weather": NORMAL}
+
+
+def told(report, case: Case) -> bool:
+    "Whether a report says that the planted column moved: by itself, in a pair, or in its segment."
+    if case.segment is not None: return any(f.drifted and f.column == case.column and f.segment == str(case.segment) for f in report.segments)
+    return any(f.drifted and case.column in (f.name, *f.name.split(" × ")) for f in [*report.columns.values(), *report.pairs])
+
+
+def alarms(frame: pd.DataFrame, n: int, times: int, seed: int,
+           case: Case | None = None,  # planted in each current window; None: nothing is
+           by: str | None = None,  # compared by the segments of this column, too
+           policy=None) -> float:  # share of comparisons
+    "How often a comparison of two windows of n rows alarms on anything (nothing planted), or tells what was planted."
+    from scalai_nb.data.profile import profile
+    from scalai_nb.monitor.drift import compare
+    rng, hits = np.random.default_rng(seed), 0
+    for _ in range(times):
+        a, b = splits(frame, n, rng)
+        report = compare(*(profile(f, by=by) for f in (a, b if case is None else case(b, rng))), policy)
+        hits += report.drifted if case is None else told(report, case)
+    return hits / times
