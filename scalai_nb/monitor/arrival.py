@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COUNT', 'FRESH', 'spread', 'limit_of', 'rows', 'instant', 'clock', 'fresh', 'hours', 'longest']
 
-# %% ../../nbs/monitor/01_arrival.ipynb #118ccc24
+# %% ../../nbs/monitor/01_arrival.ipynb #304be7a1
 from datetime import datetime, timezone
 
 import numpy as np
@@ -16,7 +16,7 @@ from ..data.ordered import HOUR
 from ..data.profile import Profile
 from .columns import Check, moment
 
-# %% ../../nbs/monitor/01_arrival.ipynb #949842d4
+# %% ../../nbs/monitor/01_arrival.ipynb #9cfda2b3
 COUNT = "rows of the window"
 
 def spread(counts: list) -> tuple:  # mean and sd of one more window's log rows; degrees of freedom
@@ -39,7 +39,7 @@ def rows(counts: list,  # of the reference windows
     d = np.log(now) - mean
     return [Check(COUNT, "rows", float(2 * stdtr(df, -abs(d) / sd)), float(abs(d)), sd, f"{now:,} rows, usually {min(counts):,} … {max(counts):,}")]
 
-# %% ../../nbs/monitor/01_arrival.ipynb #cbe8a18b
+# %% ../../nbs/monitor/01_arrival.ipynb #d45cf490
 FRESH = "freshness"
 
 def instant(when) -> int:  # microseconds since 1970, UTC

@@ -6,7 +6,8 @@
 __all__ = ['RATES', 'RANKED', 'KINDS', 'Check', 'Both', 'beside', 'share', 'number', 'rates', 'numbers', 'identifiers',
            'categories', 'shares', 'times', 'moment', 'column']
 
-# %% ../../nbs/monitor/01_columns.ipynb #35d51844
+# %% ../../nbs/monitor/01_columns.ipynb #4a0fade9
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property
@@ -17,7 +18,7 @@ from ..data.histogram import quantile
 from ..data.profile import Column, Profile, align, align_categories
 from .counts import EXPECTED, beyond, cells, groups, gtest, js, ks, mass, ranks, rate, scores, telling
 
-# %% ../../nbs/monitor/01_columns.ipynb #57280bca
+# %% ../../nbs/monitor/01_columns.ipynb #7c5bbfc9
 @dataclass
 class Check:
     "One test of one column."
@@ -26,8 +27,11 @@ class Check:
     p: float  # under no change
     effect: float  # in the measure's own scale
     noise: float  # root mean square of the effect under no change
-    text: str  # what it shows: 'median 3 → 9, KS 0.11'
+    tell: str | Callable[[], str]  # what it shows: 'median 3 → 9, KS 0.11'; made when it is asked for: most columns have nothing to say
     possible: bool = True  # whether p could be small at all, as far as the rows of both together tell
+
+    @cached_property
+    def text(self) -> str: return self.tell() if callable(self.tell) else self.tell
 
 @dataclass
 class Both:
@@ -43,6 +47,9 @@ class Both:
     def group(self) -> np.ndarray: return groups(*self.counts[2:])  # of each bucket
 
     @cached_property
+    def grouped(self) -> tuple: return tuple(np.bincount(self.group, x) for x in self.counts[2:])  # reference, current: by group
+
+    @cached_property
     def labels(self) -> tuple: return align_categories(self.a, self.b)  # values or None, reference, current
 
     @cached_property
@@ -50,13 +57,13 @@ class Both:
         lo, hi, *counts = self.counts
         return [quantile(np.array([.25, .5, .75]), lo, hi, c) for c in counts]
 
-# %% ../../nbs/monitor/01_columns.ipynb #c7411a00
+# %% ../../nbs/monitor/01_columns.ipynb #2b8c79c7
 def beside(reference: Profile, current: Profile, ignore: tuple = ()) -> dict:  # name -> Both
     "The columns of both windows, the reference's order first."
     names = dict.fromkeys([*reference.columns, *current.columns])
     return {n: Both(n, reference.columns.get(n), current.columns.get(n)) for n in names if n not in ignore}
 
-# %% ../../nbs/monitor/01_columns.ipynb #c88aa4a8
+# %% ../../nbs/monitor/01_columns.ipynb #de650be0
 def share(x: float) -> str: return f"{100 * x:.{1 if x < .995 else 0}f} %" if x >= .0005 or x == 0 else f"{100 * x:.2g} %"
 
 def number(x: float) -> str: return f"{x:.4g}"
@@ -73,23 +80,25 @@ def rates(c: Both) -> list:  # of Check
 
 def _size(test: tuple) -> tuple: return test[0], abs(test[1]), test[2]
 
-# %% ../../nbs/monitor/01_columns.ipynb #e38e0cc7
+# %% ../../nbs/monitor/01_columns.ipynb #b95de3c4
 def numbers(c: Both) -> list:  # of Check
     "The ordered tests, what lies beyond, and the rates."
     found, (lo, hi, ca, cb) = rates(c), c.counts
     if not ca.sum() or not cb.sum(): return found
     if identifiers(c.a, c.b): return found + [Check(c.name, "identifier", 1., 0., 0., "every value is its own: an identifier, its new range is no drift")]
-    d, h = ks(ca, cb), gtest(*_grouped(c))
+    d, h = ks(ca, cb), gtest(*c.grouped)
     s, w = _ranked(ca, cb)
-    (a25, a50, a75), (b25, b50, b75) = c.quartiles
-    moved = _moved_group(c)
-    median = f"median {number(a50)} → {number(b50)}" if number(a50) != number(b50) else moved
-    return found + [Check(c.name, "ks", *_size(d), f"{median}, KS {d[1]:.2f}"),
-                    Check(c.name, "shift", *_size(s), f"{median}, shift {s[1]:+.2f} sd"),
-                    Check(c.name, "spread", *_size(w), f"interquartile range {number(a75 - a25)} → {number(b75 - b25)}, spread {w[1]:+.2f} sd"),
-                    Check(c.name, "js", *h, f"{moved}, JS {h[1]:.2f}"), _outside(c)]
+    return found + [Check(c.name, "ks", *_size(d), lambda: f"{_median(c)}, KS {d[1]:.2f}"),
+                    Check(c.name, "shift", *_size(s), lambda: f"{_median(c)}, shift {s[1]:+.2f} sd"),
+                    Check(c.name, "spread", *_size(w), lambda: f"interquartile range {' → '.join(number(q[2] - q[0]) for q in c.quartiles)}, spread {w[1]:+.2f} sd"),
+                    Check(c.name, "js", *h, lambda: f"{_moved_group(c)}, JS {h[1]:.2f}"), _outside(c)]
 
-# %% ../../nbs/monitor/01_columns.ipynb #ec7cf90c
+def _median(c: Both) -> str:
+    "How the median moved; the shares, where it stands."
+    a, b = (number(q[1]) for q in c.quartiles)
+    return f"median {a} → {b}" if a != b else _moved_group(c)
+
+# %% ../../nbs/monitor/01_columns.ipynb #0fddcbec
 RANKED = 1024  # groups of equal mass that carry the ranks: their scores are as good as the rows' own
 
 def _ranked(ca, cb):
@@ -98,12 +107,10 @@ def _ranked(ca, cb):
     z = scores(ca + cb)
     return ranks(ca, cb, z), ranks(ca, cb, z * z)
 
-def _grouped(c): return tuple(np.bincount(c.group, x) for x in c.counts[2:])
-
 def _moved_group(c: Both) -> str:
     "The group of buckets whose share changed most."
     lo, hi, g = *c.counts[:2], c.group
-    pa, pb = (x / x.sum() for x in _grouped(c))
+    pa, pb = (x / x.sum() for x in c.grouped)
     i = int(np.abs(pb - pa).argmax())
     first, last = np.searchsorted(g, [i, i + 1])
     low, high = number(lo[first]), number(hi[last - 1])
@@ -116,41 +123,42 @@ def _outside(c: Both) -> Check:
     above, below = ((ca[at].sum(), cb[at].sum()) for at in (lo > most, hi < least))
     p, d, noise, side = beyond(above, below, (ca.sum(), cb.sum()))
     edge, now = (most, above[1]) if side == "above" else (least, below[1])
-    return Check(c.name, "range", p, d, noise, f"{share(d)} of the rows {side} {number(edge)}, where {'the reference has none' if now else 'none are now'}")
+    return Check(c.name, "range", p, d, noise, lambda: f"{share(d)} of the rows {side} {number(edge)}, where {'the reference has none' if now else 'none are now'}")
 
-# %% ../../nbs/monitor/01_columns.ipynb #595a8016
+# %% ../../nbs/monitor/01_columns.ipynb #cce90f23
 def identifiers(a: Column, b: Column) -> bool:
     "Whole numbers, nearly all distinct, in ranges that do not meet: serial numbers, not measurements."
     whole = all(c.count > 50 and c.type.startswith(("int", "uint")) for c in (a, b))
     return whole and (b.min > a.max or b.max < a.min) and all(c.distinct >= .95 * c.count for c in (a, b))
 
-# %% ../../nbs/monitor/01_columns.ipynb #bc8d5838
+# %% ../../nbs/monitor/01_columns.ipynb #ebda250b
 def categories(c: Both) -> list:  # of Check
     "Tests over values, or over hash buckets where there are too many values; text lengths where values are hashed."
     found, (labels, ca, cb) = rates(c), c.labels
     if not ca.sum() or not cb.sum(): return found
-    found += shares(c.name, labels, ca, cb, _heavy(c) if labels is None else "")
+    found += shares(c.name, labels, ca, cb, lambda: _heavy(c))
     if labels is None and min(x.distinct / max(x.count, 1) for x in (c.a, c.b)) > .9: return found + [Check(c.name, "identifier", 1., 0., 0., "nearly every value is its own: an identifier")]
     if labels is None and c.a.lengths and c.b.lengths:
         size = sorted(set(c.a.lengths) | set(c.b.lengths))
         d = ks(*(np.array([x.lengths.get(s, 0) for s in size], float) for x in (c.a, c.b)))
-        found.append(Check(c.name, "length", *d, f"text lengths moved, KS {d[1]:.2f}"))
+        found.append(Check(c.name, "length", *_size(d), f"text lengths moved, KS {d[1]:.2f}"))
     return found
 
-# %% ../../nbs/monitor/01_columns.ipynb #55399bbf
+# %% ../../nbs/monitor/01_columns.ipynb #a52307b2
 def shares(name: str,
            labels: list | None,  # of the categories; None where they are hash buckets
            ca: np.ndarray, cb: np.ndarray,  # rows of each
-           hashed: str = "",  # what to say where there are no labels
+           hashed: Callable[[], str] = str,  # what to say where there are no labels
           ) -> list:  # of Check
     "Did the shares of categories change: of all together, and of the one that moved most."
     enough = (ca + cb) * min(ca.sum(), cb.sum()) >= EXPECTED * (ca + cb).sum()
     g = gtest(*(np.r_[x[enough], x[~enough].sum()].astype(float) for x in (ca, cb)))
-    found = [Check(name, "js", *g, (_moved_labels(labels, ca, cb) if labels is not None else hashed or "shares of hashed values moved") + f", JS {g[1]:.2f}")]
+    found = [Check(name, "js", *g, lambda: (_moved_labels(labels, ca, cb) if labels is not None else hashed() or "shares of hashed values moved") + f", JS {js(ca, cb):.2f}")]
     if len(ca) < 3: return found  # two categories: one share, tested already
     p, d, noise, i = cells(ca, cb)
     if i is None: return found
-    said = _label(labels[i], ca[i] / ca.sum(), cb[i] / cb.sum()) if labels is not None else hashed or f"the share of some values {share(ca[i] / ca.sum())} → {share(cb[i] / cb.sum())}"
+    pa, pb = ca[i] / ca.sum(), cb[i] / cb.sum()
+    said = lambda: _label(labels[i], pa, pb) if labels is not None else hashed() or f"the share of some values {share(pa)} → {share(pb)}"
     return found + [Check(name, "value", p, abs(d), noise, said)]
 
 def _label(label, pa: float, pb: float) -> str:
@@ -161,7 +169,7 @@ def _moved_labels(labels: list, ca: np.ndarray, cb: np.ndarray, most: int = 2) -
     pa, pb = ca / ca.sum(), cb / cb.sum()
     return ", ".join(_label(labels[i], pa[i], pb[i]) for i in np.argsort(-np.abs(pb - pa), kind="stable")[:most] if pa[i] != pb[i]) or "the same shares"
 
-# %% ../../nbs/monitor/01_columns.ipynb #e4b21035
+# %% ../../nbs/monitor/01_columns.ipynb #62d5bf4b
 def _heavy(c: Both) -> str:
     "Of hashed values, the frequent one that surely moved most; '' where none did."
     at = [{v: (low / max(x.count, 1), high / max(x.count, 1)) for v, low, high in x.top(50)} for x in (c.a, c.b)]
@@ -172,7 +180,7 @@ def _heavy(c: Both) -> str:
     told = ["few" if best not in t else share(sum(t[best]) / 2) for t in at]
     return f"{best!r} {told[0]} → {told[1]}"
 
-# %% ../../nbs/monitor/01_columns.ipynb #15e92383
+# %% ../../nbs/monitor/01_columns.ipynb #c8cd6406
 def times(c: Both) -> list:  # of Check
     "Rates; and the ordered tests where the spans coincide."
     found, (lo, hi, ca, cb) = rates(c), c.counts
@@ -182,7 +190,7 @@ def times(c: Both) -> list:  # of Check
     if abs(span[0][0] - span[1][0]) > slack or abs(span[0][1] - span[1][1]) > slack:
         where = "after" if span[1][0] >= span[0][1] - slack else "before" if span[1][1] <= span[0][0] + slack else "beside"
         return found + [Check(c.name, "span", 1., 0., 0., f"{moment(span[1][0])[:10]} … {moment(span[1][1])[:10]}, {where} the reference")]
-    d, h = ks(ca, cb), gtest(*_grouped(c))
+    d, h = ks(ca, cb), gtest(*c.grouped)
     return found + [Check(c.name, "ks", *_size(d), f"other times within the same span, KS {d[1]:.2f}"), Check(c.name, "js", *h, f"other times within the same span, JS {h[1]:.2f}")]
 
 def moment(us: float) -> str:
@@ -190,7 +198,7 @@ def moment(us: float) -> str:
     try: return datetime.fromtimestamp(us / 1e6, timezone.utc).isoformat()
     except (OverflowError, ValueError, OSError): return f"{us:.0f} us"
 
-# %% ../../nbs/monitor/01_columns.ipynb #4b918351
+# %% ../../nbs/monitor/01_columns.ipynb #a25a023e
 KINDS = {"number": numbers, "boolean": categories, "text": categories, "time": times}
 
 def column(c: Both) -> list:  # of Check

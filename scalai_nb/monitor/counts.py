@@ -6,16 +6,16 @@
 __all__ = ['EXPECTED', 'RARE', 'effective', 'ks', 'scores', 'ranks', 'mass', 'groups', 'js', 'gtest', 'beyond', 'rate', 'telling',
            'cells', 'psi', 'wasserstein']
 
-# %% ../../nbs/monitor/01_counts.ipynb #5ab4b818
+# %% ../../nbs/monitor/01_counts.ipynb #fef65ccd
 import numpy as np
 from scipy.special import bdtr, bdtrc, chdtrc, kolmogorov, ndtr, ndtri
 
-# %% ../../nbs/monitor/01_counts.ipynb #041787eb
+# %% ../../nbs/monitor/01_counts.ipynb #bca48e56
 def effective(a: float, b: float) -> float:  # rows
     "Effective sample size of a comparison of `a` with `b` rows."
     return a * b / (a + b) if a and b else 0.
 
-# %% ../../nbs/monitor/01_counts.ipynb #804ef0a9
+# %% ../../nbs/monitor/01_counts.ipynb #fa59bf3f
 def ks(a: np.ndarray, b: np.ndarray,  # counts in common ordered buckets
       ) -> tuple:  # p, effect, noise
     "Kolmogorov–Smirnov from counts; with ties or wide buckets p is an upper bound."
@@ -24,7 +24,7 @@ def ks(a: np.ndarray, b: np.ndarray,  # counts in common ordered buckets
     d = np.abs(np.cumsum(a) / a.sum() - np.cumsum(b) / b.sum()).max()
     return float(kolmogorov(np.sqrt(n) * d)), float(d), float(np.sqrt(np.pi ** 2 / 12 / n))
 
-# %% ../../nbs/monitor/01_counts.ipynb #3e4bbf55
+# %% ../../nbs/monitor/01_counts.ipynb #a138891e
 def scores(both: np.ndarray,  # counts in ordered buckets
           ) -> np.ndarray:  # normal score of each bucket's middle rank
     return ndtri((np.cumsum(both) - both / 2) / max(both.sum(), 1))
@@ -42,7 +42,7 @@ def ranks(a: np.ndarray, b: np.ndarray,  # counts in common ordered buckets
     d = ((b * z).sum() / nb - (a * z).sum() / na) / sd
     return float(2 * ndtr(-abs(d) * np.sqrt(n))), float(d), float(1 / np.sqrt(n))
 
-# %% ../../nbs/monitor/01_counts.ipynb #7dffb0b3
+# %% ../../nbs/monitor/01_counts.ipynb #96513031
 EXPECTED = 5  # rows that a cell must expect in the smaller window (Cochran 1954)
 
 def mass(a: np.ndarray, b: np.ndarray, most: int) -> np.ndarray:  # bucket -> group, 0 … groups − 1
@@ -56,13 +56,14 @@ def groups(a: np.ndarray, b: np.ndarray, most: int = 20) -> np.ndarray:  # bucke
     group = mass(a, b, int(np.clip(min(a.sum(), b.sum()) // (2 * EXPECTED), 1, most)))
     rows = np.bincount(group, a + b)
     least = EXPECTED * rows.sum() / max(min(a.sum(), b.sum()), 1)
+    if rows.min() >= least: return group
     target, held = np.zeros(len(rows), int), 0.
-    for i in range(1, len(rows)):  # a thin group joins the one before it
-        held = rows[i - 1] if target[i - 1] != (target[i - 2] if i > 1 else -1) else held + rows[i - 1]
-        target[i] = target[i - 1] + (held >= least and rows[i:].sum() >= least)
+    for i, left in enumerate(np.cumsum(rows[::-1])[::-1].tolist()):  # a thin group joins the one before it
+        if i: target[i] = target[i - 1] + (held >= least and left >= least)
+        held = rows[i] if i and target[i] > target[i - 1] else held + rows[i]
     return target[group]
 
-# %% ../../nbs/monitor/01_counts.ipynb #3d3a4e97
+# %% ../../nbs/monitor/01_counts.ipynb #8881673a
 def js(a: np.ndarray, b: np.ndarray) -> float:  # 0 … 1
     "Jensen–Shannon distance of two vectors of counts (base 2)."
     p, q = a / a.sum(), b / b.sum()
@@ -82,7 +83,7 @@ def gtest(a: np.ndarray, b: np.ndarray,  # counts in cells that expect EXPECTED 
     q = 1 + ((total / both).sum() - 1) * (total / a.sum() + total / b.sum() - 1) / (6 * total * df)
     return float(chdtrc(df, max(g, 0) / q)), js(a, b), float(np.sqrt(df / (8 * n * np.log(2))))
 
-# %% ../../nbs/monitor/01_counts.ipynb #27356cc1
+# %% ../../nbs/monitor/01_counts.ipynb #6351b068
 def beyond(above: tuple, below: tuple,  # rows of a and of b, of which one is 0: beyond the other window's extreme
            rows: tuple,  # of a and of b
           ) -> tuple:  # p, effect in share of rows, noise, side: 'above' or 'below'
@@ -94,7 +95,7 @@ def beyond(above: tuple, below: tuple,  # rows of a and of b, of which one is 0:
         if a + b and p < best[0]: best = p, share, side
     return float(best[0]), float(best[1]), 2.5 / max(min(na, nb), 1), best[2]
 
-# %% ../../nbs/monitor/01_counts.ipynb #0c7263bf
+# %% ../../nbs/monitor/01_counts.ipynb #8f9727d0
 def rate(a: float, rows_a: float, b: float, rows_b: float) -> tuple:  # p, effect in share of rows (signed), noise
     "Two-sided test that a share of rows did not change: exact for few, normal for many."
     n, x = effective(rows_a, rows_b), a + b
@@ -113,7 +114,7 @@ def telling(x, w: float):  # rows of a kind in both windows, the current one's s
     "Whether so many rows could be a finding at all; their number is known before where they are (Tarone 1990)."
     return (np.asarray(x) >= EXPECTED) & (np.asarray(x) * np.log(max(min(w, 1 - w), 1e-300)) <= np.log(RARE))
 
-# %% ../../nbs/monitor/01_counts.ipynb #c1137e5d
+# %% ../../nbs/monitor/01_counts.ipynb #40b2e4e5
 def cells(a: np.ndarray, b: np.ndarray,  # counts by category
          ) -> tuple:  # p, effect in share of rows (signed), noise, which; None where all are too few
     "The category whose share changed most surely; Bonferroni over those with rows enough."
@@ -126,7 +127,7 @@ def cells(a: np.ndarray, b: np.ndarray,  # counts by category
     p, d, noise = rate(a[i], na, b[i], nb)
     return min(1., p * len(enough)), d, noise, int(i)
 
-# %% ../../nbs/monitor/01_counts.ipynb #beb2b480
+# %% ../../nbs/monitor/01_counts.ipynb #46676ad0
 def psi(a: np.ndarray, b: np.ndarray) -> float:
     "Population stability index; half a row is added to each cell so that an empty one stays finite."
     p, q = (a + .5) / (a.sum() + .5 * len(a)), (b + .5) / (b.sum() + .5 * len(b))

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['KEPT', 'TOGETHER', 'kurtosis', 'rough', 'correlations', 'pair', 'components', 'reconstruction']
 
-# %% ../../nbs/monitor/01_joint.ipynb #0b2f0300
+# %% ../../nbs/monitor/01_joint.ipynb #ed294a2e
 import numpy as np
 from scipy.special import ndtr, stdtr
 
 from ..data.profile import Profile
 from .columns import Both, Check
 
-# %% ../../nbs/monitor/01_joint.ipynb #4843d02f
+# %% ../../nbs/monitor/01_joint.ipynb #90f3859a
 def kurtosis(c: Both) -> float:  # 3 for a normal
     "Fourth standardised moment of both windows together, from their histograms."
     lo, hi, ca, cb = c.counts
@@ -27,7 +27,7 @@ def rough(r: np.ndarray, k1: np.ndarray, k2: np.ndarray) -> np.ndarray:
     "Upper bound of √n times the standard error of r: its influence function bounded by Cauchy and Schwarz, kurtoses given."
     return (k1 * k2) ** .25 + np.abs(r) / 2 * (np.sqrt(k1) + np.sqrt(k2))
 
-# %% ../../nbs/monitor/01_joint.ipynb #38e2b7d0
+# %% ../../nbs/monitor/01_joint.ipynb #4e63e1ef
 def correlations(a: Profile, b: Profile,
                  both: dict,  # name -> Both, the numeric columns
                  usual: dict | None = None,  # pair -> (mean of r, sd of r, rows of a window), over the reference windows
@@ -45,7 +45,7 @@ def correlations(a: Profile, b: Profile,
     se = np.sqrt((1 / np.maximum(n, 1)).sum(0)) * rough(r, heavy[i], heavy[j])
     found = []
     for k in np.flatnonzero(ok):
-        name, text = pair(names[i[k]], names[j[k]]), f"correlation {ra[i[k], j[k]]:.2f} → {rb[i[k], j[k]]:.2f}"
+        name, text = pair(names[i[k]], names[j[k]]), lambda x=ra[i[k], j[k]], y=rb[i[k], j[k]]: f"correlation {x:.2f} → {y:.2f}"
         p, noise = _by_windows(rb[i[k], j[k]], n[1, k], *usual[name], windows) if usual and name in usual else (2 * ndtr(-abs(d[k]) / se[k]), se[k])
         found.append(Check(name, "correlation", float(p), float(abs(d[k])), float(noise), text))
     return found + reconstruction(names, ra, rb, i[ok], j[ok], se[ok])
@@ -63,7 +63,7 @@ def _by_windows(r, rows, mean, sd, usual_rows, windows):
     noise = max(sd, 1e-9) * np.sqrt((1 + 1 / windows) * max(1., usual_rows / max(rows, 1)))
     return 2 * stdtr(windows - 1, -abs(r - mean) / noise), noise
 
-# %% ../../nbs/monitor/01_joint.ipynb #fc4e920e
+# %% ../../nbs/monitor/01_joint.ipynb #4a45b0d7
 KEPT = .8  # share of the variance that the reference's components must explain
 TOGETHER = "all numbers together"
 

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['LEAST', 'OTHERS', 'SHARES', 'whole', 'nested', 'families', 'named', 'parts', 'inside', 'segments']
 
-# %% ../../nbs/monitor/01_segments.ipynb #afde8e2a
+# %% ../../nbs/monitor/01_segments.ipynb #10368442
 import numpy as np
 
 from ..core.errors import BadRequest
 from ..data.profile import Profile, total
 from .columns import Check, beside, column, shares
 
-# %% ../../nbs/monitor/01_segments.ipynb #255a1128
+# %% ../../nbs/monitor/01_segments.ipynb #c39a3054
 def whole(p) -> Profile:  # of a profile, or of a family of them
     "All rows together."
     if isinstance(p, Profile): return p
@@ -35,7 +35,7 @@ def named(key) -> str:
     if isinstance(key, tuple): return " · ".join(map(named, key))
     return "null" if key is None or key != key else str(key)
 
-# %% ../../nbs/monitor/01_segments.ipynb #573ed956
+# %% ../../nbs/monitor/01_segments.ipynb #93c93116
 LEAST = 30  # rows that a segment has in both windows, to be looked at alone
 OTHERS = "the small ones"
 
@@ -47,7 +47,7 @@ def parts(reference: dict, current: dict) -> dict:  # name -> (profile, profile)
     small = [p for p in pairs.values() if 0 < min(q.rows for q in p) < LEAST]
     return large | ({OTHERS: tuple(map(total, zip(*small)))} if len(small) > 1 else {})
 
-# %% ../../nbs/monitor/01_segments.ipynb #4de68c9a
+# %% ../../nbs/monitor/01_segments.ipynb #76bd4917
 SHARES = "rows by segment"
 
 def inside(column: str, segment) -> str: return f"{column} in {named(segment)}"
