@@ -56,7 +56,7 @@ def groups(a: np.ndarray, b: np.ndarray, most: int = 20) -> np.ndarray:  # bucke
     group = mass(a, b, int(np.clip(min(a.sum(), b.sum()) // (2 * EXPECTED), 1, most)))
     rows = np.bincount(group, a + b)
     least = EXPECTED * rows.sum() / max(min(a.sum(), b.sum()), 1)
-    if rows.min() >= least: return group
+    if not len(rows) or rows.min() >= least: return group
     target, held = np.zeros(len(rows), int), 0.
     for i, left in enumerate(np.cumsum(rows[::-1])[::-1].tolist()):  # a thin group joins the one before it
         if i: target[i] = target[i - 1] + (held >= least and left >= least)
@@ -92,7 +92,7 @@ def beyond(above: tuple, below: tuple,  # rows of a and of b, of which one is 0:
     w = nb / max(na + nb, 1)
     for side, (a, b) in (("above", above), ("below", below)):
         p, share = min(1., 4 * (w ** b if b else (1 - w) ** a)), b / max(nb, 1) + a / max(na, 1)
-        if a + b and p < best[0]: best = p, share, side
+        if a + b >= EXPECTED and p < best[0]: best = p, share, side
     return float(best[0]), float(best[1]), 2.5 / max(min(na, nb), 1), best[2]
 
 # %% ../../nbs/monitor/01_counts.ipynb #8f9727d0

@@ -102,16 +102,16 @@ class Finding:
 def judge(name: str, kind: str, checks: list, p: dict, policy: Policy,
           within: str = "",  # the column, where `name` is it in a segment
          ) -> Finding:
-    "One verdict from a column's checks: told by KS where that says it, else by the check furthest over its threshold."
+    "One verdict from a column's checks: told by KS, or by the shares of categories, where these say it, else by the check furthest over its threshold."
     limits = {id(c): 0. if c.name == "schema" else threshold(policy, name, c.name, within) if c.name in EFFECTS else np.inf for c in checks}
     over = lambda c: c.effect / limits[id(c)] if limits[id(c)] else np.inf
-    certain = [c for c in checks if p[id(c)] <= policy.false_alarms]
+    certain, lead = [c for c in checks if p[id(c)] <= policy.false_alarms], "js" if kind in ("text", "boolean", "segments") else "ks"
     drifting = [c for c in certain if c.effect >= limits[id(c)]]
     note = [c for c in checks if c.name not in EFFECTS and c.name != "schema"]
-    best = max(drifting or certain or checks, key=lambda c: (c.name == "ks" and c in drifting, over(c), -p[id(c)]), default=None)
+    best = max(drifting or certain or checks, key=lambda c: (c.name == lead and c in drifting, over(c), -p[id(c)]), default=None)
     if best is None: return Finding(name, kind, False, 1., 0., 0., "", "nothing to compare")
     if not drifting and note: return Finding(name, kind, False, 1., 0., 0., note[0].name, note[0].text, checks=checks)
-    told = [c for c in drifting if c is not best and c.name in ("value", "range", *RATES)]
+    told = [c for c in drifting if c is not best and c.name in ("range", *RATES)]
     reason = "; ".join(_told(c, policy, name, within) for c in [best, *told]) if drifting else _quiet(best, limits[id(best)], p[id(best)], policy)
     return Finding(name, kind, bool(drifting), p[id(best)], best.effect, limits[id(best)], best.name, reason, checks=checks)
 
@@ -135,7 +135,8 @@ def counted(c: Both) -> tuple:  # rows of the reference, of the current window: 
     "The cells of which PSI and the bins tell; none where the column is not the same in both."
     none = np.zeros(0), np.zeros(0)
     if c.a is None or c.b is None or c.a.kind != c.b.kind: return none
-    found = c.grouped if c.a.kind in ("number", "time") else c.labels[1:] if c.a.kind in ("text", "boolean") and c.labels[0] is not None else none
+    if c.a.kind in ("number", "time"): found = c.grouped
+    else: found = c.labels[1:] if c.a.kind in ("text", "boolean") and c.labels[0] is not None else none
     return found if all(len(x) and x.sum() for x in found) else none
 
 def bins(c: Both, most: int = 20) -> list:  # of {"low", "high"} or {"value"}, and the shares "reference", "current"
