@@ -141,11 +141,12 @@ def demo(folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="A workspa
 
 # %% ../nbs/cli.ipynb #c015258c
 def profile_of(where: str,  # table, path, URL, or a profile saved with `--save`
-               by: str | None = None):  # column
+               by: str | list[str] | None = None):  # columns that cut it into a family
     "The profile of whatever is named."
     from scalai_nb.data.profile import Profile, profile
     if Path(where).suffix == ".profile":
         if not Path(where).is_file(): raise BadRequest(f"There is no saved profile {where}.", "Make one with: scalai profile URI --save FILE.profile")
+        if by is not None: raise BadRequest(f"{where} is one saved profile, and cannot be cut by {by}.", "Name the table or the file that it was made of.")
         return Profile.load(where)
     from scalai_nb.data.table import Table
     word = re.fullmatch(r"([A-Za-z_][\w-]*)(?:@(\d+))?", where)
@@ -327,11 +328,17 @@ def quarantine(name: Annotated[str, typer.Argument(metavar="TABLE")],
 @verb(app)
 def drift(reference: Annotated[str, typer.Argument(metavar="REF")], current: Annotated[str, typer.Argument(metavar="CUR")],
           policy: Annotated[Path | None, typer.Option(help="YAML with thresholds.")] = None,
+          by: Annotated[str | None, typer.Option(help="Compare each segment, too: each value of this column.")] = None,
+          windows: Annotated[str | None, typer.Option(help="A column that cuts the reference into windows; how much they differ is what is usual.")] = None,
+          until: Annotated[str | None, typer.Option(help="When the current window ends, as 2013-07-01: is its newest row fresh?")] = None,
           exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 1 when there is drift.")] = False) -> Answer:
     "Compare two sources, tables or saved profiles."
+    from dataclasses import replace
     from scalai_nb.monitor.drift import compare
     from scalai_nb.monitor.thresholds import Policy
-    report = compare(profile_of(reference), profile_of(current), Policy.load(policy) if policy else None)
+    rules = Policy.load(policy) if policy else Policy()
+    if windows: rules = replace(rules, ignore=(*rules.ignore, windows)).calibrate(profile_of(reference, windows if by is None else [windows, by]))
+    report = compare(profile_of(reference, by), profile_of(current, by), rules, until)
     return Answer(report.to_dict(), lambda: str(report), 1 if exit_code and report.drifted else 0)
 
 # %% ../nbs/cli.ipynb #c97d752b

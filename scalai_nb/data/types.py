@@ -6,7 +6,7 @@
 __all__ = ['type_name', 'arrow_type', 'kind', 'join', 'real', 'coded_text']
 
 # %% ../../nbs/data/01_types.ipynb #5f4eeb04
-import re
+import functools, re
 
 import pyarrow as pa
 
@@ -33,6 +33,7 @@ def arrow_type(name: str) -> pa.DataType:
     return known.get(name) or pa.type_for_alias(name)
 
 # %% ../../nbs/data/01_types.ipynb #84b9b205
+@functools.cache
 def kind(name: str) -> str:  # number boolean text time null mixed nested
     "The kind of a type."
     if name in ("mixed", "null"): return name

@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 from fastcore.basics import patch
 from pydantic import TypeAdapter, ValidationError
-from scipy.special import stdtrit
+from scipy.special import ndtri, stdtrit
 
 from ..core.errors import BadRequest, nearest
 from ..core.storage import write_atomic
@@ -25,11 +25,16 @@ EFFECTS = {
     "shift": .05,        # location: difference of mean normal scores, in sd (van der Waerden 1952)
     "spread": .07,       # scale: difference of mean squared normal scores, in sd (Klotz 1962); variance × 1.2 gives .13
     "js": .05,           # Jensen–Shannon distance, base 2, 0 … 1
+    "value": .01,        # share of rows: of the one category that moved most
+    "range": .005,       # share of rows beyond everything that the other window has
     "nulls": .01,        # share of rows
     "nan": .01,          # share of rows
     "inf": .01,          # share of rows
     "length": .03,       # largest gap between the cumulative shares of text lengths
     "correlation": .1,   # difference of Pearson's r
+    "reconstruction": .05,  # share of the variance that the reference's principal components leave unexplained
+    "rows": .25,         # natural logarithm of the ratio to the usual number of rows: a fifth fewer, a quarter more
+    "silence": 1.,       # hours between the newest row and the window's end
 }
 
 LOSSES = {
@@ -53,12 +58,15 @@ class Policy:
     false_alarms: float = .05  # of a comparison over all columns; of the losses claimed over `looks` windows
     effects: dict[str, float] = field(default_factory=dict)  # measure -> least effect, where it differs from EFFECTS
     losses: dict[str, float] = field(default_factory=dict)  # measure -> least loss, where it differs from LOSSES
-    columns: dict[str, dict] = field(default_factory=dict)  # column -> {measure: least effect, "unit": "min"}
+    columns: dict[str, dict] = field(default_factory=dict)  # column, or 'column in segment' -> {measure: least effect, "unit": "min"}
     ignore: tuple | str = ()  # columns that are not compared: keys, periods
+    clock: str = ""  # the column of times that says how fresh a window is; "": the only one there is
     looks: int = 12  # windows looked at in a row: a year of months
     min_labels: int = 500  # fewer labelled rows than this measure nothing
     limits: dict[str, dict[str, float]] = field(default_factory=dict)  # column -> {measure: effect beyond the usual}, by `calibrate`
     usual: dict[str, dict[str, float]] = field(default_factory=dict)  # column -> {measure: mean effect between reference windows}, by `calibrate`
+    pairs: dict[str, tuple[float, float, float]] = field(default_factory=dict)  # pair -> mean and sd of r between reference windows, their rows, by `calibrate`
+    counts: list[int] = field(default_factory=list)  # rows of each reference window, by `calibrate`
     windows: int = 0  # reference windows that `calibrate` saw
 
     def __post_init__(self):
@@ -71,12 +79,14 @@ class Policy:
 
 # %% ../../nbs/monitor/00_thresholds.ipynb #104b36a6
 def threshold(policy: Policy,
-              column: str,  # a name, or 'a × b' for a pair
+              column: str,  # a name, 'a × b' for a pair, 'a in s' for a segment
               measure: str,  # a key of EFFECTS
+              within: str = "",  # the column that a segment's is: what is usual of the whole is usual of its parts
              ) -> float:  # the effect from which a significant change is drift
-    own = policy.columns.get(column, {})
-    if measure in own: return float(own[measure])
-    return float(policy.limits.get(column, {}).get(measure, policy.effects[measure]))
+    for said in (policy.columns, policy.limits):
+        for name in (column, within):
+            if measure in said.get(name, {}): return float(said[name][measure])
+    return float(policy.effects[measure])
 
 # %% ../../nbs/monitor/00_thresholds.ipynb #74eb39a3
 BORROWED = 4  # windows' worth of spread that a column takes from its neighbours
@@ -105,17 +115,17 @@ def _others(windows: list) -> list:  # for each window, the sum of all the other
     return [b if a is None else a if b is None else a + b for a, b in zip(left, right[::-1])]
 
 # %% ../../nbs/monitor/00_thresholds.ipynb #9d10af9c
-def _calibrate(policy: Policy,
-               windows: list,  # profiles of reference windows, or a dict of them; under three say nothing
-              ) -> Policy:  # the same policy with limits and usual effects by column
-    "Learn from reference windows how much each column moves by itself."
+def _measured(windows: list, ignore: tuple) -> dict:  # measure -> {column: window × (effect, noise)}
+    "Each window against the sum of the others."
     from scalai_nb.monitor.drift import measure
-    windows = [w for w in (windows.values() if isinstance(windows, dict) else windows) if w.rows]
-    if len(windows) < 3: return replace(policy, limits={}, usual={}, windows=0)  # too few to show a spread: the stated defaults hold
     seen = {}
     for i, (window, others) in enumerate(zip(windows, _others(windows))):
-        for check in measure(others, window, policy.ignore):
+        for check in measure(others, window, ignore):
             if check.name in EFFECTS: seen.setdefault(check.name, {}).setdefault(check.column, np.zeros((len(windows), 2)))[i] = check.effect, check.noise
+    return seen
+
+def _usual(policy: Policy, seen: dict) -> tuple:  # limits, usual effects: by column, by measure
+    "What one more window may show, and what is the rule."
     limits, usual = {}, {}
     for name, columns in seen.items():
         effect, noise = np.stack(list(columns.values()), 1).transpose(2, 0, 1)
@@ -123,7 +133,42 @@ def _calibrate(policy: Policy,
             if name == "correlation" and l <= policy.effects[name]: continue  # hundreds of pairs, all under the default
             limits.setdefault(column, {})[name] = max(policy.effects[name], round(float(l), 6))
             usual.setdefault(column, {})[name] = round(float(e), 6)
-    return replace(policy, limits=limits, usual=usual, windows=len(windows))
+    return limits, usual
+
+# %% ../../nbs/monitor/00_thresholds.ipynb #fcc84f23
+def _pairs(windows: list, bounds: dict) -> dict:  # pair -> (mean, sd, rows)
+    "Correlations whose spread between windows is below what would have to be allowed for."
+    from scalai_nb.monitor.joint import pair
+    names = sorted(set.intersection(*(set(w.pairs.names) for w in windows)))
+    at = lambda w: np.ix_(*[[w.pairs.names.index(n) for n in names]] * 2)
+    r = np.stack([w.corr()[1][at(w)] for w in windows])
+    mean, sd, k = r.mean(0), r.std(0, ddof=1), len(windows)
+    margin, found = stdtrit(k - 1, .999) / ndtri(.999), {}
+    for i, j in zip(*np.triu_indices(len(names), 1)):
+        name = pair(names[i], names[j])
+        if name in bounds and sd[i, j] * margin < bounds[name]: found[name] = tuple(round(float(x), 6) for x in (mean[i, j], sd[i, j], np.mean([w.rows for w in windows])))
+    return found
+
+# %% ../../nbs/monitor/00_thresholds.ipynb #b3797467
+def _calibrate(policy: Policy,
+               windows: list,  # of the reference: profiles, or families of them by segment; or a dict of such; under three say nothing
+              ) -> Policy:  # the same policy with limits and usual effects by column
+    "Learn from reference windows how much each column moves by itself."
+    from scalai_nb.monitor.arrival import COUNT, limit_of
+    from scalai_nb.monitor.segments import LEAST, families, inside, whole
+    windows = [w for w in families(windows) if whole(w).rows]
+    if len(windows) < 3: return replace(policy, limits={}, usual={}, pairs={}, counts=[], windows=0)  # too few to show a spread: the stated defaults hold
+    wholes = [whole(w) for w in windows]
+    seen, counts = _measured(wholes, policy.ignore), [w.rows for w in wholes]
+    limits, usual = _usual(policy, seen)
+    limits[COUNT] = {"rows": max(policy.effects["rows"], limit_of(counts))}
+    for segment in dict.fromkeys(k for w in windows if isinstance(w, dict) for k in w):
+        have = [w[segment] for w in windows if isinstance(w, dict) and segment in w and w[segment].rows >= LEAST]
+        if len(have) < 3: continue
+        own = _usual(policy, {m: c for m, c in _measured(have, policy.ignore).items() if m not in ("correlation", "reconstruction")})
+        for into, found in zip((limits, usual), own): into.update({inside(column, segment): v for column, v in found.items()})
+    bounds = {column: v[:, 1].mean() for column, v in seen.get("correlation", {}).items()}
+    return replace(policy, limits=limits, usual=usual, pairs=_pairs(wholes, bounds), counts=counts, windows=len(windows))
 
 Policy.calibrate = _either(_calibrate)
 

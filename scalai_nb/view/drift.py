@@ -28,8 +28,8 @@ def strength(finding: Finding) -> float:  # in thresholds
 def why(report: Report, most: int = 8) -> str:  # HTML
     "One sentence a column that moved, the furthest first."
     if report.problem: return f"<p>{escape(report.problem[:1].upper() + report.problem[1:])}.</p>"
-    found = sorted((f for f in [*report.columns.values(), *report.pairs] if f.drifted), key=lambda f: -(f.effect / f.threshold if f.threshold else np.inf))
-    if not found: return f"<p>Nothing moved: {several(len(report.columns), 'column')} as before, on {report.current_rows:,} rows against {report.reference_rows:,}.</p>"
+    found, cut = report.found, f" in {several(report.compared, 'segment')}" if report.compared else ""
+    if not found: return f"<p>Nothing moved: {several(len(report.columns), 'column')}{cut} as before, on {report.current_rows:,} rows against {report.reference_rows:,}.</p>"
     more = f'<li class="soft">… and {several(len(found) - most, "more")}</li>'.replace("mores", "more") if len(found) > most else ""
     return '<ul class="why">' + "".join(f"<li><b>{escape(f.name)}</b> {escape(f.reason)}</li>" for f in found[:most]) + more + "</ul>"
 
@@ -80,13 +80,13 @@ def heat(reports: dict[str, Report | None],
 
 def findings(reports: dict[str, Report | None]) -> dict[str, list]:  # for a CSV file
     "What `heat` draws, all columns."
-    found = [(window, f) for window, r in reports.items() if r is not None for f in [*r.columns.values(), *r.pairs]]
+    found = [(window, f) for window, r in reports.items() if r is not None for f in [*r.columns.values(), *r.pairs, *r.arrival, *r.segments]]
     return {"window": [p for p, _ in found]} | {k: [getattr(f, k) for _, f in found] for k in ("name", "drifted", "effect", "threshold", "p", "reason")}
 
 # %% ../../nbs/view/04_drift.ipynb #8e390ec6
 def verdict(report: Report, name: str = "This window") -> str:  # HTML
     "The report in one sentence."
-    moved = [f.name for f in sorted(report.columns.values(), key=lambda f: -strength(f)) if f.drifted] or [f.name for f in report.pairs]
+    moved = [f.name for f in sorted(report.columns.values(), key=lambda f: -strength(f)) if f.drifted] or [f.name for f in report.found]
     level, said = ("act", report.problem) if report.problem else ("attention", f"{name} differs in {listed(moved)}.") if report.drifted else ("good", f"{name} is like its reference.")
     return headline(level, said, {"Rows": f"{report.current_rows:,}", "Reference": f"{report.reference_rows:,} rows", "Columns": f"{sum(f.drifted for f in report.columns.values())} of {len(report.columns)} moved"})
 

