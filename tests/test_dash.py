@@ -1,5 +1,5 @@
 "The gateway with a real Voila behind it: the door, a notebook that fails, kernels that are counted, and an end that leaves nothing."
-import asyncio, re, signal, subprocess, sys, time
+import asyncio, json, os, re, signal, subprocess, sys, time, uuid
 from pathlib import Path
 
 import httpx, nbformat, psutil, pytest, websockets
@@ -8,17 +8,19 @@ from conftest import until
 
 GOOD = "import ipywidgets\nipywidgets.IntSlider(value=42, description='answer')"
 START = "from scalai_nb.dash.gateway import dash; dash(port=0)"
+VIEWER = "the-eye-of-a-viewer"
 
 
 class Dash:
     "`scalai dash` in a process of its own, as a person starts it."
-    def __init__(self, root: Path, **apps: str):
+    def __init__(self, root: Path, warm: int = 0, **apps: str):
         (root / "apps").mkdir(exist_ok=True)
         for name, source in apps.items():
             nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(f"# The {name} app\n> It is there."), nbformat.v4.new_code_cell(source)])
             nbformat.write(nb, root / "apps" / f"{name}.ipynb")
         self.log = root / "dash.log"
-        self.process = subprocess.Popen([sys.executable, "-c", START], cwd=root, stdout=subprocess.PIPE, stderr=self.log.open("w"), text=True)
+        self.process = subprocess.Popen([sys.executable, "-c", START], cwd=root, stdout=subprocess.PIPE, stderr=self.log.open("w"), text=True,
+                                        env=os.environ | {"SCALAI_APPS__WARM": str(warm), "SCALAI_APPS__VIEWER_TOKEN": VIEWER})
         self.link = self.process.stdout.readline().strip()
         self.url, self.token = self.link.split("/?token=")
 
@@ -26,9 +28,12 @@ class Dash:
     def __exit__(self, *_):
         if self.process.poll() is None: self.end()
     def client(self, **headers): return httpx.Client(base_url=self.url, headers=headers, timeout=90, trust_env=False)
-    def visitor(self): return self.client(authorization=f"Bearer {self.token}", accept="text/html")
+    def visitor(self, token=None): return self.client(authorization=f"Bearer {token or self.token}", accept="text/html")
     def family(self): return psutil.Process(self.process.pid).children(recursive=True)
-    def kernels(self): return self.called("ipykernel_launcher")
+    def kernels(self):
+        "Those that were forked, which bear the name of the process that forks, and those that started cold."
+        forking = {p.pid for p in self.called("scalai_nb.jobs.warm")}
+        return [p for p in self.called("scalai_nb.jobs.warm") if p.ppid() in forking] + self.called("ipykernel_launcher")
     def called(self, word):
         found = []
         for p in self.family():
@@ -50,10 +55,36 @@ def snapshot(visitor, app, standing="new"):
     return visitor.get(f"/api/snapshots/{app}").json()
 
 
+def kernel_of(page): return re.search(r'"kernelId": "([\w-]+)"', page.text)[1]
+
+
 def channel(dash, page, **more):
     "The WebSocket that a rendered page opens."
-    kernel = re.search(r'"kernelId": "([\w-]+)"', page.text)[1]
-    return websockets.connect(f"{dash.url.replace('http', 'ws')}/api/kernels/{kernel}/channels?session_id=1", proxy=None, **more)
+    return websockets.connect(f"{dash.url.replace('http', 'ws')}/api/kernels/{kernel_of(page)}/channels?session_id=1", proxy=None, max_size=None, **more)
+
+
+def bearer(token): return {"additional_headers": {"authorization": f"Bearer {token}"}}
+
+
+async def say(ws, kind, content, channel="shell"):
+    "A message as a page sends it."
+    header = {"msg_id": uuid.uuid4().hex, "msg_type": kind, "username": "", "session": "1", "date": "", "version": "5.3"}
+    await ws.send(json.dumps({"header": header, "parent_header": {}, "metadata": {}, "content": content, "channel": channel, "buffers": []}))
+    return header["msg_id"]
+
+
+async def heard(ws, true, within=30):
+    "The first message of which something is true."
+    async with asyncio.timeout(within):
+        while True:
+            got = await ws.recv()
+            if isinstance(got, str) and true(message := json.loads(got)): return message
+
+
+async def answers(ws, within=30):
+    "A kernel that speaks."
+    asked = await say(ws, "kernel_info_request", {})
+    return await heard(ws, lambda m: m["parent_header"].get("msg_id") == asked and m["msg_type"] == "kernel_info_reply", within)
 
 
 def test_door_and_end(workspace):
@@ -61,7 +92,7 @@ def test_door_and_end(workspace):
     with Dash(workspace, good=GOOD) as dash:
         assert dash.link.count("token=") == 1
         with dash.client() as stranger:
-            for path in ["/", "/apps/good", "/apps/none", "/voila/static/voila.js", "/voila/files/settings.ini", "/voila/tree", "/api/kernels", "/api/snapshots/good", "/voila/render/good.ipynb",
+            for path in ["/", "/apps/good", "/apps/none", "/voila/static/voila.js", "/voila/files/settings.ini", "/voila/tree", "/api/kernels", "/api/snapshots/good", "/metrics", "/voila/render/good.ipynb",
                          "/%2e%2e/settings.ini", "/voila/static/..%2f..%2f..%2fetc/passwd", "/voila/static/%252e%252e/x", "/login/../apps/good", "//apps/good", "/healthz/"]:
                 answer = stranger.get(path)
                 assert answer.status_code == 401 and "good" not in answer.text and "passwd" not in answer.text, path
@@ -76,8 +107,11 @@ def test_door_and_end(workspace):
             assert "HttpOnly" in cookie and "samesite=lax" in cookie.lower() and dash.token not in cookie
             assert "The good app" in person.get("/").text
         with dash.visitor() as visitor:
-            page = visitor.get("/apps/good")
-            assert page.status_code == 200 and "<title>The good app</title>" in page.text
+            first = visitor.get("/apps/good")  # at once, and what to run where nothing is
+            assert first.status_code == 200 and "being made" in first.text and "scalai demo" in first.text
+            page = visitor.get("/apps/good?live=1")
+            assert page.status_code == 200 and "<title>The good app</title>" in page.text and "unsafe-eval" in page.headers["content-security-policy"]
+            assert 'scalai_dash_kernels{state="visited"} 1.0' in visitor.get("/metrics").text
             assert visitor.get("/voila/static/voila.js").status_code == 200
             for path in ["/apps/none", "/voila/files/settings.ini", "/voila/files/dash.log", "/voila/tree", "/voila/api/contents", "/voila/render/good.ipynb", "/api/kernels", "/voila/static/..%2f..%2f..%2fetc/passwd",
                          "/voila/templates/scalai/static/..%2f..%2fconf.json", "/voila/templates/none/static/x"]:
@@ -94,13 +128,14 @@ def test_socket_is_behind_the_door(workspace):
             async with channel(dash, page, additional_headers=headers): return 101
         except websockets.InvalidStatus as e: return e.response.status_code
     with Dash(workspace, good=GOOD) as dash, dash.visitor() as visitor:
-        page = visitor.get("/apps/good")
+        page = visitor.get("/apps/good?live=1")
         with dash.client(accept="text/html") as person: cookie = person.get(f"/?token={dash.token}").headers["set-cookie"].split(";")[0]
         ask = lambda **headers: asyncio.run(status(dash, page, **headers))
         assert ask() == 401 and ask(authorization="Bearer wrong") == 401
         assert ask(cookie=cookie) == 401 and ask(cookie=cookie, origin="http://evil.example") == 401
         assert ask(cookie=cookie, origin=dash.url) == 101
         assert ask(authorization=f"Bearer {dash.token}") == 101
+        assert ask(authorization=f"Bearer {VIEWER}") == 404  # an editor's page is not a viewer's
         page = re.sub(r'("kernelId": ")[\w-]+', r"\g<1>00000000-0000-0000-0000-000000000000", page.text)
         assert asyncio.run(status(dash, type("Page", (), {"text": page}), authorization=f"Bearer {dash.token}")) == 404
 
@@ -108,12 +143,48 @@ def test_socket_is_behind_the_door(workspace):
 def test_a_broken_notebook_is_an_error(workspace):
     "500 with a number for the reader, the reason under it in the log, and no kernel left behind."
     with Dash(workspace, bad="flights = {}\nflights['dep_delay']") as dash, dash.visitor() as visitor:
-        page = visitor.get("/apps/bad")
+        page = visitor.get("/apps/bad?live=1")
         number = re.search(r"under (\w{8})", page.text)[1]
         assert page.status_code == 500 and "KeyError" not in page.text and "dep_delay" not in page.text
         line = next(text for text in dash.log.read_text().splitlines() if number in text)
         assert "KeyError" in line and "dep_delay" in line
         until(lambda: not dash.kernels(), 20)
+        until(lambda: (again := visitor.get("/apps/bad")).status_code == 500 and "KeyError" not in again.text, 60)  # once its snapshot was tried, without asking for the live page too
+
+
+def test_every_route_asks_who_you_are(workspace):
+    "Whatever the gateway serves, now or later: nothing without a token, nothing of an editor's with a viewer's, from a trusted proxy by name."
+    from starlette.routing import Route
+    from starlette.testclient import TestClient
+    from scalai_nb.core.settings import Settings
+    from scalai_nb.dash.gateway import gateway
+    from scalai_nb.dash.voila import Voila
+    class Asleep(Voila):
+        async def __aenter__(self): return self
+        async def __aexit__(self, *_): pass
+    settings = Settings(root=workspace, apps={"warm": 0, "proxy": "10.0.0.0/8", "editors": "ann"})
+    app = gateway({}, {"editor": "pen", "viewer": "eye"}, settings, Asleep({}, settings))
+    paths = [(method, re.sub(r"{\w+(:\w+)?}", "x", r.path)) for r in app.routes if isinstance(r, Route) for method in r.methods]
+    paths += [(method, "/none") for method in ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")]
+    assert len(paths) > 15
+    ask = lambda door, method, path, **headers: door.request(method, path, headers=headers).status_code
+    with TestClient(app, base_url="http://dash.example", follow_redirects=False, client=("192.168.0.1", 1)) as door:
+        for method, path in paths:
+            if path == "/healthz": continue
+            for headers in ({}, {"authorization": "Bearer no"}, {"cookie": "scalai-80=no"}, {"x-forwarded-user": "ann"}): assert ask(door, method, path, **headers) == 401, (method, path, headers)
+            if method not in ("GET", "HEAD") and path != "/voila/api/shutdown/x":
+                assert ask(door, method, path, authorization="Bearer eye") == 403, (method, path)
+                assert ask(door, method, path, authorization="Bearer pen") in (404, 405), (method, path)
+        cookie = door.get("/?token=pen").headers["set-cookie"].split(";")[0]
+        assert [ask(door, "POST", "/api/snapshots/x", cookie=cookie, **o) for o in ({}, {"origin": "http://evil.example"}, {"origin": "http://dash.example"})] == [401, 401, 404]
+        assert ask(door, "POST", "/login", origin="http://evil.example") == 401
+    trusted = TestClient(app, base_url="http://10.0.0.1", follow_redirects=False, client=("10.0.0.7", 1))
+    said = {"x-forwarded-host": "dash.example", "x-forwarded-proto": "https"}
+    for name, status in (("ann", 404), ("bob", 403)):
+        assert ask(trusted, "GET", "/", **said, **{"x-forwarded-user": name}) == 200
+        assert ask(trusted, "POST", "/api/snapshots/x", **said, origin="https://dash.example", **{"x-forwarded-user": name}) == status
+        assert ask(trusted, "POST", "/api/snapshots/x", **said, origin="https://evil.example", **{"x-forwarded-user": name}) == 401
+    assert "Secure" in trusted.get("/?token=pen", headers=said).headers["set-cookie"]
 
 
 PAPER = """from pathlib import Path
@@ -155,14 +226,14 @@ def test_kernels_are_counted_and_end_with_their_visitor(workspace):
     "At the cap people wait; when a page closes, its kernel ends and the next one gets in."
     (workspace / "settings.ini").write_text("[apps]\nkernels = 1\n")
     async def visit(dash, visitor):
-        page = await asyncio.to_thread(visitor.get, "/apps/good")
-        async with channel(dash, page, additional_headers={"authorization": f"Bearer {dash.token}"}):
-            full = await asyncio.to_thread(visitor.get, "/apps/good")
+        page = await asyncio.to_thread(visitor.get, "/apps/good?live=1")
+        async with channel(dash, page, **bearer(dash.token)):
+            full = await asyncio.to_thread(visitor.get, "/apps/good?live=1")
             assert full.status_code == 503 and full.headers["retry-after"] and 'http-equiv="refresh"' in full.text
             assert len(dash.kernels()) == 1
     with Dash(workspace, good=GOOD) as dash, dash.visitor() as visitor:
         asyncio.run(visit(dash, visitor))
-        assert visitor.get("/apps/good").status_code == 200  # the one who left makes room at once
+        assert visitor.get("/apps/good?live=1").status_code == 200  # the one who left makes room at once
         first = dash.kernels()
         assert len(first) == 1
 
@@ -171,10 +242,10 @@ def test_kernels_are_counted_and_end_with_their_visitor(workspace):
 def test_voila_killed_and_gateway_killed(workspace):
     "A Voila that dies is started again; a gateway that is killed takes Voila and the kernels with it."
     with Dash(workspace, good=GOOD) as dash, dash.visitor() as visitor:
-        assert visitor.get("/apps/good").status_code == 200
+        assert visitor.get("/apps/good?live=1").status_code == 200
         voila = dash.called("scalai_nb.dash.voila")[0]
         voila.kill()
-        until(lambda: visitor.get("/apps/good").status_code == 200, 60)
+        until(lambda: visitor.get("/apps/good?live=1").status_code == 200, 60)
         assert dash.kernels()
         assert dash.end(signal.SIGKILL) == []
 

@@ -61,8 +61,15 @@ class MonitorSection(Section):
 
 class AppsSection(Section):
     port: int = Field(8866, ge=0, le=65535)  # of the gateway; 0: any free one
-    token: str = ""  # empty: a new one at every start
-    kernels: int = Field(4, ge=1)  # live dashboards at a time
+    token: str = ""  # of editors; empty: a new one at every start
+    viewer_token: str = ""  # of those who look and change nothing; likewise
+    kernels: int = Field(8, ge=1)  # live pages at a time, those kept ready among them
+    warm: int = Field(2, ge=0)  # live pages kept ready, of the dashboards last asked for; 0: none
+    idle: float = Field(1800, gt=0)  # seconds after which a live page that its visitor leaves alone is closed
+    proxy: str = ""  # addresses and networks, separated by commas, whose forwarded headers are believed; empty: nobody's
+    user_header: str = "X-Forwarded-User"  # of that proxy: who the visitor is, who then needs no token
+    groups_header: str = "X-Forwarded-Groups"  # likewise, separated by commas
+    editors: str = ""  # names, and groups as @group, separated by commas; all others whom the proxy names are viewers
 
 class ServeSection(Section):
     port: int = Field(8000, ge=0, le=65535)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['WIDGET', 'SAID', 'STYLE', 'SCRIPT', 'STANDING', 'OnlyLive', 'on_paper', 'body', 'Snapshot', 'place', 'make', 'main',
-           'Snapshots', 'keep', 'render', 'page']
+           'Snapshots', 'watch', 'keep', 'render', 'page', 'write']
 
 # %% ../../nbs/dash/14_snapshot.ipynb #b1161024
-import asyncio, json, os, re, sys, time
+import asyncio, gzip, json, os, re, secrets, sys, time
 from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
@@ -18,7 +18,7 @@ from ..core.errors import ScalaiError
 from ..core.logs import logger
 from ..core.settings import Settings
 from ..core.storage import write_atomic
-from . import pages
+from ..core.visitor import ROLE
 from .apps import App
 from .voila import end_with_parent, environment
 
@@ -90,16 +90,17 @@ class Snapshots:
         self.apps, self.settings, self.every, self.log, self.look = apps, settings, every, logger("dash"), state
         self.known: dict[str, tuple] = {}  # name -> file's stamp, snapshot
         self.now: dict[str, str] = {}  # name -> state of the workspace
-        self.tried: dict[str, tuple] = {}  # name -> when, state, whether it went well
-        self.wanted, self.asked, self.child = asyncio.Event(), set(), None
+        self.tried: dict[str, tuple] = {}  # name -> when, state, and the number under which the log says why it failed; none: it went well
+        self.written: dict[tuple, tuple] = {}  # name, edits -> what the page depends on, the page, the page compressed
+        self.wanted, self.asked, self.forced, self.child = asyncio.Event(), set(), set(), None
 
     async def __aenter__(self):
-        self.keeper = asyncio.create_task(self.keep())
+        self.tasks = [asyncio.create_task(self.watch()), asyncio.create_task(self.keep())]
         return self
 
     async def __aexit__(self, *_):
-        self.keeper.cancel()
-        await asyncio.gather(self.keeper, return_exceptions=True)
+        for task in self.tasks: task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
         if self.child and self.child.returncode is None:
             self.child.kill()
             await self.child.wait()
@@ -116,51 +117,61 @@ class Snapshots:
 
     def standing(self, name: str) -> str:  # new, old, failed
         "Whether a snapshot still shows the workspace as it is."
-        now, (_, state, well) = self.now.get(name), self.tried.get(name, (0, None, True))
-        if (found := self.get(name)) and (now is None or found.state == now): return "new"
-        return "failed" if not well and state == now else "old"
+        now, (_, state, number) = self.now.get(name), self.tried.get(name, (0, None, None))
+        if number and state == now: return "failed"
+        return "new" if (found := self.get(name)) and (now is None or found.state == now) else "old"
 
-    def ask(self, name: str) -> None:
-        "Somebody looks at it."
+    def failed(self, name: str) -> str | None:
+        "The number of the failure, where there is nothing to show."
+        return self.tried[name][2] if self.standing(name) == "failed" and self.get(name) is None else None
+
+    def ask(self, name: str, anew: bool = False) -> None:
+        "Somebody looks at it; or wants it made anew, whatever its standing."
         self.asked.add(name)
+        if anew: self.forced.add(name)
         self.wanted.set()
 
     def due(self, name: str) -> bool:
+        if name in self.forced: return True
         if self.standing(name) != "old": return False
         return name in self.asked or self.get(name) is None or time.monotonic() - self.tried.get(name, (0,))[0] > self.every
 
 # %% ../../nbs/dash/14_snapshot.ipynb #33472eb6
+async def watch(self) -> None:
+    "See every two seconds how the workspace stands."
+    if self.look is None: from scalai_nb.view.state import state as look
+    else: look = self.look
+    while True:
+        for name, app in self.apps.items():
+            try: self.now[name] = await asyncio.to_thread(look, self.settings, app.path)
+            except ScalaiError as e: self.log.warning("state of the workspace is not known", error=str(e))
+        self.wanted.set()
+        await asyncio.sleep(2)
+
 async def keep(self) -> None:
     "Make what is due, one at a time."
     while True:
-        for name, app in self.apps.items():
-            try:
-                if self.look is None: from scalai_nb.view.state import state as look
-                else: look = self.look
-                self.now[name] = await asyncio.to_thread(look, self.settings, app.path)
-            except ScalaiError as e: self.log.warning("state of the workspace is not known", error=str(e))
-            if name in self.now and self.due(name): await self.render(name, app)
+        await self.wanted.wait()
         self.wanted.clear()
-        try:
-            async with asyncio.timeout(2): await self.wanted.wait()  # wait_for of Python 3.11 may swallow a cancellation
-        except TimeoutError: continue
+        for name, app in self.apps.items():
+            if name in self.now and self.due(name): await self.render(name, app)
 
 async def render(self, name: str, app: App) -> None:
     "Let a process make one; what it says when it fails goes to the log."
-    state, self.asked = self.now[name], self.asked - {name}
+    state, self.asked, self.forced = self.now[name], self.asked - {name}, self.forced - {name}
     self.child = await asyncio.create_subprocess_exec(sys.executable, "-m", "scalai_nb.dash.snapshot", name, str(app.path), state, cwd=self.settings.root,
-        env=environment(self.settings.root, self.settings, os.environ), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE, start_new_session=True)
+        env=environment(self.settings.root, self.settings, os.environ, **{ROLE: "viewer"}), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE, start_new_session=True)
     try:
         async with asyncio.timeout(300): said, _ = await asyncio.gather(self.child.stderr.read(), self.child.wait())  # not communicate: closing its standard input would end it
     except TimeoutError:
         self.child.kill()
         await self.child.wait()
         said = b"it took more than five minutes"
-    well = self.child.returncode == 0
-    self.tried[name] = time.monotonic(), state, well
-    if not well: self.log.error("snapshot failed", app=name, error=said.decode("utf-8", "replace")[-2000:])
+    number = secrets.token_hex(4) if self.child.returncode else None
+    self.tried[name] = time.monotonic(), state, number
+    if number: self.log.error("snapshot failed", id=number, app=name, error=said.decode("utf-8", "replace")[-2000:])
 
-Snapshots.keep, Snapshots.render = keep, render
+Snapshots.watch, Snapshots.keep, Snapshots.render = watch, keep, render
 
 # %% ../../nbs/dash/14_snapshot.ipynb #dd7aa100
 STYLE = """
@@ -168,7 +179,7 @@ STYLE = """
 @media (prefers-color-scheme: dark) { :root { --jp-content-font-color1: #e8edf3; --jp-content-font-color2: #a3afbd; --jp-border-color2: #323d4a; --jp-layout-color1: #171e26; --jp-content-link-color: #6cb8ee; --s-paper: #11171e } }
 * { box-sizing: border-box } html { -webkit-text-size-adjust: 100% } body { margin: 0; background: var(--s-paper); color: var(--jp-content-font-color1); font: 16px/1.5 system-ui, "DejaVu Sans", sans-serif }
 nav, main { max-width: 76rem; margin: 0 auto; padding: .8rem clamp(.75rem, 2.5vw, 2rem) 0 } main { padding-bottom: 3rem } a { color: var(--jp-content-link-color) }
-nav { display: flex; flex-wrap: wrap; gap: .2rem 1.5rem; justify-content: space-between; font-size: 14px; color: var(--jp-content-font-color2) } nav a { text-decoration: none } nav a.live { font-weight: 600; text-decoration: underline }
+nav { display: flex; flex-wrap: wrap; gap: .2rem 1.5rem; justify-content: space-between; font-size: 14px; color: var(--jp-content-font-color2) } nav a { text-decoration: none } nav a.live { font-weight: 600; text-decoration: underline } nav form { display: inline } nav button { font: inherit; padding: 0 .5rem; color: inherit; background: none; border: 1px solid var(--jp-border-color2); border-radius: .4rem; cursor: pointer }
 .words h1 { font-size: 1.9rem; font-weight: 650; margin: .5rem 0 0; letter-spacing: -.01em } .words blockquote { margin: 0 0 1.2rem; color: var(--jp-content-font-color2) } .words p { margin: 0 } .words a.anchor-link { display: none } img { max-width: 100% }
 """
 SCRIPT = """
@@ -180,11 +191,24 @@ setInterval(async () => {
   if (now && String(now.made) !== made) asof.innerHTML = '<a href="">There is a newer page: show it</a>';
 }, 5000);
 """
-STANDING = {"new": "", "old": " The workspace has changed since; a newer page is being made.", "failed": " The workspace has changed since, and the newer page could not be made; the log of <code>scalai dash</code> says why."}
+STANDING = {"new": "", "old": " The workspace has changed since; a newer page is being made.", "failed": " <b>Out of date:</b> the workspace has changed since, and the newer page could not be made; the log of <code>scalai dash</code> says why."}
 
-def page(app: App, snapshot: Snapshot, standing: str) -> str:  # HTML
-    "The snapshot with its time, and the way to the live page."
+def page(app: App, snapshot: Snapshot, standing: str, edits: bool = False) -> str:  # HTML
+    "The snapshot with its time, and the way to the live page; an editor may have it made anew."
+    anew = f'<form method="post" action="/api/snapshots/{escape(app.name, quote=True)}"><button>Make it anew</button></form> ' if edits else ""
     at = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(snapshot.made))
     return (f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-            f'<title>{escape(app.title)}</title><style>{STYLE}</style></head><body><nav aria-label="Dashboard"><a href="/">&#8592; All dashboards</a><span><span id="asof" role="status" data-made="{snapshot.made}" data-ask="/api/snapshots/{escape(app.name, quote=True)}">As of {at}.{STANDING[standing]}</span> '
+            f'<title>{escape(app.title)}</title><style>{STYLE}</style></head><body><nav aria-label="Dashboard"><a href="/">&#8592; All dashboards</a><span><span id="asof" role="status" data-made="{snapshot.made}" data-ask="/api/snapshots/{escape(app.name, quote=True)}">As of {at}.{STANDING[standing]}</span> {anew}'
             f'<a class="live" href="/apps/{escape(app.name, quote=True)}?live=1">Open the live page</a></span></nav><main>{snapshot.body}</main><script>{SCRIPT}</script></body></html>')
+
+# %% ../../nbs/dash/14_snapshot.ipynb #af6555e9
+def write(self, app: App, edits: bool) -> tuple[bytes, bytes] | None:  # the page, and the page compressed; None: there is none
+    "The page as it is sent: written and compressed once, and not for each visitor."
+    if (found := self.get(app.name)) is None or found.body is None: return None
+    stamp = found.made, self.standing(app.name)
+    if self.written.get((app.name, edits), (None,))[0] != stamp:
+        sent = page(app, found, stamp[1], edits).encode()
+        self.written[app.name, edits] = stamp, sent, gzip.compress(sent, 6)
+    return self.written[app.name, edits][1:]
+
+Snapshots.write = write
