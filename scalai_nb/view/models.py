@@ -93,8 +93,8 @@ class Promotion(w.VBox):
         self.sure = w.VBox([self.told, self.why, controls(self.confirm, self.leave)])
         self.on_paper = html('<p class="soft on-paper">Promoting is offered on the live page, to who came by the editor’s link.</p>')
         super().__init__([self.on_paper, self.ask, self.sure, self.says])
-        self.ask.on_click(lambda _: self.open())
-        self.leave.on_click(lambda _: self.close())
+        self.ask.on_click(lambda _: self.offer())
+        self.leave.on_click(lambda _: self.fold())
         self.confirm.on_click(lambda _: self.promote())
 
     def show(self, name: str, number: int, serves: int | None) -> None:
@@ -102,14 +102,14 @@ class Promotion(w.VBox):
         self.name, self.number, self.serves = name, number, serves
         self.ask.description, self.ask.disabled = f"Promote version {number} …", number == serves or not visitor().edits
         self.says.value = "" if visitor().edits else '<p class="soft live-only">You look at this page as a viewer. Who came by the editor’s link may promote.</p>'
-        self.close()
+        self.fold()
 
-    def open(self) -> None:
+    def offer(self) -> None:
         now = f"version {self.serves} serves" if self.serves else "no version serves"
         self.told.value = f"<p><b>{escape(self.name)}, version {self.number}, would serve from the next scoring on.</b> Now {now}; it can be put back the same way.</p>"
         self.confirm.description, self.why.value, self.says.value, self.sure.layout.display = f"Promote version {self.number}", "", "", None
 
-    def close(self) -> None: self.sure.layout.display = "none"
+    def fold(self) -> None: self.sure.layout.display = "none"
 
     def promote(self) -> None:
         "Promote, or say why not."
