@@ -4,7 +4,7 @@ BIN := .venv/bin
 DEMO ?= scalai-demo
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo dash install dev check lessons test test-slow bench-data bench-learn bench-compress bench-jobs gpu clean
+.PHONY: demo dash install dev check lessons test test-slow bench-data bench-learn bench-compress bench-jobs bench-dash gpu clean
 
 install: .venv/.installed
 dev: .venv/.dev
@@ -66,6 +66,10 @@ bench-compress: dev
 bench-jobs: dev
 	@$(BIN)/python tests/bench/notebooks.py
 	@$(BIN)/python tests/bench/queued.py
+
+# The dashboards beside Voila alone, as eight visitors meet them in a real Chromium (about ten minutes).
+bench-dash: dev
+	@$(BIN)/python tests/bench/dash.py
 
 clean:
 	rm -rf build dist *.egg-info tests/output .pytest_cache .hypothesis

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FAILED', 'KERNEL', 'COLOUR', 'NAMES', 'ASSETS', 'PLAIN', 'TAKES', 'failure', 'kernel_id', 'Proxy', 'alive', 'check',
-           'lost', 'sweep', 'make', 'page', 'app', 'broken', 'asset_path', 'asset', 'kernel', 'leave', 'channels',
+           'renew', 'sweep', 'make', 'page', 'app', 'broken', 'asset_path', 'asset', 'kernel', 'leave', 'channels',
            'inward', 'outward']
 
 # %% ../../nbs/dash/12_proxy.ipynb #1c64b050
@@ -51,7 +51,7 @@ class Proxy:
         self.ready = Ready(list(apps), kernels, warm, self.make, self.end, state)
         self.cards: dict[str, Path] = {}  # kernel -> where it reads its visitor's name
         self.files: dict[str, tuple] = {}  # path -> headers, body, the same compressed or None
-        self.silent = 0  # how often in a row Voila did not answer
+        self.silent, self.starts = 0, voila.starts  # how often in a row Voila did not answer; which Voila our kernels are of
 
     async def __aenter__(self):
         self.client = httpx.AsyncClient(trust_env=False, timeout=httpx.Timeout(10, read=300), limits=httpx.Limits(max_connections=None))
@@ -101,30 +101,32 @@ async def check(self) -> None:
         self.silent = 0
         self.voila.process.kill()
 
-def lost(self) -> None:
+def renew(self) -> None:
     "All kernels went with a Voila that died."
+    if self.starts == self.voila.starts: return
+    self.starts = self.voila.starts
     for id in list(self.kernels.live): self.kernels.forget(id)
     for page in list(self.ready.pages): self.ready.remove(page)
 
 async def sweep(self) -> None:
     "Look once a second."
-    starts = self.voila.starts
     while True:
         await asyncio.sleep(1)
-        if self.voila.starts != starts:
-            starts = self.voila.starts
-            self.lost()
+        self.renew()
         await self.end(self.kernels.abandoned())
         if self.voila.ready.is_set(): await self.check()
 
-Proxy.alive, Proxy.check, Proxy.lost, Proxy.sweep = alive, check, lost, sweep
+Proxy.alive, Proxy.check, Proxy.renew, Proxy.sweep = alive, check, renew, sweep
 
 # %% ../../nbs/dash/12_proxy.ipynb #819f0ef6
 async def make(self, app: str, role: str, query: str = "") -> Page:
     "Let Voila run the notebook, for a visitor of a role. Raises `Broken`."
-    await asyncio.wait_for(self.voila.ready.wait(), 60)
-    state, card = self.state(app), self.voila.folder / "cards" / secrets.token_hex(8)
-    answer = await self.client.get(f"{self.voila.url}/voila/render/{app}.ipynb", params=query, headers={**self.voila.headers, NAMES[ROLE]: role, NAMES[CARD]: str(card)})
+    try:
+        await asyncio.wait_for(self.voila.ready.wait(), 60)
+        self.renew()
+        state, card = self.state(app), self.voila.folder / "cards" / secrets.token_hex(8)
+        answer = await self.client.get(f"{self.voila.url}/voila/render/{app}.ipynb", params=query, headers={**self.voila.headers, NAMES[ROLE]: role, NAMES[CARD]: str(card)})
+    except (httpx.HTTPError, TimeoutError) as e: raise Broken(kind=type(e).__name__, message="Voila did not answer", traceback="") from None
     html, id = answer.text, kernel_id(answer.text)
     problem = failure(html) or (None if answer.status_code == 200 and id else {"kind": f"HTTP {answer.status_code}", "message": "Voila could not render the notebook", "traceback": html[-500:]})
     if problem:
@@ -165,7 +167,6 @@ async def app(self, request):
         if mine: answer.set_cookie(ticket, mine, httponly=True, samesite="lax", path="/apps/")
         return answer
     except Broken as e: return self.broken(request, app, e.problem)
-    except (httpx.HTTPError, TimeoutError) as e: return self.broken(request, app, {"kind": type(e).__name__, "message": "Voila did not answer", "traceback": ""})
     request.state.page_kind = "live"
     return HTMLResponse(page.html, headers={"cache-control": "no-store"})
 

@@ -1,0 +1,261 @@
+"""The dashboards beside Voila alone, as eight visitors meet them: `make bench-dash`, or
+
+    python tests/bench/dash.py --rounds 5 [--dry]
+
+One workspace as the loop leaves it (twelve windows of real flights), the same apps behind `scalai dash` and behind a plain `voila`, in turn.
+Visitors are contexts of one real Chromium with caches of their own, warmed by one visit; each comes at a moment of its own within two seconds.
+The section goes to tests/bench/RESULTS.md as those of bench.py do.
+"""
+import argparse, asyncio, json, os, random, re, shutil, signal, subprocess, sys, tempfile, time, uuid
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+from bench import keep, stamp
+
+VISITORS, TABS, POOL, SPREAD = 8, 50, 8, 2.
+FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
+SMALL = "import ipywidgets\nslider, said = ipywidgets.IntSlider(max=10_000), ipywidgets.HTML('<b>0</b>')\nslider.observe(lambda change: setattr(said, 'value', f'<b>{change.new}</b>'), 'value')\nslider"
+SEEN = """(() => { const look = () => { for (const [name, what] of Object.entries({paint: '.scalai .headline', live: '.scalai .widget-dropdown select'})) {
+  const found = document.querySelector(what); if (found && found.getBoundingClientRect().height && !window['seen_' + name]) requestAnimationFrame(() => { window['seen_' + name] = window['seen_' + name] || performance.now() }) }
+  if (!window.seen_paint || !window.seen_live) requestAnimationFrame(look) }; requestAnimationFrame(look) })()"""  # milliseconds from the start of the navigation to the first frame that shows it
+BYTES = """() => { const until = window.seen_paint, n = performance.getEntriesByType('navigation')[0]
+  return n.transferSize + performance.getEntriesByType('resource').filter(r => r.responseEnd <= until).reduce((sum, r) => sum + r.transferSize, 0) }"""
+
+
+def p95(values): return sorted(values)[max(0, -(-95 * len(values) // 100) - 1)]
+
+
+class Server:
+    "A process that serves a folder's apps."
+    def __init__(self, root: Path): self.root, self.log = root, open(root / f"{self.name.replace(' ', '-')}.log", "w")
+    def begin(self, command, **env): self.process = subprocess.Popen([str(c) for c in command], cwd=self.root, stdout=subprocess.PIPE, stderr=self.log, text=True, start_new_session=True, env=os.environ | env)
+    def __enter__(self): return self
+    def __exit__(self, *_):
+        import psutil
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(60)
+        for p in psutil.wait_procs(family, 20)[1]: p.kill()
+        self.log.close()
+    def kernels(self) -> int:
+        "Processes that are kernels: started by name, or forked by the process that bears another."
+        import psutil
+        family = {p.pid: p for p in psutil.Process(self.process.pid).children(recursive=True)}
+        def command(p):
+            try: return " ".join(p.cmdline())
+            except psutil.NoSuchProcess: return ""
+        said = {pid: command(p) for pid, p in family.items()}
+        return sum("ipykernel_launcher" in c or "jobs.warm" in c and "jobs.warm" in said.get(family[pid].ppid(), "") for pid, c in said.items())
+
+
+class Scalai(Server):
+    name = "scalai dash"
+    def __init__(self, root, kernels, warm):
+        super().__init__(root)
+        self.warm = warm
+        self.begin([Path(sys.executable).with_name("scalai"), "dash", "--no-browser", "--port", 0], SCALAI_APPS__KERNELS=str(kernels), SCALAI_APPS__WARM=str(warm))
+        self.enter = self.process.stdout.readline().strip()
+        self.url, self.token = self.enter.split("/?token=")
+        self.headers = {"authorization": f"Bearer {self.token}"}
+    def paint(self, app): return f"{self.url}/apps/{app}"
+    def live(self, app): return f"{self.url}/apps/{app}?live=1"
+
+    def settle(self, *apps, within=300):
+        "Until every snapshot is new and, for the app last asked for, the pool is full."
+        import httpx
+        with httpx.Client(base_url=self.url, headers=self.headers, trust_env=False, timeout=30) as me:
+            end = time.monotonic() + within
+            while not (all((a := me.get(f"/api/snapshots/{x}")).status_code == 200 and a.json()["standing"] == "new" for x in apps) and f'kernels{{state="ready"}} {self.warm:.1f}' in me.get("/metrics").text):
+                assert time.monotonic() < end, me.get("/metrics").text[-3000:]
+                time.sleep(.2)
+
+
+class Voila(Server):
+    name = "Voila alone"
+    enter = None
+    headers = {}
+    def __init__(self, root, *_):
+        super().__init__(root)
+        from scalai_nb.core.web import free_port
+        self.url = f"http://127.0.0.1:{free_port()}"
+        self.begin([Path(sys.executable).with_name("voila"), "apps", "--no-browser", f"--port={self.url.rsplit(':', 1)[1]}", "--template=lab", "--Voila.log_level=ERROR"], SCALAI_SETTINGS=str(root / "settings.ini"))
+        self.settle()
+    def paint(self, app): return f"{self.url}/voila/render/{app}.ipynb"
+    live = paint
+
+    def settle(self, *_, within=60):
+        import httpx
+        end = time.monotonic() + within
+        while True:
+            try: return httpx.get(f"{self.url}/voila/static/voila.js", trust_env=False).raise_for_status()
+            except httpx.HTTPError:
+                assert time.monotonic() < end
+                time.sleep(.1)
+
+
+async def visitors(server, app: str, rounds: int) -> dict[str, list[float]]:
+    "Eight people: the page that opens first, then the live one, then a control of it, round after round. Milliseconds, and bytes."
+    from playwright.async_api import async_playwright
+    got = {"paint": [], "live": [], "control": [], "bytes": []}
+    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    async with async_playwright() as driver:
+        browser = await driver.chromium.launch(executable_path=path, args=FLAGS)
+        async def person():
+            context = await browser.new_context(viewport={"width": 1280, "height": 900})
+            page = await context.new_page()
+            await page.add_init_script(SEEN)
+            await page.route(re.compile(r"^https?://(?!127\.0\.0\.1)"), lambda route: route.abort())
+            if server.enter: await page.goto(server.enter)
+            return page
+        async def look(page, what, url, late):
+            await asyncio.sleep(late)
+            await page.goto(url, wait_until="commit")
+            await page.wait_for_function(f"window.seen_{what}", timeout=120_000)
+            got[what].append(await page.evaluate(f"window.seen_{what}"))
+        async def turn(page, late):
+            "The window before the newest, chosen on the live page: until the page has drawn what is said of it."
+            await asyncio.sleep(late)
+            got["control"].append(await page.evaluate("""async () => { const choice = [...document.querySelectorAll('.scalai select')].find(s => /Window/.test(s.closest('.widget-dropdown').innerText))
+              const to = choice.options[1 + Math.floor(Math.random() * 4)].value, begun = performance.now(); const said = () => document.querySelector('.scalai h2') && [...document.querySelectorAll('.scalai h2')].map(h => h.innerText).join()
+              const before = said(); choice.value = to; choice.dispatchEvent(new Event('change', {bubbles: true}))
+              while (said() === before) await new Promise(requestAnimationFrame); return performance.now() - begun }"""))
+        people = [await person() for _ in range(VISITORS)]
+        lates = lambda: random.sample([SPREAD * i / VISITORS for i in range(VISITORS)], VISITORS)
+        for n in range(rounds + 1):
+            if n == 1: got = {k: [] for k in got}  # the first round filled the caches
+            server.settle(app)
+            await asyncio.gather(*(look(p, "paint", server.paint(app), late) for p, late in zip(people, lates())))
+            got["bytes"] += [await p.evaluate(BYTES) for p in people]
+            await asyncio.gather(*(look(p, "live", server.live(app), late) for p, late in zip(people, lates())))
+            await asyncio.gather(*(turn(p, late) for p, late in zip(people, lates())))
+            await asyncio.gather(*(p.goto("about:blank") for p in people))
+            print(f"{server.name} {n}/{rounds}: " + ", ".join(f"{k} {v[-VISITORS:] and max(v[-VISITORS:]):.0f}" for k, v in got.items()), file=sys.stderr, flush=True)
+        first = await person()  # nothing in its cache
+        await look(first, "paint", server.paint(app), 0)
+        got["bytes"] = [await first.evaluate(BYTES)]
+        await browser.close()
+    return got
+
+
+class Tab:
+    "A live page as its browser sees it, without the browser."
+    def __init__(self, server, text: str):
+        import websockets
+        self.kernel, self.models = re.search(r'"kernelId": "([\w-]+)"', text)[1], re.findall(r'"model_id": "(\w+)"', text)
+        self.connecting = websockets.connect(f"{server.url.replace('http', 'ws')}/api/kernels/{self.kernel}/channels?session_id=1", proxy=None, additional_headers=server.headers, max_size=None)
+    async def say(self, kind, content):
+        id = uuid.uuid4().hex
+        await self.ws.send(json.dumps({"header": {"msg_id": id, "msg_type": kind, "username": "", "session": "1", "date": "", "version": "5.3"}, "parent_header": {}, "metadata": {}, "content": content, "channel": "shell", "buffers": []}))
+        return id
+    async def open(self):
+        "Until its kernel has said what widgets there are."
+        self.ws = await self.connecting
+        asked = await self.say("comm_info_request", {"target_name": "jupyter.widget"})
+        while f'"{asked}"' not in (m := str(await self.ws.recv())) or '"comm_info_reply"' not in m: continue
+        return self
+    async def slide(self, value):
+        "Until what the slider changes has changed."
+        await self.say("comm_msg", {"comm_id": self.models[0], "data": {"method": "update", "state": {"value": value}, "buffer_paths": []}})
+        while f"<b>{value}</b>" not in str(await self.ws.recv()): continue
+
+
+async def at_once(server, app: str, rounds: int) -> dict[str, list[float]]:
+    "The server's share, without a browser: eight ask at the same moment, until their page is whole and its kernel has answered; then each slides, every half second."
+    import httpx
+    got = {"whole": [], "slide": []}
+    async def one(client):
+        began = time.perf_counter()
+        page = (await client.get(server.live(app), timeout=120)).raise_for_status()
+        tab = await Tab(server, page.text).open()
+        got["whole"].append(1000 * (time.perf_counter() - began))
+        if app == "small":
+            for value in range(1, 11):
+                await asyncio.sleep(random.uniform(.3, .7))
+                began = time.perf_counter()
+                await tab.slide(value)
+                got["slide"].append(1000 * (time.perf_counter() - began))
+        await tab.ws.close()
+    async with httpx.AsyncClient(headers=server.headers, trust_env=False) as client:
+        for n in range(rounds + 1):
+            if n == 1: got = {k: [] for k in got}  # the first round told the pool what is asked for
+            await asyncio.to_thread(server.settle)
+            await asyncio.gather(*(one(client) for _ in range(VISITORS)))
+            print(f"{server.name} {app} {n}/{rounds}: " + ", ".join(f"{k} {max(v):.0f}" for k, v in got.items() if v), file=sys.stderr, flush=True)
+    return got
+
+
+async def closed(server) -> tuple[int, int]:
+    "Fifty tabs are opened and closed without a word: kernels before, and ten seconds after."
+    import httpx
+    gate = asyncio.Semaphore(4)
+    async with httpx.AsyncClient(headers=server.headers, trust_env=False) as client:
+        async def tab():
+            async with gate: return await Tab(server, (await client.get(server.live("small"), timeout=120)).raise_for_status().text).open()
+        tabs = await asyncio.gather(*(tab() for _ in range(TABS)))
+    there = server.kernels()
+    for t in tabs: t.ws.transport.abort()
+    await asyncio.sleep(10)
+    return there, server.kernels()
+
+
+def workspace(root: Path):
+    "Twelve windows of flights, the apps, and a small one."
+    from watched import watched
+    root.mkdir()
+    watched(root)
+    shutil.copytree(HERE.parents[1] / "apps", root / "apps")
+    cell = lambda kind, text: dict(cell_type=kind, id=uuid.uuid4().hex[:8], metadata={}, source=text, **(dict(outputs=[], execution_count=None) if kind == "code" else {}))
+    book = dict(nbformat=4, nbformat_minor=5, metadata=dict(kernelspec=dict(name="python3", display_name="python3", language="python")), cells=[cell("markdown", "# Small"), cell("code", SMALL), cell("code", "said")])
+    (root / "apps" / "small.ipynb").write_text(json.dumps(book))
+
+
+def measure(kind, root: Path, rounds: int) -> dict:
+    "All of one contender."
+    got = {}
+    with kind(root, 3 * POOL, POOL) as server: got |= asyncio.run(visitors(server, "drift", rounds))
+    with kind(root, 3 * POOL, POOL) as server: got["whole"] = asyncio.run(at_once(server, "drift", rounds))["whole"]
+    with kind(root, 3 * POOL, POOL) as server: got["slide"] = asyncio.run(at_once(server, "small", rounds))["slide"]
+    with kind(root, TABS + 2, 2) as server: got["tabs"] = asyncio.run(closed(server))
+    return got
+
+
+ROWS = {"paint": ("first meaningful paint: the headline is drawn, in Chromium", 150, 50), "live": ("live page ready: its controls are drawn, in Chromium", 500, 300),
+        "whole": ("the same, server only: page whole and kernel answering, eight at the same moment", 500, 300),
+        "control": ("a control of the live page: another window chosen and drawn, in Chromium", 300, 100), "slide": ("live control round trip, server only: a slider's change comes back", 300, 100)}
+
+
+def report(runs: dict, command: str, load: float) -> str:
+    "The section."
+    lines = ["| p95, ms | Voila alone | scalai dash | must | met | aim | met | median of scalai dash |", "|---|---:|---:|---:|---|---:|---|---:|"]
+    yes = lambda ok: "yes" if ok else "**no**"
+    for key, (what, must, aim) in ROWS.items():
+        own, other = p95(runs["scalai dash"][key]), p95(runs["Voila alone"][key])
+        lines.append(f"| {what} | {other:.0f} | {own:.0f} | ≤ {must} | {yes(own <= must)} | ≤ {aim} | {yes(own <= aim)} | {sorted(runs['scalai dash'][key])[len(runs['scalai dash'][key]) // 2]:.0f} |")
+    own, other = (runs[k]["bytes"][0] / 1000 for k in ("scalai dash", "Voila alone"))
+    lines.append(f"| kB until the first meaningful paint, nothing cached | {other:.0f} | {own:.0f} | ≤ 500 | {yes(own <= 500)} | ≤ 150 | {yes(own <= 150)} | |")
+    own, other = (runs[k]["tabs"][1] for k in ("scalai dash", "Voila alone"))
+    lines.append(f"| kernels left 10 s after {TABS} visitors closed their tabs | {other} | {own}, of which 2 are the pool | 0 beyond it | {yes(own <= 2)} | | | |")
+    n = len(runs["scalai dash"]["paint"])
+    told = (f"Eight visitors, {n} visits of each kind: contexts of one Chromium, each arriving at a moment of its own within {SPREAD:.0f} s, on the two cores that also serve; a pool of {POOL} pages, full before each round. "
+            "Voila alone is `voila` on the same apps without any of this; it has no first page but the live one.")
+    return "\n".join(["## dashboards beside Voila alone", "", told, "", *lines, "", stamp(command, load), ""])
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p.add_argument("--rounds", type=int, default=5)
+    p.add_argument("--dry", action="store_true", help="print the section, leave RESULTS.md as it is")
+    a = p.parse_args()
+    os.environ.pop("SCALAI_SETTINGS", None)
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "w"
+        workspace(root)
+        runs = {kind.name: measure(kind, root, a.rounds) for kind in (Voila, Scalai)}
+    text = report(runs, f"python tests/bench/dash.py --rounds {a.rounds}", load)
+    print(text)
+    if not a.dry: keep(text.splitlines()[0], text)
+
+
+if __name__ == "__main__": main()
