@@ -81,3 +81,35 @@ def run_some(settings) -> None:
             ran(name, "failed" if name == failed else "succeeded", seconds, at, whole.id, **bad)
             at -= seconds
             if name == failed: break
+
+
+def ingested(root: Path, months: int = 3) -> None:
+    "A table of flights through their contract, with what it refused."
+    from scalai_nb.core.settings import Settings
+    from scalai_nb.data.ingest import ingest
+    from scalai_nb.loop.flights import write_month
+    contract = Path(__file__).parents[1]/"workflows"/"flights.contract.yaml"
+    for month in range(1, months + 1): ingest(str(write_month(root/"data", month, 0, 0)), "flights", contract=contract, period=f"2013-{month:02}", settings=Settings.load(root))
+
+
+def registered(root: Path) -> None:
+    "Three versions of a small network on real flights: one served before, one serves, one waits."
+    from scalai_nb.compress.frontier import compress
+    from scalai_nb.core.settings import Settings
+    from scalai_nb.data.prep import Prep
+    from scalai_nb.data.table import Table, write
+    from scalai_nb.learn.fit import fit
+    from scalai_nb.learn.models import MLP
+    from scalai_nb.learn.registry import Registry
+    from scalai_nb.loop.flights import weather as all_weather
+    settings, weather = Settings.load(root), all_weather().to_pandas()[["origin", "time_hour", "temp", "humid", "wind_speed", "precip", "pressure", "visib"]]
+    rows = features(1, weather, 0)[["carrier", "origin", "distance", "sched_minute", "dep_delay", "late"]].head(5000).reset_index(drop=True)
+    write(rows.assign(flight_id=range(len(rows))), "learning", key="flight_id", fold="flight_id", settings=settings)
+    table = Table("learning", settings)
+    prep, registry = Prep.fit(table.profile(fold=[1, 2, 3, 4]), target="late", exclude=("flight_id", "fold")), Registry(settings)
+    for epochs in (1, 3):
+        run = fit(MLP, table, prep, target="late", epochs=epochs, batch=512, lr=2e-3, ranks=1, settings=settings)
+        frontier = compress(run, budget={"accuracy_drop": .05}, recipes=("int8",), settings=settings)
+        for c in frontier.candidates if epochs == 1 else [frontier["int8"]]:
+            number = registry.register(MODEL, c.path, run, {k: getattr(c, k) for k in ("accuracy", "auc", "latency_ms", "size_bytes")}, {"recipe": c.recipe, "periods": "2013-01"})
+            if epochs == 1: registry.promote(MODEL, number, f"Passed: {c.recipe} was better than the base rate.")

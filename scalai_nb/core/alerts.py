@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECEIVERS', 'Alert', 'text', 'webhook', 'slack', 'stdout', 'alertmanager', 'email', 'receivers', 'deliver', 'send',
-           'Sender']
+           'open_cases', 'Sender']
 
 # %% ../../nbs/core/20_alerts.ipynb #420b57cc
 import os, queue, smtplib, sqlite3, ssl, threading, time
@@ -223,6 +223,13 @@ def _once(name: str, alert: Alert, settings: Settings) -> dict[str, str]:
     why = deliver(name, alert, settings)
     if why: _unclaim(settings, name, alert)
     return {name: why}
+
+# %% ../../nbs/core/20_alerts.ipynb #3b450f3b
+def open_cases(settings: Settings | None = None) -> list[tuple[str, float]]:  # key of the case; when somebody was told last, in seconds since 1970
+    "The cases that are not resolved, the newest first."
+    settings = settings or Settings.load()
+    if not settings.path("alerts.db").exists(): return []
+    with closing(_told(settings)) as db: return db.execute("SELECT key, MAX(at) FROM told GROUP BY key HAVING MIN(resolved) = 0 ORDER BY MAX(at) DESC").fetchall()
 
 # %% ../../nbs/core/20_alerts.ipynb #a2f9b4b9
 class Sender:

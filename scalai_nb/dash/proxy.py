@@ -207,7 +207,7 @@ async def kernel(self, request):
     "What a page may ask about its own kernel: whether it lives."
     id = request.path_params["kernel"]
     if self.kernels.of(id, request.state.visitor) is None: return pages.answer(request, 404, "This live session has ended.", "Open the page again.")
-    return JSONResponse({"id": id})
+    return JSONResponse({"id": id, "name": "python3"})  # both are what a page's client insists on
 
 async def leave(self, request):
     "What a page says as it closes: its kernel need not wait."

@@ -81,6 +81,12 @@ def batches(self: Quarantine, version: int | None = None, columns: list[str] | N
     yield self.arrow(version, columns, filter)
 
 @patch
+def head(self: Quarantine, n: int = 10, filter=None) -> pa.Table:
+    "The first rows that a filter keeps; no more files are opened than hold them."
+    rows, test = self._live(None)
+    return self.arrow() if rows is None else rows.head(n, filter=test if filter is None else test & expression(filter, rows.schema))
+
+@patch
 def sample(self: Quarantine, n: int = 10, seed: int = 0, version: int | None = None):  # pandas.DataFrame
     found = to_pandas(self.arrow(version))
     return found.sample(min(n, len(found)), random_state=seed)

@@ -12,7 +12,7 @@ from html import escape
 import bqplot as bq, ipywidgets as w, numpy as np
 
 from ..learn.search import best_row, scale, standing
-from .style import BLUE, GREEN, GREY, ORANGE, View, axis, controls, dropdown, duration, figure, follow, headline, html, key, measured_scale, number, table, ticks
+from .style import BLUE, GREEN, GREY, ORANGE, View, axis, controls, download, dropdown, duration, figure, follow, headline, html, key, measured_scale, number, table, ticks
 
 # %% ../../nbs/view/15_search.ipynb #903b96a8
 TINTS = {"done": BLUE, "pruned": GREY, "running": ORANGE, "best": GREEN}
@@ -111,7 +111,10 @@ def refresh(self: Trials) -> None:
 def draw(self: Trials) -> None:
     "Both pictures and the table."
     rows, about = self.shown, self.found.about
-    self.pictures.children = [slice_figure(rows, about, self.which.value), rungs_figure(self.found.curves(), rows, about)] if known(rows) else []
+    curves, name = self.found.curves(), self.which.value
+    steps = [(r["trial"], epoch, value) for r in rows for epoch, value in curves.get(r["trial"], [])]
+    self.pictures.children = [slice_figure(rows, about, name), html(download(f"trials-by-{name}", {"trial": [r["trial"] for r in known(rows)], name: [r["params"].get(name) for r in known(rows)], about["metric"]: [r["value"] for r in known(rows)]})),
+                              rungs_figure(curves, rows, about), html(download("trials-by-epoch", {k: [s[i] for s in steps] for i, k in enumerate(("trial", "epoch", about["metric"]))}))] if known(rows) else []
     self.told.value = trials_table(rows, about)
 
 Trials.refresh, Trials.draw = refresh, draw

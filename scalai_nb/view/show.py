@@ -21,6 +21,9 @@ VIEWS = {  # class -> module and function of its view
     "scalai_nb.compress.frontier.Frontier": "model:frontier_view",
     "scalai_nb.compress.prune.Sensitivity": "model:sensitivity_view",
     "scalai_nb.jobs.record.JobRun": "runs:run_view",
+    "scalai_nb.jobs.workflow.Workflow": "runs:workflow_view",
+    "scalai_nb.data.contract.Checked": "quality:checked_view",
+    "scalai_nb.learn.versus.Versus": "models:versus_view",
     "scalai_nb.core.settings.Settings": "watch:page"}
 
 def view_of(kind: type) -> str | None:  # module:function

@@ -13,6 +13,7 @@ from ..core.settings import Settings
 from ..core.storage import is_url
 from ..data.history import delta, store
 from ..jobs.record import Record
+from ..jobs.timetable import Timetable
 
 # %% ../../nbs/view/18_state.ipynb #b07ee2c8
 def stamp(path: Path) -> tuple:
@@ -31,6 +32,7 @@ def state(settings: Settings,
           *files: Path,  # more that a page depends on: its notebook
          ) -> str:
     "Changes when anything changes that a dashboard reads."
-    known = [settings.file, settings.root / "policy.yaml", *files, *sorted(settings.path("decisions").glob("*/*.json"))]
+    known = [settings.file, settings.root / "policy.yaml", settings.path("mlflow.db"), settings.path("alerts.db"), *files, *sorted(settings.path("decisions").glob("*/*.json"))]
+    timed = [(s["name"], s["paused"], s["overdue"], s["failing_since"], s["last"] and (s["last"]["id"], s["last"]["state"])) for s in Timetable(settings).overview()]
     runs = [(r.id, r.state, r.seconds) for r in Record(settings).runs(limit=40)]
-    return hashlib.sha256(repr([[stamp(Path(f)) for f in known], logs(settings), runs]).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr([[stamp(Path(f)) for f in known], logs(settings), runs, timed]).encode()).hexdigest()[:16]
