@@ -4,7 +4,7 @@ BIN := .venv/bin
 DEMO ?= scalai-demo
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo dash install dev check lessons test test-slow bench-data bench-learn bench-compress bench-jobs bench-dash gpu clean
+.PHONY: demo dash install dev check lessons test test-slow bench-data bench-learn bench-compress bench-jobs bench-monitor bench-dash gpu clean
 
 install: .venv/.installed
 dev: .venv/.dev
@@ -66,6 +66,11 @@ bench-compress: dev
 bench-jobs: dev
 	@$(BIN)/python tests/bench/notebooks.py
 	@$(BIN)/python tests/bench/queued.py
+
+# Drift, estimates without labels and the closed loop, beside Evidently, whylogs, NannyML, alibi-detect and deepchecks, each in an environment
+# of its own that is made the first time (about half an hour on a quiet machine).
+bench-monitor: dev
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/bench/monitor.py
 
 # The dashboards beside Voila alone, as eight visitors meet them in a real Chromium (about ten minutes).
 bench-dash: dev

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SECTIONS', 'Section', 'WorkspaceSection', 'DataSection', 'ClusterSection', 'TrackingSection', 'JobsSection',
-           'WorkflowSection', 'MonitorSection', 'AppsSection', 'ServeSection', 'AlertsSection', 'Settings',
-           'find_settings', 'load']
+           'WorkflowSection', 'MonitorSection', 'RetrainSection', 'AppsSection', 'ServeSection', 'AlertsSection',
+           'Settings', 'find_settings', 'load']
 
 # %% ../../nbs/core/02_settings.ipynb #d5f15c71
 import configparser, os
@@ -64,6 +64,19 @@ class MonitorSection(Section):
     keep_days: float = Field(400, ge=0)  # days after which days are kept as months only
     keep: float = Field(0, ge=0)  # days after which a window goes; 0: never
 
+class RetrainSection(Section):
+    on: Literal["never", "loss", "estimate", "drift"] = "estimate"  # what may call for it: a measured loss; an estimated one where inputs moved, too; drift alone, too
+    severity: float = Field(1, ge=1)  # times what is usual that a measured loss must reach
+    rest: int = Field(0, ge=0)  # windows after a retraining in which no other begins, unless for a break, see `fresh`
+    windows: int = Field(0, ge=0)  # newest windows that a challenger learns from; 0: as many as any version before it
+    fresh: float = Field(2.5, ge=1)  # times what is usual from which on a measured loss means that windows before it mislead: a challenger learns from those since
+    again: float = Field(4, ge=0)  # a version that learnt from so little is trained again when there is this many times as much; 0: never
+    min_labels: int = Field(500, ge=2)  # fewer labelled rows measure, train and judge nothing
+    tolerance: float = Field(.01, ge=0)  # nats a row that a challenger may be worse by
+    slices: str = ""  # columns whose values the gate judges apart; several are separated by commas
+    slice_tolerance: float = Field(.05, ge=0)  # likewise, in one slice
+    trial: int = Field(3, ge=0)  # windows after a promotion in which the version before, or a shadow, is judged beside the champion; 0: none
+
 class AppsSection(Section):
     port: int = Field(8866, ge=0, le=65535)  # of the gateway; 0: any free one
     token: str = ""  # of editors; empty: a new one at every start
@@ -106,6 +119,7 @@ class Settings(Section):
     jobs: JobsSection = JobsSection()
     workflow: WorkflowSection = WorkflowSection()
     monitor: MonitorSection = MonitorSection()
+    retrain: RetrainSection = RetrainSection()
     apps: AppsSection = AppsSection()
     serve: ServeSection = ServeSection()
     alerts: AlertsSection = AlertsSection()

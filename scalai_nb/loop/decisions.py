@@ -22,14 +22,16 @@ def record(model: str,  # registry name
            evidence: dict,  # the numbers behind them
            reference: list[str],  # the windows it was compared with
            version: int,  # the champion that was judged
-           outcome: str = "kept",  # kept, pending, promoted, refused
+           outcome: str = "kept",  # kept, pending; later what `settle` says
            settings: Settings | None = None,
           ) -> dict:
     "Write a decision down."
     entry = dict(model=model, period=period, action=action, reasons=list(reasons), evidence=plain(evidence, "evidence"), reference=list(reference),
-                 version_before=version, version_after=version, outcome=outcome, at=datetime.now(UTC).isoformat(timespec="seconds"))
+                 version_before=version, version_after=version, outcome=outcome, at=_now(), trail=[], settled=[])
     _write(entry, settings)
     return entry
+
+def _now() -> str: return datetime.now(UTC).isoformat(timespec="seconds")
 
 def _write(entry, settings):
     path = (settings or Settings.load()).path("decisions", entry["model"], f"{entry['period']}.json")
@@ -41,11 +43,20 @@ def decisions(settings: Settings | None = None, model: str | None = None) -> lis
     folder = (settings or Settings.load()).path("decisions")
     return [json.loads(f.read_text()) for f in sorted(folder.glob(f"{model or '*'}/*.json"))]
 
-def settle(model: str, period: str, outcome: str, version: int, reason: str, settings: Settings | None = None) -> dict:
-    "Say how a retraining ended: promoted as `version`, or refused and `version` kept."
+def settle(model: str, period: str,
+           outcome: str,  # promoted, shadow, refused, rolled_back, failed
+           version: int,  # in service now
+           reason: str,  # a sentence
+           settings: Settings | None = None,
+           by: str = "gate",  # the step that says so; saying it again replaces what it said
+           evidence: dict | None = None,  # its figures
+          ) -> dict:
+    "Say what followed from a decision. Raises `BadRequest` where there is none."
     entry = next((d for d in decisions(settings, model) if d["period"] == period), None)
     if entry is None: raise BadRequest(f"No decision about {model} in {period}.", "Record one first; see: scalai_nb.loop.decisions.record")
-    before = entry.get("settled", [])
-    entry |= dict(outcome=outcome, version_after=version, reasons=[r for r in entry["reasons"] if r not in before] + [reason], settled=[reason])
+    said, before = dict(by=by, outcome=outcome, version=version, reason=reason, evidence=plain(evidence or {}, "evidence"), at=_now()), entry["settled"]
+    trail = [t for t in entry["trail"] if t["by"] != by] + [said]
+    told = [t["reason"] for t in trail]
+    entry |= dict(outcome=outcome, version_after=version, trail=trail, settled=told, reasons=[r for r in entry["reasons"] if r not in before] + told)
     _write(entry, settings)
     return entry

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'WORDS', 'training_months', 'workspace', 'demo', 'same_experiment', 'months_told', 'refused_rows', 'story',
-           'command', 'leaves', 'counted', 'failed']
+           'command', 'explained', 'leaves', 'counted', 'failed']
 
 # %% ../../nbs/loop/10_demo.ipynb #8a60588d
-import json, os, shutil, sys
+import json, os, shutil, sys, textwrap
 from pathlib import Path
 
 from ..core.errors import BadRequest
@@ -74,14 +74,14 @@ def refused_rows(table) -> dict[str, int]:  # by month of delivery
     months = table.quarantine.arrow(columns=["month"])["month"].to_pylist()
     return {f"2013-{int(m):02}": n for m, n in Counter(months).items()}
 
-COLUMNS = f"{'month':<8} {'kept':>8} {'refused':>8} {'AUC':>7} {'usual':>7} {'estimate':>9}  {'decision':<9} {'outcome':<10} why"
+COLUMNS = f"{'month':<8} {'kept':>8} {'refused':>8} {'AUC':>7} {'usual':>7} {'estimate':>9}  {'decision':<9} outcome"
 
 def story(run, settings: Settings, folder: Path | str) -> str:
     "The table of what happened, and the line to type next."
     doc = run.to_dict()
     if doc["state"] == "cancelled": return f"Stopped. What was finished is kept; to go on: scalai demo {folder} --months {doc['parameters']['months']}"
     if doc["state"] not in ("succeeded", "skipped"): return failed(doc)
-    lines = [COLUMNS] + [_line(row) for row in months_told(settings)]
+    lines = [COLUMNS] + [line for row in months_told(settings) for line in (_line(row), *explained(row["decision"]))]
     lines += ["", f"{counted(doc)}   {doc['seconds']:.0f} s", f"Dashboards:  cd {folder} && {command(settings.root)} dash"]
     return "\n".join(lines)
 
@@ -97,9 +97,20 @@ def _line(row: dict) -> str:
     d = row["decision"]
     head = f"{row['period']:<8} {row['good']:>8,} {row['refused']:>8,}"
     if d is None: return f"{head} {'':>7} {'':>7} {'':>9}  trained"
-    e, served = d["evidence"], f"{d['outcome']}" + (f" v{d['version_after']}" if d["outcome"] == "promoted" else "")
+    e, served = d["evidence"], f"{d['outcome'].replace('_', ' ')}: version {d['version_after']} serves"
     return (f"{head} {_number(e.get('auc'), '7.3f'):>7} {_number(e.get('auc_reference'), '7.3f'):>7} {_number(e.get('estimate_auc'), '9.3f'):>9}"
-            f"  {d['action']:<9} {served:<10} {d['reasons'][0] if d['reasons'] else ''}"[:158])
+            f"  {d['action']:<9} {served}")
+
+def explained(decision: dict | None,  # of the log
+              most: int = 3,  # reasons; what came of it is always told
+              width: int = 120,
+             ) -> list[str]:  # lines
+    "Why, and what came of it."
+    if decision is None: return []
+    came = decision["settled"]
+    why = [r for r in decision["reasons"] if r not in came]
+    told = [f"- {r}" for r in why[:most]] + ([f"- and {len(why) - most} more"] if len(why) > most else []) + [f"> {r}" for r in came]
+    return [line for t in told for line in textwrap.wrap(t, width, initial_indent=" "*9, subsequent_indent=" "*11)]
 
 # %% ../../nbs/loop/10_demo.ipynb #756df893
 def leaves(doc: dict) -> list[dict]:

@@ -1,0 +1,139 @@
+"""The loop where it breaks: a champion that vanished, a retraining that was killed, a version that turns out worse, a stream that shifts."""
+import os, shutil, signal, sqlite3, subprocess, sys
+from pathlib import Path
+
+import pytest
+
+from conftest import nobody_left, scalai, until
+from scalai_nb.core.settings import Settings
+from scalai_nb.learn.registry import Registry
+from scalai_nb.loop.decisions import decisions, record, settle
+
+
+@pytest.fixture
+def loop(demo, tmp_path) -> Settings:
+    "A copy of the demo's workspace: a model that serves, four months of flights, three decisions."
+    shutil.copytree(demo.folder, tmp_path/"d")
+    with sqlite3.connect(tmp_path/"d"/".scalai"/"mlflow.db") as db:  # MLflow keeps absolute places: the copy's shall be its own
+        for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("model_versions", "source"), ("model_versions", "storage_location")):
+            db.execute(f"update {table} set {column} = replace({column}, ?, ?)", (str(demo.folder), str(tmp_path/"d")))
+    settings = Settings.load(tmp_path/"d")
+    assert Registry(settings).champion("late").path.is_relative_to(tmp_path)
+    return settings
+
+
+def another(settings: Settings, worse: bool = False) -> int:
+    "A second version of the champion's model: as good as it, or one whose weights are turned round."
+    import onnx, uuid
+    registry = Registry(settings)
+    champion = registry.champion("late")
+    graph = onnx.load(champion.path)
+    if worse:
+        for t in graph.graph.initializer:
+            if len(t.dims) == 2 and t.data_type == onnx.TensorProto.FLOAT: t.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(t), t.name))
+    graph.doc_string = uuid.uuid4().hex  # a version is known by its file's digest
+    path = settings.path("another.onnx")
+    onnx.save(graph, path)
+    return registry.register("late", path, registry.run(champion.run_id), tags=champion.tags)
+
+
+def test_a_champion_that_vanished_is_replaced_by_the_one_before(loop):
+    from scalai_nb.loop.trial import standing
+    registry = Registry(loop)
+    first, last = registry.champion("late").version, decisions(loop)[-1]["period"]
+    second = another(loop)
+    registry.promote("late", second, "promoted")
+    settle("late", last, "promoted", second, "promoted", loop)
+    registry.version("late", second).path.unlink()
+    found, said = standing("late", loop)
+    assert found.version == first == registry.champion("late").version and "is gone" in said and f"version {first} is back" in said
+    registry.promote("late", another(loop), "promoted")
+    registry.client.delete_model_version("late", str(registry.champion("late").version))
+    assert standing("late", loop)[0].version == first
+
+
+def test_where_no_champion_is_left_the_job_says_so(loop):
+    "Files gone with the disk: scoring fails in two lines, the gate judges a challenger against the base rate, and nothing serves that does not stand."
+    registry = Registry(loop)
+    champion = registry.champion("late")
+    run, candidate = champion.run_id, loop.root/"kept.onnx"
+    shutil.copy(champion.path, candidate)
+    for v in registry.list("late"): Path(v["path"]).unlink()
+    done = scalai("run", "workflows/score.ipynb", "-p", "period=2013-04", "--json", cwd=loop.root)
+    assert done.code == 1 and done.doc["error"]["kind"] == "WorkFailed" and "is gone" in done.doc["error"]["message"]
+    gated = scalai("run", "workflows/gate.ipynb", "-p", f"candidate={candidate}", "-p", "run_id=another", "-p", "judged=2013-04", "--json", cwd=loop.root)
+    assert gated.code == 0 and gated.doc["results"]["passed"] and gated.doc["results"]["against"] == 0 and "base rate" in gated.doc["results"]["reason"]
+
+
+def test_a_version_that_does_worse_on_later_labels_is_rolled_back(loop):
+    from scalai_nb.loop.trial import trial
+    registry, log = Registry(loop), decisions(loop)
+    first = registry.champion("late").version
+    second = another(loop, worse=True)
+    registry.promote("late", second, "promoted")
+    settle("late", log[-2]["period"], "promoted", second, "promoted", loop)
+    assert trial("late", log[-2]["period"], settings=loop)["outcome"] == ""  # the window that promoted it is no later one
+    done = trial("late", log[-1]["period"], settings=loop)
+    assert done["outcome"] == "rolled_back" and registry.champion("late").version == first == done["version"], done
+    entry = decisions(loop)[-1]
+    assert entry["outcome"] == "rolled_back" and entry["version_after"] == first and entry["trail"][-1]["evidence"]["low"] > 0 and "later labels" in entry["reasons"][-1]
+    assert trial("late", log[-1]["period"], settings=loop)["outcome"] == "" and registry.champion("late").version == first  # once
+
+
+def test_a_shadow_steps_out_when_labels_allow(loop):
+    from scalai_nb.loop.trial import trial
+    registry, log = Registry(loop), decisions(loop)
+    first, shadow = registry.champion("late").version, another(loop)
+    settle("late", log[-2]["period"], "shadow", first, "undecided", loop, evidence={"version": shadow})
+    done = trial("late", log[-1]["period"], settings=loop)  # as good as the champion, on all rows
+    assert done["outcome"] == "promoted" and registry.champion("late").version == shadow == decisions(loop)[-1]["version_after"], done
+    bad = another(loop, worse=True)
+    settle("late", log[-2]["period"], "shadow", shadow, "undecided", loop, by="again", evidence={"version": bad})
+    done = trial("late", log[-1]["period"], settings=loop)
+    assert done["outcome"] == "refused" and registry.champion("late").version == shadow and registry.version("late", bad).aliases == (), done
+
+
+RETRAIN = """
+import sys
+from scalai_nb.core.settings import Settings
+from scalai_nb.loop.retrain import retrain
+run = retrain("late", "2013-04", ["2013-03", "2013-04"], settings=Settings.load(sys.argv[1]), ranks=1)
+print(run.state)
+"""
+
+
+@pytest.mark.slow
+def test_a_retraining_killed_midway_leaves_the_champion_and_goes_on(loop):
+    from scalai_nb.jobs.record import Record
+    from scalai_nb.loop.retrain import unfinished
+    before, versions = Registry(loop).champion("late").version, len(Registry(loop).list("late"))
+    old = decisions(loop)[-1]
+    record("late", "2013-04", "retrain", ["measured loss"], {}, old["reference"], before, "pending", loop)
+    process = subprocess.Popen([sys.executable, "-c", RETRAIN, str(loop.root)], cwd=loop.root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until(lambda: process.poll() is not None or any(Path(r.notebook).stem == "train" for r in Record(loop).runs(state="running", nested=True)), 120)
+    assert process.poll() is None, "it ended before it was killed"
+    assert unfinished("late", "2013-05", loop) == []  # it runs
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    nobody_left(loop.root, within=30)
+    assert Registry(loop).champion("late").version == before and len(Registry(loop).list("late")) == versions and decisions(loop)[-1]["outcome"] == "pending"
+
+    copy = loop.root.parent/"later"
+    shutil.copytree(loop.root, copy)
+    assert unfinished("late", "2013-05", Settings.load(copy)) == ["2013-04"]  # nobody ran it again: the next window closes it
+    assert decisions(Settings.load(copy))[-1]["outcome"] == "failed" and "never ended" in decisions(Settings.load(copy))[-1]["reasons"][-1]
+
+    done = subprocess.run([sys.executable, "-c", RETRAIN, str(loop.root)], cwd=loop.root, capture_output=True, text=True)  # somebody did
+    assert done.stdout.split()[-1] == "succeeded", done.stderr[-2000:]
+    entry = decisions(loop)[-1]
+    assert entry["outcome"] in ("promoted", "refused", "shadow") and entry["trail"][-1]["evidence"]["rows"] > 500
+    assert Registry(loop).champion("late").version == entry["version_after"]
+
+
+@pytest.mark.slow
+def test_the_closed_loop_regains_what_shifts_cost():
+    "The bench's stream, one seed: the bounds are wider than the bench's own."
+    sys.path.insert(0, str(Path(__file__).parent/"bench"))
+    from closed import closed, year
+    done = closed(year(), 0)
+    assert done["regained"] > .85 and done["share"] < .4 and done["oracle"] > done["never"] + .01, {k: v for k, v in done.items() if k != "told"}
