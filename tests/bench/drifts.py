@@ -49,11 +49,17 @@ class Case:
     def __call__(self, frame: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame: return self.plant(frame, rng)
 
 
-def mean(column: str, sd: float) -> Case: return Case(column, lambda f, _: f.assign(**{column: f[column] + sd * f[column].std()}))
+def _kept_whole(before: pd.Series, after: pd.Series, g: np.random.Generator) -> pd.Series:
+    "Minutes stay whole minutes, rounded up or down at random: a fraction would give any plant away."
+    return np.floor(after + g.random(len(after))) if (before.dropna() % 1 == 0).all() else after
+
+
+def mean(column: str, sd: float) -> Case:
+    return Case(column, lambda f, g: f.assign(**{column: _kept_whole(f[column], f[column] + sd * f[column].std(), g)}))
 
 
 def variance(column: str, factor: float) -> Case:
-    return Case(column, lambda f, _: f.assign(**{column: f[column].mean() + (f[column] - f[column].mean()) * np.sqrt(factor)}))
+    return Case(column, lambda f, g: f.assign(**{column: _kept_whole(f[column], f[column].mean() + (f[column] - f[column].mean()) * np.sqrt(factor), g)}))
 
 
 def category(column: str, value: str, share: float) -> Case: return Case(column, lambda f, g: f.assign(**{column: f[column].mask(g.random(len(f)) < share, value)}))
@@ -66,7 +72,7 @@ def unlinked(column: str) -> Case: return Case(column, lambda f, g: f.assign(**{
 
 
 def in_segment(column: str, by: str, value, sd: float) -> Case:
-    return Case(column, lambda f, _: f.assign(**{column: f[column] + sd * f[column].std() * (f[by] == value)}), value)
+    return Case(column, lambda f, g: f.assign(**{column: f[column].where(f[by] != value, _kept_whole(f[column], f[column] + sd * f[column].std(), g))}), value)
 
 
 CASES = {  # on flights: delays, whose tails are heavy
