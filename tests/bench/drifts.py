@@ -21,12 +21,15 @@ def flights() -> pd.DataFrame:  # 336,776 rows × 12: eight numbers, heavy-taile
 
 
 def weather() -> pd.DataFrame:  # 26,115 rows × 12, numbers near to normal, to flat, or mostly zero
-    "The hours of 2013 at three airports; one in a hundred humidities is missing."
+    "The hours of 2013 at three airports; one in a hundred humidities is missing, and temperatures are spread over the half degrees they were rounded to: a step would give any plant away."
     w = pd.read_csv(DATA / "weather.csv", engine="pyarrow", na_values=["NA"])
-    return w.assign(humid=_holed(w.humid))[["origin", "month", "hour", "temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure", "visib"]]
+    return w.assign(humid=_holed(w.humid), temp=_spread(w.temp, 1), dewp=_spread(w.dewp, 2))[["origin", "month", "hour", "temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure", "visib"]]
 
 
 def _holed(values: pd.Series) -> pd.Series: return values.astype(float).mask(np.random.default_rng(0).random(len(values)) < .01)
+
+
+def _spread(values: pd.Series, seed: int) -> pd.Series: return values + np.random.default_rng(seed).uniform(-.5, .5, len(values))
 
 
 TABLES = {"flights": flights, "weather": weather}
