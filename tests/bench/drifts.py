@@ -21,12 +21,15 @@ def flights() -> pd.DataFrame:  # 336,776 rows × 12: eight numbers, heavy-taile
 
 
 def weather() -> pd.DataFrame:  # 26,115 rows × 12, numbers near to normal, to flat, or mostly zero
-    "The hours of 2013 at three airports; one in a hundred humidities is missing."
+    "The hours of 2013 at three airports; one in a hundred humidities is missing, and temperatures are spread over the half degrees they were rounded to: a step would give any plant away."
     w = pd.read_csv(DATA / "weather.csv", engine="pyarrow", na_values=["NA"])
-    return w.assign(humid=_holed(w.humid))[["origin", "month", "hour", "temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure", "visib"]]
+    return w.assign(humid=_holed(w.humid), temp=_spread(w.temp, 1), dewp=_spread(w.dewp, 2))[["origin", "month", "hour", "temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure", "visib"]]
 
 
 def _holed(values: pd.Series) -> pd.Series: return values.astype(float).mask(np.random.default_rng(0).random(len(values)) < .01)
+
+
+def _spread(values: pd.Series, seed: int) -> pd.Series: return values + np.random.default_rng(seed).uniform(-.5, .5, len(values))
 
 
 TABLES = {"flights": flights, "weather": weather}
@@ -49,11 +52,17 @@ class Case:
     def __call__(self, frame: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame: return self.plant(frame, rng)
 
 
-def mean(column: str, sd: float) -> Case: return Case(column, lambda f, _: f.assign(**{column: f[column] + sd * f[column].std()}))
+def _kept_whole(before: pd.Series, after: pd.Series, g: np.random.Generator) -> pd.Series:
+    "Minutes stay whole minutes, rounded up or down at random: a fraction would give any plant away."
+    return np.floor(after + g.random(len(after))) if (before.dropna() % 1 == 0).all() else after
+
+
+def mean(column: str, sd: float) -> Case:
+    return Case(column, lambda f, g: f.assign(**{column: _kept_whole(f[column], f[column] + sd * f[column].std(), g)}))
 
 
 def variance(column: str, factor: float) -> Case:
-    return Case(column, lambda f, _: f.assign(**{column: f[column].mean() + (f[column] - f[column].mean()) * np.sqrt(factor)}))
+    return Case(column, lambda f, g: f.assign(**{column: _kept_whole(f[column], f[column].mean() + (f[column] - f[column].mean()) * np.sqrt(factor), g)}))
 
 
 def category(column: str, value: str, share: float) -> Case: return Case(column, lambda f, g: f.assign(**{column: f[column].mask(g.random(len(f)) < share, value)}))
@@ -66,7 +75,7 @@ def unlinked(column: str) -> Case: return Case(column, lambda f, g: f.assign(**{
 
 
 def in_segment(column: str, by: str, value, sd: float) -> Case:
-    return Case(column, lambda f, _: f.assign(**{column: f[column] + sd * f[column].std() * (f[by] == value)}), value)
+    return Case(column, lambda f, g: f.assign(**{column: f[column].where(f[by] != value, _kept_whole(f[column], f[column] + sd * f[column].std(), g))}), value)
 
 
 CASES = {  # on flights: delays, whose tails are heavy
