@@ -11,7 +11,8 @@ import pytest
 from scalai_nb.data.profile import Profile, profile
 from scalai_nb.monitor.decision import decide
 from scalai_nb.monitor.drift import compare
-from scalai_nb.monitor.performance import estimate, performance
+from scalai_nb.monitor.labelfree import estimate
+from scalai_nb.monitor.performance import performance
 from scalai_nb.monitor.thresholds import Policy
 
 TRAIN, LIVE = range(1, 6), range(6, 13)

@@ -49,7 +49,8 @@ def decide_all(settings, windows: dict, scores: dict) -> None:
     from scalai_nb.loop import decisions
     from scalai_nb.monitor.decision import decide
     from scalai_nb.monitor.drift import compare
-    from scalai_nb.monitor.performance import estimate, performance
+    from scalai_nb.monitor.labelfree import estimate
+    from scalai_nb.monitor.performance import performance
     from scalai_nb.monitor.thresholds import Policy
     reference, version = list(windows)[:TRAINED], 1
     policy = Policy(ignore=("late",), columns={"dep_delay": {"unit": "min"}}).calibrate([windows[p] for p in reference])

@@ -88,7 +88,8 @@ def judge(version,  # the `ModelVersion` that scored the window
     "Compare a window with the windows that its model learnt from, and decide. Reads profiles only."
     from scalai_nb.monitor.decision import decide
     from scalai_nb.monitor.drift import compare
-    from scalai_nb.monitor.performance import estimate, performance
+    from scalai_nb.monitor.labelfree import estimate
+    from scalai_nb.monitor.performance import performance
     from scalai_nb.monitor.windows import window
     settings, reference = settings or Settings.load(), learnt_from(version)
     families = {p: window(usual(version), p, settings, by="label") for p in reference}

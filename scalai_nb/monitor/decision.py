@@ -13,7 +13,8 @@ import numpy as np
 from scipy.special import ndtri, stdtrit
 
 from .drift import Report
-from .performance import Estimate, Performance
+from .labelfree import Estimate
+from .performance import Performance
 from .thresholds import Policy
 
 # %% ../../nbs/monitor/08_decision.ipynb #0cf9b3a9

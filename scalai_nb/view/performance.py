@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'Point', 'point', 'over_time', 'legend', 'sentence', 'numbers', 'line', 'band', 'usual', 'intervals',
-           'retrained', 'calibration', 'performance_view']
+           'retrained', 'calibration', 'performance_view', 'cost_figure', 'cost_view']
 
 # %% ../../nbs/view/06_performance.ipynb #66104250
 from dataclasses import dataclass, field
 
 import bqplot as bq, numpy as np
 
-from ..monitor.performance import SUPPORT, Performance
-from .style import BLUE, GREY, INK, ORANGE, PURPLE, View, axis, download, figure, headline, html, key, measured_scale, number, period_axis
+from ..monitor.cost import CostMatrix, cheapest, cost_curve
+from ..monitor.labelfree import SUPPORT
+from ..monitor.performance import Performance
+from .style import BLUE, GREY, INK, ORANGE, PURPLE, View, axis, download, figure, headline, html, key, measured_scale, number, period_axis, table
 
 # %% ../../nbs/view/06_performance.ipynb #227f303b
 MEASURES = {  # measure -> button, axis, what it tells
@@ -32,6 +34,7 @@ class Point:
     estimate: float = np.nan  # without labels
     estimate_low: float = np.nan
     estimate_high: float = np.nan
+    constant: float = np.nan  # the guess that needs no estimate: AUC of the reference
     trusted: bool = True
     support: float = np.nan  # share of the reference in effect for these scores
     retrained: bool = False
@@ -41,9 +44,9 @@ def point(window: str, measure: str, performance: Performance | None, evidence: 
     get = lambda key: float(evidence[key]) if isinstance(evidence.get(key), (int, float)) else np.nan
     found = Point(window, get(measure), reference=get(f"{measure}_reference"), limit=get(f"{measure}_limit"), trusted=bool(evidence.get("estimate_trusted", True)))
     if performance is not None and np.isfinite(performance.auc):
-        found.value, se = getattr(performance, measure), performance.se[measure]
-        found.low, found.high = (performance.auc_low, performance.auc_high) if measure == "auc" else (found.value - 1.96 * se, found.value + 1.96 * se)
-    if measure == "auc": found.estimate, found.estimate_low, found.estimate_high, found.support = (get(f"estimate_{k}") for k in ("auc", "low", "high", "support"))
+        found.value = getattr(performance, measure)
+        found.low, found.high = performance.intervals[measure]
+    if measure == "auc": found.estimate, found.estimate_low, found.estimate_high, found.support, found.constant = (get(f"estimate_{k}") for k in ("auc", "low", "high", "support", "baseline"))
     return found
 
 # %% ../../nbs/view/06_performance.ipynb #dda1183d
@@ -76,16 +79,17 @@ def legend(measure: str) -> str:  # HTML
 def sentence(p: Point, measure: str) -> str:
     "One window in words: with labels, without, and whether to believe the guess."
     found = [f"{number(p.value)} with labels" + (f" ({number(p.low)} … {number(p.high)})" if np.isfinite(p.low) else "") if np.isfinite(p.value) else "no labels yet"]
-    if np.isfinite(p.estimate): found.append(f"{number(p.estimate)} estimated without ({number(p.estimate_low)} … {number(p.estimate_high)})")
+    if np.isfinite(p.estimate): found.append(f"{number(p.estimate)} estimated without ({number(p.estimate_low)} … {number(p.estimate_high)})" + (f", {number(p.constant)} if it were as ever" if np.isfinite(p.constant) else ""))
     elif measure == "auc": found.append("no estimate, which comes with a decision")
     said = f"{p.window}: {', '.join(found)}."
     if not np.isfinite(p.estimate): return said
     if p.trusted: return said + " The band is how far such estimates missed in the reference windows; it cannot see that a score came to mean something else."
-    return said + (f" The estimate is not trusted: only {100 * p.support:.0f} % of the reference resembles these scores." if p.support < SUPPORT else " The estimate is not trusted: fewer than three reference windows show how far such estimates miss.")
+    if p.support < SUPPORT: return said + f" The estimate is not trusted: only {100 * p.support:.0f} % of the reference resembles these scores."
+    return said + " The estimate is not trusted: a column has values that the reference never had, or fewer than three reference windows show how far such estimates miss."
 
 def numbers(points: list[Point], measure: str) -> dict[str, list]:  # for a CSV file
     "What `over_time` draws."
-    names = ["value", "low", "high", "reference", "limit"] + (["estimate", "estimate_low", "estimate_high", "support"] if measure == "auc" else [])
+    names = ["value", "low", "high", "reference", "limit"] + (["estimate", "estimate_low", "estimate_high", "support", "constant"] if measure == "auc" else [])
     found = {"window": [p.window for p in points]} | {measure if k == "value" else k: [getattr(p, k) for p in points] for k in names}
     return found | ({"estimate_trusted": [p.trusted if np.isfinite(p.estimate) else None for p in points]} if measure == "auc" else {}) | {"retrained": [p.retrained for p in points]}
 
@@ -130,9 +134,30 @@ def calibration(performance: Performance, height: int = 300) -> bq.Figure:
     marks = [bq.Lines(x=[0, 100], y=[0, 100], scales=scales, colors=[GREY], line_style="dashed", stroke_width=1.5), bq.Lines(x=said, y=came, scales=scales, colors=[BLUE], stroke_width=2.5, marker="circle", marker_size=40)]
     return figure(marks, [axis(x, "score, %"), axis(y, "came true, %", upright=True)], height)
 
+# %% ../../nbs/view/06_performance.ipynb #a1c4e9d7
 def performance_view(performance: Performance) -> View:
     "How good the scores are where labels are known."
-    told = {"AUC": f"{number(performance.auc)} ({number(performance.auc_low)} … {number(performance.auc_high)})", "Log-loss": f"{number(performance.logloss)} nats a row", "Skill": number(performance.skill, 2),
-            "Bias": f"{performance.bias:+.3f}", "Came true": f"{100 * performance.base:.1f} %", "Labelled": f"{performance.rows:,} rows"}
-    return View([html(headline("unknown" if np.isnan(performance.auc) else "good", str(performance).split(",")[0], told) + "<h3>Do the scores mean what they say?</h3>"), calibration(performance),
+    told = {"AUC": performance.figures()["AUC"], "Came true": f"{100 * performance.base:.1f} %", "Labelled": f"{performance.rows:,} rows"}
+    if performance.unlabelled: told["No label yet"] = f"{performance.unlabelled:,} rows, {100 * performance.unlabelled / (performance.rows + performance.unlabelled + performance.unscored):.0f} %"
+    figures = table({"figure": "name", "value, 95 % interval": "num"}, [[k, v] for k, v in performance.figures().items()])
+    return View([html(headline("unknown" if np.isnan(performance.auc) else "good", str(performance).split(",")[0], told) + figures + "<h3>Do the scores mean what they say?</h3>"), calibration(performance),
                  html(download("calibration", {k: [c[k] for c in performance.curve] for k in ("score", "rate")}))])
+
+# %% ../../nbs/view/06_performance.ipynb #c0d35a18
+def cost_figure(scores, matrix: CostMatrix, height: int = 300) -> bq.Figure:  # scores: as `monitor.cost.cost` takes them
+    "Money by threshold."
+    best, (t, money) = cheapest(scores, matrix), cost_curve(scores, matrix)
+    known = np.isfinite(t)
+    high = max(best.always, best.never, money[known].max())
+    x, y = measured_scale(0, 1), measured_scale(min(best.total, 0), 1.05 * high)
+    scales = {"x": x, "y": y}
+    flat = [bq.Lines(x=[0, 1], y=[v, v], scales=scales, colors=[GREY], line_style="dashed", stroke_width=1.5) for v in (best.always, best.never)]
+    at = [bq.Scatter(x=[best.threshold], y=[best.total], scales=scales, colors=[ORANGE], default_size=90)] if np.isfinite(best.threshold) else []
+    return figure([*flat, bq.Lines(x=t[known], y=money[known], scales=scales, colors=[BLUE], stroke_width=2.5), *at], [axis(x, "act from this score on"), axis(y, f"cost, {matrix.unit}", upright=True)], height)
+
+def cost_view(scores, matrix: CostMatrix) -> View:
+    "What acting on the scores costs, and from which score on it pays."
+    best, (t, money) = cheapest(scores, matrix), cost_curve(scores, matrix)
+    told = {"Act from": number(best.threshold) if np.isfinite(best.threshold) else "never", "Cost": f"{matrix.told(best.total)} ({matrix.told(best.low)} … {matrix.told(best.high)})", "Always": matrix.told(best.always), "Never": matrix.told(best.never)}
+    word = f"Acting from {number(best.threshold)} on costs least: {matrix.told(best.each)} a row." if np.isfinite(best.threshold) else "With these costs, never acting costs least."
+    return View([html(headline("good" if best.saved > 0 else "attention", word, told)), cost_figure(scores, matrix), html(download("cost", {"threshold": t.tolist(), "cost": money.tolist()}))])
