@@ -11,7 +11,7 @@ __all__ = ['app', 'contract_app', 'models_app', 'workflow_app', 'export_app', 's
            'workflow_export', 'workflow_check', 'option', 'schedule_add', 'schedule_apply', 'schedule_rows',
            'schedule_list', 'schedule_show', 'schedule_pause', 'schedule_resume', 'schedule_remove', 'schedule_trigger',
            'scheduler', 'models_list', 'models_show', 'models_compare', 'models_promote', 'models_rollback', 'budget',
-           'compress', 'score', 'dash', 'lab']
+           'compress', 'score', 'labels', 'dash', 'lab']
 
 # %% ../nbs/cli.ipynb #a53a90a7
 import functools, inspect, json, os, re, shutil, sys, traceback
@@ -735,6 +735,21 @@ def score(model: Annotated[str, typer.Argument(metavar="MODEL")], uri: Annotated
     from scalai_nb.serve.score import score
     doc = score(model, uri, table, label=label, key=key or None, period=period)
     return Answer(doc, "  ".join(f"{k} {v}" for k, v in doc.items()))
+
+# %% ../nbs/cli.ipynb #5e1f80c2
+@verb(app)
+def labels(uri: Annotated[str | None, typer.Argument(metavar="[URI]", help="Where they are; without it, how much is labelled.")] = None,
+           table: Annotated[str, typer.Argument(metavar="[TABLE]", help="That was scored, or will be.")] = "scores",
+           key: Annotated[list[str] | None, typer.Option(help="Column that identifies a row, as in the scores; repeat it for several. Default: that of the deliveries before.")] = None,
+           label: Annotated[str, typer.Option(help="Column that holds what became true.")] = "label",
+           at: Annotated[str | None, typer.Option(help="Column with the time from which a label holds; the newest stands. Default: in the order of delivery.")] = None) -> Answer:
+    "What became true, joined to scores by key: late, out of order, twice, or corrected."
+    from scalai_nb.serve.labels import labelled, labels
+    doc = {"table": table, **labelled(table)} if uri is None else labels(uri, table, key=key or None, label=label, at=at)
+    rest = f"{doc['labelled']:,} of {doc['rows']:,} rows are labelled, {doc['unlabelled']:,} are not"
+    if uri is None: return Answer(doc, "\n".join([f"{table}: {rest}", *(f"  {k or '-':<10} {p['unlabelled']:>9,} of {p['rows']:,} are not" for k, p in doc["periods"].items())]))
+    lost = "".join(f", {doc[n]:,} {n}" for n in ("empty", "keyless", "repeated") if doc[n])
+    return Answer(doc, f"{table}: {doc['new']:,} new labels, {doc['corrected']:,} corrected, {doc['unchanged']:,} as before{lost}; {doc['waiting']:,} wait for their score\n{rest}")
 
 # %% ../nbs/cli.ipynb #94bd7ed8
 @verb(app)
