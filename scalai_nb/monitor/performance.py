@@ -115,7 +115,8 @@ def ece(curve: list) -> tuple:  # value, lower and upper end of its 95 % interva
     share, gap, p = rows / rows.sum(), score - rate, (rows * rate + .5) / (rows + 1)
     value = float(share @ abs(gap))
     drawn = abs(gap + np.sqrt(p * (1 - p) / rows) * np.random.default_rng(0).standard_normal((1000, len(rows)))) @ share
-    return value, *(float(np.clip(x, 0, 1)) for x in (2 * value - np.quantile(drawn, .975), max(2 * value - np.quantile(drawn, .025), value)))
+    low, high = np.quantile(drawn, [.025, .975])
+    return value, float(max(2 * value - high, 0)), float(min(value + drawn.mean() - low, 1))
 
 # %% ../../nbs/monitor/04_performance.ipynb #c67b0971
 def confusion(lo: np.ndarray, hi: np.ndarray, down: np.ndarray, up: np.ndarray, threshold: float) -> dict:
