@@ -77,7 +77,7 @@ def fold_source(source: str,
     kept = [r for r in rows if r["becomes"] is not False]
     if not dry:
         made = _sums(source, kept, pieces, version)
-        adds = [history.add_file(store(settings, "windows"), f"{uuid.uuid4().hex}.parquet", made.drop_columns("source"), {"source": source}, history.GROUP)] if len(made) else []
+        adds = [history.add_file(store(settings, "windows"), f"{uuid.uuid4().hex}.parquet", made.drop_columns("source"), {"source": source}, history.GROUP, ranged="period")] if len(made) else []
         history.swap(store(settings, "windows"), f"{SUM}{uuid.uuid4().hex}", adds, going, made.schema, windows.version())
     return Folded(source, len(rows), len({_group(r) for r in kept}))
 

@@ -140,6 +140,7 @@ def add_file(place: str,  # of the Delta table
              partition: dict[str, str | None] | None = None,
              group: int = 1 << 17,  # rows of a row group
              repeating: list[str] | None = None,  # columns that a dictionary makes smaller; default: text
+            ranged: str | None = None,  # a column of short text whose range the log shall know
             ):  # deltalake.AddAction
     "Write rows as a zstd Parquet file under a Delta table; no reader sees it before a commit names it."
     from deltalake.transaction import AddAction
@@ -149,15 +150,15 @@ def add_file(place: str,  # of the Delta table
     pq.write_table(rows, sink, compression="zstd", compression_level=1, row_group_size=group, use_dictionary=repeating, store_schema=not codes, write_page_checksum=True)
     content = sink.getvalue()
     write_atomic(f"{place}/{name}", memoryview(content))
-    return AddAction(name, content.size, partition or {}, int(time()*1000), True, json.dumps(_stats(rows)))
+    return AddAction(name, content.size, partition or {}, int(time()*1000), True, json.dumps(_stats(rows, ranged)))
 
-def _stats(rows: pa.Table) -> dict:
+def _stats(rows: pa.Table, ranged: str | None = None) -> dict:
     "What Delta readers may skip a file by (Delta protocol, per-file statistics)."
     low, high, nulls = {}, {}, {}
     for field in rows.schema:
         column, t = rows[field.name], field.type
         nulls[field.name] = column.null_count
-        simple = pa.types.is_integer(t) or pa.types.is_floating(t) or pa.types.is_date(t) or pa.types.is_timestamp(t)
+        simple = field.name == ranged or pa.types.is_integer(t) or pa.types.is_floating(t) or pa.types.is_date(t) or pa.types.is_timestamp(t)
         if not simple or column.null_count == len(column): continue
         if pa.types.is_floating(t) and not pc.all(pc.is_finite(column)).as_py(): continue  # NaN has no place in an order
         both = pc.min_max(column)
@@ -168,6 +169,7 @@ def _stats(rows: pa.Table) -> dict:
 
 # %% ../../nbs/data/06_history.ipynb #4e434972
 def rows_of(table,  # deltalake.DeltaTable
+            ranged: str | None = None,  # a column of text by whose range, where the log has one, files are skipped too
            ):  # pyarrow.dataset.Dataset
     """A snapshot's rows. Files are skipped by partition, row groups by Parquet's own statistics; not by the log's
     (deltalake turns a statistic that is missing there into a comparison with null)."""
@@ -177,9 +179,11 @@ def rows_of(table,  # deltalake.DeltaTable
     if odd: raise BadRequest(f"The Delta table at {table.table_uri} uses {', '.join(odd)}.", "Rewrite it without: nothing here reads that.", "table")
     files, keys = pa.table(table.get_add_actions(flatten=True)), table.metadata().partition_columns
     schema, (system, root) = pa.schema(table.schema().to_arrow()), _system(table.table_uri)
+    known = ranged is not None and {f"min.{ranged}", f"max.{ranged}", f"null_count.{ranged}"} <= set(files.column_names)
     def test(i):
         value = {k: files[f"partition.{k}"][i] for k in keys}
         tests = [pc.field(k) == v.cast(schema.field(k).type) if v.is_valid else pc.field(k).is_null() for k, v in value.items()]
+        if known and files[f"min.{ranged}"][i].is_valid and files[f"null_count.{ranged}"][i].as_py() == 0: tests.append((pc.field(ranged) >= files[f"min.{ranged}"][i]) & (pc.field(ranged) <= files[f"max.{ranged}"][i]))
         return reduce(and_, tests) if tests else None
     pieces = [format.make_fragment(f"{root}/{unquote(path)}", system, test(i)) for i, path in enumerate(files["path"].to_pylist())]
     return ds.FileSystemDataset(pieces, schema, format, system)
@@ -230,7 +234,7 @@ def record(source: str,  # the table's name, or another name for what was seen
     place, name = store(settings, "windows"), f"{source}/{batch}/{','.join(names)}"
     outcome, prefix = number(*sorted(zip(map(str, family), rows["digest"]))), _prefix(name)
     if _known_as(delta(place), name, outcome, prefix): return False
-    adds = [add_file(place, f"{prefix}-{uuid.uuid4().hex[:8]}.parquet", table.drop_columns("source"), {"source": source}, GROUP)] if table.num_rows else []
+    adds = [add_file(place, f"{prefix}-{uuid.uuid4().hex[:8]}.parquet", table.drop_columns("source"), {"source": source}, GROUP, ranged="period")] if table.num_rows else []
     return not commit(place, name, adds, SHAPE, ["source"], outcome=outcome, prefix=prefix)[1]
 
 GROUP = 64  # windows of a row group: a question about one period decompresses no more than these
@@ -292,7 +296,7 @@ def _found_in(windows, source: str, wanted: dict[str, list], light: bool) -> pa.
     "The store's rows of a source. Raises `WorkFailed` where a file of it is damaged."
     test = pc.field("source") == source
     for n, values in wanted.items(): test &= among(values) if n == "period" else pc.field(n).isin(values)
-    data = rows_of(windows)
+    data = rows_of(windows, "period")
     try: rows = data.to_table([n for n in data.schema.names if not light or n != "state"], filter=test)
     except (pa.ArrowInvalid, OSError) as e: raise _damaged(data, source) or e
     if "period" not in wanted: return rows

@@ -61,7 +61,8 @@ def look(source: str, period: str,
 
 def subjects(report: Report) -> dict[str, str]:
     "What drifted, each with its reason, the furthest first: columns by name, pairs together as `correlation`, what holds for the whole as `rows`."
-    moved = sorted((f for f in report.columns.values() if f.drifted), key=lambda f: -(f.effect/f.threshold if f.threshold else float("inf")))
+    every = [*report.columns.values(), *getattr(report, "arrival", ()), *getattr(report, "segments", ())]
+    moved = sorted((f for f in every if f.drifted), key=lambda f: -(f.effect/f.threshold if f.threshold else float("inf")))
     found = {f.name: f.reason for f in moved}
     if report.joint.drifted: found["correlation"] = report.joint.sentence
     if report.problem: found = {"rows": report.problem}
