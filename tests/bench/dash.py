@@ -110,8 +110,8 @@ async def visitors(server, app: str, rounds: int) -> dict[str, list[float]]:
             return page
         async def look(page, what, url, late):
             await asyncio.sleep(late)
-            await page.goto(url, wait_until="commit")
-            await page.wait_for_function(f"window.seen_{what}", timeout=120_000)
+            await page.goto(url, wait_until="commit", timeout=180_000)
+            await page.wait_for_function(f"window.seen_{what}", timeout=180_000)
             got[what].append(await page.evaluate(f"window.seen_{what}"))
         async def turn(page, late):
             "The window before the newest, chosen on the live page: until the page has drawn what is said of it."
