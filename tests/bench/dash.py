@@ -110,9 +110,8 @@ async def visitors(server, app: str, rounds: int) -> dict[str, list[float]]:
             return page
         async def look(page, what, url, late):
             await asyncio.sleep(late)
-            await page.goto(url, wait_until="commit")
-            await page.wait_for_function(f"window.seen_{what}", timeout=120_000)
-            got[what].append(await page.evaluate(f"window.seen_{what}"))
+            await page.goto(url, wait_until="commit", timeout=180_000)
+            got[what].append(await page.evaluate("async name => { while (!window[name]) await new Promise(requestAnimationFrame); return window[name] }", f"seen_{what}"))  # not wait_for_function: a snapshot's policy allows no eval
         async def turn(page, late):
             "The window before the newest, chosen on the live page: until the page has drawn what is said of it."
             await asyncio.sleep(late)
