@@ -34,7 +34,7 @@ def test_power_at_ten_thousand_rows(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n, times, by", [(1_000, 300, False), (10_000, 100, False), (1_000, 60, True)])
+@pytest.mark.parametrize("n, times, by", [(1_000, 150, False), (10_000, 40, False), (1_000, 20, True)])
 def test_false_alarms(table, n, times, by):
     name, frame = table
     assert alarms(frame, n, times, 3, by=SEGMENTS[name] if by else None) <= upper(.04, times)
@@ -45,17 +45,18 @@ def test_false_alarms(table, n, times, by):
 def test_power(table, name):
     which, frame = table
     case = PLANTED[which][name]
-    assert alarms(frame, 10_000, 12, 4, case, SEGMENTS[which] if case.segment is not None else None) >= 11 / 12
+    assert alarms(frame, 10_000, 8, 4, case, SEGMENTS[which] if case.segment is not None else None) >= 7 / 8
 
 
-# at a thousand rows; missing here is what no test can reach on a normal column: see the bench
-SMALL = {("flights", "mean +.1 sd"): .7, ("flights", "mean +.25 sd"): .9, ("flights", "variance × 1.2"): .6, ("flights", "2 % new category"): .7, ("flights", "nulls 1 → 3 %"): .35,
-         ("flights", "correlation broken"): .9, ("weather", "mean +.25 sd"): .9, ("weather", "mean +.5 sd"): .95, ("weather", "correlation broken"): .9}
+# at a thousand rows; what is missing here lies at the limit of any test that answers for twelve columns: a tenth of a sd where tails are light,
+# a variance × 1.2 where they are heavy, and half a sd among the fifty rows of one segment (which a single test finds in 70 %)
+SMALL = {("flights", "mean +.1 sd"): .6, ("flights", "mean +.25 sd"): .9, ("flights", "2 % new category"): .7, ("flights", "nulls 1 → 3 %"): .3, ("flights", "correlation broken"): .9,
+         ("weather", "mean +.25 sd"): .9, ("weather", "mean +.5 sd"): .9, ("weather", "variance × 1.2"): .55, ("weather", "correlation broken"): .9}
 
 
 @pytest.mark.slow
 def test_power_at_a_thousand_rows():
-    frames, times = {name: make() for name, make in TABLES.items()}, 60
+    frames, times = {name: make() for name, make in TABLES.items()}, 40
     found = {key: alarms(frames[key[0]], 1_000, times, 5, PLANTED[key[0]][key[1]]) for key in SMALL}
     assert {k: v for k, v in found.items() if v < SMALL[k]} == {}
 
