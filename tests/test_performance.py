@@ -88,7 +88,7 @@ def test_intervals_hold_what_they_promise(scored, name):
     for _ in range(times):
         found = performance(family(rows.iloc[rng.integers(0, len(rows), 2_000)], name), threshold=.3)
         for m in truth: held[m] += found.intervals[m][0] <= truth[m] <= found.intervals[m][1]
-    assert all(.9 <= n / times for n in held.values()), {m: n / times for m, n in held.items()}  # .95 less three standard errors
+    assert not {m: n / times for m, n in held.items() if n / times < .9}  # .95 less three standard errors
     assert all(n < times for m, n in held.items() if m in LIMITS), held  # nor may they be endless
 
 
@@ -102,7 +102,7 @@ def test_intervals_of_errors_hold_what_they_promise(scored):
     for _ in range(times):
         found = errors(profile(wide.iloc[rng.integers(0, len(wide), 2_000)]))
         for m in truth: held[m] += found.intervals[m][0] <= truth[m] <= found.intervals[m][1]
-    assert all(.9 <= n / times for n in held.values()), {m: n / times for m, n in held.items()}
+    assert not {m: n / times for m, n in held.items() if n / times < .9}
 
 
 def test_segments_that_are_dealt_at_random_are_not_worse(scored):

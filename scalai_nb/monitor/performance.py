@@ -108,15 +108,17 @@ def calibration(s: np.ndarray, down: np.ndarray, up: np.ndarray, bins: int = 15)
     rows, score, rate = (np.bincount(g, w, minlength=bins) for w in (both, both * s, up))
     return [{"score": float(score[i] / rows[i]), "rate": float(rate[i] / rows[i]), "rows": int(rows[i])} for i in np.flatnonzero(rows)]
 
+Z = 1.959964  # 97.5 % of the normal distribution
+
 def ece(curve: list) -> tuple:  # value, lower and upper end of its 95 % interval
     "Expected calibration error: the mean gap between score and rate, weighted by rows."
     if not curve: return np.nan, np.nan, np.nan
     score, rate, rows = (np.array([c[k] for c in curve], float) for k in ("score", "rate", "rows"))
     share, gap, p = rows / rows.sum(), score - rate, (rows * rate + .5) / (rows + 1)
     value = float(share @ abs(gap))
-    drawn = abs(gap + np.sqrt(p * (1 - p) / rows) * np.random.default_rng(0).standard_normal((1000, len(rows)))) @ share
-    low, high = np.quantile(drawn, [.025, .975])
-    return value, float(max(2 * value - high, 0)), float(min(value + drawn.mean() - low, 1))
+    sd = np.sqrt(p * (1 - p) / rows)
+    half, floor = Z * np.sqrt(((share * sd) ** 2).sum()), np.sqrt(2 / np.pi) * float(share @ sd)  # mean |gap| of an honest score
+    return value, float(max(value - floor - half, 0)), float(min(value + half, 1))
 
 # %% ../../nbs/monitor/04_performance.ipynb #c67b0971
 def confusion(lo: np.ndarray, hi: np.ndarray, down: np.ndarray, up: np.ndarray, threshold: float) -> dict:
@@ -126,8 +128,6 @@ def confusion(lo: np.ndarray, hi: np.ndarray, down: np.ndarray, up: np.ndarray, 
     return {"tp": float(tp), "fp": float(fp), "fn": float(up.sum() - tp), "tn": float(down.sum() - fp)}
 
 def _ratio(a: float, b: float) -> float: return float(a / b) if b else float("nan")
-
-Z = 1.959964  # 97.5 % of the normal distribution
 
 def wilson(k: float, n: float) -> tuple:  # lower and upper end of the 95 % interval of k of n
     "Wilson's score interval of a share."
