@@ -225,7 +225,7 @@ async def channels(self, ws):
     if self.kernels.of(id, ws.state.visitor) is None: return await ws.send_denial_response(Response(status_code=404))
     url = f"{self.voila.url.replace('http', 'ws', 1)}/api/kernels/{id}/channels?{ws.url.query}"
     with self.kernels.connected(id) as kernel:
-        try: voila = await websockets.connect(url, additional_headers=self.voila.headers, subprotocols=ws.scope["subprotocols"] or None, max_size=64 << 20, proxy=None, open_timeout=10)
+        try: voila = await websockets.connect(url, additional_headers=self.voila.headers, subprotocols=ws.scope["subprotocols"] or None, max_size=64 << 20, proxy=None, open_timeout=30)
         except (OSError, TimeoutError, websockets.WebSocketException): return await ws.send_denial_response(Response(status_code=404))
         async with voila:
             await ws.accept(subprotocol=voila.subprotocol)

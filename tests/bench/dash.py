@@ -142,7 +142,7 @@ class Tab:
     def __init__(self, server, text: str):
         import websockets
         self.kernel, self.models = re.search(r'"kernelId": "([\w-]+)"', text)[1], re.findall(r'"model_id": "(\w+)"', text)
-        self.connecting = websockets.connect(f"{server.url.replace('http', 'ws')}/api/kernels/{self.kernel}/channels?session_id=1", proxy=None, additional_headers=server.headers, max_size=None)
+        self.connecting = websockets.connect(f"{server.url.replace('http', 'ws')}/api/kernels/{self.kernel}/channels?session_id=1", proxy=None, additional_headers=server.headers, max_size=None, open_timeout=120)
     async def say(self, kind, content):
         id = uuid.uuid4().hex
         await self.ws.send(json.dumps({"header": {"msg_id": id, "msg_type": kind, "username": "", "session": "1", "date": "", "version": "5.3"}, "parent_header": {}, "metadata": {}, "content": content, "channel": "shell", "buffers": []}))
