@@ -38,6 +38,7 @@ class Visit:
     def __init__(self, chromium, dash, width=1280, scheme="light"):
         self.dash, self.problems = dash, []
         self.page = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
+        self.page.set_default_timeout(120_000)  # a live page is rendered before it is sent
         self.page.on("console", lambda m: self.problems.append(m.text) if m.type == "error" else None)
         self.page.on("response", lambda r: self.problems.append(f"{r.status} {r.url}") if r.status >= 400 else None)
         self.page.on("pageerror", lambda e: self.problems.append(str(e)))

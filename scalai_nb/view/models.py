@@ -92,7 +92,7 @@ class Promotion(w.VBox):
         self.told, self.says = html(""), html("")
         self.sure = w.VBox([self.told, self.why, controls(self.confirm, self.leave)])
         self.on_paper = html('<p class="soft on-paper">Promoting is offered on the live page, to who came by the editor’s link.</p>')
-        super().__init__([self.on_paper, self.ask, self.sure, self.says])
+        super().__init__([self.on_paper, controls(self.ask), self.sure, self.says])
         self.ask.on_click(lambda _: self.offer())
         self.leave.on_click(lambda _: self.fold())
         self.confirm.on_click(lambda _: self.promote())
