@@ -2,6 +2,7 @@
 import os, shutil, signal, sqlite3, subprocess, sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from conftest import nobody_left, scalai, until
@@ -17,23 +18,29 @@ def loop(demo, tmp_path) -> Settings:
     with sqlite3.connect(tmp_path/"d"/".scalai"/"mlflow.db") as db:  # MLflow keeps absolute places: the copy's shall be its own
         for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("model_versions", "source"), ("model_versions", "storage_location")):
             db.execute(f"update {table} set {column} = replace({column}, ?, ?)", (str(demo.folder), str(tmp_path/"d")))
+    from mlflow.tracking._tracking_service import utils
+    utils._artifact_repos_cache.clear()  # by run, whatever store it is in: another copy's folder
     settings = Settings.load(tmp_path/"d")
     assert Registry(settings).champion("late").path.is_relative_to(tmp_path)
     return settings
 
 
 def another(settings: Settings, worse: bool = False) -> int:
-    "A second version of the champion's model: as good as it, or one whose weights are turned round."
+    "A second version of the champion's model: as good as it, or one whose score is turned round."
     import onnx, uuid
+    from scalai_nb.compress.seal import sealed
     registry = Registry(settings)
     champion = registry.champion("late")
     graph = onnx.load(champion.path)
-    if worse:
-        for t in graph.graph.initializer:
-            if len(t.dims) == 2 and t.data_type == onnx.TensorProto.FLOAT: t.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(t), t.name))
+    if worse:  # the score, turned round
+        name = graph.graph.output[0].name
+        node = next(n for n in graph.graph.node if name in n.output)
+        node.output[list(node.output).index(name)] = "right"
+        graph.graph.initializer.append(onnx.numpy_helper.from_array(np.float32([1]), "one"))
+        graph.graph.node.append(onnx.helper.make_node("Sub", ["one", "right"], [name]))
     graph.doc_string = uuid.uuid4().hex  # a version is known by its file's digest
     path = settings.path("another.onnx")
-    onnx.save(graph, path)
+    path.write_bytes(sealed(graph))
     return registry.register("late", path, registry.run(champion.run_id), tags=champion.tags)
 
 
