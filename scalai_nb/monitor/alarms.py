@@ -134,6 +134,7 @@ def find(self: Alarms, source: str | None = None,  # only this one's
          resolved: bool = False,  # those that are over too
         ) -> list[Alarm]:  # by number
     "The alarms."
+    if not self.settings.path("alarms.db").is_file(): return []
     with self._open() as db:
         return [a for a in _rows(db) if (source is None or a.source == source) and (resolved or not a.resolved)]
 

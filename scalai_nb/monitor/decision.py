@@ -118,7 +118,7 @@ def _guess(moved: bool, estimate: Estimate | None, reference: list) -> tuple:  #
 
 def _evidence(report: Report, performance: Performance | None, reference: list, losses: list, estimate: Estimate | None) -> dict:
     "The figures a dashboard draws."
-    found = {"drifted": [f.name for f in [*report.columns.values(), *report.pairs] if f.drifted], "rows": report.current_rows, "reference_rows": report.reference_rows}
+    found = {"drifted": [f.name for f in report.found], "rows": report.current_rows, "reference_rows": report.reference_rows}
     if performance is not None: found |= {k: v for k, v in performance.to_dict().items() if k in ("auc", "auc_low", "auc_high", "pr_auc", "logloss", "brier", "skill", "bias", "ece", "base")} | {"labelled": performance.rows}
     for l in losses: found |= {f"{l.measure}_reference": l.reference, f"{l.measure}_limit": l.limit, f"{l.measure}_worse": l.worse}
     if reference and not losses: found["auc_reference"] = float(np.average([p.auc for p in reference], weights=[p.rows for p in reference]))

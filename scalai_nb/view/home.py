@@ -18,6 +18,7 @@ from ..data.table import Table
 from ..jobs.record import Record
 from ..jobs.timetable import Timetable
 from ..loop.decisions import decisions
+from ..monitor.alarms import Alarms
 from . import models, quality, runs, scores, watch
 from .state import state
 from .style import View, chip, follow, headline, html, leads, listed, several, table
@@ -75,10 +76,15 @@ def of_schedules(settings: Settings) -> list[Line]:
     return [Line("Schedules", "good", f"{several(len(found), 'schedule')}" + (f"; {coming['name']} comes next, at {coming['next']} ({coming['zone']})." if coming else ".") + rest)]
 
 def of_alarms(settings: Settings) -> list[Line]:
-    found = open_cases(settings)
+    found, seen = [c for c in open_cases(settings) if not c[0].startswith("drift/")], Alarms(settings).find()  # those have lines of their own
+    new, known = [a for a in seen if a.state == "open"], sum(a.state == "acknowledged" for a in seen)
+    if new: return [Line("Alarms", "attention", f"{several(len(new), 'alarm')} {'is' if len(new) == 1 else 'are'} open: {listed(f'{a.source} {a.subject}' for a in new)}.", new[0].opened, f"See to it, then: scalai alarms acknowledge {new[0].id}", "drift"), *_of_cases(found)]
+    if known: return [Line("Alarms", "good", f"{several(known, 'alarm')}, acknowledged."), *_of_cases(found)]
     if not found and not receivers(settings): return [Line("Alarms", "unknown", "Nobody is told of alarms: [alerts] in settings.ini names no receiver.")]
-    if not found: return [Line("Alarms", "good", "No alarm is open.")]
-    return [Line("Alarms", "attention", f"{several(len(found), 'alarm')} {'is' if len(found) == 1 else 'are'} open: {listed(k for k, _ in found)}.", runs.when(min(at for _, at in found)), f"See to {found[0][0]}")]
+    return _of_cases(found) or [Line("Alarms", "good", "No alarm is open.")]
+
+def _of_cases(found: list) -> list[Line]:  # (key, since)
+    return [Line("Alarms", "attention", f"{several(len(found), 'alarm')} {'is' if len(found) == 1 else 'are'} open: {listed(k for k, _ in found)}.", runs.when(min(at for _, at in found)), f"See to {found[0][0]}")] if found else []
 
 # %% ../../nbs/view/26_home.ipynb #6e124c26
 MOST = 6  # tables that have a line of their own
