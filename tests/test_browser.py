@@ -74,6 +74,10 @@ class Visit:
             if true(): return
             self.page.wait_for_timeout(100)
         assert true()
+    def choose(self, label, word):
+        "The option with this word in it: a column that moved says so in its option."
+        options = self.page.get_by_label(label, exact=True)
+        options.select_option(options.locator("option", has_text=word).first.inner_text())
     def sideways(self): return self.page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
 
 
@@ -93,7 +97,7 @@ def test_drift(chromium, dash):
         assert "17" in page.locator("ul.why li").first.inner_text()  # a clock that is twenty minutes fast: median −2 → 17 min
         assert "points" in page.locator("table").last.inner_text()
         shown = visit.picture(1)
-        page.get_by_label("Column", exact=True).select_option("carrier")
+        visit.choose("Column", "carrier")
         visit.until(lambda: visit.picture(1) != shown)
         visit.shot("drift-october")
 
@@ -177,7 +181,7 @@ def test_a_snapshot_first_and_the_state_in_the_link(chromium, dash):
         page.locator(".bqplot svg.svg-figure, .bqplot > svg").first.wait_for(timeout=60_000)
         page.get_by_label("Window", exact=True).select_option("2013-10")
         page.locator("h2", has_text="2013-10 against its reference").wait_for()
-        page.get_by_label("Column", exact=True).select_option("carrier")
+        visit.choose("Column", "carrier")
         page.locator("h3", has_text="carrier").wait_for()
         visit.until(lambda: "column=carrier" in page.url)
         with page.expect_download() as got: page.get_by_label("Download carrier-2013-10 as CSV").click()

@@ -47,10 +47,10 @@ def another(settings: Settings, worse: bool = False) -> int:
 def test_a_champion_that_vanished_is_replaced_by_the_one_before(loop):
     from scalai_nb.loop.trial import standing
     registry = Registry(loop)
-    first, last = registry.champion("late").version, decisions(loop)[-1]["period"]
-    second = another(loop)
+    first, second = registry.champion("late").version, another(loop)
+    record("late", "2013-12", "retrain", ["measured loss"], {}, [], first, "pending", loop)
     registry.promote("late", second, "promoted")
-    settle("late", last, "promoted", second, "promoted", loop)
+    settle("late", "2013-12", "promoted", second, "promoted", loop)
     registry.version("late", second).path.unlink()
     found, said = standing("late", loop)
     assert found.version == first == registry.champion("late").version and "is gone" in said and f"version {first} is back" in said

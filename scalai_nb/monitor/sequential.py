@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from ..data.period import unit_of
 from ..data.profile import Profile
+from .arrival import COUNT
 from .drift import Report, compare
 from .thresholds import Policy
 
@@ -61,9 +62,9 @@ def look(source: str, period: str,
 
 def subjects(report: Report) -> dict[str, str]:
     "What drifted, each with its reason, the furthest first: columns by name, pairs together as `correlation`, what holds for the whole as `rows`."
-    every = [*report.columns.values(), *getattr(report, "arrival", ()), *getattr(report, "segments", ())]
+    every = [*report.columns.values(), *report.arrival, *report.segments]
     moved = sorted((f for f in every if f.drifted), key=lambda f: -(f.effect/f.threshold if f.threshold else float("inf")))
-    found = {f.name: f.reason for f in moved}
+    found = {"rows" if f.name == COUNT else f.name: f.reason for f in moved}
     if report.joint.drifted: found["correlation"] = report.joint.sentence
     if report.problem: found = {"rows": report.problem}
     return found or ({"rows": report.sentences()[0]} if report.drifted else {})
