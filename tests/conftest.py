@@ -12,6 +12,11 @@ SCALAI = Path(sys.executable).with_name("scalai")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in its background without it, and tests interrupt
 
 
+def pytest_collection_modifyitems(items):
+    "A file's tests run in one process, so that what it prepares is prepared once; so do all those that look at the demo."
+    for item in items: item.add_marker(pytest.mark.xdist_group("demo" if "demo" in item.fixturenames else str(item.path)))
+
+
 def until(what, within: float = 30):  # seconds
     "Wait for something, and give it."
     end = time.monotonic() + within

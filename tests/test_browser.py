@@ -9,6 +9,7 @@ from playwright.sync_api import sync_playwright
 from test_dash import Dash, snapshot
 from watched import watched
 
+pytestmark = pytest.mark.slow  # a browser, kernels and a workspace of twelve months
 OUTPUT = Path(__file__).parent / "output"
 APPS = Path(__file__).parents[1] / "apps"
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
@@ -162,7 +163,6 @@ def rows(link) -> list[dict]:
     return list(csv.DictReader(io.StringIO(unquote(link.get_attribute("href")).split(",", 1)[1].removeprefix("\ufeff"))))
 
 
-@pytest.mark.slow
 def test_a_snapshot_first_and_the_state_in_the_link(chromium, dash):
     "The page that was made before opens with its pictures; the live one behind it keeps what it shows in its address."
     with dash.visitor() as visitor: snapshot(visitor, "drift")
@@ -198,7 +198,6 @@ def test_a_snapshot_first_and_the_state_in_the_link(chromium, dash):
         page.get_by_text("This workspace has no window 2031-01").wait_for(timeout=90_000)
 
 
-@pytest.mark.slow
 def test_hostile_names_are_text(chromium, tmp_path):
     "A column, a value, a workspace and an app that would be markup or a formula are shown as they are."
     import pandas as pd
@@ -237,7 +236,6 @@ def test_an_empty_workspace_says_what_to_run(chromium, tmp_path):
             assert "scalai demo" in visit.page.locator(".headline").inner_text()
 
 
-@pytest.mark.slow
 def test_a_lost_session_says_so(chromium, workspace):
     "A page whose kernel is gone does not look alive."
     with Dash(workspace, good="import ipywidgets\nipywidgets.HTML('<b id=here>42</b>')") as dash, Visit(chromium, dash) as visit:
