@@ -42,7 +42,7 @@ class Stream(OutStream):
         super().__init__(*args, watchfd="force" if watchfd and os.name == "posix" else False, **kw)  # ipykernel leaves it out where it finds pytest around it
 
     def write(self, string):
-        "What the same cell prints goes where the text before it went, while that waits for a flush that is due: a quarter of the time that ipykernel takes for each print."
+        "What the same cell prints goes where the text before it went, while that waits for a flush that is due: in half the time that ipykernel takes for each print."
         if type(string) is str and self._flush_pending and self._parent_header.get(None) is self.whose and os.getpid() == self._master_pid:
             with self._buffer_lock:
                 size = self.pending + len(string)
