@@ -16,7 +16,7 @@ from scalai_nb.jobs.log import read_back, read_log
 from scalai_nb.jobs.parameters import load_notebook
 from scalai_nb.jobs.record import Record
 from servers import Postgres
-from test_jobs import SLOW, started, until_cell, write
+from test_jobs import SLOW, started, write
 
 until = partial(until, within=60)
 

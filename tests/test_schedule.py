@@ -18,7 +18,7 @@ from scalai_nb.jobs import dispatch
 from scalai_nb.jobs.record import Record, identity
 from scalai_nb.jobs.schedule import Schedule, schedule
 from scalai_nb.jobs.scheduler import Scheduler
-from scalai_nb.jobs.timetable import FIRINGS, SCHEDULES, Timetable
+from scalai_nb.jobs.timetable import FIRINGS, Timetable
 from test_alerts import Ear
 from test_jobs import started, write
 

@@ -12,7 +12,7 @@ from scalai_nb.core.settings import Settings
 from scalai_nb.data import history
 from scalai_nb.data.fold import DAY, fold
 from scalai_nb.data.period import span
-from scalai_nb.data.profile import Profile, profile
+from scalai_nb.data.profile import profile
 from scalai_nb.data.table import Table, write
 from scalai_nb.loop.watch import tell, watch
 from scalai_nb.monitor.alarms import Alarms, cases

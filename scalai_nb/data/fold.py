@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from time import time
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ..core.settings import Settings
 from ..core.tables import store

@@ -36,7 +36,7 @@ def expired(record: Record,
 def forget(settings: Settings | None = None,
            days: float | None = None,  # default: [jobs] retain_days
            dry: bool = False,  # only say what would go
-          ) -> list[Freed]:
+          ) -> Freed:
     "Apply the retention to the runs of the workspace. Raises `Unreachable` where the record's database does not answer."
     settings = settings or Settings.load()
     record, before = Record(settings), time.time() - 86_400*(settings.jobs.retain_days if days is None else days)
@@ -46,7 +46,7 @@ def forget(settings: Settings | None = None,
         files = [f for f in folder.rglob("*") if f.is_file()]
         out.files, out.bytes = out.files + len(files), out.bytes + sum(f.stat().st_size for f in files)
         if not dry: shutil.rmtree(folder, ignore_errors=True)
-    return [out]
+    return out
 
 
 def _delete(record: Record, gone: list[str], before: float, most: int = 500):

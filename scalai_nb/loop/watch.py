@@ -11,7 +11,7 @@ import time
 from ..core.alerts import Alert, send
 from ..core.errors import BadRequest
 from ..core.settings import Settings
-from ..data.period import UNITS, order, rolled, span, unit_of
+from ..data.period import order, rolled, span, unit_of
 from ..monitor.alarms import Alarm, Alarms
 from ..monitor.sequential import Look, look
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..core.errors import BadRequest
 from ..data.profile import Profile, total
-from .columns import Check, beside, column, shares
+from .columns import beside, column, shares
 
 # %% ../../nbs/monitor/01_segments.ipynb #c39a3054
 def whole(p) -> Profile:  # of a profile, or of a family of them

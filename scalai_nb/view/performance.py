@@ -7,7 +7,7 @@ __all__ = ['MEASURES', 'Point', 'point', 'over_time', 'legend', 'sentence', 'num
            'retrained', 'calibration', 'performance_view', 'cost_figure', 'cost_view']
 
 # %% ../../nbs/view/06_performance.ipynb #66104250
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import bqplot as bq, numpy as np
 

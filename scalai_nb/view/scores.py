@@ -11,7 +11,6 @@ from html import escape
 import ipywidgets as w, numpy as np
 
 from ..core.settings import Settings
-from ..data.profile import Profile
 from .decisions import log_table, summary
 from .performance import MEASURES, calibration, legend, numbers, over_time, sentence
 from .style import Link, View, controls, download, dropdown, headline, html, key, leads, listed, number, BLUE, GREY

@@ -6,7 +6,7 @@ which sees profiles and labels of the week that ended, decides by the library's 
     python tests/bench/closed.py 10 11 12
 """
 import json, sys, time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np, pandas as pd
 
