@@ -82,6 +82,9 @@ def test_a_failure_and_a_stop_are_shown_as_what_they_are(paper, xy, tmp_path):
     assert "no checkpoint yet" in early.value.hint
 
 
+def shown(content): return re.sub("<[^>]*>", "", content["data"].get("text/html", ""))
+
+
 class Kernel:
     "A kernel as JupyterLab talks to it: it may ask for input, and what widgets say goes to a subshell."
     def __init__(self, folder):
@@ -112,7 +115,7 @@ class Kernel:
         while reply is None or reply["parent_header"].get("msg_id") != asked: reply = self.client.shell_channel.get_msg(timeout=60)
         return reply["content"]
 
-    def pictures(self): return [re.sub("<[^>]*>", "", c["data"]["text/html"]) for k, c in self.heard if k in ("display_data", "update_display_data") and "role=\"status\"" in c["data"].get("text/html", "")]
+    def pictures(self): return [shown(c) for k, c in self.heard if k in ("display_data", "update_display_data") and "role=\"status\"" in c["data"].get("text/html", "")]
 
     def __enter__(self): return self
     def __exit__(self, *_):
@@ -127,13 +130,13 @@ def test_the_button_stops_the_very_cell_that_trains(workspace):
         buttons = []
         def hear(kind, content):
             if kind == "comm_open" and content["data"]["state"].get("_model_name") == "ButtonModel": buttons.append(content["comm_id"])
-            if kind == "update_display_data" and re.search(r"epoch (?!1 )[\d,]+ of", content["data"].get("text/html", "")) and len(buttons) == 1:
+            if kind == "update_display_data" and re.search(r"^▸ training epoch (?!1 )[\d,]+ of", shown(content)) and len(buttons) == 1:
                 kernel.press(buttons[0])
                 buttons.append("pressed")
         reply = kernel.run("fit(MLP, (X, y), epochs=100_000, batch=256)", hear)
         assert reply["ename"] == "Cancelled" and len(reply["traceback"]) == 1, reply
-        shown = kernel.pictures()
-        assert shown[0].startswith("… starting") and any(s.startswith("▸ training") for s in shown) and shown[-1].startswith("■ cancelled")
+        seen = kernel.pictures()
+        assert seen[0].startswith("… starting") and any(s.startswith("▸ training") for s in seen) and seen[-1].startswith("■ cancelled")
         last = {c["transient"]["display_id"]: c["data"] for k, c in kernel.heard if k in ("display_data", "update_display_data")}
         assert len(last) == 2 and not any("application/vnd.jupyter.widget-view+json" in d for d in last.values())
         folder = re.search("resume='(.*)'", reply["evalue"]).group(1)
