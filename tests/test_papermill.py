@@ -5,24 +5,22 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
-from click.testing import CliRunner
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
-from papermill.cli import papermill as command
 from papermill.iorw import load_notebook_node
 
 from scalai_nb.core.settings import Settings
 from scalai_nb.jobs.engine import run
 from scalai_nb.jobs.record import Record
 from servers import s3
-from test_jobs import write
+from test_jobs import mill as invoke, write
 
 SHOWN = "print({'months': months, 'code': code})"
 
 
 def mill(*args, code: int = 0):
-    "Papermill's command, in this process."
-    done = CliRunner().invoke(command, ["--engine", "scalai", "--no-progress-bar", *map(str, args)])
+    "Papermill's command, and how it should end."
+    done = invoke(*args)
     assert done.exit_code == code, (done.output, done.exception)
     return done
 
@@ -119,7 +117,7 @@ def test_a_cell_that_may_raise(workspace):
 
 def test_a_limit_for_each_cell(workspace):
     write(workspace/"in.ipynb", "n = 1", "import time\ntime.sleep(.7)", "time.sleep(.7)", "time.sleep(60)")
-    done = mill("in.ipynb", "out.ipynb", "--execution-timeout", "2", code=1)
+    done = mill("in.ipynb", "out.ipynb", "--execution-timeout", "4", code=1)
     assert type(done.exception).__name__ == "TimedOut" and [c.metadata.papermill.status for c in book().cells] == ["completed"]*3 + ["failed"]
 
 

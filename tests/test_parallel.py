@@ -72,7 +72,7 @@ def test_an_interrupt_cancels_all_that_run(workspace):
     until = time.monotonic() + 60
     while not ((workspace/"a-met").exists() and (workspace/"b-met").exists()) and time.monotonic() < until: time.sleep(.05)
     process.send_signal(signal.SIGINT)
-    doc = json.loads(process.communicate(timeout=30)[0])
+    doc = json.loads(process.communicate(timeout=60)[0])
     assert (process.returncode, doc["state"], [s["state"] for s in doc["steps"]]) == (130, "cancelled", ["cancelled", "cancelled", "skipped"])
     assert [s.state for s in Record(Settings.load()).get("last").steps if s.name != "c"] == ["cancelled", "cancelled"]
     nobody_left(workspace)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from conftest import scalai
+from conftest import here
 from scalai_nb.core.errors import BadRequest
 from scalai_nb.jobs.engine import run
 from scalai_nb.jobs.parameters import Secret, check, inject, literal, read
@@ -134,7 +134,7 @@ def test_hostile_values_arrive_and_do_nothing(workspace):
     book = write(workspace/"in.ipynb", "values: list = []\nnames: dict = {}\nfree = None", "from scalai_nb.jobs.result import result\nresult(values=values, names=list(names), free=free)")
     job = run(book, dict(values=HOSTILE, names={h: 1 for h in HOSTILE}, free=HOSTILE[0]))
     assert (job.state, job.results) == ("succeeded", dict(values=HOSTILE, names=HOSTILE, free=HOSTILE[0]))
-    for text in HOSTILE[:3]: assert scalai("run", "in.ipynb", "-p", f"free={text}", "-p", f"{text}=1", cwd=workspace).code == 2
+    for text in HOSTILE[:3]: assert here("run", "in.ipynb", "-p", f"free={text}", "-p", f"{text}=1").code == 2
     assert not list(workspace.rglob("owned"))
 
 
@@ -154,12 +154,12 @@ def test_a_secret_may_be_the_default_and_never_reaches_a_file(workspace, monkeyp
 def test_help_shows_the_form(workspace):
     write(workspace/"nightly.ipynb", "from datetime import date\ntable: str  # where the rows go\nmonths = 12  # of 2013\nsince: date = date(2013, 1, 1)\nuri = 'postgresql://ann:hunter2@host/db'")
     (workspace/"flow.toml").write_text('[parameters]\nperiod = "2013-06"\n[[step]]\nname = "a"\nnotebook = "nightly.ipynb"\nparameters = { table = "t" }\n')
-    shown = scalai("run", "nightly.ipynb", "--help", cwd=workspace)
+    shown = here("run", "nightly.ipynb", "--help")
     lines = [line.split(maxsplit=3) for line in shown.out.splitlines()]
     assert shown.code == 0 and ["table", "str", "required", "where the rows go"] in lines and ["months", "int", "12", "of 2013"] in lines
     assert ["since", "date", "2013-01-01"] in lines and "hunter2" not in shown.out and "--timeout" in shown.out
-    assert "period  str  '2013-06'" in scalai("run", "flow.toml", "--help", cwd=workspace).out
+    assert "period  str  '2013-06'" in here("run", "flow.toml", "--help").out
     for wrong in ("nightli.ipynb", "."):
-        refused = scalai("run", wrong, "--help", cwd=workspace)
+        refused = here("run", wrong, "--help")
         assert (refused.code, refused.out, len(refused.lines)) == (2, "", 2)
-    assert "takes" not in scalai("run", "--help", cwd=workspace).out
+    assert "takes" not in here("run", "--help").out

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from conftest import ROOT, scalai
+from conftest import ROOT, here
 from scalai_nb.compress.export import OPSET, finish, write
 from scalai_nb.data import history
 from scalai_nb.data.prep import Prep
@@ -169,13 +169,13 @@ def test_labels_by_the_command(model, workspace, june):
     assert (early["new"], early["waiting"], early["rows"]) == (1000, 1000, 0)
     score(path, features(june), key=keys, period="period")
     june[[*keys, "late"]][500:2000].to_parquet("more.parquet")
-    done = scalai("labels", "more.parquet", "--label", "late", "--json", cwd=workspace)
+    done = here("labels", "more.parquet", "--label", "late", "--json")
     assert done.code == 0 and (done.doc["new"], done.doc["corrected"], done.doc["unchanged"], done.doc["waiting"]) == (1000, 0, 500, 0)
     assert sum(p["unlabelled"] for p in done.doc["periods"].values()) == done.doc["unlabelled"] == 1000
     before = window()
     again = labels("more.parquet", label="late")
     assert (again["new"], again["corrected"], again["unchanged"]) == (0, 0, 1500) and window() == before
-    wrong = scalai("labels", "more.parquet", "--key", "distance", "--label", "late", cwd=workspace)
+    wrong = here("labels", "more.parquet", "--key", "distance", "--label", "late")
     assert wrong.code == 2 and len(wrong.lines) == 2 and "keyed by number, carrier" in wrong.err
 
 

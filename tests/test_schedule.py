@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import given, settings as tuned, strategies as st
 
-from conftest import nobody_left, scalai, until
+from conftest import here, nobody_left, scalai, until
 from scalai_nb.core.errors import BadRequest
 from scalai_nb.core.settings import Settings
 from scalai_nb.jobs import dispatch
@@ -60,7 +60,7 @@ class Clock:
     def to(self, at: str): self.t = datetime.fromisoformat(at).timestamp()
 
 
-def turns(*schedulers, until_idle: bool = True, n: int = 400) -> None:
+def turns(*schedulers, n: int = 3000) -> None:
     "Turn the loops until nobody has a child."
     for _ in range(n):
         started = [s.turn()[0] for s in schedulers]
@@ -416,12 +416,9 @@ def test_a_file_is_the_truth_about_its_schedules(workspace):
 
 def scalai_here(*argv) -> dict:
     "The command in this process: its document."
-    import contextlib, io
-    from scalai_nb.cli import main
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as end: main(list(argv))
-    assert end.value.code == 0, out.getvalue()
-    return json.loads(out.getvalue())
+    done = here(*argv)
+    assert done.code == 0, done.out + done.err
+    return done.doc
 
 
 def test_the_systemd_unit_is_one(workspace):
@@ -495,8 +492,8 @@ def test_postgresql_serves_several_and_may_go_and_come_back(quick):
         def over():
             try: return Counter(f.state for f in table.firings()) == {"succeeded": 30}
             except sa.exc.DBAPIError: return False
-        until(over, 60)
+        until(over, 120)
         for s in both: s.stop()
-        for t in threads: t.join(30)
+        for t in threads: t.join(60)
         assert sorted(p["n"] for p, _ in effects(quick)) == list(range(30))
     finally: server.stop()

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 import pytest
 
 import servers
-from conftest import ROOT, scalai
+from conftest import ROOT, here, scalai
 from scalai_nb.core import live
 from scalai_nb.core.errors import BadRequest, ScalaiError, Unreachable, WorkFailed
 from scalai_nb.data import source
@@ -180,7 +180,7 @@ def test_postgres_changed_between_plan_and_pass_is_refused(postgres, workspace, 
     ({"rest": "?query=SELECT 1 AS a, 2 AS a"}, 2, "twice")])
 def test_postgres_says_in_two_lines_what_is_wrong(postgres, workspace, change, code, words):
     port, postgres.port = postgres.port, change.get("port", postgres.port)
-    try: done = scalai("ingest", postgres.uri(change.get("rest", "?table=flights"), change.get("password")), "flights", cwd=workspace)
+    try: done = here("ingest", postgres.uri(change.get("rest", "?table=flights"), change.get("password")), "flights")
     finally: postgres.port = port
     assert done.code == code and len(done.lines) == 2 and words in done.err, done.err
     assert not any(secret in done.out + done.err for secret in ("s3cret", "wrong-one"))
@@ -284,7 +284,7 @@ def test_mongo_memory_does_not_grow_with_documents(mongo):
     ("mongodb://ann:wrong-one@127.0.0.1:{port}/air.flights", 2, "Check user, password"), ("mongodb://ann:s3cret@127.0.0.1:{port}/air.flihgts", 2, "Did you mean 'flights'?"),
     ("mongodb://ann:s3cret@127.0.0.1:{port}/air", 2, "names no collection"), ("mongodb://ann:s3cret@127.0.0.1:1/air.flights?serverSelectionTimeoutMS=300", 3, "does not answer")])
 def test_mongo_says_in_two_lines_what_is_wrong(mongo, workspace, uri, code, words):
-    done = scalai("ingest", uri.format(port=mongo.port), "flights", cwd=workspace)
+    done = here("ingest", uri.format(port=mongo.port), "flights")
     assert done.code == code and len(done.lines) == 2 and words in done.err, done.err
     assert not any(secret in done.out + done.err for secret in ("s3cret", "wrong-one"))
 
@@ -378,7 +378,7 @@ def test_kafka_mock_cluster_quarantines_what_is_no_row(workspace):
     assert (done.rows_in, done.rows_good) == (20_000, 19_996) and sorted(done.refused.values()) == [1, 1, 1, 1]
     assert pc.sum(pc.starts_with(Table("flights").quarantine.arrow()["_line"], "0:1500")).as_py() == 4
     for bad, words in (uri.replace("flights", "flihgts"), "Did you mean 'flights'?"), ("kafka://ann:s3cret@127.0.0.1:1/t?security.protocol=SASL_PLAINTEXT", "does not answer"), (uri + "?no.such=1", "No such configuration property"):
-        said = scalai("profile", bad, cwd=workspace)
+        said = here("profile", bad)
         assert said.code == (3 if "answer" in words else 2) and len(said.lines) == 2 and words in said.err and "s3cret" not in said.err, said.err
 
 
