@@ -1,5 +1,5 @@
 "The house itself: floors, mirrors, shared facts, what an installed wheel can do."
-import ast, re, subprocess, sys, tomllib, zipfile
+import ast, re, subprocess, sys, sysconfig, tomllib, zipfile
 from pathlib import Path
 
 import pytest
@@ -88,20 +88,25 @@ def test_every_notebook_tells_its_name():
 
 
 @pytest.mark.slow
-def test_a_wheel_elsewhere_has_everything(tmp_path):
-    "Build a wheel, install it in an empty environment far from the checkout, and run what a person would."
+def test_a_wheel_elsewhere_has_everything(tmp_path, monkeypatch):
+    "Build a wheel, install it far from the checkout in an environment that has the other packages and nothing of this one, and run what a person would."
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path/"dist"), str(ROOT)], check=True, capture_output=True)
     wheel = next((tmp_path/"dist").glob("*.whl"))
     names = zipfile.ZipFile(wheel).namelist()
     assert any(n.endswith("shipped/workflows/flights.toml") for n in names) and any(n.endswith("shipped/apps/drift.ipynb") for n in names)
-    subprocess.run([sys.executable, "-m", "venv", str(tmp_path/"env")], check=True)
-    subprocess.run([str(tmp_path/"env/bin/pip"), "install", "-q", "-c", str(ROOT/"tests/constraints.txt"), str(wheel)], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path/"env")], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "--python", str(tmp_path/"env/bin/python"), "install", "-q", "--no-deps", str(wheel)], check=True)
+    next((tmp_path/"env/lib").glob("python*/site-packages")).joinpath("others.pth").write_text(sysconfig.get_path("purelib"))  # a path alone: the checkout's own .pth there is not read
+    monkeypatch.setenv("JUPYTER_PATH", str(Path(sys.prefix)/"share/jupyter"))  # templates of theirs
     there = lambda *args, cwd=tmp_path: subprocess.run([str(tmp_path/"env/bin/scalai"), *args], cwd=cwd, capture_output=True, text=True, timeout=600)
+    found = subprocess.run([str(tmp_path/"env/bin/python"), "-c", "import scalai_nb; print(scalai_nb.__file__)"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert found.startswith(str(tmp_path/"env")), found
     made = there("init", "mine")
     assert made.returncode == 0, made.stderr
     first = there("run", "workflows/first.toml", "--json", cwd=tmp_path/"mine")
     assert first.returncode == 0, first.stderr[-2000:]
-    whole = there("demo", "flights", "--months", "2")
+    whole = there("demo", "flights", "--months", "2", "--shuffle", "7")
     assert whole.returncode == 0, whole.stdout[-2000:] + whole.stderr[-2000:]
     answered = subprocess.run([str(tmp_path/"env/bin/python"), "-c", DASH], cwd=tmp_path/"flights", capture_output=True, text=True, timeout=180)
     assert answered.returncode == 0, answered.stdout + answered.stderr[-2000:]
