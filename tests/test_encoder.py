@@ -83,11 +83,11 @@ def test_few_labels_are_enough_after_minilm(tmp_path):
     texts, gains = {s: documented(s) for s in services}, []
     for seed in range(3):
         rng = np.random.default_rng(seed)
-        rows = [(texts[s][i], kind) for kind, s in enumerate(services) for i in rng.permutation(len(texts[s]))[:40]]
-        X, y = tokens([t for t, _ in rows], FOLDER, 40), np.array([k for _, k in rows])
-        few = np.arange(len(y)) % 40 < 8
+        rows = [(texts[s][i], kind) for kind, s in enumerate(services) for i in rng.permutation(len(texts[s]))[:24]]
+        X, y = tokens([t for t, _ in rows], FOLDER, 24), np.array([k for _, k in rows])
+        few = np.arange(len(y)) % 24 < 8
         def right(model, lr):
-            run = fit(model, (X[few], y[few]), epochs=4, batch=16, lr=lr, seed=seed, ranks=1, settings=Settings(root=tmp_path))
+            run = fit(model, (X[few], y[few]), epochs=2, batch=8, lr=lr, seed=seed, ranks=1, settings=Settings(root=tmp_path))
             return (run.predict(X[~few]).argmax(1) == y[~few]).mean()
         torch.manual_seed(seed)
         start, fresh = pretrained(FOLDER, outputs=6), Encoder(**shape_of(FOLDER), outputs=6)
@@ -101,7 +101,7 @@ def test_few_labels_are_enough_after_minilm(tmp_path):
 
 @pytest.mark.slow
 def test_minilm_in_a_quarter_of_its_size(tmp_path):
-    "The whole network within the budget of cosine and size, its neighbours of a text kept."
+    "The whole network within the budget of cosine and size, its neighbours of a text kept; without a quarter of its heads it is smaller, and too far off to be the best."
     texts = sentences(160)
     frontier = compress_encoder(pretrained(FOLDER), tokens(texts, FOLDER, 48), {"accuracy_drop": .01, "size_bytes": 25e6}, out=tmp_path)
     best = frontier.best()
@@ -110,3 +110,7 @@ def test_minilm_in_a_quarter_of_its_size(tmp_path):
     whole, small = (embed(c.path, texts, FOLDER) for c in (frontier.base, best))
     nearest = [(v@v.T - 2*np.eye(len(v))).argmax(1) for v in (whole, small)]
     assert (nearest[0] == nearest[1]).mean() > .85
+    fewer = frontier["pruned.25+dynamic"]
+    assert fewer.parameters < best.parameters - 2e6 and fewer.size_bytes < best.size_bytes and .85 < fewer.accuracy < .99, frontier
+    heads = [a.i for n in onnx.load(fewer.path).graph.node if n.op_type == "MultiHeadAttention" for a in n.attribute if a.name == "num_heads"]
+    assert heads == [9]*6
