@@ -226,7 +226,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed, ranks", [(0, 1), (1, 1), (2, 2)])
+@pytest.mark.parametrize("seed, ranks", [(0, 1), (2, 2)])
 def test_a_killed_training_goes_on_from_a_whole_checkpoint(tmp_path, seed, ranks):
     "It writes one after each step and is killed at random. Nothing of it lives on, nothing half-written is loaded, and in the end the weights are those of an unbroken run."
     def start(place, *more): return subprocess.Popen([sys.executable, tmp_path/"work.py", tmp_path/place, str(ranks), *more], stderr=subprocess.DEVNULL, cwd=tmp_path)
