@@ -92,7 +92,7 @@ def test_door_and_end(workspace):
     with Dash(workspace, good=GOOD) as dash:
         assert dash.link.count("token=") == 1
         with dash.client() as stranger:
-            for path in ["/", "/apps/good", "/apps/none", "/voila/static/voila.js", "/voila/files/settings.ini", "/voila/tree", "/api/kernels", "/api/snapshots/good", "/metrics", "/voila/render/good.ipynb",
+            for path in ["/", "/apps/good", "/apps/none", "/voila/static/voila.js", "/voila/files/settings.ini", "/voila/tree", "/api/kernels", "/api/snapshots/good", "/front/x.js", "/metrics", "/voila/render/good.ipynb",
                          "/%2e%2e/settings.ini", "/voila/static/..%2f..%2f..%2fetc/passwd", "/voila/static/%252e%252e/x", "/login/../apps/good", "//apps/good", "/healthz/"]:
                 answer = stranger.get(path)
                 assert answer.status_code == 401 and "good" not in answer.text and "passwd" not in answer.text, path

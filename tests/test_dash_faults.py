@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 import httpx, psutil, pytest, websockets
 
 from conftest import until
+from test_browser import Visit, chromium  # noqa: F401 (a fixture)
 from test_dash import GOOD, VIEWER, Dash, answers, bearer, channel, kernel_of, say
 
 pytestmark = pytest.mark.slow
@@ -193,6 +194,8 @@ def test_slow_clients_hold_nobody_up(workspace):
         assert process.memory_info().rss - before < 150e6, (before, process.memory_info().rss)
         slow[1].settimeout(90)
         assert slow[1].recv(12) == b"HTTP/1.1 408"  # a form that does not arrive
+        slow[0].settimeout(90)
+        assert slow[0].recv(12) == b""  # a header that does not end
         for s in (*slow, deaf): s.close()
         until(lambda: len(dash.kernels()) <= 1)
         assert dash.end() == []
@@ -208,3 +211,26 @@ def test_closed_tabs_leave_nothing_beyond_the_pool(workspace):
     with Dash(workspace, warm=1, good=GOOD) as dash, dash.visitor() as visitor:
         asyncio.run(tabs(dash, visitor))
         until(lambda: len(dash.kernels()) == 1)  # ten seconds where nobody else works
+
+
+STRANGE = """import ipywidgets
+slider, said = ipywidgets.IntSlider(max=9, description='number'), ipywidgets.Output()
+slider.observe(lambda change: said.append_stdout(f"now {change.new} "), "value")
+ipywidgets.VBox([slider, said])"""
+PLAIN = """import ipywidgets
+slider, said = ipywidgets.IntSlider(max=9, description='number'), ipywidgets.HTML()
+slider.observe(lambda change: setattr(said, "value", f"now {change.new} "), "value")
+ipywidgets.VBox([slider, said])"""
+
+
+def test_each_page_gets_the_front_end_that_it_needs(chromium, workspace):
+    "Ours where it draws everything, Voila's where a widget asks for it; a control answers on both, and nobody complains."
+    with Dash(workspace, plain=PLAIN, strange=STRANGE) as dash:
+        for app, asks in (("plain", False), ("strange", True), ("plain", True)):
+            with Visit(chromium, dash) as visit:
+                with visit.page.expect_response(re.compile("/front/")) as script: visit.page.goto(f"{dash.url}/apps/{app}?live=1{'&front=voila' if asks and app == 'plain' else ''}")
+                assert "immutable" in script.value.headers["cache-control"]
+                visit.page.locator(".widget-slider .noUi-handle").focus()
+                visit.page.keyboard.press("ArrowRight")
+                visit.page.get_by_text("now 1").wait_for()
+                assert visit.page.evaluate("document.documentElement.classList.contains('voila')") == asks

@@ -156,7 +156,7 @@ async def app(self, request):
     app, who, ticket = self.apps.get(request.path_params["name"]), request.state.visitor, f"scalai-line-{(request.scope.get('server') or ('', 0))[1]}"
     if app is None: return pages.missing(request)
     if self.kernels.busy >= self.kernels.limit: await self.end(self.kernels.abandoned(hurry=True))
-    query = urlencode([(k, v) for k, v in request.query_params.multi_items() if k not in ("token", "template", "theme", "live")])
+    query = urlencode([(k, v) for k, v in request.query_params.multi_items() if k not in ("token", "template", "theme", "live", "front")])
     mine, number = self.kernels.turn(request.cookies.get(ticket))
     try:
         if number: raise Full

@@ -38,9 +38,11 @@ class Ready:
                  end,  # async (ids): end these kernels
                  state=lambda app: "",  # of the workspace, for an app; None: not known yet
                  age: float = 900.,  # seconds after which a page is made anew
+                 rest: float = 1.5,  # seconds without a visitor before others are made, as long as some wait
                  pause: float = 2.,  # seconds at least between two of one app that nobody took
                  clock=time.monotonic):
-        self.kernels, self.make, self.end, self.state, self.age, self.pause, self.clock = kernels, make, end, state, age, pause, clock
+        self.kernels, self.make, self.end, self.state, self.age, self.rest, self.pause, self.clock = kernels, make, end, state, age, rest, pause, clock
+        self.taken = float("-inf")  # when a visitor last took one
         self.pages: list[Page] = []
         self.asked = deque(((apps[i % len(apps)], "editor") for i in range(size)) if apps else (), maxlen=size)
         self.later: dict[tuple, tuple] = {}  # (app, role) -> when to try again, and the pause that was
@@ -60,7 +62,12 @@ class Ready:
     def take(self, app: str, role: str) -> Page | None:
         "A page for a visitor who is here; its kernel is the visitor's from now on."
         found = next((p for p in self.pages if (p.app, p.role) == (app, role) and not self.outgrown(p)), None)
+        if found: self.taken = self.clock()
         return found and self.remove(found)
+
+    def resting(self) -> bool:
+        "Whoever opens a page now has the machine for himself."
+        return bool(self.pages) and self.clock() - self.taken < self.rest
 
     def outgrown(self, page: Page) -> bool: return page.state != self.state(page.app) or self.clock() - page.made > self.age
 
@@ -108,7 +115,7 @@ async def keep(self) -> None:
     "Tend them as long as the gateway lives."
     while True:
         self.wanted.clear()
-        if await self.tend(): continue
+        if not self.resting() and await self.tend(): continue
         try:
             async with asyncio.timeout(1): await self.wanted.wait()
         except TimeoutError: continue

@@ -17,19 +17,20 @@ from ..core.logs import logger
 from ..core.settings import Settings
 from ..core.visitor import CARD, ROLE
 from ..core.web import free_port
+from . import front
 from .apps import App
 
 # %% ../../nbs/dash/08_voila.ipynb #e911219a
 TEMPLATE = r"""{%- extends 'voila/templates/lab/index.html.j2' -%}
+{%- from 'voila_setup.macro.html.j2' import voila_setup_helper_functions, voila_setup_labextensions with context -%}
 {%- block notebook_css -%}
 <meta name="color-scheme" content="light dark">
-{{ resources.include_js("static/voila-style.js") }}
-<link rel="stylesheet" href="{{ static_url('index.css') }}">
-<link rel="stylesheet" href="{{ static_url('theme-light.css') }}">
-<link rel="stylesheet" media="(prefers-color-scheme: dark)" href="{{ static_url('theme-dark.css') }}">
-{{ spinner.css() }}
+SCALAI_FRONT
 <style>
 :root { color-scheme: light dark }
+html:root:not(.voila) { --jp-content-font-color1: #1b2430; --jp-content-font-color2: #566270; --jp-ui-font-color1: #1b2430; --jp-border-color1: #b6bfca; --jp-border-color2: #d5dbe3; --jp-layout-color0: #fff; --jp-layout-color1: #fff; --jp-layout-color2: #eaeef3; --jp-layout-color3: #d5dbe3; --jp-content-link-color: #0067a5 }
+@media (prefers-color-scheme: dark) { html:root:not(.voila) { --jp-content-font-color1: #e8edf3; --jp-content-font-color2: #a3afbd; --jp-ui-font-color1: #e8edf3; --jp-border-color1: #4c5a69; --jp-border-color2: #323d4a; --jp-layout-color0: #11171e; --jp-layout-color1: #171e26; --jp-layout-color2: #26303b; --jp-layout-color3: #323d4a; --jp-content-link-color: #6cb8ee } }
+html:not(.voila) body { color: var(--jp-content-font-color1); font: 16px/1.5 system-ui, "DejaVu Sans", sans-serif } html:not(.voila) a { color: var(--jp-content-link-color) } .shown { max-width: 100%; overflow-x: auto } .shown:has(> .scalai, > .jupyter-widgets) { overflow: visible }
 html, body { height: auto !important; min-height: 100%; overflow: visible !important } body { background: var(--jp-layout-color0); margin: 0; padding: 0 !important }
 #main, #jp-main-content-panel, #rendered_cells { position: static !important; contain: none !important; width: auto !important; height: auto !important; overflow: visible !important; background: transparent !important } {# the page scrolls, not a box in it #}
 .jp-mod-noOutputs.jp-mod-noInput { display: none }
@@ -67,6 +68,7 @@ window.WebSocket = class extends Socket {
 };
 </script>
 {%- endblock notebook_css -%}
+{%- block html_head_js -%}{%- endblock html_head_js -%}
 {%- block html_head_js_mermaidjs -%}{%- endblock html_head_js_mermaidjs -%}
 {%- block body_header -%}
 <link rel="icon" href="data:,">
@@ -79,6 +81,20 @@ window.WebSocket = class extends Socket {
 <div id="rendered_cells" style="display: none">
   <div>
 {%- endblock body_header -%}
+{%- block body_footer -%}
+  </div>
+</div>
+<script>window.voila_finish();</script>
+<template id="voila">
+{{ resources.include_js("static/voila-style.js") }}
+<link rel="stylesheet" href="{{ static_url('index.css') }}">
+<link rel="stylesheet" href="{{ static_url('theme-light.css') }}">
+<link rel="stylesheet" media="(prefers-color-scheme: dark)" href="{{ static_url('theme-dark.css') }}">
+{{ voila_setup_labextensions(resources.base_url, resources.labextensions) }}
+</template>
+</main>
+</body>
+{%- endblock body_footer -%}
 {# What failed, for the gateway to read: it never passes such a page on. #}
 {%- block error -%}
 <script type="application/vnd.scalai.cell-error+json">{{ {"kind": output.ename, "message": output.evalue, "traceback": output.traceback} | tojson }}</script>
@@ -90,7 +106,7 @@ def write_template(folder: Path) -> None:
     here = folder / "voila" / "templates" / "scalai"
     here.mkdir(parents=True)
     (here / "conf.json").write_text('{"base_template": "lab"}')
-    (here / "index.html.j2").write_text(TEMPLATE)
+    (here / "index.html.j2").write_text(TEMPLATE.replace("SCALAI_FRONT", front.head()))
 
 # %% ../../nbs/dash/08_voila.ipynb #5164a1d5
 def configuration(folder: Path,  # private to this child

@@ -14,10 +14,10 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 from bench import keep, stamp
 
 VISITORS, TABS, POOL, SPREAD = 8, 50, 8, 2.
-FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
+FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split() + ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]  # and no route of Playwright's, which would switch the cache off
 SMALL = "import ipywidgets\nslider, said = ipywidgets.IntSlider(max=10_000), ipywidgets.HTML('<b>0</b>')\nslider.observe(lambda change: setattr(said, 'value', f'<b>{change.new}</b>'), 'value')\nslider"
 SEEN = """(() => { const look = () => { for (const [name, what] of Object.entries({paint: '.scalai .headline', live: '.scalai .widget-dropdown select'})) {
-  const found = document.querySelector(what); if (found && found.getBoundingClientRect().height && !window['seen_' + name]) requestAnimationFrame(() => { window['seen_' + name] = window['seen_' + name] || performance.now() }) }
+  const found = document.querySelector(what); if (found && found.getBoundingClientRect().height && found.checkVisibility({visibilityProperty: true}) && !window['seen_' + name]) requestAnimationFrame(() => { window['seen_' + name] = window['seen_' + name] || performance.now() }) }
   if (!window.seen_paint || !window.seen_live) requestAnimationFrame(look) }; requestAnimationFrame(look) })()"""  # milliseconds from the start of the navigation to the first frame that shows it
 BYTES = """() => { const until = window.seen_paint, n = performance.getEntriesByType('navigation')[0]
   return n.transferSize + performance.getEntriesByType('resource').filter(r => r.responseEnd <= until).reduce((sum, r) => sum + r.transferSize, 0) }"""
@@ -97,7 +97,7 @@ class Voila(Server):
 async def visitors(server, app: str, rounds: int) -> dict[str, list[float]]:
     "Eight people: the page that opens first, then the live one, then a control of it, round after round. Milliseconds, and bytes."
     from playwright.async_api import async_playwright
-    got = {"paint": [], "live": [], "control": [], "bytes": []}
+    got = {"paint": [], "live": [], "control": [], "bytes": [], "alone": [], "first": []}
     path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     async with async_playwright() as driver:
         browser = await driver.chromium.launch(executable_path=path, args=FLAGS)
@@ -105,13 +105,13 @@ async def visitors(server, app: str, rounds: int) -> dict[str, list[float]]:
             context = await browser.new_context(viewport={"width": 1280, "height": 900})
             page = await context.new_page()
             await page.add_init_script(SEEN)
-            await page.route(re.compile(r"^https?://(?!127\.0\.0\.1)"), lambda route: route.abort())
             if server.enter: await page.goto(server.enter)
             return page
         async def look(page, what, url, late):
             await asyncio.sleep(late)
             await page.goto(url, wait_until="commit", timeout=180_000)
-            got[what].append(await page.evaluate("async name => { while (!window[name]) await new Promise(requestAnimationFrame); return window[name] }", f"seen_{what}"))  # not wait_for_function: a snapshot's policy allows no eval
+            seen = "seen_paint" if what == "paint" else "seen_live"
+            got[what].append(await page.evaluate("async name => { while (!window[name]) await new Promise(requestAnimationFrame); return window[name] }", seen))  # not wait_for_function: a snapshot's policy allows no eval
         async def turn(page, late):
             "The window before the newest, chosen on the live page: until the page has drawn what is said of it."
             await asyncio.sleep(late)
@@ -129,6 +129,11 @@ async def visitors(server, app: str, rounds: int) -> dict[str, list[float]]:
             await asyncio.gather(*(look(p, "live", server.live(app), late) for p, late in zip(people, lates())))
             await asyncio.gather(*(turn(p, late) for p, late in zip(people, lates())))
             await asyncio.gather(*(p.goto("about:blank") for p in people))
+            server.settle(app)
+            for p in people[:4]:
+                await look(p, "alone", server.live(app), 1)
+                got["first"].append(await p.evaluate("() => performance.getEntriesByType('navigation')[0].responseEnd"))
+                await p.goto("about:blank")
             print(f"{server.name} {n}/{rounds}: " + ", ".join(f"{k} {v[-VISITORS:] and max(v[-VISITORS:]):.0f}" for k, v in got.items()), file=sys.stderr, flush=True)
         first = await person()  # nothing in its cache
         await look(first, "paint", server.paint(app), 0)
@@ -220,6 +225,7 @@ def measure(kind, root: Path, rounds: int) -> dict:
 
 
 ROWS = {"paint": ("first meaningful paint: the headline is drawn, in Chromium", 150, 50), "live": ("live page ready: its controls are drawn, in Chromium", 500, 300),
+        "alone": ("the same, one visitor after the other, a second between them", 500, 300), "first": ("of that, until the last byte of the page", 500, 300),
         "whole": ("the same, server only: page whole and kernel answering, eight at the same moment", 500, 300),
         "control": ("a control of the live page: another window chosen and drawn, in Chromium", 300, 100), "slide": ("live control round trip, server only: a slider's change comes back", 300, 100)}
 
@@ -236,7 +242,7 @@ def report(runs: dict, command: str, load: float) -> str:
     own, other = (runs[k]["tabs"][1] for k in ("scalai dash", "Voila alone"))
     lines.append(f"| kernels left 10 s after {TABS} visitors closed their tabs | {other} | {own}, of which 2 are the pool | 0 beyond it | {yes(own <= 2)} | | | |")
     n = len(runs["scalai dash"]["paint"])
-    told = (f"Eight visitors, {n} visits of each kind: contexts of one Chromium, each arriving at a moment of its own within {SPREAD:.0f} s, on the two cores that also serve; a pool of {POOL} pages, full before each round. "
+    told = (f"Eight visitors, {n} visits of each kind: contexts of one Chromium, each arriving at a moment of its own within {SPREAD:.0f} s, on the {os.cpu_count()} cores that also serve, so that eight browser pages, their kernels and the server wait for each other; the rows that say server only leave the browser out. A pool of {POOL} pages, full before each round. "
             "Voila alone is `voila` on the same apps without any of this; it has no first page but the live one.")
     return "\n".join(["## dashboards beside Voila alone", "", told, "", *lines, "", stamp(command, load), ""])
 
