@@ -1,4 +1,7 @@
-"""Metadata lives in pyproject.toml; this copies workflows/ and apps/ into the wheel, so that an installed `scalai` has them."""
+"""Metadata lives in pyproject.toml; this copies workflows/, apps/ and share/ into the wheel, so that an installed `scalai` has them.
+
+share/ also goes to the environment's own share/, where any JupyterLab of that environment finds the launcher's cards.
+"""
 import shutil
 from pathlib import Path
 
@@ -12,10 +15,12 @@ class BuildWithShipped(build_py):
     def run(self):
         super().run()
         if self.editable_mode: return  # an editable install reads the folders of the checkout
-        for folder in ("workflows", "apps"):
+        for folder in ("workflows", "apps", "share"):
             target = Path(self.build_lib) / "scalai_nb" / "shipped" / folder
             shutil.rmtree(target, ignore_errors=True)
             shutil.copytree(HERE / folder, target, ignore=shutil.ignore_patterns(".*", "__pycache__"))
 
 
-setup(cmdclass={"build_py": BuildWithShipped})
+SHARE = [(str(d.relative_to(HERE)), [str(f.relative_to(HERE)) for f in sorted(d.iterdir()) if f.is_file()]) for d in sorted((HERE/"share").rglob("*")) if d.is_dir()]
+
+setup(cmdclass={"build_py": BuildWithShipped}, data_files=[(place, files) for place, files in SHARE if files])

@@ -9,7 +9,7 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
-TREES = ("nbs", "scalai_nb", "workflows", "apps")
+TREES = ("nbs", "scalai_nb", "workflows", "apps", "share")
 
 
 def state() -> dict[Path, str]:
@@ -32,7 +32,7 @@ def clear_outputs():
 
 def clean():
     clear_outputs()
-    for folder in ("nbs", "workflows", "apps"): call("nbdev-clean", "--fname", folder)
+    for folder in ("nbs", "workflows", "apps", "share"): call("nbdev-clean", "--fname", folder)
 
 
 def readme():

@@ -129,6 +129,10 @@ def test_performance(chromium, dash):
         visit.until(lambda: visit.picture(0) != scores)
         page.get_by_label("Window", exact=True).select_option("2013-10")
         visit.until(lambda: "2013-10" in page.locator("tr.now").inner_text())
+        scores = visit.picture(0)
+        page.get_by_label("Segment", exact=True).select_option("origin JFK")
+        visit.until(lambda: visit.picture(0) != scores)
+        visit.shot("performance-segment")
         page.get_by_label("Version", exact=True).select_option("version 2")
         visit.until(lambda: "2013-12" in page.locator("tr.now").inner_text())
         assert "2013-09" not in page.locator("table").last.inner_text()
@@ -186,8 +190,12 @@ def test_a_snapshot_first_and_the_state_in_the_link(chromium, dash):
         with page.expect_download() as got: page.get_by_label("Download carrier-2013-10 as CSV").click()
         told = got.value.path().read_text("utf-8-sig")
         assert got.value.suggested_filename == "carrier-2013-10.csv" and told.startswith("value,reference,window") and "\nUA," in told
+        page.get_by_label("Segment", exact=True).select_option("origin LGA")
+        page.locator("h2", has_text="2013-10, origin LGA, against its reference").wait_for()
+        visit.until(lambda: "segment=origin%3DLGA" in page.url)
+        visit.shot("drift-segment")
         page.goto(page.url)  # somebody else opens the link
-        page.locator("h2", has_text="2013-10 against its reference").wait_for(timeout=90_000)
+        page.locator("h2", has_text="2013-10, origin LGA, against its reference").wait_for(timeout=90_000)
         assert page.locator("h3").first.inner_text() == "carrier"
         assert page.get_by_label("Window", exact=True).locator("option:checked").inner_text() == "2013-10"
         page.goto(f"{dash.url}/apps/performance?measure=bias")

@@ -70,7 +70,7 @@ def test_import_is_light_and_help_is_quick():
 
 def test_committed_notebooks_hold_no_outputs():
     import nbformat
-    for tree in ("nbs", "workflows", "apps"):
+    for tree in ("nbs", "workflows", "apps", "share"):
         for path in (ROOT/tree).rglob("*.ipynb"):
             if ".ipynb_checkpoints" in path.parts: continue
             for cell in nbformat.read(path, as_version=4).cells: assert not cell.get("outputs") and cell.get("execution_count") is None, path
@@ -79,7 +79,7 @@ def test_committed_notebooks_hold_no_outputs():
 def test_every_notebook_tells_its_name():
     "The first words a reader sees are a title."
     import nbformat
-    for tree in ("nbs", "workflows", "apps"):
+    for tree in ("nbs", "workflows", "apps", "share"):
         for path in (ROOT/tree).rglob("*.ipynb"):
             if ".ipynb_checkpoints" in path.parts: continue
             told = [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "markdown"]
@@ -95,6 +95,7 @@ def test_a_wheel_elsewhere_has_everything(tmp_path, monkeypatch):
     wheel = next((tmp_path/"dist").glob("*.whl"))
     names = zipfile.ZipFile(wheel).namelist()
     assert any(n.endswith("shipped/workflows/flights.toml") for n in names) and any(n.endswith("shipped/apps/drift.ipynb") for n in names)
+    for place in ("scalai_nb/shipped", "data"): assert any(n.endswith(f"{place}/share/jupyter/labextensions/scalai-nb/static/cards.js") for n in names), place
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path/"env")], check=True)
     subprocess.run([sys.executable, "-m", "pip", "--python", str(tmp_path/"env/bin/python"), "install", "-q", "--no-deps", str(wheel)], check=True)
     next((tmp_path/"env/lib").glob("python*/site-packages")).joinpath("others.pth").write_text(sysconfig.get_path("purelib"))  # a path alone: the checkout's own .pth there is not read

@@ -30,9 +30,9 @@ frame = dd.from_pandas(flights().to_pandas(), npartitions=10).map_partitions(slo
 }
 
 
-def notebook(path: Path, cells: dict[str, str]):
+def notebook(path: Path, cells: dict[str, str], kernel: str = "python3"):
     made = [nbformat.v4.new_code_cell(source, id=name) for name, source in cells.items()]
-    nbformat.write(nbformat.v4.new_notebook(cells=made, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}}), path)
+    nbformat.write(nbformat.v4.new_notebook(cells=made, metadata={"kernelspec": {"name": kernel, "display_name": "Python 3 (ipykernel)", "language": "python"}}), path)
 
 
 class Lab:
@@ -282,6 +282,44 @@ def test_a_candidate_is_chosen_by_its_dot(chromium, lab):
     assert view.locator("select").input_value() == "dynamic"
     shot(page, "lab-frontier-chosen")
     page.context.close()
+
+
+ELSEWHERE = """
+from jupyter_client.manager import start_new_kernel
+manager, client = start_new_kernel(kernel_name="scalai-flights")
+client.execute_interactive("import sys; from scalai_nb.core.settings import Settings; print(sys.prefix, Settings.load().root)", timeout=60)
+manager.shutdown_kernel(now=True)
+"""
+
+
+def test_a_jupyterlab_that_is_there_gets_the_environment_as_a_kernel(chromium, lab, workspace):
+    "As a card at night, in a notebook outside of the workspace, and for a Jupyter of another Python; then it is taken away."
+    root = workspace/"flights"
+    root.mkdir(), (root/"settings.ini").write_text("[workspace]\nhome = .scalai\n")
+    theirs = dict(JUPYTER_DATA_DIR=str(lab.root/".jupyter"/"jupyter_data_dir"))
+    assert scalai("kernel", "install", cwd=root, **theirs).code == 0
+    lab.set("themes", theme="JupyterLab Dark")
+    notebook(lab.root/"elsewhere.ipynb", {"a": "from scalai_nb.core.settings import Settings\nprint(Settings.load().root)\n!which scalai"}, "scalai-flights")
+    page = chromium.new_context(viewport={"width": 1400, "height": 1000}).new_page()
+    page.goto(lab.link("").replace("/tree/", ""))
+    page.locator(".jp-Launcher .jp-LauncherCard[data-category=Notebook]", has_text="flights (scalai)").wait_for(timeout=90_000)
+    shot(page, "lab-kernel-card")
+    page.locator(".jp-DirListing-item", has_text="elsewhere.ipynb").dblclick()
+    page.get_by_text("flights (scalai) | Idle").wait_for(timeout=90_000)
+    run_all(page)
+    page.locator(".jp-OutputArea-output", has_text=str(Path(sys.executable).with_name("scalai"))).wait_for(timeout=60_000)
+    assert str(root) in page.locator(".jp-OutputArea-output").first.inner_text()
+    page.context.close()
+
+    other = workspace/"other"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(other)], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "--python", str(other/"bin"/"python"), "install", "-q", "--disable-pip-version-check", "jupyter-client"], check=True)
+    assert scalai("kernel", "install", "--prefix", other, cwd=root).code == 0
+    said = subprocess.run([str(other/"bin"/"python"), "-c", ELSEWHERE], capture_output=True, text=True, timeout=120)
+    assert said.stdout.split() == [sys.prefix, str(root)], said.stderr[-2000:]
+    for where, env in ((["--prefix", other], {}), ([], theirs)):
+        assert scalai("kernel", "remove", *where, "--json", cwd=root, **env).doc == {"removed": ["scalai-flights"]}
+        assert scalai("kernel", "list", *where, "--json", cwd=root, **env).doc == {"kernels": []}
 
 
 def test_run_by_nobody_it_is_static_all_the_same(chromium, workspace):

@@ -1,12 +1,15 @@
-"Jobs from JupyterLab: its own “create job” on this engine, and the form of a job notebook in a cell."
-import json, time
+"JupyterLab as `scalai lab` starts it: its own “create job” on this engine, the form of a job notebook in a cell, a card for each template."
+import json, sys, time
+from urllib.parse import quote
 
 import httpx
 import nbformat
 import pytest
 
-from conftest import SCALAI
+from conftest import SCALAI, scalai
 from scalai_nb.core.settings import Settings
+from scalai_nb.core.shipped import shipped
+from scalai_nb.data.table import Table
 from scalai_nb.jobs.record import Record
 from test_browser import chromium  # noqa: F401: a fixture
 from test_jobs import write
@@ -133,3 +136,45 @@ def test_the_form_of_a_notebook_runs_it(chromium, bench):
     shot(page, "lab-form-failed")
     assert [r.state for r in record.runs(name="month")] == ["failed", "cancelled", "succeeded"]
     page.context.close()
+
+
+def test_a_card_makes_a_notebook_in_the_open_folder(chromium, bench):
+    "From a template of the workspace and from one of the workbench; what is there stays, and the kernel is this environment's."
+    folder = bench.root/"by hand"
+    folder.mkdir()
+    there = write(folder/"job.ipynb", "kept = True").read_bytes()
+    (bench.root/"templates").mkdir()
+    notebook(bench.root/"templates"/"weekly_report.ipynb", {"a": "import sys\nprint(sys.prefix)"})
+    page, wrong = chromium.new_context(viewport={"width": 1400, "height": 1000}).new_page(), []
+    page.on("pageerror", lambda e: wrong.append(str(e)))
+    page.goto(bench.link(quote(folder.name)))
+
+    def press(name: str):
+        card = page.locator(".jp-Launcher:visible .jp-LauncherCard[data-category=Templates]", has_text=name)
+        card.wait_for(timeout=90_000)
+        card.scroll_into_view_if_needed()
+        shot(page, "lab-cards")
+        card.click()
+        page.locator(".jp-Notebook:visible .jp-CodeCell").first.wait_for(timeout=60_000)
+        page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=90_000)
+        run_all(page)
+
+    press("Weekly report")
+    page.locator(".jp-OutputArea-output", has_text=sys.prefix).wait_for(timeout=60_000)
+    page.keyboard.press("Control+Shift+L")
+    press("Job")
+    page.locator(".jp-OutputArea-executeResult .scalai-sheet:visible").wait_for(timeout=90_000)
+    shot(page, "lab-card-job")
+    assert sorted(f.name for f in folder.glob("*.ipynb")) == ["job-2.ipynb", "job.ipynb", "weekly_report.ipynb"] and not wrong, wrong
+    assert (folder/"job.ipynb").read_bytes() == there
+    page.context.close()
+
+
+def test_every_template_runs(workspace):
+    "All in one kernel, one after the other, in a workspace that holds nothing yet."
+    cells = [c for f in sorted((shipped("share")/"jupyter"/"labextensions"/"scalai-nb"/"templates").glob("*.ipynb")) for c in nbformat.read(f, 4).cells]
+    for i, c in enumerate(cells): c["id"] = f"cell-{i}"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), "all.ipynb")
+    done = scalai("run", "all.ipynb", "-o", "out.ipynb", "--json", cwd=workspace)
+    assert done.code == 0, done.doc["error"]
+    assert done.doc["results"]["rows"] == 27_004 and Table("january").rows == 27_004 and Table("late_flights").version == 0

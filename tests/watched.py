@@ -39,6 +39,10 @@ def watched(root: Path, months: int = 12, shift: int = SHIFTED) -> Path:
         scores[period] = {k: profile(scored[scored.label == k][["score"]]) for k in ("0", "1")}
         history.record("features", {period: windows[period]}, batch=period, by="period", settings=settings)
         history.record("scores", {(period, k): p for k, p in scores[period].items()}, batch=period, by=("period", "label"), settings=settings)
+        for airport in ("EWR", "JFK", "LGA"):
+            there = rows.origin == airport
+            history.record(f"features[origin={airport}]", {period: profile(rows[there])}, batch=period, by="period", settings=settings)
+            history.record(f"scores[origin={airport}]", {(period, k): profile(scored[there & (scored.label == k)][["score"]]) for k in ("0", "1")}, batch=period, by=("period", "label"), settings=settings)
     decide_all(settings, windows, scores)
     run_some(settings)
     return root

@@ -59,6 +59,7 @@ class WorkflowSection(Section):
 class MonitorSection(Section):
     period: Literal["hour", "day", "week", "month"] = "month"  # length of a window
     false_alarms: float = Field(.05, gt=0, lt=1)  # accepted rate over all columns of a comparison; where looks follow each other, over all columns and looks of a year
+    segments: str = ""  # columns whose values have windows of their own, as "origin, carrier"
     quiet: int = Field(3, ge=1)  # windows without drift after which an alarm is over
     keep_hours: float = Field(30, ge=0)  # days after which hours are kept as days only
     keep_days: float = Field(400, ge=0)  # days after which days are kept as months only

@@ -12,7 +12,7 @@ from pathlib import Path
 import scalai_nb
 
 # %% ../../nbs/core/18_shipped.ipynb #101556bd
-def shipped(folder: str,  # workflows or apps
+def shipped(folder: str,  # workflows, apps or share
            ) -> Path:
     "Where the notebooks lie that came with this installation."
     package = Path(scalai_nb.__file__).parent

@@ -26,7 +26,7 @@ def workspace(folder: Path | str) -> Settings:
     folder = Path(folder).absolute()
     if folder.exists() and not folder.is_dir(): raise BadRequest(f"{folder} is a file.", "Give the name of a folder.")
     for name in ("workflows", "apps"): copy_shipped(name, folder/name)
-    if not (folder/"settings.ini").exists(): write_atomic(folder/"settings.ini", SETTINGS)
+    if not (folder/"settings.ini").exists(): write_atomic(folder/"settings.ini", SETTINGS.replace("[monitor]\n", "[monitor]\nsegments = origin\n"))
     return Settings.load(folder)
 
 # %% ../../nbs/loop/10_demo.ipynb #a46fa4f9

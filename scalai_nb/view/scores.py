@@ -13,7 +13,7 @@ import ipywidgets as w, numpy as np
 from ..core.settings import Settings
 from .decisions import log_table, summary
 from .performance import MEASURES, calibration, legend, numbers, over_time, sentence
-from .style import Link, View, controls, download, dropdown, headline, html, key, leads, listed, number, BLUE, GREY
+from .style import Link, View, controls, download, dropdown, headline, html, key, leads, listed, number, take, BLUE, GREY
 from .watch import Watch
 
 # %% ../../nbs/view/20_scores.ipynb #cb0743b5
@@ -37,20 +37,22 @@ def standing(watch: Watch) -> tuple[str, str, dict[str, str]]:  # level, sentenc
 class Scores(View):
     "The live page: choose a model, a version, a stretch of time, a measure, a window."
     def __init__(self, watch: Watch):
-        self.watch = watch
+        self.watch = self.all = watch
         self.top, self.known = html(headline(*standing(watch))), {watch.model: watch}
         if not watch.families and not watch.decisions:
             super().__init__([self.top])
             return
         self.model = dropdown("Model", watch.models or ["–"], watch.model or "–")
         self.version, self.since, self.window = dropdown("Version", self.versions()), dropdown("Show", [("all windows", "")]), dropdown("Window", ["–"])
+        self.segment = dropdown("Segment", watch.segments(watch.sources[1]))
         self.measure = w.ToggleButtons(options=[(name, m) for m, (name, *_) in MEASURES.items()], value="auc", tooltips=[t for *_, t in MEASURES.values()], style={"button_width": "auto"})
         self.told, self.lines, self.curve, self.entries = html(""), w.VBox(), w.VBox(), html("")
-        for choice, act in ((self.model, self.other), (self.version, self.look), (self.since, self.draw), (self.window, self.draw), (self.measure, self.draw)): self.on(choice, act)
+        for choice, act in ((self.model, self.other), (self.version, self.look), (self.segment, self.other), (self.since, self.draw), (self.window, self.draw), (self.measure, self.draw)): self.on(choice, act)
         self.look()
-        self.link = Link(model=self.model, version=self.version, since=self.since, measure=self.measure, window=self.window)
+        self.link = Link(model=self.model, version=self.version, segment=self.segment, since=self.since, measure=self.measure, window=self.window)
         many = [self.model] if len(watch.models) > 1 else []
-        super().__init__([self.link, self.top, html("<h2>How good the scores are, with labels and without</h2>"), controls(*many, self.version, self.since), self.measure, self.told, self.lines,
+        cuts = [self.segment] if len(self.segment.options) > 1 else []
+        super().__init__([self.link, self.top, html("<h2>How good the scores are, with labels and without</h2>"), controls(*many, self.version, *cuts, self.since), self.measure, self.told, self.lines,
                           html("<h2>Do the scores mean what they say?</h2>"), controls(self.window), self.curve, html("<h2>What was decided</h2>"), self.entries])
 
     def versions(self) -> list:  # of the chosen model
@@ -62,12 +64,15 @@ class Scores(View):
 
 # %% ../../nbs/view/20_scores.ipynb #3ef47a26
 def other(self: Scores) -> None:
-    "Another model was chosen."
+    "Another model or segment was chosen; what stands above is of all rows."
     name = self.model.value
-    if name not in self.known: self.known[name] = Watch(self.watch.settings, model=name, ignore=self.watch.ignore)
-    self.watch = self.known[name]
-    self.top.value = headline(*standing(self.watch))
-    with self.together(): self.version.options = self.versions()
+    if name not in self.known: self.known[name] = Watch(self.all.settings, *self.all.sources, model=name, ignore=self.all.ignore)
+    self.all = self.known[name]
+    self.watch = self.all.within(self.segment.value)
+    self.top.value = headline(*standing(self.all))
+    with self.together():
+        kept, self.version.options = self.version.value, self.versions()
+        take(self.version, str(kept))
     self.look()
 
 def look(self: Scores) -> None:
@@ -93,7 +98,7 @@ def draw(self: Scores) -> None:
 def judged(self: Scores, window: str, version: int | None) -> list:
     "The chosen window's scores against what came true."
     found = self.watch.measured(window, version)
-    more = f'<p>{leads("drift", "What moved in this window", window=window)}</p>'
+    more = f'<p>{leads("drift", "What moved in this window", **({"segment": self.watch.segment} if self.watch.segment else {}), window=window)}</p>'
     if found is None: return [html('<p class="soft">No labels of this window have come, so nobody can say.</p>' + more)]
     told = f"<p>{found.rows:,} labelled rows; {100 * found.base:.1f} % came true. AUC {number(found.auc)} ({between(found.intervals['auc'])}), log-loss {number(found.logloss)} nats a row.</p>"
     return [html(told + key({"what came true of rows with such a score": BLUE, "honest": GREY})), calibration(found), html(download(f"calibration-{window}", {k: [c[k] for c in found.curve] for k in ("score", "rate")}) + more)]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NOTHING', 'CELLS_KEY', 'by_window', 'Watch', 'policy_for', 'report', 'whole', 'measured', 'scored_by', 'points',
-           'moved', 'standing', 'Page', 'columns', 'look', 'choose', 'bins_table', 'draw', 'page']
+           'moved', 'standing', 'Page', 'columns', 'look', 'other', 'choose', 'bins_table', 'draw', 'page']
 
 # %% ../../nbs/view/12_watch.ipynb #d0c575ef
 from html import escape
@@ -16,6 +16,7 @@ from ..data.history import recall
 from ..data.profile import Profile
 from ..loop.decisions import decisions as decision_log
 from ..loop.judge import policy_of, reference_of
+from ..loop.segments import current, cut, segments_of
 from ..monitor.drift import Finding, Report, compare
 from ..monitor.performance import Performance, performance
 from ..monitor.thresholds import Policy
@@ -37,20 +38,37 @@ class Watch:
                  features: str = "features", scores: str = "scores",  # names of the windows' sources
                  model: str | None = None,  # none: the one that the decision log is about
                  ignore: tuple[str, ...] = (),  # columns that are not compared: keys, times, the label
-                 policy: Policy | None = None):  # none: what the loop decides by
-        self.settings = settings or Settings.load()
+                 policy: Policy | None = None,  # none: what the loop decides by
+                 segment: str = ""):  # only these rows, as origin=EWR; see `[monitor] segments`
+        self.settings, self.sources, self.segment = settings or Settings.load(), (features, scores), segment
         found = decision_log(self.settings)
         self.models = list(dict.fromkeys(d["model"] for d in found))
         self.model = model or (self.models or [None])[-1]
         self.decisions = {d["period"]: d for d in found if d["model"] == self.model}
-        self.windows: dict[str, Profile] = {k: p for k, p in recall(features, settings=self.settings).items() if k is not None and p.rows}
-        self.families = by_window(recall(scores, by=("period", "label"), settings=self.settings) if scores else {})
+        self.windows: dict[str, Profile] = {k: p for k, p in self.kept(features).items() if k is not None and p.rows}
+        self.families = by_window(self.kept(scores, ("period", "label")) if scores else {})
         if self.decisions: self.families = self.learnt(next(iter(self.decisions.values()))["version_before"]) | self.families
-        self.ignore, self.given, self.known = tuple(ignore), policy, {}
+        self.ignore, self.given, self.known, self.cuts = tuple(ignore), policy, {}, {}
+
+    def kept(self, source: str, by: str | tuple = "period") -> dict:
+        "The windows of a source, or of its segment; one that was written since it was cut is not shown."
+        if not self.segment: return recall(source, by=by, settings=self.settings)
+        true = current(source, self.segment, self.settings)
+        return {k: p for k, p in recall(cut(source, self.segment), by=by, settings=self.settings).items() if (k if by == "period" else k[0]) in true}
+
+    def within(self, segment: str) -> "Watch":
+        "The same of a segment only."
+        if not segment: return self
+        if segment not in self.cuts: self.cuts[segment] = Watch(self.settings, *self.sources, self.model, self.ignore, self.given, segment)
+        return self.cuts[segment]
+
+    def segments(self, source: str) -> list[tuple[str, str]]:  # shown, value
+        "What a person can choose among."
+        return [("all rows", ""), *((s.replace("=", " ", 1), s) for s in segments_of(source, self.settings))]
 
     def learnt(self, version: int) -> dict[str, dict[str, Profile]]:
         "The windows that a version learnt from, as it scored the fold that it did not see."
-        return by_window(recall(f"{self.model}@{version}", by=("period", "label"), settings=self.settings))
+        return by_window(self.kept(f"{self.model}@{version}", ("period", "label")))
 
     @property
     def periods(self) -> list[str]: return list(self.windows)
@@ -101,7 +119,7 @@ def points(self, measure: str, version: int | None = None) -> list[Point]:
     for period in self.scored_by(version):
         decision = self.decisions.get(period, {})
         decision = decision if version in (None, decision.get("version_before")) else {}
-        p = point(period, measure, self.measured(period, version), decision.get("evidence", {}))
+        p = point(period, measure, self.measured(period, version), {} if self.segment else decision.get("evidence", {}))  # which is of all rows
         p.retrained = decision.get("outcome") == "promoted"
         found.append(p)
     return found
@@ -133,19 +151,21 @@ def standing(watch: Watch) -> tuple[str, str, dict[str, str]]:  # level, sentenc
 class Page(View):
     "The live page: choose a window and a column, or click a cell."
     def __init__(self, watch: Watch, units: dict[str, str] | None = None):  # column -> unit
-        self.watch, self.units = watch, units or {}
+        self.watch, self.all, self.units = watch, watch, units or {}
         top = html(headline(*standing(watch)))
         if not watch.windows:
             super().__init__([top])
             return
         compared = [p for p in watch.periods if watch.report(p) is not None] or watch.periods
+        self.segment = dropdown("Segment", watch.segments(watch.sources[0]))
         self.since = dropdown("Show", [("all windows", ""), *((f"since {p}", p) for p in compared)])
         self.window = dropdown("Window", compared, compared[-1])
         self.column = dropdown("Column", self.columns())
         self.cells, self.told, self.picture, self.title = w.VBox(), html(""), w.VBox(), html("")
-        for choice, act in ((self.since, self.draw), (self.window, self.look), (self.column, self.draw)): self.on(choice, act)
-        self.link = Link(since=self.since, window=self.window, column=self.column)
-        super().__init__([self.link, top, html("<h2>What moved, window by window</h2>"), controls(self.since), html(CELLS_KEY), self.cells, self.title, controls(self.window, self.column), self.told, self.picture])
+        for choice, act in ((self.segment, self.other), (self.since, self.draw), (self.window, self.look), (self.column, self.draw)): self.on(choice, act)
+        self.link = Link(segment=self.segment, since=self.since, window=self.window, column=self.column)
+        cuts = [self.segment] if len(self.segment.options) > 1 else []
+        super().__init__([self.link, top, html("<h2>What moved, window by window</h2>"), controls(*cuts, self.since), html(CELLS_KEY), self.cells, self.title, controls(self.window, self.column), self.told, self.picture])
         self.draw()
 
 CELLS_KEY = key({"reference": REFERENCE, "as usual": SHADES[1], "moved: beyond the threshold": SHADES[2], "moved: 4 thresholds and more": SHADES[3]})
@@ -167,6 +187,23 @@ def look(self) -> None:
     self.kept = False
     self.draw()
 
+def other(self) -> None:
+    "Another segment was chosen: its windows, and the window and column that were looked at where they are there."
+    self.watch, window = self.all.within(self.segment.value), self.window.value
+    if not self.watch.windows:
+        self.watch, self.cells.children, self.picture.children, self.told.value = self.all, [], [], ""
+        self.title.value = f'<p role="status">All windows were written since they were cut into {escape(self.segment.value.replace("=", " ", 1))}: the next job that scores cuts them again.</p>'
+        return
+    compared = [p for p in self.watch.periods if self.watch.report(p) is not None] or self.watch.periods
+    with self.together():
+        kept = self.since.value
+        self.since.options = [("all windows", ""), *((f"since {p}", p) for p in compared)]
+        self.since.value = kept if kept in compared else ""
+        self.window.options = compared
+        self.window.value = window if window in compared else compared[-1]
+    self.kept = True
+    self.look()
+
 def choose(self, column: str, window: str) -> None:
     "A cell was clicked."
     if window not in self.window.options: return
@@ -176,7 +213,7 @@ def choose(self, column: str, window: str) -> None:
         self.window.value = window
         self.column.value = column
 
-Page.columns, Page.look, Page.choose, Page.kept = columns, look, choose, False
+Page.columns, Page.look, Page.other, Page.choose, Page.kept = columns, look, other, choose, False
 
 # %% ../../nbs/view/12_watch.ipynb #e97386e4
 def bins_table(finding: Finding, unit: str = "",  # of the column
@@ -196,8 +233,9 @@ def draw(self) -> None:
     reports = {p: watch.report(p) for p in watch.periods if p >= self.since.value}
     self.cells.children = [heat(reports, column, window, self.choose), html(download("what-moved", findings(reports)))]
     told = watch.decisions.get(window)
-    decided = f"<p>{chip(*DONE[told['action']])}, {escape(outcome(told))}. {leads('performance', 'How good the scores were', window=window)}</p>" if told else ""
-    self.title.value = f"<h2>{escape(window)} against its reference</h2><p class='soft'>{watch.windows[window].rows:,} rows, against {escape(listed(reference, 6))}.</p>{decided}"
+    decided = f"<p>{chip(*DONE[told['action']])}, {escape(outcome(told))}. {leads('performance', 'How good the scores were', **({'segment': watch.segment} if watch.segment else {}), window=window)}</p>" if told else ""
+    among = f", {escape(watch.segment.replace('=', ' ', 1))}," if watch.segment else ""
+    self.title.value = f"<h2>{escape(window)}{among} against its reference</h2><p class='soft'>{watch.windows[window].rows:,} rows, against {escape(listed(reference, 6))}.</p>{decided}"
     if report is None:
         self.told.value, self.picture.children = "<p>This window is part of the reference.</p>", []
         return
