@@ -66,11 +66,12 @@ class Stream(OutStream):
         "Write it as ipykernel does, which has it flushed; what follows may join it."
         if not isinstance(string, str): return super().write(string)  # which says what is wrong with it
         for piece in (string,) if len(string) <= PIECE else pieces(string):
+            with self._buffer_lock: self._gather()
+            super().write(piece)  # may wait for the thread that sends, which waits for the lock
             with self._buffer_lock:
                 self._gather()
-                super().write(piece)
                 self.pending, self.whose = self.pending + len(piece), self.parent_header
-                if self._is_master_process(): self.join(self.whose, PIECE - self.pending)
+                if self._flush_pending and self._is_master_process(): self.join(self.whose, PIECE - self.pending)
             if self.pending >= PIECE: self.flush()
         return len(string)
 
