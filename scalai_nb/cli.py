@@ -406,22 +406,24 @@ class WithForm(typer.core.TyperCommand):
         super().format_epilog(ctx, formatter)
         what = self.make_parser(ctx).parse_args(list(ctx.meta["scalai.said"]))[0].get("what")
         if not isinstance(what, str): return
+        from scalai_nb.jobs.dispatch import is_workflow
         from scalai_nb.jobs.parameters import form, read
         from scalai_nb.jobs.workflow import Workflow
-        declared = Workflow.load(job_file(what)).parameters if what.endswith(".toml") else read(what)
+        declared = Workflow.load(job_file(what)).parameters if is_workflow(what) else read(what)
         formatter.write(f"\n{what} takes, each as -p name=value:\n{form(declared)}\n" if declared else f"\n{what} takes no parameters.\n")
 
 
 def job_file(what: str) -> Path | str:
     "A notebook or a workflow that is there; of another machine, a notebook's URL."
     from scalai_nb.core.storage import is_url, veiled
+    from scalai_nb.jobs.dispatch import is_workflow
     if is_url(what):
-        if not what.endswith(".toml"): return what
+        if not is_workflow(what): return what
         raise BadRequest(f"{veiled(what)} is a workflow elsewhere, and its notebooks lie beside it.", "Copy its folder here and name the file.")
     path = Path(what)
     if path.is_dir(): raise BadRequest(f"{what} is a folder.", "Give a notebook or a workflow in it.")
     if not path.is_file(): raise BadRequest(f"There is no file {what}.", _nearest_file(path))
-    if path.suffix not in (".toml", ".ipynb"): raise BadRequest(f"{what} is neither a notebook nor a workflow.", "Give a file that ends in .ipynb or .toml.")
+    is_workflow(path)  # or a notebook
     return path
 
 def _nearest_file(path: Path) -> str:
@@ -443,9 +445,9 @@ def run(what: Annotated[str, typer.Argument(metavar="NOTEBOOK|WORKFLOW")],
         dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what of a workflow would run, and why; start nothing.")] = False) -> Answer:
     "A job notebook, or a workflow of them. `scalai run FILE --help` says what that one can be told."
     path = job_file(what)
-    from scalai_nb.jobs.dispatch import lean
+    from scalai_nb.jobs.dispatch import is_workflow, lean
     lean()
-    if what.endswith(".toml"):
+    if is_workflow(path):
         if o: raise BadRequest("-o is for one notebook, and this is a workflow of them.", "Leave it out: each step's notebook is kept, see scalai runs ID.")
         from scalai_nb.jobs.workflow import Workflow
         flow, how = Workflow.load(path), dict(from_failed=from_failed, only=only, jobs=jobs)

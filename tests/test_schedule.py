@@ -296,6 +296,24 @@ def test_what_is_late_is_told_once_and_resolved_by_its_end(quick, monkeypatch):
     assert [(h["what"], h["key"], h["resolved"]) for h in ear.heard] == [("job late", "job late/waits/2026-06-01T13:01:00Z", False), ("job late", "job late/waits/2026-06-01T13:01:00Z", True)]
 
 
+def test_what_was_missed_is_over_when_it_next_starts_in_time(quick, monkeypatch):
+    clock, ear = Clock(monkeypatch, "2026-06-01T12:00Z"), Ear()
+    settings = Settings(root=quick, alerts=dict(webhook=ear.url))
+    table, ours = Timetable(settings), Scheduler(settings)
+    table.put(made("s", cron="0 * * * *", catch_up="none"))
+    clock.to("2026-06-01T16:20Z")
+    turns(ours)
+    table.trigger("s")
+    turns(ours)
+    assert [f.late for f in table.firings() if f.state == "skipped"] == [True]  # a start by hand does not say that the schedule works
+    for at in ("2026-06-01T17:00Z", "2026-06-01T18:00Z"):
+        clock.to(at)
+        turns(ours)
+    ours.sender.close()
+    key = "job late/s/2026-06-01T16:00:00Z"
+    assert [(h["key"], h["resolved"]) for h in ear.heard] == [(key, False), (key, True)]
+
+
 # --- limits
 
 def test_gpus_are_given_to_one_at_a_time(quick):

@@ -14,7 +14,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError
 
-from .errors import BadRequest, nearest
+from .errors import BadRequest, did_you_mean, unfit
 
 # %% ../../nbs/core/02_settings.ipynb #27fb3e4f
 class Section(BaseModel):
@@ -162,24 +162,17 @@ def _from_environment(environ: dict) -> dict[str, dict[str, str]]:
     return out
 
 # %% ../../nbs/core/02_settings.ipynb #11f5e101
-def _unknown(what: str, name: str, known, where: str) -> BadRequest:
-    near = nearest(name, known)
-    return BadRequest(f"Unknown {what} in {where}.",
-                      f"Did you mean {near!r}?" if near else f"Known: {', '.join(sorted(known))}.", "settings")
-
 def _checked(given: dict[str, dict[str, str]], where: str) -> dict[str, dict]:
     "Refuse unknown sections and keys and values of a wrong kind, naming the nearest known word."
     out = {}
     for section, keys in given.items():
-        if section not in SECTIONS: raise _unknown(f"section [{section}]", section, SECTIONS, where)
+        if section not in SECTIONS: raise BadRequest(f"Unknown section [{section}] in {where}.", did_you_mean(section, SECTIONS), "settings")
         model = Settings.model_fields[section].annotation
         for key in keys:
-            if key not in model.model_fields: raise _unknown(f"key {key!r} of [{section}]", key, model.model_fields, where)
+            if key not in model.model_fields: raise BadRequest(f"Unknown key {key!r} of [{section}] in {where}.", did_you_mean(key, model.model_fields), "settings")
         try: model(**keys)
         except ValidationError as e:
-            err = e.errors()[0]
-            raise BadRequest(f"[{section}] {err['loc'][0]} = {err['input']!r} in {where} is not allowed.",
-                             err["msg"].removesuffix(".") + ".", "settings") from e
+            raise unfit(e, f"[{section}] of {where}", kind="settings") from e
         out[section] = keys
     return out
 

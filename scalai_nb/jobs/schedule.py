@@ -18,7 +18,7 @@ from cronsim import CronSim, CronSimError
 from fastcore.basics import patch
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from ..core.errors import BadRequest, nearest
+from ..core.errors import BadRequest, nearest, unfit
 from ..core.settings import Settings
 from ..core.storage import is_url, passwords
 from ..core.tables import store
@@ -98,15 +98,7 @@ def schedule(given: dict,  # as in the file or on the command line
     "A checked schedule. Raises `BadRequest` that names the key and what it may be."
     try: return Schedule(**given)
     except ValidationError as e:
-        err = e.errors()[0]
-        key, why = ".".join(str(p) for p in err["loc"]), err["msg"].removeprefix("Value error, ")
-        name = f"{where} {given['name']!r}" if given.get("name") else where
-        if err["type"] == "extra_forbidden":
-            near = nearest(key, Schedule.model_fields)
-            raise BadRequest(f"Unknown key {key!r} of {name}.", f"Did you mean {near!r}?" if near else f"Known: {', '.join(Schedule.model_fields)}.", "schedule") from e
-        if not key: raise BadRequest(f"{name[:1].upper()}{name[1:]} is not right.", f"{why[:1].upper()}{why[1:]}.", "schedule") from e
-        said = "is missing" if err["type"] == "missing" else f"= {err['input']!r} is not allowed"
-        raise BadRequest(f"{key} of {name} {said}.", f"{why[:1].upper()}{why[1:]}.", "schedule") from e
+        raise unfit(e, f"{where} {given['name']!r}" if given.get("name") else where, Schedule.model_fields, "schedule") from e
 
 # %% ../../nbs/jobs/10_schedule.ipynb #7072e2f2
 def _real(wall: datetime,  # without a zone
@@ -187,13 +179,13 @@ def filled(self: Schedule,
 @patch
 def check(self: Schedule, settings: Settings) -> Schedule:  # itself
     "Hold the job and its parameters to each other. Raises `BadRequest`."
+    from scalai_nb.jobs.dispatch import is_workflow
     from scalai_nb.jobs.parameters import check
     from scalai_nb.jobs.workflow import Workflow, _values
     path, given = settings.root/self.job, self.filled(0, 0 if self.on_table else None)
     if passwords(given): raise BadRequest(f"A parameter of schedule {self.name!r} holds a password, and schedules are listed.", "Make it a parameter of type Secret, and give env:NAME or file:PATH.", "schedule")
-    if path.suffix not in (".ipynb", ".toml"): raise BadRequest(f"{self.job} is neither a notebook nor a workflow.", "Give a file that ends in .ipynb or .toml.", "schedule")
     try:
-        if path.suffix == ".toml": _values(Workflow.load(path), given)
+        if is_workflow(path): _values(Workflow.load(path), given)
         else: check(path, given)
     except BadRequest as e: raise BadRequest(f"Schedule {self.name!r}: {e.message[:1].lower()}{e.message[1:]}", e.hint, e.kind) from e
     return self

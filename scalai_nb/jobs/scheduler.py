@@ -92,7 +92,10 @@ def start(self: Scheduler, now: float) -> int:  # how many
         self.log.info("started", schedule=f.schedule, due=f.key, attempt=f.attempt)
         if f.attempt == 1:
             self.lateness.labels(f.schedule).observe(max(0., now - f.at))
-            if now > f.late_at and self.table.mark_late(f): self.tell(f, "late", f"{f.schedule} started {spoken(now - f.at)} late")
+            if now > f.late_at:
+                if self.table.mark_late(f): self.tell(f, "late", f"{f.schedule} started {spoken(now - f.at)} late")
+            elif not f.by_hand:
+                for m in self.table.caught_up(f.schedule): self.tell(m, "late", f"{f.schedule} starts in time again", over=True)
     return len(taken)
 
 
@@ -221,7 +224,7 @@ def turn(self: Scheduler, once: bool = False) -> tuple[int, float]:  # how many 
     if not self.asked:
         self.look(now, wait=once)
         for f in self.table.plan(now):
-            if f.state == "skipped" and "missed" in f.reason: self.tell(f, "late", f"{f.schedule}: {f.reason}")
+            if f.state == "skipped" and f.late: self.tell(f, "late", f"{f.schedule}: {f.reason}")
         started = self.start(now)
     for f in self.table.late(now): self.tell(f, "late", f"{f.schedule} waits to start, {spoken(now - f.at)} late by now")
     queued, left = self.table.outlook(now)

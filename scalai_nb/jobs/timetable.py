@@ -64,7 +64,7 @@ class Firing:
     gpus: list = field(default_factory=list)
     cancel: bool = False
     late_at: float = 0.  # when it is late, if it has not started
-    late: bool = False  # somebody has been told
+    late: bool = False  # somebody has been told, and not yet that it is over
     created: float | None = None
     started: float | None = None
     ended: float | None = None
@@ -73,6 +73,9 @@ class Firing:
 
     @property
     def what(self) -> Schedule: return Schedule(**self.spec)
+
+    @property
+    def by_hand(self) -> bool: return self.key.startswith("by hand")
 
 
 FIELDS = [f.name for f in fields(Firing)]
@@ -228,7 +231,7 @@ def plan(self: Timetable, now: float) -> list[Firing]:  # the new rows
             runs, left = wanted(what, row["next_due"], now)
             said = f"{len(left)}{' or more' if len(runs) + len(left) == MANY else ''} missed, {_key(left[0])} to {_key(left[-1])}" if left else ""
             new = [Firing(what.name, _key(t), t, t + what.offset, row["spec"], what.filled(t), created=now, reason=f"catches up: {said}" if left and t == runs[0] else "") for t in runs]
-            if left and not runs: new = [Firing(what.name, _key(left[-1]), left[-1], left[-1] + what.offset, row["spec"], {}, state="skipped", reason=f"{said}; catch_up = {what.catch_up}", created=now, ended=now)]
+            if left and not runs: new = [Firing(what.name, _key(left[-1]), left[-1], left[-1] + what.offset, row["spec"], {}, state="skipped", reason=f"{said}; catch_up = {what.catch_up}", late=True, created=now, ended=now)]
             made += self._add(db, what, new, now)
             db.execute(SCHEDULES.update().where(SCHEDULES.c.name == what.name).values(**_next(what, now - what.offset)))
     return made
@@ -303,7 +306,7 @@ def claim(self: Timetable, now: float, owner: str, room: int,  # so many at most
             what = f.what
             if len(taken) == room: break
             if f.schedule in busy or what.gpus > len(free) or what.group and groups[what.group] >= what.limit: continue
-            if f.schedule in paused and not f.key.startswith("by hand"): continue
+            if f.schedule in paused and not f.by_hand: continue
             f.gpus, free = free[:what.gpus], free[what.gpus:]
             new = dict(state="running", owner=owner, host=host, process=None, started=now, expires=now + lease, beat=f.beat + 1, gpus=f.gpus)
             db.execute(FIRINGS.update().where(FIRINGS.c.id == f.id).values(**new))
@@ -441,6 +444,14 @@ def late(self: Timetable, now: float) -> list[Firing]:
 @patch
 def mark_late(self: Timetable, f: Firing) -> bool:  # whether nobody did before
     with self.engine.begin() as db: return bool(db.execute(FIRINGS.update().where(FIRINGS.c.id == f.id, FIRINGS.c.late.is_(False)).values(late=True)).rowcount)
+
+
+@patch
+def caught_up(self: Timetable, name: str) -> list[Firing]:
+    "What a schedule missed and somebody was told of, now that it starts in time again; each once, whoever asks."
+    mine = FIRINGS.c.schedule == name, FIRINGS.c.state == "skipped", FIRINGS.c.late.is_(True)
+    if not (missed := self.firings(*mine)): return []
+    with self.engine.begin() as db: return [f for f in missed if db.execute(FIRINGS.update().where(FIRINGS.c.id == f.id, FIRINGS.c.late.is_(True)).values(late=False)).rowcount]
 
 
 @patch

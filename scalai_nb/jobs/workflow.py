@@ -23,7 +23,7 @@ from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, Va
 
 from ..core import live
 from ..core.storage import VEIL, veiled
-from ..core.errors import BadRequest, ScalaiError, Unreachable, WorkFailed, nearest
+from ..core.errors import BadRequest, ScalaiError, Unreachable, WorkFailed, nearest, unfit
 from ..core.settings import Settings
 from .engine import positive, run as run_notebook, to_end
 from .graph import draw, graph
@@ -162,14 +162,9 @@ def _words(path: Path) -> Words:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as e: raise BadRequest(f"{path} is not TOML: {e}.", "A step begins with [[step]], a text stands in quotes.") from e
     try: return Words(**data)
     except ValidationError as e:
-        err = e.errors()[0]
-        where = ".".join(str(p) for p in err["loc"])
-        if err["type"] == "extra_forbidden":
-            model = Words if err["loc"][0] != "step" else INNER.get(err["loc"][2], Step)
-            known = [f.alias or n for n, f in model.model_fields.items()]
-            near = nearest(str(err["loc"][-1]), known)
-            raise BadRequest(f"Unknown key {where!r} in {path}.", f"Did you mean {near!r}?" if near else f"Known: {', '.join(known)}.") from e
-        raise BadRequest(f"{where} in {path} is not right: {err['msg']}.", f"Given: {err['input']!r}." if err["type"] != "missing" else "It is required.") from e
+        at = e.errors()[0]["loc"]
+        model = Words if at[:1] != ("step",) else INNER.get(at[2], Step) if len(at) > 2 else Step
+        raise unfit(e, str(path), [f.alias or n for n, f in model.model_fields.items()]) from e
 
 
 def _order(steps: list[Step], needs: dict[str, list[str]], path: Path) -> tuple[Step, ...]:

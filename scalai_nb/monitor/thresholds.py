@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from pydantic import TypeAdapter, ValidationError
 from scipy.special import ndtri, stdtrit
 
-from ..core.errors import BadRequest, nearest
+from ..core.errors import BadRequest, nearest, unfit
 from ..core.storage import write_atomic
 
 # %% ../../nbs/monitor/00_thresholds.ipynb #bb70eacd
@@ -193,5 +193,4 @@ def load(cls: Policy, path) -> Policy:
     _known(state, [f.name for f in fields(Policy)], "policy key")
     try: return TypeAdapter(cls).validate_python(state)
     except ValidationError as e:
-        first = e.errors()[0]
-        raise BadRequest(f"{path}: {'.'.join(map(str, first['loc']))} = {first['input']!r} is not allowed", first["msg"]) from e
+        raise unfit(e, str(path)) from e

@@ -20,7 +20,7 @@ RESULTS = HERE/"RESULTS.md"
 PACKAGES = ("numpy", "pyarrow", "numba", "pandas", "polars", "duckdb", "dask", "scikit-learn", "torch", "torchdata", "deltalake", "onnxruntime", "torch-pruning", "transformers")
 JOBS = ("profile", "growth", "ingest", "merge", "prep", "loader", "wide")
 LONG = ("growth", "wide")  # asked for by name
-SECTIONS = (*JOBS, "late", "airtime", "pictures", "mlp", "cnn", "lost", "flights", "digits", "fashion", "minilm", "notebooks", "queue", "alarms", "power", "estimate", "cost", "loop", "dashboards")  # of the report, in this order: models.py's, learn.py's, compress.py's, notebooks.py's, queued.py's, monitor.py's and dash.py's at the end
+SECTIONS = (*JOBS, "late", "airtime", "pictures", "mlp", "cnn", "lost", "flights", "digits", "fashion", "minilm", "notebooks", "steps", "queue", "alarms", "power", "estimate", "cost", "loop", "dashboards")  # of the report, in this order: models.py's, learn.py's, compress.py's, notebooks.py's, queued.py's, monitor.py's and dash.py's at the end
 
 
 def module(job: str):

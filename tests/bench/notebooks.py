@@ -1,9 +1,9 @@
 """Notebooks as jobs beside papermill, in one run: `make bench-jobs`, or
 
-    python tests/bench/notebooks.py trivial imports large steps --repeats 3 [--dry]
+    python tests/bench/notebooks.py trivial imports large steps parallel --repeats 3 [--dry]
 
-Whole commands, each from its start to its end, in turn, as often as `--repeats` says.
-The section goes to tests/bench/RESULTS.md as those of bench.py do.
+Whole commands, each from its start to its end, in turn, as often as `--repeats` says; `parallel` runs one workflow with more and more steps at a time.
+The sections go to tests/bench/RESULTS.md as those of bench.py do.
 """
 import argparse, json, os, shutil, statistics, subprocess, sys, tempfile, threading, time
 from pathlib import Path
@@ -13,9 +13,13 @@ sys.path.insert(0, str(HERE))
 from bench import keep, stamp
 
 BIN = Path(sys.executable).parent
-JOBS = ("trivial", "imports", "large", "steps")
+JOBS = ("trivial", "imports", "large", "steps", "parallel")
 STEPS = 200
+SIDE = 6  # steps that do not wait for each other
 IMPORTS = "import pandas as pd\nimport dask.dataframe as dd\nimport torch\n"
+WORK = {"computes on all cores": "import numpy as np\nx = np.random.default_rng(n).standard_normal((1500, 1500))\nfor _ in range(12): x = np.tanh(x @ x/40)",
+        "computes on one core": "total = 0\nfor i in range(15_000_000): total += i % 7",
+        "waits for others": "import time\ntime.sleep(1.5)"}
 LINES = "for i in range(1000): print(f'{i:04d}', 'x'*95)"  # 1,000 lines of 101 bytes
 
 
@@ -113,6 +117,23 @@ def steps(cold: Path, warm: Path, repeats: int) -> list:
     return [(f"workflow of {STEPS} trivial steps, nothing changed: all skipped", rounds({"scalai": (again, cold)}, repeats, "steps"), 2., None)]
 
 
+def parallel(folder: Path, repeats: int) -> list[str]:  # lines of a table
+    "Independent steps, with one and more at a time; the default is half as many as cores."
+    cores = len(os.sched_getaffinity(0))
+    many, usual = sorted({1, max(1, cores//2), cores, 2*cores}), max(1, cores//2)
+    runs = {(what, k): [] for what in WORK for k in many}
+    for what, text in WORK.items(): notebook(folder/f"{what.replace(' ', '-')}.ipynb", "n = 1", text)
+    for again in range(repeats):
+        for what, k in runs:
+            steps = [f'[[step]]\nname = "s{i}"\nnotebook = "{what.replace(" ", "-")}.ipynb"\nparameters = {{ n = {1000*again + 10*k + i} }}\nneeds = []\n' for i in range(SIDE)]  # nothing that ran before
+            (folder/"side.toml").write_text("".join(steps))
+            runs[what, k].append(seconds([BIN/"scalai", "run", "side.toml", "--jobs", str(k)], folder))
+            print(f"parallel {again + 1}/{repeats} {what}, {k} at a time: {runs[what, k][-1]:.2f} s", file=sys.stderr, flush=True)
+    mid = {at: statistics.median(r) for at, r in runs.items()}
+    head = [f"| {SIDE} steps, each of which | " + " | ".join(f"{k} at a time" + " (default)"*(k == usual) for k in many) + " | every repeat, s |", "|---|" + "---:|"*len(many) + "---|"]
+    return head + [f"| {what} | " + " | ".join(f"{mid[what, k]:.2f} s" for k in many) + " | " + "; ".join(", ".join(f"{x:.2f}" for x in runs[what, k]) for k in many) + " |" for what in WORK]
+
+
 def row(what: str, runs: dict, must, share) -> str:
     "A line of the table."
     if isinstance(runs["scalai"], tuple):
@@ -134,17 +155,22 @@ def main():
     os.environ.pop("SCALAI_SETTINGS", None)
     from importlib.metadata import version
     load, jobs = os.getloadavg()[0], a.jobs or JOBS
+    sections, command = {}, f"python tests/bench/notebooks.py {' '.join(jobs)} --repeats {a.repeats}"
     with tempfile.TemporaryDirectory() as d:
         cold, warm = workspace(Path(d)/"cold"), workspace(Path(d)/"warm", 1)
-        try: rows = [row(*r) for job in jobs for r in globals()[job](cold, warm, a.repeats)]
+        try:
+            if rows := [row(*r) for job in jobs if job != "parallel" for r in globals()[job](cold, warm, a.repeats)]:
+                sections[f"## notebooks beside papermill {version('papermill')}"] = ["Whole commands in fresh workspaces, in turn; × is our median by papermill's. The reader asks for the notebook fifty times a second, in runs of their own.", "",
+                                                                                     "| | papermill | scalai | × | must | met | every repeat, s |", "|---|---:|---:|---:|---|---|---|", *rows]
+            if "parallel" in jobs:
+                sections["## steps at a time"] = [f"A workflow of {SIDE} steps that do not wait for each other, each a kernel of its own that is started for it, by the number that may run at a time (`--jobs`, `[workflow] jobs`).", "", *parallel(cold, a.repeats)]
         finally:
             from scalai_nb.jobs.warm import release
             release(warm/".scalai")
-    text = "\n".join([f"## notebooks beside papermill {version('papermill')}", "", "Whole commands in fresh workspaces, in turn; × is our median by papermill's. The reader asks for the notebook fifty times a second, in runs of their own.", "",
-                      "| | papermill | scalai | × | must | met | every repeat, s |", "|---|---:|---:|---:|---|---|---|", *rows, "",
-                      stamp(f"python tests/bench/notebooks.py {' '.join(jobs)} --repeats {a.repeats}", load), ""])
-    print(text)
-    if not a.dry: keep(text.splitlines()[0], text)
+    for title, lines in sections.items():
+        text = "\n".join([title, "", *lines, "", stamp(command, load), ""])
+        print(text)
+        if not a.dry: keep(title, text)
 
 
 if __name__ == "__main__": main()
