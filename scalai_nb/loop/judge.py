@@ -133,6 +133,6 @@ def judge(version,  # the `ModelVersion` that scored the window
     scored, normal = window(scores, period, settings, by="label"), {p: performance(f) for p, f in fold.items()}
     families, known = outcomes_of(version, period, scores, fold, settings, policy.min_labels)
     report, measured = compare(before, now, policy), performance(scored)
-    guess = estimate(sum(scored.values()), families, covariates=(before.drop(policy.ignore), now.drop(policy.ignore)))
+    guess = estimate(sum(scored.values()), families, covariates=(before.drop(policy.ignore), now.drop(policy.ignore)), spread=None if families is fold else fold)
     decision = decide(report, measured, normal, policy, guess, {"window": learnt(version, reference), "estimate": known})
     return Judgement(version, period, reference, report, measured, normal, guess, decision)
