@@ -148,10 +148,11 @@ def test_the_monitor_s_job_tells_an_alertmanager_and_by_mail(loop, tmp_path):
     from scalai_nb.serve.score import score
     settings = Settings.load(loop.root)
     rows, mail, version = Table("features", settings).arrow(), Mail(), Registry(settings).champion("late").version
-    usual = rows.take(np.random.default_rng(0).permutation(rows.num_rows)[:20_000])
+    usual = rows.drop_columns("fold").take(np.random.default_rng(0).permutation(rows.num_rows)[:20_000])
     put = lambda t, name, value: t.set_column(t.column_names.index(name), name, value)
     for period, minutes in (("2013-05", 60), ("2013-06", 0)):
-        month = put(put(usual, "dep_delay", pc.add(usual["dep_delay"], minutes)), "period", np.full(usual.num_rows, period))
+        month = put(put(usual, "dep_delay", pc.add(usual["dep_delay"], minutes)), "period", [[period]*usual.num_rows])
+        month = put(month, "flight_id", pc.binary_join_element_wise(period, month["flight_id"], "-"))
         write(month, "features", key=["flight_id"], fold=["flight_id"], period="period", batch=f"made {period}", settings=settings)
         score(f"late@{version}", "features", where=[("period", "==", period)], label="late", key="flight_id", period=period, settings=settings)
     controller = post(mail)
