@@ -1,9 +1,11 @@
 "Alerts against real receivers: HTTP servers that answer, refuse and hang, a mail server, Debian's Alertmanager."
 import http.server, json, shutil, socket, subprocess, threading, time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from conftest import until
 from scalai_nb.core.alerts import Alert, Sender, send
 from scalai_nb.core.settings import Settings
 from servers import free_port, wait_for
@@ -137,25 +139,30 @@ def test_a_mail_server_that_hangs_or_is_busy(tmp_path):
     assert done == {"email": ""} and len(busy.mails) == 1
 
 
-@pytest.mark.slow
-def test_debian_s_alertmanager_opens_and_resolves(tmp_path):
+@contextmanager
+def alertmanager(folder: Path, ear: Ear):  # its base URL
+    "Debian's Alertmanager, which tells an ear at once."
     import httpx
     program = shutil.which("prometheus-alertmanager")
     assert program, "Alertmanager is not installed: apt-get install prometheus-alertmanager"
-    ear, port = Ear(), free_port()
-    (tmp_path/"am.yml").write_text(f"route: {{receiver: ear, group_by: ['...'], group_wait: 0s, group_interval: 1s}}\nreceivers: [{{name: ear, webhook_configs: [{{url: '{ear.url}', send_resolved: true}}]}}]\n")
-    with subprocess.Popen([program, f"--config.file={tmp_path}/am.yml", f"--storage.path={tmp_path}/am", f"--web.listen-address=127.0.0.1:{port}", "--cluster.listen-address="], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    port, config = free_port(), folder/"am.yml"
+    config.write_text(f"route: {{receiver: ear, group_by: ['...'], group_wait: 0s, group_interval: 1s}}\nreceivers: [{{name: ear, webhook_configs: [{{url: '{ear.url}', send_resolved: true}}]}}]\n")
+    with subprocess.Popen([program, f"--config.file={config}", f"--storage.path={folder}/am", f"--web.listen-address=127.0.0.1:{port}", "--cluster.listen-address="], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             wait_for(port, process)
-            settings, url = told(tmp_path, alertmanager=f"http://127.0.0.1:{port}"), f"http://127.0.0.1:{port}/api/v2/alerts"
-            end = time.monotonic() + 90
-            while httpx.get(url).status_code != 200: assert time.monotonic() < end
-            assert send(FAILED, settings) == {"alertmanager": ""}
-            one, = httpx.get(url).json()
-            assert (one["labels"]["alertname"], one["labels"]["source"], one["annotations"]["summary"], one["status"]["state"] != "suppressed") == ("job failed", "nightly", FAILED.summary, True)
-            assert send(FAILED.over("nightly works again"), settings) == {"alertmanager": ""}
-            while [h["status"] for h in ear.heard] != ["firing", "resolved"]:
-                assert time.monotonic() < end, ear.heard
-                time.sleep(.1)
-            assert httpx.get(url).json() == []
+            until(lambda: httpx.get(f"http://127.0.0.1:{port}/api/v2/alerts").status_code == 200)
+            yield f"http://127.0.0.1:{port}"
         finally: process.terminate()
+
+
+@pytest.mark.slow
+def test_debian_s_alertmanager_opens_and_resolves(tmp_path):
+    import httpx
+    with alertmanager(tmp_path, ear := Ear()) as url:
+        settings, open_ = told(tmp_path, alertmanager=url), lambda: httpx.get(f"{url}/api/v2/alerts").json()
+        assert send(FAILED, settings) == {"alertmanager": ""}
+        one, = open_()
+        assert (one["labels"]["alertname"], one["labels"]["source"], one["annotations"]["summary"], one["status"]["state"] != "suppressed") == ("job failed", "nightly", FAILED.summary, True)
+        assert send(FAILED.over("nightly works again"), settings) == {"alertmanager": ""}
+        until(lambda: [h["status"] for h in ear.heard] == ["firing", "resolved"])
+        assert open_() == []

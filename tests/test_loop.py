@@ -9,6 +9,7 @@ from conftest import nobody_left, own_copy, scalai, until
 from scalai_nb.core.settings import Settings
 from scalai_nb.learn.registry import Registry
 from scalai_nb.loop.decisions import decisions, record, settle
+from test_alerts import Ear, Mail, alertmanager, post
 
 
 pytestmark = pytest.mark.timeout(1800)  # the demo is made before, where many others work
@@ -70,6 +71,7 @@ def test_where_no_champion_is_left_the_job_says_so(loop):
 def test_a_version_that_does_worse_on_later_labels_is_rolled_back(loop):
     from scalai_nb.loop.trial import trial
     registry, log = Registry(loop), decisions(loop)
+    assert all("what version 1 learnt from (2013-01)" in d["against"] and "kept aside in training" in d["against"] for d in log if d["version_before"] == 1), log
     first = registry.champion("late").version
     second = another(loop, worse=True)
     registry.promote("late", second, "promoted")
@@ -131,6 +133,38 @@ def test_a_retraining_killed_midway_leaves_the_champion_and_goes_on(two_months, 
     entry = decisions(loop)[-1]
     assert entry["outcome"] in ("promoted", "refused", "shadow") and entry["trail"][-1]["evidence"]["rows"] > 500
     assert Registry(loop).champion("late").version == entry["version_after"]
+
+
+@pytest.mark.slow
+def test_the_monitor_s_job_tells_an_alertmanager_and_by_mail(loop, tmp_path):
+    "A month with a broken clock, then one as usual: the alarm arrives and is resolved, each told once to each."
+    from email import message_from_bytes, policy
+    import pyarrow.compute as pc
+    from scalai_nb.data.table import Table, write
+    from scalai_nb.serve.score import score
+    settings = Settings.load(loop.root)
+    rows, mail, version = Table("features", settings).arrow(), Mail(), Registry(settings).champion("late").version
+    usual = rows.drop_columns("fold").take(np.random.default_rng(0).permutation(rows.num_rows)[:20_000])
+    put = lambda t, name, value: t.set_column(t.column_names.index(name), name, value)
+    for period, minutes in (("2013-05", 60), ("2013-06", 0)):
+        month = put(put(usual, "dep_delay", pc.add(usual["dep_delay"], minutes)), "period", [[period]*usual.num_rows])
+        month = put(month, "flight_id", pc.binary_join_element_wise(period, month["flight_id"], "-"))
+        write(month, "features", key=["flight_id"], fold=["flight_id"], period="period", batch=f"made {period}", settings=settings)
+        score(f"late@{version}", "features", where=[("period", "==", period)], label="late", key="flight_id", period=period, settings=settings)
+    controller = post(mail)
+    with alertmanager(tmp_path, ear := Ear()) as url:
+        told = dict(SCALAI_ALERTS__ALERTMANAGER=url, SCALAI_ALERTS__EMAIL=f"smtp://127.0.0.1:{controller.port}", SCALAI_ALERTS__EMAIL_FROM="a@example.org", SCALAI_ALERTS__EMAIL_TO="b@example.org", SCALAI_MONITOR__QUIET="1")
+        heard = lambda: [(h["status"], a["annotations"]["summary"]) for h in ear.heard for a in h["alerts"] if a["labels"]["source"] == "features"]
+        try:
+            for period, count in (("2013-05", 1), ("2013-06", 2)):
+                done = scalai("run", "workflows/monitor.ipynb", "-p", f"period={period}", "-p", f"version={version}", "--json", cwd=loop.root, **told)
+                assert done.code == 0, done.out[-3000:]
+                until(lambda: len(heard()) == count)
+        finally: controller.stop()
+    (opened, what), (over, end) = heard()
+    assert (opened, over) == ("firing", "resolved") and what.startswith("features 2013-05: ") and "dep_delay: " in what and "as usual for 1 window" in end, heard()
+    subjects = [message_from_bytes(m.content, policy=policy.default)["Subject"] for m in mail.mails]
+    assert [s for s in subjects if "features" in s] == [f"[warning] features: {what}", f"[resolved] features: {end}"], subjects
 
 
 @pytest.mark.slow

@@ -232,9 +232,9 @@ def test_a_predicted_number_is_measured_when_its_labels_come(model, june):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind, known, widest", [("month", "departed", .07), ("month", "scheduled", .12), ("week", "departed", .07)])
+@pytest.mark.parametrize("kind, known, widest", [("month", "departed", .07), ("month", "scheduled", .09), ("week", "departed", .07)])
 def test_the_band_without_labels_holds_the_truth(kind, known, widest):
-    "Nine of ten at least, for two models; what is known of a flight before it leaves says little, and its band is wide."
+    "Nine of ten at least, for two models; what is known of a flight before it leaves says little, and its band is twice as wide."
     from labelfree import MODELS, coverage
     found = [coverage(kind, model, 1, known) for model in MODELS]
     assert np.mean([f["covered"] for f in found]) >= .9 and max(f["half_width"] for f in found) <= widest, found

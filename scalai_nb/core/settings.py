@@ -68,7 +68,7 @@ class MonitorSection(Section):
 class RetrainSection(Section):
     on: Literal["never", "loss", "estimate", "drift"] = "estimate"  # what may call for it: a measured loss; an estimated one where inputs moved, too; drift alone, too
     severity: float = Field(1, ge=1)  # times what is usual that a measured loss must reach
-    rest: int = Field(0, ge=0)  # windows after a retraining in which no other begins, unless for a break, see `fresh`
+    rest: int = Field(0, ge=0)  # windows after a retraining in which no other begins, unless a measured loss is `fresh` times what is usual
     windows: int = Field(0, ge=0)  # newest windows that a challenger learns from; 0: as many as any version before it
     fresh: float = Field(2.5, ge=1)  # times what is usual from which on a measured loss means that windows before it mislead: a challenger learns from those since
     again: float = Field(4, ge=0)  # a version that learnt from so little is trained again when there is this many times as much; 0: never

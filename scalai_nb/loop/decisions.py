@@ -24,9 +24,11 @@ def record(model: str,  # registry name
            version: int,  # the champion that was judged
            outcome: str = "kept",  # kept, pending; later what `settle` says
            settings: Settings | None = None,
+           **said,  # losses, held and against, as monitor's Decision has them
           ) -> dict:
     "Write a decision down."
-    entry = dict(model=model, period=period, action=action, reasons=list(reasons), evidence=plain(evidence, "evidence"), reference=list(reference),
+    said = plain(dict(evidence=evidence, losses=[], held={}, against="") | said, "decision")
+    entry = dict(model=model, period=period, action=action, reasons=list(reasons), reference=list(reference), **said,
                  version_before=version, version_after=version, outcome=outcome, at=_now(), trail=[], settled=[])
     _write(entry, settings)
     return entry

@@ -109,7 +109,7 @@ def explained(decision: dict | None,  # of the log
     if decision is None: return []
     came = decision["settled"]
     why = [r for r in decision["reasons"] if r not in came]
-    told = [f"- {r}" for r in why[:most]] + ([f"- and {len(why) - most} more"] if len(why) > most else []) + [f"> {r}" for r in came]
+    told = [f"- {r}" for r in why[:most]] + ([f"- and {len(why) - most} more"] if len(why) > most else []) + [f"> {r}" for r in came] + [decision["against"]]*bool(decision["against"])
     return [line for t in told for line in textwrap.wrap(t, width, initial_indent=" "*9, subsequent_indent=" "*11)]
 
 # %% ../../nbs/loop/10_demo.ipynb #756df893

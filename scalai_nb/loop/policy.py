@@ -74,11 +74,11 @@ def plan(decision: Decision,  # of monitor, about this window
     more = "" if kind in KINDS[1:3] else grown(period, past, windows, rules, learnt)
     if more: kind, said = "more", said | {"called_by": "more"}
     elif not kind or kind == "drift" != rules.on: return replace(decision, evidence=said)
-    why = held(kind, said, rules) or ("" if said["break"] else _rest(period, past, windows, rules.rest))
-    if more: return replace(decision, evidence=said) if why else Decision("retrain", [more, *decision.reasons], said)
-    if why: return Decision("alert", [why, *decision.reasons], said)
+    why = held(kind, said, rules) or ("" if kind == "loss" and said["severity"] >= rules.fresh else _rest(period, past, windows, rules.rest))
+    if more: return replace(decision, evidence=said) if why else replace(decision, action="retrain", reasons=[more, *decision.reasons], evidence=said)
+    if why: return replace(decision, action="alert", reasons=[why, *decision.reasons], evidence=said)
     if decision.action == "retrain": return replace(decision, evidence=said)
-    return Decision("retrain", ["retraining on drift alone, as [retrain] on = drift asks for", *decision.reasons], said)
+    return replace(decision, action="retrain", reasons=["retraining on drift alone, as [retrain] on = drift asks for", *decision.reasons], evidence=said)
 
 def held(kind: str, evidence: dict, rules: RetrainSection) -> str:
     "Why this window's figures call for no retraining; nothing where they do."

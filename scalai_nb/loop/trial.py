@@ -36,7 +36,7 @@ def standing(model: str,  # registry name
     return None, f"The champion of {model!r} is gone ({lost.rstrip('.')}), and no version before it is left."
 
 # %% ../../nbs/loop/07_trial.ipynb #96b78140
-ELDERS = 3  # versions before the champion that may come back
+ELDERS = 6  # versions before the champion that may come back: a fault that ends leaves the newest of them worse
 
 def fails(champion, elder,  # (N,) probabilities of both, on the same rows
           label,  # (N,) what became true

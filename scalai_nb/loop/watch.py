@@ -66,9 +66,8 @@ def watch(source: str,  # a table, 'scores', 'scores.operations'
           now: float | None = None,  # seconds since 1970; default: the clock
          ) -> Look:
     "Look at one window, keep what it shows, and tell whoever must know. Reads profiles only."
-    from scalai_nb.data.history import periods, recall
-    from scalai_nb.data.profile import Profile
-    from scalai_nb.loop.judge import policy_of
+    from scalai_nb.data.history import periods
+    from scalai_nb.loop.judge import beside
     from scalai_nb.monitor.reference import reference
     settings, now = settings or Settings.load(), time.time() if now is None else now
     kept = to_look_at(list(periods(source, settings=settings)), settings.monitor.period, now)
@@ -76,9 +75,7 @@ def watch(source: str,  # a table, 'scores', 'scores.operations'
     period, alarms = period or kept[-1], Alarms(settings)
     if unit_of(period) and span(period)[0].timestamp() > now: raise BadRequest(f"The window {period} has not begun.", "Is a clock wrong? Name a window that is over.")
     held = reference(period, kept, without=alarms.odd(source))
-    window = lambda p: recall(source, p, None, settings=settings).get(None, Profile.empty())
-    before = [window(p) for p in held.periods]
-    found = look(source, period, sum(before), window(period), policy_of(before, settings, ignore), words=held.why)
+    found = look(source, period, *beside(source, period, list(held.periods), settings, ignore), words=held.why)
     alarms.saw(found)
     tell(settings, held.why)
     return found
@@ -91,8 +88,8 @@ def heed(model: str,  # registry name
         ) -> Look:
     "Keep what a decision says of losses, and tell whoever must know."
     settings = settings or Settings.load()
-    lost = [r for r in decision.reasons if r.startswith(("measured loss", "estimated loss"))]
-    found = Look(model, period, said := {"performance": "; ".join(lost)} if lost else {}, said)
+    said = {"performance": "; ".join(map(str, decision.losses))} if decision.losses else {}
+    found = Look(model, period, said, said, decision.against)
     Alarms(settings).saw(found)
-    tell(settings)
+    tell(settings, decision.against)
     return found

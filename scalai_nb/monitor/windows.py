@@ -16,13 +16,14 @@ def window(source: str,  # a table, 'scores', or 'scores.operations'
            periods: str | list | None = None,  # as ['2013-06', '2013-07'], each with what lies within it; None: all
            settings: Settings | None = None,
            by: str | tuple | None = None,  # period, fold, label, or several; None: one sum
+           empty: bool = False,  # where nothing is kept: a profile without rows, or {}
            **only,  # fold=…, label=…, version=…, unit=…, as data.history.recall takes them
           ) -> Profile | dict:  # one profile, or key -> profile
-    "The profile of some periods of a source."
+    "The profile of some periods of a source. Raises `BadRequest` where nothing is kept, unless `empty`."
     from scalai_nb.data.history import recall
     periods = [periods] if isinstance(periods, str) else None if periods is None else list(periods)
     found = recall(source, period=periods, by=by, settings=settings, **only)
-    if not found: raise _nothing(source, periods, settings)
+    if not found and not empty: raise _nothing(source, periods, settings)
     return found if by is not None else sum(found.values(), Profile.empty())
 
 # %% ../../nbs/monitor/06_windows.ipynb #c663078c

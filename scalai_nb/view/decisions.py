@@ -65,7 +65,8 @@ def log_table(decisions: list[dict], chosen: str = "",  # the window that is loo
         settled = [r for r in d.get("settled", []) if r in d["reasons"]]  # how a retraining ended is told whatever else is left out
         told = [r for r in d["reasons"] if r not in settled]
         return [escape(d["period"]), f"{e.get('rows', 0):,}", number(e.get("auc")), number(e.get("auc_reference")), guess, chip(*DONE[d["action"]]), escape(outcome(d)), "<br>".join(map(escape, told[:4]))
-                + (f'<br><span class="soft">and {several(len(told) - 4, "more reason")}</span>' if len(told) > 4 else "") + "".join(f"<br><b>{escape(r)}</b>" for r in settled)]
+                + (f'<br><span class="soft">and {several(len(told) - 4, "more reason")}</span>' if len(told) > 4 else "") + "".join(f"<br><b>{escape(r)}</b>" for r in settled)
+                + (f'<br><span class="soft">{escape(d["against"])}</span>' if d.get("against") else "")]
     newest = decisions[::-1]
     marked = next((i for i, d in enumerate(newest) if d["period"] == chosen), None)
     return table({"window": "name", "rows": "num", "AUC": "num", "usual": "num", "estimated": "num", "decision": "", "model": "", "why": ""}, [row(d) for d in newest], marked)

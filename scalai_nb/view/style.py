@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'GREEN', 'GREY', 'PURPLE', 'INK', 'LEVELS', 'CSS', 'PNG', 'MONTHS', 'html', 'chip', 'headline',
-           'table', 'key', 'number', 'duration', 'several', 'listed', 'cell', 'download', 'ticks', 'measured_scale',
-           'axis', 'figure', 'period_axis', 'period_scale', 'View', 'controls', 'dropdown', 'asked', 'linked', 'follow',
+           'table', 'key', 'number', 'duration', 'listed', 'cell', 'download', 'ticks', 'measured_scale', 'axis',
+           'figure', 'period_axis', 'period_scale', 'View', 'controls', 'dropdown', 'asked', 'linked', 'follow',
            'offered', 'take', 'Link', 'button', 'said', 'leads']
 
 # %% ../../nbs/view/00_style.ipynb #d36ab53f
@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 
 import bqplot as bq, ipywidgets as w, numpy as np
 
+from ..core.plain import several
 from .paper import on_paper
 
 # %% ../../nbs/view/00_style.ipynb #27b87c85
@@ -125,8 +126,6 @@ def duration(seconds: float | None) -> str:
     if seconds < 60: return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
-
-def several(n: int, word: str) -> str: return f"{n:,} {word}{'' if n == 1 else 's'}"
 
 def listed(names, most: int = 3) -> str:
     "a, b and c; a, b, c and 4 more."
