@@ -8,7 +8,7 @@ __all__ = ['RATES', 'RANKED', 'KINDS', 'Check', 'Both', 'beside', 'share', 'numb
 
 # %% ../../nbs/monitor/01_columns.ipynb #4a0fade9
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from ..data.histogram import quantile
 from ..data.profile import Column, Profile, align, align_categories
-from .counts import EXPECTED, beyond, cells, groups, gtest, js, ks, mass, ranks, rate, scores, telling
+from .counts import EXPECTED, beyond, cells, groups, gtest, js, ks, mass, moving, ranks, rate, scores, shifting, telling
 
 # %% ../../nbs/monitor/01_columns.ipynb #7c5bbfc9
 @dataclass
@@ -39,6 +39,7 @@ class Both:
     name: str
     a: Column | None
     b: Column | None
+    whole: "Both | None" = field(default=None, repr=False)  # of a segment: the column in all segments together
 
     @cached_property
     def counts(self) -> tuple: return tuple(np.asarray(x, float) for x in align(self.a, self.b))  # lows, highs, reference, current: by bucket
@@ -48,6 +49,11 @@ class Both:
 
     @cached_property
     def grouped(self) -> tuple: return tuple(np.bincount(self.group, x) for x in self.counts[2:])  # reference, current: by group
+
+    @cached_property
+    def shape(self) -> tuple:  # edges and scores, rows that they were learnt from
+        lo, hi, ca, cb = self.counts
+        return moving(lo / 2 + hi / 2, ca + cb), (ca + cb).sum()
 
     @cached_property
     def labels(self) -> tuple: return align_categories(self.a, self.b)  # values or None, reference, current
@@ -86,12 +92,12 @@ def numbers(c: Both) -> list:  # of Check
     found, (lo, hi, ca, cb) = rates(c), c.counts
     if not ca.sum() or not cb.sum(): return found
     if identifiers(c.a, c.b): return found + [Check(c.name, "identifier", 1., 0., 0., "every value is its own: an identifier, its new range is no drift")]
-    d, h = ks(ca, cb), gtest(*c.grouped)
-    s, w = _ranked(ca, cb)
-    return found + [Check(c.name, "ks", *_size(d), lambda: f"{_median(c)}, KS {d[1]:.2f}"),
-                    Check(c.name, "shift", *_size(s), lambda: f"{_median(c)}, shift {s[1]:+.2f} sd"),
-                    Check(c.name, "spread", *_size(w), lambda: f"interquartile range {' → '.join(number(q[2] - q[0]) for q in c.quartiles)}, spread {w[1]:+.2f} sd"),
-                    Check(c.name, "js", *h, lambda: f"{_moved_group(c)}, JS {h[1]:.2f}"), _outside(c)]
+    d, h, several = ks(ca, cb), gtest(*c.grouped), len(ca) > 1
+    s, w = _ranked(c)
+    return found + [Check(c.name, "ks", *_size(d), lambda: f"{_median(c)}, KS {d[1]:.2f}", several),
+                    Check(c.name, "shift", *_size(s), lambda: f"{_median(c)}, shift {s[1]:+.2f} sd", several),
+                    Check(c.name, "spread", *_size(w), lambda: f"interquartile range {' → '.join(number(q[2] - q[0]) for q in c.quartiles)}, spread {w[1]:+.2f} sd", several),
+                    Check(c.name, "js", *h, lambda: f"{_moved_group(c)}, JS {h[1]:.2f}", len(c.grouped[0]) > 1), _outside(c, several)]
 
 def _median(c: Both) -> str:
     "How the median moved; the shares, where it stands."
@@ -101,11 +107,14 @@ def _median(c: Both) -> str:
 # %% ../../nbs/monitor/01_columns.ipynb #0fddcbec
 RANKED = 1024  # groups of equal mass that carry the ranks: their scores are as good as the rows' own
 
-def _ranked(ca, cb):
-    "Location and scale."
-    if len(ca) > RANKED: g = mass(ca, cb, RANKED); ca, cb = np.bincount(g, ca), np.bincount(g, cb)
-    z = scores(ca + cb)
-    return ranks(ca, cb, z), ranks(ca, cb, z * z)
+def _ranked(c):
+    "Location, by the shape of the column; and scale."
+    lo, hi, ca, cb = c.counts
+    at, like = lo / 2 + hi / 2, c.whole if c.whole and c.whole.a.kind == c.whole.b.kind == "number" else c
+    if len(ca) > RANKED:
+        g = mass(ca, cb, RANKED)
+        at, ca, cb = at[np.searchsorted(g, np.arange(g[-1] + 1))], np.bincount(g, ca), np.bincount(g, cb)
+    return ranks(ca, cb, shifting(at, ca + cb, *like.shape)), ranks(ca, cb, scores(ca + cb) ** 2)
 
 def _moved_group(c: Both) -> str:
     "The group of buckets whose share changed most."
@@ -116,14 +125,14 @@ def _moved_group(c: Both) -> str:
     low, high = number(lo[first]), number(hi[last - 1])
     return f"share {'at ' + low if low == high else f'from {low} to {high}'} {share(pa[i])} → {share(pb[i])}"
 
-def _outside(c: Both) -> Check:
+def _outside(c: Both, several: bool) -> Check:
     "Rows beyond the other window's extremes."
     (lo, hi, ca, cb), a, b = c.counts, c.a.ordered, c.b.ordered
     least, most = max(a.low, b.low), min(a.high, b.high)
     above, below = ((ca[at].sum(), cb[at].sum()) for at in (lo > most, hi < least))
     p, d, noise, side = beyond(above, below, (ca.sum(), cb.sum()))
     edge, now = (most, above[1]) if side == "above" else (least, below[1])
-    return Check(c.name, "range", p, d, noise, lambda: f"{share(d)} of the rows {side} {number(edge)}, where {'the reference has none' if now else 'none are now'}")
+    return Check(c.name, "range", p, d, noise, lambda: f"{share(d)} of the rows {side} {number(edge)}, where {'the reference has none' if now else 'none are now'}", several)
 
 # %% ../../nbs/monitor/01_columns.ipynb #cce90f23
 def identifiers(a: Column, b: Column) -> bool:
@@ -152,8 +161,9 @@ def shares(name: str,
           ) -> list:  # of Check
     "Did the shares of categories change: of all together, and of the one that moved most."
     enough = (ca + cb) * min(ca.sum(), cb.sum()) >= EXPECTED * (ca + cb).sum()
-    g = gtest(*(np.r_[x[enough], x[~enough].sum()].astype(float) for x in (ca, cb)))
-    found = [Check(name, "js", *g, lambda: (_moved_labels(labels, ca, cb) if labels is not None else hashed() or "shares of hashed values moved") + f", JS {js(ca, cb):.2f}")]
+    tested = [np.r_[x[enough], x[~enough].sum()].astype(float) for x in (ca, cb)]
+    g, several = gtest(*tested), int((sum(tested) > 0).sum()) > 1
+    found = [Check(name, "js", *g, lambda: (_moved_labels(labels, ca, cb) if labels is not None else hashed() or "shares of hashed values moved") + f", JS {js(ca, cb):.2f}", several)]
     if len(ca) < 3: return found  # two categories: one share, tested already
     p, d, noise, i = cells(ca, cb)
     if i is None: return found

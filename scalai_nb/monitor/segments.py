@@ -54,11 +54,13 @@ def inside(column: str, segment) -> str: return f"{column} in {named(segment)}"
 
 def segments(reference: dict, current: dict,  # families by segment
              ignore: tuple = (),
+             wholes: dict | None = None,  # name -> Both, of all rows
             ) -> tuple:  # name -> Both, checks
     "Every check of every column in every segment, and whether their shares of the rows moved."
     both, found = {}, []
     for segment, (a, b) in parts(reference, current).items():
         for name, c in beside(a, b, ignore).items():
+            c.whole = (wholes or {}).get(name)
             checks = [check for check in column(c) if check.name != "schema"]  # the whole says that
             for check in checks: check.column = inside(name, segment)
             both[inside(name, segment)] = (name, segment, c)

@@ -22,7 +22,7 @@ from ..core.storage import write_atomic
 # %% ../../nbs/monitor/00_thresholds.ipynb #bb70eacd
 EFFECTS = {
     "ks": .03,           # largest gap between the cumulative shares
-    "shift": .05,        # location: difference of mean normal scores, in sd (van der Waerden 1952)
+    "shift": .05,        # location: difference of mean scores, in their sd; of a normal column the sd by which it moved
     "spread": .07,       # scale: difference of mean squared normal scores, in sd (Klotz 1962); variance × 1.2 gives .13
     "js": .05,           # Jensen–Shannon distance, base 2, 0 … 1
     "value": .01,        # share of rows: of the one category that moved most

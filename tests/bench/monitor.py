@@ -1,8 +1,8 @@
 """Drift, estimates and the closed loop, beside the peers in environments of their own, in one run: `make bench-monitor`, or
 
-    python tests/bench/monitor.py alarms power estimate cost loop --times 1000 --peers 20 [--only scalai alibi-detect] [--dry]
+    python tests/bench/monitor.py alarms power estimate cost loop --times 1000 --peers 20 [--only scalai alibi-detect] [--rows 1000] [--dry]
 
-Ours and the peers are given the same pairs of frames; peers, being slower, fewer of them, and the tables say how many.
+Ours and the peers are given the same pairs of frames; larger windows and peers, being slower, fewer of them: each cell says how many.
 A peer's environment is made when it is first asked for, beside this Python's own packages; one that cannot be installed is said in the table.
 The sections go to tests/bench/RESULTS.md as those of bench.py do.
 """
@@ -20,10 +20,13 @@ from bench import keep, stamp
 from peers import PACKAGES
 
 SIZES = (1_000, 10_000, 100_000)  # rows of a window
-LOOKS = {1_000: 1., 10_000: 1., 100_000: .1}  # of the peers' comparisons, at each size
+LOOKS = {1_000: 1., 10_000: .3, 100_000: .1}  # of our comparisons, at each size
+CUT = .25  # of them where segments are compared, too
+LONG = 10  # seconds after which a peer is asked no further comparison of a kind, if it has answered three
 SEED = 2013  # of what is reported; the thresholds were made on other seeds
 ESTIMATED = (11, 12)  # seeds of the fold that is left out
 FLOOR = {"mean +.1 sd": 0., "nulls 1 → 3 %": .5}  # at a thousand rows; .8 for what is not named
+SEGMENTS = "by segment"
 
 
 # --- the peers
@@ -73,48 +76,58 @@ class Peer:
 
 # --- pairs of frames, the same for all
 
+def planted(table: str, case: str):
+    import drifts
+    return drifts.PLANTED[table].get(case)
+
+
 def pairs(table: str, n: int, times: range, case: str = ""):
     "Two windows of the same rows, drawn again each time; with a case, the drift is planted in the second."
     import drifts
-    frame = drifts.TABLES[table]()
     for k in times:
         rng = np.random.default_rng([SEED, n, k])
-        reference, current = drifts.splits(frame, n, rng)
-        yield reference, drifts.PLANTED[table][case](current, rng) if case else current
+        reference, current = drifts.splits(drifts.TABLES[table](), n, rng)
+        yield reference, drift(current, rng) if (drift := planted(table, case)) else current
 
 
-def ours(table: str, n: int, times: range, case: str) -> int:  # how many alarmed, or told what was planted
-    "This workbench, by its stated defaults and by segment, in a process of its own."
+def cut(table: str, case: str) -> bool: return case == SEGMENTS or (d := planted(table, case)) is not None and d.segment is not None
+
+
+def ours(table: str, n: int, case: str, times: range) -> int:  # how many alarmed, or told what was planted
+    "This workbench, by its stated defaults, in a process of its own; by segment where that is the question."
     import drifts
     from scalai_nb.data.profile import profile
     from scalai_nb.monitor.drift import compare
-    reports = (compare(*(profile(f, by=drifts.SEGMENTS[table]) for f in pair)) for pair in pairs(table, n, times, case))
-    return sum(drifts.told(r, drifts.PLANTED[table][case]) if case else r.drifted for r in reports)
+    by, drift = drifts.SEGMENTS[table] if cut(table, case) else None, planted(table, case)
+    reports = (compare(*(profile(f, by=by) for f in pair)) for pair in pairs(table, n, times, case))
+    return sum(drifts.told(r, drift) if drift else r.drifted for r in reports)
 
 
 # --- counting
 
 def count_ours(todo: list, times: int) -> dict:  # (table, n, case) -> (alarms, comparisons, errors)
     "All of them on all cores."
-    cores = os.cpu_count() or 1
+    cores, found, step = os.cpu_count() or 1, {}, 25  # comparisons at a time
+    often = {what: max(4, round(times * LOOKS[what[1]] * (CUT if cut(what[0], what[2]) else 1))) for what in todo}
     with ProcessPoolExecutor(cores, get_context("spawn")) as pool:
-        parts = {what: [pool.submit(ours, what[0], what[1], range(times * i // cores, times * (i + 1) // cores), what[2]) for i in range(cores)] for what in todo}
-        found = {}
+        parts = {what: [pool.submit(ours, *what, range(k, min(k + step, often[what]))) for k in range(0, often[what], step)] for what in todo}
         for what, part in parts.items():
-            found[what] = (sum(p.result() for p in part), times, 0)
+            found[what] = (sum(p.result() for p in part), often[what], 0)
             print("scalai", what, found[what], file=sys.stderr, flush=True)
     return found
 
 
 def count_peer(name: str, todo: list, times: int) -> tuple[dict, str]:
     "A peer, one comparison after the other."
-    import drifts
     with Peer(name) as peer:
         found = {}
         for what in todo:
-            table, n, case = what
-            said = [peer(*pair) for pair in pairs(table, n, range(max(3, round(times * LOOKS[n]))), case)]
-            hit = lambda names: drifts.PLANTED[table][case].column in names if case else bool(names)
+            if what[2] == SEGMENTS: continue  # no peer has this
+            said, began = [], time.monotonic()
+            for pair in pairs(*what[:2], range(times), what[2]):
+                said.append(peer(*pair))
+                if len(said) >= 3 and time.monotonic() - began > LONG: break
+            hit = lambda names: drift.column in names if (drift := planted(what[0], what[2])) else bool(names)
             found[what] = (sum(hit(s.get("alarms", [])) for s in said), len(said), sum("error" in s for s in said))
             print(name, what, found[what], next((s["error"] for s in said if "error" in s), ""), file=sys.stderr, flush=True)
         return found, peer.version()
@@ -135,7 +148,7 @@ def counted(todo: list, who: list, times: int, peers: int) -> tuple[dict, list]:
 
 
 def cell(found, what) -> str:
-    if isinstance(found, str): return "–"
+    if isinstance(found, str) or what not in found: return "–"
     hits, times, errors = found[what]
     return f"{hits / times:.3f} of {times}" + (f", {errors} crashes" if errors else "")
 
@@ -152,33 +165,27 @@ def lines(title: str, story: str, todo: list, found: dict, told: list, target, c
 
 def alarms(a, command, load) -> str:
     "False alarms."
-    todo = [("flights", n, "") for n in SIZES] + [("weather", n, "") for n in SIZES[:2]]
+    todo = [(table, n, case) for table, sizes in (("flights", SIZES), ("weather", SIZES[:2])) for n in sizes if n in a.rows for case in ("", SEGMENTS)]
     found, told = counted(todo, a.who, a.times, a.peers)
     def target(what, counts):
         rate, se = counts[0] / counts[1], np.sqrt(.05 * .95 / counts[1])
         return "≤ .05", ("yes; aim ≤ .02: " + ("yes" if rate <= .02 else "no")) if rate <= .05 else f"**no**, {(rate - .05) / se:.1f} standard errors over"
-    return lines("alarms on random splits", f"How often anything alarms when both windows are drawn from the same rows, so that nothing drifted: any column, pair or segment. Share of the comparisons; ours {a.times} each, a peer's {a.peers} or a tenth of it at 100,000 rows.",
-                 todo, found, told, target, command, load)
+    return lines("alarms on random splits", f"How often anything alarms when both windows are drawn from the same rows, so that nothing drifted: any column or pair; `{SEGMENTS}`: or any column of any segment. "
+                 "Share of the comparisons. The weather has rows for windows of 10,000 at most.", todo, found, told, target, command, load)
 
 
 def power(a, command, load) -> str:
     "Drifts that are found."
     import drifts
-    todo = [(table, n, case) for n in SIZES[1::-1] for table, cases in drifts.PLANTED.items() for case in cases]
-    found, told = counted(todo, a.who, max(2, a.times // 10), max(2, a.peers // 2))
+    todo = [(table, n, case) for n in SIZES[1::-1] if n in a.rows for table, cases in drifts.PLANTED.items() for case in cases]
+    found, told = counted(todo, a.who, max(4, a.times // 5), max(3, a.peers // 2))
     def target(what, counts):
-        rate, least = counts[0] / counts[1], .95 if what[1] == 10_000 else FLOOR.get(what[2], .8)
-        if not least: return limit(what[1]), ""
-        return f"≥ {least:g}", "yes" if rate >= least else "**no**"
-    return lines("power against planted drifts", "How often a comparison tells the column in which a drift was planted, by itself, in a pair or in a segment. Read it beside the false alarms above: who always alarms finds everything.",
-                 todo, found, told, target, command, load)
-
-
-def limit(n: int) -> str:
-    "What the best test could reach for a mean that moved by .1 sd of a normal column: told which column it is, or watching twelve."
-    from scipy.special import ndtr, ndtri
-    reach = lambda level: ndtr(.1 * np.sqrt(n / 2) + ndtri(level / 2))
-    return f"no test of a normal mean finds more than {reach(.05):.2f} when told the column, {reach(.05 / 12):.2f} when it watches 12"
+        table, n, case = what
+        rate, least, (one, many) = counts[0] / counts[1], .95 if n == 10_000 else FLOOR.get(case, .8), drifts.reach(table, case, n)
+        return f"{f'≥ {least:g}' if least else 'as far as can be'}; the best test {one:.2f}, {many:.2f}", ("yes" if rate >= least else "**no**") if least else ""
+    return lines("power against planted drifts", "How often a comparison tells the column in which a drift was planted, by itself, in a pair or, where segments are compared, in its segment. "
+                 "Read it beside the false alarms above: who always alarms finds everything. Beside what must be found stands what the best test of two windows can find at a level of .05: "
+                 "one that was told the column, the kind of drift and the shapes, and the same one when it watches twelve columns, or twelve in every segment.", todo, found, told, target, command, load)
 
 
 # --- without labels
@@ -297,8 +304,9 @@ PARTS = dict(alarms=alarms, power=power, estimate=estimate, cost=cost, loop=loop
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("parts", nargs="*", choices=[*PARTS, []], help=f"of {', '.join(PARTS)}; all by default")
-    p.add_argument("--times", type=int, default=1000, help="comparisons of ours for false alarms; a tenth of it for power")
-    p.add_argument("--peers", type=int, default=20, help="comparisons of each peer for false alarms; a half of it for power")
+    p.add_argument("--times", type=int, default=1000, help="comparisons of ours for false alarms among a thousand rows; a fifth of it for power")
+    p.add_argument("--peers", type=int, default=20, help=f"comparisons of each peer for false alarms, a half of it for power; fewer after {LONG} seconds")
+    p.add_argument("--rows", type=int, nargs="+", default=SIZES, choices=SIZES, help="sizes of windows for alarms and power")
     p.add_argument("--repeats", type=int, default=3, help="of what is timed")
     p.add_argument("--only", nargs="+", default=None, help="these contenders")
     p.add_argument("--dry", action="store_true", help="print the sections, leave RESULTS.md as it is")
