@@ -79,7 +79,7 @@ COLUMNS = f"{'month':<8} {'kept':>8} {'refused':>8} {'AUC':>7} {'usual':>7} {'es
 def story(run, settings: Settings, folder: Path | str) -> str:
     "The table of what happened, and the line to type next."
     doc = run.to_dict()
-    if doc["state"] == "cancelled": return f"Stopped. What was finished is kept; to go on: scalai demo {folder} --months {doc['parameters']['months']}"
+    if doc["state"] == "cancelled": return f"Stopped. What was finished is kept; to go on: scalai demo {folder}" + "".join(f" --{k} {v}" for k in ("months", "shuffle", "shift") if (v := doc["parameters"][k]))
     if doc["state"] not in ("succeeded", "skipped"): return failed(doc)
     lines = [COLUMNS] + [line for row in months_told(settings) for line in (_line(row), *explained(row["decision"]))]
     lines += ["", f"{counted(doc)}   {doc['seconds']:.0f} s", f"Dashboards:  cd {folder} && {command(settings.root)} dash"]
