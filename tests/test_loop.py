@@ -150,7 +150,7 @@ def test_the_monitor_s_job_tells_an_alertmanager_and_by_mail(loop, tmp_path):
         month = put(put(usual, "dep_delay", pc.add(usual["dep_delay"], minutes)), "period", [[period]*usual.num_rows])
         month = put(month, "flight_id", pc.binary_join_element_wise(period, month["flight_id"], "-"))
         write(month, "features", key=["flight_id"], fold=["flight_id"], period="period", batch=f"made {period}", settings=settings)
-        score(f"late@{version}", "features", where=[("period", "==", period)], label="late", key="flight_id", period=period, settings=settings)
+        score(f"late@{version}", "features", where=[("period", "==", period)], label="late", key="flight_id", period=period, keep=["time_hour", "carrier", "origin"], settings=settings)
     controller = post(mail)
     with alertmanager(tmp_path, ear := Ear()) as url:
         told = dict(SCALAI_ALERTS__ALERTMANAGER=url, SCALAI_ALERTS__EMAIL=f"smtp://127.0.0.1:{controller.port}", SCALAI_ALERTS__EMAIL_FROM="a@example.org", SCALAI_ALERTS__EMAIL_TO="b@example.org", SCALAI_MONITOR__QUIET="1")

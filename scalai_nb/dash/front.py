@@ -111,7 +111,9 @@ const find = name => known[name] ?? (loading[name] ??= new Promise((done, failed
   script.onload = () => { done(known[name]); localStorage.setItem(USED, JSON.stringify(Object.keys(loading))) }; script.onerror = failed; document.head.append(script);
 }));
 window.define = (...given) => {
-  const make = given.pop(), needs = given.pop() ?? [], name = document.currentScript.dataset.name, made = make(...needs.map(n => known[n]));
+  const name = document.currentScript?.dataset.name;
+  if (!name) return;  // a stranger's, such as a browser extension's
+  const make = given.pop(), needs = given.pop() ?? [], made = make(...needs.map(n => known[n]));
   for (const n of CORE.includes(name) ? CORE : [name]) known[n] = made;
 };
 window.define.amd = {};
