@@ -163,8 +163,8 @@ def test_the_monitor_s_job_tells_an_alertmanager_and_by_mail(loop, tmp_path):
         finally: controller.stop()
     (opened, what), (over, end) = heard()
     assert (opened, over) == ("firing", "resolved") and what.startswith("features 2013-05: ") and "dep_delay: " in what and "as usual for 1 window" in end, heard()
-    subjects = [message_from_bytes(m.content, policy=policy.default)["Subject"] for m in mail.mails]
-    assert [s for s in subjects if "features" in s] == [f"[warning] features: {what}", f"[resolved] features: {end}"], subjects
+    subjects = [" ".join(message_from_bytes(m.content, policy=policy.default)["Subject"].split()) for m in mail.mails]  # a folded header unfolds with spaces of its own
+    assert [s for s in subjects if " features: " in s] == [f"[warning] features: {what}"[:150].strip(), f"[resolved] features: {end}"[:150].strip()], subjects
 
 
 @pytest.mark.slow
