@@ -49,11 +49,9 @@ def large(rows, column: str) -> dict:  # segment -> Arrow rows
     "Rows by the values of a column; nulls are a segment, and so are the small ones together."
     import pyarrow as pa
     values = [named(v) for v in rows[column].to_pylist()]
-    counts = {}
-    for v in values: counts[v] = counts.get(v, 0) + 1
-    kept = sorted(counts, key=lambda v: (-counts[v], v))[:MOST if len(counts) <= MOST else MOST - 1]
-    segment = [v if v in set(kept) else OTHERS for v in values] if len(kept) < len(counts) else values
-    found = pa.array(segment).dictionary_encode()
+    counts = Counter(values)
+    kept = set(sorted(counts, key=lambda v: (-counts[v], v))[:MOST if len(counts) <= MOST else MOST - 1])
+    found = pa.array([v if v in kept else OTHERS for v in values]).dictionary_encode()
     return {f"{column}={v}": rows.filter(pa.compute.equal(found.indices, i)) for i, v in enumerate(found.dictionary.to_pylist())}
 
 
