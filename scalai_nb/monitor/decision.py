@@ -69,8 +69,8 @@ class Decision:
     @property
     def against(self) -> str:  # '' where nobody said
         "What the window was held against, in a sentence."
-        said = [f"{word} {self.held[k].why}" for k, word in HELD.items() if k in self.held]
-        return "; ".join(said)[:1].upper() + "; ".join(said)[1:] + "." if said else ""
+        said = "; ".join(f"{word} {self.held[k].why}" for k, word in HELD.items() if k in self.held)
+        return f"{said[:1].upper()}{said[1:]}." if said else ""
 
     def to_dict(self) -> dict: return asdict(self) | {"against": self.against}
 
