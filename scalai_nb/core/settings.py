@@ -51,7 +51,7 @@ class JobsSection(Section):
     lease: float = Field(30, ge=1)  # seconds without a sign of life after which a scheduler's work is taken over
 
 class WorkflowSection(Section):
-    jobs: int = Field(0, ge=0)  # steps at a time; 0: half as many as cores
+    jobs: int = Field(0, ge=0)  # steps at a time; 0: as many as cores
     cpus: int | None = Field(None, ge=1)  # what steps may ask for together; none: what this machine has
     memory: ByteSize | None = None  # likewise, as 16GiB
     gpus: int | None = Field(None, ge=0)  # likewise

@@ -65,9 +65,16 @@ class Comm {
   send(data, callbacks, metadata, buffers) { return this.tell('comm_msg', data, callbacks, metadata, buffers) }
   close(data, callbacks, metadata, buffers) { comms.delete(this.comm_id); return this.tell('comm_close', data, callbacks, metadata, buffers) }
 }
-const kernel = { is_connected: () => true, comm_info: (target_name, done) => send('comm_info_request', { target_name }, { shell: { reply: done } }), comm_manager: {
+const CONTROL = 'jupyter.widget.control', asked = new Comm(CONTROL);  // all states are asked for while the widgets' scripts are still being read
+let told, taken;
+const states = new Promise(done => { told = done }), created = new Promise(done => { taken = done });
+asked.open({}, undefined, { version: '1.0.0' });
+asked.send({ method: 'request_states' });
+asked.on_msg(m => { told(m); return created });  // what else the kernel says waits until its models are there
+const control = { on_msg: act => states.then(act), on_close: act => asked.on_close(act), send() {}, close: () => asked.close() };
+const kernel = { is_connected: () => true, comm_info: (target_name, done) => { taken(); send('comm_info_request', { target_name }, { shell: { reply: done } }) }, comm_manager: {
   register_target: (name, opened) => targets.set(name, opened), register_comm: comm => comms.set(comm.comm_id, comm),
-  new_comm: (target, data, callbacks, metadata, id, buffers) => { const comm = new Comm(target, id); comm.open(data, callbacks, metadata, buffers); return comm } } };
+  new_comm: (target, data, callbacks, metadata, id, buffers) => { if (target === CONTROL) return control; const comm = new Comm(target, id); comm.open(data, callbacks, metadata, buffers); return comm } } };
 kernel.comm_manager.kernel = kernel;
 const on = {
   comm_open: m => targets.get(m.content.target_name)?.(new Comm(m.content.target_name, m.content.comm_id), m),
@@ -146,11 +153,13 @@ const draw = async widgets => {
   addEventListener('resize', () => { for (const v of views) v.luminoWidget.processMessage(widgets.JupyterLuminoWidget.ResizeMessage.UnknownSize) });
 };
 const manager = () => kernel.widget_manager;
+const used = JSON.parse(localStorage.getItem(USED) ?? '[]').filter(name => offered[name]);  // by the last visit
+for (const name of used) document.head.append(Object.assign(document.createElement('link'), { rel: 'preload', as: 'script', href: offered[name] }));
 const start = async () => {
   const widgets = await find(CORE[0]);
-  for (const name of JSON.parse(localStorage.getItem(USED) ?? '[]')) if (offered[name]) find(name);  // those of the last visit, while the kernel is asked
+  used.forEach(find);  // while the kernel is asked
   const menu = document.createElement('ul'); menu.hidden = true; menu.innerHTML = '<li><a id="help_menu"></a></li>'; document.body.append(menu);
-  notebook.get_cells = () => (draw(widgets).catch(whole), []);  // asked for when all models are there
+  notebook.get_cells = () => (taken(), draw(widgets).catch(whole), []);  // asked for when all models are there
   await widgets.load_ipython_extension(); menu.remove();
 };
 addEventListener('unhandledrejection', e => { if (!drawn) whole(e.reason) });

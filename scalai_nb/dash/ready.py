@@ -38,7 +38,7 @@ class Ready:
                  end,  # async (ids): end these kernels
                  state=lambda app: "",  # of the workspace, for an app; None: not known yet
                  age: float = 900.,  # seconds after which a page is made anew
-                 rest: float = 1.5,  # seconds without a visitor before others are made, as long as some wait
+                 rest: float = 1.5,  # seconds after one was taken before others are made
                  pause: float = 2.,  # seconds at least between two of one app that nobody took
                  clock=time.monotonic):
         self.kernels, self.make, self.end, self.state, self.age, self.rest, self.pause, self.clock = kernels, make, end, state, age, rest, pause, clock
@@ -66,8 +66,8 @@ class Ready:
         return found and self.remove(found)
 
     def resting(self) -> bool:
-        "Whoever opens a page now has the machine for himself."
-        return bool(self.pages) and self.clock() - self.taken < self.rest
+        "Whoever opens a page now has the machine for himself: the last one waiting is opened like the first."
+        return self.clock() - self.taken < self.rest
 
     def outgrown(self, page: Page) -> bool: return page.state != self.state(page.app) or self.clock() - page.made > self.age
 

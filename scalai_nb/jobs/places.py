@@ -45,11 +45,11 @@ def devices() -> tuple[str, ...]:
     return tuple(sorted(p.name.removeprefix("nvidia") for p in Path("/dev").glob("nvidia[0-9]*")))
 
 def here(settings: Settings, jobs: int | None = None) -> Place:
-    "This machine, within what `[workflow]` allows. Jobs compute on all cores themselves: by default there are half as many at a time as cores."
+    "This machine, within what `[workflow]` allows: by default as many steps at a time as cores. Those that compute on all cores themselves lose nothing by it, the others gain (bench: steps at a time)."
     from dask.system import CPU_COUNT  # knows containers
     w = settings.workflow
     gpus = devices() if w.gpus is None else (devices() or tuple(map(str, range(w.gpus))))[:w.gpus]
-    jobs = jobs or w.jobs or (1 if "SCALAI_RUN" in os.environ else max(1, CPU_COUNT//2))  # inside a job, its place is all there is
+    jobs = jobs or w.jobs or (1 if "SCALAI_RUN" in os.environ else CPU_COUNT)  # inside a job, its place is all there is
     return Place("here", jobs, w.cpus or CPU_COUNT, w.memory or _memory(), gpus)
 
 def _memory() -> int:  # bytes, of the machine or the container

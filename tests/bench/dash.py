@@ -3,17 +3,18 @@
     python tests/bench/dash.py --rounds 5 [--dry]
 
 One workspace as the loop leaves it (twelve windows of real flights), the same apps behind `scalai dash` and behind a plain `voila`, in turn.
-Visitors are contexts of one real Chromium with caches of their own, warmed by one visit; each comes at a moment of its own within two seconds.
+Visitors are real Chromiums, each with a profile of its own that has been here twice (from the third visit on a browser keeps a script as it was compiled); each comes
+at a moment of its own within two seconds.
 The section goes to tests/bench/RESULTS.md as those of bench.py do.
 """
-import argparse, asyncio, json, os, random, re, shutil, signal, subprocess, sys, tempfile, time, uuid
+import argparse, asyncio, contextlib, json, os, random, re, shutil, signal, subprocess, sys, tempfile, time, uuid
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 from bench import keep, stamp
 
-VISITORS, TABS, POOL, SPREAD = 8, 50, 8, 2.
+VISITORS, TABS, POOL, SPREAD, WARMING, SLOW = 8, 50, 8, 2., 2, 2
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split() + ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]  # and no route of Playwright's, which would switch the cache off
 SMALL = "import ipywidgets\nslider, said = ipywidgets.IntSlider(max=10_000), ipywidgets.HTML('<b>0</b>')\nslider.observe(lambda change: setattr(said, 'value', f'<b>{change.new}</b>'), 'value')\nslider"
 SEEN = """(() => { const look = () => { for (const [name, what] of Object.entries({paint: '.scalai .headline', live: '.scalai .widget-dropdown select'})) {
@@ -97,13 +98,13 @@ class Voila(Server):
 async def visitors(server, app: str, rounds: int) -> dict[str, list[float]]:
     "Eight people: the page that opens first, then the live one, then a control of it, round after round. Milliseconds, and bytes."
     from playwright.async_api import async_playwright
-    got = {"paint": [], "live": [], "control": [], "bytes": [], "alone": [], "first": []}
+    got = {"paint": [], "live": [], "control": [], "bytes": [], "alone": [], "first": [], "new": []}
     path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    async with async_playwright() as driver:
-        browser = await driver.chromium.launch(executable_path=path, args=FLAGS)
+    async with async_playwright() as driver, contextlib.AsyncExitStack() as homes:
         async def person():
-            context = await browser.new_context(viewport={"width": 1280, "height": 900})
-            page = await context.new_page()
+            context = await driver.chromium.launch_persistent_context(homes.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)), executable_path=path, args=FLAGS, viewport={"width": 1280, "height": 900})
+            homes.push_async_callback(context.close)
+            page = context.pages[0]
             await page.add_init_script(SEEN)
             if server.enter: await page.goto(server.enter)
             return page
@@ -121,8 +122,8 @@ async def visitors(server, app: str, rounds: int) -> dict[str, list[float]]:
               while (said() === before) await new Promise(requestAnimationFrame); return performance.now() - begun }"""))
         people = [await person() for _ in range(VISITORS)]
         lates = lambda: random.sample([SPREAD * i / VISITORS for i in range(VISITORS)], VISITORS)
-        for n in range(rounds + 1):
-            if n == 1: got = {k: [] for k in got}  # the first round filled the caches
+        for n in range(1 - WARMING, rounds + 1):
+            if n == 1: got = {k: [] for k in got}  # the caches are filled
             server.settle(app)
             await asyncio.gather(*(look(p, "paint", server.paint(app), late) for p, late in zip(people, lates())))
             got["bytes"] += [await p.evaluate(BYTES) for p in people]
@@ -134,11 +135,15 @@ async def visitors(server, app: str, rounds: int) -> dict[str, list[float]]:
                 await look(p, "alone", server.live(app), 1)
                 got["first"].append(await p.evaluate("() => performance.getEntriesByType('navigation')[0].responseEnd"))
                 await p.goto("about:blank")
-            print(f"{server.name} {n}/{rounds}: " + ", ".join(f"{k} {v[-VISITORS:] and max(v[-VISITORS:]):.0f}" for k, v in got.items()), file=sys.stderr, flush=True)
-        first = await person()  # nothing in its cache
-        await look(first, "paint", server.paint(app), 0)
-        got["bytes"] = [await first.evaluate(BYTES)]
-        await browser.close()
+            print(f"{server.name} {n}/{rounds}: " + ", ".join(f"{k} {max(v[-VISITORS:]):.0f}" for k, v in got.items() if v), file=sys.stderr, flush=True)
+        got["bytes"] = []
+        for _ in range(3):  # nothing in their caches
+            new = await person()
+            await look(new, "paint", server.paint(app), 0)
+            got["bytes"].append(await new.evaluate(BYTES))
+            server.settle(app)
+            await look(new, "new", server.live(app), 1)
+            await new.context.close()
     return got
 
 
@@ -225,7 +230,7 @@ def measure(kind, root: Path, rounds: int) -> dict:
 
 
 ROWS = {"paint": ("first meaningful paint: the headline is drawn, in Chromium", 150, 50), "live": ("live page ready: its controls are drawn, in Chromium", 500, 300),
-        "alone": ("the same, one visitor after the other, a second between them", 500, 300), "first": ("of that, until the last byte of the page", 500, 300),
+        "alone": ("the same, one visitor after the other, a second between them", 500, 300), "first": ("of that, until the last byte of the page", 500, 300), "new": ("the same, a visitor whose browser has never been here", 500, 300),
         "whole": ("the same, server only: page whole and kernel answering, eight at the same moment", 500, 300),
         "control": ("a control of the live page: another window chosen and drawn, in Chromium", 300, 100), "slide": ("live control round trip, server only: a slider's change comes back", 300, 100)}
 
@@ -242,14 +247,14 @@ def report(runs: dict, command: str, load: float) -> str:
     own, other = (runs[k]["tabs"][1] for k in ("scalai dash", "Voila alone"))
     lines.append(f"| kernels left 10 s after {TABS} visitors closed their tabs | {other} | {own}, of which 2 are the pool | 0 beyond it | {yes(own <= 2)} | | | |")
     n = len(runs["scalai dash"]["paint"])
-    told = (f"Eight visitors, {n} visits of each kind: contexts of one Chromium, each arriving at a moment of its own within {SPREAD:.0f} s, on the {os.cpu_count()} cores that also serve, so that eight browser pages, their kernels and the server wait for each other; the rows that say server only leave the browser out. A pool of {POOL} pages, full before each round. "
-            "Voila alone is `voila` on the same apps without any of this; it has no first page but the live one.")
+    told = (f"Eight visitors, {n} visits of each kind: Chromiums with profiles of their own that have been here {WARMING} times, each arriving at a moment of its own within {SPREAD:.0f} s, on the {os.cpu_count()} cores that also serve, so that eight browser pages, their kernels and the server wait for each other; the rows that say server only leave the browser out. A pool of {POOL} pages, full before each round. "
+            "Voila alone is `voila` on the same apps without any of this, visited {len(runs['Voila alone']['live'])} times; it has no first page but the live one.")
     return "\n".join(["## dashboards beside Voila alone", "", told, "", *lines, "", stamp(command, load), ""])
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("--rounds", type=int, default=5)
+    p.add_argument("--rounds", type=int, default=5, help=f"of scalai dash; of Voila alone {SLOW} at most, which takes a minute for one")
     p.add_argument("--dry", action="store_true", help="print the section, leave RESULTS.md as it is")
     a = p.parse_args()
     os.environ.pop("SCALAI_SETTINGS", None)
@@ -257,7 +262,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "w"
         workspace(root)
-        runs = {kind.name: measure(kind, root, a.rounds) for kind in (Voila, Scalai)}
+        runs = {kind.name: measure(kind, root, rounds) for kind, rounds in ((Voila, min(a.rounds, SLOW)), (Scalai, a.rounds))}
     text = report(runs, f"python tests/bench/dash.py --rounds {a.rounds}", load)
     print(text)
     if not a.dry: keep(text.splitlines()[0], text)

@@ -53,6 +53,11 @@ def windows(model: str, seed: int, kind: str, known: str, learnt: bool = False) 
     return {w: families[w] for w in sorted(families) if kind == "month" or (w < WEEKS - 1 if learnt else w >= WEEKS)}
 
 
+def referenced(kind: str, many: int) -> list[tuple[int, int]]:  # window, how many of the first ones are its reference
+    "The windows that can be estimated: those before whose end the labels of enough others have come."
+    return [(i, n) for i in range(many) if (n := i + 1 - LATE[kind]) >= LEAST[kind]]
+
+
 def coverage(kind: str,  # month or week
              model: str,  # logistic or boosting
              seed: int,  # of the fold and of the model
@@ -63,10 +68,8 @@ def coverage(kind: str,  # month or week
     from scalai_nb.monitor.labelfree import estimate
     from scalai_nb.monitor.performance import performance
     families, learnt, found = list(windows(model, seed, kind, known).values()), windows(model, seed, kind, known, True), []
-    for i, family in enumerate(families):
-        reference = families[:max(i + 1 - LATE[kind], 0)]
-        if len(reference) < LEAST[kind]: continue
-        e, truth = estimate(sum(family.values()), reference, spread=learnt), performance(family).auc
+    for i, n in referenced(kind, len(families)):
+        e, truth = estimate(sum(families[i].values()), families[:n], spread=learnt), performance(families[i]).auc
         found.append((e.low <= truth <= e.high, (e.high - e.low) / 2, abs(e.auc - truth), e.trusted, e.baseline_low <= truth <= e.baseline_high, (e.baseline_high - e.baseline_low) / 2, abs(e.baseline - truth)))
     names = ("covered", "half_width", "error", "trusted", "constant_covered", "constant_half_width", "constant_error")
     return {"kind": kind, "model": model, "seed": seed, "known": known, "windows": len(found), **dict(zip(names, np.mean(np.array(found, float), axis=0).tolist()))}

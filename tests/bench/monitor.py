@@ -214,17 +214,18 @@ def estimate(a, command, load) -> str:
 
 
 def _cbpe(peer: Peer, rows, kind: str) -> dict:
-    "How NannyML's band fared on the same windows."
+    "How NannyML's band fared on the same windows, each beside the reference that ours has."
     import labelfree
     from scalai_nb.learn.fit import auc
     rows = rows.assign(window=rows[kind].astype("int64"), late=rows.late.astype("int64"))
-    last = labelfree.LEARNT if kind == "month" else int(rows.week[rows.month <= labelfree.LEARNT].max()) - 1
-    reference, later = rows[rows.window <= last], rows[rows.window > last + (kind == "week")]
-    bands = peer(reference[["score", "late", "window"]], later[["score", "late", "window"]], ask="cbpe")
-    if "error" in bands: return {}
-    truth = {w: auc(f.late.to_numpy(), f.score.to_numpy()) for w, f in later.groupby("window")}
-    got = np.array([(low <= truth[w] <= high, (high - low) / 2, abs(value - truth[w])) for w, value, low, high in bands["alarms"]], float).mean(0)
-    return dict(zip(("cbpe_covered", "cbpe_half_width", "cbpe_error"), map(float, got)))
+    order, got = [w for w in sorted(rows.window.unique()) if kind == "month" or w >= labelfree.WEEKS], []
+    for i, n in labelfree.referenced(kind, len(order)):
+        current = rows[rows.window == order[i]]
+        said = peer(rows[rows.window.isin(order[:n])], current, ask="cbpe")
+        if "error" in said: raise RuntimeError(said["error"])
+        (_, value, low, high), truth = said["alarms"][0], auc(current.late.to_numpy(), current.score.to_numpy())
+        got.append((low <= truth <= high, (high - low) / 2, abs(value - truth)))
+    return dict(zip(("cbpe_covered", "cbpe_half_width", "cbpe_error"), np.array(got, float).mean(0).tolist()))
 
 
 # --- what it costs

@@ -118,9 +118,9 @@ def steps(cold: Path, warm: Path, repeats: int) -> list:
 
 
 def parallel(folder: Path, repeats: int) -> list[str]:  # lines of a table
-    "Independent steps, with one and more at a time; the default is half as many as cores."
+    "Independent steps, with one and more at a time; the default is as many as cores."
     cores = len(os.sched_getaffinity(0))
-    many, usual = sorted({1, max(1, cores//2), cores, 2*cores}), max(1, cores//2)
+    many, usual = sorted({1, cores, 2*cores}), cores
     runs = {(what, k): [] for what in WORK for k in many}
     for what, text in WORK.items(): notebook(folder/f"{what.replace(' ', '-')}.ipynb", "n = 1", text)
     for again in range(repeats):

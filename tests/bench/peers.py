@@ -10,7 +10,7 @@ import json, os, sys, time, warnings
 PACKAGES = {  # in its environment
     "evidently": ["evidently==0.7.*"],
     "whylogs": ["whylogs[viz]==1.6.*", "setuptools<81"],
-    "nannyml": ["nannyml==0.13.*"],
+    "nannyml": ["nannyml==0.13.*", "statsmodels"],  # which category-encoders no longer brings
     "alibi-detect": ["alibi-detect==0.13.*"],
     "deepchecks": ["deepchecks==0.19.*", "scikit-learn<1.4", "setuptools<81"],
 }
