@@ -234,3 +234,32 @@ def test_each_page_gets_the_front_end_that_it_needs(chromium, workspace):
                 visit.page.keyboard.press("ArrowRight")
                 visit.page.get_by_text("now 1").wait_for()
                 assert visit.page.evaluate("document.documentElement.classList.contains('voila')") == asks
+
+
+TICKS = """import ipywidgets, threading, time
+from pathlib import Path
+said = ipywidgets.HTML("before")
+def later():
+    while not Path("tell.txt").exists(): time.sleep(.05)
+    said.value = "meanwhile"
+    while not Path("again.txt").exists(): time.sleep(.05)
+    said.value = "afterwards"
+threading.Thread(target=later, daemon=True).start()
+said"""
+
+
+def test_what_a_kernel_says_before_its_page_is_opened_is_not_lost(chromium, workspace):
+    "The page was made with its states in it and asks for none; what changed while it waited is on it, and what changes later comes."
+    with Dash(workspace, warm=1, ticks=TICKS) as dash, dash.visitor() as visitor:
+        until(lambda: 'kernels{state="ready"} 1.0' in visitor.get("/metrics").text, 60)
+        (workspace / "tell.txt").touch()
+        time.sleep(1)  # of the page's wait
+        with Visit(chromium, dash) as visit:
+            sent = []
+            visit.page.on("websocket", lambda ws: ws.on("framesent", lambda said: sent.append(said)))
+            with visit.page.expect_response(re.compile("/apps/ticks")) as page: visit.page.goto(f"{dash.url}/apps/ticks?live=1")
+            assert 'id="states"' in page.value.text()
+            visit.page.get_by_text("meanwhile", exact=True).and_(visit.page.locator(".live *")).wait_for()
+            assert not any(b"request_states" in (s if isinstance(s, bytes) else s.encode()) for s in sent) and sent
+            (workspace / "again.txt").touch()
+            visit.page.get_by_text("afterwards", exact=True).and_(visit.page.locator(".live *")).wait_for()

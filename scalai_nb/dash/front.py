@@ -19,7 +19,7 @@ from . import pages
 CHANNEL = """
 const page = JSON.parse(document.getElementById('jupyter-config-data').textContent), kernelPath = '/api/kernels/' + page.kernelId;
 const fresh = () => [...crypto.getRandomValues(new Uint8Array(16))].map(b => b.toString(16).padStart(2, '0')).join('');
-const session = fresh(), early = [];
+const ahead = document.getElementById('states'), session = ahead?.dataset.session ?? fresh(), early = [];  // what the kernel said before the page was opened, and on which channel
 let socket, hear = m => early.push(m), left = false;
 const connect = () => {
   socket = new WebSocket(location.origin.replace('http', 'ws') + kernelPath + '/channels?session_id=' + session, 'v1.kernel.websocket.jupyter.org');
@@ -65,11 +65,11 @@ class Comm {
   send(data, callbacks, metadata, buffers) { return this.tell('comm_msg', data, callbacks, metadata, buffers) }
   close(data, callbacks, metadata, buffers) { comms.delete(this.comm_id); return this.tell('comm_close', data, callbacks, metadata, buffers) }
 }
-const CONTROL = 'jupyter.widget.control', asked = new Comm(CONTROL);  // all states are asked for while the widgets' scripts are still being read
+const CONTROL = 'jupyter.widget.control', first = ahead && Uint8Array.from(atob(ahead.textContent), c => c.charCodeAt()).buffer;
+const asked = new Comm(CONTROL, first && read(first).content.comm_id);
 let told, taken;
 const states = new Promise(done => { told = done }), created = new Promise(done => { taken = done });
-asked.open({}, undefined, { version: '1.0.0' });
-asked.send({ method: 'request_states' });
+if (!first) { asked.open({}, undefined, { version: '1.0.0' }); asked.send({ method: 'request_states' }) }  // before the scripts are read
 asked.on_msg(m => { told(m); return created });  // what else the kernel says waits until its models are there
 const control = { on_msg: act => states.then(act), on_close: act => asked.on_close(act), send() {}, close: () => asked.close() };
 const kernel = { is_connected: () => true, comm_info: (target_name, done) => { taken(); send('comm_info_request', { target_name }, { shell: { reply: done } }) }, comm_manager: {
@@ -164,7 +164,7 @@ const start = async () => {
 };
 addEventListener('unhandledrejection', e => { if (!drawn) whole(e.reason) });
 if (new URLSearchParams(location.search).get('front') === 'voila') whole('asked for'); else paper();
-if (!given_up) { hear = take; early.splice(0).forEach(take); addEventListener('DOMContentLoaded', () => start().catch(whole)) }
+if (!given_up) { hear = take; if (first) take(first); early.splice(0).forEach(take); addEventListener('DOMContentLoaded', () => start().catch(whole)) }
 """
 
 # %% ../../nbs/dash/07_front.ipynb #f1958de2
