@@ -62,17 +62,17 @@ bench-learn: dev
 bench-compress: dev
 	@$(BIN)/python tests/bench/compress.py flights digits fashion minilm
 
-# Notebooks as jobs beside papermill, and the scheduler's queue (about six minutes).
+# Notebooks as jobs beside papermill, and the scheduler's queue (about ten minutes).
 bench-jobs: dev
 	@$(BIN)/python tests/bench/notebooks.py
 	@$(BIN)/python tests/bench/queued.py
 
 # Drift, estimates without labels and the closed loop, beside Evidently, whylogs, NannyML, alibi-detect and deepchecks, each in an environment
-# of its own that is made the first time (about half an hour on a quiet machine).
+# of its own that is made the first time (about half an hour).
 bench-monitor: dev
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/bench/monitor.py
 
-# The dashboards beside Voila alone, as eight visitors meet them in a real Chromium (about ten minutes).
+# The dashboards beside Voila alone, as eight visitors meet them in a real Chromium (a quarter of an hour).
 bench-dash: dev
 	@$(BIN)/python tests/bench/dash.py
 

@@ -14,7 +14,8 @@ from html import escape
 from typing import Any
 
 from ..core import live
-from ..learn.told import column, duration, figures, figures_of, pace, several
+from ..core.plain import duration, several
+from ..learn.told import column, figures, figures_of, pace
 
 # %% ../../nbs/view/14_live.ipynb #1e6cadbc
 MARKS = {"starting": "…", "training": "▸", "validating": "◆", "done": "✓", "cancelled": "■", "stopped": "■", "failed": "✕", "lost": "!"}
@@ -54,7 +55,7 @@ def sentence(self: Training) -> str:  # HTML
     told, doing = self.told, self.told.get("each_rank", [""])[0].split(",")[0]
     word = doing if self.state == "training" and doing in MARKS else self.state
     epochs = f"epoch {told['epoch']:,} of {told['epochs']:,}" if "epochs" in told else ""
-    if self.state == "done": epochs = f"{several(len(self.history), 'epoch')} in {duration(told['seconds'])}"
+    if self.state == "done": epochs = f"{several(len(self.history), 'epoch')} in {duration(told['seconds'], tenths=False)}"
     if self.state in ("failed", "cancelled") and epochs: epochs = f"in {epochs}, at step {told['step']:,} of {told['steps']:,}"
     return " · ".join([f"<b>{marked(word)}</b> {epochs}".strip(), *([several(told["ranks"], "rank")] if "ranks" in told else [])])
 

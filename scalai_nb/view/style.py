@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'GREEN', 'GREY', 'PURPLE', 'INK', 'LEVELS', 'CSS', 'PNG', 'MONTHS', 'html', 'chip', 'headline',
-           'table', 'key', 'number', 'duration', 'listed', 'cell', 'download', 'ticks', 'measured_scale', 'axis',
-           'figure', 'period_axis', 'period_scale', 'View', 'controls', 'dropdown', 'asked', 'linked', 'follow',
-           'offered', 'take', 'Link', 'button', 'said', 'leads']
+           'table', 'key', 'number', 'listed', 'cell', 'download', 'ticks', 'measured_scale', 'axis', 'figure',
+           'period_axis', 'period_scale', 'View', 'controls', 'dropdown', 'asked', 'linked', 'follow', 'offered',
+           'take', 'Link', 'button', 'said', 'leads']
 
 # %% ../../nbs/view/00_style.ipynb #d36ab53f
 import asyncio, csv, io, os, re
@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 
 import bqplot as bq, ipywidgets as w, numpy as np
 
-from ..core.plain import several
+from ..core.plain import duration, several
 from .paper import on_paper
 
 # %% ../../nbs/view/00_style.ipynb #27b87c85
@@ -120,12 +120,6 @@ i.src = 'data:image/svg+xml,' + encodeURIComponent(new XMLSerializer().serialize
 # %% ../../nbs/view/00_style.ipynb #b98fe288
 def number(x, digits: int = 3) -> str:  # – for what is not known
     return "–" if x is None or isinstance(x, str) or not np.isfinite(x) else f"{x:,.{digits}f}"
-
-def duration(seconds: float | None) -> str:
-    if seconds is None: return "–"
-    if seconds < 60: return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
 
 def listed(names, most: int = 3) -> str:
     "a, b and c; a, b, c and 4 more."
