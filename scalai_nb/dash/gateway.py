@@ -66,7 +66,7 @@ class Shown:
 
     async def made(self, request):
         found = self.snapshots.get(name := request.path_params["name"]) if request.path_params["name"] in self.apps else None
-        return JSONResponse({"made": found.made, "standing": self.snapshots.standing(name)}) if found else pages.missing(request)
+        return JSONResponse({"made": found.made, "standing": self.snapshots.standing(name), "live": front.later(self.proxy.drawn.get(name, ()))}) if found else pages.missing(request)
 
     async def anew(self, request):  # an editor's: the guard lets no viewer come so far
         if (name := request.path_params["name"]) not in self.apps: return pages.missing(request)

@@ -51,6 +51,7 @@ class Proxy:
         self.ready = Ready(list(apps), kernels, warm, self.make, self.end, state)
         self.cards: dict[str, Path] = {}  # kernel -> where it reads its visitor's name
         self.open: dict[str, tuple] = {}  # kernel -> session, the channel that its page will take over
+        self.drawn: dict[str, set[str]] = {}  # app -> the libraries of its widgets
         self.files: dict[str, tuple] = {}  # path -> headers, body, the same compressed or None
         self.silent, self.starts = 0, voila.starts  # how often in a row Voila did not answer; which Voila our kernels are of
 
@@ -143,9 +144,9 @@ async def make(self, app: str, role: str, query: str = "") -> Page:
         raise Broken(**problem)
     self.cards[id] = card
     html = re.sub(r"<title>.*?</title>", lambda _: f"<title>{escape(self.apps[app].title)}</title>", html, count=1, flags=re.S)
-    return Page(id, app, role, await self.begin(id, html), state, time.monotonic())
+    return Page(id, app, role, await self.begin(app, id, html), state, time.monotonic())
 
-async def begin(self, id: str, html: str) -> str:
+async def begin(self, app: str, id: str, html: str) -> str:
     "A page that knows how its widgets are, on an open channel; as it was where the kernel does not say."
     if front.CORE not in front.scripts(): return html
     session, channel = secrets.token_hex(16), None
@@ -153,7 +154,7 @@ async def begin(self, id: str, html: str) -> str:
         async with asyncio.timeout(ANSWERS):
             channel = await self.connect(id, f"session_id={session}", [ahead.V1], max_queue=None)  # what is said until somebody comes; no page waits longer than `age`
             if message := await ahead.states(channel, session):
-                self.open[id] = session, channel
+                self.open[id], self.drawn[app] = (session, channel), ahead.modules(message)
                 return ahead.inside(html, message, session)
     except (OSError, TimeoutError, websockets.WebSocketException) as e: self.log.debug("no states ahead", id=id, error=str(e))
     if channel: channel.transport.abort()

@@ -186,10 +186,13 @@ SCRIPT = """
 const asof = document.getElementById('asof'), made = asof.dataset.made;
 document.querySelector('a.live').addEventListener('click', e => { e.target.textContent = 'Opening…' });
 addEventListener('pageshow', e => { if (e.persisted) location.reload() });
-setInterval(async () => {
+const ask = async () => {
   const now = await fetch(asof.dataset.ask).then(a => a.ok ? a.json() : null, () => null);
   if (now && String(now.made) !== made) asof.innerHTML = '<a href="">There is a newer page: show it</a>';
-}, 5000);
+  return now;
+};
+setInterval(ask, 5000);
+setTimeout(async () => { for (const href of (await ask())?.live ?? []) document.head.append(Object.assign(document.createElement('link'), { rel: 'prefetch', href })) }, 1000);  // the live page's scripts, while this one is read
 """
 STANDING = {"new": "", "old": " The workspace has changed since; a newer page is being made.", "failed": " <b>Out of date:</b> the workspace has changed since, and the newer page could not be made; the log of <code>scalai dash</code> says why."}
 
