@@ -1,8 +1,8 @@
 """How often the band around an AUC that was estimated without labels holds the AUC that was measured afterwards: the flights of 2013, by months and by weeks.
 
 A model learns from four fifths of the flights of January to March, drawn by `seed`. It scores every flight from April on. Labels come a month late, so when a window is
-estimated, the reference is every scored window whose labels are there by then, three at least; afterwards the window is measured with its labels. No window is in the reference
-that the model learnt from: of those, the fifth of the flights that it did not learn from says how far windows differ, no more. The band was chosen on the seeds 0 and 2, and on single
+estimated, the reference is every scored week whose labels are there by then; afterwards the window is measured with its labels. No week is in the reference
+that the model learnt from: of those, the fifth of the flights that it did not learn from says how far weeks differ, no more. The band was chosen on the seeds 0 and 2, and on single
 airports; the flights are the same for every seed. `coverage` is imported by the bench of the monitor and by a slow test; by hand:
 
     python tests/bench/labelfree.py [--seeds 0 1 2] [--known departed scheduled]
@@ -13,7 +13,7 @@ import numpy as np, pandas as pd
 
 MODELS, KINDS = ("logistic", "boosting"), ("month", "week")
 LEARNT, WEEKS = 3, 13  # months that the model learns from, and the weeks that they reach into
-LATE, LEAST = {"month": 1, "week": 4}, {"month": 3, "week": 8}  # windows after which labels are there; windows that a reference has at least
+LATE, RUN, LEAST = 4, {"month": 4, "week": 1}, {"month": 12, "week": 8}  # weeks after which labels are there; weeks that a window is as long as, and that its reference has at least
 COLUMNS = {  # what is known of a flight
     "scheduled": ["distance", "sched_minute", "weekday", "temp", "humid", "wind_speed", "precip", "pressure", "visib", "carrier", "origin", "dest"],  # before it leaves: a hard task, AUC about .7
     "departed": ["dep_delay", "distance", "sched_minute", "weekday", "temp", "humid", "wind_speed", "precip", "pressure", "visib", "carrier", "origin", "dest"]}  # when it leaves: AUC about .9
@@ -46,6 +46,11 @@ def scored(model: str, seed: int, known: str, learnt: bool = False) -> pd.DataFr
     return asked[["late", "month", "week"]].assign(score=made.predict_proba(prep.transform(asked))[:, 1].astype("float32"))
 
 
+def labelled(kind: str, window: int) -> int:
+    "The week from which on labels are missing when a window is estimated: the one that the month begins in, or three back."
+    return int(rows().week[rows().month == window].min()) if kind == "month" else window - LATE + 1
+
+
 def windows(model: str, seed: int, kind: str, known: str, learnt: bool = False) -> dict:  # window -> family by label, oldest first
     from scalai_nb.data.profile import profile
     f, families = scored(model, seed, known, learnt), {}
@@ -53,9 +58,9 @@ def windows(model: str, seed: int, kind: str, known: str, learnt: bool = False) 
     return {w: families[w] for w in sorted(families) if kind == "month" or (w < WEEKS - 1 if learnt else w >= WEEKS)}
 
 
-def referenced(kind: str, many: int) -> list[tuple[int, int]]:  # window, how many of the first ones are its reference
-    "The windows that can be estimated: those before whose end the labels of enough others have come."
-    return [(i, n) for i in range(many) if (n := i + 1 - LATE[kind]) >= LEAST[kind]]
+def referenced(kind: str, asked, weeks) -> dict[int, list[int]]:  # window -> the weeks of its reference
+    "The windows that can be estimated: those before whose end the labels of enough weeks have come."
+    return {w: before for w in asked if len(before := [x for x in weeks if x < labelled(kind, w)]) >= LEAST[kind]}
 
 
 def coverage(kind: str,  # month or week
@@ -67,9 +72,10 @@ def coverage(kind: str,  # month or week
     `constant_covered`, `constant_half_width` and `constant_error` are of the guess that needs no estimate, the reference's AUC, with a band made in the same way."""
     from scalai_nb.monitor.labelfree import estimate
     from scalai_nb.monitor.performance import performance
-    families, learnt, found = list(windows(model, seed, kind, known).values()), windows(model, seed, kind, known, True), []
-    for i, n in referenced(kind, len(families)):
-        e, truth = estimate(sum(families[i].values()), families[:n], spread=learnt), performance(families[i]).auc
+    asked, weeks, learnt = (windows(model, seed, k, known, inside) for k, inside in ((kind, False), ("week", False), ("week", True)))
+    found = []
+    for window, before in referenced(kind, asked, weeks).items():
+        e, truth = estimate(sum(asked[window].values()), [weeks[w] for w in before], spread=learnt, run=RUN[kind]), performance(asked[window]).auc
         found.append((e.low <= truth <= e.high, (e.high - e.low) / 2, abs(e.auc - truth), e.trusted, e.baseline_low <= truth <= e.baseline_high, (e.baseline_high - e.baseline_low) / 2, abs(e.baseline - truth)))
     names = ("covered", "half_width", "error", "trusted", "constant_covered", "constant_half_width", "constant_error")
     return {"kind": kind, "model": model, "seed": seed, "known": known, "windows": len(found), **dict(zip(names, np.mean(np.array(found, float), axis=0).tolist()))}

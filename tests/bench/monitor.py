@@ -202,7 +202,7 @@ def estimate(a, command, load) -> str:
             print(found[-1], file=sys.stderr, flush=True)
         said += [peer.version()] if peer else []
     out = ["## estimate without labels", "", f"How often the 95 % band of the AUC that was estimated without labels held the AUC measured afterwards, on the months or weeks after those that the model learnt from; mean of the seeds {', '.join(map(str, ESTIMATED))}. "
-           "The constant is the guess that needs no estimate: the reference's AUC, its band made in the same way. NannyML's CBPE is given the same scores and the same reference.", "",
+           "The constant is the guess that needs no estimate: the reference's AUC, its band made in the same way. The reference is the weeks whose labels have come, for months too (a month beside months: see the notebook). NannyML's CBPE is given the same scores and the same reference.", "",
            "| known of a flight | model | windows | covered | half-width | mean error | constant: covered | half-width | mean error | CBPE: covered | half-width | mean error | must | met |", "|---|---|---|" + "---:|" * 9 + "---|---|"]
     for known, model, kind in product(labelfree.COLUMNS, labelfree.MODELS, labelfree.KINDS):
         some = [f for f in found if (f["known"], f["model"], f["kind"]) == (known, model, kind)]
@@ -217,11 +217,11 @@ def _cbpe(peer: Peer, rows, kind: str) -> dict:
     "How NannyML's band fared on the same windows, each beside the reference that ours has."
     import labelfree
     from scalai_nb.learn.fit import auc
-    rows = rows.assign(window=rows[kind].astype("int64"), late=rows.late.astype("int64"))
-    order, got = [w for w in sorted(rows.window.unique()) if kind == "month" or w >= labelfree.WEEKS], []
-    for i, n in labelfree.referenced(kind, len(order)):
-        current = rows[rows.window == order[i]]
-        said = peer(rows[rows.window.isin(order[:n])], current, ask="cbpe")
+    rows = rows.assign(window=rows.week.astype("int64"), late=rows.late.astype("int64"))
+    rows, got = rows[rows.week >= labelfree.WEEKS] if kind == "week" else rows, []
+    for window, weeks in labelfree.referenced(kind, sorted(rows[kind].unique()), sorted(w for w in rows.week.unique() if w >= labelfree.WEEKS)).items():
+        current = rows[rows[kind] == window].assign(window=100)  # one chunk, after all others
+        said = peer(rows[rows.week.isin(weeks)], current, ask="cbpe")
         if "error" in said: raise RuntimeError(said["error"])
         (_, value, low, high), truth = said["alarms"][0], auc(current.late.to_numpy(), current.score.to_numpy())
         got.append((low <= truth <= high, (high - low) / 2, abs(value - truth)))
