@@ -129,6 +129,7 @@ def _told(c: Check, policy: Policy, name: str, within: str) -> str:
     text = c.text.replace(", ", f" {unit}, ", 1) if unit and c.text.startswith(("median", "interquartile")) else c.text
     usual = policy.usual.get(name, {}).get(c.name)
     said = share if c.name in ("value", "range", *RATES) else (lambda x: f"{x:.2f}")
+    if c.name == "range": text += ","
     return f"{text} against {said(usual)} usual" if usual is not None else f"{text} against {said(threshold(policy, name, c.name, within))} allowed"
 
 def _quiet(c: Check, limit: float, p: float, policy: Policy) -> str:
