@@ -76,7 +76,7 @@ def timeline(run: JobRun) -> str:  # HTML
         cells = f' <span class="soft">cell {r.cell} of {r.cells}</span>' if r.state == "running" and r.cells else ""
         return [f'<span style="padding-left: {depth * 1.1:.1f}rem">{escape(r.name or Path(r.notebook).stem)}</span>', chip(LEVEL[r.state], r.state.replace("_", " ")) + cells,
                 duration(took(r)) if r.state != "skipped" else "–", bar, escape(says(r))]
-    return table({"step": "name", "state": "", "time": "num", f"0 … {duration(span)}": "", "what it said": ""}, [row(*x) for x in lines])
+    return table({"step": "name title", "state": "", "time": "num", f"0 … {duration(span)}": "", "what it said": ""}, [row(*x) for x in lines])
 
 # %% ../../nbs/view/08_runs.ipynb #ef907cf3
 def problem(run: JobRun) -> str:  # HTML; empty where there is none
