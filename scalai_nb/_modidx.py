@@ -4131,6 +4131,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'scalai_nb.view.runs.speaker': ('view/runs.html#speaker', 'scalai_nb/view/runs.py'),
                                      'scalai_nb.view.runs.summary': ('view/runs.html#summary', 'scalai_nb/view/runs.py'),
                                      'scalai_nb.view.runs.timeline': ('view/runs.html#timeline', 'scalai_nb/view/runs.py'),
+                                     'scalai_nb.view.runs.titled': ('view/runs.html#titled', 'scalai_nb/view/runs.py'),
                                      'scalai_nb.view.runs.took': ('view/runs.html#took', 'scalai_nb/view/runs.py'),
                                      'scalai_nb.view.runs.when': ('view/runs.html#when', 'scalai_nb/view/runs.py'),
                                      'scalai_nb.view.runs.workflow_view': ('view/runs.html#workflow_view', 'scalai_nb/view/runs.py')},

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEVEL', 'LAST', 'COLOUR', 'SPANS', 'when', 'open_failures', 'culprit', 'flat', 'complaint', 'summary', 'took',
-           'timeline', 'problem', 'run_view', 'workflow_view', 'history', 'numbers', 'last_words', 'leaves', 'speaker',
-           'Runs', 'choose', 'draw', 'one', 'listen']
+           'timeline', 'problem', 'run_view', 'workflow_view', 'history', 'numbers', 'last_words', 'leaves', 'titled',
+           'speaker', 'Runs', 'choose', 'draw', 'one', 'listen']
 
 # %% ../../nbs/view/08_runs.ipynb #628f08e7
 import re, time
@@ -138,6 +138,14 @@ def leaves(run: JobRun) -> list[JobRun]:
     "The notebooks of a run, in order."
     return [r for _, r in flat(run) if not r.steps and r.kind != "workflow"] or [run]
 
+def titled(run: JobRun, within: str = "") -> dict[str, str]:  # id -> title
+    "Every notebook's name after those of the steps around it: there is a train in many a month."
+    found = {}
+    for s in run.steps:
+        name = f"{within}{s.name or Path(s.notebook).stem}"
+        found |= {s.id: name} | titled(s, f"{name} › ")
+    return found
+
 def speaker(run: JobRun) -> str:  # id
     "Whose output somebody wants to see first: what failed, what is at work, what ended last."
     found = leaves(run)
@@ -193,7 +201,8 @@ def draw(self: Runs) -> None:
     self.picture.children = [picture, html(download("runs", numbers(self.shown)))] if self.shown else [html('<p class="soft">There is no such run.</p>')]
     self.run = self.record.get(self.which.value) if self.which.value else None
     self.body.value = self.one()
-    with self.together(): choose(self.step, [(f"{r.name or Path(r.notebook).stem} · {r.state.replace('_', ' ')}", r.id) for r in leaves(self.run)] if self.run else [("–", "")], self.run and speaker(self.run))
+    names = {self.run.id: self.run.name or Path(self.run.notebook).stem} | titled(self.run) if self.run else {}
+    with self.together(): choose(self.step, [(f"{names[r.id]} · {r.state.replace('_', ' ')}", r.id) for r in leaves(self.run)] if self.run else [("–", "")], self.run and speaker(self.run))
     self.listen()
 
 def one(self: Runs) -> str:  # HTML

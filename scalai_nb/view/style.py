@@ -179,7 +179,8 @@ def axis(scale, label: str, upright: bool = False, **more) -> bq.Axis:
 def figure(marks: list, axes: list, height: int = 300, by_window: bool = False, **margin) -> bq.Figure:
     "A figure as wide as its place, whatever that is."
     figure = bq.Figure(marks=marks, axes=axes, fig_margin={"top": 14, "bottom": 50, "left": 62, "right": 18} | margin, min_aspect_ratio=.1, max_aspect_ratio=100,
-                       background_style={"fill": "transparent"}, layout=w.Layout(width="100%", height=f"{height}px", min_width="0", margin="0"), animation_duration=250)
+                       background_style={"fill": "transparent"}, layout=w.Layout(width="100%", height=f"{height}px", min_width="0", margin="0"), animation_duration=250,
+                       display_toolbar=False)  # it lies over the picture, without its icons; files are given by `download`
     if by_window: figure.add_class("by-window")  # on a phone every second name is left out
     return figure
 
