@@ -128,7 +128,7 @@ def last_words(log: Path,  # a run's log.jsonl
     "The last lines that a run printed or showed."
     parts, n = [], 0
     for entry in read_back(log):
-        if not (text := spoken(entry)): continue
+        if not (text := spoken(entry)) or text.startswith("<IPython.core.display."): continue  # a picture says nothing here
         parts.append(text)
         if (n := n + text.count("\n")) > lines: break
     told = COLOUR.sub("", "".join(reversed(parts))).split("\n")

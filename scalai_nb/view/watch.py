@@ -224,7 +224,7 @@ def bins_table(finding: Finding, unit: str = "",  # of the column
     name = lambda b: end(b["value"]) if "value" in b else f"{end(b['low'])} … {end(b['high'])}" if b["low"] != b["high"] else end(b["low"])
     rows = [[escape(name(b)), f"{100 * b['reference']:.1f} %", f"{100 * b['current']:.1f} %", f"{100 * (b['current'] - b['reference']):+.1f} points"] for b in finding.moved]
     heading = f"{finding.name}, {unit}" if unit else finding.name
-    return f"<h3>Where the values of {escape(heading)} went</h3>" + table({heading: "name title", "reference": "num", "this window": "num", "change": "num"}, rows)
+    return "<h3>Where its values went</h3>" + table({heading: "name", "reference": "num", "this window": "num", "change": "num"}, rows)
 
 def draw(self) -> None:
     "The cells, the sentences and the column's shares of the chosen window."
