@@ -61,7 +61,7 @@ def test_a_visitors_whole_path(chromium, whole):
         page.get_by_label("Why (it is kept)").fill("three epochs are better than one")
         page.get_by_role("button", name="Promote version 3", exact=True).click()
         page.get_by_text("late, version 3 serves now.").wait_for()
-        assert "version 3 serves" in page.locator(".headline").inner_text()
+        assert "Version 3 of late serves" in page.locator(".headline").inner_text()
         visit.shot("path-4-promote")
     found = Registry(Settings.load(whole.root)).champion("late")
     assert found.version == 3 and found.tags["reason"].startswith("three epochs")

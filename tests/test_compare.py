@@ -85,7 +85,7 @@ NAMED = {  # reference, current, whether it is drift, what names it, a word of t
     "a category seen once": (one(TEXT), one(TEXT.where(TEXT.index > 0, "e")), False, "", "no significant"),
     "a category seen once in a small window": (one(TEXT), one(TEXT[:50].where(TEXT[:50].index > 0, "e")), False, "", "no significant"),
     "1 sd with 1 % NaN": (one(A), one(np.where(np.arange(N) % 100 == 0, np.nan, B + 1)), True, "ks", "median"),
-    "a number for what is missing": (one(A), one(np.where(np.arange(N) % 50 == 0, -999., B)), True, "range", "2.0 % of the rows below"),
+    "a number for what is missing": (one(A), one(np.where(np.arange(N) % 50 == 0, -999., B)), True, "range", "2.0 % of the rows are below"),
     "whole numbers become real": (one(np.arange(N) % 50), one((np.arange(N) % 50).astype(float)), False, "", "type int64 → float64"),
 }
 

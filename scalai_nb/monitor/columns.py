@@ -123,7 +123,7 @@ def _moved_group(c: Both) -> str:
     i = int(np.abs(pb - pa).argmax())
     first, last = np.searchsorted(g, [i, i + 1])
     low, high = number(lo[first]), number(hi[last - 1])
-    return f"share {'at ' + low if low == high else f'from {low} to {high}'} {share(pa[i])} → {share(pb[i])}"
+    return f"share {'at ' + low if low == high else f'from {low} to {high}'}: {share(pa[i])} → {share(pb[i])}"
 
 def _outside(c: Both, several: bool) -> Check:
     "Rows beyond the other window's extremes."
@@ -132,7 +132,7 @@ def _outside(c: Both, several: bool) -> Check:
     above, below = ((ca[at].sum(), cb[at].sum()) for at in (lo > most, hi < least))
     p, d, noise, side = beyond(above, below, (ca.sum(), cb.sum()))
     edge, now = (most, above[1]) if side == "above" else (least, below[1])
-    return Check(c.name, "range", p, d, noise, lambda: f"{share(d)} of the rows {side} {number(edge)}, where {'the reference has none' if now else 'none are now'}", several)
+    return Check(c.name, "range", p, d, noise, lambda: f"{share(d)} of the rows {'are' if now else 'were'} {side} {number(edge)} and none {'were' if now else 'are now'}", several)
 
 # %% ../../nbs/monitor/01_columns.ipynb #cce90f23
 def identifiers(a: Column, b: Column) -> bool:

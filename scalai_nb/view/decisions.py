@@ -30,7 +30,7 @@ CASES = {  # standing -> level, sentence, what needs somebody
     "failed": ("act", "The scores are failing since {period}, and the retraining never ended: version {after} still serves.", "run the retraining of {period} again"),
     "back": ("attention", "In {period} the newest model did worse than the one before: version {after} is back in service.", "nothing; {next} will show whether it holds"),
     "refused": ("act", "The scores are failing since {period}, and the new model was not better: version {after} still serves.", "look into {period} with the people who make the data"),
-    "retrained": ("good", "A new model answers the loss of {period}: version {after} serves.", "nothing; {next} will show whether it holds")}
+    "retrained": ("good", "The scores of {period} failed, and a new model was promoted: version {after} serves.", "nothing; {next} will show whether it holds")}
 
 def summary(decisions: list[dict],  # of one model, oldest first
            ) -> tuple[str, str, dict[str, str]]:  # level, sentence, facts
@@ -61,15 +61,15 @@ def log_table(decisions: list[dict], chosen: str = "",  # the window that is loo
     "The decisions, with the figures that they stood on."
     def row(d):
         e = d["evidence"]
-        guess = "–" if number(e.get("estimate_auc")) == "–" else f"{number(e['estimate_auc'])}{'' if e.get('estimate_trusted', True) else ' (not trusted)'}"
+        guess = "–" if number(e.get("estimate_auc")) == "–" else number(e["estimate_auc"]) + ("" if e.get("estimate_trusted", True) else '<br><span class="soft">not trusted</span>')
         settled = [r for r in d.get("settled", []) if r in d["reasons"]]  # how a retraining ended is told whatever else is left out
         told = [r for r in d["reasons"] if r not in settled]
         return [escape(d["period"]), f"{e.get('rows', 0):,}", number(e.get("auc")), number(e.get("auc_reference")), guess, chip(*DONE[d["action"]]), escape(outcome(d)), "<br>".join(map(escape, told[:4]))
                 + (f'<br><span class="soft">and {several(len(told) - 4, "more reason")}</span>' if len(told) > 4 else "") + "".join(f"<br><b>{escape(r)}</b>" for r in settled)
-                + (f'<br><span class="soft">{escape(d["against"])}</span>' if d.get("against") else "")]
+                + (f'<details><summary>what it was held against</summary><span class="soft">{escape(d["against"])}</span></details>' if d.get("against") else "")]
     newest = decisions[::-1]
     marked = next((i for i, d in enumerate(newest) if d["period"] == chosen), None)
-    return table({"window": "name", "rows": "num", "AUC": "num", "usual": "num", "estimated": "num", "decision": "", "model": "", "why": ""}, [row(d) for d in newest], marked)
+    return table({"window": "name", "rows": "num", "AUC": "num", "usual": "num", "estimated": "num", "decision": "", "model": "whole", "why": ""}, [row(d) for d in newest], marked)
 
 def decisions_view(decisions: list[dict]) -> View:
     "The sentence and the log."

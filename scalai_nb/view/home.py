@@ -21,7 +21,7 @@ from ..loop.decisions import decisions
 from ..monitor.alarms import Alarms
 from . import models, quality, runs, scores, watch
 from .state import state
-from .style import View, chip, follow, headline, html, leads, listed, several, table
+from .style import View, chip, follow, headline, html, leads, listed, nothing, several, table
 
 # %% ../../nbs/view/26_home.ipynb #ba827eff
 @dataclass
@@ -44,7 +44,7 @@ def lines_table(lines: list[Line]) -> str:  # HTML
     "What needs somebody first."
     order = sorted(lines, key=lambda x: ("act", "attention", "running", "good", "unknown").index(x.level))
     name = lambda x: leads(x.app, x.what, **x.state) if x.app else escape(x.what)
-    return table({"thing": "name", "is": "", "how it stands": "wide", "since": "", "needs you": ""}, [[name(x), chip(x.level, WORDS[x.level]), escape(x.sentence), escape(x.since or "–"), escape(x.need or "nothing")] for x in order])
+    return table({"thing": "name title", "is": "", "how it stands": "wide", "since": "whole", "needs you": ""}, [[name(x), chip(x.level, WORDS[x.level]), escape(x.sentence), escape(x.since) or nothing(), escape(x.need) or nothing("nothing")] for x in order])
 
 def summary(lines: list[Line]) -> tuple[str, str, dict[str, str]]:  # level, sentence, facts
     "Is everything well, and what needs me."
@@ -132,7 +132,7 @@ class Home(View):
                  every: float = 5.):  # seconds between two looks
         self.settings, self.ignore, self.seen = settings or Settings.load(), tuple(ignore), ""
         self.top, self.body = html(""), html("")
-        super().__init__([self.top, html("<h2>One line a thing</h2>"), self.body])
+        super().__init__([self.top, html("<h2>How everything stands</h2>"), self.body])
         self.refresh()
         self.task = follow(self.refresh, every)
 

@@ -24,10 +24,10 @@ from .style import BLUE, GREEN, GREY, Link, View, button, chip, controls, downlo
 
 # %% ../../nbs/view/24_models.ipynb #2a41ae7d
 NONE = "There is no model in this workspace yet: run `scalai demo`, or register one with `Registry().register(…)`."
-STANDS = {"champion": ("good", "serves"), "challenger": ("attention", "waits"), "previous": ("unknown", "served before"), "refused": ("unknown", "refused"), "retired": ("unknown", "retired")}
+STANDS = {"champion": ("good", "serves"), "challenger": ("attention", "waits"), "previous": ("unknown", "served before"), "earlier": ("unknown", "served earlier"), "refused": ("unknown", "refused"), "retired": ("unknown", "retired")}
 FIGURES = {  # metric -> heading, what a person reads
     "accuracy": ("accuracy", lambda v: f"{100 * v:.2f} %"), "auc": ("AUC", lambda v: number(v, 4)),
-    "latency_ms": ("64 rows, ms", lambda v: number(v)), "size_bytes": ("size, kB", lambda v: f"{v / 1e3:,.1f}")}
+    "latency_ms": ("time for 64 rows, ms", lambda v: number(v)), "size_bytes": ("size, kB", lambda v: f"{v / 1e3:,.1f}")}
 
 def registered(settings: Settings) -> list[dict]:  # as `Registry.list` gives them
     "All versions of all models; a workspace that has no registry yet does not get one by being looked at."
@@ -35,7 +35,7 @@ def registered(settings: Settings) -> list[dict]:  # as `Registry.list` gives th
 
 def stands(entry: dict) -> str:  # a key of STANDS; empty: nobody decided about it
     "What a version is now, or what was decided about it last."
-    return next((a for a in ("champion", "challenger", "previous") if a in entry["aliases"]), {"refused": "refused", "retired": "retired"}.get(entry["tags"].get("outcome"), ""))
+    return next((a for a in ("champion", "challenger", "previous") if a in entry["aliases"]), {"promoted": "earlier", "refused": "refused", "retired": "retired"}.get(entry["tags"].get("outcome"), ""))
 
 def figure_of(entry: dict, metric: str) -> str:
     value = entry["metrics"].get(metric)
@@ -47,7 +47,7 @@ def learnt_from(entry: dict) -> str:
 
 def versions_table(entries: list[dict],  # of one model, newest first, as `Registry.list` gives them
                    chosen: int | None = None) -> str:  # HTML
-    heads = {"version": "name", "now": ""} | {FIGURES[m][0]: "num" for m in FIGURES} | {"made by": "", "learnt from": "", "why": ""}
+    heads = {"version": "name", "now": ""} | {FIGURES[m][0]: "num" for m in FIGURES} | {"made by": "whole", "learnt from": "whole", "why": ""}
     row = lambda e: [f"{e['version']}", chip(*STANDS[stands(e)]) if stands(e) else "", *(figure_of(e, m) for m in FIGURES), escape(e["tags"].get("recipe", "–")), escape(learnt_from(e)), escape(e["tags"].get("reason", ""))]
     return table(heads, [row(e) for e in entries], next((i for i, e in enumerate(entries) if e["version"] == chosen), None))
 
@@ -57,9 +57,9 @@ def standing(name: str, entries: list[dict], log: list[dict]) -> tuple[str, str,
     serves, waits = now.get("champion"), now.get("challenger")
     if serves is None: return "act", f"No version of {name} serves; {listed(str(e['version']) for e in entries)} {'is' if len(entries) == 1 else 'are'} registered.", {"Needs you": "Promote a version below"}
     since = next((d["period"] for d in log if d["model"] == name and d["version_after"] == serves["version"] and d["outcome"] == "promoted"), None)
-    facts = {"Needs you": f"Promote or refuse version {waits['version']}" if waits else "Nothing"} | ({"Serves since": since} if since else {}) | {FIGURES[m][0]: figure_of(serves, m) for m in FIGURES} | {"Learnt from": learnt_from(serves)}
-    if waits: return "attention", f"{name}, version {serves['version']} serves; version {waits['version']} waits for a decision.", facts
-    return "good", f"{name}, version {serves['version']} serves, and no other one waits.", facts
+    facts = {"Needs you": f"Promote or refuse version {waits['version']}" if waits else "Nothing"} | ({"Serves since": since} if since else {}) | {f"{h[:1].upper()}{h[1:]}": figure_of(serves, m) for m, (h, _) in FIGURES.items()} | {"Learnt from": learnt_from(serves)}
+    if waits: return "attention", f"Version {serves['version']} of {name} serves; version {waits['version']} waits for a decision.", facts
+    return "good", f"Version {serves['version']} of {name} serves, and no other one waits.", facts
 
 # %% ../../nbs/view/24_models.ipynb #3d1c07fe
 SAID = {"gain": ("good", "a gain"), "loss": ("attention", "a loss"), "neither": ("unknown", "neither"), "unknown": ("unknown", "these rows cannot tell")}
@@ -67,14 +67,14 @@ SAID = {"gain": ("good", "a gain"), "loss": ("attention", "a loss"), "neither": 
 def recorded_table(a: dict, b: dict) -> str:  # HTML
     "What was measured of both when they were registered."
     rows = [[heading, figure_of(a, m), figure_of(b, m)] for m, (heading, _) in FIGURES.items()] + [["made by", escape(a["tags"].get("recipe", "–")), escape(b["tags"].get("recipe", "–"))], ["learnt from", escape(learnt_from(a)), escape(learnt_from(b))]]
-    return table({"measured at registration": "name", f"version {a['version']}": "num", f"version {b['version']}": "num"}, rows)
+    return '<p class="soft">Each was measured on the rows that it kept aside itself, which differ: only judged on the same rows can the two be compared.</p>' + table({"measured at registration": "name title", f"version {a['version']}": "num", f"version {b['version']}": "num"}, rows)
 
 def versus_table(v: Versus) -> str:  # HTML
     "What may be said of B against A, by the same rows."
     if not v.rows: return f'<p class="soft">They were not judged on the same rows: {escape(v.judged)}.</p>'
     told = lambda x: f"{x[0]:.4f} ({x[1]:.4f} … {x[2]:.4f})"
     rows = [[escape(n), told(m["a"]), told(m["b"]), told(m["difference"]), chip(*SAID[m["said"]])] for n, m in v.metrics.items()]
-    return f'<p>{v.rows:,} {escape(v.judged)}; in brackets 95 % intervals.</p>' + table({"measure": "name", v.a: "num", v.b: "num", "difference": "num", f"{v.b} is": ""}, rows)
+    return f'<p>{v.rows:,} {escape(v.judged)}; in brackets 95 % intervals.</p>' + table({"measure": "name title", v.a: "num", v.b: "num", "difference": "num", f"{v.b} is": ""}, rows)
 
 def versus_view(v: Versus) -> View:
     "Two versions, and no more said of their difference than the rows can carry."
@@ -101,7 +101,8 @@ class Promotion(w.VBox):
         "Another version is looked at."
         self.name, self.number, self.serves = name, number, serves
         self.ask.description, self.ask.disabled = f"Promote version {number} …", number == serves or not visitor().edits
-        self.says.value = "" if visitor().edits else '<p class="soft live-only">You look at this page as a viewer. Who came by the editor’s link may promote.</p>'
+        why = "You look at this page as a viewer. Who came by the editor’s link may promote." if not visitor().edits else f"Version {number} serves already. Another one, chosen above, can be promoted." if number == serves else ""
+        self.says.value = f'<p class="soft live-only">{why}</p>' if why else ""
         self.fold()
 
     def offer(self) -> None:
@@ -171,12 +172,14 @@ def look(self: Models, kept: int | None = None, beside: int | None = None) -> No
     with self.together():
         self.which.options, self.other.options = options, options
         self.which.value = kept if kept in numbers else waits or self.serves() or numbers[0]
-        self.other.value = beside if beside in numbers else next((n for n in (self.serves(), *numbers) if n and n != self.which.value), self.which.value)
+        self.other.value = beside if beside in numbers else self.which.value
     self.draw()
 
 def draw(self: Models) -> None:
     "What depends on the chosen version."
     entry = self.entry(self.which.value)
+    if self.other.value == entry["version"]:  # beside itself there is nothing to see
+        with self.together(): self.other.value = next((n for n in (self.serves(), *(e["version"] for e in self.mine)) if n and n != entry["version"]), entry["version"])
     columns = {"version": [e["version"] for e in self.mine], "now": [stands(e) for e in self.mine]} | {m: [e["metrics"].get(m) for e in self.mine] for m in FIGURES} | {k: [e["tags"].get(k, "") for e in self.mine] for k in ("recipe", "periods", "reason")}
     self.versions.value = versions_table(self.mine, entry["version"]) + download(f"versions-of-{entry['name']}", columns, picture=False)
     self.picture.children = self.frontier(entry)

@@ -79,7 +79,7 @@ def legend(measure: str) -> str:  # HTML
 def sentence(p: Point, measure: str) -> str:
     "One window in words: with labels, without, and whether to believe the guess."
     found = [f"{number(p.value)} with labels" + (f" ({number(p.low)} … {number(p.high)})" if np.isfinite(p.low) else "") if np.isfinite(p.value) else "no labels yet"]
-    if np.isfinite(p.estimate): found.append(f"{number(p.estimate)} estimated without ({number(p.estimate_low)} … {number(p.estimate_high)})" + (f", {number(p.constant)} if it were as ever" if np.isfinite(p.constant) else ""))
+    if np.isfinite(p.estimate): found.append(f"{number(p.estimate)} estimated without ({number(p.estimate_low)} … {number(p.estimate_high)})" + (f", {number(p.constant)} if nothing had changed" if np.isfinite(p.constant) else ""))
     elif measure == "auc": found.append("no estimate, which comes with a decision")
     said = f"{p.window}: {', '.join(found)}."
     if not np.isfinite(p.estimate): return said

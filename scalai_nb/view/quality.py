@@ -67,10 +67,12 @@ def standing(q: Quality) -> tuple[str, str, dict[str, str]]:  # level, sentence,
     facts = {"Newest window": f"{newest}: {q.rows(newest) + q.count(newest):,} rows in, {q.rows(newest):,} good, {q.count(newest):,} refused", "Usual share refused": "not known yet" if usual is None else f"{100 * usual:.1f} %",
              "In the table": f"{sum(map(q.rows, windows)):,} rows, version {q.table.version}"}
     if q.contract is None and not q.refused: return "unknown", f"{name} has no contract, so nothing of it is checked.", facts
-    said = f"In {newest}, {100 * share:.1f} % of the rows of {name} were refused" if newest != ALL else f"{100 * share:.1f} % of the rows of {name} were refused"
+    some = f"{100 * share:.1f} %" if share >= .0005 else "under 0.1 %"
+    said = f"In {newest}, {some} of the rows of {name} were refused" if newest != ALL else f"{some.capitalize()} of the rows of {name} were refused"
     if share > max(LITTLE, TWICE * (usual or 0)) and (before or share > .05): return "attention", f"{said}{'' if usual is None else f', {100 * usual:.1f} % is usual'}: {listed(most)}.", {"Needs you": "Look at the refused rows below with the people who make the data"} | facts
     bad = [p for p in before if q.share(p) > max(LITTLE, TWICE * usual)]
-    return "good", f"{said}, as usual." if share and before else f"{said}." if share else f"Every row of {name} in {newest} kept the contract.", facts | ({"More than usual was refused in": listed(bad)} if bad else {})
+    beside = "" if not before else f", less than twice the usual {100 * usual:.1f} %" if share > max(LITTLE, 1.25 * usual) else ", as usual"
+    return "good", f"{said}{beside}." if share else f"Every row of {name} in {newest} kept the contract.", facts | ({"More than usual was refused in": listed(bad)} if bad else {})
 
 # %% ../../nbs/view/22_quality.ipynb #1924db18
 def broken(contract: Contract, reasons: dict[str, int]) -> str:  # HTML
@@ -89,7 +91,7 @@ def reasons_table(reasons: dict[str, int], rows: int,  # that came
     "Why rows were refused, what happened most first."
     if not reasons: return "<p>No row was refused.</p>"
     order = sorted(reasons.items(), key=lambda x: (-x[1], x[0]))
-    return table({"refused because": "name", "rows": "num", "of all that came": "num"}, [[escape(r), f"{n:,}", f"{100 * n / max(rows, 1):.2f} %"] for r, n in order])
+    return table({"refused because": "name title", "rows": "num", "of all that came": "num"}, [[escape(r), f"{n:,}", f"{100 * n / max(rows, 1):.2f} %"] for r, n in order])
 
 def shown_rows(rows: pa.Table,  # of a quarantine, or of `Checked.refused`
                reason: str, most: int = 9,  # columns
@@ -149,6 +151,7 @@ def history(profiles: dict[str, Profile], column: str, unit: str = "") -> list: 
         told |= {f"{n}_percent": v for n, v in lines.items()}
         drawn = [html(key({n: TINTS[i] for i, n in enumerate(lines)})), over_windows(lines, windows, f"{column}: share of values, %", floor=0.)]
     first = [*drawn, html(download(f"{column}-by-window", told))] if drawn else []
+    if not np.any(np.nan_to_num(nulls)): return [*first, html(f"<p>No row of these windows has a null in {escape(column)}.</p>")]
     return [*first, html(f"<h3>How much of {escape(column)} is null</h3>"), over_windows({words: nulls}, windows, words, height=180, floor=0.), html(download(f"{column}-nulls", {"window": windows, "null_percent": nulls}))]
 
 def _commonest(columns: list, most: int = 4) -> list[tuple]:  # value, rows

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEVEL', 'LAST', 'COLOUR', 'SPANS', 'when', 'open_failures', 'culprit', 'flat', 'complaint', 'summary', 'took',
-           'timeline', 'problem', 'run_view', 'workflow_view', 'history', 'numbers', 'last_words', 'leaves', 'speaker',
-           'Runs', 'choose', 'draw', 'one', 'listen']
+           'timeline', 'problem', 'run_view', 'workflow_view', 'history', 'numbers', 'last_words', 'leaves', 'titled',
+           'speaker', 'Runs', 'choose', 'draw', 'one', 'listen']
 
 # %% ../../nbs/view/08_runs.ipynb #628f08e7
 import re, time
@@ -76,7 +76,7 @@ def timeline(run: JobRun) -> str:  # HTML
         cells = f' <span class="soft">cell {r.cell} of {r.cells}</span>' if r.state == "running" and r.cells else ""
         return [f'<span style="padding-left: {depth * 1.1:.1f}rem">{escape(r.name or Path(r.notebook).stem)}</span>', chip(LEVEL[r.state], r.state.replace("_", " ")) + cells,
                 duration(took(r)) if r.state != "skipped" else "–", bar, escape(says(r))]
-    return table({"step": "name", "state": "", "time": "num", f"0 … {duration(span)}": "", "what it said": ""}, [row(*x) for x in lines])
+    return table({"step": "name title", "state": "", "time": "num", f"0 … {duration(span)}": "", "what it said": ""}, [row(*x) for x in lines])
 
 # %% ../../nbs/view/08_runs.ipynb #ef907cf3
 def problem(run: JobRun) -> str:  # HTML; empty where there is none
@@ -128,7 +128,7 @@ def last_words(log: Path,  # a run's log.jsonl
     "The last lines that a run printed or showed."
     parts, n = [], 0
     for entry in read_back(log):
-        if not (text := spoken(entry)): continue
+        if not (text := spoken(entry)) or text.startswith("<IPython.core.display."): continue  # a picture says nothing here
         parts.append(text)
         if (n := n + text.count("\n")) > lines: break
     told = COLOUR.sub("", "".join(reversed(parts))).split("\n")
@@ -137,6 +137,14 @@ def last_words(log: Path,  # a run's log.jsonl
 def leaves(run: JobRun) -> list[JobRun]:
     "The notebooks of a run, in order."
     return [r for _, r in flat(run) if not r.steps and r.kind != "workflow"] or [run]
+
+def titled(run: JobRun, within: str = "") -> dict[str, str]:  # id -> title
+    "Every notebook's name after those of the steps around it: there is a train in many a month."
+    found = {}
+    for s in run.steps:
+        name = f"{within}{s.name or Path(s.notebook).stem}"
+        found |= {s.id: name} | titled(s, f"{name} › ")
+    return found
 
 def speaker(run: JobRun) -> str:  # id
     "Whose output somebody wants to see first: what failed, what is at work, what ended last."
@@ -193,7 +201,8 @@ def draw(self: Runs) -> None:
     self.picture.children = [picture, html(download("runs", numbers(self.shown)))] if self.shown else [html('<p class="soft">There is no such run.</p>')]
     self.run = self.record.get(self.which.value) if self.which.value else None
     self.body.value = self.one()
-    with self.together(): choose(self.step, [(f"{r.name or Path(r.notebook).stem} · {r.state.replace('_', ' ')}", r.id) for r in leaves(self.run)] if self.run else [("–", "")], self.run and speaker(self.run))
+    names = {self.run.id: self.run.name or Path(self.run.notebook).stem} | titled(self.run) if self.run else {}
+    with self.together(): choose(self.step, [(f"{names[r.id]} · {r.state.replace('_', ' ')}", r.id) for r in leaves(self.run)] if self.run else [("–", "")], self.run and speaker(self.run))
     self.listen()
 
 def one(self: Runs) -> str:  # HTML

@@ -101,7 +101,7 @@ def judged(self: Scores, window: str, version: int | None) -> list:
     more = f'<p>{leads("drift", "What moved in this window", **({"segment": self.watch.segment} if self.watch.segment else {}), window=window)}</p>'
     if found is None: return [html('<p class="soft">No labels of this window have come, so nobody can say.</p>' + more)]
     told = f"<p>{found.rows:,} labelled rows; {100 * found.base:.1f} % came true. AUC {number(found.auc)} ({between(found.intervals['auc'])}), log-loss {number(found.logloss)} nats a row.</p>"
-    return [html(told + key({"what came true of rows with such a score": BLUE, "honest": GREY})), calibration(found), html(download(f"calibration-{window}", {k: [c[k] for c in found.curve] for k in ("score", "rate")}) + more)]
+    return [html(told + key({"how many of the rows with such a score came true": BLUE, "as many as the score says (dashed)": GREY})), calibration(found), html(download(f"calibration-{window}", {k: [c[k] for c in found.curve] for k in ("score", "rate")}) + more)]
 
 Scores.other, Scores.look, Scores.draw, Scores.judged = other, look, draw, judged
 

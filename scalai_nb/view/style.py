@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'GREEN', 'GREY', 'PURPLE', 'INK', 'LEVELS', 'CSS', 'PNG', 'MONTHS', 'html', 'chip', 'headline',
-           'table', 'key', 'number', 'listed', 'cell', 'download', 'ticks', 'measured_scale', 'axis', 'figure',
-           'period_axis', 'period_scale', 'View', 'controls', 'dropdown', 'asked', 'linked', 'follow', 'offered',
-           'take', 'Link', 'button', 'said', 'leads']
+           'table', 'key', 'nothing', 'number', 'listed', 'cell', 'download', 'ticks', 'measured_scale', 'axis',
+           'figure', 'period_axis', 'period_scale', 'View', 'controls', 'dropdown', 'asked', 'linked', 'follow',
+           'offered', 'take', 'Link', 'button', 'said', 'leads']
 
 # %% ../../nbs/view/00_style.ipynb #d36ab53f
 import asyncio, csv, io, os, re
@@ -39,7 +39,7 @@ CSS = f"""<style>
 .scalai .chip {{ display: inline-flex; align-items: center; gap: .4em; white-space: nowrap }} .scalai .chip i {{ width: .7em; height: .7em; border-radius: 50%; background: var(--s-level); flex: none }}
 .scalai .scroll {{ overflow-x: auto; max-width: 100% }} .scalai table {{ border-collapse: collapse; width: 100%; font-size: .93rem; border: 0 }}
 .scalai th, .scalai td {{ padding: .5rem .7rem; border-bottom: 1px solid var(--s-line); text-align: left; vertical-align: top; background: none; max-width: none; color: inherit }}
-.scalai th {{ color: var(--s-soft); font-weight: 600; font-size: .85rem; white-space: nowrap }} .scalai td.name {{ white-space: nowrap; font-weight: 600 }} .scalai tr.now td {{ background: color-mix(in srgb, {BLUE} 12%, transparent) }}
+.scalai th, .scalai th.num {{ color: var(--s-soft); font-weight: 600; font-size: .85rem; white-space: nowrap; vertical-align: bottom }} .scalai th.num {{ white-space: normal }} .scalai td.name {{ white-space: nowrap; font-weight: 600 }} .scalai td.whole {{ white-space: nowrap }} .scalai tr.now td {{ background: color-mix(in srgb, {BLUE} 12%, transparent) }}
 .scalai .lane {{ position: relative; height: .8rem; border-radius: .2rem; background: color-mix(in srgb, {GREY} 18%, transparent); min-width: 7rem }} .scalai .lane i {{ position: absolute; top: 0; bottom: 0; border-radius: .2rem; min-width: 2px }}
 .scalai .key {{ display: flex; flex-wrap: wrap; gap: .2rem 1.3rem; font-size: .88rem; color: var(--s-soft); margin: .2rem 0 }} .scalai .key i {{ display: inline-block; width: 1.3em; height: .75em; border-radius: .15em; margin-right: .45em; vertical-align: -.03em; box-shadow: inset 0 0 0 1px var(--s-line) }}
 .scalai ul.why {{ list-style: none; margin: .3rem 0; padding: 0 }} .scalai ul.why li {{ padding: .5rem 0; border-bottom: 1px solid var(--s-line) }} .scalai ul.why b {{ font-weight: 650 }}
@@ -49,14 +49,14 @@ CSS = f"""<style>
 .scalai .bqplot .tick line, .scalai .bqplot .domain {{ stroke: var(--s-line) }} .scalai .widget-toggle-buttons button {{ background: var(--s-card); color: inherit; border: 1px solid var(--s-line); box-shadow: none !important }} .scalai .widget-toggle-buttons button.mod-active {{ background: #1769a5; border-color: #1769a5; color: #fff }}
 .scalai select, .scalai button {{ font-size: 15px !important; border-radius: .4rem !important }} .scalai select {{ background: var(--s-card) !important; appearance: auto !important; color: inherit; border-color: var(--s-line) }} .scalai .widget-label {{ color: var(--s-soft); text-align: left !important; width: auto !important; margin-right: .6rem; white-space: nowrap }}
 .scalai .paper text {{ font: 12px system-ui, "DejaVu Sans", sans-serif; fill: var(--s-soft) }} .scalai .paper .axislabel {{ font-size: 13px }} .scalai .paper line {{ stroke: var(--s-line) }} .scalai .stands {{ display: inline-block; margin: .2rem 1.4rem .4rem 0 }}
-.scalai .files {{ display: inline-flex; gap: .5rem; vertical-align: middle }} .scalai a.csv, .scalai button.png {{ display: inline-block; font: inherit; font-size: .85rem !important; line-height: 1.5; padding: .15rem .6rem; margin: 0; cursor: pointer; color: var(--jp-content-link-color, #0067a5); background: none; border: 1px solid var(--s-line); border-radius: .4rem; text-decoration: none }}
+.scalai .files {{ display: inline-flex; gap: .5rem; margin: .3rem 0 .5rem; vertical-align: middle }} .scalai td summary {{ padding: 0 }} .scalai a.csv, .scalai button.png {{ display: inline-block; font: inherit; font-size: .85rem !important; line-height: 1.5; padding: .15rem .6rem; margin: 0; cursor: pointer; color: var(--jp-content-link-color, #0067a5); background: none; border: 1px solid var(--s-line); border-radius: .4rem; text-decoration: none }}
 .scalai :is(a, button, select, input, textarea, .scroll):focus-visible {{ outline: 2px solid {BLUE} !important; outline-offset: 1px }} .scalai a.csv:hover, .scalai button.png:hover {{ border-color: {BLUE} }}
 .scalai.jupyter-widgets .on-paper, .scalai:not(.jupyter-widgets) .live-only {{ display: none }} .scalai .said {{ border-left: 4px solid var(--s-level); padding: .3rem .9rem; margin: .4rem 0; overflow-wrap: anywhere }} .scalai .jupyter-button {{ width: auto; height: auto; padding: .4rem 1rem; line-height: 1.5; color: inherit; background: var(--s-card); border: 1px solid var(--s-line); box-shadow: none }}
 .scalai .jupyter-button.mod-primary {{ background: #1769a5; border-color: #1769a5; color: #fff }} .scalai .jupyter-button:disabled {{ opacity: 1; color: var(--s-soft); cursor: not-allowed }} .scalai .widget-text input {{ height: auto; padding: .35rem .6rem; background: var(--s-card); color: inherit; border: 1px solid var(--s-soft); border-radius: .4rem }}
 .scalai a {{ color: var(--jp-content-link-color, #0067a5) }} .scalai .controls {{ display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; overflow: visible }}
 @media (max-width: 640px) {{ .scalai .headline {{ padding: .9rem 1rem }} .scalai .headline .mark {{ display: none }} .scalai .facts {{ gap: .6rem 1.4rem }} .scalai th, .scalai td {{ padding: .45rem .5rem }} .scalai .widget-dropdown, .scalai .widget-text {{ width: 100% !important }}
   .scalai table.deck, .scalai .deck tbody {{ display: block }} .scalai .deck thead {{ display: none }} .scalai .deck tr {{ display: grid; grid-template-columns: 1fr 1fr; padding: .7rem 0; border-bottom: 1px solid var(--s-line) }}
-  .scalai .deck td {{ border: 0; padding: .15rem .3rem; text-align: left; white-space: normal }} .scalai .deck td:last-child, .scalai .deck td.wide {{ grid-column: 1 / -1 }} .scalai .deck td.wide::before {{ content: none }} .scalai .deck td::before {{ content: attr(data-name) " "; color: var(--s-soft); font-weight: 400; font-size: .85rem }}
+  .scalai .deck td {{ border: 0; padding: .15rem .3rem; text-align: left; white-space: normal }} .scalai .deck td:last-child, .scalai .deck td.wide {{ grid-column: 1 / -1 }} .scalai .deck td:is(.wide, .title)::before {{ content: none }} .scalai .deck tr.now {{ background: color-mix(in srgb, {BLUE} 12%, transparent) }} .scalai .deck tr.now td {{ background: none }} .scalai .deck td:has(> .nothing) {{ display: none }} .scalai .deck td::before {{ content: attr(data-name) " "; color: var(--s-soft); font-weight: 400; font-size: .85rem }}
   .scalai .by-window g[text-anchor="middle"] .tick:nth-of-type(even) text, .scalai .paper.by-window svg.tick:nth-of-type(even) text {{ display: none }} }}
 </style>"""
 
@@ -78,7 +78,7 @@ def headline(level: str,  # a key of LEVELS
             f'<div></div><ul class="facts">{items}</ul></section>')
 
 # %% ../../nbs/view/00_style.ipynb #54c9b683
-def table(columns: dict[str, str],  # heading -> class of its cells: "", name, num, wide (on a phone: a line of its own)
+def table(columns: dict[str, str],  # heading -> classes of its cells: name, num, whole (on one line); on a phone: wide (a line of its own), title (it needs no heading)
           rows: list[list[str]],  # HTML, escaped already
           marked: int | None = None,  # the row that is looked at
          ) -> str:
@@ -118,6 +118,10 @@ c.toBlob(o => { const l = document.createElement('a'); l.href = window.URL.creat
 i.src = 'data:image/svg+xml,' + encodeURIComponent(new XMLSerializer().serializeToString(root)) })(this)""".splitlines())
 
 # %% ../../nbs/view/00_style.ipynb #b98fe288
+def nothing(word: str = "–") -> str:  # HTML
+    "What a table says where there is nothing to say; on a phone not even that."
+    return f'<span class="soft nothing">{escape(word)}</span>'
+
 def number(x, digits: int = 3) -> str:  # – for what is not known
     return "–" if x is None or isinstance(x, str) or not np.isfinite(x) else f"{x:,.{digits}f}"
 
@@ -169,7 +173,8 @@ def axis(scale, label: str, upright: bool = False, **more) -> bq.Axis:
 def figure(marks: list, axes: list, height: int = 300, by_window: bool = False, **margin) -> bq.Figure:
     "A figure as wide as its place, whatever that is."
     figure = bq.Figure(marks=marks, axes=axes, fig_margin={"top": 14, "bottom": 50, "left": 62, "right": 18} | margin, min_aspect_ratio=.1, max_aspect_ratio=100,
-                       background_style={"fill": "transparent"}, layout=w.Layout(width="100%", height=f"{height}px", min_width="0", margin="0"), animation_duration=250)
+                       background_style={"fill": "transparent"}, layout=w.Layout(width="100%", height=f"{height}px", min_width="0", margin="0"), animation_duration=250,
+                       display_toolbar=False)  # it lies over the picture, without its icons; files are given by `download`
     if by_window: figure.add_class("by-window")  # on a phone every second name is left out
     return figure
 
