@@ -168,7 +168,7 @@ def test_ingest_has_the_stated_shape_and_happens_once(files):
 
 def test_a_limit_holds_for_a_whole_workflow(files):
     "The step that runs is stopped, those behind it do not begin, and the exit code is that of `timeout`."
-    done = scalai("run", "jobs.toml", "--timeout", 4, "--json", cwd=files)
+    done = scalai("run", "jobs.toml", "--timeout", 4, "--jobs", 1, "--json", cwd=files)
     assert done.code == 124 and done.doc["state"] == "timed_out" and done.seconds < 60
     assert {s["name"]: s["state"] for s in done.doc["steps"]} == {"slow": "timed_out", "job": "timed_out"}
     assert "were over before it began" in done.doc["steps"][1]["error"]["message"]
