@@ -65,8 +65,8 @@ class Comm {
   send(data, callbacks, metadata, buffers) { return this.tell('comm_msg', data, callbacks, metadata, buffers) }
   close(data, callbacks, metadata, buffers) { comms.delete(this.comm_id); return this.tell('comm_close', data, callbacks, metadata, buffers) }
 }
-const CONTROL = 'jupyter.widget.control', first = ahead && Uint8Array.from(atob(ahead.textContent), c => c.charCodeAt()).buffer;
-const asked = new Comm(CONTROL, first && read(first).content.comm_id);
+const CONTROL = 'jupyter.widget.control', first = ahead && read(Uint8Array.from(atob(ahead.textContent), c => c.charCodeAt()).buffer);
+const asked = new Comm(CONTROL, first?.content.comm_id);
 let told, taken;
 const states = new Promise(done => { told = done }), created = new Promise(done => { taken = done });
 if (!first) { asked.open({}, undefined, { version: '1.0.0' }); asked.send({ method: 'request_states' }) }  // before the scripts are read
@@ -83,7 +83,7 @@ const on = {
   status: (m, callbacks) => { callbacks?.iopub?.status?.(m); if (m.content.execution_state === 'idle' && !callbacks?.shell) answers.delete(m.parent_header.msg_id) },
 };
 let turn = Promise.resolve();  // one after the other: a model is there before its next message
-const take = data => { const m = read(data), callbacks = answers.get(m.parent_header.msg_id);
+const take = m => { const callbacks = answers.get(m.parent_header.msg_id);
   turn = turn.then(() => on[m.header.msg_type]?.(m, callbacks)).catch(console.error);
   if (m.channel === 'shell' && callbacks?.shell) { callbacks.shell.reply?.(m); answers.delete(m.parent_header.msg_id) } };
 """
@@ -153,7 +153,7 @@ const draw = async widgets => {
   addEventListener('resize', () => { for (const v of views) v.luminoWidget.processMessage(widgets.JupyterLuminoWidget.ResizeMessage.UnknownSize) });
 };
 const manager = () => kernel.widget_manager;
-const used = Object.values(first ? read(first).content.data.states : {}).flatMap(w => [w.model_module, w.state._view_module]), soon = [...new Set(used)].filter(name => offered[name] && !CORE.includes(name));
+const used = Object.values(first?.content.data.states ?? {}).flatMap(w => [w.model_module, w.state._view_module]), soon = [...new Set(used)].filter(name => offered[name] && !CORE.includes(name));
 for (const name of soon) document.head.append(Object.assign(document.createElement('link'), { rel: 'preload', as: 'script', href: offered[name] }));
 const start = async () => {
   const widgets = await find(CORE[0]);
@@ -164,7 +164,7 @@ const start = async () => {
 };
 addEventListener('unhandledrejection', e => { if (!drawn) whole(e.reason) });
 if (new URLSearchParams(location.search).get('front') === 'voila') whole('asked for'); else paper();
-if (!given_up) { hear = take; if (first) take(first); early.splice(0).forEach(take); addEventListener('DOMContentLoaded', () => start().catch(whole)) }
+if (!given_up) { hear = data => take(read(data)); if (first) take(first); early.splice(0).forEach(hear); addEventListener('DOMContentLoaded', () => start().catch(whole)) }
 """
 
 # %% ../../nbs/dash/07_front.ipynb #f1958de2

@@ -100,7 +100,8 @@ async def check(self) -> None:
     "Forget the kernels that have died; their pages are told."
     known = [*self.kernels.live, *(p.id for p in self.ready.pages)]
     dead = {id for id, lives in zip(known, await asyncio.gather(*map(self.alive, known))) if not lives}
-    for page in [p for p in self.ready.pages if p.id in dead]: self.shut(self.ready.remove(page).id)
+    for id in dead: self.shut(id)
+    for page in [p for p in self.ready.pages if p.id in dead]: self.ready.remove(page)
     for id in dead & self.kernels.live.keys():
         self.log.warning("kernel died", id=id, app=self.kernels.live[id].app)
         self.kernels.forget(id)
@@ -114,7 +115,8 @@ def renew(self) -> None:
     if self.starts == self.voila.starts: return
     self.starts = self.voila.starts
     for id in list(self.kernels.live): self.kernels.forget(id)
-    for page in list(self.ready.pages): self.shut(self.ready.remove(page).id)
+    for id in list(self.open): self.shut(id)
+    for page in list(self.ready.pages): self.ready.remove(page)
 
 async def sweep(self) -> None:
     "Look once a second."

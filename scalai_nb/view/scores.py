@@ -89,7 +89,7 @@ def draw(self: Scores) -> None:
     points = [p for p in self.watch.points(measure, version) if p.window >= (self.since.value or "")]
     looked = next((p for p in points if p.window == window), None)
     said = f"<p>{escape(sentence(looked, measure))}</p>" if looked else ""
-    self.told.value = legend(measure) + (f"<p class='soft'>{OF_ALL.strip()}</p>" if self.watch.segment else "")
+    self.told.value = legend(measure) + (f"<p class='soft'>{OF_ALL}</p>" if self.watch.segment else "")
     self.lines.children = [over_time(points, measure, window), html(said + download(f"{measure}-by-window", numbers(points, measure)))] if points else [html('<p class="soft">No window of this choice has scores.</p>')]
     self.curve.children = self.judged(window, version)
     shown = [d for p, d in self.watch.decisions.items() if version in (None, d["version_before"]) and p >= (self.since.value or "")]

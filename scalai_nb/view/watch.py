@@ -226,7 +226,7 @@ def bins_table(finding: Finding, unit: str = "",  # of the column
     heading = f"{finding.name}, {unit}" if unit else finding.name
     return "<h3>Where its values went</h3>" + table({heading: "name", "reference": "num", "this window": "num", "change": "num"}, rows)
 
-OF_ALL = " What the top of this page says, and what was decided, is of all rows."
+OF_ALL = "What the top of this page says, and what was decided, is of all rows."
 
 def draw(self) -> None:
     "The cells, the sentences and the column's shares of the chosen window."
@@ -237,7 +237,7 @@ def draw(self) -> None:
     told = watch.decisions.get(window)
     decided = f"<p>{chip(*DONE[told['action']])}, {escape(outcome(told))}. {leads('performance', 'How good the scores were', **({'segment': watch.segment} if watch.segment else {}), window=window)}</p>" if told else ""
     among = f", {escape(watch.segment.replace('=', ' ', 1))}," if watch.segment else ""
-    self.title.value = f"<h2>{escape(window)}{among} against its reference</h2><p class='soft'>{watch.windows[window].rows:,} rows, against {escape(listed(reference, 6))}.{OF_ALL if watch.segment else ''}</p>{decided}"
+    self.title.value = f"<h2>{escape(window)}{among} against its reference</h2><p class='soft'>{watch.windows[window].rows:,} rows, against {escape(listed(reference, 6))}.{' ' + OF_ALL if watch.segment else ''}</p>{decided}"
     if report is None:
         self.told.value, self.picture.children = "<p>This window is part of the reference.</p>", []
         return
