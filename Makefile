@@ -1,24 +1,26 @@
 # Two commands for a fresh machine with Python 3.11 or newer:  make demo   and   make test
 PYTHON ?= python3
 BIN := .venv/bin
+INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python -c tests/constraints.txt
 DEMO ?= scalai-demo
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo dash install dev check lessons test test-slow bench-data bench-learn bench-compress bench-jobs bench-monitor bench-dash gpu clean
+.PHONY: demo dash install dev check lessons test test-slow soak bench-data bench-learn bench-compress bench-jobs bench-monitor bench-dash gpu clean
 
 install: .venv/.installed
 dev: .venv/.dev
 
 .venv/.installed: pyproject.toml setup.py tests/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, this is $$($(PYTHON) --version)."; echo "Name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
-	@echo "Installing into .venv (about two minutes) ..."
+	@echo "Installing into .venv (about a minute) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c tests/constraints.txt -e .
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@$(INSTALL) -e .
 	@touch $@
 
 .venv/.dev: .venv/.installed
 	@echo "Installing what the tests need ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c tests/constraints.txt -e '.[dev]'
+	@$(INSTALL) -e '.[dev]'
 	@touch $@
 
 demo: install
@@ -39,6 +41,10 @@ test: check lessons
 
 test-slow: dev
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations 15 -m slow
+
+# Hours: kills, races, fuzzing and load in their full numbers, one after the other; writes tests/soak/RESULTS.md (test-slow runs a seeded sample of each).
+soak: dev
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py
 
 # The table of tests/bench/RESULTS.md, side by side with Polars, DuckDB and others (about an hour on a quiet machine; ROWS="1e6" for a look).
 ROWS ?= 5e6 20e6

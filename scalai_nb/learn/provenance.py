@@ -113,9 +113,10 @@ def digest(rows: Any,  # an Arrow table, or arrays or tensors such as (X, y)
 
 # %% ../../nbs/learn/05_provenance.ipynb #85264a2d
 def packages() -> dict[str, str]:  # name → version, of all that is installed
-    "What is installed, by the names of its metadata folders."
+    "List the installed packages by their metadata folders; torch with its build, such as `2.15.0+cpu`, which its folder may leave out."
+    import torch
     found = (re.fullmatch(r"(.+?)-([^-]+)\.dist-info", f.name) for p in reversed(sys.path) if Path(p).is_dir() for f in Path(p).glob("*.dist-info"))
-    return {m[1].lower().replace("_", "-"): m[2] for m in sorted(filter(None, found), key=lambda m: m[1].lower())}
+    return {m[1].lower().replace("_", "-"): m[2] for m in sorted(filter(None, found), key=lambda m: m[1].lower())} | {"torch": torch.__version__}
 
 def processor() -> str:
     "What decides in which order sums are made."
