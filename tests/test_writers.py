@@ -32,7 +32,7 @@ class Store:
 
     def start(self, call: str, workspace: str, file: str | None = None, **more): return self.nursery.start(call, **self._how(workspace, file), **more)
 
-    def __call__(self, call: str, workspace: str = "last", file: str | None = None): return self.nursery(call, **self._how(workspace, file))
+    def __call__(self, call: str, workspace: str = "last", file: str | None = None, **more): return self.nursery(call, **self._how(workspace, file), **more)
 
     def holds(self, *names: str, raw: bool = True):
         "Each row of the files once: the good ones in the table, the others in quarantine; the profiles are those of the rows."
@@ -121,10 +121,42 @@ def interleaved(rng, store: Store) -> tuple[int, int]:  # kills, steps
     return kills, steps
 
 
+def test_other_rows_rejected_for_the_same_reasons(store):
+    "Killed after its quarantine's commit, the table overwritten, the batch again: as many rows are rejected for the same reason, but others."
+    (store.folder/"d.csv").write_text("id,x\n1,1\n2,2\n")
+    store("overwrite", "one", ids=[1], contract=CONTRACT)
+    writer = store.start("ingest", "one", "d")
+    while writer.at != "before record": writer.step()
+    writer.kill()
+    store("overwrite", "two", ids=[2], contract=CONTRACT)
+    assert store("ingest", "one", "d")["refused"] == {"key: duplicate": 1}
+    now = store("state")
+    assert now["good"] == [1, 2] and now["bad"] == [2] and now["raw"] == 1 and now["whole"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["s3", "abfs"])
+def test_two_workspaces_on_a_store(tmp_path, kind):
+    "On S3's and Azure's protocols: killed at ten points, and stopped there while another workspace ingests the same file."
+    import test_sources
+    with test_sources.store(kind) as (root, env, _), Nursery(tmp_path/"n", os.environ.get("SCALAI_OTHER_CODE"), **env) as nursery:
+        steps = steps_of(Store(tmp_path/"calm", nursery, f"{root}/calm"))
+        for at in range(4, len(steps), len(steps)//10):
+            store = Store(tmp_path/str(at), nursery, f"{root}/{at}")
+            stopped, killed = store.start("ingest", "one", "a").run_to(at), store.start("ingest", "two", "a").run_to(at).kill()
+            quick, other = store("ingest", "three", "a"), store("ingest", "three", "b")
+            done = stopped.run().done
+            assert killed.done is None and "error" not in done, (at, done)
+            assert sorted([quick["already"], done["already"]]) == [False, True]
+            store.holds("a", "b", raw=False)
+            assert store("gc", "two")["files"] >= 0 and store("ingest", "two", "a")["already"]
+            store.holds("a", "b", raw=False)
+
+
 @pytest.mark.slow
 def test_any_order_and_any_death(tmp_path, nursery, rounds):
     deaths = total = 0
-    for i, rng in enumerate(rounds.seeds(15, soak=200)):
+    for i, rng in enumerate(rounds.seeds(10, soak=200)):
         store = Store(tmp_path/str(i), nursery)
         kills, steps = interleaved(rng, store)
         store.holds("a", "b", "c", raw=False)

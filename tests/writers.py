@@ -120,6 +120,10 @@ def calls(call: str, settings, how: dict):
     from scalai_nb.data.retention import gc
     from scalai_nb.data.table import Table
     if call == "ingest": return ingest(how["uri"], "t", Contract.from_dict(how["contract"]), settings=settings, **how.get("how", {})).to_dict()
+    if call == "overwrite":
+        import pyarrow as pa
+        from scalai_nb.data.table import write
+        return write(pa.table({"id": how["ids"], "x": [1.]*len(how["ids"])}), "t", Contract.from_dict(how["contract"]), mode="overwrite", settings=settings).to_dict()
     if call == "gc": return {"files": sum(f.files for f in gc(settings, days=0))}
     if call == "release":
         pen = Table("t", settings).quarantine
