@@ -7,8 +7,8 @@ __all__ = ['app', 'contract_app', 'models_app', 'workflow_app', 'kernel_app', 'e
            'alarms_app', 'schedule_app', 'PREFIX', 'Answer', 'show', 'say', 'verb', 'main', 'usage', 'tell', 'init',
            'demo', 'profile_of', 'profile', 'ingest', 'cells', 'told_row', 'tables_text', 'tables', 'size_text', 'gc',
            'contract_infer', 'contract_check', 'check_text', 'contract_diff', 'contract_set', 'quarantine', 'drift',
-           'alarms_list', 'alarm_text', 'alarms_acknowledge', 'alarms_look', 'pairs', 'values', 'WithForm', 'job_file',
-           'run', 'run_alone', 'run_text', 'runs', 'details', 'logs', 'followed', 'log_text', 'cancel',
+           'alarms_list', 'alarm_text', 'alarms_acknowledge', 'alarms_look', 'pairs', 'asked', 'values', 'WithForm',
+           'job_file', 'run', 'run_alone', 'run_text', 'runs', 'details', 'logs', 'followed', 'log_text', 'cancel',
            'workflow_export', 'workflow_check', 'option', 'schedule_add', 'schedule_apply', 'schedule_rows',
            'schedule_list', 'schedule_show', 'schedule_pause', 'schedule_resume', 'schedule_remove', 'schedule_trigger',
            'scheduler', 'models_list', 'models_show', 'models_compare', 'models_promote', 'models_rollback', 'budget',
@@ -388,6 +388,13 @@ def pairs(given: list[str], option: str = "-p") -> dict[str, str]:
     if bad is not None: raise BadRequest(f"{option} {bad} has no value.", f"Write {option} name=value.", "parameter")
     return dict(g.split("=", 1) for g in given)
 
+def asked(file: str | None, p: list[str] | None, null: list[str] | None) -> dict:
+    "All parameters of a command line: `-p` and `--null` win over `--parameters`."
+    given = pairs(p or [])
+    if twice := next((n for n in null or [] if n in given), None):
+        raise BadRequest(f"{twice} is given twice, by -p and by --null.", "Leave one of them out.", "parameter")
+    return values(file) | given | dict.fromkeys(null or [])
+
 def values(file: str | None) -> dict:
     "`--parameters FILE`: for programs, which have values and not text."
     if file is None: return {}
@@ -437,6 +444,7 @@ def _nearest_file(path: Path) -> str:
 def run(what: Annotated[str, typer.Argument(metavar="NOTEBOOK|WORKFLOW")],
         p: Annotated[list[str] | None, typer.Option("-p", help="name=value; repeat it for several.")] = None,
         parameters: Annotated[str | None, typer.Option("--parameters", metavar="FILE", help="A JSON object of parameters, - for standard input; -p wins.")] = None,
+        null: Annotated[list[str] | None, typer.Option("--null", metavar="NAME", help="Give this parameter the value None, as for str | None; repeat it.")] = None,
         o: Annotated[str | None, typer.Option("-o", help="Where to write the notebook as it ran: a path or a URL.")] = None,
         timeout: Annotated[int | None, typer.Option(help="Seconds for the whole run.")] = None,
         from_failed: Annotated[bool, typer.Option("--from-failed", help="Go on with the last run of this workflow where it failed.")] = False,
@@ -451,7 +459,7 @@ def run(what: Annotated[str, typer.Argument(metavar="NOTEBOOK|WORKFLOW")],
         if o: raise BadRequest("-o is for one notebook, and this is a workflow of them.", "Leave it out: each step's notebook is kept, see scalai runs ID.")
         from scalai_nb.jobs.workflow import Workflow
         flow, how = Workflow.load(path), dict(from_failed=from_failed, only=only, jobs=jobs)
-        given = values(parameters) | pairs(p or [])
+        given = asked(parameters, p, null)
         if dry_run:
             from scalai_nb.jobs.plan import plan
             found = plan(flow, given, **how)
@@ -460,7 +468,7 @@ def run(what: Annotated[str, typer.Argument(metavar="NOTEBOOK|WORKFLOW")],
     else:
         given = next((name for name, value in {"--from-failed": from_failed, "--only": only, "--jobs": jobs, "--dry-run": dry_run}.items() if value), None)
         if given: raise BadRequest(f"{given} is for workflows, and this is one notebook.", "Leave it out.")
-        done = run_alone(path, values(parameters) | pairs(p or []), output=o, timeout=timeout)
+        done = run_alone(path, asked(parameters, p, null), output=o, timeout=timeout)
     return Answer(done.to_dict(), lambda: run_text(done.to_dict()), done.exit_code)
 
 def run_alone(path: Path | str, given: dict, **how):  # a JobRun
