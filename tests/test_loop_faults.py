@@ -1,5 +1,5 @@
 "The loop when it is killed, repeated, or asked about the past: what was decided stays decided."
-import shutil, signal, time
+import multiprocessing, shutil, signal, time
 from pathlib import Path
 
 import nbformat
@@ -176,6 +176,21 @@ def test_a_registry_that_does_not_answer_is_no_vanished_champion(loop):
     with pytest.raises(Unreachable): restore("late", loop)
     shutil.copy(kept, store)
     assert state(loop) == before
+
+
+def settles(who: str, times: int):
+    for n in range(times): settle("late", "2013-02", "shadow", 1, f"{who} {n}", by=f"{who} {n}")
+
+
+def test_two_processes_settle_one_decision(workspace):
+    "What each says is kept: nobody writes over what another one added meanwhile."
+    record("late", "2013-02", "retrain", ["measured loss"], {}, ["2013-01"], 1, "pending")
+    team = [multiprocessing.get_context("fork").Process(target=settles, args=(who, 15)) for who in ("gate", "trial")]
+    for p in team: p.start()
+    for p in team: p.join(60)
+    entry = decisions()[0]
+    assert sorted(t["by"] for t in entry["trail"]) == sorted(f"{who} {n}" for who in ("gate", "trial") for n in range(15))
+    assert len(entry["reasons"]) == 31 == len(entry["settled"]) + 1
 
 
 def test_a_conclusion_that_was_cut_short_is_carried_out_by_the_next(loop, monkeypatch):
