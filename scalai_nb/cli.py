@@ -358,9 +358,13 @@ app.add_typer(alarms_app, name="alarms")
 def alarms_list(source: Annotated[str | None, typer.Argument(metavar="[SOURCE]", help="A table, or another source of windows; all without.")] = None,
                 resolved: Annotated[bool, typer.Option("--resolved", help="Those that are over too.")] = False) -> Answer:
     "The alarms."
+    from datetime import UTC, datetime
     from scalai_nb.monitor.alarms import Alarms
-    found = Alarms().find(source, resolved)
-    return Answer({"alarms": [a.to_dict() for a in found]}, lambda: "\n".join(map(alarm_text, found)) or "No alarms.")
+    found, (_, others) = Alarms().find(source, resolved), Alarms().current(source)
+    cases = [{"key": key, "told": datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")} for key, at in others]
+    lines = [alarm_text(a) for a in found]
+    lines += [printable(f"      open          {c['key']}, last told {c['told']}") for c in cases]
+    return Answer({"alarms": [a.to_dict() for a in found], "cases": cases}, "\n".join(lines) or "No alarms.")
 
 def alarm_text(a) -> str:
     "An alarm in one line."
