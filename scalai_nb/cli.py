@@ -189,8 +189,9 @@ def ingest(uri: Annotated[str, typer.Argument(metavar="URI")], table: Annotated[
     doc = done.to_dict()
     reasons = "".join(f"\n  {n:>9,}  {reason}" for reason, n in sorted(doc["refused"].items(), key=lambda r: -r[1]))
     reasons += "".join(f"\n  {n:>9,}  cleaned: {step}" for step, n in doc["cleaned"].items())
-    return Answer(doc, f"{table}: {doc['rows_good']:,} of {doc['rows_in']:,} rows kept, {doc['rows_refused']:,} in quarantine, version {doc['version']}{reasons}",
-                  1 if strict and doc["rows_refused"] else 0)
+    made = "there is no table yet" if doc["version"] is None else f"version {doc['version']}"
+    return Answer(doc, f"{table}: {doc['rows_good']:,} of {doc['rows_in']:,} rows kept, {doc['rows_refused']:,} in quarantine, {made}{reasons}",
+                  1 if not doc["rows_good"] or strict and doc["rows_refused"] else 0)
 
 # %% ../nbs/cli.ipynb #85642b59
 def cells(rows: list[dict], most: int = 20, width: int | None = None) -> str:  # characters of a value, and of the terminal
