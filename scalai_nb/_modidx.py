@@ -3217,6 +3217,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'scalai_nb/learn/registry.py'),
                                           'scalai_nb.learn.registry.Turn.live': ( 'learn/registry.html#turn.live',
                                                                                   'scalai_nb/learn/registry.py'),
+                                          'scalai_nb.learn.registry.Turn.mark': ( 'learn/registry.html#turn.mark',
+                                                                                  'scalai_nb/learn/registry.py'),
                                           'scalai_nb.learn.registry.Turn.take': ( 'learn/registry.html#turn.take',
                                                                                   'scalai_nb/learn/registry.py'),
                                           'scalai_nb.learn.registry.Turn.turns': ( 'learn/registry.html#turn.turns',
