@@ -261,7 +261,7 @@ def _postgresql(where: sa.URL, answer: float) -> sa.Engine:
     def limit(connection, _):
         with connection.cursor() as cursor:
             cursor.execute(f"SET statement_timeout = {1000*answer:.0f}")
-            cursor.execute(f"SET idle_in_transaction_session_timeout = {1000*answer:.0f}")
+            cursor.execute(f"SET idle_in_transaction_session_timeout = {3000*answer:.0f}")  # a slow machine thinks between two statements
         connection.commit()
     return engine
 
@@ -299,7 +299,7 @@ def _takes_its_time(db: sa.Connection):
         yield
         return
     connection = db.connection.driver_connection
-    db.exec_driver_sql("SET LOCAL statement_timeout = 0")
+    for limit in ("statement_timeout", "idle_in_transaction_session_timeout"): db.exec_driver_sql(f"SET LOCAL {limit} = 0")
     if limited := getattr(connection, "answer", None): connection.answer = None
     try: yield
     finally:
