@@ -50,9 +50,12 @@ def committed(name: str, version: int, settings: Settings | None = None) -> floa
     "When a version was committed, by its writer's clock."
     return _time(_actions(name, version, settings) or [])
 
-def written_by(name: str, version: int, settings: Settings | None = None) -> str | None:  # id of a job run; None where the log does not say
-    "Which job run committed a version. The commit itself says so: a run that was killed right after it has recorded nothing."
-    return next((a["commitInfo"].get("run") for a in _actions(name, version, settings) or [] if "commitInfo" in a), None)
+def written_by(name: str, version: int,
+               settings: Settings | None = None,
+              ) -> str | None:  # id of a job run; None where the log does not say
+    "Read from a commit which job run made it: a run that was killed right after it has recorded nothing."
+    actions = _actions(name, version, settings) or []
+    return next((a["commitInfo"].get("run") for a in actions if "commitInfo" in a), None)
 
 def commits(name: str,
             after: int = -1,  # a version

@@ -109,10 +109,11 @@ def _others(self: Tables, table: str, version: int, run: JobRun) -> int | None:
     later = changes(table, version, self.settings)
     if later and run.started and later[0][1] and later[0][1] < run.started: return None  # asked for by number: a newer one was there
     if self.own is None: self.own, self.inside = _written(self.record, self.workflow)
-    return next((v for v, _ in later if (table, v) not in self.own and not self.inside(written_by(table, v, self.settings))), None)
+    ours = lambda v: (table, v) in self.own or self.inside(written_by(table, v, self.settings))
+    return next((v for v, _ in later if not ours(v)), None)
 
 def _written(record: Record, workflow: str) -> tuple[set[tuple[str, int]], Callable[[str | None], bool]]:
-    "All table versions that runs of a workflow recorded, at any depth; and whether a run is one of them, which lost ones recorded nothing of."
+    "The table versions that runs of a workflow recorded, at any depth; and whether a run is one of these: lost ones recorded none."
     with record.db() as db:
         above = {id: (parent, notebook) for id, parent, notebook in db.execute(sa.select(RUNS.c.id, RUNS.c.parent, RUNS.c.notebook))}
         rows = list(db.execute(sa.select(RUNS.c.parent, RUNS.c.writes).where(sa.cast(RUNS.c.writes, sa.Text) != "[]", RUNS.c.state != "skipped")))

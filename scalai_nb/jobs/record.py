@@ -67,7 +67,9 @@ class JobRun:
     def ok(self) -> bool: return self.state in GOOD
 
     @property
-    def exit_code(self) -> int: return {"timed_out": 124, "cancelled": 130}.get(self.state, 0 if self.ok else 1)
+    def exit_code(self) -> int:
+        if self.state in ("timed_out", "cancelled"): return {"timed_out": 124, "cancelled": 130}[self.state]
+        return 0 if self.ok else 3 if (self.error or {}).get("kind") == "Unreachable" else 1
 
 # %% ../../nbs/jobs/04_record.ipynb #01ff5275
 def _time(seconds: float | None) -> str | None:  # ISO 8601, UTC
