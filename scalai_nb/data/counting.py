@@ -11,7 +11,7 @@ import numba, numpy as np, pyarrow as pa
 from .categories import add_categories, categories, counted_text
 from .column import CAPS, Column, add_columns, column, microseconds
 from .hashing import in_arrow, in_numpy, read_only
-from .ordered import Calendar, add_ordered, calendar, counted, tallied
+from .ordered import Calendar, add_ordered, calendar, counted, from_keys, tallied
 from .types import kind, type_name
 
 # %% ../../nbs/data/02_counting.ipynb #0acca8e8
@@ -36,22 +36,26 @@ def _count_whole(values, bits, at,  # int64 read-only; uint8 null mask, empty wh
     return n
 
 @numba.njit(cache=True, nogil=True)
-def _count_real(values, bits, at, window, row, spill):  # float64 read-only; the rest as above
+def _count_real(values, bits, at, window, row,  # float64 read-only; the rest as above
+                spill, odd):  # takes sortable keys of the numbers elsewhere; int64 counts of NaN, inf and -inf, added to
     "Count floats that are whole numbers; how many went to `spill`."
-    n, half, paired = 0, len(window) // 2, len(row) > 0
+    n, half, paired, raw = 0, len(window) // 2, len(row) > 0, values.view(np.int64)
     for i in range(len(values)):
         if len(bits) and not (bits[(at + i) >> 3] >> ((at + i) & 7)) & 1:
             if paired: row[i] = np.nan
             continue
         v = values[i]
-        if paired: row[i] = v if abs(v) < np.inf else np.nan
+        there = abs(v) < np.inf
+        if paired: row[i] = v if there else np.nan
         if -half <= v < half:
             k = np.int64(v)
             if k == v:  # -0.0 is 0
                 window[k + half] += 1
                 continue
-        spill[n] = v
-        n += 1
+        if there:
+            spill[n] = np.uint64(raw[i] ^ ((raw[i] >> 63) | np.int64(-1 << 63)))
+            n += 1
+        else: odd[0 if v != v else 1 if v > 0 else 2] += 1
     return n
 
 # %% ../../nbs/data/02_counting.ipynb #e8ceb621
@@ -89,26 +93,29 @@ class Numbers:
                  window: int = WINDOW):  # whole numbers counted by address, half of them below 0
         self.name, self.type, self.caps, self.limit = name, type, caps, limit
         self.dtype, self.to = ("i8", pa.int64()) if pa.types.is_integer(type) else ("f8", pa.float64())
-        self.window, self.aside, self.held, self.parts = np.zeros(window, "i8"), [], 0, Sum(add_ordered, 4 * limit)
-        self.rows = self.nulls = self.nan = self.plus = self.minus = 0
+        self.window, self.parts = np.zeros(window, "i8"), Sum(add_ordered, 4 * limit)
+        self.aside, self.held = np.empty(0, "i8" if self.dtype == "i8" else "u8"), 0  # integers, or the keys of floats
+        self.rows, self.nulls, self.odd = 0, 0, np.zeros(3, "i8")
 
     def add(self, values: pa.Array,
             row: np.ndarray = np.empty(0)):  # takes the values as float64
         "Count a batch."
-        spill = np.empty(len(values), self.dtype)
-        n = (_count_whole if self.dtype == "i8" else _count_real)(*buffers(values.cast(self.to), self.dtype), self.window, row, spill)
+        if self.held + len(values) > len(self.aside): self._room(len(values))
+        given = *buffers(values.cast(self.to), self.dtype), self.window, row, self.aside[self.held:]
+        self.held += _count_whole(*given) if self.dtype == "i8" else _count_real(*given, self.odd)
         self.rows, self.nulls = self.rows + len(values), self.nulls + values.null_count
-        if n: self.aside.append(spill[:n].copy() if n < len(spill) else spill); self.held += n
         if self.held >= self.limit: self.flush()
+
+    def _room(self, rows):
+        "Make room for so many values more."
+        self.flush()
+        if len(self.aside) < rows: self.aside = np.empty(max(rows, self.limit), self.aside.dtype)
 
     def flush(self):
         "Summarise what was set aside."
         if not self.held: return
-        x, self.aside, self.held = np.concatenate(self.aside), [], 0
-        if self.dtype == "f8" and not (finite := np.isfinite(x)).all():
-            odd, x = x[~finite], x[finite]
-            self.nan, self.plus, self.minus = self.nan + int(np.isnan(odd).sum()), self.plus + int((odd == np.inf).sum()), self.minus + int((odd == -np.inf).sum())
-        self.parts.push(counted(*tallied(x), caps=self.caps))
+        x, self.held = self.aside[:self.held], 0
+        self.parts.push(from_keys(x, self.caps) if self.dtype == "f8" else counted(*tallied(x), caps=self.caps))
 
     def column(self) -> Column:
         "The profile of the column so far."
@@ -117,7 +124,7 @@ class Numbers:
         zero = len(self.window) // 2
         near = counted((seen - zero).astype(self.dtype), self.window[seen], caps=self.caps)
         far = self.parts.value()
-        return Column(self.name, type_name(self.type), self.rows, self.nulls, self.nan, self.plus, self.minus, int(self.window[zero]),
+        return Column(self.name, type_name(self.type), self.rows, self.nulls, *self.odd.tolist(), int(self.window[zero]),
                       numbers=near if far is None else add_ordered(near, far))
 
 # %% ../../nbs/data/02_counting.ipynb #7d9166c1
