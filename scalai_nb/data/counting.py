@@ -89,7 +89,7 @@ class Sum:
 class Numbers:
     "A column of integers or floats, counted."
     def __init__(self, name: str, type: pa.DataType, caps: tuple = CAPS,
-                 limit: int = 1 << 18,  # values set aside before they are summarised
+                 limit: int = 1 << 17,  # values set aside before they are summarised: 1 MB, which a core's cache holds while they are sorted
                  window: int = WINDOW):  # whole numbers counted by address, half of them below 0
         self.name, self.type, self.caps, self.limit = name, type, caps, limit
         self.dtype, self.to = ("i8", pa.int64()) if pa.types.is_integer(type) else ("f8", pa.float64())
@@ -204,7 +204,7 @@ def counter(name: str, type: pa.DataType, caps: tuple = CAPS,
             width: int = 1,  # columns of the table: what one column may hold shrinks with it
            ) -> "Numbers | Times | Texts | Others":
     "What counts a column of this type."
-    limit, window = (max(1 << 13, min(most, (1 << 24) // width)) for most in (1 << 18, WINDOW))  # 128 MB for the columns together
+    limit, window = (max(1 << 13, min(most, (1 << 24) // width)) for most in (1 << 17, WINDOW))  # 128 MB for the columns together
     made = pa.types
     if made.is_floating(type) and type != pa.float16() or made.is_integer(type) and type != pa.uint64(): return Numbers(name, type, caps, limit, window)
     plain = type.value_type if made.is_dictionary(type) else type
