@@ -165,13 +165,14 @@ class Texts:
     "A column of text, counted by the codes of its dictionaries."
     def __init__(self, name, type, caps=CAPS, limit=0):
         self.name, self.type, self.dictionary, self.counts, self.parts, self.rows, self.there = name, type, None, None, Sum(add_categories, 4 * limit), 0, 0
+        self.unique = False  # whether the dictionary is known to say no value twice
 
     def add(self, values: pa.Array):
         "Count a batch."
-        if not pa.types.is_dictionary(values.type): values = values.dictionary_encode()
+        if plain := not pa.types.is_dictionary(values.type): values = values.dictionary_encode()
         if self.dictionary is None or not self.dictionary.equals(values.dictionary):
             self.flush()
-            self.dictionary, self.counts = values.dictionary, np.zeros(len(values.dictionary), "i8")
+            self.dictionary, self.counts, self.unique = values.dictionary, np.zeros(len(values.dictionary), "i8"), plain
         self.rows += len(values)
         _count_codes(*buffers(values.indices.cast(pa.int32()), "i4"), self.counts)
 
@@ -182,7 +183,7 @@ class Texts:
         text, counts = self.dictionary if len(seen) == len(self.counts) else self.dictionary.take(in_arrow(seen)), self.counts[seen]
         if text.null_count: text, counts = text.drop_null(), counts[text.is_valid().to_numpy(False)]  # a dictionary may hold a null
         self.there += int(counts.sum())
-        if len(text.unique()) < len(text):  # a dictionary may say a value twice
+        if not self.unique and len(text.unique()) < len(text):  # a dictionary may say a value twice
             again = text.dictionary_encode()
             text, counts = again.dictionary, np.bincount(again.indices, counts).astype("i8")
         self.parts.push(counted_text(text, counts))

@@ -100,10 +100,15 @@ class Frequent:
     def _trim(self, k=K):
         "At most k values."
         if len(self.keys) <= k: return self
-        some = self.counters[self.counters > 1]  # most values of a long column occur once: no need to order those
-        cut = int(np.partition(some, -k - 1)[-k - 1]) if len(some) > k else 1
-        on = self.counters > cut
+        on, cut = self.kept(self.counters, k)
         return Frequent(self.keys[on], None if self.labels is None else self.labels[on], self.seen[on], self.counters[on] - cut, self.slack + cut)
+
+    @staticmethod
+    def kept(counters, k=K) -> tuple:  # positions, int
+        "Which of more than k counters are kept, and what is taken off each."
+        some = counters[counters > 1]  # most values of a long column occur once: no need to order those
+        cut = int(np.partition(some, -k - 1)[-k - 1]) if len(some) > k else 1
+        return np.flatnonzero(counters > cut), cut
 
     @property
     def nbytes(self) -> int: return len(self.keys) * (24 if self.labels is None else 80)  # labels about

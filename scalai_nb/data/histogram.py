@@ -9,6 +9,7 @@ __all__ = ['SIGN', 'CELLS', 'BUCKETS', 'EMPTY', 'number_keys', 'number_values', 
 
 # %% ../../nbs/data/01_histogram.ipynb #294a2b35
 from dataclasses import dataclass
+from itertools import chain
 
 import numba, numpy as np
 from llvmlite import ir
@@ -216,11 +217,11 @@ class Histogram:
         caps, have = tuple(map(min, *(p.caps for p in parts))) if len(parts) > 1 else parts[0].caps, [p for p in parts if len(p.keys)]
         if not have: return cls.of(parts[0].keys, parts[0].counts, caps=caps)
         if len(have) == 1 and have[0].caps == caps: return have[0]
-        level1, columns = min(p.level1 for p in have), [[getattr(p, f) for p in have] for f in ("keys", "counts", "known")]
-        if len(have) == 2: return cls.of(*_merge(*map(read_only, sum(columns, []))), level1, caps)
-        keys, counts, known = map(np.concatenate, columns)
-        order = np.argsort(keys, kind="stable")
-        return cls.of(keys[order], counts[order], known[order], level1, caps)
+        level1, rows = min(p.level1 for p in have), [(p.keys, p.counts, p.known) for p in have]
+        while len(rows) > 1:  # by twos, so that each bucket moves as often as the number of parts can be halved
+            pairs = zip(rows[::2], rows[1::2])
+            rows = [_merge(*map(read_only, chain(*zip(a, b)))) for a, b in pairs] + rows[len(rows) // 2 * 2:]
+        return cls.of(*rows[0], level1, caps)
 
     def __add__(self, other): return Histogram.sum(self, other)
 

@@ -89,7 +89,7 @@ def keep(title: str, text: str):
     parts = re.split(r"(?m)^(?=## )", old)
     sections = {p.splitlines()[0]: p for p in parts[1:]}
     sections[title] = text + "\n"
-    RESULTS.write_text(head + "".join(sections[k] for k in sorted(sections, key=lambda k: (SECTIONS.index(re.match(r"## (\w+)", k)[1]), int((re.search(r"([\d,]+) rows", k) or "00")[1].replace(",", ""))))))
+    RESULTS.write_text(head + "".join(sections[k] for k in sorted(sections, key=lambda k: (SECTIONS.index(re.match(r"## (\w+)", k)[1]), int((re.search(r"([\d,]+) rows", k) or "00")[1].replace(",", "")), k))))
 
 
 def main():
