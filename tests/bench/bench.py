@@ -42,10 +42,10 @@ def once(job: str, who: str, given: str) -> dict:
     return {"seconds": said["seconds"] if "seconds" in said else c.wall, "wall": c.wall, "cpu": c.cpu, "peak": c.peak, "said": said.get("said")}
 
 
-def rounds(job: str, given: str, who: list[str], repeats: int) -> dict:
-    "Every contender in turn, `repeats` times, after one that is not counted."
-    for k in range(repeats + 1):
-        runs = runs if k > 1 else {w: [] for w in who}
+def rounds(job: str, given: str, who: list[str], repeats: int, warmup: int) -> dict:
+    "Every contender in turn, `repeats` times, after `warmup` times that are not counted."
+    for k in range(1 - warmup, repeats + 1):
+        if k <= 1: runs = {w: [] for w in who}
         for w in who:
             runs[w].append(once(job, w, given))
             print(f"{job} {k}/{repeats} {w}: {runs[w][-1]['seconds']:.2f} s, {runs[w][-1]['cpu']:.2f} CPU s, {runs[w][-1]['peak']:.0f} MB", file=sys.stderr, flush=True)
@@ -97,6 +97,7 @@ def main():
     p.add_argument("jobs", nargs="*", choices=[*JOBS, []], help=f"of {', '.join(JOBS)}; all but {' and '.join(LONG)} by default")
     p.add_argument("--rows", type=lambda x: int(float(x)), nargs="+", default=[1_000_000])
     p.add_argument("--repeats", type=int, default=3)
+    p.add_argument("--warmup", type=int, default=1, help="rounds before them that are not counted")
     p.add_argument("--only", nargs="+", default=None, help="these contenders")
     p.add_argument("--dry", action="store_true", help="print the section, leave RESULTS.md as it is")
     a = p.parse_args()
@@ -105,10 +106,10 @@ def main():
         for count in a.rows if getattr(m, "GROWS", True) else [m.ROWS]:
             who = [w for w in m.CONTENDERS if a.only is None or w in {*a.only, "scalai"}]
             load, given = os.getloadavg()[0], str(m.prepare(count))
-            runs = rounds(job, given, who, a.repeats)
+            runs = rounds(job, given, who, a.repeats, a.warmup)
             m.check({w: r[-1]["said"] for w, r in runs.items()})
             if hasattr(m, "clear"): m.clear(count)
-            command = f"python tests/bench/bench.py {job} --rows {count} --repeats {a.repeats}" + (f" --only {' '.join(a.only)}" if a.only else "")
+            command = f"python tests/bench/bench.py {job} --rows {count} --repeats {a.repeats} --warmup {a.warmup}" + (f" --only {' '.join(a.only)}" if a.only else "")
             text = section(job, m, count, runs, command, load)
             print(text)
             if not a.dry: keep(text.splitlines()[0], text)
