@@ -17,7 +17,7 @@ sys.path.insert(0, str(HERE))
 from bench import keep, stamp
 
 JOBS = {"mlp": {"epochs": 9, "batch": 4096}, "cnn": {"epochs": 3, "batch": 256}, "lost": {"epochs": 10, "batch": 512, "every": 20}}
-PATIENCE = 60  # seconds for the peer whose rank was killed: it takes ten where it does not hang
+PATIENCE = 60  # seconds after the kill for the peer whose rank was killed: it takes ten where it does not hang
 THREADS = 2  # of the single processes, as this machine has two cores; a rank has one
 
 
@@ -87,17 +87,23 @@ def by_hand(job: str, data: str, ranks: str, folder: str, kill: int = 0, own_sto
     began = time.time()
     env = os.environ | ({"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} if own_store else {})
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
-        try: out, err = process.communicate(timeout=PATIENCE if kill else None)
+        try: out, err = process.communicate() if not kill else _patiently(process, Path(folder)/"killed")
         except subprocess.TimeoutExpired:
             process.terminate()  # torchrun then ends its ranks
             process.communicate()
-            return {"again": math.inf, "repeated": math.inf, "error": f"silence: it hung, and was ended after {PATIENCE} s"}
+            return {"again": math.inf, "repeated": math.inf, "error": f"silence: it hung, and was ended {PATIENCE} s after the kill"}
     if kill and process.returncode:  # torch 2.13 gives ranks of the second life the address of the dead one
         return {"again": math.inf, "repeated": math.inf, "error": next((line for line in reversed(err.splitlines()) if line.startswith("RuntimeError")), "")}
     if process.returncode: raise RuntimeError(err[-3000:])
     said = json.loads(out.splitlines()[-1])
     if kill: said |= {"again": said["first"] - float(Path(f"{folder}/killed").read_text()), "repeated": (kill - 1 - said["began"])/JOBS[job]["every"]}
     return said | {"first": said["first"] - began}
+
+
+def _patiently(process, killed: Path) -> tuple:
+    "What a process says, which has so long from the moment that its rank was killed: a busy machine may take minutes until then."
+    while process.poll() is None and not killed.exists(): time.sleep(.1)
+    return process.communicate(timeout=PATIENCE)
 
 
 def by_dask(job: str, data: str, folder: str) -> dict:
