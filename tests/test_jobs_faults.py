@@ -101,7 +101,7 @@ def test_a_disk_that_is_full_ends_the_run_and_says_so(workspace, lines):
     folder = record.folder(doc["id"])
     assert any(e["type"] == "cell" for e in read_log(folder/"log.jsonl")) and (folder/"log.jsonl").read_bytes().endswith(b"\n")
     nbformat.validate(nbformat.read(folder/"notebook.ipynb", as_version=4))
-    assert {f.name for f in folder.iterdir()} <= {"log.jsonl", "notebook.ipynb", "kernel.log", "outputs"}  # no half-written one
+    assert {f.name for f in folder.iterdir()} <= {"log.jsonl", "notebook.ipynb", "record.json", "kernel.log", "outputs"}  # no half-written one
     nobody_left(workspace)
 
 
@@ -200,7 +200,7 @@ def test_a_process_that_ended_without_its_record(workspace):
         (workspace/"go").touch()
         out, err = process.communicate(timeout=60)
     id, state = out.split()
-    assert (process.returncode, state) == (0, "succeeded") and "until then the run's own log tells" in err and "Traceback" not in err
+    assert (process.returncode, state) == (0, "succeeded") and "how the run ended is kept in" in err and "Traceback" not in err
     found = record.get(id)
     assert (found.state, found.results, found.error) == ("succeeded", dict(n=1), None) and found.seconds > 0
     assert [t["cell"] for t in record.document(found)["timings"]] == [0, 1, 2]

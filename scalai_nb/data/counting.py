@@ -12,7 +12,7 @@ from .categories import add_categories, categories, counted_text
 from .column import CAPS, Column, add_columns, column, microseconds
 from .hashing import in_arrow, in_numpy, read_only
 from .ordered import Calendar, add_ordered, calendar, counted, from_keys, tallied
-from .types import kind, type_name
+from .types import type_name
 
 # %% ../../nbs/data/02_counting.ipynb #0acca8e8
 WINDOW = 1 << 16  # whole numbers from -32,768 to 32,767 are counted by address
@@ -210,4 +210,4 @@ def counter(name: str, type: pa.DataType, caps: tuple = CAPS,
     if made.is_floating(type) and type != pa.float16() or made.is_integer(type) and type != pa.uint64(): return Numbers(name, type, caps, limit, window)
     plain = type.value_type if made.is_dictionary(type) else type
     if made.is_string(plain) or made.is_large_string(plain) or made.is_binary(plain) or made.is_large_binary(plain): return Texts(name, type, caps, limit)
-    return (Times if kind(type_name(type)) == "time" and not made.is_dictionary(type) else Others)(name, type, caps, limit)
+    return (Times if made.is_timestamp(type) or made.is_date(type) else Others)(name, type, caps, limit)

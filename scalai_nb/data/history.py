@@ -157,7 +157,7 @@ def _stats(rows: pa.Table, ranged: str | None = None) -> dict:
     low, high, nulls = {}, {}, {}
     for field in rows.schema:
         column, t = rows[field.name], field.type
-        nulls[field.name] = column.null_count
+        if not pa.types.is_nested(t): nulls[field.name] = column.null_count  # of a struct the protocol wants counts of its fields
         simple = field.name == ranged or pa.types.is_integer(t) or pa.types.is_floating(t) or pa.types.is_date(t) or pa.types.is_timestamp(t)
         if not simple or column.null_count == len(column): continue
         if pa.types.is_floating(t) and not pc.all(pc.is_finite(column)).as_py(): continue  # NaN has no place in an order

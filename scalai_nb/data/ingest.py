@@ -20,7 +20,7 @@ from ..core.errors import BadRequest
 from ..core.settings import Settings
 from ..core.storage import filesystem, veiled, write_atomic
 from . import history, source
-from .cast import type_name
+from .types import declared_type, type_name
 from .clean import clean, tidy, trimmed
 from .contract import Contract
 from .rules import Rule, Verdict
@@ -100,8 +100,8 @@ def _with_password(path: str, uri: str) -> str:  # a plan's path as it can be op
 def completed(contract: Contract, names: pa.Schema, table: pa.Schema | None) -> Contract:
     "A contract that says the type of every column that goes on."
     if contract.extra == "drop": rest = {}
-    else: rest = {f.name: Rule(type_name(f.type)) for f in names if f.name not in contract and not pa.types.is_nested(f.type)}
-    typed = lambda n, r: r if r.type or n not in names.names else replace(r, type=type_name(names.field(n).type))
+    else: rest = {f.name: Rule(declared_type(f.type)) for f in names if f.name not in contract and not pa.types.is_nested(f.type)}
+    typed = lambda n, r: r if r.type or n not in names.names else replace(r, type=declared_type(names.field(n).type))
     rules = {n: typed(n, r) for n, r in contract.columns.items()} | rest
     if table is not None:
         rules = {n: replace(r, type=_grown(table.field(n).type, r, contract)) if n in table.names and (n not in contract or not contract[n].type) else r for n, r in rules.items()}

@@ -20,7 +20,7 @@ from ..core.metrics import counter, gauge, histogram
 from ..core.settings import Settings
 from ..core.tables import commits
 from .dispatch import Child, last_words, outcome
-from .record import ENDED, identity
+from .record import ENDED, identity, lasting, refusal
 from .schedule import table_place
 from .timetable import Firing, Timetable
 
@@ -38,7 +38,7 @@ class Scheduler:
         self.slots, self.lease, self.poll = slots or jobs.slots, lease or jobs.lease, poll
         self.gpus = numbers(jobs.gpus) if gpus is None else gpus
         self.table, self.sender = Timetable(self.settings), Sender(self.settings)
-        self.owner = f"{identity()}:{secrets.token_hex(3)}"
+        self.owner = f"{identity()}:{secrets.token_hex(8)}"
         self.children: dict[str, tuple[Firing, Child]] = {}
         self.asked, self.ended = 0, []  # how often it was told to stop; firings that ended here
         self.clock, self.beaten, self.watched, self.looks, self.troubles = None, time.monotonic(), {}, {}, 0
@@ -69,7 +69,7 @@ JUMP = 5.  # seconds of difference between the two clocks that are more than slo
 @patch
 def tell_time(self: Scheduler) -> float:  # seconds since 1970
     "The database's clock; a jump is logged, and after one back nothing waits for a time that was wrong."
-    now, tick = self.table.now(), time.monotonic()
+    tick, now = time.monotonic(), self.table.now()  # what a lease is counted from began no later than this
     jump = (now - self.clock[0]) - (tick - self.clock[1]) if self.clock else -JUMP - 1
     if self.clock and abs(jump) > JUMP: self.log.warning("the clock jumped", seconds=round(jump, 1))
     if jump < -JUMP: self.table.replan(now)
@@ -116,7 +116,7 @@ def reap(self: Scheduler, now: float):
             elif limit and time.monotonic() - child.began > limit + 60: child.stop()
             continue
         said = outcome(child) or self.unsaid(child)
-        done = self.table.end(f, now, said["state"], said["run"], said["why"])
+        done = self.table.end(f, now, said["state"], said["run"], child.dropped or said["why"], died=bool(child.dropped) and said["state"] == "lost")
         del self.children[id]
         child.close()
         self.finished(f, said["state"], done)
@@ -161,7 +161,7 @@ def beat(self: Scheduler, now: float):
     "Renew, obey requests to cancel, and take over from the dead."
     if time.monotonic() - self.beaten < min(1., self.lease/3): return
     held = self.table.renew(now, self.owner, self.lease)
-    self.beaten = time.monotonic()
+    self.beaten = self.clock[1] if self.clock else time.monotonic()
     for id, (f, child) in self.children.items():
         if id not in held: self.drop(f, child, "it was taken over")
         elif held[id]: child.stop()
@@ -175,6 +175,7 @@ def beat(self: Scheduler, now: float):
 @patch
 def drop(self: Scheduler, f: Firing, child: Child, why: str):
     self.log.error("killed", schedule=f.schedule, due=f.key, why=why)
+    child.dropped = why
     child.kill()
 
 
@@ -184,10 +185,32 @@ def trouble(self: Scheduler, e: Exception, once: bool = False):
     self.troubles += 1
     if once and self.troubles > 5: raise Unreachable(f"The record's database does not answer: {str(e).splitlines()[0]}", "Check [jobs] database.") from e
     self.log.error("the database does not answer", why=str(e).splitlines()[0])
-    if time.monotonic() - self.beaten > .8*self.lease:
-        for f, child in self.children.values():
-            if child.poll() is None: self.drop(f, child, "its lease could not be renewed")
+    self.let_go()
+    if lasting(e) and time.monotonic() - self.beaten > self.lease: raise refusal(e, self.table.engine.url) from e
     time.sleep(self.poll)
+
+
+@patch
+def let_go(self: Scheduler):
+    "Kill what runs where its lease is nearly over: another scheduler will start it."
+    if time.monotonic() - self.beaten <= .8*self.lease: return
+    for f, child in list(self.children.values()):
+        if not child.dropped and child.poll() is None: self.drop(f, child, "its lease could not be renewed")
+
+
+@patch
+@contextmanager
+def guard(self: Scheduler):
+    "Beside the loop, which may wait for an answer of the database."
+    over = threading.Event()
+    def watch():
+        while not over.wait(min(.2, self.lease/20)): self.let_go()
+    thread = threading.Thread(target=watch, name="scalai-lease", daemon=True)
+    thread.start()
+    try: yield
+    finally:
+        over.set()
+        thread.join()
 
 # %% ../../nbs/jobs/12_scheduler.ipynb #cccf3bf2
 @patch
@@ -239,8 +262,8 @@ def run(self: Scheduler,
         once: bool = False,  # what is due now, then end
        ) -> list[Firing]:  # what ended here
     "Run until told to stop, and then until what runs has ended."
-    self.beaten, drains = 0., False
-    with self.on_signals():
+    self.beaten, drains = time.monotonic() - min(1., self.lease/3), False  # the first turn renews
+    with self.on_signals(), self.guard():
         while True:
             started, left = 0, self.poll
             if self.asked and self.children and not drains: self.log.warning(f"waits for {len(self.children)} runs; a second signal cancels them, a third kills them")
