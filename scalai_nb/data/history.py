@@ -68,6 +68,7 @@ def named(place: str) -> set[str] | None:  # None: there is no table
     table = delta(place)
     return None if table is None else _paths(table)
 
+# %% ../../nbs/data/06_history.ipynb #159d7d0e
 class Moved(Exception):
     "The table has another version than the one a check was made on."
 
@@ -153,6 +154,7 @@ def swap(place: str,  # of the Delta table
         expect += 1
     commit(place, batch, [*adds, *(RemoveAction(f, True, int(time()*1000)) for f in gone)], schema, ["source"], expect=expect, began=began)
 
+# %% ../../nbs/data/06_history.ipynb #5fc0947f
 def committed(table,  # deltalake.DeltaTable, what `remembered` gave of one, or None
               batch: str) -> int | None:  # the version it was meant for; None: not there
     "Whether a snapshot holds a batch."
@@ -170,6 +172,7 @@ class _Asked(dict):
     def __init__(self, table): self.table = table
     def get(self, name): return self.table.transaction_version(name)
 
+# %% ../../nbs/data/06_history.ipynb #59b94e0d
 GRACE = 7*24  # hours that a file which no commit names is left alone: it may be that of a writer at work
 
 def vacuum(place: str,  # of a Delta table

@@ -69,6 +69,11 @@ class Table:
     def has(self, batch: str) -> bool: return settled(self, batch)[1]  # whether it came, and its rows are there now
     def __repr__(self): return f"Table({self.name!r})"
 
+def _names(settings: Settings) -> list[str]:
+    fs, root = filesystem(history.store(settings, "tables"))
+    return sorted(p.rstrip("/").rsplit("/", 1)[-1] for p in fs.ls(root, detail=False) if fs.isdir(f"{p}/_delta_log")) if fs.isdir(root) else []
+
+# %% ../../nbs/data/08_table.ipynb #f66b4965
 def standing(table,  # deltalake.DeltaTable or None
              batch: str,
              whole: bool = False,  # whether all its periods must be there, or one suffices
@@ -100,10 +105,6 @@ def told_of(target: Table, batch: str) -> dict:
     table = history.delta(target.path)
     if history.committed(table, f"batch:{batch}") is not None: return _said(table, batch)
     return _said(history.delta(history.store(target.settings, "quarantine", target.name)), batch) | {"version": None if table is None else table.version()}
-
-def _names(settings: Settings) -> list[str]:
-    fs, root = filesystem(history.store(settings, "tables"))
-    return sorted(p.rstrip("/").rsplit("/", 1)[-1] for p in fs.ls(root, detail=False) if fs.isdir(f"{p}/_delta_log")) if fs.isdir(root) else []
 
 # %% ../../nbs/data/08_table.ipynb #ad93f6d6
 @patch(as_prop=True)
@@ -476,6 +477,7 @@ def _alone(settings: Settings, name: str, batch: str):
             finally: path.unlink(missing_ok=True)
             return
 
+# %% ../../nbs/data/08_table.ipynb #973ec50f
 def _owner(plan: Plan) -> str | None:
     "The attempt that brought the batch."
     for place in (plan.place, plan.pen):
