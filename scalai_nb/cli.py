@@ -119,7 +119,7 @@ def _path(argv: list[str]) -> str:
 
 def notebook_on_stdout(argv: list[str]) -> bool:
     "Whether standard output is for a notebook alone: `scalai run … -o -`."
-    return argv[:1] == ["run"] and any(pair == ("-o", "-") for pair in zip(argv, argv[1:])) or "-o-" in argv
+    return argv[:1] == ["run"] and ("-o-" in argv or ("-o", "-") in zip(argv, argv[1:]))
 
 def tell(e: ScalaiError, argv: list[str]) -> int:  # its exit code
     "Print an expected failure."
@@ -456,8 +456,8 @@ def _nearest_file(path: Path) -> str:
 def run(what: Annotated[str, typer.Argument(metavar="NOTEBOOK|WORKFLOW")],
         p: Annotated[list[str] | None, typer.Option("-p", help="name=value; repeat it for several.")] = None,
         parameters: Annotated[str | None, typer.Option("--parameters", metavar="FILE", help="A JSON object of parameters, - for standard input; -p wins.")] = None,
-        null: Annotated[list[str] | None, typer.Option("--null", metavar="NAME", help="Give this parameter the value None, as for str | None; repeat it.")] = None,
-        o: Annotated[str | None, typer.Option("-o", help="Where to write the notebook as it runs: a path, a URL, or - for standard output; all else, also --json, then goes to standard error.")] = None,
+        null: Annotated[list[str] | None, typer.Option("--null", metavar="NAME", help="This parameter is None, for str | None; repeat it.")] = None,
+        o: Annotated[str | None, typer.Option("-o", help="Where to write the notebook: a path, a URL, or - for standard output, with all else on standard error.")] = None,
         timeout: Annotated[int | None, typer.Option(help="Seconds for the whole run.")] = None,
         from_failed: Annotated[bool, typer.Option("--from-failed", help="Go on with the last run of this workflow where it failed.")] = False,
         only: Annotated[str | None, typer.Option(help="This step of a workflow alone; what it needs is taken from earlier runs.")] = None,
