@@ -11,7 +11,6 @@ from scalai_nb.core.errors import BadRequest
 from scalai_nb.core.settings import Settings
 from scalai_nb.core.tables import store
 from scalai_nb.jobs.plan import plan
-from scalai_nb.jobs.warm import Pool
 from scalai_nb.jobs.workflow import LEFT_OUT, Workflow
 from test_jobs import write
 
@@ -131,16 +130,6 @@ def compare(planned, job) -> list[str]:
     for name in did:
         if not any(name == n or name.partition("[")[0] == n or name.startswith((f"{n}[", f"{n} › ")) for n in said): wrong.append(f"{name} was not planned")
     return wrong
-
-
-@pytest.fixture
-def warm(monkeypatch):
-    "One process that forks all kernels."
-    with Pool(("deltalake", "pyarrow", "scalai_nb.core.tables")) as pool:
-        pool._connect(dict(os.environ), borrow=False)
-        assert pool._usable(dict(os.environ)), pool.refused
-        monkeypatch.setenv("SCALAI_WARM", pool.ready["path"])
-        yield
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ class Access:
         if event != "open":
             if event in CHILDREN: self.settings.add("*")  # a child process may read any setting
             elif event == "os.chdir": self.known.clear()
+            elif event in ("os.rename", "os.link") and not isinstance(args[1], int): self.opened(args[1], WRITTEN)  # a file that is put in place
             return
         path, _, flags = args
         bit = WRITTEN if type(flags) is int and flags & WRITES else READ

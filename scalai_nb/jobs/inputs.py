@@ -215,7 +215,7 @@ def moved(self: Inputs, run: JobRun) -> str:  # empty: all is as it was
     if why := self.lost(run): return why
     for e in run.reads:
         if (kind := _of_kind(e)) == "table": continue
-        if e.get("digest") == UNSURE: return f"{SAID[kind].format(e[kind])} changed while it ran"
+        if e.get("digest") == UNSURE: return f"{SAID[kind].format(e[kind])} changed while it ran" + ("; if it made that file, declare it in `products`" if kind == "file" else "")
         now = self.digested(e, hidden)["digest"]
         if now != e.get("digest"): return f"{SAID[kind].format(e[kind])} {'is gone' if now == ABSENT else 'changed'}"
     return ""
