@@ -190,9 +190,9 @@ def closure(notebook: Path,
 
 # %% ../../nbs/jobs/07_closure.ipynb #b4af0c6f
 def distributions() -> list[list[str]]:  # name and version as the folder says, and the origin
-    "Every installed distribution on this interpreter's path."
-    found = []
-    for folder in dict.fromkeys(p or os.curdir for p in sys.path):
+    "Every installed distribution that a kernel finds: on this interpreter's path, without what only this process has there."
+    found, given = [], os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    for folder in dict.fromkeys(p for p in sys.path if p and (p in given or is_installed(os.path.join(p, "x")))):
         try: entries = [e.name for e in os.scandir(folder) if e.name.endswith((".dist-info", ".egg-info", ".egg-link"))]
         except OSError: continue  # a zip file, or a folder that is not there
         for name in entries:
@@ -212,6 +212,6 @@ def _installed(folders: tuple) -> str:
 def installed() -> str:
     "The digest of the environment; made again when something was installed or removed."
     def seen(folder):
-        try: return folder, os.stat(folder or os.curdir).st_mtime_ns if is_installed(os.path.join(folder, "x")) else 0
+        try: return folder, os.stat(folder or os.curdir).st_mtime_ns
         except OSError: return folder, 0
-    return _installed(tuple(map(seen, sys.path)))
+    return _installed((os.environ.get("PYTHONPATH"), *map(seen, sys.path)))

@@ -17,7 +17,6 @@ from ..core.settings import Settings
 from ..core.tables import changes, committed, newest, replacements
 from .closure import closure, installed
 from .inputs import Inputs
-from .parameters import load_notebook, source
 from .record import RUNS, JobRun, Record
 
 # %% ../../nbs/jobs/08_keys.ipynb #e40c94f9
@@ -26,9 +25,9 @@ PARTS = {"code": 16, "parameters": 16, "before": 16, "environment": 16}  # hexad
 def _digest(value: object, digits: int) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=repr).encode()).hexdigest()[:digits]
 
-def code_of(notebook: Path) -> str:
-    "The digest of a notebook's own cells."
-    return _digest([source(c) for c in load_notebook(notebook)["cells"] if c.get("cell_type") == "code"], 16)
+def code_of(notebook: Path, root: Path) -> str:
+    "The part of its key that stands for a notebook's code."
+    return _digest(closure(notebook, root)[0], PARTS["code"])
 
 def step_key(notebook: Path,  # the step's source
              parameters: dict,  # resolved

@@ -464,7 +464,7 @@ def foresee(flow: Workflow,
 
 def _last_of(record: Record, notebook: Path) -> dict:
     "What a notebook handed on when it last went well, if its code is still the same."
-    code = code_of(notebook)
+    code = code_of(notebook, record.settings.root)
     with record.db() as db:
         row = db.execute(sa.select(RUNS.c.key, RUNS.c.results).where(RUNS.c.notebook == str(notebook), RUNS.c.state == "succeeded", RUNS.c.key.is_not(None)).order_by(RUNS.c.created.desc()).limit(1)).first()
     return row.results if row and row.key.startswith(code) else {}
