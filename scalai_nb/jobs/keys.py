@@ -8,13 +8,14 @@ __all__ = ['PARTS', 'WORDS', 'code_of', 'step_key', 'differing', 'ancestors', 'f
 
 # %% ../../nbs/jobs/08_keys.ipynb #880429fa
 import hashlib, json
+from collections.abc import Callable
 from pathlib import Path
 
 import sqlalchemy as sa
 from fastcore.basics import patch
 
 from ..core.settings import Settings
-from ..core.tables import changes, committed, newest, replacements
+from ..core.tables import changes, committed, newest, replacements, written_by
 from .closure import closure, installed
 from .inputs import Inputs
 from .record import RUNS, JobRun, Record
@@ -114,36 +115,43 @@ def _later(self: Tables, table: str, version: int, run: JobRun, path: tuple[str,
     later = changes(table, version, self.settings)
     if later and run.started and later[0][1] and later[0][1] < run.started: return None, False  # asked for by number: a newer one was there
     for v, _ in later:
-        by = self.written().get((table, v))
-        if by is None: return v, False
+        by = self.written(table, v)
+        if not by: return v, False
         if did == "read" and not any(follows(self.flow, path, other) for other in by): return v, True
     return None, False
 
 @patch
 def _replaced(self: Tables, table: str, mine: list[int], path: tuple[str, ...]) -> int | None:
     "The first version that took away what a step wrote, by itself under another key or by a step that does not come after it."
-    after = lambda v: any(other != path and follows(self.flow, path, other) for other in self.written().get((table, v), ()))
+    after = lambda v: any(other != path and follows(self.flow, path, other) for other in self.written(table, v))
     return next((v for v in replacements(table, mine, self.settings) if not after(v)), None)
 
 @patch
-def written(self: Tables) -> dict[tuple[str, int], set[tuple[str, ...]]]:
-    "All table versions that runs of this workflow wrote, with the steps that did."
-    if self.own is None: self.own = _written(self.record, str(self.flow.path)) if self.record else {}
-    return self.own
+def written(self: Tables, table: str, version: int) -> set[tuple[str, ...]]:  # names of steps, outermost first
+    "The steps of this workflow that wrote a version; none where others did. A run that was lost recorded nothing, and its commit names it."
+    if self.record is None: return set()
+    if self.own is None: self.own, self.place = _written(self.record, str(self.flow.path))
+    if (table, version) in self.own: return self.own[table, version]
+    inside = self.place(written_by(table, version, self.settings))
+    return set() if inside is None else {inside}
 
-def _written(record: Record, workflow: str) -> dict[tuple[str, int], set[tuple[str, ...]]]:
+def _written(record: Record, workflow: str) -> tuple[dict[tuple[str, int], set[tuple[str, ...]]], Callable[[str | None], tuple[str, ...] | None]]:
+    "All table versions that runs of a workflow recorded, with the steps that wrote them; and what gives the step of a run."
     with record.db() as db:
         above = {r.id: r for r in db.execute(sa.select(RUNS.c.id, RUNS.c.parent, RUNS.c.name, RUNS.c.notebook))}
         rows = list(db.execute(sa.select(RUNS.c.id, RUNS.c.writes).where(sa.cast(RUNS.c.writes, sa.Text) != "[]", RUNS.c.state != "skipped")))
-    found = {}
-    for id, writes in rows:
-        path, inside, at = (), None, above[id]
+    def place(id):
+        path, inside, at = (), None, above.get(id)
         while at is not None:
             if at.notebook == workflow: inside = path  # of the outermost run, as a backfill's
             path, at = (at.name, *path), above.get(at.parent)
+        return inside
+    found = {}
+    for id, writes in rows:
+        inside = place(id)
         for e in writes if inside is not None else ():
             if "table" in e: found.setdefault((e["table"], e["version"]), set()).add(inside)
-    return found
+    return found, place
 
 # %% ../../nbs/jobs/08_keys.ipynb #997af96a
 def made(run: JobRun) -> dict[str, object]:
