@@ -158,7 +158,7 @@ def after(self: Inputs, run: JobRun) -> list[str]:  # products that are missing
     for was in self.seen:
         if "table" in was: reads += [was] if was not in reads else []
         elif self.digested(was, hidden) == was: reads.append(was)
-        elif was.get("file") not in wrote and (was in declared or was.get("file") in files or "file" not in was): reads.append(was | dict(digest=UNSURE))
+        elif was.get("file") not in wrote and ("file" not in was or was["file"] in files or {"file": was["file"]} in declared): reads.append(was | dict(digest=UNSURE))
     known = {json.dumps(e) for e in reads}
     for e in self.observed(run, files, hidden):
         if json.dumps(e) not in known: reads.append(e)
