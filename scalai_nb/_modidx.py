@@ -2183,6 +2183,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'scalai_nb.jobs.keys.goes_on': ('jobs/keys.html#goes_on', 'scalai_nb/jobs/keys.py'),
                                      'scalai_nb.jobs.keys.link': ('jobs/keys.html#link', 'scalai_nb/jobs/keys.py'),
                                      'scalai_nb.jobs.keys.made': ('jobs/keys.html#made', 'scalai_nb/jobs/keys.py'),
+                                     'scalai_nb.jobs.keys.provisional': ('jobs/keys.html#provisional', 'scalai_nb/jobs/keys.py'),
                                      'scalai_nb.jobs.keys.reason_to_run': ('jobs/keys.html#reason_to_run', 'scalai_nb/jobs/keys.py'),
                                      'scalai_nb.jobs.keys.stands': ('jobs/keys.html#stands', 'scalai_nb/jobs/keys.py'),
                                      'scalai_nb.jobs.keys.state_of': ('jobs/keys.html#state_of', 'scalai_nb/jobs/keys.py'),

@@ -157,3 +157,13 @@ def test_backfill_and_from_on_the_command_line(work, warm):
                         (("run", "month.toml", "--from", "score", "--only", "score"), ["--only and --from do not go together", "Choose one"]), (("backfill", "score.ipynb", "-p", "period=1"), ["is a notebook", ".toml"])):
         done = here(*words)
         assert done.code == 2 and len(done.lines) == 2 and all(w in line for w, line in zip(said, done.lines)), done.err
+
+
+def test_a_run_that_was_killed_before_it_was_accounted_for_stands_for_nothing(work, warm, monkeypatch):
+    from scalai_nb.jobs.inputs import Inputs
+    write(work/"work.ipynb", "rows = 'rows.csv'", RESULT + "result(n=1)")
+    with monkeypatch.context() as patch:
+        patch.setattr(Inputs, "after", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))  # as if killed, when the engine has written that it succeeded
+        with pytest.raises(BaseException): ran()
+    assert Record().runs(name="work", nested=True, state="succeeded")
+    assert ran() == ["work"] and ran() == []

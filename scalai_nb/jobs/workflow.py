@@ -29,7 +29,7 @@ from .engine import positive, run as run_notebook, to_end
 from .graph import draw, graph
 from .handed import can_take, declared
 from .inputs import Contents, Inputs, check_declared, to_declare
-from .keys import Tables, ancestors, code_of, goes_on, link, stands, step_key
+from .keys import Tables, ancestors, code_of, goes_on, link, provisional, stands, step_key
 from .log import Log
 from .parameters import Parameter, _conform, check, read
 from .places import Places, here
@@ -712,7 +712,7 @@ async def _notebook(level: Level, step: Step, name: str, file: Path, parameters:
     if why := session.over(level.job.id): return _note(level, step, name, **why)
     if held is None: return _note(level, step, name, "failed", error=dict(cell=None, kind="NoPlace", message="the cluster has lost every worker that could take it"))
     line = session.terminal.enter(level.path + name)
-    how = dict(timeout=max(session.left(step.timeout), .001), settings=session.settings, name=name, parent=level.job.id, key=key, reason=reason, stop=session.stop,
+    how = dict(timeout=max(session.left(step.timeout), .001), settings=session.settings, name=name, parent=level.job.id, key=provisional(key), reason=reason, stop=session.stop,
                env={"CUDA_VISIBLE_DEVICES": ",".join(held.devices)} if held.devices else None)
     inputs.given = how["env"] or {}
     try:
@@ -720,7 +720,7 @@ async def _notebook(level: Level, step: Step, name: str, file: Path, parameters:
         else:
             from scalai_nb.jobs.remote import run_away
             work = lambda: run_away(session.client, held.place.name, file, parameters, line=line, **how)
-        return await asyncio.get_running_loop().run_in_executor(session.threads, lambda: _accounted(level, step, inputs, work))
+        return await asyncio.get_running_loop().run_in_executor(session.threads, lambda: _accounted(level, step, inputs, key, work))
     except BaseException as e:
         if not isinstance(e, ScalaiError): session.stop.request(f"{type(e).__name__} in step {name}")  # nothing else goes on unseen
         raise
@@ -730,20 +730,20 @@ async def _notebook(level: Level, step: Step, name: str, file: Path, parameters:
         session.tables.forget()
 
 # %% ../../nbs/jobs/08_workflow.ipynb #8116163c
-def _accounted(level: Level, step: Step, inputs: Inputs, work) -> JobRun:
+def _accounted(level: Level, step: Step, inputs: Inputs, key: str, work) -> JobRun:
     "Run, and record what it depended on and made. A product that is missing is a failure."
     inputs.before()
     run = work()
-    missing = inputs.after(run)
+    missing, run.key = inputs.after(run), key
     if run.ok and missing:
         run.state, run.error = "failed", dict(cell=None, kind="MissingProduct", message=f"it made no {missing[0]}, which is declared as its product")
     level.session.record.update(run)
     if run.ok and (more := to_declare(run)):
         text = f"{level.path}{run.name} reads what it does not declare. Add to step {step.name!r} of {level.flow.path.name}: inputs = {json.dumps([*step.inputs, *more], ensure_ascii=False)}"
         level.session.terminal.warn(text)
-        with_log = Log(level.session.record.folder(run.id)/"log.jsonl")
-        with_log.write(type="warning", text=text)
-        with_log.close()
+        log = Log(level.session.record.folder(run.id)/"log.jsonl")
+        log.write(type="warning", text=text)
+        log.close()
     return run
 
 
