@@ -189,8 +189,9 @@ def ingest(uri: Annotated[str, typer.Argument(metavar="URI")], table: Annotated[
     doc = done.to_dict()
     reasons = "".join(f"\n  {n:>9,}  {reason}" for reason, n in sorted(doc["refused"].items(), key=lambda r: -r[1]))
     reasons += "".join(f"\n  {n:>9,}  cleaned: {step}" for step, n in doc["cleaned"].items())
-    return Answer(doc, f"{table}: {doc['rows_good']:,} of {doc['rows_in']:,} rows kept, {doc['rows_refused']:,} in quarantine, version {doc['version']}{reasons}",
-                  1 if strict and doc["rows_refused"] else 0)
+    made = "there is no table yet" if doc["version"] is None else f"version {doc['version']}"
+    return Answer(doc, f"{table}: {doc['rows_good']:,} of {doc['rows_in']:,} rows kept, {doc['rows_refused']:,} in quarantine, {made}{reasons}",
+                  1 if not doc["rows_good"] or strict and doc["rows_refused"] else 0)
 
 # %% ../nbs/cli.ipynb #85642b59
 def cells(rows: list[dict], most: int = 20, width: int | None = None) -> str:  # characters of a value, and of the terminal
@@ -358,9 +359,13 @@ app.add_typer(alarms_app, name="alarms")
 def alarms_list(source: Annotated[str | None, typer.Argument(metavar="[SOURCE]", help="A table, or another source of windows; all without.")] = None,
                 resolved: Annotated[bool, typer.Option("--resolved", help="Those that are over too.")] = False) -> Answer:
     "The alarms."
+    from datetime import UTC, datetime
     from scalai_nb.monitor.alarms import Alarms
-    found = Alarms().find(source, resolved)
-    return Answer({"alarms": [a.to_dict() for a in found]}, lambda: "\n".join(map(alarm_text, found)) or "No alarms.")
+    found, (_, others) = Alarms().find(source, resolved), Alarms().current(source)
+    cases = [{"key": key, "told": datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")} for key, at in others]
+    lines = [alarm_text(a) for a in found]
+    lines += [printable(f"      open          {c['key']}, last told {c['told']}") for c in cases]
+    return Answer({"alarms": [a.to_dict() for a in found], "cases": cases}, "\n".join(lines) or "No alarms.")
 
 def alarm_text(a) -> str:
     "An alarm in one line."
