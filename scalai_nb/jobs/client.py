@@ -240,6 +240,11 @@ def event(self: Execution, topic: str, **fields):
         entry = dict(table=fields.get("table"), version=fields.get("version"))
         if entry not in seen: seen.append(entry)
         self.log.write(type=topic, cell=self.run.cell, **entry)
+    elif topic == "access" and self.run.key:  # of a step, see `jobs.access`; `jobs.inputs` adds the digests
+        for name, access in fields["files"].items():
+            self.run.reads[:] = [e for e in self.run.reads if e.get("file") != name]
+            self.run.reads.append({"file": name, "access": access})
+        self.run.reads += [{"env": n} for n in fields["variables"]] + [{"setting": n} for n in fields["settings"]]
     elif topic == "progress":
         share = f"{100*fields['done']/fields['total']:.0f}%" if fields.get("total") else f"{fields.get('done', 0):,} {fields.get('unit', '')}"
         self.tell(f"{fields.get('label', '')} {share}")
