@@ -55,7 +55,7 @@ def _attempt(place: str, table, adds: list, schema: pa.Schema, partition: list[s
     from deltalake import Schema
     from deltalake.transaction import create_table_with_add_actions
     how = dict(partition_by=list(partition), commit_properties=properties)
-    shape = table.schema() if replace else Schema.from_arrow(schema)  # what stays keeps all its columns
+    shape = table.schema() if replace and table is not None else Schema.from_arrow(schema)  # what stays keeps all its columns
     keep = {"delta.logRetentionDuration": "interval 3650 days"}  # what a batch did, and time travel, stay known (Delta's default: 30 days)
     if table is None: create_table_with_add_actions(place, shape, adds, mode="error", configuration=keep, **how)
     elif replace is None: table.create_write_transaction(adds, "append", shape, **how)
