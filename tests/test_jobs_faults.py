@@ -107,7 +107,7 @@ def test_a_disk_that_is_full_ends_the_run_and_says_so(workspace, lines):
 
 def test_a_place_that_is_gone_when_the_notebook_is_to_go_there(workspace):
     (workspace/"out").mkdir()
-    path = write(workspace/"job.ipynb", "n = 1", "import os\nos.rmdir('out')\nopen('out', 'w').close()")
+    path = write(workspace/"job.ipynb", "n = 1", "import os\nos.rename('out', 'away')\nopen('out', 'w').close()")
     job = run(path, output=workspace/"out/job.ipynb")
     assert (job.state, job.error["kind"], job.error["cell"]) == ("failed", "OSError", None) and "could not be written" in job.error["message"]
     assert load_notebook(job.output)["cells"][1]["metadata"]["papermill"]["status"] == "completed"

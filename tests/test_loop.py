@@ -117,7 +117,7 @@ def test_a_retraining_killed_midway_leaves_the_champion_and_goes_on(two_months, 
     loop = own_copy(two_months, tmp_path/"d")
     before, versions = Registry(loop).champion("late").version, len(Registry(loop).list("late"))
     old = decisions(loop)[-1]
-    record("late", "2013-02", "retrain", ["measured loss"], {}, old["reference"], before, "pending", loop)
+    record("late", "2013-02", "retrain", ["measured loss"], {"labelled": 10**6}, old["reference"], before, "pending", loop)  # labels came
     process = subprocess.Popen([sys.executable, "-c", RETRAIN, str(loop.root)], cwd=loop.root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until(lambda: process.poll() is not None or any(Path(r.notebook).stem == "train" for r in Record(loop).runs(state="running", nested=True)), 600)
     assert process.poll() is None, "it ended before it was killed"

@@ -6,7 +6,7 @@ import nbformat
 import pyarrow.csv as pacsv
 import pytest
 
-from conftest import here, leaves, nobody_left, own_copy, scalai, started
+from conftest import Done, here, leaves, nobody_left, own_copy, scalai, started
 from scalai_nb.core.errors import Unreachable
 from scalai_nb.core.settings import Settings
 from scalai_nb.data.history import periods
@@ -113,21 +113,29 @@ def killed_at(root: Path, step: int, wait: float) -> bool:  # False: it had ende
     return process.returncode == -signal.SIGKILL
 
 
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory) -> Done:
+    "A small demo that nobody killed."
+    home = tmp_path_factory.mktemp("small")
+    made = small_demo(home/"made")
+    done = scalai("demo", shutil.copytree(made, home/"whole"), *SMALL, "--json", timeout=1500)
+    assert done.code == 0, done.err[-3000:]
+    done.made, done.folder, done.copy = made, home/"whole", home/"whole"
+    return done
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(14_000)
-def test_the_demo_killed_anywhere_ends_as_an_unbroken_one(tmp_path, rounds):
+def test_the_demo_killed_anywhere_ends_as_an_unbroken_one(unbroken, tmp_path, rounds):
     """A month calls for a retraining, its version serves, and the next month is scored by it. Decisions, versions, scores and
     counts are those of a run that nobody killed."""
-    made = small_demo(tmp_path/"made")
-    whole = scalai("demo", shutil.copytree(made, tmp_path/"whole"), *SMALL, "--json", timeout=1500)
-    assert whole.code == 0, whole.err[-3000:]
-    steps, expected = leaves(whole.doc), result(tmp_path/"whole")
+    steps, expected = leaves(unbroken.doc), result(unbroken.folder)
     delicate = ("score", "monitor", "trial", "promote", "gate")  # where something can go wrong; the others are killed now and then
     late = [i for i, s in enumerate(steps) if s["name"].split("[")[0] in delicate]
     assert [d["version_after"] for d in expected["decisions"]][0] == 2, expected["decisions"]
     kills = 0
     for n, rng in enumerate(rounds.seeds(2, soak=30)):
-        root = shutil.copytree(made, tmp_path/f"{n}")
+        root = shutil.copytree(unbroken.made, tmp_path/f"{n}")
         for _ in range(rng.choice([1, 1, 2])):
             at = rng.choice(late) if rng.random() < .8 else rng.randrange(len(steps))
             kills += killed_at(root, at + 1, rng.uniform(0, 1.2)*(steps[at]["seconds"] or 1))
@@ -211,22 +219,22 @@ def test_a_conclusion_that_was_cut_short_is_carried_out_by_the_next(loop, monkey
 
 
 @pytest.mark.slow
-def test_months_that_were_judged_before_are_replayed(loop):
+def test_months_that_were_judged_before_are_replayed(unbroken, tmp_path):
     "Scored by the version of that time, recorded as replays; another version serves, and goes on serving."
-    registry = Registry(loop)
-    second = another(loop, worse=True)
-    registry.promote("late", second, "by hand")
+    loop = own_copy(unbroken, tmp_path/"d")
+    registry, served = Registry(loop), {d["period"]: d["version_before"] for d in decisions(loop)}
+    registry.promote("late", another(loop, worse=True), "by hand")
     before, scores = state(loop), content(loop.root, "scores")
-    for period in ("2013-02", "2013-03"):
+    for period in served:
         done = scalai("run", "workflows/month.toml", "-p", f"period={period}", "--json", cwd=loop.root)
         assert done.code == 0, done.out[-3000:]
         by = {s["name"]: s for s in done.doc["steps"]}
         found = {name: s["results"] for name, s in by.items()}
-        assert found["score"]["version"] == 1 and found["monitor"]["replay"] and found["trial"]["action"] == "keep", found
+        assert found["score"]["version"] == served[period] and found["monitor"]["replay"] and found["trial"]["action"] == "keep", found
         assert by["retrain"]["state"] == "skipped"
     assert state(loop) == before and content(loop.root, "scores").equals(scores)
     again = decisions(loop, replays=True)
-    assert [(d["period"], d["replay"], d["version_before"]) for d in again] == [(p, True, 1) for p in ("2013-02", "2013-03")]
+    assert [(d["period"], d["replay"], d["version_before"]) for d in again] == [(p, True, n) for p, n in served.items()]
     assert [d["evidence"]["auc"] for d in again] == [d["evidence"]["auc"] for d in before[1]]
 
     first = registry.version("late", 1)
@@ -238,7 +246,8 @@ def test_months_that_were_judged_before_are_replayed(loop):
 
 
 @pytest.mark.slow
-def test_a_job_whose_registry_does_not_answer_ends_with_three(loop):
+def test_a_job_whose_registry_does_not_answer_ends_with_three(unbroken, tmp_path):
+    loop = own_copy(unbroken, tmp_path/"d")
     before = state(loop)
     away = dict(SCALAI_TRACKING__URI="http://127.0.0.1:9")
     done = scalai("run", "workflows/score.ipynb", "-p", "period=2013-04", "--json", cwd=loop.root, **away)

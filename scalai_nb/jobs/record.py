@@ -138,7 +138,7 @@ def _repr_html_(self: JobRun) -> str:
 # %% ../../nbs/jobs/04_record.ipynb #6953789c
 @lru_cache(maxsize=1)
 def machine() -> str:
-    "Where process numbers mean the same: this boot of a kernel, and in it this container. Host names may be equal elsewhere."
+    "Where process numbers mean the same: this boot of a kernel, and in it this container. Host names may be equal."
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
     try: return f"{boot}-{os.stat('/proc/self/ns/pid').st_ino}"
     except OSError: return f"{boot}-{secrets.token_hex(4)}"  # nobody else can know this process
@@ -198,7 +198,8 @@ def connect(url: str,
         engine.new = _migrate(engine)
         if engine.dialect.name == "sqlite": engine.pinned = _file(engine.url)
     except sa.exc.DatabaseError as e:
-        if not lasting(e): raise Unreachable(f"The record's database does not answer: {e.orig}", f"Check [jobs] database = {engine.url.render_as_string()}") from e
+        where = engine.url.render_as_string()
+        if not lasting(e): raise Unreachable(f"The record's database does not answer: {e.orig}", f"Check [jobs] database = {where}") from e
         if engine.dialect.name == "sqlite": raise BadRequest(f"The record {engine.url.database} cannot be opened: {e.orig}.", "Check the file and its rights; without it a new record begins, of the runs whose notebooks are kept.") from e
         if isinstance(e, sa.exc.ProgrammingError): raise BadRequest(f"The record's tables cannot be made: {e.orig}", "Give the user of [jobs] database the right to make tables.", "settings") from e
         raise
@@ -227,11 +228,12 @@ def _file(url: sa.URL) -> tuple[int, int] | None:  # device and number
 
 
 def _same_file(engine: sa.Engine):
-    "No connection to a file that was removed or replaced: what it is told goes nowhere, and a new one would begin an empty record."
+    "Refuse connections to a file that was removed or replaced: what is written there is lost."
     engine.pinned = None
     def look(*_):
         if engine.pinned and _file(engine.url) != engine.pinned:
-            raise Damaged(f"The record {engine.url.database} was removed or replaced while it was in use.", "Bring it back, or start again: a new record begins.")
+            raise Damaged(f"The record {engine.url.database} was removed or replaced while it was in use.",
+                          "Bring it back, or start again: a new record begins.")
     for when in ("do_connect", "checkout"): sa.event.listen(engine, when, look)
 
 
@@ -251,19 +253,21 @@ def _engine(url: str, answer: float = ANSWER) -> sa.Engine:
     return engine
 
 # %% ../../nbs/jobs/04_record.ipynb #07380546
-KEEPALIVE = dict(connect_timeout=5, keepalives=1, keepalives_idle=5, keepalives_interval=2, keepalives_count=3, tcp_user_timeout=10_000)  # the last in milliseconds
+KEEPALIVE = dict(connect_timeout=5, keepalives=1, keepalives_idle=5, keepalives_interval=2, keepalives_count=3,  # seconds
+                 tcp_user_timeout=10_000)  # milliseconds
 
 
 def _postgresql(where: sa.URL, answer: float) -> sa.Engine:
     "A server that may be restarted, stop or hang."
-    options = {k: v for k, v in KEEPALIVE.items() if k not in where.query} if where.get_driver_name() in ("psycopg", "psycopg2") else {}
-    engine = sa.create_engine(where, pool_pre_ping=True, connect_args=options)
-    if where.get_driver_name() == "psycopg": sa.event.listen(engine, "do_connect", lambda dialect, record, args, options: _limited(answer).connect(*args, **options))
+    driver, options = where.get_driver_name(), {k: v for k, v in KEEPALIVE.items() if k not in where.query}
+    engine = sa.create_engine(where, pool_pre_ping=True, connect_args=options if driver.startswith("psycopg") else {})
+    if driver == "psycopg":
+        sa.event.listen(engine, "do_connect", lambda dialect, record, args, options: _limited(answer).connect(*args, **options))
     @sa.event.listens_for(engine, "connect")
     def limit(connection, _):
         with connection.cursor() as cursor:
             cursor.execute(f"SET statement_timeout = {1000*answer:.0f}")
-            cursor.execute(f"SET idle_in_transaction_session_timeout = {1000*answer:.0f}")
+            cursor.execute(f"SET idle_in_transaction_session_timeout = {3000*answer:.0f}")  # between two statements
         connection.commit()
     return engine
 
@@ -301,7 +305,8 @@ def _takes_its_time(db: sa.Connection):
         yield
         return
     connection = db.connection.driver_connection
-    db.exec_driver_sql("SET LOCAL statement_timeout = 0")
+    for limit in ("statement_timeout", "idle_in_transaction_session_timeout"):
+        db.exec_driver_sql(f"SET LOCAL {limit} = 0")
     if limited := getattr(connection, "answer", None): connection.answer = None
     try: yield
     finally:
@@ -389,7 +394,8 @@ def refusal(e: Exception, url: sa.URL) -> Unreachable:
     "What a database refuses, as the one failure that callers know."
     if isinstance(e, Unreachable): return e
     what, hint = getattr(e, "orig", None) or e, f"Check [jobs] database = {url.render_as_string()}"
-    return Damaged(f"The record cannot be used: {what}", hint) if lasting(e) else Unreachable(f"The record does not answer: {what}", hint)
+    if lasting(e): return Damaged(f"The record cannot be used: {what}", hint)
+    return Unreachable(f"The record does not answer: {what}", hint)
 
 # %% ../../nbs/jobs/04_record.ipynb #a08c0916
 COLUMNS = [f.name for f in fields(JobRun) if f.name != "steps"]
@@ -428,16 +434,17 @@ def _insert(db, row: dict) -> str:  # its last state before this one
     "A row, and its history as far as the row itself tells it."
     try: db.execute(RUNS.insert().values(**row, beat=_clock(db)))
     except sa.exc.IntegrityError as e: raise Unreachable("The record is being written by another process.") from e
-    before = [("queued", row["created"])] + ([("running", row["started"])] if row["started"] and row["state"] not in OPEN else [])
+    before = [("queued", row["created"])]
+    if row["started"] and row["state"] not in OPEN: before.append(("running", row["started"]))
     for state, at in before: _event(db, row["id"], state, "", at)
     return before[-1][0]
 
 
 @patch
 def _write(self: Record, row: dict, timings: dict[int, float] = {}):
-    "A run's row again, its history where the state changed; an ended run does not go on, and one that is not there any more comes back."
+    "A run's row again, its history where the state changed. An ended run does not go on; a row that is gone comes back."
     with self.db() as db:
-        db.execute(RUNS.update().where(RUNS.c.id == row["id"]).values(id=row["id"]))  # others wait from here on, so that a change has one line of history
+        db.execute(RUNS.update().where(RUNS.c.id == row["id"]).values(id=row["id"]))  # from here on others wait
         before = db.execute(sa.select(RUNS.c.state).where(RUNS.c.id == row["id"])).scalar()
         if before in ENDED - {"lost"} and row["state"] in OPEN: return  # over
         if before is None: before = _insert(db, row)
@@ -459,8 +466,8 @@ def ending(run: JobRun) -> dict:
 def update(self: Record, run: JobRun,
            timings: dict[int, float] = {},  # seconds, by cell of the source
           ):
-    """Write the row again, at once or when the database answers. Never raises `Unreachable`: how a run ended is also kept beside its notebook.
-    Where neither can be written, the run has failed."""
+    """Write the row again, at once or when the database answers. Never raises `Unreachable`.
+    How a run ended is also kept beside its notebook; where neither can be written, the run has failed."""
     row, kept = _row(run), self._keep(run, timings) if run.state in ENDED else None
     def change(): self._write(row, timings)
     try: return patiently(change)
@@ -469,10 +476,13 @@ def update(self: Record, run: JobRun,
     kept = kept or (self._mark(run.id) if run.state in ENDED else None)
     if kept:
         why = f"{refused.message} Nor could it be kept in a file: {kept.strerror or kept}"
-        run.state, run.error = "failed" if run.ok else run.state, run.error or dict(cell=None, kind="NotRecorded", message=why)
-    said = f"how the run ended is kept in {self.kept(run.id)} until a record takes it" if run.state in ENDED and not kept else "the record did not take how the run stands"
+        run.state = "failed" if run.ok else run.state
+        run.error = run.error or dict(cell=None, kind="NotRecorded", message=why)
+    said = "the record did not take how the run stands"
+    if run.state in ENDED and not kept: said = f"how the run ended is kept in {self.kept(run.id)} until a record takes it"
     logger("jobs").warning(said, run=run.id, state=run.state, error=refused.message)
-    if not isinstance(refused, Damaged): threading.Thread(target=self._keep_trying, args=(run.id, change), name="scalai-record", daemon=True).start()
+    if isinstance(refused, Damaged): return
+    threading.Thread(target=self._keep_trying, args=(run.id, change), name="scalai-record", daemon=True).start()
 
 # %% ../../nbs/jobs/04_record.ipynb #3016e192
 @patch
@@ -482,7 +492,8 @@ def kept(self: Record, id: str) -> Path: return self.folder(id)/"record.json"
 @patch
 def _keep(self: Record, run: JobRun, timings: dict[int, float]) -> OSError | None:  # why it cannot be kept
     "Write how a run ended beside its notebook; of a workflow, also how its steps did, some of which have no folder."
-    return _refused(self.kept(run.id), json.dumps(dict(row=_row(run), timings=timings, steps=[_row(s) for s in run.steps])))
+    content = dict(row=_row(run), timings=timings, steps=[_row(s) for s in run.steps])
+    return _refused(self.kept(run.id), json.dumps(content))
 
 
 @patch
@@ -505,9 +516,8 @@ def _keep_trying(self: Record, id: str, change):
 @patch
 def take_back(self: Record, everything: bool = False):  # also what no mark names: the database is new
     "Write down how runs ended that no record took at the time. What cannot be written now stays for the next look."
-    marks = sorted(self.settings.path("unrecorded").glob("*"))
-    found = [f.parent.name for f in sorted(self.settings.path("runs").glob("*/record.json"))] if everything else [m.name for m in marks]
-    for id in found:
+    found = [f.parent.name for f in self.settings.path("runs").glob("*/record.json")] if everything else []
+    for id in sorted(found or [mark.name for mark in self.settings.path("unrecorded").glob("*")]):
         try:
             kept = json.loads(self.kept(id).read_bytes())
             self._write(kept["row"], {int(cell): s for cell, s in kept["timings"].items()})

@@ -69,7 +69,7 @@ JUMP = 5.  # seconds of difference between the two clocks that are more than slo
 @patch
 def tell_time(self: Scheduler) -> float:  # seconds since 1970
     "The database's clock; a jump is logged, and after one back nothing waits for a time that was wrong."
-    tick, now = time.monotonic(), self.table.now()  # what a lease is counted from began no later than this
+    now, tick = self.table.now(), time.monotonic()
     jump = (now - self.clock[0]) - (tick - self.clock[1]) if self.clock else -JUMP - 1
     if self.clock and abs(jump) > JUMP: self.log.warning("the clock jumped", seconds=round(jump, 1))
     if jump < -JUMP: self.table.replan(now)
@@ -80,7 +80,7 @@ def tell_time(self: Scheduler) -> float:  # seconds since 1970
 @patch
 def start(self: Scheduler, now: float) -> int:  # how many
     "Take what may start, and start it."
-    taken = self.table.claim(now, self.owner, self.slots - len(self.children), self.gpus, self.lease)
+    taken = self.table.claim(self.table.now(), self.owner, self.slots - len(self.children), self.gpus, self.lease)
     for f in taken:
         what = f.what
         try: child = Child(self.settings.root/what.job, f.parameters, self.settings.root, self.settings.file if self.settings.file.is_file() else None, what.timeout, f.gpus if self.gpus else None)
@@ -116,7 +116,8 @@ def reap(self: Scheduler, now: float):
             elif limit and time.monotonic() - child.began > limit + 60: child.stop()
             continue
         said = outcome(child) or self.unsaid(child)
-        done = self.table.end(f, now, said["state"], said["run"], child.dropped or said["why"], died=bool(child.dropped) and said["state"] == "lost")
+        lost = bool(child.dropped) and said["state"] == "lost"  # by us: it may start again
+        done = self.table.end(f, now, said["state"], said["run"], child.dropped or said["why"], died=lost)
         del self.children[id]
         child.close()
         self.finished(f, said["state"], done)
@@ -160,8 +161,9 @@ def tell(self: Scheduler, f: Firing, kind: str, summary: str, over: bool = False
 def beat(self: Scheduler, now: float):
     "Renew, obey requests to cancel, and take over from the dead."
     if time.monotonic() - self.beaten < min(1., self.lease/3): return
-    held = self.table.renew(now, self.owner, self.lease)
-    self.beaten = self.clock[1] if self.clock else time.monotonic()
+    began = time.monotonic()  # the lease is counted from a moment after this one, however long the database thinks
+    held = self.table.renew(self.table.now(), self.owner, self.lease)
+    self.beaten = began
     for id, (f, child) in self.children.items():
         if id not in held: self.drop(f, child, "it was taken over")
         elif held[id]: child.stop()

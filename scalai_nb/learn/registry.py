@@ -303,7 +303,7 @@ def _finish(self: Registry, name: str, check: Callable) -> None:
         if number is None: self.client.delete_registered_model_alias(name, alias)
         elif number in there: self.client.set_registered_model_alias(name, alias, str(number))
     for number, tags in intent["notes"].items() if whole else ():
-        for key, value in tags.items():
+        for key, value in tags.items() if int(number) in there else ():
             check()
             self.client.set_model_version_tag(name, number, key, value)
     check()
@@ -344,7 +344,7 @@ class Turn:
     def __exit__(self, *_):
         self.over.set()
         self.thread.join()
-        self.client.set_registered_model_tag(f"{self.name}{self.number}", "over", "1")
+        self.mark("over", "1")
 
 # %% ../../nbs/learn/08_registry.ipynb #22e2787c
 @patch
@@ -376,9 +376,17 @@ def live(self: Turn) -> None:
     "Show the others that this holder lives."
     while not self.over.wait(self.lease/6):
         now = time.monotonic()
-        try: self.client.set_registered_model_tag(f"{self.name}{self.number}", "alive", str(now))
+        try: self.alive = now if self.mark("alive", str(now)) else self.alive
         except ScalaiError: continue  # the lease goes on running
-        self.alive = now
+
+@patch
+def mark(self: Turn, key: str, value: str) -> bool:  # False: others took this holder for dead
+    from mlflow.exceptions import MlflowException
+    try: self.client.set_registered_model_tag(f"{self.name}{self.number}", key, value)
+    except MlflowException as e:
+        if e.error_code != "RESOURCE_DOES_NOT_EXIST": raise
+        return False
+    return True
 
 @patch
 def check(self: Turn) -> None:
