@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['app', 'contract_app', 'models_app', 'workflow_app', 'kernel_app', 'export_app', 'same_app', 'COMMON', 'UsageError',
-           'alarms_app', 'schedule_app', 'PREFIX', 'Answer', 'show', 'say', 'verb', 'main', 'usage', 'tell', 'init',
-           'demo', 'profile_of', 'profile', 'ingest', 'cells', 'told_row', 'tables_text', 'tables', 'size_text', 'gc',
-           'contract_infer', 'contract_check', 'check_text', 'contract_diff', 'contract_set', 'quarantine', 'drift',
-           'alarms_list', 'alarm_text', 'alarms_acknowledge', 'alarms_look', 'pairs', 'values', 'WithForm', 'job_file',
-           'run', 'run_alone', 'run_text', 'runs', 'details', 'logs', 'followed', 'log_text', 'cancel',
-           'workflow_export', 'workflow_check', 'option', 'schedule_add', 'schedule_apply', 'schedule_rows',
-           'schedule_list', 'schedule_show', 'schedule_pause', 'schedule_resume', 'schedule_remove', 'schedule_trigger',
-           'scheduler', 'models_list', 'models_show', 'models_compare', 'models_promote', 'models_rollback', 'budget',
-           'compress', 'score', 'labels', 'dash', 'lab', 'kernel_install', 'kernel_list', 'kernel_remove']
+           'alarms_app', 'schedule_app', 'PREFIX', 'Answer', 'show', 'say', 'verb', 'main', 'usage',
+           'notebook_on_stdout', 'tell', 'init', 'demo', 'profile_of', 'profile', 'ingest', 'cells', 'told_row',
+           'tables_text', 'tables', 'size_text', 'gc', 'contract_infer', 'contract_check', 'check_text',
+           'contract_diff', 'contract_set', 'quarantine', 'drift', 'alarms_list', 'alarm_text', 'alarms_acknowledge',
+           'alarms_look', 'pairs', 'asked', 'values', 'WithForm', 'job_file', 'run', 'notebook_text', 'run_alone',
+           'run_text', 'runs', 'details', 'logs', 'followed', 'log_text', 'cancel', 'workflow_export', 'workflow_check',
+           'option', 'schedule_add', 'schedule_apply', 'schedule_rows', 'schedule_list', 'schedule_show',
+           'schedule_pause', 'schedule_resume', 'schedule_remove', 'schedule_trigger', 'scheduler', 'models_list',
+           'models_show', 'models_compare', 'models_promote', 'models_rollback', 'budget', 'compress', 'score',
+           'labels', 'dash', 'lab', 'kernel_install', 'kernel_list', 'kernel_remove']
 
 # %% ../nbs/cli.ipynb #a53a90a7
 import functools, inspect, json, os, re, shutil, sys, traceback
@@ -33,19 +34,21 @@ class Answer:
     doc: dict | None  # printed under `--json`; None: it has been printed already
     text: str | Callable[[], str] = ""  # printed otherwise; a function where it costs something
     code: int = 0  # exit code: 0 done, 1 the work itself failed
+    aside: bool = False  # standard output holds something else: print on standard error
 
 def show(answer: Answer, as_json: bool):
     "Print an answer: one document, or words."
     if as_json and answer.doc is None: return
-    if as_json: say(json.dumps(plain(answer.doc, other=str), allow_nan=False))
+    if as_json: say(json.dumps(plain(answer.doc, other=str), allow_nan=False), answer.aside)
     else:
         text = answer.text() if callable(answer.text) else answer.text
-        if text: say(text)
+        if text: say(text, answer.aside)
 
-def say(text: str):
+def say(text: str, aside: bool = False):  # on standard error
     "Print, also when the reader of a pipe leaves early, as `head` does: what was done is done, and the exit code tells it."
-    try: print(text, flush=True)
-    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    stream = sys.stderr if aside else sys.stdout
+    try: print(text, flush=True, file=stream)
+    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 # %% ../nbs/cli.ipynb #e9c92597
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -114,10 +117,14 @@ def _path(argv: list[str]) -> str:
         words.append(word)
     return " ".join(words)
 
+def notebook_on_stdout(argv: list[str]) -> bool:
+    "Whether standard output is for a notebook alone: `scalai run … -o -`."
+    return argv[:1] == ["run"] and any(pair == ("-o", "-") for pair in zip(argv, argv[1:])) or "-o-" in argv
+
 def tell(e: ScalaiError, argv: list[str]) -> int:  # its exit code
     "Print an expected failure."
     if "--debug" in argv: traceback.print_exception(e)
-    if "--json" in argv: say(json.dumps(plain(e.to_dict(), other=str), allow_nan=False))
+    if "--json" in argv: say(json.dumps(plain(e.to_dict(), other=str), allow_nan=False), notebook_on_stdout(argv))
     else: print(f"scalai: {e}", file=sys.stderr)
     return e.code
 
@@ -388,6 +395,13 @@ def pairs(given: list[str], option: str = "-p") -> dict[str, str]:
     if bad is not None: raise BadRequest(f"{option} {bad} has no value.", f"Write {option} name=value.", "parameter")
     return dict(g.split("=", 1) for g in given)
 
+def asked(file: str | None, p: list[str] | None, null: list[str] | None) -> dict:
+    "All parameters of a command line: `-p` and `--null` win over `--parameters`."
+    given = pairs(p or [])
+    if twice := next((n for n in null or [] if n in given), None):
+        raise BadRequest(f"{twice} is given twice, by -p and by --null.", "Leave one of them out.", "parameter")
+    return values(file) | given | dict.fromkeys(null or [])
+
 def values(file: str | None) -> dict:
     "`--parameters FILE`: for programs, which have values and not text."
     if file is None: return {}
@@ -437,7 +451,8 @@ def _nearest_file(path: Path) -> str:
 def run(what: Annotated[str, typer.Argument(metavar="NOTEBOOK|WORKFLOW")],
         p: Annotated[list[str] | None, typer.Option("-p", help="name=value; repeat it for several.")] = None,
         parameters: Annotated[str | None, typer.Option("--parameters", metavar="FILE", help="A JSON object of parameters, - for standard input; -p wins.")] = None,
-        o: Annotated[str | None, typer.Option("-o", help="Where to write the notebook as it ran: a path or a URL.")] = None,
+        null: Annotated[list[str] | None, typer.Option("--null", metavar="NAME", help="Give this parameter the value None, as for str | None; repeat it.")] = None,
+        o: Annotated[str | None, typer.Option("-o", help="Where to write the notebook as it runs: a path, a URL, or - for standard output; all else, also --json, then goes to standard error.")] = None,
         timeout: Annotated[int | None, typer.Option(help="Seconds for the whole run.")] = None,
         from_failed: Annotated[bool, typer.Option("--from-failed", help="Go on with the last run of this workflow where it failed.")] = False,
         only: Annotated[str | None, typer.Option(help="This step of a workflow alone; what it needs is taken from earlier runs.")] = None,
@@ -451,7 +466,7 @@ def run(what: Annotated[str, typer.Argument(metavar="NOTEBOOK|WORKFLOW")],
         if o: raise BadRequest("-o is for one notebook, and this is a workflow of them.", "Leave it out: each step's notebook is kept, see scalai runs ID.")
         from scalai_nb.jobs.workflow import Workflow
         flow, how = Workflow.load(path), dict(from_failed=from_failed, only=only, jobs=jobs)
-        given = values(parameters) | pairs(p or [])
+        given = asked(parameters, p, null)
         if dry_run:
             from scalai_nb.jobs.plan import plan
             found = plan(flow, given, **how)
@@ -460,8 +475,15 @@ def run(what: Annotated[str, typer.Argument(metavar="NOTEBOOK|WORKFLOW")],
     else:
         given = next((name for name, value in {"--from-failed": from_failed, "--only": only, "--jobs": jobs, "--dry-run": dry_run}.items() if value), None)
         if given: raise BadRequest(f"{given} is for workflows, and this is one notebook.", "Leave it out.")
-        done = run_alone(path, values(parameters) | pairs(p or []), output=o, timeout=timeout)
-    return Answer(done.to_dict(), lambda: run_text(done.to_dict()), done.exit_code)
+        done = run_alone(path, asked(parameters, p, null), output=None if o == "-" else o, timeout=timeout)
+        if o == "-": say(notebook_text(done), False)
+    return Answer(done.to_dict(), lambda: run_text(done.to_dict()), done.exit_code, o == "-")
+
+def notebook_text(run) -> str:
+    "The notebook of a run as another program may read it: its links to large outputs lead from the working directory."
+    from scalai_nb.jobs.parameters import load_notebook
+    from scalai_nb.jobs.spill import moved
+    return json.dumps(moved(load_notebook(run.output), Path(run.output).parent, Path.cwd()), indent=1)
 
 def run_alone(path: Path | str, given: dict, **how):  # a JobRun
     "One notebook, whose kernel imports beside us."

@@ -38,6 +38,17 @@ def test_folds_are_equal(backend, rows):
     assert (fold(backend.frame(rows), key) == fold(rows, key)).all()
 
 
+def test_libcudf_hashes_text_alike():
+    "The GPU's XXH64 and ours, by the same seed: neither ever copies text to the other's memory."
+    if not gpu.available(): pytest.skip("no GPU with cuDF here")
+    import pylibcudf as plc
+    from scalai_nb.data.hashing import SEED, hash64, mix
+    rng = np.random.default_rng(0)
+    texts = pa.array(["", "Zürich", "JFK", *("".join(map(chr, rng.integers(32, 0x2fff, n))) for n in range(200))])
+    there = plc.hashing.xxhash_64(plc.Table([plc.Column.from_arrow(texts)]), SEED["bytes"]).to_arrow()
+    assert (mix(there.to_numpy().view("u8"), "bytes") == hash64(texts)).all()
+
+
 def test_contracts_refuse_the_same(backend, rows):
     contract = Contract({"arr_delay": Rule("float64", required=True), "distance": Rule("int64", max=2000)}, extra="keep")
     here, there = contract.check(rows), contract.check(backend.frame(rows))

@@ -415,7 +415,8 @@ def test_a_model_of_a_notebook_cell_trains_on_ranks_and_an_interrupt_stops_it(tm
         described = json.loads((Path(path)/"run.json").read_text())["model"]
         assert described["config"] == {"features": 5} and "class Own" in described["source"]
         kernel = psutil.Process(manager.provisioner.pid)
-        asked = client.execute("fit(Own, (X, y), ranks=2, epochs=100_000, batch=128)")
+        # A kernel answers a failed request and then, for a moment, aborts whatever arrives: what follows is asked to run all the same.
+        asked = client.execute("fit(Own, (X, y), ranks=2, epochs=100_000, batch=128)", stop_on_error=False)
         until = time.monotonic() + 120
         while len(list(tmp_path.glob(".scalai/fits/*/checkpoints/step-*/manifest.json"))) < 3: assert time.sleep(.2) or time.monotonic() < until
         family = [p for p in kernel.children(recursive=True) if "resource_tracker" not in " ".join(p.cmdline())]

@@ -1,6 +1,8 @@
 "Parameters under whatever a caller may think of: no input becomes code, and what arrives is what was given."
 import ast, json, math
 from datetime import date, datetime, timedelta, timezone
+from decimal import Decimal, InvalidOperation
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -112,6 +114,97 @@ def test_each_type_right_wrong_and_missing(annotation):
     assert "'x'" in wrong.value.message and (annotation in wrong.value.message or "reference" in wrong.value.message) and "hunter2" not in str(wrong.value)
     with pytest.raises(BadRequest, match=r"(?s)Parameter 'x' is required.*It is x: .*what it is for"): check(book, {})
     with pytest.raises(BadRequest, match="(?s)Unknown parameter 'tabel'.*Did you mean 'table'"): check(book, dict(x=RIGHT[annotation][0][0], tabel="t"))
+
+
+NUMBERS = ["20240101", "20240101.5", "1e9", "86400", "0", "-5", "+1", " 5", "1_000", "0x10", "inf", "nan", "1e400", "-1e400", "1e-400", "12", "12.0", "12.5", "２０２４０１０１", "9"*30]
+DATES = ["2024-01-01", "2024-02-30", "2024-01-01T00:00", "2024-01-01T12:30:15", "2024-01-01 12:30", "2024-01-01T00:00+02:00", "2024-01-01T12:00Z", "2024-01-01T12:00:00.1234567", "2024-01-01T12:00:00.123456",
+         "20240101T1200", "2024-W01-1", "2024W011", "01/02/2024", "12:30"]
+WORDS = ["", "none", "None", "null", "NULL", "true", "no", "on", "a", "b", "2", "a,b", "1,2", "1,none", "[1, 2]", "[1e400]", "[null]", "[20240101]", '{"a": 1}', '{"a": null}', "2024-01-01,20240102", "/data/x.csv", "."]
+OPTIONAL = ["Optional[int]", "Optional[float]", "Optional[bool]", "Optional[date]", "Optional[datetime]", "Optional[Path]", "Optional[list[int]]", "Optional[dict]", "Literal['a', 2, None]", "Optional[Literal['a']]"]
+WRITTEN = [*OPTIONAL, "str", "int", "float", "bool", "None", "date", "datetime", "Path", "list", "dict", "list[int]", "list[float]", "list[date]", "list[datetime]", "list[int | None]", "dict[str, datetime]", "str | None", "int | float",
+           "date | datetime", "datetime | date", "int | datetime", "str | datetime"]
+
+
+def as_json(text: str):
+    try: return json.loads(text, parse_float=Decimal)
+    except (ValueError, RecursionError): return None
+
+
+def number(text: str):
+    try: return Decimal(text.strip().replace("_", ""))
+    except InvalidOperation: return None
+
+
+def writes(given: object, value: object) -> bool:
+    "Whether somebody who wrote this, as text or in JSON, meant that value: by Python's own readers of dates and numbers."
+    if isinstance(value, list):
+        if isinstance(given, str): given = as_json(given) if isinstance(as_json(given), list) else given.split(",") if given.strip() else []
+        return len(given) == len(value) and all(map(writes, given, value))
+    if isinstance(value, dict):
+        given = as_json(given) if isinstance(given, str) else given
+        return isinstance(given, dict) and list(given) == list(value) and all(writes(given[k], value[k]) for k in value)
+    if value is None: return given is None or isinstance(given, str) and given.lower() in ("", "none", "null")
+    if isinstance(value, bool): return given is value or str(given).strip().lower() in (("1", "1.0", "t", "true", "y", "yes", "on") if value else ("0", "0.0", "f", "false", "n", "no", "off"))
+    if isinstance(value, (int, float)):
+        said = number(str(given))
+        if said is None or not said.is_finite(): return said is not None and str(float(said)) == str(value)
+        return said == value if isinstance(value, int) else math.isfinite(value) and (value != 0) == (said != 0) and math.isclose(value, float(said), rel_tol=1e-15)
+    if not isinstance(given, str): return False
+    if isinstance(value, (str, Path)): return given != "" and Path(given) == value or given.strip() == value or given == value
+    if number(given) is not None: return type(value) is date and given == f"{value:%Y%m%d}"
+    try: meant = datetime.fromisoformat(given)
+    except ValueError: return False
+    exact = len("".join(takewhile(str.isdigit, given.partition(".")[2])).rstrip("0")) <= 6
+    return exact and (meant == value and meant.tzinfo == value.tzinfo or meant.isoformat() == value.isoformat()) if isinstance(value, datetime) else meant == datetime(value.year, value.month, value.day)
+
+
+@settings(EXAMPLES, max_examples=600)
+@given(st.sampled_from(WRITTEN), st.sampled_from([*NUMBERS, *DATES, *WORDS]) | TEXT | st.integers().map(str) | st.floats().map(repr) | st.dates().map(str) | st.datetimes(timezones=ZONES).map(str) | st.lists(st.sampled_from([*NUMBERS, *DATES, *WORDS]), max_size=3).map(",".join))
+def test_what_the_command_line_accepts_is_what_was_written(annotation, text):
+    try: taken = check(cells(f"x: {annotation}"), dict(x=text))["x"]
+    except BadRequest: return
+    assert writes(text, taken), (annotation, text, taken)
+
+
+def test_every_number_for_every_type_is_what_was_written():
+    "All of them, not a sample; and a number is never a moment."
+    for annotation in WRITTEN:
+        for text in (*NUMBERS, *DATES, *WORDS):
+            try: taken = check(cells(f"x: {annotation}"), dict(x=text))["x"]
+            except BadRequest as e:
+                assert len(str(e).splitlines()) == 2
+                continue
+            assert writes(text, taken), (annotation, text, taken)
+
+
+@pytest.mark.parametrize("value", [20240101, 1e9, 0, True, "20240101", "20240101.5", "1e9", " 5", "86400", "２０２４"])
+def test_a_number_is_no_moment(value):
+    for annotation in ("datetime", "Optional[datetime]", "list[datetime]", "dict[str, datetime]"):
+        shaped = [value] if annotation.startswith("list") else {"a": value} if annotation.startswith("dict") else value
+        with pytest.raises(BadRequest, match="(?s)'x'.*2024-01-31") as e: check(cells(f"x: {annotation}"), dict(x=shaped))
+        assert "number" in e.value.hint
+    if value == "20240101": assert check(cells("x: date"), dict(x=value))["x"] == date(2024, 1, 1)
+    else:
+        with pytest.raises(BadRequest): check(cells("x: date"), dict(x=value))
+
+
+def test_none_for_what_may_be_none():
+    for annotation in OPTIONAL:
+        for text in ("none", "None", "NULL", "null"): assert check(cells(f"x: {annotation}"), dict(x=text))["x"] is None, annotation
+    for text in ("none", "", "null"): assert check(cells("x: str | None"), dict(x=text))["x"] == text
+    assert check(cells("x: list[int | None]"), dict(x="1,none"))["x"] == [1, None]
+
+
+def test_null_on_the_command_line(workspace):
+    write(workspace/"in.ipynb", "x: str | None = 'a'\nn: int = 1", "from scalai_nb.jobs.result import result\nresult(x=x, none=x is None)")
+    done = here("run", "in.ipynb", "--null", "x", "--json")
+    assert (done.code, done.doc["results"], done.doc["parameters"]["x"]) == (0, dict(x=None, none=True), None), done.out
+    for args, said in ((["--null", "n"], "'n' must be int"), (["--null", "y"], "Unknown parameter 'y'"), (["--null", "x", "-p", "x=b"], "x is given twice")):
+        refused = here("run", "in.ipynb", *args)
+        assert (refused.code, len(refused.lines)) == (2, 2) and said in refused.lines[0]
+    assert here("run", "in.ipynb", "-p", "x=none", "--json").doc["results"] == dict(x="none", none=False)
+    (workspace/"p.json").write_text('{"x": "from the file"}')
+    assert here("run", "in.ipynb", "--parameters", "p.json", "--null", "x", "--json").doc["results"] == dict(x=None, none=True)
 
 
 def test_what_cannot_be_written_is_refused():

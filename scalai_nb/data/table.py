@@ -432,8 +432,9 @@ def _finish(plan: Plan, parts: list[Part], mode: str, settings: Settings, said: 
     raise WorkFailed(f"Table {plan.name!r}: twenty other writers came first.", "Run it again; nothing was written.", "table")
 
 def _how(plan: Plan, refused: int) -> dict:  # what those need to know who bring refused rows back, or ask by which contract rows came
-    if not refused and not plan.contract.columns: return {}
-    return {"how": json.dumps({"contract": plan.contract.to_dict(), "period": plan.period, "fold": plan.fold}, default=str)}
+    run = {"run": os.environ["SCALAI_RUN"]} if "SCALAI_RUN" in os.environ else {}  # whose commit it is, also where that run never ended
+    if not refused and not plan.contract.columns: return run
+    return run | {"how": json.dumps({"contract": plan.contract.to_dict(), "period": plan.period, "fold": plan.fold}, default=str)}
 
 # %% ../../nbs/data/08_table.ipynb #297f593f
 @contextmanager

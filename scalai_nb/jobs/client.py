@@ -79,6 +79,7 @@ class Execution:
         self.dirty, self.saved, self.pause, self.timings = True, 0., 1., {}
         self.texts: dict[int, str] = {}  # of cells that do not run, as the file has them
         self.refused, self.pulse = None, None
+        self.output, self.autosave, self.between = None, 0., True  # jobs.output.Output; seconds between two versions while a cell runs; whether it is another cell than in the last version
 
 # %% ../../nbs/jobs/05_client.ipynb #9e8525f7
 def _now() -> str: return datetime.now(UTC).isoformat()
@@ -91,13 +92,15 @@ def begin(self: Execution):
     self.deadline = self.began + self.timeout if self.timeout else float("inf")
     self.code = [i for i, cell in enumerate(self.nb.cells) if cell.cell_type == "code"]
     meta = self.nb.metadata.setdefault("papermill", {})
-    meta.update(start_time=_now(), end_time=None, duration=None, exception=None, input_path=self.run.notebook, output_path=self.run.output or str(self.path))
+    meta.update(start_time=_now(), end_time=None, duration=None, exception=None, input_path=self.run.notebook, output_path=self.output.name if self.output else self.run.output or str(self.path))
+    self.nb.metadata["scalai"] = dict(run=self.run.id, state="running", error=None)
     for cell in self.nb.cells:
         cell.metadata["papermill"] = dict(exception=None, start_time=None, end_time=None, duration=None, status="pending")
         if cell.cell_type == "code": cell.outputs, cell.execution_count = [], None
     self.run.state, self.run.started = "running", time.time()
     self.log.write(type="run", state="running", id=self.run.id, at=_now(), parameters=self.run.parameters)
     self.save()
+    self.run.output = self.output.name if self.output and not self.output.refused else self.run.output or str(self.path)  # what is there
     if self.record:
         self.pulse = Pulse(self.record, self.run, self.stop)
         self.pulse.start()
@@ -109,7 +112,7 @@ def begin(self: Execution):
 def enter(self: Execution, i: int):
     "A cell starts."
     self.index, self.run.cell = i, self.origin[i] if self.origin[i] is not None else self.run.cell
-    self.cell_began, self.dirty = time.monotonic(), True
+    self.cell_began, self.dirty, self.between = time.monotonic(), True, True
     self.texts.pop(i, None)
     self.spill.begin(i)
     self.nb.cells[i].metadata.papermill.update(status="running", start_time=_now(), exception=False)
@@ -125,17 +128,32 @@ def leave(self: Execution, i: int, failed: bool = False):
     mark.update(status="failed" if failed else "completed", end_time=_now(), duration=took, exception=failed)
     if self.origin[i] is not None: self.timings[self.origin[i]] = took
     self.log.write(type="cell", cell=self.run.cell, state=mark["status"], seconds=round(took, 4))
-    self.dirty = True
+    self.dirty = self.between = True
 
 # %% ../../nbs/jobs/05_client.ipynb #e2778c03
 @patch
-def save(self: Execution):
+def save(self: Execution, last: bool = False):
     "Write the notebook whole. Where the disk refuses, what was there stays, and the watch ends the run."
     began, text = time.monotonic(), nbformat.v4.writes_json(self.written()) if self.secrets else self.text()
-    try: write_atomic(self.path, (text + "\n").encode("utf-8", "backslashreplace"))  # half a character is \uD800 in JSON
-    except (OSError, BadRequest) as e: self.refused = e if isinstance(e, OSError) else e.__cause__
-    self.saved, self.dirty = time.monotonic(), False
+    content = (text + "\n").encode("utf-8", "backslashreplace")  # half a character is \uD800 in JSON
+    try: write_atomic(self.path, content)
+    except (OSError, BadRequest) as e: self.refused = e if isinstance(e, OSError) else e.__cause__ or OSError(e.message)
+    if self.output: self.output.write(self.seen_from(content, self.output.place), last)
+    self.saved, self.dirty, self.between = time.monotonic(), False, False
     self.pause = max(1., 10*(self.saved - began))
+
+
+@patch
+def seen_from(self: Execution, content: bytes, place: Path | str) -> bytes:
+    "The notebook as it must be elsewhere: its links to large outputs lead from there."
+    if not self.spill.used or is_url(place): return content
+    return (json.dumps(moved(json.loads(content), self.spill.base, Path(place).absolute().parent), indent=1, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+
+
+@patch(as_prop=True)
+def due(self: Execution) -> bool:
+    "Whether the notebook has changed long enough ago to be written; within a cell, `autosave` may leave more time, and `inf` all."
+    return self.dirty and time.monotonic() - self.saved > max(self.pause, 0. if self.between else self.autosave)
 
 
 @patch
@@ -156,14 +174,6 @@ def text(self: Execution) -> str:  # equal to nbformat's
 def written(self: Execution) -> nbformat.NotebookNode:
     "The notebook as others may read it."
     return nbformat.from_dict(self.redact(self.nb)) if self.secrets else self.nb
-
-
-@patch
-def copy(self: Execution, place: Path | str):  # a path or an fsspec URL
-    "Put the notebook as it ran at another place too."
-    content = self.path.read_bytes()
-    if self.spill.used and not is_url(place): content = json.dumps(moved(json.loads(content), self.spill.base, Path(place).absolute().parent), indent=1, ensure_ascii=False) + "\n"
-    write_atomic(place, content)
 
 
 @patch
@@ -326,7 +336,7 @@ async def watch(self: Execution, client: Client, main: asyncio.Task):
     while True:
         await asyncio.sleep(.1)
         now = time.monotonic()
-        if self.dirty and now - self.saved > self.pause: self.save()
+        if self.due: self.save()
         client.rouse()
         if now - looked > 1:
             looked = now
@@ -416,6 +426,7 @@ async def execute(self: Execution, kernel_name: str = "", start_timeout: float =
     watcher = asyncio.create_task(self.watch(client, asyncio.current_task()))
     with open(self.folder/"kernel.log", "ab") as chatter:
         try:
+            if self.output and self.output.refused: return self._end("failed", "OSError", self.output.why)
             await self._start(client, chatter, start_timeout)
             for i, cell in enumerate(self.nb.cells):
                 if self.stopped: raise asyncio.CancelledError
@@ -491,14 +502,25 @@ def _end(self: Execution, state: str, kind: str = "", message: str = "", failed:
 
 
 @patch
+def _not_put(self: Execution):
+    "It ran, and the place for it did not take it."
+    run = self.run
+    run.error = run.error or dict(cell=None, kind="OSError", message=f"{self.output.why}; the notebook is {self.path}")
+    run.state, run.output, self.output = "failed" if run.ok else run.state, str(self.path), None
+    self.nb.metadata["scalai"] = dict(run=run.id, state=run.state, error=run.error)
+    self.save()
+
+
+@patch
 def _finish(self: Execution):
     "Write everything for the last time."
     run, meta = self.run, self.nb.metadata.papermill
     run.seconds = time.monotonic() - self.began
     meta.update(end_time=_now(), duration=run.seconds, exception=True if run.error else None)
     self.nb.metadata["scalai"] = dict(run=run.id, state=run.state, error=run.error)
-    self.save()
+    self.save(last=True)
     if self.unwritten and not run.error: self._end(*self.unwritten)
+    if self.output and self.output.refused: self._not_put()
     self.log.write(type="run", at=_now(), timings=self.timings, **ending(run))
     self.log.close()
     if self.pulse: self.pulse.over.set()

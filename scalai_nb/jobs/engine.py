@@ -6,7 +6,7 @@
 __all__ = ['run', 'positive', 'kernel_env', 'Engine', 'drive', 'to_end']
 
 # %% ../../nbs/jobs/06_engine.ipynb #6145d6ce
-import asyncio, os, sys, threading
+import asyncio, math, os, sys, threading
 from contextlib import chdir
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +16,7 @@ from ..core.errors import BadRequest, one_of
 from ..core.plain import plain
 from ..core.settings import Settings
 from ..core.storage import is_url, passwords, veiled, write_atomic
+from .output import Output, checked
 from .parameters import Secret, check, inject, load_notebook, secret
 from .record import JobRun, Record, commit, versions
 
@@ -43,18 +44,19 @@ def run(notebook: Path | str,  # the source, a file or an fsspec URL; it is not 
     values = check(source, parameters)
     positive(timeout)
     nb, origin = _prepare(source, values, parameters or {})
-    output, secrets = _writable(output, Path(notebook)), _secrets(values)
+    if output is not None: target = checked(output, None if is_url(notebook) else Path(notebook), settings)
+    secrets = _secrets(values)
     record = Record(settings)
     job = record.create(JobRun(name=name or Path(notebook).stem, notebook=veiled(_place(str(notebook))), parameters=veiled(values), key=key, reason=reason, cells=len(source["cells"]),
                                parent=parent or os.environ.get("SCALAI_RUN"), versions=versions(), commit=commit(settings.root)))
     execution = Execution(job, nb, origin, record.folder(job.id), record, timeout or settings.jobs.timeout, stop or Stop(), terminal or Terminal(show=False),
                           kernel_env(settings, job.id) | (env or {}), settings.root, secrets, warm, settings.jobs.output_limit)
-    job.output = str(output or execution.path)
-    if terminal: return _ran(execution, output, cell_timeout)
+    if output is not None: execution.output = Output(target, execution.folder, output)
+    if terminal: return _ran(execution, cell_timeout)
     with Terminal(progress) as execution.terminal, _pool(settings, nb) as pool:
         execution.warm = warm if warm is not None and not settings.jobs.warm else pool
         execution.terminal.start(job.name)
-        _ran(execution, output, cell_timeout)
+        _ran(execution, cell_timeout)
         execution.terminal.done(job)
     return job
 
@@ -100,43 +102,24 @@ def positive(timeout: float | None):
     if timeout is not None and timeout <= 0: raise BadRequest(f"A timeout of {timeout:g} s lets nothing run.", "Give seconds, more than 0.")
 
 
-def _writable(output: Path | str | None, source: Path) -> Path | str | None:
-    "The place for the result, refused now where it cannot be written later."
-    if output is None or "://" in str(output): return output
-    output = Path(output).absolute()
-    if output.exists() and source.exists() and output.samefile(source): raise BadRequest(f"{source} is the source itself.", "Give another name to the notebook as it ran.")
-    if output.is_dir(): raise BadRequest(f"{output} is a folder.", "Give the name of the notebook to write.")
-    if not output.parent.is_dir() or not os.access(output.parent, os.W_OK): raise BadRequest(f"Nothing can be written to {output.parent}.", "Make the folder, or choose another one.")
-    return output
-
-
 def kernel_env(settings: Settings, id: str) -> dict[str, str]:
     "What a job's kernel finds in its environment: its workspace and its own run."
     return {"SCALAI_RUN": id} | ({"SCALAI_SETTINGS": str(settings.file)} if settings.file.is_file() else {})
 
 # %% ../../nbs/jobs/06_engine.ipynb #05aa42aa
-def _ran(execution, output, cell_timeout) -> JobRun:
+def _ran(execution, cell_timeout) -> JobRun:
     Engine.execute_notebook(execution.nb, execution.nb.metadata.get("kernelspec", {}).get("name", ""), execution=execution, cell_timeout=cell_timeout)
-    if output:
-        try: execution.copy(output)
-        except (OSError, BadRequest) as e: _not_put(execution, e if isinstance(e, OSError) else e.__cause__)
     return execution.run
-
-
-def _not_put(execution, e: OSError):
-    "It ran, and the place for it did not take it."
-    run = execution.run
-    run.error = run.error or dict(cell=None, kind="OSError", message=f"{run.output} could not be written: {e.strerror or e}; the notebook is {execution.path}")
-    run.state, run.output = "failed" if run.ok else run.state, str(execution.path)
-    execution.record.update(run)
 
 
 class Engine:
     "Papermill's engine `scalai`: message log, truthful states, atomic notebook, record."
     @classmethod
     def execute_notebook(cls, nb, kernel_name, output_path=None, input_path=None, execution=None, start_timeout=60, cell_timeout=None, execution_timeout=None,
-                         progress_bar=True, log_output=False, stdout_file=None, stderr_file=None, **options):
-        if execution is None: return _papermill_command(nb, kernel_name, input_path, output_path, start_timeout, execution_timeout, bool(progress_bar), _tap(log_output, stdout_file, stderr_file))
+                         progress_bar=True, log_output=False, stdout_file=None, stderr_file=None, autosave_cell_every=30, **options):
+        if execution is None:
+            tap = _tap(log_output, stdout_file, stderr_file)
+            return _papermill_command(nb, kernel_name, input_path, output_path, start_timeout, execution_timeout, bool(progress_bar), tap, autosave_cell_every)
         execution.nb = nb  # papermill reads and writes it once more before it comes here
         with execution.stop.on_signals():
             execution.begin()
@@ -178,30 +161,31 @@ def to_end(make,  # gives the coroutine
     return done[0]
 
 # %% ../../nbs/jobs/06_engine.ipynb #f74404f0
-def _papermill_command(nb, kernel_name, input_path, output_path, start_timeout, cell_timeout, progress, tap):
+def _papermill_command(nb, kernel_name, input_path, output_path, start_timeout, cell_timeout, progress, tap, autosave):
     "A run that papermill started. Its paths are relative to where that was, also with --cwd."
-    from papermill.iorw import papermill_io, write_ipynb
+    from papermill.iorw import papermill_io
     from scalai_nb.jobs.client import Execution
     from scalai_nb.jobs.log import Terminal
     _write_atomically()
     base = papermill_io.get_handler("local")._cwd or "."
     with chdir(base): settings, source, target = Settings.load(), _place(input_path), _place(output_path)
+    file = None if not target or is_url(target) or Path(target).exists() and not Path(target).is_file() else checked(target, None, settings)  # /dev/null is papermill's to write
     values = dict(nb.metadata.papermill.get("parameters", {}))
     origin = _origin(nb, source)
     record = Record(settings)
-    job = record.create(JobRun(name=Path(source.split("?")[0]).stem or "notebook", notebook=veiled(source), output=veiled(target) or None, parameters=veiled(values),
+    job = record.create(JobRun(name=Path(source.split("?")[0]).stem or "notebook", notebook=veiled(source), parameters=veiled(values),
                                cells=sum(o is not None for o in origin), versions=versions(), commit=commit(settings.root)))
     with Terminal(progress) as terminal, _pool(settings, nb) as pool:
         terminal.start(job.name)
         execution = Execution(job, nb, origin, record.folder(job.id), record, settings.jobs.timeout, terminal=terminal, env=kernel_env(settings, job.id), cwd=Path.cwd(), secrets=_secrets(values),
                               warm=pool, output_limit=settings.jobs.output_limit)
-        if target and not is_url(target): execution.path = Path(target)
-        execution.spill.base = execution.path.parent
+        if file: execution.path, job.output = Path(target), target
+        if is_url(target): execution.output = Output(target, execution.folder, target, lambda content: papermill_io.write(content.decode(), output_path))
+        execution.spill.base, execution.autosave = execution.path.parent, autosave or math.inf
         execution.message = tap(execution.message)
         nb = Engine.execute_notebook(nb, kernel_name, execution=execution, start_timeout=start_timeout, cell_timeout=cell_timeout)
         terminal.done(job)
     if job.state in ("succeeded", "failed") and not execution.unwritten: return nb  # a failed cell is found by papermill itself
-    if is_url(target): write_ipynb(nb, output_path)
     job.raise_for_state()
 
 
@@ -232,11 +216,12 @@ def _origin(nb, source: str) -> list[int | None]:
 
 
 def _write_atomically():
-    "Have papermill's local files written whole."
+    "Have papermill's local files written whole; what is no file, as /dev/null, stays papermill's own affair."
     from papermill.iorw import papermill_io
     local = papermill_io.get_handler("local")
     def write(buf, path):
         place = Path(local._cwd or ".")/path
+        if place.exists() and not place.is_file(): return type(local).write(local, buf, path)
         if not place.parent.is_dir(): raise FileNotFoundError(f"output folder {place.parent} doesn't exist.")  # papermill's own words
         write_atomic(place, buf)
     local.write = write

@@ -7,6 +7,7 @@ __all__ = ['PARTS', 'WORDS', 'code_of', 'step_key', 'link', 'differing', 'Tables
 
 # %% ../../nbs/jobs/08_keys.ipynb #880429fa
 import hashlib, json, os
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import sqlalchemy as sa
 from fastcore.basics import patch
 
 from ..core.settings import Settings
-from ..core.tables import changes, committed, newest
+from ..core.tables import changes, committed, newest, written_by
 from .parameters import load_notebook, source
 from .record import RUNS, JobRun, Record, versions
 
@@ -107,11 +108,11 @@ def _others(self: Tables, table: str, version: int, run: JobRun) -> int | None:
     "The first version after one that brought rows and that no run of this workflow wrote."
     later = changes(table, version, self.settings)
     if later and run.started and later[0][1] and later[0][1] < run.started: return None  # asked for by number: a newer one was there
-    if self.own is None: self.own = _written(self.record, self.workflow)
-    return next((v for v, _ in later if (table, v) not in self.own), None)
+    if self.own is None: self.own, self.inside = _written(self.record, self.workflow)
+    return next((v for v, _ in later if (table, v) not in self.own and not self.inside(written_by(table, v, self.settings))), None)
 
-def _written(record: Record, workflow: str) -> set[tuple[str, int]]:
-    "All table versions that runs of a workflow wrote, at any depth."
+def _written(record: Record, workflow: str) -> tuple[set[tuple[str, int]], Callable[[str | None], bool]]:
+    "All table versions that runs of a workflow recorded, at any depth; and whether a run is one of them, which lost ones recorded nothing of."
     with record.db() as db:
         above = {id: (parent, notebook) for id, parent, notebook in db.execute(sa.select(RUNS.c.id, RUNS.c.parent, RUNS.c.notebook))}
         rows = list(db.execute(sa.select(RUNS.c.parent, RUNS.c.writes).where(sa.cast(RUNS.c.writes, sa.Text) != "[]", RUNS.c.state != "skipped")))
@@ -120,7 +121,7 @@ def _written(record: Record, workflow: str) -> set[tuple[str, int]]:
             id, notebook = above[id]
             if notebook == workflow: return True
         return False
-    return {(e["table"], e["version"]) for parent, writes in rows if inside(parent) for e in writes}
+    return {(e["table"], e["version"]) for parent, writes in rows if inside(parent) for e in writes}, inside
 
 # %% ../../nbs/jobs/08_keys.ipynb #997af96a
 WORDS = {"code": "its code", "parameters": "its parameters", "before": "what it builds on", "settings": "the settings for data", "environment": "the installed packages"}
