@@ -153,7 +153,7 @@ def test_a_loss_of_auc_is_a_loss():
     assert f.best({"accuracy_drop": .01, "auc_drop": .05}).recipe == "pruned"   # who bounds it says how much may go
     assert "neither" not in f.why and f.why.endswith("accuracy +0.00 points (inside the interval), AUC -0.0400 (a loss).")
     assert f.best({"latency_ms": 1.5}).recipe == "pruned" and "neither" not in f.why
-    row = next(line for line in f._repr_html_().split("<tr") if "pruned" in line and "<td" in line)
+    row = next(line.split("</tr>")[0] for line in f._repr_html_().split("<tr") if "pruned" in line and "<td" in line)
     assert "neither" not in row and "-0.0400" not in row and "0.8600 loss" in row
     assert f.best({"accuracy_drop": .0001}).recipe == "float32"
     wide = [fr.Candidate(c.recipe, c.accuracy, .8, .99, c.auc, c.latency_ms, 1000, "", .7, .99) for c in (base, lost)]
@@ -161,17 +161,16 @@ def test_a_loss_of_auc_is_a_loss():
     assert few.best().recipe == "pruned" and "neither" not in few.why and "neither" not in few._repr_html_().split("<p>")[0]
 
 
-def test_a_pruned_network_that_lost_its_order_is_not_the_best(tmp_path):
-    "A real one: one row in twenty is positive; without three quarters of its units the network calls nearly all of them negative, which costs little accuracy."
+def test_a_network_that_lost_its_order_is_not_the_best(tmp_path):
+    "A real one: one row in forty is positive. A student of a few units calls nearly all rows negative, which costs little accuracy, and no longer ranks them."
     torch.manual_seed(0)
     X = np.random.default_rng(0).normal(size=(6000, 8)).astype("f4")
     y = (X[:, 0]*X[:, 1] + X[:, 2] > 2.6).astype("f4")
     model = nn.Sequential(nn.Linear(8, 48), nn.ReLU(), nn.Linear(48, 48), nn.ReLU(), nn.Linear(48, 1))
     tune(model, X[:3000], y[:3000], epochs=25, batch=64, lr=3e-3)
-    run, rows = Run(id="a", model=model.eval(), prep=None, target=None, loss="binary"), Rows(X[:300], y[:300], X[3000:], y[3000:])
-    f = compress(run, {"accuracy_drop": .03}, recipes=("pruned.9",), rows=rows, out=tmp_path)
-    lost = f["pruned.9"]
-    assert f.base.accuracy - lost.accuracy <= .03 < f.base.auc - lost.auc, f
-    assert f.best().recipe == "float32" and "auc_drop ≤ 0.03" in f.why
-    f.best({"accuracy_drop": .03, "auc_drop": 1.})
-    assert "neither" not in f.why and "(a loss)" in f.why
+    run, rows = Run(id="a", model=model.eval(), prep=None, target=None, loss="binary"), Rows(X[:3000], y[:3000], X[3000:], y[3000:])
+    f = compress(run, {"accuracy_drop": .3}, recipes=("distilled.1",), rows=rows, out=tmp_path)
+    lost = f["distilled.1"]
+    assert f.base.accuracy - lost.accuracy <= .3 < f.base.auc - lost.auc, f
+    assert f.best().recipe == "float32" and "auc_drop ≤ 0.3" in f.why
+    assert lost.latency_ms > f.base.latency_ms or f.best({"accuracy_drop": .3, "auc_drop": 1.}) is lost and "neither" not in f.why and "(a loss)" in f.why
