@@ -69,9 +69,6 @@ class Store:
     def __getattr__(self, name: str): return functools.partial(asked, self._uri, getattr(self._client, name))
 
 # %% ../../nbs/learn/08_registry.ipynb #7ff09454
-LOCATIONS = (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"),
-             ("model_versions", "source"), ("model_versions", "storage_location"))  # where MLflow keeps locations: table, column
-
 class Registry:
     "Models of a workspace by name and version; `champion` is the one in service."
     def __init__(self,
@@ -111,26 +108,33 @@ class Registry:
                 if e.error_code != "RESOURCE_ALREADY_EXISTS": raise
             return client.get_experiment_by_name(name).experiment_id  # another host was faster
 
-    def _move_in(self) -> None:
-        "MLflow keeps absolute locations: in a workspace that was moved or copied, those of the old folder become its own."
-        own = self.settings.path("artifacts").as_uri()
-        with closing(sqlite3.connect(self.settings.path("mlflow.db"), timeout=60)) as db, db:
-            unused = "experiment_id = 0 and artifact_location != ? and not exists (select 1 from runs where experiment_id = 0)"
-            if db.execute(f"select 1 from experiments where {unused}", (own,)).fetchone(): db.execute(f"update experiments set artifact_location = ? where {unused}", (own, own))
-            for (old,) in db.execute("select artifact_location from experiments where name = 'scalai' and artifact_location != ?", (own,)).fetchall():
-                for table, column in LOCATIONS:
-                    db.execute(f"update {table} set {column} = ? || substr({column}, ?) where {column} = ? or {column} like ? escape '\\'",
-                               (own, len(old) + 1, old, re.sub(r"([\\%_])", r"\\\1", old) + "/%"))
-
-    def put(self, at: str,  # MLflow's run id
-            folder: Path | str,  # with the files
-            part: str,  # of the run's artifacts, where they go
-           ) -> None:
-        "Keep files with a run: in this workspace, or where its tracking server wants them."
-        if self.settings.tracking.uri: self.client.log_artifacts(at, str(folder), part)
-        else: shutil.copytree(folder, self.settings.path("artifacts", at, "artifacts", part), dirs_exist_ok=True)
-
     def __repr__(self): return f"Registry({self.uri})"
+
+# %% ../../nbs/learn/08_registry.ipynb #efa7d4af
+LOCATIONS = (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"),
+             ("model_versions", "source"), ("model_versions", "storage_location"))  # where MLflow keeps locations: table, column
+
+@patch
+def _move_in(self: Registry) -> None:
+    "MLflow keeps absolute locations: in a workspace that was moved or copied, those of the old folder become its own."
+    own = self.settings.path("artifacts").as_uri()
+    with closing(sqlite3.connect(self.settings.path("mlflow.db"), timeout=60)) as db, db:
+        unused = "experiment_id = 0 and artifact_location != ? and not exists (select 1 from runs where experiment_id = 0)"
+        if db.execute(f"select 1 from experiments where {unused}", (own,)).fetchone(): db.execute(f"update experiments set artifact_location = ? where {unused}", (own, own))
+        for (old,) in db.execute("select artifact_location from experiments where name = 'scalai' and artifact_location != ?", (own,)).fetchall():
+            for table, column in LOCATIONS:
+                db.execute(f"update {table} set {column} = ? || substr({column}, ?) where {column} = ? or {column} like ? escape '\\'",
+                           (own, len(old) + 1, old, re.sub(r"([\\%_])", r"\\\1", old) + "/%"))
+
+@patch
+def put(self: Registry,
+        at: str,  # MLflow's run id
+        folder: Path | str,  # with the files
+        part: str,  # of the run's artifacts, where they go
+       ) -> None:
+    "Keep files with a run: in this workspace, or where its tracking server wants them."
+    if self.settings.tracking.uri: self.client.log_artifacts(at, str(folder), part)
+    else: shutil.copytree(folder, self.settings.path("artifacts", at, "artifacts", part), dirs_exist_ok=True)
 
 # %% ../../nbs/learn/08_registry.ipynb #2b7f454a
 def log(self: Registry,
