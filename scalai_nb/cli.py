@@ -8,12 +8,12 @@ __all__ = ['app', 'contract_app', 'models_app', 'workflow_app', 'kernel_app', 'e
            'notebook_on_stdout', 'tell', 'init', 'demo', 'profile_of', 'profile', 'ingest', 'cells', 'told_row',
            'tables_text', 'tables', 'size_text', 'gc', 'contract_infer', 'contract_check', 'check_text',
            'contract_diff', 'contract_set', 'quarantine', 'drift', 'alarms_list', 'alarm_text', 'alarms_acknowledge',
-           'alarms_look', 'pairs', 'asked', 'values', 'WithForm', 'job_file', 'run', 'notebook_text', 'run_alone',
-           'run_text', 'runs', 'details', 'logs', 'followed', 'log_text', 'cancel', 'workflow_export', 'workflow_check',
-           'option', 'schedule_add', 'schedule_apply', 'schedule_rows', 'schedule_list', 'schedule_show',
-           'schedule_pause', 'schedule_resume', 'schedule_remove', 'schedule_trigger', 'scheduler', 'models_list',
-           'models_show', 'models_compare', 'models_promote', 'models_rollback', 'budget', 'compress', 'score',
-           'labels', 'dash', 'lab', 'kernel_install', 'kernel_list', 'kernel_remove']
+           'alarms_look', 'pairs', 'asked', 'values', 'WithForm', 'job_file', 'run', 'notebook_text', 'backfill',
+           'run_alone', 'run_text', 'runs', 'details', 'logs', 'followed', 'log_text', 'cancel', 'workflow_export',
+           'workflow_check', 'option', 'schedule_add', 'schedule_apply', 'schedule_rows', 'schedule_list',
+           'schedule_show', 'schedule_pause', 'schedule_resume', 'schedule_remove', 'schedule_trigger', 'scheduler',
+           'models_list', 'models_show', 'models_compare', 'models_promote', 'models_rollback', 'budget', 'compress',
+           'score', 'labels', 'dash', 'lab', 'kernel_install', 'kernel_list', 'kernel_remove']
 
 # %% ../nbs/cli.ipynb #a53a90a7
 import functools, inspect, json, os, re, shutil, sys, traceback
@@ -119,7 +119,7 @@ def _path(argv: list[str]) -> str:
 
 def notebook_on_stdout(argv: list[str]) -> bool:
     "Whether standard output is for a notebook alone: `scalai run … -o -`."
-    return argv[:1] == ["run"] and any(pair == ("-o", "-") for pair in zip(argv, argv[1:])) or "-o-" in argv
+    return argv[:1] == ["run"] and ("-o-" in argv or ("-o", "-") in zip(argv, argv[1:]))
 
 def tell(e: ScalaiError, argv: list[str]) -> int:  # its exit code
     "Print an expected failure."
@@ -189,8 +189,9 @@ def ingest(uri: Annotated[str, typer.Argument(metavar="URI")], table: Annotated[
     doc = done.to_dict()
     reasons = "".join(f"\n  {n:>9,}  {reason}" for reason, n in sorted(doc["refused"].items(), key=lambda r: -r[1]))
     reasons += "".join(f"\n  {n:>9,}  cleaned: {step}" for step, n in doc["cleaned"].items())
-    return Answer(doc, f"{table}: {doc['rows_good']:,} of {doc['rows_in']:,} rows kept, {doc['rows_refused']:,} in quarantine, version {doc['version']}{reasons}",
-                  1 if strict and doc["rows_refused"] else 0)
+    made = "there is no table yet" if doc["version"] is None else f"version {doc['version']}"
+    return Answer(doc, f"{table}: {doc['rows_good']:,} of {doc['rows_in']:,} rows kept, {doc['rows_refused']:,} in quarantine, {made}{reasons}",
+                  1 if not doc["rows_good"] or strict and doc["rows_refused"] else 0)
 
 # %% ../nbs/cli.ipynb #85642b59
 def cells(rows: list[dict], most: int = 20, width: int | None = None) -> str:  # characters of a value, and of the terminal
@@ -359,9 +360,13 @@ app.add_typer(alarms_app, name="alarms")
 def alarms_list(source: Annotated[str | None, typer.Argument(metavar="[SOURCE]", help="A table, or another source of windows; all without.")] = None,
                 resolved: Annotated[bool, typer.Option("--resolved", help="Those that are over too.")] = False) -> Answer:
     "The alarms."
+    from datetime import UTC, datetime
     from scalai_nb.monitor.alarms import Alarms
-    found = Alarms().find(source, resolved)
-    return Answer({"alarms": [a.to_dict() for a in found]}, lambda: "\n".join(map(alarm_text, found)) or "No alarms.")
+    found, (_, others) = Alarms().find(source, resolved), Alarms().current(source)
+    cases = [{"key": key, "told": datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")} for key, at in others]
+    lines = [alarm_text(a) for a in found]
+    lines += [printable(f"      open          {c['key']}, last told {c['told']}") for c in cases]
+    return Answer({"alarms": [a.to_dict() for a in found], "cases": cases}, "\n".join(lines) or "No alarms.")
 
 def alarm_text(a) -> str:
     "An alarm in one line."
@@ -452,11 +457,12 @@ def _nearest_file(path: Path) -> str:
 def run(what: Annotated[str, typer.Argument(metavar="NOTEBOOK|WORKFLOW")],
         p: Annotated[list[str] | None, typer.Option("-p", help="name=value; repeat it for several.")] = None,
         parameters: Annotated[str | None, typer.Option("--parameters", metavar="FILE", help="A JSON object of parameters, - for standard input; -p wins.")] = None,
-        null: Annotated[list[str] | None, typer.Option("--null", metavar="NAME", help="Give this parameter the value None, as for str | None; repeat it.")] = None,
-        o: Annotated[str | None, typer.Option("-o", help="Where to write the notebook as it runs: a path, a URL, or - for standard output; all else, also --json, then goes to standard error.")] = None,
+        null: Annotated[list[str] | None, typer.Option("--null", metavar="NAME", help="This parameter is None, for str | None; repeat it.")] = None,
+        o: Annotated[str | None, typer.Option("-o", help="Where to write the notebook: a path, a URL, or - for standard output, with all else on standard error.")] = None,
         timeout: Annotated[int | None, typer.Option(help="Seconds for the whole run.")] = None,
         from_failed: Annotated[bool, typer.Option("--from-failed", help="Go on with the last run of this workflow where it failed.")] = False,
         only: Annotated[str | None, typer.Option(help="This step of a workflow alone; what it needs is taken from earlier runs.")] = None,
+        from_step: Annotated[str | None, typer.Option("--from", metavar="STEP", help="Run this step of a workflow and all after it again, even if nothing changed.")] = None,
         jobs: Annotated[int | None, typer.Option(min=1, help="Steps of a workflow that run at a time.")] = None,
         dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what of a workflow would run, and why; start nothing.")] = False) -> Answer:
     "A job notebook, or a workflow of them. `scalai run FILE --help` says what that one can be told."
@@ -466,7 +472,7 @@ def run(what: Annotated[str, typer.Argument(metavar="NOTEBOOK|WORKFLOW")],
     if is_workflow(path):
         if o: raise BadRequest("-o is for one notebook, and this is a workflow of them.", "Leave it out: each step's notebook is kept, see scalai runs ID.")
         from scalai_nb.jobs.workflow import Workflow
-        flow, how = Workflow.load(path), dict(from_failed=from_failed, only=only, jobs=jobs)
+        flow, how = Workflow.load(path), dict(from_failed=from_failed, only=only, jobs=jobs, from_step=from_step)
         given = asked(parameters, p, null)
         if dry_run:
             from scalai_nb.jobs.plan import plan
@@ -474,7 +480,7 @@ def run(what: Annotated[str, typer.Argument(metavar="NOTEBOOK|WORKFLOW")],
             return Answer(found.to_dict(), lambda: str(found))
         done = flow.run(given, timeout=timeout, **how)
     else:
-        given = next((name for name, value in {"--from-failed": from_failed, "--only": only, "--jobs": jobs, "--dry-run": dry_run}.items() if value), None)
+        given = next((name for name, value in {"--from-failed": from_failed, "--from": from_step, "--only": only, "--jobs": jobs, "--dry-run": dry_run}.items() if value), None)
         if given: raise BadRequest(f"{given} is for workflows, and this is one notebook.", "Leave it out.")
         done = run_alone(path, asked(parameters, p, null), output=None if o == "-" else o, timeout=timeout)
         if o == "-": say(notebook_text(done), False)
@@ -485,6 +491,26 @@ def notebook_text(run) -> str:
     from scalai_nb.jobs.parameters import load_notebook
     from scalai_nb.jobs.spill import moved
     return json.dumps(moved(load_notebook(run.output), Path(run.output).parent, Path.cwd()), indent=1)
+
+@verb(app)
+def backfill(what: Annotated[str, typer.Argument(metavar="WORKFLOW")],
+             p: Annotated[list[str] | None, typer.Option("-p", help="name=first..last, or values separated by commas; repeat it for several.")] = None,
+             jobs: Annotated[int | None, typer.Option(min=1, help="Values that run at a time. Default: 1.")] = None,
+             timeout: Annotated[int | None, typer.Option(help="Seconds for the whole.")] = None,
+             dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and why; start nothing.")] = False) -> Answer:
+    "Run a workflow once for each value, as one run. Repeated, it goes on where it stopped."
+    path = job_file(what)
+    from scalai_nb.jobs.dispatch import is_workflow, lean
+    lean()
+    if not is_workflow(path): raise BadRequest(f"{what} is a notebook, and a backfill is of workflows.", "Name it as the notebook of a step in a .toml file.")
+    from scalai_nb.jobs import backfill as fill
+    from scalai_nb.jobs.workflow import Workflow
+    flow, given = Workflow.load(path), pairs(p or [])
+    if dry_run:
+        found = fill.backfill(flow, given, jobs, dry_run=True)
+        return Answer(found.to_dict(), lambda: str(found))
+    done = fill.backfill(flow, given, jobs, timeout=timeout)
+    return Answer(done.to_dict(), lambda: run_text(done.to_dict()), done.exit_code)
 
 def run_alone(path: Path | str, given: dict, **how):  # a JobRun
     "One notebook, whose kernel imports beside us."
@@ -531,9 +557,11 @@ def runs(id: Annotated[str | None, typer.Argument(metavar="[ID]", help="One run 
 
 def details(doc: dict) -> str:
     "All that the record knows of a run."
-    tables = lambda seen: ", ".join(f"{t['table']}" + (f"@{t['version']}" if t.get("version") is not None else "") for t in seen)
+    tables = lambda seen: ", ".join(f"{t['table']}" + (f"@{t['version']}" if t.get("version") is not None else "") for t in seen if "table" in t)
+    files = lambda seen: ", ".join(f"env:{t['env']}" if "env" in t else t.get("file") or t["glob"] for t in seen if {"file", "glob", "env"} & t.keys())
     lines = dict(id=doc["id"], notebook=doc["notebook"], output=doc["output"] if doc["output"] != doc["notebook"] else "",
                  parameters=", ".join(f"{k} = {v!r}" for k, v in doc["parameters"].items()), reason=doc["reason"], parent=doc["parent"], reads=tables(doc["reads"]), writes=tables(doc["writes"]),
+                 inputs=files(doc["reads"]), products=files([w for w in doc["writes"] if "digest" in w]), undeclared=files([r for r in doc["reads"] if r.get("undeclared")]),
                  memory=f"{doc['peak_memory']/2**20:,.0f} MiB at its peak" if doc["peak_memory"] else "", host=doc["host"], commit=doc["commit"],
                  versions=", ".join(f"{k} {v}" for k, v in doc["versions"].items()),
                  history=" → ".join(f"{h['state']} {h['at']}" for h in doc["history"]))

@@ -43,6 +43,17 @@ def workspace(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
+def warm(monkeypatch):
+    "One process that forks the kernels of all workflows that a test runs, which would start one each."
+    from scalai_nb.jobs.warm import Pool
+    with Pool(("deltalake", "pyarrow", "scalai_nb.core.tables")) as pool:
+        pool._connect(dict(os.environ), borrow=False)
+        assert pool._usable(dict(os.environ)), pool.refused
+        monkeypatch.setenv("SCALAI_WARM", pool.ready["path"])
+        yield
+
+
+@pytest.fixture
 def one_thread():
     "Torch on one thread, as a busy machine has no more."
     import torch

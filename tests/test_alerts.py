@@ -1,12 +1,12 @@
 "Alerts against real receivers: HTTP servers that answer, refuse and hang, a mail server, Debian's Alertmanager."
-import http.server, json, shutil, socket, subprocess, threading, time
+import http.server, json, os, shutil, socket, subprocess, threading, time
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from conftest import until
-from scalai_nb.core.alerts import Alert, Sender, send
+from scalai_nb.core.alerts import Alert, Sender, open_cases, resume, send
 from scalai_nb.core.settings import Settings
 from servers import free_port, wait_for
 
@@ -17,9 +17,10 @@ class Ear(http.server.ThreadingHTTPServer):
     "An HTTP server that keeps what it is sent, and answers as it is told."
     daemon_threads = True
     def __init__(self, *answers: int):
-        self.heard, self.answers, ear = [], list(answers), self
+        self.heard, self.headers, self.answers, ear = [], [], list(answers), self
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_POST(self):
+                ear.headers.append(self.headers)
                 ear.heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
                 self.send_response(ear.answers.pop(0) if ear.answers else 200)
                 self.send_header("Content-Length", "0")
@@ -56,6 +57,43 @@ def test_two_processes_tell_it_once(tmp_path):
     ear = Ear()
     with ThreadPoolExecutor(8) as pool: done = list(pool.map(lambda _: send(FAILED, told(tmp_path, webhook=ear.url)), range(8)))
     assert len(ear.heard) == 1 and sorted(map(len, done)) == [0]*7 + [1]
+
+
+def crashed(settings: Settings, when: str):
+    "A process that is killed while it tells: before the receiver got it, or after, before it was marked."
+    from scalai_nb.core import alerts
+    child = os.fork()
+    if child: return os.waitpid(child, 0)
+    def dying(alert, settings):
+        if when == "after": alerts.webhook(alert, settings)
+        os._exit(9)
+    alerts.RECEIVERS["webhook"] = dying
+    send(FAILED, settings)
+    os._exit(0)
+
+
+@pytest.mark.parametrize("when, copies", [("before", 1), ("after", 2)])
+def test_a_crash_between_claim_and_mark_sends_it_again(tmp_path, when, copies):
+    "At least once, under the same delivery, so that a receiver can tell; by the next alert, a look, or a scheduler's start."
+    other = Alert("late", "other", "other")
+    for n, again in enumerate([lambda s: send(FAILED, s), lambda s: send(other, s), resume, lambda s: Sender(s).close()]):
+        ear = Ear()
+        settings = told(tmp_path/f"{n}", webhook=ear.url)
+        crashed(settings, when)
+        again(settings)
+        mine = [h for h in ear.heard if h["key"] == FAILED.key]
+        assert len(mine) == copies and len({h["delivery"] for h in mine}) == 1 and mine[0]["delivery"], (n, mine)
+        assert [h["Idempotency-Key"] for h in ear.headers][:copies] == [mine[0]["delivery"]]*copies
+        assert mine[-1]["summary"] == FAILED.summary and mine[-1]["at"] == FAILED.to_dict()["at"]
+        assert send(FAILED, settings) == {} and [k for k, _ in open_cases(settings) if k == FAILED.key] == [FAILED.key]
+
+
+def test_the_end_of_a_case_whose_beginning_was_lost(tmp_path):
+    ear = Ear()
+    settings = told(tmp_path, webhook=ear.url)
+    crashed(settings, "before")
+    assert send(FAILED.over("it works again"), settings) == {"webhook": ""}
+    assert [h["resolved"] for h in ear.heard] == [False, True] and len({h["delivery"] for h in ear.heard}) == 2
 
 
 def test_told_again_after_a_while(tmp_path):

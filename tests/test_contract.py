@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings as hypothesis_settings, stra
 from conftest import ROOT, here, scalai
 from scalai_nb.core.errors import BadRequest, ScalaiError, WorkFailed
 from scalai_nb.core.settings import Settings
-from scalai_nb.data.cast import cast
+from scalai_nb.data.types import cast
 from scalai_nb.data.clean import clean
 from scalai_nb.data.contract import Contract
 from scalai_nb.data.dry_run import dry_run

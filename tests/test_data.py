@@ -68,10 +68,11 @@ def state() -> dict:
 
 
 def strays() -> set:
-    "Files that lie under a table or its quarantine and that no commit names."
+    "Files that lie under a table or its quarantine and that no commit ever named."
     out = set()
     for place in (Table("flights").path, Table("flights").quarantine.path):
-        named = {*pa.table(history.delta(place).get_add_actions())["path"].to_pylist(), "_delta_log"}
+        actions = (json.loads(line) for log in Path(place).glob("_delta_log/*.json") for line in log.read_text().splitlines())
+        named = {"_delta_log", *(a["add"]["path"] for a in actions if "add" in a)}
         out |= {p.name for p in Path(place).iterdir() if p.name not in named}
     return out
 
@@ -325,3 +326,49 @@ def test_catalogue_and_retention_from_a_shell(workspace, flights):
     assert here("gc", "--json").doc["files"] == 0
     gone = here("gc", "--days", 0, "--json").doc
     assert gone["files"] == 1 and gone["bytes"] > 1000 and Table("flights").profile(version=0).rows < Table("flights").rows
+
+
+def test_an_ingest_that_rejects_every_row(workspace):
+    "Exit 1; the rows are in quarantine; no table is made, no version either; once repaired they come in."
+    from conftest import here
+    Path("bad.csv").write_text("id,x\n1,a\n2,b\n")
+    Contract({"id": Rule("int64"), "x": Rule("float64")}).save(Path("c.yaml"))
+    for already in (False, True):
+        done = here("ingest", "bad.csv", "t", "--contract", "c.yaml", "--json")
+        assert done.code == 1 and done.doc["rows_refused"] == 2 and done.doc["version"] is None and done.doc["already"] == already, done.out + done.err
+    t = Table("t")
+    assert not t.exists and not Path(t.path).exists() and unfinished() == [] and here("tables", "--json").doc["tables"] == []
+    assert t.quarantine.arrow()["id"].to_pylist() == ["1", "2"] and here("quarantine", "t", "--json").doc["reasons"] == {"x: not a number": 2}
+    assert here("gc", "--days", 0).code == 0 and t.quarantine.rows == 2
+    Path("good.csv").write_text("id,x\n3,3\n")
+    assert ingest("good.csv", "t", Contract.load("c.yaml")).version == 0 and t.quarantine.rows == 2
+    Path("worse.csv").write_text("id,x\n4,d\n")
+    assert here("ingest", "worse.csv", "t", "--contract", "c.yaml").code == 1 and (t.version, t.quarantine.rows) == (0, 3)
+    rows = t.quarantine.arrow()
+    back = t.quarantine.release(rows.set_column(rows.column_names.index("x"), "x", pa.array(["7"]*3)))
+    assert (back.rows_good, t.rows, t.quarantine.rows) == (3, 4, 0)
+
+
+def test_folds_for_a_table_that_has_none_are_refused(workspace):
+    from conftest import here
+    Path("a.csv").write_text("id\n1\n"); Path("b.csv").write_text("id\n2\n")
+    assert here("ingest", "a.csv", "t").code == 0
+    done = here("ingest", "b.csv", "t", "--fold", "id")
+    assert done.code == 2 and len(done.lines) == 2 and "'t' has no folds" in done.err and Table("t").rows == 1
+
+
+def test_a_release_whose_commit_went_through_keeps_its_list(workspace, monkeypatch):
+    "An error after the commit (a full disk, a lost answer): the rows are back once, whatever is selected next."
+    write(pa.table({"id": [1, 2, 3, 4], "x": ["1", "b", "c", "d"]}), "t", Contract({"id": Rule("int64"), "x": Rule("float64")}))
+    pen = Table("t").quarantine
+    rows = pen.arrow().sort_by("id")
+    rows = rows.set_column(rows.column_names.index("x"), "x", pa.array(["7"]*3))
+    true = history._attempt
+    def fails(*args):
+        true(*args)
+        if "tables" in args[0]: raise OSError("the answer was lost")
+    monkeypatch.setattr(history, "_attempt", fails)
+    assert pen.release(rows.slice(0, 2)).rows_good == 2
+    monkeypatch.setattr(history, "_attempt", true)
+    back = pen.release(rows)
+    assert (back.rows_good, back.already) == (1, 2) and sorted(Table("t").arrow()["id"].to_pylist()) == [1, 2, 3, 4]

@@ -272,3 +272,53 @@ def test_formulas_html_and_escapes_are_shown_as_text(workspace):
     for verb in (["tables", "t"], ["profile", "t"], ["tables", "t", "--diff", "0", "0"]):
         out = subprocess.run([SCALAI, *verb], capture_output=True, text=True)
         assert out.returncode == 0 and "\x1b" not in out.stdout and "\x07" not in out.stdout, out
+
+
+def folder_of(place: Path) -> dict: return {p.name: p.read_text() for p in place.iterdir()}
+
+
+def killed_at(nth: int, do) -> bool:  # whether it lived so long
+    "Run in a fork, which is killed before its nth line of the storage module or call of the system, whichever comes: every system call is one of them."
+    if pid := os.fork(): return os.waitpid(pid, 0)[1] == 9
+    seen, file = 0, "core/storage.py"
+    def count():
+        nonlocal seen
+        seen += 1
+        if seen == nth: os.kill(os.getpid(), 9)
+    def lines(frame, event, arg):
+        if event == "line": count()
+        return lines
+    def calls(frame, event, arg):
+        if event == "c_call" and arg.__module__ == "posix": count()
+    sys.settrace(lambda frame, event, arg: lines if frame.f_code.co_filename.endswith(file) else None)
+    sys.setprofile(calls)
+    try: do()
+    finally:
+        sys.settrace(None); sys.setprofile(None)
+        os._exit(0)
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_folder_that_is_published_anew_is_never_gone(tmp_path, monkeypatch, exchange):
+    "Killed at every statement: the path holds the whole old folder or the whole new one, and the next one goes through."
+    from scalai_nb.core import storage
+    if not exchange: monkeypatch.setattr(storage, "_can_exchange", lambda path: False)
+    elif sys.platform.startswith("linux"): assert storage._can_exchange(tmp_path/"x") or pytest.skip("this file system cannot exchange")
+    place = tmp_path/"folder"
+    def put(text):
+        with storage.publish(place) as new:
+            new.mkdir()
+            for name in "ab": (new/name).write_text(text)
+    put("0")
+    nth = before = 0
+    while True:
+        nth += 1
+        old, new = folder_of(place), {"a": str(nth), "b": str(nth)}
+        lived = not killed_at(nth, lambda: put(str(nth)))
+        assert folder_of(place) in (old, new), nth
+        before += folder_of(place) == old
+        if lived: break
+    print(nth, before)
+    assert nth > 60 and 30 < before < nth - 1  # some deaths came before the change, some after
+    put("end")
+    assert folder_of(place) == {"a": "end", "b": "end"} and place.is_symlink() != exchange

@@ -101,13 +101,13 @@ def test_a_disk_that_is_full_ends_the_run_and_says_so(workspace, lines):
     folder = record.folder(doc["id"])
     assert any(e["type"] == "cell" for e in read_log(folder/"log.jsonl")) and (folder/"log.jsonl").read_bytes().endswith(b"\n")
     nbformat.validate(nbformat.read(folder/"notebook.ipynb", as_version=4))
-    assert {f.name for f in folder.iterdir()} <= {"log.jsonl", "notebook.ipynb", "kernel.log", "outputs"}  # no half-written one
+    assert {f.name for f in folder.iterdir()} <= {"log.jsonl", "notebook.ipynb", "record.json", "kernel.log", "outputs"}  # no half-written one
     nobody_left(workspace)
 
 
 def test_a_place_that_is_gone_when_the_notebook_is_to_go_there(workspace):
     (workspace/"out").mkdir()
-    path = write(workspace/"job.ipynb", "n = 1", "import os\nos.rmdir('out')\nopen('out', 'w').close()")
+    path = write(workspace/"job.ipynb", "n = 1", "import os\nos.rename('out', 'away')\nopen('out', 'w').close()")
     job = run(path, output=workspace/"out/job.ipynb")
     assert (job.state, job.error["kind"], job.error["cell"]) == ("failed", "OSError", None) and "could not be written" in job.error["message"]
     assert load_notebook(job.output)["cells"][1]["metadata"]["papermill"]["status"] == "completed"
@@ -200,7 +200,7 @@ def test_a_process_that_ended_without_its_record(workspace):
         (workspace/"go").touch()
         out, err = process.communicate(timeout=60)
     id, state = out.split()
-    assert (process.returncode, state) == (0, "succeeded") and "until then the run's own log tells" in err and "Traceback" not in err
+    assert (process.returncode, state) == (0, "succeeded") and "how the run ended is kept in" in err and "Traceback" not in err
     found = record.get(id)
     assert (found.state, found.results, found.error) == ("succeeded", dict(n=1), None) and found.seconds > 0
     assert [t["cell"] for t in record.document(found)["timings"]] == [0, 1, 2]

@@ -94,6 +94,7 @@ def test_after_a_kill_the_output_is_there_and_is_what_the_record_names(workspace
     assert nb.metadata.scalai["run"] == id and sorted(p.name for p in workspace.iterdir() if p.name.endswith((".tmp", ".ipynb"))) == ["in.ipynb", "out.ipynb"]
 
 
+@pytest.mark.slow
 def test_a_folder_that_vanishes_during_the_run_is_there_at_the_end(workspace):
     (workspace/"out").mkdir()
     path = write(workspace/"in.ipynb", "n = 1", "import shutil, time\nshutil.rmtree('out')\ntime.sleep(2.5)", "print('here')")
@@ -114,6 +115,7 @@ def test_standard_output(job, workspace):
     assert not (workspace/"-").exists()
 
 
+@pytest.mark.slow
 def test_two_documents_never_share_standard_output_with_a_large_cell(workspace, monkeypatch):
     "Links to outputs beside the notebook lead from the working directory."
     monkeypatch.setenv("SCALAI_JOBS__OUTPUT_LIMIT", "1000")
@@ -163,6 +165,7 @@ def test_a_url_that_takes_nothing_is_found_before_the_kernel_starts(workspace, s
     assert not (workspace/"began").exists()
 
 
+@pytest.mark.slow
 def test_a_slow_store_holds_up_no_message(workspace, store, monkeypatch):
     from scalai_nb.jobs import output
     monkeypatch.setattr(output, "REMOTE", .2)
@@ -178,6 +181,7 @@ def test_a_slow_store_holds_up_no_message(workspace, store, monkeypatch):
     assert job.ok and nbformat.reads(Store.held["/out.ipynb"][-1].decode(), 4).metadata.scalai["state"] == "succeeded"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every, inside", [(0, False), (1, True)])
 def test_papermill_s_autosave_is_kept_to(workspace, every, inside):
     "Within a cell the notebook is written every so many seconds, or not at all once its beginning was written; between cells always."

@@ -156,7 +156,7 @@ def test_a_plan_writes_nothing_and_only_takes_the_rest_from_before(workspace):
     write(workspace/"second.ipynb", "n = 0", RESULT + "result(double=20*n)")
     before = {f: f.read_bytes() for f in (workspace/".scalai"/"runs").rglob("*") if f.is_file()}
     told = scalai("run", "two.toml", "-p", "n=3", "--dry-run", cwd=workspace)
-    assert told.code == 0 and told.out.splitlines()[0] == "two: 1 to run, 0 perhaps, 1 skipped" and "its code changed since" in told.out.splitlines()[2]
+    assert told.code == 0 and told.out.splitlines()[0] == "two: 1 to run, 0 may run, 1 skipped" and "its code changed since" in told.out.splitlines()[2]
     assert before == {f: f.read_bytes() for f in (workspace/".scalai"/"runs").rglob("*") if f.is_file()} and len(Record(Settings.load()).runs(nested=True)) == 3
     only = work.run(only="second")
     assert (only.parameters, only.results, [s.state for s in only.steps]) == (dict(n=3), dict(n=3, double=60), ["skipped", "succeeded"])

@@ -167,6 +167,28 @@ def test_every_rank_error_is_within_resolution_and_one_percent():
         assert abs(c.mean - x.mean()) <= 1e-9 * scale and abs(c.std - x.std(ddof=1)) <= 1e-9 * scale
 
 
+def test_long_columns_from_sorted_keys_are_those_made_in_one_piece():
+    """Batches of measurements are summarised from sorted keys, a table in one piece from counted values: two ways to one state,
+    on every hostile distribution, with nulls, NaN, infinities and values that come again."""
+    from scalai_nb.data.profile import Counting, _batches, _of_table
+    rng, n = np.random.default_rng(21), 60_000
+    values = hostile(rng, n) | {"again": rng.choice(rng.normal(size=25_000), n)}
+    values = {k: np.where(rng.random(n) < .01, rng.choice([np.nan, np.inf, -np.inf, -0.0], n), x) for k, x in values.items()}
+    table = pa.table({k: pa.array(rng.permutation(x), mask=rng.random(n) < .02) for k, x in values.items()})
+    whole = _of_table(table)
+    for limit in (1 << 17, 20_000):
+        counting = Counting(table.schema, 1 << 16)
+        for c in counting.counters.values(): c.limit = limit
+        for batch in _batches([table.slice(0, 33_333), table.slice(33_333)]): counting.add(batch)
+        made = counting.profile()
+        assert made == whole
+        for name, c in whole.columns.items():
+            truth = pd.Series(np.array(table[name].drop_null())).value_counts()
+            found = {v: (low, high) for v, low, high in made[name].top(600)}
+            assert all(low <= truth[v] <= high for v, (low, high) in found.items()), name
+            assert {v for v in truth.index[truth > n / 513] if np.isfinite(v)} <= set(found), name
+
+
 def test_flights_are_what_pandas_says(flights, backend):
     p = profile(backend.frame(flights))
     assert p.rows == len(flights) and len(p.to_bytes()) <= 1_000_000

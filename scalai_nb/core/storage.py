@@ -7,7 +7,7 @@ __all__ = ['VEIL', 'publish', 'is_url', 'veiled', 'passwords', 'real_place', 'li
            'read_bytes', 'exists', 'shared', 'Freed']
 
 # %% ../../nbs/core/04_storage.ipynb #6bb9118c
-import os, re, shutil, stat, tempfile
+import ctypes, errno, os, re, shutil, stat, tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,34 +22,82 @@ def _sync(path: Path):
         try: os.fsync(fd)
         finally: os.close(fd)
 
-def _remove(path: Path):
-    if path.is_dir() and not path.is_symlink(): shutil.rmtree(path)
-    else: path.unlink(missing_ok=True)
-
 # %% ../../nbs/core/04_storage.ipynb #2e2d8989
 @contextmanager
 def publish(path: Path | str,  # where readers look; its parents are made
            ):
     "Yield a temporary path beside `path`; write a file or make a folder there, and it replaces `path` at the end."
     path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tmp = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    try: tmp = _room_beside(path)
     except OSError as e: raise BadRequest(f"{path} cannot be written: {e.strerror}.", "Name a place in a folder that you may write to.") from e
     try:
         yield tmp/path.name
         if not (tmp/path.name).exists(): raise FileNotFoundError(f"Nothing was written for {path}")
         if path.is_dir() and not (tmp/path.name).is_dir(): raise BadRequest(f"{path} is a folder.", "Give the name of a file.")
         _sync(tmp/path.name)
-        if path.is_dir(): os.rename(path, tmp/"old")  # a folder cannot be renamed over a full one
-        os.replace(tmp/path.name, path)
+        if not (tmp/path.name).is_dir(): os.replace(tmp/path.name, path)
+        elif _can_exchange(tmp/path.name): _put_folder(tmp/path.name, path)
+        else: _point_to(tmp/path.name, path)
         _sync_entry(path.parent)
     finally: shutil.rmtree(tmp, ignore_errors=True)
+
+def _room_beside(path: Path) -> Path:
+    "A new folder beside a path. Somebody may remove the parent, empty as it is, between the two calls."
+    for _ in range(100):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try: return Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        except FileNotFoundError: continue
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
 
 def _sync_entry(folder: Path):
     fd = os.open(folder, os.O_RDONLY)
     try: os.fsync(fd)
     finally: os.close(fd)
+
+# %% ../../nbs/core/04_storage.ipynb #5fa3a029
+def _exchange(a: Path, b: Path) -> None:
+    "Let two paths change places in one step. Raises `OSError` where the system or the file system cannot do that."
+    libc = ctypes.CDLL(None, use_errno=True)
+    names, here = (os.fsencode(a), os.fsencode(b)), -100  # AT_FDCWD
+    if hasattr(libc, "renameat2"): failed = libc.renameat2(here, names[0], here, names[1], 2)  # RENAME_EXCHANGE, Linux ≥ 3.15
+    elif hasattr(libc, "renamex_np"): failed = libc.renamex_np(*names, 2)  # RENAME_SWAP, macOS ≥ 10.12
+    else: raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    if failed: raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(a), None, str(b))
+
+def _can_exchange(path: Path) -> bool:
+    "Whether it works on the file system of a path, tried on two empty folders beside it."
+    a, b = (path.with_name(f"{path.name}.{x}") for x in "ab")
+    a.mkdir(); b.mkdir()
+    try: _exchange(a, b)
+    except OSError: return False
+    return True
+
+def _put_folder(new: Path, path: Path) -> None:
+    "Rename a folder; what is in its place comes to where it was."
+    try: os.rename(new, path)
+    except OSError as e:
+        if e.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR): raise
+        _exchange(new, path)
+        _drop(_behind(new, path))
+
+def _point_to(new: Path, path: Path) -> None:
+    "Make the path a link to a folder beside it."
+    if path.exists() and not path.is_symlink():
+        raise BadRequest(f"{path} exists, and its file system cannot exchange two folders in one step.", "Remove that folder, or give another name.")
+    before, link = _behind(path, path), new.with_name(f"{new.name}.link")
+    folder = path.with_name(new.parent.name.removesuffix(".tmp"))
+    os.rename(new, folder)
+    os.symlink(folder.name, link)
+    os.replace(link, path)
+    _drop(before)
+
+def _behind(link: Path, path: Path) -> Path | None:
+    "The folder that `_point_to` made a link to; of links that others made, none."
+    name = os.readlink(link) if link.is_symlink() else ""
+    return path.with_name(name) if re.fullmatch(rf"\.{re.escape(path.name)}\.[^/]+", name) else None
+
+def _drop(folder: Path | None) -> None:
+    if folder is not None: shutil.rmtree(folder, ignore_errors=True)
 
 # %% ../../nbs/core/04_storage.ipynb #a0256e40
 def is_url(place: str | Path) -> bool:  # has a scheme, as in `s3://…`

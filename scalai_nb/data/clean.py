@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..core.errors import BadRequest, nearest, one_of
-from .cast import NULLS, cast
+from .types import cast, is_text
 from .keys import Unique
 from .rules import Rule, Verdict, bound, not_a
 
@@ -32,12 +32,12 @@ def tidy(table: pa.Table,
     "Trim every column of text."
     for i, f in enumerate(table.schema):
         if f.name in but: continue
-        if _is_text(f.type): table = table.set_column(i, f.name, trim(table[i]))
-        elif pa.types.is_dictionary(f.type) and _is_text(f.type.value_type) and not all(trim(c.dictionary).equals(c.dictionary) for c in table[i].chunks):
+        if pa.types.is_string_view(f.type): table = table.set_column(i, f.name, table[i].cast(pa.string()))  # few of Arrow's functions take views
+        if is_text(f.type): table = table.set_column(i, f.name, trim(table[i]))
+        elif pa.types.is_dictionary(f.type) and is_text(f.type.value_type) and not all(trim(c.dictionary).equals(c.dictionary) for c in table[i].chunks):
             table = table.set_column(i, f.name, trim(table[i].cast(f.type.value_type)))
     return table
 
-def _is_text(type): return pa.types.is_string(type) or pa.types.is_large_string(type) or pa.types.is_string_view(type)
 
 # %% ../../nbs/data/12_clean.ipynb #3e1afbec
 @dataclass
@@ -55,10 +55,10 @@ class Column:
         return done
 
     def number(self) -> pa.Array:
-        if self.type is not None and not _is_text(self.type): return self.typed(self.type)
-        return self.typed(pa.float64()) if _is_text(self.values.type) else self.values
+        if self.type is not None and not is_text(self.type): return self.typed(self.type)
+        return self.typed(pa.float64()) if is_text(self.values.type) else self.values
 
-    def text(self) -> pa.Array: return self.values if _is_text(self.values.type) else self.values.cast(pa.string())
+    def text(self) -> pa.Array: return self.values if is_text(self.values.type) else self.values.cast(pa.string())
 
 def _distinct(values: pa.Array, fn) -> pa.Array:  # a function of texts, computed once for each
     coded = values.dictionary_encode()
@@ -104,7 +104,7 @@ def _dates(c: Column, formats) -> pa.Array:
     texts = c.text()
     done = _distinct(texts, read)
     lost = pc.and_(pc.is_null(done), pc.is_valid(texts))
-    c.verdict.fault(f"{c.name}: {not_a(want)}", pc.and_(lost, pc.invert(pc.is_in(texts, pa.array([*NULLS, *c.nulls], texts.type)))))
+    c.verdict.fault(f"{c.name}: {not_a(want)}", pc.and_(lost, pc.invert(pc.is_in(texts, pa.array(["", *c.nulls], texts.type)))))
     return done
 
 # %% ../../nbs/data/12_clean.ipynb #6ee2e1a9
@@ -124,7 +124,7 @@ def plain_numbers(texts: pa.Array, examples: list[str]) -> pa.Array:  # other te
     return out
 
 def _numbers(c: Column, examples) -> pa.Array:
-    if not _is_text(c.values.type): return c.values
+    if not is_text(c.values.type): return c.values
     plain = _distinct(c.values, lambda texts: plain_numbers(texts, examples))
     c.verdict.tally.changed[f"numbers {c.name}"] = c.verdict.tally.changed.get(f"numbers {c.name}", 0) + _changed(c.values, plain)
     return Column(c.name, plain, c.type, c.nulls, c.verdict).number()
@@ -143,7 +143,7 @@ def conversion(unit: str, to: str) -> tuple[float, float]:  # value × first + s
     return (many - zero)/100, zero
 
 def _units(c: Column, units) -> pa.Array:
-    if not _is_text(c.values.type): a, b = conversion(units["from"], units["to"]); return pc.add(pc.multiply(c.values.cast(pa.float64()), a), b)
+    if not is_text(c.values.type): a, b = conversion(units["from"], units["to"]); return pc.add(pc.multiply(c.values.cast(pa.float64()), a), b)
     found = _distinct(c.values, lambda texts: pc.extract_regex(texts, r"^\s*(?P<number>[+-]?[\d.]+(?:[eE][+-]?\d+)?)\s*(?P<unit>.*?)\s*$"))
     suffix = pc.fill_null(pc.struct_field(found, "unit"), "").dictionary_encode()
     known = [_known(u, units["to"]) if u else conversion(units["from"], units["to"]) for u in suffix.dictionary.to_pylist()]
@@ -158,7 +158,7 @@ def _known(unit: str, to: str) -> tuple | None:  # of a unit that a row names; o
 
 # %% ../../nbs/data/12_clean.ipynb #b1d00b28
 def _case(c: Column, how: str) -> pa.Array: return {"upper": pc.utf8_upper, "lower": pc.utf8_lower, "title": pc.utf8_title}[how](c.text())
-def _trim(c: Column, characters) -> pa.Array: return trim(c.values, characters) if _is_text(c.values.type) else c.values
+def _trim(c: Column, characters) -> pa.Array: return trim(c.values, characters) if is_text(c.values.type) else c.values
 
 def _fill(c: Column, value) -> pa.Array:
     values = c.number() if c.type is not None else Column(c.name, c.values, pa.float64(), c.nulls, c.verdict).number() if isinstance(value, (int, float)) and not isinstance(value, bool) else c.values
@@ -246,6 +246,7 @@ def _step(table, step, name, argument, contract, final, verdict) -> pa.Table:
     at, before = table.column_names.index(name), table[name].combine_chunks()
     if isinstance(before, pa.ChunkedArray): before = pa.concat_arrays(before.chunks) if before.num_chunks else pa.array([], before.type)
     if pa.types.is_dictionary(before.type): before = before.dictionary_decode()
+    if pa.types.is_string_view(before.type): before = before.cast(pa.string())
     if step == "drop": after, n = None, len(before) - before.null_count
     elif step == "rename":
         if argument in table.column_names: raise BadRequest(f"The cleaning step rename makes a second column {argument!r}.", "Drop the other one first.", "contract")

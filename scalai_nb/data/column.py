@@ -20,7 +20,7 @@ from .distinct import estimate, registers
 from .hashing import _floats, in_numpy
 from .moments import Moments
 from .ordered import Calendar, Ordered, add_ordered, calendar as calendar_of, counted, ordered as summarise, tallied
-from .types import join, kind, real, type_name
+from .types import in_seconds, is_list, join, kind, real, type_name
 
 # %% ../../nbs/data/02_column.ipynb #8b1e0478
 COUNTERS = ("rows", "nulls", "nan", "plus", "minus", "zeros", "true", "false")
@@ -74,6 +74,7 @@ def column(name: str,
     "Profile one column of one part."
     t = values.type
     if pa.types.is_dictionary(t): return column(name, values.cast(t.value_type), caps)
+    if pa.types.is_run_end_encoded(t): return column(name, pc.run_end_decode(values), caps)
     if str(t).endswith("_view"): return column(name, values.cast(pa.large_string() if t == pa.string_view() else pa.large_binary()), caps)
     base = Column(name, type_name(t), len(values), values.null_count)
     there = values.drop_null() if values.null_count else values
@@ -111,8 +112,7 @@ def _time(c, values, caps):
 
 def _number(c, values, caps):
     t = values.type
-    if pa.types.is_duration(t): values = pc.divide(values.cast(pa.duration("us"), safe=False).cast(pa.int64()).cast(pa.float64(), safe=False), 1e6)  # seconds
-    elif pa.types.is_time(t): values = pc.divide(values.cast(pa.time64("us"), safe=False).cast(pa.int64()).cast(pa.float64(), safe=False), 1e6)
+    if pa.types.is_duration(t) or pa.types.is_time(t): values = in_seconds(values)
     elif pa.types.is_integer(t): values = values.cast(pa.uint64() if pa.types.is_uint64(t) else pa.int64())
     else: values = real(values)
     x = _numpy(values)
@@ -314,7 +314,7 @@ def iso(us: "float | None", type: str = "timestamp[us]") -> str | None:
     if us is None or us != us: return None
     try: at = datetime(1970, 1, 1) + timedelta(microseconds=int(us))
     except OverflowError: return f"{int(us)} us"  # before year 1 or after 9999
-    return at.date().isoformat() if type == "date" and not (at.hour or at.minute or at.second) else at.isoformat() + ("Z" if "tz=" in type else "")
+    return at.date().isoformat() if type == "date" and not (at.hour or at.minute or at.second) else at.isoformat() + ("Z" if ", " in type else "")
 
 @patch
 def to_dict(self: Column, top: int = 10) -> dict:

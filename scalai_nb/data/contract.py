@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from ..core.errors import BadRequest, WorkFailed, nearest, one_of
 from ..core.gpu import on_host
 from ..core.storage import filesystem, read_bytes, write_atomic
-from .cast import arrow_type, cast, decoded, type_name
+from .types import arrow_type, cast, declared_type, decoded
 from .clean import deduplicated, steps_of
 from .expression import Expression
 from .keys import Unique, repeated
@@ -51,9 +51,12 @@ class Contract:
 # %% ../../nbs/data/10_contract.ipynb #e251f743
 def _range(column, slack: float) -> tuple:  # lowest and highest to allow
     low, high = column.min, column.max
-    if column.kind != "number" or low is None or high is None or not (math.isfinite(low) and math.isfinite(high)) or low == high: return None, None
+    if column.kind != "number" or column.type.startswith("time") or low is None or high is None or not (math.isfinite(low) and math.isfinite(high)) or low == high: return None, None
     wide = slack*(float(high) - float(low))
-    if column.type.startswith(("int", "uint")): return math.floor(low - wide) if low < 0 else max(0, math.floor(low - wide)), math.ceil(high + wide)
+    if column.type.startswith(("int", "uint")):  # whole numbers stay exact, beyond float64's 2⁵³ too; the type's own bounds need no rule
+        wide, limits = math.ceil(slack*(high - low)), np.iinfo(column.type)
+        down, up = low - wide if low < 0 else max(0, low - wide), high + wide
+        return None if down < int(limits.min) else down, None if up > int(limits.max) else up
     step = 10.**math.floor(math.log10(wide)) if wide > 0 else 0.  # a bound is read by a person: no more digits than its slack is worth
     if not 1e-300 < step < 1e300: return float(low - wide) if low < 0 else max(0., float(low - wide)), float(high + wide)
     digits = max(0, -round(math.log10(step)))
@@ -66,7 +69,7 @@ def propose(column,  # data.profile.Column
     low, high = _range(column, slack)
     known = column.categories if column.kind == "text" else None
     few = known and len(known) <= most and sum(known.values()) >= 20*len(known)  # seen about twenty times each, or the list is not closed
-    type = None if column.kind in ("mixed", "nested") else "string" if column.kind == "null" else type_name(arrow_type(column.type))
+    type = None if column.kind in ("mixed", "nested") else declared_type(arrow_type(column.type))
     return Rule(type, required=rows > 0 and column.nulls == 0 and column.nan == 0, min=low, max=high, categories=tuple(sorted(known)) if few else None)
 
 def infer(profile,  # what the data looked like
@@ -216,7 +219,9 @@ def judge(self: Contract, table: pa.Table,
         if name not in table.column_names:
             out[name] = pa.nulls(table.num_rows, want or pa.string())
             verdict.tally.watch(name, rule, out[name], None); continue
-        values, bad = cast(table[name], want or table[name].type, self.nulls)
+        have = table[name].type
+        encoded = pa.types.is_dictionary(have) or pa.types.is_run_end_encoded(have)
+        values, bad = cast(table[name], want or (have.value_type if encoded else have), self.nulls)
         if bad is not None: verdict.fault(f"{name}: {not_a(want)}", bad)
         verdict.tally.watch(name, rule, values, bad)
         _hold(name, rule, values, name in self.key, self.known.get(name), verdict)

@@ -11,8 +11,8 @@ import numba, numpy as np, pyarrow as pa
 from .categories import add_categories, categories, counted_text
 from .column import CAPS, Column, add_columns, column, microseconds
 from .hashing import in_arrow, in_numpy, read_only
-from .ordered import Calendar, add_ordered, calendar, counted, tallied
-from .types import kind, type_name
+from .ordered import Calendar, add_ordered, calendar, counted, from_keys, tallied
+from .types import type_name
 
 # %% ../../nbs/data/02_counting.ipynb #0acca8e8
 WINDOW = 1 << 16  # whole numbers from -32,768 to 32,767 are counted by address
@@ -36,22 +36,26 @@ def _count_whole(values, bits, at,  # int64 read-only; uint8 null mask, empty wh
     return n
 
 @numba.njit(cache=True, nogil=True)
-def _count_real(values, bits, at, window, row, spill):  # float64 read-only; the rest as above
+def _count_real(values, bits, at, window, row,  # float64 read-only; the rest as above
+                spill, odd):  # takes sortable keys of the numbers elsewhere; int64 counts of NaN, inf and -inf, added to
     "Count floats that are whole numbers; how many went to `spill`."
-    n, half, paired = 0, len(window) // 2, len(row) > 0
+    n, half, paired, raw = 0, len(window) // 2, len(row) > 0, values.view(np.int64)
     for i in range(len(values)):
         if len(bits) and not (bits[(at + i) >> 3] >> ((at + i) & 7)) & 1:
             if paired: row[i] = np.nan
             continue
         v = values[i]
-        if paired: row[i] = v if abs(v) < np.inf else np.nan
+        there = abs(v) < np.inf
+        if paired: row[i] = v if there else np.nan
         if -half <= v < half:
             k = np.int64(v)
             if k == v:  # -0.0 is 0
                 window[k + half] += 1
                 continue
-        spill[n] = v
-        n += 1
+        if there:
+            spill[n] = np.uint64(raw[i] ^ ((raw[i] >> 63) | np.int64(-1 << 63)))
+            n += 1
+        else: odd[0 if v != v else 1 if v > 0 else 2] += 1
     return n
 
 # %% ../../nbs/data/02_counting.ipynb #e8ceb621
@@ -85,30 +89,33 @@ class Sum:
 class Numbers:
     "A column of integers or floats, counted."
     def __init__(self, name: str, type: pa.DataType, caps: tuple = CAPS,
-                 limit: int = 1 << 18,  # values set aside before they are summarised
+                 limit: int = 1 << 17,  # values set aside before they are summarised: 1 MB, which a core's cache holds while they are sorted
                  window: int = WINDOW):  # whole numbers counted by address, half of them below 0
         self.name, self.type, self.caps, self.limit = name, type, caps, limit
         self.dtype, self.to = ("i8", pa.int64()) if pa.types.is_integer(type) else ("f8", pa.float64())
-        self.window, self.aside, self.held, self.parts = np.zeros(window, "i8"), [], 0, Sum(add_ordered, 4 * limit)
-        self.rows = self.nulls = self.nan = self.plus = self.minus = 0
+        self.window, self.parts = np.zeros(window, "i8"), Sum(add_ordered, 4 * limit)
+        self.aside, self.held = np.empty(0, "i8" if self.dtype == "i8" else "u8"), 0  # integers, or the keys of floats
+        self.rows, self.nulls, self.odd = 0, 0, np.zeros(3, "i8")
 
     def add(self, values: pa.Array,
             row: np.ndarray = np.empty(0)):  # takes the values as float64
         "Count a batch."
-        spill = np.empty(len(values), self.dtype)
-        n = (_count_whole if self.dtype == "i8" else _count_real)(*buffers(values.cast(self.to), self.dtype), self.window, row, spill)
+        if self.held + len(values) > len(self.aside): self._room(len(values))
+        given = *buffers(values.cast(self.to), self.dtype), self.window, row, self.aside[self.held:]
+        self.held += _count_whole(*given) if self.dtype == "i8" else _count_real(*given, self.odd)
         self.rows, self.nulls = self.rows + len(values), self.nulls + values.null_count
-        if n: self.aside.append(spill[:n].copy() if n < len(spill) else spill); self.held += n
         if self.held >= self.limit: self.flush()
+
+    def _room(self, rows):
+        "Make room for so many values more."
+        self.flush()
+        if len(self.aside) < rows: self.aside = np.empty(max(rows, self.limit), self.aside.dtype)
 
     def flush(self):
         "Summarise what was set aside."
         if not self.held: return
-        x, self.aside, self.held = np.concatenate(self.aside), [], 0
-        if self.dtype == "f8" and not (finite := np.isfinite(x)).all():
-            odd, x = x[~finite], x[finite]
-            self.nan, self.plus, self.minus = self.nan + int(np.isnan(odd).sum()), self.plus + int((odd == np.inf).sum()), self.minus + int((odd == -np.inf).sum())
-        self.parts.push(counted(*tallied(x), caps=self.caps))
+        x, self.held = self.aside[:self.held], 0
+        self.parts.push(from_keys(x, self.caps) if self.dtype == "f8" else counted(*tallied(x), caps=self.caps))
 
     def column(self) -> Column:
         "The profile of the column so far."
@@ -117,7 +124,7 @@ class Numbers:
         zero = len(self.window) // 2
         near = counted((seen - zero).astype(self.dtype), self.window[seen], caps=self.caps)
         far = self.parts.value()
-        return Column(self.name, type_name(self.type), self.rows, self.nulls, self.nan, self.plus, self.minus, int(self.window[zero]),
+        return Column(self.name, type_name(self.type), self.rows, self.nulls, *self.odd.tolist(), int(self.window[zero]),
                       numbers=near if far is None else add_ordered(near, far))
 
 # %% ../../nbs/data/02_counting.ipynb #7d9166c1
@@ -158,13 +165,14 @@ class Texts:
     "A column of text, counted by the codes of its dictionaries."
     def __init__(self, name, type, caps=CAPS, limit=0):
         self.name, self.type, self.dictionary, self.counts, self.parts, self.rows, self.there = name, type, None, None, Sum(add_categories, 4 * limit), 0, 0
+        self.unique = False  # whether the dictionary is known to say no value twice
 
     def add(self, values: pa.Array):
         "Count a batch."
-        if not pa.types.is_dictionary(values.type): values = values.dictionary_encode()
+        if plain := not pa.types.is_dictionary(values.type): values = values.dictionary_encode()
         if self.dictionary is None or not self.dictionary.equals(values.dictionary):
             self.flush()
-            self.dictionary, self.counts = values.dictionary, np.zeros(len(values.dictionary), "i8")
+            self.dictionary, self.counts, self.unique = values.dictionary, np.zeros(len(values.dictionary), "i8"), plain
         self.rows += len(values)
         _count_codes(*buffers(values.indices.cast(pa.int32()), "i4"), self.counts)
 
@@ -175,7 +183,7 @@ class Texts:
         text, counts = self.dictionary if len(seen) == len(self.counts) else self.dictionary.take(in_arrow(seen)), self.counts[seen]
         if text.null_count: text, counts = text.drop_null(), counts[text.is_valid().to_numpy(False)]  # a dictionary may hold a null
         self.there += int(counts.sum())
-        if len(text.unique()) < len(text):  # a dictionary may say a value twice
+        if not self.unique and len(text.unique()) < len(text):  # a dictionary may say a value twice
             again = text.dictionary_encode()
             text, counts = again.dictionary, np.bincount(again.indices, counts).astype("i8")
         self.parts.push(counted_text(text, counts))
@@ -197,9 +205,9 @@ def counter(name: str, type: pa.DataType, caps: tuple = CAPS,
             width: int = 1,  # columns of the table: what one column may hold shrinks with it
            ) -> "Numbers | Times | Texts | Others":
     "What counts a column of this type."
-    limit, window = (max(1 << 13, min(most, (1 << 24) // width)) for most in (1 << 18, WINDOW))  # 128 MB for the columns together
+    limit, window = (max(1 << 13, min(most, (1 << 24) // width)) for most in (1 << 17, WINDOW))  # 128 MB for the columns together
     made = pa.types
     if made.is_floating(type) and type != pa.float16() or made.is_integer(type) and type != pa.uint64(): return Numbers(name, type, caps, limit, window)
     plain = type.value_type if made.is_dictionary(type) else type
     if made.is_string(plain) or made.is_large_string(plain) or made.is_binary(plain) or made.is_large_binary(plain): return Texts(name, type, caps, limit)
-    return (Times if kind(type_name(type)) == "time" and not made.is_dictionary(type) else Others)(name, type, caps, limit)
+    return (Times if made.is_timestamp(type) or made.is_date(type) else Others)(name, type, caps, limit)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..core.errors import BadRequest, nearest, one_of
-from .cast import cast
+from .types import cast
 
 # %% ../../nbs/data/09_expression.ipynb #155dea88
 LONGEST, DEEPEST = 2_000, 60  # characters; levels: enough for any condition, too little to hurt

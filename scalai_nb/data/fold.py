@@ -75,12 +75,12 @@ def fold_source(source: str,
     for r in rows: r["becomes"] = becomes(r["period"], ages[r["path"]], settings, now) if _alive(known, version, r) else False
     kept = [r for r in rows if r["becomes"] is not False]
     if not dry:
-        made = _sums(source, kept, pieces, version)
+        began, made = time(), _sums(source, kept, pieces, version)
         adds = [history.add_file(store(settings, "windows"), f"{uuid.uuid4().hex}.parquet", made.drop_columns("source"), {"source": source}, history.GROUP, ranged="period")] if len(made) else []
-        history.swap(store(settings, "windows"), f"{SUM}{uuid.uuid4().hex}", adds, going, made.schema, windows.version())
+        history.swap(store(settings, "windows"), f"{SUM}{uuid.uuid4().hex}", adds, going, made.schema, windows.version(), began)
     return Folded(source, len(rows), len({_group(r) for r in kept}))
 
-COLUMNS = ["batch", "cut", "period", "fold", "label", "version", "sums"]
+COLUMNS = ["batch", "attempt", "cut", "period", "fold", "label", "version", "sums"]
 
 def _shape(windows) -> pa.Schema:
     found = pa.schema(windows.schema().to_arrow())
@@ -90,8 +90,7 @@ def _pieces(windows, files: set[str]) -> dict:  # file → fragment
     return {f: p for p in history.rows_of(windows).get_fragments() if (f := p.path.rsplit("/", 1)[-1]) in files}
 
 def _alive(known: dict | None, version: int | None, r: dict) -> bool:
-    if known is None: return True
-    return history.whole(known, version, r["period"], json.loads(r["sums"]), r["version"]) if r["sums"] else history.live(known, r["batch"], r["period"])
+    return known is None or history.counts(known, version, r)
 
 # %% ../../nbs/data/07_fold.ipynb #483eab7b
 def _group(r: dict) -> tuple: return r["becomes"], r["cuts"], r["cut"], r["fold"], r["label"]
@@ -113,7 +112,7 @@ def _sums(source: str, rows: list[dict], pieces: dict, version: int | None) -> p
         for (_, cuts, cut, fold, label), part in groups.items():
             p = total(_read(part, pieces, source))
             parts = sorted({x for r in part for x in (json.loads(r["sums"]) if r["sums"] else [r["period"]])}, key=order)
-            row = dict(source=source, batch=SUM + cuts, cut=cut, period=target, fold=fold, label=label, version=version,
+            row = dict(source=source, batch=SUM + cuts, attempt=None, cut=cut, period=target, fold=fold, label=label, version=version,
                        rows=p.rows, digest=p.digest, state=p.to_bytes(), sums=json.dumps(parts))
             for n, v in row.items(): out[n].append(v)
     return pa.table(out, schema=history.SHAPE.append(pa.field("sums", pa.string())))

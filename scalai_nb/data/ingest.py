@@ -20,12 +20,12 @@ from ..core.errors import BadRequest
 from ..core.settings import Settings
 from ..core.storage import filesystem, veiled, write_atomic
 from . import history, source
-from .cast import type_name
+from .types import declared_type, type_name
 from .clean import clean, tidy, trimmed
 from .contract import Contract
 from .rules import Rule, Verdict
 from .part import SLICE, Part, Pieces
-from .table import Table, Written, _said, standing, write
+from .table import Table, Written, settled, told_of, write
 
 # %% ../../nbs/data/14_ingest.ipynb #75ce65ba
 def footer_hash(file: str) -> str | None:  # SHA-256, in hex; None: the file is no Parquet, or its row groups are not in order
@@ -100,8 +100,8 @@ def _with_password(path: str, uri: str) -> str:  # a plan's path as it can be op
 def completed(contract: Contract, names: pa.Schema, table: pa.Schema | None) -> Contract:
     "A contract that says the type of every column that goes on."
     if contract.extra == "drop": rest = {}
-    else: rest = {f.name: Rule(type_name(f.type)) for f in names if f.name not in contract and not pa.types.is_nested(f.type)}
-    typed = lambda n, r: r if r.type or n not in names.names else replace(r, type=type_name(names.field(n).type))
+    else: rest = {f.name: Rule(declared_type(f.type)) for f in names if f.name not in contract and not pa.types.is_nested(f.type)}
+    typed = lambda n, r: r if r.type or n not in names.names else replace(r, type=declared_type(names.field(n).type))
     rules = {n: typed(n, r) for n, r in contract.columns.items()} | rest
     if table is not None:
         rules = {n: replace(r, type=_grown(table.field(n).type, r, contract)) if n in table.names and (n not in contract or not contract[n].type) else r for n, r in rules.items()}
@@ -265,10 +265,9 @@ def _content(plan: Plan, uri: str) -> str:  # as the commit of a batch keeps it
 # %% ../../nbs/data/14_ingest.ipynb #28fe6241
 def _unlike(plan: Plan, uri: str, target: Table) -> Plan:
     "The plan; under another name where the table has a batch of this name, footers and all, with other rows."
-    table = history.delta(target.path)
-    if table is None or not any("footer" in f for f in plan.files): return plan
-    name, there = standing(table, plan.batch)
-    if not there or _said(table, name, history.committed(table, f"batch:{name}")).get("content") == (now := _content(plan, uri)): return plan
+    if not any("footer" in f for f in plan.files): return plan
+    name, there = settled(target, plan.batch)
+    if not there or told_of(target, name).get("content") == (now := _content(plan, uri)): return plan
     return replace(plan, batch=hashlib.sha256(f"{plan.batch} {now}".encode()).hexdigest())
 
 def _told(done: Written, plan: Plan) -> Ingested:
@@ -293,7 +292,7 @@ def ingest(uri: str | Path,  # file, pattern, folder, table, or a server's: `pos
     target = Table(table, settings)
     batch = _unlike(plan(str(uri), table, given, period, settings), str(uri), target)
     have = target.schema if target.exists else None
-    if have is not None and target.has(batch.batch): return _told(write(iter(()), table, batch=batch.batch, settings=settings), batch)
+    if target.has(batch.batch): return _told(write(iter(()), table, batch=batch.batch, settings=settings), batch)
     typed = {n for n, r in given.columns.items() if r.type} | set(have.names if have is not None and "widen" not in given.evolve else ())
     full = completed(given, cleaned(_shape(batch, str(uri), typed, settings), given), have)
     _agrees(full, given, have, table)

@@ -387,7 +387,8 @@ def _read(path, meta, columns, groups):
     "Batches of these row groups."
     import pyarrow.parquet as pq
     try:
-        with pq.ParquetFile(path, metadata=meta, read_dictionary=coded_text(meta), pre_buffer=False) as file:  # a buffer would hold all groups
+        options = dict(pre_buffer=False, buffer_size=1 << 16)  # else all groups, or all columns of a group, are held as they lie in the file
+        with pq.ParquetFile(path, metadata=meta, read_dictionary=coded_text(meta), **options) as file:
             yield from file.iter_batches(at_once(len(columns or file.schema_arrow)), row_groups=list(groups), columns=columns, use_threads=False)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as e:
         raise BadRequest(f"{path} cannot be read: {str(e).splitlines()[0][:300]}", "The file is damaged or not what its suffix says; make or copy it again.", "source") from e

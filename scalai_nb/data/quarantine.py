@@ -7,6 +7,8 @@ __all__ = ['released', 'Quarantine']
 
 # %% ../../nbs/data/09_quarantine.ipynb #5ea6df33
 from collections.abc import Iterator
+from functools import reduce
+from operator import and_
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,10 +18,10 @@ from fastcore.basics import patch
 from ..core.storage import filesystem
 from . import history
 from .contract import Contract
-from .part import OURS
+from .part import ATTEMPT, OURS
 from .source import to_pandas
 from .loader import expression
-from .table import Table, standing
+from .table import Table, refused_whole, standing
 
 # %% ../../nbs/data/09_quarantine.ipynb #b7213fb3
 def released(of: Table, table) -> dict[str, pa.Array]:  # batch → _ids of rows that a snapshot has taken back
@@ -27,9 +29,10 @@ def released(of: Table, table) -> dict[str, pa.Array]:  # batch → _ids of rows
     import pyarrow.parquet as pq
     place, gone = history.store(of.settings, "released", of.name), {}
     fs, path = filesystem(place)
-    for file in fs.glob(f"{path}/*.parquet") if table is not None else ():
+    fs.invalidate_cache(path)
+    for file in fs.glob(f"{path}/*.parquet"):
         batch = file.rsplit("/", 1)[-1].removesuffix(".parquet")
-        if not standing(table, batch)[1]: continue
+        if not (table is not None and standing(table, batch)[1] or refused_whole(of, batch)): continue
         with fs.open(file, "rb") as f: rows = pq.read_table(f)
         for b in pc.unique(rows["_batch"]).to_pylist(): gone.setdefault(b, []).append(rows.filter(pc.equal(rows["_batch"], b))["_id"].combine_chunks())
     return {b: pa.concat_arrays(ids) for b, ids in gone.items()}
@@ -41,15 +44,18 @@ class Quarantine(Table):
         self.of, self.path = of, history.store(of.settings, "quarantine", of.name)
 
     def _live(self, version: int | None) -> tuple:  # dataset, and the test a row must pass
-        found, table = history.delta(self.path), self.of.delta(version)
+        found, table = history.delta(self.path), history.delta(self.of.path, version)
         if found is None: return None, None
-        rows = history.rows_of(found)
-        pairs = rows.to_table(["_batch", "_period"]).group_by(["_batch", "_period"]).aggregate([]).to_pylist()
+        rows, whole = history.rows_of(found), history.remembered(found)
+        names = {} if table is None else history.remembered(table)
+        keys = ["_batch", "_period", ATTEMPT]
         test, gone = pc.scalar(False), released(self.of, table)
-        for x in pairs:
-            if not history.live(table, x["_batch"], x["_period"]): continue
-            mine = (pc.field("_batch") == x["_batch"]) & (pc.field("_period").is_null() if x["_period"] is None else pc.field("_period") == x["_period"])
-            if x["_batch"] in gone: mine &= ~pc.field("_id").isin(gone[x["_batch"]])
+        for x in rows.to_table(keys).group_by(keys).aggregate([]).to_pylist():
+            batch, period, attempt = (x[k] for k in keys)
+            of = names if history.committed(names, f"batch:{batch}") is not None else whole  # the table has the last word
+            if not history.live(of, batch, period, attempt): continue
+            mine = reduce(and_, (pc.field(k).is_null() if v is None else pc.field(k) == v for k, v in x.items()))
+            if batch in gone: mine &= ~pc.field("_id").isin(gone[batch])
             test = test | mine
         return rows, test
 
@@ -57,6 +63,7 @@ class Quarantine(Table):
         "All of them; `version` is the table's."
         rows, test = self._live(version)
         if rows is None: return pa.schema([(c, pa.string()) for c in OURS]).empty_table()
+        columns = [c for c in rows.schema.names if c != ATTEMPT] if columns is None else columns
         return rows.to_table(columns, filter=test if filter is None else test & expression(filter, rows.schema))
 
 # %% ../../nbs/data/09_quarantine.ipynb #0d41f2ea
@@ -84,7 +91,7 @@ def batches(self: Quarantine, version: int | None = None, columns: list[str] | N
 def head(self: Quarantine, n: int = 10, filter=None) -> pa.Table:
     "The first rows that a filter keeps; no more files are opened than hold them."
     rows, test = self._live(None)
-    return self.arrow() if rows is None else rows.head(n, filter=test if filter is None else test & expression(filter, rows.schema))
+    return self.arrow() if rows is None else rows.head(n, [c for c in rows.schema.names if c != ATTEMPT], filter=test if filter is None else test & expression(filter, rows.schema))
 
 @patch
 def sample(self: Quarantine, n: int = 10, seed: int = 0, version: int | None = None):  # pandas.DataFrame

@@ -6,43 +6,56 @@
 __all__ = ['swept', 'places', 'gc']
 
 # %% ../../nbs/data/09_retention.ipynb #e0dd3c11
-import json, os, shutil
+import json
 from time import time
 
 from ..core.settings import Settings
 from ..core.storage import Freed, filesystem, is_url
 from . import history
 from .fold import fold
-from .table import Table, _names, standing
+from .table import Table, refused_whole, standing
 
 # %% ../../nbs/data/09_retention.ipynb #786fd3c5
 def swept(name: str, place: str, hours: float, dry: bool) -> Freed:
     "Take away, or count, the files of a Delta folder that no version of the last hours needs."
-    table, (fs, root) = history.delta(place), filesystem(place)
-    gone = table.vacuum(int(hours), dry_run=True, enforce_retention_duration=False, full=True)
+    fs, root = filesystem(place)
+    gone = history.vacuum(place, hours, True)
     out = Freed(name, len(gone), sum(fs.size(f"{root}/{f}") for f in gone if fs.exists(f"{root}/{f}")))
-    torn = [] if is_url(place) else [f for f in fs.glob(f"{root}/.*.tmp") if time() - os.stat(f).st_mtime >= hours*3600]  # a store's PUT is whole or not at all
+    torn = [] if is_url(place) else [f for f in fs.glob(f"{root}/.*.tmp") if _old(fs, f, hours)]  # a store's PUT is whole or not at all
     for f in torn: out.files, out.bytes = out.files + 1, out.bytes + sum(fs.du(f, total=False).values())
     if dry: return out
-    table.vacuum(int(hours), dry_run=False, enforce_retention_duration=False, full=True)
-    for f in torn: shutil.rmtree(f)
+    history.vacuum(place, hours)
+    for f in torn: fs.rm(f, recursive=True)
     return out
+
+def _old(fs, path: str, hours: float) -> bool:
+    "Whether something that no log names is older than any writer at work, and than the retention."
+    return time() - fs.modified(path).timestamp() >= max(hours, history.GRACE)*3600
 
 # %% ../../nbs/data/09_retention.ipynb #f2c796cd
 def _released(settings: Settings, hours: float, dry: bool) -> list[Freed]:
     fs, root = filesystem(history.store(settings, "released"))
-    return [_of_table(settings, fs, folder.rstrip("/"), hours, dry) for folder in sorted(fs.ls(root, detail=False))] if fs.isdir(root) else []
+    return [_of_table(settings, fs, f"{root}/{name}", hours, dry) for name in _folders(settings, "released")]
 
 def _of_table(settings: Settings, fs, folder: str, hours: float, dry: bool) -> Freed:
     name = folder.rsplit("/", 1)[-1]
-    out, old, place = Freed(f"released/{name}"), lambda f: time() - fs.modified(f).timestamp() >= hours*3600, history.store(settings, "tables", name)
-    found = [f for f in fs.glob(f"{folder}/*.parquet") if old(f)]
-    versions = [history.delta(place, v) for v in _readable(place, hours)] if found else []
-    torn = [] if is_url(place) else [f for f in fs.glob(f"{folder}/.*.tmp") if old(f)]
-    for f in torn + [f for f in found if not any(standing(v, f.rsplit("/", 1)[-1].removesuffix(".parquet"))[1] for v in versions)]:
+    out, table = Freed(f"released/{name}"), Table(name, settings)
+    found = [f for f in fs.glob(f"{folder}/*.parquet") if _old(fs, f, hours)]
+    torn = [] if is_url(table.path) else [f for f in fs.glob(f"{folder}/.*.tmp") if _old(fs, f, hours)]
+    unneeded = _unneeded(table, found, hours)
+    if unneeded and not dry and table.exists:
+        history.fence(table.path, max(hours, history.GRACE))  # a release that still waits cannot go on now
+        unneeded = _unneeded(table, unneeded, hours)
+    for f in torn + unneeded:
         out.files, out.bytes = out.files + 1, out.bytes + fs.du(f)
         if not dry: fs.rm(f, recursive=f in torn)
     return out
+
+def _unneeded(table: Table, lists: list[str], hours: float) -> list[str]:
+    "The lists whose rows no readable version has."
+    versions = [history.delta(table.path, v) for v in _readable(table.path, hours)] if lists else []
+    there = lambda batch: any(standing(v, batch)[1] for v in versions) or refused_whole(table, batch)
+    return [f for f in lists if not there(f.rsplit("/", 1)[-1].removesuffix(".parquet"))]
 
 def _readable(place: str, hours: float) -> list[int]:  # versions, newest first
     "Those of the last hours, and the one that they began with."
@@ -56,8 +69,12 @@ def _readable(place: str, hours: float) -> list[int]:  # versions, newest first
 def places(settings: Settings) -> list[tuple[str, str]]:  # name, place
     "Every Delta folder of the workspace."
     found = [("windows", history.store(settings, "windows"))]
-    for kind in ("tables", "quarantine"): found += [(f"{kind}/{t}", history.store(settings, kind, t)) for t in _names(settings)]
+    for kind in ("tables", "quarantine"): found += [(f"{kind}/{n}", history.store(settings, kind, n)) for n in _folders(settings, kind)]
     return [(n, p) for n, p in found if history.delta(p) is not None]
+
+def _folders(settings: Settings, kind: str) -> list[str]:
+    fs, root = filesystem(history.store(settings, kind))
+    return sorted(p.rstrip("/").rsplit("/", 1)[-1] for p in fs.ls(root, detail=False)) if fs.isdir(root) else []
 
 def gc(settings: Settings | None = None,
        days: float | None = None,  # default: [data] retain_days

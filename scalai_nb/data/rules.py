@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..core.errors import BadRequest
-from .cast import arrow_type, cast, type_name
+from .types import arrow_type, cast, stored_type, type_name
 
 # %% ../../nbs/data/09_rules.ipynb #b154ef5b
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ def sensible(name: str, rule: Rule) -> None:
     "Raise `BadRequest` for a rule that no value could be held against."
     type = arrow_type(rule.type) if rule.type else None
     def no(what: str, hint: str): raise BadRequest(f"Column {name!r}: {what}", hint, "contract")
+    if type is not None and (pa.types.is_duration(type) or stored_type(type) is None):
+        no(f"no table holds values of type {rule.type}.", "Write type: float64 for seconds, or decimals of up to 38 digits, or string.")
     for word in ("min", "max"):
         if (v := getattr(rule, word)) is not None and type is not None:
             if pa.types.is_boolean(type) or isinstance(v, bool): no(f"{word}: {v!r} of type {rule.type} orders nothing.", f"Leave {word} out, or list categories.")
@@ -83,6 +85,7 @@ def bound(value, type: pa.DataType) -> pa.Scalar:
     "A value that a person wrote, to be compared with values of a type."
     if isinstance(value, str) and (pa.types.is_timestamp(type) or pa.types.is_date(type)): return cast(pa.array([value]), type)[0][0]
     if isinstance(value, str) or pa.types.is_string(type): return pa.scalar(value, pa.string()).cast(type) if isinstance(value, str) else pa.scalar(value, type)
+    if pa.types.is_uint64(type) and isinstance(value, int) and value >= 0: return pa.scalar(value, type)
     return pa.scalar(value).cast(type) if pa.types.is_timestamp(type) or pa.types.is_date(type) or pa.types.is_decimal(type) else pa.scalar(value)
 
 # %% ../../nbs/data/09_rules.ipynb #8043ddfd

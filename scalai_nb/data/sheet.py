@@ -71,7 +71,7 @@ def facts(c: Column) -> "list[str]":  # type, missing, distinct, low, middle, hi
     ends = [say(c.min), say(c.quantile(.5)) if c.kind in ("number", "time") else "", say(c.max)] if c.kind in ("number", "time", "mixed") else [""] * 3
     near = "≈ " if c.distinct > 1000 and c.categories is None and not (c.kind != "mixed" and c.ordered.rows and c.ordered.exact) else ""
     top = ", ".join(f"{short(v, c.type)} ({share(low, c.rows)})" for v, low, high in c.top(3) if low >= .005 * c.rows)  # rarer ones say little
-    zone = c.type.partition("tz=")[2].rstrip("]")
+    zone = c.type.partition(", ")[2].rstrip("]") if c.kind == "time" else ""
     type = f"timestamp {zone}".strip() if c.type.startswith("timestamp") else short(c.type)
     return [type, share(c.nulls + c.nan, c.rows), f"{near}{c.distinct:,}", *ends, top]
 

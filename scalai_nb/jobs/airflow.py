@@ -36,7 +36,7 @@ class Seconds(float):
 
 
 FLOW = {"name", "path", "steps", "needs", "parameters", "warm", "nested"}
-KNOWN = {"name", "notebook", "workflow", "parameters", "needs", "when", "each", "grid", "at_once", "item", "timeout", "retries", "always"}
+KNOWN = {"name", "notebook", "workflow", "parameters", "needs", "when", "each", "grid", "at_once", "item", "timeout", "retries", "always", "inputs"}
 LONGEST = 250  # characters of an id in Airflow
 SLACK = 60  # seconds between a step's own end by time and Airflow's
 

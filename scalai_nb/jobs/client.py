@@ -79,7 +79,8 @@ class Execution:
         self.dirty, self.saved, self.pause, self.timings = True, 0., 1., {}
         self.texts: dict[int, str] = {}  # of cells that do not run, as the file has them
         self.refused, self.pulse = None, None
-        self.output, self.autosave, self.between = None, 0., True  # jobs.output.Output; seconds between two versions while a cell runs; whether it is another cell than in the last version
+        self.output, self.autosave = None, 0.  # jobs.output.Output; seconds between two versions within a cell
+        self.between = True  # a cell began or ended since the last version
 
 # %% ../../nbs/jobs/05_client.ipynb #9e8525f7
 def _now() -> str: return datetime.now(UTC).isoformat()
@@ -147,12 +148,13 @@ def save(self: Execution, last: bool = False):
 def seen_from(self: Execution, content: bytes, place: Path | str) -> bytes:
     "The notebook as it must be elsewhere: its links to large outputs lead from there."
     if not self.spill.used or is_url(place): return content
-    return (json.dumps(moved(json.loads(content), self.spill.base, Path(place).absolute().parent), indent=1, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+    nb = moved(json.loads(content), self.spill.base, Path(place).absolute().parent)
+    return (json.dumps(nb, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
 
 @patch(as_prop=True)
 def due(self: Execution) -> bool:
-    "Whether the notebook has changed long enough ago to be written; within a cell, `autosave` may leave more time, and `inf` all."
+    "Whether the notebook has changed and it is time to write it; within a cell `autosave` seconds may have to pass."
     return self.dirty and time.monotonic() - self.saved > max(self.pause, 0. if self.between else self.autosave)
 
 
@@ -238,6 +240,11 @@ def event(self: Execution, topic: str, **fields):
         entry = dict(table=fields.get("table"), version=fields.get("version"))
         if entry not in seen: seen.append(entry)
         self.log.write(type=topic, cell=self.run.cell, **entry)
+    elif topic == "access" and self.run.key:  # of a step, see `jobs.access`; `jobs.inputs` adds the digests
+        for name, access in fields["files"].items():
+            self.run.reads[:] = [e for e in self.run.reads if e.get("file") != name]
+            self.run.reads.append({"file": name, "access": access})
+        self.run.reads += [{"env": n} for n in fields["variables"]] + [{"setting": n} for n in fields["settings"]]
     elif topic == "progress":
         share = f"{100*fields['done']/fields['total']:.0f}%" if fields.get("total") else f"{fields.get('done', 0):,} {fields.get('unit', '')}"
         self.tell(f"{fields.get('label', '')} {share}")

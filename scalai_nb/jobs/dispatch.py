@@ -30,6 +30,7 @@ class Child:
         if settings: env["SCALAI_SETTINGS"] = str(settings)
         if gpus is not None: env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
         self.said, self.asked, self.began = tempfile.TemporaryFile(), False, time.monotonic()
+        self.dropped = ""  # why its scheduler killed it
         self.process = subprocess.Popen([*self.program, str(os.getpid())], stdin=subprocess.PIPE, stdout=self.said, stderr=subprocess.STDOUT,
                                         cwd=root, env=env, start_new_session=True)
         self.identity, self.fd = identity(self.process.pid), os.pidfd_open(self.process.pid) if hasattr(os, "pidfd_open") else None

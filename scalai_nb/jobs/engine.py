@@ -169,7 +169,8 @@ def _papermill_command(nb, kernel_name, input_path, output_path, start_timeout, 
     _write_atomically()
     base = papermill_io.get_handler("local")._cwd or "."
     with chdir(base): settings, source, target = Settings.load(), _place(input_path), _place(output_path)
-    file = None if not target or is_url(target) or Path(target).exists() and not Path(target).is_file() else checked(target, None, settings)  # /dev/null is papermill's to write
+    special = target and not is_url(target) and Path(target).exists() and not Path(target).is_file()  # /dev/null is papermill's to write
+    file = None if not target or is_url(target) or special else checked(target, None, settings)
     values = dict(nb.metadata.papermill.get("parameters", {}))
     origin = _origin(nb, source)
     record = Record(settings)
@@ -180,7 +181,8 @@ def _papermill_command(nb, kernel_name, input_path, output_path, start_timeout, 
         execution = Execution(job, nb, origin, record.folder(job.id), record, settings.jobs.timeout, terminal=terminal, env=kernel_env(settings, job.id), cwd=Path.cwd(), secrets=_secrets(values),
                               warm=pool, output_limit=settings.jobs.output_limit)
         if file: execution.path, job.output = Path(target), target
-        if is_url(target): execution.output = Output(target, execution.folder, target, lambda content: papermill_io.write(content.decode(), output_path))
+        put = lambda content: papermill_io.write(content.decode(), output_path)
+        if is_url(target): execution.output = Output(target, execution.folder, target, put)
         execution.spill.base, execution.autosave = execution.path.parent, autosave or math.inf
         execution.message = tap(execution.message)
         nb = Engine.execute_notebook(nb, kernel_name, execution=execution, start_timeout=start_timeout, cell_timeout=cell_timeout)

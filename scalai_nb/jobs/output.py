@@ -14,7 +14,7 @@ from ..core.settings import Settings
 from ..core.storage import filesystem, is_url, like_before, real_place, veiled, write_atomic
 
 # %% ../../nbs/jobs/04_output.ipynb #9fd6fe45
-STATE = "runs tables quarantine windows artifacts".split()  # folders of a workspace whose state is not in a folder of its own
+STATE = "runs tables quarantine windows artifacts".split()  # of a workspace whose state has no folder of its own
 
 
 def _own(target: Path, settings: Settings) -> str | None:
@@ -22,10 +22,12 @@ def _own(target: Path, settings: Settings) -> str | None:
     from scalai_nb.jobs.record import place
     home, root = Path(os.path.realpath(settings.home)), Path(os.path.realpath(settings.root))
     folders = [home/name for name in STATE] if root.is_relative_to(home) else [home]
-    if settings.data.storage and not is_url(settings.data.storage): folders.append(Path(os.path.realpath(settings.root/settings.data.storage)))
+    if (tables := settings.data.storage) and not is_url(tables): folders.append(Path(os.path.realpath(settings.root/tables)))
     if any(target.is_relative_to(f) for f in folders): return "state"
-    files = [settings.file, *(Path(url.removeprefix("sqlite:///")) for url in (place(settings), settings.tracking.uri) if url.startswith("sqlite:///"))]
-    if any(target == Path(os.path.realpath(f)) or target.exists() and f.exists() and target.samefile(f) for f in files): return "settings" if target.suffix == ".ini" else "state"
+    urls = [url for url in (place(settings), settings.tracking.uri) if url.startswith("sqlite:///")]
+    for file in (settings.file, *(Path(url.removeprefix("sqlite:///")) for url in urls)):
+        same = target == Path(os.path.realpath(file)) or target.exists() and file.exists() and target.samefile(file)
+        if same: return "settings" if file == settings.file else "state"
     return "state" if target.parent == home and target.name.split("-")[0].endswith(".db") else None
 
 
@@ -38,10 +40,12 @@ def checked(place: Path | str,  # a path or an fsspec URL
         fs, path = filesystem(place)
         if "file" not in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)): return str(place)
         place = path
-    if str(place).endswith(("/", os.sep)): raise BadRequest(f"{place} is a folder.", "Give the name of the notebook to write.")
+    if str(place).endswith(os.sep): raise BadRequest(f"{place} is a folder.", "Give the name of the notebook to write.")
     target = real_place(place)
-    if source and target.exists() and source.exists() and target.samefile(source): raise BadRequest(f"{source} is the source itself.", "Give another name to the notebook as it ran.")
-    if what := _own(target, settings): raise BadRequest(f"{place} belongs to the workspace's own {what}.", "Choose a place outside of it.")
+    if source and target.exists() and source.exists() and target.samefile(source):
+        raise BadRequest(f"{source} is the source itself.", "Give another name to the notebook as it ran.")
+    if what := _own(target, settings):
+        raise BadRequest(f"{place} belongs to the workspace's own {what}.", "Choose a place outside of it.")
     _replaceable(target)
     return target
 
@@ -50,9 +54,12 @@ def _replaceable(target: Path):
     "A file that may be replaced, or a name in a folder that takes files."
     if target.exists():
         found, me = target.stat(), os.geteuid()
-        if not found.st_mode & 0o222 or not os.access(target, os.W_OK): raise BadRequest(f"{target} is read-only.", "Choose another name, or make it writable: chmod u+w")
-        if me and found.st_uid != me: raise BadRequest(f"{target} belongs to another user, and would not any more.", "Choose another name.")
-    if not target.parent.is_dir() or not os.access(target.parent, os.W_OK): raise BadRequest(f"Nothing can be written to {target.parent}.", "Make the folder, or choose another one.")
+        if not found.st_mode & 0o222 or not os.access(target, os.W_OK):
+            raise BadRequest(f"{target} is read-only.", "Choose another name, or make it writable: chmod u+w")
+        if me and found.st_uid != me:
+            raise BadRequest(f"{target} belongs to another user, and would not any more.", "Choose another name.")
+    if not target.parent.is_dir() or not os.access(target.parent, os.W_OK):
+        raise BadRequest(f"Nothing can be written to {target.parent}.", "Make the folder, or choose another one.")
 
 # %% ../../nbs/jobs/04_output.ipynb #96384a3b
 REMOTE = 10.  # seconds between two versions in a store
@@ -78,7 +85,7 @@ class Output:
         return f"{self.name} could not be written: {text.splitlines()[0]}"
 
     def write(self, content: bytes, last: bool = False) -> bool:  # False: it was refused
-        "Replace the notebook there. Unless it is the first or the last version, a store may get it later or not at all."
+        "Replace the notebook there. A version that is neither the first nor the last, a store may get later or not at all."
         if not is_url(self.place): self._attempt(content)
         elif last or self.sent < 0:
             if self.thread: self.thread.join(60)  # s; a version that is on its way
@@ -86,7 +93,8 @@ class Output:
             else: self._attempt(content)
             self.sent = time.monotonic()
         elif time.monotonic() - self.sent > REMOTE and not (self.thread and self.thread.is_alive()):
-            self.thread, self.sent = threading.Thread(target=self._attempt, args=(content,), daemon=True, name="scalai-output"), time.monotonic()
+            self.thread = threading.Thread(target=self._attempt, args=(content,), daemon=True, name="scalai-output")
+            self.sent = time.monotonic()
             self.thread.start()
             return True
         return self.refused is None
@@ -100,7 +108,8 @@ class Output:
 def _replace(target: Path, content: bytes, room: Path):
     "Write a file whole, with the mode and owner of the one before it."
     target.parent.mkdir(parents=True, exist_ok=True)  # it may have gone since the run began
-    if target.exists() and not stat.S_ISREG(target.stat().st_mode): raise FileExistsError(errno.EEXIST, "something else has its name", str(target))
+    if target.exists() and not stat.S_ISREG(target.stat().st_mode):
+        raise FileExistsError(errno.EEXIST, "something else has its name", str(target))
     if room.stat().st_dev != target.parent.stat().st_dev: return write_atomic(target, content)
     new = room/".output.tmp"
     with open(new, "wb") as f:

@@ -6,10 +6,11 @@
 __all__ = ['MIME', 'SCRAPS', 'RECORD', 'EVENT', 'QUEUE', 'FORWARDED', 'result', 'results_in', 'results', 'listen']
 
 # %% ../../nbs/jobs/02_result.ipynb #0566c4f8
-import sys, time
+import os, sys, time
 
 from ..core import live
 from ..core.plain import plain
+from .access import report, watch
 
 # %% ../../nbs/jobs/02_result.ipynb #4d945ef7
 MIME = "application/vnd.scalai.result+json"
@@ -62,6 +63,7 @@ def listen(every: float = .2,  # seconds between two progress events that are pa
     from ipykernel.kernelapp import IPKernelApp
     kernel, last = IPKernelApp.instance().kernel, [0.]
     kernel._progressively_terminate_all_children = _leave_children
+    access, sent = watch(os.getcwd()), {}
 
     def forward(topic, **fields):
         if topic not in FORWARDED: return
@@ -71,4 +73,8 @@ def listen(every: float = .2,  # seconds between two progress events that are pa
         fields = {k: v for k, v in fields.items() if isinstance(v, (str, int, float, bool, type(None)))}
         kernel.session.send(kernel.iopub_socket, EVENT, {"topic": topic, **fields}, parent=kernel.get_parent())
 
+    def accessed(*_):
+        if any((new := report(access, sent)).values()): kernel.session.send(kernel.iopub_socket, EVENT, {"topic": "access", **new}, parent=kernel.get_parent())
+
     live.subscribe(forward)
+    kernel.shell.events.register("post_run_cell", accessed)

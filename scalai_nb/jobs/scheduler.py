@@ -20,7 +20,7 @@ from ..core.metrics import counter, gauge, histogram
 from ..core.settings import Settings
 from ..core.tables import commits
 from .dispatch import Child, last_words, outcome
-from .record import ENDED, identity
+from .record import ENDED, identity, lasting, refusal
 from .schedule import table_place
 from .timetable import Firing, Timetable
 
@@ -38,7 +38,7 @@ class Scheduler:
         self.slots, self.lease, self.poll = slots or jobs.slots, lease or jobs.lease, poll
         self.gpus = numbers(jobs.gpus) if gpus is None else gpus
         self.table, self.sender = Timetable(self.settings), Sender(self.settings)
-        self.owner = f"{identity()}:{secrets.token_hex(3)}"
+        self.owner = f"{identity()}:{secrets.token_hex(8)}"
         self.children: dict[str, tuple[Firing, Child]] = {}
         self.asked, self.ended = 0, []  # how often it was told to stop; firings that ended here
         self.clock, self.beaten, self.watched, self.looks, self.troubles = None, time.monotonic(), {}, {}, 0
@@ -80,7 +80,7 @@ def tell_time(self: Scheduler) -> float:  # seconds since 1970
 @patch
 def start(self: Scheduler, now: float) -> int:  # how many
     "Take what may start, and start it."
-    taken = self.table.claim(now, self.owner, self.slots - len(self.children), self.gpus, self.lease)
+    taken = self.table.claim(self.table.now(), self.owner, self.slots - len(self.children), self.gpus, self.lease)
     for f in taken:
         what = f.what
         try: child = Child(self.settings.root/what.job, f.parameters, self.settings.root, self.settings.file if self.settings.file.is_file() else None, what.timeout, f.gpus if self.gpus else None)
@@ -116,7 +116,8 @@ def reap(self: Scheduler, now: float):
             elif limit and time.monotonic() - child.began > limit + 60: child.stop()
             continue
         said = outcome(child) or self.unsaid(child)
-        done = self.table.end(f, now, said["state"], said["run"], said["why"])
+        lost = bool(child.dropped) and said["state"] == "lost"  # by us: it may start again
+        done = self.table.end(f, now, said["state"], said["run"], child.dropped or said["why"], died=lost)
         del self.children[id]
         child.close()
         self.finished(f, said["state"], done)
@@ -160,8 +161,9 @@ def tell(self: Scheduler, f: Firing, kind: str, summary: str, over: bool = False
 def beat(self: Scheduler, now: float):
     "Renew, obey requests to cancel, and take over from the dead."
     if time.monotonic() - self.beaten < min(1., self.lease/3): return
-    held = self.table.renew(now, self.owner, self.lease)
-    self.beaten = time.monotonic()
+    began = time.monotonic()  # the lease is counted from a moment after this one, however long the database thinks
+    held = self.table.renew(self.table.now(), self.owner, self.lease)
+    self.beaten = began
     for id, (f, child) in self.children.items():
         if id not in held: self.drop(f, child, "it was taken over")
         elif held[id]: child.stop()
@@ -175,6 +177,7 @@ def beat(self: Scheduler, now: float):
 @patch
 def drop(self: Scheduler, f: Firing, child: Child, why: str):
     self.log.error("killed", schedule=f.schedule, due=f.key, why=why)
+    child.dropped = why
     child.kill()
 
 
@@ -184,10 +187,32 @@ def trouble(self: Scheduler, e: Exception, once: bool = False):
     self.troubles += 1
     if once and self.troubles > 5: raise Unreachable(f"The record's database does not answer: {str(e).splitlines()[0]}", "Check [jobs] database.") from e
     self.log.error("the database does not answer", why=str(e).splitlines()[0])
-    if time.monotonic() - self.beaten > .8*self.lease:
-        for f, child in self.children.values():
-            if child.poll() is None: self.drop(f, child, "its lease could not be renewed")
+    self.let_go()
+    if lasting(e) and time.monotonic() - self.beaten > self.lease: raise refusal(e, self.table.engine.url) from e
     time.sleep(self.poll)
+
+
+@patch
+def let_go(self: Scheduler):
+    "Kill what runs where its lease is nearly over: another scheduler will start it."
+    if time.monotonic() - self.beaten <= .8*self.lease: return
+    for f, child in list(self.children.values()):
+        if not child.dropped and child.poll() is None: self.drop(f, child, "its lease could not be renewed")
+
+
+@patch
+@contextmanager
+def guard(self: Scheduler):
+    "Beside the loop, which may wait for an answer of the database."
+    over = threading.Event()
+    def watch():
+        while not over.wait(min(.2, self.lease/20)): self.let_go()
+    thread = threading.Thread(target=watch, name="scalai-lease", daemon=True)
+    thread.start()
+    try: yield
+    finally:
+        over.set()
+        thread.join()
 
 # %% ../../nbs/jobs/12_scheduler.ipynb #cccf3bf2
 @patch
@@ -239,8 +264,8 @@ def run(self: Scheduler,
         once: bool = False,  # what is due now, then end
        ) -> list[Firing]:  # what ended here
     "Run until told to stop, and then until what runs has ended."
-    self.beaten, drains = 0., False
-    with self.on_signals():
+    self.beaten, drains = time.monotonic() - min(1., self.lease/3), False  # the first turn renews
+    with self.on_signals(), self.guard():
         while True:
             started, left = 0, self.poll
             if self.asked and self.children and not drains: self.log.warning(f"waits for {len(self.children)} runs; a second signal cancels them, a third kills them")

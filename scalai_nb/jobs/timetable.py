@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from ..core.errors import BadRequest, nearest
 from ..core.settings import Settings
 from ..core.tables import commits
-from .record import ENDED, META, RUNS, JobRun, Record, _clock, _event, alive, new_id
+from .record import ENDED, META, RUNS, JobRun, Record, _clock, _event, alive, near, new_id
 from .schedule import QUIET, Schedule, table_place
 
 # %% ../../nbs/jobs/11_timetable.ipynb #ecceca18
@@ -372,7 +372,7 @@ def dead(self: Timetable, now: float, owner: str, lease: float,
     "Firings whose scheduler is gone."
     gone, tick = [], time.monotonic()
     for f in self.firings(FIRINGS.c.state == "running", FIRINGS.c.owner != owner):
-        if f.host == socket.gethostname() and not alive(f.owner.rpartition(":")[0]): gone.append(f)
+        if near(who := f.owner.rpartition(":")[0]) and not alive(who): gone.append(f)
         elif watched.get(f.id, (None, 0))[0] != (f.owner, f.beat): watched[f.id] = (f.owner, f.beat), tick
         elif tick - watched[f.id][1] > lease and not now < f.expires < now + 2*lease: gone.append(f)
     return gone
@@ -381,7 +381,7 @@ def dead(self: Timetable, now: float, owner: str, lease: float,
 @patch
 def take_over(self: Timetable, f: Firing, now: float) -> tuple[Firing, str] | None:
     "End what a dead scheduler ran: as the record says, or as lost."
-    if f.host == socket.gethostname() and f.process and alive(f.process): os.kill(int(f.process.partition(":")[0]), signal.SIGKILL)
+    if near(f.process) and alive(f.process): os.kill(int(f.process.partition(":")[0]), signal.SIGKILL)
     run = self.run_of(f.process)
     if run and run.state in ENDED - {"lost"}: return self.end(f, now, run.state, run.id, reason=says_why(run))
     return self.end(f, now, "lost", run and run.id, reason=f"its scheduler on {f.host} died", died=True)

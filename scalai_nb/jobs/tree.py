@@ -37,6 +37,9 @@ class Tree(Terminal):
         super().title(text)
         self.heading, self.began = text, time.monotonic()
 
+    def warn(self, text: str):
+        if self.show: self.console.print(f"! {text}", style="yellow", markup=False, soft_wrap=True)
+
     def enter(self, name: str) -> Line:  # `month[2] › score`
         "A step begins."
         self.lines.append(line := Line(self, tuple(name.split(" › "))))

@@ -30,7 +30,7 @@ def _no_script_folder():
     if sys.path and sys.path[0] in ("", os.getcwd()): del sys.path[0]
 
 # %% ../../nbs/jobs/07_warm.ipynb #8bdc83ea
-ALWAYS = ("ipykernel.kernelapp", "ipykernel.ipkernel", "IPython.core.completerlib", "IPython.extensions.storemagic", "sqlite3", "matplotlib_inline.backend_inline", "psutil", "scalai_nb.core.live", "scalai_nb.jobs.result", "scalai_nb.jobs.stream")
+ALWAYS = ("ipykernel.kernelapp", "ipykernel.ipkernel", "IPython.core.completerlib", "IPython.extensions.storemagic", "sqlite3", "matplotlib_inline.backend_inline", "psutil", "scalai_nb.core.live", "scalai_nb.jobs.access", "scalai_nb.jobs.result", "scalai_nb.jobs.stream")
 GPU = {"cudf", "cupy", "dask_cudf", "dask_cuda", "rmm", "cuml"}  # importing these opens a GPU context, which no fork survives
 
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['REFERENCE', 'CONDITION', 'COMPARE', 'INNER', 'LEFT_OUT', 'UNCHANGED', 'STOPPED', 'references', 'lookup', 'resolve',
-           'holds', 'Retries', 'Resources', 'Step', 'Words', 'Workflow', 'load', 'handed', 'Session', 'asked',
-           'earlier', 'foresee', 'Level', 'together', 'gathered', 'points_of']
+           'holds', 'Retries', 'Resources', 'Step', 'Words', 'Workflow', 'load', 'handed', 'Session', 'asked', 'again',
+           'earlier', 'foresee', 'Level', 'together', 'gathered', 'declares', 'points_of']
 
 # %% ../../nbs/jobs/08_workflow.ipynb #62784041
 import asyncio, hashlib, json, math, os, re, time, tomllib
@@ -28,7 +28,9 @@ from ..core.settings import Settings
 from .engine import positive, run as run_notebook, to_end
 from .graph import draw, graph
 from .handed import can_take, declared
-from .keys import Tables, code_of, link, stands, step_key
+from .inputs import Contents, Inputs, check_declared, to_declare
+from .keys import Tables, ancestors, code_of, goes_on, link, provisional, stands, step_key
+from .log import Log
 from .parameters import Parameter, _conform, check, read
 from .places import Places, here
 from .record import GOOD, RUNS, JobRun, Pulse, Record, commit, versions
@@ -125,6 +127,8 @@ class Step(BaseModel):
     resources: Resources = Resources()
     on: Literal["here", "dask"] = "here"
     always: bool = False  # run it even when nothing changed
+    inputs: list[str] = []  # what it reads besides: files, patterns, table:NAME, env:NAME
+    products: list[str] = []  # files and patterns that it makes
 
     @property
     def chained(self) -> bool:  # whether each element may build on the one before
@@ -205,7 +209,7 @@ def _needs(step: Step, i: int, names: list[str], parameters: dict, path: Path) -
         near = nearest(unknown, names)
         raise BadRequest(f"Step {step.name!r} of {path} needs {unknown!r}, which is no step.", f"Did you mean {near!r}?" if near else f"Steps: {', '.join(names)}.")
     meant = []
-    for ref in [*references(step.each), *references([step.grid, step.parameters, step.when])]:
+    for ref in [*references(step.each), *references([step.grid, step.parameters, step.when, step.inputs, step.products])]:
         name = ref.split(".")[0]
         if ((step.each or step.grid) and name == step.item) or name in parameters and name not in names: continue
         if name not in names:
@@ -222,6 +226,8 @@ def _check_step(flow: Workflow, step: Step, outer: tuple[Path, ...]):
     try:
         if step.each and step.grid: raise BadRequest("It has both `each` and `grid`.", "Write the list of `each` as one more entry of `grid`.")
         if step.workflow and (step.resources != Resources() or step.on != "here"): raise BadRequest("It is a workflow: `resources` and `on` are for its steps.", "Write them in that file.")
+        if step.workflow and (step.inputs or step.products): raise BadRequest("It is a workflow: `inputs` and `products` are for its steps.", "Write them in that file.")
+        check_declared([i for i in step.inputs if not references(i)], [p for p in step.products if not references(p)])
         if step.workflow: flow.nested[step.name] = load(flow.path.parent/step.workflow, outer)
         declares = _declares(flow, step)
         for name, value in [*step.parameters.items(), *step.grid.items()]:
@@ -267,7 +273,7 @@ def _check_references(flow: Workflow, step: Step, declares: dict[str, Parameter]
             near = nearest(keys[0], kinds)
             raise BadRequest(f"${{{ref}}} is not what step {name!r} hands on.", f"Did you mean {near!r}?" if near else f"It hands on: {', '.join(kinds)}.")
         return list if many else kinds.get(keys[0]) if len(keys) == 1 else None
-    for ref in references([step.each, step.grid, step.when]): kind(ref)
+    for ref in references([step.each, step.grid, step.when, step.inputs, step.products]): kind(ref)
     for name, value in step.parameters.items():
         kinds = [kind(ref) for ref in references(value)]
         if not isinstance(value, str) or not kinds: continue
@@ -284,11 +290,13 @@ class Session:
                  client=None,  # of the cluster, where a step runs there
                  only: str | None = None,  # the one step to run; None: all of them
                  taken: dict[str, list[JobRun]] | None = None,  # earlier runs of what that step needs
+                 forced: dict[str, str] | None = None,  # steps that run again even when nothing changed, with the reason
                 ):
         self.settings, self.record, self.terminal, self.stop, self.places, self.warm, self.client = settings, Record(settings), terminal, stop, places, warm, client
         self.only, self.taken, self.timeout, self.until, self.id = only, taken or {}, timeout, time.monotonic() + (timeout or math.inf), None
+        self.forced, self.contents = forced or {}, Contents(settings)
         self.stuck = None  # since when somebody waits for what no worker can give
-        self.flow, self.tables, self.threads = flow, Tables(settings, self.record, flow.path), ThreadPoolExecutor(1024, "scalai-step")  # places are what limits them
+        self.flow, self.tables, self.threads = flow, Tables(settings, self.record, flow), ThreadPoolExecutor(1024, "scalai-step")  # places are what limits them
 
     def left(self, step: float | None = None) -> float:  # seconds
         "What a step may take: its own limit, within what the workflow has left."
@@ -351,6 +359,7 @@ def run(self: Workflow,
         warm: bool = True,  # False: every kernel starts cold
         jobs: int | None = None,  # steps at a time; default: [workflow] jobs
         only: str | None = None,  # this step alone; what it needs is taken from earlier runs
+        from_step: str | None = None,  # this step and all that come after it run again, even when nothing changed
        ) -> JobRun:
     "Run the steps and say how it ended. A step that fails stops nothing but what needs it."
     from scalai_nb.jobs.client import Stop
@@ -360,7 +369,7 @@ def run(self: Workflow,
     positive(timeout)
     if jobs is not None and jobs < 1: raise BadRequest(f"{jobs} jobs at a time do nothing.", "Give 1 or more.")
     record = Record(settings)
-    values, previous = asked(self, parameters or {}, from_failed, only, record)
+    values, previous = asked(self, parameters or {}, from_failed, only, record, from_step)
     taken = earlier(self, only, record) if only else None
     foresee(self, values, record)
     places = Places([here(settings, jobs)])
@@ -369,7 +378,7 @@ def run(self: Workflow,
         client = stack.enter_context(_away(self, settings, places)) if _used(self, "dask") else None
         terminal, _, pool = (stack.enter_context(c) for c in (Tree(progress), stop.on_signals(), Pool(self.warm if warm else ())))
         terminal.title(self.name)
-        session = Session(self, settings, terminal, stop, places, pool if warm else None, timeout, client, only, taken)
+        session = Session(self, settings, terminal, stop, places, pool if warm else None, timeout, client, only, taken, again(self, from_step))
         terminal.waits = lambda: len(places.waiting)
         with session.threads: job = to_end(lambda: _whole(self, values, session, parent or os.environ.get("SCALAI_RUN"), previous), stop)
         terminal.done(job)
@@ -397,10 +406,13 @@ def _values(flow: Workflow, given: dict) -> dict:
     return {n: _conform(p, given[n]) if n in given else p.default for n, p in flow.parameters.items()}
 
 # %% ../../nbs/jobs/08_workflow.ipynb #11ad968a
-def asked(flow: Workflow, parameters: dict, from_failed: bool, only: str | None, record: Record | None) -> tuple[dict, JobRun | None]:  # the parameters, the run to go on with
+def asked(flow: Workflow, parameters: dict, from_failed: bool, only: str | None, record: Record | None,
+          from_step: str | None = None) -> tuple[dict, JobRun | None]:  # the parameters, the run to go on with
     "What a request means: parameters that are left out are those of the run that it goes on with."
-    if only and from_failed: raise BadRequest("--only and --from-failed do not go together.", "Choose one of them.")
-    if only and only not in (names := [s.name for s in flow.steps]):
+    given = [o for o, v in {"--only": only, "--from": from_step, "--from-failed": from_failed}.items() if v]
+    if len(given) > 1: raise BadRequest(f"{' and '.join(given)} do not go together.", "Choose one of them.")
+    only, names = only or from_step, [s.name for s in flow.steps]
+    if only and only not in names:
         near = nearest(only, names)
         raise BadRequest(f"{flow.path.name} has no step {only!r}.", f"Did you mean {near!r}?" if near else f"Steps: {', '.join(names)}.")
     last = record and (from_failed or only) and next((r for r in record.runs(name=flow.name) if r.notebook == str(flow.path)), None)
@@ -413,6 +425,12 @@ def asked(flow: Workflow, parameters: dict, from_failed: bool, only: str | None,
     return values, record.get(last.id)
 
 # %% ../../nbs/jobs/08_workflow.ipynb #5b918980
+def again(flow: Workflow, from_step: str | None) -> dict[str, str]:  # by step, the reason
+    "A step and all that come after it."
+    if from_step is None: return {}
+    return {s.name: f"again from {from_step}" for s in flow.steps if s.name == from_step or from_step in ancestors(flow, s.name)}
+
+
 def earlier(flow: Workflow, only: str, record: Record | None) -> dict[str, list[JobRun]]:  # by step
     "For what a single step needs, the newest runs of it within this workflow that went well."
     rows = [] if record is None else [r for r in record.runs(name=flow.name, limit=20) if r.notebook == str(flow.path)]
@@ -446,7 +464,7 @@ def foresee(flow: Workflow,
 
 def _last_of(record: Record, notebook: Path) -> dict:
     "What a notebook handed on when it last went well, if its code is still the same."
-    code = code_of(notebook)
+    code = code_of(notebook, record.settings.root)
     with record.db() as db:
         row = db.execute(sa.select(RUNS.c.key, RUNS.c.results).where(RUNS.c.notebook == str(notebook), RUNS.c.state == "succeeded", RUNS.c.key.is_not(None)).order_by(RUNS.c.created.desc()).limit(1)).first()
     return row.results if row and row.key.startswith(code) else {}
@@ -481,6 +499,7 @@ async def _run(flow: Workflow, values: dict, session: Session, parent: str | Non
                upstream: list,  # links of what the whole workflow needs
                previous: JobRun | None,  # the run to go on with
                order: tuple[int, ...] = (),  # its place among all steps
+               forced: str = "",  # why all its steps run again
               ) -> JobRun:
     "Run one workflow, outermost or nested."
     began, record = time.monotonic(), session.record
@@ -490,7 +509,7 @@ async def _run(flow: Workflow, values: dict, session: Session, parent: str | Non
     if not path:
         session.id, pulse = job.id, Pulse(record, job, session.stop)
         pulse.start()  # also for its steps: signs of life, and whether somebody asks to stop
-    level = Level(flow, job, session, path, dict(values), upstream, previous, order)
+    level = Level(flow, job, session, path, dict(values), upstream, previous, order, forced)
     try: await together(_when_ready(level, step) for step in flow.steps if level.wanted(step.name))
     except BaseException as e:
         job.state, job.error, job.seconds = "failed", dict(cell=None, kind=type(e).__name__, message=str(e)), time.monotonic() - began
@@ -502,7 +521,7 @@ async def _run(flow: Workflow, values: dict, session: Session, parent: str | Non
     job.steps = [run for runs in done.values() for _, run in runs]
     for step in flow.steps: job.results |= gathered(step, done[step.name])[1] if step.name in done else {}
     job.state, job.error, job.reason = _verdict(job, session, nested=bool(path))
-    job.key, job.seconds = hashlib.sha256(json.dumps([link(r) for r in job.steps]).encode()).hexdigest(), time.monotonic() - began
+    job.key, job.seconds = hashlib.sha256(json.dumps([link(r, [], session.settings.root) for r in job.steps]).encode()).hexdigest(), time.monotonic() - began
     record.update(job)
     live.emit("job", id=job.id, name=job.name, state=job.state, parent=job.parent, cell=None, cells=None, note="")
     return job
@@ -519,12 +538,17 @@ class Level:
     upstream: list
     previous: JobRun | None
     order: tuple[int, ...]
+    forced: str = ""  # why all its steps run again
     states: dict[str, str] = field(default_factory=dict)
     links: dict[str, list] = field(default_factory=dict)
     done: dict[str, list[tuple[dict, JobRun]]] = field(default_factory=dict)  # of each step, its points and their runs
     events: dict[str, asyncio.Event] = field(default_factory=dict)
 
     def wanted(self, name: str) -> bool: return bool(self.path) or self.session.only in (None, name) or name in self.session.taken
+
+    def again(self, name: str) -> str: return self.forced or ("" if self.path else self.session.forced.get(name, ""))
+
+    def place(self, name: str) -> tuple[str, ...]: return *self.path.split(" › ")[:-1], name  # names, outermost first
 
     def ended(self, name: str) -> asyncio.Event: return self.events.setdefault(name, asyncio.Event())
 
@@ -540,7 +564,7 @@ async def _when_ready(level: Level, step: Step):
     runs = [run for _, run in done]
     level.states[step.name] = "succeeded" if not runs else next((r.state for r in runs if not r.ok), "skipped" if all(map(_left_out, runs)) else "succeeded")
     level.done[step.name], level.scope[step.name] = done, gathered(step, done)[0]
-    level.links[step.name] = [link(r) for r in runs] or above
+    level.links[step.name] = [link(r, above, session.settings.root) for r in runs] or above
     level.ended(step.name).set()
 
 # %% ../../nbs/jobs/08_workflow.ipynb #1575c67c
@@ -592,17 +616,28 @@ async def _step(level: Level, step: Step, upstream: list) -> list[tuple[dict, Jo
         async with gate:
             try:
                 if step.when and not holds(step.when, scope): return point, _note(level, step, name, "skipped", LEFT_OUT + step.when)
-                return point, await _attempts(level, step, name, resolve(step.parameters, scope) | point, chain, i)
+                return point, await _attempts(level, step, name, resolve(step.parameters, scope) | point, declares(step, scope), chain, i)
             except ScalaiError as e: return point, _note(level, step, name, "failed", error=dict(cell=None, kind=e.kind, message=e.message))
     if not step.chained: return await together(one(i, *p, upstream) for i, p in enumerate(points))
     done, chain = [], upstream
     for i, p in enumerate(points):
         done.append(await one(i, *p, chain))
         if not done[-1][1].ok: break
-        chain = [*upstream, link(done[-1][1])]  # what comes next may build on what this one left behind
+        chain = [*upstream, link(done[-1][1], chain, session.settings.root)]  # what comes next may build on what this one left behind
     return done
 
 # %% ../../nbs/jobs/08_workflow.ipynb #9d014473
+def declares(step: Step, scope: dict) -> dict[str, list[str]]:
+    "Declared inputs and products with their references filled in; one that stands for a list is as many."
+    found = {}
+    for what in ("inputs", "products"):
+        values = [v for value in resolve(getattr(step, what), scope) for v in (value if isinstance(value, list) else [value])]
+        if wrong := next((v for v in values if not isinstance(v, str)), None): raise BadRequest(f"`{what}` names {wrong!r}, which is no text.", "Refer to texts, or to lists of them.")
+        found[what] = values
+    check_declared(**found)
+    return found
+
+
 def points_of(step: Step, scope: dict) -> Iterable[tuple[str, dict, dict]]:  # name, scope, the parameters of a point
     "What a step runs for: once, for each element, or for every point of a grid."
     def listed(what, value):
@@ -640,7 +675,7 @@ def _note(level: Level, step: Step, name: str, state: str, reason: str = "", err
 def _named(run: JobRun, path: str) -> JobRun: return replace(run, name=path + run.name)  # as the terminal shows it
 
 # %% ../../nbs/jobs/08_workflow.ipynb #2f1eef47
-async def _attempts(level: Level, step: Step, name: str, parameters: dict, upstream: list, index: int) -> JobRun:
+async def _attempts(level: Level, step: Step, name: str, parameters: dict, declared: dict, upstream: list, index: int) -> JobRun:
     "Run a step, again where `retries` says so, or find it done."
     from tenacity import AsyncRetrying, retry_if_result, stop_after_attempt, wait_exponential, wait_random
     session, path, flow = level.session, level.path, level.flow
@@ -648,14 +683,17 @@ async def _attempts(level: Level, step: Step, name: str, parameters: dict, upstr
     before = {r.name: r for r in level.previous.steps}.get(name) if level.previous else None
     if step.workflow:
         nested = flow.nested[step.name]
-        def once(reason): return _run(nested, _values(nested, parameters), session, level.job.id, name, f"{path}{name} › ", upstream, before, order)
+        def once(reason): return _run(nested, _values(nested, parameters), session, level.job.id, name, f"{path}{name} › ", upstream, before, order, level.again(step.name))
     else:
         file = flow.path.parent/step.notebook
         values = check(file, parameters)
-        key = step_key(file, values, upstream, session.settings)
-        was, why = (before, "") if before and before.ok and not _left_out(before) else (None, "it always runs") if step.always else stands(session.record, session.tables, key, name, file)
+        key, files = step_key(file, values, upstream, session.settings)
+        inputs = Inputs(session.settings, session.contents, **declared, parameters=values, code=files)
+        if goes_on(before, key, inputs): was, why = before, ""
+        elif why := level.again(step.name) or ("it always runs" if step.always else ""): was = None
+        else: was, why = stands(session.record, session.tables, key, name, file, inputs, level.place(name))
         if was: return _unchanged(was, name, key, level, f"{UNCHANGED}{was.id}", file, values)
-        def once(reason): return _notebook(level, step, name, file, parameters, key, reason or why, order)
+        def once(reason): return _notebook(level, step, name, file, parameters, inputs, key, reason or why, order)
     tried = []
     async def attempt():
         tried.append(run := await once(f"attempt {len(tried) + 1} of {step.retries.times + 1}: {tried[-1].id} {tried[-1].state.replace('_', ' ')}" if tried else ""))
@@ -667,21 +705,22 @@ async def _attempts(level: Level, step: Step, name: str, parameters: dict, upstr
     return await again(attempt)
 
 # %% ../../nbs/jobs/08_workflow.ipynb #f05102b0
-async def _notebook(level: Level, step: Step, name: str, file: Path, parameters: dict, key: str, reason: str, order: tuple[int, ...]) -> JobRun:
+async def _notebook(level: Level, step: Step, name: str, file: Path, parameters: dict, inputs: Inputs, key: str, reason: str, order: tuple[int, ...]) -> JobRun:
     "Wait for a place, and run there."
     session, need = level.session, _need(step)
     held = await session.places.take(need, step.on, order)
     if why := session.over(level.job.id): return _note(level, step, name, **why)
     if held is None: return _note(level, step, name, "failed", error=dict(cell=None, kind="NoPlace", message="the cluster has lost every worker that could take it"))
     line = session.terminal.enter(level.path + name)
-    how = dict(timeout=max(session.left(step.timeout), .001), settings=session.settings, name=name, parent=level.job.id, key=key, reason=reason, stop=session.stop,
+    how = dict(timeout=max(session.left(step.timeout), .001), settings=session.settings, name=name, parent=level.job.id, key=provisional(key), reason=reason, stop=session.stop,
                env={"CUDA_VISIBLE_DEVICES": ",".join(held.devices)} if held.devices else None)
+    inputs.given = how["env"] or {}
     try:
         if step.on == "here": work = lambda: run_notebook(file, parameters, terminal=line, warm=session.warm, **how)
         else:
             from scalai_nb.jobs.remote import run_away
             work = lambda: run_away(session.client, held.place.name, file, parameters, line=line, **how)
-        return await asyncio.get_running_loop().run_in_executor(session.threads, work)
+        return await asyncio.get_running_loop().run_in_executor(session.threads, lambda: _accounted(level, step, inputs, key, work))
     except BaseException as e:
         if not isinstance(e, ScalaiError): session.stop.request(f"{type(e).__name__} in step {name}")  # nothing else goes on unseen
         raise
@@ -691,10 +730,30 @@ async def _notebook(level: Level, step: Step, name: str, file: Path, parameters:
         session.tables.forget()
 
 # %% ../../nbs/jobs/08_workflow.ipynb #8116163c
+def _accounted(level: Level, step: Step, inputs: Inputs, key: str, work) -> JobRun:
+    "Run, and record what it depended on and made. A product that is missing is a failure."
+    inputs.before()
+    run = work()
+    missing, run.key = inputs.after(run), key
+    if run.ok and missing:
+        run.state, run.error = "failed", dict(cell=None, kind="MissingProduct", message=f"it made no {missing[0]}, which is declared as its product")
+    level.session.record.update(run)
+    if run.ok and (more := to_declare(run)):
+        text = f"{level.path}{run.name} reads what it does not declare. Add to step {step.name!r} of {level.flow.path.name}: inputs = {json.dumps([*step.inputs, *more], ensure_ascii=False)}"
+        level.session.terminal.warn(text)
+        log = Log(level.session.record.folder(run.id)/"log.jsonl")
+        log.write(type="warning", text=text)
+        log.close()
+    return run
+
+
+def _all_writes(run: JobRun) -> list[dict]: return [*run.writes, *(e for s in run.steps for e in _all_writes(s))]
+
+
 def _unchanged(was: JobRun, name: str, key: str, level: Level, reason: str, file: Path | str | None = None, values: dict | None = None) -> JobRun:
     "A row for what need not be done again."
     run = level.session.record.create(JobRun(name=name, kind=was.kind, state="skipped", notebook=str(file or was.notebook), output=was.output, parameters=was.parameters if values is None else veiled(values),
-                                             results=was.results, key=key, parent=level.job.id, seconds=0., reason=reason, reads=was.reads, writes=was.writes))
+                                             results=was.results, key=key, parent=level.job.id, seconds=0., reason=reason, reads=was.reads, writes=_all_writes(was)))
     if not level.path: level.session.terminal.done(run)
     return run
 

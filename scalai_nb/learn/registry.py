@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['QUIET', 'ANSWERS', 'LOCATIONS', 'INTENT', 'TURN', 'client_of', 'asked', 'Store', 'Registry', 'log', 'beside',
-           'run_of', 'record', 'profile_of', 'local', 'Turn', 'ModelVersion', 'mlmodel', 'register', 'version',
+           'run_of', 'record', 'profile_of', 'local', 'Turn', 'ModelVersion', 'mlmodel', 'register', 'version', 'names',
            'champion', 'resolve', 'load', 'compare', 'entries']
 
 # %% ../../nbs/learn/08_registry.ipynb #930396d3
@@ -50,18 +50,19 @@ def _make(file: Path, opened):
         with publish(file) as new: shutil.copy(f"{tmp}/new.db", new)
 
 # %% ../../nbs/learn/08_registry.ipynb #26b2df2e
-ANSWERS = {"RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "INVALID_PARAMETER_VALUE"}  # error codes of a store that works
+ANSWERS = {"RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "INVALID_PARAMETER_VALUE"}  # of a store that works
 
 def asked(uri: str,  # of the store
           call: Callable, *args, **kwargs):
-    "Call MLflow. Raises `Unreachable` where the store does not answer; what it answers, an error included, is passed on."
+    "Call MLflow. Raises `Unreachable` where the store does not answer; what it answers, errors included, is passed on."
     from mlflow.exceptions import MlflowException
     try: return call(*args, **kwargs)
     except MlflowException as e:
         if e.error_code in ANSWERS: raise
         why = str(e).splitlines()[0]
     except OSError as e: why = str(e)  # requests' errors are of this class, too
-    raise Unreachable(f"The model registry {uri} does not answer: {why[:200]}", "Check [tracking] uri in settings.ini, the server and its disk; then run it again.", "registry")
+    raise Unreachable(f"The model registry {uri} does not answer: {why[:200]}",
+                      "Check [tracking] uri in settings.ini, the server and its disk; then run it again.", "registry")
 
 class Store:
     "MLflow's client, every call of which goes through `asked`."
@@ -273,10 +274,10 @@ def local(self: Registry,
           uri: str,  # of an artifact folder
          ) -> Path:
     "The folder on this machine: the workspace's own wherever it lies now, else a copy of a server's."
-    if not uri.startswith("file:") and "://" in uri:
+    from urllib.parse import unquote, urlparse
+    if urlparse(uri).scheme not in ("", "file"):  # a server's own is mlflow-artifacts:/…, with one slash
         from mlflow.artifacts import download_artifacts
         return Path(asked(self.uri, download_artifacts, artifact_uri=uri, tracking_uri=self.uri))
-    from urllib.parse import unquote, urlparse
     inside = uri.rsplit("/artifacts/", 2)[1:]  # …/artifacts/RUN/artifacts/what
     if self.settings.tracking.uri or len(inside) < 2: return Path(unquote(urlparse(uri).path))
     return self.settings.path("artifacts", inside[0], "artifacts", *inside[1].split("/"))
@@ -287,7 +288,8 @@ Registry.run, Registry.record, Registry.local, Registry._held, Registry.profile 
 INTENT = "scalai.intent"  # tag of a registered model: the change that is being made
 
 @patch
-def _state(self: Registry, name: str) -> tuple[dict[str, int], dict[int, dict[str, str]]]:  # aliases; tags that versions are getting
+def _state(self: Registry, name: str,
+          ) -> tuple[dict[str, int], dict[int, dict[str, str]]]:  # aliases; tags that versions are getting
     "A model's aliases, an unfinished change included; nothing where there is no such model."
     from mlflow.exceptions import MlflowException
     try: model = self.client.get_registered_model(name)
@@ -322,14 +324,15 @@ def _finish(self: Registry, name: str, check: Callable) -> None:
         if e.error_code == "RESOURCE_DOES_NOT_EXIST": return
         raise
     if INTENT not in model.tags: return
-    intent, there = json.loads(model.tags[INTENT]), {int(v.version) for v in self.client.search_model_versions(f"name = '{name}'")}
+    intent, versions = json.loads(model.tags[INTENT]), self.client.search_model_versions(f"name = '{name}'")
+    there = {int(v.version) for v in versions}
     whole = all(v is None or v in there for v in intent["aliases"].values())
     for alias, number in intent["aliases" if whole else "before"].items():
         check()
         if number is None: self.client.delete_registered_model_alias(name, alias)
         elif number in there: self.client.set_registered_model_alias(name, alias, str(number))
     for number, tags in intent["notes"].items() if whole else ():
-        for key, value in tags.items():
+        for key, value in tags.items() if int(number) in there else ():
             check()
             self.client.set_model_version_tag(name, number, key, value)
     check()
@@ -370,7 +373,7 @@ class Turn:
     def __exit__(self, *_):
         self.over.set()
         self.thread.join()
-        self.client.set_registered_model_tag(f"{self.name}{self.number}", "over", "1")
+        self.mark("over", "1")
 
 # %% ../../nbs/learn/08_registry.ipynb #22e2787c
 @patch
@@ -402,15 +405,24 @@ def live(self: Turn) -> None:
     "Show the others that this holder lives."
     while not self.over.wait(self.lease/6):
         now = time.monotonic()
-        try: self.client.set_registered_model_tag(f"{self.name}{self.number}", "alive", str(now))
+        try: self.alive = now if self.mark("alive", str(now)) else self.alive
         except ScalaiError: continue  # the lease goes on running
-        self.alive = now
+
+@patch
+def mark(self: Turn, key: str, value: str) -> bool:  # False: others took this holder for dead
+    from mlflow.exceptions import MlflowException
+    try: self.client.set_registered_model_tag(f"{self.name}{self.number}", key, value)
+    except MlflowException as e:
+        if e.error_code != "RESOURCE_DOES_NOT_EXIST": raise
+        return False
+    return True
 
 @patch
 def check(self: Turn) -> None:
     "Raise `Unreachable` where others may have taken this holder for dead."
     if time.monotonic() - self.alive < self.lease/2: return
-    raise Unreachable("The tracking server did not hear from this process for too long; what it began is finished by the next one.", "Run it again.", "registry")
+    raise Unreachable("The tracking server did not hear from this process for too long; the next one finishes its change.",
+                      "Run it again.", "registry")
 
 # %% ../../nbs/learn/08_registry.ipynb #8e25c515
 @dataclass(frozen=True)
@@ -501,7 +513,9 @@ def register(self: Registry,
             ) -> int:  # the version
     "Add a version, which is the challenger until it is promoted or refused; or find the one that is the same."
     from mlflow.exceptions import MlflowException
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or name.startswith(TURN): raise BadRequest(f"{name!r} cannot name a model.", "Use letters, digits, dots, dashes and underscores; @ parts name from version.")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or name.startswith(TURN):
+        raise BadRequest(f"{name!r} cannot name a model.",
+                         "Use letters, digits, dots, dashes and underscores; @ parts name from version.")
     candidate, metrics = Path(candidate), {k: v for k, v in (metrics or {}).items() if isinstance(v, (int, float))}
     if not candidate.is_file(): raise BadRequest(f"There is no model file {candidate}.", "Give the path of a candidate that compress() wrote.")
     digest = _sha(candidate.read_bytes())
@@ -509,7 +523,8 @@ def register(self: Registry,
         try: self.client.create_registered_model(name)
         except MlflowException as e:
             if e.error_code != "RESOURCE_ALREADY_EXISTS": raise
-        known = [v for v in self.client.search_model_versions(f"name = '{name}'") if (v.tags.get("scalai.sha256"), v.tags.get("scalai.run")) == (digest, run.id)]
+        same = lambda v: (v.tags.get("scalai.sha256"), v.tags.get("scalai.run")) == (digest, run.id)
+        known = [v for v in self.client.search_model_versions(f"name = '{name}'") if same(v)]
         number = int(known[0].version) if known else self._add(name, candidate, run, digest, metrics, tags or {})
         aliases, _ = self._state(name)
         decided = known and "outcome" in known[0].tags or number in aliases.values()
@@ -520,10 +535,12 @@ def register(self: Registry,
 def _add(self: Registry, name: str, candidate: Path, run, digest: str, metrics: dict, tags: dict) -> int:
     "The files first, then the version that names them."
     at, part = self.log(run), f"models/{digest[:16]}"
-    facts = {"scalai.sha256": digest, "scalai.run": run.id, "scalai.metrics": json.dumps(metrics), **{k: str(v) for k, v in tags.items()}}
+    facts = {"scalai.sha256": digest, "scalai.run": run.id, "scalai.metrics": json.dumps(metrics)}
+    facts |= {k: str(v) for k, v in tags.items()}
     with tempfile.TemporaryDirectory() as tmp:
         _fill(Path(tmp), candidate, run, name, digest, metrics, tags)
-        facts["scalai.files"] = json.dumps({f.name: _sha(f.read_bytes()) for f in sorted(Path(tmp).iterdir()) if f.name != "model.onnx"})
+        others = [f for f in sorted(Path(tmp).iterdir()) if f.name != "model.onnx"]
+        facts["scalai.files"] = json.dumps({f.name: _sha(f.read_bytes()) for f in others})
         self.put(at, tmp, part)
     source = f"{self.client.get_run(at).info.artifact_uri}/{part}"
     return int(self.client.create_model_version(name, source, run_id=at, tags=facts).version)
@@ -559,22 +576,24 @@ def version(self: Registry,
 
 def _entry(self, v, state: tuple | None = None) -> ModelVersion:
     aliases, notes = state or self._state(v.name)
-    number, tags = int(v.version), {k: t for k, t in v.tags.items() if not k.startswith("scalai.")}
-    return ModelVersion(v.name, number, self.local(v.source)/"model.onnx", json.loads(v.tags.get("scalai.metrics", "{}")), tags | notes.get(number, {}),
-                        tuple(sorted(a for a, n in aliases.items() if n == number)), v.run_id or "", v.tags.get("scalai.sha256", ""),
-                        json.loads(v.tags.get("scalai.files", "{}")))
+    number, said = int(v.version), lambda key: json.loads(v.tags.get(f"scalai.{key}", "{}"))
+    tags = {k: t for k, t in v.tags.items() if not k.startswith("scalai.")} | notes.get(number, {})
+    mine = tuple(sorted(a for a, n in aliases.items() if n == number))
+    return ModelVersion(v.name, number, self.local(v.source)/"model.onnx", said("metrics"), tags, mine, v.run_id or "",
+                        v.tags.get("scalai.sha256", ""), said("files"))
 
-def _names(self) -> list[str]: return sorted(m.name for m in self.client.search_registered_models() if not m.name.startswith(TURN))
+def names(self) -> list[str]:  # of all models
+    return sorted(m.name for m in self.client.search_registered_models() if not m.name.startswith(TURN))
 
 def _unknown(self, name, what) -> BadRequest:
-    names = self._names()
+    names = self.names()
     if name not in names:
         near = nearest(name, names)
         return BadRequest(f"There is no model {name!r}.", f"Did you mean {near!r}?" if near else f"Known: {', '.join(sorted(names)) or 'none'}.", "model")
     have = sorted(int(v.version) for v in self.client.search_model_versions(f"name = '{name}'"))
     return BadRequest(f"The model {name!r} has no {what if isinstance(what, str) else f'version {what}'}.", f"Versions: {', '.join(map(str, have)) or 'none'}.", "model")
 
-Registry.version, Registry._entry, Registry._names, Registry._unknown = version, _entry, _names, _unknown
+Registry.version, Registry._entry, Registry.names, Registry._unknown = version, _entry, names, _unknown
 
 # %% ../../nbs/learn/08_registry.ipynb #e9d6b675
 def champion(self: Registry,
@@ -617,8 +636,11 @@ def keep(self: Registry,
     "Record that a version was refused and the champion stays."
     with self.changing(name) as change:
         refused = self.version(name, number)
-        if "champion" in refused.aliases: raise BadRequest(f"{name}@{number} is the champion and cannot be refused.", f"Roll back: scalai models rollback {name}")
-        change({"challenger": None} if "challenger" in refused.aliases else {}, {refused.version: _note("refused", reason)})
+        if "champion" in refused.aliases:
+            raise BadRequest(f"{name}@{number} is the champion and cannot be refused.",
+                             f"Roll back: scalai models rollback {name}")
+        gone = {"challenger": None} if "challenger" in refused.aliases else {}
+        change(gone, {refused.version: _note("refused", reason)})
     return self.version(name, number)
 
 @patch
@@ -629,7 +651,9 @@ def challenge(self: Registry,
     "Make a version the challenger."
     with self.changing(name) as change:
         chosen = self.version(name, number)
-        if "champion" in chosen.aliases: raise BadRequest(f"{name}@{number} is the champion and cannot challenge itself.", "Name another version: scalai models list")
+        if "champion" in chosen.aliases:
+            raise BadRequest(f"{name}@{number} is the champion and cannot challenge itself.",
+                             "Name another version: scalai models list")
         change({"challenger": chosen.version}, {})
     return self.version(name, number)
 
@@ -640,16 +664,19 @@ def rollback(self: Registry,
              reason: str = "rolled back",
              to: int | None = None,  # a version that shall serve again; default: the one before
             ) -> int:  # the version that serves now
-    "Put an earlier version back into service and retire the champion. Repeated, it changes nothing: a retired version does not come back."
+    "Put an earlier version back into service and retire the champion. Repeated, it changes nothing."
     with self.changing(name) as change:
         aliases, _ = self._state(name)
         now, back = aliases.get("champion"), to or aliases.get("previous")
         if now is None: raise self._unknown(name, "champion")
-        if back is None: raise BadRequest(f"The model {name!r} has no previous champion.", f"Promote a version: scalai models promote {name} VERSION")
+        if back is None:
+            raise BadRequest(f"The model {name!r} has no previous champion.",
+                             f"Promote a version: scalai models promote {name} VERSION")
         if back == now: return now
         chosen = self.version(name, back)
-        if to is None and chosen.tags.get("outcome") == "retired": return now
-        wanted = {"champion": back, "previous": now} | ({"challenger": None} if aliases.get("challenger") == back else {})
+        if to is None and chosen.tags.get("outcome") == "retired": return now  # by the same rollback, before
+        wanted = {"champion": back, "previous": now}
+        if aliases.get("challenger") == back: wanted["challenger"] = None
         change(wanted, {back: _note("promoted", reason), now: _note("retired", reason)})
     return back
 
@@ -684,9 +711,13 @@ def entries(self: Registry,
             name: str | None = None,  # of a model; None: all
            ) -> list[dict]:  # newest first, as `ModelVersion.to_dict`
     "All versions."
-    names = self._names()
+    names = self.names()
     if name is not None and name not in names: raise self._unknown(name, "version")
-    newest = lambda n: sorted(self.client.search_model_versions(f"name = '{n}'"), key=lambda v: -int(v.version))
-    return [self._entry(v, state).to_dict() for n in ([name] if name else names) for state in [self._state(n)] for v in newest(n)]
+    found = []
+    for n in [name] if name else names:
+        state = self._state(n)
+        newest = sorted(self.client.search_model_versions(f"name = '{n}'"), key=lambda v: -int(v.version))
+        found += [self._entry(v, state).to_dict() for v in newest]
+    return found
 
 Registry.resolve, Registry.load, Registry.compare, Registry.list = resolve, load, compare, entries

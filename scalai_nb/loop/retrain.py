@@ -32,8 +32,9 @@ def unfinished(model: str,  # registry name
               ) -> list[str]:  # the windows whose retraining was closed
     "Close the retrainings of earlier windows that began, did not end, and are not running."
     from scalai_nb.jobs.record import Record
-    from scalai_nb.loop.decisions import decisions, settle
+    from scalai_nb.loop.decisions import decisions, finish, settle
     settings = settings or Settings.load()
+    finish(model, settings)
     running = {(r.parameters.get("model"), r.parameters.get("judged")) for s in ("queued", "running") for r in Record(settings).runs(state=s, nested=True)}
     open_ = [d for d in decisions(settings, model) if d["outcome"] == "pending" and d["period"] < period and (model, d["period"]) not in running]
     for d in open_: settle(model, d["period"], "failed", d["version_before"], f"Failed: the retraining never ended; version {d['version_before']} serves on.", settings, by="retrain")

@@ -8,7 +8,7 @@ __all__ = ['MOST', 'to_look_at', 'opened', 'ended', 'tell', 'watch', 'heed']
 # %% ../../nbs/loop/03_watch.ipynb #a841347b
 import time
 
-from ..core.alerts import Alert, send
+from ..core.alerts import Alert, resume, send
 from ..core.errors import BadRequest
 from ..core.settings import Settings
 from ..data.period import order, rolled, span, unit_of
@@ -47,6 +47,7 @@ def tell(settings: Settings, reference: str = "") -> dict[str, str]:  # receiver
     "Tell of what opened and what ended, each once. Whom an attempt does not reach is told with the next look."
     alarms, done = Alarms(settings), {}
     once = settings.model_copy(update={"alerts": settings.alerts.model_copy(update={"repeat": float("inf")})})  # no reminders
+    resume(once)
     new, over = alarms.untold()
     for group in new:
         done |= (failed := _failed(send(alert := opened(group, reference), once)))

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 
 from fastcore.basics import patch
 
+from ..core.alerts import open_cases
 from ..core.errors import BadRequest
 from ..core.settings import Settings
 from ..core.storage import shared
@@ -137,6 +138,13 @@ def find(self: Alarms, source: str | None = None,  # only this one's
     if not self.settings.path("alarms.db").is_file(): return []
     with self._open() as db:
         return [a for a in _rows(db) if (source is None or a.source == source) and (resolved or not a.resolved)]
+
+@patch
+def current(self: Alarms, source: str | None = None,  # only this one's
+           ) -> tuple[list[Alarm], list[tuple[str, float]]]:  # alarms; other open alerts, as `open_cases` has them
+    "All that is not over. The command and every page read this, so that none reports that all is well when another does not."
+    others = [c for c in open_cases(self.settings) if not c[0].startswith("drift/")] if source is None else []
+    return self.find(source), others
 
 @patch
 def acknowledge(self: Alarms, which: int | str,  # its number; a source, for all of it; or source/subject

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field
 from html import escape
 
-from ..core.alerts import open_cases, receivers
+from ..core.alerts import receivers
 from ..core.errors import ScalaiError
 from ..core.settings import Settings
 from ..data.table import Table
@@ -34,6 +34,7 @@ class Line:
     need: str = ""  # what somebody has to do; empty: nothing
     app: str = ""  # the page that says more
     state: dict = field(default_factory=dict)  # what it shall show
+    open: bool = False  # somebody knows of it, and it is not over
 
     @property
     def needs(self) -> bool: return self.level in ("attention", "act")
@@ -51,7 +52,9 @@ def summary(lines: list[Line]) -> tuple[str, str, dict[str, str]]:  # level, sen
     needing, known = [x for x in lines if x.needs], [x for x in lines if x.level != "unknown"]
     if not known and not needing: return "unknown", "Nothing has happened in this workspace yet: run `scalai demo`, or `scalai ingest URI TABLE`.", {}
     facts = {"Needs you": several(len(needing), "thing") if needing else "Nothing", "Well": f"{sum(x.level in ('good', 'running') for x in lines)} of {len(lines)}"}
-    if not needing: return "good", "All is well.", facts
+    if not needing:
+        known = [x.sentence for x in lines if x.open]
+        return "good", " ".join(["Nothing needs you.", *known]) if known else "All is well.", facts
     level = "act" if any(x.level == "act" for x in needing) else "attention"
     if len(needing) == 1: return level, f"{needing[0].what}: {needing[0].sentence}", facts
     return level, f"{len(needing)} things need you: {listed(x.what for x in needing)}.", facts
@@ -76,10 +79,12 @@ def of_schedules(settings: Settings) -> list[Line]:
     return [Line("Schedules", "good", f"{several(len(found), 'schedule')}" + (f"; {coming['name']} comes next, at {coming['next']} ({coming['zone']})." if coming else ".") + rest)]
 
 def of_alarms(settings: Settings) -> list[Line]:
-    found, seen = [c for c in open_cases(settings) if not c[0].startswith("drift/")], Alarms(settings).find()  # those have lines of their own
+    seen, found = Alarms(settings).current()
     new, known = [a for a in seen if a.state == "open"], sum(a.state == "acknowledged" for a in seen)
     if new: return [Line("Alarms", "attention", f"{several(len(new), 'alarm')} {'is' if len(new) == 1 else 'are'} open: {listed(f'{a.source} {a.subject}' for a in new)}.", new[0].opened, f"See to it, then: scalai alarms acknowledge {new[0].id}", "drift"), *_of_cases(found)]
-    if known: return [Line("Alarms", "good", f"{several(known, 'alarm')}, acknowledged."), *_of_cases(found)]
+    if known:
+        sentence = f"{several(known, 'alarm')}, acknowledged, {'is' if known == 1 else 'are'} not over."
+        return [Line("Alarms", "good", sentence, open=True), *_of_cases(found)]
     if not found and not receivers(settings): return [Line("Alarms", "unknown", "Nobody is told of alarms: [alerts] in settings.ini names no receiver.")]
     return _of_cases(found) or [Line("Alarms", "good", "No alarm is open.")]
 

@@ -14,7 +14,7 @@ from ..core.settings import Settings
 from .decisions import log_table, summary
 from .performance import MEASURES, calibration, legend, numbers, over_time, sentence
 from .style import Link, View, controls, download, dropdown, headline, html, key, leads, listed, number, take, BLUE, GREY
-from .watch import OF_ALL, Watch
+from .watch import OF_ALL, Watch, but_open
 
 # %% ../../nbs/view/20_scores.ipynb #cb0743b5
 NOTHING = "There are no scores in this workspace yet: run `scalai demo`, or `scalai score MODEL URI scores --period 2013-06`."
@@ -26,7 +26,8 @@ def standing(watch: Watch) -> tuple[str, str, dict[str, str]]:  # level, sentenc
     if watch.decisions:
         late = [p for p in watch.periods if p > list(watch.decisions)[-1]]
         level, said, facts = summary(list(watch.decisions.values()))
-        return level, said, facts | ({"Not judged yet": listed(late)} if late else {})
+        facts |= {"Not judged yet": listed(late)} if late else {}
+        return but_open(level, said, facts, watch.settings, watch.model, watch.sources[1])
     known = [p for p in watch.families if watch.measured(p)]
     if not watch.families: return "unknown", NOTHING, {}
     if not known: return "unknown", f"The scores of {listed(watch.families)} have no labels yet, and nothing was decided about them.", {}

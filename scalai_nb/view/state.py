@@ -32,7 +32,9 @@ def state(settings: Settings,
           *files: Path,  # more that a page depends on: its notebook
          ) -> str:
     "Changes when anything changes that a dashboard reads."
-    known = [settings.file, settings.root / "policy.yaml", settings.path("mlflow.db"), settings.path("alerts.db"), *files, *sorted(settings.path("decisions").glob("*/*.json"))]
+    alarms = [settings.path(f"{name}.db{part}") for name in ("alerts", "alarms") for part in ("", "-wal")]
+    decided = sorted(settings.path("decisions").glob("*/*.json"))
+    known = [settings.file, settings.root / "policy.yaml", settings.path("mlflow.db"), *alarms, *files, *decided]
     timed = [(s["name"], s["paused"], s["overdue"], s["failing_since"], s["last"] and (s["last"]["id"], s["last"]["state"])) for s in Timetable(settings).overview()]
     runs = [(r.id, r.state, r.seconds) for r in Record(settings).runs(limit=40)]
     return hashlib.sha256(repr([[stamp(Path(f)) for f in known], logs(settings), runs, timed]).encode()).hexdigest()[:16]

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['NOTHING', 'CELLS_KEY', 'OF_ALL', 'by_window', 'Watch', 'policy_for', 'report', 'whole', 'measured', 'scored_by',
-           'points', 'moved', 'standing', 'Page', 'columns', 'look', 'other', 'choose', 'bins_table', 'draw', 'page']
+           'points', 'moved', 'standing', 'but_open', 'Page', 'columns', 'look', 'other', 'choose', 'bins_table',
+           'draw', 'page']
 
 # %% ../../nbs/view/12_watch.ipynb #d0c575ef
 from html import escape
@@ -17,6 +18,7 @@ from ..data.profile import Profile
 from ..loop.decisions import decisions as decision_log
 from ..loop.judge import policy_of, reference_of
 from ..loop.segments import current, cut, segments_of
+from ..monitor.alarms import Alarms
 from ..monitor.drift import Finding, Report, compare
 from ..monitor.performance import Performance, performance
 from ..monitor.thresholds import Policy
@@ -145,7 +147,22 @@ def standing(watch: Watch) -> tuple[str, str, dict[str, str]]:  # level, sentenc
     decided = {"Decided": f"{told['action']}, {outcome(told)}"} if told else {"Decided": "nothing yet"}
     facts |= {"Like this since": alike[-1], "Held against": listed(watch.reference(newest)), **decided}
     if report.problem: return "act", f"{newest} cannot be compared: {report.problem}.", facts
-    return ("attention", f"In {newest} {listed(moved(report))} moved.", facts) if report.drifted else ("good", f"{newest} is like the windows that the model learnt from.", facts)
+    if report.drifted: return "attention", f"In {newest} {listed(moved(report))} moved.", facts
+    said = f"{newest} is like the windows that the model learnt from."
+    return but_open("good", said, facts, watch.settings, watch.sources[0])
+
+def but_open(level: str, sentence: str, facts: dict[str, str],
+             settings: Settings, *sources: str,
+            ) -> tuple[str, str, dict[str, str]]:
+    "Add the alarms of some sources that are not over to a sentence that reports something as well."
+    found = [a for s in dict.fromkeys(sources) for a in Alarms(settings).current(s)[0]]
+    new = [a for a in found if a.state == "open"]
+    if level != "good" or not found: return level, sentence, facts
+    shown, how = (new, "open") if new else (found, "acknowledged and not over")
+    names = listed(f"{a.source} {a.subject}" for a in shown)
+    what = f"{several(len(shown), 'alarm')} {'is' if len(shown) == 1 else 'are'} {how}: {names}"
+    if not new: return level, f"{sentence} {what}.", facts
+    return "attention", f"{what}.", facts | {"Needs you": f"See to it, then: scalai alarms acknowledge {new[0].id}"}
 
 # %% ../../nbs/view/12_watch.ipynb #e4f98bb2
 class Page(View):

@@ -1,20 +1,21 @@
 """The dashboards beside Voila alone, as eight visitors meet them: `make bench-dash`, or
 
-    python tests/bench/dash.py --rounds 5 [--dry]
+    python tests/bench/dash.py --rounds 5 [--visitors 8] [--tabs 50] [--dry]
 
-One workspace as the loop leaves it (twelve windows of real flights), the same apps behind `scalai dash` and behind a plain `voila`, in turn.
+One workspace as the loop leaves it (twelve windows of real flights), the same apps behind `scalai dash`, behind `voila` as it comes, and behind `voila` with
+kernels that have run the page before it is asked for (`preheat_kernel`, a pool of as many), in turn; as many visits of each, after as many to warm up.
 Visitors are real Chromiums, each with a profile of its own that has been here twice (from the third visit on a browser keeps a script as it was compiled); each comes
 at a moment of its own within two seconds.
 The section goes to tests/bench/RESULTS.md as those of bench.py do.
 """
-import argparse, asyncio, contextlib, json, os, random, re, shutil, signal, subprocess, sys, tempfile, time, uuid
+import argparse, asyncio, contextlib, json, os, random, re, shutil, signal, statistics, subprocess, sys, tempfile, time, uuid
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 from bench import keep, stamp
 
-VISITORS, TABS, POOL, SPREAD, WARMING, SLOW, NEVER = 8, 50, 8, 2., 2, 2, 90_000
+VISITORS, TABS, POOL, SPREAD, WARMING, NEVER = 8, 50, 8, 2., 2, 90_000
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split() + ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]  # and no route of Playwright's, which would switch the cache off
 SMALL = "import ipywidgets\nslider, said = ipywidgets.IntSlider(max=10_000), ipywidgets.HTML('<b>0</b>')\nslider.observe(lambda change: setattr(said, 'value', f'<b>{change.new}</b>'), 'value')\nslider"
 SEEN = """(() => { const look = () => { for (const [name, what] of Object.entries({paint: '.scalai .headline', live: '.scalai .widget-dropdown select'})) {
@@ -73,26 +74,38 @@ class Scalai(Server):
 
 
 class Voila(Server):
-    name = "Voila alone"
+    name, options = "Voila", []
     enter = None
     headers = {}
     def __init__(self, root, *_):
         super().__init__(root)
         from scalai_nb.core.web import free_port
         self.url = f"http://127.0.0.1:{free_port()}"
-        self.begin([Path(sys.executable).with_name("voila"), "apps", "--no-browser", f"--port={self.url.rsplit(':', 1)[1]}", "--template=lab", "--Voila.log_level=ERROR"], SCALAI_SETTINGS=str(root / "settings.ini"))
+        self.begin([Path(sys.executable).with_name("voila"), "apps", "--no-browser", f"--port={self.url.rsplit(':', 1)[1]}", "--template=lab", "--Voila.log_level=ERROR", *self.options], SCALAI_SETTINGS=str(root / "settings.ini"))
         self.settle()
     def paint(self, app): return f"{self.url}/voila/render/{app}.ipynb"
     live = paint
 
-    def settle(self, *_, within=60):
-        import httpx
-        end = time.monotonic() + within
-        while True:
-            try: return httpx.get(f"{self.url}/voila/static/voila.js", trust_env=False).raise_for_status()
-            except httpx.HTTPError:
-                assert time.monotonic() < end
-                time.sleep(.1)
+    def settle(self, *_, within=300):
+        "Until it answers and its kernels have nothing left to compute: the pool is full."
+        import httpx, psutil
+        end, calm, before = time.monotonic() + within, 0, None
+        while calm < 3:
+            assert time.monotonic() < end, "Voila's pool was not full in time"
+            time.sleep(.5)
+            try: httpx.get(f"{self.url}/voila/static/voila.js", trust_env=False, timeout=30).raise_for_status()
+            except httpx.HTTPError: continue
+            try: now = sum(sum(p.cpu_times()[:2]) for p in (me := psutil.Process(self.process.pid), *me.children(recursive=True))[1:] or [me])
+            except psutil.NoSuchProcess: continue
+            calm, before = calm + 1 if before is not None and abs(now - before) < .1 else 0, now
+
+
+class Preheated(Voila):
+    name = "Voila, preheat_kernel"
+    def __init__(self, root, kernels, pool):
+        others = [f"--VoilaKernelManager.preheat_denylist={p.name}" for p in (root / "apps").glob("*.ipynb") if p.stem not in ("drift", "small")]
+        self.options = ["--preheat_kernel=True", f"--pool_size={pool}", *others]  # of the two pages that are visited
+        super().__init__(root)
 
 
 async def visitors(server, app: str, rounds: int) -> dict[str, list[float]]:
@@ -133,7 +146,7 @@ async def visitors(server, app: str, rounds: int) -> dict[str, list[float]]:
             await asyncio.gather(*(turn(p, late) for p, late in zip(people, lates())))
             await asyncio.gather(*(p.goto("about:blank") for p in people))
             server.settle(app)
-            for p in people[:4]:
+            for p in people[:max(1, VISITORS // 2)]:
                 if server.enter: await p.goto(server.paint(app))  # whoever asks for the live page has its first one before him
                 await look(p, "alone", server.live(app), 1)
                 got["first"].append(await p.evaluate("() => performance.getEntriesByType('navigation')[0].responseEnd"))
@@ -241,33 +254,44 @@ ROWS = {"paint": ("first meaningful paint: the headline is drawn, in Chromium", 
 
 def report(runs: dict, command: str, load: float) -> str:
     "The section."
-    lines = ["| p95, ms | Voila alone | scalai dash | must | met | aim | met | median of scalai dash |", "|---|---:|---:|---:|---|---:|---|---:|"]
+    mine, others = runs["scalai dash"], {k: v for k, v in runs.items() if k != "scalai dash"}
+    lines = [f"| p95, ms | {' | '.join(others)} | scalai dash | visits of each | must | met | aim | met | median of scalai dash |", f"|---|{'---:|' * (len(runs) + 1)}---|---:|---|---:|---:|"]
     yes = lambda ok: "yes" if ok else "**no**"
+    shown = lambda values, f: " | ".join(f(v) for v in values)
     for key, (what, must, aim) in ROWS.items():
-        own, other = p95(runs["scalai dash"][key]), p95(runs["Voila alone"][key])
-        lines.append(f"| {what} | {other:.0f} | {own:.0f} | ≤ {must} | {yes(own <= must)} | ≤ {aim} | {yes(own <= aim)} | {sorted(runs['scalai dash'][key])[len(runs['scalai dash'][key]) // 2]:.0f} |")
-    own, other = (runs[k]["bytes"][0] / 1000 for k in ("scalai dash", "Voila alone"))
-    lines.append(f"| kB until the first meaningful paint, nothing cached | {other:.0f} | {own:.0f} | ≤ 500 | {yes(own <= 500)} | ≤ 150 | {yes(own <= 150)} | |")
-    own, other = (runs[k]["tabs"][1] for k in ("scalai dash", "Voila alone"))
-    lines.append(f"| kernels left 10 s after {TABS} visitors closed their tabs | {other} | {own}, of which 2 are the pool | 0 beyond it | {yes(own <= 2)} | | | |")
-    n = len(runs["scalai dash"]["paint"])
-    told = (f"Eight visitors, {n} visits of each kind: Chromiums with profiles of their own that have been here {WARMING} times, each arriving at a moment of its own within {SPREAD:.0f} s, on the {os.cpu_count()} cores that also serve, so that eight browser pages, their kernels and the server wait for each other; the rows that say server only leave the browser out. A pool of {POOL} pages, full before each round. "
-            "Voila alone is `voila` on the same apps without any of this, visited {len(runs['Voila alone']['live'])} times (a page that is not drawn after {NEVER // 1000} s counts as that); it has no first page but the live one.")
-    return "\n".join(["## dashboards beside Voila alone", "", told, "", *lines, "", stamp(command, load), ""])
+        n = min(len(r[key]) for r in runs.values())  # of each as many, the last ones
+        at = {k: r[key][-n:] if n else [] for k, r in runs.items()}
+        own = p95(at["scalai dash"]) if n else None
+        middle = f"{statistics.median(at['scalai dash']):.0f}" if n else ""
+        cells = shown(at.values(), lambda v: f"{p95(v):.0f}" if v else "not run")
+        lines.append(f"| {what} | {cells} | {n} | ≤ {must} | {yes(own <= must) if n else ''} | ≤ {aim} | {yes(own <= aim) if n else ''} | {middle} |")
+    kb = {k: r["bytes"][0] / 1000 for k, r in (others | {"scalai dash": mine}).items()}
+    own = kb["scalai dash"]
+    lines.append(f"| kB until the first meaningful paint, nothing cached | {shown(kb.values(), '{:.0f}'.format)} | 1 | ≤ 500 | {yes(own <= 500)} | ≤ 150 | {yes(own <= 150)} | |")
+    left, own = [r["tabs"][1] for r in others.values()], mine["tabs"][1]
+    lines.append(f"| kernels left 10 s after {TABS} visitors closed their tabs | {shown(left, str)} | {own}, of which 2 are the pool | 1 | 0 beyond it | {yes(own <= 2)} | | | |")
+    n = len(mine["paint"])
+    told = (f"{VISITORS} visitors, {n} visits of each kind: Chromiums with profiles of their own that have been here {WARMING} times, each arriving at a moment of its own within {SPREAD:.0f} s, on the {os.cpu_count()} cores that also serve, so that {VISITORS} browser pages, their kernels and the server wait for each other; the rows that say server only leave the browser out. A pool of {POOL} pages, full before each round. "
+            f"Voila is `voila` on the same apps without any of this, as it comes, and with `--preheat_kernel=True --pool_size={POOL}` for the pages that are visited, its pool full before each round, too. A page that is not drawn after {NEVER // 1000} s counts as that. Voila has no first page but the live one.")
+    return "\n".join(["## dashboards beside Voila alone" + f", {VISITORS} visitors" * (VISITORS != 8), "", told, "", *lines, "", stamp(command, load), ""])
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("--rounds", type=int, default=5, help=f"of scalai dash; of Voila alone {SLOW} at most, which takes a minute for one")
+    global VISITORS, TABS, POOL
+    p.add_argument("--rounds", type=int, default=5)
+    p.add_argument("--visitors", type=int, default=VISITORS, help="at a time, and pages in the pool")
+    p.add_argument("--tabs", type=int, default=TABS, help="that are opened and closed")
     p.add_argument("--dry", action="store_true", help="print the section, leave RESULTS.md as it is")
     a = p.parse_args()
     os.environ.pop("SCALAI_SETTINGS", None)
+    VISITORS, TABS, POOL = a.visitors, a.tabs, a.visitors
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "w"
         workspace(root)
-        runs = {kind.name: measure(kind, root, rounds) for kind, rounds in ((Voila, min(a.rounds, SLOW)), (Scalai, a.rounds))}
-    text = report(runs, f"python tests/bench/dash.py --rounds {a.rounds}", load)
+        runs = {kind.name: measure(kind, root, a.rounds) for kind in (Voila, Preheated, Scalai)}
+    text = report(runs, f"python tests/bench/dash.py --rounds {a.rounds} --visitors {a.visitors} --tabs {a.tabs}", load)
     print(text)
     if not a.dry: keep(text.splitlines()[0], text)
 

@@ -103,12 +103,17 @@ NORMAL = {  # on weather: temperatures, near to normal, where no test can do bet
     "+.5 sd in one 5 % segment": in_segment("temp", "hour", 12, .5),
 }
 PLANTED = {"flights": CASES, "weather": NORMAL}
+SMALL = {name: {"mean +.02 sd": mean(column, .02), "mean +.05 sd": mean(column, .05), "variance × 1.05": variance(column, 1.05), "0.3 % new category": category(text, "ZZZ", .003),
+                "nulls 1 → 1.3 %": nulls(holed, .003)} for name, column, text, holed in (("flights", "arr_delay", "carrier", "distance"), ("weather", "temp", "origin", "humid"))}  # below our thresholds of effect
+
+
+def planted(table: str, name: str) -> Case | None: return (PLANTED[table] | SMALL[table]).get(name)
 
 
 @functools.cache
 def apart(table: str, name: str, cells: int = 60) -> tuple[float, float]:  # squared deviation for a row of each window, share of the rows that are concerned
     "How far a planted drift takes a column from itself: chi-squared between the table with the drift and without, over cells of equal mass."
-    frame, case, share = TABLES[table](), PLANTED[table][name], 1.
+    frame, case, share = TABLES[table](), planted(table, name), 1.
     if name == "correlation broken": return np.arctanh(frame.corr(numeric_only=True)[case.column].drop(case.column).abs().max()) ** 2 / 2, share
     drawn = frame.sample(200_000, replace=True, random_state=0)
     both = [drawn, case(drawn, np.random.default_rng(0))]

@@ -4,7 +4,7 @@
 
 Same network, same rows in memory, same batch, same optimizer; every contender in a process of its own, in turn, as often as `--repeats` says.
 Rows a second are those from the end of the first epoch to the end of the last, checkpoints included where one is written.
-The first step counts from the call of `fit(...)`, in a process that has imported it as a notebook has, or from the start of the command.
+The first step counts from the start of the process for everybody, imports and the reading of the rows included.
 The sections go to tests/bench/RESULTS.md as those of bench.py do.
 """
 import argparse, importlib.util, json, math, os, statistics, subprocess, sys, tempfile, time
@@ -17,7 +17,7 @@ sys.path.insert(0, str(HERE))
 from bench import keep, stamp
 
 JOBS = {"mlp": {"epochs": 9, "batch": 4096}, "cnn": {"epochs": 3, "batch": 256}, "lost": {"epochs": 10, "batch": 512, "every": 20}}
-PATIENCE = 60  # seconds for the peer whose rank was killed: it takes ten where it does not hang
+PATIENCE = 60  # seconds after the kill for the peer whose rank was killed: it takes ten where it does not hang
 THREADS = 2  # of the single processes, as this machine has two cores; a rank has one
 
 
@@ -72,32 +72,38 @@ def by_fit(job: str, data: str, ranks: str, folder: str, kill: int = 0, dask: bo
         if state.startswith("resumed"): resumed.append(int(state.split()[-1]))
     live.subscribe(heard, "fit")
     with cluster(settings, kind="processes", workers=2) if dask else nullcontext() as client:
-        began = time.time()
         run = fit(model, (x, y), ranks=ranks if ranks == "auto" else int(ranks), schedule="constant", validation=None, settings=settings, client=client, **plan)
     first = lambda life: float(Path(f"{told}-{life}").read_text())
-    said = {"rate": run.data["rows"]//16*16*(len(ends) - 1)/(ends[-1] - ends[0]), "first": first(1) - began, "ranks": run.ranks, "why": run.why}
+    said = {"rate": run.data["rows"]//16*16*(len(ends) - 1)/(ends[-1] - ends[0]), "first": first(1) - float(os.environ["BEGAN"]), "ranks": run.ranks, "why": run.why}
     if kill: said |= {"again": first(2) - float(Path(f"{folder}/killed").read_text()), "repeated": (kill - 1 - (resumed or [0])[0])/plan["every"]}
     return said
 
 
-def by_hand(job: str, data: str, ranks: str, folder: str, kill: int = 0) -> dict:
-    "ddp.py, by torchrun on ranks or alone."
+def by_hand(job: str, data: str, ranks: str, folder: str, kill: int = 0, own_store: bool = False) -> dict:
+    "ddp.py, by torchrun on ranks or alone; its ranks meet at torchrun's store, or at one of their own, which a second life finds."
     kind, options = "cnn" if job == "cnn" else "mlp", [f"--{k}={v}" for k, v in (JOBS[job] | {"kill": kill, "folder": folder}).items()]
     alone = [sys.executable, HERE/"ddp.py", kind, data, *options, f"--threads={THREADS if ranks in ('alone', '1') else 1}"]
     command = alone if ranks == "alone" else [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", f"--max-restarts={3*(kill > 0)}", *alone[1:]]
     began = time.time()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try: out, err = process.communicate(timeout=PATIENCE if kill else None)
+    env = os.environ | ({"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} if own_store else {})
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
+        try: out, err = process.communicate() if not kill else _patiently(process, Path(folder)/"killed")
         except subprocess.TimeoutExpired:
             process.terminate()  # torchrun then ends its ranks
             process.communicate()
-            return {"again": math.inf, "repeated": math.inf, "error": f"silence: it hung, and was ended after {PATIENCE} s"}
+            return {"again": math.inf, "repeated": math.inf, "error": f"silence: it hung, and was ended {PATIENCE} s after the kill"}
     if kill and process.returncode:  # torch 2.13 gives ranks of the second life the address of the dead one
         return {"again": math.inf, "repeated": math.inf, "error": next((line for line in reversed(err.splitlines()) if line.startswith("RuntimeError")), "")}
     if process.returncode: raise RuntimeError(err[-3000:])
     said = json.loads(out.splitlines()[-1])
     if kill: said |= {"again": said["first"] - float(Path(f"{folder}/killed").read_text()), "repeated": (kill - 1 - said["began"])/JOBS[job]["every"]}
     return said | {"first": said["first"] - began}
+
+
+def _patiently(process, killed: Path) -> tuple:
+    "What a process says, which has so long from the moment that its rank was killed: a busy machine may take minutes until then."
+    while process.poll() is None and not killed.exists(): time.sleep(.1)
+    return process.communicate(timeout=PATIENCE)
 
 
 def by_dask(job: str, data: str, folder: str) -> dict:
@@ -111,20 +117,19 @@ def by_dask(job: str, data: str, folder: str) -> dict:
         return ddp.learn("cnn" if job == "cnn" else "mlp", data, **JOBS[job])
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1") as c, Client(c) as client:
         client.run(lambda path: sys.path.insert(0, path), str(HERE))
-        began = time.time()
         said, _ = client.gather([client.submit(rank, r, workers=[w], pure=False) for r, w in enumerate(client.scheduler_info()["workers"])])
-    return said | {"first": said["first"] - began}
+    return said | {"first": said["first"] - float(os.environ["BEGAN"])}
 
 
 CONTENDERS = {"fit-1": (by_fit, "1"), "alone": (by_hand, "alone"), "torchrun-1": (by_hand, "1"), "fit-auto": (by_fit, "auto"),
-              "fit-2": (by_fit, "2"), "torchrun-2": (by_hand, "2"), "fit-2 on Dask": (by_fit, "2", "dask"), "naive Dask": (by_dask,)}
+              "fit-2": (by_fit, "2"), "torchrun-2": (by_hand, "2"), "torchrun-2 own store": (by_hand, "2", "own store"), "fit-2 on Dask": (by_fit, "2", "dask"), "naive Dask": (by_dask,)}
 NAMES = {"fit-1": "fit, ranks=1", "fit-auto": "fit, ranks=\"auto\"", "fit-2": "fit, ranks=2", "fit-2 on Dask": "fit, ranks=2, on two Dask workers",
-         "alone": f"one process by hand, {THREADS} threads", "torchrun-1": f"torchrun, 1 rank, {THREADS} threads", "torchrun-2": "torchrun, 2 ranks", "naive Dask": "the loop in two Dask tasks"}
+         "alone": f"one process by hand, {THREADS} threads", "torchrun-1": f"torchrun, 1 rank, {THREADS} threads", "torchrun-2": "torchrun, 2 ranks", "torchrun-2 own store": "torchrun, 2 ranks, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1", "naive Dask": "the loop in two Dask tasks"}
 
 
 def once(job: str, who: str, data: str, kill: int = 0) -> dict:
     "One contender, once, in a fresh process and a fresh folder."
-    env = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    env = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "PYTHONDONTWRITEBYTECODE")} | {"BEGAN": str(time.time())}
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run([sys.executable, __file__, "--child", job, who, data, folder, str(kill)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
     if done.returncode: raise RuntimeError(f"{who} ended with {done.returncode}:\n{done.stderr[-3000:]}")
@@ -134,7 +139,7 @@ def once(job: str, who: str, data: str, kill: int = 0) -> dict:
 def child(job: str, who: str, data: str, folder: str, kill: str) -> dict:
     fn, *how = CONTENDERS[who]
     if fn is by_dask: return by_dask(job, data, folder)
-    return fn(job, data, how[0], folder, int(kill), *([True] if "dask" in how else []))
+    return fn(job, data, how[0], folder, int(kill), *([True] if how[1:] else []))
 
 
 def rounds(job: str, data: str, who: list[str], repeats: int) -> dict[str, list[dict]]:
@@ -185,7 +190,7 @@ def losses(runs: dict) -> list[str]:
 
 ABOUT = {"mlp": "Late flights of 2013 by an MLP of 64 and 32 units, small so that what is around the arithmetic shows, AdamW, batches of 4,096 rows over all ranks.",
          "cnn": "Fashion-MNIST by a CNN of 290 thousand parameters, AdamW, batches of 256 pictures over all ranks.",
-         "lost": "The same MLP in batches of 512 rows, a checkpoint every 20 steps; the last of two ranks is killed at a seeded random step. By hand: torchrun with three restarts, and torch.save."}
+         "lost": "The same MLP in batches of 512 rows, a checkpoint every 20 steps; the last of two ranks is killed at a seeded random step. By hand: torchrun with three restarts, and torch.save; by default its ranks share a store with their agents, and the second life meets at an address that is gone."}
 
 
 def main():
@@ -203,10 +208,11 @@ def main():
         x, y = x[:n], y[:n]
         with tempfile.TemporaryDirectory() as folder:
             torch.save((torch.as_tensor(x), torch.as_tensor(y)), f"{folder}/data.pt")
-            who = {"mlp": list(CONTENDERS), "cnn": ["fit-1", "alone", "fit-auto", "fit-2", "torchrun-2"], "lost": ["fit-2", "fit-2 on Dask", "torchrun-2"]}[job]
+            who = {"mlp": [w for w in CONTENDERS if w != "torchrun-2 own store"], "cnn": ["fit-1", "alone", "fit-auto", "fit-2", "torchrun-2"], "lost": ["fit-2", "fit-2 on Dask", "torchrun-2", "torchrun-2 own store"]}[job]
             runs = rounds(job, f"{folder}/data.pt", [w for w in who if a.only is None or w in a.only], a.repeats)
         command = f"python tests/bench/learn.py {job} --repeats {a.repeats}" + (f" --rows {a.rows}" if a.rows else "") + (f" --only {' '.join(a.only)}" if a.only else "")
-        text = "\n".join([f"## {job}, {len(x):,} rows", "", ABOUT[job], "", *(losses if job == "lost" else speeds)(runs), "", stamp(command, load), ""])
+        some = f", {', '.join(a.only)} only" if a.only else ""
+        text = "\n".join([f"## {job}, {len(x):,} rows{some}", "", ABOUT[job], "", *(losses if job == "lost" else speeds)(runs), "", stamp(command, load), ""])
         print(text)
         if not a.dry: keep(text.splitlines()[0], text)
 

@@ -1,4 +1,4 @@
-"""What each network reaches on real rows beside scikit-learn's gradient boosting, on the same split: part of `make bench-learn`, or
+"""What each network reaches on real rows beside the gradient boosting of scikit-learn and of LightGBM, on the same split: part of `make bench-learn`, or
 
     python tests/bench/models.py late airtime pictures [--rows 6e4] [--images 6e3] [--seeds 3] [--dry]
 
@@ -57,6 +57,7 @@ def table(name: str, n: int, seeds: int):
     boosted = x.astype(dict.fromkeys(CATEGORIES, "category"))
     learner = HistGradientBoostingClassifier if late else HistGradientBoostingRegressor
     made["HistGradientBoosting"] = [boost(learner(categorical_features="from_dtype", random_state=s), boosted, y, aside, loss) for s in range(seeds)]
+    made["LightGBM"] = light(x.astype({c: str for c in CATEGORIES if x[c].dtype.kind not in "iuf"}), y, aside, loss, seeds)
     return made, loss, y[aside], len(x)
 
 
@@ -70,6 +71,8 @@ def pictures(name: str, n: int, seeds: int):
     made = {"CNN": [network(CNN, X, y, aside, loss, seed, epochs=EPOCHS[name], batch=64, lr=5e-3) for seed in range(seeds)]}
     for run in made["CNN"]: run |= measure(loss, t, run.pop("said"))
     made["HistGradientBoosting"] = [boost(HistGradientBoostingClassifier(random_state=0), X.reshape(len(X), -1), y, aside, loss)]
+    import pandas as pd
+    made["LightGBM"] = light(pd.DataFrame(X.reshape(len(X), -1)).add_prefix("pixel_"), y, aside, loss, 1)
     return made, loss, t, len(y)
 
 
@@ -95,6 +98,22 @@ def boost(learner, X, y, aside, loss) -> dict:
     return {**took, **measure(loss, y[aside], said[:, 1] if loss == "binary" else said), "parameters": nodes}
 
 
+def light(x, y, aside, loss, seeds: int) -> "list[dict] | str":
+    "The same of LightGBM by its defaults, in an environment of its own; why not, where that cannot be made."
+    import subprocess
+    from monitor import Peer
+    try:
+        with Peer("lightgbm") as peer:
+            runs = []
+            for seed in range(seeds):
+                said = peer(x[~aside].assign(target=y[~aside], objective=loss, seed=seed), x[aside], ask="lightgbm")
+                if "error" in said: raise RuntimeError(said["error"])
+                of = said["alarms"]
+                runs.append({"seconds": of["seconds"], "cpu": of["cpu"], "parameters": of["nodes"], **measure(loss, y[aside], np.array(of["said"]))})
+            return runs
+    except (RuntimeError, subprocess.CalledProcessError) as e: return f"not run: {e}"
+
+
 def measure(loss: str, y: np.ndarray, said: np.ndarray) -> dict:
     "The score, and half of its 95 % interval: of an AUC (DeLong) or of a share of right answers (Wilson); None for an error in units."
     from scalai_nb.learn.evaluate import delong, wilson
@@ -109,12 +128,15 @@ JOBS = {  # title -> what makes it, rows by default, what it is about, what is m
     "airtime": (table, "minutes in the air, known before it departs", "RMSE, minutes", min),
     "pictures": (pictures, "ten classes of clothes, Fashion-MNIST's own test pictures kept aside", "accuracy", max),
 }
+TREES = ("HistGradientBoosting", "LightGBM")
 EPOCHS = {"late": 4, "airtime": 6, "pictures": 6}
 
 
 def section(name: str, made: dict, loss: str, y: np.ndarray, n: int, seeds: int, command: str, load: float) -> str:
     job, about, metric, better = JOBS[name]
     mid = lambda runs, what: statistics.median(r[what] for r in runs)
+    left_out = {what: why for what, why in made.items() if isinstance(why, str)}
+    made = {what: runs for what, runs in made.items() if what not in left_out}
     rank = {what: mid(runs, "score") for what, runs in made.items()}
     place = "{:.2f}" if loss == "regression" else "{:.4f}"
     lines = [f"## {name}, {n:,} rows", "", f"{job.__doc__} {about[0].upper()}{about[1:]}; {len(y):,} rows kept aside. Networks train for {EPOCHS[name]} epochs by `fit`; medians over the seeds.", "",
@@ -122,12 +144,15 @@ def section(name: str, made: dict, loss: str, y: np.ndarray, n: int, seeds: int,
     for what, runs in made.items():
         half = None if loss == "regression" else mid(runs, "half")
         lines.append(f"| {what} | {place.format(rank[what])}{'' if half is None else f' ± {half:.4f}'} | {', '.join(place.format(r['score']) for r in runs)} "
-                     f"| {mid(runs, 'parameters'):,.0f}{' nodes' if what.startswith('Hist') else ''} | {mid(runs, 'seconds'):.1f} | {mid(runs, 'cpu'):.1f} |")
-    boosting, best = rank["HistGradientBoosting"], better((what for what in rank if what != "HistGradientBoosting"), key=rank.get)
-    gap, half = abs(rank[best] - boosting), None if loss == "regression" else mid(made[best], "half")
-    told = f"{best} and HistGradientBoosting differ by {place.format(gap)}, which is inside the interval" if half is not None and gap <= half else \
-        f"{best} {'beats' if better(rank[best], boosting) == rank[best] else 'loses to'} HistGradientBoosting by {place.format(gap)}"
-    return "\n".join([*lines, "", f"- {told}; its median takes {mid(made[best], 'cpu')/mid(made['HistGradientBoosting'], 'cpu'):.1f} × the CPU seconds", "", stamp(command, load), ""])
+                     f"| {mid(runs, 'parameters'):,.0f}{' nodes' if what in TREES else ''} | {mid(runs, 'seconds'):.1f} | {mid(runs, 'cpu'):.1f} |")
+    lines += [f"| {what} | {why} | | | | |" for what, why in left_out.items()]
+    best, told = better((what for what in rank if what not in TREES), key=rank.get), []
+    for trees in (t for t in TREES if t in rank):
+        gap, half = abs(rank[best] - rank[trees]), None if loss == "regression" else mid(made[best], "half")
+        words = f"{best} and {trees} differ by {place.format(gap)}, which is inside the interval" if half is not None and gap <= half else \
+            f"{best} {'beats' if better(rank[best], rank[trees]) == rank[best] else 'loses to'} {trees} by {place.format(gap)}"
+        told.append(f"- {words}; its median takes {mid(made[best], 'cpu')/mid(made[trees], 'cpu'):.1f} × the CPU seconds")
+    return "\n".join([*lines, "", *told, "", stamp(command, load), ""])
 
 
 def main():

@@ -14,6 +14,7 @@ PACKAGES = {  # in its environment
     "alibi-detect": ["alibi-detect==0.13.*"],
     "deepchecks": ["deepchecks==0.19.*", "scikit-learn<1.4", "setuptools<81"],
 }
+LEARNERS = {"lightgbm": ["lightgbm==4.*", "scikit-learn"]}  # asked by models.py
 
 
 def kinds(frame):  # numeric names, others
@@ -65,10 +66,12 @@ def cbpe(reference, current):
 
 
 def alibi_detect(reference, current):
-    "TabularDrift: Kolmogorov–Smirnov and chi-squared, Bonferroni; it takes one array, so names are numbered."
+    """TabularDrift: Kolmogorov–Smirnov and chi-squared, Bonferroni; it takes one array, so names are numbered.
+    It knows no missing numbers (a NaN makes a column's p NaN, which never alarms), so rows that lack one are left out."""
     import numpy as np, pandas as pd
     from alibi_detect.cd import TabularDrift
     numeric, other = kinds(reference)
+    reference, current = (f.dropna(subset=numeric) for f in (reference, current))
     columns = list(reference.columns)
     codes = {c: {v: i for i, v in enumerate(pd.unique(pd.concat([reference[c], current[c]]).astype(object).fillna("")))} for c in other}
     array = lambda f: np.column_stack([f[c].astype(object).fillna("").map(codes[c]).to_numpy(float) if c in codes else f[c].to_numpy(float) for c in columns])
@@ -88,6 +91,25 @@ def deepchecks(reference, current):
     if condition.is_pass(): return []
     limits = {"numeric": .2, "categorical": .2}
     return [c for c, v in found.value.items() if (v.get("Drift score") or 0) > (limits["numeric"] if c in numeric else limits["categorical"])] or ["?"]
+
+
+def lightgbm(reference, current):
+    """LightGBM by its defaults: learns `target` from the reference's other columns, text as categories, and answers for the current rows.
+    Text `objective` names the task: binary, multiclass or regression."""
+    import lightgbm as lgb, pandas as pd
+    kind, seed = reference.pop("objective").iloc[0], int(reference.pop("seed").iloc[0])
+    y, aside = reference.pop("target"), current[reference.columns]
+    for c in reference.columns:
+        if reference[c].dtype.kind in "iufb": continue
+        known = pd.CategoricalDtype(sorted(reference[c].dropna().unique()))
+        reference[c], aside = reference[c].astype(known), aside.assign(**{c: aside[c].astype(known)})
+    learner = (lgb.LGBMRegressor if kind == "regression" else lgb.LGBMClassifier)(random_state=seed, n_jobs=os.cpu_count(), verbose=-1)
+    began, cpu = time.perf_counter(), time.process_time()
+    learner.fit(reference, y)
+    took = time.perf_counter() - began, time.process_time() - cpu
+    told = learner.predict(aside) if kind == "regression" else learner.predict_proba(aside)
+    leaves = int(learner.booster_.trees_to_dataframe().shape[0])
+    return {"said": (told[:, 1] if kind == "binary" else told).tolist(), "seconds": took[0], "cpu": took[1], "nodes": leaves}
 
 
 def main(name: str):

@@ -1,4 +1,4 @@
-"""The files that the benches read: the real flights, as many rows as asked, kept in a cache folder outside the repository."""
+"""The files that the benches read: the real flights and two tables of continuous measurements, as many rows as asked, kept in a cache folder outside the repository."""
 import os
 from pathlib import Path
 
@@ -34,6 +34,43 @@ def flights(rows: int) -> Path:  # Parquet, 16 columns
     return path
 
 
+def _written(path: Path, rows: int, make) -> Path:
+    "A Parquet file made row group by row group: `make(rng, first row, rows)` returns the columns of one."
+    if path.exists(): return path
+    CACHE.mkdir(parents=True, exist_ok=True)
+    part, out = path.with_suffix(".part"), None
+    for i, start in enumerate(range(0, rows, GROUP)):
+        table = pa.table(make(np.random.default_rng([2013, i]), start, min(GROUP, rows - start)))
+        out = out or pq.ParquetWriter(part, table.schema, compression="zstd")
+        out.write_table(table, row_group_size=GROUP)
+    out.close()
+    part.rename(path)
+    return path
+
+
+def walks(rows: int) -> Path:  # Parquet, 16 columns
+    "Sixteen random walks, each going on where the row group before it ended."
+    at = np.zeros(16)
+    def make(rng, start, n):
+        steps = at[:, None] + rng.normal(size=(16, n)).cumsum(1) * np.geomspace(.01, 100, 16)[:, None]
+        at[:] = steps[:, -1]
+        return {f"walk_{k:02}": x for k, x in enumerate(steps)}
+    return _written(CACHE/f"walks-{rows}.parquet", rows, make)
+
+
+def readings(rows: int) -> Path:  # Parquet, 10 columns
+    "Sensors: 40 sites, 5,000 devices and 200,000 batches as text; seven noisy measurements, one of them with 2 % nulls."
+    names = lambda word, codes: pa.DictionaryArray.from_arrays(pa.array(codes.astype("i4")), pa.array([f"{word}-{k:06}" for k in range(codes.max() + 1)])).cast(pa.string())
+    def make(rng, start, n):
+        t, device = np.arange(start, start + n) / 86_400, np.minimum(rng.zipf(1.2, n), 5_000) - 1
+        wave = lambda level, swing, noise: level + swing * np.sin(2 * np.pi * t) + rng.normal(0, noise, n)
+        power = rng.lognormal(3, 1, n)
+        return {"site": names("site", device % 40), "device": names("device", device), "batch": names("batch", rng.integers(0, 200_000, n)),
+                "temperature": wave(18, 6, .8), "humidity": wave(60, 15, 5), "pressure": wave(1013, 4, 1.5), "voltage": rng.normal(230, 2, n),
+                "current": power / 230, "power": power * rng.normal(1, .01, n), "vibration": pa.array(rng.gamma(2, .3, n), mask=rng.random(n) < .02)}
+    return _written(CACHE/f"readings-{rows}.parquet", rows, make)
+
+
 if __name__ == "__main__":
     import sys
-    for n in sys.argv[1:]: print(flights(int(float(n))))
+    for n in sys.argv[1:]: print(*(make(int(float(n))) for make in (flights, walks, readings)))
