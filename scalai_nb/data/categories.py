@@ -7,11 +7,12 @@ __all__ = ['WIDEST', 'CAP', 'SLOTS', 'sum_by', 'length_counts', 'round_length', 
            'counted_text', 'add_categories']
 
 # %% ../../nbs/data/01_categories.ipynb #e7880f4d
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np, pyarrow as pa, pyarrow.compute as pc
 
 from .distinct import Frequent, estimate, registers
+from .formats import FORMATS, formats
 from .hashing import hash64, in_arrow, in_numpy
 
 # %% ../../nbs/data/01_categories.ipynb #594f1690
@@ -55,6 +56,7 @@ class Categories:
     low: str | None = None  # first and last in Unicode order
     high: str | None = None
     lengths: tuple = (np.empty(0, "i8"), np.empty(0, "i8"))  # characters ascending, rows
+    formats: np.ndarray = field(default_factory=lambda: np.zeros(len(FORMATS), "i8"))  # rows by how their text is written
     buckets: np.ndarray | None = None  # int64[4096] rows by hash; above the cap, as the next two
     frequent: Frequent | None = None
     regs: np.ndarray | None = None  # HyperLogLog
@@ -96,6 +98,7 @@ def counted_text(text: pa.Array,  # distinct values
     length = in_numpy((pc.binary_length if binary else pc.utf8_length)(text).cast(pa.int64()), "i8")
     hashes, ends = hash64(text), pc.min_max(text).as_py()
     rest = dict(low=shown(ends["min"]), high=shown(ends["max"]), lengths=length_counts(length, counts))
+    if not binary: rest["formats"] = np.bincount(formats(text), counts, len(FORMATS)).astype("i8")
     def labels(at): return np.array([shown(v) for v in text.take(in_arrow(at)).to_pylist()] + [None], object)[:-1]
     if len(hashes) <= CAP:
         order = np.argsort(hashes)
@@ -111,7 +114,7 @@ def counted_text(text: pa.Array,  # distinct values
 def add_categories(*parts: Categories) -> Categories:
     "The categories of all rows together."
     ends = lambda f, name: f((v for p in parts if (v := getattr(p, name)) is not None), default=None)
-    rest = dict(low=ends(min, "low"), high=ends(max, "high"), lengths=sum_by(*map(np.concatenate, zip(*(p.lengths for p in parts)))))
+    rest = dict(low=ends(min, "low"), high=ends(max, "high"), lengths=sum_by(*map(np.concatenate, zip(*(p.lengths for p in parts)))), formats=np.sum([p.formats for p in parts], 0))
     exact, hashed = [p for p in parts if p.exact], [p.hashed() for p in parts if not p.exact]
     if exact:
         keys, first, where = np.unique(np.concatenate([p.keys for p in exact]), return_index=True, return_inverse=True)

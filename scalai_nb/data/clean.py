@@ -160,6 +160,9 @@ def _known(unit: str, to: str) -> tuple | None:  # of a unit that a row names; o
 def _case(c: Column, how: str) -> pa.Array: return {"upper": pc.utf8_upper, "lower": pc.utf8_lower, "title": pc.utf8_title}[how](c.text())
 def _trim(c: Column, characters) -> pa.Array: return trim(c.values, characters) if is_text(c.values.type) else c.values
 
+def _missing(c: Column, words) -> pa.Array:  # texts that mean null in this column
+    return pc.if_else(pc.is_in(c.values, pa.array(words, c.values.type)), pa.scalar(None, c.values.type), c.values) if is_text(c.values.type) else c.values
+
 def _fill(c: Column, value) -> pa.Array:
     values = c.number() if c.type is not None else Column(c.name, c.values, pa.float64(), c.nulls, c.verdict).number() if isinstance(value, (int, float)) and not isinstance(value, bool) else c.values
     return pc.fill_null(values, bound(value, values.type).cast(values.type))
@@ -175,6 +178,7 @@ _texts = lambda v: isinstance(v, list) and v and all(isinstance(x, str) for x in
 STEPS = {  # step → (what it does to a column, what it must be given, how that is written)
     "trim": (_trim, lambda v: v is None or isinstance(v, str) and v, "trim: [tailnum, dest], or trim: {tailnum: '-'}"),
     "case": (_case, lambda v: v in ("upper", "lower", "title"), "case: {carrier: upper}"),
+    "missing": (_missing, _texts, "missing: {price: [NA, '-']}"),
     "dates": (_dates, lambda v: _texts(v) or isinstance(v, dict) and set(v) <= {"formats", "zone"} and _texts(v.get("formats")), "dates: {time_hour: ['%d/%m/%Y %H:%M']}"),
     "numbers": (_numbers, _texts, "numbers: {distance: ['1,234.5']}"),
     "units": (_units, lambda v: isinstance(v, dict) and set(v) == {"from", "to"} and all(isinstance(x, str) for x in v.values()), "units: {temp: {from: degF, to: degC}}"),

@@ -17,6 +17,7 @@ from fastcore.basics import patch
 from . import histogram as hg, moments as mt
 from .categories import Categories, add_categories, categories, round_length, sum_by
 from .distinct import estimate, registers
+from .formats import FORMATS
 from .hashing import _floats, in_numpy
 from .moments import Moments
 from .ordered import Calendar, Ordered, add_ordered, calendar as calendar_of, counted, ordered as summarise, tallied
@@ -316,6 +317,11 @@ def iso(us: "float | None", type: str = "timestamp[us]") -> str | None:
     except OverflowError: return f"{int(us)} us"  # before year 1 or after 9999
     return at.date().isoformat() if type == "date" and not (at.hour or at.minute or at.second) else at.isoformat() + ("Z" if ", " in type else "")
 
+@patch(as_prop=True)
+def formats(self: Column) -> "dict[str, int]":
+    "Rows of text by how it is written, as `data.formats` names that: whole, comma, missing, …"
+    return {f: n for f, n in zip(FORMATS, self.text.formats.tolist()) if n} if self.text else {}
+
 @patch
 def to_dict(self: Column, top: int = 10) -> dict:
     "The column in plain JSON values."
@@ -325,4 +331,4 @@ def to_dict(self: Column, top: int = 10) -> dict:
     return {"type": self.type, "kind": self.kind, "count": self.count, "nulls": self.nulls, "nan": self.nan, "inf": self.inf, "zeros": self.zeros, "true": self.true,
             "min": say(self.min), "max": say(self.max), "mean": say(self.mean), "std": self.std / 1e6 if self.kind == "time" and self.std is not None else self.std,
             "distinct": self.distinct, "quantiles": {str(q): say(float(v)) for q, v in zip(QUANTILES, self.quantile(np.array(QUANTILES)))} if has else {},
-            "resolution": self.resolution, "top": [[name(v), low, high] for v, low, high in self.top(top)]}
+            "resolution": self.resolution, "formats": self.formats, "top": [[name(v), low, high] for v, low, high in self.top(top)]}

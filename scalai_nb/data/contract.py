@@ -18,10 +18,12 @@ import pyarrow.compute as pc
 
 from ..core.errors import BadRequest, WorkFailed, nearest, one_of
 from ..core.gpu import on_host
+from ..core.plain import printable
 from ..core.storage import filesystem, read_bytes, write_atomic
 from .types import arrow_type, cast, declared_type, decoded
 from .clean import deduplicated, steps_of
 from .expression import Expression
+from .remarks import proposal
 from .keys import Unique, repeated
 from .rules import Rule, Tally, Verdict, not_a, seconds, sensible, source_of, tests
 
@@ -39,6 +41,7 @@ class Contract:
     max_rows: int | None = None
     max_refused: float | None = None  # share of refused rows above which all are refused, 0 to 1
     clean: tuple[dict, ...] = ()  # steps before the rows are checked
+    notes: dict[str, str] = field(default_factory=dict, compare=False, repr=False)  # column → what a person should decide, a comment in the YAML
     text: str | None = field(default=None, compare=False, repr=False)  # the YAML it was read from, with its comments
     known: dict = field(default_factory=dict, compare=False, repr=False)  # column → values that `references` may name, once `ready`
 
@@ -77,7 +80,8 @@ def infer(profile,  # what the data looked like
           most: int = 50,  # longest list of allowed values
          ) -> Contract:  # to be read and edited by a person
     "Propose a contract from a profile."
-    return Contract({name: propose(c, profile.rows, slack, most) for name, c in profile.columns.items()})
+    notes = {name: f"{found}" for name, c in profile.columns.items() if (found := proposal(c)) is not None}
+    return Contract({name: propose(c, profile.rows, slack, most) for name, c in profile.columns.items()}, notes=notes)
 
 Contract.infer = staticmethod(infer)
 
@@ -85,7 +89,7 @@ Contract.infer = staticmethod(infer)
 def _plain(value):  # as YAML writes it
     return [v for v in value] if isinstance(value, tuple) else value.item() if isinstance(value, np.generic) else value
 
-_inside = ("columns", "text", "known")  # fields that are not written, or not as they are
+_inside = ("columns", "notes", "text", "known")  # fields that are not written, or not as they are
 
 def to_dict(self: Contract) -> dict:
     "Plain values, without what is default."
@@ -100,11 +104,24 @@ def _yaml(kind: str = "rt"):
 
 def _node(value, flow: bool = True):  # a plain value as ruamel writes it: lists that fit in one line, others a value a line, as git compares them
     from ruamel.yaml.comments import CommentedMap, CommentedSeq
-    if isinstance(value, dict): return CommentedMap({k: _node(v) for k, v in value.items()})
-    if not isinstance(value, (list, tuple)): return value
+    if isinstance(value, dict): return CommentedMap({_quoted(k): _node(v) for k, v in value.items()})
+    if not isinstance(value, (list, tuple)): return _quoted(value)
     out = CommentedSeq([_node(v) for v in value])
     if flow and not any(isinstance(v, dict) for v in value) and sum(len(str(v)) + 2 for v in value) <= 100: out.fa.set_flow_style()
     return out
+
+def _quoted(value):  # a text that YAML 1.1 takes for something else (no, on, 1e3, 012) is written in quotes
+    from ruamel.yaml.scalarstring import SingleQuotedScalarString
+    if type(value) is not str or "\n" in value or not value.isprintable(): return value
+    return value if _of_yaml_11(value).endswith(":str") else SingleQuotedScalarString(value)
+
+def _of_yaml_11(text: str) -> str:  # the tag that YAML 1.1 gives a bare text
+    from ruamel.yaml.nodes import ScalarNode
+    from ruamel.yaml.resolver import VersionedResolver
+    if not _resolver: _resolver.append(VersionedResolver(version=(1, 1)))
+    return str(_resolver[0].resolve(ScalarNode, text, (True, False)))
+
+_resolver = []
 
 def _bring(node, wanted: dict, defaults: dict) -> None:
     "Make a YAML mapping say what is wanted, leaving alone what says so already, and the comments there."
@@ -114,7 +131,7 @@ def _bring(node, wanted: dict, defaults: dict) -> None:
     for k, v in wanted.items():
         have = node.get(k)
         if isinstance(v, dict) and isinstance(have, dict): _bring(have, v, _rules if defaults is _said and k == "columns" else defaults.get(None, {}))
-        elif k not in node or one(have) != one(v) and not (have is None and v == {}): node[k] = _node(v)
+        elif k not in node or one(have) != one(v) and not (have is None and v == {}): node[_quoted(k)] = _node(v)
 
 _rules = {None: {f.name: f.default for f in fields(Rule)}}  # None: of whatever is in it
 _said = {f.name: f.default for f in fields(Contract)} | {"contract": 1}
@@ -128,7 +145,10 @@ def to_yaml(self: Contract,
     try: root = _yaml().load(text) if text else None
     except YAMLError: pass  # a file that is no YAML has no comments to keep
     if isinstance(root, dict) and isinstance(root.get("columns"), dict): _bring(root, wanted, _said)
-    else: root = _node(wanted)
+    else:
+        root = _node(wanted)
+        for name, note in self.notes.items():
+            if name in self.columns: root["columns"].yaml_set_comment_before_after_key(name, before=f"{printable(name)} {printable(note)}", indent=2)
     _yaml().dump(root, out)
     return out.getvalue()
 
@@ -140,7 +160,7 @@ def save(self: Contract, place: str | Path):
 
 # %% ../../nbs/data/10_contract.ipynb #7992a846
 def _fields(cls, given: dict, where: str) -> dict:  # of a dataclass, unknown names refused
-    known = [f.name for f in fields(cls) if f.name not in ("text", "known")]
+    known = [f.name for f in fields(cls) if f.name not in ("notes", "text", "known")]
     if not isinstance(given, dict): raise BadRequest(f"{where}: expected names and values, found {given!r}.", "Write it as in: dep_delay: {type: float64, min: -60}", "contract")
     for name in given: one_of(str(name), known, f"word in {where}:", "contract")
     return {n: tuple(v) if isinstance(v, list) else v for n, v in given.items()}

@@ -18,7 +18,7 @@ from ..core.settings import Settings
 from . import source
 from .clean import clean, trimmed
 from .contract import Contract
-from .ingest import Plan, _prepare, _rows, _shape, cleaned, completed, _with_password
+from .ingest import Plan, _prepare, _rows, _shape, cleaned, completed, guessed, _with_password
 from .keys import Repeats
 from .rules import Tally
 from .part import as_text
@@ -64,7 +64,7 @@ def dry_run(uri: str | Path,  # what `ingest` takes
     finders, rows, tally, reasons, shown = [Repeats(u, most) for u in full.uniques()], 0, Tally(), Counter(), {}
     try:
         for item in (x for f in plan.files for x in _rows((_with_password(f["path"], str(uri)), f.get("options", {})), settings=settings)):
-            raw, tidied, verdict = _prepare(item, trimmed(given.clean))
+            raw, tidied, verdict = _prepare(item, trimmed(given.clean), guessed(full, given))
             typed, verdict = full.judge(*clean(tidied, full, verdict))
             for f in finders: _numbered(f, typed, verdict.good, rows)
             rows, tally = rows + len(raw), tally + verdict.tally

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TEXT', 'WIDEST', 'PARQUET', 'footer_hash', 'file_content', 'content_hash', 'Plan', 'plan', 'completed', 'cleaned',
-           'unfinished', 'Ingested', 'ingest']
+           'unfinished', 'guessed', 'Ingested', 'ingest']
 
 # %% ../../nbs/data/14_ingest.ipynb #6465b12f
 import hashlib, json, re, shutil
@@ -20,8 +20,8 @@ from ..core.errors import BadRequest
 from ..core.settings import Settings
 from ..core.storage import filesystem, veiled, write_atomic
 from . import history, source
-from .types import declared_type, type_name
-from .clean import clean, tidy, trimmed
+from .types import declared_type, is_text, leading_zeros, type_name
+from .clean import clean, steps_of, tidy, trimmed
 from .contract import Contract
 from .rules import Rule, Verdict
 from .part import SLICE, Part, Pieces
@@ -151,7 +151,15 @@ def _rows(piece: tuple[str, dict],  # a file or a part of a server's rows, and w
         yield t, list(bad)
         bad.clear()
 
-def _prepare(item: tuple[pa.Table, list], but: set[str] = frozenset()) -> tuple[pa.Table, pa.Table, Verdict]:
+def guessed(full: Contract, given: Contract) -> set[str]:
+    "Columns of numbers whose type nobody declared: by it no text may lose its leading zeros."
+    told = {c for step, columns in steps_of(given.clean) if step != "deduplicate" for c in columns}
+    number = lambda t: t is not None and (pa.types.is_integer(t) or pa.types.is_floating(t) or pa.types.is_decimal(t))
+    return {n for n in full.columns if number(full.arrow(n)) and n not in told and not (n in given and given[n].type)}
+
+def _prepare(item: tuple[pa.Table, list], but: set[str] = frozenset(),
+             exact: set[str] = frozenset(),  # columns where a number with leading zeros is refused
+            ) -> tuple[pa.Table, pa.Table, Verdict]:
     "A raw part, tidied, with its broken lines at the end as refused rows."
     raw, broken = item
     if broken:
@@ -161,6 +169,8 @@ def _prepare(item: tuple[pa.Table, list], but: set[str] = frozenset()) -> tuple[
     if broken:
         at = range(raw.num_rows - len(broken), raw.num_rows)
         for i, (_, cells, _) in zip(at, broken): verdict.codes[i] = verdict.word(cells if isinstance(cells, str) else f"line: {cells} cells")
+    for n in sorted(exact & {*raw.column_names}):
+        if is_text(raw[n].type): verdict.fault(f"{n}: leading zeros", leading_zeros(raw[n]))
     return raw, tidy(raw.drop_columns([c for c in ("_line", "_text") if c in raw.column_names]), but), verdict
 
 # %% ../../nbs/data/14_ingest.ipynb #ccbabe6e
@@ -298,7 +308,7 @@ def ingest(uri: str | Path,  # file, pattern, folder, table, or a server's: `pos
     _agrees(full, given, have, table)
     shared = client or all(source.suffix(f["path"]) in (".parquet", ".pq") and not source.server(f["path"]) for f in batch.files)
     rows = (_pieces(batch, str(uri), settings, client, stamps) if shared else _counted(batch, str(uri), settings, stamps))
-    try: done = write(rows, table, full, key, period, batch.batch, fold=fold, settings=settings, source=_named(batch), prepare=partial(_prepare, but=trimmed(given.clean)))
+    try: done = write(rows, table, full, key, period, batch.batch, fold=fold, settings=settings, source=_named(batch), prepare=partial(_prepare, but=trimmed(given.clean), exact=guessed(full, given)))
     except BadRequest: _unchanged(stamps); raise  # a file that went away is no file that cannot be read
     if done.already and _unlike(batch, str(uri), target) != batch: return ingest(uri, table, given, key, period, fold, settings, client)  # somebody was quicker, with other rows
     return _told(done, batch)

@@ -216,7 +216,7 @@ def _pack_column(c: Column) -> tuple:  # exact and bounded state, each plain val
     if c.calendar is not None: exact |= {"calendar.unit": c.calendar.unit, "calendar.slots": _steps(c.calendar.slots), "calendar.counts": hg.planes(c.calendar.counts)}
     if c.sizes is not None: exact |= {"sizes.0": _steps(c.sizes[0]), "sizes.1": hg.planes(c.sizes[1])}
     if (t := c.text) is not None:
-        exact |= {"text.low": t.low, "text.high": t.high, "text.lengths.0": _steps(t.lengths[0]), "text.lengths.1": hg.planes(t.lengths[1])}
+        exact |= {"text.low": t.low, "text.high": t.high, "text.lengths.0": _steps(t.lengths[0]), "text.lengths.1": hg.planes(t.lengths[1]), "text.formats": t.formats.tolist()}
         if t.exact: exact |= {"text.keys": hg.planes(t.keys), "text.labels": t.labels.tolist(), "text.counts": hg.planes(t.counts)}
         else:
             exact |= {"text.buckets": hg.planes(t.buckets), "text.regs": t.regs.tobytes()}
@@ -476,7 +476,7 @@ def _unpack_text(s):
     exact = "text.keys" in s
     labels = np.array([*(s["text.labels"] if exact else ()), None], object)[:-1]
     return Categories(hg.unplanes(s.get("text.keys", b""), "u8"), labels, hg.unplanes(s.get("text.counts", b""), "i8"), s["text.low"], s["text.high"],
-                      (_unsteps(s["text.lengths.0"]), hg.unplanes(s["text.lengths.1"], "i8")), None if exact else hg.unplanes(s["text.buckets"], "i8"),
+                      (_unsteps(s["text.lengths.0"]), hg.unplanes(s["text.lengths.1"], "i8")), np.array(s["text.formats"], "i8"), None if exact else hg.unplanes(s["text.buckets"], "i8"),
                       _unpack_frequent(s, "text.frequent"), None if exact else np.frombuffer(s["text.regs"], "u1"))
 
 def _unpack_frequent(s, name):

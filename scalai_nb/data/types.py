@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['type_name', 'is_text', 'is_binary', 'is_list', 'arrow_type', 'kind', 'join', 'real', 'in_seconds', 'clock',
-           'coded_text', 'stored_type', 'stored', 'declared_type', 'decoded', 'cast']
+           'coded_text', 'stored_type', 'stored', 'declared_type', 'leading_zeros', 'decoded', 'cast']
 
 # %% ../../nbs/data/01_types.ipynb #5f4eeb04
 import functools, json, re
@@ -255,6 +255,11 @@ def _narrow(values: pa.Array, type: pa.DataType) -> pa.Array:  # numbers to an i
     return pc.cast(pc.if_else(fits, values, None), type)
 
 # %% ../../nbs/data/01_types.ipynb #0da93ede
+def leading_zeros(texts: "pa.Array | pa.ChunkedArray") -> "pa.Array | pa.ChunkedArray":  # bool
+    "Which texts are numbers whose leading zeros a number would lose, as 007."
+    start = pc.utf8_slice_codeunits(pc.utf8_trim_whitespace(texts), 0, 3)
+    return pc.fill_null(pc.match_substring_regex(start, r"^([+-]0\d|0\d)"), False)
+
 def decoded(rows: pa.Table,
             columns: list[str] | None = None,  # default: all
            ) -> pa.Table:
