@@ -143,7 +143,7 @@ def test_a_run_on_a_table(trained, workspace):
         assert {"carrier", "origin", "dest", "distance", "dep_delay"} <= names, names
     assert set(weight_types(onnx.load(f["int8"].path)).values()) == {"INT8"}
     for c in f.candidates:
-        session, rows = ex.session(c.path), Table("features").to_pandas()[:6].assign(dep_delay=lambda t: t["dep_delay"].where(t.index < 5, 1e6))
+        session, rows = ex.session(c.path), Table("features").arrow().slice(0, 6).to_pandas().assign(dep_delay=lambda t: t["dep_delay"].where(t.index < 5, 1e6))
         alone = np.concatenate([ex.run_scores(session, ex.feeds_of(session, rows[i:i + 1])) for i in range(6)])
         assert np.abs(ex.run_scores(session, ex.feeds_of(session, rows)) - alone).max() < 1e-6, c.recipe
     doc = json.loads(json.dumps(load_frontier(workspace/".scalai"/"frontiers"/trained.id).to_dict()))
