@@ -1,9 +1,11 @@
 # Two commands for a fresh machine with Python 3.11 or newer:  make demo   and   make test
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python -c tests/constraints.txt
+INSTALL := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c tests/constraints.txt
 DEMO ?= scalai-demo
 export MLFLOW_DISABLE_TELEMETRY := true
+# Modules are compiled once, also where the machine asks Python to keep nothing.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo dash install dev check lessons test test-slow soak bench-data bench-learn bench-compress bench-jobs bench-monitor bench-dash gpu clean
 

@@ -258,8 +258,9 @@ def gc(days: Annotated[int | None, typer.Option(min=0, help="How long older vers
     from scalai_nb.core.settings import Settings
     from scalai_nb.data.retention import gc
     from scalai_nb.jobs.retention import forget
+    from scalai_nb.learn.fit import clear_unfinished
     settings = Settings.load()
-    found = [vars(f) for f in [*gc(settings, days, dry_run), forget(settings, days, dry_run)]]
+    found = [vars(f) for f in [*gc(settings, days, dry_run), forget(settings, days, dry_run), clear_unfinished(settings, days, dry_run)]]
     days = (settings.data.retain_days, settings.jobs.retain_days) if days is None else (days, days)
     files, size, verb = sum(f["files"] for f in found), sum(f["bytes"] for f in found), "would go" if dry_run else "went"
     lines = [f"  {f['place']:<28} {f['files']:>6,} files  {size_text(f['bytes']):>12}" for f in found if f["files"]]

@@ -1,6 +1,6 @@
 "What all tests share: a workspace of their own, the real flights, the command, the demo, and one suite on two backends."
 import fcntl, io, json, os, pickle, shutil, signal, sqlite3, subprocess, sys, threading, time
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import closing, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pandas as pd
@@ -215,14 +215,25 @@ def two_months(tmp_path_factory):
 
 def own_copy(made: Done, to: Path):  # Settings
     "A copy of a demo's workspace that a test may change."
-    from mlflow.tracking._tracking_service import utils
     from scalai_nb.core.settings import Settings
     from scalai_nb.learn.registry import Registry
     shutil.copytree(made.copy, to)
-    with sqlite3.connect(to/".scalai"/"mlflow.db") as db:  # MLflow keeps absolute places: the copy's shall be its own
-        for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("model_versions", "source"), ("model_versions", "storage_location")):
-            db.execute(f"update {table} set {column} = replace({column}, ?, ?)", (str(made.folder), str(to)))
-    utils._artifact_repos_cache.clear()  # by run, whatever store it is in: another copy's folder
     settings = Settings.load(to)
     assert Registry(settings).champion("late").path.is_relative_to(to)
     return settings
+
+
+def naming(old: Path, root: Path) -> list[str]:  # files, and table.column of databases
+    "What in a workspace names another folder, as a path or as a URI."
+    words, found = {str(old), old.as_uri().removeprefix("file://")}, []
+    for file in sorted(p for p in root.rglob("*") if p.is_file()):
+        if file.suffix in (".db-wal", ".db-shm"): continue  # read with their database
+        if not file.read_bytes()[:16].startswith(b"SQLite format 3"):
+            if any(w.encode() in file.read_bytes() for w in words): found.append(str(file.relative_to(root)))
+            continue
+        with closing(sqlite3.connect(file)) as db:
+            for (table,) in db.execute("select name from sqlite_master where type = 'table'").fetchall():
+                for _, column, *_ in db.execute(f'pragma table_info("{table}")').fetchall():
+                    if any(db.execute(f'select 1 from "{table}" where instr(cast("{column}" as text), ?) limit 1', (w,)).fetchone() for w in words):
+                        found.append(f"{file.relative_to(root)}: {table}.{column}")
+    return found

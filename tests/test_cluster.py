@@ -142,3 +142,45 @@ def test_a_killed_nanny_takes_its_rank_along_and_the_training_goes_on(served, da
     assert {k: v.numpy().tobytes() for k, v in run.model.state_dict().items()} == {k: v.numpy().tobytes() for k, v in whole.model.state_dict().items()}
     assert list(agents_left(client).values()) == [[]]  # one worker is left, on which both ranks went on
     assert not list(run.path.glob("checkpoints/.*"))
+
+
+@pytest.mark.parametrize("when", ["after the last step", "in the middle"])
+def test_a_killed_scheduler_costs_no_finished_training(dask, tmp_path, monkeypatch, when):
+    "What the ranks have done is kept. Without its workers, too, a training ends with what happened and how it goes on, and goes on without a cluster."
+    import dask as config
+    from distributed import Client
+    from scalai_nb.core import live
+    from scalai_nb.core.errors import Unreachable
+    from scalai_nb.learn.launch import Crew
+    start, _ = dask
+    scheduler = start("scheduler", "--host", "127.0.0.1", "--port", 0, "--no-dashboard", "--scheduler-file", tmp_path/"scheduler.json")
+    workers = [start("worker", "--scheduler-file", tmp_path/"scheduler.json", "--host", "127.0.0.1", "--nthreads", 1, "--no-dashboard", "--local-directory", tmp_path) for _ in range(2)]
+    until = time.monotonic() + 120
+    while not (tmp_path/"scheduler.json").exists(): assert time.sleep(.1) or time.monotonic() < until
+    monkeypatch.setitem(config.config.config["distributed"]["comm"]["timeouts"], "connect", "2s")
+    X = np.random.default_rng(0).normal(size=(4_000, 8)).astype("float32")
+    how, close = dict(epochs=3, batch=256, every=2, ranks=2, settings=Settings(root=tmp_path)), Crew.close
+    def kill(client):
+        scheduler.kill()
+        until = time.monotonic() + 90
+        while client.status != "closed": assert time.sleep(.1) or time.monotonic() < until
+    with Client(scheduler_file=str(tmp_path/"scheduler.json"), set_as_default=False, timeout=120) as client:
+        client.wait_for_workers(2, timeout=120)
+        client._timeout = 3  # seconds that it looks for its scheduler, before it closes itself
+        if when == "after the last step":
+            monkeypatch.setattr(Crew, "close", lambda crew: (kill(client), close(crew))[1])
+            run = fit(MLP, (X, X[:, 0] > 0), client=client, **how)
+            assert Run.load(run.path).history == run.history and len(run.history) == 3
+        else:
+            def all_killed(topic, **e):
+                if not e.get("history"): return
+                for p in (scheduler, *(c for w in workers if w.is_running() for c in (w, *w.children(recursive=True)))):
+                    if p.is_running(): p.kill()
+            stop = live.subscribe(all_killed, "fit")
+            try:
+                with pytest.raises(Unreachable, match="scheduler is gone") as said: fit(MLP, (X, X[:, 0] > 0), client=client, **how)
+            finally: stop()
+            assert "resume=" in said.value.hint
+            folder, = Settings(root=tmp_path).path("fits").iterdir()
+            run = fit(MLP, (X, X[:, 0] > 0), resume=folder, **how | {"ranks": 1})
+            assert len(run.history) == 3 and any("resumed at step" in note for note in run.params["notes"])

@@ -16,6 +16,7 @@ from scalai_nb.core.errors import BadRequest
 from scalai_nb.core.settings import Settings
 from scalai_nb.learn.fit import Run
 from scalai_nb.learn.models import MLP
+from scalai_nb.learn.networks import CNN, FTTransformer, ResidualMLP
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -132,6 +133,7 @@ def trained(workspace, flights, request):
 
 
 def test_a_run_on_a_table(trained, workspace):
+    from scalai_nb.data.table import Table
     f = compress(trained, {"accuracy_drop": .01})
     assert {c.recipe for c in f.candidates} == {"float32", "int8", "pruned", "pruned+int8"}
     assert f.best() is not None and f["int8"].size_bytes <= .35*f.base.size_bytes
@@ -140,6 +142,10 @@ def test_a_run_on_a_table(trained, workspace):
         names = {i.name for i in onnx.load(c.path).graph.input}
         assert {"carrier", "origin", "dest", "distance", "dep_delay"} <= names, names
     assert set(weight_types(onnx.load(f["int8"].path)).values()) == {"INT8"}
+    for c in f.candidates:
+        session, rows = ex.session(c.path), Table("features").arrow().slice(0, 6).to_pandas().assign(dep_delay=lambda t: t["dep_delay"].where(t.index < 5, 1e6))
+        alone = np.concatenate([ex.run_scores(session, ex.feeds_of(session, rows[i:i + 1])) for i in range(6)])
+        assert np.abs(ex.run_scores(session, ex.feeds_of(session, rows)) - alone).max() < 1e-6, c.recipe
     doc = json.loads(json.dumps(load_frontier(workspace/".scalai"/"frontiers"/trained.id).to_dict()))
     assert {"recipe", "accuracy", "accuracy_low", "accuracy_high", "latency_ms", "size_bytes", "path"} <= set(doc["best"])
 
@@ -211,6 +217,7 @@ from pathlib import Path
 from scalai_nb.compress import export as ex, frontier as fr
 from scalai_nb.learn.fit import Run
 from scalai_nb.learn.models import MLP
+from scalai_nb.learn.networks import CNN, FTTransformer, ResidualMLP
 write, left = ex.write, [int(sys.argv[2])]
 def then_die(proto, path):
     done = write(proto, path)
@@ -319,6 +326,7 @@ def test_words_together(digits, tmp_path):
     assert f["pruned.75+int8"].parameters < f["pruned+dynamic"].parameters < f["dynamic"].parameters
     for r in recipes: assert set(weight_types(onnx.load(f[r].path)).values()) == {"INT8"}, r
     assert all(c.difference["max"] < 1e-5 for c in f.candidates if c.recipe == "float32")
+    for c in f.candidates: assert max(np.abs(a - b).max() for a, b in alone_and_beside(ex.session(c.path), X[1500:], np.random.default_rng(0))) < 1e-6, c.recipe
 
 
 class Tokens(nn.Module):
@@ -338,3 +346,48 @@ def test_layers_over_a_sequence(digits):
     assert len(errors) == 3 and all(0 < e["own"] < .05 and e["sums"] == "int8" for e in errors), errors
     for g in (small, dynamic(half)): assert set(weight_types(g).values()) == {"INT8"}
     assert np.abs(ex.run_scores(ex.session(small.SerializeToString()), {"features": X}) - ex.run_scores(ex.session(half.SerializeToString()), {"features": X})).max() < .02
+
+
+NETWORKS = {  # name -> (network, shape of one example, loss)
+    "MLP": (lambda: MLP(12, hidden=(64, 64, 32)), (12,), "binary"),
+    "classes": (lambda: MLP(12, hidden=(64, 32), outputs=5), (12,), "multiclass"),
+    "number": (lambda: MLP(12, hidden=(32, 32)), (12,), "regression"),
+    "one layer": (lambda: nn.Linear(12, 1), (12,), "binary"),
+    "ResidualMLP": (lambda: ResidualMLP(12, cardinalities=[0]*10 + [7, 4]), (12,), "binary"),
+    "FTTransformer": (lambda: FTTransformer(12, cardinalities=[0]*10 + [7, 4]), (12,), "binary"),
+    "CNN": (lambda: CNN((1, 8, 8), channels=(8, 16, 16), strides=(1, 2, 1)), (1, 8, 8), "multiclass"),
+    "Small": (Small, (1, 8, 8), "multiclass"),
+    "Tokens": (lambda: Tokens(), (64,), "binary"),
+}
+
+
+def examples(rng, n: int, shape: tuple) -> np.ndarray:  # rows of features; of twelve columns the last two are codes
+    X = rng.normal(size=(n, *shape)).astype(np.float32)
+    if shape == (12,): X[:, 10:] = np.stack([rng.integers(0, 7, n), rng.integers(0, 4, n)], 1)
+    return X
+
+
+def alone_and_beside(session, X: np.ndarray, rng, codes: bool = False):
+    "The scores of some rows alone, and as they are in batches of several sizes whose last row is extreme."
+    alone = ex.run_scores(session, {"features": X[:24]}, batch=1)
+    for batch in (2, 7, 25):
+        for i in range(0, 24, batch - 1):
+            rows = X[i:min(i + batch - 1, 24)]
+            extreme = X[rng.integers(len(X))][None]*10**rng.uniform(1, 6)
+            if codes: extreme[:, 10:] = X[:1, 10:]
+            yield alone[i:i + len(rows)], session.run(["score"], {"features": np.concatenate([rows, extreme.astype(np.float32)])})[0][:len(rows)]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_row_scores_alone_as_in_any_batch(name):
+    "In every recipe's numbers, whatever row lies next to it, and were it a million times as large."
+    from scalai_nb.compress.frontier import _small
+    make, shape, loss = NETWORKS[name]
+    torch.manual_seed(0)
+    rng, graph = np.random.default_rng(0), ex.graph(make(), shape, loss)
+    X = examples(rng, 400, shape)
+    y = rng.normal(size=400).astype(np.float32) if loss == "regression" else rng.integers(0, 5 if loss == "multiclass" else 2, 400)
+    for numbers in ("float32", "int8", "dynamic"):
+        small, _ = _small(graph, numbers, Rows(X, y, X, y), {"loss": loss, "seed": 0, "limit": {}})
+        gaps = [np.abs(a - b).max() for a, b in alone_and_beside(ex.session(small.SerializeToString()), X, rng, shape == (12,))]
+        assert max(gaps) <= 1e-6, (name, numbers, max(gaps))

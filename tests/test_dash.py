@@ -1,5 +1,6 @@
 "The gateway with a real Voila behind it: the door, a notebook that fails, kernels that are counted, and an end that leaves nothing."
-import asyncio, json, os, re, signal, subprocess, sys, time, uuid
+import asyncio, json, os, re, signal, struct, subprocess, sys, time, uuid
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import httpx, nbformat, psutil, pytest, websockets
@@ -58,19 +59,35 @@ def snapshot(visitor, app, standing="new"):
 def kernel_of(page): return re.search(r'"kernelId": "([\w-]+)"', page.text)[1]
 
 
-def channel(dash, page, **more):
+V1 = "v1.kernel.websocket.jupyter.org"
+
+
+def channel(dash, page, session="1", **more):
     "The WebSocket that a rendered page opens."
-    return websockets.connect(f"{dash.url.replace('http', 'ws')}/api/kernels/{kernel_of(page)}/channels?session_id=1", proxy=None, max_size=None, **more)
+    address = f"{dash.url.replace('http', 'ws')}/api/kernels/{kernel_of(page)}/channels?session_id={session}"
+    return websockets.connect(address, **{"proxy": None, "max_size": None, "subprotocols": [V1]} | more)
 
 
 def bearer(token): return {"additional_headers": {"authorization": f"Bearer {token}"}}
 
 
+def frame(*parts: bytes, offsets: list[int] | None = None, count: int | None = None) -> bytes:
+    "A message of the kernel protocol, version 1; its offsets may lie."
+    true = list(accumulate(map(len, parts), initial=8 * (len(parts) + 2)))
+    offsets = true if offsets is None else offsets
+    return struct.pack("<Q", len(offsets) if count is None else count) + struct.pack(f"<{len(offsets)}Q", *offsets) + b"".join(parts)
+
+
+def message(kind, content, channel="shell", **more) -> tuple[str, list[bytes]]:  # its id, its parts
+    header = {"msg_id": uuid.uuid4().hex, "msg_type": kind, "username": "", "session": "1", "date": "", "version": "5.3"} | more
+    return header["msg_id"], [channel.encode(), *(json.dumps(part).encode() for part in (header, {}, {}, content))]
+
+
 async def say(ws, kind, content, channel="shell"):
     "A message as a page sends it."
-    header = {"msg_id": uuid.uuid4().hex, "msg_type": kind, "username": "", "session": "1", "date": "", "version": "5.3"}
-    await ws.send(json.dumps({"header": header, "parent_header": {}, "metadata": {}, "content": content, "channel": channel, "buffers": []}))
-    return header["msg_id"]
+    id, parts = message(kind, content, channel)
+    await ws.send(frame(*parts))
+    return id
 
 
 async def heard(ws, true, within=60):
@@ -78,13 +95,25 @@ async def heard(ws, true, within=60):
     async with asyncio.timeout(within):
         while True:
             got = await ws.recv()
-            if isinstance(got, str) and true(message := json.loads(got)): return message
+            n, = struct.unpack_from("<Q", got)
+            parts = [got[a:b] for a, b in pairwise(struct.unpack_from(f"<{n}Q", got, 8))]
+            names = ("header", "parent_header", "metadata", "content")
+            found = dict(zip(names, map(json.loads, parts[1:5])), channel=parts[0].decode())
+            if true(found | {"msg_type": found["header"]["msg_type"]}): return found
 
 
 async def answers(ws, within=60):
     "A kernel that speaks."
     asked = await say(ws, "kernel_info_request", {})
     return await heard(ws, lambda m: m["parent_header"].get("msg_id") == asked and m["msg_type"] == "kernel_info_reply", within)
+
+
+async def closed(ws, within=60) -> int:
+    "How the other side ends a channel."
+    async with asyncio.timeout(within):
+        try:
+            while True: await ws.recv()
+        except websockets.ConnectionClosed: return ws.close_code
 
 
 def test_door_and_end(workspace):
@@ -97,7 +126,7 @@ def test_door_and_end(workspace):
                 answer = stranger.get(path)
                 assert answer.status_code == 401 and "good" not in answer.text and "passwd" not in answer.text, path
                 assert stranger.get(path, headers={"authorization": "Bearer wrong"}).status_code == 401
-                assert stranger.get(path, headers={"accept": "text/html"}).headers["location"] == "/login"
+                assert stranger.get(path, headers={"accept": "text/html"}).headers["location"].startswith("/login")
             assert stranger.get("/healthz").json() == {"ok": True}
             assert "frame-ancestors 'none'" in stranger.get("/healthz").headers["content-security-policy"]
         with dash.client(accept="text/html") as person:
@@ -127,6 +156,12 @@ def test_socket_is_behind_the_door(workspace):
         try:
             async with channel(dash, page, additional_headers=headers): return 101
         except websockets.InvalidStatus as e: return e.response.status_code
+    async def killer(dash, page):  # 48 bytes that say to have 2^62 parts: Voila would read them for ever
+        async with channel(dash, page, **bearer(dash.token)) as ws:
+            await ws.send(frame(bytes(32), offsets=[0], count=2**62))
+            return await closed(ws, 10)
+    async def spoken(dash, page):  # the older protocol
+        async with channel(dash, page, subprotocols=None, **bearer(dash.token)): return 101
     with Dash(workspace, good=GOOD) as dash, dash.visitor() as visitor:
         page = visitor.get("/apps/good?live=1")
         with dash.client(accept="text/html") as person: cookie = person.get(f"/?token={dash.token}").headers["set-cookie"].split(";")[0]
@@ -136,6 +171,9 @@ def test_socket_is_behind_the_door(workspace):
         assert ask(cookie=cookie, origin=dash.url) == 101
         assert ask(authorization=f"Bearer {dash.token}") == 101
         assert ask(authorization=f"Bearer {VIEWER}") == 404  # an editor's page is not a viewer's
+        assert asyncio.run(killer(dash, page)) == 1002
+        assert ask(authorization=f"Bearer {dash.token}") == 101 and visitor.get("/apps/good?live=1").status_code == 200
+        with pytest.raises(websockets.InvalidStatus, match="400"): asyncio.run(spoken(dash, page))
         page = re.sub(r'("kernelId": ")[\w-]+', r"\g<1>00000000-0000-0000-0000-000000000000", page.text)
         assert asyncio.run(status(dash, type("Page", (), {"text": page}), authorization=f"Bearer {dash.token}")) == 404
 
@@ -169,10 +207,11 @@ def test_every_route_asks_who_you_are(workspace):
     assert len(paths) > 15
     ask = lambda door, method, path, **headers: door.request(method, path, headers=headers).status_code
     with TestClient(app, base_url="http://dash.example", follow_redirects=False, client=("192.168.0.1", 1)) as door:
-        for method, path in paths:
+        for tried, (method, path) in enumerate(paths):
             if path == "/healthz": continue
-            for headers in ({}, {"authorization": "Bearer no"}, {"cookie": "scalai-80=no"}, {"x-forwarded-user": "ann"}): assert ask(door, method, path, **headers) == 401, (method, path, headers)
-            if method not in ("GET", "HEAD") and path != "/voila/api/shutdown/x":
+            stranger = TestClient(app, base_url="http://dash.example", follow_redirects=False, client=(f"192.168.1.{tried}", 1))  # an address may only guess so often
+            for headers in ({}, {"authorization": "Bearer no"}, {"cookie": "scalai-80=no"}, {"x-forwarded-user": "ann"}): assert ask(stranger, method, path, **headers) == 401, (method, path, headers)
+            if method not in ("GET", "HEAD") and path not in ("/voila/api/shutdown/x", "/logout"):
                 assert ask(door, method, path, authorization="Bearer eye") == 403, (method, path)
                 assert ask(door, method, path, authorization="Bearer pen") in (404, 405), (method, path)
         cookie = door.get("/?token=pen").headers["set-cookie"].split(";")[0]
@@ -225,14 +264,16 @@ def test_snapshot_first(workspace):
 def test_kernels_are_counted_and_end_with_their_visitor(workspace):
     "At the cap people wait; when a page closes, its kernel ends and the next one gets in."
     (workspace / "settings.ini").write_text("[apps]\nkernels = 1\n")
-    async def visit(dash, visitor):
+    async def visit(dash, visitor, other):
         page = await asyncio.to_thread(visitor.get, "/apps/good?live=1")
         async with channel(dash, page, **bearer(dash.token)):
-            full = await asyncio.to_thread(visitor.get, "/apps/good?live=1")
+            mine = await asyncio.to_thread(visitor.get, "/apps/good?live=1")
+            assert mine.status_code == 429 and "You have the live page" in mine.text and 'http-equiv="refresh"' in mine.text
+            full = await asyncio.to_thread(other.get, "/apps/good?live=1")
             assert full.status_code == 503 and full.headers["retry-after"] and 'http-equiv="refresh"' in full.text
             assert len(dash.kernels()) == 1
-    with Dash(workspace, good=GOOD) as dash, dash.visitor() as visitor:
-        asyncio.run(visit(dash, visitor))
+    with Dash(workspace, good=GOOD) as dash, dash.visitor() as visitor, dash.visitor(VIEWER) as other:
+        asyncio.run(visit(dash, visitor, other))
         until(lambda: visitor.get("/apps/good?live=1").status_code == 200, 60)  # the one who left makes room
         first = dash.kernels()
         assert len(first) == 1

@@ -2,11 +2,11 @@
 import asyncio, random, re, socket, time
 from urllib.parse import urlsplit
 
-import httpx, psutil, pytest, websockets
+import httpx, psutil, pytest
 
 from conftest import until
 from test_browser import Visit, chromium  # noqa: F401 (a fixture)
-from test_dash import GOOD, VIEWER, Dash, answers, bearer, channel, kernel_of, say
+from test_dash import GOOD, VIEWER, Dash, answers, bearer, channel, closed, kernel_of, say
 
 pytestmark = pytest.mark.slow
 
@@ -21,14 +21,6 @@ def raw(dash, target, token="") -> tuple[int, bytes]:
         s.sendall(f"GET {target} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n{f'authorization: Bearer {token}' if token else 'x: y'}\r\n\r\n".encode("latin-1"))
         said = b"".join(iter(lambda: s.recv(65536), b""))
     return int(said.split(b" ", 2)[1]), said
-
-
-async def closed(ws, within=60):
-    "How the other side ends a channel."
-    async with asyncio.timeout(within):
-        try:
-            while True: await ws.recv()
-        except websockets.ConnectionClosed: return ws.close_code
 
 
 def test_no_path_leads_out(workspace):
@@ -73,7 +65,7 @@ def test_a_viewers_page_cannot_do_what_an_editors_can(workspace):
             await say(ws, "comm_msg", {"comm_id": button, "data": {"method": "custom", "content": {"event": "click"}}})
             while not (workspace / "pressed.txt").exists(): await asyncio.sleep(.05)
             await say(ws, "execute_request", {"code": "open('ran.txt', 'w').close()", "silent": False, "store_history": False, "user_expressions": {}, "allow_stdin": False, "stop_on_error": True})
-            await answers(ws)
+            assert await closed(ws) == 1008
         return (workspace / "promoted.txt").exists(), (workspace / "ran.txt").exists(), page
     with Dash(workspace, promote=PROMOTE) as dash:
         assert asyncio.run(press(dash, VIEWER))[:2] == (False, False)
@@ -91,13 +83,15 @@ def test_two_hundred_visitors_at_eight_kernels(workspace):
     (workspace / "settings.ini").write_text("[apps]\nkernels = 8\n")
     served, most = [], [0]
     async def visit(dash, n):
-        async with httpx.AsyncClient(base_url=dash.url, headers={"authorization": f"Bearer {dash.token}", "accept": "text/html"}, timeout=120, trust_env=False, limits=httpx.Limits(max_keepalive_connections=0)) as me:
+        async with httpx.AsyncClient(base_url=dash.url, headers={"accept": "text/html", "origin": dash.url}, timeout=120, trust_env=False, limits=httpx.Limits(max_keepalive_connections=0)) as me:
+            await me.get("/", params={"token": dash.token})  # all have the same token, each a session
+            cookie = "; ".join(f"{k}={v}" for k, v in me.cookies.items())
             while (page := await me.get("/apps/good?live=1")).status_code == 503:
                 before = re.search(r"(\d+) (?:person is|people are) before you", page.text)
                 assert before or "You are next" in page.text
                 await asyncio.sleep(random.uniform(.5, 1.) + min(2.5, int(before[1])/20 if before else 0))  # who is far behind asks less often
             assert page.status_code == 200, page.text[:300]
-            async with channel(dash, page, **bearer(dash.token)) as ws: await answers(ws, 60)
+            async with channel(dash, page, additional_headers={"cookie": cookie}, origin=dash.url) as ws: await answers(ws, 60)
             if n % 2: assert (await me.post(f"/voila/api/shutdown/{kernel_of(page)}")).status_code == 204  # the others just close their tabs
             served.append(n)
     async def watch(dash):
@@ -203,6 +197,7 @@ def test_slow_clients_hold_nobody_up(workspace):
 
 def test_closed_tabs_leave_nothing_beyond_the_pool(workspace):
     "Five tabs are closed without a word; soon there is only what is kept ready."
+    (workspace / "settings.ini").write_text("[apps]\nkernels = 10\n")
     async def tabs(dash, visitor):
         pages = [await asyncio.to_thread(visitor.get, "/apps/good?live=1") for _ in range(5)]
         sockets = [await channel(dash, p, **bearer(dash.token)) for p in pages]

@@ -372,3 +372,11 @@ def test_a_release_whose_commit_went_through_keeps_its_list(workspace, monkeypat
     monkeypatch.setattr(history, "_attempt", true)
     back = pen.release(rows)
     assert (back.rows_good, back.already) == (1, 2) and sorted(Table("t").arrow()["id"].to_pylist()) == [1, 2, 3, 4]
+
+
+def test_replacing_periods_keeps_columns_that_others_added(workspace):
+    "The first write of a table may replace periods; a later one of fewer columns takes none away."
+    assert write(pa.table({"n": [1]}), "t", period="p", mode="replace-period").version == 0
+    write(pa.table({"n": [2], "m": [5]}), "t", Contract({"m": Rule("int64")}), period="q")
+    write(pa.table({"n": [3]}), "t", Contract({"m": Rule("int64")}), period="p", mode="replace-period")
+    assert sorted(Table("t").arrow().select(["n", "m"]).to_pylist(), key=str) == [{"n": 2, "m": 5}, {"n": 3, "m": None}]

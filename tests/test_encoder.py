@@ -52,6 +52,22 @@ def test_one_file_for_any_batch_and_any_filling(tiny, tmp_path):
     with torch.inference_mode(): assert torch.equal(tiny(torch.zeros(1, 12)), tiny(torch.zeros(1, 3)))
 
 
+@pytest.mark.parametrize("numbers", ["float32", "dynamic"])
+def test_a_text_has_the_same_vector_alone_and_next_to_any_other(tiny, numbers):
+    "Also next to one that fills its row, which every batch is cut to, and next to words whose vectors are a thousand times as long."
+    from scalai_nb.compress.quantize import dynamic
+    with torch.no_grad(): tiny.words.weight[30000:] *= 1000
+    graph = ex.graph(tiny, (12,), "embedding")
+    file = ex.session((dynamic(graph) if numbers == "dynamic" else graph).SerializeToString())
+    rng = np.random.default_rng(0)
+    X = rng.integers(1, 30000, (64, 12))*(np.arange(12) < rng.integers(1, 13, (64, 1)))
+    alone, extreme = ex.run_scores(file, {"features": X.astype(np.float32)}, batch=1), rng.integers(30000, 30522, (1, 12))
+    for batch in (2, 9, 65):
+        for i in range(0, 64, batch - 1):
+            rows = np.concatenate([X[i:i + batch - 1], extreme]).astype(np.float32)
+            assert np.abs(file.run(["score"], {"features": rows})[0][:-1] - alone[i:i + batch - 1]).max() < 1e-5
+
+
 def test_what_turns_too_far_is_never_the_best():
     "The fastest and smallest candidate has a cosine of .951, as torch's own dynamic int8 had."
     rng = np.random.default_rng(0)
@@ -110,6 +126,7 @@ def test_minilm_in_a_quarter_of_its_size(tmp_path):
     whole, small = (embed(c.path, texts, FOLDER) for c in (frontier.base, best))
     nearest = [(v@v.T - 2*np.eye(len(v))).argmax(1) for v in (whole, small)]
     assert (nearest[0] == nearest[1]).mean() > .85
+    for c in frontier.candidates: assert np.abs(embed(c.path, texts[:24], FOLDER, batch=1) - embed(c.path, texts, FOLDER)[:24]).max() < 1e-5, c.recipe
     fewer = frontier["pruned.25+dynamic"]
     assert fewer.parameters < best.parameters - 2e6 and fewer.size_bytes < best.size_bytes and .85 < fewer.accuracy < .99, frontier
     heads = [a.i for n in onnx.load(fewer.path).graph.node if n.op_type == "MultiHeadAttention" for a in n.attribute if a.name == "num_heads"]

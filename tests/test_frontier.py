@@ -139,3 +139,38 @@ def test_int8_is_held_to_the_auc_that_is_bounded(tmp_path):
     assert f["int8"].auc > f.base.auc - .02 and f.best() is not None and f.best().auc >= f.base.auc - .005
     with pytest.raises(BadRequest, match="no AUC to bound"): compress(Run(id="r", model=model, prep=None, target=None, loss="regression"), {"auc_drop": .01}, rows=rows, out=tmp_path/"r")
     assert set(onnx.load(f["int8"].path).graph.output[i].name for i in (0, 1)) == {"score", "label"}
+
+
+def held(recipe, accuracy, auc, ms, half=.01):  # a candidate of a binary model, with intervals
+    return fr.Candidate(recipe, accuracy, accuracy - half, accuracy + half, auc, ms, 1000, "", auc - half, auc + half)
+
+
+def test_a_loss_of_auc_is_a_loss():
+    "Where few rows are positive, accuracy hardly moves while the order of the rows is lost: what bounds accuracy bounds AUC, and no word says otherwise."
+    base, close, lost = held("float32", .95, .90, 3.), held("int8", .949, .897, 2.), held("pruned", .95, .86, 1.)
+    f = fr.Frontier(base, [base, close, lost], {"accuracy_drop": .01}, 1000)
+    assert f.best().recipe == "int8" and "auc_drop ≤ 0.01" in f.why and f.why.endswith("accuracy -0.10 points, AUC -0.0030, inside the intervals: neither loss nor gain.")
+    assert f.best({"accuracy_drop": .01, "auc_drop": .05}).recipe == "pruned"   # who bounds it says how much may go
+    assert "neither" not in f.why and f.why.endswith("accuracy +0.00 points (inside the interval), AUC -0.0400 (a loss).")
+    assert f.best({"latency_ms": 1.5}).recipe == "pruned" and "neither" not in f.why
+    row = next(line.split("</tr>")[0] for line in f._repr_html_().split("<tr") if "pruned" in line and "<td" in line)
+    assert "neither" not in row and "-0.0400" not in row and "0.8600 loss" in row
+    assert f.best({"accuracy_drop": .0001}).recipe == "float32"
+    wide = [fr.Candidate(c.recipe, c.accuracy, .8, .99, c.auc, c.latency_ms, 1000, "", .7, .99) for c in (base, lost)]
+    few = fr.Frontier(wide[0], wide, {"auc_drop": .05}, 40)   # so few rows that the interval holds nearly everything
+    assert few.best().recipe == "pruned" and "neither" not in few.why and "neither" not in few._repr_html_().split("<p>")[0]
+
+
+def test_a_network_that_lost_its_order_is_not_the_best(tmp_path):
+    "A real one: one row in forty is positive. A student of a few units calls nearly all rows negative, which costs little accuracy, and no longer ranks them."
+    torch.manual_seed(0)
+    X = np.random.default_rng(0).normal(size=(6000, 8)).astype("f4")
+    y = (X[:, 0]*X[:, 1] + X[:, 2] > 2.6).astype("f4")
+    model = nn.Sequential(nn.Linear(8, 48), nn.ReLU(), nn.Linear(48, 48), nn.ReLU(), nn.Linear(48, 1))
+    tune(model, X[:3000], y[:3000], epochs=25, batch=64, lr=3e-3)
+    run, rows = Run(id="a", model=model.eval(), prep=None, target=None, loss="binary"), Rows(X[:3000], y[:3000], X[3000:], y[3000:])
+    f = compress(run, {"accuracy_drop": .3}, recipes=("distilled.1",), rows=rows, out=tmp_path)
+    lost = f["distilled.1"]
+    assert f.base.accuracy - lost.accuracy <= .3 < f.base.auc - lost.auc, f
+    assert f.best().recipe == "float32" and "auc_drop ≤ 0.3" in f.why
+    assert lost.latency_ms > f.base.latency_ms or f.best({"accuracy_drop": .3, "auc_drop": 1.}) is lost and "neither" not in f.why and "(a loss)" in f.why

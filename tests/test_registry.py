@@ -69,6 +69,28 @@ def test_two_processes_open_a_new_workspace_at_once(workspace):
     assert sorted(p.name for p in workspace.iterdir()) == [".scalai", "1.onnx", "2.onnx", "settings.ini"], "nothing may lie outside the workspace's state"
 
 
+def test_a_copied_workspace_is_whole(workspace):
+    "Its models are its own files, though the first folder is still there; what it adds lies in it; the first is not touched; and where neither was opened, MLflow's own tools find its files."
+    import mlflow
+    from conftest import naming
+    first, second = workspace/"a_%", workspace/"second one"
+    first.mkdir()
+    registry = Registry(Settings(root=first))
+    registry.promote("late", registry.register("late", onnx_file(workspace/"1.onnx", 1), a_run("run1", 1)), "the first")
+    before = {p: p.stat().st_mtime_ns for p in first.rglob("*") if p.is_file() and ".lock" not in p.name}
+    shutil.copytree(first, second)
+    copied = Registry(Settings(root=second))
+    assert copied.champion("late").path.is_relative_to(second) and copied.run("run1").path.is_relative_to(second)
+    assert copied.promote("late", copied.register("late", onnx_file(workspace/"2.onnx", 2), a_run("run2", 2)), "the next").path.is_relative_to(second)
+    assert {p: p.stat().st_mtime_ns for p in before} == before and len(registry.list("late")) == 1
+    assert naming(first, second) == []
+    shutil.rmtree(first)
+    assert copied.rollback("late") == 1 and copied.load("late").predict({"x": 2}) == [2] and not first.exists()
+    mlflow.set_tracking_uri(copied.uri)
+    try: assert mlflow.artifacts.download_artifacts("models:/late@champion/card.json", tracking_uri=copied.uri).startswith(str(second))
+    finally: mlflow.set_tracking_uri(None)
+
+
 class Bomb:
     def __reduce__(self): return os.mkdir, (os.environ["BOMB"],)
 

@@ -18,7 +18,7 @@ from scalai_nb.core.errors import BadRequest, WorkFailed
 from scalai_nb.core.settings import Settings
 from scalai_nb.learn.models import MLP
 from scalai_nb.learn.registry import Registry
-from scalai_nb.learn.search import Search, choice, integer, log, search, uniform
+from scalai_nb.learn.search import Journal, Search, Searching, choice, integer, log, search, uniform
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -159,6 +159,48 @@ def test_a_killed_search_ends_as_an_unbroken_one(one, tmp_path, xy):
     registry = Registry(Settings(root=folder))
     runs = registry.client.search_runs([registry.experiment])
     assert len(runs) == 6 and {r.info.status for r in runs} <= {"FINISHED", "KILLED"}
+
+
+class Killed(BaseException): "As a SIGKILL at that statement."
+
+
+@pytest.mark.parametrize("at", ["before anything is written", "before the study has it"])
+def test_a_trial_that_was_to_be_pruned_is_pruned_by_the_next_call(one, tmp_path, xy, monkeypatch, at):
+    "Killed after its last report, or after MLflow had its end: no epoch more is trained than by an unbroken search, and MLflow says what the study says."
+    how = dict(space={"lr": log(1e-4, 1.), "width": integer(2, 8)}, trials=6, epochs=3, batch=256, client=one)
+    calm = search(small, xy, settings=Settings(root=tmp_path/"calm"), **how)
+    assert "pruned" in {state for state, *_ in told(calm)}
+    end, write, torn = Searching.end, Journal.write, Settings(root=tmp_path/"torn")
+    def killed_at_once(self, number, state, *args, **more):
+        if state == "pruned": raise Killed
+        return end(self, number, state, *args, **more)
+    def killed_after(self, number, going, state, reason):
+        write(self, number, going, state, reason)
+        if state == "pruned": raise Killed
+    with monkeypatch.context() as m:
+        m.setattr(Searching, "end", killed_at_once) if at.startswith("before anything") else m.setattr(Journal, "write", killed_after)
+        with pytest.raises(Killed): search(small, xy, settings=torn, **how)
+    assert not agents() and told(search(small, xy, settings=torn, **how)) == told(calm)
+    registry = Registry(torn)
+    runs = registry.client.search_runs([registry.experiment])
+    assert sorted(r.info.status for r in runs) == sorted(["FINISHED", *({"done": "FINISHED", "pruned": "KILLED"}[state] for state, *_ in told(calm))])
+
+
+def test_no_search_runs_in_mlflow_when_none_does(one, settings, xy):
+    "Of a killed search the next one says so; one that was killed after its last trial is finished by the next call."
+    from scalai_nb.core.lock import claim
+    registry, how = Registry(settings), dict(space={"lr": log(1e-3, 1.)}, trials=1, epochs=1, batch=256, client=one, settings=settings)
+    dead, alive = (registry.client.create_run(registry.experiment, tags={"scalai.search": name, "scalai.role": "search"}).info.run_id for name in ("dead", "alive"))
+    held = claim(settings.path("searches", "alive.lock"))
+    found = search(small, xy, name="mine", **how)
+    held.close()
+    status = lambda at: registry.client.get_run(at).info.status
+    mine = registry.client.search_runs([registry.experiment], "tags.`scalai.search` = 'mine' and tags.`scalai.role` = 'search'")[0].info.run_id
+    assert (status(dead), status(alive), status(mine)) == ("KILLED", "RUNNING", "FINISHED")
+    registry.client.update_run(mine, "RUNNING")
+    found.study.set_user_attr("closed", "")  # as a kill after the last trial leaves both
+    search(small, xy, name="mine", **how)
+    assert status(mine) == "FINISHED"
 
 
 def gone(folder: Path, seconds=90):

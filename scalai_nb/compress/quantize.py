@@ -190,12 +190,62 @@ def spare(proto,  # the model's graph, `features` -> `score`
 
 # %% ../../nbs/compress/02_quantize.ipynb #b79b1ebf
 def dynamic(proto,  # the model's graph, `features` -> `score`
-           ):  # ModelProto; every layer's weight is int8
-    "int8 weights and sums, with ranges taken from each batch (ONNX Runtime's dynamic quantization, per channel)."
-    import tempfile, onnx
-    from onnxruntime import quantization as q
-    if not layers(proto): raise BadRequest("The graph has no layer with weights, so there is nothing to quantize.", "Give the graph of a float model.")
-    copy = onnx.ModelProto(); copy.CopyFrom(proto)
-    with quiet(), tempfile.TemporaryDirectory() as tmp:
-        q.quantize_dynamic(copy, f"{tmp}/q.onnx", per_channel=True, op_types_to_quantize=["MatMul", "Conv", "Gather"], weight_type=q.QuantType.QInt8)
-        return onnx.load(f"{tmp}/q.onnx")
+           ):  # ModelProto; every layer's weight is int8, tables of vectors too
+    "Store weights as int8 and sum in int8, with a range for each row of a layer's input (per-token dynamic quantization)."
+    from onnx import ModelProto
+    names, held, out = layers(proto), {i.name: i for i in proto.graph.initializer}, ModelProto()
+    if not names: raise BadRequest("The graph has no layer with weights, so there is nothing to quantize.", "Give the graph of a float model.")
+    out.CopyFrom(proto)
+    made, constants = [], {"rows/axes": np.array([-1]), "rows/least": np.float32(1e-30), "rows/step": np.float32(1/127), "rows/one": np.float32(1), "rows/zero": np.uint8(128)}
+    for node in proto.graph.node:
+        if node.name in names and _sums_rows(node, held): made += _by_row(node, held, constants, {o for n in made for o in n.output})
+        elif node.op_type == "Gather" and node.input[0] in held and _is_weight(held[node.input[0]]): made += _from_table(node, held, constants)
+        else: made.append(node)
+    _replace(out, made, constants)
+    return int8_weights(out)  # what is left: convolutions, which are slower in int8 than in float
+
+def _is_weight(i) -> bool: return i.data_type == 1 and len(i.dims) == 2
+
+def _sums_rows(node, held) -> bool:
+    "Whether a layer multiplies rows by a weight, and does nothing else that would have to be kept."
+    plain = {"alpha": 1., "beta": 1., "transA": 0}
+    return node.op_type != "Conv" and _is_weight(held[node.input[1]]) and all(plain.get(a.name) in (None, a.f if a.name != "transA" else a.i) for a in node.attribute)
+
+def _replace(out, nodes, constants) -> None:
+    "Give a graph these nodes, and the constants that they take."
+    from onnx import numpy_helper
+    wanted = {name for n in nodes for name in n.input}
+    kept = [i for i in out.graph.initializer if i.name in wanted]
+    new = [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items() if k in wanted]
+    del out.graph.node[:], out.graph.initializer[:]
+    out.graph.node.extend(nodes)
+    out.graph.initializer.extend([*kept, *new])
+
+# %% ../../nbs/compress/02_quantize.ipynb #6d96742c
+def _by_row(node, held, constants: dict, known: set[str]) -> list:  # nodes
+    "A layer in int8: its input's rows are scaled to their own largest value, once for all layers that read it."
+    from onnx import TensorProto, helper, numpy_helper
+    x, w, (y,) = node.input[0], node.input[1], node.output
+    make = lambda op, inputs, output, **how: helper.make_node(op, inputs, [output], name=output, **how)
+    scale, whole, sums = f"{x}/scale", f"{x}/int8", f"{y}/sums"
+    nodes = [] if whole in known else [
+        make("Abs", [x], f"{x}/size"), make("ReduceMax", [f"{x}/size", "rows/axes"], f"{x}/top", keepdims=1), make("Max", [f"{x}/top", "rows/least"], f"{x}/range"),
+        make("Mul", [f"{x}/range", "rows/step"], scale), make("Div", [x, scale], f"{x}/scaled"), make("QuantizeLinear", [f"{x}/scaled", "rows/one", "rows/zero"], whole)]
+    weight = numpy_helper.to_array(held[w])
+    weight = weight.T if any(a.name == "transB" and a.i for a in node.attribute) else weight
+    constants[f"{w}/int8"], constants[f"{w}/scale"] = int8(np.ascontiguousarray(weight), 1)
+    bias = list(node.input[2:])
+    return nodes + [make("MatMulInteger", [whole, f"{w}/int8", "rows/zero"], sums), make("Cast", [sums], f"{sums}/float", to=TensorProto.FLOAT),
+                    make("Mul", [f"{sums}/float", f"{w}/scale"], f"{sums}/scaled"), make("Mul", [f"{sums}/scaled", scale], f"{sums}/rows" if bias else y),
+                    *([make("Add", [f"{sums}/rows", *bias], y)] if bias else [])]
+
+def _from_table(node, held, constants: dict) -> list:  # nodes
+    "Vectors looked up in a table of int8, each with a scale of its own."
+    from onnx import TensorProto, helper, numpy_helper
+    (table, at), (y,) = node.input, node.output
+    axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+    if axis: return [node]
+    constants[f"{table}/int8"], constants[f"{table}/scale"] = int8(numpy_helper.to_array(held[table]), 0)
+    make = lambda op, inputs, output, **how: helper.make_node(op, inputs, [output], name=output, **how)
+    return [make("Gather", [f"{table}/int8", at], f"{y}/int8"), make("Cast", [f"{y}/int8"], f"{y}/float", to=TensorProto.FLOAT),
+            make("Gather", [f"{table}/scale", at], f"{y}/scale"), make("Unsqueeze", [f"{y}/scale", "rows/axes"], f"{y}/scales"), make("Mul", [f"{y}/float", f"{y}/scales"], y)]

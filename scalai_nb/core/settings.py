@@ -82,9 +82,10 @@ class RetrainSection(Section):
 
 class AppsSection(Section):
     port: int = Field(8866, ge=0, le=65535)  # of the gateway; 0: any free one
-    token: str = ""  # of editors; empty: a new one at every start
+    token: str = ""  # of editors, 16 characters or more; empty: a new one at every start
     viewer_token: str = ""  # of those who look and change nothing; likewise
-    kernels: int = Field(8, ge=1)  # live pages at a time, those kept ready among them
+    session: float = Field(12, gt=0)  # hours after which a visitor has to log in again
+    kernels: int = Field(8, ge=1)  # live pages at a time, those kept ready among them; one visitor has half of them at most
     warm: int = Field(2, ge=0)  # live pages kept ready, of the dashboards last asked for; 0: none
     idle: float = Field(1800, gt=0)  # seconds after which a live page that its visitor leaves alone is closed
     proxy: str = ""  # addresses and networks, separated by commas, whose forwarded headers are believed; empty: nobody's

@@ -6,8 +6,8 @@
 __all__ = ['ROLES', 'ROLE', 'CARD', 'Visitor', 'visitor', 'editors_only']
 
 # %% ../../nbs/core/24_visitor.ipynb #c66cbed7
-import json, os
-from dataclasses import dataclass
+import json, math, os
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .errors import BadRequest
@@ -21,9 +21,13 @@ class Visitor:
     "Somebody who looks at a page."
     role: str = "viewer"  # of ROLES
     name: str = ""  # as a trusted proxy says it; empty: not known
+    session: str = ""  # of the cookie, where a browser came with a token; in a dashboard's kernel: empty
+    until: float = field(default=math.inf, compare=False)  # when that session ends, seconds since 1970
 
     @property
     def edits(self) -> bool: return self.role == "editor"
+    @property
+    def identity(self) -> str: return self.name or self.session or self.role  # scripts that bring a token count as one
 
 # %% ../../nbs/core/24_visitor.ipynb #a961aaa9
 def visitor(environ: dict | None = None,  # none: this process's own

@@ -39,7 +39,7 @@ html, body { height: auto !important; min-height: 100%; overflow: visible !impor
 #rendered_cells .jp-OutputArea, #rendered_cells .jp-OutputArea-child, #rendered_cells .jp-Cell-outputWrapper { overflow: visible !important }
 .jp-OutputPrompt, .jp-InputPrompt, .jp-Collapser, a.anchor-link { display: none !important }
 .jp-RenderedMarkdown { font: 16px/1.5 system-ui, "DejaVu Sans", sans-serif !important } .jp-RenderedMarkdown h1 { font-size: 1.9rem !important; font-weight: 650 !important; margin: .5rem 0 0 !important; letter-spacing: -.01em } .jp-RenderedMarkdown blockquote { border: 0 !important; padding: 0 !important; margin: 0 0 1.2rem !important; color: var(--jp-content-font-color2) }
-.scalai-home { font: 14px/1.4 system-ui, "DejaVu Sans", sans-serif } .scalai-home a { color: var(--jp-content-link-color); text-decoration: none } #loading { display: block; height: auto; text-align: left; color: var(--jp-content-font-color2) }
+nav.scalai-home { display: flex; justify-content: space-between } nav.scalai-home form { margin: 0 } nav.scalai-home button { font: inherit; padding: 0 .5rem; color: inherit; background: none; border: 1px solid var(--jp-border-color2); border-radius: .4rem; cursor: pointer } .scalai-home { font: 14px/1.4 system-ui, "DejaVu Sans", sans-serif; color: var(--jp-content-font-color2) } .scalai-home a { color: var(--jp-content-link-color); text-decoration: none } #loading { display: block; height: auto; text-align: left; color: var(--jp-content-font-color2) }
 #scalai-lost { display: none; position: fixed; inset: auto 0 0 0; z-index: 999; padding: .9rem 1.2rem; background: #7a2413; color: #fff; font: 16px/1.4 system-ui, sans-serif; text-align: center } #scalai-lost a { color: #fff; font-weight: 600 }
 </style>
 <script>
@@ -73,7 +73,7 @@ window.WebSocket = class extends Socket {
 {%- block body_header -%}
 <link rel="icon" href="data:,">
 <body class="jp-Notebook theme-light" data-base-url="{{resources.base_url}}voila/" data-jp-theme-light="true" data-jp-theme-name="JupyterLab Light" data-voila="voila">
-<nav class="scalai-home"><a href="/">&#8592; All dashboards</a></nav>
+<nav class="scalai-home"><a href="/">&#8592; All dashboards</a><!-- log out --></nav>
 <div id="scalai-lost" role="alert">This page lost its live session. <a href="">Open it again</a></div>
 <div id="loading" class="scalai-home" role="status">Opening&hellip;</div>
 {{ voila_setup_helper_functions() }}

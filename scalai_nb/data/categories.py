@@ -107,7 +107,8 @@ def counted_text(text: pa.Array,  # distinct values
     order = kept[np.argsort(hashes[kept])]
     frequent = Frequent(hashes[order], labels(order), counts[order], counts[order] - cut, cut)
     none = Categories(np.empty(0, "u8"), np.empty(0, object), np.empty(0, "i8"))
-    return Categories(none.keys, none.labels, none.counts, **rest, buckets=in_buckets(hashes, counts), frequent=frequent, regs=registers(hashes))
+    rest |= dict(buckets=in_buckets(hashes, counts), frequent=frequent, regs=registers(hashes))
+    return Categories(none.keys, none.labels, none.counts, **rest)
 
 # %% ../../nbs/data/01_categories.ipynb #c261eab7
 def add_categories(*parts: Categories) -> Categories:

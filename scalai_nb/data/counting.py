@@ -89,7 +89,7 @@ class Sum:
 class Numbers:
     "A column of integers or floats, counted."
     def __init__(self, name: str, type: pa.DataType, caps: tuple = CAPS,
-                 limit: int = 1 << 17,  # values set aside before they are summarised: 1 MB, which a core's cache holds while they are sorted
+                 limit: int = 1 << 17,  # values set aside before they are summarised: 1 MB, sorted in a core's cache
                  window: int = WINDOW):  # whole numbers counted by address, half of them below 0
         self.name, self.type, self.caps, self.limit = name, type, caps, limit
         self.dtype, self.to = ("i8", pa.int64()) if pa.types.is_integer(type) else ("f8", pa.float64())

@@ -179,7 +179,8 @@ def _merge(a, b, a_counts, b_counts, a_known, b_known):  # of two histograms, as
     n, i, j = len(a) + len(b), 0, 0
     keys, counts, known = np.empty(n, np.uint64), np.empty(n, np.int64), np.empty(n, np.uint8)
     for m in range(n):
-        if j == len(b) or i < len(a) and a[i] <= b[j]: keys[m], counts[m], known[m], i = a[i], a_counts[i], a_known[i], i + 1
+        if j == len(b) or i < len(a) and a[i] <= b[j]:
+            keys[m], counts[m], known[m], i = a[i], a_counts[i], a_known[i], i + 1
         else: keys[m], counts[m], known[m], j = b[j], b_counts[j], b_known[j], j + 1
     return keys, counts, known
 

@@ -6,7 +6,7 @@
 __all__ = ['TRIES', 'CLOSED', 'GRACE', 'FENCE', 'CUTS', 'SHAPE', 'GROUP', 'delta', 'named', 'Moved', 'Overtaken', 'commit',
            'belongs', 'back_off', 'swap', 'committed', 'remembered', 'vacuum', 'fence', 'forget', 'add_file', 'rows_of',
            'period_name', 'record', 'prefix_of', 'number', 'live', 'whole', 'counts', 'among', 'recall', 'opened',
-           'periods', 'arrived']
+           'periods', 'overview', 'arrived']
 
 # %% ../../nbs/data/06_history.ipynb #e65cb59a
 import hashlib, json, os, random, uuid
@@ -55,7 +55,7 @@ def _attempt(place: str, table, adds: list, schema: pa.Schema, partition: list[s
     from deltalake import Schema
     from deltalake.transaction import create_table_with_add_actions
     how = dict(partition_by=list(partition), commit_properties=properties)
-    shape = table.schema() if replace else Schema.from_arrow(schema)  # what stays keeps all its columns
+    shape = table.schema() if replace and table is not None else Schema.from_arrow(schema)  # what stays keeps all its columns
     keep = {"delta.logRetentionDuration": "interval 3650 days"}  # what a batch did, and time travel, stay known (Delta's default: 30 days)
     if table is None: create_table_with_add_actions(place, shape, adds, mode="error", configuration=keep, **how)
     elif replace is None: table.create_write_transaction(adds, "append", shape, **how)
@@ -368,11 +368,11 @@ def whole(table, at: int, period: str, parts: list[str], version: int) -> bool:
         raise WorkFailed(f"The window {period} was added up, and {', '.join(gone[:3])} of it {'was' if len(gone) == 1 else 'were'} replaced since: what is left is not known apart.", f"Write all of {period} again.", "window")
     return not gone
 
-def _kept(source: str, version: int | None, settings: Settings | None, names: tuple, wanted: dict, light: bool = False) -> pa.Table:
+def _kept(source: str, version: int | None, settings: Settings | None, names: tuple, wanted: dict, light: bool = False, broken: dict | None = None) -> pa.Table:
     "The store's rows for a source, in one cut, live at a version; `light`: without the profiles."
     windows = delta(store(settings, "windows"))
     if windows is None: return SHAPE.empty_table()
-    rows = _found_in(windows, source, {n: [_word(n, x) for x in (v if isinstance(v, (list, tuple, set)) else [v])] for n, v in wanted.items()}, light)
+    rows = _found_in(windows, source, {n: [_word(n, x) for x in (v if isinstance(v, (list, tuple, set)) else [v])] for n, v in wanted.items()}, light, broken)
     rows = rows.filter(pa.array(_best(rows, {*names, *wanted} - {"batch"}), pa.bool_()))
     table = delta(store(settings, "tables", source), version)
     if table is None: return rows
@@ -396,13 +396,16 @@ def _best(rows: pa.Table, needed: set[str]) -> list[bool]:
     return [best.get(b) == c for b, c in zip(rows["batch"].to_pylist(), rows["cut"].to_pylist())]
 
 # %% ../../nbs/data/06_history.ipynb #d75eb448
-def _found_in(windows, source: str, wanted: dict[str, list], light: bool) -> pa.Table:
-    "The store's rows of a source. Raises `WorkFailed` where a file of it is damaged."
+def _found_in(windows, source: str, wanted: dict[str, list], light: bool, broken: dict | None = None) -> pa.Table:
+    "The store's rows of a source. Raises `WorkFailed` where a file of it is damaged, unless `broken` takes what cannot be read: file -> reason."
     test = pc.field("source") == source
     for n, values in wanted.items(): test &= among(values) if n == "period" else pc.field(n).isin(values)
     data = rows_of(windows, "period")
-    try: rows = data.to_table([n for n in data.schema.names if not light or n != "state"], filter=test)
-    except (pa.ArrowInvalid, OSError) as e: raise _damaged(data, source) or e
+    columns = [n for n in data.schema.names if not light or n != "state"]
+    try: rows = data.to_table(columns, filter=test)
+    except (pa.ArrowInvalid, OSError) as e:
+        if broken is None: raise _damaged(data, source) or e
+        rows = _piece_by_piece(data, columns, test, broken)
     if "period" not in wanted: return rows
     inside = {p: any(holds(w, p) for w in wanted["period"]) for p in set(rows["period"].to_pylist())}
     return rows.filter(pa.array([inside[p] for p in rows["period"].to_pylist()], pa.bool_()))
@@ -417,6 +420,14 @@ def _within(period: str | None):
     if unit == "week": return reduce(or_, [field == period, *(_within(spelled(span(period)[0] + timedelta(d), "day")) for d in range(7))])
     mark = {"day": "T", "month": "-", "year": "-"}.get(unit)
     return field == period if mark is None else (field == period) | (field >= period + mark) & (field < period + chr(ord(mark) + 1))
+
+def _piece_by_piece(data, columns: list[str], test, broken: dict) -> pa.Table:
+    "The rows of those files that can be read."
+    found = []
+    for piece in data.get_fragments(filter=test):
+        try: found.append(piece.to_table(data.schema, columns=columns, filter=test))
+        except (pa.ArrowInvalid, OSError) as e: broken[piece.path] = str(e).splitlines()[0][:100]
+    return pa.concat_tables(found) if found else data.schema.empty_table().select(columns)
 
 def _damaged(data, source: str) -> WorkFailed | None:
     "Which file it is."
@@ -471,6 +482,13 @@ def periods(source: str,
     rows, out = _kept(source, version, settings, (), {}, light=True), {}
     for p, n in zip(rows["period"].to_pylist(), rows["rows"].to_pylist()): out[p] = out.get(p, 0) + n
     return {p: out[p] for p in sorted(out, key=order)}
+
+def overview(source: str, settings: Settings | None = None) -> tuple[dict[str, tuple[int, str]], dict[str, str]]:
+    "The periods of a source with their rows and what stands for their content, and the files that cannot be read with the reason; no profile is opened."
+    broken: dict[str, str] = {}
+    rows, found = _kept(source, None, settings, ("period",), {}, light=True, broken=broken), {}
+    for p, n, digest in zip(rows["period"].to_pylist(), rows["rows"].to_pylist(), rows["digest"].to_pylist()): found.setdefault(p, []).append((n, digest))
+    return {p: (sum(n for n, _ in found[p]), f"{number(*sorted(found[p])):012x}") for p in sorted(found, key=order)}, broken
 
 def arrived(source: str, settings: Settings | None = None) -> list[str]:
     "A source's batches in the order in which they were recorded, by the store's log and no clock; sums of older ones first."

@@ -387,7 +387,7 @@ def _read(path, meta, columns, groups):
     "Batches of these row groups."
     import pyarrow.parquet as pq
     try:
-        options = dict(pre_buffer=False, buffer_size=1 << 16)  # else all groups, or all columns of a group, are held as they lie in the file
+        options = dict(pre_buffer=False, buffer_size=1 << 16)  # else whole groups are held as they lie in the file
         with pq.ParquetFile(path, metadata=meta, read_dictionary=coded_text(meta), **options) as file:
             yield from file.iter_batches(at_once(len(columns or file.schema_arrow)), row_groups=list(groups), columns=columns, use_threads=False)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as e:

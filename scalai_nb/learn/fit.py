@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OBJECTIVES', 'SMALL', 'PRELOAD', 'WHOLE', 'auc', 'Objective', 'Run', 'Absent', 'absent', 'Training', 'train',
-           'Standing', 'best_of', 'choose_ranks', 'kind_of', 'Background', 'fit']
+           'Standing', 'best_of', 'choose_ranks', 'kind_of', 'Background', 'fit', 'unfinished', 'clear_unfinished']
 
 # %% ../../nbs/learn/06_fit.ipynb #3544bd68
 import copy
@@ -27,17 +27,18 @@ from dataclasses import asdict, dataclass, field, replace
 from numbers import Integral, Real
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from fastcore.basics import patch
 
 from ..core import live
-from ..core.errors import BadRequest, Cancelled, TimedOut, WorkFailed, one_of
+from ..core.errors import BadRequest, Cancelled, TimedOut, Unreachable, WorkFailed, one_of
+from ..core.lock import claim
 from ..core.plain import plain
 from ..core.progress import progress
 from ..core.settings import Settings
-from ..core.storage import write_atomic
+from ..core.storage import Freed, write_atomic
 from .optimizer import SCHEDULES, Optimizer, factor
 from .split import Split, parted
 from .answer import answered
@@ -753,9 +754,10 @@ def fit(model: Any,  # a torch.nn.Module, or a function of the number of feature
     run = folder.name if folder else secrets.token_hex(8)
     folder = folder or settings.path("fits", run)
     job, data = _plan(locals())
+    held = _claimed(folder)
     if not (folder/"checkpoints").exists(): write_atomic(folder/"initial.safetensors", _weights_as_bytes(job.model))
     run = Run(run, None, job.prep, job.target, job.loss, data=data, seed=seed, path=folder, state="starting")
-    how = SimpleNamespace(ranks=ranks, client=client, settings=settings, timeout=timeout, restarts=restarts, started=started, beside=not wait, asked=threading.Event())
+    how = SimpleNamespace(ranks=ranks, client=client, settings=settings, timeout=timeout, restarts=restarts, started=started, beside=not wait, asked=threading.Event(), held=held)
     teller = Teller(run)
     teller.emit(state="starting", stop=how.asked.set)  # here and not beside: what is drawn belongs to this cell
     if wait: return _carry_out(run, job, how, teller)
@@ -770,11 +772,22 @@ def _carry_out(run: Run, job: Training, how: SimpleNamespace, teller: Teller) ->
         stopped = Cancelled(f"Run {run.id} was stopped in epoch {len(run.history) + 1} of {job.epochs}.", _goes_on(run, job))
         teller.ended(stopped)
         raise stopped from None
+    except Unreachable as error:
+        gone = Unreachable(error.message, _goes_on(run, job), error.kind)
+        teller.ended(gone)
+        raise gone from error
     except BaseException as error:
         teller.ended(error, _goes_on(run, job) if isinstance(error, KeyboardInterrupt) else "")
         raise
+    finally: how.held.close()
     teller.done()
     return run
+
+def _claimed(folder: Path) -> IO:
+    "One process trains a run. The claim ends with the process; between hosts it holds where their filesystem has locks."
+    held = claim(folder/".lock")
+    if held is None: raise BadRequest(f"The run {folder.name} is being trained by another process.", "Wait until it has ended, or stop it; then go on with resume=.", "fit")
+    return held
 
 def _train(run: Run, job: Training, how: SimpleNamespace, teller: Teller) -> None:
     "Here or on ranks; beside the notebook never in its process."
@@ -797,6 +810,30 @@ def _client(client: Any, settings: Settings) -> Iterator[Any]:
     else: yield client
 
 def _size(model: Any) -> int: return sum(p.numel() for p in model.parameters())
+
+# %% ../../nbs/learn/06_fit.ipynb #500b389c
+def unfinished(settings: Settings) -> list[Path]:  # folders, which `resume=` takes
+    "Trainings that were begun, not finished, and that no process works on."
+    def free(folder: Path) -> bool:
+        held = claim(folder/".lock")
+        if held: held.close()
+        return held is not None
+    return [f for f in sorted(settings.path("fits").glob("*/")) if not (f/"run.json").exists() and free(f)]
+
+def clear_unfinished(settings: Settings,
+                     days: int | None = None,  # since anything was written there; None: [jobs] retain_days
+                     dry: bool = False,  # only count
+                    ) -> Freed:
+    "Remove what killed trainings left."
+    out, limit = Freed("fits"), time.time() - 86_400*(settings.jobs.retain_days if days is None else days)
+    for folder in unfinished(settings):
+        files = [f for f in folder.rglob("*") if f.is_file() and f.name != ".lock"]
+        held = claim(folder/".lock")  # nobody goes on with it meanwhile
+        if held is None or max((f.stat().st_mtime for f in files), default=0.) > limit: continue
+        out.files, out.bytes = out.files + len(files), out.bytes + sum(f.stat().st_size for f in files)
+        if not dry: shutil.rmtree(folder)
+        held.close()
+    return out
 
 # %% ../../nbs/learn/06_fit.ipynb #a147efdb
 def _plan(given: dict[str, Any]) -> tuple[Training, dict]:

@@ -92,7 +92,7 @@ def _read(self: Pool, line: Any, name: str) -> tuple | None:
     except (EOFError, OSError):
         line.close()
         gone = self.crew.agents.pop(name)
-        self.crew.client.cancel([gone["future"]])  # or Dask starts it again elsewhere
+        self.crew._cancel([gone["future"]])  # or Dask starts it again elsewhere
         self.busy.pop(name, None)
         return None if attempt is None else (key, "lost", RankLost(f"The Dask worker {gone['worker']} on {gone['host']} is gone.", "Look for a killed worker or a lost machine."))
     if at != attempt: return None  # of work that has ended or was stopped
@@ -112,8 +112,7 @@ def _look(self: Pool) -> None:
         else: line.close()  # of an earlier life
     if (now := time.monotonic()) - self.looked < 1: return
     self.looked = now
-    try: crew.ranks = len(workers_of(crew.client))
-    except OSError as e: raise Unreachable(f"The Dask scheduler {crew.client.scheduler.address} does not answer any more.", "Start it again.") from e
+    crew.ranks = len(workers_of(crew.client))
     if crew.ranks or crew.agents: self.seen = now
     if now - self.seen > self.patience: raise Unreachable(f"The Dask cluster has had no worker for {self.patience:g} s.", "Start one with: dask worker SCHEDULER")
     if crew.ranks: crew._fill()

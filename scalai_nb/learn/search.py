@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SEARCHED', 'OPTIMIZER', 'PRUNERS', 'SAMPLERS', 'STATES', 'INK', 'log', 'uniform', 'integer', 'choice', 'Search',
-           'best_row', 'scale', 'coordinates', 'standing', 'sheet', 'Going', 'Searching', 'Journal', 'search']
+           'best_row', 'scale', 'coordinates', 'standing', 'sheet', 'Going', 'Searching', 'Journal', 'settle', 'search']
 
 # %% ../../nbs/learn/09_search.ipynb #721d733b
 import fcntl
@@ -25,13 +25,14 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from fastcore.basics import patch
 
 from ..core import live
 from ..core.errors import BadRequest, ScalaiError, WorkFailed, nearest, one_of
+from ..core.lock import claim, locked
 from ..core.progress import progress
 from ..core.settings import Settings
 from ..core.storage import shared, write_atomic
@@ -96,21 +97,15 @@ def _storage(settings: Settings) -> Any:  # optuna.storages.RDBStorage
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     file = settings.path("searches", "studies.db")
     file.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(file.with_suffix(".lock")): return optuna.storages.RDBStorage(f"sqlite:///{file}", engine_kwargs={"creator": lambda: _connect(file)})
+    with locked(file.with_suffix(".lock")): return optuna.storages.RDBStorage(f"sqlite:///{file}", engine_kwargs={"creator": lambda: _connect(file)})
 
 def _connect(file: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(file, timeout=60, check_same_thread=False)
     shared(connection)
     return connection
 
-@contextmanager
-def _alone(file: Path, otherwise: str = "") -> Iterator[None]:  # otherwise: the error for whoever does not want to wait
-    "One process at a time; the lock falls with the process."
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "w") as f:
-        try: fcntl.flock(f, fcntl.LOCK_EX | (fcntl.LOCK_NB if otherwise else 0))
-        except BlockingIOError as e: raise BadRequest(otherwise, "Look at it with Search.open(NAME), or wait until it is done.") from e
-        yield
+def _claimed(settings: Settings, name: str) -> IO | None:  # None: a process carries this search out
+    return claim(settings.path("searches", f"{name}.lock"))
 
 # %% ../../nbs/learn/09_search.ipynb #e632ba60
 def _digest(what: Any) -> str:  # hex
@@ -337,6 +332,7 @@ class Going:
     epochs: int  # reported so far
     started: float = field(default_factory=time.perf_counter)
     lost: int = 0  # workers
+    held: IO | None = None  # the claim on its folder
 
 class Searching:
     "A search while it runs: the study, the pool, and what is under way."
@@ -386,9 +382,11 @@ def start(self: Searching, pool: Any) -> None:
     except Exception as error: return self.end(number, "failed", reason=_reason(error))
     job = going.job
     going.run = Run(run, None, job.prep, job.target, job.loss, data=data, seed=job.seed, path=job.folder.parent, state="training", why="a trial of a search")
+    going.held = claim(going.run.path/".lock")
     if not job.folder.exists(): write_atomic(going.run.path/"initial.safetensors", _weights_as_bytes(job.model))  # for `Run.repeat`
     trial.set_user_attr("params", json.loads(json.dumps(going.params, default=repr)))
     self.tell(number, params=going.params, log=_logs(trial))
+    if going.epochs and self.judge(number, row["value"]): return  # killed after its last report, before it was judged by it
     pool.begin(number, _as_trial, job)
 
 def _as_trial(job: Any) -> dict | None:
@@ -405,7 +403,9 @@ def _reason(error: BaseException) -> str:  # one line
 def hear(self: Searching, pool: Any, number: int, kind: str, *told: Any) -> None:
     "One thing that a trial has told."
     going = self.going[number]
-    if kind == "heard": self.judge(pool, number, told[0])
+    if kind == "heard":
+        for value in self.report(number, told[0].get("history", [])):
+            if self.judge(number, value): return pool.stop(number)
     elif kind == "raised": self.end(number, "failed", reason=_reason(told[0]))
     elif kind == "lost":
         going.lost += 1
@@ -415,13 +415,15 @@ def hear(self: Searching, pool: Any, number: int, kind: str, *told: Any) -> None
     else: self.finish(number, told[0])
 
 @patch
-def judge(self: Searching, pool: Any, number: int, message: dict) -> None:
-    "Weigh the epochs that are new against what others had at the same rung."
-    for value in self.report(number, message.get("history", [])):
-        going = self.going[number]
-        if going.epochs < going.job.epochs and going.trial.should_prune():
-            pool.stop(number)
-            return self.end(number, "pruned", value=value, reason=f"not among the best after epoch {going.epochs}")
+def judge(self: Searching, number: int, value: float | None) -> bool:  # whether it was ended
+    "Weigh a trial's newest epoch against what others had at the same rung."
+    going = self.going[number]
+    if going.epochs >= going.job.epochs: return False
+    if going.trial.user_attrs.get("pruned") != going.epochs:  # Optuna judges an epoch once: its word is kept until the trial has ended
+        if not going.trial.should_prune(): return False
+        going.trial.set_user_attr("pruned", going.epochs)
+    self.end(number, "pruned", value=value, reason=f"not among the best after epoch {going.epochs}")
+    return True
 
 @patch
 def report(self: Searching, number: int, history: list[dict]) -> Iterator[float | None]:  # the value of each epoch, once it is written down
@@ -458,6 +460,7 @@ def end(self: Searching, number: int, state: str, value: float | None = None, re
     self.journal.write(number, going, state, reason)
     for k, v in (("run", going.run.id), ("seconds", seconds), ("reason", reason)): going.trial.set_user_attr(k, v)
     self.study.tell(going.trial, value if state == "done" else None, {"done": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}[state])
+    if going.held: going.held.close()
     del self.going[number]
     self.tell(number, state=state, value=value, seconds=seconds, reason=reason)
 
@@ -483,6 +486,8 @@ class Journal:
         from scalai_nb.learn.registry import Registry
         self.found, self.registry = found, Registry(found.settings)
         self.parent = self._parent()
+        self.found.study.set_user_attr("closed", "")
+        settle(self.registry)
 
     def _parent(self) -> str:  # MLflow's run id
         known = self.registry.client.search_runs([self.registry.experiment], f"tags.`scalai.search` = '{self.found.name}' and tags.`scalai.role` = 'search'", max_results=1)
@@ -512,6 +517,14 @@ class Journal:
         "The parent's end, with the best value."
         if best := best_row(self.found.rows(), self.found.about["direction"]): self.registry.client.log_metric(self.parent, f"best_{self.found.about['metric']}", best["value"])
         self.registry.client.set_terminated(self.parent, status)
+        self.found.study.set_user_attr("closed", status)
+
+def settle(registry: Any,  # a learn.registry.Registry
+          ) -> None:
+    "Record in MLflow that searches whose process was killed run no longer."
+    for run in registry.client.search_runs([registry.experiment], "tags.`scalai.role` = 'search' and attributes.status = 'RUNNING'"):
+        if held := _claimed(registry.settings, run.data.tags["scalai.search"]):
+            with held: registry.client.set_terminated(run.info.run_id, "KILLED")
 
 # %% ../../nbs/learn/09_search.ipynb #14984e73
 def search(build: Any,  # fn(features, **parameters) → torch.nn.Module, such as MLP; or a network, whose lr, batch … are searched
@@ -543,7 +556,9 @@ def search(build: Any,  # fn(features, **parameters) → torch.nn.Module, such a
     found = _found(ask, how, job, data)
     found.network = lambda params: plan(0, params)[0].model
     found.again = lambda **more: search(**asked | how | more)
-    with _alone(settings.path("searches", f"{found.name}.lock"), f"The search {found.name} is under way in another process."): _carry_out(Searching(found, ask, plan))
+    held = _claimed(settings, found.name)
+    if held is None: raise BadRequest(f"The search {found.name} is under way in another process.", "Look at it with Search.open(NAME), or wait until it is done.")
+    with held: _carry_out(Searching(found, ask, plan))
     return found
 
 # %% ../../nbs/learn/09_search.ipynb #c06229bf
@@ -632,9 +647,12 @@ def _carry_out(s: Searching) -> None:
             if team:
                 s.journal = Journal(s.found)  # while agents import torch
                 _train(s, Pool(team), bar)
+            elif not s.study.user_attrs.get("closed"): s.journal = Journal(s.found)  # killed after its last trial
         state = "done" if best_row(s.ended(), s.found.about["direction"]) else "failed"
     finally:
         s.requeue()
+        for going in s.going.values():
+            if going.held: going.held.close()
         s.tidy()
         if s.journal: s.journal.close({"done": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}[state])
         s.say(state)

@@ -10,7 +10,7 @@ import json
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 
-from ..core.errors import BadRequest
+from ..core.errors import BadRequest, WorkFailed
 from ..core.lock import locked
 from ..core.plain import plain
 from ..core.settings import Settings
@@ -19,10 +19,25 @@ from ..core.storage import write_atomic
 # %% ../../nbs/loop/02_decisions.ipynb #a38c40bc
 def decisions(settings: Settings | None = None, model: str | None = None,
               replays: bool = False,  # the newest replay of each window instead
+              broken: dict[str, str] | None = None,  # takes the files that cannot be read, with the reason
              ) -> list[dict]:  # by model and window
-    "All decisions, oldest window first."
+    "All decisions, oldest window first. Raises `WorkFailed` for a file that cannot be read, unless `broken` is given."
     folder, files = (settings or Settings.load()).path("decisions"), "replays/*.json" if replays else "*.json"
-    return [json.loads(f.read_text()) for f in sorted(folder.glob(f"{model or '*'}/{files}"))]
+    found = []
+    for file in sorted(folder.glob(f"{model or '*'}/{files}")):
+        try: found.append(_read(file))
+        except (OSError, ValueError) as e:
+            reason = getattr(e, "strerror", None) or str(e).splitlines()[0]
+            hint = "Put the file back from a copy of the workspace, or remove it."
+            if broken is None: raise WorkFailed(f"The decision {file} cannot be read: {reason}.", hint, "decision") from e
+            broken[str(file)] = reason
+    return found
+
+def _read(file) -> dict:
+    entry = json.loads(file.read_text("utf-8"))
+    if not isinstance(entry, dict) or not {"model", "period", "action", "version_before"} <= entry.keys():
+        raise ValueError("it is no decision")
+    return entry
 
 def is_old(model: str, period: str, settings: Settings | None = None) -> bool:
     "Whether a later window of the model was decided: then this one changes no more which version serves."

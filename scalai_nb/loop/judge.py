@@ -46,8 +46,8 @@ def reference_of(period: str,
                  decided: dict[str, dict],  # window -> its decision, oldest first
                  windows: list[str],  # all that there are, in order
                 ) -> list[str]:
-    "The windows that a window is held against: those that its decision names, else those of the newest one before it; where nothing was ever decided, the first third."
-    if not decided: return windows[:max(1, len(windows) // 3)]
+    "The windows that a window is held against: those that its decision names, else those of the newest one before it; where nothing was ever decided, the first third, twelve at most."
+    if not decided: return windows[:min(12, max(1, len(windows) // 3))]
     before = [p for p in decided if p <= period] or list(decided)[:1]
     return [p for p in decided[before[-1]]["reference"] if p in windows]
 

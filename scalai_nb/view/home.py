@@ -108,13 +108,14 @@ def of_windows(settings: Settings, ignore: tuple[str, ...] = ()) -> list[Line]:
     "What moved, and what it cost."
     seen = watch.Watch(settings, ignore=ignore)
     level, sentence, facts = watch.standing(seen)
+    gone = [Line("Unreadable", "act", f"{what} cannot be read: {why}", need="Put it back from a copy of the workspace", app="drift") for what, why in seen.unread.items()]
     drift = Line("Drift", level, sentence, facts.get("Like this since", ""), f"Look at why in {seen.periods[-1]}" if level in ("attention", "act") else "", "drift")
     level, sentence, facts = scores.standing(seen)
     need = facts.get("Needs you", "")
-    return [drift, Line("Performance", level, sentence, facts.get("Like this since", ""), need if level in ("attention", "act") else "", "performance")]
+    return [*gone, drift, Line("Performance", level, sentence, facts.get("Like this since", ""), need if level in ("attention", "act") else "", "performance")]
 
 def of_models(settings: Settings) -> list[Line]:
-    entries, log = models.registered(settings), decisions(settings)
+    entries, log = models.registered(settings), decisions(settings, broken={})  # what cannot be read is named with the windows
     names = list(dict.fromkeys(e["name"] for e in entries))
     if not names: return [Line("Models", "unknown", "No model is registered yet.", app="model")]
     told = {n: models.standing(n, [e for e in entries if e["name"] == n], log) for n in names}
@@ -129,6 +130,8 @@ def lines(settings: Settings, ignore: tuple[str, ...] = ()) -> list[Line]:
     for name, tell in PARTS.items():
         try: found += tell(settings, ignore) if tell is of_windows else tell(settings)
         except ScalaiError as e: found.append(Line(name, "act", f"This cannot be told: {e.message}", need=e.hint))
+        except Exception as e:  # a part whose store is broken costs no other part
+            found.append(Line(name, "act", f"This cannot be read: {type(e).__name__}: {str(e).splitlines()[0][:200] if str(e) else 'no reason given'}", need="Put its files back from a copy of the workspace"))
     return found
 
 class Home(View):
@@ -144,7 +147,7 @@ class Home(View):
     def refresh(self) -> None:
         "Look again; read only where something changed."
         try: now = state(self.settings)
-        except ScalaiError: now = str(time.time())  # it says so below
+        except Exception: now = str(time.time())  # it says so below
         if now == self.seen: return
         self.seen, found = now, lines(self.settings, self.ignore)
         self.top.value, self.body.value = headline(*summary(found)), lines_table(found)

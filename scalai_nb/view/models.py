@@ -165,7 +165,7 @@ class Models(View):
 # %% ../../nbs/view/24_models.ipynb #22849150
 def look(self: Models, kept: int | None = None, beside: int | None = None) -> None:
     "Another model was chosen, or its versions changed."
-    self.top.value = headline(*standing(self.model.value, self.mine, decisions(self.settings)))
+    self.top.value = headline(*standing(self.model.value, self.mine, decisions(self.settings, broken={})))
     numbers = [e["version"] for e in self.mine]
     waits = next((e["version"] for e in self.mine if "challenger" in e["aliases"]), None)
     options = [(f"version {n}" + (f", {STANDS[s][1]}" if (s := stands(self.entry(n))) else ""), n) for n in numbers]

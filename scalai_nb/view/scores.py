@@ -13,7 +13,7 @@ import ipywidgets as w, numpy as np
 from ..core.settings import Settings
 from .decisions import log_table, summary
 from .performance import MEASURES, calibration, legend, numbers, over_time, sentence
-from .style import Link, View, controls, download, dropdown, headline, html, key, leads, listed, number, take, BLUE, GREY
+from .style import BLUE, GREY, Link, View, controls, download, dropdown, headline, html, key, leads, listed, number, take, unread
 from .watch import OF_ALL, Watch, but_open
 
 # %% ../../nbs/view/20_scores.ipynb #cb0743b5
@@ -39,7 +39,7 @@ class Scores(View):
     "The live page: choose a model, a version, a stretch of time, a measure, a window."
     def __init__(self, watch: Watch):
         self.watch = self.all = watch
-        self.top, self.known = html(headline(*standing(watch))), {watch.model: watch}
+        self.top, self.known = html(headline(*standing(watch)) + unread(watch.unread)), {watch.model: watch}
         if not watch.families and not watch.decisions:
             super().__init__([self.top])
             return
@@ -70,7 +70,7 @@ def other(self: Scores) -> None:
     if name not in self.known: self.known[name] = Watch(self.all.settings, *self.all.sources, model=name, ignore=self.all.ignore)
     self.all = self.known[name]
     self.watch = self.all.within(self.segment.value)
-    self.top.value = headline(*standing(self.all))
+    self.top.value = headline(*standing(self.all)) + unread(self.all.unread)
     with self.together():
         kept, self.version.options = self.version.value, self.versions()
         take(self.version, str(kept))

@@ -6,8 +6,10 @@
 __all__ = ['stamp', 'logs', 'state']
 
 # %% ../../nbs/view/18_state.ipynb #d82508ec
-import hashlib
+import hashlib, sqlite3
 from pathlib import Path
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from ..core.settings import Settings
 from ..core.storage import is_url
@@ -35,6 +37,15 @@ def state(settings: Settings,
     alarms = [settings.path(f"{name}.db{part}") for name in ("alerts", "alarms") for part in ("", "-wal")]
     decided = sorted(settings.path("decisions").glob("*/*.json"))
     known = [settings.file, settings.root / "policy.yaml", settings.path("mlflow.db"), *alarms, *files, *decided]
-    timed = [(s["name"], s["paused"], s["overdue"], s["failing_since"], s["last"] and (s["last"]["id"], s["last"]["state"])) for s in Timetable(settings).overview()]
-    runs = [(r.id, r.state, r.seconds) for r in Record(settings).runs(limit=40)]
-    return hashlib.sha256(repr([[stamp(Path(f)) for f in known], logs(settings), runs, timed]).encode()).hexdigest()[:16]
+    parts = [[stamp(Path(f)) for f in known], *(_seen(look, settings) for look in (logs, _runs, _timed))]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+def _runs(settings: Settings) -> list: return [(r.id, r.state, r.seconds) for r in Record(settings).runs(limit=40)]
+
+def _timed(settings: Settings) -> list:
+    return [(s["name"], s["paused"], s["overdue"], s["failing_since"], s["last"] and (s["last"]["id"], s["last"]["state"])) for s in Timetable(settings).overview()]
+
+def _seen(look, settings: Settings):
+    "A part of the workspace; one that cannot be read is a state too, which a page names."
+    try: return look(settings)
+    except (sqlite3.DatabaseError, SQLAlchemyError) as e: return type(e).__name__

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'GREEN', 'GREY', 'PURPLE', 'INK', 'LEVELS', 'CSS', 'PNG', 'MONTHS', 'html', 'chip', 'headline',
-           'table', 'key', 'nothing', 'number', 'listed', 'cell', 'download', 'ticks', 'measured_scale', 'axis',
-           'figure', 'period_axis', 'period_scale', 'View', 'controls', 'dropdown', 'asked', 'linked', 'follow',
+           'unread', 'table', 'key', 'nothing', 'number', 'listed', 'cell', 'download', 'ticks', 'measured_scale',
+           'axis', 'figure', 'period_axis', 'period_scale', 'View', 'controls', 'dropdown', 'asked', 'linked', 'follow',
            'offered', 'take', 'Link', 'button', 'said', 'leads']
 
 # %% ../../nbs/view/00_style.ipynb #d36ab53f
@@ -33,6 +33,8 @@ CSS = f"""<style>
 .scalai p {{ margin: .2rem 0 .6rem }} .scalai summary {{ cursor: pointer; padding: .5rem 0; color: var(--s-soft) }} .scalai .soft {{ color: var(--s-soft) }} .scalai .num {{ font-variant-numeric: tabular-nums; text-align: right; white-space: nowrap }}
 .scalai .headline {{ display: grid; grid-template-columns: auto 1fr; gap: .1rem 1rem; align-items: center; padding: 1.1rem 1.3rem; border: 1px solid var(--s-line); border-left: 6px solid var(--s-level); border-radius: .6rem; background: var(--s-card) }}
 .scalai .headline .mark {{ width: 2.4rem; height: 2.4rem; border-radius: 50%; background: var(--s-level); color: #fff; font: 700 1.3rem/2.4rem system-ui, sans-serif; text-align: center }}
+.scalai .unread {{ margin: .8rem 0; padding: .7rem 1.1rem; border: 1px solid var(--s-level); border-left-width: 6px; border-radius: .6rem; background: var(--s-card) }}
+.scalai .unread p {{ margin: 0; font-weight: 600 }} .scalai .unread ul {{ margin: .3rem 0 0; padding-left: 1.2rem; overflow-wrap: anywhere }}
 .scalai .headline .say {{ font-size: clamp(1.15rem, 2.4vw, 1.5rem); line-height: 1.3; font-weight: 650; letter-spacing: -.01em }}
 .scalai .facts {{ display: flex; flex-wrap: wrap; gap: .8rem 2.2rem; margin: .9rem 0 0; padding: 0; list-style: none }} .scalai .facts li {{ min-width: 7rem; max-width: 30rem }}
 .scalai .facts b {{ display: block; font-size: 1.05rem; font-weight: 600 }} .scalai .facts span {{ color: var(--s-soft); font-size: .85rem }}
@@ -76,6 +78,13 @@ def headline(level: str,  # a key of LEVELS
     items = "".join(f"<li><span>{escape(k)}</span><b>{escape(v)}</b></li>" for k, v in facts.items())
     return (f'<section class="headline" style="--s-level: {colour}" role="status"><div class="mark" aria-hidden="true">{mark}</div><div class="say">{escape(sentence)}</div>'
             f'<div></div><ul class="facts">{items}</ul></section>')
+
+def unread(found: dict[str, str],  # what could not be read -> why
+          ) -> str:  # HTML; empty where everything was read
+    "A notice that names what is missing from a page."
+    if not found: return ""
+    entries = "".join(f"<li><b>{escape(what)}</b>: {escape(why)}</li>" for what, why in found.items())
+    return f'<section class="unread" role="alert" style="--s-level: {LEVELS["act"][0]}"><p>This could not be read, so the page is without it:</p><ul>{entries}</ul></section>'
 
 # %% ../../nbs/view/00_style.ipynb #54c9b683
 def table(columns: dict[str, str],  # heading -> classes of its cells: name, num, whole (on one line); on a phone: wide (a line of its own), title (it needs no heading)

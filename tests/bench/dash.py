@@ -14,6 +14,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 from bench import keep, stamp
+from scalai_nb.dash.frames import V1, joined
 
 VISITORS, TABS, POOL, SPREAD, WARMING, NEVER = 8, 50, 8, 2., 2, 90_000
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split() + ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]  # and no route of Playwright's, which would switch the cache off
@@ -168,10 +169,11 @@ class Tab:
     def __init__(self, server, text: str):
         import websockets
         self.kernel, self.models = re.search(r'"kernelId": "([\w-]+)"', text)[1], re.findall(r'"model_id": "(\w+)"', text)
-        self.connecting = websockets.connect(f"{server.url.replace('http', 'ws')}/api/kernels/{self.kernel}/channels?session_id=1", proxy=None, additional_headers=server.headers, max_size=None, open_timeout=120)
+        self.connecting = websockets.connect(f"{server.url.replace('http', 'ws')}/api/kernels/{self.kernel}/channels?session_id=1", proxy=None, additional_headers=server.headers, max_size=None, open_timeout=120, subprotocols=[V1])
     async def say(self, kind, content):
         id = uuid.uuid4().hex
-        await self.ws.send(json.dumps({"header": {"msg_id": id, "msg_type": kind, "username": "", "session": "1", "date": "", "version": "5.3"}, "parent_header": {}, "metadata": {}, "content": content, "channel": "shell", "buffers": []}))
+        header = {"msg_id": id, "msg_type": kind, "username": "", "session": "1", "date": "", "version": "5.3"}
+        await self.ws.send(joined([b"shell", *(json.dumps(part).encode() for part in (header, {}, {}, content))]))
         return id
     async def open(self):
         "Until its kernel has said what widgets there are."
@@ -241,7 +243,7 @@ def measure(kind, root: Path, rounds: int) -> dict:
     with kind(root, 3 * POOL, POOL) as server: got |= asyncio.run(visitors(server, "drift", rounds))
     with kind(root, 3 * POOL, POOL) as server: got["whole"] = asyncio.run(at_once(server, "drift", rounds))["whole"]
     with kind(root, 3 * POOL, POOL) as server: got["slide"] = asyncio.run(at_once(server, "small", rounds))["slide"]
-    with kind(root, TABS + 2, 2) as server: got["tabs"] = asyncio.run(closed(server))
+    with kind(root, 2 * TABS + 2, 2) as server: got["tabs"] = asyncio.run(closed(server))
     return got
 
 

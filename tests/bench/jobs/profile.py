@@ -1,4 +1,4 @@
-"""The summary of every column of a Parquet file: nulls, min, max, mean, std, distinct, seven quantiles, top values where the column is no float. The workbench's distinct counts are within 3 %, its quantiles within 1 % of the rows; `exact` marks peers that sort and hash every value, the others answer with sketches of their own: DuckDB's distinct counts are up to 30 % off, Polars' up to 10 %, its quantiles exact. SUMMARIZE alone gives three quantiles and no top values. First run: the workbench with an empty cache of compiled loops, as after an installation."""
+"""The summary of every column of a Parquet file: nulls, min, max, mean, std, distinct, seven quantiles, top values where the column is no float. The workbench's distinct counts are within 3 %, its quantiles within 1 % of the rows; `exact` marks peers that sort and hash every value, the others answer with sketches of their own: DuckDB's distinct counts are up to 30 % off, Polars' up to 20 %, its quantiles exact. SUMMARIZE alone gives three quantiles and no top values. First run: the workbench with an empty cache of compiled loops, as after an installation."""
 import os, tempfile
 
 CONTENDERS = ("scalai", "first_run", "polars", "polars_exact", "duckdb", "duckdb_exact", "summarize", "pandas", "dask")
@@ -97,12 +97,12 @@ def dask(file):
 
 
 def check(answers: dict):
-    "The contenders must have seen the same rows: nulls equal, distinct within 3 % (Polars' estimate within 10 %, DuckDB's within 30 %)."
+    "The contenders must have seen the same rows: nulls equal, distinct within 3 % (Polars' estimate within 20 %, DuckDB's within 30 %)."
     rows, exact = answers[next((w for w in ("polars_exact", "duckdb_exact") if w in answers), "scalai")]
     for who, (n, columns) in answers.items():
         assert n == rows, (who, n, rows)
         for name, (nulls, distinct) in columns.items():
-            about = {"polars": .1, "duckdb": .3, "summarize": .3}.get(who, .03)
+            about = {"polars": .2, "duckdb": .3, "summarize": .3}.get(who, .03)
             assert abs(nulls - exact[name][0]) <= (who == "summarize") * 1e-4 * n, (who, name, nulls, exact[name])
             assert abs(distinct / exact[name][1] - 1) <= about, (who, name, distinct, exact[name])
 
@@ -112,7 +112,7 @@ def targets(rows, cost):
     must, aim = (4, 6) if rows >= 20_000_000 else (3, 5)
     own, lines, say = cost["scalai"], [], lambda good: "reached" if good else "not reached"
     for what, peers in (("the faster of Polars and DuckDB where distinct counts are within our 3 %", ("polars_exact", "duckdb_exact")),
-                        ("the faster of their sketches, whose distinct counts are up to 10 and 30 % off", ("polars", "duckdb"))):
+                        ("the faster of their sketches, whose distinct counts are up to 20 and 30 % off", ("polars", "duckdb"))):
         if not (there := [w for w in peers if w in cost]): continue
         fast = min(there, key=lambda w: cost[w]["cpu"])
         wall, cpu = (cost[fast][x] / own[x] for x in ("seconds", "cpu"))
