@@ -33,7 +33,7 @@ def test_identifiers_and_large_numbers_come_in_as_they_were_written(workspace):
 
 
 def test_a_word_for_a_missing_value_is_one_only_when_somebody_said_so(workspace):
-    uri = file("a.csv", n=[str(i) for i in range(97)] + ["NA", "-", "many"], country=["DE"]*99 + ["NA"])
+    uri = file("a.csv", n=[str(i) for i in range(97)] + ["NA", "-", "many"], country=["NA"] + ["DE"]*99)
     seen = profile(uri)
     assert seen["n"].nulls == seen["country"].nulls == 0 and seen["n"].formats["missing"] == 2
     said = next(w for w in seen.warnings() if w.startswith("n holds numbers"))

@@ -7,7 +7,7 @@ __all__ = ['Contract', 'propose', 'infer', 'to_dict', 'to_yaml', 'save', 'from_d
            'judge', 'ready', 'uniques', 'refuse', 'Checked', 'check', 'words', 'sentences']
 
 # %% ../../nbs/data/10_contract.ipynb #6e202822
-import io, math
+import io, math, re
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -113,7 +113,8 @@ def _node(value, flow: bool = True):  # a plain value as ruamel writes it: lists
 def _quoted(value):  # a text that YAML 1.1 takes for something else (no, on, 1e3, 012) is written in quotes
     from ruamel.yaml.scalarstring import SingleQuotedScalarString
     if type(value) is not str or "\n" in value or not value.isprintable(): return value
-    return value if _of_yaml_11(value).endswith(":str") else SingleQuotedScalarString(value)
+    plain = re.fullmatch(r"\w([\w ./+-]*\w)?", value) and _of_yaml_11(value).endswith(":str")
+    return value if plain else SingleQuotedScalarString(value)
 
 def _of_yaml_11(text: str) -> str:  # the tag that YAML 1.1 gives a bare text
     from ruamel.yaml.nodes import ScalarNode

@@ -60,7 +60,7 @@ def dry_run(uri: str | Path,  # what `ingest` takes
     settings = settings or Settings.load()
     given = contract if isinstance(contract, Contract) else Contract.load(contract)
     plan = Plan("", "", str(uri), _files(str(uri), settings), "")
-    full = completed(given, cleaned(_shape(plan, str(uri), {n for n, r in given.columns.items() if r.type}, settings), given), None).ready(settings)
+    full = completed(given, cleaned(_shape(plan, str(uri), {n for n, r in given.columns.items() if r.type}, settings, given.nulls), given), None).ready(settings)
     finders, rows, tally, reasons, shown = [Repeats(u, most) for u in full.uniques()], 0, Tally(), Counter(), {}
     try:
         for item in (x for f in plan.files for x in _rows((_with_password(f["path"], str(uri)), f.get("options", {})), settings=settings)):

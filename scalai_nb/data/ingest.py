@@ -189,13 +189,13 @@ class Ingested(Written):
 # %% ../../nbs/data/14_ingest.ipynb #b21aaf1c
 WIDEST = 10_000  # columns of a source
 
-def _file_schema(file: str, settings: Settings) -> pa.Schema:
+def _file_schema(file: str, settings: Settings, nulls: tuple[str, ...] = ()) -> pa.Schema:
     "Names and types; of a Parquet file from its footer, so that no rows are decoded for it."
-    if source.suffix(file) in TEXT: return pa.schema(list(source.csv_types(file).items()))
+    if source.suffix(file) in TEXT: return pa.schema(list(source.csv_types(file, nulls=nulls).items()))
     if source.suffix(file) not in (".parquet", ".pq") or source.as_table(file, settings) is not None: return source.schema(file, settings=settings)
     return source.metadata(file).schema.to_arrow_schema()
 
-def _shape(plan: Plan, uri: str, typed: set[str], settings: Settings) -> pa.Schema:
+def _shape(plan: Plan, uri: str, typed: set[str], settings: Settings, nulls: tuple[str, ...] = ()) -> pa.Schema:
     "The columns of the plan's files; all files have the same. Their types are not looked for where all are known."
     if source.server(uri): return source.schema(uri, settings=settings, **plan.files[0]["options"])
     places = [_with_password(f["path"], uri) for f in plan.files]
@@ -205,7 +205,7 @@ def _shape(plan: Plan, uri: str, typed: set[str], settings: Settings) -> pa.Sche
             odd = next((n for n in [*other, *first] if (n in other) != (n in first)), other[0])
             raise BadRequest(f"{f['path']} has other columns than {plan.files[0]['path']}: {odd!r}.", "Ingest the files one by one, with a contract.", "source")
     if len(first) > WIDEST: raise BadRequest(f"{plan.files[0]['path']} has {len(first):,} columns; at most {WIDEST:,} are taken.", "Keep measurements that come in thousands as rows: name, value.", "source")
-    return pa.schema([(n, pa.string()) for n in first]) if set(first) <= typed else _file_schema(places[0], settings)
+    return pa.schema([(n, pa.string()) for n in first]) if set(first) <= typed else _file_schema(places[0], settings, nulls)
 
 def _names(file: str, settings: Settings) -> list[str]:
     return source.csv_names(file) if source.suffix(file) in TEXT else _file_schema(file, settings).names
@@ -304,7 +304,7 @@ def ingest(uri: str | Path,  # file, pattern, folder, table, or a server's: `pos
     have = target.schema if target.exists else None
     if target.has(batch.batch): return _told(write(iter(()), table, batch=batch.batch, settings=settings), batch)
     typed = {n for n, r in given.columns.items() if r.type} | set(have.names if have is not None and "widen" not in given.evolve else ())
-    full = completed(given, cleaned(_shape(batch, str(uri), typed, settings), given), have)
+    full = completed(given, cleaned(_shape(batch, str(uri), typed, settings, given.nulls), given), have)
     _agrees(full, given, have, table)
     shared = client or all(source.suffix(f["path"]) in (".parquet", ".pq") and not source.server(f["path"]) for f in batch.files)
     rows = (_pieces(batch, str(uri), settings, client, stamps) if shared else _counted(batch, str(uri), settings, stamps))
