@@ -1752,6 +1752,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'scalai_nb.data.remarks._share': ('data/remarks.html#_share', 'scalai_nb/data/remarks.py'),
                                         'scalai_nb.data.remarks._sorts': ('data/remarks.html#_sorts', 'scalai_nb/data/remarks.py'),
                                         'scalai_nb.data.remarks._texts': ('data/remarks.html#_texts', 'scalai_nb/data/remarks.py'),
+                                        'scalai_nb.data.remarks._times': ('data/remarks.html#_times', 'scalai_nb/data/remarks.py'),
                                         'scalai_nb.data.remarks.proposal': ('data/remarks.html#proposal', 'scalai_nb/data/remarks.py'),
                                         'scalai_nb.data.remarks.remarks': ('data/remarks.html#remarks', 'scalai_nb/data/remarks.py'),
                                         'scalai_nb.data.remarks.together': ('data/remarks.html#together', 'scalai_nb/data/remarks.py'),

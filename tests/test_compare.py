@@ -79,7 +79,7 @@ NAMED = {  # reference, current, whether it is drift, what names it, a word of t
     "inf 0.2 to 3 %": (one(np.where(np.arange(N) < 4, np.inf, A)), one(np.where(np.arange(N) < 60, np.inf, B)), True, "inf", "inf 0.2 % → 3.0 %"),
     "number turned to text": (one(A), one(B.astype(str)), True, "schema", "type changed"),
     "time with zone": (one(pd.date_range("2013-01-01", periods=N, freq="h", tz="America/New_York")), one(pd.date_range("2013-06-01", periods=N, freq="h", tz="America/New_York")), False, "span", "reference"),
-    "a zone that changed": (one(pd.date_range("2013-01-01", periods=N, freq="h", tz="America/New_York")), one(pd.date_range("2013-06-01", periods=N, freq="h", tz="UTC")), False, "span", "tz=UTC"),
+    "a zone that changed": (one(pd.date_range("2013-01-01", periods=N, freq="h", tz="America/New_York")), one(pd.date_range("2013-06-01", periods=N, freq="h", tz="UTC")), False, "span", ", UTC]"),
     "disjoint identifiers": (one(np.arange(N)), one(np.arange(N, 2 * N)), False, "identifier", "identifier"),
     "disjoint text identifiers": (one([f"flight {i}" for i in range(N)]), one([f"flight {i}" for i in range(N, 2 * N)]), False, "identifier", "identifier"),
     "a category seen once": (one(TEXT), one(TEXT.where(TEXT.index > 0, "e")), False, "", "no significant"),

@@ -37,9 +37,9 @@ def test_a_word_for_a_missing_value_is_one_only_when_somebody_said_so(workspace)
     seen = profile(uri)
     assert seen["n"].nulls == seen["country"].nulls == 0 and seen["n"].formats["missing"] == 2
     said = next(w for w in seen.warnings() if w.startswith("n holds numbers"))
-    assert "97 of 98 values" in said and "'NA' 1 times" in said and "1 others" in said and 'clean: [{"missing": {"n": ["-", "NA"]}}]' in said
+    assert "97 of 98 values" in said and "'NA' once" in said and "1 other" in said and 'clean: [{"missing": {"n": ["-", "NA"]}}]' in said
     contract = Contract.infer(seen)
-    assert "'NA' 1 times" in contract.notes["country"] and "# n holds numbers as text" in contract.to_yaml()
+    assert "'NA' once" in contract.notes["country"] and "# n holds numbers as text" in contract.to_yaml()
     assert ingest(uri, "as_it_came").refused == {} and Table("as_it_came").arrow()["country"].null_count == 0
     read = Contract({"n": Rule("int64")}, clean=({"missing": {"n": ["NA", "-"]}},))
     done = ingest(uri, "read", read, period="x")

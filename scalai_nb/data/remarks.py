@@ -92,16 +92,18 @@ def proposal(c: Column) -> Proposal | None:  # None: there is nothing to propose
     for what, found in (("dates", some(DATES)), ("numbers", some(NUMBERS))):
         n = sum(found.values())
         if not n or n < .9*there: continue
-        others = [f"{k!r} {times:,} times" for k, times in missing.items()]
+        others = [f"{k!r} {_times(n)}" for k, n in missing.items()]
         others += [f"{f['zeros']:,} with leading zeros, which they would lose"] if what == "numbers" and "zeros" in f else []
-        others += [f"{rest:,} others"] if (rest := there - n - (f.get("zeros", 0) if what == "numbers" else 0)) else []
+        others += [f"{rest:,} other{'s' * (rest > 1)}"] if (rest := there - n - (f.get("zeros", 0) if what == "numbers" else 0)) else []
         type, step, note = (_as_dates if what == "dates" else _as_numbers)(c, found)
         said = f"holds {what} as text: {n:,} of {there:,} values" + "".join(f", {o}" for o in others) + note
         steps = [{"missing": {c.name: list(missing)}}]*bool(missing) + ([{what: {c.name: step}}] if step else [])
         return Proposal(said, type, tuple(steps))
     if not missing: return None
-    words = ", ".join(f"{k!r} {times:,} times" for k, times in missing.items())
+    words = ", ".join(f"{k!r} {_times(n)}" for k, n in missing.items())
     return Proposal(f"holds {words}, which may mean missing and stays text until a contract says so", None, ({"missing": {c.name: list(missing)}},))
+
+def _times(n: int) -> str: return "once" if n == 1 else f"{n:,} times"
 
 def _missing(c: Column) -> "dict[str, int]":  # words for a missing value → rows at least; frequent first
     known = [(v, low) for v, low, _ in c.top(1_512)]

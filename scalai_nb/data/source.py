@@ -383,7 +383,8 @@ def _as_numbers(uri: str, table: pa.Table, types: dict[str, pa.DataType]) -> pa.
     for name, type in types.items():
         if name not in table.column_names: continue
         texts = table[name]
-        done, bad = cast(pc.utf8_trim_whitespace(texts), type)
+        try: done, bad = texts.cast(type), None
+        except pa.ArrowInvalid: done, bad = cast(pc.utf8_trim_whitespace(texts), type)
         wrong = leading_zeros(texts) if bad is None else pa.array(bad)
         if pc.any(wrong).as_py():
             value = texts.filter(wrong)[0].as_py()

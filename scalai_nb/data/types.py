@@ -257,6 +257,8 @@ def _narrow(values: pa.Array, type: pa.DataType) -> pa.Array:  # numbers to an i
 # %% ../../nbs/data/01_types.ipynb #0da93ede
 def leading_zeros(texts: "pa.Array | pa.ChunkedArray") -> "pa.Array | pa.ChunkedArray":  # bool
     "Which texts are numbers whose leading zeros a number would lose, as 007."
+    could = functools.reduce(pc.or_, (pc.starts_with(texts, s) for s in ("0", "-0", "+0", " ")))  # few, and found fast
+    if not pc.any(pc.match_substring_regex(pc.unique(texts.filter(could)), r"^\s*[+-]?0\d")).as_py(): return pa.repeat(False, len(texts))
     start = pc.utf8_slice_codeunits(pc.utf8_trim_whitespace(texts), 0, 3)
     return pc.fill_null(pc.match_substring_regex(start, r"^([+-]0\d|0\d)"), False)
 
