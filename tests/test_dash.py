@@ -164,11 +164,14 @@ def test_socket_is_behind_the_door(workspace):
         async with channel(dash, page, subprotocols=None, **bearer(dash.token)): return 101
     with Dash(workspace, good=GOOD) as dash, dash.visitor() as visitor:
         page = visitor.get("/apps/good?live=1")
-        with dash.client(accept="text/html") as person: cookie = person.get(f"/?token={dash.token}").headers["set-cookie"].split(";")[0]
+        with dash.client(accept="text/html") as person:
+            cookie = person.get(f"/?token={dash.token}").headers["set-cookie"].split(";")[0]
+            own = person.get("/apps/good?live=1")
         ask = lambda **headers: asyncio.run(status(dash, page, **headers))
         assert ask() == 401 and ask(authorization="Bearer wrong") == 401
         assert ask(cookie=cookie) == 401 and ask(cookie=cookie, origin="http://evil.example") == 401
-        assert ask(cookie=cookie, origin=dash.url) == 101
+        assert asyncio.run(status(dash, own, cookie=cookie, origin=dash.url)) == 101
+        assert ask(cookie=cookie, origin=dash.url) == 404  # the page of another session
         assert ask(authorization=f"Bearer {dash.token}") == 101
         assert ask(authorization=f"Bearer {VIEWER}") == 404  # an editor's page is not a viewer's
         assert asyncio.run(killer(dash, page)) == 1002

@@ -38,7 +38,7 @@ def test_one_broken_decision_and_one_broken_window_cost_nothing_else(workspace):
     from scalai_nb.view.scores import Scores
     from scalai_nb.view.watch import Page, Watch
     settings = wide(workspace, 6, 4)
-    for month in (4, 5): decisions.record("late", f"2000-{month:02}", "keep", [], {}, ["2000-01"], 1, settings=settings)
+    for month in (4, 5): decisions.record("late", f"2000-{month:02}", "keep", [], {}, ["2000-02"], 1, settings=settings)
     settings.path("decisions", "late", "2000-05.json").write_text('{"model": "late", "per')
     first = min(Path(settings.path("windows")).rglob("*.parquet"), key=lambda f: f.stat().st_mtime_ns)
     first.write_bytes(first.read_bytes()[:-500])
@@ -56,7 +56,8 @@ def test_a_corrupt_database_is_a_line_of_the_home_page(workspace):
     settings = wide(workspace, 4, 3)
     Record(settings).create(JobRun(name="score", state="succeeded", notebook="score.ipynb"))
     before = state(settings)
-    for file in settings.home.glob("scalai.db*"): file.unlink() if file.name != "scalai.db" else file.write_bytes(b"this is no database" * 1000)
+    for file in settings.home.glob("scalai.db*"): file.unlink()
+    (settings.home/"scalai.db").write_bytes(b"this is no database" * 1000)  # as a broken copy that was put back
     assert state(settings) != before
     found = {x.what: x for x in lines(settings)}
     assert found["Runs"].level == "act" and "read" in found["Runs"].sentence and found["Drift"].level != "unknown", found

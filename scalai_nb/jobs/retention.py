@@ -63,6 +63,6 @@ def _delete(record: Record, gone: list[str], before: float, most: int = 500):
 def _orphans(record: Record, before: float) -> list[Path]:
     "Folders of runs that no row names."
     place = record.folder("")
-    found = [f for f in place.iterdir() if re.fullmatch(r"\d{8}-\d{6}-[0-9a-f]{6}", f.name) and f.stat().st_mtime < before] if place.is_dir() else []
+    found = [f for f in place.iterdir() if re.fullmatch(r"\d{8}-\d{6}-[0-9a-f]{8}", f.name) and f.stat().st_mtime < before] if place.is_dir() else []
     with record.db() as db: known = set(db.execute(sa.select(RUNS.c.id)).scalars()) if found else set()
     return [f for f in found if f.name not in known]

@@ -61,8 +61,11 @@ def asked(uri: str,  # of the store
         if e.error_code in ANSWERS: raise
         why = str(e).splitlines()[0]
     except OSError as e: why = str(e)  # requests' errors are of this class, too
-    raise Unreachable(f"The model registry {uri} does not answer: {why[:200]}",
-                      "Check [tracking] uri in settings.ini, the server and its disk; then run it again.", "registry")
+    raise _silent(uri, why)
+
+def _silent(uri: str, why: str) -> Unreachable:
+    return Unreachable(f"The model registry {uri} does not answer: {why[:200]}",
+                       "Check [tracking] uri in settings.ini, the server and its disk; then run it again.", "registry")
 
 class Store:
     "MLflow's client, every call of which goes through `asked`."
@@ -119,6 +122,11 @@ LOCATIONS = (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("l
 def _move_in(self: Registry) -> None:
     "MLflow keeps absolute locations: in a workspace that was moved or copied, those of the old folder become its own."
     own = self.settings.path("artifacts").as_uri()
+    try: self._relocate(own)
+    except sqlite3.DatabaseError as e: raise _silent(self.uri, str(e)) from e
+
+@patch
+def _relocate(self: Registry, own: str) -> None:  # own: the URI of this workspace's artifacts
     with closing(sqlite3.connect(self.settings.path("mlflow.db"), timeout=60)) as db, db:
         unused = "experiment_id = 0 and artifact_location != ? and not exists (select 1 from runs where experiment_id = 0)"
         if db.execute(f"select 1 from experiments where {unused}", (own,)).fetchone(): db.execute(f"update experiments set artifact_location = ? where {unused}", (own, own))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from ..core.errors import ScalaiError
 from ..core.settings import Settings
 from ..core.storage import is_url
 from ..data.history import delta, store
@@ -48,4 +49,4 @@ def _timed(settings: Settings) -> list:
 def _seen(look, settings: Settings):
     "A part of the workspace; one that cannot be read is a state too, which a page names."
     try: return look(settings)
-    except (sqlite3.DatabaseError, SQLAlchemyError) as e: return type(e).__name__
+    except (sqlite3.DatabaseError, SQLAlchemyError, ScalaiError) as e: return type(e).__name__
