@@ -73,7 +73,7 @@ def small_demo(folder: Path) -> Path:
     root = workspace(folder).root
     write_weather(root/"data")
     for month in range(1, 4):
-        rows = month_rows(month, 7, 2).slice(0, 6000)
+        rows = month_rows(month, 7, 2).slice(0, 12_000)
         pacsv.write_csv(rows, root/"data"/f"flights-2013-{month:02}.csv")
     budget = '"accuracy_drop": accuracy_drop}'
     for name, old, new in (("compress", budget, budget + ', recipes=("float32",)'), ("train", "epochs: int = 3", "epochs: int = 1")):

@@ -146,8 +146,9 @@ def test_two_workspaces_on_a_store(tmp_path, kind):
             stopped, killed = store.start("ingest", "one", "a").run_to(at), store.start("ingest", "two", "a").run_to(at).kill()
             quick, other = store("ingest", "three", "a"), store("ingest", "three", "b")
             done = stopped.run().done
-            assert killed.done is None and "error" not in done, (at, done)
-            assert sorted([quick["already"], done["already"]]) == [False, True]
+            assert "error" not in done, (at, done)
+            finished = [d for d in (killed.done, quick, done) if d]  # the second may need fewer steps, and end before it is killed
+            assert sum(not d["already"] for d in finished) == 1, (at, finished)
             store.holds("a", "b", raw=False)
             assert store("gc", "two")["files"] >= 0 and store("ingest", "two", "a")["already"]
             store.holds("a", "b", raw=False)

@@ -492,6 +492,9 @@ def kept(self: Record, id: str) -> Path: return self.folder(id)/"record.json"
 @patch
 def _keep(self: Record, run: JobRun, timings: dict[int, float]) -> OSError | None:  # why it cannot be kept
     "Write how a run ended beside its notebook; of a workflow, also how its steps did, some of which have no folder."
+    if not timings:  # written again, for what was found out after its end
+        try: timings = json.loads(self.kept(run.id).read_bytes())["timings"]
+        except (OSError, ValueError, KeyError): timings = {}
     content = dict(row=_row(run), timings=timings, steps=[_row(s) for s in run.steps])
     return _refused(self.kept(run.id), json.dumps(content))
 
