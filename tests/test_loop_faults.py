@@ -71,6 +71,9 @@ def small_demo(folder: Path) -> Path:
     "The demo on a few thousand flights a month. Its network is not chosen by measured speed, on which no two runs agree."
     from scalai_nb.loop.demo import workspace
     root = workspace(folder).root
+    settings = (root/"settings.ini").read_text()
+    assert "[retrain]" not in settings
+    (root/"settings.ini").write_text(settings + "\n[retrain]\non = drift\n")  # whatever so small a model loses by it
     write_weather(root/"data")
     for month in range(1, 4):
         rows = month_rows(month, 7, 2).slice(0, 12_000)

@@ -129,7 +129,7 @@ def lines(settings: Settings, ignore: tuple[str, ...] = ()) -> list[Line]:
     found = []
     for name, tell in PARTS.items():
         try: found += tell(settings, ignore) if tell is of_windows else tell(settings)
-        except ScalaiError as e: found.append(Line(name, "act", f"This cannot be told: {e.message}", need=e.hint))
+        except ScalaiError as e: found.append(Line(name, "act", f"This cannot be read: {e.message}", need=e.hint))
         except Exception as e:  # a part whose store is broken costs no other part
             found.append(Line(name, "act", f"This cannot be read: {type(e).__name__}: {str(e).splitlines()[0][:200] if str(e) else 'no reason given'}", need="Put its files back from a copy of the workspace"))
     return found
