@@ -1,8 +1,9 @@
 "The loop when it is killed, repeated, or asked about the past: what was decided stays decided."
-import multiprocessing, shutil, signal, time
+import hashlib, multiprocessing, shutil, signal, time
 from pathlib import Path
 
 import nbformat
+import onnx
 import pyarrow.csv as pacsv
 import pytest
 
@@ -94,8 +95,9 @@ def result(root: Path) -> dict:
     "All that a demo comes to, but for times and identifiers."
     settings = Settings.load(root)
     bare = lambda d: {k: [bare(t) for t in v] if k == "trail" else v for k, v in d.items() if k != "at"}
+    network = lambda path: hashlib.sha256(onnx.load(path).graph.SerializeToString()).hexdigest()  # the file also names its training
     quality = lambda m: {k: v for k, v in m["metrics"].items() if "ms" not in k}
-    versions = [(m["version"], m["aliases"], m["tags"], m["sha256"], quality(m)) for m in Registry(settings).list("late")]
+    versions = [(m["version"], m["aliases"], m["tags"], network(m["path"]), quality(m)) for m in Registry(settings).list("late")]
     count = lambda name: (Table(name, settings).rows, periods(name, settings=settings))
     return dict(decisions=[bare(d) for d in decisions(settings)], replays=decisions(settings, replays=True), versions=versions,
                 counts={name: count(name) for name in ("flights", "weather", "features", "scores")},
