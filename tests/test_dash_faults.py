@@ -177,7 +177,7 @@ def test_slow_clients_hold_nobody_up(workspace):
         deaf = socket.create_connection((host, int(port)))
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         deaf.sendall((f"GET /api/kernels/{kernel_of(page)}/channels?session_id=1 HTTP/1.1\r\nhost: {host}:{port}\r\nauthorization: Bearer {dash.token}\r\nupgrade: websocket\r\n"
-                      "connection: upgrade\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n").encode())
+                      "connection: upgrade\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\nsec-websocket-protocol: v1.kernel.websocket.jupyter.org\r\n\r\n").encode())
         assert deaf.recv(12) == b"HTTP/1.1 101"
         process, taken = psutil.Process(dash.process.pid), []
         before = process.memory_info().rss
