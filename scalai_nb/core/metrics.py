@@ -12,6 +12,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 
 from .errors import BadRequest
+from .lock import locked
 from .storage import write_atomic
 
 # %% ../../nbs/core/22_metrics.ipynb #058aade7
@@ -69,12 +70,9 @@ def serve(port: int,  # 0: any free one
 # %% ../../nbs/core/22_metrics.ipynb #db2bcf12
 def keep(path: Path | str) -> Path:  # NAME.prom
     "Add to a file what this process has counted since it last did; gauges are written as they are. Raises `ValueError` for a file that is no metrics."
-    import fcntl
     from prometheus_client.parser import text_string_to_metric_families
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _making, open(f"{path}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _making, locked(f"{path}.lock"):
         before = {f.name: f for f in text_string_to_metric_families(path.read_text())} if path.exists() else {}
         for family in REGISTRY.collect(): before[family.name] = _added(str(path), before.get(family.name), family)
         write_atomic(path, generate_latest(_Page(before.values())))
