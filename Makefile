@@ -52,6 +52,7 @@ soak: dev
 ROWS ?= 5e6 20e6
 bench-data: dev
 	@$(BIN)/python tests/bench/bench.py profile ingest --rows $(ROWS)
+	@$(BIN)/python tests/bench/bench.py profile_walks profile_readings ingest_walks ingest_readings --rows 5e6
 	@$(BIN)/python tests/bench/bench.py merge prep loader --rows 1e6
 	@$(BIN)/python tests/bench/bench.py growth
 	@$(BIN)/python tests/bench/bench.py wide --rows 3e6 --repeats 1
@@ -80,9 +81,10 @@ bench-jobs: dev
 bench-monitor: dev
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/bench/monitor.py
 
-# The dashboards beside Voila alone, as eight visitors meet them in a real Chromium (a quarter of an hour).
+# The dashboards beside Voila alone, as eight visitors meet them in a real Chromium; the drift page over many wide windows (half an hour).
 bench-dash: dev
 	@$(BIN)/python tests/bench/dash.py
+	@$(BIN)/python tests/bench/wide.py
 
 clean:
 	rm -rf build dist *.egg-info tests/output .pytest_cache .hypothesis

@@ -1,13 +1,16 @@
 "The whole loop as a person runs it: rows conserved, nothing done twice, nothing left behind, and decisions that follow from the data."
-import signal, subprocess
+import shutil, signal, subprocess
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from conftest import leaves, nobody_left, own_copy, scalai, started, until
+from conftest import leaves, naming, nobody_left, own_copy, scalai, started, until
 from scalai_nb.core.settings import Settings
+from scalai_nb.core.shipped import shipped
 from scalai_nb.data.table import Table
+from scalai_nb.learn.registry import Registry
+from scalai_nb.learn.repeat import repeat
 from scalai_nb.loop.decisions import decisions
 from scalai_nb.loop.flights import month_rows, period
 
@@ -137,6 +140,38 @@ def test_a_challenger_that_learnt_nothing_is_refused(two_months, tmp_path):
     gate = next(leaf for leaf in leaves(done.doc) if leaf["name"] == "gate")
     assert "Refused" in gate["error"]["message"]
     assert scalai("models", "show", "late", "--json", cwd=folder).doc["version"] == before
+
+
+@pytest.mark.slow
+def test_a_moved_workspace_is_whole(tmp_path):
+    "After the demo its folder has another name and the first is gone: nothing names it; the demo is done already; it scores, compresses, repeats a training, and every dashboard and log opens."
+    here, there = tmp_path/"first folder", tmp_path/"second"
+    made = scalai("demo", here, "--months", 2, "--shuffle", 7, "--json", timeout=1500)
+    assert made.code == 0, made.err[-3000:]
+    shutil.move(here, there)
+    settings, told = Settings.load(there), ("/log.jsonl", "/notebook.ipynb", "/_delta_log/")  # what was said at the time
+    registry = Registry(settings)
+    assert registry.champion("late").path.is_relative_to(there)  # whoever opens the registry brings its paths along
+    assert [n for n in naming(here, there) if not any(t in n for t in told)] == []
+
+    again = scalai("demo", there, "--months", 2, "--shuffle", 7, "--json")
+    assert again.code == 0 and {leaf["state"] for leaf in leaves(again.doc)} == {"skipped"}, again.err
+    for run in scalai("runs", "--steps", "--limit", 200, "--json", cwd=there).doc["runs"]:
+        assert run["output"] is None or Path(run["output"]).is_file() and not run["output"].startswith(str(here)), run
+    gate = next(leaf for leaf in leaves(again.doc) if leaf["name"] == "gate")
+    assert scalai("logs", gate["id"], cwd=there).code == 0
+    flow = scalai("run", "workflows/model.toml", "-p", 'periods=["2013-01"]', "-p", "judged=2013-02", "--from", "gate", "--json", cwd=there)
+    assert flow.code == 0, flow.err[-3000:]  # the files it is about are those that were made before
+
+    scored = scalai("score", "late", there/".scalai"/"tables"/"features", "again", "--key", "flight_id", "--json", cwd=there)
+    assert scored.code == 0, scored.err[-3000:]
+    assert scalai("compress", "late", "--json", cwd=there).code == 0
+    repeated = repeat(registry.run(registry.champion("late").run_id), settings=settings)
+    assert "to the bit" in repeated.params["notes"][-1]
+    for app in sorted(shipped("apps").glob("*.ipynb")):
+        shown = scalai("run", app, "-o", tmp_path/app.name, cwd=there)
+        assert shown.code == 0 and str(here) not in (tmp_path/app.name).read_text(), (app.name, shown.err[-2000:])
+    assert not here.exists()
 
 
 def running(folder: Path, step: str) -> bool:

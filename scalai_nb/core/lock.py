@@ -34,22 +34,35 @@ os.register_at_fork(after_in_child=_forked)
 # %% ../../nbs/core/03_lock.ipynb #93f3bc46
 @contextmanager
 def locked(path: Path | str,  # of the lock file; made when missing, with its parents
+           remove: bool = False,  # the file, by whoever lets the lock go: of a lock that is taken once and never again
           ) -> Iterator[None]:
     "Hold a lock: waits while another process or thread of this machine has it."
     held = _HELD.setdefault(os.path.abspath(path), _Held())
     with held.threads:
         if not held.depth:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            held.file = open(path, "a")
-            fcntl.flock(held.file, fcntl.LOCK_EX)
+            held.file = _taken(Path(path))
         held.depth += 1
         try: yield
         finally:
             held.depth -= 1
             if not held.depth:
+                if remove:
+                    Path(path).unlink(missing_ok=True)
+                    _HELD.pop(os.path.abspath(path), None)
                 fcntl.flock(held.file, fcntl.LOCK_UN)  # also where a forked child still has the descriptor
                 held.file.close()
                 held.file = None
+
+def _taken(path: Path) -> IO:
+    "The file, open and locked; another one of that name where the holder before removed it."
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()): return file
+        except FileNotFoundError: pass
+        file.close()
 
 # %% ../../nbs/core/03_lock.ipynb #594c0ce4
 def claim(path: Path | str,  # of the lock file; made when missing, with its parents

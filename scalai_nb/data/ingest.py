@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from ..core import live
 from ..core.errors import BadRequest
+from ..core.plain import movable, moved
 from ..core.settings import Settings
 from ..core.storage import filesystem, veiled, write_atomic
 from . import history, source
@@ -79,11 +80,13 @@ def plan(uri: str, table: str, contract: Contract, period: str | None = None, se
     name = [table, [[f["path"].rsplit("/", 1)[-1], f.get("footer") or f["sha256"]] for f in found], rules] if not offsets else [table, [f["sha256"] for f in found]]
     made = Plan(hashlib.sha256(json.dumps(name).encode()).hexdigest(), table, veiled(uri), found, rules, None if period is None else str(period))
     kept = _place(made, settings)
-    return replace(made, files=Plan(**json.loads(kept.read_text())).files) if offsets and kept.exists() else made  # a plan's end stands once it is made
+    return replace(made, files=_known(kept, settings).files) if offsets and kept.exists() else made  # a plan's end stands once it is made
 
 def _place(plan: Plan, settings: Settings) -> Path: return settings.path("ingest", f"{plan.batch}.json")
 
-def _plans(settings: Settings) -> list[Plan]: return [Plan(**json.loads(f.read_text())) for f in sorted(settings.path("ingest").glob("*.json"))]
+def _known(file: Path, settings: Settings) -> Plan: return Plan(**moved(json.loads(file.read_text()), settings.root))
+
+def _plans(settings: Settings) -> list[Plan]: return [_known(f, settings) for f in sorted(settings.path("ingest").glob("*.json"))]
 
 def _before(table: str, settings: Settings) -> Iterator[dict]:
     "The `options` of the batches that a table has."
@@ -127,7 +130,7 @@ def _agrees(contract: Contract, given: Contract, table: pa.Schema | None, name: 
 def _keep(plan: Plan, settings: Settings) -> None:  # called by the one who holds the batch
     place = _place(plan, settings)
     for torn in place.parent.glob(f".{place.name}.*.tmp"): shutil.rmtree(torn)
-    write_atomic(place, json.dumps(asdict(plan), indent=1))
+    write_atomic(place, json.dumps(movable(asdict(plan), settings.root), indent=1))
 
 def unfinished(settings: Settings | None = None) -> list[Plan]:  # ingest their `uri` again to finish them
     "Plans whose batch no table holds: of ingests that were killed or refused."

@@ -8,7 +8,7 @@ __all__ = ['Table', 'standing', 'settled', 'refused_whole', 'told_of', 'Written'
 # %% ../../nbs/data/08_table.ipynb #921d4e6a
 import errno, itertools, json, os, uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import perf_counter, time
@@ -23,6 +23,7 @@ from ..core import live
 from ..core.cluster import computing
 from ..core.errors import BadRequest, WorkFailed, nearest
 from ..core.gpu import on_backend, on_host
+from ..core.lock import locked
 from ..core.logs import logger
 from ..core.settings import Settings
 from ..core.storage import filesystem, is_url
@@ -463,19 +464,9 @@ def _how(plan: Plan, refused: int) -> dict:  # what those need to know who bring
     return run | {"how": json.dumps(how, default=str)}
 
 # %% ../../nbs/data/08_table.ipynb #297f593f
-@contextmanager
-def _alone(settings: Settings, name: str, batch: str):
+def _alone(settings: Settings, name: str, batch: str) -> AbstractContextManager[None]:
     "Be the only writer of a batch in this workspace, so that its work is not done twice. What holds between workspaces is the table's log alone."
-    import fcntl
-    path = settings.path("locks", f"{name}-{prefix(batch)}")
-    while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "w") as f:
-            fcntl.flock(f, fcntl.LOCK_EX)
-            if not path.exists() or os.fstat(f.fileno()).st_ino != path.stat().st_ino: continue  # the holder before took it away
-            try: yield
-            finally: path.unlink(missing_ok=True)
-            return
+    return locked(settings.path("locks", f"{name}-{prefix(batch)}"), remove=True)
 
 # %% ../../nbs/data/08_table.ipynb #973ec50f
 def _owner(plan: Plan) -> str | None:

@@ -40,12 +40,13 @@ class Contents:
         except OSError: return ABSENT
         if not os.path.isfile(path): return ABSENT
         mark = [at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns]
+        key = os.path.relpath(path, self.root)  # holds also where the workspace is moved to
         with self.lock:
-            if path in self.known and self.known[path][:4] == mark: return self.known[path][4]
+            if key in self.known and self.known[key][:4] == mark: return self.known[key][4]
         began = time.time()
         with open(path, "rb") as file: digest = hashlib.file_digest(file, "sha256").hexdigest()[:32]
         if max(at.st_mtime, at.st_ctime) + SETTLED < began:
-            with self.lock: self.known[path], self.changed = [*mark, digest], True
+            with self.lock: self.known[key], self.changed = [*mark, digest], True
         return digest
 
     def matching(self, pattern: str) -> str:

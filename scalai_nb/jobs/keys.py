@@ -14,6 +14,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from fastcore.basics import patch
 
+from ..core.plain import movable
 from ..core.settings import Settings
 from ..core.tables import changes, committed, newest, replacements, written_by
 from .closure import closure, installed
@@ -37,7 +38,7 @@ def step_key(notebook: Path,  # the step's source
             ) -> tuple[str, dict[str, str]]:  # 64 hexadecimal digits; the files besides the notebook whose code it covers
     "The content key of a step."
     code, files, _ = closure(notebook, settings.root)
-    parts = dict(code=code, parameters=parameters, before=upstream, environment=installed())
+    parts = dict(code=code, parameters=movable(parameters, settings.root), before=upstream, environment=installed())
     return "".join(_digest(parts[n], digits) for n, digits in PARTS.items()), files
 
 def provisional(key: str) -> str:
@@ -135,7 +136,7 @@ def _replaced(self: Tables, table: str, mine: list[int], path: tuple[str, ...]) 
 def written(self: Tables, table: str, version: int) -> set[tuple[str, ...]]:  # names of steps, outermost first
     "The steps of this workflow that wrote a version; none where others did. A run that was lost recorded nothing, and its commit names it."
     if self.record is None: return set()
-    if self.own is None: self.own, self.place = _written(self.record, str(self.flow.path))
+    if self.own is None: self.own, self.place = _written(self.record, self.record.movable(str(self.flow.path)))
     if (table, version) in self.own: return self.own[table, version]
     inside = self.place(written_by(table, version, self.settings))
     return set() if inside is None else {inside}
@@ -176,8 +177,7 @@ def state_of(links: list) -> dict[str, object]:
 
 def link(run: JobRun, upstream: list, root: Path) -> dict:  # upstream: links
     "What the steps after this one build on."
-    source = str(Path(run.notebook).relative_to(root)) if Path(run.notebook).is_relative_to(root) else run.notebook
-    return dict(notebook=source, results=run.results, ran=run.key is not None, state=dict(sorted((state_of(upstream) | made(run)).items())))
+    return movable(dict(notebook=run.notebook, results=run.results), root) | dict(ran=run.key is not None, state=dict(sorted((state_of(upstream) | made(run)).items())))
 
 # %% ../../nbs/jobs/08_keys.ipynb #c0ffee12
 WORDS = {"code": "its code", "parameters": "its parameters", "before": "what it builds on", "environment": "the installed packages"}
@@ -202,7 +202,7 @@ def reason_to_run(record: Record | None, key: str, name: str, notebook: Path,
     "What is different from the runs of this step so far."
     if record is None: return "it never ran"
     with record.db() as db:
-        rows = db.execute(sa.select(RUNS.c.id, RUNS.c.key, RUNS.c.state).where(RUNS.c.name == name, RUNS.c.notebook == str(notebook), RUNS.c.key.is_not(None))
+        rows = db.execute(sa.select(RUNS.c.id, RUNS.c.key, RUNS.c.state).where(RUNS.c.name == name, RUNS.c.notebook == record.movable(str(notebook)), RUNS.c.key.is_not(None))
                           .order_by(RUNS.c.created.desc()).limit(50)).all()
     if not rows: return "it never ran"
     run = min(rows, key=lambda r: len({*differing(key, r.key)} & {*parts}))  # the newest of those most alike

@@ -227,7 +227,7 @@ def writes(self: Ahead, at: Turn, name: str, inner: dict) -> set[str]:
     if self.record is None: return found
     like = name.partition("[")[0]
     with self.record.db() as db:
-        rows = db.execute(sa.select(RUNS.c.writes).where(RUNS.c.notebook == str(at.flow.path.parent/at.step.notebook), sa.or_(RUNS.c.name == like, RUNS.c.name.startswith(f"{like}[", autoescape=True)))
+        rows = db.execute(sa.select(RUNS.c.writes).where(RUNS.c.notebook == self.record.movable(str(at.flow.path.parent/at.step.notebook)), sa.or_(RUNS.c.name == like, RUNS.c.name.startswith(f"{like}[", autoescape=True)))
                           .order_by(RUNS.c.created.desc()).limit(20)).scalars()
         return found | _items(joined.from_iterable(rows))
 

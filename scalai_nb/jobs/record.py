@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from ..core.errors import BadRequest, Cancelled, TimedOut, Unreachable, WorkFailed, one_of
 from ..core.settings import Settings
 from ..core.storage import shared, write_atomic
-from ..core.plain import plain
+from ..core.plain import movable, moved, plain
 
 # %% ../../nbs/jobs/04_record.ipynb #7ab8bd3d
 STATES = "queued running succeeded failed timed_out cancelled kernel_died skipped lost".split()
@@ -381,6 +381,8 @@ class Record:
 
     def folder(self, id: str) -> Path: return self.settings.path("runs", id)  # of the notebook and the message log
 
+    def movable(self, value: object) -> object: return movable(value, self.settings.root)  # as the rows have it
+
     @contextmanager
     def db(self):  # yields a connection
         "A transaction. Raises `Unreachable` where the database does not answer."
@@ -402,8 +404,9 @@ COLUMNS = [f.name for f in fields(JobRun) if f.name != "steps"]
 OPEN = "queued", "running"
 
 
-def _row(run: JobRun) -> dict:
-    return {c: plain(getattr(run, c), c) for c in COLUMNS}
+@patch
+def _row(self: Record, run: JobRun) -> dict:
+    return {c: self.movable(plain(getattr(run, c), c)) for c in COLUMNS}
 
 
 def _clock(db):  # an expression
@@ -424,7 +427,7 @@ def create(self: Record, run: JobRun) -> JobRun:
     run.host, run.process = socket.gethostname(), identity()
     def insert():
         with self.db() as db:
-            db.execute(RUNS.insert().values(**_row(run), beat=_clock(db)))
+            db.execute(RUNS.insert().values(**self._row(run), beat=_clock(db)))
             _event(db, run.id, run.state, run.reason)
     patiently(insert)
     return run
@@ -468,7 +471,7 @@ def update(self: Record, run: JobRun,
           ):
     """Write the row again, at once or when the database answers. Never raises `Unreachable`.
     How a run ended is also kept beside its notebook; where neither can be written, the run has failed."""
-    row, kept = _row(run), self._keep(run, timings) if run.state in ENDED else None
+    row, kept = self._row(run), self._keep(run, timings) if run.state in ENDED else None
     def change(): self._write(row, timings)
     try: return patiently(change)
     except Unreachable as e: refused = e
@@ -495,7 +498,7 @@ def _keep(self: Record, run: JobRun, timings: dict[int, float]) -> OSError | Non
     if not timings:  # written again, for what was found out after its end
         try: timings = json.loads(self.kept(run.id).read_bytes())["timings"]
         except (OSError, ValueError, KeyError): timings = {}
-    content = dict(row=_row(run), timings=timings, steps=[_row(s) for s in run.steps])
+    content = dict(row=self._row(run), timings=timings, steps=[self._row(s) for s in run.steps])
     return _refused(self.kept(run.id), json.dumps(content))
 
 
@@ -539,7 +542,7 @@ def _settle(self: Record, db):
     silent = (_clock(db) - sa.func.coalesce(RUNS.c.beat, RUNS.c.created)).label("silent")
     for row in db.execute(sa.select(RUNS.c.id, RUNS.c.process, RUNS.c.host, RUNS.c.cell, silent).where(RUNS.c.state.in_(OPEN))).all():
         if alive(row.process) if near(row.process) else row.silent < SILENT: continue
-        said = self._said_last(row.id)
+        said = self.movable(self._said_last(row.id))
         timings, cell = said.pop("timings", {}), said.get("cell", row.cell)
         if "state" not in said:
             how = "the process that ran it vanished" if near(row.process) else f"{row.host}, which ran it, has not been heard of for {row.silent:.0f} s"
@@ -569,7 +572,7 @@ def _matches(column, pattern: str):  # a condition
 @patch
 def _load(self: Record, db, where, limit=None, steps=True) -> list[JobRun]:
     rows = db.execute(sa.select(*[RUNS.c[c] for c in COLUMNS]).where(*where).order_by(RUNS.c.created.desc(), RUNS.c.id.desc()).limit(limit)).mappings()
-    found = [JobRun(**row) for row in rows]
+    found = [JobRun(**moved(dict(row), self.settings.root)) for row in rows]
     if steps:
         for run in found:
             if run.kind == "workflow": run.steps = self._load(db, [RUNS.c.parent == run.id])[::-1]
@@ -592,7 +595,7 @@ def runs(self: Record,
     if state is not None: one_of(state, STATES, "state")
     where = [c == v for c, v in ((RUNS.c.state, state), (RUNS.c.key, key), (RUNS.c.parent, parent)) if v is not None]
     if name is not None: where.append(_matches(RUNS.c.name, name))
-    if notebook is not None: where.append(sa.or_(RUNS.c.notebook.in_([notebook, os.path.abspath(notebook)]), _matches(RUNS.c.notebook, f"*/{notebook.lstrip('/')}")))
+    if notebook is not None: where.append(sa.or_(RUNS.c.notebook.in_([notebook, self.movable(os.path.abspath(notebook))]), _matches(RUNS.c.notebook, f"*/{notebook.lstrip('/')}")))
     if since is not None: where.append(RUNS.c.created >= since)
     if not nested and key is None and parent is None: where.append(RUNS.c.parent.is_(None))
     self.take_back()
@@ -723,7 +726,7 @@ class Pulse(threading.Thread):
                  stop,  # a client.Stop
                 ):
         super().__init__(name=f"scalai-pulse-{run.id}", daemon=True)
-        self.record, self.job, self.row, self.stop = record, run, _row(run), stop
+        self.record, self.job, self.row, self.stop = record, run, record._row(run), stop
         self.over, self.first = threading.Event(), threading.Event()
 
     def __enter__(self): self.start()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
+from ..core.lock import claim
 from ..core.parent import adopt, die_with_parent
 
 # %% ../../nbs/jobs/07_warm.ipynb #864b9d29
@@ -126,7 +127,7 @@ class Server:
     def __init__(self, room: Path, lifeline: socket.socket | None = None, home: Path | None = None, idle: float = IDLE):
         self.room, self.lifeline, self.home, self.idle, self.lock = room, lifeline, home, idle, None
         self.children, self.askers, self.used = {}, {lifeline: b""} if lifeline else {}, time.monotonic()
-        if not lifeline: self.lock = _locked(room)
+        if not lifeline: self.lock = claim(room/"lock") or sys.exit(0)  # another one is faster
         self.door = socket.socket(socket.AF_UNIX)
         (room/"warm").unlink(missing_ok=True)  # of one that was killed
         self.door.bind(str(room/"warm"))
@@ -149,15 +150,6 @@ class Server:
         gc.freeze()  # what is shared now stays shared
         if self.lifeline: _send(self.lifeline, **self.hello)
 
-
-def _locked(room: Path) -> int:
-    "Be the only one in a folder, or end."
-    import fcntl
-    lock = os.open(room/"lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError: sys.exit(0)  # another one is faster
-    return lock
-
 # %% ../../nbs/jobs/07_warm.ipynb #df1d25a9
 @patch
 def retire(self: Server):
@@ -166,7 +158,7 @@ def retire(self: Server):
     self.door.close()
     self.door = None
     shutil.rmtree(self.room, ignore_errors=True)
-    os.close(self.lock)
+    self.lock.close()
 
 
 @patch
@@ -223,7 +215,8 @@ def fork(self: Server, asker: socket.socket, request: dict) -> int | None:  # 0 
     if self.door and not self.lifeline: os.utime(self.room)  # when it was last of use
     pid = os.fork()
     if pid == 0:
-        for fd in (self.wake, self.waker, *([self.lock] if self.lock is not None and self.door else []), *(s.detach() for s in (self.door, *self.askers) if s)): os.close(fd)
+        if self.lock: self.lock.close()
+        for fd in (self.wake, self.waker, *(s.detach() for s in (self.door, *self.askers) if s)): os.close(fd)
         return 0
     self.children[pid] = asker
     _send(asker, id=request["id"], pid=pid)

@@ -466,7 +466,7 @@ def _last_of(record: Record, notebook: Path) -> dict:
     "What a notebook handed on when it last went well, if its code is still the same."
     code = code_of(notebook, record.settings.root)
     with record.db() as db:
-        row = db.execute(sa.select(RUNS.c.key, RUNS.c.results).where(RUNS.c.notebook == str(notebook), RUNS.c.state == "succeeded", RUNS.c.key.is_not(None)).order_by(RUNS.c.created.desc()).limit(1)).first()
+        row = db.execute(sa.select(RUNS.c.key, RUNS.c.results).where(RUNS.c.notebook == record.movable(str(notebook)), RUNS.c.state == "succeeded", RUNS.c.key.is_not(None)).order_by(RUNS.c.created.desc()).limit(1)).first()
     return row.results if row and row.key.startswith(code) else {}
 
 # %% ../../nbs/jobs/08_workflow.ipynb #2207319a
