@@ -4,10 +4,13 @@ A test takes the fixture `rounds` and asks it how often to repeat: `rounds(12, s
 Each round has a seed of its own, `rounds.seeds(12, soak=200)`. `SCALAI_SEED` moves them all, and a failure prints the seed of its round.
 What the test measured goes into the report: `rounds.note(lost=0, doubled=0)`.
 """
-import json, os, platform, random, subprocess, sys, time
+import os, platform, random, subprocess, sys, time
 from pathlib import Path
 
 import pytest
+
+from scalai_nb.core.lock import locked
+from scalai_nb.core.storage import write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 REPORT = ROOT/"tests"/"soak"/"RESULTS.md"
@@ -52,30 +55,38 @@ class Report:
         elif report.when == "call": self.outcome = report.outcome
 
 
-def table(rows, seconds: float) -> str:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    dirty = "-dirty" if subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], cwd=ROOT, capture_output=True, text=True).stdout.strip() else ""
-    head = f"""# Soak
+HEAD = """# Soak
 
-The fault tests with their full number of rounds. Written by `make soak`; seed {FIRST}; commit {commit}{dirty}; {time.strftime('%Y-%m-%d')}; {os.cpu_count()} cores,
-{platform.machine()}, Python {platform.python_version()}; {seconds/60:.0f} minutes.
+The fault tests with their full number of rounds, each at the commit of its row. Written by `make soak`, or for some of them by `python tests/soak.py FILE[::TEST] …`.
 
-| test | outcome | rounds | seconds | found |
-|---|---|---|---|---|
+| test | outcome | rounds | seconds | found | commit, seed, machine |
+|---|---|---|---|---|---|
 """
-    line = lambda name, outcome, f: (f"| {name.removeprefix('tests/')} | {outcome} | {f['rounds']:,} | {f['seconds']:,.0f} | "
-                                     + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in f.items() if k not in ("rounds", "seconds")) + " |\n")
-    return head + "".join(line(*r) for r in sorted(rows))
+
+
+def line(name: str, outcome: str, found: dict, stamp: str) -> str:
+    told = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in found.items() if k not in ("rounds", "seconds"))
+    return f"| {name.removeprefix('tests/')} | {outcome} | {found['rounds']:,} | {found['seconds']:,.0f} | {told} | {stamp} |"
+
+
+def write(rows: list[tuple]):
+    "The report, the rows of tests that did not run now as they were."
+    git = lambda *words: subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    commit = git("rev-parse", "--short", "HEAD") + "-dirty"*bool(git("status", "--porcelain", "--untracked-files=no", "--", ".", f":!{REPORT.relative_to(ROOT)}"))
+    stamp = f"{commit}, {FIRST}, {time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+    REPORT.parent.mkdir(exist_ok=True)
+    with locked(REPORT.with_suffix(".lock"), remove=True):
+        lines = {at.split(" | ")[0]: at for at in REPORT.read_text().splitlines() if at.startswith("| test_")} if REPORT.exists() else {}
+        lines |= {at.split(" | ")[0]: at for at in (line(*r, stamp) for r in rows)}
+        write_atomic(REPORT, HEAD + "".join(f"{at}\n" for _, at in sorted(lines.items())))
 
 
 def main(*args) -> int:
-    "Run every test that takes `rounds` in its long form, one after the other; write the report, also when some failed."
+    "Run every test that takes `rounds` in its long form, one after the other, or those that are named; write the report, also when some failed."
     os.environ["SCALAI_SOAK"] = "1"
-    report, began = Report(), time.monotonic()
+    report = Report()
     code = pytest.main(["-q", "-m", "soak", "--timeout", "14400", "-p", "no:cacheprovider", *args], plugins=[report])
-    REPORT.parent.mkdir(exist_ok=True)
-    if not args and report.rows: REPORT.write_text(table(report.rows, time.monotonic() - began))
-    else: print(json.dumps(report.rows, indent=1))
+    if report.rows: write(report.rows)
     return int(code)
 
 
