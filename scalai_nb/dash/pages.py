@@ -25,7 +25,7 @@ a.app { display: block; height: 100%; padding: 1.25rem 1.4rem; background: var(-
 a.app:hover, a.app:focus-visible { border-color: var(--accent); outline: 2px solid var(--accent); outline-offset: -1px }
 a.app b { display: block; font-size: 1.15rem; margin-bottom: .25rem } a.app span { color: var(--soft); display: block } a.app em { display: block; font-style: normal; font-weight: 600; margin-top: .8rem; padding-left: .7rem; border-left: 4px solid } a.app small { display: block; color: var(--soft); margin-top: .3rem; padding-left: .95rem } a.app.opening::after { content: "Opening…"; color: var(--accent) }
 a { color: var(--accent) } code { font: .9em ui-monospace, "DejaVu Sans Mono", monospace; background: color-mix(in srgb, var(--line) 45%, transparent); padding: .1em .35em; border-radius: .3em }
-label { display: block; font-weight: 600; margin-bottom: .35rem }
+label { display: block; font-weight: 600; margin-bottom: .35rem } details { margin-top: 1.5rem } summary { color: var(--soft); cursor: pointer; margin-bottom: .5rem }
 input { width: 100%; max-width: 26rem; font: inherit; padding: .6rem .75rem; color: inherit; background: var(--card); border: 1px solid var(--soft); border-radius: .5rem }
 button { font: inherit; margin-top: 1rem; padding: .6rem 1.3rem; border: 0; border-radius: .5rem; background: var(--accent); color: var(--page); cursor: pointer }
 .bad { color: var(--bad) }

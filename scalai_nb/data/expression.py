@@ -76,7 +76,7 @@ def _span(unit: str): return lambda n: pc.cast(pc.multiply(pc.cast(_float(n), pa
 def _text(fn): return lambda x, pattern: fn(x, pattern.as_py())
 
 FUNCTIONS = {  # name → (fewest arguments, most, what it computes)
-    "abs": (1, 1, pc.abs), "round": (1, 2, lambda x, n=pa.scalar(0): pc.round(_float(x), n.as_py())), "floor": (1, 1, pc.floor), "ceil": (1, 1, pc.ceil),
+    "abs": (1, 1, pc.abs), "round": (1, 2, lambda x, n=None: pc.round(_float(x), n.as_py() if n else 0)), "floor": (1, 1, pc.floor), "ceil": (1, 1, pc.ceil),
     "sqrt": (1, 1, lambda x: pc.sqrt(_float(x))), "log": (1, 1, lambda x: pc.ln(_float(x))), "exp": (1, 1, lambda x: pc.exp(_float(x))),
     "min": (2, 20, _least(pc.min_element_wise)), "max": (2, 20, _least(pc.max_element_wise)),
     "coalesce": (2, 20, pc.coalesce), "isnull": (1, 1, pc.is_null), "isnan": (1, 1, lambda x: pc.is_nan(_float(x))),
