@@ -9,6 +9,7 @@ from test_dash import GOOD, VIEWER, Dash, answers, bearer, channel, closed, fram
 
 pytestmark = pytest.mark.slow
 REASONS = {1002, 1003, 1007, 1008, 1009}
+CUT = 1006  # the gateway closed while we still sent: TCP then drops the reason on its way, now and then
 
 
 def deep(n): return b"[" * n + b"]" * n
@@ -72,7 +73,7 @@ async def one_channel(dash, page, rng: random.Random, counts: dict) -> None:
             with suppress(websockets.ConnectionClosed): await ws.send(forged(rng))
         counts["bad"] += 1
         code = await closed(ws)
-        assert code in REASONS, code
+        assert code in REASONS or code == CUT, code
         counts[code] = counts.get(code, 0) + 1
 
 
@@ -117,5 +118,6 @@ def test_no_frame_of_a_viewer_reaches_anybody_else(workspace, rounds):
     grown = {name: (after[name] - before[name]) >> 20 for name in after}
     assert max(grown.values()) < 60, grown  # MB
     assert len(waits) > 10 and "Traceback" not in log and "voila does not answer" not in log
+    assert counts.get(CUT, 0) <= counts["bad"] * .01, counts
     assert log.count("channel closed") >= counts["bad"] * .9, log[-2000:]
     rounds.note(**{k: v for k, v in counts.items() if isinstance(k, str)}, longest_answer_s=round(max(waits), 2), grown_MB=str(grown))

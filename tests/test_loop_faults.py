@@ -101,7 +101,7 @@ def result(root: Path) -> dict:
     count = lambda name: (Table(name, settings).rows, periods(name, settings=settings))
     return dict(decisions=[bare(d) for d in decisions(settings)], replays=decisions(settings, replays=True), versions=versions,
                 counts={name: count(name) for name in ("flights", "weather", "features", "scores")},
-                scores=content(root, "scores").drop_columns(["batch"]).to_pylist())
+                scores=content(root, "scores", "batch").to_pylist())
 
 
 def killed_at(root: Path, step: int, wait: float) -> bool:  # False: it had ended
