@@ -14,13 +14,13 @@ VIEWER = "the-eye-of-a-viewer"
 
 class Dash:
     "`scalai dash` in a process of its own, as a person starts it."
-    def __init__(self, root: Path, warm: int = 0, **apps: str):
+    def __init__(self, root: Path, warm: int = 0, within: tuple[str, ...] = (), **apps: str):  # within: a command that runs another one
         (root / "apps").mkdir(exist_ok=True)
         for name, source in apps.items():
             nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(f"# The {name} app\n> It is there."), nbformat.v4.new_code_cell(source)])
             nbformat.write(nb, root / "apps" / f"{name}.ipynb")
         self.log = root / "dash.log"
-        self.process = subprocess.Popen([sys.executable, "-c", START], cwd=root, stdout=subprocess.PIPE, stderr=self.log.open("w"), text=True,
+        self.process = subprocess.Popen([*within, sys.executable, "-c", START], cwd=root, stdout=subprocess.PIPE, stderr=self.log.open("w"), text=True,
                                         env=os.environ | {"SCALAI_APPS__WARM": str(warm), "SCALAI_APPS__VIEWER_TOKEN": VIEWER})
         self.link = self.process.stdout.readline().strip()
         self.url, self.token = self.link.split("/?token=")

@@ -1,5 +1,5 @@
 "What cannot be read is named and the rest is shown; what is out of date says so; a page reads what it draws."
-import sys, time
+import subprocess, sys, time
 from pathlib import Path
 
 import pytest
@@ -85,6 +85,31 @@ def test_an_open_page_says_within_ten_seconds_that_it_is_out_of_date(chromium, w
             visit.page.locator("#asof.unknown", has_text="do not answer").wait_for(timeout=30_000)
             visit.problems.clear()  # the browser itself reports the failed connection
     assert took < 10, took
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_said_and_the_last_page_stays(workspace):
+    "No room for a newer page: the old one is shown as out of date, with what went wrong; room again, and it is made."
+    (workspace/".scalai").mkdir(exist_ok=True)
+    small = "unshare", "-m", "sh", "-ec", 'mount -t tmpfs -o size=4m none .scalai; exec "$@"', "sh"
+    if subprocess.run([*small, "true"], cwd=workspace, capture_output=True).returncode: pytest.skip("only root can mount a small disk")
+    (workspace/"said.txt").write_text("one")
+    def inside(dash, script): subprocess.run(["nsenter", "-t", str(dash.process.pid), "-m", "sh", "-c", script], cwd=workspace, capture_output=True, timeout=60)
+    def changed(text):
+        (workspace/"said.txt").write_text(text)
+        (workspace/"settings.ini").touch()
+    with Dash(workspace, within=small, paper=PAPER) as dash, dash.visitor() as visitor:
+        snapshot(visitor, "paper")
+        inside(dash, f"cat /dev/zero > {workspace}/.scalai/rest")
+        changed("two")
+        snapshot(visitor, "paper", "failed")
+        page = visitor.get("/apps/paper")
+        assert page.status_code == 200 and "The window says one" in page.text and "Out of date" in page.text and "could not be made" in page.text
+        assert visitor.get("/").status_code == 200 and "No space left on device" in dash.log.read_text()
+        inside(dash, f"rm {workspace}/.scalai/rest")
+        changed("three")
+        snapshot(visitor, "paper")
+        assert "The window says three" in visitor.get("/apps/paper").text
 
 
 def test_being_made_ends_with_a_reason(workspace):
