@@ -167,7 +167,7 @@ class Counting:
 # %% ../../nbs/data/02_profile.ipynb #c5be80e3
 def at_once(width: int) -> int:  # columns -> rows
     "Rows of a batch: long enough that a call is nothing, short enough that a batch stays near the processor."
-    return max(1 << 13, min(1 << 16, (1 << 24) // max(width, 1)))
+    return max(1 << 13, min(1 << 15, (1 << 24) // max(width, 1)))
 
 def _batches(data: "Iterable") -> "Iterator[pa.RecordBatch]":
     "Arrow data cut to batches, at least one of each schema; what is not Arrow passes."
