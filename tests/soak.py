@@ -66,7 +66,7 @@ The fault tests with their full number of rounds, each at the commit of its row.
 
 def line(name: str, outcome: str, found: dict, stamp: str) -> str:
     told = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in found.items() if k not in ("rounds", "seconds"))
-    return f"| {name.removeprefix('tests/')} | {outcome} | {found['rounds']:,} | {found['seconds']:,.0f} | {told} | {stamp} |"
+    return f"| {name.removeprefix('tests/')} | {outcome} | {'of '*(outcome != 'passed')}{found['rounds']:,} | {found['seconds']:,.0f} | {told} | {stamp} |"
 
 
 def write(rows: list[tuple]):
