@@ -1268,6 +1268,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'scalai_nb/data/history.py'),
                                         'scalai_nb.data.history._stats': ('data/history.html#_stats', 'scalai_nb/data/history.py'),
                                         'scalai_nb.data.history._system': ('data/history.html#_system', 'scalai_nb/data/history.py'),
+                                        'scalai_nb.data.history._together': ('data/history.html#_together', 'scalai_nb/data/history.py'),
                                         'scalai_nb.data.history._transaction': ( 'data/history.html#_transaction',
                                                                                  'scalai_nb/data/history.py'),
                                         'scalai_nb.data.history._unsure': ('data/history.html#_unsure', 'scalai_nb/data/history.py'),

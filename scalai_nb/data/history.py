@@ -241,10 +241,15 @@ def add_file(place: str,  # of the Delta table
     sink = pa.BufferOutputStream()
     codes = [f.name for f in rows.schema if pa.types.is_dictionary(f.type)]  # are text to those who read them
     if repeating is None: repeating = codes + [f.name for f in rows.schema if pa.types.is_string(f.type)]
-    pq.write_table(rows, sink, compression="zstd", compression_level=1, row_group_size=group, use_dictionary=repeating, store_schema=not codes, write_page_checksum=True)
+    pq.write_table(rows, sink, compression="zstd", compression_level=1, row_group_size=group, use_dictionary=repeating, store_schema=not codes, write_page_checksum=True, write_batch_size=_together(rows, group))
     content = sink.getvalue()
     write_atomic(f"{place}/{name}", memoryview(content))
     return AddAction(name, content.size, partition or {}, int(time()*1000), True, json.dumps(_stats(rows, ranged)))
+
+def _together(rows: pa.Table, most: int) -> int:
+    "How many values of a column are handed to its encoder at a time: about a megabyte, since pages are cut between two times only."
+    widest = max((column.nbytes/len(rows) for column in rows.columns), default=0) if len(rows) else 0
+    return max(1 << 10, min(most, int((1 << 20)/max(widest, 8))))
 
 def _stats(rows: pa.Table, ranged: str | None = None) -> dict:
     "What Delta readers may skip a file by (Delta protocol, per-file statistics)."
