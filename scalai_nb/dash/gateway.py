@@ -7,7 +7,7 @@ __all__ = ['PAGES', 'KERNELS', 'LINE', 'STARTS', 'HEADER', 'SHORTEST', 'fresh', 
            'Prompt', 'Door', 'Channel', 'serve', 'choose', 'redirect', 'dash']
 
 # %% ../../nbs/dash/00_gateway.ipynb #6a2bf90f
-import asyncio, os, secrets, signal, socket, time, webbrowser
+import asyncio, gc, os, secrets, signal, socket, time, webbrowser
 from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext
 from html import escape
 from pathlib import Path
@@ -237,4 +237,8 @@ def dash(apps: list[str] | None = None,  # names or paths of app notebooks; none
     def ready():
         (announce or (lambda text: print(text, flush=True)))(link)
         if open_browser: webbrowser.open(opened.enter_context(redirect(link)))
-    with sock, ExitStack() as opened: asyncio.run(serve(app, sock, ready))
+    gc.collect()
+    gc.freeze()  # full collections then look only at what visitors leave behind, and come soon
+    try:
+        with sock, ExitStack() as opened: asyncio.run(serve(app, sock, ready))
+    finally: gc.unfreeze()
