@@ -46,6 +46,7 @@ class Postgres:
         self.process = subprocess.Popen([str(self.bin/"postgres"), "-D", str(self.folder/"data"), "-p", str(self.port), "-k", str(self.folder), "-c", "fsync=off"],
                                         cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **self.user)
         wait_for(self.port, self.process)
+        self.connect().close()  # it listens before it answers
 
     def stop(self, how=signal.SIGQUIT):  # SIGQUIT: at once, as a crash would
         self.process.send_signal(how)
