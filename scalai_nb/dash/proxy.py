@@ -271,6 +271,7 @@ async def channels(self, ws):
         session, voila = self.open.get(id, (None, None))
         mine = session is not None and asked == session
         if mine: del self.open[id]
+        else: self.shut(id)  # whoever comes by another session does not take it over: what is said would only gather in it
         try: voila = voila if mine else await self.connect(id, asked)
         except (OSError, TimeoutError, websockets.WebSocketException): return await ws.send_denial_response(Response(status_code=404))
         async with voila:

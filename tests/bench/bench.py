@@ -22,7 +22,7 @@ TABLES = {"walks": "Here of sixteen random walks in float64, hardly any value of
           "readings": "Here of sensors: three columns of text (40, 5,000 and 200,000 different) and seven noisy measurements in float64."}
 JOBS = ("profile", "profile_walks", "profile_readings", "growth", "ingest", "ingest_walks", "ingest_readings", "merge", "prep", "loader", "wide")
 LONG = ("growth", "wide")  # asked for by name
-SECTIONS = (*JOBS, "late", "airtime", "pictures", "mlp", "cnn", "lost", "flights", "digits", "fashion", "minilm", "notebooks", "steps", "queue", "alarms", "power", "estimate", "cost", "loop", "dashboards")  # of the report, in this order: models.py's, learn.py's, compress.py's, notebooks.py's, queued.py's, monitor.py's and dash.py's at the end
+SECTIONS = (*JOBS, "late", "airtime", "pictures", "mlp", "cnn", "lost", "flights", "digits", "fashion", "minilm", "notebooks", "steps", "queue", "alarms", "power", "estimate", "cost", "loop", "dashboards", "drift")  # of the report, in this order: models.py's, learn.py's, compress.py's, notebooks.py's, queued.py's, monitor.py's, dash.py's and wide.py's at the end
 
 
 def module(job: str):
