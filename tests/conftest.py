@@ -163,6 +163,15 @@ def nobody_left(folder: Path, within: float = 30):
     assert not found, "\n".join(found)
 
 
+def small_disk(workspace: Path, size: str = "4m") -> list[str]:
+    "A command that runs another one where the workspace's state is on a small disk of its own, in a namespace of its own."
+    (workspace/".scalai").mkdir(exist_ok=True)
+    command = ["unshare", "-m", "sh", "-ec", f'mount -t tmpfs -o size={size} none "$0/.scalai"; exec "$@"', str(workspace)]
+    tried = subprocess.run([*command, "true"], capture_output=True, text=True)
+    if tried.returncode: pytest.skip(f"no small disk can be mounted here: {tried.stderr.strip()}")
+    return command
+
+
 def leaves(run: dict) -> list[dict]:
     "The notebooks of a workflow's document."
     return [leaf for s in run["steps"] for leaf in leaves(s)] if run.get("steps") else [run]

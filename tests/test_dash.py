@@ -1,5 +1,6 @@
 "The gateway with a real Voila behind it: the door, a notebook that fails, kernels that are counted, and an end that leaves nothing."
 import asyncio, json, os, re, signal, struct, subprocess, sys, time, uuid
+from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
 
@@ -14,7 +15,7 @@ VIEWER = "the-eye-of-a-viewer"
 
 class Dash:
     "`scalai dash` in a process of its own, as a person starts it."
-    def __init__(self, root: Path, warm: int = 0, within: tuple[str, ...] = (), **apps: str):  # within: a command that runs another one
+    def __init__(self, root: Path, warm: int = 0, within: Sequence[str] = (), **apps: str):  # within: a command that runs another one
         (root / "apps").mkdir(exist_ok=True)
         for name, source in apps.items():
             nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(f"# The {name} app\n> It is there."), nbformat.v4.new_code_cell(source)])

@@ -8,7 +8,7 @@ import psutil
 import pytest
 import sqlalchemy as sa
 
-from conftest import SCALAI, scalai, until
+from conftest import SCALAI, scalai, small_disk, until
 from scalai_nb.core.errors import Unreachable
 from scalai_nb.core.settings import Settings
 from scalai_nb.jobs import record as module
@@ -136,10 +136,8 @@ def test_a_new_database_takes_over_what_lies_beside_the_notebooks(workspace):
 
 
 def confined(script: str, cwd: Path, size: str = "4m") -> subprocess.CompletedProcess:
-    "Run a script where the workspace's state is on a small disk of its own, in a namespace of its own."
-    done = subprocess.run(["unshare", "-m", "sh", "-ec", f"mount -t tmpfs -o size={size} none .scalai\n{script}"], cwd=cwd, capture_output=True, text=True, timeout=120)
-    if "unshare:" in done.stderr or "mount:" in done.stderr: pytest.skip("only root can mount a small disk")
-    return done
+    "Run a script where the workspace's state is on a small disk."
+    return subprocess.run([*small_disk(cwd, size), "sh", "-ec", script], cwd=cwd, capture_output=True, text=True, timeout=120)
 
 
 FULL = """import os

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import until
+from conftest import small_disk, until
 from scalai_nb.core.settings import Settings
 from scalai_nb.loop import decisions
 from test_browser import Visit, chromium  # noqa: F401 (a fixture)
@@ -90,15 +90,12 @@ def test_an_open_page_says_within_ten_seconds_that_it_is_out_of_date(chromium, w
 @pytest.mark.slow
 def test_a_full_disk_is_said_and_the_last_page_stays(workspace):
     "No room for a newer page: the old one is shown as out of date, with what went wrong; room again, and it is made."
-    (workspace/".scalai").mkdir(exist_ok=True)
-    small = "unshare", "-m", "sh", "-ec", 'mount -t tmpfs -o size=4m none .scalai; exec "$@"', "sh"
-    if subprocess.run([*small, "true"], cwd=workspace, capture_output=True).returncode: pytest.skip("only root can mount a small disk")
     (workspace/"said.txt").write_text("one")
     def inside(dash, script): subprocess.run(["nsenter", "-t", str(dash.process.pid), "-m", "sh", "-c", script], cwd=workspace, capture_output=True, timeout=60)
     def changed(text):
         (workspace/"said.txt").write_text(text)
         (workspace/"settings.ini").touch()
-    with Dash(workspace, within=small, paper=PAPER) as dash, dash.visitor() as visitor:
+    with Dash(workspace, within=small_disk(workspace), paper=PAPER) as dash, dash.visitor() as visitor:
         snapshot(visitor, "paper")
         inside(dash, f"cat /dev/zero > {workspace}/.scalai/rest")
         changed("two")
