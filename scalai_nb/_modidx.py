@@ -623,6 +623,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'scalai_nb.dash.gateway': { 'scalai_nb.dash.gateway.Channel': ('dash/gateway.html#channel', 'scalai_nb/dash/gateway.py'),
                                         'scalai_nb.dash.gateway.Channel.handle_cont': ( 'dash/gateway.html#channel.handle_cont',
                                                                                         'scalai_nb/dash/gateway.py'),
+                                        'scalai_nb.dash.gateway.Channel.handle_parser_exception': ( 'dash/gateway.html#channel.handle_parser_exception',
+                                                                                                    'scalai_nb/dash/gateway.py'),
                                         'scalai_nb.dash.gateway.Channel.handle_ping': ( 'dash/gateway.html#channel.handle_ping',
                                                                                         'scalai_nb/dash/gateway.py'),
                                         'scalai_nb.dash.gateway.Channel.handle_text': ( 'dash/gateway.html#channel.handle_text',

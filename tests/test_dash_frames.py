@@ -5,6 +5,7 @@ from contextlib import suppress
 import psutil, pytest, websockets
 from websockets.frames import Frame, Opcode
 
+from scalai_nb.dash.frames import SIZE
 from test_dash import GOOD, VIEWER, Dash, answers, bearer, channel, closed, frame, message
 
 pytestmark = pytest.mark.slow
@@ -121,3 +122,18 @@ def test_no_frame_of_a_viewer_reaches_anybody_else(workspace, rounds):
     assert counts.get(CUT, 0) <= counts["bad"] * .01, counts
     assert log.count("channel closed") >= counts["bad"] * .9, log[-2000:]
     rounds.note(**{k: v for k, v in counts.items() if isinstance(k, str)}, longest_answer_s=round(max(waits), 2), grown_MB=str(grown))
+
+
+def test_what_a_message_unpacks_to_is_let_go(workspace):
+    "Forty messages of some kilobytes that unpack to the limit: none of them is kept until memory is tidied."
+    async def bomb(page):
+        async with channel(dash, page, **bearer(VIEWER)) as ws:
+            with suppress(websockets.ConnectionClosed): await ws.send(bytes(SIZE + 1))
+            assert await closed(ws) == 1009
+    with Dash(workspace, good=GOOD) as dash, dash.visitor(VIEWER) as viewer:
+        page = viewer.get("/apps/good?live=1")
+        asyncio.run(bomb(page))
+        before = memory(dash)["gateway"]
+        for _ in range(40): asyncio.run(bomb(page))
+        grown = (memory(dash)["gateway"] - before) / SIZE
+        assert grown < 4, grown

@@ -13,7 +13,7 @@ from scalai_nb.data.table import Table
 from scalai_nb.jobs.record import Record
 from test_browser import chromium  # noqa: F401: a fixture
 from test_jobs import write
-from test_lab import Lab, notebook, opened, run_all, shot
+from test_lab import Lab, idle, notebook, opened, run_all, shot
 
 pytestmark = pytest.mark.slow
 
@@ -156,7 +156,7 @@ def test_a_card_makes_a_notebook_in_the_open_folder(chromium, bench):
         shot(page, "lab-cards")
         card.click()
         page.locator(".jp-Notebook:visible .jp-CodeCell").first.wait_for(timeout=60_000)
-        page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=90_000)
+        idle(page)
         run_all(page)
 
     press("Weekly report")

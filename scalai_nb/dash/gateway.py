@@ -177,6 +177,9 @@ class Channel(WebSocketsSansIOProtocol):
     def refuse(self, code: int, reason: str):
         self.conn.fail(code, reason)
         self.handle_parser_exception()
+    def handle_parser_exception(self):
+        super().handle_parser_exception()
+        if self.conn.parser_exc: self.conn.parser_exc.with_traceback(None)  # its frames hold what was unpacked, and it holds them until a full collection
     def handle_text(self, event): self.refuse(1003, "text")
     def handle_cont(self, event): super().handle_cont(event) if len(self.frames) < self.pieces else self.refuse(1009, "too many pieces")
     def handle_ping(self):
