@@ -52,7 +52,7 @@ soak: dev
 ROWS ?= 5e6 20e6
 bench-data: dev
 	@$(BIN)/python tests/bench/bench.py profile ingest --rows $(ROWS)
-	@$(BIN)/python tests/bench/bench.py profile_walks profile_readings ingest_walks ingest_readings --rows 5e6
+	@$(BIN)/python tests/bench/bench.py profile_walks profile_readings ingest_walks ingest_refusals ingest_readings --rows 5e6
 	@$(BIN)/python tests/bench/bench.py merge prep loader --rows 1e6
 	@$(BIN)/python tests/bench/bench.py growth
 	@$(BIN)/python tests/bench/bench.py wide --rows 3e6 --repeats 1

@@ -104,12 +104,12 @@ def test_no_frame_of_a_viewer_reaches_anybody_else(workspace, rounds):
                 waits.append(asyncio.get_running_loop().time() - begun)
                 await asyncio.sleep(.25)
     async def attack(mine, other):
-        await fuzz(dash, mine, rng, frames // 3, counts)  # until what is read once has been read
-        before = memory(dash)
-        watcher = asyncio.create_task(another(other))
-        await fuzz(dash, mine, rng, frames, counts)
-        watcher.cancel()
-        with suppress(asyncio.CancelledError): await watcher
+        async with asyncio.TaskGroup() as group:  # whoever fails ends all
+            watcher = group.create_task(another(other))
+            await fuzz(dash, mine, rng, frames // 3, counts)  # until what is read once has been read
+            before = memory(dash)
+            await fuzz(dash, mine, rng, frames, counts)
+            watcher.cancel()
         return before
     with Dash(workspace, good=GOOD) as dash, dash.visitor() as visitor, dash.visitor(VIEWER) as viewer:
         before = asyncio.run(attack(viewer.get("/apps/good?live=1"), visitor.get("/apps/good?live=1")))

@@ -21,7 +21,7 @@ from .formats import FORMATS
 from .hashing import _floats, in_numpy
 from .moments import Moments
 from .ordered import Calendar, Ordered, add_ordered, calendar as calendar_of, counted, ordered as summarise, tallied
-from .types import in_seconds, is_list, join, kind, real, type_name
+from .types import in_seconds, is_list, join, kind, one_array, real, type_name
 
 # %% ../../nbs/data/02_column.ipynb #8b1e0478
 COUNTERS = ("rows", "nulls", "nan", "plus", "minus", "zeros", "true", "false")
@@ -105,7 +105,7 @@ def microseconds(values: "pa.Array | pa.ChunkedArray",  # times or dates, no nul
     t = values.type
     if pa.types.is_date(t): values = values.cast(pa.timestamp("ms")).cast(pa.timestamp("us"))
     whole = values.cast(pa.timestamp("us", tz=getattr(t, "tz", None)), safe=False).cast(pa.int64())
-    return in_numpy(whole.combine_chunks() if isinstance(whole, pa.ChunkedArray) else whole, "i8")
+    return in_numpy(one_array(whole), "i8")
 
 def _time(c, values, caps):
     us = tallied(microseconds(values))

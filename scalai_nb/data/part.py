@@ -28,7 +28,7 @@ from .clean import clean
 from .contract import Contract
 from .keys import Repeats, Unique
 from .rules import Tally
-from .types import stored
+from .types import one_array, stored
 
 # %% ../../nbs/data/07_part.ipynb #00533b11
 PERIOD = "scalai_period"  # partition column of every table: the period a row belongs to, null where there is none
@@ -115,7 +115,7 @@ CLEANED = "c"  # in an _id: the row was refused after cleaning, and is kept as c
 
 def _periods(plan: Plan, rows: pa.Table) -> pa.Array:  # the period of each row
     if not plan.column: return pa.array([history.period_name(plan.period)]*1, pa.string()).take(pa.array(np.zeros(len(rows), np.int8)))
-    values = rows[plan.period].combine_chunks()
+    values = one_array(rows[plan.period])
     if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type): return pc.strftime(values, format="%Y-%m")
     coded = values.dictionary_encode()
     return pa.array([history.period_name(v, plan.unit) for v in coded.dictionary.to_pylist()], pa.string()).take(coded.indices)

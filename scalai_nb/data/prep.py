@@ -23,7 +23,7 @@ from fastcore.basics import patch
 from ..core.errors import BadRequest, nearest, one_of
 from ..core.gpu import is_cudf, on_host
 from ..core.storage import read_bytes, write_atomic
-from .types import real
+from .types import one_array, real
 
 # %% ../../nbs/data/16_prep.ipynb #734f640c
 def to_arrow(frame,  # pandas, cuDF or anything with `to_arrow`; Arrow table or record batch; a mapping of column to values
@@ -52,8 +52,7 @@ def cast(column: pa.ChunkedArray | pa.Array, to: pa.DataType, name: str) -> pa.A
     try: whole = column.cast(to, safe=False)
     except pa.ArrowException:
         raise BadRequest(f"Column {name!r} is {column.type}, expected {to}.", "Give it the type that the prep was fitted on.")
-    if isinstance(whole, pa.ChunkedArray): whole = whole.combine_chunks()
-    return whole if isinstance(whole, pa.Array) else pa.concat_arrays(whole.chunks)
+    return one_array(whole)
 
 TINY = 1e-30  # nearer to zero is zero: the answer is float32, processors may flush subnormals, and ONNX Runtime drops `x - c` where c rounds to 0 in float32
 

@@ -24,7 +24,7 @@ from .column import COUNTERS, Column, add_columns, align, align_categories, colu
 from .counting import Numbers, Sum, counter
 from .distinct import Frequent
 from .ordered import Calendar, Ordered
-from .types import coded_text, kind, type_name
+from .types import coded_text, kind, one_array, type_name
 
 # %% ../../nbs/data/02_profile.ipynb #e269546c
 def caps(width: int,  # columns
@@ -104,15 +104,11 @@ SMALL = 20_000  # rows up to which a table is profiled column by column, in one 
 def _of_table(table: pa.Table) -> Profile:
     "Profile a short Arrow table in one piece."
     size = caps(table.num_columns)
-    made = [column(n, _whole(table[n]), size) for n in table.column_names]
+    made = [column(n, one_array(table[n]), size) for n in table.column_names]
     numeric = _paired(table.schema)
     return Profile(table.num_rows, {c.name: c for c in made}, mt.pairs({n: _values(table[n]) for n in numeric}) if table.num_rows else mt.Pairs(), size)
 
 def _paired(schema): return sorted(f.name for f in schema if kind(type_name(f.type)) == "number")[:mt.PAIRED]
-
-def _whole(chunked):
-    "One array of a column."
-    return chunked.chunk(0) if chunked.num_chunks == 1 else chunked.combine_chunks() if chunked.num_chunks else pa.array([], chunked.type)
 
 def _values(values):
     "A numeric column as float64, null as NaN."
@@ -290,7 +286,7 @@ def _family(table, by, threads=None):
     "One profile for each value, or combination of values, of the columns `by`."
     codes, keys = np.zeros(table.num_rows, "i8"), [()]
     for name in by:
-        encoded = _whole(table[name]).dictionary_encode(null_encoding="encode")
+        encoded = one_array(table[name]).dictionary_encode(null_encoding="encode")
         if isinstance(encoded, pa.ChunkedArray): encoded = encoded.combine_chunks()
         values = encoded.dictionary.to_pylist()
         codes = codes * max(len(values), 1) + encoded.indices.to_numpy()

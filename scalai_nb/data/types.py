@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['type_name', 'is_text', 'is_binary', 'is_list', 'arrow_type', 'kind', 'join', 'real', 'in_seconds', 'clock',
-           'coded_text', 'stored_type', 'stored', 'declared_type', 'leading_zeros', 'decoded', 'cast']
+           'coded_text', 'stored_type', 'stored', 'declared_type', 'leading_zeros', 'decoded', 'one_array', 'cast']
 
 # %% ../../nbs/data/01_types.ipynb #5f4eeb04
 import functools, json, re
@@ -274,16 +274,16 @@ def decoded(rows: pa.Table,
 def _sound(words: pa.Array, nulls: tuple[str, ...]) -> bool:  # whether codes may stay codes: every word is itself
     return not words.null_count and not (nulls and pc.any(pc.is_in(words, pa.array(nulls, words.type))).as_py())
 
-def _one_array(values: "pa.Array | pa.ChunkedArray") -> pa.Array:
-    if isinstance(values, pa.ChunkedArray): values = values.combine_chunks()
-    if isinstance(values, pa.ChunkedArray): values = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)
+def one_array(values: "pa.Array | pa.ChunkedArray") -> pa.Array:
+    "A column in one piece, without a copy where it is one; run-end encoding is decoded."
+    if isinstance(values, pa.ChunkedArray): values = values.chunk(0) if values.num_chunks == 1 else pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)
     return pc.run_end_decode(values) if pa.types.is_run_end_encoded(values.type) else values
 
 def cast(values: pa.Array | pa.ChunkedArray, type: pa.DataType,
          nulls: tuple[str, ...] = (),  # texts that mean null
         ) -> tuple[pa.Array, np.ndarray | None]:  # the values, null where they cannot be cast; and a mask of those, if any
     "Cast a column, marking what cannot be."
-    values = _one_array(values)
+    values = one_array(values)
     if pa.types.is_dictionary(values.type):
         if values.type.value_type == type and pa.types.is_string(type) and _sound(values.dictionary, nulls): return values, None
         values = values.dictionary_decode()

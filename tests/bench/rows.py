@@ -58,6 +58,13 @@ def walks(rows: int) -> Path:  # Parquet, 16 columns
     return _written(CACHE/f"walks-{rows}.parquet", rows, make)
 
 
+def refusals(rows: int) -> Path:
+    "The walks under another name, for rules that refuse most of them."
+    made, path = walks(rows), CACHE/f"refusals-{rows}.parquet"
+    if not path.exists(): path.symlink_to(made.name)
+    return path
+
+
 def readings(rows: int) -> Path:  # Parquet, 10 columns
     "Sensors: 40 sites, 5,000 devices and 200,000 batches as text; seven noisy measurements, one of them with 2 % nulls."
     names = lambda word, codes: pa.DictionaryArray.from_arrays(pa.array(codes.astype("i4")), pa.array([f"{word}-{k:06}" for k in range(codes.max() + 1)])).cast(pa.string())

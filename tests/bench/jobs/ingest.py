@@ -6,10 +6,11 @@ CONTENDERS = ("scalai", "first_run", "polars", "polars_default", "duckdb", "duck
 NAMES = {"first_run": "scalai, first run", "polars": "Polars", "polars_default": "Polars, at its default", "duckdb": "DuckDB", "duckdb_default": "DuckDB, at its default"}
 LEVEL = 1  # of zstd, which the workbench writes
 RANGES = {"flights": {"dep_delay": (-40, 240), "distance": (100, 5000), "air_time": (None, 600)},  # null is allowed
-          "walks": {"walk_00": (-10, None), "walk_05": (None, 500), "walk_15": (-200_000, 200_000)},
+          "walks": {"walk_00": (-24.3, None), "walk_05": (None, 540), "walk_15": (-20_000, 302_000)},
+          "refusals": {"walk_00": (-10, None), "walk_05": (None, 500), "walk_15": (-200_000, 200_000)},
           "readings": {"temperature": (10, 27), "humidity": (None, 90), "vibration": (None, 3)}}
 WORDS = {"flights": {"carrier": ["9E", "AA", "AS", "B6", "DL", "EV", "F9", "FL", "HA", "MQ", "UA", "US", "VX", "WN", "YV"]},  # not OO
-         "walks": {}, "readings": {"site": [f"site-{k:06}" for k in range(39)]}}  # not the last one
+         "walks": {}, "refusals": {}, "readings": {"site": [f"site-{k:06}" for k in range(39)]}}  # not the last one
 TMP = Path(tempfile.gettempdir())
 
 
