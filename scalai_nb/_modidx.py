@@ -1268,6 +1268,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'scalai_nb.data.history._paths': ('data/history.html#_paths', 'scalai_nb/data/history.py'),
                                         'scalai_nb.data.history._piece_by_piece': ( 'data/history.html#_piece_by_piece',
                                                                                     'scalai_nb/data/history.py'),
+                                        'scalai_nb.data.history._ranges': ('data/history.html#_ranges', 'scalai_nb/data/history.py'),
+                                        'scalai_nb.data.history._spans': ('data/history.html#_spans', 'scalai_nb/data/history.py'),
                                         'scalai_nb.data.history._stats': ('data/history.html#_stats', 'scalai_nb/data/history.py'),
                                         'scalai_nb.data.history._system': ('data/history.html#_system', 'scalai_nb/data/history.py'),
                                         'scalai_nb.data.history._together': ('data/history.html#_together', 'scalai_nb/data/history.py'),

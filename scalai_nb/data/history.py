@@ -12,6 +12,7 @@ __all__ = ['TRIES', 'CLOSED', 'GRACE', 'FENCE', 'CUTS', 'SHAPE', 'GROUP', 'delta
 import hashlib, json, os, random, uuid
 from datetime import timedelta
 from functools import reduce
+from itertools import chain
 from operator import and_, or_
 from urllib.parse import unquote
 from collections.abc import Iterable
@@ -269,6 +270,7 @@ def _stats(rows: pa.Table, ranged: str | None = None) -> dict:
 # %% ../../nbs/data/06_history.ipynb #4e434972
 def rows_of(table,  # deltalake.DeltaTable
             ranged: str | None = None,  # a column of text by whose range, where the log has one, files are skipped too
+            spans: list[tuple[str, str]] | None = None,  # of that column: files that have none of them are left out
            ):  # pyarrow.dataset.Dataset
     """A snapshot's rows. Files are skipped by partition, row groups by Parquet's own statistics; not by the log's
     (deltalake turns a statistic that is missing there into a comparison with null)."""
@@ -278,14 +280,20 @@ def rows_of(table,  # deltalake.DeltaTable
     if odd: raise BadRequest(f"The Delta table at {table.table_uri} uses {', '.join(odd)}.", "Rewrite it without: nothing here reads that.", "table")
     files, keys = pa.table(table.get_add_actions(flatten=True)), table.metadata().partition_columns
     schema, (system, root) = pa.schema(table.schema().to_arrow()), _system(table.table_uri)
-    known = ranged is not None and {f"min.{ranged}", f"max.{ranged}", f"null_count.{ranged}"} <= set(files.column_names)
+    held = _ranges(files, ranged)
     def test(i):
         value = {k: files[f"partition.{k}"][i] for k in keys}
         tests = [pc.field(k) == v.cast(schema.field(k).type) if v.is_valid else pc.field(k).is_null() for k, v in value.items()]
-        if known and files[f"min.{ranged}"][i].is_valid and files[f"null_count.{ranged}"][i].as_py() == 0: tests.append((pc.field(ranged) >= files[f"min.{ranged}"][i]) & (pc.field(ranged) <= files[f"max.{ranged}"][i]))
+        if held[i]: tests.append((pc.field(ranged) >= held[i][0]) & (pc.field(ranged) <= held[i][1]))
         return reduce(and_, tests) if tests else None
-    pieces = [format.make_fragment(f"{root}/{unquote(path)}", system, test(i)) for i, path in enumerate(files["path"].to_pylist())]
+    wanted = lambda i: spans is None or held[i] is None or any(a <= held[i][1] and held[i][0] <= b for a, b in spans)
+    pieces = [format.make_fragment(f"{root}/{unquote(path)}", system, test(i)) for i, path in enumerate(files["path"].to_pylist()) if wanted(i)]
     return ds.FileSystemDataset(pieces, schema, format, system)
+
+def _ranges(files: pa.Table, column: str | None) -> list[tuple[str, str] | None]:  # of each file; None: not known, or nulls are among it
+    names = [f"{what}.{column}" for what in ("min", "max", "null_count")]
+    if not set(names) <= set(files.column_names): return [None]*len(files)
+    return [None if low is None or nulls != 0 else (low, high) for low, high, nulls in zip(*(files[n].to_pylist() for n in names))]
 
 def _system(place: str):  # the Arrow file system of a table, and the table's path in it
     from pyarrow import fs
@@ -405,7 +413,8 @@ def _found_in(windows, source: str, wanted: dict[str, list], light: bool, broken
     "The store's rows of a source. Raises `WorkFailed` where a file of it is damaged, unless `broken` takes what cannot be read: file -> reason."
     test = pc.field("source") == source
     for n, values in wanted.items(): test &= among(values) if n == "period" else pc.field(n).isin(values)
-    data = rows_of(windows, "period")
+    periods = wanted.get("period", [None])
+    data = rows_of(windows, "period", None if None in periods else [s for p in periods for s in _spans(p)])
     columns = [n for n in data.schema.names if not light or n != "state"]
     try: rows = data.to_table(columns, filter=test)
     except (pa.ArrowInvalid, OSError) as e:
@@ -420,11 +429,16 @@ def among(periods: list):  # an expression
     return reduce(or_, map(_within, periods), pc.scalar(False))
 
 def _within(period: str | None):
-    field, unit = pc.field("period"), unit_of(period)
+    field = pc.field("period")
     if period is None: return field.is_null()
-    if unit == "week": return reduce(or_, [field == period, *(_within(spelled(span(period)[0] + timedelta(d), "day")) for d in range(7))])
+    return reduce(or_, [field == low if low == high else (field >= low) & (field < high) for low, high in _spans(period)])
+
+def _spans(period: str) -> list[tuple[str, str]]:  # of names; the second is beyond, where it is not the first
+    "Between which names a period and what lies within it are."
+    unit = unit_of(period)
+    if unit == "week": return [(period, period), *chain.from_iterable(_spans(spelled(span(period)[0] + timedelta(d), "day")) for d in range(7))]
     mark = {"day": "T", "month": "-", "year": "-"}.get(unit)
-    return field == period if mark is None else (field == period) | (field >= period + mark) & (field < period + chr(ord(mark) + 1))
+    return [(period, period)] if mark is None else [(period, period), (period + mark, period + chr(ord(mark) + 1))]
 
 def _piece_by_piece(data, columns: list[str], test, broken: dict) -> pa.Table:
     "The rows of those files that can be read."
