@@ -25,7 +25,7 @@ from typing import Annotated
 import typer
 
 from .core.errors import BadRequest, Cancelled, ScalaiError
-from .core.plain import plain, printable
+from .core.jsonable import plain, printable
 
 # %% ../nbs/cli.ipynb #e76a35b5
 @dataclass
@@ -258,7 +258,7 @@ def gc(days: Annotated[int | None, typer.Option(min=0, help="How long older vers
     from scalai_nb.core.settings import Settings
     from scalai_nb.data.retention import gc
     from scalai_nb.jobs.retention import forget
-    from scalai_nb.learn.fit import clear_unfinished
+    from scalai_nb.training.fit import clear_unfinished
     settings = Settings.load()
     found = [vars(f) for f in [*gc(settings, days, dry_run), forget(settings, days, dry_run), clear_unfinished(settings, days, dry_run)]]
     days = (settings.data.retain_days, settings.jobs.retain_days) if days is None else (days, days)
@@ -299,7 +299,7 @@ def contract_diff(a: Annotated[Path, typer.Argument(metavar="A")], b: Annotated[
                   exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 1 when rows that were good may now be refused.")] = False) -> Answer:
     "How a contract became another, in words."
     from scalai_nb.data.contract import Contract
-    from scalai_nb.data.revision import revision
+    from scalai_nb.data.contract_diff import revision
     found = revision(Contract.load(a), Contract.load(b))
     return Answer({"changes": [c.to_dict() for c in found], "tighter": any(c.tighter for c in found), "looser": any(c.looser for c in found)},
                   "\n".join(printable(str(c)) for c in found) or "They say the same.", 1 if exit_code and any(c.tighter for c in found) else 0)
@@ -309,7 +309,7 @@ def contract_set(contract: Annotated[Path, typer.Argument(metavar="C")], column:
                  rules: Annotated[list[str], typer.Argument(metavar="RULE=VALUE…", help="As in max=600 required=true 'categories=[JFK, LGA]'; RULE= takes it out.")]) -> Answer:
     "Change a column's rules in the file; comments stay."
     from scalai_nb.data.contract import Contract
-    from scalai_nb.data.revision import revision
+    from scalai_nb.data.contract_diff import revision
     old = Contract.load(contract)
     new = old.changed(column, pairs(rules))
     new.save(contract)
@@ -325,7 +325,7 @@ def quarantine(name: Annotated[str, typer.Argument(metavar="TABLE")],
                release: Annotated[str | None, typer.Option(metavar="URI", help="Bring repaired rows back; they keep their _batch and _id.")] = None,
                contract: Annotated[Path | None, typer.Option(help="With --release: what the rows must satisfy now; default: what refused them.")] = None) -> Answer:
     "The rows that a table refused, with their reasons; repaired ones come back by --release."
-    from scalai_nb.data.release import bring_back, refused_rows
+    from scalai_nb.data.replay import bring_back, refused_rows
     if release is not None:
         done = bring_back(name, release, contract)
         why = "".join(f"\n  {n:>9,}  {printable(r)}" for r, n in done.refused.items())
@@ -426,7 +426,7 @@ class WithForm(typer.core.TyperCommand):
         super().format_epilog(ctx, formatter)
         what = self.make_parser(ctx).parse_args(list(ctx.meta["scalai.said"]))[0].get("what")
         if not isinstance(what, str): return
-        from scalai_nb.jobs.dispatch import is_workflow
+        from scalai_nb.jobs.worker import is_workflow
         from scalai_nb.jobs.parameters import form, read
         from scalai_nb.jobs.workflow import Workflow
         declared = Workflow.load(job_file(what)).parameters if is_workflow(what) else read(what)
@@ -436,7 +436,7 @@ class WithForm(typer.core.TyperCommand):
 def job_file(what: str) -> Path | str:
     "A notebook or a workflow that is there; of another machine, a notebook's URL."
     from scalai_nb.core.storage import is_url, veiled
-    from scalai_nb.jobs.dispatch import is_workflow
+    from scalai_nb.jobs.worker import is_workflow
     if is_url(what):
         if not is_workflow(what): return what
         raise BadRequest(f"{veiled(what)} is a workflow elsewhere, and its notebooks lie beside it.", "Copy its folder here and name the file.")
@@ -467,7 +467,7 @@ def run(what: Annotated[str, typer.Argument(metavar="NOTEBOOK|WORKFLOW")],
         dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what of a workflow would run, and why; start nothing.")] = False) -> Answer:
     "A job notebook, or a workflow of them. `scalai run FILE --help` says what that one can be told."
     path = job_file(what)
-    from scalai_nb.jobs.dispatch import is_workflow, lean
+    from scalai_nb.jobs.worker import is_workflow, lean
     lean()
     if is_workflow(path):
         if o: raise BadRequest("-o is for one notebook, and this is a workflow of them.", "Leave it out: each step's notebook is kept, see scalai runs ID.")
@@ -489,7 +489,7 @@ def run(what: Annotated[str, typer.Argument(metavar="NOTEBOOK|WORKFLOW")],
 def notebook_text(run) -> str:
     "The notebook of a run as another program may read it: its links to large outputs lead from the working directory."
     from scalai_nb.jobs.parameters import load_notebook
-    from scalai_nb.jobs.spill import moved
+    from scalai_nb.jobs.large_output import moved
     return json.dumps(moved(load_notebook(run.output), Path(run.output).parent, Path.cwd()), indent=1)
 
 @verb(app)
@@ -500,7 +500,7 @@ def backfill(what: Annotated[str, typer.Argument(metavar="WORKFLOW")],
              dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and why; start nothing.")] = False) -> Answer:
     "Run a workflow once for each value, as one run. Repeated, it goes on where it stopped."
     path = job_file(what)
-    from scalai_nb.jobs.dispatch import is_workflow, lean
+    from scalai_nb.jobs.worker import is_workflow, lean
     lean()
     if not is_workflow(path): raise BadRequest(f"{what} is a notebook, and a backfill is of workflows.", "Name it as the notebook of a step in a .toml file.")
     from scalai_nb.jobs import backfill as fill
@@ -517,7 +517,7 @@ def run_alone(path: Path | str, given: dict, **how):  # a JobRun
     from contextlib import nullcontext
     from scalai_nb.core.settings import Settings
     from scalai_nb.jobs.parameters import check
-    from scalai_nb.jobs.warm import Spare
+    from scalai_nb.jobs.forkserver import Spare
     check(path, given)  # a wrong request starts nothing
     with nullcontext() if Settings.load().jobs.warm or "SCALAI_WARM" in os.environ else Spare() as spare:
         from scalai_nb.jobs.engine import run
@@ -657,7 +657,7 @@ def schedule_add(name: Annotated[str, typer.Argument(metavar="NAME")], job: Anno
                  replace: Annotated[bool, option("Change the one of this name.", "--replace")] = False) -> Answer:
     "Run a job at its times, once each."
     from scalai_nb.jobs.schedule import schedule
-    from scalai_nb.jobs.timetable import Timetable
+    from scalai_nb.jobs.schedule_store import Timetable
     given = {k: v for k, v in locals().items() if k in ("cron every at on_table zone catch_up overlap most jitter grace timeout retries backoff if_lost group limit gpus late".split()) and v is not None}
     table = Timetable()
     path = Path(job).absolute()
@@ -674,7 +674,7 @@ def schedule_add(name: Annotated[str, typer.Argument(metavar="NAME")], job: Anno
 def schedule_apply(file: Annotated[Path, typer.Argument(metavar="FILE", help="TOML with [[schedule]] tables; jobs are relative to settings.ini.")]) -> Answer:
     "Make the schedules of a file those that run; what is no longer in it is removed."
     from scalai_nb.jobs.schedule import load
-    from scalai_nb.jobs.timetable import Timetable
+    from scalai_nb.jobs.schedule_store import Timetable
     done = Timetable().apply(load(file), str(file.absolute()))
     return Answer({"schedules": done}, "\n".join(f"{how:<10} {name}" for name, how in done.items()) or "The file holds no schedules.")
 
@@ -686,7 +686,7 @@ def schedule_rows(docs: list[dict]) -> list[dict]:
 @verb(schedule_app, "list")
 def schedule_list() -> Answer:
     "All schedules: when each is due next, by the clock of its zone, and how its last run went."
-    from scalai_nb.jobs.timetable import Timetable
+    from scalai_nb.jobs.schedule_store import Timetable
     docs = Timetable().overview()
     return Answer({"schedules": docs}, lambda: cells(schedule_rows(docs), most=60) if docs else "No schedules yet. Add one with: scalai schedule add NAME NOTEBOOK --cron '30 2 * * *'")
 
@@ -694,7 +694,7 @@ def schedule_list() -> Answer:
 def schedule_show(name: Annotated[str, typer.Argument(metavar="NAME")], limit: Annotated[int, typer.Option(min=1, help="Past starts to show.")] = 10) -> Answer:
     "One schedule: its next times, what it says, what came of it."
     from itertools import islice
-    from scalai_nb.jobs.timetable import FIRINGS, Timetable, when
+    from scalai_nb.jobs.schedule_store import FIRINGS, Timetable, when
     from scalai_nb.jobs.schedule import Schedule
     table = Timetable()
     doc = table.overview(name)[0]
@@ -706,35 +706,35 @@ def schedule_show(name: Annotated[str, typer.Argument(metavar="NAME")], limit: A
 
 # %% ../nbs/cli.ipynb #5c4ed003
 def _changed(name: str, how: str) -> Answer:
-    from scalai_nb.jobs.timetable import Timetable
+    from scalai_nb.jobs.schedule_store import Timetable
     doc = Timetable().overview(name)[0]
     return Answer(doc, f"{name} is {how}" + (f", next {doc['next']}" if doc["next"] else ""))
 
 @verb(schedule_app, "pause")
 def schedule_pause(name: Annotated[str, typer.Argument(metavar="NAME")]) -> Answer:
     "Let nothing start by itself; what runs goes on."
-    from scalai_nb.jobs.timetable import Timetable
+    from scalai_nb.jobs.schedule_store import Timetable
     Timetable().pause(name)
     return _changed(name, "paused")
 
 @verb(schedule_app, "resume")
 def schedule_resume(name: Annotated[str, typer.Argument(metavar="NAME")]) -> Answer:
     "Go on with the next due time; what was paused is not made up for."
-    from scalai_nb.jobs.timetable import Timetable
+    from scalai_nb.jobs.schedule_store import Timetable
     Timetable().pause(name, False)
     return _changed(name, "on")
 
 @verb(schedule_app, "remove")
 def schedule_remove(name: Annotated[str, typer.Argument(metavar="NAME")]) -> Answer:
     "Forget a schedule; its runs stay in the record."
-    from scalai_nb.jobs.timetable import Timetable
+    from scalai_nb.jobs.schedule_store import Timetable
     Timetable().remove(name)
     return Answer({"name": name, "done": "removed"}, f"{name} is removed")
 
 @verb(schedule_app, "trigger")
 def schedule_trigger(name: Annotated[str, typer.Argument(metavar="NAME")], p: Annotated[list[str] | None, option("name=value, for this once.", "-p")] = None) -> Answer:
     "Run it now; a scheduler starts it."
-    from scalai_nb.jobs.timetable import Timetable
+    from scalai_nb.jobs.schedule_store import Timetable
     found = Timetable().trigger(name, pairs(p or []))
     return Answer(found.to_dict(), f"{name} waits for a scheduler, as {found.key}")
 
@@ -767,14 +767,14 @@ def scheduler(what: Annotated[str | None, typer.Argument(metavar="[unit]", help=
 @verb(models_app, "list")
 def models_list() -> Answer:
     "Every version of every model."
-    from scalai_nb.learn.registry import Registry
+    from scalai_nb.training.registry import Registry
     found = Registry().list()
     return Answer({"models": found}, "\n".join(f"{m['name']:<16} {m['version']:>4}  {','.join(m.get('aliases', [])):<10}  " + "  ".join(f"{k} {v:.4g}" for k, v in m["metrics"].items()) for m in found) or "No models yet. Train one with: scalai demo")
 
 @verb(models_app, "show")
 def models_show(name: Annotated[str, typer.Argument(metavar="NAME[@VERSION]")]) -> Answer:
     "One version and the record of its training: the champion unless another is named."
-    from scalai_nb.learn.registry import Registry
+    from scalai_nb.training.registry import Registry
     registry = Registry()
     found = registry.resolve(name)
     doc = found.to_dict() | {"training": registry.record(found.run_id)}
@@ -784,8 +784,8 @@ def models_show(name: Annotated[str, typer.Argument(metavar="NAME[@VERSION]")]) 
 def models_compare(a: Annotated[str, typer.Argument(metavar="A", help="NAME, NAME@VERSION or NAME@challenger.")], b: Annotated[str, typer.Argument(metavar="B")],
                    on: Annotated[str | None, typer.Option(metavar="TABLE|URI", help="Rows to judge by, with the target; default: those that both kept aside.")] = None) -> Answer:
     "Two versions on the same rows: figures with intervals, what differs in their records, sizes."
-    from scalai_nb.learn.registry import Registry
-    from scalai_nb.learn.versus import versus
+    from scalai_nb.training.registry import Registry
+    from scalai_nb.training.comparison import versus
     found = versus(Registry(), a, b, on)
     return Answer(found.to_dict(), lambda: str(found))
 
@@ -793,7 +793,7 @@ def models_compare(a: Annotated[str, typer.Argument(metavar="A", help="NAME, NAM
 def models_promote(name: str, version: int, reason: Annotated[str, typer.Option(help="Why; it is kept.")] = "promoted by hand",
                    challenger: Annotated[bool, typer.Option("--challenger", help="Make it the challenger only; the champion stays.")] = False) -> Answer:
     "Make a version the champion."
-    from scalai_nb.learn.registry import Registry
+    from scalai_nb.training.registry import Registry
     if challenger:
         Registry().challenge(name, version)
         return Answer({"name": name, "version": version, "alias": "challenger"}, f"{name}: version {version} is the challenger now.")
@@ -803,14 +803,14 @@ def models_promote(name: str, version: int, reason: Annotated[str, typer.Option(
 @verb(models_app, "rollback")
 def models_rollback(name: str) -> Answer:
     "Put the previous champion back."
-    from scalai_nb.learn.registry import Registry
+    from scalai_nb.training.registry import Registry
     version = Registry().rollback(name)
     return Answer({"name": name, "version": version}, f"{name}: version {version} serves again.")
 
 # %% ../nbs/cli.ipynb #a5e532c3
 def budget(given: list[str]) -> dict[str, float]:
     "`--budget latency_ms=1 --budget accuracy_drop=.01`"
-    from scalai_nb.compress.frontier import BOUNDS
+    from scalai_nb.compression.frontier import BOUNDS
     from scalai_nb.core.errors import one_of
     out = {one_of(k, BOUNDS, "budget"): v for k, v in pairs(given, "--budget").items()}
     try: return {k: float(v) for k, v in out.items()}
@@ -823,9 +823,9 @@ def compress(model: Annotated[str, typer.Argument(metavar="MODEL", help="NAME (t
              label: Annotated[list[str] | None, typer.Option(help="Name of a class, that the files answer with; repeat it, in the order of their numbers.")] = None,
              threshold: Annotated[float, typer.Option(help="Of a yes or no: the score above which a file answers with the second class.")] = .5) -> Answer:
     "Smaller and faster candidates of a registered model, measured."
-    from scalai_nb.compress.export import Labels
-    from scalai_nb.compress.frontier import compress
-    from scalai_nb.learn.registry import Registry
+    from scalai_nb.compression.export import Labels
+    from scalai_nb.compression.frontier import compress
+    from scalai_nb.training.registry import Registry
     registry, limits = Registry(), budget(given or [])
     found = registry.version(*model.split("@")) if "@" in model else registry.champion(model)
     if found is None: raise BadRequest(f"{model} has no champion.", "See: scalai models list")
@@ -839,7 +839,7 @@ def score(model: Annotated[str, typer.Argument(metavar="MODEL")], uri: Annotated
           key: Annotated[list[str] | None, typer.Option(help="Column that identifies a row.")] = None,
           period: Annotated[str | None, typer.Option(help="The window these rows belong to.")] = None) -> Answer:
     "A model over a table or a source, with its windows."
-    from scalai_nb.serve.score import score
+    from scalai_nb.serving.score import score
     doc = score(model, uri, table, label=label, key=key or None, period=period)
     return Answer(doc, "  ".join(f"{k} {v}" for k, v in doc.items()))
 
@@ -851,7 +851,7 @@ def labels(uri: Annotated[str | None, typer.Argument(metavar="[URI]", help="Wher
            label: Annotated[str, typer.Option(help="Column that holds what became true.")] = "label",
            at: Annotated[str | None, typer.Option(help="Column with the time from which a label holds; the newest stands. Default: in the order of delivery.")] = None) -> Answer:
     "What became true, joined to scores by key: late, out of order, twice, or corrected."
-    from scalai_nb.serve.labels import labelled, labels
+    from scalai_nb.serving.labels import labelled, labels
     doc = {"table": table, **labelled(table)} if uri is None else labels(uri, table, key=key or None, label=label, at=at)
     rest = f"{doc['labelled']:,} of {doc['rows']:,} rows are labelled, {doc['unlabelled']:,} are not"
     if uri is None: return Answer(doc, "\n".join([f"{table}: {rest}", *(f"  {k or '-':<10} {p['unlabelled']:>9,} of {p['rows']:,} are not" for k, p in doc["periods"].items())]))

@@ -45,8 +45,8 @@ def workspace(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def warm(monkeypatch):
     "One process that forks the kernels of all workflows that a test runs, which would start one each."
-    from scalai_nb.jobs.warm import Pool
-    with Pool(("deltalake", "pyarrow", "scalai_nb.core.tables")) as pool:
+    from scalai_nb.jobs.forkserver import Pool
+    with Pool(("deltalake", "pyarrow", "scalai_nb.core.delta_log")) as pool:
         pool._connect(dict(os.environ), borrow=False)
         assert pool._usable(dict(os.environ)), pool.refused
         monkeypatch.setenv("SCALAI_WARM", pool.ready["path"])
@@ -82,14 +82,14 @@ class Backend:
 
     def frame(self, rows):  # pandas frame
         if self.name == "pandas": return rows
-        from scalai_nb.core import gpu
-        return gpu.cudf().DataFrame.from_arrow(pa.Table.from_pandas(rows, preserve_index=False))
+        from scalai_nb.core import device
+        return device.cudf().DataFrame.from_arrow(pa.Table.from_pandas(rows, preserve_index=False))
 
     def lazy(self, rows, npartitions: int):
         import dask.dataframe as dd
         if self.name == "pandas": return dd.from_pandas(rows, npartitions=npartitions)
-        from scalai_nb.core import gpu
-        return gpu.dask_cudf().from_cudf(self.frame(rows), npartitions=npartitions)
+        from scalai_nb.core import device
+        return device.dask_cudf().from_cudf(self.frame(rows), npartitions=npartitions)
 
     def in_force(self):
         "Tables and sources give frames of this backend."
@@ -101,8 +101,8 @@ class Backend:
 def backend(request) -> Backend:
     "Every data test that takes frames runs on both; without a GPU the second says why it did not."
     if request.param == "cudf":
-        from scalai_nb.core import gpu
-        if not gpu.available(): pytest.skip("no CUDA device with cuDF here: the GPU path is written, never run")
+        from scalai_nb.core import device
+        if not device.available(): pytest.skip("no CUDA device with cuDF here: the GPU path is written, never run")
     return Backend(request.param)
 
 
@@ -211,7 +211,7 @@ def two_months(tmp_path_factory):
         while ended.is_alive():
             try:
                 for p in root.children(recursive=True):
-                    if "scalai_nb.learn.launch" in " ".join(p.cmdline()): ranks[p.pid] = [" ".join(a.cmdline()) for a in p.parents()]
+                    if "scalai_nb.training.launch" in " ".join(p.cmdline()): ranks[p.pid] = [" ".join(a.cmdline()) for a in p.parents()]
             except (psutil.NoSuchProcess, psutil.AccessDenied): pass
             time.sleep(.05)
         assert begun.returncode == 0, "".join(told)[-4000:]
@@ -225,7 +225,7 @@ def two_months(tmp_path_factory):
 def own_copy(made: Done, to: Path):  # Settings
     "A copy of a demo's workspace that a test may change."
     from scalai_nb.core.settings import Settings
-    from scalai_nb.learn.registry import Registry
+    from scalai_nb.training.registry import Registry
     shutil.copytree(made.copy, to)
     settings = Settings.load(to)
     assert Registry(settings).champion("late").path.is_relative_to(to)

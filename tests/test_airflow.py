@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings as hypothesis_settings, stra
 import servers
 from conftest import ROOT, scalai
 from scalai_nb.core.errors import BadRequest
-from scalai_nb.core.plain import plain
+from scalai_nb.core.jsonable import plain
 from scalai_nb.core.settings import Settings
 from scalai_nb.jobs.airflow import HEAD, dag, differences, opening, parsed, tasks
 from scalai_nb.jobs.workflow import Workflow

@@ -5,7 +5,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 
 from scalai_nb.core.settings import Settings
-from scalai_nb.learn.registry import Registry
+from scalai_nb.training.registry import Registry
 from conftest import until
 from test_browser import APPS, Visit, chromium, drawn, rows  # noqa: F401 (a fixture)
 from test_dash import VIEWER, Dash

@@ -4,7 +4,7 @@ import json, subprocess, sys
 import numpy as np, pandas as pd, pyarrow as pa, pytest
 
 from conftest import ROOT
-from scalai_nb.core import gpu
+from scalai_nb.core import device
 from scalai_nb.core.errors import BadRequest
 from scalai_nb.data.contract import Contract, Rule
 from scalai_nb.data.hashing import fold
@@ -40,7 +40,7 @@ def test_folds_are_equal(backend, rows):
 
 def test_libcudf_hashes_text_alike():
     "The GPU's XXH64 and ours, by the same seed: neither ever copies text to the other's memory."
-    if not gpu.available(): pytest.skip("no GPU with cuDF here")
+    if not device.available(): pytest.skip("no GPU with cuDF here")
     import pylibcudf as plc
     from scalai_nb.data.hashing import SEED, hash64, mix
     rng = np.random.default_rng(0)
@@ -66,7 +66,7 @@ def test_tables_are_equal(workspace, backend, rows):
     rows.to_parquet("rows.parquet")
     with backend.in_force():
         back, raw = Table("t0").frame(), read("rows.parquet")
-        assert gpu.is_cudf(back) == gpu.is_cudf(raw) == (backend.name == "cudf")
+        assert device.is_cudf(back) == device.is_cudf(raw) == (backend.name == "cudf")
         assert profile(back) == Table("t0").profile() and profile(raw) == profile(rows)
         assert float(back.distance.sum().compute()) == float(rows[rows.arr_delay.notna()].distance.sum())
 
@@ -108,7 +108,7 @@ def stand_in(rows): return DataFrame(pa.Table.from_pandas(rows, preserve_index=F
 
 def test_what_a_cudf_frame_is_asked_for(workspace, rows):
     frame, whole = stand_in(rows), profile(rows)
-    assert gpu.is_cudf(frame) and profile(frame) == whole
+    assert device.is_cudf(frame) and profile(frame) == whole
     assert sum(profile(frame, by="carrier").values()) == whole and profile(frame, columns=["carrier"]) == whole.select(["carrier"])
     assert (fold(frame, ["day", "flight"]) == fold(rows, ["day", "flight"])).all()
     prep = Prep.fit(whole, target="flight", exclude=["arr_delay"])
@@ -121,9 +121,9 @@ def test_what_a_cudf_frame_is_asked_for(workspace, rows):
 
 def test_a_backend_that_is_not_here_is_asked_for_in_vain(workspace, rows):
     import dask
-    if gpu.available(): pytest.skip("there is a GPU here")
+    if device.available(): pytest.skip("there is a GPU here")
     write(rows.head(10), "t")
-    for ask in (lambda: Table("t").frame(), gpu.cudf, gpu.dask_cuda):
+    for ask in (lambda: Table("t").frame(), device.cudf, device.dask_cuda):
         with dask.config.set({"dataframe.backend": "cudf"}), pytest.raises(BadRequest, match="no CUDA device") as e: ask()
         assert "gpu-cu12" in e.value.hint
 

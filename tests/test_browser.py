@@ -209,7 +209,7 @@ def test_hostile_names_are_text(chromium, tmp_path):
     "A column, a value, a workspace and an app that would be markup or a formula are shown as they are."
     import pandas as pd
     from scalai_nb.core.settings import Settings
-    from scalai_nb.data import history
+    from scalai_nb.data import profile_store
     from scalai_nb.data.profile import profile
     root = tmp_path / "<i>"
     root.mkdir()
@@ -217,7 +217,7 @@ def test_hostile_names_are_text(chromium, tmp_path):
     evil, formula = "<img src=x onerror=alert(1)>", '=HYPERLINK("http://evil.example","pay")'
     for m, share in ((1, .1), (2, .8)):
         rows_ = pd.DataFrame({evil: [formula if i < 1000 * share else "</style><script>alert(2)</script>" for i in range(1000)]})
-        history.record("features", {f"2013-0{m}": profile(rows_)}, batch=f"b{m}", by="period", settings=Settings.load(root))
+        profile_store.record("features", {f"2013-0{m}": profile(rows_)}, batch=f"b{m}", by="period", settings=Settings.load(root))
     some(root, "drift")
     with Dash(root) as dash, Visit(chromium, dash) as visit, dash.visitor() as visitor:
         visit.page.on("dialog", lambda d: visit.problems.append(d.message))

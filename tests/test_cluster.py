@@ -9,8 +9,8 @@ import pytest
 
 from conftest import leaves, nobody_left, scalai
 from scalai_nb.core.settings import Settings
-from scalai_nb.learn.fit import Run, fit
-from scalai_nb.learn.models import MLP
+from scalai_nb.training.fit import Run, fit
+from scalai_nb.training.models import MLP
 from scalai_nb.loop.demo import workspace
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -149,9 +149,9 @@ def test_a_killed_scheduler_costs_no_finished_training(dask, tmp_path, monkeypat
     "What the ranks have done is kept. Without its workers, too, a training ends with what happened and how it goes on, and goes on without a cluster."
     import dask as config
     from distributed import Client
-    from scalai_nb.core import live
+    from scalai_nb.core import events
     from scalai_nb.core.errors import Unreachable
-    from scalai_nb.learn.launch import Crew
+    from scalai_nb.training.launch import Crew
     start, _ = dask
     scheduler = start("scheduler", "--host", "127.0.0.1", "--port", 0, "--no-dashboard", "--scheduler-file", tmp_path/"scheduler.json")
     workers = [start("worker", "--scheduler-file", tmp_path/"scheduler.json", "--host", "127.0.0.1", "--nthreads", 1, "--no-dashboard", "--local-directory", tmp_path) for _ in range(2)]
@@ -176,7 +176,7 @@ def test_a_killed_scheduler_costs_no_finished_training(dask, tmp_path, monkeypat
                 if not e.get("history"): return
                 for p in (scheduler, *(c for w in workers if w.is_running() for c in (w, *w.children(recursive=True)))):
                     if p.is_running(): p.kill()
-            stop = live.subscribe(all_killed, "fit")
+            stop = events.subscribe(all_killed, "fit")
             try:
                 with pytest.raises(Unreachable, match="scheduler is gone") as said: fit(MLP, (X, X[:, 0] > 0), client=client, **how)
             finally: stop()

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from scalai_nb.compress import export as ex
-from scalai_nb.compress.frontier import Rows, compress, load_frontier
-from scalai_nb.compress.prune import held_loss, prune, tune
-from scalai_nb.compress.quantize import quantize, weight_types
+from scalai_nb.compression import export as ex
+from scalai_nb.compression.frontier import Rows, compress, load_frontier
+from scalai_nb.compression.prune import held_loss, prune, tune
+from scalai_nb.compression.quantize import quantize, weight_types
 from scalai_nb.core.errors import BadRequest
 from scalai_nb.core.settings import Settings
-from scalai_nb.learn.fit import Run
-from scalai_nb.learn.models import MLP
-from scalai_nb.learn.networks import CNN, FTTransformer, ResidualMLP
+from scalai_nb.training.fit import Run
+from scalai_nb.training.models import MLP
+from scalai_nb.training.networks import CNN, FTTransformer, ResidualMLP
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -121,7 +121,7 @@ def trained(workspace, flights, request):
     "A run on a table of three months; of fewer rows where a test asks for them."
     from scalai_nb.data.prep import Prep
     from scalai_nb.data.table import Table, write
-    from scalai_nb.learn.fit import fit
+    from scalai_nb.training.fit import fit
     rows = flights.loc[flights["month"].le(3), ["month", "carrier", "origin", "dest", "distance", "dep_delay", "arr_delay"]].dropna(subset=["arr_delay"]).sample(getattr(request, "param", 16_000), random_state=0)
     rows["id"] = [f"f{i}" for i in range(len(rows))]
     rows["late"] = rows.pop("arr_delay") >= 15
@@ -156,7 +156,7 @@ def test_the_job_and_the_command_name_the_classes(trained, workspace):
     "What their files answer with, and from which score on."
     from pathlib import Path
     from conftest import scalai
-    from scalai_nb.learn.registry import Registry
+    from scalai_nb.training.registry import Registry
     job, rows, few = Path(__file__).parents[1]/"workflows/compress.ipynb", trained.example, {"names": ["on time", "late"], "threshold": .3}
     version = Registry().register("late", ex.export(trained.model, trained.prep, workspace/"late.onnx"), trained)
     done = scalai("run", job, "-p", f"run_id={trained.id}", "-p", 'labels=["on time", "late"]', "-p", "threshold=.3", "--json", cwd=workspace)
@@ -176,7 +176,7 @@ def test_the_job_and_the_command_name_the_classes(trained, workspace):
 def test_nonsense_stays_nonsense(trained, workspace):
     "A model that has learnt shuffled labels is not repaired by tuning its smaller forms; rows come from a table that is named."
     from scalai_nb.data.table import Table
-    from scalai_nb.learn.fit import fit
+    from scalai_nb.training.fit import fit
     import pyarrow as pa
     rows = Table("features").arrow()
     mixed = np.random.default_rng(0).permutation(rows["late"].to_numpy(zero_copy_only=False))
@@ -214,10 +214,10 @@ KILLED = """
 import os, signal, sys
 import numpy as np, torch
 from pathlib import Path
-from scalai_nb.compress import export as ex, frontier as fr
-from scalai_nb.learn.fit import Run
-from scalai_nb.learn.models import MLP
-from scalai_nb.learn.networks import CNN, FTTransformer, ResidualMLP
+from scalai_nb.compression import export as ex, frontier as fr
+from scalai_nb.training.fit import Run
+from scalai_nb.training.models import MLP
+from scalai_nb.training.networks import CNN, FTTransformer, ResidualMLP
 write, left = ex.write, [int(sys.argv[2])]
 def then_die(proto, path):
     done = write(proto, path)
@@ -257,7 +257,7 @@ def test_a_killed_search_goes_on(tmp_path):
 
 def test_other_rows_or_weights_are_another_search(digits):
     "A finished file is taken for what it is only where model, rows and settings are the same."
-    from scalai_nb.compress.frontier import content
+    from scalai_nb.compression.frontier import content
     X, y = digits[0], (digits[1] > 4).astype(np.float32)
     run, how = Run(id="x", model=MLP(64, (32, 32)).eval(), prep=None, target=None, loss="binary"), {"loss": "binary", "seed": 0}
     def key(n=1500, **other): return content(run, Rows(X[:n], y[:n], X[1500:], y[1500:]), how | other)
@@ -270,7 +270,7 @@ def test_other_rows_or_weights_are_another_search(digits):
 def test_time_that_is_over_makes_nothing_more(digits, tmp_path, monkeypatch):
     "What is being tuned when the minutes are over is left out, and what was made before is measured."
     import time
-    from scalai_nb.compress import frontier as fr
+    from scalai_nb.compression import frontier as fr
     X, y = digits[0], (digits[1] > 4).astype(np.float32)
     run = Run(id="x", model=MLP(64, (32, 32)).eval(), prep=None, target=None, loss="binary")
     monkeypatch.setitem(fr.NETWORKS, "pruned", lambda *a: (setattr(fr.time, "monotonic", lambda: 1e12), fr._pruned(*a))[1])
@@ -305,7 +305,7 @@ def test_int8_that_loses_too_much_is_mended(digits, tmp_path):
 
 def test_the_interval_decides_what_is_called_a_loss(tmp_path):
     "On 60 rows a point is noise, on 600,000 it is a loss; the words are those."
-    from scalai_nb.compress.frontier import Candidate, Frontier, alike, wilson
+    from scalai_nb.compression.frontier import Candidate, Frontier, alike, wilson
     for n, known in ((60, True), (600_000, False)):
         base, c = (Candidate(r, a, *wilson(round(a*n), n), None, ms, 1000, "") for r, a, ms in (("float32", .90, 2.), ("int8", .89, 1.)))
         f = Frontier(base, [base, c], {"accuracy_drop": .02}, n)
@@ -339,7 +339,7 @@ class Tokens(nn.Module):
 
 
 def test_layers_over_a_sequence(digits):
-    from scalai_nb.compress.quantize import calibration, dynamic, layer_errors
+    from scalai_nb.compression.quantize import calibration, dynamic, layer_errors
     half, X = ex.graph(Tokens(), 64), digits[0]
     small = quantize(half, calibration(X, 500), exact=())
     errors = layer_errors(half, small, X[:200])
@@ -381,7 +381,7 @@ def alone_and_beside(session, X: np.ndarray, rng, codes: bool = False):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_row_scores_alone_as_in_any_batch(name):
     "In every recipe's numbers, whatever row lies next to it, and were it a million times as large."
-    from scalai_nb.compress.frontier import _small
+    from scalai_nb.compression.frontier import _small
     make, shape, loss = NETWORKS[name]
     torch.manual_seed(0)
     rng, graph = np.random.default_rng(0), ex.graph(make(), shape, loss)

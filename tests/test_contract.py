@@ -19,7 +19,7 @@ from scalai_nb.data.contract import Contract
 from scalai_nb.data.dry_run import dry_run
 from scalai_nb.data.expression import FUNCTIONS, Expression
 from scalai_nb.data.ingest import ingest
-from scalai_nb.data.keys import Repeats, Unique, repeated
+from scalai_nb.data.uniqueness import Repeats, Unique, repeated
 from scalai_nb.data.rules import Rule
 from scalai_nb.data.table import Table, write
 
@@ -229,7 +229,7 @@ def test_days_that_are_none_are_refused_and_not_moved(workspace):
 
 DIE = """
 import os, sys
-from scalai_nb.data import history, release as room, table
+from scalai_nb.data import profile_store, replay as room, table
 point, when = sys.argv[1], sys.argv[2]
 def deadly(fn):
     def call(*args, **kwargs):
@@ -237,7 +237,7 @@ def deadly(fn):
         out = fn(*args, **kwargs)
         os.kill(os.getpid(), 9)
     return call
-for module in (history, room, table):
+for module in (profile_store, room, table):
     if hasattr(module, point): setattr(module, point, deadly(getattr(module, point)))
 print(room.bring_back("flights", "rows.csv").to_dict())
 """

@@ -34,8 +34,8 @@ class Dash:
     def family(self): return psutil.Process(self.process.pid).children(recursive=True)
     def kernels(self):
         "Those that were forked, which bear the name of the process that forks, and those that started cold."
-        forking = {p.pid for p in self.called("scalai_nb.jobs.warm")}
-        return [p for p in self.called("scalai_nb.jobs.warm") if p.ppid() in forking] + self.called("ipykernel_launcher")
+        forking = {p.pid for p in self.called("scalai_nb.jobs.forkserver")}
+        return [p for p in self.called("scalai_nb.jobs.forkserver") if p.ppid() in forking] + self.called("ipykernel_launcher")
     def called(self, word):
         found = []
         for p in self.family():

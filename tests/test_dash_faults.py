@@ -45,7 +45,7 @@ def test_no_path_leads_out(workspace):
 
 PROMOTE = """import ipywidgets
 from pathlib import Path
-from scalai_nb.core.visitor import editors_only, visitor
+from scalai_nb.core.auth import editors_only, visitor
 button = ipywidgets.Button(description=visitor().role)
 def press(_):
     Path("pressed.txt").write_text("yes")

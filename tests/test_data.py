@@ -11,7 +11,7 @@ import pytest
 
 from scalai_nb.core.errors import BadRequest, ScalaiError
 from scalai_nb.core.settings import Settings
-from scalai_nb.data import history, keys, source
+from scalai_nb.data import profile_store, uniqueness, source
 from scalai_nb.data.contract import Contract, Rule
 from scalai_nb.data.ingest import ingest, unfinished
 from scalai_nb.data.profile import profile
@@ -23,7 +23,7 @@ CONTRACT = Contract({"arr_delay": Rule("float64", required=True), "time_hour": R
 ONE = """
 import os, sys
 from scalai_nb.core import storage
-from scalai_nb.data import history, ingest as room, table
+from scalai_nb.data import profile_store, ingest as room, table
 from test_data import CONTRACT, KEY
 point, when, nth = sys.argv[1], sys.argv[2], int(sys.argv[3])
 seen = 0
@@ -36,7 +36,7 @@ def deadly(fn):
         if seen == nth and when == "after": os.kill(os.getpid(), 9)
         return out
     return call
-for module in (history, room, table, storage):
+for module in (profile_store, room, table, storage):
     if hasattr(module, point): setattr(module, point, deadly(getattr(module, point)))
 print(room.ingest(sys.argv[4], "flights", CONTRACT, key=KEY, period="month", fold=KEY).to_dict())
 """
@@ -62,7 +62,7 @@ def state() -> dict:
     t = Table("flights")
     rows = t.arrow().sort_by([(c, "ascending") for c in KEY])
     q = t.quarantine.arrow()
-    raw = history.delta(t.quarantine.path).to_pyarrow_table()
+    raw = profile_store.delta(t.quarantine.path).to_pyarrow_table()
     q = q.sort_by([(c, "ascending") for c in [*KEY, "_reason"]]).drop_columns("_batch")
     return {"rows": rows, "profiles": {k: p.digest for k, p in t.profiles(("period", "fold")).items()}, "quarantine": q, "raw": raw.num_rows, "reasons": t.quarantine.reasons()}
 
@@ -115,7 +115,7 @@ def test_a_crash_whose_outcome_changes(workspace, flights):
     assert 0 < twice <= 50 and done.rows_in == 3050
     assert t.profile().digest == profile(t.arrow()).digest and t.profile().rows == t.rows
     assert t.quarantine.reasons()["key: duplicate"] == twice and t.rows + t.quarantine.rows == 6050
-    assert t.quarantine.rows == history.delta(t.quarantine.path).to_pyarrow_table().num_rows and not strays()
+    assert t.quarantine.rows == profile_store.delta(t.quarantine.path).to_pyarrow_table().num_rows and not strays()
 
 
 def test_keys_are_compared_out_of_memory(workspace, flights, monkeypatch):
@@ -127,11 +127,11 @@ def test_keys_are_compared_out_of_memory(workspace, flights, monkeypatch):
         ingest("2.csv", "flights", CONTRACT, key=KEY, period="month", fold=KEY, settings=where)
         done[where.root.name] = ingest("again.parquet", "flights", replace(CONTRACT, clean=({"deduplicate": {"key": KEY}},)), key=KEY, period="month", fold=KEY, settings=where)
         if where is not settings: break
-        true_add, true_spill = keys.Repeats.add, keys.Repeats._spill
+        true_add, true_spill = uniqueness.Repeats.add, uniqueness.Repeats._spill
         def add(self, rows, at): true_add(self, rows, at); held.append(self.rows)
         def spill(self): spills.append(self.rows); true_spill(self)
         (workspace/"spill").mkdir(); monkeypatch.setattr(tempfile, "tempdir", str(workspace/"spill"))
-        monkeypatch.setattr(keys, "HELD", 50); monkeypatch.setattr(keys.Repeats, "add", add); monkeypatch.setattr(keys.Repeats, "_spill", spill)
+        monkeypatch.setattr(uniqueness, "HELD", 50); monkeypatch.setattr(uniqueness.Repeats, "add", add); monkeypatch.setattr(uniqueness.Repeats, "_spill", spill)
     a, b = (Table("flights", Settings(root=workspace/w)) for w in ("memory", "disk"))
     assert max(held) <= 50 and len(spills) > 4 and not list((workspace/"spill").iterdir())
     assert done["disk"].refused == done["memory"].refused and done["disk"].refused["deduplicate: duplicate"] > 0 < done["disk"].refused["key: duplicate"]
@@ -162,12 +162,12 @@ def test_somebody_else_between_check_and_commit(workspace, flights, monkeypatch)
     "Keys are compared again when another writer commits after they were."
     months(flights, workspace)
     ingest("1.csv", "flights", CONTRACT, key=KEY, period="month", fold=KEY)
-    true, calls = history.record, []
+    true, calls = profile_store.record, []
     def late(*args, **kwargs):
         out = true(*args, **kwargs)
         if not calls: calls.append(1); ingest("2.csv", "flights", CONTRACT, key=KEY, period="month", fold=KEY)
         return out
-    monkeypatch.setattr(history, "record", late)
+    monkeypatch.setattr(profile_store, "record", late)
     done = ingest("3.csv", "flights", CONTRACT, key=KEY, period="month", fold=KEY)
     t = Table("flights")
     assert done.refused["key: duplicate"] > 0 and t.rows + t.quarantine.rows == 9050 and len(state()["quarantine"]) == state()["raw"]
@@ -363,13 +363,13 @@ def test_a_release_whose_commit_went_through_keeps_its_list(workspace, monkeypat
     pen = Table("t").quarantine
     rows = pen.arrow().sort_by("id")
     rows = rows.set_column(rows.column_names.index("x"), "x", pa.array(["7"]*3))
-    true = history._attempt
+    true = profile_store._attempt
     def fails(*args):
         true(*args)
         if "tables" in args[0]: raise OSError("the answer was lost")
-    monkeypatch.setattr(history, "_attempt", fails)
+    monkeypatch.setattr(profile_store, "_attempt", fails)
     assert pen.release(rows.slice(0, 2)).rows_good == 2
-    monkeypatch.setattr(history, "_attempt", true)
+    monkeypatch.setattr(profile_store, "_attempt", true)
     back = pen.release(rows)
     assert (back.rows_good, back.already) == (1, 2) and sorted(Table("t").arrow()["id"].to_pylist()) == [1, 2, 3, 4]
 

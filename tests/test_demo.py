@@ -7,10 +7,10 @@ import pytest
 
 from conftest import leaves, naming, nobody_left, own_copy, scalai, started, until
 from scalai_nb.core.settings import Settings
-from scalai_nb.core.shipped import shipped
+from scalai_nb.core.resources import shipped
 from scalai_nb.data.table import Table
-from scalai_nb.learn.registry import Registry
-from scalai_nb.learn.repeat import repeat
+from scalai_nb.training.registry import Registry
+from scalai_nb.training.reproduce import repeat
 from scalai_nb.loop.decisions import decisions
 from scalai_nb.loop.flights import month_rows, period
 

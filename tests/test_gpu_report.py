@@ -4,7 +4,7 @@ import subprocess, sys
 import pytest
 
 from conftest import ROOT
-from scalai_nb.core import gpu
+from scalai_nb.core import device
 
 RUN = ROOT/"tests"/"gpu"/"run.py"
 
@@ -63,7 +63,7 @@ def test_the_page_says_how_each_ended(tmp_path):
     assert all(float(line[2]) >= 0 for line in lines) and "numpy " in page and "commit abc" in page
 
 
-@pytest.mark.skipif(gpu.available(), reason="there is a GPU here")
+@pytest.mark.skipif(device.available(), reason="there is a GPU here")
 def test_without_a_gpu_it_says_so_and_writes_nothing():
     before = (RUN.parent/"RESULTS.md").exists()
     done = subprocess.run([sys.executable, str(RUN)], capture_output=True, text=True, cwd=ROOT)
@@ -80,4 +80,4 @@ def test_everything_is_collected():
 def test_docs_do_not_say_more_than_was_run():
     "Until RESULTS.md is there, the GPU path is said to be written, never run."
     if (RUN.parent/"RESULTS.md").exists(): pytest.skip("it was run")
-    for page in ("README.md", "nbs/core/12_gpu.ipynb"): assert "never run" in (ROOT/page).read_text(), page
+    for page in ("README.md", "nbs/core/12_device.ipynb"): assert "never run" in (ROOT/page).read_text(), page

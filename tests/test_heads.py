@@ -5,15 +5,15 @@ import pytest
 import torch
 from torch import nn
 
-from scalai_nb.compress import export as ex
-from scalai_nb.compress.frontier import Rows, compress
-from scalai_nb.compress.prune import attentions, hidden, prune, sensitivity, tune
-from scalai_nb.compress.quantize import weight_types
+from scalai_nb.compression import export as ex
+from scalai_nb.compression.frontier import Rows, compress
+from scalai_nb.compression.prune import attentions, hidden, prune, sensitivity, tune
+from scalai_nb.compression.quantize import weight_types
 from scalai_nb.core.settings import Settings
-from scalai_nb.learn.encoder import Encoder
-from scalai_nb.learn.fit import Run, fit
-from scalai_nb.learn.models import describe, rebuild
-from scalai_nb.learn.networks import FTTransformer
+from scalai_nb.training.encoder import Encoder
+from scalai_nb.training.fit import Run, fit
+from scalai_nb.training.models import describe, rebuild
+from scalai_nb.training.networks import FTTransformer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

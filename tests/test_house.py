@@ -17,13 +17,13 @@ def test_notebooks_and_package_mirror_each_other(): assert mirrored() == []
 
 
 def test_floors_hold_and_a_planted_violation_is_refused(tmp_path):
-    "Only loop joins jobs and models: a job import planted in serve must fail the check."
+    "Only loop joins jobs and models: a job import planted in serving must fail the check."
     import shutil
     shutil.copytree(ROOT/"scalai_nb", tmp_path/"scalai_nb", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT/"pyproject.toml", tmp_path)
     clean = lint(tmp_path)
     assert clean.returncode == 0, clean.stdout
-    target = tmp_path/"scalai_nb"/"serve"/"score.py"
+    target = tmp_path/"scalai_nb"/"serving"/"score.py"
     target.write_text(target.read_text() + "\nfrom scalai_nb.jobs.engine import run\n")
     planted = lint(tmp_path)
     assert planted.returncode == 1 and "Only loop joins jobs and models" in planted.stdout

@@ -11,7 +11,7 @@ from axe_playwright_python.sync_playwright import Axe
 from conftest import scalai
 from playwright.sync_api import TimeoutError
 from scalai_nb.core.settings import Settings
-from scalai_nb.learn import checkpoint
+from scalai_nb.training import checkpoint
 from test_browser import OUTPUT, chromium  # noqa: F401: a fixture
 from test_live import DATA
 
@@ -193,7 +193,7 @@ def test_a_training_shows_its_states_and_is_stopped_by_its_button(chromium, lab,
     states = list(dict.fromkeys(re.match(r"\W*(\w+)", s["text"])[1] for s in page.evaluate("window.seen")))
     assert states[0] == "starting" and "training" in states and states[-1] == "cancelled", states
     page.get_by_role("button", name="Stop").wait_for(state="detached", timeout=30_000)
-    assert not [p for p in servers.psutil.Process(lab.process.pid).children(recursive=True) if "scalai_nb.learn.launch" in " ".join(p.cmdline())]
+    assert not [p for p in servers.psutil.Process(lab.process.pid).children(recursive=True) if "scalai_nb.training.launch" in " ".join(p.cmdline())]
     folder = re.search("resume='(.*)'", page.locator(".jp-RenderedHTML:has([role=status])").inner_text())[1]
     done, given = len(checkpoint.load(checkpoint.latest(f"{folder}/checkpoints"))[0]["history"]), {}
     exec(DATA, given)
@@ -204,7 +204,7 @@ def test_a_training_shows_its_states_and_is_stopped_by_its_button(chromium, lab,
 
 HUNT = DATA + """
 import sys
-from scalai_nb.learn.search import choice, log, search
+from scalai_nb.training.search import choice, log, search
 
 def hunt(trials): return search(lambda features: MLP(features, (16,)), (X, y), space={"lr": log(1e-3, .1), "batch": choice(64, 256)}, trials=trials, epochs=3, name="hunt")
 
@@ -212,7 +212,7 @@ if __name__ == "__main__": hunt(int(sys.argv[1]))
 """
 HUNTED = {"beside": """import subprocess, sys, time
 from scalai_nb.core.errors import BadRequest
-from scalai_nb.learn.search import Search
+from scalai_nb.training.search import Search
 from scalai_nb.view.show import show
 beside = subprocess.Popen([sys.executable, "hunt.py", "4"])
 def known():
@@ -261,7 +261,7 @@ def test_a_search_is_watched_beside_it_and_in_its_cell(chromium, lab):
     page.context.close()
 
 
-CHOICE = {"frontier": """from scalai_nb.compress.frontier import Candidate, Frontier
+CHOICE = {"frontier": """from scalai_nb.compression.frontier import Candidate, Frontier
 from scalai_nb.view.show import show
 def candidate(recipe, accuracy, ms, size):
     times = [{"batch": n, "threads": 1, "calls": 150, "p50_ms": ms*part, "p99_ms": 2*ms*part} for n, part in ((64, 1.), (1, .1))]

@@ -8,7 +8,7 @@ import pytest
 
 from conftest import SCALAI, scalai
 from scalai_nb.core.settings import Settings
-from scalai_nb.core.shipped import shipped
+from scalai_nb.core.resources import shipped
 from scalai_nb.data.table import Table
 from scalai_nb.jobs.record import Record
 from test_browser import chromium  # noqa: F401: a fixture

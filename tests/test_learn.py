@@ -14,14 +14,14 @@ import psutil
 import pytest
 import torch
 
-from scalai_nb.core import live
+from scalai_nb.core import events
 from scalai_nb.core.cluster import cluster
 from scalai_nb.core.errors import Cancelled, TimedOut, WorkFailed
 from scalai_nb.core.settings import Settings
-from scalai_nb.learn import checkpoint
-from scalai_nb.learn.fit import Run, fit
-from scalai_nb.learn.launch import RankLost, launch
-from scalai_nb.learn.models import MLP
+from scalai_nb.training import checkpoint
+from scalai_nb.training.fit import Run, fit
+from scalai_nb.training.launch import RankLost, launch
+from scalai_nb.training.models import MLP
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -49,7 +49,7 @@ def weights(run): return {k: v.numpy().tobytes() for k, v in run.model.state_dic
 def agents():
     "The processes of ranks that live now; those that end while we look are none."
     def is_one(p):
-        try: return "scalai_nb.learn.launch" in " ".join(p.cmdline())
+        try: return "scalai_nb.training.launch" in " ".join(p.cmdline())
         except psutil.NoSuchProcess: return False
     return [p for p in psutil.Process().children(recursive=True) if is_one(p)]
 
@@ -119,7 +119,7 @@ def test_ranks_without_a_cluster_are_forked_from_one_agent_of_this_process(setti
 
 def test_a_process_group_that_could_not_be_made_does_not_spoil_the_next():
     "In one process it would: a second init_process_group finds what the first left. Each attempt has fresh ranks, of the same agents."
-    from scalai_nb.learn.launch import Crew
+    from scalai_nb.training.launch import Crew
     with Crew(None, 2) as team:
         with pytest.raises(Exception, match="(?i)nccl|cuda") as error: team.run(around, backend="nccl")
         assert "Rank " in error.value.__notes__[0]
@@ -135,7 +135,7 @@ def test_a_killed_rank_is_named_at_once(two):
 
 def test_the_end_of_a_rank_is_waited_for_when_another_tells_of_it():
     "A busy machine tells of a killed rank seconds after its neighbour saw the connection close."
-    from scalai_nb.learn.launch import _cause, _grace
+    from scalai_nb.training.launch import _cause, _grace
     closed, slow = (("raised", RuntimeError(text), "") for text in ("Connection closed by peer [127.0.0.1]:4711", "Timed out waiting 3000ms for recv"))
     assert _grace([closed]) > 10 and max(_grace([slow]), _grace([closed, slow]), _grace([closed, ("ended", -9)])) < 1
     where = dict.fromkeys(range(2), {"host": "here"})
@@ -162,7 +162,7 @@ def test_a_silent_rank_is_named(two):
 def test_an_interrupt_stops_everything(two):
     def interrupt(rank, message): raise KeyboardInterrupt
     def talk():
-        from scalai_nb.learn.launch import report
+        from scalai_nb.training.launch import report
         report("here")
         time.sleep(600)
     with pytest.raises(KeyboardInterrupt): launch(talk, client=two, heard=interrupt)
@@ -173,10 +173,10 @@ def test_an_interrupt_stops_everything(two):
 CALLER = """
 import sys, time
 from scalai_nb.core.settings import Settings
-from scalai_nb.learn.launch import launch, report
+from scalai_nb.training.launch import launch, report
 def work():
     import os
-    from scalai_nb.learn.launch import report
+    from scalai_nb.training.launch import report
     report(os.getpid())
     time.sleep(600)
 if __name__ == "__main__":
@@ -232,7 +232,7 @@ def whole(two, xy, tmp_path_factory): return fit(MLP, xy, client=two, settings=S
 @pytest.mark.parametrize("seed, end", [(0, kill_myself), *(pytest.param(seed, end, marks=pytest.mark.slow) for seed, end in ((1, kill_my_worker), (None, kill_myself)))])
 def test_a_lost_rank_costs_one_interval_between_checkpoints_at_most(two, settings, xy, whole, seed, end):
     step, heard = 12 if seed is None else int(np.random.default_rng(seed).integers(8, 38)), []  # 12: right after the step that waits for a checkpoint
-    each, stop = [], live.subscribe(lambda topic, state, each_rank=(), **told: (heard.append(state), each.append(list(each_rank))), "fit")
+    each, stop = [], events.subscribe(lambda topic, state, each_rank=(), **told: (heard.append(state), each.append(list(each_rank))), "fit")
     try: run = fit(mortal(step, end), xy, client=two, settings=settings, **LOSSES)
     finally: stop()
     again, = (int(s.split()[-1]) for s in heard if s.startswith("resumed at step"))
@@ -249,7 +249,7 @@ def test_a_full_disk_ends_a_training_that_can_go_on(settings, xy):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     def fill(topic, state, history=(), **told):
         if len(history) == 2: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, before[1]))  # no file may be larger: a full disk for weights only
-    stop = live.subscribe(fill, "fit")
+    stop = events.subscribe(fill, "fit")
     try:
         with pytest.raises(WorkFailed, match="cannot be written") as error: fit(MLP, xy, **how)
     finally:
@@ -284,7 +284,7 @@ def test_an_interrupted_wait_cancels_and_a_failure_arrives_there(settings, xy):
     run = fit(MLP, xy, epochs=10_000, batch=256, settings=settings, wait=False)
     def interrupt(topic, state, **told):
         if "history" in told and not interrupted: interrupted.append(os.kill(os.getpid(), signal.SIGINT))
-    interrupted, stop = [], live.subscribe(interrupt, "fit")
+    interrupted, stop = [], events.subscribe(interrupt, "fit")
     try:
         with pytest.raises(KeyboardInterrupt): run.wait()
     finally: stop()
@@ -293,7 +293,7 @@ def test_an_interrupted_wait_cancels_and_a_failure_arrives_there(settings, xy):
 
 @pytest.mark.slow
 def test_ranks_add_up_batches_and_stop_early(two, settings, xy):
-    from scalai_nb.learn.optimizer import Optimizer
+    from scalai_nb.training.optimizer import Optimizer
     how = dict(batch=128, epochs=30, lr=.02, early_stop=2, optimizer=Optimizer("sgd", accumulate=3, clip=1.), schedule="constant", class_weight="balanced", settings=settings)
     once = fit(MLP, xy, ranks=2, client=two, **how)
     assert len(once.history) < 30 and "brought no lower loss" in once.params["notes"][-1]
@@ -374,7 +374,7 @@ def test_a_large_table_is_read_by_the_ranks_and_gives_the_same(two, settings, xy
     prep = Prep.fit(Table("rows", settings).profile(), target="late", exclude=["id", "fold"])
     how = dict(batch=512, epochs=1, where=[("a", "<", 1)], settings=settings)
     here = fit(MLP, "rows", prep, **how)
-    monkeypatch.setattr("scalai_nb.learn.fit.SMALL", 0)
+    monkeypatch.setattr("scalai_nb.training.fit.SMALL", 0)
     there = fit(MLP, "rows", prep, ranks=2, client=two, **how)
     assert here.data == there.data and here.data["rows"] + here.data["validation_rows"] == int((X[:, 0] < 1).sum())
     assert abs(here.history[0]["val_auc"] - there.history[0]["val_auc"]) < .02  # only dropout differs
@@ -385,7 +385,7 @@ CELL = """
 import numpy as np, torch
 from torch import nn
 from scalai_nb.core.settings import Settings
-from scalai_nb.learn.fit import fit
+from scalai_nb.training.fit import fit
 
 class Own(nn.Module):
     def __init__(self, features):
@@ -420,7 +420,7 @@ def test_a_model_of_a_notebook_cell_trains_on_ranks_and_an_interrupt_stops_it(tm
         until = time.monotonic() + 120
         while len(list(tmp_path.glob(".scalai/fits/*/checkpoints/step-*/manifest.json"))) < 3: assert time.sleep(.2) or time.monotonic() < until
         family = [p for p in kernel.children(recursive=True) if "resource_tracker" not in " ".join(p.cmdline())]
-        assert len([p for p in family if "learn.launch" in " ".join(p.cmdline())]) == 3  # an agent, two ranks
+        assert len([p for p in family if "training.launch" in " ".join(p.cmdline())]) == 3  # an agent, two ranks
         manager.interrupt_kernel()
         assert gone(family), [p.cmdline() for p in family if p.is_running()]
         while (reply := client.get_shell_msg(timeout=60))["parent_header"]["msg_id"] != asked: pass
@@ -429,7 +429,7 @@ def test_a_model_of_a_notebook_cell_trains_on_ranks_and_an_interrupt_stops_it(tm
         assert run("run = fit(Own, (X, y), ranks=2, epochs=100_000, batch=128, wait=False)")["status"] == "ok"
         assert run("import time\nwhile not run.history: time.sleep(.1)")["status"] == "ok"
         family = kernel.children(recursive=True)
-        assert len([p for p in family if "learn.launch" in " ".join(p.cmdline())]) == 3
+        assert len([p for p in family if "training.launch" in " ".join(p.cmdline())]) == 3
         kernel.kill()
         assert gone(family), [p.cmdline() for p in family if p.is_running()]
     finally:

@@ -11,15 +11,15 @@ import psutil
 import pytest
 import torch
 
-from scalai_nb.compress.export import export, session
+from scalai_nb.compression.export import export, session
 from scalai_nb.core.errors import BadRequest, WorkFailed
 from scalai_nb.core.settings import Settings
 from scalai_nb.data.prep import Prep
 from scalai_nb.data.profile import profile
-from scalai_nb.learn import checkpoint
-from scalai_nb.learn.fit import clear_unfinished, unfinished, Run, fit
-from scalai_nb.learn.models import MLP
-from scalai_nb.serve.score import Scorer, score
+from scalai_nb.training import checkpoint
+from scalai_nb.training.fit import clear_unfinished, unfinished, Run, fit
+from scalai_nb.training.models import MLP
+from scalai_nb.serving.score import Scorer, score
 
 
 @pytest.fixture
@@ -217,8 +217,8 @@ def test_no_changed_run_is_loaded(run):
 WORK = """
 import sys, numpy as np
 from scalai_nb.core.settings import Settings
-from scalai_nb.learn.fit import fit
-from scalai_nb.learn.models import MLP
+from scalai_nb.training.fit import fit
+from scalai_nb.training.models import MLP
 if __name__ == "__main__":
     X = np.random.default_rng(0).normal(size=(6_000, 12)).astype("float32")
     fit(MLP, (X, X[:, 0] > 0), epochs=2, batch=256, every=1, seed=3, ranks=int(sys.argv[2]), settings=Settings(root=sys.argv[1]), resume=sys.argv[3] if len(sys.argv) > 3 else None)

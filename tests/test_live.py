@@ -15,17 +15,17 @@ import pytest
 from jupyter_client.manager import start_new_kernel
 
 from conftest import scalai
-from scalai_nb.core import live
+from scalai_nb.core import events
 from scalai_nb.core.errors import Cancelled, WorkFailed
 from scalai_nb.core.settings import Settings
-from scalai_nb.learn import checkpoint
-from scalai_nb.learn.fit import fit
-from scalai_nb.learn.models import MLP
+from scalai_nb.training import checkpoint
+from scalai_nb.training.fit import fit
+from scalai_nb.training.models import MLP
 from scalai_nb.view.live import Drawer
 
 DATA = """import numpy as np
-from scalai_nb.learn.fit import fit
-from scalai_nb.learn.models import MLP
+from scalai_nb.training.fit import fit
+from scalai_nb.training.models import MLP
 X = np.random.default_rng(0).normal(size=(4_000, 8)).astype("float32")
 y = X[:, 0] + X[:, 1]*X[:, 2] > 0
 """
@@ -48,7 +48,7 @@ class Paper(Drawer):
 @pytest.fixture
 def paper():
     paper = Paper()
-    end = live.subscribe(paper, "fit")
+    end = events.subscribe(paper, "fit")
     yield paper
     end()
 
@@ -67,7 +67,7 @@ def test_a_failure_and_a_stop_are_shown_as_what_they_are(paper, xy, tmp_path):
     X, y = xy
     with pytest.raises(WorkFailed): fit(MLP, (np.where(X > 1, np.float32(np.nan), X), y), **how)
     assert paper.pages[-1].startswith("✕ failed") and "The loss became nan in epoch 1, batch 1 of" in paper.pages[-1]
-    press = live.subscribe(lambda topic, history=(), **told: paper.stops[-1]() if len(history) == 2 else None, "fit")
+    press = events.subscribe(lambda topic, history=(), **told: paper.stops[-1]() if len(history) == 2 else None, "fit")
     try:
         with pytest.raises(Cancelled, match="was stopped in epoch 3 of 50") as stopped: fit(MLP, xy, epochs=50, **how)
     finally: press()
@@ -76,7 +76,7 @@ def test_a_failure_and_a_stop_are_shown_as_what_they_are(paper, xy, tmp_path):
     kept = checkpoint.load(checkpoint.latest(f"{folder}/checkpoints"))[0]
     assert len(kept["history"]) == 2 and len(fit(MLP, xy, epochs=3, resume=folder, **how).history) == 3
     with pytest.raises(Cancelled) as early:
-        press = live.subscribe(lambda topic, **told: paper.stops[-1](), "fit")
+        press = events.subscribe(lambda topic, **told: paper.stops[-1](), "fit")
         try: fit(MLP, xy, epochs=2, batch=256, settings=how["settings"])
         finally: press()
     assert "no checkpoint yet" in early.value.hint

@@ -182,7 +182,7 @@ def test_a_stream_keeps_the_promises(tmp_path_factory, rows, group, files, batch
 
 def test_each_row_group_is_decoded_once_an_epoch(tmp_path, monkeypatch):
     "By one rank, but for those on the border of two."
-    from scalai_nb.data.stream import Stream
+    from scalai_nb.data.shuffle import Stream
     data, read, counted = parquet(tmp_path, 40_000, 700, 3), Stream.read, []
     monkeypatch.setattr(Stream, "read", lambda self, i: counted.append(i) or read(self, i))
     for ranks, most in ((1, 0), (2, 1), (4, 3), (8, 7)):
@@ -251,16 +251,16 @@ def test_a_workspace_table_streams_by_period_and_fold(workspace, flights):
 def test_training_learns_from_a_stream_as_from_memory(workspace, monkeypatch):
     "fit over a stored table that does not fit: the same rows, as good a model; validation rows are streamed, too."
     from functools import partialmethod
-    from scalai_nb.data.stream import Stream
+    from scalai_nb.data.shuffle import Stream
     from scalai_nb.data.table import Table, write
-    from scalai_nb.learn.fit import fit
-    from scalai_nb.learn.models import MLP
+    from scalai_nb.training.fit import fit
+    from scalai_nb.training.models import MLP
     rng, n, read = np.random.default_rng(0), 6000, []
     x = rng.normal(size=(n, 3))
     write(pa.table({"a": x[:, 0], "b": x[:, 1], "c": x[:, 2], "id": np.arange(n), "late": x[:, 0] + .3 * rng.normal(size=n) > 0}), "rows", fold="id")
     prep = Prep.fit(Table("rows").profile(), target="late", exclude=["id", "fold"])
     kept = fit(MLP, "rows", prep, epochs=2, batch=256, where=[("b", "<", 1)])
-    monkeypatch.setattr("scalai_nb.learn.fit.SMALL", 0)
+    monkeypatch.setattr("scalai_nb.training.fit.SMALL", 0)
     monkeypatch.setattr(Loader, "__init__", partialmethod(Loader.__init__, memory=0))
     whole = Stream.read
     monkeypatch.setattr(Stream, "read", lambda self, i: read.append(i) or whole(self, i))

@@ -7,7 +7,7 @@ import pytest
 
 from conftest import nobody_left, own_copy, scalai, until
 from scalai_nb.core.settings import Settings
-from scalai_nb.learn.registry import Registry
+from scalai_nb.training.registry import Registry
 from scalai_nb.loop.decisions import decisions, record, settle
 from test_alerts import Ear, Mail, alertmanager, post
 
@@ -24,7 +24,7 @@ def loop(demo, tmp_path) -> Settings:
 def another(settings: Settings, worse: bool = False) -> int:
     "A second version of the champion's model: as good as it, or one whose score is turned round."
     import onnx, uuid
-    from scalai_nb.compress.seal import sealed
+    from scalai_nb.compression.seal import sealed
     registry = Registry(settings)
     champion = registry.champion("late")
     graph = onnx.load(champion.path)
@@ -41,7 +41,7 @@ def another(settings: Settings, worse: bool = False) -> int:
 
 
 def test_a_champion_that_vanished_is_replaced_by_the_one_before(loop):
-    from scalai_nb.loop.trial import restore, standing
+    from scalai_nb.loop.probation import restore, standing
     registry = Registry(loop)
     first, second = registry.champion("late").version, another(loop)
     record("late", "2013-12", "retrain", ["measured loss"], {}, [], first, "pending", loop)
@@ -71,7 +71,7 @@ def test_where_no_champion_is_left_the_job_says_so(loop):
 
 
 def test_a_version_that_does_worse_on_later_labels_is_rolled_back(loop):
-    from scalai_nb.loop.trial import trial
+    from scalai_nb.loop.probation import trial
     registry, log = Registry(loop), decisions(loop)
     assert all("what version 1 learnt from (2013-01)" in d["against"] and "kept aside in training" in d["against"] for d in log if d["version_before"] == 1), log
     first = registry.champion("late").version
@@ -89,7 +89,7 @@ def test_a_version_that_does_worse_on_later_labels_is_rolled_back(loop):
 
 
 def test_a_shadow_steps_out_when_labels_allow(loop):
-    from scalai_nb.loop.trial import trial
+    from scalai_nb.loop.probation import trial
     registry, log = Registry(loop), decisions(loop)
     first, shadow = registry.champion("late").version, another(loop)
     settle("late", log[-2]["period"], "shadow", first, "undecided", loop, evidence={"version": shadow})
@@ -145,7 +145,7 @@ def test_the_monitor_s_job_tells_an_alertmanager_and_by_mail(loop, tmp_path):
     from email import message_from_bytes, policy
     import pyarrow.compute as pc
     from scalai_nb.data.table import Table, write
-    from scalai_nb.serve.score import score
+    from scalai_nb.serving.score import score
     settings = Settings.load(loop.root)
     rows, mail, version = Table("features", settings).arrow(), Mail(), Registry(settings).champion("late").version
     usual = rows.drop_columns("fold").take(np.random.default_rng(0).permutation(rows.num_rows)[:20_000])

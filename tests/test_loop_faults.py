@@ -10,13 +10,13 @@ import pytest
 from conftest import Done, here, leaves, nobody_left, own_copy, scalai, started
 from scalai_nb.core.errors import Unreachable
 from scalai_nb.core.settings import Settings
-from scalai_nb.data.history import periods
+from scalai_nb.data.profile_store import periods
 from scalai_nb.data.table import Table
 from scalai_nb.jobs.record import Record
-from scalai_nb.learn.registry import Registry
+from scalai_nb.training.registry import Registry
 from scalai_nb.loop.decisions import conclude, decisions, record, settle
 from scalai_nb.loop.flights import month_rows, write_weather
-from scalai_nb.loop.trial import restore, standing, trial
+from scalai_nb.loop.probation import restore, standing, trial
 from test_demo import content
 from test_jobs import write
 from test_loop import another
@@ -264,10 +264,10 @@ def test_no_page_says_that_all_is_well_while_an_alarm_is_open(workspace):
     "The command, the first page and the pages of windows and scores read one state, and see it change."
     import numpy as np, pandas as pd
     from scalai_nb.core.alerts import Alert, send
-    from scalai_nb.data import history
+    from scalai_nb.data import profile_store
     from scalai_nb.data.profile import profile
     from scalai_nb.monitor.alarms import Alarms
-    from scalai_nb.monitor.sequential import Look
+    from scalai_nb.monitor.alpha_spending import Look
     from scalai_nb.view import scores, watch
     from scalai_nb.view.home import lines, summary
     from scalai_nb.view.state import state as stamp
@@ -276,8 +276,8 @@ def test_no_page_says_that_all_is_well_while_an_alarm_is_open(workspace):
         period = f"2013-{month:02}"
         rows = pd.DataFrame({"x": rng.normal(size=2000)})
         scored = {(period, k): profile(pd.DataFrame({"score": rng.beta(2 + 3*int(k), 5 - 3*int(k), 1000)})) for k in "01"}
-        history.record("features", {period: profile(rows)}, batch=period, by="period")
-        history.record("scores", scored, batch=period, by=("period", "label"))
+        profile_store.record("features", {period: profile(rows)}, batch=period, by="period")
+        profile_store.record("scores", scored, batch=period, by=("period", "label"))
         known = {"rows": 2000, "auc": .9, "auc_reference": .9}
         if month > 2: record("late", period, "keep", ["nothing moved"], known, ["2013-01", "2013-02"], 1)
     def seen():

@@ -10,7 +10,7 @@ import pytest
 from scalai_nb.data.profile import profile
 from scalai_nb.monitor.decision import decide
 from scalai_nb.monitor.drift import compare
-from scalai_nb.monitor.labelfree import estimate
+from scalai_nb.monitor.estimation import estimate
 from scalai_nb.monitor.performance import performance
 from scalai_nb.monitor.thresholds import Policy
 

@@ -7,16 +7,16 @@ import pyarrow as pa
 import pytest
 import torch
 
-from scalai_nb.compress import export as ex
-from scalai_nb.compress.frontier import Rows, compress
-from scalai_nb.compress.prune import prune, tune
-from scalai_nb.compress.quantize import quantize, weight_types
+from scalai_nb.compression import export as ex
+from scalai_nb.compression.frontier import Rows, compress
+from scalai_nb.compression.prune import prune, tune
+from scalai_nb.compression.quantize import quantize, weight_types
 from scalai_nb.core.settings import Settings
 from scalai_nb.data.prep import Prep
 from scalai_nb.data.profile import profile
-from scalai_nb.learn.fit import Run, fit
-from scalai_nb.learn.models import describe, rebuild
-from scalai_nb.learn.networks import CNN, FTTransformer, ResidualMLP
+from scalai_nb.training.fit import Run, fit
+from scalai_nb.training.models import describe, rebuild
+from scalai_nb.training.networks import CNN, FTTransformer, ResidualMLP
 
 TABULAR = [lambda **k: ResidualMLP(width=16, hidden=(24, 8), **k), lambda **k: FTTransformer(width=16, hidden=(24, 8), **k)]
 

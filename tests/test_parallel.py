@@ -124,9 +124,9 @@ def test_what_never_fits_is_refused_and_what_fits_is_kept_apart(workspace, monke
 
 
 def test_a_table_that_is_gone_or_newer_runs_its_steps_again(workspace):
-    emit = "from scalai_nb.core import live\nfrom scalai_nb.core.tables import newest, store\nfrom scalai_nb.core.settings import Settings\nplace = store(None, 'tables', 'flights')\n"
-    write(workspace/"make.ipynb", "n = 1", emit + "import pyarrow as pa\nfrom deltalake import write_deltalake\nwrite_deltalake(place, pa.table(dict(n=[n])), mode='overwrite')\nlive.emit('output', table='flights', version=newest('flights'))\nopen('made', 'a').write('x')")
-    write(workspace/"use.ipynb", "n = 1", emit + "live.emit('input', table='flights', version=newest('flights'))\nopen('used', 'a').write('x')")
+    emit = "from scalai_nb.core import events\nfrom scalai_nb.core.delta_log import newest, store\nfrom scalai_nb.core.settings import Settings\nplace = store(None, 'tables', 'flights')\n"
+    write(workspace/"make.ipynb", "n = 1", emit + "import pyarrow as pa\nfrom deltalake import write_deltalake\nwrite_deltalake(place, pa.table(dict(n=[n])), mode='overwrite')\nevents.emit('output', table='flights', version=newest('flights'))\nopen('made', 'a').write('x')")
+    write(workspace/"use.ipynb", "n = 1", emit + "events.emit('input', table='flights', version=newest('flights'))\nopen('used', 'a').write('x')")
     work = flow(workspace, "tables", step("make", "make.ipynb"), step("use", "use.ipynb", '["make"]'), head='warm = ["deltalake", "pyarrow"]\n')
     def states(): return [(s.state, s.reason.split(":")[0].split(" since ")[0]) for s in work.run().steps]
     done = lambda: (len((workspace/"made").read_text()), len((workspace/"used").read_text()))

@@ -8,17 +8,17 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from conftest import ROOT, here
-from scalai_nb.compress.export import OPSET, finish, write
-from scalai_nb.data import history
+from scalai_nb.compression.export import OPSET, finish, write
+from scalai_nb.data import profile_store
 from scalai_nb.data.prep import Prep
 from scalai_nb.data.profile import profile
 from scalai_nb.data.table import Table
 from scalai_nb.monitor.cost import CostMatrix, cheapest, cost
 from scalai_nb.monitor.errors import errors
 from scalai_nb.monitor.performance import LIMITS, MEASURES, _within, auc, by_segment, calibration, counts, ece, performance, pr_auc, surprise
-from scalai_nb.serve import labels as labels_of
-from scalai_nb.serve.labels import labelled, labels, outcomes, residuals
-from scalai_nb.serve.score import score
+from scalai_nb.serving import labels as labels_of
+from scalai_nb.serving.labels import labelled, labels, outcomes, residuals
+from scalai_nb.serving.score import score
 
 sys.path.insert(0, str(ROOT/"tests/bench"))
 
@@ -158,7 +158,7 @@ def model(workspace, june):
 
 
 def features(rows): return rows.drop(columns=["late", "arr_delay"])
-def window(table="scores", **only): return history.recall(table, by=("period", "label"), **only)
+def window(table="scores", **only): return profile_store.recall(table, by=("period", "label"), **only)
 
 
 def test_labels_by_the_command(model, workspace, june):

@@ -9,24 +9,24 @@ from deltalake import write_deltalake
 
 from scalai_nb.core.errors import BadRequest
 from scalai_nb.core.settings import Settings
-from scalai_nb.core.tables import store
+from scalai_nb.core.delta_log import store
 from scalai_nb.jobs.plan import plan
 from scalai_nb.jobs.workflow import LEFT_OUT, Workflow
 from test_jobs import write
 
 RESULT = "from scalai_nb.jobs.result import result\n"
-TABLE = "from deltalake import DeltaTable, write_deltalake\nfrom scalai_nb.core import live\nfrom scalai_nb.core.settings import Settings\nfrom scalai_nb.core.tables import store\nsettings = Settings.load()\nat = store(settings, 'tables', 't')\n"
+TABLE = "from deltalake import DeltaTable, write_deltalake\nfrom scalai_nb.core import events\nfrom scalai_nb.core.settings import Settings\nfrom scalai_nb.core.delta_log import store\nsettings = Settings.load()\nat = store(settings, 'tables', 't')\n"
 NOTEBOOKS = {  # parameters; code, in which C is a constant that changes
     "a": ("n = 1\nrows = 'rows.csv'", "from lib.rates import RATE", "value = f'{C}|{n}|{RATE}|{open(rows).read()}'\n" + RESULT + "result(value=value, parity=n % 2, items=list(range(n % 3 + 1)))"),
     "b": ("parity = 0", "value = f'{C}|{parity}|' + open('extra.txt').read()", "import os\nos.makedirs('out', exist_ok=True)\nopen('out/b.txt', 'w').write(value)\n" + RESULT + "result(value=value)"),
     "c": ("", "import os\n%run setup_cells.py", "value = f\"{C}|{os.environ.get('REGION')}|{offset}|\" + open('out/b.txt').read()\n" + TABLE +
-          "import pyarrow as pa\nwrite_deltalake(at, pa.table({'v': [value]}), mode='overwrite')\nlive.emit('output', table='t', version=DeltaTable(at).version())\n" + RESULT + "result(value=value)"),
-    "d": ("", "import glob\n" + TABLE, "table = DeltaTable(at)\nlive.emit('input', table='t', version=table.version())\n"
+          "import pyarrow as pa\nwrite_deltalake(at, pa.table({'v': [value]}), mode='overwrite')\nevents.emit('output', table='t', version=DeltaTable(at).version())\n" + RESULT + "result(value=value)"),
+    "d": ("", "import glob\n" + TABLE, "table = DeltaTable(at)\nevents.emit('input', table='t', version=table.version())\n"
           "value = f\"{C}|{table.to_pyarrow_table()['v'][0].as_py()}|{settings.data.folds}|\" + ''.join(open(f).read() for f in sorted(glob.glob('data/*.txt')))\n" + RESULT + "result(value=value)"),
     "e": ("k = 0", "value = f'{C}|{k}'", RESULT + "result(value=value)"),
     "f": ("x = 0", "value = f'{C}|{x}|' + open('shared.txt').read()", RESULT + "result(value=value)"),
     "g": ("", "value = f'{C}'", RESULT + "result(value=value)"),
-    "i": ("", TABLE, "try: table = DeltaTable(at)\nexcept Exception: table = None\nif table: live.emit('input', table='t', version=table.version())\nvalue = f'{C}'\n" + RESULT + "result(value=value)"),
+    "i": ("", TABLE, "try: table = DeltaTable(at)\nexcept Exception: table = None\nif table: events.emit('input', table='t', version=table.version())\nvalue = f'{C}'\n" + RESULT + "result(value=value)"),
 }
 
 

@@ -5,7 +5,7 @@ import numpy as np, pandas as pd, pyarrow as pa, pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from scalai_nb.core.errors import BadRequest
-from scalai_nb.data.counting import Sum
+from scalai_nb.data.accumulators import Sum
 from scalai_nb.data.hashing import fold, hash64
 from scalai_nb.data.histogram import Histogram, number_keys, tally
 from scalai_nb.data.profile import Profile, align, align_categories, profile, total

@@ -14,7 +14,7 @@ from scalai_nb.core.settings import Settings
 from scalai_nb.jobs import record as module
 from scalai_nb.jobs.record import JobRun, Record, connect, identity, near
 from scalai_nb.jobs.scheduler import Scheduler
-from scalai_nb.jobs.timetable import Timetable
+from scalai_nb.jobs.schedule_store import Timetable
 from servers import Postgres
 from test_jobs import write
 from test_jobs_faults import WAITS, held
@@ -218,8 +218,8 @@ def test_another_container_s_process_is_never_taken_for_dead(quick, monkeypatch)
 CONTAINER = ["unshare", "--pid", "--fork", "--mount-proc", "--uts", "sh", "-c"]
 TWO = """
 import json, os, sys, time
-from scalai_nb.jobs import dispatch
-dispatch.Child.program = [sys.executable, "-S", "-E", "quick.py"]
+from scalai_nb.jobs import worker
+worker.Child.program = [sys.executable, "-S", "-E", "quick.py"]
 from scalai_nb.jobs.record import identity
 from scalai_nb.jobs.scheduler import Scheduler
 s = Scheduler(poll=.05, lease=20)

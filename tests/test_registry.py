@@ -19,10 +19,10 @@ from scalai_nb.core.errors import BadRequest, ScalaiError, Unreachable, WorkFail
 from scalai_nb.core.settings import Settings
 from scalai_nb.data.prep import Prep
 from scalai_nb.data.table import Table, write
-from scalai_nb.learn import checkpoint
-from scalai_nb.learn.fit import Run, fit
-from scalai_nb.learn.models import MLP, rebuild
-from scalai_nb.learn.registry import Registry
+from scalai_nb.training import checkpoint
+from scalai_nb.training.fit import Run, fit
+from scalai_nb.training.models import MLP, rebuild
+from scalai_nb.training.registry import Registry
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def rows_of(seed, start=0):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, empty):
     "A workspace with a table under a contract, two runs of a class of a notebook's own, both registered, and a newer version of the table."
-    from scalai_nb.compress.export import export
+    from scalai_nb.compression.export import export
     folder = tmp_path_factory.mktemp("trained")
     (folder/"settings.ini").write_text("[workspace]\nhome = .scalai\n")
     (folder/".scalai").mkdir()
@@ -170,8 +170,8 @@ from scalai_nb.core.settings import Settings
 from scalai_nb.data.contract import Contract
 from scalai_nb.data.prep import Prep
 from scalai_nb.data.table import Table, write
-from scalai_nb.learn.fit import fit
-from scalai_nb.learn.registry import Registry
+from scalai_nb.training.fit import fit
+from scalai_nb.training.registry import Registry
 from test_registry import rows_of
 
 HIDDEN = 8

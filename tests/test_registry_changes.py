@@ -7,7 +7,7 @@ import pytest
 
 from scalai_nb.core.errors import BadRequest
 from scalai_nb.core.settings import Settings
-from scalai_nb.learn.registry import INTENT, TURN, Registry, Turn
+from scalai_nb.training.registry import INTENT, TURN, Registry, Turn
 from servers import free_port
 from test_registry import a_run, onnx_file
 

@@ -11,7 +11,7 @@ RESULT = "from scalai_nb.jobs.result import result\n"
 
 
 def test_a_run_in_full_and_some_of_many(workspace):
-    write(workspace/"ingest.ipynb", "months = 12", RESULT + "result(rows=27_000*months)", "from scalai_nb.core import live\nlive.emit('input', table='flights', version=3)\nlive.emit('output', table='features', version=0)")
+    write(workspace/"ingest.ipynb", "months = 12", RESULT + "result(rows=27_000*months)", "from scalai_nb.core import events\nevents.emit('input', table='flights', version=3)\nevents.emit('output', table='features', version=0)")
     job = run("ingest.ipynb", dict(months=2))
     run(write(workspace/"other.ipynb", "n = 1", "1/0"))
     doc = here("runs", job.id, "--json").doc

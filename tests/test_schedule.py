@@ -14,11 +14,11 @@ from hypothesis import given, settings as tuned, strategies as st
 from conftest import here, nobody_left, scalai, until
 from scalai_nb.core.errors import BadRequest
 from scalai_nb.core.settings import Settings
-from scalai_nb.jobs import dispatch
+from scalai_nb.jobs import worker
 from scalai_nb.jobs.record import Record, identity
 from scalai_nb.jobs.schedule import Schedule, schedule
 from scalai_nb.jobs.scheduler import Scheduler
-from scalai_nb.jobs.timetable import FIRINGS, Timetable
+from scalai_nb.jobs.schedule_store import FIRINGS, Timetable
 from test_alerts import Ear
 from test_jobs import started, write
 
@@ -40,7 +40,7 @@ print("scalai-dispatch " + json.dumps(dict(run=None, state=state, why="" if stat
 @pytest.fixture
 def quick(workspace, monkeypatch):
     (workspace/"quick.py").write_text(QUICK)
-    monkeypatch.setattr(dispatch.Child, "program", [sys.executable, "-S", "-E", str(workspace/"quick.py")])
+    monkeypatch.setattr(worker.Child, "program", [sys.executable, "-S", "-E", str(workspace/"quick.py")])
     return workspace
 
 
@@ -452,7 +452,7 @@ def test_the_systemd_unit_is_one(workspace):
 
 RUN = """
 import sys
-from scalai_nb.jobs.dispatch import Child
+from scalai_nb.jobs.worker import Child
 from scalai_nb.jobs.scheduler import Scheduler
 Child.program = [sys.executable, "-S", "-E", sys.argv[1]]
 Scheduler(slots=2, poll=.1).run()

@@ -6,17 +6,17 @@ import pandas as pd
 import pytest
 import torch
 
-from scalai_nb.compress.export import export
+from scalai_nb.compression.export import export
 from scalai_nb.core.errors import BadRequest
 from scalai_nb.core.settings import Settings
-from scalai_nb.data import history
+from scalai_nb.data import profile_store
 from scalai_nb.data.prep import Prep
 from scalai_nb.data.profile import profile
 from scalai_nb.data.table import Table, write
-from scalai_nb.learn.fit import Run
-from scalai_nb.learn.models import MLP
-from scalai_nb.learn.registry import Registry
-from scalai_nb.serve.score import Scorer, score
+from scalai_nb.training.fit import Run
+from scalai_nb.training.models import MLP
+from scalai_nb.training.registry import Registry
+from scalai_nb.serving.score import Scorer, score
 
 KNOWN = ["carrier", "origin", "dest", "distance", "dep_delay"]
 
@@ -61,7 +61,7 @@ def test_champion_then_its_successor(serving, june):
     second = score("late", "features", label="late", key="id", period="2013-06", where=where)
     rows = Table("scores").arrow()
     assert second["model_version"] == 2 and rows.num_rows == len(only) and set(rows["model_version"].to_pylist()) == {2}
-    window = history.recall("scores", period="2013-06", by="label")
+    window = profile_store.recall("scores", period="2013-06", by="label")
     assert sum(p.rows for p in window.values()) == len(only), "the window of the first version is replaced, not added to"
     Registry().rollback("late")
     assert score("late", "features", label="late", key="id", period="2013-06", where=where)["already"] is False, "what was replaced has to be written again"
@@ -76,7 +76,7 @@ def test_champion_then_its_successor(serving, june):
 def test_a_column_names_the_periods(serving, june):
     score("late", june[june["month"] == 6], label="late", key="id", period="2013-06")
     score("late", "features", label="late", key="id", period="period")
-    found = history.recall("scores", by=("period", "label"))
+    found = profile_store.recall("scores", by=("period", "label"))
     assert set(found) == {(p, l) for p in ("2013-06", "2013-07") for l in "01"}
     assert Table("scores").arrow().num_rows == len(june), "June is replaced"
     assert {p: n for p, n in june.groupby("period").size().items()} == {p: sum(w.rows for (q, _), w in found.items() if q == p) for p in ("2013-06", "2013-07")}
@@ -89,10 +89,10 @@ def test_killed_between_window_and_rows(serving, monkeypatch, june):
     whole = table.write
     monkeypatch.setattr(table, "write", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt): score("late", june[june["month"] == 6], label="late", key="id", period="2013-06")
-    assert list(history.recall("scores", by="period")) == ["2013-07"]
+    assert list(profile_store.recall("scores", by="period")) == ["2013-07"]
     monkeypatch.setattr(table, "write", whole)
     score("late", june[june["month"] == 6], label="late", key="id", period="2013-06")
-    assert sum(p.rows for p in history.recall("scores", period="2013-06", by="label").values()) == (june["month"] == 6).sum()
+    assert sum(p.rows for p in profile_store.recall("scores", period="2013-06", by="label").values()) == (june["month"] == 6).sum()
 
 
 def test_sources_and_kinds_of_frames_score_alike(serving, june, tmp_path):
@@ -104,7 +104,7 @@ def test_sources_and_kinds_of_frames_score_alike(serving, june, tmp_path):
         rows = Table(f"s{n}").arrow()
         got = pd.Series(rows["score"].to_numpy(), rows["id"].to_pandas())
         assert np.allclose(got.loc[june["id"]], want, atol=1e-6), n
-        assert history.recall(f"s{n}", by=None)[None].rows == len(june)
+        assert profile_store.recall(f"s{n}", by=None)[None].rows == len(june)
 
 
 def test_bad_requests_write_nothing(serving, june):

@@ -12,13 +12,13 @@ import optuna
 import psutil
 import pytest
 from conftest import left_over, scalai
-from scalai_nb.core import live
+from scalai_nb.core import events
 from scalai_nb.core.cluster import cluster
 from scalai_nb.core.errors import BadRequest, WorkFailed
 from scalai_nb.core.settings import Settings
-from scalai_nb.learn.models import MLP
-from scalai_nb.learn.registry import Registry
-from scalai_nb.learn.search import Journal, Search, Searching, choice, integer, log, search, uniform
+from scalai_nb.training.models import MLP
+from scalai_nb.training.registry import Registry
+from scalai_nb.training.search import Journal, Search, Searching, choice, integer, log, search, uniform
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -68,7 +68,7 @@ def test_a_trial_that_raises_is_a_failed_trial(one, settings, xy):
     space = {"width": choice(4, 5, 7, 8), "lr": choice(.01, 1e30)}
     grid = lambda seed: optuna.samplers.GridSampler({"width": [4, 5, 7, 8], "lr": [.01, 1e30]}, seed=0)
     heard = []
-    stop = live.subscribe(lambda topic, **e: heard.append(e), "search")
+    stop = events.subscribe(lambda topic, **e: heard.append(e), "search")
     found = search(touchy, xy, space=space, sampler=grid, trials=8, epochs=2, batch=256, pruner="none", client=one, settings=settings)
     stop()
     rows = {(r["params"]["width"], r["params"]["lr"]): r for r in found.rows()}
@@ -219,7 +219,7 @@ def test_a_worker_dies_in_the_middle_of_a_trial(settings, xy):
             if not killed and sum(r["state"] == "running" and r["epochs"] >= 2 for r in rows) == 2:
                 killed.append(two.run(os.getpid, workers=[list(two.scheduler_info(n_workers=-1)["workers"])[0]]))
                 os.kill(next(iter(killed[0].values())), signal.SIGKILL)
-        stop = live.subscribe(listen, "search")
+        stop = events.subscribe(listen, "search")
         found = search(slow, xy, client=two, settings=settings, pruner="none", **HOW)
         stop()
         assert not agents()
@@ -236,7 +236,7 @@ def test_an_interrupt_and_later_calls(one, settings, xy):
     how = dict(space=space, epochs=4, batch=256, pruner="hyperband", metric="val_auc", client=one, settings=settings)
     def press(topic, rows, **e):
         if len(rows) == 2 and working(rows): signal.raise_signal(signal.SIGINT)
-    stop = live.subscribe(press, "search")
+    stop = events.subscribe(press, "search")
     with pytest.raises(KeyboardInterrupt): search(small, xy, trials=3, **how)
     stop()
     assert not agents()

@@ -119,8 +119,8 @@ def test_an_equal_result_runs_nothing_else_and_a_file_in_between_does(work, warm
 
 
 def test_a_table_that_the_step_itself_overwrote_for_another_value_is_made_again(work, warm):
-    write(work/"put.ipynb", "n = 1", "import pyarrow as pa\nfrom deltalake import DeltaTable, write_deltalake\nfrom scalai_nb.core import live\nfrom scalai_nb.core.tables import store\nat = store(None, 'tables', 't')",
-          "write_deltalake(at, pa.table({'n': [n]}), mode=mode)\nlive.emit('output', table='t', version=DeltaTable(at).version())")
+    write(work/"put.ipynb", "n = 1", "import pyarrow as pa\nfrom deltalake import DeltaTable, write_deltalake\nfrom scalai_nb.core import events\nfrom scalai_nb.core.delta_log import store\nat = store(None, 'tables', 't')",
+          "write_deltalake(at, pa.table({'n': [n]}), mode=mode)\nevents.emit('output', table='t', version=DeltaTable(at).version())")
     for mode, again in (("overwrite", ["put"]), ("append", [])):
         shutil.rmtree(work/".scalai") if (work/".scalai").exists() else None
         text = json.loads((work/"put.ipynb").read_text())

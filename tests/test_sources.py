@@ -9,7 +9,7 @@ import pytest
 
 import servers
 from conftest import ROOT, here, scalai
-from scalai_nb.core import live
+from scalai_nb.core import events
 from scalai_nb.core.errors import BadRequest, ScalaiError, Unreachable, WorkFailed
 from scalai_nb.data import source
 from scalai_nb.data.contract import Contract, Rule
@@ -128,7 +128,7 @@ def halfway(do):
         if done: return
         seen.append(rows)
         if len(seen) == 2: do()
-    return live.subscribe(hear, "ingest")
+    return events.subscribe(hear, "ingest")
 
 
 def test_postgres_restarts_midway_and_nothing_is_lost(postgres, workspace, monkeypatch):
@@ -310,13 +310,13 @@ def produce(address: str, numbers, topic="flights", partitions=3):
 
 KILLED = """
 import os, sys
-from scalai_nb.core import live
+from scalai_nb.core import events
 from scalai_nb.data.ingest import ingest
 seen = []
 def hear(topic, **_):
     seen.append(topic)
     if len(seen) == 2: os.kill(os.getpid(), 9)
-live.subscribe(hear, "ingest")
+events.subscribe(hear, "ingest")
 ingest(sys.argv[1], "flights")
 """
 

@@ -9,15 +9,15 @@ import pytest
 
 from scalai_nb.core.errors import BadRequest, WorkFailed
 from scalai_nb.core.settings import Settings
-from scalai_nb.data import history
-from scalai_nb.data.fold import DAY, fold
+from scalai_nb.data import profile_store
+from scalai_nb.data.rollup import DAY, fold
 from scalai_nb.data.period import span
 from scalai_nb.data.profile import profile
 from scalai_nb.data.table import Table, write
 from scalai_nb.loop.watch import tell, watch
 from scalai_nb.monitor.alarms import Alarms, cases
 from scalai_nb.monitor.drift import compare
-from scalai_nb.monitor.sequential import Look, look
+from scalai_nb.monitor.alpha_spending import Look, look
 from scalai_nb.monitor.thresholds import Policy
 from scalai_nb.monitor.windows import window, windows
 from test_alerts import Ear
@@ -37,8 +37,8 @@ def june(_flights):
 
 def file_of(settings, source="seen") -> Path:
     "One file of the store that holds this source."
-    folder = Path(history.store(settings, "windows"))
-    table = pa.table(history.delta(str(folder)).get_add_actions(flatten=True))
+    folder = Path(profile_store.store(settings, "windows"))
+    table = pa.table(profile_store.delta(str(folder)).get_add_actions(flatten=True))
     return folder/next(p for p, s in zip(table["path"].to_pylist(), table["partition.source"].to_pylist()) if s == source)
 
 
@@ -51,13 +51,13 @@ def test_deliveries_in_any_order_and_twice_are_one_history(tmp_path, june):
     seen = []
     for n, order in enumerate(([0, 1, 2, 3], [3, 1, 1, 0, 2, 3, 0])):
         s = Settings(root=tmp_path/str(n))
-        for i in order: history.record("seen", profile(parts[i][[*COLUMNS, "day"]], by="day"), f"b{i}", by="period", settings=s)
+        for i in order: profile_store.record("seen", profile(parts[i][[*COLUMNS, "day"]], by="day"), f"b{i}", by="period", settings=s)
         seen.append((windows("seen", settings=s), window("seen", "2013-06", s)))
     assert seen[0] == seen[1] and seen[0][1].rows == sum(d[:7] == "2013-06" for d in june.day)
 
 
 def test_a_torn_file_is_named_and_hurts_nobody_else(settings, june):
-    for source in ("seen", "other"): history.record(source, {"2013-06": profile(june[COLUMNS])}, "b", by="period", settings=settings)
+    for source in ("seen", "other"): profile_store.record(source, {"2013-06": profile(june[COLUMNS])}, "b", by="period", settings=settings)
     file = file_of(settings)
     whole = file.read_bytes()
     file.write_bytes(whole[:len(whole)//2])
@@ -83,21 +83,21 @@ def test_windows_of_other_versions(settings, june, monkeypatch):
     "A profile of a later program is refused by name; a store made before sums were kept takes them."
     from scalai_nb.data import profile as module
     monkeypatch.setattr(module, "VERSION", module.VERSION + 1)
-    history.record("newer", {"2013-06": profile(june[COLUMNS])}, "b", by="period", settings=settings)
+    profile_store.record("newer", {"2013-06": profile(june[COLUMNS])}, "b", by="period", settings=settings)
     monkeypatch.undo()
     with pytest.raises(WorkFailed, match="'newer' for 2013-06 .*reads up to"): window("newer", settings=settings)
-    history.record("seen", profile(june[[*COLUMNS, "day"]], by="day"), "b", by="period", settings=settings)
+    profile_store.record("seen", profile(june[[*COLUMNS, "day"]], by="day"), "b", by="period", settings=settings)
     before = window("seen", settings=settings)
-    assert "sums" not in history.delta(history.store(settings, "windows")).schema().to_json()
+    assert "sums" not in profile_store.delta(profile_store.store(settings, "windows")).schema().to_json()
     fold(settings, now=time.time() + 500*DAY)
-    history.record("seen", profile(june[[*COLUMNS, "day"]], by="day"), "c", by="period", settings=settings)
+    profile_store.record("seen", profile(june[[*COLUMNS, "day"]], by="day"), "c", by="period", settings=settings)
     assert window("seen", settings=settings) == before + before and [f.rows for f in windows("seen", "month", settings).values()] == [p.rows for p in windows("seen", "month", settings).values()]
 
 
 def test_windows_of_no_row_and_of_one(settings, june):
     one, none = profile(june[COLUMNS][:1]), profile(june[COLUMNS][:0])
-    for m in range(1, 5): history.record("seen", {f"2013-0{m}": profile(june[COLUMNS][m::5])}, f"b{m}", by="period", settings=settings)
-    for period, p in (("2013-05", one), ("2013-06", none)): history.record("seen", {period: p}, period, by="period", settings=settings)
+    for m in range(1, 5): profile_store.record("seen", {f"2013-0{m}": profile(june[COLUMNS][m::5])}, f"b{m}", by="period", settings=settings)
+    for period, p in (("2013-05", one), ("2013-06", none)): profile_store.record("seen", {period: p}, period, by="period", settings=settings)
     assert list(watch("seen", "2013-05", settings).opens) == ["rows"]  # nothing else: one row says little of the columns
     assert list(watch("seen", "2013-06", settings).opens) == ["rows"]
     assert window("seen", settings=settings) == sum(windows("seen", settings=settings).values())
@@ -106,7 +106,7 @@ def test_windows_of_no_row_and_of_one(settings, june):
 
 def test_clocks_that_are_wrong(settings, june):
     "Rows and writers from the future or the past: nothing is lost by them, and no look is led astray."
-    for period in ("2013-05", "2013-06", "2031-06", "1970-01"): history.record("seen", {period: profile(june[COLUMNS])}, period, by="period", settings=settings)
+    for period in ("2013-05", "2013-06", "2031-06", "1970-01"): profile_store.record("seen", {period: profile(june[COLUMNS])}, period, by="period", settings=settings)
     assert watch("seen", settings=settings).period == "2013-06"
     with pytest.raises(BadRequest, match="has not begun"): watch("seen", "2031-06", settings)
     keeping = Settings(root=settings.root, monitor=dict(keep=1000))
@@ -161,13 +161,13 @@ def test_ten_thousand_windows(settings, _flights):
     first = span("2013-01-01T00")[0].timestamp()
     hours = pd.to_datetime(first + 3600*np.sort(rng.permutation(np.r_[np.arange(10_000), rng.integers(0, 10_000, 40_000)])), unit="s").strftime("%Y-%m-%dT%H")
     rows = rows.assign(hour=hours.to_numpy())
-    for day, part in rows.groupby(rows.hour.str[:7]): history.record("seen", profile(part, by="hour"), day, by="period", settings=settings)
-    assert len(history.periods("seen", settings=settings)) == 10_000
+    for day, part in rows.groupby(rows.hour.str[:7]): profile_store.record("seen", profile(part, by="hour"), day, by="period", settings=settings)
+    assert len(profile_store.periods("seen", settings=settings)) == 10_000
     assert window("seen", "2013-07-04T05", settings) == profile(rows[rows.hour == "2013-07-04T05"])
     months = windows("seen", "month", settings)
     assert sum(months.values()) == profile(rows)
     fold(settings, now=time.time() + 31*DAY)
-    assert len(history.periods("seen", settings=settings)) == 417 and windows("seen", "month", settings) == months
+    assert len(profile_store.periods("seen", settings=settings)) == 417 and windows("seen", "month", settings) == months
     alarms = Alarms(settings)
     with alarms._open() as db: db.executemany("INSERT INTO looks VALUES ('seen', ?, '{}', '{}', '', 0)", [(h,) for h in dict.fromkeys(rows.hour)])
     assert [a.subject for a in alarms.saw(Look("seen", "2014-02-21T17", {"dep_delay": "moved"}, {"dep_delay": "moved"}))] == ["dep_delay"]
@@ -181,7 +181,7 @@ def test_two_thousand_columns(settings):
     for m in range(1, 5):
         x = rng.normal(size=(500, 2000)).astype("float32")
         if m == 4: x[:, 7] += 1
-        history.record("wide", {f"2013-0{m}": profile(pa.table(list(x.T.copy()), names=names))}, f"b{m}", by="period", settings=settings)
+        profile_store.record("wide", {f"2013-0{m}": profile(pa.table(list(x.T.copy()), names=names))}, f"b{m}", by="period", settings=settings)
     assert list(watch("wide", settings=settings).opens) == ["c7"]
     assert [a.subject for a in Alarms(settings).find()] == ["c7"]
 

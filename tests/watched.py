@@ -25,7 +25,7 @@ def score(rows: pd.DataFrame) -> np.ndarray:
 def watched(root: Path, months: int = 12, shift: int = SHIFTED) -> Path:
     "Make the workspace in `root`."
     from scalai_nb.core.settings import Settings
-    from scalai_nb.data import history
+    from scalai_nb.data import profile_store
     from scalai_nb.data.profile import profile
     from scalai_nb.loop.flights import weather as all_weather
     (root / "settings.ini").write_text("[apps]\nkernels = 4\n")
@@ -37,12 +37,12 @@ def watched(root: Path, months: int = 12, shift: int = SHIFTED) -> Path:
         windows[period] = profile(rows)
         scored = pd.DataFrame({"score": score(rows), "label": rows.late.astype(int).astype(str)})
         scores[period] = {k: profile(scored[scored.label == k][["score"]]) for k in ("0", "1")}
-        history.record("features", {period: windows[period]}, batch=period, by="period", settings=settings)
-        history.record("scores", {(period, k): p for k, p in scores[period].items()}, batch=period, by=("period", "label"), settings=settings)
+        profile_store.record("features", {period: windows[period]}, batch=period, by="period", settings=settings)
+        profile_store.record("scores", {(period, k): p for k, p in scores[period].items()}, batch=period, by=("period", "label"), settings=settings)
         for airport in ("EWR", "JFK", "LGA"):
             there = rows.origin == airport
-            history.record(f"features[origin={airport}]", {period: profile(rows[there])}, batch=period, by="period", settings=settings)
-            history.record(f"scores[origin={airport}]", {(period, k): profile(scored[there & (scored.label == k)][["score"]]) for k in ("0", "1")}, batch=period, by=("period", "label"), settings=settings)
+            profile_store.record(f"features[origin={airport}]", {period: profile(rows[there])}, batch=period, by="period", settings=settings)
+            profile_store.record(f"scores[origin={airport}]", {(period, k): profile(scored[there & (scored.label == k)][["score"]]) for k in ("0", "1")}, batch=period, by=("period", "label"), settings=settings)
     decide_all(settings, windows, scores)
     run_some(settings)
     return root
@@ -53,7 +53,7 @@ def decide_all(settings, windows: dict, scores: dict) -> None:
     from scalai_nb.loop import decisions
     from scalai_nb.monitor.decision import decide
     from scalai_nb.monitor.drift import compare
-    from scalai_nb.monitor.labelfree import estimate
+    from scalai_nb.monitor.estimation import estimate
     from scalai_nb.monitor.performance import performance
     from scalai_nb.monitor.thresholds import Policy
     reference, version = list(windows)[:TRAINED], 1
@@ -98,13 +98,13 @@ def ingested(root: Path, months: int = 3) -> None:
 
 def registered(root: Path) -> None:
     "Three versions of a small network on real flights: one served before, one serves, one waits."
-    from scalai_nb.compress.frontier import compress
+    from scalai_nb.compression.frontier import compress
     from scalai_nb.core.settings import Settings
     from scalai_nb.data.prep import Prep
     from scalai_nb.data.table import Table, write
-    from scalai_nb.learn.fit import fit
-    from scalai_nb.learn.models import MLP
-    from scalai_nb.learn.registry import Registry
+    from scalai_nb.training.fit import fit
+    from scalai_nb.training.models import MLP
+    from scalai_nb.training.registry import Registry
     from scalai_nb.loop.flights import weather as all_weather
     settings, weather = Settings.load(root), all_weather().to_pandas()[["origin", "time_hour", "temp", "humid", "wind_speed", "precip", "pressure", "visib"]]
     rows = features(1, weather, 0)[["carrier", "origin", "distance", "sched_minute", "dep_delay", "late"]].head(5000).reset_index(drop=True)

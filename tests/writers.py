@@ -136,14 +136,14 @@ def calls(call: str, settings, how: dict):
 
 def state(settings) -> dict:
     "What a reader sees of table `t`: keys in order, rejected keys, and whether the profiles are those of the rows."
-    from scalai_nb.data import history
+    from scalai_nb.data import profile_store
     from scalai_nb.data.profile import Profile, profile
     from scalai_nb.data.table import Table
     t = Table("t", settings)
-    rows, known = t.arrow(), history.recall("t", by=("period", "fold"), settings=settings)
-    pen, log = t.quarantine.arrow(), history.delta(t.quarantine.path)
+    rows, known = t.arrow(), profile_store.recall("t", by=("period", "fold"), settings=settings)
+    pen, log = t.quarantine.arrow(), profile_store.delta(t.quarantine.path)
     return {"good": sorted(rows["id"].to_pylist()), "bad": sorted(map(int, pen["id"].to_pylist())), "reasons": t.quarantine.reasons(), "version": t.version,
-            "whole": sum(known.values(), Profile.empty()).digest == profile(rows).digest, "raw": 0 if log is None else history.rows_of(log).count_rows()}
+            "whole": sum(known.values(), Profile.empty()).digest == profile(rows).digest, "raw": 0 if log is None else profile_store.rows_of(log).count_rows()}
 
 
 def child(request: dict):
@@ -164,7 +164,7 @@ def child(request: dict):
 
 
 def main():
-    import scalai_nb.data.ingest, scalai_nb.data.profile, scalai_nb.data.release, scalai_nb.data.retention  # noqa: E401, F401
+    import scalai_nb.data.ingest, scalai_nb.data.profile, scalai_nb.data.replay, scalai_nb.data.retention  # noqa: E401, F401
     import deltalake, deltalake.transaction  # noqa: E401, F401
     import pyarrow as pa
     from scalai_nb.data.contract import Contract, Rule

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from .errors import BadRequest
 from .logs import logger
-from .plain import plain
+from .jsonable import plain
 from .settings import Settings
 from .storage import shared
 

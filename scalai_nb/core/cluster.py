@@ -9,7 +9,7 @@ __all__ = ['ANY_PORT', 'START', 'choose', 'apart', 'cluster', 'computing']
 import logging
 from contextlib import contextmanager
 
-from . import gpu
+from . import device
 from .errors import BadRequest, Unreachable
 from .settings import Settings
 
@@ -17,7 +17,7 @@ from .settings import Settings
 def choose(settings: Settings,  # [cluster] section
           ) -> str:  # threads, cuda or address
     "What `auto` means here."
-    return "address" if settings.cluster.address else "cuda" if gpu.available() else "threads"
+    return "address" if settings.cluster.address else "cuda" if device.available() else "threads"
 
 def apart(settings: Settings) -> str:  # a kind of cluster
     "The kind that the settings ask for, with workers in processes of their own: ranks and trials cannot share one."
@@ -41,7 +41,7 @@ def _processes(c, workers):
                             dashboard_address=None, scheduler_kwargs=ANY_PORT,
                             memory_limit=c.memory if c.memory != "0" else 0)
 
-def _cuda(c, workers): return gpu.dask_cuda().LocalCUDACluster(dashboard_address=None)  # one worker a GPU
+def _cuda(c, workers): return device.dask_cuda().LocalCUDACluster(dashboard_address=None)  # one worker a GPU
 
 START = {"threads": _threads, "processes": _processes, "cuda": _cuda}
 

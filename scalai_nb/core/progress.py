@@ -9,7 +9,7 @@ __all__ = ['progress']
 import sys
 from collections.abc import Iterable
 
-from . import live
+from . import events
 
 # %% ../../nbs/core/10_progress.ipynb #96ffc72f
 class progress:
@@ -38,7 +38,7 @@ class progress:
         self.bar.update(n)
         self._emit(note)
 
-    def _emit(self, note=""): live.emit("progress", label=self.label, done=self.done, total=self.total, unit=self.unit, note=note)
+    def _emit(self, note=""): events.emit("progress", label=self.label, done=self.done, total=self.total, unit=self.unit, note=note)
 
     def __exit__(self, *exc): self.bar.close()
 

@@ -15,7 +15,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError
 
-from . import live
+from . import events
 from .errors import BadRequest, did_you_mean, unfit
 
 # %% ../../nbs/core/02_settings.ipynb #27fb3e4f
@@ -198,7 +198,7 @@ Settings.load = staticmethod(load)
 # %% ../../nbs/core/02_settings.ipynb #e9e701c0
 SILENT = {"__class__", "model_fields", "model_config", "home", "path", "file"}  # what tells no value; `home` reads its key itself
 
-def observe(seen: Callable[[str, str], None],  # see `core.live.watch_settings`
+def observe(seen: Callable[[str, str], None],  # see `core.events.watch_settings`
            ):
     "Report each key that is read, for as long as the process lives."
     known = {Settings: ("", frozenset(Settings.model_fields))} | {f.annotation: (n, frozenset(f.annotation.model_fields)) for n, f in Settings.model_fields.items() if n != "root"}
@@ -219,4 +219,4 @@ def observe(seen: Callable[[str, str], None],  # see `core.live.watch_settings`
 
     Section.__getattribute__ = __getattribute__
 
-if live.settings_seen: observe(live.settings_seen)
+if events.settings_seen: observe(events.settings_seen)

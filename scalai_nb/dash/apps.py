@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..core.errors import BadRequest, nearest
 from ..core.settings import Settings
-from ..core.shipped import shipped
+from ..core.resources import shipped
 
 # %% ../../nbs/dash/06_apps.ipynb #8476a14a
 @dataclass(frozen=True)

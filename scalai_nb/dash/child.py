@@ -12,7 +12,7 @@ from pathlib import Path
 from jupyter_client.ioloop import AsyncIOLoopKernelManager
 
 from ..jobs.client import Forking
-from ..jobs.warm import Pool, imports
+from ..jobs.forkserver import Pool, imports
 from .voila import end_with_parent
 
 # %% ../../nbs/dash/09_child.ipynb #80118352

@@ -12,7 +12,7 @@ from starlette.datastructures import Headers
 
 from ..core.errors import BadRequest
 from ..core.settings import AppsSection
-from ..core.visitor import Visitor
+from ..core.auth import Visitor
 
 # %% ../../nbs/dash/03_forwarded.ipynb #4cdb384f
 def listed(text: str) -> list[str]:

@@ -26,7 +26,7 @@ from ..core.logs import logger
 from ..core.settings import Settings
 from ..core.storage import is_url
 from ..core.web import claim
-from . import front, pages
+from . import frontend, pages
 from .apps import App, find
 from .forwarded import Forwarded, networks
 from .frames import SIZE
@@ -75,7 +75,7 @@ class Shown:
         found = self.snapshots.get(name) if name in self.apps else None
         if found is None: return pages.missing(request)
         standing = self.snapshots.standing(name)
-        return JSONResponse({"made": found.made, "standing": standing, "says": STANDING[standing], "live": front.later(self.proxy.drawn.get(name, ()))})
+        return JSONResponse({"made": found.made, "standing": standing, "says": STANDING[standing], "live": frontend.later(self.proxy.drawn.get(name, ()))})
 
     async def anew(self, request):  # an editor's: the guard lets no viewer come so far
         if (name := request.path_params["name"]) not in self.apps: return pages.missing(request)
@@ -119,7 +119,7 @@ def routes(shown: Shown, proxy: Proxy) -> list:
     async def no_icon(request): return Response(status_code=204)
     return [Route("/", shown.home), Route("/healthz", health), Route("/metrics", counted(proxy)), Route("/logout", shown.logout, methods=["POST"]), Route("/favicon.ico", no_icon),
             Route("/apps/{name}", timed(shown.app), methods=["GET"]), Route("/api/snapshots/{name}", shown.made, methods=["GET"]), Route("/api/snapshots/{name}", shown.anew, methods=["POST"]),
-            Route("/front/{name}", front.script, methods=["GET"]), Route("/voila/{kind:str}/{rest:path}", proxy.asset, methods=["GET"]),
+            Route("/front/{name}", frontend.script, methods=["GET"]), Route("/voila/{kind:str}/{rest:path}", proxy.asset, methods=["GET"]),
             Route("/voila/api/shutdown/{kernel}", proxy.leave, methods=["POST"]), Route("/api/kernels/{kernel}", proxy.kernel, methods=["GET"]),
             WebSocketRoute("/api/kernels/{kernel}/channels", proxy.channels)]
 

@@ -16,7 +16,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ..core.logs import logger
-from ..core.visitor import Visitor
+from ..core.auth import Visitor
 from . import pages
 from .session import Attempts, Session, Sessions, same
 

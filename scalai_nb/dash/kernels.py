@@ -11,7 +11,7 @@ from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from ..core.visitor import Visitor
+from ..core.auth import Visitor
 
 # %% ../../nbs/dash/10_kernels.ipynb #659fac41
 @dataclass

@@ -19,8 +19,8 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.websockets import WebSocketDisconnect
 
 from ..core.logs import logger
-from ..core.visitor import CARD, ROLE, Visitor
-from . import ahead, frames, front, pages
+from ..core.auth import CARD, ROLE, Visitor
+from . import ahead, frames, frontend, pages
 from .apps import App
 from .frames import V1, BadFrame, UnderWay
 from .kernels import Enough, Full, Kernels
@@ -152,7 +152,7 @@ async def make(self, app: str, role: str, query: str = "") -> Page:
 
 async def begin(self, app: str, id: str, html: str) -> str:
     "A page that knows how its widgets are, on an open channel; as it was where the kernel does not say."
-    if front.CORE not in front.scripts(): return html
+    if frontend.CORE not in frontend.scripts(): return html
     session, channel = secrets.token_hex(16), None
     try:
         async with asyncio.timeout(ANSWERS):

@@ -19,7 +19,7 @@ from ..core.errors import ScalaiError
 from ..core.logs import logger
 from ..core.settings import Settings
 from ..core.storage import write_atomic
-from ..core.visitor import ROLE
+from ..core.auth import ROLE
 from .apps import App
 from .pages import LEAVE
 from .voila import end_with_parent, environment

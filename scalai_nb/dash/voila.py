@@ -15,9 +15,9 @@ import psutil
 
 from ..core.logs import logger
 from ..core.settings import Settings
-from ..core.visitor import CARD, ROLE
+from ..core.auth import CARD, ROLE
 from ..core.web import free_port
-from . import front
+from . import frontend
 from .apps import App
 
 # %% ../../nbs/dash/08_voila.ipynb #e911219a
@@ -106,7 +106,7 @@ def write_template(folder: Path) -> None:
     here = folder / "voila" / "templates" / "scalai"
     here.mkdir(parents=True)
     (here / "conf.json").write_text('{"base_template": "lab"}')
-    (here / "index.html.j2").write_text(TEMPLATE.replace("SCALAI_FRONT", front.head()))
+    (here / "index.html.j2").write_text(TEMPLATE.replace("SCALAI_FRONT", frontend.head()))
 
 # %% ../../nbs/dash/08_voila.ipynb #5164a1d5
 def configuration(folder: Path,  # private to this child

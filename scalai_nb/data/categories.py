@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np, pyarrow as pa, pyarrow.compute as pc
 
-from .distinct import Frequent, estimate, registers
+from .sketches import Frequent, estimate, registers
 from .formats import FORMATS, formats
 from .hashing import hash64, in_arrow, in_numpy
 

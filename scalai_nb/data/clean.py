@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from ..core.errors import BadRequest, nearest, one_of
 from .types import cast, is_text
-from .keys import Unique
+from .uniqueness import Unique
 from .rules import Rule, Verdict, bound, not_a
 
 # %% ../../nbs/data/12_clean.ipynb #fa9cf689

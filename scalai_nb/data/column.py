@@ -16,11 +16,11 @@ from fastcore.basics import patch
 
 from . import histogram as hg, moments as mt
 from .categories import Categories, add_categories, categories, round_length, sum_by
-from .distinct import estimate, registers
+from .sketches import estimate, registers
 from .formats import FORMATS
 from .hashing import _floats, in_numpy
 from .moments import Moments
-from .ordered import Calendar, Ordered, add_ordered, calendar as calendar_of, counted, ordered as summarise, tallied
+from .numeric import Calendar, Ordered, add_ordered, calendar as calendar_of, counted, ordered as summarise, tallied
 from .types import in_seconds, is_list, join, kind, one_array, real, type_name
 
 # %% ../../nbs/data/02_column.ipynb #8b1e0478
@@ -64,7 +64,7 @@ def __repr__(self: Column): return f"Column({self.name!r}, {self.type}, {self.ro
 @patch
 def _repr_html_(self: Column):
     "A picture and the quantiles."
-    from scalai_nb.data.sheet import card
+    from scalai_nb.data.profile_report import card
     return card(self)
 
 # %% ../../nbs/data/02_column.ipynb #94057a66

@@ -17,14 +17,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..core.errors import BadRequest, WorkFailed, nearest, one_of
-from ..core.gpu import on_host
-from ..core.plain import printable
+from ..core.device import on_host
+from ..core.jsonable import printable
 from ..core.storage import filesystem, read_bytes, write_atomic
 from .types import arrow_type, cast, declared_type, decoded
 from .clean import deduplicated, steps_of
 from .expression import Expression
-from .remarks import proposal
-from .keys import Unique, repeated
+from .quality import proposal
+from .uniqueness import Unique, repeated
 from .rules import Rule, Tally, Verdict, not_a, seconds, sensible, source_of, tests
 
 # %% ../../nbs/data/10_contract.ipynb #3c2217ae

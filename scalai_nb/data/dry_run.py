@@ -19,9 +19,9 @@ from . import source
 from .clean import clean, trimmed
 from .contract import Contract
 from .ingest import Plan, _prepare, _rows, _shape, cleaned, completed, guessed, _with_password
-from .keys import Repeats
+from .uniqueness import Repeats
 from .rules import Tally
-from .part import as_text
+from .partition import as_text
 
 # %% ../../nbs/data/15_dry_run.ipynb #453bc8d4
 @dataclass
@@ -54,7 +54,7 @@ def dry_run(uri: str | Path,  # what `ingest` takes
             contract: Contract | str | Path,
             samples: int = 3,  # rows to show of each reason
             settings: Settings | None = None,
-            most: int | None = None,  # keys that are held in memory; default: see `data.keys`
+            most: int | None = None,  # keys that are held in memory; default: see `data.uniqueness`
            ) -> Trial:
     "Check a source against a contract."
     settings = settings or Settings.load()

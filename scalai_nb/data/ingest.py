@@ -15,17 +15,17 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from ..core import live
+from ..core import events
 from ..core.errors import BadRequest
-from ..core.plain import movable, moved
+from ..core.jsonable import movable, moved
 from ..core.settings import Settings
 from ..core.storage import filesystem, veiled, write_atomic
-from . import history, source
+from . import profile_store, source
 from .types import declared_type, is_text, leading_zeros, type_name
 from .clean import clean, steps_of, tidy, trimmed
 from .contract import Contract
 from .rules import Rule, Verdict
-from .part import SLICE, Part, Pieces
+from .partition import SLICE, Part, Pieces
 from .table import Table, Written, settled, told_of, write
 
 # %% ../../nbs/data/14_ingest.ipynb #75ce65ba
@@ -239,7 +239,7 @@ def _counted(plan: Plan, uri: str, settings: Settings, stamps: dict[str, str]) -
     for f in plan.files:
         for t, bad in _rows((_with_password(f["path"], uri), f.get("options", {})), settings=settings):
             n += t.num_rows + len(bad)
-            live.emit("ingest", table=plan.table, uri=plan.uri, rows=n)
+            events.emit("ingest", table=plan.table, uri=plan.uri, rows=n)
             yield t, bad
     _unchanged(stamps)
     if n == 0: raise BadRequest(f"{plan.uri} holds no rows.", "Check how the file was made.", "source")
@@ -261,7 +261,7 @@ def _pieces(plan: Plan, uri: str, settings: Settings, client, stamps: dict[str, 
     pieces, parts = [(n, o) for n, f in zip(files, plan.files) for o in _parts_of(f, n, settings, client is None)], []
     def heard(part: Part):
         parts.append((part.index, part.rows, part.seen))
-        live.emit("ingest", table=plan.table, uri=plan.uri, rows=(rows := sum(n for _, n, _ in parts)))
+        events.emit("ingest", table=plan.table, uri=plan.uri, rows=(rows := sum(n for _, n, _ in parts)))
         if len(parts) < len(pieces): return
         _unchanged(stamps)
         if rows == 0: raise BadRequest(f"{plan.uri} holds no rows.", "Check how the file was made.", "source")
@@ -285,7 +285,7 @@ def _unlike(plan: Plan, uri: str, target: Table) -> Plan:
 
 def _told(done: Written, plan: Plan) -> Ingested:
     out = Ingested(**asdict(done), batch=plan.batch)
-    live.emit("ingest", uri=plan.uri, done=True, **out.to_dict())
+    events.emit("ingest", uri=plan.uri, done=True, **out.to_dict())
     return out
 
 # %% ../../nbs/data/14_ingest.ipynb #3507dff6

@@ -119,7 +119,7 @@ def _read(self: Loader, table, prep, target, where, memory):
 @patch
 def _open(self: Loader, dataset, columns, where, prep, target,
           most) -> bool:  # rows that may be kept; whether there are more
-    from scalai_nb.data.stream import Stream
+    from scalai_nb.data.shuffle import Stream
     tensors = lambda rows: [_tensor(prep.transform(rows)), _tensor(target_of(rows, target))]
     stream = Stream(dataset, columns, where, tensors, self.shards, most)
     if stream.rows > most: self._stream, self.rows = stream, stream.rows

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from fastcore.basics import patch
 from ..core.errors import BadRequest, nearest, one_of
-from ..core.gpu import is_cudf, on_host
+from ..core.device import is_cudf, on_host
 from ..core.storage import read_bytes, write_atomic
 from .types import one_array, real
 

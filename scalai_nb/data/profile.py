@@ -16,14 +16,14 @@ from fastcore.basics import patch
 
 
 from ..core.errors import BadRequest, nearest
-from ..core.gpu import is_cudf, on_host
-from ..core.live import emit, heard
+from ..core.device import is_cudf, on_host
+from ..core.events import emit, heard
 from . import histogram as hg, moments as mt
 from .categories import Categories
 from .column import COUNTERS, Column, add_columns, align, align_categories, column  # align…: for who imports them from here
-from .counting import Numbers, Sum, counter
-from .distinct import Frequent
-from .ordered import Calendar, Ordered
+from .accumulators import Numbers, Sum, counter
+from .sketches import Frequent
+from .numeric import Calendar, Ordered
 from .types import coded_text, kind, one_array, type_name
 
 # %% ../../nbs/data/02_profile.ipynb #e269546c
@@ -536,17 +536,17 @@ def __repr__(self: Profile): return f"Profile({self.rows:,} rows × {len(self.co
 @patch
 def __str__(self: Profile):
     "A table for the terminal."
-    from scalai_nb.data.sheet import text
+    from scalai_nb.data.profile_report import text
     return text(self)
 
 @patch
 def _repr_html_(self: Profile):
     "A page for a notebook: static, nothing loaded from elsewhere."
-    from scalai_nb.data.sheet import page
+    from scalai_nb.data.profile_report import page
     return page(self)
 
 @patch
 def warnings(self: Profile) -> "list[str]":
     "What is worth knowing before using these rows, a sentence each."
-    from scalai_nb.data.remarks import warnings
+    from scalai_nb.data.quality import warnings
     return warnings(self)

@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 from fastcore.basics import patch
 
 from ..core.storage import filesystem
-from . import history
+from . import profile_store
 from .contract import Contract
-from .part import ATTEMPT, OURS
+from .partition import ATTEMPT, OURS
 from .source import to_pandas
 from .loader import expression
 from .table import Table, refused_whole, standing
@@ -27,7 +27,7 @@ from .table import Table, refused_whole, standing
 def released(of: Table, table) -> dict[str, pa.Array]:  # batch → _ids of rows that a snapshot has taken back
     "Which quarantined rows were brought back: a batch's file names them, and counts once the table has the batch."
     import pyarrow.parquet as pq
-    place, gone = history.store(of.settings, "released", of.name), {}
+    place, gone = profile_store.store(of.settings, "released", of.name), {}
     fs, path = filesystem(place)
     fs.invalidate_cache(path)
     for file in fs.glob(f"{path}/*.parquet"):
@@ -41,19 +41,19 @@ class Quarantine(Table):
     "The rows a table refused, as text, with `_reason`, `_period`, `_batch` and `_id`; only those of batches that the table has, and that were not brought back."
     def __init__(self, of: Table):
         super().__init__(of.name, of.settings)
-        self.of, self.path = of, history.store(of.settings, "quarantine", of.name)
+        self.of, self.path = of, profile_store.store(of.settings, "quarantine", of.name)
 
     def _live(self, version: int | None) -> tuple:  # dataset, and the test a row must pass
-        found, table = history.delta(self.path), history.delta(self.of.path, version)
+        found, table = profile_store.delta(self.path), profile_store.delta(self.of.path, version)
         if found is None: return None, None
-        rows, whole = history.rows_of(found), history.remembered(found)
-        names = {} if table is None else history.remembered(table)
+        rows, whole = profile_store.rows_of(found), profile_store.remembered(found)
+        names = {} if table is None else profile_store.remembered(table)
         keys = ["_batch", "_period", ATTEMPT]
         test, gone = pc.scalar(False), released(self.of, table)
         for x in rows.to_table(keys).group_by(keys).aggregate([]).to_pylist():
             batch, period, attempt = (x[k] for k in keys)
-            of = names if history.committed(names, f"batch:{batch}") is not None else whole  # the table has the last word
-            if not history.live(of, batch, period, attempt): continue
+            of = names if profile_store.committed(names, f"batch:{batch}") is not None else whole  # the table has the last word
+            if not profile_store.live(of, batch, period, attempt): continue
             mine = reduce(and_, (pc.field(k).is_null() if v is None else pc.field(k) == v for k, v in x.items()))
             if batch in gone: mine &= ~pc.field("_id").isin(gone[batch])
             test = test | mine
@@ -105,7 +105,7 @@ def schema(self: Quarantine) -> pa.Schema: return self.arrow().schema
 def release(self: Quarantine,
             rows,  # repaired ones: a frame or Arrow table with `_batch` and `_id`
             contract: Contract | str | Path | None = None,  # default: the one that refused them
-           ):  # data.release.Released
+           ):  # data.replay.Released
     "Bring repaired rows into the table, each once."
-    from scalai_nb.data.release import release
+    from scalai_nb.data.replay import release
     return release(self, rows, contract)

@@ -11,30 +11,30 @@ from time import time
 
 from ..core.settings import Settings
 from ..core.storage import Freed, filesystem, is_url
-from . import history
-from .fold import fold
+from . import profile_store
+from .rollup import fold
 from .table import Table, refused_whole, standing
 
 # %% ../../nbs/data/09_retention.ipynb #786fd3c5
 def swept(name: str, place: str, hours: float, dry: bool) -> Freed:
     "Take away, or count, the files of a Delta folder that no version of the last hours needs."
     fs, root = filesystem(place)
-    gone = history.vacuum(place, hours, True)
+    gone = profile_store.vacuum(place, hours, True)
     out = Freed(name, len(gone), sum(fs.size(f"{root}/{f}") for f in gone if fs.exists(f"{root}/{f}")))
     torn = [] if is_url(place) else [f for f in fs.glob(f"{root}/.*.tmp") if _old(fs, f, hours)]  # a store's PUT is whole or not at all
     for f in torn: out.files, out.bytes = out.files + 1, out.bytes + sum(fs.du(f, total=False).values())
     if dry: return out
-    history.vacuum(place, hours)
+    profile_store.vacuum(place, hours)
     for f in torn: fs.rm(f, recursive=True)
     return out
 
 def _old(fs, path: str, hours: float) -> bool:
     "Whether something that no log names is older than any writer at work, and than the retention."
-    return time() - fs.modified(path).timestamp() >= max(hours, history.GRACE)*3600
+    return time() - fs.modified(path).timestamp() >= max(hours, profile_store.GRACE)*3600
 
 # %% ../../nbs/data/09_retention.ipynb #f2c796cd
 def _released(settings: Settings, hours: float, dry: bool) -> list[Freed]:
-    fs, root = filesystem(history.store(settings, "released"))
+    fs, root = filesystem(profile_store.store(settings, "released"))
     return [_of_table(settings, fs, f"{root}/{name}", hours, dry) for name in _folders(settings, "released")]
 
 def _of_table(settings: Settings, fs, folder: str, hours: float, dry: bool) -> Freed:
@@ -44,7 +44,7 @@ def _of_table(settings: Settings, fs, folder: str, hours: float, dry: bool) -> F
     torn = [] if is_url(table.path) else [f for f in fs.glob(f"{folder}/.*.tmp") if _old(fs, f, hours)]
     unneeded = _unneeded(table, found, hours)
     if unneeded and not dry and table.exists:
-        history.fence(table.path, max(hours, history.GRACE))  # a release that still waits cannot go on now
+        profile_store.fence(table.path, max(hours, profile_store.GRACE))  # a release that still waits cannot go on now
         unneeded = _unneeded(table, unneeded, hours)
     for f in torn + unneeded:
         out.files, out.bytes = out.files + 1, out.bytes + fs.du(f)
@@ -53,13 +53,13 @@ def _of_table(settings: Settings, fs, folder: str, hours: float, dry: bool) -> F
 
 def _unneeded(table: Table, lists: list[str], hours: float) -> list[str]:
     "The lists whose rows no readable version has."
-    versions = [history.delta(table.path, v) for v in _readable(table.path, hours)] if lists else []
+    versions = [profile_store.delta(table.path, v) for v in _readable(table.path, hours)] if lists else []
     there = lambda batch: any(standing(v, batch)[1] for v in versions) or refused_whole(table, batch)
     return [f for f in lists if not there(f.rsplit("/", 1)[-1].removesuffix(".parquet"))]
 
 def _readable(place: str, hours: float) -> list[int]:  # versions, newest first
     "Those of the last hours, and the one that they began with."
-    table, out = history.delta(place), []
+    table, out = profile_store.delta(place), []
     for h in table.history() if table is not None else ():
         out.append(h["version"])
         if h["timestamp"]/1000 < time() - hours*3600: break
@@ -68,12 +68,12 @@ def _readable(place: str, hours: float) -> list[int]:  # versions, newest first
 # %% ../../nbs/data/09_retention.ipynb #566cb20c
 def places(settings: Settings) -> list[tuple[str, str]]:  # name, place
     "Every Delta folder of the workspace."
-    found = [("windows", history.store(settings, "windows"))]
-    for kind in ("tables", "quarantine"): found += [(f"{kind}/{n}", history.store(settings, kind, n)) for n in _folders(settings, kind)]
-    return [(n, p) for n, p in found if history.delta(p) is not None]
+    found = [("windows", profile_store.store(settings, "windows"))]
+    for kind in ("tables", "quarantine"): found += [(f"{kind}/{n}", profile_store.store(settings, kind, n)) for n in _folders(settings, kind)]
+    return [(n, p) for n, p in found if profile_store.delta(p) is not None]
 
 def _folders(settings: Settings, kind: str) -> list[str]:
-    fs, root = filesystem(history.store(settings, kind))
+    fs, root = filesystem(profile_store.store(settings, kind))
     return sorted(p.rstrip("/").rsplit("/", 1)[-1] for p in fs.ls(root, detail=False)) if fs.isdir(root) else []
 
 def gc(settings: Settings | None = None,

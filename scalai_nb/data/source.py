@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..core.errors import BadRequest, ScalaiError, Unreachable, one_of
-from ..core.gpu import on_backend
-from ..core.plain import printable
+from ..core.device import on_backend
+from ..core.jsonable import printable
 from ..core.settings import Settings
 from ..core.storage import filesystem, is_url, veiled
 from .types import cast, coded_text, is_text, leading_zeros

@@ -19,19 +19,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from fastcore.basics import patch
 
-from ..core import live
+from ..core import events
 from ..core.cluster import computing
 from ..core.errors import BadRequest, WorkFailed, nearest
-from ..core.gpu import on_backend, on_host
+from ..core.device import on_backend, on_host
 from ..core.lock import locked
 from ..core.logs import logger
 from ..core.settings import Settings
 from ..core.storage import filesystem, is_url
-from ..core.tables import commit_info
-from . import history
+from ..core.delta_log import commit_info
+from . import profile_store
 from .clean import clean
 from .contract import Contract
-from .part import PERIOD, SLICE, Part, add_family, Pieces, Plan, agree, gathered, on_workers, prefix, process, summed, unique
+from .partition import PERIOD, SLICE, Part, add_family, Pieces, Plan, agree, gathered, on_workers, prefix, process, summed, unique
 from .rules import Tally
 from .source import could_be_null, to_pandas
 from .types import type_name
@@ -42,7 +42,7 @@ class Table:
     def __init__(self, name: str, settings: Settings | None = None):
         if not name.replace("-", "_").isidentifier(): raise BadRequest(f"{name!r} cannot name a table.", "Use letters, digits, _ and -.", "table")
         self.name, self.settings = name, settings or Settings.load()
-        self.path = history.store(self.settings, "tables", name)
+        self.path = profile_store.store(self.settings, "tables", name)
 
     @classmethod
     def at(cls, place: str | Path):  # a Delta folder anywhere, to be read
@@ -53,7 +53,7 @@ class Table:
 
     def delta(self, version: int | None = None):  # deltalake.DeltaTable
         "The Delta table itself. Raises `BadRequest` where there is none."
-        found = history.delta(self.path, version)
+        found = profile_store.delta(self.path, version)
         if found is None:
             near = nearest(self.name, [t for t in _names(self.settings)])
             raise BadRequest(f"There is no table {self.name!r} in this workspace.", f"Did you mean {near!r}?" if near else "Fill one with: scalai ingest URI TABLE", "table")
@@ -61,17 +61,17 @@ class Table:
 
     @property
     def known_as(self) -> str:  # to whoever keeps a record: its name, or its place where that is elsewhere
-        return self.name if str(self.path) == history.store(self.settings, "tables", self.name) else str(self.path)
+        return self.name if str(self.path) == profile_store.store(self.settings, "tables", self.name) else str(self.path)
 
     @property
-    def exists(self) -> bool: return history.delta(self.path) is not None
+    def exists(self) -> bool: return profile_store.delta(self.path) is not None
     @property
     def version(self) -> int: return self.delta().version()
     def has(self, batch: str) -> bool: return settled(self, batch)[1]  # whether it came, and its rows are there now
     def __repr__(self): return f"Table({self.name!r})"
 
 def _names(settings: Settings) -> list[str]:
-    fs, root = filesystem(history.store(settings, "tables"))
+    fs, root = filesystem(profile_store.store(settings, "tables"))
     return sorted(p.rstrip("/").rsplit("/", 1)[-1] for p in fs.ls(root, detail=False) if fs.isdir(f"{p}/_delta_log")) if fs.isdir(root) else []
 
 # %% ../../nbs/data/08_table.ipynb #f66b4965
@@ -82,30 +82,30 @@ def standing(table,  # deltalake.DeltaTable or None
     "A batch that other rows have replaced since is no longer there: it may come again, under its next name."
     for n in itertools.count():
         name = f"{batch}~{n}" if n else batch
-        if history.committed(table, f"batch:{name}") is None: return name, False
+        if profile_store.committed(table, f"batch:{name}") is None: return name, False
         periods = json.loads(_said(table, name).get("periods", "[null]")) or [None]
-        if (all if whole else any)(history.live(table, name, p) for p in periods): return name, True
+        if (all if whole else any)(profile_store.live(table, name, p) for p in periods): return name, True
 
 def settled(target: Table, batch: str, whole: bool = False) -> tuple[str, bool]:  # as `standing`
     "Whether a batch needs nothing more: the table has its rows, or all of them went to quarantine."
-    name, there = standing(history.delta(target.path), batch, whole)
+    name, there = standing(profile_store.delta(target.path), batch, whole)
     return name, there or refused_whole(target, name)
 
 def refused_whole(target: Table, batch: str) -> bool:  # such a batch is committed in the quarantine, and makes no version of the table
     "Whether a batch is there whose every row was rejected."
-    return history.committed(history.delta(history.store(target.settings, "quarantine", target.name)), f"batch:{batch}") is not None
+    return profile_store.committed(profile_store.delta(profile_store.store(target.settings, "quarantine", target.name)), f"batch:{batch}") is not None
 
 def _said(table, batch: str) -> dict:  # of the table, or of its quarantine for a batch that is there whole
     "What a batch's commit says of itself."
     place = table.table_uri
-    at = history.committed(table, f"batch:{batch}")
+    at = profile_store.committed(table, f"batch:{batch}")
     return commit_info(unquote(place.removeprefix("file://")).rstrip("/"), at) | {"version": at}
 
 def told_of(target: Table, batch: str) -> dict:
     "What a settled batch's commit says of itself, wherever it is."
-    table = history.delta(target.path)
-    if history.committed(table, f"batch:{batch}") is not None: return _said(table, batch)
-    return _said(history.delta(history.store(target.settings, "quarantine", target.name)), batch) | {"version": None if table is None else table.version()}
+    table = profile_store.delta(target.path)
+    if profile_store.committed(table, f"batch:{batch}") is not None: return _said(table, batch)
+    return _said(profile_store.delta(profile_store.store(target.settings, "quarantine", target.name)), batch) | {"version": None if table is None else table.version()}
 
 # %% ../../nbs/data/08_table.ipynb #ad93f6d6
 @patch(as_prop=True)
@@ -118,7 +118,7 @@ def schema(self: Table) -> pa.Schema:  # of the columns that people see
 def count(self: Table, version: int | None = None) -> int:  # rows, from the log
     "How many rows a version has; no file is opened."
     files = pa.table(self.delta(version).get_add_actions(flatten=True))
-    if files["num_records"].null_count: return history.rows_of(self.delta(version)).count_rows()
+    if files["num_records"].null_count: return profile_store.rows_of(self.delta(version)).count_rows()
     return pc.sum(files["num_records"]).as_py() or 0
 
 @patch(as_prop=True)
@@ -141,8 +141,8 @@ def versions(self: Table) -> list[dict]:  # newest first: version, at (UTC), mod
 def _seen(self: Table, version: int | None):  # the Delta table, its rows, and an event that says so
     found = self.delta(version)
     _there(self, found, version)
-    live.emit("input", table=self.known_as, version=found.version())
-    return found, history.rows_of(found)
+    events.emit("input", table=self.known_as, version=found.version())
+    return found, profile_store.rows_of(found)
 
 def _there(self: Table, found, version: int | None) -> None:
     "Refuse a version whose files a vacuum took."
@@ -275,11 +275,11 @@ def _commit(plan: Plan, parts: list[Part], mode: str, facts: dict, settings: Set
     plan.contract.refuse(sum((p.tally for p in parts), Tally()), facts["rows_good"])
     pens, files = [x for p in parts for x in p.pens], [a for p in parts for a, _, _ in p.files]
     if pens and not files and not plan.guard and (mode == "append" or follows < 0): return _refuse_whole(plan, pens, facts)
-    if pens: _pen_commit(plan, pens, f"rows:{plan.batch}/{plan.attempt}", outcome=history.number(*sorted(a.path for a, _ in pens)))
-    history.record(plan.name, sums, plan.batch, version=follows + 1, settings=settings, attempt=plan.attempt)
+    if pens: _pen_commit(plan, pens, f"rows:{plan.batch}/{plan.attempt}", outcome=profile_store.number(*sorted(a.path for a, _ in pens)))
+    profile_store.record(plan.name, sums, plan.batch, version=follows + 1, settings=settings, attempt=plan.attempt)
     schema = next((p.schema for p in parts if p.files), parts[0].schema)
     if mode != "overwrite": follows = _evolve(plan.place, schema, follows if plan.uniques else None)
-    return history.commit(plan.place, f"batch:{plan.batch}", files, schema.append(pa.field(PERIOD, pa.string())), [PERIOD], facts=facts, attempt=plan.attempt, began=plan.began,
+    return profile_store.commit(plan.place, f"batch:{plan.batch}", files, schema.append(pa.field(PERIOD, pa.string())), [PERIOD], facts=facts, attempt=plan.attempt, began=plan.began,
                           guard=plan.guard, expect=follows if plan.uniques and mode != "overwrite" else None, **_replaced(plan, mode, parts))
 
 def _replaced(plan: Plan, mode: str, parts: list[Part]) -> dict:  # what goes when a batch comes, and the marks that say so
@@ -298,7 +298,7 @@ def _pen_commit(plan: Plan, pens: list[tuple], name: str, **how) -> tuple[int, b
     "An attempt's refused rows; they count once the batch is there from this attempt."
     shape = pa.unify_schemas([s for _, s in pens])
     _evolve(plan.pen, shape)
-    return history.commit(plan.pen, name, [a for a, _ in pens], shape, prefix=f"{plan.prefix}-{plan.attempt}", began=plan.began, closable=True, **how)
+    return profile_store.commit(plan.pen, name, [a for a, _ in pens], shape, prefix=f"{plan.prefix}-{plan.attempt}", began=plan.began, closable=True, **how)
 
 def _refuse_whole(plan: Plan, pens: list[tuple], facts: dict) -> tuple[int | None, bool]:  # version of the table, whether the batch was there before
     "The batch, its rows and what is said of it, in one commit of the quarantine: the table stays as it is."
@@ -309,19 +309,19 @@ def _evolve(place: str, schema: pa.Schema, expect: int | None = None) -> int | N
     "Make a Delta table's columns those of its next rows: add what it lacks, widen what is too narrow."
     from deltalake import Schema
     from deltalake.exceptions import CommitFailedError
-    table = history.delta(place)
+    table = profile_store.delta(place)
     if table is None: return expect
     whole = pa.schema(table.schema().to_arrow())
     if wider := {f.name: f.type for f in schema if f.name in whole.names and pa.types.is_floating(f.type) and pa.types.is_integer(whole.field(f.name).type)}:
-        if expect is not None and table.version() != expect: raise history.Moved
+        if expect is not None and table.version() != expect: raise profile_store.Moved
         _widen(place, table, wider)
-        table, expect = history.delta(place), None if expect is None else expect + 1
+        table, expect = profile_store.delta(place), None if expect is None else expect + 1
     have = {f.name for f in table.schema().fields}
     new = Schema.from_arrow(pa.schema([f for f in schema if f.name not in have])).fields
     if not new: return expect
-    if expect is not None and table.version() != expect: raise history.Moved
+    if expect is not None and table.version() != expect: raise profile_store.Moved
     try: table.alter.add_columns(new)
-    except CommitFailedError as e: raise history.Moved from e
+    except CommitFailedError as e: raise profile_store.Moved from e
     return None if expect is None else expect + 1
 
 # %% ../../nbs/data/08_table.ipynb #a94d86d9
@@ -334,9 +334,9 @@ def _widen(place: str, table, wider: dict[str, pa.DataType]) -> None:
     files, adds, (fs, root) = pa.table(table.get_add_actions(flatten=True)), [], filesystem(place)
     for path, period in zip(files["path"].to_pylist(), files[f"partition.{PERIOD}"].to_pylist()):
         with fs.open(f"{root}/{unquote(path)}") as f: rows = pq.ParquetFile(f).read()
-        adds.append(history.add_file(place, f"wide-{uuid.uuid4().hex}.parquet", rows.cast(to(rows.schema)), {PERIOD: period}))
+        adds.append(profile_store.add_file(place, f"wide-{uuid.uuid4().hex}.parquet", rows.cast(to(rows.schema)), {PERIOD: period}))
     try: table.create_write_transaction(adds, "overwrite", Schema.from_arrow(to(pa.schema(table.schema().to_arrow()))), partition_by=[PERIOD], commit_properties=CommitProperties(max_commit_retries=0))
-    except CommitFailedError as e: raise history.Moved from e  # the files are left to a vacuum: a store may have the commit that it did not confirm
+    except CommitFailedError as e: raise profile_store.Moved from e  # the files are left to a vacuum: a store may have the commit that it did not confirm
 
 def _wide(schema: pa.Schema, contract: Contract, key: tuple, name: str, settings: Settings) -> pa.Schema:
     "A table's columns as the contract lets them grow. A whole number that float64 cannot hold keeps its column as it is."
@@ -354,7 +354,7 @@ def _wide(schema: pa.Schema, contract: Contract, key: tuple, name: str, settings
 def _outcome(name: str, batch: str, settings: Settings, start: float) -> Written:
     "What a batch that is there already did: its commit says so."
     said = told_of(Table(name, settings), batch)
-    if said["version"] is not None: live.emit("output", table=name, version=said["version"])  # whoever asks for it stands for it, also when another attempt wrote it
+    if said["version"] is not None: events.emit("output", table=name, version=said["version"])  # whoever asks for it stands for it, also when another attempt wrote it
     return Written(name, said["version"], *(int(said[k]) for k in ("rows_in", "rows_good", "rows_refused")), json.loads(said["refused"]), perf_counter() - start, True, json.loads(said.get("cleaned", "{}")))
 
 def _plan(name, contract, key, period, batch, fold, settings, table, names, prepare, guard) -> Plan:
@@ -381,7 +381,7 @@ def _plan(name, contract, key, period, batch, fold, settings, table, names, prep
             if n not in schema.names: schema = schema.append(pa.field(n, contract.arrow(n) or pa.string()))
         if fold and "fold" not in schema.names:
             raise BadRequest(f"Table {name!r} has no folds, and the rows that it holds would get none.", "Leave fold out, or write the rows to a new table with it.", "table")
-    return Plan(name, history.store(settings, "tables", name), history.store(settings, "quarantine", name), batch, uuid.uuid4().hex[:8], contract, schema,
+    return Plan(name, profile_store.store(settings, "tables", name), profile_store.store(settings, "quarantine", name), batch, uuid.uuid4().hex[:8], contract, schema,
                  tuple(contract.uniques()), period, column, fold, settings.data.folds, prepare, settings.data.rows_per_part, settings.monitor.period, time(), guard)
 
 # %% ../../nbs/data/08_table.ipynb #93ca9a5c
@@ -407,7 +407,7 @@ def write(frame,  # Dask or pandas frame, Arrow table, or an iterator of Arrow t
     if there: return _outcome(name, batch, settings, start)
     if mode == "replace-period" and period is None: raise BadRequest("replace-period needs to know the rows' period.", "Give period=, a column or a name.", "table")
     frame, names = _named(frame, prepare)
-    plan = _plan(name, contract, key, period, batch, fold, settings, history.delta(target.path) if mode != "overwrite" else None, names, prepare, guard)
+    plan = _plan(name, contract, key, period, batch, fold, settings, profile_store.delta(target.path) if mode != "overwrite" else None, names, prepare, guard)
     with _alone(settings, name, batch):
         if settled(target, batch)[1]: return _outcome(name, batch, settings, start)
         try:
@@ -419,7 +419,7 @@ def write(frame,  # Dask or pandas frame, Arrow table, or an iterator of Arrow t
             return replace(_outcome(name, batch, settings, start), already=owner != plan.attempt)  # another attempt was quicker, or the answer to this one's commit was lost
         owner = _over(plan, settings, {a.path for p in parts for a, _, _ in p.files})
         if done[2]: return replace(_outcome(name, batch, settings, start), already=owner != plan.attempt)
-    if done[1] is not None: live.emit("output", table=name, version=done[1])
+    if done[1] is not None: events.emit("output", table=name, version=done[1])
     return Written(name, done[1], *done[0][:4], perf_counter() - start, cleaned=done[0][4])
 
 def _told(e: BaseException, name: str) -> WorkFailed | None:
@@ -442,9 +442,9 @@ def _named(frame, prepare) -> tuple:  # the frame, and its columns; [] where onl
 
 def _finish(plan: Plan, parts: list[Part], mode: str, settings: Settings, said: dict) -> tuple:  # (in, good, refused, reasons, cleaned), version, already
     "Resolve keys against the newest version and commit; again, when somebody else was quicker."
-    for n in range(history.TRIES):
-        table = history.delta(plan.place)
-        if (at := history.committed(table, f"batch:{plan.batch}")) is not None: return None, at, True  # its rows would be found to repeat themselves
+    for n in range(profile_store.TRIES):
+        table = profile_store.delta(plan.place)
+        if (at := profile_store.committed(table, f"batch:{plan.batch}")) is not None: return None, at, True  # its rows would be found to repeat themselves
         unique(plan, parts, None if mode == "overwrite" else table, _periods_of(parts) if mode == "replace-period" else [])
         rows, good, refused = sum(p.rows for p in parts), sum(n for p in parts for _, _, n in p.files), {}
         for p in parts:
@@ -453,9 +453,9 @@ def _finish(plan: Plan, parts: list[Part], mode: str, settings: Settings, said: 
         facts = _how(plan, rows - good) | dict(batch=plan.batch, cleaned=json.dumps(cleaned, sort_keys=True), rows_in=rows, rows_good=good, rows_refused=rows - good, refused=json.dumps(refused, sort_keys=True),
                      periods=json.dumps(_periods_of(parts)), follows=-1 if table is None else table.version(), **said)
         try: version, already = _commit(plan, parts, mode, facts, settings)
-        except history.Moved: history.back_off(n); continue
+        except profile_store.Moved: profile_store.back_off(n); continue
         return (rows, good, rows - good, refused, cleaned), version, already
-    raise WorkFailed(f"Table {plan.name!r}: other writers came first {history.TRIES} times.", "Run it again; nothing was written.", "table")
+    raise WorkFailed(f"Table {plan.name!r}: other writers came first {profile_store.TRIES} times.", "Run it again; nothing was written.", "table")
 
 def _how(plan: Plan, refused: int) -> dict:  # what those need to know who bring refused rows back, or ask by which contract rows came
     run = {"run": os.environ["SCALAI_RUN"]} if "SCALAI_RUN" in os.environ else {}  # also of one that never ends
@@ -472,7 +472,7 @@ def _alone(settings: Settings, name: str, batch: str) -> AbstractContextManager[
 def _owner(plan: Plan) -> str | None:
     "The attempt that brought the batch."
     for place in (plan.place, plan.pen):
-        if (number := history.committed(history.delta(place), f"attempt:batch:{plan.batch}")) is not None: return f"{number:08x}"
+        if (number := profile_store.committed(profile_store.delta(place), f"attempt:batch:{plan.batch}")) is not None: return f"{number:08x}"
 
 def _over(plan: Plan, settings: Settings, kept: set[str] = frozenset(), failed: BaseException | None = None) -> str | None:
     """Once an attempt is over, take away what no commit can name any more. Returns the attempt that brought the batch. What is not certain is
@@ -494,9 +494,9 @@ def _tidy(plan: Plan, owner: str | None, kept: set[str], settings: Settings) -> 
     if owner == plan.attempt: dead = lambda f: not f.startswith(mine)
     lying = [f for f in _lying(plan.pen, plan.prefix) if dead(f)]
     if owner is not None:
-        named = history.forget(plan.pen, plan.prefix, owner, lying)
-        history.forget(history.store(settings, "windows"), history.prefix_of(plan.name, plan.batch), owner)
-    else: named = history.named(plan.pen)
+        named = profile_store.forget(plan.pen, plan.prefix, owner, lying)
+        profile_store.forget(profile_store.store(settings, "windows"), profile_store.prefix_of(plan.name, plan.batch), owner)
+    else: named = profile_store.named(plan.pen)
     _remove(plan.pen, [f for f in lying if f not in (named or ()) and (named is not None or f.startswith(mine))])  # others' could be committed yet where there is no log
 
 def _lying(place: str, prefix: str) -> list[str]:
@@ -520,14 +520,14 @@ def profiles(self: Table, by: str | tuple[str, ...] | None = "period", version: 
     "Profiles by period, fold, or both; keys in order."
     found = self.delta(version)
     version = found.version()
-    live.emit("input", table=self.known_as, version=version)
-    try: known = history.recall(self.name, period=None, by=("period", "fold"), version=version, settings=self.settings)
+    events.emit("input", table=self.known_as, version=version)
+    try: known = profile_store.recall(self.name, period=None, by=("period", "fold"), version=version, settings=self.settings)
     except WorkFailed as e:
         if e.kind != "window": raise
         known = {}  # damaged; the rows are there
     if sum(p.rows for p in known.values()) != self.count(version): known = _profiled(self, version)
     listed = lambda x: list(x) if isinstance(x, (list, tuple, set)) else [x]
-    some = {n: None if v is None else {history._word(n, x) for x in listed(v)} for n, v in (("period", period), ("fold", fold))}
+    some = {n: None if v is None else {profile_store._word(n, x) for x in listed(v)} for n, v in (("period", period), ("fold", fold))}
     among = lambda n, x: some[n] is None or x in some[n]
     names, groups = () if by is None else (by,) if isinstance(by, str) else tuple(by), {}
     for (p, f), profile in known.items():
@@ -545,7 +545,7 @@ def profile(self: Table, period=None, fold=None, version: int | None = None):  #
 def _profiled(self: Table, version: int) -> dict:  # (period, fold) → Profile, from the rows
     from scalai_nb.data.profile import Profile, profile
     logger("table").warning("profiles do not match the table, its rows are read", table=self.name, version=version)
-    rows, out = history.rows_of(self.delta(version)), {}
+    rows, out = profile_store.rows_of(self.delta(version)), {}
     for batch in rows.to_batches():
         part = pa.Table.from_batches([batch])
         if not len(part): continue
@@ -560,7 +560,7 @@ def _profiled(self: Table, version: int) -> dict:  # (period, fold) → Profile,
 @patch
 def diff(self: Table, a: int, b: int | None = None) -> list[str]:  # a sentence each; b: default the newest
     "What is different between two versions, in words, from their profiles alone."
-    from scalai_nb.data.changes import changes
+    from scalai_nb.data.profile_diff import changes
     b = self.version if b is None else b
     return changes(*(self.profile(version=v) for v in (a, b)))
 
@@ -581,7 +581,7 @@ def vacuum(self: Table,
     "Take away files that no version of the last hours needs."
     hours = self.settings.data.retain_days*24 if hours is None else hours
     self.delta()
-    return history.vacuum(self.path, hours)
+    return profile_store.vacuum(self.path, hours)
 
 
 # %% ../../nbs/data/08_table.ipynb #26c613e3

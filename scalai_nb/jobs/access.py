@@ -9,7 +9,7 @@ __all__ = ['WRITES', 'CHILDREN', 'READ', 'WRITTEN', 'Access', 'watch', 'report']
 import os, sys
 from pathlib import Path
 
-from ..core import live
+from ..core import events
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC
 CHILDREN = {"subprocess.Popen", "os.system", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.exec", "pty.spawn"}
@@ -93,7 +93,7 @@ def _watch_children(access: Access):
 def watch(root: Path | str) -> Access:
     "Begin to note what this process reads. It ends with the process."
     access = Access(root)
-    live.watch_settings(lambda section, key: access.settings.add(f"{section}.{key}" if section else "*"))
+    events.watch_settings(lambda section, key: access.settings.add(f"{section}.{key}" if section else "*"))
     _watch_variables(access)
     if os.name == "posix": _watch_children(access)
     sys.addaudithook(access.hook)

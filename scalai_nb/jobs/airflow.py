@@ -14,7 +14,7 @@ from pathlib import Path
 from pprint import pformat
 
 from ..core.errors import BadRequest
-from ..core.plain import plain
+from ..core.jsonable import plain
 from ..core.settings import Settings
 from ..core.storage import write_atomic
 from . import workflow as words

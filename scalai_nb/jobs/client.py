@@ -25,14 +25,14 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat.v4.rwbase import split_lines, strip_transient
 
-from ..core import live
+from ..core import events
 from ..core.errors import BadRequest
 from ..core.storage import VEIL, is_url, passwords, veiled, write_atomic
 from .log import Log, Terminal
 from .record import JobRun, Pulse, Record, alive, ending, identity
 from .result import EVENT, QUEUE, results_in
-from .spill import Spill, moved
-from .warm import Forked
+from .large_output import Spill, moved
+from .forkserver import Forked
 
 # %% ../../nbs/jobs/05_client.ipynb #7ae1d07e
 class Stop:
@@ -69,7 +69,7 @@ class Execution:
                  cwd: Path | None = None,  # of the kernel
                  secrets: tuple[str, ...] = (),  # texts that must not be written anywhere; of a URI, its password
                  warm=None,  # a warm.Pool, or None for a cold start
-                 output_limit: int = 8_000_000,  # bytes, see `jobs.spill`
+                 output_limit: int = 8_000_000,  # bytes, see `jobs.large_output`
                 ):
         self.run, self.nb, self.origin, self.folder, self.record, self.timeout = run, nb, origin, folder, record, timeout
         self.stop, self.terminal, self.env, self.cwd, self.secrets, self.warm = stop or Stop(), terminal, env or {}, cwd, secrets, warm
@@ -183,7 +183,7 @@ def tell(self: Execution, note: str = ""):
     "Where we are, for the terminal and for whoever listens."
     run, at = self.run, bisect_right(self.code, -1 if self.index is None else self.index)
     if self.terminal: self.terminal.update(f"cell {at}/{len(self.code)}" + (f" · {note}" if note else ""))
-    live.emit("job", id=run.id, name=run.name, state=run.state, parent=run.parent, cell=at, cells=len(self.code), note=note)
+    events.emit("job", id=run.id, name=run.name, state=run.state, parent=run.parent, cell=at, cells=len(self.code), note=note)
 
 
 @patch
@@ -217,7 +217,7 @@ def message(self: Execution, msg: dict) -> bool:  # whether the notebook should 
 
 @patch
 def fits(self: Execution, msg: dict) -> bool:  # False: the cell says already where it is
-    "Hold a message to the limit of what a cell may leave in its notebook; see `jobs.spill`."
+    "Hold a message to the limit of what a cell may leave in its notebook; see `jobs.large_output`."
     kind, content = msg["msg_type"], msg["content"]
     if kind == "stream":
         before = lambda: "".join(o["text"] for o in self.nb.cells[self.index].outputs if o["output_type"] == "stream" and o["name"] == content["name"])
@@ -316,7 +316,7 @@ class Kernel(AsyncKernelManager):
         self.native = name in NATIVE
         if self.native:
             self._kernel_spec = KernelSpec(display_name="Python", language="python", argv=[
-                sys.executable, "-Xfrozen_modules=off", "-m", "scalai_nb.jobs.warm", "-f", "{connection_file}", f"--InteractiveShellApp.exec_lines={LISTEN}"])
+                sys.executable, "-Xfrozen_modules=off", "-m", "scalai_nb.jobs.forkserver", "-f", "{connection_file}", f"--InteractiveShellApp.exec_lines={LISTEN}"])
 
 # %% ../../nbs/jobs/05_client.ipynb #430727d4
 class Forking(LocalProvisioner):
@@ -532,4 +532,4 @@ def _finish(self: Execution):
     self.log.close()
     if self.pulse: self.pulse.over.set()
     if self.record: self.record.update(run, self.timings)
-    live.emit("job", id=run.id, name=run.name, state=run.state, parent=run.parent, cell=None, cells=None, note="")
+    events.emit("job", id=run.id, name=run.name, state=run.state, parent=run.parent, cell=None, cells=None, note="")

@@ -11,9 +11,9 @@ from contextlib import chdir
 from importlib.metadata import version
 from pathlib import Path
 
-from ..core import live
+from ..core import events
 from ..core.errors import BadRequest, one_of
-from ..core.plain import plain
+from ..core.jsonable import plain
 from ..core.settings import Settings
 from ..core.storage import is_url, passwords, veiled, write_atomic
 from .output import Output, checked
@@ -63,7 +63,7 @@ def run(notebook: Path | str,  # the source, a file or an fsspec URL; it is not 
 
 def _pool(settings: Settings, nb: dict):  # a warm.Pool
     "Where a kernel may be forked: where the one was that we are in, or, if the settings want it, from a process that is kept beside the workspace."
-    from scalai_nb.jobs.warm import Pool, imports
+    from scalai_nb.jobs.forkserver import Pool, imports
     return Pool(imports(nb, settings.root), keep=settings.home, most=settings.jobs.warm) if settings.jobs.warm else Pool()
 
 # %% ../../nbs/jobs/06_engine.ipynb #12d60506

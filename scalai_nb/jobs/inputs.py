@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from ..core.errors import BadRequest
 from ..core.settings import SECTIONS, Settings
 from ..core.storage import is_url, write_atomic
-from ..core.tables import newest, store
+from ..core.delta_log import newest, store
 from .access import READ
 from .parameters import Secret, secret
 from .record import JobRun

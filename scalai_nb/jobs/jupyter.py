@@ -19,7 +19,7 @@ from jupyter_scheduler.scheduler import Scheduler
 from jupyter_scheduler.utils import get_utc_timestamp
 from traitlets import default
 
-from ..core import live
+from ..core import events
 from ..core.errors import BadRequest, Cancelled, ScalaiError
 from ..core.settings import Settings, find_settings
 from .engine import run as run_notebook
@@ -39,7 +39,7 @@ class LabExecution(DefaultExecutionManager):
     noted = False
 
     def execute(self):
-        forget = live.subscribe(lambda _, **event: self.note(event["id"]), "job")
+        forget = events.subscribe(lambda _, **event: self.note(event["id"]), "job")
         try: run = run_notebook(self.staging_paths["input"], self.model.parameters or {}, settings=workspace(self.root_dir), name=self.model.name, progress=False)
         finally: forget()
         if Path(self.staging_paths["input"]).exists():  # else the job was deleted meanwhile

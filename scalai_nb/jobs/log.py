@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from ..core import live
+from ..core import events
 from .record import MARKS, JobRun, says
 
 # %% ../../nbs/jobs/03_log.ipynb #f803ea0a
@@ -90,7 +90,7 @@ class Terminal:
                  show: bool | None = None,  # None: unless in a kernel, where views draw instead
                  width: int = 34,  # characters for the name
                 ):
-        self.show = not live.in_kernel() if show is None else show
+        self.show = not events.in_kernel() if show is None else show
         self.width, self.running, self.note, self.began, self.last = width, "", "", 0., 0.
         if self.show:
             from rich.console import Console

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Optional, Union, get_args, get_origin
 
 from ..core.errors import BadRequest, nearest
-from ..core.plain import plain, printable
+from ..core.jsonable import plain, printable
 from ..core.storage import is_url, read_bytes, veiled
 
 # %% ../../nbs/jobs/00_parameters.ipynb #02ce74e3

@@ -19,9 +19,9 @@ from ..core.errors import ScalaiError
 from ..core.settings import Settings
 from ..core.storage import veiled
 from .inputs import Contents, Inputs
-from .keys import PARTS, Tables, ever, follows, goes_on, link, reason_to_run, stands, step_key
+from .fingerprint import PARTS, Tables, ever, follows, goes_on, link, reason_to_run, stands, step_key
 from .parameters import check
-from .places import Places, here
+from .slots import Places, here
 from .record import RUNS, JobRun, Record
 from .workflow import LEFT_OUT, UNCHANGED, Step, Workflow, _fit_in, _left_out, _values, again, asked, declares, earlier, foresee, gathered, holds, points_of, resolve
 

@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from ..core.errors import BadRequest, Cancelled, TimedOut, Unreachable, WorkFailed, one_of
 from ..core.settings import Settings
 from ..core.storage import shared, write_atomic
-from ..core.plain import movable, moved, plain
+from ..core.jsonable import movable, moved, plain
 
 # %% ../../nbs/jobs/04_record.ipynb #7ab8bd3d
 STATES = "queued running succeeded failed timed_out cancelled kernel_died skipped lost".split()

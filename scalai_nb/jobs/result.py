@@ -8,8 +8,8 @@ __all__ = ['MIME', 'SCRAPS', 'RECORD', 'EVENT', 'QUEUE', 'FORWARDED', 'result', 
 # %% ../../nbs/jobs/02_result.ipynb #0566c4f8
 import os, sys, time
 
-from ..core import live
-from ..core.plain import plain
+from ..core import events
+from ..core.jsonable import plain
 from .access import report, watch
 
 # %% ../../nbs/jobs/02_result.ipynb #4d945ef7
@@ -24,7 +24,7 @@ def result(**values  # what the record should keep, by name
     values = {k: plain(v, k) for k, v in values.items()}
     if "IPython" in sys.modules and (shell := sys.modules["IPython"].get_ipython()):
         shell.display_pub.publish({MIME: values, "text/plain": ", ".join(f"{k} = {v!r}" for k, v in values.items())})
-    if not live.in_kernel(): live.emit("result", values=values)  # in one, the message itself is heard
+    if not events.in_kernel(): events.emit("result", values=values)  # in one, the message itself is heard
 
 
 def results_in(data: dict,  # a MIME bundle: the `data` of a display
@@ -76,5 +76,5 @@ def listen(every: float = .2,  # seconds between two progress events that are pa
     def accessed(*_):
         if any((new := report(access, sent)).values()): kernel.session.send(kernel.iopub_socket, EVENT, {"topic": "access", **new}, parent=kernel.get_parent())
 
-    live.subscribe(forward)
+    events.subscribe(forward)
     kernel.shell.events.register("post_run_cell", accessed)

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from ..core.settings import Settings
 from ..core.storage import Freed
 from .record import ENDED, EVENTS, RUNS, TIMINGS, Record
-from .timetable import FIRINGS, WAITING
+from .schedule_store import FIRINGS, WAITING
 
 # %% ../../nbs/jobs/13_retention.ipynb #5a2f0ea1
 def expired(record: Record,

@@ -21,7 +21,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from ..core.errors import BadRequest, nearest, unfit
 from ..core.settings import Settings
 from ..core.storage import is_url, passwords
-from ..core.tables import store
+from ..core.delta_log import store
 
 # %% ../../nbs/jobs/10_schedule.ipynb #1ff4538a
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}  # seconds
@@ -179,7 +179,7 @@ def filled(self: Schedule,
 @patch
 def check(self: Schedule, settings: Settings) -> Schedule:  # itself
     "Hold the job and its parameters to each other. Raises `BadRequest`."
-    from scalai_nb.jobs.dispatch import is_workflow
+    from scalai_nb.jobs.worker import is_workflow
     from scalai_nb.jobs.parameters import check
     from scalai_nb.jobs.workflow import Workflow, _values
     path, given = settings.root/self.job, self.filled(0, 0 if self.on_table else None)

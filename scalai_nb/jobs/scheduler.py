@@ -18,11 +18,11 @@ from ..core.errors import BadRequest, Unreachable
 from ..core.logs import logger
 from ..core.metrics import counter, gauge, histogram
 from ..core.settings import Settings
-from ..core.tables import commits
-from .dispatch import Child, last_words, outcome
+from ..core.delta_log import commits
+from .worker import Child, last_words, outcome
 from .record import ENDED, identity, lasting, refusal
 from .schedule import table_place
-from .timetable import Firing, Timetable
+from .schedule_store import Firing, Timetable
 
 # %% ../../nbs/jobs/12_scheduler.ipynb #9e467973
 class Scheduler:

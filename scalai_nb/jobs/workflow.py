@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from fastcore.basics import patch
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
 
-from ..core import live
+from ..core import events
 from ..core.storage import VEIL, veiled
 from ..core.errors import BadRequest, ScalaiError, Unreachable, WorkFailed, nearest, unfit
 from ..core.settings import Settings
@@ -29,10 +29,10 @@ from .engine import positive, run as run_notebook, to_end
 from .graph import draw, graph
 from .handed import can_take, declared
 from .inputs import Contents, Inputs, check_declared, to_declare
-from .keys import Tables, ancestors, code_of, goes_on, link, provisional, stands, step_key
+from .fingerprint import Tables, ancestors, code_of, goes_on, link, provisional, stands, step_key
 from .log import Log
 from .parameters import Parameter, _conform, check, read
-from .places import Places, here
+from .slots import Places, here
 from .record import GOOD, RUNS, JobRun, Pulse, Record, commit, versions
 
 # %% ../../nbs/jobs/08_workflow.ipynb #40a65f4e
@@ -337,7 +337,7 @@ class Session:
 @patch
 async def look_round(self: Session):
     "Which workers there are now."
-    from scalai_nb.jobs.remote import PATIENCE, workers
+    from scalai_nb.jobs.dask_step import PATIENCE, workers
     away = [p for p in self.places.places if p.on == "dask"]
     try: now = await asyncio.to_thread(workers, self.client, away)
     except OSError: now = []  # the scheduler is gone: the running steps say so
@@ -363,8 +363,8 @@ def run(self: Workflow,
        ) -> JobRun:
     "Run the steps and say how it ended. A step that fails stops nothing but what needs it."
     from scalai_nb.jobs.client import Stop
-    from scalai_nb.jobs.tree import Tree
-    from scalai_nb.jobs.warm import Pool
+    from scalai_nb.jobs.progress import Tree
+    from scalai_nb.jobs.forkserver import Pool
     settings, stop = settings or Settings.load(), Stop()
     positive(timeout)
     if jobs is not None and jobs < 1: raise BadRequest(f"{jobs} jobs at a time do nothing.", "Give 1 or more.")
@@ -485,7 +485,7 @@ def _fit_in(flow: Workflow, places: Places, on: str):
 def _away(flow: Workflow, settings: Settings, places: Places):
     "The cluster, whose workers are places from now on."
     from contextlib import contextmanager
-    from scalai_nb.jobs.remote import joined, wait_for_workers
+    from scalai_nb.jobs.dask_step import joined, wait_for_workers
     @contextmanager
     def block():
         with joined(settings) as client:
@@ -523,7 +523,7 @@ async def _run(flow: Workflow, values: dict, session: Session, parent: str | Non
     job.state, job.error, job.reason = _verdict(job, session, nested=bool(path))
     job.key, job.seconds = hashlib.sha256(json.dumps([link(r, [], session.settings.root) for r in job.steps]).encode()).hexdigest(), time.monotonic() - began
     record.update(job)
-    live.emit("job", id=job.id, name=job.name, state=job.state, parent=job.parent, cell=None, cells=None, note="")
+    events.emit("job", id=job.id, name=job.name, state=job.state, parent=job.parent, cell=None, cells=None, note="")
     return job
 
 # %% ../../nbs/jobs/08_workflow.ipynb #7f884225
@@ -718,7 +718,7 @@ async def _notebook(level: Level, step: Step, name: str, file: Path, parameters:
     try:
         if step.on == "here": work = lambda: run_notebook(file, parameters, terminal=line, warm=session.warm, **how)
         else:
-            from scalai_nb.jobs.remote import run_away
+            from scalai_nb.jobs.dask_step import run_away
             work = lambda: run_away(session.client, held.place.name, file, parameters, line=line, **how)
         return await asyncio.get_running_loop().run_in_executor(session.threads, lambda: _accounted(level, step, inputs, key, work))
     except BaseException as e:

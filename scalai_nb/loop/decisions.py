@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 from ..core.errors import BadRequest, WorkFailed
 from ..core.lock import locked
-from ..core.plain import plain
+from ..core.jsonable import plain
 from ..core.settings import Settings
 from ..core.storage import write_atomic
 
@@ -146,7 +146,7 @@ def conclude(model: str, period: str,
         return _found(model, period, settings)["version_after"]
 
 def _act(model: str, said: dict, settings: Settings | None) -> int:  # the version in service now
-    from scalai_nb.learn.registry import Registry
+    from scalai_nb.training.registry import Registry
     registry, outcome, version, reason = Registry(settings), said["outcome"], said["version"], said["reason"]
     if outcome == "promoted": registry.promote(model, version, reason)
     elif outcome == "rolled_back": registry.rollback(model, reason, to=version)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..core.errors import BadRequest
 from ..core.settings import Settings
-from ..core.shipped import copy_shipped
+from ..core.resources import copy_shipped
 from ..core.storage import write_atomic
 from .workspace import SETTINGS
 

@@ -14,7 +14,7 @@ from ..core.settings import Settings
 # %% ../../nbs/loop/06_retrain.ipynb #4afd8813
 def retrain(model: str,  # registry name
             period: str,  # the window whose judgement asks for it
-            periods: list[str],  # windows to learn from, see `loop.policy.learns`
+            periods: list[str],  # windows to learn from, see `loop.retrain_policy.learns`
             workflow: Path | str | None = None,  # default: workflows/model.toml of the workspace
             settings: Settings | None = None,
             **parameters):  # more parameters of that workflow

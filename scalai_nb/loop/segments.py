@@ -10,9 +10,9 @@ import re
 from collections import Counter
 
 from ..core.settings import Settings
-from ..core.tables import store
-from ..data.history import delta, periods, recall, record
-from ..data.part import PERIOD
+from ..core.delta_log import store
+from ..data.profile_store import delta, periods, recall, record
+from ..data.partition import PERIOD
 from ..data.period import holds
 from ..data.profile import Profile, profile, total
 from ..data.table import Table
@@ -75,8 +75,8 @@ def keep_segments(features: str = "features", scores: str = "scores", settings: 
 
 def _profiles(rows, period: str, whole: dict, table: Table, settings: Settings) -> dict:  # of one segment, by the keys of the whole
     if period in whole: return {period: profile(rows.select([*whole[period].columns]))}
-    from scalai_nb.serve.labels import windows, with_labels
-    from scalai_nb.serve.score import constant
+    from scalai_nb.serving.labels import windows, with_labels
+    from scalai_nb.serving.score import constant
     labels = Table(f"{table.name}_labels", settings)
     rows = rows.set_column(rows.column_names.index("period"), "period", constant(period, len(rows)))  # a window may be several of the rows' own periods
     return windows(with_labels(rows, labels.arrow() if labels.exists else None), rows["task"][0].as_py())

@@ -13,7 +13,7 @@ from ..core.errors import BadRequest
 from ..core.settings import Settings
 from ..data.period import order, rolled, span, unit_of
 from ..monitor.alarms import Alarm, Alarms
-from ..monitor.sequential import Look, look
+from ..monitor.alpha_spending import Look, look
 
 # %% ../../nbs/loop/03_watch.ipynb #91d3948e
 def to_look_at(kept: list[str | None],  # periods of a source, as they are kept
@@ -67,8 +67,8 @@ def watch(source: str,  # a table, 'scores', 'scores.operations'
           now: float | None = None,  # seconds since 1970; default: the clock
          ) -> Look:
     "Look at one window, keep what it shows, and tell whoever must know. Reads profiles only."
-    from scalai_nb.data.history import periods
-    from scalai_nb.loop.judge import beside
+    from scalai_nb.data.profile_store import periods
+    from scalai_nb.loop.evaluation import beside
     from scalai_nb.monitor.reference import reference
     settings, now = settings or Settings.load(), time.time() if now is None else now
     kept = to_look_at(list(periods(source, settings=settings)), settings.monitor.period, now)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..core.errors import BadRequest
 from ..core.settings import Settings
-from ..core.shipped import copy_shipped
+from ..core.resources import copy_shipped
 from ..core.storage import write_atomic
 
 # %% ../../nbs/loop/08_workspace.ipynb #202af5da

@@ -19,7 +19,7 @@ from ..core.errors import BadRequest
 from ..core.settings import Settings
 from ..core.storage import shared
 from ..data.period import order
-from .sequential import Look
+from .alpha_spending import Look
 
 # %% ../../nbs/monitor/10_alarms.ipynb #f3430ef0
 @dataclass

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..data.histogram import quantile
 from ..data.profile import Column, Profile, align, align_categories
-from .counts import EXPECTED, beyond, cells, groups, gtest, js, ks, mass, moving, ranks, rate, scores, shifting, telling
+from .significance import EXPECTED, beyond, cells, groups, gtest, js, ks, mass, moving, ranks, rate, scores, shifting, telling
 
 # %% ../../nbs/monitor/01_columns.ipynb #7c5bbfc9
 @dataclass

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.special import ndtri, stdtrit
 
 from .drift import Report
-from .labelfree import Estimate
+from .estimation import Estimate
 from .performance import Performance
 from .thresholds import Policy
 

@@ -15,10 +15,10 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..data.profile import Profile
-from .arrival import fresh, rows
+from .freshness import fresh, rows
 from .columns import RATES, Both, Check, beside, column, moment, share
-from .counts import psi, wasserstein
-from .joint import correlations
+from .significance import psi, wasserstein
+from .multivariate import correlations
 from .segments import SHARES, parts, segments, whole
 from .thresholds import EFFECTS, Policy, threshold
 

@@ -138,7 +138,7 @@ def _usual(policy: Policy, seen: dict) -> tuple:  # limits, usual effects: by co
 # %% ../../nbs/monitor/00_thresholds.ipynb #fcc84f23
 def _pairs(windows: list, bounds: dict) -> dict:  # pair -> (mean, sd, rows)
     "Correlations whose spread between windows is below what would have to be allowed for."
-    from scalai_nb.monitor.joint import pair
+    from scalai_nb.monitor.multivariate import pair
     names = sorted(set.intersection(*(set(w.pairs.names) for w in windows)))
     at = lambda w: np.ix_(*[[w.pairs.names.index(n) for n in names]] * 2)
     r = np.stack([w.corr()[1][at(w)] for w in windows])
@@ -154,7 +154,7 @@ def _calibrate(policy: Policy,
                windows: list,  # of the reference: profiles, or families of them by segment; or a dict of such; under three say nothing
               ) -> Policy:  # the same policy with limits and usual effects by column
     "Learn from reference windows how much each column moves by itself."
-    from scalai_nb.monitor.arrival import COUNT, limit_of
+    from scalai_nb.monitor.freshness import COUNT, limit_of
     from scalai_nb.monitor.segments import LEAST, families, inside, whole
     windows = [w for w in families(windows) if whole(w).rows]
     if len(windows) < 3: return replace(policy, limits={}, usual={}, pairs={}, counts=[], windows=0)  # too few to show a spread: the stated defaults hold

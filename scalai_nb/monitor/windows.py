@@ -17,10 +17,10 @@ def window(source: str,  # a table, 'scores', or 'scores.operations'
            settings: Settings | None = None,
            by: str | tuple | None = None,  # period, fold, label, or several; None: one sum
            empty: bool = False,  # where nothing is kept: a profile without rows, or {}
-           **only,  # fold=…, label=…, version=…, unit=…, as data.history.recall takes them
+           **only,  # fold=…, label=…, version=…, unit=…, as data.profile_store.recall takes them
           ) -> Profile | dict:  # one profile, or key -> profile
     "The profile of some periods of a source. Raises `BadRequest` where nothing is kept, unless `empty`."
-    from scalai_nb.data.history import recall
+    from scalai_nb.data.profile_store import recall
     periods = [periods] if isinstance(periods, str) else None if periods is None else list(periods)
     found = recall(source, period=periods, by=by, settings=settings, **only)
     if not found and not empty: raise _nothing(source, periods, settings)
@@ -29,7 +29,7 @@ def window(source: str,  # a table, 'scores', or 'scores.operations'
 # %% ../../nbs/monitor/06_windows.ipynb #c663078c
 def _nothing(source: str, periods: list | None, settings: Settings | None) -> BadRequest:
     "Say what is kept instead."
-    from scalai_nb.data.history import periods as kept_periods
+    from scalai_nb.data.profile_store import periods as kept_periods
     kept = [str(k) for k in kept_periods(source, settings=settings)]
     if not kept: return BadRequest(f"no windows are kept of '{source}'", "ingest or score with a period first")
     near = nearest(str((periods or [""])[0]), kept)
@@ -39,10 +39,10 @@ def _nothing(source: str, periods: list | None, settings: Settings | None) -> Ba
 def windows(source: str,
             by: str | int = "period",  # period: as kept; hour, day, week, month, year: added up; version; or a number of rows
             settings: Settings | None = None,
-            **only,  # fold=…, label=…, period=…, as data.history.recall takes them
+            **only,  # fold=…, label=…, period=…, as data.profile_store.recall takes them
            ) -> dict:  # name -> profile, in order: a period, a table's version, or 'first…last' row
     "All windows of a source. Versions and rows know nothing of what retention has added up; of a sum's rows, they begin with it."
-    from scalai_nb.data.history import recall
+    from scalai_nb.data.profile_store import recall
     if by == "period" or by in UNITS: return recall(source, settings=settings, unit=None if by == "period" else by, **only)
     if by != "version" and not (isinstance(by, int) and by > 0): raise BadRequest(f"windows by {by!r} are not possible", f"give period, {', '.join(UNITS)}, version, or a number of rows")
     batches = recall(source, by="batch", settings=settings, **only)
@@ -54,7 +54,7 @@ def _by_version(source: str, batches: dict, settings: Settings | None) -> dict:
     return {made[b]: batches[b] for b in sorted(batches.keys() & made.keys(), key=made.get)}
 
 def _by_rows(source: str, batches: dict, rows: int, settings: Settings | None) -> dict:
-    from scalai_nb.data.history import arrived
+    from scalai_nb.data.profile_store import arrived
     found, held, first = {}, Profile.empty(), 1
     for b in arrived(source, settings):
         if b in batches: held = held + batches[b]

@@ -17,7 +17,7 @@ from typing import Literal, get_args, get_origin
 import ipywidgets as w
 
 from ..core.errors import BadRequest, ScalaiError
-from ..core.plain import plain
+from ..core.jsonable import plain
 from ..core.settings import Settings
 from ..jobs.parameters import COMPUTED, REQUIRED, Parameter, Secret, _conform, check, read
 from ..jobs.record import JobRun, Record, identity

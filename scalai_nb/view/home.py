@@ -16,7 +16,7 @@ from ..core.errors import ScalaiError
 from ..core.settings import Settings
 from ..data.table import Table
 from ..jobs.record import Record
-from ..jobs.timetable import Timetable
+from ..jobs.schedule_store import Timetable
 from ..loop.decisions import decisions
 from ..monitor.alarms import Alarms
 from . import models, quality, runs, scores, watch

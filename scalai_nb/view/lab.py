@@ -15,7 +15,7 @@ from jupyter_core.paths import jupyter_data_dir
 
 from ..core.errors import BadRequest
 from ..core.settings import Settings
-from ..core.shipped import shipped
+from ..core.resources import shipped
 
 # %% ../../nbs/view/28_lab.ipynb #d1644288
 def command(settings: Settings,

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from ..core import live
-from ..core.plain import duration, several
-from ..learn.told import column, figures, figures_of, pace
+from ..core import events
+from ..core.jsonable import duration, several
+from ..training.logger import column, figures, figures_of, pace
 
 # %% ../../nbs/view/14_live.ipynb #1e6cadbc
 MARKS = {"starting": "…", "training": "▸", "validating": "◆", "done": "✓", "cancelled": "■", "stopped": "■", "failed": "✕", "lost": "!"}
@@ -104,7 +104,7 @@ class Trials:
     def hear(self, event: dict) -> None: self.state, self.event = event["state"], event
 
     def html(self) -> str:
-        from scalai_nb.learn.search import sheet
+        from scalai_nb.training.search import sheet
         return sheet(self.event["run"], self.event["rows"], self.event["about"], doing=f"{self.state}, {self.event['of']} in all" if self.state == "searching" else self.state)
 
 # %% ../../nbs/view/14_live.ipynb #7875d76f
@@ -206,6 +206,6 @@ def _cell() -> int:
     return shell.execution_count if shell else 0
 
 def attach():
-    "Called once by `core.live` in a kernel: draw trainings, candidates and profiles from now on."
+    "Called once by `core.events` in a kernel: draw trainings, candidates and profiles from now on."
     drawer = Drawer()
-    return [live.subscribe(drawer, topic) for topic in DRAWN]
+    return [events.subscribe(drawer, topic) for topic in DRAWN]

@@ -28,7 +28,7 @@ def learning(history: list[dict],  # one an epoch: epoch (from 1), loss, val_los
     step = -(-len(epochs) // 12)
     return figure(marks, [axis(x, "epochs done", tick_values=np.array(epochs[::step]), tick_format="d"), axis(y, "loss a row, nats", upright=True)], height)
 
-def training_view(run) -> View:  # learn.fit.Run
+def training_view(run) -> View:  # training.fit.Run
     "A training: what it reached, on what, and how it got there."
     facts = {k.replace("val_", "validation "): number(v, 4) for k, v in run.metrics.items() if isinstance(v, float)} | {"Seconds": number(run.seconds, 1), "Ranks": str(run.ranks), "Rows": str(run.data.get("rows", "–"))}
     said = f"Run {run.id[:8]} learnt {run.target or 'its target'} in {several(len(run.history), 'epoch')}."
@@ -79,7 +79,7 @@ def names_above(candidates: list, near: float,  # ms: closer names would run int
     return [bq.Label(x=[c.latency_ms for c in row], y=[c.accuracy_high for c in row], text=[c.recipe for c in row], scales=scales, align="middle", y_offset=-6 - 14 * i, default_size=12, font_weight="normal", colors=[INK], enable_move=False)
             for i, row in enumerate(rows) if row]
 
-def frontier_view(frontier) -> View:  # compress.frontier.Frontier
+def frontier_view(frontier) -> View:  # compression.frontier.Frontier
     "The candidates as a picture and as a table; a choice, by its name or its dot, shows what it costs."
     best = frontier.best(frontier.budget)
     which = dropdown("Candidate", [c.recipe for c in frontier.candidates], best.recipe if best else frontier.candidates[0].recipe)
@@ -113,7 +113,7 @@ def _pair(c, batch: int) -> str:  # on one thread
 # %% ../../nbs/view/13_model.ipynb #ae92c18f
 TINTS = (BLUE, ORANGE, GREEN, PURPLE, GREY)
 
-def sensitivity_figure(found,  # compress.prune.Sensitivity
+def sensitivity_figure(found,  # compression.prune.Sensitivity
                        height: int = 300) -> bq.Figure:
     "The rise of the loss over the share of units taken from one layer."
     taken = np.array([0., *found.shares]) * 100
@@ -125,7 +125,7 @@ def sensitivity_figure(found,  # compress.prune.Sensitivity
              for i, rise in enumerate(rises.values())]
     return figure(marks, [axis(x, "units taken from one layer, %"), axis(y, "rise of the loss", upright=True)], height)
 
-def sensitivity_view(found) -> View:  # compress.prune.Sensitivity
+def sensitivity_view(found) -> View:  # compression.prune.Sensitivity
     "Which layers can spare units, as lines and as a table."
     middle = {n: at[len(at) // 2] - found.base for n, at in found.losses.items()}
     spare, share = min(middle, key=middle.get), found.shares[len(found.shares) // 2]

@@ -12,12 +12,12 @@ from html import escape
 
 import ipywidgets as w
 
-from ..compress.frontier import Frontier, load_frontier
+from ..compression.frontier import Frontier, load_frontier
 from ..core.errors import BadRequest, ScalaiError
 from ..core.settings import Settings
-from ..core.visitor import editors_only, visitor
-from ..learn.registry import Registry
-from ..learn.versus import Versus
+from ..core.auth import editors_only, visitor
+from ..training.registry import Registry
+from ..training.comparison import Versus
 from ..loop.decisions import decisions
 from .model import candidates_csv, candidates_table, frontier_figure
 from .style import BLUE, GREEN, GREY, Link, View, button, chip, controls, download, dropdown, headline, html, key, listed, number, said, table

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import bqplot as bq, numpy as np
 
 from ..monitor.cost import CostMatrix, cheapest, cost_curve
-from ..monitor.labelfree import SUPPORT
+from ..monitor.estimation import SUPPORT
 from ..monitor.performance import Performance
 from .style import BLUE, GREY, INK, ORANGE, PURPLE, View, axis, download, figure, headline, html, key, measured_scale, number, period_axis, table
 

@@ -11,7 +11,7 @@ from html import escape
 
 import bqplot as bq, ipywidgets as w, numpy as np
 
-from ..learn.search import best_row, scale, standing
+from ..training.search import best_row, scale, standing
 from .style import BLUE, GREEN, GREY, ORANGE, View, axis, controls, download, dropdown, duration, figure, follow, headline, html, key, measured_scale, number, table, ticks
 
 # %% ../../nbs/view/15_search.ipynb #903b96a8
@@ -79,7 +79,7 @@ LEGEND = {"done": BLUE, "the best": GREEN, "pruned": GREY, "running": ORANGE}
 
 class Trials(View):
     "A search, as it stands now."
-    def __init__(self, found, seconds: float = 2.):  # learn.search.Search; between two looks
+    def __init__(self, found, seconds: float = 2.):  # training.search.Search; between two looks
         self.found, self.shown = found, None
         self.top, self.told = html(""), html("")
         self.which = dropdown("Parameter", ["–"])
@@ -119,6 +119,6 @@ def draw(self: Trials) -> None:
 
 Trials.refresh, Trials.draw = refresh, draw
 
-def search_view(found, **more) -> View:  # learn.search.Search
+def search_view(found, **more) -> View:  # training.search.Search
     "The trials of a search, live while it runs."
     return Trials(found, **more)

@@ -14,9 +14,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from ..core.errors import ScalaiError
 from ..core.settings import Settings
 from ..core.storage import is_url
-from ..data.history import delta, store
+from ..data.profile_store import delta, store
 from ..jobs.record import Record
-from ..jobs.timetable import Timetable
+from ..jobs.schedule_store import Timetable
 
 # %% ../../nbs/view/18_state.ipynb #b07ee2c8
 def stamp(path: Path) -> tuple:

@@ -16,8 +16,8 @@ from urllib.parse import parse_qsl, quote, urlencode
 
 import bqplot as bq, ipywidgets as w, numpy as np
 
-from ..core.plain import duration, several
-from .paper import on_paper
+from ..core.jsonable import duration, several
+from .static_svg import on_paper
 
 # %% ../../nbs/view/00_style.ipynb #27b87c85
 BLUE, ORANGE, GREEN, GREY, PURPLE = "#1f83c9", "#d9640f", "#12906a", "#8194a8", "#a667a0"

@@ -18,10 +18,10 @@ import ipywidgets as w, numpy as np
 from .. import __version__
 from ..core.errors import WorkFailed
 from ..core.settings import Settings
-from ..data.history import recall
+from ..data.profile_store import recall
 from ..data.profile import Profile
 from ..loop.decisions import decisions as decision_log
-from ..loop.judge import policy_of, reference_of
+from ..loop.evaluation import policy_of, reference_of
 from ..loop.segments import current, cut, segments_of
 from ..monitor.alarms import Alarms
 from ..monitor.drift import Finding, Report, compare

@@ -14,7 +14,7 @@ from pathlib import Path
 from ..core.errors import WorkFailed
 from ..core.settings import Settings
 from ..core.storage import write_atomic
-from ..data.history import overview, recall
+from ..data.profile_store import overview, recall
 from ..data.profile import Profile
 from ..monitor.drift import Finding, Report
 

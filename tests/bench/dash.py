@@ -49,7 +49,7 @@ class Server:
             try: return " ".join(p.cmdline())
             except psutil.NoSuchProcess: return ""
         said = {pid: command(p) for pid, p in family.items()}
-        return sum("ipykernel_launcher" in c or "jobs.warm" in c and "jobs.warm" in said.get(family[pid].ppid(), "") for pid, c in said.items())
+        return sum("ipykernel_launcher" in c or "jobs.forkserver" in c and "jobs.forkserver" in said.get(family[pid].ppid(), "") for pid, c in said.items())
 
 
 class Scalai(Server):

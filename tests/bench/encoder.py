@@ -34,7 +34,7 @@ def in_torch(model):
 
 
 def in_ort(path, name, kind):
-    from scalai_nb.compress.export import session
+    from scalai_nb.compression.export import session
     opened = session(path)
     return lambda ids: opened.run(None, {name: ids.astype(kind)})[0]
 
@@ -89,8 +89,8 @@ def angle(a, b): return (a*b).sum(1)/np.linalg.norm(a, axis=1)/np.linalg.norm(b,
 
 def section(repeats: int, n: int = 320) -> tuple[list[str], str]:  # lines; what the search says
     import torch
-    from scalai_nb.compress.encoder import compress_encoder
-    from scalai_nb.learn.encoder import pretrained, tokens
+    from scalai_nb.compression.encoder import compress_encoder
+    from scalai_nb.training.encoder import pretrained, tokens
     torch.set_num_threads(1)
     texts = sentences(n + 160)
     X, made = tokens(texts[:n], FOLDER, LENGTH), tokens(texts[n:], FOLDER, LENGTH)

@@ -70,7 +70,7 @@ def coverage(kind: str,  # month or week
             ) -> dict:
     """How the band of 95 % fared on all windows with a reference: `windows`, `covered` (share whose measured AUC lies in it), `half_width` (mean, AUC), `error` (mean absolute, AUC), `trusted` (share);
     `constant_covered`, `constant_half_width` and `constant_error` are of the guess that needs no estimate, the reference's AUC, with a band made in the same way."""
-    from scalai_nb.monitor.labelfree import estimate
+    from scalai_nb.monitor.estimation import estimate
     from scalai_nb.monitor.performance import performance
     asked, weeks, learnt = (windows(model, seed, k, known, inside) for k, inside in ((kind, False), ("week", False), ("week", True)))
     found = []

@@ -34,7 +34,7 @@ def flights():
 
 def pictures(n=2_560):
     "The first pictures of Fashion-MNIST, from Debian's dataset-fashion-mnist."
-    from scalai_nb.learn.networks import fashion_mnist
+    from scalai_nb.training.networks import fashion_mnist
     X, y = fashion_mnist("train")
     return X[:n].astype("f4")/255, y[:n]
 
@@ -46,10 +46,10 @@ def by_fit(job: str, data: str, ranks: str, folder: str, kill: int = 0, dask: bo
     import torch
     from contextlib import nullcontext
     import ddp
-    from scalai_nb.core import live
+    from scalai_nb.core import events
     from scalai_nb.core.cluster import cluster
     from scalai_nb.core.settings import Settings
-    from scalai_nb.learn.fit import fit
+    from scalai_nb.training.fit import fit
     told, ends, resumed = f"{folder}/first", [], []
     torch.set_num_threads(THREADS)
 
@@ -70,7 +70,7 @@ def by_fit(job: str, data: str, ranks: str, folder: str, kill: int = 0, dask: bo
     def heard(topic, state="", history=(), **rest):
         if len(history) > len(ends): ends.append(time.perf_counter())
         if state.startswith("resumed"): resumed.append(int(state.split()[-1]))
-    live.subscribe(heard, "fit")
+    events.subscribe(heard, "fit")
     with cluster(settings, kind="processes", workers=2) if dask else nullcontext() as client:
         run = fit(model, (x, y), ranks=ranks if ranks == "auto" else int(ranks), schedule="constant", validation=None, settings=settings, client=client, **plan)
     first = lambda life: float(Path(f"{told}-{life}").read_text())

@@ -38,8 +38,8 @@ def table(name: str, n: int, seeds: int):
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
     from scalai_nb.data.prep import Prep
     from scalai_nb.data.profile import profile
-    from scalai_nb.learn.networks import FTTransformer, ResidualMLP
-    from scalai_nb.learn.models import MLP
+    from scalai_nb.training.networks import FTTransformer, ResidualMLP
+    from scalai_nb.training.models import MLP
     late = name == "late"
     x, aside = flights(n, "arr_delay" if late else "air_time")
     columns = [*CATEGORIES, *(c for c in NUMBERS if late or c != "dep_delay")]
@@ -64,7 +64,7 @@ def table(name: str, n: int, seeds: int):
 def pictures(name: str, n: int, seeds: int):
     "Pictures, 28 × 28; boosting takes them as 784 numbers, and learns from one seed only, as it takes long."
     from sklearn.ensemble import HistGradientBoostingClassifier
-    from scalai_nb.learn.networks import CNN, fashion_mnist
+    from scalai_nb.training.networks import CNN, fashion_mnist
     (X, y), (T, t) = fashion_mnist("train"), fashion_mnist("test")
     X, y = (np.concatenate([a[:n], b]) for a, b in ((X, T), (y, t)))
     aside, loss = np.arange(len(y)) >= n, "multiclass"
@@ -79,7 +79,7 @@ def pictures(name: str, n: int, seeds: int):
 def network(model, X, y, aside, loss, seed, **how) -> dict:
     "Train once; seconds, CPU seconds, parameters and what it says of the rows kept aside."
     from scalai_nb.core.settings import Settings
-    from scalai_nb.learn.fit import fit
+    from scalai_nb.training.fit import fit
     with tempfile.TemporaryDirectory() as folder:
         start, cpu = time.perf_counter(), time.process_time()
         run = fit(model, (X[~aside], y[~aside]), loss=loss, seed=seed, ranks=1, validation=None, settings=Settings(root=Path(folder)), **how)
@@ -116,8 +116,8 @@ def light(x, y, aside, loss, seeds: int) -> "list[dict] | str":
 
 def measure(loss: str, y: np.ndarray, said: np.ndarray) -> dict:
     "The score, and half of its 95 % interval: of an AUC (DeLong) or of a share of right answers (Wilson); None for an error in units."
-    from scalai_nb.learn.evaluate import delong, wilson
-    from scalai_nb.learn.fit import OBJECTIVES
+    from scalai_nb.training.evaluate import delong, wilson
+    from scalai_nb.training.fit import OBJECTIVES
     score = next(iter(OBJECTIVES[loss].metrics.values()))(y, said)
     low, high = (None, None) if loss == "regression" else delong(y, said)[1:] if loss == "binary" else wilson(round(score*len(y)), len(y))
     return {"score": score, "half": None if low is None else (high - low)/2}

@@ -20,10 +20,10 @@ KINDS = {"process": "a process that ends at once", "notebook": "a notebook of on
 def prepared(folder: Path, kind: str):  # settings
     "A workspace with its notebook, and what a child is."
     from scalai_nb.core.settings import Settings
-    from scalai_nb.jobs.dispatch import Child
+    from scalai_nb.jobs.worker import Child
     cell = dict(cell_type="code", id="c0", metadata=dict(tags=["parameters"]), source="n = 1", outputs=[], execution_count=None)
     (folder/"job.ipynb").write_text(json.dumps(dict(nbformat=4, nbformat_minor=5, metadata=dict(kernelspec=dict(name="python3", display_name="python3", language="python")), cells=[cell])))
-    Child.program = [sys.executable, "-S", "-E", "-c", DONE] if kind == "process" else [sys.executable, "-P", "-m", "scalai_nb.jobs.dispatch"]
+    Child.program = [sys.executable, "-S", "-E", "-c", DONE] if kind == "process" else [sys.executable, "-P", "-m", "scalai_nb.jobs.worker"]
     return Settings(root=folder)
 
 
@@ -31,7 +31,7 @@ def queued(folder: Path, kind: str) -> tuple[float, float]:  # seconds, and CPU 
     "Fifty starts by the scheduler."
     from scalai_nb.jobs.schedule import schedule
     from scalai_nb.jobs.scheduler import Scheduler
-    from scalai_nb.jobs.timetable import Timetable
+    from scalai_nb.jobs.schedule_store import Timetable
     settings = prepared(folder, kind)
     table = Timetable(settings)
     for n in range(JOBS):
@@ -46,7 +46,7 @@ def queued(folder: Path, kind: str) -> tuple[float, float]:  # seconds, and CPU 
 
 def alone(folder: Path, kind: str) -> float:  # seconds
     "The same processes without one."
-    from scalai_nb.jobs.dispatch import Child, outcome
+    from scalai_nb.jobs.worker import Child, outcome
     settings, began = prepared(folder, kind), time.perf_counter()
     for _ in range(JOBS):
         child = Child(settings.root/"job.ipynb", {}, settings.root)

@@ -33,7 +33,7 @@ def frame(window: int, columns: int, rows: int) -> pa.Table:
 def workspace(root: Path, windows: int = 300, columns: int = 200, rows: int = 2_000):  # Settings
     "A workspace whose only content is windows of features."
     from scalai_nb.core.settings import Settings
-    from scalai_nb.data.history import record
+    from scalai_nb.data.profile_store import record
     from scalai_nb.data.profile import profile
     (root / "settings.ini").write_text("[workspace]\nhome = .scalai\n")
     settings = Settings.load(root)

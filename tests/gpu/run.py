@@ -69,8 +69,8 @@ def versions() -> str:
 
 
 def main(args: list[str]) -> int:
-    from scalai_nb.core import gpu
-    if not gpu.available():
+    from scalai_nb.core import device
+    if not device.available():
         print("There is no CUDA device with cuDF here: nothing was run, and nothing written.", file=sys.stderr)
         print("On a machine with a GPU: pip install -e '.[dev,gpu-cu12]' (or gpu-cu13), then make gpu.", file=sys.stderr)
         return 2

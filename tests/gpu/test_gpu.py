@@ -3,9 +3,9 @@ import time
 
 import numpy as np, pandas as pd, pyarrow as pa, pytest
 
-from scalai_nb.core import gpu
+from scalai_nb.core import device
 
-pytestmark = pytest.mark.skipif(not gpu.available(), reason="no CUDA device with cuDF here: the GPU path is written, never run")
+pytestmark = pytest.mark.skipif(not device.available(), reason="no CUDA device with cuDF here: the GPU path is written, never run")
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def rows(flights):
     return flights.assign(time_hour=pd.to_datetime(flights["time_hour"]).dt.tz_localize(None).astype("datetime64[us]"))
 
 
-def on_gpu(frame): return gpu.cudf().DataFrame.from_arrow(pa.Table.from_pandas(frame, preserve_index=False))
+def on_gpu(frame): return device.cudf().DataFrame.from_arrow(pa.Table.from_pandas(frame, preserve_index=False))
 
 
 def best(fn, n=3):
@@ -52,7 +52,7 @@ def test_hostile_values(kind, measured):
         n = data.draw(st.integers(0, 50))
         table = pa.table({"x": pa.array(data.draw(values(kind, n)), SORTS[kind][0])})
         counted.append(n)
-        assert profile(gpu.cudf().DataFrame.from_arrow(table)).digest == profile(table).digest
+        assert profile(device.cudf().DataFrame.from_arrow(table)).digest == profile(table).digest
     law()
     measured(type=kind, cases=len(counted))
 
@@ -68,7 +68,7 @@ def test_cluster(rows, measured):
     "A profile on LocalCUDACluster, dask-cudf partitions."
     from scalai_nb.core.cluster import cluster
     from scalai_nb.data.profile import profile
-    lazy = gpu.dask_cudf().from_cudf(on_gpu(rows), npartitions=8)
+    lazy = device.dask_cudf().from_cudf(on_gpu(rows), npartitions=8)
     with cluster(kind="cuda") as client:
         measured(workers=len(client.scheduler_info()["workers"]))
         assert profile(lazy) == profile(rows)
@@ -115,8 +115,8 @@ def digits():
 def test_fit(workspace, digits, ranks, measured):
     "fit learns on CUDA; with a GPU for each of two ranks, over NCCL."
     import torch
-    from scalai_nb.learn.fit import fit
-    from scalai_nb.learn.models import MLP
+    from scalai_nb.training.fit import fit
+    from scalai_nb.training.models import MLP
     if torch.cuda.device_count() < ranks: pytest.skip(f"{torch.cuda.device_count()} GPU here, {ranks} ranks want one each")
     run = fit(MLP, digits, ranks=ranks, epochs=5, batch=128)
     measured(ranks=ranks, val_auc=round(run.metrics["val_auc"], 4), rows_per_second=f"{run.history[-1]['rows_per_second']:,.0f}")
@@ -134,7 +134,7 @@ def test_nccl(workspace, measured):
     "A launched rank talks NCCL on its own GPU."
     import torch
     from scalai_nb.core.cluster import cluster
-    from scalai_nb.learn.launch import launch
+    from scalai_nb.training.launch import launch
     ranks = min(2, torch.cuda.device_count())
     with cluster(kind="threads") as client: told = launch(around, ranks=ranks, client=client)
     measured(ranks=ranks)
@@ -144,9 +144,9 @@ def test_nccl(workspace, measured):
 def test_int8_score(digits, measured):
     "An int8 graph scores alike through ONNX Runtime's CUDA provider."
     import onnxruntime
-    from scalai_nb.compress.export import graph
-    from scalai_nb.compress.quantize import quantize
-    from scalai_nb.learn.models import MLP
+    from scalai_nb.compression.export import graph
+    from scalai_nb.compression.quantize import quantize
+    from scalai_nb.training.models import MLP
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers(): pytest.skip("this onnxruntime has no CUDA provider: pip install onnxruntime-gpu")
     X, _ = digits
     proto = quantize(graph(MLP(X.shape[1]).eval(), X.shape[1]), X[:512]).SerializeToString()
@@ -163,7 +163,7 @@ def test_profile_bench(rows_count, measured):
     from scalai_nb.data.profile import profile
     rng = np.random.default_rng(0)
     table = pa.table({**{f"f{i}": rng.normal(size=rows_count) for i in range(4)}, **{f"i{i}": rng.integers(0, 10 ** (i + 2), rows_count) for i in range(4)}})
-    frame = gpu.cudf().DataFrame.from_arrow(table)
+    frame = device.cudf().DataFrame.from_arrow(table)
     assert profile(frame).digest == profile(table).digest
     there, here = best(lambda: profile(frame)), best(lambda: profile(table))
     measured(rows=f"{rows_count:,}", gpu_seconds=round(there, 3), cpu_seconds=round(here, 3), times=round(here / there, 2))
