@@ -9,7 +9,7 @@ from conftest import SCALAI, started, until
 TOKEN, VIEWER = "the-pen-of-an-editor", "the-eye-of-a-viewer"
 SERVE = """import asyncio, sys
 from scalai_nb.core.settings import Settings
-from scalai_nb.core.web import claim
+from scalai_nb.core.process import claim
 from scalai_nb.dash.gateway import gateway, serve
 from scalai_nb.dash.voila import Voila
 class Asleep(Voila):

@@ -24,7 +24,7 @@ def loop(demo, tmp_path) -> Settings:
 def another(settings: Settings, worse: bool = False) -> int:
     "A second version of the champion's model: as good as it, or one whose score is turned round."
     import onnx, uuid
-    from scalai_nb.compression.seal import sealed
+    from scalai_nb.compression.export import sealed
     registry = Registry(settings)
     champion = registry.champion("late")
     graph = onnx.load(champion.path)

@@ -56,7 +56,7 @@ def serve(port: int,  # 0: any free one
          ):
     "Answer `/metrics` in a thread. Gives the server, with its `url`; `close()` ends it. Raises `BadRequest` where the port is taken."
     from prometheus_client import start_http_server
-    from scalai_nb.core.web import claim
+    from scalai_nb.core.process import claim
     if port: claim(port, host).close()  # refused in our words
     server, thread = start_http_server(port, host, REGISTRY)
     server.url = f"http://{host}:{server.server_port}/metrics"

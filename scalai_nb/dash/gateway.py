@@ -25,13 +25,13 @@ from ..core.errors import BadRequest
 from ..core.logs import logger
 from ..core.settings import Settings
 from ..core.storage import is_url
-from ..core.web import claim
+from ..core.process import claim
 from . import frontend, pages
 from .apps import App, find
-from .forwarded import Forwarded, networks
+from .auth import Forwarded, networks
 from .frames import SIZE
-from .guard import Guard
-from .kernels import Kernels
+from .auth import Guard
+from .page_pool import Kernels
 from .proxy import Proxy
 from .session import Sessions
 from .snapshot import LIMIT, STANDING, Snapshots

@@ -20,11 +20,11 @@ from starlette.websockets import WebSocketDisconnect
 
 from ..core.logs import logger
 from ..core.auth import CARD, ROLE, Visitor
-from . import ahead, frames, frontend, pages
+from . import page_pool, frames, frontend, pages
 from .apps import App
 from .frames import V1, BadFrame, UnderWay
-from .kernels import Enough, Full, Kernels
-from .ready import Broken, Page, Ready
+from .page_pool import Enough, Full, Kernels
+from .page_pool import Broken, Page, Ready
 
 # %% ../../nbs/dash/12_proxy.ipynb #3f22bac8
 FAILED = re.compile(r'cell-index="(\d+)"(?:(?!cell-index=).)*?<script type="application/vnd\.scalai\.cell-error\+json">(.*?)</script>', re.S)
@@ -157,9 +157,9 @@ async def begin(self, app: str, id: str, html: str) -> str:
     try:
         async with asyncio.timeout(ANSWERS):
             channel = await self.connect(id, session, max_queue=None)  # what is said until somebody comes; no page waits longer than `age`
-            if message := await ahead.states(channel, session):
-                self.open[id], self.drawn[app] = (session, channel), ahead.modules(message)
-                return ahead.inside(html, message, session)
+            if message := await page_pool.states(channel, session):
+                self.open[id], self.drawn[app] = (session, channel), page_pool.modules(message)
+                return page_pool.inside(html, message, session)
     except (OSError, TimeoutError, websockets.WebSocketException) as e: self.log.debug("no states ahead", id=id, error=str(e))
     if channel: channel.transport.abort()
     return html

@@ -161,7 +161,7 @@ class Snapshots:
 # %% ../../nbs/dash/14_snapshot.ipynb #33472eb6
 async def watch(self) -> None:
     "See every two seconds how the workspace stands."
-    if self.look is None: from scalai_nb.view.state import state as look
+    if self.look is None: from scalai_nb.view.workspace import state as look
     else: look = self.look
     while True:
         for name, app in self.apps.items():

@@ -16,7 +16,7 @@ import psutil
 from ..core.logs import logger
 from ..core.settings import Settings
 from ..core.auth import CARD, ROLE
-from ..core.web import free_port
+from ..core.process import free_port
 from . import frontend
 from .apps import App
 
@@ -121,7 +121,7 @@ def configuration(folder: Path,  # private to this child
                                    "show_tracebacks": True, "file_allowlist": [], "http_header_envs": [h.removeprefix("HTTP_").replace("_", "-") for h in (ROLE, CARD)],
                                    "extension_allowlist": ["@jupyter-widgets/jupyterlab-manager", "@voila-dashboards/widgets-manager8", "bqplot", "bqscales"]},
             "VoilaExecutor": {"timeout": 120, "startup_timeout": 60},
-            "MultiKernelManager": {"kernel_manager_class": "scalai_nb.dash.child.Live"},
+            "MultiKernelManager": {"kernel_manager_class": "scalai_nb.dash.voila_server.Live"},
             "KernelManager": {"transport": "ipc" if len(str(folder)) < 40 else "tcp"},  # a socket path has 107 characters at most
             "KernelRestarter": {"restart_limit": 0, "time_to_dead": 1.},
             "MappingKernelManager": {"root_dir": str(settings.root), "cull_idle_timeout": 3600, "cull_interval": 300}}
@@ -143,7 +143,7 @@ def end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 if __name__ == "__main__" and "__file__" in globals():
-    from scalai_nb.dash.child import main
+    from scalai_nb.dash.voila_server import main
     main(sys.argv[1])
 
 # %% ../../nbs/dash/08_voila.ipynb #ad88e3e7

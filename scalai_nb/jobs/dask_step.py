@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..core.cluster import apart, cluster
 from ..core.errors import Unreachable
-from ..core.parent import die_with_parent
+from ..core.process import die_with_parent
 from ..core.settings import Settings
 from ..core.storage import veiled, write_atomic
 from .engine import Engine, _prepare, _secrets, kernel_env

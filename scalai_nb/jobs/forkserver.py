@@ -13,7 +13,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from ..core.lock import claim
-from ..core.parent import adopt, die_with_parent
+from ..core.process import adopt, die_with_parent
 
 # %% ../../nbs/jobs/07_forkserver.ipynb #864b9d29
 def _kernel(argv: list[str]):

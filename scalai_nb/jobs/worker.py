@@ -9,7 +9,7 @@ __all__ = ['TAIL', 'MARK', 'Child', 'outcome', 'last_words', 'is_workflow', 'lea
 import json, os, signal, subprocess, sys, tempfile, time
 from pathlib import Path
 
-from ..core.parent import die_with_parent
+from ..core.process import die_with_parent
 
 # %% ../../nbs/jobs/11_worker.ipynb #c3da2609
 TAIL = 65_536  # bytes of what a child printed that are looked at

@@ -27,7 +27,7 @@ from ..core.errors import BadRequest, ScalaiError, Unreachable, WorkFailed, near
 from ..core.settings import Settings
 from .engine import positive, run as run_notebook, to_end
 from .graph import draw, graph
-from .handed import can_take, declared
+from .result_types import can_take, declared
 from .inputs import Contents, Inputs, check_declared, to_declare
 from .fingerprint import Tables, ancestors, code_of, goes_on, link, provisional, stands, step_key
 from .log import Log

@@ -31,7 +31,7 @@ from fastcore.basics import patch
 from ..core.cluster import cluster
 from ..core.errors import BadRequest, Cancelled, TimedOut, Unreachable, WorkFailed
 from ..core.logs import logger
-from ..core.parent import die_with_parent
+from ..core.process import die_with_parent
 
 # %% ../../nbs/training/02_launch.ipynb #12ee9dec
 _line: Connection | None = None  # to the agent; set in a rank

@@ -20,7 +20,7 @@ from ..jobs.schedule_store import Timetable
 from ..loop.decisions import decisions
 from ..monitor.alarms import Alarms
 from . import models, quality, runs, scores, watch
-from .state import state
+from .workspace import state
 from .style import View, chip, follow, headline, html, leads, listed, nothing, several, table
 
 # %% ../../nbs/view/26_home.ipynb #ba827eff

@@ -80,7 +80,7 @@ class Voila(Server):
     headers = {}
     def __init__(self, root, *_):
         super().__init__(root)
-        from scalai_nb.core.web import free_port
+        from scalai_nb.core.process import free_port
         self.url = f"http://127.0.0.1:{free_port()}"
         self.begin([Path(sys.executable).with_name("voila"), "apps", "--no-browser", f"--port={self.url.rsplit(':', 1)[1]}", "--template=lab", "--Voila.log_level=ERROR", *self.options], SCALAI_SETTINGS=str(root / "settings.ini"))
         self.settle()
