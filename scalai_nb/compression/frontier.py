@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WAYS', 'OPENED', 'GENTLY', 'FEW', 'NETWORKS', 'SHARES', 'COST', 'RECIPES', 'SEARCH', 'BOUNDS', 'DROPS', 'FIGURES',
            'ALONE', 'COLUMNS', 'quality', 'timings', 'memory', 'Rows', 'rows_of', 'labels', 'steps', 'word', 'cost',
-           'Candidate', 'Frontier', 'checked', 'bounded', 'excess', 'best', 'alike', 'verdict', 'unchanged', 'compress',
+           'Candidate', 'Frontier', 'checked', 'bounded', 'excess', 'alike', 'verdict', 'unchanged', 'compress',
            'loss_of', 'make', 'takes', 'content', 'finished', 'said', 'over', 'workers', 'narrower', 'further',
            'measure', 'machine', 'load_frontier', 'picture', 'round_steps']
 
@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
+from fastcore.basics import patch
 import numpy as np
 
 from . import export as ex
@@ -288,6 +289,7 @@ def excess(c: Candidate, base: Candidate, budget: dict) -> dict[str, float]:  # 
     return {n: o/max(budget[n], 1e-3 if n in DROPS else 1e-9) for n, o in over.items() if o > 1e-12}
 
 # %% ../../nbs/compression/08_frontier.ipynb #7568ed66
+@patch
 def best(self: Frontier,
          budget: dict | None = None,  # bounds of BOUNDS, each optional; None: the frontier's own
         ) -> Candidate | None:  # None where no candidate is within the budget; `why` says the reason
@@ -309,7 +311,6 @@ def best(self: Frontier,
                 f"{_change(top, self.base)}.")
     return top
 
-Frontier.best = best
 
 def _number(v): return f"{v:,.0f}" if abs(v) >= 1000 else f"{v:.4g}"
 
@@ -678,6 +679,7 @@ def _lines(head, rows, bold=None) -> str:
     return f'<table style="border-collapse:collapse;font-variant-numeric:tabular-nums"><thead><tr>{cells("th", head)}</tr></thead><tbody>{body}</tbody></table>'
 
 # %% ../../nbs/compression/08_frontier.ipynb #16b0b0c9
+@patch
 def _repr_html_(self: Frontier) -> str:
     "The table, the reason, the picture, and what the int8 layers lose."
     top = self.best(self.budget)
@@ -698,9 +700,8 @@ def _missing(self: Frontier) -> list[str]:
     spent = [f"Made in {s['making']:.0f} s and measured in {s['measuring']:.0f} s" + (f", of {s['given']:.0f} s given." if "given" in s else ".")] if s else []
     return [f"{r} was left out: {why}." for r, why in self.left_out.items()] + spent
 
-def _text(self: Frontier) -> str:
+@patch
+def __str__(self: Frontier) -> str:
     lines = [f"{'recipe':<26}{'accuracy':>10}{'AUC':>9}{'64 rows, ms':>13}{'1 row, ms':>11}{'kB':>9}{'MB':>7}"]
     lines += [f"{c.recipe:<26}{c.accuracy:>10.2%}{'–' if c.auc is None else f'{c.auc:.4f}':>9}{c.latency_ms:>13.3f}{c.way(1).get('p50_ms', math.nan):>11.3f}{c.size_bytes/1e3:>9.1f}{'–' if c.memory_bytes is None else f'{c.memory_bytes/1e6:.1f}':>7}" for c in self.candidates]
     return "\n".join([*lines, self.why, *_missing(self)])
-
-Frontier._repr_html_, Frontier.__str__ = _repr_html_, _text

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SECTIONS', 'SILENT', 'Section', 'WorkspaceSection', 'DataSection', 'ClusterSection', 'TrackingSection', 'JobsSection',
            'WorkflowSection', 'MonitorSection', 'RetrainSection', 'AppsSection', 'ServeSection', 'AlertsSection',
-           'Settings', 'find_settings', 'load', 'observe']
+           'Settings', 'find_settings', 'observe']
 
 # %% ../../nbs/core/02_settings.ipynb #d5f15c71
 import configparser, os, threading
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from fastcore.basics import patch
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError
 
 from . import events
@@ -180,7 +181,8 @@ def _checked(given: dict[str, dict[str, str]], where: str) -> dict[str, dict]:
     return out
 
 # %% ../../nbs/core/02_settings.ipynb #337e8bc8
-def load(path: Path | str | None = None,  # a settings.ini or its folder; default: $SCALAI_SETTINGS, else upwards from here
+@patch(cls_method=True)
+def load(cls: Settings, path: Path | str | None = None,  # a settings.ini or its folder; default: $SCALAI_SETTINGS, else upwards from here
         ) -> Settings:
     "The settings in force here. Raises `BadRequest` for an unknown key, section or value, or a missing file."
     given = path or os.environ.get("SCALAI_SETTINGS")
@@ -192,8 +194,6 @@ def load(path: Path | str | None = None,  # a settings.ini or its folder; defaul
     for section, keys in _checked(_from_environment(os.environ), "the environment (SCALAI_…__…)").items():
         sections[section] = {**sections.get(section, {}), **keys}
     return Settings(root=file.parent.absolute() if file else Path.cwd(), **sections)
-
-Settings.load = staticmethod(load)
 
 # %% ../../nbs/core/02_settings.ipynb #e9e701c0
 SILENT = {"__class__", "model_fields", "model_config", "home", "path", "file"}  # what tells no value; `home` reads its key itself

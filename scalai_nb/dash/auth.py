@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['HOST', 'ORIGIN', 'SCRIPTS', 'role_of', 'header_token', 'cookie_of', 'malformed', 'own_origin', 'next_path',
-           'plain_path', 'policy', 'TooMany', 'Guard', 'http', 'login', 'admit', 'refuse', 'slow', 'listed', 'networks',
-           'valid', 'within', 'Forwarded']
+           'plain_path', 'policy', 'TooMany', 'Guard', 'listed', 'networks', 'valid', 'within', 'Forwarded']
 
 # %% ../../nbs/dash/02_auth.ipynb #b51aee36
 import asyncio, base64, hashlib, ipaddress, math, re
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
+from fastcore.basics import patch
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
@@ -150,7 +150,8 @@ class Guard:
         return wrapped
 
 # %% ../../nbs/dash/02_auth.ipynb #c4ab8373
-async def http(self, request: Request) -> Response | None:  # None: let the request through
+@patch
+async def http(self: Guard, request: Request) -> Response | None:  # None: let the request through
     "Answer for the guard itself, or let the request through."
     path, wants_page, reads = request.url.path, "text/html" in request.headers.get("accept", ""), request.method in ("GET", "HEAD")
     if path in self.open_paths: return None
@@ -167,7 +168,8 @@ async def http(self, request: Request) -> Response | None:  # None: let the requ
         return RedirectResponse("/login" if to == "/" else f"/login?next={quote(to, safe='/')}", status_code=303)
     return self.refuse(False)
 
-async def login(self, request: Request) -> Response:
+@patch
+async def login(self: Guard, request: Request) -> Response:
     "The form, and what it posts; a form posted by a foreign page is refused, and one that does not arrive."
     if request.method != "POST": return HTMLResponse(pages.login(next=next_path(request.query_params.get("next", "/"))))
     body = b""
@@ -185,25 +187,26 @@ async def login(self, request: Request) -> Response:
     role, to = self.tried(request, given.get("token", "").strip()), next_path(given.get("next", "/"))
     return self.admit(request, role, to) if role else HTMLResponse(pages.login(failed=True, next=to), status_code=401)
 
-def admit(self, request: Request, role: str, to: str) -> Response:
+@patch
+def admit(self: Guard, request: Request, role: str, to: str) -> Response:
     "Exchange the token for the cookie of a session, which a visitor who has one keeps, and send the visitor on."
     answer, session = RedirectResponse(to, status_code=303, headers={"cache-control": "no-store"}), self.session(request)
     cookie = self.sessions.open(role, session.id if session and session.role == role else "")
     answer.set_cookie(self.cookie_name(request), cookie, max_age=int(self.sessions.seconds), httponly=True, samesite="lax", secure=request.url.scheme in ("https", "wss"), path="/")
     return answer
 
-def refuse(self, as_page: bool) -> Response:
+@patch
+def refuse(self: Guard, as_page: bool) -> Response:
     "401; neither form repeats anything of the request."
     if as_page: return HTMLResponse(pages.login(failed=True), status_code=401)
     return pages.told(401, "This needs a token.", "Open the link that `scalai dash` printed.")
 
-def slow(self, conn, wait: float) -> Response:
+@patch
+def slow(self: Guard, conn, wait: float) -> Response:
     "429: an address with too many wrong tokens."
     headers = {"retry-after": str(math.ceil(wait))}
     if "text/html" in conn.headers.get("accept", ""): return HTMLResponse(pages.login(wait=wait), 429, headers)
     return pages.told(429, "There were too many wrong tokens from this address.", f"Try again in {math.ceil(wait)} seconds.", headers)
-
-Guard.http, Guard.login, Guard.admit, Guard.refuse, Guard.slow = http, login, admit, refuse, slow
 
 # %% ../../nbs/dash/02_auth.ipynb #4cdb384f
 def listed(text: str) -> list[str]:

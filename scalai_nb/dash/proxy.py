@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['FAILED', 'KERNEL', 'COLOUR', 'NAMES', 'ANSWERS', 'ASSETS', 'PLAIN', 'TAKES', 'SESSION', 'FAULTS', 'failure',
-           'kernel_id', 'Proxy', 'alive', 'check', 'renew', 'sweep', 'make', 'begin', 'connect', 'page', 'app',
-           'enough', 'broken', 'asset_path', 'asset', 'kernel', 'leave', 'channels', 'pump', 'inward', 'outward']
+           'kernel_id', 'Proxy', 'asset_path', 'outward']
 
 # %% ../../nbs/dash/12_proxy.ipynb #1c64b050
 import asyncio, gzip, hashlib, json, re, secrets, time
@@ -14,6 +13,7 @@ from html import escape
 from pathlib import Path
 from urllib.parse import urlencode
 
+from fastcore.basics import patch
 import httpx, websockets
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.websockets import WebSocketDisconnect
@@ -88,7 +88,8 @@ class Proxy:
         if id in self.open: self.open.pop(id)[1].transport.abort()
 
 # %% ../../nbs/dash/12_proxy.ipynb #560ef7fd
-async def alive(self, id: str) -> bool:
+@patch
+async def alive(self: Proxy, id: str) -> bool:
     "Does a kernel's process still run?"
     try: answer = await self.client.get(f"{self.voila.url}/api/kernels/{id}", headers=self.voila.headers, timeout=10)
     except httpx.TimeoutException:
@@ -98,7 +99,8 @@ async def alive(self, id: str) -> bool:
     self.silent = 0
     return answer.status_code == 200
 
-async def check(self) -> None:
+@patch
+async def check(self: Proxy) -> None:
     "Forget the kernels that have died; their pages are told."
     known = [*self.kernels.live, *(p.id for p in self.ready.pages)]
     dead = {id for id, lives in zip(known, await asyncio.gather(*map(self.alive, known))) if not lives}
@@ -112,7 +114,8 @@ async def check(self) -> None:
         self.silent = 0
         self.voila.process.kill()
 
-def renew(self) -> None:
+@patch
+def renew(self: Proxy) -> None:
     "All kernels went with a Voila that died."
     if self.starts == self.voila.starts: return
     self.starts = self.voila.starts
@@ -120,7 +123,8 @@ def renew(self) -> None:
     for id in list(self.open): self.shut(id)
     for page in list(self.ready.pages): self.ready.remove(page)
 
-async def sweep(self) -> None:
+@patch
+async def sweep(self: Proxy) -> None:
     "Look once a second."
     while True:
         await asyncio.sleep(1)
@@ -128,12 +132,11 @@ async def sweep(self) -> None:
         await self.end(self.kernels.abandoned())
         if self.voila.ready.is_set(): await self.check()
 
-Proxy.alive, Proxy.check, Proxy.renew, Proxy.sweep = alive, check, renew, sweep
-
 # %% ../../nbs/dash/12_proxy.ipynb #819f0ef6
 ANSWERS = 10.  # seconds that a kernel has to say how its widgets are
 
-async def make(self, app: str, role: str, query: str = "") -> Page:
+@patch
+async def make(self: Proxy, app: str, role: str, query: str = "") -> Page:
     "Let Voila run the notebook, for a visitor of a role. Raises `Broken`."
     try:
         await asyncio.wait_for(self.voila.ready.wait(), 60)
@@ -150,7 +153,8 @@ async def make(self, app: str, role: str, query: str = "") -> Page:
     html = re.sub(r"<title>.*?</title>", lambda _: f"<title>{escape(self.apps[app].title)}</title>", html, count=1, flags=re.S)
     return Page(id, app, role, await self.begin(app, id, html), state, time.monotonic())
 
-async def begin(self, app: str, id: str, html: str) -> str:
+@patch
+async def begin(self: Proxy, app: str, id: str, html: str) -> str:
     "A page that knows how its widgets are, on an open channel; as it was where the kernel does not say."
     if frontend.CORE not in frontend.scripts(): return html
     session, channel = secrets.token_hex(16), None
@@ -164,12 +168,14 @@ async def begin(self, app: str, id: str, html: str) -> str:
     if channel: channel.transport.abort()
     return html
 
-def connect(self, id: str, session: str, **more):
+@patch
+def connect(self: Proxy, id: str, session: str, **more):
     "A kernel's channel at Voila."
     url = f"{self.voila.url.replace('http', 'ws', 1)}/api/kernels/{id}/channels?session_id={session}"
     return websockets.connect(url, additional_headers=self.voila.headers, subprotocols=[V1], max_size=64 << 20, proxy=None, open_timeout=30, **more)
 
-async def page(self, app: str, who: Visitor, query: str) -> tuple[Page, str]:  # and whether it was warm or cold
+@patch
+async def page(self: Proxy, app: str, who: Visitor, query: str) -> tuple[Page, str]:  # and whether it was warm or cold
     "A page for somebody whose turn it is, with a place for its kernel. Raises `Full`, `Enough` and `Broken`."
     if not query: self.ready.want(app, who.role)
     found = None if query else self.ready.take(app, who.role)
@@ -181,10 +187,9 @@ async def page(self, app: str, who: Visitor, query: str) -> tuple[Page, str]:  #
         self.kernels.add(page.id, app, who)
     return page, "warm" if found else "cold"
 
-Proxy.make, Proxy.begin, Proxy.connect, Proxy.page = make, begin, connect, page
-
 # %% ../../nbs/dash/12_proxy.ipynb #1d54c0cd
-async def app(self, request):
+@patch
+async def app(self: Proxy, request):
     "A live page, or a place in the line, or what is wrong."
     app, who, ticket = self.apps.get(request.path_params["name"]), request.state.visitor, f"scalai-line-{(request.scope.get('server') or ('', 0))[1]}"
     if app is None: return pages.missing(request)
@@ -206,18 +211,18 @@ async def app(self, request):
     request.state.page_kind = "live"
     return HTMLResponse(page.html.replace(pages.LEAVE_HERE, pages.LEAVE if who.session else "", 1), headers={"cache-control": "no-store"})
 
-def enough(self, request, app: App):
+@patch
+def enough(self: Proxy, request, app: App):
     "429: one visitor may not take every live page there is."
     request.state.kind = "waiting"
     return HTMLResponse(pages.enough(app.title, self.kernels.share), status_code=429, headers={"retry-after": "3", "cache-control": "no-store"})
 
-def broken(self, request, app: App, problem: dict):
+@patch
+def broken(self: Proxy, request, app: App, problem: dict):
     "500: the reader gets a number, the log gets the reason under it."
     number, request.state.kind = secrets.token_hex(4), "failed"
     self.log.error("app failed", id=number, app=app.name, **problem)
     return pages.broken(request, app.title, number)
-
-Proxy.app, Proxy.enough, Proxy.broken = app, enough, broken
 
 # %% ../../nbs/dash/12_proxy.ipynb #a7625d21
 ASSETS = {"static", "templates", "labextensions"}
@@ -228,7 +233,8 @@ def asset_path(kind: str, rest: str) -> str | None:
     return f"/voila/{kind}/{rest}" if kind in ASSETS and PLAIN.fullmatch(rest) else None
 
 # %% ../../nbs/dash/12_proxy.ipynb #678b10f8
-async def asset(self, request):
+@patch
+async def asset(self: Proxy, request):
     "A script or a style of a page: fetched from Voila once, then from memory, compressed where the browser takes it."
     path = asset_path(request.path_params["kind"], request.path_params["rest"])
     if path is None: return pages.missing(request)
@@ -244,25 +250,26 @@ async def asset(self, request):
     if packed and "gzip" in request.headers.get("accept-encoding", ""): return Response(packed, headers={**headers, "content-encoding": "gzip"})
     return Response(body, headers=headers)
 
-async def kernel(self, request):
+@patch
+async def kernel(self: Proxy, request):
     "What a page may ask about its own kernel: whether it lives."
     id = request.path_params["kernel"]
     if self.kernels.of(id, request.state.visitor) is None: return pages.answer(request, 404, "This live session has ended.", "Open the page again.")
     return JSONResponse({"id": id, "name": "python3"})  # both are what a page's client insists on
 
-async def leave(self, request):
+@patch
+async def leave(self: Proxy, request):
     "What a page says as it closes: its kernel need not wait."
     if self.kernels.of(id := request.path_params["kernel"], request.state.visitor): await self.end([id])
     return Response(status_code=204)
-
-Proxy.asset, Proxy.kernel, Proxy.leave = asset, kernel, leave
 
 # %% ../../nbs/dash/12_proxy.ipynb #f3c75343
 TAKES = 30.  # seconds that a page may take for one message, and a kernel for those under way
 SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")  # Voila makes it a ZMQ identity, which has 255 bytes at most
 FAULTS = {1002, 1003, 1007, 1008, 1009}  # codes under which a channel ends because of what its page sent
 
-async def channels(self, ws):
+@patch
+async def channels(self: Proxy, ws):
     "The WebSocket between a page and its kernel."
     id, asked = ws.path_params["kernel"], ws.query_params.get("session_id", "")
     if self.kernels.of(id, ws.state.visitor) is None: return await ws.send_denial_response(Response(status_code=404))
@@ -278,7 +285,8 @@ async def channels(self, ws):
             await ws.accept(subprotocol=V1)
             await self.pump(ws, voila, kernel)
 
-async def pump(self, ws, voila, kernel) -> None:
+@patch
+async def pump(self: Proxy, ws, voila, kernel) -> None:
     "Forward messages both ways until either side or the kernel ends; close the page's side, with the reason where it is the page's fault."
     way, room = UnderWay(), asyncio.Event()
     inward = asyncio.create_task(self.inward(ws, voila, kernel, way, room))
@@ -292,7 +300,8 @@ async def pump(self, ws, voila, kernel) -> None:
     if code in FAULTS: self.log.warning("channel closed", app=kernel.app, visitor=kernel.visitor.name or kernel.visitor.role, code=code, reason=reason)
     if ws.client_state.name == "CONNECTED" and ws.application_state.name == "CONNECTED": await ws.close(code, reason)
 
-async def inward(self, ws, voila, kernel, way: UnderWay, room: asyncio.Event) -> tuple[int, str]:  # code and reason of the end
+@patch
+async def inward(self: Proxy, ws, voila, kernel, way: UnderWay, room: asyncio.Event) -> tuple[int, str]:  # code and reason of the end
     "From the page to the kernel, until either ends or the page sends what no page sends."
     try:
         while (message := await ws.receive())["type"] != "websocket.disconnect":
@@ -314,5 +323,3 @@ async def outward(voila, ws, way: UnderWay, room: asyncio.Event) -> None:
             if way.hear(message): room.set()
             async with asyncio.timeout(TAKES): await ws.send_bytes(message)
     except (websockets.ConnectionClosed, WebSocketDisconnect, RuntimeError, TimeoutError): return  # RuntimeError: the page closed while we sent
-
-Proxy.channels, Proxy.pump, Proxy.inward = channels, pump, inward

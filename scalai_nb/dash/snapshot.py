@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WIDGET', 'SAID', 'LIMIT', 'BLIND', 'STYLE', 'SCRIPT', 'STANDING', 'OnlyLive', 'on_paper', 'unreadable', 'body',
-           'Snapshot', 'place', 'make', 'main', 'Snapshots', 'watch', 'keep', 'render', 'page', 'write']
+           'Snapshot', 'place', 'make', 'main', 'Snapshots', 'page']
 
 # %% ../../nbs/dash/14_snapshot.ipynb #b1161024
 import asyncio, gzip, json, os, re, secrets, sqlite3, sys, time
@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
 
+from fastcore.basics import patch
 import nbformat
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -159,7 +160,8 @@ class Snapshots:
         return name in self.asked or self.get(name) is None or time.monotonic() - self.tried.get(name, (0,))[0] > self.every
 
 # %% ../../nbs/dash/14_snapshot.ipynb #33472eb6
-async def watch(self) -> None:
+@patch
+async def watch(self: Snapshots) -> None:
     "See every two seconds how the workspace stands."
     if self.look is None: from scalai_nb.view.workspace import state as look
     else: look = self.look
@@ -174,7 +176,8 @@ async def watch(self) -> None:
         self.wanted.set()
         await asyncio.sleep(2)
 
-async def keep(self) -> None:
+@patch
+async def keep(self: Snapshots) -> None:
     "Make what is due, one at a time."
     while True:
         await self.wanted.wait()
@@ -188,7 +191,8 @@ async def keep(self) -> None:
                 self.log.error("snapshot failed", id=number, app=name, error=str(e))
             finally: self.making = ""
 
-async def render(self, name: str, app: App) -> None:
+@patch
+async def render(self: Snapshots, name: str, app: App) -> None:
     "Let a process make one; what it says when it fails goes to the log."
     state, self.asked, self.forced = self.now[name], self.asked - {name}, self.forced - {name}
     self.child = await asyncio.create_subprocess_exec(sys.executable, "-m", "scalai_nb.dash.snapshot", name, str(app.path), state, cwd=self.settings.root,
@@ -202,8 +206,6 @@ async def render(self, name: str, app: App) -> None:
     number = secrets.token_hex(4) if self.child.returncode else None
     self.tried[name] = time.monotonic(), state, number
     if number: self.log.error("snapshot failed", id=number, app=name, error=said.decode("utf-8", "replace")[-2000:])
-
-Snapshots.watch, Snapshots.keep, Snapshots.render = watch, keep, render
 
 # %% ../../nbs/dash/14_snapshot.ipynb #dd7aa100
 STYLE = """
@@ -242,7 +244,8 @@ def page(app: App, snapshot: Snapshot, standing: str, edits: bool = False, leave
             f'<a class="live" href="/apps/{escape(app.name, quote=True)}?live=1">Open the live page</a> {LEAVE*leave}</span></nav><main>{snapshot.body}</main><script>{SCRIPT}</script></body></html>')
 
 # %% ../../nbs/dash/14_snapshot.ipynb #af6555e9
-def write(self, app: App, edits: bool, leave: bool = False) -> tuple[bytes, bytes] | None:  # the page, and the page compressed; None: there is none
+@patch
+def write(self: Snapshots, app: App, edits: bool, leave: bool = False) -> tuple[bytes, bytes] | None:  # the page, and the page compressed; None: there is none
     "The page as it is sent: written and compressed once, and not for each visitor."
     if (found := self.get(app.name)) is None or found.body is None: return None
     stamp = found.made, self.standing(app.name)
@@ -250,5 +253,3 @@ def write(self, app: App, edits: bool, leave: bool = False) -> tuple[bytes, byte
         sent = page(app, found, stamp[1], edits, leave).encode()
         self.written[app.name, edits, leave] = stamp, sent, gzip.compress(sent, 6)
     return self.written[app.name, edits, leave][1:]
-
-Snapshots.write = write

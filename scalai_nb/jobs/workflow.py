@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REFERENCE', 'CONDITION', 'COMPARE', 'INNER', 'LEFT_OUT', 'UNCHANGED', 'STOPPED', 'references', 'lookup', 'resolve',
-           'holds', 'Retries', 'Resources', 'Step', 'Words', 'Workflow', 'load', 'handed', 'Session', 'asked', 'again',
+           'holds', 'Retries', 'Resources', 'Step', 'Words', 'Workflow', 'handed', 'Session', 'asked', 'again',
            'earlier', 'foresee', 'Level', 'together', 'gathered', 'declares', 'points_of']
 
 # %% ../../nbs/jobs/08_workflow.ipynb #62784041
@@ -183,7 +183,8 @@ def _order(steps: list[Step], needs: dict[str, list[str]], path: Path) -> tuple[
     return tuple(order)
 
 # %% ../../nbs/jobs/08_workflow.ipynb #848ca0a4
-def load(path: Path | str,  # a TOML file
+@patch(cls_method=True)
+def load(cls: Workflow, path: Path | str,  # a TOML file
          _outer: tuple[Path, ...] = (),  # files that lead here
         ) -> Workflow:
     "Read a workflow and all that it names; whatever can be known to be wrong is found here, before anything runs."
@@ -199,7 +200,6 @@ def load(path: Path | str,  # a TOML file
     return flow
 
 
-Workflow.load = staticmethod(load)
 
 
 def _needs(step: Step, i: int, names: list[str], parameters: dict, path: Path) -> list[str]:
@@ -228,7 +228,7 @@ def _check_step(flow: Workflow, step: Step, outer: tuple[Path, ...]):
         if step.workflow and (step.resources != Resources() or step.on != "here"): raise BadRequest("It is a workflow: `resources` and `on` are for its steps.", "Write them in that file.")
         if step.workflow and (step.inputs or step.products): raise BadRequest("It is a workflow: `inputs` and `products` are for its steps.", "Write them in that file.")
         check_declared([i for i in step.inputs if not references(i)], [p for p in step.products if not references(p)])
-        if step.workflow: flow.nested[step.name] = load(flow.path.parent/step.workflow, outer)
+        if step.workflow: flow.nested[step.name] = Workflow.load(flow.path.parent/step.workflow, outer)
         declares = _declares(flow, step)
         for name, value in [*step.parameters.items(), *step.grid.items()]:
             if name not in declares:

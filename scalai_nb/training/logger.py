@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LINES', 'BAR', 'ROOM', 'thinned', 'figure', 'measures', 'column', 'figures', 'figures_of', 'pace', 'fitting',
-           'Teller', 'hear', 'draw', 'measured', 'lost', 'done', 'ended']
+           'Teller', 'measured']
 
 # %% ../../nbs/training/05_logger.ipynb #4d9015fa
 import shutil
@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable
 from html import escape
 from typing import Any
+
+from fastcore.basics import patch
 
 from ..core import events
 from ..core.errors import Cancelled
@@ -119,6 +121,7 @@ class Teller:
         elif not before.startswith(doing): self.emit(state=self.run.state)
 
 # %% ../../nbs/training/05_logger.ipynb #aa0dd9db
+@patch
 def hear(self: Teller, told: dict) -> None:
     "Rank 0 says where the training is."
     self.run.state, self.last = "training", self.last | told
@@ -129,6 +132,7 @@ def hear(self: Teller, told: dict) -> None:
     if told["state"] != "training": self.note(told["state"])
     self.draw()
 
+@patch
 def draw(self: Teller) -> None:
     "The line, from what is known."
     at, bar = self.last, self.bar
@@ -141,9 +145,8 @@ def measured(entry: dict) -> dict:
     "What an epoch reached."
     return {k: v for k, v in entry.items() if k.startswith(("loss", "val_"))}
 
-Teller.hear, Teller.draw = hear, draw
-
 # %% ../../nbs/training/05_logger.ipynb #8190b3af
+@patch
 def lost(self: Teller, error: Exception) -> None:  # a training.launch.RankLost
     "All begin again."
     self.doing = [f"{'lost' if rank == error.rank else 'stopped'}, starting again" for rank in range(len(self.doing))]
@@ -151,12 +154,14 @@ def lost(self: Teller, error: Exception) -> None:  # a training.launch.RankLost
     self.emit(state="starting", note=f"{error.message} All begin again from the last checkpoint.")
     if self.bar is not None: self.bar.bar.set_postfix_str("starting again")
 
+@patch
 def done(self: Teller) -> None:
     self.run.state, self.doing = "done", ["done"]*len(self.doing)
     self.emit(state="done", history=self.run.history, seconds=self.run.seconds)
     if self.bar is None or not sys.stderr.isatty(): return
     self.note(f"{several(len(self.run.history), 'epoch')} in {duration(self.run.seconds, tenths=False)}, " + ", ".join(f"{k} {v}" for k, v in figures_of(self.run.metrics).items()))
 
+@patch
 def ended(self: Teller, error: BaseException,
           hint: str = "",  # default: the error's
          ) -> None:
@@ -166,5 +171,3 @@ def ended(self: Teller, error: BaseException,
     self.doing = [self.run.state if self.run.state == "cancelled" or rank == culprit else "stopped" for rank in range(len(self.doing))]
     words = getattr(error, "message", None) or f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
     self.emit(state=self.run.state, error=words, hint=hint or getattr(error, "hint", ""))
-
-Teller.lost, Teller.done, Teller.ended = lost, done, ended

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHOOSE', 'COMMAND', 'LOOK', 'kinds', 'as_text', 'control', 'Field', 'Started', 'tail', 'two_lines', 'standing',
-           'last_line', 'refusal', 'Form', 'stop', 'refresh', 'form']
+           'last_line', 'refusal', 'Form', 'form']
 
 # %% ../../nbs/view/17_form.ipynb #ff70c96c
 import json, os, signal, subprocess, sys, tempfile
@@ -14,6 +14,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Literal, get_args, get_origin
 
+from fastcore.basics import patch
 import ipywidgets as w
 
 from ..core.errors import BadRequest, ScalaiError
@@ -189,6 +190,7 @@ class Form(View):
         self.task = follow(self.refresh, .4)
 
 # %% ../../nbs/view/17_form.ipynb #293ae807
+@patch
 def stop(self: Form) -> None:
     "Ask the run to stop; asked twice it stops at once."
     if self.started is None or self.started.ended: return
@@ -196,6 +198,7 @@ def stop(self: Form) -> None:
     self.end.description = "Stopping …"
 
 
+@patch
 def refresh(self: Form) -> None:
     "Look at the run again."
     over = self.started.ended  # before the look, so that the last look sees the end
@@ -205,7 +208,6 @@ def refresh(self: Form) -> None:
     if self.task is not None: self.task.cancel()
 
 
-Form.stop, Form.refresh = stop, refresh
 
 
 def form(notebook: Path | str,  # a job notebook

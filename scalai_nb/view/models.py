@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['NONE', 'STANDS', 'FIGURES', 'SAID', 'registered', 'stands', 'figure_of', 'learnt_from', 'versions_table', 'standing',
-           'recorded_table', 'versus_table', 'versus_view', 'Promotion', 'Models', 'look', 'draw', 'frontier', 'beside',
-           'compare']
+           'recorded_table', 'versus_table', 'versus_view', 'Promotion', 'Models']
 
 # %% ../../nbs/view/24_models.ipynb #776197a5
 from html import escape
 
+from fastcore.basics import patch
 import ipywidgets as w
 
 from ..compression.frontier import Frontier, load_frontier
@@ -163,6 +163,7 @@ class Models(View):
         self.look(self.which.value, self.other.value)
 
 # %% ../../nbs/view/24_models.ipynb #22849150
+@patch
 def look(self: Models, kept: int | None = None, beside: int | None = None) -> None:
     "Another model was chosen, or its versions changed."
     self.top.value = headline(*standing(self.model.value, self.mine, decisions(self.settings, broken={})))
@@ -175,6 +176,7 @@ def look(self: Models, kept: int | None = None, beside: int | None = None) -> No
         self.other.value = beside if beside in numbers else self.which.value
     self.draw()
 
+@patch
 def draw(self: Models) -> None:
     "What depends on the chosen version."
     entry = self.entry(self.which.value)
@@ -186,6 +188,7 @@ def draw(self: Models) -> None:
     self.promotion.show(entry["name"], entry["version"], self.serves())
     self.beside()
 
+@patch
 def frontier(self: Models, entry: dict) -> list:
     "The candidates among which this version was chosen."
     nothing = html(f'<p class="soft">No candidates were measured for it: <code>scalai compress {escape(entry["name"])}@{entry["version"]} --budget accuracy_drop=.01</code></p>')
@@ -196,16 +199,16 @@ def frontier(self: Models, entry: dict) -> list:
     return [html(f"<p>{escape(found.why)}</p>" + key({"a candidate, its area the file’s size": BLUE, "the one that was registered": GREEN, "95 % interval; unbeaten (dashed)": GREY})), frontier_figure(found, recipe),
             html(candidates_csv(found, f"frontier-of-version-{entry['version']}") + candidates_table(found, at))]
 
+@patch
 def beside(self: Models) -> None:
     "Two versions, as they were recorded."
     self.judged.value, self.judge.disabled = "", self.other.value == self.which.value
     self.recorded.value = "<p class='soft'>There is no other version yet.</p>" if len(self.mine) < 2 else recorded_table(self.entry(self.other.value), self.entry(self.which.value))
 
+@patch
 def compare(self: Models) -> None:
     "Both on rows that neither learnt from."
     self.judge.disabled, self.judged.value = True, '<p role="status">Both score the rows that they kept aside …</p>'
     try: self.judged.value = versus_table(self.registry.compare(f"{self.model.value}@{self.other.value}", f"{self.model.value}@{self.which.value}"))
     except ScalaiError as e: self.judged.value = said("attention", f"{e.message} {e.hint}")
     self.judge.disabled = False
-
-Models.look, Models.draw, Models.frontier, Models.beside, Models.compare = look, draw, frontier, beside, compare

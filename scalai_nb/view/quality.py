@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ALL', 'TWICE', 'LITTLE', 'TINTS', 'Quality', 'quality', 'standing', 'broken', 'reasons_table', 'shown_rows',
-           'checked_view', 'over_windows', 'history', 'Page', 'look', 'draw', 'remember', 'page']
+           'checked_view', 'over_windows', 'history', 'Page', 'page']
 
 # %% ../../nbs/view/22_quality.ipynb #0701586d
 import json
@@ -12,6 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 from html import escape
 
+from fastcore.basics import patch
 import bqplot as bq, ipywidgets as w, numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -188,6 +189,7 @@ class Page(View):
         return self.known[name]
 
 # %% ../../nbs/view/22_quality.ipynb #cc49af4d
+@patch
 def look(self: Page) -> None:
     "Another table was chosen."
     q = self.shown
@@ -202,6 +204,7 @@ def look(self: Page) -> None:
     self.draw()
     self.remember()
 
+@patch
 def draw(self: Page) -> None:
     "What depends on the windows and on the reason."
     q, reason = self.shown, self.reason.value or ""
@@ -215,11 +218,11 @@ def draw(self: Page) -> None:
     chosen = [reason] if reason else [r for r, _ in found.most_common(3)]
     self.some.value = "".join(f"<h3>{escape(r)}</h3>{shown_rows(q.table.quarantine.head(5 if reason else 3, [('_reason', '==', r), *([('_period', '>=', self.since.value)] if self.since.value else [])]), r)}" for r in chosen) or "<p class='soft'>There are none.</p>"
 
+@patch
 def remember(self: Page) -> None:
     "The chosen column's history."
     q, column = self.shown, self.column.value
     self.past.children = history(q.good, column, self.units.get(column, "")) if q.good and column in next(reversed(q.good.values())).columns else [html('<p class="soft">There is nothing to show.</p>')]
 
-Page.look, Page.draw, Page.remember = look, draw, remember
 
 def page(settings: Settings | None = None, units: dict[str, str] | None = None) -> Page: return Page(settings, units)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LEVEL', 'LAST', 'COLOUR', 'SPANS', 'when', 'open_failures', 'culprit', 'flat', 'complaint', 'summary', 'took',
            'timeline', 'problem', 'run_view', 'workflow_view', 'history', 'numbers', 'last_words', 'leaves', 'titled',
-           'speaker', 'Runs', 'choose', 'draw', 'one', 'listen']
+           'speaker', 'Runs', 'choose']
 
 # %% ../../nbs/view/08_runs.ipynb #628f08e7
 import re, time
@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 
+from fastcore.basics import patch
 import bqplot as bq, ipywidgets as w, numpy as np
 
 from ..core.settings import Settings
@@ -194,6 +195,7 @@ def choose(control: w.Dropdown, options: list[tuple[str, str]],
     control.value = kept if kept in known and kept else first if first in known else known[0]
 
 # %% ../../nbs/view/08_runs.ipynb #da464650
+@patch
 def draw(self: Runs) -> None:
     "The run that is chosen."
     picture, bars = history(self.shown, self.which.value)
@@ -205,16 +207,16 @@ def draw(self: Runs) -> None:
     with self.together(): choose(self.step, [(f"{names[r.id]} · {r.state.replace('_', ' ')}", r.id) for r in leaves(self.run)] if self.run else [("–", "")], self.run and speaker(self.run))
     self.listen()
 
+@patch
 def one(self: Runs) -> str:  # HTML
     "The chosen run: what it was given, its steps, and what failed."
     if not self.run: return ""
     given = f'<p class="soft">{escape(brief(self.run.parameters, 160))}</p>' if self.run.parameters else ""
     return given + picture_of(self.record.folder(self.run.id)/"graph.html") + timeline(self.run) + problem(self.run)
 
+@patch
 def listen(self: Runs) -> None:
     "The end of the chosen step's output."
     told = last_words(self.record.folder(self.step.value)/"log.jsonl") if self.step.value else ""
     shown = f'<div class="log" tabindex="0" role="log" aria-label="The last lines of the output"><pre>{escape(told)}</pre></div><p class="soft">All of it: <code>scalai logs {escape(self.step.value)}</code></p>' if told else '<p class="soft">It said nothing.</p>'
     if shown != self.words.value: self.words.value = shown
-
-Runs.draw, Runs.one, Runs.listen = draw, one, listen

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['TINTS', 'LEGEND', 'known', 'value_scale', 'slice_figure', 'number_or_word', 'marks_of', 'rungs_figure',
-           'trials_table', 'Trials', 'refresh', 'draw', 'search_view']
+           'trials_table', 'Trials', 'search_view']
 
 # %% ../../nbs/view/15_search.ipynb #6aa11b32
 from html import escape
 
+from fastcore.basics import patch
 import bqplot as bq, ipywidgets as w, numpy as np
 
 from ..training.search import best_row, scale, standing
@@ -92,6 +93,7 @@ class Trials(View):
     def alive(self) -> bool: return any(r["state"] in ("running", "waiting") for r in self.shown or [])
 
 # %% ../../nbs/view/15_search.ipynb #243fb900
+@patch
 def refresh(self: Trials) -> None:
     "Look at the study, and draw when it has moved."
     rows = self.found.rows()
@@ -108,6 +110,7 @@ def refresh(self: Trials) -> None:
     self.draw()
     if not self.alive() and getattr(self, "task", None): self.task.cancel()
 
+@patch
 def draw(self: Trials) -> None:
     "Both pictures and the table."
     rows, about = self.shown, self.found.about
@@ -117,7 +120,6 @@ def draw(self: Trials) -> None:
                               rungs_figure(curves, rows, about), html(download("trials-by-epoch", {k: [s[i] for s in steps] for i, k in enumerate(("trial", "epoch", about["metric"]))}))] if known(rows) else []
     self.told.value = trials_table(rows, about)
 
-Trials.refresh, Trials.draw = refresh, draw
 
 def search_view(found, **more) -> View:  # training.search.Search
     "The trials of a search, live while it runs."
