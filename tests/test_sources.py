@@ -165,12 +165,12 @@ def test_postgres_changed_between_plan_and_pass_is_refused(postgres, workspace, 
     from scalai_nb.data import ingest as room
     with postgres.connect() as db:
         db.execute("CREATE TABLE moving AS SELECT i AS id FROM generate_series(1, 1000) i")
-        shape = room._shape
+        shape = room.raw_schema
         def late(*args): db.execute("UPDATE moving SET id = -1 WHERE id = 500"); return shape(*args)
-        monkeypatch.setattr(room, "_shape", late)
+        monkeypatch.setattr(room, "raw_schema", late)
         with pytest.raises(WorkFailed, match="has changed since"): ingest(postgres.uri("?table=moving"), "moving")
         assert not Table("moving").exists
-        monkeypatch.setattr(room, "_shape", shape)
+        monkeypatch.setattr(room, "raw_schema", shape)
         assert ingest(postgres.uri("?table=moving"), "moving").rows_good == 1000
 
 

@@ -18,7 +18,7 @@ from . import histogram as hg, moments as mt
 from .categories import Categories, add_categories, categories, round_length, sum_by
 from .sketches import estimate, registers
 from .formats import FORMATS
-from .hashing import _floats, in_numpy
+from .hashing import hash_floats, in_numpy
 from .moments import Moments
 from .numeric import Calendar, Ordered, add_ordered, calendar as calendar_of, counted, ordered as summarise, tallied
 from .types import in_seconds, is_list, join, kind, one_array, real, type_name
@@ -242,7 +242,7 @@ def distinct(self: Column) -> int:
     if len(parts) + bool(yes_no) <= 1: return len(yes_no) + (self.plus > 0) + (self.minus > 0) + sum(p.distinct for p in parts)
     regs = [p.registers() if isinstance(p, Ordered) else p.hashed()[2] for p in parts]
     odd = yes_no + [np.inf] * (self.plus > 0) + [-np.inf] * (self.minus > 0)
-    return round(estimate(np.maximum.reduce([*regs, registers(_floats(np.array(odd, "f8")))])))
+    return round(estimate(np.maximum.reduce([*regs, registers(hash_floats(np.array(odd, "f8")))])))
 
 @patch(as_prop=True)
 def categories(self: Column) -> "dict | None":  # value: rows; frequent first

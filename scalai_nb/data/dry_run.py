@@ -18,7 +18,7 @@ from ..core.settings import Settings
 from . import source
 from .clean import clean, trimmed
 from .contract import Contract
-from .ingest import Plan, _prepare, _rows, _shape, cleaned, completed, guessed, _with_password
+from .ingest import Plan, prepare_part, raw_rows, raw_schema, cleaned, completed, guessed, with_password
 from .uniqueness import Repeats
 from .rules import Tally
 from .partition import as_text
@@ -60,11 +60,11 @@ def dry_run(uri: str | Path,  # what `ingest` takes
     settings = settings or Settings.load()
     given = contract if isinstance(contract, Contract) else Contract.load(contract)
     plan = Plan("", "", str(uri), _files(str(uri), settings), "")
-    full = completed(given, cleaned(_shape(plan, str(uri), {n for n, r in given.columns.items() if r.type}, settings, given.nulls), given), None).ready(settings)
+    full = completed(given, cleaned(raw_schema(plan, str(uri), {n for n, r in given.columns.items() if r.type}, settings, given.nulls), given), None).ready(settings)
     finders, rows, tally, reasons, shown = [Repeats(u, most) for u in full.uniques()], 0, Tally(), Counter(), {}
     try:
-        for item in (x for f in plan.files for x in _rows((_with_password(f["path"], str(uri)), f.get("options", {})), settings=settings)):
-            raw, tidied, verdict = _prepare(item, trimmed(given.clean), guessed(full, given))
+        for item in (x for f in plan.files for x in raw_rows((with_password(f["path"], str(uri)), f.get("options", {})), settings=settings)):
+            raw, tidied, verdict = prepare_part(item, trimmed(given.clean), guessed(full, given))
             typed, verdict = full.judge(*clean(tidied, full, verdict))
             for f in finders: _numbered(f, typed, verdict.good, rows)
             rows, tally = rows + len(raw), tally + verdict.tally

@@ -13,7 +13,7 @@ import numpy as np
 
 from .categories import sum_by
 from .sketches import Frequent, estimate, number_registers, registers
-from .hashing import SEED, _floats, _integers, mix
+from .hashing import SEED, hash_floats, hash_integers, mix
 from .histogram import (BUCKETS, CELLS, SIGN, Histogram, count_few, number_keys, number_values, shared_bits, tally,
                                       time_keys, time_values)
 from .moments import Moments, key_moments
@@ -55,7 +55,7 @@ class Ordered:
 
 def _registers(time, keys):
     values = (time_values if time else number_values)(keys)
-    return registers(mix(values.view("u8"), "time") if time else _floats(values))
+    return registers(mix(values.view("u8"), "time") if time else hash_floats(values))
 
 def _exact(time, hist):
     if len(hist.known) and hist.known.min() < 64: return False
@@ -87,7 +87,7 @@ def counted(native: np.ndarray,  # distinct values, ascending
     hist = Histogram.of(keys, counts, caps=caps)
     state = dict(time=time, hist=hist, moments=Moments.of(numbers, counts), low=native[0].item(), high=native[-1].item())
     if _exact(time, hist): return Ordered(**state)
-    hashes = mix(native.view("u8"), "time") if time else _integers(native) if whole else _floats(native)
+    hashes = mix(native.view("u8"), "time") if time else hash_integers(native) if whole else hash_floats(native)
     return Ordered(**state, regs=registers(hashes), frequent=Frequent.of(*(sum_by(keys, counts) if whole else (keys, counts))))
 
 # %% ../../nbs/data/01_numeric.ipynb #c5e74dbd

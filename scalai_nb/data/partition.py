@@ -135,12 +135,12 @@ def _pen(plan: Plan, part: Part, rows: pa.Table, mark: str = "") -> None:
 
 def _good(plan: Plan, part: Part, rows: pa.Table, mark: str = "") -> None:
     "Write good rows, a file for each period, and profile them by period and fold."
-    from scalai_nb.data.profile import _of_part
+    from scalai_nb.data.profile import profile_part
     rows, periods = rows.drop_columns(PERIOD), rows[PERIOD]
     seen = sorted(pc.unique(periods).to_pylist(), key=str)
     for p in seen:
         some = rows if len(seen) == 1 else rows.filter(pc.is_null(periods) if p is None else pc.fill_null(pc.equal(periods, p), False))
-        folds = _of_part(some, ["fold"], threads=1) if "fold" in some.column_names else {None: _of_part(some, threads=1)}
+        folds = profile_part(some, ["fold"], threads=1) if "fold" in some.column_names else {None: profile_part(some, threads=1)}
         repeating = [n for n in some.column_names if max(f[n].distinct for f in folds.values())*4 <= len(some)]
         action = profile_store.add_file(plan.place, f"{plan.prefix}-{plan.attempt}-{part.index}{mark}-{len(part.files)}.parquet", some, {PERIOD: p}, repeating=repeating)
         part.files.append((action, p, some.num_rows))

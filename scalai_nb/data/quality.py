@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from .column import HOUR_US, Column, iso
 from .formats import DATES, FORMATS, formats
-from .profile import Profile, _pack_column, _split
+from .profile import Profile, pack_column, split_state
 
 # %% ../../nbs/data/02_quality.ipynb #16713f61
 def _share(n, of): return f"{100 * n / of:.3g} %"
@@ -154,7 +154,7 @@ def _copies(p: Profile) -> list[list[str]]:  # names of columns whose exact stat
     alike = {}
     for n, c in p.columns.items():
         if c.distinct < 2 or c.kind in ("nested", "null") or c.kind == "boolean" and min(c.true, c.false) < 100: continue  # a rare flag has the counts of another by chance
-        text, blobs = _split({k: v for k, v in _pack_column(c)[0].items() if k.rsplit(".")[-1] not in ("name", "type", "low", "high")})  # 80 and 80.0 are one extreme
+        text, blobs = split_state({k: v for k, v in pack_column(c)[0].items() if k.rsplit(".")[-1] not in ("name", "type", "low", "high")})  # 80 and 80.0 are one extreme
         alike.setdefault((text, *sorted(blobs.items())), []).append(n)
     return [names for names in alike.values() if len(names) > 1]
 

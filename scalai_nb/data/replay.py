@@ -27,7 +27,7 @@ from .ingest import TEXT, cleaned, completed
 from .rules import Verdict
 from .partition import CLEANED, OURS
 from .quarantine import Quarantine
-from .table import Table, _alone, told_of, write
+from .table import Table, batch_lock, told_of, write
 
 # %% ../../nbs/data/15_replay.ipynb #7fefe1a7
 @dataclass
@@ -68,7 +68,7 @@ def release(pen: Quarantine, rows, contract: Contract | str | Path | None = None
     contract = Contract.load(contract) if isinstance(contract, (str, Path)) else contract
     table = profile_store.delta(pen.of.path)
     out = Released(pen.of.name, None if table is None else table.version(), len(rows))
-    with _alone(settings, pen.of.name, "release"):
+    with batch_lock(settings, pen.of.name, "release"):
         while True:
             guard = {RELEASE: profile_store.committed(profile_store.delta(pen.of.path), RELEASE)}  # read before the rows that wait are looked up
             if not len(some := _next(_waiting(pen, rows))): break

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PATIENCE', 'SILENT', 'DENIED', 'ARROW_UNPACKS', 'TEXT', 'SNIFF', 'Source', 'register', 'suffix', 'server', 'reader',
            'needs', 'patiently', 'files', 'footer', 'metadata', 'group_bytes', 'group_hashes', 'parquet', 'arrow',
-           'kept_as', 'csv_names', 'csv_types', 'csv', 'json', 'as_table', 'batches', 'schema', 'to_pandas',
+           'kept_as', 'csv_names', 'csv_types', 'csv', 'regroup', 'json', 'as_table', 'batches', 'schema', 'to_pandas',
            'could_be_null', 'read']
 
 # %% ../../nbs/data/04_source.ipynb #92fc0acc
@@ -376,7 +376,7 @@ def csv(uri: str, columns: list[str] | None = None, rows: int = 250_000,
         how = (pacsv.ReadOptions(use_threads=False, block_size=1 << 23, encoding=encoding),
                pacsv.ParseOptions(delimiter=delimiter or found, newlines_in_values=True, invalid_row_handler=None if bad is None else odd),
                pacsv.ConvertOptions(column_types=kinds, include_columns=_known(columns, names), null_values=["", *nulls], strings_can_be_null=True))
-        yield from (_as_numbers(uri, t, late) for t in _regroup(pacsv.open_csv(ahead(), *how), rows))
+        yield from (_as_numbers(uri, t, late) for t in regroup(pacsv.open_csv(ahead(), *how), rows))
 
 def _as_numbers(uri: str, table: pa.Table, types: dict[str, pa.DataType]) -> pa.Table:
     "Columns that looked like numbers, as numbers. Raises `BadRequest` for a value that reading it so would lose."
@@ -397,7 +397,7 @@ def _type(name: str | pa.DataType) -> pa.DataType:
     return name if isinstance(name, pa.DataType) else pa.timestamp("us") if name == "timestamp[us]" else pa.type_for_alias(name)
 
 # %% ../../nbs/data/04_source.ipynb #0cca118a
-def _regroup(stream, rows: int, schema: pa.Schema | None = None) -> Iterator[pa.Table]:
+def regroup(stream, rows: int, schema: pa.Schema | None = None) -> Iterator[pa.Table]:
     "Blocks of a stream gathered to tables of about `rows` rows; at least one, if only for its schema."
     held, n, first = [], 0, True
     try:
@@ -413,7 +413,7 @@ def json(uri: str, columns: list[str] | None = None, rows: int = 250_000) -> Ite
     "JSON lines: one object a line."
     from pyarrow import json as pajson
     with _opened(uri) as f, _ahead(f) as ahead:
-        for table in _regroup(pajson.open_json(ahead(), pajson.ReadOptions(use_threads=False, block_size=1 << 23)), rows):
+        for table in regroup(pajson.open_json(ahead(), pajson.ReadOptions(use_threads=False, block_size=1 << 23)), rows):
             table = table.cast(pa.schema([pa.field(x.name, kept_as(x.type)) for x in table.schema]))
             yield table.select(_known(columns, table.column_names) or table.column_names)
 

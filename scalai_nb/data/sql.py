@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from ..core.errors import BadRequest, ScalaiError, Unreachable, WorkFailed, nearest, one_of
 from ..core.storage import veiled
-from .source import Source, _regroup, needs, patiently
+from .source import Source, regroup, needs, patiently
 
 # %% ../../nbs/data/05_sql.ipynb #2d5ea846
 @dataclass(frozen=True)
@@ -266,7 +266,7 @@ def _tables(db, sql: str, rows: int) -> Iterator[pa.Table]:
     stream, shape = db.batches(sql), db.shape()
     wanted = pa.schema([(f.name, shape[f.name][1]) for f in next(stream)])
     plain = lambda a, f: (a.storage if isinstance(a, pa.ExtensionArray) else a).cast(f.type)
-    try: yield from _regroup((pa.RecordBatch.from_arrays([plain(a, f) for a, f in zip(b.columns, wanted)], schema=wanted) for b in stream), rows, wanted)
+    try: yield from regroup((pa.RecordBatch.from_arrays([plain(a, f) for a, f in zip(b.columns, wanted)], schema=wanted) for b in stream), rows, wanted)
     except pa.ArrowInvalid as e: raise BadRequest(f"{db.asked.uri}: {str(e)[:200]}", "Cast the column in a query: ?query=SELECT CAST(…).", "source") from e
 
 def read(uri: str, columns: list[str] | None = None, rows: int = 250_000,

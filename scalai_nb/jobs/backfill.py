@@ -11,7 +11,7 @@ from datetime import date, datetime, timedelta
 
 from ..core.errors import BadRequest, nearest
 from ..core.settings import Settings
-from .parameters import Parameter, _conform
+from .parameters import Parameter, conform
 from .record import ENDED, JobRun, Record
 from .workflow import Step, Workflow
 
@@ -63,7 +63,7 @@ def over(flow: Workflow,
     if not given: raise BadRequest(f"A backfill of {flow.path.name} needs the values to run it for.", "Give them as -p period=2013-01..2013-12.")
     many = {n: values_of(v) for n, v in given.items() if isinstance(v, str) and flow.parameters[n].type not in (list, dict)}
     for n, values in many.items():
-        for value in values: _conform(flow.parameters[n], value)
+        for value in values: conform(flow.parameters[n], value)
     name = re.sub(r"\W+", "-", flow.name).strip("-") or "workflow"
     ranges = {n: values for n, values in many.items() if len(values) > 1} or dict([next(iter(many.items()))] if many else [])
     if not ranges: raise BadRequest("None of the parameters has values to run it for.", "Give a range or a list, as -p period=2013-01..2013-12.")

@@ -17,7 +17,7 @@ from ..core.errors import Unreachable
 from ..core.process import die_with_parent
 from ..core.settings import Settings
 from ..core.storage import veiled, write_atomic
-from .engine import Engine, _prepare, _secrets, kernel_env
+from .engine import Engine, prepare_notebook, secret_values, kernel_env
 from .parameters import check, load_notebook
 from .slots import Place
 from .record import JobRun, Record, commit, versions
@@ -48,8 +48,8 @@ def main(room: Path, parent: int):
     order = pickle.loads((room/"order").read_bytes())
     settings, told, job = _settings(order, room), Told(), JobRun(**order["run"])
     job.host, job.versions, job.commit = socket.gethostname(), versions(), commit(settings.root)
-    nb, origin = _prepare(order["notebook"], order["values"], order["given"])
-    execution = Execution(job, nb, origin, room/"run", None, order["timeout"], terminal=told, env=kernel_env(settings, job.id) | order["env"], cwd=settings.root, secrets=_secrets(order["values"]), output_limit=settings.jobs.output_limit)
+    nb, origin = prepare_notebook(order["notebook"], order["values"], order["given"])
+    execution = Execution(job, nb, origin, room/"run", None, order["timeout"], terminal=told, env=kernel_env(settings, job.id) | order["env"], cwd=settings.root, secrets=secret_values(order["values"]), output_limit=settings.jobs.output_limit)
     told.execution = execution
     Engine.execute_notebook(execution.nb, nb.metadata.get("kernelspec", {}).get("name", ""), execution=execution)
     (room/"new").write_bytes(pickle.dumps(dict(run=asdict(job), timings=execution.timings)))
@@ -124,7 +124,7 @@ def run_away(client,  # distributed.Client
     "Like `engine.run`, on a worker."
     source = load_notebook(notebook)
     values, record = check(source, parameters), Record(settings)
-    _prepare(source, values, parameters)
+    prepare_notebook(source, values, parameters)
     job = record.create(JobRun(name=name, notebook=str(notebook), parameters=veiled(values), key=key, reason=reason, cells=len(source["cells"]), parent=parent, state="running", started=time.time(), versions=versions()))
     file, began, topic = settings.file, time.monotonic(), f"scalai-{job.id}"
     order = dict(run=asdict(job) | dict(steps=[]), notebook=source, values=values, given=parameters, timeout=timeout, env=env or {}, root=str(settings.root), topic=topic,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TYPES', 'REQUIRED', 'COMPUTED', 'LEVELS', 'NULLS', 'load_notebook', 'source', 'python', 'tagged', 'Secret', 'as_type',
-           'Parameter', 'read', 'literal', 'secret', 'check', 'inject', 'form']
+           'Parameter', 'read', 'literal', 'secret', 'conform', 'check', 'inject', 'form']
 
 # %% ../../nbs/jobs/00_parameters.ipynb #e58b7f1d
 import ast, io, json, math, re, tokenize
@@ -266,7 +266,7 @@ def _reference(p: Parameter, value: object) -> Secret | None:
     raise BadRequest(f"The secret parameter {p.name!r} takes a reference, not a value.", f"Give env:NAME or file:PATH, as in {p.name}=env:TOKEN.")
 
 
-def _conform(p: Parameter, value: object) -> object:
+def conform(p: Parameter, value: object) -> object:
     "The value as the declared type, or a `BadRequest` that says what was expected and given."
     from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
     if _is_secret(p.type): return _reference(p, value)
@@ -290,7 +290,7 @@ def check(notebook: Path | str | dict,  # a file, or one already parsed
             raise BadRequest(f"Unknown parameter {name!r}.", f"Did you mean {near!r}?" if near else
                              f"Declared: {', '.join(declared)}." if declared else "This notebook has no cell tagged `parameters`.")
     for p in declared.values():
-        if p.name in (given or {}): values[p.name] = _conform(p, given[p.name])
+        if p.name in (given or {}): values[p.name] = conform(p, given[p.name])
         elif p.required: raise BadRequest(f"Parameter {p.name!r} is required.", f"It is {p}.")
         elif p.default is not COMPUTED: values[p.name] = _reference(p, p.default) if _is_secret(p.type) and p.default else p.default
     return values

@@ -23,7 +23,7 @@ from .fingerprint import PARTS, Tables, ever, follows, goes_on, link, reason_to_
 from .parameters import check
 from .slots import Places, here
 from .record import RUNS, JobRun, Record
-from .workflow import LEFT_OUT, UNCHANGED, Step, Workflow, _fit_in, _left_out, _values, again, asked, declares, earlier, foresee, gathered, holds, points_of, resolve
+from .workflow import LEFT_OUT, UNCHANGED, Step, Workflow, require_slots, is_left_out, parameter_values, again, asked, declares, earlier, foresee, gathered, holds, points_of, resolve
 
 # %% ../../nbs/jobs/09_plan.ipynb #28f19388
 MARK = dict(skip="–", run="▸", perhaps="?")
@@ -78,7 +78,7 @@ def plan(flow: Workflow,
     values, previous = asked(flow, parameters or {}, from_failed, only, record, from_step)
     taken = earlier(flow, only, record) if only else {}
     foresee(flow, values, record)
-    _fit_in(flow, Places([here(settings, jobs)]), "here")
+    require_slots(flow, Places([here(settings, jobs)]), "here")
     ahead = Ahead(settings, record, Tables(settings, record, flow), Contents(settings), flow, again(flow, from_step))
     while True:  # what one step may write, another may read
         ahead.coming, steps = set(), ahead.level(flow, values, [], previous, only, taken)
@@ -145,7 +145,7 @@ def step(self: Ahead, at: Turn) -> list[Planned]:
     step, known = at.step, [p for n in at.needs for p in at.by[n]]
     open_ = next((n for n in at.needs if not all(p.run for p in at.by[n])), None)
     if not open_:
-        missed = None if step.when else next((n for n in at.needs if at.by[n] and all(_left_out(p.run) for p in at.by[n])), None)
+        missed = None if step.when else next((n for n in at.needs if at.by[n] and all(is_left_out(p.run) for p in at.by[n])), None)
         if missed: return [_skipped(step.name, f"it needs {missed}, which is left out")]
     try: points = list(points_of(step, at.scope))
     except KeyError: return [Planned(step.name, "perhaps", f"depends on the result of {open_}", omitted=True)]  # how many they are is not known
@@ -206,7 +206,7 @@ def one(self: Ahead, at: Turn, name: str, parameters: dict, inner: dict, upstrea
 def workflow(self: Ahead, at: Turn, name: str, parameters: dict, upstream: list, before: JobRun | None) -> Planned:
     "A workflow inside the workflow."
     inner = at.flow.nested[at.step.name]
-    steps = self.level(inner, _values(inner, parameters), upstream, before, around=(*at.around, name), forced=at.forced)
+    steps = self.level(inner, parameter_values(inner, parameters), upstream, before, around=(*at.around, name), forced=at.forced)
     if not all(p.run for p in steps): return Planned(name, "run" if any(p.action == "run" for p in steps) else "perhaps", "", steps)
     mine = {s.name: [p for p in steps if p.name.partition("[")[0] == s.name] for s in inner.steps}
     results = {}

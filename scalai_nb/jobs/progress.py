@@ -10,7 +10,7 @@ import time
 
 from fastcore.basics import patch
 
-from .log import Terminal, _fit
+from .log import Terminal, shorten
 
 # %% ../../nbs/jobs/08_progress.ipynb #3578b57a
 class Line:
@@ -23,7 +23,7 @@ class Line:
         self.note = note
         if self.tree.show and not self.tree.screen and time.monotonic() - self.last > 30:
             self.last = time.monotonic()
-            self.tree.console.print(f"… {_fit(' › '.join(self.path), self.tree.width):<{self.tree.width}}{self.last - self.began:>6.0f} s  {note}", markup=False, soft_wrap=True, style="dim")
+            self.tree.console.print(f"… {shorten(' › '.join(self.path), self.tree.width):<{self.tree.width}}{self.last - self.began:>6.0f} s  {note}", markup=False, soft_wrap=True, style="dim")
 
 class Tree(Terminal):
     "A terminal with room for several things that run."
@@ -71,7 +71,7 @@ def _status(self: Tree):
             at = branches.get(line.path[:i + 1]) or at.add(Text(name, "bold", no_wrap=True, overflow="ellipsis"))
             branches[line.path[:i + 1]] = at
         room = max(8, self.width - 4*len(line.path))
-        at.add(Text(no_wrap=True, overflow="ellipsis").append(FRAMES[int(now*10) % len(FRAMES)] + " ", "cyan").append(f"{_fit(line.path[-1], room):<{room}}", "bold")
+        at.add(Text(no_wrap=True, overflow="ellipsis").append(FRAMES[int(now*10) % len(FRAMES)] + " ", "cyan").append(f"{shorten(line.path[-1], room):<{room}}", "bold")
                .append(f"{_clock(now - line.began):>8}  ", "cyan").append(line.note, "dim"))
     if len(lines) > self.most: root.add(Text(f"and {len(lines) - self.most} more", "dim"))
     return root

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['STATES', 'ENDED', 'GOOD', 'MARKS', 'META', 'RUNS', 'EVENTS', 'TIMINGS', 'PATIENCE', 'ANSWER', 'KEEPALIVE',
            'MIGRATIONS', 'TROUBLE', 'COLUMNS', 'OPEN', 'ENDING', 'SILENT', 'UNITS', 'BEAT', 'new_id', 'JobRun', 'brief',
-           'says', 'machine', 'near', 'identity', 'alive', 'connect', 'lasting', 'place', 'newest', 'Damaged',
-           'patiently', 'Record', 'refusal', 'ending', 'moment', 'spoken', 'Pulse', 'versions', 'commit']
+           'says', 'machine', 'near', 'identity', 'alive', 'connect', 'lasting', 'place', 'database_engine', 'newest',
+           'Damaged', 'patiently', 'Record', 'refusal', 'database_time', 'add_event', 'ending', 'moment', 'spoken',
+           'Pulse', 'versions', 'commit']
 
 # %% ../../nbs/jobs/04_record.ipynb #9ee4a4a4
 import json, math, os, platform, re, secrets, socket, sys, threading, time
@@ -193,7 +194,7 @@ def connect(url: str,
             answer: float = ANSWER,  # seconds for one statement; PostgreSQL
            ) -> sa.Engine:
     "A database with the record's tables in it, as the newest migration has them. Raises `BadRequest` for one that cannot be used, `Unreachable` for one that does not answer."
-    engine = _engine(url, answer)
+    engine = database_engine(url, answer)
     try:
         engine.new = _migrate(engine)
         if engine.dialect.name == "sqlite": engine.pinned = _file(engine.url)
@@ -237,7 +238,7 @@ def _same_file(engine: sa.Engine):
     for when in ("do_connect", "checkout"): sa.event.listen(engine, when, look)
 
 
-def _engine(url: str, answer: float = ANSWER) -> sa.Engine:
+def database_engine(url: str, answer: float = ANSWER) -> sa.Engine:
     "Where to connect, and how."
     if url.startswith("sqlite:///"): Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -409,12 +410,12 @@ def _row(self: Record, run: JobRun) -> dict:
     return {c: self.movable(plain(getattr(run, c), c)) for c in COLUMNS}
 
 
-def _clock(db):  # an expression
+def database_time(db):  # an expression
     "Seconds since 1970 on the clock that all who share the database see."
     return sa.cast(sa.extract("epoch", sa.func.clock_timestamp()), sa.Float) if db.dialect.name == "postgresql" else sa.literal(time.time())
 
 
-def _event(db, id: str, state: str, detail: str, at: float | None = None):
+def add_event(db, id: str, state: str, detail: str, at: float | None = None):
     "One more line of a run's history. No database takes a NUL or half a character in a text."
     e = EVENTS.alias()
     db.execute(EVENTS.insert().values(run=id, n=sa.select(sa.func.count()).select_from(e).where(e.c.run == id).scalar_subquery(), at=time.time() if at is None else at, state=state,
@@ -427,19 +428,19 @@ def create(self: Record, run: JobRun) -> JobRun:
     run.host, run.process = socket.gethostname(), identity()
     def insert():
         with self.db() as db:
-            db.execute(RUNS.insert().values(**self._row(run), beat=_clock(db)))
-            _event(db, run.id, run.state, run.reason)
+            db.execute(RUNS.insert().values(**self._row(run), beat=database_time(db)))
+            add_event(db, run.id, run.state, run.reason)
     patiently(insert)
     return run
 
 
 def _insert(db, row: dict) -> str:  # its last state before this one
     "A row, and its history as far as the row itself tells it."
-    try: db.execute(RUNS.insert().values(**row, beat=_clock(db)))
+    try: db.execute(RUNS.insert().values(**row, beat=database_time(db)))
     except sa.exc.IntegrityError as e: raise Unreachable("The record is being written by another process.") from e
     before = [("queued", row["created"])]
     if row["started"] and row["state"] not in OPEN: before.append(("running", row["started"]))
-    for state, at in before: _event(db, row["id"], state, "", at)
+    for state, at in before: add_event(db, row["id"], state, "", at)
     return before[-1][0]
 
 
@@ -452,7 +453,7 @@ def _write(self: Record, row: dict, timings: dict[int, float] = {}):
         if before in ENDED - {"lost"} and row["state"] in OPEN: return  # over
         if before is None: before = _insert(db, row)
         db.execute(RUNS.update().where(RUNS.c.id == row["id"]).values(**row))
-        if before != row["state"]: _event(db, row["id"], row["state"], says(JobRun(**row)))
+        if before != row["state"]: add_event(db, row["id"], row["state"], says(JobRun(**row)))
         if timings:
             db.execute(TIMINGS.delete().where(TIMINGS.c.run == row["id"]))
             db.execute(TIMINGS.insert(), [dict(run=row["id"], cell=c, seconds=s) for c, s in timings.items()])
@@ -539,7 +540,7 @@ SILENT = 60.  # seconds without a sign of life after which a run of another mach
 @patch
 def _settle(self: Record, db):
     "What claims to run, but whose process is gone, has ended as its own log says, or is lost."
-    silent = (_clock(db) - sa.func.coalesce(RUNS.c.beat, RUNS.c.created)).label("silent")
+    silent = (database_time(db) - sa.func.coalesce(RUNS.c.beat, RUNS.c.created)).label("silent")
     for row in db.execute(sa.select(RUNS.c.id, RUNS.c.process, RUNS.c.host, RUNS.c.cell, silent).where(RUNS.c.state.in_(OPEN))).all():
         if alive(row.process) if near(row.process) else row.silent < SILENT: continue
         said = self.movable(self._said_last(row.id))
@@ -548,7 +549,7 @@ def _settle(self: Record, db):
             how = "the process that ran it vanished" if near(row.process) else f"{row.host}, which ran it, has not been heard of for {row.silent:.0f} s"
             said = dict(state="lost", cell=cell, error=dict(cell=cell, kind="Lost", message=how + ("" if cell is None else f" while cell {cell} ran")))
         if not db.execute(RUNS.update().where(RUNS.c.id == row.id, RUNS.c.process == row.process, RUNS.c.state.in_(OPEN)).values(**said)).rowcount: continue
-        _event(db, row.id, said["state"], (said["error"] or {}).get("message") or "")
+        add_event(db, row.id, said["state"], (said["error"] or {}).get("message") or "")
         if timings: db.execute(TIMINGS.insert(), [dict(run=row.id, cell=int(c), seconds=s) for c, s in timings.items()])
 
 
@@ -715,7 +716,7 @@ BEAT = 5.  # seconds between two signs of life
 def beat(self: Record, run: JobRun, row: dict):
     "A sign of life. Where somebody has called the run lost, or it was never called running, `row` is written again."
     with self.db() as db:
-        db.execute(RUNS.update().where(RUNS.c.process == run.process, RUNS.c.state.in_(OPEN)).values(beat=_clock(db)))
+        db.execute(RUNS.update().where(RUNS.c.process == run.process, RUNS.c.state.in_(OPEN)).values(beat=database_time(db)))
         here = db.execute(RUNS.update().where(RUNS.c.id == run.id, RUNS.c.state == "running").values(cell=run.cell, peak_memory=run.peak_memory)).rowcount
     if not here: self._write(row)
 

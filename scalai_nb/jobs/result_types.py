@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ..core.errors import BadRequest
-from .parameters import Parameter, _conform, load_notebook, source
+from .parameters import Parameter, conform, load_notebook, source
 
 # %% ../../nbs/jobs/08_result_types.ipynb #073f3456
 SHOWN = {ast.JoinedStr: str, ast.List: list, ast.ListComp: list, ast.Tuple: list, ast.Dict: dict, ast.DictComp: dict}  # as a record keeps them
@@ -57,7 +57,7 @@ def can_take(parameter: Parameter,
     "Whether some value of a type is a value for this parameter."
     if kind not in SAMPLES: return True
     for sample in [*SAMPLES[kind], *(o for o in _options(parameter.type) if type(o) is kind)]:
-        try: _conform(parameter, sample)
+        try: conform(parameter, sample)
         except BadRequest: continue
         return True
     return False

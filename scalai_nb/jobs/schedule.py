@@ -181,11 +181,11 @@ def check(self: Schedule, settings: Settings) -> Schedule:  # itself
     "Hold the job and its parameters to each other. Raises `BadRequest`."
     from scalai_nb.jobs.worker import is_workflow
     from scalai_nb.jobs.parameters import check
-    from scalai_nb.jobs.workflow import Workflow, _values
+    from scalai_nb.jobs.workflow import Workflow, parameter_values
     path, given = settings.root/self.job, self.filled(0, 0 if self.on_table else None)
     if passwords(given): raise BadRequest(f"A parameter of schedule {self.name!r} holds a password, and schedules are listed.", "Make it a parameter of type Secret, and give env:NAME or file:PATH.", "schedule")
     try:
-        if is_workflow(path): _values(Workflow.load(path), given)
+        if is_workflow(path): parameter_values(Workflow.load(path), given)
         else: check(path, given)
     except BadRequest as e: raise BadRequest(f"Schedule {self.name!r}: {e.message[:1].lower()}{e.message[1:]}", e.hint, e.kind) from e
     return self

@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from ..core.errors import BadRequest, nearest
 from ..core.settings import Settings
 from ..core.delta_log import commits
-from .record import ENDED, META, RUNS, JobRun, Record, _clock, _event, alive, near, new_id
+from .record import ENDED, META, RUNS, JobRun, Record, database_time, add_event, alive, near, new_id
 from .schedule import QUIET, Schedule, table_place
 
 # %% ../../nbs/jobs/11_schedule_store.ipynb #ecceca18
@@ -93,7 +93,7 @@ class Timetable:
 
     def now(self) -> float:  # seconds since 1970
         "The database's clock."
-        with self.engine.connect() as db: return float(db.execute(sa.select(_clock(db))).scalar())
+        with self.engine.connect() as db: return float(db.execute(sa.select(database_time(db))).scalar())
 
     @contextmanager
     def exclusive(self):
@@ -397,7 +397,7 @@ def run_of(self: Timetable, process: str | None) -> JobRun | None:
         left = (RUNS.c.process == process, RUNS.c.state.in_(WAITING))
         lost = [i for i, in db.execute(sa.select(RUNS.c.id).where(*left))]
         db.execute(RUNS.update().where(*left).values(state="lost", error=dict(cell=None, kind="Lost", message=why)))
-        for i in lost: _event(db, i, "lost", why)
+        for i in lost: add_event(db, i, "lost", why)
         id = db.execute(sa.select(RUNS.c.id).where(RUNS.c.process == process, RUNS.c.parent.is_(None)).order_by(RUNS.c.created.desc()).limit(1)).scalar()
     return id and self.record.get(id)
 

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['REFERENCE', 'CONDITION', 'COMPARE', 'INNER', 'LEFT_OUT', 'UNCHANGED', 'STOPPED', 'references', 'lookup', 'resolve',
-           'holds', 'Retries', 'Resources', 'Step', 'Words', 'Workflow', 'handed', 'Session', 'asked', 'again',
-           'earlier', 'foresee', 'Level', 'together', 'gathered', 'declares', 'points_of']
+           'holds', 'Retries', 'Resources', 'Step', 'Words', 'Workflow', 'handed', 'Session', 'parameter_values',
+           'asked', 'again', 'earlier', 'foresee', 'require_slots', 'Level', 'together', 'gathered', 'is_left_out',
+           'declares', 'points_of']
 
 # %% ../../nbs/jobs/08_workflow.ipynb #62784041
 import asyncio, hashlib, json, math, os, re, time, tomllib
@@ -31,7 +32,7 @@ from .result_types import can_take, declared
 from .inputs import Contents, Inputs, check_declared, to_declare
 from .fingerprint import Tables, ancestors, code_of, goes_on, link, provisional, stands, step_key
 from .log import Log
-from .parameters import Parameter, _conform, check, read
+from .parameters import Parameter, conform, check, read
 from .slots import Places, here
 from .record import GOOD, RUNS, JobRun, Pulse, Record, commit, versions
 
@@ -235,7 +236,7 @@ def _check_step(flow: Workflow, step: Step, outer: tuple[Path, ...]):
                 near = nearest(name, declares)
                 raise BadRequest(f"Unknown parameter {name!r}.", f"Did you mean {near!r}?" if near else f"Declared: {', '.join(declares) or 'none'}.")
             for one in value if name in step.grid and isinstance(value, list) else [value]:
-                if not references(one): _conform(declares[name], one)
+                if not references(one): conform(declares[name], one)
         if twice := next((n for n in step.grid if n in step.parameters), None): raise BadRequest(f"Parameter {twice!r} is in `grid` and in `parameters`.", "Leave it to `grid`.")
         if missing := next((p for p in declares.values() if p.required and p.name not in {**step.parameters, **step.grid}), None): raise BadRequest(f"Parameter {missing.name!r} is required.", f"It is {missing}.")
         _check_references(flow, step, declares, lambda *_: {})
@@ -373,7 +374,7 @@ def run(self: Workflow,
     taken = earlier(self, only, record) if only else None
     foresee(self, values, record)
     places = Places([here(settings, jobs)])
-    _fit_in(self, places, "here")
+    require_slots(self, places, "here")
     with ExitStack() as stack:
         client = stack.enter_context(_away(self, settings, places)) if _used(self, "dask") else None
         terminal, _, pool = (stack.enter_context(c) for c in (Tree(progress), stop.on_signals(), Pool(self.warm if warm else ())))
@@ -397,13 +398,13 @@ async def _whole(flow: Workflow, values: dict, session: Session, parent: str | N
         if session.id: session.draw()
 
 # %% ../../nbs/jobs/08_workflow.ipynb #62381c58
-def _values(flow: Workflow, given: dict) -> dict:
+def parameter_values(flow: Workflow, given: dict) -> dict:
     "The workflow's parameters, held to the types of its defaults."
     for name in given:
         if name not in flow.parameters:
             near = nearest(name, flow.parameters)
             raise BadRequest(f"Unknown parameter {name!r} of {flow.path.name}.", f"Did you mean {near!r}?" if near else f"Declared: {', '.join(flow.parameters) or 'none'}.")
-    return {n: _conform(p, given[n]) if n in given else p.default for n, p in flow.parameters.items()}
+    return {n: conform(p, given[n]) if n in given else p.default for n, p in flow.parameters.items()}
 
 # %% ../../nbs/jobs/08_workflow.ipynb #11ad968a
 def asked(flow: Workflow, parameters: dict, from_failed: bool, only: str | None, record: Record | None,
@@ -416,11 +417,11 @@ def asked(flow: Workflow, parameters: dict, from_failed: bool, only: str | None,
         near = nearest(only, names)
         raise BadRequest(f"{flow.path.name} has no step {only!r}.", f"Did you mean {near!r}?" if near else f"Steps: {', '.join(names)}.")
     last = record and (from_failed or only) and next((r for r in record.runs(name=flow.name) if r.notebook == str(flow.path)), None)
-    if not last or from_failed and last.ok: return _values(flow, parameters), None
+    if not last or from_failed and last.ok: return parameter_values(flow, parameters), None
     if VEIL in str({n: v for n, v in last.parameters.items() if n not in parameters}) and (only or not parameters):
         raise BadRequest(f"Run {last.id} had a password among its parameters, which no record keeps.", "Give the parameters again.")
-    if only: return _values(flow, {n: v for n, v in last.parameters.items() if n in flow.parameters} | parameters), None
-    values = _values(flow, parameters or last.parameters)
+    if only: return parameter_values(flow, {n: v for n, v in last.parameters.items() if n in flow.parameters} | parameters), None
+    values = parameter_values(flow, parameters or last.parameters)
     if veiled(values) != last.parameters: raise BadRequest(f"The run to go on with, {last.id}, had other parameters: {last.parameters}.", "Leave them out, or start anew without --from-failed.")
     return values, record.get(last.id)
 
@@ -438,7 +439,7 @@ def earlier(flow: Workflow, only: str, record: Record | None) -> dict[str, list[
     for need in flow.needs[only]:
         for run in whole:
             mine = list({r.name: r for r in run.steps if r.name.partition("[")[0] == need}.values())
-            if mine and all(r.ok and not _left_out(r) for r in mine): break
+            if mine and all(r.ok and not is_left_out(r) for r in mine): break
         else: raise BadRequest(f"Step {only!r} needs {need!r}, which has not ended well in any of the last {len(whole)} runs of {flow.name}.", f"Run it first: scalai run {flow.path.name} --only {need}")
         taken[need] = mine
     return taken
@@ -457,7 +458,7 @@ def foresee(flow: Workflow,
         try:
             _check_references(flow, step, declares, last)
             for name, value in step.parameters.items() if values is not None else ():
-                if (refs := references(value)) and all(r in values and r not in flow.needs and not (r == step.item and (step.each or step.grid)) for r in refs): _conform(declares[name], resolve(value, values))
+                if (refs := references(value)) and all(r in values and r not in flow.needs and not (r == step.item and (step.each or step.grid)) for r in refs): conform(declares[name], resolve(value, values))
         except BadRequest as e: raise BadRequest(f"Step {step.name!r} of {flow.path}: {e.message[:1].lower()}{e.message[1:]}", e.hint) from e
     for inner in flow.nested.values(): foresee(inner, None, record)
 
@@ -478,7 +479,7 @@ def _used(flow: Workflow, on: str) -> list[Step]:
 def _need(step: Step) -> dict[str, float]: return {a: n for a, n in step.resources.model_dump().items() if n}
 
 
-def _fit_in(flow: Workflow, places: Places, on: str):
+def require_slots(flow: Workflow, places: Places, on: str):
     for step in _used(flow, on): places.refuse(step.name, on, _need(step))
 
 # %% ../../nbs/jobs/08_workflow.ipynb #28f25f27
@@ -490,7 +491,7 @@ def _away(flow: Workflow, settings: Settings, places: Places):
     def block():
         with joined(settings) as client:
             places.places += wait_for_workers(client)
-            _fit_in(flow, places, "dask")
+            require_slots(flow, places, "dask")
             yield client
     return block()
 
@@ -562,7 +563,7 @@ async def _when_ready(level: Level, step: Step):
     taken = None if level.path else session.taken.get(step.name)
     done = [({n: r.parameters.get(n) for n in step.grid}, _unchanged(r, r.name, r.key, level, f"taken from {r.id}")) for r in taken] if taken else await _step(level, step, above)
     runs = [run for _, run in done]
-    level.states[step.name] = "succeeded" if not runs else next((r.state for r in runs if not r.ok), "skipped" if all(map(_left_out, runs)) else "succeeded")
+    level.states[step.name] = "succeeded" if not runs else next((r.state for r in runs if not r.ok), "skipped" if all(map(is_left_out, runs)) else "succeeded")
     level.done[step.name], level.scope[step.name] = done, gathered(step, done)[0]
     level.links[step.name] = [link(r, above, session.settings.root) for r in runs] or above
     level.ended(step.name).set()
@@ -589,7 +590,7 @@ LEFT_OUT, UNCHANGED = "left out: ", "unchanged since "  # the two reasons to ski
 STOPPED = LEFT_OUT + "stopped by "
 
 
-def _left_out(run: JobRun) -> bool: return run.state == "skipped" and run.reason.startswith(LEFT_OUT)
+def is_left_out(run: JobRun) -> bool: return run.state == "skipped" and run.reason.startswith(LEFT_OUT)
 
 
 def _verdict(job: JobRun, session: Session, nested: bool) -> tuple[str, dict | None, str]:
@@ -600,7 +601,7 @@ def _verdict(job: JobRun, session: Session, nested: bool) -> tuple[str, dict | N
         state = bad.state if bad.state in ("timed_out", "cancelled") else "failed"
         return state, dict(cell=None, kind=error.get("kind"), message=f"step {bad.name}: {error.get('message')}"), ""
     if any(r.reason.startswith(STOPPED) for r in job.steps): return "cancelled", dict(cell=None, kind="Cancelled", message=f"stopped by {session.stop.reason}"), ""
-    same = sum(r.state == "skipped" and not _left_out(r) for r in job.steps)
+    same = sum(r.state == "skipped" and not is_left_out(r) for r in job.steps)
     if nested and job.steps and same and all(r.state == "skipped" for r in job.steps): return "skipped", None, "unchanged"
     return "succeeded", None, f"{same} of {len(job.steps)} steps unchanged" if same else ""
 
@@ -683,7 +684,7 @@ async def _attempts(level: Level, step: Step, name: str, parameters: dict, decla
     before = {r.name: r for r in level.previous.steps}.get(name) if level.previous else None
     if step.workflow:
         nested = flow.nested[step.name]
-        def once(reason): return _run(nested, _values(nested, parameters), session, level.job.id, name, f"{path}{name} › ", upstream, before, order, level.again(step.name))
+        def once(reason): return _run(nested, parameter_values(nested, parameters), session, level.job.id, name, f"{path}{name} › ", upstream, before, order, level.again(step.name))
     else:
         file = flow.path.parent/step.notebook
         values = check(file, parameters)

@@ -17,7 +17,7 @@ from scipy.special import digamma, ndtr, xlogy
 
 from ..core.errors import BadRequest
 from ..data.profile import Column, Profile, align
-from .thresholds import _others
+from .thresholds import leave_one_out
 
 # %% ../../nbs/monitor/04_performance.ipynb #94a90f1d
 POSITIVE, NEGATIVE = {"1", "true", "1.0"}, {"0", "false", "0.0"}
@@ -269,5 +269,5 @@ def by_segment(family: dict,  # (segment, label) -> profile, as `profile(rows, b
 
 def _rest(families: list) -> list:  # for each family, the sum of all the others
     labels = dict.fromkeys(l for f in families for l in f)
-    without = {l: _others([f.get(l, Profile.empty()) for f in families]) for l in labels}
+    without = {l: leave_one_out([f.get(l, Profile.empty()) for f in families]) for l in labels}
     return [{l: without[l][i] for l in labels} for i in range(len(families))]

@@ -16,7 +16,7 @@ from fastcore.basics import patch
 
 from ..core.errors import BadRequest, one_of
 from ..core.jsonable import plain
-from .fit import OBJECTIVES, Run, _fits
+from .fit import OBJECTIVES, Run, output_count
 
 # %% ../../nbs/training/07_evaluate.ipynb #5f612101
 Z = 1.959964  # 95 % of a normal law lie within so many standard deviations
@@ -175,7 +175,7 @@ def _predicted(run: Run, rows: Any, y: np.ndarray) -> np.ndarray:
     "What the run says of the rows, once they are known to be rows that it can be judged by."
     if not len(y): raise BadRequest("There are no rows to judge by.", "Check what was kept aside.")
     if y.dtype.kind not in "biuf": raise BadRequest(f"The target is {y.dtype}, expected numbers or booleans.", "Encode it as it was for the training.")
-    _fits(y, run.loss)
+    output_count(y, run.loss)
     prediction = run.predict(rows)
     if prediction.ndim == 2 and y.max() >= prediction.shape[1]: raise BadRequest(f"The target has a class {y.max():.0f}; the run knows 0 to {prediction.shape[1] - 1}.", "Leave those rows out, or train with them.")
     strange = int((~np.isfinite(prediction)).reshape(len(y), -1).any(1).sum())

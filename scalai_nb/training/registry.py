@@ -559,9 +559,9 @@ def _add(self: Registry, name: str, candidate: Path, run, digest: str, metrics: 
 def _fill(folder, candidate, run, name, digest, metrics, tags):
     "The files of a version."
     from scalai_nb.training.inference import Graph
-    from scalai_nb.training.fit import Absent, _weights_as_bytes
+    from scalai_nb.training.fit import Absent, weights_as_bytes
     (folder/"model.onnx").write_bytes(candidate.read_bytes())
-    (folder/"weights.safetensors").write_bytes((run.path/"model.safetensors").read_bytes() if isinstance(run.model, Absent) else _weights_as_bytes(run.model))
+    (folder/"weights.safetensors").write_bytes((run.path/"model.safetensors").read_bytes() if isinstance(run.model, Absent) else weights_as_bytes(run.model))
     mlmodel(Graph(candidate.read_bytes()), run, folder)
     if run.prep is not None:
         text = run.prep.to_json()

@@ -15,7 +15,7 @@ from typing import Any
 from ..core.errors import BadRequest
 from ..core.settings import Settings
 from ..data.table import Table
-from .fit import Run, _code, _rows, _weights_as_bytes, fit
+from .fit import Run, code_version, training_rows, weights_as_bytes, fit
 from .optimizer import Optimizer
 from .provenance import differences, digest
 from .split import Split
@@ -47,7 +47,7 @@ def _handed_in(run: Run, rows: Any, asked: dict[str, Any], settings: Settings) -
     if rows is None: raise BadRequest(f"Run {run.id} was trained on rows in memory, which it does not keep.", "Hand the same ones in: run.repeat(rows).")
     kept = asked["validation"]
     if isinstance(rows, tuple): found = digest((*rows, *(v for v in (kept if isinstance(kept, tuple) else (kept,)) if hasattr(v, "ndim"))))
-    else: found = _rows(rows, run.prep, run.target, asked["where"], None if kept is None else Split.of(kept), settings)[1].get("digest", "that of a table")
+    else: found = training_rows(rows, run.prep, run.target, asked["where"], None if kept is None else Split.of(kept), settings)[1].get("digest", "that of a table")
     if found != run.data.get("digest"): raise BadRequest(f"These rows are not those that run {run.id} was trained on: their digest is {found[:12]}, not {str(run.data.get('digest'))[:12]}.", "Hand in the same rows, in the same order.")
     return rows
 
@@ -101,7 +101,7 @@ def repeat(run: Run,  # from fit, Run.load or the registry
     first, settings = _checked(run), settings or Settings.load()
     asked, network = _asked(first, validation), _network_of_then(first, model)
     table = _rows_of_then(first, rows, asked, settings)
-    notes = [*differences(first.code, _code(settings.root)), *_changed(first, network)]
+    notes = [*differences(first.code, code_version(settings.root)), *_changed(first, network)]
     for note in notes: print(f"repeat: {note}", file=sys.stderr)
     with _threads(first):
         begun = fit(network, table, first.prep, first.target, **asked, client=client, settings=settings)
@@ -123,6 +123,6 @@ def _threads(run: Run):
 def _compared(first: Run, again: Run) -> str:
     "Whether the weights are the same."
     from safetensors.torch import load_file
-    if (first.path/"model.safetensors").read_bytes() == _weights_as_bytes(again.model): return f"the same weights as run {first.id}, to the bit"
+    if (first.path/"model.safetensors").read_bytes() == weights_as_bytes(again.model): return f"the same weights as run {first.id}, to the bit"
     old, new = load_file(first.path/"model.safetensors"), again.model.state_dict()
     return f"weights differ from those of run {first.id} by up to {max(float((old[n].double() - new[n].double()).abs().max()) for n in old):.2g}"

@@ -365,7 +365,7 @@ class Searching:
 @patch
 def start(self: Searching, pool: Any) -> None:
     "Begin one trial on a worker that is free."
-    from scalai_nb.training.fit import _weights_as_bytes
+    from scalai_nb.training.fit import weights_as_bytes
     if self.again:
         number = self.again.pop(0)
         pool.begin(number, _as_trial, self.going[number].job)
@@ -383,15 +383,15 @@ def start(self: Searching, pool: Any) -> None:
     job = going.job
     going.run = Run(run, None, job.prep, job.target, job.loss, data=data, seed=job.seed, path=job.folder.parent, state="training", why="a trial of a search")
     going.held = claim(going.run.path/".lock")
-    if not job.folder.exists(): write_atomic(going.run.path/"initial.safetensors", _weights_as_bytes(job.model))  # for `Run.repeat`
+    if not job.folder.exists(): write_atomic(going.run.path/"initial.safetensors", weights_as_bytes(job.model))  # for `Run.repeat`
     trial.set_user_attr("params", json.loads(json.dumps(going.params, default=repr)))
     self.tell(number, params=going.params, log=_logs(trial))
     if going.epochs and self.judge(number, row["value"]): return  # killed after its last report, before it was judged by it
     pool.begin(number, _as_trial, job)
 
 def _as_trial(job: Any) -> dict | None:
-    from scalai_nb.training.fit import _as_rank
-    return _as_rank(job)
+    from scalai_nb.training.fit import train_as_rank
+    return train_as_rank(job)
 
 def _run_id(name: str, number: int) -> str: return hashlib.sha256(f"{name} {number}".encode()).hexdigest()[:16]
 
@@ -439,10 +439,10 @@ def report(self: Searching, number: int, history: list[dict]) -> Iterator[float 
 @patch
 def finish(self: Searching, number: int, told: dict) -> None:
     "A trial came to its end: its run is kept."
-    from scalai_nb.training.fit import _finish
+    from scalai_nb.training.fit import finish_run
     going = self.going[number]
     list(self.report(number, told["history"]))
-    _finish(going.run, going.job, told, SimpleNamespace(settings=self.ask.settings, started=going.started))
+    finish_run(going.run, going.job, told, SimpleNamespace(settings=self.ask.settings, started=going.started))
     if going.run.code["threads"] != self.threads:  # those of the worker, not of this process
         going.run.code["threads"] = self.threads
         going.run.save(going.run.path)
@@ -581,7 +581,7 @@ def _check(ask: SimpleNamespace, how: dict[str, Any]) -> None:
 # %% ../../nbs/training/09_search.ipynb #164c1c34
 def _planner(ask: SimpleNamespace, how: dict[str, Any]) -> tuple[Callable[[int, dict], tuple[Any, dict]], Any, dict]:  # (trial, parameters) → job, data; of the simplest network: job, data
     "What makes a trial's training of its parameters."
-    from scalai_nb.training.fit import _plain, _plan
+    from scalai_nb.training.fit import recordable, plan_training
     defaults = {n: p.default for n, p in inspect.signature(fit).parameters.items()}
     defaults |= how | {"prep": ask.prep, "target": ask.target or getattr(ask.prep, "target", None), "settings": ask.settings, "seed": ask.seed, "ranks": 1}
     rows, facts, where = _read(ask, defaults)
@@ -589,15 +589,15 @@ def _planner(ask: SimpleNamespace, how: dict[str, Any]) -> tuple[Callable[[int, 
         model, given = _shared_out(params, ask.build, how)
         return planned(model, number, given)
     def planned(model: Any, number: int, given: dict) -> tuple[Any, dict]:
-        job, data = _plan(defaults | given | {"model": model, "table": rows, "where": None if facts else where, "folder": ask.settings.path("fits", _run_id(ask.name or "", number))})
-        return replace(job, where=where), data | facts | {"where": _plain(where)}
+        job, data = plan_training(defaults | given | {"model": model, "table": rows, "where": None if facts else where, "folder": ask.settings.path("fits", _run_id(ask.name or "", number))})
+        return replace(job, where=where), data | facts | {"where": recordable(where)}
     return plan, *planned(_probe, 0, {k: v for k, v in how.items() if k != "optimizer"})
 
 def _read(ask: SimpleNamespace, given: dict[str, Any]) -> tuple[Any, dict, Any]:  # rows as fit takes them, what they are where they were read here, filter
-    from scalai_nb.training.fit import _rows
+    from scalai_nb.training.fit import training_rows
     from scalai_nb.training.split import Split
     if isinstance(ask.table, tuple) or ask.prep is None or given["target"] is None: return ask.table, {}, given["where"]  # fit says what is missing
-    read, facts = _rows(ask.table, ask.prep, given["target"], given["where"], None if given["validation"] is None else Split.of(given["validation"]), ask.settings)
+    read, facts = training_rows(ask.table, ask.prep, given["target"], given["where"], None if given["validation"] is None else Split.of(given["validation"]), ask.settings)
     return (ask.table, {}, given["where"]) if isinstance(read, tuple) else (read, facts, given["where"])
 
 def _probe(features: Any, outputs: int = 1) -> Any:
@@ -671,13 +671,13 @@ def _train(s: Searching, pool: Any, bar: progress) -> None:
 def _team(s: Searching) -> Iterator[Any]:  # a launch.Crew; None where nothing is to be done
     "Agents on all workers of the cluster; their trials use the threads that Dask gives a worker."
     from scalai_nb.core.cluster import apart, cluster
-    from scalai_nb.training.fit import PRELOAD, _client
-    from scalai_nb.training.launch import Crew, _current_client, workers_of
+    from scalai_nb.training.fit import PRELOAD, existing_client
+    from scalai_nb.training.launch import Crew, current_client, workers_of
     ask, c = s.ask, s.ask.settings.cluster
     if not s.wants(): yield None
     else:
-        with _client(ask.client, ask.settings) as client:
-            client = client or _current_client()
+        with existing_client(ask.client, ask.settings) as client:
+            client = client or current_client()
             own = nullcontext(client) if client else cluster(ask.settings, kind=apart(ask.settings), workers=min(c.workers, ask.trials), default=False)
             with own as client:
                 threads = [w["nthreads"] for w in workers_of(client).values()]

@@ -20,7 +20,7 @@ import ipywidgets as w
 from ..core.errors import BadRequest, ScalaiError
 from ..core.jsonable import plain
 from ..core.settings import Settings
-from ..jobs.parameters import COMPUTED, REQUIRED, Parameter, Secret, _conform, check, read
+from ..jobs.parameters import COMPUTED, REQUIRED, Parameter, Secret, conform, check, read
 from ..jobs.record import JobRun, Record, identity
 from .runs import LEVEL, took
 from .style import View, chip, controls, duration, follow, headline, html, table
@@ -79,7 +79,7 @@ class Field(w.VBox):
 
     def look(self) -> bool:  # whether it is right
         try:
-            for value in self.given.values(): _conform(self.parameter, value)
+            for value in self.given.values(): conform(self.parameter, value)
         except BadRequest as e: self.wrong.value = f'<div role="alert" class="wrong">{escape(e.message)}<br>{escape(e.hint)}</div>'
         else: self.wrong.value = ""
         return not self.wrong.value
