@@ -151,7 +151,7 @@ def test_a_killed_scheduler_costs_no_finished_training(dask, tmp_path, monkeypat
     from distributed import Client
     from scalai_nb.core import events
     from scalai_nb.core.errors import Unreachable
-    from scalai_nb.training.launch import Crew
+    from scalai_nb.training.launch import ProcessGroup
     start, _ = dask
     scheduler = start("scheduler", "--host", "127.0.0.1", "--port", 0, "--no-dashboard", "--scheduler-file", tmp_path/"scheduler.json")
     workers = [start("worker", "--scheduler-file", tmp_path/"scheduler.json", "--host", "127.0.0.1", "--nthreads", 1, "--no-dashboard", "--local-directory", tmp_path) for _ in range(2)]
@@ -159,7 +159,7 @@ def test_a_killed_scheduler_costs_no_finished_training(dask, tmp_path, monkeypat
     while not (tmp_path/"scheduler.json").exists(): assert time.sleep(.1) or time.monotonic() < until
     monkeypatch.setitem(config.config.config["distributed"]["comm"]["timeouts"], "connect", "2s")
     X = np.random.default_rng(0).normal(size=(4_000, 8)).astype("float32")
-    how, close = dict(epochs=3, batch=256, every=2, ranks=2, settings=Settings(root=tmp_path)), Crew.close
+    how, close = dict(epochs=3, batch=256, every=2, ranks=2, settings=Settings(root=tmp_path)), ProcessGroup.close
     def kill(client):
         scheduler.kill()
         until = time.monotonic() + 90
@@ -168,7 +168,7 @@ def test_a_killed_scheduler_costs_no_finished_training(dask, tmp_path, monkeypat
         client.wait_for_workers(2, timeout=120)
         client._timeout = 3  # seconds that it looks for its scheduler, before it closes itself
         if when == "after the last step":
-            monkeypatch.setattr(Crew, "close", lambda crew: (kill(client), close(crew))[1])
+            monkeypatch.setattr(ProcessGroup, "close", lambda crew: (kill(client), close(crew))[1])
             run = fit(MLP, (X, X[:, 0] > 0), client=client, **how)
             assert Run.load(run.path).history == run.history and len(run.history) == 3
         else:

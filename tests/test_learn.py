@@ -119,8 +119,8 @@ def test_ranks_without_a_cluster_are_forked_from_one_agent_of_this_process(setti
 
 def test_a_process_group_that_could_not_be_made_does_not_spoil_the_next():
     "In one process it would: a second init_process_group finds what the first left. Each attempt has fresh ranks, of the same agents."
-    from scalai_nb.training.launch import Crew
-    with Crew(None, 2) as team:
+    from scalai_nb.training.launch import ProcessGroup
+    with ProcessGroup(None, 2) as team:
         with pytest.raises(Exception, match="(?i)nccl|cuda") as error: team.run(around, backend="nccl")
         assert "Rank " in error.value.__notes__[0]
         one, two = team.run(around)

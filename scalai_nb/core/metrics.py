@@ -56,8 +56,8 @@ def serve(port: int,  # 0: any free one
          ):
     "Answer `/metrics` in a thread. Gives the server, with its `url`; `close()` ends it. Raises `BadRequest` where the port is taken."
     from prometheus_client import start_http_server
-    from scalai_nb.core.process import claim
-    if port: claim(port, host).close()  # refused in our words
+    from scalai_nb.core.process import bind_port
+    if port: bind_port(port, host).close()  # refused in our words
     server, thread = start_http_server(port, host, REGISTRY)
     server.url = f"http://{host}:{server.server_port}/metrics"
     def close():

@@ -25,7 +25,7 @@ from ..core.errors import BadRequest
 from ..core.logs import logger
 from ..core.settings import Settings
 from ..core.storage import is_url
-from ..core.process import claim
+from ..core.process import bind_port
 from . import frontend, pages
 from .apps import App, find
 from .auth import Forwarded, networks
@@ -235,7 +235,7 @@ def dash(apps: list[str] | None = None,  # names or paths of app notebooks; none
     chosen, tokens = find(apps, settings), choose(settings)
     networks(settings.apps.proxy)  # refused now
     app = gateway(chosen, tokens, settings)
-    sock = claim(settings.apps.port if port is None else port)
+    sock = bind_port(settings.apps.port if port is None else port)
     link = f"http://127.0.0.1:{sock.getsockname()[1]}/?token={tokens['editor']}"
     def ready():
         (announce or (lambda text: print(text, flush=True)))(link)

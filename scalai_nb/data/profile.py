@@ -18,7 +18,7 @@ from fastcore.basics import patch
 
 from ..core.errors import BadRequest, nearest
 from ..core.device import is_cudf, on_host
-from ..core.events import emit, heard
+from ..core.events import emit, has_subscribers
 from . import histogram as hg, moments as mt
 from .categories import Categories
 from .column import COUNTERS, Column, add_columns, align, align_categories, column  # align…: for who imports them from here
@@ -401,7 +401,7 @@ def _of_dask(frame, keys, columns):
     parts = level = [task(d, keys, columns, None if client else tell) for d in frame.to_delayed()]
     if not parts: return Profile() if keys is None else {}
     while len(level) > 1: level = [add(level[i:i + 8], keys) for i in range(0, len(level), 8)]
-    return _followed(client, parts, level[0], tell) if client and heard("profile") else dask.compute(level[0])[0]
+    return _followed(client, parts, level[0], tell) if client and has_subscribers("profile") else dask.compute(level[0])[0]
 
 def _followed(client, parts, root, tell):
     "The result of a tree on a cluster, with an event for each part that is done."

@@ -719,8 +719,8 @@ async def _notebook(level: Level, step: Step, name: str, file: Path, parameters:
     try:
         if step.on == "here": work = lambda: run_notebook(file, parameters, terminal=line, warm=session.warm, **how)
         else:
-            from scalai_nb.jobs.dask_step import run_away
-            work = lambda: run_away(session.client, held.place.name, file, parameters, line=line, **how)
+            from scalai_nb.jobs.dask_step import run_on_dask
+            work = lambda: run_on_dask(session.client, held.place.name, file, parameters, line=line, **how)
         return await asyncio.get_running_loop().run_in_executor(session.threads, lambda: _accounted(level, step, inputs, key, work))
     except BaseException as e:
         if not isinstance(e, ScalaiError): session.stop.request(f"{type(e).__name__} in step {name}")  # nothing else goes on unseen

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OBJECTIVES', 'SMALL', 'PRELOAD', 'WHOLE', 'auc', 'Objective', 'Run', 'weights_as_bytes', 'Absent', 'absent',
-           'Training', 'train', 'Standing', 'best_of', 'choose_ranks', 'training_rows', 'recordable', 'kind_of',
+           'Training', 'train', 'TrainerState', 'best_of', 'choose_ranks', 'training_rows', 'recordable', 'kind_of',
            'output_count', 'train_as_rank', 'Background', 'fit', 'existing_client', 'unfinished', 'clear_unfinished',
            'plan_training', 'code_version', 'finish_run']
 
@@ -42,10 +42,10 @@ from ..core.progress import progress
 from ..core.settings import Settings
 from ..core.storage import Freed, write_atomic
 from .optimizer import SCHEDULES, Optimizer, factor
-from .split import Split, parted
+from .split import Split, train_validation_split
 from .inference import answered
 from .provenance import digest, packages, processor
-from .logger import BAR, Teller, figures, measured
+from .logger import BAR, TrainingLogger, figures, measured
 
 # %% ../../nbs/training/06_fit.ipynb #7486259e
 def auc(y: np.ndarray,  # 0 or 1
@@ -329,7 +329,7 @@ def train(job: Training,
     model = job.model.to(torch.device("cuda", torch.cuda.current_device()) if gpu else "cpu")
     optimizer = job.optimizer.make(model, job.lr)
     learn, keep = _loaders(job, rank, ranks)
-    at = Standing(model, optimizer, learn, job, rank, ranks)
+    at = TrainerState(model, optimizer, learn, job, rank, ranks)
     at.resume(say)
     with memory_kept(), _wrapped(model, job, ranks) as network, at.writer:
         while at.epoch < job.epochs and not at.stops():
@@ -354,7 +354,7 @@ def _wrapped(model: Any, job: Training, ranks: int) -> Iterator[Any]:
         with torch._inductor.config.patch(compile_threads=1): yield torch.compile(network)  # more would be processes that outlive us
 
 # %% ../../nbs/training/06_fit.ipynb #d6b54890
-def _one_epoch(at: "Standing", network: Any, say: Callable) -> None:
+def _one_epoch(at: "TrainerState", network: Any, say: Callable) -> None:
     "The steps of an epoch, or those that are left of it."
     import torch
     job, loss_of, told = at.job, _criterion(at.job, at.device), time.perf_counter()
@@ -387,7 +387,7 @@ def _criterion(job: Training, device: Any) -> Callable:  # (logits, y) → sum o
     return lambda z, y: OBJECTIVES[job.loss].loss(z, y, weight)
 
 # %% ../../nbs/training/06_fit.ipynb #305543ab
-class Standing:
+class TrainerState:
     "Epoch, batch, step, sums and history of a training, with the things whose state goes into a checkpoint."
     def __init__(self, model: Any, optimizer: Any, loader: Any, job: Training, rank: int, ranks: int):
         from scalai_nb.training.checkpoint import Writer
@@ -434,26 +434,26 @@ def _gather(value: Any, ranks: int) -> list:  # one for each rank, everywhere
 
 # %% ../../nbs/training/06_fit.ipynb #99a5b0c6
 @patch
-def begins(self: Standing) -> bool: return self.batch % self.together == 0
+def begins(self: TrainerState) -> bool: return self.batch % self.together == 0
 
 @patch
-def ends(self: Standing) -> bool: return (self.batch + 1) % self.together == 0 or self.batch + 1 == self.loader.batches
+def ends(self: TrainerState) -> bool: return (self.batch + 1) % self.together == 0 or self.batch + 1 == self.loader.batches
 
 @patch
-def rows_of_step(self: Standing) -> int:
+def rows_of_step(self: TrainerState) -> int:
     "This rank's rows in the batches of this step."
     share, whole = self.loader.batch//self.ranks, self.loader.rows//self.loader.shards*self.loader.shards//self.ranks
     first = self.batch//self.together*self.together
     return min(whole, (first + self.together)*share) - first*share
 
 @patch
-def begin(self: Standing) -> None:
+def begin(self: TrainerState) -> None:
     lr = self.job.lr*factor(self.job.schedule, self.step, self.steps)
     for group in self.optimizer.param_groups: group["lr"] = lr*group["rate"]*(self.epoch + 1 >= group["begins"])
     self.optimizer.zero_grad()
 
 @patch
-def end(self: Standing) -> None:
+def end(self: TrainerState) -> None:
     import torch
     if self.job.optimizer.clip: torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.job.optimizer.clip)
     self.optimizer.step()
@@ -465,7 +465,7 @@ def best_of(history: list[dict]) -> dict | None:  # None: nothing was kept aside
     return min(judged, key=lambda h: h["val_loss"]) if judged else None
 
 @patch
-def stops(self: Standing) -> bool:
+def stops(self: TrainerState) -> bool:
     best, patience = best_of(self.history), self.job.early_stop
     if patience is None or not self.history: return False
     waited = self.history[-1]["epoch"] - (best["epoch"] if best else 0)
@@ -473,7 +473,7 @@ def stops(self: Standing) -> bool:
     return waited >= patience
 
 @patch
-def kept(self: Standing) -> dict:  # weights, and the epoch they are of
+def kept(self: TrainerState) -> dict:  # weights, and the epoch they are of
     "The last weights, or with `early_stop` the best."
     from scalai_nb.training import checkpoint
     last, best = self.history[-1], best_of(self.history)
@@ -484,7 +484,7 @@ def kept(self: Standing) -> dict:  # weights, and the epoch they are of
 
 # %% ../../nbs/training/06_fit.ipynb #97844053
 @patch
-def keep(self: Standing) -> None:
+def keep(self: TrainerState) -> None:
     "Have a checkpoint written: by rank 0 for all, each rank's own state beside it."
     from scalai_nb.training import checkpoint
     own = _gather({"random": checkpoint.random_states(), "sum": self.sum, "rows": self.rows}, self.ranks)
@@ -495,7 +495,7 @@ def keep(self: Standing) -> None:
     self.writer.put(self.step, state, own, best and best["step"], epoch=self.epoch)
 
 @patch
-def resume(self: Standing, say: Callable) -> None:
+def resume(self: TrainerState, say: Callable) -> None:
     "Stand where the newest checkpoint stood."
     from scalai_nb.training import checkpoint
     found = checkpoint.latest(self.job.folder)
@@ -662,21 +662,21 @@ def _try(model: Any, sample: Any, loss: str, outputs: int) -> None:  # sample: t
 # %% ../../nbs/training/06_fit.ipynb #e99634cc
 PRELOAD = ("torch", "torch._dynamo", "safetensors.torch", "scalai_nb.data.loader", "scalai_nb.training.fit", "scalai_nb.training.checkpoint")  # what a rank needs, before it is forked
 
-def _on_ranks(job: Training, ranks: int, told: Teller, client: Any, how: SimpleNamespace) -> dict:
+def _on_ranks(job: Training, ranks: int, told: TrainingLogger, client: Any, how: SimpleNamespace) -> dict:
     "The same training on ranks, placed by Dask where there is a cluster; a lost rank costs the steps since the last checkpoint."
     import torch
-    from scalai_nb.training.launch import Crew, crew
+    from scalai_nb.training.launch import ProcessGroup, crew
     options = {"preload": PRELOAD, "stop": how.asked.is_set}
     go = lambda team: team.run(train_as_rank, job, timeout=how.timeout, restarts=how.restarts, heard=lambda rank, message: told(message), lost=told.lost)[0]
     alone = ranks == 1 and client is None  # a process of its own, with all the threads that this one would have used
-    with Crew(None, 1, torch.get_num_threads(), **options) if alone else crew(ranks, client, how.settings, **options) as team: return go(team)
+    with ProcessGroup(None, 1, torch.get_num_threads(), **options) if alone else crew(ranks, client, how.settings, **options) as team: return go(team)
 
 def train_as_rank(job: Training) -> dict | None:
     import torch.distributed as dist
     from scalai_nb.training.launch import report
     return train(job, dist.get_rank(), dist.get_world_size(), report)
 
-def _here(job: Training, told: Teller, asked: threading.Event) -> dict:
+def _here(job: Training, told: TrainingLogger, asked: threading.Event) -> dict:
     "The training in this process, whose random generators stay as they were."
     from scalai_nb.training import checkpoint
     before = checkpoint.random_states()
@@ -760,14 +760,14 @@ def fit(model: Any,  # a torch.nn.Module, or a function of the number of feature
     if not (folder/"checkpoints").exists(): write_atomic(folder/"initial.safetensors", weights_as_bytes(job.model))
     run = Run(run, None, job.prep, job.target, job.loss, data=data, seed=seed, path=folder, state="starting")
     how = SimpleNamespace(ranks=ranks, client=client, settings=settings, timeout=timeout, restarts=restarts, started=started, beside=not wait, asked=threading.Event(), held=held)
-    teller = Teller(run)
+    teller = TrainingLogger(run)
     teller.emit(state="starting", stop=how.asked.set)  # here and not beside: what is drawn belongs to this cell
     if wait: return _carry_out(run, job, how, teller)
     run.background = Background(run, lambda: _carry_out(run, job, how, teller), how.asked)
     run.background.start()
     return run
 
-def _carry_out(run: Run, job: Training, how: SimpleNamespace, teller: Teller) -> Run:
+def _carry_out(run: Run, job: Training, how: SimpleNamespace, teller: TrainingLogger) -> Run:
     "Train, and tell how it ended."
     try: _train(run, job, how, teller)
     except Cancelled:
@@ -791,7 +791,7 @@ def _claimed(folder: Path) -> IO:
     if held is None: raise BadRequest(f"The run {folder.name} is being trained by another process.", "Wait until it has ended, or stop it; then go on with resume=.", "fit")
     return held
 
-def _train(run: Run, job: Training, how: SimpleNamespace, teller: Teller) -> None:
+def _train(run: Run, job: Training, how: SimpleNamespace, teller: TrainingLogger) -> None:
     "Here or on ranks; beside the notebook never in its process."
     with existing_client(how.client, how.settings) as client, nullcontext() if how.beside else progress(label="fit", unit="steps", shape=BAR) as teller.bar:
         n, why = choose_ranks(how.ranks, client, job.epochs*job.count*_size(job.model))
@@ -886,7 +886,7 @@ def _of_arrays(g: SimpleNamespace) -> tuple:
     if len(X) != len(y): raise BadRequest(f"X has {len(X)} rows and y has {len(y)}.", "Give one target a row.")
     for name, a in (("X", X), ("y", y)):
         if getattr(getattr(a, "dtype", None), "kind", "f") not in "biuf": raise BadRequest(f"{name} holds {a.dtype}, expected numbers or booleans.", "Encode it; classes as integers 0, 1, 2, …")
-    rows, kept, note = ((X, y), None, "") if g.validation is None else parted(X, y, g.validation)
+    rows, kept, note = ((X, y), None, "") if g.validation is None else train_validation_split(X, y, g.validation)
     own = [v for v in (g.validation if isinstance(g.validation, tuple) else (g.validation,)) if hasattr(v, "ndim")]
     data = {"table": None, "version": None, "where": None, "digest": digest((X, y, *own))}
     g.prep, g.target, g.validation = None, None, kept

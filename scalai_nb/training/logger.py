@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LINES', 'BAR', 'ROOM', 'thinned', 'figure', 'measures', 'column', 'figures', 'figures_of', 'pace', 'fitting',
-           'Teller', 'measured']
+           'TrainingLogger', 'measured']
 
 # %% ../../nbs/training/05_logger.ipynb #4d9015fa
 import shutil
@@ -92,7 +92,7 @@ def fitting(words: list[str],  # the most important first
     return ", ".join(words)
 
 # %% ../../nbs/training/05_logger.ipynb #9c71acf9
-class Teller:
+class TrainingLogger:
     "Keeps a run, its events and its line on the terminal in step with its ranks."
     def __init__(self, run: Any):  # a training.fit.Run
         self.run, self.last, self.doing = run, {}, []
@@ -122,7 +122,7 @@ class Teller:
 
 # %% ../../nbs/training/05_logger.ipynb #aa0dd9db
 @patch
-def hear(self: Teller, told: dict) -> None:
+def hear(self: TrainingLogger, told: dict) -> None:
     "Rank 0 says where the training is."
     self.run.state, self.last = "training", self.last | told
     if history := told.get("history"):
@@ -133,7 +133,7 @@ def hear(self: Teller, told: dict) -> None:
     self.draw()
 
 @patch
-def draw(self: Teller) -> None:
+def draw(self: TrainingLogger) -> None:
     "The line, from what is known."
     at, bar = self.last, self.bar
     bar.bar.total = at["steps"]
@@ -147,7 +147,7 @@ def measured(entry: dict) -> dict:
 
 # %% ../../nbs/training/05_logger.ipynb #8190b3af
 @patch
-def lost(self: Teller, error: Exception) -> None:  # a training.launch.RankLost
+def lost(self: TrainingLogger, error: Exception) -> None:  # a training.launch.RankLost
     "All begin again."
     self.doing = [f"{'lost' if rank == error.rank else 'stopped'}, starting again" for rank in range(len(self.doing))]
     self.run.state = "starting"
@@ -155,14 +155,14 @@ def lost(self: Teller, error: Exception) -> None:  # a training.launch.RankLost
     if self.bar is not None: self.bar.bar.set_postfix_str("starting again")
 
 @patch
-def done(self: Teller) -> None:
+def done(self: TrainingLogger) -> None:
     self.run.state, self.doing = "done", ["done"]*len(self.doing)
     self.emit(state="done", history=self.run.history, seconds=self.run.seconds)
     if self.bar is None or not sys.stderr.isatty(): return
     self.note(f"{several(len(self.run.history), 'epoch')} in {duration(self.run.seconds, tenths=False)}, " + ", ".join(f"{k} {v}" for k, v in figures_of(self.run.metrics).items()))
 
 @patch
-def ended(self: Teller, error: BaseException,
+def ended(self: TrainingLogger, error: BaseException,
           hint: str = "",  # default: the error's
          ) -> None:
     "It failed, or somebody stopped it."

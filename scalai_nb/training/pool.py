@@ -18,13 +18,13 @@ import cloudpickle
 from fastcore.basics import patch
 
 from ..core.errors import BadRequest, Unreachable, WorkFailed
-from .launch import Crew, RankLost, workers_of
+from .launch import ProcessGroup, RankLost, workers_of
 
 # %% ../../nbs/training/02_pool.ipynb #b3cea304
 class Pool:
     "Pieces of work on the agents of a crew, one at a time on each."
     def __init__(self,
-                 crew: Crew,  # of as many ranks as there are workers; it is entered and closed by the caller
+                 crew: ProcessGroup,  # of as many ranks as there are workers; it is entered and closed by the caller
                  patience: float = 120.,  # seconds that a cluster may be without any worker
                 ):
         import torch.distributed as dist

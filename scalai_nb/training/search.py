@@ -668,11 +668,11 @@ def _train(s: Searching, pool: Any, bar: progress) -> None:
             bar.update(len(s.ended()) - bar.done, f"best {s.ask.metric} {best['value']:.4g} of trial {best['trial']}" if best else "")
 
 @contextmanager
-def _team(s: Searching) -> Iterator[Any]:  # a launch.Crew; None where nothing is to be done
+def _team(s: Searching) -> Iterator[Any]:  # a launch.ProcessGroup; None where nothing is to be done
     "Agents on all workers of the cluster; their trials use the threads that Dask gives a worker."
     from scalai_nb.core.cluster import apart, cluster
     from scalai_nb.training.fit import PRELOAD, existing_client
-    from scalai_nb.training.launch import Crew, current_client, workers_of
+    from scalai_nb.training.launch import ProcessGroup, current_client, workers_of
     ask, c = s.ask, s.ask.settings.cluster
     if not s.wants(): yield None
     else:
@@ -681,4 +681,4 @@ def _team(s: Searching) -> Iterator[Any]:  # a launch.Crew; None where nothing i
             own = nullcontext(client) if client else cluster(ask.settings, kind=apart(ask.settings), workers=min(c.workers, ask.trials), default=False)
             with own as client:
                 threads = [w["nthreads"] for w in workers_of(client).values()]
-                with Crew(client, max(1, len(threads)), min(threads, default=1), PRELOAD) as team: yield team
+                with ProcessGroup(client, max(1, len(threads)), min(threads, default=1), PRELOAD) as team: yield team

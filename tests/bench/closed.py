@@ -107,7 +107,7 @@ class Loop:
         self.champion, self.elders, self.shadow, self.age = self.version(learn(weeks[:LEARN]), list(range(LEARN))), [], None, 0
 
     def version(self, model, learnt: list[int]) -> Version:
-        "What `judge.remember` keeps of a version, and the policy that its windows show."
+        "What `store_reference` keeps of a version, and the policy that its windows show."
         from scalai_nb.monitor.performance import performance
         from scalai_nb.monitor.thresholds import Policy
         v = Version(self.trainings + 1, model, learnt, Policy().calibrate([self.profiles[w] for w in learnt]), sum((self.profiles[w] for w in learnt[1:]), self.profiles[learnt[0]]))
