@@ -1599,6 +1599,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'scalai_nb/data/profile.py'),
                                         'scalai_nb.data.profile.Profile.__getitem__': ( 'data/profile.html#profile.__getitem__',
                                                                                         'scalai_nb/data/profile.py'),
+                                        'scalai_nb.data.profile.Profile.__hash__': ( 'data/profile.html#profile.__hash__',
+                                                                                     'scalai_nb/data/profile.py'),
                                         'scalai_nb.data.profile.Profile.__init__': ( 'data/profile.html#profile.__init__',
                                                                                      'scalai_nb/data/profile.py'),
                                         'scalai_nb.data.profile.Profile.__radd__': ( 'data/profile.html#profile.__radd__',

@@ -96,5 +96,3 @@ def _step(step: dict) -> str:
 def revision(a: Contract, b: Contract) -> list[Change]:  # [] where both say the same
     "How a contract became another."
     return _whole(a, b) + list(chain.from_iterable(_column(n, a, b) for n in dict.fromkeys([*a.columns, *b.columns])))
-
-Contract.revision = revision

@@ -248,7 +248,8 @@ def __eq__(self: Profile, other) -> bool:
     if not isinstance(other, Profile): return NotImplemented
     return self.digest == other.digest and all(_close(c.ordered, other.columns[n].ordered) for n, c in self.columns.items())
 
-Profile.__hash__ = lambda self: hash(self.digest)
+@patch
+def __hash__(self: Profile) -> int: return hash(self.digest)
 
 def _close(a, b):
     "Moments within 1e-9 of the column's scale, or within the steps of float64 where those are wider: below 1e-314."

@@ -640,9 +640,6 @@ def document(self: Record, run: JobRun) -> dict:
     return run.to_dict() | dict(history=[e | dict(at=_time(e["at"])) for e in self.events(run.id)], timings=[dict(cell=t.cell, seconds=round(t.seconds, 4)) for t in seconds])
 
 # %% ../../nbs/jobs/04_record.ipynb #deb497a6
-Record.list = Record.runs
-
-
 @patch
 def succeeded(self: Record, key: str) -> JobRun | None:  # the newest one under this content key
     def look():

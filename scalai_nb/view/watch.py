@@ -220,6 +220,7 @@ def but_open(level: str, sentence: str, facts: dict[str, str],
 # %% ../../nbs/view/12_watch.ipynb #e4f98bb2
 class Page(View):
     "The live page: choose a window and a column, or click a cell."
+    kept = False  # whether a person chose the column, which then stays
     def __init__(self, watch: Watch, units: dict[str, str] | None = None):  # column -> unit
         self.watch, self.all, self.units = watch, watch, units or {}
         top = html(headline(*standing(watch)) + unread(watch.unread))
@@ -298,8 +299,6 @@ def choose(self: Page, column: str, window: str) -> None:
     else:
         self.window.value = window
         self.column.value = column
-
-Page.kept = False
 
 # %% ../../nbs/view/12_watch.ipynb #e97386e4
 def bins_table(finding: Finding, unit: str = "",  # of the column
