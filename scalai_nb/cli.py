@@ -45,7 +45,9 @@ def show(answer: Answer, as_json: bool):
         if text: say(text, answer.aside)
 
 def say(text: str, aside: bool = False):  # on standard error
-    "Print, also when the reader of a pipe leaves early, as `head` does: what was done is done, and the exit code tells it."
+    """Print, also when the reader of a pipe leaves early, as `head` does:
+
+    what was done is done, and the exit code tells it."""
     stream = sys.stderr if aside else sys.stdout
     try: print(text, flush=True, file=stream)
     except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
@@ -53,10 +55,14 @@ def say(text: str, aside: bool = False):  # on standard error
 # %% ../nbs/cli.ipynb #e9c92597
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Data, training, compression and drift, from notebooks that are programs.")
-contract_app = typer.Typer(no_args_is_help=True, help="What rows must satisfy: propose it, check it, change it, compare two.")
+contract_app = typer.Typer(
+    no_args_is_help=True, help="What rows must satisfy: propose it, check it, change it, compare two."
+)
 models_app = typer.Typer(no_args_is_help=True, help="The registry: list, show, compare, promote, roll back.")
 workflow_app = typer.Typer(no_args_is_help=True, help="Workflows in the words of other orchestrators: export, check.")
-kernel_app = typer.Typer(no_args_is_help=True, help="This environment as a kernel of a JupyterLab that is there already.")
+kernel_app = typer.Typer(
+    no_args_is_help=True, help="This environment as a kernel of a JupyterLab that is there already."
+)
 export_app = typer.Typer(no_args_is_help=True, help="Write a workflow down for another orchestrator.")
 same_app = typer.Typer(no_args_is_help=True, help="Does an export still say what the workflow says?")
 app.add_typer(contract_app, name="contract")
@@ -66,10 +72,19 @@ app.add_typer(kernel_app, name="kernel")
 workflow_app.add_typer(export_app, name="export")
 workflow_app.add_typer(same_app, name="check")
 
-COMMON = {"json_": Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")],
-          "settings_": Annotated[Path | None, typer.Option("--settings", help="A settings.ini, instead of the one found from here upwards.", show_default=False)],
-          "debug_": Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")]}
+# %% ../nbs/cli.ipynb #25916621
+COMMON = {
+    "json_": Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")],
+    "settings_": Annotated[
+        Path | None,
+        typer.Option(
+            "--settings", help="A settings.ini, instead of the one found from here upwards.", show_default=False
+        ),
+    ],
+    "debug_": Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")],
+}
 
+# %% ../nbs/cli.ipynb #cb104d7a
 def verb(group: typer.Typer, name: str | None = None, cls: type | None = None):
     "Make a function that returns an `Answer` a command with the common options."
     def wrap(fn):
@@ -80,8 +95,15 @@ def verb(group: typer.Typer, name: str | None = None, cls: type | None = None):
             show(answer, json_)
             raise typer.Exit(answer.code)
         own = inspect.signature(fn)
-        common = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, annotation=a, default=None if n == "settings_" else False) for n, a in COMMON.items()]
-        command.__signature__ = own.replace(parameters=[*(p for n, p in own.parameters.items() if n not in COMMON), *common])
+        common = [
+            inspect.Parameter(
+                n, inspect.Parameter.KEYWORD_ONLY, annotation=a, default=None if n == "settings_" else False
+            )
+            for n, a in COMMON.items()
+        ]
+        command.__signature__ = own.replace(
+            parameters=[*(p for n, p in own.parameters.items() if n not in COMMON), *common]
+        )
         command.__annotations__ = {**fn.__annotations__, **COMMON}
         group.command(name or fn.__name__, cls=cls)(command)
         return fn
@@ -91,18 +113,29 @@ def verb(group: typer.Typer, name: str | None = None, cls: type | None = None):
 def main(argv: list[str] | None = None):
     "The entry point of `scalai`. Exit codes: 0 done, 1 failed, 2 wrong request, 3 service, 124 time, 130 cancelled."
     argv = sys.argv[1:] if argv is None else argv
-    try: code = app(args=argv or ["--help"], prog_name="scalai", standalone_mode=False)
-    except ScalaiError as e: code = tell(e, argv)
-    except UsageError as e: code = tell(usage(e, argv), argv)
-    except typer.Exit as e: code = e.exit_code
-    except (KeyboardInterrupt, typer.Abort): code = tell(Cancelled("Cancelled.", "What was finished before is kept; run it again to go on."), argv)
+    try:
+        code = app(args=argv or ["--help"], prog_name="scalai", standalone_mode=False)
+    except ScalaiError as e:
+        code = tell(e, argv)
+    except UsageError as e:
+        code = tell(usage(e, argv), argv)
+    except typer.Exit as e:
+        code = e.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        code = tell(Cancelled("Cancelled.", "What was finished before is kept; run it again to go on."), argv)
     except OSError as e:  # what the disk refuses, wherever it was asked
-        if e.filename is None: raise
-        code = tell(BadRequest(f"{e.filename}: {e.strerror}.", "Check the path, its rights and the space on its disk.", "file"), argv)
+        if e.filename is None:
+            raise
+        code = tell(
+            BadRequest(
+                f"{e.filename}: {e.strerror}.", "Check the path, its rights and the space on its disk.", "file"
+            ),
+            argv,
+        )
     sys.exit(code or 0)
-
 UsageError = typer.BadParameter.__base__  # of the click that typer carries, or of click itself in older releases
 
+# %% ../nbs/cli.ipynb #302c3f8a
 def usage(e: UsageError, argv: list[str]) -> BadRequest:
     "A wrong command line in our two lines. `scalai contract` alone asks for its help."
     said = " ".join(e.format_message().split("\n\n")[0].split())
@@ -130,19 +163,31 @@ def tell(e: ScalaiError, argv: list[str]) -> int:  # its exit code
 
 # %% ../nbs/cli.ipynb #4133d59f
 @verb(app)
-def init(folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="The folder; made when missing.")] = Path(".")) -> Answer:
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="The folder; made when missing.")] = Path("."),
+) -> Answer:
     "Make a workspace: settings.ini, workflows/, apps/, a first notebook."
     from scalai_nb.loop.workspace import init
     s = init(folder)
-    return Answer({"workspace": str(s.root), "settings": str(s.file)},
-                  f"Made the workspace {s.root}\nNext: " + f"cd {folder} && "*(folder.resolve() != Path.cwd()) + "scalai run workflows/first.toml")
+    return Answer(
+        {"workspace": str(s.root), "settings": str(s.file)},
+        f"Made the workspace {s.root}\nNext: "
+        + f"cd {folder} && " * (folder.resolve() != Path.cwd())
+        + "scalai run workflows/first.toml",
+    )
 
 @verb(app)
-def demo(folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="A workspace of its own; made when missing.")] = Path("scalai-demo"),
-         months: Annotated[int, typer.Option(help="Months 1…N; the first ⌊5N/12⌋ train, the rest are scored.")] = 12,
-         ranks: Annotated[int, typer.Option(help="Training processes.")] = 2,
-         shuffle: Annotated[int, typer.Option(help="Seed of a random assignment of flights to months; 0: as they were.")] = 0,
-         shift: Annotated[int, typer.Option(help="Month in which a fault of the departure clock is planted; 0: none.")] = 0) -> Answer:
+def demo(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="A workspace of its own; made when missing.")] = Path(
+        "scalai-demo"
+    ),
+    months: Annotated[int, typer.Option(help="Months 1…N; the first ⌊5N/12⌋ train, the rest are scored.")] = 12,
+    ranks: Annotated[int, typer.Option(help="Training processes.")] = 2,
+    shuffle: Annotated[
+        int, typer.Option(help="Seed of a random assignment of flights to months; 0: as they were.")
+    ] = 0,
+    shift: Annotated[int, typer.Option(help="Month in which a fault of the departure clock is planted; 0: none.")] = 0,
+) -> Answer:
     "The whole loop on the real flights of 2013."
     from scalai_nb.loop.demo import demo, story
     run, settings = demo(folder, months=months, ranks=ranks, shuffle=shuffle, shift=shift)
@@ -159,7 +204,8 @@ def profile_of(where: str,  # table, path, URL, or a profile saved with `--save`
         return Profile.load(where)
     from scalai_nb.data.table import Table
     word = re.fullmatch(r"([A-Za-z_][\w-]*)(?:@(\d+))?", where)
-    if by is None and word and (table := Table(word[1])).exists: return table.profile(version=word[2] and int(word[2]))  # made when its rows were written
+    # made when its rows were written
+    if by is None and word and (table := Table(word[1])).exists: return table.profile(version=word[2] and int(word[2]))
     return profile(where, by=by)
 
 @verb(app)
@@ -175,6 +221,7 @@ def profile(uri: Annotated[str, typer.Argument(metavar="URI", help="A table, a f
     return Answer({"by": by, "profiles": {str(k): p.to_dict() for k, p in found.items()}},
                   lambda: "\n\n".join(f"{by} = {k}\n{p}" for k, p in found.items()))
 
+# %% ../nbs/cli.ipynb #b7e4c850
 @verb(app)
 def ingest(uri: Annotated[str, typer.Argument(metavar="URI")], table: Annotated[str, typer.Argument(metavar="TABLE")],
            contract: Annotated[Path | None, typer.Option(help="YAML; without one, types are taken from the rows.")] = None,
@@ -194,17 +241,25 @@ def ingest(uri: Annotated[str, typer.Argument(metavar="URI")], table: Annotated[
                   1 if not doc["rows_good"] or strict and doc["rows_refused"] else 0)
 
 # %% ../nbs/cli.ipynb #85642b59
-def cells(rows: list[dict], most: int = 20, width: int | None = None) -> str:  # characters of a value, and of the terminal
+def cells(
+    rows: list[dict], most: int = 20, width: int | None = None
+) -> str:  # characters of a value, and of the terminal
     "Rows as a table of text: as many columns as there is room for."
     if not rows: return "  none"
     names, room = list(rows[0]), (width or shutil.get_terminal_size((120, 24)).columns) - 2
     cut = lambda s: s if len(s) <= most else s[:most - 1] + "…"
-    said = [[cut(printable("" if v is None else str(v))) for v in line] for line in (names, *([r[c] for c in names] for r in rows))]
+    said = [
+        [cut(printable("" if v is None else str(v))) for v in line]
+        for line in (names, *([r[c] for c in names] for r in rows))
+    ]
     wide = [max(map(len, column)) for column in zip(*said)]
     fit = max(1, sum(sum(wide[:i + 1]) + 2*i <= room for i in range(len(wide))))
     left = len(names) - fit
-    return "\n".join(["  " + "  ".join(f"{v:<{w}}" for v, w in zip(line[:fit], wide)).rstrip() for line in said]
-                     + [f"  (and {left} column{'s'*(left > 1)} more: --json shows {'them' if left > 1 else 'it'})"]*bool(left))
+    return "\n".join(
+        ["  " + "  ".join(f"{v:<{w}}" for v, w in zip(line[:fit], wide)).rstrip() for line in said]
+        + [f"  (and {left} column{'s'*(left > 1)} more: --json shows {'them' if left > 1 else 'it'})"] * bool(left)
+    )
+
 
 def told_row(row: dict, reason: str, most: int = 150) -> str:
     "A refused row in one line, the columns that its reason names first."
@@ -218,54 +273,132 @@ def tables_text(d: dict) -> str:
     "One table as a person reads it."
     many = d["versions"][:10]
     lines = [f"{d['name']}: version {d['version']}, {d['rows']:,} rows, {d['refused']:,} in quarantine", "versions"]
-    lines += [f"  {h['version']:>4}  {h['at']}  {h['mode']:<10}" + (f"  {h['rows_good']:>12,} rows in, {h['rows_refused']:,} refused" if "rows_good" in h else "") for h in many]
+    lines += [
+        f"  {h['version']:>4}  {h['at']}  {h['mode']:<10}"
+        + (f"  {h['rows_good']:>12,} rows in, {h['rows_refused']:,} refused" if "rows_good" in h else "")
+        for h in many
+    ]
     lines += [f"        and {len(d['versions']) - 10} before"] if len(d["versions"]) > 10 else []
     lines += ["columns"] + [f"  {printable(n):<20} {k}" for n, k in d["columns"].items()]
     lines += ["sample", cells(d["sample"])]
-    if d["refused"]: lines += ["refused because"] + [f"  {k:>9,}  {printable(r)}" for r, k in d["reasons"].items()] + ["refused rows", cells([{"_reason": r["_reason"], **r} for r in d["quarantine"]])]
+    if d["refused"]:
+        lines += (
+            ["refused because"]
+            + [f"  {k:>9,}  {printable(r)}" for r, k in d["reasons"].items()]
+            + ["refused rows", cells([{"_reason": r["_reason"], **r} for r in d["quarantine"]])]
+        )
     return "\n".join(lines)
 
+# %% ../nbs/cli.ipynb #38831020
 @verb(app)
-def tables(name: Annotated[str | None, typer.Argument(metavar="[NAME[@VERSION]]", help="A table, as it is or as it was; without one, all tables.")] = None,
-           rows: Annotated[int, typer.Option(min=0, help="Rows to show.")] = 5,
-           diff: Annotated[tuple[int, int] | None, typer.Option("--diff", metavar="V W", help="What changed between two versions, in words.")] = None,
-           compact: Annotated[bool, typer.Option("--compact", help="Join its small files; rows and versions stay, `scalai gc` takes the old files.")] = False) -> Answer:
+def tables(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME[@VERSION]]", help="A table, as it is or as it was; without one, all tables."),
+    ] = None,
+    rows: Annotated[int, typer.Option(min=0, help="Rows to show.")] = 5,
+    diff: Annotated[
+        tuple[int, int] | None,
+        typer.Option("--diff", metavar="V W", help="What changed between two versions, in words."),
+    ] = None,
+    compact: Annotated[
+        bool,
+        typer.Option(
+            "--compact", help="Join its small files; rows and versions stay, `scalai gc` takes the old files."
+        ),
+    ] = False,
+) -> Answer:
     "The catalogue, or one table: versions, columns, what was refused and why, some rows."
     from scalai_nb.data.table import Table
     if name is None:
-        if diff or compact: raise BadRequest(f"{'--diff' if diff else '--compact'} needs to know which table.", "Write: scalai tables NAME " + ("--diff 3 5" if diff else "--compact"))
+        if diff or compact:
+            raise BadRequest(
+                f"{'--diff' if diff else '--compact'} needs to know which table.",
+                "Write: scalai tables NAME " + ("--diff 3 5" if diff else "--compact"),
+            )
         found = Table.list()
-        return Answer({"tables": found}, "\n".join(f"{t['name']:<20} version {t['version']:>4}  {t['rows']:>12,} rows  {t['refused']:>8,} in quarantine" for t in found) or "No tables yet. Make one with: scalai ingest URI TABLE")
+        return Answer(
+            {"tables": found},
+            "\n".join(
+                f"{t['name']:<20} version {t['version']:>4}  {t['rows']:>12,} rows  {t['refused']:>8,} in quarantine"
+                for t in found
+            )
+            or "No tables yet. Make one with: scalai ingest URI TABLE",
+        )
     name, _, at = name.partition("@")
-    if at and not at.isdigit(): raise BadRequest(f"{at!r} is no version.", f"Write a number, as in {name}@3; scalai tables {name} lists them.", "table")
+    if at and not at.isdigit():
+        raise BadRequest(
+            f"{at!r} is no version.", f"Write a number, as in {name}@3; scalai tables {name} lists them.", "table"
+        )
     if compact:
         table = Table(name)
         fewer = table.compact()
-        return Answer({"name": name, "files": fewer, "version": table.version}, f"{name}: {fewer:,} file{'s'*(fewer != 1)} fewer, version {table.version}")
+        return Answer(
+            {"name": name, "files": fewer, "version": table.version},
+            f"{name}: {fewer:,} file{'s'*(fewer != 1)} fewer, version {table.version}",
+        )
     if diff:
         said = Table(name).diff(*diff)
-        return Answer({"name": name, "from": diff[0], "to": diff[1], "changes": said}, lambda: "\n".join(map(printable, said)))
+        return Answer(
+            {"name": name, "from": diff[0], "to": diff[1], "changes": said}, lambda: "\n".join(map(printable, said))
+        )
     found = Table(name).describe(rows, int(at) if at else None)
     return Answer(found, lambda: tables_text(found))
 
 # %% ../nbs/cli.ipynb #ce6364b0
 def size_text(n: int) -> str: return f"{n/1e6:,.1f} MB" if n >= 1e5 else f"{n/1e3:,.1f} kB"
 
+# %% ../nbs/cli.ipynb #f72b066a
 @verb(app)
-def gc(days: Annotated[int | None, typer.Option(min=0, help="How long older versions and ended runs stay; default: [data] and [jobs] retain_days.")] = None,
-       dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False) -> Answer:
-    "Take away the files of tables that no version of the last days needs, runs that ended long ago, and what crashes left."
+def gc(
+    days: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="How long older versions and ended runs stay; default: [data] and [jobs] retain_days."
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+) -> Answer:
+    """Take away the files of tables that no version of the last days needs, runs that ended long ago, and what crashes
+    left."""
     from scalai_nb.core.settings import Settings
     from scalai_nb.data.retention import gc
     from scalai_nb.jobs.retention import forget
     from scalai_nb.training.fit import clear_unfinished
     settings = Settings.load()
-    found = [vars(f) for f in [*gc(settings, days, dry_run), forget(settings, days, dry_run), clear_unfinished(settings, days, dry_run)]]
+    found = [
+        vars(f)
+        for f in [
+            *gc(settings, days, dry_run),
+            forget(settings, days, dry_run),
+            clear_unfinished(settings, days, dry_run),
+        ]
+    ]
     days = (settings.data.retain_days, settings.jobs.retain_days) if days is None else (days, days)
-    files, size, verb = sum(f["files"] for f in found), sum(f["bytes"] for f in found), "would go" if dry_run else "went"
+    files, size, verb = (
+        sum(f["files"] for f in found),
+        sum(f["bytes"] for f in found),
+        "would go" if dry_run else "went",
+    )
     lines = [f"  {f['place']:<28} {f['files']:>6,} files  {size_text(f['bytes']):>12}" for f in found if f["files"]]
-    return Answer({"days": {"data": days[0], "jobs": days[1]}, "dry_run": dry_run, "files": files, "bytes": size, "places": found},
-                  "\n".join([f"{files:,} files, {size_text(size)} {verb}; tables older than {days[0]} days, runs older than {days[1]}.", *lines]))
+    return Answer(
+        {
+            "days": {"data": days[0], "jobs": days[1]},
+            "dry_run": dry_run,
+            "files": files,
+            "bytes": size,
+            "places": found,
+        },
+        "\n".join(
+            [
+                (
+                    f"{files:,} files, {size_text(size)} {verb}; tables older than {days[0]} days, runs older than"
+                    f" {days[1]}."
+                ),
+                *lines,
+            ]
+        ),
+    )
 
 # %% ../nbs/cli.ipynb #46c675ba
 @verb(contract_app, "infer")
@@ -278,8 +411,11 @@ def contract_infer(uri: Annotated[str, typer.Argument(metavar="URI")],
     return Answer(c.to_dict(), c.to_yaml())
 
 @verb(contract_app, "check")
-def contract_check(contract: Annotated[Path, typer.Argument(metavar="C")], uri: Annotated[str, typer.Argument(metavar="URI")],
-                   samples: Annotated[int, typer.Option(min=0, help="Rows to show of each reason.")] = 2) -> Answer:
+def contract_check(
+    contract: Annotated[Path, typer.Argument(metavar="C")],
+    uri: Annotated[str, typer.Argument(metavar="URI")],
+    samples: Annotated[int, typer.Option(min=0, help="Rows to show of each reason.")] = 2,
+) -> Answer:
     "What an ingest would refuse, and why, without writing anything; exit code 1 when it would refuse any."
     from scalai_nb.data.dry_run import dry_run
     done = dry_run(uri, contract, samples)
@@ -294,19 +430,41 @@ def check_text(d: dict) -> str:
     lines += [f"  {n:>9,}  cleaned: {printable(step)}" for step, n in d["cleaned"].items()]
     return "\n".join(lines + ([f"None of them would come in: {d['whole']}"] if d["whole"] else []))
 
+# %% ../nbs/cli.ipynb #ac284591
 @verb(contract_app, "diff")
-def contract_diff(a: Annotated[Path, typer.Argument(metavar="A")], b: Annotated[Path, typer.Argument(metavar="B")],
-                  exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 1 when rows that were good may now be refused.")] = False) -> Answer:
+def contract_diff(
+    a: Annotated[Path, typer.Argument(metavar="A")],
+    b: Annotated[Path, typer.Argument(metavar="B")],
+    exit_code: Annotated[
+        bool, typer.Option("--exit-code", help="Exit with 1 when rows that were good may now be refused.")
+    ] = False,
+) -> Answer:
     "How a contract became another, in words."
     from scalai_nb.data.contract import Contract
     from scalai_nb.data.contract_diff import revision
     found = revision(Contract.load(a), Contract.load(b))
-    return Answer({"changes": [c.to_dict() for c in found], "tighter": any(c.tighter for c in found), "looser": any(c.looser for c in found)},
-                  "\n".join(printable(str(c)) for c in found) or "They say the same.", 1 if exit_code and any(c.tighter for c in found) else 0)
+    return Answer(
+        {
+            "changes": [c.to_dict() for c in found],
+            "tighter": any(c.tighter for c in found),
+            "looser": any(c.looser for c in found),
+        },
+        "\n".join(printable(str(c)) for c in found) or "They say the same.",
+        1 if exit_code and any(c.tighter for c in found) else 0,
+    )
 
+# %% ../nbs/cli.ipynb #c43b3190
 @verb(contract_app, "set")
-def contract_set(contract: Annotated[Path, typer.Argument(metavar="C")], column: Annotated[str, typer.Argument(metavar="COLUMN")],
-                 rules: Annotated[list[str], typer.Argument(metavar="RULE=VALUE…", help="As in max=600 required=true 'categories=[JFK, LGA]'; RULE= takes it out.")]) -> Answer:
+def contract_set(
+    contract: Annotated[Path, typer.Argument(metavar="C")],
+    column: Annotated[str, typer.Argument(metavar="COLUMN")],
+    rules: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RULE=VALUE…", help="As in max=600 required=true 'categories=[JFK, LGA]'; RULE= takes it out."
+        ),
+    ],
+) -> Answer:
     "Change a column's rules in the file; comments stay."
     from scalai_nb.data.contract import Contract
     from scalai_nb.data.contract_diff import revision
@@ -314,41 +472,78 @@ def contract_set(contract: Annotated[Path, typer.Argument(metavar="C")], column:
     new = old.changed(column, pairs(rules))
     new.save(contract)
     said = revision(old, new)
-    return Answer({"changes": [c.to_dict() for c in said]}, "\n".join(printable(str(c)) for c in said) or "Nothing changed.")
+    return Answer(
+        {"changes": [c.to_dict() for c in said]}, "\n".join(printable(str(c)) for c in said) or "Nothing changed."
+    )
 
 # %% ../nbs/cli.ipynb #a49f77e8
 @verb(app)
-def quarantine(name: Annotated[str, typer.Argument(metavar="TABLE")],
-               reason: Annotated[str | None, typer.Option(help="Only rows refused for this.")] = None,
-               rows: Annotated[int, typer.Option(min=0, help="Rows to show of each reason.")] = 2,
-               save: Annotated[Path | None, typer.Option(help="Write them to FILE.csv or FILE.parquet, to be repaired.")] = None,
-               release: Annotated[str | None, typer.Option(metavar="URI", help="Bring repaired rows back; they keep their _batch and _id.")] = None,
-               contract: Annotated[Path | None, typer.Option(help="With --release: what the rows must satisfy now; default: what refused them.")] = None) -> Answer:
+def quarantine(
+    name: Annotated[str, typer.Argument(metavar="TABLE")],
+    reason: Annotated[str | None, typer.Option(help="Only rows refused for this.")] = None,
+    rows: Annotated[int, typer.Option(min=0, help="Rows to show of each reason.")] = 2,
+    save: Annotated[Path | None, typer.Option(help="Write them to FILE.csv or FILE.parquet, to be repaired.")] = None,
+    release: Annotated[
+        str | None, typer.Option(metavar="URI", help="Bring repaired rows back; they keep their _batch and _id.")
+    ] = None,
+    contract: Annotated[
+        Path | None, typer.Option(help="With --release: what the rows must satisfy now; default: what refused them.")
+    ] = None,
+) -> Answer:
     "The rows that a table refused, with their reasons; repaired ones come back by --release."
     from scalai_nb.data.replay import bring_back, refused_rows
     if release is not None:
         done = bring_back(name, release, contract)
         why = "".join(f"\n  {n:>9,}  {printable(r)}" for r, n in done.refused.items())
-        return Answer(done.to_dict(), f"{name}: {done.rows_good:,} rows brought back, {done.rows_refused:,} refused again, {done.already:,} were back before; version {done.version}{why}")
+        return Answer(
+            done.to_dict(),
+            f"{name}: {done.rows_good:,} rows brought back, {done.rows_refused:,} refused again, {done.already:,} were"
+            f" back before; version {done.version}{why}",
+        )
     doc = refused_rows(name, reason, rows, save)
     lines = [f"{name}: {doc['rows']:,} rows in quarantine"]
-    for r, n in doc["reasons"].items(): lines += [f"  {n:>9,}  {printable(r)}", *("             " + told_row(row, r) for row in doc["samples"][r])]
-    return Answer(doc, "\n".join(lines + ([f"Saved to {save}. Repair the rows, keep _batch and _id, then: scalai quarantine {name} --release {save}"] if save else [])))
+    for r, n in doc["reasons"].items():
+        lines += [f"  {n:>9,}  {printable(r)}", *("             " + told_row(row, r) for row in doc["samples"][r])]
+    return Answer(
+        doc,
+        "\n".join(
+            lines
+            + (
+                [
+                    f"Saved to {save}. Repair the rows, keep _batch and _id, then: scalai quarantine {name} --release"
+                    f" {save}"
+                ]
+                if save
+                else []
+            )
+        ),
+    )
 
 # %% ../nbs/cli.ipynb #db9779a9
 @verb(app)
-def drift(reference: Annotated[str, typer.Argument(metavar="REF")], current: Annotated[str, typer.Argument(metavar="CUR")],
-          policy: Annotated[Path | None, typer.Option(help="YAML with thresholds.")] = None,
-          by: Annotated[str | None, typer.Option(help="Compare each segment, too: each value of this column.")] = None,
-          windows: Annotated[str | None, typer.Option(help="A column that cuts the reference into windows; how much they differ is what is usual.")] = None,
-          until: Annotated[str | None, typer.Option(help="When the current window ends, as 2013-07-01: is its newest row fresh?")] = None,
-          exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 1 when there is drift.")] = False) -> Answer:
+def drift(
+    reference: Annotated[str, typer.Argument(metavar="REF")],
+    current: Annotated[str, typer.Argument(metavar="CUR")],
+    policy: Annotated[Path | None, typer.Option(help="YAML with thresholds.")] = None,
+    by: Annotated[str | None, typer.Option(help="Compare each segment, too: each value of this column.")] = None,
+    windows: Annotated[
+        str | None,
+        typer.Option(help="A column that cuts the reference into windows; how much they differ is what is usual."),
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option(help="When the current window ends, as 2013-07-01: is its newest row fresh?")
+    ] = None,
+    exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 1 when there is drift.")] = False,
+) -> Answer:
     "Compare two sources, tables or saved profiles."
     from dataclasses import replace
     from scalai_nb.monitor.drift import compare
     from scalai_nb.monitor.thresholds import Policy
     rules = Policy.load(policy) if policy else Policy()
-    if windows: rules = replace(rules, ignore=(*rules.ignore, windows)).calibrate(profile_of(reference, windows if by is None else [windows, by]))
+    if windows:
+        rules = replace(rules, ignore=(*rules.ignore, windows)).calibrate(
+            profile_of(reference, windows if by is None else [windows, by])
+        )
     report = compare(profile_of(reference, by), profile_of(current, by), rules, until)
     return Answer(report.to_dict(), lambda: str(report), 1 if exit_code and report.drifted else 0)
 
@@ -357,8 +552,12 @@ alarms_app = typer.Typer(no_args_is_help=True, help="What drifted and is not ove
 app.add_typer(alarms_app, name="alarms")
 
 @verb(alarms_app, "list")
-def alarms_list(source: Annotated[str | None, typer.Argument(metavar="[SOURCE]", help="A table, or another source of windows; all without.")] = None,
-                resolved: Annotated[bool, typer.Option("--resolved", help="Those that are over too.")] = False) -> Answer:
+def alarms_list(
+    source: Annotated[
+        str | None, typer.Argument(metavar="[SOURCE]", help="A table, or another source of windows; all without.")
+    ] = None,
+    resolved: Annotated[bool, typer.Option("--resolved", help="Those that are over too.")] = False,
+) -> Answer:
     "The alarms."
     from datetime import UTC, datetime
     from scalai_nb.monitor.alarms import Alarms
@@ -371,28 +570,49 @@ def alarms_list(source: Annotated[str | None, typer.Argument(metavar="[SOURCE]",
 def alarm_text(a) -> str:
     "An alarm in one line."
     said = f" ({a.note})" if a.note else ""
-    return printable(f"{a.id:>4}  {a.state:<12}  {a.source} {a.opened}" + (f" … {a.seen}" if a.seen != a.opened else "") + f"  {a.subject}: {a.reason}{said}")
+    return printable(
+        f"{a.id:>4}  {a.state:<12}  {a.source} {a.opened}"
+        + (f" … {a.seen}" if a.seen != a.opened else "")
+        + f"  {a.subject}: {a.reason}{said}"
+    )
 
+# %% ../nbs/cli.ipynb #a5088a9d
 @verb(alarms_app, "acknowledge")
-def alarms_acknowledge(which: Annotated[str, typer.Argument(metavar="ID|SOURCE", help="A number, a source for all of it, or SOURCE/COLUMN.")],
-                       note: Annotated[str, typer.Option(help="Why; it is kept.")] = "") -> Answer:
+def alarms_acknowledge(
+    which: Annotated[
+        str, typer.Argument(metavar="ID|SOURCE", help="A number, a source for all of it, or SOURCE/COLUMN.")
+    ],
+    note: Annotated[str, typer.Option(help="Why; it is kept.")] = "",
+) -> Answer:
     "Say that somebody knows: it stays until it is over, and its windows may be a reference again."
     from scalai_nb.monitor.alarms import Alarms
     found = Alarms().acknowledge(which, note)
     return Answer({"alarms": [a.to_dict() for a in found]}, "\n".join(map(alarm_text, found)))
 
+# %% ../nbs/cli.ipynb #c7144ee2
 @verb(alarms_app, "look")
-def alarms_look(source: Annotated[str, typer.Argument(metavar="SOURCE")],
-                period: Annotated[str | None, typer.Option(help="The window; default: the newest that is over.")] = None,
-                ignore: Annotated[list[str] | None, typer.Option(help="Column that is not compared; repeat it.")] = None,
-                exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 1 when something is open.")] = False) -> Answer:
+def alarms_look(
+    source: Annotated[str, typer.Argument(metavar="SOURCE")],
+    period: Annotated[str | None, typer.Option(help="The window; default: the newest that is over.")] = None,
+    ignore: Annotated[list[str] | None, typer.Option(help="Column that is not compared; repeat it.")] = None,
+    exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 1 when something is open.")] = False,
+) -> Answer:
     "Hold a window against those before it, keep what it shows, and tell whoever must know."
     from scalai_nb.loop.watch import watch
     from scalai_nb.monitor.alarms import Alarms
     seen = watch(source, period, ignore=tuple(ignore or ()))
     now = Alarms().find(source)
-    return Answer({"source": source, "period": seen.period, "reference": seen.reference, "opens": seen.opens, "alarms": [a.to_dict() for a in now]},
-                  lambda: "\n".join([seen.sentence, *map(alarm_text, now)]), 1 if exit_code and now else 0)
+    return Answer(
+        {
+            "source": source,
+            "period": seen.period,
+            "reference": seen.reference,
+            "opens": seen.opens,
+            "alarms": [a.to_dict() for a in now],
+        },
+        lambda: "\n".join([seen.sentence, *map(alarm_text, now)]),
+        1 if exit_code and now else 0,
+    )
 
 # %% ../nbs/cli.ipynb #4f8099e6
 def pairs(given: list[str], option: str = "-p") -> dict[str, str]:
@@ -408,14 +628,27 @@ def asked(file: str | None, p: list[str] | None, null: list[str] | None) -> dict
         raise BadRequest(f"{twice} is given twice, by -p and by --null.", "Leave one of them out.", "parameter")
     return values(file) | given | dict.fromkeys(null or [])
 
+# %% ../nbs/cli.ipynb #53dffdfc
 def values(file: str | None) -> dict:
     "`--parameters FILE`: for programs, which have values and not text."
     if file is None: return {}
-    try: found = json.loads(sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e: raise BadRequest(f"--parameters {file} cannot be read: {e}.", "Give a file that holds a JSON object, or - for standard input.", "parameter") from e
-    if not isinstance(found, dict): raise BadRequest(f"--parameters {file} holds a {type(found).__name__}.", 'Give a JSON object, as in {"months": 6}.', "parameter")
+    try:
+        found = json.loads(sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise BadRequest(
+            f"--parameters {file} cannot be read: {e}.",
+            "Give a file that holds a JSON object, or - for standard input.",
+            "parameter",
+        ) from e
+    if not isinstance(found, dict):
+        raise BadRequest(
+            f"--parameters {file} holds a {type(found).__name__}.",
+            'Give a JSON object, as in {"months": 6}.',
+            "parameter",
+        )
     return found
 
+# %% ../nbs/cli.ipynb #d87ea48f
 class WithForm(typer.core.TyperCommand):
     "A command whose `--help`, after a notebook or a workflow, ends with what that one can be told."
     def parse_args(self, ctx, args):
@@ -430,16 +663,23 @@ class WithForm(typer.core.TyperCommand):
         from scalai_nb.jobs.parameters import form, read
         from scalai_nb.jobs.workflow import Workflow
         declared = Workflow.load(job_file(what)).parameters if is_workflow(what) else read(what)
-        formatter.write(f"\n{what} takes, each as -p name=value:\n{form(declared)}\n" if declared else f"\n{what} takes no parameters.\n")
+        formatter.write(
+            f"\n{what} takes, each as -p name=value:\n{form(declared)}\n"
+            if declared
+            else f"\n{what} takes no parameters.\n"
+        )
 
-
+# %% ../nbs/cli.ipynb #aecdccac
 def job_file(what: str) -> Path | str:
     "A notebook or a workflow that is there; of another machine, a notebook's URL."
     from scalai_nb.core.storage import is_url, veiled
     from scalai_nb.jobs.worker import is_workflow
     if is_url(what):
         if not is_workflow(what): return what
-        raise BadRequest(f"{veiled(what)} is a workflow elsewhere, and its notebooks lie beside it.", "Copy its folder here and name the file.")
+        raise BadRequest(
+            f"{veiled(what)} is a workflow elsewhere, and its notebooks lie beside it.",
+            "Copy its folder here and name the file.",
+        )
     path = Path(what)
     if path.is_dir(): raise BadRequest(f"{what} is a folder.", "Give a notebook or a workflow in it.")
     if not path.is_file(): raise BadRequest(f"There is no file {what}.", _nearest_file(path))
@@ -454,23 +694,59 @@ def _nearest_file(path: Path) -> str:
 
 # %% ../nbs/cli.ipynb #faf29012
 @verb(app, cls=WithForm)
-def run(what: Annotated[str, typer.Argument(metavar="NOTEBOOK|WORKFLOW")],
-        p: Annotated[list[str] | None, typer.Option("-p", help="name=value; repeat it for several.")] = None,
-        parameters: Annotated[str | None, typer.Option("--parameters", metavar="FILE", help="A JSON object of parameters, - for standard input; -p wins.")] = None,
-        null: Annotated[list[str] | None, typer.Option("--null", metavar="NAME", help="This parameter is None, for str | None; repeat it.")] = None,
-        o: Annotated[str | None, typer.Option("-o", help="Where to write the notebook: a path, a URL, or - for standard output, with all else on standard error.")] = None,
-        timeout: Annotated[int | None, typer.Option(help="Seconds for the whole run.")] = None,
-        from_failed: Annotated[bool, typer.Option("--from-failed", help="Go on with the last run of this workflow where it failed.")] = False,
-        only: Annotated[str | None, typer.Option(help="This step of a workflow alone; what it needs is taken from earlier runs.")] = None,
-        from_step: Annotated[str | None, typer.Option("--from", metavar="STEP", help="Run this step of a workflow and all after it again, even if nothing changed.")] = None,
-        jobs: Annotated[int | None, typer.Option(min=1, help="Steps of a workflow that run at a time.")] = None,
-        dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what of a workflow would run, and why; start nothing.")] = False) -> Answer:
+def run(
+    what: Annotated[str, typer.Argument(metavar="NOTEBOOK|WORKFLOW")],
+    p: Annotated[list[str] | None, typer.Option("-p", help="name=value; repeat it for several.")] = None,
+    parameters: Annotated[
+        str | None,
+        typer.Option(
+            "--parameters", metavar="FILE", help="A JSON object of parameters, - for standard input; -p wins."
+        ),
+    ] = None,
+    null: Annotated[
+        list[str] | None,
+        typer.Option("--null", metavar="NAME", help="This parameter is None, for str | None; repeat it."),
+    ] = None,
+    o: Annotated[
+        str | None,
+        typer.Option(
+            "-o",
+            help=(
+                "Where to write the notebook: a path, a URL, or - for standard output, with all else on standard"
+                " error."
+            ),
+        ),
+    ] = None,
+    timeout: Annotated[int | None, typer.Option(help="Seconds for the whole run.")] = None,
+    from_failed: Annotated[
+        bool, typer.Option("--from-failed", help="Go on with the last run of this workflow where it failed.")
+    ] = False,
+    only: Annotated[
+        str | None, typer.Option(help="This step of a workflow alone; what it needs is taken from earlier runs.")
+    ] = None,
+    from_step: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="STEP",
+            help="Run this step of a workflow and all after it again, even if nothing changed.",
+        ),
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Steps of a workflow that run at a time.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what of a workflow would run, and why; start nothing.")
+    ] = False,
+) -> Answer:
     "A job notebook, or a workflow of them. `scalai run FILE --help` says what that one can be told."
     path = job_file(what)
     from scalai_nb.jobs.worker import is_workflow, lean
     lean()
     if is_workflow(path):
-        if o: raise BadRequest("-o is for one notebook, and this is a workflow of them.", "Leave it out: each step's notebook is kept, see scalai runs ID.")
+        if o:
+            raise BadRequest(
+                "-o is for one notebook, and this is a workflow of them.",
+                "Leave it out: each step's notebook is kept, see scalai runs ID.",
+            )
         from scalai_nb.jobs.workflow import Workflow
         flow, how = Workflow.load(path), dict(from_failed=from_failed, only=only, jobs=jobs, from_step=from_step)
         given = asked(parameters, p, null)
@@ -480,29 +756,53 @@ def run(what: Annotated[str, typer.Argument(metavar="NOTEBOOK|WORKFLOW")],
             return Answer(found.to_dict(), lambda: str(found))
         done = flow.run(given, timeout=timeout, **how)
     else:
-        given = next((name for name, value in {"--from-failed": from_failed, "--from": from_step, "--only": only, "--jobs": jobs, "--dry-run": dry_run}.items() if value), None)
+        given = next(
+            (
+                name
+                for name, value in {
+                    "--from-failed": from_failed,
+                    "--from": from_step,
+                    "--only": only,
+                    "--jobs": jobs,
+                    "--dry-run": dry_run,
+                }.items()
+                if value
+            ),
+            None,
+        )
         if given: raise BadRequest(f"{given} is for workflows, and this is one notebook.", "Leave it out.")
         done = run_alone(path, asked(parameters, p, null), output=None if o == "-" else o, timeout=timeout)
         if o == "-": say(notebook_text(done), False)
     return Answer(done.to_dict(), lambda: run_text(done.to_dict()), done.exit_code, o == "-")
 
+# %% ../nbs/cli.ipynb #eadc1fe4
 def notebook_text(run) -> str:
     "The notebook of a run as another program may read it: its links to large outputs lead from the working directory."
     from scalai_nb.jobs.parameters import load_notebook
     from scalai_nb.jobs.large_output import moved
     return json.dumps(moved(load_notebook(run.output), Path(run.output).parent, Path.cwd()), indent=1)
 
+# %% ../nbs/cli.ipynb #c352bba3
 @verb(app)
-def backfill(what: Annotated[str, typer.Argument(metavar="WORKFLOW")],
-             p: Annotated[list[str] | None, typer.Option("-p", help="name=first..last, or values separated by commas; repeat it for several.")] = None,
-             jobs: Annotated[int | None, typer.Option(min=1, help="Values that run at a time. Default: 1.")] = None,
-             timeout: Annotated[int | None, typer.Option(help="Seconds for the whole.")] = None,
-             dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and why; start nothing.")] = False) -> Answer:
+def backfill(
+    what: Annotated[str, typer.Argument(metavar="WORKFLOW")],
+    p: Annotated[
+        list[str] | None,
+        typer.Option("-p", help="name=first..last, or values separated by commas; repeat it for several."),
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Values that run at a time. Default: 1.")] = None,
+    timeout: Annotated[int | None, typer.Option(help="Seconds for the whole.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and why; start nothing.")] = False,
+) -> Answer:
     "Run a workflow once for each value, as one run. Repeated, it goes on where it stopped."
     path = job_file(what)
     from scalai_nb.jobs.worker import is_workflow, lean
     lean()
-    if not is_workflow(path): raise BadRequest(f"{what} is a notebook, and a backfill is of workflows.", "Name it as the notebook of a step in a .toml file.")
+    if not is_workflow(path):
+        raise BadRequest(
+            f"{what} is a notebook, and a backfill is of workflows.",
+            "Name it as the notebook of a step in a .toml file.",
+        )
     from scalai_nb.jobs import backfill as fill
     from scalai_nb.jobs.workflow import Workflow
     flow, given = Workflow.load(path), pairs(p or [])
@@ -512,6 +812,7 @@ def backfill(what: Annotated[str, typer.Argument(metavar="WORKFLOW")],
     done = fill.backfill(flow, given, jobs, timeout=timeout)
     return Answer(done.to_dict(), lambda: run_text(done.to_dict()), done.exit_code)
 
+# %% ../nbs/cli.ipynb #d95dd1da
 def run_alone(path: Path | str, given: dict, **how):  # a JobRun
     "One notebook, whose kernel imports beside us."
     from contextlib import nullcontext
@@ -528,44 +829,84 @@ def run_text(doc: dict, depth: int = 0) -> str:
     "A run as a person reads it: state, time, results, and what went wrong."
     name = doc.get("name") or Path(doc["notebook"]).stem
     lines = ["  "*depth + f"{doc['state']:<12} {name:<24} {doc['seconds'] or 0:>8.1f} s"]
-    if not doc.get("steps"): lines += ["  "*depth + f"  {k} = {v}" for k, v in (doc.get("results") or {}).items()] if not depth else []
+    if not doc.get("steps"):
+        lines += ["  " * depth + f"  {k} = {v}" for k, v in (doc.get("results") or {}).items()] if not depth else []
     if error := doc.get("error"):
         where = "" if error["cell"] is None else f"cell {error['cell']}: "
         lines.append("  "*depth + f"  {where}{error['kind']}: {error['message']}")
     return "\n".join(lines + [run_text(s, depth + 1) for s in doc.get("steps") or []])
 
+# %% ../nbs/cli.ipynb #59f1dca6
 @verb(app)
-def runs(id: Annotated[str | None, typer.Argument(metavar="[ID]", help="One run in full: a run's id, its first characters, or `last`.")] = None,
-         state: Annotated[str | None, typer.Option(help="Only runs in this state.")] = None,
-         name: Annotated[str | None, typer.Option(help="Only runs of this name; * stands for anything.")] = None,
-         notebook: Annotated[str | None, typer.Option(help="Only runs of this notebook or workflow file.")] = None,
-         since: Annotated[str | None, typer.Option(help="Only runs since then: 2h, 3d, 2026-03-01, 2026-03-01T18:30.")] = None,
-         parent: Annotated[str | None, typer.Option(metavar="ID", help="Only the steps of this run.")] = None,
-         steps: Annotated[bool, typer.Option("--steps", help="Steps of workflows too.")] = False,
-         limit: Annotated[int, typer.Option(min=1, help="At most so many, newest first.")] = 50) -> Answer:
+def runs(
+    id: Annotated[
+        str | None,
+        typer.Argument(metavar="[ID]", help="One run in full: a run's id, its first characters, or `last`."),
+    ] = None,
+    state: Annotated[str | None, typer.Option(help="Only runs in this state.")] = None,
+    name: Annotated[str | None, typer.Option(help="Only runs of this name; * stands for anything.")] = None,
+    notebook: Annotated[str | None, typer.Option(help="Only runs of this notebook or workflow file.")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Only runs since then: 2h, 3d, 2026-03-01, 2026-03-01T18:30.")
+    ] = None,
+    parent: Annotated[str | None, typer.Option(metavar="ID", help="Only the steps of this run.")] = None,
+    steps: Annotated[bool, typer.Option("--steps", help="Steps of workflows too.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many, newest first.")] = 50,
+) -> Answer:
     "The record: what ran, when, how it ended."
     from scalai_nb.jobs.record import Record, moment
     record, only = Record(), dict(state=state, name=name, notebook=notebook, since=since, parent=parent)
     if id:
-        if said := [f"--{k}" for k, v in only.items() if v is not None]: raise BadRequest(f"{' '.join(said)} with a run's id.", "Leave one of them out.")
+        if said := [f"--{k}" for k, v in only.items() if v is not None]:
+            raise BadRequest(f"{' '.join(said)} with a run's id.", "Leave one of them out.")
         found = record.document(record.get(id))
         return Answer(found, lambda: details(found))
     only["since"], only["parent"] = since and moment(since), parent and record.get(parent).id
     docs = [r.to_dict(outputs=False) for r in record.runs(**only, nested=steps, limit=limit)]
-    return Answer({"runs": docs}, "\n".join(f"{r['id']}  {r['state']:<12} {r['name']:<16} {r['seconds'] or 0:>8.1f} s  {r['created']}" for r in docs)
-                  or ("No such run." if steps or any(v is not None for v in only.values()) else "Nothing ran yet."))
+    return Answer(
+        {"runs": docs},
+        "\n".join(
+            f"{r['id']}  {r['state']:<12} {r['name']:<16} {r['seconds'] or 0:>8.1f} s  {r['created']}" for r in docs
+        )
+        or ("No such run." if steps or any(v is not None for v in only.values()) else "Nothing ran yet."),
+    )
 
+# %% ../nbs/cli.ipynb #18b14616
 def details(doc: dict) -> str:
     "All that the record knows of a run."
-    tables = lambda seen: ", ".join(f"{t['table']}" + (f"@{t['version']}" if t.get("version") is not None else "") for t in seen if "table" in t)
-    files = lambda seen: ", ".join(f"env:{t['env']}" if "env" in t else t.get("file") or t["glob"] for t in seen if {"file", "glob", "env"} & t.keys())
-    lines = dict(id=doc["id"], notebook=doc["notebook"], output=doc["output"] if doc["output"] != doc["notebook"] else "",
-                 parameters=", ".join(f"{k} = {v!r}" for k, v in doc["parameters"].items()), reason=doc["reason"], parent=doc["parent"], reads=tables(doc["reads"]), writes=tables(doc["writes"]),
-                 inputs=files(doc["reads"]), products=files([w for w in doc["writes"] if "digest" in w]), undeclared=files([r for r in doc["reads"] if r.get("undeclared")]),
-                 memory=f"{doc['peak_memory']/2**20:,.0f} MiB at its peak" if doc["peak_memory"] else "", host=doc["host"], commit=doc["commit"],
-                 versions=", ".join(f"{k} {v}" for k, v in doc["versions"].items()),
-                 history=" → ".join(f"{h['state']} {h['at']}" for h in doc["history"]))
-    return "\n".join([run_text(doc), *(f"  {k:<11}{printable(str(v))}" for k, v in lines.items() if v), *(f"  cell {t['cell']:<5} {t['seconds']:>8.2f} s" for t in doc["timings"])])
+    tables = lambda seen: ", ".join(
+        f"{t['table']}" + (f"@{t['version']}" if t.get("version") is not None else "") for t in seen if "table" in t
+    )
+    files = lambda seen: ", ".join(
+        f"env:{t['env']}" if "env" in t else t.get("file") or t["glob"]
+        for t in seen
+        if {"file", "glob", "env"} & t.keys()
+    )
+    lines = dict(
+        id=doc["id"],
+        notebook=doc["notebook"],
+        output=doc["output"] if doc["output"] != doc["notebook"] else "",
+        parameters=", ".join(f"{k} = {v!r}" for k, v in doc["parameters"].items()),
+        reason=doc["reason"],
+        parent=doc["parent"],
+        reads=tables(doc["reads"]),
+        writes=tables(doc["writes"]),
+        inputs=files(doc["reads"]),
+        products=files([w for w in doc["writes"] if "digest" in w]),
+        undeclared=files([r for r in doc["reads"] if r.get("undeclared")]),
+        memory=f"{doc['peak_memory']/2**20:,.0f} MiB at its peak" if doc["peak_memory"] else "",
+        host=doc["host"],
+        commit=doc["commit"],
+        versions=", ".join(f"{k} {v}" for k, v in doc["versions"].items()),
+        history=" → ".join(f"{h['state']} {h['at']}" for h in doc["history"]),
+    )
+    return "\n".join(
+        [
+            run_text(doc),
+            *(f"  {k:<11}{printable(str(v))}" for k, v in lines.items() if v),
+            *(f"  cell {t['cell']:<5} {t['seconds']:>8.2f} s" for t in doc["timings"]),
+        ]
+    )
 
 # %% ../nbs/cli.ipynb #1d124172
 @verb(app)
@@ -606,92 +947,180 @@ def cancel(id: Annotated[str, typer.Argument(metavar="ID")]) -> Answer:
 
 # %% ../nbs/cli.ipynb #27823509
 @verb(export_app, "airflow")
-def workflow_export(file: Annotated[Path, typer.Argument(metavar="FILE.toml")],
-                    o: Annotated[Path | None, typer.Option("-o", metavar="DAG.py", help="Where to write it; default: standard output.")] = None) -> Answer:
+def workflow_export(
+    file: Annotated[Path, typer.Argument(metavar="FILE.toml")],
+    o: Annotated[
+        Path | None, typer.Option("-o", metavar="DAG.py", help="Where to write it; default: standard output.")
+    ] = None,
+) -> Answer:
     "A workflow as a DAG for Airflow 3: one file, a task a step, each of them `scalai run`."
     from scalai_nb.jobs.airflow import dag, dag_id, save
     from scalai_nb.jobs.workflow import Workflow
     flow = Workflow.load(file)
     text = save(flow, o) if o else dag(flow)
-    return Answer({"dag": dag_id(flow), "path": str(o) if o else None, "text": text}, f"Wrote the DAG {dag_id(flow)} to {o}. Airflow finds it in its dags folder." if o else text.rstrip())
+    return Answer(
+        {"dag": dag_id(flow), "path": str(o) if o else None, "text": text},
+        f"Wrote the DAG {dag_id(flow)} to {o}. Airflow finds it in its dags folder." if o else text.rstrip(),
+    )
 
+# %% ../nbs/cli.ipynb #cb1f4a9d
 @verb(same_app, "airflow")
-def workflow_check(file: Annotated[Path, typer.Argument(metavar="FILE.toml")], dag_file: Annotated[Path, typer.Argument(metavar="DAG.py")]) -> Answer:
+def workflow_check(
+    file: Annotated[Path, typer.Argument(metavar="FILE.toml")],
+    dag_file: Annotated[Path, typer.Argument(metavar="DAG.py")],
+) -> Answer:
     "Does a DAG's graph equal the workflow's? Exit code 1 where it does not; the file is read, never run."
     from scalai_nb.jobs.airflow import differences
     from scalai_nb.jobs.workflow import Workflow
     flow = Workflow.load(file)
-    if not dag_file.is_file(): raise BadRequest(f"There is no file {dag_file}.", f"Make it with: scalai workflow export airflow {file} -o {dag_file}")
+    if not dag_file.is_file():
+        raise BadRequest(
+            f"There is no file {dag_file}.", f"Make it with: scalai workflow export airflow {file} -o {dag_file}"
+        )
     found = differences(flow, dag_file.read_text(encoding="utf-8", errors="replace"))
-    return Answer({"same": not found, "differences": found}, "\n".join(map(printable, found)) or "They say the same.", 1 if found else 0)
+    return Answer(
+        {"same": not found, "differences": found},
+        "\n".join(map(printable, found)) or "They say the same.",
+        1 if found else 0,
+    )
 
 # %% ../nbs/cli.ipynb #5c4ed001
-schedule_app = typer.Typer(no_args_is_help=True, help="Timed jobs: add, apply a file, list, show, pause, resume, trigger, remove.")
+schedule_app = typer.Typer(
+    no_args_is_help=True, help="Timed jobs: add, apply a file, list, show, pause, resume, trigger, remove."
+)
 app.add_typer(schedule_app, name="schedule")
 
 def option(help: str, *names: str, **how): return typer.Option(*names, help=help, show_default=False, **how)
 
+# %% ../nbs/cli.ipynb #e8dd6e88
 @verb(schedule_app, "add")
-def schedule_add(name: Annotated[str, typer.Argument(metavar="NAME")], job: Annotated[str, typer.Argument(metavar="NOTEBOOK|WORKFLOW")],
-                 cron: Annotated[str | None, option("minute hour day month weekday, by the zone's wall clock.")] = None,
-                 every: Annotated[str | None, option("An interval, as 15m; with --on-table how often to look.")] = None,
-                 at: Annotated[str | None, option("Once: 2026-12-24T18:00, by the zone's wall clock.")] = None,
-                 on_table: Annotated[str | None, option("On each new version of a table.")] = None,
-                 zone: Annotated[str | None, option("IANA time zone, as Europe/Berlin. Default: UTC.")] = None,
-                 p: Annotated[list[str] | None, option("name=value; ${date}, ${due} and ${version} are filled in.", "-p")] = None,
-                 catch_up: Annotated[str | None, option("Missed ones: none, last (default) or all.")] = None,
-                 overlap: Annotated[str | None, option("While the one before still runs: skip (default), queue or cancel.")] = None,
-                 most: Annotated[int | None, option("At most so many missed or waiting ones. Default: 10.")] = None,
-                 jitter: Annotated[str | None, option("Spread starts over so long.")] = None,
-                 grace: Annotated[str | None, option("Later than this is missed. Default: 60 s.")] = None,
-                 timeout: Annotated[str | None, option("For one run. Default: [jobs] timeout.")] = None,
-                 retries: Annotated[int | None, option("Further attempts.")] = None,
-                 backoff: Annotated[str | None, option("Before the first of them; then twice as long each time. Default: 30 s.")] = None,
-                 if_lost: Annotated[str | None, option("When its scheduler died: again (default) or leave.")] = None,
-                 group: Annotated[str | None, option("Of a group, at most --limit run at a time.")] = None,
-                 limit: Annotated[int | None, option("Default: 1.")] = None,
-                 gpus: Annotated[int | None, option("GPUs of its own.")] = None,
-                 late: Annotated[str | None, option("A start later than this is told. Default: 5m.")] = None,
-                 alert: Annotated[str | None, option("What is told, of failure,recovery,late. Default: all.")] = None,
-                 paused: Annotated[bool, option("Do not start it yet.", "--paused")] = False,
-                 replace: Annotated[bool, option("Change the one of this name.", "--replace")] = False) -> Answer:
+def schedule_add(
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    job: Annotated[str, typer.Argument(metavar="NOTEBOOK|WORKFLOW")],
+    cron: Annotated[str | None, option("minute hour day month weekday, by the zone's wall clock.")] = None,
+    every: Annotated[str | None, option("An interval, as 15m; with --on-table how often to look.")] = None,
+    at: Annotated[str | None, option("Once: 2026-12-24T18:00, by the zone's wall clock.")] = None,
+    on_table: Annotated[str | None, option("On each new version of a table.")] = None,
+    zone: Annotated[str | None, option("IANA time zone, as Europe/Berlin. Default: UTC.")] = None,
+    p: Annotated[list[str] | None, option("name=value; ${date}, ${due} and ${version} are filled in.", "-p")] = None,
+    catch_up: Annotated[str | None, option("Missed ones: none, last (default) or all.")] = None,
+    overlap: Annotated[str | None, option("While the one before still runs: skip (default), queue or cancel.")] = None,
+    most: Annotated[int | None, option("At most so many missed or waiting ones. Default: 10.")] = None,
+    jitter: Annotated[str | None, option("Spread starts over so long.")] = None,
+    grace: Annotated[str | None, option("Later than this is missed. Default: 60 s.")] = None,
+    timeout: Annotated[str | None, option("For one run. Default: [jobs] timeout.")] = None,
+    retries: Annotated[int | None, option("Further attempts.")] = None,
+    backoff: Annotated[
+        str | None, option("Before the first of them; then twice as long each time. Default: 30 s.")
+    ] = None,
+    if_lost: Annotated[str | None, option("When its scheduler died: again (default) or leave.")] = None,
+    group: Annotated[str | None, option("Of a group, at most --limit run at a time.")] = None,
+    limit: Annotated[int | None, option("Default: 1.")] = None,
+    gpus: Annotated[int | None, option("GPUs of its own.")] = None,
+    late: Annotated[str | None, option("A start later than this is told. Default: 5m.")] = None,
+    alert: Annotated[str | None, option("What is told, of failure,recovery,late. Default: all.")] = None,
+    paused: Annotated[bool, option("Do not start it yet.", "--paused")] = False,
+    replace: Annotated[bool, option("Change the one of this name.", "--replace")] = False,
+) -> Answer:
     "Run a job at its times, once each."
     from scalai_nb.jobs.schedule import schedule
     from scalai_nb.jobs.schedule_store import Timetable
-    given = {k: v for k, v in locals().items() if k in ("cron every at on_table zone catch_up overlap most jitter grace timeout retries backoff if_lost group limit gpus late".split()) and v is not None}
+    given = {
+        k: v
+        for k, v in locals().items()
+        if k in (
+            "cron every at on_table zone catch_up overlap most jitter grace timeout retries backoff if_lost group"
+            " limit gpus late".split()
+        )
+        and v is not None
+    }
     table = Timetable()
     path = Path(job).absolute()
-    given |= dict(name=name, job=str(path.relative_to(table.settings.root) if path.is_relative_to(table.settings.root) else path), parameters=pairs(p or []), paused=paused)
+    given |= dict(
+        name=name,
+        job=str(path.relative_to(table.settings.root) if path.is_relative_to(table.settings.root) else path),
+        parameters=pairs(p or []),
+        paused=paused,
+    )
     if alert is not None: given["alert"] = [a.strip() for a in alert.split(",") if a.strip()]
     what = schedule(given).check(table.settings)
     done = table.put(what, replace=replace)
     doc = table.overview(name)[0]
-    seen = "" if doc["seen"] is None else f"; the newest is {doc['seen']}" if doc["seen"] >= 0 else f"; there is none yet of a table {on_table}"
-    return Answer(doc | {"done": done}, f"{name} {done}: {doc['trigger']}{seen}" + (f", next {doc['next']}" if doc["next"] else "") + ", paused"*doc["paused"])
+    seen = (
+        ""
+        if doc["seen"] is None
+        else f"; the newest is {doc['seen']}" if doc["seen"] >= 0 else f"; there is none yet of a table {on_table}"
+    )
+    return Answer(
+        doc | {"done": done},
+        f"{name} {done}: {doc['trigger']}{seen}"
+        + (f", next {doc['next']}" if doc["next"] else "")
+        + ", paused" * doc["paused"],
+    )
 
 # %% ../nbs/cli.ipynb #5c4ed002
 @verb(schedule_app, "apply")
-def schedule_apply(file: Annotated[Path, typer.Argument(metavar="FILE", help="TOML with [[schedule]] tables; jobs are relative to settings.ini.")]) -> Answer:
+def schedule_apply(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="TOML with [[schedule]] tables; jobs are relative to settings.ini.")
+    ],
+) -> Answer:
     "Make the schedules of a file those that run; what is no longer in it is removed."
     from scalai_nb.jobs.schedule import load
     from scalai_nb.jobs.schedule_store import Timetable
     done = Timetable().apply(load(file), str(file.absolute()))
-    return Answer({"schedules": done}, "\n".join(f"{how:<10} {name}" for name, how in done.items()) or "The file holds no schedules.")
+    return Answer(
+        {"schedules": done},
+        "\n".join(f"{how:<10} {name}" for name, how in done.items()) or "The file holds no schedules.",
+    )
 
+# %% ../nbs/cli.ipynb #74551ca4
 def schedule_rows(docs: list[dict]) -> list[dict]:
     "Schedules as a table of text."
-    def went(d): return "" if d["last"] is None else f"{d['last']['state']} {d['last']['ended'] or d['last']['started'] or d['last']['due']}"
-    return [{"name": d["name"], "next": "paused" if d["paused"] else f"{d['next'] or '-'}{'  overdue: no scheduler runs' if d['overdue'] else ''}", "zone": d["zone"], "trigger": d["trigger"], "last": went(d), "job": d["job"]} for d in docs]
+    def went(d):
+        return (
+            ""
+            if d["last"] is None
+            else f"{d['last']['state']} {d['last']['ended'] or d['last']['started'] or d['last']['due']}"
+        )
 
+    return [
+        {
+            "name": d["name"],
+            "next": (
+                "paused"
+                if d["paused"]
+                else f"{d['next'] or '-'}{'  overdue: no scheduler runs' if d['overdue'] else ''}"
+            ),
+            "zone": d["zone"],
+            "trigger": d["trigger"],
+            "last": went(d),
+            "job": d["job"],
+        }
+        for d in docs
+    ]
+
+# %% ../nbs/cli.ipynb #c1d1ca47
 @verb(schedule_app, "list")
 def schedule_list() -> Answer:
     "All schedules: when each is due next, by the clock of its zone, and how its last run went."
     from scalai_nb.jobs.schedule_store import Timetable
     docs = Timetable().overview()
-    return Answer({"schedules": docs}, lambda: cells(schedule_rows(docs), most=60) if docs else "No schedules yet. Add one with: scalai schedule add NAME NOTEBOOK --cron '30 2 * * *'")
+    return Answer(
+        {"schedules": docs},
+        lambda: (
+            cells(schedule_rows(docs), most=60)
+            if docs
+            else "No schedules yet. Add one with: scalai schedule add NAME NOTEBOOK --cron '30 2 * * *'"
+        ),
+    )
 
+# %% ../nbs/cli.ipynb #2524f520
 @verb(schedule_app, "show")
-def schedule_show(name: Annotated[str, typer.Argument(metavar="NAME")], limit: Annotated[int, typer.Option(min=1, help="Past starts to show.")] = 10) -> Answer:
+def schedule_show(
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    limit: Annotated[int, typer.Option(min=1, help="Past starts to show.")] = 10,
+) -> Answer:
     "One schedule: its next times, what it says, what came of it."
     from itertools import islice
     from scalai_nb.jobs.schedule_store import FIRINGS, Timetable, when
@@ -699,10 +1128,39 @@ def schedule_show(name: Annotated[str, typer.Argument(metavar="NAME")], limit: A
     table = Timetable()
     doc = table.overview(name)[0]
     what = Schedule(**doc["schedule"])
-    doc |= {"upcoming": [when(t, what.zone) for t in islice(what.times(table.now()), 5)], "firings": [f.to_dict() for f in table.firings(FIRINGS.c.schedule == name, limit=limit)]}
-    says = {k: v for k, v in doc["schedule"].items() if v not in ("", None, 0, {}) and k not in ("name", "cron", "every", "at", "on_table")}
-    return Answer(doc, lambda: "\n".join([f"{name}: {doc['trigger']}" + (", paused" if doc["paused"] else ""), *(f"  {k:<12} {printable(str(v))}" for k, v in says.items()), "next", *(f"  {t}" for t in doc["upcoming"] or ["-"]), "was",
-        cells([{"due": f["key"] if f["key"].startswith(("version", "by hand")) else f["due"], "state": f["state"], "run": f["run"], "reason": f["reason"]} for f in doc["firings"]], most=70)]))
+    doc |= {
+        "upcoming": [when(t, what.zone) for t in islice(what.times(table.now()), 5)],
+        "firings": [f.to_dict() for f in table.firings(FIRINGS.c.schedule == name, limit=limit)],
+    }
+    says = {
+        k: v
+        for k, v in doc["schedule"].items()
+        if v not in ("", None, 0, {}) and k not in ("name", "cron", "every", "at", "on_table")
+    }
+    return Answer(
+        doc,
+        lambda: "\n".join(
+            [
+                f"{name}: {doc['trigger']}" + (", paused" if doc["paused"] else ""),
+                *(f"  {k:<12} {printable(str(v))}" for k, v in says.items()),
+                "next",
+                *(f"  {t}" for t in doc["upcoming"] or ["-"]),
+                "was",
+                cells(
+                    [
+                        {
+                            "due": f["key"] if f["key"].startswith(("version", "by hand")) else f["due"],
+                            "state": f["state"],
+                            "run": f["run"],
+                            "reason": f["reason"],
+                        }
+                        for f in doc["firings"]
+                    ],
+                    most=70,
+                ),
+            ]
+        ),
+    )
 
 # %% ../nbs/cli.ipynb #5c4ed003
 def _changed(name: str, how: str) -> Answer:
@@ -731,26 +1189,43 @@ def schedule_remove(name: Annotated[str, typer.Argument(metavar="NAME")]) -> Ans
     Timetable().remove(name)
     return Answer({"name": name, "done": "removed"}, f"{name} is removed")
 
+# %% ../nbs/cli.ipynb #5bf4f21c
 @verb(schedule_app, "trigger")
-def schedule_trigger(name: Annotated[str, typer.Argument(metavar="NAME")], p: Annotated[list[str] | None, option("name=value, for this once.", "-p")] = None) -> Answer:
+def schedule_trigger(
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    p: Annotated[list[str] | None, option("name=value, for this once.", "-p")] = None,
+) -> Answer:
     "Run it now; a scheduler starts it."
     from scalai_nb.jobs.schedule_store import Timetable
     found = Timetable().trigger(name, pairs(p or []))
     return Answer(found.to_dict(), f"{name} waits for a scheduler, as {found.key}")
 
+# %% ../nbs/cli.ipynb #7eff9eac
 @verb(app)
-def scheduler(what: Annotated[str | None, typer.Argument(metavar="[unit]", help="`unit` prints a systemd unit instead.")] = None,
-              once: Annotated[bool, typer.Option("--once", help="Run what is due now, then end: 1 when something failed.")] = False,
-              metrics_port: Annotated[int | None, typer.Option(min=0, max=65535, help="Answer Prometheus there; 0: any free one.", show_default=False)] = None,
-              metrics_host: Annotated[str, typer.Option(help="0.0.0.0 lets a Prometheus elsewhere look.")] = "127.0.0.1",
-              slots: Annotated[int | None, typer.Option(min=1, help="Runs at a time. Default: [jobs] slots.", show_default=False)] = None) -> Answer:
+def scheduler(
+    what: Annotated[str | None, typer.Argument(metavar="[unit]", help="`unit` prints a systemd unit instead.")] = None,
+    once: Annotated[
+        bool, typer.Option("--once", help="Run what is due now, then end: 1 when something failed.")
+    ] = False,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Answer Prometheus there; 0: any free one.", show_default=False),
+    ] = None,
+    metrics_host: Annotated[str, typer.Option(help="0.0.0.0 lets a Prometheus elsewhere look.")] = "127.0.0.1",
+    slots: Annotated[
+        int | None, typer.Option(min=1, help="Runs at a time. Default: [jobs] slots.", show_default=False)
+    ] = None,
+) -> Answer:
     "Run what is due. SIGTERM or Ctrl-C: once waits for what runs, twice cancels it, three times kills it."
     from collections import Counter
     from scalai_nb.core.logs import logger, setup
     from scalai_nb.core.settings import Settings
     from scalai_nb.jobs.scheduler import Scheduler, unit
     if what == "unit": return Answer({"unit": unit(Settings.load())}, unit(Settings.load()).rstrip())
-    if what is not None: raise BadRequest(f"scalai scheduler knows no {what!r}.", "Write scalai scheduler, or scalai scheduler unit.", "usage")
+    if what is not None:
+        raise BadRequest(
+            f"scalai scheduler knows no {what!r}.", "Write scalai scheduler, or scalai scheduler unit.", "usage"
+        )
     setup(os.environ.get("SCALAI_LOG_LEVEL", "info"))
     process = Scheduler(slots=slots)
     said = dict(schedules=len(process.table.overview()), slots=process.slots)
@@ -760,8 +1235,11 @@ def scheduler(what: Annotated[str | None, typer.Argument(metavar="[unit]", help=
     logger("scheduler").info("runs", **said)
     ended = process.run(once)
     states = Counter(f.state for f in ended)
-    return Answer({"firings": [f.to_dict() for f in ended], "states": states}, ", ".join(f"{n} {s.replace('_', ' ')}" for s, n in states.items()) or "Nothing was due."*once,
-                  1 if once and set(states) & {"failed", "timed_out", "kernel_died", "lost"} else 0)
+    return Answer(
+        {"firings": [f.to_dict() for f in ended], "states": states},
+        ", ".join(f"{n} {s.replace('_', ' ')}" for s, n in states.items()) or "Nothing was due." * once,
+        1 if once and set(states) & {"failed", "timed_out", "kernel_died", "lost"} else 0,
+    )
 
 # %% ../nbs/cli.ipynb #70e0bc1c
 @verb(models_app, "list")
@@ -769,7 +1247,15 @@ def models_list() -> Answer:
     "Every version of every model."
     from scalai_nb.training.registry import Registry
     found = Registry().list()
-    return Answer({"models": found}, "\n".join(f"{m['name']:<16} {m['version']:>4}  {','.join(m.get('aliases', [])):<10}  " + "  ".join(f"{k} {v:.4g}" for k, v in m["metrics"].items()) for m in found) or "No models yet. Train one with: scalai demo")
+    return Answer(
+        {"models": found},
+        "\n".join(
+            f"{m['name']:<16} {m['version']:>4}  {','.join(m.get('aliases', [])):<10}  "
+            + "  ".join(f"{k} {v:.4g}" for k, v in m["metrics"].items())
+            for m in found
+        )
+        or "No models yet. Train one with: scalai demo",
+    )
 
 @verb(models_app, "show")
 def models_show(name: Annotated[str, typer.Argument(metavar="NAME[@VERSION]")]) -> Answer:
@@ -778,25 +1264,50 @@ def models_show(name: Annotated[str, typer.Argument(metavar="NAME[@VERSION]")]) 
     registry = Registry()
     found = registry.resolve(name)
     doc = found.to_dict() | {"training": registry.record(found.run_id)}
-    return Answer(doc, lambda: "\n".join(f"{k:<12} {printable(str(v))}" for k, v in [*((k, v) for k, v in doc.items() if k != "training"), *doc["training"].items()]))
+    return Answer(
+        doc,
+        lambda: "\n".join(
+            f"{k:<12} {printable(str(v))}"
+            for k, v in [*((k, v) for k, v in doc.items() if k != "training"), *doc["training"].items()]
+        ),
+    )
 
+# %% ../nbs/cli.ipynb #1dee6e08
 @verb(models_app, "compare")
-def models_compare(a: Annotated[str, typer.Argument(metavar="A", help="NAME, NAME@VERSION or NAME@challenger.")], b: Annotated[str, typer.Argument(metavar="B")],
-                   on: Annotated[str | None, typer.Option(metavar="TABLE|URI", help="Rows to judge by, with the target; default: those that both kept aside.")] = None) -> Answer:
+def models_compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="NAME, NAME@VERSION or NAME@challenger.")],
+    b: Annotated[str, typer.Argument(metavar="B")],
+    on: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TABLE|URI", help="Rows to judge by, with the target; default: those that both kept aside."
+        ),
+    ] = None,
+) -> Answer:
     "Two versions on the same rows: figures with intervals, what differs in their records, sizes."
     from scalai_nb.training.registry import Registry
     from scalai_nb.training.comparison import versus
     found = versus(Registry(), a, b, on)
     return Answer(found.to_dict(), lambda: str(found))
 
+# %% ../nbs/cli.ipynb #9a1f69e0
 @verb(models_app, "promote")
-def models_promote(name: str, version: int, reason: Annotated[str, typer.Option(help="Why; it is kept.")] = "promoted by hand",
-                   challenger: Annotated[bool, typer.Option("--challenger", help="Make it the challenger only; the champion stays.")] = False) -> Answer:
+def models_promote(
+    name: str,
+    version: int,
+    reason: Annotated[str, typer.Option(help="Why; it is kept.")] = "promoted by hand",
+    challenger: Annotated[
+        bool, typer.Option("--challenger", help="Make it the challenger only; the champion stays.")
+    ] = False,
+) -> Answer:
     "Make a version the champion."
     from scalai_nb.training.registry import Registry
     if challenger:
         Registry().challenge(name, version)
-        return Answer({"name": name, "version": version, "alias": "challenger"}, f"{name}: version {version} is the challenger now.")
+        return Answer(
+            {"name": name, "version": version, "alias": "challenger"},
+            f"{name}: version {version} is the challenger now.",
+        )
     Registry().promote(name, version, reason)
     return Answer({"name": name, "version": version, "reason": reason}, f"{name}: version {version} serves now.")
 
@@ -813,15 +1324,30 @@ def budget(given: list[str]) -> dict[str, float]:
     from scalai_nb.compression.frontier import BOUNDS
     from scalai_nb.core.errors import one_of
     out = {one_of(k, BOUNDS, "budget"): v for k, v in pairs(given, "--budget").items()}
-    try: return {k: float(v) for k, v in out.items()}
+    try:return {k: float(v) for k, v in out.items()}
     except ValueError as e: raise BadRequest(f"A budget is a number: {e}.", "Write --budget latency_ms=1.") from e
 
+# %% ../nbs/cli.ipynb #0030deb4
 @verb(app)
-def compress(model: Annotated[str, typer.Argument(metavar="MODEL", help="NAME (the champion) or NAME@VERSION.")],
-             given: Annotated[list[str] | None, typer.Option("--budget", help="accuracy_drop, auc_drop, latency_ms, latency_one_ms or size_bytes = number; repeat it.")] = None,
-             minutes: Annotated[float | None, typer.Option(help="Search among more recipes, cheapest first, for as long.")] = None,
-             label: Annotated[list[str] | None, typer.Option(help="Name of a class, that the files answer with; repeat it, in the order of their numbers.")] = None,
-             threshold: Annotated[float, typer.Option(help="Of a yes or no: the score above which a file answers with the second class.")] = .5) -> Answer:
+def compress(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="NAME (the champion) or NAME@VERSION.")],
+    given: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--budget", help="accuracy_drop, auc_drop, latency_ms, latency_one_ms or size_bytes = number; repeat it."
+        ),
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Search among more recipes, cheapest first, for as long.")
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(help="Name of a class, that the files answer with; repeat it, in the order of their numbers."),
+    ] = None,
+    threshold: Annotated[
+        float, typer.Option(help="Of a yes or no: the score above which a file answers with the second class.")
+    ] = 0.5,
+) -> Answer:
     "Smaller and faster candidates of a registered model, measured."
     from scalai_nb.compression.export import Labels
     from scalai_nb.compression.frontier import compress
@@ -829,9 +1355,12 @@ def compress(model: Annotated[str, typer.Argument(metavar="MODEL", help="NAME (t
     registry, limits = Registry(), budget(given or [])
     found = registry.version(*model.split("@")) if "@" in model else registry.champion(model)
     if found is None: raise BadRequest(f"{model} has no champion.", "See: scalai models list")
-    frontier = compress(registry.run(found.run_id), budget=limits, minutes=minutes, labels=Labels(tuple(label or ()), threshold))
+    frontier = compress(
+        registry.run(found.run_id), budget=limits, minutes=minutes, labels=Labels(tuple(label or ()), threshold)
+    )
     return Answer(frontier.to_dict(), lambda: str(frontier), 0 if frontier.to_dict()["best"] else 1)
 
+# %% ../nbs/cli.ipynb #cd2cd008
 @verb(app)
 def score(model: Annotated[str, typer.Argument(metavar="MODEL")], uri: Annotated[str, typer.Argument(metavar="URI")],
           table: Annotated[str, typer.Argument(metavar="TABLE")] = "scores",
@@ -845,33 +1374,77 @@ def score(model: Annotated[str, typer.Argument(metavar="MODEL")], uri: Annotated
 
 # %% ../nbs/cli.ipynb #5e1f80c2
 @verb(app)
-def labels(uri: Annotated[str | None, typer.Argument(metavar="[URI]", help="Where they are; without it, how much is labelled.")] = None,
-           table: Annotated[str, typer.Argument(metavar="[TABLE]", help="That was scored, or will be.")] = "scores",
-           key: Annotated[list[str] | None, typer.Option(help="Column that identifies a row, as in the scores; repeat it for several. Default: that of the deliveries before.")] = None,
-           label: Annotated[str, typer.Option(help="Column that holds what became true.")] = "label",
-           at: Annotated[str | None, typer.Option(help="Column with the time from which a label holds; the newest stands. Default: in the order of delivery.")] = None) -> Answer:
+def labels(
+    uri: Annotated[
+        str | None, typer.Argument(metavar="[URI]", help="Where they are; without it, how much is labelled.")
+    ] = None,
+    table: Annotated[str, typer.Argument(metavar="[TABLE]", help="That was scored, or will be.")] = "scores",
+    key: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=(
+                "Column that identifies a row, as in the scores; repeat it for several. Default: that of the"
+                " deliveries before."
+            )
+        ),
+    ] = None,
+    label: Annotated[str, typer.Option(help="Column that holds what became true.")] = "label",
+    at: Annotated[
+        str | None,
+        typer.Option(
+            help="Column with the time from which a label holds; the newest stands. Default: in the order of delivery."
+        ),
+    ] = None,
+) -> Answer:
     "What became true, joined to scores by key: late, out of order, twice, or corrected."
     from scalai_nb.serving.labels import labelled, labels
-    doc = {"table": table, **labelled(table)} if uri is None else labels(uri, table, key=key or None, label=label, at=at)
+    doc = (
+        {"table": table, **labelled(table)} if uri is None else labels(uri, table, key=key or None, label=label, at=at)
+    )
     rest = f"{doc['labelled']:,} of {doc['rows']:,} rows are labelled, {doc['unlabelled']:,} are not"
-    if uri is None: return Answer(doc, "\n".join([f"{table}: {rest}", *(f"  {k or '-':<10} {p['unlabelled']:>9,} of {p['rows']:,} are not" for k, p in doc["periods"].items())]))
+    if uri is None:
+        return Answer(
+            doc,
+            "\n".join(
+                [
+                    f"{table}: {rest}",
+                    *(
+                        f"  {k or '-':<10} {p['unlabelled']:>9,} of {p['rows']:,} are not"
+                        for k, p in doc["periods"].items()
+                    ),
+                ]
+            ),
+        )
     lost = "".join(f", {doc[n]:,} {n}" for n in ("empty", "keyless", "repeated") if doc[n])
-    return Answer(doc, f"{table}: {doc['new']:,} new labels, {doc['corrected']:,} corrected, {doc['unchanged']:,} as before{lost}; {doc['waiting']:,} wait for their score\n{rest}")
+    return Answer(
+        doc,
+        f"{table}: {doc['new']:,} new labels, {doc['corrected']:,} corrected, {doc['unchanged']:,} as before{lost};"
+        f" {doc['waiting']:,} wait for their score\n{rest}",
+    )
 
 # %% ../nbs/cli.ipynb #94bd7ed8
 @verb(app)
-def dash(apps: Annotated[list[str] | None, typer.Argument(metavar="[APP…]", help="Names of dashboards; all without.")] = None,
-         port: Annotated[int | None, typer.Option(min=0, max=65535, help="0: any free one.")] = None,
-         no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open one.")] = False, *, json_: bool = False) -> Answer:
+def dash(
+    apps: Annotated[
+        list[str] | None, typer.Argument(metavar="[APP…]", help="Names of dashboards; all without.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="0: any free one.")] = None,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open one.")] = False,
+    *,
+    json_: bool = False
+) -> Answer:
     "The dashboards behind one gateway; prints one link that holds its token."
     from scalai_nb.dash.gateway import dash
     announce = (lambda link: say(json.dumps({"url": link}))) if json_ else None
     dash(apps or None, port=port, open_browser=not no_browser, announce=announce)
     return Answer(None)
 
+
 @verb(app)
-def lab(port: Annotated[int | None, typer.Option(min=0, max=65535, help="0: any free one.", show_default=False)] = None,
-        no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open one.")] = False) -> Answer:
+def lab(
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="0: any free one.", show_default=False)] = None,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open one.")] = False,
+) -> Answer:
     "JupyterLab on this workspace, with a card for each template in its launcher."
     from scalai_nb.core.settings import Settings
     from scalai_nb.view.lab import lab
@@ -879,28 +1452,66 @@ def lab(port: Annotated[int | None, typer.Option(min=0, max=65535, help="0: any 
     return Answer({"code": code}, code=1 if code else 0)
 
 # %% ../nbs/cli.ipynb #94bd7ed9
-PREFIX = Annotated[Path | None, typer.Option(metavar="DIR", help="The environment of that JupyterLab (its sys.prefix); default: every JupyterLab of this person.", show_default=False)]
+PREFIX = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="The environment of that JupyterLab (its sys.prefix); default: every JupyterLab of this person.",
+        show_default=False,
+    ),
+]
 
 @verb(kernel_app, "install")
-def kernel_install(name: Annotated[str | None, typer.Option(help="Default: scalai- and the workspace's name.", show_default=False)] = None,
-                   display_name: Annotated[str | None, typer.Option(help="On its card; default: the workspace's name.", show_default=False)] = None,
-                   prefix: PREFIX = None) -> Answer:
+def kernel_install(
+    name: Annotated[
+        str | None, typer.Option(help="Default: scalai- and the workspace's name.", show_default=False)
+    ] = None,
+    display_name: Annotated[
+        str | None, typer.Option(help="On its card; default: the workspace's name.", show_default=False)
+    ] = None,
+    prefix: PREFIX = None,
+) -> Answer:
     "Offer this environment and workspace in a JupyterLab that is there already."
     from scalai_nb.core.settings import Settings
     from scalai_nb.view.lab import install
     settings = Settings.load()
     name, place = install(settings, name, display_name, prefix)
-    return Answer({"name": name, "path": str(place), "python": sys.executable, "workspace": str(settings.root)}, f"Wrote the kernel {name} to {place}\nReload JupyterLab to see it. Take it away with: scalai kernel remove {name}" + f" --prefix {prefix}"*bool(prefix))
+    return Answer(
+        {"name": name, "path": str(place), "python": sys.executable, "workspace": str(settings.root)},
+        f"Wrote the kernel {name} to {place}\nReload JupyterLab to see it. Take it away with: scalai kernel remove"
+        f" {name}"
+        + f" --prefix {prefix}" * bool(prefix),
+    )
 
+# %% ../nbs/cli.ipynb #f5a1dacb
 @verb(kernel_app, "list")
 def kernel_list(prefix: PREFIX = None) -> Answer:
     "The kernels that workspaces installed, and which can start no more."
     from scalai_nb.view.lab import amiss, folder, offered
-    docs = [{"name": n, "display_name": k["display_name"], "workspace": k["metadata"]["scalai"], "python": k["argv"][0], "amiss": amiss(k)} for n, k in offered(prefix).items()]
-    return Answer({"kernels": docs}, "\n".join(f"{d['name']:<24} {d['workspace']}" + (f"  {d['amiss']}" if d["amiss"] else "") for d in docs) or f"None in {folder(prefix)}. Add one with: scalai kernel install")
+    docs = [
+        {
+            "name": n,
+            "display_name": k["display_name"],
+            "workspace": k["metadata"]["scalai"],
+            "python": k["argv"][0],
+            "amiss": amiss(k),
+        }
+        for n, k in offered(prefix).items()
+    ]
+    return Answer(
+        {"kernels": docs},
+        "\n".join(f"{d['name']:<24} {d['workspace']}" + (f"  {d['amiss']}" if d["amiss"] else "") for d in docs)
+        or f"None in {folder(prefix)}. Add one with: scalai kernel install",
+    )
 
+# %% ../nbs/cli.ipynb #7c61fd22
 @verb(kernel_app, "remove")
-def kernel_remove(name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Default: those of this workspace.", show_default=False)] = None, prefix: PREFIX = None) -> Answer:
+def kernel_remove(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Default: those of this workspace.", show_default=False)
+    ] = None,
+    prefix: PREFIX = None,
+) -> Answer:
     "Take away what `scalai kernel install` wrote."
     from scalai_nb.core.settings import Settings
     from scalai_nb.view.lab import remove

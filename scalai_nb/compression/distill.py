@@ -39,15 +39,20 @@ def answers(teacher,  # any nn.Module
     from scalai_nb.training.launch import memory_kept
     model = with_head(teacher, loss)
     X = torch.as_tensor(np.asarray(X, np.float32))
-    with torch.no_grad(), memory_kept(), swift(model, "float32"): return np.concatenate([model(X[i:i + batch]).numpy() for i in range(0, len(X), batch)])
+    with torch.no_grad(), memory_kept(), swift(model, "float32"):
+        return np.concatenate([model(X[i : i + batch]).numpy() for i in range(0, len(X), batch)])
 
-def heard(teacher, X, loss: str = "binary") -> tuple[np.ndarray, np.ndarray]:  # scores as of `answers`, last hidden activations float32 (N, H)
-    "What the teacher says of each row, and what it says it from; a vector is all there is to say, so H is 0 of an embedding."
+
+def heard(
+    teacher, X, loss: str = "binary"
+) -> tuple[np.ndarray, np.ndarray]:  # scores as of `answers`, last hidden activations float32 (N, H)
+    """What the teacher says of each row, and what it says it from; a vector is all there is to say, so H is 0 of an
+    embedding."""
     if loss == "embedding": return answers(teacher, X, loss, 64), np.empty((len(X), 0), np.float32)
     seen = []
     *_, last = weighted(teacher).values()
     hook = last.register_forward_pre_hook(lambda layer, args: seen.append(args[0].flatten(1).float().numpy()))
-    try: return answers(teacher, X, loss), np.concatenate(seen)
+    try:return answers(teacher, X, loss), np.concatenate(seen)
     finally: hook.remove()
 
 # %% ../../nbs/compression/06_distill.ipynb #c4f2b37f
@@ -58,7 +63,9 @@ def matched(student,  # nn.Module
             weight: float = 1.,  # beside the loss of the answers
             seed: int = 0,
            ):  # nn.Module: numbers of rows -> loss, to be asked after the student has seen them
-    "Within the block: how far a linear map of the student's last hidden activations is from the teacher's, relative to their size."
+    """Within the block:
+
+    how far a linear map of the student's last hidden activations is from the teacher's, relative to their size."""
     import torch
     seen, wanted = {}, torch.as_tensor(wanted)
     *_, last = weighted(student).values()
@@ -68,14 +75,19 @@ def matched(student,  # nn.Module
             super().__init__()
             self.map = torch.nn.Linear(seen["own"].shape[1], wanted.shape[1])
         def forward(self, rows):
-            return weight*torch.nn.functional.mse_loss(self.map(seen["own"]), wanted[rows])/wanted[rows].square().mean().clamp(min=1e-12)
+            return (
+                weight
+                * torch.nn.functional.mse_loss(self.map(seen["own"]), wanted[rows])
+                / wanted[rows].square().mean().clamp(min=1e-12)
+            )
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             student.eval()(torch.as_tensor(np.asarray(X[:2], np.float32)))
             match = Match()
         yield match
-    finally: hook.remove()
+    finally:
+        hook.remove()
 
 # %% ../../nbs/compression/06_distill.ipynb #56df7fea
 def distill(student,  # nn.Module, trained in place
@@ -93,8 +105,11 @@ def distill(student,  # nn.Module, trained in place
     scores, wanted = heard(teacher, X, loss) if said is None else said
     y, model = np.asarray(y), student
     label = np.eye(scores.shape[1], dtype=np.float32)[y.astype(int)] if loss == "multiclass" else y.astype(np.float32)
-    if loss == "multiclass" and temperature != 1: scores, model = softened(scores, temperature), cooled(student, temperature)
-    with matched(student, wanted, X, features, how.get("seed", 0)) if features and wanted.shape[1] else nullcontext() as also:
+    if loss == "multiclass" and temperature != 1:
+        scores, model = softened(scores, temperature), cooled(student, temperature)
+    with (
+        matched(student, wanted, X, features, how.get("seed", 0)) if features and wanted.shape[1] else nullcontext()
+    ) as also:
         track = tune(model, X, trust*scores + (1 - trust)*label, loss, also=also, **how)
     student.eval()
     return track
@@ -105,6 +120,7 @@ def softened(scores: np.ndarray,  # probabilities (N, C)
     powers = np.maximum(scores, 1e-30)**(1/temperature)
     return powers/powers.sum(1, keepdims=True)
 
+# %% ../../nbs/compression/06_distill.ipynb #fba3ae9e
 def cooled(model, temperature: float):  # nn.Module with the same weights
     "A network whose logits are divided by a temperature."
     import torch

@@ -18,20 +18,30 @@ from ..training.encoder import tokens
 from ..training.fit import Run
 
 # %% ../../nbs/compression/09_encoder.ipynb #459ccfb2
-def compress_encoder(model,  # nn.Module from tokens to vectors, such as training.encoder.Encoder
-                     X: np.ndarray,  # (N, T) tokens of some hundred texts, see `tokens`; half of them are kept aside to judge by
-                     budget: dict | None = None,  # see `Frontier.best`; None: a mean cosine of .99 at least
-                     recipes: tuple[str, ...] = ("dynamic", "pruned.25+dynamic"),  # see `compress`
-                     name: str = "encoder",  # of the folder, where `out` is not given
-                     **how,  # out, minutes, settings: see `compress`
-                    ) -> Frontier:
+def compress_encoder(
+    model,  # nn.Module from tokens to vectors, such as training.encoder.Encoder
+    X: np.ndarray,  # (N, T) tokens of some hundred texts, see `tokens`; half of them are kept aside to judge by
+    budget: dict | None = None,  # see `Frontier.best`; None: a mean cosine of .99 at least
+    recipes: tuple[str, ...] = ("dynamic", "pruned.25+dynamic"),  # see `compress`
+    name: str = "encoder",  # of the folder, where `out` is not given
+    **how,  # out, minutes, settings: see `compress`
+) -> Frontier:
     "Make an encoder's candidates and judge them by the cosine to its own float vectors."
     X = np.ascontiguousarray(X, np.float32)
     if len(X) < 4: raise BadRequest(f"{len(X)} texts are too few to judge by.", "Give some hundred.")
     truth = answers(model, X, "embedding", batch=256)
-    if truth.ndim != 2 or truth.shape[1] < 2: raise BadRequest(f"{type(model).__name__} gives {truth.shape[1:]} for a text, no vector.", "Give an encoder without a head.")
+    if truth.ndim != 2 or truth.shape[1] < 2:
+        raise BadRequest(
+            f"{type(model).__name__} gives {truth.shape[1:]} for a text, no vector.", "Give an encoder without a head."
+        )
     made, aside = slice(0, None, 2), slice(1, None, 2)
-    return compress(Run(name, model, None, None, "embedding"), budget, recipes, rows=Rows(X[made], truth[made], X[aside], truth[aside]), **how)
+    return compress(
+        Run(name, model, None, None, "embedding"),
+        budget,
+        recipes,
+        rows=Rows(X[made], truth[made], X[aside], truth[aside]),
+        **how,
+    )
 
 # %% ../../nbs/compression/09_encoder.ipynb #6ca439b8
 def embed(model,  # a file that `compress_encoder` made, or a session of it

@@ -20,7 +20,8 @@ from ..training.fit import OBJECTIVES
 from ..training.inference import runtime
 
 # %% ../../nbs/compression/00_export.ipynb #977935e4
-HEADS = {name: objective.predict for name, objective in OBJECTIVES.items()} | {"embedding": lambda z: z}  # loss -> outputs made readable
+# loss -> outputs made readable
+HEADS = {name: objective.predict for name, objective in OBJECTIVES.items()} | {"embedding": lambda z: z}
 
 def with_head(model,  # any nn.Module; it is not changed
               loss: str = "binary",  # binary, multiclass, regression, or embedding: vectors, left as they are
@@ -56,7 +57,8 @@ def graph(model,  # any nn.Module
 # %% ../../nbs/compression/00_export.ipynb #482e7bc8
 def bare(proto):  # the same ModelProto, lighter
     "Drop what does not compute: stack traces, shapes in between, documentation."
-    strange = {o for n in proto.graph.node if n.domain for o in n.output}  # onnx cannot infer what ONNX Runtime's own operators give
+    # onnx cannot infer what ONNX Runtime's own operators give
+    strange = {o for n in proto.graph.node if n.domain for o in n.output}
     told = [v for v in proto.graph.value_info if v.name in strange]
     del proto.graph.value_info[:]
     proto.graph.value_info.extend(told)
@@ -93,6 +95,7 @@ class Labels:
     names: tuple[str, ...] = ()  # of the classes, in order; none: they are told by number
     threshold: float = .5  # of a binary model: above it the second class
 
+# %% ../../nbs/compression/00_export.ipynb #f7a8f9f6
 def answering(whole,  # ModelProto with the output `score`, not changed
               loss: str,  # binary, multiclass or regression
               labels: Labels | None = None,
@@ -100,32 +103,51 @@ def answering(whole,  # ModelProto with the output `score`, not changed
     "Let a graph say which class it means."
     from onnx import ModelProto, TensorProto, helper, numpy_helper
     if loss not in CLASSES:
-        if labels is not None: raise BadRequest(f"A model whose loss is {loss} has no classes to name.", "Leave labels out.")
+        if labels is not None:
+            raise BadRequest(f"A model whose loss is {loss} has no classes to name.", "Leave labels out.")
         return whole
     labels, out = labels or Labels(), ModelProto()
     out.CopyFrom(whole)
     score = out.graph.output[0].type.tensor_type.shape.dim
     _fitting(labels, CLASSES[loss] or score[1].dim_value)
     constants, number = [], "answer/number" if labels.names else "label"
-    if loss == "multiclass": nodes = [helper.make_node("ArgMax", ["score"], [number], axis=1, keepdims=0)]
+    if loss == "multiclass":
+        nodes = [helper.make_node("ArgMax", ["score"], [number], axis=1, keepdims=0)]
     else:
         constants.append(numpy_helper.from_array(np.float32(labels.threshold), "answer/threshold"))
-        nodes = [helper.make_node("Greater", ["score", "answer/threshold"], ["answer/yes"]), helper.make_node("Cast", ["answer/yes"], [number], to=TensorProto.INT64)]
+        nodes = [
+            helper.make_node("Greater", ["score", "answer/threshold"], ["answer/yes"]),
+            helper.make_node("Cast", ["answer/yes"], [number], to=TensorProto.INT64),
+        ]
     if labels.names:
         constants.append(numpy_helper.from_array(np.array(labels.names, object), "answer/names"))
         nodes.append(helper.make_node("Gather", ["answer/names", number], ["label"]))
     out.graph.node.extend(nodes)
     out.graph.initializer.extend(constants)
-    out.graph.output.append(helper.make_tensor_value_info("label", TensorProto.STRING if labels.names else TensorProto.INT64, [score[0].dim_param or None]))
+    out.graph.output.append(
+        helper.make_tensor_value_info(
+            "label", TensorProto.STRING if labels.names else TensorProto.INT64, [score[0].dim_param or None]
+        )
+    )
     return out
 
+# %% ../../nbs/compression/00_export.ipynb #018ef34e
 def _fitting(labels: Labels, classes: int) -> None:
-    if labels.names and len(labels.names) != classes: raise BadRequest(f"{classes} classes cannot have {len(labels.names)} name{'s'*(len(labels.names) != 1)}.", "Give one for each class, in the order of their numbers.")
-    if not 0 < labels.threshold < 1: raise BadRequest(f"A threshold of {labels.threshold} is not between 0 and 1.", "Give the score above which the second class is meant.")
+    if labels.names and len(labels.names) != classes:
+        raise BadRequest(
+            f"{classes} classes cannot have {len(labels.names)} name{'s'*(len(labels.names) != 1)}.",
+            "Give one for each class, in the order of their numbers.",
+        )
+    if not 0 < labels.threshold < 1:
+        raise BadRequest(
+            f"A threshold of {labels.threshold} is not between 0 and 1.",
+            "Give the score above which the second class is meant.",
+        )
 
 # %% ../../nbs/compression/00_export.ipynb #508cae1b
 KEY = b"sha256"
-_MARK = b"\x72" + bytes([len(KEY) + 68]) + b"\x0a" + bytes([len(KEY)]) + KEY + b"\x12\x40"  # field 14 of a ModelProto, metadata_props: key, 64 characters
+# field 14 of a ModelProto, metadata_props: key, 64 characters
+_MARK = b"\x72" + bytes([len(KEY) + 68]) + b"\x0a" + bytes([len(KEY)]) + KEY + b"\x12\x40"
 _LENGTH = len(_MARK) + 64  # bytes
 
 def sealed(proto,  # ModelProto; an older seal is taken off
@@ -137,16 +159,24 @@ def sealed(proto,  # ModelProto; an older seal is taken off
     body = proto.SerializeToString()
     return body + _MARK + hashlib.sha256(body).hexdigest().encode()
 
+# %% ../../nbs/compression/00_export.ipynb #3a551d53
 def check_seal(path: Path | str,  # an .onnx file
               ) -> None:
-    "Raises `BadRequest` where a file is not what its seal says, or is of ours and has none; files from elsewhere pass. Reads it once."
+    """Raises `BadRequest` where a file is not what its seal says, or is of ours and has none; files from elsewhere
+    pass. Reads it once."""
     with open(path, "rb") as f:
         if not (size := os.fstat(f.fileno()).st_size): return  # no model at all, which its reader says
         with mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as content, memoryview(content) as seen:
             seal = content[max(0, size - _LENGTH):]
-            whole = seal.startswith(_MARK) and hashlib.sha256(seen[:size - _LENGTH]).hexdigest().encode() == seal[len(_MARK):]
+            whole = (
+                seal.startswith(_MARK)
+                and hashlib.sha256(seen[: size - _LENGTH]).hexdigest().encode() == seal[len(_MARK) :]
+            )
             ours = seal.startswith(_MARK) or content.find(b"scalai") >= 0
-    if ours and not whole: raise BadRequest(f"{path} is not what was written: it was changed or cut short.", "Export or register it again.")
+    if ours and not whole:
+        raise BadRequest(
+            f"{path} is not what was written: it was changed or cut short.", "Export or register it again."
+        )
 
 # %% ../../nbs/compression/00_export.ipynb #7e8e064a
 def stamp(proto,  # ModelProto, changed in place
@@ -155,7 +185,8 @@ def stamp(proto,  # ModelProto, changed in place
     kept = [p for p in proto.metadata_props if p.key.removeprefix("scalai.") not in facts]
     del proto.metadata_props[:]
     proto.metadata_props.extend(kept)
-    for name, value in facts.items(): proto.metadata_props.add(key=f"scalai.{name}", value=json.dumps(value, sort_keys=True))
+    for name, value in facts.items():
+        proto.metadata_props.add(key=f"scalai.{name}", value=json.dumps(value, sort_keys=True))
     return proto
 
 def write(proto,  # ModelProto
@@ -179,7 +210,8 @@ def export(model,  # any nn.Module
            **facts,  # go into the file's metadata: run=…, target=…
           ) -> Path:
     "Write model, prep and what makes a score of a logit as one ONNX file that takes raw rows."
-    if prep is None and shape is None: raise BadRequest("A model without a prep needs the shape of one example.", "Give shape=(features,).")
+    if prep is None and shape is None:
+        raise BadRequest("A model without a prep needs the shape of one example.", "Give shape=(features,).")
     half = graph(model, shape if prep is None else len(prep.features), loss)
     whole = finish(half, prep, loss, labels, **facts)
     return write(whole if rows is None else stamp(whole, difference=proven(whole, model, prep, rows, loss)), path)
@@ -214,7 +246,15 @@ def facts(model,  # a session
 def signature(model,  # a session
              ) -> dict[str, dict]:  # {"inputs", "outputs"}: name -> {"type", "shape"}
     "What a file takes and gives."
-    def of(parts): return {p.name: {"type": p.type.removeprefix("tensor(").removesuffix(")"), "shape": [d if isinstance(d, int) else None for d in p.shape]} for p in parts}
+    def of(parts):
+        return {
+            p.name: {
+                "type": p.type.removeprefix("tensor(").removesuffix(")"),
+                "shape": [d if isinstance(d, int) else None for d in p.shape],
+            }
+            for p in parts
+        }
+
     return {"inputs": of(model.get_inputs()), "outputs": of(model.get_outputs())}
 
 # %% ../../nbs/compression/00_export.ipynb #1943c740
@@ -224,7 +264,11 @@ def feeds_of(model,  # a session
     "Raw rows as the file wants them. Raises `BadRequest` for a column that is missing."
     if isinstance(rows, np.ndarray): return {"features": np.ascontiguousarray(rows, np.float32)}
     from scalai_nb.data.prep import feeds, inputs_of
-    if not (wanted := inputs_of(model)): raise BadRequest(f"The model takes {', '.join(i.name for i in model.get_inputs())}, which no column of a table is.", "Give features as an array, or export the model with its prep.")
+    if not (wanted := inputs_of(model)):
+        raise BadRequest(
+            f"The model takes {', '.join(i.name for i in model.get_inputs())}, which no column of a table is.",
+            "Give features as an array, or export the model with its prep.",
+        )
     return feeds(rows, wanted)
 
 def run_scores(model,  # a session
@@ -250,6 +294,7 @@ def difference(model,  # a session of the file
     gap = np.abs(run_scores(model, feeds_of(model, rows)) - want)
     return {"max": float(gap.max()), "mean": float(gap.mean())}
 
+# %% ../../nbs/compression/00_export.ipynb #f51fde7f
 def proven(proto,  # ModelProto of the file
            module,  # the nn.Module it came from
            prep,  # its Prep; None where rows are features
@@ -258,7 +303,13 @@ def proven(proto,  # ModelProto of the file
            within: float | None = 1e-3,  # that a score may differ; None: any, as where numbers were rounded
           ) -> dict[str, float]:  # {"max", "mean"}, three digits
     "The difference on real rows. Raises `WorkFailed` where the file is not the network."
-    gap = {k: float(f"{v:.3g}") for k, v in difference(session(proto.SerializeToString()), module, prep, rows, loss).items()}
+    gap = {
+        k: float(f"{v:.3g}")
+        for k, v in difference(session(proto.SerializeToString()), module, prep, rows, loss).items()
+    }
     if within is not None and not gap["max"] <= within:
-        raise WorkFailed(f"The exported file is not the network: scores differ by up to {gap['max']:.2g} on {len(rows):,} rows.", "A forward pass whose way depends on the rows cannot be exported; write it without such branches.")
+        raise WorkFailed(
+            f"The exported file is not the network: scores differ by up to {gap['max']:.2g} on {len(rows):,} rows.",
+            "A forward pass whose way depends on the rows cannot be exported; write it without such branches.",
+        )
     return gap

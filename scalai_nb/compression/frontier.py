@@ -30,12 +30,23 @@ from ..training.evaluate import delong, wilson
 
 
 # %% ../../nbs/compression/08_frontier.ipynb #ad667987
-def quality(scores: np.ndarray,  # (N,) or (N, C)
-            y: np.ndarray,  # (N,), or vectors (N, D)
-            loss: str,  # binary, multiclass, regression or embedding
-           ) -> dict[str, float | None]:  # accuracy, accuracy_low, accuracy_high; auc, auc_low, auc_high: None but for binary with both classes
-    "How right the scores are. For a regression, accuracy is R², with a 95 % bootstrap interval; for an embedding, the mean cosine to the vectors that are true."
-    area = dict(zip(("auc", "auc_low", "auc_high"), (None if math.isnan(a) else a for a in delong(y, scores)) if loss == "binary" else (None,)*3))
+def quality(
+    scores: np.ndarray,  # (N,) or (N, C)
+    y: np.ndarray,  # (N,), or vectors (N, D)
+    loss: str,  # binary, multiclass, regression or embedding
+) -> dict[
+    str, float | None
+]:  # accuracy, accuracy_low, accuracy_high; auc, auc_low, auc_high: None but for binary with both classes
+    """How right the scores are.
+
+    For a regression, accuracy is R², with a 95 % bootstrap interval; for an embedding, the mean cosine to the
+    vectors that are true."""
+    area = dict(
+        zip(
+            ("auc", "auc_low", "auc_high"),
+            (None if math.isnan(a) else a for a in delong(y, scores)) if loss == "binary" else (None,) * 3,
+        )
+    )
     if loss == "embedding":
         cosines = (scores*y).sum(1)/np.maximum(np.linalg.norm(scores, axis=1)*np.linalg.norm(y, axis=1), 1e-12)
         mean, half = float(cosines.mean()), 1.959964*float(cosines.std(ddof=1))/math.sqrt(len(y))
@@ -44,7 +55,11 @@ def quality(scores: np.ndarray,  # (N,) or (N, C)
         error, spread = (y - scores)**2, (y - y.mean())**2
         draws = np.random.default_rng(0).integers(0, len(y), (200, len(y)))
         low, high = np.quantile([1 - error[d].sum()/spread[d].sum() for d in draws], [.025, .975])
-        return {"accuracy": float(1 - error.sum()/spread.sum()), "accuracy_low": float(low), "accuracy_high": float(high)} | area
+        return {
+            "accuracy": float(1 - error.sum() / spread.sum()),
+            "accuracy_low": float(low),
+            "accuracy_high": float(high),
+        } | area
     right = (scores > .5) == (y > .5) if loss == "binary" else scores.argmax(-1) == y
     low, high = wilson(int(right.sum()), len(y))
     return {"accuracy": float(right.mean()), "accuracy_low": low, "accuracy_high": high} | area
@@ -52,18 +67,23 @@ def quality(scores: np.ndarray,  # (N,) or (N, C)
 # %% ../../nbs/compression/08_frontier.ipynb #fd093410
 WAYS = ((64, 1, 300), (1, 1, 150), (64, 0, 150), (1, 0, 150))  # rows a call, threads (0: one per core), calls
 
+# %% ../../nbs/compression/08_frontier.ipynb #0519ff34
 def timings(files: list[Path],  # of the candidates
             rows,  # raw rows, at least one
             ways: tuple = WAYS,
             turns: int = 15,  # of each candidate
             until: float | None = None,  # a `time.monotonic()` after which each way has one more turn, no more
            ) -> list[list[dict]]:  # for each file, for each way: batch, threads, calls, p50_ms, p99_ms
-    "How long calls take in each candidate, after a warm-up; where a call is long there are fewer, for about two seconds."
+    """How long calls take in each candidate, after a warm-up; where a call is long there are fewer, for about two
+    seconds."""
     out = [[] for _ in files]
     for threads in dict.fromkeys(t for _, t, _ in ways):
         sessions = [ex.session(f, threads) for f in files]
         for batch, _, calls in (w for w in ways if w[1] == threads):
-            feeds = [{k: np.concatenate([v]*-(-batch//len(v)))[:batch] for k, v in ex.feeds_of(s, rows[:batch]).items()} for s in sessions]
+            feeds = [
+                {k: np.concatenate([v] * -(-batch // len(v)))[:batch] for k, v in ex.feeds_of(s, rows[:batch]).items()}
+                for s in sessions
+            ]
             for _ in range(3):  # the first calls allocate
                 for s, f in zip(sessions, feeds): s.run(["score"], f)
             took, calls = [[] for _ in files], min(calls, max(turns, int(2/max(map(_call, sessions, feeds)))))
@@ -72,9 +92,18 @@ def timings(files: list[Path],  # of the candidates
                 for mine, s, f in zip(took, sessions, feeds): mine.extend(_call(s, f) for _ in range(-(-calls//turns)))
             for mine, t in zip(out, took):
                 p50, p99 = np.quantile(t, (.5, .99))*1e3
-                mine.append({"batch": batch, "threads": threads or os.cpu_count(), "calls": len(t), "p50_ms": float(p50), "p99_ms": float(p99)})
+                mine.append(
+                    {
+                        "batch": batch,
+                        "threads": threads or os.cpu_count(),
+                        "calls": len(t),
+                        "p50_ms": float(p50),
+                        "p99_ms": float(p99),
+                    }
+                )
     return out
 
+# %% ../../nbs/compression/08_frontier.ipynb #b1345732
 def _call(session, feeds) -> float:  # seconds
     start = time.perf_counter()
     session.run(["score"], feeds)
@@ -107,11 +136,19 @@ for path in json.loads(sys.argv[1]):
     if os.wait()[1]: sys.exit(1)
 """
 
+# %% ../../nbs/compression/08_frontier.ipynb #45231f11
 def memory(files: list[Path]) -> list[int]:  # bytes; empty where the system does not tell (no /proc)
     "The most that one more session of each file adds to the resident set."
     if not os.access("/proc/self/clear_refs", os.W_OK): return []
-    done = subprocess.run([sys.executable, "-c", OPENED, json.dumps([str(f) for f in files])], capture_output=True, text=True)
-    if done.returncode: raise WorkFailed(f"A candidate could not be opened in a process of its own: {' '.join(done.stderr.strip().splitlines()[-1:])}", "Open it with compression.export.session.")
+    done = subprocess.run(
+        [sys.executable, "-c", OPENED, json.dumps([str(f) for f in files])], capture_output=True, text=True
+    )
+    if done.returncode:
+        raise WorkFailed(
+            "A candidate could not be opened in a process of its own:"
+            f" {' '.join(done.stderr.strip().splitlines()[-1:])}",
+            "Open it with compression.export.session.",
+        )
     return [int(n) for n in done.stdout.split()]
 
 # %% ../../nbs/compression/08_frontier.ipynb #3b3598f8
@@ -120,13 +157,18 @@ class Rows:
     "What candidates are made with and measured on."
     X: np.ndarray  # features of training rows, float32 (N, …)
     y: np.ndarray  # their labels
-    raw: object  # validation rows as the exported file takes them: a frame or Arrow table, or features where there is no prep
+    # validation rows as the exported file takes them: a frame or Arrow table, or features where there is no prep
+    raw: object
     truth: np.ndarray  # their labels
 
     def __post_init__(self):
         for what, n in (("training", len(self.y)), ("validation", len(self.truth))):
-            if not n: raise BadRequest(f"There are no {what} rows to compress with.", "Check the run's filter and its folds.")
+            if not n:
+                raise BadRequest(
+                    f"There are no {what} rows to compress with.", "Check the run's filter and its folds."
+                )
 
+# %% ../../nbs/compression/08_frontier.ipynb #79bda4dd
 def rows_of(run,  # a Run
             table=None,  # a Table or its name; None: the one it was fitted on
             settings: Settings | None = None,
@@ -137,10 +179,24 @@ def rows_of(run,  # a Run
     from scalai_nb.data.loader import expression
     from scalai_nb.data.table import Table
     from scalai_nb.training.split import Split
-    name, version, folds = table or run.data.get("table"), None if table else run.data.get("version"), run.data.get("folds")
-    if not name: raise BadRequest("This run was fitted on rows in memory, which it does not keep.", "Give them, compress(run, rows=Rows(X, y, raw, truth)), or a table like them, compress(run, table=NAME).")
-    if not isinstance(folds, list): raise BadRequest("This run kept no fold aside, so nothing can be measured on it.", 'Fit with validation=("fold", 0), or give rows=Rows(X, y, raw, truth).')
-    source, columns = name if isinstance(name, Table) else Table(name, settings), [n for n, _ in run.prep.inputs] + [run.target]
+    name, version, folds = (
+        table or run.data.get("table"),
+        None if table else run.data.get("version"),
+        run.data.get("folds"),
+    )
+    if not name:
+        raise BadRequest(
+            "This run was fitted on rows in memory, which it does not keep.",
+            "Give them, compress(run, rows=Rows(X, y, raw, truth)), or a table like them, compress(run, table=NAME).",
+        )
+    if not isinstance(folds, list):
+        raise BadRequest(
+            "This run kept no fold aside, so nothing can be measured on it.",
+            'Fit with validation=("fold", 0), or give rows=Rows(X, y, raw, truth).',
+        )
+    source, columns = name if isinstance(name, Table) else Table(name, settings), [n for n, _ in run.prep.inputs] + [
+        run.target
+    ]
     known, split = pc.is_valid(pc.field(run.target)), Split.of(folds)
     if (where := expression(run.data.get("where"))) is not None: known &= where
     rows = source.arrow(version, columns=list(dict.fromkeys([*columns, split.column])), filter=known)
@@ -149,6 +205,7 @@ def rows_of(run,  # a Run
     if train.num_rows > limit: train = train.take(np.linspace(0, train.num_rows - 1, limit).astype(np.int64))
     return Rows(run.prep.transform(train), labels(train, run.target), valid, labels(valid, run.target))
 
+# %% ../../nbs/compression/08_frontier.ipynb #36e48bed
 def labels(table, target: str) -> np.ndarray:  # float32, or whole numbers
     y = table.column(target).to_numpy(zero_copy_only=False)
     return y.astype(np.int64) if y.dtype.kind in "iu" else y.astype(np.float32)
@@ -158,31 +215,69 @@ def _pruned(model, run, rows, how):
     from scalai_nb.compression.prune import prune
     rounds = max(1, math.ceil(round(-math.log2(1 - how["ratio"]), 9)))  # each takes no more than half of what there is
     left = iter(range(rounds, 0, -1))
-    slope = {"importance": "taylor", "rows": (rows.X[:64], np.roll(rows.y[:64], 1, 0)), "loss": how["loss"]} if how["loss"] == "embedding" else {}  # towards its own vectors there is none, towards another text's there is
-    return prune(model, how["ratio"], rows.X.shape[1:], rounds=rounds, **slope, between=lambda small: _taught(small, run, rows, how, few=next(left) > 1))
+    # towards its own vectors there is none, towards another text's there is
+    slope = (
+        {"importance": "taylor", "rows": (rows.X[:64], np.roll(rows.y[:64], 1, 0)), "loss": how["loss"]}
+        if how["loss"] == "embedding"
+        else {}
+    )
+    return prune(
+        model,
+        how["ratio"],
+        rows.X.shape[1:],
+        rounds=rounds,
+        **slope,
+        between=lambda small: _taught(small, run, rows, how, few=next(left) > 1),
+    )
 
+# %% ../../nbs/compression/08_frontier.ipynb #8cf15fc8
 def _distilled(model, run, rows, how):
     from scalai_nb.compression.distill import student
-    small = student(model, how["width"], how["seed"], rows.X.shape[1:]) if model is run.model else copy.deepcopy(model)  # what is pruned is the student
-    return _taught(small, run, rows, how, features=.1, epochs=3*how["epochs"], batch=256, lr=3e-3 if model is run.model else 2e-3)
+    # what is pruned is the student
+    small = student(model, how["width"], how["seed"], rows.X.shape[1:]) if model is run.model else copy.deepcopy(model)
+    return _taught(
+        small,
+        run,
+        rows,
+        how,
+        features=0.1,
+        epochs=3 * how["epochs"],
+        batch=256,
+        lr=3e-3 if model is run.model else 2e-3,
+    )
 
+# %% ../../nbs/compression/08_frontier.ipynb #8a7e4369
 def _taught(small, run, rows, how, few: bool = False, **more):
     "Taught by what the model says; on few of the rows where it will be pruned again."
     from scalai_nb.compression.distill import distill
     some = slice(None, None, 1 + (len(rows.X) - 1)//FEW if few else 1)
-    distill(small, run.model, rows.X[some], rows.y[some], how["loss"], trust=1., temperature=2., said=tuple(a[some] for a in how["said"]),
-            **{k: how[k] for k in ("epochs", "seed", "until")} | more | (GENTLY | {"epochs": 4*how["epochs"]} if how["loss"] == "embedding" else {}))
+    distill(
+        small,
+        run.model,
+        rows.X[some],
+        rows.y[some],
+        how["loss"],
+        trust=1.0,
+        temperature=2.0,
+        said=tuple(a[some] for a in how["said"]),
+        **{k: how[k] for k in ("epochs", "seed", "until")}
+        | more
+        | (GENTLY | {"epochs": 4 * how["epochs"]} if how["loss"] == "embedding" else {}),
+    )
     return small
 
 def _aware(model, run, rows, how):
     from scalai_nb.compression.qat import aware
     return aware(model, rows.X, rows.y, how["loss"], epochs=how["epochs"], seed=how["seed"], until=how["until"])
-
 GENTLY = {"batch": 16, "lr": 2e-4}  # some hundred texts, and weights that have seen millions
 FEW = 20_000  # rows that an early round of pruning is tuned on, at most
-NETWORKS = {"pruned": _pruned, "distilled": _distilled, "aware": _aware}  # word -> (network, run, rows, how) -> network
+# word -> (network, run, rows, how) -> network
+NETWORKS = {"pruned": _pruned, "distilled": _distilled, "aware": _aware}
+
+# %% ../../nbs/compression/08_frontier.ipynb #ecc62eb7
 SHARES = {"pruned": "ratio", "distilled": "width"}  # word -> what the number behind it is
-COST = {"float32": 0, "int8": 1, "dynamic": 1, "pruned": 10, "aware": 15, "distilled": 30}  # the order in which they are tried
+# the order in which they are tried
+COST = {"float32": 0, "int8": 1, "dynamic": 1, "pruned": 10, "aware": 15, "distilled": 30}
 RECIPES = ("float32", "int8", "pruned", "pruned+int8")
 SEARCH = ("float32", "int8", "dynamic")  # what a search bounded by minutes begins with; see `further`
 
@@ -194,7 +289,11 @@ def steps(recipe: str,  # such as "pruned.75+int8"
     names = [word(w)[0] for w in words]
     order = [*NETWORKS, "int8", "dynamic"]
     if names != sorted(set(names), key=order.index) or {"int8", "dynamic"} <= set(names):
-        raise BadRequest(f"The recipe {recipe!r} is out of order.", "Write pruned, distilled, aware, in this order and each once at most, and then +int8 or +dynamic if wanted; or float32.")
+        raise BadRequest(
+            f"The recipe {recipe!r} is out of order.",
+            "Write pruned, distilled, aware, in this order and each once at most, and then +int8 or +dynamic if"
+            " wanted; or float32.",
+        )
     last = names[-1] if names and names[-1] not in NETWORKS else "float32"
     return tuple(w for w, n in zip(words, names) if n in NETWORKS), last
 
@@ -202,7 +301,10 @@ def word(w: str) -> tuple[str, float | None]:  # its name, and the share behind 
     name, share = re.fullmatch(r"(.*?)(\.\d+)?", w).groups()
     one_of(name, [*NETWORKS, "int8", "dynamic"], "recipe")
     if share and name not in SHARES or share and not 0 < float(share) < 1:
-        raise BadRequest(f"The share in {w!r} makes no sense.", f"A share between 0 and 1 may stand behind {' and '.join(SHARES)}, such as pruned.75.")
+        raise BadRequest(
+            f"The share in {w!r} makes no sense.",
+            f"A share between 0 and 1 may stand behind {' and '.join(SHARES)}, such as pruned.75.",
+        )
     return name, float(share) if share else None
 
 def cost(recipe: str) -> int: return sum(COST[word(w)[0]] for w in steps(recipe)[0]) + COST[steps(recipe)[1]]
@@ -231,6 +333,7 @@ class Candidate:
     def way(self, batch: int, threads: int = 1) -> dict:  # p50_ms, p99_ms; empty where it was not measured
         return next((t for t in self.timings if t["batch"] == batch and t["threads"] == threads), {})
 
+# %% ../../nbs/compression/08_frontier.ipynb #58049013
 @dataclass
 class Frontier:
     "The compressed candidates of a model."
@@ -248,11 +351,23 @@ class Frontier:
 
     def to_dict(self) -> dict:
         best = self.best(self.budget)
-        return {"base": asdict(self.base), "candidates": [asdict(c) for c in self.candidates], "best": best and asdict(best),
-                "why": self.why, "budget": self.budget, "rows": self.rows, "machine": self.machine, "left_out": self.left_out, "signature": self.signature, "seconds": self.seconds}
+        return {
+            "base": asdict(self.base),
+            "candidates": [asdict(c) for c in self.candidates],
+            "best": best and asdict(best),
+            "why": self.why,
+            "budget": self.budget,
+            "rows": self.rows,
+            "machine": self.machine,
+            "left_out": self.left_out,
+            "signature": self.signature,
+            "seconds": self.seconds,
+        }
 
     def __getitem__(self, recipe: str) -> Candidate:
-        return next(c for c in self.candidates if c.recipe == one_of(recipe, [c.recipe for c in self.candidates], "recipe"))
+        return next(
+            c for c in self.candidates if c.recipe == one_of(recipe, [c.recipe for c in self.candidates], "recipe")
+        )
 
 # %% ../../nbs/compression/08_frontier.ipynb #c630df68
 BOUNDS = {  # bound -> what it measures of a candidate, beside the base
@@ -268,15 +383,21 @@ def checked(budget: dict | None,
             loss: str | None = None,  # of the model, where it is known
            ) -> dict[str, float]:  # the same, when it makes sense
     "Refuse a bound that is unknown or no number, and one of AUC where there is none."
-    if budget is not None and not isinstance(budget, Mapping): raise BadRequest(f"The budget {budget!r} is no mapping.", "Such as budget={'accuracy_drop': .01}.")
+    if budget is not None and not isinstance(budget, Mapping):
+        raise BadRequest(f"The budget {budget!r} is no mapping.", "Such as budget={'accuracy_drop': .01}.")
     budget = dict(budget or {"accuracy_drop": .01})
     for name, bound in budget.items():
         one_of(name, BOUNDS, "bound of a budget")
         if isinstance(bound, bool) or not isinstance(bound, (int, float)) or not bound >= 0:
-            raise BadRequest(f"The bound {name} = {bound!r} is not a number from 0 upwards.", "Such as accuracy_drop=.01, latency_ms=.5, size_bytes=200_000.")
-    if "auc_drop" in budget and loss not in (None, "binary"): raise BadRequest(f"A model whose loss is {loss} has no AUC to bound.", "Bound accuracy_drop instead.")
+            raise BadRequest(
+                f"The bound {name} = {bound!r} is not a number from 0 upwards.",
+                "Such as accuracy_drop=.01, latency_ms=.5, size_bytes=200_000.",
+            )
+    if "auc_drop" in budget and loss not in (None, "binary"):
+        raise BadRequest(f"A model whose loss is {loss} has no AUC to bound.", "Bound accuracy_drop instead.")
     return budget
 
+# %% ../../nbs/compression/08_frontier.ipynb #27a0a999
 def bounded(budget: dict,
             auc: bool,  # whether the candidates have one
            ) -> dict[str, float]:
@@ -284,7 +405,9 @@ def bounded(budget: dict,
     implied = {"auc_drop": budget["accuracy_drop"]} if auc and "accuracy_drop" in budget else {}
     return {**{n: b for n, b in budget.items() if n == "accuracy_drop"}, **implied, **budget}
 
-def excess(c: Candidate, base: Candidate, budget: dict) -> dict[str, float]:  # of each bound that is broken, how far: 0.1 is a tenth of it
+def excess(
+    c: Candidate, base: Candidate, budget: dict
+) -> dict[str, float]:  # of each bound that is broken, how far: 0.1 is a tenth of it
     over = {n: BOUNDS[n](c, base) - b for n, b in budget.items()}
     return {n: o/max(budget[n], 1e-3 if n in DROPS else 1e-9) for n, o in over.items() if o > 1e-12}
 
@@ -296,7 +419,12 @@ def best(self: Frontier,
     "The fastest candidate within a budget, then the smallest."
     budget = self.budget if budget is None else checked(budget)
     for n in ("auc", "latency_one_ms"):
-        if f"{n}_drop" in budget and any(c.auc is None for c in self.candidates) or n in budget and any(c.latency_one_ms is None for c in self.candidates):
+        if (
+            f"{n}_drop" in budget
+            and any(c.auc is None for c in self.candidates)
+            or n in budget
+            and any(c.latency_one_ms is None for c in self.candidates)
+        ):
             raise BadRequest(f"The candidates have no {n} to bound.", "Bound accuracy_drop and latency_ms instead.")
     budget = bounded(budget, self.base.auc is not None)
     broken = {c.recipe: excess(c, self.base, budget) for c in self.candidates}
@@ -306,23 +434,29 @@ def best(self: Frontier,
         return None
     speed = "latency_one_ms" if "latency_one_ms" in budget and "latency_ms" not in budget else "latency_ms"
     top = min(within, key=lambda c: (getattr(c, speed), c.size_bytes))
-    self.why = (f"{top.recipe} is the fastest of {len(within)} candidate{'s'*(len(within) > 1)} within the budget ({_said(budget)}): "
-                f"{getattr(self.base, speed)/getattr(top, speed):.1f} × faster{' at one row' if speed == 'latency_one_ms' else ''} and {self.base.size_bytes/top.size_bytes:.1f} × smaller than {self.base.recipe}, "
-                f"{_change(top, self.base)}.")
+    self.why = (
+        f"{top.recipe} is the fastest of {len(within)} candidate{'s'*(len(within) > 1)} within the budget"
+        f" ({_said(budget)}): {getattr(self.base, speed)/getattr(top, speed):.1f} ×"
+        f" faster{' at one row' if speed == 'latency_one_ms' else ''} and {self.base.size_bytes/top.size_bytes:.1f} ×"
+        f" smaller than {self.base.recipe}, {_change(top, self.base)}."
+    )
     return top
 
-
+# %% ../../nbs/compression/08_frontier.ipynb #58e598a9
 def _number(v): return f"{v:,.0f}" if abs(v) >= 1000 else f"{v:.4g}"
 
 def _said(budget): return ", ".join(f"{n} ≤ {_number(b)}" for n, b in budget.items())
-
-FIGURES = {"accuracy": lambda c, base: f"accuracy {round(100*(c.accuracy - base.accuracy), 2) + 0.:+.2f} points", "auc": lambda c, base: f"AUC {c.auc - base.auc:+.4f}"}
+FIGURES = {
+    "accuracy": lambda c, base: f"accuracy {round(100*(c.accuracy - base.accuracy), 2) + 0.:+.2f} points",
+    "auc": lambda c, base: f"AUC {c.auc - base.auc:+.4f}",
+}
 
 def _change(c, base) -> str:
     "What a candidate gains or loses, and whether the validation rows can tell."
     figures = {what: FIGURES[what](c, base) for what in _judged(base)}
     if c is base: return ", ".join(figures.values())
-    if unchanged(c, base): return f"{', '.join(figures.values())}, inside the interval{'s'*(len(figures) > 1)}: neither loss nor gain"
+    if unchanged(c, base):
+        return f"{', '.join(figures.values())}, inside the interval{'s'*(len(figures) > 1)}: neither loss nor gain"
     return ", ".join(f"{figure} ({verdict(c, base, what)})" for what, figure in figures.items())
 
 def _judged(base) -> list[str]: return ["accuracy"] if base.auc is None else ["accuracy", "auc"]
@@ -334,6 +468,7 @@ def alike(c: Candidate, base: Candidate,
     low, high = getattr(base, f"{what}_low"), getattr(base, f"{what}_high")
     return low is not None and low <= getattr(c, what) <= high
 
+# %% ../../nbs/compression/08_frontier.ipynb #174256b0
 def verdict(c: Candidate, base: Candidate,
             what: str = "accuracy",  # or auc
            ) -> str:  # inside the interval, a loss, a gain
@@ -359,38 +494,65 @@ def _out_of_reach(self, budget, broken):
             f"{'' if alone else ' together with the other bounds'}; {near.recipe} comes nearest.")
 
 # %% ../../nbs/compression/08_frontier.ipynb #80c2f557
-def compress(run,  # a Run, from fit or the registry
-             budget: dict | None = None,  # see `best`; None or empty: at most one point of accuracy, and .01 of AUC
-             recipes: tuple[str, ...] | None = None,  # words joined by `+`; float32 is always measured; None: RECIPES, or a search within `minutes`
-             settings: Settings | None = None,
-             finetune_epochs: int = 1,  # that a pruned network is tuned, three times as many for a distilled one
-             ratio: float = .5,  # share of units that pruning takes
-             width: float = .25,  # of the teacher's units that a student has
-             rows: Rows | None = None,  # None: those the run was fitted on
-             table=None,  # where to read them, for a run that was fitted on rows in memory
-             out: Path | str | None = None,  # folder of the files; None: the workspace's `frontiers/RUN`
-             minutes: float | None = None,  # for making and measuring together; None: as long as it takes
-             labels: ex.Labels | None = None,  # names of the classes, and the threshold that the files answer by
-             client=None,  # a distributed.Client, to train on its workers; None: the cluster of [cluster] address, if there is one
-            ) -> Frontier:
-    "Make a run's candidates and measure them in the runtime that will serve them. Killed, it goes on with the finished ones when called again."
+def compress(
+    run,  # a Run, from fit or the registry
+    budget: dict | None = None,  # see `best`; None or empty: at most one point of accuracy, and .01 of AUC
+    recipes: (
+        tuple[str, ...] | None
+    ) = None,  # words joined by `+`; float32 is always measured; None: RECIPES, or a search within `minutes`
+    settings: Settings | None = None,
+    finetune_epochs: int = 1,  # that a pruned network is tuned, three times as many for a distilled one
+    ratio: float = 0.5,  # share of units that pruning takes
+    width: float = 0.25,  # of the teacher's units that a student has
+    rows: Rows | None = None,  # None: those the run was fitted on
+    table=None,  # where to read them, for a run that was fitted on rows in memory
+    out: Path | str | None = None,  # folder of the files; None: the workspace's `frontiers/RUN`
+    minutes: float | None = None,  # for making and measuring together; None: as long as it takes
+    labels: ex.Labels | None = None,  # names of the classes, and the threshold that the files answer by
+    client=None,  # a distributed.Client, to train on its workers; None: the cluster of [cluster] address, if there is one
+) -> Frontier:
+    """Make a run's candidates and measure them in the runtime that will serve them.
+
+    Killed, it goes on with the finished ones when called again."""
     _possible(run, rows, recipes, minutes, finetune_epochs, ratio=ratio, width=width)
     start = time.monotonic()
     budget, search = checked(budget, loss_of(run)), recipes is None and minutes is not None
     todo = sorted(dict.fromkeys(["float32", *(recipes or (SEARCH if search else RECIPES))]), key=cost)
     settings = settings or Settings.load()
     rows = rows or rows_of(run, table, settings)
-    how = {"loss": loss_of(run), "epochs": finetune_epochs, "ratio": ratio, "width": width, "seed": getattr(run, "seed", 0) or 0, "limit": {n: b for n, b in bounded(budget, loss_of(run) == "binary").items() if n in DROPS}, "labels": None if labels == ex.Labels() else labels}
+    how = {
+        "loss": loss_of(run),
+        "epochs": finetune_epochs,
+        "ratio": ratio,
+        "width": width,
+        "seed": getattr(run, "seed", 0) or 0,
+        "limit": {n: b for n, b in bounded(budget, loss_of(run) == "binary").items() if n in DROPS},
+        "labels": None if labels == ex.Labels() else labels,
+    }
     folder = Path(out or settings.path("frontiers", run.id))
     until = None if minutes is None else start + 60*minutes
-    with workers(client, settings) as client: paths, left_out = make(run, todo, rows, how, folder, until, client, search)
+    with workers(client, settings) as client:
+        paths, left_out = make(run, todo, rows, how, folder, until, client, search)
     made = time.monotonic()
     found = measure(paths, rows, how["loss"], until)
-    seconds = {"making": round(made - start, 1), "measuring": round(time.monotonic() - made, 1)} | ({} if minutes is None else {"given": 60*minutes})
-    frontier = Frontier(*found, budget, len(rows.truth), machine(), left_out=left_out, signature=ex.signature(ex.session(paths["float32"])), seconds=seconds)
-    write_atomic(folder/"frontier.json", json.dumps(_named(frontier.to_dict(), lambda path: Path(path).name), indent=1))
+    seconds = {"making": round(made - start, 1), "measuring": round(time.monotonic() - made, 1)} | (
+        {} if minutes is None else {"given": 60 * minutes}
+    )
+    frontier = Frontier(
+        *found,
+        budget,
+        len(rows.truth),
+        machine(),
+        left_out=left_out,
+        signature=ex.signature(ex.session(paths["float32"])),
+        seconds=seconds,
+    )
+    write_atomic(
+        folder / "frontier.json", json.dumps(_named(frontier.to_dict(), lambda path: Path(path).name), indent=1)
+    )
     return frontier
 
+# %% ../../nbs/compression/08_frontier.ipynb #3397d31f
 def _named(doc: dict, path) -> dict:
     "A frontier's document with other paths: its record names files of its own folder, so that it can be moved."
     def of(c): return c and {**c, "path": path(c["path"])}
@@ -399,15 +561,29 @@ def _named(doc: dict, path) -> dict:
 def _possible(run, rows, recipes, minutes, epochs, **shares):
     "Refuse what cannot be meant, before anything is read."
     def number(x): return isinstance(x, (int, float)) and not isinstance(x, bool)
-    if not hasattr(run, "model"): raise BadRequest(f"{run!r:.80} is no run.", "Give what fit returned, or Registry().load(NAME).run.")
-    if rows is not None and not isinstance(rows, Rows): raise BadRequest(f"rows={rows!r:.80} are no rows to tune and measure on.", "Give rows=Rows(X, y, raw, truth), or leave it out.")
-    if minutes is not None and not (number(minutes) and minutes >= 0): raise BadRequest(f"{minutes!r} minutes is no time to search in.", "Give a number from 0 upwards; 0 makes the float file only.")
-    if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1: raise BadRequest(f"finetune_epochs={epochs!r} is not possible.", "Give a whole number, 1 or more.")
+    if not hasattr(run, "model"):
+        raise BadRequest(f"{run!r:.80} is no run.", "Give what fit returned, or Registry().load(NAME).run.")
+    if rows is not None and not isinstance(rows, Rows):
+        raise BadRequest(
+            f"rows={rows!r:.80} are no rows to tune and measure on.",
+            "Give rows=Rows(X, y, raw, truth), or leave it out.",
+        )
+    if minutes is not None and not (number(minutes) and minutes >= 0):
+        raise BadRequest(
+            f"{minutes!r} minutes is no time to search in.",
+            "Give a number from 0 upwards; 0 makes the float file only.",
+        )
+    if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1:
+        raise BadRequest(f"finetune_epochs={epochs!r} is not possible.", "Give a whole number, 1 or more.")
     for name, share in shares.items():
-        if not (number(share) and 0 < share < 1): raise BadRequest(f"{name}={share!r} is no share.", "Give a number between 0 and 1.")
+        if not (number(share) and 0 < share < 1):
+            raise BadRequest(f"{name}={share!r} is no share.", "Give a number between 0 and 1.")
     if recipes is not None and (isinstance(recipes, str) or not all(isinstance(r, str) for r in recipes)):
-        raise BadRequest(f"recipes={recipes!r:.80} are no recipes.", "Give their names, such as recipes=('int8', 'pruned+int8').")
+        raise BadRequest(
+            f"recipes={recipes!r:.80} are no recipes.", "Give their names, such as recipes=('int8', 'pruned+int8')."
+        )
 
+# %% ../../nbs/compression/08_frontier.ipynb #d2bf055a
 def loss_of(run) -> str:  # binary, multiclass or regression
     return getattr(run, "loss", None) or "binary"
 
@@ -426,39 +602,63 @@ def make(run, todo: list[str], rows: Rows, how: dict, folder: Path,
         need.update({r: takes(p, rows) for r, p in out.items() if r not in need})
         return until - sum(need.values()) - more*min(need.values(), default=0.)
     while todo:
-        paths, keys, fresh = {r: folder/f"{r.replace('+', '-')}.onnx" for r in todo}, {r: _key(whole, r, how) for r in todo}, {}
+        paths, keys, fresh = (
+            {r: folder / f"{r.replace('+', '-')}.onnx" for r in todo},
+            {r: _key(whole, r, how) for r in todo},
+            {},
+        )
         for r in todo:
-            if (old := finished(paths[r], keys[r])) is None: fresh[r] = keys[r]
+            if (old := finished(paths[r], keys[r])) is None:fresh[r] = keys[r]
             else: out[r], told[r] = paths[r], old
         with progress(total=len(todo), label="compress", unit="candidates") as bar:
             bar.update(len(todo) - len(fresh))
             for r, found in _each(run, fresh, rows, how, end, made, client):
-                if isinstance(found, str): left_out[r] = found
+                if isinstance(found, str):left_out[r] = found
                 else: out[r], told[r] = ex.write(onnx.load_model_from_string(found[0]), paths[r]), found[1]
                 bar.update()
         over = until is not None and time.monotonic() > end(1)
         todo = [r for r in further(out, told, rows, how, search and not over) if r not in out and r not in left_out]
     return {r: out[r] for r in sorted(out, key=lambda r: (cost(r), r))}, left_out
 
+# %% ../../nbs/compression/08_frontier.ipynb #cf5ae5a8
 def _key(whole: str, recipe: str, how: dict) -> str:
-    return hashlib.sha256(f"{whole} {recipe} {how['limit'] if 'int8' in recipe else ''} {how['labels'] or ''}".encode()).hexdigest()
+    return hashlib.sha256(
+        f"{whole} {recipe} {how['limit'] if 'int8' in recipe else ''} {how['labels'] or ''}".encode()
+    ).hexdigest()
 
 def takes(path: Path, rows: Rows) -> float:  # seconds, about
     "What measuring a file will take: its calls, the validation rows, and a process of its own for its memory."
     at = {t["batch"]: t["p50_ms"]/1e3 for t in timings([path], rows.raw, ((64, 1, 3), (1, 1, 3)), turns=1)[0]}
     return sum(min(calls*at[batch], 2.) for batch, _, calls in WAYS) + len(rows.truth)/64*at[64] + 1.
 
+# %% ../../nbs/compression/08_frontier.ipynb #ce75f24b
 def content(run, rows: Rows, how: dict) -> str:  # hex
     "What candidates depend on, in one number: model, prep, rows, settings and versions."
     import onnxruntime, torch
     from scalai_nb import __version__
     from scalai_nb.training.models import describe
     how = {k: v for k, v in how.items() if k not in ("limit", "labels")}  # which only the file heeds
-    h = hashlib.sha256(json.dumps([__version__, onnxruntime.__version__, torch.__version__, run.id, run.target, how, run.prep and run.prep.to_json(), describe(run.model), repr(run.model)], sort_keys=True).encode())
+    h = hashlib.sha256(
+        json.dumps(
+            [
+                __version__,
+                onnxruntime.__version__,
+                torch.__version__,
+                run.id,
+                run.target,
+                how,
+                run.prep and run.prep.to_json(),
+                describe(run.model),
+                repr(run.model),
+            ],
+            sort_keys=True,
+        ).encode()
+    )
     for name, v in run.model.state_dict().items(): h.update(name.encode() + v.cpu().numpy().tobytes())
     for a in (rows.X, rows.y): h.update(repr((a.shape, a.dtype)).encode() + np.ascontiguousarray(a).tobytes())
     return h.hexdigest()
 
+# %% ../../nbs/compression/08_frontier.ipynb #85082712
 def finished(path: Path, key: str) -> dict | None:  # what the file says of itself
     "A candidate that an earlier search wrote whole, for the same content."
     if not path.is_file(): return None
@@ -474,9 +674,17 @@ def _one(run, recipe, rows, how, made, key) -> tuple[bytes, dict]:  # the file, 
     model = _network(words, run, rows, how | {"said": made.get("said")}, made)
     if (as_graph := (*words, "graph")) not in made: made[as_graph] = ex.graph(model, rows.X.shape[1:], how["loss"])
     graph, told = _small(copy.deepcopy(made[as_graph]), last, rows, how)
-    told |= {"recipe": recipe, "run": run.id, "target": run.target, "key": key, "parameters": sum(p.numel() for p in model.parameters())}
+    told |= {
+        "recipe": recipe,
+        "run": run.id,
+        "target": run.target,
+        "key": key,
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
     whole = ex.finish(graph, run.prep, how["loss"], how["labels"], **told)
-    told["difference"] = ex.proven(whole, model, run.prep, rows.raw[:1024], how["loss"], **({} if last == "float32" else {"within": None}))
+    told["difference"] = ex.proven(
+        whole, model, run.prep, rows.raw[:1024], how["loss"], **({} if last == "float32" else {"within": None})
+    )
     return ex.stamp(whole, difference=told["difference"]).SerializeToString(), told
 
 def said(run, rows, how, made) -> tuple:  # see `distill.heard`
@@ -485,11 +693,14 @@ def said(run, rows, how, made) -> tuple:  # see `distill.heard`
     if "said" not in made: made["said"] = heard(run.model, rows.X, how["loss"])
     return made["said"]
 
+# %% ../../nbs/compression/08_frontier.ipynb #9c7d46c8
 def _network(words, run, rows, how, made):
     "The network of some words, each step made once."
     if words not in made:
         name, share = word(words[-1])
-        made[words] = NETWORKS[name](_network(words[:-1], run, rows, how, made), run, rows, how | ({SHARES[name]: share} if share else {}))
+        made[words] = NETWORKS[name](
+            _network(words[:-1], run, rows, how, made), run, rows, how | ({SHARES[name]: share} if share else {})
+        )
     return made[words]
 
 def _small(graph, last, rows, how) -> tuple[object, dict]:
@@ -498,14 +709,24 @@ def _small(graph, last, rows, how) -> tuple[object, dict]:
     if last == "float32": return graph, {}
     if last == "dynamic": return dynamic(graph), {}
     some = np.linspace(0, len(rows.X) - 1, min(len(rows.X), 8192)).astype(int)
-    def right(g): return quality(ex.run_scores(ex.session(g.SerializeToString()), {"features": rows.X[some]}), rows.y[some], how["loss"])
+    def right(g):
+        return quality(
+            ex.run_scores(ex.session(g.SerializeToString()), {"features": rows.X[some]}), rows.y[some], how["loss"]
+        )
+
     base = right(graph)
     small, errors, most = spare(graph, calibration(rows.X, seed=how["seed"]), lambda g: over(right(g), base, how), 0.)
     return small, {"layers": errors, "over": most}
 
-def over(found: dict, base: dict, how: dict) -> float:  # of two `quality`: what is lost beyond the limit, negative within it
-    "The greatest excess of the losses that the budget bounds; without such a bound, that over half of the base's interval."
-    limits = {DROPS[n]: b for n, b in how["limit"].items() if base[DROPS[n]] is not None} or {m: (base[f"{m}_high"] - base[f"{m}_low"])/2 for m in DROPS.values() if base[m] is not None}
+# %% ../../nbs/compression/08_frontier.ipynb #684cfe1b
+def over(
+    found: dict, base: dict, how: dict
+) -> float:  # of two `quality`: what is lost beyond the limit, negative within it
+    """The greatest excess of the losses that the budget bounds; without such a bound, that over half of the base's
+    interval."""
+    limits = {DROPS[n]: b for n, b in how["limit"].items() if base[DROPS[n]] is not None} or {
+        m: (base[f"{m}_high"] - base[f"{m}_low"]) / 2 for m in DROPS.values() if base[m] is not None
+    }
     return max(base[m] - found[m] - limit for m, limit in limits.items())
 
 # %% ../../nbs/compression/08_frontier.ipynb #db97d919
@@ -515,26 +736,38 @@ def _each(run, fresh: dict[str, str], rows, how, end, made, client):
     "Candidates as they are finished: their recipe, and (file, what it says of itself) or why there is none."
     far = [r for r in fresh if steps(r)[0]] if client is not None else []
     for recipe in fresh:
-        if recipe not in far: yield recipe, _tried(run, recipe, rows, how | {"until": end(recipe != "float32")}, made, fresh[recipe])
-    if far: yield from _on_workers(run, {r: fresh[r] for r in far}, rows, how, end(len(far)), said(run, rows, how, made), client)
+        if recipe not in far:
+            yield recipe, _tried(run, recipe, rows, how | {"until": end(recipe != "float32")}, made, fresh[recipe])
+    if far:
+        yield from _on_workers(
+            run, {r: fresh[r] for r in far}, rows, how, end(len(far)), said(run, rows, how, made), client
+        )
 
 def _tried(run, recipe, rows, how, made, key) -> tuple[bytes, dict] | str:
     from scalai_nb.compression.prune import one_thread
-    if how["until"] is not None and recipe != "float32" and time.monotonic() > how["until"]: return "the time was over before it was begun"
+    if how["until"] is not None and recipe != "float32" and time.monotonic() > how["until"]:
+        return "the time was over before it was begun"
     try:
         with one_thread(): return _one(run, recipe, rows, how, made, key)
-    except TimedOut: return "the time was over before its network was tuned"
+    except TimedOut:
+        return "the time was over before its network was tuned"
 
+# %% ../../nbs/compression/08_frontier.ipynb #1c27020b
 def _on_workers(run, fresh, rows, how, until, said, client):
     from distributed import as_completed
     families: dict = {}
     for r in fresh: families.setdefault(steps(r)[0][:1], {})[r] = fresh[r]
     by = None if until is None else time.time() + until - time.monotonic()  # a clock that hosts share
-    job = client.scatter((SimpleNamespace(id=run.id, model=run.model, prep=run.prep, target=run.target), rows, how, said), broadcast=True, hash=False)
+    job = client.scatter(
+        (SimpleNamespace(id=run.id, model=run.model, prep=run.prep, target=run.target), rows, how, said),
+        broadcast=True,
+        hash=False,
+    )
     tasks = [client.submit(_family, job, family, by, pure=False) for family in families.values()]
     try:
         for task in as_completed(tasks): yield from task.result()
-    finally: client.cancel(tasks)
+    finally:
+        client.cancel(tasks)
 
 def _family(job, fresh: dict[str, str], by: float | None) -> list:
     "On a worker: recipes that share a network."
@@ -544,13 +777,15 @@ def _family(job, fresh: dict[str, str], by: float | None) -> list:
         until = None if by is None else time.monotonic() + by - time.time()
         return [(r, _tried(run, r, rows, how | {"until": until}, made, key)) for r, key in fresh.items()]
 
+# %% ../../nbs/compression/08_frontier.ipynb #a9abeecb
 @contextmanager
 def workers(client, settings: Settings):
     "Within the block: a client, where there is one and it has several workers."
     from scalai_nb.core.cluster import cluster
     from scalai_nb.training.launch import workers_of
     named = client is None and settings.cluster.kind in ("auto", "address") and settings.cluster.address
-    with cluster(settings) if named else nullcontext(client) as client: yield client if client is not None and len(workers_of(client)) > 1 else None
+    with cluster(settings) if named else nullcontext(client) as client:
+        yield client if client is not None and len(workers_of(client)) > 1 else None
 
 # %% ../../nbs/compression/08_frontier.ipynb #7442fce8
 def narrower(tried: dict[float, bool],  # share of units taken -> whether what was left kept within the budget
@@ -558,7 +793,8 @@ def narrower(tried: dict[float, bool],  # share of units taken -> whether what w
             ) -> list[float]:  # two shares, or none
     "Which shares to try next."
     if not tried: return [.5, .75]
-    most = 1 - max((s for s, within in tried.items() if within), default=0.)  # kept by the smallest network that is good enough
+    # kept by the smallest network that is good enough
+    most = 1 - max((s for s, within in tried.items() if within), default=0.)
     least = 1 - min((s for s, within in tried.items() if not within and 1 - s < most), default=1 - most/8)
     if least/most >= close or len(tried) >= 8: return []
     shares = (round(1 - most*(least/most)**k, 2) for k in (1/3, 2/3))  # a recipe says hundredths
@@ -569,7 +805,11 @@ def further(out: dict[str, Path], told: dict[str, dict], rows: Rows, how: dict, 
     more = ["aware+int8"] if told.get("int8", {}).get("over", 0) > 0 else []
     if not search: return more
     tried = {word(r.split("+")[0])[1]: r for r in out if re.fullmatch(r"pruned\.\d+\+distilled\+int8", r)}
-    found = {r: quality(ex.run_scores(s, ex.feeds_of(s, rows.raw)), rows.truth, how["loss"]) for r in ("float32", *tried.values()) for s in [ex.session(out[r])]}
+    found = {
+        r: quality(ex.run_scores(s, ex.feeds_of(s, rows.raw)), rows.truth, how["loss"])
+        for r in ("float32", *tried.values())
+        for s in [ex.session(out[r])]
+    }
     shares = narrower({share: over(found[r], found["float32"], how) <= 0 for share, r in tried.items()})
     last = [r.replace("+int8", "+aware+int8") for r in tried.values() if told[r]["over"] > 0] if not shares else []
     pruned = [f"pruned{f'{s:.2f}'.strip('0')}" for s in shares]
@@ -585,17 +825,37 @@ def measure(paths: dict[str, Path], rows: Rows, loss: str,
     took, peaks, out = timings(list(paths.values()), rows.raw, until=until), memory(list(paths.values())), []
     for i, (recipe, s) in enumerate(sessions.items()):
         path, told = paths[recipe], ex.facts(s)
-        c = Candidate(recipe, **quality(ex.run_scores(s, feeds), rows.truth, loss), latency_ms=took[i][0]["p50_ms"], latency_one_ms=took[i][1]["p50_ms"], size_bytes=path.stat().st_size, path=str(path),
-                      parameters=told["parameters"], memory_bytes=peaks[i] if peaks else None, timings=took[i], difference=told["difference"], layers=told.get("layers", []))
+        c = Candidate(
+            recipe,
+            **quality(ex.run_scores(s, feeds), rows.truth, loss),
+            latency_ms=took[i][0]["p50_ms"],
+            latency_one_ms=took[i][1]["p50_ms"],
+            size_bytes=path.stat().st_size,
+            path=str(path),
+            parameters=told["parameters"],
+            memory_bytes=peaks[i] if peaks else None,
+            timings=took[i],
+            difference=told["difference"],
+            layers=told.get("layers", [])
+        )
         events.emit("compress", **asdict(c))
         out.append(c)
     return out[0], out
 
+# %% ../../nbs/compression/08_frontier.ipynb #5be32ef8
 def machine() -> dict[str, str]:
     "What the figures were measured on."
     import platform, onnxruntime
-    cpu = next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), "") if os.path.exists("/proc/cpuinfo") else ""
-    return {"cpu": cpu or platform.processor() or platform.machine(), "cores": str(os.cpu_count()), "onnxruntime": onnxruntime.__version__}
+    cpu = (
+        next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), "")
+        if os.path.exists("/proc/cpuinfo")
+        else ""
+    )
+    return {
+        "cpu": cpu or platform.processor() or platform.machine(),
+        "cores": str(os.cpu_count()),
+        "onnxruntime": onnxruntime.__version__,
+    }
 
 # %% ../../nbs/compression/08_frontier.ipynb #a07dea9f
 def load_frontier(folder: Path | str,  # that `compress` wrote
@@ -605,32 +865,78 @@ def load_frontier(folder: Path | str,  # that `compress` wrote
     if not file.is_file(): raise BadRequest(f"There is no frontier in {folder}.", "Make one with compress(run).")
     try:
         d = _named(json.loads(file.read_text()), lambda name: str(Path(folder)/name))
-        return Frontier(Candidate(**d["base"]), [Candidate(**c) for c in d["candidates"]], d["budget"], d["rows"], d["machine"], left_out=d.get("left_out", {}), signature=d.get("signature", {}), seconds=d.get("seconds", {}))
-    except (ValueError, TypeError, KeyError) as e: raise BadRequest(f"{file} is damaged, or of another version: {e}.", "Make it again with compress(run); finished files are kept.") from e
+        return Frontier(
+            Candidate(**d["base"]),
+            [Candidate(**c) for c in d["candidates"]],
+            d["budget"],
+            d["rows"],
+            d["machine"],
+            left_out=d.get("left_out", {}),
+            signature=d.get("signature", {}),
+            seconds=d.get("seconds", {}),
+        )
+    except (ValueError, TypeError, KeyError) as e:
+        raise BadRequest(
+            f"{file} is damaged, or of another version: {e}.",
+            "Make it again with compress(run); finished files are kept.",
+        ) from e
 
 # %% ../../nbs/compression/08_frontier.ipynb #2871f66e
 def picture(self: Frontier, width: int = 620, height: int = 340) -> str:  # an SVG
     "Accuracy over latency, size as area."
     cs, top = sorted(self.candidates, key=lambda c: c.latency_ms), self.best(self.budget)
-    named = [c for i, c in enumerate(cs) if c is top or c.accuracy > max((d.accuracy for d in cs[:i]), default=-math.inf)]  # a pointer names the others
+    # a pointer names the others
+    named = [
+        c for i, c in enumerate(cs) if c is top or c.accuracy > max((d.accuracy for d in cs[:i]), default=-math.inf)
+    ]
     left, right, up, down, height = 70, 40, 20 + 16*len(named), 46, height + 16*len(named)
-    ms, low, high = max(c.latency_ms for c in cs)*1.08, min(c.accuracy_low for c in cs), max(c.accuracy_high for c in cs)
+    ms, low, high = (
+        max(c.latency_ms for c in cs) * 1.08,
+        min(c.accuracy_low for c in cs),
+        max(c.accuracy_high for c in cs),
+    )
     low, high = low - .05*(high - low) - 1e-6, high + .02*(high - low) + 1e-6
     def x(v): return left + v/ms*(width - left - right)
     def y(v): return up + (high - v)/(high - low)*(height - up - down)
     largest = max(c.size_bytes for c in cs)
-    marks = [_mark(c, x(c.latency_ms), y, 16*(1 + named.index(c)) if c in named else None, max(3, 14*math.sqrt(c.size_bytes/largest)), c is top) for c in cs]
-    return (f'<svg viewBox="0 0 {width} {height}" width="100%" style="max-width:{width}px" role="img" font-family="system-ui,sans-serif" font-size="12" fill="currentColor">'
-            "<title>Accuracy over latency of each candidate; the area of a dot is the file's size</title>"
-            f'{"".join(_axes(x, y, ms, low, high, width, height, left, right, down))}{"".join(marks)}</svg>')
+    marks = [
+        _mark(
+            c,
+            x(c.latency_ms),
+            y,
+            16 * (1 + named.index(c)) if c in named else None,
+            max(3, 14 * math.sqrt(c.size_bytes / largest)),
+            c is top,
+        )
+        for c in cs
+    ]
+    return (
+        f'<svg viewBox="0 0 {width} {height}" width="100%" style="max-width:{width}px" role="img"'
+        ' font-family="system-ui,sans-serif" font-size="12" fill="currentColor"><title>Accuracy over latency of each'
+        ' candidate; the area of a dot is the file\'s'
+        f' size</title>{"".join(_axes(x, y, ms, low, high, width, height, left, right, down))}{"".join(marks)}</svg>'
+    )
 
+# %% ../../nbs/compression/08_frontier.ipynb #3def2a62
 def _mark(c, x, y, line: int | None, radius, is_best) -> str:
     "One candidate: its name above on a line of its own, a line down to its whisker, and the dot."
     colour, after = "#0b7a75" if is_best else "#7a869a", x < 360
-    name = "" if line is None else (f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{line - 8}" y2="{y(c.accuracy_high):.1f}" stroke="{colour}" stroke-dasharray="1 3"/>'
-            f'<text x="{x + (4 if after else -4):.1f}" y="{line}" text-anchor="{"start" if after else "end"}" font-weight="{600 if is_best else 400}">{html.escape(c.recipe)}</text>')
-    return (f'{name}<line x1="{x:.1f}" x2="{x:.1f}" y1="{y(c.accuracy_high):.1f}" y2="{y(c.accuracy_low):.1f}" stroke="{colour}" stroke-width="1.5"/>'
-            f'<circle cx="{x:.1f}" cy="{y(c.accuracy):.1f}" r="{radius:.1f}" fill="{colour}" fill-opacity=".75"><title>{html.escape(c.recipe)}: {c.accuracy:.2%}, {c.latency_ms:.3f} ms, {c.size_bytes/1e3:,.0f} kB</title></circle>')
+    name = (
+        ""
+        if line is None
+        else (
+            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{line - 8}" y2="{y(c.accuracy_high):.1f}" stroke="{colour}"'
+            f' stroke-dasharray="1 3"/><text x="{x + (4 if after else -4):.1f}" y="{line}"'
+            f' text-anchor="{"start" if after else "end"}"'
+            f' font-weight="{600 if is_best else 400}">{html.escape(c.recipe)}</text>'
+        )
+    )
+    return (
+        f'{name}<line x1="{x:.1f}" x2="{x:.1f}" y1="{y(c.accuracy_high):.1f}" y2="{y(c.accuracy_low):.1f}"'
+        f' stroke="{colour}" stroke-width="1.5"/><circle cx="{x:.1f}" cy="{y(c.accuracy):.1f}" r="{radius:.1f}"'
+        f' fill="{colour}" fill-opacity=".75"><title>{html.escape(c.recipe)}: {c.accuracy:.2%}, {c.latency_ms:.3f} ms,'
+        f' {c.size_bytes/1e3:,.0f} kB</title></circle>'
+    )
 
 # %% ../../nbs/compression/08_frontier.ipynb #2d6e9b9e
 def round_steps(low: float, high: float, about: int = 5) -> np.ndarray:  # 1, 2 or 5 times a power of ten apart
@@ -641,18 +947,31 @@ def round_steps(low: float, high: float, about: int = 5) -> np.ndarray:  # 1, 2 
     return np.arange(math.ceil(low/step), math.floor(high/step) + 1)*step
 
 def _axes(x, y, ms, low, high, width, height, left, right, down):
-    for v in round_steps(0, ms): yield f'<text x="{x(v):.1f}" y="{height - down + 18}" text-anchor="middle" opacity=".75">{v:.3g}</text>'
+    for v in round_steps(0, ms):
+        yield f'<text x="{x(v):.1f}" y="{height - down + 18}" text-anchor="middle" opacity=".75">{v:.3g}</text>'
     for v in round_steps(low, high):
-        yield f'<line x1="{left}" x2="{width - right}" y1="{y(v):.1f}" y2="{y(v):.1f}" stroke="currentColor" opacity=".12"/><text x="{left - 8}" y="{y(v) + 4:.1f}" text-anchor="end" opacity=".75">{v:.{1 if high - low > .004 else 2}%}</text>'
-    yield f'<text x="{(left + width - right)/2}" y="{height - 8}" text-anchor="middle">latency of 64 rows on one thread, ms</text>'
-    yield f'<text transform="translate(14 {(height - down + 66)/2}) rotate(-90)" text-anchor="middle">accuracy, 95 % interval</text>'
+        yield (
+            f'<line x1="{left}" x2="{width - right}" y1="{y(v):.1f}" y2="{y(v):.1f}" stroke="currentColor"'
+            f' opacity=".12"/><text x="{left - 8}" y="{y(v) + 4:.1f}" text-anchor="end"'
+            f' opacity=".75">{v:.{1 if high - low > .004 else 2}%}</text>'
+        )
+    yield (
+        f'<text x="{(left + width - right)/2}" y="{height - 8}" text-anchor="middle">latency of 64 rows on one thread,'
+        ' ms</text>'
+    )
+    yield (
+        f'<text transform="translate(14 {(height - down + 66)/2}) rotate(-90)" text-anchor="middle">accuracy, 95 %'
+        ' interval</text>'
+    )
 
 # %% ../../nbs/compression/08_frontier.ipynb #b2d4fff5
 COLUMNS = {  # heading -> text of a candidate's cell
     "accuracy": lambda c, base: f"{c.accuracy:.2%}",
     "95 % interval": lambda c, base: f"{c.accuracy_low:.2%} – {c.accuracy_high:.2%}",
     "points": lambda c, base: "" if c is base else f"{100*(c.accuracy - base.accuracy):+.2f}{_mark_of(c, base)}",
-    "AUC, 95 % interval": lambda c, base: "–" if c.auc is None else f"{c.auc:.4f}{_mark_of(c, base, 'auc') if c is not base else _interval(c)}",
+    "AUC, 95 % interval": lambda c, base: (
+        "–" if c.auc is None else f"{c.auc:.4f}{_mark_of(c, base, 'auc') if c is not base else _interval(c)}"
+    ),
     "64 rows, ms": lambda c, base: _pair(c.way(64)) or f"{c.latency_ms:.3f}",
     "1 row, ms": lambda c, base: _pair(c.way(1)),
     "64 rows, all cores": lambda c, base: _pair(c.way(64, _cores(c))),
@@ -666,17 +985,33 @@ COLUMNS = {  # heading -> text of a candidate's cell
 def _interval(c) -> str: return "" if c.auc_low is None else f" ({c.auc_low:.4f} – {c.auc_high:.4f})"
 
 def _mark_of(c, base, what: str = "accuracy") -> str:
-    return " (neither)" if unchanged(c, base) else {"inside the interval": " (inside)", "a loss": " loss", "a gain": " gain"}[verdict(c, base, what)]
+    return (
+        " (neither)"
+        if unchanged(c, base)
+        else {"inside the interval": " (inside)", "a loss": " loss", "a gain": " gain"}[verdict(c, base, what)]
+    )
 
 def _pair(way: dict) -> str: return f"{way['p50_ms']:.3f} / {way['p99_ms']:.3f}" if way else ""
 
 def _cores(c): return max((t["threads"] for t in c.timings), default=0)
 
+# %% ../../nbs/compression/08_frontier.ipynb #468ed3a5
 def _lines(head, rows, bold=None) -> str:
     "An HTML table; its first column is words, the others are numbers."
-    def cells(tag, values): return "".join(f'<{tag} style="text-align:{"left" if i == 0 else "right"};padding:2px 10px;white-space:nowrap">{html.escape(v)}</{tag}>' for i, v in enumerate(values))
-    body = "".join(f'<tr style="font-weight:{600 if i == bold else 400}">{cells("td", r)}</tr>' for i, r in enumerate(rows))
-    return f'<table style="border-collapse:collapse;font-variant-numeric:tabular-nums"><thead><tr>{cells("th", head)}</tr></thead><tbody>{body}</tbody></table>'
+    def cells(tag, values):
+        return "".join(
+            f'<{tag} style="text-align:{"left" if i == 0 else "right"};padding:2px'
+            f' 10px;white-space:nowrap">{html.escape(v)}</{tag}>'
+            for i, v in enumerate(values)
+        )
+
+    body = "".join(
+        f'<tr style="font-weight:{600 if i == bold else 400}">{cells("td", r)}</tr>' for i, r in enumerate(rows)
+    )
+    return (
+        '<table'
+        f' style="border-collapse:collapse;font-variant-numeric:tabular-nums"><thead><tr>{cells("th", head)}</tr></thead><tbody>{body}</tbody></table>'
+    )
 
 # %% ../../nbs/compression/08_frontier.ipynb #16b0b0c9
 @patch
@@ -684,24 +1019,54 @@ def _repr_html_(self: Frontier) -> str:
     "The table, the reason, the picture, and what the int8 layers lose."
     top = self.best(self.budget)
     columns = {h: text for h, text in COLUMNS.items() if "AUC" not in h or self.base.auc is not None}
-    rows = [[c.recipe + (" ◂ best" if c is top else ""), *(text(c, self.base) for text in columns.values())] for c in self.candidates]
-    where = ", ".join(v for v in (self.machine.get("cpu"), f"{self.machine.get('cores')} cores", f"ONNX Runtime {self.machine.get('onnxruntime')}") if v)
-    return (f'<div><div style="overflow-x:auto">{_lines(["recipe", *columns], rows, top and self.candidates.index(top))}</div>'
-            f'<p>{html.escape(" ".join([self.why, *_missing(self)]))}</p>{picture(self)}{"".join(map(_layers, self.candidates))}'
-            f'<p style="opacity:.7;font-size:90%">Times are p50 / p99 of a call on one thread or on all cores; memory is the peak that one more session adds to a process; (inside): within the interval of the base; (neither): accuracy and AUC both are, so that there is neither loss nor gain. {self.rows:,} validation rows; {html.escape(where)}</p></div>')
+    rows = [
+        [c.recipe + (" ◂ best" if c is top else ""), *(text(c, self.base) for text in columns.values())]
+        for c in self.candidates
+    ]
+    where = ", ".join(
+        v
+        for v in (
+            self.machine.get("cpu"),
+            f"{self.machine.get('cores')} cores",
+            f"ONNX Runtime {self.machine.get('onnxruntime')}",
+        )
+        if v
+    )
+    return (
+        '<div><div'
+        f' style="overflow-x:auto">{_lines(["recipe", *columns], rows, top and self.candidates.index(top))}</div><p>{html.escape(" ".join([self.why, *_missing(self)]))}</p>{picture(self)}{"".join(map(_layers, self.candidates))}<p'
+        ' style="opacity:.7;font-size:90%">Times are p50 / p99 of a call on one thread or on all cores; memory is the'
+        ' peak that one more session adds to a process; (inside): within the interval of the base; (neither):'
+        f' accuracy and AUC both are, so that there is neither loss nor gain. {self.rows:,} validation rows;'
+        f' {html.escape(where)}</p></div>'
+    )
 
+# %% ../../nbs/compression/08_frontier.ipynb #e9f7b048
 def _layers(c: Candidate) -> str:
     if not c.layers: return ""
     rows = [[e["layer"], e["sums"], f"{e['own']:.2%}", f"{e['running']:.2%}"] for e in c.layers]
-    return f'<details><summary>{html.escape(c.recipe)}: error of each layer, relative RMS</summary>{_lines(["layer", "sums", "own", "running"], rows)}</details>'
+    return (
+        f'<details><summary>{html.escape(c.recipe)}: error of each layer, relative'
+        f' RMS</summary>{_lines(["layer", "sums", "own", "running"], rows)}</details>'
+    )
 
 def _missing(self: Frontier) -> list[str]:
     s = self.seconds
-    spent = [f"Made in {s['making']:.0f} s and measured in {s['measuring']:.0f} s" + (f", of {s['given']:.0f} s given." if "given" in s else ".")] if s else []
+    spent = (
+        [
+            f"Made in {s['making']:.0f} s and measured in {s['measuring']:.0f} s"
+            + (f", of {s['given']:.0f} s given." if "given" in s else ".")
+        ]
+        if s
+        else []
+    )
     return [f"{r} was left out: {why}." for r, why in self.left_out.items()] + spent
 
 @patch
 def __str__(self: Frontier) -> str:
     lines = [f"{'recipe':<26}{'accuracy':>10}{'AUC':>9}{'64 rows, ms':>13}{'1 row, ms':>11}{'kB':>9}{'MB':>7}"]
-    lines += [f"{c.recipe:<26}{c.accuracy:>10.2%}{'–' if c.auc is None else f'{c.auc:.4f}':>9}{c.latency_ms:>13.3f}{c.way(1).get('p50_ms', math.nan):>11.3f}{c.size_bytes/1e3:>9.1f}{'–' if c.memory_bytes is None else f'{c.memory_bytes/1e6:.1f}':>7}" for c in self.candidates]
+    lines += [
+        f"{c.recipe:<26}{c.accuracy:>10.2%}{'–' if c.auc is None else f'{c.auc:.4f}':>9}{c.latency_ms:>13.3f}{c.way(1).get('p50_ms', math.nan):>11.3f}{c.size_bytes/1e3:>9.1f}{'–' if c.memory_bytes is None else f'{c.memory_bytes/1e6:.1f}':>7}"
+        for c in self.candidates
+    ]
     return "\n".join([*lines, self.why, *_missing(self)])

@@ -16,8 +16,10 @@ import numpy as np
 from ..core.errors import BadRequest, TimedOut, one_of
 
 # %% ../../nbs/compression/04_prune.ipynb #95e6741e
-IMPORTANCE = {"magnitude": "GroupMagnitudeImportance", "taylor": "GroupTaylorImportance"}  # word -> torch-pruning's class
+# word -> torch-pruning's class
+IMPORTANCE = {"magnitude": "GroupMagnitudeImportance", "taylor": "GroupTaylorImportance"}
 
+# %% ../../nbs/compression/04_prune.ipynb #82a99cd9
 def prune(model,  # any nn.Module; it is not changed
           ratio: float = .5,  # share of each layer's units, and of each attention's heads, that goes
           shape: tuple | None = None,  # of one example; None: the first layer's width
@@ -28,15 +30,23 @@ def prune(model,  # any nn.Module; it is not changed
           between=None,  # function that tunes the network after each round, in place
           only: tuple[str, ...] | None = None,  # names of the layers that lose units, see `hidden`; None: all of them
          ):  # nn.Module, smaller
-    "Take the least important units out of hidden layers, and whole heads out of attention. Raises `BadRequest` for a share, a layer or a model that cannot be."
+    """Take the least important units out of hidden layers, and whole heads out of attention.
+
+    Raises `BadRequest` for a share, a layer or a model that cannot be."""
     import copy, torch
-    if not 0 < ratio < 1: raise BadRequest(f"A pruning ratio of {ratio} is not between 0 and 1.", "Give the share of units that goes, such as .5.")
-    if one_of(importance, IMPORTANCE, "importance") == "taylor" and rows is None: raise BadRequest("Taylor importance needs rows to see the loss on.", "Give rows=(X, targets).")
+    if not 0 < ratio < 1:
+        raise BadRequest(
+            f"A pruning ratio of {ratio} is not between 0 and 1.", "Give the share of units that goes, such as .5."
+        )
+    if one_of(importance, IMPORTANCE, "importance") == "taylor" and rows is None:
+        raise BadRequest("Taylor importance needs rows to see the loss on.", "Give rows=(X, targets).")
     small = copy.deepcopy(model).cpu().eval()
     names = hidden(small)
     chosen = names if only is None else [one_of(n, names, "layer") for n in only]
     example = torch.zeros(2, *(shape or (next(iter(weighted(small).values())).in_features,)))
-    outputs, pruner = small(example).shape, _pruner(small, example, importance, {weighted(small)[n]: ratio for n in chosen if n in weighted(small)}, rounds)
+    outputs, pruner = small(example).shape, _pruner(
+        small, example, importance, {weighted(small)[n]: ratio for n in chosen if n in weighted(small)}, rounds
+    )
     had = {m: m.heads for n, m in attentions(small).items() if n in chosen}
     for i in range(1, rounds + 1):
         if importance == "taylor": _gradients(small, *rows, loss)
@@ -44,15 +54,28 @@ def prune(model,  # any nn.Module; it is not changed
         pruner.step()
         small.zero_grad()
         if between is not None: between(small)
-    if small.eval()(example).shape != outputs: raise BadRequest("Pruning changed the shape of the model's output.", "Its last layer is not the last Linear or Conv2d of the module.")
+    if small.eval()(example).shape != outputs:
+        raise BadRequest(
+            "Pruning changed the shape of the model's output.",
+            "Its last layer is not the last Linear or Conv2d of the module.",
+        )
     return small
 
+# %% ../../nbs/compression/04_prune.ipynb #31178476
 def _pruner(model, example, importance: str, shares: dict, rounds: int):  # layer -> the share of its units that goes
     import torch_pruning as tp
     *_, last = weighted(model).values()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Unwrapped parameters")  # follow the layers they belong to
-        return tp.pruner.MagnitudePruner(model, example, importance=getattr(tp.importance, IMPORTANCE[importance])(), pruning_ratio=0., pruning_ratio_dict=shares, iterative_steps=rounds, ignored_layers=[last])
+        return tp.pruner.MagnitudePruner(
+            model,
+            example,
+            importance=getattr(tp.importance, IMPORTANCE[importance])(),
+            pruning_ratio=0.0,
+            pruning_ratio_dict=shares,
+            iterative_steps=rounds,
+            ignored_layers=[last],
+        )
 
 def _gradients(model, X, targets, loss):
     X, t = tensors(X, targets, loss)
@@ -69,15 +92,21 @@ def attentions(model) -> dict:  # name -> module, in order
     "Modules that share the outputs of their layers `query`, `key` and `value` among `heads`."
     import torch
     def linear(m, part): return isinstance(getattr(m, part, None), torch.nn.Linear)
-    return {n: m for n, m in model.named_modules() if isinstance(getattr(m, "heads", None), int) and all(linear(m, part) for part in ("query", "key", "value"))}
+    return {
+        n: m
+        for n, m in model.named_modules()
+        if isinstance(getattr(m, "heads", None), int) and all(linear(m, part) for part in ("query", "key", "value"))
+    }
 
 def hidden(model) -> list[str]:
-    "Names of the layers whose units are nobody's output, an attention's heads among them; a network that can spare those of some only names them as `prunable`."
+    """Names of the layers whose units are nobody's output, an attention's heads among them; a network that can spare
+    those of some only names them as `prunable`."""
     if own := getattr(model, "prunable", None): return list(own)
     heads, layers = attentions(model), weighted(model)
     whole = {part for m in heads.values() for part in (m.query, m.key, m.value)}  # lose heads, never a place of each
     names = [n for n, m in model.named_modules() if n in heads or n in layers and m not in whole]
-    if len(names) < 2: raise BadRequest("The model has no hidden layer, so there are no units to take out.", "Quantize it instead.")
+    if len(names) < 2:
+        raise BadRequest("The model has no hidden layer, so there are no units to take out.", "Quantize it instead.")
     return names[:-1]
 
 # %% ../../nbs/compression/04_prune.ipynb #55941701
@@ -102,7 +131,10 @@ def held_loss(model, X, targets, loss: str = "binary", batch: int = 256) -> floa
     X, t = tensors(X, targets, loss)
     model.eval()
     with torch.no_grad():
-        return sum(float(losses()[loss](model(X[i:i + batch]), t[i:i + batch]))*len(X[i:i + batch]) for i in range(0, len(X), batch))/len(X)
+        return sum(
+            float(losses()[loss](model(X[i : i + batch]), t[i : i + batch])) * len(X[i : i + batch])
+            for i in range(0, len(X), batch)
+        ) / len(X)
 
 # %% ../../nbs/compression/04_prune.ipynb #4bddb5af
 def tune(model,  # nn.Module, trained in place
@@ -129,7 +161,8 @@ def tune(model,  # nn.Module, trained in place
     look, optimizer = max(1, steps//(4*epochs)), torch.optim.AdamW([*model.parameters(), *(also.parameters() if also else ())], lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     track = [held_loss(model, X[watch], t[watch], loss)]
-    with torch.random.fork_rng(devices=[]), one_thread(), memory_kept(), swift(model, precision) as cast:  # dropout draws from torch's own generator; the caller's is left alone
+    # dropout draws from torch's own generator; the caller's is left alone
+    with torch.random.fork_rng(devices=[]), one_thread(), memory_kept(), swift(model, precision) as cast:
         torch.manual_seed(seed)
         for step, rows in enumerate(_steps(rest, batch, epochs), 1):
             if until is not None and time.monotonic() > until: raise TimedOut(f"Tuning had no time left after {step - 1} of {steps} steps.", "Give more minutes.")
@@ -145,11 +178,14 @@ def tune(model,  # nn.Module, trained in place
     model.eval()
     return track
 
+# %% ../../nbs/compression/04_prune.ipynb #fab00747
 @contextmanager
 def swift(model,  # nn.Module; as it was when the block ends
           precision: str = "auto",  # auto, bfloat16 or float32
          ):  # a context for forward passes
-    "Within the block convolutions find their channels side by side, and may compute in bfloat16: a third of the seconds of a CNN of 280 k parameters."
+    """Within the block convolutions find their channels side by side, and may compute in bfloat16:
+
+    a third of the seconds of a CNN of 280 k parameters."""
     import torch
     convolves = any(isinstance(m, torch.nn.Conv2d) for m in model.modules())
     has = getattr(torch.cpu, "get_capabilities", dict)()  # from torch 2.10 on
@@ -168,11 +204,13 @@ def one_thread():
     try: yield
     finally: torch.set_num_threads(before)
 
+# %% ../../nbs/compression/04_prune.ipynb #62403dda
 def _steps(rows, batch, epochs):  # the rows of each step, shuffled anew each epoch
     import torch
     for _ in range(epochs):
         mixed = rows[torch.randperm(len(rows))]
-        for part in mixed.split(batch): yield part if len(part) > 1 else mixed[-2:]  # one row has no spread, which batch norm asks for
+        # one row has no spread, which batch norm asks for
+        for part in mixed.split(batch): yield part if len(part) > 1 else mixed[-2:]
 
 # %% ../../nbs/compression/04_prune.ipynb #b07d35ae
 def _behead(module,  # see `attentions`
@@ -203,9 +241,18 @@ class Sensitivity:
 
     def _repr_html_(self) -> str:
         head = "".join(f'<th style="text-align:right;padding:2px 10px">−{s:.0%}</th>' for s in self.shares)
-        rows = "".join(f'<tr><td style="padding:2px 10px">{html.escape(n)}, {self.has(n)}</td>' + "".join(f'<td style="text-align:right;padding:2px 10px">{v - self.base:+.4f}</td>' for v in at) + "</tr>" for n, at in self.losses.items())
-        return f'<table style="font-variant-numeric:tabular-nums"><thead><tr><th style="text-align:left;padding:2px 10px">loss, from {self.base:.4f}</th>{head}</tr></thead><tbody>{rows}</tbody></table>'
+        rows = "".join(
+            f'<tr><td style="padding:2px 10px">{html.escape(n)}, {self.has(n)}</td>'
+            + "".join(f'<td style="text-align:right;padding:2px 10px">{v - self.base:+.4f}</td>' for v in at)
+            + "</tr>"
+            for n, at in self.losses.items()
+        )
+        return (
+            '<table style="font-variant-numeric:tabular-nums"><thead><tr><th style="text-align:left;padding:2px'
+            f' 10px">loss, from {self.base:.4f}</th>{head}</tr></thead><tbody>{rows}</tbody></table>'
+        )
 
+# %% ../../nbs/compression/04_prune.ipynb #06462221
 def sensitivity(model,  # any nn.Module; it is not changed
                 X,  # features float32 (N, …), some thousand
                 targets,  # (N,), or probabilities
@@ -215,5 +262,14 @@ def sensitivity(model,  # any nn.Module; it is not changed
     "How much each hidden layer can lose."
     X = np.asarray(X, np.float32)
     heads = attentions(model)
-    at = {n: [held_loss(prune(model, s, X.shape[1:], only=(n,)), X, targets, loss) for s in shares] for n in hidden(model)}
-    return Sensitivity(shares, held_loss(model, X, targets, loss), at, {n: m.heads if n in heads else len(m.weight) for n, m in (weighted(model) | heads).items() if n in at}, tuple(n for n in at if n in heads))
+    at = {
+        n: [held_loss(prune(model, s, X.shape[1:], only=(n,)), X, targets, loss) for s in shares]
+        for n in hidden(model)
+    }
+    return Sensitivity(
+        shares,
+        held_loss(model, X, targets, loss),
+        at,
+        {n: m.heads if n in heads else len(m.weight) for n, m in (weighted(model) | heads).items() if n in at},
+        tuple(n for n in at if n in heads),
+    )

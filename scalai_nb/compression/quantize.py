@@ -16,7 +16,8 @@ from .export import session
 from ..core.errors import BadRequest
 
 # %% ../../nbs/compression/02_quantize.ipynb #65d8af23
-LAYERS = {"Gemm": 0, "Conv": 0, "MatMul": 1}  # operator -> axis of its weight that holds output channels (Gemm as torch writes it, transB=1)
+# operator -> axis of its weight that holds output channels (Gemm as torch writes it, transB=1)
+LAYERS = {"Gemm": 0, "Conv": 0, "MatMul": 1}
 
 def int8(weight: np.ndarray,  # float32
          axis: int,  # of the output channels
@@ -47,8 +48,15 @@ def int8_weights(proto,  # ModelProto, not changed
         axis = 1 if transposed else LAYERS[node.op_type]
         q, scale = int8(numpy_helper.to_array(weight), axis)
         new = weight.name + "/dequantized"
-        out.graph.initializer.extend([numpy_helper.from_array(q, weight.name + "/int8"), numpy_helper.from_array(scale, weight.name + "/scale")])
-        out.graph.node.insert(at, helper.make_node("DequantizeLinear", [weight.name + "/int8", weight.name + "/scale"], [new], axis=axis, name=new))
+        out.graph.initializer.extend(
+            [numpy_helper.from_array(q, weight.name + "/int8"), numpy_helper.from_array(scale, weight.name + "/scale")]
+        )
+        out.graph.node.insert(
+            at,
+            helper.make_node(
+                "DequantizeLinear", [weight.name + "/int8", weight.name + "/scale"], [new], axis=axis, name=new
+            ),
+        )
         node.input[1] = new
         if not any(weight.name in n.input for n in out.graph.node): out.graph.initializer.remove(weight)
     return out
@@ -75,7 +83,10 @@ def quantize(proto,  # the model's graph, `features` -> `score`
             ):  # ModelProto; every other layer's weight is int8
     "int8 weights everywhere, int8 sums between the edges."
     names = layers(proto)
-    if not names: raise BadRequest("The graph has no layer with weights, so there is nothing to quantize.", "Give the graph of a float model.")
+    if not names:
+        raise BadRequest(
+            "The graph has no layer with weights, so there is nothing to quantize.", "Give the graph of a float model."
+        )
     exact = (names[0], names[-1]) if exact is None else exact
     inner = [n for n in names if n not in exact]
     summed = int8_sums(proto, np.asarray(rows, np.float32), inner) if inner else proto
@@ -94,12 +105,23 @@ def int8_sums(proto,  # ModelProto
         def get_next(self): return next(self.parts, None)
     copy = onnx.ModelProto(); copy.CopyFrom(proto)
     summed = {o for n in copy.graph.node if n.name in names for o in n.output}
-    relus = [n.name for n in copy.graph.node if n.op_type == "Relu" and n.input[0] in summed]  # becomes the lower end of the layer's range
+    # becomes the lower end of the layer's range
+    relus = [n.name for n in copy.graph.node if n.op_type == "Relu" and n.input[0] in summed]
     with quiet(), tempfile.TemporaryDirectory() as tmp:
-        q.quantize_static(copy, f"{tmp}/q.onnx", Rows(), quant_format=q.QuantFormat.QDQ, per_channel=True, nodes_to_quantize=names + relus,
-                          op_types_to_quantize=[*LAYERS, "Relu"], activation_type=q.QuantType.QUInt8, weight_type=q.QuantType.QInt8)
+        q.quantize_static(
+            copy,
+            f"{tmp}/q.onnx",
+            Rows(),
+            quant_format=q.QuantFormat.QDQ,
+            per_channel=True,
+            nodes_to_quantize=names + relus,
+            op_types_to_quantize=[*LAYERS, "Relu"],
+            activation_type=q.QuantType.QUInt8,
+            weight_type=q.QuantType.QInt8,
+        )
         return onnx.load(f"{tmp}/q.onnx")
 
+# %% ../../nbs/compression/02_quantize.ipynb #df41fad6
 @contextmanager
 def quiet():
     "ONNX Runtime's quantizer advises a preparation that the exported graph does not need."
@@ -109,7 +131,9 @@ def quiet():
     finally: root.setLevel(level)
 
 # %% ../../nbs/compression/02_quantize.ipynb #b2c761b5
-def weight_types(proto) -> dict[str, str]:  # name of each initializer of two or more axes in the model's part -> its type
+def weight_types(
+    proto,
+) -> dict[str, str]:  # name of each initializer of two or more axes in the model's part -> its type
     "What the weights are stored as; the prep's own constants (not under `model/`) are left out of a joined file."
     from onnx import TensorProto
     joined = any(n.name.startswith("model/") for n in proto.graph.node)
@@ -148,34 +172,52 @@ def piece(proto,  # ModelProto
     return out
 
 # %% ../../nbs/compression/02_quantize.ipynb #0c92678f
-def layer_errors(proto,  # the float graph
-                 small,  # the same, quantized by `quantize`
-                 rows: np.ndarray,  # features float32 (N, …), some hundred
-                ) -> list[dict]:  # layer, node, sums and weights ("int8" or "float"), own, running; the greatest own error first
+def layer_errors(
+    proto,  # the float graph
+    small,  # the same, quantized by `quantize`
+    rows: np.ndarray,  # features float32 (N, …), some hundred
+) -> list[dict]:  # layer, node, sums and weights ("int8" or "float"), own, running; the greatest own error first
     "How far each layer's output is from that of the float graph, relative RMS."
     known = {o for n in small.graph.node for o in n.output}
     nodes = {n.name: n for n in small.graph.node}
     inputs = {n.name: (n.input[0], n.input[1]) for n in proto.graph.node if n.name in layers(proto)}
     ends = {name: nodes[name].output[0] for name in inputs}  # a Relu behind it may have become part of it
-    ends_small = {name: f"{t}_DequantizeLinear_Output" if f"{t}_DequantizeLinear_Output" in known else t for name, t in ends.items()}
-    want = activations(proto, list(dict.fromkeys([*ends.values(), *(i for i, _ in inputs.values() if i != "features")])), {"features": rows}) | {"features": rows}
+    ends_small = {
+        name: f"{t}_DequantizeLinear_Output" if f"{t}_DequantizeLinear_Output" in known else t
+        for name, t in ends.items()
+    }
+    want = activations(
+        proto,
+        list(dict.fromkeys([*ends.values(), *(i for i, _ in inputs.values() if i != "features")])),
+        {"features": rows},
+    ) | {"features": rows}
     have = activations(small, list(ends_small.values()), {"features": rows})
     def gap(got, t): return float(np.sqrt(np.mean((got - want[t])**2)/max(np.mean(want[t]**2), 1e-30)))
     out = []
     for name, (source, weight) in inputs.items():
-        alone = activations(piece(small, source, ends_small[name]), [ends_small[name]], {source: want[source]})[ends_small[name]]
-        out.append({"layer": weight.removeprefix("model.").removesuffix(".weight"), "node": name, "sums": "float" if ends_small[name] == ends[name] else "int8",
-                    "weights": "float" if nodes[name].input[1] == weight else "int8",
-                    "own": gap(alone, ends[name]), "running": gap(have[ends_small[name]], ends[name])})
+        alone = activations(piece(small, source, ends_small[name]), [ends_small[name]], {source: want[source]})[
+            ends_small[name]
+        ]
+        out.append(
+            {
+                "layer": weight.removeprefix("model.").removesuffix(".weight"),
+                "node": name,
+                "sums": "float" if ends_small[name] == ends[name] else "int8",
+                "weights": "float" if nodes[name].input[1] == weight else "int8",
+                "own": gap(alone, ends[name]),
+                "running": gap(have[ends_small[name]], ends[name]),
+            }
+        )
     return sorted(out, key=lambda e: -e["own"])
 
 # %% ../../nbs/compression/02_quantize.ipynb #d7724089
-def spare(proto,  # the model's graph, `features` -> `score`
-          rows: np.ndarray,  # calibration features, see `calibration`
-          lost,  # function of a quantized ModelProto: what it loses, such as points of accuracy
-          limit: float,  # that it may lose
-          exact: tuple[str, ...] | None = None,  # layers that keep float sums from the start; None: the first and the last
-         ):  # (ModelProto, its `layer_errors`, what it lost before any more layer was spared)
+def spare(
+    proto,  # the model's graph, `features` -> `score`
+    rows: np.ndarray,  # calibration features, see `calibration`
+    lost,  # function of a quantized ModelProto: what it loses, such as points of accuracy
+    limit: float,  # that it may lose
+    exact: tuple[str, ...] | None = None,  # layers that keep float sums from the start; None: the first and the last
+):  # (ModelProto, its `layer_errors`, what it lost before any more layer was spared)
     "Quantize, and give float sums, then float weights, back to the worst layers while too much is lost."
     names = layers(proto)
     exact, untouched, first = ((names[0], names[-1]) if names else ()) if exact is None else exact, (), None
@@ -185,31 +227,49 @@ def spare(proto,  # the model's graph, `features` -> `score`
         first = loss if first is None else first
         sums, weights = ([e["node"] for e in errors if e["node"] not in those] for those in (exact, untouched))
         if loss <= limit or not weights: return small, errors, first
-        if sums: exact = (*exact, *sums[:max(1, len(sums)//4)])
+        if sums:exact = (*exact, *sums[:max(1, len(sums)//4)])
         else: untouched = (*untouched, *weights[:max(1, len(weights)//4)])
 
 # %% ../../nbs/compression/02_quantize.ipynb #b79b1ebf
 def dynamic(proto,  # the model's graph, `features` -> `score`
            ):  # ModelProto; every layer's weight is int8, tables of vectors too
-    "Store weights as int8 and sum in int8, with a range for each row of a layer's input (per-token dynamic quantization)."
+    """Store weights as int8 and sum in int8, with a range for each row of a layer's input (per-token dynamic
+    quantization)."""
     from onnx import ModelProto
     names, held, out = layers(proto), {i.name: i for i in proto.graph.initializer}, ModelProto()
-    if not names: raise BadRequest("The graph has no layer with weights, so there is nothing to quantize.", "Give the graph of a float model.")
+    if not names:
+        raise BadRequest(
+            "The graph has no layer with weights, so there is nothing to quantize.", "Give the graph of a float model."
+        )
     out.CopyFrom(proto)
-    made, constants = [], {"rows/axes": np.array([-1]), "rows/least": np.float32(1e-30), "rows/step": np.float32(1/127), "rows/one": np.float32(1), "rows/zero": np.uint8(128)}
+    made, constants = [], {
+        "rows/axes": np.array([-1]),
+        "rows/least": np.float32(1e-30),
+        "rows/step": np.float32(1 / 127),
+        "rows/one": np.float32(1),
+        "rows/zero": np.uint8(128),
+    }
     for node in proto.graph.node:
-        if node.name in names and _sums_rows(node, held): made += _by_row(node, held, constants, {o for n in made for o in n.output})
-        elif node.op_type == "Gather" and node.input[0] in held and _is_weight(held[node.input[0]]): made += _from_table(node, held, constants)
-        else: made.append(node)
+        if node.name in names and _sums_rows(node, held):
+            made += _by_row(node, held, constants, {o for n in made for o in n.output})
+        elif node.op_type == "Gather" and node.input[0] in held and _is_weight(held[node.input[0]]):
+            made += _from_table(node, held, constants)
+        else:
+            made.append(node)
     _replace(out, made, constants)
     return int8_weights(out)  # what is left: convolutions, which are slower in int8 than in float
 
 def _is_weight(i) -> bool: return i.data_type == 1 and len(i.dims) == 2
 
+# %% ../../nbs/compression/02_quantize.ipynb #85063877
 def _sums_rows(node, held) -> bool:
     "Whether a layer multiplies rows by a weight, and does nothing else that would have to be kept."
     plain = {"alpha": 1., "beta": 1., "transA": 0}
-    return node.op_type != "Conv" and _is_weight(held[node.input[1]]) and all(plain.get(a.name) in (None, a.f if a.name != "transA" else a.i) for a in node.attribute)
+    return (
+        node.op_type != "Conv"
+        and _is_weight(held[node.input[1]])
+        and all(plain.get(a.name) in (None, a.f if a.name != "transA" else a.i) for a in node.attribute)
+    )
 
 def _replace(out, nodes, constants) -> None:
     "Give a graph these nodes, and the constants that they take."
@@ -228,17 +288,31 @@ def _by_row(node, held, constants: dict, known: set[str]) -> list:  # nodes
     x, w, (y,) = node.input[0], node.input[1], node.output
     make = lambda op, inputs, output, **how: helper.make_node(op, inputs, [output], name=output, **how)
     scale, whole, sums = f"{x}/scale", f"{x}/int8", f"{y}/sums"
-    nodes = [] if whole in known else [
-        make("Abs", [x], f"{x}/size"), make("ReduceMax", [f"{x}/size", "rows/axes"], f"{x}/top", keepdims=1), make("Max", [f"{x}/top", "rows/least"], f"{x}/range"),
-        make("Mul", [f"{x}/range", "rows/step"], scale), make("Div", [x, scale], f"{x}/scaled"), make("QuantizeLinear", [f"{x}/scaled", "rows/one", "rows/zero"], whole)]
+    nodes = (
+        []
+        if whole in known
+        else [
+            make("Abs", [x], f"{x}/size"),
+            make("ReduceMax", [f"{x}/size", "rows/axes"], f"{x}/top", keepdims=1),
+            make("Max", [f"{x}/top", "rows/least"], f"{x}/range"),
+            make("Mul", [f"{x}/range", "rows/step"], scale),
+            make("Div", [x, scale], f"{x}/scaled"),
+            make("QuantizeLinear", [f"{x}/scaled", "rows/one", "rows/zero"], whole),
+        ]
+    )
     weight = numpy_helper.to_array(held[w])
     weight = weight.T if any(a.name == "transB" and a.i for a in node.attribute) else weight
     constants[f"{w}/int8"], constants[f"{w}/scale"] = int8(np.ascontiguousarray(weight), 1)
     bias = list(node.input[2:])
-    return nodes + [make("MatMulInteger", [whole, f"{w}/int8", "rows/zero"], sums), make("Cast", [sums], f"{sums}/float", to=TensorProto.FLOAT),
-                    make("Mul", [f"{sums}/float", f"{w}/scale"], f"{sums}/scaled"), make("Mul", [f"{sums}/scaled", scale], f"{sums}/rows" if bias else y),
-                    *([make("Add", [f"{sums}/rows", *bias], y)] if bias else [])]
+    return nodes + [
+        make("MatMulInteger", [whole, f"{w}/int8", "rows/zero"], sums),
+        make("Cast", [sums], f"{sums}/float", to=TensorProto.FLOAT),
+        make("Mul", [f"{sums}/float", f"{w}/scale"], f"{sums}/scaled"),
+        make("Mul", [f"{sums}/scaled", scale], f"{sums}/rows" if bias else y),
+        *([make("Add", [f"{sums}/rows", *bias], y)] if bias else []),
+    ]
 
+# %% ../../nbs/compression/02_quantize.ipynb #ce7c1625
 def _from_table(node, held, constants: dict) -> list:  # nodes
     "Vectors looked up in a table of int8, each with a scale of its own."
     from onnx import TensorProto, helper, numpy_helper
@@ -247,5 +321,10 @@ def _from_table(node, held, constants: dict) -> list:  # nodes
     if axis: return [node]
     constants[f"{table}/int8"], constants[f"{table}/scale"] = int8(numpy_helper.to_array(held[table]), 0)
     make = lambda op, inputs, output, **how: helper.make_node(op, inputs, [output], name=output, **how)
-    return [make("Gather", [f"{table}/int8", at], f"{y}/int8"), make("Cast", [f"{y}/int8"], f"{y}/float", to=TensorProto.FLOAT),
-            make("Gather", [f"{table}/scale", at], f"{y}/scale"), make("Unsqueeze", [f"{y}/scale", "rows/axes"], f"{y}/scales"), make("Mul", [f"{y}/float", f"{y}/scales"], y)]
+    return [
+        make("Gather", [f"{table}/int8", at], f"{y}/int8"),
+        make("Cast", [f"{y}/int8"], f"{y}/float", to=TensorProto.FLOAT),
+        make("Gather", [f"{table}/scale", at], f"{y}/scale"),
+        make("Unsqueeze", [f"{y}/scale", "rows/axes"], f"{y}/scales"),
+        make("Mul", [f"{y}/float", f"{y}/scales"], y),
+    ]

@@ -53,30 +53,37 @@ def text(alert: Alert,
     "The alert in words. Raises `BadRequest` for a template that names what no alert has."
     fields = alert.to_dict() | {"state": "resolved" if alert.resolved else alert.severity, "run": alert.run or "-",
                                 "details": "\n".join(f"{k}: {v}" for k, v in alert.details.items())}
-    try: return (template or Settings().alerts.template).format_map(fields).strip()
+    try:
+        return (template or Settings().alerts.template).format_map(fields).strip()
     except (KeyError, ValueError, IndexError, AttributeError) as e:
-        raise BadRequest(f"[alerts] template cannot be filled: {e}.", f"Known: {', '.join('{' + f + '}' for f in fields)}.", "settings") from e
+        raise BadRequest(
+            f"[alerts] template cannot be filled: {e}.",
+            f"Known: {', '.join('{' + f + '}' for f in fields)}.",
+            "settings",
+        ) from e
 
 # %% ../../nbs/core/20_alerts.ipynb #6e6bf23b
 def _revealed(value: str, what: str) -> str:
     "What `env:NAME` or `file:PATH` stands for; anything else is itself."
     kind, _, place = value.partition(":")
-    try: return os.environ[place] if kind == "env" else Path(place).read_text().strip() if kind == "file" else value
-    except (KeyError, OSError) as e: raise BadRequest(f"[alerts] {what} = {value} is not there.", "Set the environment variable, or check the file.", "settings") from e
-
+    try:
+        return os.environ[place] if kind == "env" else Path(place).read_text().strip() if kind == "file" else value
+    except (KeyError, OSError) as e:
+        raise BadRequest(
+            f"[alerts] {what} = {value} is not there.", "Set the environment variable, or check the file.", "settings"
+        ) from e
 
 def _post(settings: Settings, url: str, body: object, alert: Alert):
     "One POST of JSON. Redirects are refused: they would carry the alert elsewhere."
     import httpx
     headers = {"Idempotency-Key": alert.delivery} if alert.delivery else {}
-    with httpx.stream("POST", url, json=body, headers=headers, timeout=settings.alerts.timeout) as answer: answer.raise_for_status()
-
+    with httpx.stream("POST", url, json=body, headers=headers, timeout=settings.alerts.timeout) as answer:
+        answer.raise_for_status()
 
 def webhook(alert: Alert, settings: Settings):
     "`Alert.to_dict()` as JSON, with its text."
     body = alert.to_dict() | {"text": text(alert, settings.alerts.template)}
     _post(settings, _revealed(settings.alerts.webhook, "webhook"), body, alert)
-
 
 def slack(alert: Alert, settings: Settings):
     "Slack's incoming webhook, which Mattermost and Rocket.Chat take too."
@@ -85,16 +92,29 @@ def slack(alert: Alert, settings: Settings):
     body = {"text": said.splitlines()[0], "attachments": [{"color": color, "text": said, "fallback": said}]}
     _post(settings, _revealed(settings.alerts.slack, "slack"), body, alert)
 
-
 def stdout(alert: Alert, settings: Settings): print(text(alert, settings.alerts.template), flush=True)
 
 # %% ../../nbs/core/20_alerts.ipynb #bd43f063
 def alertmanager(alert: Alert, settings: Settings):
     "Alertmanager's API, version 2."
-    labels = {"alertname": alert.what, "source": alert.source, "key": alert.key, "severity": alert.severity, "service": "scalai"}
-    notes = {"summary": alert.summary, "run": alert.run, "description": "\n".join(f"{k}: {v}" for k, v in alert.details.items())}
+    labels = {
+        "alertname": alert.what,
+        "source": alert.source,
+        "key": alert.key,
+        "severity": alert.severity,
+        "service": "scalai",
+    }
+    notes = {
+        "summary": alert.summary,
+        "run": alert.run,
+        "description": "\n".join(f"{k}: {v}" for k, v in alert.details.items()),
+    }
     ends = alert.at if alert.resolved else alert.at + timedelta(days=7)
-    body = {"labels": {k: v for k, v in labels.items() if v}, "annotations": {k: v for k, v in notes.items() if v}, "endsAt": ends.isoformat()}
+    body = {
+        "labels": {k: v for k, v in labels.items() if v},
+        "annotations": {k: v for k, v in notes.items() if v},
+        "endsAt": ends.isoformat(),
+    }
     if not alert.resolved: body["startsAt"] = alert.at.isoformat()
     base = _revealed(settings.alerts.alertmanager, "alertmanager").rstrip("/")
     _post(settings, f"{base}/api/v2/alerts", [body], alert)
@@ -119,26 +139,54 @@ def email(alert: Alert, settings: Settings):
             secure = True
         if server.username:
             if not secure and server.hostname not in ("localhost", "127.0.0.1", "::1"):
-                raise BadRequest(f"{server.hostname} offers no TLS, so no password is sent to it.", "Use smtps://, or leave the user out of [alerts] email.", "settings")
+                raise BadRequest(
+                    f"{server.hostname} offers no TLS, so no password is sent to it.",
+                    "Use smtps://, or leave the user out of [alerts] email.",
+                    "settings",
+                )
             smtp.login(server.username, _revealed(s.email_password, "email_password"))
         smtp.send_message(mail)
 
 # %% ../../nbs/core/20_alerts.ipynb #112c42b9
-RECEIVERS: dict[str, Callable[[Alert, Settings], None]] = dict(webhook=webhook, slack=slack, email=email, alertmanager=alertmanager, stdout=stdout)
+RECEIVERS: dict[str, Callable[[Alert, Settings], None]] = dict(
+    webhook=webhook, slack=slack, email=email, alertmanager=alertmanager, stdout=stdout
+)
 
-
+# %% ../../nbs/core/20_alerts.ipynb #84d8aa94
 def receivers(settings: Settings) -> list[str]:  # names, of those that are set
     "Who is told. Raises `BadRequest` where what is set cannot work."
     s = settings.alerts
     for name in ("webhook", "slack", "alertmanager"):
         if (url := getattr(s, name)) and not url.startswith(("http://", "https://", "env:", "file:")):
-            raise BadRequest(f"[alerts] {name} is no address.", "Write http://… or https://…, or where it is: env:NAME or file:PATH.", "settings")
+            raise BadRequest(
+                f"[alerts] {name} is no address.",
+                "Write http://… or https://…, or where it is: env:NAME or file:PATH.",
+                "settings",
+            )
     if s.email:
         server = urlsplit(s.email)
-        if server.scheme not in ("smtp", "smtps") or not server.hostname: raise BadRequest("[alerts] email is no mail server.", "Write smtp://USER@HOST:587 or smtps://USER@HOST.", "settings")
-        if server.password: raise BadRequest("[alerts] email holds a password.", "Write smtp://USER@HOST, and email_password = env:NAME.", "settings")
-        if not (s.email_from and s.email_to): raise BadRequest("[alerts] email needs email_from and email_to.", "Give both; several receivers are separated by commas.", "settings")
-        if server.username and not s.email_password.startswith(("env:", "file:")): raise BadRequest("[alerts] email_password is where the password is, not the password.", "Write email_password = env:NAME or file:PATH.", "settings")
+        if server.scheme not in ("smtp", "smtps") or not server.hostname:
+            raise BadRequest(
+                "[alerts] email is no mail server.", "Write smtp://USER@HOST:587 or smtps://USER@HOST.", "settings"
+            )
+        if server.password:
+            raise BadRequest(
+                "[alerts] email holds a password.",
+                "Write smtp://USER@HOST, and email_password = env:NAME.",
+                "settings",
+            )
+        if not (s.email_from and s.email_to):
+            raise BadRequest(
+                "[alerts] email needs email_from and email_to.",
+                "Give both; several receivers are separated by commas.",
+                "settings",
+            )
+        if server.username and not s.email_password.startswith(("env:", "file:")):
+            raise BadRequest(
+                "[alerts] email_password is where the password is, not the password.",
+                "Write email_password = env:NAME or file:PATH.",
+                "settings",
+            )
     text(Alert("test", "test"), s.template)
     return [name for name in RECEIVERS if getattr(s, name)]
 
@@ -178,8 +226,10 @@ def _deliveries(settings: Settings) -> sqlite3.Connection:
     settings.home.mkdir(parents=True, exist_ok=True)
     db = sqlite3.connect(settings.path("alerts.db"), timeout=5, isolation_level=None)
     shared(db, patience=5)
-    db.execute("""CREATE TABLE IF NOT EXISTS deliveries (receiver TEXT, key TEXT, resolved INTEGER, at REAL,
-                  owner TEXT, id TEXT, alert TEXT, PRIMARY KEY (receiver, key))""")  # owner: who delivers it now; empty: done
+    db.execute(
+        """CREATE TABLE IF NOT EXISTS deliveries (receiver TEXT, key TEXT, resolved INTEGER, at REAL,
+                  owner TEXT, id TEXT, alert TEXT, PRIMARY KEY (receiver, key))"""
+    )  # owner: who delivers it now; empty: done
     return db
 
 def _owner() -> str:
@@ -221,6 +271,7 @@ def _mark(settings: Settings, name: str, id: str, delivered: bool) -> None:
         if not delivered: db.execute("DELETE FROM deliveries WHERE receiver = ? AND id = ?", (name, id))
         db.execute("UPDATE deliveries SET owner = '', at = ? WHERE receiver = ? AND id = ?", (time.time(), name, id))
 
+# %% ../../nbs/core/20_alerts.ipynb #d7a0cec8
 def _lost(settings: Settings, name: str) -> list[Alert]:
     "What was claimed for a receiver by a process that is gone."
     with closing(_deliveries(settings)) as db:
@@ -230,10 +281,9 @@ def _lost(settings: Settings, name: str) -> list[Alert]:
     return [Alert(**said | {"at": datetime.fromisoformat(said["at"])}) for said in found]
 
 # %% ../../nbs/core/20_alerts.ipynb #fad1d1ba
-def send(alert: Alert,
-         settings: Settings | None = None,
-         within: float = 20.,  # seconds to wait for all receivers
-        ) -> dict[str, str]:  # receiver: why it was not told (empty: it was); those told of this case before are left out
+def send(
+    alert: Alert, settings: Settings | None = None, within: float = 20.0  # seconds to wait for all receivers
+) -> dict[str, str]:  # receiver: why it was not told (empty: it was); those told of this case before are left out
     "Tell whoever the settings name."
     try:
         settings = settings or Settings.load()
@@ -249,11 +299,13 @@ def send(alert: Alert,
     for name, t in threads.items():
         t.join(max(0., until - time.monotonic()))
         if t.is_alive():
-            logger("alerts").error(f"{name} was not told", alert=alert.key, why=f"it did not answer within {within:g} s")
+            logger("alerts").error(
+                f"{name} was not told", alert=alert.key, why=f"it did not answer within {within:g} s"
+            )
             done = done | {name: f"it did not answer within {within:g} s"}
     return done
 
-
+# %% ../../nbs/core/20_alerts.ipynb #f2b141bf
 def _told(name: str, alert: Alert, settings: Settings) -> dict[str, str]:
     "First what a process that is gone had claimed, then this one; where it cannot be known who was told, deliver."
     try:
@@ -263,7 +315,6 @@ def _told(name: str, alert: Alert, settings: Settings) -> dict[str, str]:
         logger("alerts").warning("alerts may be told twice", why=str(e))
         return {name: deliver(name, alert, settings)}
 
-
 def _once(name: str, alert: Alert, settings: Settings) -> dict[str, str]:
     "Claim, deliver, mark."
     id = _claim(settings, name, alert)
@@ -272,7 +323,6 @@ def _once(name: str, alert: Alert, settings: Settings) -> dict[str, str]:
     try: _mark(settings, name, id, not why)
     except (sqlite3.Error, OSError) as e: logger("alerts").warning("alerts may be told twice", why=str(e))
     return {name: why}
-
 
 def resume(settings: Settings) -> None:
     "Deliver what a process claimed that was killed before it was marked as delivered."
@@ -284,7 +334,9 @@ def resume(settings: Settings) -> None:
         logger("alerts").error("alerts that were not delivered wait", why=str(e))
 
 # %% ../../nbs/core/20_alerts.ipynb #3b450f3b
-def open_cases(settings: Settings | None = None) -> list[tuple[str, float]]:  # key of the case; when somebody was told last, in seconds since 1970
+def open_cases(
+    settings: Settings | None = None,
+) -> list[tuple[str, float]]:  # key of the case; when somebody was told last, in seconds since 1970
     "The cases that are not resolved, the newest first."
     settings = settings or Settings.load()
     if not settings.path("alerts.db").exists(): return []
@@ -307,15 +359,18 @@ class Sender:
     def send(self, alert: Alert):
         "Never waits."
         if not self.on: return
-        try: self.waiting.put_nowait(alert)
-        except queue.Full: logger("alerts").error("an alert was dropped", alert=alert.key, why=f"{self.waiting.maxsize} wait already")
+        try:
+            self.waiting.put_nowait(alert)
+        except queue.Full:
+            logger("alerts").error("an alert was dropped", alert=alert.key, why=f"{self.waiting.maxsize} wait already")
 
     def close(self, within: float = 20.):  # seconds for what still waits
         if not self.on: return
         self.send_end(within)
-        if left := self.waiting.qsize(): logger("alerts").error(f"{left} alerts were not sent", why=f"receivers took more than {within:g} s")
+        if left := self.waiting.qsize():
+            logger("alerts").error(f"{left} alerts were not sent", why=f"receivers took more than {within:g} s")
 
     def send_end(self, within: float):
-        try: self.waiting.put(None, timeout=within)
+        try:self.waiting.put(None, timeout=within)
         except queue.Full: return
         self.thread.join(within)

@@ -14,7 +14,8 @@ from .errors import BadRequest
 
 # %% ../../nbs/core/24_auth.ipynb #3406c1fc
 ROLES = ("viewer", "editor")
-ROLE, CARD = "HTTP_X_SCALAI_ROLE", "HTTP_X_SCALAI_VISITOR"  # in the environment of a dashboard's kernel: Voila puts the gateway's headers there (RFC 3875, 4.1.18)
+# in the environment of a dashboard's kernel: Voila puts the gateway's headers there (RFC 3875, 4.1.18)
+ROLE, CARD = "HTTP_X_SCALAI_ROLE", "HTTP_X_SCALAI_VISITOR"
 
 @dataclass(frozen=True)
 class Visitor:
@@ -44,5 +45,6 @@ def editors_only(action: str,  # what was about to happen, as in "promote a mode
                  environ: dict | None = None) -> Visitor:  # who may, and for the record did
     "Let an editor pass. Raises `BadRequest` of the kind `Forbidden` for a viewer."
     who = visitor(environ)
-    if not who.edits: raise BadRequest(f"A viewer may not {action}.", "Open the dashboards by the editor's link.", "Forbidden")
+    if not who.edits:
+        raise BadRequest(f"A viewer may not {action}.", "Open the dashboards by the editor's link.", "Forbidden")
     return who

@@ -35,7 +35,11 @@ def _threads(c, workers):
 def _processes(c, workers):
     import dask
     from distributed import LocalCluster
-    env = {k: v for k, v in dask.config.get("distributed.nanny.pre-spawn-environ").items() if k != "MALLOC_TRIM_THRESHOLD_"}
+    env = {
+        k: v
+        for k, v in dask.config.get("distributed.nanny.pre-spawn-environ").items()
+        if k != "MALLOC_TRIM_THRESHOLD_"
+    }
     with dask.config.set({"distributed.nanny.pre-spawn-environ": env}):
         return LocalCluster(n_workers=workers, threads_per_worker=c.threads, processes=True, host="127.0.0.1",
                             dashboard_address=None, scheduler_kwargs=ANY_PORT,
@@ -59,21 +63,31 @@ def cluster(settings: Settings | None = None,  # default: those in force here
     kind = choose(settings) if kind == "auto" else kind
     if kind == "address":
         with _connected(c.address) as client: yield client
-    elif kind not in START: raise BadRequest(f"Unknown cluster kind {kind!r}.", f"Known: auto, address, {', '.join(START)}.")
+    elif kind not in START:
+        raise BadRequest(f"Unknown cluster kind {kind!r}.", f"Known: auto, address, {', '.join(START)}.")
     else:
         quiet = logging.getLogger("distributed").level
         logging.getLogger("distributed").setLevel(logging.ERROR)  # closing workers chat
         with START[kind](c, workers or c.workers) as local, Client(local, set_as_default=default) as client:
-            try: yield client
-            finally: logging.getLogger("distributed").setLevel(quiet)
+            try:
+                yield client
+            finally:
+                logging.getLogger("distributed").setLevel(quiet)
 
+# %% ../../nbs/core/14_cluster.ipynb #4905d88e
 def _connected(address: str):
     from distributed import Client
-    if not address: raise BadRequest("The cluster's address is empty.", "Set [cluster] address = tcp://HOST:PORT in settings.ini.")
-    try: return Client(address, timeout=10)
+    if not address:
+        raise BadRequest("The cluster's address is empty.", "Set [cluster] address = tcp://HOST:PORT in settings.ini.")
+    try:
+        return Client(address, timeout=10)
     except OSError as e:
-        raise Unreachable(f"No Dask scheduler answers at {address}.", "Start one with `dask scheduler`, or correct [cluster] address.") from e
-    except ValueError as e: raise BadRequest(f"{address!r} is not an address: {e}", "Write it as tcp://HOST:PORT.") from e
+        raise Unreachable(
+            f"No Dask scheduler answers at {address}.",
+            "Start one with `dask scheduler`, or correct [cluster] address.",
+        ) from e
+    except ValueError as e:
+        raise BadRequest(f"{address!r} is not an address: {e}", "Write it as tcp://HOST:PORT.") from e
 
 def computing():  # distributed.Client, or None
     "The client that `dask.compute` would use here."

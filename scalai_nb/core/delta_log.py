@@ -37,24 +37,35 @@ def newest(name: str,  # of a table of the workspace; with a slash in it, a plac
 
 def _listed(name: str, settings: Settings | None) -> list[re.Match]:  # the version is group 1
     fs, log = _log(name, settings)
-    try: names = fs.ls(log, detail=False)
+    try:names = fs.ls(log, detail=False)
     except FileNotFoundError: return []
     return [m for n in names if (m := LOGGED.fullmatch(n.rsplit("/", 1)[-1]))]
 
-def _actions(name: str, version: int, settings: Settings | None) -> list[dict] | None:  # None: tidied away, or never there
+def _actions(
+    name: str, version: int, settings: Settings | None
+) -> list[dict] | None:  # None: tidied away, or never there
     fs, log = _log(name, settings)
-    try: return [json.loads(line) for line in fs.cat_file(f"{log}/{version:020}.json").splitlines() if line.strip()]
+    try:return [json.loads(line) for line in fs.cat_file(f"{log}/{version:020}.json").splitlines() if line.strip()]
     except FileNotFoundError: return None
 
-def _time(actions: list[dict]) -> float | None: return next((a["commitInfo"]["timestamp"]/1000 for a in actions if "timestamp" in a.get("commitInfo", {})), None)
+def _time(actions: list[dict]) -> float | None:
+    return next((a["commitInfo"]["timestamp"] / 1000 for a in actions if "timestamp" in a.get("commitInfo", {})), None)
 
+# %% ../../nbs/core/07_delta_log.ipynb #3268ef44
 def commit_info(name: str, version: int, settings: Settings | None = None) -> dict:
-    "What a commit says of itself: its time, operation, and what its writer added. Raises `BadRequest` where the log does not have it."
+    """What a commit says of itself:
+
+    its time, operation, and what its writer added. Raises `BadRequest` where the log does not have it."""
     actions = _actions(name, version, settings)
-    if actions is None: raise BadRequest(f"The log of {name} has no version {version} any more.", "Restore its _delta_log from a copy.", "table")
+    if actions is None:
+        raise BadRequest(
+            f"The log of {name} has no version {version} any more.", "Restore its _delta_log from a copy.", "table"
+        )
     return next((a["commitInfo"] for a in actions if a.get("commitInfo")), {})
 
-def committed(name: str, version: int, settings: Settings | None = None) -> float | None:  # seconds since 1970; None where the log does not say
+def committed(
+    name: str, version: int, settings: Settings | None = None
+) -> float | None:  # seconds since 1970; None where the log does not say
     "When a version was committed, by its writer's clock."
     return _time(_actions(name, version, settings) or [])
 
@@ -65,6 +76,7 @@ def written_by(name: str, version: int,
     actions = _actions(name, version, settings) or []
     return next((a["commitInfo"].get("run") for a in actions if "commitInfo" in a), None)
 
+# %% ../../nbs/core/07_delta_log.ipynb #b0c0252e
 def commits(name: str,
             after: int = -1,  # a version
             most: int = 1,
@@ -75,7 +87,8 @@ def commits(name: str,
     return [(v, *_told(_actions(name, v, settings) or [])) for v in found[-most:]]
 
 def _told(actions: list[dict]) -> tuple[float, str]:
-    info = next((a["commitInfo"] for a in actions if a.get("commitInfo")), {})  # Delta's protocol does not demand the line
+    # Delta's protocol does not demand the line
+    info = next((a["commitInfo"] for a in actions if a.get("commitInfo")), {})
     return info.get("timestamp", time.time()*1000)/1000, info.get("operation", "")
 
 def changes(name: str,
@@ -86,15 +99,20 @@ def changes(name: str,
     found = []
     for version in range(since + 1, (newest(name, settings) or 0) + 1):
         actions = _actions(name, version, settings)
-        if actions is None: found.append((version, None))  # nobody can say that it changed nothing
-        elif any(a[kind].get("dataChange", True) for a in actions for kind in ("add", "remove") if kind in a): found.append((version, _time(actions)))
+        if actions is None:
+            found.append((version, None))  # nobody can say that it changed nothing
+        elif any(a[kind].get("dataChange", True) for a in actions for kind in ("add", "remove") if kind in a):
+            found.append((version, _time(actions)))
     return found
 
+# %% ../../nbs/core/07_delta_log.ipynb #80aa2fc5
 def replacements(name: str,
                  mine: list[int],  # versions
                  settings: Settings | None = None,
                 ) -> list[int]:  # later versions
-    "The versions that took away rows which some earlier ones, `mine`, had brought. Rows that were only packed anew are still there."
+    """The versions that took away rows which some earlier ones, `mine`, had brought.
+
+    Rows that were only packed anew are still there."""
     files, unknown, found = set(), False, []
     for version in range(min(mine), (newest(name, settings) or 0) + 1):
         actions = _actions(name, version, settings)
@@ -108,17 +126,21 @@ def replacements(name: str,
     return [v for v in found if v > max(mine)]
 
 # %% ../../nbs/core/07_delta_log.ipynb #8c97dbf3
-def transactions(name: str,  # of a table of the workspace; with a slash in it, a place elsewhere
-                 version: int,
-                 settings: Settings | None = None,
-                ) -> dict[str, int] | None:  # name → its last number; None where the log has a shape that this does not read
+def transactions(
+    name: str,  # of a table of the workspace; with a slash in it, a place elsewhere
+    version: int,
+    settings: Settings | None = None,
+) -> dict[str, int] | None:  # name → its last number; None where the log has a shape that this does not read
     "All transaction names that a version of a Delta table knows."
     import pyarrow.parquet as pq
-    kept = [int(m[1]) for m in _listed(name, settings) if m[0] == f"{m[1]}.checkpoint.parquet" and int(m[1]) <= version]
+    kept = [
+        int(m[1]) for m in _listed(name, settings) if m[0] == f"{m[1]}.checkpoint.parquet" and int(m[1]) <= version
+    ]
     start, found = max(kept, default=-1), {}
     if kept:
         fs, log = _log(name, settings)
-        with fs.open(f"{log}/{start:020}.checkpoint.parquet") as f: rows = pq.read_table(f, columns=["txn"])["txn"].combine_chunks().drop_null()
+        with fs.open(f"{log}/{start:020}.checkpoint.parquet") as f:
+            rows = pq.read_table(f, columns=["txn"])["txn"].combine_chunks().drop_null()
         found = dict(zip(rows.field("appId").to_pylist(), rows.field("version").to_pylist()))
     for v in range(start + 1, version + 1):
         actions = _actions(name, v, settings)

@@ -19,7 +19,8 @@ class ScalaiError(Exception):
                  hint: str = "",  # what to do about it
                  kind: str | None = None,  # a stable word for scripts; default: the class's name
                 ):
-        message, hint = (" ".join(line.strip() for line in str(said).splitlines()) for said in (message, hint))  # what others said may run over lines
+        # what others said may run over lines
+        message, hint = (" ".join(line.strip() for line in str(said).splitlines()) for said in (message, hint))
         super().__init__(message)
         self.message, self.hint, self.kind = message, hint, kind or type(self).__name__
 
@@ -50,7 +51,8 @@ class TimedOut(ScalaiError):
 class Cancelled(ScalaiError):
     "Somebody asked for the work to stop."
     code = 130
-    def _render_traceback_(self) -> list[str]: return [f"Cancelled: {self}"]  # in a cell: whoever pressed the button needs no traceback
+    # in a cell: whoever pressed the button needs no traceback
+    def _render_traceback_(self) -> list[str]: return [f"Cancelled: {self}"]
 
 # %% ../../nbs/core/00_errors.ipynb #3de8576c
 def nearest(word: str,  # what was given
@@ -85,6 +87,11 @@ def unfit(e,  # a pydantic `ValidationError`
     "What a model refused first, in two lines."
     err = e.errors()[0]
     key, why = ".".join(map(str, err["loc"])), err["msg"].removeprefix("Value error, ").removesuffix(".")
-    if err["type"] == "extra_forbidden": return BadRequest(f"Unknown key {key!r} in {where}.", did_you_mean(str(err["loc"][-1]), known), kind)
+    if err["type"] == "extra_forbidden":
+        return BadRequest(f"Unknown key {key!r} in {where}.", did_you_mean(str(err["loc"][-1]), known), kind)
     said = "is missing" if err["type"] == "missing" else f"= {err['input']!r} is not allowed"
-    return BadRequest(f"{key} {said} in {where}." if key else f"{where[:1].upper()}{where[1:]} is not right.", f"{why[:1].upper()}{why[1:]}.", kind)
+    return BadRequest(
+        f"{key} {said} in {where}." if key else f"{where[:1].upper()}{where[1:]} is not right.",
+        f"{why[:1].upper()}{why[1:]}.",
+        kind,
+    )

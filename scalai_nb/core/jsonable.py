@@ -14,23 +14,34 @@ from pathlib import Path
 from .errors import BadRequest
 
 # %% ../../nbs/core/05_jsonable.ipynb #b44cc390
-def plain(value: object,  # numbers, text, dates, paths, lists, dicts, NumPy scalars and small arrays
-          where: str = "value",  # named in the error
-          other: Callable[[object], object] | None = None,  # makes a plain value of anything else; default: a `BadRequest`
-         ) -> object:  # what JSON can hold
+def plain(
+    value: object,  # numbers, text, dates, paths, lists, dicts, NumPy scalars and small arrays
+    where: str = "value",  # named in the error
+    other: Callable[[object], object] | None = None,  # makes a plain value of anything else; default: a `BadRequest`
+) -> object:  # what JSON can hold
     "The plain form of a value."
     match value:
-        case None | bool() | str(): return value if value is None or isinstance(value, bool) else str(value)
-        case int(): return int(value)
-        case float(): return float(value) if math.isfinite(value) else str(float(value))
-        case date(): return value.isoformat()
-        case Path(): return str(value)
-        case dict(): return {str(k): plain(v, f"{where}.{k}", other) for k, v in value.items()}
-        case list() | tuple() | set() | frozenset(): return [plain(v, f"{where}[{i}]", other) for i, v in enumerate(value)]
+        case None | bool() | str():
+            return value if value is None or isinstance(value, bool) else str(value)
+        case int():
+            return int(value)
+        case float():
+            return float(value) if math.isfinite(value) else str(float(value))
+        case date():
+            return value.isoformat()
+        case Path():
+            return str(value)
+        case dict():
+            return {str(k): plain(v, f"{where}.{k}", other) for k, v in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [plain(v, f"{where}[{i}]", other) for i, v in enumerate(value)]
     if hasattr(value, "to_dict"): return plain(value.to_dict(), where, other)
     if hasattr(value, "tolist"): return plain(value.tolist(), where, other)  # NumPy, pandas, torch
     if other: return other(value)
-    raise BadRequest(f"{where} is a {type(value).__name__}, which no record can keep.", "Hand on numbers, text, lists and dicts; write larger things as a file or a table and hand on the name.")
+    raise BadRequest(
+        f"{where} is a {type(value).__name__}, which no record can keep.",
+        "Hand on numbers, text, lists and dicts; write larger things as a file or a table and hand on the name.",
+    )
 
 # %% ../../nbs/core/05_jsonable.ipynb #e65eea92
 WORKSPACE = "${workspace}"

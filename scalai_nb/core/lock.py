@@ -53,6 +53,7 @@ def locked(path: Path | str,  # of the lock file; made when missing, with its pa
                 held.file.close()
                 held.file = None
 
+# %% ../../nbs/core/03_lock.ipynb #def66727
 def _taken(path: Path) -> IO:
     "The file, open and locked; another one of that name where the holder before removed it."
     while True:

@@ -17,27 +17,27 @@ from .storage import write_atomic
 
 # %% ../../nbs/core/22_metrics.ipynb #058aade7
 REGISTRY = CollectorRegistry()
-SECONDS = (.1, .3, 1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)  # bounds for what takes from a moment to a day
+# bounds for what takes from a moment to a day
+SECONDS = (.1, .3, 1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)
 _made, _making = {}, threading.Lock()
-
 
 def _metric(kind, name: str, help: str, labels: tuple[str, ...], **how):
     with _making:
         if name not in _made: _made[name] = kind(name, help, labels, registry=REGISTRY, **how)
-    if type(_made[name]) is not kind: raise BadRequest(f"{name} is a {type(_made[name]).__name__}, not a {kind.__name__}.", "Give one of them another name.")
+    if type(_made[name]) is not kind:
+        raise BadRequest(
+            f"{name} is a {type(_made[name]).__name__}, not a {kind.__name__}.", "Give one of them another name."
+        )
     return _made[name]
-
 
 def counter(name: str,  # as in scalai_runs_total
             help: str, *labels: str) -> Counter:
     "What only grows."
     return _metric(Counter, name, help, labels)
 
-
 def gauge(name: str, help: str, *labels: str) -> Gauge:
     "What goes up and down."
     return _metric(Gauge, name, help, labels)
-
 
 def histogram(name: str, help: str, *labels: str,
               buckets: tuple[float, ...] = SECONDS,  # upper bounds
@@ -45,7 +45,7 @@ def histogram(name: str, help: str, *labels: str,
     "How often a size came."
     return _metric(Histogram, name, help, labels, buckets=buckets)
 
-
+# %% ../../nbs/core/22_metrics.ipynb #73f58a09
 def page() -> str:  # Prometheus' text format
     "All that is counted now."
     return generate_latest(REGISTRY).decode()
@@ -54,7 +54,9 @@ def page() -> str:  # Prometheus' text format
 def serve(port: int,  # 0: any free one
           host: str = "127.0.0.1",  # 0.0.0.0 lets a Prometheus elsewhere look
          ):
-    "Answer `/metrics` in a thread. Gives the server, with its `url`; `close()` ends it. Raises `BadRequest` where the port is taken."
+    """Answer `/metrics` in a thread.
+
+    Gives the server, with its `url`; `close()` ends it. Raises `BadRequest` where the port is taken."""
     from prometheus_client import start_http_server
     from scalai_nb.core.process import bind_port
     if port: bind_port(port, host).close()  # refused in our words
@@ -69,7 +71,9 @@ def serve(port: int,  # 0: any free one
 
 # %% ../../nbs/core/22_metrics.ipynb #db2bcf12
 def keep(path: Path | str) -> Path:  # NAME.prom
-    "Add to a file what this process has counted since it last did; gauges are written as they are. Raises `ValueError` for a file that is no metrics."
+    """Add to a file what this process has counted since it last did; gauges are written as they are.
+
+    Raises `ValueError` for a file that is no metrics."""
     from prometheus_client.parser import text_string_to_metric_families
     path = Path(path)
     with _making, locked(f"{path}.lock"):
@@ -77,13 +81,10 @@ def keep(path: Path | str) -> Path:  # NAME.prom
         for family in REGISTRY.collect(): before[family.name] = _added(str(path), before.get(family.name), family)
         write_atomic(path, generate_latest(_Page(before.values())))
     return path
-
 _told: dict[tuple, float] = {}  # file and sample → what of this process is in it
-
 
 class _Page(list):
     def collect(self): return self
-
 
 def _added(path: str, old: Metric | None, new: Metric) -> Metric:
     sums = {} if old is None else {(s.name, *sorted(s.labels.items())): s for s in old.samples}

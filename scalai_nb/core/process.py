@@ -13,7 +13,8 @@ from .errors import BadRequest
 # %% ../../nbs/core/09_process.ipynb #5b5b0eef
 def die_with_parent(parent: int,  # its process id, taken before the fork or handed on
                    ) -> None:
-    "End this process at once when its parent ends; on Linux when the thread that started it ends (prctl(2), PR_SET_PDEATHSIG), elsewhere within half a second."
+    """End this process at once when its parent ends; on Linux when the thread that started it ends (prctl(2),
+    PR_SET_PDEATHSIG), elsewhere within half a second."""
     if sys.platform == "linux": ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     else: threading.Thread(target=_watch, args=(parent,), daemon=True, name="parent").start()
     if os.getppid() != parent: os._exit(1)  # it was gone before we asked
@@ -24,7 +25,8 @@ def _watch(parent: int) -> None:
 
 # %% ../../nbs/core/09_process.ipynb #a598125b
 def adopt() -> None:
-    "From now on, orphans among this process's descendants become its own children (prctl(2), PR_SET_CHILD_SUBREAPER; Linux only)."
+    """From now on, orphans among this process's descendants become its own children (prctl(2), PR_SET_CHILD_SUBREAPER;
+    Linux only)."""
     if sys.platform == "linux": ctypes.CDLL(None).prctl(36, 1)
 
 # %% ../../nbs/core/09_process.ipynb #220b2c33
@@ -45,5 +47,10 @@ def bind_port(port: int,  # 0: any free one
         s.listen(128)
     except OSError as e:
         s.close()
-        raise BadRequest(f"Port {port} on {host} {'is in use' if e.errno == errno.EADDRINUSE else 'cannot be used: ' + e.strerror}.", "Choose another with --port N, or 0 for any free one.", "port") from e
+        raise BadRequest(
+            f"Port {port} on {host}"
+            f" {'is in use' if e.errno == errno.EADDRINUSE else 'cannot be used: ' + e.strerror}.",
+            "Choose another with --port N, or 0 for any free one.",
+            "port",
+        ) from e
     return s

@@ -27,8 +27,17 @@ class progress:
 
     def __enter__(self):
         from tqdm import tqdm
-        self.bar = tqdm(total=self.total, desc=self.label, unit=" " + self.unit, file=sys.stderr, leave=False,
-                        disable=not sys.stderr.isatty(), dynamic_ncols=True, unit_scale=self.unit == "rows", bar_format=self.shape)
+        self.bar = tqdm(
+            total=self.total,
+            desc=self.label,
+            unit=" " + self.unit,
+            file=sys.stderr,
+            leave=False,
+            disable=not sys.stderr.isatty(),
+            dynamic_ncols=True,
+            unit_scale=self.unit == "rows",
+            bar_format=self.shape,
+        )
         self._emit()
         return self
 
@@ -38,7 +47,8 @@ class progress:
         self.bar.update(n)
         self._emit(note)
 
-    def _emit(self, note=""): events.emit("progress", label=self.label, done=self.done, total=self.total, unit=self.unit, note=note)
+    def _emit(self, note=""):
+        events.emit("progress", label=self.label, done=self.done, total=self.total, unit=self.unit, note=note)
 
     def __exit__(self, *exc): self.bar.close()
 

@@ -43,11 +43,14 @@ class ClusterSection(Section):
 class TrackingSection(Section):
     uri: str = ""  # MLflow tracking and registry; empty: SQLite in `home`
 
+# %% ../../nbs/core/02_settings.ipynb #b3c2035c
 class JobsSection(Section):
     database: str = ""  # SQLAlchemy URL of the record; empty: SQLite in `home`
     timeout: int = Field(3600, ge=1)  # seconds a job may take unless it is told otherwise
-    warm: int = Field(0, ge=0)  # processes kept that have imported what notebooks import, to fork kernels from; 0: every kernel starts cold
-    output_limit: int = Field(8_000_000, ge=1)  # bytes of each stream, and of everything else, that a cell may leave in its notebook; more goes to files beside it
+    # processes kept that have imported what notebooks import, to fork kernels from; 0: every kernel starts cold
+    warm: int = Field(0, ge=0)
+    # bytes of each stream, and of everything else, that a cell may leave in its notebook; more goes to files beside it
+    output_limit: int = Field(8_000_000, ge=1)
     retain_days: int = Field(90, ge=0)  # days that an ended run stays in the record, with its log and its notebook
     slots: int = Field(2, ge=1)  # runs that one scheduler has at a time
     gpus: str = ""  # GPUs that a scheduler gives out on its host, as 0,1
@@ -61,35 +64,47 @@ class WorkflowSection(Section):
 
 class MonitorSection(Section):
     period: Literal["hour", "day", "week", "month"] = "month"  # length of a window
-    false_alarms: float = Field(.05, gt=0, lt=1)  # accepted rate over all columns of a comparison; where looks follow each other, over all columns and looks of a year
+    # accepted rate over all columns of a comparison; where looks follow each other, over all columns and looks of a
+    # year
+    false_alarms: float = Field(.05, gt=0, lt=1)
     segments: str = ""  # columns whose values have windows of their own, as "origin, carrier"
     quiet: int = Field(3, ge=1)  # windows without drift after which an alarm is over
     keep_hours: float = Field(30, ge=0)  # days after which hours are kept as days only
     keep_days: float = Field(400, ge=0)  # days after which days are kept as months only
     keep: float = Field(0, ge=0)  # days after which a window goes; 0: never
 
+# %% ../../nbs/core/02_settings.ipynb #edc2f09d
 class RetrainSection(Section):
-    on: Literal["never", "loss", "estimate", "drift"] = "estimate"  # what may call for it: a measured loss; an estimated one where inputs moved, too; drift alone, too
+    # what may call for it: a measured loss; an estimated one where inputs moved, too; drift alone, too
+    on: Literal["never", "loss", "estimate", "drift"] = "estimate"
     severity: float = Field(1, ge=1)  # times what is usual that a measured loss must reach
-    rest: int = Field(0, ge=0)  # windows after a retraining in which no other begins, unless a measured loss is `fresh` times what is usual
+    # windows after a retraining in which no other begins, unless a measured loss is `fresh` times what is usual
+    rest: int = Field(0, ge=0)
     windows: int = Field(0, ge=0)  # newest windows that a challenger learns from; 0: as many as any version before it
-    fresh: float = Field(2.5, ge=1)  # times what is usual from which on a measured loss means that windows before it mislead: a challenger learns from those since
-    again: float = Field(4, ge=0)  # a version that learnt from so little is trained again when there is this many times as much; 0: never
+    # times what is usual from which on a measured loss means that windows before it mislead: a challenger learns from
+    # those since
+    fresh: float = Field(2.5, ge=1)
+    # a version that learnt from so little is trained again when there is this many times as much; 0: never
+    again: float = Field(4, ge=0)
     min_labels: int = Field(500, ge=2)  # fewer labelled rows measure, train and judge nothing
     tolerance: float = Field(.01, ge=0)  # nats a row that a challenger may be worse by
     slices: str = ""  # columns whose values the gate judges apart; several are separated by commas
     slice_tolerance: float = Field(.05, ge=0)  # likewise, in one slice
-    trial: int = Field(3, ge=0)  # windows after a promotion in which the version before, or a shadow, is judged beside the champion; 0: none
+    # windows after a promotion in which the version before, or a shadow, is judged beside the champion; 0: none
+    trial: int = Field(3, ge=0)
 
+# %% ../../nbs/core/02_settings.ipynb #ca47bc7c
 class AppsSection(Section):
     port: int = Field(8866, ge=0, le=65535)  # of the gateway; 0: any free one
     token: str = ""  # of editors, 16 characters or more; empty: a new one at every start
     viewer_token: str = ""  # of those who look and change nothing; likewise
     session: float = Field(12, gt=0)  # hours after which a visitor has to log in again
-    kernels: int = Field(8, ge=1)  # live pages at a time, those kept ready among them; one visitor has half of them at most
+    # live pages at a time, those kept ready among them; one visitor has half of them at most
+    kernels: int = Field(8, ge=1)
     warm: int = Field(2, ge=0)  # live pages kept ready, of the dashboards last asked for; 0: none
     idle: float = Field(1800, gt=0)  # seconds after which a live page that its visitor leaves alone is closed
-    proxy: str = ""  # addresses and networks, separated by commas, whose forwarded headers are believed; empty: nobody's
+    # addresses and networks, separated by commas, whose forwarded headers are believed; empty: nobody's
+    proxy: str = ""
     user_header: str = "X-Forwarded-User"  # of that proxy: who the visitor is, who then needs no token
     groups_header: str = "X-Forwarded-Groups"  # likewise, separated by commas
     editors: str = ""  # names, and groups as @group, separated by commas; all others whom the proxy names are viewers
@@ -99,6 +114,7 @@ class ServeSection(Section):
     batch: int = Field(1024, ge=1)  # rows scored at a time
     metrics: str = ""  # NAME.prom, for node_exporter to read what scoring counts; empty: none
 
+# %% ../../nbs/core/02_settings.ipynb #e00fe091
 class AlertsSection(Section):
     webhook: str = ""  # URL that takes an alert as JSON; this and the next two may be env:NAME or file:PATH
     slack: str = ""  # URL of an incoming webhook
@@ -182,21 +198,28 @@ def _checked(given: dict[str, dict[str, str]], where: str) -> dict[str, dict]:
 
 # %% ../../nbs/core/02_settings.ipynb #337e8bc8
 @patch(cls_method=True)
-def load(cls: Settings, path: Path | str | None = None,  # a settings.ini or its folder; default: $SCALAI_SETTINGS, else upwards from here
-        ) -> Settings:
+def load(
+    cls: Settings,
+    path: Path | str | None = None,  # a settings.ini or its folder; default: $SCALAI_SETTINGS, else upwards from here
+) -> Settings:
     "The settings in force here. Raises `BadRequest` for an unknown key, section or value, or a missing file."
     given = path or os.environ.get("SCALAI_SETTINGS")
     file = Path(given).expanduser() if given else find_settings()
     if file is not None and file.is_dir(): file = file/"settings.ini"
     if given and not file.is_file():
-        raise BadRequest(f"There is no settings file {file}.", "Give the path of a settings.ini, or make one with: scalai init DIR", "settings")
+        raise BadRequest(
+            f"There is no settings file {file}.",
+            "Give the path of a settings.ini, or make one with: scalai init DIR",
+            "settings",
+        )
     sections = _checked(_from_file(file), str(file)) if file else {}
     for section, keys in _checked(_from_environment(os.environ), "the environment (SCALAI_…__…)").items():
         sections[section] = {**sections.get(section, {}), **keys}
     return Settings(root=file.parent.absolute() if file else Path.cwd(), **sections)
 
 # %% ../../nbs/core/02_settings.ipynb #e9e701c0
-SILENT = {"__class__", "model_fields", "model_config", "home", "path", "file"}  # what tells no value; `home` reads its key itself
+# what tells no value; `home` reads its key itself
+SILENT = {"__class__", "model_fields", "model_config", "home", "path", "file"}
 
 def observe(seen: Callable[[str, str], None],  # see `core.events.watch_settings`
            ):

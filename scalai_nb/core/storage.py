@@ -28,19 +28,26 @@ def publish(path: Path | str,  # where readers look; its parents are made
            ):
     "Yield a temporary path beside `path`; write a file or make a folder there, and it replaces `path` at the end."
     path = Path(path)
-    try: tmp = _room_beside(path)
-    except OSError as e: raise BadRequest(f"{path} cannot be written: {e.strerror}.", "Name a place in a folder that you may write to.") from e
+    try:
+        tmp = _room_beside(path)
+    except OSError as e:
+        raise BadRequest(
+            f"{path} cannot be written: {e.strerror}.", "Name a place in a folder that you may write to."
+        ) from e
     try:
         yield tmp/path.name
         if not (tmp/path.name).exists(): raise FileNotFoundError(f"Nothing was written for {path}")
-        if path.is_dir() and not (tmp/path.name).is_dir(): raise BadRequest(f"{path} is a folder.", "Give the name of a file.")
+        if path.is_dir() and not (tmp / path.name).is_dir():
+            raise BadRequest(f"{path} is a folder.", "Give the name of a file.")
         _sync(tmp/path.name)
-        if not (tmp/path.name).is_dir(): os.replace(tmp/path.name, path)
-        elif _can_exchange(tmp/path.name): _put_folder(tmp/path.name, path)
+        if not (tmp/path.name).is_dir():os.replace(tmp/path.name, path)
+        elif _can_exchange(tmp/path.name):_put_folder(tmp/path.name, path)
         else: _point_to(tmp/path.name, path)
         _sync_entry(path.parent)
-    finally: shutil.rmtree(tmp, ignore_errors=True)
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
 
+# %% ../../nbs/core/04_storage.ipynb #35f785ab
 def _room_beside(path: Path) -> Path:
     "A new folder beside a path. Somebody may remove the parent, empty as it is, between the two calls."
     for _ in range(100):
@@ -59,7 +66,8 @@ def _exchange(a: Path, b: Path) -> None:
     "Let two paths change places in one step. Raises `OSError` where the system or the file system cannot do that."
     libc = ctypes.CDLL(None, use_errno=True)
     names, here = (os.fsencode(a), os.fsencode(b)), -100  # AT_FDCWD
-    if hasattr(libc, "renameat2"): failed = libc.renameat2(here, names[0], here, names[1], 2)  # RENAME_EXCHANGE, Linux ≥ 3.15
+    # RENAME_EXCHANGE, Linux ≥ 3.15
+    if hasattr(libc, "renameat2"): failed = libc.renameat2(here, names[0], here, names[1], 2)
     elif hasattr(libc, "renamex_np"): failed = libc.renamex_np(*names, 2)  # RENAME_SWAP, macOS ≥ 10.12
     else: raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     if failed: raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(a), None, str(b))
@@ -80,10 +88,14 @@ def _put_folder(new: Path, path: Path) -> None:
         _exchange(new, path)
         _drop(_behind(new, path))
 
+# %% ../../nbs/core/04_storage.ipynb #28973284
 def _point_to(new: Path, path: Path) -> None:
     "Make the path a link to a folder beside it."
     if path.exists() and not path.is_symlink():
-        raise BadRequest(f"{path} exists, and its file system cannot exchange two folders in one step.", "Remove that folder, or give another name.")
+        raise BadRequest(
+            f"{path} exists, and its file system cannot exchange two folders in one step.",
+            "Remove that folder, or give another name.",
+        )
     before, link = _behind(path, path), new.with_name(f"{new.name}.link")
     folder = path.with_name(new.parent.name.removesuffix(".tmp"))
     os.rename(new, folder)
@@ -104,11 +116,15 @@ def is_url(place: str | Path) -> bool:  # has a scheme, as in `s3://…`
     return "://" in str(place)
 
 _LOGIN = re.compile(r"^(\w[\w+.-]*://)([^/?#:]*)(:[^/?#]*)?@")  # scheme, user, password
-_QUERY = re.compile(r"(?i)([?&][^=&]*(?:passw|pwd|secret|token|credential|access_?key|account_?key|api_?key|signature|\bsig)[^=&]*=)([^&#]*)")
+_QUERY = re.compile(
+    r"(?i)([?&][^=&]*(?:passw|pwd|secret|token|credential|access_?key|account_?key|api_?key|signature|\bsig)[^=&]*=)([^&#]*)"
+)
 VEIL = "•••"
 
 def veiled(value: object) -> object:  # of the same shape
-    "A value with the passwords of its URIs hidden, also in lists and mappings: all that messages, plans, records and logs may hold. Whoever reads it sees that one is missing."
+    """A value with the passwords of its URIs hidden, also in lists and mappings:
+
+    all that messages, plans, records and logs may hold. Whoever reads it sees that one is missing."""
     if isinstance(value, dict): return {k: veiled(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)): return type(value)(map(veiled, value))
     if not isinstance(value, str) or not passwords(value): return value
@@ -130,7 +146,8 @@ def real_place(path: Path | str) -> Path:
     try: mode = real.stat().st_mode
     except FileNotFoundError: return real
     except NotADirectoryError: return real
-    except OSError as e: raise BadRequest(f"{path}: {e.strerror}.", "Choose another name.") from e  # links that lead to each other, say
+    # links that lead to each other, say
+    except OSError as e: raise BadRequest(f"{path}: {e.strerror}.", "Choose another name.") from e
     if stat.S_ISREG(mode): return real
     what = {stat.S_IFDIR: "folder", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}.get(stat.S_IFMT(mode), "device")
     raise BadRequest(f"{path} is a {what}.", "Give the name of a file.")
@@ -148,16 +165,29 @@ def like_before(new: Path, old: Path):
 def filesystem(place: str | Path):
     "The fsspec file system of a place, and its path there. Raises `BadRequest` for an unknown scheme."
     import fsspec
-    try: return fsspec.core.url_to_fs(str(place))
+    try:
+        return fsspec.core.url_to_fs(str(place))
     except OSError as e:  # PyArrow's driver looks for Hadoop's library when it is first asked
-        if "libhdfs" not in str(e): raise
-        raise BadRequest(f"Cannot open {veiled(place)}: Hadoop's libhdfs is not installed.", "Install Java and Hadoop, then set HADOOP_HOME, CLASSPATH and perhaps ARROW_LIBHDFS_DIR.") from e
+        if "libhdfs" not in str(e):
+            raise
+        raise BadRequest(
+            f"Cannot open {veiled(place)}: Hadoop's libhdfs is not installed.",
+            "Install Java and Hadoop, then set HADOOP_HOME, CLASSPATH and perhaps ARROW_LIBHDFS_DIR.",
+        ) from e
     except (ValueError, ImportError) as e:
         scheme = str(place).split("://")[0]
         extra = {"s3": "aws", "gs": "gcp", "gcs": "gcp", "abfs": "azure", "abfss": "azure", "az": "azure"}.get(scheme)
-        hint = f"pip install 'scalai-nb[{extra}]'" if extra else "Use a path, or one of file:// s3:// gs:// abfs:// http:// memory://; a package reads other schemes by the entry points scalai_nb.sources."
+        hint = (
+            f"pip install 'scalai-nb[{extra}]'"
+            if extra
+            else (
+                "Use a path, or one of file:// s3:// gs:// abfs:// http:// memory://; a package reads other schemes by"
+                " the entry points scalai_nb.sources."
+            )
+        )
         raise BadRequest(f"Cannot open {veiled(place)}: no file system for {scheme!r}.", hint) from e
 
+# %% ../../nbs/core/04_storage.ipynb #1c467375
 def write_atomic(place: Path | str,  # a path or an fsspec URL
                  content: bytes | str):
     "Write the whole content, or nothing."
@@ -171,11 +201,16 @@ def write_atomic(place: Path | str,  # a path or an fsspec URL
             like_before(tmp, target)
 
 def read_bytes(place: Path | str) -> bytes:
-    "The whole content of a path or an fsspec URL. Raises `BadRequest` where there is none, `Unreachable` where the store does not answer."
+    """The whole content of a path or an fsspec URL.
+
+    Raises `BadRequest` where there is none, `Unreachable` where the store does not answer."""
     fs, path = filesystem(place)
-    try: return fs.cat_file(path)
-    except FileNotFoundError as e: raise BadRequest(f"There is no file {veiled(place)}.", "Check the path and the working directory.") from e
-    except (ConnectionError, TimeoutError) as e: raise Unreachable(f"{veiled(place)} did not answer: {e}", "Check the address and the network.") from e
+    try:
+        return fs.cat_file(path)
+    except FileNotFoundError as e:
+        raise BadRequest(f"There is no file {veiled(place)}.", "Check the path and the working directory.") from e
+    except (ConnectionError, TimeoutError) as e:
+        raise Unreachable(f"{veiled(place)} did not answer: {e}", "Check the address and the network.") from e
 
 def exists(place: Path | str) -> bool:
     fs, path = filesystem(place)
@@ -185,7 +220,9 @@ def exists(place: Path | str) -> bool:
 def shared(connection,  # sqlite3.Connection
            patience: float = 30,  # seconds
           ):
-    "Readers and a writer beside each other; a killed process loses nothing. Waits while others hold the file that it switches."
+    """Readers and a writer beside each other; a killed process loses nothing.
+
+    Waits while others hold the file that it switches."""
     import sqlite3, time
     connection.execute("PRAGMA synchronous = NORMAL")
     over = time.monotonic() + patience

@@ -52,7 +52,8 @@ def malformed(headers) -> str:
     "What is wrong with a request before anybody looks at it; empty: nothing."
     if not re.fullmatch(HOST, headers.get("host", "")): return "Host"
     if "origin" in headers and not ORIGIN.fullmatch(headers["origin"]): return "Origin"
-    if "content-length" in headers and "transfer-encoding" in headers: return "Content-Length with Transfer-Encoding"  # two servers may read two requests (RFC 9112, 6.1)
+    # two servers may read two requests (RFC 9112, 6.1)
+    if "content-length" in headers and "transfer-encoding" in headers: return "Content-Length with Transfer-Encoding"
     return ""
 
 def own_origin(headers) -> bool:
@@ -66,7 +67,11 @@ def next_path(asked: str) -> str:
     path, _, query = asked.partition("#")[0].partition("?")
     plain = path
     for _ in range(8): plain = unquote(plain)  # however often it was encoded
-    local = plain.startswith("/") and not re.search(r"//|\\|[\x00-\x20\x7f%]", plain) and not re.search(r"[\\\x00-\x1f\x7f]", query)
+    local = (
+        plain.startswith("/")
+        and not re.search(r"//|\\|[\x00-\x20\x7f%]", plain)
+        and not re.search(r"[\\\x00-\x1f\x7f]", query)
+    )
     return plain_path(path, query) if local and path.rstrip("/") not in ("/login", "/logout") else "/"
 
 def plain_path(path: str, query: str) -> str:
@@ -75,30 +80,56 @@ def plain_path(path: str, query: str) -> str:
     return "/" + path.replace("\\", "/").lstrip("/") + (f"?{rest}" if rest else "")
 
 # %% ../../nbs/dash/02_auth.ipynb #341a4d97
-SCRIPTS = {"own": " ".join(["'self'", *("'sha256-" + base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() + "'" for s in pages.SCRIPTS)]),
-           "paper": "'self' 'unsafe-inline'", "live": "'self' 'unsafe-inline' 'unsafe-eval'"}
+SCRIPTS = {
+    "own": " ".join(
+        [
+            "'self'",
+            *(
+                "'sha256-" + base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() + "'"
+                for s in pages.SCRIPTS
+            ),
+        ]
+    ),
+    "paper": "'self' 'unsafe-inline'",
+    "live": "'self' 'unsafe-inline' 'unsafe-eval'",
+}
 
 def policy(host: str,  # names the one WebSocket origin for browsers in which 'self' leaves it out
            kind: str = "own",  # of page: own, paper, live
           ) -> dict[str, str]:
     "Security headers."
-    csp = (f"default-src 'self'; script-src {SCRIPTS[kind]}; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
-           f"font-src 'self' data:; connect-src 'self' ws://{host} wss://{host}; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'")
-    return {"content-security-policy": csp, "x-content-type-options": "nosniff", "referrer-policy": "same-origin", "x-frame-options": "DENY",
-            "cross-origin-opener-policy": "same-origin"}
+    csp = (
+        f"default-src 'self'; script-src {SCRIPTS[kind]}; style-src 'self' 'unsafe-inline'; img-src 'self' data:"
+        f" blob:; font-src 'self' data:; connect-src 'self' ws://{host} wss://{host}; object-src 'none'; base-uri"
+        " 'self'; form-action 'self'; frame-ancestors 'none'"
+    )
+    return {
+        "content-security-policy": csp,
+        "x-content-type-options": "nosniff",
+        "referrer-policy": "same-origin",
+        "x-frame-options": "DENY",
+        "cross-origin-opener-policy": "same-origin",
+    }
 
 # %% ../../nbs/dash/02_auth.ipynb #883124d2
 class TooMany(Exception):
     "Too many wrong tokens from an address."
     def __init__(self, wait: float): self.wait = wait  # seconds
 
+# %% ../../nbs/dash/02_auth.ipynb #384d3d95
 class Guard:
     "Lets through whoever has a token; everyone else learns nothing."
     open_paths = {"/healthz"}
     viewers_post = re.compile(r"/voila/api/shutdown/[\w-]+|/logout")  # a page says that it closes
     def __init__(self, app, tokens: dict[str, str],  # role -> token
                  sessions: Sessions | None = None):
-        self.app, self.tokens, self.sessions, self.attempts, self.log = app, tokens, sessions or Sessions(tokens), Attempts(), logger("dash")
+        self.app, self.tokens, self.sessions, self.attempts, self.log = (
+            app,
+            tokens,
+            sessions or Sessions(tokens),
+            Attempts(),
+            logger("dash"),
+        )
 
     async def __call__(self, scope, receive, send):
         if scope["type"] == "lifespan": return await self.app(scope, receive, send)
@@ -106,19 +137,24 @@ class Guard:
         wrong = malformed(conn.headers)
         sent = self.with_headers(send, conn, "" if wrong else conn.headers["host"])
         try:
-            if wrong: answer = Response(f"{wrong} is malformed.\n", 400, {"connection": "close"}, "text/plain")
-            elif ws: answer = None if self.enter(conn, must_be_own=True) else Response(status_code=401)
+            if wrong:answer = Response(f"{wrong} is malformed.\n", 400, {"connection": "close"}, "text/plain")
+            elif ws:answer = None if self.enter(conn, must_be_own=True) else Response(status_code=401)
             else: answer = await self.http(Request(scope, receive))
-        except TooMany as e: answer = self.slow(conn, e.wait)
+        except TooMany as e:
+            answer = self.slow(conn, e.wait)
         try:
-            if ws and answer: await WebSocket(scope, receive, sent).send_denial_response(answer)
+            if ws and answer:await WebSocket(scope, receive, sent).send_denial_response(answer)
             else: await (answer or self.app)(scope, receive, sent)
-        except (ClientDisconnect, WebSocketDisconnect): self.log.warning("client left", path=scope["path"])
+        except (ClientDisconnect, WebSocketDisconnect):
+            self.log.warning("client left", path=scope["path"])
 
-    def cookie_name(self, conn) -> str:  # cookies do not know ports: two workspaces on one host must not log each other out
+    def cookie_name(
+        self, conn
+    ) -> str:  # cookies do not know ports: two workspaces on one host must not log each other out
         return f"scalai-{(conn.scope.get('server') or ('', 0))[1]}"
 
-    def session(self, conn) -> Session | None: return self.sessions.read(cookie_of(conn.headers, self.cookie_name(conn)))
+    def session(self, conn) -> Session | None:
+        return self.sessions.read(cookie_of(conn.headers, self.cookie_name(conn)))
 
     def tried(self, conn, token: str) -> str | None:
         "The role that a token gives; a wrong one counts. Raises `TooMany`, whether it is right or not."
@@ -133,10 +169,13 @@ class Guard:
     def enter(self, conn, must_be_own: bool) -> Visitor | None:
         "Who comes with a token in a header, by a trusted proxy's word, or with our cookie; None: nobody."
         who = None
-        if role := self.tried(conn, header_token(conn.headers)): who = Visitor(role)
+        if role := self.tried(conn, header_token(conn.headers)):
+            who = Visitor(role)
         elif not must_be_own or own_origin(conn.headers):
             session = self.session(conn)
-            who = conn.scope.get("scalai.named") or (Visitor(session.role, "", session.id, session.until) if session else None)
+            who = conn.scope.get("scalai.named") or (
+                Visitor(session.role, "", session.id, session.until) if session else None
+            )
         if who: conn.state.visitor = who
         return who
 
@@ -145,7 +184,10 @@ class Guard:
         async def wrapped(message):
             if message["type"] in ("http.response.start", "websocket.http.response.start"):
                 headers = policy(host, getattr(conn.state, "page_kind", "own"))
-                message = {**message, "headers": [*message.get("headers", []), *((k.encode(), v.encode()) for k, v in headers.items())]}
+                message = {
+                    **message,
+                    "headers": [*message.get("headers", []), *((k.encode(), v.encode()) for k, v in headers.items())],
+                }
             await send(message)
         return wrapped
 
@@ -168,6 +210,7 @@ async def http(self: Guard, request: Request) -> Response | None:  # None: let t
         return RedirectResponse("/login" if to == "/" else f"/login?next={quote(to, safe='/')}", status_code=303)
     return self.refuse(False)
 
+# %% ../../nbs/dash/02_auth.ipynb #28376dc2
 @patch
 async def login(self: Guard, request: Request) -> Response:
     "The form, and what it posts; a form posted by a foreign page is refused, and one that does not arrive."
@@ -195,6 +238,7 @@ def admit(self: Guard, request: Request, role: str, to: str) -> Response:
     answer.set_cookie(self.cookie_name(request), cookie, max_age=int(self.sessions.seconds), httponly=True, samesite="lax", secure=request.url.scheme in ("https", "wss"), path="/")
     return answer
 
+# %% ../../nbs/dash/02_auth.ipynb #b4931ac5
 @patch
 def refuse(self: Guard, as_page: bool) -> Response:
     "401; neither form repeats anything of the request."
@@ -215,8 +259,14 @@ def listed(text: str) -> list[str]:
 
 def networks(text: str) -> list:  # of ipaddress networks; an address is a network of one
     "Whose headers are believed. Raises `BadRequest` for what is no address."
-    try: return [ipaddress.ip_network(word, strict=False) for word in listed(text)]
-    except ValueError as e: raise BadRequest(f"[apps] proxy = {text!r}: {e}.", "Write addresses or networks separated by commas, as 127.0.0.1, 10.1.0.0/16.", "settings") from None
+    try:
+        return [ipaddress.ip_network(word, strict=False) for word in listed(text)]
+    except ValueError as e:
+        raise BadRequest(
+            f"[apps] proxy = {text!r}: {e}.",
+            "Write addresses or networks separated by commas, as 127.0.0.1, 10.1.0.0/16.",
+            "settings",
+        ) from None
 
 def valid(address: str) -> bool:
     try: return bool(ipaddress.ip_address(address))
@@ -232,13 +282,26 @@ class Forwarded:
     def __init__(self, app, settings: AppsSection):
         self.app, self.trusted, self.editors = app, networks(settings.proxy), set(listed(settings.editors))
         self.user, self.groups = (h.lower().encode() for h in (settings.user_header, settings.groups_header))
-        self.said = {b"x-forwarded-host", b"x-forwarded-proto", b"x-forwarded-for", b"forwarded", self.user, self.groups}
+        self.said = {
+            b"x-forwarded-host",
+            b"x-forwarded-proto",
+            b"x-forwarded-for",
+            b"forwarded",
+            self.user,
+            self.groups,
+        }
 
     async def __call__(self, scope, receive, send):
-        if scope["type"] in ("http", "websocket"): scope = self.believed(scope, Headers(scope=scope)) if within((scope.get("client") or (None,))[0], self.trusted) else self.plain(scope)
+        if scope["type"] in ("http", "websocket"):
+            scope = (
+                self.believed(scope, Headers(scope=scope))
+                if within((scope.get("client") or (None,))[0], self.trusted)
+                else self.plain(scope)
+            )
         await self.app(scope, receive, send)
 
-    def plain(self, scope) -> dict: return {**scope, "headers": [(k, v) for k, v in scope["headers"] if k.lower() not in self.said]}
+    def plain(self, scope) -> dict:
+        return {**scope, "headers": [(k, v) for k, v in scope["headers"] if k.lower() not in self.said]}
 
     def asked_from(self, said: list[str]) -> str:
         "The address of the visitor: the last one that is not a trusted proxy's own; empty where none is said."
@@ -249,10 +312,13 @@ class Forwarded:
     def believed(self, scope, headers: Headers) -> dict:
         "The request as the visitor made it, and the visitor."
         scope = self.plain(scope)
-        if host := headers.get("x-forwarded-host", "").split(",")[0].strip(): scope["headers"] = [(k, host.encode() if k == b"host" else v) for k, v in scope["headers"]]
+        if host := headers.get("x-forwarded-host", "").split(",")[0].strip():
+            scope["headers"] = [(k, host.encode() if k == b"host" else v) for k, v in scope["headers"]]
         if address := self.asked_from(headers.getlist("x-forwarded-for")): scope["client"] = (address, 0)
-        if headers.get("x-forwarded-proto", "").split(",")[0].strip() == "https": scope["scheme"] = {"http": "https", "websocket": "wss"}[scope["type"]]
+        if headers.get("x-forwarded-proto", "").split(",")[0].strip() == "https":
+            scope["scheme"] = {"http": "https", "websocket": "wss"}[scope["type"]]
         if name := headers.get(self.user.decode(), "").strip():
-            known = {name.lstrip("@"), *(f"@{group}" for group in listed(headers.get(self.groups.decode(), "")))}  # nobody is a group by his name
+            # nobody is a group by his name
+            known = {name.lstrip("@"), *(f"@{group}" for group in listed(headers.get(self.groups.decode(), "")))}
             scope["scalai.named"] = Visitor("editor" if known & self.editors else "viewer", name)
         return scope

@@ -38,7 +38,10 @@ def split(message: bytes) -> list[bytes]:  # channel, header, parent's header, m
     return [message[a:b] for a, b in pairwise(offsets)]
 
 # %% ../../nbs/dash/04_frames.ipynb #c3caceb0
-PAGE = {"shell": {"comm_open", "comm_msg", "comm_close", "comm_info_request", "kernel_info_request"}, "control": {"kernel_info_request"}}
+PAGE = {
+    "shell": {"comm_open", "comm_msg", "comm_close", "comm_info_request", "kernel_info_request"},
+    "control": {"kernel_info_request"},
+}
 ALLOWED = {"viewer": PAGE, "editor": PAGE}  # role -> channel -> types of messages
 
 def json_object(part: bytes, name: str) -> dict:
@@ -58,7 +61,8 @@ def check(message: bytes | str, role: str) -> str:  # the message's id
     if len(parts) >= PARTS: raise BadFrame(1009, "too many buffers")
     header, *_ = map(json_object, parts[:3], ("header", "parent's header", "metadata"))
     for key in ("msg_id", "msg_type", "session"):
-        if not isinstance(header.get(key), str) or not 0 < len(header[key]) <= 128: raise BadFrame(1008, f"header without {key}")
+        if not isinstance(header.get(key), str) or not 0 < len(header[key]) <= 128:
+            raise BadFrame(1008, f"header without {key}")
     if not (types := ALLOWED[role].get(channel.decode("utf-8", "replace"))): raise BadFrame(1008, "channel")
     if header["msg_type"] not in types: raise BadFrame(1008, "type of message")
     return header["msg_id"]
@@ -81,7 +85,11 @@ class UnderWay:
         "Note a kernel's word that it is done with a message, and so with those before it; whether it was such a word."
         if b'"idle"' not in message or len(message) > JSON: return False
         channel, _, parent, _, content = split(message)[:5]
-        id = json.loads(parent).get("msg_id") if channel == b"iopub" and json.loads(content).get("execution_state") == "idle" else None
+        id = (
+            json.loads(parent).get("msg_id")
+            if channel == b"iopub" and json.loads(content).get("execution_state") == "idle"
+            else None
+        )
         if id not in self.sent: return False
         for earlier in list(self.sent):
             del self.sent[earlier]

@@ -44,22 +44,43 @@ def fresh(settings: Settings) -> bool:
     folders = Path(settings.data.storage or settings.home, "tables"), settings.path("windows"), settings.path("runs")
     return not any(any(folder.glob("*")) for folder in folders if folder.is_dir())
 
+# %% ../../nbs/dash/00_gateway.ipynb #4858b051
 class Shown:
     "The gateway's own pages."
-    def __init__(self, apps: dict[str, App], proxy: Proxy, snapshots: Snapshots, settings: Settings, viewers: str = ""):
-        self.apps, self.proxy, self.snapshots, self.settings, self.viewers = apps, proxy, snapshots, settings, viewers  # the token of viewers, for editors to hand on
+    def __init__(
+        self, apps: dict[str, App], proxy: Proxy, snapshots: Snapshots, settings: Settings, viewers: str = ""
+    ):
+        # the token of viewers, for editors to hand on
+        self.apps, self.proxy, self.snapshots, self.settings, self.viewers = apps, proxy, snapshots, settings, viewers
 
     async def home(self, request):
         for name in self.apps: self.snapshots.ask(name)
-        share = str(request.base_url.include_query_params(token=self.viewers)) if request.state.visitor.edits and self.viewers else ""
-        return HTMLResponse(pages.home(self.settings.root.name, self.apps.values(), self.snapshots, fresh(self.settings), share, bool(request.state.visitor.session)), headers={"cache-control": "no-store"})
+        share = (
+            str(request.base_url.include_query_params(token=self.viewers))
+            if request.state.visitor.edits and self.viewers
+            else ""
+        )
+        return HTMLResponse(
+            pages.home(
+                self.settings.root.name,
+                self.apps.values(),
+                self.snapshots,
+                fresh(self.settings),
+                share,
+                bool(request.state.visitor.session),
+            ),
+            headers={"cache-control": "no-store"},
+        )
 
     async def app(self, request):  # a link that asks for something is answered live, any other one by the snapshot
         app = self.apps.get(request.path_params["name"])
         if app is None: return pages.missing(request)
         self.snapshots.ask(app.name)
         if request.query_params: return await self.proxy.app(request)
-        sent, headers = self.snapshots.write(app, request.state.visitor.edits, bool(request.state.visitor.session)), {"cache-control": "no-store", "vary": "accept-encoding"}
+        sent, headers = self.snapshots.write(app, request.state.visitor.edits, bool(request.state.visitor.session)), {
+            "cache-control": "no-store",
+            "vary": "accept-encoding",
+        }
         if sent:
             request.state.kind, request.state.page_kind = "snapshot", "paper"
             packed = "gzip" in request.headers.get("accept-encoding", "")
@@ -75,7 +96,14 @@ class Shown:
         found = self.snapshots.get(name) if name in self.apps else None
         if found is None: return pages.missing(request)
         standing = self.snapshots.standing(name)
-        return JSONResponse({"made": found.made, "standing": standing, "says": STANDING[standing], "live": frontend.later(self.proxy.drawn.get(name, ()))})
+        return JSONResponse(
+            {
+                "made": found.made,
+                "standing": standing,
+                "says": STANDING[standing],
+                "live": frontend.later(self.proxy.drawn.get(name, ())),
+            }
+        )
 
     async def anew(self, request):  # an editor's: the guard lets no viewer come so far
         if (name := request.path_params["name"]) not in self.apps: return pages.missing(request)
@@ -85,11 +113,20 @@ class Shown:
     async def logout(self, request):  # the guard has closed the session
         who, kernels = request.state.visitor, self.proxy.kernels.live
         if who.session: await self.proxy.end([id for id, k in kernels.items() if k.visitor == who])
-        return RedirectResponse("/login", status_code=303, headers={"cache-control": "no-store", "clear-site-data": '"cookies", "cache"'})
+        return RedirectResponse(
+            "/login", status_code=303, headers={"cache-control": "no-store", "clear-site-data": '"cookies", "cache"'}
+        )
 
 # %% ../../nbs/dash/00_gateway.ipynb #dddde43c
-PAGES = metrics.histogram("scalai_dash_page_seconds", "From a request for a dashboard to its answer, by what was answered.", "answer", buckets=(.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30))
-KERNELS = metrics.gauge("scalai_dash_kernels", "Kernels of live pages: visited, ready, on their way in or out.", "state")
+PAGES = metrics.histogram(
+    "scalai_dash_page_seconds",
+    "From a request for a dashboard to its answer, by what was answered.",
+    "answer",
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+KERNELS = metrics.gauge(
+    "scalai_dash_kernels", "Kernels of live pages: visited, ready, on their way in or out.", "state"
+)
 LINE = metrics.gauge("scalai_dash_waiting", "Visitors who wait for a live page.")
 STARTS = metrics.gauge("scalai_dash_voila_starts", "How often Voila was started.")
 
@@ -102,11 +139,18 @@ def timed(endpoint):
         return answer
     return route
 
+# %% ../../nbs/dash/00_gateway.ipynb #308a5bfd
 def counted(proxy: Proxy):
     "The route that tells."
     async def route(request):
         kernels = proxy.kernels
-        for state, n in {"visited": len(kernels.live), "ready": kernels.ready, "rendering": kernels.rendering, "ending": kernels.ending}.items(): KERNELS.labels(state).set(n)
+        for state, n in {
+            "visited": len(kernels.live),
+            "ready": kernels.ready,
+            "rendering": kernels.rendering,
+            "ending": kernels.ending,
+        }.items():
+            KERNELS.labels(state).set(n)
         LINE.set(len(kernels.line))
         STARTS.set(proxy.voila.starts)
         return PlainTextResponse(metrics.page(), media_type="text/plain; version=0.0.4")
@@ -117,11 +161,21 @@ def routes(shown: Shown, proxy: Proxy) -> list:
     "Every path the gateway knows; all but `/healthz` and `/login` stand behind the guard."
     async def health(request): return JSONResponse({"ok": True})
     async def no_icon(request): return Response(status_code=204)
-    return [Route("/", shown.home), Route("/healthz", health), Route("/metrics", counted(proxy)), Route("/logout", shown.logout, methods=["POST"]), Route("/favicon.ico", no_icon),
-            Route("/apps/{name}", timed(shown.app), methods=["GET"]), Route("/api/snapshots/{name}", shown.made, methods=["GET"]), Route("/api/snapshots/{name}", shown.anew, methods=["POST"]),
-            Route("/front/{name}", frontend.script, methods=["GET"]), Route("/voila/{kind:str}/{rest:path}", proxy.asset, methods=["GET"]),
-            Route("/voila/api/shutdown/{kernel}", proxy.leave, methods=["POST"]), Route("/api/kernels/{kernel}", proxy.kernel, methods=["GET"]),
-            WebSocketRoute("/api/kernels/{kernel}/channels", proxy.channels)]
+    return [
+        Route("/", shown.home),
+        Route("/healthz", health),
+        Route("/metrics", counted(proxy)),
+        Route("/logout", shown.logout, methods=["POST"]),
+        Route("/favicon.ico", no_icon),
+        Route("/apps/{name}", timed(shown.app), methods=["GET"]),
+        Route("/api/snapshots/{name}", shown.made, methods=["GET"]),
+        Route("/api/snapshots/{name}", shown.anew, methods=["POST"]),
+        Route("/front/{name}", frontend.script, methods=["GET"]),
+        Route("/voila/{kind:str}/{rest:path}", proxy.asset, methods=["GET"]),
+        Route("/voila/api/shutdown/{kernel}", proxy.leave, methods=["POST"]),
+        Route("/api/kernels/{kernel}", proxy.kernel, methods=["GET"]),
+        WebSocketRoute("/api/kernels/{kernel}/channels", proxy.channels),
+    ]
 
 # %% ../../nbs/dash/00_gateway.ipynb #5d6a688e
 def gateway(apps: dict[str, App],  # what is shown, by name
@@ -131,7 +185,9 @@ def gateway(apps: dict[str, App],  # what is shown, by name
            ) -> Starlette:  # an ASGI application
     "The whole door: guard, pages, and the Voila behind it, which lives exactly as long as the application."
     voila, snapshots = voila or Voila(apps, settings), Snapshots(apps, settings)
-    proxy = Proxy(apps, voila, Kernels(settings.apps.kernels, idle=settings.apps.idle), settings.apps.warm, snapshots.now.get)
+    proxy = Proxy(
+        apps, voila, Kernels(settings.apps.kernels, idle=settings.apps.idle), settings.apps.warm, snapshots.now.get
+    )
     @asynccontextmanager
     async def life(_):
         async with voila, proxy, snapshots: yield
@@ -139,8 +195,14 @@ def gateway(apps: dict[str, App],  # what is shown, by name
     async def broke(request, error):
         number = secrets.token_hex(4)
         logger("dash").error("gateway failed", id=number, error=repr(error))
-        return pages.answer(request, 500, "Something went wrong here.", f"The log of `scalai dash` says why, under {number}.")
-    app = Starlette(routes=routes(Shown(apps, proxy, snapshots, settings, tokens.get("viewer", "")), proxy), lifespan=life, exception_handlers={404: missing, 405: missing, Exception: broke})
+        return pages.answer(
+            request, 500, "Something went wrong here.", f"The log of `scalai dash` says why, under {number}."
+        )
+    app = Starlette(
+        routes=routes(Shown(apps, proxy, snapshots, settings, tokens.get("viewer", "")), proxy),
+        lifespan=life,
+        exception_handlers={404: missing, 405: missing, Exception: broke},
+    )
     app.router.redirect_slashes = False
     app.add_middleware(Guard, tokens=tokens, sessions=Sessions(tokens, settings.apps.session))
     app.add_middleware(Forwarded, settings=settings.apps)
@@ -150,7 +212,9 @@ def gateway(apps: dict[str, App],  # what is shown, by name
 HEADER = 10.  # seconds that a client may take to send a whole request header
 
 class Prompt(H11Protocol):
-    "A connection whose next request header is not there in time is closed: uvicorn itself waits for ever once a byte has come."
+    """A connection whose next request header is not there in time is closed:
+
+    uvicorn itself waits for ever once a byte has come."""
     late = None
     def connection_made(self, transport):
         super().connection_made(transport)
@@ -162,16 +226,21 @@ class Prompt(H11Protocol):
         if self.late: self.late.cancel()
         super().connection_lost(exc)
     def watch(self):
-        if self.conn.their_state is h11.IDLE: self.late = self.late or self.loop.call_later(HEADER, self.timeout_keep_alive_handler)
-        elif self.late: self.late = self.late.cancel()
+        if self.conn.their_state is h11.IDLE:
+            self.late = self.late or self.loop.call_later(HEADER, self.timeout_keep_alive_handler)
+        elif self.late:
+            self.late = self.late.cancel()
 
 class Door(uvicorn.Server):
     "uvicorn without signal handlers of its own: `dash` stops it, so that Voila and its kernels end first."
     def capture_signals(self):
         return nullcontext()
 
+# %% ../../nbs/dash/00_gateway.ipynb #d14d5115
 class Channel(WebSocketsSansIOProtocol):
-    "A WebSocket that bounds what its peer makes us keep: pieces of one message, and answers to pings that are not read."
+    """A WebSocket that bounds what its peer makes us keep:
+
+    pieces of one message, and answers to pings that are not read."""
     pieces, pings = 1024, 64
     unread = 0
     def refuse(self, code: int, reason: str):
@@ -179,24 +248,40 @@ class Channel(WebSocketsSansIOProtocol):
         self.handle_parser_exception()
     def handle_parser_exception(self):
         super().handle_parser_exception()
-        if self.conn.parser_exc: self.conn.parser_exc.with_traceback(None)  # its frames hold what was unpacked, and it holds them until a full collection
+        # its frames hold what was unpacked, and it holds them until a full collection
+        if self.conn.parser_exc: self.conn.parser_exc.with_traceback(None)
     def handle_text(self, event): self.refuse(1003, "text")
-    def handle_cont(self, event): super().handle_cont(event) if len(self.frames) < self.pieces else self.refuse(1009, "too many pieces")
+    def handle_cont(self, event):
+        super().handle_cont(event) if len(self.frames) < self.pieces else self.refuse(1009, "too many pieces")
+
     def handle_ping(self):
         self.unread = 0 if self.writable.is_set() else self.unread + 1
-        if self.unread < self.pings: super().handle_ping()
+        if self.unread < self.pings:super().handle_ping()
         else: self.transport.abort()
 
 # %% ../../nbs/dash/00_gateway.ipynb #03b1e326
 async def serve(app: Starlette, sock: socket.socket, announce) -> None:
     "Serve until Ctrl-C or SIGTERM; then end the open pages, Voila and every kernel."
-    door = Door(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, lifespan="on", http=Prompt, ws=Channel, ws_max_size=SIZE, proxy_headers=False,
-                               timeout_graceful_shutdown=2))
+    door = Door(
+        uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            lifespan="on",
+            http=Prompt,
+            ws=Channel,
+            ws_max_size=SIZE,
+            proxy_headers=False,
+            timeout_graceful_shutdown=2,
+        )
+    )
     def stop(*_): door.should_exit = True
     loop = asyncio.get_running_loop()
     try:
         for s in (signal.SIGINT, signal.SIGTERM): loop.add_signal_handler(s, stop)
-    except (NotImplementedError, RuntimeError, ValueError): pass  # not the main thread: whoever started us stops us
+    except (NotImplementedError, RuntimeError, ValueError):
+        pass  # not the main thread: whoever started us stops us
     serving = asyncio.create_task(door.serve(sockets=[sock]))
     while not door.started and not serving.done(): await asyncio.sleep(.02)
     if door.started: announce()
@@ -204,26 +289,53 @@ async def serve(app: Starlette, sock: socket.socket, announce) -> None:
 
 # %% ../../nbs/dash/00_gateway.ipynb #2fa655eb
 SHORTEST = 16  # characters of a token
+
 def choose(settings: Settings) -> dict[str, str]:  # role -> token
-    "The tokens: those of the settings, else new ones. Raises `BadRequest` for one that is short or would give two roles."
-    tokens = {"editor": settings.apps.token or secrets.token_urlsafe(24), "viewer": settings.apps.viewer_token or secrets.token_urlsafe(24)}
-    if tokens["editor"] == tokens["viewer"]: raise BadRequest("[apps] token and viewer_token are the same.", "Give viewers a token of their own, or none to have one made at every start.", "settings")
-    if short := [name for name, token in (("token", tokens["editor"]), ("viewer_token", tokens["viewer"])) if len(token) < SHORTEST]:
-        raise BadRequest(f"[apps] {short[0]} has fewer than {SHORTEST} characters.", "Take a longer one, or none to have one made at every start.", "settings")
+    """The tokens:
+
+    those of the settings, else new ones. Raises `BadRequest` for one that is short or would give two roles."""
+    tokens = {
+        "editor": settings.apps.token or secrets.token_urlsafe(24),
+        "viewer": settings.apps.viewer_token or secrets.token_urlsafe(24),
+    }
+    if tokens["editor"] == tokens["viewer"]:
+        raise BadRequest(
+            "[apps] token and viewer_token are the same.",
+            "Give viewers a token of their own, or none to have one made at every start.",
+            "settings",
+        )
+    if short := [
+        name
+        for name, token in (("token", tokens["editor"]), ("viewer_token", tokens["viewer"]))
+        if len(token) < SHORTEST
+    ]:
+        raise BadRequest(
+            f"[apps] {short[0]} has fewer than {SHORTEST} characters.",
+            "Take a longer one, or none to have one made at every start.",
+            "settings",
+        )
     return tokens
 
+# %% ../../nbs/dash/00_gateway.ipynb #b9980220
 @contextmanager
 def redirect(link: str):  # yields the file's address
-    "A private file that opens a link: the link itself would be in the process list, for every user of the machine to see."
+    """A private file that opens a link:
+
+    the link itself would be in the process list, for every user of the machine to see."""
     folder = Path(jupyter_runtime_dir())  # where also a browser in a sandbox may read
     folder.mkdir(0o700, parents=True, exist_ok=True)
     file = folder / f"scalai-dash-{secrets.token_hex(8)}.html"
     try:
         with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
-            out.write(f'<!DOCTYPE html><meta charset="utf-8"><meta http-equiv="refresh" content="0;url={escape(link, quote=True)}"><title>Dashboards</title>')
+            out.write(
+                '<!DOCTYPE html><meta charset="utf-8"><meta http-equiv="refresh"'
+                f' content="0;url={escape(link, quote=True)}"><title>Dashboards</title>'
+            )
         yield file.as_uri()
-    finally: file.unlink(missing_ok=True)
+    finally:
+        file.unlink(missing_ok=True)
 
+# %% ../../nbs/dash/00_gateway.ipynb #5bb0a50f
 def dash(apps: list[str] | None = None,  # names or paths of app notebooks; none: all of the workspace
          port: int | None = None,  # none: [apps] port of the settings; 0: any free one
          open_browser: bool = False,

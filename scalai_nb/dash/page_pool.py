@@ -40,9 +40,11 @@ class Enough(Exception):
 class Kernels:
     "The live kernels; with those that are being made, kept ready or ended, never more than `limit`."
     def __init__(self, limit: int, grace: float = 4., first: float = 60., idle: float = 1800., clock=time.monotonic):
-        self.limit, self.grace, self.first, self.idle, self.clock = limit, grace, first, idle, clock  # seconds: after the last socket; before the first; without a word
+        # seconds: after the last socket; before the first; without a word
+        self.limit, self.grace, self.first, self.idle, self.clock = limit, grace, first, idle, clock
         self.live: dict[str, Kernel] = {}
-        self.rendering, self.ready, self.ending = 0, 0, 0  # how many are on their way in, wait for a visitor, are on their way out
+        # how many are on their way in, wait for a visitor, are on their way out
+        self.rendering, self.ready, self.ending = 0, 0, 0
         self.making = Counter()  # identity of a visitor -> pages on their way in
         self.line: dict[str, float] = {}  # ticket -> when it was last seen, in the order of arrival
 
@@ -60,7 +62,9 @@ class Kernels:
 
     @contextmanager
     def place(self, visitor: Visitor | None = None):  # none: the page is made for nobody yet
-        "Hold a place while a page is rendered; one that is kept ready has to give way. Raises `Full` where there is none, and `Enough`."
+        """Hold a place while a page is rendered; one that is kept ready has to give way.
+
+        Raises `Full` where there is none, and `Enough`."""
         if visitor and self.holds(visitor) >= self.share: raise Enough
         if self.busy >= self.limit: raise Full
         who = visitor.identity if visitor else ""
@@ -95,17 +99,26 @@ def connected(self: Kernels, id: str):
 def abandoned(self: Kernels, hurry: bool = False,  # others wait, so whoever left gets no grace
               visitor: Visitor | None = None,  # none: everybody
              ) -> list[str]:
-    "The kernels that nobody will come back to, those that nobody does anything with, and those whose visitor's session is over."
+    """The kernels that nobody will come back to, those that nobody does anything with, and those whose visitor's
+    session is over."""
     now = self.clock()
-    def gone(k): return not k.sockets and now - k.left > (0 if hurry else self.grace) if k.met else now - k.left > self.first / (3 if hurry else 1)
+    def gone(k):
+        return (
+            not k.sockets and now - k.left > (0 if hurry else self.grace)
+            if k.met
+            else now - k.left > self.first / (3 if hurry else 1)
+        )
+
     def over(k): return gone(k) or now - k.heard > self.idle or time.time() > k.visitor.until
     return [id for id, k in self.live.items() if (visitor is None or k.visitor == visitor) and over(k)]
 
 # %% ../../nbs/dash/10_page_pool.ipynb #8587e3ae
 @patch
-def turn(self: Kernels, ticket: str | None,  # of a visitor who was here before
-         patience: float = 12.,  # seconds without a sign after which a ticket is worth nothing
-        ) -> tuple[str | None, int]:  # a ticket to come back with, and its number in the line; none and 0: it is your turn
+def turn(
+    self: Kernels,
+    ticket: str | None,  # of a visitor who was here before
+    patience: float = 12.0,  # seconds without a sign after which a ticket is worth nothing
+) -> tuple[str | None, int]:  # a ticket to come back with, and its number in the line; none and 0: it is your turn
     "Whose turn is it? Kernels kept ready give way to a visitor, so they count as free."
     now, places = self.clock(), self.limit - self.busy
     self.line = {t: seen for t, seen in self.line.items() if now - seen < patience}
@@ -123,14 +136,23 @@ CONTROL = "jupyter.widget.control"
 
 def written(session: str, kind: str, content: dict, metadata: dict | None = None) -> bytes:
     "A message to a kernel's shell."
-    header = dict(msg_id=uuid.uuid4().hex, msg_type=kind, username="", session=session, date=datetime.now(timezone.utc).isoformat(), version="5.3")
+    header = dict(
+        msg_id=uuid.uuid4().hex,
+        msg_type=kind,
+        username="",
+        session=session,
+        date=datetime.now(timezone.utc).isoformat(),
+        version="5.3",
+    )
     return joined([b"shell", *(json.dumps(part).encode() for part in (header, {}, metadata or {}, content))])
 
 # %% ../../nbs/dash/10_page_pool.ipynb #9eb51915
 async def states(channel, session: str) -> bytes | None:  # the kernel's message as it came; None: no widgets
     "How all widgets of a kernel are."
     comm = uuid.uuid4().hex
-    await channel.send(written(session, "comm_open", dict(comm_id=comm, target_name=CONTROL, data={}), {"version": "1.0.0"}))
+    await channel.send(
+        written(session, "comm_open", dict(comm_id=comm, target_name=CONTROL, data={}), {"version": "1.0.0"})
+    )
     await channel.send(written(session, "comm_msg", dict(comm_id=comm, data={"method": "request_states"})))
     async for message in channel:
         name, header, _, _, content = split(message)[:5]
@@ -139,11 +161,21 @@ async def states(channel, session: str) -> bytes | None:  # the kernel's message
 
 def modules(message: bytes) -> set[str]:
     "The libraries that draw these widgets."
-    return {part for widget in json.loads(split(message)[4])["data"]["states"].values() for part in (widget["model_module"], widget["state"].get("_view_module")) if part}
+    return {
+        part
+        for widget in json.loads(split(message)[4])["data"]["states"].values()
+        for part in (widget["model_module"], widget["state"].get("_view_module"))
+        if part
+    }
 
 def inside(html: str, message: bytes, session: str) -> str:
     "A page with its states in it, and the session whose channel is open."
-    return html.replace("</body>", f'<script id="states" type="text/plain" data-session="{session}">{base64.b64encode(message).decode()}</script></body>', 1)
+    return html.replace(
+        "</body>",
+        '<script id="states" type="text/plain"'
+        f' data-session="{session}">{base64.b64encode(message).decode()}</script></body>',
+        1,
+    )
 
 # %% ../../nbs/dash/10_page_pool.ipynb #7c9f9e7f
 @dataclass
@@ -173,7 +205,16 @@ class Ready:
                  rest: float = 1.5,  # seconds after one was taken before others are made
                  pause: float = 2.,  # seconds at least between two of one app that nobody took
                  clock=time.monotonic):
-        self.kernels, self.make, self.end, self.state, self.age, self.rest, self.pause, self.clock = kernels, make, end, state, age, rest, pause, clock
+        self.kernels, self.make, self.end, self.state, self.age, self.rest, self.pause, self.clock = (
+            kernels,
+            make,
+            end,
+            state,
+            age,
+            rest,
+            pause,
+            clock,
+        )
         self.taken = float("-inf")  # when a visitor last took one
         self.pages: list[Page] = []
         self.asked = deque(((apps[i % len(apps)], "editor") for i in range(size)) if apps else (), maxlen=size)
@@ -201,7 +242,8 @@ class Ready:
         "Whoever opens a page now has the machine for himself: the last one waiting is opened like the first."
         return self.clock() - self.taken < self.rest
 
-    def outgrown(self, page: Page) -> bool: return page.state != self.state(page.app) or self.clock() - page.made > self.age
+    def outgrown(self, page: Page) -> bool:
+        return page.state != self.state(page.app) or self.clock() - page.made > self.age
 
     def spare(self) -> Page | None:
         "One of an app with more than are wanted."
@@ -215,7 +257,10 @@ class Ready:
     def missing(self) -> tuple[str, str] | None:
         "What to make next."
         lack = Counter(self.asked) - Counter((p.app, p.role) for p in self.pages)
-        return next((key for key in lack if self.state(key[0]) is not None and self.clock() >= self.later.get(key, (0,))[0]), None)
+        return next(
+            (key for key in lack if self.state(key[0]) is not None and self.clock() >= self.later.get(key, (0,))[0]),
+            None,
+        )
 
 # %% ../../nbs/dash/10_page_pool.ipynb #145671b6
 @patch
@@ -245,6 +290,7 @@ async def tend(self: Ready) -> bool:  # whether there is more to do
         self.wait(key, at_least=30)
     return True
 
+# %% ../../nbs/dash/10_page_pool.ipynb #205b3431
 @patch
 async def keep(self: Ready) -> None:
     "Tend them as long as the gateway lives."

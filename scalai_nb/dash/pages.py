@@ -37,17 +37,29 @@ def page(title: str,  # plain text
          head: str = "",  # more of the head, as HTML
         ) -> str:
     "A whole page with the common style."
-    return (f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-            f'<link rel="icon" href="data:,"><title>{escape(title)}</title><style>{STYLE}</style>{head}</head><body><main>{body}</main></body></html>')
+    return (
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,'
+        ' initial-scale=1">'
+        '<link rel="icon"'
+        f' href="data:,"><title>{escape(title)}</title><style>{STYLE}</style>{head}</head><body><main>{body}</main></body></html>'
+    )
 
 # %% ../../nbs/dash/04_pages.ipynb #b9148a6f
 LEAVE = '<form class="leave" method="post" action="/logout"><button>Log out</button></form>'
 LEAVE_HERE = "<!-- log out -->"  # in a live page, which is made before its visitor is known
-MARK = "addEventListener('click', e => { const a = e.target.closest('a.app'); if (a) a.classList.add('opening') }); addEventListener('pageshow', () => document.querySelectorAll('.opening').forEach(a => a.classList.remove('opening')))"
+MARK = (
+    "addEventListener('click', e => { const a = e.target.closest('a.app'); if (a) a.classList.add('opening') });"
+    " addEventListener('pageshow', () => document.querySelectorAll('.opening').forEach(a =>"
+    " a.classList.remove('opening')))"
+)
 SCRIPTS = [MARK]  # all that these pages run: the guard lets through nothing else
-START = ("<p>This workspace holds nothing yet. <code>scalai demo</code> makes one in which every dashboard has something to show; in this one, <code>scalai ingest FILE TABLE</code> brings in rows, "
-         "and <code>scalai run</code> runs a notebook or a workflow.</p>")
+START = (
+    "<p>This workspace holds nothing yet. <code>scalai demo</code> makes one in which every dashboard has something to"
+    " show; in this one, <code>scalai ingest FILE TABLE</code> brings in rows, and <code>scalai run</code> runs a"
+    " notebook or a workflow.</p>"
+)
 
+# %% ../../nbs/dash/04_pages.ipynb #d002e9f8
 def home(workspace: str,  # the folder's name
          apps,  # each with name, title, summary
          snapshots=None,  # what they say now, by `get(name)`
@@ -59,64 +71,147 @@ def home(workspace: str,  # the folder's name
     def says(a):  # the snapshot's own sentence, HTML already
         found = snapshots and snapshots.get(a.name)
         if not found or not found.says: return ""
-        return f'<em style="border-color: {found.level}">{found.says}</em><small>as of {time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(found.made))}</small>'
-    cards = "".join(f'<li><a class="app" href="/apps/{escape(a.name, quote=True)}"><b>{escape(a.title)}</b><span>{escape(a.summary)}</span>{says(a)}</a></li>' for a in apps)
-    told = f"<p>What is true in the workspace <code>{escape(workspace)}</code>.</p>{START if fresh else ''}<ul>{cards}</ul><script>{MARK}</script>" if cards else \
-           "<p>No dashboard in this workspace yet. Put a notebook into its folder <code>apps/</code>, or run <code>scalai demo</code> for a workspace that has some.</p>"
-    share = f"<details><summary>A link for viewers</summary><p>Whoever has it sees every dashboard and changes nothing.<br><code>{escape(viewers)}</code></p></details>" if viewers else ""
-    return page(f"Dashboards · {workspace}", f"<header><h1>Dashboards</h1>{LEAVE if leave else ''}</header>{told}{share}")
+        return (
+            f'<em style="border-color: {found.level}">{found.says}</em><small>as of'
+            f' {time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(found.made))}</small>'
+        )
+    cards = "".join(
+        '<li><a class="app"'
+        f' href="/apps/{escape(a.name, quote=True)}"><b>{escape(a.title)}</b><span>{escape(a.summary)}</span>{says(a)}</a></li>'
+        for a in apps
+    )
+    told = (
+        "<p>What is true in the workspace"
+        f" <code>{escape(workspace)}</code>.</p>{START if fresh else ''}<ul>{cards}</ul><script>{MARK}</script>"
+        if cards
+        else (
+            "<p>No dashboard in this workspace yet. Put a notebook into its folder <code>apps/</code>, or run"
+            " <code>scalai demo</code> for a workspace that has some.</p>"
+        )
+    )
+    share = (
+        "<details><summary>A link for viewers</summary><p>Whoever has it sees every dashboard and changes"
+        f" nothing.<br><code>{escape(viewers)}</code></p></details>"
+        if viewers
+        else ""
+    )
+    return page(
+        f"Dashboards · {workspace}", f"<header><h1>Dashboards</h1>{LEAVE if leave else ''}</header>{told}{share}"
+    )
 
 # %% ../../nbs/dash/04_pages.ipynb #020cccd1
 def login(failed: bool = False, next: str = "/",  # where the visitor wanted to go
           wait: float = 0) -> str:  # seconds until the next attempt
     "The form for the token."
-    word = (f'<p class="bad" role="alert">There were too many wrong tokens from your address. Try again in {math.ceil(wait)} seconds.</p>' if wait else
-            '<p class="bad" role="alert">That is not a token of this place.</p>' if failed else
-            "<p>Open the link that <code>scalai dash</code> printed, or paste its token here.</p>")
-    return page("Log in", f'<h1>Dashboards</h1>{word}<form method="post" action="/login"><input type="hidden" name="next" value="{escape(next, quote=True)}"><label for="token">Token</label>'
-                          '<input id="token" name="token" type="password" autocomplete="current-password" required autofocus><br><button>Log in</button></form>')
+    word = (
+        '<p class="bad" role="alert">There were too many wrong tokens from your address. Try again in'
+        f' {math.ceil(wait)} seconds.</p>'
+        if wait
+        else (
+            '<p class="bad" role="alert">That is not a token of this place.</p>'
+            if failed
+            else "<p>Open the link that <code>scalai dash</code> printed, or paste its token here.</p>"
+        )
+    )
+    return page(
+        "Log in",
+        f'<h1>Dashboards</h1>{word}<form method="post" action="/login"><input type="hidden" name="next"'
+        f' value="{escape(next, quote=True)}"><label for="token">Token</label><input id="token" name="token"'
+        ' type="password" autocomplete="current-password" required autofocus><br><button>Log in</button></form>',
+    )
 
 def again(seconds: int) -> str: return f'<meta http-equiv="refresh" content="{seconds}">'
 
+# %% ../../nbs/dash/04_pages.ipynb #a0d24962
 def waiting(title: str, running: int, number: int) -> str:
     "All kernels are taken: the page asks again by itself."
-    before = "You are next" if number == 1 else f"{number - 1} {'person is' if number == 2 else 'people are'} before you"
-    return page("Waiting", f"<h1>{escape(title)} will open in a moment</h1><p role='status'>All {running} live pages are in use. {before}; this page tries again every three seconds.</p>"
-                           '<p><a href="/">All dashboards</a></p>', again(3))
+    before = (
+        "You are next" if number == 1 else f"{number - 1} {'person is' if number == 2 else 'people are'} before you"
+    )
+    return page(
+        "Waiting",
+        f"<h1>{escape(title)} will open in a moment</h1><p role='status'>All {running} live pages are in use."
+        f" {before}; this page tries again every three seconds.</p><p><a href=\"/\">All dashboards</a></p>",
+        again(3),
+    )
 
 def enough(title: str, share: int) -> str:
     "The visitor has as many live pages as one may have."
-    held = "the live page that one visitor may have" if share == 1 else f"the {share} live pages that one visitor may have"
-    return page("Waiting", f"<h1>{escape(title)} needs another page closed</h1><p role='status'>You have {held}. Close one, and this page opens by itself.</p>"
-                           '<p><a href="/">All dashboards</a></p>', again(3))
+    held = (
+        "the live page that one visitor may have"
+        if share == 1
+        else f"the {share} live pages that one visitor may have"
+    )
+    return page(
+        "Waiting",
+        f"<h1>{escape(title)} needs another page closed</h1><p role='status'>You have {held}. Close one, and this page"
+        " opens by itself.</p><p><a href=\"/\">All dashboards</a></p>",
+        again(3),
+    )
 
+# %% ../../nbs/dash/04_pages.ipynb #d54a182b
 def making(title: str, name: str, fresh: bool, limit: float) -> str:  # limit: seconds
     "There is no snapshot yet."
-    return page(title, f"<h1>{escape(title)}</h1>{START if fresh else ''}<p role='status'>This page is being made for the first time. It opens by itself, or says after {limit / 60:.0f} minutes why it cannot.</p>"
-                       f'<p><a href="/apps/{escape(name, quote=True)}?live=1">Open the live page</a> · <a href="/">All dashboards</a></p>', again(2))
+    return page(
+        title,
+        f"<h1>{escape(title)}</h1>{START if fresh else ''}<p role='status'>This page is being made for the first time."
+        f" It opens by itself, or says after {limit / 60:.0f} minutes why it cannot.</p>"
+        f'<p><a href="/apps/{escape(name, quote=True)}?live=1">Open the live page</a> · <a href="/">All'
+        ' dashboards</a></p>',
+        again(2),
+    )
 
 def late(title: str, name: str, reason: str) -> HTMLResponse:
     "503: there is still no snapshot, and why."
-    return HTMLResponse(page(title, f"<h1>{escape(title)}</h1><p role='alert'>This page could not be made yet: {escape(reason)}. It opens by itself as soon as it can be made.</p>"
-                             f'<p><a href="/apps/{escape(name, quote=True)}?live=1">Open the live page</a> · <a href="/">All dashboards</a></p>', again(10)), status_code=503, headers={"cache-control": "no-store"})
+    return HTMLResponse(
+        page(
+            title,
+            f"<h1>{escape(title)}</h1><p role='alert'>This page could not be made yet: {escape(reason)}. It opens by"
+            " itself as soon as it can be made.</p>"
+            f'<p><a href="/apps/{escape(name, quote=True)}?live=1">Open the live page</a> · <a href="/">All'
+            ' dashboards</a></p>',
+            again(10),
+        ),
+        status_code=503,
+        headers={"cache-control": "no-store"},
+    )
 
 def wrong(message: str, hint: str) -> str:
     "One sentence what happened, one what to do."
     return page(message, f'<h1>{escape(message)}</h1><p>{escape(hint)}</p><p><a href="/">All dashboards</a></p>')
 
 # %% ../../nbs/dash/04_pages.ipynb #c8b5b8b6
-KINDS = {400: "BadRequest", 401: "Unauthorized", 403: "Forbidden", 404: "NotFound", 429: "TooManyRequests", 503: "Unreachable"}  # of an error, by its status
+# of an error, by its status
+KINDS = {
+    400: "BadRequest",
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "NotFound",
+    429: "TooManyRequests",
+    503: "Unreachable",
+}
 
 def told(status: int, message: str, hint: str, headers: dict | None = None) -> JSONResponse:
     "An error for a script."
-    return JSONResponse({"error": {"kind": KINDS.get(status, "WorkFailed"), "message": message, "hint": hint}}, status_code=status, headers=headers)
+    return JSONResponse(
+        {"error": {"kind": KINDS.get(status, "WorkFailed"), "message": message, "hint": hint}},
+        status_code=status,
+        headers=headers,
+    )
 
 def answer(request, status: int, message: str, hint: str):
     "The same two sentences, as a page for a browser and as JSON for a script."
-    return HTMLResponse(wrong(message, hint), status_code=status) if "text/html" in request.headers.get("accept", "") else told(status, message, hint)
+    return (
+        HTMLResponse(wrong(message, hint), status_code=status)
+        if "text/html" in request.headers.get("accept", "")
+        else told(status, message, hint)
+    )
 
 def missing(request): return answer(request, 404, "There is no such page.", "The start page lists what there is.")
 
+# %% ../../nbs/dash/04_pages.ipynb #5cabc2ca
 def broken(request, title: str, number: str):
     "A dashboard that cannot be shown: its reason is not for readers."
-    return answer(request, 500, f"{title} could not be shown.", f"The reason is in the log of `scalai dash`, under {number}.")
+    return answer(
+        request, 500, f"{title} could not be shown.", f"The reason is in the log of `scalai dash`, under {number}."
+    )

@@ -27,7 +27,10 @@ from .page_pool import Enough, Full, Kernels
 from .page_pool import Broken, Page, Ready
 
 # %% ../../nbs/dash/12_proxy.ipynb #3f22bac8
-FAILED = re.compile(r'cell-index="(\d+)"(?:(?!cell-index=).)*?<script type="application/vnd\.scalai\.cell-error\+json">(.*?)</script>', re.S)
+FAILED = re.compile(
+    r'cell-index="(\d+)"(?:(?!cell-index=).)*?<script type="application/vnd\.scalai\.cell-error\+json">(.*?)</script>',
+    re.S,
+)
 KERNEL = re.compile(r'"kernelId": "([0-9a-fA-F-]{36})"')
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -44,6 +47,7 @@ def kernel_id(html: str) -> str | None:
 # %% ../../nbs/dash/12_proxy.ipynb #27312be7
 NAMES = {word: word.removeprefix("HTTP_").replace("_", "-").lower() for word in (ROLE, CARD)}  # as headers
 
+# %% ../../nbs/dash/12_proxy.ipynb #0015c553
 class Proxy:
     "The way to Voila, with the kernels counted."
     def __init__(self, apps: dict[str, App], voila, kernels: Kernels,
@@ -55,7 +59,8 @@ class Proxy:
         self.open: dict[str, tuple] = {}  # kernel -> session, the channel that its page will take over
         self.drawn: dict[str, set[str]] = {}  # app -> the libraries of its widgets
         self.files: dict[str, tuple] = {}  # path -> headers, body, the same compressed or None
-        self.silent, self.starts = 0, voila.starts  # how often in a row Voila did not answer; which Voila our kernels are of
+        # how often in a row Voila did not answer; which Voila our kernels are of
+        self.silent, self.starts = 0, voila.starts
 
     async def __aenter__(self):
         self.client = httpx.AsyncClient(trust_env=False, timeout=httpx.Timeout(10, read=300), limits=httpx.Limits(max_connections=None))
@@ -114,6 +119,7 @@ async def check(self: Proxy) -> None:
         self.silent = 0
         self.voila.process.kill()
 
+# %% ../../nbs/dash/12_proxy.ipynb #ad79a858
 @patch
 def renew(self: Proxy) -> None:
     "All kernels went with a Voila that died."
@@ -135,6 +141,7 @@ async def sweep(self: Proxy) -> None:
 # %% ../../nbs/dash/12_proxy.ipynb #819f0ef6
 ANSWERS = 10.  # seconds that a kernel has to say how its widgets are
 
+# %% ../../nbs/dash/12_proxy.ipynb #b29cf387
 @patch
 async def make(self: Proxy, app: str, role: str, query: str = "") -> Page:
     "Let Voila run the notebook, for a visitor of a role. Raises `Broken`."
@@ -142,17 +149,33 @@ async def make(self: Proxy, app: str, role: str, query: str = "") -> Page:
         await asyncio.wait_for(self.voila.ready.wait(), 60)
         self.renew()
         state, card = self.state(app), self.voila.folder / "cards" / secrets.token_hex(8)
-        answer = await self.client.get(f"{self.voila.url}/voila/render/{app}.ipynb", params=query, headers={**self.voila.headers, NAMES[ROLE]: role, NAMES[CARD]: str(card)})
-    except (httpx.HTTPError, TimeoutError) as e: raise Broken(kind=type(e).__name__, message="Voila did not answer", traceback="") from None
+        answer = await self.client.get(
+            f"{self.voila.url}/voila/render/{app}.ipynb",
+            params=query,
+            headers={**self.voila.headers, NAMES[ROLE]: role, NAMES[CARD]: str(card)},
+        )
+    except (httpx.HTTPError, TimeoutError) as e:
+        raise Broken(kind=type(e).__name__, message="Voila did not answer", traceback="") from None
     html, id = answer.text, kernel_id(answer.text)
-    problem = failure(html) or (None if answer.status_code == 200 and id else {"kind": f"HTTP {answer.status_code}", "message": "Voila could not render the notebook", "traceback": html[-500:]})
+    problem = failure(html) or (
+        None
+        if answer.status_code == 200 and id
+        else {
+            "kind": f"HTTP {answer.status_code}",
+            "message": "Voila could not render the notebook",
+            "traceback": html[-500:],
+        }
+    )
     if problem:
         if id: await self.end([id])
         raise Broken(**problem)
     self.cards[id] = card
-    html = re.sub(r"<title>.*?</title>", lambda _: f"<title>{escape(self.apps[app].title)}</title>", html, count=1, flags=re.S)
+    html = re.sub(
+        r"<title>.*?</title>", lambda _: f"<title>{escape(self.apps[app].title)}</title>", html, count=1, flags=re.S
+    )
     return Page(id, app, role, await self.begin(app, id, html), state, time.monotonic())
 
+# %% ../../nbs/dash/12_proxy.ipynb #1236b122
 @patch
 async def begin(self: Proxy, app: str, id: str, html: str) -> str:
     "A page that knows how its widgets are, on an open channel; as it was where the kernel does not say."
@@ -160,11 +183,13 @@ async def begin(self: Proxy, app: str, id: str, html: str) -> str:
     session, channel = secrets.token_hex(16), None
     try:
         async with asyncio.timeout(ANSWERS):
-            channel = await self.connect(id, session, max_queue=None)  # what is said until somebody comes; no page waits longer than `age`
+            # what is said until somebody comes; no page waits longer than `age`
+            channel = await self.connect(id, session, max_queue=None)
             if message := await page_pool.states(channel, session):
                 self.open[id], self.drawn[app] = (session, channel), page_pool.modules(message)
                 return page_pool.inside(html, message, session)
-    except (OSError, TimeoutError, websockets.WebSocketException) as e: self.log.debug("no states ahead", id=id, error=str(e))
+    except (OSError, TimeoutError, websockets.WebSocketException) as e:
+        self.log.debug("no states ahead", id=id, error=str(e))
     if channel: channel.transport.abort()
     return html
 
@@ -172,8 +197,17 @@ async def begin(self: Proxy, app: str, id: str, html: str) -> str:
 def connect(self: Proxy, id: str, session: str, **more):
     "A kernel's channel at Voila."
     url = f"{self.voila.url.replace('http', 'ws', 1)}/api/kernels/{id}/channels?session_id={session}"
-    return websockets.connect(url, additional_headers=self.voila.headers, subprotocols=[V1], max_size=64 << 20, proxy=None, open_timeout=30, **more)
+    return websockets.connect(
+        url,
+        additional_headers=self.voila.headers,
+        subprotocols=[V1],
+        max_size=64 << 20,
+        proxy=None,
+        open_timeout=30,
+        **more,
+    )
 
+# %% ../../nbs/dash/12_proxy.ipynb #92721ef9
 @patch
 async def page(self: Proxy, app: str, who: Visitor, query: str) -> tuple[Page, str]:  # and whether it was warm or cold
     "A page for somebody whose turn it is, with a place for its kernel. Raises `Full`, `Enough` and `Broken`."
@@ -217,6 +251,7 @@ def enough(self: Proxy, request, app: App):
     request.state.kind = "waiting"
     return HTMLResponse(pages.enough(app.title, self.kernels.share), status_code=429, headers={"retry-after": "3", "cache-control": "no-store"})
 
+# %% ../../nbs/dash/12_proxy.ipynb #d487d18c
 @patch
 def broken(self: Proxy, request, app: App, problem: dict):
     "500: the reader gets a number, the log gets the reason under it."
@@ -243,18 +278,35 @@ async def asset(self: Proxy, request):
         answer = await self.client.get(self.voila.url + path, headers=self.voila.headers)
         if answer.status_code != 200: return pages.missing(request)
         body, kind = answer.content, answer.headers.get("content-type", "application/octet-stream")
-        packed = await asyncio.to_thread(gzip.compress, body, 6) if kind.startswith(("text/", "application/j", "image/svg")) and len(body) > 500 else None
-        self.files[path] = {"content-type": kind, "etag": f'"{hashlib.sha256(body).hexdigest()[:20]}"', "vary": "accept-encoding", "cache-control": "private, max-age=600"}, body, packed
+        packed = (
+            await asyncio.to_thread(gzip.compress, body, 6)
+            if kind.startswith(("text/", "application/j", "image/svg")) and len(body) > 500
+            else None
+        )
+        self.files[path] = (
+            {
+                "content-type": kind,
+                "etag": f'"{hashlib.sha256(body).hexdigest()[:20]}"',
+                "vary": "accept-encoding",
+                "cache-control": "private, max-age=600",
+            },
+            body,
+            packed,
+        )
     headers, body, packed = self.files[path]
-    if request.headers.get("if-none-match", "").removeprefix("W/") == headers["etag"]: return Response(status_code=304, headers={k: v for k, v in headers.items() if k != "content-type"})
-    if packed and "gzip" in request.headers.get("accept-encoding", ""): return Response(packed, headers={**headers, "content-encoding": "gzip"})
+    if request.headers.get("if-none-match", "").removeprefix("W/") == headers["etag"]:
+        return Response(status_code=304, headers={k: v for k, v in headers.items() if k != "content-type"})
+    if packed and "gzip" in request.headers.get("accept-encoding", ""):
+        return Response(packed, headers={**headers, "content-encoding": "gzip"})
     return Response(body, headers=headers)
 
+# %% ../../nbs/dash/12_proxy.ipynb #fe7d8366
 @patch
 async def kernel(self: Proxy, request):
     "What a page may ask about its own kernel: whether it lives."
     id = request.path_params["kernel"]
-    if self.kernels.of(id, request.state.visitor) is None: return pages.answer(request, 404, "This live session has ended.", "Open the page again.")
+    if self.kernels.of(id, request.state.visitor) is None:
+        return pages.answer(request, 404, "This live session has ended.", "Open the page again.")
     return JSONResponse({"id": id, "name": "python3"})  # both are what a page's client insists on
 
 @patch
@@ -278,16 +330,19 @@ async def channels(self: Proxy, ws):
         session, voila = self.open.get(id, (None, None))
         mine = session is not None and asked == session
         if mine: del self.open[id]
-        else: self.shut(id)  # whoever comes by another session does not take it over: what is said would only gather in it
+        # whoever comes by another session does not take it over: what is said would only gather in it
+        else: self.shut(id)
         try: voila = voila if mine else await self.connect(id, asked)
         except (OSError, TimeoutError, websockets.WebSocketException): return await ws.send_denial_response(Response(status_code=404))
         async with voila:
             await ws.accept(subprotocol=V1)
             await self.pump(ws, voila, kernel)
 
+# %% ../../nbs/dash/12_proxy.ipynb #407e2486
 @patch
 async def pump(self: Proxy, ws, voila, kernel) -> None:
-    "Forward messages both ways until either side or the kernel ends; close the page's side, with the reason where it is the page's fault."
+    """Forward messages both ways until either side or the kernel ends; close the page's side, with the reason where it
+    is the page's fault."""
     way, room = UnderWay(), asyncio.Event()
     inward = asyncio.create_task(self.inward(ws, voila, kernel, way, room))
     pumps = [inward, *map(asyncio.create_task, (outward(voila, ws, way, room), kernel.over.wait()))]
@@ -300,6 +355,7 @@ async def pump(self: Proxy, ws, voila, kernel) -> None:
     if code in FAULTS: self.log.warning("channel closed", app=kernel.app, visitor=kernel.visitor.name or kernel.visitor.role, code=code, reason=reason)
     if ws.client_state.name == "CONNECTED" and ws.application_state.name == "CONNECTED": await ws.close(code, reason)
 
+# %% ../../nbs/dash/12_proxy.ipynb #8c80b4f6
 @patch
 async def inward(self: Proxy, ws, voila, kernel, way: UnderWay, room: asyncio.Event) -> tuple[int, str]:  # code and reason of the end
     "From the page to the kernel, until either ends or the page sends what no page sends."
@@ -322,4 +378,5 @@ async def outward(voila, ws, way: UnderWay, room: asyncio.Event) -> None:
         async for message in voila:
             if way.hear(message): room.set()
             async with asyncio.timeout(TAKES): await ws.send_bytes(message)
-    except (websockets.ConnectionClosed, WebSocketDisconnect, RuntimeError, TimeoutError): return  # RuntimeError: the page closed while we sent
+    # RuntimeError: the page closed while we sent
+    except (websockets.ConnectionClosed, WebSocketDisconnect, RuntimeError, TimeoutError): return

@@ -20,6 +20,7 @@ class Session:
     id: str
     until: float  # seconds since 1970
 
+# %% ../../nbs/dash/01_session.ipynb #637147ec
 class Sessions:
     "The sessions that these tokens give."
     def __init__(self, tokens: dict[str, str],  # by role
@@ -27,7 +28,8 @@ class Sessions:
         self.tokens, self.seconds, self.clock = tokens, 3600 * hours, clock
         self.closed: dict[str, float] = {}  # logged out: id -> until
 
-    def sign(self, role: str, text: str) -> str: return hmac.new(self.tokens[role].encode(), b"scalai dash " + text.encode(), hashlib.sha256).hexdigest()
+    def sign(self, role: str, text: str) -> str:
+        return hmac.new(self.tokens[role].encode(), b"scalai dash " + text.encode(), hashlib.sha256).hexdigest()
 
     def open(self, role: str, id: str = "") -> str:  # the cookie's value
         "A new session, or more time for one that its visitor has."
@@ -44,7 +46,9 @@ class Sessions:
 
     def close(self, session: Session) -> None:
         "Log out: a copy of the cookie is worth nothing either."
-        self.closed = {id: until for id, until in self.closed.items() if until > self.clock()} | {session.id: session.until}
+        self.closed = {id: until for id, until in self.closed.items() if until > self.clock()} | {
+            session.id: session.until
+        }
 
 # %% ../../nbs/dash/01_session.ipynb #bb8a70bd
 class Attempts:
@@ -55,7 +59,7 @@ class Attempts:
 
     @staticmethod
     def key(address: str | None) -> str:
-        try: found = ipaddress.ip_address(address or "")
+        try:found = ipaddress.ip_address(address or "")
         except ValueError: return ""  # a Unix socket has no address
         found = getattr(found, "ipv4_mapped", None) or found
         return str(found if found.version == 4 else ipaddress.ip_network((found, 64), strict=False))
@@ -70,4 +74,5 @@ class Attempts:
     def failed(self, address: str) -> None:
         "Count a wrong token; of too many addresses those are forgotten that have been quiet the longest."
         self.wrong[self.key(address)] = self.count(address) + 1, self.clock()
-        if len(self.wrong) > self.known: self.wrong = dict(sorted(self.wrong.items(), key=lambda item: item[1][1])[self.known // 2:])
+        if len(self.wrong) > self.known:
+            self.wrong = dict(sorted(self.wrong.items(), key=lambda item: item[1][1])[self.known // 2 :])

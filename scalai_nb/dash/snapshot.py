@@ -41,12 +41,20 @@ def on_paper(data: dict) -> str:  # HTML
     return f"<pre>{escape(str(data.get('text/plain', '')))}</pre>"
 
 def unreadable(error: BaseException | None) -> str | None:  # HTML
-    "What a page shows in the place of a cell whose data could not be read; None for any other error, which is the notebook's own."
-    if isinstance(error, ScalaiError): why, hint = error.message, error.hint
-    elif isinstance(error, (sqlite3.DatabaseError, SQLAlchemyError)): why, hint = f"A database of the workspace cannot be read: {str(error).splitlines()[0]}.", ""
-    else: return None
-    return f'<section class="unread" role="alert"><p>This part of the page could not be made: {escape(why)}</p><p>{escape(hint or "")}</p></section>'
+    """What a page shows in the place of a cell whose data could not be read; None for any other error, which is the
+    notebook's own."""
+    if isinstance(error, ScalaiError):
+        why, hint = error.message, error.hint
+    elif isinstance(error, (sqlite3.DatabaseError, SQLAlchemyError)):
+        why, hint = f"A database of the workspace cannot be read: {str(error).splitlines()[0]}.", ""
+    else:
+        return None
+    return (
+        '<section class="unread" role="alert"><p>This part of the page could not be made:'
+        f' {escape(why)}</p><p>{escape(hint or "")}</p></section>'
+    )
 
+# %% ../../nbs/dash/14_snapshot.ipynb #40befcf3
 def body(notebook: Path) -> str:  # HTML
     "Run a notebook here, and return what its cells show. Raises what a cell raised."
     from IPython.core.interactiveshell import InteractiveShell
@@ -56,9 +64,14 @@ def body(notebook: Path) -> str:  # HTML
     for cell in nbformat.read(notebook, as_version=4).cells:
         if cell.cell_type == "markdown": parts.append(f'<div class="words">{markdown2html(cell.source)}</div>')
         if cell.cell_type != "code": continue
-        with shell.display_trap, capture_output() as shown: done = shell.run_cell(cell.source)  # the trap outside: run_cell would set its own inside
+        # the trap outside: run_cell would set its own inside
+        with shell.display_trap, capture_output() as shown: done = shell.run_cell(cell.source)
         if (notice := unreadable(done.error_in_exec)) is None: done.raise_error()
-        parts += ([f"<pre>{escape(shown.stdout)}</pre>"] if shown.stdout.strip() else []) + [on_paper(o.data) for o in shown.outputs] + ([notice] if notice else [])
+        parts += (
+            ([f"<pre>{escape(shown.stdout)}</pre>"] if shown.stdout.strip() else [])
+            + [on_paper(o.data) for o in shown.outputs]
+            + ([notice] if notice else [])
+        )
     return "".join(parts)
 
 # %% ../../nbs/dash/14_snapshot.ipynb #e77ca84e
@@ -96,15 +109,23 @@ if __name__ == "__main__" and "__file__" in globals(): main(*sys.argv[1:])
 LIMIT = 180.  # seconds that making one may take, and after which a page that waits for its first one says why
 BLIND = 8.  # seconds without a look at the workspace after which nobody knows whether a snapshot is current
 
+# %% ../../nbs/dash/14_snapshot.ipynb #eb8b6870
 class Snapshots:
     "The snapshots of a workspace's apps, kept true while `async with` lasts."
-    def __init__(self, apps: dict[str, App], settings: Settings, state=None,  # (settings, *files) -> str; none: view.state
-                 every: float = 60.):  # seconds between two of an app that nobody looks at
+    def __init__(
+        self,
+        apps: dict[str, App],
+        settings: Settings,
+        state=None,  # (settings, *files) -> str; none: view.state
+        every: float = 60.0,
+    ):  # seconds between two of an app that nobody looks at
         self.apps, self.settings, self.every, self.log, self.look = apps, settings, every, logger("dash"), state
         self.known: dict[str, tuple] = {}  # name -> file's stamp, snapshot
         self.now: dict[str, str] = {}  # name -> state of the workspace
-        self.tried: dict[str, tuple] = {}  # name -> when, state, and the number under which the log says why it failed; none: it went well
-        self.written: dict[tuple, tuple] = {}  # name, edits, leave -> what the page depends on, the page, the page compressed
+        # name -> when, state, and the number under which the log says why it failed; none: it went well
+        self.tried: dict[str, tuple] = {}
+        # name, edits, leave -> what the page depends on, the page, the page compressed
+        self.written: dict[tuple, tuple] = {}
         self.wanted, self.asked, self.forced, self.child = asyncio.Event(), set(), set(), None
         self.looked: dict[str, float] = {}  # name -> when the workspace was last seen for it
         self.missed: dict[str, float] = {}  # name -> since when somebody waits for the first one
@@ -124,11 +145,13 @@ class Snapshots:
     def get(self, name: str) -> Snapshot | None:
         "The newest snapshot; read again only when its file changed."
         file = place(self.settings, name)
-        try: found = file.stat()
+        try:found = file.stat()
         except OSError: return None
         if self.known.get(name, (None,))[0] != (found.st_mtime_ns, found.st_ino):
-            try: self.known[name] = ((found.st_mtime_ns, found.st_ino), Snapshot(**json.loads(file.read_text("utf-8"))))
-            except (ValueError, TypeError): return None  # of an older release: it is made anew
+            try:
+                self.known[name] = ((found.st_mtime_ns, found.st_ino), Snapshot(**json.loads(file.read_text("utf-8"))))
+            except (ValueError, TypeError):
+                return None  # of an older release: it is made anew
         return self.known[name][1]
 
     def late(self, name: str) -> str:
@@ -157,7 +180,11 @@ class Snapshots:
     def due(self, name: str) -> bool:
         if name in self.forced: return True
         if self.standing(name) != "old": return False
-        return name in self.asked or self.get(name) is None or time.monotonic() - self.tried.get(name, (0,))[0] > self.every
+        return (
+            name in self.asked
+            or self.get(name) is None
+            or time.monotonic() - self.tried.get(name, (0,))[0] > self.every
+        )
 
 # %% ../../nbs/dash/14_snapshot.ipynb #33472eb6
 @patch
@@ -191,14 +218,28 @@ async def keep(self: Snapshots) -> None:
                 self.log.error("snapshot failed", id=number, app=name, error=str(e))
             finally: self.making = ""
 
+# %% ../../nbs/dash/14_snapshot.ipynb #51b68702
 @patch
 async def render(self: Snapshots, name: str, app: App) -> None:
     "Let a process make one; what it says when it fails goes to the log."
     state, self.asked, self.forced = self.now[name], self.asked - {name}, self.forced - {name}
-    self.child = await asyncio.create_subprocess_exec(sys.executable, "-m", "scalai_nb.dash.snapshot", name, str(app.path), state, cwd=self.settings.root,
-        env=environment(self.settings.root, self.settings, os.environ, **{ROLE: "viewer"}), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE, start_new_session=True)
+    self.child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "scalai_nb.dash.snapshot",
+        name,
+        str(app.path),
+        state,
+        cwd=self.settings.root,
+        env=environment(self.settings.root, self.settings, os.environ, **{ROLE: "viewer"}),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
     try:
-        async with asyncio.timeout(LIMIT): said, _ = await asyncio.gather(self.child.stderr.read(), self.child.wait())  # not communicate: closing its standard input would end it
+        # not communicate: closing its standard input would end it
+        async with asyncio.timeout(LIMIT): said, _ = await asyncio.gather(self.child.stderr.read(), self.child.wait())
     except TimeoutError:
         self.child.kill()
         await self.child.wait()
@@ -233,19 +274,43 @@ const ask = async () => {
 setInterval(ask, 3000);
 setTimeout(async () => { for (const href of (await ask())?.live ?? []) document.head.append(Object.assign(document.createElement('link'), { rel: 'prefetch', href })) }, 1000);  // the live page's scripts, while this one is read
 """
-STANDING = {"new": "", "unknown": " <b>The workspace cannot be read now</b>, so nobody knows whether this is current.", "old": " <b>Out of date:</b> the workspace has changed since; a newer page is being made.", "failed": " <b>Out of date:</b> the workspace has changed since, and the newer page could not be made; the log of <code>scalai dash</code> says why."}
+
+# %% ../../nbs/dash/14_snapshot.ipynb #a792d712
+STANDING = {
+    "new": "",
+    "unknown": " <b>The workspace cannot be read now</b>, so nobody knows whether this is current.",
+    "old": " <b>Out of date:</b> the workspace has changed since; a newer page is being made.",
+    "failed": (
+        " <b>Out of date:</b> the workspace has changed since, and the newer page could not be made; the log of"
+        " <code>scalai dash</code> says why."
+    ),
+}
 
 def page(app: App, snapshot: Snapshot, standing: str, edits: bool = False, leave: bool = False) -> str:  # HTML
     "The snapshot with its time, and the way to the live page; an editor may have it made anew."
-    anew = f'<form method="post" action="/api/snapshots/{escape(app.name, quote=True)}"><button>Make it anew</button></form> ' if edits else ""
+    anew = (
+        f'<form method="post" action="/api/snapshots/{escape(app.name, quote=True)}"><button>Make it'
+        ' anew</button></form> '
+        if edits
+        else ""
+    )
     at = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(snapshot.made))
-    return (f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-            f'<title>{escape(app.title)}</title><style>{STYLE}</style></head><body><nav aria-label="Dashboard"><a href="/">&#8592; All dashboards</a><span><span id="asof" class="{standing}" role="status" data-at="As of {at}." data-made="{snapshot.made}" data-ask="/api/snapshots/{escape(app.name, quote=True)}">As of {at}.{STANDING[standing]}</span> {anew}'
-            f'<a class="live" href="/apps/{escape(app.name, quote=True)}?live=1">Open the live page</a> {LEAVE*leave}</span></nav><main>{snapshot.body}</main><script>{SCRIPT}</script></body></html>')
+    return (
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="viewport"'
+        ' content="width=device-width, initial-scale=1"><link rel="icon"'
+        f' href="data:,"><title>{escape(app.title)}</title><style>{STYLE}</style></head><body><nav'
+        f' aria-label="Dashboard"><a href="/">&#8592; All dashboards</a><span><span id="asof" class="{standing}"'
+        f' role="status" data-at="As of {at}." data-made="{snapshot.made}"'
+        f' data-ask="/api/snapshots/{escape(app.name, quote=True)}">As of {at}.{STANDING[standing]}</span> {anew}<a'
+        f' class="live" href="/apps/{escape(app.name, quote=True)}?live=1">Open the live page</a>'
+        f' {LEAVE*leave}</span></nav><main>{snapshot.body}</main><script>{SCRIPT}</script></body></html>'
+    )
 
 # %% ../../nbs/dash/14_snapshot.ipynb #af6555e9
 @patch
-def write(self: Snapshots, app: App, edits: bool, leave: bool = False) -> tuple[bytes, bytes] | None:  # the page, and the page compressed; None: there is none
+def write(
+    self: Snapshots, app: App, edits: bool, leave: bool = False
+) -> tuple[bytes, bytes] | None:  # the page, and the page compressed; None: there is none
     "The page as it is sent: written and compressed once, and not for each visitor."
     if (found := self.get(app.name)) is None or found.body is None: return None
     stamp = found.made, self.standing(app.name)

@@ -101,6 +101,7 @@ window.WebSocket = class extends Socket {
 {%- endblock error -%}
 """
 
+# %% ../../nbs/dash/08_voila.ipynb #e6d6da96
 def write_template(folder: Path) -> None:
     "Lay the template where Voila, told by JUPYTER_PATH, finds it by the name `scalai`."
     here = folder / "voila" / "templates" / "scalai"
@@ -115,24 +116,57 @@ def configuration(folder: Path,  # private to this child
                   secret: str,
                  ) -> dict:
     "Voila's configuration, by class."
-    return {"Voila": {"ip": "127.0.0.1", "port": port, "port_retries": 0, "open_browser": False, "root_dir": str(folder / "apps"), "token": secret,
-                      "connection_dir_root": str(folder), "log_level": "WARN"},
-            "VoilaConfiguration": {"template": "scalai", "theme": "light", "allow_template_override": "NO", "allow_theme_override": "NO",
-                                   "show_tracebacks": True, "file_allowlist": [], "http_header_envs": [h.removeprefix("HTTP_").replace("_", "-") for h in (ROLE, CARD)],
-                                   "extension_allowlist": ["@jupyter-widgets/jupyterlab-manager", "@voila-dashboards/widgets-manager8", "bqplot", "bqscales"]},
-            "VoilaExecutor": {"timeout": 120, "startup_timeout": 60},
-            "MultiKernelManager": {"kernel_manager_class": "scalai_nb.dash.voila_server.Live"},
-            "KernelManager": {"transport": "ipc" if len(str(folder)) < 40 else "tcp"},  # a socket path has 107 characters at most
-            "KernelRestarter": {"restart_limit": 0, "time_to_dead": 1.},
-            "MappingKernelManager": {"root_dir": str(settings.root), "cull_idle_timeout": 3600, "cull_interval": 300}}
+    return {
+        "Voila": {
+            "ip": "127.0.0.1",
+            "port": port,
+            "port_retries": 0,
+            "open_browser": False,
+            "root_dir": str(folder / "apps"),
+            "token": secret,
+            "connection_dir_root": str(folder),
+            "log_level": "WARN",
+        },
+        "VoilaConfiguration": {
+            "template": "scalai",
+            "theme": "light",
+            "allow_template_override": "NO",
+            "allow_theme_override": "NO",
+            "show_tracebacks": True,
+            "file_allowlist": [],
+            "http_header_envs": [h.removeprefix("HTTP_").replace("_", "-") for h in (ROLE, CARD)],
+            "extension_allowlist": [
+                "@jupyter-widgets/jupyterlab-manager",
+                "@voila-dashboards/widgets-manager8",
+                "bqplot",
+                "bqscales",
+            ],
+        },
+        "VoilaExecutor": {"timeout": 120, "startup_timeout": 60},
+        "MultiKernelManager": {"kernel_manager_class": "scalai_nb.dash.voila_server.Live"},
+        "KernelManager": {
+            "transport": "ipc" if len(str(folder)) < 40 else "tcp"
+        },  # a socket path has 107 characters at most
+        "KernelRestarter": {"restart_limit": 0, "time_to_dead": 1.0},
+        "MappingKernelManager": {"root_dir": str(settings.root), "cull_idle_timeout": 3600, "cull_interval": 300},
+    }
 
 # %% ../../nbs/dash/08_voila.ipynb #1ac17b3f
 def environment(folder: Path, settings: Settings, environ: dict, **more: str) -> dict:
-    "The child's environment: an app finds the workspace's data wherever its notebook lies, and knows no visitor but ours."
-    more |= {"JUPYTER_PATH": os.pathsep.join(filter(None, [str(folder), environ.get("JUPYTER_PATH", "")])), "SCALAI_WORKSPACE__HOME": str(settings.home),
-             "JUPYTER_PREFER_ENV_PATH": "1"}
+    """The child's environment:
+
+    an app finds the workspace's data wherever its notebook lies, and knows no visitor but ours."""
+    more |= {
+        "JUPYTER_PATH": os.pathsep.join(filter(None, [str(folder), environ.get("JUPYTER_PATH", "")])),
+        "SCALAI_WORKSPACE__HOME": str(settings.home),
+        "JUPYTER_PREFER_ENV_PATH": "1",
+    }
     if settings.file.is_file(): more["SCALAI_SETTINGS"] = str(settings.file.absolute())
-    return {k: v for k, v in environ.items() if k not in ("SCALAI_APPS__TOKEN", "SCALAI_APPS__VIEWER_TOKEN", "JUPYTER_TOKEN", ROLE, CARD)} | more
+    return {
+        k: v
+        for k, v in environ.items()
+        if k not in ("SCALAI_APPS__TOKEN", "SCALAI_APPS__VIEWER_TOKEN", "JUPYTER_TOKEN", ROLE, CARD)
+    } | more
 
 # %% ../../nbs/dash/08_voila.ipynb #a2556df4
 def end_with_parent() -> None:
@@ -150,19 +184,30 @@ if __name__ == "__main__" and "__file__" in globals():
 class Voila:
     "The child, from `async with` to its end."
     def __init__(self, apps: dict[str, App], settings: Settings):
-        self.apps, self.settings, self.secret, self.port, self.process = apps, settings, secrets.token_urlsafe(32), 0, None
-        self.ready, self.log, self.starts, self.said = asyncio.Event(), logger("dash"), 0, deque(maxlen=5)  # its last words
+        self.apps, self.settings, self.secret, self.port, self.process = (
+            apps,
+            settings,
+            secrets.token_urlsafe(32),
+            0,
+            None,
+        )
+        # its last words
+        self.ready, self.log, self.starts, self.said = asyncio.Event(), logger("dash"), 0, deque(maxlen=5)
 
     @property
-    def url(self) -> str: return f"http://127.0.0.1:{self.port}"
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
     @property
-    def headers(self) -> dict: return {"Authorization": f"token {self.secret}"}
+    def headers(self) -> dict:
+        return {"Authorization": f"token {self.secret}"}
 
     async def __aenter__(self):
         self.folder = Path(tempfile.mkdtemp(prefix="scalai-dash-"))  # mode 0700
         write_template(self.folder)
         for room in ("apps", "cards"): (self.folder / room).mkdir()
-        for app in self.apps.values(): (self.folder / "apps" / f"{app.name}.ipynb").symlink_to(app.path)  # linked: an edit shows at the next visit
+        # linked: an edit shows at the next visit
+        for app in self.apps.values(): (self.folder / "apps" / f"{app.name}.ipynb").symlink_to(app.path)
         self.keeper = asyncio.create_task(self.keep())
         return self
 
@@ -180,16 +225,28 @@ async def start(self: Voila) -> None:
     config = self.folder / "voila.json"
     config.touch(mode=0o600)
     config.write_text(json.dumps(configuration(self.folder, self.settings, self.port, self.secret)))
-    self.process = await asyncio.create_subprocess_exec(sys.executable, "-m", "scalai_nb.dash.voila", str(self.folder), cwd=self.folder, env=environment(self.folder, self.settings, os.environ),
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE, start_new_session=True)  # Ctrl-C is for us, who stop it in order
+    self.process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "scalai_nb.dash.voila",
+        str(self.folder),
+        cwd=self.folder,
+        env=environment(self.folder, self.settings, os.environ),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )  # Ctrl-C is for us, who stop it in order
     self.reader = asyncio.create_task(self.read_log())
     while self.process.returncode is None:
         try:
             _, writer = await asyncio.open_connection("127.0.0.1", self.port)
             writer.close()
             return self.ready.set()
-        except OSError: await asyncio.sleep(.05)
+        except OSError:
+            await asyncio.sleep(0.05)
 
+# %% ../../nbs/dash/08_voila.ipynb #53b60bfe
 @patch
 async def read_log(self: Voila) -> None:
     "Voila's standard error, line by line, into our log."

@@ -16,12 +16,17 @@ from ..jobs.forkserver import Pool, imports
 from .voila import end_with_parent
 
 # %% ../../nbs/dash/09_voila_server.ipynb #80118352
-HEARS = 'getattr(__import__("sys").modules.get("ipywidgets"), "register_comm_target", lambda: None)()'  # ipywidgets does so when a kernel imports it, and here it was imported before
+# ipywidgets does so when a kernel imports it, and here it was imported before
+HEARS = 'getattr(__import__("sys").modules.get("ipywidgets"), "register_comm_target", lambda: None)()'
 
 class Quiet(Forking):
-    "A provisioner whose kernels write what they say outside any cell to a file, and answer a page that asks for all widgets at once."
+    """A provisioner whose kernels write what they say outside any cell to a file, and answer a page that asks for all
+    widgets at once."""
     async def launch_kernel(self, cmd, **kw):
-        with open(Live.chatter, "ab") as out: return await super().launch_kernel([*cmd, f"--InteractiveShellApp.exec_lines={HEARS}"], **kw, stdout=out, stderr=out)
+        with open(Live.chatter, "ab") as out:
+            return await super().launch_kernel(
+                [*cmd, f"--InteractiveShellApp.exec_lines={HEARS}"], **kw, stdout=out, stderr=out
+            )
 
 class Live(AsyncIOLoopKernelManager):
     "Voila's kernels: forked where they can be."
@@ -29,7 +34,10 @@ class Live(AsyncIOLoopKernelManager):
     chatter = os.devnull
 
     async def _async_pre_start_kernel(self, **kw):
-        if self.pool and self.kernel_name in ("", "python3", "python"): self.provisioner = Quiet(kernel_id=kw.get("kernel_id", ""), kernel_spec=self.kernel_spec, parent=self, pool=self.pool)
+        if self.pool and self.kernel_name in ("", "python3", "python"):
+            self.provisioner = Quiet(
+                kernel_id=kw.get("kernel_id", ""), kernel_spec=self.kernel_spec, parent=self, pool=self.pool
+            )
         return await super()._async_pre_start_kernel(**kw)
 
 # %% ../../nbs/dash/09_voila_server.ipynb #ee04aad3

@@ -35,6 +35,7 @@ def _count_whole(values, bits, at,  # int64 read-only; uint8 null mask, empty wh
         if paired: row[i] = v
     return n
 
+# %% ../../nbs/data/02_accumulators.ipynb #60e92a2d
 @numba.njit(cache=True, nogil=True)
 def _count_real(values, bits, at, window, row,  # float64 read-only; the rest as above
                 spill, odd):  # takes sortable keys of the numbers elsewhere; int64 counts of NaN, inf and -inf, added to
@@ -86,6 +87,7 @@ class Sum:
         "All parts together; None where there are none."
         return self.add(*self.parts) if self.parts else None
 
+# %% ../../nbs/data/02_accumulators.ipynb #c8ec578e
 class Numbers:
     "A column of integers or floats, counted."
     def __init__(self, name: str, type: pa.DataType, caps: tuple = CAPS,
@@ -124,15 +126,29 @@ class Numbers:
         zero = len(self.window) // 2
         near = counted((seen - zero).astype(self.dtype), self.window[seen], caps=self.caps)
         far = self.parts.value()
-        return Column(self.name, type_name(self.type), self.rows, self.nulls, *self.odd.tolist(), int(self.window[zero]),
-                      numbers=near if far is None else add_ordered(near, far))
+        return Column(
+            self.name,
+            type_name(self.type),
+            self.rows,
+            self.nulls,
+            *self.odd.tolist(),
+            int(self.window[zero]),
+            numbers=near if far is None else add_ordered(near, far)
+        )
 
 # %% ../../nbs/data/02_accumulators.ipynb #7d9166c1
 class Times:
     "A column of times or dates, counted."
     def __init__(self, name, type, caps=CAPS, limit=1 << 18):
         self.name, self.type, self.caps, self.limit = name, type, caps, limit
-        self.aside, self.held, self.parts, self.calendars, self.rows, self.nulls = [], 0, Sum(add_ordered, 4 * limit), Sum(Calendar.sum, limit), 0, 0
+        self.aside, self.held, self.parts, self.calendars, self.rows, self.nulls = (
+            [],
+            0,
+            Sum(add_ordered, 4 * limit),
+            Sum(Calendar.sum, limit),
+            0,
+            0,
+        )
 
     def add(self, values: pa.Array):
         "Count a batch."
@@ -151,7 +167,14 @@ class Times:
     def column(self) -> Column:
         "The profile of the column so far."
         if self.held or not self.parts.parts: self.flush()
-        return Column(self.name, type_name(self.type), self.rows, self.nulls, times=self.parts.value(), calendar=self.calendars.value())
+        return Column(
+            self.name,
+            type_name(self.type),
+            self.rows,
+            self.nulls,
+            times=self.parts.value(),
+            calendar=self.calendars.value(),
+        )
 
 # %% ../../nbs/data/02_accumulators.ipynb #a697158e
 @numba.njit(cache=True, nogil=True)
@@ -161,10 +184,19 @@ def _count_codes(codes, bits, at, counts):  # int32 read-only; null mask as abov
         if len(bits) and not (bits[(at + i) >> 3] >> ((at + i) & 7)) & 1: continue
         counts[codes[i]] += 1
 
+# %% ../../nbs/data/02_accumulators.ipynb #b961290f
 class Texts:
     "A column of text, counted by the codes of its dictionaries."
     def __init__(self, name, type, caps=CAPS, limit=0):
-        self.name, self.type, self.dictionary, self.counts, self.parts, self.rows, self.there = name, type, None, None, Sum(add_categories, 4 * limit), 0, 0
+        self.name, self.type, self.dictionary, self.counts, self.parts, self.rows, self.there = (
+            name,
+            type,
+            None,
+            None,
+            Sum(add_categories, 4 * limit),
+            0,
+            0,
+        )
         self.unique = False  # whether the dictionary is known to say no value twice
 
     def add(self, values: pa.Array):
@@ -172,7 +204,11 @@ class Texts:
         if plain := not pa.types.is_dictionary(values.type): values = values.dictionary_encode()
         if self.dictionary is None or not self.dictionary.equals(values.dictionary):
             self.flush()
-            self.dictionary, self.counts, self.unique = values.dictionary, np.zeros(len(values.dictionary), "i8"), plain
+            self.dictionary, self.counts, self.unique = (
+                values.dictionary,
+                np.zeros(len(values.dictionary), "i8"),
+                plain,
+            )
         self.rows += len(values)
         _count_codes(*buffers(values.indices.cast(pa.int32()), "i4"), self.counts)
 
@@ -180,8 +216,11 @@ class Texts:
         "Summarise the values of this dictionary."
         if self.dictionary is None: return
         seen = np.flatnonzero(self.counts)
-        text, counts = self.dictionary if len(seen) == len(self.counts) else self.dictionary.take(in_arrow(seen)), self.counts[seen]
-        if text.null_count: text, counts = text.drop_null(), counts[text.is_valid().to_numpy(False)]  # a dictionary may hold a null
+        text, counts = (
+            self.dictionary if len(seen) == len(self.counts) else self.dictionary.take(in_arrow(seen))
+        ), self.counts[seen]
+        # a dictionary may hold a null
+        if text.null_count: text, counts = text.drop_null(), counts[text.is_valid().to_numpy(False)]
         self.there += int(counts.sum())
         if not self.unique and len(text.unique()) < len(text):  # a dictionary may say a value twice
             again = text.dictionary_encode()
@@ -192,12 +231,20 @@ class Texts:
     def column(self) -> Column:
         "The profile of the column so far."
         self.flush()
-        return Column(self.name, type_name(self.type), self.rows, self.rows - self.there, text=self.parts.value() or categories(pa.array([], pa.string())))
+        return Column(
+            self.name,
+            type_name(self.type),
+            self.rows,
+            self.rows - self.there,
+            text=self.parts.value() or categories(pa.array([], pa.string())),
+        )
 
 # %% ../../nbs/data/02_accumulators.ipynb #5d3c473b
 class Others:
     "A column of any other type: the sum of its batches."
-    def __init__(self, name, type, caps=CAPS, limit=0): self.name, self.type, self.caps, self.parts = name, type, caps, Sum(add_columns, 4 * limit)
+    def __init__(self, name, type, caps=CAPS, limit=0):
+        self.name, self.type, self.caps, self.parts = name, type, caps, Sum(add_columns, 4 * limit)
+
     def add(self, values: pa.Array): self.parts.push(column(self.name, values, self.caps))
     def column(self) -> Column: return self.parts.value() or column(self.name, pa.array([], self.type), self.caps)
 
@@ -205,9 +252,12 @@ def counter(name: str, type: pa.DataType, caps: tuple = CAPS,
             width: int = 1,  # columns of the table: what one column may hold shrinks with it
            ) -> "Numbers | Times | Texts | Others":
     "What counts a column of this type."
-    limit, window = (max(1 << 13, min(most, (1 << 24) // width)) for most in (1 << 17, WINDOW))  # 128 MB for the columns together
+    # 128 MB for the columns together
+    limit, window = (max(1 << 13, min(most, (1 << 24) // width)) for most in (1 << 17, WINDOW))
     made = pa.types
-    if made.is_floating(type) and type != pa.float16() or made.is_integer(type) and type != pa.uint64(): return Numbers(name, type, caps, limit, window)
+    if made.is_floating(type) and type != pa.float16() or made.is_integer(type) and type != pa.uint64():
+        return Numbers(name, type, caps, limit, window)
     plain = type.value_type if made.is_dictionary(type) else type
-    if made.is_string(plain) or made.is_large_string(plain) or made.is_binary(plain) or made.is_large_binary(plain): return Texts(name, type, caps, limit)
+    if made.is_string(plain) or made.is_large_string(plain) or made.is_binary(plain) or made.is_large_binary(plain):
+        return Texts(name, type, caps, limit)
     return (Times if made.is_timestamp(type) or made.is_date(type) else Others)(name, type, caps, limit)

@@ -47,6 +47,7 @@ def shown(value: "str | bytes | None") -> "str | None":
 # %% ../../nbs/data/01_categories.ipynb #e5124c31
 CAP, SLOTS = 1_000, 4_096
 
+# %% ../../nbs/data/01_categories.ipynb #28c69994
 @dataclass(frozen=True, eq=False)
 class Categories:
     "Counts of text values."
@@ -56,7 +57,8 @@ class Categories:
     low: str | None = None  # first and last in Unicode order
     high: str | None = None
     lengths: tuple = (np.empty(0, "i8"), np.empty(0, "i8"))  # characters ascending, rows
-    formats: np.ndarray = field(default_factory=lambda: np.zeros(len(FORMATS), "i8"))  # rows by how their text is written
+    # rows by how their text is written
+    formats: np.ndarray = field(default_factory=lambda: np.zeros(len(FORMATS), "i8"))
     buckets: np.ndarray | None = None  # int64[4096] rows by hash; above the cap, as the next two
     frequent: Frequent | None = None
     regs: np.ndarray | None = None  # HyperLogLog
@@ -71,13 +73,22 @@ class Categories:
     def distinct(self) -> int: return len(self.keys) if self.exact else round(estimate(self.regs))
 
     @property
-    def nbytes(self) -> int: return 80 * len(self.keys) + (0 if self.exact else self.buckets.nbytes + self.frequent.nbytes + self.regs.nbytes)  # labels about
+    # labels about
+    def nbytes(self) -> int:
+        return 80 * len(self.keys) + (
+            0 if self.exact else self.buckets.nbytes + self.frequent.nbytes + self.regs.nbytes
+        )
 
     def hashed(self) -> tuple:  # buckets, frequent, registers
         "The state as it is above the cap."
         if not self.exact: return self.buckets, self.frequent, self.regs
-        return in_buckets(self.keys, self.counts), Frequent.of(self.keys, self.counts, self.labels), registers(self.keys)
+        return (
+            in_buckets(self.keys, self.counts),
+            Frequent.of(self.keys, self.counts, self.labels),
+            registers(self.keys),
+        )
 
+# %% ../../nbs/data/01_categories.ipynb #4a3bcab4
 def in_buckets(keys, counts):
     "Rows by the last 12 bits of the hash."
     return np.bincount((keys & np.uint64(SLOTS - 1)).astype("i8"), counts, SLOTS).astype("i8")
@@ -114,7 +125,12 @@ def counted_text(text: pa.Array,  # distinct values
 def add_categories(*parts: Categories) -> Categories:
     "The categories of all rows together."
     ends = lambda f, name: f((v for p in parts if (v := getattr(p, name)) is not None), default=None)
-    rest = dict(low=ends(min, "low"), high=ends(max, "high"), lengths=sum_by(*map(np.concatenate, zip(*(p.lengths for p in parts)))), formats=np.sum([p.formats for p in parts], 0))
+    rest = dict(
+        low=ends(min, "low"),
+        high=ends(max, "high"),
+        lengths=sum_by(*map(np.concatenate, zip(*(p.lengths for p in parts)))),
+        formats=np.sum([p.formats for p in parts], 0),
+    )
     exact, hashed = [p for p in parts if p.exact], [p.hashed() for p in parts if not p.exact]
     if exact:
         keys, first, where = np.unique(np.concatenate([p.keys for p in exact]), return_index=True, return_inverse=True)
@@ -123,4 +139,12 @@ def add_categories(*parts: Categories) -> Categories:
         if not hashed and len(keys) <= CAP: return made
         hashed.append(made.hashed())
     buckets, frequent, regs = zip(*hashed)
-    return Categories(np.empty(0, "u8"), np.empty(0, object), np.empty(0, "i8"), **rest, buckets=np.sum(buckets, 0), frequent=Frequent.sum(*frequent), regs=np.maximum.reduce(regs))
+    return Categories(
+        np.empty(0, "u8"),
+        np.empty(0, object),
+        np.empty(0, "i8"),
+        **rest,
+        buckets=np.sum(buckets, 0),
+        frequent=Frequent.sum(*frequent),
+        regs=np.maximum.reduce(regs),
+    )

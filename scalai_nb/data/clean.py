@@ -32,12 +32,17 @@ def tidy(table: pa.Table,
     "Trim every column of text."
     for i, f in enumerate(table.schema):
         if f.name in but: continue
-        if pa.types.is_string_view(f.type): table = table.set_column(i, f.name, table[i].cast(pa.string()))  # few of Arrow's functions take views
-        if is_text(f.type): table = table.set_column(i, f.name, trim(table[i]))
-        elif pa.types.is_dictionary(f.type) and is_text(f.type.value_type) and not all(trim(c.dictionary).equals(c.dictionary) for c in table[i].chunks):
+        # few of Arrow's functions take views
+        if pa.types.is_string_view(f.type): table = table.set_column(i, f.name, table[i].cast(pa.string()))
+        if is_text(f.type):
+            table = table.set_column(i, f.name, trim(table[i]))
+        elif (
+            pa.types.is_dictionary(f.type)
+            and is_text(f.type.value_type)
+            and not all(trim(c.dictionary).equals(c.dictionary) for c in table[i].chunks)
+        ):
             table = table.set_column(i, f.name, trim(table[i].cast(f.type.value_type)))
     return table
-
 
 # %% ../../nbs/data/12_clean.ipynb #3e1afbec
 @dataclass
@@ -64,19 +69,40 @@ def _distinct(values: pa.Array, fn) -> pa.Array:  # a function of texts, compute
     coded = values.dictionary_encode()
     return fn(coded.dictionary).take(coded.indices)
 
+# %% ../../nbs/data/12_clean.ipynb #0e2c4543
 def _changed(before: pa.Array, after: pa.Array) -> int:  # values that are others now
-    same = pc.and_(pc.is_null(before), pc.is_null(after)) if before.type != after.type else pc.or_(pc.fill_null(pc.equal(before, after), False), pc.and_(pc.is_null(before), pc.is_null(after)))
+    same = (
+        pc.and_(pc.is_null(before), pc.is_null(after))
+        if before.type != after.type
+        else pc.or_(pc.fill_null(pc.equal(before, after), False), pc.and_(pc.is_null(before), pc.is_null(after)))
+    )
     return len(before) - same.true_count if before.type == after.type else len(before) - before.null_count
 
 # %% ../../nbs/data/12_clean.ipynb #670c4b84
-_directive = {"Y": r"\d{4}", "y": r"\d{2}", "m": r"\d{1,2}", "d": r"(?P<day>\d{1,2})", "e": r"(?P<day>\d{1,2})", "H": r"\d{1,2}", "I": r"\d{1,2}", "M": r"\d{1,2}", "S": r"\d{1,2}",
-              "p": "[AaPp][Mm]", "b": r"[A-Za-z]+\.?", "B": "[A-Za-z]+", "a": "[A-Za-z]+", "A": "[A-Za-z]+", "%": "%"}
+_directive = {
+    "Y": r"\d{4}",
+    "y": r"\d{2}",
+    "m": r"\d{1,2}",
+    "d": r"(?P<day>\d{1,2})",
+    "e": r"(?P<day>\d{1,2})",
+    "H": r"\d{1,2}",
+    "I": r"\d{1,2}",
+    "M": r"\d{1,2}",
+    "S": r"\d{1,2}",
+    "p": "[AaPp][Mm]",
+    "b": r"[A-Za-z]+\.?",
+    "B": "[A-Za-z]+",
+    "a": "[A-Za-z]+",
+    "A": "[A-Za-z]+",
+    "%": "%",
+}
 
 def _looks(format: str) -> str:  # the regular expression of a date format
     parts = re.split(r"%(.)", format)
     for d in parts[1::2]: one_of(d, _directive, f"directive in the date format {format!r}: %", "contract")
     return "^" + "".join(_directive[p] if i % 2 else re.escape(p) for i, p in enumerate(parts)) + "$"
 
+# %% ../../nbs/data/12_clean.ipynb #5acb9d45
 def parse_times(texts: pa.Array, formats: list[str]) -> pa.Array:  # timestamp[us]; null where no format fits
     "Times from texts, by the first format that fits."
     out = pa.nulls(len(texts), pa.timestamp("us"))
@@ -91,26 +117,40 @@ def parse_times(texts: pa.Array, formats: list[str]) -> pa.Array:  # timestamp[u
         out = pc.coalesce(out, found)
     return out
 
+# %% ../../nbs/data/12_clean.ipynb #82d7a485
 def _dates(c: Column, formats) -> pa.Array:
     zone, formats = (formats.get("zone"), formats["formats"]) if isinstance(formats, dict) else (None, formats)
-    want = c.type if c.type is not None and pa.types.is_temporal(c.type) else pa.timestamp("us", "UTC" if zone else None)
+    want = (
+        c.type if c.type is not None and pa.types.is_temporal(c.type) else pa.timestamp("us", "UTC" if zone else None)
+    )
     if pa.types.is_temporal(c.values.type): return c.values
     def read(texts):
         found = parse_times(texts, formats)
-        if zone: found = pc.assume_timezone(found, zone, ambiguous="earliest", nonexistent="earliest").cast(pa.timestamp("us", "UTC"))
-        elif getattr(want, "tz", None): found = pc.assume_timezone(found, "UTC")
+        if zone:
+            found = pc.assume_timezone(found, zone, ambiguous="earliest", nonexistent="earliest").cast(
+                pa.timestamp("us", "UTC")
+            )
+        elif getattr(want, "tz", None):
+            found = pc.assume_timezone(found, "UTC")
         iso, _ = cast(pc.if_else(pc.is_valid(found), None, texts), want, c.nulls)
         return pc.coalesce(found.cast(want, safe=False), iso)
     texts = c.text()
     done = _distinct(texts, read)
     lost = pc.and_(pc.is_null(done), pc.is_valid(texts))
-    c.verdict.fault(f"{c.name}: {not_a(want)}", pc.and_(lost, pc.invert(pc.is_in(texts, pa.array(["", *c.nulls], texts.type)))))
+    c.verdict.fault(
+        f"{c.name}: {not_a(want)}", pc.and_(lost, pc.invert(pc.is_in(texts, pa.array(["", *c.nulls], texts.type))))
+    )
     return done
 
 # %% ../../nbs/data/12_clean.ipynb #6ee2e1a9
 def _marks(example: str) -> tuple[str, str]:  # between thousands, before decimals
     at = re.fullmatch(r"\d{1,3}(?:([,. '_])\d{3})?(?:([.,])\d+)?", str(example))
-    if not at or at[1] is not None and at[1] == at[2]: raise BadRequest(f"{example!r} is not an example of a number.", "Write it as in '1,234.5', '1.234,5' or '1 234.5'.", "contract")
+    if not at or at[1] is not None and at[1] == at[2]:
+        raise BadRequest(
+            f"{example!r} is not an example of a number.",
+            "Write it as in '1,234.5', '1.234,5' or '1 234.5'.",
+            "contract",
+        )
     return at[1] or "", at[2] or "."
 
 def plain_numbers(texts: pa.Array, examples: list[str]) -> pa.Array:  # other texts stay as they are
@@ -118,15 +158,23 @@ def plain_numbers(texts: pa.Array, examples: list[str]) -> pa.Array:  # other te
     out, done = texts, pc.if_else(pc.is_null(texts), True, False)
     for t, d in map(_marks, examples):
         group = rf"\d{{1,3}}({re.escape(t)}\d{{3}})+|" if t else ""
-        fits = pc.and_(pc.invert(done), pc.fill_null(pc.match_substring_regex(texts, rf"^[+-]?({group}\d+)({re.escape(d)}\d+)?([eE][+-]?\d+)?$"), False))
+        fits = pc.and_(
+            pc.invert(done),
+            pc.fill_null(
+                pc.match_substring_regex(texts, rf"^[+-]?({group}\d+)({re.escape(d)}\d+)?([eE][+-]?\d+)?$"), False
+            ),
+        )
         bare = pc.replace_substring(texts, t, "") if t else texts
         out, done = pc.if_else(fits, pc.replace_substring(bare, d, ".") if d != "." else bare, out), pc.or_(done, fits)
     return out
 
+# %% ../../nbs/data/12_clean.ipynb #c3c5d87c
 def _numbers(c: Column, examples) -> pa.Array:
     if not is_text(c.values.type): return c.values
     plain = _distinct(c.values, lambda texts: plain_numbers(texts, examples))
-    c.verdict.tally.changed[f"numbers {c.name}"] = c.verdict.tally.changed.get(f"numbers {c.name}", 0) + _changed(c.values, plain)
+    c.verdict.tally.changed[f"numbers {c.name}"] = c.verdict.tally.changed.get(f"numbers {c.name}", 0) + _changed(
+        c.values, plain
+    )
     return Column(c.name, plain, c.type, c.nulls, c.verdict).number()
 
 # %% ../../nbs/data/12_clean.ipynb #463c6ccc
@@ -136,17 +184,31 @@ def conversion(unit: str, to: str) -> tuple[float, float]:  # value × first + s
     "How a unit becomes another. Raises `BadRequest` for units that do not."
     import pint
     if not _pint: _pint.append(pint.UnitRegistry())
-    try: zero, one, many = (_pint[0].Quantity(x, unit).to(to).magnitude for x in (0., 1., 100.))
+    try:
+        zero, one, many = (_pint[0].Quantity(x, unit).to(to).magnitude for x in (0.0, 1.0, 100.0))
     except (pint.errors.PintError, AttributeError, ValueError, AssertionError, ZeroDivisionError) as e:
-        raise BadRequest(f"{unit!r} cannot become {to!r}: {str(e).splitlines()[0]}.", "Units are written as Pint has them: degF, degC, mph, km/h, inHg, hPa, mi.", "contract") from e
-    if abs(many - zero - 100*(one - zero)) > 1e-9*abs(many - zero): raise BadRequest(f"{unit!r} to {to!r} is not a matter of factor and offset.", "Convert it before.", "contract")
+        raise BadRequest(
+            f"{unit!r} cannot become {to!r}: {str(e).splitlines()[0]}.",
+            "Units are written as Pint has them: degF, degC, mph, km/h, inHg, hPa, mi.",
+            "contract",
+        ) from e
+    if abs(many - zero - 100 * (one - zero)) > 1e-9 * abs(many - zero):
+        raise BadRequest(f"{unit!r} to {to!r} is not a matter of factor and offset.", "Convert it before.", "contract")
     return (many - zero)/100, zero
 
+# %% ../../nbs/data/12_clean.ipynb #8fb98bfd
 def _units(c: Column, units) -> pa.Array:
-    if not is_text(c.values.type): a, b = conversion(units["from"], units["to"]); return pc.add(pc.multiply(c.values.cast(pa.float64()), a), b)
-    found = _distinct(c.values, lambda texts: pc.extract_regex(texts, r"^\s*(?P<number>[+-]?[\d.]+(?:[eE][+-]?\d+)?)\s*(?P<unit>.*?)\s*$"))
+    if not is_text(c.values.type):
+        a, b = conversion(units["from"], units["to"])
+        return pc.add(pc.multiply(c.values.cast(pa.float64()), a), b)
+    found = _distinct(
+        c.values,
+        lambda texts: pc.extract_regex(texts, r"^\s*(?P<number>[+-]?[\d.]+(?:[eE][+-]?\d+)?)\s*(?P<unit>.*?)\s*$"),
+    )
     suffix = pc.fill_null(pc.struct_field(found, "unit"), "").dictionary_encode()
-    known = [_known(u, units["to"]) if u else conversion(units["from"], units["to"]) for u in suffix.dictionary.to_pylist()]
+    known = [
+        _known(u, units["to"]) if u else conversion(units["from"], units["to"]) for u in suffix.dictionary.to_pylist()
+    ]
     a, b = (pa.array([k and k[i] for k in known], pa.float64()).take(suffix.indices) for i in (0, 1))
     c.verdict.fault(f"{c.name}: unknown unit", pc.and_(pc.is_valid(c.values), pc.is_null(a)))
     number = pc.if_else(pc.is_valid(found), pc.struct_field(found, "number"), c.values)
@@ -157,31 +219,60 @@ def _known(unit: str, to: str) -> tuple | None:  # of a unit that a row names; o
     except BadRequest: return None
 
 # %% ../../nbs/data/12_clean.ipynb #b1d00b28
-def _case(c: Column, how: str) -> pa.Array: return {"upper": pc.utf8_upper, "lower": pc.utf8_lower, "title": pc.utf8_title}[how](c.text())
+def _case(c: Column, how: str) -> pa.Array:
+    return {"upper": pc.utf8_upper, "lower": pc.utf8_lower, "title": pc.utf8_title}[how](c.text())
+
 def _trim(c: Column, characters) -> pa.Array: return trim(c.values, characters) if is_text(c.values.type) else c.values
 
 def _missing(c: Column, words) -> pa.Array:  # texts that mean null in this column
-    return pc.if_else(pc.is_in(c.values, pa.array(words, c.values.type)), pa.scalar(None, c.values.type), c.values) if is_text(c.values.type) else c.values
+    return (
+        pc.if_else(pc.is_in(c.values, pa.array(words, c.values.type)), pa.scalar(None, c.values.type), c.values)
+        if is_text(c.values.type)
+        else c.values
+    )
 
 def _fill(c: Column, value) -> pa.Array:
-    values = c.number() if c.type is not None else Column(c.name, c.values, pa.float64(), c.nulls, c.verdict).number() if isinstance(value, (int, float)) and not isinstance(value, bool) else c.values
+    values = (
+        c.number()
+        if c.type is not None
+        else (
+            Column(c.name, c.values, pa.float64(), c.nulls, c.verdict).number()
+            if isinstance(value, (int, float)) and not isinstance(value, bool)
+            else c.values
+        )
+    )
     return pc.fill_null(values, bound(value, values.type).cast(values.type))
 
+# %% ../../nbs/data/12_clean.ipynb #009fc9d3
 def _clip(c: Column, limits) -> pa.Array:
     values = c.number()
     for limit, past in zip(limits, (pc.less, pc.greater)):
-        if limit is not None: values = pc.if_else(pc.fill_null(past(values, bound(limit, values.type)), False), bound(limit, values.type).cast(values.type), values)
+        if limit is not None:
+            values = pc.if_else(
+                pc.fill_null(past(values, bound(limit, values.type)), False),
+                bound(limit, values.type).cast(values.type),
+                values,
+            )
     return values
-
 _limits = lambda v: isinstance(v, list) and len(v) == 2 and any(x is not None for x in v)
 _texts = lambda v: isinstance(v, list) and v and all(isinstance(x, str) for x in v)
+
+# %% ../../nbs/data/12_clean.ipynb #396b621d
 STEPS = {  # step → (what it does to a column, what it must be given, how that is written)
     "trim": (_trim, lambda v: v is None or isinstance(v, str) and v, "trim: [tailnum, dest], or trim: {tailnum: '-'}"),
     "case": (_case, lambda v: v in ("upper", "lower", "title"), "case: {carrier: upper}"),
     "missing": (_missing, _texts, "missing: {price: [NA, '-']}"),
-    "dates": (_dates, lambda v: _texts(v) or isinstance(v, dict) and set(v) <= {"formats", "zone"} and _texts(v.get("formats")), "dates: {time_hour: ['%d/%m/%Y %H:%M']}"),
+    "dates": (
+        _dates,
+        lambda v: _texts(v) or isinstance(v, dict) and set(v) <= {"formats", "zone"} and _texts(v.get("formats")),
+        "dates: {time_hour: ['%d/%m/%Y %H:%M']}",
+    ),
     "numbers": (_numbers, _texts, "numbers: {distance: ['1,234.5']}"),
-    "units": (_units, lambda v: isinstance(v, dict) and set(v) == {"from", "to"} and all(isinstance(x, str) for x in v.values()), "units: {temp: {from: degF, to: degC}}"),
+    "units": (
+        _units,
+        lambda v: isinstance(v, dict) and set(v) == {"from", "to"} and all(isinstance(x, str) for x in v.values()),
+        "units: {temp: {from: degF, to: degC}}",
+    ),
     "fill": (_fill, lambda v: v is not None and not isinstance(v, (list, dict)), "fill: {visib: 10}"),
     "clip": (_clip, _limits, "clip: {humid: [0, 100]}"),
     "drop": (None, lambda v: v is None, "drop: [tailnum]"),
@@ -189,15 +280,23 @@ STEPS = {  # step → (what it does to a column, what it must be given, how that
     "deduplicate": (None, None, "deduplicate: {key: [flight, day], keep: last}"),
 }
 
+# %% ../../nbs/data/12_clean.ipynb #e734cb3c
 def steps_of(clean) -> list[tuple[str, dict]]:  # (step, column → argument)
     "The steps as they are written down, checked. Raises `BadRequest` for what is none."
     out = []
     for item in clean:
-        if not isinstance(item, dict) or len(item) != 1: raise BadRequest(f"A cleaning step is {item!r}.", "Write a list of steps, as in: - trim: [tailnum]", "contract")
+        if not isinstance(item, dict) or len(item) != 1:
+            raise BadRequest(
+                f"A cleaning step is {item!r}.", "Write a list of steps, as in: - trim: [tailnum]", "contract"
+            )
         (step, given), = item.items()
         _, right, written = STEPS[one_of(str(step), STEPS, "cleaning step", "contract")]
-        if step in ("trim", "drop") and isinstance(given, (list, str)): given = dict.fromkeys([given] if isinstance(given, str) else given)
-        if not isinstance(given, dict) or not given or right and not all(right(v) for v in given.values()): raise BadRequest(f"The cleaning step {step} was given {item[step]!r}.", f"Write it as in {written}", "contract")
+        if step in ("trim", "drop") and isinstance(given, (list, str)):
+            given = dict.fromkeys([given] if isinstance(given, str) else given)
+        if not isinstance(given, dict) or not given or right and not all(right(v) for v in given.values()):
+            raise BadRequest(
+                f"The cleaning step {step} was given {item[step]!r}.", f"Write it as in {written}", "contract"
+            )
         if step == "deduplicate": _dedup(given)
         if step == "dates": [_looks(f) for v in given.values() for f in (v["formats"] if isinstance(v, dict) else v)]
         if step == "dates": [_zone(v["zone"]) for v in given.values() if isinstance(v, dict) and v.get("zone")]
@@ -206,21 +305,39 @@ def steps_of(clean) -> list[tuple[str, dict]]:  # (step, column → argument)
         out.append((step, {str(c): v for c, v in given.items()}))
     return out
 
+# %% ../../nbs/data/12_clean.ipynb #5a1c08b6
 def _zone(name: str):
     from zoneinfo import ZoneInfo
-    try: ZoneInfo(name)
-    except (KeyError, ValueError, OSError) as e: raise BadRequest(f"There is no time zone {name!r}.", "They are named as in America/New_York.", "contract") from e
+    try:
+        ZoneInfo(name)
+    except (KeyError, ValueError, OSError) as e:
+        raise BadRequest(
+            f"There is no time zone {name!r}.", "They are named as in America/New_York.", "contract"
+        ) from e
 
 def _dedup(given: dict) -> Unique:
     key = given.get("key")
-    if set(given) - {"key", "keep"} or not (isinstance(key, str) or _texts(key)) or given.get("keep", "first") not in ("first", "last"):
-        raise BadRequest(f"The cleaning step deduplicate was given {given!r}.", f"Write it as in {STEPS['deduplicate'][2]}", "contract")
-    return Unique("deduplicate", (key,) if isinstance(key, str) else tuple(key), given.get("keep", "first"), everywhere=False)
+    if (
+        set(given) - {"key", "keep"}
+        or not (isinstance(key, str) or _texts(key))
+        or given.get("keep", "first") not in ("first", "last")
+    ):
+        raise BadRequest(
+            f"The cleaning step deduplicate was given {given!r}.",
+            f"Write it as in {STEPS['deduplicate'][2]}",
+            "contract",
+        )
+    return Unique(
+        "deduplicate", (key,) if isinstance(key, str) else tuple(key), given.get("keep", "first"), everywhere=False
+    )
 
 def deduplicated(clean) -> list[Unique]:
-    "Keys of which only one row stays. They are looked for after the checks, so that a refused row displaces no good one."
+    """Keys of which only one row stays.
+
+    They are looked for after the checks, so that a refused row displaces no good one."""
     return [_dedup(given) for step, given in steps_of(clean) if step == "deduplicate"]
 
+# %% ../../nbs/data/12_clean.ipynb #7457c25c
 def trimmed(clean) -> set[str]:  # columns that a declared step trims
     return {c for step, given in steps_of(clean) if step == "trim" for c in given}
 
@@ -237,7 +354,11 @@ def clean(table: pa.Table,  # rows as they came
         for name, argument in given.items() if step != "deduplicate" else ():
             if name not in table.column_names:
                 near = nearest(name, table.column_names)
-                raise BadRequest(f"The cleaning step {step} names column {name!r}, which the rows lack.", f"Did you mean {near!r}?" if near else f"They have: {', '.join(table.column_names[:20])}.", "contract")
+                raise BadRequest(
+                    f"The cleaning step {step} names column {name!r}, which the rows lack.",
+                    f"Did you mean {near!r}?" if near else f"They have: {', '.join(table.column_names[:20])}.",
+                    "contract",
+                )
             table = _step(table, step, name, argument, contract, _later(name, steps[i:]), verdict)
     return table, verdict
 
@@ -246,24 +367,38 @@ def _later(name: str, steps: list) -> str:  # what a column is called in the end
         if step == "rename": name = given.get(name, name)
     return name
 
+# %% ../../nbs/data/12_clean.ipynb #ffe60c39
 def _step(table, step, name, argument, contract, final, verdict) -> pa.Table:
     at, before = table.column_names.index(name), table[name].combine_chunks()
-    if isinstance(before, pa.ChunkedArray): before = pa.concat_arrays(before.chunks) if before.num_chunks else pa.array([], before.type)
+    if isinstance(before, pa.ChunkedArray):
+        before = pa.concat_arrays(before.chunks) if before.num_chunks else pa.array([], before.type)
     if pa.types.is_dictionary(before.type): before = before.dictionary_decode()
     if pa.types.is_string_view(before.type): before = before.cast(pa.string())
-    if step == "drop": after, n = None, len(before) - before.null_count
+    if step == "drop":
+        after, n = None, len(before) - before.null_count
     elif step == "rename":
-        if argument in table.column_names: raise BadRequest(f"The cleaning step rename makes a second column {argument!r}.", "Drop the other one first.", "contract")
+        if argument in table.column_names:
+            raise BadRequest(
+                f"The cleaning step rename makes a second column {argument!r}.",
+                "Drop the other one first.",
+                "contract",
+            )
         after, n = before, len(before)
     else:
-        try: after = STEPS[step][0](Column(name, before, contract.arrow(final), contract.nulls, verdict), argument)
+        try:
+            after = STEPS[step][0](Column(name, before, contract.arrow(final), contract.nulls, verdict), argument)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as e:
-            raise BadRequest(f"The cleaning step {step} cannot be applied to column {name!r} of {before.type}.", f"{str(e).splitlines()[0][:200]}.", "contract") from e
+            raise BadRequest(
+                f"The cleaning step {step} cannot be applied to column {name!r} of {before.type}.",
+                f"{str(e).splitlines()[0][:200]}.",
+                "contract",
+            ) from e
         n = _changed(before, after) if step not in ("fill", "clip") else _counted(step, before, after, contract.nulls)
     if step != "numbers": verdict.tally.changed[f"{step} {name}"] = verdict.tally.changed.get(f"{step} {name}", 0) + n
     if after is None: return table.drop_columns([name])
     return table.set_column(at, argument if step == "rename" else name, after)
 
+# %% ../../nbs/data/12_clean.ipynb #2121fe49
 def _counted(step: str, before: pa.Array, after: pa.Array, nulls) -> int:  # of steps that may cast on the way
     if before.type != after.type: before, _ = cast(before, after.type, nulls)
     return before.null_count - after.null_count if step == "fill" else _changed(before, after)

@@ -20,13 +20,22 @@ from .sketches import estimate, registers
 from .formats import FORMATS
 from .hashing import hash_floats, in_numpy
 from .moments import Moments
-from .numeric import Calendar, Ordered, add_ordered, calendar as calendar_of, counted, ordered as summarise, tallied
+from scalai_nb.data.numeric import (
+    Calendar,
+    Ordered,
+    add_ordered,
+    calendar as calendar_of,
+    counted,
+    ordered as summarise,
+    tallied,
+)
 from .types import in_seconds, is_list, join, kind, one_array, real, type_name
 
 # %% ../../nbs/data/02_column.ipynb #8b1e0478
 COUNTERS = ("rows", "nulls", "nan", "plus", "minus", "zeros", "true", "false")
 CAPS = (hg.CELLS, hg.BUCKETS)
 
+# %% ../../nbs/data/02_column.ipynb #7178ed5c
 @dataclass(frozen=True, eq=False)
 class Column:
     "The additive summary of one column."
@@ -56,8 +65,10 @@ class Column:
     def inf(self) -> int: return self.plus + self.minus
 
     @property
-    def nbytes(self) -> int: return 1_000 + sum(p.nbytes for p in (self.numbers, self.times, self.calendar, self.text) if p is not None)
+    def nbytes(self) -> int:
+        return 1_000 + sum(p.nbytes for p in (self.numbers, self.times, self.calendar, self.text) if p is not None)
 
+# %% ../../nbs/data/02_column.ipynb #526ebf87
 @patch
 def __repr__(self: Column): return f"Column({self.name!r}, {self.type}, {self.rows:,} rows, {self.nulls:,} null)"
 
@@ -76,10 +87,13 @@ def column(name: str,
     t = values.type
     if pa.types.is_dictionary(t): return column(name, values.cast(t.value_type), caps)
     if pa.types.is_run_end_encoded(t): return column(name, pc.run_end_decode(values), caps)
-    if str(t).endswith("_view"): return column(name, values.cast(pa.large_string() if t == pa.string_view() else pa.large_binary()), caps)
+    if str(t).endswith("_view"):
+        return column(name, values.cast(pa.large_string() if t == pa.string_view() else pa.large_binary()), caps)
     base = Column(name, type_name(t), len(values), values.null_count)
     there = values.drop_null() if values.null_count else values
-    return {"number": _number, "boolean": _boolean, "time": _time, "text": _text, "nested": _nested}.get(base.kind, lambda c, v, caps: c)(base, there, caps)
+    return {"number": _number, "boolean": _boolean, "time": _time, "text": _text, "nested": _nested}.get(
+        base.kind, lambda c, v, caps: c
+    )(base, there, caps)
 
 def _numpy(values):
     "One contiguous array of a column without nulls."
@@ -90,12 +104,23 @@ def _boolean(c, values, caps):
     return replace(c, true=true, false=len(values) - true)
 
 def _text(c, values, caps):
-    return replace(c, text=categories(values.cast(pa.large_binary()) if pa.types.is_fixed_size_binary(values.type) else values))
+    return replace(
+        c, text=categories(values.cast(pa.large_binary()) if pa.types.is_fixed_size_binary(values.type) else values)
+    )
 
+# %% ../../nbs/data/02_column.ipynb #d358468f
 def _nested(c, values, caps):
-    if not (pa.types.is_list(values.type) or pa.types.is_large_list(values.type) or pa.types.is_fixed_size_list(values.type) or pa.types.is_map(values.type)): return c
-    if pa.types.is_map(values.type): lengths = np.array([len(v) for v in values.to_pylist()], "i8")
-    else: lengths = _numpy(pc.list_value_length(values)).astype("i8")
+    if not (
+        pa.types.is_list(values.type)
+        or pa.types.is_large_list(values.type)
+        or pa.types.is_fixed_size_list(values.type)
+        or pa.types.is_map(values.type)
+    ):
+        return c
+    if pa.types.is_map(values.type):
+        lengths = np.array([len(v) for v in values.to_pylist()], "i8")
+    else:
+        lengths = _numpy(pc.list_value_length(values)).astype("i8")
     return replace(c, sizes=sum_by(round_length(lengths), np.ones(len(lengths), "i8")))
 
 # %% ../../nbs/data/02_column.ipynb #c117bbf7
@@ -113,13 +138,15 @@ def _time(c, values, caps):
 
 def _number(c, values, caps):
     t = values.type
-    if pa.types.is_duration(t) or pa.types.is_time(t): values = in_seconds(values)
-    elif pa.types.is_integer(t): values = values.cast(pa.uint64() if pa.types.is_uint64(t) else pa.int64())
+    if pa.types.is_duration(t) or pa.types.is_time(t):values = in_seconds(values)
+    elif pa.types.is_integer(t):values = values.cast(pa.uint64() if pa.types.is_uint64(t) else pa.int64())
     else: values = real(values)
     x = _numpy(values)
     if x.dtype.kind == "f" and not (finite := np.isfinite(x)).all():
         odd, x = x[~finite], x[finite]
-        c = replace(c, nan=int(np.isnan(odd).sum()), plus=int((odd == np.inf).sum()), minus=int((odd == -np.inf).sum()))
+        c = replace(
+            c, nan=int(np.isnan(odd).sum()), plus=int((odd == np.inf).sum()), minus=int((odd == -np.inf).sum())
+        )
     made = summarise(x, False, caps)
     zero = np.searchsorted(made.hist.keys, hg.SIGN, "right") - 1
     at_zero = zero >= 0 and made.hist.keys[zero] == hg.SIGN and made.hist.known[zero] == 64
@@ -133,21 +160,36 @@ def add_columns(*parts: Column) -> Column:
     "The column of all rows together."
     if len(parts) == 1: return parts[0]
     have = {f: [v for p in parts if (v := getattr(p, f)) is not None] for f in SUMS}
-    return _native(Column(parts[0].name, functools.reduce(join, (p.type for p in parts)), **{f: sum(getattr(p, f) for p in parts) for f in COUNTERS},
-                          **{f: v[0] if len(v) == 1 else SUMS[f](*v) for f, v in have.items() if v}))
+    return _native(
+        Column(
+            parts[0].name,
+            functools.reduce(join, (p.type for p in parts)),
+            **{f: sum(getattr(p, f) for p in parts) for f in COUNTERS},
+            **{f: v[0] if len(v) == 1 else SUMS[f](*v) for f, v in have.items() if v},
+        )
+    )
 
 @patch
 def __add__(self: Column, other: Column) -> Column: return add_columns(self, other)
 
 def _native(c):
     "Extremes as the type has them: 1 and 1.0 must not depend on which part came first."
-    if c.numbers is None or not isinstance(c.numbers.low, int) and not isinstance(c.numbers.high, int) or (c.kind == "number" and "int" in c.type): return c
+    if (
+        c.numbers is None
+        or not isinstance(c.numbers.low, int)
+        and not isinstance(c.numbers.high, int)
+        or (c.kind == "number" and "int" in c.type)
+    ):
+        return c
     return replace(c, numbers=replace(c.numbers, low=float(c.numbers.low), high=float(c.numbers.high)))
 
+# %% ../../nbs/data/02_column.ipynb #f7e3a955
 @patch
 def shrunk(self: Column, caps: tuple) -> Column:
     "The same column with a histogram of these smaller caps."
-    small = lambda o: o and (o if o.hist.caps == tuple(caps) else add_ordered(o, summarise(np.empty(0, "i8"), o.time, caps)))
+    small = lambda o: o and (
+        o if o.hist.caps == tuple(caps) else add_ordered(o, summarise(np.empty(0, "i8"), o.time, caps))
+    )
     return replace(self, numbers=small(self.numbers), times=small(self.times))
 
 @patch
@@ -185,6 +227,7 @@ def min(self: Column) -> "int | float | str | None":
     "The smallest finite value, first time or first text."
     return self.text.low if self.kind == "text" and self.text else self.ordered.low
 
+# %% ../../nbs/data/02_column.ipynb #895b5b36
 @patch(as_prop=True)
 def max(self: Column) -> "int | float | str | None":
     "The largest finite value, last time or last text."
@@ -219,6 +262,7 @@ def cdf(self: Column, x: "float | np.ndarray"):
     "The share of finite values up to and including x."
     return hg.cdf(x, *self.histogram())
 
+# %% ../../nbs/data/02_column.ipynb #77b5fc30
 @patch
 def bins(self: Column,
          n: int = 20,  # bins of equal width
@@ -239,7 +283,8 @@ def distinct(self: Column) -> int:
     "How many different values there are; null and NaN are not values."
     parts = [p for p in (self.numbers, self.times, self.text) if p is not None]
     yes_no = [i for i, n in enumerate((self.false, self.true)) if n]
-    if len(parts) + bool(yes_no) <= 1: return len(yes_no) + (self.plus > 0) + (self.minus > 0) + sum(p.distinct for p in parts)
+    if len(parts) + bool(yes_no) <= 1:
+        return len(yes_no) + (self.plus > 0) + (self.minus > 0) + sum(p.distinct for p in parts)
     regs = [p.registers() if isinstance(p, Ordered) else p.hashed()[2] for p in parts]
     odd = yes_no + [np.inf] * (self.plus > 0) + [-np.inf] * (self.minus > 0)
     return round(estimate(np.maximum.reduce([*regs, registers(hash_floats(np.array(odd, "f8")))])))
@@ -247,7 +292,9 @@ def distinct(self: Column) -> int:
 @patch(as_prop=True)
 def categories(self: Column) -> "dict | None":  # value: rows; frequent first
     "The exact count of every value, where there are at most 1,000; else None."
-    sets = [_exact_counts(self, o) for o in (self.numbers, self.times) if o] + ([_text_counts(self.text)] if self.text else [])
+    sets = [_exact_counts(self, o) for o in (self.numbers, self.times) if o] + (
+        [_text_counts(self.text)] if self.text else []
+    )
     if self.true or self.false: sets.append({v: n for v, n in ((True, self.true), (False, self.false)) if n})
     if any(s is None for s in sets) or sum(map(len, sets)) > 1000: return None
     return dict(sorted((i for s in sets for i in s.items()), key=lambda i: -i[1]))
@@ -261,6 +308,7 @@ def _exact_counts(c, o):
     if not o.exact or len(o.hist.keys) > 1000: return None
     return dict(zip(_value(c, o, o.hist.keys), o.hist.counts.tolist()))
 
+# %% ../../nbs/data/02_column.ipynb #b72e109c
 def _text_counts(t):
     if not t.exact: return None
     out = {}
@@ -287,7 +335,11 @@ def top(self: Column, k: int = 10) -> "list[tuple]":  # (value, low, high), freq
         if o: found += _bounded(o.top(), lambda f, o=o: _value(self, o, f.keys))
     if self.text:
         counts = _text_counts(self.text)
-        found += [(v, n, n) for v, n in counts.items()] if counts is not None else _bounded(self.text.frequent, lambda f: f.labels.tolist())
+        found += (
+            [(v, n, n) for v, n in counts.items()]
+            if counts is not None
+            else _bounded(self.text.frequent, lambda f: f.labels.tolist())
+        )
     return sorted(found, key=lambda t: (-t[1], -t[2], str(t[0])))[:k]
 
 def _bounded(f, values): return list(zip(values(f), *[b.tolist() for b in f.bounds()]))
@@ -313,22 +365,44 @@ HOUR_US = 3_600_000_000  # microseconds in an hour
 def iso(us: "float | None", type: str = "timestamp[us]") -> str | None:
     "Microseconds since 1970 as ISO 8601; with a Z where the column has a time zone."
     if us is None or us != us: return None
-    try: at = datetime(1970, 1, 1) + timedelta(microseconds=int(us))
+    try:at = datetime(1970, 1, 1) + timedelta(microseconds=int(us))
     except OverflowError: return f"{int(us)} us"  # before year 1 or after 9999
-    return at.date().isoformat() if type == "date" and not (at.hour or at.minute or at.second) else at.isoformat() + ("Z" if ", " in type else "")
+    return (
+        at.date().isoformat()
+        if type == "date" and not (at.hour or at.minute or at.second)
+        else at.isoformat() + ("Z" if ", " in type else "")
+    )
 
 @patch(as_prop=True)
 def formats(self: Column) -> "dict[str, int]":
     "Rows of text by how it is written, as `data.formats` names that: whole, comma, missing, …"
     return {f: n for f, n in zip(FORMATS, self.text.formats.tolist()) if n} if self.text else {}
 
+# %% ../../nbs/data/02_column.ipynb #5f6b845a
 @patch
 def to_dict(self: Column, top: int = 10) -> dict:
     "The column in plain JSON values."
     say = (lambda v: iso(v, self.type)) if self.kind == "time" else lambda v: None if v is None or v != v else v
     has = self.kind in ("number", "boolean", "time", "mixed") and self.ordered.rows > 0
     name = lambda v: say(v) if self.kind == "time" else v
-    return {"type": self.type, "kind": self.kind, "count": self.count, "nulls": self.nulls, "nan": self.nan, "inf": self.inf, "zeros": self.zeros, "true": self.true,
-            "min": say(self.min), "max": say(self.max), "mean": say(self.mean), "std": self.std / 1e6 if self.kind == "time" and self.std is not None else self.std,
-            "distinct": self.distinct, "quantiles": {str(q): say(float(v)) for q, v in zip(QUANTILES, self.quantile(np.array(QUANTILES)))} if has else {},
-            "resolution": self.resolution, "formats": self.formats, "top": [[name(v), low, high] for v, low, high in self.top(top)]}
+    return {
+        "type": self.type,
+        "kind": self.kind,
+        "count": self.count,
+        "nulls": self.nulls,
+        "nan": self.nan,
+        "inf": self.inf,
+        "zeros": self.zeros,
+        "true": self.true,
+        "min": say(self.min),
+        "max": say(self.max),
+        "mean": say(self.mean),
+        "std": self.std / 1e6 if self.kind == "time" and self.std is not None else self.std,
+        "distinct": self.distinct,
+        "quantiles": (
+            {str(q): say(float(v)) for q, v in zip(QUANTILES, self.quantile(np.array(QUANTILES)))} if has else {}
+        ),
+        "resolution": self.resolution,
+        "formats": self.formats,
+        "top": [[name(v), low, high] for v, low, high in self.top(top)],
+    }

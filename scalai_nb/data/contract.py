@@ -35,45 +35,71 @@ class Contract:
     key: tuple[str, ...] = ()  # columns that name a row: never null, never twice
     extra: str = "keep"  # columns that no rule names: keep, drop or refuse
     nulls: tuple[str, ...] = ()  # texts that mean null, in any column
-    evolve: tuple[str, ...] = ()  # how a table may follow its source: add (new columns, null so far), widen (whole numbers become float64)
+    # how a table may follow its source: add (new columns, null so far), widen (whole numbers become float64)
+    evolve: tuple[str, ...] = ()
     checks: tuple[str, ...] = ()  # conditions over several columns; a row that breaks one is refused
     min_rows: int | None = None  # good rows that must come together, else all are refused
     max_rows: int | None = None
     max_refused: float | None = None  # share of refused rows above which all are refused, 0 to 1
     clean: tuple[dict, ...] = ()  # steps before the rows are checked
-    notes: dict[str, str] = field(default_factory=dict, compare=False, repr=False)  # column → what a person should decide, a comment in the YAML
+    # column → what a person should decide, a comment in the YAML
+    notes: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
     text: str | None = field(default=None, compare=False, repr=False)  # the YAML it was read from, with its comments
-    known: dict = field(default_factory=dict, compare=False, repr=False)  # column → values that `references` may name, once `ready`
+    # column → values that `references` may name, once `ready`
+    known: dict = field(default_factory=dict, compare=False, repr=False)
 
     def __getitem__(self, column: str) -> Rule: return self.columns[one_of(column, self.columns, "column", "contract")]
     def __contains__(self, column: str) -> bool: return column in self.columns
 
     def arrow(self, column: str) -> pa.DataType | None:  # of a column; None: as it comes
-        return None if column not in self.columns or self.columns[column].type is None else arrow_type(self.columns[column].type)
+        return (
+            None
+            if column not in self.columns or self.columns[column].type is None
+            else arrow_type(self.columns[column].type)
+        )
 
 # %% ../../nbs/data/10_contract.ipynb #e251f743
 def _range(column, slack: float) -> tuple:  # lowest and highest to allow
     low, high = column.min, column.max
-    if column.kind != "number" or column.type.startswith("time") or low is None or high is None or not (math.isfinite(low) and math.isfinite(high)) or low == high: return None, None
+    if (
+        column.kind != "number"
+        or column.type.startswith("time")
+        or low is None
+        or high is None
+        or not (math.isfinite(low) and math.isfinite(high))
+        or low == high
+    ):
+        return None, None
     wide = slack*(float(high) - float(low))
-    if column.type.startswith(("int", "uint")):  # whole numbers stay exact, beyond float64's 2⁵³ too; the type's own bounds need no rule
+    # whole numbers stay exact, beyond float64's 2⁵³ too; the type's own bounds need no rule
+    if column.type.startswith(("int", "uint")):
         wide, limits = math.ceil(slack*(high - low)), np.iinfo(column.type)
         down, up = low - wide if low < 0 else max(0, low - wide), high + wide
         return None if down < int(limits.min) else down, None if up > int(limits.max) else up
-    step = 10.**math.floor(math.log10(wide)) if wide > 0 else 0.  # a bound is read by a person: no more digits than its slack is worth
-    if not 1e-300 < step < 1e300: return float(low - wide) if low < 0 else max(0., float(low - wide)), float(high + wide)
+    # a bound is read by a person: no more digits than its slack is worth
+    step = 10.**math.floor(math.log10(wide)) if wide > 0 else 0.
+    if not 1e-300 < step < 1e300:
+        return float(low - wide) if low < 0 else max(0.0, float(low - wide)), float(high + wide)
     digits = max(0, -round(math.log10(step)))
     down, up = round(math.floor((low - wide)/step)*step, digits), round(math.ceil((high + wide)/step)*step, digits)
     return (down if low < 0 else max(0., down)), up
 
+# %% ../../nbs/data/10_contract.ipynb #70954f14
 def propose(column,  # data.profile.Column
             rows: int, slack: float, most: int) -> Rule:
     "A rule that the column's own rows satisfy, with some room."
     low, high = _range(column, slack)
     known = column.categories if column.kind == "text" else None
-    few = known and len(known) <= most and sum(known.values()) >= 20*len(known)  # seen about twenty times each, or the list is not closed
+    # seen about twenty times each, or the list is not closed
+    few = known and len(known) <= most and sum(known.values()) >= 20*len(known)
     type = None if column.kind in ("mixed", "nested") else declared_type(arrow_type(column.type))
-    return Rule(type, required=rows > 0 and column.nulls == 0 and column.nan == 0, min=low, max=high, categories=tuple(sorted(known)) if few else None)
+    return Rule(
+        type,
+        required=rows > 0 and column.nulls == 0 and column.nan == 0,
+        min=low,
+        max=high,
+        categories=tuple(sorted(known)) if few else None,
+    )
 
 @patch(cls_method=True)
 def infer(cls: Contract, profile,  # what the data looked like
@@ -87,13 +113,16 @@ def infer(cls: Contract, profile,  # what the data looked like
 # %% ../../nbs/data/10_contract.ipynb #960d72a2
 def _plain(value):  # as YAML writes it
     return [v for v in value] if isinstance(value, tuple) else value.item() if isinstance(value, np.generic) else value
-
 _inside = ("columns", "notes", "text", "known")  # fields that are not written, or not as they are
 
 @patch
 def to_dict(self: Contract) -> dict:
     "Plain values, without what is default."
-    said = lambda x, skip=(): {f.name: _plain(v) for f in fields(x) if f.name not in skip and (v := getattr(x, f.name)) != f.default and v != () and v is not None}
+    said = lambda x, skip=(): {
+        f.name: _plain(v)
+        for f in fields(x)
+        if f.name not in skip and (v := getattr(x, f.name)) != f.default and v != () and v is not None
+    }
     return {"contract": 1, **said(self, _inside), "columns": {n: said(r) for n, r in self.columns.items()}}
 
 def _yaml(kind: str = "rt"):
@@ -102,12 +131,16 @@ def _yaml(kind: str = "rt"):
     yaml.width, yaml.allow_unicode, yaml.preserve_quotes = 120, True, True
     return yaml
 
-def _node(value, flow: bool = True):  # a plain value as ruamel writes it: lists that fit in one line, others a value a line, as git compares them
+# %% ../../nbs/data/10_contract.ipynb #0169cbaa
+def _node(
+    value, flow: bool = True
+):  # a plain value as ruamel writes it: lists that fit in one line, others a value a line, as git compares them
     from ruamel.yaml.comments import CommentedMap, CommentedSeq
     if isinstance(value, dict): return CommentedMap({_quoted(k): _node(v) for k, v in value.items()})
     if not isinstance(value, (list, tuple)): return _quoted(value)
     out = CommentedSeq([_node(v) for v in value])
-    if flow and not any(isinstance(v, dict) for v in value) and sum(len(str(v)) + 2 for v in value) <= 100: out.fa.set_flow_style()
+    if flow and not any(isinstance(v, dict) for v in value) and sum(len(str(v)) + 2 for v in value) <= 100:
+        out.fa.set_flow_style()
     return out
 
 def _quoted(value):  # a text that YAML 1.1 takes for something else (no, on, 1e3, 012) is written in quotes
@@ -121,9 +154,9 @@ def _of_yaml_11(text: str) -> str:  # the tag that YAML 1.1 gives a bare text
     from ruamel.yaml.resolver import VersionedResolver
     if not _resolver: _resolver.append(VersionedResolver(version=(1, 1)))
     return str(_resolver[0].resolve(ScalarNode, text, (True, False)))
-
 _resolver = []
 
+# %% ../../nbs/data/10_contract.ipynb #1e9a0f0f
 def _bring(node, wanted: dict, defaults: dict) -> None:
     "Make a YAML mapping say what is wanted, leaving alone what says so already, and the comments there."
     one = lambda v: [v] if isinstance(v, str) else v
@@ -131,12 +164,14 @@ def _bring(node, wanted: dict, defaults: dict) -> None:
         if k not in wanted and node[k] not in (defaults.get(k), [], None): del node[k]
     for k, v in wanted.items():
         have = node.get(k)
-        if isinstance(v, dict) and isinstance(have, dict): _bring(have, v, _rules if defaults is _said and k == "columns" else defaults.get(None, {}))
-        elif k not in node or one(have) != one(v) and not (have is None and v == {}): node[_quoted(k)] = _node(v)
-
+        if isinstance(v, dict) and isinstance(have, dict):
+            _bring(have, v, _rules if defaults is _said and k == "columns" else defaults.get(None, {}))
+        elif k not in node or one(have) != one(v) and not (have is None and v == {}):
+            node[_quoted(k)] = _node(v)
 _rules = {None: {f.name: f.default for f in fields(Rule)}}  # None: of whatever is in it
 _said = {f.name: f.default for f in fields(Contract)} | {"contract": 1}
 
+# %% ../../nbs/data/10_contract.ipynb #23df8228
 @patch
 def to_yaml(self: Contract,
             text: str | None = None,  # YAML whose comments are to stay; default: what the contract was read from
@@ -144,13 +179,17 @@ def to_yaml(self: Contract,
     "As it is kept in a file."
     from ruamel.yaml.error import YAMLError
     text, wanted, out, root = text or self.text, self.to_dict(), io.StringIO(), None
-    try: root = _yaml().load(text) if text else None
+    try:root = _yaml().load(text) if text else None
     except YAMLError: pass  # a file that is no YAML has no comments to keep
-    if isinstance(root, dict) and isinstance(root.get("columns"), dict): _bring(root, wanted, _said)
+    if isinstance(root, dict) and isinstance(root.get("columns"), dict):
+        _bring(root, wanted, _said)
     else:
         root = _node(wanted)
         for name, note in self.notes.items():
-            if name in self.columns: root["columns"].yaml_set_comment_before_after_key(name, before=f"{printable(name)} {printable(note)}", indent=2)
+            if name in self.columns:
+                root["columns"].yaml_set_comment_before_after_key(
+                    name, before=f"{printable(name)} {printable(note)}", indent=2
+                )
     _yaml().dump(root, out)
     return out.getvalue()
 
@@ -164,7 +203,12 @@ def save(self: Contract, place: str | Path):
 # %% ../../nbs/data/10_contract.ipynb #7992a846
 def _fields(cls, given: dict, where: str) -> dict:  # of a dataclass, unknown names refused
     known = [f.name for f in fields(cls) if f.name not in ("notes", "text", "known")]
-    if not isinstance(given, dict): raise BadRequest(f"{where}: expected names and values, found {given!r}.", "Write it as in: dep_delay: {type: float64, min: -60}", "contract")
+    if not isinstance(given, dict):
+        raise BadRequest(
+            f"{where}: expected names and values, found {given!r}.",
+            "Write it as in: dep_delay: {type: float64, min: -60}",
+            "contract",
+        )
     for name in given: one_of(str(name), known, f"word in {where}:", "contract")
     return {n: tuple(v) if isinstance(v, list) else v for n, v in given.items()}
 
@@ -172,14 +216,23 @@ def _fields(cls, given: dict, where: str) -> dict:  # of a dataclass, unknown na
 def from_dict(cls: Contract, given: dict, where: str = "contract") -> Contract:
     "A contract from plain values. Raises `BadRequest` for a word it does not know."
     if not isinstance(given, dict) or not isinstance(given.get("columns", {}), dict):
-        raise BadRequest(f"{where} is not a contract.", "It needs the word columns, and under it a line for each column.", "contract")
+        raise BadRequest(
+            f"{where} is not a contract.",
+            "It needs the word columns, and under it a line for each column.",
+            "contract",
+        )
     given = {k: v for k, v in given.items() if k != "contract"}
-    rules = {str(n): Rule(**_fields(Rule, {} if r is None else r, f"{where}, column {n}")) for n, r in given.get("columns", {}).items()}
+    rules = {
+        str(n): Rule(**_fields(Rule, {} if r is None else r, f"{where}, column {n}"))
+        for n, r in given.get("columns", {}).items()
+    }
     c = Contract(**_fields(Contract, given | {"columns": {}}, where) | {"columns": rules})
-    for word in ("key", "checks", "nulls", "evolve"): setattr(c, word, (v,) if isinstance(v := getattr(c, word), str) else tuple(v or ()))
+    for word in ("key", "checks", "nulls", "evolve"):
+        setattr(c, word, (v,) if isinstance(v := getattr(c, word), str) else tuple(v or ()))
     c.sensible()
     return c
 
+# %% ../../nbs/data/10_contract.ipynb #102c0401
 @patch
 def sensible(self: Contract) -> None:
     "Raise `BadRequest` for what cannot be right, whatever the rows are."
@@ -187,31 +240,52 @@ def sensible(self: Contract) -> None:
     one_of(self.extra, ["keep", "drop", "refuse"], "value of extra:", "contract")
     for word in self.evolve: one_of(word, ["add", "widen"], "value of evolve:", "contract")
     for text in self.checks: Expression(text)
-    if not isinstance(self.clean, tuple): raise BadRequest(f"The cleaning steps are {self.clean!r}.", "Write a list of steps, as in: - trim: [tailnum]", "contract")
+    if not isinstance(self.clean, tuple):
+        raise BadRequest(
+            f"The cleaning steps are {self.clean!r}.", "Write a list of steps, as in: - trim: [tailnum]", "contract"
+        )
     steps_of(self.clean)
     for word, kinds in (("min_rows", int), ("max_rows", int), ("max_refused", (int, float))):
         v = getattr(self, word)
-        if v is not None and (isinstance(v, bool) or not isinstance(v, kinds) or v < 0): raise BadRequest(f"The contract's {word} is {v!r}.", "Give a number.", "contract")
+        if v is not None and (isinstance(v, bool) or not isinstance(v, kinds) or v < 0):
+            raise BadRequest(f"The contract's {word} is {v!r}.", "Give a number.", "contract")
 
 @patch(cls_method=True)
 def load(cls: Contract, place: str | Path) -> Contract:
     "Read a contract from YAML."
     from ruamel.yaml.error import YAMLError
-    try: given = _yaml("safe").load(text := read_bytes(place).decode("utf8"))
+    try:
+        given = _yaml("safe").load(text := read_bytes(place).decode("utf8"))
     except (YAMLError, UnicodeDecodeError, ValueError, RecursionError) as e:
-        raise BadRequest(f"{place} is not YAML: {' '.join(str(e).split())[:200]}", "Mend it, or propose a new one with: scalai contract infer URI", "contract") from e
+        raise BadRequest(
+            f"{place} is not YAML: {' '.join(str(e).split())[:200]}",
+            "Mend it, or propose a new one with: scalai contract infer URI",
+            "contract",
+        ) from e
     return replace(cls.from_dict(given, str(place)), text=text)
 
 # %% ../../nbs/data/10_contract.ipynb #cbbb1c7d
 @patch
-def changed(self: Contract, column: str, rules: dict[str, str]) -> Contract:  # rules as typed: max=600, categories=[JFK, LGA]; nothing takes one out
+def changed(
+    self: Contract, column: str, rules: dict[str, str]
+) -> Contract:  # rules as typed: max=600, categories=[JFK, LGA]; nothing takes one out
     "A contract with other rules for a column. A column that it does not name is added."
     from ruamel.yaml.error import YAMLError
     rule, types = self.columns.get(column, Rule()), {f.name: f.default for f in fields(Rule)}
     for word, text in rules.items():
         one_of(word, types, "rule", "contract")
-        try: value = types[word] if text == "" else text if word in ("pattern", "references", "max_age", "type") else _yaml("safe").load(text)
-        except YAMLError as e: raise BadRequest(f"{word}={text} is not a value.", "Write it as in YAML: max=600, required=true, 'categories=[JFK, LGA]'.", "contract") from e
+        try:
+            value = (
+                types[word]
+                if text == ""
+                else text if word in ("pattern", "references", "max_age", "type") else _yaml("safe").load(text)
+            )
+        except YAMLError as e:
+            raise BadRequest(
+                f"{word}={text} is not a value.",
+                "Write it as in YAML: max=600, required=true, 'categories=[JFK, LGA]'.",
+                "contract",
+            ) from e
         rule = replace(rule, **{word: tuple(value) if isinstance(value, list) else value})
     new = replace(self, columns=self.columns | {column: rule})
     new.sensible()
@@ -223,13 +297,26 @@ def _columns(self: Contract, names: list[str]) -> list[str]:
     for name, rule in self.columns.items():
         if name not in names and (rule.required or name in self.key):
             near = nearest(name, names)
-            raise BadRequest(f"Column {name!r} is missing.", f"Did you mean {near!r}?" if near else f"The rows have: {', '.join(names[:20])}.", "contract")
+            raise BadRequest(
+                f"Column {name!r} is missing.",
+                f"Did you mean {near!r}?" if near else f"The rows have: {', '.join(names[:20])}.",
+                "contract",
+            )
     for name in dict.fromkeys(c for u in self.uniques() if u.word in ("key", "deduplicate") for c in u.columns):
-        if name not in names: raise BadRequest(f"Column {name!r} of the key is missing.", f"The rows have: {', '.join(names[:20])}.", "contract")
+        if name not in names:
+            raise BadRequest(
+                f"Column {name!r} of the key is missing.", f"The rows have: {', '.join(names[:20])}.", "contract"
+            )
     more = [n for n in names if n not in self.columns]
-    if more and self.extra == "refuse": raise BadRequest(f"Column {more[0]!r} is not in the contract.", "Name it there, or say extra: keep or extra: drop.", "contract")
+    if more and self.extra == "refuse":
+        raise BadRequest(
+            f"Column {more[0]!r} is not in the contract.",
+            "Name it there, or say extra: keep or extra: drop.",
+            "contract",
+        )
     return [*self.columns, *(more if self.extra == "keep" else [])]  # in the order in which faults are looked for
 
+# %% ../../nbs/data/10_contract.ipynb #d0b32f7a
 @patch
 def judge(self: Contract, table: pa.Table,
           verdict: Verdict | None = None,  # faults that were found before
@@ -254,16 +341,22 @@ def judge(self: Contract, table: pa.Table,
     for text in self.checks: verdict.fault(f"{text}: false", pc.invert(Expression(text).holds(plain)))
     return typed, verdict
 
+# %% ../../nbs/data/10_contract.ipynb #a4125a76
 def _hold(name: str, rule: Rule, values, key: bool, known, verdict: Verdict) -> None:
     try:
         if not pa.types.is_dictionary(values.type):
             for words, mask in tests(rule, values, key, known): verdict.fault(f"{name}: {words}", mask)
             return
         for words, mask in tests(rule, values.dictionary, key, known):  # each word is looked at once
-            if words == "null": verdict.fault(f"{name}: null", pc.is_null(values))
+            if words == "null":verdict.fault(f"{name}: null", pc.is_null(values))
             elif pc.any(mask).as_py(): verdict.fault(f"{name}: {words}", mask.take(values.indices))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as e:
-        raise BadRequest(f"Column {name!r} came as {values.type}, and a rule about it is of another kind: {str(e).splitlines()[0][:120]}", "Give the column its type in the contract.", "contract") from e
+        raise BadRequest(
+            f"Column {name!r} came as {values.type}, and a rule about it is of another kind:"
+            f" {str(e).splitlines()[0][:120]}",
+            "Give the column its type in the contract.",
+            "contract",
+        ) from e
 
 # %% ../../nbs/data/10_contract.ipynb #793c0539
 @patch
@@ -282,13 +375,23 @@ def _values(table: str, column: str, type: pa.DataType | None, settings) -> pa.A
     for part in held.batches(int(version) if version else None, [column]): found.append(pc.unique(part[column]))
     values = pc.drop_null(pc.unique(pa.chunked_array(found)))
     done, bad = cast(values, type or values.type)
-    if bad is not None: raise BadRequest(f"{table}.{column} is of another type than the column that references it: {values.type}, not {type}.", "Give both the same type.", "contract")
+    if bad is not None:
+        raise BadRequest(
+            f"{table}.{column} is of another type than the column that references it: {values.type}, not {type}.",
+            "Give both the same type.",
+            "contract",
+        )
     return done
 
+# %% ../../nbs/data/10_contract.ipynb #2d1387f6
 @patch
 def uniques(self: Contract) -> list[Unique]:  # in the order in which they are looked for
     "What may not come twice."
-    return deduplicated(self.clean) + [Unique("key", tuple(self.key))]*bool(self.key) + [Unique(n, (n,)) for n, r in self.columns.items() if r.unique]
+    return (
+        deduplicated(self.clean)
+        + [Unique("key", tuple(self.key))] * bool(self.key)
+        + [Unique(n, (n,)) for n, r in self.columns.items() if r.unique]
+    )
 
 # %% ../../nbs/data/10_contract.ipynb #13b7132a
 @patch
@@ -299,15 +402,39 @@ def refuse(self: Contract, tally: Tally, good: int):
     for name, rule in self.columns.items():
         n = tally.nulls.get(name, 0)
         if rule.max_null_rate is not None and n > rule.max_null_rate*rows:
-            no(f"Column {name!r}: {n/rows:.1%} of {rows} rows are null, the contract allows {rule.max_null_rate:.1%}.", "Look at the source, or raise max_null_rate.")
+            no(
+                f"Column {name!r}: {n/rows:.1%} of {rows} rows are null, the contract allows"
+                f" {rule.max_null_rate:.1%}.",
+                "Look at the source, or raise max_null_rate.",
+            )
         if rule.max_age is not None:
             newest, now = tally.newest.get(name), datetime.now(timezone.utc)
-            if newest is None: no(f"Column {name!r} holds no time, the contract wants one of the last {rule.max_age}.", "Look at the source, or take max_age out.")
-            if (now - newest).total_seconds() > seconds(rule.max_age): no(f"Column {name!r}: the newest time is {newest:%Y-%m-%d %H:%M} UTC, older than the {rule.max_age} that the contract allows.", "Look at the source, or raise max_age.")
-    if self.min_rows is not None and good < self.min_rows: no(f"{good:,} good rows came, the contract wants at least {self.min_rows:,}.", "Look at the source, or lower min_rows.")
-    if self.max_rows is not None and good > self.max_rows: no(f"{good:,} good rows came, the contract allows {self.max_rows:,}.", "Look at the source, or raise max_rows.")
+            if newest is None:
+                no(
+                    f"Column {name!r} holds no time, the contract wants one of the last {rule.max_age}.",
+                    "Look at the source, or take max_age out.",
+                )
+            if (now - newest).total_seconds() > seconds(rule.max_age):
+                no(
+                    f"Column {name!r}: the newest time is {newest:%Y-%m-%d %H:%M} UTC, older than the {rule.max_age}"
+                    " that the contract allows.",
+                    "Look at the source, or raise max_age.",
+                )
+    if self.min_rows is not None and good < self.min_rows:
+        no(
+            f"{good:,} good rows came, the contract wants at least {self.min_rows:,}.",
+            "Look at the source, or lower min_rows.",
+        )
+    if self.max_rows is not None and good > self.max_rows:
+        no(
+            f"{good:,} good rows came, the contract allows {self.max_rows:,}.",
+            "Look at the source, or raise max_rows.",
+        )
     if self.max_refused is not None and rows - good > self.max_refused*rows:
-        no(f"{(rows - good)/rows:.1%} of {rows:,} rows are refused, the contract allows {self.max_refused:.1%}.", "Look at why with: scalai contract check CONTRACT URI")
+        no(
+            f"{(rows - good)/rows:.1%} of {rows:,} rows are refused, the contract allows {self.max_refused:.1%}.",
+            "Look at why with: scalai contract check CONTRACT URI",
+        )
 
 # %% ../../nbs/data/10_contract.ipynb #c966cc35
 @dataclass
@@ -319,16 +446,28 @@ class Checked:
 
     def _repr_html_(self) -> str:
         from html import escape
-        why = "".join(f"<tr><td style=text-align:left>{escape(r)}<td>{n:,}</tr>" for r, n in sorted(self.reasons.items(), key=lambda x: -x[1]))
-        return f"<table><caption>{len(self.good):,} rows good, {len(self.refused):,} refused</caption><tr><th>refused because<th>rows</tr>{why}</table>"
+        why = "".join(
+            f"<tr><td style=text-align:left>{escape(r)}<td>{n:,}</tr>"
+            for r, n in sorted(self.reasons.items(), key=lambda x: -x[1])
+        )
+        return (
+            f"<table><caption>{len(self.good):,} rows good, {len(self.refused):,} refused</caption><tr><th>refused"
+            f" because<th>rows</tr>{why}</table>"
+        )
 
+# %% ../../nbs/data/10_contract.ipynb #b55b0a49
 @patch
 def check(self: Contract,
           frame,  # pandas or cuDF frame, or Arrow table
           settings=None,  # where the tables are that it references
          ) -> Checked:
     "Divide rows into good and refused, each refused one with its reason."
-    if hasattr(type(frame), "npartitions"): raise BadRequest("A Dask frame is checked while it is written.", "Call write(frame, NAME, contract=…), or check a part of it.", "contract")
+    if hasattr(type(frame), "npartitions"):
+        raise BadRequest(
+            "A Dask frame is checked while it is written.",
+            "Call write(frame, NAME, contract=…), or check a part of it.",
+            "contract",
+        )
     table = on_host(frame)
     typed, verdict = self.ready(settings).judge(table)
     for u in self.uniques():
@@ -346,11 +485,13 @@ def words(r: Rule):  # → one phrase for each thing a rule says
     "A rule as people say it."
     some = lambda values: f"{len(values)}: " + ", ".join(map(str, values[:8])) + " …"*(len(values) > 8)
     if r.required: yield "required"
-    if r.min is not None or r.max is not None: yield f"{'' if r.min is None else r.min} … {'' if r.max is None else r.max}"
+    if r.min is not None or r.max is not None:
+        yield f"{'' if r.min is None else r.min} … {'' if r.max is None else r.max}"
     if r.categories is not None: yield f"one of {some(r.categories)}"
     if r.forbidden is not None: yield f"none of {some(r.forbidden)}"
     if r.pattern: yield f"matches {r.pattern}"
-    if r.min_length is not None or r.max_length is not None: yield f"{r.min_length or 0} to {'any number of' if r.max_length is None else r.max_length} characters"
+    if r.min_length is not None or r.max_length is not None:
+        yield f"{r.min_length or 0} to {'any number of' if r.max_length is None else r.max_length} characters"
     if r.unique: yield "unique"
     if r.references: yield f"one of {r.references}"
     if r.max_null_rate is not None: yield f"at most {r.max_null_rate:.1%} null"
@@ -359,11 +500,27 @@ def words(r: Rule):  # → one phrase for each thing a rule says
 def sentences(self: Contract) -> list[tuple[str, str, str]]:  # column, type, what else
     return [(n, r.type or "as it comes", "; ".join(words(r))) for n, r in self.columns.items()]
 
+# %% ../../nbs/data/10_contract.ipynb #432ea2b5
 @patch
 def _repr_html_(self: Contract) -> str:
     from html import escape
-    lines = "".join(f"<tr>{''.join(f'<td style=text-align:left>{escape(x)}</td>' for x in line)}</tr>" for line in sentences(self))
+    lines = "".join(
+        f"<tr>{''.join(f'<td style=text-align:left>{escape(x)}</td>' for x in line)}</tr>" for line in sentences(self)
+    )
     lines += "".join(f"<tr><td style=text-align:left colspan=3>{escape(t)}</td></tr>" for t in self.checks)
-    whole = [f"{w.replace('_', ' ')}: {v:,}" for w in ("min_rows", "max_rows", "max_refused") if (v := getattr(self, w)) is not None]
-    note = escape("; ".join([f"key: {', '.join(self.key) or 'none'}", f"columns not named here: {self.extra}", *whole, *([f"{len(self.clean)} cleaning steps"] if self.clean else [])]))
+    whole = [
+        f"{w.replace('_', ' ')}: {v:,}"
+        for w in ("min_rows", "max_rows", "max_refused")
+        if (v := getattr(self, w)) is not None
+    ]
+    note = escape(
+        "; ".join(
+            [
+                f"key: {', '.join(self.key) or 'none'}",
+                f"columns not named here: {self.extra}",
+                *whole,
+                *([f"{len(self.clean)} cleaning steps"] if self.clean else []),
+            ]
+        )
+    )
     return f"<table><caption>contract, {note}</caption><tr><th>column<th>type<th>must be</tr>{lines}</table>"

@@ -24,8 +24,8 @@ class Change:
         ways = " and ".join(["tighter"]*self.tighter + ["looser"]*self.looser)
         return f"{self.what}: {self.words}" + f" ({ways})"*bool(ways)
     def to_dict(self) -> dict: return asdict(self)
-
-_lower, _upper = ("min", "min_length", "min_rows"), ("max", "max_length", "max_rows", "max_null_rate", "max_refused")  # a higher one of the first is tighter, of the second looser
+# a higher one of the first is tighter, of the second looser
+_lower, _upper = ("min", "min_length", "min_rows"), ("max", "max_length", "max_rows", "max_null_rate", "max_refused")
 
 def _ways(word: str, a, b) -> tuple[bool, bool]:  # tighter, looser
     "Which way a rule went."
@@ -42,12 +42,15 @@ def _ways(word: str, a, b) -> tuple[bool, bool]:  # tighter, looser
         return (more, not more) if word in _lower else (not more, more)
     return True, True  # another pattern, type or reference: who can say
 
+# %% ../../nbs/data/11_contract_diff.ipynb #108b9541
 def _list(a, b) -> str:  # what left and what came
     show = lambda values: ", ".join(map(str, values[:8])) + " …"*(len(values) > 8)
     lost, new = [v for v in a if v not in b], [v for v in b if v not in a]
     return ", ".join([f"without {show(lost)}"]*bool(lost) + [f"with {show(new)}"]*bool(new)) or "in another order"
-
-_said = {"required": ("null is refused", "null is allowed"), "unique": ("no value may come twice", "values may come twice")}
+_said = {
+    "required": ("null is refused", "null is allowed"),
+    "unique": ("no value may come twice", "values may come twice"),
+}
 _lists = ("categories", "forbidden", "key", "nulls", "evolve")
 
 def _words(word: str, a, b) -> str:
@@ -62,7 +65,11 @@ def _words(word: str, a, b) -> str:
 
 # %% ../../nbs/data/11_contract_diff.ipynb #69cf8a20
 def _rule(name: str, a: Rule, b: Rule) -> list[Change]:
-    return [Change(name, _words(f.name, x, y), *_ways(f.name, x, y)) for f in fields(Rule) if (x := getattr(a, f.name)) != (y := getattr(b, f.name))]
+    return [
+        Change(name, _words(f.name, x, y), *_ways(f.name, x, y))
+        for f in fields(Rule)
+        if (x := getattr(a, f.name)) != (y := getattr(b, f.name))
+    ]
 
 def _column(name: str, a: Contract, b: Contract) -> list[Change]:
     if name in a and name in b: return _rule(name, a[name], b[name])
@@ -71,24 +78,52 @@ def _column(name: str, a: Contract, b: Contract) -> list[Change]:
     free = a.extra != "refuse" if name in b else b.extra != "refuse"  # whether a column that nobody names is let in
     if name in b: return [Change(name, f"a new column, {kind}", tighter=rule != Rule(), looser=not free)]
     return [Change(name, f"no longer named, it was {kind}", tighter=not free, looser=rule != Rule())]
-
 _extra = ("keep", "drop", "refuse")
 
+# %% ../../nbs/data/11_contract_diff.ipynb #1b2afe29
 def _whole(a: Contract, b: Contract) -> list[Change]:
     "What is said of rows and of all of them together."
     out = []
-    if a.key != b.key: out.append(Change("key", _words("key", a.key, b.key), tighter=bool(b.key) and not set(b.key) > set(a.key) or not a.key, looser=bool(a.key) and not set(b.key) < set(a.key) or not b.key))
-    if a.extra != b.extra: out.append(Change("extra", f"columns that no rule names: {a.extra} → {b.extra}", b.extra == "refuse", a.extra == "refuse"))
-    if set(a.evolve) != set(b.evolve): out.append(Change("evolve", _words("evolve", a.evolve, b.evolve), bool(set(a.evolve) - set(b.evolve)), bool(set(b.evolve) - set(a.evolve))))
+    if a.key != b.key:
+        out.append(
+            Change(
+                "key",
+                _words("key", a.key, b.key),
+                tighter=bool(b.key) and not set(b.key) > set(a.key) or not a.key,
+                looser=bool(a.key) and not set(b.key) < set(a.key) or not b.key,
+            )
+        )
+    if a.extra != b.extra:
+        out.append(
+            Change(
+                "extra", f"columns that no rule names: {a.extra} → {b.extra}", b.extra == "refuse", a.extra == "refuse"
+            )
+        )
+    if set(a.evolve) != set(b.evolve):
+        out.append(
+            Change(
+                "evolve",
+                _words("evolve", a.evolve, b.evolve),
+                bool(set(a.evolve) - set(b.evolve)),
+                bool(set(b.evolve) - set(a.evolve)),
+            )
+        )
     if set(a.nulls) != set(b.nulls): out.append(Change("nulls", _words("nulls", a.nulls, b.nulls), True, True))
     out += [Change("checks", f"rows must satisfy {t}", tighter=True) for t in b.checks if t not in a.checks]
-    out += [Change("checks", f"rows need not satisfy {t} any more", looser=True) for t in a.checks if t not in b.checks]
-    out += [Change(w, _words(w, x, y), *_ways(w, x, y)) for w in ("min_rows", "max_rows", "max_refused") if (x := getattr(a, w)) != (y := getattr(b, w))]
+    out += [
+        Change("checks", f"rows need not satisfy {t} any more", looser=True) for t in a.checks if t not in b.checks
+    ]
+    out += [
+        Change(w, _words(w, x, y), *_ways(w, x, y))
+        for w in ("min_rows", "max_rows", "max_refused")
+        if (x := getattr(a, w)) != (y := getattr(b, w))
+    ]
     out += [Change("clean", f"a new step, {_step(s)}", True, True) for s in b.clean if s not in a.clean]
     out += [Change("clean", f"no step {_step(s)} any more", True, True) for s in a.clean if s not in b.clean]
     if not out and a.clean != b.clean: out.append(Change("clean", "the same steps in another order", True, True))
     return out
 
+# %% ../../nbs/data/11_contract_diff.ipynb #33eb3f46
 def _step(step: dict) -> str:
     (name, given), = step.items()
     return f"{name} of {', '.join(map(str, given))}" if isinstance(given, (list, dict)) else f"{name} of {given}"

@@ -39,17 +39,28 @@ class Trial:
     def passed(self) -> bool: return not self.rows_refused and self.whole is None
 
 def _files(uri: str, settings: Settings) -> list[dict]:
-    return [{"path": uri}] if source.server(uri) or source.as_table(uri, settings) is not None else [{"path": f} for f in source.files(uri)]
+    return (
+        [{"path": uri}]
+        if source.server(uri) or source.as_table(uri, settings) is not None
+        else [{"path": f} for f in source.files(uri)]
+    )
 
-def _numbered(finder, typed: pa.Table, good: np.ndarray, start: int):  # keys of the good rows; a duplicate among others hurts nobody
+def _numbered(
+    finder, typed: pa.Table, good: np.ndarray, start: int
+):  # keys of the good rows; a duplicate among others hurts nobody
     at = np.flatnonzero(good)
     finder.add(typed.take(pa.array(at)), start + at)
 
+# %% ../../nbs/data/15_dry_run.ipynb #3f0703a1
 def _some(samples: dict, raw: pa.Table, verdict, most: int) -> None:
     for code, word in enumerate(verdict.words[1:], 1):
         at = np.flatnonzero(verdict.codes == code)[:max(0, most - len(samples.get(word, ())))]
-        if len(at): samples[word] = samples.get(word, []) + [{k: v for k, v in r.items() if v is not None} for r in as_text(raw.take(pa.array(at))).to_pylist()]
+        if len(at):
+            samples[word] = samples.get(word, []) + [
+                {k: v for k, v in r.items() if v is not None} for r in as_text(raw.take(pa.array(at))).to_pylist()
+            ]
 
+# %% ../../nbs/data/15_dry_run.ipynb #3407cc5d
 def dry_run(uri: str | Path,  # what `ingest` takes
             contract: Contract | str | Path,
             samples: int = 3,  # rows to show of each reason
@@ -60,10 +71,20 @@ def dry_run(uri: str | Path,  # what `ingest` takes
     settings = settings or Settings.load()
     given = contract if isinstance(contract, Contract) else Contract.load(contract)
     plan = Plan("", "", str(uri), _files(str(uri), settings), "")
-    full = completed(given, cleaned(raw_schema(plan, str(uri), {n for n, r in given.columns.items() if r.type}, settings, given.nulls), given), None).ready(settings)
+    full = completed(
+        given,
+        cleaned(
+            raw_schema(plan, str(uri), {n for n, r in given.columns.items() if r.type}, settings, given.nulls), given
+        ),
+        None,
+    ).ready(settings)
     finders, rows, tally, reasons, shown = [Repeats(u, most) for u in full.uniques()], 0, Tally(), Counter(), {}
     try:
-        for item in (x for f in plan.files for x in raw_rows((with_password(f["path"], str(uri)), f.get("options", {})), settings=settings)):
+        for item in (
+            x
+            for f in plan.files
+            for x in raw_rows((with_password(f["path"], str(uri)), f.get("options", {})), settings=settings)
+        ):
             raw, tidied, verdict = prepare_part(item, trimmed(given.clean), guessed(full, given))
             typed, verdict = full.judge(*clean(tidied, full, verdict))
             for f in finders: _numbered(f, typed, verdict.good, rows)
@@ -76,6 +97,6 @@ def dry_run(uri: str | Path,  # what `ingest` takes
     finally:
         for f in finders: f.close()
     good = rows - sum(reasons.values())
-    try: full.refuse(tally, good); whole = None
+    try:full.refuse(tally, good); whole = None
     except WorkFailed as e: whole = e.message
     return Trial(rows, good, rows - good, dict(reasons.most_common()), tally.changed, shown, whole)

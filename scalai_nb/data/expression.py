@@ -22,14 +22,31 @@ LONGEST, DEEPEST = 2_000, 60  # characters; levels: enough for any condition, to
 
 def _parse(text: str) -> ast.expr:
     "The tree of an expression. Raises `BadRequest` for what is no expression, or one too long."
-    if not isinstance(text, str) or not text.strip(): raise BadRequest(f"{text!r} is not an expression.", "Write one as in: arr_delay - dep_delay > -120", "expression")
-    if len(text) > LONGEST: raise BadRequest(f"An expression has {len(text):,} characters.", f"{LONGEST:,} are allowed; make several of it.", "expression")
-    try: tree = ast.parse(text.strip(), mode="eval").body
+    if not isinstance(text, str) or not text.strip():
+        raise BadRequest(
+            f"{text!r} is not an expression.", "Write one as in: arr_delay - dep_delay > -120", "expression"
+        )
+    if len(text) > LONGEST:
+        raise BadRequest(
+            f"An expression has {len(text):,} characters.",
+            f"{LONGEST:,} are allowed; make several of it.",
+            "expression",
+        )
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
-        raise BadRequest(f"{text!r} is not an expression: {getattr(e, 'msg', None) or e}.", "It is written as in Python: a < b and c in ['x', 'y'], abs(a - b) <= 3.", "expression") from e
-    if _depth(tree) > DEEPEST: raise BadRequest(f"{text[:60]!r} … is nested more than {DEEPEST} deep.", "Make several expressions of it.", "expression")
+        raise BadRequest(
+            f"{text!r} is not an expression: {getattr(e, 'msg', None) or e}.",
+            "It is written as in Python: a < b and c in ['x', 'y'], abs(a - b) <= 3.",
+            "expression",
+        ) from e
+    if _depth(tree) > DEEPEST:
+        raise BadRequest(
+            f"{text[:60]!r} … is nested more than {DEEPEST} deep.", "Make several expressions of it.", "expression"
+        )
     return tree
 
+# %% ../../nbs/data/09_expression.ipynb #41de42d3
 def _depth(tree: ast.AST) -> int:  # levels; by breadth, so that no depth is too much for it
     depth, row = 0, [tree]
     while row: depth, row = depth + 1, [c for n in row for c in ast.iter_child_nodes(n)]
@@ -37,29 +54,52 @@ def _depth(tree: ast.AST) -> int:  # levels; by breadth, so that no depth is too
 
 # %% ../../nbs/data/09_expression.ipynb #22982e27
 def _number(x): return pa.types.is_integer(x.type) or pa.types.is_floating(x.type) or pa.types.is_decimal(x.type)
+
 def _float(x): return pc.cast(x, pa.float64(), safe=False) if _number(x) or pa.types.is_null(x.type) else x
 
 def _exact(name, a, b):  # checked; in floats where an integer overflows
-    if not (_number(a) and _number(b)): return getattr(pc, name)(a, b)  # times: Arrow's check looks at what lies under nulls too
+    # times: Arrow's check looks at what lies under nulls too
+    if not (_number(a) and _number(b)): return getattr(pc, name)(a, b)
     try: return getattr(pc, f"{name}_checked")(a, b)
     except pa.ArrowInvalid: return getattr(pc, name)(_float(a), _float(b))
 
 def _floor(a, b): return pc.floor(pc.divide(_float(a), _float(b)))
+
 def _modulo(a, b):  # as in Python: it has the sign of b
     return pc.subtract(_float(a), pc.multiply(_floor(a, b), _float(b)))
-
-_two = {ast.Add: lambda a, b: pc.binary_join_element_wise(a, b, "") if pa.types.is_string(a.type) and pa.types.is_string(b.type) else _exact("add", a, b),
-        ast.Sub: lambda a, b: _exact("subtract", a, b), ast.Mult: lambda a, b: _exact("multiply", a, b),
-        ast.Div: lambda a, b: pc.divide(_float(a), _float(b)), ast.FloorDiv: _floor, ast.Mod: _modulo,
-        ast.Pow: lambda a, b: pc.power(_float(a), _float(b))}
+_two = {
+    ast.Add: lambda a, b: (
+        pc.binary_join_element_wise(a, b, "")
+        if pa.types.is_string(a.type) and pa.types.is_string(b.type)
+        else _exact("add", a, b)
+    ),
+    ast.Sub: lambda a, b: _exact("subtract", a, b),
+    ast.Mult: lambda a, b: _exact("multiply", a, b),
+    ast.Div: lambda a, b: pc.divide(_float(a), _float(b)),
+    ast.FloorDiv: _floor,
+    ast.Mod: _modulo,
+    ast.Pow: lambda a, b: pc.power(_float(a), _float(b)),
+}
 _one = {ast.USub: lambda a: pc.negate(a), ast.UAdd: lambda a: a, ast.Not: pc.invert}
-_order = {ast.Eq: pc.equal, ast.NotEq: pc.not_equal, ast.Lt: pc.less, ast.LtE: pc.less_equal, ast.Gt: pc.greater, ast.GtE: pc.greater_equal}
+
+# %% ../../nbs/data/09_expression.ipynb #d41ead54
+_order = {
+    ast.Eq: pc.equal,
+    ast.NotEq: pc.not_equal,
+    ast.Lt: pc.less,
+    ast.LtE: pc.less_equal,
+    ast.Gt: pc.greater,
+    ast.GtE: pc.greater_equal,
+}
 
 def _alike(a, b) -> tuple:  # both sides of a comparison, in types that Arrow compares
     for x, y, turn in ((a, b, False), (b, a, True)):
-        if pa.types.is_temporal(x.type) and not pa.types.is_duration(x.type) and pa.types.is_string(y.type): y = _time(y, x.type)
-        elif pa.types.is_timestamp(x.type) and pa.types.is_timestamp(y.type) and bool(x.type.tz) != bool(y.type.tz): y = _time(y, x.type)
-        else: continue
+        if pa.types.is_temporal(x.type) and not pa.types.is_duration(x.type) and pa.types.is_string(y.type):
+            y = _time(y, x.type)
+        elif pa.types.is_timestamp(x.type) and pa.types.is_timestamp(y.type) and bool(x.type.tz) != bool(y.type.tz):
+            y = _time(y, x.type)
+        else:
+            continue
         return (y, x) if turn else (x, y)
     return a, b
 
@@ -67,62 +107,137 @@ def _time(x, type: pa.DataType = pa.timestamp("us", "UTC")):
     "A text or a time as a time of a type; a time without a zone is UTC."
     if not isinstance(x, pa.Scalar): return cast(x, type)[0]
     done, bad = cast(pa.array([x.as_py()], x.type), type)
-    if bad is not None: raise BadRequest(f"{x.as_py()!r} is not a time.", "Write it as in '2013-06-01' or '2013-06-01T10:00:00Z'.", "expression")
+    if bad is not None:
+        raise BadRequest(
+            f"{x.as_py()!r} is not a time.", "Write it as in '2013-06-01' or '2013-06-01T10:00:00Z'.", "expression"
+        )
     return done[0]
 
 # %% ../../nbs/data/09_expression.ipynb #32f633ab
 def _least(fn): return lambda first, *rest: fn(first, *rest, skip_nulls=False)
-def _span(unit: str): return lambda n: pc.cast(pc.multiply(pc.cast(_float(n), pa.int64()), {"d": 86_400, "h": 3_600, "m": 60, "s": 1}[unit]*1_000_000), pa.duration("us"))
+
+def _span(unit: str):
+    return lambda n: pc.cast(
+        pc.multiply(pc.cast(_float(n), pa.int64()), {"d": 86_400, "h": 3_600, "m": 60, "s": 1}[unit] * 1_000_000),
+        pa.duration("us"),
+    )
+
 def _text(fn): return lambda x, pattern: fn(x, pattern.as_py())
 
+# %% ../../nbs/data/09_expression.ipynb #99033c49
 FUNCTIONS = {  # name → (fewest arguments, most, what it computes)
-    "abs": (1, 1, pc.abs), "round": (1, 2, lambda x, n=None: pc.round(_float(x), n.as_py() if n else 0)), "floor": (1, 1, pc.floor), "ceil": (1, 1, pc.ceil),
-    "sqrt": (1, 1, lambda x: pc.sqrt(_float(x))), "log": (1, 1, lambda x: pc.ln(_float(x))), "exp": (1, 1, lambda x: pc.exp(_float(x))),
-    "min": (2, 20, _least(pc.min_element_wise)), "max": (2, 20, _least(pc.max_element_wise)),
-    "coalesce": (2, 20, pc.coalesce), "isnull": (1, 1, pc.is_null), "isnan": (1, 1, lambda x: pc.is_nan(_float(x))),
-    "len": (1, 1, pc.utf8_length), "lower": (1, 1, pc.utf8_lower), "upper": (1, 1, pc.utf8_upper), "strip": (1, 1, pc.utf8_trim_whitespace),
-    "startswith": (2, 2, _text(pc.starts_with)), "endswith": (2, 2, _text(pc.ends_with)), "contains": (2, 2, _text(pc.match_substring)),
+    "abs": (1, 1, pc.abs),
+    "round": (1, 2, lambda x, n=None: pc.round(_float(x), n.as_py() if n else 0)),
+    "floor": (1, 1, pc.floor),
+    "ceil": (1, 1, pc.ceil),
+    "sqrt": (1, 1, lambda x: pc.sqrt(_float(x))),
+    "log": (1, 1, lambda x: pc.ln(_float(x))),
+    "exp": (1, 1, lambda x: pc.exp(_float(x))),
+    "min": (2, 20, _least(pc.min_element_wise)),
+    "max": (2, 20, _least(pc.max_element_wise)),
+    "coalesce": (2, 20, pc.coalesce),
+    "isnull": (1, 1, pc.is_null),
+    "isnan": (1, 1, lambda x: pc.is_nan(_float(x))),
+    "len": (1, 1, pc.utf8_length),
+    "lower": (1, 1, pc.utf8_lower),
+    "upper": (1, 1, pc.utf8_upper),
+    "strip": (1, 1, pc.utf8_trim_whitespace),
+    "startswith": (2, 2, _text(pc.starts_with)),
+    "endswith": (2, 2, _text(pc.ends_with)),
+    "contains": (2, 2, _text(pc.match_substring)),
     "matches": (2, 2, lambda x, p: pc.match_substring_regex(x, f"^(?:{p.as_py()})$")),
-    "time": (1, 1, _time), "date": (1, 1, lambda x: _time(x, pa.date32())),
-    "year": (1, 1, pc.year), "month": (1, 1, pc.month), "day": (1, 1, pc.day), "hour": (1, 1, pc.hour), "minute": (1, 1, pc.minute), "weekday": (1, 1, pc.day_of_week),  # 0 is Monday
-    "days": (1, 1, _span("d")), "hours": (1, 1, _span("h")), "minutes": (1, 1, _span("m")), "seconds": (1, 1, _span("s")),
+    "time": (1, 1, _time),
+    "date": (1, 1, lambda x: _time(x, pa.date32())),
+    "year": (1, 1, pc.year),
+    "month": (1, 1, pc.month),
+    "day": (1, 1, pc.day),
+    "hour": (1, 1, pc.hour),
+    "minute": (1, 1, pc.minute),
+    "weekday": (1, 1, pc.day_of_week),  # 0 is Monday
+    "days": (1, 1, _span("d")),
+    "hours": (1, 1, _span("h")),
+    "minutes": (1, 1, _span("m")),
+    "seconds": (1, 1, _span("s")),
 }
-_pattern = ("startswith", "endswith", "contains", "matches")  # their second argument is a text that is written down, not a column
+
+# %% ../../nbs/data/09_expression.ipynb #6c5db1a3
+# their second argument is a text that is written down, not a column
+_pattern = ("startswith", "endswith", "contains", "matches")
 
 # %% ../../nbs/data/09_expression.ipynb #a559b67f
 def _read(tree: ast.AST, names: list[str]) -> None:
     "Collect the columns of a tree, and refuse what is not in the language."
     match tree:
         case ast.Constant(value=v) if v is None or isinstance(v, (bool, int, float, str)):
-            if isinstance(v, int) and not -2**63 <= v < 2**63: raise BadRequest(f"{v} has more than 64 bits.", "Write it as a float: 1e20.", "expression")
-        case ast.Name(id=name): names.append(name)
-        case ast.BinOp(left=a, op=op, right=b) if type(op) in _two: _read(a, names); _read(b, names)
-        case ast.UnaryOp(op=op, operand=a) if type(op) in _one: _read(a, names)
-        case ast.BoolOp(values=values): [_read(v, names) for v in values]
-        case ast.IfExp(test=t, body=a, orelse=b): [_read(x, names) for x in (t, a, b)]
+            if isinstance(v, int) and not -(2**63) <= v < 2**63:
+                raise BadRequest(f"{v} has more than 64 bits.", "Write it as a float: 1e20.", "expression")
+        case ast.Name(id=name):
+            names.append(name)
+        case ast.BinOp(left=a, op=op, right=b) if type(op) in _two:
+            _read(a, names)
+            _read(b, names)
+        case ast.UnaryOp(op=op, operand=a) if type(op) in _one:
+            _read(a, names)
+        case ast.BoolOp(values=values):
+            [_read(v, names) for v in values]
+        case ast.IfExp(test=t, body=a, orelse=b):
+            [_read(x, names) for x in (t, a, b)]
         case ast.Compare(left=a, ops=ops, comparators=others):
             _read(a, names)
-            for op, b in zip(ops, others): _compared(op, b, names)
-        case ast.Call(func=ast.Name(id="column"), args=[ast.Constant(value=str(name))], keywords=[]): names.append(name)
-        case ast.Call(func=ast.Name(id=fn), args=args, keywords=[]): _called(fn, args, names)
-        case _: raise BadRequest(f"{ast.unparse(tree)[:80]!r} is not in the language of expressions.", f"It has columns, numbers, texts, + - * / // % **, comparisons, and, or, not, in, if, and: {', '.join(FUNCTIONS)}.", "expression")
+            for op, b in zip(ops, others):
+                _compared(op, b, names)
+        case ast.Call(func=ast.Name(id="column"), args=[ast.Constant(value=str(name))], keywords=[]):
+            names.append(name)
+        case ast.Call(func=ast.Name(id=fn), args=args, keywords=[]):
+            _called(fn, args, names)
+        case _:
+            raise BadRequest(
+                f"{ast.unparse(tree)[:80]!r} is not in the language of expressions.",
+                "It has columns, numbers, texts, + - * / // % **, comparisons, and, or, not, in, if, and:"
+                f" {', '.join(FUNCTIONS)}.",
+                "expression",
+            )
 
+# %% ../../nbs/data/09_expression.ipynb #a880a0b0
 def _compared(op: ast.cmpop, b: ast.AST, names: list[str]) -> None:
     if isinstance(op, (ast.In, ast.NotIn)):
-        if not (isinstance(b, (ast.List, ast.Tuple)) and b.elts and all(isinstance(x, ast.Constant) or isinstance(x, ast.UnaryOp) and isinstance(x.operand, ast.Constant) for x in b.elts)):
-            raise BadRequest(f"After in there must be a list of values, found {ast.unparse(b)[:60]!r}.", "Write it as in: origin in ['JFK', 'LGA']", "expression")
+        if not (
+            isinstance(b, (ast.List, ast.Tuple))
+            and b.elts
+            and all(
+                isinstance(x, ast.Constant) or isinstance(x, ast.UnaryOp) and isinstance(x.operand, ast.Constant)
+                for x in b.elts
+            )
+        ):
+            raise BadRequest(
+                f"After in there must be a list of values, found {ast.unparse(b)[:60]!r}.",
+                "Write it as in: origin in ['JFK', 'LGA']",
+                "expression",
+            )
         for x in b.elts: _read(x, [])
     elif isinstance(op, (ast.Is, ast.IsNot)):
-        if not (isinstance(b, ast.Constant) and b.value is None): raise BadRequest("After is there can only be None.", "Compare with ==.", "expression")
-    else: _read(b, names)
+        if not (isinstance(b, ast.Constant) and b.value is None):
+            raise BadRequest("After is there can only be None.", "Compare with ==.", "expression")
+    else:
+        _read(b, names)
 
+# %% ../../nbs/data/09_expression.ipynb #d768bfa1
 def _called(fn: str, args: list, names: list[str]) -> None:
     fewest, most, _ = FUNCTIONS[one_of(fn, FUNCTIONS, "function", "expression")]
-    if not fewest <= len(args) <= most: raise BadRequest(f"{fn} was given {len(args)} values.", f"It takes {fewest}" + f" to {most}."*(most > fewest) + "."*(most == fewest), "expression")
+    if not fewest <= len(args) <= most:
+        raise BadRequest(
+            f"{fn} was given {len(args)} values.",
+            f"It takes {fewest}" + f" to {most}." * (most > fewest) + "." * (most == fewest),
+            "expression",
+        )
     if fn in _pattern or fn == "round":
         for a in args[1:]:
             if not isinstance(a, ast.Constant) or type(a.value) is not (int if fn == "round" else str):
-                raise BadRequest(f"The second value of {fn} must be written down, found {ast.unparse(a)[:60]!r}.", f"As in {fn}(x, {2 if fn == 'round' else repr('N')}).", "expression")
+                raise BadRequest(
+                    f"The second value of {fn} must be written down, found {ast.unparse(a)[:60]!r}.",
+                    f"As in {fn}(x, {2 if fn == 'round' else repr('N')}).",
+                    "expression",
+                )
     for a in args: _read(a, names)
 
 # %% ../../nbs/data/09_expression.ipynb #2020d887
@@ -130,22 +245,35 @@ def _compute(tree: ast.AST, rows: pa.Table):
     "The values of a tree: an Arrow array, or a scalar where no column is in it."
     again = lambda t: _compute(t, rows)
     match tree:
-        case ast.Constant(value=v): return pa.scalar(v)
-        case ast.Name(id=name) | ast.Call(func=ast.Name(id="column"), args=[ast.Constant(value=name)]): return _plain(rows[name])
-        case ast.BinOp(left=a, op=op, right=b): return _two[type(op)](again(a), again(b))
-        case ast.UnaryOp(op=op, operand=a): return _one[type(op)](again(a))
+        case ast.Constant(value=v):
+            return pa.scalar(v)
+        case ast.Name(id=name) | ast.Call(func=ast.Name(id="column"), args=[ast.Constant(value=name)]):
+            return _plain(rows[name])
+        case ast.BinOp(left=a, op=op, right=b):
+            return _two[type(op)](again(a), again(b))
+        case ast.UnaryOp(op=op, operand=a):
+            return _one[type(op)](again(a))
         case ast.BoolOp(op=op, values=values):
             out = again(values[0])
-            for v in values[1:]: out = (pc.and_kleene if isinstance(op, ast.And) else pc.or_kleene)(out, again(v))
+            for v in values[1:]:
+                out = (pc.and_kleene if isinstance(op, ast.And) else pc.or_kleene)(out, again(v))
             return out
-        case ast.IfExp(test=t, body=a, orelse=b): return pc.if_else(again(t), again(a), again(b))
-        case ast.Compare(left=a, ops=ops, comparators=others): return _chain(tree, again)
-        case ast.Call(func=ast.Name(id=fn), args=args): return FUNCTIONS[fn][2](*map(again, args))
+        case ast.IfExp(test=t, body=a, orelse=b):
+            return pc.if_else(again(t), again(a), again(b))
+        case ast.Compare(left=a, ops=ops, comparators=others):
+            return _chain(tree, again)
+        case ast.Call(func=ast.Name(id=fn), args=args):
+            return FUNCTIONS[fn][2](*map(again, args))
 
+# %% ../../nbs/data/09_expression.ipynb #873911f3
 def _plain(column):
     column = pa.chunked_array(column) if isinstance(column, pa.Array) else column
     if pa.types.is_dictionary(column.type): column = column.cast(column.type.value_type)
-    return column.cast(pa.string()) if pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type) else column
+    return (
+        column.cast(pa.string())
+        if pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type)
+        else column
+    )
 
 def _chain(tree: ast.Compare, again):  # a < b < c is a < b and b < c
     left, out = again(tree.left), None
@@ -161,10 +289,17 @@ def _chain(tree: ast.Compare, again):  # a < b < c is a < b and b < c
         out = one if out is None else pc.and_kleene(out, one)
     return out
 
+# %% ../../nbs/data/09_expression.ipynb #6f139f01
 def _among(left, values: list):  # null is not known to be among anything
     known = pa.array([v for v in values if v is not None])
-    if pa.types.is_temporal(left.type) and pa.types.is_string(known.type): known = _time(known, left.type)
-    elif known.type != left.type and not pa.types.is_null(left.type): known, left = (known.cast(pa.float64()), _float(left)) if _number(left) and _number(known) else (known.cast(left.type), left)
+    if pa.types.is_temporal(left.type) and pa.types.is_string(known.type):
+        known = _time(known, left.type)
+    elif known.type != left.type and not pa.types.is_null(left.type):
+        known, left = (
+            (known.cast(pa.float64()), _float(left))
+            if _number(left) and _number(known)
+            else (known.cast(left.type), left)
+        )
     return pc.if_else(pc.is_valid(left), pc.is_in(left, known), pa.scalar(None, pa.bool_()))
 
 # %% ../../nbs/data/09_expression.ipynb #bf8fcc24
@@ -185,17 +320,41 @@ class Expression:
         for c in self.columns:
             if c in rows.column_names: continue
             near = nearest(c, rows.column_names)
-            raise BadRequest(f"{self.text!r} names a column {c!r}, which the rows lack.", f"Did you mean {near!r}?" if near else f"They have: {', '.join(rows.column_names[:20])}.", "expression")
-        try: out = _compute(_parse(self.text), rows)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, TypeError, ValueError, OverflowError) as e:
+            raise BadRequest(
+                f"{self.text!r} names a column {c!r}, which the rows lack.",
+                f"Did you mean {near!r}?" if near else f"They have: {', '.join(rows.column_names[:20])}.",
+                "expression",
+            )
+        try:
+            out = _compute(_parse(self.text), rows)
+        except (
+            pa.ArrowInvalid,
+            pa.ArrowNotImplementedError,
+            pa.ArrowTypeError,
+            TypeError,
+            ValueError,
+            OverflowError,
+        ) as e:
             types = ", ".join(f"{c} is {rows.schema.field(c).type}" for c in self.columns)
-            raise BadRequest(f"{self.text!r} cannot be computed: {types or str(e).splitlines()[0]}.", str(e).splitlines()[0][:200] + ".", "expression") from e
-        if isinstance(out, pa.Scalar): out = pa.chunked_array([pa.array([out.as_py()], out.type).take(pa.array(np.zeros(rows.num_rows, np.int8)))])
+            raise BadRequest(
+                f"{self.text!r} cannot be computed: {types or str(e).splitlines()[0]}.",
+                str(e).splitlines()[0][:200] + ".",
+                "expression",
+            ) from e
+        if isinstance(out, pa.Scalar):
+            out = pa.chunked_array(
+                [pa.array([out.as_py()], out.type).take(pa.array(np.zeros(rows.num_rows, np.int8)))]
+            )
         return out
 
     def holds(self, rows: pa.Table) -> pa.ChunkedArray:  # true, false, or null where it is not known
         "Whether each row satisfies it."
         out = self(rows)
         if pa.types.is_null(out.type): out = out.cast(pa.bool_())
-        if not pa.types.is_boolean(out.type): raise BadRequest(f"{self.text!r} gives {out.type}, not true or false.", "A condition compares: arr_delay - dep_delay > -120", "expression")
+        if not pa.types.is_boolean(out.type):
+            raise BadRequest(
+                f"{self.text!r} gives {out.type}, not true or false.",
+                "A condition compares: arr_delay - dep_delay > -120",
+                "expression",
+            )
         return out

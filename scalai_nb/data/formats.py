@@ -13,8 +13,11 @@ from .hashing import text_bytes
 # %% ../../nbs/data/01_formats.ipynb #69a263fd
 PLAIN = ("other", "empty", "missing", "whole", "zeros", "long", "point", "comma", "thousands", "either")
 DATES = ("iso", "year/", "day.", "day/", "month/", "either/", "day-", "month-", "either-")
-FORMATS = (*PLAIN, *(d + tail for d in DATES for tail in ("", "+m", "+s")))  # +m: hours and minutes follow, +s: seconds too
-EXAMPLE = dict(zip(PLAIN, ("JFK", "", "NA", "17", "0017", "12345678901234567890", "1.5e3", "1.234,5", "1,234,567.8", "1,234")))
+# +m: hours and minutes follow, +s: seconds too
+FORMATS = (*PLAIN, *(d + tail for d in DATES for tail in ("", "+m", "+s")))
+EXAMPLE = dict(
+    zip(PLAIN, ("JFK", "", "NA", "17", "0017", "12345678901234567890", "1.5e3", "1.234,5", "1,234,567.8", "1,234"))
+)
 MISSING = ("na", "n/a", "#n/a", "<na>", "null", "none", "nan", "nat", "-", "--", "?")  # in any case
 
 _MISSING = tuple(np.uint64(int.from_bytes(w.encode(), "little")) for w in MISSING)
@@ -44,6 +47,7 @@ def _missing(data, at, stop):
         if word == w: return True
     return False
 
+# %% ../../nbs/data/01_formats.ipynb #86713a2b
 @numba.njit
 def _tail(data, at, stop):  # 0: nothing, 1: hours and minutes, 2: seconds too; -1: something else
     if at == stop: return 0
@@ -88,6 +92,7 @@ def _grouped(data, start, a, stop):  # 1.234.567,8 or 1,234,567.8; a: where the 
     if at < stop or a - start > 3 or not (other or groups > 1): return _OTHER
     return _THOUSANDS if mark == 44 else _COMMA
 
+# %% ../../nbs/data/01_formats.ipynb #0d9f4c24
 @numba.njit
 def _number(data, start, a, stop):  # a: where the first digits end, and something follows
     zeros = data[start] == 48 and a - start > 1
@@ -110,11 +115,21 @@ def _format(data, at, stop):
     if _missing(data, at, stop): return _GONE
     start = at + 1 if data[at] == 43 or data[at] == 45 else at
     a = _digits(data, start, stop)
-    if a == stop: return _OTHER if a == start else _ZEROS if data[start] == 48 and a - start > 1 else _LONG if a - start > 18 else _WHOLE
-    if data[a] != 46 and data[a] != 44 and data[a] != 45 and data[a] != 47 and data[a] != 101 and data[a] != 69: return _OTHER
+    if a == stop:
+        return (
+            _OTHER
+            if a == start
+            else _ZEROS if data[start] == 48 and a - start > 1 else _LONG if a - start > 18 else _WHOLE
+        )
+    if data[a] != 46 and data[a] != 44 and data[a] != 45 and data[a] != 47 and data[a] != 101 and data[a] != 69:
+        return _OTHER
     found = _number(data, start, a, stop)
     if found == _OTHER and a > start and (data[a] == 46 or data[a] == 44): found = _grouped(data, start, a, stop)
-    return _date(data, start, a, stop) if found == _OTHER and start == at and 1 <= a - start <= 4 and data[a] >= 45 and data[a] <= 47 else found
+    return (
+        _date(data, start, a, stop)
+        if found == _OTHER and start == at and 1 <= a - start <= 4 and data[a] >= 45 and data[a] <= 47
+        else found
+    )
 
 @numba.njit(cache=True, nogil=True)
 def _formats(data, offsets):  # uint8, int64 of rows + 1; read-only
@@ -122,10 +137,12 @@ def _formats(data, offsets):  # uint8, int64 of rows + 1; read-only
     for i in range(len(out)): out[i] = _format(data, offsets[i], offsets[i + 1])
     return out
 
+# %% ../../nbs/data/01_formats.ipynb #36beb170
 def formats(texts: "pa.Array | pa.ChunkedArray",  # strings without nulls
            ) -> np.ndarray:  # uint8, one a row: a place in FORMATS
     "Recognise how each text is written."
-    if isinstance(texts, pa.ChunkedArray): return np.concatenate([formats(c) for c in texts.chunks]) if texts.num_chunks else np.empty(0, "u1")
+    if isinstance(texts, pa.ChunkedArray):
+        return np.concatenate([formats(c) for c in texts.chunks]) if texts.num_chunks else np.empty(0, "u1")
     return _formats(*text_bytes(texts)) if len(texts) else np.empty(0, "u1")
 
 def format_counts(texts: "pa.Array | pa.ChunkedArray", counts: "np.ndarray | None" = None) -> "dict[str, int]":

@@ -116,7 +116,11 @@ def read_only(x, dtype=None):
 def in_numpy(values: pa.Array,  # of a fixed-width type, no nulls
              dtype: str) -> np.ndarray:
     "An array's memory as NumPy sees it. `Array.to_numpy` would import pandas first: 0.2 s and 40 MB."
-    return np.frombuffer(values.buffers()[1], dtype, len(values), values.offset * np.dtype(dtype).itemsize) if len(values) else np.empty(0, dtype)
+    return (
+        np.frombuffer(values.buffers()[1], dtype, len(values), values.offset * np.dtype(dtype).itemsize)
+        if len(values)
+        else np.empty(0, dtype)
+    )
 
 def in_arrow(x: np.ndarray) -> pa.Array:  # int64
     "The same memory as Arrow sees it; `pa.array` would import pandas too."
@@ -131,6 +135,7 @@ def text_bytes(x: pa.Array,  # strings or binary, at least one
     data = np.frombuffer(data, "u1") if data is not None and data.size else np.empty(0, "u1")
     return read_only(data), read_only(offsets)
 
+# %% ../../nbs/data/00_hashing.ipynb #5d62bcb2
 def _bytes(x: pa.Array):
     "Hashes of strings or binary by content."
     return mix(xxh64(*text_bytes(x), np.uint64(SEED["bytes"])), "bytes") if len(x) else np.empty(0, "u8")
@@ -150,12 +155,20 @@ def _valid(x):
     if pa.types.is_floating(t) or pa.types.is_decimal(t): return hash_floats(real(x).fill_null(0).to_numpy())
     if pa.types.is_date(t): x, t = x.cast(pa.timestamp("us" if pa.types.is_date32(t) else "ms")), pa.timestamp("us")
     if pa.types.is_timestamp(t):
-        return mix(x.cast(pa.timestamp("us", tz=x.type.tz), safe=False).cast(pa.int64()).fill_null(0).to_numpy().view("u8"), "time")
-    if pa.types.is_time(t): return mix(x.cast(pa.time64("us"), safe=False).cast(pa.int64()).fill_null(0).to_numpy().view("u8"), "time")
-    if pa.types.is_duration(t): return mix(x.cast(pa.duration("us"), safe=False).cast(pa.int64()).fill_null(0).to_numpy().view("u8"), "time")
-    if pa.types.is_string(t) or pa.types.is_large_string(t) or pa.types.is_binary(t) or pa.types.is_large_binary(t): return _bytes(x)
+        return mix(
+            x.cast(pa.timestamp("us", tz=x.type.tz), safe=False).cast(pa.int64()).fill_null(0).to_numpy().view("u8"),
+            "time",
+        )
+    if pa.types.is_time(t):
+        return mix(x.cast(pa.time64("us"), safe=False).cast(pa.int64()).fill_null(0).to_numpy().view("u8"), "time")
+    if pa.types.is_duration(t):
+        return mix(x.cast(pa.duration("us"), safe=False).cast(pa.int64()).fill_null(0).to_numpy().view("u8"), "time")
+    if pa.types.is_string(t) or pa.types.is_large_string(t) or pa.types.is_binary(t) or pa.types.is_large_binary(t):
+        return _bytes(x)
     if str(t).endswith("_view") or pa.types.is_fixed_size_binary(t): return _bytes(x.cast(pa.large_binary()))
-    raise BadRequest(f"Values of type {t} have no hash.", "Use a number, text, time or boolean column, or several of them.")
+    raise BadRequest(
+        f"Values of type {t} have no hash.", "Use a number, text, time or boolean column, or several of them."
+    )
 
 # %% ../../nbs/data/00_hashing.ipynb #9afcea65
 def hash64(values: "pa.Array | pa.ChunkedArray | np.ndarray",  # a column
@@ -173,7 +186,10 @@ def _column(data, name):
     have = data.column_names if isinstance(data, (pa.Table, pa.RecordBatch)) else list(data.columns)
     if name not in have:
         near = nearest(str(name), map(str, have))
-        raise BadRequest(f"No column {name!r} to take folds from.", f"Did you mean {near!r}?" if near else f"Columns: {', '.join(map(str, have))}.")
+        raise BadRequest(
+            f"No column {name!r} to take folds from.",
+            f"Did you mean {near!r}?" if near else f"Columns: {', '.join(map(str, have))}.",
+        )
     column = data[name]
     if isinstance(column, (pa.Array, pa.ChunkedArray)): return column
     return column.to_arrow() if hasattr(column, "to_arrow") else pa.Array.from_pandas(column)

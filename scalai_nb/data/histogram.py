@@ -93,7 +93,8 @@ def leading_zeros(typing, x):
 
 @numba.njit(cache=True, nogil=True)
 def _longest(keys, start, stop, limit, most, tail):
-    "The longest prefix length up to `limit` at which keys[start:stop] have at most `most` distinct prefixes; `tail` is work space (65)."
+    """The longest prefix length up to `limit` at which keys[start:stop] have at most `most` distinct prefixes; `tail`
+    is work space (65)."""
     tail[:] = 0
     for i in range(start + 1, stop): tail[leading_zeros(keys[i - 1] ^ keys[i])] += 1
     distinct, length = 1, 0
@@ -173,6 +174,7 @@ def _canonical_sorted(keys, shared, cells, buckets):  # ascending, may repeat; t
         counts[j] = at[j + 1] - at[j]
     return new_keys, counts, known[:m].copy(), level1
 
+# %% ../../nbs/data/01_histogram.ipynb #3ac3d404
 @numba.njit(cache=True, nogil=True)
 def _merge(a, b, a_counts, b_counts, a_known, b_known):  # of two histograms, ascending
     "Both sides' prefixes in one ascending row."
@@ -187,6 +189,7 @@ def _merge(a, b, a_counts, b_counts, a_known, b_known):  # of two histograms, as
 # %% ../../nbs/data/01_histogram.ipynb #7fad4443
 CELLS, BUCKETS = 64, 512
 
+# %% ../../nbs/data/01_histogram.ipynb #a411974b
 @dataclass(frozen=True, eq=False)
 class Histogram:
     "Counts by canonical bucket of 64-bit keys."
@@ -207,15 +210,20 @@ class Histogram:
     @classmethod
     def of_sorted(cls, keys, shared, caps=(CELLS, BUCKETS)):
         "From ascending keys that are not counted yet, and their shared bits."
-        return cls(*_canonical_sorted(keys, shared, *caps), tuple(caps)) if len(keys) else cls.of(keys, None, caps=caps)
+        return (
+            cls(*_canonical_sorted(keys, shared, *caps), tuple(caps)) if len(keys) else cls.of(keys, None, caps=caps)
+        )
 
     @property
-    def nbytes(self) -> int: return 17 * len(self.keys)
+    def nbytes(self) -> int:
+        return 17 * len(self.keys)
 
     @classmethod
     def sum(cls, *parts):
         "The histogram of all parts' rows."
-        caps, have = tuple(map(min, *(p.caps for p in parts))) if len(parts) > 1 else parts[0].caps, [p for p in parts if len(p.keys)]
+        caps, have = tuple(map(min, *(p.caps for p in parts))) if len(parts) > 1 else parts[0].caps, [
+            p for p in parts if len(p.keys)
+        ]
         if not have: return cls.of(parts[0].keys, parts[0].counts, caps=caps)
         if len(have) == 1 and have[0].caps == caps: return have[0]
         level1, rows = min(p.level1 for p in have), [(p.keys, p.counts, p.known) for p in have]
@@ -230,6 +238,7 @@ class Histogram:
         return (isinstance(other, Histogram) and (self.level1, self.caps) == (other.level1, other.caps)
                 and all(np.array_equal(getattr(self, f), getattr(other, f)) for f in ("keys", "counts", "known")))
 
+# %% ../../nbs/data/01_histogram.ipynb #23b3e148
 EMPTY = Histogram.of(np.empty(0, "u8"), np.empty(0, "i8"))
 
 # %% ../../nbs/data/01_histogram.ipynb #27edbf95
@@ -238,7 +247,11 @@ def edges(h: Histogram,
           low=None, high=None,  # smallest and largest value, when known: the outer buckets are trimmed to them
          ) -> tuple:  # lowest and highest value of each bucket, float64
     "What each bucket spans; the two are equal where it is one value."
-    rest = np.where(h.known == 0, ~np.uint64(0), (np.uint64(1) << (np.uint64(64) - h.known.astype("u8") & np.uint64(63))) - np.uint64(1))
+    rest = np.where(
+        h.known == 0,
+        ~np.uint64(0),
+        (np.uint64(1) << (np.uint64(64) - h.known.astype("u8") & np.uint64(63))) - np.uint64(1),
+    )
     last = h.keys | np.where(h.known == 64, np.uint64(0), rest)
     top = number_keys(np.array([-np.finfo("f8").max, np.finfo("f8").max]))
     first = h.keys
@@ -280,7 +293,10 @@ def cdf(x, lo: np.ndarray, hi: np.ndarray, counts: np.ndarray):
 def common(a: Histogram, b: Histogram) -> tuple:  # the sum, counts of a, counts of b, all on the sum's buckets
     "Both histograms on the finest buckets they share."
     both = a + b
-    return both, *[np.bincount(np.searchsorted(both.keys, h.keys, "right") - 1, h.counts, len(both.keys)).astype("i8") for h in (a, b)]
+    return both, *[
+        np.bincount(np.searchsorted(both.keys, h.keys, "right") - 1, h.counts, len(both.keys)).astype("i8")
+        for h in (a, b)
+    ]
 
 # %% ../../nbs/data/01_histogram.ipynb #c7fdc5cb
 def planes(x: np.ndarray) -> bytes:  # any fixed-width array
@@ -299,8 +315,15 @@ def pack(h: Histogram) -> dict:  # bytes and integers
     turn = np.flatnonzero(np.diff(h.known, prepend=255))  # where the known length changes: there the whole prefix
     steps[turn] = h.keys[turn] >> shift[turn]
     lengths = np.stack([turn, h.known[turn]]).astype("i4") if len(turn) else np.empty((2, 0), "i4")
-    return {"steps": planes(steps), "counts": planes(h.counts), "lengths": planes(lengths.ravel()), "level1": h.level1, "caps": list(h.caps)}
+    return {
+        "steps": planes(steps),
+        "counts": planes(h.counts),
+        "lengths": planes(lengths.ravel()),
+        "level1": h.level1,
+        "caps": list(h.caps),
+    }
 
+# %% ../../nbs/data/01_histogram.ipynb #2f31954a
 def unpack(state: dict) -> Histogram:
     "The histogram that was packed."
     steps, counts = unplanes(state["steps"], "u8"), unplanes(state["counts"], "i8")

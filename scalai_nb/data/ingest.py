@@ -30,12 +30,15 @@ from .partition import SLICE, Part, Pieces
 from .table import Table, Written, settled, told_of, write
 
 # %% ../../nbs/data/14_ingest.ipynb #75ce65ba
-def footer_hash(file: str) -> str | None:  # SHA-256, in hex; None: the file is no Parquet, or its row groups are not in order
+def footer_hash(
+    file: str,
+) -> str | None:  # SHA-256, in hex; None: the file is no Parquet, or its row groups are not in order
     "A Parquet file's size and footer, as one word: files with other words hold other rows."
     if source.suffix(file) not in (".parquet", ".pq") or (end := source.footer(file)) is None: return None
     fs, path = filesystem(file)
     size = fs.size(path)
     return hashlib.sha256(b"%d " % size + end).hexdigest() if source.group_bytes(source.metadata(file), size) else None
+
 
 def file_content(groups: dict[int, str]) -> str:  # row group → SHA-256 of its bytes
     "All bytes of a Parquet file, as one word."
@@ -50,50 +53,90 @@ def content_hash(file: str) -> str:  # SHA-256, in hex
 @dataclass
 class Plan:
     "What will be ingested; kept under `.scalai/ingest/` before anything is written, without passwords."
-    batch: str  # its name: SHA-256 of table, file names, contents (of Parquet: footers) and contract; of offsets, only where they begin
+    # its name: SHA-256 of table, file names, contents (of Parquet: footers) and contract; of offsets, only where they
+    # begin
+    batch: str
     table: str
     uri: str
-    files: list[dict]  # path, bytes, sha256 or footer; of a server also `options`, with which exactly these rows are read
+    # path, bytes, sha256 or footer; of a server also `options`, with which exactly these rows are read
+    files: list[dict]
     contract: str  # SHA-256
     period: str | None = None
 
+# %% ../../nbs/data/14_ingest.ipynb #3b3a5794
 def _contents(uri: str, table: str, settings: Settings) -> list[dict]:  # see `Plan.files`; of a table, its version
     if (there := source.server(uri)) is not None:
-        if there.state is None: raise BadRequest(f"{veiled(uri)}: its reader cannot say what is there, which an ingest must know.", "Its package should give the `Source` a `state`.", "source")
+        if there.state is None:
+            raise BadRequest(
+                f"{veiled(uri)}: its reader cannot say what is there, which an ingest must know.",
+                "Its package should give the `Source` a `state`.",
+                "source",
+            )
         return [{"path": veiled(uri), "bytes": 0, **there.state(uri, _before(table, settings))}]
     if (named := source.as_table(uri, settings)) is not None:
         t = named[0].delta(named[1])
-        return [{"path": f"{named[0].name}@{t.version()}" if "/" not in uri else uri, "bytes": 0, "sha256": f"{t.metadata().id}@{t.version()}"}]
+        return [
+            {
+                "path": f"{named[0].name}@{t.version()}" if "/" not in uri else uri,
+                "bytes": 0,
+                "sha256": f"{t.metadata().id}@{t.version()}",
+            }
+        ]
     found = []
     for f in source.files(uri):
         with source._reached(f) as (fs, path):
-            if fs.size(path) == 0: raise BadRequest(f"{veiled(f)} is empty: 0 bytes.", "Check how the file was made or copied.", "source")
+            if fs.size(path) == 0:
+                raise BadRequest(f"{veiled(f)} is empty: 0 bytes.", "Check how the file was made or copied.", "source")
             footer = footer_hash(f)
-            found.append({"path": veiled(f), "bytes": fs.size(path), **({"footer": footer} if footer else {"sha256": content_hash(f)})})
+            found.append(
+                {
+                    "path": veiled(f),
+                    "bytes": fs.size(path),
+                    **({"footer": footer} if footer else {"sha256": content_hash(f)}),
+                }
+            )
     return found
 
-def plan(uri: str, table: str, contract: Contract, period: str | None = None, settings: Settings | None = None) -> Plan:
+# %% ../../nbs/data/14_ingest.ipynb #2bd717d5
+def plan(
+    uri: str, table: str, contract: Contract, period: str | None = None, settings: Settings | None = None
+) -> Plan:
     "Name a batch by what goes into it."
     settings = settings or Settings.load()
     found = _contents(uri, table, settings)
     offsets = any("offsets" in f.get("options", ()) for f in found)
     rules = hashlib.sha256(json.dumps(contract.to_dict(), sort_keys=True, default=str).encode()).hexdigest()
-    name = [table, [[f["path"].rsplit("/", 1)[-1], f.get("footer") or f["sha256"]] for f in found], rules] if not offsets else [table, [f["sha256"] for f in found]]
-    made = Plan(hashlib.sha256(json.dumps(name).encode()).hexdigest(), table, veiled(uri), found, rules, None if period is None else str(period))
+    name = (
+        [table, [[f["path"].rsplit("/", 1)[-1], f.get("footer") or f["sha256"]] for f in found], rules]
+        if not offsets
+        else [table, [f["sha256"] for f in found]]
+    )
+    made = Plan(
+        hashlib.sha256(json.dumps(name).encode()).hexdigest(),
+        table,
+        veiled(uri),
+        found,
+        rules,
+        None if period is None else str(period),
+    )
     kept = _place(made, settings)
-    return replace(made, files=_known(kept, settings).files) if offsets and kept.exists() else made  # a plan's end stands once it is made
+    # a plan's end stands once it is made
+    return replace(made, files=_known(kept, settings).files) if offsets and kept.exists() else made
 
 def _place(plan: Plan, settings: Settings) -> Path: return settings.path("ingest", f"{plan.batch}.json")
 
 def _known(file: Path, settings: Settings) -> Plan: return Plan(**moved(json.loads(file.read_text()), settings.root))
 
-def _plans(settings: Settings) -> list[Plan]: return [_known(f, settings) for f in sorted(settings.path("ingest").glob("*.json"))]
+# %% ../../nbs/data/14_ingest.ipynb #1cbcbd53
+def _plans(settings: Settings) -> list[Plan]:
+    return [_known(f, settings) for f in sorted(settings.path("ingest").glob("*.json"))]
 
 def _before(table: str, settings: Settings) -> Iterator[dict]:
     "The `options` of the batches that a table has."
     target = Table(table, settings)
     for p in _plans(settings):
-        if p.table == table and any("options" in f for f in p.files) and target.has(p.batch): yield from (f["options"] for f in p.files)
+        if p.table == table and any("options" in f for f in p.files) and target.has(p.batch):
+            yield from (f["options"] for f in p.files)
 
 def with_password(path: str, uri: str) -> str:  # a plan's path as it can be opened
     if path == veiled(uri): return uri
@@ -103,12 +146,25 @@ def with_password(path: str, uri: str) -> str:  # a plan's path as it can be ope
 # %% ../../nbs/data/14_ingest.ipynb #472958da
 def completed(contract: Contract, names: pa.Schema, table: pa.Schema | None) -> Contract:
     "A contract that says the type of every column that goes on."
-    if contract.extra == "drop": rest = {}
-    else: rest = {f.name: Rule(declared_type(f.type)) for f in names if f.name not in contract and not pa.types.is_nested(f.type)}
+    if contract.extra == "drop":
+        rest = {}
+    else:
+        rest = {
+            f.name: Rule(declared_type(f.type))
+            for f in names
+            if f.name not in contract and not pa.types.is_nested(f.type)
+        }
     typed = lambda n, r: r if r.type or n not in names.names else replace(r, type=declared_type(names.field(n).type))
     rules = {n: typed(n, r) for n, r in contract.columns.items()} | rest
     if table is not None:
-        rules = {n: replace(r, type=_grown(table.field(n).type, r, contract)) if n in table.names and (n not in contract or not contract[n].type) else r for n, r in rules.items()}
+        rules = {
+            n: (
+                replace(r, type=_grown(table.field(n).type, r, contract))
+                if n in table.names and (n not in contract or not contract[n].type)
+                else r
+            )
+            for n, r in rules.items()
+        }
     return replace(contract, columns=rules)
 
 def _grown(have: pa.DataType, rule: Rule, contract: Contract) -> str:
@@ -116,6 +172,7 @@ def _grown(have: pa.DataType, rule: Rule, contract: Contract) -> str:
     wider = "widen" in contract.evolve and pa.types.is_integer(have) and rule.type in ("float64", "float32")
     return "float64" if wider else type_name(have)
 
+# %% ../../nbs/data/14_ingest.ipynb #0077d4a1
 def cleaned(shape: pa.Schema, contract: Contract) -> pa.Schema:
     "What columns are there after cleaning: the steps are tried on no rows."
     return clean(shape.empty_table(), contract)[0].schema if contract.clean else shape
@@ -125,7 +182,11 @@ def _agrees(contract: Contract, given: Contract, table: pa.Schema | None, name: 
     if table is None: return
     for n in contract.columns:
         if n not in table.names and n not in given and "add" not in given.evolve:
-            raise BadRequest(f"Column {n!r} is not in table {name!r}.", "Name it in the contract to add it, or let the contract say evolve: add, or extra: drop.", "table")
+            raise BadRequest(
+                f"Column {n!r} is not in table {name!r}.",
+                "Name it in the contract to add it, or let the contract say evolve: add, or extra: drop.",
+                "table",
+            )
 
 # %% ../../nbs/data/14_ingest.ipynb #51f8711e
 def _keep(plan: Plan, settings: Settings) -> None:  # called by the one who holds the batch
@@ -161,18 +222,25 @@ def guessed(full: Contract, given: Contract) -> set[str]:
     number = lambda t: t is not None and (pa.types.is_integer(t) or pa.types.is_floating(t) or pa.types.is_decimal(t))
     return {n for n in full.columns if number(full.arrow(n)) and n not in told and not (n in given and given[n].type)}
 
+# %% ../../nbs/data/14_ingest.ipynb #706dca94
 def prepare_part(item: tuple[pa.Table, list], but: set[str] = frozenset(),
              exact: set[str] = frozenset(),  # columns where a number with leading zeros is refused
             ) -> tuple[pa.Table, pa.Table, Verdict]:
     "A raw part, tidied, with its broken lines at the end as refused rows."
     raw, broken = item
     if broken:
-        text = pa.table({"_line": pa.array([str(n) if n else None for n, _, _ in broken], pa.string()), "_text": [t for _, _, t in broken]})
+        text = pa.table(
+            {
+                "_line": pa.array([str(n) if n else None for n, _, _ in broken], pa.string()),
+                "_text": [t for _, _, t in broken],
+            }
+        )
         raw = pa.concat_tables([raw, text], promote_options="default")
     verdict = Verdict(raw.num_rows)
     if broken:
         at = range(raw.num_rows - len(broken), raw.num_rows)
-        for i, (_, cells, _) in zip(at, broken): verdict.codes[i] = verdict.word(cells if isinstance(cells, str) else f"line: {cells} cells")
+        for i, (_, cells, _) in zip(at, broken):
+            verdict.codes[i] = verdict.word(cells if isinstance(cells, str) else f"line: {cells} cells")
     for n in sorted(exact & {*raw.column_names}):
         if is_text(raw[n].type): verdict.fault(f"{n}: leading zeros", leading_zeros(raw[n]))
     return raw, tidy(raw.drop_columns([c for c in ("_line", "_text") if c in raw.column_names]), but), verdict
@@ -184,11 +252,19 @@ class Ingested(Written):
     batch: str = ""
     def _repr_html_(self) -> str:
         from html import escape
-        why = "".join(f"<tr><td style=text-align:left>{escape(r)}<td>{n:,}</tr>" for r, n in sorted(self.refused.items(), key=lambda x: -x[1]))
+        why = "".join(
+            f"<tr><td style=text-align:left>{escape(r)}<td>{n:,}</tr>"
+            for r, n in sorted(self.refused.items(), key=lambda x: -x[1])
+        )
         note = "was there already" if self.already else f"{self.seconds:.1f} s"
-        why += "".join(f"<tr><td style=text-align:left>cleaned: {escape(s)}<td>{n:,}</tr>" for s, n in self.cleaned.items())
-        return (f"<table><caption>{escape(self.table)}, version {self.version}: {self.rows_in:,} rows in = {self.rows_good:,} good + "
-                f"{self.rows_refused:,} refused ({note})</caption><tr><th>refused because<th>rows</tr>{why}</table>")
+        why += "".join(
+            f"<tr><td style=text-align:left>cleaned: {escape(s)}<td>{n:,}</tr>" for s, n in self.cleaned.items()
+        )
+        return (
+            f"<table><caption>{escape(self.table)}, version {self.version}: {self.rows_in:,} rows in ="
+            f" {self.rows_good:,} good + {self.rows_refused:,} refused ({note})</caption><tr><th>refused"
+            f" because<th>rows</tr>{why}</table>"
+        )
 
 # %% ../../nbs/data/14_ingest.ipynb #b21aaf1c
 WIDEST = 10_000  # columns of a source
@@ -196,9 +272,11 @@ WIDEST = 10_000  # columns of a source
 def _file_schema(file: str, settings: Settings, nulls: tuple[str, ...] = ()) -> pa.Schema:
     "Names and types; of a Parquet file from its footer, so that no rows are decoded for it."
     if source.suffix(file) in TEXT: return pa.schema(list(source.csv_types(file, nulls=nulls).items()))
-    if source.suffix(file) not in (".parquet", ".pq") or source.as_table(file, settings) is not None: return source.schema(file, settings=settings)
+    if source.suffix(file) not in (".parquet", ".pq") or source.as_table(file, settings) is not None:
+        return source.schema(file, settings=settings)
     return source.metadata(file).schema.to_arrow_schema()
 
+# %% ../../nbs/data/14_ingest.ipynb #cfddf01e
 def raw_schema(plan: Plan, uri: str, typed: set[str], settings: Settings, nulls: tuple[str, ...] = ()) -> pa.Schema:
     "The columns of the plan's files; all files have the same. Their types are not looked for where all are known."
     if source.server(uri): return source.schema(uri, settings=settings, **plan.files[0]["options"])
@@ -207,18 +285,34 @@ def raw_schema(plan: Plan, uri: str, typed: set[str], settings: Settings, nulls:
     for f, other in zip(plan.files[1:], others):
         if other != first:
             odd = next((n for n in [*other, *first] if (n in other) != (n in first)), other[0])
-            raise BadRequest(f"{f['path']} has other columns than {plan.files[0]['path']}: {odd!r}.", "Ingest the files one by one, with a contract.", "source")
-    if len(first) > WIDEST: raise BadRequest(f"{plan.files[0]['path']} has {len(first):,} columns; at most {WIDEST:,} are taken.", "Keep measurements that come in thousands as rows: name, value.", "source")
-    return pa.schema([(n, pa.string()) for n in first]) if set(first) <= typed else _file_schema(places[0], settings, nulls)
+            raise BadRequest(
+                f"{f['path']} has other columns than {plan.files[0]['path']}: {odd!r}.",
+                "Ingest the files one by one, with a contract.",
+                "source",
+            )
+    if len(first) > WIDEST:
+        raise BadRequest(
+            f"{plan.files[0]['path']} has {len(first):,} columns; at most {WIDEST:,} are taken.",
+            "Keep measurements that come in thousands as rows: name, value.",
+            "source",
+        )
+    return (
+        pa.schema([(n, pa.string()) for n in first])
+        if set(first) <= typed
+        else _file_schema(places[0], settings, nulls)
+    )
 
 def _names(file: str, settings: Settings) -> list[str]:
     return source.csv_names(file) if source.suffix(file) in TEXT else _file_schema(file, settings).names
-
-def _named(plan: Plan) -> str: return plan.files[0]["path"] if len(plan.files) == 1 else plan.uri  # as the commit keeps it: a table with its version
+# as the commit keeps it: a table with its version
+def _named(plan: Plan) -> str: return plan.files[0]["path"] if len(plan.files) == 1 else plan.uri
 
 # %% ../../nbs/data/14_ingest.ipynb #09f132a8
-def _stamps(uri: str, settings: Settings) -> dict[str, str]:  # file → what changes when it does: size, times, inode; a store's ETag
-    if source.server(uri) or source.as_table(uri, settings) is not None: return {}  # a version never changes; a server answers for itself
+def _stamps(
+    uri: str, settings: Settings
+) -> dict[str, str]:  # file → what changes when it does: size, times, inode; a store's ETag
+    # a version never changes; a server answers for itself
+    if source.server(uri) or source.as_table(uri, settings) is not None: return {}
     return {f: _stamp(f) for f in source.files(uri)}
 
 def _stamp(file: str) -> str:
@@ -229,12 +323,26 @@ def _stamp(file: str) -> str:
 def _unchanged(stamps: dict[str, str]) -> None:
     "Refuse a batch whose files are not what they were when it got its name."
     for f, stamp in stamps.items():
-        try: same = _stamp(f) == stamp
-        except FileNotFoundError as e: raise BadRequest(f"{f} vanished while it was read.", "Nothing was written. Ingest it when it is there to stay.", "source") from e
-        if not same: raise BadRequest(f"{f} changed while it was read.", "Nothing was written. Ingest it when nobody writes it any more.", "source")
+        try:
+            same = _stamp(f) == stamp
+        except FileNotFoundError as e:
+            raise BadRequest(
+                f"{f} vanished while it was read.",
+                "Nothing was written. Ingest it when it is there to stay.",
+                "source",
+            ) from e
+        if not same:
+            raise BadRequest(
+                f"{f} changed while it was read.",
+                "Nothing was written. Ingest it when nobody writes it any more.",
+                "source",
+            )
 
+# %% ../../nbs/data/14_ingest.ipynb #144a535c
 def _counted(plan: Plan, uri: str, settings: Settings, stamps: dict[str, str]) -> Iterator[tuple]:
-    "The stream, with an event a part; a source without a single row is an error. The plan is on disk before the first part goes on."
+    """The stream, with an event a part; a source without a single row is an error.
+
+    The plan is on disk before the first part goes on."""
     _keep(plan, settings)
     n = 0
     for f in plan.files:
@@ -245,16 +353,19 @@ def _counted(plan: Plan, uri: str, settings: Settings, stamps: dict[str, str]) -
     _unchanged(stamps)
     if n == 0: raise BadRequest(f"{plan.uri} holds no rows.", "Check how the file was made.", "source")
 
-def _parts_of(file: dict, name: str, settings: Settings, near: bool) -> list[dict]:  # what a reader is told, for each piece of a file of the plan
+def _parts_of(
+    file: dict, name: str, settings: Settings, near: bool
+) -> list[dict]:  # what a reader is told, for each piece of a file of the plan
     if source.server(file["path"]): return [file.get("options", {})]
     if source.as_table(file["path"], settings) is not None: return [{}]
     parts = source._pieces(name, settings.data.rows_per_part)[0]
     if source.suffix(file["path"]) not in (".parquet", ".pq"): return parts
     more = PARQUET | {"hashed": "footer" in file} | ({"meta": source.metadata(name)} if near else {})
     return [p | more for p in parts] if "groups" in parts[0] else parts
+# what its reader is told: a piece has a thread of its own
+PARQUET = {"coded": True, "threads": False, "slices": SLICE}
 
-PARQUET = {"coded": True, "threads": False, "slices": SLICE}  # what its reader is told: a piece has a thread of its own
-
+# %% ../../nbs/data/14_ingest.ipynb #eb865de9
 def _pieces(plan: Plan, uri: str, settings: Settings, client, stamps: dict[str, str]) -> Pieces:
     "Row groups of Parquet files, other files whole, for the workers of a cluster to read."
     _keep(plan, settings)
@@ -274,7 +385,9 @@ def _pieces(plan: Plan, uri: str, settings: Settings, client, stamps: dict[str, 
 
 def _content(plan: Plan, uri: str) -> str:  # as the commit of a batch keeps it
     "What the plan's Parquet files hold, read for nothing else."
-    return json.dumps([file_content(source.group_hashes(with_password(f["path"], uri)) if "footer" in f else {}) for f in plan.files])
+    return json.dumps(
+        [file_content(source.group_hashes(with_password(f["path"], uri)) if "footer" in f else {}) for f in plan.files]
+    )
 
 # %% ../../nbs/data/14_ingest.ipynb #28fe6241
 def _unlike(plan: Plan, uri: str, target: Table) -> Plan:
@@ -290,29 +403,56 @@ def _told(done: Written, plan: Plan) -> Ingested:
     return out
 
 # %% ../../nbs/data/14_ingest.ipynb #3507dff6
-def ingest(uri: str | Path,  # file, pattern, folder, table, or a server's: `postgresql://…`, `mongodb://…`, `kafka://…`
-           table: str,  # made if it is not there
-           contract: Contract | str | Path | None = None,  # or the path of one; None: types only, from the table or the source
-           key: str | list[str] | None = None,  # columns that name a row: never null, never twice in the table
-           period: str | None = None,  # a column (a time gives its month), or one name for all rows, as "2013-06"
-           fold: str | list[str] | None = None,  # key columns: adds int8 `fold` by their hash
-            settings: Settings | None = None,
-           client=None,  # distributed.Client, whose workers read the pieces; default: this process
-          ) -> Ingested:
+def ingest(
+    uri: str | Path,  # file, pattern, folder, table, or a server's: `postgresql://…`, `mongodb://…`, `kafka://…`
+    table: str,  # made if it is not there
+    contract: (
+        Contract | str | Path | None
+    ) = None,  # or the path of one; None: types only, from the table or the source
+    key: str | list[str] | None = None,  # columns that name a row: never null, never twice in the table
+    period: str | None = None,  # a column (a time gives its month), or one name for all rows, as "2013-06"
+    fold: str | list[str] | None = None,  # key columns: adds int8 `fold` by their hash
+    settings: Settings | None = None,
+    client=None,  # distributed.Client, whose workers read the pieces; default: this process
+) -> Ingested:
     "Bring a source's rows into a table, exactly once."
     settings = settings or Settings.load()
-    given = contract if isinstance(contract, Contract) else Contract.load(contract) if contract is not None else Contract()
+    given = (
+        contract if isinstance(contract, Contract) else Contract.load(contract) if contract is not None else Contract()
+    )
     stamps = _stamps(str(uri), settings)
     target = Table(table, settings)
     batch = _unlike(plan(str(uri), table, given, period, settings), str(uri), target)
     have = target.schema if target.exists else None
     if target.has(batch.batch): return _told(write(iter(()), table, batch=batch.batch, settings=settings), batch)
-    typed = {n for n, r in given.columns.items() if r.type} | set(have.names if have is not None and "widen" not in given.evolve else ())
+    typed = {n for n, r in given.columns.items() if r.type} | set(
+        have.names if have is not None and "widen" not in given.evolve else ()
+    )
     full = completed(given, cleaned(raw_schema(batch, str(uri), typed, settings, given.nulls), given), have)
     _agrees(full, given, have, table)
-    shared = client or all(source.suffix(f["path"]) in (".parquet", ".pq") and not source.server(f["path"]) for f in batch.files)
-    rows = (_pieces(batch, str(uri), settings, client, stamps) if shared else _counted(batch, str(uri), settings, stamps))
-    try: done = write(rows, table, full, key, period, batch.batch, fold=fold, settings=settings, source=_named(batch), prepare=partial(prepare_part, but=trimmed(given.clean), exact=guessed(full, given)))
-    except BadRequest: _unchanged(stamps); raise  # a file that went away is no file that cannot be read
-    if done.already and _unlike(batch, str(uri), target) != batch: return ingest(uri, table, given, key, period, fold, settings, client)  # somebody was quicker, with other rows
+    shared = client or all(
+        source.suffix(f["path"]) in (".parquet", ".pq") and not source.server(f["path"]) for f in batch.files
+    )
+    rows = (
+        _pieces(batch, str(uri), settings, client, stamps) if shared else _counted(batch, str(uri), settings, stamps)
+    )
+    try:
+        done = write(
+            rows,
+            table,
+            full,
+            key,
+            period,
+            batch.batch,
+            fold=fold,
+            settings=settings,
+            source=_named(batch),
+            prepare=partial(prepare_part, but=trimmed(given.clean), exact=guessed(full, given)),
+        )
+    except BadRequest:
+        _unchanged(stamps)
+        raise  # a file that went away is no file that cannot be read
+    # somebody was quicker, with other rows
+    if done.already and _unlike(batch, str(uri), target) != batch:
+        return ingest(uri, table, given, key, period, fold, settings, client)
     return _told(done, batch)

@@ -24,28 +24,82 @@ def _topic(uri: str):  # consumer, topic, its partitions, the cluster's name
     driver, parts = needs("confluent_kafka", "kafka", "Kafka"), urlsplit(str(uri))
     said, topic, errors = dict(parse_qsl(parts.query)), unquote(parts.path.strip("/")), []
     said.pop("from", None)
-    if not topic or not parts.hostname: raise BadRequest(f"{veiled(uri)} names no topic.", "Say kafka://host:9092/topic.", "source")
-    login = {"security.protocol": "SASL_SSL", "sasl.mechanism": "PLAIN", "sasl.username": unquote(parts.username), "sasl.password": unquote(parts.password or "")} if parts.username else {}
-    how = {"group.id": "scalai-nb", "socket.connection.setup.timeout.ms": 5000, "log_level": 0, "queued.max.messages.kbytes": 16384} | login | said | {
-        "bootstrap.servers": parts.netloc.rsplit("@", 1)[-1], "enable.auto.commit": False, "enable.auto.offset.store": False, "auto.offset.reset": "error",
-        "enable.partition.eof": True, "isolation.level": "read_committed", "allow.auto.create.topics": False, "error_cb": errors.append}
+    if not topic or not parts.hostname:
+        raise BadRequest(f"{veiled(uri)} names no topic.", "Say kafka://host:9092/topic.", "source")
+    login = (
+        {
+            "security.protocol": "SASL_SSL",
+            "sasl.mechanism": "PLAIN",
+            "sasl.username": unquote(parts.username),
+            "sasl.password": unquote(parts.password or ""),
+        }
+        if parts.username
+        else {}
+    )
+    how = (
+        {
+            "group.id": "scalai-nb",
+            "socket.connection.setup.timeout.ms": 5000,
+            "log_level": 0,
+            "queued.max.messages.kbytes": 16384,
+        }
+        | login
+        | said
+        | {
+            "bootstrap.servers": parts.netloc.rsplit("@", 1)[-1],
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "auto.offset.reset": "error",
+            "enable.partition.eof": True,
+            "isolation.level": "read_committed",
+            "allow.auto.create.topics": False,
+            "error_cb": errors.append,
+        }
+    )
     consumer = None
     try:
         consumer = driver.Consumer(how)
         there = consumer.list_topics(timeout=6)
         if topic not in there.topics:
             near = nearest(topic, there.topics)
-            raise BadRequest(f"{veiled(uri)}: there is no topic {topic!r}.", f"Did you mean {near!r}?" if near else f"There are: {', '.join(sorted(there.topics)[:20]) or 'none'}.", "source")
-        yield consumer, topic, sorted(there.topics[topic].partitions), there.cluster_id or parts.netloc.rsplit("@", 1)[-1]
+            raise BadRequest(
+                f"{veiled(uri)}: there is no topic {topic!r}.",
+                f"Did you mean {near!r}?" if near else f"There are: {', '.join(sorted(there.topics)[:20]) or 'none'}.",
+                "source",
+            )
+        yield consumer, topic, sorted(there.topics[topic].partitions), there.cluster_id or parts.netloc.rsplit("@", 1)[
+            -1
+        ]
     except driver.KafkaException as e:
-        e = next((x for x in errors if x.code() in (driver.KafkaError._AUTHENTICATION, driver.KafkaError.SASL_AUTHENTICATION_FAILED)), e.args[0])
-        if e.code() in (driver.KafkaError._TRANSPORT, driver.KafkaError._TIMED_OUT, driver.KafkaError._ALL_BROKERS_DOWN, driver.KafkaError._RESOLVE):
-            raise Unreachable(f"{veiled(uri)} does not answer: {e.str()[:200]}", "Check that a broker runs, and its address.", "source") from e
-        raise BadRequest(f"{veiled(uri)}: {e.str()[:200]}", "Check what the URI says of user, password and settings.", "source") from e
+        e = next(
+            (
+                x
+                for x in errors
+                if x.code() in (driver.KafkaError._AUTHENTICATION, driver.KafkaError.SASL_AUTHENTICATION_FAILED)
+            ),
+            e.args[0],
+        )
+        if e.code() in (
+            driver.KafkaError._TRANSPORT,
+            driver.KafkaError._TIMED_OUT,
+            driver.KafkaError._ALL_BROKERS_DOWN,
+            driver.KafkaError._RESOLVE,
+        ):
+            raise Unreachable(
+                f"{veiled(uri)} does not answer: {e.str()[:200]}",
+                "Check that a broker runs, and its address.",
+                "source",
+            ) from e
+        raise BadRequest(
+            f"{veiled(uri)}: {e.str()[:200]}", "Check what the URI says of user, password and settings.", "source"
+        ) from e
     finally:
         if consumer: consumer.close()
 
-def _ends(consumer, topic: str, partitions: list[int]) -> dict[str, list[int]]:  # of each partition: the first offset that is kept, and the one after the last
+# %% ../../nbs/data/05_kafka.ipynb #19922b49
+def _ends(
+    consumer, topic: str, partitions: list[int]
+) -> dict[str, list[int]]:  # of each partition: the first offset that is kept, and the one after the last
     part = needs("confluent_kafka", "kafka", "Kafka").TopicPartition
     return {str(p): list(consumer.get_watermark_offsets(part(topic, p), timeout=10)) for p in partitions}
 
@@ -56,7 +110,9 @@ def _parsed(values: list[bytes], shape: pa.Schema | None = None) -> pa.Table:
     "One row for each value, or an `ArrowInvalid`."
     from pyarrow import json as pajson
     text = b"\n".join(values)
-    how = pajson.ParseOptions(explicit_schema=shape, newlines_in_values=True, unexpected_field_behavior="infer" if shape is None else "error")
+    how = pajson.ParseOptions(
+        explicit_schema=shape, newlines_in_values=True, unexpected_field_behavior="infer" if shape is None else "error"
+    )
     table = pajson.read_json(io.BytesIO(text), pajson.ReadOptions(use_threads=False, block_size=len(text) + 1), how)
     if table.num_rows != len(values): raise pa.ArrowInvalid(f"{table.num_rows} values")
     return table
@@ -71,27 +127,44 @@ def _one(value: bytes | None, shape: pa.Schema | None = None) -> pa.Table | str:
     new = [n for n in found if shape is not None and n not in shape.names]
     return f"field {new[0]!r} is new" if new else first.split(" in row ")[0].removeprefix("JSON parse error: ")[:120]
 
+# %% ../../nbs/data/05_kafka.ipynb #dfd2763c
 def _found(values: list[bytes | None]) -> pa.Schema:
     "The types of the first messages; one that contradicts those before it does not count."
-    try: found = _parsed([v for v in values if v is not None]).schema if any(v is not None for v in values) else pa.schema([])
+    try:
+        found = (
+            _parsed([v for v in values if v is not None]).schema
+            if any(v is not None for v in values)
+            else pa.schema([])
+        )
     except pa.ArrowInvalid:
         found = pa.schema([])
         for row in map(_one, values):
-            if isinstance(row, str): continue
-            try: found = pa.unify_schemas([found, row.schema], promote_options="permissive")
-            except (pa.ArrowInvalid, pa.ArrowTypeError): continue
+            if isinstance(row, str):
+                continue
+            try:
+                found = pa.unify_schemas([found, row.schema], promote_options="permissive")
+            except (pa.ArrowInvalid, pa.ArrowTypeError):
+                continue
     return pa.schema([(f.name, kept_as(f.type)) for f in found])
 
-def _table(values: list[bytes | None], shape: pa.Schema) -> tuple[pa.Table, list[tuple[int, str]]]:  # rows, and (position, reason) of the others
+# %% ../../nbs/data/05_kafka.ipynb #906c2008
+def _table(
+    values: list[bytes | None], shape: pa.Schema
+) -> tuple[pa.Table, list[tuple[int, str]]]:  # rows, and (position, reason) of the others
     try:
         if None not in values: return _parsed(values, shape), []
-    except pa.ArrowInvalid: pass
+    except pa.ArrowInvalid:
+        pass
     rows = [_one(v, shape) for v in values]
     good = [v for v, r in zip(values, rows) if not isinstance(r, str)]
-    return _parsed(good, shape) if good else shape.empty_table(), [(i, r) for i, r in enumerate(rows) if isinstance(r, str)]
+    return _parsed(good, shape) if good else shape.empty_table(), [
+        (i, r) for i, r in enumerate(rows) if isinstance(r, str)
+    ]
 
 # %% ../../nbs/data/05_kafka.ipynb #c1091c1a
-def _messages(consumer, uri: str, topic: str, offsets: dict[str, list[int]], most: int) -> Iterator[list]:  # confluent_kafka's messages, of one partition at a time
+def _messages(
+    consumer, uri: str, topic: str, offsets: dict[str, list[int]], most: int
+) -> Iterator[list]:  # confluent_kafka's messages, of one partition at a time
     driver = needs("confluent_kafka", "kafka", "Kafka")
     for p, (low, high) in offsets.items():
         if low >= high: continue
@@ -100,13 +173,27 @@ def _messages(consumer, uri: str, topic: str, offsets: dict[str, list[int]], mos
         while not done:
             some = consumer.consume(min(most, FIRST), timeout=.2)
             for m in some:
-                if m.error() and m.error().code() == driver.KafkaError._AUTO_OFFSET_RESET: raise WorkFailed(f"{veiled(uri)}, partition {p}: offsets from {low} on are no longer kept.", "See the topic's retention.", "source")
+                if m.error() and m.error().code() == driver.KafkaError._AUTO_OFFSET_RESET:
+                    raise WorkFailed(
+                        f"{veiled(uri)}, partition {p}: offsets from {low} on are no longer kept.",
+                        "See the topic's retention.",
+                        "source",
+                    )
             good = [m for m in some if not m.error() and m.offset() < high]
             if good: heard = time.monotonic(); yield good
-            done = any(m.offset() is not None and m.offset() >= (high if m.error() else high - 1) for m in some if not m.error() or m.error().code() == driver.KafkaError._PARTITION_EOF)
+            done = any(
+                m.offset() is not None and m.offset() >= (high if m.error() else high - 1)
+                for m in some
+                if not m.error() or m.error().code() == driver.KafkaError._PARTITION_EOF
+            )
             if not done and time.monotonic() > heard + source.PATIENCE:
-                raise Unreachable(f"{veiled(uri)}, partition {p}: nothing came for {source.PATIENCE} seconds, before offset {high}.", "Check the broker; a transaction that was never ended also looks like this.", "source")
+                raise Unreachable(
+                    f"{veiled(uri)}, partition {p}: nothing came for {source.PATIENCE} seconds, before offset {high}.",
+                    "Check the broker; a transaction that was never ended also looks like this.",
+                    "source",
+                )
 
+# %% ../../nbs/data/05_kafka.ipynb #1b1b45a3
 def _first(uri: str, offsets: dict) -> pa.Schema:
     with _topic(uri) as (consumer, topic, partitions, _):
         values = []
@@ -115,12 +202,18 @@ def _first(uri: str, offsets: dict) -> pa.Schema:
             if len(values) >= FIRST: break
     return _found(values[:FIRST])
 
-def read(uri: str, columns: list[str] | None = None, rows: int = 250_000,
-         offsets: dict[str, list[int]] | None = None,  # partition → first, and one after the last; default: all that is there
-         shape: pa.Schema | None = None,  # default: found in the first messages
-         bad: list | None = None,  # takes what does not fit: partition:offset, reason, text; default: an error
-         **plan,  # what else a plan says
-        ) -> Iterator[pa.Table]:
+# %% ../../nbs/data/05_kafka.ipynb #b833a663
+def read(
+    uri: str,
+    columns: list[str] | None = None,
+    rows: int = 250_000,
+    offsets: (
+        dict[str, list[int]] | None
+    ) = None,  # partition → first, and one after the last; default: all that is there
+    shape: pa.Schema | None = None,  # default: found in the first messages
+    bad: list | None = None,  # takes what does not fit: partition:offset, reason, text; default: an error
+    **plan,  # what else a plan says
+) -> Iterator[pa.Table]:
     "The messages of a topic as Arrow tables."
     with _topic(uri) as (consumer, topic, partitions, _):
         offsets = offsets or _ends(consumer, topic, partitions)
@@ -131,12 +224,25 @@ def read(uri: str, columns: list[str] | None = None, rows: int = 250_000,
             table, odd = _table([m.value() for m in some], shape)
             for i, reason in odd:
                 m = some[i]
-                if bad is None: raise BadRequest(f"{veiled(uri)}, partition {m.partition()}, offset {m.offset()}: {reason}.", "`ingest` sets such messages aside in the quarantine.", "source")
-                bad.append((f"{m.partition()}:{m.offset()}", f"message: {reason}", (m.value() or b"").decode("utf8", "replace")))
+                if bad is None:
+                    raise BadRequest(
+                        f"{veiled(uri)}, partition {m.partition()}, offset {m.offset()}: {reason}.",
+                        "`ingest` sets such messages aside in the quarantine.",
+                        "source",
+                    )
+                bad.append(
+                    (
+                        f"{m.partition()}:{m.offset()}",
+                        f"message: {reason}",
+                        (m.value() or b"").decode("utf8", "replace"),
+                    )
+                )
             held.append(table.select(columns or shape.names)); n += len(some)
             if n >= rows: yield pa.concat_tables(held); held, n, given = [], 0, True
-        if held or not given: yield pa.concat_tables(held) if held else shape.empty_table().select(columns or shape.names)
+        if held or not given:
+            yield pa.concat_tables(held) if held else shape.empty_table().select(columns or shape.names)
 
+# %% ../../nbs/data/05_kafka.ipynb #0d71e42f
 def schema(uri: str, columns: list[str] | None = None, offsets: dict | None = None, **plan) -> pa.Schema:
     found = _first(uri, offsets)
     return pa.schema([found.field(one_of(c, found.names, "field", "source")) for c in columns or found.names])
@@ -145,26 +251,49 @@ def pieces(uri: str, rows: int = 250_000, **options) -> list[dict]:
     "A partition of a frame for each `rows` offsets of a partition of the topic."
     with _topic(uri) as (consumer, topic, partitions, _): ends = _ends(consumer, topic, partitions)
     shape = _first(uri, ends)
-    return [{"offsets": {p: [at, min(at + rows, high)]}, "shape": shape} for p, (low, high) in ends.items() for at in range(low, high, rows)] or [{"offsets": ends, "shape": shape}]
+    return [
+        {"offsets": {p: [at, min(at + rows, high)]}, "shape": shape}
+        for p, (low, high) in ends.items()
+        for at in range(low, high, rows)
+    ] or [{"offsets": ends, "shape": shape}]
 
 # %% ../../nbs/data/05_kafka.ipynb #6211c075
 def state(uri: str, before=()) -> dict:
     "From where the table's batches end to what is there now, for a plan."
     with _topic(uri) as (consumer, topic, partitions, cluster): ends = _ends(consumer, topic, partitions)
-    offsets = _onward(uri, ends, [b["offsets"] for b in before if (b.get("topic"), b.get("cluster")) == (topic, cluster)], dict(parse_qsl(urlsplit(str(uri)).query)).get("from"))
+    offsets = _onward(
+        uri,
+        ends,
+        [b["offsets"] for b in before if (b.get("topic"), b.get("cluster")) == (topic, cluster)],
+        dict(parse_qsl(urlsplit(str(uri)).query)).get("from"),
+    )
     word = hashlib.sha256(json.dumps([cluster, topic, {p: a for p, (a, _) in offsets.items()}]).encode()).hexdigest()
     return {"sha256": word, "options": {"offsets": offsets, "topic": topic, "cluster": cluster}}
 
-def _onward(uri: str, ends: dict[str, list[int]], before: list[dict], begin: str | None = None) -> dict[str, list[int]]:
+# %% ../../nbs/data/05_kafka.ipynb #a07453ac
+def _onward(
+    uri: str, ends: dict[str, list[int]], before: list[dict], begin: str | None = None
+) -> dict[str, list[int]]:
     "From the end of what was read to the end of what is there; where nothing is new, what was read last."
     had = {}
     for b in before: had |= {p: max(to, had.get(p, 0)) for p, (_, to) in b.items()}
     for p, (low, high) in ends.items():
-        if p in had and high < had[p]: raise WorkFailed(f"{veiled(uri)}, partition {p} ends at {high}, but was read up to {had[p]}: it is another topic of the same name.", "Ingest it into another table.", "source")
+        if p in had and high < had[p]:
+            raise WorkFailed(
+                f"{veiled(uri)}, partition {p} ends at {high}, but was read up to {had[p]}: it is another topic of the"
+                " same name.",
+                "Ingest it into another table.",
+                "source",
+            )
         if p in had and low > had[p] and begin != "earliest":
-            raise WorkFailed(f"{veiled(uri)}, partition {p}: offsets {had[p]} to {low - 1} are no longer kept, and were never read.", "Accept the loss by from=earliest in the URI.", "source")
+            raise WorkFailed(
+                f"{veiled(uri)}, partition {p}: offsets {had[p]} to {low - 1} are no longer kept, and were never"
+                " read.",
+                "Accept the loss by from=earliest in the URI.",
+                "source",
+            )
     new = {p: [max(low, had.get(p, low)), high] for p, (low, high) in ends.items()}
-    if before and all(a == b for a, b in new.values()): return max(before, key=lambda b: sum(to for _, to in b.values()))
+    if before and all(a == b for a, b in new.values()):
+        return max(before, key=lambda b: sum(to for _, to in b.values()))
     return new
-
 kafka = Source(read, schema, pieces, state, bad=True)

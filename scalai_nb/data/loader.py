@@ -31,19 +31,33 @@ def order(rows: int,  # of the whole table
     return out.ravel()
 
 # %% ../../nbs/data/18_loader.ipynb #385046c8
-def expression(where,  # a list as [("fold", "!=", 0), ("month", "<=", 5)], or lists of lists (any of them), or a pyarrow expression
-               schema: pa.Schema | None = None,  # of the rows it is for
-              ):
+def expression(
+    where,  # a list as [("fold", "!=", 0), ("month", "<=", 5)], or lists of lists (any of them), or a pyarrow expression
+    schema: pa.Schema | None = None,  # of the rows it is for
+):
     "The condition as pyarrow wants it, tried on no rows of that schema."
     import pyarrow.parquet as pq
-    pairs = lambda tests: [tuple(t) if len(t) == 3 and isinstance(t[0], str) else list(map(tuple, t)) for t in tests]  # JSON has no tuples
-    try: condition = where if where is None or isinstance(where, pc.Expression) else pq.filters_to_expression(pairs(where)) if where else None
-    except (ValueError, TypeError, IndexError) as e: raise BadRequest(f"This filter cannot be read: {where!r} ({e}).", 'Write it as [("month", "<=", 5)].')
+    # JSON has no tuples
+    pairs = lambda tests: [tuple(t) if len(t) == 3 and isinstance(t[0], str) else list(map(tuple, t)) for t in tests]
+    try:
+        condition = (
+            where
+            if where is None or isinstance(where, pc.Expression)
+            else pq.filters_to_expression(pairs(where)) if where else None
+        )
+    except (ValueError, TypeError, IndexError) as e:
+        raise BadRequest(f"This filter cannot be read: {where!r} ({e}).", 'Write it as [("month", "<=", 5)].')
     if condition is None or schema is None: return condition
-    try: schema.empty_table().filter(condition)
-    except pa.ArrowException as e: raise BadRequest(f"This filter does not fit the rows: {str(e).splitlines()[0]}", f"The columns are: {', '.join(schema.names[:20])}.")
+    try:
+        schema.empty_table().filter(condition)
+    except pa.ArrowException as e:
+        raise BadRequest(
+            f"This filter does not fit the rows: {str(e).splitlines()[0]}",
+            f"The columns are: {', '.join(schema.names[:20])}.",
+        )
     return condition
 
+# %% ../../nbs/data/18_loader.ipynb #76cb0e57
 def stored(table):  # a pyarrow Dataset, or None
     "The rows of a stored table, none of which is read yet; None where rows are in memory."
     import pyarrow.dataset as ds
@@ -59,7 +73,8 @@ def rows_of(table,  # an Arrow table, a frame or a pyarrow Dataset
            ) -> pa.Table:
     "The rows that satisfy `where`, wanted columns only."
     if hasattr(type(table), "to_table"): return table.to_table(columns=columns, filter=where)
-    if where is not None and not isinstance(table, pa.Table): table = to_arrow(table, [str(c) for c in getattr(table, "columns", table)])
+    if where is not None and not isinstance(table, pa.Table):
+        table = to_arrow(table, [str(c) for c in getattr(table, "columns", table)])
     condition = expression(where, getattr(table, "schema", None))
     return to_arrow(table if condition is None else table.filter(condition), columns)
 
@@ -68,54 +83,91 @@ def target_of(rows: pa.Table, name: str) -> np.ndarray:  # float32 for booleans 
     "The column to predict; it may have no holes."
     column = rows[name]
     if pa.types.is_floating(column.type): column = pc.if_else(pc.is_nan(column), None, column)
-    if column.null_count: raise BadRequest(f"{column.null_count} of {len(column)} rows have no {name!r}.", f"Leave them out: filter=pc.field({name!r}).is_valid() & …")
+    if column.null_count:
+        raise BadRequest(
+            f"{column.null_count} of {len(column)} rows have no {name!r}.",
+            f"Leave them out: filter=pc.field({name!r}).is_valid() & …",
+        )
     if pa.types.is_integer(column.type): return column.cast(pa.int64()).to_numpy()
     if pa.types.is_boolean(column.type): return column.cast(pa.uint8()).to_numpy().astype(np.float32)
-    if pa.types.is_floating(column.type) or pa.types.is_decimal(column.type): return column.cast(pa.float32()).to_numpy()
-    raise BadRequest(f"The target {name!r} is {column.type}, expected a number or a boolean.", "Encode it as integers 0, 1, 2, …")
+    if pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
+        return column.cast(pa.float32()).to_numpy()
+    raise BadRequest(
+        f"The target {name!r} is {column.type}, expected a number or a boolean.", "Encode it as integers 0, 1, 2, …"
+    )
 
 # %% ../../nbs/data/18_loader.ipynb #aa8c8bfa
 class Loader:
     "Batches `(X, y)` of torch tensors, shuffled by seed and epoch, this rank's share of each global batch."
-    def __init__(self,
-                 table,  # (X, y), Arrow table, frame, pyarrow Dataset, data.table.Table or its name
-                 prep=None,  # data.prep.Prep; not for arrays
-                 target: str | None = None,  # the column to predict; default: the prep's
-                 batch: int = 4096,  # rows of a global batch, over all ranks
-                 rank: int = 0, ranks: int = 1,
-                 seed: int = 0,
-                 shards: int = 16,  # the most ranks that can share the work
-                 filter=None,  # rows to take, as [("fold", "!=", 0), ("month", "<=", 5)]
-                 shuffle: bool = True,  # False: every row, in the order of the table
-                 memory: int = 4 << 30,  # bytes of features, over all ranks; a stored table that has more is streamed, in windows of this size
-                 ahead: int | None = None,  # batches made in advance, in a thread; 0: none, and no thread; default: 2 where making one is more than gathering its rows
-                ):
-        if not 0 <= rank < ranks or shards % ranks or batch % ranks or batch < 1: raise BadRequest(f"Rank {rank} of {ranks} cannot share {shards} shards and batches of {batch} rows equally.", "Use 1, 2, 4, 8 or 16 ranks and a batch that they divide.")
-        self.batch, self.rank, self.ranks, self.seed, self.shards, self.shuffle, self.ahead = batch, rank, ranks, seed, shards, shuffle, ahead
+    def __init__(
+        self,
+        table,  # (X, y), Arrow table, frame, pyarrow Dataset, data.table.Table or its name
+        prep=None,  # data.prep.Prep; not for arrays
+        target: str | None = None,  # the column to predict; default: the prep's
+        batch: int = 4096,  # rows of a global batch, over all ranks
+        rank: int = 0,
+        ranks: int = 1,
+        seed: int = 0,
+        shards: int = 16,  # the most ranks that can share the work
+        filter=None,  # rows to take, as [("fold", "!=", 0), ("month", "<=", 5)]
+        shuffle: bool = True,  # False: every row, in the order of the table
+        memory: int = 4
+        << 30,  # bytes of features, over all ranks; a stored table that has more is streamed, in windows of this size
+        ahead: (
+            int | None
+        ) = None,  # batches made in advance, in a thread; 0: none, and no thread; default: 2 where making one is more than gathering its rows
+    ):
+        if not 0 <= rank < ranks or shards % ranks or batch % ranks or batch < 1:
+            raise BadRequest(
+                f"Rank {rank} of {ranks} cannot share {shards} shards and batches of {batch} rows equally.",
+                "Use 1, 2, 4, 8 or 16 ranks and a batch that they divide.",
+            )
+        self.batch, self.rank, self.ranks, self.seed, self.shards, self.shuffle, self.ahead = (
+            batch,
+            rank,
+            ranks,
+            seed,
+            shards,
+            shuffle,
+            ahead,
+        )
         self.epoch = self.position = self.start = 0
         self._stream = None
         self._read(table, prep, target, filter, memory)
-        if shuffle and self.rows < shards: raise BadRequest(f"{self.rows} rows are too few for {shards} shards.", "Give more rows, or check the filter.")
+        if shuffle and self.rows < shards:
+            raise BadRequest(
+                f"{self.rows} rows are too few for {shards} shards.", "Give more rows, or check the filter."
+            )
 
 # %% ../../nbs/data/18_loader.ipynb #1bf55cd0
 @patch
 def _read(self: Loader, table, prep, target, where, memory):
     "Keep this rank's rows, or open the stream of them."
     if prep is None:
-        if not (isinstance(table, tuple) and len(table) == 2 and len(table[0]) == len(table[1])): raise BadRequest("Rows need a prep; without one, give arrays (X, y) of equal length.", "Prep.fit(profile, target=…) makes one.")
+        if not (isinstance(table, tuple) and len(table) == 2 and len(table[0]) == len(table[1])):
+            raise BadRequest(
+                "Rows need a prep; without one, give arrays (X, y) of equal length.",
+                "Prep.fit(profile, target=…) makes one.",
+            )
         if where is not None: raise BadRequest("Arrays have no columns to filter by.", "Filter before.")
         self.rows, self._prep, (self._x, self._y) = len(table[0]), None, (self._mine(a) for a in table)
         return
     target = target or prep.target
     if target is None: raise BadRequest("There is no target.", "Name the column to predict: target='late'.")
-    if target in prep.steps: raise BadRequest(f"The target {target!r} is an input of the prep.", f"Fit the prep without it: Prep.fit(profile, target={target!r}).")
+    if target in prep.steps:
+        raise BadRequest(
+            f"The target {target!r} is an input of the prep.",
+            f"Fit the prep without it: Prep.fit(profile, target={target!r}).",
+        )
     columns, size, found = list(dict.fromkeys([*prep.steps, target])), len(prep.features) * 4, stored(table)
     if found is not None:
         table, where = found, expression(where, found.schema)
         for c in columns: one_of(c, found.schema.names, "column")
-        if found.count_rows() * size > memory and self._open(found, columns, where, prep, target, memory // size): return
+        if found.count_rows() * size > memory and self._open(found, columns, where, prep, target, memory // size):
+            return
     self._keep(rows_of(table, columns, where), prep, target, memory)
 
+# %% ../../nbs/data/18_loader.ipynb #1b2feb8d
 @patch
 def _open(self: Loader, dataset, columns, where, prep, target,
           most) -> bool:  # rows that may be kept; whether there are more
@@ -128,7 +180,9 @@ def _open(self: Loader, dataset, columns, where, prep, target,
 @patch
 def _keep(self: Loader, rows, prep, target, memory):
     "As features where they fit into `memory`, else as they came: features are then made batch by batch."
-    self.rows, own = rows.num_rows, rows if self.ranks == 1 else rows.take(np.arange(self.rank, rows.num_rows, self.ranks))
+    self.rows, own = rows.num_rows, (
+        rows if self.ranks == 1 else rows.take(np.arange(self.rank, rows.num_rows, self.ranks))
+    )
     self._y, fits = as_tensor(target_of(own, target)), own.num_rows * len(prep.features) * 4 <= memory
     self._prep, self._x = (None, as_tensor(prep.transform(own))) if fits else (prep, own.combine_chunks())
 
@@ -163,7 +217,11 @@ def in_advance(batches: Iterator,
 @patch(as_prop=True)
 def batches(self: Loader) -> int:
     "Batches of an epoch, the same for every rank; the last may be smaller."
-    return math.ceil(self.rows // self.shards * self.shards / self.batch) if self.shuffle else math.ceil(self.rows / self.batch)
+    return (
+        math.ceil(self.rows // self.shards * self.shards / self.batch)
+        if self.shuffle
+        else math.ceil(self.rows / self.batch)
+    )
 
 @patch
 def __len__(self: Loader): return self.batches
@@ -173,17 +231,36 @@ def set_epoch(self: Loader, epoch: int):
     "Choose the epoch; another one than the present starts at its first batch."
     if epoch != self.epoch: self.epoch, self.position, self.start = epoch, 0, 0
 
+# %% ../../nbs/data/18_loader.ipynb #b8b43311
 @patch
 def _from(self: Loader, first: int) -> Iterator:
     "The batches from number `first` on."
     import torch
     share, mine = self.batch // self.ranks, (self.rank, self.ranks)
-    if self._stream: return self._stream.shuffled(self.seed, self.epoch, *mine, share, first) if self.shuffle else self._stream.in_order(*mine, share, first)
-    rows = order(self.rows, self.shards, *mine, self.seed, self.epoch) if self.shuffle else np.arange(self.rank, self.rows, self.ranks)
+    if self._stream:
+        return (
+            self._stream.shuffled(self.seed, self.epoch, *mine, share, first)
+            if self.shuffle
+            else self._stream.in_order(*mine, share, first)
+        )
+    rows = (
+        order(self.rows, self.shards, *mine, self.seed, self.epoch)
+        if self.shuffle
+        else np.arange(self.rank, self.rows, self.ranks)
+    )
     rows = torch.from_numpy(rows // self.ranks)
-    features = lambda take: self._x.index_select(0, take) if self._prep is None else as_tensor(self._prep.transform(self._x.take(take.numpy())))
-    return ((features(take), self._y.index_select(0, take)) for k in range(first, self.batches) if len(take := rows[k * share:(k + 1) * share]))
+    features = lambda take: (
+        self._x.index_select(0, take)
+        if self._prep is None
+        else as_tensor(self._prep.transform(self._x.take(take.numpy())))
+    )
+    return (
+        (features(take), self._y.index_select(0, take))
+        for k in range(first, self.batches)
+        if len(take := rows[k * share : (k + 1) * share])
+    )
 
+# %% ../../nbs/data/18_loader.ipynb #3d9a6059
 @patch
 def __iter__(self: Loader):
     "This rank's share of each global batch: `(X, y)`, X float32 (rows, features); in pinned memory where a GPU is."
@@ -192,7 +269,12 @@ def __iter__(self: Loader):
     made, start, work = self._from(self.position), None, self._stream or self._prep
     if torch.cuda.is_available():
         device, unpinned = torch.cuda.current_device(), made
-        made, start, work = (tuple(t.pin_memory() for t in b) for b in unpinned), lambda: torch.cuda.set_device(device), True  # else the thread would open the first GPU for every rank
+        # else the thread would open the first GPU for every rank
+        made, start, work = (
+            (tuple(t.pin_memory() for t in b) for b in unpinned),
+            lambda: torch.cuda.set_device(device),
+            True,
+        )
     with closing(in_advance(made, self.ahead if self.ahead is not None else 2 * bool(work), start)) as batches:
         for batch in batches:
             self.position += 1
@@ -215,5 +297,9 @@ def state_dict(self: Loader) -> dict:  # plain numbers, for a JSON manifest
 def load_state_dict(self: Loader, state: dict):
     "Go on where `state` was taken."
     for k in KEPT:
-        if state[k] != getattr(self, k): raise BadRequest(f"This position belongs to a loader with {k} {state[k]}, this one has {getattr(self, k)}.", "Resume with the same data and the same settings, or start anew.")
+        if state[k] != getattr(self, k):
+            raise BadRequest(
+                f"This position belongs to a loader with {k} {state[k]}, this one has {getattr(self, k)}.",
+                "Resume with the same data and the same settings, or start anew.",
+            )
     self.epoch, self.position, self.start = state["epoch"], state["position"], state["position"]

@@ -17,6 +17,7 @@ from .histogram import number_keys, number_values
 # %% ../../nbs/data/01_moments.ipynb #f99298ad
 LOWEST = -1000  # values below 2**-1000 are scaled no further: 2**1000 is still a float64
 
+# %% ../../nbs/data/01_moments.ipynb #f4230175
 @dataclass(frozen=True)
 class Moments:
     "Count, mean and squared deviation, both in units of 2**exponent."
@@ -47,10 +48,17 @@ class Moments:
         share = [p.n / n for p in have]
         means = [math.ldexp(p.mean, p.exponent - e) for p in have]
         mean = means[0] + sum(s * (m - means[0]) for s, m in zip(share, means))
-        return cls(n, mean, sum(math.ldexp(p.m2, 2 * (p.exponent - e)) for p in have) + n * sum(s * (m - mean) ** 2 for s, m in zip(share, means)), e)
+        return cls(
+            n,
+            mean,
+            sum(math.ldexp(p.m2, 2 * (p.exponent - e)) for p in have)
+            + n * sum(s * (m - mean) ** 2 for s, m in zip(share, means)),
+            e,
+        )
 
     def __add__(self, other): return Moments.sum(self, other)
 
+# %% ../../nbs/data/01_moments.ipynb #621b12e7
 def exponent(values: np.ndarray) -> int:
     "The power of two above every absolute value; zeros have no scale of their own."
     most = max(values.max(), -values.min()) if len(values) else 0
@@ -83,8 +91,13 @@ def pairs(columns: "dict[str, np.ndarray]",  # float64 values, NaN where there i
          ) -> Pairs:
     "Pairwise moments of one part's columns."
     names = sorted(columns)[:PAIRED]
-    return paired(names, np.stack([np.where(np.isfinite(columns[n]), columns[n], np.nan) for n in names])) if names else Pairs()
+    return (
+        paired(names, np.stack([np.where(np.isfinite(columns[n]), columns[n], np.nan) for n in names]))
+        if names
+        else Pairs()
+    )
 
+# %% ../../nbs/data/01_moments.ipynb #1d5648b3
 def paired(names: "list[str]",  # ascending
            X: np.ndarray,  # float64 (columns, rows), NaN where there is no value
           ) -> Pairs:
@@ -94,7 +107,11 @@ def paired(names: "list[str]",  # ascending
     C, S = np.zeros((p, p)), np.zeros(p)
     holes = _complete(X, scale, center, S, C)
     C = np.tril(C) + np.tril(C, -1).T
-    N, S, Q = np.full((p, p), float(X.shape[1] - len(holes))), np.repeat(S[:, None], p, 1), np.repeat(np.diag(C)[:, None], p, 1)
+    N, S, Q = (
+        np.full((p, p), float(X.shape[1] - len(holes))),
+        np.repeat(S[:, None], p, 1),
+        np.repeat(np.diag(C)[:, None], p, 1),
+    )
     for start in range(0, len(holes), 8_192):  # what fits the cache
         part = X[:, holes[start:start + 8_192]]
         V = np.isfinite(part).astype("f8")
@@ -111,7 +128,8 @@ FAST = dict(cache=True, nogil=True, fastmath={"reassoc", "contract"})  # so that
 
 @numba.njit(**FAST)
 def _span(x):  # float64, contiguous
-    "The largest absolute value's bits, the sum, how many values there are and how many differ from the first; NaN is left out."
+    """The largest absolute value's bits, the sum, how many values there are and how many differ from the first; NaN is
+    left out."""
     first = np.nan
     for v in x:
         if v == v:
@@ -223,13 +241,24 @@ def add_pairs(*parts: Pairs) -> Pairs:
     exponents, n = np.stack([p.exponents for p in have]), np.stack([p.n for p in have])  # (parts, p), (parts, p, p)
     e, N = exponents.max(0), n.sum(0)
     f = (exponents - e)[:, :, None]
-    means, m2, co = (np.ldexp(np.stack([getattr(p, x) for p in have]), g) for x, g in (("mean", f), ("m2", 2 * f), ("co", f + f.swapaxes(1, 2))))
+    means, m2, co = (
+        np.ldexp(np.stack([getattr(p, x) for p in have]), g)
+        for x, g in (("mean", f), ("m2", 2 * f), ("co", f + f.swapaxes(1, 2)))
+    )
     share = np.divide(n, N, out=np.zeros_like(n), where=N > 0)
     about = np.take_along_axis(means, (n > 0).argmax(0)[None], 0)  # the first part that has rows
     mean = about[0] + (share * (means - about)).sum(0)
     step = np.where(n > 0, means - mean, 0)
-    return Pairs(names, e, N, mean, m2.sum(0) + N * (share * step * step).sum(0), co.sum(0) + N * (share * (step * step.swapaxes(1, 2))).sum(0))
+    return Pairs(
+        names,
+        e,
+        N,
+        mean,
+        m2.sum(0) + N * (share * step * step).sum(0),
+        co.sum(0) + N * (share * (step * step.swapaxes(1, 2))).sum(0),
+    )
 
+# %% ../../nbs/data/01_moments.ipynb #e17f5906
 def _spread(x, names):
     "The same pairs among other names; a column that was not there has no rows."
     if x.names == names: return x
@@ -239,7 +268,8 @@ def _spread(x, names):
     return Pairs(names, np.append(x.exponents, LOWEST)[i], *map(grow, (x.n, x.mean, x.m2, x.co)))
 
 def correlation(x: Pairs) -> np.ndarray:  # (p, p); NaN where a column of the pair does not vary
-    "Pearson correlations, each over the rows where both are present; good to 1e-5, and far better where the spread is above 1e-6 of the mean."
+    """Pearson correlations, each over the rows where both are present; good to 1e-5, and far better where the spread
+    is above 1e-6 of the mean."""
     if not x.names: return np.zeros((0, 0))
     with np.errstate(invalid="ignore", divide="ignore"):
         floor = (LEAST * np.maximum(np.abs(x.mean), 2.0**-450)) ** 2 * np.maximum(x.n, 1)

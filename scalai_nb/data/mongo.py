@@ -22,20 +22,49 @@ from .source import Source, needs, patiently
 def _collection(uri: str):  # pymongo's Collection
     driver, parts = needs("pymongo", "mongo", "MongoDB"), urlsplit(str(uri))
     database, _, name = unquote(parts.path[1:]).partition(".")
-    if not (database and name): raise BadRequest(f"{veiled(uri)} names no collection.", "Say mongodb://host/database.collection.", "source")
+    if not (database and name):
+        raise BadRequest(f"{veiled(uri)} names no collection.", "Say mongodb://host/database.collection.", "source")
     wait = {} if "serverSelectionTimeoutMS" in parts.query else {"serverSelectionTimeoutMS": 5000}
     try:
         with driver.MongoClient(parts._replace(path=f"/{database}").geturl(), tz_aware=False, **wait) as client:
             if name not in (names := client[database].list_collection_names()):
-                raise BadRequest(f"{veiled(uri)}: there is no collection {name!r}.", f"Did you mean {near!r}?" if (near := nearest(name, names)) else f"There are: {', '.join(sorted(names)[:20]) or 'none'}.", "source")
+                raise BadRequest(
+                    f"{veiled(uri)}: there is no collection {name!r}.",
+                    (
+                        f"Did you mean {near!r}?"
+                        if (near := nearest(name, names))
+                        else f"There are: {', '.join(sorted(names)[:20]) or 'none'}."
+                    ),
+                    "source",
+                )
             yield client[database][name]
-    except driver.errors.ConnectionFailure as e: raise Unreachable(f"{veiled(uri)} does not answer: {str(e).split(',')[0][:200]}", "Check that the server runs, and its address.", "source") from e
+    except driver.errors.ConnectionFailure as e:
+        raise Unreachable(
+            f"{veiled(uri)} does not answer: {str(e).split(',')[0][:200]}",
+            "Check that the server runs, and its address.",
+            "source",
+        ) from e
     except driver.errors.OperationFailure as e:
-        raise BadRequest(f"{veiled(uri)}: {(e.details or {}).get('errmsg', 'refused')[:200]}", "Check user, password and authSource." if e.code in (13, 18) else "Check what the URI asks for.", "source") from e
-    except driver.errors.PyMongoError as e: raise BadRequest(f"{veiled(uri)}: {str(e)[:200]}", "Check the URI; user and password are quoted as in any URL.", "source") from e
+        raise BadRequest(
+            f"{veiled(uri)}: {(e.details or {}).get('errmsg', 'refused')[:200]}",
+            "Check user, password and authSource." if e.code in (13, 18) else "Check what the URI asks for.",
+            "source",
+        ) from e
+    except driver.errors.PyMongoError as e:
+        raise BadRequest(
+            f"{veiled(uri)}: {str(e)[:200]}", "Check the URI; user and password are quoted as in any URL.", "source"
+        ) from e
 
 # %% ../../nbs/data/05_mongo.ipynb #913d6017
-PLAIN = {"int": pa.int64(), "long": pa.int64(), "double": pa.float64(), "string": pa.string(), "bool": pa.bool_(), "date": pa.timestamp("ms"), "binData": pa.binary()}
+PLAIN = {
+    "int": pa.int64(),
+    "long": pa.int64(),
+    "double": pa.float64(),
+    "string": pa.string(),
+    "bool": pa.bool_(),
+    "date": pa.timestamp("ms"),
+    "binData": pa.binary(),
+}
 TEXT = {"int", "long", "double", "decimal", "string", "bool", "date", "objectId"}  # what $toString takes
 NOTHING = {"null", "missing", "undefined"}
 
@@ -49,29 +78,58 @@ def _column(kinds: set[str], name: str, inner=None) -> tuple[pa.DataType, dict |
     if kinds <= {"int", "long", "double", "decimal"}: return pa.float64(), {"$toDouble": f"${name}"}
     if len(kinds) == 1 and (kind := next(iter(kinds))) in PLAIN: return PLAIN[kind], 1
     if kinds <= TEXT: return pa.string(), {"$toString": f"${name}"}
-    raise BadRequest(f"Field {name!r} holds {' and '.join(sorted(kinds))}, which no column can.", "Leave it out: give the columns to read.", "source")
+    raise BadRequest(
+        f"Field {name!r} holds {' and '.join(sorted(kinds))}, which no column can.",
+        "Leave it out: give the columns to read.",
+        "source",
+    )
 
+# %% ../../nbs/data/05_mongo.ipynb #766509e5
 def _kinds(collection, stages: list[dict]) -> dict[str, set[str]]:  # of documents `v`: field → BSON types
     found = {}
-    for g in collection.aggregate([*stages, {"$project": {"_id": 0, "v": {"$objectToArray": "$v"}}}, {"$unwind": "$v"}, {"$group": {"_id": {"k": "$v.k", "t": {"$type": "$v.v"}}}}], allowDiskUse=True):
+    for g in collection.aggregate(
+        [
+            *stages,
+            {"$project": {"_id": 0, "v": {"$objectToArray": "$v"}}},
+            {"$unwind": "$v"},
+            {"$group": {"_id": {"k": "$v.k", "t": {"$type": "$v.v"}}}},
+        ],
+        allowDiskUse=True,
+    ):
         found.setdefault(g["_id"]["k"], set()).add(g["_id"]["t"])
     return dict(sorted(found.items()))
 
 def _fields(collection, stages: list[dict], path: str = "", only=None) -> dict[str, tuple]:  # field → type, how to ask
-    return {k: _column(kinds, path + k, _inner(collection, stages, k, kinds, path)) for k, kinds in _kinds(collection, stages).items() if only is None or k in only}
+    return {
+        k: _column(kinds, path + k, _inner(collection, stages, k, kinds, path))
+        for k, kinds in _kinds(collection, stages).items()
+        if only is None or k in only
+    }
 
+# %% ../../nbs/data/05_mongo.ipynb #5c182a5f
 def _inner(collection, stages: list[dict], name: str, kinds: set[str], path: str) -> pa.DataType | None:
     "The type of nested documents or lists; their fields are found as those of the whole are."
     kinds, deeper = kinds - NOTHING, [*stages, {"$project": {"_id": 0, "v": f"$v.{name}"}}]
-    def struct(stages): return pa.struct([(k, _nested(t, path + name + "." + k)) for k, t in _fields(collection, stages, path + name + ".").items()])
+    def struct(stages):
+        return pa.struct(
+            [(k, _nested(t, path + name + "." + k)) for k, t in _fields(collection, stages, path + name + ".").items()]
+        )
+
     if kinds == {"object"}: return struct([*deeper, {"$match": {"v": {"$type": "object"}}}])
     if kinds != {"array"}: return None
     items = [*deeper, {"$match": {"v": {"$type": "array"}}}, {"$unwind": "$v"}]
-    of = {g["_id"] for g in collection.aggregate([*items, {"$group": {"_id": {"$type": "$v"}}}], allowDiskUse=True)} - NOTHING
-    return pa.list_(struct(items) if of == {"object"} else _nested(_column(of, path + name + "[]", None), path + name + "[]"))
+    of = {
+        g["_id"] for g in collection.aggregate([*items, {"$group": {"_id": {"$type": "$v"}}}], allowDiskUse=True)
+    } - NOTHING
+    return pa.list_(
+        struct(items) if of == {"object"} else _nested(_column(of, path + name + "[]", None), path + name + "[]")
+    )
 
 def _nested(found: tuple, name: str) -> pa.DataType:  # inside a document the server changes nothing
-    if found[0] is None or found[1] != 1: raise BadRequest(f"Field {name!r} holds values that no column can.", "Leave it out: give the columns to read.", "source")
+    if found[0] is None or found[1] != 1:
+        raise BadRequest(
+            f"Field {name!r} holds values that no column can.", "Leave it out: give the columns to read.", "source"
+        )
     return found[0]
 
 # %% ../../nbs/data/05_mongo.ipynb #9504e056
@@ -80,7 +138,10 @@ def _cuts(collection, rows: int) -> list[dict]:  # `min` and `max` of find
     while found := list(collection.find({}, {"_id": 1}, **last).hint([("_id", 1)]).sort("_id", 1).skip(rows).limit(1)):
         ids.append(found[0]["_id"])
         last = {"min": {"_id": ids[-1]}}
-    return [({"min": {"_id": a}} if i else {}) | ({"max": {"_id": b}} if i < len(ids) else {}) for i, (a, b) in enumerate(zip([None, *ids], [*ids, None]))]
+    return [
+        ({"min": {"_id": a}} if i else {}) | ({"max": {"_id": b}} if i < len(ids) else {})
+        for i, (a, b) in enumerate(zip([None, *ids], [*ids, None]))
+    ]
 
 def _shape(collection, columns: list[str] | None) -> dict[str, tuple]:
     first = [*(collection.find_one() or {"_id": 0})]
@@ -96,13 +157,16 @@ def _fingerprint(collection) -> str:  # SHA-256 of the documents as BSON, in the
     for batch in collection.find_raw_batches({}, sort=[("_id", 1)]): digest.update(batch)
     return digest.hexdigest()
 
+# %% ../../nbs/data/05_mongo.ipynb #cd454fe1
 def read(uri: str, columns: list[str] | None = None, rows: int = 250_000,
          range: dict | None = None,  # only these documents, as `pieces` names them
          shape: dict | None = None,  # fields as `pieces` found them
          expect: str | None = None,  # the fingerprint that the collection must have at the end
         ) -> Iterator[pa.Table]:
     "The documents of a collection as Arrow tables."
-    lost, api = needs("pymongo.errors", "mongo", "MongoDB").ConnectionFailure, needs("pymongoarrow.api", "mongo", "MongoDB")
+    lost, api = needs("pymongo.errors", "mongo", "MongoDB").ConnectionFailure, needs(
+        "pymongoarrow.api", "mongo", "MongoDB"
+    )
     with _collection(uri) as collection:
         shape = {n: shape[n] for n in columns or shape} if shape else _shape(collection, columns)
         raw = needs("pymongoarrow.types", "mongo", "MongoDB").BinaryType(0)
@@ -110,18 +174,46 @@ def read(uri: str, columns: list[str] | None = None, rows: int = 250_000,
         ask = {"_id": 0} | {n: how for n, (_, how) in shape.items()}
         for cut in _cuts(collection, rows) if range is None else [range]:
             hint = {"hint": [("_id", 1)]} if cut else {}
-            try: yield _plain(patiently(lost, api.find_arrow_all, collection, {}, schema=api.Schema(wanted), projection=ask, **cut, **hint))
-            except (TypeError, ValueError, pa.ArrowInvalid) as e: raise BadRequest(f"{veiled(uri)}: {str(e)[:200]}", "A document changed its types meanwhile; read it again.", "source") from e
-        if expect is not None and patiently(lost, _fingerprint, collection) != expect: raise WorkFailed(f"{veiled(uri)} has changed since the ingest was planned.", "Ingest it again; the table is as it was.", "source")
+            try:
+                yield _plain(
+                    patiently(
+                        lost,
+                        api.find_arrow_all,
+                        collection,
+                        {},
+                        schema=api.Schema(wanted),
+                        projection=ask,
+                        **cut,
+                        **hint,
+                    )
+                )
+            except (TypeError, ValueError, pa.ArrowInvalid) as e:
+                raise BadRequest(
+                    f"{veiled(uri)}: {str(e)[:200]}",
+                    "A document changed its types meanwhile; read it again.",
+                    "source",
+                ) from e
+        if expect is not None and patiently(lost, _fingerprint, collection) != expect:
+            raise WorkFailed(
+                f"{veiled(uri)} has changed since the ingest was planned.",
+                "Ingest it again; the table is as it was.",
+                "source",
+            )
 
+# %% ../../nbs/data/05_mongo.ipynb #b8c8a617
 def _plain(rows: pa.Table) -> pa.Table:
-    storage = lambda c: pa.chunked_array([x.storage for x in c.chunks], c.type.storage_type) if isinstance(c.type, pa.ExtensionType) else c
+    storage = lambda c: (
+        pa.chunked_array([x.storage for x in c.chunks], c.type.storage_type)
+        if isinstance(c.type, pa.ExtensionType)
+        else c
+    )
     return pa.table({n: (c := storage(rows[n])).cast(_micro(c.type)) for n in rows.column_names})
-
-def _micro(t: pa.DataType) -> pa.DataType: return pa.timestamp("us", "UTC") if t == pa.timestamp("ms") else t  # a BSON date is a moment
+# a BSON date is a moment
+def _micro(t: pa.DataType) -> pa.DataType: return pa.timestamp("us", "UTC") if t == pa.timestamp("ms") else t
 
 def schema(uri: str, columns: list[str] | None = None, **options) -> pa.Schema:
-    with _collection(uri) as collection: return pa.schema([(n, _micro(t)) for n, (t, _) in _shape(collection, columns).items()])
+    with _collection(uri) as collection:
+        return pa.schema([(n, _micro(t)) for n, (t, _) in _shape(collection, columns).items()])
 
 def pieces(uri: str, rows: int = 250_000, **options) -> list[dict]:
     "A partition for each range of `_id`."
@@ -133,5 +225,4 @@ def state(uri: str, before=()) -> dict:
     "What the documents are now, for a plan."
     with _collection(uri) as collection: found = _fingerprint(collection)
     return {"sha256": found, "options": {"expect": found}}
-
 mongodb = Source(read, schema, pieces, state)

@@ -14,8 +14,19 @@ import numpy as np
 from .categories import sum_by
 from .sketches import Frequent, estimate, number_registers, registers
 from .hashing import SEED, hash_floats, hash_integers, mix
-from .histogram import (BUCKETS, CELLS, SIGN, Histogram, count_few, number_keys, number_values, shared_bits, tally,
-                                      time_keys, time_values)
+from scalai_nb.data.histogram import (
+    BUCKETS,
+    CELLS,
+    SIGN,
+    Histogram,
+    count_few,
+    number_keys,
+    number_values,
+    shared_bits,
+    tally,
+    time_keys,
+    time_values,
+)
 from .moments import Moments, key_moments
 
 # %% ../../nbs/data/01_numeric.ipynb #9b3b3acc
@@ -40,10 +51,12 @@ class Ordered:
     def rows(self) -> int: return int(self.hist.counts.sum())
 
     @property
-    def nbytes(self) -> int: return self.hist.nbytes + (0 if self.regs is None else self.regs.nbytes + self.frequent.nbytes)
+    def nbytes(self) -> int:
+        return self.hist.nbytes + (0 if self.regs is None else self.regs.nbytes + self.frequent.nbytes)
 
     @property
-    def distinct(self) -> int: return len(self.hist.keys) if self.exact else round(estimate(self.registers()))
+    def distinct(self) -> int:
+        return len(self.hist.keys) if self.exact else round(estimate(self.registers()))
 
     def registers(self):
         "HyperLogLog registers; from the histogram where that is exact."
@@ -53,6 +66,7 @@ class Ordered:
         "Heavy hitters by key; from the histogram where that is exact."
         return self.frequent if self.frequent is not None else Frequent.of(self.hist.keys, self.hist.counts)
 
+# %% ../../nbs/data/01_numeric.ipynb #ab69921d
 def _registers(time, keys):
     values = (time_values if time else number_values)(keys)
     return registers(mix(values.view("u8"), "time") if time else hash_floats(values))
@@ -60,7 +74,8 @@ def _registers(time, keys):
 def _exact(time, hist):
     if len(hist.known) and hist.known.min() < 64: return False
     if time or not len(hist.keys): return True
-    return float(np.abs(number_values(hist.keys[[0, -1]])).max()) < 2**53  # 2**53 itself is also what 2**53 + 1 rounds to
+    # 2**53 itself is also what 2**53 + 1 rounds to
+    return float(np.abs(number_values(hist.keys[[0, -1]])).max()) < 2**53
 
 # %% ../../nbs/data/01_numeric.ipynb #7710f9d3
 def ordered(values: np.ndarray,  # int64, uint64 or finite float64; int64 microseconds for times
@@ -85,10 +100,14 @@ def counted(native: np.ndarray,  # distinct values, ascending
     whole, numbers = native.dtype.kind in "iu", native.astype("f8")
     keys = time_keys(native) if time else number_keys(numbers)
     hist = Histogram.of(keys, counts, caps=caps)
-    state = dict(time=time, hist=hist, moments=Moments.of(numbers, counts), low=native[0].item(), high=native[-1].item())
+    state = dict(
+        time=time, hist=hist, moments=Moments.of(numbers, counts), low=native[0].item(), high=native[-1].item()
+    )
     if _exact(time, hist): return Ordered(**state)
     hashes = mix(native.view("u8"), "time") if time else hash_integers(native) if whole else hash_floats(native)
-    return Ordered(**state, regs=registers(hashes), frequent=Frequent.of(*(sum_by(keys, counts) if whole else (keys, counts))))
+    return Ordered(
+        **state, regs=registers(hashes), frequent=Frequent.of(*(sum_by(keys, counts) if whole else (keys, counts)))
+    )
 
 # %% ../../nbs/data/01_numeric.ipynb #c5e74dbd
 def from_keys(keys: np.ndarray,  # sortable keys of finite float64, in any order; sorted in place
@@ -110,7 +129,13 @@ def add_ordered(*parts: Ordered) -> Ordered:
     for p in parts:
         if p.hist is hist: return p  # all others are empty
     have, time = [p for p in parts if len(p.hist.keys)], parts[0].time
-    state = dict(time=time, hist=hist, moments=Moments.sum(*(p.moments for p in have)), low=min((p.low for p in have), default=None), high=max((p.high for p in have), default=None))
+    state = dict(
+        time=time,
+        hist=hist,
+        moments=Moments.sum(*(p.moments for p in have)),
+        low=min((p.low for p in have), default=None),
+        high=max((p.high for p in have), default=None),
+    )
     if _exact(time, hist): return Ordered(**state)
     return Ordered(**state, regs=_all_registers(have), frequent=Frequent.sum(*(p.top() for p in have)))
 
@@ -124,6 +149,7 @@ def _all_registers(parts):
 UNITS, MOST = (1, 24, 168, 168 * 52, 168 * 5200), 10_000  # hours
 HOUR = 3_600_000_000  # microseconds
 
+# %% ../../nbs/data/01_numeric.ipynb #f9b906e0
 @dataclass(frozen=True, eq=False)
 class Calendar:
     "Rows by unit of time since 1970, UTC."
@@ -148,7 +174,9 @@ class Calendar:
     def sum(cls, *parts):
         "The calendar of all parts' rows."
         unit = max(p.unit for p in parts)
-        return cls.of(np.concatenate([p.slots * p.unit // unit for p in parts]), np.concatenate([p.counts for p in parts]), unit)
+        return cls.of(
+            np.concatenate([p.slots * p.unit // unit for p in parts]), np.concatenate([p.counts for p in parts]), unit
+        )
 
     def __add__(self, other): return Calendar.sum(self, other)
 
@@ -157,6 +185,7 @@ class Calendar:
         at = np.flatnonzero(np.diff(self.slots) > least)
         return [(int(self.slots[i] + 1) * self.unit * HOUR, int(self.slots[i + 1]) * self.unit * HOUR) for i in at]
 
+# %% ../../nbs/data/01_numeric.ipynb #9a6a0858
 def calendar(us: np.ndarray,  # int64 microseconds UTC, ascending
              counts: np.ndarray,  # rows of each
             ) -> Calendar:

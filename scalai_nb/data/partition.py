@@ -32,7 +32,6 @@ from .types import one_array, stored
 
 # %% ../../nbs/data/07_partition.ipynb #00533b11
 PERIOD = "scalai_period"  # partition column of every table: the period a row belongs to, null where there is none
-
 SLICE = 1 << 16  # rows that are looked at together: few enough to stay near the processor
 
 def prefix(batch: str) -> str:  # that the names of a batch's files begin with
@@ -61,6 +60,7 @@ class Plan:
     @property
     def prefix(self) -> str: return prefix(self.batch)
 
+# %% ../../nbs/data/07_partition.ipynb #7d9afe18
 @dataclass
 class Part:
     "What became of one part."
@@ -81,16 +81,41 @@ def fit(rows: pa.Table, schema: pa.Schema | None, name: str) -> pa.Table:
     out = pa.table({n: stored(rows[n], n) for n in rows.column_names})
     if schema is None: return out
     for c in out.column_names:
-        if c not in schema.names: raise BadRequest(f"Column {c!r} is not in table {name!r}.", "Name it in the contract to add it, or let the contract say extra: drop.", "table")
+        if c not in schema.names:
+            raise BadRequest(
+                f"Column {c!r} is not in table {name!r}.",
+                "Name it in the contract to add it, or let the contract say extra: drop.",
+                "table",
+            )
     for f in schema:
-        if f.name not in out.column_names: raise BadRequest(f"Table {name!r} has a column {f.name!r}, which the rows lack.", "Name it in the contract (not required) to have it filled with null.", "table")
-    try: return out.select(schema.names).cast(pa.schema([f.with_type(_held(out.schema.field(f.name).type, f.type)) for f in schema]))
+        if f.name not in out.column_names:
+            raise BadRequest(
+                f"Table {name!r} has a column {f.name!r}, which the rows lack.",
+                "Name it in the contract (not required) to have it filled with null.",
+                "table",
+            )
+    try:
+        return out.select(schema.names).cast(
+            pa.schema([f.with_type(_held(out.schema.field(f.name).type, f.type)) for f in schema])
+        )
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as e:
         bad = next((f.name for f in schema if not _casts(out[f.name], f.type)), "?")
-        raise BadRequest(f"Column {bad!r}: table {name!r} holds {schema.field(bad).type}, the rows have {rows.schema.field(bad).type}: {str(e)[:120]}", "Give a contract with the column's type; what does not fit is then quarantined.", "table") from e
+        raise BadRequest(
+            f"Column {bad!r}: table {name!r} holds {schema.field(bad).type}, the rows have"
+            f" {rows.schema.field(bad).type}: {str(e)[:120]}",
+            "Give a contract with the column's type; what does not fit is then quarantined.",
+            "table",
+        ) from e
 
-def _held(have: pa.DataType, t: pa.DataType) -> pa.DataType:  # text that came as codes is held as codes until it is written
-    return pa.dictionary(pa.int32(), t) if pa.types.is_dictionary(have) and pa.types.is_string(have.value_type) and pa.types.is_string(t) else t
+# %% ../../nbs/data/07_partition.ipynb #f1cc3594
+def _held(
+    have: pa.DataType, t: pa.DataType
+) -> pa.DataType:  # text that came as codes is held as codes until it is written
+    return (
+        pa.dictionary(pa.int32(), t)
+        if pa.types.is_dictionary(have) and pa.types.is_string(have.value_type) and pa.types.is_string(t)
+        else t
+    )
 
 def as_read(schema: pa.Schema) -> pa.Schema:
     "What the columns of a part are to their readers."
@@ -105,8 +130,12 @@ def as_text(rows: pa.Table) -> pa.Table:
     "Every column as text, as the quarantine keeps it: what came is kept whatever its type."
     def text(column):
         if pa.types.is_string(column.type): return column
-        try: return column.cast(pa.string())
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError): return pa.array([None if v is None else json.dumps(v, default=str) for v in column.to_pylist()], pa.string())
+        try:
+            return column.cast(pa.string())
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            return pa.array(
+                [None if v is None else json.dumps(v, default=str) for v in column.to_pylist()], pa.string()
+            )
     return pa.table({n: text(rows[n]) for n in rows.column_names})
 
 OURS = ("_reason", "_period", "_batch", "_id")  # columns of every quarantine; _batch and _id name a row
@@ -114,11 +143,16 @@ ATTEMPT = "_attempt"  # a further one, not shown: the row counts if the batch is
 CLEANED = "c"  # in an _id: the row was refused after cleaning, and is kept as cleaning left it
 
 def _periods(plan: Plan, rows: pa.Table) -> pa.Array:  # the period of each row
-    if not plan.column: return pa.array([profile_store.period_name(plan.period)]*1, pa.string()).take(pa.array(np.zeros(len(rows), np.int8)))
+    if not plan.column:
+        return pa.array([profile_store.period_name(plan.period)] * 1, pa.string()).take(
+            pa.array(np.zeros(len(rows), np.int8))
+        )
     values = one_array(rows[plan.period])
     if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type): return pc.strftime(values, format="%Y-%m")
     coded = values.dictionary_encode()
-    return pa.array([profile_store.period_name(v, plan.unit) for v in coded.dictionary.to_pylist()], pa.string()).take(coded.indices)
+    return pa.array([profile_store.period_name(v, plan.unit) for v in coded.dictionary.to_pylist()], pa.string()).take(
+        coded.indices
+    )
 
 # %% ../../nbs/data/07_partition.ipynb #f3f4a4fa
 def _refused(raw: pa.Table, reasons: pa.Array, periods: pa.Array) -> pa.Table:  # as the quarantine keeps them
@@ -130,19 +164,40 @@ def _pen(plan: Plan, part: Part, rows: pa.Table, mark: str = "") -> None:
     name = f"{part.index}{mark}-{len(part.pens)}"
     ids = pc.binary_join_element_wise(pa.scalar(f"p{name}r"), pa.array(np.arange(len(rows))).cast(pa.string()), "")
     same = lambda value: pa.array([value], pa.string()).take(pa.array(np.zeros(len(rows), np.int8)))
-    rows = rows.append_column("_batch", same(plan.batch)).append_column("_id", ids).append_column(ATTEMPT, same(plan.attempt))
-    part.pens.append((profile_store.add_file(plan.pen, f"{plan.prefix}-{plan.attempt}-{name}.parquet", rows), rows.schema))
+    rows = (
+        rows.append_column("_batch", same(plan.batch))
+        .append_column("_id", ids)
+        .append_column(ATTEMPT, same(plan.attempt))
+    )
+    part.pens.append(
+        (profile_store.add_file(plan.pen, f"{plan.prefix}-{plan.attempt}-{name}.parquet", rows), rows.schema)
+    )
 
+# %% ../../nbs/data/07_partition.ipynb #4b8612ca
 def _good(plan: Plan, part: Part, rows: pa.Table, mark: str = "") -> None:
     "Write good rows, a file for each period, and profile them by period and fold."
     from scalai_nb.data.profile import profile_part
     rows, periods = rows.drop_columns(PERIOD), rows[PERIOD]
     seen = sorted(pc.unique(periods).to_pylist(), key=str)
     for p in seen:
-        some = rows if len(seen) == 1 else rows.filter(pc.is_null(periods) if p is None else pc.fill_null(pc.equal(periods, p), False))
-        folds = profile_part(some, ["fold"], threads=1) if "fold" in some.column_names else {None: profile_part(some, threads=1)}
+        some = (
+            rows
+            if len(seen) == 1
+            else rows.filter(pc.is_null(periods) if p is None else pc.fill_null(pc.equal(periods, p), False))
+        )
+        folds = (
+            profile_part(some, ["fold"], threads=1)
+            if "fold" in some.column_names
+            else {None: profile_part(some, threads=1)}
+        )
         repeating = [n for n in some.column_names if max(f[n].distinct for f in folds.values())*4 <= len(some)]
-        action = profile_store.add_file(plan.place, f"{plan.prefix}-{plan.attempt}-{part.index}{mark}-{len(part.files)}.parquet", some, {PERIOD: p}, repeating=repeating)
+        action = profile_store.add_file(
+            plan.place,
+            f"{plan.prefix}-{plan.attempt}-{part.index}{mark}-{len(part.files)}.parquet",
+            some,
+            {PERIOD: p},
+            repeating=repeating,
+        )
         part.files.append((action, p, some.num_rows))
         add_family(part.family, {(p, None if k is None else int(k)): v for k, v in folds.items()})
 
@@ -164,7 +219,11 @@ def _judged(plan: Plan, frame) -> tuple:  # rows as they came; typed, with their
     return raw, typed.append_column(PERIOD, periods), verdict
 
 def _set(rows: pa.Table, name: str, values: pa.Array) -> pa.Table:
-    return rows.set_column(rows.column_names.index(name), name, values) if name in rows.column_names else rows.append_column(name, values)
+    return (
+        rows.set_column(rows.column_names.index(name), name, values)
+        if name in rows.column_names
+        else rows.append_column(name, values)
+    )
 
 # %% ../../nbs/data/07_partition.ipynb #ad582a3d
 def process(plan: Plan,
@@ -174,11 +233,15 @@ def process(plan: Plan,
     out, good, bad = Part(index), [], []
     for frame in given:
         raw, typed, verdict = _judged(plan, frame)
-        if out.schema is None: out.schema = as_read(typed.drop_columns(PERIOD).schema); plan = replace(plan, schema=out.schema)  # holds for the rest
+        # holds for the rest
+        if out.schema is None:
+            out.schema = as_read(typed.drop_columns(PERIOD).schema)
+            plan = replace(plan, schema=out.schema)
         out.rows, out.tally, keep = out.rows + raw.num_rows, out.tally + verdict.tally, pa.array(verdict.good)
         for w, n in verdict.counts().items(): out.refused[w] = out.refused.get(w, 0) + n
         if keep.true_count: good.append(typed if keep.true_count == len(keep) else typed.filter(keep))
-        if (gone := pc.invert(keep)).true_count: bad.append(_refused(raw.filter(gone), verdict.reasons(), typed[PERIOD].filter(gone)))
+        if (gone := pc.invert(keep)).true_count:
+            bad.append(_refused(raw.filter(gone), verdict.reasons(), typed[PERIOD].filter(gone)))
         del frame, raw, typed
         if sum(map(len, good)) >= plan.most: good = _put(plan, out, good)
         if sum(map(len, bad)) >= plan.most: bad = _pen(plan, out, pa.concat_tables(bad)) or []
@@ -235,6 +298,7 @@ def _on_threads(plan: Plan, given: Pieces) -> Iterator[Part]:
                 given.heard(part)
         except BaseException: pool.shutdown(cancel_futures=True); raise  # none of them runs any more
 
+# %% ../../nbs/data/07_partition.ipynb #4003b11f
 def summed(plan: Plan, parts: Iterable[Part]) -> list[Part]:
     "The parts, their profiles added up in the first one, where none will be written again."
     out = []
@@ -265,9 +329,24 @@ def agree(parts: list[Part]) -> None:
     first = next((p.schema for p in parts if p.files), None)
     for p in parts:
         if not p.files or p.schema.equals(first): continue
-        odd = next(((f, first.field(f.name) if f.name in first.names else None) for f in p.schema if f.name not in first.names or first.field(f.name).type != f.type), None)
-        if odd is None: raise BadRequest("The parts have other columns, or in another order.", "Give every partition the same columns.", "table")
-        raise BadRequest(f"Column {odd[0].name!r} is {odd[0].type} in one part and {odd[1].type if odd[1] else 'not there'} in another.", "Give a contract with the column's type.", "table")
+        odd = next(
+            (
+                (f, first.field(f.name) if f.name in first.names else None)
+                for f in p.schema
+                if f.name not in first.names or first.field(f.name).type != f.type
+            ),
+            None,
+        )
+        if odd is None:
+            raise BadRequest(
+                "The parts have other columns, or in another order.", "Give every partition the same columns.", "table"
+            )
+        raise BadRequest(
+            f"Column {odd[0].name!r} is {odd[0].type} in one part and {odd[1].type if odd[1] else 'not there'} in"
+            " another.",
+            "Give a contract with the column's type.",
+            "table",
+        )
 
 # %% ../../nbs/data/07_partition.ipynb #42c11add
 def _near(columns: list[str], parts: list[Part], but: list[str]):  # pyarrow expression, or None
@@ -275,7 +354,11 @@ def _near(columns: list[str], parts: list[Part], but: list[str]):  # pyarrow exp
     tests = [~pc.field(PERIOD).isin(pa.array(but, pa.string()))] if but else []
     for c in columns:
         spans = [p.spans.get(c) for p in parts]
-        if all(spans): tests.append((pc.field(c) >= min((s[0] for s in spans), key=lambda x: x.as_py())) & (pc.field(c) <= max((s[1] for s in spans), key=lambda x: x.as_py())))
+        if all(spans):
+            tests.append(
+                (pc.field(c) >= min((s[0] for s in spans), key=lambda x: x.as_py()))
+                & (pc.field(c) <= max((s[1] for s in spans), key=lambda x: x.as_py()))
+            )
     return reduce(and_, tests) if tests else None
 
 def _rows(plan: Plan, part: Part, columns: list[str] | None = None) -> Iterator[pa.Table]:
@@ -287,7 +370,9 @@ def _rows(plan: Plan, part: Part, columns: list[str] | None = None) -> Iterator[
         yield rows.append_column(PERIOD, pa.array([period], pa.string()).take(pa.array(np.zeros(len(rows), np.int8))))
 
 # %% ../../nbs/data/07_partition.ipynb #95130064
-def _repeats(plan: Plan, u: Unique, parts: list[Part], table, but: list[str]) -> np.ndarray:  # numbers of rows, counted through the parts
+def _repeats(
+    plan: Plan, u: Unique, parts: list[Part], table, but: list[str]
+) -> np.ndarray:  # numbers of rows, counted through the parts
     "Good rows that repeat a key of the batch or of the table."
     finder, start = Repeats(u), 0
     try:
@@ -295,11 +380,16 @@ def _repeats(plan: Plan, u: Unique, parts: list[Part], table, but: list[str]) ->
             finder.add(rows, start + np.arange(len(rows)))
             start += len(rows)
         if u.everywhere and table is not None:
-            for batch in profile_store.rows_of(table).to_batches(columns=list(u.columns), filter=_near(u.columns, parts, but)):
+            for batch in profile_store.rows_of(table).to_batches(
+                columns=list(u.columns), filter=_near(u.columns, parts, but)
+            ):
                 rows = pa.Table.from_batches([batch])
-                if len(rows) and (hit := finder.maybe(rows)).any(): finder.add(rows := rows.filter(pa.array(hit)), np.full(len(rows), -1))
+                if len(rows) and (hit := finder.maybe(rows)).any():
+                    finder.add(rows := rows.filter(pa.array(hit)), np.full(len(rows), -1))
         return finder.found()
-    finally: finder.close()
+    finally:
+        finder.close()
+
 
 def unique(plan: Plan, parts: list[Part], table, but: list[str]) -> None:
     "Refuse the rows that repeat a key of the batch or the table (but for periods that go); the first stays."
@@ -316,7 +406,14 @@ def _without(plan: Plan, i: int, part: Part, at: np.ndarray) -> None:
     u, rows = plan.uniques[i], pa.concat_tables(_rows(plan, part))
     gone = np.zeros(len(rows), bool); gone[at] = True
     twice, good = rows.filter(pa.array(gone)), rows.filter(pa.array(~gone))
-    _pen(plan, part, _refused(twice.drop_columns(PERIOD), pa.array([u.reason]*len(twice), pa.string()), twice[PERIOD].combine_chunks()), f"-{CLEANED}{i}")
+    _pen(
+        plan,
+        part,
+        _refused(
+            twice.drop_columns(PERIOD), pa.array([u.reason] * len(twice), pa.string()), twice[PERIOD].combine_chunks()
+        ),
+        f"-{CLEANED}{i}",
+    )
     part.refused[u.reason] = part.refused.get(u.reason, 0) + len(twice)
     old, part.files, part.family = part.files, [], {}
     if len(good): _good(plan, part, good, f"-{i}-{uuid.uuid4().hex[:4]}")

@@ -12,8 +12,13 @@ from datetime import UTC, datetime, timedelta
 from ..core.errors import BadRequest
 
 # %% ../../nbs/data/05_period.ipynb #adcf21c0
-UNITS = {"hour": (r"\d{4}-\d\d-\d\dT\d\d", "%Y-%m-%dT%H"), "day": (r"\d{4}-\d\d-\d\d", "%Y-%m-%d"), "week": (r"\d{4}-W\d\d", "%G-W%V"),
-         "month": (r"\d{4}-\d\d", "%Y-%m"), "year": (r"\d{4}", "%Y")}  # shortest first: how a name looks, and how a time is written (ISO 8601)
+UNITS = {
+    "hour": (r"\d{4}-\d\d-\d\dT\d\d", "%Y-%m-%dT%H"),
+    "day": (r"\d{4}-\d\d-\d\d", "%Y-%m-%d"),
+    "week": (r"\d{4}-W\d\d", "%G-W%V"),
+    "month": (r"\d{4}-\d\d", "%Y-%m"),
+    "year": (r"\d{4}", "%Y"),
+}  # shortest first: how a name looks, and how a time is written (ISO 8601)
 
 def unit_of(name: str | None) -> str | None:  # a key of UNITS; None: no calendar's period
     "How long a period is."
@@ -29,7 +34,8 @@ def spelled(time: datetime,  # with a zone, or in UTC
             unit: str = "month",
            ) -> str:  # the period that holds it
     "A time's period."
-    if unit not in UNITS: raise BadRequest(f"{unit!r} is no length of a window.", f"Give {', '.join(UNITS)}.", "period")
+    if unit not in UNITS:
+        raise BadRequest(f"{unit!r} is no length of a window.", f"Give {', '.join(UNITS)}.", "period")
     if getattr(time, "tzinfo", None) is not None: time = time.astimezone(UTC)
     return time.strftime(UNITS[unit][1])
 
@@ -38,18 +44,36 @@ def span(name: str,
         ) -> tuple[datetime, datetime]:  # where it begins and where the next one does, UTC
     "From when to when. Raises `BadRequest` for a name that is no calendar's."
     unit = unit_of(name)
-    if unit is None: raise BadRequest(f"{name!r} has no place in time.", "Name periods as 2013-06-01T05, 2013-06-01, 2013-W22, 2013-06 or 2013.", "period")
+    if unit is None:
+        raise BadRequest(
+            f"{name!r} has no place in time.",
+            "Name periods as 2013-06-01T05, 2013-06-01, 2013-W22, 2013-06 or 2013.",
+            "period",
+        )
     low = _begin(name, unit)
     if unit in ("hour", "day", "week"): return low, low + timedelta(**{f"{unit}s": 1})
-    return low, low.replace(year=low.year + (unit == "year" or low.month == 12), month=1 if unit == "year" else low.month % 12 + 1)
+    return low, low.replace(
+        year=low.year + (unit == "year" or low.month == 12), month=1 if unit == "year" else low.month % 12 + 1
+    )
 
 def order(name: str | None) -> tuple:  # sorts periods of any names as time does, others after them
     "A key to sort by."
     if unit_of(name): return 0, span(name)[0].timestamp(), -list(UNITS).index(unit_of(name)), name
-    return 1, name is None, 0, [(not x.isdigit(), int(x) if x.isdigit() else 0, x) for x in re.findall(r"\d+|\D+", name or "")]
+    return (
+        1,
+        name is None,
+        0,
+        [(not x.isdigit(), int(x) if x.isdigit() else 0, x) for x in re.findall(r"\d+|\D+", name or "")],
+    )
 
 # %% ../../nbs/data/05_period.ipynb #6852c921
-HELD = {"hour": ("hour", "day", "week", "month", "year"), "day": ("day", "week", "month", "year"), "week": ("week",), "month": ("month", "year"), "year": ("year",)}
+HELD = {
+    "hour": ("hour", "day", "week", "month", "year"),
+    "day": ("day", "week", "month", "year"),
+    "week": ("week",),
+    "month": ("month", "year"),
+    "year": ("year",),
+}
 
 def rolled(name: str | None,
            unit: str,  # the longer one

@@ -26,35 +26,51 @@ from ..core.storage import read_bytes, write_atomic
 from .types import one_array, real
 
 # %% ../../nbs/data/16_prep.ipynb #734f640c
-def to_arrow(frame,  # pandas, cuDF or anything with `to_arrow`; Arrow table or record batch; a mapping of column to values
-             columns: list[str],  # the ones wanted
-            ) -> pa.Table:
+def to_arrow(
+    frame,  # pandas, cuDF or anything with `to_arrow`; Arrow table or record batch; a mapping of column to values
+    columns: list[str],  # the ones wanted
+) -> pa.Table:
     "The wanted columns as Arrow, or an error that names the one that is missing."
     if isinstance(frame, pa.RecordBatch): frame = pa.Table.from_batches([frame])
-    names = list(frame) if isinstance(frame, Mapping) else frame.column_names if isinstance(frame, pa.Table) else [str(c) for c in frame.columns]
+    names = (
+        list(frame)
+        if isinstance(frame, Mapping)
+        else frame.column_names if isinstance(frame, pa.Table) else [str(c) for c in frame.columns]
+    )
     for c in columns:
         if names.count(c) == 1: continue
-        if c in names: raise BadRequest(f"Column {c!r} is there {names.count(c)} times.", "Give each column a name of its own.")
+        if c in names:
+            raise BadRequest(f"Column {c!r} is there {names.count(c)} times.", "Give each column a name of its own.")
         close = nearest(c, names)
-        raise BadRequest(f"Column {c!r} is missing.", f"Did you mean {close!r}?" if close else f"The rows have: {', '.join(map(str, names[:12]))}.")
+        raise BadRequest(
+            f"Column {c!r} is missing.",
+            f"Did you mean {close!r}?" if close else f"The rows have: {', '.join(map(str, names[:12]))}.",
+        )
     if isinstance(frame, pa.Table): return frame.select(columns)
     if isinstance(frame, Mapping): return pa.table({c: frame[c] for c in columns})
     frame = frame[columns]
     if is_cudf(frame): return on_host(frame)
     if hasattr(type(frame), "to_arrow"): return frame.to_arrow()
-    if hasattr(type(frame), "dask"): raise BadRequest("A prep reads one partition at a time.", "Use frame.map_partitions(prep.transform).")
-    try: return pa.Table.from_pandas(frame, preserve_index=False)
-    except pa.ArrowException as e: raise BadRequest(f"A column holds values of several types: {e}", "Give each column one type.")
+    if hasattr(type(frame), "dask"):
+        raise BadRequest("A prep reads one partition at a time.", "Use frame.map_partitions(prep.transform).")
+    try:
+        return pa.Table.from_pandas(frame, preserve_index=False)
+    except pa.ArrowException as e:
+        raise BadRequest(f"A column holds values of several types: {e}", "Give each column one type.")
 
 # %% ../../nbs/data/16_prep.ipynb #71989d05
 def cast(column: pa.ChunkedArray | pa.Array, to: pa.DataType, name: str) -> pa.Array:
     "The column as one array of that type; dictionaries (pandas categoricals) are opened."
-    try: whole = column.cast(to, safe=False)
+    try:
+        whole = column.cast(to, safe=False)
     except pa.ArrowException:
-        raise BadRequest(f"Column {name!r} is {column.type}, expected {to}.", "Give it the type that the prep was fitted on.")
+        raise BadRequest(
+            f"Column {name!r} is {column.type}, expected {to}.", "Give it the type that the prep was fitted on."
+        )
     return one_array(whole)
-
-TINY = 1e-30  # nearer to zero is zero: the answer is float32, processors may flush subnormals, and ONNX Runtime drops `x - c` where c rounds to 0 in float32
+# nearer to zero is zero: the answer is float32, processors may flush subnormals, and ONNX Runtime drops `x - c` where
+# c rounds to 0 in float32
+TINY = 1e-30
 
 def numbers(column, name: str) -> np.ndarray:
     "float64, NaN where the value is missing; durations and times of day in seconds."
@@ -70,11 +86,13 @@ def texts(column, name: str) -> pa.Array:
     "Strings; null stays null, and the empty string is a value like any other."
     return cast(column, pa.large_string(), name)
 
+# %% ../../nbs/data/16_prep.ipynb #d230ac85
 def times(column, name: str) -> tuple:
     "int64 microseconds UTC (0 where null), and the mask of nulls."
     whole = cast(column, pa.timestamp("us", getattr(column.type, "tz", None)), name)
-    return whole.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False), whole.is_null().to_numpy(zero_copy_only=False)
-
+    return whole.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False), whole.is_null().to_numpy(
+        zero_copy_only=False
+    )
 READ = {"number": numbers, "text": texts, "time": times}
 
 # %% ../../nbs/data/16_prep.ipynb #1ce4ba89
@@ -125,10 +143,12 @@ def scaled(c,  # a profile's column
           ) -> Scaled:
     "Fit `standard` (mean and standard deviation), `log` (the same, of the logarithm) or `number` (as it is)."
     fill, ends, center, scale = middle(c), limits(c), 0., 1.
-    if step == "standard" and c.kind == "boolean": center, scale = c.true / c.count, np.sqrt(c.true * (c.count - c.true)) / c.count
-    elif step == "standard": center, scale = float(c.mean), float(c.std or 0)
+    if step == "standard" and c.kind == "boolean":
+        center, scale = c.true / c.count, np.sqrt(c.true * (c.count - c.true)) / c.count
+    elif step == "standard":
+        center, scale = float(c.mean), float(c.std or 0)
     elif step == "log":
-        seen = signed_log(np.asarray(c.quantile(np.linspace(.0025, .9975, 200)), float))
+        seen = signed_log(np.asarray(c.quantile(np.linspace(0.0025, 0.9975, 200)), float))
         ends, center, scale = signed_log(np.array(ends)), seen.mean(), seen.std()
     if not np.isfinite(center): center = fill
     if not np.isfinite(scale) or scale < TINY: scale = spread if (spread := ends[1] / 2 - ends[0] / 2) > TINY else 1.
@@ -179,7 +199,11 @@ class OneHot:
     missing: bool = False  # nulls have a feature
 
     def features(self, name):
-        return [f"{name}={c}" for c in self.categories] + [f"{name}__other"] * self.other + [f"{name}__missing"] * self.missing
+        return (
+            [f"{name}={c}" for c in self.categories]
+            + [f"{name}__other"] * self.other
+            + [f"{name}__missing"] * self.missing
+        )
 
     def answers(self) -> tuple[int, int]:  # position of the feature
         "Where an unseen and where a missing value go; one past the last feature means nowhere."
@@ -225,10 +249,17 @@ def by_frequency(c, cap: int) -> tuple[list, bool]:
 def onehot(c, step: str, cap: int = 128) -> OneHot:
     "Fit `onehot`: the commonest categories, at most `cap` of them."
     pairs, whole = by_frequency(c, cap)
-    if not whole and c.kind == "number": raise BadRequest("The numbers have too many distinct values for one-hot.", "Use 'standard' or 'quantile'.")
+    if not whole and c.kind == "number":
+        raise BadRequest("The numbers have too many distinct values for one-hot.", "Use 'standard' or 'quantile'.")
     common = [k for k, n in pairs if n >= min(10, c.rows / 1000)][:cap]
     if not common: raise BadRequest("There is no category to encode.", "Use 'drop'.")
-    return OneHot(step, c.kind, common, not whole or len(common) < len(pairs), bool(c.nulls + (c.nan if c.kind == "number" else 0)))
+    return OneHot(
+        step,
+        c.kind,
+        common,
+        not whole or len(common) < len(pairs),
+        bool(c.nulls + (c.nan if c.kind == "number" else 0)),
+    )
 
 # %% ../../nbs/data/16_prep.ipynb #73fffc34
 @dataclass
@@ -241,7 +272,8 @@ class Code:
 
     def features(self, name): return [f"{name}__code"]
 
-    def answers(self) -> tuple[int, int]: return len(self.categories), len(self.categories) + self.missing  # unseen, missing
+    # unseen, missing
+    def answers(self) -> tuple[int, int]: return len(self.categories), len(self.categories) + self.missing
 
     @property
     def cardinality(self) -> int: return self.answers()[1] + 1
@@ -268,7 +300,9 @@ class Frequency:
 
     def write(self, values, out, at):
         k = len(self.categories)
-        out[:, at[0]] = np.array([*self.values, self.unseen, self.gone], np.float32)[positions(values, self.categories, k, k + 1)]
+        out[:, at[0]] = np.array([*self.values, self.unseen, self.gone], np.float32)[
+            positions(values, self.categories, k, k + 1)
+        ]
 
 def frequency(c, step: str, cap: int = 1000) -> Frequency:
     "Fit `frequency` from the rows of each category."
@@ -292,7 +326,8 @@ def murmur3(data, offsets, out):  # compiled when first used
             k = (k * np.uint64(0xCC9E2D51)) & M
             k = ((k << np.uint64(15)) | (k >> np.uint64(17))) & M
             h ^= (k * np.uint64(0x1B873593)) & M
-            if left == 4: h = ((((h << np.uint64(13)) | (h >> np.uint64(19))) & M) * np.uint64(5) + np.uint64(0xE6546B64)) & M
+            if left == 4:
+                h = ((((h << np.uint64(13)) | (h >> np.uint64(19))) & M) * np.uint64(5) + np.uint64(0xE6546B64)) & M
         h ^= np.uint64(n)
         h = ((h ^ (h >> np.uint64(16))) * np.uint64(0x85EBCA6B)) & M
         h = ((h ^ (h >> np.uint64(13))) * np.uint64(0xC2B2AE35)) & M
@@ -303,10 +338,19 @@ def compiled_murmur3():
     import numba
     return numba.njit(cache=True, nogil=True)(murmur3)
 
+# %% ../../nbs/data/16_prep.ipynb #7e384312
 def murmur(texts: pa.Array) -> np.ndarray:  # uint32; what stands under a null says nothing
     "The hash of each string of a large_string array."
-    offsets = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset:texts.offset + len(texts) + 1] if len(texts) else np.zeros(1, np.int64)
-    data = np.frombuffer(texts.buffers()[2], np.uint8) if len(texts) and texts.buffers()[2] and texts.buffers()[2].size else np.zeros(0, np.uint8)
+    offsets = (
+        np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
+        if len(texts)
+        else np.zeros(1, np.int64)
+    )
+    data = (
+        np.frombuffer(texts.buffers()[2], np.uint8)
+        if len(texts) and texts.buffers()[2] and texts.buffers()[2].size
+        else np.zeros(0, np.uint8)
+    )
     out = np.zeros(len(texts), np.uint32)
     compiled_murmur3()(data, offsets, out)
     return out
@@ -345,7 +389,8 @@ class Dates:
     missing: bool = False
     kind: ClassVar[str] = "time"
 
-    def features(self, name): return [f"{name}__{p}_{f}" for p in self.circles for f in ("sin", "cos")] + [f"{name}__missing"] * self.missing
+    def features(self, name):
+        return [f"{name}__{p}_{f}" for p in self.circles for f in ("sin", "cos")] + [f"{name}__missing"] * self.missing
 
     def circle(self) -> tuple:  # three rows of 2 × len(circles)
         "Length in microseconds, angle per microsecond, and angle at 1970; a cosine is a sine a quarter later."
@@ -365,11 +410,44 @@ def dates(c, step: str) -> Dates:
 
 # %% ../../nbs/data/16_prep.ipynb #1814e3e1
 SCHEMA = 1  # of the JSON on disk
-FIT = {"standard": scaled, "log": scaled, "number": scaled, "quantile": quantile, "onehot": onehot, "code": coded, "frequency": frequency, "hash": hashed, "dates": dates}
-CLASS = {"standard": Scaled, "log": Scaled, "number": Scaled, "quantile": Quantile, "onehot": OneHot, "code": Code, "frequency": Frequency, "hash": Hash, "dates": Dates}
-KINDS = {"standard": "number boolean", "log": "number", "number": "number boolean", "quantile": "number", "onehot": "number text", "code": "number text", "frequency": "text", "hash": "text", "dates": "time"}
+FIT = {
+    "standard": scaled,
+    "log": scaled,
+    "number": scaled,
+    "quantile": quantile,
+    "onehot": onehot,
+    "code": coded,
+    "frequency": frequency,
+    "hash": hashed,
+    "dates": dates,
+}
+CLASS = {
+    "standard": Scaled,
+    "log": Scaled,
+    "number": Scaled,
+    "quantile": Quantile,
+    "onehot": OneHot,
+    "code": Code,
+    "frequency": Frequency,
+    "hash": Hash,
+    "dates": Dates,
+}
+
+# %% ../../nbs/data/16_prep.ipynb #bed81c86
+KINDS = {
+    "standard": "number boolean",
+    "log": "number",
+    "number": "number boolean",
+    "quantile": "number",
+    "onehot": "number text",
+    "code": "number text",
+    "frequency": "text",
+    "hash": "text",
+    "dates": "time",
+}
 LINEAR, ORDER = ("standard", "number"), ("standard", "number", "log", "quantile")
 
+# %% ../../nbs/data/16_prep.ipynb #b531c504
 @dataclass
 class Prep:
     "The fitted preprocessing: raw columns to float32 features."
@@ -403,8 +481,10 @@ def cardinalities(self: Prep) -> list[int]:  # one a feature; 0: a number
     sizes = {self.at[n][0]: s.cardinality for n, s in self.steps.items() if isinstance(s, Code)}
     return [sizes.get(i, 0) for i in range(len(self.features))]
 
+
 @patch
-def __repr__(self: Prep): return f"Prep({len(self.steps)} columns → {len(self.features)} features, {len(self.dropped)} left out)"
+def __repr__(self: Prep):
+    return f"Prep({len(self.steps)} columns → {len(self.features)} features, {len(self.dropped)} left out)"
 
 # %% ../../nbs/data/16_prep.ipynb #e9b6372d
 def has_values(c) -> bool: return c.count > (c.nan + c.inf if c.kind == "number" else 0)
@@ -415,22 +495,34 @@ def choose(c) -> tuple[str, str]:  # (step, why)
     if not has_values(c): return "drop", "no value at all"
     if c.kind in ("number", "boolean") and len(set(limits(c))) == 1 and not c.nulls + c.nan: return "drop", "constant"
     if c.kind == "boolean" and c.true in (0, c.count) and not c.nulls: return "drop", "constant"
-    if c.kind == "text" and c.distinct > .5 * c.count and c.count > 20: return "drop", "almost every value is different"
+    if c.kind == "text" and c.distinct > 0.5 * c.count and c.count > 20:
+        return "drop", "almost every value is different"
     if c.kind == "text": return ("hash" if c.categories is None else "onehot"), ""
     return {"number": "standard", "boolean": "number", "time": "dates"}[c.kind], ""
 
+# %% ../../nbs/data/16_prep.ipynb #39ff08c4
 def fit_step(name: str, c, asked):  # the step's name, or {"step": name, option: value}
     "Fit one column's step as asked."
     options = dict(asked) if isinstance(asked, Mapping) else {"step": asked}
     step = options.get("step")
-    if step not in FIT: raise BadRequest(f"Column {name!r}: there is no step {step!r}.", f"There are: {', '.join(FIT)}, drop.")
-    if c.kind not in KINDS[step].split() or c.type == "binary": raise BadRequest(f"Column {name!r} holds {c.type} values, {step!r} is for {KINDS[step].replace(' ', ' and ')}.", f"Try {choose(c)[0]!r}.")
+    if step not in FIT:
+        raise BadRequest(f"Column {name!r}: there is no step {step!r}.", f"There are: {', '.join(FIT)}, drop.")
+    if c.kind not in KINDS[step].split() or c.type == "binary":
+        raise BadRequest(
+            f"Column {name!r} holds {c.type} values, {step!r} is for {KINDS[step].replace(' ', ' and ')}.",
+            f"Try {choose(c)[0]!r}.",
+        )
     if not has_values(c): raise BadRequest(f"Column {name!r} has no value in the profile.", "Use 'drop'.")
     known = list(inspect.signature(FIT[step]).parameters)[1:]
     for o in options:
-        if o not in known: raise BadRequest(f"Column {name!r}: step {step!r} has no option {o!r}.", f"It has: {', '.join(known[1:]) or 'none'}.")
-    try: return FIT[step](c, **options)
-    except BadRequest as e: raise BadRequest(f"Column {name!r}: {e.message}", e.hint)
+        if o not in known:
+            raise BadRequest(
+                f"Column {name!r}: step {step!r} has no option {o!r}.", f"It has: {', '.join(known[1:]) or 'none'}."
+            )
+    try:
+        return FIT[step](c, **options)
+    except BadRequest as e:
+        raise BadRequest(f"Column {name!r}: {e.message}", e.hint)
 
 # %% ../../nbs/data/16_prep.ipynb #313dfb91
 @patch(cls_method=True)
@@ -448,10 +540,18 @@ def fit(cls: Prep,
     steps, dropped = {}, {}
     for name, c in profile.columns.items():
         if name == target: continue
-        step, why = ("drop", "excluded") if name in exclude else (columns[name], "as asked") if name in columns else choose(c)
-        if step in ("drop", {"step": "drop"}): dropped[name] = why
-        else: steps[name] = fit_step(name, c, step)
-    if not steps: raise BadRequest("No column is left to learn from.", "; ".join(f"{n}: {w}" for n, w in dropped.items()) or "The profile has no columns.")
+        step, why = (
+            ("drop", "excluded") if name in exclude else (columns[name], "as asked") if name in columns else choose(c)
+        )
+        if step in ("drop", {"step": "drop"}):
+            dropped[name] = why
+        else:
+            steps[name] = fit_step(name, c, step)
+    if not steps:
+        raise BadRequest(
+            "No column is left to learn from.",
+            "; ".join(f"{n}: {w}" for n, w in dropped.items()) or "The profile has no columns.",
+        )
     return cls(steps, dropped, target, int(profile.rows), profile.digest)
 
 # %% ../../nbs/data/16_prep.ipynb #cfa4be2a
@@ -496,7 +596,9 @@ class Graph:
 def graph_scaled(g: Graph, x: str, steps: list[Scaled]) -> str:  # float32 (N, C)
     "`clip((f(x) - center) / scale, low, high)` for a matrix of columns."
     if steps[0].step == "log": x = g("Mul", g("Sign", x), g("Log", g("Add", g("Abs", x), g.constant(1.))))
-    center, scale, low, high = (g.constant([[getattr(s, a) for s in steps]]) for a in ("center", "scale", "low", "high"))
+    center, scale, low, high = (
+        g.constant([[getattr(s, a) for s in steps]]) for a in ("center", "scale", "low", "high")
+    )
     return g.float32(g("Min", g("Max", g("Div", g("Sub", x, center), scale), low), high))
 
 def graph_quantile(g: Graph, x: str, steps: list[Quantile]) -> str:  # float32 (N, C)
@@ -523,7 +625,11 @@ def _graph_numbers(self: Prep, g: Graph) -> list[str]:
     raw = g("Transpose", g("Reshape", flat, g.constant([len(names), -1], np.int64)), perm=[1, 0])
     gone = g("IsNaN", raw)
     x = g("Where", gone, g.constant([[self.steps[n].fill for n in names]]), raw)
-    parts = [x] if len(groups) == 1 else g("Split", x, g.constant([len(v) for v in groups.values()], np.int64), outputs=len(groups), axis=1)
+    parts = (
+        [x]
+        if len(groups) == 1
+        else g("Split", x, g.constant([len(v) for v in groups.values()], np.int64), outputs=len(groups), axis=1)
+    )
     out = [write[k](g, part, [self.steps[n] for n in v]) for (k, v), part in zip(groups.items(), parts)]
     flagged = [i for i, n in enumerate(names) if self.steps[n].missing]
     return out + ([g("Gather", g.float32(gone), g.constant(flagged, np.int64), axis=1)] if flagged else [])
@@ -532,33 +638,61 @@ def _graph_numbers(self: Prep, g: Graph) -> list[str]:
 def graph_position(step: OneHot | Code, g: Graph, name: str) -> str:  # int64 (N,)
     "What `positions` says of a text."
     unseen, gone = step.answers()
-    found = g("LabelEncoder", name, domain="ai.onnx.ml", keys_strings=step.categories, values_int64s=range(len(step.categories)), default_int64=unseen)
+    found = g(
+        "LabelEncoder",
+        name,
+        domain="ai.onnx.ml",
+        keys_strings=step.categories,
+        values_int64s=range(len(step.categories)),
+        default_int64=unseen,
+    )
     return g("Where", f"{name}__null", g.constant(gone, np.int64), found)
 
+# %% ../../nbs/data/16_prep.ipynb #8c0d8825
 @patch
 def graph(self: OneHot, g: Graph, name: str) -> str:
     "Features of one column, float32 (N, k)."
     if self.kind == "text":
-        return g("OneHot", graph_position(self, g, name), g.constant(len(self.features(name)), np.int64), g.constant([0, 1], np.float32))
+        return g(
+            "OneHot",
+            graph_position(self, g, name),
+            g.constant(len(self.features(name)), np.int64),
+            g.constant([0, 1], np.float32),
+        )
     x = g.column(name)
     known, lost = g.float32(g("Equal", x, g.constant([self.categories]))), g.float32(g("IsNaN", x))
     parts = [known]
-    if self.other: parts.append(g("Sub", g("Sub", g.constant([[1]], np.float32), g("ReduceSum", known, g.constant([1], np.int64))), lost))
+    if self.other:
+        parts.append(
+            g("Sub", g("Sub", g.constant([[1]], np.float32), g("ReduceSum", known, g.constant([1], np.int64))), lost)
+        )
     if self.missing: parts.append(lost)
     return g("Concat", *parts, axis=1) if len(parts) > 1 else known
 
+# %% ../../nbs/data/16_prep.ipynb #9dbb4de4
 @patch
 def graph(self: Code, g: Graph, name: str) -> str:
     "Features of one column, float32 (N, 1)."
     if self.kind == "text": return g.column(g.float32(graph_position(self, g, name)))
     x, (unseen, gone) = g.column(name), self.answers()
-    below = g("MatMul", g.float32(g("Equal", x, g.constant([self.categories]))), g.constant([[i - unseen] for i in range(unseen)], np.float32))
+    below = g(
+        "MatMul",
+        g.float32(g("Equal", x, g.constant([self.categories]))),
+        g.constant([[i - unseen] for i in range(unseen)], np.float32),
+    )
     return g("Where", g("IsNaN", x), g.constant(gone, np.float32), g("Add", below, g.constant(unseen, np.float32)))
 
 @patch
 def graph(self: Frequency, g: Graph, name: str) -> str:
     "Features of one column, float32 (N, 1)."
-    share = g("LabelEncoder", name, domain="ai.onnx.ml", keys_strings=self.categories, values_floats=self.values, default_float=self.unseen)
+    share = g(
+        "LabelEncoder",
+        name,
+        domain="ai.onnx.ml",
+        keys_strings=self.categories,
+        values_floats=self.values,
+        default_float=self.unseen,
+    )
     return g.column(g("Where", f"{name}__null", g.constant(self.gone, np.float32), share))
 
 # %% ../../nbs/data/16_prep.ipynb #f5a9d241
@@ -566,7 +700,12 @@ def graph(self: Frequency, g: Graph, name: str) -> str:
 def graph(self: Hash, g: Graph, name: str) -> str:
     "Features of one column, float32 (N, k)."
     hashed = g("Cast", g("MurmurHash3", name, domain="com.microsoft", seed=0, positive=1), to=7)  # uint32 to int64
-    bucket = g("Where", f"{name}__null", g.constant(self.buckets, np.int64), g("Mod", hashed, g.constant(self.buckets, np.int64)))
+    bucket = g(
+        "Where",
+        f"{name}__null",
+        g.constant(self.buckets, np.int64),
+        g("Mod", hashed, g.constant(self.buckets, np.int64)),
+    )
     return g("OneHot", bucket, g.constant(self.buckets + self.missing, np.int64), g.constant([0, 1], np.float32))
 
 @patch
@@ -581,7 +720,8 @@ def graph(self: Dates, g: Graph, name: str) -> str:
 
 # %% ../../nbs/data/16_prep.ipynb #da5bd3fa
 OPSETS = {"": 18, "ai.onnx.ml": 3, "com.microsoft": 1}  # what torch.onnx writes too, so that onnx.compose joins them
-ONNX_TYPES = {"number": [("", 11)], "text": [("", 8), ("__null", 9)], "time": [("", 7), ("__null", 9)]}  # suffix, TensorProto type
+# suffix, TensorProto type
+ONNX_TYPES = {"number": [("", 11)], "text": [("", 8), ("__null", 9)], "time": [("", 7), ("__null", 9)]}
 
 @patch
 def onnx(self: Prep):  # an onnx.ModelProto: the raw columns → `features` float32 (N, F)
@@ -590,13 +730,20 @@ def onnx(self: Prep):  # an onnx.ModelProto: the raw columns → `features` floa
     inputs = [(n + suffix, t) for n, kind in self.inputs for suffix, t in ONNX_TYPES[kind]]
     names = [n for n, _ in inputs] + ["features"]
     for n in names:
-        if not n or names.count(n) > 1 or n.startswith("prep/"): raise BadRequest(f"A column named {n!r} cannot be an input of the graph.", "Rename it.")
+        if not n or names.count(n) > 1 or n.startswith("prep/"):
+            raise BadRequest(f"A column named {n!r} cannot be an input of the graph.", "Rename it.")
     g = Graph()
     parts = self._graph_numbers(g) + [s.graph(g, n) for n, s in self.steps.items() if s.step not in ORDER]
     last = g.nodes[-1] if len(parts) == 1 else None
-    g.nodes.append(helper.make_node("Identity" if last else "Concat", parts, ["features"], "prep/features", **({} if last else {"axis": 1})))
+    g.nodes.append(
+        helper.make_node(
+            "Identity" if last else "Concat", parts, ["features"], "prep/features", **({} if last else {"axis": 1})
+        )
+    )
     ends = [helper.make_tensor_value_info("features", 1, ["N", len(self.features)])]
-    graph = helper.make_graph(g.nodes, "prep", [helper.make_tensor_value_info(n, t, ["N"]) for n, t in inputs], ends, g.constants)
+    graph = helper.make_graph(
+        g.nodes, "prep", [helper.make_tensor_value_info(n, t, ["N"]) for n, t in inputs], ends, g.constants
+    )
     used = [helper.make_opsetid(d, v) for d, v in OPSETS.items() if d in g.domains]
     return helper.make_model(graph, opset_imports=used, ir_version=10, producer_name="scalai-nb")
 
@@ -619,8 +766,13 @@ def feeds(frame,  # raw rows, as `transform` takes them
 # %% ../../nbs/data/16_prep.ipynb #dd3e0763
 def inputs_of(graph) -> list[tuple[str, str]]:  # an onnx.ModelProto or an onnxruntime session; as `Prep.inputs`
     "The raw columns a graph wants, read from its inputs."
-    if hasattr(graph, "get_inputs"): types = {i.name: i.type for i in graph.get_inputs()}
-    else: types = {i.name: f"tensor({ {11: 'double', 8: 'string', 7: 'int64', 9: 'bool'}.get(i.type.tensor_type.elem_type) })" for i in graph.graph.input}
+    if hasattr(graph, "get_inputs"):
+        types = {i.name: i.type for i in graph.get_inputs()}
+    else:
+        types = {
+            i.name: f"tensor({ {11: 'double', 8: 'string', 7: 'int64', 9: 'bool'}.get(i.type.tensor_type.elem_type) })"
+            for i in graph.graph.input
+        }
     kinds = {"tensor(double)": "number", "tensor(string)": "text", "tensor(int64)": "time"}
     return [(n, kinds[t]) for n, t in types.items() if t in kinds]
 
@@ -635,12 +787,16 @@ def to_json(self: Prep) -> str:
 @patch(cls_method=True)
 def from_json(cls: Prep, text: str | bytes) -> Prep:
     "A prep from its text."
-    try: d = json.loads(text)
+    try:d = json.loads(text)
     except ValueError as e: raise BadRequest(f"This prep is not JSON: {e}", "Save it again from its run.")
     found = d.get("schema") if isinstance(d, dict) else None
-    if found != SCHEMA: raise BadRequest(f"This prep has schema {found!r}, expected {SCHEMA}.", "Fit it again with this version.")
+    if found != SCHEMA:
+        raise BadRequest(f"This prep has schema {found!r}, expected {SCHEMA}.", "Fit it again with this version.")
     for n, s in d["steps"].items(): one_of(s["step"], CLASS, f"step in column {n!r}:")
-    steps = {n: CLASS[s["step"]](**{k: v for k, v in s.items() if k != "kind" or s["step"] in ("onehot", "code")}) for n, s in d["steps"].items()}
+    steps = {
+        n: CLASS[s["step"]](**{k: v for k, v in s.items() if k != "kind" or s["step"] in ("onehot", "code")})
+        for n, s in d["steps"].items()
+    }
     return cls(steps, d["dropped"], d["target"], d["rows"], d["profile"])
 
 # %% ../../nbs/data/16_prep.ipynb #f117d72b
@@ -665,7 +821,15 @@ def _repr_html_(self: Prep) -> str:
         if isinstance(s, Hash): return ("own feature" if s.missing else "zeros"), "its bucket"
         if isinstance(s, Dates): return ("zeros and a flag" if s.missing else "zeros"), "–"
         return f"{s.fill:.4g}" + (" and a flag" if s.missing else ""), "nearest seen"
-    rows = [(n, s.step, len(self.at[n]), *answers(s)) for n, s in self.steps.items()] + [(n, "drop", 0, w, "") for n, w in self.dropped.items()]
-    cells = lambda row, tag: "<tr>" + "".join(f"<{tag} style='text-align:left'>{escape(str(v))}</{tag}>" for v in row) + "</tr>"
+    rows = [(n, s.step, len(self.at[n]), *answers(s)) for n, s in self.steps.items()] + [
+        (n, "drop", 0, w, "") for n, w in self.dropped.items()
+    ]
+    cells = (
+        lambda row, tag: "<tr>"
+        + "".join(f"<{tag} style='text-align:left'>{escape(str(v))}</{tag}>" for v in row)
+        + "</tr>"
+    )
     head = cells(("column", "step", "features", "missing becomes", "unseen or beyond becomes"), "th")
-    return f"<table><caption>{escape(repr(self))}</caption><thead>{head}</thead><tbody>{''.join(cells(r, 'td') for r in rows)}</tbody></table>"
+    return (
+        f"<table><caption>{escape(repr(self))}</caption><thead>{head}</thead><tbody>{''.join(cells(r, 'td') for r in rows)}</tbody></table>"
+    )

@@ -21,7 +21,8 @@ from ..core.device import is_cudf, on_host
 from ..core.events import emit, has_subscribers
 from . import histogram as hg, moments as mt
 from .categories import Categories
-from .column import COUNTERS, Column, add_columns, align, align_categories, column  # align…: for who imports them from here
+# align…: for who imports them from here
+from .column import COUNTERS, Column, add_columns, align, align_categories, column
 from .accumulators import Numbers, Sum, counter
 from .sketches import Frequent
 from .numeric import Calendar, Ordered
@@ -33,6 +34,7 @@ def caps(width: int,  # columns
     "How large histograms may be: on hundreds of columns they shrink, so that a profile stays small."
     return (64, 512) if width <= 100 else (32, 256)
 
+# %% ../../nbs/data/02_profile.ipynb #2f2b1127
 class Profile:
     "The additive summary of rows."
     def __init__(self,
@@ -48,12 +50,17 @@ class Profile:
     def __getitem__(self, name: str) -> Column:
         if name in self.columns: return self.columns[name]
         near = nearest(name, self.columns)
-        raise BadRequest(f"The profile has no column {name!r}.", f"Did you mean {near!r}?" if near else f"Columns: {', '.join(self.columns) or 'none'}.")
+        raise BadRequest(
+            f"The profile has no column {name!r}.",
+            f"Did you mean {near!r}?" if near else f"Columns: {', '.join(self.columns) or 'none'}.",
+        )
 
     def __contains__(self, name): return name in self.columns
 
     @property
-    def nbytes(self) -> int: return self.pairs.nbytes + sum(c.nbytes for c in self.columns.values())  # about
+    def nbytes(self) -> int:
+        return self.pairs.nbytes + sum(c.nbytes for c in self.columns.values())  # about
+
     __iter__ = None  # ask for .columns: a profile is a value, not a sequence
 
 # %% ../../nbs/data/02_profile.ipynb #103b7423
@@ -70,7 +77,8 @@ def add_profiles(*parts: Profile) -> Profile:
     return Profile(rows, {n: all_of(n) for n in names}, mt.add_pairs(*(p.pairs for p in parts)), size)
 
 @patch
-def __add__(self: Profile, other: Profile) -> Profile: return add_profiles(self, other) if isinstance(other, Profile) else NotImplemented
+def __add__(self: Profile, other: Profile) -> Profile:
+    return add_profiles(self, other) if isinstance(other, Profile) else NotImplemented
 
 @patch
 def __radd__(self: Profile, other) -> Profile:
@@ -82,11 +90,17 @@ def shrunk(self: Profile, size: tuple) -> Profile:
     "The same profile with histograms of at most this size."
     return Profile(self.rows, {n: c.shrunk(size) for n, c in self.columns.items()}, self.pairs, size)
 
+# %% ../../nbs/data/02_profile.ipynb #eec636c1
 @patch
 def select(self: Profile, names: Iterable[str]) -> Profile:
     "The profile of these columns alone."
     columns = {n: self[n] for n in names}
-    return Profile(self.rows, columns, mt._spread(self.pairs, tuple(sorted(n for n in columns if n in self.pairs.names))), self.caps)
+    return Profile(
+        self.rows,
+        columns,
+        mt._spread(self.pairs, tuple(sorted(n for n in columns if n in self.pairs.names))),
+        self.caps,
+    )
 
 @patch
 def drop(self: Profile, names: "str | Iterable[str]") -> Profile:
@@ -107,7 +121,12 @@ def _of_table(table: pa.Table) -> Profile:
     size = caps(table.num_columns)
     made = [column(n, one_array(table[n]), size) for n in table.column_names]
     numeric = _paired(table.schema)
-    return Profile(table.num_rows, {c.name: c for c in made}, mt.pairs({n: _values(table[n]) for n in numeric}) if table.num_rows else mt.Pairs(), size)
+    return Profile(
+        table.num_rows,
+        {c.name: c for c in made},
+        mt.pairs({n: _values(table[n]) for n in numeric}) if table.num_rows else mt.Pairs(),
+        size,
+    )
 
 def _paired(schema): return sorted(f.name for f in schema if kind(type_name(f.type)) == "number")[:mt.PAIRED]
 
@@ -123,6 +142,7 @@ def _unique(names: "list[str]"):
     twice = next(n for n in names if names.count(n) > 1)
     raise BadRequest(f"Two columns are named {twice!r}.", "Rename one of them.")
 
+# %% ../../nbs/data/02_profile.ipynb #85d819b5
 def _of_arrow(table, threads=None):
     "Profile an Arrow table of any length."
     _unique(table.column_names)
@@ -151,15 +171,17 @@ class Counting:
         X = self.space[:len(self.paired) * batch.num_rows].reshape(len(self.paired), batch.num_rows)
         for name, c in self.counters.items():
             values, row = batch[name], X[i] if (i := self.paired.get(name)) is not None else None
-            if row is None: c.add(values)
-            elif isinstance(c, Numbers): c.add(values, row)
+            if row is None:c.add(values)
+            elif isinstance(c, Numbers):c.add(values, row)
             else: c.add(values); row[:] = np.where(np.isfinite(x := _values(values)), x, np.nan)
         if self.paired and batch.num_rows: self.pairs.push(mt.paired(list(self.paired), X))
         self.rows += batch.num_rows
 
     def profile(self) -> Profile:
         "The profile of the rows so far."
-        return Profile(self.rows, {n: c.column() for n, c in self.counters.items()}, self.pairs.value() or mt.Pairs(), self.caps)
+        return Profile(
+            self.rows, {n: c.column() for n, c in self.counters.items()}, self.pairs.value() or mt.Pairs(), self.caps
+        )
 
 # %% ../../nbs/data/02_profile.ipynb #c5be80e3
 def at_once(width: int) -> int:  # columns -> rows
@@ -169,9 +191,14 @@ def at_once(width: int) -> int:  # columns -> rows
 def _batches(data: "Iterable") -> "Iterator[pa.RecordBatch]":
     "Arrow data cut to batches, at least one of each schema; what is not Arrow passes."
     for d in data:
-        if isinstance(d, pa.Table): yield from d.to_batches(max_chunksize=at_once(d.num_columns)) or [pa.RecordBatch.from_pylist([], schema=d.schema)]
-        elif isinstance(d, pa.RecordBatch): yield from (d.slice(i, n) for n in [at_once(d.num_columns)] for i in range(0, d.num_rows or 1, n))
-        else: yield d
+        if isinstance(d, pa.Table):
+            yield from d.to_batches(max_chunksize=at_once(d.num_columns)) or [
+                pa.RecordBatch.from_pylist([], schema=d.schema)
+            ]
+        elif isinstance(d, pa.RecordBatch):
+            yield from (d.slice(i, n) for n in [at_once(d.num_columns)] for i in range(0, d.num_rows or 1, n))
+        else:
+            yield d
 
 def _drain(stream: "Iterator[pa.RecordBatch]") -> list[Profile]:
     "Count a stream; a profile for each run of equal schemas."
@@ -184,6 +211,7 @@ def _drain(stream: "Iterator[pa.RecordBatch]") -> list[Profile]:
         if batch.num_rows: now.add(batch)
     return done + [now.profile()] if now else done
 
+# %% ../../nbs/data/02_profile.ipynb #f1b63b3e
 def _of_stream(data: "Iterable", threads: "int | None" = None) -> Profile:
     "Profile a stream: as many threads as cores take its batches in turn."
     turn, stream = threading.Lock(), _batches(data)
@@ -205,31 +233,54 @@ def pack_column(c: Column) -> tuple:  # exact and bounded state, each plain valu
     exact, bounded = {"name": c.name, "type": c.type, **{f: getattr(c, f) for f in COUNTERS}}, {}
     for name in ("numbers", "times"):
         if (o := getattr(c, name)) is None: continue
-        exact |= {f"{name}.{k}": v for k, v in hg.pack(o.hist).items()} | {f"{name}.low": o.low, f"{name}.high": o.high}
+        exact |= {f"{name}.{k}": v for k, v in hg.pack(o.hist).items()} | {
+            f"{name}.low": o.low,
+            f"{name}.high": o.high,
+        }
         bounded[f"{name}.moments"] = list(vars(o.moments).values())
         if o.regs is not None:
             exact[f"{name}.regs"] = o.regs.tobytes()
             bounded |= _pack_frequent(f"{name}.frequent", o.frequent)
-    if c.calendar is not None: exact |= {"calendar.unit": c.calendar.unit, "calendar.slots": _steps(c.calendar.slots), "calendar.counts": hg.planes(c.calendar.counts)}
+    if c.calendar is not None:
+        exact |= {
+            "calendar.unit": c.calendar.unit,
+            "calendar.slots": _steps(c.calendar.slots),
+            "calendar.counts": hg.planes(c.calendar.counts),
+        }
     if c.sizes is not None: exact |= {"sizes.0": _steps(c.sizes[0]), "sizes.1": hg.planes(c.sizes[1])}
     if (t := c.text) is not None:
-        exact |= {"text.low": t.low, "text.high": t.high, "text.lengths.0": _steps(t.lengths[0]), "text.lengths.1": hg.planes(t.lengths[1]), "text.formats": t.formats.tolist()}
-        if t.exact: exact |= {"text.keys": hg.planes(t.keys), "text.labels": t.labels.tolist(), "text.counts": hg.planes(t.counts)}
+        exact |= {
+            "text.low": t.low,
+            "text.high": t.high,
+            "text.lengths.0": _steps(t.lengths[0]),
+            "text.lengths.1": hg.planes(t.lengths[1]),
+            "text.formats": t.formats.tolist(),
+        }
+        if t.exact:
+            exact |= {
+                "text.keys": hg.planes(t.keys),
+                "text.labels": t.labels.tolist(),
+                "text.counts": hg.planes(t.counts),
+            }
         else:
             exact |= {"text.buckets": hg.planes(t.buckets), "text.regs": t.regs.tobytes()}
             bounded |= _pack_frequent("text.frequent", t.frequent)
     return exact, bounded
 
+# %% ../../nbs/data/02_profile.ipynb #5b81adee
 def _pack_frequent(name, f):
     return {f"{name}.keys": hg.planes(f.keys), f"{name}.labels": None if f.labels is None else f.labels.tolist(),
             f"{name}.seen": hg.planes(f.seen), f"{name}.counters": hg.planes(f.counters), f"{name}.slack": f.slack}
 
 def _steps(x): return hg.planes(np.diff(x, prepend=0))
+
 def _unsteps(b): return np.cumsum(hg.unplanes(b, "i8"))
 
 def split_state(state: dict) -> tuple:  # JSON text, bytes by name
     "Plain values apart from bytes."
-    return json.dumps({k: v for k, v in state.items() if not isinstance(v, bytes)}, sort_keys=True), {k: v for k, v in state.items() if isinstance(v, bytes)}
+    return json.dumps({k: v for k, v in state.items() if not isinstance(v, bytes)}, sort_keys=True), {
+        k: v for k, v in state.items() if isinstance(v, bytes)
+    }
 
 # %% ../../nbs/data/02_profile.ipynb #d047e78f
 @patch(as_prop=True)
@@ -239,14 +290,17 @@ def digest(self: Profile) -> str:
         sha = hashlib.sha256(f"profile 1 {self.rows} {self.caps}".encode())
         for name in sorted(self.columns):
             text, blobs = split_state(pack_column(self.columns[name])[0])
-            for part in (text.encode(), *(p for k in sorted(blobs) for p in (k.encode(), blobs[k]))): sha.update(len(part).to_bytes(8, "little") + part)
+            for part in (text.encode(), *(p for k in sorted(blobs) for p in (k.encode(), blobs[k]))):
+                sha.update(len(part).to_bytes(8, "little") + part)
         self._digest = known = sha.hexdigest()
     return known
 
 @patch
 def __eq__(self: Profile, other) -> bool:
     if not isinstance(other, Profile): return NotImplemented
-    return self.digest == other.digest and all(_close(c.ordered, other.columns[n].ordered) for n, c in self.columns.items())
+    return self.digest == other.digest and all(
+        _close(c.ordered, other.columns[n].ordered) for n, c in self.columns.items()
+    )
 
 @patch
 def __hash__(self: Profile) -> int: return hash(self.digest)
@@ -265,13 +319,22 @@ def _of_pandas(frame, columns=None, threads=None):
     arrays, odd = {}, {}
     for n in names:
         series = frame[n]
-        if getattr(series, "ndim", 1) > 1: raise BadRequest(f"Two columns are named {str(n)!r}.", "Rename one of them.")
-        try: arrays[str(n)] = pa.array(series, from_pandas=True)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError): odd[str(n)] = _sorts(str(n), series)
+        if getattr(series, "ndim", 1) > 1:
+            raise BadRequest(f"Two columns are named {str(n)!r}.", "Rename one of them.")
+        try:
+            arrays[str(n)] = pa.array(series, from_pandas=True)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+            odd[str(n)] = _sorts(str(n), series)
     made = _of_arrow(pa.table(arrays), threads) if arrays else Profile(len(frame))
     if not odd: return made
-    return Profile(len(frame), {str(n): made.columns.get(str(n)) or odd[str(n)].shrunk(caps(len(names))) for n in names}, made.pairs, caps(len(names)))
+    return Profile(
+        len(frame),
+        {str(n): made.columns.get(str(n)) or odd[str(n)].shrunk(caps(len(names))) for n in names},
+        made.pairs,
+        caps(len(names)),
+    )
 
+# %% ../../nbs/data/02_profile.ipynb #2b61bc2b
 def _sorts(name, series):
     "A column of mixed Python objects: the sum of its sorts."
     groups = {}
@@ -279,8 +342,10 @@ def _sorts(name, series):
         missing = v is None or v != v
         groups.setdefault("null" if missing else type(v).__name__, []).append(None if missing else v)
     def one(values):
-        try: return column(name, pa.array(values, from_pandas=True))
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError): return column(name, pa.array([str(v) for v in values]))
+        try:
+            return column(name, pa.array(values, from_pandas=True))
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+            return column(name, pa.array([str(v) for v in values]))
     return add_columns(*map(one, groups.values()))
 
 # %% ../../nbs/data/02_profile.ipynb #119dd3c6
@@ -297,7 +362,9 @@ def _family(table, by, threads=None):
     cuts = np.flatnonzero(np.diff(codes[order])) + 1
     sorted_table = table.take(pa.array(order)).combine_chunks()
     edges = [0, *cuts.tolist(), table.num_rows] if table.num_rows else [0]
-    family = {keys[codes[order[a]]]: _of_arrow(sorted_table.slice(a, b - a), threads) for a, b in zip(edges, edges[1:])}
+    family = {
+        keys[codes[order[a]]]: _of_arrow(sorted_table.slice(a, b - a), threads) for a, b in zip(edges, edges[1:])
+    }
     return {(k[0] if len(by) == 1 else k): p for k, p in family.items()}
 
 def _add_families(families):
@@ -308,19 +375,27 @@ def _add_families(families):
     return {k: s.value() for k, s in sums.items()}
 
 # %% ../../nbs/data/02_profile.ipynb #0ee58ee8
-def profile(data,  # a pandas, cuDF or Dask frame; an Arrow table, batch, or iterable of them; a URI or the name of a table
-            by: "str | list[str] | None" = None,  # also cut by these columns' values
-            columns: "list[str] | None" = None,  # only these
-           ) -> "Profile | dict":  # with `by`: a dict from value (or tuple of values) to Profile
+def profile(
+    data,  # a pandas, cuDF or Dask frame; an Arrow table, batch, or iterable of them; a URI or the name of a table
+    by: "str | list[str] | None" = None,  # also cut by these columns' values
+    columns: "list[str] | None" = None,  # only these
+) -> "Profile | dict":  # with `by`: a dict from value (or tuple of values) to Profile
     "Profile rows in one pass."
     keys = None if by is None else [by] if isinstance(by, str) else list(by)
     if isinstance(data, Profile): return data
     if isinstance(data, (str, os.PathLike)): return _of_uri(str(data), keys, columns)
     if hasattr(type(data), "dask"): return _of_dask(data, keys, columns)
-    if hasattr(type(data), "read_all"): data = itertools.chain([data.schema.empty_table()], data)  # a RecordBatchReader; one without batches has columns, too
-    if not isinstance(data, (pa.Table, pa.RecordBatch)) and hasattr(type(data), "arrow") and hasattr(type(data), "versions"): data = data.arrow(columns=columns)
+    # a RecordBatchReader; one without batches has columns, too
+    if hasattr(type(data), "read_all"): data = itertools.chain([data.schema.empty_table()], data)
+    if (
+        not isinstance(data, (pa.Table, pa.RecordBatch))
+        and hasattr(type(data), "arrow")
+        and hasattr(type(data), "versions")
+    ):
+        data = data.arrow(columns=columns)
     return profile_part(data, keys, columns)
 
+# %% ../../nbs/data/02_profile.ipynb #f0daf0d9
 def profile_part(data, keys=None, columns=None, threads=None):
     "Profile what is in memory, or a stream of such."
     if isinstance(data, pa.RecordBatch): data = pa.Table.from_batches([data])
@@ -328,24 +403,34 @@ def profile_part(data, keys=None, columns=None, threads=None):
     if hasattr(type(data), "to_arrow") and not isinstance(data, pa.Table): data = data.to_arrow()  # Polars
     if isinstance(data, pa.Table):
         _known([*(columns or ()), *(keys or ())], data.column_names)
-        if keys: made = _family(data, keys, threads); return made if columns is None else {k: p.select(columns) for k, p in made.items()}
+        if keys:
+            made = _family(data, keys, threads)
+            return made if columns is None else {k: p.select(columns) for k, p in made.items()}
         return _of_arrow(data if columns is None else data.select(columns), threads)
     if hasattr(data, "columns") and hasattr(data, "iloc"):
         _known([*(columns or ()), *(keys or ())], list(data.columns))
         if not keys: return _of_pandas(data, columns, threads)
         names = list(data.columns) if columns is None else list(dict.fromkeys([*columns, *keys]))
-        try: table = pa.Table.from_pandas(data[names], preserve_index=False)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError): return _mixed_family(data, keys, columns, threads)
+        try:
+            table = pa.Table.from_pandas(data[names], preserve_index=False)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+            return _mixed_family(data, keys, columns, threads)
         return profile_part(table, keys, columns, threads)
     if isinstance(data, Iterable) and not isinstance(data, (dict, bytes)):
         if keys is None: return _of_stream(data if columns is None else (_chosen(d, columns) for d in data), threads)
         return _add_families(profile_part(d, keys, columns, threads) for d in data)
-    raise BadRequest(f"Cannot profile a {type(data).__name__}.", "Give a pandas, cuDF or Dask frame, an Arrow table, or a URI.")
+    raise BadRequest(
+        f"Cannot profile a {type(data).__name__}.", "Give a pandas, cuDF or Dask frame, an Arrow table, or a URI."
+    )
 
+# %% ../../nbs/data/02_profile.ipynb #79b97846
 def _mixed_family(frame, keys, columns, threads):
     "A family of a pandas frame that Arrow cannot hold, because a column mixes types."
     plain = lambda k: None if k is None or k != k else k.item() if hasattr(k, "item") else k
-    return {plain(k[0]) if len(k) == 1 else tuple(map(plain, k)): _of_pandas(part, columns, threads) for k, part in frame.groupby(keys, sort=False, dropna=False)}
+    return {
+        plain(k[0]) if len(k) == 1 else tuple(map(plain, k)): _of_pandas(part, columns, threads)
+        for k, part in frame.groupby(keys, sort=False, dropna=False)
+    }
 
 def _chosen(data, columns):
     "Only these columns of a table, batch or frame."
@@ -357,21 +442,26 @@ def _known(names, have):
     for n in names:
         if n not in have:
             near = nearest(str(n), map(str, have))
-            raise BadRequest(f"No column {n!r} to profile.", f"Did you mean {near!r}?" if near else f"Columns: {', '.join(map(str, have))}.")
+            raise BadRequest(
+                f"No column {n!r} to profile.",
+                f"Did you mean {near!r}?" if near else f"Columns: {', '.join(map(str, have))}.",
+            )
 
 # %% ../../nbs/data/02_profile.ipynb #976609e1
 def _of_uri(uri, keys, columns):
     "Profile a source in batches, or open a saved profile."
     if Profile.is_saved(uri): return Profile.load(uri)
-    if keys is None and uri.endswith(PARQUET) and (streams := _row_groups(uri, columns)) is not None: return _of_streams(streams)
+    if keys is None and uri.endswith(PARQUET) and (streams := _row_groups(uri, columns)) is not None:
+        return _of_streams(streams)
     from scalai_nb.data.source import batches
     wanted = None if columns is None else list(dict.fromkeys([*columns, *(keys or ())]))
     return profile_part(batches(uri, columns=wanted), keys, columns)
-
 PARQUET = (".parquet", ".pq")
 
 def _row_groups(path: str, columns) -> "list[Iterator[pa.RecordBatch]] | None":
-    "As many streams as cores, each over row groups of its own; None where `source` knows better: patterns, URLs, damaged files, a single group."
+    """As many streams as cores, each over row groups of its own; None where `source` knows better:
+
+    patterns, URLs, damaged files, a single group."""
     import pyarrow.parquet as pq
     if not os.path.isfile(path): return None
     try: meta = pq.read_metadata(path)
@@ -381,15 +471,22 @@ def _row_groups(path: str, columns) -> "list[Iterator[pa.RecordBatch]] | None":
     if columns is not None: _known(columns, meta.schema.to_arrow_schema().names)
     return [_read(path, meta, columns, range(k, meta.num_row_groups, threads)) for k in range(threads)]
 
+# %% ../../nbs/data/02_profile.ipynb #21d06ecb
 def _read(path, meta, columns, groups):
     "Batches of these row groups."
     import pyarrow.parquet as pq
     try:
         options = dict(pre_buffer=False, buffer_size=1 << 16)  # else whole groups are held as they lie in the file
         with pq.ParquetFile(path, metadata=meta, read_dictionary=coded_text(meta), **options) as file:
-            yield from file.iter_batches(at_once(len(columns or file.schema_arrow)), row_groups=list(groups), columns=columns, use_threads=False)
+            yield from file.iter_batches(
+                at_once(len(columns or file.schema_arrow)), row_groups=list(groups), columns=columns, use_threads=False
+            )
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as e:
-        raise BadRequest(f"{path} cannot be read: {str(e).splitlines()[0][:300]}", "The file is damaged or not what its suffix says; make or copy it again.", "source") from e
+        raise BadRequest(
+            f"{path} cannot be read: {str(e).splitlines()[0][:300]}",
+            "The file is damaged or not what its suffix says; make or copy it again.",
+            "source",
+        ) from e
 
 # %% ../../nbs/data/02_profile.ipynb #111cf068
 def _of_dask(frame, keys, columns):
@@ -402,7 +499,11 @@ def _of_dask(frame, keys, columns):
     parts = level = [task(d, keys, columns, None if client else tell) for d in frame.to_delayed()]
     if not parts: return Profile() if keys is None else {}
     while len(level) > 1: level = [add(level[i:i + 8], keys) for i in range(0, len(level), 8)]
-    return _followed(client, parts, level[0], tell) if client and has_subscribers("profile") else dask.compute(level[0])[0]
+    return (
+        _followed(client, parts, level[0], tell)
+        if client and has_subscribers("profile")
+        else dask.compute(level[0])[0]
+    )
 
 def _followed(client, parts, root, tell):
     "The result of a tree on a cluster, with an event for each part that is done."
@@ -415,6 +516,7 @@ def _followed(client, parts, root, tell):
 
 def _flat(made): return total(made.values()) if isinstance(made, dict) else made
 
+# %% ../../nbs/data/02_profile.ipynb #5b7eb707
 def _part_task(data, keys, columns, tell):
     "One thread, since Dask has its own."
     made = profile_part(data, keys, columns, 1)
@@ -425,8 +527,16 @@ def _sum_task(parts, keys): return total(parts) if keys is None else _add_famili
 
 # %% ../../nbs/data/02_profile.ipynb #2ad2c7f2
 VERSION = 1
-SCHEMA = pa.schema([("name", pa.string()), ("exact", pa.string()), ("bounded", pa.string()), ("arrays", pa.map_(pa.string(), pa.binary()))])
+SCHEMA = pa.schema(
+    [
+        ("name", pa.string()),
+        ("exact", pa.string()),
+        ("bounded", pa.string()),
+        ("arrays", pa.map_(pa.string(), pa.binary())),
+    ]
+)
 
+# %% ../../nbs/data/02_profile.ipynb #297d6b10
 @patch
 def to_bytes(self: Profile) -> bytes:
     "The profile as an Arrow IPC file."
@@ -437,24 +547,40 @@ def to_bytes(self: Profile) -> bytes:
     x = self.pairs
     upper = np.triu_indices(len(x.names))
     pairs = {"names": list(x.names), "exponents": [] if x.exponents is None else x.exponents.tolist()}
-    arrays = b"".join(hg.planes(m) for m in ((x.n[upper], x.mean.ravel(), x.m2.ravel(), x.co[upper]) if x.names else ()))
-    meta = {"scalai.profile": json.dumps({"version": VERSION, "rows": self.rows, "caps": self.caps, "pairs": pairs, "size": len(arrays)}),
-            "pairs": pa.compress(arrays, "zstd", asbytes=True)}
+    arrays = b"".join(
+        hg.planes(m) for m in ((x.n[upper], x.mean.ravel(), x.m2.ravel(), x.co[upper]) if x.names else ())
+    )
+    meta = {
+        "scalai.profile": json.dumps(
+            {"version": VERSION, "rows": self.rows, "caps": self.caps, "pairs": pairs, "size": len(arrays)}
+        ),
+        "pairs": pa.compress(arrays, "zstd", asbytes=True),
+    }
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, SCHEMA.with_metadata(meta), options=pa.ipc.IpcWriteOptions(compression="zstd")) as out:
         out.write_table(pa.Table.from_pylist(rows, SCHEMA.with_metadata(meta)))
     return sink.getvalue().to_pybytes()
 
+# %% ../../nbs/data/02_profile.ipynb #ea99feb0
 @patch(cls_method=True)
 def from_bytes(cls: Profile, data: bytes) -> Profile:
     "The profile that these bytes hold."
-    try: table = pa.ipc.open_file(pa.BufferReader(data)).read_all()
-    except pa.ArrowInvalid as e: raise BadRequest("This is not a saved profile, or it is damaged.", "Save it again with Profile.save.") from e
+    try:
+        table = pa.ipc.open_file(pa.BufferReader(data)).read_all()
+    except pa.ArrowInvalid as e:
+        raise BadRequest("This is not a saved profile, or it is damaged.", "Save it again with Profile.save.") from e
     meta = table.schema.metadata or {}
-    if b"scalai.profile" not in meta: raise BadRequest("This Arrow file holds no profile.", "Profile it: profile(uri).")
+    if b"scalai.profile" not in meta:
+        raise BadRequest("This Arrow file holds no profile.", "Profile it: profile(uri).")
     head = json.loads(meta[b"scalai.profile"])
-    if head["version"] > VERSION: raise BadRequest(f"The profile has format {head['version']}; this program reads up to {VERSION}.", "Upgrade scalai-nb.")
-    columns = {r["name"]: _unpack_column({**json.loads(r["exact"]), **json.loads(r["bounded"]), **dict(r["arrays"])}) for r in table.to_pylist()}
+    if head["version"] > VERSION:
+        raise BadRequest(
+            f"The profile has format {head['version']}; this program reads up to {VERSION}.", "Upgrade scalai-nb."
+        )
+    columns = {
+        r["name"]: _unpack_column({**json.loads(r["exact"]), **json.loads(r["bounded"]), **dict(r["arrays"])})
+        for r in table.to_pylist()
+    }
     return Profile(head["rows"], columns, _unpack_pairs(head, meta[b"pairs"]), head["caps"])
 
 # %% ../../nbs/data/02_profile.ipynb #c0289cb5
@@ -464,37 +590,78 @@ def _unpack_column(s: dict) -> Column:
         if f"{name}.level1" not in s: return None
         hist = hg.unpack({k: s[f"{name}.{k}"] for k in ("steps", "counts", "lengths", "level1", "caps")})
         regs = np.frombuffer(s[f"{name}.regs"], "u1") if f"{name}.regs" in s else None
-        return Ordered(name == "times", hist, mt.Moments(*s[f"{name}.moments"]), s[f"{name}.low"], s[f"{name}.high"], regs, _unpack_frequent(s, f"{name}.frequent"))
-    dates = Calendar(s["calendar.unit"], _unsteps(s["calendar.slots"]), hg.unplanes(s["calendar.counts"], "i8")) if "calendar.unit" in s else None
+        return Ordered(
+            name == "times",
+            hist,
+            mt.Moments(*s[f"{name}.moments"]),
+            s[f"{name}.low"],
+            s[f"{name}.high"],
+            regs,
+            _unpack_frequent(s, f"{name}.frequent"),
+        )
+    dates = (
+        Calendar(s["calendar.unit"], _unsteps(s["calendar.slots"]), hg.unplanes(s["calendar.counts"], "i8"))
+        if "calendar.unit" in s
+        else None
+    )
     sizes = (_unsteps(s["sizes.0"]), hg.unplanes(s["sizes.1"], "i8")) if "sizes.0" in s else None
-    return Column(s["name"], s["type"], **{f: s[f] for f in COUNTERS}, numbers=order("numbers"), times=order("times"), calendar=dates, text=_unpack_text(s), sizes=sizes)
+    return Column(
+        s["name"],
+        s["type"],
+        **{f: s[f] for f in COUNTERS},
+        numbers=order("numbers"),
+        times=order("times"),
+        calendar=dates,
+        text=_unpack_text(s),
+        sizes=sizes,
+    )
 
+# %% ../../nbs/data/02_profile.ipynb #e4b82cb7
 def _unpack_text(s):
     if "text.low" not in s: return None
     exact = "text.keys" in s
     labels = np.array([*(s["text.labels"] if exact else ()), None], object)[:-1]
-    return Categories(hg.unplanes(s.get("text.keys", b""), "u8"), labels, hg.unplanes(s.get("text.counts", b""), "i8"), s["text.low"], s["text.high"],
-                      (_unsteps(s["text.lengths.0"]), hg.unplanes(s["text.lengths.1"], "i8")), np.array(s["text.formats"], "i8"), None if exact else hg.unplanes(s["text.buckets"], "i8"),
-                      _unpack_frequent(s, "text.frequent"), None if exact else np.frombuffer(s["text.regs"], "u1"))
+    return Categories(
+        hg.unplanes(s.get("text.keys", b""), "u8"),
+        labels,
+        hg.unplanes(s.get("text.counts", b""), "i8"),
+        s["text.low"],
+        s["text.high"],
+        (_unsteps(s["text.lengths.0"]), hg.unplanes(s["text.lengths.1"], "i8")),
+        np.array(s["text.formats"], "i8"),
+        None if exact else hg.unplanes(s["text.buckets"], "i8"),
+        _unpack_frequent(s, "text.frequent"),
+        None if exact else np.frombuffer(s["text.regs"], "u1"),
+    )
 
 def _unpack_frequent(s, name):
     if f"{name}.keys" not in s: return None
     labels = s[f"{name}.labels"]
-    return Frequent(hg.unplanes(s[f"{name}.keys"], "u8"), None if labels is None else np.array([*labels, None], object)[:-1],
-                    hg.unplanes(s[f"{name}.seen"], "i8"), hg.unplanes(s[f"{name}.counters"], "i8"), s[f"{name}.slack"])
+    return Frequent(
+        hg.unplanes(s[f"{name}.keys"], "u8"),
+        None if labels is None else np.array([*labels, None], object)[:-1],
+        hg.unplanes(s[f"{name}.seen"], "i8"),
+        hg.unplanes(s[f"{name}.counters"], "i8"),
+        s[f"{name}.slack"],
+    )
 
+# %% ../../nbs/data/02_profile.ipynb #bed25548
 def _unpack_pairs(head, data):
     names = tuple(head["pairs"]["names"])
     if not names: return mt.Pairs()
     p, data = len(names), pa.decompress(data, head["size"], "zstd", asbytes=True)
     half = p * (p + 1) // 2
     cut = np.cumsum([half, p * p, p * p]) * 8
-    n, mean, m2, co = (hg.unplanes(b, "f8") for b in (data[:cut[0]], data[cut[0]:cut[1]], data[cut[1]:cut[2]], data[cut[2]:]))
+    n, mean, m2, co = (
+        hg.unplanes(b, "f8") for b in (data[: cut[0]], data[cut[0] : cut[1]], data[cut[1] : cut[2]], data[cut[2] :])
+    )
     def full(x):
         out = np.zeros((p, p))
         out[np.triu_indices(p)] = x
         return np.where(np.tri(p, k=-1) > 0, out.T, out)
-    return mt.Pairs(names, np.array(head["pairs"]["exponents"], "i8"), full(n), mean.reshape(p, p), m2.reshape(p, p), full(co))
+    return mt.Pairs(
+        names, np.array(head["pairs"]["exponents"], "i8"), full(n), mean.reshape(p, p), m2.reshape(p, p), full(co)
+    )
 
 # %% ../../nbs/data/02_profile.ipynb #acc45784
 @patch

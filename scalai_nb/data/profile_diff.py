@@ -19,7 +19,14 @@ def share(n: int, of: int) -> str:
     x = 100*n/max(of, 1)
     return "none" if not n else f"{x:.1f} %" if x >= .05 else "under 0.1 %"
 
-def _value(c: Column, x) -> str: return iso(x, c.type) if c.kind == "time" else f"{x:.4g}" if isinstance(x, float) else repr(x) if isinstance(x, str) else str(x)
+
+def _value(c: Column, x) -> str:
+    return (
+        iso(x, c.type)
+        if c.kind == "time"
+        else f"{x:.4g}" if isinstance(x, float) else repr(x) if isinstance(x, str) else str(x)
+    )
+
 
 def _differs(what: str, a: str, b: str) -> Iterator[str]:
     if a != b: yield f"{what} {a} → {b}"
@@ -46,9 +53,17 @@ def _rows(n: int) -> str: return f"{n:,} row{'s'*(n != 1)}"
 def _words(a: Column, b: Column, most: int = 3) -> Iterator[str]:
     "Values that came and went where all are known; else how many there are, about."
     old, new = a.categories, b.categories
-    if old is None or new is None: yield from _differs("about", f"{a.distinct:,}", f"{b.distinct:,} different texts"); return
-    for what, some, of in (("new", [v for v in new if v not in old], new), ("gone", [v for v in old if v not in new], old)):
-        if some: yield f"{what} {', '.join(f'{v!r} ({_rows(of[v])})' for v in some[:most])}" + (f" and {len(some) - most:,} more" if len(some) > most else "")
+    if old is None or new is None:
+        yield from _differs("about", f"{a.distinct:,}", f"{b.distinct:,} different texts")
+        return
+    for what, some, of in (
+        ("new", [v for v in new if v not in old], new),
+        ("gone", [v for v in old if v not in new], old),
+    ):
+        if some:
+            yield f"{what} {', '.join(f'{v!r} ({_rows(of[v])})' for v in some[:most])}" + (
+                f" and {len(some) - most:,} more" if len(some) > most else ""
+            )
     moved = max((v for v in new if v in old), key=lambda v: abs(new[v]/b.count - old[v]/a.count), default=None)
     if moved is not None: yield from _differs(repr(moved), share(old[moved], a.count), share(new[moved], b.count))
 
@@ -59,7 +74,11 @@ def changes(a: Profile,  # before
     "What is different, from the profiles alone."
     if a.digest == b.digest: return ["The same rows, as far as a profile tells."]
     more = b.rows - a.rows
-    said = [f"{a.rows:,} → {b.rows:,} rows" + (f" ({more:+,})." if more else ".")] if more else [f"{a.rows:,} rows in both."]
+    said = (
+        [f"{a.rows:,} → {b.rows:,} rows" + (f" ({more:+,})." if more else ".")]
+        if more
+        else [f"{a.rows:,} rows in both."]
+    )
     for n in dict.fromkeys([*a.columns, *b.columns]):
         if n not in a: said.append(f"{n}: new column ({b[n].type})."); continue
         if n not in b: said.append(f"{n}: column is gone (was {a[n].type})."); continue

@@ -21,9 +21,16 @@ from .profile import Profile
 def short(value, type: str = "") -> str:
     "A value in few characters."
     if value is None or value != value: return ""
-    if type == "date" or type.startswith("timestamp"): return iso(value, type).removesuffix("Z").removesuffix(":00").replace("T", " ") if isinstance(value, (int, float)) else str(value)
+    if type == "date" or type.startswith("timestamp"):
+        return (
+            iso(value, type).removesuffix("Z").removesuffix(":00").replace("T", " ")
+            if isinstance(value, (int, float))
+            else str(value)
+        )
     if isinstance(value, (bool, str)): return str(value) if len(str(value)) <= 24 else str(value)[:23] + "…"
-    if isinstance(value, int): return str(value) if abs(value) < 10**4 else f"{value:,}" if abs(value) < 10**9 else f"{value:.4g}"  # years and HHMM need no comma
+    # years and HHMM need no comma
+    if isinstance(value, int):
+        return str(value) if abs(value) < 10**4 else f"{value:,}" if abs(value) < 10**9 else f"{value:.4g}"
     if value == int_or_none(value) and abs(value) < 10**6: return short(int(value))
     return f"{value:,.1f}" if 1000 <= abs(value) < 10**6 else f"{value:.4g}"
 
@@ -32,7 +39,11 @@ def int_or_none(x): return int(x) if abs(x) < 10**18 else None
 def share(n: int, of: int) -> str:
     "A share in per cent; never 0 % or 100 % of what is merely close to it."
     if not n or not of: return ""
-    return "100 %" if n == of else "< 0.1 %" if n / of < .001 else "> 99.9 %" if n / of > .999 else f"{100 * n / of:.1f} %"
+    return (
+        "100 %"
+        if n == of
+        else "< 0.1 %" if n / of < 0.001 else "> 99.9 %" if n / of > 0.999 else f"{100 * n / of:.1f} %"
+    )
 
 # %% ../../nbs/data/02_profile_report.ipynb #5caefe4a
 def heights(c: Column, n: int = 24) -> np.ndarray:  # float64, 0 to 1
@@ -57,9 +68,15 @@ def spark(bars: np.ndarray, width: int = 132, height: int = 26) -> str:
     if not len(bars): return ""
     step = width / max(len(bars), 12)
     tall = np.where(bars > 0, np.maximum(bars * height, 1), 0)
-    draw = "".join(f"M{i * step:.4g} {height}v-{h:.3g}h{max(step - 1, 1):.3g}v{h:.3g}z" for i, h in enumerate(tall) if h)
-    return f'<svg role="img" aria-label="distribution" viewBox="0 0 {width} {height}" width="{width}" height="{height}" fill="#3b76b8"><path d="{draw}"/></svg>'
+    draw = "".join(
+        f"M{i * step:.4g} {height}v-{h:.3g}h{max(step - 1, 1):.3g}v{h:.3g}z" for i, h in enumerate(tall) if h
+    )
+    return (
+        f'<svg role="img" aria-label="distribution" viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
+        f' fill="#3b76b8"><path d="{draw}"/></svg>'
+    )
 
+# %% ../../nbs/data/02_profile_report.ipynb #4f409ded
 def blocks(bars: np.ndarray) -> str:
     "Bars as characters."
     return "".join(" ▁▂▃▄▅▆▇█"[int(np.ceil(b * 8))] for b in bars)
@@ -68,9 +85,20 @@ def blocks(bars: np.ndarray) -> str:
 def facts(c: Column) -> "list[str]":  # type, missing, distinct, low, middle, high, top values
     "One column's line on the page."
     say = lambda v: short(int(v) if c.kind == "time" and v == v and v is not None else v, c.type)
-    ends = [say(c.min), say(c.quantile(.5)) if c.kind in ("number", "time") else "", say(c.max)] if c.kind in ("number", "time", "mixed") else [""] * 3
-    near = "≈ " if c.distinct > 1000 and c.categories is None and not (c.kind != "mixed" and c.ordered.rows and c.ordered.exact) else ""
-    top = ", ".join(f"{short(v, c.type)} ({share(low, c.rows)})" for v, low, high in c.top(3) if low >= .005 * c.rows)  # rarer ones say little
+    ends = (
+        [say(c.min), say(c.quantile(0.5)) if c.kind in ("number", "time") else "", say(c.max)]
+        if c.kind in ("number", "time", "mixed")
+        else [""] * 3
+    )
+    near = (
+        "≈ "
+        if c.distinct > 1000
+        and c.categories is None
+        and not (c.kind != "mixed" and c.ordered.rows and c.ordered.exact)
+        else ""
+    )
+    # rarer ones say little
+    top = ", ".join(f"{short(v, c.type)} ({share(low, c.rows)})" for v, low, high in c.top(3) if low >= .005 * c.rows)
     zone = c.type.partition(", ")[2].rstrip("]") if c.kind == "time" else ""
     type = f"timestamp {zone}".strip() if c.type.startswith("timestamp") else short(c.type)
     return [type, share(c.nulls + c.nan, c.rows), f"{near}{c.distinct:,}", *ends, top]
@@ -85,15 +113,25 @@ STYLE = """<style>.scalai-sheet{font:13px/1.35 system-ui,sans-serif;color:inheri
 
 def rows_of(columns: list[Column]) -> str:
     "Columns as a table, a line each."
-    line = lambda cells, tag: "".join(f'<{tag}{" class=l" * (i in LEFT)}>{cell}</{tag}>' for i, cell in enumerate(cells))
-    body = "".join(f"<tr>{line([f'<b>{escape(short(c.name))}</b>', spark(heights(c)), *map(escape, facts(c))], 'td')}</tr>" for c in columns)
+    line = lambda cells, tag: "".join(
+        f'<{tag}{" class=l" * (i in LEFT)}>{cell}</{tag}>' for i, cell in enumerate(cells)
+    )
+    body = "".join(
+        f"<tr>{line([f'<b>{escape(short(c.name))}</b>', spark(heights(c)), *map(escape, facts(c))], 'td')}</tr>"
+        for c in columns
+    )
     return f"<div><table><thead><tr>{line(HEADS, 'th')}</tr></thead><tbody>{body}</tbody></table></div>"
 
 def said(p: Profile, most: int = 30) -> list[str]:
     "The remarks that a page has room for, and how many there are more."
     found = p.warnings()
-    return found if len(found) <= most else [*found[:most], f"… and {len(found) - most:,} remarks more: see Profile.warnings()."]
+    return (
+        found
+        if len(found) <= most
+        else [*found[:most], f"… and {len(found) - most:,} remarks more: see Profile.warnings()."]
+    )
 
+# %% ../../nbs/data/02_profile_report.ipynb #b2b32e38
 def page(p: Profile, most: int = 60, behind: int = 440) -> str:
     "The profile as HTML."
     columns = list(p.columns.values())
@@ -101,11 +139,22 @@ def page(p: Profile, most: int = 60, behind: int = 440) -> str:
     more = f"<details><summary>{len(then):,} columns more</summary>{rows_of(then)}</details>" if then else ""
     more += f"<p>… and {rest:,} columns more: see Profile.columns.</p>" if rest > 0 else ""
     notes = "".join(f"<li>{escape(s)}</li>" for s in said(p))
-    return (f'<div class="scalai-sheet">{STYLE}<p><b>{p.rows:,}</b> rows × <b>{len(p.columns):,}</b> columns <span style="opacity:.7">· profile {p.digest[:12]}</span></p>'
-            f"{rows_of(first)}{more}{f'<ul>{notes}</ul>' if notes else ''}</div>")
+    return (
+        f'<div class="scalai-sheet">{STYLE}<p><b>{p.rows:,}</b> rows × <b>{len(p.columns):,}</b> columns <span'
+        f' style="opacity:.7">· profile {p.digest[:12]}</span></p>'
+        f"{rows_of(first)}{more}{f'<ul>{notes}</ul>' if notes else ''}</div>"
+    )
 
 # %% ../../nbs/data/02_profile_report.ipynb #783da24c
-NARROW = ((0, 1, 2, 3, 4, 5, 6, 7, 8), (0, 1, 2, 3, 4, 5, 6, 7), (0, 1, 2, 3, 4, 5, 7), (0, 1, 3, 4, 5, 7), (0, 3, 4, 5, 7), (0, 3, 4))  # of HEADS, what there is room for
+# of HEADS, what there is room for
+NARROW = (
+    (0, 1, 2, 3, 4, 5, 6, 7, 8),
+    (0, 1, 2, 3, 4, 5, 6, 7),
+    (0, 1, 2, 3, 4, 5, 7),
+    (0, 1, 3, 4, 5, 7),
+    (0, 3, 4, 5, 7),
+    (0, 3, 4),
+)
 
 def text(p: Profile, most: int = 200, width: int | None = None) -> str:  # characters; default: the terminal's, or 200
     "The profile for a terminal."
@@ -114,15 +163,33 @@ def text(p: Profile, most: int = 200, width: int | None = None) -> str:  # chara
     for pick, (bars, ends) in product(NARROW, ((16, 24), (16, 10), (8, 10))):
         if max(map(len, body := lines(columns, pick, bars, ends, width))) <= width: break
     more = [f"… and {len(p.columns) - most:,} columns more"] if len(p.columns) > most else []
-    notes = [textwrap.fill(printable(s), max(width, 40), initial_indent="  ! ", subsequent_indent="    ") for s in said(p)]
-    return "\n".join([f"{p.rows:,} rows × {len(p.columns):,} columns · profile {p.digest[:12]}", "", *body, *more, *([""] if notes else []), *notes])
+    notes = [
+        textwrap.fill(printable(s), max(width, 40), initial_indent="  ! ", subsequent_indent="    ") for s in said(p)
+    ]
+    return "\n".join(
+        [
+            f"{p.rows:,} rows × {len(p.columns):,} columns · profile {p.digest[:12]}",
+            "",
+            *body,
+            *more,
+            *([""] if notes else []),
+            *notes,
+        ]
+    )
 
+# %% ../../nbs/data/02_profile_report.ipynb #1469fa77
 def lines(columns: list[Column], pick: tuple, bars: int, ends: int, width: int) -> list[str]:
-    "A table of these columns: pictures of so many bars, extremes of so many characters (10: a time's date); the last cell is cut where it is words."
+    """A table of these columns:
+
+    pictures of so many bars, extremes of so many characters (10: a time's date); the last cell is cut where it is
+    words."""
     table = [HEADS, *((short(c.name), blocks(heights(c, bars)[:2 * bars]), *facts(c)) for c in columns)]
     table = [[printable(line[i])[:ends if 4 < i < 8 else None] for i in pick] for line in table]
     wide = [max(map(len, column)) for column in zip(*table)]
-    made = ["  ".join(f"{cell:<{w}}" if i in LEFT else f"{cell:>{w}}" for i, cell, w in zip(pick, line, wide)).rstrip() for line in table]
+    made = [
+        "  ".join(f"{cell:<{w}}" if i in LEFT else f"{cell:>{w}}" for i, cell, w in zip(pick, line, wide)).rstrip()
+        for line in table
+    ]
     room = width - sum(wide[:-1]) - 2 * (len(wide) - 1)
     return [s if len(s) <= width else s[:width - 1] + "…" for s in made] if pick[-1] == 8 and room >= 24 else made
 
@@ -132,10 +199,29 @@ def card(c: Column) -> str:
     lo, hi = ("", "")
     if c.kind in ("number", "time") and c.ordered.rows:
         lo, hi = (short(int(v) if c.kind == "time" else float(v), c.type) for v in c.quantile(np.array([.005, .995])))
-    q = "".join(f"<td>{short(int(v) if c.kind == 'time' else float(v), c.type)}</td>" for v in c.quantile(np.array([.01, .05, .25, .5, .75, .95, .99]))) if lo else ""
-    quant = f"<table><tr>{''.join(f'<th>{n}</th>' for n in ('1 %', '5 %', '25 %', 'median', '75 %', '95 %', '99 %'))}</tr><tr>{q}</tr></table>" if q else ""
+    q = (
+        "".join(
+            f"<td>{short(int(v) if c.kind == 'time' else float(v), c.type)}</td>"
+            for v in c.quantile(np.array([0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99]))
+        )
+        if lo
+        else ""
+    )
+    quant = (
+        f"<table><tr>{''.join(f'<th>{n}</th>' for n in ('1 %', '5 %', '25 %', 'median', '75 %', '95 %', '99 %'))}</tr><tr>{q}</tr></table>"
+        if q
+        else ""
+    )
     type, missing, distinct, *_, top = map(escape, facts(c))
-    ends = f'<div style="display:flex;justify-content:space-between;width:320px;opacity:.7"><span>{lo}</span><span>{hi}</span></div>' if lo else ""
+    ends = (
+        '<div'
+        f' style="display:flex;justify-content:space-between;width:320px;opacity:.7"><span>{lo}</span><span>{hi}</span></div>'
+        if lo
+        else ""
+    )
     about = f"mean {short(c.mean)} ± {short(c.std)} · " if c.kind == "number" and c.ordered.rows else ""
-    return (f'<div class="scalai-sheet">{STYLE}<p><b>{escape(short(c.name))}</b> {type} · {c.rows:,} rows · missing {missing or "none"} · distinct {distinct}</p>'
-            f"{spark(heights(c, 48), 320, 70)}{ends}<p>{about}{top}</p>{quant}</div>")
+    return (
+        f'<div class="scalai-sheet">{STYLE}<p><b>{escape(short(c.name))}</b> {type} · {c.rows:,} rows · missing'
+        f' {missing or "none"} · distinct'
+        f' {distinct}</p>{spark(heights(c, 48), 320, 70)}{ends}<p>{about}{top}</p>{quant}</div>'
+    )

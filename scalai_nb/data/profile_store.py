@@ -35,33 +35,55 @@ def delta(place: str, version: int | None = None):  # deltalake.DeltaTable, or N
     from deltalake import DeltaTable
     from deltalake.exceptions import DeltaError, TableNotFoundError
     if not is_url(place) and not os.path.isdir(f"{place}/_delta_log"): return None
-    try: return DeltaTable(place, version=version)
-    except TableNotFoundError: return None
+    try:
+        return DeltaTable(place, version=version)
+    except TableNotFoundError:
+        return None
     except DeltaError as e:
-        if version is None: raise WorkFailed(f"The Delta table at {place} cannot be opened: {str(e).splitlines()[0]}", "Its _delta_log is damaged; restore it from a copy.", "table") from e
+        if version is None:
+            raise WorkFailed(
+                f"The Delta table at {place} cannot be opened: {str(e).splitlines()[0]}",
+                "Its _delta_log is damaged; restore it from a copy.",
+                "table",
+            ) from e
         newest = DeltaTable(place).version()
-        raise BadRequest(f"{Path(place).name} has no version {version}.", f"It has versions 0 to {newest}.", "table") from e
+        raise BadRequest(
+            f"{Path(place).name} has no version {version}.", f"It has versions 0 to {newest}.", "table"
+        ) from e
 
 # %% ../../nbs/data/06_profile_store.ipynb #6f86986d
 TRIES = 100  # commits that others may be quicker with, before a writer gives up
 
 def _transaction(version: int, names: dict[str, int | None], facts: dict):
-    "Names that the log remembers, each with a number (default: the commit's version, which it has or does not land at all)."
+    """Names that the log remembers, each with a number (default:
+
+    the commit's version, which it has or does not land at all)."""
     from deltalake import CommitProperties, Transaction
-    return CommitProperties(custom_metadata={k: str(v) for k, v in facts.items()}, max_commit_retries=0,
-                            app_transactions=[Transaction(name, version if n is None else n) for name, n in names.items()])
+    return CommitProperties(
+        custom_metadata={k: str(v) for k, v in facts.items()},
+        max_commit_retries=0,
+        app_transactions=[Transaction(name, version if n is None else n) for name, n in names.items()],
+    )
 
 def _attempt(place: str, table, adds: list, schema: pa.Schema, partition: list[str], replace: dict | None, properties):
     "One commit on a snapshot, or the table's first."
     from deltalake import Schema
     from deltalake.transaction import create_table_with_add_actions
     how = dict(partition_by=list(partition), commit_properties=properties)
-    shape = table.schema() if replace and table is not None else Schema.from_arrow(schema)  # what stays keeps all its columns
-    keep = {"delta.logRetentionDuration": "interval 3650 days"}  # what a batch did, and time travel, stay known (Delta's default: 30 days)
-    if table is None: create_table_with_add_actions(place, shape, adds, mode="error", configuration=keep, **how)
-    elif replace is None: table.create_write_transaction(adds, "append", shape, **how)
-    else: table.create_write_transaction(adds, "overwrite", shape, partition_filters=[(c, "in", v) for c, v in replace.items()] or None, **how)
+    # what stays keeps all its columns
+    shape = table.schema() if replace and table is not None else Schema.from_arrow(schema)
+    # what a batch did, and time travel, stay known (Delta's default: 30 days)
+    keep = {"delta.logRetentionDuration": "interval 3650 days"}
+    if table is None:
+        create_table_with_add_actions(place, shape, adds, mode="error", configuration=keep, **how)
+    elif replace is None:
+        table.create_write_transaction(adds, "append", shape, **how)
+    else:
+        table.create_write_transaction(
+            adds, "overwrite", shape, partition_filters=[(c, "in", v) for c, v in replace.items()] or None, **how
+        )
 
+# %% ../../nbs/data/06_profile_store.ipynb #9c5f5abf
 def _paths(table) -> set[str]: return {*pa.table(table.get_add_actions())["path"].to_pylist()}
 
 def named(place: str) -> set[str] | None:  # None: there is no table
@@ -76,6 +98,7 @@ class Moved(Exception):
 class Overtaken(Exception):
     "What a commit was made from is no longer what the log says."
 
+# %% ../../nbs/data/06_profile_store.ipynb #c72b7f3c
 def commit(place: str,  # of the Delta table; made by its first batch
            batch: str,  # name of the batch
            adds: list,  # deltalake AddActions of files that are there already
@@ -98,7 +121,8 @@ def commit(place: str,  # of the Delta table; made by its first batch
         table = delta(place)
         at = 0 if table is None else table.version() + 1
         if (seen := committed(table, batch)) is not None:
-            if attempt and belongs(table, batch, attempt): return seen, False  # a store may take a commit and lose the answer
+            # a store may take a commit and lose the answer
+            if attempt and belongs(table, batch, attempt): return seen, False
             if outcome is None or committed(table, f"outcome:{batch}") == outcome: return seen, True
         if expect is not None and expect != at - 1: raise Moved
         if any(committed(table, name) != number for name, number in (guard or {}).items()): raise Overtaken
@@ -116,6 +140,7 @@ def commit(place: str,  # of the Delta table; made by its first batch
         except Exception as e: raise _unsure(e, place)
     raise WorkFailed(f"{place}: other writers came first {TRIES} times.", "Run it again; nothing was written.", "table")
 
+# %% ../../nbs/data/06_profile_store.ipynb #77126643
 CLOSED = 0
 
 def belongs(table, batch: str, attempt: str) -> bool:
@@ -134,6 +159,7 @@ def _instead(table, prefix: str, adds: list) -> list:  # actions: files that are
     have, want = _paths(table), {a.path for a in adds}
     return [a for a in adds if a.path not in have] + [RemoveAction(f, True, int(time()*1000)) for f in have - want if f.startswith(prefix)]
 
+# %% ../../nbs/data/06_profile_store.ipynb #538276c2
 def swap(place: str,  # of the Delta table
          batch: str,
          adds: list,  # AddActions
@@ -142,7 +168,9 @@ def swap(place: str,  # of the Delta table
          expect: int,  # the version that the files were seen in
          began: float,  # seconds since 1970, before the first of the files was written
         ) -> None:
-    "Files for other files, in one commit, on that version or not at all: raises `Moved`. Columns that the table lacks are added first."
+    """Files for other files, in one commit, on that version or not at all:
+
+    raises `Moved`. Columns that the table lacks are added first."""
     from deltalake import Schema
     from deltalake.transaction import RemoveAction
     from deltalake.exceptions import CommitFailedError
@@ -180,9 +208,13 @@ def vacuum(place: str,  # of a Delta table
            hours: float,  # how long an older version stays readable
            dry: bool = False,  # only say what would go
           ) -> list[str]:  # the files
-    "Take away files that no version of the last hours needs. What was never committed stays for `GRACE` hours at least."
+    """Take away files that no version of the last hours needs.
+
+    What was never committed stays for `GRACE` hours at least."""
     table, patience = delta(place), max(int(hours), GRACE)
-    take = lambda table, hours, full, dry: table.vacuum(hours, dry_run=dry, enforce_retention_duration=False, full=full)
+    take = lambda table, hours, full, dry: table.vacuum(
+        hours, dry_run=dry, enforce_retention_duration=False, full=full
+    )
     replaced, old = take(table, int(hours), False, True), take(table, patience, True, True)
     if dry: return sorted({*replaced, *old})
     if {*old} - {*replaced}:
@@ -196,16 +228,24 @@ def fence(place: str,  # of a Delta table
     "Let no writer commit any more that began so long ago: what it has written may be removed then."
     table, before = delta(place), int(time() - (hours - 1)*3600)  # an hour for clocks that differ
     if before > _fenced(table): table.alter.set_table_properties({FENCE: str(before)}, raise_if_not_exists=False)
+# property of a table: writers that began before this (seconds since 1970) may find their files gone
+FENCE = "scalai.began"
 
-FENCE = "scalai.began"  # property of a table: writers that began before this (seconds since 1970) may find their files gone
-
+# %% ../../nbs/data/06_profile_store.ipynb #3a726ea6
 def _fenced(table) -> int: return int(table.metadata().configuration.get(FENCE, 0))
 
 def _not_too_old(place: str, table, began: float | None) -> None:
-    "Refuse a commit of files that a vacuum may have taken. Delta refuses it where the vacuum comes between this and the commit."
-    if table is None or began is None or began > _fenced(table): return
-    raise WorkFailed(f"What was written for {place} waited for more than {GRACE//24} days, and was taken away meanwhile.", "Run it again; nothing was written.", "table")
+    """Refuse a commit of files that a vacuum may have taken.
 
+    Delta refuses it where the vacuum comes between this and the commit."""
+    if table is None or began is None or began > _fenced(table): return
+    raise WorkFailed(
+        f"What was written for {place} waited for more than {GRACE//24} days, and was taken away meanwhile.",
+        "Run it again; nothing was written.",
+        "table",
+    )
+
+# %% ../../nbs/data/06_profile_store.ipynb #1f17ceb7
 def forget(place: str,  # of a Delta table
            prefix: str,  # that the names of a batch's files begin with, and then the attempt
            attempt: str,  # the one that brought the batch
@@ -223,8 +263,16 @@ def forget(place: str,  # of a Delta table
         close = [Transaction(f"files:{p}", CLOSED) for p in over if committed(table, f"files:{p}") != CLOSED]
         if not gone and not close: return named
         properties = CommitProperties(max_commit_retries=0, app_transactions=close)
-        try: table.create_write_transaction([RemoveAction(f, True, int(time()*1000)) for f in gone], "append", table.schema(), commit_properties=properties)
-        except CommitFailedError: back_off(n); continue
+        try:
+            table.create_write_transaction(
+                [RemoveAction(f, True, int(time() * 1000)) for f in gone],
+                "append",
+                table.schema(),
+                commit_properties=properties,
+            )
+        except CommitFailedError:
+            back_off(n)
+            continue
         return named
     return None
 
@@ -242,28 +290,54 @@ def add_file(place: str,  # of the Delta table
     sink = pa.BufferOutputStream()
     codes = [f.name for f in rows.schema if pa.types.is_dictionary(f.type)]  # are text to those who read them
     if repeating is None: repeating = codes + [f.name for f in rows.schema if pa.types.is_string(f.type)]
-    pq.write_table(rows, sink, compression="zstd", compression_level=1, row_group_size=group, use_dictionary=repeating, store_schema=not codes, write_page_checksum=True, write_batch_size=_together(rows, group))
+    pq.write_table(
+        rows,
+        sink,
+        compression="zstd",
+        compression_level=1,
+        row_group_size=group,
+        use_dictionary=repeating,
+        store_schema=not codes,
+        write_page_checksum=True,
+        write_batch_size=_together(rows, group),
+    )
     content = sink.getvalue()
     write_atomic(f"{place}/{name}", memoryview(content))
     return AddAction(name, content.size, partition or {}, int(time()*1000), True, json.dumps(_stats(rows, ranged)))
 
+# %% ../../nbs/data/06_profile_store.ipynb #495f420e
 def _together(rows: pa.Table, most: int) -> int:
-    "How many values of a column are handed to its encoder at a time: about a megabyte, since pages are cut between two times only."
+    """How many values of a column are handed to its encoder at a time:
+
+    about a megabyte, since pages are cut between two times only."""
     widest = max((column.nbytes/len(rows) for column in rows.columns), default=0) if len(rows) else 0
     return max(1 << 10, min(most, int((1 << 20)/max(widest, 8))))
 
+# %% ../../nbs/data/06_profile_store.ipynb #351b40a3
 def _stats(rows: pa.Table, ranged: str | None = None) -> dict:
     "What Delta readers may skip a file by (Delta protocol, per-file statistics)."
     low, high, nulls = {}, {}, {}
     for field in rows.schema:
         column, t = rows[field.name], field.type
-        if not pa.types.is_nested(t): nulls[field.name] = column.null_count  # of a struct the protocol wants counts of its fields
-        simple = field.name == ranged or pa.types.is_integer(t) or pa.types.is_floating(t) or pa.types.is_date(t) or pa.types.is_timestamp(t)
+        # of a struct the protocol wants counts of its fields
+        if not pa.types.is_nested(t): nulls[field.name] = column.null_count
+        simple = (
+            field.name == ranged
+            or pa.types.is_integer(t)
+            or pa.types.is_floating(t)
+            or pa.types.is_date(t)
+            or pa.types.is_timestamp(t)
+        )
         if not simple or column.null_count == len(column): continue
-        if pa.types.is_floating(t) and not pc.all(pc.is_finite(column)).as_py(): continue  # NaN has no place in an order
+        # NaN has no place in an order
+        if pa.types.is_floating(t) and not pc.all(pc.is_finite(column)).as_py(): continue
         both = pc.min_max(column)
         for side, value in ((low, both["min"]), (high, both["max"])):
-            value = value.as_py() if not pa.types.is_timestamp(t) else pc.strftime(value, "%Y-%m-%dT%H:%M:%SZ" if t.tz else "%Y-%m-%dT%H:%M:%S").as_py()
+            value = (
+                value.as_py()
+                if not pa.types.is_timestamp(t)
+                else pc.strftime(value, "%Y-%m-%dT%H:%M:%SZ" if t.tz else "%Y-%m-%dT%H:%M:%S").as_py()
+            )
             side[field.name] = value if isinstance(value, (int, float)) else str(value)
     return {"numRecords": rows.num_rows, "minValues": low, "maxValues": high, "nullCount": nulls}
 
@@ -275,36 +349,70 @@ def rows_of(table,  # deltalake.DeltaTable
     """A snapshot's rows. Files are skipped by partition, row groups by Parquet's own statistics; not by the log's
     (deltalake turns a statistic that is missing there into a comparison with null)."""
     import pyarrow.dataset as ds
-    format = ds.ParquetFileFormat(default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True))
+    format = ds.ParquetFileFormat(
+        default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+    )
     odd = {"deletionVectors", "columnMapping"} & set(table.protocol().reader_features or ())
-    if odd: raise BadRequest(f"The Delta table at {table.table_uri} uses {', '.join(odd)}.", "Rewrite it without: nothing here reads that.", "table")
+    if odd:
+        raise BadRequest(
+            f"The Delta table at {table.table_uri} uses {', '.join(odd)}.",
+            "Rewrite it without: nothing here reads that.",
+            "table",
+        )
     files, keys = pa.table(table.get_add_actions(flatten=True)), table.metadata().partition_columns
     schema, (system, root) = pa.schema(table.schema().to_arrow()), _system(table.table_uri)
     held = _ranges(files, ranged)
     def test(i):
         value = {k: files[f"partition.{k}"][i] for k in keys}
-        tests = [pc.field(k) == v.cast(schema.field(k).type) if v.is_valid else pc.field(k).is_null() for k, v in value.items()]
+        tests = [
+            pc.field(k) == v.cast(schema.field(k).type) if v.is_valid else pc.field(k).is_null()
+            for k, v in value.items()
+        ]
         if held[i]: tests.append((pc.field(ranged) >= held[i][0]) & (pc.field(ranged) <= held[i][1]))
         return reduce(and_, tests) if tests else None
     wanted = lambda i: spans is None or held[i] is None or any(a <= held[i][1] and held[i][0] <= b for a, b in spans)
-    pieces = [format.make_fragment(f"{root}/{unquote(path)}", system, test(i)) for i, path in enumerate(files["path"].to_pylist()) if wanted(i)]
+    pieces = [
+        format.make_fragment(f"{root}/{unquote(path)}", system, test(i))
+        for i, path in enumerate(files["path"].to_pylist())
+        if wanted(i)
+    ]
     return ds.FileSystemDataset(pieces, schema, format, system)
 
-def _ranges(files: pa.Table, column: str | None) -> list[tuple[str, str] | None]:  # of each file; None: not known, or nulls are among it
+# %% ../../nbs/data/06_profile_store.ipynb #1913f673
+def _ranges(
+    files: pa.Table, column: str | None
+) -> list[tuple[str, str] | None]:  # of each file; None: not known, or nulls are among it
     names = [f"{what}.{column}" for what in ("min", "max", "null_count")]
     if not set(names) <= set(files.column_names): return [None]*len(files)
-    return [None if low is None or nulls != 0 else (low, high) for low, high, nulls in zip(*(files[n].to_pylist() for n in names))]
+    return [
+        None if low is None or nulls != 0 else (low, high)
+        for low, high, nulls in zip(*(files[n].to_pylist() for n in names))
+    ]
 
 def _system(place: str):  # the Arrow file system of a table, and the table's path in it
     from pyarrow import fs
-    if place.startswith("file://") or not is_url(place): return fs.LocalFileSystem(), unquote(place.removeprefix("file://")).rstrip("/")
+    if place.startswith("file://") or not is_url(place):
+        return fs.LocalFileSystem(), unquote(place.removeprefix("file://")).rstrip("/")
     system, path = filesystem(place)
     return fs.PyFileSystem(fs.FSSpecHandler(system)), path.rstrip("/")
 
 # %% ../../nbs/data/06_profile_store.ipynb #bbe696ad
 CUTS = ("period", "fold", "label")
-SHAPE = pa.schema([("source", pa.string()), ("batch", pa.string()), ("attempt", pa.string()), ("cut", pa.string()), ("period", pa.string()), ("fold", pa.int32()),
-                   ("label", pa.string()), ("version", pa.int64()), ("rows", pa.int64()), ("digest", pa.string()), ("state", pa.binary())])
+SHAPE = pa.schema(
+    [
+        ("source", pa.string()),
+        ("batch", pa.string()),
+        ("attempt", pa.string()),
+        ("cut", pa.string()),
+        ("period", pa.string()),
+        ("fold", pa.int32()),
+        ("label", pa.string()),
+        ("version", pa.int64()),
+        ("rows", pa.int64()),
+        ("digest", pa.string()),
+        ("state", pa.binary()),
+    ]
+)
 
 def period_name(value, unit: str = "month") -> str | None:
     "How a period is written: months of a year as 06, times by the `unit` that holds them, as 2013-06."
@@ -336,28 +444,61 @@ def record(source: str,  # the table's name, or another name for what was seen
     for key, p in family.items():
         key = dict(zip(names, key if isinstance(key, tuple) else (key,)))
         key = {n: _word(n, key.get(n, period if n == "period" else None)) for n in CUTS}
-        row = dict(source=source, batch=batch, attempt=attempt, cut=",".join(names), **key, version=version, rows=p.rows, digest=p.digest, state=p.to_bytes())
+        row = dict(
+            source=source,
+            batch=batch,
+            attempt=attempt,
+            cut=",".join(names),
+            **key,
+            version=version,
+            rows=p.rows,
+            digest=p.digest,
+            state=p.to_bytes(),
+        )
         for n, v in row.items(): rows[n].append(v)
     table = pa.table(rows, schema=SHAPE)
     place, name = store(settings, "windows"), _name(source, batch, ",".join(names), attempt)
-    outcome, prefix = number(*sorted(zip(map(str, family), rows["digest"]))), prefix_of(source, batch, names) + (f"-{attempt}" if attempt else "")
+    outcome, prefix = number(*sorted(zip(map(str, family), rows["digest"]))), prefix_of(source, batch, names) + (
+        f"-{attempt}" if attempt else ""
+    )
     if _known_as(delta(place), name, outcome, prefix): return False
-    adds = [add_file(place, f"{prefix}-{uuid.uuid4().hex[:8]}.parquet", table.drop_columns("source"), {"source": source}, GROUP, ranged="period")] if table.num_rows else []
+    adds = (
+        [
+            add_file(
+                place,
+                f"{prefix}-{uuid.uuid4().hex[:8]}.parquet",
+                table.drop_columns("source"),
+                {"source": source},
+                GROUP,
+                ranged="period",
+            )
+        ]
+        if table.num_rows
+        else []
+    )
     return not commit(place, name, adds, SHAPE, ["source"], outcome=outcome, prefix=prefix, began=began)[1]
 
+# %% ../../nbs/data/06_profile_store.ipynb #019ee9ab
 GROUP = 64  # windows of a row group: a question about one period decompresses no more than these
 
-def _name(source: str, batch: str, cut: str, attempt: str | None) -> str: return "/".join([source, batch, cut, *([attempt] if attempt else [])])
+def _name(source: str, batch: str, cut: str, attempt: str | None) -> str:
+    return "/".join([source, batch, cut, *([attempt] if attempt else [])])
 
 def prefix_of(source: str, batch: str, by: tuple[str, ...] = ("period", "fold")) -> str:  # of a record's files
     return hashlib.sha256(_name(source, batch, ",".join(by), None).encode()).hexdigest()[:32]
 
 def _known_as(known, name: str, outcome: int, prefix: str) -> bool:
-    "Whether a record is there with this outcome. Raises `WorkFailed` where it is there with another one, in sums that cannot give it back."
+    """Whether a record is there with this outcome.
+
+    Raises `WorkFailed` where it is there with another one, in sums that cannot give it back."""
     if known is None or committed(known, name) is None: return False
     if (was := committed(known, f"outcome:{name}")) == outcome: return True
     if was != number() and not any(f.startswith(prefix) for f in _paths(known)):
-        raise WorkFailed(f"The profiles of {name} became part of longer windows, so others cannot replace them.", "Record what is new as a batch of its own.", "window")
+        raise WorkFailed(
+            f"The profiles of {name} became part of longer windows, so others cannot replace them.",
+            "Record what is new as a batch of its own.",
+            "window",
+        )
     return False
 
 def number(*values) -> int:  # 48 bits that stand for values
@@ -365,36 +506,63 @@ def number(*values) -> int:  # 48 bits that stand for values
 
 # %% ../../nbs/data/06_profile_store.ipynb #c13a5fa2
 def live(table, batch: str, period: str | None, attempt: str | None = None) -> bool:
-    "Whether a snapshot holds a batch's rows of a period, from an attempt: it was committed, and not before a write that replaced it."
+    """Whether a snapshot holds a batch's rows of a period, from an attempt:
+
+    it was committed, and not before a write that replaced it."""
     if attempt is not None and not belongs(table, f"batch:{batch}", attempt): return False
     at = committed(table, f"batch:{batch}")
     replaced = [v for m in ("replace", f"replace:{period}") if (v := committed(table, m)) is not None]
     return at is not None and at >= max(replaced, default=0)
 
 def whole(table, at: int, period: str, parts: list[str], version: int) -> bool:
-    "Whether a snapshot, of version `at`, still holds what was added up from several batches at a version. Raises `WorkFailed` where a part of it was replaced since."
+    """Whether a snapshot, of version `at`, still holds what was added up from several batches at a version.
+
+    Raises `WorkFailed` where a part of it was replaced since."""
     if at < version: return False
     later = lambda mark: (v := committed(table, mark)) is not None and v > version
     if later("replace"): return False
     gone = [p for p in parts if later(f"replace:{p}")]
     if 0 < len(gone) < len(parts):
-        raise WorkFailed(f"The window {period} was added up, and {', '.join(gone[:3])} of it {'was' if len(gone) == 1 else 'were'} replaced since: what is left is not known apart.", f"Write all of {period} again.", "window")
+        raise WorkFailed(
+            f"The window {period} was added up, and {', '.join(gone[:3])} of it {'was' if len(gone) == 1 else 'were'}"
+            " replaced since: what is left is not known apart.",
+            f"Write all of {period} again.",
+            "window",
+        )
     return not gone
 
-def _kept(source: str, version: int | None, settings: Settings | None, names: tuple, wanted: dict, light: bool = False, broken: dict | None = None) -> pa.Table:
+# %% ../../nbs/data/06_profile_store.ipynb #d3ad0a05
+def _kept(
+    source: str,
+    version: int | None,
+    settings: Settings | None,
+    names: tuple,
+    wanted: dict,
+    light: bool = False,
+    broken: dict | None = None,
+) -> pa.Table:
     "The store's rows for a source, in one cut, live at a version; `light`: without the profiles."
     windows = delta(store(settings, "windows"))
     if windows is None: return SHAPE.empty_table()
-    rows = _found_in(windows, source, {n: [_word(n, x) for x in (v if isinstance(v, (list, tuple, set)) else [v])] for n, v in wanted.items()}, light, broken)
+    rows = _found_in(
+        windows,
+        source,
+        {n: [_word(n, x) for x in (v if isinstance(v, (list, tuple, set)) else [v])] for n, v in wanted.items()},
+        light,
+        broken,
+    )
     rows = rows.filter(pa.array(_best(rows, {*names, *wanted} - {"batch"}), pa.bool_()))
     table = delta(store(settings, "tables", source), version)
     if table is None: return rows
     names = remembered(table)
-    told = rows.select(["batch", "attempt", "period", "version", *(["sums"] if "sums" in rows.column_names else [])]).to_pylist()
+    told = rows.select(
+        ["batch", "attempt", "period", "version", *(["sums"] if "sums" in rows.column_names else [])]
+    ).to_pylist()
     key = lambda r: (r["batch"], r["attempt"], r["period"], r.get("sums"))
     alive = {key(r): counts(names, table.version(), r) for r in told}
     return rows.filter(pa.array([alive[key(r)] for r in told], pa.bool_()))
 
+# %% ../../nbs/data/06_profile_store.ipynb #1ffa8467
 def counts(names, at: int, r: dict) -> bool:
     "Whether a snapshot, of version `at`, has the rows that a row of the store is about."
     if r.get("sums"): return whole(names, at, r["period"], json.loads(r["sums"]), r["version"])
@@ -410,7 +578,9 @@ def _best(rows: pa.Table, needed: set[str]) -> list[bool]:
 
 # %% ../../nbs/data/06_profile_store.ipynb #d75eb448
 def _found_in(windows, source: str, wanted: dict[str, list], light: bool, broken: dict | None = None) -> pa.Table:
-    "The store's rows of a source. Raises `WorkFailed` where a file of it is damaged, unless `broken` takes what cannot be read: file -> reason."
+    """The store's rows of a source.
+
+    Raises `WorkFailed` where a file of it is damaged, unless `broken` takes what cannot be read: file -> reason."""
     test = pc.field("source") == source
     for n, values in wanted.items(): test &= among(values) if n == "period" else pc.field(n).isin(values)
     periods = wanted.get("period", [None])
@@ -431,12 +601,19 @@ def among(periods: list):  # an expression
 def _within(period: str | None):
     field = pc.field("period")
     if period is None: return field.is_null()
-    return reduce(or_, [field == low if low == high else (field >= low) & (field < high) for low, high in _spans(period)])
+    return reduce(
+        or_, [field == low if low == high else (field >= low) & (field < high) for low, high in _spans(period)]
+    )
 
+# %% ../../nbs/data/06_profile_store.ipynb #7cf4916e
 def _spans(period: str) -> list[tuple[str, str]]:  # of names; the second is beyond, where it is not the first
     "Between which names a period and what lies within it are."
     unit = unit_of(period)
-    if unit == "week": return [(period, period), *chain.from_iterable(_spans(spelled(span(period)[0] + timedelta(d), "day")) for d in range(7))]
+    if unit == "week":
+        return [
+            (period, period),
+            *chain.from_iterable(_spans(spelled(span(period)[0] + timedelta(d), "day")) for d in range(7)),
+        ]
     mark = {"day": "T", "month": "-", "year": "-"}.get(unit)
     return [(period, period)] if mark is None else [(period, period), (period + mark, period + chr(ord(mark) + 1))]
 
@@ -451,21 +628,31 @@ def _piece_by_piece(data, columns: list[str], test, broken: dict) -> pa.Table:
 def _damaged(data, source: str) -> WorkFailed | None:
     "Which file it is."
     for piece in data.get_fragments(filter=pc.field("source") == source):
-        try: piece.to_table()
+        try:
+            piece.to_table()
         except (pa.ArrowInvalid, OSError) as e:
-            return WorkFailed(f"A window of '{source}' cannot be read: {piece.path} is damaged ({str(e).splitlines()[0][:100]}).", "Put the file back from a copy of the workspace.", "window")
+            return WorkFailed(
+                f"A window of '{source}' cannot be read: {piece.path} is damaged ({str(e).splitlines()[0][:100]}).",
+                "Put the file back from a copy of the workspace.",
+                "window",
+            )
 
 # %% ../../nbs/data/06_profile_store.ipynb #9cc7ffff
-def recall(source: str,  # a table's name, or the name that `record` was given
-           period=None,  # only this one and what lies within it, or a list
-           by: str | tuple[str, ...] | None = "period",  # period, fold, label, batch, or several; None: everything in one
-           fold: int | list[int] | None = None,  # only this one, or a list
-           label: str | list[str] | None = None,  # only this one, or a list
-           version: int | None = None,  # of the table; default: its newest
-           settings: Settings | None = None,
-           unit: str | None = None,  # add periods up to hours, days, weeks, months or years; what fits in none of them is left out
-          ) -> dict:  # key → Profile, keys in order; a tuple when `by` names several
-    "Sums of the part profiles of what a source holds; {} where it holds nothing. Raises `WorkFailed` for a damaged window."
+def recall(
+    source: str,  # a table's name, or the name that `record` was given
+    period=None,  # only this one and what lies within it, or a list
+    by: str | tuple[str, ...] | None = "period",  # period, fold, label, batch, or several; None: everything in one
+    fold: int | list[int] | None = None,  # only this one, or a list
+    label: str | list[str] | None = None,  # only this one, or a list
+    version: int | None = None,  # of the table; default: its newest
+    settings: Settings | None = None,
+    unit: (
+        str | None
+    ) = None,  # add periods up to hours, days, weeks, months or years; what fits in none of them is left out
+) -> dict:  # key → Profile, keys in order; a tuple when `by` names several
+    """Sums of the part profiles of what a source holds; {} where it holds nothing.
+
+    Raises `WorkFailed` for a damaged window."""
     from scalai_nb.data.profile import total
     names = () if by is None else (by,) if isinstance(by, str) else tuple(by)
     wanted = {n: v for n, v in (("period", period), ("fold", fold), ("label", label)) if v is not None}
@@ -476,21 +663,34 @@ def recall(source: str,  # a table's name, or the name that `record` was given
         keys = [[longer[p] for p in k] if n == "period" else k for n, k in zip(names, keys)]
     groups = {}
     for i, key in enumerate(zip(*keys) if names else [()]*len(rows)):
-        if unit is None or longer[rows["period"][i].as_py()] is not None: groups.setdefault(key if len(names) != 1 else key[0], []).append(i)
+        if unit is None or longer[rows["period"][i].as_py()] is not None:
+            groups.setdefault(key if len(names) != 1 else key[0], []).append(i)
     sort = lambda n, x: order(x) if n == "period" else (x is None, x)
     ordered = sorted(groups, key=lambda k: tuple(sort(n, x) for n, x in zip(names, k if len(names) > 1 else (k,))))
     return {k if names else None: total(opened(rows, i, source) for i in groups[k]) for k in ordered}
 
+# %% ../../nbs/data/06_profile_store.ipynb #3879865a
 def opened(rows: pa.Table,  # of the store
            i: int,  # which of them
            source: str):  # Profile
     "A profile of the store. Raises `WorkFailed` where it is damaged."
     from scalai_nb.data.profile import Profile
     told = f"The window of '{source}' for {rows['period'][i].as_py()} (batch {rows['batch'][i].as_py()})"
-    try: return Profile.from_bytes(rows["state"][i].as_buffer())
-    except BadRequest as e: raise WorkFailed(f"{told} cannot be read. {e.message}", e.hint, "window") from e
-    except (pa.ArrowException, ArithmeticError, LookupError, OSError, TypeError, ValueError) as e:  # what a changed byte may lead to
-        raise WorkFailed(f"{told} is damaged: {type(e).__name__}.", "Put its file back from a copy of the workspace.", "window") from e
+    try:
+        return Profile.from_bytes(rows["state"][i].as_buffer())
+    except BadRequest as e:
+        raise WorkFailed(f"{told} cannot be read. {e.message}", e.hint, "window") from e
+    except (
+        pa.ArrowException,
+        ArithmeticError,
+        LookupError,
+        OSError,
+        TypeError,
+        ValueError,
+    ) as e:  # what a changed byte may lead to
+        raise WorkFailed(
+            f"{told} is damaged: {type(e).__name__}.", "Put its file back from a copy of the workspace.", "window"
+        ) from e
 
 # %% ../../nbs/data/06_profile_store.ipynb #8024bc0f
 def periods(source: str,
@@ -503,14 +703,19 @@ def periods(source: str,
     return {p: out[p] for p in sorted(out, key=order)}
 
 def overview(source: str, settings: Settings | None = None) -> tuple[dict[str, tuple[int, str]], dict[str, str]]:
-    "The periods of a source with their rows and what stands for their content, and the files that cannot be read with the reason; no profile is opened."
+    """The periods of a source with their rows and what stands for their content, and the files that cannot be read
+    with the reason; no profile is opened."""
     broken: dict[str, str] = {}
     rows, found = _kept(source, None, settings, ("period",), {}, light=True, broken=broken), {}
-    for p, n, digest in zip(rows["period"].to_pylist(), rows["rows"].to_pylist(), rows["digest"].to_pylist()): found.setdefault(p, []).append((n, digest))
-    return {p: (sum(n for n, _ in found[p]), f"{number(*sorted(found[p])):012x}") for p in sorted(found, key=order)}, broken
+    for p, n, digest in zip(rows["period"].to_pylist(), rows["rows"].to_pylist(), rows["digest"].to_pylist()):
+        found.setdefault(p, []).append((n, digest))
+    return {
+        p: (sum(n for n, _ in found[p]), f"{number(*sorted(found[p])):012x}") for p in sorted(found, key=order)
+    }, broken
 
 def arrived(source: str, settings: Settings | None = None) -> list[str]:
-    "A source's batches in the order in which they were recorded, by the store's log and no clock; sums of older ones first."
+    """A source's batches in the order in which they were recorded, by the store's log and no clock; sums of older ones
+    first."""
     windows, rows = delta(store(settings, "windows")), _kept(source, None, settings, (), {}, light=True)
     names = {} if windows is None else remembered(windows)
     at = lambda *which: -1 if (v := committed(names, _name(source, *which))) is None else v

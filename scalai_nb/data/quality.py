@@ -31,16 +31,26 @@ def remarks(c: Column) -> Iterator[str]:
     if c.nan: yield f"holds {c.nan:,} NaN beside {c.nulls:,} nulls"
     if c.inf: yield f"holds {c.inf:,} infinite values; mean, std and quantiles leave them out"
     if whole >= 100 and distinct >= .98 * whole and (c.kind == "text" or (c.kind == "number" and "int" in c.type)):
-        yield f"looks like an identifier: about {distinct:,} different values in {whole:,}; a model learns nothing general from it"
-    if distinct > 1 and c.count >= 200 and (most := c.top(1)) and most[0][1] >= .995 * c.count: yield f"is nearly constant: {_share(most[0][1], c.count)} of its values are {_say(c, most[0][0])}"
+        yield (
+            f"looks like an identifier: about {distinct:,} different values in {whole:,}; a model learns nothing"
+            " general from it"
+        )
+    if distinct > 1 and c.count >= 200 and (most := c.top(1)) and most[0][1] >= 0.995 * c.count:
+        yield f"is nearly constant: {_share(most[0][1], c.count)} of its values are {_say(c, most[0][0])}"
     empty = c.lengths.get(0, 0) if c.kind == "text" else 0
     if empty: yield f"holds {empty:,} empty texts, which are not null"
     if c.kind == "number" and distinct > 20: yield from _shape(c)
     if c.kind == "time": yield from _gaps(c)
     if c.kind == "text": yield from _texts(c)
 
+# %% ../../nbs/data/02_quality.ipynb #1a14a98b
 def _sorts(c):
-    have = {"numbers": c.numbers.rows + c.nan + c.inf if c.numbers else 0, "times": c.times.rows if c.times else 0, "texts": c.text.rows if c.text else 0, "booleans": c.true + c.false}
+    have = {
+        "numbers": c.numbers.rows + c.nan + c.inf if c.numbers else 0,
+        "times": c.times.rows if c.times else 0,
+        "texts": c.text.rows if c.text else 0,
+        "booleans": c.true + c.false,
+    }
     return ", ".join(f"{n:,} {k}" for k, n in have.items() if n)
 
 def _say(c, value): return iso(value, c.type) if c.kind == "time" else repr(value)
@@ -50,15 +60,25 @@ def _shape(c):
     low, median, high = c.quantile(np.array([.01, .5, .99])).tolist()
     if low < high and abs(tail := (high + low - 2 * median) / (high - low)) > .8:
         side = "right" if tail > 0 else "left"
-        yield f"is skewed to the {side}: half of the values are {'below' if tail > 0 else 'above'} {median:.4g}, one in a hundred {'above' if tail > 0 else 'below'} {(high if tail > 0 else low):.4g}"
-    if c.resolution > .01: yield f"is known to {_share(c.resolution, 1)} only: so many values share one bin, and quantiles may be off by that share of ranks"
+        yield (
+            f"is skewed to the {side}: half of the values are {'below' if tail > 0 else 'above'} {median:.4g}, one in"
+            f" a hundred {'above' if tail > 0 else 'below'} {(high if tail > 0 else low):.4g}"
+        )
+    if c.resolution > 0.01:
+        yield (
+            f"is known to {_share(c.resolution, 1)} only: so many values share one bin, and quantiles may be off by"
+            " that share of ranks"
+        )
 
 def _gaps(c):
     if c.calendar is None: return
     gaps = c.calendar.gaps(max(24 // c.calendar.unit, 2))
     if not gaps: return
     start, stop = max(gaps, key=lambda g: g[1] - g[0])
-    yield f"has {len(gaps)} gap{'s' * (len(gaps) > 1)} of a day or more; the longest, {(stop - start) / HOUR_US / 24:.3g} days, starts {iso(start, c.type)}"
+    yield (
+        f"has {len(gaps)} gap{'s' * (len(gaps) > 1)} of a day or more; the longest,"
+        f" {(stop - start) / HOUR_US / 24:.3g} days, starts {iso(start, c.type)}"
+    )
 
 # %% ../../nbs/data/02_quality.ipynb #7e875a02
 def _texts(c: Column) -> Iterator[str]:
@@ -67,7 +87,10 @@ def _texts(c: Column) -> Iterator[str]:
     seen = {}
     for v in c.categories or (): seen.setdefault(" ".join(v.casefold().split()), []).append(v)
     if twins := [vs for vs in seen.values() if len(vs) > 1]:
-        yield f"spells {len(twins)} value{'s' * (len(twins) > 1)} in several ways, as {' and '.join(map(repr, sorted(twins[0])[:3]))}: they differ in case or spaces only"
+        yield (
+            f"spells {len(twins)} value{'s' * (len(twins) > 1)} in several ways, as"
+            f" {' and '.join(map(repr, sorted(twins[0])[:3]))}: they differ in case or spaces only"
+        )
 
 # %% ../../nbs/data/02_quality.ipynb #b252e458
 @dataclass(frozen=True)
@@ -81,28 +104,41 @@ class Proposal:
         steps = f"clean: {json.dumps(list(self.clean), ensure_ascii=False)}" if self.clean else ""
         words = ", ".join(filter(None, (self.type and f"type: {self.type}", steps)))
         return f"{self.said}; proposed: {words}" if words else self.said
-
 NUMBERS = ("whole", "point", "comma", "thousands", "either", "long")
 
+# %% ../../nbs/data/02_quality.ipynb #786fee49
 def proposal(c: Column) -> Proposal | None:  # None: there is nothing to propose
     "Propose how to read a column of text that is almost numbers or dates, or has words for missing values."
     f = c.formats
-    there, some = c.count - f.get("empty", 0) - f.get("missing", 0), lambda names: {k: n for k, n in f.items() if k.partition("+")[0] in names}
+    there, some = c.count - f.get("empty", 0) - f.get("missing", 0), lambda names: {
+        k: n for k, n in f.items() if k.partition("+")[0] in names
+    }
     missing = _missing(c) if f.get("missing") else {}
     for what, found in (("dates", some(DATES)), ("numbers", some(NUMBERS))):
         n = sum(found.values())
         if not n or n < .9*there: continue
         others = [f"{k!r} {_times(n)}" for k, n in missing.items()]
-        others += [f"{f['zeros']:,} with leading zeros, which they would lose"] if what == "numbers" and "zeros" in f else []
-        others += [f"{rest:,} other{'s' * (rest > 1)}"] if (rest := there - n - (f.get("zeros", 0) if what == "numbers" else 0)) else []
+        others += (
+            [f"{f['zeros']:,} with leading zeros, which they would lose"] if what == "numbers" and "zeros" in f else []
+        )
+        others += (
+            [f"{rest:,} other{'s' * (rest > 1)}"]
+            if (rest := there - n - (f.get("zeros", 0) if what == "numbers" else 0))
+            else []
+        )
         type, step, note = (_as_dates if what == "dates" else _as_numbers)(c, found)
         said = f"holds {what} as text: {n:,} of {there:,} values" + "".join(f", {o}" for o in others) + note
         steps = [{"missing": {c.name: list(missing)}}]*bool(missing) + ([{what: {c.name: step}}] if step else [])
         return Proposal(said, type, tuple(steps))
     if not missing: return None
     words = ", ".join(f"{k!r} {_times(n)}" for k, n in missing.items())
-    return Proposal(f"holds {words}, which may mean missing and stays text until a contract says so", None, ({"missing": {c.name: list(missing)}},))
+    return Proposal(
+        f"holds {words}, which may mean missing and stays text until a contract says so",
+        None,
+        ({"missing": {c.name: list(missing)}},),
+    )
 
+# %% ../../nbs/data/02_quality.ipynb #e4e44b47
 def _times(n: int) -> str: return "once" if n == 1 else f"{n:,} times"
 
 def _missing(c: Column) -> "dict[str, int]":  # words for a missing value → rows at least; frequent first
@@ -111,7 +147,15 @@ def _missing(c: Column) -> "dict[str, int]":  # words for a missing value → ro
     return {v: n for (v, n), k in zip(known, formats(pa.array([v for v, _ in known], pa.string()))) if k == at}
 
 # %% ../../nbs/data/02_quality.ipynb #8a01aa97
-_DATE = {"iso": "", "year/": "%Y/%m/%d", "day.": "%d.%m.%Y", "day/": "%d/%m/%Y", "month/": "%m/%d/%Y", "day-": "%d-%m-%Y", "month-": "%m-%d-%Y"}
+_DATE = {
+    "iso": "",
+    "year/": "%Y/%m/%d",
+    "day.": "%d.%m.%Y",
+    "day/": "%d/%m/%Y",
+    "month/": "%m/%d/%Y",
+    "day-": "%d-%m-%Y",
+    "month-": "%m-%d-%Y",
+}
 _TIME = {"": "", "m": " %H:%M", "s": " %H:%M:%S"}
 
 def _as_dates(c: Column, found: "dict[str, int]") -> tuple:  # type, formats, what cannot be decided
@@ -125,12 +169,18 @@ def _as_dates(c: Column, found: "dict[str, int]") -> tuple:  # type, formats, wh
         if _DATE[base] and (f := _DATE[base] + _TIME[tail]) not in steps: steps.append(f)
     if note: return None, [], note
     zoned = any(v.strip()[-1:] == "Z" or "+" in v for v in (x for x, *_ in c.top(1_000)))
-    return ("timestamp[us, UTC]" if zoned else "timestamp[us]") if any("+" in k for k in found) else "date", steps, note
+    return (
+        ("timestamp[us, UTC]" if zoned else "timestamp[us]") if any("+" in k for k in found) else "date",
+        steps,
+        note,
+    )
 
+# %% ../../nbs/data/02_quality.ipynb #6f2b3d6b
 def _as_numbers(c: Column, found: "dict[str, int]") -> tuple:  # type, examples, what cannot be decided
     if "long" in found:
         digits = max(c.lengths)
-        if {*found} <= {"whole", "long"} and digits <= 38: return f"decimal({digits}, 0)", [], f", {found['long']:,} of more digits than int64 is sure to hold"
+        if {*found} <= {"whole", "long"} and digits <= 38:
+            return f"decimal({digits}, 0)", [], f", {found['long']:,} of more digits than int64 is sure to hold"
         return None, [], f", {found['long']:,} of more digits than a number holds exactly"
     steps = ["1.234,5"]*("comma" in found) + ["1,234.5"]*("thousands" in found)
     if "either" in found and len(steps) != 1:
@@ -138,7 +188,9 @@ def _as_numbers(c: Column, found: "dict[str, int]") -> tuple:  # type, examples,
     return "int64" if {*found} == {"whole"} else "float64", steps, " (decimal comma)"*("comma" in found)
 
 # %% ../../nbs/data/02_quality.ipynb #7e875a04
-def _alike(p: Profile, but: set, least: float) -> Iterator[tuple[list[str], float, float]]:  # names, their lowest and highest |r|
+def _alike(
+    p: Profile, but: set, least: float
+) -> Iterator[tuple[list[str], float, float]]:  # names, their lowest and highest |r|
     "Groups of numeric columns, each of which is correlated with another of its group."
     from scipy.sparse.csgraph import connected_components
     names, r = p.corr()
@@ -150,11 +202,17 @@ def _alike(p: Profile, but: set, least: float) -> Iterator[tuple[list[str], floa
         some = r[np.ix_(part == k, part == k)]
         yield sorted(names[part == k].tolist(), key=list(p.columns).index), some[some > least].min(), some.max()
 
+
 def _copies(p: Profile) -> list[list[str]]:  # names of columns whose exact state is the same
     alike = {}
     for n, c in p.columns.items():
-        if c.distinct < 2 or c.kind in ("nested", "null") or c.kind == "boolean" and min(c.true, c.false) < 100: continue  # a rare flag has the counts of another by chance
-        text, blobs = split_state({k: v for k, v in pack_column(c)[0].items() if k.rsplit(".")[-1] not in ("name", "type", "low", "high")})  # 80 and 80.0 are one extreme
+        # a rare flag has the counts of another by chance
+        if c.distinct < 2 or c.kind in ("nested", "null") or c.kind == "boolean" and min(c.true, c.false) < 100:
+            continue
+        # 80 and 80.0 are one extreme
+        text, blobs = split_state(
+            {k: v for k, v in pack_column(c)[0].items() if k.rsplit(".")[-1] not in ("name", "type", "low", "high")}
+        )
         alike.setdefault((text, *sorted(blobs.items())), []).append(n)
     return [names for names in alike.values() if len(names) > 1]
 
@@ -171,7 +229,10 @@ def together(p: Profile) -> Iterator[str]:
         known |= {*names[1:]}
     for names, low, high in _alike(p, known, .95):
         span = f"{low:.3f}" if f"{low:.3f}" == f"{high:.3f}" else f"{low:.3f} … {high:.3f}"
-        yield f"{_names(names)} move together (r = {span}): where one is to be foreseen, another may give the answer away"
+        yield (
+            f"{_names(names)} move together (r = {span}): where one is to be foreseen, another may give the answer"
+            " away"
+        )
 
 def _names(names: list[str], most: int = 6) -> str:
     said = [*names[:most], f"{len(names) - most:,} more"] if len(names) > most + 1 else names

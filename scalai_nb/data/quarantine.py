@@ -34,11 +34,14 @@ def released(of: Table, table) -> dict[str, pa.Array]:  # batch → _ids of rows
         batch = file.rsplit("/", 1)[-1].removesuffix(".parquet")
         if not (table is not None and standing(table, batch)[1] or refused_whole(of, batch)): continue
         with fs.open(file, "rb") as f: rows = pq.read_table(f)
-        for b in pc.unique(rows["_batch"]).to_pylist(): gone.setdefault(b, []).append(rows.filter(pc.equal(rows["_batch"], b))["_id"].combine_chunks())
+        for b in pc.unique(rows["_batch"]).to_pylist():
+            gone.setdefault(b, []).append(rows.filter(pc.equal(rows["_batch"], b))["_id"].combine_chunks())
     return {b: pa.concat_arrays(ids) for b, ids in gone.items()}
 
+# %% ../../nbs/data/09_quarantine.ipynb #95fc5ef8
 class Quarantine(Table):
-    "The rows a table refused, as text, with `_reason`, `_period`, `_batch` and `_id`; only those of batches that the table has, and that were not brought back."
+    """The rows a table refused, as text, with `_reason`, `_period`, `_batch` and `_id`; only those of batches that the
+    table has, and that were not brought back."""
     def __init__(self, of: Table):
         super().__init__(of.name, of.settings)
         self.of, self.path = of, profile_store.store(of.settings, "quarantine", of.name)
@@ -52,7 +55,8 @@ class Quarantine(Table):
         test, gone = pc.scalar(False), released(self.of, table)
         for x in rows.to_table(keys).group_by(keys).aggregate([]).to_pylist():
             batch, period, attempt = (x[k] for k in keys)
-            of = names if profile_store.committed(names, f"batch:{batch}") is not None else whole  # the table has the last word
+            # the table has the last word
+            of = names if profile_store.committed(names, f"batch:{batch}") is not None else whole
             if not profile_store.live(of, batch, period, attempt): continue
             mine = reduce(and_, (pc.field(k).is_null() if v is None else pc.field(k) == v for k, v in x.items()))
             if batch in gone: mine &= ~pc.field("_id").isin(gone[batch])
@@ -84,14 +88,25 @@ def frame(self: Quarantine, version: int | None = None, columns: list[str] | Non
     return dd.from_pandas(to_pandas(self.arrow(version, columns)), npartitions=1)
 
 @patch
-def batches(self: Quarantine, version: int | None = None, columns: list[str] | None = None, rows: int = 250_000, filter=None) -> Iterator[pa.Table]:
+def batches(
+    self: Quarantine, version: int | None = None, columns: list[str] | None = None, rows: int = 250_000, filter=None
+) -> Iterator[pa.Table]:
     yield self.arrow(version, columns, filter)
 
+# %% ../../nbs/data/09_quarantine.ipynb #6ad7d9cc
 @patch
 def head(self: Quarantine, n: int = 10, filter=None) -> pa.Table:
     "The first rows that a filter keeps; no more files are opened than hold them."
     rows, test = self._live(None)
-    return self.arrow() if rows is None else rows.head(n, [c for c in rows.schema.names if c != ATTEMPT], filter=test if filter is None else test & expression(filter, rows.schema))
+    return (
+        self.arrow()
+        if rows is None
+        else rows.head(
+            n,
+            [c for c in rows.schema.names if c != ATTEMPT],
+            filter=test if filter is None else test & expression(filter, rows.schema),
+        )
+    )
 
 @patch
 def sample(self: Quarantine, n: int = 10, seed: int = 0, version: int | None = None):  # pandas.DataFrame

@@ -42,38 +42,75 @@ class Released:
     already: int = 0  # rows that had been brought back before
     def to_dict(self) -> dict: return asdict(self)
 
+# %% ../../nbs/data/15_replay.ipynb #338657c3
 def _named(pen: Quarantine, rows) -> pa.Table:
     "The rows as Arrow, each with a name of its own that the quarantine knows."
     rows = on_host(rows)
     for c in ("_batch", "_id"):
-        if c not in rows.column_names: raise BadRequest(f"The repaired rows have no column {c!r}.", f"Repair what Table({pen.of.name!r}).quarantine.arrow() gives, and keep _batch and _id.", "quarantine")
+        if c not in rows.column_names:
+            raise BadRequest(
+                f"The repaired rows have no column {c!r}.",
+                f"Repair what Table({pen.of.name!r}).quarantine.arrow() gives, and keep _batch and _id.",
+                "quarantine",
+            )
         rows = rows.set_column(rows.column_names.index(c), c, rows[c].cast(pa.string()))
     names = pc.binary_join_element_wise(rows["_batch"], rows["_id"], "/")
-    if pc.count_distinct(names, mode="all").as_py() != len(rows) or names.null_count: raise BadRequest("Among the repaired rows one comes twice, or has no name.", "Each _batch and _id may come once.", "quarantine")
+    if pc.count_distinct(names, mode="all").as_py() != len(rows) or names.null_count:
+        raise BadRequest(
+            "Among the repaired rows one comes twice, or has no name.",
+            "Each _batch and _id may come once.",
+            "quarantine",
+        )
     known = profile_store.delta(pen.path)
-    have = profile_store.rows_of(known).to_table(["_batch", "_id"], filter=pc.field("_batch").isin(pc.unique(rows["_batch"]))) if known is not None else None
-    strange = len(rows) if have is None else len(rows) - pc.is_in(names, pc.binary_join_element_wise(have["_batch"], have["_id"], "/")).combine_chunks().true_count
-    if strange: raise BadRequest(f"{strange:,} of the {len(rows):,} repaired rows never were in the quarantine of {pen.of.name!r}.", "Keep _batch and _id as the quarantine gave them.", "quarantine")
+    have = (
+        profile_store.rows_of(known).to_table(
+            ["_batch", "_id"], filter=pc.field("_batch").isin(pc.unique(rows["_batch"]))
+        )
+        if known is not None
+        else None
+    )
+    strange = (
+        len(rows)
+        if have is None
+        else len(rows)
+        - pc.is_in(names, pc.binary_join_element_wise(have["_batch"], have["_id"], "/")).combine_chunks().true_count
+    )
+    if strange:
+        raise BadRequest(
+            f"{strange:,} of the {len(rows):,} repaired rows never were in the quarantine of {pen.of.name!r}.",
+            "Keep _batch and _id as the quarantine gave them.",
+            "quarantine",
+        )
     return rows
 
+# %% ../../nbs/data/15_replay.ipynb #dfaf9951
 def _waiting(pen: Quarantine, rows: pa.Table) -> pa.Table:
     "Those that are still in quarantine."
     held = pen.arrow(columns=["_batch", "_id"])
-    return rows.filter(pc.is_in(pc.binary_join_element_wise(rows["_batch"], rows["_id"], "/"), pc.binary_join_element_wise(held["_batch"], held["_id"], "/")))
+    return rows.filter(
+        pc.is_in(
+            pc.binary_join_element_wise(rows["_batch"], rows["_id"], "/"),
+            pc.binary_join_element_wise(held["_batch"], held["_id"], "/"),
+        )
+    )
 
 # %% ../../nbs/data/15_replay.ipynb #1aa0e0d0
 def release(pen: Quarantine, rows, contract: Contract | str | Path | None = None) -> Released:
-    "Bring repaired rows into the table, each once. Those that break the contract again are refused again, under a new name."
+    """Bring repaired rows into the table, each once.
+
+    Those that break the contract again are refused again, under a new name."""
     rows, settings = _named(pen, rows), pen.settings
     contract = Contract.load(contract) if isinstance(contract, (str, Path)) else contract
     table = profile_store.delta(pen.of.path)
     out = Released(pen.of.name, None if table is None else table.version(), len(rows))
     with batch_lock(settings, pen.of.name, "release"):
         while True:
-            guard = {RELEASE: profile_store.committed(profile_store.delta(pen.of.path), RELEASE)}  # read before the rows that wait are looked up
+            # read before the rows that wait are looked up
+            guard = {RELEASE: profile_store.committed(profile_store.delta(pen.of.path), RELEASE)}
             if not len(some := _next(_waiting(pen, rows))): break
             try: _bring(pen, some, contract, guard, out)
-            except profile_store.Overtaken: continue  # another workspace released rows meanwhile, perhaps some of these
+            # another workspace released rows meanwhile, perhaps some of these
+            except profile_store.Overtaken: continue
     out.already = out.rows_in - out.rows_good - out.rows_refused
     return out
 
@@ -82,9 +119,9 @@ def _next(waiting: pa.Table) -> pa.Table:
     after = pc.match_substring(waiting["_id"], CLEANED)
     first = waiting.slice(0, 1)
     return waiting.filter(pc.and_(pc.is_in(waiting["_batch"], first["_batch"]), pc.is_in(after, after.slice(0, 1))))
-
 RELEASE = "release"  # transaction name in a table's log: the version of the last release
 
+# %% ../../nbs/data/15_replay.ipynb #10a29058
 def _bring(pen: Quarantine, rows: pa.Table, contract: Contract | None, guard: dict, out: Released) -> None:
     batch, after = rows["_batch"][0].as_py(), CLEANED in rows["_id"][0].as_py()
     said = json.loads(told_of(pen.of, batch)["how"])
@@ -98,13 +135,32 @@ def _bring(pen: Quarantine, rows: pa.Table, contract: Contract | None, guard: di
     def listed():  # the list counts once the table has the batch; it is written within the attempt, which a vacuum respects
         sink = pa.BufferOutputStream()
         pq.write_table(rows.select(["_batch", "_id"]), sink)
-        write_atomic(f"{profile_store.store(pen.settings, 'released', pen.of.name)}/{name}.parquet", memoryview(sink.getvalue()))
+        write_atomic(
+            f"{profile_store.store(pen.settings, 'released', pen.of.name)}/{name}.parquet", memoryview(sink.getvalue())
+        )
         yield raw
-    done = write(listed(), pen.of.name, full, key or None, said["period"], name, fold=said["fold"] or None, settings=pen.settings, prepare=_Prepared(trimmed(rules.clean)), guard=guard)
+
+    done = write(
+        listed(),
+        pen.of.name,
+        full,
+        key or None,
+        said["period"],
+        name,
+        fold=said["fold"] or None,
+        settings=pen.settings,
+        prepare=_Prepared(trimmed(rules.clean)),
+        guard=guard,
+    )
     if done.already: return  # another release of the same rows was quicker
-    out.version, out.rows_good, out.rows_refused = done.version, out.rows_good + done.rows_good, out.rows_refused + done.rows_refused
+    out.version, out.rows_good, out.rows_refused = (
+        done.version,
+        out.rows_good + done.rows_good,
+        out.rows_refused + done.rows_refused,
+    )
     for why, n in done.refused.items(): out.refused[why] = out.refused.get(why, 0) + n
 
+# %% ../../nbs/data/15_replay.ipynb #776e9420
 LINE = ("_line", "_text")  # of a line that was torn, its number and what it said
 
 def _columns(rows: pa.Table, rules: Contract, fold: list[str]) -> list[str]:
@@ -120,12 +176,16 @@ class _Prepared:
     def __call__(self, raw: pa.Table) -> tuple[pa.Table, pa.Table, Verdict]:
         verdict, own = Verdict(len(raw)), raw.drop_columns([c for c in LINE if c in raw.column_names])
         if "_text" in raw.column_names:
-            cells = sum((np.asarray(pc.is_valid(own[c])).astype(int) for c in own.column_names), np.zeros(len(raw), int))
+            cells = sum(
+                (np.asarray(pc.is_valid(own[c])).astype(int) for c in own.column_names), np.zeros(len(raw), int)
+            )
             verdict.fault("line: not repaired", np.asarray(pc.is_valid(raw["_text"])) & (cells == 0))
         return raw, tidy(own, self.but), verdict
 
 # %% ../../nbs/data/15_replay.ipynb #995daa6a
-def refused_rows(name: str, reason: str | None = None, most: int = 2, save: Path | None = None, settings: Settings | None = None) -> dict:
+def refused_rows(
+    name: str, reason: str | None = None, most: int = 2, save: Path | None = None, settings: Settings | None = None
+) -> dict:
     "The quarantine of a table: reasons with some rows of each; perhaps written to a file."
     pen = Table(name, settings).quarantine
     counts = pen.reasons()
@@ -133,11 +193,19 @@ def refused_rows(name: str, reason: str | None = None, most: int = 2, save: Path
     some = lambda r: pen.arrow(filter=pc.field("_reason") == r)
     if save is not None:
         rows, sink = pen.arrow(filter=None if reason is None else pc.field("_reason") == reason), io.BytesIO()
-        if one_of(Path(save).suffix, (".csv", ".parquet"), "suffix of --save", "quarantine") == ".csv": pacsv.write_csv(rows, sink)
-        else: pq.write_table(rows, sink)
+        if one_of(Path(save).suffix, (".csv", ".parquet"), "suffix of --save", "quarantine") == ".csv":
+            pacsv.write_csv(rows, sink)
+        else:
+            pq.write_table(rows, sink)
         write_atomic(save, sink.getvalue())
     short = lambda rows: [{k: v for k, v in r.items() if v is not None} for r in rows.slice(0, most).to_pylist()]
-    return {"table": name, "rows": sum(counts.values()), "reasons": counts, "samples": {r: short(some(r)) for r in counts}}
+    return {
+        "table": name,
+        "rows": sum(counts.values()),
+        "reasons": counts,
+        "samples": {r: short(some(r)) for r in counts},
+    }
+
 
 def bring_back(name: str, uri: str | Path, contract: Path | None = None, settings: Settings | None = None) -> Released:
     "Release the repaired rows of a file."

@@ -21,7 +21,8 @@ def swept(name: str, place: str, hours: float, dry: bool) -> Freed:
     fs, root = filesystem(place)
     gone = profile_store.vacuum(place, hours, True)
     out = Freed(name, len(gone), sum(fs.size(f"{root}/{f}") for f in gone if fs.exists(f"{root}/{f}")))
-    torn = [] if is_url(place) else [f for f in fs.glob(f"{root}/.*.tmp") if _old(fs, f, hours)]  # a store's PUT is whole or not at all
+    # a store's PUT is whole or not at all
+    torn = [] if is_url(place) else [f for f in fs.glob(f"{root}/.*.tmp") if _old(fs, f, hours)]
     for f in torn: out.files, out.bytes = out.files + 1, out.bytes + sum(fs.du(f, total=False).values())
     if dry: return out
     profile_store.vacuum(place, hours)
@@ -57,6 +58,7 @@ def _unneeded(table: Table, lists: list[str], hours: float) -> list[str]:
     there = lambda batch: any(standing(v, batch)[1] for v in versions) or refused_whole(table, batch)
     return [f for f in lists if not there(f.rsplit("/", 1)[-1].removesuffix(".parquet"))]
 
+# %% ../../nbs/data/09_retention.ipynb #b26d065e
 def _readable(place: str, hours: float) -> list[int]:  # versions, newest first
     "Those of the last hours, and the one that they began with."
     table, out = profile_store.delta(place), []
@@ -69,7 +71,8 @@ def _readable(place: str, hours: float) -> list[int]:  # versions, newest first
 def places(settings: Settings) -> list[tuple[str, str]]:  # name, place
     "Every Delta folder of the workspace."
     found = [("windows", profile_store.store(settings, "windows"))]
-    for kind in ("tables", "quarantine"): found += [(f"{kind}/{n}", profile_store.store(settings, kind, n)) for n in _folders(settings, kind)]
+    for kind in ("tables", "quarantine"):
+        found += [(f"{kind}/{n}", profile_store.store(settings, kind, n)) for n in _folders(settings, kind)]
     return [(n, p) for n, p in found if profile_store.delta(p) is not None]
 
 def _folders(settings: Settings, kind: str) -> list[str]:
@@ -84,8 +87,13 @@ def gc(settings: Settings | None = None,
     settings = settings or Settings.load()
     hours = 24*(settings.data.retain_days if days is None else days)
     fold(settings, dry)
-    return [swept(n, p, hours, dry) for n, p in places(settings)] + [_plans(settings, hours, dry)] + _released(settings, hours, dry)
+    return (
+        [swept(n, p, hours, dry) for n, p in places(settings)]
+        + [_plans(settings, hours, dry)]
+        + _released(settings, hours, dry)
+    )
 
+# %% ../../nbs/data/09_retention.ipynb #21b71c67
 def _plans(settings: Settings, hours: float, dry: bool) -> Freed:
     out = Freed("ingest")
     for f in settings.path("ingest").glob("*.json"):

@@ -28,7 +28,8 @@ def becomes(period: str | None,
     "Under which name a window is kept at an age."
     s, unit = settings.monitor, unit_of(period)
     if unit is None: return period
-    if s.keep and days >= s.keep and now - span(period)[1].timestamp() >= s.keep*DAY: return False  # both old: one clock alone may be wrong
+    # both old: one clock alone may be wrong
+    if s.keep and days >= s.keep and now - span(period)[1].timestamp() >= s.keep*DAY: return False
     if days >= s.keep_days and (month := rolled(period, "month")): return month
     return rolled(period, "day") if unit == "hour" and days >= s.keep_hours else period
 
@@ -65,21 +66,42 @@ def fold_source(source: str,
     "Fold what is old of one source; None where nothing is."
     pieces, table = _pieces(windows, set(written)), profile_store.delta(store(settings, "tables", source))
     known, version = (None, None) if table is None else (profile_store.remembered(table), table.version())
-    index = [r | {"path": f} for f, p in pieces.items() for r in p.to_table(schema=_shape(windows), columns=COLUMNS).to_pylist()]
+    index = [
+        r | {"path": f}
+        for f, p in pieces.items()
+        for r in p.to_table(schema=_shape(windows), columns=COLUMNS).to_pylist()
+    ]
     ages = {f: (now - t)/DAY for f, t in written.items()}
     batches = old_batches(index, ages, known, settings, now)
     going = {r["path"] for r in index if r["batch"] in batches}
     if not going: return None
     rows = [r for r in index if r["path"] in going]
     cuts_of(rows)
-    for r in rows: r["becomes"] = becomes(r["period"], ages[r["path"]], settings, now) if _alive(known, version, r) else False
+    for r in rows:
+        r["becomes"] = becomes(r["period"], ages[r["path"]], settings, now) if _alive(known, version, r) else False
     kept = [r for r in rows if r["becomes"] is not False]
     if not dry:
         began, made = time(), _sums(source, kept, pieces, version)
-        adds = [profile_store.add_file(store(settings, "windows"), f"{uuid.uuid4().hex}.parquet", made.drop_columns("source"), {"source": source}, profile_store.GROUP, ranged="period")] if len(made) else []
-        profile_store.swap(store(settings, "windows"), f"{SUM}{uuid.uuid4().hex}", adds, going, made.schema, windows.version(), began)
+        adds = (
+            [
+                profile_store.add_file(
+                    store(settings, "windows"),
+                    f"{uuid.uuid4().hex}.parquet",
+                    made.drop_columns("source"),
+                    {"source": source},
+                    profile_store.GROUP,
+                    ranged="period",
+                )
+            ]
+            if len(made)
+            else []
+        )
+        profile_store.swap(
+            store(settings, "windows"), f"{SUM}{uuid.uuid4().hex}", adds, going, made.schema, windows.version(), began
+        )
     return Folded(source, len(rows), len({_group(r) for r in kept}))
 
+# %% ../../nbs/data/07_rollup.ipynb #54da9d8b
 COLUMNS = ["batch", "attempt", "cut", "period", "fold", "label", "version", "sums"]
 
 def _shape(windows) -> pa.Schema:
@@ -99,8 +121,10 @@ def cuts_of(rows: list[dict]) -> None:
     "Say of each row in which cuts its batch is there."
     cuts = {}
     for r in rows: cuts.setdefault(r["batch"], set()).add(r["cut"])
-    for r in rows: r["cuts"] = r["batch"].removeprefix(SUM) if r["batch"].startswith(SUM) else "|".join(sorted(cuts[r["batch"]]))
+    for r in rows:
+        r["cuts"] = r["batch"].removeprefix(SUM) if r["batch"].startswith(SUM) else "|".join(sorted(cuts[r["batch"]]))
 
+# %% ../../nbs/data/07_rollup.ipynb #811a13c2
 def _sums(source: str, rows: list[dict], pieces: dict, version: int | None) -> pa.Table:
     "The longer windows, one after the other: no more is in memory than makes one of them."
     from scalai_nb.data.profile import total
@@ -111,12 +135,27 @@ def _sums(source: str, rows: list[dict], pieces: dict, version: int | None) -> p
             if r["becomes"] == target: groups.setdefault(_group(r), []).append(r)
         for (_, cuts, cut, fold, label), part in groups.items():
             p = total(_read(part, pieces, source))
-            parts = sorted({x for r in part for x in (json.loads(r["sums"]) if r["sums"] else [r["period"]])}, key=order)
-            row = dict(source=source, batch=SUM + cuts, attempt=None, cut=cut, period=target, fold=fold, label=label, version=version,
-                       rows=p.rows, digest=p.digest, state=p.to_bytes(), sums=json.dumps(parts))
+            parts = sorted(
+                {x for r in part for x in (json.loads(r["sums"]) if r["sums"] else [r["period"]])}, key=order
+            )
+            row = dict(
+                source=source,
+                batch=SUM + cuts,
+                attempt=None,
+                cut=cut,
+                period=target,
+                fold=fold,
+                label=label,
+                version=version,
+                rows=p.rows,
+                digest=p.digest,
+                state=p.to_bytes(),
+                sums=json.dumps(parts),
+            )
             for n, v in row.items(): out[n].append(v)
     return pa.table(out, schema=profile_store.SHAPE.append(pa.field("sums", pa.string())))
 
+# %% ../../nbs/data/07_rollup.ipynb #469cb845
 def _read(part: list[dict], pieces: dict, source: str):
     "The profiles of some rows of the index."
     key = ("batch", "cut", "period", "fold", "label")
@@ -146,7 +185,13 @@ def fold(settings: Settings | None = None,
 def _written(windows) -> dict[str, dict[str, float]]:  # source → file → seconds since 1970
     if windows is None: return {}
     found = {}
-    for a in pa.table(windows.get_add_actions(flatten=True)).select(["path", "partition.source", "modification_time"]).to_pylist():
+    for a in (
+        pa.table(windows.get_add_actions(flatten=True))
+        .select(["path", "partition.source", "modification_time"])
+        .to_pylist()
+    ):
         at = a["modification_time"]
-        found.setdefault(a["partition.source"], {})[a["path"].rsplit("/", 1)[-1]] = at.timestamp() if hasattr(at, "timestamp") else at/1000
+        found.setdefault(a["partition.source"], {})[a["path"].rsplit("/", 1)[-1]] = (
+            at.timestamp() if hasattr(at, "timestamp") else at / 1000
+        )
     return found

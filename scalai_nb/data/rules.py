@@ -21,7 +21,8 @@ from .types import arrow_type, cast, stored_type, type_name
 @dataclass(frozen=True)
 class Rule:
     "What the values of one column must satisfy."
-    type: str | None = None  # int64, float64, bool, string, date, timestamp[us], timestamp[us, UTC], … ; None: as it comes
+    # int64, float64, bool, string, date, timestamp[us], timestamp[us, UTC], … ; None: as it comes
+    type: str | None = None
     required: bool = False  # null is refused (and NaN, which is no number)
     min: object = None  # smallest allowed value
     max: object = None  # largest allowed value
@@ -33,7 +34,8 @@ class Rule:
     min_length: int | None = None  # characters of a text
     max_length: int | None = None
     references: str | None = None  # TABLE.COLUMN, or TABLE@VERSION.COLUMN: every value is one of that column's
-    max_age: str | None = None  # the newest time may be this old when rows are checked, as 36h or 2d; else the whole batch is refused
+    # the newest time may be this old when rows are checked, as 36h or 2d; else the whole batch is refused
+    max_age: str | None = None
 
 def seconds(text: str) -> float:  # of 90min, 36h, 2d, 1w
     "How long a time is. Raises `BadRequest` for what is none."
@@ -41,9 +43,13 @@ def seconds(text: str) -> float:  # of 90min, 36h, 2d, 1w
     if not at: raise BadRequest(f"{text!r} is not a length of time.", "Write it as in 90min, 36h, 2d, 1w.", "contract")
     return float(at[1])*{"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}[at[2][0]]
 
+# %% ../../nbs/data/09_rules.ipynb #705c41e7
 def source_of(references: str) -> tuple[str, str]:  # table (perhaps with @version), column
     at = re.fullmatch(r"([A-Za-z_][\w-]*(?:@\d+)?)\.(.+)", str(references))
-    if not at: raise BadRequest(f"{references!r} names no column of a table.", "Write it as in references: airports.faa", "contract")
+    if not at:
+        raise BadRequest(
+            f"{references!r} names no column of a table.", "Write it as in references: airports.faa", "contract"
+        )
     return at[1], at[2]
 
 # %% ../../nbs/data/09_rules.ipynb #5b49657f
@@ -52,52 +58,97 @@ def sensible(name: str, rule: Rule) -> None:
     type = arrow_type(rule.type) if rule.type else None
     def no(what: str, hint: str): raise BadRequest(f"Column {name!r}: {what}", hint, "contract")
     if type is not None and (pa.types.is_duration(type) or stored_type(type) is None):
-        no(f"no table holds values of type {rule.type}.", "Write type: float64 for seconds, or decimals of up to 38 digits, or string.")
+        no(
+            f"no table holds values of type {rule.type}.",
+            "Write type: float64 for seconds, or decimals of up to 38 digits, or string.",
+        )
     for word in ("min", "max"):
         if (v := getattr(rule, word)) is not None and type is not None:
-            if pa.types.is_boolean(type) or isinstance(v, bool): no(f"{word}: {v!r} of type {rule.type} orders nothing.", f"Leave {word} out, or list categories.")
+            if pa.types.is_boolean(type) or isinstance(v, bool):
+                no(f"{word}: {v!r} of type {rule.type} orders nothing.", f"Leave {word} out, or list categories.")
             _value(name, word, v, type)
     for word in ("categories", "forbidden"):
         values = getattr(rule, word)
         if values is None: continue
-        if not isinstance(values, tuple): no(f"{word} must be a list, found {values!r}.", f"Write it as in {word}: [JFK, LGA]")
+        if not isinstance(values, tuple):
+            no(f"{word} must be a list, found {values!r}.", f"Write it as in {word}: [JFK, LGA]")
         for v in values if type is not None else (): _value(name, word, v, type)
     if type is not None and not pa.types.is_string(type):
         for word in ("pattern", "min_length", "max_length"):
-            if getattr(rule, word) is not None: no(f"{word} is about texts, the column is {rule.type}.", "Give it the type string, or take the rule out.")
+            if getattr(rule, word) is not None:
+                no(
+                    f"{word} is about texts, the column is {rule.type}.",
+                    "Give it the type string, or take the rule out.",
+                )
     if rule.pattern is not None:
-        try: pc.match_substring_regex(pa.array([""]), f"^(?:{rule.pattern})$")
-        except (pa.ArrowInvalid, TypeError) as e: no(f"{rule.pattern!r} is not a regular expression.", f"{str(e).splitlines()[0][:160]}.")
+        try:
+            pc.match_substring_regex(pa.array([""]), f"^(?:{rule.pattern})$")
+        except (pa.ArrowInvalid, TypeError) as e:
+            no(f"{rule.pattern!r} is not a regular expression.", f"{str(e).splitlines()[0][:160]}.")
     for word in ("min_length", "max_length"):
-        if (n := getattr(rule, word)) is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 0): no(f"{word}: {n!r} is not a number of characters.", "Give a whole number.")
-    if (r := rule.max_null_rate) is not None and (isinstance(r, bool) or not isinstance(r, (int, float)) or not 0 <= r <= 1): no(f"max_null_rate: {r!r} is not a share.", "Give a number from 0 to 1.")
+        if (n := getattr(rule, word)) is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 0):
+            no(f"{word}: {n!r} is not a number of characters.", "Give a whole number.")
+    if (r := rule.max_null_rate) is not None and (
+        isinstance(r, bool) or not isinstance(r, (int, float)) or not 0 <= r <= 1
+    ):
+        no(f"max_null_rate: {r!r} is not a share.", "Give a number from 0 to 1.")
     if rule.max_age is not None:
         seconds(rule.max_age)
-        if type is not None and not (pa.types.is_timestamp(type) or pa.types.is_date(type)): no(f"max_age is about times, the column is {rule.type}.", "Give it the type timestamp[us] or date, or take the rule out.")
+        if type is not None and not (pa.types.is_timestamp(type) or pa.types.is_date(type)):
+            no(
+                f"max_age is about times, the column is {rule.type}.",
+                "Give it the type timestamp[us] or date, or take the rule out.",
+            )
     if rule.references is not None: source_of(rule.references)
 
+# %% ../../nbs/data/09_rules.ipynb #9815b8e9
 def _value(name: str, word: str, value, type: pa.DataType):
-    try: done = bound(value, type).cast(type) if word in ("categories", "forbidden") else bound(value, type)
+    try:done = bound(value, type).cast(type) if word in ("categories", "forbidden") else bound(value, type)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, TypeError, OverflowError): done = None
-    if done is None or not done.is_valid: raise BadRequest(f"Column {name!r}: {word} has {value!r}, which is not of the column's type {type}.", "Write a value of that type.", "contract")
+    if done is None or not done.is_valid:
+        raise BadRequest(
+            f"Column {name!r}: {word} has {value!r}, which is not of the column's type {type}.",
+            "Write a value of that type.",
+            "contract",
+        )
 
 def bound(value, type: pa.DataType) -> pa.Scalar:
     "A value that a person wrote, to be compared with values of a type."
-    if isinstance(value, str) and (pa.types.is_timestamp(type) or pa.types.is_date(type)): return cast(pa.array([value]), type)[0][0]
-    if isinstance(value, str) or pa.types.is_string(type): return pa.scalar(value, pa.string()).cast(type) if isinstance(value, str) else pa.scalar(value, type)
+    if isinstance(value, str) and (pa.types.is_timestamp(type) or pa.types.is_date(type)):
+        return cast(pa.array([value]), type)[0][0]
+    if isinstance(value, str) or pa.types.is_string(type):
+        return pa.scalar(value, pa.string()).cast(type) if isinstance(value, str) else pa.scalar(value, type)
     if pa.types.is_uint64(type) and isinstance(value, int) and value >= 0: return pa.scalar(value, type)
-    return pa.scalar(value).cast(type) if pa.types.is_timestamp(type) or pa.types.is_date(type) or pa.types.is_decimal(type) else pa.scalar(value)
+    return (
+        pa.scalar(value).cast(type)
+        if pa.types.is_timestamp(type) or pa.types.is_date(type) or pa.types.is_decimal(type)
+        else pa.scalar(value)
+    )
 
 # %% ../../nbs/data/09_rules.ipynb #8043ddfd
-_wrong = (("int", "an integer"), ("uint", "an integer"), ("float", "a number"), ("decimal", "a number"), ("bool", "true or false"), ("timestamp", "a time"), ("date", "a date"), ("string", "a text"))
+_wrong = (
+    ("int", "an integer"),
+    ("uint", "an integer"),
+    ("float", "a number"),
+    ("decimal", "a number"),
+    ("bool", "true or false"),
+    ("timestamp", "a time"),
+    ("date", "a date"),
+    ("string", "a text"),
+)
 
 def not_a(type: pa.DataType) -> str:  # the reason of a value that could not be cast
     return "not " + next((w for t, w in _wrong if type_name(type).startswith(t)), f"a {type_name(type)}")
 
 def _among(values: pa.Array, some) -> pa.Array:
-    known = pa.array([bound(v, values.type).as_py() for v in some], values.type) if not isinstance(some, pa.Array) else some
+    known = (
+        pa.array([bound(v, values.type).as_py() for v in some], values.type)
+        if not isinstance(some, pa.Array)
+        else some
+    )
     return pc.is_in(values, known)
 
+# %% ../../nbs/data/09_rules.ipynb #bb1f1f70
 def tests(rule: Rule, values: pa.Array, key: bool,
           known: pa.Array | None = None,  # what `references` may name
          ):  # (words, mask) pairs
@@ -108,12 +159,18 @@ def tests(rule: Rule, values: pa.Array, key: bool,
         if pa.types.is_floating(t): yield "nan", pc.is_nan(values)
     if rule.min is not None: yield f"below {rule.min}", pc.less(values, bound(rule.min, t))
     if rule.max is not None: yield f"above {rule.max}", pc.greater(values, bound(rule.max, t))
-    if rule.categories is not None: yield "unknown value", pc.and_(pc.is_valid(values), pc.invert(_among(values, rule.categories)))
-    if rule.forbidden is not None: yield "forbidden value", pc.and_(pc.is_valid(values), _among(values, rule.forbidden))
-    if rule.pattern is not None: yield f"does not match {rule.pattern}", pc.invert(pc.match_substring_regex(values, f"^(?:{rule.pattern})$"))
-    if rule.min_length is not None: yield f"shorter than {rule.min_length}", pc.less(pc.utf8_length(values), rule.min_length)
-    if rule.max_length is not None: yield f"longer than {rule.max_length}", pc.greater(pc.utf8_length(values), rule.max_length)
-    if known is not None: yield f"not in {rule.references}", pc.and_(pc.is_valid(values), pc.invert(_among(values, known)))
+    if rule.categories is not None:
+        yield "unknown value", pc.and_(pc.is_valid(values), pc.invert(_among(values, rule.categories)))
+    if rule.forbidden is not None:
+        yield "forbidden value", pc.and_(pc.is_valid(values), _among(values, rule.forbidden))
+    if rule.pattern is not None:
+        yield f"does not match {rule.pattern}", pc.invert(pc.match_substring_regex(values, f"^(?:{rule.pattern})$"))
+    if rule.min_length is not None:
+        yield f"shorter than {rule.min_length}", pc.less(pc.utf8_length(values), rule.min_length)
+    if rule.max_length is not None:
+        yield f"longer than {rule.max_length}", pc.greater(pc.utf8_length(values), rule.max_length)
+    if known is not None:
+        yield f"not in {rule.references}", pc.and_(pc.is_valid(values), pc.invert(_among(values, known)))
 
 # %% ../../nbs/data/09_rules.ipynb #dab1ef94
 @dataclass
@@ -127,16 +184,27 @@ class Tally:
     def __add__(self, other):
         both = lambda a, b, join: a | {k: join(a[k], v) if k in a else v for k, v in b.items()}
         plus = lambda a, b: a + b
-        return Tally(self.rows + other.rows, both(self.nulls, other.nulls, plus), both(self.newest, other.newest, max), both(self.changed, other.changed, plus))
+        return Tally(
+            self.rows + other.rows,
+            both(self.nulls, other.nulls, plus),
+            both(self.newest, other.newest, max),
+            both(self.changed, other.changed, plus),
+        )
 
     def watch(self, name: str, rule: Rule, values: pa.Array, bad: np.ndarray | None):
         "Look at a typed column; a value that could not be cast is not counted as null."
-        if rule.max_null_rate is not None: self.nulls[name] = self.nulls.get(name, 0) + values.null_count - (0 if bad is None else int(bad.sum()))
+        if rule.max_null_rate is not None:
+            self.nulls[name] = self.nulls.get(name, 0) + values.null_count - (0 if bad is None else int(bad.sum()))
         if rule.max_age is None or not (pa.types.is_timestamp(values.type) or pa.types.is_date(values.type)): return
-        times = values.cast(pa.timestamp("us")).cast(pa.timestamp("us", "UTC")) if not getattr(values.type, "tz", None) else values.cast(pa.timestamp("us", "UTC"))
+        times = (
+            values.cast(pa.timestamp("us")).cast(pa.timestamp("us", "UTC"))
+            if not getattr(values.type, "tz", None)
+            else values.cast(pa.timestamp("us", "UTC"))
+        )
         newest = pc.max(times.filter(pc.less_equal(times, pa.scalar(datetime.now(timezone.utc), times.type)))).as_py()
         if newest is not None: self.newest[name] = max(newest, self.newest.get(name, newest))
 
+# %% ../../nbs/data/09_rules.ipynb #619cdf00
 class Verdict:
     "Which rows are refused and why: a small code a row, 0 for good ones."
     def __init__(self, rows: int): self.codes, self.words, self.tally = np.zeros(rows, np.int16), [""], Tally(rows)

@@ -27,9 +27,14 @@ def pieces(dataset,  # a pyarrow Dataset of Parquet files
           ) -> list[Piece]:  # those with rows
     "The row groups of a dataset."
     import pyarrow.dataset as ds
-    if not isinstance(dataset, ds.FileSystemDataset) or dataset.format.default_extname != "parquet": raise BadRequest("Only Parquet files can be streamed.", "Write the rows to a table first: write(frame, name).")
+    if not isinstance(dataset, ds.FileSystemDataset) or dataset.format.default_extname != "parquet":
+        raise BadRequest("Only Parquet files can be streamed.", "Write the rows to a table first: write(frame, name).")
     groups = (g for f in dataset.get_fragments(filter=where) for g in f.split_by_row_group(where, dataset.schema))
-    count = lambda g: g.row_groups[0].num_rows if where is None else g.scanner(schema=dataset.schema, columns=[], filter=where).count_rows()
+    count = lambda g: (
+        g.row_groups[0].num_rows
+        if where is None
+        else g.scanner(schema=dataset.schema, columns=[], filter=where).count_rows()
+    )
     return [p for g in groups if (p := Piece(g, count(g))).rows]
 
 # %% ../../nbs/data/17_shuffle.ipynb #b01085b8
@@ -51,7 +56,14 @@ def layout(counts: np.ndarray,  # rows of each piece
         low, high = start + at * length, start + (at + 1) * length
         first, last = np.searchsorted(ends, [low, high - 1], "right")
         begins = ends - counts[line]
-        parts = [(int(line[i]), int(max(low - begins[i], 0)), int(min(high, ends[i]) - begins[i])) for i in range(first, last + 1)] if length else []
+        parts = (
+            [
+                (int(line[i]), int(max(low - begins[i], 0)), int(min(high, ends[i]) - begins[i]))
+                for i in range(first, last + 1)
+            ]
+            if length
+            else []
+        )
         out.append(parts[::-1] if at % 2 else parts)
     return out
 
@@ -97,17 +109,21 @@ class Decoded:
         self.uses[piece] -= 1
         if self.uses[piece]: self.held[piece] = rows
         return rows.slice(first, last - first)
-
 CHUNK = 8_192  # rows
 
+# %% ../../nbs/data/17_shuffle.ipynb #014def95
 def chunks(blocks: list[Block], skip: int, decoded: Decoded,
            tensors,  # pa.Table → [X, y]
            most: int,  # rows that may be features at a time
           ) -> Iterator[list]:  # [X, y]
-    "A shard's rows as tensors, from the row `skip` on. A block becomes features as a whole where that is few enough rows: they are then gathered faster than columns."
+    """A shard's rows as tensors, from the row `skip` on.
+
+    A block becomes features as a whole where that is few enough rows: they are then gathered faster than columns."""
     import torch
     for b in blocks:
-        order = np.random.default_rng(b.seed).permutation(b.rows)[skip:] if b.seed else np.arange(b.first, b.rows, b.step)
+        order = (
+            np.random.default_rng(b.seed).permutation(b.rows)[skip:] if b.seed else np.arange(b.first, b.rows, b.step)
+        )
         skip, rows = 0, pa.concat_tables([decoded.part(*p) for p in b.parts])
         if b.rows <= most:
             rows, at = tensors(rows), torch.from_numpy(order)
@@ -117,6 +133,7 @@ def chunks(blocks: list[Block], skip: int, decoded: Decoded,
             for i in range(0, len(order), CHUNK): yield tensors(rows.take(order[i:i + CHUNK]))
         rows = None  # before the next block is decoded
 
+# %% ../../nbs/data/17_shuffle.ipynb #59c89760
 class Run:
     "Tensors in portions of any size."
     def __init__(self, chunks: Iterator[list]): self.chunks, self.left, self.at = chunks, None, 0
@@ -137,7 +154,13 @@ class Stream:
     "The batches of a dataset of Parquet files, without keeping it in memory."
     def __init__(self, dataset, columns: list[str], where, tensors,  # pa.Table → [X, y]
                  shards: int, window: int):  # rows that are shuffled among each other at the least, over all shards
-        self.pieces, self.columns, self.where, self.tensors, self.shards = pieces(dataset, where), columns, where, tensors, shards
+        self.pieces, self.columns, self.where, self.tensors, self.shards = (
+            pieces(dataset, where),
+            columns,
+            where,
+            tensors,
+            shards,
+        )
         self.window, self.least = window, max(CHUNK, -(-window // shards))
         self.schema, self.rows = dataset.schema, sum(p.rows for p in self.pieces)
 
@@ -149,7 +172,11 @@ class Stream:
     def read(self, i: int) -> pa.Table:
         "Decode a row group: the wanted columns of the rows that satisfy the filter."
         rows = self.pieces[i].fragment.to_table(schema=self.schema, columns=self.columns, filter=self.where)
-        if rows.num_rows != self.pieces[i].rows: raise BadRequest(f"A row group has {rows.num_rows} rows, it had {self.pieces[i].rows} before.", "Make a new loader: the file was changed.")
+        if rows.num_rows != self.pieces[i].rows:
+            raise BadRequest(
+                f"A row group has {rows.num_rows} rows, it had {self.pieces[i].rows} before.",
+                "Make a new loader: the file was changed.",
+            )
         return rows
 
     def joined(self, parts: list[list]) -> tuple:  # (X, y)
@@ -163,8 +190,12 @@ def shuffled(self: Stream, seed: int, epoch: int, rank: int, ranks: int, share: 
     "The batches of an epoch from number `first` on."
     parts, mine = layout([p.rows for p in self.pieces], self.shards, seed, epoch), range(rank, self.shards, ranks)
     length, m = self.rows // self.shards, len(mine)
-    upto = lambda k: [min(-(-(k * share - c) // m), length) if k * share > c else 0 for c in range(m)]  # rows of each shard before batch k
-    left = [beyond(blocks(parts[s], -(-self.window // self.shards), (seed, epoch, s)), n) for s, n in zip(mine, upto(first))]
+    # rows of each shard before batch k
+    upto = lambda k: [min(-(-(k * share - c) // m), length) if k * share > c else 0 for c in range(m)]
+    left = [
+        beyond(blocks(parts[s], -(-self.window // self.shards), (seed, epoch, s)), n)
+        for s, n in zip(mine, upto(first))
+    ]
     decoded = Decoded(self.read, [bs for bs, _ in left])
     runs = [Run(chunks(bs, skip, decoded, self.tensors, 2 * self.least)) for bs, skip in left]
     for k in range(first, -(-length * m // share)):
@@ -172,8 +203,11 @@ def shuffled(self: Stream, seed: int, epoch: int, rank: int, ranks: int, share: 
 
 @patch
 def in_order(self: Stream, rank: int, ranks: int, share: int, first: int = 0) -> Iterator[tuple]:
-    "The batches in the order of the table: every row once, this rank's share of each. Each rank decodes all row groups from the first batch on."
-    starts, before = np.cumsum([0, *(p.rows for p in self.pieces)]).tolist(), rank + first * share * ranks  # the first row that is asked for
+    """The batches in the order of the table:
+
+    every row once, this rank's share of each. Each rank decodes all row groups from the first batch on."""
+    # the first row that is asked for
+    starts, before = np.cumsum([0, *(p.rows for p in self.pieces)]).tolist(), rank + first * share * ranks
     todo = [Block(((i, 0, p.rows),), p.rows, (), before - s if s < before else (rank - s) % ranks, ranks)
             for i, (p, s) in enumerate(zip(self.pieces, starts)) if s + p.rows > before]
     run = Run(chunks(todo, 0, Decoded(self.read, [todo]), self.tensors, 0))

@@ -41,7 +41,8 @@ def number_registers(keys: np.ndarray,  # sortable keys of finite float64
             hashes[i] = x ^ (x >> np.uint64(31))
         for i in range(n):
             at = hashes[i] >> np.uint64(Q)
-            rank = np.uint8(leading_zeros(hashes[i] & np.uint64((1 << Q) - 1)) - np.uint64(P - 1))  # 51 for a rest of 0
+            # 51 for a rest of 0
+            rank = np.uint8(leading_zeros(hashes[i] & np.uint64((1 << Q) - 1)) - np.uint64(P - 1))
             out[at] = max(out[at], rank)
     return out
 
@@ -74,6 +75,7 @@ def estimate(regs: np.ndarray) -> float:
 # %% ../../nbs/data/01_sketches.ipynb #eab0b5fb
 K = 512  # values kept: every value above 0.2 % of rows is present
 
+# %% ../../nbs/data/01_sketches.ipynb #58e93339
 @dataclass(frozen=True, eq=False)
 class Frequent:
     "The frequent values of a column as [low, high] bounds."
@@ -101,7 +103,13 @@ class Frequent:
         "At most k values."
         if len(self.keys) <= k: return self
         on, cut = self.kept(self.counters, k)
-        return Frequent(self.keys[on], None if self.labels is None else self.labels[on], self.seen[on], self.counters[on] - cut, self.slack + cut)
+        return Frequent(
+            self.keys[on],
+            None if self.labels is None else self.labels[on],
+            self.seen[on],
+            self.counters[on] - cut,
+            self.slack + cut,
+        )
 
     @staticmethod
     def kept(counters, k=K) -> tuple:  # positions, int
@@ -111,7 +119,8 @@ class Frequent:
         return np.flatnonzero(counters > cut), cut
 
     @property
-    def nbytes(self) -> int: return len(self.keys) * (24 if self.labels is None else 80)  # labels about
+    def nbytes(self) -> int:
+        return len(self.keys) * (24 if self.labels is None else 80)  # labels about
 
     @classmethod
     def sum(cls, *parts):

@@ -33,16 +33,20 @@ class Source:
     "What can be asked of a scheme's servers; only `read` is needed."
     read: Callable[..., Iterator[pa.Table]]  # read(uri, columns=None, rows=250_000, **options): at least one table
     schema: Callable[..., pa.Schema] | None = None  # schema(uri, columns=None, **options), without the rows
-    pieces: Callable[..., list[dict]] | None = None  # pieces(uri, rows, **options): options of `read`, a mapping for each partition
-    state: Callable[..., dict] | None = None  # state(uri, before): what is there now, for an ingest's plan: see `data.ingest`
+    # pieces(uri, rows, **options): options of `read`, a mapping for each partition
+    pieces: Callable[..., list[dict]] | None = None
+    # state(uri, before): what is there now, for an ingest's plan: see `data.ingest`
+    state: Callable[..., dict] | None = None
     bad: bool = False  # whether `read` takes `bad`, a list that collects what cannot be read
     def __call__(self, *args, **kw): return self.read(*args, **kw)
-
 _readers: dict[str, Source] = {}
 
-def register(name: str,  # a suffix with its dot (`.parquet`) or a scheme (`postgresql`)
-             reader: Source | Callable[..., Iterator[pa.Table]] | None = None,  # reader(uri, columns=None, rows=250_000, **options)
-            ):
+def register(
+    name: str,  # a suffix with its dot (`.parquet`) or a scheme (`postgresql`)
+    reader: (
+        Source | Callable[..., Iterator[pa.Table]] | None
+    ) = None,  # reader(uri, columns=None, rows=250_000, **options)
+):
     "Make a reader known; also a decorator."
     if reader is None: return lambda fn: register(name, fn)
     _readers[name] = reader if isinstance(reader, Source) else Source(reader)
@@ -53,6 +57,7 @@ def _points() -> dict:  # name → entry point
     from importlib.metadata import entry_points
     return {p.name: p for p in entry_points(group="scalai_nb.sources")}
 
+# %% ../../nbs/data/04_source.ipynb #4449b7e9
 def _found(name: str) -> Source | None:
     if name not in _readers and name in _points(): register(name, _points()[name].load())
     return _readers.get(name)
@@ -72,37 +77,59 @@ def reader(uri: str) -> Source:
     raise BadRequest(f"{veiled(uri)}: nothing here reads {suffix(uri) or 'a file without a suffix'}.",
                      f"Known: {' '.join(known)}; a package adds more by the entry points scalai_nb.sources.", "source")
 
+# %% ../../nbs/data/04_source.ipynb #84d2b441
 def needs(module: str, extra: str, what: str):  # the module
     "A driver that comes with an extra."
     import warnings
     from importlib import import_module
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "pyarrow.lib.* size changed", RuntimeWarning)  # Cython's note on a driver built with an older pyarrow
-        try: return import_module(module)
-        except ImportError as e: raise BadRequest(f"The driver for {what} is not installed.", f"pip install 'scalai-nb[{extra}]'", "source") from e
-
+        # Cython's note on a driver built with an older pyarrow
+        warnings.filterwarnings("ignore", "pyarrow.lib.* size changed", RuntimeWarning)
+        try:
+            return import_module(module)
+        except ImportError as e:
+            raise BadRequest(
+                f"The driver for {what} is not installed.", f"pip install 'scalai-nb[{extra}]'", "source"
+            ) from e
 PATIENCE = 30  # seconds for which a server that has answered before may be away
 
 def patiently(away: type[Exception],  # what says that the server is away
               fn: Callable, *args, **kw):
     "Call until the server is back, or patience ends."
     from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
-    return Retrying(retry=retry_if_exception_type(away), stop=stop_after_delay(PATIENCE), wait=wait_exponential(.2, max=3), reraise=True)(fn, *args, **kw)
+    return Retrying(
+        retry=retry_if_exception_type(away),
+        stop=stop_after_delay(PATIENCE),
+        wait=wait_exponential(0.2, max=3),
+        reraise=True,
+    )(fn, *args, **kw)
 
 # %% ../../nbs/data/04_source.ipynb #2f201232
 def files(uri: str | Path,  # a path or fsspec URL; may be a pattern (`2013-*.csv`) or a folder
          ) -> list[str]:  # at least one
     "The files a URI stands for, in order of name."
-    if not str(uri): raise BadRequest("The name of a source is empty.", "Give a table, a file, a folder or a URL.", "source")
+    if not str(uri):
+        raise BadRequest("The name of a source is empty.", "Give a table, a file, a folder or a URL.", "source")
     with _reached(uri) as (fs, path):
         full = lambda p: fs.unstrip_protocol(p) if is_url(uri) else p
-        if any(c in str(path) for c in "*?["): found = sorted(p for p in fs.glob(path) if fs.isfile(p))
-        elif fs.isdir(path): found = sorted(p for p in fs.find(path) if suffix(p) in _readers and not Path(p).name.startswith((".", "_")))
-        else: found = [path] if fs.exists(path) else []
-        if not found and fs.isdir(path): raise BadRequest(f"{veiled(uri)} is a folder without a file that can be read.", f"Known: {' '.join(sorted(_readers))}", "source")
+        if any(c in str(path) for c in "*?["):
+            found = sorted(p for p in fs.glob(path) if fs.isfile(p))
+        elif fs.isdir(path):
+            found = sorted(
+                p for p in fs.find(path) if suffix(p) in _readers and not Path(p).name.startswith((".", "_"))
+            )
+        else:
+            found = [path] if fs.exists(path) else []
+        if not found and fs.isdir(path):
+            raise BadRequest(
+                f"{veiled(uri)} is a folder without a file that can be read.",
+                f"Known: {' '.join(sorted(_readers))}",
+                "source",
+            )
         if not found: raise BadRequest(f"There is no file {veiled(uri)}.", _alike(fs, str(path)), "source")
         return [full(p) for p in found]
 
+# %% ../../nbs/data/04_source.ipynb #606a4274
 @contextmanager
 def _reached(uri: str | Path):  # the file system and the path there
     "A store that does not answer, or does not let us in, says so in two lines."
@@ -114,18 +141,31 @@ def _reached(uri: str | Path):  # the file system and the path there
         raise told from e
 
 def _login(uri) -> str:
-    return {"s3": "Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the profile.", "gs": "Check GOOGLE_APPLICATION_CREDENTIALS, or: gcloud auth application-default login",
-            "abfs": "Check AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY."}.get(str(uri).split("://")[0], "Check user and rights.")
-
-# Object stores' clients raise what their HTTP library raises; its names say whether nobody answered or somebody said no.
+    return {
+        "s3": "Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the profile.",
+        "gs": "Check GOOGLE_APPLICATION_CREDENTIALS, or: gcloud auth application-default login",
+        "abfs": "Check AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY.",
+    }.get(str(uri).split("://")[0], "Check user and rights.")
+# Object stores' clients raise what their HTTP library raises; its names say whether nobody answered or somebody said
+# no.
 SILENT = r"ConnectionError|ConnectError|ConnectorError|EndpointConnectionError|TimeoutError|ConnectTimeout|ServiceRequestError|ServiceResponseError|ServerDisconnected|TransportError|ClientOSError"
 DENIED = r"NoCredentials|CredentialRetrieval|ClientAuthentication|AccessDenied|InvalidAccessKey|SignatureDoesNotMatch|DefaultCredentials|RefreshError|Forbidden|Unauthorized"
 
+# %% ../../nbs/data/04_source.ipynb #7a4f2c02
 def _refused(uri, e: BaseException) -> ScalaiError | None:  # what to raise; None: not a store's answer
     while e is not None:
-        said = f"{type(e).__name__} {' '.join(t.__name__ for t in type(e).__mro__)} {str(e)[:2000]}" if is_url(uri) else ""
+        said = (
+            f"{type(e).__name__} {' '.join(t.__name__ for t in type(e).__mro__)} {str(e)[:2000]}"
+            if is_url(uri)
+            else ""
+        )
         if re.search(DENIED, said): return BadRequest(f"{veiled(uri)}: access denied.", _login(uri), "source")
-        if re.search(SILENT, said): return Unreachable(f"{veiled(uri)}: the store does not answer.", "Check the address (for S3 also AWS_ENDPOINT_URL) and the network.", "source")
+        if re.search(SILENT, said):
+            return Unreachable(
+                f"{veiled(uri)}: the store does not answer.",
+                "Check the address (for S3 also AWS_ENDPOINT_URL) and the network.",
+                "source",
+            )
         e = e.__cause__ or e.__context__
 
 def _alike(fs, path: str) -> str:
@@ -135,14 +175,19 @@ def _alike(fs, path: str) -> str:
     near = nearest(path.rsplit("/", 1)[-1], names)
     return f"Did you mean {near!r}?" if near else "Check the path and the working directory."
 
+# %% ../../nbs/data/04_source.ipynb #95953592
 @contextmanager
 def _opened(uri: str):
     "An open file for Arrow, decompressed by its suffix; what Arrow says about it becomes a `BadRequest`."
     with _reached(uri) as (fs, path):
         try:
-            if fs.size(path) == 0: raise BadRequest(f"{veiled(uri)} is empty: 0 bytes.", "Check how the file was made or copied.", "source")
+            if fs.size(path) == 0:
+                raise BadRequest(
+                    f"{veiled(uri)} is empty: 0 bytes.", "Check how the file was made or copied.", "source"
+                )
             with _file(fs, path) as f: yield f
-        except FileNotFoundError as e: raise BadRequest(f"There is no file {veiled(uri)}.", _alike(fs, path), "source") from e
+        except FileNotFoundError as e:
+            raise BadRequest(f"There is no file {veiled(uri)}.", _alike(fs, path), "source") from e
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, EOFError, UnicodeError) as e:
             if isinstance(e, PermissionError) or _refused(uri, e): raise
             raise _unreadable(uri, e) from e
@@ -155,15 +200,19 @@ def _file(fs, path: str):
     "A local file is Arrow's own: its threads then never wait for Python, not even for one that is ending."
     last = Path(path).suffix.lower()
     if "file" in fs.protocol and suffix(path) == last: return pa.OSFile(path)
-    if "file" in fs.protocol and last in ARROW_UNPACKS and suffix(path) in TEXT: return pa.CompressedInputStream(pa.OSFile(path), ARROW_UNPACKS[last])
-    return fs.open(path, "rb", block_size=1 << 23, cache_type="readahead", compression="infer")  # 8 MB ahead; clients of their own accord fetch 50 to 256 MB
-
+    if "file" in fs.protocol and last in ARROW_UNPACKS and suffix(path) in TEXT:
+        return pa.CompressedInputStream(pa.OSFile(path), ARROW_UNPACKS[last])
+    # 8 MB ahead; clients of their own accord fetch 50 to 256 MB
+    return fs.open(path, "rb", block_size=1 << 23, cache_type="readahead", compression="infer")
 ARROW_UNPACKS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+
+# %% ../../nbs/data/04_source.ipynb #7ed26e94
 TEXT = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json")  # read from the start to the end, never back
 
 class _Ahead:
     """A file that Arrow's threads read ahead of their reader. Once the reader has gone they find its end, and `leave` returns when Arrow holds
-    nothing of Python's any more: a thread of its own that asks for an interpreter at its end takes the process with it."""
+    nothing of Python's any more: a thread of its own that asks for an interpreter at its end takes the process with it.
+    """
     def __init__(self, file): self.file, self.lock, self.gone, self.held = file, threading.Lock(), False, {}
     def __call__(self): return self.lent(_Lent(self))  # what Arrow reads
     def lent(self, thing):
@@ -184,6 +233,7 @@ class _Lent:
     def close(self): pass
     def read(self, n: int = -1) -> memoryview: return self.of.read(n)
 
+# %% ../../nbs/data/04_source.ipynb #5bae9879
 @contextmanager
 def _ahead(file):  # a function that gives what Arrow shall read
     if isinstance(file, pa.NativeFile): yield lambda: file; return
@@ -192,9 +242,14 @@ def _ahead(file):  # a function that gives what Arrow shall read
     finally: ahead.leave()
 
 def _hint(message: str) -> str:
-    if "UTF" in message or "codec" in message: return "Convert it, as with `iconv -f latin1 -t utf8`, or give its encoding in Python: read(uri, encoding='latin-1')."
+    if "UTF" in message or "codec" in message:
+        return (
+            "Convert it, as with `iconv -f latin1 -t utf8`, or give its encoding in Python: read(uri,"
+            " encoding='latin-1')."
+        )
     if "columns, got" in message: return "Mend the line; `ingest` sets such lines aside in the quarantine."
-    if "conversion error" in message: return "A column changes its type in the file: give it, as in types={'column': 'string'}."
+    if "conversion error" in message:
+        return "A column changes its type in the file: give it, as in types={'column': 'string'}."
     return "The file is damaged or not what its suffix says; make or copy it again."
 
 # %% ../../nbs/data/04_source.ipynb #7f27123a
@@ -211,20 +266,37 @@ def metadata(uri: str):  # pyarrow.parquet.FileMetaData
     import pyarrow.parquet as pq
     with _opened(uri) as f: return pq.read_metadata(io.BytesIO(end) if (end := footer(uri)) else f)
 
-def group_bytes(meta, size: int) -> list[tuple[int, int]] | None:  # of each row group, first byte and the one after the last
-    "A Parquet file divided by its row groups: what lies before the first is the first's, the footer the last one's. None: they are not in order."
+# %% ../../nbs/data/04_source.ipynb #f1710013
+def group_bytes(
+    meta, size: int
+) -> list[tuple[int, int]] | None:  # of each row group, first byte and the one after the last
+    """A Parquet file divided by its row groups:
+
+    what lies before the first is the first's, the footer the last one's. None: they are not in order."""
     starts, ends = [], []
     for g in range(meta.num_row_groups):
         chunks = [meta.row_group(g).column(i) for i in range(meta.num_columns)]
-        begins = [c.data_page_offset if c.dictionary_page_offset is None else min(c.dictionary_page_offset, c.data_page_offset) for c in chunks]
+        begins = [
+            (
+                c.data_page_offset
+                if c.dictionary_page_offset is None
+                else min(c.dictionary_page_offset, c.data_page_offset)
+            )
+            for c in chunks
+        ]
         starts.append(min(begins)); ends.append(max(b + c.total_compressed_size for b, c in zip(begins, chunks)))
     cuts = [0, *starts[1:], size]
     return list(zip(cuts, cuts[1:])) if starts and all(e <= c for e, c in zip(ends, cuts[1:])) else None
 
+# %% ../../nbs/data/04_source.ipynb #16c8a28d
 class _Window:
     "Some bytes of a file, at their place in it."
-    def __init__(self, data: bytes, start: int): self.data, self.start, self.at, self.closed = memoryview(data), start, 0, False
-    def seek(self, to: int, whence: int = 0): self.at = to if whence == 0 else self.at + to if whence == 1 else self.start + len(self.data) + to
+    def __init__(self, data: bytes, start: int):
+        self.data, self.start, self.at, self.closed = memoryview(data), start, 0, False
+
+    def seek(self, to: int, whence: int = 0):
+        self.at = to if whence == 0 else self.at + to if whence == 1 else self.start + len(self.data) + to
+
     def tell(self) -> int: return self.at
     def read(self, n: int = -1) -> memoryview:
         begin = self.at - self.start
@@ -253,25 +325,37 @@ def _known(columns: list[str] | None, names: list[str]) -> list[str] | None:
     for c in columns or (): one_of(c, names, "column", "source")
     return columns
 
+# %% ../../nbs/data/04_source.ipynb #3603bdd2
 @register(".parquet")
-def parquet(uri: str, columns: list[str] | None = None, rows: int = 250_000,
-            groups: list[int] | None = None,  # only these row groups
-            coded: bool = False,  # text that the file keeps as codes stays so: dictionary<int32, string>
-            threads: bool = True,  # decode columns in parallel
-            meta=None,  # the file's pyarrow.parquet.FileMetaData, where it has been read before
-            seen: dict | None = None,  # takes the SHA-256 of each row group's bytes; `groups` follow one another, and are read at once
-           ) -> Iterator[pa.Table]:
+def parquet(
+    uri: str,
+    columns: list[str] | None = None,
+    rows: int = 250_000,
+    groups: list[int] | None = None,  # only these row groups
+    coded: bool = False,  # text that the file keeps as codes stays so: dictionary<int32, string>
+    threads: bool = True,  # decode columns in parallel
+    meta=None,  # the file's pyarrow.parquet.FileMetaData, where it has been read before
+    seen: (
+        dict | None
+    ) = None,  # takes the SHA-256 of each row group's bytes; `groups` follow one another, and are read at once
+) -> Iterator[pa.Table]:
     "Parquet, row group by row group."
     import pyarrow.parquet as pq
     with _opened(uri) as f:
         meta = meta or metadata(uri)
         file = f if seen is None else _at_once(uri, meta, groups, seen)
-        file = pq.ParquetFile(file, metadata=meta, read_dictionary=coded_text(meta) if coded else None, pre_buffer=False)  # else all row groups are fetched ahead of the first
+        # else all row groups are fetched ahead of the first
+        file = pq.ParquetFile(
+            file, metadata=meta, read_dictionary=coded_text(meta) if coded else None, pre_buffer=False
+        )
         columns = _known(columns, file.schema_arrow.names)
-        if file.metadata.num_rows == 0: yield file.read(columns)
+        if file.metadata.num_rows == 0:
+            yield file.read(columns)
         else:
-            for batch in file.iter_batches(rows, row_groups=groups, columns=columns, use_threads=threads): yield pa.Table.from_batches([batch])
+            for batch in file.iter_batches(rows, row_groups=groups, columns=columns, use_threads=threads):
+                yield pa.Table.from_batches([batch])
 
+# %% ../../nbs/data/04_source.ipynb #1a811cdd
 def arrow(uri: str, columns: list[str] | None = None, rows: int = 250_000) -> Iterator[pa.Table]:
     "Arrow IPC, the file and the stream format; Feather is the first of them."
     with _opened(uri) as f:
@@ -287,7 +371,6 @@ def arrow(uri: str, columns: list[str] | None = None, rows: int = 250_000) -> It
             empty = False
             yield pa.Table.from_batches([batch]).select(columns)
         if empty: yield schema.empty_table().select(columns)
-
 for _name in (".arrow", ".feather", ".ipc"): register(_name, arrow)
 register(".pq", parquet)
 
@@ -309,7 +392,8 @@ def kept_as(type: pa.DataType) -> pa.DataType:
     return pa.string() if pa.types.is_null(type) else type
 
 def _sniffed(head: bytes, delimiter: str, whole: bool, nulls: tuple[str, ...]) -> pa.Schema:
-    "The types of the first lines, found by Arrow, where they keep what is written; the last line of a cut piece is left out."
+    """The types of the first lines, found by Arrow, where they keep what is written; the last line of a cut piece is
+    left out."""
     from pyarrow import csv as pacsv
     if not whole: head = head[:head.rfind(b"\n") + 1]
     parse = pacsv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=lambda row: "skip")
@@ -321,8 +405,11 @@ def _sniffed(head: bytes, delimiter: str, whole: bool, nulls: tuple[str, ...]) -
 
 def _is_number(t: pa.DataType) -> bool: return pa.types.is_integer(t) or pa.types.is_floating(t)
 
+# %% ../../nbs/data/04_source.ipynb #27c9face
 def _exact(texts: pa.ChunkedArray, type: pa.DataType) -> pa.DataType:
-    "The type of numbers as they are written: with leading zeros they are text, and whole numbers that float64 would round are uint64 or text."
+    """The type of numbers as they are written:
+
+    with leading zeros they are text, and whole numbers that float64 would round are uint64 or text."""
     if pc.any(leading_zeros(texts)).as_py(): return pa.string()
     long = texts.filter(pc.greater_equal(pc.binary_length(texts), 16)) if pa.types.is_floating(type) else []
     whole = long.filter(pc.match_substring_regex(long, r"^\s*[+-]?\d+\s*$")) if len(long) else []
@@ -340,6 +427,7 @@ def csv_types(uri: str, delimiter: str | None = None, encoding: str = "utf8",
     "The types of a CSV file's columns, from its first 16 MB."
     return _types(uri, delimiter, encoding, tuple(nulls))[0]
 
+# %% ../../nbs/data/04_source.ipynb #8b8c8c45
 def _types(uri: str, delimiter: str | None, encoding: str, nulls: tuple[str, ...]) -> tuple[dict[str, pa.DataType], bool]:  # and whether they are all the file's
     with _opened(uri) as f: head = f.read(SNIFF)
     head = head if encoding == "utf8" else head.decode(encoding, "ignore").encode()
@@ -365,36 +453,57 @@ def csv(uri: str, columns: list[str] | None = None, rows: int = 250_000,
     "CSV with a header line."
     from pyarrow import csv as pacsv
     with _opened(uri) as f: names, found = _dialect(f.read(1 << 20))
-    kinds, whole = (dict.fromkeys(names, pa.string()), True) if text else _types(uri, delimiter, encoding, tuple(nulls))
+    kinds, whole = (
+        (dict.fromkeys(names, pa.string()), True) if text else _types(uri, delimiter, encoding, tuple(nulls))
+    )
     given = {one_of(c, names, "column", "source"): _type(t) for c, t in (types or {}).items()}
-    late = {n: t for n, t in kinds.items() if not whole and n not in given and _is_number(t)}  # more of the file than was looked at
+    # more of the file than was looked at
+    late = {n: t for n, t in kinds.items() if not whole and n not in given and _is_number(t)}
     kinds |= given | dict.fromkeys(late, pa.string())
     def odd(row):
         bad.append((row.number, row.actual_columns, row.text))
         return "skip"
     with _opened(uri) as f, _ahead(f) as ahead:
-        how = (pacsv.ReadOptions(use_threads=False, block_size=1 << 23, encoding=encoding),
-               pacsv.ParseOptions(delimiter=delimiter or found, newlines_in_values=True, invalid_row_handler=None if bad is None else odd),
-               pacsv.ConvertOptions(column_types=kinds, include_columns=_known(columns, names), null_values=["", *nulls], strings_can_be_null=True))
+        how = (
+            pacsv.ReadOptions(use_threads=False, block_size=1 << 23, encoding=encoding),
+            pacsv.ParseOptions(
+                delimiter=delimiter or found, newlines_in_values=True, invalid_row_handler=None if bad is None else odd
+            ),
+            pacsv.ConvertOptions(
+                column_types=kinds,
+                include_columns=_known(columns, names),
+                null_values=["", *nulls],
+                strings_can_be_null=True,
+            ),
+        )
         yield from (_as_numbers(uri, t, late) for t in regroup(pacsv.open_csv(ahead(), *how), rows))
 
+# %% ../../nbs/data/04_source.ipynb #2c7a3ba3
 def _as_numbers(uri: str, table: pa.Table, types: dict[str, pa.DataType]) -> pa.Table:
     "Columns that looked like numbers, as numbers. Raises `BadRequest` for a value that reading it so would lose."
     for name, type in types.items():
         if name not in table.column_names: continue
         texts = table[name]
-        try: done, bad = texts.cast(type), None
+        try:done, bad = texts.cast(type), None
         except pa.ArrowInvalid: done, bad = cast(pc.utf8_trim_whitespace(texts), type)
         wrong = leading_zeros(texts) if bad is None else pa.array(bad)
         if pc.any(wrong).as_py():
             value = texts.filter(wrong)[0].as_py()
-            raise BadRequest(f"{veiled(uri)}: column {name!r} holds {printable(value[:60])!r}, and was {type} in the first 16 MB.",
-                             f"Give what it is: types={{{name!r}: 'string'}}, or nulls=[{value[:60]!r}] if that means a missing value.", "source")
+            raise BadRequest(
+                f"{veiled(uri)}: column {name!r} holds {printable(value[:60])!r}, and was {type} in the first 16 MB.",
+                f"Give what it is: types={{{name!r}: 'string'}}, or nulls=[{value[:60]!r}] if that means a missing"
+                " value.",
+                "source",
+            )
         table = table.set_column(table.column_names.index(name), name, done)
     return table
 
 def _type(name: str | pa.DataType) -> pa.DataType:
-    return name if isinstance(name, pa.DataType) else pa.timestamp("us") if name == "timestamp[us]" else pa.type_for_alias(name)
+    return (
+        name
+        if isinstance(name, pa.DataType)
+        else pa.timestamp("us") if name == "timestamp[us]" else pa.type_for_alias(name)
+    )
 
 # %% ../../nbs/data/04_source.ipynb #0cca118a
 def regroup(stream, rows: int, schema: pa.Schema | None = None) -> Iterator[pa.Table]:
@@ -413,7 +522,9 @@ def json(uri: str, columns: list[str] | None = None, rows: int = 250_000) -> Ite
     "JSON lines: one object a line."
     from pyarrow import json as pajson
     with _opened(uri) as f, _ahead(f) as ahead:
-        for table in regroup(pajson.open_json(ahead(), pajson.ReadOptions(use_threads=False, block_size=1 << 23)), rows):
+        for table in regroup(
+            pajson.open_json(ahead(), pajson.ReadOptions(use_threads=False, block_size=1 << 23)), rows
+        ):
             table = table.cast(pa.schema([pa.field(x.name, kept_as(x.type)) for x in table.schema]))
             yield table.select(_known(columns, table.column_names) or table.column_names)
 
@@ -442,14 +553,18 @@ def batches(uri: str | Path,  # file, pattern, folder, Delta folder, or workspac
     "The rows of a URI as Arrow tables, one after another."
     uri = str(uri)
     if there := server(uri): yield from there(uri, columns=columns, rows=rows, **options); return
-    if (named := as_table(uri, settings)) is not None: yield from named[0].batches(columns=columns, rows=rows, version=named[1]); return
+    if (named := as_table(uri, settings)) is not None:
+        yield from named[0].batches(columns=columns, rows=rows, version=named[1])
+        return
     for file in files(uri): yield from reader(file)(file, columns=columns, rows=rows, **options)
 
+# %% ../../nbs/data/04_source.ipynb #84008a4e
 def schema(uri: str | Path, **options) -> pa.Schema:
     "Names and types of the columns."
-    if (there := server(uri)) and there.schema: return there.schema(str(uri), **{n: v for n, v in options.items() if n != "settings"})
+    if (there := server(uri)) and there.schema:
+        return there.schema(str(uri), **{n: v for n, v in options.items() if n != "settings"})
     stream = batches(uri, **options)
-    try: return next(stream).schema
+    try:return next(stream).schema
     finally: stream.close()
 
 # %% ../../nbs/data/04_source.ipynb #28498304
@@ -458,7 +573,11 @@ def to_pandas(table: pa.Table,
              ):  # pandas.DataFrame
     "Arrow to pandas, keeping what plain NumPy types would lose."
     import pandas as pd
-    kept = lambda t: pd.ArrowDtype(t) if pa.types.is_date(t) or pa.types.is_decimal(t) or pa.types.is_nested(t) or pa.types.is_time(t) else None
+    kept = lambda t: (
+        pd.ArrowDtype(t)
+        if pa.types.is_date(t) or pa.types.is_decimal(t) or pa.types.is_nested(t) or pa.types.is_time(t)
+        else None
+    )
     small = {pa.bool_(): pd.BooleanDtype()} | {getattr(pa, n.lower())(): getattr(pd, n + "Dtype")() for n in
              ("Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64")}
     some = [c for c in table.column_names if c in nullable]
@@ -469,29 +588,43 @@ def to_pandas(table: pa.Table,
 
 def could_be_null(schema: pa.Schema, counts: dict[str, int | None]) -> set[str]:
     "Integer and boolean columns whose null count is not known to be zero."
-    return {f.name for f in schema if (pa.types.is_integer(f.type) or pa.types.is_boolean(f.type)) and counts.get(f.name) != 0}
+    return {
+        f.name
+        for f in schema
+        if (pa.types.is_integer(f.type) or pa.types.is_boolean(f.type)) and counts.get(f.name) != 0
+    }
 
 # %% ../../nbs/data/04_source.ipynb #11a58c3e
 def _pieces(file: str, rows: int) -> tuple[list[dict], dict[str, int | None]]:
-    "How a file divides into partitions, and the null counts of its columns as far as they are known without reading it."
+    """How a file divides into partitions, and the null counts of its columns as far as they are known without reading
+    it."""
     if there := server(file): return there.pieces(file, rows) if there.pieces else [{}], {}
     if suffix(file) not in (".parquet", ".pq"): return [{}], {}
     meta = metadata(file)
     runs, counts = [[]], {}
     for g in range(meta.num_row_groups):
-        if runs[-1] and sum(meta.row_group(i).num_rows for i in runs[-1]) + meta.row_group(g).num_rows > rows: runs.append([])
+        if runs[-1] and sum(meta.row_group(i).num_rows for i in runs[-1]) + meta.row_group(g).num_rows > rows:
+            runs.append([])
         runs[-1].append(g)
         for c in range(meta.num_columns):
             column = meta.row_group(g).column(c)
             stats, name = column.statistics, column.path_in_schema.split(".")[0]
             known = stats is not None and stats.has_null_count
-            counts[name] = counts.get(name, 0) + stats.null_count if known and counts.get(name, 0) is not None else None
+            counts[name] = (
+                counts.get(name, 0) + stats.null_count if known and counts.get(name, 0) is not None else None
+            )
     return [{"groups": g} for g in runs if g] or [{}], counts
 
 def _load(piece: tuple[str, dict], columns=None, nullable=frozenset(), schema=None):
     file, options = piece
-    return to_pandas(pa.concat_tables(reader(file)(file, columns=columns, **options)).cast(schema if columns is None else pa.schema([schema.field(c) for c in columns])), nullable)
+    return to_pandas(
+        pa.concat_tables(reader(file)(file, columns=columns, **options)).cast(
+            schema if columns is None else pa.schema([schema.field(c) for c in columns])
+        ),
+        nullable,
+    )
 
+# %% ../../nbs/data/04_source.ipynb #dac1ce9b
 def read(uri: str | Path,  # as for `batches`
          columns: list[str] | None = None,  # only these
          rows: int = 250_000,  # of a partition, about
@@ -501,15 +634,34 @@ def read(uri: str | Path,  # as for `batches`
     "A lazy frame of what a URI names."
     import dask.dataframe as dd
     uri = str(uri)
-    if not (there := server(uri)) and (named := as_table(uri, settings)) is not None: return named[0].frame(version=named[1], columns=columns)
+    if not (there := server(uri)) and (named := as_table(uri, settings)) is not None:
+        return named[0].frame(version=named[1], columns=columns)
     shape, pieces, nulls = None, [], {}
     for file in [uri] if there else files(uri):
         found = schema(file, columns=columns, **options)
         found = pa.schema([pa.field(f.name, kept_as(f.type)) for f in found])
         shape = shape or found
-        if found.names != shape.names: raise BadRequest(f"{file} has other columns than the files before it.", "Read the files one by one, or ingest them.", "source")
+        if found.names != shape.names:
+            raise BadRequest(
+                f"{file} has other columns than the files before it.",
+                "Read the files one by one, or ingest them.",
+                "source",
+            )
         some, counts = _pieces(file, rows)
-        nulls = {n: None if counts.get(n) is None or nulls.get(n, 0) is None else nulls.get(n, 0) + counts[n] for n in shape.names}
+        nulls = {
+            n: None if counts.get(n) is None or nulls.get(n, 0) is None else nulls.get(n, 0) + counts[n]
+            for n in shape.names
+        }
         pieces += [(file, options | p) for p in some]
     nullable = could_be_null(shape, nulls)
-    return on_backend(dd.from_map(_load, pieces, columns=columns, nullable=nullable, schema=shape, meta=to_pandas(shape.empty_table(), nullable), label="read"))
+    return on_backend(
+        dd.from_map(
+            _load,
+            pieces,
+            columns=columns,
+            nullable=nullable,
+            schema=shape,
+            meta=to_pandas(shape.empty_table(), nullable),
+            label="read",
+        )
+    )

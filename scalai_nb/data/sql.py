@@ -34,7 +34,12 @@ def _asked(uri: str) -> _Asked:
     parts = urlsplit(str(uri))
     said = dict(parse_qsl(parts.query, keep_blank_values=True))
     table, query, by = (said.pop(n, None) for n in ("table", "query", "by"))
-    if bool(table) == bool(query): raise BadRequest(f"{veiled(uri)} names {'a table and a query' if table else 'neither a table nor a query'}.", "Say ?table=NAME or ?query=SELECT….", "source")
+    if bool(table) == bool(query):
+        raise BadRequest(
+            f"{veiled(uri)} names {'a table and a query' if table else 'neither a table nor a query'}.",
+            "Say ?table=NAME or ?query=SELECT….",
+            "source",
+        )
     rest = f"?{urlencode(said, quote_via=quote)}" if said else ""
     place = unquote(parts.path)[1:] if parts.scheme == "sqlite" else f"postgresql://{parts.netloc}{parts.path}{rest}"
     rows = ".".join(_name(p) for p in table.split(".")) if table else f"({query.strip().rstrip(';')})"
@@ -44,14 +49,22 @@ def _asked(uri: str) -> _Asked:
 class _Gone(Exception):
     "The server went away, or is not there yet."
 
+# %% ../../nbs/data/05_sql.ipynb #6afb0c5e
 class _Postgres:
     literal = "quote_literal(k::text)"
     def __init__(self, asked: _Asked):
-        self.asked, self.driver, self.connection = asked, needs("adbc_driver_postgresql.dbapi", "sql", "PostgreSQL"), None
+        self.asked, self.driver, self.connection = (
+            asked,
+            needs("adbc_driver_postgresql.dbapi", "sql", "PostgreSQL"),
+            None,
+        )
 
     def open(self):
         "One snapshot for all that is read until `close`; nothing can be written."
-        how = quote("-c default_transaction_isolation=repeatable\\ read -c default_transaction_read_only=on -c timezone=UTC -c datestyle=ISO")
+        how = quote(
+            "-c default_transaction_isolation=repeatable\\ read -c default_transaction_read_only=on -c timezone=UTC -c"
+            " datestyle=ISO"
+        )
         place = self.asked.place + ("&" if "?" in self.asked.place else "?") + f"options={how}"
         if "connect_timeout" not in place: place += "&connect_timeout=10"
         with _telling(self.asked): self.connection = self.driver.connect(place)
@@ -59,7 +72,7 @@ class _Postgres:
     def close(self):
         connection, self.connection = self.connection, None
         if connection:
-            try: connection.close()
+            try:connection.close()
             except (self.driver.Error, OSError): pass  # it is gone already, which is why we close
 
     def batches(self, sql: str) -> Iterator[pa.RecordBatch]:  # the schema first
@@ -75,8 +88,10 @@ class _Postgres:
 
     def key(self) -> str | None:
         name = self.asked.rows.replace("'", "''")
-        found = self.ask(f"SELECT a.attname::text FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY(i.indkey) "
-                         f"WHERE i.indrelid = '{name}'::regclass AND i.indisprimary AND i.indnkeyatts = 1")
+        found = self.ask(
+            "SELECT a.attname::text FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum ="
+            f" ANY(i.indkey) WHERE i.indrelid = '{name}'::regclass AND i.indisprimary AND i.indnkeyatts = 1"
+        )
         return found[0][0] if found else None
 
     def shape(self) -> dict[str, tuple[str, pa.DataType]]:  # name → SQL, type
@@ -87,33 +102,61 @@ class _Postgres:
         return self._shape
 
     def fingerprint(self) -> str:  # of all rows in any order, made by the server
-        return "{}:{}".format(*self.ask(f"SELECT count(*), coalesce(sum(hashtextextended(q::text, 0)::numeric), 0)::text FROM {self.asked.rows} q")[0])
+        return "{}:{}".format(
+            *self.ask(
+                "SELECT count(*), coalesce(sum(hashtextextended(q::text, 0)::numeric), 0)::text FROM"
+                f" {self.asked.rows} q"
+            )[0]
+        )
 
+# %% ../../nbs/data/05_sql.ipynb #91db5cd4
 def _kept(field: pa.Field) -> tuple[str, pa.DataType]:
     "How a column of PostgreSQL is asked for, and what it is then."
     name, about, t = _name(field.name), field.metadata or {}, field.type
     kind, size = about.get(b"POSTGRESQL:type", b""), int(about.get(b"POSTGRESQL:typmod", b"-1")) - 4
-    if kind == b"numeric" and 0 < size >> 16 <= 38: return name, pa.decimal128(size >> 16, size & 0x7ff)  # (precision << 16 | scale) + 4
+    # (precision << 16 | scale) + 4
+    if kind == b"numeric" and 0 < size >> 16 <= 38: return name, pa.decimal128(size >> 16, size & 0x7ff)
     if kind == b"numeric": return f"{name}::float8", pa.float64()
-    odd = kind == b"bpchar" or any(isinstance(x, pa.BaseExtensionType) for x in (t, getattr(t, "value_type", None))) or pa.types.is_interval(t)
+    odd = (
+        kind == b"bpchar"
+        or any(isinstance(x, pa.BaseExtensionType) for x in (t, getattr(t, "value_type", None)))
+        or pa.types.is_interval(t)
+    )
     return (f"{name}::text", pa.string()) if odd else (name, t)
 
 # %% ../../nbs/data/05_sql.ipynb #0d4a4050
-AWAY = r"closed the connection|Connection refused|Connection reset|could not (connect|receive|send|translate)|terminating connection|starting up|shutting down|not yet accepting|timeout expired|timed out|no connection|SQLSTATE: (08|57P)|begin transaction: \s*$|network is unreachable"
+AWAY = (
+    r"closed the connection|Connection refused|Connection reset|could not (connect|receive|send|translate)|terminating"
+    r" connection|starting up|shutting down|not yet accepting|timeout expired|timed out|no connection|SQLSTATE:"
+    r" (08|57P)|begin transaction: \s*$|network is unreachable"
+)
 
 @contextmanager
 def _telling(asked: _Asked):
-    try: yield
-    except ScalaiError: raise
-    except pa.ArrowInvalid: raise
+    try:
+        yield
+    except ScalaiError:
+        raise
+    except pa.ArrowInvalid:
+        raise
     except Exception as e:
         said = str(e)
-        if re.search(AWAY, said, re.I) or isinstance(e, OSError) and "libpq" in said: raise _Gone(_line(said)) from e
-        if type(e).__module__.split(".")[0] != "adbc_driver_manager" and not isinstance(e, OSError): raise
-        hint = ("Check user and password; PGPASSWORD and ~/.pgpass are heard." if "authentication" in said or "password" in said else
-                "Check the table's name, and its schema as in table=schema.name." if "42P01" in said else "Check the query; it is only allowed to read." if asked.table is None else "Check the address.")
+        if re.search(AWAY, said, re.I) or isinstance(e, OSError) and "libpq" in said:
+            raise _Gone(_line(said)) from e
+        if type(e).__module__.split(".")[0] != "adbc_driver_manager" and not isinstance(e, OSError):
+            raise
+        hint = (
+            "Check user and password; PGPASSWORD and ~/.pgpass are heard."
+            if "authentication" in said or "password" in said
+            else (
+                "Check the table's name, and its schema as in table=schema.name."
+                if "42P01" in said
+                else "Check the query; it is only allowed to read." if asked.table is None else "Check the address."
+            )
+        )
         raise BadRequest(f"{asked.uri}: {_line(said)}", hint, "source") from e
 
+# %% ../../nbs/data/05_sql.ipynb #befece6f
 def _line(said: str) -> str:  # what went wrong, of all that a driver says
     found = re.search(r"(?:ERROR|FATAL):\s*(.+)", said) or re.search(r"(?:failed: |\] )(.+)", said)
     return (found[1] if found else said).strip().splitlines()[0][:300]
@@ -129,9 +172,19 @@ class _SQLite:
         place = Path(self.asked.place)
         if not place.is_file():
             near = nearest(place.name, [p.name for p in place.parent.glob("*")] if place.parent.is_dir() else [])
-            raise BadRequest(f"There is no file {place}.", f"Did you mean {near!r}?" if near else "Check the path; an absolute one has four slashes: sqlite:////data/x.db.", "source")
+            raise BadRequest(
+                f"There is no file {place}.",
+                (
+                    f"Did you mean {near!r}?"
+                    if near
+                    else "Check the path; an absolute one has four slashes: sqlite:////data/x.db."
+                ),
+                "source",
+            )
         with self._told():
-            self.connection = sqlite3.connect(f"file:{quote(str(place))}?mode=ro", uri=True, timeout=30, isolation_level=None)
+            self.connection = sqlite3.connect(
+                f"file:{quote(str(place))}?mode=ro", uri=True, timeout=30, isolation_level=None
+            )
             self.connection.execute("PRAGMA query_only = on")
             self.connection.execute("BEGIN")  # one snapshot
 
@@ -141,11 +194,23 @@ class _SQLite:
     @contextmanager
     def _told(self):
         import sqlite3
-        try: yield
+        try:
+            yield
         except sqlite3.Error as e:
-            tables = [] if "not a database" in str(e) or not self.connection else [r[0] for r in self.connection.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")]
+            tables = (
+                []
+                if "not a database" in str(e) or not self.connection
+                else [
+                    r[0]
+                    for r in self.connection.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")
+                ]
+            )
             near = nearest(self.asked.table or "", tables)
-            hint = f"Did you mean {near!r}?" if near else f"It has: {', '.join(sorted(tables)[:20])}." if tables else "Check the file."
+            hint = (
+                f"Did you mean {near!r}?"
+                if near
+                else f"It has: {', '.join(sorted(tables)[:20])}." if tables else "Check the file."
+            )
             raise BadRequest(f"{self.asked.uri}: {e}", hint, "source") from e
 
     def ask(self, sql: str) -> list[tuple]:
@@ -161,30 +226,61 @@ class _SQLite:
 
     def key(self) -> str | None:
         schema, _, table = self.asked.table.rpartition(".")
-        keys = [r[1] for r in self.ask(f"PRAGMA {_name(schema) + '.' if schema else ''}table_info({_name(table)})") if r[5]]
+        keys = [
+            r[1] for r in self.ask(f"PRAGMA {_name(schema) + '.' if schema else ''}table_info({_name(table)})") if r[5]
+        ]
         return keys[0] if len(keys) == 1 else None
 
     def shape(self) -> dict[str, tuple[str, pa.DataType]]:  # name → SQL, type
         if not hasattr(self, "_shape"):
-            with self._told(): names = _once(self.asked, [c[0] for c in self.connection.execute(f"SELECT * FROM {self.asked.rows} q LIMIT 0").description])
-            stated = {r[1]: r[2].upper() for r in self.ask(f"PRAGMA table_info({_name(self.asked.table.rpartition('.')[2])})")} if self.asked.table else {}
-            found = self.ask("SELECT " + ", ".join(t.format(c=_name(n)) for n in names for t in TESTS) + f" FROM {self.asked.rows} q")[0]
+            with self._told():
+                names = _once(
+                    self.asked,
+                    [c[0] for c in self.connection.execute(f"SELECT * FROM {self.asked.rows} q LIMIT 0").description],
+                )
+            stated = (
+                {
+                    r[1]: r[2].upper()
+                    for r in self.ask(f"PRAGMA table_info({_name(self.asked.table.rpartition('.')[2])})")
+                }
+                if self.asked.table
+                else {}
+            )
+            found = self.ask(
+                "SELECT "
+                + ", ".join(t.format(c=_name(n)) for n in names for t in TESTS)
+                + f" FROM {self.asked.rows} q"
+            )[0]
             k = len(TESTS)
-            self._shape = {n: _typed(_name(n), stated.get(n, ""), *map(bool, found[i*k:i*k + k])) for i, n in enumerate(names)}
+            self._shape = {
+                n: _typed(_name(n), stated.get(n, ""), *map(bool, found[i * k : i * k + k]))
+                for i, n in enumerate(names)
+            }
         return self._shape
 
     def fingerprint(self) -> str:
         "Of all rows, in the order in which SQLite gives them."
         digest = hashlib.sha256()
-        for b in self.batches(_select(self)): digest.update(str(b).encode() if isinstance(b, pa.Schema) else b.serialize())
+        for b in self.batches(_select(self)):
+            digest.update(str(b).encode() if isinstance(b, pa.Schema) else b.serialize())
         return digest.hexdigest()
 
-# Whether any value is an integer, a real, text, a blob, neither 0 nor 1, no date, longer than a date, with a zone; whether all have a zone.
+# %% ../../nbs/data/05_sql.ipynb #8621001f
+# Whether any value is an integer, a real, text, a blob, neither 0 nor 1, no date, longer than a date, with a zone;
+# whether all have a zone.
 ZONE = "(substr({c}, 11) GLOB '*Z' OR substr({c}, 11) GLOB '*[+-][0-9][0-9]:[0-9][0-9]')"
-TESTS = [*(f"max(typeof({{c}}) = '{t}')" for t in ("integer", "real", "text", "blob")), "max({c} NOT IN (0, 1))",
-         "max({c} NOT GLOB '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]*')", "max(length({c}) > 10)", f"max({ZONE})", f"min({ZONE})"]
+TESTS = [
+    *(f"max(typeof({{c}}) = '{t}')" for t in ("integer", "real", "text", "blob")),
+    "max({c} NOT IN (0, 1))",
+    "max({c} NOT GLOB '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]*')",
+    "max(length({c}) > 10)",
+    f"max({ZONE})",
+    f"min({ZONE})",
+]
 
-def _typed(name: str, stated: str, integer, real, text, blob, beyond, undated, clock, zoned, all_zoned) -> tuple[str, pa.DataType]:
+def _typed(
+    name: str, stated: str, integer, real, text, blob, beyond, undated, clock, zoned, all_zoned
+) -> tuple[str, pa.DataType]:
     "How a column of SQLite is asked for, and what it is then."
     if "BOOL" in stated and integer and not (real or text or blob or beyond): return name, pa.bool_()
     if text and not (integer or real or blob or undated) and re.match("DATE|TIMESTAMP", stated) and zoned == all_zoned:
@@ -197,9 +293,13 @@ def _array(values: tuple, t: pa.DataType) -> pa.Array:
     if pa.types.is_boolean(t): return pa.array([None if v is None else bool(v) for v in values], t)
     return pa.array(values, pa.string()).cast(t) if pa.types.is_temporal(t) else pa.array(values, t)
 
+# %% ../../nbs/data/05_sql.ipynb #fdf02467
 def _once(asked: _Asked, names: list[str]) -> list[str]:
     twice = sorted({n for n in names if names.count(n) > 1})
-    if twice: raise BadRequest(f"{asked.uri}: the query names {twice[0]!r} twice.", "Give every column a name of its own: AS.", "source")
+    if twice:
+        raise BadRequest(
+            f"{asked.uri}: the query names {twice[0]!r} twice.", "Give every column a name of its own: AS.", "source"
+        )
     return names
 
 def _select(db, columns: list[str] | None = None) -> str:
@@ -212,23 +312,32 @@ def _database(uri: str):
     asked = _asked(uri)
     return _SQLite(asked) if urlsplit(str(uri)).scheme == "sqlite" else _Postgres(asked)
 
-def _ranges(db, rows: int) -> list[tuple[str, int]]:  # a condition in SQL, how many rows it has; "" where nothing divides them
+def _ranges(
+    db, rows: int
+) -> list[tuple[str, int]]:  # a condition in SQL, how many rows it has; "" where nothing divides them
     by = db.asked.by or (db.key() if db.asked.table else None)
     if by is None: return [("", 0)]
     c, of = _name(one_of(by, db.shape(), "column", "source")), f"FROM {db.asked.rows} q"
     total, known = db.ask(f"SELECT count(*), count({c}) {of}")[0]
     cuts = {}
-    for k, at in db.ask(f"SELECT {db.literal}, r FROM (SELECT {c} AS k, row_number() OVER (ORDER BY {c}) - 1 AS r {of} WHERE {c} IS NOT NULL) x WHERE r % {rows} = 0 ORDER BY r"):
+    for k, at in db.ask(
+        f"SELECT {db.literal}, r FROM (SELECT {c} AS k, row_number() OVER (ORDER BY {c}) - 1 AS r {of} WHERE {c} IS"
+        f" NOT NULL) x WHERE r % {rows} = 0 ORDER BY r"
+    ):
         cuts.setdefault(k, at)
     low, ends = list(cuts), [*list(cuts.values())[1:], known]
     lower, upper = ["", *(f"{c} >= {k}" for k in low[1:])], [*(f"{c} < {k}" for k in low[1:]), ""]
-    found = [(" AND ".join(x for x in pair if x) or f"{c} IS NOT NULL", end - cuts[k]) for *pair, k, end in zip(lower, upper, low, ends)]
+    found = [
+        (" AND ".join(x for x in pair if x) or f"{c} IS NOT NULL", end - cuts[k])
+        for *pair, k, end in zip(lower, upper, low, ends)
+    ]
     return found + [(f"{c} IS NULL", total - known)] if total > known or not found else found
 
 def pieces(uri: str, rows: int = 250_000, **options) -> list[dict]:
     "A partition for each range."
     with _opened(uri) as db: return [{"range": where} for where, _ in _ranges(db, rows)]
 
+# %% ../../nbs/data/05_sql.ipynb #304280e4
 @contextmanager
 def _opened(uri: str):
     db = _database(uri)
@@ -239,7 +348,9 @@ def _opened(uri: str):
     finally: db.close()
 
 def _away(db, e: Exception) -> Unreachable:
-    return Unreachable(f"{db.asked.uri} does not answer: {e}", "Check that the server runs, and its address.", "source")
+    return Unreachable(
+        f"{db.asked.uri} does not answer: {e}", "Check that the server runs, and its address.", "source"
+    )
 
 # %% ../../nbs/data/05_sql.ipynb #b5ab580e
 class _Reading:
@@ -250,25 +361,45 @@ class _Reading:
     def begin(self):
         self.db.open()
         if self.expect is None: return
-        if self.db.fingerprint() != self.expect: raise WorkFailed(f"{self.db.asked.uri} has changed since the ingest was planned.", "Ingest it again; the table is as it was.", "source")
+        if self.db.fingerprint() != self.expect:
+            raise WorkFailed(
+                f"{self.db.asked.uri} has changed since the ingest was planned.",
+                "Ingest it again; the table is as it was.",
+                "source",
+            )
 
     def held(self, sql: str, rows: int) -> list[pa.Table]:
         try:
             if self.db.connection is None: self.begin()
             return list(_tables(self.db, sql, rows))
-        except _Gone: self.db.close(); raise
+        except _Gone:
+            self.db.close()
+            raise
 
     def range(self, sql: str, rows: int) -> list[pa.Table]:
         if self.given and self.expect is None: return self.held(sql, rows)  # another snapshot may hold other rows
         return patiently(_Gone, self.held, sql, rows)
 
+# %% ../../nbs/data/05_sql.ipynb #77900dbd
 def _tables(db, sql: str, rows: int) -> Iterator[pa.Table]:
     stream, shape = db.batches(sql), db.shape()
     wanted = pa.schema([(f.name, shape[f.name][1]) for f in next(stream)])
     plain = lambda a, f: (a.storage if isinstance(a, pa.ExtensionArray) else a).cast(f.type)
-    try: yield from regroup((pa.RecordBatch.from_arrays([plain(a, f) for a, f in zip(b.columns, wanted)], schema=wanted) for b in stream), rows, wanted)
-    except pa.ArrowInvalid as e: raise BadRequest(f"{db.asked.uri}: {str(e)[:200]}", "Cast the column in a query: ?query=SELECT CAST(…).", "source") from e
+    try:
+        yield from regroup(
+            (
+                pa.RecordBatch.from_arrays([plain(a, f) for a, f in zip(b.columns, wanted)], schema=wanted)
+                for b in stream
+            ),
+            rows,
+            wanted,
+        )
+    except pa.ArrowInvalid as e:
+        raise BadRequest(
+            f"{db.asked.uri}: {str(e)[:200]}", "Cast the column in a query: ?query=SELECT CAST(…).", "source"
+        ) from e
 
+# %% ../../nbs/data/05_sql.ipynb #0a317f4b
 def read(uri: str, columns: list[str] | None = None, rows: int = 250_000,
          range: str | None = None,  # only these rows, as `pieces` names them
          expect: str | None = None,  # the fingerprint that the rows must have
@@ -281,14 +412,24 @@ def read(uri: str, columns: list[str] | None = None, rows: int = 250_000,
         sql = _select(db, columns)
         for where, n in _ranges(db, rows) if range is None else [(range, 0)]:
             asked = f"{sql} WHERE {where}" if where else sql
-            for t in reading.range(asked, rows) if where and n <= 2*rows else _tables(db, asked, rows):  # a value that very many rows have is not held
+            # a value that very many rows have is not held
+            for t in reading.range(asked, rows) if where and n <= 2*rows else _tables(db, asked, rows):
                 if t.num_rows: reading.given += t.num_rows; some = True; yield t
-        if not some: yield pa.schema([(n, t) for n, (_, t) in db.shape().items() if columns is None or n in columns]).empty_table()
+        if not some:
+            yield pa.schema(
+                [(n, t) for n, (_, t) in db.shape().items() if columns is None or n in columns]
+            ).empty_table()
     except _Gone as e:
         if not reading.given: raise _away(db, e) from e
-        raise Unreachable(f"{db.asked.uri} went away after {reading.given:,} rows: {e}", "Read it again when the server is there. An ingest with a key (by=) waits for it.", "source") from e
-    finally: db.close()
+        raise Unreachable(
+            f"{db.asked.uri} went away after {reading.given:,} rows: {e}",
+            "Read it again when the server is there. An ingest with a key (by=) waits for it.",
+            "source",
+        ) from e
+    finally:
+        db.close()
 
+# %% ../../nbs/data/05_sql.ipynb #7d4ba36e
 def schema(uri: str, columns: list[str] | None = None, **options) -> pa.Schema:
     with _opened(uri) as db:
         shape = db.shape()
@@ -298,5 +439,4 @@ def state(uri: str, before: list[dict] = ()) -> dict:
     "What the rows are now, for a plan: the same rows have the same fingerprint, in whatever order."
     with _opened(uri) as db: found = db.fingerprint()
     return {"sha256": hashlib.sha256(found.encode()).hexdigest(), "options": {"expect": found}}
-
 postgresql = sqlite = Source(read, schema, pieces, state)

@@ -13,16 +13,16 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import perf_counter, time
 from urllib.parse import unquote
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from fastcore.basics import patch
-
 from ..core import events
 from ..core.cluster import computing
 from ..core.errors import BadRequest, WorkFailed, nearest
 from ..core.device import on_backend, on_host
+
+# %% ../../nbs/data/08_table.ipynb #ddc12241
 from ..core.lock import locked
 from ..core.logs import logger
 from ..core.settings import Settings
@@ -31,7 +31,23 @@ from ..core.delta_log import commit_info
 from . import profile_store
 from .clean import clean
 from .contract import Contract
-from .partition import PERIOD, SLICE, Part, add_family, Pieces, Plan, agree, gathered, on_workers, prefix, process, summed, unique
+
+# %% ../../nbs/data/08_table.ipynb #7b806202
+from scalai_nb.data.partition import (
+    PERIOD,
+    SLICE,
+    Part,
+    add_family,
+    Pieces,
+    Plan,
+    agree,
+    gathered,
+    on_workers,
+    prefix,
+    process,
+    summed,
+    unique,
+)
 from .rules import Tally
 from .source import could_be_null, to_pandas
 from .types import type_name
@@ -40,7 +56,8 @@ from .types import type_name
 class Table:
     "A Delta table of this workspace, by name."
     def __init__(self, name: str, settings: Settings | None = None):
-        if not name.replace("-", "_").isidentifier(): raise BadRequest(f"{name!r} cannot name a table.", "Use letters, digits, _ and -.", "table")
+        if not name.replace("-", "_").isidentifier():
+            raise BadRequest(f"{name!r} cannot name a table.", "Use letters, digits, _ and -.", "table")
         self.name, self.settings = name, settings or Settings.load()
         self.path = profile_store.store(self.settings, "tables", name)
 
@@ -56,23 +73,38 @@ class Table:
         found = profile_store.delta(self.path, version)
         if found is None:
             near = nearest(self.name, [t for t in _names(self.settings)])
-            raise BadRequest(f"There is no table {self.name!r} in this workspace.", f"Did you mean {near!r}?" if near else "Fill one with: scalai ingest URI TABLE", "table")
+            raise BadRequest(
+                f"There is no table {self.name!r} in this workspace.",
+                f"Did you mean {near!r}?" if near else "Fill one with: scalai ingest URI TABLE",
+                "table",
+            )
         return found
 
     @property
     def known_as(self) -> str:  # to whoever keeps a record: its name, or its place where that is elsewhere
-        return self.name if str(self.path) == profile_store.store(self.settings, "tables", self.name) else str(self.path)
+        return (
+            self.name if str(self.path) == profile_store.store(self.settings, "tables", self.name) else str(self.path)
+        )
 
     @property
-    def exists(self) -> bool: return profile_store.delta(self.path) is not None
+    def exists(self) -> bool:
+        return profile_store.delta(self.path) is not None
+
     @property
-    def version(self) -> int: return self.delta().version()
+    def version(self) -> int:
+        return self.delta().version()
+
     def has(self, batch: str) -> bool: return settled(self, batch)[1]  # whether it came, and its rows are there now
     def __repr__(self): return f"Table({self.name!r})"
 
+# %% ../../nbs/data/08_table.ipynb #5cf8a8f5
 def _names(settings: Settings) -> list[str]:
     fs, root = filesystem(profile_store.store(settings, "tables"))
-    return sorted(p.rstrip("/").rsplit("/", 1)[-1] for p in fs.ls(root, detail=False) if fs.isdir(f"{p}/_delta_log")) if fs.isdir(root) else []
+    return (
+        sorted(p.rstrip("/").rsplit("/", 1)[-1] for p in fs.ls(root, detail=False) if fs.isdir(f"{p}/_delta_log"))
+        if fs.isdir(root)
+        else []
+    )
 
 # %% ../../nbs/data/08_table.ipynb #f66b4965
 def standing(table,  # deltalake.DeltaTable or None
@@ -91,10 +123,18 @@ def settled(target: Table, batch: str, whole: bool = False) -> tuple[str, bool]:
     name, there = standing(profile_store.delta(target.path), batch, whole)
     return name, there or refused_whole(target, name)
 
-def refused_whole(target: Table, batch: str) -> bool:  # such a batch is committed in the quarantine, and makes no version of the table
+def refused_whole(
+    target: Table, batch: str
+) -> bool:  # such a batch is committed in the quarantine, and makes no version of the table
     "Whether a batch is there whose every row was rejected."
-    return profile_store.committed(profile_store.delta(profile_store.store(target.settings, "quarantine", target.name)), f"batch:{batch}") is not None
+    return (
+        profile_store.committed(
+            profile_store.delta(profile_store.store(target.settings, "quarantine", target.name)), f"batch:{batch}"
+        )
+        is not None
+    )
 
+# %% ../../nbs/data/08_table.ipynb #2d3dd85e
 def _said(table, batch: str) -> dict:  # of the table, or of its quarantine for a batch that is there whole
     "What a batch's commit says of itself."
     place = table.table_uri
@@ -105,7 +145,9 @@ def told_of(target: Table, batch: str) -> dict:
     "What a settled batch's commit says of itself, wherever it is."
     table = profile_store.delta(target.path)
     if profile_store.committed(table, f"batch:{batch}") is not None: return _said(table, batch)
-    return _said(profile_store.delta(profile_store.store(target.settings, "quarantine", target.name)), batch) | {"version": None if table is None else table.version()}
+    return _said(profile_store.delta(profile_store.store(target.settings, "quarantine", target.name)), batch) | {
+        "version": None if table is None else table.version()
+    }
 
 # %% ../../nbs/data/08_table.ipynb #ad93f6d6
 @patch(as_prop=True)
@@ -129,13 +171,25 @@ def _mode(h: dict) -> str:  # create, append, overwrite, or Delta's word for wha
     mode = str((h.get("operationParameters") or {}).get("mode", h.get("operation"))).lower()
     return "create" if mode == "errorifexists" else mode
 
+# %% ../../nbs/data/08_table.ipynb #36a55c57
 @patch
 def versions(self: Table) -> list[dict]:  # newest first: version, at (UTC), mode, and what the writer said
     "What happened to the table."
     from datetime import datetime, timezone
-    said = lambda h: {k: int(h[k]) if h[k].isdigit() and k not in ("batch", "source") else h[k] for k in ("batch", "source", "rows_in", "rows_good", "rows_refused") if k in h}
-    return [{"version": h["version"], "at": datetime.fromtimestamp(h["timestamp"]/1000, timezone.utc).isoformat(timespec="seconds"),
-             "mode": _mode(h), **said(h)} for h in self.delta().history()]
+    said = lambda h: {
+        k: int(h[k]) if h[k].isdigit() and k not in ("batch", "source") else h[k]
+        for k in ("batch", "source", "rows_in", "rows_good", "rows_refused")
+        if k in h
+    }
+    return [
+        {
+            "version": h["version"],
+            "at": datetime.fromtimestamp(h["timestamp"] / 1000, timezone.utc).isoformat(timespec="seconds"),
+            "mode": _mode(h),
+            **said(h),
+        }
+        for h in self.delta().history()
+    ]
 
 # %% ../../nbs/data/08_table.ipynb #42cbdb5c
 def _seen(self: Table, version: int | None):  # the Delta table, its rows, and an event that says so
@@ -151,12 +205,21 @@ def _there(self: Table, found, version: int | None) -> None:
     fs, root = filesystem(self.path)
     for path in pa.table(found.get_add_actions())["path"].to_pylist():
         if path not in kept and not fs.exists(f"{root}/{unquote(path)}"):
-            raise BadRequest(f"The rows of version {version} of {self.name} were taken away by a vacuum.", f"Its profile is kept: Table({self.name!r}).profile(version={version}).", "table")
+            raise BadRequest(
+                f"The rows of version {version} of {self.name} were taken away by a vacuum.",
+                f"Its profile is kept: Table({self.name!r}).profile(version={version}).",
+                "table",
+            )
 
 def _pick(self: Table, names: list[str], columns: list[str] | None) -> list[str]:
     from scalai_nb.core.errors import one_of
-    return [one_of(c, names, f"column of {self.name}:", "table") for c in columns] if columns is not None else [n for n in names if n != PERIOD]
+    return (
+        [one_of(c, names, f"column of {self.name}:", "table") for c in columns]
+        if columns is not None
+        else [n for n in names if n != PERIOD]
+    )
 
+# %% ../../nbs/data/08_table.ipynb #0ff8b8ed
 @patch
 def dataset(self: Table, version: int | None = None):  # a pyarrow Dataset
     "The rows of a version, none of which is read yet."
@@ -172,7 +235,9 @@ def arrow(self: Table, version: int | None = None, columns: list[str] | None = N
     return rows.to_table(_pick(self, rows.schema.names, columns), filter=expression(filter, rows.schema))
 
 @patch
-def batches(self: Table, version: int | None = None, columns: list[str] | None = None, rows: int = 250_000, filter=None) -> Iterator[pa.Table]:
+def batches(
+    self: Table, version: int | None = None, columns: list[str] | None = None, rows: int = 250_000, filter=None
+) -> Iterator[pa.Table]:
     "The rows as a stream of Arrow tables; at least one."
     from scalai_nb.data.loader import expression
     _, data = _seen(self, version)
@@ -192,9 +257,11 @@ def _read(piece: tuple[str, int, int], columns=None, schema=None, nullable=froze
         file = pq.ParquetFile(f)
         rows = file.read_row_groups(range(first, last), [c for c in columns if c in file.schema_arrow.names])
     for c in columns:
-        if c not in rows.column_names: rows = rows.append_column(schema.field(c), pa.nulls(rows.num_rows, schema.field(c).type))
+        if c not in rows.column_names:
+            rows = rows.append_column(schema.field(c), pa.nulls(rows.num_rows, schema.field(c).type))
     return to_pandas(rows.select(columns).cast(pa.schema([schema.field(c) for c in columns])), nullable)
 
+# %% ../../nbs/data/08_table.ipynb #a0f30ea7
 @patch
 def frame(self: Table, version: int | None = None, columns: list[str] | None = None):  # dask.dataframe.DataFrame
     "A lazy frame, pandas or cuDF as Dask is set; integer columns that hold nulls are `Int64`."
@@ -202,7 +269,11 @@ def frame(self: Table, version: int | None = None, columns: list[str] | None = N
     table, rows = _seen(self, version)
     shape = pa.schema([rows.schema.field(c) for c in _pick(self, rows.schema.names, columns)])
     files, most = pa.table(table.get_add_actions(flatten=True)), self.settings.data.rows_per_part
-    nulls = {c: pc.sum(n).as_py() if not (n := files[f"null_count.{c}"]).null_count else None for c in shape.names if f"null_count.{c}" in files.column_names}
+    nulls = {
+        c: pc.sum(n).as_py() if not (n := files[f"null_count.{c}"]).null_count else None
+        for c in shape.names
+        if f"null_count.{c}" in files.column_names
+    }
     nullable, pieces = could_be_null(shape, nulls), []
     for fragment in rows.get_fragments():
         groups = [g.num_rows for g in fragment.row_groups]
@@ -211,8 +282,18 @@ def frame(self: Table, version: int | None = None, columns: list[str] | None = N
             if i == len(groups) or sum(groups[first:i + 1]) > most:
                 pieces.append((_uri(self.path, fragment.path), first, i)); first = i
     if not pieces: return on_backend(dd.from_pandas(to_pandas(shape.empty_table(), nullable), npartitions=1))
-    return on_backend(dd.from_map(_read, pieces, schema=shape, nullable=nullable, meta=to_pandas(shape.empty_table(), nullable), label=f"read-{self.name}"))
+    return on_backend(
+        dd.from_map(
+            _read,
+            pieces,
+            schema=shape,
+            nullable=nullable,
+            meta=to_pandas(shape.empty_table(), nullable),
+            label=f"read-{self.name}",
+        )
+    )
 
+# %% ../../nbs/data/08_table.ipynb #ae69150c
 def _uri(place: str, path: str) -> str: return path if not is_url(place) else f"{place.split('://')[0]}://{path}"
 
 @patch
@@ -221,7 +302,10 @@ def sample(self: Table, n: int = 10, seed: int = 0, version: int | None = None):
     _, rows = _seen(self, version)
     total = self.count(version)
     at = np.sort(np.random.default_rng(seed).choice(total, min(n, total), replace=False))
-    return to_pandas(rows.take(pa.array(at, pa.int64()), columns=_pick(self, rows.schema.names, None)), could_be_null(self.schema, {}))
+    return to_pandas(
+        rows.take(pa.array(at, pa.int64()), columns=_pick(self, rows.schema.names, None)),
+        could_be_null(self.schema, {}),
+    )
 
 # %% ../../nbs/data/08_table.ipynb #962b80c4
 @dataclass
@@ -241,7 +325,8 @@ class Written:
 # %% ../../nbs/data/08_table.ipynb #e8b0a797
 def _parts(plan: Plan, frame) -> list[Part]:
     "The pass over every part of what was given."
-    if isinstance(frame, pa.Table): return [process(plan, (frame.slice(i, SLICE) for i in range(0, max(1, len(frame)), SLICE)), 0)]
+    if isinstance(frame, pa.Table):
+        return [process(plan, (frame.slice(i, SLICE) for i in range(0, max(1, len(frame)), SLICE)), 0)]
     if type(frame).__module__.split(".")[0] in ("pandas", "cudf"): return _parts(plan, on_host(frame))
     if hasattr(frame, "to_delayed"):
         import dask
@@ -270,22 +355,49 @@ def _stream(plan: Plan, tables: Iterator[pa.Table], workers: int = os.cpu_count(
 
 # %% ../../nbs/data/08_table.ipynb #ecb112e5
 def _commit(plan: Plan, parts: list[Part], mode: str, facts: dict, settings: Settings) -> tuple[int | None, bool]:
-    "Quarantine, profiles, table. Raises `history.Moved` where keys were compared with a version that is no longer the newest."
+    """Quarantine, profiles, table.
+
+    Raises `history.Moved` where keys were compared with a version that is no longer the newest."""
     sums, follows = _sums(parts), facts["follows"]
     plan.contract.refuse(sum((p.tally for p in parts), Tally()), facts["rows_good"])
     pens, files = [x for p in parts for x in p.pens], [a for p in parts for a, _, _ in p.files]
-    if pens and not files and not plan.guard and (mode == "append" or follows < 0): return _refuse_whole(plan, pens, facts)
-    if pens: _pen_commit(plan, pens, f"rows:{plan.batch}/{plan.attempt}", outcome=profile_store.number(*sorted(a.path for a, _ in pens)))
+    if pens and not files and not plan.guard and (mode == "append" or follows < 0):
+        return _refuse_whole(plan, pens, facts)
+    if pens:
+        _pen_commit(
+            plan,
+            pens,
+            f"rows:{plan.batch}/{plan.attempt}",
+            outcome=profile_store.number(*sorted(a.path for a, _ in pens)),
+        )
     profile_store.record(plan.name, sums, plan.batch, version=follows + 1, settings=settings, attempt=plan.attempt)
     schema = next((p.schema for p in parts if p.files), parts[0].schema)
     if mode != "overwrite": follows = _evolve(plan.place, schema, follows if plan.uniques else None)
-    return profile_store.commit(plan.place, f"batch:{plan.batch}", files, schema.append(pa.field(PERIOD, pa.string())), [PERIOD], facts=facts, attempt=plan.attempt, began=plan.began,
-                          guard=plan.guard, expect=follows if plan.uniques and mode != "overwrite" else None, **_replaced(plan, mode, parts))
+    return profile_store.commit(
+        plan.place,
+        f"batch:{plan.batch}",
+        files,
+        schema.append(pa.field(PERIOD, pa.string())),
+        [PERIOD],
+        facts=facts,
+        attempt=plan.attempt,
+        began=plan.began,
+        guard=plan.guard,
+        expect=follows if plan.uniques and mode != "overwrite" else None,
+        **_replaced(plan, mode, parts),
+    )
 
-def _replaced(plan: Plan, mode: str, parts: list[Part]) -> dict:  # what goes when a batch comes, and the marks that say so
+# %% ../../nbs/data/08_table.ipynb #1492ff07
+def _replaced(
+    plan: Plan, mode: str, parts: list[Part]
+) -> dict:  # what goes when a batch comes, and the marks that say so
     periods = _periods_of(parts)
     if mode == "overwrite": return dict(replace={}, marks=["replace"])
-    return dict(replace={PERIOD: periods}, marks=[f"replace:{p}" for p in periods]) if mode == "replace-period" and periods else dict(marks=list(plan.guard or ()))
+    return (
+        dict(replace={PERIOD: periods}, marks=[f"replace:{p}" for p in periods])
+        if mode == "replace-period" and periods
+        else dict(marks=list(plan.guard or ()))
+    )
 
 def _periods_of(parts: list[Part]) -> list: return sorted({p for part in parts for _, p, _ in part.files}, key=str)
 
@@ -294,17 +406,30 @@ def _sums(parts: list[Part]) -> dict:  # (period, fold) → Profile
     for p in parts: add_family(family, p.family)
     return family
 
+# %% ../../nbs/data/08_table.ipynb #9768137d
 def _pen_commit(plan: Plan, pens: list[tuple], name: str, **how) -> tuple[int, bool]:
     "An attempt's refused rows; they count once the batch is there from this attempt."
     shape = pa.unify_schemas([s for _, s in pens])
     _evolve(plan.pen, shape)
-    return profile_store.commit(plan.pen, name, [a for a, _ in pens], shape, prefix=f"{plan.prefix}-{plan.attempt}", began=plan.began, closable=True, **how)
+    return profile_store.commit(
+        plan.pen,
+        name,
+        [a for a, _ in pens],
+        shape,
+        prefix=f"{plan.prefix}-{plan.attempt}",
+        began=plan.began,
+        closable=True,
+        **how,
+    )
 
-def _refuse_whole(plan: Plan, pens: list[tuple], facts: dict) -> tuple[int | None, bool]:  # version of the table, whether the batch was there before
+def _refuse_whole(
+    plan: Plan, pens: list[tuple], facts: dict
+) -> tuple[int | None, bool]:  # version of the table, whether the batch was there before
     "The batch, its rows and what is said of it, in one commit of the quarantine: the table stays as it is."
     _, already = _pen_commit(plan, pens, f"batch:{plan.batch}", facts=facts, attempt=plan.attempt)
     return (None if facts["follows"] < 0 else facts["follows"]), already
 
+# %% ../../nbs/data/08_table.ipynb #d6fe514a
 def _evolve(place: str, schema: pa.Schema, expect: int | None = None) -> int | None:  # the version to expect next
     "Make a Delta table's columns those of its next rows: add what it lacks, widen what is too narrow."
     from deltalake import Schema
@@ -312,7 +437,11 @@ def _evolve(place: str, schema: pa.Schema, expect: int | None = None) -> int | N
     table = profile_store.delta(place)
     if table is None: return expect
     whole = pa.schema(table.schema().to_arrow())
-    if wider := {f.name: f.type for f in schema if f.name in whole.names and pa.types.is_floating(f.type) and pa.types.is_integer(whole.field(f.name).type)}:
+    if wider := {
+        f.name: f.type
+        for f in schema
+        if f.name in whole.names and pa.types.is_floating(f.type) and pa.types.is_integer(whole.field(f.name).type)
+    }:
         if expect is not None and table.version() != expect: raise profile_store.Moved
         _widen(place, table, wider)
         table, expect = profile_store.delta(place), None if expect is None else expect + 1
@@ -320,7 +449,7 @@ def _evolve(place: str, schema: pa.Schema, expect: int | None = None) -> int | N
     new = Schema.from_arrow(pa.schema([f for f in schema if f.name not in have])).fields
     if not new: return expect
     if expect is not None and table.version() != expect: raise profile_store.Moved
-    try: table.alter.add_columns(new)
+    try:table.alter.add_columns(new)
     except CommitFailedError as e: raise profile_store.Moved from e
     return None if expect is None else expect + 1
 
@@ -334,19 +463,44 @@ def _widen(place: str, table, wider: dict[str, pa.DataType]) -> None:
     files, adds, (fs, root) = pa.table(table.get_add_actions(flatten=True)), [], filesystem(place)
     for path, period in zip(files["path"].to_pylist(), files[f"partition.{PERIOD}"].to_pylist()):
         with fs.open(f"{root}/{unquote(path)}") as f: rows = pq.ParquetFile(f).read()
-        adds.append(profile_store.add_file(place, f"wide-{uuid.uuid4().hex}.parquet", rows.cast(to(rows.schema)), {PERIOD: period}))
-    try: table.create_write_transaction(adds, "overwrite", Schema.from_arrow(to(pa.schema(table.schema().to_arrow()))), partition_by=[PERIOD], commit_properties=CommitProperties(max_commit_retries=0))
-    except CommitFailedError as e: raise profile_store.Moved from e  # the files are left to a vacuum: a store may have the commit that it did not confirm
+        adds.append(
+            profile_store.add_file(
+                place, f"wide-{uuid.uuid4().hex}.parquet", rows.cast(to(rows.schema)), {PERIOD: period}
+            )
+        )
+    try:
+        table.create_write_transaction(
+            adds,
+            "overwrite",
+            Schema.from_arrow(to(pa.schema(table.schema().to_arrow()))),
+            partition_by=[PERIOD],
+            commit_properties=CommitProperties(max_commit_retries=0),
+        )
+    # the files are left to a vacuum: a store may have the commit that it did not confirm
+    except CommitFailedError as e:
+        raise profile_store.Moved from e
 
+# %% ../../nbs/data/08_table.ipynb #5ecf9466
 def _wide(schema: pa.Schema, contract: Contract, key: tuple, name: str, settings: Settings) -> pa.Schema:
-    "A table's columns as the contract lets them grow. A whole number that float64 cannot hold keeps its column as it is."
+    """A table's columns as the contract lets them grow.
+
+    A whole number that float64 cannot hold keeps its column as it is."""
     def grown(f):
         wanted = contract.arrow(f.name)
-        if not (wanted and pa.types.is_floating(wanted) and pa.types.is_integer(f.type)) or "widen" not in contract.evolve: return f
+        if (
+            not (wanted and pa.types.is_floating(wanted) and pa.types.is_integer(f.type))
+            or "widen" not in contract.evolve
+        ):
+            return f
         seen = Table(name, settings).profile()
         low, high = (seen[f.name].min or 0, seen[f.name].max or 0) if f.name in seen else (0, 0)
         if f.name in key or max(-low, high) > 1 << 53:
-            raise BadRequest(f"Column {f.name!r} of table {name!r} cannot become float64: it {'is a key' if f.name in key else 'holds whole numbers above 2⁵³'}.", "Give the new rows whole numbers, or write a table of another name.", "table")
+            raise BadRequest(
+                f"Column {f.name!r} of table {name!r} cannot become float64: it"
+                f" {'is a key' if f.name in key else 'holds whole numbers above 2⁵³'}.",
+                "Give the new rows whole numbers, or write a table of another name.",
+                "table",
+            )
         return f.with_type(pa.float64())
     return pa.schema([grown(f) for f in schema])
 
@@ -354,50 +508,104 @@ def _wide(schema: pa.Schema, contract: Contract, key: tuple, name: str, settings
 def _outcome(name: str, batch: str, settings: Settings, start: float) -> Written:
     "What a batch that is there already did: its commit says so."
     said = told_of(Table(name, settings), batch)
-    if said["version"] is not None: events.emit("output", table=name, version=said["version"])  # whoever asks for it stands for it, also when another attempt wrote it
-    return Written(name, said["version"], *(int(said[k]) for k in ("rows_in", "rows_good", "rows_refused")), json.loads(said["refused"]), perf_counter() - start, True, json.loads(said.get("cleaned", "{}")))
+    # whoever asks for it stands for it, also when another attempt wrote it
+    if said["version"] is not None: events.emit("output", table=name, version=said["version"])
+    return Written(
+        name,
+        said["version"],
+        *(int(said[k]) for k in ("rows_in", "rows_good", "rows_refused")),
+        json.loads(said["refused"]),
+        perf_counter() - start,
+        True,
+        json.loads(said.get("cleaned", "{}")),
+    )
 
+# %% ../../nbs/data/08_table.ipynb #4c7c0e20
 def _plan(name, contract, key, period, batch, fold, settings, table, names, prepare, guard) -> Plan:
     "Settle what the parts need, and refuse what cannot work before anything is written."
-    contract = contract if isinstance(contract, Contract) else Contract.load(contract) if contract is not None else Contract()
+    contract = (
+        contract if isinstance(contract, Contract) else Contract.load(contract) if contract is not None else Contract()
+    )
     listed = lambda x: () if x is None else (x,) if isinstance(x, str) else tuple(x)
     key, fold = listed(key) or tuple(contract.key), listed(fold)
     contract = replace(contract, key=key).ready(settings)
-    if contract.clean and names: names = clean(pa.table({n: pa.array([], pa.string()) for n in names}), contract)[0].column_names
-    final = [n for n in dict.fromkeys([*names, *contract.columns]) if contract.extra == "keep" or n in contract.columns]
+    if contract.clean and names:
+        names = clean(pa.table({n: pa.array([], pa.string()) for n in names}), contract)[0].column_names
+    final = [
+        n for n in dict.fromkeys([*names, *contract.columns]) if contract.extra == "keep" or n in contract.columns
+    ]
     for what, c in [("key", c) for c in key] + [("fold", c) for c in fold]:
         if final and c not in final:
             near = nearest(c, final)
-            raise BadRequest(f"The {what} names column {c!r}, which the rows lack.", f"Did you mean {near!r}?" if near else f"They have: {', '.join(final[:20])}.", "table")
+            raise BadRequest(
+                f"The {what} names column {c!r}, which the rows lack.",
+                f"Did you mean {near!r}?" if near else f"They have: {', '.join(final[:20])}.",
+                "table",
+            )
     column = isinstance(period, str) and period in final
     if isinstance(period, str) and not column and (near := nearest(period, final)):
-        raise BadRequest(f"Period {period!r} is no column, and too like one to be a period's name.", f"Did you mean the column {near!r}?", "table")
+        raise BadRequest(
+            f"Period {period!r} is no column, and too like one to be a period's name.",
+            f"Did you mean the column {near!r}?",
+            "table",
+        )
     schema = None
     if table is not None:
         schema = pa.schema([f for f in pa.schema(table.schema().to_arrow()) if f.name != PERIOD])
         schema = _wide(schema, contract, key, name, settings)
-        if "fold" in schema.names and not fold and "fold" not in final: raise BadRequest(f"Table {name!r} has folds; these rows would have none.", "Give fold=, the key columns that the folds are drawn from.", "table")
+        if "fold" in schema.names and not fold and "fold" not in final:
+            raise BadRequest(
+                f"Table {name!r} has folds; these rows would have none.",
+                "Give fold=, the key columns that the folds are drawn from.",
+                "table",
+            )
         for n, r in contract.columns.items():
             if n not in schema.names: schema = schema.append(pa.field(n, contract.arrow(n) or pa.string()))
         if fold and "fold" not in schema.names:
-            raise BadRequest(f"Table {name!r} has no folds, and the rows that it holds would get none.", "Leave fold out, or write the rows to a new table with it.", "table")
-    return Plan(name, profile_store.store(settings, "tables", name), profile_store.store(settings, "quarantine", name), batch, uuid.uuid4().hex[:8], contract, schema,
-                 tuple(contract.uniques()), period, column, fold, settings.data.folds, prepare, settings.data.rows_per_part, settings.monitor.period, time(), guard)
+            raise BadRequest(
+                f"Table {name!r} has no folds, and the rows that it holds would get none.",
+                "Leave fold out, or write the rows to a new table with it.",
+                "table",
+            )
+    return Plan(
+        name,
+        profile_store.store(settings, "tables", name),
+        profile_store.store(settings, "quarantine", name),
+        batch,
+        uuid.uuid4().hex[:8],
+        contract,
+        schema,
+        tuple(contract.uniques()),
+        period,
+        column,
+        fold,
+        settings.data.folds,
+        prepare,
+        settings.data.rows_per_part,
+        settings.monitor.period,
+        time(),
+        guard,
+    )
 
 # %% ../../nbs/data/08_table.ipynb #93ca9a5c
-def write(frame,  # Dask or pandas frame, Arrow table, or an iterator of Arrow tables
-          name: str,  # of the table
-          contract: Contract | str | Path | None = None,  # rows that break it go to quarantine
-          key: str | list[str] | None = None,  # columns that name a row: never null, never twice in the table
-          period: str | None = None,  # a column (a time gives its month, or what `[monitor] period` says), or one name for all rows, as "2013-06"
-          batch: str | None = None,  # name of this write: it is done once; default: a new one
-          mode: str = "append",  # append, overwrite, or replace-period (of the periods that come)
-          fold: str | list[str] | None = None,  # key columns: adds int8 `fold` by their hash
-          settings: Settings | None = None,
-          source: str | None = None,  # where the rows come from, kept in the commit: a URI, or `table@version`
-          prepare=None,  # a function of each part: what the iterator gives → (raw rows, cleaned rows, Verdict or None)
-          guard: dict[str, int | None] | None = None,  # transaction names of the table: `history.Overtaken` where one has another number than this
-         ) -> Written:
+def write(
+    frame,  # Dask or pandas frame, Arrow table, or an iterator of Arrow tables
+    name: str,  # of the table
+    contract: Contract | str | Path | None = None,  # rows that break it go to quarantine
+    key: str | list[str] | None = None,  # columns that name a row: never null, never twice in the table
+    period: (
+        str | None
+    ) = None,  # a column (a time gives its month, or what `[monitor] period` says), or one name for all rows, as "2013-06"
+    batch: str | None = None,  # name of this write: it is done once; default: a new one
+    mode: str = "append",  # append, overwrite, or replace-period (of the periods that come)
+    fold: str | list[str] | None = None,  # key columns: adds int8 `fold` by their hash
+    settings: Settings | None = None,
+    source: str | None = None,  # where the rows come from, kept in the commit: a URI, or `table@version`
+    prepare=None,  # a function of each part: what the iterator gives → (raw rows, cleaned rows, Verdict or None)
+    guard: (
+        dict[str, int | None] | None
+    ) = None,  # transaction names of the table: `history.Overtaken` where one has another number than this
+) -> Written:
     "Make the next version of a table, and the profiles of its parts, in one pass."
     from scalai_nb.core.errors import one_of
     start, settings, batch = perf_counter(), settings or Settings.load(), batch or uuid.uuid4().hex
@@ -405,30 +613,61 @@ def write(frame,  # Dask or pandas frame, Arrow table, or an iterator of Arrow t
     target = Table(name, settings)
     batch, there = settled(target, batch, mode != "append")
     if there: return _outcome(name, batch, settings, start)
-    if mode == "replace-period" and period is None: raise BadRequest("replace-period needs to know the rows' period.", "Give period=, a column or a name.", "table")
+    if mode == "replace-period" and period is None:
+        raise BadRequest(
+            "replace-period needs to know the rows' period.", "Give period=, a column or a name.", "table"
+        )
     frame, names = _named(frame, prepare)
-    plan = _plan(name, contract, key, period, batch, fold, settings, profile_store.delta(target.path) if mode != "overwrite" else None, names, prepare, guard)
+    plan = _plan(
+        name,
+        contract,
+        key,
+        period,
+        batch,
+        fold,
+        settings,
+        profile_store.delta(target.path) if mode != "overwrite" else None,
+        names,
+        prepare,
+        guard,
+    )
     with batch_lock(settings, name, batch):
         if settled(target, batch)[1]: return _outcome(name, batch, settings, start)
         try:
             parts = _parts(plan, frame)
-            done = _finish(plan, parts, mode, settings, ({"source": source} if source else {}) | (frame.facts if isinstance(frame, Pieces) else {}))
+            done = _finish(
+                plan,
+                parts,
+                mode,
+                settings,
+                ({"source": source} if source else {}) | (frame.facts if isinstance(frame, Pieces) else {}),
+            )
         except BaseException as e:
             owner = _over(plan, settings, failed=e)
             if owner is None or not isinstance(e, Exception): raise _told(e, name) or e
-            return replace(_outcome(name, batch, settings, start), already=owner != plan.attempt)  # another attempt was quicker, or the answer to this one's commit was lost
+            # another attempt was quicker, or the answer to this one's commit was lost
+            return replace(_outcome(name, batch, settings, start), already=owner != plan.attempt)
         owner = _over(plan, settings, {a.path for p in parts for a, _, _ in p.files})
         if done[2]: return replace(_outcome(name, batch, settings, start), already=owner != plan.attempt)
     if done[1] is not None: events.emit("output", table=name, version=done[1])
     return Written(name, done[1], *done[0][:4], perf_counter() - start, cleaned=done[0][4])
 
+# %% ../../nbs/data/08_table.ipynb #b1765c95
 def _told(e: BaseException, name: str) -> WorkFailed | None:
     "What befell a write, where it is no fault of the rows: no room, or workers that die again and again."
     numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # deltalake says them in words, under a number of its own
     if isinstance(e, OSError) and (e.errno in numbers or any(f"os error {n}" in str(e) for n in numbers)):
-        return WorkFailed(f"No room is left where table {name!r} lies: {str(e).splitlines()[0][:200]}", "Make room and run it again; nothing was written.", "table")
+        return WorkFailed(
+            f"No room is left where table {name!r} lies: {str(e).splitlines()[0][:200]}",
+            "Make room and run it again; nothing was written.",
+            "table",
+        )
     if type(e).__name__ == "KilledWorker":  # of distributed, which is not loaded for it
-        return WorkFailed(f"Workers that made parts of table {name!r} died, several times at the same part.", "Give them more memory, or make [data] rows_per_part smaller; nothing was written.", "table")
+        return WorkFailed(
+            f"Workers that made parts of table {name!r} died, several times at the same part.",
+            "Give them more memory, or make [data] rows_per_part smaller; nothing was written.",
+            "table",
+        )
 
 def _named(frame, prepare) -> tuple:  # the frame, and its columns; [] where only the contract knows them
     if isinstance(frame, pa.Table): return frame, frame.column_names
@@ -437,27 +676,57 @@ def _named(frame, prepare) -> tuple:  # the frame, and its columns; [] where onl
     from itertools import chain
     stream = iter(frame)
     first = next(stream, None)
-    if first is None: raise BadRequest("There is nothing to write: the iterator gave no table.", "Give at least one, if only for its columns.", "table")
+    if first is None:
+        raise BadRequest(
+            "There is nothing to write: the iterator gave no table.",
+            "Give at least one, if only for its columns.",
+            "table",
+        )
     return chain([first], stream), first.column_names
 
-def _finish(plan: Plan, parts: list[Part], mode: str, settings: Settings, said: dict) -> tuple:  # (in, good, refused, reasons, cleaned), version, already
+# %% ../../nbs/data/08_table.ipynb #16459d5e
+def _finish(
+    plan: Plan, parts: list[Part], mode: str, settings: Settings, said: dict
+) -> tuple:  # (in, good, refused, reasons, cleaned), version, already
     "Resolve keys against the newest version and commit; again, when somebody else was quicker."
     for n in range(profile_store.TRIES):
         table = profile_store.delta(plan.place)
-        if (at := profile_store.committed(table, f"batch:{plan.batch}")) is not None: return None, at, True  # its rows would be found to repeat themselves
-        unique(plan, parts, None if mode == "overwrite" else table, _periods_of(parts) if mode == "replace-period" else [])
+        # its rows would be found to repeat themselves
+        if (at := profile_store.committed(table, f"batch:{plan.batch}")) is not None: return None, at, True
+        unique(
+            plan, parts, None if mode == "overwrite" else table, _periods_of(parts) if mode == "replace-period" else []
+        )
         rows, good, refused = sum(p.rows for p in parts), sum(n for p in parts for _, _, n in p.files), {}
         for p in parts:
             for w, n in p.refused.items(): refused[w] = refused.get(w, 0) + n
         cleaned = sum((p.tally for p in parts), Tally()).changed
-        facts = _how(plan, rows - good) | dict(batch=plan.batch, cleaned=json.dumps(cleaned, sort_keys=True), rows_in=rows, rows_good=good, rows_refused=rows - good, refused=json.dumps(refused, sort_keys=True),
-                     periods=json.dumps(_periods_of(parts)), follows=-1 if table is None else table.version(), **said)
-        try: version, already = _commit(plan, parts, mode, facts, settings)
-        except profile_store.Moved: profile_store.back_off(n); continue
+        facts = _how(plan, rows - good) | dict(
+            batch=plan.batch,
+            cleaned=json.dumps(cleaned, sort_keys=True),
+            rows_in=rows,
+            rows_good=good,
+            rows_refused=rows - good,
+            refused=json.dumps(refused, sort_keys=True),
+            periods=json.dumps(_periods_of(parts)),
+            follows=-1 if table is None else table.version(),
+            **said,
+        )
+        try:
+            version, already = _commit(plan, parts, mode, facts, settings)
+        except profile_store.Moved:
+            profile_store.back_off(n)
+            continue
         return (rows, good, rows - good, refused, cleaned), version, already
-    raise WorkFailed(f"Table {plan.name!r}: other writers came first {profile_store.TRIES} times.", "Run it again; nothing was written.", "table")
+    raise WorkFailed(
+        f"Table {plan.name!r}: other writers came first {profile_store.TRIES} times.",
+        "Run it again; nothing was written.",
+        "table",
+    )
 
-def _how(plan: Plan, refused: int) -> dict:  # what those need to know who bring refused rows back, or ask by which contract rows came
+# %% ../../nbs/data/08_table.ipynb #4d051cff
+def _how(
+    plan: Plan, refused: int
+) -> dict:  # what those need to know who bring refused rows back, or ask by which contract rows came
     run = {"run": os.environ["SCALAI_RUN"]} if "SCALAI_RUN" in os.environ else {}  # also of one that never ends
     if not refused and not plan.contract.columns: return run
     how = {"contract": plan.contract.to_dict(), "period": plan.period, "fold": plan.fold}
@@ -465,7 +734,9 @@ def _how(plan: Plan, refused: int) -> dict:  # what those need to know who bring
 
 # %% ../../nbs/data/08_table.ipynb #297f593f
 def batch_lock(settings: Settings, name: str, batch: str) -> AbstractContextManager[None]:
-    "Be the only writer of a batch in this workspace, so that its work is not done twice. What holds between workspaces is the table's log alone."
+    """Be the only writer of a batch in this workspace, so that its work is not done twice.
+
+    What holds between workspaces is the table's log alone."""
     return locked(settings.path("locks", f"{name}-{prefix(batch)}"), remove=True)
 
 # %% ../../nbs/data/08_table.ipynb #973ec50f
@@ -497,8 +768,10 @@ def _tidy(plan: Plan, owner: str | None, kept: set[str], settings: Settings) -> 
         named = profile_store.forget(plan.pen, plan.prefix, owner, lying)
         profile_store.forget(profile_store.store(settings, "windows"), profile_store.prefix_of(plan.name, plan.batch), owner)
     else: named = profile_store.named(plan.pen)
-    _remove(plan.pen, [f for f in lying if f not in (named or ()) and (named is not None or f.startswith(mine))])  # others' could be committed yet where there is no log
+    # others' could be committed yet where there is no log
+    _remove(plan.pen, [f for f in lying if f not in (named or ()) and (named is not None or f.startswith(mine))])
 
+# %% ../../nbs/data/08_table.ipynb #0c624b4f
 def _lying(place: str, prefix: str) -> list[str]:
     "Files in a Delta folder that begin with a prefix; of half-written ones the folder, without its dot."
     fs, path = filesystem(place)
@@ -516,18 +789,27 @@ def _remove(place: str, files: list[str]) -> None:
 
 # %% ../../nbs/data/08_table.ipynb #d753ee40
 @patch
-def profiles(self: Table, by: str | tuple[str, ...] | None = "period", version: int | None = None, period=None, fold=None) -> dict:
+def profiles(
+    self: Table, by: str | tuple[str, ...] | None = "period", version: int | None = None, period=None, fold=None
+) -> dict:
     "Profiles by period, fold, or both; keys in order."
     found = self.delta(version)
     version = found.version()
     events.emit("input", table=self.known_as, version=version)
-    try: known = profile_store.recall(self.name, period=None, by=("period", "fold"), version=version, settings=self.settings)
+    try:
+        known = profile_store.recall(
+            self.name, period=None, by=("period", "fold"), version=version, settings=self.settings
+        )
     except WorkFailed as e:
-        if e.kind != "window": raise
+        if e.kind != "window":
+            raise
         known = {}  # damaged; the rows are there
     if sum(p.rows for p in known.values()) != self.count(version): known = _profiled(self, version)
     listed = lambda x: list(x) if isinstance(x, (list, tuple, set)) else [x]
-    some = {n: None if v is None else {profile_store._word(n, x) for x in listed(v)} for n, v in (("period", period), ("fold", fold))}
+    some = {
+        n: None if v is None else {profile_store._word(n, x) for x in listed(v)}
+        for n, v in (("period", period), ("fold", fold))
+    }
     among = lambda n, x: some[n] is None or x in some[n]
     names, groups = () if by is None else (by,) if isinstance(by, str) else tuple(by), {}
     for (p, f), profile in known.items():
@@ -536,6 +818,7 @@ def profiles(self: Table, by: str | tuple[str, ...] | None = "period", version: 
         groups.setdefault(key if len(names) > 1 else key[0] if names else None, []).append(profile)
     return {k: sum(v[1:], v[0]) for k, v in groups.items()}
 
+# %% ../../nbs/data/08_table.ipynb #d6cde537
 @patch
 def profile(self: Table, period=None, fold=None, version: int | None = None):  # Profile
     "The profile of a version, or of some of its periods and folds; no row is read."
@@ -550,7 +833,13 @@ def _profiled(self: Table, version: int) -> dict:  # (period, fold) → Profile,
         part = pa.Table.from_batches([batch])
         if not len(part): continue
         for p in pc.unique(part[PERIOD]).to_pylist() if PERIOD in part.column_names else [None]:
-            some = part if PERIOD not in part.column_names else part.filter(pc.is_null(part[PERIOD]) if p is None else pc.fill_null(pc.equal(part[PERIOD], p), False)).drop_columns(PERIOD)
+            some = (
+                part
+                if PERIOD not in part.column_names
+                else part.filter(
+                    pc.is_null(part[PERIOD]) if p is None else pc.fill_null(pc.equal(part[PERIOD], p), False)
+                ).drop_columns(PERIOD)
+            )
             for f, x in (profile(some, by="fold") if "fold" in some.column_names else {None: profile(some)}).items():
                 key = (p, None if f is None else int(f))
                 out[key] = out[key] + x if key in out else x
@@ -593,18 +882,29 @@ def quarantine(self: Table):  # Quarantine
 
 # %% ../../nbs/data/08_table.ipynb #9dc37ce4
 @patch(cls_method=True)
-def list(cls: Table, settings: Settings | None = None) -> list[dict]:  # name, version, rows, refused, columns, bytes, at
+def list(
+    cls: Table, settings: Settings | None = None
+) -> list[dict]:  # name, version, rows, refused, columns, bytes, at
     "The workspace's tables."
     settings, out = settings or Settings.load(), []
     for name in _names(settings):
         t = Table(name, settings)
         table = t.delta()
         files = pa.table(table.get_add_actions(flatten=True))
-        out.append({"name": name, "version": table.version(), "rows": t.count(), "refused": t.quarantine.rows, "columns": len(t.schema),
-                    "bytes": pc.sum(files["size_bytes"]).as_py() or 0, "at": t.versions()[0]["at"]})
+        out.append(
+            {
+                "name": name,
+                "version": table.version(),
+                "rows": t.count(),
+                "refused": t.quarantine.rows,
+                "columns": len(t.schema),
+                "bytes": pc.sum(files["size_bytes"]).as_py() or 0,
+                "at": t.versions()[0]["at"],
+            }
+        )
     return out
 
-
+# %% ../../nbs/data/08_table.ipynb #7065cba7
 @patch
 def describe(self: Table,
              n: int = 5,  # rows of each kind
@@ -614,14 +914,28 @@ def describe(self: Table,
     pen, rows = self.quarantine, lambda f: f.astype(object).where(f.notna(), None).to_dict("records")
     found = self.delta(version)
     columns = {f.name: type_name(f.type) for f in pa.schema(found.schema().to_arrow()) if f.name != PERIOD}
-    return {"name": self.name, "version": found.version(), "rows": self.count(version), "refused": pen.count(version), "columns": columns,
-            "versions": [h for h in self.versions() if h["version"] <= found.version()], "reasons": pen.reasons(version), "sample": rows(self.sample(n, version=version)),
-            "quarantine": rows(pen.sample(n, version=version).drop(columns=["_batch", "_period"]))}
+    return {
+        "name": self.name,
+        "version": found.version(),
+        "rows": self.count(version),
+        "refused": pen.count(version),
+        "columns": columns,
+        "versions": [h for h in self.versions() if h["version"] <= found.version()],
+        "reasons": pen.reasons(version),
+        "sample": rows(self.sample(n, version=version)),
+        "quarantine": rows(pen.sample(n, version=version).drop(columns=["_batch", "_period"])),
+    }
 
 # %% ../../nbs/data/08_table.ipynb #cbedac87
 @patch
 def _repr_html_(self: Table) -> str:
     from html import escape
     if not self.exists: return f"<p>table <b>{escape(self.name)}</b>: not written yet</p>"
-    lines = "".join(f"<tr><td style=text-align:left>{escape(f.name)}<td style=text-align:left>{escape(str(f.type))}</tr>" for f in self.schema)
-    return f"<table><caption>{escape(self.name)}, version {self.version}: {self.rows:,} rows, {self.quarantine.rows:,} refused</caption><tr><th>column<th>type</tr>{lines}</table>"
+    lines = "".join(
+        f"<tr><td style=text-align:left>{escape(f.name)}<td style=text-align:left>{escape(str(f.type))}</tr>"
+        for f in self.schema
+    )
+    return (
+        f"<table><caption>{escape(self.name)}, version {self.version}: {self.rows:,} rows, {self.quarantine.rows:,}"
+        f" refused</caption><tr><th>column<th>type</tr>{lines}</table>"
+    )

@@ -39,8 +39,14 @@ def is_text(t: pa.DataType) -> bool:
 
 def is_binary(t: pa.DataType) -> bool:
     "Whether a type is bytes."
-    return pa.types.is_binary(t) or pa.types.is_large_binary(t) or pa.types.is_binary_view(t) or pa.types.is_fixed_size_binary(t)
+    return (
+        pa.types.is_binary(t)
+        or pa.types.is_large_binary(t)
+        or pa.types.is_binary_view(t)
+        or pa.types.is_fixed_size_binary(t)
+    )
 
+# %% ../../nbs/data/01_types.ipynb #eb345ec3
 def is_list(t: pa.DataType) -> bool:
     "Whether a type is a list in any of Arrow's layouts; a map is none."
     is_ = pa.types
@@ -59,7 +65,9 @@ _PLAIN = ({"bool": pa.bool_(), "string": pa.string(), "binary": pa.binary(), "da
           | {f"{u}int{n}": getattr(pa, f"{u}int{n}")() for n in (8, 16, 32, 64) for u in ("", "u")}
           | {f"time[{u}]": pa.time32(u) if u in ("s", "ms") else pa.time64(u) for u in ("s", "ms", "us", "ns")}
           | {f"duration[{u}]": pa.duration(u) for u in ("s", "ms", "us", "ns")})
-_WORDS = re.compile(r'\s*("(?:[^"\\]|\\.)*"|timestamp\[\w+(?:, ?(?:tz=)?[\w/+:-]+)?\]|decimal\d*\(\d+, ?-?\d+\)|\w+\[\w+\]|\w+|[<>,:])')
+_WORDS = re.compile(
+    r'\s*("(?:[^"\\]|\\.)*"|timestamp\[\w+(?:, ?(?:tz=)?[\w/+:-]+)?\]|decimal\d*\(\d+, ?-?\d+\)|\w+\[\w+\]|\w+|[<>,:])'
+)
 
 @functools.cache
 def arrow_type(name: str) -> pa.DataType:
@@ -74,9 +82,14 @@ def arrow_type(name: str) -> pa.DataType:
     if words: raise _unknown(name)
     return made
 
+# %% ../../nbs/data/01_types.ipynb #59acd4a4
 def _unknown(name: str) -> BadRequest:
     near = nearest(name, [*_PLAIN, *_ALIAS])
-    return BadRequest(f"Unknown type {name!r} in a contract.", f"Did you mean {near!r}?" if near else f"Known: {', '.join(_PLAIN)}.", "contract")
+    return BadRequest(
+        f"Unknown type {name!r} in a contract.",
+        f"Did you mean {near!r}?" if near else f"Known: {', '.join(_PLAIN)}.",
+        "contract",
+    )
 
 # %% ../../nbs/data/01_types.ipynb #eb62d798
 def _parsed(words: list[str]) -> pa.DataType:  # the words of one type are taken from the front
@@ -155,11 +168,14 @@ def clock(values: "pa.Array | pa.ChunkedArray",  # times of day
 
 # %% ../../nbs/data/01_types.ipynb #d6e67c4a
 def coded_text(meta) -> list[str]:  # of a pyarrow.parquet.FileMetaData
-    "Text columns that a Parquet file keeps as codes, by their size: codes of a small dictionary take less than 4 bytes a row."
+    """Text columns that a Parquet file keeps as codes, by their size:
+
+    codes of a small dictionary take less than 4 bytes a row."""
     size, text = {}, {f.name for f in meta.schema.to_arrow_schema() if type_name(f.type) in ("string", "binary")}
     for group in map(meta.row_group, range(meta.num_row_groups)) if text else ():
         for c in map(group.column, range(meta.num_columns)):
-            if c.path_in_schema in text: size[c.path_in_schema] = size.get(c.path_in_schema, 0) + c.total_uncompressed_size
+            if c.path_in_schema in text:
+                size[c.path_in_schema] = size.get(c.path_in_schema, 0) + c.total_uncompressed_size
     return [n for n, b in size.items() if b < 4*meta.num_rows]
 
 # %% ../../nbs/data/01_types.ipynb #41679b41
@@ -186,7 +202,8 @@ def _stored_decimal(precision: int, scale: int) -> pa.DataType | None:
 
 def _stored_nested(t: pa.DataType) -> pa.DataType | None:
     parts = [t.key_type, t.item_type] if pa.types.is_map(t) else [t.value_type] if is_list(t) else [f.type for f in t]
-    kept = [None if pa.types.is_duration(p) or pa.types.is_time(p) else stored_type(p) for p in parts]  # Arrow casts no part of a nest by itself
+    # Arrow casts no part of a nest by itself
+    kept = [None if pa.types.is_duration(p) or pa.types.is_time(p) else stored_type(p) for p in parts]
     if not kept or None in kept or not (is_list(t) or pa.types.is_map(t) or pa.types.is_struct(t)): return None
     if pa.types.is_struct(t): return pa.struct([f.with_type(k) for f, k in zip(t, kept)])
     return pa.map_(*kept) if pa.types.is_map(t) else pa.list_(*kept)
@@ -196,8 +213,11 @@ def stored(values: pa.ChunkedArray, name: str) -> pa.ChunkedArray:  # text that 
     "Convert a column to what a table keeps. Raises `BadRequest` where no table can hold it."
     t, to = values.type, stored_type(values.type)
     if to is None:
-        raise BadRequest(f"Column {name!r}: no table holds values of type {t}.",
-                         "Give the column another type in the contract, as string or float64, or drop it in `clean`.", "table")
+        raise BadRequest(
+            f"Column {name!r}: no table holds values of type {t}.",
+            "Give the column another type in the contract, as string or float64, or drop it in `clean`.",
+            "table",
+        )
     if pa.types.is_duration(t): return in_seconds(values)
     if pa.types.is_time(t): return clock(values)
     if pa.types.is_run_end_encoded(t): values = pc.run_end_decode(values)
@@ -218,7 +238,6 @@ def _halving(values: pa.Array, type: pa.DataType, safe: bool) -> pa.Array:  # nu
         if len(values) <= 1: return pa.nulls(len(values), type)
         half = len(values)//2
         return pa.concat_arrays([_halving(values[:half], type, safe), _halving(values[half:], type, safe)])
-
 _LOOKS = [  # Arrow raises at a bad value, which costs 60 µs each: leave out beforehand what cannot be right
     (pa.types.is_integer, r"^-?\d{1,20}$"),
     (pa.types.is_floating, r"^(?i:[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf(inity)?|[+-]?nan)$"),
@@ -227,6 +246,7 @@ _LOOKS = [  # Arrow raises at a bad value, which costs 60 µs each: leave out be
     (lambda t: pa.types.is_date(t) or pa.types.is_timestamp(t),
      r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])([ T]\d\d(:\d\d(:[0-5]\d(\.\d{1,9})?)?)?(Z|[+-]\d\d(:?\d\d)?)?)?$")]
 
+# %% ../../nbs/data/01_types.ipynb #59292e2c
 def _from_text(values: pa.Array, type: pa.DataType) -> pa.Array:
     "Distinct texts to a type; null where a text is not one."
     if pa.types.is_integer(type): values = pc.replace_substring_regex(values, r"^\+|\.0*$", "")
@@ -245,20 +265,29 @@ def _from_text(values: pa.Array, type: pa.DataType) -> pa.Array:
     local = pc.assume_timezone(local, "UTC")  # a time of no zone is taken as UTC, and the reverse
     return pc.coalesce(local, moment).cast(type)
 
-def _narrow(values: pa.Array, type: pa.DataType) -> pa.Array:  # numbers to an integer type; null where one does not fit
+# %% ../../nbs/data/01_types.ipynb #078c7df6
+def _narrow(
+    values: pa.Array, type: pa.DataType
+) -> pa.Array:  # numbers to an integer type; null where one does not fit
     low, high = (int(x) for x in (np.iinfo(type.to_pandas_dtype()).min, np.iinfo(type.to_pandas_dtype()).max))
-    if pa.types.is_uint64(values.type): fits = pc.less_equal(values, pa.scalar(high, pa.uint64()))
+    if pa.types.is_uint64(values.type):
+        fits = pc.less_equal(values, pa.scalar(high, pa.uint64()))
     elif pa.types.is_floating(values.type):  # the largest floats below 2⁶³ and 2⁶⁴
         high = min(high, high - (high >> 53)) if high > 2**53 else high
-        fits = pc.and_(pc.equal(values, pc.trunc(values)), pc.and_(pc.greater_equal(values, float(low)), pc.less_equal(values, float(high))))
-    else: fits = pc.and_(pc.greater_equal(values, max(low, -2**63)), pc.less_equal(values, min(high, 2**63 - 1)))
+        fits = pc.and_(
+            pc.equal(values, pc.trunc(values)),
+            pc.and_(pc.greater_equal(values, float(low)), pc.less_equal(values, float(high))),
+        )
+    else:
+        fits = pc.and_(pc.greater_equal(values, max(low, -(2**63))), pc.less_equal(values, min(high, 2**63 - 1)))
     return pc.cast(pc.if_else(fits, values, None), type)
 
 # %% ../../nbs/data/01_types.ipynb #0da93ede
 def leading_zeros(texts: "pa.Array | pa.ChunkedArray") -> "pa.Array | pa.ChunkedArray":  # bool
     "Which texts are numbers whose leading zeros a number would lose, as 007."
     could = functools.reduce(pc.or_, (pc.starts_with(texts, s) for s in ("0", "-0", "+0", " ")))  # few, and found fast
-    if not pc.any(pc.match_substring_regex(pc.unique(texts.filter(could)), r"^\s*[+-]?0\d")).as_py(): return pa.repeat(False, len(texts))
+    if not pc.any(pc.match_substring_regex(pc.unique(texts.filter(could)), r"^\s*[+-]?0\d")).as_py():
+        return pa.repeat(False, len(texts))
     start = pc.utf8_slice_codeunits(pc.utf8_trim_whitespace(texts), 0, 3)
     return pc.fill_null(pc.match_substring_regex(start, r"^([+-]0\d|0\d)"), False)
 
@@ -276,26 +305,34 @@ def _sound(words: pa.Array, nulls: tuple[str, ...]) -> bool:  # whether codes ma
 
 def one_array(values: "pa.Array | pa.ChunkedArray") -> pa.Array:
     "A column in one piece, without a copy where it is one; run-end encoding is decoded."
-    if isinstance(values, pa.ChunkedArray): values = values.chunk(0) if values.num_chunks == 1 else pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)
+    if isinstance(values, pa.ChunkedArray):
+        values = (
+            values.chunk(0)
+            if values.num_chunks == 1
+            else pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)
+        )
     return pc.run_end_decode(values) if pa.types.is_run_end_encoded(values.type) else values
 
-def cast(values: pa.Array | pa.ChunkedArray, type: pa.DataType,
-         nulls: tuple[str, ...] = (),  # texts that mean null
-        ) -> tuple[pa.Array, np.ndarray | None]:  # the values, null where they cannot be cast; and a mask of those, if any
+# %% ../../nbs/data/01_types.ipynb #0acd6104
+def cast(
+    values: pa.Array | pa.ChunkedArray, type: pa.DataType, nulls: tuple[str, ...] = ()  # texts that mean null
+) -> tuple[pa.Array, np.ndarray | None]:  # the values, null where they cannot be cast; and a mask of those, if any
     "Cast a column, marking what cannot be."
     values = one_array(values)
     if pa.types.is_dictionary(values.type):
-        if values.type.value_type == type and pa.types.is_string(type) and _sound(values.dictionary, nulls): return values, None
+        if values.type.value_type == type and pa.types.is_string(type) and _sound(values.dictionary, nulls):
+            return values, None
         values = values.dictionary_decode()
     text = is_text(values.type)
     if text:
         words = [*nulls, *(() if is_text(type) or is_binary(type) else ("",))]
-        if words and pc.any(hit := pc.is_in(values, pa.array(words, values.type))).as_py(): values = pc.if_else(hit, pa.scalar(None, values.type), values)
+        if words and pc.any(hit := pc.is_in(values, pa.array(words, values.type))).as_py():
+            values = pc.if_else(hit, pa.scalar(None, values.type), values)
     if values.type == type: return values, None
     if _seconds_as(values.type, type): values = in_seconds(values)
     if pa.types.is_time(values.type) and is_text(type): values = clock(values)
     exact = not (pa.types.is_timestamp(values.type) or pa.types.is_integer(values.type) and pa.types.is_floating(type))
-    try: return pc.cast(values, type, safe=exact), None  # the usual case, whole
+    try:return pc.cast(values, type, safe=exact), None  # the usual case, whole
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError): pass
     if len(values) == 0: return pa.array([], type), None
     done = _each(values, type, text, exact)
@@ -306,10 +343,13 @@ def _seconds_as(have: pa.DataType, type: pa.DataType) -> bool:  # whether length
     if pa.types.is_duration(have): return not pa.types.is_duration(type)
     return pa.types.is_time(have) and (pa.types.is_integer(type) or pa.types.is_floating(type))
 
+# %% ../../nbs/data/01_types.ipynb #f83145e0
 def _each(values: pa.Array, type: pa.DataType, text: bool, exact: bool) -> pa.Array:
     "Cast distinct values; null where one cannot be cast."
     if pa.types.is_nested(type) or pa.types.is_nested(values.type): return pa.nulls(len(values), type)
     coded = values.dictionary_encode()
     words = coded.dictionary if not text else coded.dictionary.cast(pa.string())
     number = pa.types.is_integer(type) and (pa.types.is_floating(words.type) or pa.types.is_integer(words.type))
-    return (_from_text(words, type) if text else _narrow(words, type) if number else _halving(words, type, exact)).take(coded.indices)
+    return (
+        _from_text(words, type) if text else _narrow(words, type) if number else _halving(words, type, exact)
+    ).take(coded.indices)

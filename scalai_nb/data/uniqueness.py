@@ -26,11 +26,15 @@ class Unique:
     @property
     def reason(self) -> str: return f"{self.word}: duplicate" if self.keep == "first" else f"{self.word}: not the last"
 
-def repeated(table: pa.Table, columns: list[str] | tuple[str, ...], keep: str = "first") -> np.ndarray:  # true for every row but the one that stays
+
+def repeated(
+    table: pa.Table, columns: list[str] | tuple[str, ...], keep: str = "first"
+) -> np.ndarray:  # true for every row but the one that stays
     "Which rows repeat the values of an earlier row (of a later one, where the last stays)."
     import pandas as pd
     frame = table.select(list(columns)).to_pandas(types_mapper=pd.ArrowDtype)
     return (frame.duplicated(keep=keep) & frame.notna().all(axis=1)).to_numpy(bool)
+
 
 def key_hash(rows: pa.Table, columns: list[str] | tuple[str, ...]) -> np.ndarray:  # uint64, equal for equal values
     "One hash a row, over several columns."
@@ -41,6 +45,7 @@ def key_hash(rows: pa.Table, columns: list[str] | tuple[str, ...]) -> np.ndarray
 # %% ../../nbs/data/09_uniqueness.ipynb #e35cf855
 HELD = 2_000_000  # keys held in memory
 
+# %% ../../nbs/data/09_uniqueness.ipynb #34a5bc41
 class Repeats:
     "Finds the rows of a stream that repeat a key."
     def __init__(self, unique: Unique,
@@ -55,7 +60,11 @@ class Repeats:
         "Take the keys of a part."
         keys, hashes = rows.select(list(self.unique.columns)), key_hash(rows, self.unique.columns)
         self.schema = self.schema or keys.schema
-        self.held.append(keys.cast(self.schema).append_column("_at", pa.array(at, pa.int64())).append_column("_hash", pa.array(hashes)))
+        self.held.append(
+            keys.cast(self.schema)
+            .append_column("_at", pa.array(at, pa.int64()))
+            .append_column("_hash", pa.array(hashes))
+        )
         self.seen[hashes >> np.uint64(40)] = True
         self.rows += len(rows)
         if self.rows > self.most: self._spill()
@@ -76,17 +85,23 @@ class Repeats:
         self.held, self.rows = [], 0
 
     def _file(self, bucket: int, schema: pa.Schema):
-        if bucket not in self.files: self.files[bucket] = pa.ipc.new_file(str(Path(self.folder.name)/f"{bucket}.arrow"), schema)
+        if bucket not in self.files:
+            self.files[bucket] = pa.ipc.new_file(str(Path(self.folder.name) / f"{bucket}.arrow"), schema)
         return self.files[bucket]
 
     def found(self, but: np.ndarray = np.zeros(0, np.int64),  # rows that have gone for another reason
              ) -> np.ndarray:  # int64, sorted
         "Numbers of the rows that repeat another's key."
-        if self.folder is None: parts = [self.held] if self.held else []
+        if self.folder is None:
+            parts = [self.held] if self.held else []
         else:
-            if self.held: self._spill()
-            for f in self.files.values(): f.close()
-            parts = ([pa.ipc.open_file(str(Path(self.folder.name)/f"{b}.arrow")).read_all()] for b in sorted(self.files))
+            if self.held:
+                self._spill()
+            for f in self.files.values():
+                f.close()
+            parts = (
+                [pa.ipc.open_file(str(Path(self.folder.name) / f"{b}.arrow")).read_all()] for b in sorted(self.files)
+            )
         out = np.concatenate([np.zeros(0, np.int64), *(self._repeats(pa.concat_tables(p), but) for p in parts)])
         return np.sort(out[out >= 0])
 

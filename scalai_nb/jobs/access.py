@@ -12,7 +12,16 @@ from pathlib import Path
 from ..core import events
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC
-CHILDREN = {"subprocess.Popen", "os.system", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.exec", "pty.spawn"}
+CHILDREN = {
+    "subprocess.Popen",
+    "os.system",
+    "os.fork",
+    "os.forkpty",
+    "os.posix_spawn",
+    "os.spawn",
+    "os.exec",
+    "pty.spawn",
+}
 READ, WRITTEN = 1, 2  # bits
 
 # %% ../../nbs/jobs/02_access.ipynb #dce1029d
@@ -21,7 +30,8 @@ class Access:
     def __init__(self, root: Path | str):
         self.root = os.path.abspath(root) + os.sep
         self.left_out = tuple(p + os.sep for p in {sys.prefix, sys.base_prefix} if (p + os.sep).startswith(self.root))
-        self.known, self.files = {}, {}  # path as given: bits; path within the workspace: READ where that came first, WRITTEN
+        # path as given: bits; path within the workspace: READ where that came first, WRITTEN
+        self.known, self.files = {}, {}
         self.variables, self.assigned, self.settings = {}, set(), set()
         self.passed = {}  # variables of the last pass through all, each with the very text that was given out
 
@@ -30,7 +40,8 @@ class Access:
         if event != "open":
             if event in CHILDREN: self.settings.add("*")  # a child process may read any setting
             elif event == "os.chdir": self.known.clear()
-            elif event in ("os.rename", "os.link") and not isinstance(args[1], int): self.opened(args[1], WRITTEN)  # a file that is put in place
+            # a file that is put in place
+            elif event in ("os.rename", "os.link") and not isinstance(args[1], int): self.opened(args[1], WRITTEN)
             return
         path, _, flags = args
         bit = WRITTEN if type(flags) is int and flags & WRITES else READ
@@ -48,24 +59,36 @@ class Access:
         if not full.startswith(self.root) or full.startswith(self.left_out): return
         inside = full[len(self.root):]
         if any(part.startswith(".") or part == "__pycache__" for part in inside.split(os.sep)): return
-        self.files[inside] = self.files.get(inside, 0) | bit if self.files.get(inside) != WRITTEN else WRITTEN  # what it wrote first, it may read
+        # what it wrote first, it may read
+        self.files[inside] = self.files.get(inside, 0) | bit if self.files.get(inside) != WRITTEN else WRITTEN
 
 # %% ../../nbs/jobs/02_access.ipynb #70434dda
 def _by_workspace(access: Access) -> bool:
     "Whether a cell, or a module of the workspace, is what asks `os.environ`."
-    frame, library = sys._getframe(2), (os.__file__, sys.modules["collections.abc"].__file__, "<frozen os>", "<frozen _collections_abc>")
+    frame, library = sys._getframe(2), (
+        os.__file__,
+        sys.modules["collections.abc"].__file__,
+        "<frozen os>",
+        "<frozen _collections_abc>",
+    )
     while frame and frame.f_code.co_filename in library: frame = frame.f_back
     if frame is None: return False
     path = frame.f_code.co_filename
-    return frame.f_globals.get("__name__") == "__main__" or path.startswith(access.root) and not path.startswith(access.left_out)
+    return (
+        frame.f_globals.get("__name__") == "__main__"
+        or path.startswith(access.root)
+        and not path.startswith(access.left_out)
+    )
 
+# %% ../../nbs/jobs/02_access.ipynb #3279ea35
 def _watch_variables(access: Access):
     "Note each name that is looked up, from now on."
     kind = type(os.environ)
     get, put, each = kind.__getitem__, kind.__setitem__, kind.__iter__
 
     def __getitem__(self, name):
-        if name not in access.variables and access.passed.get(name) is not name and _by_workspace(access): access.variables[name] = name not in access.assigned
+        if name not in access.variables and access.passed.get(name) is not name and _by_workspace(access):
+            access.variables[name] = name not in access.assigned
         return get(self, name)
 
     def __setitem__(self, name, value):
@@ -101,7 +124,11 @@ def watch(root: Path | str) -> Access:
 
 def report(access: Access, sent: dict) -> dict:  # as `sent`, without what that has
     "What is new since `sent`, which is brought up to date."
-    now = dict(files=dict(access.files), variables=[n for n, outside in list(access.variables.items()) if outside], settings=sorted(access.settings))
+    now = dict(
+        files=dict(access.files),
+        variables=[n for n, outside in list(access.variables.items()) if outside],
+        settings=sorted(access.settings),
+    )
     new = dict(files={p: b for p, b in now["files"].items() if sent.get("files", {}).get(p) != b},
                **{k: [n for n in now[k] if n not in sent.get(k, ())] for k in ("variables", "settings")})
     sent.update(now)

@@ -30,35 +30,73 @@ class Task:
     after: tuple[str, ...] = ()  # ids of the tasks that it waits for
     over: str = ""  # the task whose list it is mapped over
 
-
 class Seconds(float):
     "A span of time: `timedelta(seconds=…)` in the file."
-
-
 FLOW = {"name", "path", "steps", "needs", "parameters", "warm", "nested"}
-KNOWN = {"name", "notebook", "workflow", "parameters", "needs", "when", "each", "grid", "at_once", "item", "timeout", "retries", "always", "inputs"}
+KNOWN = {
+    "name",
+    "notebook",
+    "workflow",
+    "parameters",
+    "needs",
+    "when",
+    "each",
+    "grid",
+    "at_once",
+    "item",
+    "timeout",
+    "retries",
+    "always",
+    "inputs",
+}
+
+# %% ../../nbs/jobs/14_airflow.ipynb #5f0240c5
 LONGEST = 250  # characters of an id in Airflow
 SLACK = 60  # seconds between a step's own end by time and Airflow's
-
 
 def _told(step: Step, flow: Workflow, id: str) -> dict:
     "A step's words as literals, or a `BadRequest` that names the step."
     where = f"Step {step.name!r} of {flow.path}"
-    strange = [n for n, f in type(step).model_fields.items() if n not in KNOWN and getattr(step, n) != f.get_default(call_default_factory=True)]
-    if strange: raise BadRequest(f"{where} says `{strange[0]}`, for which an export to Airflow has no words.", f"Leave `{strange[0]}` out, or run the workflow with: scalai run {flow.path.name}")
-    if len(id) + len(".elements") > LONGEST: raise BadRequest(f"{where} would have an id of {len(id)} characters in Airflow, which takes {LONGEST}.", "Give it, or the steps around it, a shorter name.")
-    try: return dict(parameters=plain(step.parameters, "parameters"), **{k: plain(v, k) for k, v in dict(each=step.each, grid=step.grid).items() if v})
-    except BadRequest as e: raise BadRequest(f"{where}: {e.message}", "Write it as text.") from e
+    strange = [
+        n
+        for n, f in type(step).model_fields.items()
+        if n not in KNOWN and getattr(step, n) != f.get_default(call_default_factory=True)
+    ]
+    if strange:
+        raise BadRequest(
+            f"{where} says `{strange[0]}`, for which an export to Airflow has no words.",
+            f"Leave `{strange[0]}` out, or run the workflow with: scalai run {flow.path.name}",
+        )
+    if len(id) + len(".elements") > LONGEST:
+        raise BadRequest(
+            f"{where} would have an id of {len(id)} characters in Airflow, which takes {LONGEST}.",
+            "Give it, or the steps around it, a shorter name.",
+        )
+    try:
+        return dict(
+            parameters=plain(step.parameters, "parameters"),
+            **{k: plain(v, k) for k, v in dict(each=step.each, grid=step.grid).items() if v},
+        )
+    except BadRequest as e:
+        raise BadRequest(f"{where}: {e.message}", "Write it as text.") from e
 
 # %% ../../nbs/jobs/14_airflow.ipynb #e1db879d
-def tasks(flow: Workflow,
-          root: Path,  # of the workspace
-          prefix: str = "",  # of ids: the groups around it, as in `model.`
-          inside: str | None = None,  # the task that begins the group
-         ) -> tuple[list[Task], dict[str, str | tuple]]:  # and by step, the task that holds its results; of `each` and `grid`, the elements, the task and which of both
-    "The tasks of a workflow, in an order in which they can run. Raises `BadRequest` for what Airflow has no words for."
+def tasks(
+    flow: Workflow,
+    root: Path,  # of the workspace
+    prefix: str = "",  # of ids: the groups around it, as in `model.`
+    inside: str | None = None,  # the task that begins the group
+) -> tuple[
+    list[Task], dict[str, str | tuple]
+]:  # and by step, the task that holds its results; of `each` and `grid`, the elements, the task and which of both
+    """The tasks of a workflow, in an order in which they can run.
+
+    Raises `BadRequest` for what Airflow has no words for."""
     if strange := next((f.name for f in fields(flow) if f.name not in FLOW and getattr(flow, f.name)), None):
-        raise BadRequest(f"{flow.path} says `{strange}`, for which an export to Airflow has no words.", f"Leave `{strange}` out, or run the workflow with: scalai run {flow.path.name}")
+        raise BadRequest(
+            f"{flow.path} says `{strange}`, for which an export to Airflow has no words.",
+            f"Leave `{strange}` out, or run the workflow with: scalai run {flow.path.name}",
+        )
     out, ends = [], {}
     for step in flow.steps:
         id, needs = prefix + step.name, {n: ends[n] for n in flow.needs[step.name]}
@@ -66,42 +104,83 @@ def tasks(flow: Workflow,
         scope = {k: v for k, v in dict(needs=needs, inside=inside, when=step.when).items() if v}
         many = {k: v for k, v in told.items() if k != "parameters"}
         if step.workflow and not (many or step.retries.times or step.timeout):
-            out, ends[step.name] = out + _group(flow.nested[step.name], root, id, told["parameters"], scope, after), f"{id}.9_end"
+            out, ends[step.name] = (
+                out + _group(flow.nested[step.name], root, id, told["parameters"], scope, after),
+                f"{id}.9_end",
+            )
             continue
-        options = dict(file=_place(flow.path.parent/(step.notebook or step.workflow), root), parameters=told["parameters"], **scope, **_tries(step))
+        options = dict(
+            file=_place(flow.path.parent / (step.notebook or step.workflow), root),
+            parameters=told["parameters"],
+            **scope,
+            **_tries(step),
+        )
         if many:
             ends[step.name] = f"{id}.elements", f"{id}.run", *many
-            out += [Task(f"{id}.elements", "Elements", many | scope, after), Task(f"{id}.run", "Step", dict(item=step.item, **options, **_at_once(step)), (), f"{id}.elements")]
+            out += [
+                Task(f"{id}.elements", "Elements", many | scope, after),
+                Task(f"{id}.run", "Step", dict(item=step.item, **options, **_at_once(step)), (), f"{id}.elements"),
+            ]
         else:
             ends[step.name] = id
             out.append(Task(id, "Step", options, after))
     return out, ends
 
-
+# %% ../../nbs/jobs/14_airflow.ipynb #97474d25
 def _last(end: str | tuple) -> str: return end if isinstance(end, str) else end[1]
-def _place(file: Path, root: Path) -> str: return str(file.relative_to(root)) if file.is_relative_to(root) else str(file)
 
+def _place(file: Path, root: Path) -> str:
+    return str(file.relative_to(root)) if file.is_relative_to(root) else str(file)
 
 def _at_once(step: Step) -> dict:
     "One element after the other, each building on the one before; or so many at a time."
     if step.chained: return dict(chained=True, max_active_tis_per_dagrun=1)
-    return (dict(points=True) if step.grid else {}) | (dict(max_active_tis_per_dagrun=step.at_once) if step.at_once else {})
-
+    return (dict(points=True) if step.grid else {}) | (
+        dict(max_active_tis_per_dagrun=step.at_once) if step.at_once else {}
+    )
 
 def _tries(step: Step) -> dict:
     "Again after a wait that doubles, as the workflow itself does."
     r = step.retries
-    again = dict(retries=r.times, retry_delay=Seconds(r.wait), max_retry_delay=Seconds(r.most), **({"retry_exponential_backoff": 2.0} if r.wait else {})) if r.times else {}
-    return again | (dict(limit=math.ceil(step.timeout), execution_timeout=Seconds(math.ceil(step.timeout) + SLACK)) if step.timeout else {})
+    again = (
+        dict(
+            retries=r.times,
+            retry_delay=Seconds(r.wait),
+            max_retry_delay=Seconds(r.most),
+            **({"retry_exponential_backoff": 2.0} if r.wait else {}),
+        )
+        if r.times
+        else {}
+    )
+    return again | (
+        dict(limit=math.ceil(step.timeout), execution_timeout=Seconds(math.ceil(step.timeout) + SLACK))
+        if step.timeout
+        else {}
+    )
 
-
+# %% ../../nbs/jobs/14_airflow.ipynb #1fdeeccb
 def _group(flow: Workflow, root: Path, id: str, parameters: dict, scope: dict, after: tuple) -> list[Task]:
     "A workflow inside the workflow."
     begin = f"{id}.0_begin"
     inner, ends = tasks(flow, root, id + ".", begin)
     waited_for = {n for needs in flow.needs.values() for n in needs}
-    return [Task(begin, "Begin", dict(parameters=parameters, defaults={n: plain(p.default, n) for n, p in flow.parameters.items()}, **scope), after), *inner,
-            Task(f"{id}.9_end", "End", dict(needs=ends, inside=begin), tuple(_last(e) for n, e in ends.items() if n not in waited_for))]
+    return [
+        Task(
+            begin,
+            "Begin",
+            dict(
+                parameters=parameters, defaults={n: plain(p.default, n) for n, p in flow.parameters.items()}, **scope
+            ),
+            after,
+        ),
+        *inner,
+        Task(
+            f"{id}.9_end",
+            "End",
+            dict(needs=ends, inside=begin),
+            tuple(_last(e) for n, e in ends.items() if n not in waited_for),
+        ),
+    ]
 
 # %% ../../nbs/jobs/14_airflow.ipynb #4f1f4680
 HEAD = '''"""A workflow as a DAG of Airflow 3, written by `scalai workflow export airflow`.
@@ -118,7 +197,6 @@ try: from airflow.sdk.exceptions import AirflowException, AirflowFailException, 
 except ImportError: from airflow.exceptions import AirflowException, AirflowFailException, AirflowRescheduleException, AirflowSkipException
 
 '''
-
 FAILED = '''
 
 class WorkFailed(AirflowFailException):
@@ -128,7 +206,7 @@ class WorkFailed(AirflowFailException):
 
 '''
 
-
+# %% ../../nbs/jobs/14_airflow.ipynb #347ddb7a
 def definitions(*names: str) -> str:
     "The lines of the workflow's module that define these names and all that they use."
     text = inspect.getsource(words)
@@ -137,10 +215,16 @@ def definitions(*names: str) -> str:
     while wanted:
         name = wanted.pop()
         found.add(nodes[name])
-        wanted |= {n.id for n in ast.walk(nodes[name]) if isinstance(n, ast.Name) and n.id in nodes and nodes[n.id] not in found}
+        wanted |= {
+            n.id
+            for n in ast.walk(nodes[name])
+            if isinstance(n, ast.Name) and n.id in nodes and nodes[n.id] not in found
+        }
     lines = text.splitlines()
-    return "\n\n\n".join("\n".join(lines[n.lineno - 1:n.end_lineno]) for n in sorted(found, key=lambda n: n.lineno)) + "\n"
-
+    return (
+        "\n\n\n".join("\n".join(lines[n.lineno - 1 : n.end_lineno]) for n in sorted(found, key=lambda n: n.lineno))
+        + "\n"
+    )
 
 def _defined(node: ast.stmt) -> list[str]:
     if isinstance(node, (ast.FunctionDef, ast.ClassDef)): return [node.name]
@@ -183,6 +267,7 @@ class Words(BaseOperator):
         if self.when and not holds(self.when, known): raise AirflowSkipException(self.when)
 '''
 
+# %% ../../nbs/jobs/14_airflow.ipynb #eb81399e
 GROUPS = '''
 
 class Begin(Words):
@@ -269,14 +354,13 @@ class Step(Words):
         if self.child and self.child.poll() is None: self.child.terminate()
 '''
 
-
+# %% ../../nbs/jobs/14_airflow.ipynb #16f72b9d
 def opening() -> str:
     "What stands before the workflow in every file, but for its constants."
     return FAILED + definitions("resolve", "holds") + SCOPE + GROUPS + STEP
 
 # %% ../../nbs/jobs/14_airflow.ipynb #398e5fdf
 TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
-
 
 def parameter(name: str, value: object, flow: Workflow) -> dict:  # what `Param` takes
     "A parameter of the workflow as Airflow's form shows it: JSON Schema."
@@ -285,41 +369,64 @@ def parameter(name: str, value: object, flow: Workflow) -> dict:  # what `Param`
         case date(): kind = dict(type="string", format="date")
         case float() if not math.isfinite(value): kind = None
         case _: kind = dict(type=TYPES[type(value)]) if type(value) in TYPES else None
-    if kind is None: raise BadRequest(f"Parameter {name!r} of {flow.path} is {value}, for which Airflow's forms have no type.", "Give it another default, as text perhaps.")
-    if isinstance(value, list) and len(types := {TYPES.get(type(v)) for v in value}) == 1 and None not in types: kind["items"] = dict(type=types.pop())
+    if kind is None:
+        raise BadRequest(
+            f"Parameter {name!r} of {flow.path} is {value}, for which Airflow's forms have no type.",
+            "Give it another default, as text perhaps.",
+        )
+    if isinstance(value, list) and len(types := {TYPES.get(type(v)) for v in value}) == 1 and None not in types:
+        kind["items"] = dict(type=types.pop())
     return dict(default=plain(value, name), **kind)
-
 
 def _written(value: object, indent: int) -> str:
     if isinstance(value, Seconds): return f"timedelta(seconds={float(value):g})"
     return pformat(value, width=max(60, 150 - indent), sort_dicts=False).replace("\n", "\n" + " "*indent)
-
 
 def call(name: str, options: dict, indent: int = 0) -> str:
     "A call with keywords: on one line where it fits, else a line for each."
     one = f"{name}({', '.join(f'{k}={_written(v, 0)}' for k, v in options.items())})"
     if len(one) + indent <= 160 and "\n" not in one: return one
     pad = indent + len(name) + 1
-    return f"{name}(" + (",\n" + " "*pad).join(f"{k}={_written(v, pad + len(k) + 1)}" for k, v in options.items()) + ")"
+    return (
+        f"{name}(" + (",\n" + " " * pad).join(f"{k}={_written(v, pad + len(k) + 1)}" for k, v in options.items()) + ")"
+    )
 
 # %% ../../nbs/jobs/14_airflow.ipynb #2f2868af
 def dag(flow: Workflow, settings: Settings | None = None) -> str:  # Python
     "The whole file. Raises `BadRequest` for what Airflow has no words for."
     root = (settings or Settings.load()).root.absolute()
     here = Path(sys.executable).with_name("scalai")
-    constants = {"SOURCE": _place(flow.path, root), "WORKSPACE": str(root), "SCALAI": str(here) if here.exists() else "scalai"}
-    said = dict(SOURCE="the workflow, as seen from the workspace", WORKSPACE="where each step runs", SCALAI="the command, as the workers find it")
+    constants = {
+        "SOURCE": _place(flow.path, root),
+        "WORKSPACE": str(root),
+        "SCALAI": str(here) if here.exists() else "scalai",
+    }
+    said = dict(
+        SOURCE="the workflow, as seen from the workspace",
+        WORKSPACE="where each step runs",
+        SCALAI="the command, as the workers find it",
+    )
     params = {n: parameter(n, p.default, flow) for n, p in flow.parameters.items()}
     lines = [f"{k} = {v!r}  # {said[k]}" for k, v in constants.items()]
-    options = ["dag_id=" + repr(dag_id(flow)), *(["dag_display_name=" + repr(flow.name)] if dag_id(flow) != flow.name else []), "schedule=None", "catchup=False", "tags=['scalai']",
-               "default_args={'trigger_rule': 'none_failed'}"]
-    if params: options.append("params={\n" + ",\n".join(f"        {n!r}: {call('Param', o, 12 + len(repr(n)))}" for n, o in params.items()) + "}")
+    options = [
+        "dag_id=" + repr(dag_id(flow)),
+        *(["dag_display_name=" + repr(flow.name)] if dag_id(flow) != flow.name else []),
+        "schedule=None",
+        "catchup=False",
+        "tags=['scalai']",
+        "default_args={'trigger_rule': 'none_failed'}",
+    ]
+    if params:
+        options.append(
+            "params={\n"
+            + ",\n".join(f"        {n!r}: {call('Param', o, 12 + len(repr(n)))}" for n, o in params.items())
+            + "}"
+        )
     body = f"\n\nt = {{}}  # by id\nwith DAG({', '.join(options)}):\n" + "\n".join(_lines(tasks(flow, root)[0])) + "\n"
     return HEAD + "\n".join(lines) + "\n" + opening() + body
 
-
+# %% ../../nbs/jobs/14_airflow.ipynb #7c251515
 def dag_id(flow: Workflow) -> str: return re.sub(r"[^A-Za-z0-9_.-]+", "_", flow.name)[:LONGEST] or "workflow"
-
 
 def _lines(found: list[Task]) -> list[str]:
     "The tasks, each in its groups, and after each what it waits for."
@@ -335,49 +442,67 @@ def _lines(found: list[Task]) -> list[str]:
         made = call(task.kind + ".partial"*bool(task.over), dict(task_id=name, **task.options), len(left))
         out.append(left + made + (f".expand(element=t[{task.over!r}].output)" if task.over else ""))
         before = [f"t[{a!r}]" for a in task.after]
-        if before: out.append(f"{pad}{before[0] if len(before) == 1 else '[' + ', '.join(before) + ']'} >> t[{task.id!r}]")
+        if before:
+            out.append(f"{pad}{before[0] if len(before) == 1 else '[' + ', '.join(before) + ']'} >> t[{task.id!r}]")
     return out
 
 # %% ../../nbs/jobs/14_airflow.ipynb #4d369f1b
 def parsed(text: str,  # a file that `dag` wrote, perhaps changed since
           ) -> tuple[dict, list[Task]]:  # its parameters, and its tasks
     "What a file says, from its syntax alone. Raises `BadRequest` where there is no DAG in it."
-    try: tree = ast.parse(text)
+    try:tree = ast.parse(text)
     except (SyntaxError, ValueError) as e: raise BadRequest(f"The file is not Python: {e}.", "Export it again.") from e
     dags = [n for n in tree.body if isinstance(n, ast.With) and _called(n.items[0].context_expr) == "DAG"]
-    if len(dags) != 1: raise BadRequest(f"The file holds {len(dags)} DAGs at its top level, where an export has one.", "Export it again.")
+    if len(dags) != 1:
+        raise BadRequest(
+            f"The file holds {len(dags)} DAGs at its top level, where an export has one.", "Export it again."
+        )
     params = next((k.value for k in dags[0].items[0].context_expr.keywords if k.arg == "params"), ast.Dict([], []))
     found, edges = {}, []
     for node in ast.walk(dags[0]):
         match node:
-            case ast.Assign(targets=[ast.Subscript(value=ast.Name(id="t"), slice=ast.Constant(value=id))], value=ast.Call() as made): found[id] = _task(id, made)
+            case ast.Assign(
+                targets=[ast.Subscript(value=ast.Name(id="t"), slice=ast.Constant(value=id))], value=ast.Call() as made
+            ):
+                found[id] = _task(id, made)
             case ast.BinOp(left=left, op=ast.RShift(), right=ast.Subscript(slice=ast.Constant(value=id))):
                 edges += [(a.slice.value, id) for a in (left.elts if isinstance(left, ast.List) else [left])]
     after = lambda id: tuple(a for a, b in edges if b == id)
-    return ({_value(k): _keywords(v) for k, v in zip(params.keys, params.values)}, [Task(t.id, t.kind, t.options, after(t.id), t.over) for t in found.values()])
-
+    return (
+        {_value(k): _keywords(v) for k, v in zip(params.keys, params.values)},
+        [Task(t.id, t.kind, t.options, after(t.id), t.over) for t in found.values()],
+    )
 
 def _called(node: ast.expr) -> str: return ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+
 def _keywords(node: ast.Call) -> dict: return {k.arg: _value(k.value) for k in node.keywords}
 
-
+# %% ../../nbs/jobs/14_airflow.ipynb #5f489aec
 def _value(node: ast.expr) -> object:
     "A literal; what is none, as its text."
     if _called(node) == "timedelta": return Seconds(_keywords(node).get("seconds", -1))
     try: return ast.literal_eval(node)
     except ValueError: return f"‹{ast.unparse(node)}›"
 
-
 def _task(id: str, made: ast.Call) -> Task:
     over = ""
     if isinstance(made.func, ast.Attribute) and made.func.attr == "expand":
-        over = next((k.value.value.slice.value for k in made.keywords if isinstance(k.value, ast.Attribute) and isinstance(k.value.value, ast.Subscript)), "?")
+        over = next(
+            (
+                k.value.value.slice.value
+                for k in made.keywords
+                if isinstance(k.value, ast.Attribute) and isinstance(k.value.value, ast.Subscript)
+            ),
+            "?",
+        )
         made = made.func.value
     return Task(id, _called(made).removesuffix(".partial"), _keywords(made), (), over)
 
 # %% ../../nbs/jobs/14_airflow.ipynb #f24a48ec
-OURS = "task_id file parameters needs inside when each grid item chained points limit defaults retries max_active_tis_per_dagrun".split()
-
+OURS = (
+    "task_id file parameters needs inside when each grid item chained points limit defaults retries"
+    " max_active_tis_per_dagrun".split()
+)
 
 def differences(flow: Workflow, text: str, settings: Settings | None = None) -> list[str]:  # empty: they say the same
     "Where an exported file and the workflow do not say the same."
@@ -386,29 +511,48 @@ def differences(flow: Workflow, text: str, settings: Settings | None = None) -> 
     wanted, have = {t.id: t for t in tasks(flow, root)[0]}, {t.id: t for t in have}
     mine = {n: parameter(n, p.default, flow) for n, p in flow.parameters.items()}
     out = [] if opening() in text else ["what the tasks do is not what this version writes"]
-    out += [f"parameter {n!r} is {_shown(params, n)} in the file and {_shown(mine, n)} in the workflow" for n in {**mine, **params} if mine.get(n) != params.get(n)]
-    out += [f"task {id} is not in the file" for id in wanted if id not in have] + [f"task {id} is not in the workflow" for id in have if id not in wanted]
+    out += [
+        f"parameter {n!r} is {_shown(params, n)} in the file and {_shown(mine, n)} in the workflow"
+        for n in {**mine, **params}
+        if mine.get(n) != params.get(n)
+    ]
+    out += [f"task {id} is not in the file" for id in wanted if id not in have] + [
+        f"task {id} is not in the workflow" for id in have if id not in wanted
+    ]
     return out + [line for id in wanted if id in have for line in _apart(wanted[id], have[id])]
 
-
+# %% ../../nbs/jobs/14_airflow.ipynb #5d5364ed
 def _apart(wanted: Task, have: Task) -> list[str]:
     "Where two tasks of one id differ."
     told, out = dict(task_id=wanted.id.rpartition(".")[2], **wanted.options), []
     if (wanted.kind, wanted.over) != (have.kind, have.over):
-        out.append(f"task {wanted.id} is a {have.kind} over {have.over or 'nothing'} in the file and a {wanted.kind} over {wanted.over or 'nothing'} in the workflow")
+        out.append(
+            f"task {wanted.id} is a {have.kind} over {have.over or 'nothing'} in the file and a {wanted.kind} over"
+            f" {wanted.over or 'nothing'} in the workflow"
+        )
     if set(wanted.after) != set(have.after):
-        out.append(f"task {wanted.id} waits for {', '.join(have.after) or 'nothing'} in the file and for {', '.join(wanted.after) or 'nothing'} in the workflow")
-    return out + [f"task {wanted.id}: {k} is {_shown(have.options, k)} in the file and {_shown(told, k)} in the workflow" for k in OURS if told.get(k) != have.options.get(k)]
-
+        out.append(
+            f"task {wanted.id} waits for {', '.join(have.after) or 'nothing'} in the file and for"
+            f" {', '.join(wanted.after) or 'nothing'} in the workflow"
+        )
+    return out + [
+        f"task {wanted.id}: {k} is {_shown(have.options, k)} in the file and {_shown(told, k)} in the workflow"
+        for k in OURS
+        if told.get(k) != have.options.get(k)
+    ]
 
 def _shown(values: dict, name: str) -> str: return repr(values[name])[:200] if name in values else "not there"
 
-
+# %% ../../nbs/jobs/14_airflow.ipynb #7da4de08
 def save(flow: Workflow, path: Path, settings: Settings | None = None) -> str:  # what was written
     "Write the file whole, over an earlier export only."
     text = dag(flow, settings)
     if path.is_dir(): raise BadRequest(f"{path} is a folder.", f"Give a file in it, as in {path}/{dag_id(flow)}.py")
-    if path.exists() and not path.read_text(encoding="utf-8", errors="replace").startswith(HEAD[:80]): raise BadRequest(f"{path} is there and was not written by an export.", "Give another name, or remove it first.")
-    if not path.parent.is_dir(): raise BadRequest(f"There is no folder {path.parent}.", "Make it, or give the path of another file.")
+    if path.exists() and not path.read_text(encoding="utf-8", errors="replace").startswith(HEAD[:80]):
+        raise BadRequest(
+            f"{path} is there and was not written by an export.", "Give another name, or remove it first."
+        )
+    if not path.parent.is_dir():
+        raise BadRequest(f"There is no folder {path.parent}.", "Make it, or give the path of another file.")
     write_atomic(path, text)
     return text

@@ -21,13 +21,16 @@ LIMIT = 10_000  # values of one range
 def _month(text: str) -> int: return int(text[:4])*12 + int(text[5:]) - 1
 
 def _of_month(n: int) -> str: return f"{n//12:04}-{n % 12 + 1:02}"
-
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 UNITS = {  # how both ends are written: from text to a number, and back
     r"\d{4}-\d\d": (_month, _of_month),
     r"\d{4}-\d\d-\d\d": (lambda t: date.fromisoformat(t).toordinal(), lambda n: date.fromordinal(n).isoformat()),
-    r"\d{4}-\d\d-\d\dT\d\d": (lambda t: (datetime.fromisoformat(t + ":00") - datetime.min)//HOUR, lambda n: (datetime.min + n*HOUR).isoformat(timespec="hours")),
-    r"-?\d+": (int, str)}
+    r"\d{4}-\d\d-\d\dT\d\d": (
+        lambda t: (datetime.fromisoformat(t + ":00") - datetime.min) // HOUR,
+        lambda n: (datetime.min + n * HOUR).isoformat(timespec="hours"),
+    ),
+    r"-?\d+": (int, str),
+}
 
 def values_of(text: str,  # as it was given
               ) -> list[str]:
@@ -35,17 +38,27 @@ def values_of(text: str,  # as it was given
     found = []
     for part in text.split(","):
         first, between, last = (p.strip() for p in part.partition(".."))
-        if not between: found.append(first)
+        if not between:found.append(first)
         else: found += _range(first, last, part.strip())
-    if twice := next((v for v in found if found.count(v) > 1), None) if len(found) <= LIMIT else None: raise BadRequest(f"{text} names {twice} twice.", "Give each value once.")
+    if twice := next((v for v in found if found.count(v) > 1), None) if len(found) <= LIMIT else None:
+        raise BadRequest(f"{text} names {twice} twice.", "Give each value once.")
     return found
 
+# %% ../../nbs/jobs/09_backfill.ipynb #44246d9e
 def _range(first: str, last: str, text: str) -> list[str]:
-    unit = next((u for pattern, u in UNITS.items() if re.fullmatch(pattern, first) and re.fullmatch(pattern, last)), None)
-    try: a, b = (unit[0](first), unit[0](last)) if unit else (0, -1)
-    except ValueError as e: raise BadRequest(f"{text} is no range: {e}.", "Write one like 2013-01..2013-12.") from e
+    unit = next(
+        (u for pattern, u in UNITS.items() if re.fullmatch(pattern, first) and re.fullmatch(pattern, last)), None
+    )
+    try:
+        a, b = (unit[0](first), unit[0](last)) if unit else (0, -1)
+    except ValueError as e:
+        raise BadRequest(f"{text} is no range: {e}.", "Write one like 2013-01..2013-12.") from e
     if unit is None or unit[0] is _month and not all(1 <= int(t[5:]) <= 12 for t in (first, last)):
-        raise BadRequest(f"{text} is no range.", "Both ends are written alike: 2013-01..2013-12, 2013-01-30..2013-02-02, 2013-01-01T00..2013-01-01T23, 2010..2013 or 1..12.")
+        raise BadRequest(
+            f"{text} is no range.",
+            "Both ends are written alike: 2013-01..2013-12, 2013-01-30..2013-02-02, 2013-01-01T00..2013-01-01T23,"
+            " 2010..2013 or 1..12.",
+        )
     if b < a: raise BadRequest(f"{text} ends before it begins.", f"Write {last}..{first}.")
     if b - a >= LIMIT: raise BadRequest(f"{text} is {b - a + 1:,} values.", f"Give at most {LIMIT:,} at a time.")
     return [unit[1](n) for n in range(a, b + 1)]
@@ -59,24 +72,49 @@ def over(flow: Workflow,
     for name in given:
         if name in flow.parameters: continue
         near = nearest(name, flow.parameters)
-        raise BadRequest(f"Unknown parameter {name!r} of {flow.path.name}.", f"Did you mean {near!r}?" if near else f"Declared: {', '.join(flow.parameters) or 'none'}.")
-    if not given: raise BadRequest(f"A backfill of {flow.path.name} needs the values to run it for.", "Give them as -p period=2013-01..2013-12.")
-    many = {n: values_of(v) for n, v in given.items() if isinstance(v, str) and flow.parameters[n].type not in (list, dict)}
+        raise BadRequest(
+            f"Unknown parameter {name!r} of {flow.path.name}.",
+            f"Did you mean {near!r}?" if near else f"Declared: {', '.join(flow.parameters) or 'none'}.",
+        )
+    if not given:
+        raise BadRequest(
+            f"A backfill of {flow.path.name} needs the values to run it for.",
+            "Give them as -p period=2013-01..2013-12.",
+        )
+    many = {
+        n: values_of(v) for n, v in given.items() if isinstance(v, str) and flow.parameters[n].type not in (list, dict)
+    }
     for n, values in many.items():
         for value in values: conform(flow.parameters[n], value)
     name = re.sub(r"\W+", "-", flow.name).strip("-") or "workflow"
-    ranges = {n: values for n, values in many.items() if len(values) > 1} or dict([next(iter(many.items()))] if many else [])
-    if not ranges: raise BadRequest("None of the parameters has values to run it for.", "Give a range or a list, as -p period=2013-01..2013-12.")
-    step = Step(name=name if name[0].isalpha() else f"_{name}", workflow=flow.path.name, grid=ranges, at_once=jobs, parameters={n: v for n, v in given.items() if n not in ranges})
+    ranges = {n: values for n, values in many.items() if len(values) > 1} or dict(
+        [next(iter(many.items()))] if many else []
+    )
+    if not ranges:
+        raise BadRequest(
+            "None of the parameters has values to run it for.",
+            "Give a range or a list, as -p period=2013-01..2013-12.",
+        )
+    step = Step(
+        name=name if name[0].isalpha() else f"_{name}",
+        workflow=flow.path.name,
+        grid=ranges,
+        at_once=jobs,
+        parameters={n: v for n, v in given.items() if n not in ranges},
+    )
     shown = {n: Parameter(n, object, "text", v) for n, v in given.items()}
     title = " ".join(["backfill", flow.name, *(f"{n}={v}" for n, v in given.items())])
     return Workflow(title, flow.path, (step,), {step.name: []}, shown, flow.warm, {step.name: flow})
 
+# %% ../../nbs/jobs/09_backfill.ipynb #d27abaa4
 def unfinished(flow: Workflow, settings: Settings) -> bool:
     "Whether the last backfill of the same values did not end well. Raises `BadRequest` while it runs."
     if not settings.jobs.database and not settings.path("scalai.db").exists(): return False
     last = next((r for r in Record(settings).runs(name=flow.name, limit=5) if r.notebook == str(flow.path)), None)
-    if last and last.state not in ENDED: raise BadRequest(f"This backfill runs already, as {last.id}.", f"Wait for it, or stop it: scalai cancel {last.id}")
+    if last and last.state not in ENDED:
+        raise BadRequest(
+            f"This backfill runs already, as {last.id}.", f"Wait for it, or stop it: scalai cancel {last.id}"
+        )
     return bool(last) and not last.ok
 
 def backfill(flow: Workflow,

@@ -71,8 +71,22 @@ class Execution:
                  warm=None,  # a warm.Pool, or None for a cold start
                  output_limit: int = 8_000_000,  # bytes, see `jobs.large_output`
                 ):
-        self.run, self.nb, self.origin, self.folder, self.record, self.timeout = run, nb, origin, folder, record, timeout
-        self.stop, self.terminal, self.env, self.cwd, self.secrets, self.warm = stop or Stop(), terminal, env or {}, cwd, secrets, warm
+        self.run, self.nb, self.origin, self.folder, self.record, self.timeout = (
+            run,
+            nb,
+            origin,
+            folder,
+            record,
+            timeout,
+        )
+        self.stop, self.terminal, self.env, self.cwd, self.secrets, self.warm = (
+            stop or Stop(),
+            terminal,
+            env or {},
+            cwd,
+            secrets,
+            warm,
+        )
         self.path, self.log = folder/"notebook.ipynb", Log(folder/"log.jsonl")
         self.spill, self.last_words = Spill(folder/"outputs", output_limit, folder), []
         self.index, self.stopped, self.ended, self.family = None, None, False, {}
@@ -85,7 +99,7 @@ class Execution:
 # %% ../../nbs/jobs/05_client.ipynb #9e8525f7
 def _now() -> str: return datetime.now(UTC).isoformat()
 
-
+# %% ../../nbs/jobs/05_client.ipynb #145aa6fc
 @patch
 def begin(self: Execution):
     "Clear old outputs, mark all cells as pending, and write the first version."
@@ -93,22 +107,34 @@ def begin(self: Execution):
     self.deadline = self.began + self.timeout if self.timeout else float("inf")
     self.code = [i for i, cell in enumerate(self.nb.cells) if cell.cell_type == "code"]
     meta = self.nb.metadata.setdefault("papermill", {})
-    meta.update(start_time=_now(), end_time=None, duration=None, exception=None, input_path=self.run.notebook, output_path=self.output.name if self.output else self.run.output or str(self.path))
+    meta.update(
+        start_time=_now(),
+        end_time=None,
+        duration=None,
+        exception=None,
+        input_path=self.run.notebook,
+        output_path=self.output.name if self.output else self.run.output or str(self.path),
+    )
     self.nb.metadata["scalai"] = dict(run=self.run.id, state="running", error=None)
     for cell in self.nb.cells:
-        cell.metadata["papermill"] = dict(exception=None, start_time=None, end_time=None, duration=None, status="pending")
+        cell.metadata["papermill"] = dict(
+            exception=None, start_time=None, end_time=None, duration=None, status="pending"
+        )
         if cell.cell_type == "code": cell.outputs, cell.execution_count = [], None
     self.run.state, self.run.started = "running", time.time()
     self.log.write(type="run", state="running", id=self.run.id, at=_now(), parameters=self.run.parameters)
     self.save()
-    self.run.output = self.output.name if self.output and not self.output.refused else self.run.output or str(self.path)  # what is there
+    # what is there
+    self.run.output = (
+        self.output.name if self.output and not self.output.refused else self.run.output or str(self.path)
+    )
     if self.record:
         self.pulse = Pulse(self.record, self.run, self.stop)
         self.pulse.start()
         self.pulse.first.wait(1)  # second, and no longer: a database that does not answer keeps no run waiting
     self.tell()
 
-
+# %% ../../nbs/jobs/05_client.ipynb #8ada0bec
 @patch
 def enter(self: Execution, i: int):
     "A cell starts."
@@ -119,7 +145,6 @@ def enter(self: Execution, i: int):
     self.nb.cells[i].metadata.papermill.update(status="running", start_time=_now(), exception=False)
     self.log.write(type="cell", cell=self.run.cell, state="running")
     self.tell()
-
 
 @patch
 def leave(self: Execution, i: int, failed: bool = False):
@@ -137,12 +162,13 @@ def save(self: Execution, last: bool = False):
     "Write the notebook whole. Where the disk refuses, what was there stays, and the watch ends the run."
     began, text = time.monotonic(), nbformat.v4.writes_json(self.written()) if self.secrets else self.text()
     content = (text + "\n").encode("utf-8", "backslashreplace")  # half a character is \uD800 in JSON
-    try: write_atomic(self.path, content)
-    except (OSError, BadRequest) as e: self.refused = e if isinstance(e, OSError) else e.__cause__ or OSError(e.message)
+    try:
+        write_atomic(self.path, content)
+    except (OSError, BadRequest) as e:
+        self.refused = e if isinstance(e, OSError) else e.__cause__ or OSError(e.message)
     if self.output: self.output.write(self.seen_from(content, self.output.place), last)
     self.saved, self.dirty, self.between = time.monotonic(), False, False
     self.pause = max(1., 10*(self.saved - began))
-
 
 @patch
 def seen_from(self: Execution, content: bytes, place: Path | str) -> bytes:
@@ -151,13 +177,12 @@ def seen_from(self: Execution, content: bytes, place: Path | str) -> bytes:
     nb = moved(json.loads(content), self.spill.base, Path(place).absolute().parent)
     return (json.dumps(nb, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
-
 @patch(as_prop=True)
 def due(self: Execution) -> bool:
     "Whether the notebook has changed and it is time to write it; within a cell `autosave` seconds may have to pass."
     return self.dirty and time.monotonic() - self.saved > max(self.pause, 0. if self.between else self.autosave)
 
-
+# %% ../../nbs/jobs/05_client.ipynb #bdf274bd
 @patch
 def text(self: Execution) -> str:  # equal to nbformat's
     "The notebook as a file has it; a cell that does not run is put into words once, however often it is saved."
@@ -171,32 +196,34 @@ def text(self: Execution) -> str:  # equal to nbformat's
     rest = nbformat.v4.writes_json(nbformat.from_dict({**self.nb, "cells": []}))
     return rest.replace('"cells": []', '"cells": [\n  ' + ",\n  ".join(cells) + "\n ]", 1) if cells else rest
 
-
 @patch
 def written(self: Execution) -> nbformat.NotebookNode:
     "The notebook as others may read it."
     return nbformat.from_dict(self.redact(self.nb)) if self.secrets else self.nb
-
 
 @patch
 def tell(self: Execution, note: str = ""):
     "Where we are, for the terminal and for whoever listens."
     run, at = self.run, bisect_right(self.code, -1 if self.index is None else self.index)
     if self.terminal: self.terminal.update(f"cell {at}/{len(self.code)}" + (f" · {note}" if note else ""))
-    events.emit("job", id=run.id, name=run.name, state=run.state, parent=run.parent, cell=at, cells=len(self.code), note=note)
+    events.emit(
+        "job", id=run.id, name=run.name, state=run.state, parent=run.parent, cell=at, cells=len(self.code), note=note
+    )
 
-
+# %% ../../nbs/jobs/05_client.ipynb #28b661de
 @patch
 def redact(self: Execution, content: dict) -> dict:  # the same without the secrets
     if not self.secrets: return content
     text = json.dumps(content, default=repr)
     for secret in self.secrets:
-        for said in (secret, repr(secret)[1:-1]): text = text.replace(json.dumps(said)[1:-1], json.dumps(veiled(secret) if passwords(secret) else VEIL)[1:-1])
+        for said in (secret, repr(secret)[1:-1]):
+            text = text.replace(
+                json.dumps(said)[1:-1], json.dumps(veiled(secret) if passwords(secret) else VEIL)[1:-1]
+            )
     return json.loads(text)
 
 # %% ../../nbs/jobs/05_client.ipynb #6d0e3e54
 LOGGED = {"stream", "display_data", "execute_result", "error", "update_display_data", "clear_output", "comm_open", "comm_msg", "comm_close"}
-
 
 @patch
 def message(self: Execution, msg: dict) -> bool:  # whether the notebook should have it
@@ -214,7 +241,7 @@ def message(self: Execution, msg: dict) -> bool:  # whether the notebook should 
     self.dirty = True
     return True
 
-
+# %% ../../nbs/jobs/05_client.ipynb #563125aa
 @patch
 def fits(self: Execution, msg: dict) -> bool:  # False: the cell says already where it is
     "Hold a message to the limit of what a cell may leave in its notebook; see `jobs.large_output`."
@@ -231,7 +258,7 @@ def fits(self: Execution, msg: dict) -> bool:  # False: the cell says already wh
     elif kind == "clear_output": self.spill.begin(self.index)
     return True
 
-
+# %% ../../nbs/jobs/05_client.ipynb #f29384c8
 @patch
 def event(self: Execution, topic: str, **fields):
     "One live event from inside the kernel."
@@ -255,7 +282,9 @@ class Client(NotebookClient):
     "nbclient, with every message passing the execution first."
     def __init__(self, execution: Execution, **kw):
         self.execution, self.exiting = execution, False
-        super().__init__(nb=execution.nb, on_cell_executed=self._executed, iopub_timeout=600, raise_on_iopub_timeout=True, **kw)
+        super().__init__(
+            nb=execution.nb, on_cell_executed=self._executed, iopub_timeout=600, raise_on_iopub_timeout=True, **kw
+        )
 
     def process_message(self, msg, cell, cell_index):
         if msg["msg_type"] == EVENT:
@@ -270,14 +299,22 @@ class Client(NotebookClient):
     def output(self, outs, msg, display_id, cell_index):
         "What a stream says goes on where it ended, as front ends show it: a million small prints are one output."
         last, hooks = outs[-1] if outs else {}, self.output_hook_stack[msg["parent_header"].get("msg_id")]
-        if msg["msg_type"] != "stream" or last.get("name") != msg["content"]["name"] or self.clear_before_next_output or hooks: return super().output(outs, msg, display_id, cell_index)
+        if (
+            msg["msg_type"] != "stream"
+            or last.get("name") != msg["content"]["name"]
+            or self.clear_before_next_output
+            or hooks
+        ):
+            return super().output(outs, msg, display_id, cell_index)
         text = last.pop("text")  # now the only reference, to which Python appends in place
         text += msg["content"]["text"]
         last["text"] = text
         return last
 
     def rouse(self):
-        "Look whether a reply waits unseen: nbclient's output widgets send past zmq.asyncio, which may swallow the one signal that something came."
+        """Look whether a reply waits unseen:
+
+        nbclient's output widgets send past zmq.asyncio, which may swallow the one signal that something came."""
         if self.kc and self.kc.shell_channel.is_alive(): self.kc.shell_channel.socket.get(zmq.EVENTS)
 
     def _executed(self, cell, cell_index, execute_reply):  # `exit` in a cell asks for the kernel's end in its reply
@@ -297,12 +334,10 @@ class Ready(AsyncKernelClient):
             except Empty: pass
             if not await self.parent.is_alive(): raise RuntimeError("the kernel ended while it started")
             if time.monotonic() > deadline: raise RuntimeError(f"the kernel did not answer within {timeout} s")
-
-
 NATIVE = {"", "python", "python3", f"python{sys.version_info.major}"}
 LISTEN = '__import__("scalai_nb.jobs.result", fromlist=["listen"]).listen()'  # leaves no name behind
 
-
+# %% ../../nbs/jobs/05_client.ipynb #6f025ef0
 class Kernel(AsyncKernelManager):
     "A kernel manager for this Python, on Unix sockets."
     def __init__(self, name: str = "", **kw):
@@ -312,11 +347,23 @@ class Kernel(AsyncKernelManager):
         self.context.rcvhwm = QUEUE
         self.room = tempfile.mkdtemp(prefix="scalai-")
         self.connection_file = f"{self.room}/kernel.json"
-        if os.name == "posix" and len(self.room) < 80: self.transport, self.ip = "ipc", f"{self.room}/k"  # sun_path holds 107 bytes
+        # sun_path holds 107 bytes
+        if os.name == "posix" and len(self.room) < 80: self.transport, self.ip = "ipc", f"{self.room}/k"
         self.native = name in NATIVE
         if self.native:
-            self._kernel_spec = KernelSpec(display_name="Python", language="python", argv=[
-                sys.executable, "-Xfrozen_modules=off", "-m", "scalai_nb.jobs.forkserver", "-f", "{connection_file}", f"--InteractiveShellApp.exec_lines={LISTEN}"])
+            self._kernel_spec = KernelSpec(
+                display_name="Python",
+                language="python",
+                argv=[
+                    sys.executable,
+                    "-Xfrozen_modules=off",
+                    "-m",
+                    "scalai_nb.jobs.forkserver",
+                    "-f",
+                    "{connection_file}",
+                    f"--InteractiveShellApp.exec_lines={LISTEN}",
+                ],
+            )
 
 # %% ../../nbs/jobs/05_client.ipynb #430727d4
 class Forking(LocalProvisioner):
@@ -335,7 +382,7 @@ class Forking(LocalProvisioner):
 GRACE = 3.  # seconds between the interrupt and the end
 FORK_ANSWERS = 20.  # seconds after which a forked kernel that says nothing is given up
 
-
+# %% ../../nbs/jobs/05_client.ipynb #41266678
 @patch
 async def watch(self: Execution, client: Client, main: asyncio.Task):
     "Look after a run until it is cancelled by its end."
@@ -364,14 +411,13 @@ async def watch(self: Execution, client: Client, main: asyncio.Task):
             main.cancel()
             return
 
-
+# %% ../../nbs/jobs/05_client.ipynb #1051dd6c
 @patch(as_prop=True)
 def unwritten(self: Execution) -> tuple[str, str, str] | None:  # state, kind and message
     "What the disk refused of the log or the notebook."
     e = self.log.refused or self.refused
     if e is None: return None
     return "failed", "DiskFull" if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "OSError", f"the disk took no more of what the run said: {e.strerror or e}"
-
 
 @patch
 def measure(self: Execution, client: Client):
@@ -404,17 +450,20 @@ async def shut(self: Execution, client: Client, polite: bool):
     self.family |= _strays(self.env.get("SCALAI_RUN"))
     _end_family(pid, self.family)
 
-
+# %% ../../nbs/jobs/05_client.ipynb #3f68f750
 def _strays(run: str | None) -> dict[int, str | None]:
-    "Processes that were started by a run's notebook and let go of, in sessions of their own: they carry its name in their environment."
+    """Processes that were started by a run's notebook and let go of, in sessions of their own:
+
+    they carry its name in their environment."""
     import psutil
     found = {}
     for p in psutil.process_iter() if run else ():
         try:
-            if p.pid != os.getpid() and p.uids().real == os.getuid() and p.environ().get("SCALAI_RUN") == run: found[p.pid] = identity(p.pid)
-        except (psutil.Error, OSError): continue  # it ended while we looked, or is not ours to look at
+            if p.pid != os.getpid() and p.uids().real == os.getuid() and p.environ().get("SCALAI_RUN") == run:
+                found[p.pid] = identity(p.pid)
+        except (psutil.Error, OSError):
+            continue  # it ended while we looked, or is not ours to look at
     return found
-
 
 def _end_family(pid: int | None, family: dict[int, str | None]):
     "Kill what is left of a kernel's session and of its descendants."
@@ -445,7 +494,8 @@ async def execute(self: Execution, kernel_name: str = "", start_timeout: float =
         except CellExecutionError as e:
             if e.ename == "SystemExit" and e.evalue in ("", "0", "None") and not self.stopped: self._end("succeeded", failed=False)
             else: self._end(*(self.stopped or ("failed", e.ename, e.evalue)))
-        except CellTimeoutError as e: self._end(*(self.stopped or ("timed_out", "TimedOut", str(e).splitlines()[0])))  # an OSError by birth
+        # an OSError by birth
+        except CellTimeoutError as e: self._end(*(self.stopped or ("timed_out", "TimedOut", str(e).splitlines()[0])))
         except OSError as e:  # of an output's own file
             self.refused = e
             self._end(*(self.stopped or self.unwritten))
@@ -456,10 +506,12 @@ async def execute(self: Execution, kernel_name: str = "", start_timeout: float =
             await self.shut(client, polite=self.run.state in ("succeeded", "failed"))
             self._finish()
 
-
+# %% ../../nbs/jobs/05_client.ipynb #1c7d15d9
 @patch
 async def _start(self: Execution, client: Client, chatter, start_timeout: float):
-    "Start the kernel: forked from a warm process where there is one, else cold; a fork that does not answer is replaced by a cold one."
+    """Start the kernel:
+
+    forked from a warm process where there is one, else cold; a fork that does not answer is replaced by a cold one."""
     env, cwd = {**os.environ, **self.env}, str(self.cwd or os.getcwd())
     for pool in (self.warm, None) if self.warm is not None and client.km.native else (None,):
         km = client.km
@@ -483,7 +535,6 @@ async def _start(self: Execution, client: Client, chatter, start_timeout: float)
 # %% ../../nbs/jobs/05_client.ipynb #03bf92a9
 MESSAGE = 10_000  # characters of an error's message that a record keeps
 
-
 @patch
 def _died(self: Execution, client: Client, error: BaseException) -> tuple[str, str, str]:
     "State, kind and message of a kernel that is gone."
@@ -496,7 +547,6 @@ def _died(self: Execution, client: Client, error: BaseException) -> tuple[str, s
     tail = (self.folder/"kernel.log").read_text(errors="replace").strip().splitlines()[-1:] or self.last_words
     return "kernel_died", "KernelDied", f"the kernel died: {how}" + (f" ({tail[0][:200]})" if tail else "")
 
-
 @patch
 def _end(self: Execution, state: str, kind: str = "", message: str = "", failed: bool | None = None):
     "How the run ended; the cell that was running carries the mark."
@@ -507,7 +557,7 @@ def _end(self: Execution, state: str, kind: str = "", message: str = "", failed:
     message = message if len(message) <= MESSAGE else message[:MESSAGE] + "…"
     if failed: self.run.error = dict(cell=self.run.cell, kind=kind, message=self.redact(dict(m=message))["m"])
 
-
+# %% ../../nbs/jobs/05_client.ipynb #3f0297a4
 @patch
 def _not_put(self: Execution):
     "It ran, and the place for it did not take it."
@@ -516,7 +566,6 @@ def _not_put(self: Execution):
     run.state, run.output, self.output = "failed" if run.ok else run.state, str(self.path), None
     self.nb.metadata["scalai"] = dict(run=run.id, state=run.state, error=run.error)
     self.save()
-
 
 @patch
 def _finish(self: Execution):

@@ -37,21 +37,43 @@ def imported(tree: ast.AST) -> list[tuple[int, str, tuple[str, ...]]]:  # level,
     found = []
     for node in ast.walk(tree):
         match node:
-            case ast.Import(names=names): found += [(0, n.name, ()) for n in names]
-            case ast.ImportFrom(module=module, names=names, level=level): found.append((level, module or "", tuple(n.name for n in names)))
-            case ast.Call(func=ast.Attribute(attr="import_module") | ast.Name(id="import_module" | "__import__"), args=[ast.Constant(value=str(name)), *_]):
-                if not name.startswith("."): found.append((0, name, ()))
+            case ast.Import(names=names):
+                found += [(0, n.name, ()) for n in names]
+            case ast.ImportFrom(module=module, names=names, level=level):
+                found.append((level, module or "", tuple(n.name for n in names)))
+            case ast.Call(
+                func=ast.Attribute(attr="import_module") | ast.Name(id="import_module" | "__import__"),
+                args=[ast.Constant(value=str(name)), *_],
+            ):
+                if not name.startswith("."):
+                    found.append((0, name, ()))
     return found
 
+# %% ../../nbs/jobs/07_closure.ipynb #3e03ad99
 def added_folders(tree: ast.AST) -> list[str]:
     "Literal folders that code puts on `sys.path`."
-    match_call = lambda n: isinstance(n, ast.Call) and ast.unparse(n.func) in ("sys.path.append", "sys.path.insert", "sys.path.extend", "site.addsitedir", "path.append", "path.insert")
-    return [c.value for n in ast.walk(tree) if match_call(n) for a in n.args for c in ast.walk(a) if isinstance(c, ast.Constant) and isinstance(c.value, str)]
-
-SCRIPTS = (".py", ".sh", ".r", ".sql", ".jl", ".js", ".pl", ".ipynb")  # of a shell command; other files it may as well write
+    match_call = lambda n: isinstance(n, ast.Call) and ast.unparse(n.func) in (
+        "sys.path.append",
+        "sys.path.insert",
+        "sys.path.extend",
+        "site.addsitedir",
+        "path.append",
+        "path.insert",
+    )
+    return [
+        c.value
+        for n in ast.walk(tree)
+        if match_call(n)
+        for a in n.args
+        for c in ast.walk(a)
+        if isinstance(c, ast.Constant) and isinstance(c.value, str)
+    ]
+# of a shell command; other files it may as well write
+SCRIPTS = (".py", ".sh", ".r", ".sql", ".jl", ".js", ".pl", ".ipynb")
 RUN = re.compile(r"^\s*%run\s+(.*)$")
 EXTENSION = re.compile(r"^\s*%(?:re)?load_ext\s+(\S+)")
 
+# %% ../../nbs/jobs/07_closure.ipynb #cbc5d091
 def run_target(line: str) -> tuple[str, str] | None:  # "file" or "module", and its name
     "What a `%run` line runs; None where it is not such a line."
     if not (found := RUN.match(line)): return None
@@ -69,20 +91,30 @@ def run_target(line: str) -> tuple[str, str] | None:  # "file" or "module", and 
 def _libraries() -> tuple[str, ...]:
     "Folders of Python itself and of installed packages."
     paths = sysconfig.get_paths()
-    found = [paths[n] for n in ("stdlib", "platstdlib", "purelib", "platlib")] + site.getsitepackages() + [site.getusersitepackages()]
+    found = (
+        [paths[n] for n in ("stdlib", "platstdlib", "purelib", "platlib")]
+        + site.getsitepackages()
+        + [site.getusersitepackages()]
+    )
     return tuple(dict.fromkeys(os.path.realpath(p) + os.sep for p in found))
 
 def is_installed(path: str) -> bool:
     real = os.path.realpath(path)
-    return real.startswith(_libraries()) or f"{os.sep}site-packages{os.sep}" in real or f"{os.sep}dist-packages{os.sep}" in real
+    return (
+        real.startswith(_libraries())
+        or f"{os.sep}site-packages{os.sep}" in real
+        or f"{os.sep}dist-packages{os.sep}" in real
+    )
 
 def _find(name: str, folders: tuple[str, ...], top: bool):  # a ModuleSpec, or None
-    "Look in some folders, then on this interpreter's path; a folder without __init__.py is a package only where there is nothing else."
+    """Look in some folders, then on this interpreter's path; a folder without __init__.py is a package only where
+    there is nothing else."""
     found = PathFinder.find_spec(name, list(folders))
     if not top or found is not None and found.origin: return found
     try: return importlib.util.find_spec(name) or found
     except (ImportError, ValueError, AttributeError): return found
 
+# %% ../../nbs/jobs/07_closure.ipynb #244689d1
 def module_files(name: str,  # dotted
                  folders: tuple[str, ...],  # searched before this interpreter's path
                 ) -> list[Path]:  # of the packages around it, and its own
@@ -124,7 +156,7 @@ class Closure:
         "A Python file, a notebook, or any other file."
         key = os.path.realpath(path)
         if key in self.files or key.startswith(self.own): return
-        try: content = Path(path).read_bytes()
+        try:content = Path(path).read_bytes()
         except OSError: return self.lost.append(str(path))
         self.files[key], uses, lines = _of_file(content, os.path.splitext(key)[1])
         self.uses(uses, lines, module, Path(path).name == "__init__.py")
@@ -133,7 +165,8 @@ class Closure:
         "Follow imports and `%run` lines."
         imports, added = uses
         for folder in added:
-            if (self.root/folder).is_dir() and str(self.root/folder) not in self.folders: self.folders += (str(self.root/folder),)
+            if (self.root / folder).is_dir() and str(self.root / folder) not in self.folders:
+                self.folders += (str(self.root / folder),)
         for level, name, names in imports:
             base = module.split(".") if module else []
             if level: base = base[:len(base) - level + is_package] if level - is_package <= len(base) else []
@@ -145,20 +178,29 @@ class Closure:
         if target := run_target(line):
             kind, name = target
             if kind == "module": return self.module(name)
-            found = next((p for p in (self.root/name, self.root/f"{name}.py", self.root/f"{name}.ipynb") if p.is_file()), None)
+            found = next(
+                (p for p in (self.root / name, self.root / f"{name}.py", self.root / f"{name}.ipynb") if p.is_file()),
+                None,
+            )
             return self.file(found) if found else self.lost.append(name)
         if extension := EXTENSION.match(line): return self.module(extension[1])
-        for word in re.split(r"[\s'\";|&<>()=]+", line) if line.lstrip()[:1] == "!" or line.lstrip()[:2] == "%%" else ():
-            if word.lower().endswith(SCRIPTS) and len(word) < 255 and (self.root/word).is_file(): self.file(self.root/word)
+        for word in (
+            re.split(r"[\s'\";|&<>()=]+", line) if line.lstrip()[:1] == "!" or line.lstrip()[:2] == "%%" else ()
+        ):
+            if word.lower().endswith(SCRIPTS) and len(word) < 255 and (self.root / word).is_file():
+                self.file(self.root / word)
 
 # %% ../../nbs/jobs/07_closure.ipynb #f645b164
 def _cells(notebook: dict) -> tuple[list, tuple, tuple[str, ...]]:
     "Of a notebook: the meaning of its cells, what they use, and their lines that are no Python."
     cells, imports, added, lines = [], [], [], []
-    place, code = tagged(notebook, "parameters"), [(i, c) for i, c in enumerate(notebook["cells"]) if c.get("cell_type") == "code"]
+    place, code = tagged(notebook, "parameters"), [
+        (i, c) for i, c in enumerate(notebook["cells"]) if c.get("cell_type") == "code"
+    ]
     for i, cell in code:
         said = cell_meaning(cell)
-        if said != ["Module(body=[], type_ignores=[])"]: cells.append([i == place, *said])  # an empty cell does nothing
+        # an empty cell does nothing
+        if said != ["Module(body=[], type_ignores=[])"]: cells.append([i == place, *said])
         tree = parsed(python(cell)) if not source(cell).lstrip().startswith("%%") else None
         if tree is not None: imports, added = imports + imported(tree), added + added_folders(tree)
         lines += source(cell).split("\n") if tree is None else said[1:]
@@ -169,16 +211,17 @@ def _cells(notebook: dict) -> tuple[list, tuple, tuple[str, ...]]:
 def _of_file(content: bytes, suffix: str) -> tuple[str, tuple, tuple[str, ...]]:
     "A file's digest, what it imports, and its lines that are no Python."
     if suffix == ".ipynb":
-        try: cells, uses, lines = _cells(json.loads(content))
-        except (ValueError, KeyError, TypeError, AttributeError): suffix = ""  # no notebook
+        try:cells, uses, lines = _cells(json.loads(content))
+        except (ValueError, KeyError, TypeError, AttributeError):suffix = ""  # no notebook
         else: return hashlib.sha256(json.dumps(cells).encode()).hexdigest(), uses, lines
     tree = parsed(content.decode("utf-8", "replace")) if suffix in (".py", ".ipy") else None
     if tree is None: return hashlib.sha256(content).hexdigest(), ((), ()), ()
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), (tuple(imported(tree)), tuple(added_folders(tree))), ()
 
-def closure(notebook: Path,
-            root: Path,  # working directory of its kernel
-           ) -> tuple[str, dict[str, str], list[str]]:  # digest; of each other file its digest; names that were not found
+# %% ../../nbs/jobs/07_closure.ipynb #fcf78ac7
+def closure(
+    notebook: Path, root: Path  # working directory of its kernel
+) -> tuple[str, dict[str, str], list[str]]:  # digest; of each other file its digest; names that were not found
     "All code that a notebook is known to run, its own and that of other files."
     nb = load_notebook(notebook)
     cells, uses, lines = _cells(nb)
@@ -187,17 +230,25 @@ def closure(notebook: Path,
     kernel = nb.get("metadata", {}).get("kernelspec", {}).get("name", "")
     name = lambda path: os.path.relpath(path, root) if path.startswith(os.path.realpath(root) + os.sep) else path
     files = {name(p): d for p, d in found.files.items()}
-    return hashlib.sha256(json.dumps([cells, kernel, sorted(files.items()), sorted(found.lost)]).encode()).hexdigest(), files, found.lost
+    return (
+        hashlib.sha256(json.dumps([cells, kernel, sorted(files.items()), sorted(found.lost)]).encode()).hexdigest(),
+        files,
+        found.lost,
+    )
 
 # %% ../../nbs/jobs/07_closure.ipynb #b4af0c6f
 def distributions() -> list[list[str]]:  # name and version as the folder says, and the origin
-    "Every installed distribution that a kernel finds: on this interpreter's path, without what only this process has there."
+    """Every installed distribution that a kernel finds:
+
+    on this interpreter's path, without what only this process has there."""
     found, given = [], os.environ.get("PYTHONPATH", "").split(os.pathsep)
     for folder in dict.fromkeys(p for p in sys.path if p and (p in given or is_installed(os.path.join(p, "x")))):
-        try: entries = [e.name for e in os.scandir(folder) if e.name.endswith((".dist-info", ".egg-info", ".egg-link"))]
-        except OSError: continue  # a zip file, or a folder that is not there
+        try:
+            entries = [e.name for e in os.scandir(folder) if e.name.endswith((".dist-info", ".egg-info", ".egg-link"))]
+        except OSError:
+            continue  # a zip file, or a folder that is not there
         for name in entries:
-            try: origin = Path(folder, name, "direct_url.json").read_text()
+            try:origin = Path(folder, name, "direct_url.json").read_text()
             except OSError: origin = ""  # from an index
             found.append([name, origin])
     return sorted(found)

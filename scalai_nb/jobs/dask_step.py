@@ -41,6 +41,7 @@ def _settings(order: dict, room: Path) -> Settings:
     os.chdir(root)
     return Settings.load()
 
+# %% ../../nbs/jobs/08_dask_step.ipynb #8a8a75ff
 def main(room: Path, parent: int):
     "The process: one notebook, from its order to its answer."
     die_with_parent(parent)
@@ -49,7 +50,19 @@ def main(room: Path, parent: int):
     settings, told, job = _settings(order, room), RemoteResult(), JobRun(**order["run"])
     job.host, job.versions, job.commit = socket.gethostname(), versions(), commit(settings.root)
     nb, origin = prepare_notebook(order["notebook"], order["values"], order["given"])
-    execution = Execution(job, nb, origin, room/"run", None, order["timeout"], terminal=told, env=kernel_env(settings, job.id) | order["env"], cwd=settings.root, secrets=secret_values(order["values"]), output_limit=settings.jobs.output_limit)
+    execution = Execution(
+        job,
+        nb,
+        origin,
+        room / "run",
+        None,
+        order["timeout"],
+        terminal=told,
+        env=kernel_env(settings, job.id) | order["env"],
+        cwd=settings.root,
+        secrets=secret_values(order["values"]),
+        output_limit=settings.jobs.output_limit,
+    )
     told.execution = execution
     Engine.execute_notebook(execution.nb, nb.metadata.get("kernelspec", {}).get("name", ""), execution=execution)
     (room/"new").write_bytes(pickle.dumps(dict(run=asdict(job), timings=execution.timings)))
@@ -65,18 +78,27 @@ def perform(order: dict) -> dict:  # in a thread of a Dask worker
     try:
         (room/"order").write_bytes(pickle.dumps(order))
         with open(room/"said", "wb") as said:
-            process = AT_WORK[order["run"]["id"]] = subprocess.Popen([sys.executable, "-m", "scalai_nb.jobs.dask_step", str(room), str(os.getpid())], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said, text=True)
+            process = AT_WORK[order["run"]["id"]] = subprocess.Popen(
+                [sys.executable, "-m", "scalai_nb.jobs.dask_step", str(room), str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=said,
+                text=True,
+            )
             try:
                 for line in process.stdout: worker.log_event(order["topic"], json.loads(line))
                 code = process.wait()
-            finally: process.kill(), process.wait()
-        if not (room/"answer").exists(): return dict(ended=code, said=(room/"said").read_text(errors="replace").strip().splitlines()[-1:])
+            finally:
+                process.kill(), process.wait()
+        if not (room / "answer").exists():
+            return dict(ended=code, said=(room / "said").read_text(errors="replace").strip().splitlines()[-1:])
         files = {str(f.relative_to(room/"run")): f.read_bytes() for f in (room/"run").rglob("*") if f.is_file()}
         return pickle.loads((room/"answer").read_bytes()) | dict(files=files)
     finally:
         AT_WORK.pop(order["run"]["id"], None)
         shutil.rmtree(room, ignore_errors=True)
 
+# %% ../../nbs/jobs/08_dask_step.ipynb #1fcd54e9
 def signalled(id: str, signum: int) -> bool:  # whether it runs on this worker
     "Run on a worker: pass a signal to a step's process."
     if (process := AT_WORK.get(id)) is None: return False
@@ -86,10 +108,19 @@ def signalled(id: str, signum: int) -> bool:  # whether it runs on this worker
 # %% ../../nbs/jobs/08_dask_step.ipynb #33817479
 PATIENCE = 30.  # seconds beyond a step's own limit, or for a worker to hand in what was stopped
 
+# %% ../../nbs/jobs/08_dask_step.ipynb #4e2cf0ec
 class RemoteStep:
     "The cluster's side of one running step."
     def __init__(self, client, address: str, job: JobRun, line, stop):
-        self.client, self.address, self.job, self.line, self.stop, self.asked, self.looked = client, address, job, line, stop, None, 0.
+        self.client, self.address, self.job, self.line, self.stop, self.asked, self.looked = (
+            client,
+            address,
+            job,
+            line,
+            stop,
+            None,
+            0.0,
+        )
 
     def told(self, event):  # (time, message), in the client's loop
         self.job.cell = event[1]["cell"]
@@ -98,7 +129,7 @@ class RemoteStep:
     def there(self) -> bool:
         "Whether the worker still is."
         self.looked = time.monotonic()
-        try: return self.client.status == "running" and self.address in self.client.nthreads()
+        try:return self.client.status == "running" and self.address in self.client.nthreads()
         except OSError: return False  # the scheduler is gone too
 
     def wait(self, future, over: float) -> dict:  # an answer; `lost`: why there is none
@@ -107,38 +138,88 @@ class RemoteStep:
             time.sleep(.05)
             now = time.monotonic()
             if now - self.looked > .5 and not self.there(): return dict(lost=f"the worker {self.address} vanished")
-            if self.asked and now - self.asked > PATIENCE: return dict(lost=f"the worker {self.address} did not stop it within {PATIENCE:g} s")
+            if self.asked and now - self.asked > PATIENCE:
+                return dict(lost=f"the worker {self.address} did not stop it within {PATIENCE:g} s")
             if not self.asked and (self.stop.reason or now > over):
                 self.asked = now
-                if self.client.run(signalled, self.job.id, signal.SIGTERM, workers=[self.address], on_error="ignore").get(self.address) is not True: future.cancel()
-        if future.status != "finished": return dict(lost=f"Dask gave it up: {future.status}" if future.status != "error" else repr(future.exception()))
+                if (
+                    self.client.run(
+                        signalled, self.job.id, signal.SIGTERM, workers=[self.address], on_error="ignore"
+                    ).get(self.address)
+                    is not True
+                ):
+                    future.cancel()
+        if future.status != "finished":
+            return dict(
+                lost=f"Dask gave it up: {future.status}" if future.status != "error" else repr(future.exception())
+            )
         return future.result()
 
 # %% ../../nbs/jobs/08_dask_step.ipynb #0cd5ac2e
-def run_on_dask(client,  # distributed.Client
-             address: str,  # of the worker
-             notebook: Path,
-             parameters: dict,
-             *, timeout: float, settings: Settings, name: str, parent: str, key: str, reason: str, stop, line, env: dict[str, str] | None = None,
-            ) -> JobRun:
+def run_on_dask(
+    client,  # distributed.Client
+    address: str,  # of the worker
+    notebook: Path,
+    parameters: dict,
+    *,
+    timeout: float,
+    settings: Settings,
+    name: str,
+    parent: str,
+    key: str,
+    reason: str,
+    stop,
+    line,
+    env: dict[str, str] | None = None,
+) -> JobRun:
     "Like `engine.run`, on a worker."
     source = load_notebook(notebook)
     values, record = check(source, parameters), Record(settings)
     prepare_notebook(source, values, parameters)
-    job = record.create(JobRun(name=name, notebook=str(notebook), parameters=veiled(values), key=key, reason=reason, cells=len(source["cells"]), parent=parent, state="running", started=time.time(), versions=versions()))
+    job = record.create(
+        JobRun(
+            name=name,
+            notebook=str(notebook),
+            parameters=veiled(values),
+            key=key,
+            reason=reason,
+            cells=len(source["cells"]),
+            parent=parent,
+            state="running",
+            started=time.time(),
+            versions=versions(),
+        )
+    )
     file, began, topic = settings.file, time.monotonic(), f"scalai-{job.id}"
-    order = dict(run=asdict(job) | dict(steps=[]), notebook=source, values=values, given=parameters, timeout=timeout, env=env or {}, root=str(settings.root), topic=topic,
-                 environ={k: v for k, v in os.environ.items() if k.startswith("SCALAI_") and "__" in k and not k.startswith("SCALAI_APPS__")},
-                 settings=file.read_text() if file.is_file() else "")
+    order = dict(
+        run=asdict(job) | dict(steps=[]),
+        notebook=source,
+        values=values,
+        given=parameters,
+        timeout=timeout,
+        env=env or {},
+        root=str(settings.root),
+        topic=topic,
+        environ={
+            k: v
+            for k, v in os.environ.items()
+            if k.startswith("SCALAI_") and "__" in k and not k.startswith("SCALAI_APPS__")
+        },
+        settings=file.read_text() if file.is_file() else "",
+    )
     away = RemoteStep(client, address, job, line, stop)
     client.subscribe_topic(topic, away.told)
     try:
-        future = client.submit(perform, order, key=topic, workers=[address], allow_other_workers=False, retries=0, pure=False)
+        future = client.submit(
+            perform, order, key=topic, workers=[address], allow_other_workers=False, retries=0, pure=False
+        )
         answer = away.wait(future, began + timeout + PATIENCE)
         future.cancel()
-    finally: client.unsubscribe_topic(topic)
+    finally:
+        client.unsubscribe_topic(topic)
     return _hand_in(job, answer, record, stop, time.monotonic() - began)
 
+# %% ../../nbs/jobs/08_dask_step.ipynb #586f65fb
 def _hand_in(job: JobRun, answer: dict, record: Record, stop, seconds: float) -> JobRun:
     "Put an answer where a run of this machine would have put it."
     folder = record.folder(job.id)
@@ -151,7 +232,11 @@ def _hand_in(job: JobRun, answer: dict, record: Record, stop, seconds: float) ->
         why = answer.get("lost") or f"its process there ended with {answer['ended']}: {' '.join(answer['said'])}"
         at = "" if job.cell is None else f" while cell {job.cell} ran"
         job.state, job.seconds = ("cancelled" if stop.reason else "lost"), seconds
-        job.error = dict(cell=job.cell, kind="Cancelled" if stop.reason else "Lost", message=f"stopped by {stop.reason}" if stop.reason else why + at)
+        job.error = dict(
+            cell=job.cell,
+            kind="Cancelled" if stop.reason else "Lost",
+            message=f"stopped by {stop.reason}" if stop.reason else why + at,
+        )
     record.update(job, answer.get("timings", {}))
     return job
 
@@ -167,14 +252,28 @@ def workers(client, before: list[Place] = ()) -> list[Place]:
     found = []
     for address, w in client.scheduler_info(n_workers=-1)["workers"].items():
         gpus = int(w.get("resources", {}).get("GPU", 0))
-        found.append(known.get(address) or Place(address, w["nthreads"], w["nthreads"], w["memory_limit"] or float("inf"), tuple(map(str, range(gpus))), on="dask"))
+        found.append(
+            known.get(address)
+            or Place(
+                address,
+                w["nthreads"],
+                w["nthreads"],
+                w["memory_limit"] or float("inf"),
+                tuple(map(str, range(gpus))),
+                on="dask",
+            )
+        )
     return found
 
+# %% ../../nbs/jobs/08_dask_step.ipynb #ba278b5a
 def wait_for_workers(client, patience: float = 30.) -> list[Place]:  # seconds
     "The places of a cluster, once it has any. Raises `Unreachable` where it stays empty."
     over = time.monotonic() + patience
     while not (found := workers(client)):
-        if time.monotonic() > over: raise Unreachable(f"The cluster {client.scheduler.address} has no worker.", "Start some with: dask worker ADDRESS")
+        if time.monotonic() > over:
+            raise Unreachable(
+                f"The cluster {client.scheduler.address} has no worker.", "Start some with: dask worker ADDRESS"
+            )
         time.sleep(.1)
     return found
 

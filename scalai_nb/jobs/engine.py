@@ -21,21 +21,24 @@ from .parameters import Secret, check, inject, load_notebook, secret
 from .record import JobRun, Record, commit, versions
 
 # %% ../../nbs/jobs/06_engine.ipynb #cb19f73e
-def run(notebook: Path | str,  # the source, a file or an fsspec URL; it is not changed
-        parameters: dict | None = None,  # by name, see `jobs.parameters`
-        output: Path | str | None = None,  # where the notebook that ran is also put; default: only under .scalai/runs/ID
-        timeout: float | None = None,  # seconds; default: [jobs] timeout
-        settings: Settings | None = None,
-        name: str | None = None,  # in the record and on the terminal; default: the file's stem
-        parent: str | None = None,  # the run that this one is part of; default: the one it is called from
-        *,
-        key: str | None = None,  # content key, kept by the record
-        reason: str = "",  # why it runs, kept by the record
-        env: dict[str, str] | None = None,  # for its kernel, over what that finds anyway
-        cell_timeout: int | None = None,  # seconds for each cell
-        progress: bool | None = None,  # lines on standard error; default: unless in a kernel
-        stop=None, terminal=None, warm=None,  # shared by a workflow's steps: Stop, Terminal, warm.Pool; of a command, a warm.Spare
-       ) -> JobRun:
+def run(
+    notebook: Path | str,  # the source, a file or an fsspec URL; it is not changed
+    parameters: dict | None = None,  # by name, see `jobs.parameters`
+    output: Path | str | None = None,  # where the notebook that ran is also put; default: only under .scalai/runs/ID
+    timeout: float | None = None,  # seconds; default: [jobs] timeout
+    settings: Settings | None = None,
+    name: str | None = None,  # in the record and on the terminal; default: the file's stem
+    parent: str | None = None,  # the run that this one is part of; default: the one it is called from
+    *,
+    key: str | None = None,  # content key, kept by the record
+    reason: str = "",  # why it runs, kept by the record
+    env: dict[str, str] | None = None,  # for its kernel, over what that finds anyway
+    cell_timeout: int | None = None,  # seconds for each cell
+    progress: bool | None = None,  # lines on standard error; default: unless in a kernel
+    stop=None,
+    terminal=None,
+    warm=None,  # shared by a workflow's steps: Stop, Terminal, warm.Pool; of a command, a warm.Spare
+) -> JobRun:
     "Run a notebook and say how it ended."
     from scalai_nb.jobs.client import Execution, Stop
     from scalai_nb.jobs.log import Terminal
@@ -47,10 +50,34 @@ def run(notebook: Path | str,  # the source, a file or an fsspec URL; it is not 
     if output is not None: target = checked(output, None if is_url(notebook) else Path(notebook), settings)
     secrets = secret_values(values)
     record = Record(settings)
-    job = record.create(JobRun(name=name or Path(notebook).stem, notebook=veiled(_place(str(notebook))), parameters=veiled(values), key=key, reason=reason, cells=len(source["cells"]),
-                               parent=parent or os.environ.get("SCALAI_RUN"), versions=versions(), commit=commit(settings.root)))
-    execution = Execution(job, nb, origin, record.folder(job.id), record, timeout or settings.jobs.timeout, stop or Stop(), terminal or Terminal(show=False),
-                          kernel_env(settings, job.id) | (env or {}), settings.root, secrets, warm, settings.jobs.output_limit)
+    job = record.create(
+        JobRun(
+            name=name or Path(notebook).stem,
+            notebook=veiled(_place(str(notebook))),
+            parameters=veiled(values),
+            key=key,
+            reason=reason,
+            cells=len(source["cells"]),
+            parent=parent or os.environ.get("SCALAI_RUN"),
+            versions=versions(),
+            commit=commit(settings.root),
+        )
+    )
+    execution = Execution(
+        job,
+        nb,
+        origin,
+        record.folder(job.id),
+        record,
+        timeout or settings.jobs.timeout,
+        stop or Stop(),
+        terminal or Terminal(show=False),
+        kernel_env(settings, job.id) | (env or {}),
+        settings.root,
+        secrets,
+        warm,
+        settings.jobs.output_limit,
+    )
     if output is not None: execution.output = Output(target, execution.folder, output)
     if terminal: return _ran(execution, cell_timeout)
     with Terminal(progress) as execution.terminal, _pool(settings, nb) as pool:
@@ -60,11 +87,15 @@ def run(notebook: Path | str,  # the source, a file or an fsspec URL; it is not 
         execution.terminal.done(job)
     return job
 
-
+# %% ../../nbs/jobs/06_engine.ipynb #c7fb4a46
 def _pool(settings: Settings, nb: dict):  # a warm.Pool
-    "Where a kernel may be forked: where the one was that we are in, or, if the settings want it, from a process that is kept beside the workspace."
+    """Where a kernel may be forked:
+
+    where the one was that we are in, or, if the settings want it, from a process that is kept beside the workspace."""
     from scalai_nb.jobs.forkserver import Pool, imports
-    return Pool(imports(nb, settings.root), keep=settings.home, most=settings.jobs.warm) if settings.jobs.warm else Pool()
+    return (
+        Pool(imports(nb, settings.root), keep=settings.home, most=settings.jobs.warm) if settings.jobs.warm else Pool()
+    )
 
 # %% ../../nbs/jobs/06_engine.ipynb #12d60506
 def prepare_notebook(source: dict, values: dict, given: dict):
@@ -75,9 +106,15 @@ def prepare_notebook(source: dict, values: dict, given: dict):
     nb = nbformat.from_dict({**nb, "metadata": dict(nb.get("metadata", {}))})
     nb = rejoin_lines(nbformat.v4.upgrade(nbformat.convert(nb, 4)) or nb)  # a file may keep a text as a list of lines
     for cell in nb.cells: cell.metadata.setdefault("tags", [])
-    kept = [i for i, cell in enumerate(nb.cells) if "papermill-error-cell-tag" not in cell.metadata["tags"]]  # which papermill leaves in what failed
+    # which papermill leaves in what failed
+    kept = [i for i, cell in enumerate(nb.cells) if "papermill-error-cell-tag" not in cell.metadata["tags"]]
     nb.cells, origin = [nb.cells[i] for i in kept], [origin[i] for i in kept]
-    nb.metadata["papermill"] = dict(default_parameters={}, environment_variables={}, parameters=plain(values, "parameters"), version=version("papermill"))
+    nb.metadata["papermill"] = dict(
+        default_parameters={},
+        environment_variables={},
+        parameters=plain(values, "parameters"),
+        version=version("papermill"),
+    )
     kernel = nb.metadata.get("kernelspec", {}).get("name", "")
     from scalai_nb.jobs.client import NATIVE
     if kernel not in NATIVE:
@@ -85,22 +122,26 @@ def prepare_notebook(source: dict, values: dict, given: dict):
         one_of(kernel, {*KernelSpecManager().find_kernel_specs(), "python3"}, "kernel")
     return nb, origin
 
-
 def _place(path) -> str:  # absolute, or a URL; empty: a stream, or a notebook in memory
     if not isinstance(path, str) or path == "-" or path.lstrip().startswith("{"): return ""
     return path if is_url(path) else str(Path(path).absolute())
 
-
+# %% ../../nbs/jobs/06_engine.ipynb #6fbce664
 def secret_values(values: dict) -> tuple[str, ...]:  # longest first: a URI, before the password in it
-    "What may be used and not written: secrets, URIs with a password, and the passwords (very short ones only within their URI)."
-    uris = passwords(list(values.values()))
-    return (*filter(None, (secret(v) for v in values.values() if isinstance(v, Secret))), *uris, *(p for found in uris.values() for p in found if len(p) > 5))
+    """What may be used and not written:
 
+    secrets, URIs with a password, and the passwords (very short ones only within their URI)."""
+    uris = passwords(list(values.values()))
+    return (
+        *filter(None, (secret(v) for v in values.values() if isinstance(v, Secret))),
+        *uris,
+        *(p for found in uris.values() for p in found if len(p) > 5),
+    )
 
 def positive(timeout: float | None):
     "A time limit that can be kept."
-    if timeout is not None and timeout <= 0: raise BadRequest(f"A timeout of {timeout:g} s lets nothing run.", "Give seconds, more than 0.")
-
+    if timeout is not None and timeout <= 0:
+        raise BadRequest(f"A timeout of {timeout:g} s lets nothing run.", "Give seconds, more than 0.")
 
 def kernel_env(settings: Settings, id: str) -> dict[str, str]:
     "What a job's kernel finds in its environment: its workspace and its own run."
@@ -108,18 +149,48 @@ def kernel_env(settings: Settings, id: str) -> dict[str, str]:
 
 # %% ../../nbs/jobs/06_engine.ipynb #05aa42aa
 def _ran(execution, cell_timeout) -> JobRun:
-    Engine.execute_notebook(execution.nb, execution.nb.metadata.get("kernelspec", {}).get("name", ""), execution=execution, cell_timeout=cell_timeout)
+    Engine.execute_notebook(
+        execution.nb,
+        execution.nb.metadata.get("kernelspec", {}).get("name", ""),
+        execution=execution,
+        cell_timeout=cell_timeout,
+    )
     return execution.run
 
-
+# %% ../../nbs/jobs/06_engine.ipynb #dea685d3
 class Engine:
     "Papermill's engine `scalai`: message log, truthful states, atomic notebook, record."
     @classmethod
-    def execute_notebook(cls, nb, kernel_name, output_path=None, input_path=None, execution=None, start_timeout=60, cell_timeout=None, execution_timeout=None,
-                         progress_bar=True, log_output=False, stdout_file=None, stderr_file=None, autosave_cell_every=30, **options):
+    def execute_notebook(
+        cls,
+        nb,
+        kernel_name,
+        output_path=None,
+        input_path=None,
+        execution=None,
+        start_timeout=60,
+        cell_timeout=None,
+        execution_timeout=None,
+        progress_bar=True,
+        log_output=False,
+        stdout_file=None,
+        stderr_file=None,
+        autosave_cell_every=30,
+        **options
+    ):
         if execution is None:
             tap = _tap(log_output, stdout_file, stderr_file)
-            return _papermill_command(nb, kernel_name, input_path, output_path, start_timeout, execution_timeout, bool(progress_bar), tap, autosave_cell_every)
+            return _papermill_command(
+                nb,
+                kernel_name,
+                input_path,
+                output_path,
+                start_timeout,
+                execution_timeout,
+                bool(progress_bar),
+                tap,
+                autosave_cell_every,
+            )
         execution.nb = nb  # papermill reads and writes it once more before it comes here
         with execution.stop.on_signals():
             execution.begin()
@@ -127,12 +198,18 @@ class Engine:
         return execution.written()  # papermill writes it
 
     @classmethod
-    def nb_kernel_name(cls, nb, name=None): return name or nb.metadata.get("kernelspec", {}).get("name", "python3")
+    def nb_kernel_name(cls, nb, name=None):
+        return name or nb.metadata.get("kernelspec", {}).get("name", "python3")
 
     @classmethod
     def nb_language(cls, nb, language=None):
         meta = nb.metadata
-        return language or meta.get("language_info", {}).get("name") or meta.get("kernelspec", {}).get("language") or "python"
+        return (
+            language
+            or meta.get("language_info", {}).get("name")
+            or meta.get("kernelspec", {}).get("language")
+            or "python"
+        )
 
 # %% ../../nbs/jobs/06_engine.ipynb #28a0a32f
 def drive(execution, kernel_name: str, start_timeout: float, cell_timeout: int | None):
@@ -169,28 +246,52 @@ def _papermill_command(nb, kernel_name, input_path, output_path, start_timeout, 
     _write_atomically()
     base = papermill_io.get_handler("local")._cwd or "."
     with chdir(base): settings, source, target = Settings.load(), _place(input_path), _place(output_path)
-    special = target and not is_url(target) and Path(target).exists() and not Path(target).is_file()  # /dev/null is papermill's to write
+    # /dev/null is papermill's to write
+    special = target and not is_url(target) and Path(target).exists() and not Path(target).is_file()
     file = None if not target or is_url(target) or special else checked(target, None, settings)
     values = dict(nb.metadata.papermill.get("parameters", {}))
     origin = _origin(nb, source)
     record = Record(settings)
-    job = record.create(JobRun(name=Path(source.split("?")[0]).stem or "notebook", notebook=veiled(source), parameters=veiled(values),
-                               cells=sum(o is not None for o in origin), versions=versions(), commit=commit(settings.root)))
+    job = record.create(
+        JobRun(
+            name=Path(source.split("?")[0]).stem or "notebook",
+            notebook=veiled(source),
+            parameters=veiled(values),
+            cells=sum(o is not None for o in origin),
+            versions=versions(),
+            commit=commit(settings.root),
+        )
+    )
     with Terminal(progress) as terminal, _pool(settings, nb) as pool:
         terminal.start(job.name)
-        execution = Execution(job, nb, origin, record.folder(job.id), record, settings.jobs.timeout, terminal=terminal, env=kernel_env(settings, job.id), cwd=Path.cwd(), secrets=secret_values(values),
-                              warm=pool, output_limit=settings.jobs.output_limit)
+        execution = Execution(
+            job,
+            nb,
+            origin,
+            record.folder(job.id),
+            record,
+            settings.jobs.timeout,
+            terminal=terminal,
+            env=kernel_env(settings, job.id),
+            cwd=Path.cwd(),
+            secrets=secret_values(values),
+            warm=pool,
+            output_limit=settings.jobs.output_limit,
+        )
         if file: execution.path, job.output = Path(target), target
         put = lambda content: papermill_io.write(content.decode(), output_path)
         if is_url(target): execution.output = Output(target, execution.folder, target, put)
         execution.spill.base, execution.autosave = execution.path.parent, autosave or math.inf
         execution.message = tap(execution.message)
-        nb = Engine.execute_notebook(nb, kernel_name, execution=execution, start_timeout=start_timeout, cell_timeout=cell_timeout)
+        nb = Engine.execute_notebook(
+            nb, kernel_name, execution=execution, start_timeout=start_timeout, cell_timeout=cell_timeout
+        )
         terminal.done(job)
-    if job.state in ("succeeded", "failed") and not execution.unwritten: return nb  # a failed cell is found by papermill itself
+    # a failed cell is found by papermill itself
+    if job.state in ("succeeded", "failed") and not execution.unwritten: return nb
     job.raise_for_state()
 
-
+# %% ../../nbs/jobs/06_engine.ipynb #8494bc1f
 def _tap(log_output: bool, stdout_file, stderr_file):  # wraps `Execution.message`
     "Papermill's --log-output, --stdout-file and --stderr-file."
     from papermill.log import logger
@@ -207,7 +308,6 @@ def _tap(log_output: bool, stdout_file, stderr_file):  # wraps `Execution.messag
         return told
     return wrap
 
-
 def _origin(nb, source: str) -> list[int | None]:
     "Which cells of the source these are: papermill adds at most one."
     place = next((i for i, c in enumerate(nb.cells) if "injected-parameters" in c.metadata.get("tags", ())), None)
@@ -216,7 +316,7 @@ def _origin(nb, source: str) -> list[int | None]:
     if place is None or not grown: return list(range(len(nb.cells)))
     return [i if i < place else None if i == place else i - 1 for i in range(len(nb.cells))]
 
-
+# %% ../../nbs/jobs/06_engine.ipynb #72e4fb3c
 def _write_atomically():
     "Have papermill's local files written whole; what is no file, as /dev/null, stays papermill's own affair."
     from papermill.iorw import papermill_io
@@ -224,6 +324,7 @@ def _write_atomically():
     def write(buf, path):
         place = Path(local._cwd or ".")/path
         if place.exists() and not place.is_file(): return type(local).write(local, buf, path)
-        if not place.parent.is_dir(): raise FileNotFoundError(f"output folder {place.parent} doesn't exist.")  # papermill's own words
+        # papermill's own words
+        if not place.parent.is_dir(): raise FileNotFoundError(f"output folder {place.parent} doesn't exist.")
         write_atomic(place, buf)
     local.write = write

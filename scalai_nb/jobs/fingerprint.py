@@ -31,20 +31,24 @@ def code_of(notebook: Path, root: Path) -> str:
     "The part of its key that stands for a notebook's code."
     return _digest(closure(notebook, root)[0], PARTS["code"])
 
-def step_key(notebook: Path,  # the step's source
-             parameters: dict,  # resolved
-             upstream: list,  # what `link` says of what it needs
-             settings: Settings,
-            ) -> tuple[str, dict[str, str]]:  # 64 hexadecimal digits; the files besides the notebook whose code it covers
+def step_key(
+    notebook: Path,  # the step's source
+    parameters: dict,  # resolved
+    upstream: list,  # what `link` says of what it needs
+    settings: Settings,
+) -> tuple[str, dict[str, str]]:  # 64 hexadecimal digits; the files besides the notebook whose code it covers
     "The content key of a step."
     code, files, _ = closure(notebook, settings.root)
     parts = dict(code=code, parameters=movable(parameters, settings.root), before=upstream, environment=installed())
     return "".join(_digest(parts[n], digits) for n, digits in PARTS.items()), files
 
 def provisional(key: str) -> str:
-    "The key of a run that is not yet accounted for: it stands for nothing, should its runner be killed before the record says what it depended on."
+    """The key of a run that is not yet accounted for:
+
+    it stands for nothing, should its runner be killed before the record says what it depended on."""
     return "?" + key[1:]
 
+# %% ../../nbs/jobs/08_fingerprint.ipynb #b6a0b3b1
 def differing(key: str, other: str) -> list[str]:
     "The parts in which two keys differ."
     if other[:1] == "?": other = key[0] + other[1:]
@@ -73,6 +77,7 @@ def follows(flow, path: tuple[str, ...], other: tuple[str, ...]) -> bool:  # nam
         flow = flow and flow.nested.get(mine)
     return True
 
+# %% ../../nbs/jobs/08_fingerprint.ipynb #189c2a7a
 class Tables:
     "Table versions now, compared with those of earlier runs of a workflow."
     def __init__(self, settings: Settings, record: Record | None,
@@ -101,25 +106,36 @@ class Tables:
         "Why a run's tables are not as it left them."
         for entries, did in ((run.reads, "read"), (run.writes, "wrote")):
             for table in dict.fromkeys(e["table"] for e in entries if "table" in e):
-                mine, now = [e["version"] for e in entries if e.get("table") == table and e["version"] is not None], self.newest(table)
+                mine, now = [
+                    e["version"] for e in entries if e.get("table") == table and e["version"] is not None
+                ], self.newest(table)
                 if not mine:
                     if now is not None: return f"table {table}, which was not there, is there now"
                     continue
                 version = max(mine)
                 if now is None: return f"table {table}, which it {did}, is gone"
-                if now < version or self.anew(table, version, run): return f"table {table} was made anew since it {did} version {version}"
+                if now < version or self.anew(table, version, run):
+                    return f"table {table} was made anew since it {did} version {version}"
                 if now == version: continue
                 by, own = self._later(table, version, run, path, did)
-                if by: return f"table {table} has a new version: it {did} {version}, and {'a step' if own else 'others'} wrote {by}"
-                if did == "wrote" and (by := self._replaced(table, mine, path)): return f"what it wrote to table {table} was replaced by version {by}"
+                if by:
+                    return (
+                        f"table {table} has a new version: it {did} {version}, and {'a step' if own else 'others'}"
+                        f" wrote {by}"
+                    )
+                if did == "wrote" and (by := self._replaced(table, mine, path)):
+                    return f"what it wrote to table {table} was replaced by version {by}"
         return ""
 
 # %% ../../nbs/jobs/08_fingerprint.ipynb #cae2c8dc
 @patch
-def _later(self: Tables, table: str, version: int, run: JobRun, path: tuple[str, ...], did: str) -> tuple[int | None, bool]:  # whether this workflow wrote it
+def _later(
+    self: Tables, table: str, version: int, run: JobRun, path: tuple[str, ...], did: str
+) -> tuple[int | None, bool]:  # whether this workflow wrote it
     "The first version after one that brought rows and that is not to be expected of this workflow."
     later = changes(table, version, self.settings)
-    if later and run.started and later[0][1] and later[0][1] < run.started: return None, False  # asked for by number: a newer one was there
+    # asked for by number: a newer one was there
+    if later and run.started and later[0][1] and later[0][1] < run.started: return None, False
     for v, _ in later:
         by = self.written(table, v)
         if not by: return v, False
@@ -128,24 +144,38 @@ def _later(self: Tables, table: str, version: int, run: JobRun, path: tuple[str,
 
 @patch
 def _replaced(self: Tables, table: str, mine: list[int], path: tuple[str, ...]) -> int | None:
-    "The first version that took away what a step wrote, by itself under another key or by a step that does not come after it."
+    """The first version that took away what a step wrote, by itself under another key or by a step that does not come
+    after it."""
     after = lambda v: any(other != path and follows(self.flow, path, other) for other in self.written(table, v))
     return next((v for v in replacements(table, mine, self.settings) if not after(v)), None)
 
+# %% ../../nbs/jobs/08_fingerprint.ipynb #0ef25d76
 @patch
 def written(self: Tables, table: str, version: int) -> set[tuple[str, ...]]:  # names of steps, outermost first
-    "The steps of this workflow that wrote a version; none where others did. A run that was lost recorded nothing, and its commit names it."
+    """The steps of this workflow that wrote a version; none where others did.
+
+    A run that was lost recorded nothing, and its commit names it."""
     if self.record is None: return set()
     if self.own is None: self.own, self.place = _written(self.record, self.record.movable(str(self.flow.path)))
     if (table, version) in self.own: return self.own[table, version]
     inside = self.place(written_by(table, version, self.settings))
     return set() if inside is None else {inside}
 
-def _written(record: Record, workflow: str) -> tuple[dict[tuple[str, int], set[tuple[str, ...]]], Callable[[str | None], tuple[str, ...] | None]]:
-    "All table versions that runs of a workflow recorded, with the steps that wrote them; and what gives the step of a run."
+# %% ../../nbs/jobs/08_fingerprint.ipynb #3f55dd41
+def _written(
+    record: Record, workflow: str
+) -> tuple[dict[tuple[str, int], set[tuple[str, ...]]], Callable[[str | None], tuple[str, ...] | None]]:
+    """All table versions that runs of a workflow recorded, with the steps that wrote them; and what gives the step of
+    a run."""
     with record.db() as db:
         above = {r.id: r for r in db.execute(sa.select(RUNS.c.id, RUNS.c.parent, RUNS.c.name, RUNS.c.notebook))}
-        rows = list(db.execute(sa.select(RUNS.c.id, RUNS.c.writes).where(sa.cast(RUNS.c.writes, sa.Text) != "[]", RUNS.c.state != "skipped")))
+        rows = list(
+            db.execute(
+                sa.select(RUNS.c.id, RUNS.c.writes).where(
+                    sa.cast(RUNS.c.writes, sa.Text) != "[]", RUNS.c.state != "skipped"
+                )
+            )
+        )
     def place(id):
         path, inside, at = (), None, above.get(id)
         while at is not None:
@@ -177,10 +207,17 @@ def state_of(links: list) -> dict[str, object]:
 
 def link(run: JobRun, upstream: list, root: Path) -> dict:  # upstream: links
     "What the steps after this one build on."
-    return movable(dict(notebook=run.notebook, results=run.results), root) | dict(ran=run.key is not None, state=dict(sorted((state_of(upstream) | made(run)).items())))
+    return movable(dict(notebook=run.notebook, results=run.results), root) | dict(
+        ran=run.key is not None, state=dict(sorted((state_of(upstream) | made(run)).items()))
+    )
 
 # %% ../../nbs/jobs/08_fingerprint.ipynb #c0ffee12
-WORDS = {"code": "its code", "parameters": "its parameters", "before": "what it builds on", "environment": "the installed packages"}
+WORDS = {
+    "code": "its code",
+    "parameters": "its parameters",
+    "before": "what it builds on",
+    "environment": "the installed packages",
+}
 
 def stands(record: Record | None,  # None: there is none yet
            tables: Tables,
@@ -196,26 +233,49 @@ def stands(record: Record | None,  # None: there is none yet
     why = tables.moved(run, path) or inputs.moved(run)
     return (None, why) if why else (run, "")
 
+# %% ../../nbs/jobs/08_fingerprint.ipynb #4b6d31fe
 def reason_to_run(record: Record | None, key: str, name: str, notebook: Path,
                   parts: list[str] = list(PARTS),  # those that are known
                  ) -> str:
     "What is different from the runs of this step so far."
     if record is None: return "it never ran"
     with record.db() as db:
-        rows = db.execute(sa.select(RUNS.c.id, RUNS.c.key, RUNS.c.state).where(RUNS.c.name == name, RUNS.c.notebook == record.movable(str(notebook)), RUNS.c.key.is_not(None))
-                          .order_by(RUNS.c.created.desc()).limit(50)).all()
+        rows = db.execute(
+            sa.select(RUNS.c.id, RUNS.c.key, RUNS.c.state)
+            .where(RUNS.c.name == name, RUNS.c.notebook == record.movable(str(notebook)), RUNS.c.key.is_not(None))
+            .order_by(RUNS.c.created.desc())
+            .limit(50)
+        ).all()
     if not rows: return "it never ran"
     run = min(rows, key=lambda r: len({*differing(key, r.key)} & {*parts}))  # the newest of those most alike
-    if differs := [d for d in differing(key, run.key) if d in parts]: return f"{' and '.join(WORDS[d] for d in differs)} changed since {run.id}"
-    return f"it {run.state.replace('_', ' ')} last time, {run.id}" if run.state not in ("running", "queued") else f"it has not ended yet, {run.id}"
+    if differs := [d for d in differing(key, run.key) if d in parts]:
+        return f"{' and '.join(WORDS[d] for d in differs)} changed since {run.id}"
+    return (
+        f"it {run.state.replace('_', ' ')} last time, {run.id}"
+        if run.state not in ("running", "queued")
+        else f"it has not ended yet, {run.id}"
+    )
 
 def goes_on(run: JobRun | None, key: str, inputs: Inputs) -> bool:
-    "Whether a step of the run to go on with is taken as done: its code, its parameters and what it builds on are as they were, and its products are there. Tables and files that moved on since do not count."
+    """Whether a step of the run to go on with is taken as done:
+
+    its code, its parameters and what it builds on are as they were, and its products are there. Tables and files
+    that moved on since do not count."""
     if run is None or not run.ok or run.key is None or set(differing(key, run.key)) - {"environment"}: return False
     return not inputs.lost(run)
 
+# %% ../../nbs/jobs/08_fingerprint.ipynb #00a07abd
 def ever(record: Record | None, key: str, parts: list[str]) -> bool:
     "Whether a step ever succeeded under a key that has these parts of this one."
     if record is None: return False
-    pattern = "".join(key[at:at + n] if part in parts else "_"*n for part, n, at in ((p, n, sum(list(PARTS.values())[:i])) for i, (p, n) in enumerate(PARTS.items())))
-    with record.db() as db: return db.execute(sa.select(RUNS.c.id).where(RUNS.c.key.like(pattern), RUNS.c.state == "succeeded").limit(1)).first() is not None
+    pattern = "".join(
+        key[at : at + n] if part in parts else "_" * n
+        for part, n, at in ((p, n, sum(list(PARTS.values())[:i])) for i, (p, n) in enumerate(PARTS.items()))
+    )
+    with record.db() as db:
+        return (
+            db.execute(
+                sa.select(RUNS.c.id).where(RUNS.c.key.like(pattern), RUNS.c.state == "succeeded").limit(1)
+            ).first()
+            is not None
+        )

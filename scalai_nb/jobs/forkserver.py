@@ -17,7 +17,10 @@ from ..core.process import adopt, die_with_parent
 
 # %% ../../nbs/jobs/07_forkserver.ipynb #864b9d29
 def _kernel(argv: list[str]):
-    "Be a kernel until told to end. What notebooks registered to run at the end runs; taking hundreds of modules apart one by one is left to the system."
+    """Be a kernel until told to end.
+
+    What notebooks registered to run at the end runs; taking hundreds of modules apart one by one is left to the
+    system."""
     from scalai_nb.jobs.kernel_stdout import App
     adopt()  # so that what it starts and lets go of is found when it ends
     App.launch_instance(argv=[*argv, f"--IPKernelApp.parent_handle={os.getppid()}"])
@@ -31,28 +34,44 @@ def _no_script_folder():
     if sys.path and sys.path[0] in ("", os.getcwd()): del sys.path[0]
 
 # %% ../../nbs/jobs/07_forkserver.ipynb #8bdc83ea
-ALWAYS = ("ipykernel.kernelapp", "ipykernel.ipkernel", "IPython.core.completerlib", "IPython.extensions.storemagic", "sqlite3", "matplotlib_inline.backend_inline", "psutil", "scalai_nb.core.events", "scalai_nb.jobs.access", "scalai_nb.jobs.result", "scalai_nb.jobs.kernel_stdout")
-GPU = {"cudf", "cupy", "dask_cudf", "dask_cuda", "rmm", "cuml"}  # importing these opens a GPU context, which no fork survives
+ALWAYS = (
+    "ipykernel.kernelapp",
+    "ipykernel.ipkernel",
+    "IPython.core.completerlib",
+    "IPython.extensions.storemagic",
+    "sqlite3",
+    "matplotlib_inline.backend_inline",
+    "psutil",
+    "scalai_nb.core.events",
+    "scalai_nb.jobs.access",
+    "scalai_nb.jobs.result",
+    "scalai_nb.jobs.kernel_stdout",
+)
+# importing these opens a GPU context, which no fork survives
+GPU = {"cudf", "cupy", "dask_cudf", "dask_cuda", "rmm", "cuml"}
 
-
+# %% ../../nbs/jobs/07_forkserver.ipynb #d5329527
 def _preload(modules: list[str],  # `json`, or `dask:dataframe`, which is a module or a name in one
              gone,
              always: tuple[str, ...] = ALWAYS,
             ) -> dict[str, str]:
     "Import, and say what could not be."
-    os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # as a kernel would, before matplotlib looks
+    # as a kernel would, before matplotlib looks
+    os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     failed = {}
     for name in (*always, *modules):
         if gone(): os._exit(0)
         module, _, part = name.partition(":")
-        if module.partition(".")[0] in GPU: failed[name] = "it opens a GPU context"
+        if module.partition(".")[0] in GPU:
+            failed[name] = "it opens a GPU context"
         else:
             try:
-                if not hasattr(importlib.import_module(module), part or "__name__"): importlib.import_module(f"{module}.{part}")
+                if not hasattr(importlib.import_module(module), part or "__name__"):
+                    importlib.import_module(f"{module}.{part}")
             except Exception as e:  # whatever a module raises, its notebook will meet it too, and say so
-                if name not in always: failed[name] = f"{type(e).__name__}: {e}"
+                if name not in always:
+                    failed[name] = f"{type(e).__name__}: {e}"
     return failed
-
 
 def _unfit() -> str:
     "Why this process must not be forked; empty when it may."
@@ -62,7 +81,7 @@ def _unfit() -> str:
     if torch is not None and torch.cuda.is_initialized(): return "its imports opened a GPU context"
     return ""
 
-
+# %% ../../nbs/jobs/07_forkserver.ipynb #bc3693d9
 def _sources() -> dict[str, int]:  # path: modification time
     "Files of loaded modules that somebody may be editing: those outside the Python installation."
     roots = tuple({str(Path(p).resolve()) for p in (sys.prefix, sys.base_prefix)})
@@ -70,22 +89,38 @@ def _sources() -> dict[str, int]:  # path: modification time
     return {f: os.stat(f).st_mtime_ns for f in files if f and not f.startswith(roots) and os.path.exists(f)}
 
 # %% ../../nbs/jobs/07_forkserver.ipynb #193f9f12
-SENSITIVE = ("OMP_", "MKL_", "OPENBLAS_", "NUMBA_", "KMP_", "CUDA_", "PYTHON", "LD_", "DASK_", "MPL", "TORCH", "MALLOC_")  # read when a module is imported
+# read when a module is imported
+SENSITIVE = (
+    "OMP_",
+    "MKL_",
+    "OPENBLAS_",
+    "NUMBA_",
+    "KMP_",
+    "CUDA_",
+    "PYTHON",
+    "LD_",
+    "DASK_",
+    "MPL",
+    "TORCH",
+    "MALLOC_",
+)
 
-
-def _said(env: dict[str, str]) -> dict[str, str]: return {k: v for k, v in env.items() if k.startswith(SENSITIVE) and k != "MPLBACKEND"}
-
+def _said(env: dict[str, str]) -> dict[str, str]:
+    return {k: v for k, v in env.items() if k.startswith(SENSITIVE) and k != "MPLBACKEND"}
 
 def _send(control: socket.socket, **message) -> bool:  # False: nobody is there any more
     try: control.sendall(json.dumps(message).encode() + b"\n")
     except OSError: return False
     return True
 
-
+# %% ../../nbs/jobs/07_forkserver.ipynb #0fc25912
 def _ours(control: socket.socket) -> bool:
     "Whether the other end belongs to this user; where the system does not say, the folder's rights must do."
     if not hasattr(socket, "SO_PEERCRED"): return True
-    return struct.unpack("iII", control.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII")))[1] == os.getuid()
+    return (
+        struct.unpack("iII", control.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII")))[1]
+        == os.getuid()
+    )
 
 # %% ../../nbs/jobs/07_forkserver.ipynb #15f9a6d5
 def _reap(children: dict[int, socket.socket]):
@@ -121,10 +156,15 @@ def _end(children: dict[int, socket.socket], asker: socket.socket | None = None)
 # %% ../../nbs/jobs/07_forkserver.ipynb #094ec495
 IDLE = 900.  # seconds without a kernel after which a process that is kept beside a workspace ends
 
-
+# %% ../../nbs/jobs/07_forkserver.ipynb #63140243
 class Server:
-    "The process that forks kernels. It ends with its lifeline; one that is kept has none, and ends when nobody came for a while, or its workspace is gone."
-    def __init__(self, room: Path, lifeline: socket.socket | None = None, home: Path | None = None, idle: float = IDLE):
+    """The process that forks kernels.
+
+    It ends with its lifeline; one that is kept has none, and ends when nobody came for a while, or its workspace is
+    gone."""
+    def __init__(
+        self, room: Path, lifeline: socket.socket | None = None, home: Path | None = None, idle: float = IDLE
+    ):
         self.room, self.lifeline, self.home, self.idle, self.lock = room, lifeline, home, idle, None
         self.children, self.askers, self.used = {}, {lifeline: b""} if lifeline else {}, time.monotonic()
         if not lifeline: self.lock = claim(room/"lock") or sys.exit(0)  # another one is faster
@@ -136,14 +176,27 @@ class Server:
     def prepare(self, modules: list[str]):
         "Import; from then on every connection is told how that went."
         began = time.monotonic()
-        def gone(): return self.lifeline is not None and bool(select.select([self.lifeline], [], [], 0)[0]) and self.lifeline.recv(1, socket.MSG_PEEK) == b""
+        def gone():
+            return (
+                self.lifeline is not None
+                and bool(select.select([self.lifeline], [], [], 0)[0])
+                and self.lifeline.recv(1, socket.MSG_PEEK) == b""
+            )
+
         failed = _preload(modules, gone)
         self.wake, self.waker = os.pipe()
         os.set_blocking(self.waker, False)
         signal.set_wakeup_fd(self.waker)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         adopt()
-        self.hello = dict(ready=True, failed=failed, unfit=_unfit(), seconds=round(time.monotonic() - began, 2), env=_said(os.environ), path=str(self.room/"warm"))
+        self.hello = dict(
+            ready=True,
+            failed=failed,
+            unfit=_unfit(),
+            seconds=round(time.monotonic() - began, 2),
+            env=_said(os.environ),
+            path=str(self.room / "warm"),
+        )
         self.files = _sources()
         self.used = time.monotonic()
         gc.collect()
@@ -160,21 +213,23 @@ def retire(self: Server):
     shutil.rmtree(self.room, ignore_errors=True)
     self.lock.close()
 
-
 @patch
 def over(self: Server) -> bool:
     "Whether a kept process has nothing left to do."
     if self.lifeline: return False
     if self.askers or self.children: self.used = time.monotonic()
-    if time.monotonic() - self.used > self.idle or not (self.room/"warm").exists() or not self.home.exists(): self.retire()
+    if time.monotonic() - self.used > self.idle or not (self.room / "warm").exists() or not self.home.exists():
+        self.retire()
     return self.door is None and not self.askers and not self.children
 
-
+# %% ../../nbs/jobs/07_forkserver.ipynb #f63a5fc9
 @patch
 def serve(self: Server) -> dict | None:  # in a fork: what it was asked to be
     "Fork a kernel for each request."
     while not self.over():
-        readable = select.select([self.wake, *filter(None, [self.door]), *self.askers], [], [], None if self.lifeline else 2)[0]
+        readable = select.select(
+            [self.wake, *filter(None, [self.door]), *self.askers], [], [], None if self.lifeline else 2
+        )[0]
         if self.wake in readable:
             os.read(self.wake, 512)
             _reap(self.children)
@@ -183,11 +238,12 @@ def serve(self: Server) -> dict | None:  # in a fork: what it was asked to be
             if _ours(asker):
                 self.askers[asker] = b""
                 _send(asker, **self.hello)
-            else: asker.close()
+            else:
+                asker.close()
         for asker in [a for a in readable if a in self.askers]:
             for request in self.heard(asker):
                 if request is None: return None
-                if "end" in request: self.retire()
+                if "end" in request:self.retire()
                 elif self.fork(asker, request) == 0: return request
 
 # %% ../../nbs/jobs/07_forkserver.ipynb #7f4c0e15
@@ -204,11 +260,13 @@ def heard(self: Server, asker: socket.socket) -> list[dict | None]:  # requests;
     asker.close()
     return [None] if asker is self.lifeline else []
 
-
+# %% ../../nbs/jobs/07_forkserver.ipynb #999a6da7
 @patch
 def fork(self: Server, asker: socket.socket, request: dict) -> int | None:  # 0 in the fork
     "One more kernel, unless a source has changed since it was imported: then this process is of no more use."
-    if changed := next((f for f, at in self.files.items() if not os.path.exists(f) or os.stat(f).st_mtime_ns != at), None):
+    if changed := next(
+        (f for f, at in self.files.items() if not os.path.exists(f) or os.stat(f).st_mtime_ns != at), None
+    ):
         self.retire()  # before anybody is told, who would come again
         _send(asker, id=request["id"], stale=changed)
         return None
@@ -233,7 +291,9 @@ def _become(request: dict, parent: int):
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
-    out, null = os.open(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644), os.open(os.devnull, os.O_RDONLY)
+    out, null = os.open(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644), os.open(
+        os.devnull, os.O_RDONLY
+    )
     for source, target in ((null, 0), (out, 1), (out, 2)): os.dup2(source, target)
     os.close(out), os.close(null)
     if "TZ" in os.environ: time.tzset()
@@ -243,9 +303,12 @@ def _become(request: dict, parent: int):
     if "numpy" in sys.modules: sys.modules["numpy"].random.seed()
     if "torch" in sys.modules: sys.modules["torch"].seed()
 
-
+# %% ../../nbs/jobs/07_forkserver.ipynb #70765a4d
 def main(argv: list[str]):
-    "`-f FILE …`: a kernel. `--spare FD`: one that waits. `--serve FD MODULES FOLDER` and `--keep MODULES FOLDER HOME IDLE`: a process that forks them."
+    """`-f FILE …`:
+
+    a kernel. `--spare FD`: one that waits. `--serve FD MODULES FOLDER` and `--keep MODULES FOLDER HOME IDLE`: a
+    process that forks them."""
     _no_script_folder()
     if argv[:1] == ["--spare"]: return _wait(socket.socket(fileno=int(argv[1])))
     if argv[:1] not in (["--serve"], ["--keep"]):
@@ -268,7 +331,8 @@ class Forked:
     def __init__(self, pool: "Pool", pid: int): self.pool, self.pid, self.returncode = pool, pid, None
 
     def poll(self) -> int | None:
-        if self.returncode is None: self.returncode = self.pool.exits.get(self.pid, -signal.SIGKILL if self.pool.gone else None)
+        if self.returncode is None:
+            self.returncode = self.pool.exits.get(self.pid, -signal.SIGKILL if self.pool.gone else None)
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
@@ -309,7 +373,16 @@ class Pool:
         if self.control is None:
             self.control, theirs = socket.socketpair()
             self.room = tempfile.mkdtemp(prefix="scalai-")
-            command = [sys.executable, "-Xfrozen_modules=off", "-m", "scalai_nb.jobs.forkserver", "--serve", str(theirs.fileno()), json.dumps(list(self.modules)), self.room]
+            command = [
+                sys.executable,
+                "-Xfrozen_modules=off",
+                "-m",
+                "scalai_nb.jobs.forkserver",
+                "--serve",
+                str(theirs.fileno()),
+                json.dumps(list(self.modules)),
+                self.room,
+            ]
             nowhere = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
             self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True, **nowhere)
             theirs.close()
@@ -320,8 +393,8 @@ class Pool:
             for line in lines:
                 message = json.loads(line)
                 with self.heard:
-                    if "exit" in message: self.exits[message["exit"]] = message["code"]
-                    elif "ready" in message: self.ready = message
+                    if "exit" in message:self.exits[message["exit"]] = message["code"]
+                    elif "ready" in message:self.ready = message
                     else: self.answers[message["id"]] = message
                     self.heard.notify_all()
         with self.heard:
@@ -331,16 +404,16 @@ class Pool:
     def close(self):
         "End the process, and with it any kernel that still runs; a borrowed one goes on without us."
         if self.control is None: return
-        try: self.control.shutdown(socket.SHUT_RDWR)
+        try:self.control.shutdown(socket.SHUT_RDWR)
         except OSError: pass  # the other end was gone already
         self.control.close()
         if self.process is not None:
-            try: self.process.wait(5)
+            try:self.process.wait(5)
             except subprocess.TimeoutExpired: self.process.kill(), self.process.wait()
             shutil.rmtree(self.room, ignore_errors=True)
         self.process = self.control = None
 
-
+# %% ../../nbs/jobs/07_forkserver.ipynb #8c58c3ad
 def _borrowed(path: str | None) -> socket.socket | None:
     "A connection to a process that forks, where there is one."
     if not path: return None
@@ -373,23 +446,28 @@ def fork(self: Pool,
             if self.control is None: self._connect(env, borrow=attempt == 0)
             if self.control is None: return None
             if not self._usable(env): return None
-            request = dict(id=os.urandom(8).hex(), argv=argv, env={**env, "SCALAI_WARM": self.ready["path"]}, cwd=cwd, log=log)
+            request = dict(
+                id=os.urandom(8).hex(), argv=argv, env={**env, "SCALAI_WARM": self.ready["path"]}, cwd=cwd, log=log
+            )
             answer = self._ask(request)
             if answer and "pid" in answer: return Forked(self, answer["pid"])
             self.close()  # a source has changed, or the process is gone: import again, once
         return self.refuse("it could not fork twice in a row")
 
-
+# %% ../../nbs/jobs/07_forkserver.ipynb #a611f76f
 @patch
 def _usable(self: Pool, env: dict[str, str]) -> bool:
     "Wait for the imports; look whether a fork of them would be what was asked for."
     from scalai_nb.core.logs import logger
     with self.heard: self.heard.wait_for(lambda: self.ready or self.gone, self.patience)
-    if not self.ready: return bool(self.refuse("the imports did not end" if not self.gone else "the process ended during its imports"))
-    for name, why in self.ready.pop("failed", {}).items() if not self.keep else (): logger("warm").warning(f"{name} is not imported ahead: {why}")
+    if not self.ready:
+        return bool(
+            self.refuse("the imports did not end" if not self.gone else "the process ended during its imports")
+        )
+    for name, why in self.ready.pop("failed", {}).items() if not self.keep else ():
+        logger("warm").warning(f"{name} is not imported ahead: {why}")
     if self.ready["unfit"]: return bool(self.refuse(self.ready["unfit"]))
     return _said(env) == self.ready["env"]
-
 
 @patch
 def _ask(self: Pool, request: dict) -> dict | None:
@@ -397,7 +475,6 @@ def _ask(self: Pool, request: dict) -> dict | None:
     with self.heard:
         self.heard.wait_for(lambda: request["id"] in self.answers or self.gone, 10)
         return self.answers.pop(request["id"], None)
-
 
 @patch
 def refuse(self: Pool, why: str) -> None:
@@ -415,23 +492,35 @@ def imports(notebook: dict,
     from scalai_nb.jobs.parameters import python
     found = []
     for cell in notebook["cells"]:
-        try: body = ast.parse(python(cell)).body if cell.get("cell_type") == "code" else []
-        except (SyntaxError, ValueError, RecursionError, MemoryError): continue  # the kernel will say what is wrong with it
+        try:body = ast.parse(python(cell)).body if cell.get("cell_type") == "code" else []
+        # the kernel will say what is wrong with it
+        except (SyntaxError, ValueError, RecursionError, MemoryError): continue
         for node in body:
             if isinstance(node, ast.Import): found += [a.name for a in node.names]
-            if isinstance(node, ast.ImportFrom) and not node.level and node.module != "__future__": found += [f"{node.module}:{a.name}" if a.name != "*" else node.module for a in node.names]
+            if isinstance(node, ast.ImportFrom) and not node.level and node.module != "__future__":
+                found += [f"{node.module}:{a.name}" if a.name != "*" else node.module for a in node.names]
     top = lambda name: name.partition(":")[0].partition(".")[0]
     return tuple(dict.fromkeys(n for n in found if not (cwd/f"{top(n)}.py").exists() and not (cwd/top(n)).is_dir()))
 
+def _folders(home: Path) -> tuple[Path, Path]:
+    return home / "warm", Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()) / f"scalai-{os.getuid()}"
 
-def _folders(home: Path) -> tuple[Path, Path]: return home/"warm", Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())/f"scalai-{os.getuid()}"
-
-
+# %% ../../nbs/jobs/07_forkserver.ipynb #b988e490
 def _room(home: Path, modules: tuple[str, ...], env: dict[str, str]) -> Path | None:
     "The folder of one kept process: this user's alone, and with a path that a socket can have."
-    if env.get("PYTHONPATH") and not all(map(os.path.isabs, env["PYTHONPATH"].split(os.pathsep))): return None  # what that means depends on where one is
+    # what that means depends on where one is
+    if env.get("PYTHONPATH") and not all(map(os.path.isabs, env["PYTHONPATH"].split(os.pathsep))): return None
     installed = [(p, os.stat(p).st_mtime_ns) for p in sys.path if os.path.isdir(p) and p.endswith("-packages")]
-    key = [socket.gethostname(), os.getuid(), str(home), sys.prefix, sys.version, installed, modules, sorted(_said(env).items())]
+    key = [
+        socket.gethostname(),
+        os.getuid(),
+        str(home),
+        sys.prefix,
+        sys.version,
+        installed,
+        modules,
+        sorted(_said(env).items()),
+    ]
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     for folder in _folders(home):
         room = folder/name
@@ -439,39 +528,63 @@ def _room(home: Path, modules: tuple[str, ...], env: dict[str, str]) -> Path | N
         try:
             room.mkdir(mode=0o700, parents=True, exist_ok=True)
             found = os.lstat(room)
-        except OSError: continue  # somebody else's, or a file
+        except OSError:
+            continue  # somebody else's, or a file
         if found.st_uid == os.getuid() and found.st_mode & 0o40077 == 0o40000: return room
     return None
 
 # %% ../../nbs/jobs/07_forkserver.ipynb #b52b1013
-def _kept(home: Path, modules: tuple[str, ...], env: dict[str, str], most: int, patience: float = 10) -> socket.socket | None:
+def _kept(
+    home: Path, modules: tuple[str, ...], env: dict[str, str], most: int, patience: float = 10
+) -> socket.socket | None:
     "A connection to the process that is kept for these imports, which is started where there is none."
     room = _room(home, modules, env)
     if room is None: return None
     if control := _borrowed(str(room/"warm")): return control
     if "SCALAI_RUN" in os.environ: return None  # we are in a job, whose processes end with it
-    try: (room/"home").write_text(str(home))
+    try:(room/"home").write_text(str(home))
     except OSError: return None  # its last one is just being taken away
     _retire(home, most - 1, room)
-    command = [sys.executable, "-Xfrozen_modules=off", "-m", "scalai_nb.jobs.forkserver", "--keep", json.dumps(modules), str(room), str(home), str(IDLE)]
+    command = [
+        sys.executable,
+        "-Xfrozen_modules=off",
+        "-m",
+        "scalai_nb.jobs.forkserver",
+        "--keep",
+        json.dumps(modules),
+        str(room),
+        str(home),
+        str(IDLE),
+    ]
     nowhere = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
-    process = subprocess.Popen(command, start_new_session=True, cwd="/", env={k: v for k, v in env.items() if k not in ("SCALAI_RUN", "SCALAI_WARM")}, **nowhere)
+    process = subprocess.Popen(
+        command,
+        start_new_session=True,
+        cwd="/",
+        env={k: v for k, v in env.items() if k not in ("SCALAI_RUN", "SCALAI_WARM")},
+        **nowhere,
+    )
     until = time.monotonic() + patience
     while time.monotonic() < until and process.poll() in (None, 0):  # 0: another one had the folder
         if control := _borrowed(str(room/"warm")): return control
         time.sleep(.01)
     return None
 
-
+# %% ../../nbs/jobs/07_forkserver.ipynb #ed65fc40
 def _retire(home: Path, most: int, but: Path | None = None):
     "End those that were of no use for longest, so that at most so many are left besides one."
-    rooms = [r for folder in _folders(home) if folder.is_dir() for r in folder.iterdir() if r != but and (r/"warm").exists() and (r/"home").exists() and (r/"home").read_text() == str(home)]
+    rooms = [
+        r
+        for folder in _folders(home)
+        if folder.is_dir()
+        for r in folder.iterdir()
+        if r != but and (r / "warm").exists() and (r / "home").exists() and (r / "home").read_text() == str(home)
+    ]
     rooms.sort(key=lambda r: r.stat().st_mtime)
     for room in rooms[:max(0, len(rooms) - most)]:
         if control := _borrowed(str(room/"warm")):
             _send(control, end=True)
             control.close()
-
 
 def release(home: Path):  # of a workspace
     "End all processes that are kept beside a workspace; what runs goes on to its end."
@@ -483,13 +596,29 @@ class Spare:
     def __init__(self):
         self.env, (self.control, theirs) = _said(os.environ), socket.socketpair()
         nowhere = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
-        self.process = subprocess.Popen([sys.executable, "-Xfrozen_modules=off", "-m", "scalai_nb.jobs.forkserver", "--spare", str(theirs.fileno())], pass_fds=[theirs.fileno()], **nowhere)
+        self.process = subprocess.Popen(
+            [
+                sys.executable,
+                "-Xfrozen_modules=off",
+                "-m",
+                "scalai_nb.jobs.forkserver",
+                "--spare",
+                str(theirs.fileno()),
+            ],
+            pass_fds=[theirs.fileno()],
+            **nowhere
+        )
         theirs.close()
 
     def fork(self, argv: list[str], env: dict[str, str], cwd: str, log: str) -> subprocess.Popen | None:
         "The kernel process, or None where it has to be started."
         process, self.process = self.process, None
-        if process is None or process.poll() is not None or _said(env) != self.env or not _send(self.control, argv=argv, env=env, cwd=cwd, log=log):
+        if (
+            process is None
+            or process.poll() is not None
+            or _said(env) != self.env
+            or not _send(self.control, argv=argv, env=env, cwd=cwd, log=log)
+        ):
             self.process = process
             return None
         return process
@@ -503,11 +632,14 @@ class Spare:
             self.process.kill()
             self.process.wait()
 
-
+# %% ../../nbs/jobs/07_forkserver.ipynb #6f8b7537
 def _wait(control: socket.socket):
-    "Import what every kernel needs, and become one when asked; end when nobody can ask any more. Until then the terminal's interrupts are for others."
+    """Import what every kernel needs, and become one when asked; end when nobody can ask any more.
+
+    Until then the terminal's interrupts are for others."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _preload([], lambda: False, tuple(m for m in ALWAYS if not m.startswith("matplotlib")))  # which imports NumPy, and many notebooks do not
+    # which imports NumPy, and many notebooks do not
+    _preload([], lambda: False, tuple(m for m in ALWAYS if not m.startswith("matplotlib")))
     with control, control.makefile() as asked: line = asked.readline()
     if not line: return
     request = json.loads(line)

@@ -32,21 +32,36 @@ def standing(runs: list[JobRun]) -> str:  # a state
     return "queued" if not states else "succeeded" if "succeeded" in states else states[0]
 
 def took(run: JobRun) -> float:  # seconds, up to now for what still runs
-    return run.seconds if run.seconds is not None else max(0., time.time() - run.started) if run.state == "running" and run.started else 0.
+    return (
+        run.seconds
+        if run.seconds is not None
+        else max(0.0, time.time() - run.started) if run.state == "running" and run.started else 0.0
+    )
 
 def span(runs: list[JobRun]) -> float:  # seconds
     "From the first begin to the last end: runs may go on beside each other."
     ran = [(r.started, r.started + took(r)) for r in runs if r.started]
     return max(e for _, e in ran) - min(b for b, _ in ran) if ran else 0.
 
-def _time(seconds: float) -> str: return f"{seconds:.1f} s" if seconds < 60 else f"{seconds//60:.0f} min {seconds%60:02.0f} s" if seconds < 3600 else f"{seconds//3600:.0f} h {seconds%3600//60:02.0f} min"
+# %% ../../nbs/jobs/08_graph.ipynb #2b3928cc
+def _time(seconds: float) -> str:
+    return (
+        f"{seconds:.1f} s"
+        if seconds < 60
+        else (
+            f"{seconds//60:.0f} min {seconds%60:02.0f} s"
+            if seconds < 3600
+            else f"{seconds//3600:.0f} h {seconds%3600//60:02.0f} min"
+        )
+    )
 
 def inside(runs: list[JobRun], depth: int = 0) -> list[tuple[int, JobRun]]:
     "What a card lists: elements, and the steps of inner workflows."
     return [line for r in runs for line in ([(depth, r)] + inside(latest(r.steps), depth + 1))]
 
 # %% ../../nbs/jobs/08_graph.ipynb #4cd26c14
-WIDTH, ACROSS, DOWN, HEAD, LINE, MOST, PER_ROW = 250, 26, 44, 58, 20, 12, 4  # pixels; most lines of a card; cards in a row
+# pixels; most lines of a card; cards in a row
+WIDTH, ACROSS, DOWN, HEAD, LINE, MOST, PER_ROW = 250, 26, 44, 58, 20, 12, 4
 
 def ranks(needs: dict[str, list[str]]) -> dict[str, int]:  # in an order in which each comes after its needs
     "How many steps come before each, on the longest way."
@@ -60,11 +75,15 @@ def edges(needs: dict[str, list[str]]) -> list[tuple[str, str]]:
     for name in needs: above[name] = set().union(*({n} | above[n] for n in needs[name]))
     return [(a, b) for b in needs for a in needs[b] if not any(a in above[n] for n in needs[b])]
 
-def layout(needs: dict[str, list[str]],
-           heights: dict[str, int],  # pixels
-          ) -> tuple[dict[str, tuple[float, float]], float, float]:  # left and top of each card; width and height of the whole
+# %% ../../nbs/jobs/08_graph.ipynb #1f9fc7e1
+def layout(
+    needs: dict[str, list[str]], heights: dict[str, int]  # pixels
+) -> tuple[dict[str, tuple[float, float]], float, float]:  # left and top of each card; width and height of the whole
     rank, at, top = ranks(needs), {}, 0.
-    wide = min(PER_ROW, max([list(rank.values()).count(r) for r in set(rank.values())], default=1))*(WIDTH + ACROSS) - ACROSS
+    wide = (
+        min(PER_ROW, max([list(rank.values()).count(r) for r in set(rank.values())], default=1)) * (WIDTH + ACROSS)
+        - ACROSS
+    )
     for r in sorted(set(rank.values())):
         near = lambda n: sum(at[m][0] for m in needs[n])/len(needs[n]) if needs[n] else 0.
         row = sorted((n for n in needs if rank[n] == r), key=near)
@@ -76,7 +95,17 @@ def layout(needs: dict[str, list[str]],
     return at, wide, top - DOWN
 
 # %% ../../nbs/jobs/08_graph.ipynb #3e96b1f4
-COLOURS = dict(succeeded="#1a7f37", skipped="#6e7781", running="#0969da", queued="#6e7781", cancelled="#9a6700", failed="#cf222e", timed_out="#cf222e", kernel_died="#cf222e", lost="#cf222e")
+COLOURS = dict(
+    succeeded="#1a7f37",
+    skipped="#6e7781",
+    running="#0969da",
+    queued="#6e7781",
+    cancelled="#9a6700",
+    failed="#cf222e",
+    timed_out="#cf222e",
+    kernel_died="#cf222e",
+    lost="#cf222e",
+)
 STYLE = """<style>
 .scalai-graph { font: 13px/20px system-ui, sans-serif; --ink: var(--jp-content-font-color1, #1f2328); --soft: color-mix(in srgb, var(--ink) 74%, transparent); --line: var(--jp-border-color2, #d0d7de); color: var(--ink); overflow-x: auto; padding: 2px; }
 .scalai-graph .plane { position: relative; margin: 0 auto 24px; }
@@ -95,30 +124,75 @@ STYLE = """<style>
 .scalai-graph .bar { position: relative; height: 12px; background: color-mix(in srgb, var(--soft) 14%, transparent); border-radius: 3px; } .scalai-graph .bar > i { position: absolute; top: 0; height: 12px; min-width: 2px; background: var(--c); border-radius: 3px; }
 </style>"""
 
+# %% ../../nbs/jobs/08_graph.ipynb #2f0bdc71
 def _linked(inner: str, run: JobRun, folder: Path | None) -> str:
     "A link to the notebook as it ran, where a page is beside it."
     if folder is None or not run.output or "://" in run.output: return inner
-    return f'<a href="{escape(Path(os.path.relpath(run.output, folder)).as_posix())}" title="the notebook as it ran">{inner}</a>'
+    return (
+        f'<a href="{escape(Path(os.path.relpath(run.output, folder)).as_posix())}" title="the notebook as it'
+        f' ran">{inner}</a>'
+    )
 
-def _line(run: JobRun, depth: int, folder: Path | None, state: str | None = None, name: str | None = None, seconds: float | None = None, head: bool = False) -> str:
+def _line(
+    run: JobRun,
+    depth: int,
+    folder: Path | None,
+    state: str | None = None,
+    name: str | None = None,
+    seconds: float | None = None,
+    head: bool = False,
+) -> str:
     state = state or run.state
     time_said = "" if state in ("skipped", "queued") else _time(took(run) if seconds is None else seconds)
-    inner = (f'<span class="mark" title="{state.replace("_", " ")}">{MARKS[state]}</span><span class="name">{escape(name or run.name)}</span><span class="took">{time_said}</span>')
-    return _linked(f'<div class="line{" head" if head else ""}" style="--c: {COLOURS[state]}; padding-left: {depth*14}px">{inner}</div>', run, folder)
+    inner = (
+        f'<span class="mark" title="{state.replace("_", " ")}">{MARKS[state]}</span><span'
+        f' class="name">{escape(name or run.name)}</span><span class="took">{time_said}</span>'
+    )
+    return _linked(
+        f'<div class="line{" head" if head else ""}" style="--c: {COLOURS[state]}; padding-left:'
+        f' {depth*14}px">{inner}</div>',
+        run,
+        folder,
+    )
 
 # %% ../../nbs/jobs/08_graph.ipynb #007945b5
-def card(name: str, what: str, runs: list[JobRun], folder: Path | None) -> tuple[str, int, str]:  # HTML, height in pixels, state
+def card(
+    name: str, what: str, runs: list[JobRun], folder: Path | None
+) -> tuple[str, int, str]:  # HTML, height in pixels, state
     "One step: its state and time, what it said, and what it is made of."
     state, single = standing(runs), len(runs) == 1 and runs[0].name == name
     lines = inside(runs[0].steps and latest(runs[0].steps)) if single else inside(runs)
     seconds = span(runs)
-    said = says(runs[0]) if single and runs[0].kind == "notebook" else next((says(r) for r in runs if r.error), "") or f"{sum(r.state in ENDED for _, r in lines)} of {len(lines)} ended" if lines else ""
-    if state == "running" and single and runs[0].cells and runs[0].kind == "notebook": said = f"cell {(runs[0].cell or 0) + 1} of {runs[0].cells}"
-    head = _line(runs[0] if runs else JobRun(name=name, state="queued"), 0, folder if single and runs[0].kind == "notebook" else None, state, name, seconds, True)
+    said = (
+        says(runs[0])
+        if single and runs[0].kind == "notebook"
+        else (
+            next((says(r) for r in runs if r.error), "")
+            or f"{sum(r.state in ENDED for _, r in lines)} of {len(lines)} ended"
+            if lines
+            else ""
+        )
+    )
+    if state == "running" and single and runs[0].cells and runs[0].kind == "notebook":
+        said = f"cell {(runs[0].cell or 0) + 1} of {runs[0].cells}"
+    head = _line(
+        runs[0] if runs else JobRun(name=name, state="queued"),
+        0,
+        folder if single and runs[0].kind == "notebook" else None,
+        state,
+        name,
+        seconds,
+        True,
+    )
     body = "".join(_line(r, d, folder if r.kind == "notebook" else None) for d, r in lines[:MOST])
     more = f'<div class="soft">and {len(lines) - MOST} more</div>' if len(lines) > MOST else ""
-    return f'{head}<div class="soft" title="{escape(said)}">{escape(said or what)}</div>{body}{more}', HEAD + LINE*(min(len(lines), MOST) + bool(more)), state
+    return (
+        f'{head}<div class="soft" title="{escape(said)}">{escape(said or what)}</div>{body}{more}',
+        HEAD + LINE * (min(len(lines), MOST) + bool(more)),
+        state,
+    )
 
+# %% ../../nbs/jobs/08_graph.ipynb #bdacccd6
 def picture(flow,  # Workflow
             run: JobRun | None = None,  # with its steps; None: only the plan
             folder: Path | None = None,  # where the page will lie; None: no links
@@ -129,11 +203,24 @@ def picture(flow,  # Workflow
     at, wide, high = layout(needs, {n: c[1] for n, c in cards.items()})
     def edge(a, b):
         x, y, u, v = at[a][0] + WIDTH/2, at[a][1] + cards[a][1], at[b][0] + WIDTH/2, at[b][1]
-        return f'<path d="M{x:.0f} {y:.0f} C{x:.0f} {(y + v)/2:.0f} {u:.0f} {(y + v)/2:.0f} {u:.0f} {v - 5:.0f}" marker-end="url(#scalai-arrow)"/>'
+        return (
+            f'<path d="M{x:.0f} {y:.0f} C{x:.0f} {(y + v)/2:.0f} {u:.0f} {(y + v)/2:.0f} {u:.0f} {v - 5:.0f}"'
+            ' marker-end="url(#scalai-arrow)"/>'
+        )
     paths = "".join(edge(a, b) for a, b in edges(needs))
-    arrow = '<defs><marker id="scalai-arrow" viewBox="0 0 8 8" refX="4" refY="4" markerWidth="7" markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z" fill="#8c959f" stroke="none"/></marker></defs>'
-    svg = f'<svg width="{wide}" height="{high}" aria-hidden="true" fill="none" stroke="#8c959f" stroke-width="1.5">{arrow}{paths}</svg>'
-    boxes = "".join(f'<div class="card" style="left: {at[n][0]:.0f}px; top: {at[n][1]:.0f}px; width: {WIDTH}px; height: {h}px; --c: {COLOURS[state]}">{html}</div>' for n, (html, h, state) in cards.items())
+    arrow = (
+        '<defs><marker id="scalai-arrow" viewBox="0 0 8 8" refX="4" refY="4" markerWidth="7" markerHeight="7"'
+        ' orient="auto"><path d="M0 0L8 4L0 8z" fill="#8c959f" stroke="none"/></marker></defs>'
+    )
+    svg = (
+        f'<svg width="{wide}" height="{high}" aria-hidden="true" fill="none" stroke="#8c959f"'
+        f' stroke-width="1.5">{arrow}{paths}</svg>'
+    )
+    boxes = "".join(
+        f'<div class="card" style="left: {at[n][0]:.0f}px; top: {at[n][1]:.0f}px; width: {WIDTH}px; height: {h}px;'
+        f' --c: {COLOURS[state]}">{html}</div>'
+        for n, (html, h, state) in cards.items()
+    )
     return f'<div class="plane" style="width: {wide}px; height: {high}px">{svg}{boxes}</div>'
 
 # %% ../../nbs/jobs/08_graph.ipynb #1c087a35
@@ -144,20 +231,35 @@ def times(run: JobRun, folder: Path | None = None) -> str:  # HTML
     span = max([took(run), *((r.started or r.created) - start + took(r) for _, r in lines)], default=0) or 1e-9
     def row(depth, r):
         left, width = 100*((r.started or r.created) - start)/span, 100*took(r)/span
-        bar = "" if r.state in ("skipped", "queued") else f'<div class="bar"><i style="left: {left:.2f}%; width: {width:.2f}%"></i></div>'
+        bar = (
+            ""
+            if r.state in ("skipped", "queued")
+            else f'<div class="bar"><i style="left: {left:.2f}%; width: {width:.2f}%"></i></div>'
+        )
         name = _linked(f'<span class="name">{escape(r.name)}</span>', r, folder if r.kind == "notebook" else None)
-        return (f'<tr style="--c: {COLOURS[r.state]}"><td style="padding-left: {8 + depth*16}px"><span class="mark">{MARKS[r.state]}</span> {name}</td><td>{r.state.replace("_", " ")}</td>'
-                f'<td class="num">{"–" if r.state in ("skipped", "queued") else _time(took(r))}</td><td class="lane">{bar}</td><td class="said">{escape(says(r) if r.kind == "notebook" or r.error else r.reason)}</td></tr>')
-    return f'<table><thead><tr><th>step</th><th>state</th><th class="num">time</th><th>0 … {_time(span)}</th><th>what it said</th></tr></thead><tbody>{"".join(row(*x) for x in lines)}</tbody></table>'
+        return (
+            f'<tr style="--c: {COLOURS[r.state]}"><td style="padding-left: {8 + depth*16}px"><span'
+            f' class="mark">{MARKS[r.state]}</span> {name}</td><td>{r.state.replace("_", " ")}</td><td'
+            f' class="num">{"–" if r.state in ("skipped", "queued") else _time(took(r))}</td><td'
+            f' class="lane">{bar}</td><td'
+            f' class="said">{escape(says(r) if r.kind == "notebook" or r.error else r.reason)}</td></tr>'
+        )
+    return (
+        f'<table><thead><tr><th>step</th><th>state</th><th class="num">time</th><th>0 … {_time(span)}</th><th>what it'
+        f' said</th></tr></thead><tbody>{"".join(row(*x) for x in lines)}</tbody></table>'
+    )
 
 class Graph(str):
     "HTML that a notebook shows as such."
     def _repr_html_(self) -> str: return str(self)
 
+# %% ../../nbs/jobs/08_graph.ipynb #44b40025
 def graph(flow, run: JobRun | None = None, folder: Path | None = None) -> Graph:
     "The picture and, of a run, the times."
-    return Graph(f'{STYLE}<div class="scalai-graph">{BEGIN}{picture(flow, run, folder)}{END}{times(run, folder) if run else ""}</div>')
-
+    return Graph(
+        f'{STYLE}<div'
+        f' class="scalai-graph">{BEGIN}{picture(flow, run, folder)}{END}{times(run, folder) if run else ""}</div>'
+    )
 BEGIN, END = "<!--picture-->", "<!--/picture-->"
 
 def picture_of(place: Path) -> str:  # HTML; empty where there is none
@@ -168,7 +270,11 @@ def picture_of(place: Path) -> str:  # HTML; empty where there is none
 
 # %% ../../nbs/jobs/08_graph.ipynb #92db964a
 INK = "var(--jp-content-font-color1, #1f2328)"
-NIGHT = "<style>:root { color-scheme: light dark } @media (prefers-color-scheme: dark) { :root { --jp-layout-color1: #0d1117; --jp-content-font-color1: #e6edf3; --jp-border-color2: #30363d } }</style>"  # by the names that JupyterLab's themes have
+# by the names that JupyterLab's themes have
+NIGHT = (
+    "<style>:root { color-scheme: light dark } @media (prefers-color-scheme: dark) { :root { --jp-layout-color1:"
+    " #0d1117; --jp-content-font-color1: #e6edf3; --jp-border-color2: #30363d } }</style>"
+)
 
 def page(flow, run: JobRun, folder: Path) -> str:  # HTML
     again = "" if run.state in ENDED else '<meta http-equiv="refresh" content="2">'
@@ -176,9 +282,14 @@ def page(flow, run: JobRun, folder: Path) -> str:  # HTML
     facts = " · ".join(x for x in (run.state.replace("_", " "), _time(took(run)), run.reason, f"run {run.id}") if x)
     of_state = lambda state: f"color-mix(in srgb, {COLOURS[state]} 65%, {INK})"
     error = f'<p style="color: {of_state("failed")}">{escape(says(run))}</p>' if run.error else ""
-    return (f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">{again}<title>{said}</title>{NIGHT}</head>'
-            f'<body style="margin: 24px; background: var(--jp-layout-color1, #fff); color: {INK}; font: 14px/21px system-ui, sans-serif"><h1 style="font-size: 20px; margin: 0"><span style="color: {of_state(run.state)}">{said}</span></h1>'
-            f'<p style="opacity: .8; margin: 4px 0 20px">{escape(facts)}</p>{error}{graph(flow, run, folder)}</body></html>')
+    return (
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="viewport"'
+        f' content="width=device-width, initial-scale=1">{again}<title>{said}</title>{NIGHT}</head><body'
+        f' style="margin: 24px; background: var(--jp-layout-color1, #fff); color: {INK}; font: 14px/21px system-ui,'
+        ' sans-serif"><h1 style="font-size: 20px; margin: 0"><span style="color:'
+        f' {of_state(run.state)}">{said}</span></h1><p style="opacity: .8; margin: 4px 0'
+        f' 20px">{escape(facts)}</p>{error}{graph(flow, run, folder)}</body></html>'
+    )
 
 def draw(flow, record: Record, id: str) -> Path:  # where it is
     "Write the page of a run, as the record knows it."

@@ -26,17 +26,25 @@ ABSENT, UNSURE = "absent", "unsure"  # in place of a digest: there is none; it c
 # %% ../../nbs/jobs/07_inputs.ipynb #f6d00fde
 SETTLED = 2.  # seconds, more than the resolution of any file system's times
 
+# %% ../../nbs/jobs/07_inputs.ipynb #aeade01e
 class Contents:
     "Digests of files, remembered in the workspace's state."
     def __init__(self, settings: Settings):
-        self.root, self.path, self.lock, self.changed = settings.root, settings.path("contents.json"), threading.Lock(), False
-        try: self.known = json.loads(self.path.read_text())
-        except (OSError, ValueError): self.known = {}  # only a memory
+        self.root, self.path, self.lock, self.changed = (
+            settings.root,
+            settings.path("contents.json"),
+            threading.Lock(),
+            False,
+        )
+        try:
+            self.known = json.loads(self.path.read_text())
+        except (OSError, ValueError):
+            self.known = {}  # only a memory
 
     def of(self, name: str | Path) -> str:  # ABSENT where there is no file
         "A file's digest."
         path = os.path.normpath(self.root/name)
-        try: at = os.stat(path)
+        try:at = os.stat(path)
         except OSError: return ABSENT
         if not os.path.isfile(path): return ABSENT
         mark = [at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns]
@@ -51,15 +59,21 @@ class Contents:
 
     def matching(self, pattern: str) -> str:
         "One digest of all files that a pattern matches, their names included."
-        names = sorted(os.path.relpath(f, self.root) for f in glob.glob(str(self.root/pattern), recursive=True) if os.path.isfile(f))
-        return hashlib.sha256(json.dumps([[n, self.of(n)] for n in names]).encode()).hexdigest()[:32] if names else ABSENT
+        names = sorted(
+            os.path.relpath(f, self.root)
+            for f in glob.glob(str(self.root / pattern), recursive=True)
+            if os.path.isfile(f)
+        )
+        return (
+            hashlib.sha256(json.dumps([[n, self.of(n)] for n in names]).encode()).hexdigest()[:32] if names else ABSENT
+        )
 
     def keep(self):
         "Write down what was learnt."
         with self.lock:
             if not self.changed: return
             self.changed, text = False, json.dumps(self.known)
-        try: write_atomic(self.path, text)
+        try:write_atomic(self.path, text)
         except BadRequest: pass  # a full disk costs the memory, not the run
 
 # %% ../../nbs/jobs/07_inputs.ipynb #4a1740bd
@@ -77,6 +91,7 @@ def workspace_key(settings: Settings, make: bool = False) -> bytes | None:
     finally: new.unlink()
     return path.read_bytes()
 
+# %% ../../nbs/jobs/07_inputs.ipynb #83d71c89
 class Hidden:
     "Keyed digests of values that the record must not show."
     def __init__(self, settings: Settings, make: bool = False): self.settings, self.key = settings, workspace_key(settings, make)
@@ -103,23 +118,41 @@ def entry(declared: str) -> dict:  # without its digest or version
     if kind in ("table", "env"):
         if not name: raise BadRequest(f"{declared!r} names nothing.", f"Write {kind}:NAME.")
         return {kind: name}
-    if is_url(declared): raise BadRequest(f"{declared!r} is a URL, whose changes cannot be seen.", "Name a file, a pattern, table:NAME or env:NAME, or set always = true.")
-    if not declared.strip(): raise BadRequest("An empty text names no file.", "Name a file, a pattern, table:NAME or env:NAME.")
+    if is_url(declared):
+        raise BadRequest(
+            f"{declared!r} is a URL, whose changes cannot be seen.",
+            "Name a file, a pattern, table:NAME or env:NAME, or set always = true.",
+        )
+    if not declared.strip():
+        raise BadRequest("An empty text names no file.", "Name a file, a pattern, table:NAME or env:NAME.")
     return {"glob": declared} if set(declared) & set("*?[") else {"file": os.path.normpath(declared)}
 
 def check_declared(inputs: list[str], products: list[str]):
     "Raises `BadRequest` for what cannot be watched."
     for declared in inputs: entry(declared)
     for declared in products:
-        if set(entry(declared)) - {"file", "glob"}: raise BadRequest(f"{declared!r} is no product.", "Products are files: a path or a pattern. Tables are known without.")
+        if set(entry(declared)) - {"file", "glob"}:
+            raise BadRequest(
+                f"{declared!r} is no product.", "Products are files: a path or a pattern. Tables are known without."
+            )
 
+# %% ../../nbs/jobs/07_inputs.ipynb #85f6a1e0
 def named_files(values: object, root: Path) -> list[str]:
     "The files that parameters name, as a path or as text, also in lists and mappings. A folder is none."
     if isinstance(values, dict): values = list(values.values())
     if isinstance(values, (list, tuple)): return list(dict.fromkeys(f for v in values for f in named_files(v, root)))
-    if isinstance(values, Secret) or not isinstance(values, (str, Path)) or not str(values) or len(str(values)) > 1000 or "\n" in str(values): return []
-    try: return [os.path.normpath(values)] if (root/values).is_file() else []
-    except (OSError, ValueError): return []
+    if (
+        isinstance(values, Secret)
+        or not isinstance(values, (str, Path))
+        or not str(values)
+        or len(str(values)) > 1000
+        or "\n" in str(values)
+    ):
+        return []
+    try:
+        return [os.path.normpath(values)] if (root / values).is_file() else []
+    except (OSError, ValueError):
+        return []
 
 # %% ../../nbs/jobs/07_inputs.ipynb #f4418ef1
 @dataclass
@@ -137,13 +170,23 @@ class Inputs:
         "An entry with what it is now."
         (kind, name), *_ = what.items()
         if kind == "table": return dict(table=name, version=newest(name, self.settings))
-        look = dict(file=self.contents.of, glob=self.contents.matching, env=lambda n: hidden.of(os.environ.get(n)), secret=lambda n: hidden.secret(n, self.settings.root), setting=hidden.setting)
+        look = dict(
+            file=self.contents.of,
+            glob=self.contents.matching,
+            env=lambda n: hidden.of(os.environ.get(n)),
+            secret=lambda n: hidden.secret(n, self.settings.root),
+            setting=hidden.setting,
+        )
         return {kind: name, "digest": look[kind](name)}
 
     def before(self):
         "Look at everything that is known to be read."
         hidden = Hidden(self.settings, make=True)
-        known = [*map(entry, self.inputs), *({"file": f} for f in named_files(self.parameters, self.settings.root)), *({"secret": str(v)} for v in self.parameters.values() if isinstance(v, Secret))]
+        known = [
+            *map(entry, self.inputs),
+            *({"file": f} for f in named_files(self.parameters, self.settings.root)),
+            *({"secret": str(v)} for v in self.parameters.values() if isinstance(v, Secret)),
+        ]
         self.seen = [self.digested(e, hidden) for e in {json.dumps(e): e for e in known}.values()]
         self.environ = dict(os.environ)
         self.contents.keep()
@@ -157,70 +200,112 @@ def after(self: Inputs, run: JobRun) -> list[str]:  # products that are missing
     declared, products = list(map(entry, self.inputs)), [self.digested(entry(p), hidden) for p in self.products]
     reads = [e for e in run.reads if "table" in e]
     for was in self.seen:
-        if "table" in was: reads += [was] if was not in reads else []
-        elif self.digested(was, hidden) == was: reads.append(was)
-        elif was.get("file") not in wrote and ("file" not in was or was["file"] in files or {"file": was["file"]} in declared): reads.append(was | dict(digest=UNSURE))
+        if "table" in was:
+            reads += [was] if was not in reads else []
+        elif self.digested(was, hidden) == was:
+            reads.append(was)
+        elif was.get("file") not in wrote and (
+            "file" not in was or was["file"] in files or {"file": was["file"]} in declared
+        ):
+            reads.append(was | dict(digest=UNSURE))
     known = {json.dumps(e) for e in reads}
     for e in self.observed(run, files, hidden):
         if json.dumps(e) not in known: reads.append(e)
     run.reads = reads
-    run.writes = [e for e in run.writes if "table" in e] + products + [{"file": name} for name in sorted(wrote) if not any(self.covers(p, name) for p in products)]
+    run.writes = (
+        [e for e in run.writes if "table" in e]
+        + products
+        + [{"file": name} for name in sorted(wrote) if not any(self.covers(p, name) for p in products)]
+    )
     self.contents.keep()
     return [p for p, e in zip(self.products, products) if e["digest"] == ABSENT]
 
+# %% ../../nbs/jobs/07_inputs.ipynb #31a06d57
 @patch
 def covers(self: Inputs, declared: dict, name: str) -> bool:
     "Whether an entry is, or matches, a file of the workspace."
     if "glob" not in declared: return declared.get("file") == name
-    return os.path.normpath(self.settings.root/name) in {os.path.normpath(f) for f in glob.glob(str(self.settings.root/declared["glob"]), recursive=True)}
+    return os.path.normpath(self.settings.root / name) in {
+        os.path.normpath(f) for f in glob.glob(str(self.settings.root / declared["glob"]), recursive=True)
+    }
 
+# %% ../../nbs/jobs/07_inputs.ipynb #d0c86dbf
 @patch
 def observed(self: Inputs, run: JobRun, files: dict[str, dict], hidden: Hidden) -> list[dict]:
     "What the kernel was seen reading and nobody declared, with `undeclared` where it should be."
     root, own, found = self.settings.root, self._own(), []
-    expected = {e["file"] for e in self.seen if "file" in e} | {f for e in self.seen if "glob" in e for f in self._names(e["glob"])} | set(self.code)
+    expected = (
+        {e["file"] for e in self.seen if "file" in e}
+        | {f for e in self.seen if "glob" in e for f in self._names(e["glob"])}
+        | set(self.code)
+    )
     products = {f for p in map(entry, self.products) for f in (self._names(p["glob"]) if "glob" in p else [p["file"]])}
     for name, e in sorted(files.items()):
         if e["access"] != READ or name in expected | products or os.path.normpath(root/name).startswith(own): continue
         digest = self.contents.of(name)
-        try: late = max((at := os.stat(root/name)).st_mtime, at.st_ctime) >= (run.started or 0)
+        try:late = max((at := os.stat(root/name)).st_mtime, at.st_ctime) >= (run.started or 0)
         except OSError: late = False
-        if not (root/name).is_dir(): found.append({"file": name, "digest": UNSURE if late else digest} | ({"undeclared": True} if digest != ABSENT else {}))
+        if not (root / name).is_dir():
+            found.append(
+                {"file": name, "digest": UNSURE if late else digest}
+                | ({"undeclared": True} if digest != ABSENT else {})
+            )
     declared = {e["env"] for e in self.seen if "env" in e} | set(self.given)
     for name in dict.fromkeys(e["env"] for e in run.reads if "env" in e):
-        if name not in declared and not name.startswith("SCALAI_"): found.append({"env": name, "digest": hidden.of(self.environ.get(name)), "undeclared": True})
+        if name not in declared and not name.startswith("SCALAI_"):
+            found.append({"env": name, "digest": hidden.of(self.environ.get(name)), "undeclared": True})
     names = {e["setting"] for e in run.reads if "setting" in e}
     return found + [{"setting": n, "digest": hidden.setting(n)} for n in sorted(names if "*" not in names else {"*"})]
 
+# %% ../../nbs/jobs/07_inputs.ipynb #b6583e22
 @patch
-def _names(self: Inputs, pattern: str) -> set[str]: return {os.path.relpath(f, self.settings.root) for f in glob.glob(str(self.settings.root/pattern), recursive=True)}
+def _names(self: Inputs, pattern: str) -> set[str]:
+    return {
+        os.path.relpath(f, self.settings.root) for f in glob.glob(str(self.settings.root / pattern), recursive=True)
+    }
 
 @patch
 def _own(self: Inputs) -> tuple[str, ...]:
     "Places whose files are watched otherwise: the state, the tables, the settings."
     tables = store(self.settings)
-    return (str(self.settings.home) + os.sep, str(self.settings.file), *([tables + os.sep] if not is_url(tables) and tables != str(self.settings.root) else []))
+    return (
+        str(self.settings.home) + os.sep,
+        str(self.settings.file),
+        *([tables + os.sep] if not is_url(tables) and tables != str(self.settings.root) else []),
+    )
 
 # %% ../../nbs/jobs/07_inputs.ipynb #93e484ac
 def _of_kind(e: dict) -> str: return next(k for k in ("table", "file", "glob", "env", "secret", "setting") if k in e)
-
-SAID = dict(file="file {}, which it read,", glob="files {}, which it read,", env="variable {}", secret="secret {}", setting="setting {}")
+SAID = dict(
+    file="file {}, which it read,",
+    glob="files {}, which it read,",
+    env="variable {}",
+    secret="secret {}",
+    setting="setting {}",
+)
 
 @patch
 def moved(self: Inputs, run: JobRun) -> str:  # empty: all is as it was
-    "Why a run does not stand any more, other than by its tables: the first thing that it depended on or made, and that changed."
+    """Why a run does not stand any more, other than by its tables:
+
+    the first thing that it depended on or made, and that changed."""
     hidden = Hidden(self.settings)
     for declared in map(entry, self.inputs):
         kind = _of_kind(declared)
-        if not any(e.get(kind) == declared[kind] for e in run.reads): return f"{declared[kind]} is declared as an input only since {run.id}"
+        if not any(e.get(kind) == declared[kind] for e in run.reads):
+            return f"{declared[kind]} is declared as an input only since {run.id}"
     if why := self.lost(run): return why
     for e in run.reads:
         if (kind := _of_kind(e)) == "table": continue
-        if e.get("digest") == UNSURE: return f"{SAID[kind].format(e[kind])} changed while it ran" + ("; if it made that file, declare it in `products`" if kind == "file" else "")
+        if e.get("digest") == UNSURE:
+            return f"{SAID[kind].format(e[kind])} changed while it ran" + (
+                "; if it made that file, declare it in `products`" if kind == "file" else ""
+            )
         now = self.digested(e, hidden)["digest"]
         if now != e.get("digest"): return f"{SAID[kind].format(e[kind])} {'is gone' if now == ABSENT else 'changed'}"
     return ""
 
+# %% ../../nbs/jobs/07_inputs.ipynb #e3def641
 @patch
 def lost(self: Inputs, run: JobRun) -> str:
     "Why a run's products are not what it made."
@@ -229,7 +314,8 @@ def lost(self: Inputs, run: JobRun) -> str:
         kind, name = _of_kind(declared), declared[_of_kind(declared)]
         was = next((e for e in run.writes if e.get(kind) == name and "digest" in e), None)
         if was is None: return f"{name} is declared as a product only since {run.id}"
-        if (now := self.digested(declared, hidden)["digest"]) != was["digest"]: return f"its product {name} {'is gone' if now == ABSENT else 'was changed'}"
+        if (now := self.digested(declared, hidden)["digest"]) != was["digest"]:
+            return f"its product {name} {'is gone' if now == ABSENT else 'was changed'}"
     return ""
 
 def to_declare(run: JobRun) -> list[str]:  # as `inputs` takes them

@@ -28,20 +28,27 @@ from .record import JobRun, Record, identity, says
 # %% ../../nbs/jobs/16_jupyter.ipynb #103addb9
 RUN = "scalai:"  # what the tag with the run's id begins with
 
-
 def workspace(folder: str) -> Settings:  # JupyterLab's root folder
     "The settings that hold for JupyterLab's jobs."
     return Settings.load(os.environ.get("SCALAI_SETTINGS") or find_settings(folder))
 
-
+# %% ../../nbs/jobs/16_jupyter.ipynb #1bf8631d
 class LabExecution(DefaultExecutionManager):
     "A job of JupyterLab, in a process of its own."
     noted = False
 
     def execute(self):
         forget = events.subscribe(lambda _, **event: self.note(event["id"]), "job")
-        try: run = run_notebook(self.staging_paths["input"], self.model.parameters or {}, settings=workspace(self.root_dir), name=self.model.name, progress=False)
-        finally: forget()
+        try:
+            run = run_notebook(
+                self.staging_paths["input"],
+                self.model.parameters or {},
+                settings=workspace(self.root_dir),
+                name=self.model.name,
+                progress=False,
+            )
+        finally:
+            forget()
         if Path(self.staging_paths["input"]).exists():  # else the job was deleted meanwhile
             self.create_output_files(self.model, nbformat.read(run.output, as_version=4))
         run.raise_for_state()
@@ -66,7 +73,11 @@ MOST = 1024  # characters of a status message, see the column in jupyter_schedul
 def on_failure(self: LabExecution, e: Exception):
     "Called by `process` with whatever `execute` raised."
     if not isinstance(e, ScalaiError): traceback.print_exception(e)  # into JupyterLab's log
-    self.update(status=Status.STOPPED if isinstance(e, Cancelled) else Status.FAILED, status_message=str(e)[:MOST], end_time=get_utc_timestamp())
+    self.update(
+        status=Status.STOPPED if isinstance(e, Cancelled) else Status.FAILED,
+        status_message=str(e)[:MOST],
+        end_time=get_utc_timestamp(),
+    )
 
 # %% ../../nbs/jobs/16_jupyter.ipynb #3cde669c
 class LabScheduler(Scheduler):
@@ -78,7 +89,11 @@ class LabScheduler(Scheduler):
     def _staging(self): return str(workspace(self.root_dir).path("lab"))
 
     def create_job(self, model) -> str:
-        if model.package_input_folder: raise BadRequest("A job runs in the workspace itself, where its notebook finds all files.", "Leave “Run job with input folder” unticked.")
+        if model.package_input_folder:
+            raise BadRequest(
+                "A job runs in the workspace itself, where its notebook finds all files.",
+                "Leave “Run job with input folder” unticked.",
+            )
         id = super().create_job(model)
         self.change(id, {"status": Status.QUEUED}, Job.status == Status.STOPPED, Job.start_time.is_(None))
         return id
@@ -100,13 +115,11 @@ class LabScheduler(Scheduler):
 # %% ../../nbs/jobs/16_jupyter.ipynb #4111e041
 AT_WORK = Status.QUEUED, Status.IN_PROGRESS, Status.STOPPING
 
-
 @patch
 def run_of(self: LabScheduler, job: Job) -> JobRun | None:  # None: it has not begun
     "The run of a job."
     id = next((t.removeprefix(RUN) for t in job.tags or () if t.startswith(RUN)), None)
     return Record(workspace(self.root_dir)).get(id) if id else None
-
 
 @patch
 def stop_job(self: LabScheduler, job_id: str):
@@ -122,24 +135,38 @@ def stop_job(self: LabScheduler, job_id: str):
     try: Record(workspace(self.root_dir)).cancel(run.id)
     except BadRequest: pass  # it has ended, and its process is about to say how
 
-
+# %% ../../nbs/jobs/16_jupyter.ipynb #74d54f1a
 @patch
 def settle(self: LabScheduler):
     "What claims to be at work, but whose process is gone, is over."
-    with self.db_session() as session: jobs = session.query(Job).filter(Job.status.in_(AT_WORK), Job.pid.is_not(None)).all()
+    with self.db_session() as session:
+        jobs = session.query(Job).filter(Job.status.in_(AT_WORK), Job.pid.is_not(None)).all()
     for job in jobs:
         run = self.run_of(job)
         if identity(job.pid) and (run is None or run.state != "lost"): continue
         told = says(run) if run is not None and run.error else "the process that ran it vanished"
         state = Status.STOPPED if run is not None and run.state == "cancelled" else Status.FAILED
-        self.change(job.job_id, {"status": state, "status_message": told[:MOST], "end_time": get_utc_timestamp()}, Job.status == job.status)
+        self.change(
+            job.job_id,
+            {"status": state, "status_message": told[:MOST], "end_time": get_utc_timestamp()},
+            Job.status == job.status,
+        )
 
 # %% ../../nbs/jobs/16_jupyter.ipynb #654dc599
 class LabEnvironment(EnvironmentManager):
     "This Python."
     def list_environments(self) -> list[RuntimeEnvironment]:
         name = Path(sys.prefix).name
-        return [RuntimeEnvironment(name=name, label=name, description=f"The workbench in {sys.prefix}", file_extensions=["ipynb"], output_formats=[*self.output_formats_mapping()], metadata={"path": sys.executable})]
+        return [
+            RuntimeEnvironment(
+                name=name,
+                label=name,
+                description=f"The workbench in {sys.prefix}",
+                file_extensions=["ipynb"],
+                output_formats=[*self.output_formats_mapping()],
+                metadata={"path": sys.executable},
+            )
+        ]
 
     def manage_environments_command(self) -> str: return ""
     def output_formats_mapping(self) -> dict[str, str]: return {"ipynb": "Notebook", "html": "HTML"}
@@ -148,5 +175,9 @@ class LabEnvironment(EnvironmentManager):
 def lab_options(settings: Settings) -> list[str]:
     "What JupyterLab is started with, so that its jobs are ours."
     settings.home.mkdir(parents=True, exist_ok=True)
-    own = {"scheduler_class": f"{__name__}.LabScheduler", "environment_manager_class": f"{__name__}.LabEnvironment", "db_url": f"sqlite:///{settings.path('lab.db')}"}
+    own = {
+        "scheduler_class": f"{__name__}.LabScheduler",
+        "environment_manager_class": f"{__name__}.LabEnvironment",
+        "db_url": f"sqlite:///{settings.path('lab.db')}",
+    }
     return [f"--SchedulerApp.{k}={v}" for k, v in own.items()]

@@ -35,20 +35,23 @@ def pieces(text: str,
 # %% ../../nbs/jobs/04_kernel_stdout.ipynb #0928ed67
 NOBODY = object()
 
-
+# %% ../../nbs/jobs/04_kernel_stdout.ipynb #2248399e
 class Stream(OutStream):
     "A kernel's standard output or error: what is printed waits for what was printed before."
     flush_timeout = 60  # seconds for a reader that is busy
-    pending, whose, sending = 0, None, False  # characters not yet handed over, without those in `said`; the header of the request that printed those
+    # characters not yet handed over, without those in `said`; the header of the request that printed those
+    pending, whose, sending = 0, None, False
 
     def __init__(self, *args, watchfd=True, **kw):
         self.said, self.join = [], lambda whose, room: None
-        super().__init__(*args, watchfd="force" if watchfd and os.name == "posix" else False, **kw)  # ipykernel leaves it out where it finds pytest around it
+        # ipykernel leaves it out where it finds pytest around it
+        super().__init__(*args, watchfd="force" if watchfd and os.name == "posix" else False, **kw)
         if self.echo is None: self.write, self.join = self._quick()
         if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=self._forked)
 
     def _quick(self):
-        "A `write` for what the same request prints while a flush is due, and what says whose that is and how many characters may come."
+        """A `write` for what the same request prints while a flush is due, and what says whose that is and how many
+        characters may come."""
         header, add, slowly, whose, room = self._parent_header.get, self.said.append, self.write, NOBODY, 0
         def write(string):
             nonlocal room
@@ -76,7 +79,9 @@ class Stream(OutStream):
         return len(string)
 
     def flush(self):
-        "Wait until what was printed is on its way. ipykernel asks this of both streams twice a cell, and each time costs two threads a turn."
+        """Wait until what was printed is on its way.
+
+        ipykernel asks this of both streams twice a cell, and each time costs two threads a turn."""
         if self.said or self._buffers or self.sending: super().flush()
 
     def _flush(self):
@@ -130,11 +135,13 @@ class App(IPKernelApp):
 
     def init_kernel(self):
         self.log.setLevel(self.log_level)  # or each message makes records that no handler wants
-        absent = sys.modules.setdefault("debugpy", None) is None  # nobody attaches a debugger to a job, and its import takes longer than all else that a kernel does to start
+        # nobody attaches a debugger to a job, and its import takes longer than all else that a kernel does to start
+        absent = sys.modules.setdefault("debugpy", None) is None
         import ipykernel.debugger
         if absent: del sys.modules["debugpy"]
         super().init_kernel()
-        self.kernel._execute_sleep = 0  # half a millisecond a cell, for front ends that do not wait for all that was printed
+        # half a millisecond a cell, for front ends that do not wait for all that was printed
+        self.kernel._execute_sleep = 0
 
     def init_shell(self):
         super().init_shell()

@@ -28,7 +28,8 @@ class Log:
         entry = {"t": round(time.monotonic() - self.began, 4), **entry}  # seconds since the log was opened
         line, at = json.dumps(entry, default=repr, separators=(",", ":")).encode() + b"\n", self.file.tell()
         try:
-            if self.file.write(line) < len(line): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.file.name)
+            if self.file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.file.name)
             self.unsynced = True
         except OSError as e:
             os.ftruncate(self.file.fileno(), at)
@@ -37,7 +38,8 @@ class Log:
     def sync(self):
         try:
             if self.unsynced: os.fsync(self.file.fileno())
-        except OSError as e: self.refused = e
+        except OSError as e:
+            self.refused = e
         self.unsynced = False
 
     def close(self):
@@ -58,12 +60,11 @@ class Tail:
                 self.at += len(line)
                 yield json.loads(line)
 
-
 def read_log(path: Path | str) -> Iterator[dict]:
     "The whole lines of a log, also of one that is being written."
     return iter(Tail(path))
 
-
+# %% ../../nbs/jobs/03_log.ipynb #6c6ecb17
 def read_back(path: Path | str,
               block: int = 1 << 20,  # bytes read at a time
              ) -> Iterator[dict]:
@@ -81,9 +82,17 @@ def read_back(path: Path | str,
     if head: yield json.loads(head)
 
 # %% ../../nbs/jobs/03_log.ipynb #31f51ac8
-STYLES = dict(succeeded="green", failed="bold red", timed_out="bold red", kernel_died="bold red", lost="red", cancelled="yellow", skipped="dim")
+STYLES = dict(
+    succeeded="green",
+    failed="bold red",
+    timed_out="bold red",
+    kernel_died="bold red",
+    lost="red",
+    cancelled="yellow",
+    skipped="dim",
+)
 
-
+# %% ../../nbs/jobs/03_log.ipynb #3ab7ad80
 class Terminal:
     "Lines for what has ended, one line for what runs."
     def __init__(self,
@@ -100,7 +109,13 @@ class Terminal:
         self.screen = None
         if self.show and self.console.is_terminal:
             from rich.live import Live
-            self.screen = Live(get_renderable=self._status, console=self.console, transient=True, refresh_per_second=8, redirect_stdout=False)
+            self.screen = Live(
+                get_renderable=self._status,
+                console=self.console,
+                transient=True,
+                refresh_per_second=8,
+                redirect_stdout=False,
+            )
             self.screen.start()
         return self
 
@@ -111,7 +126,6 @@ class Terminal:
 def shorten(name: str, width: int) -> str:  # the end of a long path says most
     return name if len(name) < width else "…" + name[2 - width:]
 
-
 @patch
 def _status(self: Terminal):
     "The line that changes; empty between steps."
@@ -119,11 +133,15 @@ def _status(self: Terminal):
     from rich.text import Text
     if not self.running: return Text("")
     took = f"{time.monotonic() - self.began:.0f} s"
-    text = Text(no_wrap=True, overflow="ellipsis").append(f"{self.running:<{self.width}}", "bold").append(f"{took:>8}  ", "cyan").append(self.note, "dim")
+    text = (
+        Text(no_wrap=True, overflow="ellipsis")
+        .append(f"{self.running:<{self.width}}", "bold")
+        .append(f"{took:>8}  ", "cyan")
+        .append(self.note, "dim")
+    )
     if not hasattr(self, "_spinner"): self._spinner = Spinner("dots")
     self._spinner.text = text
     return self._spinner
-
 
 @patch
 def start(self: Terminal, name: str, depth: int = 0):
@@ -131,16 +149,22 @@ def start(self: Terminal, name: str, depth: int = 0):
     self.running, self.note, self.began = shorten("  "*depth + name, self.width), "", time.monotonic()
     self.last = self.began
 
-
+# %% ../../nbs/jobs/03_log.ipynb #92133a88
 @patch
 def update(self: Terminal, note: str):
     "What it is doing."
     self.note = note
-    if self.show and not self.screen and time.monotonic() - self.last > 30:  # a log file's reader wants to see life too
+    # a log file's reader wants to see life too
+    if self.show and not self.screen and time.monotonic() - self.last > 30:
         self.last = time.monotonic()
-        self.console.print(f"… {self.running:<{self.width}}{time.monotonic() - self.began:>6.0f} s  {note}", markup=False, soft_wrap=True, style="dim")
+        self.console.print(
+            f"… {self.running:<{self.width}}{time.monotonic() - self.began:>6.0f} s  {note}",
+            markup=False,
+            soft_wrap=True,
+            style="dim",
+        )
 
-
+# %% ../../nbs/jobs/03_log.ipynb #f41289f4
 @patch
 def done(self: Terminal, run: JobRun, depth: int = 0):
     "It ended."
@@ -152,9 +176,13 @@ def done(self: Terminal, run: JobRun, depth: int = 0):
     room = max(20, (self.console.width if self.console.is_terminal else 160) - self.width - 12)
     text = says(run) or (run.state.replace("_", " ") if run.state != "succeeded" else "")
     text = text if len(text) <= room else text[:room - 1] + "…"
-    self.console.print(Text(f"{MARKS[run.state]} ", style).append(f"{name:<{self.width}}", "" if run.ok else style).append(f"{took:>8}  ", "cyan")
-                       .append(text, "dim" if run.ok else style), soft_wrap=True)
-
+    self.console.print(
+        Text(f"{MARKS[run.state]} ", style)
+        .append(f"{name:<{self.width}}", "" if run.ok else style)
+        .append(f"{took:>8}  ", "cyan")
+        .append(text, "dim" if run.ok else style),
+        soft_wrap=True,
+    )
 
 @patch
 def title(self: Terminal, text: str):

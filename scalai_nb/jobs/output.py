@@ -16,13 +16,13 @@ from ..core.storage import filesystem, is_url, like_before, real_place, veiled, 
 # %% ../../nbs/jobs/04_output.ipynb #9fd6fe45
 STATE = "runs tables quarantine windows artifacts".split()  # of a workspace whose state has no folder of its own
 
-
 def _own(target: Path, settings: Settings) -> str | None:
     "What of the workspace a path would overwrite."
     from scalai_nb.jobs.record import place
     home, root = Path(os.path.realpath(settings.home)), Path(os.path.realpath(settings.root))
     folders = [home/name for name in STATE] if root.is_relative_to(home) else [home]
-    if (tables := settings.data.storage) and not is_url(tables): folders.append(Path(os.path.realpath(settings.root/tables)))
+    if (tables := settings.data.storage) and not is_url(tables):
+        folders.append(Path(os.path.realpath(settings.root / tables)))
     if any(target.is_relative_to(f) for f in folders): return "state"
     urls = [url for url in (place(settings), settings.tracking.uri) if url.startswith("sqlite:///")]
     for file in (settings.file, *(Path(url.removeprefix("sqlite:///")) for url in urls)):
@@ -30,7 +30,7 @@ def _own(target: Path, settings: Settings) -> str | None:
         if same: return "settings" if file == settings.file else "state"
     return "state" if target.parent == home and target.name.split("-")[0].endswith(".db") else None
 
-
+# %% ../../nbs/jobs/04_output.ipynb #412cae4b
 def checked(place: Path | str,  # a path or an fsspec URL
             source: Path | None,  # the notebook that runs
             settings: Settings,
@@ -40,7 +40,8 @@ def checked(place: Path | str,  # a path or an fsspec URL
         fs, path = filesystem(place)
         if "file" not in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)): return str(place)
         place = path
-    if str(place).endswith(os.sep): raise BadRequest(f"{place} is a folder.", "Give the name of the notebook to write.")
+    if str(place).endswith(os.sep):
+        raise BadRequest(f"{place} is a folder.", "Give the name of the notebook to write.")
     target = real_place(place)
     if source and target.exists() and source.exists() and target.samefile(source):
         raise BadRequest(f"{source} is the source itself.", "Give another name to the notebook as it ran.")
@@ -48,7 +49,6 @@ def checked(place: Path | str,  # a path or an fsspec URL
         raise BadRequest(f"{place} belongs to the workspace's own {what}.", "Choose a place outside of it.")
     _replaceable(target)
     return target
-
 
 def _replaceable(target: Path):
     "A file that may be replaced, or a name in a folder that takes files."
@@ -64,7 +64,7 @@ def _replaceable(target: Path):
 # %% ../../nbs/jobs/04_output.ipynb #96384a3b
 REMOTE = 10.  # seconds between two versions in a store
 
-
+# %% ../../nbs/jobs/04_output.ipynb #e8c4b5fe
 class Output:
     "The place that a run's notebook is written to as well."
     def __init__(self, place: Path | str,  # from `checked`
@@ -85,7 +85,9 @@ class Output:
         return f"{self.name} could not be written: {text.splitlines()[0]}"
 
     def write(self, content: bytes, last: bool = False) -> bool:  # False: it was refused
-        "Replace the notebook there. A version that is neither the first nor the last, a store may get later or not at all."
+        """Replace the notebook there.
+
+        A version that is neither the first nor the last, a store may get later or not at all."""
         if not is_url(self.place): self._attempt(content)
         elif last or self.sent < 0:
             if self.thread: self.thread.join(60)  # s; a version that is on its way
@@ -104,7 +106,7 @@ class Output:
         except Exception as e: self.refused = e  # stores raise what they like; the run reports it
         else: self.refused = None
 
-
+# %% ../../nbs/jobs/04_output.ipynb #9bbe7592
 def _replace(target: Path, content: bytes, room: Path):
     "Write a file whole, with the mode and owner of the one before it."
     target.parent.mkdir(parents=True, exist_ok=True)  # it may have gone since the run began

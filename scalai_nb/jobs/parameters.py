@@ -23,26 +23,33 @@ def load_notebook(notebook: Path | str | dict,  # a file, an fsspec URL, or one 
     "A notebook's content. Raises `BadRequest` for what is missing or is no notebook."
     if isinstance(notebook, dict): return notebook
     path = veiled(notebook) if is_url(notebook) else Path(notebook)
-    try: content = json.loads(read_bytes(notebook) if is_url(notebook) else path.read_bytes())
+    try:
+        content = json.loads(read_bytes(notebook) if is_url(notebook) else path.read_bytes())
     except (FileNotFoundError, NotADirectoryError) as e:
-        raise BadRequest(f"There is no notebook {path}.", "Check the path; it is taken relative to the working directory.") from e
-    except IsADirectoryError as e: raise BadRequest(f"{path} is a folder, not a notebook.", "Name the .ipynb file in it.") from e
-    except PermissionError as e: raise BadRequest(f"The notebook {path} may not be read.", "Check its owner and its mode.") from e
-    except ValueError as e: raise BadRequest(f"{path} is not a notebook: {e}.", "A notebook is a JSON file, version 4.") from e
+        raise BadRequest(
+            f"There is no notebook {path}.", "Check the path; it is taken relative to the working directory."
+        ) from e
+    except IsADirectoryError as e:
+        raise BadRequest(f"{path} is a folder, not a notebook.", "Name the .ipynb file in it.") from e
+    except PermissionError as e:
+        raise BadRequest(f"The notebook {path} may not be read.", "Check its owner and its mode.") from e
+    except ValueError as e:
+        raise BadRequest(f"{path} is not a notebook: {e}.", "A notebook is a JSON file, version 4.") from e
     if not isinstance(content, dict) or not isinstance(content.get("cells"), list):
-        raise BadRequest(f"{path} is not a notebook of version 4: it has no list of cells.", "Open it in JupyterLab and save it again.")
+        raise BadRequest(
+            f"{path} is not a notebook of version 4: it has no list of cells.",
+            "Open it in JupyterLab and save it again.",
+        )
     return content
-
 
 def source(cell: dict) -> str:  # a cell's text, whichever way the file keeps it
     return "".join(cell.get("source", ""))
-
 
 def python(cell: dict) -> str:  # with as many lines as the cell
     "A code cell's text without its magics, which are no Python."
     return "\n".join("" if line.lstrip()[:1] in ("%", "!") else line for line in source(cell).split("\n"))
 
-
+# %% ../../nbs/jobs/00_parameters.ipynb #bdd55e16
 def tagged(notebook: dict, tag: str) -> int | None:  # position of the first code cell that carries the tag
     return next((i for i, c in enumerate(notebook["cells"])
                  if c.get("cell_type") == "code" and tag in c.get("metadata", {}).get("tags", ())), None)
@@ -135,36 +142,60 @@ def read(notebook: Path | str | dict,  # a file, or one already parsed
         comments = _comments(text)
         found = [_parameter(node, comments) for node in ast.parse(text).body]
     except (SyntaxError, tokenize.TokenError, RecursionError, MemoryError) as e:
-        raise BadRequest(f"The parameters cell of {name} is not valid Python: {e.args[0] if e.args else type(e).__name__}.", "Run the cell in JupyterLab to see where.") from e
+        raise BadRequest(
+            f"The parameters cell of {name} is not valid Python: {e.args[0] if e.args else type(e).__name__}.",
+            "Run the cell in JupyterLab to see where.",
+        ) from e
     except (KeyError, TypeError, ValueError) as e:
-        raise BadRequest(f"The parameters cell of {name} uses a type that a job cannot take: {e.args[0]}.",
-                         f"Known types: {', '.join(TYPES)}, Literal, Optional, Union and their lists and dicts.") from e
+        raise BadRequest(
+            f"The parameters cell of {name} uses a type that a job cannot take: {e.args[0]}.",
+            f"Known types: {', '.join(TYPES)}, Literal, Optional, Union and their lists and dicts.",
+        ) from e
     return {p.name: p for p in found if p}
 
 # %% ../../nbs/jobs/00_parameters.ipynb #cc90a365
 LEVELS = 100  # of lists and dicts in one another; Python's own parser ends at 200 brackets
 
-
+# %% ../../nbs/jobs/00_parameters.ipynb #24de4373
 def literal(value: object,  # of a plain type
             level: int = 0,
            ) -> str:  # Python that evaluates to it
     "A value as source text. Raises `BadRequest` for anything that has no exact text."
-    if level > LEVELS: raise BadRequest(f"Lists and dicts can be {LEVELS} deep in a parameter, not more.", "Pass the name of a file or a table instead.")
+    if level > LEVELS:
+        raise BadRequest(
+            f"Lists and dicts can be {LEVELS} deep in a parameter, not more.",
+            "Pass the name of a file or a table instead.",
+        )
     text = lambda s: str.__repr__(str(s))  # of the text itself, whatever a subclass would print
     match value:
-        case Secret(): return f'__import__("scalai_nb.jobs.parameters", fromlist=["secret"]).secret({str.__repr__(value)})'
-        case bool() | None: return repr(value)
-        case int(): return int.__repr__(value) if value.bit_length() < 10_000 else int.__format__(value, "#x")  # Python reads at most 4,300 decimal digits
-        case float(): return float.__repr__(value) if math.isfinite(value) else f'float("{float.__repr__(value)}")'
-        case str(): return str.__repr__(value)
-        case datetime(): return f'__import__("datetime").datetime.fromisoformat({text(datetime.isoformat(value))})'
-        case date(): return f'__import__("datetime").date.fromisoformat({text(date.isoformat(value))})'
-        case Path(): return f'__import__("pathlib").Path({text(value)})'
-        case list() | tuple(): return "[" + ", ".join(literal(v, level + 1) for v in value) + "]"
-        case dict(): return "{" + ", ".join(f"{literal(k, level + 1)}: {literal(v, level + 1)}" for k, v in value.items()) + "}"
-    raise BadRequest(f"A {type(value).__name__} cannot be passed to a notebook.", "Pass text, numbers, dates, paths, lists and dicts; larger things travel as files or tables.")
+        case Secret():
+            return f'__import__("scalai_nb.jobs.parameters", fromlist=["secret"]).secret({str.__repr__(value)})'
+        case bool() | None:
+            return repr(value)
+        case int():
+            return (
+                int.__repr__(value) if value.bit_length() < 10_000 else int.__format__(value, "#x")
+            )  # Python reads at most 4,300 decimal digits
+        case float():
+            return float.__repr__(value) if math.isfinite(value) else f'float("{float.__repr__(value)}")'
+        case str():
+            return str.__repr__(value)
+        case datetime():
+            return f'__import__("datetime").datetime.fromisoformat({text(datetime.isoformat(value))})'
+        case date():
+            return f'__import__("datetime").date.fromisoformat({text(date.isoformat(value))})'
+        case Path():
+            return f'__import__("pathlib").Path({text(value)})'
+        case list() | tuple():
+            return "[" + ", ".join(literal(v, level + 1) for v in value) + "]"
+        case dict():
+            return "{" + ", ".join(f"{literal(k, level + 1)}: {literal(v, level + 1)}" for k, v in value.items()) + "}"
+    raise BadRequest(
+        f"A {type(value).__name__} cannot be passed to a notebook.",
+        "Pass text, numbers, dates, paths, lists and dicts; larger things travel as files or tables.",
+    )
 
-
+# %% ../../nbs/jobs/00_parameters.ipynb #d6aa81b6
 def secret(reference: str,  # env:NAME or file:PATH
           ) -> str:  # its value, for the kernel's eyes only
     "Read a secret where it is used."
@@ -181,7 +212,6 @@ def _number(value: object) -> bool:  # a number, or text that Python reads as on
     except ValueError: return False
     return isinstance(value, str)
 
-
 def _float(value: object) -> object:
     "Refuse a number that would become infinite or zero."
     if not isinstance(value, str) or not _number(value): return value
@@ -190,31 +220,31 @@ def _float(value: object) -> object:
         raise ValueError(f"A float cannot hold {value}")
     return float(value)
 
-
 def _moment(value: object) -> object:
     "Refuse numbers, which could be seconds, milliseconds or a date, and digits that would be cut off."
     if _number(value): raise ValueError("A number is no date and time; write it as in 2024-01-31T18:30")
-    if isinstance(value, str) and re.search(r"[.,]\d{6}\d*[1-9]", value): raise ValueError("It is finer than a microsecond")
+    if isinstance(value, str) and re.search(r"[.,]\d{6}\d*[1-9]", value):
+        raise ValueError("It is finer than a microsecond")
     return value
-
 
 def _date(value: object) -> object:
     "A date, also as 20240131; of other numbers none."
     if isinstance(value, str) and re.fullmatch(r"[0-9]{8}", value): return date.fromisoformat(value)
     if _number(value): raise ValueError("A number is no date; write it as in 2024-01-31")
-    if isinstance(value, str) and re.search(r"[T ].*(Z|z|[+-]\d\d(:?\d\d)?)$", value): raise ValueError("It is a moment in a time zone, not a date")
+    if isinstance(value, str) and re.search(r"[T ].*(Z|z|[+-]\d\d(:?\d\d)?)$", value):
+        raise ValueError("It is a moment in a time zone, not a date")
     return value
 
-
+# %% ../../nbs/jobs/00_parameters.ipynb #452e3ee7
 def _path(value: object) -> object:
     if value == "": raise ValueError("It is empty; the working directory is .")
     return value
 
-
 def _as_written(kind: object) -> object:
     "The type, with what is refused beyond pydantic's own rules."
     from pydantic import BeforeValidator
-    if own := {date: _date, datetime: _moment, float: _float, Path: _path}.get(kind): return Annotated[kind, BeforeValidator(own)]
+    if own := {date: _date, datetime: _moment, float: _float, Path: _path}.get(kind):
+        return Annotated[kind, BeforeValidator(own)]
     origin, options = get_origin(kind), get_args(kind)
     if origin is Literal or not options: return kind
     parts = tuple(map(_as_written, options))
@@ -223,60 +253,78 @@ def _as_written(kind: object) -> object:
 # %% ../../nbs/jobs/00_parameters.ipynb #3a6d6728
 NULLS = "none", "null"  # as a person writes None
 
-
 def _from_text(value: object, kind: object) -> object:
     "A list, dict, choice or null written as text, for a type that is no text itself."
     origin, options = get_origin(kind) or kind, get_args(kind)
     if not isinstance(value, str) or kind is str or origin is Union and str in options: return value
-    if origin is Literal and (found := [o for o in options if o == value or not isinstance(o, str) and str(o) == value]): return found[0]
+    if origin is Literal and (
+        found := [o for o in options if o == value or not isinstance(o, str) and str(o) == value]
+    ):
+        return found[0]
     if type(None) in (kind, *options) and value.lower() in ("", *NULLS): return None
     if origin is Literal: return None if None in options and value.lower() in NULLS else value
     rest = [o for o in options if o is not type(None)]
     if origin is Union and len(rest) == 1: return _from_text(value, rest[0])
     if not {origin, *(get_origin(o) or o for o in rest if origin is Union)} & {list, dict}: return value
-    try: found = json.loads(value, parse_float=_float)
+    try:found = json.loads(value, parse_float=_float)
     except (ValueError, RecursionError): found = None
     if isinstance(found, (list, dict)): return found
     if origin is list and not (value.lstrip()[:1] == "[" and value.rstrip()[-1:] == "]"):  # which was meant to be JSON
-        return [_from_text(v.strip(), *options) if options else v.strip() for v in value.split(",")] if value.strip() else []
+        return (
+            [_from_text(v.strip(), *options) if options else v.strip() for v in value.split(",")]
+            if value.strip()
+            else []
+        )
     return value
-
 
 def _shown(value: object) -> str:  # in a message
     text = repr(veiled(value))
     return text if len(text) <= 80 else text[:79] + "…"
 
-
+# %% ../../nbs/jobs/00_parameters.ipynb #45fe9b4d
 def _passable(p: "Parameter", value: object) -> object:
     "The value, where a cell and a record can hold it."
     literal(value)
-    try: json.dumps(plain(value, p.name), ensure_ascii=False).encode()
-    except UnicodeEncodeError as e: raise BadRequest(f"Parameter {p.name!r} holds text that is not Unicode: {_shown(value)}.", "Give it in the terminal's own encoding, usually UTF-8.") from e
+    try:
+        json.dumps(plain(value, p.name), ensure_ascii=False).encode()
+    except UnicodeEncodeError as e:
+        raise BadRequest(
+            f"Parameter {p.name!r} holds text that is not Unicode: {_shown(value)}.",
+            "Give it in the terminal's own encoding, usually UTF-8.",
+        ) from e
     return value
 
 # %% ../../nbs/jobs/00_parameters.ipynb #2c7c9bee
 def _is_secret(kind: object) -> bool: return Secret in (kind, *get_args(kind))
-
 
 def _reference(p: Parameter, value: object) -> Secret | None:
     "A reference to a secret. What is none is never repeated: somebody may have given the secret itself."
     if value in (None, "", "none", "null") and type(None) in get_args(p.type): return None
     kind, _, place = value.partition(":") if isinstance(value, str) else ("", "", "")
     if kind in ("env", "file") and place: return _passable(p, Secret(value))
-    raise BadRequest(f"The secret parameter {p.name!r} takes a reference, not a value.", f"Give env:NAME or file:PATH, as in {p.name}=env:TOKEN.")
-
+    raise BadRequest(
+        f"The secret parameter {p.name!r} takes a reference, not a value.",
+        f"Give env:NAME or file:PATH, as in {p.name}=env:TOKEN.",
+    )
 
 def conform(p: Parameter, value: object) -> object:
     "The value as the declared type, or a `BadRequest` that says what was expected and given."
     from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
     if _is_secret(p.type): return _reference(p, value)
     if p.type is Any: return _passable(p, value)
-    try: return _passable(p, TypeAdapter(_as_written(p.type)).validate_python(_from_text(value, p.type)))
+    try:
+        return _passable(p, TypeAdapter(_as_written(p.type)).validate_python(_from_text(value, p.type)))
     except ValidationError as e:
         why = e.errors()[0]["msg"].removeprefix("Value error, ")
-        raise BadRequest(f"Parameter {p.name!r} must be {p.annotation}, not {_shown(value)}.", f"{why}." + (f" It is: {p.help}." if p.help else "")) from e
+        raise BadRequest(
+            f"Parameter {p.name!r} must be {p.annotation}, not {_shown(value)}.",
+            f"{why}." + (f" It is: {p.help}." if p.help else ""),
+        ) from e
     except PydanticSchemaGenerationError as e:
-        raise BadRequest(f"Parameter {p.name!r} has a type that cannot be checked: {p.annotation}.", f"Known types: {', '.join(TYPES)}.") from e
+        raise BadRequest(
+            f"Parameter {p.name!r} has a type that cannot be checked: {p.annotation}.",
+            f"Known types: {', '.join(TYPES)}.",
+        ) from e
 
 # %% ../../nbs/jobs/00_parameters.ipynb #4d45f316
 def check(notebook: Path | str | dict,  # a file, or one already parsed
@@ -287,12 +335,25 @@ def check(notebook: Path | str | dict,  # a file, or one already parsed
     for name in given or {}:
         if name not in declared:
             near = nearest(name, declared)
-            raise BadRequest(f"Unknown parameter {name!r}.", f"Did you mean {near!r}?" if near else
-                             f"Declared: {', '.join(declared)}." if declared else "This notebook has no cell tagged `parameters`.")
+            raise BadRequest(
+                f"Unknown parameter {name!r}.",
+                (
+                    f"Did you mean {near!r}?"
+                    if near
+                    else (
+                        f"Declared: {', '.join(declared)}."
+                        if declared
+                        else "This notebook has no cell tagged `parameters`."
+                    )
+                ),
+            )
     for p in declared.values():
-        if p.name in (given or {}): values[p.name] = conform(p, given[p.name])
-        elif p.required: raise BadRequest(f"Parameter {p.name!r} is required.", f"It is {p}.")
-        elif p.default is not COMPUTED: values[p.name] = _reference(p, p.default) if _is_secret(p.type) and p.default else p.default
+        if p.name in (given or {}):
+            values[p.name] = conform(p, given[p.name])
+        elif p.required:
+            raise BadRequest(f"Parameter {p.name!r} is required.", f"It is {p}.")
+        elif p.default is not COMPUTED:
+            values[p.name] = _reference(p, p.default) if _is_secret(p.type) and p.default else p.default
     return values
 
 # %% ../../nbs/jobs/00_parameters.ipynb #413033e2

@@ -11,10 +11,8 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from itertools import chain as joined
 from pathlib import Path
-
 import sqlalchemy as sa
 from fastcore.basics import patch
-
 from ..core.errors import ScalaiError
 from ..core.settings import Settings
 from ..core.storage import veiled
@@ -23,7 +21,26 @@ from .fingerprint import PARTS, Tables, ever, follows, goes_on, link, reason_to_
 from .parameters import check
 from .slots import Places, here
 from .record import RUNS, JobRun, Record
-from .workflow import LEFT_OUT, UNCHANGED, Step, Workflow, require_slots, is_left_out, parameter_values, again, asked, declares, earlier, foresee, gathered, holds, points_of, resolve
+
+# %% ../../nbs/jobs/09_plan.ipynb #4c1ff17e
+from scalai_nb.jobs.workflow import (
+    LEFT_OUT,
+    UNCHANGED,
+    Step,
+    Workflow,
+    require_slots,
+    is_left_out,
+    parameter_values,
+    again,
+    asked,
+    declares,
+    earlier,
+    foresee,
+    gathered,
+    holds,
+    points_of,
+    resolve,
+)
 
 # %% ../../nbs/jobs/09_plan.ipynb #28f19388
 MARK = dict(skip="–", run="▸", perhaps="?")
@@ -41,8 +58,11 @@ class Planned:
     touches: set = field(default_factory=set)  # tables and files that it may write
 
     def to_dict(self) -> dict:
-        return dict(name=self.name, action=self.action, reason=self.reason) | (dict(steps=[s.to_dict() for s in self.steps]) if self.steps else {})
+        return dict(name=self.name, action=self.action, reason=self.reason) | (
+            dict(steps=[s.to_dict() for s in self.steps]) if self.steps else {}
+        )
 
+# %% ../../nbs/jobs/09_plan.ipynb #81a0c050
 @dataclass
 class Plan:
     "What a run would do."
@@ -50,17 +70,32 @@ class Plan:
     parameters: dict
     steps: list[Planned]
 
-    def to_dict(self) -> dict: return dict(workflow=self.workflow.name, notebook=str(self.workflow.path), parameters=veiled(self.parameters), plan=[s.to_dict() for s in self.steps])
+    def to_dict(self) -> dict:
+        return dict(
+            workflow=self.workflow.name,
+            notebook=str(self.workflow.path),
+            parameters=veiled(self.parameters),
+            plan=[s.to_dict() for s in self.steps],
+        )
 
     def __str__(self):
         def lines(steps, depth):
             for s in steps:
-                yield f"{MARK[s.action]} {'  '*depth + s.name:<30} {dict(skip='skipped', run='runs', perhaps='may run')[s.action]:<8}{s.reason}".rstrip()
+                yield (
+                    f"{MARK[s.action]} {'  '*depth + s.name:<30}"
+                    f" {dict(skip='skipped', run='runs', perhaps='may run')[s.action]:<8}{s.reason}".rstrip()
+                )
                 yield from lines(s.steps, depth + 1)
         leaves = [s for s in _leaves(self.steps)]
         count = lambda action: sum(s.action == action for s in leaves)
-        return "\n".join([f"{self.workflow.name}: {count('run')} to run, {count('perhaps')} may run, {count('skip')} skipped", *lines(self.steps, 0)])
+        return "\n".join(
+            [
+                f"{self.workflow.name}: {count('run')} to run, {count('perhaps')} may run, {count('skip')} skipped",
+                *lines(self.steps, 0),
+            ]
+        )
 
+# %% ../../nbs/jobs/09_plan.ipynb #1ac74db0
 def _leaves(steps: list[Planned]): return [x for s in steps for x in (_leaves(s.steps) if s.steps else [s])]
 
 # %% ../../nbs/jobs/09_plan.ipynb #1e08dc1e
@@ -72,7 +107,9 @@ def plan(flow: Workflow,
          jobs: int | None = None,
          from_step: str | None = None,
         ) -> Plan:
-    "What `flow.run` would do with the same arguments. Nothing is started and nothing is written. Raises what `run` would raise."
+    """What `flow.run` would do with the same arguments.
+
+    Nothing is started and nothing is written. Raises what `run` would raise."""
     settings = settings or Settings.load()
     record = _reading(settings)
     values, previous = asked(flow, parameters or {}, from_failed, only, record, from_step)
@@ -91,6 +128,7 @@ def _reading(settings: Settings) -> Record | None:
     if not settings.jobs.database and not settings.path("scalai.db").exists(): return None
     return Record(settings)
 
+# %% ../../nbs/jobs/09_plan.ipynb #cf17561d
 def _places(steps: list[Planned], around: tuple[str, ...] = ()):  # yields (names, outermost first; Planned)
     for s in steps:
         yield (*around, s.name), s
@@ -109,16 +147,43 @@ class Ahead:
     coming: set = field(default_factory=set)  # keys of what will run
     touched: set = field(default_factory=set)  # (table or file, names of the step that may write it)
 
-    def level(self, flow: Workflow, values: dict, upstream: list, previous: JobRun | None, only: str | None = None, taken: dict = {}, around: tuple[str, ...] = (), forced: str = "") -> list[Planned]:
+    def level(
+        self,
+        flow: Workflow,
+        values: dict,
+        upstream: list,
+        previous: JobRun | None,
+        only: str | None = None,
+        taken: dict = {},
+        around: tuple[str, ...] = (),
+        forced: str = "",
+    ) -> list[Planned]:
         "One workflow. `upstream`: links of what it needs."
         scope, links, by, out = dict(values), {}, {}, []
         for step in flow.steps:
             if only is not None and step.name != only and step.name not in taken: continue
             needs = [n for n in flow.needs[step.name] if n in by]
             above = [links[n] for n in needs if n in links] or upstream
-            at = Turn(flow, step, scope, needs, by, above, previous, around, forced or ("" if around else self.forced.get(step.name, "")))
-            if step.name in taken: mine = [Planned(r.name, "skip", f"taken from {r.id}", run=r, point={n: r.parameters.get(n) for n in step.grid}) for r in taken[step.name]]
-            else: mine = self.step(at)
+            at = Turn(
+                flow,
+                step,
+                scope,
+                needs,
+                by,
+                above,
+                previous,
+                around,
+                forced or ("" if around else self.forced.get(step.name, "")),
+            )
+            if step.name in taken:
+                mine = [
+                    Planned(
+                        r.name, "skip", f"taken from {r.id}", run=r, point={n: r.parameters.get(n) for n in step.grid}
+                    )
+                    for r in taken[step.name]
+                ]
+            else:
+                mine = self.step(at)
             by[step.name] = mine
             if all(p.run for p in mine):
                 scope[step.name] = gathered(step, [(p.point, p.run) for p in mine])[0]
@@ -126,6 +191,7 @@ class Ahead:
             out += mine
         return out
 
+# %% ../../nbs/jobs/09_plan.ipynb #6d7ab9d5
 @dataclass
 class Turn:
     "A step when its turn comes."
@@ -139,16 +205,22 @@ class Turn:
     around: tuple[str, ...]
     forced: str
 
+# %% ../../nbs/jobs/09_plan.ipynb #15d813db
 @patch
 def step(self: Ahead, at: Turn) -> list[Planned]:
     "All elements of one step."
     step, known = at.step, [p for n in at.needs for p in at.by[n]]
     open_ = next((n for n in at.needs if not all(p.run for p in at.by[n])), None)
     if not open_:
-        missed = None if step.when else next((n for n in at.needs if at.by[n] and all(is_left_out(p.run) for p in at.by[n])), None)
+        missed = (
+            None
+            if step.when
+            else next((n for n in at.needs if at.by[n] and all(is_left_out(p.run) for p in at.by[n])), None)
+        )
         if missed: return [_skipped(step.name, f"it needs {missed}, which is left out")]
-    try: points = list(points_of(step, at.scope))
-    except KeyError: return [Planned(step.name, "perhaps", f"depends on the result of {open_}", omitted=True)]  # how many they are is not known
+    try:points = list(points_of(step, at.scope))
+    # how many they are is not known
+    except KeyError:return [Planned(step.name, "perhaps", f"depends on the result of {open_}", omitted=True)]
     except ScalaiError as e: return [Planned(step.name, "run", f"it will fail: {e.message}")]
     omitted = not step.when and any(p.omitted for p in known)
     done, chain = [], at.above
@@ -156,16 +228,19 @@ def step(self: Ahead, at: Turn) -> list[Planned]:
         before = done[-1] if done and step.chained else None
         waits = before.name if before and not before.run else open_
         try:
-            if waits: planned = self.open(at, name, inner, point, waits, omitted)
-            elif step.when and not holds(step.when, inner): planned = _skipped(name, step.when)
+            if waits:planned = self.open(at, name, inner, point, waits, omitted)
+            elif step.when and not holds(step.when, inner):planned = _skipped(name, step.when)
             else: planned = self.one(at, name, resolve(step.parameters, inner) | point, inner, chain)
-        except ScalaiError as e: planned = Planned(name, "run", f"it will fail: {e.message}")
+        except ScalaiError as e:
+            planned = Planned(name, "run", f"it will fail: {e.message}")
         planned.point = point
         done.append(planned)
         if step.chained and planned.run: chain = [*at.above, link(planned.run, chain, self.settings.root)]
     return done
 
-def _skipped(name: str, why: str) -> Planned: return Planned(name, "skip", LEFT_OUT + why, run=JobRun(name=name, state="skipped", reason=LEFT_OUT + why))
+# %% ../../nbs/jobs/09_plan.ipynb #14a5ffdc
+def _skipped(name: str, why: str) -> Planned:
+    return Planned(name, "skip", LEFT_OUT + why, run=JobRun(name=name, state="skipped", reason=LEFT_OUT + why))
 
 # %% ../../nbs/jobs/09_plan.ipynb #0ea84185
 @patch
@@ -173,17 +248,21 @@ def open(self: Ahead, at: Turn, name: str, inner: dict, point: dict, waits: str,
     "A step, or an element, that waits for one whose result is not known."
     step, depends = at.step, f"depends on the result of {waits}"
     touches = self.writes(at, name, inner)
-    if step.when or omitted: return Planned(name, "perhaps", depends + (f": when {step.when}" if step.when else ""), omitted=True, touches=touches)
+    if step.when or omitted:
+        return Planned(
+            name, "perhaps", depends + (f": when {step.when}" if step.when else ""), omitted=True, touches=touches
+        )
     if step.workflow: return Planned(name, "run" if at.forced else "perhaps", at.forced or depends, touches=touches)
     if why := at.forced or ("it always runs" if step.always else ""): return Planned(name, "run", why, touches=touches)
     file, parts = at.flow.path.parent/step.notebook, ["code", "environment"]
-    try: values, parts = check(file, resolve(step.parameters, inner) | point), [*parts, "parameters"]
+    try:values, parts = check(file, resolve(step.parameters, inner) | point), [*parts, "parameters"]
     except KeyError: values = {}  # refer to what is not known
     key = step_key(file, values, [], self.settings)[0]
     if ever(self.record, key, parts) or key in self.coming: return Planned(name, "perhaps", depends, touches=touches)
     self.coming.add(key)
     return Planned(name, "run", reason_to_run(self.record, key, name, file, parts), touches=touches)
 
+# %% ../../nbs/jobs/09_plan.ipynb #9c9bad05
 @patch
 def one(self: Ahead, at: Turn, name: str, parameters: dict, inner: dict, upstream: list) -> Planned:
     "A notebook or an inner workflow, once, when all that it needs is known."
@@ -193,47 +272,95 @@ def one(self: Ahead, at: Turn, name: str, parameters: dict, inner: dict, upstrea
     values = check(file, parameters)
     key, files = step_key(file, values, upstream, self.settings)
     inputs = Inputs(self.settings, self.contents, **declares(step, inner), parameters=values, code=files)
-    if goes_on(before, key, inputs): return Planned(name, "skip", f"{UNCHANGED}{before.id}", run=replace(before, key=key))
-    if why := at.forced or ("it always runs" if step.always else ""): was = None
-    else: was, why = stands(self.record, self.tables, key, name, file, inputs, (*at.around, name))
+    if goes_on(before, key, inputs):
+        return Planned(name, "skip", f"{UNCHANGED}{before.id}", run=replace(before, key=key))
+    if why := at.forced or ("it always runs" if step.always else ""):
+        was = None
+    else:
+        was, why = stands(self.record, self.tables, key, name, file, inputs, (*at.around, name))
     touches, twice = self.writes(at, name, inner), key in self.coming
-    if was and (shared := self.meets(was, (*at.around, name))): return Planned(name, "perhaps", f"depends on the result of {shared[1]}, which may write {shared[0]}", touches=touches)
+    if was and (shared := self.meets(was, (*at.around, name))):
+        return Planned(
+            name, "perhaps", f"depends on the result of {shared[1]}, which may write {shared[0]}", touches=touches
+        )
     if was: return Planned(name, "skip", f"{UNCHANGED}{was.id}", run=replace(was, key=key))
     self.coming.add(key)
-    return Planned(name, "perhaps" if twice and not at.forced and not step.always else "run", "another step does the same" if twice else why, touches=touches)
+    return Planned(
+        name,
+        "perhaps" if twice and not at.forced and not step.always else "run",
+        "another step does the same" if twice else why,
+        touches=touches,
+    )
 
+# %% ../../nbs/jobs/09_plan.ipynb #036f91d5
 @patch
 def workflow(self: Ahead, at: Turn, name: str, parameters: dict, upstream: list, before: JobRun | None) -> Planned:
     "A workflow inside the workflow."
     inner = at.flow.nested[at.step.name]
-    steps = self.level(inner, parameter_values(inner, parameters), upstream, before, around=(*at.around, name), forced=at.forced)
-    if not all(p.run for p in steps): return Planned(name, "run" if any(p.action == "run" for p in steps) else "perhaps", "", steps)
+    steps = self.level(
+        inner, parameter_values(inner, parameters), upstream, before, around=(*at.around, name), forced=at.forced
+    )
+    if not all(p.run for p in steps):
+        return Planned(name, "run" if any(p.action == "run" for p in steps) else "perhaps", "", steps)
     mine = {s.name: [p for p in steps if p.name.partition("[")[0] == s.name] for s in inner.steps}
     results = {}
     for s in inner.steps: results |= gathered(s, [(p.point, p.run) for p in mine[s.name]])[1]
     runs = [p.run for p in steps]
     key = hashlib.sha256(json.dumps([link(r, [], self.settings.root) for r in runs]).encode()).hexdigest()
-    return Planned(name, "skip", "unchanged", steps, JobRun(name=name, kind="workflow", notebook=str(inner.path), state="skipped", results=results, key=key, steps=runs))
+    return Planned(
+        name,
+        "skip",
+        "unchanged",
+        steps,
+        JobRun(
+            name=name, kind="workflow", notebook=str(inner.path), state="skipped", results=results, key=key, steps=runs
+        ),
+    )
 
 # %% ../../nbs/jobs/09_plan.ipynb #c0ffee21
-def _items(entries: list[dict]) -> set[str]: return {e.get("table") or e.get("file") or e["glob"] for e in entries if {"table", "file", "glob"} & e.keys()}
+def _items(entries: list[dict]) -> set[str]:
+    return {e.get("table") or e.get("file") or e["glob"] for e in entries if {"table", "file", "glob"} & e.keys()}
 
 @patch
 def writes(self: Ahead, at: Turn, name: str, inner: dict) -> set[str]:
     "The tables and files that a step wrote when it last ran, at any depth, and those that it declares."
-    if at.step.workflow: return {i for s in at.flow.nested[at.step.name].steps for i in self.writes(replace(at, flow=at.flow.nested[at.step.name], step=s), s.name, {})}
-    try: found = set(declares(at.step, inner)["products"])
-    except (KeyError, ScalaiError): found = set()
+    if at.step.workflow:
+        return {
+            i
+            for s in at.flow.nested[at.step.name].steps
+            for i in self.writes(replace(at, flow=at.flow.nested[at.step.name], step=s), s.name, {})
+        }
+    try:
+        found = set(declares(at.step, inner)["products"])
+    except (KeyError, ScalaiError):
+        found = set()
     if self.record is None: return found
     like = name.partition("[")[0]
     with self.record.db() as db:
-        rows = db.execute(sa.select(RUNS.c.writes).where(RUNS.c.notebook == self.record.movable(str(at.flow.path.parent/at.step.notebook)), sa.or_(RUNS.c.name == like, RUNS.c.name.startswith(f"{like}[", autoescape=True)))
-                          .order_by(RUNS.c.created.desc()).limit(20)).scalars()
+        rows = db.execute(
+            sa.select(RUNS.c.writes)
+            .where(
+                RUNS.c.notebook == self.record.movable(str(at.flow.path.parent / at.step.notebook)),
+                sa.or_(RUNS.c.name == like, RUNS.c.name.startswith(f"{like}[", autoescape=True)),
+            )
+            .order_by(RUNS.c.created.desc())
+            .limit(20)
+        ).scalars()
         return found | _items(joined.from_iterable(rows))
 
+# %% ../../nbs/jobs/09_plan.ipynb #8904646a
 @patch
-def meets(self: Ahead, run: JobRun, path: tuple[str, ...]) -> tuple[str, str] | None:  # the table or file, the step that may write it
+def meets(
+    self: Ahead, run: JobRun, path: tuple[str, ...]
+) -> tuple[str, str] | None:  # the table or file, the step that may write it
     "Whether a step that does not come after this one may write what this one read or made."
     mine = _items([*run.reads, *run.writes])
     same = lambda a, b: a == b or fnmatch(a, b) or fnmatch(b, a)
-    return next(((item, " › ".join(other)) for item, other in sorted(self.touched) if not follows(self.flow, path, other) and any(same(item, m) for m in mine)), None)
+    return next(
+        (
+            (item, " › ".join(other))
+            for item, other in sorted(self.touched)
+            if not follows(self.flow, path, other) and any(same(item, m) for m in mine)
+        ),
+        None,
+    )

@@ -23,8 +23,15 @@ class Line:
         self.note = note
         if self.tree.show and not self.tree.screen and time.monotonic() - self.last > 30:
             self.last = time.monotonic()
-            self.tree.console.print(f"… {shorten(' › '.join(self.path), self.tree.width):<{self.tree.width}}{self.last - self.began:>6.0f} s  {note}", markup=False, soft_wrap=True, style="dim")
+            self.tree.console.print(
+                f"… {shorten(' › '.join(self.path), self.tree.width):<{self.tree.width}}{self.last - self.began:>6.0f}"
+                f" s  {note}",
+                markup=False,
+                soft_wrap=True,
+                style="dim",
+            )
 
+# %% ../../nbs/jobs/08_progress.ipynb #7fc769ea
 class Tree(Terminal):
     "A terminal with room for several things that run."
     most = 16  # lines of the living part
@@ -56,6 +63,7 @@ FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 
 def _clock(seconds: float) -> str: return f"{seconds:.0f} s" if seconds < 600 else f"{seconds//60:.0f} min"
 
+# %% ../../nbs/jobs/08_progress.ipynb #14f0b805
 @patch
 def _status(self: Tree):
     "The living part: a tree of what runs, and a line that counts."
@@ -63,7 +71,11 @@ def _status(self: Tree):
     from rich.tree import Tree as Drawn
     lines, now = list(self.lines), time.monotonic()
     if not lines: return Text("")
-    said = f"{len(lines)} running · {self.done_count} ended" + (f" · {n} wait for a place" if (n := self.waits()) else "") + f" · {_clock(now - self.began)}"
+    said = (
+        f"{len(lines)} running · {self.done_count} ended"
+        + (f" · {n} wait for a place" if (n := self.waits()) else "")
+        + f" · {_clock(now - self.began)}"
+    )
     root, branches = Drawn(Text(said, "dim", no_wrap=True, overflow="ellipsis"), guide_style="dim"), {}
     for line in lines[:self.most]:
         at = root
@@ -71,7 +83,12 @@ def _status(self: Tree):
             at = branches.get(line.path[:i + 1]) or at.add(Text(name, "bold", no_wrap=True, overflow="ellipsis"))
             branches[line.path[:i + 1]] = at
         room = max(8, self.width - 4*len(line.path))
-        at.add(Text(no_wrap=True, overflow="ellipsis").append(FRAMES[int(now*10) % len(FRAMES)] + " ", "cyan").append(f"{shorten(line.path[-1], room):<{room}}", "bold")
-               .append(f"{_clock(now - line.began):>8}  ", "cyan").append(line.note, "dim"))
+        at.add(
+            Text(no_wrap=True, overflow="ellipsis")
+            .append(FRAMES[int(now * 10) % len(FRAMES)] + " ", "cyan")
+            .append(f"{shorten(line.path[-1], room):<{room}}", "bold")
+            .append(f"{_clock(now - line.began):>8}  ", "cyan")
+            .append(line.note, "dim")
+        )
     if len(lines) > self.most: root.add(Text(f"and {len(lines) - self.most} more", "dim"))
     return root

@@ -30,11 +30,10 @@ STATES = "queued running succeeded failed timed_out cancelled kernel_died skippe
 ENDED = set(STATES) - {"queued", "running"}
 GOOD = {"succeeded", "skipped"}
 
-
 def new_id() -> str:  # sorts by time, readable, of 200 runs in one second two meet in 1 of 200,000 cases
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
 
-
+# %% ../../nbs/jobs/04_record.ipynb #04161d59
 @dataclass
 class JobRun:
     "One run of a notebook or of a workflow."
@@ -74,24 +73,48 @@ class JobRun:
 
 # %% ../../nbs/jobs/04_record.ipynb #01ff5275
 def _time(seconds: float | None) -> str | None:  # ISO 8601, UTC
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    return (
+        None
+        if seconds is None
+        else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    )
 
-
+# %% ../../nbs/jobs/04_record.ipynb #9df88ce2
 @patch
 def to_dict(self: JobRun,
             outputs: bool = True,  # False: without results and steps, for lists
            ) -> dict:
     "The `run` document."
-    out = dict(id=self.id, name=self.name, kind=self.kind, state=self.state, notebook=self.notebook, output=self.output,
-               seconds=None if self.seconds is None else round(self.seconds, 3), parameters=plain(self.parameters, "parameters"))
+    out = dict(
+        id=self.id,
+        name=self.name,
+        kind=self.kind,
+        state=self.state,
+        notebook=self.notebook,
+        output=self.output,
+        seconds=None if self.seconds is None else round(self.seconds, 3),
+        parameters=plain(self.parameters, "parameters"),
+    )
     if outputs: out["results"] = plain(self.results, "results")
-    out |= dict(error=self.error, reason=self.reason, parent=self.parent, created=_time(self.created), started=_time(self.started),
-                cell=self.cell, cells=self.cells, peak_memory=self.peak_memory, reads=self.reads, writes=self.writes, host=self.host,
-                commit=self.commit, versions=self.versions)
+    out |= dict(
+        error=self.error,
+        reason=self.reason,
+        parent=self.parent,
+        created=_time(self.created),
+        started=_time(self.started),
+        cell=self.cell,
+        cells=self.cells,
+        peak_memory=self.peak_memory,
+        reads=self.reads,
+        writes=self.writes,
+        host=self.host,
+        commit=self.commit,
+        versions=self.versions,
+    )
     if outputs and (self.steps or self.kind == "workflow"): out["steps"] = [s.to_dict() for s in self.steps]
     return out
 
-
+# %% ../../nbs/jobs/04_record.ipynb #f57b31c4
 @patch
 def raise_for_state(self: JobRun) -> JobRun:  # itself, when it went well
     "Turn a run that did not succeed into the error it stands for."
@@ -99,12 +122,25 @@ def raise_for_state(self: JobRun) -> JobRun:  # itself, when it went well
     error = self.error or {}
     where = f" in cell {error['cell']}" if error.get("cell") is not None else ""
     kind = {"timed_out": TimedOut, "cancelled": Cancelled}.get(self.state, WorkFailed)
-    raise kind(f"{self.name or self.notebook} {self.state.replace('_', ' ')}{where}: {error.get('kind')}: {error.get('message')}",
-               f"See {self.output or self.notebook}, or: scalai logs {self.id}", self.state)
+    raise kind(
+        f"{self.name or self.notebook} {self.state.replace('_', ' ')}{where}: {error.get('kind')}:"
+        f" {error.get('message')}",
+        f"See {self.output or self.notebook}, or: scalai logs {self.id}",
+        self.state,
+    )
 
 # %% ../../nbs/jobs/04_record.ipynb #223ffb04
-MARKS = dict(succeeded="✓", failed="✗", timed_out="✗", kernel_died="✗", lost="✗", cancelled="■", skipped="–", running="▸", queued="·")
-
+MARKS = dict(
+    succeeded="✓",
+    failed="✗",
+    timed_out="✗",
+    kernel_died="✗",
+    lost="✗",
+    cancelled="■",
+    skipped="–",
+    running="▸",
+    queued="·",
+)
 
 def brief(results: dict,  # of a run
           width: int = 72,  # characters
@@ -120,21 +156,30 @@ def brief(results: dict,  # of a run
     text = " · ".join(f"{k} {shown(v)}" for k, v in results.items())
     return text if len(text) <= width else text[:width - 1] + "…"
 
-
+# %% ../../nbs/jobs/04_record.ipynb #0af315ee
 def says(run: JobRun) -> str:  # what a line about a run ends with
-    if run.error: return (f"cell {run.error['cell']}: " if run.error.get("cell") is not None else "") + f"{run.error['kind']}: {run.error['message']}".split("\n")[0]
+    if run.error:
+        return (
+            f"cell {run.error['cell']}: " if run.error.get("cell") is not None else ""
+        ) + f"{run.error['kind']}: {run.error['message']}".split("\n")[0]
     return run.reason if run.state == "skipped" else brief(run.results)
-
 
 @patch
 def _repr_html_(self: JobRun) -> str:
     import html
     def rows(run, depth):
         took = "" if run.seconds is None else f"{run.seconds:.1f} s"
-        yield (f"<tr><td style='text-align:left;padding-left:{depth*1.4+.5}em'>{MARKS[run.state]} {html.escape(run.name or run.notebook)}</td><td>{run.state}</td>"
-               f"<td>{took}</td><td style='text-align:left'>{html.escape(says(run))}</td></tr>")
+        yield (
+            f"<tr><td style='text-align:left;padding-left:{depth*1.4+.5}em'>{MARKS[run.state]}"
+            f" {html.escape(run.name or run.notebook)}</td><td>{run.state}</td><td>{took}</td><td"
+            f" style='text-align:left'>{html.escape(says(run))}</td></tr>"
+        )
         for step in run.steps: yield from rows(step, depth + 1)
-    return "<table><thead><tr><th>run</th><th>state</th><th>time</th><th></th></tr></thead><tbody>" + "".join(rows(self, 0)) + "</tbody></table>"
+    return (
+        "<table><thead><tr><th>run</th><th>state</th><th>time</th><th></th></tr></thead><tbody>"
+        + "".join(rows(self, 0))
+        + "</tbody></table>"
+    )
 
 # %% ../../nbs/jobs/04_record.ipynb #6953789c
 @lru_cache(maxsize=1)
@@ -170,17 +215,49 @@ def alive(process: str) -> bool:  # an identity
 
 # %% ../../nbs/jobs/04_record.ipynb #bc2907f5
 META = sa.MetaData()
-RUNS = sa.Table("runs", META,
-    sa.Column("id", sa.String(40), primary_key=True), sa.Column("name", sa.Text, index=True), sa.Column("kind", sa.String(16)),
-    sa.Column("state", sa.String(16), index=True), sa.Column("notebook", sa.Text), sa.Column("output", sa.Text),
-    sa.Column("parameters", sa.JSON), sa.Column("results", sa.JSON), sa.Column("error", sa.JSON), sa.Column("reason", sa.Text),
-    sa.Column("parent", sa.String(40), index=True), sa.Column("key", sa.String(64), index=True),
-    sa.Column("created", sa.Float, index=True), sa.Column("started", sa.Float), sa.Column("seconds", sa.Float),
-    sa.Column("cell", sa.Integer), sa.Column("cells", sa.Integer), sa.Column("peak_memory", sa.BigInteger),
-    sa.Column("reads", sa.JSON), sa.Column("writes", sa.JSON), sa.Column("host", sa.Text), sa.Column("process", sa.Text),
-    sa.Column("versions", sa.JSON), sa.Column("commit", sa.Text), sa.Column("cancel", sa.Boolean, default=False), sa.Column("beat", sa.Float))
-EVENTS = sa.Table("events", META,
-    sa.Column("run", sa.String(40), index=True), sa.Column("n", sa.Integer), sa.Column("at", sa.Float), sa.Column("state", sa.String(16)), sa.Column("detail", sa.Text))
+
+# %% ../../nbs/jobs/04_record.ipynb #0eed3311
+RUNS = sa.Table(
+    "runs",
+    META,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("name", sa.Text, index=True),
+    sa.Column("kind", sa.String(16)),
+    sa.Column("state", sa.String(16), index=True),
+    sa.Column("notebook", sa.Text),
+    sa.Column("output", sa.Text),
+    sa.Column("parameters", sa.JSON),
+    sa.Column("results", sa.JSON),
+    sa.Column("error", sa.JSON),
+    sa.Column("reason", sa.Text),
+    sa.Column("parent", sa.String(40), index=True),
+    sa.Column("key", sa.String(64), index=True),
+    sa.Column("created", sa.Float, index=True),
+    sa.Column("started", sa.Float),
+    sa.Column("seconds", sa.Float),
+    sa.Column("cell", sa.Integer),
+    sa.Column("cells", sa.Integer),
+    sa.Column("peak_memory", sa.BigInteger),
+    sa.Column("reads", sa.JSON),
+    sa.Column("writes", sa.JSON),
+    sa.Column("host", sa.Text),
+    sa.Column("process", sa.Text),
+    sa.Column("versions", sa.JSON),
+    sa.Column("commit", sa.Text),
+    sa.Column("cancel", sa.Boolean, default=False),
+    sa.Column("beat", sa.Float),
+)
+
+# %% ../../nbs/jobs/04_record.ipynb #f718ab53
+EVENTS = sa.Table(
+    "events",
+    META,
+    sa.Column("run", sa.String(40), index=True),
+    sa.Column("n", sa.Integer),
+    sa.Column("at", sa.Float),
+    sa.Column("state", sa.String(16)),
+    sa.Column("detail", sa.Text),
+)
 TIMINGS = sa.Table("timings", META,
     sa.Column("run", sa.String(40), index=True), sa.Column("cell", sa.Integer), sa.Column("seconds", sa.Float))
 
@@ -188,25 +265,39 @@ TIMINGS = sa.Table("timings", META,
 PATIENCE = 30.  # seconds that a change waits for a database which does not answer
 ANSWER = 20.  # seconds that one statement may take
 
-
+# %% ../../nbs/jobs/04_record.ipynb #2b735e64
 @lru_cache(maxsize=8)
 def connect(url: str,
             answer: float = ANSWER,  # seconds for one statement; PostgreSQL
            ) -> sa.Engine:
-    "A database with the record's tables in it, as the newest migration has them. Raises `BadRequest` for one that cannot be used, `Unreachable` for one that does not answer."
+    """A database with the record's tables in it, as the newest migration has them.
+
+    Raises `BadRequest` for one that cannot be used, `Unreachable` for one that does not answer."""
     engine = database_engine(url, answer)
     try:
         engine.new = _migrate(engine)
         if engine.dialect.name == "sqlite": engine.pinned = _file(engine.url)
     except sa.exc.DatabaseError as e:
         where = engine.url.render_as_string()
-        if not lasting(e): raise Unreachable(f"The record's database does not answer: {e.orig}", f"Check [jobs] database = {where}") from e
-        if engine.dialect.name == "sqlite": raise BadRequest(f"The record {engine.url.database} cannot be opened: {e.orig}.", "Check the file and its rights; without it a new record begins, of the runs whose notebooks are kept.") from e
-        if isinstance(e, sa.exc.ProgrammingError): raise BadRequest(f"The record's tables cannot be made: {e.orig}", "Give the user of [jobs] database the right to make tables.", "settings") from e
+        if not lasting(e):
+            raise Unreachable(
+                f"The record's database does not answer: {e.orig}", f"Check [jobs] database = {where}"
+            ) from e
+        if engine.dialect.name == "sqlite":
+            raise BadRequest(
+                f"The record {engine.url.database} cannot be opened: {e.orig}.",
+                "Check the file and its rights; without it a new record begins, of the runs whose notebooks are kept.",
+            ) from e
+        if isinstance(e, sa.exc.ProgrammingError):
+            raise BadRequest(
+                f"The record's tables cannot be made: {e.orig}",
+                "Give the user of [jobs] database the right to make tables.",
+                "settings",
+            ) from e
         raise
     return engine
 
-
+# %% ../../nbs/jobs/04_record.ipynb #edeea25c
 def lasting(e: Exception) -> bool:
     "Whether waiting does not mend what a database says: its file is damaged, full or read-only, its tables are gone."
     import sqlite3
@@ -215,18 +306,15 @@ def lasting(e: Exception) -> bool:
     if code is not None: return code & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
     return isinstance(e, sa.exc.DatabaseError) and not isinstance(e, sa.exc.OperationalError)
 
-
 def place(settings: Settings) -> str:  # a SQLAlchemy URL
     "Where a workspace keeps its record."
     return settings.jobs.database or f"sqlite:///{settings.path('scalai.db')}"
-
 
 def _file(url: sa.URL) -> tuple[int, int] | None:  # device and number
     "Which file a SQLite database is: a name may come to mean another."
     try: found = os.stat(url.database)
     except OSError: return None
     return found.st_dev, found.st_ino
-
 
 def _same_file(engine: sa.Engine):
     "Refuse connections to a file that was removed or replaced: what is written there is lost."
@@ -237,7 +325,7 @@ def _same_file(engine: sa.Engine):
                           "Bring it back, or start again: a new record begins.")
     for when in ("do_connect", "checkout"): sa.event.listen(engine, when, look)
 
-
+# %% ../../nbs/jobs/04_record.ipynb #24ed8771
 def database_engine(url: str, answer: float = ANSWER) -> sa.Engine:
     "Where to connect, and how."
     if url.startswith("sqlite:///"): Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
@@ -245,25 +333,39 @@ def database_engine(url: str, answer: float = ANSWER) -> sa.Engine:
         where = sa.make_url(url)
         if where.drivername in ("postgres", "postgresql"): where = where.set(drivername="postgresql+psycopg")
         if where.get_backend_name() == "postgresql": return _postgresql(where, answer)
-        engine = sa.create_engine(where, **({"connect_args": {"timeout": PATIENCE}} if where.get_backend_name() == "sqlite" else {}))
+        engine = sa.create_engine(
+            where, **({"connect_args": {"timeout": PATIENCE}} if where.get_backend_name() == "sqlite" else {})
+        )
     except (sa.exc.ArgumentError, ImportError) as e:
-        raise BadRequest(f"[jobs] database cannot be used: {e}.", "Write a SQLAlchemy URL, as in postgresql://USER@HOST/NAME, and install its driver: pip install 'scalai-nb[sql]'", "settings") from e
+        raise BadRequest(
+            f"[jobs] database cannot be used: {e}.",
+            "Write a SQLAlchemy URL, as in postgresql://USER@HOST/NAME, and install its driver: pip install"
+            " 'scalai-nb[sql]'",
+            "settings",
+        ) from e
     if engine.dialect.name == "sqlite":
         sa.event.listen(engine, "connect", lambda connection, _: shared(connection))
         _same_file(engine)
     return engine
 
 # %% ../../nbs/jobs/04_record.ipynb #07380546
-KEEPALIVE = dict(connect_timeout=5, keepalives=1, keepalives_idle=5, keepalives_interval=2, keepalives_count=3,  # seconds
-                 tcp_user_timeout=10_000)  # milliseconds
-
+KEEPALIVE = dict(
+    connect_timeout=5,
+    keepalives=1,
+    keepalives_idle=5,
+    keepalives_interval=2,
+    keepalives_count=3,  # seconds
+    tcp_user_timeout=10_000,
+)  # milliseconds
 
 def _postgresql(where: sa.URL, answer: float) -> sa.Engine:
     "A server that may be restarted, stop or hang."
     driver, options = where.get_driver_name(), {k: v for k, v in KEEPALIVE.items() if k not in where.query}
     engine = sa.create_engine(where, pool_pre_ping=True, connect_args=options if driver.startswith("psycopg") else {})
     if driver == "psycopg":
-        sa.event.listen(engine, "do_connect", lambda dialect, record, args, options: _limited(answer).connect(*args, **options))
+        sa.event.listen(
+            engine, "do_connect", lambda dialect, record, args, options: _limited(answer).connect(*args, **options)
+        )
     @sa.event.listens_for(engine, "connect")
     def limit(connection, _):
         with connection.cursor() as cursor:
@@ -272,7 +374,7 @@ def _postgresql(where: sa.URL, answer: float) -> sa.Engine:
         connection.commit()
     return engine
 
-
+# %% ../../nbs/jobs/04_record.ipynb #c2f595cf
 @lru_cache(maxsize=8)
 def _limited(answer: float):  # a subclass of psycopg.Connection
     "Connections that give a silent server up."
@@ -286,7 +388,6 @@ def _limited(answer: float):  # a subclass of psycopg.Connection
     Limited.answer = answer
     return Limited
 
-
 def _until(generator, seconds: float | None):
     "A generator of psycopg's, which says whether to wait for reading or writing, as long as there is time."
     over = time.monotonic() + (math.inf if seconds is None else seconds)
@@ -298,7 +399,7 @@ def _until(generator, seconds: float | None):
             state = generator.send(ready)
     except StopIteration as done: return done.value
 
-
+# %% ../../nbs/jobs/04_record.ipynb #5b70bf57
 @contextmanager
 def _takes_its_time(db: sa.Connection):
     "A transaction without a limit: a migration of a large table, say, or one that waits for another's."
@@ -317,29 +418,33 @@ def _takes_its_time(db: sa.Connection):
 MIGRATIONS = Path(sys.modules["scalai_nb"].__file__).parent/"jobs/migrations"
 _ALONE = threading.Lock()  # Alembic's `op` and `context` are one per process
 
-
 def newest() -> str:  # the number of the newest migration
     return max(f.name[:4] for f in (MIGRATIONS/"versions").glob("[0-9]*.py"))
-
 
 def _migrate(engine: sa.Engine) -> bool:  # whether nothing was there before
     "Run the migrations that a database lacks, in one transaction that others wait for."
     with engine.connect() as db:
-        try: found = db.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+        try:found = db.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
         except (sa.exc.OperationalError, sa.exc.ProgrammingError): found = None  # no such table
         db.rollback()
         if found == newest(): return False
-        if found and found > newest(): raise BadRequest(f"The record {engine.url.render_as_string()} is of schema {found}, and this scalai-nb knows those up to {newest()}.", "Install the newer scalai-nb that made it, or set [jobs] database to another place.")
+        if found and found > newest():
+            raise BadRequest(
+                f"The record {engine.url.render_as_string()} is of schema {found}, and this scalai-nb knows those up"
+                f" to {newest()}.",
+                "Install the newer scalai-nb that made it, or set [jobs] database to another place.",
+            )
         with _ALONE:
             if engine.dialect.name == "sqlite": db.exec_driver_sql("BEGIN IMMEDIATE")
             with _takes_its_time(db):
-                if engine.dialect.name == "postgresql": db.execute(sa.select(sa.func.pg_advisory_xact_lock(7_215_241)))  # any number that is ours
+                # any number that is ours
+                if engine.dialect.name == "postgresql": db.execute(sa.select(sa.func.pg_advisory_xact_lock(7_215_241)))
                 before = sa.inspect(db).has_table("runs")
                 _upgrade(db)
                 db.commit()
         return not before
 
-
+# %% ../../nbs/jobs/04_record.ipynb #ce22babf
 def _upgrade(db: sa.Connection):
     from alembic import command
     from alembic.config import Config
@@ -350,31 +455,35 @@ def _upgrade(db: sa.Connection):
 # %% ../../nbs/jobs/04_record.ipynb #f93a7b23
 TROUBLE = sa.exc.DBAPIError, sa.exc.TimeoutError
 
-
 class Damaged(Unreachable):
     "The record's database refuses, and will refuse again."
-
 
 def patiently(change,  # a function that may raise `Unreachable`
               patience: float | None = None,  # seconds; default: PATIENCE
              ):  # what it returned
     "Do it, again and again while the database does not answer. Raises the last `Unreachable`."
-    try: return change()
-    except Damaged: raise
+    try:return change()
+    except Damaged:raise
     except Unreachable: import tenacity
     passing = lambda e: isinstance(e, Unreachable) and not isinstance(e, Damaged)
-    return tenacity.Retrying(retry=tenacity.retry_if_exception(passing), wait=tenacity.wait_random_exponential(.1, max=2), reraise=True,
-                             stop=tenacity.stop_after_delay(PATIENCE if patience is None else patience))(change)
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception(passing),
+        wait=tenacity.wait_random_exponential(0.1, max=2),
+        reraise=True,
+        stop=tenacity.stop_after_delay(PATIENCE if patience is None else patience),
+    )(change)
 
-
+# %% ../../nbs/jobs/04_record.ipynb #e4e2e85c
 class Record:
     "The runs of a workspace."
     def __init__(self, settings: Settings | None = None):
         self.settings = settings or Settings.load()
         self.url = place(self.settings)
-        answer = max(1., min(ANSWER, self.settings.jobs.lease/3))  # a scheduler asks more than once before its lease is over
+        # a scheduler asks more than once before its lease is over
+        answer = max(1., min(ANSWER, self.settings.jobs.lease/3))
         self.engine = connect(self.url, answer)
-        if self.engine.dialect.name == "sqlite" and _file(self.engine.url) != self.engine.pinned:  # removed or replaced since
+        # removed or replaced since
+        if self.engine.dialect.name == "sqlite" and _file(self.engine.url) != self.engine.pinned:
             connect.cache_clear()
             self.engine = connect(self.url, answer)
         self.take_back(everything=self.engine.new)
@@ -392,7 +501,7 @@ class Record:
         except (sa.exc.IntegrityError, sa.exc.DataError): raise  # a fault of ours
         except TROUBLE as e: raise refusal(e, self.engine.url) from e
 
-
+# %% ../../nbs/jobs/04_record.ipynb #e7de2ea5
 def refusal(e: Exception, url: sa.URL) -> Unreachable:
     "What a database refuses, as the one failure that callers know."
     if isinstance(e, Unreachable): return e
@@ -404,27 +513,37 @@ def refusal(e: Exception, url: sa.URL) -> Unreachable:
 COLUMNS = [f.name for f in fields(JobRun) if f.name != "steps"]
 OPEN = "queued", "running"
 
-
 @patch
 def _row(self: Record, run: JobRun) -> dict:
     return {c: self.movable(plain(getattr(run, c), c)) for c in COLUMNS}
 
-
 def database_time(db):  # an expression
     "Seconds since 1970 on the clock that all who share the database see."
-    return sa.cast(sa.extract("epoch", sa.func.clock_timestamp()), sa.Float) if db.dialect.name == "postgresql" else sa.literal(time.time())
-
+    return (
+        sa.cast(sa.extract("epoch", sa.func.clock_timestamp()), sa.Float)
+        if db.dialect.name == "postgresql"
+        else sa.literal(time.time())
+    )
 
 def add_event(db, id: str, state: str, detail: str, at: float | None = None):
     "One more line of a run's history. No database takes a NUL or half a character in a text."
     e = EVENTS.alias()
-    db.execute(EVENTS.insert().values(run=id, n=sa.select(sa.func.count()).select_from(e).where(e.c.run == id).scalar_subquery(), at=time.time() if at is None else at, state=state,
-                                      detail=detail.replace("\0", "").encode("utf-8", "replace").decode()))
+    db.execute(
+        EVENTS.insert().values(
+            run=id,
+            n=sa.select(sa.func.count()).select_from(e).where(e.c.run == id).scalar_subquery(),
+            at=time.time() if at is None else at,
+            state=state,
+            detail=detail.replace("\0", "").encode("utf-8", "replace").decode(),
+        )
+    )
 
-
+# %% ../../nbs/jobs/04_record.ipynb #ed1808e6
 @patch
 def create(self: Record, run: JobRun) -> JobRun:
-    "A new row, with who and where. Raises `Unreachable` where it cannot be written within PATIENCE: what is not recorded does not begin."
+    """A new row, with who and where.
+
+    Raises `Unreachable` where it cannot be written within PATIENCE: what is not recorded does not begin."""
     run.host, run.process = socket.gethostname(), identity()
     def insert():
         with self.db() as db:
@@ -432,7 +551,6 @@ def create(self: Record, run: JobRun) -> JobRun:
             add_event(db, run.id, run.state, run.reason)
     patiently(insert)
     return run
-
 
 def _insert(db, row: dict) -> str:  # its last state before this one
     "A row, and its history as far as the row itself tells it."
@@ -443,10 +561,12 @@ def _insert(db, row: dict) -> str:  # its last state before this one
     for state, at in before: add_event(db, row["id"], state, "", at)
     return before[-1][0]
 
-
+# %% ../../nbs/jobs/04_record.ipynb #a444983c
 @patch
 def _write(self: Record, row: dict, timings: dict[int, float] = {}):
-    "A run's row again, its history where the state changed. An ended run does not go on; a row that is gone comes back."
+    """A run's row again, its history where the state changed.
+
+    An ended run does not go on; a row that is gone comes back."""
     with self.db() as db:
         db.execute(RUNS.update().where(RUNS.c.id == row["id"]).values(id=row["id"]))  # from here on others wait
         before = db.execute(sa.select(RUNS.c.state).where(RUNS.c.id == row["id"])).scalar()
@@ -459,7 +579,8 @@ def _write(self: Record, row: dict, timings: dict[int, float] = {}):
             db.execute(TIMINGS.insert(), [dict(run=row["id"], cell=c, seconds=s) for c, s in timings.items()])
 
 # %% ../../nbs/jobs/04_record.ipynb #347c6651
-ENDING = "state error results reason seconds cell peak_memory reads writes".split()  # what a run's own log says at its end
+# what a run's own log says at its end
+ENDING = "state error results reason seconds cell peak_memory reads writes".split()
 
 
 def ending(run: JobRun) -> dict:
@@ -474,7 +595,7 @@ def update(self: Record, run: JobRun,
     How a run ended is also kept beside its notebook; where neither can be written, the run has failed."""
     row, kept = self._row(run), self._keep(run, timings) if run.state in ENDED else None
     def change(): self._write(row, timings)
-    try: return patiently(change)
+    try:return patiently(change)
     except Unreachable as e: refused = e
     from scalai_nb.core.logs import logger
     kept = kept or (self._mark(run.id) if run.state in ENDED else None)
@@ -483,7 +604,8 @@ def update(self: Record, run: JobRun,
         run.state = "failed" if run.ok else run.state
         run.error = run.error or dict(cell=None, kind="NotRecorded", message=why)
     said = "the record did not take how the run stands"
-    if run.state in ENDED and not kept: said = f"how the run ended is kept in {self.kept(run.id)} until a record takes it"
+    if run.state in ENDED and not kept:
+        said = f"how the run ended is kept in {self.kept(run.id)} until a record takes it"
     logger("jobs").warning(said, run=run.id, state=run.state, error=refused.message)
     if isinstance(refused, Damaged): return
     threading.Thread(target=self._keep_trying, args=(run.id, change), name="scalai-record", daemon=True).start()
@@ -491,7 +613,6 @@ def update(self: Record, run: JobRun,
 # %% ../../nbs/jobs/04_record.ipynb #3016e192
 @patch
 def kept(self: Record, id: str) -> Path: return self.folder(id)/"record.json"
-
 
 @patch
 def _keep(self: Record, run: JobRun, timings: dict[int, float]) -> OSError | None:  # why it cannot be kept
@@ -502,16 +623,13 @@ def _keep(self: Record, run: JobRun, timings: dict[int, float]) -> OSError | Non
     content = dict(row=self._row(run), timings=timings, steps=[self._row(s) for s in run.steps])
     return _refused(self.kept(run.id), json.dumps(content))
 
-
 @patch
 def _mark(self: Record, id: str) -> OSError | None: return _refused(self.settings.path("unrecorded", id), b"")
-
 
 def _refused(file: Path, content: str | bytes) -> OSError | None:
     try: write_atomic(file, content)
     except OSError as e: return e
     except BadRequest as e: return e.__cause__ or OSError(e.message)
-
 
 @patch
 def _keep_trying(self: Record, id: str, change):
@@ -519,7 +637,7 @@ def _keep_trying(self: Record, id: str, change):
     except Unreachable: return  # an hour; it was said, and the file has it
     self.settings.path("unrecorded", id).unlink(missing_ok=True)
 
-
+# %% ../../nbs/jobs/04_record.ipynb #03ebf6c1
 @patch
 def take_back(self: Record, everything: bool = False):  # also what no mark names: the database is new
     "Write down how runs ended that no record took at the time. What cannot be written now stays for the next look."
@@ -536,23 +654,39 @@ def take_back(self: Record, everything: bool = False):  # also what no mark name
 # %% ../../nbs/jobs/04_record.ipynb #45d8d319
 SILENT = 60.  # seconds without a sign of life after which a run of another machine is lost
 
-
+# %% ../../nbs/jobs/04_record.ipynb #38ce7fcd
 @patch
 def _settle(self: Record, db):
     "What claims to run, but whose process is gone, has ended as its own log says, or is lost."
     silent = (database_time(db) - sa.func.coalesce(RUNS.c.beat, RUNS.c.created)).label("silent")
-    for row in db.execute(sa.select(RUNS.c.id, RUNS.c.process, RUNS.c.host, RUNS.c.cell, silent).where(RUNS.c.state.in_(OPEN))).all():
+    for row in db.execute(
+        sa.select(RUNS.c.id, RUNS.c.process, RUNS.c.host, RUNS.c.cell, silent).where(RUNS.c.state.in_(OPEN))
+    ).all():
         if alive(row.process) if near(row.process) else row.silent < SILENT: continue
         said = self.movable(self._said_last(row.id))
         timings, cell = said.pop("timings", {}), said.get("cell", row.cell)
         if "state" not in said:
-            how = "the process that ran it vanished" if near(row.process) else f"{row.host}, which ran it, has not been heard of for {row.silent:.0f} s"
-            said = dict(state="lost", cell=cell, error=dict(cell=cell, kind="Lost", message=how + ("" if cell is None else f" while cell {cell} ran")))
-        if not db.execute(RUNS.update().where(RUNS.c.id == row.id, RUNS.c.process == row.process, RUNS.c.state.in_(OPEN)).values(**said)).rowcount: continue
+            how = (
+                "the process that ran it vanished"
+                if near(row.process)
+                else f"{row.host}, which ran it, has not been heard of for {row.silent:.0f} s"
+            )
+            said = dict(
+                state="lost",
+                cell=cell,
+                error=dict(cell=cell, kind="Lost", message=how + ("" if cell is None else f" while cell {cell} ran")),
+            )
+        if not db.execute(
+            RUNS.update()
+            .where(RUNS.c.id == row.id, RUNS.c.process == row.process, RUNS.c.state.in_(OPEN))
+            .values(**said)
+        ).rowcount:
+            continue
         add_event(db, row.id, said["state"], (said["error"] or {}).get("message") or "")
-        if timings: db.execute(TIMINGS.insert(), [dict(run=row.id, cell=int(c), seconds=s) for c, s in timings.items()])
+        if timings:
+            db.execute(TIMINGS.insert(), [dict(run=row.id, cell=int(c), seconds=s) for c, s in timings.items()])
 
-
+# %% ../../nbs/jobs/04_record.ipynb #86dba17b
 @patch
 def _said_last(self: Record, id: str) -> dict:
     "From a run's own log: how it ended, or at least which cell ran."
@@ -566,20 +700,25 @@ def _said_last(self: Record, id: str) -> dict:
 def _matches(column, pattern: str):  # a condition
     "`*` and `?` stand for any characters and for one."
     if not set(pattern) & set("*?"): return column == pattern
-    for plain_one, quoted in (("/", "//"), ("%", "/%"), ("_", "/_"), ("*", "%"), ("?", "_")): pattern = pattern.replace(plain_one, quoted)
+    for plain_one, quoted in (("/", "//"), ("%", "/%"), ("_", "/_"), ("*", "%"), ("?", "_")):
+        pattern = pattern.replace(plain_one, quoted)
     return column.like(pattern, escape="/")
-
 
 @patch
 def _load(self: Record, db, where, limit=None, steps=True) -> list[JobRun]:
-    rows = db.execute(sa.select(*[RUNS.c[c] for c in COLUMNS]).where(*where).order_by(RUNS.c.created.desc(), RUNS.c.id.desc()).limit(limit)).mappings()
+    rows = db.execute(
+        sa.select(*[RUNS.c[c] for c in COLUMNS])
+        .where(*where)
+        .order_by(RUNS.c.created.desc(), RUNS.c.id.desc())
+        .limit(limit)
+    ).mappings()
     found = [JobRun(**moved(dict(row), self.settings.root)) for row in rows]
     if steps:
         for run in found:
             if run.kind == "workflow": run.steps = self._load(db, [RUNS.c.parent == run.id])[::-1]
     return found
 
-
+# %% ../../nbs/jobs/04_record.ipynb #dc8c53e4
 @patch
 def runs(self: Record,
          state: str | None = None,  # one of STATES
@@ -596,7 +735,13 @@ def runs(self: Record,
     if state is not None: one_of(state, STATES, "state")
     where = [c == v for c, v in ((RUNS.c.state, state), (RUNS.c.key, key), (RUNS.c.parent, parent)) if v is not None]
     if name is not None: where.append(_matches(RUNS.c.name, name))
-    if notebook is not None: where.append(sa.or_(RUNS.c.notebook.in_([notebook, self.movable(os.path.abspath(notebook))]), _matches(RUNS.c.notebook, f"*/{notebook.lstrip('/')}")))
+    if notebook is not None:
+        where.append(
+            sa.or_(
+                RUNS.c.notebook.in_([notebook, self.movable(os.path.abspath(notebook))]),
+                _matches(RUNS.c.notebook, f"*/{notebook.lstrip('/')}"),
+            )
+        )
     if since is not None: where.append(RUNS.c.created >= since)
     if not nested and key is None and parent is None: where.append(RUNS.c.parent.is_(None))
     self.take_back()
@@ -604,7 +749,7 @@ def runs(self: Record,
         self._settle(db)
         return self._load(db, where, limit, steps=False)
 
-
+# %% ../../nbs/jobs/04_record.ipynb #62333eb5
 @patch
 def get(self: Record,
         id: str,  # or its first characters, or `last`
@@ -612,40 +757,60 @@ def get(self: Record,
     self.take_back()
     with self.db() as db:
         self._settle(db)
-        found = self._load(db, [RUNS.c.parent.is_(None)], 1) if id == "last" else self._load(db, [RUNS.c.id.startswith(id, autoescape=True)], 2)
+        found = (
+            self._load(db, [RUNS.c.parent.is_(None)], 1)
+            if id == "last"
+            else self._load(db, [RUNS.c.id.startswith(id, autoescape=True)], 2)
+        )
     if len(found) == 1 or found and found[0].id == id: return found[0]
     raise BadRequest(f"There {'are several runs' if found else 'is no run'} {id!r}.", "List them with: scalai runs")
-
 
 @patch
 def events(self: Record, id: str) -> list[dict]:  # the history of states
     with self.db() as db:
-        return [dict(r) for r in db.execute(sa.select(EVENTS.c.at, EVENTS.c.state, EVENTS.c.detail).where(EVENTS.c.run == id).order_by(EVENTS.c.n, EVENTS.c.at)).mappings()]
+        return [
+            dict(r)
+            for r in db.execute(
+                sa.select(EVENTS.c.at, EVENTS.c.state, EVENTS.c.detail)
+                .where(EVENTS.c.run == id)
+                .order_by(EVENTS.c.n, EVENTS.c.at)
+            ).mappings()
+        ]
 
 # %% ../../nbs/jobs/04_record.ipynb #1297f76e
 UNITS = dict(s=1, m=60, h=3600, d=86_400, w=604_800)
 
 
 def moment(text: str) -> float:  # seconds since 1970
-    "A time as people give it: `90m`, `2h`, `3d` ago, or an ISO date and time (this machine's zone unless it names one)."
+    """A time as people give it:
+
+    `90m`, `2h`, `3d` ago, or an ISO date and time (this machine's zone unless it names one)."""
     if ago := re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text.strip()): return time.time() - float(ago[1])*UNITS[ago[2]]
-    try: return datetime.fromisoformat(text.strip()).timestamp()
-    except ValueError as e: raise BadRequest(f"{text!r} is no time.", "Give one like 2h, 3d, 2026-03-01 or 2026-03-01T18:30.") from e
+    try:
+        return datetime.fromisoformat(text.strip()).timestamp()
+    except ValueError as e:
+        raise BadRequest(f"{text!r} is no time.", "Give one like 2h, 3d, 2026-03-01 or 2026-03-01T18:30.") from e
 
 
 @patch
 def document(self: Record, run: JobRun) -> dict:
     "The `run` document, with the history of states and the seconds of each cell."
-    with self.db() as db: seconds = db.execute(sa.select(TIMINGS.c.cell, TIMINGS.c.seconds).where(TIMINGS.c.run == run.id).order_by(TIMINGS.c.cell)).all()
-    return run.to_dict() | dict(history=[e | dict(at=_time(e["at"])) for e in self.events(run.id)], timings=[dict(cell=t.cell, seconds=round(t.seconds, 4)) for t in seconds])
+    with self.db() as db:
+        seconds = db.execute(
+            sa.select(TIMINGS.c.cell, TIMINGS.c.seconds).where(TIMINGS.c.run == run.id).order_by(TIMINGS.c.cell)
+        ).all()
+    return run.to_dict() | dict(
+        history=[e | dict(at=_time(e["at"])) for e in self.events(run.id)],
+        timings=[dict(cell=t.cell, seconds=round(t.seconds, 4)) for t in seconds],
+    )
 
 # %% ../../nbs/jobs/04_record.ipynb #deb497a6
 @patch
 def succeeded(self: Record, key: str) -> JobRun | None:  # the newest one under this content key
     def look():
-        with self.db() as db: return next(iter(self._load(db, [RUNS.c.key == key, RUNS.c.state == "succeeded"], 1)), None)
+        with self.db() as db:
+            return next(iter(self._load(db, [RUNS.c.key == key, RUNS.c.state == "succeeded"], 1)), None)
     return patiently(look)
-
 
 @patch
 def output(self: Record, id: str):  # yields lines
@@ -655,14 +820,13 @@ def output(self: Record, id: str):  # yields lines
     for step in run.steps: yield from (f"{step.name}: {line}" for line in self.output(step.id))
     yield from "".join(map(spoken, read_log(self.folder(run.id)/"log.jsonl"))).splitlines()
 
-
 def spoken(entry: dict) -> str:
     "The text of an entry of the log, as a terminal shows it."
     if entry["type"] == "error": return "\n".join(entry["traceback"]) + "\n"
     if entry["type"] in ("execute_result", "display_data"): return "".join(entry["data"].get("text/plain", "")) + "\n"
     return entry["text"] if entry["type"] == "stream" else ""
 
-
+# %% ../../nbs/jobs/04_record.ipynb #d6967b39
 @patch
 def follow(self: Record, id: str,
            every: float = .2,  # seconds between two looks
@@ -680,22 +844,26 @@ def follow(self: Record, id: str,
         if run.state in ENDED: return
         time.sleep(every)
 
-
-def _leaves(run: JobRun) -> list[JobRun]: return [leaf for s in run.steps for leaf in _leaves(s)] if run.kind == "workflow" else [run]
+def _leaves(run: JobRun) -> list[JobRun]:
+    return [leaf for s in run.steps for leaf in _leaves(s)] if run.kind == "workflow" else [run]
 
 # %% ../../nbs/jobs/04_record.ipynb #feed7601
 @patch
 def cancel(self: Record, id: str) -> JobRun:
     "Ask a run to stop."
     run = self.get(id)
-    if run.state in ENDED: raise BadRequest(f"Run {run.id} has ended already: {run.state}.", "Only queued and running ones can be cancelled.")
+    if run.state in ENDED:
+        raise BadRequest(
+            f"Run {run.id} has ended already: {run.state}.", "Only queued and running ones can be cancelled."
+        )
     with self.db() as db: db.execute(RUNS.update().where(RUNS.c.id == run.id).values(cancel=True))
     return run
 
 
 @patch
 def cancelled(self: Record, id: str) -> bool:
-    "Whether somebody asked this run, or one that it is part of, to stop; as long as the record cannot be read, nobody has."
+    """Whether somebody asked this run, or one that it is part of, to stop; as long as the record cannot be read,
+    nobody has."""
     try:
         with self.db() as db:
             while id:
@@ -708,16 +876,21 @@ def cancelled(self: Record, id: str) -> bool:
 # %% ../../nbs/jobs/04_record.ipynb #15a1a94f
 BEAT = 5.  # seconds between two signs of life
 
-
 @patch
 def beat(self: Record, run: JobRun, row: dict):
     "A sign of life. Where somebody has called the run lost, or it was never called running, `row` is written again."
     with self.db() as db:
-        db.execute(RUNS.update().where(RUNS.c.process == run.process, RUNS.c.state.in_(OPEN)).values(beat=database_time(db)))
-        here = db.execute(RUNS.update().where(RUNS.c.id == run.id, RUNS.c.state == "running").values(cell=run.cell, peak_memory=run.peak_memory)).rowcount
+        db.execute(
+            RUNS.update().where(RUNS.c.process == run.process, RUNS.c.state.in_(OPEN)).values(beat=database_time(db))
+        )
+        here = db.execute(
+            RUNS.update()
+            .where(RUNS.c.id == run.id, RUNS.c.state == "running")
+            .values(cell=run.cell, peak_memory=run.peak_memory)
+        ).rowcount
     if not here: self._write(row)
 
-
+# %% ../../nbs/jobs/04_record.ipynb #c5fd5c8a
 class Pulse(threading.Thread):
     "The line between a run and its record."
     def __init__(self, record: Record, run: JobRun,
@@ -737,8 +910,10 @@ class Pulse(threading.Thread):
                 if time.monotonic() - beaten >= BEAT:
                     self.record.beat(self.job, self.row)
                     beaten = time.monotonic()
-                if not self.stop.reason and self.record.cancelled(self.job.id): self.stop.request("a request in the record")
-            except Unreachable: pass  # the next look is due in a second
+                if not self.stop.reason and self.record.cancelled(self.job.id):
+                    self.stop.request("a request in the record")
+            except Unreachable:
+                pass  # the next look is due in a second
             self.first.set()
             self.over.wait(1)
 
@@ -757,6 +932,10 @@ def versions() -> dict[str, str]:
 def commit(folder: Path) -> str | None:
     "The commit that the folder is at; None outside git."
     import subprocess
-    try: done = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
-    except (FileNotFoundError, subprocess.TimeoutExpired): return None
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5
+        )
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return None
     return done.stdout.strip() if done.returncode == 0 else None

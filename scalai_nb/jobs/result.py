@@ -14,9 +14,9 @@ from .access import report, watch
 
 # %% ../../nbs/jobs/02_result.ipynb #4d945ef7
 MIME = "application/vnd.scalai.result+json"
-SCRAPS = tuple(f"application/scrapbook.scrap.{encoder}+json" for encoder in ("json", "text"))  # nteract scrapbook 0.5 writes these
+# nteract scrapbook 0.5 writes these
+SCRAPS = tuple(f"application/scrapbook.scrap.{encoder}+json" for encoder in ("json", "text"))
 RECORD = "application/papermill.record+json"  # papermill before 1.0 did
-
 
 def result(**values  # what the record should keep, by name
           ):
@@ -26,7 +26,6 @@ def result(**values  # what the record should keep, by name
         shell.display_pub.publish({MIME: values, "text/plain": ", ".join(f"{k} = {v!r}" for k, v in values.items())})
     if not events.in_kernel(): events.emit("result", values=values)  # in one, the message itself is heard
 
-
 def results_in(data: dict,  # a MIME bundle: the `data` of a display
               ) -> dict[str, object]:  # empty where it holds none
     "Results in one output, ours or a scrapbook's; what only looks like one is none."
@@ -35,10 +34,11 @@ def results_in(data: dict,  # a MIME bundle: the `data` of a display
         if isinstance(data.get(mime), dict): found |= data[mime]
     for mime in SCRAPS:
         scrap = data.get(mime)
-        if isinstance(scrap, dict) and isinstance(scrap.get("name"), str) and "data" in scrap: found[scrap["name"]] = scrap["data"]
+        if isinstance(scrap, dict) and isinstance(scrap.get("name"), str) and "data" in scrap:
+            found[scrap["name"]] = scrap["data"]
     return found
 
-
+# %% ../../nbs/jobs/02_result.ipynb #26b08c77
 def results(notebook: dict,  # one that ran
            ) -> dict[str, object]:  # all its results, later ones over earlier ones
     "What a notebook that ran has handed on."
@@ -52,11 +52,11 @@ EVENT = "scalai_event"  # message type on the kernel's iopub channel
 QUEUE = 64  # messages that wait at either end: with pieces of a quarter of a million characters, some 16 MB
 FORWARDED = ("input", "output", "progress", "fit")
 
-
 async def _leave_children():
-    "ipykernel waits up to 15 s for children that ignore SIGTERM, such as multiprocessing's resource tracker; the engine ends them itself, after the notebook's own exit handlers."
+    """ipykernel waits up to 15 s for children that ignore SIGTERM, such as multiprocessing's resource tracker; the
+    engine ends them itself, after the notebook's own exit handlers."""
 
-
+# %% ../../nbs/jobs/02_result.ipynb #f6cfb392
 def listen(every: float = .2,  # seconds between two progress events that are passed on
           ):
     "Pass live events of this kernel on to whoever runs it. The engine calls this before the first cell."
@@ -74,7 +74,8 @@ def listen(every: float = .2,  # seconds between two progress events that are pa
         kernel.session.send(kernel.iopub_socket, EVENT, {"topic": topic, **fields}, parent=kernel.get_parent())
 
     def accessed(*_):
-        if any((new := report(access, sent)).values()): kernel.session.send(kernel.iopub_socket, EVENT, {"topic": "access", **new}, parent=kernel.get_parent())
+        if any((new := report(access, sent)).values()):
+            kernel.session.send(kernel.iopub_socket, EVENT, {"topic": "access", **new}, parent=kernel.get_parent())
 
     events.subscribe(forward)
     kernel.shell.events.register("post_run_cell", accessed)

@@ -15,7 +15,8 @@ from ..core.errors import BadRequest
 from .parameters import Parameter, conform, load_notebook, source
 
 # %% ../../nbs/jobs/08_result_types.ipynb #073f3456
-SHOWN = {ast.JoinedStr: str, ast.List: list, ast.ListComp: list, ast.Tuple: list, ast.Dict: dict, ast.DictComp: dict}  # as a record keeps them
+# as a record keeps them
+SHOWN = {ast.JoinedStr: str, ast.List: list, ast.ListComp: list, ast.Tuple: list, ast.Dict: dict, ast.DictComp: dict}
 CALLED = dict(str=str, int=int, len=int, float=float, bool=bool, list=list, sorted=list, dict=dict)
 
 def _kind(node: ast.expr) -> type | None:
@@ -27,6 +28,7 @@ def _kind(node: ast.expr) -> type | None:
         case ast.Call(func=ast.Name(id=name)): return CALLED.get(name)
         case _: return SHOWN.get(type(node))
 
+# %% ../../nbs/jobs/08_result_types.ipynb #e55f1af7
 def declared(notebook: Path | str | dict,  # a file, or one already parsed
             ) -> dict[str, type | None] | None:  # by name; None: the code does not say
     "The results that a notebook's code names, each with its type where that can be seen."
@@ -34,19 +36,31 @@ def declared(notebook: Path | str | dict,  # a file, or one already parsed
     for cell in load_notebook(notebook)["cells"]:
         if cell.get("cell_type") != "code" or source(cell).startswith("%%"): continue
         text = "\n".join("" if line.lstrip()[:1] in ("%", "!") else line for line in source(cell).splitlines())
-        try: nodes = list(ast.walk(ast.parse(text)))
+        try:nodes = list(ast.walk(ast.parse(text)))
         except SyntaxError: return None  # it will say so itself when it runs
         for node in nodes:
             match node:
-                case ast.Call(func=ast.Name(id="glue") | ast.Attribute(attr="glue")): return None  # scrapbook's names are values
-                case ast.Call(func=ast.Attribute(attr="result"), keywords=[_, *_]): return None  # ours under a module's name, or a future's
+                case ast.Call(func=ast.Name(id="glue") | ast.Attribute(attr="glue")):
+                    return None  # scrapbook's names are values
+                case ast.Call(func=ast.Attribute(attr="result"), keywords=[_, *_]):
+                    return None  # ours under a module's name, or a future's
                 case ast.Call(func=ast.Name(id="result"), keywords=[_, *_] as words):
-                    if any(w.arg is None for w in words): return None  # `**more`
-                    for w in words: found[w.arg] = _kind(w.value) if found.get(w.arg, _kind(w.value)) == _kind(w.value) else None
+                    if any(w.arg is None for w in words):
+                        return None  # `**more`
+                    for w in words:
+                        found[w.arg] = _kind(w.value) if found.get(w.arg, _kind(w.value)) == _kind(w.value) else None
     return found or None
 
 # %% ../../nbs/jobs/08_result_types.ipynb #2cf5aa78
-SAMPLES = {str: ["a", "5", "1.5", "true", "2013-01-01", "2013-01-01T00:00:00", "env:A", "[]", "{}"], int: [0, 1, 5], float: [.5, 1.], bool: [True, False], list: [[]], dict: [{}], type(None): [None]}
+SAMPLES = {
+    str: ["a", "5", "1.5", "true", "2013-01-01", "2013-01-01T00:00:00", "env:A", "[]", "{}"],
+    int: [0, 1, 5],
+    float: [0.5, 1.0],
+    bool: [True, False],
+    list: [[]],
+    dict: [{}],
+    type(None): [None],
+}
 
 def _options(kind: object) -> list:  # of Literal, at any depth
     return [x for a in get_args(kind) for x in ([a] if isinstance(a, (str, int, bool)) else _options(a))]

@@ -23,7 +23,11 @@ def expired(record: Record,
     "The runs that ended before a time and that nothing needs any more."
     ended = sa.func.coalesce(RUNS.c.started, RUNS.c.created) + sa.func.coalesce(RUNS.c.seconds, 0)
     with record.db() as db:
-        rows = db.execute(sa.select(RUNS.c.id, RUNS.c.parent, RUNS.c.notebook, RUNS.c.key, RUNS.c.state, ended.label("ended")).order_by(RUNS.c.created.desc(), RUNS.c.id.desc())).all()
+        rows = db.execute(
+            sa.select(
+                RUNS.c.id, RUNS.c.parent, RUNS.c.notebook, RUNS.c.key, RUNS.c.state, ended.label("ended")
+            ).order_by(RUNS.c.created.desc(), RUNS.c.id.desc())
+        ).all()
     last = {r.notebook: r.id for r in reversed(rows) if r.parent is None}
     kept = {r.id for r in rows if r.state not in ENDED or r.ended >= before} | {*last.values()}
     while more := {r.id for r in rows if r.parent in kept} - kept: kept |= more
@@ -37,7 +41,9 @@ def forget(settings: Settings | None = None,
            days: float | None = None,  # default: [jobs] retain_days
            dry: bool = False,  # only say what would go
           ) -> Freed:
-    "Apply the retention to the runs of the workspace. Raises `Unreachable` where the record's database does not answer."
+    """Apply the retention to the runs of the workspace.
+
+    Raises `Unreachable` where the record's database does not answer."""
     settings = settings or Settings.load()
     record, before = Record(settings), time.time() - 86_400*(settings.jobs.retain_days if days is None else days)
     gone, out = expired(record, before), Freed("runs")
@@ -48,21 +54,33 @@ def forget(settings: Settings | None = None,
         if not dry: shutil.rmtree(folder, ignore_errors=True)
     return out
 
-
+# %% ../../nbs/jobs/13_retention.ipynb #b2848532
 def _delete(record: Record, gone: list[str], before: float, most: int = 500):
     "Take the rows, so many at a time: databases limit how many values one statement names."
     other = FIRINGS.alias()
     newest = sa.select(sa.func.max(other.c.due)).where(other.c.schedule == FIRINGS.c.schedule).scalar_subquery()
     with record.db() as db:
         for at in range(0, len(gone), most):
-            for column in (EVENTS.c.run, TIMINGS.c.run, RUNS.c.id): db.execute(column.table.delete().where(column.in_(gone[at:at + most])))
-        old = db.execute(sa.select(FIRINGS.c.id).where(FIRINGS.c.state.not_in(WAITING), FIRINGS.c.ended < before, FIRINGS.c.due < newest)).scalars().all()
+            for column in (EVENTS.c.run, TIMINGS.c.run, RUNS.c.id):
+                db.execute(column.table.delete().where(column.in_(gone[at : at + most])))
+        old = (
+            db.execute(
+                sa.select(FIRINGS.c.id).where(
+                    FIRINGS.c.state.not_in(WAITING), FIRINGS.c.ended < before, FIRINGS.c.due < newest
+                )
+            )
+            .scalars()
+            .all()
+        )
         for at in range(0, len(old), most): db.execute(FIRINGS.delete().where(FIRINGS.c.id.in_(old[at:at + most])))
-
 
 def _orphans(record: Record, before: float) -> list[Path]:
     "Folders of runs that no row names."
     place = record.folder("")
-    found = [f for f in place.iterdir() if re.fullmatch(r"\d{8}-\d{6}-[0-9a-f]{8}", f.name) and f.stat().st_mtime < before] if place.is_dir() else []
+    found = (
+        [f for f in place.iterdir() if re.fullmatch(r"\d{8}-\d{6}-[0-9a-f]{8}", f.name) and f.stat().st_mtime < before]
+        if place.is_dir()
+        else []
+    )
     with record.db() as db: known = set(db.execute(sa.select(RUNS.c.id)).scalars()) if found else set()
     return [f for f in found if f.name not in known]

@@ -31,7 +31,8 @@ def seconds(span: str | float) -> float:
     "`90`, `15m`, `1h30m`, `2d` in seconds. Raises `ValueError` for anything else."
     if not isinstance(span, str): return float(span)
     if re.fullmatch(r"\s*\d+(\.\d+)?\s*", span): return float(span)
-    if not re.fullmatch(r"(\s*\d+(\.\d+)?\s*[smhdw])+\s*", span): raise ValueError("write 90 (seconds), 15m, 1h30m or 2d")
+    if not re.fullmatch(r"(\s*\d+(\.\d+)?\s*[smhdw])+\s*", span):
+        raise ValueError("write 90 (seconds), 15m, 1h30m or 2d")
     return sum(float(n)*UNITS[unit] for n, unit in re.findall(r"([\d.]+)\s*([smhdw])", span))
 
 
@@ -39,17 +40,26 @@ Span = Annotated[float, BeforeValidator(seconds)]
 
 # %% ../../nbs/jobs/10_schedule.ipynb #93de856e
 def _zone(zone: str) -> str:
-    try: return ZoneInfo(zone).key
+    try:
+        return ZoneInfo(zone).key
     except (ZoneInfoNotFoundError, ValueError, OSError) as e:
         near = nearest(zone, available_timezones())
-        raise ValueError(f"no such time zone; did you mean {near}" if near else "no such time zone; write its IANA name, as Europe/Berlin") from e
+        raise ValueError(
+            f"no such time zone; did you mean {near}"
+            if near
+            else "no such time zone; write its IANA name, as Europe/Berlin"
+        ) from e
 
 
 def _cron(cron: str) -> str:
     try:
         if cron: next(CronSim(cron, datetime(2026, 1, 1)))
-    except CronSimError as e: raise ValueError(f"{str(e)[:1].lower()}{str(e)[1:]}; write minute hour day month weekday, as in 30 2 * * MON-FRI") from e
-    except StopIteration: raise ValueError("no such day comes within 50 years") from None
+    except CronSimError as e:
+        raise ValueError(
+            f"{str(e)[:1].lower()}{str(e)[1:]}; write minute hour day month weekday, as in 30 2 * * MON-FRI"
+        ) from e
+    except StopIteration:
+        raise ValueError("no such day comes within 50 years") from None
     return cron
 
 
@@ -67,10 +77,12 @@ class Schedule(BaseModel):
     at: datetime | None = None  # once; without an offset, by the wall clock of `zone`
     on_table: str = ""  # on each new version of this Delta table: a name in the workspace, a path or a URL
     zone: Zone = "UTC"  # IANA name, as Europe/Berlin
-    jitter: Span = 0  # seconds; each start is later by one part of it, fixed by the name, so that not all start at once
+    # seconds; each start is later by one part of it, fixed by the name, so that not all start at once
+    jitter: Span = 0
     grace: Span = 60  # seconds after which a start that nobody made counts as missed
     catch_up: Literal["none", "last", "all"] = "last"  # which missed ones run afterwards
-    overlap: Literal["skip", "queue", "cancel"] = "skip"  # when it is due while it still runs: leave out the new one, let it wait, stop the old one
+    # when it is due while it still runs: leave out the new one, let it wait, stop the old one
+    overlap: Literal["skip", "queue", "cancel"] = "skip"
     most: int = Field(10, ge=1)  # missed ones that run under `all`, and that wait under `queue`; the newest
     timeout: Span | None = None  # seconds; default: [jobs] timeout
     retries: int = Field(0, ge=0, le=10)
@@ -87,7 +99,10 @@ class Schedule(BaseModel):
     def _one_trigger(self):
         given = [n for n in ("cron", "every", "at", "on_table") if getattr(self, n)]
         if "on_table" in given and "every" in given: given.remove("every")
-        if len(given) != 1: raise ValueError(f"one trigger is needed of cron, every, at and on_table; given: {', '.join(given) or 'none'}")
+        if len(given) != 1:
+            raise ValueError(
+                f"one trigger is needed of cron, every, at and on_table; given: {', '.join(given) or 'none'}"
+            )
         if self.every and self.every < 1: raise ValueError("every is at least 1 second")
         return self
 
@@ -96,20 +111,24 @@ def schedule(given: dict,  # as in the file or on the command line
              where: str = "the schedule",  # named in the error
             ) -> Schedule:
     "A checked schedule. Raises `BadRequest` that names the key and what it may be."
-    try: return Schedule(**given)
+    try:
+        return Schedule(**given)
     except ValidationError as e:
-        raise unfit(e, f"{where} {given['name']!r}" if given.get("name") else where, Schedule.model_fields, "schedule") from e
+        raise unfit(
+            e, f"{where} {given['name']!r}" if given.get("name") else where, Schedule.model_fields, "schedule"
+        ) from e
 
 # %% ../../nbs/jobs/10_schedule.ipynb #7072e2f2
 def _real(wall: datetime,  # without a zone
           zone: ZoneInfo,
          ) -> datetime:
-    "A wall clock time as a moment: the first of two, or, where the clocks leave it out, the first moment after the gap."
+    """A wall clock time as a moment:
+
+    the first of two, or, where the clocks leave it out, the first moment after the gap."""
     while True:
         there = wall.replace(tzinfo=zone)
         if there.astimezone(UTC).astimezone(zone).replace(tzinfo=None) == wall: return there
         wall = wall.replace(second=0, microsecond=0) + timedelta(minutes=1)
-
 
 def _cron_times(cron: str, zone: ZoneInfo, after: float) -> Iterator[float]:
     hourly, start, last = cron.split()[1].startswith("*"), datetime.fromtimestamp(after, zone), after
@@ -119,7 +138,7 @@ def _cron_times(cron: str, zone: ZoneInfo, after: float) -> Iterator[float]:
             last = moment
             yield moment
 
-
+# %% ../../nbs/jobs/10_schedule.ipynb #291f7977
 @patch
 def times(self: Schedule,
           after: float,  # seconds since 1970, UTC
@@ -170,12 +189,19 @@ def filled(self: Schedule,
     "The parameters of one start."
     from scalai_nb.jobs.workflow import references, resolve
     moment = datetime.fromtimestamp(due, ZoneInfo(self.zone))
-    scope = dict(due=moment.isoformat(timespec="seconds"), date=moment.date().isoformat()) | (dict(version=version) if version is not None else {})
+    scope = dict(due=moment.isoformat(timespec="seconds"), date=moment.date().isoformat()) | (
+        dict(version=version) if version is not None else {}
+    )
     if unknown := next((r for r in references(self.parameters) if r not in scope), None):
-        raise BadRequest(f"Schedule {self.name!r} refers to ${{{unknown}}}.", f"Known: {', '.join('${' + n + '}' for n in scope)}" + ("." if self.on_table else "; ${version} beside on_table."), "schedule")
+        raise BadRequest(
+            f"Schedule {self.name!r} refers to ${{{unknown}}}.",
+            f"Known: {', '.join('${' + n + '}' for n in scope)}"
+            + ("." if self.on_table else "; ${version} beside on_table."),
+            "schedule",
+        )
     return resolve(self.parameters, scope)
 
-
+# %% ../../nbs/jobs/10_schedule.ipynb #0cc62261
 @patch
 def check(self: Schedule, settings: Settings) -> Schedule:  # itself
     "Hold the job and its parameters to each other. Raises `BadRequest`."
@@ -183,11 +209,17 @@ def check(self: Schedule, settings: Settings) -> Schedule:  # itself
     from scalai_nb.jobs.parameters import check
     from scalai_nb.jobs.workflow import Workflow, parameter_values
     path, given = settings.root/self.job, self.filled(0, 0 if self.on_table else None)
-    if passwords(given): raise BadRequest(f"A parameter of schedule {self.name!r} holds a password, and schedules are listed.", "Make it a parameter of type Secret, and give env:NAME or file:PATH.", "schedule")
+    if passwords(given):
+        raise BadRequest(
+            f"A parameter of schedule {self.name!r} holds a password, and schedules are listed.",
+            "Make it a parameter of type Secret, and give env:NAME or file:PATH.",
+            "schedule",
+        )
     try:
-        if is_workflow(path): parameter_values(Workflow.load(path), given)
+        if is_workflow(path):parameter_values(Workflow.load(path), given)
         else: check(path, given)
-    except BadRequest as e: raise BadRequest(f"Schedule {self.name!r}: {e.message[:1].lower()}{e.message[1:]}", e.hint, e.kind) from e
+    except BadRequest as e:
+        raise BadRequest(f"Schedule {self.name!r}: {e.message[:1].lower()}{e.message[1:]}", e.hint, e.kind) from e
     return self
 
 # %% ../../nbs/jobs/10_schedule.ipynb #d56d90f6
@@ -209,13 +241,26 @@ def table_place(name: str,  # in the workspace, or a path or URL
 def load(path: Path | str) -> list[Schedule]:
     "The schedules of a file. Raises `BadRequest` for what is wrong in it."
     path = Path(path)
-    try: data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as e: raise BadRequest(f"There is no file {path}.", "Check the path; it is taken relative to the working directory.") from e
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as e: raise BadRequest(f"{path} is not TOML: {e}.", "A schedule begins with [[schedule]], a text stands in quotes.") from e
-    if unknown := next((k for k in data if k not in ("schedule", "defaults")), None): raise BadRequest(f"Unknown key {unknown!r} in {path}.", "A schedule begins with [[schedule]]; what all share stands under [defaults].")
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as e:
+        raise BadRequest(
+            f"There is no file {path}.", "Check the path; it is taken relative to the working directory."
+        ) from e
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as e:
+        raise BadRequest(
+            f"{path} is not TOML: {e}.", "A schedule begins with [[schedule]], a text stands in quotes."
+        ) from e
+    if unknown := next((k for k in data if k not in ("schedule", "defaults")), None):
+        raise BadRequest(
+            f"Unknown key {unknown!r} in {path}.",
+            "A schedule begins with [[schedule]]; what all share stands under [defaults].",
+        )
     tables = data.get("schedule", [])
-    if not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables): raise BadRequest(f"schedule in {path} is no list of tables.", "Begin each with [[schedule]].")
+    if not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables):
+        raise BadRequest(f"schedule in {path} is no list of tables.", "Begin each with [[schedule]].")
     found = [schedule(data.get("defaults", {}) | t, f"{path}: schedule") for t in tables]
     names = [s.name for s in found]
-    if twice := next((n for n in names if names.count(n) > 1), None): raise BadRequest(f"{path} has two schedules {twice!r}.", "Give each its own name.")
+    if twice := next((n for n in names if names.count(n) > 1), None):
+        raise BadRequest(f"{path} has two schedules {twice!r}.", "Give each its own name.")
     return found

@@ -24,24 +24,57 @@ from .record import ENDED, META, RUNS, JobRun, Record, database_time, add_event,
 from .schedule import QUIET, Schedule, table_place
 
 # %% ../../nbs/jobs/11_schedule_store.ipynb #ecceca18
-SCHEDULES = sa.Table("schedules", META,
-    sa.Column("name", sa.String(64), primary_key=True), sa.Column("spec", sa.JSON), sa.Column("source", sa.Text), sa.Column("paused", sa.Boolean),
-    sa.Column("next_due", sa.Float), sa.Column("wake", sa.Float, index=True),  # with its jitter
-    sa.Column("seen", sa.BigInteger), sa.Column("failing", sa.Float), sa.Column("changed", sa.Float), extend_existing=True)  # this notebook and its module may meet in one process
-FIRINGS = sa.Table("firings", META,
-    sa.Column("id", sa.String(40), primary_key=True), sa.Column("schedule", sa.String(64)), sa.Column("key", sa.String(64)),
-    sa.Column("due", sa.Float), sa.Column("at", sa.Float), sa.Column("state", sa.String(16), index=True), sa.Column("attempt", sa.Integer),
-    sa.Column("spec", sa.JSON), sa.Column("parameters", sa.JSON), sa.Column("reason", sa.Text), sa.Column("run", sa.String(40)),
-    sa.Column("owner", sa.Text), sa.Column("host", sa.Text), sa.Column("process", sa.Text), sa.Column("expires", sa.Float), sa.Column("beat", sa.Integer),
-    sa.Column("gpus", sa.JSON), sa.Column("cancel", sa.Boolean), sa.Column("late_at", sa.Float), sa.Column("late", sa.Boolean),
-    sa.Column("created", sa.Float), sa.Column("started", sa.Float), sa.Column("ended", sa.Float),
-    sa.UniqueConstraint("schedule", "key"), extend_existing=True)
+SCHEDULES = sa.Table(
+    "schedules",
+    META,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("spec", sa.JSON),
+    sa.Column("source", sa.Text),
+    sa.Column("paused", sa.Boolean),
+    sa.Column("next_due", sa.Float),
+    sa.Column("wake", sa.Float, index=True),  # with its jitter
+    sa.Column("seen", sa.BigInteger),
+    sa.Column("failing", sa.Float),
+    sa.Column("changed", sa.Float),
+    extend_existing=True,
+)  # this notebook and its module may meet in one process
+
+# %% ../../nbs/jobs/11_schedule_store.ipynb #1a678835
+FIRINGS = sa.Table(
+    "firings",
+    META,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("schedule", sa.String(64)),
+    sa.Column("key", sa.String(64)),
+    sa.Column("due", sa.Float),
+    sa.Column("at", sa.Float),
+    sa.Column("state", sa.String(16), index=True),
+    sa.Column("attempt", sa.Integer),
+    sa.Column("spec", sa.JSON),
+    sa.Column("parameters", sa.JSON),
+    sa.Column("reason", sa.Text),
+    sa.Column("run", sa.String(40)),
+    sa.Column("owner", sa.Text),
+    sa.Column("host", sa.Text),
+    sa.Column("process", sa.Text),
+    sa.Column("expires", sa.Float),
+    sa.Column("beat", sa.Integer),
+    sa.Column("gpus", sa.JSON),
+    sa.Column("cancel", sa.Boolean),
+    sa.Column("late_at", sa.Float),
+    sa.Column("late", sa.Boolean),
+    sa.Column("created", sa.Float),
+    sa.Column("started", sa.Float),
+    sa.Column("ended", sa.Float),
+    sa.UniqueConstraint("schedule", "key"),
+    extend_existing=True,
+)
 
 # %% ../../nbs/jobs/11_schedule_store.ipynb #9a51fb89
 FAILED = {"failed", "timed_out", "kernel_died", "lost"}  # a cancelled one was meant to end
 WAITING = ("queued", "running")
 
-
+# %% ../../nbs/jobs/11_schedule_store.ipynb #818ddd2f
 @dataclass
 class Firing:
     "One due time of a schedule, and what came of it. Times are seconds since 1970 by the database's clock."
@@ -77,12 +110,11 @@ class Firing:
     @property
     def by_hand(self) -> bool: return self.key.startswith("by hand")
 
-
+# %% ../../nbs/jobs/11_schedule_store.ipynb #78e61d06
 FIELDS = [f.name for f in fields(Firing)]
 
 # %% ../../nbs/jobs/11_schedule_store.ipynb #0490e786
 LOCK = 0x5CA1A1  # of PostgreSQL's advisory locks, for all schedulers of a database
-
 
 class Timetable:
     "The schedules and firings of a workspace."
@@ -110,7 +142,6 @@ class Timetable:
     def firings(self, *where, limit: int | None = None) -> list[Firing]:  # newest due first
         with self.engine.connect() as db: return _firings(db, *where, order=(FIRINGS.c.due.desc(), FIRINGS.c.id.desc()), limit=limit)
 
-
 def _firings(db, *where, order=(FIRINGS.c.at, FIRINGS.c.id), limit=None) -> list[Firing]:
     return [Firing(**row) for row in db.execute(sa.select(*[FIRINGS.c[f] for f in FIELDS]).where(*where).order_by(*order).limit(limit)).mappings()]
 
@@ -119,7 +150,7 @@ def _next(what: Schedule, after: float) -> dict:
     due = next(what.times(after), None)
     return dict(next_due=due, wake=None if due is None else due + what.offset)
 
-
+# %% ../../nbs/jobs/11_schedule_store.ipynb #b89c0d93
 @patch
 def put(self: Timetable, what: Schedule,
         source: str = "",  # the file it comes from
@@ -127,34 +158,49 @@ def put(self: Timetable, what: Schedule,
        ) -> str:  # added, changed or unchanged
     "Add or change a schedule."
     now, spec = self.now(), what.model_dump(mode="json")
-    if what.at and next(what.times(now), None) is None and not self._has(what.name): raise BadRequest(f"Schedule {what.name!r}: {what} is over.", "Give a time to come.", "schedule")
+    if what.at and next(what.times(now), None) is None and not self._has(what.name):
+        raise BadRequest(f"Schedule {what.name!r}: {what} is over.", "Give a time to come.", "schedule")
     newest = commits(table_place(what.on_table, self.settings)) if what.on_table else []
     seen = (newest[-1][0] if newest else -1) if what.on_table else None
     with self.exclusive() as db:
         old = db.execute(sa.select(SCHEDULES).where(SCHEDULES.c.name == what.name)).mappings().first()
-        if old and not replace: raise BadRequest(f"There is a schedule {what.name!r} already.", "Give another name, or change it with --replace.", "schedule")
+        if old and not replace:
+            raise BadRequest(
+                f"There is a schedule {what.name!r} already.",
+                "Give another name, or change it with --replace.",
+                "schedule",
+            )
         if old and old["spec"] == spec:
             db.execute(SCHEDULES.update().where(SCHEDULES.c.name == what.name).values(source=source))
             return "unchanged"
         same = old and str(Schedule(**old["spec"])) == str(what)
-        paused = old["paused"] if old and old["spec"]["paused"] == what.paused else what.paused  # what a person has paused stays so
-        row = dict(spec=spec, source=source, paused=paused, changed=now) | ({} if same else _next(what, now) | dict(seen=seen))
-        if old: db.execute(SCHEDULES.update().where(SCHEDULES.c.name == what.name).values(**row))
-        else: db.execute(SCHEDULES.insert().values(name=what.name, **row))
+        # what a person has paused stays so
+        paused = old["paused"] if old and old["spec"]["paused"] == what.paused else what.paused
+        row = dict(spec=spec, source=source, paused=paused, changed=now) | (
+            {} if same else _next(what, now) | dict(seen=seen)
+        )
+        if old:
+            db.execute(SCHEDULES.update().where(SCHEDULES.c.name == what.name).values(**row))
+        else:
+            db.execute(SCHEDULES.insert().values(name=what.name, **row))
     return "changed" if old else "added"
 
-
+# %% ../../nbs/jobs/11_schedule_store.ipynb #09953d23
 @patch
 def _has(self: Timetable, name: str) -> bool:
-    with self.engine.connect() as db: return db.execute(sa.select(SCHEDULES.c.name).where(SCHEDULES.c.name == name)).first() is not None
-
+    with self.engine.connect() as db:
+        return db.execute(sa.select(SCHEDULES.c.name).where(SCHEDULES.c.name == name)).first() is not None
 
 @patch
 def _row(self: Timetable, db, name: str):
     row = db.execute(sa.select(SCHEDULES).where(SCHEDULES.c.name == name)).mappings().first()
     if row is not None: return row
     near = nearest(name, [n for n, in db.execute(sa.select(SCHEDULES.c.name))])
-    raise BadRequest(f"There is no schedule {name!r}.", f"Did you mean {near!r}?" if near else "List them with: scalai schedule list", "schedule")
+    raise BadRequest(
+        f"There is no schedule {name!r}.",
+        f"Did you mean {near!r}?" if near else "List them with: scalai schedule list",
+        "schedule",
+    )
 
 # %% ../../nbs/jobs/11_schedule_store.ipynb #196eeced
 @patch
@@ -163,10 +209,15 @@ def pause(self: Timetable, name: str, paused: bool = True):
     with self.exclusive() as db:
         row = self._row(db, name)
         what = Schedule(**row["spec"])
-        newest = commits(table_place(what.on_table, self.settings)) if what.on_table and not paused and row["paused"] else []
-        again = ({} if paused or not row["paused"] else _next(what, self.now())) | (dict(seen=newest[-1][0]) if newest else {})
+        newest = (
+            commits(table_place(what.on_table, self.settings))
+            if what.on_table and not paused and row["paused"]
+            else []
+        )
+        again = ({} if paused or not row["paused"] else _next(what, self.now())) | (
+            dict(seen=newest[-1][0]) if newest else {}
+        )
         db.execute(SCHEDULES.update().where(SCHEDULES.c.name == name).values(paused=paused, **again))
-
 
 @patch
 def remove(self: Timetable, name: str):
@@ -174,27 +225,49 @@ def remove(self: Timetable, name: str):
     with self.exclusive() as db:
         self._row(db, name)
         db.execute(SCHEDULES.delete().where(SCHEDULES.c.name == name))
-        db.execute(FIRINGS.update().where(FIRINGS.c.schedule == name, FIRINGS.c.state == "queued").values(state="skipped", reason="the schedule was removed", ended=self.now()))
+        db.execute(
+            FIRINGS.update()
+            .where(FIRINGS.c.schedule == name, FIRINGS.c.state == "queued")
+            .values(state="skipped", reason="the schedule was removed", ended=self.now())
+        )
 
-
+# %% ../../nbs/jobs/11_schedule_store.ipynb #a7a49456
 @patch
 def trigger(self: Timetable, name: str, parameters: dict | None = None) -> Firing:
     "Run it now, whatever its trigger says, also when it is paused; it waits for one that still runs."
     with self.exclusive() as db:
         row, now = self._row(db, name), self.now()
         what = Schedule(**row["spec"])
-        if parameters: what = what.model_copy(update=dict(parameters=what.parameters | parameters)).check(self.settings)
-        firing = Firing(name, f"by hand {new_id()}", now, now, what.model_dump(mode="json"), what.filled(now, row["seen"] if what.on_table else None), created=now)
+        if parameters:
+            what = what.model_copy(update=dict(parameters=what.parameters | parameters)).check(self.settings)
+        firing = Firing(
+            name,
+            f"by hand {new_id()}",
+            now,
+            now,
+            what.model_dump(mode="json"),
+            what.filled(now, row["seen"] if what.on_table else None),
+            created=now,
+        )
         db.execute(FIRINGS.insert().values(**vars(firing)))
     return firing
 
 # %% ../../nbs/jobs/11_schedule_store.ipynb #0e005248
 @patch
-def apply(self: Timetable, schedules: list[Schedule], source: str) -> dict[str, str]:  # name: added, changed, unchanged, removed
-    "Make the timetable say what a file says. Raises `BadRequest` before anything has changed where another file has the name."
-    with self.engine.connect() as db: old = dict(map(tuple, db.execute(sa.select(SCHEDULES.c.name, SCHEDULES.c.source))))
+def apply(
+    self: Timetable, schedules: list[Schedule], source: str
+) -> dict[str, str]:  # name: added, changed, unchanged, removed
+    """Make the timetable say what a file says.
+
+    Raises `BadRequest` before anything has changed where another file has the name."""
+    with self.engine.connect() as db:
+        old = dict(map(tuple, db.execute(sa.select(SCHEDULES.c.name, SCHEDULES.c.source))))
     if taken := next((s.name for s in schedules if old.get(s.name, source) != source), None):
-        raise BadRequest(f"There is a schedule {taken!r} already, " + (f"from {old[taken]}." if old[taken] else "made by hand."), f"Give another name, or: scalai schedule remove {taken}", "schedule")
+        raise BadRequest(
+            f"There is a schedule {taken!r} already, " + (f"from {old[taken]}." if old[taken] else "made by hand."),
+            f"Give another name, or: scalai schedule remove {taken}",
+            "schedule",
+        )
     for s in schedules: s.check(self.settings)
     done = {s.name: self.put(s, source) for s in schedules}
     for name in [n for n, where in old.items() if where == source and n not in done]:
@@ -209,7 +282,9 @@ def _key(due: float) -> str: return datetime.fromtimestamp(due, UTC).isoformat()
 MANY = 100  # due times that are looked at after a long rest; what lay before them is not counted
 
 
-def wanted(what: Schedule, first: float, now: float) -> tuple[list[float], list[float]]:  # due times that run now, and missed ones that do not
+def wanted(
+    what: Schedule, first: float, now: float
+) -> tuple[list[float], list[float]]:  # due times that run now, and missed ones that do not
     "Sort out what has become due since `first`."
     dues = what.between(first, now - what.offset, MANY)
     missed = [d for d in dues if now - d - what.offset > what.grace]
@@ -229,11 +304,45 @@ def plan(self: Timetable, now: float) -> list[Firing]:  # the new rows
         for row in db.execute(sa.select(SCHEDULES).where(*due).order_by(SCHEDULES.c.wake)).mappings().all():
             what = Schedule(**row["spec"])
             runs, left = wanted(what, row["next_due"], now)
-            said = f"{len(left)}{' or more' if len(runs) + len(left) == MANY else ''} missed, {_key(left[0])} to {_key(left[-1])}" if left else ""
-            new = [Firing(what.name, _key(t), t, t + what.offset, row["spec"], what.filled(t), created=now, reason=f"catches up: {said}" if left and t == runs[0] else "") for t in runs]
-            if left and not runs: new = [Firing(what.name, _key(left[-1]), left[-1], left[-1] + what.offset, row["spec"], {}, state="skipped", reason=f"{said}; catch_up = {what.catch_up}", late=True, created=now, ended=now)]
+            said = (
+                f"{len(left)}{' or more' if len(runs) + len(left) == MANY else ''} missed, {_key(left[0])} to"
+                f" {_key(left[-1])}"
+                if left
+                else ""
+            )
+            new = [
+                Firing(
+                    what.name,
+                    _key(t),
+                    t,
+                    t + what.offset,
+                    row["spec"],
+                    what.filled(t),
+                    created=now,
+                    reason=f"catches up: {said}" if left and t == runs[0] else "",
+                )
+                for t in runs
+            ]
+            if left and not runs:
+                new = [
+                    Firing(
+                        what.name,
+                        _key(left[-1]),
+                        left[-1],
+                        left[-1] + what.offset,
+                        row["spec"],
+                        {},
+                        state="skipped",
+                        reason=f"{said}; catch_up = {what.catch_up}",
+                        late=True,
+                        created=now,
+                        ended=now,
+                    )
+                ]
             made += self._add(db, what, new, now)
-            db.execute(SCHEDULES.update().where(SCHEDULES.c.name == what.name).values(**_next(what, now - what.offset)))
+            db.execute(
+                SCHEDULES.update().where(SCHEDULES.c.name == what.name).values(**_next(what, now - what.offset))
+            )
     return made
 
 # %% ../../nbs/jobs/11_schedule_store.ipynb #fb09c83a
@@ -246,27 +355,46 @@ def _add(self: Timetable, db, what: Schedule, new: list[Firing], now: float) -> 
     before = _firings(db, mine, FIRINGS.c.state.in_(WAITING))
     queued = [f for f in new if f.state == "queued"]
     if before and queued and what.overlap == "skip":
-        for f in queued: f.state, f.reason, f.ended = "skipped", f"the one due {before[0].key} still {'runs' if before[0].state == 'running' else 'waits'}; overlap = skip", now
+        for f in queued:
+            f.state, f.reason, f.ended = (
+                "skipped",
+                (
+                    f"the one due {before[0].key} still {'runs' if before[0].state == 'running' else 'waits'}; overlap"
+                    " = skip"
+                ),
+                now,
+            )
     elif before and queued and what.overlap == "cancel":
         db.execute(FIRINGS.update().where(mine, FIRINGS.c.state == "running").values(cancel=True))
-        self._skip(db, [f for f in before if f.state == "queued"], f"the one due {queued[-1].key} came; overlap = cancel", now)
+        self._skip(
+            db, [f for f in before if f.state == "queued"], f"the one due {queued[-1].key} came; overlap = cancel", now
+        )
     if new: db.execute(FIRINGS.insert(), [vars(f) for f in new])
     if what.overlap == "queue":
         waits = _firings(db, mine, FIRINGS.c.state == "queued")
         self._skip(db, waits[:max(0, len(waits) - what.most)], f"more than {what.most} wait", now)
     return new
 
-
+# %% ../../nbs/jobs/11_schedule_store.ipynb #efa4cd6f
 @patch
 def _skip(self: Timetable, db, firings: list[Firing], reason: str, now: float):
-    if firings: db.execute(FIRINGS.update().where(FIRINGS.c.id.in_([f.id for f in firings])).values(state="skipped", reason=reason, ended=now))
+    if firings:
+        db.execute(
+            FIRINGS.update()
+            .where(FIRINGS.c.id.in_([f.id for f in firings]))
+            .values(state="skipped", reason=reason, ended=now)
+        )
 
 # %% ../../nbs/jobs/11_schedule_store.ipynb #c5037b10
 @patch
 def tables(self: Timetable) -> list[tuple[str, Schedule, int]]:  # name, schedule, newest version seen
     "What waits for tables."
     with self.engine.connect() as db:
-        rows = db.execute(sa.select(SCHEDULES.c.name, SCHEDULES.c.spec, SCHEDULES.c.seen).where(SCHEDULES.c.paused.is_(False), SCHEDULES.c.seen.is_not(None)))
+        rows = db.execute(
+            sa.select(SCHEDULES.c.name, SCHEDULES.c.spec, SCHEDULES.c.seen).where(
+                SCHEDULES.c.paused.is_(False), SCHEDULES.c.seen.is_not(None)
+            )
+        )
         return [(r.name, what, r.seen) for r in rows if (what := Schedule(**r.spec)).on_table]
 
 
@@ -281,7 +409,10 @@ def saw(self: Timetable, name: str, found: list[tuple[int, float, str]],  # as `
         loud = [(v, at) for v, at, operation in found if operation not in QUIET]
         if what.catch_up == "none": loud = [(v, at) for v, at in loud if now - at <= what.grace]
         if what.catch_up != "all": loud = loud[-1:]
-        new = [Firing(name, f"version {v}", at, at + what.offset, row["spec"], what.filled(at, v), created=now) for v, at in loud]
+        new = [
+            Firing(name, f"version {v}", at, at + what.offset, row["spec"], what.filled(at, v), created=now)
+            for v, at in loud
+        ]
         made = self._add(db, what, new, now)
         db.execute(SCHEDULES.update().where(SCHEDULES.c.name == name).values(seen=found[-1][0]))
     return made
@@ -308,7 +439,16 @@ def claim(self: Timetable, now: float, owner: str, room: int,  # so many at most
             if f.schedule in busy or what.gpus > len(free) or what.group and groups[what.group] >= what.limit: continue
             if f.schedule in paused and not f.by_hand: continue
             f.gpus, free = free[:what.gpus], free[what.gpus:]
-            new = dict(state="running", owner=owner, host=host, process=None, started=now, expires=now + lease, beat=f.beat + 1, gpus=f.gpus)
+            new = dict(
+                state="running",
+                owner=owner,
+                host=host,
+                process=None,
+                started=now,
+                expires=now + lease,
+                beat=f.beat + 1,
+                gpus=f.gpus,
+            )
             db.execute(FIRINGS.update().where(FIRINGS.c.id == f.id).values(**new))
             vars(f).update(new)
             busy.add(f.schedule)
@@ -320,11 +460,14 @@ def claim(self: Timetable, now: float, owner: str, room: int,  # so many at most
 @patch
 def hold(self: Timetable, id: str, owner: str, process: str):
     "Say which process runs it."
-    with self.engine.begin() as db: db.execute(FIRINGS.update().where(FIRINGS.c.id == id, FIRINGS.c.owner == owner).values(process=process))
+    with self.engine.begin() as db:
+        db.execute(FIRINGS.update().where(FIRINGS.c.id == id, FIRINGS.c.owner == owner).values(process=process))
 
 
 @patch
-def renew(self: Timetable, now: float, owner: str, lease: float) -> dict[str, bool]:  # id: whether it is to be cancelled
+def renew(
+    self: Timetable, now: float, owner: str, lease: float
+) -> dict[str, bool]:  # id: whether it is to be cancelled
     "Move the end of all leases of an owner. What is not in the answer is no longer its."
     mine = (FIRINGS.c.owner == owner, FIRINGS.c.state == "running")
     with self.engine.begin() as db:
@@ -334,24 +477,44 @@ def renew(self: Timetable, now: float, owner: str, lease: float) -> dict[str, bo
 # %% ../../nbs/jobs/11_schedule_store.ipynb #0b11d535
 LOSSES = 3  # attempts beyond `retries` after a scheduler died: what kills its scheduler each time must end some day
 
-
+# %% ../../nbs/jobs/11_schedule_store.ipynb #c3ab556b
 @patch
-def end(self: Timetable, f: Firing,  # as it was taken
-        now: float, state: str, run: str | None = None, reason: str = "",
-        died: bool = False,  # its scheduler did, not the job
-       ) -> tuple[Firing, str] | None:  # the row now, and `failure`, `recovery` or nothing to tell; None: it was no longer ours
+def end(
+    self: Timetable,
+    f: Firing,  # as it was taken
+    now: float,
+    state: str,
+    run: str | None = None,
+    reason: str = "",
+    died: bool = False,  # its scheduler did, not the job
+) -> (
+    tuple[Firing, str] | None
+):  # the row now, and `failure`, `recovery` or nothing to tell; None: it was no longer ours
     "Write how an attempt ended."
     what = f.what
-    again = state in FAILED and f.attempt <= what.retries if not died else what.if_lost == "again" and f.attempt < what.retries + LOSSES
-    new = dict(state="queued", at=now + (0 if died else what.backoff*2**(f.attempt - 1)), attempt=f.attempt + 1) if again else dict(state=state, ended=now)
+    again = (
+        state in FAILED and f.attempt <= what.retries
+        if not died
+        else what.if_lost == "again" and f.attempt < what.retries + LOSSES
+    )
+    new = (
+        dict(state="queued", at=now + (0 if died else what.backoff * 2 ** (f.attempt - 1)), attempt=f.attempt + 1)
+        if again
+        else dict(state=state, ended=now)
+    )
     new |= dict(run=run, reason=f"attempt {f.attempt}: {reason}" if again else reason, gpus=[], cancel=False)
     with self.exclusive() as db:
-        same = (FIRINGS.c.id == f.id, FIRINGS.c.owner == f.owner, FIRINGS.c.state == "running", FIRINGS.c.attempt == f.attempt)
+        same = (
+            FIRINGS.c.id == f.id,
+            FIRINGS.c.owner == f.owner,
+            FIRINGS.c.state == "running",
+            FIRINGS.c.attempt == f.attempt,
+        )
         if not db.execute(FIRINGS.update().where(*same).values(**new)).rowcount: return None
         told = "" if again else self._turned(db, f.schedule, state, now)
         return _firings(db, FIRINGS.c.id == f.id)[0], told
 
-
+# %% ../../nbs/jobs/11_schedule_store.ipynb #de816ebc
 @patch
 def _turned(self: Timetable, db, name: str, state: str, now: float) -> str:
     "What is to be told after an end."
@@ -377,7 +540,6 @@ def dead(self: Timetable, now: float, owner: str, lease: float,
         elif tick - watched[f.id][1] > lease and not now < f.expires < now + 2*lease: gone.append(f)
     return gone
 
-
 @patch
 def take_over(self: Timetable, f: Firing, now: float) -> tuple[Firing, str] | None:
     "End what a dead scheduler ran: as the record says, or as lost."
@@ -386,10 +548,12 @@ def take_over(self: Timetable, f: Firing, now: float) -> tuple[Firing, str] | No
     if run and run.state in ENDED - {"lost"}: return self.end(f, now, run.state, run.id, reason=says_why(run))
     return self.end(f, now, "lost", run and run.id, reason=f"its scheduler on {f.host} died", died=True)
 
-
+# %% ../../nbs/jobs/11_schedule_store.ipynb #8145ca68
 @patch
 def run_of(self: Timetable, process: str | None) -> JobRun | None:
-    "The run that a process made which is gone. What the record still takes for running is lost: on another host, the record cannot know."
+    """The run that a process made which is gone.
+
+    What the record still takes for running is lost: on another host, the record cannot know."""
     if not process: return None
     self.record.runs(limit=1)  # settles what ran here by what its log says
     why = "its scheduler died, and it with it"
@@ -398,9 +562,13 @@ def run_of(self: Timetable, process: str | None) -> JobRun | None:
         lost = [i for i, in db.execute(sa.select(RUNS.c.id).where(*left))]
         db.execute(RUNS.update().where(*left).values(state="lost", error=dict(cell=None, kind="Lost", message=why)))
         for i in lost: add_event(db, i, "lost", why)
-        id = db.execute(sa.select(RUNS.c.id).where(RUNS.c.process == process, RUNS.c.parent.is_(None)).order_by(RUNS.c.created.desc()).limit(1)).scalar()
+        id = db.execute(
+            sa.select(RUNS.c.id)
+            .where(RUNS.c.process == process, RUNS.c.parent.is_(None))
+            .order_by(RUNS.c.created.desc())
+            .limit(1)
+        ).scalar()
     return id and self.record.get(id)
-
 
 def says_why(run: JobRun) -> str:  # one line
     from scalai_nb.jobs.record import says
@@ -410,56 +578,112 @@ def says_why(run: JobRun) -> str:  # one line
 def when(at: float | None, zone: str) -> str | None:  # ISO 8601
     return None if at is None else datetime.fromtimestamp(at, ZoneInfo(zone)).isoformat(timespec="seconds")
 
-
 @patch
 def to_dict(self: Firing) -> dict:
     zone = self.spec["zone"]
-    return dict(id=self.id, schedule=self.schedule, key=self.key, state=self.state, due=when(self.due, zone), started=when(self.started, zone), ended=when(self.ended, zone),
-                lateness=None if self.started is None else round(self.started - self.at, 3), attempt=self.attempt, run=self.run, reason=self.reason, parameters=self.parameters, gpus=self.gpus, host=self.host)
+    return dict(
+        id=self.id,
+        schedule=self.schedule,
+        key=self.key,
+        state=self.state,
+        due=when(self.due, zone),
+        started=when(self.started, zone),
+        ended=when(self.ended, zone),
+        lateness=None if self.started is None else round(self.started - self.at, 3),
+        attempt=self.attempt,
+        run=self.run,
+        reason=self.reason,
+        parameters=self.parameters,
+        gpus=self.gpus,
+        host=self.host,
+    )
 
-
+# %% ../../nbs/jobs/11_schedule_store.ipynb #ae6a3e8f
 @patch
 def overview(self: Timetable, name: str | None = None) -> list[dict]:  # by name
     "All schedules, or one, as `scalai schedule list --json` prints them."
     now, out = self.now(), []
     with self.engine.connect() as db:
-        rows = [self._row(db, name)] if name else db.execute(sa.select(SCHEDULES).order_by(SCHEDULES.c.name)).mappings().all()
+        rows = (
+            [self._row(db, name)]
+            if name
+            else db.execute(sa.select(SCHEDULES).order_by(SCHEDULES.c.name)).mappings().all()
+        )
         for row in rows:
             what = Schedule(**row["spec"])
-            last = _firings(db, FIRINGS.c.schedule == what.name, FIRINGS.c.state != "queued", order=(FIRINGS.c.due.desc(), FIRINGS.c.id.desc()), limit=1)
-            out.append(dict(name=what.name, job=what.job, trigger=str(what), zone=what.zone, paused=row["paused"], next=None if row["paused"] else when(row["wake"], what.zone),
-                            overdue=bool(not row["paused"] and row["wake"] and now - row["wake"] > what.grace), failing_since=when(row["failing"], what.zone), seen=row["seen"],
-                            queued=db.execute(sa.select(sa.func.count()).select_from(FIRINGS).where(FIRINGS.c.schedule == what.name, FIRINGS.c.state == "queued")).scalar(),
-                            last=last[0].to_dict() if last else None, source=row["source"], schedule=row["spec"]))
+            last = _firings(
+                db,
+                FIRINGS.c.schedule == what.name,
+                FIRINGS.c.state != "queued",
+                order=(FIRINGS.c.due.desc(), FIRINGS.c.id.desc()),
+                limit=1,
+            )
+            out.append(
+                dict(
+                    name=what.name,
+                    job=what.job,
+                    trigger=str(what),
+                    zone=what.zone,
+                    paused=row["paused"],
+                    next=None if row["paused"] else when(row["wake"], what.zone),
+                    overdue=bool(not row["paused"] and row["wake"] and now - row["wake"] > what.grace),
+                    failing_since=when(row["failing"], what.zone),
+                    seen=row["seen"],
+                    queued=db.execute(
+                        sa.select(sa.func.count())
+                        .select_from(FIRINGS)
+                        .where(FIRINGS.c.schedule == what.name, FIRINGS.c.state == "queued")
+                    ).scalar(),
+                    last=last[0].to_dict() if last else None,
+                    source=row["source"],
+                    schedule=row["spec"],
+                )
+            )
     return out
 
 # %% ../../nbs/jobs/11_schedule_store.ipynb #3d79760c
 @patch
 def late(self: Timetable, now: float) -> list[Firing]:
     "First attempts that wait for longer than their schedule allows; each is told of once, whoever asks."
-    waits = self.firings(FIRINGS.c.state == "queued", FIRINGS.c.attempt == 1, FIRINGS.c.late.is_(False), FIRINGS.c.late_at < now)
+    waits = self.firings(
+        FIRINGS.c.state == "queued", FIRINGS.c.attempt == 1, FIRINGS.c.late.is_(False), FIRINGS.c.late_at < now
+    )
     return [f for f in waits if self.mark_late(f)]
-
 
 @patch
 def mark_late(self: Timetable, f: Firing) -> bool:  # whether nobody did before
-    with self.engine.begin() as db: return bool(db.execute(FIRINGS.update().where(FIRINGS.c.id == f.id, FIRINGS.c.late.is_(False)).values(late=True)).rowcount)
-
+    with self.engine.begin() as db:
+        return bool(
+            db.execute(
+                FIRINGS.update().where(FIRINGS.c.id == f.id, FIRINGS.c.late.is_(False)).values(late=True)
+            ).rowcount
+        )
 
 @patch
 def caught_up(self: Timetable, name: str) -> list[Firing]:
     "What a schedule missed and somebody was told of, now that it starts in time again; each once, whoever asks."
     mine = FIRINGS.c.schedule == name, FIRINGS.c.state == "skipped", FIRINGS.c.late.is_(True)
     if not (missed := self.firings(*mine)): return []
-    with self.engine.begin() as db: return [f for f in missed if db.execute(FIRINGS.update().where(FIRINGS.c.id == f.id, FIRINGS.c.late.is_(True)).values(late=False)).rowcount]
+    with self.engine.begin() as db:
+        return [
+            f
+            for f in missed
+            if db.execute(
+                FIRINGS.update().where(FIRINGS.c.id == f.id, FIRINGS.c.late.is_(True)).values(late=False)
+            ).rowcount
+        ]
 
-
+# %% ../../nbs/jobs/11_schedule_store.ipynb #4e125e60
 @patch
 def outlook(self: Timetable, now: float) -> tuple[int, float]:  # how many wait, and in how many seconds the next comes
     with self.engine.connect() as db:
         queued = db.execute(sa.select(sa.func.count()).where(FIRINGS.c.state == "queued")).scalar()
-        at = db.execute(sa.select(sa.func.min(FIRINGS.c.at)).where(FIRINGS.c.state == "queued", FIRINGS.c.at > now)).scalar()
-        wake = db.execute(sa.select(sa.func.min(SCHEDULES.c.wake)).where(SCHEDULES.c.paused.is_(False), SCHEDULES.c.wake > now)).scalar()
+        at = db.execute(
+            sa.select(sa.func.min(FIRINGS.c.at)).where(FIRINGS.c.state == "queued", FIRINGS.c.at > now)
+        ).scalar()
+        wake = db.execute(
+            sa.select(sa.func.min(SCHEDULES.c.wake)).where(SCHEDULES.c.paused.is_(False), SCHEDULES.c.wake > now)
+        ).scalar()
     return queued, min((t - now for t in (at, wake) if t is not None), default=math.inf)
 
 # %% ../../nbs/jobs/11_schedule_store.ipynb #e9f4d1ef
@@ -469,4 +693,5 @@ def replan(self: Timetable, now: float):
     with self.exclusive() as db:
         for row in db.execute(sa.select(SCHEDULES).where(SCHEDULES.c.next_due.is_not(None))).mappings().all():
             new = _next(what := Schedule(**row["spec"]), now)
-            if new["next_due"] is not None and new["next_due"] < row["next_due"]: db.execute(SCHEDULES.update().where(SCHEDULES.c.name == what.name).values(**new))
+            if new["next_due"] is not None and new["next_due"] < row["next_due"]:
+                db.execute(SCHEDULES.update().where(SCHEDULES.c.name == what.name).values(**new))

@@ -48,17 +48,27 @@ class Scheduler:
 
 def numbers(gpus: str) -> list[int]:  # "0,1"
     "The GPUs of a setting."
-    try: return [int(g) for g in gpus.split(",") if g.strip()]
-    except ValueError as e: raise BadRequest(f"[jobs] gpus = {gpus!r} is no list of GPUs.", "Write their numbers, as in gpus = 0,1.", "settings") from e
+    try:
+        return [int(g) for g in gpus.split(",") if g.strip()]
+    except ValueError as e:
+        raise BadRequest(
+            f"[jobs] gpus = {gpus!r} is no list of GPUs.", "Write their numbers, as in gpus = 0,1.", "settings"
+        ) from e
 
 # %% ../../nbs/jobs/12_scheduler.ipynb #ae6bc03d
 @patch
 def _count(self: Scheduler):
     self.queued = gauge("scalai_scheduler_queued", "Firings that wait, of all schedulers of the database.")
     self.running = gauge("scalai_scheduler_running", "Firings that this process runs.")
-    self.looked = gauge("scalai_scheduler_last_look_timestamp_seconds", "When this process last looked at the database.")
-    self.states = counter("scalai_scheduler_ended_total", "Attempts that ended here, by their state.", "schedule", "state")
-    self.lateness = histogram("scalai_scheduler_lateness_seconds", "From when a firing might start to when it did.", "schedule")
+    self.looked = gauge(
+        "scalai_scheduler_last_look_timestamp_seconds", "When this process last looked at the database."
+    )
+    self.states = counter(
+        "scalai_scheduler_ended_total", "Attempts that ended here, by their state.", "schedule", "state"
+    )
+    self.lateness = histogram(
+        "scalai_scheduler_lateness_seconds", "From when a firing might start to when it did.", "schedule"
+    )
     self.seconds = histogram("scalai_scheduler_run_seconds", "From an attempt's start to its end.", "schedule")
     self.alerts = counter("scalai_scheduler_alerts_total", "Alerts handed to the receivers.", "what")
 
@@ -83,7 +93,15 @@ def start(self: Scheduler, now: float) -> int:  # how many
     taken = self.table.claim(self.table.now(), self.owner, self.slots - len(self.children), self.gpus, self.lease)
     for f in taken:
         what = f.what
-        try: child = Child(self.settings.root/what.job, f.parameters, self.settings.root, self.settings.file if self.settings.file.is_file() else None, what.timeout, f.gpus if self.gpus else None)
+        try:
+            child = Child(
+                self.settings.root / what.job,
+                f.parameters,
+                self.settings.root,
+                self.settings.file if self.settings.file.is_file() else None,
+                what.timeout,
+                f.gpus if self.gpus else None,
+            )
         except OSError as e:  # no memory for another process, say
             self.finished(f, "failed", self.table.end(f, now, "failed", reason=f"it could not be started: {e}"))
             continue
@@ -95,10 +113,11 @@ def start(self: Scheduler, now: float) -> int:  # how many
             if now > f.late_at:
                 if self.table.mark_late(f): self.tell(f, "late", f"{f.schedule} started {spoken(now - f.at)} late")
             elif not f.by_hand:
-                for m in self.table.caught_up(f.schedule): self.tell(m, "late", f"{f.schedule} starts in time again", over=True)
+                for m in self.table.caught_up(f.schedule):
+                    self.tell(m, "late", f"{f.schedule} starts in time again", over=True)
     return len(taken)
 
-
+# %% ../../nbs/jobs/12_scheduler.ipynb #1e3269c9
 def spoken(seconds: float) -> str:
     "A duration in words."
     for size, unit in ((86_400, "days"), (3600, "h"), (60, "min")):
@@ -112,7 +131,8 @@ def reap(self: Scheduler, now: float):
     for id, (f, child) in list(self.children.items()):
         if child.poll() is None:
             limit = f.what.timeout
-            if limit and time.monotonic() - child.began > limit + 120: child.kill()  # it had its time, and the engine two minutes to say so
+            # it had its time, and the engine two minutes to say so
+            if limit and time.monotonic() - child.began > limit + 120: child.kill()
             elif limit and time.monotonic() - child.began > limit + 60: child.stop()
             continue
         said = outcome(child) or self.unsaid(child)
@@ -122,14 +142,13 @@ def reap(self: Scheduler, now: float):
         child.close()
         self.finished(f, said["state"], done)
 
-
 @patch
 def unsaid(self: Scheduler, child: Child) -> dict:
     run = self.table.run_of(child.identity)
     if run is None and child.asked: return dict(run=None, state="cancelled", why="it was told to stop before it began")
     return dict(run=run and run.id, state=run.state if run and run.state in ENDED else "lost", why=last_words(child))
 
-
+# %% ../../nbs/jobs/12_scheduler.ipynb #58a5d102
 @patch
 def finished(self: Scheduler, f: Firing, state: str,  # of the attempt
              done: tuple[Firing, str] | None):  # what became of it
@@ -141,7 +160,8 @@ def finished(self: Scheduler, f: Firing, state: str,  # of the attempt
     self.log.info("ended", schedule=f.schedule, state=state, run=now.run, reason=now.reason)
     if now.state not in ENDED: return
     self.ended.append(now)
-    if told == "failure": self.tell(now, "failure", f"{f.schedule} {state.replace('_', ' ')}: {now.reason or 'without a reason'}")
+    if told == "failure":
+        self.tell(now, "failure", f"{f.schedule} {state.replace('_', ' ')}: {now.reason or 'without a reason'}")
     if told == "recovery": self.tell(now, "recovery", f"{f.schedule} works again")
     if now.late: self.tell(now, "late", f"{f.schedule}, which was late, {state.replace('_', ' ')}", over=True)
 
@@ -151,10 +171,22 @@ def tell(self: Scheduler, f: Firing, kind: str, summary: str, over: bool = False
     "Hand an alert to the receivers, where the schedule wants it."
     if kind not in f.what.alert: return
     what = "job late" if kind == "late" else "job failed"
-    details = dict(job=f.spec["job"], due=f.to_dict()["due"], attempts=f.attempt) | ({"see": f"scalai logs {f.run}"} if f.run else {})
+    details = dict(job=f.spec["job"], due=f.to_dict()["due"], attempts=f.attempt) | (
+        {"see": f"scalai logs {f.run}"} if f.run else {}
+    )
     self.alerts.labels(what).inc()
-    self.sender.send(Alert(what, summary, f.schedule, "warning" if kind == "late" else "error", f.run or "", details,
-                           key=f"{what}/{f.schedule}" + (f"/{f.key}" if kind == "late" else ""), resolved=over or kind == "recovery"))
+    self.sender.send(
+        Alert(
+            what,
+            summary,
+            f.schedule,
+            "warning" if kind == "late" else "error",
+            f.run or "",
+            details,
+            key=f"{what}/{f.schedule}" + (f"/{f.key}" if kind == "late" else ""),
+            resolved=over or kind == "recovery",
+        )
+    )
 
 # %% ../../nbs/jobs/12_scheduler.ipynb #8cdd359f
 @patch
@@ -173,24 +205,25 @@ def beat(self: Scheduler, now: float):
         done = self.table.take_over(f, now)
         if done: self.finished(f, "lost" if done[0].state not in ENDED else done[0].state, done)
 
-
 @patch
 def drop(self: Scheduler, f: Firing, child: Child, why: str):
     self.log.error("killed", schedule=f.schedule, due=f.key, why=why)
     child.dropped = why
     child.kill()
 
-
+# %% ../../nbs/jobs/12_scheduler.ipynb #e6ce6f9d
 @patch
 def trouble(self: Scheduler, e: Exception, once: bool = False):
     "The database does not answer: wait for it (`once`: five times), and let nothing run without a lease."
     self.troubles += 1
-    if once and self.troubles > 5: raise Unreachable(f"The record's database does not answer: {str(e).splitlines()[0]}", "Check [jobs] database.") from e
+    if once and self.troubles > 5:
+        raise Unreachable(
+            f"The record's database does not answer: {str(e).splitlines()[0]}", "Check [jobs] database."
+        ) from e
     self.log.error("the database does not answer", why=str(e).splitlines()[0])
     self.let_go()
     if lasting(e) and time.monotonic() - self.beaten > self.lease: raise refusal(e, self.table.engine.url) from e
     time.sleep(self.poll)
-
 
 @patch
 def let_go(self: Scheduler):
@@ -199,7 +232,7 @@ def let_go(self: Scheduler):
     for f, child in list(self.children.values()):
         if not child.dropped and child.poll() is None: self.drop(f, child, "its lease could not be renewed")
 
-
+# %% ../../nbs/jobs/12_scheduler.ipynb #2abb035d
 @patch
 @contextmanager
 def guard(self: Scheduler):
@@ -224,15 +257,23 @@ def look(self: Scheduler, now: float,
         due, found, thread = self.looks.get(name, (0., None, None))
         if thread is None and time.monotonic() >= due:
             found = []
-            thread = threading.Thread(target=_look, args=(found, table_place(what.on_table, self.settings), seen, max(what.most, 10)), daemon=True, name=f"look-{name}")
+            thread = threading.Thread(
+                target=_look,
+                args=(found, table_place(what.on_table, self.settings), seen, max(what.most, 10)),
+                daemon=True,
+                name=f"look-{name}",
+            )
             thread.start()
             self.looks[name] = due, found, thread
         if thread is not None and wait: thread.join(60)
         if thread is not None and not thread.is_alive():
             self.looks[name] = time.monotonic() + what.look_every, None, None
-            if isinstance(found[0], Exception): self.log.warning("a table cannot be seen", schedule=name, table=what.on_table, why=str(found[0]).splitlines()[0])
-            elif found[0]: self.table.saw(name, found[0], now)
-
+            if isinstance(found[0], Exception):
+                self.log.warning(
+                    "a table cannot be seen", schedule=name, table=what.on_table, why=str(found[0]).splitlines()[0]
+                )
+            elif found[0]:
+                self.table.saw(name, found[0], now)
 
 def _look(box: list, place: str, seen: int, most: int):
     try: box.append(commits(place, seen, most))
@@ -240,7 +281,9 @@ def _look(box: list, place: str, seen: int, most: int):
 
 # %% ../../nbs/jobs/12_scheduler.ipynb #29b1fc04
 @patch
-def turn(self: Scheduler, once: bool = False) -> tuple[int, float]:  # how many it started, and seconds until there is something to do
+def turn(
+    self: Scheduler, once: bool = False
+) -> tuple[int, float]:  # how many it started, and seconds until there is something to do
     "Everything once."
     now = self.tell_time()
     self.reap(now)
@@ -251,7 +294,8 @@ def turn(self: Scheduler, once: bool = False) -> tuple[int, float]:  # how many 
         for f in self.table.plan(now):
             if f.state == "skipped" and f.late: self.tell(f, "late", f"{f.schedule}: {f.reason}")
         started = self.start(now)
-    for f in self.table.late(now): self.tell(f, "late", f"{f.schedule} waits to start, {spoken(now - f.at)} late by now")
+    for f in self.table.late(now):
+        self.tell(f, "late", f"{f.schedule} waits to start, {spoken(now - f.at)} late by now")
     queued, left = self.table.outlook(now)
     self.queued.set(queued)
     self.running.set(len(self.children))
@@ -268,7 +312,10 @@ def run(self: Scheduler,
     with self.on_signals(), self.guard():
         while True:
             started, left = 0, self.poll
-            if self.asked and self.children and not drains: self.log.warning(f"waits for {len(self.children)} runs; a second signal cancels them, a third kills them")
+            if self.asked and self.children and not drains:
+                self.log.warning(
+                    f"waits for {len(self.children)} runs; a second signal cancels them, a third kills them"
+                )
             drains = bool(self.asked)
             try:
                 started, left = self.turn(once)
@@ -280,7 +327,6 @@ def run(self: Scheduler,
             self.sleep(left)
     self.sender.close()
     return self.ended
-
 
 @patch
 def sleep(self: Scheduler, seconds: float):

@@ -44,12 +44,17 @@ def devices() -> tuple[str, ...]:
     if named is not None: return tuple(n for n in map(str.strip, named.split(",")) if n and n != "-1")
     return tuple(sorted(p.name.removeprefix("nvidia") for p in Path("/dev").glob("nvidia[0-9]*")))
 
+# %% ../../nbs/jobs/08_slots.ipynb #2ed926f9
 def here(settings: Settings, jobs: int | None = None) -> Place:
-    "This machine, within what `[workflow]` allows: by default as many steps at a time as cores. Those that compute on all cores themselves lose nothing by it, the others gain (bench: steps at a time)."
+    """This machine, within what `[workflow]` allows:
+
+    by default as many steps at a time as cores. Those that compute on all cores themselves lose nothing by it, the
+    others gain (bench: steps at a time)."""
     from dask.system import CPU_COUNT  # knows containers
     w = settings.workflow
     gpus = devices() if w.gpus is None else (devices() or tuple(map(str, range(w.gpus))))[:w.gpus]
-    jobs = jobs or w.jobs or (1 if "SCALAI_RUN" in os.environ else CPU_COUNT)  # inside a job, its place is all there is
+    # inside a job, its place is all there is
+    jobs = jobs or w.jobs or (1 if "SCALAI_RUN" in os.environ else CPU_COUNT)
     return Place("here", jobs, w.cpus or CPU_COUNT, w.memory or _memory(), gpus)
 
 def _memory() -> int:  # bytes, of the machine or the container
@@ -64,6 +69,7 @@ class Held:
     need: dict[str, float]
     devices: list[str] = field(default_factory=list)
 
+# %% ../../nbs/jobs/08_slots.ipynb #9f193e7d
 class Places:
     "Steps wait here for a place; all in one event loop."
     def __init__(self, places: list[Place]):
@@ -137,5 +143,11 @@ def refuse(self: Places, name: str, on: str, need: dict[str, float]):
     size = (lambda n: f"{n/2**30:.1f} GiB") if lack == "memory" else (lambda n: f"{n:g}")
     most = max((p.room[lack] for p in mine), default=0)
     where = "and there are" if on == "here" else "and the largest worker has"
-    raise BadRequest(f"Step {name!r} needs {size(need.get(lack, 0))} {lack}, {where} {size(most)}.",
-                     f"Ask for less in its `resources`, or raise [workflow] {lack} in settings.ini." if on == "here" else "Ask for less in its `resources`, or give the cluster a larger worker.")
+    raise BadRequest(
+        f"Step {name!r} needs {size(need.get(lack, 0))} {lack}, {where} {size(most)}.",
+        (
+            f"Ask for less in its `resources`, or raise [workflow] {lack} in settings.ini."
+            if on == "here"
+            else "Ask for less in its `resources`, or give the cluster a larger worker."
+        ),
+    )

@@ -15,7 +15,7 @@ from ..core.process import die_with_parent
 TAIL = 65_536  # bytes of what a child printed that are looked at
 MARK = "scalai-dispatch "  # begins the line that says how it ended
 
-
+# %% ../../nbs/jobs/11_worker.ipynb #33c50c49
 class Child:
     "A job in a process and session of its own that does not outlive the process that made it."
     program = [sys.executable, "-P", "-m", "scalai_nb.jobs.worker"]
@@ -31,12 +31,23 @@ class Child:
         if gpus is not None: env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
         self.said, self.asked, self.began = tempfile.TemporaryFile(), False, time.monotonic()
         self.dropped = ""  # why its scheduler killed it
-        self.process = subprocess.Popen([*self.program, str(os.getpid())], stdin=subprocess.PIPE, stdout=self.said, stderr=subprocess.STDOUT,
-                                        cwd=root, env=env, start_new_session=True)
-        self.identity, self.fd = identity(self.process.pid), os.pidfd_open(self.process.pid) if hasattr(os, "pidfd_open") else None
+        self.process = subprocess.Popen(
+            [*self.program, str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=self.said,
+            stderr=subprocess.STDOUT,
+            cwd=root,
+            env=env,
+            start_new_session=True,
+        )
+        self.identity, self.fd = identity(self.process.pid), (
+            os.pidfd_open(self.process.pid) if hasattr(os, "pidfd_open") else None
+        )
         try:
-            with self.process.stdin as pipe: pipe.write(json.dumps(dict(job=str(job), parameters=parameters, timeout=timeout)).encode())
-        except BrokenPipeError: pass  # it ended before it read; how, it says itself
+            with self.process.stdin as pipe:
+                pipe.write(json.dumps(dict(job=str(job), parameters=parameters, timeout=timeout)).encode())
+        except BrokenPipeError:
+            pass  # it ended before it read; how, it says itself
 
     def poll(self) -> int | None: return self.process.poll()
 
@@ -67,7 +78,11 @@ def outcome(child: Child) -> dict | None:  # {"run", "state", "why"}; None: it d
 def last_words(child: Child) -> str:
     "How a child ended that did not say it itself."
     code = child.poll()
-    how = f"its process was killed by {signal.Signals(-code).name}" if code < 0 else f"its process ended with code {code}"
+    how = (
+        f"its process was killed by {signal.Signals(-code).name}"
+        if code < 0
+        else f"its process ended with code {code}"
+    )
     tail = next((x.strip() for x in reversed(_lines(child)) if x.strip()), "")
     return how + (f": {tail[:200]}" if tail else "")
 
@@ -82,7 +97,6 @@ def is_workflow(job: Path | str,  # a path, or a notebook's URL
     from scalai_nb.core.errors import BadRequest
     raise BadRequest(f"{job} is neither a notebook nor a workflow.", "Give a file that ends in .ipynb or .toml.")
 
-
 def _run(given: dict):
     path = Path(given["job"])
     if is_workflow(path):
@@ -91,12 +105,13 @@ def _run(given: dict):
     from scalai_nb.jobs.engine import run
     return run(path, given["parameters"], timeout=given["timeout"], progress=False)
 
-
 def lean():
-    "In a process that runs jobs and nothing else: leave out a grammar that jsonschema would compile for half a second, to check a format that no notebook has."
+    """In a process that runs jobs and nothing else:
+
+    leave out a grammar that jsonschema would compile for half a second, to check a format that no notebook has."""
     sys.modules.setdefault("rfc3987_syntax", None)
 
-
+# %% ../../nbs/jobs/11_worker.ipynb #8834ba37
 def main():
     "In the child: run what standard input names."
     die_with_parent(int(sys.argv[1]))

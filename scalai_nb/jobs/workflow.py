@@ -39,14 +39,12 @@ from .record import GOOD, RUNS, JobRun, Pulse, Record, commit, versions
 # %% ../../nbs/jobs/08_workflow.ipynb #40a65f4e
 REFERENCE = re.compile(r"\$\{\s*([^}]*?)\s*\}")
 
-
 def references(value: object) -> list[str]:  # in order, as written: `months`, `ingest.rows`
     "All references in a value, however deep."
     if isinstance(value, str): return REFERENCE.findall(value)
     if isinstance(value, dict): return [r for v in value.values() for r in references(v)]
     if isinstance(value, list): return [r for v in value for r in references(v)]
     return []
-
 
 def lookup(reference: str, scope: dict) -> object:
     "What a reference stands for. Raises `WorkFailed` where there is nothing."
@@ -57,13 +55,16 @@ def lookup(reference: str, scope: dict) -> object:
         else: value = _item(value, key, reference)
     return value
 
-
 def _item(value: object, key: str, reference: str) -> object:
     if isinstance(value, dict) and key in value: return value[key]
     known = ", ".join(value) if isinstance(value, dict) else ""
-    raise WorkFailed(f"${{{reference}}} is not there.", f"Handed on: {known}." if known else "The step handed nothing on: it was skipped, or calls no result(…).", "MissingResult")
+    raise WorkFailed(
+        f"${{{reference}}} is not there.",
+        f"Handed on: {known}." if known else "The step handed nothing on: it was skipped, or calls no result(…).",
+        "MissingResult",
+    )
 
-
+# %% ../../nbs/jobs/08_workflow.ipynb #29475ef8
 def resolve(value: object, scope: dict) -> object:
     "The value with its references filled in."
     if isinstance(value, dict): return {k: resolve(v, scope) for k, v in value.items()}
@@ -82,20 +83,26 @@ def holds(condition: str, scope: dict) -> bool:
     "Whether a step's `when` is true."
     def side(text):
         if REFERENCE.search(text):
-            try: return resolve(text, scope)
+            try:return resolve(text, scope)
             except WorkFailed: return None
-        try: return json.loads(text)
+        try:return json.loads(text)
         except ValueError: return text.strip("'")
     parts = CONDITION.match(condition)
     if not parts: return bool(side(condition))
     a, op, b = side(parts[1]), parts[2], side(parts[3])
     if op in ("==", "!="): return COMPARE[op](a, b)
-    try: return a is not None and b is not None and COMPARE[op](a, b)
-    except TypeError as e: raise WorkFailed(f"`{condition}` compares a {type(a).__name__} with a {type(b).__name__}.", "Compare numbers with numbers.") from e
+    try:
+        return a is not None and b is not None and COMPARE[op](a, b)
+    except TypeError as e:
+        raise WorkFailed(
+            f"`{condition}` compares a {type(a).__name__} with a {type(b).__name__}.", "Compare numbers with numbers."
+        ) from e
 
 # %% ../../nbs/jobs/08_workflow.ipynb #4237b831
 class Retries(BaseModel):
-    "How often to try again, and how long to wait before: `wait` seconds, doubled after each attempt up to `most`, and at random up to `wait` more."
+    """How often to try again, and how long to wait before:
+
+    `wait` seconds, doubled after each attempt up to `most`, and at random up to `wait` more."""
     model_config = ConfigDict(extra="forbid", frozen=True)
     times: int = Field(0, ge=0, le=100)
     wait: float = Field(1, ge=0)
@@ -121,7 +128,8 @@ class Step(BaseModel):
     when: str = ""
     each: str | list = ""  # a list, or a reference to one
     grid: dict[str, str | list] = {}  # a list of values for each of some parameters, or a reference to one
-    at_once: int | None = Field(None, ge=1)  # elements or points that run at a time; default: `each` one after the other, a grid all
+    # elements or points that run at a time; default: `each` one after the other, a grid all
+    at_once: int | None = Field(None, ge=1)
     item: str = Field("item", alias="as")  # what an element of `each`, or a point, is called
     timeout: float | None = Field(None, gt=0)  # seconds
     retries: Annotated[Retries, BeforeValidator(lambda v: {"times": v} if isinstance(v, int) else v)] = Retries()
@@ -190,61 +198,92 @@ def load(cls: Workflow, path: Path | str,  # a TOML file
         ) -> Workflow:
     "Read a workflow and all that it names; whatever can be known to be wrong is found here, before anything runs."
     path = Path(path).absolute()
-    if path in _outer: raise BadRequest(f"{path.name} contains itself: {' → '.join(p.name for p in (*_outer, path))}.", "A workflow cannot be a step of itself.")
+    if path in _outer:
+        raise BadRequest(
+            f"{path.name} contains itself: {' → '.join(p.name for p in (*_outer, path))}.",
+            "A workflow cannot be a step of itself.",
+        )
     words = _words(path)
     names = [s.name for s in words.step]
-    if twice := next((n for n in names if names.count(n) > 1), None): raise BadRequest(f"{path} has two steps {twice!r}.", "Give each its own name.")
+    if twice := next((n for n in names if names.count(n) > 1), None):
+        raise BadRequest(f"{path} has two steps {twice!r}.", "Give each its own name.")
     parameters = {n: Parameter(n, type(v), type(v).__name__, v) for n, v in words.parameters.items()}
     needs = {s.name: _needs(s, i, names, parameters, path) for i, s in enumerate(words.step)}
-    flow = Workflow(words.name or path.stem, path, _order(words.step, needs, path), needs, parameters, tuple(words.warm))
+    flow = Workflow(
+        words.name or path.stem, path, _order(words.step, needs, path), needs, parameters, tuple(words.warm)
+    )
     for step in flow.steps: _check_step(flow, step, (*_outer, path))
     return flow
 
-
-
-
+# %% ../../nbs/jobs/08_workflow.ipynb #847c87cb
 def _needs(step: Step, i: int, names: list[str], parameters: dict, path: Path) -> list[str]:
     "What a step waits for: what it says, and what it refers to."
     said = ([names[i - 1]] if i else []) if step.needs is None else step.needs
     if unknown := next((n for n in said if n not in names), None):
         near = nearest(unknown, names)
-        raise BadRequest(f"Step {step.name!r} of {path} needs {unknown!r}, which is no step.", f"Did you mean {near!r}?" if near else f"Steps: {', '.join(names)}.")
+        raise BadRequest(
+            f"Step {step.name!r} of {path} needs {unknown!r}, which is no step.",
+            f"Did you mean {near!r}?" if near else f"Steps: {', '.join(names)}.",
+        )
     meant = []
-    for ref in [*references(step.each), *references([step.grid, step.parameters, step.when, step.inputs, step.products])]:
+    for ref in [
+        *references(step.each),
+        *references([step.grid, step.parameters, step.when, step.inputs, step.products]),
+    ]:
         name = ref.split(".")[0]
         if ((step.each or step.grid) and name == step.item) or name in parameters and name not in names: continue
         if name not in names:
             known = [*parameters, *names]
             near = nearest(name, known)
-            raise BadRequest(f"Step {step.name!r} of {path} refers to ${{{ref}}}, which is neither a parameter nor a step.", f"Did you mean {near!r}?" if near else f"Known: {', '.join(known)}.")
+            raise BadRequest(
+                f"Step {step.name!r} of {path} refers to ${{{ref}}}, which is neither a parameter nor a step.",
+                f"Did you mean {near!r}?" if near else f"Known: {', '.join(known)}.",
+            )
         meant.append(name)
     return list(dict.fromkeys([*said, *meant]))
 
 # %% ../../nbs/jobs/08_workflow.ipynb #c621b6df
 def _check_step(flow: Workflow, step: Step, outer: tuple[Path, ...]):
-    "The step's file is there and declares the parameters that it is given; what it refers to is handed on, by a type that fits."
-    if bool(step.notebook) == bool(step.workflow): raise BadRequest(f"Step {step.name!r} of {flow.path} needs a notebook or a workflow, one of them.", "Write notebook = \"name.ipynb\".")
+    """The step's file is there and declares the parameters that it is given; what it refers to is handed on, by a type
+    that fits."""
+    if bool(step.notebook) == bool(step.workflow):
+        raise BadRequest(
+            f"Step {step.name!r} of {flow.path} needs a notebook or a workflow, one of them.",
+            "Write notebook = \"name.ipynb\".",
+        )
     try:
-        if step.each and step.grid: raise BadRequest("It has both `each` and `grid`.", "Write the list of `each` as one more entry of `grid`.")
-        if step.workflow and (step.resources != Resources() or step.on != "here"): raise BadRequest("It is a workflow: `resources` and `on` are for its steps.", "Write them in that file.")
-        if step.workflow and (step.inputs or step.products): raise BadRequest("It is a workflow: `inputs` and `products` are for its steps.", "Write them in that file.")
+        if step.each and step.grid:
+            raise BadRequest("It has both `each` and `grid`.", "Write the list of `each` as one more entry of `grid`.")
+        if step.workflow and (step.resources != Resources() or step.on != "here"):
+            raise BadRequest("It is a workflow: `resources` and `on` are for its steps.", "Write them in that file.")
+        if step.workflow and (step.inputs or step.products):
+            raise BadRequest(
+                "It is a workflow: `inputs` and `products` are for its steps.", "Write them in that file."
+            )
         check_declared([i for i in step.inputs if not references(i)], [p for p in step.products if not references(p)])
         if step.workflow: flow.nested[step.name] = Workflow.load(flow.path.parent/step.workflow, outer)
         declares = _declares(flow, step)
         for name, value in [*step.parameters.items(), *step.grid.items()]:
             if name not in declares:
                 near = nearest(name, declares)
-                raise BadRequest(f"Unknown parameter {name!r}.", f"Did you mean {near!r}?" if near else f"Declared: {', '.join(declares) or 'none'}.")
+                raise BadRequest(
+                    f"Unknown parameter {name!r}.",
+                    f"Did you mean {near!r}?" if near else f"Declared: {', '.join(declares) or 'none'}.",
+                )
             for one in value if name in step.grid and isinstance(value, list) else [value]:
                 if not references(one): conform(declares[name], one)
-        if twice := next((n for n in step.grid if n in step.parameters), None): raise BadRequest(f"Parameter {twice!r} is in `grid` and in `parameters`.", "Leave it to `grid`.")
-        if missing := next((p for p in declares.values() if p.required and p.name not in {**step.parameters, **step.grid}), None): raise BadRequest(f"Parameter {missing.name!r} is required.", f"It is {missing}.")
+        if twice := next((n for n in step.grid if n in step.parameters), None):
+            raise BadRequest(f"Parameter {twice!r} is in `grid` and in `parameters`.", "Leave it to `grid`.")
+        if missing := next(
+            (p for p in declares.values() if p.required and p.name not in {**step.parameters, **step.grid}), None
+        ):
+            raise BadRequest(f"Parameter {missing.name!r} is required.", f"It is {missing}.")
         _check_references(flow, step, declares, lambda *_: {})
     except BadRequest as e:
         if e.message.startswith("Step "): raise
         raise BadRequest(f"Step {step.name!r} of {flow.path}: {e.message[:1].lower()}{e.message[1:]}", e.hint) from e
 
-
+# %% ../../nbs/jobs/08_workflow.ipynb #456de1f0
 def _declares(flow: Workflow, step: Step) -> dict[str, Parameter]:
     return flow.nested[step.name].parameters if step.workflow else read(flow.path.parent/step.notebook)
 
@@ -259,9 +298,11 @@ def handed(flow: Workflow, name: str) -> dict[str, type | None] | None:  # None:
     many = [dict.fromkeys(h, list) if s.each or s.grid else h for s, h in zip(inner.steps, each)]
     return {k: None if sum(k in h for h in many) > 1 else t for h in many for k, t in h.items()}
 
-
+# %% ../../nbs/jobs/08_workflow.ipynb #274d439c
 def _check_references(flow: Workflow, step: Step, declares: dict[str, Parameter], known):
-    "Every `${step.key}` is handed on, and every reference that is a whole parameter has a type that it can take. `known(flow, step)` tells types that its code does not."
+    """Every `${step.key}` is handed on, and every reference that is a whole parameter has a type that it can take.
+
+    `known(flow, step)` tells types that its code does not."""
     steps = {s.name: s for s in flow.steps}
     def kind(ref):
         name, *keys = ref.split(".")
@@ -272,7 +313,10 @@ def _check_references(flow: Workflow, step: Step, declares: dict[str, Parameter]
         kinds = (said or {}) | known(flow, name)
         if said is not None and keys[0] not in {**kinds, **steps[name].grid}:
             near = nearest(keys[0], kinds)
-            raise BadRequest(f"${{{ref}}} is not what step {name!r} hands on.", f"Did you mean {near!r}?" if near else f"It hands on: {', '.join(kinds)}.")
+            raise BadRequest(
+                f"${{{ref}}} is not what step {name!r} hands on.",
+                f"Did you mean {near!r}?" if near else f"It hands on: {', '.join(kinds)}.",
+            )
         return list if many else kinds.get(keys[0]) if len(keys) == 1 else None
     for ref in references([step.each, step.grid, step.when, step.inputs, step.products]): kind(ref)
     for name, value in step.parameters.items():
@@ -280,24 +324,52 @@ def _check_references(flow: Workflow, step: Step, declares: dict[str, Parameter]
         if not isinstance(value, str) or not kinds: continue
         given = kinds[0] if REFERENCE.fullmatch(value) else str
         if not can_take(declares[name], given):
-            raise BadRequest(f"Parameter {name!r} must be {declares[name].annotation}, and {value} is a {given.__name__}.", f"It is {declares[name]}.")
+            raise BadRequest(
+                f"Parameter {name!r} must be {declares[name].annotation}, and {value} is a {given.__name__}.",
+                f"It is {declares[name]}.",
+            )
 
 # %% ../../nbs/jobs/08_workflow.ipynb #385faac2
 class Session:
     "What all steps of a workflow run share."
-    def __init__(self,
-                 flow: Workflow,  # the outermost one
-                 settings: Settings, terminal, stop, places: Places, warm=None, timeout: float | None = None,
-                 client=None,  # of the cluster, where a step runs there
-                 only: str | None = None,  # the one step to run; None: all of them
-                 taken: dict[str, list[JobRun]] | None = None,  # earlier runs of what that step needs
-                 forced: dict[str, str] | None = None,  # steps that run again even when nothing changed, with the reason
-                ):
-        self.settings, self.record, self.terminal, self.stop, self.places, self.warm, self.client = settings, Record(settings), terminal, stop, places, warm, client
-        self.only, self.taken, self.timeout, self.until, self.id = only, taken or {}, timeout, time.monotonic() + (timeout or math.inf), None
+    def __init__(
+        self,
+        flow: Workflow,  # the outermost one
+        settings: Settings,
+        terminal,
+        stop,
+        places: Places,
+        warm=None,
+        timeout: float | None = None,
+        client=None,  # of the cluster, where a step runs there
+        only: str | None = None,  # the one step to run; None: all of them
+        taken: dict[str, list[JobRun]] | None = None,  # earlier runs of what that step needs
+        forced: dict[str, str] | None = None,  # steps that run again even when nothing changed, with the reason
+    ):
+        self.settings, self.record, self.terminal, self.stop, self.places, self.warm, self.client = (
+            settings,
+            Record(settings),
+            terminal,
+            stop,
+            places,
+            warm,
+            client,
+        )
+        self.only, self.taken, self.timeout, self.until, self.id = (
+            only,
+            taken or {},
+            timeout,
+            time.monotonic() + (timeout or math.inf),
+            None,
+        )
         self.forced, self.contents = forced or {}, Contents(settings)
         self.stuck = None  # since when somebody waits for what no worker can give
-        self.flow, self.tables, self.threads = flow, Tables(settings, self.record, flow), ThreadPoolExecutor(1024, "scalai-step")  # places are what limits them
+        # places are what limits them
+        self.flow, self.tables, self.threads = (
+            flow,
+            Tables(settings, self.record, flow),
+            ThreadPoolExecutor(1024, "scalai-step"),
+        )
 
     def left(self, step: float | None = None) -> float:  # seconds
         "What a step may take: its own limit, within what the workflow has left."
@@ -310,15 +382,21 @@ class Session:
     def over(self, id: str) -> dict | None:  # how a step is recorded that cannot begin any more
         if self.stopping(id): return dict(state="skipped", reason=STOPPED + self.stop.reason)
         if self.left() > 0: return None
-        return dict(state="timed_out", error=dict(cell=None, kind="TimedOut", message=f"the workflow's {self.timeout:g} s were over before it began"))
+        return dict(
+            state="timed_out",
+            error=dict(
+                cell=None, kind="TimedOut", message=f"the workflow's {self.timeout:g} s were over before it began"
+            ),
+        )
 
     async def pause(self, seconds: float):
         "Wait, unless asked to stop."
         until = time.monotonic() + seconds
-        while (left := min(until, self.until) - time.monotonic()) > 0 and not self.stop.reason: await asyncio.sleep(min(left, .1))
+        while (left := min(until, self.until) - time.monotonic()) > 0 and not self.stop.reason:
+            await asyncio.sleep(min(left, 0.1))
 
     def draw(self):
-        try: draw(self.flow, self.record, self.id)
+        try:draw(self.flow, self.record, self.id)
         except Unreachable: pass  # the page is as old as the record that still answered
 
     async def watch(self):
@@ -377,11 +455,26 @@ def run(self: Workflow,
     require_slots(self, places, "here")
     with ExitStack() as stack:
         client = stack.enter_context(_away(self, settings, places)) if _used(self, "dask") else None
-        terminal, _, pool = (stack.enter_context(c) for c in (Tree(progress), stop.on_signals(), Pool(self.warm if warm else ())))
+        terminal, _, pool = (
+            stack.enter_context(c) for c in (Tree(progress), stop.on_signals(), Pool(self.warm if warm else ()))
+        )
         terminal.title(self.name)
-        session = Session(self, settings, terminal, stop, places, pool if warm else None, timeout, client, only, taken, again(self, from_step))
+        session = Session(
+            self,
+            settings,
+            terminal,
+            stop,
+            places,
+            pool if warm else None,
+            timeout,
+            client,
+            only,
+            taken,
+            again(self, from_step),
+        )
         terminal.waits = lambda: len(places.waiting)
-        with session.threads: job = to_end(lambda: _whole(self, values, session, parent or os.environ.get("SCALAI_RUN"), previous), stop)
+        with session.threads:
+            job = to_end(lambda: _whole(self, values, session, parent or os.environ.get("SCALAI_RUN"), previous), stop)
         terminal.done(job)
     return job
 
@@ -403,7 +496,10 @@ def parameter_values(flow: Workflow, given: dict) -> dict:
     for name in given:
         if name not in flow.parameters:
             near = nearest(name, flow.parameters)
-            raise BadRequest(f"Unknown parameter {name!r} of {flow.path.name}.", f"Did you mean {near!r}?" if near else f"Declared: {', '.join(flow.parameters) or 'none'}.")
+            raise BadRequest(
+                f"Unknown parameter {name!r} of {flow.path.name}.",
+                f"Did you mean {near!r}?" if near else f"Declared: {', '.join(flow.parameters) or 'none'}.",
+            )
     return {n: conform(p, given[n]) if n in given else p.default for n, p in flow.parameters.items()}
 
 # %% ../../nbs/jobs/08_workflow.ipynb #11ad968a
@@ -415,21 +511,42 @@ def asked(flow: Workflow, parameters: dict, from_failed: bool, only: str | None,
     only, names = only or from_step, [s.name for s in flow.steps]
     if only and only not in names:
         near = nearest(only, names)
-        raise BadRequest(f"{flow.path.name} has no step {only!r}.", f"Did you mean {near!r}?" if near else f"Steps: {', '.join(names)}.")
-    last = record and (from_failed or only) and next((r for r in record.runs(name=flow.name) if r.notebook == str(flow.path)), None)
+        raise BadRequest(
+            f"{flow.path.name} has no step {only!r}.",
+            f"Did you mean {near!r}?" if near else f"Steps: {', '.join(names)}.",
+        )
+    last = (
+        record
+        and (from_failed or only)
+        and next((r for r in record.runs(name=flow.name) if r.notebook == str(flow.path)), None)
+    )
     if not last or from_failed and last.ok: return parameter_values(flow, parameters), None
     if VEIL in str({n: v for n, v in last.parameters.items() if n not in parameters}) and (only or not parameters):
-        raise BadRequest(f"Run {last.id} had a password among its parameters, which no record keeps.", "Give the parameters again.")
-    if only: return parameter_values(flow, {n: v for n, v in last.parameters.items() if n in flow.parameters} | parameters), None
+        raise BadRequest(
+            f"Run {last.id} had a password among its parameters, which no record keeps.", "Give the parameters again."
+        )
+    if only:
+        return (
+            parameter_values(flow, {n: v for n, v in last.parameters.items() if n in flow.parameters} | parameters),
+            None,
+        )
     values = parameter_values(flow, parameters or last.parameters)
-    if veiled(values) != last.parameters: raise BadRequest(f"The run to go on with, {last.id}, had other parameters: {last.parameters}.", "Leave them out, or start anew without --from-failed.")
+    if veiled(values) != last.parameters:
+        raise BadRequest(
+            f"The run to go on with, {last.id}, had other parameters: {last.parameters}.",
+            "Leave them out, or start anew without --from-failed.",
+        )
     return values, record.get(last.id)
 
 # %% ../../nbs/jobs/08_workflow.ipynb #5b918980
 def again(flow: Workflow, from_step: str | None) -> dict[str, str]:  # by step, the reason
     "A step and all that come after it."
     if from_step is None: return {}
-    return {s.name: f"again from {from_step}" for s in flow.steps if s.name == from_step or from_step in ancestors(flow, s.name)}
+    return {
+        s.name: f"again from {from_step}"
+        for s in flow.steps
+        if s.name == from_step or from_step in ancestors(flow, s.name)
+    }
 
 
 def earlier(flow: Workflow, only: str, record: Record | None) -> dict[str, list[JobRun]]:  # by step
@@ -440,7 +557,12 @@ def earlier(flow: Workflow, only: str, record: Record | None) -> dict[str, list[
         for run in whole:
             mine = list({r.name: r for r in run.steps if r.name.partition("[")[0] == need}.values())
             if mine and all(r.ok and not is_left_out(r) for r in mine): break
-        else: raise BadRequest(f"Step {only!r} needs {need!r}, which has not ended well in any of the last {len(whole)} runs of {flow.name}.", f"Run it first: scalai run {flow.path.name} --only {need}")
+        else:
+            raise BadRequest(
+                f"Step {only!r} needs {need!r}, which has not ended well in any of the last {len(whole)} runs of"
+                f" {flow.name}.",
+                f"Run it first: scalai run {flow.path.name} --only {need}",
+            )
         taken[need] = mine
     return taken
 
@@ -449,31 +571,53 @@ def foresee(flow: Workflow,
             values: dict | None,  # of its parameters; None: known only when it runs
             record: Record | None,
            ):
-    "Hold parameters to their values, and references to what the last run of the same code handed on. Raises `BadRequest`."
+    """Hold parameters to their values, and references to what the last run of the same code handed on.
+
+    Raises `BadRequest`."""
     def last(flow, name):
         step = next(s for s in flow.steps if s.name == name)
-        return {} if record is None or step.workflow else {k: type(v) for k, v in _last_of(record, flow.path.parent/step.notebook).items()}
+        return (
+            {}
+            if record is None or step.workflow
+            else {k: type(v) for k, v in _last_of(record, flow.path.parent / step.notebook).items()}
+        )
     for step in flow.steps:
         declares = _declares(flow, step)
         try:
             _check_references(flow, step, declares, last)
             for name, value in step.parameters.items() if values is not None else ():
-                if (refs := references(value)) and all(r in values and r not in flow.needs and not (r == step.item and (step.each or step.grid)) for r in refs): conform(declares[name], resolve(value, values))
-        except BadRequest as e: raise BadRequest(f"Step {step.name!r} of {flow.path}: {e.message[:1].lower()}{e.message[1:]}", e.hint) from e
+                if (refs := references(value)) and all(
+                    r in values and r not in flow.needs and not (r == step.item and (step.each or step.grid))
+                    for r in refs
+                ):
+                    conform(declares[name], resolve(value, values))
+        except BadRequest as e:
+            raise BadRequest(
+                f"Step {step.name!r} of {flow.path}: {e.message[:1].lower()}{e.message[1:]}", e.hint
+            ) from e
     for inner in flow.nested.values(): foresee(inner, None, record)
 
-
+# %% ../../nbs/jobs/08_workflow.ipynb #03b38199
 def _last_of(record: Record, notebook: Path) -> dict:
     "What a notebook handed on when it last went well, if its code is still the same."
     code = code_of(notebook, record.settings.root)
     with record.db() as db:
-        row = db.execute(sa.select(RUNS.c.key, RUNS.c.results).where(RUNS.c.notebook == record.movable(str(notebook)), RUNS.c.state == "succeeded", RUNS.c.key.is_not(None)).order_by(RUNS.c.created.desc()).limit(1)).first()
+        row = db.execute(
+            sa.select(RUNS.c.key, RUNS.c.results)
+            .where(
+                RUNS.c.notebook == record.movable(str(notebook)), RUNS.c.state == "succeeded", RUNS.c.key.is_not(None)
+            )
+            .order_by(RUNS.c.created.desc())
+            .limit(1)
+        ).first()
     return row.results if row and row.key.startswith(code) else {}
 
 # %% ../../nbs/jobs/08_workflow.ipynb #2207319a
 def _used(flow: Workflow, on: str) -> list[Step]:
     "The steps that run at a kind of place, at any depth."
-    return [s for s in flow.steps if s.notebook and s.on == on] + [s for f in flow.nested.values() for s in _used(f, on)]
+    return [s for s in flow.steps if s.notebook and s.on == on] + [
+        s for f in flow.nested.values() for s in _used(f, on)
+    ]
 
 
 def _need(step: Step) -> dict[str, float]: return {a: n for a, n in step.resources.model_dump().items() if n}
@@ -504,25 +648,46 @@ async def _run(flow: Workflow, values: dict, session: Session, parent: str | Non
               ) -> JobRun:
     "Run one workflow, outermost or nested."
     began, record = time.monotonic(), session.record
-    job = record.create(JobRun(name=name, kind="workflow", state="running", notebook=str(flow.path), parameters=veiled(values), parent=parent, started=time.time(),
-                               cells=len(flow.steps), versions=versions(), commit=commit(session.settings.root)))
+    job = record.create(
+        JobRun(
+            name=name,
+            kind="workflow",
+            state="running",
+            notebook=str(flow.path),
+            parameters=veiled(values),
+            parent=parent,
+            started=time.time(),
+            cells=len(flow.steps),
+            versions=versions(),
+            commit=commit(session.settings.root),
+        )
+    )
     pulse = None
     if not path:
         session.id, pulse = job.id, Pulse(record, job, session.stop)
         pulse.start()  # also for its steps: signs of life, and whether somebody asks to stop
     level = Level(flow, job, session, path, dict(values), upstream, previous, order, forced)
-    try: await together(_when_ready(level, step) for step in flow.steps if level.wanted(step.name))
+    try:
+        await together(_when_ready(level, step) for step in flow.steps if level.wanted(step.name))
     except BaseException as e:
-        job.state, job.error, job.seconds = "failed", dict(cell=None, kind=type(e).__name__, message=str(e)), time.monotonic() - began
+        job.state, job.error, job.seconds = (
+            "failed",
+            dict(cell=None, kind=type(e).__name__, message=str(e)),
+            time.monotonic() - began,
+        )
         record.update(job)
         raise
     finally:
-        if pulse: pulse.over.set()
+        if pulse:
+            pulse.over.set()
     done = {s.name: level.done[s.name] for s in flow.steps if s.name in level.done}
     job.steps = [run for runs in done.values() for _, run in runs]
     for step in flow.steps: job.results |= gathered(step, done[step.name])[1] if step.name in done else {}
     job.state, job.error, job.reason = _verdict(job, session, nested=bool(path))
-    job.key, job.seconds = hashlib.sha256(json.dumps([link(r, [], session.settings.root) for r in job.steps]).encode()).hexdigest(), time.monotonic() - began
+    job.key, job.seconds = (
+        hashlib.sha256(json.dumps([link(r, [], session.settings.root) for r in job.steps]).encode()).hexdigest(),
+        time.monotonic() - began,
+    )
     record.update(job)
     events.emit("job", id=job.id, name=job.name, state=job.state, parent=job.parent, cell=None, cells=None, note="")
     return job
@@ -545,7 +710,8 @@ class Level:
     done: dict[str, list[tuple[dict, JobRun]]] = field(default_factory=dict)  # of each step, its points and their runs
     events: dict[str, asyncio.Event] = field(default_factory=dict)
 
-    def wanted(self, name: str) -> bool: return bool(self.path) or self.session.only in (None, name) or name in self.session.taken
+    def wanted(self, name: str) -> bool:
+        return bool(self.path) or self.session.only in (None, name) or name in self.session.taken
 
     def again(self, name: str) -> str: return self.forced or ("" if self.path else self.session.forced.get(name, ""))
 
@@ -561,9 +727,20 @@ async def _when_ready(level: Level, step: Step):
         if level.wanted(name): await level.ended(name).wait()
     above = [level.links[n] for n in flow.needs[step.name] if n in level.links] or level.upstream
     taken = None if level.path else session.taken.get(step.name)
-    done = [({n: r.parameters.get(n) for n in step.grid}, _unchanged(r, r.name, r.key, level, f"taken from {r.id}")) for r in taken] if taken else await _step(level, step, above)
+    done = (
+        [
+            ({n: r.parameters.get(n) for n in step.grid}, _unchanged(r, r.name, r.key, level, f"taken from {r.id}"))
+            for r in taken
+        ]
+        if taken
+        else await _step(level, step, above)
+    )
     runs = [run for _, run in done]
-    level.states[step.name] = "succeeded" if not runs else next((r.state for r in runs if not r.ok), "skipped" if all(map(is_left_out, runs)) else "succeeded")
+    level.states[step.name] = (
+        "succeeded"
+        if not runs
+        else next((r.state for r in runs if not r.ok), "skipped" if all(map(is_left_out, runs)) else "succeeded")
+    )
     level.done[step.name], level.scope[step.name] = done, gathered(step, done)[0]
     level.links[step.name] = [link(r, above, session.settings.root) for r in runs] or above
     level.ended(step.name).set()
@@ -582,7 +759,8 @@ def gathered(step: Step, done: list[tuple[dict, JobRun]]) -> tuple[object, dict]
     kept = [point | run.results for point, run in done]
     if not step.each and not step.grid: return (kept[-1], kept[-1]) if kept else ({}, {})
     names = list(dict.fromkeys(k for r in kept for k in r))
-    if step.grid: kept = [{n: r.get(n) for n in names} for r in kept]  # a table: a point that handed nothing on keeps its line
+    # a table: a point that handed nothing on keeps its line
+    if step.grid: kept = [{n: r.get(n) for n in names} for r in kept]
     return kept, {n: [r[n] for r in kept if n in r] for n in names}
 
 # %% ../../nbs/jobs/08_workflow.ipynb #4b5e5025
@@ -600,9 +778,11 @@ def _verdict(job: JobRun, session: Session, nested: bool) -> tuple[str, dict | N
         error = bad.error or {}
         state = bad.state if bad.state in ("timed_out", "cancelled") else "failed"
         return state, dict(cell=None, kind=error.get("kind"), message=f"step {bad.name}: {error.get('message')}"), ""
-    if any(r.reason.startswith(STOPPED) for r in job.steps): return "cancelled", dict(cell=None, kind="Cancelled", message=f"stopped by {session.stop.reason}"), ""
+    if any(r.reason.startswith(STOPPED) for r in job.steps):
+        return "cancelled", dict(cell=None, kind="Cancelled", message=f"stopped by {session.stop.reason}"), ""
     same = sum(r.state == "skipped" and not is_left_out(r) for r in job.steps)
-    if nested and job.steps and same and all(r.state == "skipped" for r in job.steps): return "skipped", None, "unchanged"
+    if nested and job.steps and same and all(r.state == "skipped" for r in job.steps):
+        return "skipped", None, "unchanged"
     return "succeeded", None, f"{same} of {len(job.steps)} steps unchanged" if same else ""
 
 # %% ../../nbs/jobs/08_workflow.ipynb #9e98f91d
@@ -610,21 +790,28 @@ async def _step(level: Level, step: Step, upstream: list) -> list[tuple[dict, Jo
     "All runs of one step."
     session, broken = level.session, _broken(level, step)
     if why := session.over(level.job.id) or broken: return [({}, _note(level, step, step.name, **why))]
-    try: points = list(points_of(step, level.scope))
-    except ScalaiError as e: return [({}, _note(level, step, step.name, "failed", error=dict(cell=None, kind=e.kind, message=e.message)))]
+    try:
+        points = list(points_of(step, level.scope))
+    except ScalaiError as e:
+        return [({}, _note(level, step, step.name, "failed", error=dict(cell=None, kind=e.kind, message=e.message)))]
     gate = asyncio.Semaphore(step.at_once or max(len(points), 1))
     async def one(i, name, scope, point, chain):
         async with gate:
             try:
-                if step.when and not holds(step.when, scope): return point, _note(level, step, name, "skipped", LEFT_OUT + step.when)
-                return point, await _attempts(level, step, name, resolve(step.parameters, scope) | point, declares(step, scope), chain, i)
-            except ScalaiError as e: return point, _note(level, step, name, "failed", error=dict(cell=None, kind=e.kind, message=e.message))
+                if step.when and not holds(step.when, scope):
+                    return point, _note(level, step, name, "skipped", LEFT_OUT + step.when)
+                return point, await _attempts(
+                    level, step, name, resolve(step.parameters, scope) | point, declares(step, scope), chain, i
+                )
+            except ScalaiError as e:
+                return point, _note(level, step, name, "failed", error=dict(cell=None, kind=e.kind, message=e.message))
     if not step.chained: return await together(one(i, *p, upstream) for i, p in enumerate(points))
     done, chain = [], upstream
     for i, p in enumerate(points):
         done.append(await one(i, *p, chain))
         if not done[-1][1].ok: break
-        chain = [*upstream, link(done[-1][1], chain, session.settings.root)]  # what comes next may build on what this one left behind
+        # what comes next may build on what this one left behind
+        chain = [*upstream, link(done[-1][1], chain, session.settings.root)]
     return done
 
 # %% ../../nbs/jobs/08_workflow.ipynb #9d014473
@@ -632,28 +819,36 @@ def declares(step: Step, scope: dict) -> dict[str, list[str]]:
     "Declared inputs and products with their references filled in; one that stands for a list is as many."
     found = {}
     for what in ("inputs", "products"):
-        values = [v for value in resolve(getattr(step, what), scope) for v in (value if isinstance(value, list) else [value])]
-        if wrong := next((v for v in values if not isinstance(v, str)), None): raise BadRequest(f"`{what}` names {wrong!r}, which is no text.", "Refer to texts, or to lists of them.")
+        values = [
+            v for value in resolve(getattr(step, what), scope) for v in (value if isinstance(value, list) else [value])
+        ]
+        if wrong := next((v for v in values if not isinstance(v, str)), None):
+            raise BadRequest(f"`{what}` names {wrong!r}, which is no text.", "Refer to texts, or to lists of them.")
         found[what] = values
     check_declared(**found)
     return found
 
-
+# %% ../../nbs/jobs/08_workflow.ipynb #dd4fe7ea
 def points_of(step: Step, scope: dict) -> Iterable[tuple[str, dict, dict]]:  # name, scope, the parameters of a point
     "What a step runs for: once, for each element, or for every point of a grid."
     def listed(what, value):
         value = resolve(value, scope)
-        if not isinstance(value, list): raise BadRequest(f"`{what}` is {value!r}, which is no list", "Give a list, or a reference to one.")
+        if not isinstance(value, list):
+            raise BadRequest(f"`{what}` is {value!r}, which is no list", "Give a list, or a reference to one.")
         return value
     def said(value, i): return value if isinstance(value, (str, int, float)) else i
     if step.grid:
         axes = {name: list(enumerate(listed(f"grid.{name}", value))) for name, value in step.grid.items()}
         for at in product(*axes.values()):
             point = {name: value for name, (_, value) in zip(axes, at)}
-            yield f"{step.name}[{','.join(f'{n}={said(v, i)}' for n, (i, v) in zip(axes, at))}]", scope | {step.item: point}, point
+            yield f"{step.name}[{','.join(f'{n}={said(v, i)}' for n, (i, v) in zip(axes, at))}]", scope | {
+                step.item: point
+            }, point
     elif step.each:
-        for i, element in enumerate(listed("each", step.each)): yield f"{step.name}[{said(element, i)}]", scope | {step.item: element}, {}
-    else: yield step.name, scope, {}
+        for i, element in enumerate(listed("each", step.each)):
+            yield f"{step.name}[{said(element, i)}]", scope | {step.item: element}, {}
+    else:
+        yield step.name, scope, {}
 
 # %% ../../nbs/jobs/08_workflow.ipynb #9b2b8455
 def _broken(level: Level, step: Step) -> dict | None:
@@ -661,14 +856,24 @@ def _broken(level: Level, step: Step) -> dict | None:
     states, needs = level.states, [n for n in level.flow.needs[step.name] if n in level.states]
     broken = next((n for n in needs if states[n] not in GOOD), None)
     missed = None if step.when else next((n for n in needs if states[n] == "skipped"), None)
-    if broken: return dict(state="skipped", reason=LEFT_OUT + f"it needs {broken}, which {states[broken].replace('_', ' ')}")
+    if broken:
+        return dict(state="skipped", reason=LEFT_OUT + f"it needs {broken}, which {states[broken].replace('_', ' ')}")
     return dict(state="skipped", reason=LEFT_OUT + f"it needs {missed}, which was left out") if missed else None
 
 
 def _note(level: Level, step: Step, name: str, state: str, reason: str = "", error: dict | None = None) -> JobRun:
     "A row for what did not run."
-    run = level.session.record.create(JobRun(name=name, state=state, notebook=str(level.flow.path.parent/(step.notebook or step.workflow)), parent=level.job.id, reason=reason, error=error,
-                                             kind="workflow" if step.workflow else "notebook"))
+    run = level.session.record.create(
+        JobRun(
+            name=name,
+            state=state,
+            notebook=str(level.flow.path.parent / (step.notebook or step.workflow)),
+            parent=level.job.id,
+            reason=reason,
+            error=error,
+            kind="workflow" if step.workflow else "notebook",
+        )
+    )
     if not level.path or error: level.session.terminal.done(_named(run, level.path))
     return run
 
@@ -676,7 +881,9 @@ def _note(level: Level, step: Step, name: str, state: str, reason: str = "", err
 def _named(run: JobRun, path: str) -> JobRun: return replace(run, name=path + run.name)  # as the terminal shows it
 
 # %% ../../nbs/jobs/08_workflow.ipynb #2f1eef47
-async def _attempts(level: Level, step: Step, name: str, parameters: dict, declared: dict, upstream: list, index: int) -> JobRun:
+async def _attempts(
+    level: Level, step: Step, name: str, parameters: dict, declared: dict, upstream: list, index: int
+) -> JobRun:
     "Run a step, again where `retries` says so, or find it done."
     from tenacity import AsyncRetrying, retry_if_result, stop_after_attempt, wait_exponential, wait_random
     session, path, flow = level.session, level.path, level.flow
@@ -684,25 +891,50 @@ async def _attempts(level: Level, step: Step, name: str, parameters: dict, decla
     before = {r.name: r for r in level.previous.steps}.get(name) if level.previous else None
     if step.workflow:
         nested = flow.nested[step.name]
-        def once(reason): return _run(nested, parameter_values(nested, parameters), session, level.job.id, name, f"{path}{name} › ", upstream, before, order, level.again(step.name))
+        def once(reason):
+            return _run(
+                nested,
+                parameter_values(nested, parameters),
+                session,
+                level.job.id,
+                name,
+                f"{path}{name} › ",
+                upstream,
+                before,
+                order,
+                level.again(step.name),
+            )
+
     else:
         file = flow.path.parent/step.notebook
         values = check(file, parameters)
         key, files = step_key(file, values, upstream, session.settings)
         inputs = Inputs(session.settings, session.contents, **declared, parameters=values, code=files)
-        if goes_on(before, key, inputs): was, why = before, ""
-        elif why := level.again(step.name) or ("it always runs" if step.always else ""): was = None
+        if goes_on(before, key, inputs):was, why = before, ""
+        elif why := level.again(step.name) or ("it always runs" if step.always else ""):was = None
         else: was, why = stands(session.record, session.tables, key, name, file, inputs, level.place(name))
         if was: return _unchanged(was, name, key, level, f"{UNCHANGED}{was.id}", file, values)
         def once(reason): return _notebook(level, step, name, file, parameters, inputs, key, reason or why, order)
     tried = []
     async def attempt():
-        tried.append(run := await once(f"attempt {len(tried) + 1} of {step.retries.times + 1}: {tried[-1].id} {tried[-1].state.replace('_', ' ')}" if tried else ""))
+        tried.append(
+            run := await once(
+                f"attempt {len(tried) + 1} of {step.retries.times + 1}: {tried[-1].id}"
+                f" {tried[-1].state.replace('_', ' ')}"
+                if tried
+                else ""
+            )
+        )
         if not (path and run.state == "skipped"): session.terminal.done(_named(run, path))
         return run
     r = step.retries
-    again = AsyncRetrying(stop=stop_after_attempt(r.times + 1), wait=wait_exponential(multiplier=r.wait, max=r.most) + wait_random(0, r.wait), sleep=session.pause,
-                          retry=retry_if_result(lambda run: not run.ok and not session.stop.reason and session.left() > 0), retry_error_callback=lambda state: state.outcome.result())
+    again = AsyncRetrying(
+        stop=stop_after_attempt(r.times + 1),
+        wait=wait_exponential(multiplier=r.wait, max=r.most) + wait_random(0, r.wait),
+        sleep=session.pause,
+        retry=retry_if_result(lambda run: not run.ok and not session.stop.reason and session.left() > 0),
+        retry_error_callback=lambda state: state.outcome.result(),
+    )
     return await again(attempt)
 
 # %% ../../nbs/jobs/08_workflow.ipynb #f05102b0
@@ -723,7 +955,8 @@ async def _notebook(level: Level, step: Step, name: str, file: Path, parameters:
             work = lambda: run_on_dask(session.client, held.place.name, file, parameters, line=line, **how)
         return await asyncio.get_running_loop().run_in_executor(session.threads, lambda: _accounted(level, step, inputs, key, work))
     except BaseException as e:
-        if not isinstance(e, ScalaiError): session.stop.request(f"{type(e).__name__} in step {name}")  # nothing else goes on unseen
+        # nothing else goes on unseen
+        if not isinstance(e, ScalaiError): session.stop.request(f"{type(e).__name__} in step {name}")
         raise
     finally:
         session.terminal.leave(line)
@@ -737,24 +970,51 @@ def _accounted(level: Level, step: Step, inputs: Inputs, key: str, work) -> JobR
     run = work()
     missing, run.key = inputs.after(run), key
     if run.ok and missing:
-        run.state, run.error = "failed", dict(cell=None, kind="MissingProduct", message=f"it made no {missing[0]}, which is declared as its product")
+        run.state, run.error = "failed", dict(
+            cell=None, kind="MissingProduct", message=f"it made no {missing[0]}, which is declared as its product"
+        )
     level.session.record.update(run)
     if run.ok and (more := to_declare(run)):
-        text = f"{level.path}{run.name} reads what it does not declare. Add to step {step.name!r} of {level.flow.path.name}: inputs = {json.dumps([*step.inputs, *more], ensure_ascii=False)}"
+        text = (
+            f"{level.path}{run.name} reads what it does not declare. Add to step {step.name!r} of"
+            f" {level.flow.path.name}: inputs = {json.dumps([*step.inputs, *more], ensure_ascii=False)}"
+        )
         level.session.terminal.warn(text)
         log = Log(level.session.record.folder(run.id)/"log.jsonl")
         log.write(type="warning", text=text)
         log.close()
     return run
 
-
 def _all_writes(run: JobRun) -> list[dict]: return [*run.writes, *(e for s in run.steps for e in _all_writes(s))]
 
-
-def _unchanged(was: JobRun, name: str, key: str, level: Level, reason: str, file: Path | str | None = None, values: dict | None = None) -> JobRun:
+# %% ../../nbs/jobs/08_workflow.ipynb #70529559
+def _unchanged(
+    was: JobRun,
+    name: str,
+    key: str,
+    level: Level,
+    reason: str,
+    file: Path | str | None = None,
+    values: dict | None = None,
+) -> JobRun:
     "A row for what need not be done again."
-    run = level.session.record.create(JobRun(name=name, kind=was.kind, state="skipped", notebook=str(file or was.notebook), output=was.output, parameters=was.parameters if values is None else veiled(values),
-                                             results=was.results, key=key, parent=level.job.id, seconds=0., reason=reason, reads=was.reads, writes=_all_writes(was)))
+    run = level.session.record.create(
+        JobRun(
+            name=name,
+            kind=was.kind,
+            state="skipped",
+            notebook=str(file or was.notebook),
+            output=was.output,
+            parameters=was.parameters if values is None else veiled(values),
+            results=was.results,
+            key=key,
+            parent=level.job.id,
+            seconds=0.0,
+            reason=reason,
+            reads=was.reads,
+            writes=_all_writes(was),
+        )
+    )
     if not level.path: level.session.terminal.done(run)
     return run
 

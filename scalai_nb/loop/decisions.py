@@ -25,11 +25,13 @@ def decisions(settings: Settings | None = None, model: str | None = None,
     folder, files = (settings or Settings.load()).path("decisions"), "replays/*.json" if replays else "*.json"
     found = []
     for file in sorted(folder.glob(f"{model or '*'}/{files}")):
-        try: found.append(_read(file))
+        try:
+            found.append(_read(file))
         except (OSError, ValueError) as e:
             reason = getattr(e, "strerror", None) or str(e).splitlines()[0]
             hint = "Put the file back from a copy of the workspace, or remove it."
-            if broken is None: raise WorkFailed(f"The decision {file} cannot be read: {reason}.", hint, "decision") from e
+            if broken is None:
+                raise WorkFailed(f"The decision {file} cannot be read: {reason}.", hint, "decision") from e
             broken[str(file)] = reason
     return found
 
@@ -43,11 +45,14 @@ def is_old(model: str, period: str, settings: Settings | None = None) -> bool:
     "Whether a later window of the model was decided: then this one changes no more which version serves."
     return any(d["period"] > period for d in decisions(settings, model))
 
+# %% ../../nbs/loop/02_decisions.ipynb #a0722a4e
 def is_replay(model: str, period: str,
               settings: Settings | None = None,
               labelled: int = 0,  # rows of the window whose label is known now
              ) -> bool:
-    "Whether judging a window now is a replay: it is old, its decision was carried out, or closed and no labels came since."
+    """Whether judging a window now is a replay:
+
+    it is old, its decision was carried out, or closed and no labels came since."""
     own = next((d for d in decisions(settings, model) if d["period"] == period), None)
     old = is_old(model, period, settings)
     if own is None or old: return old
@@ -71,7 +76,9 @@ def record(model: str,  # registry name
     with _alone(model, settings):
         finish(model, settings)
         replay = is_replay(model, period, settings, said["evidence"].get("labelled", 0))
-        entry = dict(model=model, period=period, action=action, reasons=list(reasons), reference=list(reference)) | said
+        entry = (
+            dict(model=model, period=period, action=action, reasons=list(reasons), reference=list(reference)) | said
+        )
         entry |= dict(version_before=version, version_after=version, outcome="kept" if replay else outcome, at=_now(),
                       trail=[], settled=[], closed=replay, replay=replay)
         _write(entry, settings)
@@ -83,6 +90,7 @@ def _alone(model: str, settings: Settings | None) -> AbstractContextManager:
     "The lock of a model's decisions."
     return locked((settings or Settings.load()).path("decisions", model, "lock"))
 
+# %% ../../nbs/loop/02_decisions.ipynb #cc5512a3
 def _write(entry: dict, settings: Settings | None) -> None:
     folder = (settings or Settings.load()).path("decisions", entry["model"], *["replays"]*entry["replay"])
     write_atomic(folder/f"{entry['period']}.json", json.dumps(entry, indent=1, allow_nan=False))
@@ -112,9 +120,13 @@ def close(model: str, period: str, settings: Settings | None = None) -> None:
 
 def _found(model: str, period: str, settings: Settings | None) -> dict:
     entry = next((d for d in decisions(settings, model) if d["period"] == period), None)
-    if entry is None: raise BadRequest(f"No decision about {model} in {period}.", "Record one first; see: scalai_nb.loop.decisions.record")
+    if entry is None:
+        raise BadRequest(
+            f"No decision about {model} in {period}.", "Record one first; see: scalai_nb.loop.decisions.record"
+        )
     return entry
 
+# %% ../../nbs/loop/02_decisions.ipynb #9bfe20a9
 def _settled(entry: dict, said: dict, settings: Settings | None) -> dict:
     before, trail = entry["settled"], [t for t in entry["trail"] if t["by"] != said["by"]] + [said]
     told = [t["reason"] for t in trail]
@@ -155,6 +167,7 @@ def _act(model: str, said: dict, settings: Settings | None) -> int:  # the versi
     serves = registry.champion(model)
     return serves.version if serves else 0
 
+# %% ../../nbs/loop/02_decisions.ipynb #39d6770c
 def finish(model: str, settings: Settings | None = None) -> None:
     "Carry out what a process that was killed had begun."
     with _alone(model, settings):

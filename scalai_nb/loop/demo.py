@@ -26,7 +26,8 @@ def workspace(folder: Path | str) -> Settings:
     folder = Path(folder).absolute()
     if folder.exists() and not folder.is_dir(): raise BadRequest(f"{folder} is a file.", "Give the name of a folder.")
     for name in ("workflows", "apps"): copy_shipped(name, folder/name)
-    if not (folder/"settings.ini").exists(): write_atomic(folder/"settings.ini", SETTINGS.replace("[monitor]\n", "[monitor]\nsegments = origin\n"))
+    if not (folder / "settings.ini").exists():
+        write_atomic(folder / "settings.ini", SETTINGS.replace("[monitor]\n", "[monitor]\nsegments = origin\n"))
     return Settings.load(folder)
 
 # %% ../../nbs/loop/10_demo.ipynb #a46fa4f9
@@ -37,23 +38,38 @@ def demo(folder: Path | str = "scalai-demo",  # the workspace
          shift: int = 0,  # month with a planted fault
         ):  # (JobRun, Settings)
     "Run the whole loop. Safe to kill and to start again: what is done is not done twice."
-    if not 2 <= months <= 12: raise BadRequest(f"--months {months} is not possible.", "Give 2 to 12: at least one month trains and one is scored.")
-    if not 0 <= shift <= months: raise BadRequest(f"--shift {shift} is outside the months 1 to {months}.", "Give a month that the demo reads, or 0 for none.")
-    if shuffle < 0: raise BadRequest(f"--shuffle {shuffle} is not possible.", "Give a seed from 1 on, or 0 for the months as they were.")
+    if not 2 <= months <= 12:
+        raise BadRequest(
+            f"--months {months} is not possible.", "Give 2 to 12: at least one month trains and one is scored."
+        )
+    if not 0 <= shift <= months:
+        raise BadRequest(
+            f"--shift {shift} is outside the months 1 to {months}.", "Give a month that the demo reads, or 0 for none."
+        )
+    if shuffle < 0:
+        raise BadRequest(
+            f"--shuffle {shuffle} is not possible.", "Give a seed from 1 on, or 0 for the months as they were."
+        )
     if ranks < 1: raise BadRequest(f"--ranks {ranks} is not possible.", "Give 1 or more.")
     from scalai_nb.jobs.workflow import Workflow
     same_experiment(Path(folder), dict(shuffle=shuffle, shift=shift))
     settings = workspace(folder)
     path = settings.root/"workflows"/"flights.toml"
-    return Workflow.load(path).run(dict(months=months, ranks=ranks, shuffle=shuffle, shift=shift), settings=settings), settings
+    return (
+        Workflow.load(path).run(dict(months=months, ranks=ranks, shuffle=shuffle, shift=shift), settings=settings),
+        settings,
+    )
 
+# %% ../../nbs/loop/10_demo.ipynb #8a2f8bb6
 def same_experiment(folder: Path, experiment: dict):
     "A workspace holds the rows of one experiment; another one needs a workspace of its own."
     file = folder/".scalai"/"experiment.json"
     before = json.loads(file.read_text()) if file.is_file() else experiment
     if before != experiment:
         said = " ".join(f"--{k} {v}" for k, v in before.items())
-        raise BadRequest(f"{folder} holds the demo with {said}.", "Run that again, or name another folder: scalai demo DIR")
+        raise BadRequest(
+            f"{folder} holds the demo with {said}.", "Run that again, or name another folder: scalai demo DIR"
+        )
     if folder.is_dir() or not folder.exists(): write_atomic(file, json.dumps(experiment))
 
 # %% ../../nbs/loop/10_demo.ipynb #22e2327d
@@ -65,7 +81,10 @@ def months_told(settings: Settings) -> list[dict]:
     good = {k: p.rows for k, p in table.profiles(by="period").items()}
     refused = refused_rows(table)
     log = {d["period"]: d for d in decisions(settings)}
-    return [dict(period=p, good=good.get(p, 0), refused=refused.get(p, 0), decision=log.get(p)) for p in sorted({*good, *refused})]
+    return [
+        dict(period=p, good=good.get(p, 0), refused=refused.get(p, 0), decision=log.get(p))
+        for p in sorted({*good, *refused})
+    ]
 
 def refused_rows(table) -> dict[str, int]:  # by month of delivery
     "How many rows of each month are in quarantine."
@@ -73,16 +92,23 @@ def refused_rows(table) -> dict[str, int]:  # by month of delivery
     if not table.quarantine.exists: return {}
     months = table.quarantine.arrow(columns=["month"])["month"].to_pylist()
     return {f"2013-{int(m):02}": n for m, n in Counter(months).items()}
-
 COLUMNS = f"{'month':<8} {'kept':>8} {'refused':>8} {'AUC':>7} {'usual':>7} {'estimate':>9}  {'decision':<9} outcome"
 
+# %% ../../nbs/loop/10_demo.ipynb #c5e751b9
 def story(run, settings: Settings, folder: Path | str) -> str:
     "The table of what happened, and the line to type next."
     doc = run.to_dict()
-    if doc["state"] == "cancelled": return f"Stopped. What was finished is kept; to go on: scalai demo {folder}" + "".join(f" --{k} {v}" for k in ("months", "shuffle", "shift") if (v := doc["parameters"][k]))
+    if doc["state"] == "cancelled":
+        return f"Stopped. What was finished is kept; to go on: scalai demo {folder}" + "".join(
+            f" --{k} {v}" for k in ("months", "shuffle", "shift") if (v := doc["parameters"][k])
+        )
     if doc["state"] not in ("succeeded", "skipped"): return failed(doc)
     lines = [COLUMNS] + [line for row in months_told(settings) for line in (_line(row), *explained(row["decision"]))]
-    lines += ["", f"{counted(doc)}   {doc['seconds']:.0f} s", f"Dashboards:  cd {folder} && {command(settings.root)} dash"]
+    lines += [
+        "",
+        f"{counted(doc)}   {doc['seconds']:.0f} s",
+        f"Dashboards:  cd {folder} && {command(settings.root)} dash",
+    ]
     return "\n".join(lines)
 
 def command(folder: Path) -> str:  # as it can be typed in that folder
@@ -93,13 +119,16 @@ def command(folder: Path) -> str:  # as it can be typed in that folder
 
 def _number(value, form) -> str: return format(value, form) if isinstance(value, (int, float)) else "–"
 
+# %% ../../nbs/loop/10_demo.ipynb #803b453d
 def _line(row: dict) -> str:
     d = row["decision"]
     head = f"{row['period']:<8} {row['good']:>8,} {row['refused']:>8,}"
     if d is None: return f"{head} {'':>7} {'':>7} {'':>9}  trained"
     e, served = d["evidence"], f"{d['outcome'].replace('_', ' ')}: version {d['version_after']} serves"
-    return (f"{head} {_number(e.get('auc'), '7.3f'):>7} {_number(e.get('auc_reference'), '7.3f'):>7} {_number(e.get('estimate_auc'), '9.3f'):>9}"
-            f"  {d['action']:<9} {served}")
+    return (
+        f"{head} {_number(e.get('auc'), '7.3f'):>7} {_number(e.get('auc_reference'), '7.3f'):>7}"
+        f" {_number(e.get('estimate_auc'), '9.3f'):>9}  {d['action']:<9} {served}"
+    )
 
 def explained(decision: dict | None,  # of the log
               most: int = 3,  # reasons; what came of it is always told
@@ -109,7 +138,12 @@ def explained(decision: dict | None,  # of the log
     if decision is None: return []
     came = decision["settled"]
     why = [r for r in decision["reasons"] if r not in came]
-    told = [f"- {r}" for r in why[:most]] + ([f"- and {len(why) - most} more"] if len(why) > most else []) + [f"> {r}" for r in came] + [decision["against"]]*bool(decision["against"])
+    told = (
+        [f"- {r}" for r in why[:most]]
+        + ([f"- and {len(why) - most} more"] if len(why) > most else [])
+        + [f"> {r}" for r in came]
+        + [decision["against"]] * bool(decision["against"])
+    )
     return [line for t in told for line in textwrap.wrap(t, width, initial_indent=" "*9, subsequent_indent=" "*11)]
 
 # %% ../../nbs/loop/10_demo.ipynb #756df893
@@ -120,7 +154,10 @@ def leaves(doc: dict) -> list[dict]:
 
 def counted(doc: dict) -> str:
     "How many notebooks ran, how many had nothing new to do, and how many were not called for."
-    kinds = [("not called for" if s.get("reason", "").startswith("left out") else WORDS.get(s["state"], s["state"])) for s in leaves(doc)]
+    kinds = [
+        ("not called for" if s.get("reason", "").startswith("left out") else WORDS.get(s["state"], s["state"]))
+        for s in leaves(doc)
+    ]
     return ", ".join(f"{kinds.count(k)} {k}" for k in dict.fromkeys([*WORDS.values(), *kinds]) if k in kinds)
 
 WORDS = {"succeeded": "notebooks ran", "skipped": "skipped: nothing new to do"}
@@ -130,5 +167,7 @@ def failed(doc: dict) -> str:
     bad = next((s for s in leaves(doc) if s["state"] not in ("succeeded", "skipped")), doc)
     error = bad.get("error") or {}
     where = "" if error.get("cell") is None else f" cell {error['cell']}"
-    return (f"The demo {doc['state'].replace('_', ' ')}: {Path(bad['notebook']).name}{where}: {error.get('kind')}: {error.get('message')}\n"
-            f"The notebook as it ran: {bad.get('output')}")
+    return (
+        f"The demo {doc['state'].replace('_', ' ')}: {Path(bad['notebook']).name}{where}: {error.get('kind')}:"
+        f" {error.get('message')}\nThe notebook as it ran: {bad.get('output')}"
+    )

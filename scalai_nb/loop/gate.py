@@ -65,6 +65,7 @@ class Verdict:
 
     def to_dict(self) -> dict: return asdict(self) | {"passed": self.passed}
 
+# %% ../../nbs/loop/04_gate.ipynb #f3d9dc5e
 def gate(challenger: np.ndarray,  # (N,) its probabilities
          label: np.ndarray,  # (N,) what became true
          champion: np.ndarray | None = None,  # (N,) probabilities of the model in service; None: nobody serves yet
@@ -80,8 +81,16 @@ def gate(challenger: np.ndarray,  # (N,) its probabilities
     ours, theirs = log_loss(challenger, label), log_loss(base if champion is None else champion, label)
     whole, parts = gap(ours - theirs, block), _sliced(ours - theirs, slices or {}, block)
     of = lambda x: float(x.mean()) if len(x) else float("nan")
-    found = dict(rows=len(label), challenger=of(ours), champion=of(theirs), low=whole.low, high=whole.high, auc=auc(label, challenger),
-                 auc_champion=None if champion is None else auc(label, champion), slices=parts)
+    found = dict(
+        rows=len(label),
+        challenger=of(ours),
+        champion=of(theirs),
+        low=whole.low,
+        high=whole.high,
+        auc=auc(label, challenger),
+        auc_champion=None if champion is None else auc(label, champion),
+        slices=parts,
+    )
     return Verdict(*_judge(found, champion is None, tolerance, min_rows, slice_tolerance), **found)
 
 # %% ../../nbs/loop/04_gate.ipynb #41f79fa4
@@ -89,18 +98,41 @@ SLICE = 100  # rows of a slice that says something
 
 def _sliced(difference: np.ndarray, slices: dict, block: np.ndarray | None) -> list:  # of Gap
     "The same difference in each slice, its interval wide enough for all of them together."
-    parts = [(f"{name} {value}", np.asarray(values) == value) for name, values in slices.items() for value in np.unique(np.asarray(values)[[v is not None for v in values]])]
+    parts = [
+        (f"{name} {value}", np.asarray(values) == value)
+        for name, values in slices.items()
+        for value in np.unique(np.asarray(values)[[v is not None for v in values]])
+    ]
     parts = [(of, some) for of, some in parts if some.sum() >= SLICE]
-    return [gap(difference[some], None if block is None else np.asarray(block)[some], 1 - .05/len(parts), of) for of, some in parts]
+    return [
+        gap(difference[some], None if block is None else np.asarray(block)[some], 1 - 0.05 / len(parts), of)
+        for of, some in parts
+    ]
 
-def _judge(found: dict, first: bool, tolerance: float, min_rows: int, slice_tolerance: float) -> tuple:  # action, sentence
+# %% ../../nbs/loop/04_gate.ipynb #1f3f4a65
+def _judge(
+    found: dict, first: bool, tolerance: float, min_rows: int, slice_tolerance: float
+) -> tuple:  # action, sentence
     "What follows from the figures."
-    against = f"log-loss {found['challenger']:.4f} against {found['champion']:.4f} of the {'base rate' if first else 'champion'} on {found['rows']:,} rows"
-    if found["rows"] < min_rows: return "keep", f"Refused: {found['rows']:,} labelled rows decide nothing, {min_rows:,} are needed."
+    against = (
+        f"log-loss {found['challenger']:.4f} against {found['champion']:.4f} of the"
+        f" {'base rate' if first else 'champion'} on {found['rows']:,} rows"
+    )
+    if found["rows"] < min_rows:
+        return "keep", f"Refused: {found['rows']:,} labelled rows decide nothing, {min_rows:,} are needed."
     if not np.isfinite(found["auc"]): return "keep", "Refused: all labels are alike, so nothing can be compared."
     between = f"the difference is {found['low']:+.4f} to {found['high']:+.4f} nats"
-    bad = max((g for g in found["slices"] if g.low > 0 and g.mean > slice_tolerance), key=lambda g: g.mean, default=None)
-    if bad and not first: return "keep", f"Refused: in {bad.of} it is worse by {bad.mean:.4f} nats ({bad.low:+.4f} to {bad.high:+.4f}) on {bad.rows:,} rows, allowed are {slice_tolerance:.4f}; {against}."
+    bad = max(
+        (g for g in found["slices"] if g.low > 0 and g.mean > slice_tolerance), key=lambda g: g.mean, default=None
+    )
+    if bad and not first:
+        return (
+            "keep",
+            (
+                f"Refused: in {bad.of} it is worse by {bad.mean:.4f} nats ({bad.low:+.4f} to {bad.high:+.4f}) on"
+                f" {bad.rows:,} rows, allowed are {slice_tolerance:.4f}; {against}."
+            ),
+        )
     bound = 0. if first else tolerance
     if found["high"] < bound: return "promote", f"Passed: {against}; {between}."
     if first or found["low"] > tolerance: return "keep", f"Refused: {against}; {between}, allowed are {bound:.4f}."
@@ -118,9 +150,21 @@ def labelled(period: str, table: str = "features", label: str = "late",  # colum
     return rows.filter(pc.is_valid(rows[label]))
 
 def sides(rows, label: str, rules, time: str = "time_hour") -> dict:  # what `gate` and `gap` ask for beside the scores
-    "Labels, slices and days of rows, as the rules of `[retrain]` name them. Raises `BadRequest` for a slice that is no column."
+    """Labels, slices and days of rows, as the rules of `[retrain]` name them.
+
+    Raises `BadRequest` for a slice that is no column."""
     from scalai_nb.core.errors import one_of
-    names = [one_of(n.strip(), rows.column_names, "column in [retrain] slices") for n in rules.slices.split(",") if n.strip()]
+    names = [
+        one_of(n.strip(), rows.column_names, "column in [retrain] slices")
+        for n in rules.slices.split(",")
+        if n.strip()
+    ]
     days = rows[time].to_numpy().astype("M8[D]") if time in rows.column_names else None
-    return dict(label=rows[label].to_numpy(zero_copy_only=False).astype(bool), slices={n: np.array(rows[n].to_pylist(), dtype=object) for n in names}, block=days,
-                tolerance=rules.tolerance, min_rows=rules.min_labels, slice_tolerance=rules.slice_tolerance)
+    return dict(
+        label=rows[label].to_numpy(zero_copy_only=False).astype(bool),
+        slices={n: np.array(rows[n].to_pylist(), dtype=object) for n in names},
+        block=days,
+        tolerance=rules.tolerance,
+        min_rows=rules.min_labels,
+        slice_tolerance=rules.slice_tolerance,
+    )

@@ -33,6 +33,7 @@ def standing(model: str,  # registry name
                           "Check [tracking] uri, or restore the registry from a copy.", "registry")
     return None, f"The champion of {model!r} is gone ({lost.rstrip('.')})"
 
+# %% ../../nbs/loop/07_probation.ipynb #323118b4
 def restore(model: str,  # registry name
             settings: Settings | None = None,
            ) -> tuple:  # ModelVersion or None, and a sentence where another one had to be put into service
@@ -84,12 +85,22 @@ def fails(champion, elder,  # (N,) probabilities of both, on the same rows
     return found.rows >= rules.min_labels and found.low > 0 and found.mean > rules.tolerance, found
 
 # %% ../../nbs/loop/07_probation.ipynb #3edaa199
-def since(model: str, period: str, outcome: tuple, version: int, settings: Settings) -> int | None:  # windows; None: it never did
+def since(
+    model: str, period: str, outcome: tuple, version: int, settings: Settings
+) -> int | None:  # windows; None: it never did
     "How many windows ago a version came to be what it is."
     log = [d for d in decisions(settings, model) if d["period"] <= period]
-    at = [i for i, d in enumerate(log) if any(t["outcome"] in outcome and t.get("evidence", {}).get("version", t["version"]) == version for t in d["trail"])]
+    at = [
+        i
+        for i, d in enumerate(log)
+        if any(
+            t["outcome"] in outcome and t.get("evidence", {}).get("version", t["version"]) == version
+            for t in d["trail"]
+        )
+    ]
     return len(log) - 1 - at[-1] if at else None
 
+# %% ../../nbs/loop/07_probation.ipynb #b89cb03b
 def rivals(model: str, period: str, champion,  # ModelVersion
            settings: Settings,
            alarmed: bool = False,  # whether the window alarms
@@ -97,11 +108,13 @@ def rivals(model: str, period: str, champion,  # ModelVersion
     "The versions that a window is scored by beside the champion."
     from scalai_nb.training.registry import Registry
     registry, elders, rules = Registry(settings), [], settings.retrain
-    young = (age := since(model, period, ("promoted", "rolled_back"), champion.version, settings)) is not None and 0 < age <= rules.trial
+    young = (
+        age := since(model, period, ("promoted", "rolled_back"), champion.version, settings)
+    ) is not None and 0 < age <= rules.trial
     for number in served(model, settings) if rules.trial and (young or alarmed) and age != 0 else ():
-        try: elders += [registry.version(model, number)] if number != champion.version and len(elders) < ELDERS else []
+        try:elders += [registry.version(model, number)] if number != champion.version and len(elders) < ELDERS else []
         except ScalaiError: continue  # it is gone
-    try: shadow = registry.resolve(f"{model}@challenger")
+    try:shadow = registry.resolve(f"{model}@challenger")
     except ScalaiError: return elders, None
     age = since(model, period, ("shadow",), shadow.version, settings)
     return elders, shadow if age is not None and 0 < age <= rules.trial else None
@@ -128,11 +141,16 @@ def trial(model: str,  # registry name
     given, of = sides(rows, label, settings.retrain), lambda version: Scorer(version.path).score(rows)
     now = of(champion)
     found = [(v, *fails(now, of(v), given["label"], settings.retrain, given["block"])) for v in elders]
-    if better := [(v, g) for v, worse, g in found if worse]: return _back(model, period, champion.version, *max(better, key=lambda x: x[1].mean), settings)
-    if shadow: return _shadow(model, period, champion.version, shadow.version, gate(of(shadow), champion=now, **given), settings)
+    if better := [(v, g) for v, worse, g in found if worse]:
+        return _back(model, period, champion.version, *max(better, key=lambda x: x[1].mean), settings)
+    if shadow:
+        return _shadow(
+            model, period, champion.version, shadow.version, gate(of(shadow), champion=now, **given), settings
+        )
     beside = ", ".join(f"{v.version} ({g.low:+.4f} to {g.high:+.4f} nats)" for v, _, g in found)
     return before or nothing | {"reason": f"Version {champion.version} is no worse than version {beside}."}
 
+# %% ../../nbs/loop/07_probation.ipynb #9f472965
 def answered(model: str, period: str, settings: Settings) -> dict | None:  # as `trial` gives it
     "What a trial on this window led to before."
     said = [t for d in decisions(settings, model) if d["period"] == period for t in d["trail"] if t["by"] == "trial"]
@@ -142,7 +160,10 @@ def answered(model: str, period: str, settings: Settings) -> dict | None:  # as 
 def _back(model: str, period: str, now: int, elder, found: Gap, settings: Settings) -> dict:
     "Put a version that served before back into service."
     before = elder.version
-    reason = f"Rolled back: version {now} is worse than version {before} by {found.mean:.4f} nats ({found.low:+.4f} to {found.high:+.4f}) on {found.rows:,} later labels."
+    reason = (
+        f"Rolled back: version {now} is worse than version {before} by {found.mean:.4f} nats ({found.low:+.4f} to"
+        f" {found.high:+.4f}) on {found.rows:,} later labels."
+    )
     evidence = dict(low=found.low, high=found.high, rows=found.rows)
     conclude(model, period, "rolled_back", before, reason, settings, by="trial", evidence=evidence)
     return dict(outcome="rolled_back", version=before, reason=reason)

@@ -18,11 +18,14 @@ def retrain(model: str,  # registry name
             workflow: Path | str | None = None,  # default: workflows/model.toml of the workspace
             settings: Settings | None = None,
             **parameters):  # more parameters of that workflow
-    "Run the model workflow for a challenger; the gate keeps the champion where the challenger is worse. Returns a `JobRun`."
+    """Run the model workflow for a challenger; the gate keeps the champion where the challenger is worse.
+
+    Returns a `JobRun`."""
     from scalai_nb.jobs.workflow import Workflow
     settings = settings or Settings.load()
     path = Path(workflow or settings.root/"workflows"/"model.toml")
-    if not path.is_file(): raise BadRequest(f"There is no workflow {path}.", "Make a workspace that has one: scalai demo")
+    if not path.is_file():
+        raise BadRequest(f"There is no workflow {path}.", "Make a workspace that has one: scalai demo")
     return Workflow.load(path).run(dict(model=model, judged=period, periods=periods, **parameters), settings=settings)
 
 # %% ../../nbs/loop/06_retrain.ipynb #439cd107
@@ -35,7 +38,24 @@ def unfinished(model: str,  # registry name
     from scalai_nb.loop.decisions import decisions, finish, settle
     settings = settings or Settings.load()
     finish(model, settings)
-    running = {(r.parameters.get("model"), r.parameters.get("judged")) for s in ("queued", "running") for r in Record(settings).runs(state=s, nested=True)}
-    open_ = [d for d in decisions(settings, model) if d["outcome"] == "pending" and d["period"] < period and (model, d["period"]) not in running]
-    for d in open_: settle(model, d["period"], "failed", d["version_before"], f"Failed: the retraining never ended; version {d['version_before']} serves on.", settings, by="retrain")
+    running = {
+        (r.parameters.get("model"), r.parameters.get("judged"))
+        for s in ("queued", "running")
+        for r in Record(settings).runs(state=s, nested=True)
+    }
+    open_ = [
+        d
+        for d in decisions(settings, model)
+        if d["outcome"] == "pending" and d["period"] < period and (model, d["period"]) not in running
+    ]
+    for d in open_:
+        settle(
+            model,
+            d["period"],
+            "failed",
+            d["version_before"],
+            f"Failed: the retraining never ended; version {d['version_before']} serves on.",
+            settings,
+            by="retrain",
+        )
     return [d["period"] for d in open_]

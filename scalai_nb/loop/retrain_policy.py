@@ -49,16 +49,24 @@ def learns(decision: Decision,  # as `plan` made it
           ) -> list[str]:
     "The windows that a challenger learns from."
     count = most(past, learnt, rules)
-    first = began(period, past, windows) if decision.evidence.get("break") else learnt[0] if len(learnt) < count else ""
+    first = (
+        began(period, past, windows) if decision.evidence.get("break") else learnt[0] if len(learnt) < count else ""
+    )
     return [w for w in windows if first <= w <= period][-count:]
 
+# %% ../../nbs/loop/03_retrain_policy.ipynb #7610c954
 def grown(period: str, past: list[dict], windows: list[str], rules: RetrainSection, learnt: tuple[str, ...]) -> str:
     "Why a version that learnt from little is trained again; nothing where it need not be."
     count = most(past, learnt, rules)
     if not rules.again or not 0 < len(learnt) < count: return ""
     have = sum(learnt[0] <= w <= period for w in windows)
     wanted = min(rules.again*len(learnt), max(count, 2*len(learnt)))
-    return f"the champion learnt from {len(learnt)} window{'s' if len(learnt) > 1 else ''}, {min(have, count)} have come since {learnt[0]}" if min(have, count) >= wanted else ""
+    return (
+        f"the champion learnt from {len(learnt)} window{'s' if len(learnt) > 1 else ''}, {min(have, count)} have come"
+        f" since {learnt[0]}"
+        if min(have, count) >= wanted
+        else ""
+    )
 
 # %% ../../nbs/loop/03_retrain_policy.ipynb #52b75bd2
 def plan(decision: Decision,  # of monitor, about this window
@@ -70,26 +78,60 @@ def plan(decision: Decision,  # of monitor, about this window
         ) -> Decision:
     "The decision that the rules make of it."
     kind = called_by(decision)
-    said = decision.evidence | {"called_by": kind, "severity": severity(decision), "break": kind == "loss" and severity(decision, KNOWING) >= rules.fresh*(1 if len(learnt) > 2 else 2)}
+    said = decision.evidence | {
+        "called_by": kind,
+        "severity": severity(decision),
+        "break": kind == "loss" and severity(decision, KNOWING) >= rules.fresh * (1 if len(learnt) > 2 else 2),
+    }
     more = "" if kind in KINDS[1:3] else grown(period, past, windows, rules, learnt)
-    if more: kind, said = "more", said | {"called_by": "more"}
+    if more:kind, said = "more", said | {"called_by": "more"}
     elif not kind or kind == "drift" != rules.on: return replace(decision, evidence=said)
-    why = held(kind, said, rules) or ("" if kind == "loss" and said["severity"] >= rules.fresh else _rest(period, past, windows, rules.rest))
-    if more: return replace(decision, evidence=said) if why else replace(decision, action="retrain", reasons=[more, *decision.reasons], evidence=said)
+    why = held(kind, said, rules) or (
+        "" if kind == "loss" and said["severity"] >= rules.fresh else _rest(period, past, windows, rules.rest)
+    )
+    if more:
+        return (
+            replace(decision, evidence=said)
+            if why
+            else replace(decision, action="retrain", reasons=[more, *decision.reasons], evidence=said)
+        )
     if why: return replace(decision, action="alert", reasons=[why, *decision.reasons], evidence=said)
     if decision.action == "retrain": return replace(decision, evidence=said)
-    return replace(decision, action="retrain", reasons=["retraining on drift alone, as [retrain] on = drift asks for", *decision.reasons], evidence=said)
+    return replace(
+        decision,
+        action="retrain",
+        reasons=["retraining on drift alone, as [retrain] on = drift asks for", *decision.reasons],
+        evidence=said,
+    )
 
+# %% ../../nbs/loop/03_retrain_policy.ipynb #cd1c4037
 def held(kind: str, evidence: dict, rules: RetrainSection) -> str:
     "Why this window's figures call for no retraining; nothing where they do."
     labelled = int(evidence.get("labelled", 0))
-    if rules.on == "never" or kind in KINDS and KINDS.index(kind) > KINDS.index(rules.on): return f"no retraining: [retrain] on = {rules.on} does not count {'an estimated loss' if kind == 'estimate' else 'a measured loss'}"
-    if kind == "loss" and evidence["severity"] < rules.severity: return f"no retraining yet: the loss is {evidence['severity']:.1f} × what is usual, {rules.severity:g} × is asked for"
-    if labelled < rules.min_labels: return f"retraining waits for labels: {labelled:,} of {rules.min_labels:,} have come"
+    if rules.on == "never" or kind in KINDS and KINDS.index(kind) > KINDS.index(rules.on):
+        return (
+            f"no retraining: [retrain] on = {rules.on} does not count"
+            f" {'an estimated loss' if kind == 'estimate' else 'a measured loss'}"
+        )
+    if kind == "loss" and evidence["severity"] < rules.severity:
+        return (
+            f"no retraining yet: the loss is {evidence['severity']:.1f} × what is usual, {rules.severity:g} × is"
+            " asked for"
+        )
+    if labelled < rules.min_labels:
+        return f"retraining waits for labels: {labelled:,} of {rules.min_labels:,} have come"
     return ""
 
 def _rest(period: str, past: list[dict], windows: list[str], rest: int) -> str:
     "Why it is too early after the retraining before."
-    done = [d["period"] for d in past if d["action"] == "retrain" and d["outcome"] not in ("failed", "rolled_back") and d["period"] < period]
+    done = [
+        d["period"]
+        for d in past
+        if d["action"] == "retrain" and d["outcome"] not in ("failed", "rolled_back") and d["period"] < period
+    ]
     since = sum(done[-1] < w <= period for w in windows) if done else math.inf
-    return f"retraining rests: the last one was for {done[-1]}, and {rest} window{'s' if rest > 1 else ''} must pass" if since <= rest else ""
+    return (
+        f"retraining rests: the last one was for {done[-1]}, and {rest} window{'s' if rest > 1 else ''} must pass"
+        if since <= rest
+        else ""
+    )

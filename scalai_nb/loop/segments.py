@@ -23,7 +23,8 @@ MOST = 20  # segments of a column; the smaller ones are one segment together
 
 def cut(source: str, segment: str) -> str: return f"{source}[{segment}]"
 
-def columns(settings: Settings) -> list[str]: return [c.strip() for c in settings.monitor.segments.split(",") if c.strip()]
+def columns(settings: Settings) -> list[str]:
+    return [c.strip() for c in settings.monitor.segments.split(",") if c.strip()]
 
 def segments_of(source: str, settings: Settings | None = None) -> list[str]:  # as origin=EWR
     "The segments that a source has windows of."
@@ -31,9 +32,15 @@ def segments_of(source: str, settings: Settings | None = None) -> list[str]:  # 
     found = [] if windows is None else [p["source"] for p in windows.partitions()]
     return sorted(m[1] for s in found if (m := re.fullmatch(rf"{re.escape(source)}\[(.+=.*)\]", s, re.S)))
 
-def parts(source: str, column: str, by: str | tuple[str, ...] = "period", settings: Settings | None = None) -> dict:  # segment -> its windows
+def parts(
+    source: str, column: str, by: str | tuple[str, ...] = "period", settings: Settings | None = None
+) -> dict:  # segment -> its windows
     "The windows of a source, cut by a column."
-    return {s: recall(cut(source, s), by=by, settings=settings) for s in segments_of(source, settings) if s.startswith(f"{column}=")}
+    return {
+        s: recall(cut(source, s), by=by, settings=settings)
+        for s in segments_of(source, settings)
+        if s.startswith(f"{column}=")
+    }
 
 def current(source: str, segment: str, settings: Settings | None = None) -> list[str]:  # windows
     "The windows of a source whose segments, by this one's column, hold all of its rows."
@@ -42,6 +49,7 @@ def current(source: str, segment: str, settings: Settings | None = None) -> list
         if s.startswith(column): rows.update(periods(cut(source, s), settings=settings))
     return [p for p, n in periods(source, settings=settings).items() if rows[p] == n]
 
+# %% ../../nbs/loop/02_segments.ipynb #e6d6cc64
 def agrees(whole: Profile, pieces: list[Profile]) -> bool: return total(pieces).digest == whole.digest
 
 # %% ../../nbs/loop/02_segments.ipynb #d84a9f83
@@ -52,10 +60,15 @@ def large(rows, column: str) -> dict:  # segment -> Arrow rows
     counts = Counter(values)
     kept = set(sorted(counts, key=lambda v: (-counts[v], v))[:MOST if len(counts) <= MOST else MOST - 1])
     found = pa.array([v if v in kept else OTHERS for v in values]).dictionary_encode()
-    return {f"{column}={v}": rows.filter(pa.compute.equal(found.indices, i)) for i, v in enumerate(found.dictionary.to_pylist())}
+    return {
+        f"{column}={v}": rows.filter(pa.compute.equal(found.indices, i))
+        for i, v in enumerate(found.dictionary.to_pylist())
+    }
 
-
-def keep_segments(features: str = "features", scores: str = "scores", settings: Settings | None = None) -> dict[str, list[str]]:  # source -> windows that were cut
+# %% ../../nbs/loop/02_segments.ipynb #44ae0651
+def keep_segments(
+    features: str = "features", scores: str = "scores", settings: Settings | None = None
+) -> dict[str, list[str]]:  # source -> windows that were cut
     "Cut the windows of two tables by the columns of `[monitor] segments`, where they are not cut yet."
     settings, done = settings or Settings.load(), {}
     for source, by in ((features, "period"), (scores, ("period", "label"))):
@@ -69,14 +82,21 @@ def keep_segments(features: str = "features", scores: str = "scores", settings: 
                 if all(agrees(p, [f[k] for f in known.values() if k in f]) for k, p in mine.items()): continue
                 rows = table.arrow(filter=[(PERIOD, "in", [p for p in written if holds(period, p)])])
                 made = {s: _profiles(r, period, mine, table, settings) for s, r in large(rows, column).items()}
-                for segment in {**made, **known}: record(cut(source, segment), made.get(segment, {}), f"{period} by {column}", by=by, settings=settings)
+                for segment in {**made, **known}:
+                    record(
+                        cut(source, segment), made.get(segment, {}), f"{period} by {column}", by=by, settings=settings
+                    )
                 done.setdefault(source, []).append(period)
     return done
 
-def _profiles(rows, period: str, whole: dict, table: Table, settings: Settings) -> dict:  # of one segment, by the keys of the whole
+# %% ../../nbs/loop/02_segments.ipynb #64c00a02
+def _profiles(
+    rows, period: str, whole: dict, table: Table, settings: Settings
+) -> dict:  # of one segment, by the keys of the whole
     if period in whole: return {period: profile(rows.select([*whole[period].columns]))}
     from scalai_nb.serving.labels import windows, with_labels
     from scalai_nb.serving.score import constant
     labels = Table(f"{table.name}_labels", settings)
-    rows = rows.set_column(rows.column_names.index("period"), "period", constant(period, len(rows)))  # a window may be several of the rows' own periods
+    # a window may be several of the rows' own periods
+    rows = rows.set_column(rows.column_names.index("period"), "period", constant(period, len(rows)))
     return windows(with_labels(rows, labels.arrow() if labels.exists else None), rows["task"][0].as_py())

@@ -31,22 +31,50 @@ def opened(alarms: list[Alarm], reference: str = "") -> Alert:
     "What is told of alarms that opened."
     first = alarms[0]
     more = f"; and {len(alarms) - MOST} more" if len(alarms) > MOST else ""
-    details = {"window": first.opened, "held against": reference, "alarms": ", ".join(f"{a.id} {a.subject}" for a in alarms), "see": f"scalai alarms list {first.source}"}
-    return Alert("drift", f"{first.source} {first.opened}: " + "; ".join(f"{a.subject}: {a.reason}" for a in alarms[:MOST]) + more, first.source, "warning",
-                 details={k: v for k, v in details.items() if v}, key=f"drift/{first.source}/{first.id}")
+    details = {
+        "window": first.opened,
+        "held against": reference,
+        "alarms": ", ".join(f"{a.id} {a.subject}" for a in alarms),
+        "see": f"scalai alarms list {first.source}",
+    }
+    return Alert(
+        "drift",
+        f"{first.source} {first.opened}: " + "; ".join(f"{a.subject}: {a.reason}" for a in alarms[:MOST]) + more,
+        first.source,
+        "warning",
+        details={k: v for k, v in details.items() if v},
+        key=f"drift/{first.source}/{first.id}",
+    )
 
+# %% ../../nbs/loop/03_watch.ipynb #8ee9dae6
 def ended(alarms: list[Alarm], quiet: int) -> Alert:
     "What is told when they are over."
     first = alarms[0]
-    names = ", ".join(a.subject for a in alarms[:MOST]) + (f" and {len(alarms) - MOST} more" if len(alarms) > MOST else "")
-    why = "late rows made it usual" if all(a.withdrawn for a in alarms) else f"as usual for {quiet} window{'s'*(quiet > 1)}"
+    names = ", ".join(a.subject for a in alarms[:MOST]) + (
+        f" and {len(alarms) - MOST} more" if len(alarms) > MOST else ""
+    )
+    why = (
+        "late rows made it usual"
+        if all(a.withdrawn for a in alarms)
+        else f"as usual for {quiet} window{'s'*(quiet > 1)}"
+    )
     last = max((a.resolved for a in alarms), key=order)
-    return Alert("drift", f"{first.source} {last}: {names} {why}", first.source, "warning", details={"since": first.opened, "alarms": ", ".join(f"{a.id} {a.subject}" for a in alarms)}, key=first.told, resolved=True)
+    return Alert(
+        "drift",
+        f"{first.source} {last}: {names} {why}",
+        first.source,
+        "warning",
+        details={"since": first.opened, "alarms": ", ".join(f"{a.id} {a.subject}" for a in alarms)},
+        key=first.told,
+        resolved=True,
+    )
 
+# %% ../../nbs/loop/03_watch.ipynb #b575c62a
 def tell(settings: Settings, reference: str = "") -> dict[str, str]:  # receiver → why it was not told; empty: it was
     "Tell of what opened and what ended, each once. Whom an attempt does not reach is told with the next look."
     alarms, done = Alarms(settings), {}
-    once = settings.model_copy(update={"alerts": settings.alerts.model_copy(update={"repeat": float("inf")})})  # no reminders
+    # no reminders
+    once = settings.model_copy(update={"alerts": settings.alerts.model_copy(update={"repeat": float("inf")})})
     resume(once)
     new, over = alarms.untold()
     for group in new:
@@ -74,7 +102,8 @@ def watch(source: str,  # a table, 'scores', 'scores.operations'
     kept = to_look_at(list(periods(source, settings=settings)), settings.monitor.period, now)
     if not kept: raise BadRequest(f"No window of '{source}' is over.", "Ingest or score with a period first.")
     period, alarms = period or kept[-1], Alarms(settings)
-    if unit_of(period) and span(period)[0].timestamp() > now: raise BadRequest(f"The window {period} has not begun.", "Is a clock wrong? Name a window that is over.")
+    if unit_of(period) and span(period)[0].timestamp() > now:
+        raise BadRequest(f"The window {period} has not begun.", "Is a clock wrong? Name a window that is over.")
     held = reference(period, kept, without=alarms.odd(source))
     found = look(source, period, *beside(source, period, list(held.periods), settings, ignore), words=held.why)
     alarms.saw(found)

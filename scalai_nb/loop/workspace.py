@@ -47,12 +47,31 @@ parameters = { rows = "${rows}" }
 
 # %% ../../nbs/loop/08_workspace.ipynb #d3ba5a23
 FIRST_NOTEBOOK = [
-    ("md", "# First notebook\nA notebook is a program: the cell below declares its parameters, `result` gives its results.\nRun it here, or from a shell with `scalai run workflows/first.toml -p rows=5000`."),
+    (
+        "md",
+        (
+            "# First notebook\nA notebook is a program: the cell below declares its parameters, `result` gives its"
+            " results.\nRun it here, or from a shell with `scalai run workflows/first.toml -p rows=5000`."
+        ),
+    ),
     ("parameters", "rows: int = 2000  # how many flights to look at"),
-    ("code", "from scalai_nb.loop.flights import month_rows\nfrom scalai_nb.data.profile import profile\n\np = profile(month_rows(1).slice(0, rows))\np"),
-    ("code", "from scalai_nb.jobs.result import result\n\nresult(rows=p.rows, median_delay=float(p['dep_delay'].quantile(.5)), digest=p.digest)"),
+    (
+        "code",
+        (
+            "from scalai_nb.loop.flights import month_rows\nfrom scalai_nb.data.profile import profile\n\np ="
+            " profile(month_rows(1).slice(0, rows))\np"
+        ),
+    ),
+    (
+        "code",
+        (
+            "from scalai_nb.jobs.result import result\n\nresult(rows=p.rows,"
+            " median_delay=float(p['dep_delay'].quantile(.5)), digest=p.digest)"
+        ),
+    ),
 ]
 
+# %% ../../nbs/loop/08_workspace.ipynb #be38f16b
 def first_notebook() -> str:
     "The notebook that a new workspace starts with, as JSON."
     import nbformat
@@ -67,7 +86,10 @@ def first_notebook() -> str:
 # %% ../../nbs/loop/08_workspace.ipynb #0ca6352c
 def init(folder: Path | str = ".",  # made when missing
         ) -> Settings:
-    "Make a workspace: settings.ini, workflows/ with a first notebook and its workflow, apps/. Raises `BadRequest` where one stands already."
+    """Make a workspace:
+
+    settings.ini, workflows/ with a first notebook and its workflow, apps/. Raises `BadRequest` where one stands
+    already."""
     folder = Path(folder).absolute()
     if folder.exists() and not folder.is_dir(): raise BadRequest(f"{folder} is a file.", "Give the name of a folder.")
     if (folder/"settings.ini").exists(): raise BadRequest(f"{folder} is a workspace already.", f"Use it: cd {folder}")

@@ -42,8 +42,10 @@ def cases(looks: Iterable[Look],  # of one source
         for s, why in l.opens.items():
             if s not in now: now[s] = Case(s, l.period, l.period, 0, why)
         for s, case in list(now.items()):
-            if (why := l.opens.get(s) or l.holds.get(s)) is not None: case.seen, case.windows, case.reason, case.still = l.period, case.windows + 1, why, 0
-            else: case.still += 1
+            if (why := l.opens.get(s) or l.holds.get(s)) is not None:
+                case.seen, case.windows, case.reason, case.still = l.period, case.windows + 1, why, 0
+            else:
+                case.still += 1
             if case.still >= quiet:
                 case.resolved = l.period
                 ended.append(now.pop(s))
@@ -70,11 +72,18 @@ class Alarm:
     @property
     def state(self) -> str: return "resolved" if self.resolved else "acknowledged" if self.acknowledged else "open"
 
-    def to_dict(self) -> dict: return {"state": self.state} | {k: v for k, v in asdict(self).items() if k not in ("told", "over")}
+    def to_dict(self) -> dict:
+        return {"state": self.state} | {k: v for k, v in asdict(self).items() if k not in ("told", "over")}
 
-TABLES = ("CREATE TABLE IF NOT EXISTS looks (source TEXT, period TEXT, opens TEXT, holds TEXT, reference TEXT, at REAL, PRIMARY KEY (source, period))",
-          """CREATE TABLE IF NOT EXISTS alarms (id INTEGER PRIMARY KEY AUTOINCREMENT, source TEXT, subject TEXT, opened TEXT, seen TEXT, windows INTEGER, reason TEXT, resolved TEXT,
-             acknowledged TEXT, note TEXT DEFAULT '', told TEXT DEFAULT '', over INTEGER DEFAULT 0, withdrawn INTEGER DEFAULT 0)""")
+# %% ../../nbs/monitor/10_alarms.ipynb #dac927f6
+TABLES = (
+    (
+        "CREATE TABLE IF NOT EXISTS looks (source TEXT, period TEXT, opens TEXT, holds TEXT, reference TEXT, at REAL,"
+        " PRIMARY KEY (source, period))"
+    ),
+    """CREATE TABLE IF NOT EXISTS alarms (id INTEGER PRIMARY KEY AUTOINCREMENT, source TEXT, subject TEXT, opened TEXT, seen TEXT, windows INTEGER, reason TEXT, resolved TEXT,
+             acknowledged TEXT, note TEXT DEFAULT '', told TEXT DEFAULT '', over INTEGER DEFAULT 0, withdrawn INTEGER DEFAULT 0)""",
+)
 FIELDS = "id, source, subject, opened, seen, windows, reason, resolved, acknowledged, note, told, over, withdrawn"
 
 class Alarms:
@@ -100,17 +109,26 @@ def _rows(db, where: str = "1", *values) -> list[Alarm]:
     return [Alarm(*r[:11], bool(r[11]), bool(r[12])) for r in found]
 
 def _looks(db, source: str) -> list[Look]:
-    return [Look(source, p, json.loads(o), json.loads(h), r) for p, o, h, r in db.execute("SELECT period, opens, holds, reference FROM looks WHERE source = ?", (source,))]
+    return [
+        Look(source, p, json.loads(o), json.loads(h), r)
+        for p, o, h, r in db.execute("SELECT period, opens, holds, reference FROM looks WHERE source = ?", (source,))
+    ]
 
 def _same(case: Case, known: list[Alarm]) -> Alarm | None:
     "The alarm that a case is."
     begins, ends = lambda x: order(x.opened), lambda x: order(x.resolved) if x.resolved else (2,)
-    return next((a for a in known if a.subject == case.subject and begins(a) <= ends(case) and begins(case) <= ends(a)), None)
+    return next(
+        (a for a in known if a.subject == case.subject and begins(a) <= ends(case) and begins(case) <= ends(a)), None
+    )
 
 def _write(db, source: str, case: Case, alarm: Alarm | None):
     now = dict(opened=case.opened, seen=case.seen, windows=case.windows, reason=case.reason, resolved=case.resolved)
     if alarm is None:
-        db.execute("INSERT INTO alarms (source, subject, opened, seen, windows, reason, resolved) VALUES (?, ?, ?, ?, ?, ?, ?)", (source, case.subject, *now.values()))
+        db.execute(
+            "INSERT INTO alarms (source, subject, opened, seen, windows, reason, resolved) VALUES (?, ?, ?, ?, ?,"
+            " ?, ?)",
+            (source, case.subject, *now.values()),
+        )
         return
     if alarm.resolved and not case.resolved: now |= dict(told="", over=0)  # late windows show that it was not over
     db.execute(f"UPDATE alarms SET {', '.join(f'{k} = ?' for k in now)} WHERE id = ?", (*now.values(), alarm.id))
@@ -120,14 +138,22 @@ def _write(db, source: str, case: Case, alarm: Alarm | None):
 def saw(self: Alarms, look: Look) -> list[Alarm]:  # what is open now
     "Keep a look, and let the source's alarms follow from all its looks."
     with self._open() as db:
-        db.execute("INSERT OR REPLACE INTO looks VALUES (?, ?, ?, ?, ?, ?)", (look.source, look.period, json.dumps(look.opens), json.dumps(look.holds), look.reference, time.time()))
-        known, found = _rows(db, "source = ? AND NOT withdrawn", look.source), cases(_looks(db, look.source), self.settings.monitor.quiet)
+        db.execute(
+            "INSERT OR REPLACE INTO looks VALUES (?, ?, ?, ?, ?, ?)",
+            (look.source, look.period, json.dumps(look.opens), json.dumps(look.holds), look.reference, time.time()),
+        )
+        known, found = _rows(db, "source = ? AND NOT withdrawn", look.source), cases(
+            _looks(db, look.source), self.settings.monitor.quiet
+        )
         for case in found:
             alarm = _same(case, known)
             if alarm: known.remove(alarm)
             _write(db, look.source, case, alarm)
         for alarm in known:  # no case is left for it
-            db.execute("UPDATE alarms SET withdrawn = 1, resolved = ?, reason = ? WHERE id = ?", (alarm.resolved or alarm.seen, f"{alarm.reason}; withdrawn, late rows made it usual", alarm.id))
+            db.execute(
+                "UPDATE alarms SET withdrawn = 1, resolved = ?, reason = ? WHERE id = ?",
+                (alarm.resolved or alarm.seen, f"{alarm.reason}; withdrawn, late rows made it usual", alarm.id),
+            )
         return _rows(db, "source = ? AND resolved IS NULL", look.source)
 
 @patch
@@ -139,10 +165,13 @@ def find(self: Alarms, source: str | None = None,  # only this one's
     with self._open() as db:
         return [a for a in _rows(db) if (source is None or a.source == source) and (resolved or not a.resolved)]
 
+# %% ../../nbs/monitor/10_alarms.ipynb #32f9cb9e
 @patch
 def current(self: Alarms, source: str | None = None,  # only this one's
            ) -> tuple[list[Alarm], list[tuple[str, float]]]:  # alarms; other open alerts, as `open_cases` has them
-    "All that is not over. The command and every page read this, so that none reports that all is well when another does not."
+    """All that is not over.
+
+    The command and every page read this, so that none reports that all is well when another does not."""
     others = [c for c in open_cases(self.settings) if not c[0].startswith("drift/")] if source is None else []
     return self.find(source), others
 
@@ -155,12 +184,18 @@ def acknowledge(self: Alarms, which: int | str,  # its number; a source, for all
         found = [a for a in _rows(db, "resolved IS NULL") if about(a)]
         if not found: raise BadRequest(f"No alarm {which} is open.", "See: scalai alarms list", "alarm")
         for a in found:
-            if not a.acknowledged: db.execute("UPDATE alarms SET acknowledged = ?, note = ? WHERE id = ?", (datetime.now(UTC).isoformat(timespec="seconds"), note, a.id))
+            if not a.acknowledged:
+                db.execute(
+                    "UPDATE alarms SET acknowledged = ?, note = ? WHERE id = ?",
+                    (datetime.now(UTC).isoformat(timespec="seconds"), note, a.id),
+                )
         return [a for a in _rows(db, "resolved IS NULL") if about(a)]
 
 # %% ../../nbs/monitor/10_alarms.ipynb #9586ad07
 @patch
-def untold(self: Alarms) -> tuple[list[list[Alarm]], list[list[Alarm]]]:  # groups to tell of, groups whose end is to tell
+def untold(
+    self: Alarms,
+) -> tuple[list[list[Alarm]], list[list[Alarm]]]:  # groups to tell of, groups whose end is to tell
     "What nobody has heard of yet, by source."
     with self._open() as db: every = _rows(db)
     new, over = {}, {}
@@ -175,11 +210,23 @@ def tell(self: Alarms, alarms: list[Alarm],
         ) -> None:
     "Remember that somebody heard."
     with self._open() as db:
-        for a in alarms: db.execute("UPDATE alarms SET over = 1 WHERE id = ?" if key is None else "UPDATE alarms SET told = ? WHERE id = ?", (a.id,) if key is None else (key, a.id))
+        for a in alarms:
+            db.execute(
+                (
+                    "UPDATE alarms SET over = 1 WHERE id = ?"
+                    if key is None
+                    else "UPDATE alarms SET told = ? WHERE id = ?"
+                ),
+                (a.id,) if key is None else (key, a.id),
+            )
 
+# %% ../../nbs/monitor/10_alarms.ipynb #da72b3b3
 @patch
 def odd(self: Alarms, source: str) -> set[str]:  # periods
     "Windows in which something opened and nobody said that it is known: no reference for others."
     with self._open() as db: looks, every = _looks(db, source), _rows(db, "source = ? AND NOT withdrawn", source)
-    taken = lambda l, s: any(a.subject == s and a.acknowledged and order(a.opened) <= order(l.period) <= order(a.resolved or l.period) for a in every)
+    taken = lambda l, s: any(
+        a.subject == s and a.acknowledged and order(a.opened) <= order(l.period) <= order(a.resolved or l.period)
+        for a in every
+    )
     return {l.period for l in looks if any(not taken(l, s) for s in l.opens)}

@@ -57,18 +57,28 @@ def look(source: str, period: str,
     "Compare one window of many, at its part of the year's rate."
     policy = policy or Policy()
     plain = compare(reference, current, policy)
-    strict = compare(reference, current, spent(policy, looks or LOOKS.get(unit_of(period), 12))) if plain.drifted else plain  # what is not drift at a rate is none at a lower one
-    return Look(source, period, opens := subjects(strict), opens | subjects(plain) | _nearly(plain, policy), words, strict)
+    # what is not drift at a rate is none at a lower one
+    strict = (
+        compare(reference, current, spent(policy, looks or LOOKS.get(unit_of(period), 12))) if plain.drifted else plain
+    )
+    return Look(
+        source, period, opens := subjects(strict), opens | subjects(plain) | _nearly(plain, policy), words, strict
+    )
 
 def subjects(report: Report) -> dict[str, str]:
-    "What drifted, each with its reason, the furthest first: columns by name, pairs together as `correlation`, what holds for the whole as `rows`."
+    """What drifted, each with its reason, the furthest first:
+
+    columns by name, pairs together as `correlation`, what holds for the whole as `rows`."""
     every = [*report.columns.values(), *report.arrival, *report.segments]
-    moved = sorted((f for f in every if f.drifted), key=lambda f: -(f.effect/f.threshold if f.threshold else float("inf")))
+    moved = sorted(
+        (f for f in every if f.drifted), key=lambda f: -(f.effect / f.threshold if f.threshold else float("inf"))
+    )
     found = {"rows" if f.name == COUNT else f.name: f.reason for f in moved}
     if report.joint.drifted: found["correlation"] = report.joint.sentence
     if report.problem: found = {"rows": report.problem}
     return found or ({"rows": report.sentences()[0]} if report.drifted else {})
 
+# %% ../../nbs/monitor/09_alpha_spending.ipynb #52854ca6
 def _nearly(report: Report, policy: Policy) -> dict[str, str]:
     near = lambda f: f.p <= policy.false_alarms and f.effect >= HOLDS*f.threshold and bool(f.test)
     return {f.name: f.reason for f in report.columns.values() if near(f)}

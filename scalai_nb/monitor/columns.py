@@ -16,7 +16,22 @@ import numpy as np
 
 from ..data.histogram import quantile
 from ..data.profile import Column, Profile, align, align_categories
-from .significance import EXPECTED, beyond, cells, groups, gtest, js, ks, mass, moving, ranks, rate, scores, shifting, telling
+from scalai_nb.monitor.significance import (
+    EXPECTED,
+    beyond,
+    cells,
+    groups,
+    gtest,
+    js,
+    ks,
+    mass,
+    moving,
+    ranks,
+    rate,
+    scores,
+    shifting,
+    telling,
+)
 
 # %% ../../nbs/monitor/01_columns.ipynb #7c5bbfc9
 @dataclass
@@ -27,12 +42,14 @@ class Check:
     p: float  # under no change
     effect: float  # in the measure's own scale
     noise: float  # root mean square of the effect under no change
-    tell: str | Callable[[], str]  # what it shows: 'median 3 → 9, KS 0.11'; made when it is asked for: most columns have nothing to say
+    # what it shows: 'median 3 → 9, KS 0.11'; made when it is asked for: most columns have nothing to say
+    tell: str | Callable[[], str]
     possible: bool = True  # whether p could be small at all, as far as the rows of both together tell
 
     @cached_property
     def text(self) -> str: return self.tell() if callable(self.tell) else self.tell
 
+# %% ../../nbs/monitor/01_columns.ipynb #4248d5e5
 @dataclass
 class Both:
     "A column of the reference and of the current window, side by side; None where a window lacks it."
@@ -42,13 +59,15 @@ class Both:
     whole: "Both | None" = field(default=None, repr=False)  # of a segment: the column in all segments together
 
     @cached_property
-    def counts(self) -> tuple: return tuple(np.asarray(x, float) for x in align(self.a, self.b))  # lows, highs, reference, current: by bucket
+    # lows, highs, reference, current: by bucket
+    def counts(self) -> tuple: return tuple(np.asarray(x, float) for x in align(self.a, self.b))
 
     @cached_property
     def group(self) -> np.ndarray: return groups(*self.counts[2:])  # of each bucket
 
     @cached_property
-    def grouped(self) -> tuple: return tuple(np.bincount(self.group, x) for x in self.counts[2:])  # reference, current: by group
+    # reference, current: by group
+    def grouped(self) -> tuple: return tuple(np.bincount(self.group, x) for x in self.counts[2:])
 
     @cached_property
     def shape(self) -> tuple:  # edges and scores, rows that they were learnt from
@@ -70,7 +89,9 @@ def beside(reference: Profile, current: Profile, ignore: tuple = ()) -> dict:  #
     return {n: Both(n, reference.columns.get(n), current.columns.get(n)) for n in names if n not in ignore}
 
 # %% ../../nbs/monitor/01_columns.ipynb #de650be0
-def share(x: float) -> str: return f"{100 * x:.{1 if x < .995 else 0}f} %" if x >= .0005 or x == 0 else f"{100 * x:.2g} %"
+def share(x: float) -> str:
+    return f"{100 * x:.{1 if x < .995 else 0}f} %" if x >= 0.0005 or x == 0 else f"{100 * x:.2g} %"
+
 
 def number(x: float) -> str: return f"{x:.4g}"
 
@@ -80,8 +101,16 @@ def rates(c: Both) -> list:  # of Check
     "Nulls, NaN and infinities, where either window has any."
     found, a, b = [], c.a, c.b
     for what, x, y in (("nulls", a.nulls, b.nulls), ("nan", a.nan, b.nan), ("inf", a.inf, b.inf)):
-        if x or y: found.append(Check(c.name, what, *_size(rate(x, a.rows, y, b.rows)), f"{'NaN' if what == 'nan' else what} {share(x / a.rows)} → {share(y / b.rows)}",
-                                      bool(telling(min(x + y, a.rows + b.rows - x - y), b.rows / (a.rows + b.rows)))))
+        if x or y:
+            found.append(
+                Check(
+                    c.name,
+                    what,
+                    *_size(rate(x, a.rows, y, b.rows)),
+                    f"{'NaN' if what == 'nan' else what} {share(x / a.rows)} → {share(y / b.rows)}",
+                    bool(telling(min(x + y, a.rows + b.rows - x - y), b.rows / (a.rows + b.rows))),
+                )
+            )
     return found
 
 def _size(test: tuple) -> tuple: return test[0], abs(test[1]), test[2]
@@ -91,14 +120,31 @@ def numbers(c: Both) -> list:  # of Check
     "The ordered tests, what lies beyond, and the rates."
     found, (lo, hi, ca, cb) = rates(c), c.counts
     if not ca.sum() or not cb.sum(): return found
-    if identifiers(c.a, c.b): return found + [Check(c.name, "identifier", 1., 0., 0., "every value is its own: an identifier, its new range is no drift")]
+    if identifiers(c.a, c.b):
+        return found + [
+            Check(
+                c.name, "identifier", 1.0, 0.0, 0.0, "every value is its own: an identifier, its new range is no drift"
+            )
+        ]
     d, h, several = ks(ca, cb), gtest(*c.grouped), len(ca) > 1
     s, w = _ranked(c)
-    return found + [Check(c.name, "ks", *_size(d), lambda: f"{_median(c)}, KS {d[1]:.2f}", several),
-                    Check(c.name, "shift", *_size(s), lambda: f"{_median(c)}, shift {s[1]:+.2f} sd", several),
-                    Check(c.name, "spread", *_size(w), lambda: f"interquartile range {' → '.join(number(q[2] - q[0]) for q in c.quartiles)}, spread {w[1]:+.2f} sd", several),
-                    Check(c.name, "js", *h, lambda: f"{_moved_group(c)}, JS {h[1]:.2f}", len(c.grouped[0]) > 1), _outside(c, several)]
+    return found + [
+        Check(c.name, "ks", *_size(d), lambda: f"{_median(c)}, KS {d[1]:.2f}", several),
+        Check(c.name, "shift", *_size(s), lambda: f"{_median(c)}, shift {s[1]:+.2f} sd", several),
+        Check(
+            c.name,
+            "spread",
+            *_size(w),
+            lambda: (
+                f"interquartile range {' → '.join(number(q[2] - q[0]) for q in c.quartiles)}, spread {w[1]:+.2f} sd"
+            ),
+            several,
+        ),
+        Check(c.name, "js", *h, lambda: f"{_moved_group(c)}, JS {h[1]:.2f}", len(c.grouped[0]) > 1),
+        _outside(c, several),
+    ]
 
+# %% ../../nbs/monitor/01_columns.ipynb #1c94a5cd
 def _median(c: Both) -> str:
     "How the median moved; the shares, where it stands."
     a, b = (number(q[1]) for q in c.quartiles)
@@ -125,6 +171,7 @@ def _moved_group(c: Both) -> str:
     low, high = number(lo[first]), number(hi[last - 1])
     return f"share {'at ' + low if low == high else f'from {low} to {high}'}: {share(pa[i])} → {share(pb[i])}"
 
+# %% ../../nbs/monitor/01_columns.ipynb #c6901fe2
 def _outside(c: Both, several: bool) -> Check:
     "Rows beyond the other window's extremes."
     (lo, hi, ca, cb), a, b = c.counts, c.a.ordered, c.b.ordered
@@ -132,7 +179,18 @@ def _outside(c: Both, several: bool) -> Check:
     above, below = ((ca[at].sum(), cb[at].sum()) for at in (lo > most, hi < least))
     p, d, noise, side = beyond(above, below, (ca.sum(), cb.sum()))
     edge, now = (most, above[1]) if side == "above" else (least, below[1])
-    return Check(c.name, "range", p, d, noise, lambda: f"{share(d)} of the rows {'are' if now else 'were'} {side} {number(edge)} and none {'were' if now else 'are now'}", several)
+    return Check(
+        c.name,
+        "range",
+        p,
+        d,
+        noise,
+        lambda: (
+            f"{share(d)} of the rows {'are' if now else 'were'} {side} {number(edge)} and none"
+            f" {'were' if now else 'are now'}"
+        ),
+        several,
+    )
 
 # %% ../../nbs/monitor/01_columns.ipynb #cce90f23
 def identifiers(a: Column, b: Column) -> bool:
@@ -146,7 +204,8 @@ def categories(c: Both) -> list:  # of Check
     found, (labels, ca, cb) = rates(c), c.labels
     if not ca.sum() or not cb.sum(): return found
     found += shares(c.name, labels, ca, cb, lambda: _heavy(c))
-    if labels is None and min(x.distinct / max(x.count, 1) for x in (c.a, c.b)) > .9: return found + [Check(c.name, "identifier", 1., 0., 0., "nearly every value is its own: an identifier")]
+    if labels is None and min(x.distinct / max(x.count, 1) for x in (c.a, c.b)) > 0.9:
+        return found + [Check(c.name, "identifier", 1.0, 0.0, 0.0, "nearly every value is its own: an identifier")]
     if labels is None and c.a.lengths and c.b.lengths:
         size = sorted(set(c.a.lengths) | set(c.b.lengths))
         d = ks(*(np.array([x.lengths.get(s, 0) for s in size], float) for x in (c.a, c.b)))
@@ -163,27 +222,55 @@ def shares(name: str,
     enough = (ca + cb) * min(ca.sum(), cb.sum()) >= EXPECTED * (ca + cb).sum()
     tested = [np.r_[x[enough], x[~enough].sum()].astype(float) for x in (ca, cb)]
     g, several = gtest(*tested), int((sum(tested) > 0).sum()) > 1
-    found = [Check(name, "js", *g, lambda: (_moved_labels(labels, ca, cb) if labels is not None else hashed() or "shares of hashed values moved") + f", JS {js(ca, cb):.2f}", several)]
+    found = [
+        Check(
+            name,
+            "js",
+            *g,
+            lambda: (
+                _moved_labels(labels, ca, cb) if labels is not None else hashed() or "shares of hashed values moved"
+            )
+            + f", JS {js(ca, cb):.2f}",
+            several,
+        )
+    ]
     if len(ca) < 3: return found  # two categories: one share, tested already
     p, d, noise, i = cells(ca, cb)
     if i is None: return found
     pa, pb = ca[i] / ca.sum(), cb[i] / cb.sum()
-    said = lambda: _label(labels[i], pa, pb) if labels is not None else hashed() or f"the share of some values {share(pa)} → {share(pb)}"
+    said = lambda: (
+        _label(labels[i], pa, pb)
+        if labels is not None
+        else hashed() or f"the share of some values {share(pa)} → {share(pb)}"
+    )
     return found + [Check(name, "value", p, abs(d), noise, said)]
 
+# %% ../../nbs/monitor/01_columns.ipynb #8bf51866
 def _label(label, pa: float, pb: float) -> str:
-    return f"new {label!r} {share(pb)}" if not pa else f"lost {label!r} {share(pa)}" if not pb else f"{label!r} {share(pa)} → {share(pb)}"
+    return (
+        f"new {label!r} {share(pb)}"
+        if not pa
+        else f"lost {label!r} {share(pa)}" if not pb else f"{label!r} {share(pa)} → {share(pb)}"
+    )
 
 def _moved_labels(labels: list, ca: np.ndarray, cb: np.ndarray, most: int = 2) -> str:
     "The values whose share changed most, new and lost ones said as such."
     pa, pb = ca / ca.sum(), cb / cb.sum()
-    return ", ".join(_label(labels[i], pa[i], pb[i]) for i in np.argsort(-np.abs(pb - pa), kind="stable")[:most] if pa[i] != pb[i]) or "the same shares"
+    return (
+        ", ".join(
+            _label(labels[i], pa[i], pb[i])
+            for i in np.argsort(-np.abs(pb - pa), kind="stable")[:most]
+            if pa[i] != pb[i]
+        )
+        or "the same shares"
+    )
 
 # %% ../../nbs/monitor/01_columns.ipynb #62d5bf4b
 def _heavy(c: Both) -> str:
     "Of hashed values, the frequent one that surely moved most; '' where none did."
     at = [{v: (low / max(x.count, 1), high / max(x.count, 1)) for v, low, high in x.top(50)} for x in (c.a, c.b)]
-    none = [(0., min((high for _, high in t.values()), default=0.)) for t in at]  # what is not told is rarer than all that are
+    # what is not told is rarer than all that are
+    none = [(0., min((high for _, high in t.values()), default=0.)) for t in at]
     moved = lambda v: (lambda a, b: max(b[0] - a[1], a[0] - b[1]))(*(t.get(v, n) for t, n in zip(at, none)))
     best = max({**at[0], **at[1]}, key=moved, default=None)
     if best is None or moved(best) <= 0: return ""
@@ -198,10 +285,24 @@ def times(c: Both) -> list:  # of Check
     span = [(float(x.ordered.low), float(x.ordered.high)) for x in (c.a, c.b)]
     slack = .02 * (max(s[1] for s in span) - min(s[0] for s in span))
     if abs(span[0][0] - span[1][0]) > slack or abs(span[0][1] - span[1][1]) > slack:
-        where = "after" if span[1][0] >= span[0][1] - slack else "before" if span[1][1] <= span[0][0] + slack else "beside"
-        return found + [Check(c.name, "span", 1., 0., 0., f"{moment(span[1][0])[:10]} … {moment(span[1][1])[:10]}, {where} the reference")]
+        where = (
+            "after" if span[1][0] >= span[0][1] - slack else "before" if span[1][1] <= span[0][0] + slack else "beside"
+        )
+        return found + [
+            Check(
+                c.name,
+                "span",
+                1.0,
+                0.0,
+                0.0,
+                f"{moment(span[1][0])[:10]} … {moment(span[1][1])[:10]}, {where} the reference",
+            )
+        ]
     d, h = ks(ca, cb), gtest(*c.grouped)
-    return found + [Check(c.name, "ks", *_size(d), f"other times within the same span, KS {d[1]:.2f}"), Check(c.name, "js", *h, f"other times within the same span, JS {h[1]:.2f}")]
+    return found + [
+        Check(c.name, "ks", *_size(d), f"other times within the same span, KS {d[1]:.2f}"),
+        Check(c.name, "js", *h, f"other times within the same span, JS {h[1]:.2f}"),
+    ]
 
 def moment(us: float) -> str:
     "Microseconds as ISO 8601, or as they are where the calendar ends."
@@ -222,5 +323,16 @@ def column(c: Both) -> list:  # of Check
     if len(kinds) > 1: return certain(f"type changed from {a.type} to {b.type}")
     empty = [not x.count for x in (a, b)]
     if all(empty): return [Check(c.name, "empty", 1., 0., 0., "all null in both windows")]
-    if any(empty): return [Check(c.name, "nulls", *_size(rate(a.nulls, a.rows, b.nulls, b.rows)), "all null now" if empty[1] else "was all null, now has values")]
-    return KINDS.get(kind := kinds.pop(), lambda c: [*rates(c), Check(c.name, kind, 1., 0., 0., f"{kind} values: only what is missing is compared")])(c)
+    if any(empty):
+        return [
+            Check(
+                c.name,
+                "nulls",
+                *_size(rate(a.nulls, a.rows, b.nulls, b.rows)),
+                "all null now" if empty[1] else "was all null, now has values",
+            )
+        ]
+    return KINDS.get(
+        kind := kinds.pop(),
+        lambda c: [*rates(c), Check(c.name, kind, 1.0, 0.0, 0.0, f"{kind} values: only what is missing is compared")],
+    )(c)

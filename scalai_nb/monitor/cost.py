@@ -25,13 +25,21 @@ class CostMatrix:
     unit: str = "€"
 
     def __post_init__(self):
-        if not np.isfinite([self.tp, self.fp, self.fn, self.tn]).all(): raise BadRequest(f"a cost is no number: {self}", "give money a row; a gain is negative")
-        if self.fn - self.tp + self.fp - self.tn <= 0: raise BadRequest("with these costs it never matters what a score says", "to be wrong has to cost more than to be right: fp + fn > tp + tn")
+        if not np.isfinite([self.tp, self.fp, self.fn, self.tn]).all():
+            raise BadRequest(f"a cost is no number: {self}", "give money a row; a gain is negative")
+        if self.fn - self.tp + self.fp - self.tn <= 0:
+            raise BadRequest(
+                "with these costs it never matters what a score says",
+                "to be wrong has to cost more than to be right: fp + fn > tp + tn",
+            )
 
     @property
-    def fair(self) -> float: return (self.fp - self.tn) / (self.fp - self.tn + self.fn - self.tp)  # threshold for scores that mean what they say (Elkan 2001)
+    # threshold for scores that mean what they say (Elkan 2001)
+    def fair(self) -> float:
+        return (self.fp - self.tn) / (self.fp - self.tn + self.fn - self.tp)
 
-    def told(self, money: float) -> str: return f"{money:,.0f} {self.unit}" if abs(money) >= 100 else f"{money:,.2f} {self.unit}"
+    def told(self, money: float) -> str:
+        return f"{money:,.0f} {self.unit}" if abs(money) >= 100 else f"{money:,.2f} {self.unit}"
 
 # %% ../../nbs/monitor/05_cost.ipynb #5aab4445
 @dataclass
@@ -51,17 +59,23 @@ class Cost:
     def to_dict(self) -> dict: return asdict(self)
 
     @property
-    def saved(self) -> float: return min(self.always, self.never) - self.total  # against the better of the two that need no model
+    # against the better of the two that need no model
+    def saved(self) -> float: return min(self.always, self.never) - self.total
 
     def __str__(self) -> str:
         t = self.matrix.told
-        return f"acting from {self.threshold:.3g} on costs {t(self.total)} ({t(self.low)} … {t(self.high)}), {t(self.each)} a row on {self.rows:,} rows; always {t(self.always)}, never {t(self.never)}"
+        return (
+            f"acting from {self.threshold:.3g} on costs {t(self.total)} ({t(self.low)} … {t(self.high)}),"
+            f" {t(self.each)} a row on {self.rows:,} rows; always {t(self.always)}, never {t(self.never)}"
+        )
 
     def _repr_html_(self) -> str: return f"<p>{html.escape(str(self))}</p>"
 
+# %% ../../nbs/monitor/05_cost.ipynb #844959ef
 def _of(which) -> tuple:  # bucket lows, highs, negatives, positives
     lo, hi, down, up = which if isinstance(which, tuple) else counts(which)
-    if not down.sum() + up.sum(): raise BadRequest("there are no labelled scores to price", "wait for labels, or price what `expected` gives")
+    if not down.sum() + up.sum():
+        raise BadRequest("there are no labelled scores to price", "wait for labels, or price what `expected` gives")
     return lo, hi, down, up
 
 def cost(scores,  # a family by label, or counts: those of `expected` where labels have not come
@@ -71,17 +85,32 @@ def cost(scores,  # a family by label, or counts: those of `expected` where labe
     "Turn the confusion at a threshold into money."
     lo, hi, down, up = _of(scores)
     n, n0, n1, at = down.sum() + up.sum(), down.sum(), up.sum(), confusion(lo, hi, down, up, threshold)
-    rows, price = np.array([at[k] for k in ("tp", "fp", "fn", "tn")]), np.array([getattr(matrix, k) for k in ("tp", "fp", "fn", "tn")])
+    rows, price = np.array([at[k] for k in ("tp", "fp", "fn", "tn")]), np.array(
+        [getattr(matrix, k) for k in ("tp", "fp", "fn", "tn")]
+    )
     total = float(rows @ price)
     half = float(Z * np.sqrt(n * max(rows @ (price - total / n) ** 2 / max(n - 1, 1), 0)))
-    return Cost(float(threshold), total, total - half, total + half, float(total / n), float(n1 * matrix.tp + n0 * matrix.fp), float(n1 * matrix.fn + n0 * matrix.tn), int(round(n)), at, matrix)
+    return Cost(
+        float(threshold),
+        total,
+        total - half,
+        total + half,
+        float(total / n),
+        float(n1 * matrix.tp + n0 * matrix.fp),
+        float(n1 * matrix.fn + n0 * matrix.tn),
+        int(round(n)),
+        at,
+        matrix,
+    )
 
 # %% ../../nbs/monitor/05_cost.ipynb #f0f9e8b6
 def cost_curve(scores, matrix: CostMatrix) -> tuple:  # thresholds ascending, the last one ∞; money of each
     "What each threshold costs."
     lo, _, down, up = _of(scores)
     below = lambda c: np.concatenate([[0.], np.cumsum(c)])
-    acted, left = matrix.tp * (up.sum() - below(up)) + matrix.fp * (down.sum() - below(down)), matrix.fn * below(up) + matrix.tn * below(down)
+    acted, left = matrix.tp * (up.sum() - below(up)) + matrix.fp * (down.sum() - below(down)), matrix.fn * below(
+        up
+    ) + matrix.tn * below(down)
     return np.append(lo, np.inf), acted + left
 
 def cheapest(scores, matrix: CostMatrix) -> Cost:

@@ -34,8 +34,14 @@ class Loss:
     @property
     def sentence(self) -> str:
         if self.measure == "bias":
-            return f"scores are on average {abs(self.value):.3f} {'above' if self.value > 0 else 'below'} the share that came true; in the reference {self.reference:+.3f}, and up to {self.limit:.3f} apart is usual"
-        return f"{'AUC' if self.measure == 'auc' else self.measure} {self.value:.3f} against {self.reference:.3f}: {self.worse:.3f} worse, up to {self.limit:.3f} is usual"
+            return (
+                f"scores are on average {abs(self.value):.3f} {'above' if self.value > 0 else 'below'} the share that"
+                f" came true; in the reference {self.reference:+.3f}, and up to {self.limit:.3f} apart is usual"
+            )
+        return (
+            f"{'AUC' if self.measure == 'auc' else self.measure} {self.value:.3f} against {self.reference:.3f}:"
+            f" {self.worse:.3f} worse, up to {self.limit:.3f} is usual"
+        )
 
     def __str__(self) -> str: return f"{self.kind} loss: {self.sentence}"
 
@@ -50,7 +56,9 @@ def loss(now: Performance, reference: list, measure: str, policy: Policy) -> Los
     rows = np.array([p.rows for p in reference], float)
     values, errors = (np.array(x, float) for x in zip(*((getattr(p, measure), p.se[measure]) for p in reference)))
     level, k = float((values * rows).sum() / rows.sum()), len(reference)
-    sampling, habit = se ** 2 + float(((errors * rows) ** 2).sum() / rows.sum() ** 2), _spread(values, errors) * (1 + 1 / k)
+    sampling, habit = se**2 + float(((errors * rows) ** 2).sum() / rows.sum() ** 2), _spread(values, errors) * (
+        1 + 1 / k
+    )
     chance = -ndtri(policy.false_alarms / (len(policy.losses) * policy.looks)) * np.sqrt(sampling)
     width = np.hypot(chance, stdtrit(k - 1, 1 - policy.false_alarms) * np.sqrt(habit) if habit else 0.)
     worse = abs(value - level) if measure == "bias" else level - value
@@ -64,7 +72,8 @@ class Decision:
     reasons: list  # sentences
     evidence: dict = field(default_factory=dict)  # the figures behind them
     losses: list = field(default_factory=list)  # Loss of each measure that lost
-    held: dict = field(default_factory=dict)  # Reference of what it stands on: `window`, that of columns and measured figures; `estimate`
+    # Reference of what it stands on: `window`, that of columns and measured figures; `estimate`
+    held: dict = field(default_factory=dict)
 
     @property
     def against(self) -> str:  # '' where nobody said
@@ -76,10 +85,14 @@ class Decision:
 
     def _repr_html_(self) -> str:
         colour = {"keep": "#15803d", "alert": "#b45309", "retrain": "#c2410c"}[self.action]
-        return f"<p><b style='color:{colour}'>{self.action}</b></p><ul>{''.join(f'<li>{html.escape(r)}</li>' for r in self.reasons)}</ul>" + (f"<p>{html.escape(self.against)}</p>" if self.held else "")
+        return (
+            "<p><b"
+            f" style='color:{colour}'>{self.action}</b></p><ul>{''.join(f'<li>{html.escape(r)}</li>' for r in self.reasons)}</ul>"
+            + (f"<p>{html.escape(self.against)}</p>" if self.held else "")
+        )
 
-    def __str__(self) -> str: return f"{self.action}: " + "; ".join(self.reasons) + (f". {self.against}" if self.held else "")
-
+    def __str__(self) -> str:
+        return f"{self.action}: " + "; ".join(self.reasons) + (f". {self.against}" if self.held else "")
 HELD = {"window": "held against", "estimate": "estimated from"}
 
 # %% ../../nbs/monitor/08_decision.ipynb #d2b9266d
@@ -96,43 +109,88 @@ def decide(report: Report,  # what moved
     evidence, held = _evidence(report, performance, reference, losses, estimate), held or {}
     moved = report.sentences() if report.drifted else []
     if report.problem: return Decision("alert", moved, evidence, held=held)
-    if lost := [l for l in losses if l.lost]: return Decision("retrain", [*map(str, lost), *moved], evidence, lost, held)
+    if lost := [l for l in losses if l.lost]:
+        return Decision("retrain", [*map(str, lost), *moved], evidence, lost, held)
     quiet = [] if moved else report.sentences()
-    if losses: return Decision("alert" if moved else "keep", moved + [_no_loss(losses[0])] + quiet, evidence, held=held)
+    if losses:
+        return Decision("alert" if moved else "keep", moved + [_no_loss(losses[0])] + quiet, evidence, held=held)
     action, why, lost = _guess(bool(moved), estimate)
     return Decision(action, moved + why + unmeasured + quiet, evidence, lost, held)
 
 # %% ../../nbs/monitor/08_decision.ipynb #f1e0203a
 def _listed(reference) -> list:
     "Performances that measured something."
-    found = [] if reference is None else [reference] if isinstance(reference, Performance) else list(reference.values() if isinstance(reference, dict) else reference)
+    found = (
+        []
+        if reference is None
+        else (
+            [reference]
+            if isinstance(reference, Performance)
+            else list(reference.values() if isinstance(reference, dict) else reference)
+        )
+    )
     return [p for p in found if np.isfinite(p.auc)]
 
-def _losses(now: Performance | None, reference: list, policy: Policy) -> tuple:  # Loss of each measure, why there is none
+
+def _losses(
+    now: Performance | None, reference: list, policy: Policy
+) -> tuple:  # Loss of each measure, why there is none
     "Measured losses, or why nothing is measured."
     if now is None or not now.rows: return [], ["no labels have come"]
-    if now.rows < policy.min_labels: return [], [f"{now.rows:,} labels are too few to measure; {policy.min_labels:,} are asked for"]
+    if now.rows < policy.min_labels:
+        return [], [f"{now.rows:,} labels are too few to measure; {policy.min_labels:,} are asked for"]
     if not np.isfinite(now.auc): return [], ["the labels are all of one kind"]
     if not reference: return [], ["there is no measured reference"]
     return [loss(now, reference, m, policy) for m in policy.losses], []
 
-def _no_loss(auc: Loss) -> str: return f"no loss: AUC {auc.value:.3f} against {auc.reference:.3f}, up to {auc.limit:.3f} worse is usual"
+
+def _no_loss(auc: Loss) -> str:
+    return f"no loss: AUC {auc.value:.3f} against {auc.reference:.3f}, up to {auc.limit:.3f} worse is usual"
 
 # %% ../../nbs/monitor/08_decision.ipynb #5203c64a
 def _guess(moved: bool, estimate: Estimate | None) -> tuple:  # action, sentences, losses
     "What to do when nothing was measured."
-    if estimate is None or not np.isfinite(estimate.auc): return ("alert" if moved else "keep"), [estimate.reason] if estimate else [], []
-    said = f"estimated AUC {estimate.auc:.3f} ({estimate.low:.3f} … {estimate.high:.3f}) against {estimate.baseline:.3f}"
-    l = Loss("auc", estimate.auc, estimate.baseline, estimate.baseline - estimate.auc, estimate.high - estimate.auc, "estimated")
+    if estimate is None or not np.isfinite(estimate.auc):
+        return ("alert" if moved else "keep"), [estimate.reason] if estimate else [], []
+    said = (
+        f"estimated AUC {estimate.auc:.3f} ({estimate.low:.3f} … {estimate.high:.3f}) against {estimate.baseline:.3f}"
+    )
+    l = Loss(
+        "auc",
+        estimate.auc,
+        estimate.baseline,
+        estimate.baseline - estimate.auc,
+        estimate.high - estimate.auc,
+        "estimated",
+    )
     if not estimate.trusted: return ("alert" if moved or l.lost else "keep"), [f"{said}; {estimate.reason}"], []
     if l.lost: return ("retrain" if moved else "alert"), [str(l)], [l]
     return ("alert" if moved else "keep"), [f"no estimated loss: {said}"], []
 
-def _evidence(report: Report, performance: Performance | None, reference: list, losses: list, estimate: Estimate | None) -> dict:
+# %% ../../nbs/monitor/08_decision.ipynb #12e464b2
+def _evidence(
+    report: Report, performance: Performance | None, reference: list, losses: list, estimate: Estimate | None
+) -> dict:
     "The figures a dashboard draws."
-    found = {"drifted": [f.name for f in report.found], "rows": report.current_rows, "reference_rows": report.reference_rows}
-    if performance is not None: found |= {k: v for k, v in performance.to_dict().items() if k in ("auc", "auc_low", "auc_high", "pr_auc", "logloss", "brier", "skill", "bias", "ece", "base")} | {"labelled": performance.rows}
-    for l in losses: found |= {f"{l.measure}_reference": l.reference, f"{l.measure}_limit": l.limit, f"{l.measure}_worse": l.worse}
-    if reference and not losses: found["auc_reference"] = float(np.average([p.auc for p in reference], weights=[p.rows for p in reference]))
-    if estimate is not None: found |= {f"estimate_{k}": v for k, v in estimate.to_dict().items() if k in ("auc", "low", "high", "trusted", "support", "baseline")}
+    found = {
+        "drifted": [f.name for f in report.found],
+        "rows": report.current_rows,
+        "reference_rows": report.reference_rows,
+    }
+    if performance is not None:
+        found |= {
+            k: v
+            for k, v in performance.to_dict().items()
+            if k in ("auc", "auc_low", "auc_high", "pr_auc", "logloss", "brier", "skill", "bias", "ece", "base")
+        } | {"labelled": performance.rows}
+    for l in losses:
+        found |= {f"{l.measure}_reference": l.reference, f"{l.measure}_limit": l.limit, f"{l.measure}_worse": l.worse}
+    if reference and not losses:
+        found["auc_reference"] = float(np.average([p.auc for p in reference], weights=[p.rows for p in reference]))
+    if estimate is not None:
+        found |= {
+            f"estimate_{k}": v
+            for k, v in estimate.to_dict().items()
+            if k in ("auc", "low", "high", "trusted", "support", "baseline")
+        }
     return found

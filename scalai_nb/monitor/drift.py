@@ -51,11 +51,12 @@ def adjust(p: np.ndarray,  # one a check
     at = np.searchsorted(line, p, side="left")  # families strictly below
     own = p * m / np.maximum(np.searchsorted(line, p, side="right"), 1)
     return np.minimum(1, np.minimum(own, step[at]))
-
 CERTAIN = ("schema", "silence")  # no chance in them
-WEIGHTS = {"shift": 3, "spread": 2}  # of a column's rate, where other checks take 1: what happens most is looked for most
+# of a column's rate, where other checks take 1: what happens most is looked for most
+WEIGHTS = {"shift": 3, "spread": 2}
 WITHIN = {"shift": 6}  # the same of a segment's column, whose few rows show little else
 
+# %% ../../nbs/monitor/02_drift.ipynb #c02e9ee4
 def corrected(checks: list,
               part: float = 1.,  # of the rate of false alarms that is theirs
               weights: dict | None = None,  # WEIGHTS, or others
@@ -65,7 +66,9 @@ def corrected(checks: list,
     tested = [c for c in checks if c.name in EFFECTS and c.name not in CERTAIN and c.possible]
     question = lambda c: "pairs" if c.name == "correlation" else f"{c.column}\0{c.name in RATES}"
     family = np.unique([question(c) for c in tested], return_inverse=True)[1]
-    p = np.minimum(1, adjust(np.array([c.p for c in tested]), family, np.array([weights.get(c.name, 1.) for c in tested])) / part)
+    p = np.minimum(
+        1, adjust(np.array([c.p for c in tested]), family, np.array([weights.get(c.name, 1.0) for c in tested])) / part
+    )
     return {id(c): c.p if c.name in CERTAIN else 1. for c in checks} | dict(zip(map(id, tested), p.tolist()))
 
 # %% ../../nbs/monitor/02_drift.ipynb #a9632bd7
@@ -92,7 +95,8 @@ class Finding:
     both: Both | None = field(default=None, repr=False, compare=False)  # the column in both windows
 
     @cached_property
-    def bins(self) -> list: return bins(self.both) if self.both else []  # {"low", "high"} or {"value"}, and the shares "reference", "current"
+    # {"low", "high"} or {"value"}, and the shares "reference", "current"
+    def bins(self) -> list: return bins(self.both) if self.both else []
 
     @property
     def moved(self) -> list:  # the three bins whose share changed most
@@ -108,18 +112,35 @@ class Finding:
 def judge(name: str, kind: str, checks: list, p: dict, policy: Policy,
           within: str = "",  # the column, where `name` is it in a segment
          ) -> Finding:
-    "One verdict from a column's checks: told by KS, or by the shares of categories, where these say it, else by the check furthest over its threshold."
-    limits = {id(c): 0. if c.name == "schema" else threshold(policy, name, c.name, within) if c.name in EFFECTS else np.inf for c in checks}
+    """One verdict from a column's checks:
+
+    told by KS, or by the shares of categories, where these say it, else by the check furthest over its threshold."""
+    limits = {
+        id(c): 0.0 if c.name == "schema" else threshold(policy, name, c.name, within) if c.name in EFFECTS else np.inf
+        for c in checks
+    }
     over = lambda c: c.effect / limits[id(c)] if limits[id(c)] else np.inf
-    certain, lead = [c for c in checks if p[id(c)] <= policy.false_alarms], "js" if kind in ("text", "boolean", "segments") else "ks"
+    certain, lead = [c for c in checks if p[id(c)] <= policy.false_alarms], (
+        "js" if kind in ("text", "boolean", "segments") else "ks"
+    )
     drifting = [c for c in certain if c.effect >= limits[id(c)]]
     note = [c for c in checks if c.name not in EFFECTS and c.name != "schema"]
-    best = max(drifting or certain or checks, key=lambda c: (c.name == lead and c in drifting, over(c), -p[id(c)]), default=None)
+    best = max(
+        drifting or certain or checks,
+        key=lambda c: (c.name == lead and c in drifting, over(c), -p[id(c)]),
+        default=None,
+    )
     if best is None: return Finding(name, kind, False, 1., 0., 0., "", "nothing to compare")
     if not drifting and note: return Finding(name, kind, False, 1., 0., 0., note[0].name, note[0].text, checks=checks)
     told = [c for c in drifting if c is not best and c.name in ("range", *RATES)]
-    reason = "; ".join(_told(c, policy, name, within) for c in [best, *told]) if drifting else _quiet(best, limits[id(best)], p[id(best)], policy)
-    return Finding(name, kind, bool(drifting), p[id(best)], best.effect, limits[id(best)], best.name, reason, checks=checks)
+    reason = (
+        "; ".join(_told(c, policy, name, within) for c in [best, *told])
+        if drifting
+        else _quiet(best, limits[id(best)], p[id(best)], policy)
+    )
+    return Finding(
+        name, kind, bool(drifting), p[id(best)], best.effect, limits[id(best)], best.name, reason, checks=checks
+    )
 
 # %% ../../nbs/monitor/02_drift.ipynb #ae088436
 PER_CENT = "value", "range", *RATES  # measures that are shares of rows
@@ -132,7 +153,11 @@ def _told(c: Check, policy: Policy, name: str, within: str) -> str:
     usual = policy.usual.get(name, {}).get(c.name)
     said = share if c.name in PER_CENT else (lambda x: f"{x:.2f}")
     if c.name == "range": text += ","
-    return f"{text} against {said(usual)} usual" if usual is not None else f"{text} against {said(threshold(policy, name, c.name, within))} allowed"
+    return (
+        f"{text} against {said(usual)} usual"
+        if usual is not None
+        else f"{text} against {said(threshold(policy, name, c.name, within))} allowed"
+    )
 
 def _quiet(c: Check, limit: float, p: float, policy: Policy) -> str:
     "Why a column is left in peace."
@@ -154,11 +179,17 @@ def bins(c: Both, most: int = 20) -> list:  # of {"low", "high"} or {"value"}, a
     if not len(ca): return []
     if c.a.kind in ("text", "boolean"):
         keep = np.argsort(-(ca + cb), kind="stable")[:most]
-        return [{"value": c.labels[0][i], "reference": float(ca[i] / ca.sum()), "current": float(cb[i] / cb.sum())} for i in keep]
+        return [
+            {"value": c.labels[0][i], "reference": float(ca[i] / ca.sum()), "current": float(cb[i] / cb.sum())}
+            for i in keep
+        ]
     lo, hi, g = *c.counts[:2], c.group
     first, last = (np.searchsorted(g, np.arange(g[-1] + 1), side=side) for side in ("left", "right"))
     edge = moment if c.a.kind == "time" else float
-    return [{"low": edge(lo[i]), "high": edge(hi[j - 1]), "reference": float(x / ca.sum()), "current": float(y / cb.sum())} for i, j, x, y in zip(first, last, ca, cb)]
+    return [
+        {"low": edge(lo[i]), "high": edge(hi[j - 1]), "reference": float(x / ca.sum()), "current": float(y / cb.sum())}
+        for i, j, x, y in zip(first, last, ca, cb)
+    ]
 
 # %% ../../nbs/monitor/02_drift.ipynb #08c0253b
 def drawn(f: Finding, c: Both) -> Finding:
@@ -166,8 +197,10 @@ def drawn(f: Finding, c: Both) -> Finding:
     by, (ca, cb) = {check.name: check.effect for check in f.checks}, counted(c)
     f.ks, f.js, f.both = by.get("ks"), by.get("js"), c
     if len(ca): f.psi = psi(ca, cb)
-    if len(ca) and c.a.kind == "number": f.wasserstein, f.mean, f.std = wasserstein(*c.counts), (c.a.mean, c.b.mean), (c.a.std, c.b.std)
-    if c.a is not None and c.b is not None and c.a.type != c.b.type and f.test != "schema": f.reason += f"; type {c.a.type} → {c.b.type}"
+    if len(ca) and c.a.kind == "number":
+        f.wasserstein, f.mean, f.std = wasserstein(*c.counts), (c.a.mean, c.b.mean), (c.a.std, c.b.std)
+    if c.a is not None and c.b is not None and c.a.type != c.b.type and f.test != "schema":
+        f.reason += f"; type {c.a.type} → {c.b.type}"
     return f
 
 # %% ../../nbs/monitor/02_drift.ipynb #b84a5921
@@ -180,7 +213,8 @@ class Report:
     joint: Finding  # of the pairs and of all numbers together: the one furthest over its threshold
     pairs: list = field(default_factory=list)  # Finding of each pair that drifted
     problem: str = ""  # why nothing could be compared
-    arrival: list = field(default_factory=list)  # Finding of the number of rows and of their freshness, where they were asked
+    # Finding of the number of rows and of their freshness, where they were asked
+    arrival: list = field(default_factory=list)
     segments: list = field(default_factory=list)  # Finding of each column that drifted in a segment
     compared: int = 0  # segments
 
@@ -188,42 +222,82 @@ class Report:
     def drifted(self) -> bool: return bool(self.problem or self.found)
 
     @property
-    def found(self) -> list:  # Finding of all that drifted, the furthest first; of a column's segments the furthest, with the others' names
+    def found(
+        self,
+    ) -> (
+        list
+    ):  # Finding of all that drifted, the furthest first; of a column's segments the furthest, with the others' names
         by = {}
         for f in sorted(self.segments, key=lambda f: -f.distance): by.setdefault(f.column, []).append(f)
-        once = [fs[0] if len(fs) == 1 else replace(fs[0], reason=f"{fs[0].reason}; also in {_few([f.segment for f in fs[1:]])}") for fs in by.values()]
-        return sorted([f for f in [*self.columns.values(), *self.pairs, *self.arrival, *once] if f.drifted], key=lambda f: -f.distance)
+        once = [
+            (
+                fs[0]
+                if len(fs) == 1
+                else replace(fs[0], reason=f"{fs[0].reason}; also in {_few([f.segment for f in fs[1:]])}")
+            )
+            for fs in by.values()
+        ]
+        return sorted(
+            [f for f in [*self.columns.values(), *self.pairs, *self.arrival, *once] if f.drifted],
+            key=lambda f: -f.distance,
+        )
 
     def sentences(self) -> list:  # what drifted, or that nothing did
         if self.problem: return [self.problem]
         cut = f", {self.compared} segments" if self.compared else ""
-        return [f.sentence for f in self.found] or [f"nothing drifted: {len(self.columns)} columns{cut}, {self.current_rows:,} rows against {self.reference_rows:,}"]
+        return [f.sentence for f in self.found] or [
+            f"nothing drifted: {len(self.columns)} columns{cut}, {self.current_rows:,} rows against"
+            f" {self.reference_rows:,}"
+        ]
 
     def __str__(self) -> str: return "\n".join(self.sentences())
 
-def _few(names: list, most: int = 4) -> str: return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+# %% ../../nbs/monitor/02_drift.ipynb #1d9c821e
+def _few(names: list, most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 # %% ../../nbs/monitor/02_drift.ipynb #bcab98fc
 def _finding(f: Finding) -> dict:
     "A finding as plain values."
     plain = lambda x: None if x is None or not np.isfinite(x) else float(x)
-    kept = {"drifted": bool(f.drifted), "p": float(f.p), "effect": float(f.effect), "threshold": plain(f.threshold), "ks": f.ks, "psi": f.psi,
-            "js": f.js, "reason": f.reason, "test": f.test, "kind": f.kind}
-    if f.wasserstein is not None: kept |= {"wasserstein": plain(f.wasserstein), "mean": [*map(plain, f.mean)], "std": [*map(plain, f.std)]}
+    kept = {
+        "drifted": bool(f.drifted),
+        "p": float(f.p),
+        "effect": float(f.effect),
+        "threshold": plain(f.threshold),
+        "ks": f.ks,
+        "psi": f.psi,
+        "js": f.js,
+        "reason": f.reason,
+        "test": f.test,
+        "kind": f.kind,
+    }
+    if f.wasserstein is not None:
+        kept |= {"wasserstein": plain(f.wasserstein), "mean": [*map(plain, f.mean)], "std": [*map(plain, f.std)]}
     if f.segment: kept |= {"column": f.column, "segment": f.segment}
     return kept | ({"moved": f.moved} if f.drifted and f.bins else {})
 
+# %% ../../nbs/monitor/02_drift.ipynb #64a8cc97
 @patch
 def to_dict(self: Report) -> dict:  # the shape of `scalai drift --json`
     "The report as plain values."
     several = lambda found: {f.name: _finding(f) for f in found}
-    return {"drifted": self.drifted, "reference": {"rows": self.reference_rows}, "current": {"rows": self.current_rows}, "problem": self.problem,
-            "sentences": self.sentences(), "joint": _finding(self.joint) | {"pair": self.joint.name, "pairs": several(self.pairs)},
-            "arrival": several(self.arrival), "segments": {"compared": self.compared, "drifted": several(self.segments)}, "columns": several(self.columns.values())}
+    return {
+        "drifted": self.drifted,
+        "reference": {"rows": self.reference_rows},
+        "current": {"rows": self.current_rows},
+        "problem": self.problem,
+        "sentences": self.sentences(),
+        "joint": _finding(self.joint) | {"pair": self.joint.name, "pairs": several(self.pairs)},
+        "arrival": several(self.arrival),
+        "segments": {"compared": self.compared, "drifted": several(self.segments)},
+        "columns": several(self.columns.values()),
+    }
 
 # %% ../../nbs/monitor/02_drift.ipynb #dd87be8e
 SEGMENTED = .5  # of the rate of false alarms, where there are segments
 
+# %% ../../nbs/monitor/02_drift.ipynb #0533dea9
 def compare(reference: Profile | dict,  # what was usual; a family by segment
             current: Profile | dict,  # what came
             policy: Policy | None = None,  # thresholds; None: the stated defaults
@@ -241,31 +315,57 @@ def compare(reference: Profile | dict,  # what was usual; a family by segment
     for c in checks + within: of.setdefault(c.column, []).append(c)
     columns = {n: drawn(judge(n, (c.b or c.a).kind, of.get(n, []), p, policy), c) for n, c in both.items()}
     pairs = [judge(c.column, "pair", [c], p, policy) for c in _telling(checks, p, policy)]
-    joint = max(pairs, key=lambda f: (f.drifted, f.p <= policy.false_alarms, f.distance), default=Finding("", "pair", False, 1., 0., 0., "", "fewer than two numeric columns"))
+    joint = max(
+        pairs,
+        key=lambda f: (f.drifted, f.p <= policy.false_alarms, f.distance),
+        default=Finding("", "pair", False, 1.0, 0.0, 0.0, "", "fewer than two numeric columns"),
+    )
     arrival = [judge(c.column, "arrival", [c], p, policy) for c in arrived]
-    return Report(a.rows, b.rows, columns, joint, list({f.name: f for f in pairs if f.drifted}.values()), _problem(a, b), arrival, _within(inner, of, p, policy), len(parts(reference, current)) if cut else 0)
+    return Report(
+        a.rows,
+        b.rows,
+        columns,
+        joint,
+        list({f.name: f for f in pairs if f.drifted}.values()),
+        _problem(a, b),
+        arrival,
+        _within(inner, of, p, policy),
+        len(parts(reference, current)) if cut else 0,
+    )
 
 # %% ../../nbs/monitor/02_drift.ipynb #87b6f1a8
 def _telling(checks: list, p: dict, policy: Policy) -> list:
     "Of hundreds of pairs those that are significant, else the one that moved most; and all numbers together."
     pairs = [c for c in checks if c.name == "correlation"]
-    return [c for c in pairs if p[id(c)] <= policy.false_alarms] + sorted(pairs, key=lambda c: -c.effect)[:1] + [c for c in checks if c.name == "reconstruction"]
+    return (
+        [c for c in pairs if p[id(c)] <= policy.false_alarms]
+        + sorted(pairs, key=lambda c: -c.effect)[:1]
+        + [c for c in checks if c.name == "reconstruction"]
+    )
 
 def _within(inner: dict, of: dict, p: dict, policy: Policy) -> list:
     "What drifted in segments."
     found = []
     for name, checks in of.items():
-        if not any(c.possible and p[id(c)] <= policy.false_alarms and c.name in EFFECTS for c in checks) or name not in inner and name != SHARES: continue
+        if (
+            not any(c.possible and p[id(c)] <= policy.false_alarms and c.name in EFFECTS for c in checks)
+            or name not in inner
+            and name != SHARES
+        ):
+            continue
         column, segment, c = inner.get(name, ("", "", None))
         f = judge(name, "segments" if c is None else c.b.kind, checks, p, policy, column)
         f.column, f.segment = column or name, segment
         if f.drifted: found.append(drawn(f, c) if c is not None else f)
     return found
 
+# %% ../../nbs/monitor/02_drift.ipynb #d3f38f72
 def _problem(reference: Profile, current: Profile) -> str:
     "Why nothing could be compared."
-    if not current.rows and reference.rows: return f"the current window is empty; the reference has {reference.rows:,} rows"
-    if not reference.rows and current.rows: return f"the reference window is empty: nothing to hold {current.rows:,} rows against"
+    if not current.rows and reference.rows:
+        return f"the current window is empty; the reference has {reference.rows:,} rows"
+    if not reference.rows and current.rows:
+        return f"the reference window is empty: nothing to hold {current.rows:,} rows against"
     return ""
 
 # %% ../../nbs/monitor/02_drift.ipynb #475c3c85
@@ -273,16 +373,32 @@ def _bars(f: Finding, width: int = 120, height: int = 28) -> str:
     "Shares of the reference (grey) and of the current window (colour), bin by bin."
     if not f.bins: return ""
     top, w = max(max(b["reference"], b["current"]) for b in f.bins) or 1, width / len(f.bins)
-    bar = lambda i, share, colour, part: f'<rect x="{i * w + part * w / 2:.1f}" y="{height * (1 - share / top):.1f}" width="{w * .45:.1f}" height="{height * share / top:.1f}" fill="{colour}"/>'
-    return f'<svg width="{width}" height="{height}" role="img" aria-label="shares by bin">' + "".join(
-        bar(i, b["reference"], "#9aa5b1", 0) + bar(i, b["current"], "#c2410c" if f.drifted else "#2563eb", 1) for i, b in enumerate(f.bins)) + "</svg>"
+    bar = lambda i, share, colour, part: (
+        f'<rect x="{i * w + part * w / 2:.1f}" y="{height * (1 - share / top):.1f}" width="{w * .45:.1f}"'
+        f' height="{height * share / top:.1f}" fill="{colour}"/>'
+    )
+    return (
+        f'<svg width="{width}" height="{height}" role="img" aria-label="shares by bin">'
+        + "".join(
+            bar(i, b["reference"], "#9aa5b1", 0) + bar(i, b["current"], "#c2410c" if f.drifted else "#2563eb", 1)
+            for i, b in enumerate(f.bins)
+        )
+        + "</svg>"
+    )
 
+# %% ../../nbs/monitor/02_drift.ipynb #d9be585c
 @patch
 def _repr_html_(self: Report) -> str:
     "A table, what drifted first."
     found, moved = [*self.columns.values(), *self.pairs, *self.arrival], self.found
     shown = moved + [f for f in found if not f.drifted]
-    row = lambda f: f"<tr><td>{'⚠' if f.drifted else ''}</td><td><b>{html.escape(f.name)}</b></td><td>{_bars(f)}</td><td style='text-align:left'>{html.escape(f.reason)}</td></tr>"
+    row = lambda f: (
+        f"<tr><td>{'⚠' if f.drifted else ''}</td><td><b>{html.escape(f.name)}</b></td><td>{_bars(f)}</td><td"
+        f" style='text-align:left'>{html.escape(f.reason)}</td></tr>"
+    )
     title = self.problem or (f"{len(moved)} of {len(shown)} drifted" if self.drifted else "Nothing drifted")
-    return (f"<p><b>{html.escape(title)}</b> · {self.current_rows:,} rows against {self.reference_rows:,}</p><table><thead><tr><th></th><th>column</th>"
-            f"<th>shares: reference, current</th><th>why</th></tr></thead><tbody>{''.join(map(row, shown))}</tbody></table>")
+    return (
+        f"<p><b>{html.escape(title)}</b> · {self.current_rows:,} rows against"
+        f" {self.reference_rows:,}</p><table><thead><tr><th></th><th>column</th><th>shares: reference,"
+        f" current</th><th>why</th></tr></thead><tbody>{''.join(map(row, shown))}</tbody></table>"
+    )

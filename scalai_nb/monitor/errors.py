@@ -20,6 +20,7 @@ from .performance import Z, lacking, told
 COLUMNS = ("label", "error", "error_squared", "label_squared")
 QUANTILES = (.05, .25, .5, .75, .95)
 
+# %% ../../nbs/monitor/05_errors.ipynb #d3ce96ee
 @dataclass
 class Errors:
     "What came, held against what was predicted. Units are the label's."
@@ -37,22 +38,36 @@ class Errors:
     def to_dict(self) -> dict:
         "Plain values; what is not known is None. Intervals are NAME_low and NAME_high."
         plain = lambda v: None if isinstance(v, float) and not np.isfinite(v) else v
-        found = asdict(self) | {"quantiles": {str(q): plain(v) for q, v in self.quantiles.items()}, "se": {m: plain(v) for m, v in self.se.items()}}
+        found = asdict(self) | {
+            "quantiles": {str(q): plain(v) for q, v in self.quantiles.items()},
+            "se": {m: plain(v) for m, v in self.se.items()},
+        }
         name = lambda m: m if isinstance(m, str) else f"q{m}"
-        found |= {f"{name(m)}_{end}": v[i] for m, v in found.pop("intervals").items() for i, end in enumerate(("low", "high"))}
+        found |= {
+            f"{name(m)}_{end}": v[i]
+            for m, v in found.pop("intervals").items()
+            for i, end in enumerate(("low", "high"))
+        }
         return {k: plain(v) for k, v in found.items()}
 
     def __str__(self) -> str:
         wait = lacking(self.rows, self.unlabelled, self.unscored)
         if not self.rows: return f"no labelled rows: nothing to measure{wait}"
-        return f"off by {self.mae:.3g} on average ({self.intervals['mae'][0]:.3g} … {self.intervals['mae'][1]:.3g}), RMSE {self.rmse:.3g}, bias {self.bias:+.3g}, R² {self.r2:.3f} on {self.rows:,} rows{wait}"
+        return (
+            f"off by {self.mae:.3g} on average ({self.intervals['mae'][0]:.3g} … {self.intervals['mae'][1]:.3g}), RMSE"
+            f" {self.rmse:.3g}, bias {self.bias:+.3g}, R² {self.r2:.3f} on {self.rows:,} rows{wait}"
+        )
 
 # %% ../../nbs/monitor/05_errors.ipynb #4213a3ab
 def errors(window: Profile,  # of scored rows, with the columns of COLUMNS
            quantiles: tuple = QUANTILES,
           ) -> Errors:
     "How far predictions were off where labels are known."
-    if missing := [c for c in COLUMNS if c not in window.columns]: raise BadRequest(f"the window has no column '{missing[0]}'", f"it holds: {', '.join(window.columns)}; predictions of a number are profiled by `score`")
+    if missing := [c for c in COLUMNS if c not in window.columns]:
+        raise BadRequest(
+            f"the window has no column '{missing[0]}'",
+            f"it holds: {', '.join(window.columns)}; predictions of a number are profiled by `score`",
+        )
     off, squared, label = window["error"], window["error_squared"], window["label"]
     n, unlabelled = off.ordered.rows, label.nulls + label.nan
     lack = unlabelled, window.rows - unlabelled - n
@@ -61,15 +76,27 @@ def errors(window: Profile,  # of scored rows, with the columns of COLUMNS
     size, spread = abs(lo + hi) / 2, lambda column: column.std or 0.
     mae, hidden, rmse = float((size * c).sum() / n), float(((hi - lo) / 2 * c).sum() / n), float(np.sqrt(squared.mean))
     r2, r2_se = _determined(window, n)
-    se = {"mae": float(np.sqrt((c * (size - mae) ** 2).sum() / max(n - 1, 1)) / root), "rmse": float(spread(squared) / 2 / rmse / root) if rmse else 0., "bias": float(spread(off) / root), "r2": r2_se}
+    se = {
+        "mae": float(np.sqrt((c * (size - mae) ** 2).sum() / max(n - 1, 1)) / root),
+        "rmse": float(spread(squared) / 2 / rmse / root) if rmse else 0.0,
+        "bias": float(spread(off) / root),
+        "r2": r2_se,
+    }
     value = {"mae": mae, "rmse": rmse, "bias": off.mean, "r2": r2}
     intervals = {m: _ends(value[m], Z * se[m] + (hidden if m == "mae" else 0), m) for m in value}
     slack = off.resolution
-    ends = {q: tuple(float(x) for x in off.quantile(np.clip([q - w, q + w], 0, 1))) for q in quantiles for w in [Z * np.sqrt(q * (1 - q)) / root + slack]}
+    ends = {
+        q: tuple(float(x) for x in off.quantile(np.clip([q - w, q + w], 0, 1)))
+        for q in quantiles
+        for w in [Z * np.sqrt(q * (1 - q)) / root + slack]
+    }
     return Errors(n, *value.values(), {q: float(off.quantile(q)) for q in quantiles}, *lack, se, intervals | ends)
 
+# %% ../../nbs/monitor/05_errors.ipynb #beb5d4f4
 def _ends(value: float, half: float, measure: str) -> tuple:
-    return float(max(value - half, 0.) if measure in ("mae", "rmse") else value - half), float(min(value + half, 1.) if measure == "r2" else value + half)
+    return float(max(value - half, 0.0) if measure in ("mae", "rmse") else value - half), float(
+        min(value + half, 1.0) if measure == "r2" else value + half
+    )
 
 def _determined(window: Profile, n: int) -> tuple:  # R², its standard error
     "R² and, by the delta method, how far chance moves it."
@@ -79,7 +106,8 @@ def _determined(window: Profile, n: int) -> tuple:  # R², its standard error
     names, joint = window.corr()
     at, ratio = [names.index(c) for c in ("error_squared", "label_squared", "label")], wrong / spread
     sd = np.array([window[c].std or 0. for c in ("error_squared", "label_squared", "label")])
-    pull = np.array([-1, ratio, -2 * label.mean * ratio]) / spread * sd  # of a row's squared error, squared label, label
+    # of a row's squared error, squared label, label
+    pull = np.array([-1, ratio, -2 * label.mean * ratio]) / spread * sd
     r = np.where(np.isfinite(j := joint[np.ix_(at, at)]), j, 0.)
     return float(1 - ratio), float(np.sqrt(max(pull @ r @ pull, 0.) / n))
 
@@ -88,8 +116,14 @@ def _determined(window: Profile, n: int) -> tuple:  # R², its standard error
 def figures(self: Errors) -> dict:  # name -> figure and interval, as text
     "What a person reads."
     named = {"mean absolute error": "mae", "root mean squared error": "rmse", "bias": "bias", "R²": "r2"}
-    found = {name: told(getattr(self, m), self.intervals.get(m, (np.nan, np.nan)), "+" if m == "bias" else "") for name, m in named.items()}
-    return found | {f"{100 * q:g} % of the errors are under": told(v, self.intervals.get(q, (np.nan, np.nan)), "+") for q, v in self.quantiles.items()}
+    found = {
+        name: told(getattr(self, m), self.intervals.get(m, (np.nan, np.nan)), "+" if m == "bias" else "")
+        for name, m in named.items()
+    }
+    return found | {
+        f"{100 * q:g} % of the errors are under": told(v, self.intervals.get(q, (np.nan, np.nan)), "+")
+        for q, v in self.quantiles.items()
+    }
 
 @patch
 def _repr_html_(self: Errors) -> str:

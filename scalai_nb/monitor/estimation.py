@@ -28,10 +28,15 @@ class Meaning:
 
     def __call__(self, s: np.ndarray) -> np.ndarray: return np.interp(s, self.score, self.rate)
 
+# %% ../../nbs/monitor/05_estimation.ipynb #6a838c4d
 def meaning(lo: np.ndarray, hi: np.ndarray, down: np.ndarray, up: np.ndarray, bins: int = 50) -> Meaning:
-    "The share of positives as a function of the score: groups made monotone (pool adjacent violators), straight lines between."
+    """The share of positives as a function of the score:
+
+    groups made monotone (pool adjacent violators), straight lines between."""
     both, mid = down + up, (lo + hi) / 2
-    g = np.unique(np.minimum(((np.cumsum(both) - both / 2) / both.sum() * bins).astype(int), bins - 1), return_inverse=True)[1]
+    g = np.unique(
+        np.minimum(((np.cumsum(both) - both / 2) / both.sum() * bins).astype(int), bins - 1), return_inverse=True
+    )[1]
     rows, late, score = np.bincount(g, both), np.bincount(g, up), np.bincount(g, both * mid)
     pools = []
     for n, r in zip(rows, late / np.maximum(rows, 1)):
@@ -40,7 +45,12 @@ def meaning(lo: np.ndarray, hi: np.ndarray, down: np.ndarray, up: np.ndarray, bi
             (n1, r1, k1), (n2, r2, k2) = pools[-2:]
             pools[-2:] = [[n1 + n2, (n1 * r1 + n2 * r2) / max(n1 + n2, 1), k1 + k2]]
     rate = np.repeat([r for _, r, _ in pools], [k for *_, k in pools])
-    return Meaning(hi[np.searchsorted(g, np.arange(g[-1] + 1), side="right") - 1][:-1], score / np.maximum(rows, 1), rate, rows / rows.sum())
+    return Meaning(
+        hi[np.searchsorted(g, np.arange(g[-1] + 1), side="right") - 1][:-1],
+        score / np.maximum(rows, 1),
+        rate,
+        rows / rows.sum(),
+    )
 
 # %% ../../nbs/monitor/05_estimation.ipynb #4eb5f998
 def expected(scores: Profile | Column,  # of rows without labels
@@ -49,18 +59,24 @@ def expected(scores: Profile | Column,  # of rows without labels
             ) -> tuple:  # bucket lows, highs, negatives, positives: float64 (B,), as `counts` gives them
     "How many of both labels to expect in each bucket, if scores still mean what they meant."
     known = reference if isinstance(reference, Meaning) else meaning(*counts(_join(_families(reference)), column))
-    lo, hi, now = (np.asarray(x, float) for x in (scores if isinstance(scores, Column) else scores[column]).histogram())
+    lo, hi, now = (
+        np.asarray(x, float) for x in (scores if isinstance(scores, Column) else scores[column]).histogram()
+    )
     rate = known((lo + hi) / 2)
     return lo, hi, now * (1 - rate), now * rate
 
 def _families(reference) -> list:  # one family a window
     "A family, several of them, or a dict of them by period."
-    if isinstance(reference, dict): reference = list(reference.values()) if all(isinstance(f, dict) for f in reference.values()) else [reference]
+    if isinstance(reference, dict):
+        reference = list(reference.values()) if all(isinstance(f, dict) for f in reference.values()) else [reference]
     return [f for f in reference if sum(p.rows for p in f.values())]
 
 def _join(families: list) -> dict:
     "One family of several, label by label."
-    return {label: sum((f[label] for f in families if label in f), Profile.empty()) for label in dict.fromkeys(l for f in families for l in f)}
+    return {
+        label: sum((f[label] for f in families if label in f), Profile.empty())
+        for label in dict.fromkeys(l for f in families for l in f)
+    }
 
 # %% ../../nbs/monitor/05_estimation.ipynb #4e71889b
 SUPPORT = .5  # effective share of the reference under which nothing is trusted
@@ -74,10 +90,15 @@ def _effective(current: Column, known: Meaning) -> float:
 
 def outside(reference: Profile, current: Profile) -> dict:  # column -> share of the current rows, the largest first
     "Where a window has values that the reference never had. Columns of one side only count whole."
-    found = {n: _beyond(reference.columns.get(n), c) if reference.columns.get(n) is not None else 1. for n, c in current.columns.items() if c.rows}
+    found = {
+        n: _beyond(reference.columns.get(n), c) if reference.columns.get(n) is not None else 1.0
+        for n, c in current.columns.items()
+        if c.rows
+    }
     found |= {n: 1. for n in reference.columns if n not in current.columns}
     return dict(sorted(((n, s) for n, s in found.items() if s), key=lambda s: -s[1]))
 
+# %% ../../nbs/monitor/05_estimation.ipynb #deb144b6
 def _beyond(a: Column, b: Column) -> float:
     if not a.rows or not b.rows: return 0.
     holes = sum(getattr(b, what) for what in ("nulls", "nan", "inf") if not getattr(a, what))
@@ -86,7 +107,8 @@ def _beyond(a: Column, b: Column) -> float:
         lo, hi, c = b.histogram()
         low, high = float(a.ordered.low), float(a.ordered.high)
         holes += float((c * (np.asarray(hi, float) < low)).sum() + (c * (np.asarray(lo, float) > high)).sum())
-    elif b.kind == "text" and a.text is not None and b.text is not None and a.distinct < a.count / 2:  # identifiers are always new
+    # identifiers are always new
+    elif b.kind == "text" and a.text is not None and b.text is not None and a.distinct < a.count / 2:
         _, before, now = align_categories(a, b)
         holes += float(now[before == 0].sum())
     elif b.kind == "boolean": holes += b.true * (not a.true) + b.false * (not a.false)
@@ -110,59 +132,110 @@ class Estimate:
     trusted: bool
     reason: str
 
-    def to_dict(self) -> dict: return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in asdict(self).items()}
+    def to_dict(self) -> dict:
+        return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in asdict(self).items()}
 
     def _repr_html_(self) -> str: return f"<p>Without labels: {html.escape(str(self))}</p>"
 
     def __str__(self) -> str:
-        return f"AUC about {self.auc:.3f} ({self.low:.3f} … {self.high:.3f}), beside the constant guess {self.baseline:.3f} ({self.baseline_low:.3f} … {self.baseline_high:.3f}); {self.reason}"
+        return (
+            f"AUC about {self.auc:.3f} ({self.low:.3f} … {self.high:.3f}), beside the constant guess"
+            f" {self.baseline:.3f} ({self.baseline_low:.3f} … {self.baseline_high:.3f}); {self.reason}"
+        )
 
 # %% ../../nbs/monitor/05_estimation.ipynb #c60c5fd0
-def estimate(scores: Profile,  # the window's scores, labels unknown
-             reference,  # families by label of the reference windows, oldest first: a dict by period, a list, or one family
-             column: str = "score",
-             covariates: tuple | None = None,  # profiles of the model's columns: of the reference, of the window
-             spread=None,  # further families, while the reference is short: how far they differ among themselves is in the band, their level is not
-             run: int = 1,  # reference windows that the window is as long as: 4 for a month, if they are weeks
-            ) -> Estimate:
+def estimate(
+    scores: Profile,  # the window's scores, labels unknown
+    reference,  # families by label of the reference windows, oldest first: a dict by period, a list, or one family
+    column: str = "score",
+    covariates: tuple | None = None,  # profiles of the model's columns: of the reference, of the window
+    spread=None,  # further families, while the reference is short: how far they differ among themselves is in the band, their level is not
+    run: int = 1,  # reference windows that the window is as long as: 4 for a month, if they are weeks
+) -> Estimate:
     "AUC without labels, and whether to believe it."
     families = _families(reference)
-    if not families: raise BadRequest("the reference has no labelled scores", "score a window whose labels are known first")
+    if not families:
+        raise BadRequest("the reference has no labelled scores", "score a window whose labels are known first")
     lo, hi, down, up = _common(families, column)
     (baseline, se, _), now = auc(down.sum(0), up.sum(0)), scores.columns.get(column)
     if np.isnan(baseline): raise BadRequest("the reference has labels of one kind only", "give windows that hold both")
-    if now is None or not now.ordered.rows: return Estimate(np.nan, 0., 1., np.nan, np.nan, np.nan, baseline, 0., 1., np.nan, 0., False, "the window has no scores")
+    if now is None or not now.ordered.rows:
+        return Estimate(
+            np.nan,
+            0.0,
+            1.0,
+            np.nan,
+            np.nan,
+            np.nan,
+            baseline,
+            0.0,
+            1.0,
+            np.nan,
+            0.0,
+            False,
+            "the window has no scores",
+        )
     known, own = meaning(lo, hi, down.sum(0), up.sum(0)), _residuals(lo, hi, down, up, run)
     more = _families(spread or []) if len(families) < ENOUGH * run else []
     fold = _residuals(*_common(more, column), run) if more else own[:0]
-    left, free = np.concatenate([own, fold]), 1.5 * sum((len(x) + run - 1) / run for x in (own, fold) if len(x)) if run > 1 else None
+    left, free = np.concatenate([own, fold]), (
+        1.5 * sum((len(x) + run - 1) / run for x in (own, fold) if len(x)) if run > 1 else None
+    )
     here, there, no, yes = expected(now, known)
     alone = 1.96 * se * np.hypot(1, np.sqrt((down.sum() + up.sum()) / now.ordered.rows))  # sampling of both, no more
     said, rows = auc(no, yes)[0], no.sum() + yes.sum()
     value, support, base = (said + baseline) / 2, _effective(now, known), float(yes.sum() / rows)
-    (low, high), (base_low, base_high) = _band(value, alone, left.mean(1), free), _band(baseline, alone, left[:, 1], free)
+    (low, high), (base_low, base_high) = _band(value, alone, left.mean(1), free), _band(
+        baseline, alone, left[:, 1], free
+    )
     bias = float(((here + there) / 2 * (no + yes)).sum() / rows - base)
-    return Estimate(value, low, high, said, base, bias, baseline, base_low, base_high, _rms(left.mean(1)), support, *_trust(support, outside(*covariates) if covariates else {}, len(own), len(fold), run))
+    return Estimate(
+        value,
+        low,
+        high,
+        said,
+        base,
+        bias,
+        baseline,
+        base_low,
+        base_high,
+        _rms(left.mean(1)),
+        support,
+        *_trust(support, outside(*covariates) if covariates else {}, len(own), len(fold), run)
+    )
 
 # %% ../../nbs/monitor/05_estimation.ipynb #ced6a6a3
 def _common(families: list, column: str) -> tuple:  # bucket lows, highs: (B,); negatives, positives: (windows, B)
     "Every window on the buckets of all."
-    pairs = [[sum((p for l, p in f.items() if str(l).lower() in which), Profile.empty()).columns.get(column) for which in (NEGATIVE, POSITIVE)] for f in families]
+    pairs = [
+        [
+            sum((p for l, p in f.items() if str(l).lower() in which), Profile.empty()).columns.get(column)
+            for which in (NEGATIVE, POSITIVE)
+        ]
+        for f in families
+    ]
     lo, hi, *_ = counts(_join(families), column)
     some = [c for pair in pairs for c in pair if c is not None]
     if not some: return lo, hi, np.zeros((len(pairs), 0)), np.zeros((len(pairs), 0))
     whole = add_columns(*some)
-    rows = [[np.zeros(len(lo)) if c is None else np.asarray(align(whole, c)[3], float) for c in pair] for pair in pairs]
+    rows = [
+        [np.zeros(len(lo)) if c is None else np.asarray(align(whole, c)[3], float) for c in pair] for pair in pairs
+    ]
     return lo, hi, *(np.array([r[k] for r in rows]) for k in (0, 1))
-
 ENOUGH = 8  # windows that a reference has, from which on its own misses are the band
 
-def _residuals(lo: np.ndarray, hi: np.ndarray, down: np.ndarray, up: np.ndarray, run: int = 1) -> np.ndarray:  # runs × (measured − expected, measured − constant)
-    "What the windows before a run would have said of it, held against what came; early on, where fewer than three runs are before it, what all others would."
+# %% ../../nbs/monitor/05_estimation.ipynb #18afed21
+def _residuals(
+    lo: np.ndarray, hi: np.ndarray, down: np.ndarray, up: np.ndarray, run: int = 1
+) -> np.ndarray:  # runs × (measured − expected, measured − constant)
+    """What the windows before a run would have said of it, held against what came; early on, where fewer than three
+    runs are before it, what all others would."""
     found, mid = [], (lo + hi) / 2
     for s in range(len(down) - run + 1) if len(down) >= 3 * run else ():
         d, u = down[s:s + run].sum(0), up[s:s + run].sum(0)
-        rest, truth = (down[:s].sum(0), up[:s].sum(0)) if s >= 3 * run else (down.sum(0) - d, up.sum(0) - u), auc(d, u)[0]
+        rest, truth = (down[:s].sum(0), up[:s].sum(0)) if s >= 3 * run else (down.sum(0) - d, up.sum(0) - u), auc(
+            d, u
+        )[0]
         if np.isnan(truth) or np.isnan(constant := auc(*rest)[0]): continue
         rate = meaning(lo, hi, *rest)(mid)
         found.append((truth - auc((d + u) * (1 - rate), (d + u) * rate)[0], truth - constant))
@@ -174,27 +247,58 @@ def _band(value: float, alone: float, left: np.ndarray, free: float | None) -> t
     half = max(alone, reach(left, free))
     return float(max(0., value - half)), float(min(1., value + half))
 
+# %% ../../nbs/monitor/05_estimation.ipynb #7665d8d5
 @cache
 def _widened(n: int) -> float:
-    "By how much the farthest of n misses must grow, so that one more of the same normal law is within it, 95 times in 100."
+    """By how much the farthest of n misses must grow, so that one more of the same normal law is within it, 95 times
+    in 100."""
     from scipy.integrate import quad
     from scipy.optimize import brentq
     inside = lambda m: 2 * ndtr(m) - 1
-    within = lambda c: quad(lambda m: 2 * n * inside(m) ** (n - 1) * np.exp(-m * m / 2) / np.sqrt(2 * np.pi) * inside(c * m), 0, 10)[0]
+    within = lambda c: quad(
+        lambda m: 2 * n * inside(m) ** (n - 1) * np.exp(-m * m / 2) / np.sqrt(2 * np.pi) * inside(c * m), 0, 10
+    )[0]
     return 1. if n > 18 else brentq(lambda c: within(c) - .95, 1, 20)
 
-def reach(misses: np.ndarray,
-          free: float | None = None,  # degrees of freedom of misses that overlap: half as many again as lie side by side (Lo & MacKinlay 1989); None: none overlap
-         ) -> float:  # in the misses' unit; 0 of none
-    "What one more miss stays within, 95 times in 100 (jackknife: Barber et al. 2021; of fewer than nineteen misses, the farthest, widened; of misses that overlap, Student's)."
+def reach(
+    misses: np.ndarray,
+    free: (
+        float | None
+    ) = None,  # degrees of freedom of misses that overlap: half as many again as lie side by side (Lo & MacKinlay 1989); None: none overlap
+) -> float:  # in the misses' unit; 0 of none
+    """What one more miss stays within, 95 times in 100 (jackknife:
+
+    Barber et al. 2021; of fewer than nineteen misses, the farthest, widened; of misses that overlap, Student's)."""
     if not (n := len(misses)): return 0.
     if free: return float(stdtrit(free, .975) * _rms(misses))
     return _widened(n) * float(np.sort(abs(misses))[min(int(np.ceil(.95 * (n + 1))), n) - 1])
 
+# %% ../../nbs/monitor/05_estimation.ipynb #605f2324
 def _trust(support: float, beyond: dict, windows: int, more: int, run: int = 1) -> tuple:  # trusted, why
     "The sentence that stands beside the estimate."
-    if support < SUPPORT: return False, f"not to be trusted: the scores left what the reference knows ({100 * support:.0f} % of it is in effect)"
-    if gone := [f"{100 * s:.0f} % of {n}" for n, s in beyond.items() if s > OUTSIDE]: return False, f"not to be trusted: values that the reference never had, in {', '.join(gone[:3])}"
-    if not windows + more: return False, f"not to be trusted: fewer than {'three' if run == 1 else 3 * run} reference windows show how far such estimates miss"
-    shown = " and ".join([f"{windows} {f'runs of {run} ' if run > 1 else ''}reference windows"]*bool(windows) + [f"{more} that the model learnt from"]*bool(more))
-    return True, f"the band holds how far such estimates missed on {shown}; it cannot see that a score means something else now"
+    if support < SUPPORT:
+        return (
+            False,
+            f"not to be trusted: the scores left what the reference knows ({100 * support:.0f} % of it is in effect)",
+        )
+    if gone := [f"{100 * s:.0f} % of {n}" for n, s in beyond.items() if s > OUTSIDE]:
+        return False, f"not to be trusted: values that the reference never had, in {', '.join(gone[:3])}"
+    if not windows + more:
+        return (
+            False,
+            (
+                f"not to be trusted: fewer than {'three' if run == 1 else 3 * run} reference windows show how far such"
+                " estimates miss"
+            ),
+        )
+    shown = " and ".join(
+        [f"{windows} {f'runs of {run} ' if run > 1 else ''}reference windows"] * bool(windows)
+        + [f"{more} that the model learnt from"] * bool(more)
+    )
+    return (
+        True,
+        (
+            f"the band holds how far such estimates missed on {shown}; it cannot see that a score means something"
+            " else now"
+        ),
+    )

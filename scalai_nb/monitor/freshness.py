@@ -37,7 +37,16 @@ def rows(counts: list,  # of the reference windows
     if len(counts) < 3 or not now: return []
     mean, sd, df = spread(counts)
     d = np.log(now) - mean
-    return [Check(COUNT, "rows", float(2 * stdtr(df, -abs(d) / sd)), float(abs(d)), sd, f"{now:,} rows, usually {min(counts):,} … {max(counts):,}")]
+    return [
+        Check(
+            COUNT,
+            "rows",
+            float(2 * stdtr(df, -abs(d) / sd)),
+            float(abs(d)),
+            sd,
+            f"{now:,} rows, usually {min(counts):,} … {max(counts):,}",
+        )
+    ]
 
 # %% ../../nbs/monitor/01_freshness.ipynb #d45cf490
 FRESH = "freshness"
@@ -45,8 +54,12 @@ FRESH = "freshness"
 def instant(when) -> int:  # microseconds since 1970, UTC
     "A datetime, an ISO text or microseconds; without a zone it is UTC."
     if isinstance(when, (int, np.integer)): return int(when)
-    try: at = datetime.fromisoformat(str(when))
-    except ValueError as e: raise BadRequest(f"the window's end is {when!r}, no time", "give it as 2013-07-01 or 2013-07-01T00:00:00Z") from e
+    try:
+        at = datetime.fromisoformat(str(when))
+    except ValueError as e:
+        raise BadRequest(
+            f"the window's end is {when!r}, no time", "give it as 2013-07-01 or 2013-07-01T00:00:00Z"
+        ) from e
     return round((at if at.tzinfo else at.replace(tzinfo=timezone.utc)).timestamp() * 1e6)
 
 def clock(current: Profile, named: str = "") -> str:  # column; '' where none is sure
@@ -55,18 +68,55 @@ def clock(current: Profile, named: str = "") -> str:  # column; '' where none is
     found = [n for n, c in current.columns.items() if c.kind == "time"]
     return found[0] if len(found) == 1 else ""
 
+# %% ../../nbs/monitor/01_freshness.ipynb #9d9a0da0
 def fresh(reference: Profile, current: Profile,
           until,  # the window's end: datetime, ISO text, microseconds; None: unknown
           named: str = "",  # the column of times that counts
          ) -> list:  # of Check, none or one
     "Whether the newest row is as near to the window's end as the reference's own silences allow."
     if until is None or not current.rows: return []
-    if not (name := clock(current, named)): return [Check(FRESH, "no clock", 1., 0., 0., f"'{named}' is no column of times" if named else "which column of times counts? name it as the policy's clock")]
-    if (newest := current[name].ordered.high) is None: return [Check(FRESH, "no clock", 1., 0., 0., f"{name} has no times")]
+    if not (name := clock(current, named)):
+        return [
+            Check(
+                FRESH,
+                "no clock",
+                1.0,
+                0.0,
+                0.0,
+                (
+                    f"'{named}' is no column of times"
+                    if named
+                    else "which column of times counts? name it as the policy's clock"
+                ),
+            )
+        ]
+    if (newest := current[name].ordered.high) is None:
+        return [Check(FRESH, "no clock", 1.0, 0.0, 0.0, f"{name} has no times")]
     silence, usual = (instant(until) - newest) / HOUR, longest(reference, name)
-    if silence < 0: return [Check(FRESH, "silence", 0., -silence, 0., f"{name} goes to {moment(newest)}, {hours(-silence)} after the window's end: a clock runs ahead")]
-    return [Check(FRESH, "silence", 0. if silence > usual else 1., silence, usual, f"the newest {name} is {moment(newest)}, {hours(silence)} before the window's end; the longest silence before was {hours(usual)}")]
+    if silence < 0:
+        return [
+            Check(
+                FRESH,
+                "silence",
+                0.0,
+                -silence,
+                0.0,
+                f"{name} goes to {moment(newest)}, {hours(-silence)} after the window's end: a clock runs ahead",
+            )
+        ]
+    return [
+        Check(
+            FRESH,
+            "silence",
+            0.0 if silence > usual else 1.0,
+            silence,
+            usual,
+            f"the newest {name} is {moment(newest)}, {hours(silence)} before the window's end; the longest silence"
+            f" before was {hours(usual)}",
+        )
+    ]
 
+# %% ../../nbs/monitor/01_freshness.ipynb #b467a77f
 def hours(x: float) -> str: return f"{x:.0f} h" if x >= 10 else f"{x:.1f} h"
 
 def longest(reference: Profile, name: str) -> float:  # hours; 0 where nothing is known

@@ -24,15 +24,19 @@ def kurtosis(c: Both) -> float:  # 3 for a normal
     return float((n * x2 * x2).sum() / n.sum() / var ** 2) if var > 0 else 3.
 
 def rough(r: np.ndarray, k1: np.ndarray, k2: np.ndarray) -> np.ndarray:
-    "Upper bound of √n times the standard error of r: its influence function bounded by Cauchy and Schwarz, kurtoses given."
+    """Upper bound of √n times the standard error of r:
+
+    its influence function bounded by Cauchy and Schwarz, kurtoses given."""
     return (k1 * k2) ** .25 + np.abs(r) / 2 * (np.sqrt(k1) + np.sqrt(k2))
 
 # %% ../../nbs/monitor/01_multivariate.ipynb #4e63e1ef
-def correlations(a: Profile, b: Profile,
-                 both: dict,  # name -> Both, the numeric columns
-                 usual: dict | None = None,  # pair -> (mean of r, sd of r, rows of a window), over the reference windows
-                 windows: int = 0,  # how many these were
-                ) -> list:  # of Check, one a pair, and one of all numbers together
+def correlations(
+    a: Profile,
+    b: Profile,
+    both: dict,  # name -> Both, the numeric columns
+    usual: dict | None = None,  # pair -> (mean of r, sd of r, rows of a window), over the reference windows
+    windows: int = 0,  # how many these were
+) -> list:  # of Check, one a pair, and one of all numbers together
     "Change of Pearson's r for every pair of numeric columns."
     names, ra, rb = _shared(a, b, both)
     if len(names) < 2: return []
@@ -45,18 +49,28 @@ def correlations(a: Profile, b: Profile,
     se = np.sqrt((1 / np.maximum(n, 1)).sum(0)) * rough(r, heavy[i], heavy[j])
     found = []
     for k in np.flatnonzero(ok):
-        name, text = pair(names[i[k]], names[j[k]]), lambda x=ra[i[k], j[k]], y=rb[i[k], j[k]]: f"correlation {x:.2f} → {y:.2f}"
-        p, noise = _by_windows(rb[i[k], j[k]], n[1, k], *usual[name], windows) if usual and name in usual else (2 * ndtr(-abs(d[k]) / se[k]), se[k])
+        name, text = (
+            pair(names[i[k]], names[j[k]]),
+            lambda x=ra[i[k], j[k]], y=rb[i[k], j[k]]: f"correlation {x:.2f} → {y:.2f}",
+        )
+        p, noise = (
+            _by_windows(rb[i[k], j[k]], n[1, k], *usual[name], windows)
+            if usual and name in usual
+            else (2 * ndtr(-abs(d[k]) / se[k]), se[k])
+        )
         found.append(Check(name, "correlation", float(p), float(abs(d[k])), float(noise), text))
     return found + reconstruction(names, ra, rb, i[ok], j[ok], se[ok])
 
+# %% ../../nbs/monitor/01_multivariate.ipynb #7bf4713a
 def pair(x: str, y: str) -> str: return f"{x} × {y}"
 
 def _shared(a, b, both):
     "The columns whose correlations both windows have."
     (na, ra), (nb, rb) = a.corr(), b.corr()
     names = [n for n in na if n in set(nb) and n in both]
-    return names, *(np.asarray(r, float)[np.ix_(*[[list(own).index(n) for n in names]] * 2)] for own, r in ((na, ra), (nb, rb)))
+    return names, *(
+        np.asarray(r, float)[np.ix_(*[[list(own).index(n) for n in names]] * 2)] for own, r in ((na, ra), (nb, rb))
+    )
 
 def _by_windows(r, rows, mean, sd, usual_rows, windows):
     "p and noise of one more window's r; a smaller window is noisier."
@@ -74,6 +88,7 @@ def components(r: np.ndarray) -> np.ndarray:  # (columns, columns): the projecti
     kept = vectors[:, ::-1][:, :int(np.searchsorted(explained, KEPT) + 1)]
     return kept @ kept.T
 
+# %% ../../nbs/monitor/01_multivariate.ipynb #ccfa5c06
 def reconstruction(names: list, ra: np.ndarray, rb: np.ndarray,
                    i: np.ndarray, j: np.ndarray,  # the pairs that have an r in both
                    se: np.ndarray,  # noise of each
@@ -89,5 +104,13 @@ def reconstruction(names: list, ra: np.ndarray, rb: np.ndarray,
     keep = (at[i] >= 0) & (at[j] >= 0)
     noise = 2 * (np.abs(projection[at[i[keep]], at[j[keep]]]) * se[keep]).sum() / len(full)
     d = left[1] - left[0]
-    return [Check(TOGETHER, "reconstruction", float(2 * ndtr(-abs(d) / max(noise, 1e-12))), float(abs(d)), float(noise),
-                  f"components of the reference leave {left[0]:.2f} → {left[1]:.2f} of the variance unexplained")]
+    return [
+        Check(
+            TOGETHER,
+            "reconstruction",
+            float(2 * ndtr(-abs(d) / max(noise, 1e-12))),
+            float(abs(d)),
+            float(noise),
+            f"components of the reference leave {left[0]:.2f} → {left[1]:.2f} of the variance unexplained",
+        )
+    ]

@@ -30,7 +30,8 @@ def counts(family: dict,  # label -> profile of the rows with that label
     for label, p in family.items():
         which = str(label).lower()
         if which not in POSITIVE | NEGATIVE: continue  # rows whose label has not come
-        if column not in p.columns: raise BadRequest(f"no column '{column}' in the windows", f"they hold: {', '.join(p.columns)}")
+        if column not in p.columns:
+            raise BadRequest(f"no column '{column}' in the windows", f"they hold: {', '.join(p.columns)}")
         found[which in POSITIVE] = p if which not in found else found[which in POSITIVE] + p
     return _pair(found[False][column] if False in found else None, found[True][column] if True in found else None)
 
@@ -48,7 +49,8 @@ def auc(down: np.ndarray, up: np.ndarray,  # negatives and positives by bucket, 
     "Area under the ROC curve from two histograms."
     n0, n1 = down.sum(), up.sum()
     if not n0 or not n1: return np.nan, np.nan, np.nan
-    beats, beaten = (np.cumsum(down) - down / 2) / n0, 1 - (np.cumsum(up) - up / 2) / n1  # share of the other label below, above
+    # share of the other label below, above
+    beats, beaten = (np.cumsum(down) - down / 2) / n0, 1 - (np.cumsum(up) - up / 2) / n1
     a = (up * beats).sum() / n1
     var = lambda c, v, n: (c * (v - (c * v).sum() / n) ** 2).sum() / n / max(n - 1, 1)
     hidden = (down * up if wide is None else down * up * wide).sum() / (2 * n0 * n1)
@@ -66,21 +68,29 @@ def pr_auc(down: np.ndarray, up: np.ndarray, wide: np.ndarray | None = None) -> 
     tp, fp = after[0] - u * (1 - part), after[1] - d * (1 - part)
     share = lambda a, b: np.divide(a, a + b, where=a + b > 0, out=np.zeros(len(u)))
     area = float((u * share(tp, fp)).sum() / n1)
-    move = np.divide(u, (tp + fp) ** 2, where=tp + fp > 0, out=np.zeros(len(u)))  # of later precisions, by one row more above them
+    # of later precisions, by one row more above them
+    move = np.divide(u, (tp + fp) ** 2, where=tp + fp > 0, out=np.zeros(len(u)))
     onwards = lambda x: np.cumsum(x[::-1])[::-1] - (1 - part) * x
     by_up, by_down = (share(tp, fp) - area + onwards(move * fp)) / n1, -onwards(move * tp) / n1
-    row = lambda seen: 1 - (seen - after[0] + u) * np.divide(digamma(seen + u + 1) - digamma(seen + 1), u, where=u > 0, out=np.zeros(len(u)))  # precision of u in a row
-    best, worst = ((u * np.where(w > 0, row(after[0] - u + after[1] - x), share(*after))).sum() / n1 for x in (d, 0))  # before a wide bucket's negatives, after them
-    return area, float(np.sqrt((u * by_up ** 2).sum() + (d * by_down ** 2).sum())), float(max(best - area, area - worst))
+    # precision of u in a row
+    row = lambda seen: 1 - (seen - after[0] + u) * np.divide(
+        digamma(seen + u + 1) - digamma(seen + 1), u, where=u > 0, out=np.zeros(len(u))
+    )
+    # before a wide bucket's negatives, after them
+    best, worst = ((u * np.where(w > 0, row(after[0] - u + after[1] - x), share(*after))).sum() / n1 for x in (d, 0))
+    return area, float(np.sqrt((u * by_up**2).sum() + (d * by_down**2).sum())), float(max(best - area, area - worst))
 
 # %% ../../nbs/monitor/04_performance.ipynb #7b33b203
 TINY = 1e-6  # log-loss keeps scores this far from certainty
 
 def _sure(s: np.ndarray) -> np.ndarray: return np.clip(s, TINY, 1 - TINY)
-
 LOSS = {  # of a row with this score: if it did not come true, if it did
-    "logloss": (lambda s: -np.log1p(-_sure(s)), lambda s: -np.log(_sure(s))), "brier": (lambda s: s ** 2, lambda s: (1 - s) ** 2), "bias": (lambda s: s, lambda s: s - 1)}
+    "logloss": (lambda s: -np.log1p(-_sure(s)), lambda s: -np.log(_sure(s))),
+    "brier": (lambda s: s**2, lambda s: (1 - s) ** 2),
+    "bias": (lambda s: s, lambda s: s - 1),
+}
 
+# %% ../../nbs/monitor/04_performance.ipynb #bf6d1f4d
 def surprise(lo: np.ndarray, hi: np.ndarray, down: np.ndarray, up: np.ndarray,  # as `counts` gives them
             ) -> dict:  # name -> (value, standard error, resolution bound ±)
     "Log-loss (nats), Brier's score, bias, and the skill of the log-loss."
@@ -94,19 +104,35 @@ def surprise(lo: np.ndarray, hi: np.ndarray, down: np.ndarray, up: np.ndarray,  
         wide = lambda f: np.maximum(abs(f(hi) - f(s)), abs(f(s) - f(lo)))
         off[name] = d(s) - mean, u(s) - mean
         found[name] = mean, error(*off[name]), float((down * wide(d) + up * wide(u)).sum() / n)
-    entropy, (loss, _, hidden), (d, u) = -(xlogy(base, base) + xlogy(1 - base, 1 - base)), found["logloss"], off["logloss"]
+    entropy, (loss, _, hidden), (d, u) = (
+        -(xlogy(base, base) + xlogy(1 - base, 1 - base)),
+        found["logloss"],
+        off["logloss"],
+    )
     if not entropy: return found | {"skill": (np.nan, np.nan, np.nan)}
     steep = loss / entropy * np.log((1 - base) / base)  # the base rate is estimated from the same rows
-    return found | {"skill": (float(1 - loss / entropy), error((d + steep * base) / entropy, (u - steep * (1 - base)) / entropy), float(hidden / entropy))}
+    return found | {
+        "skill": (
+            float(1 - loss / entropy),
+            error((d + steep * base) / entropy, (u - steep * (1 - base)) / entropy),
+            float(hidden / entropy),
+        )
+    }
 
 # %% ../../nbs/monitor/04_performance.ipynb #5ca8f1e3
-def calibration(s: np.ndarray, down: np.ndarray, up: np.ndarray, bins: int = 15) -> list:  # [{"score", "rate", "rows"}]
+def calibration(
+    s: np.ndarray, down: np.ndarray, up: np.ndarray, bins: int = 15
+) -> list:  # [{"score", "rate", "rows"}]
     "Mean score and share of positives in bins of about equal mass."
     both = down + up
     if not both.sum(): return []
     g = np.minimum(((np.cumsum(both) - both / 2) / both.sum() * bins).astype(int), bins - 1)
     rows, score, rate = (np.bincount(g, w, minlength=bins) for w in (both, both * s, up))
-    return [{"score": float(score[i] / rows[i]), "rate": float(rate[i] / rows[i]), "rows": int(rows[i])} for i in np.flatnonzero(rows)]
+    return [
+        {"score": float(score[i] / rows[i]), "rate": float(rate[i] / rows[i]), "rows": int(rows[i])}
+        for i in np.flatnonzero(rows)
+    ]
+
 
 Z = 1.959964  # 97.5 % of the normal distribution
 
@@ -117,7 +143,8 @@ def ece(curve: list) -> tuple:  # value, lower and upper end of its 95 % interva
     share, gap, p = rows / rows.sum(), score - rate, (rows * rate + .5) / (rows + 1)
     value = float(share @ abs(gap))
     sd = np.sqrt(p * (1 - p) / rows)
-    half, floor = Z * np.sqrt(((share * sd) ** 2).sum()), np.sqrt(2 / np.pi) * float(share @ sd)  # mean |gap| of an honest score
+    # mean |gap| of an honest score
+    half, floor = Z * np.sqrt(((share * sd) ** 2).sum()), np.sqrt(2 / np.pi) * float(share @ sd)
     return value, float(max(value - floor - half, 0)), float(min(value + half, 1))
 
 # %% ../../nbs/monitor/04_performance.ipynb #c67b0971
@@ -136,12 +163,26 @@ def wilson(k: float, n: float) -> tuple:  # lower and upper end of the 95 % inte
     middle, half = (p + w / 2) / (1 + w), Z / (1 + w) * np.sqrt(p * (1 - p) / n + w / 4 / n)
     return float(max(0., middle - half)), float(min(1., middle + half))
 
-def at_threshold(lo: np.ndarray, hi: np.ndarray, down: np.ndarray, up: np.ndarray, threshold: float) -> dict:  # name -> (value, low, high)
+# %% ../../nbs/monitor/04_performance.ipynb #de622b18
+def at_threshold(
+    lo: np.ndarray, hi: np.ndarray, down: np.ndarray, up: np.ndarray, threshold: float
+) -> dict:  # name -> (value, low, high)
     "Precision and recall, with their intervals."
-    at, n1, sure, cut = confusion(lo, hi, down, up, threshold), up.sum(), lo >= threshold, (lo < threshold) & (hi >= threshold)
+    at, n1, sure, cut = (
+        confusion(lo, hi, down, up, threshold),
+        up.sum(),
+        lo >= threshold,
+        (lo < threshold) & (hi >= threshold),
+    )
     tp, fp, tp_cut, fp_cut = (float(c[x].sum()) for x in (sure, cut) for c in (up, down))
-    return {"precision": (_ratio(at["tp"], at["tp"] + at["fp"]), wilson(tp, tp + fp + fp_cut)[0], wilson(tp + tp_cut, tp + tp_cut + fp)[1]),
-            "recall": (_ratio(at["tp"], n1), wilson(tp, n1)[0], wilson(tp + tp_cut, n1)[1])}
+    return {
+        "precision": (
+            _ratio(at["tp"], at["tp"] + at["fp"]),
+            wilson(tp, tp + fp + fp_cut)[0],
+            wilson(tp + tp_cut, tp + tp_cut + fp)[1],
+        ),
+        "recall": (_ratio(at["tp"], n1), wilson(tp, n1)[0], wilson(tp + tp_cut, n1)[1]),
+    }
 
 # %% ../../nbs/monitor/04_performance.ipynb #85092b3d
 MEASURES = ("auc", "pr_auc", "logloss", "brier", "skill", "bias", "ece", "precision", "recall")
@@ -151,6 +192,7 @@ def lacking(rows: int, unlabelled: int, unscored: int) -> str:
     wait = f"; {unlabelled:,} of {rows + unlabelled + unscored:,} rows wait for their label" if unlabelled else ""
     return wait + (f"; {unscored:,} labelled rows have no finite score" if unscored else "")
 
+# %% ../../nbs/monitor/04_performance.ipynb #4e3fe033
 @dataclass
 class Performance:
     "What the labels say about the scores."
@@ -176,15 +218,21 @@ class Performance:
 
     def to_dict(self) -> dict:
         "Plain values; what is not known is None. Intervals are NAME_low and NAME_high."
-        found = {k: v for k, v in asdict(self).items() if k != "intervals"} | {f"{k}_{end}": v[i] for k, v in self.intervals.items() for i, end in enumerate(("low", "high"))}
+        found = {k: v for k, v in asdict(self).items() if k != "intervals"} | {
+            f"{k}_{end}": v[i] for k, v in self.intervals.items() for i, end in enumerate(("low", "high"))
+        }
         known = lambda v: None if isinstance(v, float) and np.isnan(v) else v
         return {k: known(v) for k, v in found.items()} | {"se": {k: known(v) for k, v in self.se.items()}}
 
     def __str__(self) -> str:
         lack = lacking(self.rows, self.unlabelled, self.unscored)
-        if not self.positives or self.positives == self.rows: return f"{self.rows:,} labelled rows of one kind: nothing to measure{lack}"
+        if not self.positives or self.positives == self.rows:
+            return f"{self.rows:,} labelled rows of one kind: nothing to measure{lack}"
         low, high = self.intervals["auc"]
-        return f"AUC {self.auc:.3f} ({low:.3f} … {high:.3f}), log-loss {self.logloss:.3f}, skill {self.skill:.2f}, bias {self.bias:+.3f} on {self.rows:,} rows, {100 * self.base:.1f} % positive{lack}"
+        return (
+            f"AUC {self.auc:.3f} ({low:.3f} … {high:.3f}), log-loss {self.logloss:.3f}, skill {self.skill:.2f}, bias"
+            f" {self.bias:+.3f} on {self.rows:,} rows, {100 * self.base:.1f} % positive{lack}"
+        )
 
 # %% ../../nbs/monitor/04_performance.ipynb #ec7d2bcf
 def performance(family: dict,  # label -> profile, of one window or of a sum of windows
@@ -193,60 +241,132 @@ def performance(family: dict,  # label -> profile, of one window or of a sum of 
                ) -> Performance:
     "How good the scores are where labels are known."
     lo, hi, down, up = counts(family, column)
-    unlabelled, n = sum(p.rows for l, p in family.items() if str(l).lower() not in POSITIVE | NEGATIVE), down.sum() + up.sum()
+    unlabelled, n = (
+        sum(p.rows for l, p in family.items() if str(l).lower() not in POSITIVE | NEGATIVE),
+        down.sum() + up.sum(),
+    )
     found = {"auc": auc(down, up, hi > lo), "pr_auc": pr_auc(down, up, hi > lo)} | surprise(lo, hi, down, up)
     curve, at = calibration((lo + hi) / 2, down, up), at_threshold(lo, hi, down, up, threshold)
-    intervals = {k: _within(k, *v) for k, v in found.items()} | {"ece": ece(curve)[1:]} | {k: v[1:] for k, v in at.items()}
+    intervals = (
+        {k: _within(k, *v) for k, v in found.items()} | {"ece": ece(curve)[1:]} | {k: v[1:] for k, v in at.items()}
+    )
     values = {k: v[0] for k, v in (found | {"ece": ece(curve)} | at).items()}
-    return Performance(int(n), int(up.sum()), _ratio(up.sum(), n), *(values[k] for k in MEASURES), threshold, unlabelled, sum(p.rows for p in family.values()) - unlabelled - int(n), found["auc"][2],
-                       {k: v[1] for k, v in found.items()}, {k: intervals[k] for k in MEASURES}, curve)
+    return Performance(
+        int(n),
+        int(up.sum()),
+        _ratio(up.sum(), n),
+        *(values[k] for k in MEASURES),
+        threshold,
+        unlabelled,
+        sum(p.rows for p in family.values()) - unlabelled - int(n),
+        found["auc"][2],
+        {k: v[1] for k, v in found.items()},
+        {k: intervals[k] for k in MEASURES},
+        curve
+    )
 
-LIMITS = {"auc": (0, 1), "pr_auc": (0, 1), "brier": (0, 1), "logloss": (0, np.inf), "skill": (-np.inf, 1), "bias": (-1, 1)}
+# %% ../../nbs/monitor/04_performance.ipynb #1f635f76
+LIMITS = {
+    "auc": (0, 1),
+    "pr_auc": (0, 1),
+    "brier": (0, 1),
+    "logloss": (0, np.inf),
+    "skill": (-np.inf, 1),
+    "bias": (-1, 1),
+}
 
 def _within(measure: str, value: float, se: float, hidden: float) -> tuple:
     "Value ± chance and resolution, inside what the measure can be."
     return tuple(float(np.clip(value + side * (Z * se + hidden), *LIMITS[measure])) for side in (-1, 1))
 
 # %% ../../nbs/monitor/04_performance.ipynb #f069ce61
-NAMES = {"auc": "AUC", "pr_auc": "PR AUC", "logloss": "log-loss (nats)", "brier": "Brier", "skill": "skill", "bias": "bias", "ece": "calibration error", "precision": "precision", "recall": "recall"}
+NAMES = {
+    "auc": "AUC",
+    "pr_auc": "PR AUC",
+    "logloss": "log-loss (nats)",
+    "brier": "Brier",
+    "skill": "skill",
+    "bias": "bias",
+    "ece": "calibration error",
+    "precision": "precision",
+    "recall": "recall",
+}
 
 def told(value: float, interval: tuple, sign: str = "") -> str:
     "A figure and its interval."
-    return "–" if np.isnan(value) else f"{value:{sign}.3f}" + (f" ({interval[0]:{sign}.3f} … {interval[1]:{sign}.3f})" if np.isfinite(interval).all() else "")
+    return (
+        "–"
+        if np.isnan(value)
+        else f"{value:{sign}.3f}"
+        + (f" ({interval[0]:{sign}.3f} … {interval[1]:{sign}.3f})" if np.isfinite(interval).all() else "")
+    )
 
+# %% ../../nbs/monitor/04_performance.ipynb #c31eb374
 def _calibration_svg(curve: list, size: int = 150) -> str:
     "Share that came true against mean score, a dot a bin."
     at = lambda x, y: (24 + x * (size - 30), (size - 24) * (1 - y) + 4)
-    dots = "".join('<circle cx="{:.1f}" cy="{:.1f}" r="3" fill="#2563eb"/>'.format(*at(c["score"], c["rate"])) for c in curve)
+    dots = "".join(
+        '<circle cx="{:.1f}" cy="{:.1f}" r="3" fill="#2563eb"/>'.format(*at(c["score"], c["rate"])) for c in curve
+    )
     (x0, y0), (x1, y1) = at(0, 0), at(1, 1)
-    return (f'<svg width="{size}" height="{size}" role="img" aria-label="calibration: share that came true by score" font-size="10" fill="currentColor">'
-            f'<path d="M{x0} {y1}V{y0}H{x1}" stroke="#9aa5b1" fill="none"/><path d="M{x0} {y0}L{x1} {y1}" stroke="#9aa5b1" stroke-dasharray="3"/>{dots}'
-            f'<text x="{size / 2 - 10}" y="{size - 4}">score</text><text x="10" y="{size / 2 + 24}" transform="rotate(-90 10 {size / 2 + 24})">came true</text></svg>')
+    return (
+        f'<svg width="{size}" height="{size}" role="img" aria-label="calibration: share that came true by score"'
+        f' font-size="10" fill="currentColor"><path d="M{x0} {y1}V{y0}H{x1}" stroke="#9aa5b1" fill="none"/><path'
+        f' d="M{x0} {y0}L{x1} {y1}" stroke="#9aa5b1" stroke-dasharray="3"/>{dots}<text x="{size / 2 - 10}"'
+        f' y="{size - 4}">score</text><text x="10" y="{size / 2 + 24}" transform="rotate(-90 10 {size / 2 + 24})">came'
+        ' true</text></svg>'
+    )
 
 @patch
 def figures(self: Performance) -> dict:  # name -> figure and interval, as text
     "What a person reads."
     at = {"precision", "recall"}
-    return {NAMES[m] + (f" at {self.threshold:g}" if m in at else ""): told(getattr(self, m), self.intervals[m], "+" if m == "bias" else "") for m in MEASURES}
+    return {
+        NAMES[m]
+        + (f" at {self.threshold:g}" if m in at else ""): told(
+            getattr(self, m), self.intervals[m], "+" if m == "bias" else ""
+        )
+        for m in MEASURES
+    }
 
+# %% ../../nbs/monitor/04_performance.ipynb #f171d04d
 @patch
 def _repr_html_(self: Performance) -> str:
     "The figures and the calibration curve."
     rows = "".join(f"<tr><td style='text-align:left'>{k}</td><td>{v}</td></tr>" for k, v in self.figures().items())
-    return f"<p>{html.escape(str(self))}</p><div style='display:flex;gap:2em'><table>{rows}</table>{_calibration_svg(self.curve)}</div>"
+    return (
+        f"<p>{html.escape(str(self))}</p><div"
+        f" style='display:flex;gap:2em'><table>{rows}</table>{_calibration_svg(self.curve)}</div>"
+    )
 
 # %% ../../nbs/monitor/04_performance.ipynb #614f0502
 class Segments(dict):  # segment -> Performance, the largest first
     "Performance segment by segment."
     worse: dict  # segment -> AUC of all the others together
 
-    def to_dict(self) -> dict: return {"segments": {str(k): p.to_dict() for k, p in self.items()}, "worse": {str(k): v for k, v in self.worse.items()}}
+    def to_dict(self) -> dict:
+        return {
+            "segments": {str(k): p.to_dict() for k, p in self.items()},
+            "worse": {str(k): v for k, v in self.worse.items()},
+        }
 
-    def __str__(self) -> str: return "; ".join(f"{k}: AUC {self[k].auc:.3f}, elsewhere {v:.3f}" for k, v in self.worse.items()) or f"none of {len(self)} segments is worse than the others"
+    def __str__(self) -> str:
+        return (
+            "; ".join(f"{k}: AUC {self[k].auc:.3f}, elsewhere {v:.3f}" for k, v in self.worse.items())
+            or f"none of {len(self)} segments is worse than the others"
+        )
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><td style='text-align:left'>{html.escape(str(k))}{' <b>worse</b>' if k in self.worse else ''}</td><td>{p.rows:,}</td>"
-                       + "".join(f"<td>{told(getattr(p, m), p.intervals[m], '+' if m == 'bias' else '')}</td>" for m in ("auc", "skill", "bias")) + "</tr>" for k, p in self.items())
+        rows = "".join(
+            "<tr><td"
+            f" style='text-align:left'>{html.escape(str(k))}{' <b>worse</b>' if k in self.worse else ''}</td><td>{p.rows:,}</td>"
+            + "".join(
+                f"<td>{told(getattr(p, m), p.intervals[m], '+' if m == 'bias' else '')}</td>"
+                for m in ("auc", "skill", "bias")
+            )
+            + "</tr>"
+            for k, p in self.items()
+        )
         return f"<p>{html.escape(str(self))}</p><table><tr><th>segment</th><th>labelled</th><th>AUC</th><th>skill</th><th>bias</th></tr>{rows}</table>"
 
 # %% ../../nbs/monitor/04_performance.ipynb #1a977e0d
@@ -261,7 +381,11 @@ def by_segment(family: dict,  # (segment, label) -> profile, as `profile(rows, b
     cut = dict(sorted(cut.items(), key=lambda s: -sum(p.rows for p in s[1].values())))
     found = Segments({k: performance(f, column, threshold) for k, f in cut.items()})
     rest = {k: auc(*counts(f, column)[2:]) for k, f in zip(cut, _rest(list(cut.values())))} if len(cut) > 1 else {}
-    p = {k: ndtr((found[k].auc - a) / np.hypot(found[k].se["auc"], se)) for k, (a, se, _) in rest.items() if np.isfinite(a) and found[k].se.get("auc", 0) > 0}
+    p = {
+        k: ndtr((found[k].auc - a) / np.hypot(found[k].se["auc"], se))
+        for k, (a, se, _) in rest.items()
+        if np.isfinite(a) and found[k].se.get("auc", 0) > 0
+    }
     ordered = sorted(p, key=p.get)
     passed = max((i for i, k in enumerate(ordered, 1) if p[k] <= false_alarms * i / len(ordered)), default=0)
     found.worse = {k: rest[k][0] for k in ordered[:passed] if rest[k][0] - found[k].auc >= least}

@@ -17,12 +17,16 @@ def whole(p) -> Profile:  # of a profile, or of a family of them
     "All rows together."
     if isinstance(p, Profile): return p
     if isinstance(p, dict) and all(isinstance(q, Profile) for q in p.values()): return total(p.values())
-    raise BadRequest(f"compare takes two profiles, not {type(p).__name__}", "make one with profile(frame), or a family of them with profile(frame, by=…)")
+    raise BadRequest(
+        f"compare takes two profiles, not {type(p).__name__}",
+        "make one with profile(frame), or a family of them with profile(frame, by=…)",
+    )
 
 def nested(family: dict) -> dict:  # (window, segment, …) -> profile  becomes  window -> {segment: profile}
     "A family of several keys, cut by the first."
     found = {}
-    for (first, *rest), p in family.items(): found.setdefault(first, {})[rest[0] if len(rest) == 1 else tuple(rest)] = p
+    for (first, *rest), p in family.items():
+        found.setdefault(first, {})[rest[0] if len(rest) == 1 else tuple(rest)] = p
     return found
 
 def families(windows) -> list:  # of profiles, or of families by segment

@@ -92,14 +92,20 @@ def moving(at: np.ndarray,  # value of each ordered bucket
            most: int = 20,  # groups of equal mass
           ) -> tuple:  # edges between the groups, a score for each
     "By how much a row becomes likelier in each group when all values move up a little."
-    rank, group, unit = (np.cumsum(rows) - rows / 2) / rows.sum(), mass(rows, 0 * rows, most), max(np.abs(at).max(), 1e-300)
+    rank, group, unit = (
+        (np.cumsum(rows) - rows / 2) / rows.sum(),
+        mass(rows, 0 * rows, most),
+        max(np.abs(at).max(), 1e-300),
+    )
     at = at / unit  # no overflow at 1e300
     low, high = np.interp([.25, .75], rank, at)
     sd = (high - low) / 1.349 or np.sqrt((rows * (at - (rows * at).sum() / rows.sum()) ** 2).sum() / rows.sum())
     first = np.flatnonzero(np.diff(group)) + 1
     edge = at[first - 1] / 2 + at[first] / 2
     below = lambda t: np.r_[0, np.interp(t, at, rank, left=0, right=1), 1]
-    return edge * unit, np.diff(below(edge - STEP * sd) - below(edge + STEP * sd)) / np.bincount(group, rows / rows.sum())
+    return edge * unit, np.diff(below(edge - STEP * sd) - below(edge + STEP * sd)) / np.bincount(
+        group, rows / rows.sum()
+    )
 
 def standard(z: np.ndarray, rows: np.ndarray) -> np.ndarray:
     "Scores of mean 0 and sd 1 over the rows; all 0 where they are one."
@@ -107,10 +113,13 @@ def standard(z: np.ndarray, rows: np.ndarray) -> np.ndarray:
     sd = np.sqrt((rows * z * z).sum() / rows.sum())
     return z / sd if sd > 1e-12 else 0 * z
 
-def shifting(at: np.ndarray, rows: np.ndarray,  # as above
-             shape: tuple,  # edges and scores of a column like this one: itself, or the column of all segments together
-             learnt: float,  # rows that the shape was learnt from
-            ) -> np.ndarray:  # score of each bucket
+# %% ../../nbs/monitor/01_significance.ipynb #753fc596
+def shifting(
+    at: np.ndarray,
+    rows: np.ndarray,  # as above
+    shape: tuple,  # edges and scores of a column like this one: itself, or the column of all segments together
+    learnt: float,  # rows that the shape was learnt from
+) -> np.ndarray:  # score of each bucket
     "The shape's own scores, beside normal ones as far as rows were few."
     edge, score = shape
     own = learnt / (learnt + LEARNT)
@@ -135,9 +144,11 @@ def rate(a: float, rows_a: float, b: float, rows_b: float) -> tuple:  # p, effec
     if not n: return 1., 0., 0.
     share, d, w = x / (rows_a + rows_b), b / rows_b - a / rows_a, rows_b / (rows_a + rows_b)
     noise = np.sqrt(share * (1 - share) / n)
-    if min(x, rows_a + rows_b - x) * min(w, 1 - w) >= 100: return float(2 * ndtr(-abs(d) / noise)), float(d), float(noise)
+    if min(x, rows_a + rows_b - x) * min(w, 1 - w) >= 100:
+        return float(2 * ndtr(-abs(d) / noise)), float(d), float(noise)
     if x > rows_a + rows_b - x: x, b = rows_a + rows_b - x, rows_b - b  # the rarer of the two is counted
-    least = betainc(b, x - b + 1, w) if b > 0 else 1.  # P(≥ b) of x rows; the beta function knows no rounding to whole rows
+    # P(≥ b) of x rows; the beta function knows no rounding to whole rows
+    least = betainc(b, x - b + 1, w) if b > 0 else 1.
     more = betainc(b + 1, x - b, w) if b < x else 0.
     return float(min(1., 2 - more - least, more + least)), float(d), float(noise)
 

@@ -21,20 +21,20 @@ from ..core.storage import write_atomic
 
 # %% ../../nbs/monitor/00_thresholds.ipynb #bb70eacd
 EFFECTS = {
-    "ks": .03,           # largest gap between the cumulative shares
-    "shift": .05,        # location: difference of mean scores, in their sd; of a normal column the sd by which it moved
-    "spread": .07,       # scale: difference of mean squared normal scores, in sd (Klotz 1962); variance × 1.2 gives .13
-    "js": .05,           # Jensen–Shannon distance, base 2, 0 … 1
-    "value": .01,        # share of rows: of the one category that moved most
-    "range": .005,       # share of rows beyond everything that the other window has
-    "nulls": .01,        # share of rows
-    "nan": .01,          # share of rows
-    "inf": .01,          # share of rows
-    "length": .03,       # largest gap between the cumulative shares of text lengths
-    "correlation": .1,   # difference of Pearson's r
-    "reconstruction": .05,  # share of the variance that the reference's principal components leave unexplained
-    "rows": .25,         # natural logarithm of the ratio to the usual number of rows: a fifth fewer, a quarter more
-    "silence": 1.,       # hours between the newest row and the window's end
+    "ks": 0.03,  # largest gap between the cumulative shares
+    "shift": 0.05,  # location: difference of mean scores, in their sd; of a normal column the sd by which it moved
+    "spread": 0.07,  # scale: difference of mean squared normal scores, in sd (Klotz 1962); variance × 1.2 gives .13
+    "js": 0.05,  # Jensen–Shannon distance, base 2, 0 … 1
+    "value": 0.01,  # share of rows: of the one category that moved most
+    "range": 0.005,  # share of rows beyond everything that the other window has
+    "nulls": 0.01,  # share of rows
+    "nan": 0.01,  # share of rows
+    "inf": 0.01,  # share of rows
+    "length": 0.03,  # largest gap between the cumulative shares of text lengths
+    "correlation": 0.1,  # difference of Pearson's r
+    "reconstruction": 0.05,  # share of the variance that the reference's principal components leave unexplained
+    "rows": 0.25,  # natural logarithm of the ratio to the usual number of rows: a fifth fewer, a quarter more
+    "silence": 1.0,  # hours between the newest row and the window's end
 }
 
 LOSSES = {
@@ -49,7 +49,9 @@ def _known(given: dict, known, what: str) -> None:
     for word in given:
         if word not in known:
             near = nearest(word, list(known))
-            raise BadRequest(f"unknown {what} '{word}'", f"did you mean '{near}'?" if near else f"known: {', '.join(known)}")
+            raise BadRequest(
+                f"unknown {what} '{word}'", f"did you mean '{near}'?" if near else f"known: {', '.join(known)}"
+            )
 
 # %% ../../nbs/monitor/00_thresholds.ipynb #67c405ef
 @dataclass
@@ -58,19 +60,24 @@ class Policy:
     false_alarms: float = .05  # of a comparison over all columns; of the losses claimed over `looks` windows
     effects: dict[str, float] = field(default_factory=dict)  # measure -> least effect, where it differs from EFFECTS
     losses: dict[str, float] = field(default_factory=dict)  # measure -> least loss, where it differs from LOSSES
-    columns: dict[str, dict] = field(default_factory=dict)  # column, or 'column in segment' -> {measure: least effect, "unit": "min"}
+    # column, or 'column in segment' -> {measure: least effect, "unit": "min"}
+    columns: dict[str, dict] = field(default_factory=dict)
     ignore: tuple | str = ()  # columns that are not compared: keys, periods
     clock: str = ""  # the column of times that says how fresh a window is; "": the only one there is
     looks: int = 12  # windows looked at in a row: a year of months
     min_labels: int = 500  # fewer labelled rows than this measure nothing
-    limits: dict[str, dict[str, float]] = field(default_factory=dict)  # column -> {measure: effect beyond the usual}, by `calibrate`
-    usual: dict[str, dict[str, float]] = field(default_factory=dict)  # column -> {measure: mean effect between reference windows}, by `calibrate`
-    pairs: dict[str, tuple[float, float, float]] = field(default_factory=dict)  # pair -> mean and sd of r between reference windows, their rows, by `calibrate`
+    # column -> {measure: effect beyond the usual}, by `calibrate`
+    limits: dict[str, dict[str, float]] = field(default_factory=dict)
+    # column -> {measure: mean effect between reference windows}, by `calibrate`
+    usual: dict[str, dict[str, float]] = field(default_factory=dict)
+    # pair -> mean and sd of r between reference windows, their rows, by `calibrate`
+    pairs: dict[str, tuple[float, float, float]] = field(default_factory=dict)
     counts: list[int] = field(default_factory=list)  # rows of each reference window, by `calibrate`
     windows: int = 0  # reference windows that `calibrate` saw
 
     def __post_init__(self):
-        if not 0 < self.false_alarms < 1: raise BadRequest(f"false_alarms is {self.false_alarms}", "give a rate between 0 and 1, as .05")
+        if not 0 < self.false_alarms < 1:
+            raise BadRequest(f"false_alarms is {self.false_alarms}", "give a rate between 0 and 1, as .05")
         self.ignore = tuple([self.ignore] if isinstance(self.ignore, str) else self.ignore)
         _known(self.effects, EFFECTS, "effect")
         _known(self.losses, LOSSES, "loss")
@@ -97,7 +104,8 @@ def limit(excess: np.ndarray,  # window × column: effects beyond noise
     "Upper prediction limit for the next window, its spread shrunk towards the common ratio of spread to mean."
     k, root = len(excess), np.sqrt(excess)  # effects are skewed, their roots are not
     mean, var = root.mean(0), root.var(0, ddof=1)
-    ratio = np.median(var[mean > 0] / mean[mean > 0] ** 2) if (mean > 0).any() else 0.  # common squared coefficient of variation
+    # common squared coefficient of variation
+    ratio = np.median(var[mean > 0] / mean[mean > 0] ** 2) if (mean > 0).any() else 0.
     sd = np.sqrt(((k - 1) * var + BORROWED * ratio * mean ** 2) / (k - 1 + BORROWED))
     return (mean + stdtrit(k - 1 + BORROWED, CONFIDENCE) * sd * np.sqrt(1 + 1 / k)) ** 2
 
@@ -121,7 +129,11 @@ def _measured(windows: list, ignore: tuple) -> dict:  # measure -> {column: wind
     seen = {}
     for i, (window, others) in enumerate(zip(windows, leave_one_out(windows))):
         for check in measure(others, window, ignore):
-            if check.name in EFFECTS: seen.setdefault(check.name, {}).setdefault(check.column, np.zeros((len(windows), 2)))[i] = check.effect, check.noise
+            if check.name in EFFECTS:
+                seen.setdefault(check.name, {}).setdefault(check.column, np.zeros((len(windows), 2)))[i] = (
+                    check.effect,
+                    check.noise,
+                )
     return seen
 
 def _usual(policy: Policy, seen: dict) -> tuple:  # limits, usual effects: by column, by measure
@@ -130,7 +142,8 @@ def _usual(policy: Policy, seen: dict) -> tuple:  # limits, usual effects: by co
     for name, columns in seen.items():
         effect, noise = np.stack(list(columns.values()), 1).transpose(2, 0, 1)
         for column, l, e in zip(columns, limit(np.sqrt(np.maximum(effect ** 2 - noise ** 2, 0))), effect.mean(0)):
-            if name == "correlation" and l <= policy.effects[name]: continue  # hundreds of pairs, all under the default
+            # hundreds of pairs, all under the default
+            if name == "correlation" and l <= policy.effects[name]: continue
             limits.setdefault(column, {})[name] = max(policy.effects[name], round(float(l), 6))
             usual.setdefault(column, {})[name] = round(float(e), 6)
     return limits, usual
@@ -146,18 +159,21 @@ def _pairs(windows: list, bounds: dict) -> dict:  # pair -> (mean, sd, rows)
     margin, found = stdtrit(k - 1, .999) / ndtri(.999), {}
     for i, j in zip(*np.triu_indices(len(names), 1)):
         name = pair(names[i], names[j])
-        if name in bounds and sd[i, j] * margin < bounds[name]: found[name] = tuple(round(float(x), 6) for x in (mean[i, j], sd[i, j], np.mean([w.rows for w in windows])))
+        if name in bounds and sd[i, j] * margin < bounds[name]:
+            found[name] = tuple(round(float(x), 6) for x in (mean[i, j], sd[i, j], np.mean([w.rows for w in windows])))
     return found
 
 # %% ../../nbs/monitor/00_thresholds.ipynb #b3797467
-def _calibrate(policy: Policy,
-               windows: list,  # of the reference: profiles, or families of them by segment; or a dict of such; under three say nothing
-              ) -> Policy:  # the same policy with limits and usual effects by column
+def _calibrate(
+    policy: Policy,
+    windows: list,  # of the reference: profiles, or families of them by segment; or a dict of such; under three say nothing
+) -> Policy:  # the same policy with limits and usual effects by column
     "Learn from reference windows how much each column moves by itself."
     from scalai_nb.monitor.freshness import COUNT, limit_of
     from scalai_nb.monitor.segments import LEAST, families, inside, whole
     windows = [w for w in families(windows) if whole(w).rows]
-    if len(windows) < 3: return replace(policy, limits={}, usual={}, pairs={}, counts=[], windows=0)  # too few to show a spread: the stated defaults hold
+    # too few to show a spread: the stated defaults hold
+    if len(windows) < 3: return replace(policy, limits={}, usual={}, pairs={}, counts=[], windows=0)
     wholes = [whole(w) for w in windows]
     seen, counts = _measured(wholes, policy.ignore), [w.rows for w in wholes]
     limits, usual = _usual(policy, seen)
@@ -165,10 +181,17 @@ def _calibrate(policy: Policy,
     for segment in dict.fromkeys(k for w in windows if isinstance(w, dict) for k in w):
         have = [w[segment] for w in windows if isinstance(w, dict) and segment in w and w[segment].rows >= LEAST]
         if len(have) < 3: continue
-        own = _usual(policy, {m: c for m, c in _measured(have, policy.ignore).items() if m not in ("correlation", "reconstruction")})
-        for into, found in zip((limits, usual), own): into.update({inside(column, segment): v for column, v in found.items()})
+        own = _usual(
+            policy,
+            {m: c for m, c in _measured(have, policy.ignore).items() if m not in ("correlation", "reconstruction")},
+        )
+        for into, found in zip((limits, usual), own):
+            into.update({inside(column, segment): v for column, v in found.items()})
     bounds = {column: v[:, 1].mean() for column, v in seen.get("correlation", {}).items()}
-    return replace(policy, limits=limits, usual=usual, pairs=_pairs(wholes, bounds), counts=counts, windows=len(windows))
+    return replace(
+        policy, limits=limits, usual=usual, pairs=_pairs(wholes, bounds), counts=counts, windows=len(windows)
+    )
+
 
 Policy.calibrate = _either(_calibrate)
 

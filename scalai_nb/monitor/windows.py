@@ -33,18 +33,28 @@ def _nothing(source: str, periods: list | None, settings: Settings | None) -> Ba
     kept = [str(k) for k in kept_periods(source, settings=settings)]
     if not kept: return BadRequest(f"no windows are kept of '{source}'", "ingest or score with a period first")
     near = nearest(str((periods or [""])[0]), kept)
-    return BadRequest(f"no window of '{source}' for {', '.join(map(str, periods or ['this question']))}", f"kept: {kept[0]} … {kept[-1]}" + (f"; did you mean {near}?" if near else ""))
+    return BadRequest(
+        f"no window of '{source}' for {', '.join(map(str, periods or ['this question']))}",
+        f"kept: {kept[0]} … {kept[-1]}" + (f"; did you mean {near}?" if near else ""),
+    )
 
 # %% ../../nbs/monitor/06_windows.ipynb #043a77a6
-def windows(source: str,
-            by: str | int = "period",  # period: as kept; hour, day, week, month, year: added up; version; or a number of rows
-            settings: Settings | None = None,
-            **only,  # fold=…, label=…, period=…, as data.profile_store.recall takes them
-           ) -> dict:  # name -> profile, in order: a period, a table's version, or 'first…last' row
-    "All windows of a source. Versions and rows know nothing of what retention has added up; of a sum's rows, they begin with it."
+def windows(
+    source: str,
+    by: str | int = "period",  # period: as kept; hour, day, week, month, year: added up; version; or a number of rows
+    settings: Settings | None = None,
+    **only,  # fold=…, label=…, period=…, as data.profile_store.recall takes them
+) -> dict:  # name -> profile, in order: a period, a table's version, or 'first…last' row
+    """All windows of a source.
+
+    Versions and rows know nothing of what retention has added up; of a sum's rows, they begin with it."""
     from scalai_nb.data.profile_store import recall
-    if by == "period" or by in UNITS: return recall(source, settings=settings, unit=None if by == "period" else by, **only)
-    if by != "version" and not (isinstance(by, int) and by > 0): raise BadRequest(f"windows by {by!r} are not possible", f"give period, {', '.join(UNITS)}, version, or a number of rows")
+    if by == "period" or by in UNITS:
+        return recall(source, settings=settings, unit=None if by == "period" else by, **only)
+    if by != "version" and not (isinstance(by, int) and by > 0):
+        raise BadRequest(
+            f"windows by {by!r} are not possible", f"give period, {', '.join(UNITS)}, version, or a number of rows"
+        )
     batches = recall(source, by="batch", settings=settings, **only)
     return _by_version(source, batches, settings) if by == "version" else _by_rows(source, batches, by, settings)
 
@@ -53,6 +63,7 @@ def _by_version(source: str, batches: dict, settings: Settings | None) -> dict:
     made = {h["batch"]: h["version"] for h in Table(source, settings).versions() if "batch" in h}
     return {made[b]: batches[b] for b in sorted(batches.keys() & made.keys(), key=made.get)}
 
+# %% ../../nbs/monitor/06_windows.ipynb #1b3ff947
 def _by_rows(source: str, batches: dict, rows: int, settings: Settings | None) -> dict:
     from scalai_nb.data.profile_store import arrived
     found, held, first = {}, Profile.empty(), 1

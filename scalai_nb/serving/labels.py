@@ -17,38 +17,71 @@ from ..core.errors import BadRequest, WorkFailed
 from ..core.settings import Settings
 
 # %% ../../nbs/serving/02_labels.ipynb #06cd7d67
-def residuals(score, label) -> pa.Table:  # label, error, error_squared, label_squared: float64, null where a label has not come
+def residuals(
+    score, label
+) -> pa.Table:  # label, error, error_squared, label_squared: float64, null where a label has not come
     "What performance is measured from where a number is predicted; the error is prediction less truth."
-    s, y = (np.asarray((x if isinstance(x, (pa.Array, pa.ChunkedArray)) else pa.array(x, from_pandas=True)).cast(pa.float64()).fill_null(np.nan)) for x in (score, label))
+    s, y = (
+        np.asarray(
+            (x if isinstance(x, (pa.Array, pa.ChunkedArray)) else pa.array(x, from_pandas=True))
+            .cast(pa.float64())
+            .fill_null(np.nan)
+        )
+        for x in (score, label)
+    )
     hole = np.isnan(y)
-    return pa.table({n: pa.array(v, mask=hole) for n, v in {"label": y, "error": s - y, "error_squared": (s - y) ** 2, "label_squared": y ** 2}.items()})
+    return pa.table(
+        {
+            n: pa.array(v, mask=hole)
+            for n, v in {"label": y, "error": s - y, "error_squared": (s - y) ** 2, "label_squared": y**2}.items()
+        }
+    )
 
-def windows(rows: pa.Table,  # score, period, and label where some are known
-            task: str,  # binary, multiclass or regression
-           ) -> dict:  # (period, label) -> Profile; the label of a row that has none, and of all predicted numbers, is None
+# %% ../../nbs/serving/02_labels.ipynb #c1e5632f
+def windows(
+    rows: pa.Table, task: str  # score, period, and label where some are known  # binary, multiclass or regression
+) -> dict:  # (period, label) -> Profile; the label of a row that has none, and of all predicted numbers, is None
     "The profiles of scored rows that monitoring lives from."
     from scalai_nb.data.profile import profile
     label = rows["label"] if "label" in rows.column_names else pa.nulls(len(rows), pa.string())
     if task == "regression":
-        wide = pa.table({"score": rows["score"], "period": rows["period"], **{n: c for r in [residuals(rows["score"], _numbers(label))] for n, c in zip(r.column_names, r.columns)}})
+        wide = pa.table(
+            {
+                "score": rows["score"],
+                "period": rows["period"],
+                **{
+                    n: c
+                    for r in [residuals(rows["score"], _numbers(label))]
+                    for n, c in zip(r.column_names, r.columns)
+                },
+            }
+        )
         return {(period, None): p for period, p in profile(wide, by="period").items()}
     if pa.types.is_floating(label.type): label = pc.if_else(pc.is_nan(label), None, label)
-    return profile(pa.table({"score": rows["score"], "period": rows["period"], "label": label}), by=["period", "label"])
+    return profile(
+        pa.table({"score": rows["score"], "period": rows["period"], "label": label}), by=["period", "label"]
+    )
 
 def _numbers(label):
-    try: return label.cast(pa.float64())
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as e: raise BadRequest(f"The labels of a predicted number are of type {label.type}.", "Give numbers.") from e
+    try:
+        return label.cast(pa.float64())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as e:
+        raise BadRequest(f"The labels of a predicted number are of type {label.type}.", "Give numbers.") from e
 
 # %% ../../nbs/serving/02_labels.ipynb #84b51db2
 OURS = ("label", "at", "arrived")  # columns of a table of labels, beside the key
 
-def labels(source,  # a frame, an Arrow table, a Table, or the name or URI of one
-           table: str = "scores",  # that `score` wrote, or will
-           key: str | list[str] | None = None,  # columns that identify a row, as scored; default: those of the deliveries before
-           label: str = "label",  # column that holds what became true; a null is no label
-           at: str | None = None,  # column with the time from which a label holds; default: when it is delivered
-           settings: Settings | None = None,
-          ) -> dict:  # what came, what it changed, how much is labelled now
+# %% ../../nbs/serving/02_labels.ipynb #728ab366
+def labels(
+    source,  # a frame, an Arrow table, a Table, or the name or URI of one
+    table: str = "scores",  # that `score` wrote, or will
+    key: (
+        str | list[str] | None
+    ) = None,  # columns that identify a row, as scored; default: those of the deliveries before
+    label: str = "label",  # column that holds what became true; a null is no label
+    at: str | None = None,  # column with the time from which a label holds; default: when it is delivered
+    settings: Settings | None = None,
+) -> dict:  # what came, what it changed, how much is labelled now
     "Join what became true to the scores. Raises `BadRequest` before anything is written."
     from scalai_nb.data.table import Table, write
     start, settings = time.perf_counter(), settings or Settings.load()
@@ -59,51 +92,103 @@ def labels(source,  # a frame, an Arrow table, a Table, or the name or URI of on
     if rows.num_rows: write(_stamped(rows, kept), store.name, batch=_name(rows), settings=settings)
     before, after = (newest(k, keys, rows) for k in (kept, store.arrow() if store.exists else None))
     batches, waiting = join(rows, table, settings)
-    return {"table": table, "delivered": rows.num_rows, **lost, **_change(before, after, keys), "waiting": waiting, "windows": batches, **labelled(table, settings),
-            "seconds": round(time.perf_counter() - start, 3)}
+    return {
+        "table": table,
+        "delivered": rows.num_rows,
+        **lost,
+        **_change(before, after, keys),
+        "waiting": waiting,
+        "windows": batches,
+        **labelled(table, settings),
+        "seconds": round(time.perf_counter() - start, 3),
+    }
 
+# %% ../../nbs/serving/02_labels.ipynb #e5f96757
 def _keys(key, kept: pa.Table | None, scores) -> list[str]:
     "The columns of the key, the same in every delivery, and there among the scores."
-    given, known = [key] if isinstance(key, str) else list(key or ()), [] if kept is None else [c for c in kept.column_names if c not in OURS]
-    if not given and not known: raise BadRequest(f"These are the first labels of {scores.name!r}, and they have no key.", "Name the columns that identify a row: --key flight_id.")
-    if given and known and set(given) != set(known): raise BadRequest(f"The labels of {scores.name!r} are keyed by {', '.join(known)}, these by {', '.join(given)}.", "Give them the same key.")
-    if wrong := set(given) & set(OURS): raise BadRequest(f"The key cannot be named {wrong.pop()!r}.", "Rename the column.")
+    given, known = [key] if isinstance(key, str) else list(key or ()), (
+        [] if kept is None else [c for c in kept.column_names if c not in OURS]
+    )
+    if not given and not known:
+        raise BadRequest(
+            f"These are the first labels of {scores.name!r}, and they have no key.",
+            "Name the columns that identify a row: --key flight_id.",
+        )
+    if given and known and set(given) != set(known):
+        raise BadRequest(
+            f"The labels of {scores.name!r} are keyed by {', '.join(known)}, these by {', '.join(given)}.",
+            "Give them the same key.",
+        )
+    if wrong := set(given) & set(OURS):
+        raise BadRequest(f"The key cannot be named {wrong.pop()!r}.", "Rename the column.")
     keys = known or given
-    if scores.exists and (lack := [k for k in keys if k not in scores.schema.names]): raise BadRequest(f"The scores in {scores.name!r} keep no column {lack[0]!r}.", "Score with it as key=, so that labels find their rows.")
+    if scores.exists and (lack := [k for k in keys if k not in scores.schema.names]):
+        raise BadRequest(
+            f"The scores in {scores.name!r} keep no column {lack[0]!r}.",
+            "Score with it as key=, so that labels find their rows.",
+        )
     return keys
 
 # %% ../../nbs/serving/02_labels.ipynb #953bf023
-def _delivery(source, keys: list[str], label: str, at: str | None, kept: pa.Table | None, scores, settings: Settings) -> tuple[pa.Table, dict]:
+def _delivery(
+    source, keys: list[str], label: str, at: str | None, kept: pa.Table | None, scores, settings: Settings
+) -> tuple[pa.Table, dict]:
     "The labels that count, one a key, in the types that are kept; and how many were not."
     from scalai_nb.data.uniqueness import repeated
     from scalai_nb.serving.score import rows_in
     parts, _ = rows_in(source, [*keys, label, *([at] if at else [])], None, settings)
     rows = pa.concat_tables(list(parts), promote_options="permissive").combine_chunks()
     rows = pa.table({**{k: rows[k] for k in keys}, "label": rows[label], **({"at": rows[at]} if at else {})})
-    types = {f.name: f.type for schema in (scores.schema if scores.exists else [], kept.schema if kept is not None else []) for f in schema if f.name in (*keys, "label")}
+    types = {
+        f.name: f.type
+        for schema in (scores.schema if scores.exists else [], kept.schema if kept is not None else [])
+        for f in schema
+        if f.name in (*keys, "label")
+    }
     rows = _cast(rows, types | ({"at": pa.timestamp("us", "UTC")} if at else {}))
     hole = lambda c: pc.or_kleene(pc.is_null(c), pc.is_nan(c)) if pa.types.is_floating(c.type) else pc.is_null(c)
     empty = np.asarray(hole(rows["label"]))
     keyless = np.any([np.asarray(pc.is_null(rows[k])) for k in keys], axis=0) & ~empty
     rows = rows.filter(pa.array(~(empty | keyless)))
-    if at: rows = rows.append_column("row", pa.array(np.arange(len(rows)))).sort_by([("at", "ascending"), ("row", "ascending")]).drop_columns("row")
+    if at:
+        rows = (
+            rows.append_column("row", pa.array(np.arange(len(rows))))
+            .sort_by([("at", "ascending"), ("row", "ascending")])
+            .drop_columns("row")
+        )
     twice = repeated(rows, keys, "last")
-    return rows.filter(pa.array(~twice)).combine_chunks(), {"empty": int(empty.sum()), "keyless": int(keyless.sum()), "repeated": int(twice.sum())}
+    return rows.filter(pa.array(~twice)).combine_chunks(), {
+        "empty": int(empty.sum()),
+        "keyless": int(keyless.sum()),
+        "repeated": int(twice.sum()),
+    }
 
+# %% ../../nbs/serving/02_labels.ipynb #b79523f7
 def _cast(rows: pa.Table, types: dict) -> pa.Table:
     "Columns in the types that the scores and the labels before have."
     for n, t in types.items():
         if n not in rows.column_names or rows.schema.field(n).type == t: continue
-        try: rows = rows.set_column(rows.column_names.index(n), n, rows[n].cast(t))
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as e: raise BadRequest(f"Column {n!r} of the labels is {rows.schema.field(n).type}, and cannot be {t}: {str(e)[:120]}", "Give it as the scores have it.") from e
+        try:
+            rows = rows.set_column(rows.column_names.index(n), n, rows[n].cast(t))
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as e:
+            raise BadRequest(
+                f"Column {n!r} of the labels is {rows.schema.field(n).type}, and cannot be {t}: {str(e)[:120]}",
+                "Give it as the scores have it.",
+            ) from e
     return rows
 
 def _name(rows: pa.Table) -> str:
     "The same labels are one batch, whatever the order of their rows."
     import hashlib
     from scalai_nb.data.uniqueness import key_hash
-    return "labels-" + hashlib.sha256(np.sort(key_hash(rows, rows.column_names)).tobytes() + repr(rows.column_names).encode()).hexdigest()[:32]
+    return (
+        "labels-"
+        + hashlib.sha256(
+            np.sort(key_hash(rows, rows.column_names)).tobytes() + repr(rows.column_names).encode()
+        ).hexdigest()[:32]
+    )
 
+# %% ../../nbs/serving/02_labels.ipynb #e3a5d730
 def _stamped(rows: pa.Table, kept: pa.Table | None) -> pa.Table:
     "Labels with their times; arrivals are in order also where the clock went back."
     now = datetime.now(UTC)
@@ -131,7 +216,11 @@ def with_labels(rows: pa.Table,  # scored, with their keys
     import pandas as pd
     if known is None: return rows
     keys = [c for c in known.column_names if c not in OURS]
-    if lack := [k for k in keys if k not in rows.column_names]: raise BadRequest(f"The labels are keyed by {', '.join(keys)}, and these scores keep no column {lack[0]!r}.", f"Score with key={keys!r}.")
+    if lack := [k for k in keys if k not in rows.column_names]:
+        raise BadRequest(
+            f"The labels are keyed by {', '.join(keys)}, and these scores keep no column {lack[0]!r}.",
+            f"Score with key={keys!r}.",
+        )
     found = _cast(newest(known, keys, rows), {k: rows.schema.field(k).type for k in keys})
     frame = lambda t: t.to_pandas(types_mapper=pd.ArrowDtype)
     label = pa.array(frame(rows.select(keys)).merge(frame(found), "left", keys)["label"])
@@ -139,6 +228,7 @@ def with_labels(rows: pa.Table,  # scored, with their keys
     own = rows["label"]
     return rows.set_column(rows.column_names.index("label"), "label", pc.coalesce(label.cast(own.type), own))
 
+# %% ../../nbs/serving/02_labels.ipynb #486b2f55
 def outcomes(table: str = "scores", where: list | None = None,  # filter in DNF: [("period", "==", "2013-06")]
              settings: Settings | None = None) -> pa.Table:
     "The scores beside their newest labels: to look at, to learn from, to profile by segment."
@@ -148,8 +238,9 @@ def outcomes(table: str = "scores", where: list | None = None,  # filter in DNF:
     return with_labels(Table(table, settings).arrow(filter=where), store.arrow() if store.exists else None)
 
 # %% ../../nbs/serving/02_labels.ipynb #89c86819
-def join(rows: pa.Table,  # with the keys whose labels or scores are new
-         table: str, settings: Settings) -> tuple[int, int]:  # batches whose windows were made anew, keys that have no score yet
+def join(
+    rows: pa.Table, table: str, settings: Settings  # with the keys whose labels or scores are new
+) -> tuple[int, int]:  # batches whose windows were made anew, keys that have no score yet
     "Make the windows of the batches that hold these keys anew."
     from scalai_nb.data.profile_store import record
     from scalai_nb.data.table import Table
@@ -162,7 +253,9 @@ def join(rows: pa.Table,  # with the keys whose labels or scores are new
             part = with_labels(scores.arrow(filter=[("batch", "==", batch)]), known)
             record(table, windows(part, part["task"][0].as_py()), batch, by=("period", "label"), settings=settings)
         if store.version == seen: return len(batches), waiting
-    raise WorkFailed(f"Labels of {table!r} came twenty times while they were joined.", "Deliver them again; none is lost.")
+    raise WorkFailed(
+        f"Labels of {table!r} came twenty times while they were joined.", "Deliver them again; none is lost."
+    )
 
 def _holding(scores, keys: pa.Table) -> tuple[list[str], int]:
     "Which batches hold any of these keys, and how many of the keys none holds."
@@ -176,6 +269,7 @@ def _holding(scores, keys: pa.Table) -> tuple[list[str], int]:
             found |= np.isin(wanted, there)
     return sorted(batches), int((~found).sum())
 
+# %% ../../nbs/serving/02_labels.ipynb #14df5249
 def _change(before: pa.Table | None, after: pa.Table | None, keys: list[str]) -> dict:
     "What a delivery changed of what stands."
     if after is None: return {"new": 0, "corrected": 0, "unchanged": 0}
@@ -185,7 +279,9 @@ def _change(before: pa.Table | None, after: pa.Table | None, keys: list[str]) ->
     return {"new": new, "corrected": len(both) - new - same, "unchanged": same}
 
 # %% ../../nbs/serving/02_labels.ipynb #e6667244
-def labelled(table: str = "scores", settings: Settings | None = None) -> dict:  # rows, labelled, unlabelled; periods: name -> the same
+def labelled(
+    table: str = "scores", settings: Settings | None = None
+) -> dict:  # rows, labelled, unlabelled; periods: name -> the same
     "How much of the scores has its label, from their windows alone."
     from scalai_nb.data.profile_store import recall
     periods: dict = {}
@@ -194,4 +290,7 @@ def labelled(table: str = "scores", settings: Settings | None = None) -> dict:  
         one["rows"] += p.rows
         one["labelled"] += p.rows if label is not None else p["label"].ordered.rows if "label" in p.columns else 0
     total = {n: sum(p[n] for p in periods.values()) for n in ("rows", "labelled")}
-    return {**(rest := lambda d: d | {"unlabelled": d["rows"] - d["labelled"]})(total), "periods": {k: rest(p) for k, p in periods.items()}}
+    return {
+        **(rest := lambda d: d | {"unlabelled": d["rows"] - d["labelled"]})(total),
+        "periods": {k: rest(p) for k, p in periods.items()},
+    }

@@ -21,13 +21,19 @@ BOUNDS = (.001, .003, .01, .03, .1, .3, 1, 3, 10, 30, 100)  # seconds of one cal
 def count(model: str,  # name@version
           rows: int, seconds: float):
     "Tell Prometheus of a call that went well."
-    histogram("scalai_score_seconds", "One call of a model on a part of the rows.", "model", buckets=BOUNDS).labels(model).observe(seconds)
+    histogram("scalai_score_seconds", "One call of a model on a part of the rows.", "model", buckets=BOUNDS).labels(
+        model
+    ).observe(seconds)
     counter("scalai_score_rows_total", "Rows scored.", "model").labels(model).inc(rows)
-    gauge("scalai_score_last_timestamp_seconds", "When a model last scored.", "model").labels(model).set_to_current_time()
+    gauge("scalai_score_last_timestamp_seconds", "When a model last scored.", "model").labels(
+        model
+    ).set_to_current_time()
 
 def count_failure(model: str, kind: str):  # the error's word
     "Tell Prometheus of a scoring that failed."
-    counter("scalai_score_failures_total", "Scorings that failed, by what failed.", "model", "kind").labels(model, kind).inc()
+    counter("scalai_score_failures_total", "Scorings that failed, by what failed.", "model", "kind").labels(
+        model, kind
+    ).inc()
 
 # %% ../../nbs/serving/01_operations.ipynb #d07a20a7
 def watched(table: str) -> str: return f"{table}.operations"  # a source of the history; no table can have that name
@@ -53,18 +59,39 @@ def observed(model: str,  # name@version
         raise
     finally: leave(model, table, period, calls, settings)
 
+# %% ../../nbs/serving/01_operations.ipynb #91f9b39f
 def leave(model: str, table: str, period: str | None, calls: list[tuple], settings: Settings):
     "Keep the window and the file for Prometheus. Scoring does not fail by it."
     from scalai_nb.data.profile_store import period_name, record
     try:
-        if calls: record(watched(table), {model: _profile(calls)}, uuid.uuid4().hex, by="label", period=period or period_name(datetime.now(UTC), settings.monitor.period), settings=settings)
+        if calls:
+            record(
+                watched(table),
+                {model: _profile(calls)},
+                uuid.uuid4().hex,
+                by="label",
+                period=period or period_name(datetime.now(UTC), settings.monitor.period),
+                settings=settings,
+            )
         if settings.serve.metrics: keep(settings.root/settings.serve.metrics)
     except Exception as e:  # a full disk, a store that is away: the scores matter more
-        logger("score").error("what scoring took was not kept", model=model, why=f"{type(e).__name__}: {e}".splitlines()[0])
+        logger("score").error(
+            "what scoring took was not kept", model=model, why=f"{type(e).__name__}: {e}".splitlines()[0]
+        )
 
+# %% ../../nbs/serving/01_operations.ipynb #850fc59a
 def _profile(calls: list[tuple]):
     import pyarrow as pa
     from scalai_nb.data.profile import profile
     rows, seconds, failed = zip(*calls)
     pace = [None if bad else n/max(s, 1e-9) for n, s, bad in calls]
-    return profile(pa.table({"seconds": pa.array(seconds, pa.float64()), "rows": pa.array(rows, pa.int64()), "rows_per_second": pa.array(pace, pa.float64()), "failed": pa.array(failed)}))
+    return profile(
+        pa.table(
+            {
+                "seconds": pa.array(seconds, pa.float64()),
+                "rows": pa.array(rows, pa.int64()),
+                "rows_per_second": pa.array(pace, pa.float64()),
+                "failed": pa.array(failed),
+            }
+        )
+    )

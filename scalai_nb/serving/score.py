@@ -28,7 +28,11 @@ class Scorer:
                  threads: int = 1,  # within a call; 0: one per core
                  batch: int = 1024,  # rows a call
                 ):
-        if batch < 1 or threads < 0: raise BadRequest(f"batch={batch!r} and threads={threads!r} are not possible.", "Give batch=1 or more; threads=1 or more, or 0 for one a core.")
+        if batch < 1 or threads < 0:
+            raise BadRequest(
+                f"batch={batch!r} and threads={threads!r} are not possible.",
+                "Give batch=1 or more; threads=1 or more, or 0 for one a core.",
+            )
         self.path, self.batch, self.session = Path(path), batch, session(path, threads)
         self.facts = facts(self.session)
 
@@ -43,7 +47,8 @@ class Scorer:
         "The scores, in the order of the rows."
         return run_scores(self.session, feeds_of(self.session, rows), self.batch)
 
-    def __repr__(self): return f"Scorer({self.path.name}: {', '.join(self.columns)} → {self.facts.get('target') or 'score'})"
+    def __repr__(self):
+        return f"Scorer({self.path.name}: {', '.join(self.columns)} → {self.facts.get('target') or 'score'})"
 
 # %% ../../nbs/serving/00_score.ipynb #24e56b37
 def scorer_of(model: str | Path,  # "late", "late@3", or an .onnx file
@@ -68,19 +73,27 @@ def rows_in(source,  # a frame, an Arrow table, a Table, or the name or URI of o
         need(columns, table.schema.names)
         found = table.arrow(columns=columns, filter=where)
         return _cut(found, size), f"{table.name}@{table.version} {where or ''}"
-    if where: raise BadRequest("A filter needs a table of this workspace.", "Ingest the source first, or filter the frame yourself.")
+    if where:
+        raise BadRequest(
+            "A filter needs a table of this workspace.", "Ingest the source first, or filter the frame yourself."
+        )
     if isinstance(source, (str, Path)):
         from scalai_nb.data.source import batches, schema
         need(columns, schema(str(source)).names)
         parts = list(batches(str(source), columns=columns, rows=size))
         return iter(parts), f"{Path(str(source)).name} {digest(parts)}"
     found = source.compute() if hasattr(type(source), "dask") else source
-    if not hasattr(found, "columns"): raise BadRequest(f"A value of type {type(source).__name__} is not rows.", "Give a frame, an Arrow table, a Table, or the name or URI of one.")
+    if not hasattr(found, "columns"):
+        raise BadRequest(
+            f"A value of type {type(source).__name__} is not rows.",
+            "Give a frame, an Arrow table, a Table, or the name or URI of one.",
+        )
     need(columns, found.column_names if isinstance(found, pa.Table) else [str(c) for c in found.columns])
     from scalai_nb.data.prep import to_arrow
     found = to_arrow(found, columns)
     return _cut(found, size), f"rows {digest([found])}"
 
+# %% ../../nbs/serving/00_score.ipynb #adbbed8d
 def digest(parts: list) -> str:  # rows that have no version are named by their content
     "SHA-256 over Arrow tables' columns."
     sink = hashlib.sha256()
@@ -111,25 +124,46 @@ def score(model: str | Path,  # registry name (its champion), name@version, or a
          ) -> dict:  # table, version, rows, model, model_version, period, seconds, already
     "Score rows and leave the scores and their windows."
     start, settings = time.perf_counter(), settings or Settings.load()
-    if period is not None and not isinstance(period, str): raise BadRequest(f"period={period!r} is not possible.", "Give a text such as 2013-06, or the name of a column.")
+    if period is not None and not isinstance(period, str):
+        raise BadRequest(
+            f"period={period!r} is not possible.", "Give a text such as 2013-06, or the name of a column."
+        )
     scorer, name, number = scorer_of(model, settings)
     keys = [key] if isinstance(key, str) else list(key or ())
     kept = list(dict.fromkeys([*keys, *keep]))
     by = period if period and _names_column(period, source, settings) else None
     wanted = list(dict.fromkeys([*scorer.columns, *kept, *([label] if label else []), *([by] if by else [])]))
     parts, rows = rows_in(source, wanted, where, settings)
-    base = hashlib.sha256(json.dumps([name, number, _sha(scorer.path), rows, period, kept, label]).encode()).hexdigest()[:32]
+    base = hashlib.sha256(
+        json.dumps([name, number, _sha(scorer.path), rows, period, kept, label]).encode()
+    ).hexdigest()[:32]
     batch, there = (base, False) if by else batch_name(base, table, [period], settings)
-    if there: done = earlier(table, batch, settings)
+    if there:
+        done = earlier(table, batch, settings)
     else:
         with observed(f"{name}@{number}", table, None if by else period, settings) as part:
             out = scored(scorer, parts, kept, label, period, by, number, settings.monitor.period, part)
-            if not out.num_rows: raise BadRequest(f"There are no rows to score in {source if isinstance(source, str) else 'the frame'}.", "Check the source and its filter.", "empty")
-            if by: batch, there = batch_name(base, table, out.column("period").unique().to_pylist(), settings)
+            if not out.num_rows:
+                raise BadRequest(
+                    f"There are no rows to score in {source if isinstance(source, str) else 'the frame'}.",
+                    "Check the source and its filter.",
+                    "empty",
+                )
+            if by:
+                batch, there = batch_name(base, table, out.column("period").unique().to_pylist(), settings)
             done = earlier(table, batch, settings) if there else keep_scores(out, table, batch, bool(period), settings)
-    return {"table": table, "version": done.version, "rows": done.rows_good, "model": name, "model_version": number, "period": period,
-            "seconds": round(time.perf_counter() - start, 3), "already": bool(done.already)}
+    return {
+        "table": table,
+        "version": done.version,
+        "rows": done.rows_good,
+        "model": name,
+        "model_version": number,
+        "period": period,
+        "seconds": round(time.perf_counter() - start, 3),
+        "already": bool(done.already),
+    }
 
+# %% ../../nbs/serving/00_score.ipynb #a5ab98f6
 def _sha(path) -> str: return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 def _names_column(period, source, settings) -> bool:
@@ -138,7 +172,9 @@ def _names_column(period, source, settings) -> bool:
     if isinstance(source, (str, Path)):
         from scalai_nb.data.source import schema
         return period in schema(str(source)).names
-    return period in (source.column_names if hasattr(type(source), "column_names") else list(getattr(source, "columns", ())))
+    return period in (
+        source.column_names if hasattr(type(source), "column_names") else list(getattr(source, "columns", ()))
+    )
 
 # %% ../../nbs/serving/00_score.ipynb #eb6aeeaa
 def batch_name(base: str,  # made from model, rows and period
@@ -146,7 +182,9 @@ def batch_name(base: str,  # made from model, rows and period
                periods: list,  # that the batch is about
                settings: Settings,
               ) -> tuple[str, bool]:  # the batch's name, and whether its rows are in the table now
-    "A batch that another version has replaced since gets a new name when it comes back: after a rollback it has to count again."
+    """A batch that another version has replaced since gets a new name when it comes back:
+
+    after a rollback it has to count again."""
     from scalai_nb.data.profile_store import committed, delta, live, period_name
     from scalai_nb.data.table import Table
     there = delta(Table(table, settings).path)
@@ -162,7 +200,17 @@ def earlier(table: str, batch: str, settings: Settings):  # Written
     return write(pa.table({}), table, batch=batch, settings=settings)
 
 # %% ../../nbs/serving/00_score.ipynb #408cc5ce
-def scored(scorer: Scorer, parts, kept: list[str], label: str | None, period: str | None, by: str | None, number: int, unit: str = "month", watched=nullcontext):  # Arrow table
+def scored(
+    scorer: Scorer,
+    parts,
+    kept: list[str],
+    label: str | None,
+    period: str | None,
+    by: str | None,
+    number: int,
+    unit: str = "month",
+    watched=nullcontext,
+):  # Arrow table
     "Every row's score beside the columns that are kept."
     import pyarrow as pa
     out, task = [], scorer.facts.get("loss", "binary")
@@ -170,12 +218,17 @@ def scored(scorer: Scorer, parts, kept: list[str], label: str | None, period: st
         with watched(part.num_rows): p = scorer.score(part)
         columns = {c: part.column(c) for c in kept}
         if p.ndim == 2: columns["prediction"], p = pa.array(p.argmax(1)), p.max(1)
-        columns |= {"score": pa.array(p.astype(np.float32)), "model_version": pa.array(np.full(len(p), number, np.int64)), "task": constant(task, len(p)),
-                    "period": named(part.column(by), unit) if by else constant(period, len(p))}
+        columns |= {
+            "score": pa.array(p.astype(np.float32)),
+            "model_version": pa.array(np.full(len(p), number, np.int64)),
+            "task": constant(task, len(p)),
+            "period": named(part.column(by), unit) if by else constant(period, len(p)),
+        }
         if label: columns["label"] = part.column(label)
         out.append(pa.table(columns))
     return pa.concat_tables(out, promote_options="permissive").combine_chunks()
 
+# %% ../../nbs/serving/00_score.ipynb #87420f7b
 def constant(text: str | None, rows: int):  # Arrow strings
     import pyarrow as pa
     return pa.array([text], pa.string()).take(pa.array(np.zeros(rows, np.int8)))
@@ -197,7 +250,21 @@ def keep_scores(out, table: str, batch: str, by_period: bool, settings: Settings
     store = Table(f"{table}_labels", settings)
     seen, known = (store.version, store.arrow()) if store.exists else (None, None)
     out = out.append_column("batch", constant(batch, out.num_rows))
-    record(table, windows(with_labels(out, known), out["task"][0].as_py()), batch, by=("period", "label"), settings=settings)
-    done = write(out, table, batch=batch, period="period" if by_period else None, mode="replace-period" if by_period else "append", settings=settings)
-    if store.exists and store.version != seen: join(out, table, settings)  # labels that came meanwhile did not find these rows
+    record(
+        table,
+        windows(with_labels(out, known), out["task"][0].as_py()),
+        batch,
+        by=("period", "label"),
+        settings=settings,
+    )
+    done = write(
+        out,
+        table,
+        batch=batch,
+        period="period" if by_period else None,
+        mode="replace-period" if by_period else "append",
+        settings=settings,
+    )
+    # labels that came meanwhile did not find these rows
+    if store.exists and store.version != seen: join(out, table, settings)
     return done

@@ -28,7 +28,8 @@ def pack(value: Any,  # tensors, arrays, numbers, texts, None, and lists, tuples
         ) -> Any:  # plain JSON values
     "Take the tensors out of a nested state."
     import torch
-    if isinstance(value, np.ndarray): return {"$array": pack(torch.from_numpy(np.ascontiguousarray(value)), tensors, path)["$tensor"]}
+    if isinstance(value, np.ndarray):
+        return {"$array": pack(torch.from_numpy(np.ascontiguousarray(value)), tensors, path)["$tensor"]}
     if isinstance(value, torch.Tensor):
         tensors[path] = value.detach().cpu().contiguous()
         return {"$tensor": path}
@@ -42,6 +43,7 @@ def pack(value: Any,  # tensors, arrays, numbers, texts, None, and lists, tuples
     raise BadRequest(f"A checkpoint cannot keep {type(value).__name__} at {path or 'its top'}.",
                      "Keep tensors, arrays, numbers, texts, and lists or dicts of these.")
 
+# %% ../../nbs/training/04_checkpoint.ipynb #6f87888c
 def unpack(value: Any,  # what `pack` gave
            tensors: dict[str, Any],  # name → tensor
           ) -> Any:
@@ -69,14 +71,17 @@ def save(folder: str | Path,  # replaced as a whole when it exists
         for name, part in {"state": state, **{f"rank-{i:04d}": r for i, r in enumerate(ranks or [])}}.items():
             tensors: dict[str, Any] = {}
             (tmp/f"{name}.json").write_text(json.dumps(pack(part, tensors)))
-            save_file({k: v.clone() for k, v in tensors.items()}, tmp/f"{name}.safetensors")  # clones: tied weights share memory
+            # clones: tied weights share memory
+            save_file({k: v.clone() for k, v in tensors.items()}, tmp/f"{name}.safetensors")
         files = {p.name: {"sha256": sha256(p), "bytes": p.stat().st_size} for p in sorted(tmp.iterdir())}
         told = {"schema": SCHEMA, "ranks": len(ranks or []), **facts, "files": files}
         (tmp/"manifest.json").write_text(json.dumps(told | {"sha256": _digest(told)}, indent=1))
     return Path(folder)
 
 def _digest(told: dict[str, Any]) -> str:  # of a manifest without its own
-    return hashlib.sha256(json.dumps({k: v for k, v in told.items() if k != "sha256"}, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps({k: v for k, v in told.items() if k != "sha256"}, sort_keys=True).encode()
+    ).hexdigest()
 
 def sha256(path: Path) -> str:
     with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
@@ -84,24 +89,40 @@ def sha256(path: Path) -> str:
 # %% ../../nbs/training/04_checkpoint.ipynb #100fb2a0
 def manifest(folder: str | Path) -> dict[str, Any]:
     "What a checkpoint says of itself."
-    try: told = json.loads((Path(folder)/"manifest.json").read_text())
+    try:
+        told = json.loads((Path(folder) / "manifest.json").read_text())
     except (FileNotFoundError, NotADirectoryError):
         raise BadRequest(f"There is no checkpoint in {folder}.", "Give a folder that holds a manifest.json.") from None
-    except ValueError as e: raise BadRequest(f"The manifest in {folder} is not JSON: {e}", "Remove that folder, and the checkpoint before it is taken.") from None
+    except ValueError as e:
+        raise BadRequest(
+            f"The manifest in {folder} is not JSON: {e}", "Remove that folder, and the checkpoint before it is taken."
+        ) from None
     if not isinstance(told, dict) or told.get("schema") == SCHEMA and told.get("sha256") != _digest(told):
-        raise BadRequest(f"The manifest in {folder} is not what was written: it was changed or cut short.", "Remove that folder, and the checkpoint before it is taken.")
+        raise BadRequest(
+            f"The manifest in {folder} is not what was written: it was changed or cut short.",
+            "Remove that folder, and the checkpoint before it is taken.",
+        )
     if told.get("schema") != SCHEMA:
-        raise BadRequest(f"The checkpoint in {folder} has schema {told.get('schema')}, this version reads {SCHEMA}.", "Use the version that wrote it.")
+        raise BadRequest(
+            f"The checkpoint in {folder} has schema {told.get('schema')}, this version reads {SCHEMA}.",
+            "Use the version that wrote it.",
+        )
     return told
 
+# %% ../../nbs/training/04_checkpoint.ipynb #889f80fe
 def load(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:  # state, one for each rank
     "Read a checkpoint back, after checking every byte of it."
     from safetensors.torch import load_file
     folder, told = Path(folder), manifest(folder)
     for name, fact in told["files"].items():
         if not (folder/name).is_file() or sha256(folder/name) != fact["sha256"]:
-            raise BadRequest(f"{folder/name} is not what the manifest says: it was changed or cut short.", "Remove that folder, and the checkpoint before it is taken.")
-    read = lambda name: unpack(json.loads((folder/f"{name}.json").read_text()), load_file(folder/f"{name}.safetensors"))
+            raise BadRequest(
+                f"{folder/name} is not what the manifest says: it was changed or cut short.",
+                "Remove that folder, and the checkpoint before it is taken.",
+            )
+    read = lambda name: unpack(
+        json.loads((folder / f"{name}.json").read_text()), load_file(folder / f"{name}.safetensors")
+    )
     return read("state"), [read(f"rank-{i:04d}") for i in range(told["ranks"])]
 
 # %% ../../nbs/training/04_checkpoint.ipynb #ed1d124e
@@ -148,17 +169,24 @@ class Writer:
         self.folder, self.keep, self.last = Path(folder), keep, None
         self.thread = ThreadPoolExecutor(1, "checkpoint")
 
-    def put(self, step: int, state: dict[str, Any], ranks: list[dict[str, Any]], best: int | None = None, **facts) -> None:
+    def put(
+        self, step: int, state: dict[str, Any], ranks: list[dict[str, Any]], best: int | None = None, **facts
+    ) -> None:
         "Hand over the state at a step; `best` is the step whose checkpoint stays whatever its age."
         self.wait()
         self.last: Future = self.thread.submit(self._write, step, copy.deepcopy(state), ranks, best, facts)
 
     def _write(self, step, state, ranks, best, facts):
         from safetensors import SafetensorError
-        try: save(at_step(self.folder, step), state, ranks, step=step, **facts)
+        try:
+            save(at_step(self.folder, step), state, ranks, step=step, **facts)
         except (OSError, SafetensorError) as e:
             newest = latest(self.folder)
-            raise WorkFailed(f"The checkpoint of step {step} cannot be written to {self.folder}: {e}", f"Make room, then go on from {newest.name} with resume=." if newest else "Make room.", "checkpoint") from e
+            raise WorkFailed(
+                f"The checkpoint of step {step} cannot be written to {self.folder}: {e}",
+                f"Make room, then go on from {newest.name} with resume=." if newest else "Make room.",
+                "checkpoint",
+            ) from e
         prune(self.folder, self.keep, best)
 
     def wait(self) -> None:
@@ -171,4 +199,5 @@ class Writer:
     def __exit__(self, kind, *exc):
         try:
             if kind is None: self.wait()
-        finally: self.thread.shutdown(wait=True)
+        finally:
+            self.thread.shutdown(wait=True)

@@ -30,7 +30,10 @@ def paired(measure: Any,  # fn(y, prediction) → number
     seen = np.column_stack([seen, seen[:, 1] - seen[:, 0]])
     now = (measure(y, a), measure(y, b))
     low, high = np.quantile(seen, [.025, .975], axis=0) if len(seen) else np.full((2, 3), np.nan)
-    return {n: (float(v), float(low[i]), float(high[i])) for i, (n, v) in enumerate(zip(("a", "b", "difference"), (*now, now[1] - now[0])))}
+    return {
+        n: (float(v), float(low[i]), float(high[i]))
+        for i, (n, v) in enumerate(zip(("a", "b", "difference"), (*now, now[1] - now[0])))
+    }
 
 def said(difference: tuple[float, float, float], higher: bool) -> str:  # gain, loss, neither or unknown
     "What may be said of B against A."
@@ -40,20 +43,32 @@ def said(difference: tuple[float, float, float], higher: bool) -> str:  # gain, 
     return "gain" if (low > 0) == higher else "loss"
 
 # %% ../../nbs/training/10_comparison.ipynb #30ad8bdf
-def _aside(a: Run, b: Run, settings: Settings) -> tuple[Any, str]:  # Arrow rows, what they are; or None, why there are none
+def _aside(
+    a: Run, b: Run, settings: Settings
+) -> tuple[Any, str]:  # Arrow rows, what they are; or None, why there are none
     "Rows that both runs kept aside."
     from scalai_nb.data.table import Table
     from scalai_nb.data.loader import expression
     from scalai_nb.training.split import Split
     told = [(r.data.get("table"), r.data.get("table_id"), r.data.get("folds")) for r in (a, b)]
-    if None in (a.prep, b.prep) or not told[0][0] or not isinstance(told[0][2], list): return None, "they kept no rows of a table aside"
+    if None in (a.prep, b.prep) or not told[0][0] or not isinstance(told[0][2], list):
+        return None, "they kept no rows of a table aside"
     if told[0] != told[1]: return None, "they kept different rows aside"
     split, newest = Split.of(told[0][2]), max((a, b), key=lambda r: r.data["version"])
-    if split.how == ">=" and a.data != b.data: return None, "what came later than one learnt, the other may have learnt"
-    try: known = Table(told[0][0], settings).arrow(version=newest.data["version"], filter=expression(newest.data.get("where")))
-    except BadRequest as e: return None, e.message
-    return known.filter(split.mask(known)), f"rows that both kept aside, of {told[0][0]} version {newest.data['version']}"
+    if split.how == ">=" and a.data != b.data:
+        return None, "what came later than one learnt, the other may have learnt"
+    try:
+        known = Table(told[0][0], settings).arrow(
+            version=newest.data["version"], filter=expression(newest.data.get("where"))
+        )
+    except BadRequest as e:
+        return None, e.message
+    return (
+        known.filter(split.mask(known)),
+        f"rows that both kept aside, of {told[0][0]} version {newest.data['version']}",
+    )
 
+# %% ../../nbs/training/10_comparison.ipynb #45ebd734
 def _given(rows: Any, settings: Settings) -> Any:  # Arrow rows
     "Rows that somebody names: a frame, Arrow, a table or a source."
     import pyarrow as pa
@@ -64,7 +79,11 @@ def _given(rows: Any, settings: Settings) -> Any:  # Arrow rows
         table = Table(rows, settings) if rows.replace("-", "_").isidentifier() else None
         if table is None or not table.exists: return pa.concat_tables(list(batches(rows)))
         rows = table
-    return rows.arrow() if hasattr(type(rows), "arrow") else to_arrow(rows, [str(c) for c in getattr(rows, "column_names", None) or rows.columns])
+    return (
+        rows.arrow()
+        if hasattr(type(rows), "arrow")
+        else to_arrow(rows, [str(c) for c in getattr(rows, "column_names", None) or rows.columns])
+    )
 
 # %% ../../nbs/training/10_comparison.ipynb #79dd0ea4
 @dataclass(frozen=True)
@@ -74,7 +93,8 @@ class Versus:
     b: str
     rows: int  # that both were judged by
     judged: str  # which rows these were, or why there are none
-    metrics: dict[str, dict] = field(default_factory=dict)  # name → a, b, difference, and said: gain, loss or neither of B
+    # name → a, b, difference, and said: gain, loss or neither of B
+    metrics: dict[str, dict] = field(default_factory=dict)
     recorded: dict[str, list] = field(default_factory=dict)  # what was measured when they were registered: A's and B's
     differs: dict[str, list] = field(default_factory=dict)  # of the records: A's and B's
     sizes: dict[str, list] = field(default_factory=dict)  # bytes of the file, parameters
@@ -82,45 +102,92 @@ class Versus:
     def to_dict(self) -> dict: return asdict(self)
 
     def __str__(self) -> str:
-        words = {"gain": "a gain", "loss": "a loss", "neither": "neither loss nor gain", "unknown": "these rows cannot tell"}
+        words = {
+            "gain": "a gain",
+            "loss": "a loss",
+            "neither": "neither loss nor gain",
+            "unknown": "these rows cannot tell",
+        }
         figure = lambda v: f"{v[0]:.4f} [{v[1]:.4f}, {v[2]:.4f}]"
-        lines = [f"{self.a} against {self.b}, by {self.rows:,} {self.judged}" if self.rows else f"{self.a} against {self.b}: not judged, as {self.judged}"]
-        lines += [f"  {n:<14} {figure(m['a'])}   {figure(m['b'])}   {m['difference'][0]:+.4f} [{m['difference'][1]:+.4f}, {m['difference'][2]:+.4f}]: {words[m['said']]}" for n, m in self.metrics.items()]
+        lines = [
+            (
+                f"{self.a} against {self.b}, by {self.rows:,} {self.judged}"
+                if self.rows
+                else f"{self.a} against {self.b}: not judged, as {self.judged}"
+            )
+        ]
+        lines += [
+            f"  {n:<14} {figure(m['a'])}   {figure(m['b'])}   {m['difference'][0]:+.4f} [{m['difference'][1]:+.4f},"
+            f" {m['difference'][2]:+.4f}]: {words[m['said']]}"
+            for n, m in self.metrics.items()
+        ]
         for title, held in (("recorded", self.recorded), ("sizes", self.sizes), ("differs", self.differs)):
             lines += [f"{title}:"]*bool(held) + [f"  {n:<14} {x}   {y}" for n, (x, y) in held.items()]
         return "\n".join(lines)
 
-def versus(registry: Registry,
-           a: str,  # name, name@version or name@alias
-           b: str,
-           rows: Any = None,  # to judge by: a frame, Arrow, a table or a source that holds the target; default: what both kept aside
-          ) -> Versus:
+# %% ../../nbs/training/10_comparison.ipynb #d99349d5
+def versus(
+    registry: Registry,
+    a: str,  # name, name@version or name@alias
+    b: str,
+    rows: Any = None,  # to judge by: a frame, Arrow, a table or a source that holds the target; default: what both kept aside
+) -> Versus:
     "Two registered versions side by side."
     one, two = registry.load(a), registry.load(b)
     runs = [registry.run(v.run_id) for v in (one, two)]
     if runs[0].target != runs[1].target or runs[0].loss != runs[1].loss:
-        raise BadRequest(f"{a} predicts {runs[0].target} ({runs[0].loss}), {b} {runs[1].target} ({runs[1].loss}).", "Compare models of the same target.")
-    known, judged = _aside(*runs, registry.settings) if rows is None else (_given(rows, registry.settings), "given rows")
+        raise BadRequest(
+            f"{a} predicts {runs[0].target} ({runs[0].loss}), {b} {runs[1].target} ({runs[1].loss}).",
+            "Compare models of the same target.",
+        )
+    known, judged = (
+        _aside(*runs, registry.settings) if rows is None else (_given(rows, registry.settings), "given rows")
+    )
     metrics = {} if known is None or not known.num_rows else _judged(one, two, runs[0], known)
     names = sorted({*one.metrics, *two.metrics})
-    return Versus(f"{one.name}@{one.version}", f"{two.name}@{two.version}", known.num_rows if metrics else 0, judged if metrics or known is None else "no such row is left", metrics,
-                  {n: [one.metrics.get(n), two.metrics.get(n)] for n in names}, _differs(*runs), _sizes(one, two))
+    return Versus(
+        f"{one.name}@{one.version}",
+        f"{two.name}@{two.version}",
+        known.num_rows if metrics else 0,
+        judged if metrics or known is None else "no such row is left",
+        metrics,
+        {n: [one.metrics.get(n), two.metrics.get(n)] for n in names},
+        _differs(*runs),
+        _sizes(one, two),
+    )
 
+# %% ../../nbs/training/10_comparison.ipynb #483f086a
 def _judged(one: ModelVersion, two: ModelVersion, run: Run, rows: Any) -> dict[str, dict]:
     from scalai_nb.data.loader import target_of
     y = target_of(rows, one_of(run.target, rows.column_names, "column"))
     told = [v.predict(rows) for v in (one, two)]
-    return {n: (p := paired(fn, y, *told)) | {"said": said(p["difference"], run.loss != "regression")} for n, fn in OBJECTIVES[run.loss].metrics.items()}
+    return {
+        n: (p := paired(fn, y, *told)) | {"said": said(p["difference"], run.loss != "regression")}
+        for n, fn in OBJECTIVES[run.loss].metrics.items()
+    }
 
 def _differs(a: Run, b: Run) -> dict[str, list]:
     "What is not alike in two records."
     def flat(r: Run) -> dict:
-        code = {k: v for k, v in r.code.items() if k != "packages"} | {f"package {k}": v for k, v in r.code.get("packages", {}).items()}
-        return {"model": type(r.model).__name__, "seed": r.seed, "ranks": r.ranks, **{k: v for k, v in r.params.items() if k != "notes"}, **r.data, **code}
+        code = {k: v for k, v in r.code.items() if k != "packages"} | {
+            f"package {k}": v for k, v in r.code.get("packages", {}).items()
+        }
+        return {
+            "model": type(r.model).__name__,
+            "seed": r.seed,
+            "ranks": r.ranks,
+            **{k: v for k, v in r.params.items() if k != "notes"},
+            **r.data,
+            **code,
+        }
     x, y = flat(a), flat(b)
     return {k: [x.get(k), y.get(k)] for k in dict.fromkeys([*x, *y]) if x.get(k) != y.get(k)}
 
+# %% ../../nbs/training/10_comparison.ipynb #d430f83d
 def _sizes(one: ModelVersion, two: ModelVersion) -> dict[str, list]:
     from safetensors import deserialize
     count = lambda v: sum(int(np.prod(t["shape"])) for _, t in deserialize(v.read("weights.safetensors")))
-    return {"file bytes": [v.path.stat().st_size for v in (one, two)], "parameters trained": [count(v) for v in (one, two)]}
+    return {
+        "file bytes": [v.path.stat().st_size for v in (one, two)],
+        "parameters trained": [count(v) for v in (one, two)],
+    }

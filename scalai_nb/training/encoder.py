@@ -26,10 +26,19 @@ def tokens(texts: list[str],
            folder: Path | str,  # with a tokenizer.json
            length: int = 64,  # of every row: longer texts are cut, shorter ones end in 0
           ) -> np.ndarray:  # int64 (N, length)
-    "Texts as an encoder reads them: the numbers of their word pieces. Raises `BadRequest` where there is no tokenizer, or no package that reads it."
+    """Texts as an encoder reads them:
+
+    the numbers of their word pieces. Raises `BadRequest` where there is no tokenizer, or no package that reads it."""
     file = Path(folder)/"tokenizer.json"
-    if not file.is_file(): raise BadRequest(f"There is no tokenizer in {folder}.", "Give a Hugging Face folder that holds a tokenizer.json.")
-    if not length >= 3: raise BadRequest(f"{length} places hold no words.", "Give length= 3 or more: one for a word, two for the marks around the text.")
+    if not file.is_file():
+        raise BadRequest(
+            f"There is no tokenizer in {folder}.", "Give a Hugging Face folder that holds a tokenizer.json."
+        )
+    if not length >= 3:
+        raise BadRequest(
+            f"{length} places hold no words.",
+            "Give length= 3 or more: one for a word, two for the marks around the text.",
+        )
     known = needs("tokenizers", "text", "Hugging Face's tokenizers").Tokenizer.from_file(str(file))
     known.enable_truncation(length)
     known.no_padding()
@@ -48,20 +57,28 @@ class Layer(nn.Module):
         self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
         self.mixed, self.done = nn.LayerNorm(width, eps), nn.LayerNorm(width, eps)
 
-    def forward(self, x, rows, at, known):  # (M, width) tokens; (N × T,) token of each place; (M,) place of each token; (N, T) bool
+    def forward(
+        self, x, rows, at, known
+    ):  # (M, width) tokens; (N × T,) token of each place; (M,) place of each token; (N, T) bool
         q, k, v = (part(x).index_select(0, rows).view(*known.shape, -1) for part in (self.query, self.key, self.value))
-        x = self.mixed(x + self.mix(_attend(q, k, v, known, self.heads).reshape(known.numel(), -1).index_select(0, at)))
+        x = self.mixed(
+            x + self.mix(_attend(q, k, v, known, self.heads).reshape(known.numel(), -1).index_select(0, at))
+        )
         return self.done(x + self.down(_gelu(self.up(x))))
 
 def _attend(q, k, v, known, heads):  # (N, T, heads × head_width) each
-    if torch.onnx.is_in_onnx_export(): return _operator("MultiHeadAttention", (q, k, v, None, known.int()), q.shape, num_heads=heads)
+    if torch.onnx.is_in_onnx_export():
+        return _operator("MultiHeadAttention", (q, k, v, None, known.int()), q.shape, num_heads=heads)
     q, k, v = (part.unflatten(2, (heads, -1)).transpose(1, 2) for part in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=known[:, None, None]).transpose(1, 2).flatten(2)
 
 def _gelu(x): return _operator("Gelu", (x,), x.shape) if torch.onnx.is_in_onnx_export() else F.gelu(x)
 
+# %% ../../nbs/training/01_encoder.ipynb #260e1e8e
 def _operator(name, inputs, shape, **attributes):  # of ONNX Runtime's own domain
-    return torch.onnx.ops.symbolic(f"com.microsoft::{name}", inputs, attributes, dtype=torch.float32, shape=shape, version=1)
+    return torch.onnx.ops.symbolic(
+        f"com.microsoft::{name}", inputs, attributes, dtype=torch.float32, shape=shape, version=1
+    )
 
 # %% ../../nbs/training/01_encoder.ipynb #7c527e40
 class Encoder(nn.Module):
@@ -78,11 +95,24 @@ class Encoder(nn.Module):
                  head_width: int | None = None,  # numbers of a head; None: the heads share a token's width
                 ):
         super().__init__()
-        self.vocabulary, self.width, self.depth, self.length, self.eps, self.outputs = vocabulary, width, depth, length, eps, outputs
+        self.vocabulary, self.width, self.depth, self.length, self.eps, self.outputs = (
+            vocabulary,
+            width,
+            depth,
+            length,
+            eps,
+            outputs,
+        )
         each, self.head_width = heads_by_block(heads, depth, width, head_width)
         units = [inner]*depth if isinstance(inner, int) else inner
-        self.words, self.places, self.kinds = nn.Embedding(vocabulary, width), nn.Embedding(length, width), nn.Embedding(2, width)
-        self.first, self.layers = nn.LayerNorm(width, eps), nn.ModuleList(Layer(width, n, self.head_width, m, eps) for n, m in zip(each, units, strict=True))
+        self.words, self.places, self.kinds = (
+            nn.Embedding(vocabulary, width),
+            nn.Embedding(length, width),
+            nn.Embedding(2, width),
+        )
+        self.first, self.layers = nn.LayerNorm(width, eps), nn.ModuleList(
+            Layer(width, n, self.head_width, m, eps) for n, m in zip(each, units, strict=True)
+        )
         self.head = nn.Linear(width, outputs) if outputs else None
         for part in self.modules():
             if isinstance(part, (nn.Linear, nn.Embedding)): nn.init.normal_(part.weight, std=.02)
@@ -92,14 +122,21 @@ class Encoder(nn.Module):
                ) -> torch.Tensor:  # (N, width) of length 1, or (N, outputs)
         ids, places, known = _cut(features.long())
         at, rows = known.flatten().nonzero().squeeze(1), known.flatten().long().cumsum(0) - 1
-        x = self.words(ids.flatten().index_select(0, at)) + self.places(places.flatten().index_select(0, at)) + self.kinds.weight[0]
+        x = (
+            self.words(ids.flatten().index_select(0, at))
+            + self.places(places.flatten().index_select(0, at))
+            + self.kinds.weight[0]
+        )
         x = self.first(x)
         for layer in self.layers: x = layer(x, rows, at, known)
         share = known.float()/known.float().sum(1, keepdim=True)
         mean = (x.index_select(0, rows).view(*known.shape, -1)*share[..., None]).sum(1)
         return F.normalize(mean, dim=1) if self.head is None else self.head(mean)
 
-def _cut(ids):  # the same up to the end of the longest row, each token's place, and which are tokens; the first of a row always is
+# %% ../../nbs/training/01_encoder.ipynb #da5b031b
+def _cut(
+    ids,
+):  # the same up to the end of the longest row, each token's place, and which are tokens; the first of a row always is
     places = torch.ones_like(ids).cumsum(1) - 1
     known = (ids != 0) | (places == 0)
     longest = (known*(places + 1)).max().item()
@@ -110,7 +147,9 @@ def _cut(ids):  # the same up to the end of the longest row, each token's place,
 @patch(as_prop=True)
 def config(self: Encoder) -> dict[str, Any]:
     "What builds an equal network, read from the layers as they are now."
-    return {k: getattr(self, k) for k in ("vocabulary", "width", "depth", "length", "eps", "outputs", "head_width")} | {"heads": [part.heads for part in self.layers], "inner": [part.up.out_features for part in self.layers]}
+    return {
+        k: getattr(self, k) for k in ("vocabulary", "width", "depth", "length", "eps", "outputs", "head_width")
+    } | {"heads": [part.heads for part in self.layers], "inner": [part.up.out_features for part in self.layers]}
 
 @patch(as_prop=True)
 def prunable(self: Encoder) -> list[str]:
@@ -119,20 +158,42 @@ def prunable(self: Encoder) -> list[str]:
 
 # %% ../../nbs/training/01_encoder.ipynb #c248f0fa
 RENAMED = {  # on disk → here, in this order
-    "embeddings.word_embeddings.": "words.", "embeddings.position_embeddings.": "places.", "embeddings.token_type_embeddings.": "kinds.",
-    "embeddings.LayerNorm.": "first.", "encoder.layer.": "layers.", "attention.self.": "", "attention.output.dense.": "mix.",
-    "attention.output.LayerNorm.": "mixed.", "intermediate.dense.": "up.", "output.dense.": "down.", "output.LayerNorm.": "done."}
-SIZES = {"vocab_size": "vocabulary", "hidden_size": "width", "num_hidden_layers": "depth", "num_attention_heads": "heads",
-         "intermediate_size": "inner", "max_position_embeddings": "length", "layer_norm_eps": "eps"}  # in config.json → of Encoder
+    "embeddings.word_embeddings.": "words.",
+    "embeddings.position_embeddings.": "places.",
+    "embeddings.token_type_embeddings.": "kinds.",
+    "embeddings.LayerNorm.": "first.",
+    "encoder.layer.": "layers.",
+    "attention.self.": "",
+    "attention.output.dense.": "mix.",
+    "attention.output.LayerNorm.": "mixed.",
+    "intermediate.dense.": "up.",
+    "output.dense.": "down.",
+    "output.LayerNorm.": "done.",
+}
+SIZES = {
+    "vocab_size": "vocabulary",
+    "hidden_size": "width",
+    "num_hidden_layers": "depth",
+    "num_attention_heads": "heads",
+    "intermediate_size": "inner",
+    "max_position_embeddings": "length",
+    "layer_norm_eps": "eps",
+}  # in config.json → of Encoder
 
+# %% ../../nbs/training/01_encoder.ipynb #7e596d22
 def shape_of(folder: Path | str,  # with a config.json
             ) -> dict[str, Any]:  # arguments of Encoder
     "The sizes of a BERT on disk. Raises `BadRequest` for another kind of network."
     file = Path(folder)/"config.json"
-    if not file.is_file(): raise BadRequest(f"There is no network in {folder}.", "Give a Hugging Face folder that holds a config.json.")
+    if not file.is_file():
+        raise BadRequest(f"There is no network in {folder}.", "Give a Hugging Face folder that holds a config.json.")
     told = json.loads(file.read_text())
     kind = (told.get("model_type"), told.get("hidden_act", "gelu"), told.get("position_embedding_type", "absolute"))
-    if kind != ("bert", "gelu", "absolute"): raise BadRequest(f"{folder} holds {' / '.join(map(str, kind))}, which is not BERT.", "Give a BERT with GELU and absolute positions, such as MiniLM.")
+    if kind != ("bert", "gelu", "absolute"):
+        raise BadRequest(
+            f"{folder} holds {' / '.join(map(str, kind))}, which is not BERT.",
+            "Give a BERT with GELU and absolute positions, such as MiniLM.",
+        )
     return {here: told[there] for there, here in SIZES.items() if there in told}
 
 def pretrained(folder: Path | str,  # config.json and weights, as Hugging Face writes them
@@ -145,5 +206,8 @@ def pretrained(folder: Path | str,  # config.json and weights, as Hugging Face w
         for there, here in RENAMED.items(): name = name.replace(there, here)
         found[name] = value
     missing = [n for n in take(model, found).missing if not n.startswith("head.")]
-    if missing: raise BadRequest(f"{folder} lacks {len(missing)} weights of its network: {', '.join(missing[:3])}, …", "Take another copy.")
+    if missing:
+        raise BadRequest(
+            f"{folder} lacks {len(missing)} weights of its network: {', '.join(missing[:3])}, …", "Take another copy."
+        )
     return model.eval()

@@ -25,7 +25,9 @@ def interval(measure: Callable,  # fn(y, prediction) → number
              y: np.ndarray, prediction: np.ndarray,
              times: int = 200, seed: int = 0,
             ) -> tuple[float, float, float]:  # of these rows, low, high
-    "A measure with its 95 % bootstrap interval; NaN where the rows cannot tell, as with one class. Costs the measure `times` times."
+    """A measure with its 95 % bootstrap interval; NaN where the rows cannot tell, as with one class.
+
+    Costs the measure `times` times."""
     rng = np.random.default_rng(seed)
     drawn = [measure(y[rows], prediction[rows]) for rows in (rng.integers(0, len(y), len(y)) for _ in range(times))]
     known = [d for d in drawn if np.isfinite(d)]
@@ -43,7 +45,9 @@ def wilson(hits: float,  # rows that were right
     centre, half = (p + z*z/(2*n))/(1 + z*z/n), z*math.sqrt(p*(1 - p)/n + z*z/(4*n*n))/(1 + z*z/n)
     return max(0., centre - half), min(1., centre + half)
 
-def _sides(y: np.ndarray, score: np.ndarray) -> np.ndarray:  # a share for each row; their mean over either class is the area
+def _sides(
+    y: np.ndarray, score: np.ndarray
+) -> np.ndarray:  # a share for each row; their mean over either class is the area
     "Of the rows of the other class, those that a row is on the right side of, ties half; by ranks (Sun & Xu 2014)."
     from scipy.stats import rankdata
     ones, among, out = y > .5, rankdata(score), np.empty(len(y))
@@ -51,6 +55,7 @@ def _sides(y: np.ndarray, score: np.ndarray) -> np.ndarray:  # a share for each 
     out[~ones] = 1 - out[~ones]
     return out
 
+# %% ../../nbs/training/07_evaluate.ipynb #791a9b33
 def delong(y: np.ndarray,  # 0 or 1
            score: np.ndarray,  # any number, higher for a likelier 1
           ) -> tuple[float, float, float]:  # area under the ROC curve, low, high; NaN where only one class is present
@@ -59,93 +64,130 @@ def delong(y: np.ndarray,  # 0 or 1
     few = int(min(ones.sum(), (~ones).sum()))
     if not few: return np.nan, np.nan, np.nan
     sides = _sides(ones, np.asarray(score))
-    value, spread = float(sides[ones].mean()), sum(sides[some].var(ddof=1)/some.sum() for some in (ones, ~ones)) if few > 1 else 0.
+    value, spread = float(sides[ones].mean()), (
+        sum(sides[some].var(ddof=1) / some.sum() for some in (ones, ~ones)) if few > 1 else 0.0
+    )
     if spread < 1e-12: return value, *wilson(value*few, few)  # all pairs alike: so many of them share no row
     half = Z*math.sqrt(spread)/(value*(1 - value))
     return value, *(1/(1 + math.exp(h)*(1 - value)/value) for h in (half, -half))
 
 # %% ../../nbs/training/07_evaluate.ipynb #45f896c1
-def curves(y: np.ndarray,  # 0 or 1
-           score: np.ndarray,
-           times: int = 200, seed: int = 0,
-          ) -> tuple[np.ndarray, np.ndarray]:  # (points, 4): false against true positive share, recall against precision, each with low and high
-    "ROC and precision-recall at 200 distinct scores at most, with pointwise 95 % bands from a bootstrap stratified by class (Efron 1979; vertical averaging, Fawcett 2006); empty where one class is missing. Costs one sort."
+def curves(
+    y: np.ndarray, score: np.ndarray, times: int = 200, seed: int = 0  # 0 or 1
+) -> tuple[
+    np.ndarray, np.ndarray
+]:  # (points, 4): false against true positive share, recall against precision, each with low and high
+    """ROC and precision-recall at 200 distinct scores at most, with pointwise 95 % bands from a bootstrap stratified
+    by class (Efron 1979; vertical averaging, Fawcett 2006); empty where one class is missing. Costs one sort."""
     order, rng = np.argsort(-score, kind="stable"), np.random.default_rng(seed)
     y, score = y[order] > .5, score[order]
     if y.all() or not y.any(): return np.empty((0, 4)), np.empty((0, 4))
     last = np.flatnonzero(np.append(score[1:] != score[:-1], True))  # of equal scores
     last = last[np.unique(np.linspace(0, len(last) - 1, 200).astype(int))]
-    ones, zeros = (np.vstack([up, _redrawn(up, times, rng)]) for up in (np.cumsum(y)[last], np.cumsum(~y)[last]))  # as they are, then drawn again
+    # as they are, then drawn again
+    ones, zeros = (np.vstack([up, _redrawn(up, times, rng)]) for up in (np.cumsum(y)[last], np.cumsum(~y)[last]))
     recall, alarms = (up/up[:, -1:] for up in (ones, zeros))
-    begun = np.pad(alarms, ((0, 0), (1, 0))), np.pad(recall, ((0, 0), (1, 0)))  # a ROC curve begins where nothing is called one
+    # a ROC curve begins where nothing is called one
+    begun = np.pad(alarms, ((0, 0), (1, 0))), np.pad(recall, ((0, 0), (1, 0)))
     with np.errstate(invalid="ignore"): return _banded(*begun), _banded(recall, ones/(ones + zeros))
 
 def _redrawn(up: np.ndarray, times: int, rng: np.random.Generator) -> np.ndarray:  # (times, points)
     "Cumulative counts, had as many rows been drawn from these with replacement."
     return rng.multinomial(up[-1], np.diff(up, prepend=0)/up[-1], times).cumsum(1)
 
-def _banded(x: np.ndarray, y: np.ndarray) -> np.ndarray:  # of curves one beneath the other: the first, with the band of the others at its x
+def _banded(
+    x: np.ndarray, y: np.ndarray
+) -> np.ndarray:  # of curves one beneath the other: the first, with the band of the others at its x
     drawn = [np.interp(x[0], a[known], b[known]) for a, b, known in zip(x[1:], y[1:], np.isfinite(y[1:]))]
     low, high = np.quantile(drawn, [.025, .975], axis=0)
     return np.column_stack([x[0], y[0], np.minimum(low, y[0]), np.maximum(high, y[0])])
 
 # %% ../../nbs/training/07_evaluate.ipynb #ea0c4b46
-def calibration(y: np.ndarray, prediction: np.ndarray, bins: int = 10) -> list[dict]:  # rows, predicted, observed, low, high
-    "What was predicted against what came, in bins of equally many rows; Wilson's interval for shares, the normal one for the mean of other numbers. Costs one sort."
+def calibration(
+    y: np.ndarray, prediction: np.ndarray, bins: int = 10
+) -> list[dict]:  # rows, predicted, observed, low, high
+    """What was predicted against what came, in bins of equally many rows; Wilson's interval for shares, the normal one
+    for the mean of other numbers. Costs one sort."""
     out, binary = [], bool(np.isin(y, (0, 1)).all())
     for part in np.array_split(np.argsort(prediction, kind="stable"), min(bins, len(y))):
         seen, n = y[part].astype(float), len(part)
         low, high = wilson(seen.sum(), n) if binary else _about_mean(seen)
-        out.append({"rows": n, "predicted": float(prediction[part].mean()), "observed": float(seen.mean()), "low": float(low), "high": float(high)})
+        out.append(
+            {
+                "rows": n,
+                "predicted": float(prediction[part].mean()),
+                "observed": float(seen.mean()),
+                "low": float(low),
+                "high": float(high),
+            }
+        )
     return out
 
 def _about_mean(values: np.ndarray) -> tuple[float, float]:  # low, high
     half = Z*values.std(ddof=1)/math.sqrt(len(values)) if len(values) > 1 else np.nan
     return float(values.mean() - half), float(values.mean() + half)
 
+# %% ../../nbs/training/07_evaluate.ipynb #62ac32ac
 def residuals(y: np.ndarray, prediction: np.ndarray) -> list[dict]:  # of, value, low, high, in the target's unit
-    "Truth less prediction: the mean with its normal interval, quantiles between the order statistics that hold them at 95 % whatever the law (binomial; Conover 1999). Costs one sort."
+    """Truth less prediction:
+
+    the mean with its normal interval, quantiles between the order statistics that hold them at 95 % whatever the
+    law (binomial; Conover 1999). Costs one sort."""
     from scipy.stats import binom
     left = np.sort(np.asarray(y, float) - prediction)
     out = [{"of": "mean"} | dict(zip(("value", "low", "high"), (float(left.mean()), *_about_mean(left))))]
     for q, name in ((.05, "5 %"), (.25, "25 %"), (.5, "median"), (.75, "75 %"), (.95, "95 %")):
         low, high = np.clip(binom.ppf([.025, .975], len(left), q) + (-1, 0), 0, len(left) - 1).astype(int)
-        out.append({"of": name, "value": float(np.quantile(left, q)), "low": float(left[low]), "high": float(left[high])})
+        out.append(
+            {"of": name, "value": float(np.quantile(left, q)), "low": float(left[low]), "high": float(left[high])}
+        )
     return out
 
-def spread(values: np.ndarray, bins: int = 24) -> np.ndarray:  # (bins, 4): middle of a bin, share of the rows, low, high
-    "How values spread between their 1 % and 99 % quantiles, by bins of equal width, each share with Wilson's interval."
+def spread(
+    values: np.ndarray, bins: int = 24
+) -> np.ndarray:  # (bins, 4): middle of a bin, share of the rows, low, high
+    """How values spread between their 1 % and 99 % quantiles, by bins of equal width, each share with Wilson's
+    interval."""
     low, high = np.quantile(values, [.01, .99])
     counts, edges = np.histogram(values, bins, (low, high))
-    return np.array([[(a + b)/2, n/len(values), *wilson(n, len(values))] for n, a, b in zip(counts.tolist(), edges, edges[1:])])
+    return np.array(
+        [[(a + b) / 2, n / len(values), *wilson(n, len(values))] for n, a, b in zip(counts.tolist(), edges, edges[1:])]
+    )
 
 # %% ../../nbs/training/07_evaluate.ipynb #e55d9424
 @dataclass(frozen=True, repr=False)
 class Evaluation:
-    "What a run does on given rows. A (value, low, high) is a figure with its 95 % interval. The worst rows are rows and have none."
+    """What a run does on given rows.
+
+    A (value, low, high) is a figure with its 95 % interval. The worst rows are rows and have none."""
     run: str
     loss: str
     rows: int
     measures: dict[str, tuple[float, float, float]]  # of the loss, as in the history
     confusion: list[list[int]] | None  # [truth][predicted], at one half or of the likeliest class
-    classes: list[dict] = field(default_factory=list)  # class, rows, and with intervals: recall, precision, auc against the others
+    # class, rows, and with intervals: recall, precision, auc against the others
+    classes: list[dict] = field(default_factory=list)
     roc: dict[int, np.ndarray] = field(default_factory=dict)  # class → see `curves`; binary: of 1 only
     pr: dict[int, np.ndarray] = field(default_factory=dict)
     calibration: list[dict] = field(default_factory=list)  # of 1; of the likeliest class; of a number
     residuals: list[dict] = field(default_factory=list)  # regression
     spread: np.ndarray | None = None  # of the residuals
     segments: dict[str, list[dict]] = field(default_factory=dict)  # column → value, rows and the first measure
-    importance: list[dict] = field(default_factory=list)  # column, and what the first measure loses without it; most first
+    # column, and what the first measure loses without it; most first
+    importance: list[dict] = field(default_factory=list)
     worst: Any = None  # pandas rows with the greatest loss, worst first
 
     def to_dict(self) -> dict:  # for JSON
         return plain(self.__dict__ | {"worst": self.worst.to_dict("records")}, "evaluation", str)
 
     def __str__(self) -> str:
-        return f"Run {self.run} on {self.rows:,} rows: " + ", ".join(f"{k} {_sure(v)}" for k, v in self.measures.items())
+        return f"Run {self.run} on {self.rows:,} rows: " + ", ".join(
+            f"{k} {_sure(v)}" for k, v in self.measures.items()
+        )
 
     __repr__ = __str__
 
+# %% ../../nbs/training/07_evaluate.ipynb #3c68972a
 def _sure(figure: tuple[float, float, float]) -> str:
     value, low, high = figure
     return "cannot be told" if not np.isfinite(value) else f"{value:.4g} ({low:.4g} to {high:.4g})"
@@ -182,6 +224,7 @@ def _predicted(run: Run, rows: Any, y: np.ndarray) -> np.ndarray:
     if strange: raise BadRequest(f"The run says no number of {strange} of {len(y)} rows.", "Look for features that are NaN or infinite.")
     return prediction
 
+# %% ../../nbs/training/07_evaluate.ipynb #89d121a8
 def evaluate(run: Run,
              rows: Any = None,  # a frame, Arrow rows, a Table, or arrays (X, y); default: those the run kept aside
              by: str | list[str] | None = None,  # columns whose values are judged apart, the 20 most frequent of each
@@ -210,22 +253,44 @@ def _measured(name: str, y: np.ndarray, prediction: np.ndarray, loss: str) -> tu
     if name == "accuracy": return _of_share((right := _right(y, prediction)).sum(), len(right))
     return interval(OBJECTIVES[loss].metrics[name], y, prediction)
 
-def _of_share(hits: int, rows: int) -> tuple[float, float, float]: return float(hits/rows) if rows else np.nan, *wilson(hits, rows)
+def _of_share(hits: int, rows: int) -> tuple[float, float, float]:
+    return float(hits / rows) if rows else np.nan, *wilson(hits, rows)
 
 def _regression(y: np.ndarray, prediction: np.ndarray) -> dict:
-    return {"confusion": None, "calibration": calibration(y, prediction), "residuals": residuals(y, prediction), "spread": spread(y - prediction)}
+    return {
+        "confusion": None,
+        "calibration": calibration(y, prediction),
+        "residuals": residuals(y, prediction),
+        "spread": spread(y - prediction),
+    }
 
+# %% ../../nbs/training/07_evaluate.ipynb #cdd46c2f
 def _classes(y: np.ndarray, prediction: np.ndarray) -> dict:
     many = prediction.ndim == 2
     said, n = prediction.argmax(1) if many else (prediction > .5).astype(int), prediction.shape[1] if many else 2
     table = np.bincount(y.astype(int)*n + said, minlength=n*n).reshape(n, n)
     score = {k: prediction[:, k] for k in range(n)} if many else {0: 1 - prediction, 1: prediction}
     drawn = {k: curves(y == k, score[k]) for k in (range(n) if many else [1])}
-    classes = [{"class": k, "rows": int(table[k].sum()), "recall": _of_share(table[k, k], table[k].sum()), "precision": _of_share(table[k, k], table[:, k].sum()),
-                "auc": delong(y == k, score[k])} for k in range(n)]
+    classes = [
+        {
+            "class": k,
+            "rows": int(table[k].sum()),
+            "recall": _of_share(table[k, k], table[k].sum()),
+            "precision": _of_share(table[k, k], table[:, k].sum()),
+            "auc": delong(y == k, score[k]),
+        }
+        for k in range(n)
+    ]
     sure = calibration(_right(y, prediction).astype(float), prediction.max(1)) if many else calibration(y, prediction)
-    return {"confusion": table.tolist(), "classes": classes, "roc": {k: d[0] for k, d in drawn.items()}, "pr": {k: d[1] for k, d in drawn.items()}, "calibration": sure}
+    return {
+        "confusion": table.tolist(),
+        "classes": classes,
+        "roc": {k: d[0] for k, d in drawn.items()},
+        "pr": {k: d[1] for k, d in drawn.items()},
+        "calibration": sure,
+    }
 
+# %% ../../nbs/training/07_evaluate.ipynb #5af1adf9
 def _segments(rows: Any, column: str, y: np.ndarray, prediction: np.ndarray, name: str, loss: str) -> Iterator[dict]:
     "The measure for each value of a column."
     import pandas as pd
@@ -233,11 +298,14 @@ def _segments(rows: Any, column: str, y: np.ndarray, prediction: np.ndarray, nam
     values = rows[one_of(column, rows.column_names, "column")].to_pandas()
     for value, count in values.value_counts(dropna=False).head(20).items():
         some = (values.isna() if pd.isna(value) else values == value).to_numpy()
-        yield {"value": value, "rows": int(count)} | dict(zip(("measure", "low", "high"), _measured(name, y[some], prediction[some], loss)))
+        yield {"value": value, "rows": int(count)} | dict(
+            zip(("measure", "low", "high"), _measured(name, y[some], prediction[some], loss))
+        )
 
 # %% ../../nbs/training/07_evaluate.ipynb #4052ff7a
 def _influence(name: str, y: np.ndarray, prediction: np.ndarray) -> tuple[float, np.ndarray]:  # the measure; what each row adds, 0 on average
-    "So that the measure's variance over such rows is the mean square of what they add, by their number; for AUC it is DeLong's."
+    """So that the measure's variance over such rows is the mean square of what they add, by their number; for AUC it
+    is DeLong's."""
     if name == "auc":
         ones, sides = y > .5, _sides(y, prediction)
         return float(sides[ones].mean()), (sides - sides[ones].mean())*len(y)/np.where(ones, ones.sum(), (~ones).sum())
@@ -249,7 +317,8 @@ def _influence(name: str, y: np.ndarray, prediction: np.ndarray) -> tuple[float,
     return float(each.mean()), each - each.mean()
 
 def _importance(run: Run, rows: Any, y: np.ndarray, name: str, limit: int, deals: int = 5) -> list[dict]:
-    "What the measure loses without each column, with the 95 % interval of rows and deals; for a measure of errors, what it gains."
+    """What the measure loses without each column, with the 95 % interval of rows and deals; for a measure of errors,
+    what it gains."""
     table = hasattr(rows, "column_names")
     if not table and (rows.ndim != 2 or rows.shape[1] > 256): return []
     some = np.sort(np.random.default_rng(0).permutation(len(y))[:limit])
@@ -264,6 +333,7 @@ def _importance(run: Run, rows: Any, y: np.ndarray, name: str, limit: int, deals
         out.append({"column": column, "loses": float(lost.mean()), "low": float(lost.mean() - half), "high": float(lost.mean() + half)})
     return sorted(out, key=lambda o: -o["loses"])
 
+# %% ../../nbs/training/07_evaluate.ipynb #32579314
 def _dealt(rows: Any, column: Any, seed: int) -> Any:
     "The rows with the values of one column dealt out anew."
     order = np.random.default_rng(seed).permutation(len(rows))
@@ -276,33 +346,64 @@ def _dealt(rows: Any, column: Any, seed: int) -> Any:
 def _worst(run: Run, rows: Any, y: np.ndarray, prediction: np.ndarray, count: int) -> Any:  # a pandas frame
     "The rows with the greatest loss."
     import pandas as pd
-    if run.loss == "regression": loss = np.abs(y - prediction)
+    if run.loss == "regression":
+        loss = np.abs(y - prediction)
     else:
-        right = prediction[np.arange(len(y)), y.astype(int)] if run.loss == "multiclass" else np.where(y > .5, prediction, 1 - prediction)
+        right = (
+            prediction[np.arange(len(y)), y.astype(int)]
+            if run.loss == "multiclass"
+            else np.where(y > 0.5, prediction, 1 - prediction)
+        )
         loss = -np.log(np.clip(right, 1e-12, None))
     at = np.argsort(-loss, kind="stable")[:count]
-    told = pd.DataFrame({"row": at, "truth": y[at], "prediction": prediction[at].argmax(1) if run.loss == "multiclass" else prediction[at], "loss": loss[at]})
+    told = pd.DataFrame(
+        {
+            "row": at,
+            "truth": y[at],
+            "prediction": prediction[at].argmax(1) if run.loss == "multiclass" else prediction[at],
+            "loss": loss[at],
+        }
+    )
     if not hasattr(rows, "column_names"): return told
     return pd.concat([told, rows.take(at).select(list(run.prep.steps)).to_pandas().reset_index(drop=True)], axis=1)
 
 # %% ../../nbs/training/07_evaluate.ipynb #612aa9dd
 def _text(value: Any) -> str:
-    if isinstance(value, tuple): return "–" if not np.isfinite(value[0]) else f"{value[0]:.3g} <small>({value[1]:.3g} to {value[2]:.3g})</small>"
+    if isinstance(value, tuple):
+        return (
+            "–" if not np.isfinite(value[0]) else f"{value[0]:.3g} <small>({value[1]:.3g} to {value[2]:.3g})</small>"
+        )
     return ("–" if not np.isfinite(value) else f"{value:.4g}") if isinstance(value, float) else html.escape(str(value))
 
 def _table(rows: list[dict], ranged: str = "") -> str:  # the column that low and high belong to
     scale = [r[k] for r in rows for k in (ranged, "low", "high") if ranged and np.isfinite(r[k])]
     if scale and ranged != "measure": scale.append(0.)  # what is lost or left is more than nothing, or not
-    drawn = lambda r: f"<td>{_range(r[ranged], r['low'], r['high'], min(scale), max(scale))}</td>" if scale and np.isfinite(r[ranged]) else "<td></td>"*bool(ranged)
+    drawn = lambda r: (
+        f"<td>{_range(r[ranged], r['low'], r['high'], min(scale), max(scale))}</td>"
+        if scale and np.isfinite(r[ranged])
+        else "<td></td>" * bool(ranged)
+    )
     head = "".join(f"<th>{html.escape(str(k))}</th>" for k in rows[0]) + "<th></th>"*bool(ranged)
-    return f'<table cellpadding="3"><tr>{head}</tr>' + "".join("<tr>" + "".join(f"<td>{_text(v)}</td>" for v in r.values()) + drawn(r) + "</tr>" for r in rows) + "</table>"
+    return (
+        f'<table cellpadding="3"><tr>{head}</tr>'
+        + "".join("<tr>" + "".join(f"<td>{_text(v)}</td>" for v in r.values()) + drawn(r) + "</tr>" for r in rows)
+        + "</table>"
+    )
 
+# %% ../../nbs/training/07_evaluate.ipynb #1158226c
 def _range(value: float, low: float, high: float, least: float, most: float, width: int = 140) -> str:
     "A figure and its interval as a point on a line; a stroke where 0 is."
     x = lambda v: 5 + (v - least)/((most - least) or 1)*(width - 10)
-    zero = f'<line x1="{x(0):.1f}" x2="{x(0):.1f}" y1="1" y2="13" stroke="currentColor" stroke-opacity=".5"/>' if least <= 0 <= most else ""
-    return (f'<svg width="{width}" height="14" role="img" aria-label="{value:.3g}, from {low:.3g} to {high:.3g}">{zero}'
-            f'<line x1="{x(low):.1f}" x2="{x(high):.1f}" y1="7" y2="7" stroke="#4c78a8" stroke-width="3" stroke-opacity=".45"/><circle cx="{x(value):.1f}" cy="7" r="3" fill="#4c78a8"/></svg>')
+    zero = (
+        f'<line x1="{x(0):.1f}" x2="{x(0):.1f}" y1="1" y2="13" stroke="currentColor" stroke-opacity=".5"/>'
+        if least <= 0 <= most
+        else ""
+    )
+    return (
+        f'<svg width="{width}" height="14" role="img" aria-label="{value:.3g}, from {low:.3g} to'
+        f' {high:.3g}">{zero}<line x1="{x(low):.1f}" x2="{x(high):.1f}" y1="7" y2="7" stroke="#4c78a8"'
+        f' stroke-width="3" stroke-opacity=".45"/><circle cx="{x(value):.1f}" cy="7" r="3" fill="#4c78a8"/></svg>'
+    )
 
 # %% ../../nbs/training/07_evaluate.ipynb #adca7e58
 UNIT = (0., 1., 0., 1.)
@@ -315,23 +416,45 @@ def _figure(points: np.ndarray,  # (points, 4): x, y, low, high
             size: int = 200) -> str:
     "A curve with its band, or points with their ranges."
     a, b, c, d = of
-    x, (y, low, high) = 34 + (points[:, 0].clip(a, b) - a)/(b - a)*(size - 44), (size - 34 - (points[:, i].clip(c, d) - c)/(d - c)*(size - 44) for i in (1, 2, 3))
+    x, (y, low, high) = 34 + (points[:, 0].clip(a, b) - a) / (b - a) * (size - 44), (
+        size - 34 - (points[:, i].clip(c, d) - c) / (d - c) * (size - 44) for i in (1, 2, 3)
+    )
     path = lambda x, y: " ".join(f"{p:.1f},{q:.1f}" for p, q in zip(x, y))
-    if dots: drawn = "".join(f'<line x1="{p:.1f}" x2="{p:.1f}" y1="{r:.1f}" y2="{s:.1f}" stroke="#4c78a8" stroke-opacity=".45" stroke-width="3"/><circle cx="{p:.1f}" cy="{q:.1f}" r="2.5" fill="#4c78a8"/>' for p, q, r, s in zip(x, y, low, high))
-    else: drawn = f'<polygon points="{path(x, low)} {path(x[::-1], high[::-1])}" fill="#4c78a8" fill-opacity=".25"/><polyline fill="none" stroke="#4c78a8" stroke-width="2" points="{path(x, y)}"/>'
+    if dots:
+        drawn = "".join(
+            f'<line x1="{p:.1f}" x2="{p:.1f}" y1="{r:.1f}" y2="{s:.1f}" stroke="#4c78a8" stroke-opacity=".45"'
+            f' stroke-width="3"/><circle cx="{p:.1f}" cy="{q:.1f}" r="2.5" fill="#4c78a8"/>'
+            for p, q, r, s in zip(x, y, low, high)
+        )
+    else:
+        drawn = (
+            f'<polygon points="{path(x, low)} {path(x[::-1], high[::-1])}" fill="#4c78a8"'
+            f' fill-opacity=".25"/><polyline fill="none" stroke="#4c78a8" stroke-width="2" points="{path(x, y)}"/>'
+        )
     return _frame(drawn, across, up, line and _figure_line(line, of, size), of, size)
 
+# %% ../../nbs/training/07_evaluate.ipynb #92192c7b
 def _figure_line(line: tuple, of: tuple, size: int) -> str:
     (a, b, c, d), (x, y, to_x, to_y) = of, line
     px, py = (lambda v: 34 + (v - a)/(b - a)*(size - 44)), (lambda v: size - 34 - (v - c)/(d - c)*(size - 44))
-    return f'<line x1="{px(x):.1f}" y1="{py(y):.1f}" x2="{px(to_x):.1f}" y2="{py(to_y):.1f}" stroke="currentColor" stroke-opacity=".4" stroke-dasharray="3 3"/>'
+    return (
+        f'<line x1="{px(x):.1f}" y1="{py(y):.1f}" x2="{px(to_x):.1f}" y2="{py(to_y):.1f}" stroke="currentColor"'
+        ' stroke-opacity=".4" stroke-dasharray="3 3"/>'
+    )
 
 def _frame(drawn: str, across: str, up: str, line: str | None, of: tuple, size: int) -> str:
     a, b, c, d = (f"{v:.3g}" for v in of)
-    words = (f'<text x="34" y="{size-20}">{a}</text><text x="{size-10}" y="{size-20}" text-anchor="end">{b}</text><text x="{size/2+12}" y="{size-6}" text-anchor="middle">{across}</text>'
-             f'<text x="31" y="{size-34}" text-anchor="end">{c}</text><text x="31" y="18" text-anchor="end">{d}</text><text transform="translate(12 {size/2-12}) rotate(-90)" text-anchor="middle">{up}</text>')
-    return (f'<svg width="{size}" height="{size}" role="img" aria-label="{up} over {across}, with 95 % ranges" font-size="10" font-family="sans-serif" fill="currentColor">'
-            f'<rect x="34" y="10" width="{size-44}" height="{size-44}" fill="none" stroke="currentColor" stroke-opacity=".4"/>{line or ""}{drawn}{words}</svg>')
+    words = (
+        f'<text x="34" y="{size-20}">{a}</text><text x="{size-10}" y="{size-20}" text-anchor="end">{b}</text><text'
+        f' x="{size/2+12}" y="{size-6}" text-anchor="middle">{across}</text><text x="31" y="{size-34}"'
+        f' text-anchor="end">{c}</text><text x="31" y="18" text-anchor="end">{d}</text><text transform="translate(12'
+        f' {size/2-12}) rotate(-90)" text-anchor="middle">{up}</text>'
+    )
+    return (
+        f'<svg width="{size}" height="{size}" role="img" aria-label="{up} over {across}, with 95 % ranges"'
+        f' font-size="10" font-family="sans-serif" fill="currentColor"><rect x="34" y="10" width="{size-44}"'
+        f' height="{size-44}" fill="none" stroke="currentColor" stroke-opacity=".4"/>{line or ""}{drawn}{words}</svg>'
+    )
 
 # %% ../../nbs/training/07_evaluate.ipynb #cf84b38e
 def _of_curves(self: Evaluation) -> Iterator[str]:
@@ -339,25 +462,60 @@ def _of_curves(self: Evaluation) -> Iterator[str]:
     told = {c["class"]: c for c in self.classes if c["class"] in self.roc and len(self.roc[c["class"]])}
     for k in sorted(told, key=lambda k: told[k]["auc"][0])[:3]:
         ones = "ones" if self.loss == "binary" else f"class {k}"
-        yield _figure(self.roc[k], f"others called {ones}" if self.loss != "binary" else "zeros called ones", f"{ones} called so", line=(0, 0, 1, 1))
-        yield _figure(self.pr[k], f"{ones} called so", f"of those, {ones}", line=(0, rate := told[k]["rows"]/self.rows, 1, rate))
+        yield _figure(
+            self.roc[k],
+            f"others called {ones}" if self.loss != "binary" else "zeros called ones",
+            f"{ones} called so",
+            line=(0, 0, 1, 1),
+        )
+        yield _figure(
+            self.pr[k],
+            f"{ones} called so",
+            f"of those, {ones}",
+            line=(0, rate := told[k]["rows"] / self.rows, 1, rate),
+        )
 
+# %% ../../nbs/training/07_evaluate.ipynb #696672c1
 def _of_calibration(self: Evaluation) -> str:
     bins = np.array([[b[k] for k in ("predicted", "observed", "low", "high")] for b in self.calibration])
     if self.loss == "binary": return _figure(bins, "probability of one", "share of ones", True, (0, 0, 1, 1))
-    if self.loss == "multiclass": return _figure(bins, "probability of the likeliest", "share right", True, (0, 0, 1, 1))
+    if self.loss == "multiclass":
+        return _figure(bins, "probability of the likeliest", "share right", True, (0, 0, 1, 1))
     low, high = np.nanmin(bins), np.nanmax(bins)
     shares = self.spread
-    return (_figure(bins, "predicted", "mean that came", True, (low, low, high, high), (low, high or low + 1, low, high or low + 1))
-            + _figure(shares, "truth less prediction", "share of rows", True, (0, 0, 0, shares[:, 3].max()), (shares[0, 0], shares[-1, 0], 0., shares[:, 3].max())))
+    return _figure(
+        bins, "predicted", "mean that came", True, (low, low, high, high), (low, high or low + 1, low, high or low + 1)
+    ) + _figure(
+        shares,
+        "truth less prediction",
+        "share of rows",
+        True,
+        (0, 0, 0, shares[:, 3].max()),
+        (shares[0, 0], shares[-1, 0], 0.0, shares[:, 3].max()),
+    )
 
+# %% ../../nbs/training/07_evaluate.ipynb #1c9589ed
 @patch
 def _repr_html_(self: Evaluation) -> str:
     sure = " · ".join(f"{k} <b>{_sure(v)}</b>" for k, v in self.measures.items())
-    out = [f"<b>Run {html.escape(self.run)}</b> on {self.rows:,} rows: {sure}; in brackets, and as bands and ranges, what 95 % of such rows would give<br>", *_of_curves(self), _of_calibration(self)]
-    if self.confusion: out.append("<p>truth down, prediction across</p>" + _table([{"": i} | dict(enumerate(r)) for i, r in enumerate(self.confusion)]) + _table(self.classes))
+    out = [
+        (
+            f"<b>Run {html.escape(self.run)}</b> on {self.rows:,} rows: {sure}; in brackets, and as bands and ranges,"
+            " what 95 % of such rows would give<br>"
+        ),
+        *_of_curves(self),
+        _of_calibration(self),
+    ]
+    if self.confusion:
+        out.append(
+            "<p>truth down, prediction across</p>"
+            + _table([{"": i} | dict(enumerate(r)) for i, r in enumerate(self.confusion)])
+            + _table(self.classes)
+        )
     if self.residuals: out.append("<p>truth less prediction</p>" + _table(self.residuals, "value"))
-    for column, rows in self.segments.items(): out.append(f"<p>{next(iter(self.measures))} by {html.escape(column)}</p>{_table(rows, 'measure')}")
-    if self.importance: out.append(f"<p>what {next(iter(self.measures))} loses without a column</p>{_table(self.importance, 'loses')}")
+    for column, rows in self.segments.items():
+        out.append(f"<p>{next(iter(self.measures))} by {html.escape(column)}</p>{_table(rows, 'measure')}")
+    if self.importance:
+        out.append(f"<p>what {next(iter(self.measures))} loses without a column</p>{_table(self.importance, 'loses')}")
     if len(self.worst): out.append(f"<p>the worst rows</p>{_table(self.worst.to_dict('records'))}")
     return f"<div>{''.join(out)}</div>"

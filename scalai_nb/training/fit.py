@@ -24,16 +24,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+
+# %% ../../nbs/training/06_fit.ipynb #ab8eb142
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from numbers import Integral, Real
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
-
 import numpy as np
 from fastcore.basics import patch
-
 from ..core import events
 from ..core.errors import BadRequest, Cancelled, TimedOut, Unreachable, WorkFailed, one_of
 from ..core.lock import claim
@@ -41,6 +41,8 @@ from ..core.jsonable import plain
 from ..core.progress import progress
 from ..core.settings import Settings
 from ..core.storage import Freed, write_atomic
+
+# %% ../../nbs/training/06_fit.ipynb #9c00f72b
 from .optimizer import SCHEDULES, Optimizer, factor
 from .split import Split, train_validation_split
 from .inference import answered
@@ -73,7 +75,9 @@ class Objective:
     metrics: dict[str, Callable]  # name → fn(y, prediction)
 
 def _binary(z, y, weight=None):
-    return _F().binary_cross_entropy_with_logits(z.reshape(-1), y.float(), None if weight is None else weight[y.long()], reduction="sum")
+    return _F().binary_cross_entropy_with_logits(
+        z.reshape(-1), y.float(), None if weight is None else weight[y.long()], reduction="sum"
+    )
 def _multiclass(z, y, weight=None): return _F().cross_entropy(z, y.long(), weight, reduction="sum")
 def _regression(z, y, weight=None): return _F().mse_loss(z.reshape(-1), y.float(), reduction="sum")
 
@@ -105,10 +109,12 @@ class Run:
     params: dict = field(default_factory=dict)  # epochs, batch, lr, schedule, …
     code: dict = field(default_factory=dict)  # commit of the workspace, versions and threads of what did the work
     why: str = ""  # how the number of ranks was chosen
-    example: dict = field(default_factory=dict)  # rows as the model takes them: {"columns", "data"}, or {"inputs"} for arrays
+    # rows as the model takes them: {"columns", "data"}, or {"inputs"} for arrays
+    example: dict = field(default_factory=dict)
     path: Path | None = None  # where it is kept
     state: str = "done"  # starting, training, done, failed or cancelled
-    background: Any = field(default=None, repr=False, compare=False)  # the thread that sees to it, after fit(…, wait=False)
+    # the thread that sees to it, after fit(…, wait=False)
+    background: Any = field(default=None, repr=False, compare=False)
 
 # %% ../../nbs/training/06_fit.ipynb #1e0187fa
 @patch
@@ -125,7 +131,10 @@ def save(self: Run,
         write_atomic(folder/name, content)
         files[name] = hashlib.sha256(content).hexdigest()
     facts = {k: v for k, v in self.__dict__.items() if k not in ("model", "prep", "path", "background")}
-    write_atomic(folder/"run.json", json.dumps(plain({"schema": 1, **facts, "model": describe(self.model), "files": files}, "run"), indent=1))
+    write_atomic(
+        folder / "run.json",
+        json.dumps(plain({"schema": 1, **facts, "model": describe(self.model), "files": files}, "run"), indent=1),
+    )
     return folder
 
 def weights_as_bytes(model: Any) -> bytes:  # safetensors
@@ -141,7 +150,9 @@ def load(cls: Run,
          folder: Path | str,  # from `save`
          model: Any = None,  # the class, where it cannot be imported
         ) -> Run:
-    "Read a run back, after checking its files. Nothing of them is run: where its class is not to be had, only the network is missing."
+    """Read a run back, after checking its files.
+
+    Nothing of them is run: where its class is not to be had, only the network is missing."""
     from safetensors.torch import load as from_bytes
     from scalai_nb.training.models import rebuild
     folder = Path(folder)
@@ -161,6 +172,7 @@ def load(cls: Run,
     facts.pop("schema")
     return Run(model=network, prep=_prep(parts.get("prep.json")), path=folder, **facts)
 
+# %% ../../nbs/training/06_fit.ipynb #f576140f
 class Absent:
     "In the place of a network whose class is not to be had here: says so when it is used."
     def __init__(self, error: BadRequest): self._error = error
@@ -181,12 +193,16 @@ def _prep(content: bytes | None) -> Any:
 
 # %% ../../nbs/training/06_fit.ipynb #c83a6e84
 @patch
-def predict(self: Run,
-            rows: Any,  # raw rows where there is a prep (pandas, cuDF, Dask, Arrow, dicts), else an array or tensor as it was trained on
-            batch: int = 65_536,  # rows at a time
-           ) -> np.ndarray:  # (N,) probabilities or numbers; (N, classes) for multiclass; of a Dask frame a Dask series or frame, lazily
+def predict(
+    self: Run,
+    rows: Any,  # raw rows where there is a prep (pandas, cuDF, Dask, Arrow, dicts), else an array or tensor as it was trained on
+    batch: int = 65_536,  # rows at a time
+) -> (
+    np.ndarray
+):  # (N,) probabilities or numbers; (N, classes) for multiclass; of a Dask frame a Dask series or frame, lazily
     "What the model says of these rows. Raises `BadRequest` naming the columns that they lack."
-    if self.model is None: raise BadRequest(f"Run {self.id} is {self.state} and has no model yet.", "run.wait() returns when it has.")
+    if self.model is None:
+        raise BadRequest(f"Run {self.id} is {self.state} and has no model yet.", "run.wait() returns when it has.")
     if batch < 1: raise BadRequest(f"batch={batch!r} is not possible.", "Give batch= a whole number, 1 or more.")
     score = functools.partial(_scores, self.model, self.prep, self.loss, batch)
     if self.prep is None: return score(rows)
@@ -194,9 +210,14 @@ def predict(self: Run,
 
 def _numbers(rows: Any) -> np.ndarray:
     rows = np.asarray(rows)
-    if rows.dtype.kind not in "biuf" or not rows.ndim: raise BadRequest(f"An array of {rows.dtype} and shape {rows.shape} is not rows of numbers.", "Give an array or tensor (N, …) like the one it was trained on.")
+    if rows.dtype.kind not in "biuf" or not rows.ndim:
+        raise BadRequest(
+            f"An array of {rows.dtype} and shape {rows.shape} is not rows of numbers.",
+            "Give an array or tensor (N, …) like the one it was trained on.",
+        )
     return rows
 
+# %% ../../nbs/training/06_fit.ipynb #ee0ffdd6
 def _scores(model: Any, prep: Any, loss: str, batch: int, rows: Any) -> np.ndarray:
     import torch
     from scalai_nb.data.loader import as_tensor
@@ -205,7 +226,10 @@ def _scores(model: Any, prep: Any, loss: str, batch: int, rows: Any) -> np.ndarr
         with torch.inference_mode(): parts = [OBJECTIVES[loss].predict(model(_ready(part))) for part in x.split(batch)]
     except (RuntimeError, IndexError) as e:
         if prep is not None: raise
-        raise BadRequest(f"{type(model).__name__} cannot take rows of shape {tuple(x.shape[1:])}: {str(e).splitlines()[0]}", "Give rows like those it was trained on.") from e
+        raise BadRequest(
+            f"{type(model).__name__} cannot take rows of shape {tuple(x.shape[1:])}: {str(e).splitlines()[0]}",
+            "Give rows like those it was trained on.",
+        ) from e
     return torch.cat(parts).numpy() if parts else np.empty(0, np.float32)
 
 def _classes(run: Run) -> int | None:  # of a multiclass network behind a prep
@@ -224,7 +248,8 @@ def best(self: Run) -> Run:
     "The same run with the weights of the epoch whose loss on the rows kept aside was lowest."
     from scalai_nb.training import checkpoint
     entry = best_of(self.history)
-    if entry is None: raise BadRequest(f"Run {self.id} kept nothing aside to judge its epochs by.", "Fit with validation=.")
+    if entry is None:
+        raise BadRequest(f"Run {self.id} kept nothing aside to judge its epochs by.", "Fit with validation=.")
     state, _ = checkpoint.load(checkpoint.at_step(self.path/"checkpoints", entry["step"]))
     network = copy.deepcopy(self.model)
     network.load_state_dict(state["model"])
@@ -239,12 +264,15 @@ def repeat(self: Run,
     from scalai_nb.training.reproduce import repeat
     return repeat(self, rows, **how)
 
+# %% ../../nbs/training/06_fit.ipynb #33758ea8
 @patch
 def evaluate(self: Run,
              rows: Any = None,  # a frame, Arrow rows, a Table, or arrays (X, y); default: those the run kept aside
              **how: Any,  # see training.evaluate: by, importance, worst, settings
             ) -> Any:  # training.evaluate.Evaluation
-    "How good this run is on rows it never learnt from: measures with intervals, curves, segments, importance, the worst rows."
+    """How good this run is on rows it never learnt from:
+
+    measures with intervals, curves, segments, importance, the worst rows."""
     from scalai_nb.training.evaluate import evaluate
     return evaluate(self, rows, **how)
 
@@ -253,15 +281,25 @@ def evaluate(self: Run,
 def _repr_html_(self: Run) -> str:
     shown = {k: v for k, v in self.metrics.items() if isinstance(v, float)}
     reached = " · ".join(f"{k} <b>{v:.4g}</b>" for k, v in shown.items())
-    source = f"{html.escape(self.data['table'])}, version {self.data['version']}" if self.data.get("table") else "given rows"
-    what = html.escape(type(self.model).__name__) if self.model is not None else f"<b>{html.escape(self.state)}</b> after {len(self.history)} epoch{'s' if len(self.history) != 1 else ''}"
+    source = (
+        f"{html.escape(self.data['table'])}, version {self.data['version']}"
+        if self.data.get("table")
+        else "given rows"
+    )
+    what = (
+        html.escape(type(self.model).__name__)
+        if self.model is not None
+        else f"<b>{html.escape(self.state)}</b> after {len(self.history)} epoch{'s' if len(self.history) != 1 else ''}"
+    )
     return (f"<div><b>Run {self.id}</b>: {what} for {html.escape(self.target or 'y')} from {source}, "
             f"{self.seconds:.1f} s; {html.escape(self.why)}<br>{reached}"
             f"{figures(self.history) if self.history else ''}</div>")
 
 @patch
 def __str__(self: Run) -> str:
-    return f"Run {self.id}: {self.state if self.model is None else type(self.model).__name__}, " + ", ".join(f"{k} {v:.4g}" for k, v in self.metrics.items() if isinstance(v, float))
+    return f"Run {self.id}: {self.state if self.model is None else type(self.model).__name__}, " + ", ".join(
+        f"{k} {v:.4g}" for k, v in self.metrics.items() if isinstance(v, float)
+    )
 
 # %% ../../nbs/training/06_fit.ipynb #0e6b1ed0
 @dataclass
@@ -309,16 +347,21 @@ def _parts(job: Training) -> tuple[tuple, tuple | None]:  # arguments of two loa
 
 def _loaders(job: Training, rank: int, ranks: int) -> tuple[Any, Any]:  # the second may be None
     from scalai_nb.data.loader import Loader
-    make = lambda part, **how: Loader(part[0], job.prep, job.target, job.batch, rank, ranks, job.seed, filter=part[1], **how)
+    make = lambda part, **how: Loader(
+        part[0], job.prep, job.target, job.batch, rank, ranks, job.seed, filter=part[1], **how
+    )
     learn, keep = _parts(job)
     return make(learn), make(keep, shuffle=False) if keep else None
 
 # %% ../../nbs/training/06_fit.ipynb #c350ff5b
-def train(job: Training,
-          rank: int = 0,
-          ranks: int = 1,
-          say: Callable[[dict], None] = lambda message: None,  # hears what this rank does, of rank 0 also how it goes: see training.logger
-         ) -> dict | None:  # weights, history; of rank 0 only
+def train(
+    job: Training,
+    rank: int = 0,
+    ranks: int = 1,
+    say: Callable[
+        [dict], None
+    ] = lambda message: None,  # hears what this rank does, of rank 0 also how it goes: see training.logger
+) -> dict | None:  # weights, history; of rank 0 only
     "Learn until the last epoch, or until nothing gets better, from the newest checkpoint if there is one."
     import torch
     from scalai_nb.training.launch import memory_kept
@@ -336,13 +379,26 @@ def train(job: Training,
             _one_epoch(at, network, say)
             pace = {"seconds": time.perf_counter() - at.lap[0], "rows_per_second": at.rows_per_second()}
             if keep is not None: at.tell(say, "validating")
-            entry = {"epoch": at.epoch + 1, "step": at.step, "loss": at.loss(), **_evaluate(model, keep, job, ranks), **pace}
+            entry = {
+                "epoch": at.epoch + 1,
+                "step": at.step,
+                "loss": at.loss(),
+                **_evaluate(model, keep, job, ranks),
+                **pace,
+            }
             entry = {k: v if isinstance(v, int) or np.isfinite(v) else None for k, v in entry.items()}
             at.next_epoch(entry)
             at.tell(say, "training", **entry, history=at.history)
     if rank: return None
-    return {**at.kept(), "history": at.history, "rows": learn.rows, "validation_rows": keep.rows if keep else 0, "notes": at.notes}
+    return {
+        **at.kept(),
+        "history": at.history,
+        "rows": learn.rows,
+        "validation_rows": keep.rows if keep else 0,
+        "notes": at.notes,
+    }
 
+# %% ../../nbs/training/06_fit.ipynb #dd055ce6
 @contextmanager
 def _wrapped(model: Any, job: Training, ranks: int) -> Iterator[Any]:
     "The network as it is called while it learns: over ranks, compiled."
@@ -351,7 +407,8 @@ def _wrapped(model: Any, job: Training, ranks: int) -> Iterator[Any]:
     if not job.compile: yield network
     else:
         import torch._inductor.config
-        with torch._inductor.config.patch(compile_threads=1): yield torch.compile(network)  # more would be processes that outlive us
+        # more would be processes that outlive us
+        with torch._inductor.config.patch(compile_threads=1): yield torch.compile(network)
 
 # %% ../../nbs/training/06_fit.ipynb #d6b54890
 def _one_epoch(at: "TrainerState", network: Any, say: Callable) -> None:
@@ -373,14 +430,23 @@ def _one_epoch(at: "TrainerState", network: Any, say: Callable) -> None:
         if ends: at.end()
         value, now = loss.item(), time.perf_counter()
         if not np.isfinite(value):
-            raise WorkFailed(f"The loss became {value} in epoch {at.epoch + 1}, batch {at.batch + 1} of {at.loader.batches}.",
-                             "Give a smaller lr=, or look for extreme features.")
+            raise WorkFailed(
+                f"The loss became {value} in epoch {at.epoch + 1}, batch {at.batch + 1} of {at.loader.batches}.",
+                "Give a smaller lr=, or look for extreme features.",
+            )
         at.count(value, len(y), ends)
         if now - told > .2:
-            at.tell(say, "training", loss=(at.sum - before[0])/(at.rows - before[1]), rows_per_second=at.rows_per_second())  # of the steps since
+            # of the steps since
+            at.tell(
+                say,
+                "training",
+                loss=(at.sum - before[0]) / (at.rows - before[1]),
+                rows_per_second=at.rows_per_second(),
+            )
             told, before = now, (at.sum, at.rows)
         if ends and job.every and at.step % job.every == 0: at.keep()
 
+# %% ../../nbs/training/06_fit.ipynb #133f493d
 def _criterion(job: Training, device: Any) -> Callable:  # (logits, y) → sum over the rows
     import torch
     weight = None if job.class_weight is None else torch.tensor(job.class_weight, dtype=torch.float32, device=device)
@@ -391,12 +457,20 @@ class TrainerState:
     "Epoch, batch, step, sums and history of a training, with the things whose state goes into a checkpoint."
     def __init__(self, model: Any, optimizer: Any, loader: Any, job: Training, rank: int, ranks: int):
         from scalai_nb.training.checkpoint import Writer
-        self.model, self.optimizer, self.loader, self.job, self.rank, self.ranks = model, optimizer, loader, job, rank, ranks
+        self.model, self.optimizer, self.loader, self.job, self.rank, self.ranks = (
+            model,
+            optimizer,
+            loader,
+            job,
+            rank,
+            ranks,
+        )
         self.epoch = self.batch = self.step = self.rows = 0
         self.sum, self.history, self.notes, self.writer = 0., [], [], Writer(job.folder)
         self.device, self.together = next(model.parameters()).device, job.optimizer.accumulate
         self.steps = job.epochs*-(-loader.batches//self.together)
-        self.lap, self.began = (time.perf_counter(), 0), None  # when and at which batch this epoch began; when and at which step the pace
+        # when and at which batch this epoch began; when and at which step the pace
+        self.lap, self.began = (time.perf_counter(), 0), None
 
     def count(self, loss: float, rows: int, stepped: bool) -> None:
         self.sum, self.rows = self.sum + loss, self.rows + rows
@@ -405,15 +479,32 @@ class TrainerState:
 
     def where(self) -> dict:
         since, first = self.began or (0, self.step)
-        left = {"seconds_left": (time.perf_counter() - since)*(self.steps - self.step)/(self.step - first)} if self.step > first else {}
-        return {"epoch": min(self.epoch + 1, self.job.epochs), "epochs": self.job.epochs, "step": self.step, "steps": self.steps, **left}
+        left = (
+            {"seconds_left": (time.perf_counter() - since) * (self.steps - self.step) / (self.step - first)}
+            if self.step > first
+            else {}
+        )
+        return {
+            "epoch": min(self.epoch + 1, self.job.epochs),
+            "epochs": self.job.epochs,
+            "step": self.step,
+            "steps": self.steps,
+            **left,
+        }
 
     def rows_per_second(self) -> float:  # over all ranks, in the steps of this epoch
         return (self.batch - self.lap[1])*self.job.batch/(time.perf_counter() - self.lap[0])
 
     def tell(self, say: Callable, doing: str, state: str = "training", **figures) -> None:
         "What this rank does; of rank 0, where the training is."
-        say({"rank": self.rank, "doing": doing, "step": self.step, **({} if self.rank else {"state": state, **self.where(), **figures})})
+        say(
+            {
+                "rank": self.rank,
+                "doing": doing,
+                "step": self.step,
+                **({} if self.rank else {"state": state, **self.where(), **figures}),
+            }
+        )
 
     def loss(self) -> float:  # mean over the rows of this epoch, of all ranks
         total = _gather((self.sum, self.rows), self.ranks)
@@ -425,6 +516,7 @@ class TrainerState:
         self.loader.set_epoch(self.epoch)
         self.keep()
 
+# %% ../../nbs/training/06_fit.ipynb #5fda8ff3
 def _gather(value: Any, ranks: int) -> list:  # one for each rank, everywhere
     if ranks == 1: return [value]
     import torch.distributed as dist
@@ -436,8 +528,11 @@ def _gather(value: Any, ranks: int) -> list:  # one for each rank, everywhere
 @patch
 def begins(self: TrainerState) -> bool: return self.batch % self.together == 0
 
+
 @patch
-def ends(self: TrainerState) -> bool: return (self.batch + 1) % self.together == 0 or self.batch + 1 == self.loader.batches
+def ends(self: TrainerState) -> bool:
+    return (self.batch + 1) % self.together == 0 or self.batch + 1 == self.loader.batches
+
 
 @patch
 def rows_of_step(self: TrainerState) -> int:
@@ -469,7 +564,10 @@ def stops(self: TrainerState) -> bool:
     best, patience = best_of(self.history), self.job.early_stop
     if patience is None or not self.history: return False
     waited = self.history[-1]["epoch"] - (best["epoch"] if best else 0)
-    if waited >= patience: self.notes.append(f"stopped after epoch {self.epoch}, as {waited} epochs brought no lower loss on the rows kept aside")
+    if waited >= patience:
+        self.notes.append(
+            f"stopped after epoch {self.epoch}, as {waited} epochs brought no lower loss on the rows kept aside"
+        )
     return waited >= patience
 
 @patch
@@ -489,11 +587,19 @@ def keep(self: TrainerState) -> None:
     from scalai_nb.training import checkpoint
     own = _gather({"random": checkpoint.random_states(), "sum": self.sum, "rows": self.rows}, self.ranks)
     if self.rank: return
-    state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "loader": self.loader.state_dict(),
-             "history": self.history, "epoch": self.epoch, "batch": self.batch, "step": self.step}
+    state = {
+        "model": self.model.state_dict(),
+        "optimizer": self.optimizer.state_dict(),
+        "loader": self.loader.state_dict(),
+        "history": self.history,
+        "epoch": self.epoch,
+        "batch": self.batch,
+        "step": self.step,
+    }
     best = best_of(self.history)
     self.writer.put(self.step, state, own, best and best["step"], epoch=self.epoch)
 
+# %% ../../nbs/training/06_fit.ipynb #8eb49692
 @patch
 def resume(self: TrainerState, say: Callable) -> None:
     "Stand where the newest checkpoint stood."
@@ -510,7 +616,9 @@ def resume(self: TrainerState, say: Callable) -> None:
     if same or self.rank == 0:  # otherwise what had been summed up goes on in one place
         parts = [own[self.rank]] if same else own
         self.sum, self.rows = sum(p["sum"] for p in parts), sum(p["rows"] for p in parts)
-    told = f"resumed at step {self.step}" + ("" if same else f" on {self.ranks} ranks instead of {len(own)}: the same batches, other dropout")
+    told = f"resumed at step {self.step}" + (
+        "" if same else f" on {self.ranks} ranks instead of {len(own)}: the same batches, other dropout"
+    )
     self.notes.append(told)
     self.tell(say, "training", told, history=self.history)
 
@@ -530,7 +638,9 @@ def _evaluate(model: Any, loader: Any, job: Training, ranks: int) -> dict[str, f
             scores.append(objective.predict(z).numpy())
     parts = [p for p in _gather((total, ys, scores), ranks) if p[1]]
     y, score = (np.concatenate([a for p in parts for a in p[i]]) for i in (1, 2))
-    return {"val_loss": sum(p[0] for p in parts)/len(y)} | {f"val_{name}": float(fn(y, score)) for name, fn in job.metrics.items()}
+    return {"val_loss": sum(p[0] for p in parts) / len(y)} | {
+        f"val_{name}": float(fn(y, score)) for name, fn in job.metrics.items()
+    }
 
 # %% ../../nbs/training/06_fit.ipynb #ffa26219
 def choose_ranks(ranks: int | str,  # "auto" or a number
@@ -539,15 +649,26 @@ def choose_ranks(ranks: int | str,  # "auto" or a number
                 ) -> tuple[int, str]:  # how many, and why
     "How many ranks a training gets."
     from scalai_nb.training.launch import workers_of
-    if ranks != "auto" and (isinstance(ranks, bool) or not isinstance(ranks, Integral) or ranks not in (1, 2, 4, 8, 16)):
+    if ranks != "auto" and (
+        isinstance(ranks, bool) or not isinstance(ranks, Integral) or ranks not in (1, 2, 4, 8, 16)
+    ):
         raise BadRequest(f"{ranks!r} ranks cannot share the work equally.", 'Use ranks="auto", 1, 2, 4, 8 or 16.')
     places = {w["host"] for w in workers_of(client).values()} if client else set()
     if ranks == 1: return 1, "1 rank in this process, as asked"
-    if ranks != "auto": return ranks, f"{ranks} ranks, as asked" + ("" if len(places) > 1 or _gpus() > 1 else "; on one machine one process with all its threads is usually faster")
+    if ranks != "auto":
+        return ranks, f"{ranks} ranks, as asked" + (
+            ""
+            if len(places) > 1 or _gpus() > 1
+            else "; on one machine one process with all its threads is usually faster"
+        )
     if len(places) > 1 and work > 1e12:
         best = max(n for n in (2, 4, 8, 16) if n <= max(2, len(places)))
         return best, f"{best} ranks, as the cluster has {len(places)} machines"
-    return 1, "one process with all its threads: ranks would only share this machine's cores" if len(places) < 2 else "one process: the work is too small to share"
+    return 1, (
+        "one process with all its threads: ranks would only share this machine's cores"
+        if len(places) < 2
+        else "one process: the work is too small to share"
+    )
 
 def _gpus() -> int:
     import torch
@@ -556,7 +677,10 @@ def _gpus() -> int:
 # %% ../../nbs/training/06_fit.ipynb #2b2266d9
 SMALL = 1 << 30  # bytes: rows up to this size are read once, here, and handed to the ranks
 
-def training_rows(table: Any, prep: Any, target: str | None, where: Any, split: Split | None, settings: Settings) -> tuple[Any, dict]:  # rows, what they are
+# %% ../../nbs/training/06_fit.ipynb #e5fb408d
+def training_rows(
+    table: Any, prep: Any, target: str | None, where: Any, split: Split | None, settings: Settings
+) -> tuple[Any, dict]:  # rows, what they are
     "The rows to learn from: read now when they are few, otherwise a reference that pins the version."
     from scalai_nb.data.profile_store import store
     from scalai_nb.data.loader import expression, rows_of
@@ -569,8 +693,14 @@ def training_rows(table: Any, prep: Any, target: str | None, where: Any, split: 
     names, called = _names(table)
     for name in columns:
         if name not in names:
-            raise BadRequest(f"{called} no column {name!r}.", "Give validation=None, or write the table with fold=KEY." if name in kept
-                             else f"There is: {', '.join(names)}.")
+            raise BadRequest(
+                f"{called} no column {name!r}.",
+                (
+                    "Give validation=None, or write the table with fold=KEY."
+                    if name in kept
+                    else f"There is: {', '.join(names)}."
+                ),
+            )
     if not hasattr(table, "versions"):
         found = rows_of(table, columns, where)
         return found, facts | {"digest": digest(found)}
@@ -579,18 +709,31 @@ def training_rows(table: Any, prep: Any, target: str | None, where: Any, split: 
     if not small: events.emit("input", table=table.known_as, version=version)  # reading it here says so itself
     rows = table.arrow(version=version, columns=columns, filter=expression(where)) if small else (table, version)
     facts |= {"table": table.name, "version": version, "table_id": str(table.delta(version).metadata().id)}
-    return rows, facts if str(table.path) == store(settings, "tables", table.name) else facts | {"place": str(table.path)}
+    return rows, (
+        facts if str(table.path) == store(settings, "tables", table.name) else facts | {"place": str(table.path)}
+    )
 
+# %% ../../nbs/training/06_fit.ipynb #ae385930
 def _names(table: Any) -> tuple[list[str], str]:  # columns, and how to begin a sentence about them
     if hasattr(table, "versions"): return table.schema.names, f"The table {table.name} has"
     found = getattr(table, "column_names", getattr(table, "columns", None))
-    if found is None: raise BadRequest(f"A value of type {type(table).__name__} is not rows.", "Give a table or its name, a pandas or Arrow frame, or arrays (X, y).")
+    if found is None:
+        raise BadRequest(
+            f"A value of type {type(table).__name__} is not rows.",
+            "Give a table or its name, a pandas or Arrow frame, or arrays (X, y).",
+        )
     return list(found), "These rows have"
 
 def recordable(value: Any) -> Any:  # for the record
     if isinstance(value, Split): value = (value.column, value.how, value.value)
-    try: return json.loads(json.dumps(value))
-    except TypeError: return "arrays" if isinstance(value, tuple) and not isinstance(value[0], str) else "a mask" if hasattr(value, "ndim") else json.loads(json.dumps(value, default=str))
+    try:
+        return json.loads(json.dumps(value))
+    except TypeError:
+        return (
+            "arrays"
+            if isinstance(value, tuple) and not isinstance(value[0], str)
+            else "a mask" if hasattr(value, "ndim") else json.loads(json.dumps(value, default=str))
+        )
 
 # %% ../../nbs/training/06_fit.ipynb #d4d99f69
 def kind_of(y: np.ndarray,  # the target
@@ -599,29 +742,51 @@ def kind_of(y: np.ndarray,  # the target
     y = np.asarray(y)
     values = np.unique(y[:1_000_000])
     if len(values) == 1 and (y.dtype.kind != "f" or values[0] in (0, 1)):
-        raise BadRequest(f"The target is {values[0]} in all {len(y)} rows.", "There is nothing to tell apart; check the filter.")
+        raise BadRequest(
+            f"The target is {values[0]} in all {len(y)} rows.", "There is nothing to tell apart; check the filter."
+        )
     if set(values.tolist()) <= {0, 1}: return "binary"
     return "multiclass" if y.dtype.kind in "iu" else "regression"
 
+# %% ../../nbs/training/06_fit.ipynb #be047324
 def output_count(y: np.ndarray, loss: str) -> int:  # how many outputs a network needs
     "Whether the target can be learnt that way."
     if y.ndim != 1: raise BadRequest(f"The target has shape {y.shape}.", "Give one number a row.")
     strange = ~np.isfinite(y) if y.dtype.kind == "f" else np.zeros(len(y), bool)
-    if strange.any(): raise BadRequest(f"{int(strange.sum())} of {len(y)} targets are not finite.", "Leave those rows out.")
+    if strange.any():
+        raise BadRequest(f"{int(strange.sum())} of {len(y)} targets are not finite.", "Leave those rows out.")
     if loss == "regression": return 1
     wrong = (y != 0) & (y != 1) if loss == "binary" else (y < 0) | (y != np.floor(y))
-    if wrong.any(): raise BadRequest(f"The target {y[wrong][0]} does not fit loss={loss!r}.", "Give 0 and 1." if loss == "binary" else "Give classes as integers 0, 1, 2, …, or loss='regression'.")
-    if loss == "multiclass" and y.max() >= max(1_000, len(y)): raise BadRequest(f"The target has a class {y.max():.0f} in {len(y)} rows.", "Give classes as integers 0, 1, 2, … without gaps, or loss='regression'.")
+    if wrong.any():
+        raise BadRequest(
+            f"The target {y[wrong][0]} does not fit loss={loss!r}.",
+            "Give 0 and 1." if loss == "binary" else "Give classes as integers 0, 1, 2, …, or loss='regression'.",
+        )
+    if loss == "multiclass" and y.max() >= max(1_000, len(y)):
+        raise BadRequest(
+            f"The target has a class {y.max():.0f} in {len(y)} rows.",
+            "Give classes as integers 0, 1, 2, … without gaps, or loss='regression'.",
+        )
     return 1 if loss == "binary" else int(y.max()) + 1
 
+# %% ../../nbs/training/06_fit.ipynb #d3d5b523
 def _weights(given: Any, y: np.ndarray, loss: str, classes: int) -> list[float] | None:
-    "One weight a class; `balanced` makes all classes count alike (scikit-learn's convention), by the rows that are learnt from."
+    """One weight a class; `balanced` makes all classes count alike (scikit-learn's convention), by the rows that are
+    learnt from."""
     if given is None: return None
     if loss == "regression": raise BadRequest("A regression has no classes to weigh.", "Leave class_weight= out.")
     seen = np.bincount(y.astype(np.int64), minlength=max(2, classes))
-    if isinstance(given, str) and given == "balanced": return [len(y)/(int(np.count_nonzero(seen))*n) if n else 1. for n in seen.tolist()]
-    if not (isinstance(given, dict) and set(given) == set(range(len(seen))) and all(isinstance(w, Real) and 0 < w < float("inf") for w in given.values())):
-        raise BadRequest(f"class_weight={given!r} does not fit classes 0 to {len(seen) - 1}.", 'Give "balanced", or a weight above 0 for each: {0: 1., 1: 5.}.')
+    if isinstance(given, str) and given == "balanced":
+        return [len(y) / (int(np.count_nonzero(seen)) * n) if n else 1.0 for n in seen.tolist()]
+    if not (
+        isinstance(given, dict)
+        and set(given) == set(range(len(seen)))
+        and all(isinstance(w, Real) and 0 < w < float("inf") for w in given.values())
+    ):
+        raise BadRequest(
+            f"class_weight={given!r} does not fit classes 0 to {len(seen) - 1}.",
+            'Give "balanced", or a weight above 0 for each: {0: 1., 1: 5.}.',
+        )
     return [float(given[c]) for c in range(len(seen))]
 
 # %% ../../nbs/training/06_fit.ipynb #2cf578c1
@@ -629,14 +794,19 @@ def _network(model: Any, features: int | tuple[int, ...], outputs: int, seed: in
     import torch
     from scalai_nb.training.models import config
     if isinstance(model, torch.nn.Module): return copy.deepcopy(model).cpu()
-    if not callable(model): raise BadRequest(f"{model!r} is not a model.", "Give a torch.nn.Module, or a function of the number of features that makes one.")
+    if not callable(model):
+        raise BadRequest(
+            f"{model!r} is not a model.",
+            "Give a torch.nn.Module, or a function of the number of features that makes one.",
+        )
     known = {"outputs": outputs} if outputs > 1 else {}
     if prep is not None and any(prep.cardinalities): known["cardinalities"] = prep.cardinalities
     more = {k: v for k, v in known.items() if k in inspect.signature(model).parameters}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         made = model(features, **more)
-    if isinstance(model, type) and not hasattr(made, "config") and config(made) is None: made.config = {next(iter(inspect.signature(model).parameters)): features, **more}
+    if isinstance(model, type) and not hasattr(made, "config") and config(made) is None:
+        made.config = {next(iter(inspect.signature(model).parameters)): features, **more}
     return made
 
 def _untold(model: Any, prep: Any) -> list[str]:
@@ -644,38 +814,79 @@ def _untold(model: Any, prep: Any) -> list[str]:
     import torch
     codes = [n for n, size in zip(prep.features, prep.cardinalities) if size] if prep is not None else []
     if not codes or any(isinstance(m, torch.nn.Embedding) for m in model.modules()): return []
-    return [f"{', '.join(codes[:5])}{' …' if len(codes) > 5 else ''} are codes of categories, which {type(model).__name__} takes for quantities; embed them, as ResidualMLP does, or use onehot"]
+    return [
+        f"{', '.join(codes[:5])}{' …' if len(codes) > 5 else ''} are codes of categories, which {type(model).__name__}"
+        " takes for quantities; embed them, as ResidualMLP does, or use onehot"
+    ]
 
+# %% ../../nbs/training/06_fit.ipynb #d001291e
 def _try(model: Any, sample: Any, loss: str, outputs: int) -> None:  # sample: two rows
     "Whether the network takes such rows and gives what the loss needs."
     import torch
     shape = tuple(sample.shape[1:])
-    if not any(p.requires_grad for p in model.parameters()): raise BadRequest(f"{type(model).__name__} has nothing to learn: every parameter is frozen.", "Unfreeze some, or give it a new last layer.")
+    if not any(p.requires_grad for p in model.parameters()):
+        raise BadRequest(
+            f"{type(model).__name__} has nothing to learn: every parameter is frozen.",
+            "Unfreeze some, or give it a new last layer.",
+        )
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad(): z = model.eval()(sample)
     except (RuntimeError, TypeError, ValueError, IndexError) as e:
-        raise BadRequest(f"{type(model).__name__} cannot take rows of shape {shape}: {str(e).splitlines()[0]}", "Build it for them, or give a function of the number of features.") from e
+        raise BadRequest(
+            f"{type(model).__name__} cannot take rows of shape {shape}: {str(e).splitlines()[0]}",
+            "Build it for them, or give a function of the number of features.",
+        ) from e
     given = tuple(z.shape)
     if given != (2, z.shape[-1]) or z.shape[-1] < outputs if loss == "multiclass" else given not in ((2,), (2, 1)):
-        raise BadRequest(f"{type(model).__name__} gives {given} for 2 rows.", f"Give an output of (rows, {outputs}), a logit a class." if loss == "multiclass" else f"A {loss} target needs one number a row.")
+        raise BadRequest(
+            f"{type(model).__name__} gives {given} for 2 rows.",
+            (
+                f"Give an output of (rows, {outputs}), a logit a class."
+                if loss == "multiclass"
+                else f"A {loss} target needs one number a row."
+            ),
+        )
 
 # %% ../../nbs/training/06_fit.ipynb #e99634cc
-PRELOAD = ("torch", "torch._dynamo", "safetensors.torch", "scalai_nb.data.loader", "scalai_nb.training.fit", "scalai_nb.training.checkpoint")  # what a rank needs, before it is forked
+# what a rank needs, before it is forked
+PRELOAD = (
+    "torch",
+    "torch._dynamo",
+    "safetensors.torch",
+    "scalai_nb.data.loader",
+    "scalai_nb.training.fit",
+    "scalai_nb.training.checkpoint",
+)
 
+# %% ../../nbs/training/06_fit.ipynb #f76cd95a
 def _on_ranks(job: Training, ranks: int, told: TrainingLogger, client: Any, how: SimpleNamespace) -> dict:
-    "The same training on ranks, placed by Dask where there is a cluster; a lost rank costs the steps since the last checkpoint."
+    """The same training on ranks, placed by Dask where there is a cluster; a lost rank costs the steps since the last
+    checkpoint."""
     import torch
     from scalai_nb.training.launch import ProcessGroup, crew
     options = {"preload": PRELOAD, "stop": how.asked.is_set}
-    go = lambda team: team.run(train_as_rank, job, timeout=how.timeout, restarts=how.restarts, heard=lambda rank, message: told(message), lost=told.lost)[0]
+    go = lambda team: team.run(
+        train_as_rank,
+        job,
+        timeout=how.timeout,
+        restarts=how.restarts,
+        heard=lambda rank, message: told(message),
+        lost=told.lost,
+    )[0]
     alone = ranks == 1 and client is None  # a process of its own, with all the threads that this one would have used
-    with ProcessGroup(None, 1, torch.get_num_threads(), **options) if alone else crew(ranks, client, how.settings, **options) as team: return go(team)
+    with (
+        ProcessGroup(None, 1, torch.get_num_threads(), **options)
+        if alone
+        else crew(ranks, client, how.settings, **options)
+    ) as team:
+        return go(team)
 
 def train_as_rank(job: Training) -> dict | None:
     import torch.distributed as dist
     from scalai_nb.training.launch import report
     return train(job, dist.get_rank(), dist.get_world_size(), report)
 
+# %% ../../nbs/training/06_fit.ipynb #6dedfb08
 def _here(job: Training, told: TrainingLogger, asked: threading.Event) -> dict:
     "The training in this process, whose random generators stay as they were."
     from scalai_nb.training import checkpoint
@@ -692,7 +903,8 @@ class Background(threading.Thread):
     def __init__(self, of: Run, work: Callable[[], Any], asked: threading.Event):
         super().__init__(name=f"fit-{of.id}", daemon=True)
         self.work, self.error = work, None
-        self.asked, self.ended = asked, threading.Event()  # `join` will not do: after an interrupt it takes the thread for ended
+        # `join` will not do: after an interrupt it takes the thread for ended
+        self.asked, self.ended = asked, threading.Event()
 
     def run(self) -> None:
         try: self.work()
@@ -713,6 +925,7 @@ def wait(self: Run,
     if self.background.error is not None: raise self.background.error
     return self
 
+# %% ../../nbs/training/06_fit.ipynb #36a9d17a
 @patch
 def cancel(self: Run) -> Run:  # itself, when no process of it is left
     "Stop a training that was begun with wait=False; its last checkpoint stays."
@@ -722,35 +935,39 @@ def cancel(self: Run) -> Run:  # itself, when no process of it is left
     return self
 
 # %% ../../nbs/training/06_fit.ipynb #6f6dcefc
-def fit(model: Any,  # a torch.nn.Module, or a function of the number of features that makes one, such as MLP
-        table: Any,  # a table or its name, a pandas or Arrow frame, or arrays or tensors (X, y) of any shape (N, …) and (N,)
-        prep: Any = None,  # the Prep that makes features of a table's rows
-        target: str | None = None,  # the column to predict; default: the prep's
-        *,
-        loss: str = "auto",  # binary, multiclass, regression; auto: by the target's values
-        metrics: dict[str, Callable] | None = None,  # name → fn(y, prediction); default: those of the loss
-        epochs: int = 3,
-        batch: int = 4096,  # rows over all ranks
-        lr: float = 1e-3,  # at its highest
-        schedule: str = "cosine",  # cosine, one-cycle or constant
-        optimizer: Optimizer | str = "adamw",  # adamw, sgd, or an Optimizer with its decay, clipping and accumulation
-        precision: str = "float32",  # or bfloat16: matrix products in it, weights and losses in float32
-        class_weight: dict[int, float] | str | None = None,  # by class, or balanced
-        early_stop: int | None = None,  # epochs without a lower loss on the rows kept aside; the best weights are taken
-        compile: bool = False,  # by torch.compile: some seconds at first, faster steps after
-        seed: int = 0,  # of weights, order and dropout
-        ranks: int | str = "auto",  # processes; auto: one here, unless more would be faster
-        where: Any = None,  # rows of the table, as [("month", "<=", 5)]
-        validation: Any = ("fold", 0),  # rows kept aside, see training.split; or None
-        every: int | None = None,  # steps between checkpoints, beside the one after each epoch
-        resume: Run | str | Path | None = None,  # a run, or its folder, to go on with
-        timeout: float = 120.,  # seconds that a rank may keep the others waiting
-        restarts: int = 2,  # after a lost rank, from the last checkpoint
-        client: Any = None,  # a distributed.Client for the ranks
-        settings: Settings | None = None,  # default: those in force here
-        wait: bool = True,  # False: train beside the notebook, while the run fills in
-       ) -> Run:
-    "Train a model on a table. Raises BadRequest before anything starts, WorkFailed for a loss that is no number, RankLost when ranks die too often, Cancelled when somebody stops it."
+def fit(
+    model: Any,  # a torch.nn.Module, or a function of the number of features that makes one, such as MLP
+    table: Any,  # a table or its name, a pandas or Arrow frame, or arrays or tensors (X, y) of any shape (N, …) and (N,)
+    prep: Any = None,  # the Prep that makes features of a table's rows
+    target: str | None = None,  # the column to predict; default: the prep's
+    *,
+    loss: str = "auto",  # binary, multiclass, regression; auto: by the target's values
+    metrics: dict[str, Callable] | None = None,  # name → fn(y, prediction); default: those of the loss
+    epochs: int = 3,
+    batch: int = 4096,  # rows over all ranks
+    lr: float = 1e-3,  # at its highest
+    schedule: str = "cosine",  # cosine, one-cycle or constant
+    optimizer: Optimizer | str = "adamw",  # adamw, sgd, or an Optimizer with its decay, clipping and accumulation
+    precision: str = "float32",  # or bfloat16: matrix products in it, weights and losses in float32
+    class_weight: dict[int, float] | str | None = None,  # by class, or balanced
+    early_stop: int | None = None,  # epochs without a lower loss on the rows kept aside; the best weights are taken
+    compile: bool = False,  # by torch.compile: some seconds at first, faster steps after
+    seed: int = 0,  # of weights, order and dropout
+    ranks: int | str = "auto",  # processes; auto: one here, unless more would be faster
+    where: Any = None,  # rows of the table, as [("month", "<=", 5)]
+    validation: Any = ("fold", 0),  # rows kept aside, see training.split; or None
+    every: int | None = None,  # steps between checkpoints, beside the one after each epoch
+    resume: Run | str | Path | None = None,  # a run, or its folder, to go on with
+    timeout: float = 120.0,  # seconds that a rank may keep the others waiting
+    restarts: int = 2,  # after a lost rank, from the last checkpoint
+    client: Any = None,  # a distributed.Client for the ranks
+    settings: Settings | None = None,  # default: those in force here
+    wait: bool = True,  # False: train beside the notebook, while the run fills in
+) -> Run:
+    """Train a model on a table.
+
+    Raises BadRequest before anything starts, WorkFailed for a loss that is no number, RankLost when ranks die too
+    often, Cancelled when somebody stops it."""
     settings, started = settings or Settings.load(), time.perf_counter()
     folder = Path(getattr(resume, "path", None) or resume) if resume else None
     run = folder.name if folder else secrets.token_hex(8)
@@ -759,7 +976,17 @@ def fit(model: Any,  # a torch.nn.Module, or a function of the number of feature
     held = _claimed(folder)
     if not (folder/"checkpoints").exists(): write_atomic(folder/"initial.safetensors", weights_as_bytes(job.model))
     run = Run(run, None, job.prep, job.target, job.loss, data=data, seed=seed, path=folder, state="starting")
-    how = SimpleNamespace(ranks=ranks, client=client, settings=settings, timeout=timeout, restarts=restarts, started=started, beside=not wait, asked=threading.Event(), held=held)
+    how = SimpleNamespace(
+        ranks=ranks,
+        client=client,
+        settings=settings,
+        timeout=timeout,
+        restarts=restarts,
+        started=started,
+        beside=not wait,
+        asked=threading.Event(),
+        held=held,
+    )
     teller = TrainingLogger(run)
     teller.emit(state="starting", stop=how.asked.set)  # here and not beside: what is drawn belongs to this cell
     if wait: return _carry_out(run, job, how, teller)
@@ -767,11 +994,15 @@ def fit(model: Any,  # a torch.nn.Module, or a function of the number of feature
     run.background.start()
     return run
 
+# %% ../../nbs/training/06_fit.ipynb #10a7c863
 def _carry_out(run: Run, job: Training, how: SimpleNamespace, teller: TrainingLogger) -> Run:
     "Train, and tell how it ended."
-    try: _train(run, job, how, teller)
+    try:
+        _train(run, job, how, teller)
     except Cancelled:
-        stopped = Cancelled(f"Run {run.id} was stopped in epoch {len(run.history) + 1} of {job.epochs}.", _goes_on(run, job))
+        stopped = Cancelled(
+            f"Run {run.id} was stopped in epoch {len(run.history) + 1} of {job.epochs}.", _goes_on(run, job)
+        )
         teller.ended(stopped)
         raise stopped from None
     except Unreachable as error:
@@ -781,27 +1012,48 @@ def _carry_out(run: Run, job: Training, how: SimpleNamespace, teller: TrainingLo
     except BaseException as error:
         teller.ended(error, _goes_on(run, job) if isinstance(error, KeyboardInterrupt) else "")
         raise
-    finally: how.held.close()
+    finally:
+        how.held.close()
     teller.done()
     return run
 
+# %% ../../nbs/training/06_fit.ipynb #6d58e6be
 def _claimed(folder: Path) -> IO:
-    "One process trains a run. The claim ends with the process; between hosts it holds where their filesystem has locks."
+    """One process trains a run.
+
+    The claim ends with the process; between hosts it holds where their filesystem has locks."""
     held = claim(folder/".lock")
-    if held is None: raise BadRequest(f"The run {folder.name} is being trained by another process.", "Wait until it has ended, or stop it; then go on with resume=.", "fit")
+    if held is None:
+        raise BadRequest(
+            f"The run {folder.name} is being trained by another process.",
+            "Wait until it has ended, or stop it; then go on with resume=.",
+            "fit",
+        )
     return held
 
 def _train(run: Run, job: Training, how: SimpleNamespace, teller: TrainingLogger) -> None:
     "Here or on ranks; beside the notebook never in its process."
-    with existing_client(how.client, how.settings) as client, nullcontext() if how.beside else progress(label="fit", unit="steps", shape=BAR) as teller.bar:
+    with existing_client(how.client, how.settings) as client, (
+        nullcontext() if how.beside else progress(label="fit", unit="steps", shape=BAR)
+    ) as teller.bar:
         n, why = choose_ranks(how.ranks, client, job.epochs*job.count*_size(job.model))
         for note in [*([why] if how.ranks != 1 else []), *job.notes]: teller.note(note)
         teller.start(n, why)
-        finish_run(run, job, _here(job, teller, how.asked) if n == 1 and not how.beside else _on_ranks(job, n, teller, client, how), how)
+        finish_run(
+            run,
+            job,
+            _here(job, teller, how.asked) if n == 1 and not how.beside else _on_ranks(job, n, teller, client, how),
+            how,
+        )
 
+# %% ../../nbs/training/06_fit.ipynb #830b1036
 def _goes_on(run: Run, job: Training) -> str:  # a hint
     from scalai_nb.training import checkpoint
-    return f"It goes on from its last checkpoint with resume={str(run.path)!r}." if checkpoint.latest(job.folder) else "It had no checkpoint yet: there is one after each epoch, and with every= between."
+    return (
+        f"It goes on from its last checkpoint with resume={str(run.path)!r}."
+        if checkpoint.latest(job.folder)
+        else "It had no checkpoint yet: there is one after each epoch, and with every= between."
+    )
 
 @contextmanager
 def existing_client(client: Any, settings: Settings) -> Iterator[Any]:
@@ -844,20 +1096,59 @@ def plan_training(given: dict[str, Any]) -> tuple[Training, dict]:
     _check(g)
     rows, y, judged, features, sample, data, g.notes = _of_arrays(g) if isinstance(g.table, tuple) else _of_table(g)
     data = data | {"folds": recordable(given["validation"]), "rows": len(y), "validation_rows": len(judged)}
-    if len(y) < 16: raise BadRequest(f"{len(y)} rows are left to learn from.", "Give 16 or more; check where= and validation=.")
-    if g.validation is not None and not len(judged): raise BadRequest(f"No row is kept aside by validation={given['validation']!r}.", "Choose one that some rows have, or validation=None.")
+    if len(y) < 16:
+        raise BadRequest(f"{len(y)} rows are left to learn from.", "Give 16 or more; check where= and validation=.")
+    if g.validation is not None and not len(judged):
+        raise BadRequest(
+            f"No row is kept aside by validation={given['validation']!r}.",
+            "Choose one that some rows have, or validation=None.",
+        )
     loss = kind_of(y) if g.loss == "auto" else g.loss
     outputs = output_count(np.concatenate([y, judged]), loss)
     model = _network(g.model, features, outputs, g.seed, g.prep)
     g.notes += _untold(model, g.prep)
     _try(model, sample, loss, outputs)
     Optimizer.of(g.optimizer).groups(model)  # its patterns fit
-    return Training(model, rows, len(y), g.prep, g.target, g.where, g.validation, loss, OBJECTIVES[loss].metrics if g.metrics is None else g.metrics,
-                    _weights(g.class_weight, y, loss, outputs), g.epochs, g.batch, g.lr, g.schedule, Optimizer.of(g.optimizer), g.precision,
-                    g.early_stop, g.compile, g.seed, g.folder/"checkpoints", g.every, g.notes), data
+    return (
+        Training(
+            model,
+            rows,
+            len(y),
+            g.prep,
+            g.target,
+            g.where,
+            g.validation,
+            loss,
+            OBJECTIVES[loss].metrics if g.metrics is None else g.metrics,
+            _weights(g.class_weight, y, loss, outputs),
+            g.epochs,
+            g.batch,
+            g.lr,
+            g.schedule,
+            Optimizer.of(g.optimizer),
+            g.precision,
+            g.early_stop,
+            g.compile,
+            g.seed,
+            g.folder / "checkpoints",
+            g.every,
+            g.notes,
+        ),
+        data,
+    )
 
-WHOLE = (("epochs", 1, 2**31), ("batch", 1, 2**31), ("seed", 0, 2**40), ("restarts", 0, 2**31), ("early_stop", 1, 2**31), ("every", 1, 2**31))  # name, from, below
+# %% ../../nbs/training/06_fit.ipynb #6789b047
+# name, from, below
+WHOLE = (
+    ("epochs", 1, 2**31),
+    ("batch", 1, 2**31),
+    ("seed", 0, 2**40),
+    ("restarts", 0, 2**31),
+    ("early_stop", 1, 2**31),
+    ("every", 1, 2**31),
+)
 
+# %% ../../nbs/training/06_fit.ipynb #50fb51ba
 def _check(g: SimpleNamespace) -> None:
     "Values that no rows can make right."
     one_of(g.loss, ["auto", *OBJECTIVES], "loss")
@@ -866,68 +1157,146 @@ def _check(g: SimpleNamespace) -> None:
     Optimizer.of(g.optimizer)
     for name, least, most in WHOLE:
         value = getattr(g, name)
-        if (value is not None or name not in ("early_stop", "every")) and (isinstance(value, bool) or not isinstance(value, Integral) or not least <= value < most):
-            raise BadRequest(f"{name}={value!r} is not possible.", f"Give {name}= a whole number, {least} or more{', or None' if name in ('early_stop', 'every') else ''}.")
-    if not isinstance(g.lr, Real) or not 0 < g.lr < float("inf"): raise BadRequest(f"lr={g.lr!r} moves nothing in the right direction.", "Give a number above 0, such as 1e-3.")
-    if g.ranks != "auto" and g.batch % choose_ranks(g.ranks, None, 0)[0]: raise BadRequest(f"{g.ranks} ranks cannot share a batch of {g.batch} rows equally.", f"Give a batch that {g.ranks} divides.")
-    if g.metrics is not None and not (isinstance(g.metrics, dict) and all(map(callable, g.metrics.values()))): raise BadRequest(f"metrics={g.metrics!r} is not possible.", "Give a dict from name to fn(y, prediction), or None.")
-    if not isinstance(g.timeout, Real) or not g.timeout > 0: raise BadRequest(f"timeout={g.timeout!r} is not possible.", "Give a number of seconds above 0.")
-    if g.client is not None and not hasattr(g.client, "scheduler"): raise BadRequest(f"client={g.client!r} is not a Dask client.", "Give a distributed.Client, or None.")
-    if isinstance(g.resume, (str, Path)) and not g.folder.is_dir(): raise BadRequest(f"There is no run in {g.folder}.", "Give a run, or the folder of one.")
-    if g.early_stop and g.validation is None: raise BadRequest("Nothing is kept aside to stop early by.", "Give validation=, or leave early_stop= out.")
-    if g.compile and not _gpus() and not (compiler := shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")): raise BadRequest("torch.compile needs a C++ compiler, and there is none.", "Install g++, or leave compile= out.")
+        if (value is not None or name not in ("early_stop", "every")) and (
+            isinstance(value, bool) or not isinstance(value, Integral) or not least <= value < most
+        ):
+            raise BadRequest(
+                f"{name}={value!r} is not possible.",
+                f"Give {name}= a whole number, {least} or"
+                f" more{', or None' if name in ('early_stop', 'every') else ''}.",
+            )
+    if not isinstance(g.lr, Real) or not 0 < g.lr < float("inf"):
+        raise BadRequest(f"lr={g.lr!r} moves nothing in the right direction.", "Give a number above 0, such as 1e-3.")
+    if g.ranks != "auto" and g.batch % choose_ranks(g.ranks, None, 0)[0]:
+        raise BadRequest(
+            f"{g.ranks} ranks cannot share a batch of {g.batch} rows equally.", f"Give a batch that {g.ranks} divides."
+        )
+    if g.metrics is not None and not (isinstance(g.metrics, dict) and all(map(callable, g.metrics.values()))):
+        raise BadRequest(
+            f"metrics={g.metrics!r} is not possible.", "Give a dict from name to fn(y, prediction), or None."
+        )
+    if not isinstance(g.timeout, Real) or not g.timeout > 0:
+        raise BadRequest(f"timeout={g.timeout!r} is not possible.", "Give a number of seconds above 0.")
+    if g.client is not None and not hasattr(g.client, "scheduler"):
+        raise BadRequest(f"client={g.client!r} is not a Dask client.", "Give a distributed.Client, or None.")
+    if isinstance(g.resume, (str, Path)) and not g.folder.is_dir():
+        raise BadRequest(f"There is no run in {g.folder}.", "Give a run, or the folder of one.")
+    if g.early_stop and g.validation is None:
+        raise BadRequest("Nothing is kept aside to stop early by.", "Give validation=, or leave early_stop= out.")
+    if (
+        g.compile
+        and not _gpus()
+        and not (compiler := shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++"))
+    ):
+        raise BadRequest(
+            "torch.compile needs a C++ compiler, and there is none.", "Install g++, or leave compile= out."
+        )
 
 # %% ../../nbs/training/06_fit.ipynb #15a111eb
 def _of_arrays(g: SimpleNamespace) -> tuple:
     "Arrays or tensors, and which of their rows are kept aside."
     from scalai_nb.data.loader import as_tensor
-    if len(g.table) != 2 or not all(getattr(a, "shape", ()) for a in g.table): raise BadRequest(f"A tuple of {', '.join(type(a).__name__ for a in g.table)} is not rows.", "Give (X, y), two NumPy arrays or torch tensors, or a table.")
+    if len(g.table) != 2 or not all(getattr(a, "shape", ()) for a in g.table):
+        raise BadRequest(
+            f"A tuple of {', '.join(type(a).__name__ for a in g.table)} is not rows.",
+            "Give (X, y), two NumPy arrays or torch tensors, or a table.",
+        )
     X, y = g.table
     if len(X) != len(y): raise BadRequest(f"X has {len(X)} rows and y has {len(y)}.", "Give one target a row.")
     for name, a in (("X", X), ("y", y)):
-        if getattr(getattr(a, "dtype", None), "kind", "f") not in "biuf": raise BadRequest(f"{name} holds {a.dtype}, expected numbers or booleans.", "Encode it; classes as integers 0, 1, 2, …")
+        if getattr(getattr(a, "dtype", None), "kind", "f") not in "biuf":
+            raise BadRequest(
+                f"{name} holds {a.dtype}, expected numbers or booleans.", "Encode it; classes as integers 0, 1, 2, …"
+            )
     rows, kept, note = ((X, y), None, "") if g.validation is None else train_validation_split(X, y, g.validation)
     own = [v for v in (g.validation if isinstance(g.validation, tuple) else (g.validation,)) if hasattr(v, "ndim")]
     data = {"table": None, "version": None, "where": None, "digest": digest((X, y, *own))}
     g.prep, g.target, g.validation = None, None, kept
     shape = tuple(X.shape[1:])
     judged = np.asarray(kept[1]) if kept else np.empty(0, np.asarray(y).dtype)
-    return rows, np.asarray(rows[1]), judged, shape[0] if len(shape) == 1 else shape, _ready(as_tensor(X[:2])), data, [note]*bool(note)
+    return (
+        rows,
+        np.asarray(rows[1]),
+        judged,
+        shape[0] if len(shape) == 1 else shape,
+        _ready(as_tensor(X[:2])),
+        data,
+        [note] * bool(note),
+    )
 
+# %% ../../nbs/training/06_fit.ipynb #28acd1a4
 def _of_table(g: SimpleNamespace) -> tuple:
     "A table's rows, and which of them are kept aside."
     import torch
     from scalai_nb.data.loader import expression, target_of
-    if not hasattr(g.prep, "steps"): raise BadRequest("A table needs a prep." if g.prep is None else f"{g.prep!r} is not a prep.", "Prep.fit(profile, target=…) makes one from the profile of the training folds.")
+    if not hasattr(g.prep, "steps"):
+        raise BadRequest(
+            "A table needs a prep." if g.prep is None else f"{g.prep!r} is not a prep.",
+            "Prep.fit(profile, target=…) makes one from the profile of the training folds.",
+        )
     g.target, g.validation = g.target or g.prep.target, None if g.validation is None else Split.of(g.validation)
     if g.target is None: raise BadRequest("There is no target.", "Name the column to predict: target='late'.")
     columns = list(dict.fromkeys([g.target, *([g.validation.column] if g.validation else [])]))
     rows, data = training_rows(g.table, g.prep, g.target, g.where, g.validation, g.settings)
     if not isinstance(rows, tuple): g.prep.transform(rows.slice(0, 2))  # its types fit
-    known = rows[0].arrow(version=rows[1], columns=columns, filter=expression(g.where)) if isinstance(rows, tuple) else rows
+    known = (
+        rows[0].arrow(version=rows[1], columns=columns, filter=expression(g.where))
+        if isinstance(rows, tuple)
+        else rows
+    )
     y = target_of(known, g.target)
     kept = np.zeros(len(y), bool) if g.validation is None else g.validation.mask(known).to_numpy(zero_copy_only=False)
     seen = kept.any() and g.prep.rows == len(y)
-    notes = [f"the prep was fitted on all {len(y)} rows, those kept aside among them; fit it on the profile of the others"]*bool(seen)
+    notes = [
+        f"the prep was fitted on all {len(y)} rows, those kept aside among them; fit it on the profile of the others"
+    ] * bool(seen)
     return rows, y[~kept], y[kept], len(g.prep.features), torch.zeros(2, len(g.prep.features)), data, notes
 
+# %% ../../nbs/training/06_fit.ipynb #bac8adb4
 def code_version(root: Path) -> dict[str, str]:
     "Which code ran: enough to check it out again."
     import torch
     from scalai_nb import __version__
-    git = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"], capture_output=True, text=True)
-    return {"commit": git.stdout.strip(), "scalai_nb": __version__, "torch": torch.__version__, "python": sys.version.split()[0], "threads": torch.get_num_threads(), "processor": processor(), "packages": packages()}
+    git = subprocess.run(
+        ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+        capture_output=True,
+        text=True,
+    )
+    return {
+        "commit": git.stdout.strip(),
+        "scalai_nb": __version__,
+        "torch": torch.__version__,
+        "python": sys.version.split()[0],
+        "threads": torch.get_num_threads(),
+        "processor": processor(),
+        "packages": packages(),
+    }
 
+# %% ../../nbs/training/06_fit.ipynb #588a1edf
 def _example(job: Training) -> dict:
     "A few of the rows that were learnt from, as they come in: what a caller has to give. Times are UTC."
     import pyarrow as pa
     from scalai_nb.data.loader import expression
     rows, columns = job.rows, list(job.prep.steps) if job.prep is not None else None
-    if columns is None: return {"inputs": np.asarray(rows[0][:max(1, min(3, 3000//max(1, int(np.prod(rows[0].shape[1:])))))]).tolist()}
-    naive = lambda t: t.cast(pa.schema([f.with_type(pa.timestamp("us")) if pa.types.is_timestamp(f.type) else f for f in t.schema]))
-    few = rows[0].dataset(rows[1]).head(5, columns=columns, filter=expression(job.where)) if isinstance(rows, tuple) else rows.select(columns).slice(0, 5)
-    return json.loads(naive(few).to_pandas().to_json(orient="split", index=False, date_format="iso", date_unit="us", double_precision=15))
+    if columns is None:
+        return {
+            "inputs": np.asarray(rows[0][: max(1, min(3, 3000 // max(1, int(np.prod(rows[0].shape[1:])))))]).tolist()
+        }
+    naive = lambda t: t.cast(
+        pa.schema([f.with_type(pa.timestamp("us")) if pa.types.is_timestamp(f.type) else f for f in t.schema])
+    )
+    few = (
+        rows[0].dataset(rows[1]).head(5, columns=columns, filter=expression(job.where))
+        if isinstance(rows, tuple)
+        else rows.select(columns).slice(0, 5)
+    )
+    return json.loads(
+        naive(few)
+        .to_pandas()
+        .to_json(orient="split", index=False, date_format="iso", date_unit="us", double_precision=15)
+    )
 
+# %% ../../nbs/training/06_fit.ipynb #809b5b01
 def finish_run(run: Run, job: Training, told: dict, how: SimpleNamespace) -> None:
     "Fill in the run and put its record on disk."
     import pyarrow as pa
@@ -936,12 +1305,16 @@ def finish_run(run: Run, job: Training, told: dict, how: SimpleNamespace) -> Non
     optimizer = asdict(job.optimizer)
     run.history, run.metrics = told["history"], measured(told["kept"])
     run.data |= {"rows": told["rows"], "validation_rows": told["validation_rows"]}
-    run.params = {k: getattr(job, k) for k in ("epochs", "batch", "lr", "schedule", "precision", "class_weight", "early_stop", "compile")}
+    run.params = {
+        k: getattr(job, k)
+        for k in ("epochs", "batch", "lr", "schedule", "precision", "class_weight", "early_stop", "compile")
+    }
     run.params |= {"optimizer": optimizer.pop("name"), **optimizer, "notes": [*job.notes, *told["notes"]]}
     run.code, run.seconds, run.state = code_version(how.settings.root), time.perf_counter() - how.started, "done"
     run.params["frozen"] = [n for n, p in job.model.named_parameters() if not p.requires_grad]
     run.model, run.example = job.model.cpu().eval(), _example(job)
-    if job.prep is not None and isinstance(job.rows, pa.Table) and not run.data.get("table"):  # no table keeps their profile
+    # no table keeps their profile
+    if job.prep is not None and isinstance(job.rows, pa.Table) and not run.data.get("table"):
         learn, _ = _parts(job)
         profile(learn[0].select([*job.prep.steps, job.target])).save(run.path/"profile.arrow")
     run.save(run.path)

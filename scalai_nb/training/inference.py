@@ -20,20 +20,33 @@ def need(columns: list[str], have: list[str]):
     missing = [c for c in columns if c not in have]
     if not missing: return
     near = nearest(missing[0], have)
-    raise BadRequest(f"The rows lack {', '.join(missing)}.", f"Did you mean {near!r}?" if near else f"They have: {', '.join(map(str, have[:20]))}.", "missing_column")
+    raise BadRequest(
+        f"The rows lack {', '.join(missing)}.",
+        f"Did you mean {near!r}?" if near else f"They have: {', '.join(map(str, have[:20]))}.",
+        "missing_column",
+    )
 
+# %% ../../nbs/training/05_inference.ipynb #fd285354
 def opened(rows: Any,  # a dict or a list of dicts become Arrow; anything else stays what it is
            columns: list[str],  # that it must have
           ) -> Any:
     "Rows in a form that has columns."
-    if isinstance(rows, Mapping) and all(isinstance(v, str) or not hasattr(v, "__len__") for v in rows.values()): rows = [rows]
+    if isinstance(rows, Mapping) and all(isinstance(v, str) or not hasattr(v, "__len__") for v in rows.values()):
+        rows = [rows]
     if isinstance(rows, list) and rows and all(isinstance(r, Mapping) for r in rows):
         import pyarrow as pa
         need(columns, list(dict.fromkeys(k for r in rows for k in r)))
         rows = pa.table({c: [r.get(c) for r in rows] for c in columns})
     if hasattr(type(rows), "arrow"): rows = rows.arrow(columns=columns)  # a table of the workspace
-    names = list(rows) if isinstance(rows, Mapping) else getattr(rows, "column_names", None) or getattr(rows, "columns", None)
-    if names is None: raise BadRequest(f"{type(rows).__name__} has no columns.", f"Give rows with {', '.join(columns)}.", "missing_column")
+    names = (
+        list(rows)
+        if isinstance(rows, Mapping)
+        else getattr(rows, "column_names", None) or getattr(rows, "columns", None)
+    )
+    if names is None:
+        raise BadRequest(
+            f"{type(rows).__name__} has no columns.", f"Give rows with {', '.join(columns)}.", "missing_column"
+        )
     need(columns, [str(n) for n in names])
     return rows
 
@@ -48,10 +61,17 @@ def answered(rows: Any,  # see `opened`
     if not hasattr(type(rows), "dask"): return score(rows)
     import dask
     few = rows[list(columns)]
-    return few.map_partitions(_part, dask.delayed(score, pure=True, traverse=False), width, meta=_shaped(few._meta, np.empty((0, width) if width else 0, np.float32)))
+    return few.map_partitions(
+        _part,
+        dask.delayed(score, pure=True, traverse=False),
+        width,
+        meta=_shaped(few._meta, np.empty((0, width) if width else 0, np.float32)),
+    )
 
 def _part(rows: Any, score: Callable, width: int | None) -> Any:
-    return _shaped(rows, np.asarray(score(rows), np.float32) if len(rows) else np.empty((0, width) if width else 0, np.float32))
+    return _shaped(
+        rows, np.asarray(score(rows), np.float32) if len(rows) else np.empty((0, width) if width else 0, np.float32)
+    )
 
 def _shaped(rows: Any, scores: np.ndarray) -> Any:
     "Scores under the index of their rows, in the library that holds them."
@@ -76,6 +96,7 @@ def runtime(file: str | bytes,  # a path, or what it holds
         if not (type(e).__module__.startswith("onnxruntime") or isinstance(e, UnicodeDecodeError)): raise
         raise BadRequest(f"{wrong}: {str(e).splitlines()[0][:200]}", "Export or register it again.") from e
 
+# %% ../../nbs/training/05_inference.ipynb #6fe5e213
 class Graph:
     "An exported file, ready for raw rows in any process."
     def __init__(self,
@@ -105,7 +126,10 @@ class Graph:
         from scalai_nb.data.prep import feeds
         given = feeds(rows, self.inputs) if self.inputs else {"features": np.ascontiguousarray(rows, np.float32)}
         count = len(next(iter(given.values())))
-        parts = [self.session.run(["score"], {k: v[i:i + self.batch] for k, v in given.items()})[0] for i in range(0, count, self.batch)]
+        parts = [
+            self.session.run(["score"], {k: v[i : i + self.batch] for k, v in given.items()})[0]
+            for i in range(0, count, self.batch)
+        ]
         return np.concatenate(parts) if parts else np.empty((0, self.width) if self.width else 0, np.float32)
 
     def predict(self, rows: Any) -> Any:  # as `answered`

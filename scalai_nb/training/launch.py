@@ -67,6 +67,7 @@ def _rank(order: dict[str, Any], rank: int, local: int, line: Connection) -> Non
     except BaseException as error:  # whatever it is, the caller gets it
         line.send_bytes(_failure(error))
 
+# %% ../../nbs/training/02_launch.ipynb #eef5ba2b
 def _failure(error: BaseException) -> bytes:
     "An exception with its traceback, as bytes that the caller can read."
     text = "".join(traceback.format_exception(error))
@@ -75,7 +76,9 @@ def _failure(error: BaseException) -> bytes:
         cloudpickle.loads(content)
         return content
     except Exception:  # an exception class that cannot travel arrives by name
-        return cloudpickle.dumps(("raised", WorkFailed(f"{type(error).__name__}: {error}", kind=type(error).__name__), text))
+        return cloudpickle.dumps(
+            ("raised", WorkFailed(f"{type(error).__name__}: {error}", kind=type(error).__name__), text)
+        )
 
 # %% ../../nbs/training/02_launch.ipynb #bb883c4a
 class _Agent:
@@ -136,6 +139,7 @@ def serve(self: _Agent) -> None:
     except (EOFError, ConnectionError): pass  # the caller
     finally: self.stop()
 
+# %% ../../nbs/training/02_launch.ipynb #75f1cf7a
 def agent() -> None:
     "The agent's process, from its first line to its last."
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the caller's to handle
@@ -151,7 +155,8 @@ def _start_agent(spec: bytes, environ: dict[str, str]) -> subprocess.Popen:
     "An agent as a subprocess of this one."
     env = {k: v for k, v in os.environ.items() if k != "MALLOC_TRIM_THRESHOLD_"} | environ
     command = [sys.executable, "-c", "from scalai_nb.training.launch import agent; agent()"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=2, env=env)  # what ranks print is not the caller's output
+    # what ranks print is not the caller's output
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=2, env=env)
     process.stdin.write(len(spec).to_bytes(8) + spec)
     process.stdin.flush()  # and left open: when it closes, this process is gone
     return process
@@ -163,10 +168,13 @@ def _host_agent(spec: bytes, environ: dict[str, str]) -> int:
 # %% ../../nbs/training/02_launch.ipynb #41c4d757
 @contextmanager
 def memory_kept() -> Iterator[None]:
-    "Within the block glibc keeps what is freed; at its end all of it goes back (`mallopt(3)`). Elsewhere than on glibc: nothing happens."
+    """Within the block glibc keeps what is freed; at its end all of it goes back (`mallopt(3)`).
+
+    Elsewhere than on glibc: nothing happens."""
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if not hasattr(libc, "mallopt"): return (yield)
-    def thresholds(trim: int) -> None: libc.mallopt(-1, trim), libc.mallopt(-3, 32 << 20)  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+    # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+    def thresholds(trim: int) -> None: libc.mallopt(-1, trim), libc.mallopt(-3, 32 << 20)
     thresholds(2**31 - 1)
     try: yield
     finally:
@@ -185,7 +193,8 @@ class _Child:
 
 class _Here:
     "This machine as the only place."
-    def submit(self, fn: Callable, spec: bytes, environ: dict[str, str], **where: Any) -> _Child: return _Child(_start_agent(spec, environ))
+    def submit(self, fn: Callable, spec: bytes, environ: dict[str, str], **where: Any) -> _Child:
+        return _Child(_start_agent(spec, environ))
 
     def cancel(self, children: list[_Child]) -> None:
         for child in children:
@@ -202,18 +211,28 @@ class RankLost(WorkFailed):
         super().__init__(message, hint, kind)
         self.rank = rank
 
+# %% ../../nbs/training/02_launch.ipynb #e3f54f49
 class ProcessGroup:
-    "Agents on Dask workers, or one on this machine, ready to run a function on ranks; use it as a context, or call `launch`."
-    def __init__(self,
-                 client: Any,  # a distributed.Client; None: this machine
-                 ranks: int,
-                 threads: int = 1,  # a rank
-                 preload: tuple[str, ...] = ("torch",),  # what agents import while the caller still prepares
-                 patience: float = 120.,  # seconds until an agent has to be there
-                 stop: Callable[[], bool] = lambda: False,  # asked some times a second; once true, `Cancelled` is raised
-                ):
+    """Agents on Dask workers, or one on this machine, ready to run a function on ranks; use it as a context, or call
+    `launch`."""
+    def __init__(
+        self,
+        client: Any,  # a distributed.Client; None: this machine
+        ranks: int,
+        threads: int = 1,  # a rank
+        preload: tuple[str, ...] = ("torch",),  # what agents import while the caller still prepares
+        patience: float = 120.0,  # seconds until an agent has to be there
+        stop: Callable[[], bool] = lambda: False,  # asked some times a second; once true, `Cancelled` is raised
+    ):
         if ranks < 1: raise BadRequest(f"{ranks} ranks cannot do anything.", "Give ranks=1 or more.")
-        self.client, self.ranks, self.threads, self.preload, self.patience, self.stop = client or _Here(), ranks, threads, preload, patience, stop
+        self.client, self.ranks, self.threads, self.preload, self.patience, self.stop = (
+            client or _Here(),
+            ranks,
+            threads,
+            preload,
+            patience,
+            stop,
+        )
         self.host, self.key, self.attempts = _own_address(self.client), secrets.token_bytes(32), 0
         self.agents: dict[str, dict[str, Any]] = {}  # id → worker, future, and when it is there line and host
         self.arrived: queue.Queue = queue.Queue()
@@ -225,7 +244,8 @@ class ProcessGroup:
             try:
                 line = self.listener.accept()
                 self.arrived.put((line.recv(), line))
-            except (AuthenticationError, EOFError, OSError): continue  # not one of ours, or gone again
+            except (AuthenticationError, EOFError, OSError):
+                continue  # not one of ours, or gone again
 
     def __enter__(self):
         self.start_ranks(wait_for=0)
@@ -236,6 +256,7 @@ class ProcessGroup:
     def _heed(self) -> None:
         if self.stop(): raise Cancelled("The ranks were told to stop.")  # closing the crew ends them
 
+# %% ../../nbs/training/02_launch.ipynb #13b69f5c
 def _own_address(client: Any) -> str:
     "The address under which workers reach this process."
     if isinstance(client, _Here): return "127.0.0.1"
@@ -247,9 +268,10 @@ def _own_address(client: Any) -> str:
 
 # %% ../../nbs/training/02_launch.ipynb #c968e602
 @patch
-def start_ranks(self: ProcessGroup,
-           wait_for: float | None = None,  # seconds until agents must be there; default: patience; 0: only send for them
-          ) -> list[dict[str, Any]]:  # the agents that are there
+def start_ranks(
+    self: ProcessGroup,
+    wait_for: float | None = None,  # seconds until agents must be there; default: patience; 0: only send for them
+) -> list[dict[str, Any]]:  # the agents that are there
     "Have an agent on as many workers as there are ranks, or on every worker."
     until = time.monotonic() + (self.patience if wait_for is None else wait_for)
     while True:
@@ -257,14 +279,21 @@ def start_ranks(self: ProcessGroup,
         self._heed()
         missing = [a for a in self.agents.values() if "line" not in a]
         if not missing or wait_for == 0: break
-        try: hello, line = self.arrived.get(timeout=.2)
+        try:
+            hello, line = self.arrived.get(timeout=0.2)
         except queue.Empty:
             for a in missing:
-                if a["future"].status in ("finished", "error"): raise WorkFailed(f"The agent on {a['worker']} ended before it began.", "Its worker's log says why.")
+                if a["future"].status in ("finished", "error"):
+                    raise WorkFailed(
+                        f"The agent on {a['worker']} ended before it began.", "Its worker's log says why."
+                    )
             if time.monotonic() > until:
-                raise TimedOut(f"No agent came from {missing[0]['worker']} within {self.patience:g} s.", "Its threads may be busy with other work.")
+                raise TimedOut(
+                    f"No agent came from {missing[0]['worker']} within {self.patience:g} s.",
+                    "Its threads may be busy with other work.",
+                )
             continue
-        if hello["agent"] in self.agents: self.agents[hello["agent"]] |= {"line": line, **hello}
+        if hello["agent"] in self.agents:self.agents[hello["agent"]] |= {"line": line, **hello}
         else: line.close()  # of an earlier life
     return [a for a in self.agents.values() if "line" in a]
 
@@ -274,16 +303,25 @@ def reaching(client: Any) -> Iterator[None]:
     "Within the block a scheduler is asked. Raises `Unreachable` where it is gone, whatever Dask makes of that."
     from distributed.client import ClosedClientError
     try:
-        if getattr(client, "status", "running") in ("closing", "closed"): raise ClosedClientError(f"the client is {client.status}")
+        if getattr(client, "status", "running") in ("closing", "closed"):
+            raise ClosedClientError(f"the client is {client.status}")
         yield
     except (ClosedClientError, OSError, TimeoutError) as error:  # of Dask's comms, too
-        raise Unreachable("The Dask scheduler is gone, or does not answer.", "Start it again, or leave it out; a training goes on with resume=.", "scheduler") from error
+        raise Unreachable(
+            "The Dask scheduler is gone, or does not answer.",
+            "Start it again, or leave it out; a training goes on with resume=.",
+            "scheduler",
+        ) from error
 
 def workers_of(client: Any) -> dict[str, dict]:  # address → what is known of it
-    "The places for agents: the workers that the scheduler knows now; `client.scheduler_info()` sometimes shows none, when its own refresh comes between."
+    """The places for agents:
+
+    the workers that the scheduler knows now; `client.scheduler_info()` sometimes shows none, when its own refresh
+    comes between."""
     if isinstance(client, _Here): return {"this machine": {}}
     with reaching(client): return dict(sorted(client.sync(client.scheduler.identity, n_workers=-1)["workers"].items()))
 
+# %% ../../nbs/training/02_launch.ipynb #af1a0d23
 @patch
 def _fill(self: ProcessGroup) -> None:
     "Send for agents where there is none; forget those whose worker went before they came."
@@ -291,21 +329,41 @@ def _fill(self: ProcessGroup) -> None:
     for name, a in list(self.agents.items()):
         if "line" not in a and a["worker"] not in workers: self._cancel([self.agents.pop(name)["future"]])
     taken = {a["worker"] for a in self.agents.values()}
-    if not workers and not taken: raise BadRequest("The Dask cluster has no worker.", "Start one with: dask worker SCHEDULER")
+    if not workers and not taken:
+        raise BadRequest("The Dask cluster has no worker.", "Start one with: dask worker SCHEDULER")
     for worker in [w for w in workers if w not in taken][:self.ranks - len(self.agents)]: self._send_for(worker)
 
+# %% ../../nbs/training/02_launch.ipynb #504d91a2
 @patch
 def _send_for(self: ProcessGroup, worker: str) -> None:
     "Ask Dask to start an agent on that worker: there, once, and never again by itself."
     name = secrets.token_hex(8)
-    spec = {"agent": name, "address": self.listener.address, "key": self.key, "path": [p for p in sys.path if p], "preload": self.preload}
-    environ = {k: str(self.threads) for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")}
+    spec = {
+        "agent": name,
+        "address": self.listener.address,
+        "key": self.key,
+        "path": [p for p in sys.path if p],
+        "preload": self.preload,
+    }
+    environ = {
+        k: str(self.threads)
+        for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+    }
     if self.host.startswith("127."): environ["GLOO_SOCKET_IFNAME"] = "lo"  # a host's own name may lead nowhere
     with reaching(self.client):
-        future = self.client.submit(_host_agent, cloudpickle.dumps(spec), environ, workers=[worker], allow_other_workers=False,
-                                    retries=0, pure=False, key=f"agent-{name}")
+        future = self.client.submit(
+            _host_agent,
+            cloudpickle.dumps(spec),
+            environ,
+            workers=[worker],
+            allow_other_workers=False,
+            retries=0,
+            pure=False,
+            key=f"agent-{name}",
+        )
     self.agents[name] = {"worker": worker, "future": future}
 
+# %% ../../nbs/training/02_launch.ipynb #f826749e
 @patch
 def close(self: ProcessGroup) -> None:
     "Hang up: agents kill their ranks and end. Returns when they have, or after twenty seconds."
@@ -316,8 +374,10 @@ def close(self: ProcessGroup) -> None:
     socket.create_connection(self.listener.address).close()  # wakes the thread that accepts
     self.listener.close()
     until = time.monotonic() + 20
-    there = lambda: getattr(self.client, "status", "running") == "running"  # else nobody reports that an agent has ended
-    while there() and not all(a["future"].done() for a in self.agents.values()) and time.monotonic() < until: time.sleep(.01)
+    # else nobody reports that an agent has ended
+    there = lambda: getattr(self.client, "status", "running") == "running"
+    while there() and not all(a["future"].done() for a in self.agents.values()) and time.monotonic() < until:
+        time.sleep(0.01)
     self._cancel([a["future"] for a in self.agents.values()])
     self.agents.clear()
 
@@ -355,6 +415,7 @@ def run(self: ProcessGroup,
             self._await(min(self.ranks, places))
     del store  # lives until here
 
+# %% ../../nbs/training/02_launch.ipynb #a9952705
 @patch
 def _await(self: ProcessGroup, workers: int, seconds: float = 5.) -> None:
     "Give a nanny the time to start a lost worker again; go on with fewer if none comes."
@@ -403,27 +464,53 @@ def _read(self: ProcessGroup, line: Connection, lines: dict, where: dict) -> lis
         return [(r, "gone") for r, a in where.items() if a is gone]
 
 # %% ../../nbs/training/02_launch.ipynb #31633153
-SLOW, LOST = ("timed out waiting", "wait timeout"), ("connection closed by peer", "connection reset", "broken pipe", "gloo", "nccl")  # in what torch says of another rank
+# in what torch says of another rank
+SLOW, LOST = ("timed out waiting", "wait timeout"), (
+    "connection closed by peer",
+    "connection reset",
+    "broken pipe",
+    "gloo",
+    "nccl",
+)
 
 def _is_symptom(failure: tuple) -> bool:  # of another rank's end
-    return failure[0] == "raised" and isinstance(failure[1], RuntimeError) and any(s in str(failure[1]).lower() for s in SLOW + LOST)
+    return (
+        failure[0] == "raised"
+        and isinstance(failure[1], RuntimeError)
+        and any(s in str(failure[1]).lower() for s in SLOW + LOST)
+    )
 
 def _grace(failures: Iterable[tuple]) -> float:  # seconds
-    "How long to listen on: for the others' words when the cause or a time-out is known, for news of the loss when only its effect is."
+    """How long to listen on:
+
+    for the others' words when the cause or a time-out is known, for news of the loss when only its effect is."""
     explained = any(not _is_symptom(f) or any(s in str(f[1]).lower() for s in SLOW) for f in failures)
     return .5 if explained else 30.
 
+# %% ../../nbs/training/02_launch.ipynb #4e9f13cf
 def _cause(failures: dict[int, tuple], where: dict, order: dict, results: dict) -> BaseException:
     "The failure that explains the others."
     rank, failure = next(((r, f) for r, f in failures.items() if not _is_symptom(f)), next(iter(failures.items())))
     at = f"Rank {rank} of {order['ranks']} on {where[rank]['host']}"
     silent = sorted(set(where) - set(failures) - set(results))
-    if failure[0] == "gone": return RankLost(f"{at} is gone, with its Dask worker {where[rank]['worker']}.", "Look for a killed worker or a lost machine.", rank=rank)
+    if failure[0] == "gone":
+        return RankLost(
+            f"{at} is gone, with its Dask worker {where[rank]['worker']}.",
+            "Look for a killed worker or a lost machine.",
+            rank=rank,
+        )
     if failure[0] == "ended":
         how = f"killed by {signal.Signals(-failure[1]).name}" if failure[1] < 0 else f"ended with code {failure[1]}"
-        return RankLost(f"{at} was {how} before it had answered.", "SIGKILL is often the kernel's answer to too little memory.", rank=rank)
+        return RankLost(
+            f"{at} was {how} before it had answered.",
+            "SIGKILL is often the kernel's answer to too little memory.",
+            rank=rank,
+        )
     if _is_symptom(failure) and silent:
-        return TimedOut(f"Rank {silent[0]} kept the others waiting for more than {order['timeout']:g} s.", "Give a longer timeout=, or find out what it waits for.")
+        return TimedOut(
+            f"Rank {silent[0]} kept the others waiting for more than {order['timeout']:g} s.",
+            "Give a longer timeout=, or find out what it waits for.",
+        )
     error = failure[1]
     error.add_note(f"{at}:\n{failure[2]}")
     error.rank = rank
@@ -441,7 +528,10 @@ def crew(ranks: int,
     client = client or current_client()
     named = (settings or Settings.load()).cluster if client is None else None
     if named and named.address and named.kind in ("auto", "address"):
-        with cluster(settings, kind="address", default=False) as client, ProcessGroup(client, ranks, **options) as team: yield team
+        with cluster(settings, kind="address", default=False) as client, ProcessGroup(
+            client, ranks, **options
+        ) as team:
+            yield team
     else:
         with ProcessGroup(client, ranks, **options) as team: yield team
 

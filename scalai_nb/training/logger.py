@@ -29,29 +29,69 @@ def thinned(points: list, most: int = 200) -> list:
 
 def _polyline(points: list[tuple[float, float]], place: Callable, tint: str, dash: str, dots: bool) -> str:
     at = [place(x, y) for x, y in thinned(points)]
-    line = f'<polyline fill="none" stroke-width="2" stroke-dasharray="{dash}" style="stroke: {tint}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in at)}"/>'
+    line = (
+        f'<polyline fill="none" stroke-width="2" stroke-dasharray="{dash}" style="stroke: {tint}"'
+        f' points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in at)}"/>'
+    )
     return line + "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" style="fill: {tint}"/>' for x, y in at if dots)
 
-def figure(series: dict[str, list[tuple[float, float]]],  # name → (epochs done, value); first what is learnt from, then what is kept aside
-           label: str,  # what is measured, and its unit
-           until: float,  # epochs at the right end
-           begin: int = 0,  # which of LINES the first series has
-           width: int = 250, height: int = 150) -> str:  # SVG
+# %% ../../nbs/training/05_logger.ipynb #407dafc9
+def figure(
+    series: dict[
+        str, list[tuple[float, float]]
+    ],  # name → (epochs done, value); first what is learnt from, then what is kept aside
+    label: str,  # what is measured, and its unit
+    until: float,  # epochs at the right end
+    begin: int = 0,  # which of LINES the first series has
+    width: int = 250,
+    height: int = 150,
+) -> str:  # SVG
     "Lines over the epochs, the lowest and the highest value at their places on the left."
     known = [p for points in series.values() for p in points]
     values = [v for _, v in known] or [0., 1.]
     low, high = min(values), max(values)
-    place = lambda x, y: (52 + x*(width - 64)/max(until, 1e-9), height - 34 - (y - low)/((high - low) or 1)*(height - 76))
+    place = lambda x, y: (
+        52 + x * (width - 64) / max(until, 1e-9),
+        height - 34 - (y - low) / ((high - low) or 1) * (height - 76),
+    )
     looks = dict(zip(series, [(f"color-mix(in srgb, {c} 72%, currentColor)", dash) for c, dash in LINES[begin:]]))
-    lines = "".join(_polyline(points, place, *looks[name], len(points) <= 40) for name, points in series.items() if points)
-    keys = "".join(f'<line x1="{52 + 92*i}" x2="{74 + 92*i}" y1="29" y2="29" stroke-width="2" stroke-dasharray="{dash}" style="stroke: {tint}"/><text x="{79 + 92*i}" y="33">{escape(name)}</text>'
-                   for i, (name, (tint, dash)) in enumerate(looks.items()))
-    numbers = f'<text x="46" y="{place(0, high)[1] + 4:.0f}" text-anchor="end">{high:.3g}</text>' + (f'<text x="46" y="{place(0, low)[1] + 4:.0f}" text-anchor="end">{low:.3g}</text>' if high > low else "") if known else ""
-    frame = f'<path d="M52 {height - 28}H{width - 12}M52 {height - 28}v4M{width - 12} {height - 28}v4" fill="none" stroke="currentColor" stroke-opacity=".45"/>'
-    ends = f'<text x="52" y="{height - 12}" text-anchor="middle">0</text><text x="{width - 12}" y="{height - 12}" text-anchor="middle">{until:g}</text><text x="{width/2 + 20:.0f}" y="{height - 12}" text-anchor="middle">epochs done</text>'
-    told = "; ".join(f"{name} {points[-1][1]:.4g} after {points[-1][0]:.3g} of {until:g} epochs" for name, points in series.items() if points) or "nothing yet"
-    return (f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" style="max-width: 100%" role="img" aria-label="{escape(f"{label}: {told}", quote=True)}" font-size="12" font-family="system-ui, sans-serif" '
-            f'fill="currentColor"><text x="52" y="13" font-weight="600">{escape(label)}</text>{keys}{frame}{ends}{numbers}{lines}</svg>')
+    lines = "".join(
+        _polyline(points, place, *looks[name], len(points) <= 40) for name, points in series.items() if points
+    )
+    keys = "".join(
+        f'<line x1="{52 + 92*i}" x2="{74 + 92*i}" y1="29" y2="29" stroke-width="2" stroke-dasharray="{dash}"'
+        f' style="stroke: {tint}"/><text x="{79 + 92*i}" y="33">{escape(name)}</text>'
+        for i, (name, (tint, dash)) in enumerate(looks.items())
+    )
+    numbers = (
+        f'<text x="46" y="{place(0, high)[1] + 4:.0f}" text-anchor="end">{high:.3g}</text>'
+        + (f'<text x="46" y="{place(0, low)[1] + 4:.0f}" text-anchor="end">{low:.3g}</text>' if high > low else "")
+        if known
+        else ""
+    )
+    frame = (
+        f'<path d="M52 {height - 28}H{width - 12}M52 {height - 28}v4M{width - 12} {height - 28}v4" fill="none"'
+        ' stroke="currentColor" stroke-opacity=".45"/>'
+    )
+    ends = (
+        f'<text x="52" y="{height - 12}" text-anchor="middle">0</text><text x="{width - 12}" y="{height - 12}"'
+        f' text-anchor="middle">{until:g}</text><text x="{width/2 + 20:.0f}" y="{height - 12}"'
+        ' text-anchor="middle">epochs done</text>'
+    )
+    told = (
+        "; ".join(
+            f"{name} {points[-1][1]:.4g} after {points[-1][0]:.3g} of {until:g} epochs"
+            for name, points in series.items()
+            if points
+        )
+        or "nothing yet"
+    )
+    return (
+        f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" style="max-width: 100%" role="img"'
+        f' aria-label="{escape(f"{label}: {told}", quote=True)}" font-size="12" font-family="system-ui, sans-serif"'
+        ' fill="currentColor"><text x="52" y="13"'
+        f' font-weight="600">{escape(label)}</text>{keys}{frame}{ends}{numbers}{lines}</svg>'
+    )
 
 # %% ../../nbs/training/05_logger.ipynb #dfc85b1b
 def measures(history: list[dict]) -> list[str]:
@@ -67,8 +107,18 @@ def figures(history: list[dict],  # one an epoch: epoch, loss, val_loss, …
             most: int = 3) -> str:  # figures
     "Losses, and the first measures, side by side where there is room."
     until = until or max([h["epoch"] for h in history], default=1)
-    drawn = [figure({"training": column(history, "loss") if loss is None else loss} | ({"validation": kept} if (kept := column(history, "val_loss")) else {}), "loss a row", until)]
-    drawn += [figure({"validation": column(history, name)}, name.removeprefix("val_"), until, begin=1) for name in measures(history)[:most - 1]]
+    drawn = [
+        figure(
+            {"training": column(history, "loss") if loss is None else loss}
+            | ({"validation": kept} if (kept := column(history, "val_loss")) else {}),
+            "loss a row",
+            until,
+        )
+    ]
+    drawn += [
+        figure({"validation": column(history, name)}, name.removeprefix("val_"), until, begin=1)
+        for name in measures(history)[: most - 1]
+    ]
     return f'<div style="display: flex; flex-wrap: wrap; gap: .4rem 1.2rem">{"".join(drawn)}</div>'
 
 # %% ../../nbs/training/05_logger.ipynb #acf7c2e7
@@ -80,7 +130,10 @@ def figures_of(told: dict) -> dict[str, str]:  # name → value
 def pace(told: dict) -> list[str]:
     "Rows a second, and the time that is left."
     speed, left = told.get("rows_per_second"), told.get("seconds_left")
-    return [*([] if speed is None else [f"{speed:,.0f} rows/s"]), *([] if left is None else [f"{duration(left, tenths=False)} left"])]
+    return [
+        *([] if speed is None else [f"{speed:,.0f} rows/s"]),
+        *([] if left is None else [f"{duration(left, tenths=False)} left"]),
+    ]
 
 BAR = "{percentage:3.0f}%|{bar:8}| {desc}{postfix}"  # tqdm's format
 ROOM = 18  # columns that it needs beside its words, with one that stays free
@@ -115,9 +168,13 @@ class TrainingLogger:
 
     def __call__(self, message: dict) -> None:
         "What a rank says: its number, what it is doing, its step; of rank 0 also where the training is."
-        rank, doing, told = message["rank"], message["doing"], {k: v for k, v in message.items() if k not in ("rank", "doing")}
+        rank, doing, told = (
+            message["rank"],
+            message["doing"],
+            {k: v for k, v in message.items() if k not in ("rank", "doing")},
+        )
         before, self.doing[rank] = self.doing[rank], f"{doing}, step {message['step']:,}"
-        if "state" in told: self.hear(told)
+        if "state" in told:self.hear(told)
         elif not before.startswith(doing): self.emit(state=self.run.state)
 
 # %% ../../nbs/training/05_logger.ipynb #aa0dd9db
@@ -159,8 +216,12 @@ def done(self: TrainingLogger) -> None:
     self.run.state, self.doing = "done", ["done"]*len(self.doing)
     self.emit(state="done", history=self.run.history, seconds=self.run.seconds)
     if self.bar is None or not sys.stderr.isatty(): return
-    self.note(f"{several(len(self.run.history), 'epoch')} in {duration(self.run.seconds, tenths=False)}, " + ", ".join(f"{k} {v}" for k, v in figures_of(self.run.metrics).items()))
+    self.note(
+        f"{several(len(self.run.history), 'epoch')} in {duration(self.run.seconds, tenths=False)}, "
+        + ", ".join(f"{k} {v}" for k, v in figures_of(self.run.metrics).items())
+    )
 
+# %% ../../nbs/training/05_logger.ipynb #588e1987
 @patch
 def ended(self: TrainingLogger, error: BaseException,
           hint: str = "",  # default: the error's
@@ -168,6 +229,9 @@ def ended(self: TrainingLogger, error: BaseException,
     "It failed, or somebody stopped it."
     self.run.state = "cancelled" if isinstance(error, (Cancelled, KeyboardInterrupt)) else "failed"
     culprit = getattr(error, "rank", None if len(self.doing) > 1 else 0)
-    self.doing = [self.run.state if self.run.state == "cancelled" or rank == culprit else "stopped" for rank in range(len(self.doing))]
+    self.doing = [
+        self.run.state if self.run.state == "cancelled" or rank == culprit else "stopped"
+        for rank in range(len(self.doing))
+    ]
     words = getattr(error, "message", None) or f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
     self.emit(state=self.run.state, error=words, hint=hint or getattr(error, "hint", ""))

@@ -71,7 +71,11 @@ def source(cls: type,  # a class, also one defined in a notebook cell
     text = "".join(linecache.getlines(code.co_filename))
     if "ipykernel" in code.co_filename or "ipython-input" in code.co_filename: return text  # a cell
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.ClassDef) and node.name == cls.__name__ and node.lineno <= code.co_firstlineno <= node.end_lineno:
+        if (
+            isinstance(node, ast.ClassDef)
+            and node.name == cls.__name__
+            and node.lineno <= code.co_firstlineno <= node.end_lineno
+        ):
             return ast.get_source_segment(text, node) or ""
     return ""
 
@@ -79,7 +83,12 @@ def source(cls: type,  # a class, also one defined in a notebook cell
 def describe(model: nn.Module) -> dict[str, Any]:  # plain values, ready for JSON
     "What is needed to build this network again; its weights travel apart."
     cls = type(model)
-    told = {"class": f"{cls.__module__}:{cls.__qualname__}", "config": config(model), "source": source(cls), "parameters": sum(p.numel() for p in model.parameters())}
+    told = {
+        "class": f"{cls.__module__}:{cls.__qualname__}",
+        "config": config(model),
+        "source": source(cls),
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
     told["definition"], told["why"] = definition(cls)
     if cls is nn.Sequential: told["parts"] = {name: describe(part) for name, part in model.named_children()}
     return told
@@ -91,13 +100,15 @@ def rebuild(description: dict[str, Any],  # from `describe`
            ) -> nn.Module:  # with fresh weights
     "The network that a description tells of."
     if isinstance(model, nn.Module): return model
-    if "parts" in description and model is None: return nn.Sequential(OrderedDict((n, rebuild(d, None, run_source)) for n, d in description["parts"].items()))
+    if "parts" in description and model is None:
+        return nn.Sequential(OrderedDict((n, rebuild(d, None, run_source)) for n, d in description["parts"].items()))
     cls = model or (_recorded(description) if run_source else _imported(description["class"]))
     if description["config"] is None:
         raise BadRequest(f"The arguments of {description['class']} were not recorded, so it cannot be built.",
                          "Give a built network as model=, or give the class a `config` property.")
     made = cls(**description["config"])
-    if not hasattr(made, "config") and config(made) is None: made.config = description["config"]  # to be described again
+    # to be described again
+    if not hasattr(made, "config") and config(made) is None: made.config = description["config"]
     return made
 
 def _imported(name: str) -> type:  # 'module:Class'
@@ -112,13 +123,18 @@ def _imported(name: str) -> type:  # 'module:Class'
                          "Give the class as model=; its text is under `source` in the model's description.")
     return found
 
+# %% ../../nbs/training/00_models.ipynb #4276b137
 def _recorded(description: dict[str, Any]) -> type:
     "A class of a module by its name; one of a notebook from its text, whatever bears its name here."
     module, _, path = description["class"].partition(":")
     try:
         if module != "__main__": return _imported(description["class"])
-    except BadRequest: pass
+    except BadRequest:
+        pass
     name = path.rpartition(".")[2]
     if not description.get("definition"):
-        raise BadRequest(f"The source of {name} was not kept: {description.get('why') or f'nobody had its text'}.", "Give the class as model=.")
+        raise BadRequest(
+            f"The source of {name} was not kept: {description.get('why') or f'nobody had its text'}.",
+            "Give the class as model=.",
+        )
     return defined(description["definition"], name)

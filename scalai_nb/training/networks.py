@@ -28,7 +28,11 @@ class Columns(nn.Module):
         self.cardinalities = [int(n) for n in cardinalities]
         codes, sizes = [i for i, n in enumerate(self.cardinalities) if n], [n for n in self.cardinalities if n]
         numbers = [i for i, n in enumerate(self.cardinalities) if not n]
-        for name, value in (("numbers", numbers), ("codes", codes), ("starts", [sum(sizes[:i]) for i in range(len(sizes))])):
+        for name, value in (
+            ("numbers", numbers),
+            ("codes", codes),
+            ("starts", [sum(sizes[:i]) for i in range(len(sizes))]),
+        ):
             self.register_buffer(name, torch.tensor(value, dtype=torch.int64), persistent=False)
         self.vectors = nn.Embedding(sum(sizes), width) if sizes else None
 
@@ -56,8 +60,12 @@ class ResidualMLP(nn.Module):
         self.features, self.embedding, self.dropout = len(self.columns.cardinalities), embedding, dropout
         categories = len(self.columns.codes)
         self.first = nn.Linear(features - categories + categories*embedding, width)
-        self.blocks = nn.ModuleList(nn.Sequential(nn.BatchNorm1d(width), nn.Linear(width, h), nn.ReLU(), nn.Dropout(dropout), nn.Linear(h, width))
-                                    for h in hidden)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.BatchNorm1d(width), nn.Linear(width, h), nn.ReLU(), nn.Dropout(dropout), nn.Linear(h, width)
+            )
+            for h in hidden
+        )
         self.last = nn.Sequential(nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, outputs))
 
     def forward(self,
@@ -70,23 +78,38 @@ class ResidualMLP(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:  # what builds an equal network, read from the layers as they are now
-        return {"features": self.features, "outputs": self.last[-1].out_features, "cardinalities": self.columns.cardinalities,
-                "width": self.first.out_features, "hidden": [b[1].out_features for b in self.blocks],
-                "embedding": self.embedding, "dropout": self.dropout}
+        return {
+            "features": self.features,
+            "outputs": self.last[-1].out_features,
+            "cardinalities": self.columns.cardinalities,
+            "width": self.first.out_features,
+            "hidden": [b[1].out_features for b in self.blocks],
+            "embedding": self.embedding,
+            "dropout": self.dropout,
+        }
 
 # %% ../../nbs/training/01_networks.ipynb #fc7a758b
-def heads_by_block(heads: int | list[int],  # of every block, or of each
-                   blocks: int,
-                   width: int,  # of a token
-                   head_width: int | None = None,  # numbers of a head; None: as many heads as a block has at most share a token
-                  ) -> tuple[list[int], int]:  # heads of each block, numbers of a head
+def heads_by_block(
+    heads: int | list[int],  # of every block, or of each
+    blocks: int,
+    width: int,  # of a token
+    head_width: int | None = None,  # numbers of a head; None: as many heads as a block has at most share a token
+) -> tuple[list[int], int]:  # heads of each block, numbers of a head
     "How tokens are shared among heads. Raises `BadRequest` where they cannot be."
     each = [heads]*blocks if isinstance(heads, int) else [int(n) for n in heads]
-    if len(each) != blocks or min(each, default=1) < 1: raise BadRequest(f"heads={heads} does not fit {blocks} blocks.", "Give one number, 1 or more, for all of them, or one for each.")
+    if len(each) != blocks or min(each, default=1) < 1:
+        raise BadRequest(
+            f"heads={heads} does not fit {blocks} blocks.",
+            "Give one number, 1 or more, for all of them, or one for each.",
+        )
     most = max(each, default=1)
-    if head_width is None and width % most: raise BadRequest(f"{most} heads cannot share tokens {width} wide.", "Give a width that the heads divide, or head_width=.")
+    if head_width is None and width % most:
+        raise BadRequest(
+            f"{most} heads cannot share tokens {width} wide.", "Give a width that the heads divide, or head_width=."
+        )
     return each, head_width or width//most
 
+# %% ../../nbs/training/01_networks.ipynb #b3639c69
 class Block(nn.Module):
     "Attention among tokens, then two layers on each (Vaswani et al. 2017), norms first."
 
@@ -95,14 +118,19 @@ class Block(nn.Module):
         self.heads, inner = heads, heads*head_width
         self.norm, self.query, self.key, self.value = nn.LayerNorm(width), *(nn.Linear(width, inner) for _ in range(3))
         self.join = nn.Linear(inner, width)
-        self.layers = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, width))
+        self.layers = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, width)
+        )
 
     def forward(self,
                 x: torch.Tensor,  # (N, tokens, width)
                 asked: int | None = None,  # so many first tokens are answered for; None: all
                ) -> torch.Tensor:  # (N, tokens or asked, width)
         seen = self.norm(x)
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.query(seen[:, :asked]), self.key(seen), self.value(seen)))
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in (self.query(seen[:, :asked]), self.key(seen), self.value(seen))
+        )
         x = x[:, :asked] + self.join(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         return x + self.layers(x)
 
@@ -126,7 +154,8 @@ class FTTransformer(nn.Module):
         each, self.head_width = heads_by_block(heads, len(hidden), width, head_width)
         numbers, ends = len(self.columns.numbers), width**-.5
         self.scale = nn.Parameter(torch.empty(numbers, width).uniform_(-ends, ends))
-        self.shift = nn.Parameter(torch.empty(1 + self.features, width).uniform_(-ends, ends))  # the first token, numbers, categories
+        # the first token, numbers, categories
+        self.shift = nn.Parameter(torch.empty(1 + self.features, width).uniform_(-ends, ends))
         self.blocks = nn.ModuleList(Block(width, n, self.head_width, h, dropout) for n, h in zip(each, hidden))
         self.last = nn.Sequential(nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, outputs))
 
@@ -134,18 +163,34 @@ class FTTransformer(nn.Module):
                 x: torch.Tensor,  # (N, features) float32
                ) -> torch.Tensor:  # (N, outputs) logits
         numbers, vectors = self.columns(x)
-        tokens = [torch.zeros_like(x[:, :1, None]*self.shift[:1]), numbers[:, :, None]*self.scale, *([vectors] if len(self.columns.codes) else [])]
+        tokens = [
+            torch.zeros_like(x[:, :1, None] * self.shift[:1]),
+            numbers[:, :, None] * self.scale,
+            *([vectors] if len(self.columns.codes) else []),
+        ]
         x = torch.cat(tokens, 1) + self.shift
         for i, block in enumerate(self.blocks): x = block(x, 1 if i == len(self.blocks) - 1 else None)
         return self.last(x[:, 0])
 
     @property
     def config(self) -> dict[str, Any]:  # what builds an equal network, read from the layers as they are now
-        return {"features": self.features, "outputs": self.last[-1].out_features, "cardinalities": self.columns.cardinalities, "width": self.width, "heads": [b.heads for b in self.blocks],
-                "head_width": self.head_width, "hidden": [b.layers[1].out_features for b in self.blocks], "dropout": self.dropout}
+        return {
+            "features": self.features,
+            "outputs": self.last[-1].out_features,
+            "cardinalities": self.columns.cardinalities,
+            "width": self.width,
+            "heads": [b.heads for b in self.blocks],
+            "head_width": self.head_width,
+            "hidden": [b.layers[1].out_features for b in self.blocks],
+            "dropout": self.dropout,
+        }
 
     @property
-    def prunable(self) -> list[str]:  # the heads of each block, and the units of its layers; the stream of tokens stays as wide as it is
+    def prunable(
+        self,
+    ) -> list[
+        str
+    ]:  # the heads of each block, and the units of its layers; the stream of tokens stays as wide as it is
         return [name for i in range(len(self.blocks)) for name in (f"blocks.{i}", f"blocks.{i}.layers.1")]
 
 # %% ../../nbs/training/01_networks.ipynb #a900e006
@@ -160,11 +205,18 @@ class CNN(nn.Module):
                  dropout: float = .1,  # share of the means silenced while training
                 ):
         super().__init__()
-        if len(features) != 3: raise BadRequest(f"Rows of shape {tuple(features)} are no pictures.", "Give arrays of (N, channels, height, width).")
+        if len(features) != 3:
+            raise BadRequest(
+                f"Rows of shape {tuple(features)} are no pictures.", "Give arrays of (N, channels, height, width)."
+            )
         self.features, self.strides, self.dropout = list(features), list(strides), dropout
-        self.first = nn.Sequential(nn.BatchNorm2d(features[0]), *self._convolution(features[0], channels[0], 3, strides[0]))
-        self.blocks = nn.ModuleList(nn.Sequential(*self._convolution(a, a, 3, stride, groups=a), *self._convolution(a, b, 1, 1))
-                                    for a, b, stride in zip(channels, channels[1:], strides[1:]))
+        self.first = nn.Sequential(
+            nn.BatchNorm2d(features[0]), *self._convolution(features[0], channels[0], 3, strides[0])
+        )
+        self.blocks = nn.ModuleList(
+            nn.Sequential(*self._convolution(a, a, 3, stride, groups=a), *self._convolution(a, b, 1, 1))
+            for a, b, stride in zip(channels, channels[1:], strides[1:])
+        )
         self.last = nn.Sequential(nn.Dropout(dropout), nn.Linear(channels[-1], outputs))
 
     @staticmethod
@@ -180,8 +232,13 @@ class CNN(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:  # what builds an equal network, read from the layers as they are now
-        return {"features": self.features, "outputs": self.last[-1].out_features, "channels": [self.first[1].out_channels, *(b[3].out_channels for b in self.blocks)],
-                "strides": self.strides, "dropout": self.dropout}
+        return {
+            "features": self.features,
+            "outputs": self.last[-1].out_features,
+            "channels": [self.first[1].out_channels, *(b[3].out_channels for b in self.blocks)],
+            "strides": self.strides,
+            "dropout": self.dropout,
+        }
 
 # %% ../../nbs/training/01_networks.ipynb #2ef0de8b
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package puts it
@@ -194,6 +251,10 @@ def fashion_mnist(part: str = "train",  # train: 60,000 pictures; test: 10,000
     if name is None: raise BadRequest(f"Fashion-MNIST has no part {part!r}.", "It has: train, test.")
     images, labels = (Path(folder)/f"{name}-{what}-ubyte.gz" for what in ("images-idx3", "labels-idx1"))
     for file in (images, labels):
-        if not file.is_file(): raise BadRequest(f"There is no {file}.", "Install it: apt-get install dataset-fashion-mnist")
-    X, y = (np.frombuffer(gzip.decompress(f.read_bytes()), np.uint8, offset=start) for f, start in ((images, 16), (labels, 8)))
+        if not file.is_file():
+            raise BadRequest(f"There is no {file}.", "Install it: apt-get install dataset-fashion-mnist")
+    X, y = (
+        np.frombuffer(gzip.decompress(f.read_bytes()), np.uint8, offset=start)
+        for f, start in ((images, 16), (labels, 8))
+    )
     return X.reshape(-1, 1, 28, 28), y.astype(np.int64)

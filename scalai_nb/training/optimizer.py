@@ -14,13 +14,18 @@ from typing import Any
 from ..core.errors import BadRequest, one_of
 
 # %% ../../nbs/training/03_optimizer.ipynb #6507fd35
-MAKE = {"adamw": lambda o, groups, lr: _torch().AdamW(groups, lr, betas=(o.momentum, .999), weight_decay=o.weight_decay),
-        "sgd": lambda o, groups, lr: _torch().SGD(groups, lr, momentum=o.momentum, weight_decay=o.weight_decay, nesterov=o.momentum > 0)}
+MAKE = {
+    "adamw": lambda o, groups, lr: _torch().AdamW(groups, lr, betas=(o.momentum, 0.999), weight_decay=o.weight_decay),
+    "sgd": lambda o, groups, lr: _torch().SGD(
+        groups, lr, momentum=o.momentum, weight_decay=o.weight_decay, nesterov=o.momentum > 0
+    ),
+}
 
 def _torch():
     import torch.optim
     return torch.optim
 
+# %% ../../nbs/training/03_optimizer.ipynb #d3ea3400
 @dataclass(frozen=True)
 class Optimizer:
     "How gradients become steps."
@@ -29,23 +34,41 @@ class Optimizer:
     momentum: float = .9  # of the gradient's mean
     clip: float | None = None  # the largest norm of the gradient over all parameters; None: any
     accumulate: int = 1  # batches whose gradients make one step
-    rates: dict[str, float | tuple[float, int]] = field(default_factory=dict)  # pattern of parameter names → share of lr, or that and the epoch (from 1) in which they begin
+    # pattern of parameter names → share of lr, or that and the epoch (from 1) in which they begin
+    rates: dict[str, float | tuple[float, int]] = field(default_factory=dict)
 
     def __post_init__(self):
         one_of(self.name, MAKE, "optimizer")
-        for name, fits, wanted in (("weight_decay", self.weight_decay >= 0, "0 or more"), ("momentum", 0 <= self.momentum < 1, "0 or more, below 1"),
-                                   ("clip", self.clip is None or self.clip > 0, "above 0, or None"),
-                                   ("rates", all(r >= 0 and begins >= 1 for r, begins in map(_rate, self.rates.values())), "shares of lr, 0 or more, and epochs from 1"),
-                                   ("accumulate", isinstance(self.accumulate, int) and self.accumulate >= 1, "a whole number of batches, 1 or more")):
-            if not fits: raise BadRequest(f"{name}={getattr(self, name)!r} is not possible.", f"Give {name}= {wanted}.")
+        for name, fits, wanted in (
+            ("weight_decay", self.weight_decay >= 0, "0 or more"),
+            ("momentum", 0 <= self.momentum < 1, "0 or more, below 1"),
+            ("clip", self.clip is None or self.clip > 0, "above 0, or None"),
+            (
+                "rates",
+                all(r >= 0 and begins >= 1 for r, begins in map(_rate, self.rates.values())),
+                "shares of lr, 0 or more, and epochs from 1",
+            ),
+            (
+                "accumulate",
+                isinstance(self.accumulate, int) and self.accumulate >= 1,
+                "a whole number of batches, 1 or more",
+            ),
+        ):
+            if not fits:
+                raise BadRequest(f"{name}={getattr(self, name)!r} is not possible.", f"Give {name}= {wanted}.")
 
     @classmethod
     def of(cls, given: "Optimizer | str") -> "Optimizer":  # a name means its defaults
         if isinstance(given, str): return cls(given)
         if isinstance(given, cls): return given
-        raise BadRequest(f"{given!r} is not an optimizer.", 'Give optimizer="adamw", "sgd", or Optimizer("sgd", momentum=.8, clip=1.).')
+        raise BadRequest(
+            f"{given!r} is not an optimizer.",
+            'Give optimizer="adamw", "sgd", or Optimizer("sgd", momentum=.8, clip=1.).',
+        )
 
-    def groups(self, model: Any) -> list[dict[str, Any]]:  # what is not frozen, by its `rate` and the epoch in which it `begins`
+    def groups(
+        self, model: Any
+    ) -> list[dict[str, Any]]:  # what is not frozen, by its `rate` and the epoch in which it `begins`
         groups: dict[tuple, list] = {}
         for name, p in model.named_parameters():
             fits = [_rate(r) for pattern, r in self.rates.items() if fnmatchcase(name, pattern)]
@@ -56,7 +79,9 @@ class Optimizer:
     def make(self, model: Any, lr: float) -> Any:  # a torch.optim.Optimizer over those groups
         return MAKE[self.name](self, self.groups(model), lr)
 
-def _rate(given: float | tuple[float, int]) -> tuple[float, int]: return tuple(given) if isinstance(given, (tuple, list)) else (given, 1)
+# %% ../../nbs/training/03_optimizer.ipynb #9b59a083
+def _rate(given: float | tuple[float, int]) -> tuple[float, int]:
+    return tuple(given) if isinstance(given, (tuple, list)) else (given, 1)
 
 def matching(model: Any, pattern: str) -> list[str]:  # names of parameters, one at least
     names = [name for name, _ in model.named_parameters()]
@@ -70,7 +95,11 @@ def _cosine(step: int, steps: int) -> float:
 def _one_cycle(step: int, steps: int) -> float:
     "From 1/25 up to 1, then down to 1/250,000."
     top = max(.3*steps - 1, 0.)
-    begin, end, passed = (1/25, 1., step/top) if step <= top and top else (1., 1/250_000, (step - top)/max(steps - 1 - top, 1))
+    begin, end, passed = (
+        (1 / 25, 1.0, step / top)
+        if step <= top and top
+        else (1.0, 1 / 250_000, (step - top) / max(steps - 1 - top, 1))
+    )
     return end + (begin - end)/2*(1 + cos(pi*passed))
 
 SCHEDULES = {"cosine": _cosine, "one-cycle": _one_cycle, "constant": lambda step, steps: 1.}

@@ -33,7 +33,9 @@ class Pool:
         self.sending: dict[str, threading.Lock] = {}  # agent → held while work travels to it
         listening = socket.create_server((crew.host, 0), backlog=128)
         self.port = listening.getsockname()[1]
-        self.store = dist.TCPStore(crew.host, self.port, None, True, timedelta(seconds=patience), False, master_listen_fd=listening.detach())
+        self.store = dist.TCPStore(
+            crew.host, self.port, None, True, timedelta(seconds=patience), False, master_listen_fd=listening.detach()
+        )
         self.looked, self.seen = 0., time.monotonic()
 
     @property
@@ -52,10 +54,24 @@ def begin(self: Pool,
     if not self.free: raise BadRequest("Every worker of the pool has work.", "Call hear() until one is free.")
     name, crew = self.free[0], self.crew
     crew.attempts += 1
-    order = {"store": (crew.host, self.port), "ranks": 1, "mine": [0], "threads": crew.threads, "timeout": self.patience, "backend": None, "attempt": crew.attempts}
+    order = {
+        "store": (crew.host, self.port),
+        "ranks": 1,
+        "mine": [0],
+        "threads": crew.threads,
+        "timeout": self.patience,
+        "backend": None,
+        "attempt": crew.attempts,
+    }
     self.busy[name], lock = (crew.attempts, key), self.sending.setdefault(name, threading.Lock())
-    threading.Thread(target=_send, args=(crew.agents[name]["line"], lock, order, cloudpickle.dumps((fn, args))), daemon=True, name="pool").start()
+    threading.Thread(
+        target=_send,
+        args=(crew.agents[name]["line"], lock, order, cloudpickle.dumps((fn, args))),
+        daemon=True,
+        name="pool",
+    ).start()
 
+# %% ../../nbs/training/02_pool.ipynb #d45cf204
 def _send(line: Any, lock: threading.Lock, order: dict[str, Any], work: bytes) -> None:
     with lock:
         try:
@@ -74,31 +90,58 @@ def stop(self: Pool, key: Any) -> None:
 
 # %% ../../nbs/training/02_pool.ipynb #67c7f015
 @patch
-def hear(self: Pool,
-         seconds: float = .2,  # to wait for something at most
-        ) -> list[tuple]:  # (key, "heard" or "done", value), (key, "raised", error, traceback), (key, "lost", RankLost)
+def hear(
+    self: Pool, seconds: float = 0.2  # to wait for something at most
+) -> list[tuple]:  # (key, "heard" or "done", value), (key, "raised", error, traceback), (key, "lost", RankLost)
     "What has happened. Raises Unreachable when the cluster is gone."
     self._look()
     self.crew._heed()
     lines = {a["line"]: name for name, a in self.crew.agents.items() if "line" in a}
     if not lines: time.sleep(min(seconds, .05))
-    return [event for line in (wait(list(lines), seconds) if lines else []) if (event := self._read(line, lines[line]))]
+    return [
+        event for line in (wait(list(lines), seconds) if lines else []) if (event := self._read(line, lines[line]))
+    ]
 
+# %% ../../nbs/training/02_pool.ipynb #7414f406
 @patch
 def _read(self: Pool, line: Any, name: str) -> tuple | None:
     "One message of an agent; or, if it is gone, the loss of its work."
     attempt, key = self.busy.get(name, (None, None))
-    try: (at, _), content = line.recv(), line.recv_bytes()
+    try:
+        (at, _), content = line.recv(), line.recv_bytes()
     except (EOFError, OSError):
         line.close()
         gone = self.crew.agents.pop(name)
         self.crew._cancel([gone["future"]])  # or Dask starts it again elsewhere
         self.busy.pop(name, None)
-        return None if attempt is None else (key, "lost", RankLost(f"The Dask worker {gone['worker']} on {gone['host']} is gone.", "Look for a killed worker or a lost machine."))
+        return (
+            None
+            if attempt is None
+            else (
+                key,
+                "lost",
+                RankLost(
+                    f"The Dask worker {gone['worker']} on {gone['host']} is gone.",
+                    "Look for a killed worker or a lost machine.",
+                ),
+            )
+        )
     if at != attempt: return None  # of work that has ended or was stopped
     kind, *told = cloudpickle.loads(content)
     if kind != "heard": del self.busy[name]
-    if kind == "ended": return key, "lost", RankLost(f"The process was killed by signal {-told[0]}." if told[0] < 0 else f"The process ended with code {told[0]}.", "SIGKILL is often the kernel's answer to too little memory.")
+    if kind == "ended":
+        return (
+            key,
+            "lost",
+            RankLost(
+                (
+                    f"The process was killed by signal {-told[0]}."
+                    if told[0] < 0
+                    else f"The process ended with code {told[0]}."
+                ),
+                "SIGKILL is often the kernel's answer to too little memory.",
+            ),
+        )
     return key, kind, *told
 
 # %% ../../nbs/training/02_pool.ipynb #7c42da38
@@ -108,13 +151,17 @@ def _look(self: Pool) -> None:
     crew = self.crew
     while not crew.arrived.empty():
         hello, line = crew.arrived.get()
-        if hello["agent"] in crew.agents: crew.agents[hello["agent"]] |= {"line": line, **hello}
+        if hello["agent"] in crew.agents:crew.agents[hello["agent"]] |= {"line": line, **hello}
         else: line.close()  # of an earlier life
     if (now := time.monotonic()) - self.looked < 1: return
     self.looked = now
     crew.ranks = len(workers_of(crew.client))
     if crew.ranks or crew.agents: self.seen = now
-    if now - self.seen > self.patience: raise Unreachable(f"The Dask cluster has had no worker for {self.patience:g} s.", "Start one with: dask worker SCHEDULER")
+    if now - self.seen > self.patience:
+        raise Unreachable(
+            f"The Dask cluster has had no worker for {self.patience:g} s.", "Start one with: dask worker SCHEDULER"
+        )
     if crew.ranks: crew._fill()
     for a in crew.agents.values():
-        if "line" not in a and a["future"].status in ("finished", "error"): raise WorkFailed(f"The agent on {a['worker']} ended before it began.", "Its worker's log says why.")
+        if "line" not in a and a["future"].status in ("finished", "error"):
+            raise WorkFailed(f"The agent on {a['worker']} ended before it began.", "Its worker's log says why.")

@@ -22,8 +22,14 @@ def text_of(thing: Any,  # a class or a function, also one defined in a cell
     made = [thing, *vars(thing).values()] if isinstance(thing, type) else [thing]
     for code in (f.__code__ for f in made if isinstance(f, types.FunctionType)):
         text = "".join(linecache.getlines(code.co_filename))
-        try: nodes = [n for n in ast.walk(ast.parse(text)) if isinstance(n, (ast.ClassDef, ast.FunctionDef)) and n.name == thing.__name__]
-        except SyntaxError: continue
+        try:
+            nodes = [
+                n
+                for n in ast.walk(ast.parse(text))
+                if isinstance(n, (ast.ClassDef, ast.FunctionDef)) and n.name == thing.__name__
+            ]
+        except SyntaxError:
+            continue
         for n in nodes:
             first = min([n.lineno, *(d.lineno for d in n.decorator_list)])
             if first <= code.co_firstlineno <= n.end_lineno:
@@ -36,30 +42,43 @@ def names_in(text: str) -> list[str]:
     "The names that a text takes from around it."
     def seen(table) -> Iterator[str]:
         for s in table.get_symbols():
-            if table.get_type() == "module": mine = s.is_referenced() and not s.is_assigned() and not s.is_imported()
+            if table.get_type() == "module":mine = s.is_referenced() and not s.is_assigned() and not s.is_imported()
             else: mine = s.is_global() and s.is_referenced()
             if mine: yield s.get_name()
         for child in table.get_children(): yield from seen(child)
     whole = symtable.symtable(text, "text", "exec")
     own = {s.get_name() for s in whole.get_symbols() if s.is_assigned() or s.is_imported() or s.is_namespace()}
-    return [n for n in dict.fromkeys(seen(whole)) if n not in own and not hasattr(builtins, n) and not n.startswith("__")]
+    return [
+        n for n in dict.fromkeys(seen(whole)) if n not in own and not hasattr(builtins, n) and not n.startswith("__")
+    ]
 
 # %% ../../nbs/training/05_provenance.ipynb #ba6008a3
 def _line(name: str, value: Any, own: set[str]) -> str | None:  # None: it is text of its own, or cannot be written
     "How a name is had in another process."
-    if isinstance(value, types.ModuleType): return f"import {value.__name__}" if value.__name__ == name else f"import {value.__name__} as {name}"
-    try: plain = ast.literal_eval(repr(value)) == value
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError): plain = False
+    if isinstance(value, types.ModuleType):
+        return f"import {value.__name__}" if value.__name__ == name else f"import {value.__name__} as {name}"
+    try:
+        plain = ast.literal_eval(repr(value)) == value
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        plain = False
     if plain is True: return f"{name} = {value!r}"
     called = getattr(value, "__name__", name)
-    homes = {getattr(value, "__module__", None), *(m for m, held in list(sys.modules.items()) if getattr(held, "__dict__", {}).get(called) is value)} - own
-    homes = sorted((m for m in homes if m and getattr(sys.modules.get(m), called, None) is value), key=lambda m: (m != getattr(value, "__module__", None), "._" in f".{m}", len(m)))
+    homes = {
+        getattr(value, "__module__", None),
+        *(m for m, held in list(sys.modules.items()) if getattr(held, "__dict__", {}).get(called) is value),
+    } - own
+    homes = sorted(
+        (m for m in homes if m and getattr(sys.modules.get(m), called, None) is value),
+        key=lambda m: (m != getattr(value, "__module__", None), "._" in f".{m}", len(m)),
+    )
     return None if not homes else f"from {homes[0]} import {called}" + (f" as {name}" if called != name else "")
 
+# %% ../../nbs/training/05_provenance.ipynb #5940f6b9
 def definition(cls: type) -> tuple[str, str]:  # a program that defines it, and why there is none
     "A class as text that needs nothing of this notebook; of one that is installed, nothing is needed."
     home = sys.modules.get(cls.__module__)
-    if cls.__module__ != "__main__" and "-packages" in str(getattr(home, "__file__", None) or "-packages"): return "", ""
+    if cls.__module__ != "__main__" and "-packages" in str(getattr(home, "__file__", None) or "-packages"):
+        return "", ""
     parts, own = {}, {"__main__", "__mp_main__", cls.__module__}  # the second is what multiprocessing calls the first
     def follow(name: str, value: Any) -> None:
         if name in parts: return
@@ -67,7 +86,11 @@ def definition(cls: type) -> tuple[str, str]:  # a program that defines it, and 
         line = _line(name, value, own)
         if line is None:
             text = text_of(value) if isinstance(value, (type, types.FunctionType)) else None
-            if text is None: raise LookupError(f"{name}, a {type(value).__name__} of {getattr(value, '__module__', None) or 'the notebook'}, has no text")
+            if text is None:
+                raise LookupError(
+                    f"{name}, a {type(value).__name__} of {getattr(value, '__module__', None) or 'the notebook'}, has"
+                    " no text"
+                )
             around = _around(value)
             for n in names_in(text):
                 if n not in around: raise LookupError(f"{n}, which {name} uses, is no name of its module")
@@ -75,10 +98,11 @@ def definition(cls: type) -> tuple[str, str]:  # a program that defines it, and 
             line = text + (f"\n{name} = {value.__name__}" if name != value.__name__ else "")
             parts.pop(name)  # behind what it needs
         parts[name] = line
-    try: follow(cls.__name__, cls)
+    try:follow(cls.__name__, cls)
     except LookupError as e: return "", e.args[0]
     return "\n\n".join(p for p in parts.values() if p) + "\n", ""
 
+# %% ../../nbs/training/05_provenance.ipynb #edee09af
 def _around(thing: Any) -> dict[str, Any]:  # name → value, as it sees them
     made = [thing, *vars(thing).values()] if isinstance(thing, type) else [thing]
     return next((f.__globals__ for f in made if isinstance(f, types.FunctionType)), {})
@@ -91,8 +115,13 @@ def defined(text: str,  # from `definition`: a program, which is run
     file = f"<recorded {hashlib.sha256(text.encode()).hexdigest()[:16]}>"
     linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)  # so that its text is known again
     held: dict[str, Any] = {"__name__": "__main__"}  # pickled by value for other processes, as a cell's classes are
-    try: exec(compile(text, file, "exec"), held)
-    except Exception as e: raise BadRequest(f"The recorded source of {name} does not run here: {type(e).__name__}: {e}", "Install what it imports, or give the class as model=.") from e
+    try:
+        exec(compile(text, file, "exec"), held)
+    except Exception as e:
+        raise BadRequest(
+            f"The recorded source of {name} does not run here: {type(e).__name__}: {e}",
+            "Install what it imports, or give the class as model=.",
+        ) from e
     return held[name]
 
 # %% ../../nbs/training/05_provenance.ipynb #2f09ce71
@@ -113,16 +142,27 @@ def digest(rows: Any,  # an Arrow table, or arrays or tensors such as (X, y)
 
 # %% ../../nbs/training/05_provenance.ipynb #85264a2d
 def packages() -> dict[str, str]:  # name → version, of all that is installed
-    "List the installed packages by their metadata folders; torch with its build, such as `2.15.0+cpu`, which its folder may leave out."
+    """List the installed packages by their metadata folders; torch with its build, such as `2.15.0+cpu`, which its
+    folder may leave out."""
     import torch
-    found = (re.fullmatch(r"(.+?)-([^-]+)\.dist-info", f.name) for p in reversed(sys.path) if Path(p).is_dir() for f in Path(p).glob("*.dist-info"))
-    return {m[1].lower().replace("_", "-"): m[2] for m in sorted(filter(None, found), key=lambda m: m[1].lower())} | {"torch": torch.__version__}
+    found = (
+        re.fullmatch(r"(.+?)-([^-]+)\.dist-info", f.name)
+        for p in reversed(sys.path)
+        if Path(p).is_dir()
+        for f in Path(p).glob("*.dist-info")
+    )
+    return {m[1].lower().replace("_", "-"): m[2] for m in sorted(filter(None, found), key=lambda m: m[1].lower())} | {
+        "torch": torch.__version__
+    }
 
 def processor() -> str:
     "What decides in which order sums are made."
     import torch
-    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}" + (f" {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "")
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}" + (
+        f" {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    )
 
+# %% ../../nbs/training/05_provenance.ipynb #5eb88696
 def differences(then: dict[str, Any],  # as `Run.code`
                 now: dict[str, Any],
                ) -> list[str]:  # a sentence each
@@ -130,9 +170,16 @@ def differences(then: dict[str, Any],  # as `Run.code`
     told = []
     for name in ("commit", "python", "processor"):
         a, b = then.get(name), now.get(name)
-        if a and a != b: told.append(f"{name} was {a} and is {b or 'unknown'}")
-        elif name == "commit" and str(a).endswith("-dirty"): told.append(f"the code had changes that commit {a.removesuffix('-dirty')} does not hold")
+        if a and a != b:
+            told.append(f"{name} was {a} and is {b or 'unknown'}")
+        elif name == "commit" and str(a).endswith("-dirty"):
+            told.append(f"the code had changes that commit {a.removesuffix('-dirty')} does not hold")
     old, new = then.get("packages") or {}, now.get("packages") or {}
     other = [f"{n} {v} → {new.get(n, 'none')}" for n, v in old.items() if new.get(n) != v]
-    if other: told.append(f"{len(other)} {'package has' if len(other) == 1 else 'packages have'} another version: {', '.join(sorted(other, key=lambda o: (not o.startswith(('torch ', 'numpy ')), o))[:5])}" + (", …" if len(other) > 5 else ""))
+    if other:
+        told.append(
+            f"{len(other)} {'package has' if len(other) == 1 else 'packages have'} another version:"
+            f" {', '.join(sorted(other, key=lambda o: (not o.startswith(('torch ', 'numpy ')), o))[:5])}"
+            + (", …" if len(other) > 5 else "")
+        )
     return told

@@ -20,8 +20,14 @@ from ..core.settings import Settings
 from ..core.storage import publish
 
 # %% ../../nbs/training/08_registry.ipynb #54fdd9ab
-QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}  # its defaults wait minutes for a server that is gone
+# its defaults wait minutes for a server that is gone
+QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
 
+# %% ../../nbs/training/08_registry.ipynb #21ffc91a
 @functools.cache
 def client_of(uri: str):  # mlflow.MlflowClient
     "A client of a tracking store, quiet and private."
@@ -31,7 +37,8 @@ def client_of(uri: str):  # mlflow.MlflowClient
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
     from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
-    for name in ("alembic", "mlflow.store.db.utils"): logging.getLogger(name).setLevel(logging.WARNING)  # the import sets it anew
+    # the import sets it anew
+    for name in ("alembic", "mlflow.store.db.utils"): logging.getLogger(name).setLevel(logging.WARNING)
     def opened(uri):
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         client.get_experiment_by_name("Default")  # makes the tables where there are none
@@ -40,10 +47,24 @@ def client_of(uri: str):  # mlflow.MlflowClient
         file = Path(uri.removeprefix("sqlite:///"))
         if uri.startswith("sqlite:///") and not file.exists(): _make(file, opened)
         return opened(uri)
-    except UnsupportedModelRegistryStoreURIException as e: raise BadRequest(f"[tracking] uri = {uri} is not an address of MLflow.", "Write sqlite:///FILE or http://HOST:PORT.", "registry") from e
-    except MlflowException as e: raise Unreachable(f"The model registry {uri} cannot be opened: {str(e).splitlines()[0]}", "Check [tracking] uri in settings.ini.", "registry") from e
+    except UnsupportedModelRegistryStoreURIException as e:
+        raise BadRequest(
+            f"[tracking] uri = {uri} is not an address of MLflow.",
+            "Write sqlite:///FILE or http://HOST:PORT.",
+            "registry",
+        ) from e
+    except MlflowException as e:
+        raise Unreachable(
+            f"The model registry {uri} cannot be opened: {str(e).splitlines()[0]}",
+            "Check [tracking] uri in settings.ini.",
+            "registry",
+        ) from e
+
+# %% ../../nbs/training/08_registry.ipynb #0d986cef
 def _make(file: Path, opened):
-    "A new database appears whole. MLflow builds it in a hundred small steps, each forced to the disk: six seconds, one in memory."
+    """A new database appears whole.
+
+    MLflow builds it in a hundred small steps, each forced to the disk: six seconds, one in memory."""
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as tmp:
         opened(f"sqlite:///{tmp}/new.db")
         with publish(file) as new: shutil.copy(f"{tmp}/new.db", new)
@@ -53,7 +74,9 @@ ANSWERS = {"RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "INVALID_PARAME
 
 def asked(uri: str,  # of the store
           call: Callable, *args, **kwargs):
-    "Call MLflow. Raises `Unreachable` where the store does not answer; what it answers, errors included, is passed on."
+    """Call MLflow.
+
+    Raises `Unreachable` where the store does not answer; what it answers, errors included, is passed on."""
     from mlflow.exceptions import MlflowException
     try: return call(*args, **kwargs)
     except MlflowException as e:
@@ -114,8 +137,13 @@ class Registry:
     def __repr__(self): return f"Registry({self.uri})"
 
 # %% ../../nbs/training/08_registry.ipynb #efa7d4af
-LOCATIONS = (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"),
-             ("model_versions", "source"), ("model_versions", "storage_location"))  # where MLflow keeps locations: table, column
+LOCATIONS = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)  # where MLflow keeps locations: table, column
 
 @patch
 def _move_in(self: Registry) -> None:
@@ -124,15 +152,24 @@ def _move_in(self: Registry) -> None:
     try: self._relocate(own)
     except sqlite3.DatabaseError as e: raise _silent(self.uri, str(e)) from e
 
+# %% ../../nbs/training/08_registry.ipynb #ef203920
 @patch
 def _relocate(self: Registry, own: str) -> None:  # own: the URI of this workspace's artifacts
     with closing(sqlite3.connect(self.settings.path("mlflow.db"), timeout=60)) as db, db:
-        unused = "experiment_id = 0 and artifact_location != ? and not exists (select 1 from runs where experiment_id = 0)"
-        if db.execute(f"select 1 from experiments where {unused}", (own,)).fetchone(): db.execute(f"update experiments set artifact_location = ? where {unused}", (own, own))
-        for (old,) in db.execute("select artifact_location from experiments where name = 'scalai' and artifact_location != ?", (own,)).fetchall():
+        unused = (
+            "experiment_id = 0 and artifact_location != ? and not exists (select 1 from runs where experiment_id = 0)"
+        )
+        if db.execute(f"select 1 from experiments where {unused}", (own,)).fetchone():
+            db.execute(f"update experiments set artifact_location = ? where {unused}", (own, own))
+        for (old,) in db.execute(
+            "select artifact_location from experiments where name = 'scalai' and artifact_location != ?", (own,)
+        ).fetchall():
             for table, column in LOCATIONS:
-                db.execute(f"update {table} set {column} = ? || substr({column}, ?) where {column} = ? or {column} like ? escape '\\'",
-                           (own, len(old) + 1, old, re.sub(r"([\\%_])", r"\\\1", old) + "/%"))
+                db.execute(
+                    f"update {table} set {column} = ? || substr({column}, ?) where {column} = ? or {column} like ?"
+                    " escape '\\'",
+                    (own, len(old) + 1, old, re.sub(r"([\\%_])", r"\\\1", old) + "/%"),
+                )
 
 @patch
 def put(self: Registry,
@@ -156,14 +193,32 @@ def log(self: Registry,
         if found: self.client.delete_run(found.info.run_id)  # a log that was cut short
         return self._logged(run)
 
+# %% ../../nbs/training/08_registry.ipynb #d1233df6
 @patch
 def _logged(self: Registry, run) -> str:  # MLflow's run id
     from mlflow.entities import Metric, Param, RunTag
     at = self.client.create_run(self.experiment, tags={"scalai.run": run.id}, run_name=run.id[:8]).info.run_id
-    facts = {**run.data, **run.params, "target": run.target, "loss": run.loss, "seed": run.seed, "ranks": run.ranks, "model": type(run.model).__name__}
+    facts = {
+        **run.data,
+        **run.params,
+        "target": run.target,
+        "loss": run.loss,
+        "seed": run.seed,
+        "ranks": run.ranks,
+        "model": type(run.model).__name__,
+    }
     params = [Param(k, str(v)[:6000]) for k, v in facts.items() if v is not None]
-    metrics = [Metric(k, float(v), 0, int(h["epoch"])) for h in run.history for k, v in h.items() if k != "epoch" and isinstance(v, (int, float))]
-    metrics += [Metric(k, float(v), 0, len(run.history)) for k, v in run.metrics.items() if isinstance(v, (int, float)) and not isinstance(v, bool)]
+    metrics = [
+        Metric(k, float(v), 0, int(h["epoch"]))
+        for h in run.history
+        for k, v in h.items()
+        if k != "epoch" and isinstance(v, (int, float))
+    ]
+    metrics += [
+        Metric(k, float(v), 0, len(run.history))
+        for k, v in run.metrics.items()
+        if isinstance(v, (int, float)) and not isinstance(v, bool)
+    ]
     tags = {"scalai.seconds": str(run.seconds), "mlflow.source.git.commit": run.code.get("commit", "")}
     with tempfile.TemporaryDirectory() as tmp:
         run.save(tmp)
@@ -175,16 +230,27 @@ def _logged(self: Registry, run) -> str:  # MLflow's run id
     self.client.set_terminated(at, "FINISHED")
     return at
 
+# %% ../../nbs/training/08_registry.ipynb #3fcec3dc
 def _sha(content: bytes) -> str: return hashlib.sha256(content).hexdigest()
 
 def _dataset(run):  # mlflow DatasetInput
     from mlflow.entities import Dataset, DatasetInput, InputTag
     told = {k: run.data.get(k) for k in ("table", "version", "table_id", "where", "folds")}
-    return DatasetInput(Dataset(told["table"], f"version {told['version']}", "delta", json.dumps(told), profile=json.dumps({"num_rows": run.data.get("rows")})), [InputTag("mlflow.data.context", "training")])
+    return DatasetInput(
+        Dataset(
+            told["table"],
+            f"version {told['version']}",
+            "delta",
+            json.dumps(told),
+            profile=json.dumps({"num_rows": run.data.get("rows")}),
+        ),
+        [InputTag("mlflow.data.context", "training")],
+    )
 
 @patch
 def _find(self: Registry, run_id: str):  # mlflow Run | None
-    if not re.fullmatch(r"\w+", run_id): raise BadRequest(f"{run_id!r} is not a run's id.", "Give the id that log() returned, or Run.id.")
+    if not re.fullmatch(r"\w+", run_id):
+        raise BadRequest(f"{run_id!r} is not a run's id.", "Give the id that log() returned, or Run.id.")
     hits = self.client.search_runs([self.experiment], f"tags.`scalai.run` = '{run_id}'", max_results=1)
     return hits[0] if hits else None
 
@@ -196,12 +262,15 @@ def beside(run,  # a Run, from fit
     "Write down what a run stood on."
     from scalai_nb.training.models import describe
     told = describe(run.model)
-    texts = {"model.py": told["definition"] or told["source"], "environment.txt": "".join(f"{n}=={v}\n" for n, v in sorted(run.code.get("packages", {}).items())),
-             "contract.json": _contract(run, settings)}
+    texts = {
+        "model.py": told["definition"] or told["source"],
+        "environment.txt": "".join(f"{n}=={v}\n" for n, v in sorted(run.code.get("packages", {}).items())),
+        "contract.json": _contract(run, settings),
+    }
     for name, text in texts.items():
         if text: (folder/name).write_text(text)
     known = run.path and run.path/"profile.arrow"
-    if known and known.is_file(): shutil.copy(known, folder)
+    if known and known.is_file():shutil.copy(known, folder)
     elif (found := _learnt(run, settings)) is not None: found.save(folder/"profile.arrow")
 
 def _table(run, settings):  # data.table.Table, or None where it is not here
@@ -211,14 +280,22 @@ def _table(run, settings):  # data.table.Table, or None where it is not here
     table.settings = settings
     return table if table.exists and table.version >= run.data["version"] else None
 
+# %% ../../nbs/training/08_registry.ipynb #92e2ca23
 def _contract(run, settings) -> str:  # JSON, empty where rows came in without one
     "The newest contract by which rows came into the version."
     table = _table(run, settings)
-    said = [json.loads(h["how"])["contract"] for h in (table.delta().history() if table else ()) if h["version"] <= run.data["version"] and "how" in h]
+    said = [
+        json.loads(h["how"])["contract"]
+        for h in (table.delta().history() if table else ())
+        if h["version"] <= run.data["version"] and "how" in h
+    ]
     return json.dumps(said[0], indent=1) if said else ""
 
+# %% ../../nbs/training/08_registry.ipynb #d0604012
 def _learnt(run, settings):  # Profile, or None where there is no table
-    "The profile of the rows that were learnt from: the sum of the table's own by period and fold, or of the rows where these do not tell."
+    """The profile of the rows that were learnt from:
+
+    the sum of the table's own by period and fold, or of the rows where these do not tell."""
     import pyarrow as pa
     import pyarrow.compute as pc
     from scalai_nb.data.loader import expression
@@ -232,8 +309,14 @@ def _learnt(run, settings):  # Profile, or None where there is no table
         return rows if split is None else rows.filter(pc.invert(Split.of(split).mask(rows)))
     known = table.profiles(by=("period", "fold"), version=run.data["version"])
     keys = {n: [k[i] for k in known] for i, n in enumerate(("period", "fold")) if n in table.schema.names}
-    try: some = learnt(pa.table({**{n: pa.array(v).cast(table.schema.field(n).type) for n, v in keys.items()}, "at": range(len(known))}))["at"].to_pylist()
-    except (pa.ArrowException, KeyError, TypeError): some = []  # other columns decide
+    try:
+        some = learnt(
+            pa.table(
+                {**{n: pa.array(v).cast(table.schema.field(n).type) for n, v in keys.items()}, "at": range(len(known))}
+            )
+        )["at"].to_pylist()
+    except (pa.ArrowException, KeyError, TypeError):
+        some = []  # other columns decide
     found = sum(list(known.values())[i] for i in some) if some else None
     if found is not None and abs(found.rows - run.data["rows"]) < 16: return found.select(names)
     return profile(learnt(table.arrow(version=run.data["version"])).select(names))
@@ -248,8 +331,12 @@ def run(self: Registry,
     from mlflow.exceptions import MlflowException
     from scalai_nb.training.fit import Run
     found = self._find(run_id)
-    try: found = found or self.client.get_run(run_id)
-    except MlflowException as e: raise BadRequest(f"There is no run {run_id}.", "`scalai models` lists the models and their runs.", "run") from e
+    try:
+        found = found or self.client.get_run(run_id)
+    except MlflowException as e:
+        raise BadRequest(
+            f"There is no run {run_id}.", "`scalai models` lists the models and their runs.", "run"
+        ) from e
     folder = self.local(f"{found.info.artifact_uri}/run")
     self._held(found, folder/"run.json")
     return Run.load(folder, model)
@@ -262,13 +349,23 @@ def record(self: Registry,
     found = self._find(run_id) or self.client.get_run(run_id)
     told = json.loads(self._held(found, self.local(f"{found.info.artifact_uri}/run")/"run.json"))
     code = {k: v for k, v in told["code"].items() if k != "packages"}
-    return {k: told[k] for k in ("target", "loss", "data", "params", "seed", "ranks", "metrics", "history", "seconds")} | {"run": told["id"], "class": told["model"]["class"], "code": code}
+    return {
+        k: told[k] for k in ("target", "loss", "data", "params", "seed", "ranks", "metrics", "history", "seconds")
+    } | {"run": told["id"], "class": told["model"]["class"], "code": code}
 
+# %% ../../nbs/training/08_registry.ipynb #afbfacd2
 @patch
 def _held(self: Registry, found, file: Path) -> bytes:
     "A file of a run, if it is the one that was logged: its digest stands in the database, not beside it."
-    content, digest = file.read_bytes() if file.is_file() else b"", json.loads(found.data.tags.get("scalai.files", "{}")).get(file.name)
-    if digest and _sha(content) != digest: raise BadRequest(f"{file} is not what was logged: it was changed or cut short.", "Restore it from a copy, or train again.", "run")
+    content, digest = file.read_bytes() if file.is_file() else b"", json.loads(
+        found.data.tags.get("scalai.files", "{}")
+    ).get(file.name)
+    if digest and _sha(content) != digest:
+        raise BadRequest(
+            f"{file} is not what was logged: it was changed or cut short.",
+            "Restore it from a copy, or train again.",
+            "run",
+        )
     return content
 
 @patch
@@ -281,6 +378,7 @@ def profile(self: Registry,
     content = self._held(found, self.local(f"{found.info.artifact_uri}/run")/"profile.arrow")
     return Profile.from_bytes(content) if content else None
 
+# %% ../../nbs/training/08_registry.ipynb #7676f78a
 @patch
 def local(self: Registry,
           uri: str,  # of an artifact folder
@@ -410,6 +508,7 @@ def _remove(self: Turn, number: int) -> None:
     except MlflowException as e:
         if e.error_code != "RESOURCE_DOES_NOT_EXIST": raise
 
+# %% ../../nbs/training/08_registry.ipynb #56550483
 @patch
 def live(self: Turn) -> None:
     "Show the others that this holder lives."
@@ -431,8 +530,11 @@ def mark(self: Turn, key: str, value: str) -> bool:  # False: others took this h
 def check(self: Turn) -> None:
     "Raise `Unreachable` where others may have taken this holder for dead."
     if time.monotonic() - self.alive < self.lease/2: return
-    raise Unreachable("The tracking server did not hear from this process for too long; the next one finishes its change.",
-                      "Run it again.", "registry")
+    raise Unreachable(
+        "The tracking server did not hear from this process for too long; the next one finishes its change.",
+        "Run it again.",
+        "registry",
+    )
 
 # %% ../../nbs/training/08_registry.ipynb #8e25c515
 @dataclass(frozen=True)
@@ -452,8 +554,18 @@ class ModelVersion:
         "A file of the version, if it is the one that was registered."
         file, digest = self.path.parent/name, {self.path.name: self.sha256, **self.files}.get(name)
         content = file.read_bytes() if file.is_file() else b""
-        if not content and digest: raise WorkFailed(f"The file of {self.name}@{self.version} is gone: {file}", "Restore it, or register the model again.", "model_file")
-        if digest and _sha(content) != digest: raise WorkFailed(f"The file of {self.name}@{self.version} is not the one that was registered: {file}", "Somebody changed it. Restore it, or roll back to another version.", "model_file")
+        if not content and digest:
+            raise WorkFailed(
+                f"The file of {self.name}@{self.version} is gone: {file}",
+                "Restore it, or register the model again.",
+                "model_file",
+            )
+        if digest and _sha(content) != digest:
+            raise WorkFailed(
+                f"The file of {self.name}@{self.version} is not the one that was registered: {file}",
+                "Somebody changed it. Restore it, or roll back to another version.",
+                "model_file",
+            )
         return content
 
     @property
@@ -463,7 +575,8 @@ class ModelVersion:
         return Prep.from_json(content) if content else None
 
     @property
-    def card(self) -> dict: return json.loads(self.read("card.json"))
+    def card(self) -> dict:
+        return json.loads(self.read("card.json"))
 
     @functools.cached_property
     def graph(self):  # training.inference.Graph
@@ -478,8 +591,16 @@ class ModelVersion:
         return self.graph.predict(rows)
 
     def to_dict(self) -> dict:
-        return {"name": self.name, "version": self.version, "aliases": list(self.aliases), "metrics": self.metrics, "tags": self.tags,
-                "run": self.run_id, "path": str(self.path), "sha256": self.sha256}
+        return {
+            "name": self.name,
+            "version": self.version,
+            "aliases": list(self.aliases),
+            "metrics": self.metrics,
+            "tags": self.tags,
+            "run": self.run_id,
+            "path": str(self.path),
+            "sha256": self.sha256,
+        }
 
 # %% ../../nbs/training/08_registry.ipynb #a94d65ea
 def mlmodel(graph,  # training.inference.Graph
@@ -489,7 +610,10 @@ def mlmodel(graph,  # training.inference.Graph
     "Write a version's MLmodel, its signature and its input example."
     import mlflow.pyfunc
     from mlflow.models import Model, ModelSignature
-    made = Model(signature=ModelSignature(*_signature(graph, run.example)), metadata={"run": run.id, "target": run.target, "loss": run.loss})
+    made = Model(
+        signature=ModelSignature(*_signature(graph, run.example)),
+        metadata={"run": run.id, "target": run.target, "loss": run.loss},
+    )
     mlflow.pyfunc.add_to_model(made, loader_module="scalai_nb.training.registry", data="model.onnx")
     if run.example:
         kind = {"type": "dataframe", "pandas_orient": "split"} if "columns" in run.example else {"type": "ndarray"}
@@ -497,16 +621,23 @@ def mlmodel(graph,  # training.inference.Graph
         (folder/"input_example.json").write_text(json.dumps(run.example))
     made.save(str(folder/"MLmodel"))
 
+# %% ../../nbs/training/08_registry.ipynb #02ea3a01
 def _signature(graph, example: dict) -> tuple:  # two mlflow Schemas
     "A column a raw input; numbers as float64, so that whole ones may be missing."
     import numpy as np
     from mlflow.types.schema import ColSpec, Schema, TensorSpec
     shape = lambda part: tuple(d if isinstance(d, int) else -1 for d in part.shape)
-    given = {n: [row[i] for row in example["data"]] for i, n in enumerate(example["columns"])} if "columns" in example else {}
+    given = (
+        {n: [row[i] for row in example["data"]] for i, n in enumerate(example["columns"])}
+        if "columns" in example
+        else {}
+    )
     flag = lambda n: all(isinstance(v, bool) for v in given.get(n) or [0])
     kinds = {"number": "double", "text": "string", "time": "datetime"}
     columns = [ColSpec("boolean" if k == "number" and flag(n) else kinds[k], n) for n, k in graph.inputs]
-    return Schema(columns or [TensorSpec(np.dtype("float32"), shape(graph.session.get_inputs()[0]))]), Schema([TensorSpec(np.dtype("float32"), shape(graph.session.get_outputs()[0]))])
+    return Schema(columns or [TensorSpec(np.dtype("float32"), shape(graph.session.get_inputs()[0]))]), Schema(
+        [TensorSpec(np.dtype("float32"), shape(graph.session.get_outputs()[0]))]
+    )
 
 def _load_pyfunc(path: str):  # an object with `predict`
     "What MLflow calls to open a version by its own means."
@@ -542,6 +673,7 @@ def register(self: Registry,
         if not decided and number > aliases.get("challenger", 0): change({"challenger": number}, {})
     return number
 
+# %% ../../nbs/training/08_registry.ipynb #5b77fce2
 @patch
 def _add(self: Registry, name: str, candidate: Path, run, digest: str, metrics: dict, tags: dict) -> int:
     "The files first, then the version that names them."
@@ -597,14 +729,23 @@ def _entry(self: Registry, v, state: tuple | None = None) -> ModelVersion:
 def names(self: Registry) -> list[str]:  # of all models
     return sorted(m.name for m in self.client.search_registered_models() if not m.name.startswith(TURN))
 
+# %% ../../nbs/training/08_registry.ipynb #731b08b0
 @patch
 def _unknown(self: Registry, name, what) -> BadRequest:
     names = self.names()
     if name not in names:
         near = nearest(name, names)
-        return BadRequest(f"There is no model {name!r}.", f"Did you mean {near!r}?" if near else f"Known: {', '.join(sorted(names)) or 'none'}.", "model")
+        return BadRequest(
+            f"There is no model {name!r}.",
+            f"Did you mean {near!r}?" if near else f"Known: {', '.join(sorted(names)) or 'none'}.",
+            "model",
+        )
     have = sorted(int(v.version) for v in self.client.search_model_versions(f"name = '{name}'"))
-    return BadRequest(f"The model {name!r} has no {what if isinstance(what, str) else f'version {what}'}.", f"Versions: {', '.join(map(str, have)) or 'none'}.", "model")
+    return BadRequest(
+        f"The model {name!r} has no {what if isinstance(what, str) else f'version {what}'}.",
+        f"Versions: {', '.join(map(str, have)) or 'none'}.",
+        "model",
+    )
 
 # %% ../../nbs/training/08_registry.ipynb #e9d6b675
 @patch
@@ -638,6 +779,7 @@ def promote(self: Registry,
 
 def _note(outcome: str, reason: str) -> dict[str, str]: return {"outcome": outcome, "reason": reason}
 
+# %% ../../nbs/training/08_registry.ipynb #000a8b53
 @patch
 def keep(self: Registry,
          name: str,  # of the model
@@ -721,6 +863,7 @@ def compare(self: Registry,
     from scalai_nb.training.comparison import versus
     return versus(self, a, b, rows)
 
+# %% ../../nbs/training/08_registry.ipynb #e3701bf9
 @patch
 def list(self: Registry,
          name: str | None = None,  # of a model; None: all

@@ -32,23 +32,46 @@ def _rows_of_then(run: Run, rows: Any, asked: dict[str, Any], settings: Settings
     "What the run was trained on. Raises `BadRequest` where it cannot be had any more, or is something else."
     told = run.data
     if told.get("table") is None: return _handed_in(run, rows, asked, settings)
-    if rows is not None: raise BadRequest(f"Run {run.id} was trained on version {told['version']} of {told['table']}, which it reads itself.", "Leave rows= out; to train on others, use fit.")
+    if rows is not None:
+        raise BadRequest(
+            f"Run {run.id} was trained on version {told['version']} of {told['table']}, which it reads itself.",
+            "Leave rows= out; to train on others, use fit.",
+        )
     if "place" in told:
         table = Table.at(told["place"])
         table.settings = settings
-    else: table = Table(told["table"], settings)
+    else:
+        table = Table(told["table"], settings)
     found = str(table.delta().metadata().id)
-    if found != told.get("table_id", found): raise BadRequest(f"The table {table.name} is not the one that run {run.id} was trained on: it was made anew.", "Bring the old one back from a copy.")
+    if found != told.get("table_id", found):
+        raise BadRequest(
+            f"The table {table.name} is not the one that run {run.id} was trained on: it was made anew.",
+            "Bring the old one back from a copy.",
+        )
     table.dataset(told["version"])  # whether its files are there
     return Version(table, told["version"])
 
+# %% ../../nbs/training/09_reproduce.ipynb #9bf0a27b
 def _handed_in(run: Run, rows: Any, asked: dict[str, Any], settings: Settings) -> Any:
     "Rows from memory, if they are the same."
-    if rows is None: raise BadRequest(f"Run {run.id} was trained on rows in memory, which it does not keep.", "Hand the same ones in: run.repeat(rows).")
+    if rows is None:
+        raise BadRequest(
+            f"Run {run.id} was trained on rows in memory, which it does not keep.",
+            "Hand the same ones in: run.repeat(rows).",
+        )
     kept = asked["validation"]
-    if isinstance(rows, tuple): found = digest((*rows, *(v for v in (kept if isinstance(kept, tuple) else (kept,)) if hasattr(v, "ndim"))))
-    else: found = training_rows(rows, run.prep, run.target, asked["where"], None if kept is None else Split.of(kept), settings)[1].get("digest", "that of a table")
-    if found != run.data.get("digest"): raise BadRequest(f"These rows are not those that run {run.id} was trained on: their digest is {found[:12]}, not {str(run.data.get('digest'))[:12]}.", "Hand in the same rows, in the same order.")
+    if isinstance(rows, tuple):
+        found = digest((*rows, *(v for v in (kept if isinstance(kept, tuple) else (kept,)) if hasattr(v, "ndim"))))
+    else:
+        found = training_rows(
+            rows, run.prep, run.target, asked["where"], None if kept is None else Split.of(kept), settings
+        )[1].get("digest", "that of a table")
+    if found != run.data.get("digest"):
+        raise BadRequest(
+            f"These rows are not those that run {run.id} was trained on: their digest is {found[:12]}, not"
+            f" {str(run.data.get('digest'))[:12]}.",
+            "Hand in the same rows, in the same order.",
+        )
     return rows
 
 # %% ../../nbs/training/09_reproduce.ipynb #d8f873e7
@@ -56,10 +79,19 @@ def _network_of_then(run: Run, model: Any) -> Any:
     from safetensors.torch import load_file
     from scalai_nb.training.models import rebuild
     if run.path is None or not (run.path/"initial.safetensors").is_file():
-        raise BadRequest(f"Run {run.id} did not keep the weights it began with.", "Train it with this version of scalai-nb, or use fit.")
+        raise BadRequest(
+            f"Run {run.id} did not keep the weights it began with.",
+            "Train it with this version of scalai-nb, or use fit.",
+        )
     network = rebuild(_described(run), model, run_source=True)
-    try: network.load_state_dict(load_file(run.path/"initial.safetensors"))
-    except RuntimeError as e: raise BadRequest(f"The class {type(network).__name__} is not what it was when run {run.id} was trained: {' '.join(str(e).split())[:160]}", "Give the class as it was, as model=.") from e
+    try:
+        network.load_state_dict(load_file(run.path / "initial.safetensors"))
+    except RuntimeError as e:
+        raise BadRequest(
+            f"The class {type(network).__name__} is not what it was when run {run.id} was trained:"
+            f" {' '.join(str(e).split())[:160]}",
+            "Give the class as it was, as model=.",
+        ) from e
     for name in run.params.get("frozen", ()): network.get_parameter(name).requires_grad_(False)
     return network
 
@@ -72,24 +104,44 @@ def _changed(run: Run, network: Any) -> list[str]:
     other = cls.__module__ != "__main__" and told["source"] and source(cls) != told["source"]
     return [f"the source of {cls.__name__} in {cls.__module__} has changed"]*bool(other)
 
+# %% ../../nbs/training/09_reproduce.ipynb #26e80696
 def _checked(run: Run) -> Run:
     "The run as its folder has it, every file held against its digest."
-    if run.path is None or not (Path(run.path)/"run.json").is_file(): raise BadRequest(f"Run {run.id} has no record on disk.", "Fit keeps one; Registry().run(id) brings it back.")
+    if run.path is None or not (Path(run.path) / "run.json").is_file():
+        raise BadRequest(f"Run {run.id} has no record on disk.", "Fit keeps one; Registry().run(id) brings it back.")
     return Run.load(run.path)
 
 # %% ../../nbs/training/09_reproduce.ipynb #2f6bbf63
 def _asked(run: Run, validation: Any) -> dict[str, Any]:
     "The arguments of `fit`, from the record."
     p, folds, where = run.params, run.data.get("folds"), run.data.get("where")
-    if isinstance(where, str): raise BadRequest(f"The rows of run {run.id} were chosen by a condition of pyarrow, which a record cannot keep.", 'Train with where=[("month", "<=", 5)].')
-    if validation is None and isinstance(folds, str): raise BadRequest(f"Run {run.id} kept {folds} aside, which it does not keep.", "Hand the same in: run.repeat(rows, validation=…).")
+    if isinstance(where, str):
+        raise BadRequest(
+            f"The rows of run {run.id} were chosen by a condition of pyarrow, which a record cannot keep.",
+            'Train with where=[("month", "<=", 5)].',
+        )
+    if validation is None and isinstance(folds, str):
+        raise BadRequest(
+            f"Run {run.id} kept {folds} aside, which it does not keep.",
+            "Hand the same in: run.repeat(rows, validation=…).",
+        )
     tests = lambda found: [tuple(t) if isinstance(t[0], str) else tests(t) for t in found]
     weights = p.get("class_weight")
-    optimizer = Optimizer(p["optimizer"], **{k: p[k] for k in ("weight_decay", "momentum", "clip", "accumulate", "rates")})
-    return {**{k: p[k] for k in ("epochs", "batch", "lr", "schedule", "precision", "early_stop", "compile")}, "optimizer": optimizer,
-            "class_weight": None if weights is None else dict(enumerate(weights)), "loss": run.loss, "seed": run.seed, "ranks": run.ranks,
-            "where": where and tests(where), "validation": validation if validation is not None else tuple(folds) if folds else None}
+    optimizer = Optimizer(
+        p["optimizer"], **{k: p[k] for k in ("weight_decay", "momentum", "clip", "accumulate", "rates")}
+    )
+    return {
+        **{k: p[k] for k in ("epochs", "batch", "lr", "schedule", "precision", "early_stop", "compile")},
+        "optimizer": optimizer,
+        "class_weight": None if weights is None else dict(enumerate(weights)),
+        "loss": run.loss,
+        "seed": run.seed,
+        "ranks": run.ranks,
+        "where": where and tests(where),
+        "validation": validation if validation is not None else tuple(folds) if folds else None,
+    }
 
+# %% ../../nbs/training/09_reproduce.ipynb #b6ebd868
 def repeat(run: Run,  # from fit, Run.load or the registry
            rows: Any = None,  # the frame or arrays it was trained on, where it was no table
            validation: Any = None,  # the mask or arrays that were kept aside, where they were such
@@ -97,7 +149,10 @@ def repeat(run: Run,  # from fit, Run.load or the registry
            client: Any = None,  # a distributed.Client for the ranks
            settings: Settings | None = None,  # default: those in force here
           ) -> Run:  # another one; `params["repeats"]` names the first, `params["notes"]` say how they compare
-    "Train again from the record alone. Runs the recorded source of a model that came from a notebook. Raises `BadRequest` where the rows or the source are gone."
+    """Train again from the record alone.
+
+    Runs the recorded source of a model that came from a notebook. Raises `BadRequest` where the rows or the source
+    are gone."""
     first, settings = _checked(run), settings or Settings.load()
     asked, network = _asked(first, validation), _network_of_then(first, model)
     table = _rows_of_then(first, rows, asked, settings)
@@ -111,6 +166,7 @@ def repeat(run: Run,  # from fit, Run.load or the registry
     begun.save(begun.path)
     return begun
 
+# %% ../../nbs/training/09_reproduce.ipynb #433eba6c
 @contextmanager
 def _threads(run: Run):
     "As many threads as then: they decide in which order sums are made."
@@ -123,6 +179,10 @@ def _threads(run: Run):
 def _compared(first: Run, again: Run) -> str:
     "Whether the weights are the same."
     from safetensors.torch import load_file
-    if (first.path/"model.safetensors").read_bytes() == weights_as_bytes(again.model): return f"the same weights as run {first.id}, to the bit"
+    if (first.path / "model.safetensors").read_bytes() == weights_as_bytes(again.model):
+        return f"the same weights as run {first.id}, to the bit"
     old, new = load_file(first.path/"model.safetensors"), again.model.state_dict()
-    return f"weights differ from those of run {first.id} by up to {max(float((old[n].double() - new[n].double()).abs().max()) for n in old):.2g}"
+    return (
+        f"weights differ from those of run {first.id} by up to"
+        f" {max(float((old[n].double() - new[n].double()).abs().max()) for n in old):.2g}"
+    )

@@ -22,14 +22,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+
+# %% ../../nbs/training/09_search.ipynb #d3e3ade1
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
-
 import numpy as np
 from fastcore.basics import patch
-
 from ..core import events
 from ..core.errors import BadRequest, ScalaiError, WorkFailed, nearest, one_of
 from ..core.lock import claim, locked
@@ -43,8 +43,13 @@ from .provenance import digest
 # %% ../../nbs/training/09_search.ipynb #22bf3b62
 def _distribution(name: str, *args: Any, **more: Any) -> Any:
     import optuna.distributions
-    try: return getattr(optuna.distributions, f"{name}Distribution")(*args, **more)
-    except (ValueError, TypeError) as e: raise BadRequest(f"{name.lower()} values from {', '.join(map(repr, args))} cannot be drawn: {e}", "Give the lower end first; a logarithm wants it above 0.") from e
+    try:
+        return getattr(optuna.distributions, f"{name}Distribution")(*args, **more)
+    except (ValueError, TypeError) as e:
+        raise BadRequest(
+            f"{name.lower()} values from {', '.join(map(repr, args))} cannot be drawn: {e}",
+            "Give the lower end first; a logarithm wants it above 0.",
+        ) from e
 
 def log(low: float, high: float) -> Any:  # FloatDistribution
     "A number whose logarithm is drawn evenly."
@@ -58,17 +63,25 @@ def integer(low: int, high: int, log: bool = False) -> Any:  # IntDistribution
     "A whole number, both ends among them."
     return _distribution("Int", low, high, log=log)
 
+# %% ../../nbs/training/09_search.ipynb #c9d6c0d5
 def choice(*values: Any) -> Any:  # CategoricalDistribution
     "One of these numbers, words, truth values or None."
     for v in values:
-        if not isinstance(v, (str, int, float, bool, type(None))): raise BadRequest(f"{v!r} cannot be kept as a choice.", "Choose among numbers or words, and let the function that builds the network look up what they mean.")
+        if not isinstance(v, (str, int, float, bool, type(None))):
+            raise BadRequest(
+                f"{v!r} cannot be kept as a choice.",
+                "Choose among numbers or words, and let the function that builds the network look up what they mean.",
+            )
     return _distribution("Categorical", values)
 
 # %% ../../nbs/training/09_search.ipynb #0f81397e
-SEARCHED = ("lr", "batch", "epochs", "schedule", "optimizer", "precision", "class_weight", "early_stop", "compile")  # of fit
+# of fit
+SEARCHED = ("lr", "batch", "epochs", "schedule", "optimizer", "precision", "class_weight", "early_stop", "compile")
 OPTIMIZER = tuple(f.name for f in fields(Optimizer) if f.name not in ("name", "rates"))
 
-def _shared_out(params: dict[str, Any], build: Any, how: dict[str, Any]) -> tuple[Any, dict[str, Any]]:  # the model, what fit is given
+def _shared_out(
+    params: dict[str, Any], build: Any, how: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:  # the model, what fit is given
     "Where each parameter goes."
     _belong(params, build)
     own = {k: v for k, v in params.items() if k not in SEARCHED + OPTIMIZER}
@@ -83,8 +96,16 @@ def _belong(names: Any, build: Any) -> None:
     for name in names:
         if name not in SEARCHED + OPTIMIZER and takes is not None and name not in takes:
             near = nearest(name, [*SEARCHED, *OPTIMIZER, *takes])
-            raise BadRequest(f"Nothing takes the parameter {name!r}.", f"Did you mean {near!r}?" if near else f"The network takes {', '.join(takes) or 'none'}; fit takes {', '.join(SEARCHED)}.")
+            raise BadRequest(
+                f"Nothing takes the parameter {name!r}.",
+                (
+                    f"Did you mean {near!r}?"
+                    if near
+                    else f"The network takes {', '.join(takes) or 'none'}; fit takes {', '.join(SEARCHED)}."
+                ),
+            )
 
+# %% ../../nbs/training/09_search.ipynb #eb98661f
 def _taken(build: Any) -> list[str] | None:  # names of parameters; None: any
     if not callable(build) or hasattr(build, "parameters"): return []  # a built network
     known = list(inspect.signature(build).parameters.values())
@@ -97,7 +118,8 @@ def _storage(settings: Settings) -> Any:  # optuna.storages.RDBStorage
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     file = settings.path("searches", "studies.db")
     file.parent.mkdir(parents=True, exist_ok=True)
-    with locked(file.with_suffix(".lock")): return optuna.storages.RDBStorage(f"sqlite:///{file}", engine_kwargs={"creator": lambda: _connect(file)})
+    with locked(file.with_suffix(".lock")):
+        return optuna.storages.RDBStorage(f"sqlite:///{file}", engine_kwargs={"creator": lambda: _connect(file)})
 
 def _connect(file: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(file, timeout=60, check_same_thread=False)
@@ -118,17 +140,30 @@ def _told(value: Any) -> Any:
     if isinstance(value, type):
         from scalai_nb.training.models import source
         return [value.__qualname__, source(value)]
-    if hasattr(value, "state_dict"): return [repr(value), digest(v.detach().cpu().numpy() for v in value.state_dict().values())]
+    if hasattr(value, "state_dict"):
+        return [repr(value), digest(v.detach().cpu().numpy() for v in value.state_dict().values())]
     if not callable(value): return repr(value)
-    try: return inspect.getsource(value)
-    except (OSError, TypeError): return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else type(value).__qualname__
+    try:
+        return inspect.getsource(value)
+    except (OSError, TypeError):
+        return (
+            f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else type(value).__qualname__
+        )
 
 # %% ../../nbs/training/09_search.ipynb #7adf12ba
-PRUNERS = {"halving": lambda epochs: _optuna().pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3),
-           "hyperband": lambda epochs: _optuna().pruners.HyperbandPruner(min_resource=1, max_resource=epochs, reduction_factor=3),
-           "none": lambda epochs: _optuna().pruners.NopPruner()}
-SAMPLERS = {"tpe": lambda seed: _optuna().samplers.TPESampler(seed=seed, constant_liar=True),  # trials that still run count as bad ones
-            "random": lambda seed: _optuna().samplers.RandomSampler(seed=seed)}
+PRUNERS = {
+    "halving": lambda epochs: _optuna().pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3),
+    "hyperband": lambda epochs: _optuna().pruners.HyperbandPruner(
+        min_resource=1, max_resource=epochs, reduction_factor=3
+    ),
+    "none": lambda epochs: _optuna().pruners.NopPruner(),
+}
+SAMPLERS = {
+    "tpe": lambda seed: _optuna().samplers.TPESampler(
+        seed=seed, constant_liar=True
+    ),  # trials that still run count as bad ones
+    "random": lambda seed: _optuna().samplers.RandomSampler(seed=seed),
+}
 
 def _optuna() -> Any:
     import optuna
@@ -136,10 +171,13 @@ def _optuna() -> Any:
 
 def _seed_of(seed: int, number: int) -> int: return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
-def _ways(pruner: Any, sampler: Any, epochs: int) -> tuple[Any, Callable[[int], Any]]:  # optuna's pruner; seed → optuna's sampler
+def _ways(
+    pruner: Any, sampler: Any, epochs: int
+) -> tuple[Any, Callable[[int], Any]]:  # optuna's pruner; seed → optuna's sampler
     pruner = PRUNERS[one_of(pruner, PRUNERS, "pruner")](epochs) if isinstance(pruner, str) else pruner
     return pruner, SAMPLERS[one_of(sampler, SAMPLERS, "sampler")] if isinstance(sampler, str) else sampler
 
+# %% ../../nbs/training/09_search.ipynb #b1ea481d
 def _direction(metric: str, given: str | None) -> str:
     "Losses and errors shall be small, everything else large."
     if given is not None: return one_of(given, ["minimize", "maximize"], "direction")
@@ -148,12 +186,18 @@ def _direction(metric: str, given: str | None) -> str:
 # %% ../../nbs/training/09_search.ipynb #43e194c7
 STATES = {"COMPLETE": "done", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
 
+# %% ../../nbs/training/09_search.ipynb #bb80c056
 class Search:
     "Trials of a study, and the best run among them."
-    def __init__(self, study: Any,  # optuna.Study
-                 settings: Settings,
-                 network: Callable[[dict], Any] | None = None,  # parameters → a network of that shape; None: runs are built from their records
-                 again: Callable[..., "Search"] | None = None):  # what `resume` calls
+    def __init__(
+        self,
+        study: Any,  # optuna.Study
+        settings: Settings,
+        network: (
+            Callable[[dict], Any] | None
+        ) = None,  # parameters → a network of that shape; None: runs are built from their records
+        again: Callable[..., "Search"] | None = None,
+    ):  # what `resume` calls
         self.study, self.settings, self.network, self.again = study, settings, network, again
 
     @classmethod
@@ -163,22 +207,29 @@ class Search:
         "A search of this workspace, to be looked at. Raises BadRequest where there is none of that name."
         import optuna
         settings = settings or Settings.load()
-        if not settings.path("searches", "studies.db").is_file(): raise BadRequest("There are no searches in this workspace.", "search(…) makes one.")
+        if not settings.path("searches", "studies.db").is_file():
+            raise BadRequest("There are no searches in this workspace.", "search(…) makes one.")
         storage = _storage(settings)
         names = optuna.get_all_study_names(storage)
         if not names: raise BadRequest("There are no searches in this workspace.", "search(…) makes one.")
         return cls(optuna.load_study(study_name=one_of(name or names[-1], names, "search"), storage=storage), settings)
 
     @property
-    def name(self) -> str: return self.study.study_name
+    def name(self) -> str:
+        return self.study.study_name
 
     @functools.cached_property
-    def about(self) -> dict[str, Any]: return self.study.user_attrs["about"]  # metric, epochs, table, seed, …
+    def about(self) -> dict[str, Any]:
+        return self.study.user_attrs["about"]  # metric, epochs, table, seed, …
 
     def resume(self, trials: int | None = None,  # in all; None: as many as before
                minutes: float | None = None) -> "Search":
         "Go on with the same search: what was interrupted first, then new trials."
-        if self.again is None: raise BadRequest("This search was opened to be looked at.", "Call search(…) as it was called: it finds its trials and goes on.")
+        if self.again is None:
+            raise BadRequest(
+                "This search was opened to be looked at.",
+                "Call search(…) as it was called: it finds its trials and goes on.",
+            )
         return self.again(**{k: v for k, v in (("trials", trials), ("minutes", minutes)) if v is not None})
 
 # %% ../../nbs/training/09_search.ipynb #82a6b2f5
@@ -189,26 +240,61 @@ def _logs(t: Any) -> list[str]:  # names
 def _row(t: Any) -> dict[str, Any]:  # an optuna.FrozenTrial
     "What there is to say of a trial, in plain values."
     value = t.value if t.state.name == "COMPLETE" else t.intermediate_values.get(t.last_step)
-    return {"trial": t.number, "state": STATES[t.state.name], "value": value if value is not None and math.isfinite(value) else None, "epochs": t.last_step or 0, "seconds": t.user_attrs.get("seconds"),
-            "params": t.user_attrs.get("params", t.params), "log": _logs(t), "reason": t.user_attrs.get("reason", ""), "run": t.user_attrs.get("run", "")}
+    return {
+        "trial": t.number,
+        "state": STATES[t.state.name],
+        "value": value if value is not None and math.isfinite(value) else None,
+        "epochs": t.last_step or 0,
+        "seconds": t.user_attrs.get("seconds"),
+        "params": t.user_attrs.get("params", t.params),
+        "log": _logs(t),
+        "reason": t.user_attrs.get("reason", ""),
+        "run": t.user_attrs.get("run", ""),
+    }
 
 @patch
 def rows(self: Search) -> list[dict]:  # by number: trial, state, value, epochs, seconds, params, log, reason, run
     "All trials as plain values."
     return [_row(t) for t in self.study.get_trials(deepcopy=False)]
 
+# %% ../../nbs/training/09_search.ipynb #3307f1ff
 @patch
 def curves(self: Search) -> dict[int, list[tuple[int, float]]]:  # trial → (epoch, value)
     "What each trial reported, epoch by epoch."
-    return {t.number: sorted((e, v) for e, v in t.intermediate_values.items() if math.isfinite(v)) for t in self.study.get_trials(deepcopy=False)}
+    return {
+        t.number: sorted((e, v) for e, v in t.intermediate_values.items() if math.isfinite(v))
+        for t in self.study.get_trials(deepcopy=False)
+    }
 
+# %% ../../nbs/training/09_search.ipynb #c2440b9b
 @patch(as_prop=True)
 def trials(self: Search) -> Any:  # pandas.DataFrame
-    "A row a trial: its parameters, how far it came, how it ended; of one that was pruned, the value of its last epoch."
+    """A row a trial:
+
+    its parameters, how far it came, how it ended; of one that was pruned, the value of its last epoch."""
     import pandas as pd
     rows = self.rows()
-    return pd.DataFrame([{"trial": r["trial"], "state": r["state"], self.about["metric"]: r["value"], **r["params"], "epochs": r["epochs"], "seconds": r["seconds"], "reason": r["reason"], "run": r["run"]} for r in rows]).set_index("trial") if rows else pd.DataFrame()
+    return (
+        pd.DataFrame(
+            [
+                {
+                    "trial": r["trial"],
+                    "state": r["state"],
+                    self.about["metric"]: r["value"],
+                    **r["params"],
+                    "epochs": r["epochs"],
+                    "seconds": r["seconds"],
+                    "reason": r["reason"],
+                    "run": r["run"],
+                }
+                for r in rows
+            ]
+        ).set_index("trial")
+        if rows
+        else pd.DataFrame()
+    )
 
+# %% ../../nbs/training/09_search.ipynb #969e5487
 def best_row(rows: list[dict], direction: str) -> dict | None:  # None: no trial is done yet
     "The best of the trials that are done; the first of equals."
     done = [r for r in rows if r["state"] == "done"]
@@ -221,7 +307,11 @@ def run(self: Search, number: int,  # of a trial that is done
        ) -> Run:
     "The run of a trial, with its weights."
     row = next((r for r in self.rows() if r["trial"] == number), None)
-    if row is None or row["state"] != "done": raise BadRequest(f"Trial {number} is {row['state'] if row else 'not there'} and has no model.", "search.trials shows which ones are done.")
+    if row is None or row["state"] != "done":
+        raise BadRequest(
+            f"Trial {number} is {row['state'] if row else 'not there'} and has no model.",
+            "search.trials shows which ones are done.",
+        )
     return Run.load(self.settings.path("fits", row["run"]), model or (self.network and self.network(row["params"])))
 
 @patch(as_prop=True)
@@ -231,19 +321,32 @@ def best(self: Search) -> Run:
     if row is None: raise BadRequest(f"No trial of {self.name} is done yet.", "search.trials shows how far they are.")
     return self.run(row["trial"])
 
+# %% ../../nbs/training/09_search.ipynb #6233e41a
 @patch(as_prop=True)
-def importance(self: Search) -> dict[str, float]:  # parameter → share; the most important first; empty below four trials
-    "How much each parameter decides whether a trial is among the better ones (PED-ANOVA, Watanabe et al. 2023). A pruned trial counts with its last value."
+def importance(
+    self: Search,
+) -> dict[str, float]:  # parameter → share; the most important first; empty below four trials
+    """How much each parameter decides whether a trial is among the better ones (PED-ANOVA, Watanabe et al.
+
+    2023). A pruned trial counts with its last value."""
     import optuna
-    known = [(t, r["value"]) for t in self.study.get_trials(deepcopy=False) if (r := _row(t))["state"] in ("done", "pruned") and r["value"] is not None]
+    known = [
+        (t, r["value"])
+        for t in self.study.get_trials(deepcopy=False)
+        if (r := _row(t))["state"] in ("done", "pruned") and r["value"] is not None
+    ]
     if len(known) < 4 or len({v for _, v in known}) < 2: return {}
     judged = optuna.create_study(direction=self.about["direction"])
-    judged.add_trials([optuna.trial.create_trial(params=t.params, distributions=t.distributions, value=v) for t, v in known])
+    judged.add_trials(
+        [optuna.trial.create_trial(params=t.params, distributions=t.distributions, value=v) for t, v in known]
+    )
     found = optuna.importance.get_param_importances(judged, evaluator=optuna.importance.PedAnovaImportanceEvaluator())
     return {k: float(v) for k, v in found.items() if math.isfinite(v)}
 
 # %% ../../nbs/training/09_search.ipynb #3f74992b
-def scale(values: list, log: bool = False) -> tuple[Callable[[Any], float], str, str]:  # value → 0 … 1; the words at 0 and at 1
+def scale(
+    values: list, log: bool = False
+) -> tuple[Callable[[Any], float], str, str]:  # value → 0 … 1; the words at 0 and at 1
     "Where values stand on an axis: numbers by their size or its logarithm, words one beside the other."
     if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
         low, high = min(values), max(values)
@@ -251,34 +354,81 @@ def scale(values: list, log: bool = False) -> tuple[Callable[[Any], float], str,
         return lambda v: (by(v) - by(low))/(by(high) - by(low)) if high > low else .5, f"{low:.3g}", f"{high:.3g}"
     words = sorted(set(map(str, values)))
     return lambda v: words.index(str(v))/max(1, len(words) - 1), words[0], words[-1]
+# colour, opacity, width, dashes
+INK = {
+    "done": ("#5b6b82", 0.75, 1.5, ""),
+    "pruned": ("#7a869a", 0.4, 1, "4 3"),
+    "running": ("#d55e00", 0.9, 1.5, "2 2"),
+    "best": ("#0b7a75", 1, 3.5, ""),
+}
 
-INK = {"done": ("#5b6b82", .75, 1.5, ""), "pruned": ("#7a869a", .4, 1, "4 3"), "running": ("#d55e00", .9, 1.5, "2 2"), "best": ("#0b7a75", 1, 3.5, "")}  # colour, opacity, width, dashes
-
-def coordinates(rows: list[dict], about: dict, width: int = 720, height: int = 260) -> str:  # SVG; empty where nothing is known yet
+# %% ../../nbs/training/09_search.ipynb #12c4221f
+def coordinates(
+    rows: list[dict], about: dict, width: int = 720, height: int = 260
+) -> str:  # SVG; empty where nothing is known yet
     "Parallel coordinates (Inselberg 1985): an axis a parameter, the value last."
     rows = [r for r in rows if r["value"] is not None and r["state"] in INK]
     if not rows: return ""
     names, best = list(dict.fromkeys(n for r in rows for n in r["params"])), best_row(rows, about["direction"])
-    columns = {n: [r["params"][n] for r in rows if n in r["params"]] for n in names} | {about["metric"]: [r["value"] for r in rows]}
+    columns = {n: [r["params"][n] for r in rows if n in r["params"]] for n in names} | {
+        about["metric"]: [r["value"] for r in rows]
+    }
     logs = {n for r in rows for n in r.get("log", ())}
     scales, top, bottom = {n: scale(v, n in logs) for n, v in columns.items()}, 46, height - 26
     at = {n: 60 + i*(width - 120)/max(1, len(columns) - 1) for i, n in enumerate(columns)}
-    axes = [f'<line x1="{x:.0f}" x2="{x:.0f}" y1="{top}" y2="{bottom}" stroke="currentColor" opacity=".35"/><text x="{x:.0f}" y="16" text-anchor="middle" font-weight="600">{html.escape(n)}</text>'
-            f'<text x="{x:.0f}" y="36" text-anchor="middle" opacity=".75">{html.escape(scales[n][2])}</text><text x="{x:.0f}" y="{height - 8}" text-anchor="middle" opacity=".75">{html.escape(scales[n][1])}</text>' for n, x in at.items()]
+    axes = [
+        f'<line x1="{x:.0f}" x2="{x:.0f}" y1="{top}" y2="{bottom}" stroke="currentColor" opacity=".35"/><text'
+        f' x="{x:.0f}" y="16" text-anchor="middle" font-weight="600">{html.escape(n)}</text><text x="{x:.0f}" y="36"'
+        f' text-anchor="middle" opacity=".75">{html.escape(scales[n][2])}</text><text x="{x:.0f}" y="{height - 8}"'
+        f' text-anchor="middle" opacity=".75">{html.escape(scales[n][1])}</text>'
+        for n, x in at.items()
+    ]
     ordered = sorted(rows, key=lambda r: (r is best, r["state"] == "done"))
-    lines = [_line(r, {n: (at[n], bottom - scales[n][0](v)*(bottom - top)) for n, v in {**r["params"], about["metric"]: r["value"]}.items()}, about, "best" if r is best else r["state"]) for r in ordered]
-    return f'<svg viewBox="0 0 {width} {height}" width="100%" style="max-width:{width}px" role="img" font-family="system-ui,sans-serif" font-size="12" fill="currentColor"><title>Each trial as a line through its parameters to its {html.escape(about["metric"])}</title>{"".join(axes)}{"".join(lines)}</svg>'
+    lines = [
+        _line(
+            r,
+            {
+                n: (at[n], bottom - scales[n][0](v) * (bottom - top))
+                for n, v in {**r["params"], about["metric"]: r["value"]}.items()
+            },
+            about,
+            "best" if r is best else r["state"],
+        )
+        for r in ordered
+    ]
+    return (
+        f'<svg viewBox="0 0 {width} {height}" width="100%" style="max-width:{width}px" role="img"'
+        ' font-family="system-ui,sans-serif" font-size="12" fill="currentColor"><title>Each trial as a line through'
+        f' its parameters to its {html.escape(about["metric"])}</title>{"".join(axes)}{"".join(lines)}</svg>'
+    )
 
+# %% ../../nbs/training/09_search.ipynb #ae996f1c
 def _line(row: dict, points: dict, about: dict, kind: str) -> str:
     colour, opacity, width, dashes = INK[kind]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points.values())
-    said = f"trial {row['trial']}, {row['state']}: {about['metric']} {row['value']:.4g}, " + ", ".join(f"{k} {_short(v)}" for k, v in row["params"].items())
-    return f'<polyline fill="none" points="{path}" stroke="{colour}" stroke-opacity="{opacity}" stroke-width="{width}" stroke-dasharray="{dashes}"><title>{html.escape(said)}</title></polyline>'
+    said = f"trial {row['trial']}, {row['state']}: {about['metric']} {row['value']:.4g}, " + ", ".join(
+        f"{k} {_short(v)}" for k, v in row["params"].items()
+    )
+    return (
+        f'<polyline fill="none" points="{path}" stroke="{colour}" stroke-opacity="{opacity}" stroke-width="{width}"'
+        f' stroke-dasharray="{dashes}"><title>{html.escape(said)}</title></polyline>'
+    )
 
 def _legend(rows: list[dict], about: dict) -> str:
-    shown = [k for k in INK if any(r["state"] == k and r["value"] is not None for r in rows) or k == "best" and best_row(rows, about["direction"])]
+    shown = [
+        k
+        for k in INK
+        if any(r["state"] == k and r["value"] is not None for r in rows)
+        or k == "best"
+        and best_row(rows, about["direction"])
+    ]
     lines = [(k, *INK[k]) for k in shown]
-    return "".join(f'<span style="white-space:nowrap;margin-right:1.2em;font-size:90%"><svg width="26" height="8" aria-hidden="true"><line x1="0" x2="26" y1="4" y2="4" stroke="{c}" stroke-opacity="{o}" stroke-width="{w}" stroke-dasharray="{d}"/></svg> {k}</span>' for k, c, o, w, d in lines)
+    return "".join(
+        '<span style="white-space:nowrap;margin-right:1.2em;font-size:90%"><svg width="26" height="8"'
+        f' aria-hidden="true"><line x1="0" x2="26" y1="4" y2="4" stroke="{c}" stroke-opacity="{o}" stroke-width="{w}"'
+        f' stroke-dasharray="{d}"/></svg> {k}</span>'
+        for k, c, o, w, d in lines
+    )
 
 def _short(v: Any) -> str: return f"{v:.3g}" if isinstance(v, float) else str(v)
 
@@ -286,40 +436,86 @@ def _short(v: Any) -> str: return f"{v:.3g}" if isinstance(v, float) else str(v)
 def standing(rows: list[dict], about: dict) -> str:
     "How a search stands, in a sentence."
     counts, best = Counter(r["state"] for r in rows), best_row(rows, about["direction"])
-    told = ", ".join(f"{n} {state}" for state in ("done", "pruned", "failed", "running", "waiting") if (n := counts[state]))
-    return f"{len(rows)} trial{'s'*(len(rows) != 1)}: {told or 'none yet'}." + (f" Best {about['metric']} {best['value']:.4g}, trial {best['trial']}: {', '.join(f'{k} {_short(v)}' for k, v in best['params'].items())}." if best else "")
+    told = ", ".join(
+        f"{n} {state}" for state in ("done", "pruned", "failed", "running", "waiting") if (n := counts[state])
+    )
+    return f"{len(rows)} trial{'s'*(len(rows) != 1)}: {told or 'none yet'}." + (
+        f" Best {about['metric']} {best['value']:.4g}, trial {best['trial']}:"
+        f" {', '.join(f'{k} {_short(v)}' for k, v in best['params'].items())}."
+        if best
+        else ""
+    )
 
 def _best_first(rows: list[dict], about: dict) -> list[dict]:
     sign = 1 if about["direction"] == "minimize" else -1
-    return sorted(rows, key=lambda r: (list(STATES.values()).index(r["state"]), math.inf if r["value"] is None else sign*r["value"]))
+    return sorted(
+        rows,
+        key=lambda r: (list(STATES.values()).index(r["state"]), math.inf if r["value"] is None else sign * r["value"]),
+    )
 
+# %% ../../nbs/training/09_search.ipynb #4628c39a
 def _cells(rows: list[dict], about: dict) -> tuple[list[str], list[list[str]]]:  # heads, lines
     names = list(dict.fromkeys(n for r in rows for n in r["params"]))
-    lines = [[str(r["trial"]), r["state"], "–" if r["value"] is None else f"{r['value']:.4g}", *(_short(r["params"].get(n, "–")) for n in names), str(r["epochs"]), r["reason"]] for r in _best_first(rows, about)]
+    lines = [
+        [
+            str(r["trial"]),
+            r["state"],
+            "–" if r["value"] is None else f"{r['value']:.4g}",
+            *(_short(r["params"].get(n, "–")) for n in names),
+            str(r["epochs"]),
+            r["reason"],
+        ]
+        for r in _best_first(rows, about)
+    ]
     return ["trial", "state", about["metric"], *names, "epochs", "why"], lines
 
+# %% ../../nbs/training/09_search.ipynb #b1716599
 def sheet(name: str, rows: list[dict], about: dict, importance: dict[str, float] | None = None,
           doing: str = "",  # now
          ) -> str:  # HTML
     "A search on a page: the sentence, the lines, what matters, all trials."
     heads, lines = _cells(rows, about)
-    cell = lambda tag, i, v: f'<{tag} style="text-align:{"right" if 0 < i - 1 < len(heads) - 2 else "left"};padding:2px 10px;white-space:nowrap">{html.escape(v)}</{tag}>'
+    cell = lambda tag, i, v: (
+        f'<{tag} style="text-align:{"right" if 0 < i - 1 < len(heads) - 2 else "left"};padding:2px'
+        f' 10px;white-space:nowrap">{html.escape(v)}</{tag}>'
+    )
     table = "".join("<tr>" + "".join(cell("td", i, v) for i, v in enumerate(line)) + "</tr>" for line in lines)
-    bars = "".join(f'<span style="white-space:nowrap;margin-right:1.2em">{html.escape(k)} <span style="display:inline-block;height:.7em;width:{100*v:.0f}px;background:#0b7a75"></span> {v:.0%}</span>' for k, v in (importance or {}).items())
-    return (f'<div><div><b>Search {html.escape(name)}</b> <span role="status">{html.escape(f"({doing}) {standing(rows, about)}" if doing else standing(rows, about))}</span></div>{coordinates(rows, about)}<div>{_legend(rows, about)}</div>' + (f"<p>What matters: {bars}</p>" if bars else "")
-            + f'<details><summary>All trials</summary><div style="overflow-x:auto"><table style="border-collapse:collapse;font-variant-numeric:tabular-nums"><thead><tr>{"".join(cell("th", i, v) for i, v in enumerate(heads))}</tr></thead><tbody>{table}</tbody></table></div></details></div>')
+    bars = "".join(
+        f'<span style="white-space:nowrap;margin-right:1.2em">{html.escape(k)} <span'
+        f' style="display:inline-block;height:.7em;width:{100*v:.0f}px;background:#0b7a75"></span> {v:.0%}</span>'
+        for k, v in (importance or {}).items()
+    )
+    return (
+        f'<div><div><b>Search {html.escape(name)}</b> <span'
+        f' role="status">{html.escape(f"({doing}) {standing(rows, about)}" if doing else standing(rows, about))}</span></div>{coordinates(rows, about)}<div>{_legend(rows, about)}</div>'
+        + (f"<p>What matters: {bars}</p>" if bars else "")
+        + '<details><summary>All trials</summary><div style="overflow-x:auto"><table'
+        f' style="border-collapse:collapse;font-variant-numeric:tabular-nums"><thead><tr>{"".join(cell("th", i, v) for i, v in enumerate(heads))}</tr></thead><tbody>{table}</tbody></table></div></details></div>'
+    )
 
 @patch
 def _repr_html_(self: Search) -> str: return sheet(self.name, self.rows(), self.about, self.importance)
 
+# %% ../../nbs/training/09_search.ipynb #213c3d12
 @patch
 def __str__(self: Search) -> str:
     rows = self.rows()
     heads, lines = _cells(rows, self.about)
     widths = [max(len(line[i]) for line in [heads, *lines]) for i in range(len(heads))]
-    table = ["  ".join(v.ljust(w) if i in (1, len(heads) - 1) else v.rjust(w) for i, (v, w) in enumerate(zip(line, widths))).rstrip() for line in [heads, *lines]]
+    table = [
+        "  ".join(
+            v.ljust(w) if i in (1, len(heads) - 1) else v.rjust(w) for i, (v, w) in enumerate(zip(line, widths))
+        ).rstrip()
+        for line in [heads, *lines]
+    ]
     matters = ", ".join(f"{k} {v:.0%}" for k, v in self.importance.items())
-    return "\n".join([f"Search {self.name}. {standing(rows, self.about)}", *table, *([f"What matters: {matters}"] if matters else [])])
+    return "\n".join(
+        [
+            f"Search {self.name}. {standing(rows, self.about)}",
+            *table,
+            *([f"What matters: {matters}"] if matters else []),
+        ]
+    )
 
 # %% ../../nbs/training/09_search.ipynb #bfbe11b6
 @dataclass
@@ -334,6 +530,7 @@ class Going:
     lost: int = 0  # workers
     held: IO | None = None  # the claim on its folder
 
+# %% ../../nbs/training/09_search.ipynb #f739879c
 class Searching:
     "A search while it runs: the study, the pool, and what is under way."
     def __init__(self, found: Search, ask: SimpleNamespace,  # what `search` was asked for
@@ -345,21 +542,34 @@ class Searching:
         self.rows = {r["trial"]: r for r in found.rows()}
         self.threads, self.exhausted, self.study.stop = 1, False, self.stop
 
-    def stop(self) -> None: self.exhausted = True  # says a sampler that has nothing more to propose, such as Optuna's grid
+    # says a sampler that has nothing more to propose, such as Optuna's grid
+    def stop(self) -> None: self.exhausted = True
 
     def ended(self) -> list[dict]: return [r for r in self.rows.values() if r["state"] in ("done", "pruned", "failed")]
 
     def wants(self) -> bool:
         "Whether something shall be begun."
         if self.again: return True
-        return not self.exhausted and len(self.ended()) + len(self.going) < self.ask.trials and (self.until is None or time.monotonic() < self.until)
+        return (
+            not self.exhausted
+            and len(self.ended()) + len(self.going) < self.ask.trials
+            and (self.until is None or time.monotonic() < self.until)
+        )
 
     def tell(self, number: int, **what: Any) -> None:
         "Note how a trial stands, for people who look on."
         self.rows[number] = self.rows.get(number, {}) | what
         self.say("searching")
 
-    def say(self, state: str) -> None: events.emit("search", run=self.found.name, state=state, rows=[self.rows[n] for n in sorted(self.rows)], of=self.ask.trials, about=self.found.about)
+    def say(self, state: str) -> None:
+        events.emit(
+            "search",
+            run=self.found.name,
+            state=state,
+            rows=[self.rows[n] for n in sorted(self.rows)],
+            of=self.ask.trials,
+            about=self.found.about,
+        )
 
 # %% ../../nbs/training/09_search.ipynb #b414176a
 @patch
@@ -373,22 +583,43 @@ def start(self: Searching, pool: Any) -> None:
     space, study = self.ask.space, self.study
     study.sampler = self.ask.sampler(_seed_of(self.ask.seed, len(self.rows)))
     trial = study.ask(space if isinstance(space, dict) else None)
-    number, run, row = trial.number, _run_id(study.study_name, trial.number), _row(study._storage.get_trial(trial._trial_id))
+    number, run, row = (
+        trial.number,
+        _run_id(study.study_name, trial.number),
+        _row(study._storage.get_trial(trial._trial_id)),
+    )
     self.tell(number, **row | {"run": run})
-    going = self.going[number] = Going(trial, trial.params, Run(run, None, None, None, "", seed=self.ask.seed), None, row["epochs"])
+    going = self.going[number] = Going(
+        trial, trial.params, Run(run, None, None, None, "", seed=self.ask.seed), None, row["epochs"]
+    )
     try:  # whatever the caller's functions raise is the trial's reason
         if not isinstance(space, dict): going.params = dict(space(trial))
         going.job, data = self.plan(number, going.params)
-    except Exception as error: return self.end(number, "failed", reason=_reason(error))
+    except Exception as error:
+        return self.end(number, "failed", reason=_reason(error))
     job = going.job
-    going.run = Run(run, None, job.prep, job.target, job.loss, data=data, seed=job.seed, path=job.folder.parent, state="training", why="a trial of a search")
+    going.run = Run(
+        run,
+        None,
+        job.prep,
+        job.target,
+        job.loss,
+        data=data,
+        seed=job.seed,
+        path=job.folder.parent,
+        state="training",
+        why="a trial of a search",
+    )
     going.held = claim(going.run.path/".lock")
-    if not job.folder.exists(): write_atomic(going.run.path/"initial.safetensors", weights_as_bytes(job.model))  # for `Run.repeat`
+    # for `Run.repeat`
+    if not job.folder.exists(): write_atomic(going.run.path/"initial.safetensors", weights_as_bytes(job.model))
     trial.set_user_attr("params", json.loads(json.dumps(going.params, default=repr)))
     self.tell(number, params=going.params, log=_logs(trial))
-    if going.epochs and self.judge(number, row["value"]): return  # killed after its last report, before it was judged by it
+    # killed after its last report, before it was judged by it
+    if going.epochs and self.judge(number, row["value"]): return
     pool.begin(number, _as_trial, job)
 
+# %% ../../nbs/training/09_search.ipynb #889841df
 def _as_trial(job: Any) -> dict | None:
     from scalai_nb.training.fit import train_as_rank
     return train_as_rank(job)
@@ -396,7 +627,9 @@ def _as_trial(job: Any) -> dict | None:
 def _run_id(name: str, number: int) -> str: return hashlib.sha256(f"{name} {number}".encode()).hexdigest()[:16]
 
 def _reason(error: BaseException) -> str:  # one line
-    return error.message if isinstance(error, ScalaiError) else f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return (
+        error.message if isinstance(error, ScalaiError) else f"{type(error).__name__}: {' '.join(str(error).split())}"
+    )
 
 # %% ../../nbs/training/09_search.ipynb #1c7d3eb6
 @patch
@@ -419,14 +652,18 @@ def judge(self: Searching, number: int, value: float | None) -> bool:  # whether
     "Weigh a trial's newest epoch against what others had at the same rung."
     going = self.going[number]
     if going.epochs >= going.job.epochs: return False
-    if going.trial.user_attrs.get("pruned") != going.epochs:  # Optuna judges an epoch once: its word is kept until the trial has ended
+    # Optuna judges an epoch once: its word is kept until the trial has ended
+    if going.trial.user_attrs.get("pruned") != going.epochs:
         if not going.trial.should_prune(): return False
         going.trial.set_user_attr("pruned", going.epochs)
     self.end(number, "pruned", value=value, reason=f"not among the best after epoch {going.epochs}")
     return True
 
+# %% ../../nbs/training/09_search.ipynb #d72df9af
 @patch
-def report(self: Searching, number: int, history: list[dict]) -> Iterator[float | None]:  # the value of each epoch, once it is written down
+def report(
+    self: Searching, number: int, history: list[dict]
+) -> Iterator[float | None]:  # the value of each epoch, once it is written down
     "Tell the study of epochs that it does not know: a trial that began anew says some of them twice."
     going = self.going[number]
     while going.epochs < len(history):
@@ -453,13 +690,19 @@ def finish(self: Searching, number: int, told: dict) -> None:
 # %% ../../nbs/training/09_search.ipynb #dbe85460
 @patch
 def end(self: Searching, number: int, state: str, value: float | None = None, reason: str = "") -> None:
-    "Write down how a trial ended: first in MLflow, then in the study, so that none is missing after a kill in between."
+    """Write down how a trial ended:
+
+    first in MLflow, then in the study, so that none is missing after a kill in between."""
     from optuna.trial import TrialState
     going = self.going[number]
     seconds = time.perf_counter() - going.started
     self.journal.write(number, going, state, reason)
     for k, v in (("run", going.run.id), ("seconds", seconds), ("reason", reason)): going.trial.set_user_attr(k, v)
-    self.study.tell(going.trial, value if state == "done" else None, {"done": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}[state])
+    self.study.tell(
+        going.trial,
+        value if state == "done" else None,
+        {"done": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}[state],
+    )
     if going.held: going.held.close()
     del self.going[number]
     self.tell(number, state=state, value=value, seconds=seconds, reason=reason)
@@ -473,11 +716,13 @@ def requeue(self: Searching) -> list[int]:  # their numbers
         self.rows[t.number] = _row(t) | {"state": "waiting", "run": _run_id(self.found.name, t.number)}
     return [n for n, r in self.rows.items() if r["state"] == "waiting"]
 
+# %% ../../nbs/training/09_search.ipynb #ee8454f3
 @patch
 def tidy(self: Searching) -> None:
     "Take away the checkpoints of trials that came to nothing."
     for r in self.ended():
-        if r["state"] != "done": shutil.rmtree(self.ask.settings.path("fits", _run_id(self.found.name, r["trial"])), ignore_errors=True)
+        if r["state"] != "done":
+            shutil.rmtree(self.ask.settings.path("fits", _run_id(self.found.name, r["trial"])), ignore_errors=True)
 
 # %% ../../nbs/training/09_search.ipynb #f6bf39fb
 class Journal:
@@ -490,12 +735,20 @@ class Journal:
         settle(self.registry)
 
     def _parent(self) -> str:  # MLflow's run id
-        known = self.registry.client.search_runs([self.registry.experiment], f"tags.`scalai.search` = '{self.found.name}' and tags.`scalai.role` = 'search'", max_results=1)
+        known = self.registry.client.search_runs(
+            [self.registry.experiment],
+            f"tags.`scalai.search` = '{self.found.name}' and tags.`scalai.role` = 'search'",
+            max_results=1,
+        )
         if known:
             self.registry.client.update_run(known[0].info.run_id, "RUNNING")
             return known[0].info.run_id
         from mlflow.entities import Param
-        at = self.registry.client.create_run(self.registry.experiment, run_name=self.found.name, tags={"scalai.search": self.found.name, "scalai.role": "search"}).info.run_id
+        at = self.registry.client.create_run(
+            self.registry.experiment,
+            run_name=self.found.name,
+            tags={"scalai.search": self.found.name, "scalai.role": "search"},
+        ).info.run_id
         self.registry.client.log_batch(at, params=[Param(k, str(v)[:500]) for k, v in self.found.about.items()])
         return at
 
@@ -503,50 +756,80 @@ class Journal:
         "A trial that has ended."
         from mlflow.entities import Metric, Param, RunTag
         registry, run = self.registry, going.run
-        tags = {"mlflow.parentRunId": self.parent, "mlflow.runName": f"trial {number}", "scalai.search": self.found.name, "scalai.trial": str(number), "scalai.state": state, "scalai.reason": reason[:500]}
-        if state == "done": at = registry.log(run)
+        tags = {
+            "mlflow.parentRunId": self.parent,
+            "mlflow.runName": f"trial {number}",
+            "scalai.search": self.found.name,
+            "scalai.trial": str(number),
+            "scalai.state": state,
+            "scalai.reason": reason[:500],
+        }
+        if state == "done":
+            at = registry.log(run)
         else:
-            if (found := registry._find(run.id)): registry.client.delete_run(found.info.run_id)  # of an earlier life
+            if found := registry._find(run.id):
+                registry.client.delete_run(found.info.run_id)  # of an earlier life
             at = registry.client.create_run(registry.experiment, tags={"scalai.run": run.id}).info.run_id
-            registry.client.log_batch(at, metrics=[Metric(k, float(v), 0, int(h["epoch"])) for h in run.history for k, v in h.items() if k != "epoch" and isinstance(v, (int, float))])
+            registry.client.log_batch(
+                at,
+                metrics=[
+                    Metric(k, float(v), 0, int(h["epoch"]))
+                    for h in run.history
+                    for k, v in h.items()
+                    if k != "epoch" and isinstance(v, (int, float))
+                ],
+            )
         known = registry.client.get_run(at).data.params
-        registry.client.log_batch(at, params=[Param(k, str(v)[:500]) for k, v in going.params.items() if k not in known], tags=[RunTag(k, v) for k, v in tags.items() if v])
+        registry.client.log_batch(
+            at,
+            params=[Param(k, str(v)[:500]) for k, v in going.params.items() if k not in known],
+            tags=[RunTag(k, v) for k, v in tags.items() if v],
+        )
         if state != "done": registry.client.set_terminated(at, {"pruned": "KILLED", "failed": "FAILED"}[state])
 
     def close(self, status: str) -> None:
         "The parent's end, with the best value."
-        if best := best_row(self.found.rows(), self.found.about["direction"]): self.registry.client.log_metric(self.parent, f"best_{self.found.about['metric']}", best["value"])
+        if best := best_row(self.found.rows(), self.found.about["direction"]):
+            self.registry.client.log_metric(self.parent, f"best_{self.found.about['metric']}", best["value"])
         self.registry.client.set_terminated(self.parent, status)
         self.found.study.set_user_attr("closed", status)
 
+# %% ../../nbs/training/09_search.ipynb #1fc8d51f
 def settle(registry: Any,  # a training.registry.Registry
           ) -> None:
     "Record in MLflow that searches whose process was killed run no longer."
-    for run in registry.client.search_runs([registry.experiment], "tags.`scalai.role` = 'search' and attributes.status = 'RUNNING'"):
+    for run in registry.client.search_runs(
+        [registry.experiment], "tags.`scalai.role` = 'search' and attributes.status = 'RUNNING'"
+    ):
         if held := _claimed(registry.settings, run.data.tags["scalai.search"]):
             with held: registry.client.set_terminated(run.info.run_id, "KILLED")
 
 # %% ../../nbs/training/09_search.ipynb #14984e73
-def search(build: Any,  # fn(features, **parameters) → torch.nn.Module, such as MLP; or a network, whose lr, batch … are searched
-           table: Any,  # as fit takes it: a table or its name, a frame, or arrays (X, y)
-           prep: Any = None,  # the Prep that makes features of a table's rows
-           target: str | None = None,  # the column to predict; default: the prep's
-           *,
-           space: dict[str, Any] | Callable[[Any], dict],  # parameter → log, uniform, integer, choice; or fn(optuna trial) → parameters
-           trials: int = 20,  # in all, those of earlier calls among them
-           minutes: float | None = None,  # after which no trial is begun; those that run are finished
-           metric: str = "val_loss",  # what fit measures after each epoch: val_loss, val_auc, …
-           direction: str | None = None,  # minimize or maximize; default: losses and errors small, everything else large
-           pruner: Any = "halving",  # halving, hyperband, none, or an optuna pruner
-           sampler: Any = "tpe",  # tpe, random, or fn(seed) → optuna sampler
-           seed: int = 0,  # of the proposals and of each training
-           name: str | None = None,  # of the search; default: from a hash of all that decides its outcome
-           client: Any = None,  # a distributed.Client; default: the current one, or a cluster of processes for this call
-           restarts: int = 2,  # of a trial whose worker is lost
-           settings: Settings | None = None,  # default: those in force here
-           **how: Any,  # what every trial shares of fit: epochs, batch, validation, where, …
-          ) -> Search:
-    "Search hyper-parameters on the workers of a Dask cluster. Raises BadRequest before anything starts, WorkFailed when no trial ends well."
+def search(
+    build: Any,  # fn(features, **parameters) → torch.nn.Module, such as MLP; or a network, whose lr, batch … are searched
+    table: Any,  # as fit takes it: a table or its name, a frame, or arrays (X, y)
+    prep: Any = None,  # the Prep that makes features of a table's rows
+    target: str | None = None,  # the column to predict; default: the prep's
+    *,
+    space: (
+        dict[str, Any] | Callable[[Any], dict]
+    ),  # parameter → log, uniform, integer, choice; or fn(optuna trial) → parameters
+    trials: int = 20,  # in all, those of earlier calls among them
+    minutes: float | None = None,  # after which no trial is begun; those that run are finished
+    metric: str = "val_loss",  # what fit measures after each epoch: val_loss, val_auc, …
+    direction: str | None = None,  # minimize or maximize; default: losses and errors small, everything else large
+    pruner: Any = "halving",  # halving, hyperband, none, or an optuna pruner
+    sampler: Any = "tpe",  # tpe, random, or fn(seed) → optuna sampler
+    seed: int = 0,  # of the proposals and of each training
+    name: str | None = None,  # of the search; default: from a hash of all that decides its outcome
+    client: Any = None,  # a distributed.Client; default: the current one, or a cluster of processes for this call
+    restarts: int = 2,  # of a trial whose worker is lost
+    settings: Settings | None = None,  # default: those in force here
+    **how: Any,  # what every trial shares of fit: epochs, batch, validation, where, …
+) -> Search:
+    """Search hyper-parameters on the workers of a Dask cluster.
+
+    Raises BadRequest before anything starts, WorkFailed when no trial ends well."""
     settings = settings or Settings.load()
     asked = {k: v for k, v in locals().items() if k not in ("how",)}
     ask = SimpleNamespace(**asked)
@@ -557,7 +840,11 @@ def search(build: Any,  # fn(features, **parameters) → torch.nn.Module, such a
     found.network = lambda params: plan(0, params)[0].model
     found.again = lambda **more: search(**asked | how | more)
     held = _claimed(settings, found.name)
-    if held is None: raise BadRequest(f"The search {found.name} is under way in another process.", "Look at it with Search.open(NAME), or wait until it is done.")
+    if held is None:
+        raise BadRequest(
+            f"The search {found.name} is under way in another process.",
+            "Look at it with Search.open(NAME), or wait until it is done.",
+        )
     with held: _carry_out(Searching(found, ask, plan))
     return found
 
@@ -565,39 +852,97 @@ def search(build: Any,  # fn(features, **parameters) → torch.nn.Module, such a
 def _check(ask: SimpleNamespace, how: dict[str, Any]) -> None:
     "Refuse what no trial can make right."
     import optuna
-    own = ("model", "table", "prep", "target", "ranks", "resume", "wait", "client", "settings", "seed", "restarts", "timeout")  # not a trial's to choose
+    # not a trial's to choose
+    own = (
+        "model",
+        "table",
+        "prep",
+        "target",
+        "ranks",
+        "resume",
+        "wait",
+        "client",
+        "settings",
+        "seed",
+        "restarts",
+        "timeout",
+    )
     for k in how: one_of(k, [n for n in inspect.signature(fit).parameters if n not in own], "argument")
     for k, low in (("trials", 1), ("restarts", 0)):
         v = getattr(ask, k)
-        if isinstance(v, bool) or not isinstance(v, int) or v < low: raise BadRequest(f"{k}={v!r} is not possible.", f"Give {k}= a whole number, {low} or more.")
-    if ask.minutes is not None and not ask.minutes > 0: raise BadRequest(f"{ask.minutes} minutes is no time to search in.", "Give a number above 0, or leave minutes= out.")
-    if ask.name is not None and not re.fullmatch(r"\w[\w.-]*", ask.name): raise BadRequest(f"{ask.name!r} cannot name a search.", "Use letters, digits, dots, dashes and underscores.")
+        if isinstance(v, bool) or not isinstance(v, int) or v < low:
+            raise BadRequest(f"{k}={v!r} is not possible.", f"Give {k}= a whole number, {low} or more.")
+    if ask.minutes is not None and not ask.minutes > 0:
+        raise BadRequest(
+            f"{ask.minutes} minutes is no time to search in.", "Give a number above 0, or leave minutes= out."
+        )
+    if ask.name is not None and not re.fullmatch(r"\w[\w.-]*", ask.name):
+        raise BadRequest(f"{ask.name!r} cannot name a search.", "Use letters, digits, dots, dashes and underscores.")
     if callable(ask.space): return
-    if not isinstance(ask.space, dict) or not ask.space: raise BadRequest(f"space={ask.space!r} is not a space.", "Give space=dict(lr=log(1e-4, 1e-1), …), or a function of an Optuna trial that returns the parameters.")
+    if not isinstance(ask.space, dict) or not ask.space:
+        raise BadRequest(
+            f"space={ask.space!r} is not a space.",
+            "Give space=dict(lr=log(1e-4, 1e-1), …), or a function of an Optuna trial that returns the parameters.",
+        )
     for k, d in ask.space.items():
-        if not isinstance(d, optuna.distributions.BaseDistribution): raise BadRequest(f"{k}={d!r} does not say which values to try.", f"Give {k}=log(low, high), uniform(low, high), integer(low, high) or choice(a, b, …).")
+        if not isinstance(d, optuna.distributions.BaseDistribution):
+            raise BadRequest(
+                f"{k}={d!r} does not say which values to try.",
+                f"Give {k}=log(low, high), uniform(low, high), integer(low, high) or choice(a, b, …).",
+            )
     _belong(ask.space, ask.build)
 
 # %% ../../nbs/training/09_search.ipynb #164c1c34
-def _planner(ask: SimpleNamespace, how: dict[str, Any]) -> tuple[Callable[[int, dict], tuple[Any, dict]], Any, dict]:  # (trial, parameters) → job, data; of the simplest network: job, data
+def _planner(
+    ask: SimpleNamespace, how: dict[str, Any]
+) -> tuple[
+    Callable[[int, dict], tuple[Any, dict]], Any, dict
+]:  # (trial, parameters) → job, data; of the simplest network: job, data
     "What makes a trial's training of its parameters."
     from scalai_nb.training.fit import recordable, plan_training
     defaults = {n: p.default for n, p in inspect.signature(fit).parameters.items()}
-    defaults |= how | {"prep": ask.prep, "target": ask.target or getattr(ask.prep, "target", None), "settings": ask.settings, "seed": ask.seed, "ranks": 1}
+    defaults |= how | {
+        "prep": ask.prep,
+        "target": ask.target or getattr(ask.prep, "target", None),
+        "settings": ask.settings,
+        "seed": ask.seed,
+        "ranks": 1,
+    }
     rows, facts, where = _read(ask, defaults)
     def plan(number: int, params: dict) -> tuple[Any, dict]:
         model, given = _shared_out(params, ask.build, how)
         return planned(model, number, given)
     def planned(model: Any, number: int, given: dict) -> tuple[Any, dict]:
-        job, data = plan_training(defaults | given | {"model": model, "table": rows, "where": None if facts else where, "folder": ask.settings.path("fits", _run_id(ask.name or "", number))})
+        job, data = plan_training(
+            defaults
+            | given
+            | {
+                "model": model,
+                "table": rows,
+                "where": None if facts else where,
+                "folder": ask.settings.path("fits", _run_id(ask.name or "", number)),
+            }
+        )
         return replace(job, where=where), data | facts | {"where": recordable(where)}
     return plan, *planned(_probe, 0, {k: v for k, v in how.items() if k != "optimizer"})
 
-def _read(ask: SimpleNamespace, given: dict[str, Any]) -> tuple[Any, dict, Any]:  # rows as fit takes them, what they are where they were read here, filter
+# %% ../../nbs/training/09_search.ipynb #2060cb2c
+def _read(
+    ask: SimpleNamespace, given: dict[str, Any]
+) -> tuple[Any, dict, Any]:  # rows as fit takes them, what they are where they were read here, filter
     from scalai_nb.training.fit import training_rows
     from scalai_nb.training.split import Split
-    if isinstance(ask.table, tuple) or ask.prep is None or given["target"] is None: return ask.table, {}, given["where"]  # fit says what is missing
-    read, facts = training_rows(ask.table, ask.prep, given["target"], given["where"], None if given["validation"] is None else Split.of(given["validation"]), ask.settings)
+    # fit says what is missing
+    if isinstance(ask.table, tuple) or ask.prep is None or given["target"] is None:
+        return ask.table, {}, given["where"]
+    read, facts = training_rows(
+        ask.table,
+        ask.prep,
+        given["target"],
+        given["where"],
+        None if given["validation"] is None else Split.of(given["validation"]),
+        ask.settings,
+    )
     return (ask.table, {}, given["where"]) if isinstance(read, tuple) else (read, facts, given["where"])
 
 def _probe(features: Any, outputs: int = 1) -> Any:
@@ -611,18 +956,48 @@ def _probe(features: Any, outputs: int = 1) -> Any:
 def _found(ask: SimpleNamespace, how: dict[str, Any], job: Any, data: dict) -> Search:
     "The study of this request, as far as it has come; or a new one."
     import optuna
-    epochs, said = _most(ask.space, job.epochs), {k: getattr(ask, k) if isinstance(getattr(ask, k), str) else _told(getattr(ask, k)) for k in ("pruner", "sampler")}
+    epochs, said = _most(ask.space, job.epochs), {
+        k: getattr(ask, k) if isinstance(getattr(ask, k), str) else _told(getattr(ask, k))
+        for k in ("pruner", "sampler")
+    }
     direction = _direction(ask.metric, ask.direction)
-    space = {k: optuna.distributions.distribution_to_json(d) for k, d in ask.space.items()} if isinstance(ask.space, dict) else ask.space
-    content = _digest([ask.build, space, how, ask.metric, direction, said, ask.seed, data, ask.prep and ask.prep.to_json()])  # data names the rows
+    space = (
+        {k: optuna.distributions.distribution_to_json(d) for k, d in ask.space.items()}
+        if isinstance(ask.space, dict)
+        else ask.space
+    )
+    # data names the rows
+    content = _digest(
+        [ask.build, space, how, ask.metric, direction, said, ask.seed, data, ask.prep and ask.prep.to_json()]
+    )
     ask.name = ask.name or f"{job.target or 'y'}-{content[:10]}"
     ask.pruner, ask.sampler = _ways(ask.pruner, ask.sampler, epochs)
-    study = optuna.create_study(study_name=ask.name, storage=_storage(ask.settings), direction=direction, pruner=ask.pruner, load_if_exists=True)
-    about = study.user_attrs.get("about") or {"metric": ask.metric, "direction": direction, "epochs": epochs, "seed": ask.seed, **said, "target": job.target, **{k: data[k] for k in ("table", "version", "rows", "validation_rows")}, "digest": content}
-    if about["digest"] != content: raise BadRequest(f"The search {ask.name} was begun with another network, space, rows or settings.", "Give it another name=, or none.")
+    study = optuna.create_study(
+        study_name=ask.name,
+        storage=_storage(ask.settings),
+        direction=direction,
+        pruner=ask.pruner,
+        load_if_exists=True,
+    )
+    about = study.user_attrs.get("about") or {
+        "metric": ask.metric,
+        "direction": direction,
+        "epochs": epochs,
+        "seed": ask.seed,
+        **said,
+        "target": job.target,
+        **{k: data[k] for k in ("table", "version", "rows", "validation_rows")},
+        "digest": content,
+    }
+    if about["digest"] != content:
+        raise BadRequest(
+            f"The search {ask.name} was begun with another network, space, rows or settings.",
+            "Give it another name=, or none.",
+        )
     study.set_user_attr("about", about)
     return Search(study, ask.settings)
 
+# %% ../../nbs/training/09_search.ipynb #3b5b573e
 def _most(space: Any, epochs: int) -> int:  # epochs of the longest trial
     d = space.get("epochs") if isinstance(space, dict) else None
     return epochs if d is None else max(d.choices) if hasattr(d, "choices") else d.high
@@ -634,20 +1009,29 @@ def _why(ended: list[dict], name: str) -> tuple[str, str]:  # what happened, wha
     if not failed: return f"All {len(ended)} trials were pruned.", 'Give pruner="none", or more epochs.'
     alike = lambda reason: re.sub(r"\d+(\.\d+)?", "#", reason)
     kind, n = Counter(map(alike, failed)).most_common(1)[0]
-    return f"None of {len(ended)} trials ended well; {n} failed with: {next(r for r in failed if alike(r) == kind)}", f"Search.open({name!r}).trials has all reasons."
+    return (
+        f"None of {len(ended)} trials ended well; {n} failed with: {next(r for r in failed if alike(r) == kind)}",
+        f"Search.open({name!r}).trials has all reasons.",
+    )
 
 # %% ../../nbs/training/09_search.ipynb #5c3d1520
 def _carry_out(s: Searching) -> None:
     "Train what is wanted, and leave nothing behind, however it ends."
     from scalai_nb.training.pool import Pool
     left, done, state = s.requeue(), len(s.ended()), "interrupted"
-    if done or left: print(f"search {s.found.name}: {done} of {s.ask.trials} trials had ended" + f", {len(left)} had begun and go on where they were"*bool(left), file=sys.stderr)
+    if done or left:
+        print(
+            f"search {s.found.name}: {done} of {s.ask.trials} trials had ended"
+            + f", {len(left)} had begun and go on where they were" * bool(left),
+            file=sys.stderr,
+        )
     try:
         with _team(s) as team, progress(total=s.ask.trials, label="search", unit="trials") as bar:
             if team:
                 s.journal = Journal(s.found)  # while agents import torch
                 _train(s, Pool(team), bar)
-            elif not s.study.user_attrs.get("closed"): s.journal = Journal(s.found)  # killed after its last trial
+            elif not s.study.user_attrs.get("closed"):
+                s.journal = Journal(s.found)  # killed after its last trial
         state = "done" if best_row(s.ended(), s.found.about["direction"]) else "failed"
     finally:
         s.requeue()
@@ -658,6 +1042,7 @@ def _carry_out(s: Searching) -> None:
         s.say(state)
     if state == "failed": raise WorkFailed(*_why(s.ended(), s.found.name))
 
+# %% ../../nbs/training/09_search.ipynb #d7bab476
 def _train(s: Searching, pool: Any, bar: progress) -> None:
     s.threads = pool.crew.threads
     while s.wants() or s.going:
@@ -665,8 +1050,12 @@ def _train(s: Searching, pool: Any, bar: progress) -> None:
         for key, kind, *told in pool.hear(): s.hear(pool, key, kind, *told)
         if len(s.ended()) > bar.done:
             best = best_row(s.ended(), s.found.about["direction"])
-            bar.update(len(s.ended()) - bar.done, f"best {s.ask.metric} {best['value']:.4g} of trial {best['trial']}" if best else "")
+            bar.update(
+                len(s.ended()) - bar.done,
+                f"best {s.ask.metric} {best['value']:.4g} of trial {best['trial']}" if best else "",
+            )
 
+# %% ../../nbs/training/09_search.ipynb #d7b72732
 @contextmanager
 def _team(s: Searching) -> Iterator[Any]:  # a launch.ProcessGroup; None where nothing is to be done
     "Agents on all workers of the cluster; their trials use the threads that Dask gives a worker."
@@ -674,11 +1063,17 @@ def _team(s: Searching) -> Iterator[Any]:  # a launch.ProcessGroup; None where n
     from scalai_nb.training.fit import PRELOAD, existing_client
     from scalai_nb.training.launch import ProcessGroup, current_client, workers_of
     ask, c = s.ask, s.ask.settings.cluster
-    if not s.wants(): yield None
+    if not s.wants():
+        yield None
     else:
         with existing_client(ask.client, ask.settings) as client:
             client = client or current_client()
-            own = nullcontext(client) if client else cluster(ask.settings, kind=apart(ask.settings), workers=min(c.workers, ask.trials), default=False)
+            own = (
+                nullcontext(client)
+                if client
+                else cluster(ask.settings, kind=apart(ask.settings), workers=min(c.workers, ask.trials), default=False)
+            )
             with own as client:
                 threads = [w["nthreads"] for w in workers_of(client).values()]
-                with ProcessGroup(client, max(1, len(threads)), min(threads, default=1), PRELOAD) as team: yield team
+                with ProcessGroup(client, max(1, len(threads)), min(threads, default=1), PRELOAD) as team:
+                    yield team

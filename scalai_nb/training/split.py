@@ -33,8 +33,10 @@ class Split:
             if len(given) == 2: return cls(given[0], "==", given[1])
             if len(given) == 3 and given[1] in (">=", "=="): return cls(*given)
             if len(given) == 3 and given[1] == "fold" and given[2] in range(FOLDS): return cls(*given)
-        raise BadRequest(f"Validation by {given!r} does not fit a table.",
-                         f'Write it as ("fold", 0), (TIME, ">=", WHEN) or (GROUP, "fold", 0), a fold from 0 to {FOLDS - 1}.')
+        raise BadRequest(
+            f"Validation by {given!r} does not fit a table.",
+            f'Write it as ("fold", 0), (TIME, ">=", WHEN) or (GROUP, "fold", 0), a fold from 0 to {FOLDS - 1}.',
+        )
 
 # %% ../../nbs/training/05_split.ipynb #cf8c53df
 @patch
@@ -45,7 +47,11 @@ def mask(self: Split,
     column = rows[self.column].combine_chunks()
     if pa.types.is_dictionary(column.type): column = column.dictionary_decode()
     missing = column.null_count + (pc.sum(pc.is_nan(column)).as_py() or 0 if pa.types.is_floating(column.type) else 0)
-    if missing: raise BadRequest(f"{missing} of {len(column)} rows have no {self.column!r}: they are neither learnt from nor kept aside.", f'Leave them out with where=, or part the rows by another column.')
+    if missing:
+        raise BadRequest(
+            f"{missing} of {len(column)} rows have no {self.column!r}: they are neither learnt from nor kept aside.",
+            f'Leave them out with where=, or part the rows by another column.',
+        )
     if self.how == "fold": return self.held(rows.select([self.column]))
     return (pc.equal if self.how == "==" else pc.greater_equal)(column, _scalar(self.value, column.type, self.column))
 
@@ -55,6 +61,7 @@ def held(self: Split, rows: pa.Table) -> pa.Array:  # of booleans
     from scalai_nb.data.hashing import fold  # compiles; a rank of a training without folds does not wait for it
     return pa.array(fold(rows, self.column, FOLDS) == self.value)
 
+# %% ../../nbs/training/05_split.ipynb #b0d44a56
 def _scalar(value: Any, kind: pa.DataType, column: str) -> pa.Scalar:
     import pandas as pd
     try:
@@ -64,7 +71,9 @@ def _scalar(value: Any, kind: pa.DataType, column: str) -> pa.Scalar:
         if pa.types.is_date(kind): return pa.scalar(pd.Timestamp(value).date(), kind)
         return pa.scalar(value, kind)
     except (pa.ArrowException, TypeError, ValueError) as e:
-        raise BadRequest(f"{value!r} cannot be compared with {column!r}, which is {kind}.", "Give a value of that type.") from e
+        raise BadRequest(
+            f"{value!r} cannot be compared with {column!r}, which is {kind}.", "Give a value of that type."
+        ) from e
 
 # %% ../../nbs/training/05_split.ipynb #3b5bd826
 @patch
@@ -91,7 +100,8 @@ def content(X: Any,  # (N, …) array or tensor
     out = np.empty(len(rows), np.uint64)
     for start in range(0, len(rows), 65_536):
         part = rows[start:start + 65_536]
-        part = np.ascontiguousarray(part + 0 if part.dtype.kind == "f" else part).reshape(len(part), -1)  # -0.0 + 0 is 0.0
+        # -0.0 + 0 is 0.0
+        part = np.ascontiguousarray(part + 0 if part.dtype.kind == "f" else part).reshape(len(part), -1)
         raw = part.view(np.uint8).reshape(len(part), -1)
         words = np.pad(raw, ((0, 0), (0, -raw.shape[1] % 8))).view(np.uint64)
         h = np.zeros(len(part), np.uint64)
@@ -99,6 +109,7 @@ def content(X: Any,  # (N, …) array or tensor
         out[start:start + 65_536] = h
     return out
 
+# %% ../../nbs/training/05_split.ipynb #0d8f6228
 def train_validation_split(X: Any,  # (N, …) array or tensor
            y: Any,  # (N,)
            validation: Any,  # ("fold", 0 … 4), a mask of the rows to keep aside, or arrays (X, y) of their own
@@ -107,11 +118,23 @@ def train_validation_split(X: Any,  # (N, …) array or tensor
     from scalai_nb.data.hashing import mix
     given = validation
     if isinstance(given, tuple) and len(given) == 2 and not isinstance(given[0], str):
-        if len(given[0]) != len(given[1]): raise BadRequest(f"The validation's X has {len(given[0])} rows and its y has {len(given[1])}.", "Give one target a row.")
-        known = int(np.isin(content(given[0]), content(X)).sum()) if np.asarray(X).dtype == np.asarray(given[0]).dtype else 0
+        if len(given[0]) != len(given[1]):
+            raise BadRequest(
+                f"The validation's X has {len(given[0])} rows and its y has {len(given[1])}.", "Give one target a row."
+            )
+        known = (
+            int(np.isin(content(given[0]), content(X)).sum())
+            if np.asarray(X).dtype == np.asarray(given[0]).dtype
+            else 0
+        )
         return (X, y), given, f"{known} of the {len(given[1])} rows kept aside are also learnt from" if known else ""
     if isinstance(given, tuple) and len(given) == 2 and given[0] == "fold" and given[1] in range(FOLDS):
         kept = mix(content(X), "fold")%np.uint64(FOLDS) == np.uint64(given[1])
-    elif getattr(given, "ndim", 0) == 1 and len(given) == len(y) and np.asarray(given).dtype == bool: kept = np.asarray(given)
-    else: raise BadRequest(f"Validation by {given!r} does not fit arrays.", f'Write it as ("fold", 0) to ("fold", {FOLDS - 1}), a boolean mask of {len(y)} rows, or arrays (X, y).')
+    elif getattr(given, "ndim", 0) == 1 and len(given) == len(y) and np.asarray(given).dtype == bool:
+        kept = np.asarray(given)
+    else:
+        raise BadRequest(
+            f"Validation by {given!r} does not fit arrays.",
+            f'Write it as ("fold", 0) to ("fold", {FOLDS - 1}), a boolean mask of {len(y)} rows, or arrays (X, y).',
+        )
     return (X[~kept], y[~kept]), (X[kept], y[kept]), ""

@@ -24,20 +24,39 @@ def read(source: str | Path,  # FILE.safetensors, FILE.pt, .pth or .bin, or a Hu
 
 def _files(source: Path) -> list[Path]:
     if source.is_file(): return [source]
-    for name in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"):
+    for name in (
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+    ):
         if not (source/name).is_file(): continue
-        if name.endswith(".json"): return [source/part for part in sorted(set(json.loads((source/name).read_text())["weight_map"].values()))]
+        if name.endswith(".json"):
+            return [
+                source / part for part in sorted(set(json.loads((source / name).read_text())["weight_map"].values()))
+            ]
         return [source/name]
-    raise BadRequest(f"There are no weights in {source}.", "Give a .safetensors or .pt file, or a folder with a model.safetensors.")
+    raise BadRequest(
+        f"There are no weights in {source}.", "Give a .safetensors or .pt file, or a folder with a model.safetensors."
+    )
 
+# %% ../../nbs/training/01_transfer.ipynb #97748907
 def _read(file: Path) -> Iterator[tuple[str, Any]]:
     import pickle
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
-    try: found = load_file(file) if file.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True)
+    try:
+        found = (
+            load_file(file)
+            if file.suffix == ".safetensors"
+            else torch.load(file, map_location="cpu", weights_only=True)
+        )
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as e:
-        raise BadRequest(f"{file} does not hold weights and nothing else: {str(e).splitlines()[0]}", "Ask its maker for safetensors.") from e
+        raise BadRequest(
+            f"{file} does not hold weights and nothing else: {str(e).splitlines()[0]}",
+            "Ask its maker for safetensors.",
+        ) from e
     found = found.get("state_dict", found) if isinstance(found, dict) else None
     if not isinstance(found, dict) or not all(isinstance(v, torch.Tensor) for v in found.values()):
         raise BadRequest(f"{file} is no state dict.", "Save it with torch.save(model.state_dict(), FILE).")
@@ -61,11 +80,19 @@ def take(model: Any,  # a torch.nn.Module; changed
     found = {name.removeprefix(prefix): v for name, v in found.items() if name.startswith(prefix)}
     own = model.state_dict()
     fits = {name: v for name, v in found.items() if name in own and own[name].shape == v.shape}
-    if not fits: raise BadRequest(f"None of the {len(found)} weights fits {type(model).__name__}.", f"It has {', '.join(list(own)[:3])}, …; there is {', '.join(list(found)[:3]) or 'nothing'}, …: give prefix=.")
+    if not fits:
+        raise BadRequest(
+            f"None of the {len(found)} weights fits {type(model).__name__}.",
+            f"It has {', '.join(list(own)[:3])}, …; there is {', '.join(list(found)[:3]) or 'nothing'}, …: give"
+            " prefix=.",
+        )
     with torch.no_grad():
         for name, v in fits.items(): own[name].copy_(v)
-    return Taken([n for n in own if n in fits], [n for n in own if n not in fits], sorted(n for n in found if n not in fits))
+    return Taken(
+        [n for n in own if n in fits], [n for n in own if n not in fits], sorted(n for n in found if n not in fits)
+    )
 
+# %% ../../nbs/training/01_transfer.ipynb #7720b4c8
 def freeze(model: Any,  # a torch.nn.Module; changed
            *patterns: str,  # of parameter names: "encoder.*"
           ) -> list[str]:  # the names that are held still

@@ -11,7 +11,14 @@ from html import escape
 from .style import View, chip, headline, html, listed, number, several, table
 
 # %% ../../nbs/view/10_decisions.ipynb #357124ca
-OUTCOMES = {"promoted": "retrained", "rolled_back": "back", "pending": "pending", "shadow": "shadow", "failed": "failed", "refused": "refused"}
+OUTCOMES = {
+    "promoted": "retrained",
+    "rolled_back": "back",
+    "pending": "pending",
+    "shadow": "shadow",
+    "failed": "failed",
+    "refused": "refused",
+}
 
 def standing(decision: dict) -> str:  # a key of CASES
     "How a window left the model."
@@ -20,31 +27,89 @@ def standing(decision: dict) -> str:  # a key of CASES
     if decision["action"] == "alert" and e.get("called_by") in ("loss", "estimate"): return "held"
     return "well" if decision["action"] == "keep" else "moved" if "auc_worse" in e else "blind"
 
+# %% ../../nbs/view/10_decisions.ipynb #714a6935
 CASES = {  # standing -> level, sentence, what needs somebody
     "well": ("good", "All is well: since {since} nothing that matters moved.", "nothing"),
     "moved": ("attention", "The scores hold, but in {period} {what} moved.", "look at why {what} moved"),
-    "blind": ("attention", "In {period} {what} moved, and no labels say yet what it cost.", "bring labels for {period}, or look at why {what} moved"),
-    "pending": ("act", "The scores are failing since {period}, and no new model has been tried yet.", "run the retraining of {period}"),
-    "held": ("act", "The scores are failing since {period}, and the rules of [retrain] hold a new model back: version {after} still serves.", "read in the log of {period} what it waits for"),
-    "shadow": ("attention", "The scores are failing since {period}; a new model runs in the shadow of version {after}.", "nothing yet: the labels of {next} decide"),
-    "failed": ("act", "The scores are failing since {period}, and the retraining never ended: version {after} still serves.", "run the retraining of {period} again"),
-    "back": ("attention", "In {period} the newest model did worse than the one before: version {after} is back in service.", "nothing; {next} will show whether it holds"),
-    "refused": ("act", "The scores are failing since {period}, and the new model was not better: version {after} still serves.", "look into {period} with the people who make the data"),
-    "retrained": ("good", "The scores of {period} failed, and a new model was promoted: version {after} serves.", "nothing; {next} will show whether it holds")}
+    "blind": (
+        "attention",
+        "In {period} {what} moved, and no labels say yet what it cost.",
+        "bring labels for {period}, or look at why {what} moved",
+    ),
+    "pending": (
+        "act",
+        "The scores are failing since {period}, and no new model has been tried yet.",
+        "run the retraining of {period}",
+    ),
+    "held": (
+        "act",
+        (
+            "The scores are failing since {period}, and the rules of [retrain] hold a new model back: version {after}"
+            " still serves."
+        ),
+        "read in the log of {period} what it waits for",
+    ),
+    "shadow": (
+        "attention",
+        "The scores are failing since {period}; a new model runs in the shadow of version {after}.",
+        "nothing yet: the labels of {next} decide",
+    ),
+    "failed": (
+        "act",
+        "The scores are failing since {period}, and the retraining never ended: version {after} still serves.",
+        "run the retraining of {period} again",
+    ),
+    "back": (
+        "attention",
+        "In {period} the newest model did worse than the one before: version {after} is back in service.",
+        "nothing; {next} will show whether it holds",
+    ),
+    "refused": (
+        "act",
+        "The scores are failing since {period}, and the new model was not better: version {after} still serves.",
+        "look into {period} with the people who make the data",
+    ),
+    "retrained": (
+        "good",
+        "The scores of {period} failed, and a new model was promoted: version {after} serves.",
+        "nothing; {next} will show whether it holds",
+    ),
+}
 
+# %% ../../nbs/view/10_decisions.ipynb #73f5b3b1
 def summary(decisions: list[dict],  # of one model, oldest first
            ) -> tuple[str, str, dict[str, str]]:  # level, sentence, facts
     "Is everything well, since when, what needs me."
-    if not decisions: return "unknown", "No window has been judged yet: run `scalai demo`, or score a window and let the monitor judge it.", {}
+    if not decisions:
+        return (
+            "unknown",
+            "No window has been judged yet: run `scalai demo`, or score a window and let the monitor judge it.",
+            {},
+        )
     last, kind = decisions[-1], standing(decisions[-1])
     alike = next((i for i in range(len(decisions) - 1, -1, -1) if standing(decisions[i]) != kind), -1)
     since, e = decisions[alike + 1]["period"], last["evidence"]
-    say = {"since": since, "period": last["period"], "what": listed(e.get("drifted", [])) or "the inputs", "after": last["version_after"], "next": "the next window"}
+    say = {
+        "since": since,
+        "period": last["period"],
+        "what": listed(e.get("drifted", [])) or "the inputs",
+        "after": last["version_after"],
+        "next": "the next window",
+    }
     level, sentence, need = CASES[kind]
     auc = number(e.get("auc"))
     need = need.format(**say)
-    facts = {"Needs you": need[:1].upper() + need[1:], "Like this since": since, "In service": f"{last['model']}, version {last['version_after']}",
-             "AUC in " + last["period"]: f"{auc}, usual {number(e.get('auc_reference'))}" if auc != "–" else f"about {number(e.get('estimate_auc'))}, no labels yet"}
+    facts = {
+        "Needs you": need[:1].upper() + need[1:],
+        "Like this since": since,
+        "In service": f"{last['model']}, version {last['version_after']}",
+        "AUC in "
+        + last["period"]: (
+            f"{auc}, usual {number(e.get('auc_reference'))}"
+            if auc != "–"
+            else f"about {number(e.get('estimate_auc'))}, no labels yet"
+        ),
+    }
     return level, sentence.format(**say), facts
 
 # %% ../../nbs/view/10_decisions.ipynb #9b339918
@@ -53,24 +118,66 @@ DONE = {"keep": ("good", "keep"), "alert": ("attention", "alert"), "retrain": ("
 def outcome(decision: dict) -> str:
     "How it ended, in words."
     before, after = decision["version_before"], decision["version_after"]
-    return {"promoted": f"version {before} → {after}", "rolled_back": f"rolled back, version {before} → {after}", "shadow": f"version {after}, a shadow beside it",
-            "failed": f"never ended, version {after} stays", "pending": "pending", "refused": f"refused, version {after} stays"}.get(decision["outcome"], f"version {after} stays")
+    return {
+        "promoted": f"version {before} → {after}",
+        "rolled_back": f"rolled back, version {before} → {after}",
+        "shadow": f"version {after}, a shadow beside it",
+        "failed": f"never ended, version {after} stays",
+        "pending": "pending",
+        "refused": f"refused, version {after} stays",
+    }.get(decision["outcome"], f"version {after} stays")
 
+# %% ../../nbs/view/10_decisions.ipynb #0edc0b85
 def log_table(decisions: list[dict], chosen: str = "",  # the window that is looked at
              ) -> str:  # HTML, newest first
     "The decisions, with the figures that they stood on."
     def row(d):
         e = d["evidence"]
-        guess = "–" if number(e.get("estimate_auc")) == "–" else number(e["estimate_auc"]) + ("" if e.get("estimate_trusted", True) else '<br><span class="soft">not trusted</span>')
-        settled = [r for r in d.get("settled", []) if r in d["reasons"]]  # how a retraining ended is told whatever else is left out
+        guess = (
+            "–"
+            if number(e.get("estimate_auc")) == "–"
+            else number(e["estimate_auc"])
+            + ("" if e.get("estimate_trusted", True) else '<br><span class="soft">not trusted</span>')
+        )
+        # how a retraining ended is told whatever else is left out
+        settled = [r for r in d.get("settled", []) if r in d["reasons"]]
         told = [r for r in d["reasons"] if r not in settled]
-        return [escape(d["period"]), f"{e.get('rows', 0):,}", number(e.get("auc")), number(e.get("auc_reference")), guess, chip(*DONE[d["action"]]), escape(outcome(d)), "<br>".join(map(escape, told[:4]))
-                + (f'<br><span class="soft">and {several(len(told) - 4, "more reason")}</span>' if len(told) > 4 else "") + "".join(f"<br><b>{escape(r)}</b>" for r in settled)
-                + (f'<details><summary>what it was held against</summary><span class="soft">{escape(d["against"])}</span></details>' if d.get("against") else "")]
+        return [
+            escape(d["period"]),
+            f"{e.get('rows', 0):,}",
+            number(e.get("auc")),
+            number(e.get("auc_reference")),
+            guess,
+            chip(*DONE[d["action"]]),
+            escape(outcome(d)),
+            "<br>".join(map(escape, told[:4]))
+            + (f'<br><span class="soft">and {several(len(told) - 4, "more reason")}</span>' if len(told) > 4 else "")
+            + "".join(f"<br><b>{escape(r)}</b>" for r in settled)
+            + (
+                '<details><summary>what it was held against</summary><span'
+                f' class="soft">{escape(d["against"])}</span></details>'
+                if d.get("against")
+                else ""
+            ),
+        ]
     newest = decisions[::-1]
     marked = next((i for i, d in enumerate(newest) if d["period"] == chosen), None)
-    return table({"window": "name", "rows": "num", "AUC": "num", "usual": "num", "estimated": "num", "decision": "", "model": "whole", "why": ""}, [row(d) for d in newest], marked)
+    return table(
+        {
+            "window": "name",
+            "rows": "num",
+            "AUC": "num",
+            "usual": "num",
+            "estimated": "num",
+            "decision": "",
+            "model": "whole",
+            "why": "",
+        },
+        [row(d) for d in newest],
+        marked,
+    )
 
+# %% ../../nbs/view/10_decisions.ipynb #46d719ce
 def decisions_view(decisions: list[dict]) -> View:
     "The sentence and the log."
     told = headline(*summary(decisions)) + (log_table(decisions) if decisions else "")

@@ -28,36 +28,49 @@ from .style import View, chip, controls, duration, follow, headline, html, table
 # %% ../../nbs/view/17_form.ipynb #9a16b30d
 CHOOSE = type("Choose", (), {"__repr__": lambda self: "choose"})()  # of a list whose parameter has no default
 
-
 def kinds(type_: object) -> tuple[object, bool]:  # the type without None, and whether None is allowed
     args = get_args(type_)
     if NoneType not in args: return type_, False
     rest = tuple(a for a in args if a is not NoneType)
     return (rest[0] if len(rest) == 1 else type_), True
 
-
 def as_text(value: object) -> str:
     "A default as a person would type it."
     if value in (REQUIRED, COMPUTED, None): return ""
     return json.dumps(plain(value)) if isinstance(value, (list, dict, tuple)) else str(plain(value))
 
-
+# %% ../../nbs/view/17_form.ipynb #4d0fe068
 def control(p: Parameter,
             width: int = 12,  # characters for its name
            ) -> w.DOMWidget:
     "What a parameter is set by."
     kind, none = kinds(p.type)
     known = None if p.default in (REQUIRED, COMPUTED) else p.default
-    label = dict(description=p.name, style={"description_width": f"{width*.6 + .6:.1f}rem"}, layout=w.Layout(width=f"{width*.6 + 18:.1f}rem"))
-    if get_origin(kind) is Literal or kind is bool and (none or known is None):  # of a bool there are three answers then
+    label = dict(
+        description=p.name,
+        style={"description_width": f"{width*.6 + .6:.1f}rem"},
+        layout=w.Layout(width=f"{width*.6 + 18:.1f}rem"),
+    )
+    # of a bool there are three answers then
+    if get_origin(kind) is Literal or kind is bool and (none or known is None):
         options = [(str(v).lower() if isinstance(v, bool) else str(v), v) for v in get_args(kind) or (True, False)]
         if p.default in (REQUIRED, COMPUTED): options.insert(0, ("choose …" if p.required else "as computed", CHOOSE))
-        return w.Dropdown(options=options + [("none", None)]*none, value=CHOOSE if p.default in (REQUIRED, COMPUTED) else known, **label)
+        return w.Dropdown(
+            options=options + [("none", None)] * none,
+            value=CHOOSE if p.default in (REQUIRED, COMPUTED) else known,
+            **label,
+        )
     if kind is bool: return w.Checkbox(value=known, indent=False, **label)
     if kind is date: return w.DatePicker(value=known, **label)
     if kind is datetime and getattr(known, "tzinfo", None) is None: return w.NaiveDatetimePicker(value=known, **label)
-    hint = "env:NAME or file:PATH" if kind is Secret else "computed by the notebook" if p.default is COMPUTED else "none" if none else ""
-    return (w.Textarea if "\n" in as_text(p.default) else w.Text)(value=as_text(p.default), placeholder=hint, continuous_update=False, **label)
+    hint = (
+        "env:NAME or file:PATH"
+        if kind is Secret
+        else "computed by the notebook" if p.default is COMPUTED else "none" if none else ""
+    )
+    return (w.Textarea if "\n" in as_text(p.default) else w.Text)(
+        value=as_text(p.default), placeholder=hint, continuous_update=False, **label
+    )
 
 # %% ../../nbs/view/17_form.ipynb #b06bf4a0
 class Field(w.VBox):
@@ -80,39 +93,57 @@ class Field(w.VBox):
     def look(self) -> bool:  # whether it is right
         try:
             for value in self.given.values(): conform(self.parameter, value)
-        except BadRequest as e: self.wrong.value = f'<div role="alert" class="wrong">{escape(e.message)}<br>{escape(e.hint)}</div>'
-        else: self.wrong.value = ""
+        except BadRequest as e:
+            self.wrong.value = f'<div role="alert" class="wrong">{escape(e.message)}<br>{escape(e.hint)}</div>'
+        else:
+            self.wrong.value = ""
         return not self.wrong.value
 
 # %% ../../nbs/view/17_form.ipynb #e061b59e
 COMMAND = [sys.executable, "-c", "from scalai_nb.cli import main; main()"]
 
-
+# %% ../../nbs/view/17_form.ipynb #3d802fa0
 class Started:
     "A run in a process of its own, which outlives this kernel."
     def __init__(self, notebook: Path, given: dict, settings: Settings):
         self.record, self.said, self.run, self.cell = Record(settings), tempfile.TemporaryFile(), None, None
         known = {"SCALAI_SETTINGS": str(settings.file)} if settings.file.is_file() else {}
-        self.process = subprocess.Popen([*COMMAND, "run", str(notebook), "--parameters", "-", "--json"], cwd=settings.root, env=os.environ | known,
-                                        stdin=subprocess.PIPE, stdout=self.said, stderr=subprocess.DEVNULL, start_new_session=True)
+        self.process = subprocess.Popen(
+            [*COMMAND, "run", str(notebook), "--parameters", "-", "--json"],
+            cwd=settings.root,
+            env=os.environ | known,
+            stdin=subprocess.PIPE,
+            stdout=self.said,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         self.process.stdin.write(json.dumps(plain(given)).encode())
         self.process.stdin.close()
         self.who = identity(self.process.pid)
 
     @property
-    def ended(self) -> bool: return self.process.poll() is not None
+    def ended(self) -> bool:
+        return self.process.poll() is not None
 
     def look(self) -> JobRun | None:  # None: it has not begun
         "The run as the record has it, and the cell as the log has it."
-        if self.run is None: self.run = next((r for r in self.record.runs(nested=True, limit=20) if r.process == self.who), None)
+        if self.run is None:
+            self.run = next((r for r in self.record.runs(nested=True, limit=20) if r.process == self.who), None)
         if self.run is None: return None
         self.run = self.record.get(self.run.id)
-        self.cell = next((e["cell"] for e in reversed(tail(self.record.folder(self.run.id)/"log.jsonl")) if e.get("cell") is not None), self.cell)
+        self.cell = next(
+            (
+                e["cell"]
+                for e in reversed(tail(self.record.folder(self.run.id) / "log.jsonl"))
+                if e.get("cell") is not None
+            ),
+            self.cell,
+        )
         return self.run
 
     def stop(self): self.process.send_signal(signal.SIGTERM)
 
-
+# %% ../../nbs/view/17_form.ipynb #0636c317
 def tail(path: Path, most: int = 1 << 16) -> list[dict]:
     "The last whole lines of a log."
     if not path.exists(): return []
@@ -123,8 +154,8 @@ def tail(path: Path, most: int = 1 << 16) -> list[dict]:
     return [json.loads(line) for line in lines if line.endswith(b"\n")]
 
 # %% ../../nbs/view/17_form.ipynb #5791d211
-def two_lines(error: ScalaiError) -> str: return f'<p role="alert" class="wrong">{escape(error.message)}<br>{escape(error.hint)}</p>'
-
+def two_lines(error: ScalaiError) -> str:
+    return f'<p role="alert" class="wrong">{escape(error.message)}<br>{escape(error.hint)}</p>'
 
 def standing(started: Started) -> str:  # HTML
     "How a started run stands."
@@ -133,32 +164,50 @@ def standing(started: Started) -> str:  # HTML
     if run is None: return f'<p role="status">{chip("running", "starting")}</p>'
     if not started.ended:
         at = "" if started.cell is None else f"cell {started.cell + 1} of {run.cells} · "
-        return f'<p role="status">{chip(LEVEL.get(run.state, "running"), run.state)} {at}{duration(took(run))}</p>{last_line(started)}'
-    facts = {"Run": run.id, "Notebook as it ran": os.path.relpath(run.output, started.record.settings.root), "Took": duration(run.seconds)}
+        return (
+            f'<p role="status">{chip(LEVEL.get(run.state, "running"), run.state)}'
+            f' {at}{duration(took(run))}</p>{last_line(started)}'
+        )
+    facts = {
+        "Run": run.id,
+        "Notebook as it ran": os.path.relpath(run.output, started.record.settings.root),
+        "Took": duration(run.seconds),
+    }
     shown = headline(LEVEL[run.state], f"{run.name} {run.state.replace('_', ' ')}", facts)
-    try: run.raise_for_state()
+    try:run.raise_for_state()
     except ScalaiError as e: return shown + two_lines(e)
     rows = [[escape(k), escape(json.dumps(plain(v))[:400])] for k, v in run.results.items()]
     return shown + (table({"result": "name", "value": ""}, rows) if rows else "")
 
-
+# %% ../../nbs/view/17_form.ipynb #2b4517ad
 def last_line(started: Started) -> str:
-    text = next((e["text"] for e in reversed(tail(started.record.folder(started.run.id)/"log.jsonl")) if e.get("type") == "stream" and e["text"].strip()), "")
+    text = next(
+        (
+            e["text"]
+            for e in reversed(tail(started.record.folder(started.run.id) / "log.jsonl"))
+            if e.get("type") == "stream" and e["text"].strip()
+        ),
+        "",
+    )
     return f'<pre>{escape(text.strip().splitlines()[-1][:200])}</pre>' if text else ""
-
 
 def refusal(started: Started) -> ScalaiError:
     "Why nothing began."
     started.said.seek(0)
-    try: error = json.loads(started.said.read())["error"]
-    except (ValueError, KeyError): return ScalaiError(f"The engine ended with {started.process.returncode} before it began.", "Run the notebook in a terminal to see why: scalai run NOTEBOOK")
+    try:
+        error = json.loads(started.said.read())["error"]
+    except (ValueError, KeyError):
+        return ScalaiError(
+            f"The engine ended with {started.process.returncode} before it began.",
+            "Run the notebook in a terminal to see why: scalai run NOTEBOOK",
+        )
     return ScalaiError(error["message"], error["hint"], error["kind"])
 
 # %% ../../nbs/view/17_form.ipynb #be8419cd
 LOOK = """<style>.scalai .field { margin: .1rem 0 } .scalai .field code { font-size: .82em } .scalai .field .controls { align-items: center } .scalai .field .controls .widget-html, .scalai .field .controls .widget-html-content { width: auto } .scalai .wrong { border-left: 4px solid #d9640f; padding: .1rem .7rem; margin: .2rem 0; overflow-wrap: anywhere }
 .scalai .field input[type="text"], .scalai .field input[type="date"], .scalai .field input[type="datetime-local"], .scalai .field select { height: auto; min-height: 2rem; max-width: 100% }</style>"""
 
-
+# %% ../../nbs/view/17_form.ipynb #fa463d9f
 class Form(View):
     "The parameters of a notebook, a button that runs it, one that stops it, and how it stands."
     def __init__(self, notebook: Path, settings: Settings):

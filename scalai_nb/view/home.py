@@ -38,20 +38,41 @@ class Line:
 
     @property
     def needs(self) -> bool: return self.level in ("attention", "act")
-
 WORDS = {"good": "well", "attention": "look", "act": "act", "unknown": "not known", "running": "at work"}
 
+# %% ../../nbs/view/26_home.ipynb #37187dfd
 def lines_table(lines: list[Line]) -> str:  # HTML
     "What needs somebody first."
     order = sorted(lines, key=lambda x: ("act", "attention", "running", "good", "unknown").index(x.level))
     name = lambda x: leads(x.app, x.what, **x.state) if x.app else escape(x.what)
-    return table({"thing": "name title", "is": "", "how it stands": "wide", "since": "whole", "needs you": ""}, [[name(x), chip(x.level, WORDS[x.level]), escape(x.sentence), escape(x.since) or nothing(), escape(x.need) or nothing("nothing")] for x in order])
+    return table(
+        {"thing": "name title", "is": "", "how it stands": "wide", "since": "whole", "needs you": ""},
+        [
+            [
+                name(x),
+                chip(x.level, WORDS[x.level]),
+                escape(x.sentence),
+                escape(x.since) or nothing(),
+                escape(x.need) or nothing("nothing"),
+            ]
+            for x in order
+        ],
+    )
 
+# %% ../../nbs/view/26_home.ipynb #74e6962d
 def summary(lines: list[Line]) -> tuple[str, str, dict[str, str]]:  # level, sentence, facts
     "Is everything well, and what needs me."
     needing, known = [x for x in lines if x.needs], [x for x in lines if x.level != "unknown"]
-    if not known and not needing: return "unknown", "Nothing has happened in this workspace yet: run `scalai demo`, or `scalai ingest URI TABLE`.", {}
-    facts = {"Needs you": several(len(needing), "thing") if needing else "Nothing", "Well": f"{sum(x.level in ('good', 'running') for x in lines)} of {len(lines)}"}
+    if not known and not needing:
+        return (
+            "unknown",
+            "Nothing has happened in this workspace yet: run `scalai demo`, or `scalai ingest URI TABLE`.",
+            {},
+        )
+    facts = {
+        "Needs you": several(len(needing), "thing") if needing else "Nothing",
+        "Well": f"{sum(x.level in ('good', 'running') for x in lines)} of {len(lines)}",
+    }
     if not needing:
         known = [x.sentence for x in lines if x.open]
         return "good", " ".join(["Nothing needs you.", *known]) if known else "All is well.", facts
@@ -65,31 +86,102 @@ def of_runs(settings: Settings) -> list[Line]:
     found = record.runs(limit=40)
     failed = runs.open_failures(found)
     level, sentence, facts = runs.summary([record.get(r.id) if r in failed else r for r in found])
-    return [Line("Runs", level, sentence, facts.get("Failed", ""), f"Look at {listed(r.name for r in failed)}" if failed else "", "runs", {"run": failed[0].id} if failed else {})]
+    return [
+        Line(
+            "Runs",
+            level,
+            sentence,
+            facts.get("Failed", ""),
+            f"Look at {listed(r.name for r in failed)}" if failed else "",
+            "runs",
+            {"run": failed[0].id} if failed else {},
+        )
+    ]
 
+# %% ../../nbs/view/26_home.ipynb #a6f85e71
 def of_schedules(settings: Settings) -> list[Line]:
     "Those that fail, those that nobody starts, and when the next one comes."
     found = Timetable(settings).overview()
     if not found: return [Line("Schedules", "unknown", "Nothing is scheduled.")]
-    fails, waits, paused = ([s for s in found if test(s)] for test in (lambda s: s["failing_since"], lambda s: s["overdue"], lambda s: s["paused"]))
+    fails, waits, paused = (
+        [s for s in found if test(s)]
+        for test in (lambda s: s["failing_since"], lambda s: s["overdue"], lambda s: s["paused"])
+    )
     rest = f" {listed(s['name'] for s in paused)} {'is' if len(paused) == 1 else 'are'} paused." if paused else ""
-    if fails: return [Line("Schedules", "attention", f"{listed(s['name'] for s in fails)} {'fails' if len(fails) == 1 else 'fail'}.{rest}", min(s["failing_since"] for s in fails), f"Look at the last run of {fails[0]['name']}", "runs", {"run": fails[0]["last"]["run"]} if fails[0]["last"] and fails[0]["last"]["run"] else {})]
-    if waits: return [Line("Schedules", "attention", f"{listed(s['name'] for s in waits)} {'is' if len(waits) == 1 else 'are'} overdue: no scheduler runs.{rest}", min(s["next"] for s in waits), "Start it: scalai scheduler")]
+    if fails:
+        return [
+            Line(
+                "Schedules",
+                "attention",
+                f"{listed(s['name'] for s in fails)} {'fails' if len(fails) == 1 else 'fail'}.{rest}",
+                min(s["failing_since"] for s in fails),
+                f"Look at the last run of {fails[0]['name']}",
+                "runs",
+                {"run": fails[0]["last"]["run"]} if fails[0]["last"] and fails[0]["last"]["run"] else {},
+            )
+        ]
+    if waits:
+        return [
+            Line(
+                "Schedules",
+                "attention",
+                f"{listed(s['name'] for s in waits)} {'is' if len(waits) == 1 else 'are'} overdue: no scheduler"
+                f" runs.{rest}",
+                min(s["next"] for s in waits),
+                "Start it: scalai scheduler",
+            )
+        ]
     coming = min((s for s in found if s["next"]), key=lambda s: s["next"], default=None)
-    return [Line("Schedules", "good", f"{several(len(found), 'schedule')}" + (f"; {coming['name']} comes next, at {coming['next']} ({coming['zone']})." if coming else ".") + rest)]
+    return [
+        Line(
+            "Schedules",
+            "good",
+            f"{several(len(found), 'schedule')}"
+            + (f"; {coming['name']} comes next, at {coming['next']} ({coming['zone']})." if coming else ".")
+            + rest,
+        )
+    ]
 
+# %% ../../nbs/view/26_home.ipynb #98a122de
 def of_alarms(settings: Settings) -> list[Line]:
     seen, found = Alarms(settings).current()
     new, known = [a for a in seen if a.state == "open"], sum(a.state == "acknowledged" for a in seen)
-    if new: return [Line("Alarms", "attention", f"{several(len(new), 'alarm')} {'is' if len(new) == 1 else 'are'} open: {listed(f'{a.source} {a.subject}' for a in new)}.", new[0].opened, f"See to it, then: scalai alarms acknowledge {new[0].id}", "drift"), *_of_cases(found)]
+    if new:
+        return [
+            Line(
+                "Alarms",
+                "attention",
+                f"{several(len(new), 'alarm')} {'is' if len(new) == 1 else 'are'} open:"
+                f" {listed(f'{a.source} {a.subject}' for a in new)}.",
+                new[0].opened,
+                f"See to it, then: scalai alarms acknowledge {new[0].id}",
+                "drift",
+            ),
+            *_of_cases(found),
+        ]
     if known:
         sentence = f"{several(known, 'alarm')}, acknowledged, {'is' if known == 1 else 'are'} not over."
         return [Line("Alarms", "good", sentence, open=True), *_of_cases(found)]
-    if not found and not receivers(settings): return [Line("Alarms", "unknown", "Nobody is told of alarms: [alerts] in settings.ini names no receiver.")]
+    if not found and not receivers(settings):
+        return [Line("Alarms", "unknown", "Nobody is told of alarms: [alerts] in settings.ini names no receiver.")]
     return _of_cases(found) or [Line("Alarms", "good", "No alarm is open.")]
 
+# %% ../../nbs/view/26_home.ipynb #7eda633d
 def _of_cases(found: list) -> list[Line]:  # (key, since)
-    return [Line("Alarms", "attention", f"{several(len(found), 'alarm')} {'is' if len(found) == 1 else 'are'} open: {listed(k for k, _ in found)}.", runs.when(min(at for _, at in found)), f"See to {found[0][0]}")] if found else []
+    return (
+        [
+            Line(
+                "Alarms",
+                "attention",
+                f"{several(len(found), 'alarm')} {'is' if len(found) == 1 else 'are'} open:"
+                f" {listed(k for k, _ in found)}.",
+                runs.when(min(at for _, at in found)),
+                f"See to {found[0][0]}",
+            )
+        ]
+        if found
+        else []
+    )
 
 # %% ../../nbs/view/26_home.ipynb #6e124c26
 MOST = 6  # tables that have a line of their own
@@ -101,43 +193,116 @@ def of_tables(settings: Settings) -> list[Line]:
         q = quality.quality(name["name"], settings)
         if q.contract is None and not q.refused: continue
         level, sentence, facts = quality.standing(q)
-        found.append(Line(f"Data: {name['name']}", level, sentence, "", facts.get("Needs you", ""), "quality", {"table": name["name"]}))
+        found.append(
+            Line(
+                f"Data: {name['name']}",
+                level,
+                sentence,
+                "",
+                facts.get("Needs you", ""),
+                "quality",
+                {"table": name["name"]},
+            )
+        )
     return found[:MOST]
 
+# %% ../../nbs/view/26_home.ipynb #a4361787
 def of_windows(settings: Settings, ignore: tuple[str, ...] = ()) -> list[Line]:
     "What moved, and what it cost."
     seen = watch.Watch(settings, ignore=ignore)
     level, sentence, facts = watch.standing(seen)
-    gone = [Line("Unreadable", "act", f"{what} cannot be read: {why}", need="Put it back from a copy of the workspace", app="drift") for what, why in seen.unread.items()]
-    drift = Line("Drift", level, sentence, facts.get("Like this since", ""), f"Look at why in {seen.periods[-1]}" if level in ("attention", "act") else "", "drift")
+    gone = [
+        Line(
+            "Unreadable",
+            "act",
+            f"{what} cannot be read: {why}",
+            need="Put it back from a copy of the workspace",
+            app="drift",
+        )
+        for what, why in seen.unread.items()
+    ]
+    drift = Line(
+        "Drift",
+        level,
+        sentence,
+        facts.get("Like this since", ""),
+        f"Look at why in {seen.periods[-1]}" if level in ("attention", "act") else "",
+        "drift",
+    )
     level, sentence, facts = scores.standing(seen)
     need = facts.get("Needs you", "")
-    return [*gone, drift, Line("Performance", level, sentence, facts.get("Like this since", ""), need if level in ("attention", "act") else "", "performance")]
+    return [
+        *gone,
+        drift,
+        Line(
+            "Performance",
+            level,
+            sentence,
+            facts.get("Like this since", ""),
+            need if level in ("attention", "act") else "",
+            "performance",
+        ),
+    ]
 
+# %% ../../nbs/view/26_home.ipynb #1d279654
 def of_models(settings: Settings) -> list[Line]:
-    entries, log = models.registered(settings), decisions(settings, broken={})  # what cannot be read is named with the windows
+    # what cannot be read is named with the windows
+    entries, log = models.registered(settings), decisions(settings, broken={})
     names = list(dict.fromkeys(e["name"] for e in entries))
     if not names: return [Line("Models", "unknown", "No model is registered yet.", app="model")]
     told = {n: models.standing(n, [e for e in entries if e["name"] == n], log) for n in names}
-    return [Line(f"Model {n}", level, sentence, facts.get("Serves since", ""), facts["Needs you"] if level != "good" else "", "model", {"model": n} if len(names) > 1 else {}) for n, (level, sentence, facts) in told.items()]
+    return [
+        Line(
+            f"Model {n}",
+            level,
+            sentence,
+            facts.get("Serves since", ""),
+            facts["Needs you"] if level != "good" else "",
+            "model",
+            {"model": n} if len(names) > 1 else {},
+        )
+        for n, (level, sentence, facts) in told.items()
+    ]
 
 # %% ../../nbs/view/26_home.ipynb #c7821479
-PARTS = {"Runs": of_runs, "Schedules": of_schedules, "Data": of_tables, "Drift": of_windows, "Models": of_models, "Alarms": of_alarms}
+PARTS = {
+    "Runs": of_runs,
+    "Schedules": of_schedules,
+    "Data": of_tables,
+    "Drift": of_windows,
+    "Models": of_models,
+    "Alarms": of_alarms,
+}
 
 def lines(settings: Settings, ignore: tuple[str, ...] = ()) -> list[Line]:
     "All there is to say of a workspace."
     found = []
     for name, tell in PARTS.items():
-        try: found += tell(settings, ignore) if tell is of_windows else tell(settings)
-        except ScalaiError as e: found.append(Line(name, "act", f"This cannot be read: {e.message}", need=e.hint))
+        try:
+            found += tell(settings, ignore) if tell is of_windows else tell(settings)
+        except ScalaiError as e:
+            found.append(Line(name, "act", f"This cannot be read: {e.message}", need=e.hint))
         except Exception as e:  # a part whose store is broken costs no other part
-            found.append(Line(name, "act", f"This cannot be read: {type(e).__name__}: {str(e).splitlines()[0][:200] if str(e) else 'no reason given'}", need="Put its files back from a copy of the workspace"))
+            found.append(
+                Line(
+                    name,
+                    "act",
+                    f"This cannot be read: {type(e).__name__}:"
+                    f" {str(e).splitlines()[0][:200] if str(e) else 'no reason given'}",
+                    need="Put its files back from a copy of the workspace",
+                )
+            )
     return found
 
+# %% ../../nbs/view/26_home.ipynb #12ddeff7
 class Home(View):
     "The first page of a workspace, made anew when something in it changes."
-    def __init__(self, settings: Settings | None = None, ignore: tuple[str, ...] = (),  # columns that drift does not compare
-                 every: float = 5.):  # seconds between two looks
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        ignore: tuple[str, ...] = (),  # columns that drift does not compare
+        every: float = 5.0,
+    ):  # seconds between two looks
         self.settings, self.ignore, self.seen = settings or Settings.load(), tuple(ignore), ""
         self.top, self.body = html(""), html("")
         super().__init__([self.top, html("<h2>How everything stands</h2>"), self.body])
@@ -146,7 +311,7 @@ class Home(View):
 
     def refresh(self) -> None:
         "Look again; read only where something changed."
-        try: now = state(self.settings)
+        try:now = state(self.settings)
         except Exception: now = str(time.time())  # it says so below
         if now == self.seen: return
         self.seen, found = now, lines(self.settings, self.ignore)

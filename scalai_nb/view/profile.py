@@ -11,7 +11,19 @@ from html import escape
 import bqplot as bq, ipywidgets as w, numpy as np
 
 from ..data.profile import Profile
-from .style import BLUE, GREY, View, axis, controls, download, dropdown, figure, html, measured_scale, several
+from scalai_nb.view.style import (
+    BLUE,
+    GREY,
+    View,
+    axis,
+    controls,
+    download,
+    dropdown,
+    figure,
+    html,
+    measured_scale,
+    several,
+)
 
 # %% ../../nbs/view/02_profile.ipynb #933e2bf1
 def common_edges(columns: list,  # of Column, numbers or times
@@ -33,7 +45,9 @@ def shares(column, edges: np.ndarray) -> np.ndarray:  # of the finite values, by
     return np.diff(upto)
 
 # %% ../../nbs/view/02_profile.ipynb #9de74c09
-def values(columns: list, most: int = 14) -> tuple[list, list[np.ndarray]] | None:  # names, shares by column; None: not countable by name
+def values(
+    columns: list, most: int = 14
+) -> tuple[list, list[np.ndarray]] | None:  # names, shares by column; None: not countable by name
     "The shares of the most frequent values, in order where they are numbers."
     counted = [c.categories for c in columns]
     if any(c is None for c in counted): return None
@@ -56,31 +70,69 @@ def distribution(columns: list,  # one Column, or reference and current
     if few and (found := values(columns)) is not None: return bars(*found, colours, label, height)
     if any(c.kind not in ("number", "time") for c in columns):
         found = values(columns)
-        return bars(*found, colours, label, height) if found else html('<p class="soft">Too many different values to draw by name; the sentence above says what moved.</p>')
-    if any(c.kind == "time" for c in columns): return html('<p class="soft">Times are compared by their span, which moves with every window.</p>')
+        return (
+            bars(*found, colours, label, height)
+            if found
+            else html(
+                '<p class="soft">Too many different values to draw by name; the sentence above says what moved.</p>'
+            )
+        )
+    if any(c.kind == "time" for c in columns):
+        return html('<p class="soft">Times are compared by their span, which moves with every window.</p>')
     return areas(columns, colours, label, height)
 
+# %% ../../nbs/view/02_profile.ipynb #cb62ce32
 def areas(columns: list, colours: list[str], label: str, height: int) -> bq.Figure:
     edges = common_edges(columns)
     parts = [100 * shares(c, edges) for c in columns]
     x, y = measured_scale(edges[0], edges[-1]), measured_scale(0, 1.06 * max(p.max() for p in parts) or 1)
-    marks = [bq.Lines(x=edges, y=np.append(p, p[-1]), scales={"x": x, "y": y}, colors=[colour], interpolation="step-after", fill="bottom",
-                      fill_opacities=[.22], stroke_width=2) for p, colour in zip(parts, colours)]
+    marks = [
+        bq.Lines(
+            x=edges,
+            y=np.append(p, p[-1]),
+            scales={"x": x, "y": y},
+            colors=[colour],
+            interpolation="step-after",
+            fill="bottom",
+            fill_opacities=[0.22],
+            stroke_width=2,
+        )
+        for p, colour in zip(parts, colours)
+    ]
     return figure(marks, [axis(x, label), axis(y, "share of values, %", upright=True)], height)
 
+# %% ../../nbs/view/02_profile.ipynb #e2411c94
 def bars(names: list, parts: list[np.ndarray], colours: list[str], label: str, height: int) -> bq.Figure:
     x, y = bq.OrdinalScale(), measured_scale(0, 106 * max((p.max() for p in parts if len(p)), default=0) or 1)
-    mark = bq.Bars(x=[str(n) for n in names], y=100 * np.array(parts), scales={"x": x, "y": y}, colors=colours, type="grouped", padding=.25, stroke_width=0)
+    mark = bq.Bars(
+        x=[str(n) for n in names],
+        y=100 * np.array(parts),
+        scales={"x": x, "y": y},
+        colors=colours,
+        type="grouped",
+        padding=0.25,
+        stroke_width=0,
+    )
     long = max(map(len, map(str, names)), default=0) * len(names) > 60
-    return figure([mark], [axis(x, label, **({"tick_rotate": -45, "tick_style": {"text-anchor": "end"}} if long else {})), axis(y, "share of values, %", upright=True)], height, **({"bottom": 64} if long else {}))
+    return figure(
+        [mark],
+        [
+            axis(x, label, **({"tick_rotate": -45, "tick_style": {"text-anchor": "end"}} if long else {})),
+            axis(y, "share of values, %", upright=True),
+        ],
+        height,
+        **({"bottom": 64} if long else {}),
+    )
 
+# %% ../../nbs/view/02_profile.ipynb #ccfd8e32
 def told_shares(columns: list, names: list[str]) -> dict[str, list] | None:  # for a CSV file
     "The shares that `distribution` draws, by bin or by value; None where it draws nothing."
     known = [(c, n) for c, n in zip(columns, names) if c is not None and c.count]
     columns = [c for c, _ in known]
     if not known: return None
     measured = all(c.kind == "number" for c in columns)
-    if (not measured or all(c.distinct <= 14 for c in columns)) and (found := values(columns)) is not None: return {"value": list(found[0])} | {n: list(p) for (_, n), p in zip(known, found[1])}
+    if (not measured or all(c.distinct <= 14 for c in columns)) and (found := values(columns)) is not None:
+        return {"value": list(found[0])} | {n: list(p) for (_, n), p in zip(known, found[1])}
     if not measured: return None
     edges = common_edges(columns)
     return {"from": list(edges[:-1]), "to": list(edges[1:])} | {n: list(shares(c, edges)) for c, n in known}
@@ -88,18 +140,50 @@ def told_shares(columns: list, names: list[str]) -> dict[str, list] | None:  # f
 # %% ../../nbs/view/02_profile.ipynb #1186078e
 def facts(column) -> str:  # HTML
     "A column in figures."
-    q = [f"{x:.4g}" for x in np.atleast_1d(column.quantile(np.array([.05, .5, .95])))] if column.kind == "number" and column.count else None
-    told = {"type": column.type, "rows": f"{column.rows:,}", "null": f"{column.nulls:,} ({100 * column.nulls / max(column.rows, 1):.1f} %)", "different values": f"{column.distinct:,}"}
-    if q: told |= {"5 %, median, 95 %": " · ".join(q), "mean": f"{column.mean:.4g}", "least, greatest": f"{column.min:.4g} · {column.max:.4g}"}
-    return '<ul class="facts">' + "".join(f"<li><span>{escape(k)}</span><b>{escape(v)}</b></li>" for k, v in told.items()) + "</ul>"
+    q = (
+        [f"{x:.4g}" for x in np.atleast_1d(column.quantile(np.array([0.05, 0.5, 0.95])))]
+        if column.kind == "number" and column.count
+        else None
+    )
+    told = {
+        "type": column.type,
+        "rows": f"{column.rows:,}",
+        "null": f"{column.nulls:,} ({100 * column.nulls / max(column.rows, 1):.1f} %)",
+        "different values": f"{column.distinct:,}",
+    }
+    if q:
+        told |= {
+            "5 %, median, 95 %": " · ".join(q),
+            "mean": f"{column.mean:.4g}",
+            "least, greatest": f"{column.min:.4g} · {column.max:.4g}",
+        }
+    return (
+        '<ul class="facts">'
+        + "".join(f"<li><span>{escape(k)}</span><b>{escape(v)}</b></li>" for k, v in told.items())
+        + "</ul>"
+    )
 
+# %% ../../nbs/view/02_profile.ipynb #1a104aa2
 def profile_view(profile: Profile) -> View:
     "A profile, column by column."
-    which = dropdown("Column", list(profile.columns), next((n for n, c in profile.columns.items() if c.distinct > 1), None))
+    which = dropdown(
+        "Column", list(profile.columns), next((n for n, c in profile.columns.items() if c.distinct > 1), None)
+    )
     told, picture = html(""), w.VBox()
     def draw(*_):
         column = profile[which.value]
-        told.value, picture.children = facts(column), [distribution([column], which.value), html(download(which.value, found) if (found := told_shares([column], ["share"])) else "")]
+        told.value, picture.children = facts(column), [
+            distribution([column], which.value),
+            html(download(which.value, found) if (found := told_shares([column], ["share"])) else ""),
+        ]
     which.observe(draw, "value")
     draw()
-    return View([html(f"<h2>{several(profile.rows, 'row')}, {several(len(profile.columns), 'column')}</h2>"), controls(which), told, picture], static=profile._repr_html_() if hasattr(profile, "_repr_html_") else str(profile))
+    return View(
+        [
+            html(f"<h2>{several(profile.rows, 'row')}, {several(len(profile.columns), 'column')}</h2>"),
+            controls(which),
+            told,
+            picture,
+        ],
+        static=profile._repr_html_() if hasattr(profile, "_repr_html_") else str(profile),
+    )

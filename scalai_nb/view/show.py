@@ -30,13 +30,20 @@ def view_of(kind: type) -> str | None:  # module:function
     "The view of a class or of the nearest class that it extends."
     return next((VIEWS[name] for c in kind.__mro__ if (name := f"{c.__module__}.{c.__qualname__}") in VIEWS), None)
 
-def show(thing,  # a profile, report, performance, run, frontier, job run, decision log, or settings (the whole watch page)
-         *others, **more,  # what the view takes: `show(report, reference, current)`
-        ) -> View:
+# %% ../../nbs/view/16_show.ipynb #10ce00ad
+def show(
+    thing,  # a profile, report, performance, run, frontier, job run, decision log, or settings (the whole watch page)
+    *others,
+    **more,  # what the view takes: `show(report, reference, current)`
+) -> View:
     "The view of a thing; one that has none but knows how to write itself is shown as it is."
-    if isinstance(thing, list) and thing and all(isinstance(d, dict) and "action" in d for d in thing): return import_module("scalai_nb.view.decisions").decisions_view(thing)
+    if isinstance(thing, list) and thing and all(isinstance(d, dict) and "action" in d for d in thing):
+        return import_module("scalai_nb.view.decisions").decisions_view(thing)
     if found := view_of(type(thing)):
         module, name = found.split(":")
         return getattr(import_module(f"scalai_nb.view.{module}"), name)(thing, *others, **more)
     if hasattr(thing, "_repr_html_"): return View([html(thing._repr_html_())], static=thing._repr_html_())
-    raise BadRequest(f"There is no view of a {type(thing).__name__}.", f"There are views of: {', '.join(n.rsplit('.', 1)[1] for n in VIEWS)}.")
+    raise BadRequest(
+        f"There is no view of a {type(thing).__name__}.",
+        f"There are views of: {', '.join(n.rsplit('.', 1)[1] for n in VIEWS)}.",
+    )

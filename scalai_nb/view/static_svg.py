@@ -39,12 +39,17 @@ def colour(colours, i: int, other: str = "none") -> str:
 
 def path(x, y, closed: bool = False) -> str:
     "A line through points given in per cent, in a box of 1000 × 1000."
-    return "M" + " ".join(f"{10 * a:.1f} {10 * b:.1f}" for a, b in zip(x, y) if np.isfinite(a + b)) + ("Z" if closed else "")
+    return (
+        "M"
+        + " ".join(f"{10 * a:.1f} {10 * b:.1f}" for a, b in zip(x, y) if np.isfinite(a + b))
+        + ("Z" if closed else "")
+    )
 
 def steps(x, y) -> tuple[np.ndarray, np.ndarray]:
     "Corners of a line that keeps each value until the next place."
     return np.repeat(x, 2)[1:], np.repeat(y, 2)[:-1]
 
+# %% ../../nbs/view/01_static_svg.ipynb #bc0359d9
 def lines(mark: bq.Lines, at) -> tuple[str, str]:  # in the stretched box; over it
     "Lines, the area under or between them, and their dots."
     xs, ys = np.atleast_2d(np.asarray(mark.x)), np.atleast_2d(np.asarray(mark.y, float))
@@ -52,34 +57,69 @@ def lines(mark: bq.Lines, at) -> tuple[str, str]:  # in the stretched box; over 
     if mark.interpolation == "step-after": drawn = [steps(*d) for d in drawn]
     stretched, over = "", ""
     for i, (x, y) in enumerate(drawn):
-        if mark.fill == "between" and i == 0 and len(drawn) > 1: x, y = np.r_[x, drawn[1][0][::-1]], np.r_[y, drawn[1][1][::-1]]
+        if mark.fill == "between" and i == 0 and len(drawn) > 1:
+            x, y = np.r_[x, drawn[1][0][::-1]], np.r_[y, drawn[1][1][::-1]]
         if mark.fill == "bottom": x, y = np.r_[x[0], x, x[-1]], np.r_[100, y, 100]
         if mark.fill in ("between", "bottom") and not (mark.fill == "between" and i):
-            stretched += f'<path d="{path(x, y, True)}" fill="{colour(mark.fill_colors or mark.colors, i)}" fill-opacity="{(mark.fill_opacities or [.3])[0]}"/>'
+            stretched += (
+                f'<path d="{path(x, y, True)}" fill="{colour(mark.fill_colors or mark.colors, i)}"'
+                f' fill-opacity="{(mark.fill_opacities or [.3])[0]}"/>'
+            )
     for i, (x, y) in enumerate(drawn):
         opacity = mark.opacities[i % len(mark.opacities)] if mark.opacities else 1
         if not opacity or not mark.stroke_width: continue
         stroke = colour(mark.colors, i)
-        stretched += f'<path d="{path(x, y)}" fill="none" stroke="{stroke}" stroke-width="{mark.stroke_width}" stroke-opacity="{opacity}" stroke-dasharray="{DASH.get(mark.line_style, "none")}" vector-effect="non-scaling-stroke"/>'
-        if mark.marker: over += "".join(f'<circle cx="{a:.2f}%" cy="{b:.2f}%" r="4" fill="{stroke}"/>' for a, b in zip(x, y) if np.isfinite(a + b))
+        stretched += (
+            f'<path d="{path(x, y)}" fill="none" stroke="{stroke}" stroke-width="{mark.stroke_width}"'
+            f' stroke-opacity="{opacity}" stroke-dasharray="{DASH.get(mark.line_style, "none")}"'
+            ' vector-effect="non-scaling-stroke"/>'
+        )
+        if mark.marker:
+            over += "".join(
+                f'<circle cx="{a:.2f}%" cy="{b:.2f}%" r="4" fill="{stroke}"/>'
+                for a, b in zip(x, y)
+                if np.isfinite(a + b)
+            )
     return stretched, over
 
 # %% ../../nbs/view/01_static_svg.ipynb #15a57e0f
 def dots(mark: bq.Scatter, at) -> tuple[str, str]:
     "Circles and diamonds, full or hollow, with their names where the mark shows them."
-    found, sizes = "", np.sqrt(np.asarray(mark.size, float) / max(float(np.max(mark.size)), 1e-9) * mark.default_size / np.pi) if mark.size is not None and len(np.atleast_1d(mark.size)) else None
+    found, sizes = "", (
+        np.sqrt(np.asarray(mark.size, float) / max(float(np.max(mark.size)), 1e-9) * mark.default_size / np.pi)
+        if mark.size is not None and len(np.atleast_1d(mark.size))
+        else None
+    )
     for i, (x, y) in enumerate(zip(at("x", mark.x), at("y", mark.y))):
-        fill, r = colour(mark.colors, i), max(2.5, float(np.sqrt(mark.default_size / np.pi) if sizes is None else sizes[i]))
-        look = f'fill="{fill if mark.fill else "var(--s-paper, #fff)"}" stroke="{mark.stroke or fill}" stroke-width="{mark.stroke_width}"'
-        shape = f'<path d="M0-{1.3 * r:.1f} {1.3 * r:.1f} 0 0 {1.3 * r:.1f}-{1.3 * r:.1f} 0Z" {look}/>' if mark.marker == "diamond" else f'<circle r="{r:.1f}" {look}/>'
-        name = f'<text x="{r + 4:.0f}" y="4">{escape(str(mark.names[i]))}</text>' if mark.display_names and mark.names is not None and i < len(mark.names) else ""
+        fill, r = colour(mark.colors, i), max(
+            2.5, float(np.sqrt(mark.default_size / np.pi) if sizes is None else sizes[i])
+        )
+        look = (
+            f'fill="{fill if mark.fill else "var(--s-paper, #fff)"}" stroke="{mark.stroke or fill}"'
+            f' stroke-width="{mark.stroke_width}"'
+        )
+        shape = (
+            f'<path d="M0-{1.3 * r:.1f} {1.3 * r:.1f} 0 0 {1.3 * r:.1f}-{1.3 * r:.1f} 0Z" {look}/>'
+            if mark.marker == "diamond"
+            else f'<circle r="{r:.1f}" {look}/>'
+        )
+        name = (
+            f'<text x="{r + 4:.0f}" y="4">{escape(str(mark.names[i]))}</text>'
+            if mark.display_names and mark.names is not None and i < len(mark.names)
+            else ""
+        )
         found += f'<svg x="{x:.2f}%" y="{y:.2f}%" overflow="visible">{shape}{name}</svg>'
     return "", found
 
+# %% ../../nbs/view/01_static_svg.ipynb #c09e4bcc
 def names(mark: bq.Label, at) -> tuple[str, str]:
     "Words beside their places."
     found = zip(at("x", mark.x), at("y", mark.y), mark.text)
-    return "", "".join(f'<svg x="{x:.2f}%" y="{y:.2f}%" overflow="visible"><text x="{mark.x_offset}" y="{mark.y_offset}" text-anchor="{mark.align}">{escape(str(text))}</text></svg>' for x, y, text in found)
+    return "", "".join(
+        f'<svg x="{x:.2f}%" y="{y:.2f}%" overflow="visible"><text x="{mark.x_offset}" y="{mark.y_offset}"'
+        f' text-anchor="{mark.align}">{escape(str(text))}</text></svg>'
+        for x, y, text in found
+    )
 
 def bars(mark: bq.Bars, at, room: float) -> tuple[str, str]:  # room: per cent that one place takes
     "Bars, several beside each other where there are several rows."
@@ -89,7 +129,12 @@ def bars(mark: bq.Bars, at, room: float) -> tuple[str, str]:  # room: per cent t
     for k, row in enumerate(rows):
         for i, (a, b) in enumerate(zip(x, at("y", row))):
             opacity = mark.opacities[i % len(mark.opacities)] if mark.opacities else 1
-            if np.isfinite(a + b): found += f'<rect x="{a - width * len(rows) / 2 + k * width:.2f}%" y="{b:.2f}%" width="{width:.2f}%" height="{max(100 - b, 0):.2f}%" fill="{colour(mark.colors, i if one else k)}" fill-opacity="{opacity}"/>'
+            if np.isfinite(a + b):
+                found += (
+                    f'<rect x="{a - width * len(rows) / 2 + k * width:.2f}%" y="{b:.2f}%" width="{width:.2f}%"'
+                    f' height="{max(100 - b, 0):.2f}%" fill="{colour(mark.colors, i if one else k)}"'
+                    f' fill-opacity="{opacity}"/>'
+                )
     return "", found
 
 # %% ../../nbs/view/01_static_svg.ipynb #2a2f31ca
@@ -105,8 +150,15 @@ def squares(mark: bq.GridHeatMap, at) -> tuple[str, str]:
     "A grid of coloured cells, given by their borders."
     x, y, shade = at("x", mark.column), at("y", mark.row), mark.scales["color"]
     cells = np.asarray(mark.color, float)
-    found = "".join(f'<rect x="{min(x[j], x[j + 1]):.2f}%" y="{min(y[i], y[i + 1]):.2f}%" width="{abs(x[j + 1] - x[j]):.2f}%" height="{abs(y[i + 1] - y[i]):.2f}%" fill="{between(shade.colors, (cells[i, j] - shade.min) / (shade.max - shade.min))}" stroke="{mark.stroke}"/>'
-                    for i in range(len(y) - 1) for j in range(len(x) - 1) if -1e-6 <= min(x[j], x[j + 1]) and max(x[j], x[j + 1]) <= 100 + 1e-6 and max(y[i], y[i + 1]) <= 100 + 1e-6)
+    found = "".join(
+        f'<rect x="{min(x[j], x[j + 1]):.2f}%" y="{min(y[i], y[i + 1]):.2f}%" width="{abs(x[j + 1] - x[j]):.2f}%"'
+        f' height="{abs(y[i + 1] - y[i]):.2f}%"'
+        f' fill="{between(shade.colors, (cells[i, j] - shade.min) / (shade.max - shade.min))}"'
+        f' stroke="{mark.stroke}"/>'
+        for i in range(len(y) - 1)
+        for j in range(len(x) - 1)
+        if -1e-6 <= min(x[j], x[j + 1]) and max(x[j], x[j + 1]) <= 100 + 1e-6 and max(y[i], y[i + 1]) <= 100 + 1e-6
+    )
     return "", found
 
 # %% ../../nbs/view/01_static_svg.ipynb #e0e09f04
@@ -114,11 +166,13 @@ def tick_text(axis, value) -> str:
     names = axis.tick_labels or {}
     if str(value) in names: return names[str(value)]
     if isinstance(value, str): return value
-    return names.get(str(int(value)) if float(value).is_integer() else str(value), f"{value + 0.:,.10g}")  # + 0.: no −0
+    # + 0.: no −0
+    return names.get(str(int(value)) if float(value).is_integer() else str(value), f"{value + 0.:,.10g}")
 
 def tick_values(axis, seen: list) -> list:
     if axis.tick_values is not None and len(axis.tick_values): return list(axis.tick_values)
-    if isinstance(axis.scale, bq.OrdinalScale): return list(axis.scale.domain) or list(dict.fromkeys(v for s in seen for v in s))
+    if isinstance(axis.scale, bq.OrdinalScale):
+        return list(axis.scale.domain) or list(dict.fromkeys(v for s in seen for v in s))
     return [float(f"{v:.3g}") for v in np.linspace(*extent(axis.scale, seen), 5)]
 
 def across(axis, seen: list, bottom: int) -> str:
@@ -126,15 +180,33 @@ def across(axis, seen: list, bottom: int) -> str:
     values = tick_values(axis, seen)
     turned = bool(axis.tick_rotate)
     look = lambda: 'transform="rotate(-45)" text-anchor="end" y="8"' if turned else 'text-anchor="middle" y="20"'
-    ticks = "".join(f'<svg class="tick" x="{p:.2f}%" y="100%" overflow="visible"><line y2="5"/><text {look()}>{escape(tick_text(axis, v))}</text></svg>' for v, p in zip(values, place(axis.scale, values, seen)) if -.01 <= p <= 100.01)
-    return f'<line class="domain" x2="100%" y1="100%" y2="100%"/>{ticks}<svg y="100%" overflow="visible"><text class="axislabel" x="50%" y="{bottom - 8}" text-anchor="middle">{escape(axis.label or "")}</text></svg>'
+    ticks = "".join(
+        f'<svg class="tick" x="{p:.2f}%" y="100%" overflow="visible"><line y2="5"/><text'
+        f' {look()}>{escape(tick_text(axis, v))}</text></svg>'
+        for v, p in zip(values, place(axis.scale, values, seen))
+        if -0.01 <= p <= 100.01
+    )
+    return (
+        f'<line class="domain" x2="100%" y1="100%" y2="100%"/>{ticks}<svg y="100%" overflow="visible"><text'
+        f' class="axislabel" x="50%" y="{bottom - 8}" text-anchor="middle">{escape(axis.label or "")}</text></svg>'
+    )
 
+# %% ../../nbs/view/01_static_svg.ipynb #380d5419
 def upwards(axis, seen: list, left: int) -> str:
     "The vertical axis, with lines across where it has them."
     values = tick_values(axis, seen)
     grid = lambda p: f'<line class="grid" x2="100%" y1="{p:.2f}%" y2="{p:.2f}%"/>' if axis.grid_lines != "none" else ""
-    ticks = "".join(f'{grid(p)}<svg y="{p:.2f}%" overflow="visible"><line x1="-5"/><text x="-9" y="4" text-anchor="end">{escape(tick_text(axis, v))}</text></svg>' for v, p in zip(values, place(axis.scale, values, seen, True)) if -.01 <= p <= 100.01)
-    return f'<line class="domain" y2="100%"/>{ticks}<svg y="50%" overflow="visible"><text class="axislabel" transform="translate({14 - left},0) rotate(-90)" text-anchor="middle">{escape(axis.label or "")}</text></svg>'
+    ticks = "".join(
+        f'{grid(p)}<svg y="{p:.2f}%" overflow="visible"><line x1="-5"/><text x="-9" y="4"'
+        f' text-anchor="end">{escape(tick_text(axis, v))}</text></svg>'
+        for v, p in zip(values, place(axis.scale, values, seen, True))
+        if -0.01 <= p <= 100.01
+    )
+    return (
+        f'<line class="domain" y2="100%"/>{ticks}<svg y="50%" overflow="visible"><text class="axislabel"'
+        f' transform="translate({14 - left},0) rotate(-90)"'
+        f' text-anchor="middle">{escape(axis.label or "")}</text></svg>'
+    )
 
 # %% ../../nbs/view/01_static_svg.ipynb #3632e903
 def svg(figure: bq.Figure) -> str:
@@ -142,19 +214,35 @@ def svg(figure: bq.Figure) -> str:
     m, height = figure.fig_margin, int(figure.layout.height.removesuffix("px"))
     axes = {"y" if a.orientation == "vertical" else "x": a for a in figure.axes}
     inner = height - m["top"] - m["bottom"]
-    given = lambda mark: {"x": [mark.column], "y": [mark.row]} if isinstance(mark, bq.GridHeatMap) else {"x": [mark.x], "y": [mark.y]}
+    given = lambda mark: (
+        {"x": [mark.column], "y": [mark.row]} if isinstance(mark, bq.GridHeatMap) else {"x": [mark.x], "y": [mark.y]}
+    )
     seen = {k: [v for mark in figure.marks for v in given(mark)[k]] for k in "xy"}
     at = lambda k, values: place(axes[k].scale, values, seen[k], k == "y")
-    draw = {bq.Lines: lambda mark: lines(mark, at), bq.Scatter: lambda mark: dots(mark, at), bq.Label: lambda mark: names(mark, at), bq.GridHeatMap: lambda mark: squares(mark, at),
-            bq.Bars: lambda mark: bars(mark, at, 100 / max(len(axes["x"].scale.domain) or len(mark.x), 1))}
+    draw = {
+        bq.Lines: lambda mark: lines(mark, at),
+        bq.Scatter: lambda mark: dots(mark, at),
+        bq.Label: lambda mark: names(mark, at),
+        bq.GridHeatMap: lambda mark: squares(mark, at),
+        bq.Bars: lambda mark: bars(mark, at, 100 / max(len(axes["x"].scale.domain) or len(mark.x), 1)),
+    }
     body = ""
     for mark in figure.marks:
         stretched, over = draw[type(mark)](mark)
-        body += (f'<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" width="100%" height="100%" overflow="visible">{stretched}</svg>' if stretched else "") + over
+        body += (
+            '<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" width="100%" height="100%"'
+            f' overflow="visible">{stretched}</svg>'
+            if stretched
+            else ""
+        ) + over
     told = " by ".join(filter(None, [axes["y"].label, axes["x"].label])) or "picture"
     thin = " by-window" if "by-window" in figure._dom_classes else ""
-    return (f'<div class="paper{thin}" style="padding: {m["top"]}px {m["right"]}px {m["bottom"]}px {m["left"]}px"><svg role="img" aria-label="{escape(told, quote=True)}" width="100%" height="{inner}" style="display: block; overflow: visible">'
-            f'{upwards(axes["y"], seen["y"], m["left"])}{across(axes["x"], seen["x"], m["bottom"])}{body}</svg></div>')
+    return (
+        f'<div class="paper{thin}" style="padding: {m["top"]}px {m["right"]}px {m["bottom"]}px {m["left"]}px"><svg'
+        f' role="img" aria-label="{escape(told, quote=True)}" width="100%" height="{inner}" style="display: block;'
+        ' overflow: visible">'
+        f'{upwards(axes["y"], seen["y"], m["left"])}{across(axes["x"], seen["x"], m["bottom"])}{body}</svg></div>'
+    )
 
 # %% ../../nbs/view/01_static_svg.ipynb #9001edd8
 def on_paper(widget) -> str:  # HTML
@@ -162,5 +250,9 @@ def on_paper(widget) -> str:  # HTML
     if isinstance(widget, bq.Figure): return svg(widget)
     if isinstance(widget, w.HTML): return widget.value
     if isinstance(widget, w.Box): return "".join(on_paper(child) for child in widget.children)
-    if isinstance(widget, (w.Dropdown, w.ToggleButtons)) and widget.label: return f'<p class="stands"><span class="soft">{escape(widget.description)}</span> <b>{escape(widget.label)}</b></p>'
+    if isinstance(widget, (w.Dropdown, w.ToggleButtons)) and widget.label:
+        return (
+            f'<p class="stands"><span class="soft">{escape(widget.description)}</span>'
+            f' <b>{escape(widget.label)}</b></p>'
+        )
     return ""

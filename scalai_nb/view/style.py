@@ -22,8 +22,15 @@ from .static_svg import on_paper
 # %% ../../nbs/view/00_style.ipynb #27b87c85
 BLUE, ORANGE, GREEN, GREY, PURPLE = "#1f83c9", "#d9640f", "#12906a", "#8194a8", "#a667a0"
 INK = "var(--jp-content-font-color1)"
-LEVELS = {"good": (GREEN, "✓"), "attention": (ORANGE, "!"), "act": (ORANGE, "▲"), "unknown": (GREY, "?"), "running": (BLUE, "▸")}
+LEVELS = {
+    "good": (GREEN, "✓"),
+    "attention": (ORANGE, "!"),
+    "act": (ORANGE, "▲"),
+    "unknown": (GREY, "?"),
+    "running": (BLUE, "▸"),
+}
 
+# %% ../../nbs/view/00_style.ipynb #643e3dab
 CSS = f"""<style>
 .scalai {{ --s-soft: color-mix(in srgb, var(--jp-content-font-color1, #1b2430) 74%, transparent); --s-line: var(--jp-border-color2, #d5dbe3); --s-card: var(--jp-layout-color1, transparent); --bq-content-font-color: var(--jp-content-font-color1, #1b2430); --bq-axislabel-fill: var(--s-soft);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; color: var(--jp-content-font-color1, inherit); overflow: visible; width: 100%; max-width: 100%; min-width: 0; --jp-widgets-inline-height: 36px; --jp-widgets-font-size: 15px }}
@@ -76,33 +83,57 @@ def headline(level: str,  # a key of LEVELS
     "Is everything well: one sentence, and the few facts that a reader asks for next."
     colour, mark = LEVELS[level]
     items = "".join(f"<li><span>{escape(k)}</span><b>{escape(v)}</b></li>" for k, v in facts.items())
-    return (f'<section class="headline" style="--s-level: {colour}" role="status"><div class="mark" aria-hidden="true">{mark}</div><div class="say">{escape(sentence)}</div>'
-            f'<div></div><ul class="facts">{items}</ul></section>')
+    return (
+        f'<section class="headline" style="--s-level: {colour}" role="status"><div class="mark"'
+        f' aria-hidden="true">{mark}</div><div class="say">{escape(sentence)}</div><div></div><ul'
+        f' class="facts">{items}</ul></section>'
+    )
 
 def unread(found: dict[str, str],  # what could not be read -> why
           ) -> str:  # HTML; empty where everything was read
     "A notice that names what is missing from a page."
     if not found: return ""
     entries = "".join(f"<li><b>{escape(what)}</b>: {escape(why)}</li>" for what, why in found.items())
-    return f'<section class="unread" role="alert" style="--s-level: {LEVELS["act"][0]}"><p>This could not be read, so the page is without it:</p><ul>{entries}</ul></section>'
+    return (
+        f'<section class="unread" role="alert" style="--s-level: {LEVELS["act"][0]}"><p>This could not be read, so the'
+        f' page is without it:</p><ul>{entries}</ul></section>'
+    )
 
 # %% ../../nbs/view/00_style.ipynb #54c9b683
-def table(columns: dict[str, str],  # heading -> classes of its cells: name, num, whole (on one line); on a phone: wide (a line of its own), title (it needs no heading)
-          rows: list[list[str]],  # HTML, escaped already
-          marked: int | None = None,  # the row that is looked at
-         ) -> str:
+def table(
+    columns: dict[
+        str, str
+    ],  # heading -> classes of its cells: name, num, whole (on one line); on a phone: wide (a line of its own), title (it needs no heading)
+    rows: list[list[str]],  # HTML, escaped already
+    marked: int | None = None,  # the row that is looked at
+) -> str:
     "A table that scrolls sideways by itself on a narrow page."
     head = "".join(f'<th scope="col" class="{c}">{escape(h)}</th>' for h, c in columns.items())
-    body = "".join(f'<tr class="{"now" if i == marked else ""}">' + "".join(f'<td class="{c}" data-name="{escape(h)}">{cell}</td>' for (h, c), cell in zip(columns.items(), row)) + "</tr>" for i, row in enumerate(rows))
-    return f'<div class="scroll" tabindex="0"><table class="deck"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    body = "".join(
+        f'<tr class="{"now" if i == marked else ""}">'
+        + "".join(f'<td class="{c}" data-name="{escape(h)}">{cell}</td>' for (h, c), cell in zip(columns.items(), row))
+        + "</tr>"
+        for i, row in enumerate(rows)
+    )
+    return (
+        '<div class="scroll" tabindex="0"><table'
+        f' class="deck"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
+
 
 def key(entries: dict[str, str],  # word -> CSS background
        ) -> str:
     "A legend above a figure, as text that wraps."
-    return '<div class="key">' + "".join(f'<span><i style="background: {c}"></i>{escape(k)}</span>' for k, c in entries.items()) + "</div>"
+    return (
+        '<div class="key">'
+        + "".join(f'<span><i style="background: {c}"></i>{escape(k)}</span>' for k, c in entries.items())
+        + "</div>"
+    )
 
 # %% ../../nbs/view/00_style.ipynb #df96f500
-PNG = " ".join(line.strip() for line in """(a => {
+PNG = " ".join(
+    line.strip()
+    for line in """(a => {
 const all = q => [...document.querySelectorAll(q)], before = (x, y) => x.compareDocumentPosition(y) & 4;
 const figures = all('.scalai .paper, .scalai .bqplot').filter(f => before(f, a)), f = figures.pop(), last = figures.pop();
 if (!f) return;
@@ -124,7 +155,8 @@ for (const [k, v] of [['x', at.left - box.left], ['y', at.top - box.top + high],
 root.append(c) }
 const i = new Image(); i.onload = () => { const c = document.createElement('canvas'); c.width = 2 * w; c.height = 2 * h; const x = c.getContext('2d'); x.scale(2, 2); x.drawImage(i, 0, 0);
 c.toBlob(o => { const l = document.createElement('a'); l.href = window.URL.createObjectURL(o); l.download = a.dataset.file; l.click(); setTimeout(() => window.URL.revokeObjectURL(l.href), 9e3) }) };
-i.src = 'data:image/svg+xml,' + encodeURIComponent(new XMLSerializer().serializeToString(root)) })(this)""".splitlines())
+i.src = 'data:image/svg+xml,' + encodeURIComponent(new XMLSerializer().serializeToString(root)) })(this)""".splitlines()
+)
 
 # %% ../../nbs/view/00_style.ipynb #b98fe288
 def nothing(word: str = "–") -> str:  # HTML
@@ -146,6 +178,7 @@ def cell(value) -> str:
     if isinstance(value, (int, float, np.number)): return str(value)
     return f"'{value}" if str(value).startswith(("=", "+", "-", "@", "\t", "\r")) else str(value)
 
+# %% ../../nbs/view/00_style.ipynb #e8b252d7
 def download(name: str,  # of the file, without its ending
              columns: dict[str, list],  # heading -> values
              picture: bool = True,  # whether a figure stands right before it, to be kept as PNG
@@ -156,8 +189,16 @@ def download(name: str,  # of the file, without its ending
     rows.writerow(map(cell, columns))
     rows.writerows([cell(v) for v in row] for row in zip(*columns.values(), strict=True))
     file, told = re.sub(r"[^\w.-]+", "_", name).strip("_.") or "figure", escape(name, quote=True)
-    png = f'<button type="button" class="png" data-file="{file}.png" aria-label="Download {told} as PNG" onclick="{escape(PNG, quote=True)}">&#8595; PNG</button>' if picture else ""
-    return f'<span class="files"><a class="csv" download="{file}.csv" aria-label="Download {told} as CSV" href="data:text/csv;charset=utf-8,%EF%BB%BF{quote(written.getvalue())}">&#8595; CSV</a>{png}</span>'
+    png = (
+        f'<button type="button" class="png" data-file="{file}.png" aria-label="Download {told} as PNG"'
+        f' onclick="{escape(PNG, quote=True)}">&#8595; PNG</button>'
+        if picture
+        else ""
+    )
+    return (
+        f'<span class="files"><a class="csv" download="{file}.csv" aria-label="Download {told} as CSV"'
+        f' href="data:text/csv;charset=utf-8,%EF%BB%BF{quote(written.getvalue())}">&#8595; CSV</a>{png}</span>'
+    )
 
 # %% ../../nbs/view/00_style.ipynb #be468237
 def ticks(low: float, high: float, most: int = 6) -> np.ndarray:
@@ -175,15 +216,32 @@ def measured_scale(low: float, high: float) -> bq.LinearScale:
 def axis(scale, label: str, upright: bool = False, **more) -> bq.Axis:
     "An axis with its label clear of its numbers."
     more = {"grid_lines": "solid" if upright else "none"} | more
-    if "tick_values" not in more and getattr(scale, "min", None) is not None and scale.max is not None: more["tick_values"] = ticks(scale.min, scale.max, 5 if upright else 8)
-    return bq.Axis(scale=scale, label=label, orientation="vertical" if upright else "horizontal", label_offset="46px" if upright else "38px",
-                   grid_color="var(--jp-border-color2)", color="var(--jp-content-font-color2)", **more)
+    if "tick_values" not in more and getattr(scale, "min", None) is not None and scale.max is not None:
+        more["tick_values"] = ticks(scale.min, scale.max, 5 if upright else 8)
+    return bq.Axis(
+        scale=scale,
+        label=label,
+        orientation="vertical" if upright else "horizontal",
+        label_offset="46px" if upright else "38px",
+        grid_color="var(--jp-border-color2)",
+        color="var(--jp-content-font-color2)",
+        **more,
+    )
 
+# %% ../../nbs/view/00_style.ipynb #7ce20f37
 def figure(marks: list, axes: list, height: int = 300, by_window: bool = False, **margin) -> bq.Figure:
     "A figure as wide as its place, whatever that is."
-    figure = bq.Figure(marks=marks, axes=axes, fig_margin={"top": 14, "bottom": 50, "left": 62, "right": 18} | margin, min_aspect_ratio=.1, max_aspect_ratio=100,
-                       background_style={"fill": "transparent"}, layout=w.Layout(width="100%", height=f"{height}px", min_width="0", margin="0"), animation_duration=250,
-                       display_toolbar=False)  # it lies over the picture, without its icons; files are given by `download`
+    figure = bq.Figure(
+        marks=marks,
+        axes=axes,
+        fig_margin={"top": 14, "bottom": 50, "left": 62, "right": 18} | margin,
+        min_aspect_ratio=0.1,
+        max_aspect_ratio=100,
+        background_style={"fill": "transparent"},
+        layout=w.Layout(width="100%", height=f"{height}px", min_width="0", margin="0"),
+        animation_duration=250,
+        display_toolbar=False,
+    )  # it lies over the picture, without its icons; files are given by `download`
     if by_window: figure.add_class("by-window")  # on a phone every second name is left out
     return figure
 
@@ -195,12 +253,19 @@ def period_axis(periods: list[str],  # in order
                ) -> bq.Axis:
     "An axis of windows at 0 … n − 1."
     split = [p.split("-") for p in periods]
-    months = all(len(s) == 2 and s[0].isdigit() and len(s[0]) == 4 and s[1].isdigit() and 1 <= int(s[1]) <= 12 for s in split)
+    months = all(
+        len(s) == 2 and s[0].isdigit() and len(s[0]) == 4 and s[1].isdigit() and 1 <= int(s[1]) <= 12 for s in split
+    )
     one_year = months and len({s[0] for s in split}) == 1
     names = [MONTHS[int(s[1]) - 1] for s in split] if one_year else periods
     step = -(-len(periods) // 12)
     at = np.arange(0, len(periods), step)
-    return axis(scale, f"window: month of {split[0][0]}" if one_year else "window: month" if months else "window", tick_values=at, tick_labels={str(i): names[i] for i in at})
+    return axis(
+        scale,
+        f"window: month of {split[0][0]}" if one_year else "window: month" if months else "window",
+        tick_values=at,
+        tick_labels={str(i): names[i] for i in at},
+    )
 
 def period_scale(n: int) -> bq.LinearScale: return bq.LinearScale(min=-.5, max=n - .5, allow_padding=False)
 
@@ -245,7 +310,13 @@ def dropdown(label: str, options, value=None, width: str = "auto") -> w.Dropdown
     "A choice with a label that a screen reader finds."
     options = list(options)
     given = {} if value is None else {"value": value}
-    return w.Dropdown(options=options, description=label, layout=w.Layout(width=width, margin="2px 0"), style={"description_width": "auto"}, **given)
+    return w.Dropdown(
+        options=options,
+        description=label,
+        layout=w.Layout(width=width, margin="2px 0"),
+        style={"description_width": "auto"},
+        **given,
+    )
 
 def asked() -> dict[str, str]:
     "What the link of this page asks to be shown; empty outside a dashboard."
@@ -255,6 +326,7 @@ def linked(**state: str) -> str:  # HTML
     "The page's own link, for the state that it is in: a dashboard puts it into the address."
     return f'<i hidden data-link="?{escape(urlencode(state), quote=True)}"></i>'
 
+# %% ../../nbs/view/00_style.ipynb #85b4c285
 def follow(refresh, seconds: float = 2.) -> asyncio.Task | None:
     "Call `refresh` again and again while the kernel is idle; None where no event loop runs (a plain script)."
     async def again():
@@ -276,19 +348,33 @@ def take(control, value: str) -> bool:  # whether it could be
     return bool(found)
 
 class Link(w.HTML):
-    "The controls that the page's address keeps: set as the link asks, in their order, and written to it when they change."
+    """The controls that the page's address keeps:
+
+    set as the link asks, in their order, and written to it when they change."""
     def __init__(self, **controls):  # name in the address -> a control
         super().__init__()
         self.controls, wanted = controls, asked()
-        gone = [f"{name} {value}" for name, value in wanted.items() if name in controls and not take(controls[name], value)]
-        self.value = f'<p role="status">This workspace has no {escape(listed(gone))}, which the link asked for.</p>' if gone else ""
+        gone = [
+            f"{name} {value}" for name, value in wanted.items() if name in controls and not take(controls[name], value)
+        ]
+        self.value = (
+            f'<p role="status">This workspace has no {escape(listed(gone))}, which the link asked for.</p>'
+            if gone
+            else ""
+        )
         for c in controls.values(): c.observe(self.tell, "value")
 
-    def tell(self, *_) -> None: self.value = linked(**{name: str(c.value) for name, c in self.controls.items() if c.value not in (None, "")})
+    def tell(self, *_) -> None:
+        self.value = linked(**{name: str(c.value) for name, c in self.controls.items() if c.value not in (None, "")})
 
 # %% ../../nbs/view/00_style.ipynb #18fb06e8
 def button(label: str, primary: bool = False, **more) -> w.Button:
-    return w.Button(description=label, button_style="primary" if primary else "", layout=w.Layout(width="auto", height="auto", margin="2px 0"), **more)
+    return w.Button(
+        description=label,
+        button_style="primary" if primary else "",
+        layout=w.Layout(width="auto", height="auto", margin="2px 0"),
+        **more,
+    )
 
 def said(level: str, sentence: str,  # plain text
         ) -> str:  # HTML

@@ -11,10 +11,8 @@ import json
 from dataclasses import asdict, replace
 from html import escape
 from pathlib import Path
-
 from fastcore.basics import patch
 import ipywidgets as w, numpy as np
-
 from .. import __version__
 from ..core.errors import WorkFailed
 from ..core.settings import Settings
@@ -24,13 +22,30 @@ from ..loop.decisions import decisions as decision_log
 from ..loop.evaluation import policy_of, reference_of
 from ..loop.segments import current, cut, segments_of
 from ..monitor.alarms import Alarms
+
+# %% ../../nbs/view/12_watch.ipynb #87e7d1c9
 from ..monitor.drift import Finding, Report, compare
 from ..monitor.performance import Performance, performance
 from ..monitor.thresholds import Policy
 from .decisions import DONE, outcome
 from .drift import LEGEND, REFERENCE, SHADES, column_csv, column_picture, findings, heat, strength, why
 from .performance import Point, point
-from .style import Link, View, chip, controls, download, dropdown, headline, html, key, leads, listed, several, table, unread
+from scalai_nb.view.style import (
+    Link,
+    View,
+    chip,
+    controls,
+    download,
+    dropdown,
+    headline,
+    html,
+    key,
+    leads,
+    listed,
+    several,
+    table,
+    unread,
+)
 from .windows import Kept, Windows, from_plain, to_plain
 
 # %% ../../nbs/view/12_watch.ipynb #af3d0f9a
@@ -39,9 +54,9 @@ def by_window(family: dict) -> dict[str, dict[str, Profile]]:  # window -> label
     found: dict = {}
     for (period, label), p in family.items(): found.setdefault(period, {})[label] = p
     return found
-
 RECENT = 36  # windows that a page compares unless it is asked for more: three years of months
 
+# %% ../../nbs/view/12_watch.ipynb #e7a5554d
 class Watch:
     "A model's windows and decisions, read from a workspace."
     def __init__(self, settings: Settings | None = None,
@@ -53,23 +68,42 @@ class Watch:
         self.settings, self.sources, self.segment = settings or Settings.load(), (features, scores), segment
         self.unread: dict[str, str] = {}  # what could not be read -> why
         found = decision_log(self.settings, broken=(torn := {}))
-        self.unread |= {f"the decision {Path(file).parent.name}/{Path(file).stem}": reason for file, reason in torn.items()}
+        self.unread |= {
+            f"the decision {Path(file).parent.name}/{Path(file).stem}": reason for file, reason in torn.items()
+        }
         self.models = list(dict.fromkeys(d["model"] for d in found))
         self.model = model or (self.models or [None])[-1]
         self.decisions = {d["period"]: d for d in found if d["model"] == self.model}
-        self.windows = Windows(cut(features, segment), self.settings, among=current(features, segment, self.settings)) if segment else Windows(features, self.settings)
+        self.windows = (
+            Windows(cut(features, segment), self.settings, among=current(features, segment, self.settings))
+            if segment
+            else Windows(features, self.settings)
+        )
         self.unread |= self.windows.unread
-        self.ignore, self.given, self.known, self.cuts, self.kept_reports = tuple(ignore), policy, {}, {}, Kept(f"{features}[{segment}]{self.model}", self.settings)
+        self.ignore, self.given, self.known, self.cuts, self.kept_reports = (
+            tuple(ignore),
+            policy,
+            {},
+            {},
+            Kept(f"{features}[{segment}]{self.model}", self.settings),
+        )
         self.families = by_window(self.kept(scores, ("period", "label")) if scores else {})
-        if self.decisions: self.families = self.learnt(next(iter(self.decisions.values()))["version_before"]) | self.families
+        if self.decisions:
+            self.families = self.learnt(next(iter(self.decisions.values()))["version_before"]) | self.families
         for period in dict.fromkeys(p for r in self.recent for p in (*self.reference(r), r)): self.usable(period)
 
     def kept(self, source: str, by: tuple) -> dict:
-        "The windows of scores, or of a segment of them; one that was written since it was cut is not shown. Empty where they cannot be read, which is noted."
+        """The windows of scores, or of a segment of them; one that was written since it was cut is not shown.
+
+        Empty where they cannot be read, which is noted."""
         try:
             if not self.segment: return recall(source, by=by, settings=self.settings)
             true = current(source, self.segment, self.settings)
-            return {k: p for k, p in recall(cut(source, self.segment), by=by, settings=self.settings).items() if k[0] in true}
+            return {
+                k: p
+                for k, p in recall(cut(source, self.segment), by=by, settings=self.settings).items()
+                if k[0] in true
+            }
         except WorkFailed as e:
             self.unread[f"the windows of {source}"] = e.message
             return {}
@@ -77,14 +111,16 @@ class Watch:
     def usable(self, period: str) -> bool:
         "Whether a window can be read; one that cannot is left out and named. Once read, it is known by its digest."
         key = f"readable {self.windows.digest([period])}"
-        if key in self.kept_reports or self.windows.readable(period): return bool(self.kept_reports.get(key, lambda: {"read": True}))
+        if key in self.kept_reports or self.windows.readable(period):
+            return bool(self.kept_reports.get(key, lambda: {"read": True}))
         self.unread |= self.windows.unread
         return False
 
     def within(self, segment: str) -> "Watch":
         "The same of a segment only."
         if not segment: return self
-        if segment not in self.cuts: self.cuts[segment] = Watch(self.settings, *self.sources, self.model, self.ignore, self.given, segment)
+        if segment not in self.cuts:
+            self.cuts[segment] = Watch(self.settings, *self.sources, self.model, self.ignore, self.given, segment)
         return self.cuts[segment]
 
     def segments(self, source: str) -> list[tuple[str, str]]:  # shown, value
@@ -96,9 +132,12 @@ class Watch:
         return by_window(self.kept(f"{self.model}@{version}", ("period", "label")))
 
     @property
-    def periods(self) -> list[str]: return list(self.windows)
+    def periods(self) -> list[str]:
+        return list(self.windows)
+
     @property
-    def recent(self) -> list[str]: return self.periods[-RECENT:]
+    def recent(self) -> list[str]:
+        return self.periods[-RECENT:]
 
     def reference(self, period: str) -> list[str]:
         "The windows that a window is held against."
@@ -112,7 +151,9 @@ def policy_for(self: Watch, reference: tuple[str, ...]) -> Policy:
     key = ("policy", reference)
     if key not in self.known:
         own = self.settings.root / "policy.yaml"
-        stamp = json.dumps([__version__, own.read_text("utf-8") if own.is_file() else self.settings.monitor.false_alarms, self.ignore])
+        stamp = json.dumps(
+            [__version__, own.read_text("utf-8") if own.is_file() else self.settings.monitor.false_alarms, self.ignore]
+        )
         make = lambda: asdict(policy_of([self.windows[p] for p in reference], self.settings, self.ignore))
         self.known[key] = Policy(**self.kept_reports.get(f"policy {stamp} {self.windows.digest(reference)}", make))
     return self.known[key]
@@ -123,14 +164,20 @@ def compared(self: Watch, period: str) -> bool:
     reference = self.reference(period)
     return bool(reference) and (period not in reference or period in self.decisions)
 
+# %% ../../nbs/view/12_watch.ipynb #d81aa97e
 @patch
 def report(self: Watch, period: str) -> Report | None:  # None: a window of the reference itself
     "What moved in a window, without the bins."
     if period not in self.known:
         reference = tuple(self.reference(period))
         policy = self.policy_for(reference) if self.compared(period) else None
-        key = lambda: f"report {__version__} {json.dumps(asdict(policy), default=str)} {self.windows.digest(reference)} {self.windows.digest([period])}"
-        self.known[period] = policy and from_plain(self.kept_reports.get(key(), lambda: to_plain(self.compare(period))))
+        key = lambda: (
+            f"report {__version__} {json.dumps(asdict(policy), default=str)} {self.windows.digest(reference)}"
+            f" {self.windows.digest([period])}"
+        )
+        self.known[period] = policy and from_plain(
+            self.kept_reports.get(key(), lambda: to_plain(self.compare(period)))
+        )
     return self.known[period]
 
 @patch
@@ -141,6 +188,7 @@ def compare(self: Watch, period: str) -> Report:
         self.known["last"] = period, compare(self.whole(reference), self.windows[period], self.policy_for(reference))
     return self.known["last"][1]
 
+# %% ../../nbs/view/12_watch.ipynb #6a8f9f79
 @patch
 def whole(self: Watch, periods: tuple[str, ...]) -> Profile:
     "The sum of windows; the last one is kept."
@@ -165,8 +213,13 @@ def measured(self: Watch, period: str, version: int | None = None) -> Performanc
 def scored_by(self: Watch, version: int | None = None) -> list[str]:
     "The windows that a version learnt from or was judged by; all, where none is named."
     judged = [p for p, d in self.decisions.items() if version in (None, d["version_before"])]
-    return [p for p in self.periods if version is None or p in judged or judged and p in self.decisions[judged[0]]["reference"]]
+    return [
+        p
+        for p in self.periods
+        if version is None or p in judged or judged and p in self.decisions[judged[0]]["reference"]
+    ]
 
+# %% ../../nbs/view/12_watch.ipynb #51e7c8f3
 @patch
 def points(self: Watch, measure: str, version: int | None = None) -> list[Point]:
     "One measure, window by window."
@@ -174,7 +227,10 @@ def points(self: Watch, measure: str, version: int | None = None) -> list[Point]
     for period in self.scored_by(version):
         decision = self.decisions.get(period, {})
         decision = decision if version in (None, decision.get("version_before")) else {}
-        p = point(period, measure, self.measured(period, version), {} if self.segment else decision.get("evidence", {}))  # which is of all rows
+        # which is of all rows
+        p = point(
+            period, measure, self.measured(period, version), {} if self.segment else decision.get("evidence", {})
+        )
         p.retrained = decision.get("outcome") == "promoted"
         found.append(p)
     return found
@@ -184,14 +240,25 @@ NOTHING = "There are no windows in this workspace yet: run `scalai demo`, or `sc
 
 def moved(report: Report) -> list[str]:
     "The columns that moved, the furthest first; where only correlations did, their pairs."
-    return [f.name for f in sorted(report.columns.values(), key=lambda f: -strength(f)) if f.drifted] or [f.name for f in report.pairs]
+    return [f.name for f in sorted(report.columns.values(), key=lambda f: -strength(f)) if f.drifted] or [
+        f.name for f in report.pairs
+    ]
 
+# %% ../../nbs/view/12_watch.ipynb #f1998c08
 def standing(watch: Watch) -> tuple[str, str, dict[str, str]]:  # level, sentence, facts
     "Is the newest window like those that the model learnt from, since when, what needs me."
     if not watch.windows: return "unknown", NOTHING, {}
     newest = watch.periods[-1]
     facts, report = {"Newest window": f"{newest}, {watch.windows.rows(newest):,} rows"}, watch.report(newest)
-    if report is None: return "unknown", f"There {'is' if len(watch.windows) == 1 else 'are'} {several(len(watch.windows), 'window')} and nothing yet to compare: the next one will show whether anything moves.", facts
+    if report is None:
+        return (
+            "unknown",
+            (
+                f"There {'is' if len(watch.windows) == 1 else 'are'} {several(len(watch.windows), 'window')} and"
+                " nothing yet to compare: the next one will show whether anything moves."
+            ),
+            facts,
+        )
     alike = [p for p in watch.recent if watch.compared(p)]
     earlier = any(watch.compared(p) for p in watch.periods[:-len(watch.recent)])
     while len(alike) > 1 and watch.report(alike[-2]).drifted == report.drifted: alike.pop()
@@ -204,6 +271,7 @@ def standing(watch: Watch) -> tuple[str, str, dict[str, str]]:  # level, sentenc
     said = f"{newest} is like the windows that the model learnt from."
     return but_open("good", said, facts, watch.settings, watch.sources[0])
 
+# %% ../../nbs/view/12_watch.ipynb #cb697b2d
 def but_open(level: str, sentence: str, facts: dict[str, str],
              settings: Settings, *sources: str,
             ) -> tuple[str, str, dict[str, str]]:
@@ -233,21 +301,51 @@ class Page(View):
         self.window = dropdown("Window", compared, compared[-1])
         self.column = dropdown("Column", self.columns())
         self.cells, self.told, self.picture, self.title = w.VBox(), html(""), w.VBox(), html("")
-        for choice, act in ((self.segment, self.other), (self.since, self.draw), (self.window, self.look), (self.column, self.draw)): self.on(choice, act)
+        for choice, act in (
+            (self.segment, self.other),
+            (self.since, self.draw),
+            (self.window, self.look),
+            (self.column, self.draw),
+        ):
+            self.on(choice, act)
         self.link = Link(segment=self.segment, since=self.since, window=self.window, column=self.column)
         cuts = [self.segment] if len(self.segment.options) > 1 else []
-        super().__init__([self.link, top, html("<h2>What moved, window by window</h2>"), controls(*cuts, self.since), html(CELLS_KEY), self.cells, self.title, controls(self.window, self.column), self.told, self.picture])
+        super().__init__(
+            [
+                self.link,
+                top,
+                html("<h2>What moved, window by window</h2>"),
+                controls(*cuts, self.since),
+                html(CELLS_KEY),
+                self.cells,
+                self.title,
+                controls(self.window, self.column),
+                self.told,
+                self.picture,
+            ]
+        )
         self.draw()
         watch.kept_reports.write()
 
-CELLS_KEY = key({"reference": REFERENCE, "as usual": SHADES[1], "moved: beyond the threshold": SHADES[2], "moved: 4 thresholds and more": SHADES[3]})
-
+# %% ../../nbs/view/12_watch.ipynb #68c6779f
+CELLS_KEY = key(
+    {
+        "reference": REFERENCE,
+        "as usual": SHADES[1],
+        "moved: beyond the threshold": SHADES[2],
+        "moved: 4 thresholds and more": SHADES[3],
+    }
+)
 ALL = "all"  # windows, also where there are so many that comparing them takes long
 
 def spans(watch: Watch, compared: list[str]) -> list[tuple[str, str]]:  # shown, value
     "The stretches of time that can be chosen; the first one is what the page opens with."
     many = len(watch.periods) > RECENT
-    return [(f"the newest {RECENT} windows", ""), ("all windows", ALL)] * many + [("all windows", "")] * (not many) + [(f"since {p}", p) for p in compared]
+    return (
+        [(f"the newest {RECENT} windows", ""), ("all windows", ALL)] * many
+        + [("all windows", "")] * (not many)
+        + [(f"since {p}", p) for p in compared]
+    )
 
 def stretch(watch: Watch, since: str) -> list[str]:
     "The windows of a stretch."
@@ -272,13 +370,17 @@ def look(self: Page) -> None:
     self.kept = False
     self.draw()
 
+# %% ../../nbs/view/12_watch.ipynb #56c4a4f8
 @patch
 def other(self: Page) -> None:
     "Another segment was chosen: its windows, and the window and column that were looked at where they are there."
     self.watch, window = self.all.within(self.segment.value), self.window.value
     if not self.watch.windows:
         self.watch, self.cells.children, self.picture.children, self.told.value = self.all, [], [], ""
-        self.title.value = f'<p role="status">All windows were written since they were cut into {escape(self.segment.value.replace("=", " ", 1))}: the next job that scores cuts them again.</p>'
+        self.title.value = (
+            '<p role="status">All windows were written since they were cut into'
+            f' {escape(self.segment.value.replace("=", " ", 1))}: the next job that scores cuts them again.</p>'
+        )
         return
     compared = [p for p in self.watch.periods if self.watch.compared(p)] or self.watch.periods
     with self.together():
@@ -306,13 +408,27 @@ def bins_table(finding: Finding, unit: str = "",  # of the column
     "Which values came more often and which less, the largest change first."
     if not finding.bins: return ""
     end = lambda v: f"{v:,.6g}" if isinstance(v, (int, float)) else str(v)
-    name = lambda b: end(b["value"]) if "value" in b else f"{end(b['low'])} … {end(b['high'])}" if b["low"] != b["high"] else end(b["low"])
-    rows = [[escape(name(b)), f"{100 * b['reference']:.1f} %", f"{100 * b['current']:.1f} %", f"{100 * (b['current'] - b['reference']):+.1f} points"] for b in finding.moved]
+    name = lambda b: (
+        end(b["value"])
+        if "value" in b
+        else f"{end(b['low'])} … {end(b['high'])}" if b["low"] != b["high"] else end(b["low"])
+    )
+    rows = [
+        [
+            escape(name(b)),
+            f"{100 * b['reference']:.1f} %",
+            f"{100 * b['current']:.1f} %",
+            f"{100 * (b['current'] - b['reference']):+.1f} points",
+        ]
+        for b in finding.moved
+    ]
     heading = f"{finding.name}, {unit}" if unit else finding.name
-    return "<h3>Where its values went</h3>" + table({heading: "name", "reference": "num", "this window": "num", "change": "num"}, rows)
-
+    return "<h3>Where its values went</h3>" + table(
+        {heading: "name", "reference": "num", "this window": "num", "change": "num"}, rows
+    )
 OF_ALL = "What the top of this page says, and what was decided, is of all rows."
 
+# %% ../../nbs/view/12_watch.ipynb #a75a0c20
 @patch
 def draw(self: Page) -> None:
     "The cells, the sentences and the column's shares of the chosen window."
@@ -321,21 +437,36 @@ def draw(self: Page) -> None:
     reports = {p: watch.report(p) for p in stretch(watch, self.since.value) if watch.usable(p)}
     self.cells.children = [heat(reports, column, window, self.choose), html(download("what-moved", findings(reports)))]
     told = watch.decisions.get(window)
-    decided = f"<p>{chip(*DONE[told['action']])}, {escape(outcome(told))}. {leads('performance', 'How good the scores were', **({'segment': watch.segment} if watch.segment else {}), window=window)}</p>" if told else ""
+    decided = (
+        f"<p>{chip(*DONE[told['action']])}, {escape(outcome(told))}."
+        f" {leads('performance', 'How good the scores were', **({'segment': watch.segment} if watch.segment else {}), window=window)}</p>"
+        if told
+        else ""
+    )
     among = f", {escape(watch.segment.replace('=', ' ', 1))}," if watch.segment else ""
-    self.title.value = f"<h2>{escape(window)}{among} against its reference</h2><p class='soft'>{watch.windows.rows(window):,} rows, against {escape(listed(reference, 6))}.{' ' + OF_ALL if watch.segment else ''}</p>{decided}"
+    self.title.value = (
+        f"<h2>{escape(window)}{among} against its reference</h2><p class='soft'>{watch.windows.rows(window):,} rows,"
+        f" against {escape(listed(reference, 6))}.{' ' + OF_ALL if watch.segment else ''}</p>{decided}"
+    )
     if report is None:
         self.told.value, self.picture.children = "<p>This window is part of the reference.</p>", []
         return
     report = watch.compare(window)  # with its bins
     finding = report.columns[column]
     unit = self.units.get(column) or watch.policy_for(tuple(reference)).columns.get(column, {}).get("unit") or ""
-    self.told.value = f"{why(report)}<h3>{escape(column)}</h3><p>{escape(finding.reason[:1].upper() + finding.reason[1:])}.</p>{LEGEND}"
+    self.told.value = (
+        f"{why(report)}<h3>{escape(column)}</h3><p>{escape(finding.reason[:1].upper() + finding.reason[1:])}.</p>{LEGEND}"
+    )
     both = watch.whole(tuple(reference)), watch.windows[window]
-    self.picture.children = [column_picture(finding, *both, unit), html(column_csv(finding, *both, f"{column}-{window}") + bins_table(finding, unit))]
+    self.picture.children = [
+        column_picture(finding, *both, unit),
+        html(column_csv(finding, *both, f"{column}-{window}") + bins_table(finding, unit)),
+    ]
     watch.kept_reports.write()
 
 # %% ../../nbs/view/12_watch.ipynb #bf2a1745
-def page(settings: Settings | None = None, units: dict[str, str] | None = None, **more) -> Page:  # more: what `Watch` takes
+def page(
+    settings: Settings | None = None, units: dict[str, str] | None = None, **more
+) -> Page:  # more: what `Watch` takes
     "The page of a workspace."
     return Page(Watch(settings, **more), units)

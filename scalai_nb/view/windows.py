@@ -20,13 +20,15 @@ from ..monitor.drift import Finding, Report
 
 # %% ../../nbs/view/11_windows.ipynb #addcd933
 class Windows(Mapping):  # window -> Profile
-    "The windows of a source in order, each read when it is asked for; what cannot be read is left out and named in `unread`."
+    """The windows of a source in order, each read when it is asked for; what cannot be read is left out and named in
+    `unread`."""
     def __init__(self, source: str, settings: Settings, most: int = 2,  # profiles held open
                  among: list[str] | None = None):  # only these windows
         self.source, self.settings, self.most, self.unread = source, settings, most, {}
         found, broken = overview(source, settings)
         self.unread |= {f"{Path(file).name}, a file with windows of {source}": reason for file, reason in broken.items()}
-        self.known = {p: v for p, v in found.items() if p is not None and v[0] and (among is None or p in among)}  # window -> rows, digest
+        # window -> rows, digest
+        self.known = {p: v for p, v in found.items() if p is not None and v[0] and (among is None or p in among)}
         self.open: dict[str, Profile] = {}
         self.reads = 0  # profiles read from the store
 
@@ -53,31 +55,50 @@ class Windows(Mapping):  # window -> Profile
             return False
 
 # %% ../../nbs/view/11_windows.ipynb #5baccd0c
-KEPT = [f.name for f in fields(Finding) if f.name not in ("checks", "both")]  # what a page says of a column; its bins come from the profiles
+# what a page says of a column; its bins come from the profiles
+KEPT = [f.name for f in fields(Finding) if f.name not in ("checks", "both")]
 
 def to_plain(report: Report) -> dict:
     "A report without the profiles behind it."
     finding = lambda f: {k: v for k in KEPT if (v := getattr(f, k)) is not None}
-    return {f.name: getattr(report, f.name) for f in fields(Report) if f.name in ("reference_rows", "current_rows", "problem", "compared")} | {
-        "columns": [finding(f) for f in report.columns.values()], "joint": finding(report.joint),
-        **{k: [finding(f) for f in getattr(report, k)] for k in ("pairs", "arrival", "segments")}}
+    return {
+        f.name: getattr(report, f.name)
+        for f in fields(Report)
+        if f.name in ("reference_rows", "current_rows", "problem", "compared")
+    } | {
+        "columns": [finding(f) for f in report.columns.values()],
+        "joint": finding(report.joint),
+        **{k: [finding(f) for f in getattr(report, k)] for k in ("pairs", "arrival", "segments")},
+    }
 
 def from_plain(found: dict) -> Report:
     "The same report again."
     finding = lambda f: Finding(**f)
     lists = {k: [finding(f) for f in found[k]] for k in ("columns", "pairs", "arrival", "segments")}
-    return Report(**found | lists | {"columns": {f.name: f for f in lists["columns"]}, "joint": finding(found["joint"])})
+    return Report(
+        **found | lists | {"columns": {f.name: f for f in lists["columns"]}, "joint": finding(found["joint"])}
+    )
 
+# %% ../../nbs/view/11_windows.ipynb #2c159ab8
 class Kept:
-    "What comparisons have shown, by what was compared, in one file; only what was asked for since the last writing stays in it."
+    """What comparisons have shown, by what was compared, in one file; only what was asked for since the last writing
+    stays in it."""
     def __init__(self, name: str, settings: Settings):
-        self.file, self.used, self.new = settings.path("compared", f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"), {}, False
-        try: self.found = json.loads(self.file.read_text("utf-8"))
-        except (OSError, ValueError): self.found = {}  # it is made again
+        self.file, self.used, self.new = (
+            settings.path("compared", f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"),
+            {},
+            False,
+        )
+        try:
+            self.found = json.loads(self.file.read_text("utf-8"))
+        except (OSError, ValueError):
+            self.found = {}  # it is made again
         if not isinstance(self.found, dict): self.found = {}
 
     @staticmethod
-    def short(key: str) -> str: return hashlib.sha256(key.encode()).hexdigest()[:32]
+    def short(key: str) -> str:
+        return hashlib.sha256(key.encode()).hexdigest()[:32]
+
     def __contains__(self, key: str) -> bool: return self.short(key) in self.found
 
     def get(self, key: str, make) -> dict:  # make: what to do where it is not there; gives a dict for JSON
@@ -89,6 +110,6 @@ class Kept:
     def write(self) -> None:
         "Write the file where something is new. A full disk costs only the time of the next page."
         if not self.new: return
-        try: write_atomic(self.file, json.dumps(self.used))
+        try:write_atomic(self.file, json.dumps(self.used))
         except OSError: return
         self.new = False
