@@ -125,7 +125,7 @@ def test_no_frame_of_a_viewer_reaches_anybody_else(workspace, rounds):
 
 
 def test_what_a_message_unpacks_to_is_let_go(workspace):
-    "Forty messages of some kilobytes that unpack to the limit: none of them is kept until memory is tidied."
+    "Forty messages of some kilobytes that unpack to more than the limit: what they unpack to is not kept until memory is tidied."
     async def bomb(page):
         async with channel(dash, page, **bearer(VIEWER)) as ws:
             with suppress(websockets.ConnectionClosed): await ws.send(bytes(SIZE + 1))

@@ -64,6 +64,7 @@ def test_a_job_created_in_lab_runs_on_this_engine(chromium, bench):
     page.locator(".jp-DirListing-item", has_text="nightly.ipynb").click(button="right")
     page.get_by_role("menuitem", name="Create Job").click()
     page.wait_for_function("[...document.querySelectorAll('input')].some(i => i.value.includes('nightly'))", timeout=60_000)  # the form knows its notebook
+    page.get_by_text("Loading …").wait_for(state="hidden", timeout=60_000)  # and its environments
     page.get_by_label("Job name").fill("by hand")
     shot(page, "lab-job-create")
     page.get_by_role("button", name="Create", exact=True).click()

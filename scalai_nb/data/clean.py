@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..core.errors import BadRequest, nearest, one_of
-from .types import cast, is_text
+from .types import cast, is_text, one_array
 from .uniqueness import Unique
 from .rules import Rule, Verdict, bound, not_a
 
@@ -369,9 +369,7 @@ def _later(name: str, steps: list) -> str:  # what a column is called in the end
 
 # %% ../../nbs/data/12_clean.ipynb #ffe60c39
 def _step(table, step, name, argument, contract, final, verdict) -> pa.Table:
-    at, before = table.column_names.index(name), table[name].combine_chunks()
-    if isinstance(before, pa.ChunkedArray):
-        before = pa.concat_arrays(before.chunks) if before.num_chunks else pa.array([], before.type)
+    at, before = table.column_names.index(name), one_array(table[name])
     if pa.types.is_dictionary(before.type): before = before.dictionary_decode()
     if pa.types.is_string_view(before.type): before = before.cast(pa.string())
     if step == "drop":

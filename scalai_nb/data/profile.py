@@ -354,7 +354,6 @@ def _family(table, by, threads=None):
     codes, keys = np.zeros(table.num_rows, "i8"), [()]
     for name in by:
         encoded = one_array(table[name]).dictionary_encode(null_encoding="encode")
-        if isinstance(encoded, pa.ChunkedArray): encoded = encoded.combine_chunks()
         values = encoded.dictionary.to_pylist()
         codes = codes * max(len(values), 1) + encoded.indices.to_numpy()
         keys = [(*k, v) for k in keys for v in values]

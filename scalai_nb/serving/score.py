@@ -237,8 +237,8 @@ def named(column, unit: str = "month"):  # Arrow strings
     "Periods as they are written everywhere: 06 for a month's number, 2013-06 for a time."
     import pyarrow as pa
     from scalai_nb.data.profile_store import period_name
-    coded = column.combine_chunks().dictionary_encode()
-    coded = coded if isinstance(coded, pa.DictionaryArray) else coded.combine_chunks()
+    from scalai_nb.data.types import one_array
+    coded = one_array(column).dictionary_encode()
     return pa.array([period_name(v, unit) for v in coded.dictionary.to_pylist()], pa.string()).take(coded.indices)
 
 # %% ../../nbs/serving/00_score.ipynb #7d0c41e5

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from fastcore.basics import patch
 
 from ..core.errors import BadRequest
+from ..data.types import one_array
 
 # %% ../../nbs/training/05_split.ipynb #c6eaca4d
 FOLDS = 5  # that a group's hash can fall into
@@ -44,7 +45,7 @@ def mask(self: Split,
          rows: pa.Table,
         ) -> pa.Array:  # of booleans, true for a row that is kept aside
     "Which rows are kept aside; each is or is not."
-    column = rows[self.column].combine_chunks()
+    column = one_array(rows[self.column])
     if pa.types.is_dictionary(column.type): column = column.dictionary_decode()
     missing = column.null_count + (pc.sum(pc.is_nan(column)).as_py() or 0 if pa.types.is_floating(column.type) else 0)
     if missing:

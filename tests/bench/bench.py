@@ -19,7 +19,7 @@ from measure import cost
 RESULTS = HERE/"RESULTS.md"
 PACKAGES = ("numpy", "pyarrow", "numba", "pandas", "polars", "duckdb", "dask", "scikit-learn", "torch", "torchdata", "deltalake", "onnxruntime", "torch-pruning", "transformers")
 TABLES = {"walks": "Here of sixteen random walks in float64, hardly any value of which comes twice.",  # of rows.py: `profile_walks` is the job `profile` on these rows
-          "refusals": "Here of the same walks under rules that refuse 78 of 100 rows, which a quarantine keeps as text.",
+          "refusals": "Here of the same walks under rules that refuse most rows (78 of 100 where there are 5,000,000), which a quarantine keeps as text.",
           "readings": "Here of sensors: three columns of text (40, 5,000 and 200,000 different) and seven noisy measurements in float64."}
 JOBS = ("profile", "profile_walks", "profile_readings", "growth", "ingest", "ingest_walks", "ingest_refusals", "ingest_readings", "merge", "prep", "loader", "wide")
 LONG = ("growth", "wide")  # asked for by name

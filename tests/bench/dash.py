@@ -96,8 +96,9 @@ class Voila(Server):
             time.sleep(.5)
             try: httpx.get(f"{self.url}/voila/static/voila.js", trust_env=False, timeout=30).raise_for_status()
             except httpx.HTTPError: continue
-            me = psutil.Process(self.process.pid)
-            try: now = sum(sum(p.cpu_times()[:2]) for p in me.children(recursive=True) or [me])
+            try:
+                me = psutil.Process(self.process.pid)
+                now = sum(sum(p.cpu_times()[:2]) for p in me.children(recursive=True) or [me])
             except psutil.NoSuchProcess: continue
             calm, before = calm + 1 if before is not None and abs(now - before) < .1 else 0, now
 
