@@ -157,7 +157,7 @@ def test_the_monitor_s_job_tells_an_alertmanager_and_by_mail(loop, tmp_path):
         score(f"late@{version}", "features", where=[("period", "==", period)], label="late", key="flight_id", period=period, keep=["time_hour", "carrier", "origin"], settings=settings)
     controller = post(mail)
     with alertmanager(tmp_path, ear := Ear()) as url:
-        told = dict(SCALAI_ALERTS__ALERTMANAGER=url, SCALAI_ALERTS__EMAIL=f"smtp://127.0.0.1:{controller.port}", SCALAI_ALERTS__EMAIL_FROM="a@example.org", SCALAI_ALERTS__EMAIL_TO="b@example.org", SCALAI_MONITOR__QUIET="1")
+        told = dict(SCALAI_ALERTS__ALERTMANAGER=url, SCALAI_ALERTS__EMAIL=f"smtp://127.0.0.1:{controller.port}", SCALAI_ALERTS__EMAIL_FROM="a@example.org", SCALAI_ALERTS__EMAIL_TO="b@example.org", SCALAI_MONITOR__RESOLVE_AFTER="1")
         heard = lambda: [(h["status"], a["annotations"]["summary"]) for h in ear.heard for a in h["alerts"] if a["labels"]["source"] == "features"]
         try:
             for period, count in (("2013-05", 1), ("2013-06", 2)):

@@ -74,7 +74,7 @@ def small_demo(folder: Path) -> Path:
     root = workspace(folder).root
     settings = (root/"settings.ini").read_text()
     assert "[retrain]" not in settings
-    (root/"settings.ini").write_text(settings + "\n[retrain]\non = drift\n")  # whatever so small a model loses by it
+    (root/"settings.ini").write_text(settings + "\n[retrain]\ntrigger = drift\n")  # whatever so small a model loses by it
     write_weather(root/"data")
     for month in range(1, 4):
         rows = month_rows(month, 7, 2).slice(0, 12_000)

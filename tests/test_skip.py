@@ -75,7 +75,7 @@ def test_what_a_step_does_not_read_runs_nothing(work, warm, monkeypatch):
     assert ran() == ["work"]
     write(work/"work.ipynb", "n = 1  # how many", "# why\nfrom scalai_nb.core.settings import Settings\n\nfolds = Settings.load( ).data.folds", RESULT + "from pkg import rates\nresult(folds=folds)")
     (work/"pkg"/"tables.py").write_text("# of 2013\nRATE = 2\n")
-    (work/"settings.ini").write_text("[apps]\nport = 9000\n[retrain]\ntolerance = .5\n")
+    (work/"settings.ini").write_text("[apps]\nport = 9000\n[gate]\ntolerance = .5\n")
     monkeypatch.setenv("OTHER", "1")
     os.utime(work/"rows.csv")
     assert ran() == []

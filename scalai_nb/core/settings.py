@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SECTIONS', 'SILENT', 'Section', 'WorkspaceSection', 'DataSection', 'ClusterSection', 'TrackingSection', 'JobsSection',
-           'WorkflowSection', 'MonitorSection', 'RetrainSection', 'AppsSection', 'ServeSection', 'AlertsSection',
-           'Settings', 'find_settings', 'observe']
+           'WorkflowSection', 'MonitorSection', 'RetrainSection', 'GateSection', 'AppsSection', 'ServeSection',
+           'AlertsSection', 'Settings', 'find_settings', 'observe']
 
 # %% ../../nbs/core/02_settings.ipynb #d5f15c71
 import configparser, os, threading
@@ -68,7 +68,7 @@ class MonitorSection(Section):
     # year
     false_alarms: float = Field(.05, gt=0, lt=1)
     segments: str = ""  # columns whose values have windows of their own, as "origin, carrier"
-    quiet: int = Field(3, ge=1)  # windows without drift after which an alarm is over
+    resolve_after: int = Field(3, ge=1)  # windows without drift after which an alarm is over
     keep_hours: float = Field(30, ge=0)  # days after which hours are kept as days only
     keep_days: float = Field(400, ge=0)  # days after which days are kept as months only
     keep: float = Field(0, ge=0)  # days after which a window goes; 0: never
@@ -76,22 +76,24 @@ class MonitorSection(Section):
 # %% ../../nbs/core/02_settings.ipynb #edc2f09d
 class RetrainSection(Section):
     # what may call for it: a measured loss; an estimated one where inputs moved, too; drift alone, too
-    on: Literal["never", "loss", "estimate", "drift"] = "estimate"
+    trigger: Literal["never", "loss", "estimate", "drift"] = "estimate"
     severity: float = Field(1, ge=1)  # times what is usual that a measured loss must reach
-    # windows after a retraining in which no other begins, unless a measured loss is `fresh` times what is usual
-    rest: int = Field(0, ge=0)
+    # windows after a retraining in which no other begins, unless a measured loss is `break_factor` times what is usual
+    cooldown: int = Field(0, ge=0)
     windows: int = Field(0, ge=0)  # newest windows that a challenger learns from; 0: as many as any version before it
     # times what is usual from which on a measured loss means that windows before it mislead: a challenger learns from
     # those since
-    fresh: float = Field(2.5, ge=1)
+    break_factor: float = Field(2.5, ge=1)
     # a version that learnt from so little is trained again when there is this many times as much; 0: never
-    again: float = Field(4, ge=0)
-    min_labels: int = Field(500, ge=2)  # fewer labelled rows measure, train and judge nothing
+    growth_factor: float = Field(4, ge=0)
+
+class GateSection(Section):
+    min_labels: int = Field(500, ge=2)  # with fewer labelled rows no loss is measured, no model trained, no model judged
     tolerance: float = Field(.01, ge=0)  # nats a row that a challenger may be worse by
     slices: str = ""  # columns whose values the gate judges apart; several are separated by commas
     slice_tolerance: float = Field(.05, ge=0)  # likewise, in one slice
     # windows after a promotion in which the version before, or a shadow, is judged beside the champion; 0: none
-    trial: int = Field(3, ge=0)
+    probation: int = Field(3, ge=0)
 
 # %% ../../nbs/core/02_settings.ipynb #ca47bc7c
 class AppsSection(Section):
@@ -111,7 +113,7 @@ class AppsSection(Section):
 
 class ServeSection(Section):
     port: int = Field(8000, ge=0, le=65535)
-    batch: int = Field(1024, ge=1)  # rows scored at a time
+    max_batch: int = Field(1024, ge=1)  # rows scored at a time
     metrics: str = ""  # NAME.prom, for node_exporter to read what scoring counts; empty: none
 
 # %% ../../nbs/core/02_settings.ipynb #e00fe091
@@ -141,6 +143,7 @@ class Settings(Section):
     workflow: WorkflowSection = WorkflowSection()
     monitor: MonitorSection = MonitorSection()
     retrain: RetrainSection = RetrainSection()
+    gate: GateSection = GateSection()
     apps: AppsSection = AppsSection()
     serve: ServeSection = ServeSection()
     alerts: AlertsSection = AlertsSection()

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
+from ..core.settings import GateSection
 from ..training.fit import auc
 
 # %% ../../nbs/loop/04_gate.ipynb #3e35a413
@@ -149,13 +150,13 @@ def labelled(period: str, table: str = "features", label: str = "late",  # colum
     rows = Table(table, settings).arrow(filter=where)
     return rows.filter(pc.is_valid(rows[label]))
 
-def sides(rows, label: str, rules, time: str = "time_hour") -> dict:  # what `gate` and `gap` ask for beside the scores
-    """Labels, slices and days of rows, as the rules of `[retrain]` name them.
+def sides(rows, label: str, rules: GateSection, time: str = "time_hour") -> dict:  # what `gate` and `gap` ask for beside the scores
+    """Labels, slices and days of rows, as the rules of `[gate]` name them.
 
     Raises `BadRequest` for a slice that is no column."""
     from scalai_nb.core.errors import one_of
     names = [
-        one_of(n.strip(), rows.column_names, "column in [retrain] slices")
+        one_of(n.strip(), rows.column_names, "column in [gate] slices")
         for n in rules.slices.split(",")
         if n.strip()
     ]

@@ -7,7 +7,7 @@ __all__ = ['ELDERS', 'served', 'standing', 'restore', 'version_of', 'fails', 'si
 
 # %% ../../nbs/loop/07_probation.ipynb #18bda879
 from ..core.errors import ScalaiError, Unreachable, WorkFailed
-from ..core.settings import RetrainSection, Settings
+from ..core.settings import GateSection, Settings
 from .decisions import conclude, decisions, finish, is_old
 from .gate import Gap, gap, gate, labelled, log_loss, sides
 
@@ -77,11 +77,11 @@ ELDERS = 6  # versions before the champion that may come back: a fault that ends
 
 def fails(champion, elder,  # (N,) probabilities of both, on the same rows
           label,  # (N,) what became true
-          rules: RetrainSection,
+          rules: GateSection,
           block=None,  # (N,) see `gap`
          ) -> tuple[bool, Gap]:  # whether the champion goes, and by how much it is worse
     "Whether a champion does worse than a version before it, on labels that came since."
-    found = gap(log_loss(champion, label) - log_loss(elder, label), block, 1 - .05/max(rules.trial, 1)/ELDERS)
+    found = gap(log_loss(champion, label) - log_loss(elder, label), block, 1 - .05/max(rules.probation, 1)/ELDERS)
     return found.rows >= rules.min_labels and found.low > 0 and found.mean > rules.tolerance, found
 
 # %% ../../nbs/loop/07_probation.ipynb #3edaa199
@@ -107,17 +107,17 @@ def rivals(model: str, period: str, champion,  # ModelVersion
           ) -> tuple[list, object]:  # of ModelVersion: those that served before, newest first, and the shadow or None
     "The versions that a window is scored by beside the champion."
     from scalai_nb.training.registry import Registry
-    registry, elders, rules = Registry(settings), [], settings.retrain
+    registry, elders, rules = Registry(settings), [], settings.gate
     young = (
         age := since(model, period, ("promoted", "rolled_back"), champion.version, settings)
-    ) is not None and 0 < age <= rules.trial
-    for number in served(model, settings) if rules.trial and (young or alarmed) and age != 0 else ():
+    ) is not None and 0 < age <= rules.probation
+    for number in served(model, settings) if rules.probation and (young or alarmed) and age != 0 else ():
         try:elders += [registry.version(model, number)] if number != champion.version and len(elders) < ELDERS else []
         except ScalaiError: continue  # it is gone
     try:shadow = registry.resolve(f"{model}@challenger")
     except ScalaiError: return elders, None
     age = since(model, period, ("shadow",), shadow.version, settings)
-    return elders, shadow if age is not None and 0 < age <= rules.trial else None
+    return elders, shadow if age is not None and 0 < age <= rules.probation else None
 
 # %% ../../nbs/loop/07_probation.ipynb #ce270b4b
 def trial(model: str,  # registry name
@@ -137,10 +137,10 @@ def trial(model: str,  # registry name
     before = answered(model, period, settings)
     elders, shadow = rivals(model, period, champion, settings, alarmed) if champion else ([], None)
     rows = labelled(period, table, label, settings=settings) if elders or shadow else None
-    if rows is None or rows.num_rows < settings.retrain.min_labels: return before or nothing
-    given, of = sides(rows, label, settings.retrain), lambda version: Scorer(version.path).score(rows)
+    if rows is None or rows.num_rows < settings.gate.min_labels: return before or nothing
+    given, of = sides(rows, label, settings.gate), lambda version: Scorer(version.path).score(rows)
     now = of(champion)
-    found = [(v, *fails(now, of(v), given["label"], settings.retrain, given["block"])) for v in elders]
+    found = [(v, *fails(now, of(v), given["label"], settings.gate, given["block"])) for v in elders]
     if better := [(v, g) for v, worse, g in found if worse]:
         return _back(model, period, champion.version, *max(better, key=lambda x: x[1].mean), settings)
     if shadow:
@@ -170,7 +170,7 @@ def _back(model: str, period: str, now: int, elder, found: Gap, settings: Settin
 
 def _shadow(model: str, period: str, now: int, shadow: int, verdict, settings: Settings) -> dict:
     "Promote a shadow that proved itself, drop one that is worse or whose time is over."
-    over = since(model, period, ("shadow",), shadow, settings) >= settings.retrain.trial
+    over = since(model, period, ("shadow",), shadow, settings) >= settings.gate.probation
     if verdict.action == "shadow" and not over: return dict(outcome="", version=now, reason=verdict.reason)
     outcome = "promoted" if verdict.passed else "refused"
     reason = f"Version {shadow}, after its time in the shadow. {verdict.reason}"

@@ -58,9 +58,9 @@ def learns(decision: Decision,  # as `plan` made it
 def grown(period: str, past: list[dict], windows: list[str], rules: RetrainSection, learnt: tuple[str, ...]) -> str:
     "Why a version that learnt from little is trained again; nothing where it need not be."
     count = most(past, learnt, rules)
-    if not rules.again or not 0 < len(learnt) < count: return ""
+    if not rules.growth_factor or not 0 < len(learnt) < count: return ""
     have = sum(learnt[0] <= w <= period for w in windows)
-    wanted = min(rules.again*len(learnt), max(count, 2*len(learnt)))
+    wanted = min(rules.growth_factor*len(learnt), max(count, 2*len(learnt)))
     return (
         f"the champion learnt from {len(learnt)} window{'s' if len(learnt) > 1 else ''}, {min(have, count)} have come"
         f" since {learnt[0]}"
@@ -75,19 +75,20 @@ def plan(decision: Decision,  # of monitor, about this window
          windows: list[str],  # all there are, oldest first
          rules: RetrainSection,
          learnt: tuple[str, ...] = (),  # windows that the champion learnt from
+         min_labels: int = 500,  # [gate] min_labels: with fewer labelled rows there is no retraining
         ) -> Decision:
     "The decision that the rules make of it."
     kind = called_by(decision)
     said = decision.evidence | {
         "called_by": kind,
         "severity": severity(decision),
-        "break": kind == "loss" and severity(decision, KNOWING) >= rules.fresh * (1 if len(learnt) > 2 else 2),
+        "break": kind == "loss" and severity(decision, KNOWING) >= rules.break_factor * (1 if len(learnt) > 2 else 2),
     }
     more = "" if kind in KINDS[1:3] else grown(period, past, windows, rules, learnt)
     if more:kind, said = "more", said | {"called_by": "more"}
-    elif not kind or kind == "drift" != rules.on: return replace(decision, evidence=said)
-    why = held(kind, said, rules) or (
-        "" if kind == "loss" and said["severity"] >= rules.fresh else _rest(period, past, windows, rules.rest)
+    elif not kind or kind == "drift" != rules.trigger: return replace(decision, evidence=said)
+    why = held(kind, said, rules, min_labels) or (
+        "" if kind == "loss" and said["severity"] >= rules.break_factor else _cooling(period, past, windows, rules.cooldown)
     )
     if more:
         return (
@@ -100,17 +101,17 @@ def plan(decision: Decision,  # of monitor, about this window
     return replace(
         decision,
         action="retrain",
-        reasons=["retraining on drift alone, as [retrain] on = drift asks for", *decision.reasons],
+        reasons=["retraining on drift alone, as [retrain] trigger = drift asks for", *decision.reasons],
         evidence=said,
     )
 
 # %% ../../nbs/loop/03_retrain_policy.ipynb #cd1c4037
-def held(kind: str, evidence: dict, rules: RetrainSection) -> str:
+def held(kind: str, evidence: dict, rules: RetrainSection, min_labels: int) -> str:
     "Why this window's figures call for no retraining; nothing where they do."
     labelled = int(evidence.get("labelled", 0))
-    if rules.on == "never" or kind in KINDS and KINDS.index(kind) > KINDS.index(rules.on):
+    if rules.trigger == "never" or kind in KINDS and KINDS.index(kind) > KINDS.index(rules.trigger):
         return (
-            f"no retraining: [retrain] on = {rules.on} does not count"
+            f"no retraining: [retrain] trigger = {rules.trigger} does not count"
             f" {'an estimated loss' if kind == 'estimate' else 'a measured loss'}"
         )
     if kind == "loss" and evidence["severity"] < rules.severity:
@@ -118,11 +119,11 @@ def held(kind: str, evidence: dict, rules: RetrainSection) -> str:
             f"no retraining yet: the loss is {evidence['severity']:.1f} × what is usual, {rules.severity:g} × is"
             " asked for"
         )
-    if labelled < rules.min_labels:
-        return f"retraining waits for labels: {labelled:,} of {rules.min_labels:,} have come"
+    if labelled < min_labels:
+        return f"retraining waits for labels: {labelled:,} of {min_labels:,} have come"
     return ""
 
-def _rest(period: str, past: list[dict], windows: list[str], rest: int) -> str:
+def _cooling(period: str, past: list[dict], windows: list[str], cooldown: int) -> str:
     "Why it is too early after the retraining before."
     done = [
         d["period"]
@@ -131,7 +132,7 @@ def _rest(period: str, past: list[dict], windows: list[str], rest: int) -> str:
     ]
     since = sum(done[-1] < w <= period for w in windows) if done else math.inf
     return (
-        f"retraining rests: the last one was for {done[-1]}, and {rest} window{'s' if rest > 1 else ''} must pass"
-        if since <= rest
+        f"no retraining yet: the last one was for {done[-1]}, and {cooldown} window{'s' if cooldown > 1 else ''} must pass"
+        if since <= cooldown
         else ""
     )

@@ -81,7 +81,7 @@ def tell(settings: Settings, reference: str = "") -> dict[str, str]:  # receiver
         done |= (failed := _failed(send(alert := opened(group, reference), once)))
         if not failed: alarms.tell(group, alert.key)
     for group in over:
-        done |= (failed := _failed(send(ended(group, settings.monitor.quiet), once)))
+        done |= (failed := _failed(send(ended(group, settings.monitor.resolve_after), once)))
         if not failed: alarms.tell(group)
     return done
 

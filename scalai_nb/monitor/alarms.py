@@ -143,7 +143,7 @@ def saw(self: Alarms, look: Look) -> list[Alarm]:  # what is open now
             (look.source, look.period, json.dumps(look.opens), json.dumps(look.holds), look.reference, time.time()),
         )
         known, found = _rows(db, "source = ? AND NOT withdrawn", look.source), cases(
-            _looks(db, look.source), self.settings.monitor.quiet
+            _looks(db, look.source), self.settings.monitor.resolve_after
         )
         for case in found:
             alarm = _same(case, known)

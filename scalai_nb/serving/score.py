@@ -55,10 +55,10 @@ def scorer_of(model: str | Path,  # "late", "late@3", or an .onnx file
               settings: Settings,
              ) -> tuple[Scorer, str, int]:  # the scorer, the model's name, its version (0 for a file)
     "Find a model, and open it with one thread a core."
-    if Path(model).suffix == ".onnx": return Scorer(model, 0, settings.serve.batch), Path(model).stem, 0
+    if Path(model).suffix == ".onnx": return Scorer(model, 0, settings.serve.max_batch), Path(model).stem, 0
     from scalai_nb.training.registry import Registry
     found = Registry(settings).resolve(str(model))
-    return Scorer(found.path, 0, settings.serve.batch), found.name, found.version
+    return Scorer(found.path, 0, settings.serve.max_batch), found.name, found.version
 
 
 # %% ../../nbs/serving/00_score.ipynb #a72f5144

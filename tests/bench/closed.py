@@ -13,7 +13,7 @@ import numpy as np, pandas as pd
 LEARN = 8  # weeks that the first model learns from
 FEATURES = ["dep_delay", "distance", "sched_minute", "weekday", "temp", "humid", "wind_speed", "precip", "pressure", "visib", "carrier", "origin"]
 TUNED, REPORTED = tuple(range(9)), (10, 11, 12)  # seeds: what was looked at while the rules were made, and what is told
-RULES = dict(on="drift", rest=3)  # [retrain] of a team that can train once a month: weeks are short, and most of them drift
+RULES = dict(trigger="drift", cooldown=3)  # [retrain] of a team that can train once a month: weeks are short, and most of them drift
 
 
 def year() -> pd.DataFrame:
@@ -100,8 +100,9 @@ class Version:
 class Loop:
     "The parts of scalai_nb that close the loop, over frames in memory instead of tables and notebooks."
     def __init__(self, weeks: list[Week], rules):
+        from scalai_nb.core.settings import GateSection
         from scalai_nb.data.profile import profile
-        self.weeks, self.rules = weeks, rules
+        self.weeks, self.rules, self.gate = weeks, rules, GateSection()
         self.profiles = [profile(w.frame[FEATURES]) for w in weeks]
         self.names, self.log, self.trainings, self.told = [f"2013-w{w:02}" for w in range(len(weeks))], [], 0, []
         self.champion, self.elders, self.shadow, self.age = self.version(learn(weeks[:LEARN]), list(range(LEARN))), [], None, 0
@@ -129,7 +130,7 @@ class Loop:
         v, f = self.champion, self.weeks[w]
         decision = decide(compare(v.reference, self.profiles[w], v.policy), performance(self.scored(v.model, f)), v.usual, v.policy)
         seen, learnt = self.names[:w + 1], [self.names[i] for i in v.learnt]
-        decision = plan(decision, seen[-1], self.log, seen, self.rules, learnt)
+        decision = plan(decision, seen[-1], self.log, seen, self.rules, learnt, self.gate.min_labels)
         learnt_next = learns(decision, seen[-1], self.log, seen, self.rules, learnt)
         entry = dict(period=seen[-1], action=decision.action, outcome="pending" if decision.action == "retrain" else "kept", version=v.number, reference=learnt, evidence=decision.evidence)
         self.log.append(entry)
@@ -143,13 +144,13 @@ class Loop:
         from scalai_nb.loop.probation import ELDERS, fails
         f, self.age = self.weeks[w], self.age + 1
         given = dict(label=f.late, block=f.day)
-        if self.age <= self.rules.trial or entry["action"] != "keep":
-            found = [(v, *fails(f.score(self.champion.model), f.score(v.model), rules=self.rules, **given)) for v in self.elders[-ELDERS:]]
+        if self.age <= self.gate.probation or entry["action"] != "keep":
+            found = [(v, *fails(f.score(self.champion.model), f.score(v.model), rules=self.gate, **given)) for v in self.elders[-ELDERS:]]
             if better := [(v, g.mean) for v, worse, g in found if worse]:
                 self.serve(max(better, key=lambda x: x[1])[0], entry, "rolled_back")
                 return True
         if self.shadow:
-            verdict = gate(f.score(self.shadow.model), champion=f.score(self.champion.model), tolerance=self.rules.tolerance, **given)
+            verdict = gate(f.score(self.shadow.model), champion=f.score(self.champion.model), tolerance=self.gate.tolerance, **given)
             if verdict.action == "shadow": return False
             shadow, self.shadow = self.shadow, None
             if verdict.passed: self.serve(shadow, entry, "promoted")
@@ -165,7 +166,7 @@ class Loop:
         from scalai_nb.loop.gate import gate
         model, f = learn([self.weeks[i] for i in learnt]), self.weeks[w]
         self.trainings += 1
-        verdict = gate(f.score(model)[f.kept], f.late[f.kept], f.score(self.champion.model)[f.kept], tolerance=self.rules.tolerance, block=f.hour[f.kept])
+        verdict = gate(f.score(model)[f.kept], f.late[f.kept], f.score(self.champion.model)[f.kept], tolerance=self.gate.tolerance, block=f.hour[f.kept])
         entry["outcome"] = {"promote": "promoted", "shadow": "shadow", "keep": "refused"}[verdict.action]
         if verdict.action == "keep": return
         made = self.version(model, learnt)
