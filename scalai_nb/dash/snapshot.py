@@ -18,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from ..core.errors import ScalaiError
 from ..core.logs import logger
+from ..core.resources import static_text
 from ..core.settings import Settings
 from ..core.storage import write_atomic
 from ..core.auth import ROLE
@@ -249,31 +250,7 @@ async def render(self: Snapshots, name: str, app: App) -> None:
     if number: self.log.error("snapshot failed", id=number, app=name, error=said.decode("utf-8", "replace")[-2000:])
 
 # %% ../../nbs/dash/14_snapshot.ipynb #dd7aa100
-STYLE = """
-:root { color-scheme: light dark; --jp-content-font-color1: #1b2430; --jp-content-font-color2: #566270; --jp-border-color2: #d5dbe3; --jp-layout-color1: #fff; --jp-content-link-color: #0067a5; --s-paper: #fff; --s-late: #b0341d }
-@media (prefers-color-scheme: dark) { :root { --jp-content-font-color1: #e8edf3; --jp-content-font-color2: #a3afbd; --jp-border-color2: #323d4a; --jp-layout-color1: #171e26; --jp-content-link-color: #6cb8ee; --s-paper: #11171e; --s-late: #ff9a7a } }
-* { box-sizing: border-box } html { -webkit-text-size-adjust: 100% } body { margin: 0; background: var(--s-paper); color: var(--jp-content-font-color1); font: 16px/1.5 system-ui, "DejaVu Sans", sans-serif }
-nav, main { max-width: 76rem; margin: 0 auto; padding: .8rem clamp(.75rem, 2.5vw, 2rem) 0 } main { padding-bottom: 3rem } a { color: var(--jp-content-link-color) }
-nav { display: flex; flex-wrap: wrap; gap: .2rem 1.5rem; justify-content: space-between; font-size: 14px; color: var(--jp-content-font-color2) } nav a { text-decoration: none } nav a.live { font-weight: 600; text-decoration: underline } nav form { display: inline } nav button { font: inherit; padding: 0 .5rem; color: inherit; background: none; border: 1px solid var(--jp-border-color2); border-radius: .4rem; cursor: pointer }
-#asof:is(.old, .failed, .unknown) { padding: .1rem .6rem; border-left: 4px solid var(--s-late); background: color-mix(in srgb, var(--s-late) 12%, transparent); color: var(--jp-content-font-color1) } .unread { --s-level: var(--s-late); margin: .8rem 0; padding: .6rem 1.1rem; border: 1px solid var(--s-level); border-left-width: 6px; border-radius: .6rem }
-.words h1 { font-size: 1.9rem; font-weight: 650; margin: .5rem 0 0; letter-spacing: -.01em } .words blockquote { margin: 0 0 1.2rem; color: var(--jp-content-font-color2) } .words p { margin: 0 } .words a.anchor-link { display: none } img { max-width: 100% }
-"""
-SCRIPT = """
-const asof = document.getElementById('asof'), made = asof.dataset.made;
-document.querySelector('a.live').addEventListener('click', e => { e.target.textContent = 'Opening…' });
-addEventListener('pageshow', e => { if (e.persisted) location.reload() });
-let lost = 0, shown = asof.innerHTML;
-const say = (html, standing) => { asof.className = standing; if (html !== shown) asof.innerHTML = shown = html };
-const ask = async () => {
-  const now = await fetch(asof.dataset.ask).then(a => a.ok ? a.json() : null, () => null);
-  if (now && String(now.made) !== made) say('<a href="">There is a newer page: show it</a>', 'old');
-  else if (now) { lost = 0; say(asof.dataset.at + now.says, now.standing) }
-  else if (++lost > 1) say(asof.dataset.at + ' <b>The dashboards do not answer</b>, so nobody knows whether this is current.', 'unknown');
-  return now;
-};
-setInterval(ask, 3000);
-setTimeout(async () => { for (const href of (await ask())?.live ?? []) document.head.append(Object.assign(document.createElement('link'), { rel: 'prefetch', href })) }, 1000);  // the live page's scripts, while this one is read
-"""
+STYLE, SCRIPT = static_text("dash", "snapshot.css"), static_text("dash", "snapshot.js")
 
 # %% ../../nbs/dash/14_snapshot.ipynb #a792d712
 STANDING = {
