@@ -9,7 +9,7 @@ from scalai_nb.core.resources import static_text
 from scalai_nb.dash import frontend, pages, snapshot
 from scalai_nb.dash.apps import App
 from scalai_nb.dash.auth import policy
-from scalai_nb.dash.frames import joined, split
+from scalai_nb.dash.frames import join_message, split_message
 from conftest import ROOT
 from test_browser import chromium, drawn  # noqa: F401 (a fixture)
 
@@ -77,7 +77,7 @@ def test_every_style_sheet_is_understood(chromium):
 def test_home_marks_what_was_clicked(chromium):
     "The script of the home page is the one that its security policy lets through, and an inline one of somebody else is not."
     app = SimpleNamespace(name="drift", title="Drift", summary="What moved")
-    html = pages.home("w", [app]).replace("</main>", "<script>document.title = 'forged'</script></main>")
+    html = pages.home_page("w", [app]).replace("</main>", "<script>document.title = 'forged'</script></main>")
     with Stage(chromium, html, "own", **{"apps/drift": (204, "")}) as stage:
         card = stage.page.locator("a.app")
         card.click()
@@ -99,7 +99,7 @@ def test_snapshot_says_how_old_it_is(chromium):
             stage.until(lambda: words in asof.inner_text() and asof.get_attribute("class") == kind)
         later("As of 1970-01-01 00:16:40 UTC.", "new")
         stage.until(lambda: "/front/x.js" in stage.asked)
-        says |= {"standing": "old", "says": snapshot.STANDING["old"]}
+        says |= {"standing": "old", "says": snapshot.STATUS_TEXT["old"]}
         later("Out of date", "old")
         replies["now"] = lambda: (503, "")
         stage.page.clock.run_for(3100)
@@ -143,7 +143,7 @@ def test_live_page_keeps_its_address_and_says_when_it_is_lost(chromium):
 def message(channel: str, kind: str, content: dict, parent: str = "") -> bytes:
     "What a kernel sends."
     parts = {"msg_id": "k", "msg_type": kind}, {"msg_id": parent}, {}, content
-    return joined([channel.encode(), *(json.dumps(part).encode() for part in parts)])
+    return join_message([channel.encode(), *(json.dumps(part).encode() for part in parts)])
 
 
 def output(**data) -> str:
@@ -170,7 +170,7 @@ def test_front_end_shows_outputs_and_asks_for_the_widgets(chromium):
         assert stage.page.locator(".shown img").get_attribute("src").startswith("data:image/png;base64,") and stage.page.locator("#rendered_cells").is_visible()
         stage.until(lambda: len(stage.sent) == 2)
         assert f"/api/kernels/{KERNEL}/channels?session_id=" in stage.sockets[0].url
-        opened, asked = ([json.loads(part) if i else part for i, part in enumerate(split(m))] for m in stage.sent)
+        opened, asked = ([json.loads(part) if i else part for i, part in enumerate(split_message(m))] for m in stage.sent)
         assert opened[0] == b"shell" and opened[1]["msg_type"] == "comm_open" and opened[4]["target_name"] == "jupyter.widget.control" and opened[3] == {"version": "1.0.0"}
         assert asked[4]["data"] == {"method": "request_states"} and asked[4]["comm_id"] == opened[4]["comm_id"] and asked[1]["session"] in stage.sockets[0].url
         stage.page.evaluate("""() => { const { comm_manager } = Jupyter.notebook.kernel;
@@ -204,7 +204,7 @@ def test_front_end_leaves_a_page_to_voila(chromium, reason):
         if reason == "asked for": stage.page.goto(f"http://{HOST}/?front=voila")
         if "library" in reason:
             stage.until(lambda: len(stage.sent) == 2)
-            comm = json.loads(split(stage.sent[1])[4])["comm_id"]
+            comm = json.loads(split_message(stage.sent[1])[4])["comm_id"]
             stage.page.wait_for_timeout(200)
             widget = {"model_module": "strange", "model_name": "Thing", "state": {}}
             stage.sockets[0].send(message("iopub", "comm_msg", {"comm_id": comm, "data": {"method": "update_states", "states": {"m": widget}}}))

@@ -32,7 +32,7 @@ def write_template(folder: Path) -> None:
     here.mkdir(parents=True)
     (here / "conf.json").write_text('{"base_template": "lab"}')
     style, script = static_text("dash", "live.css"), static_text("dash", "live.js")
-    head = f"{frontend.head()}\n<style>\n{style}</style>\n<script>\n{script}</script>"
+    head = f"{frontend.head_html()}\n<style>\n{style}</style>\n<script>\n{script}</script>"
     (here / "index.html.j2").write_text(TEMPLATE.replace(HEAD, "{% raw %}" + head + "{% endraw %}"))
 
 # %% ../../nbs/dash/08_voila.ipynb #5164a1d5
@@ -118,7 +118,7 @@ class Voila:
             None,
         )
         # its last words
-        self.ready, self.log, self.starts, self.said = asyncio.Event(), logger("dash"), 0, deque(maxlen=5)
+        self.ready, self.log, self.starts, self.last_lines = asyncio.Event(), logger("dash"), 0, deque(maxlen=5)
 
     @property
     def url(self) -> str:
@@ -178,7 +178,7 @@ async def read_log(self: Voila) -> None:
     "Voila's standard error, line by line, into our log."
     async for line in self.process.stderr:
         if text := line.decode("utf-8", "replace").rstrip():
-            self.said.append(text)
+            self.last_lines.append(text)
             self.log.debug("voila", line=text)
 
 @patch
@@ -190,7 +190,7 @@ async def keep(self: Voila) -> None:
         status = await self.process.wait()
         self.ready.clear()
         await self.reader
-        self.log.warning("voila ended and is started again", status=status, said=" | ".join(self.said))
+        self.log.warning("voila ended and is started again", status=status, said=" | ".join(self.last_lines))
         await asyncio.sleep(pause)
         pause = min(pause * 2, 30)
 
