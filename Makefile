@@ -31,7 +31,7 @@ demo: install
 dash: install
 	@cd $(DEMO) && $(CURDIR)/$(BIN)/scalai dash
 
-# Clean, exported, floors hold, README current: what every commit must satisfy (under a minute).
+# Clean, exported, floors hold, JavaScript linted (where there is node), README current: what every commit must satisfy (under a minute).
 check: dev
 	@$(BIN)/python tests/check.py
 

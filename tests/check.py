@@ -1,8 +1,8 @@
-"""`make check`: notebooks clean, package exported, floors hold, README current. Mends what it can and fails when it had to.
+"""`make check`: notebooks clean, package exported, floors hold, JavaScript linted, README current. Mends what it can and fails when it had to.
 
 Run it again after it mended something: the second time finds nothing.
 """
-import hashlib, subprocess, sys
+import hashlib, json, os, shutil, subprocess, sys
 from pathlib import Path
 
 import nbformat
@@ -10,6 +10,7 @@ import nbformat
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 TREES = ("nbs", "scalai_nb", "workflows", "apps", "share")
+ESLINT = "eslint@9.39.5"  # npm keeps it in its cache: seconds the first time, two afterwards
 
 
 def state() -> dict[Path, str]:
@@ -55,6 +56,16 @@ def mirrored() -> list[str]:
     return [f"nbs/{n} has no module" for n in sorted(nbs - py)] + [f"scalai_nb/{p}.py has no notebook" for p in sorted(py - nbs)]
 
 
+def linted() -> tuple[list[str], str]:  # what is wrong; why nothing was looked at, where ESLint cannot be had
+    "The JavaScript, by the rules of eslint.config.js. SCALAI_LINT=required (CI): not to have ESLint is an error too."
+    command = [shutil.which("npx") or "npx", "--yes", "--prefer-offline", ESLINT, "--format", "json", "scalai_nb", "share", "eslint.config.js"]
+    try: found = json.loads((done := subprocess.run(command, cwd=ROOT, capture_output=True, text=True)).stdout)
+    except FileNotFoundError: missing = "there is no npx here (Debian: apt-get install nodejs npm)"
+    except ValueError: missing = f"npx {ESLINT} did not run: {' '.join(done.stderr.split())[:300]}"
+    else: return [f"{os.path.relpath(f['filePath'], ROOT)}:{m.get('line', 1)}: {m['message']} ({m['ruleId']})" for f in found for m in f["messages"]], ""
+    return ([missing], "") if os.environ.get("SCALAI_LINT") == "required" else ([], missing)
+
+
 def main() -> int:
     before = state()
     clean()
@@ -67,8 +78,12 @@ def main() -> int:
     if wrong: print("Not in step:\n  " + "\n  ".join(wrong))
     floors = subprocess.run([str(BIN/"lint-imports"), "--no-cache"], cwd=ROOT, capture_output=True, text=True)
     if floors.returncode: print(floors.stdout + floors.stderr)
-    if not (moved or wrong or floors.returncode): print("check: notebooks clean, package in step, floors hold, README current")
-    return 1 if moved or wrong or floors.returncode else 0
+    scripts, skipped = linted()
+    if scripts: print("JavaScript:\n  " + "\n  ".join(scripts))
+    if skipped: print(f"JavaScript is not linted: {skipped}")
+    failed = bool(moved or wrong or scripts or floors.returncode)
+    if not failed: print(f"check: notebooks clean, package in step, floors hold, {'' if skipped else 'JavaScript linted, '}README current")
+    return int(failed)
 
 
 if __name__ == "__main__": sys.exit(main())

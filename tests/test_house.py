@@ -87,6 +87,17 @@ def test_every_notebook_tells_its_name():
             assert not [t for t in told if re.search(r"^# #", t, re.M)], path
 
 
+def test_no_script_and_no_style_sheet_stands_in_a_python_string():
+    "They are files under static/, which ESLint and a browser test read; an attribute or a rule or two may stay."
+    script, rule = re.compile(r"=>|\bfunction\b.*\(|addEventListener|querySelector|document\.\w+\("), re.compile(r"\{[^{}]*:[^{}]*\}")
+    for path in (ROOT/"scalai_nb").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not (isinstance(node, ast.Constant) and isinstance(node.value, str)): continue
+            where = f"{path.relative_to(ROOT)}:{node.lineno}"
+            if "<script" in node.value or ";" in node.value: assert not script.search(node.value), where
+            if "<style" in node.value: assert len(rule.findall(node.value)) < 3, where
+
+
 @pytest.mark.slow
 def test_a_wheel_elsewhere_has_everything(tmp_path, monkeypatch):
     "Build a wheel, install it far from the checkout in an environment that has the other packages and nothing of this one, and run what a person would."
@@ -95,6 +106,7 @@ def test_a_wheel_elsewhere_has_everything(tmp_path, monkeypatch):
     wheel = next((tmp_path/"dist").glob("*.whl"))
     names = zipfile.ZipFile(wheel).namelist()
     assert any(n.endswith("shipped/workflows/flights.toml") for n in names) and any(n.endswith("shipped/apps/drift.ipynb") for n in names)
+    for file in (ROOT/"scalai_nb").glob("*/static/*"): assert file.relative_to(ROOT).as_posix() in names, file
     for place in ("scalai_nb/shipped", "data"): assert any(n.endswith(f"{place}/share/jupyter/labextensions/scalai-nb/static/cards.js") for n in names), place
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path/"env")], check=True)
     subprocess.run([sys.executable, "-m", "pip", "--python", str(tmp_path/"env/bin/python"), "install", "-q", "--no-deps", str(wheel)], check=True)

@@ -113,11 +113,11 @@ def test_being_made_ends_with_a_reason(workspace):
     "Where the workspace cannot be seen, and where another page takes its time."
     from scalai_nb.dash import snapshot as module
     snapshots = module.Snapshots({}, Settings.load(workspace))
-    assert snapshots.late("drift") == ""
-    snapshots.missed["drift"] -= module.LIMIT + 1
-    snapshots.blind = "OSError: No space left on device"
-    assert "No space left" in snapshots.late("drift")
+    assert snapshots.delay_reason("drift") == ""
+    snapshots.waiting_since["drift"] -= module.TIMEOUT + 1
+    snapshots.problem = "OSError: No space left on device"
+    assert "No space left" in snapshots.delay_reason("drift")
     snapshots.now["drift"], snapshots.making = "s", "home"
-    assert snapshots.late("drift") == "home is being made first"
-    snapshots.looked["drift"] = time.monotonic() - module.BLIND - 1
-    assert snapshots.standing("drift") == "unknown"
+    assert snapshots.delay_reason("drift") == "home is being made first"
+    snapshots.seen_at["drift"] = time.monotonic() - module.BLIND_AFTER - 1
+    assert snapshots.status("drift") == "unknown"

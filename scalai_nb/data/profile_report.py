@@ -14,6 +14,7 @@ from itertools import product
 import numpy as np
 
 from ..core.jsonable import printable
+from ..core.resources import static_text
 from .column import Column, iso
 from .profile import Profile
 
@@ -106,10 +107,7 @@ def facts(c: Column) -> "list[str]":  # type, missing, distinct, low, middle, hi
 # %% ../../nbs/data/02_profile_report.ipynb #7e875b01
 HEADS = ("column", "distribution", "type", "missing", "distinct", "min", "median", "max", "most frequent")
 LEFT = {0, 1, 2, 8}  # columns of words
-STYLE = """<style>.scalai-sheet{font:13px/1.35 system-ui,sans-serif;color:inherit;max-width:100%}
-.scalai-sheet div{overflow-x:auto}.scalai-sheet table{border-collapse:collapse;font:inherit;margin:0}.scalai-sheet td,.scalai-sheet th{padding:2px 9px;text-align:right!important;vertical-align:middle;white-space:nowrap;border:0;border-bottom:1px solid rgba(128,128,128,.25)}
-.scalai-sheet th{font-weight:600;opacity:.75}.scalai-sheet td.l,.scalai-sheet th.l{text-align:left!important}.scalai-sheet td.n{font-weight:600}.scalai-sheet td.s{opacity:.8}
-.scalai-sheet ul{margin:.6em 0 0;padding-left:1.2em}.scalai-sheet p{margin:.2em 0 .6em}.scalai-sheet summary{cursor:pointer;margin:.5em 0}</style>"""
+STYLE = f"<style>\n{static_text('data', 'profile_report.css')}</style>"
 
 def rows_of(columns: list[Column]) -> str:
     "Columns as a table, a line each."

@@ -12,6 +12,7 @@ import os, re, time
 from html import escape
 from pathlib import Path
 
+from ..core.resources import static_text
 from ..core.storage import write_atomic
 from .record import ENDED, MARKS, JobRun, Record, says
 
@@ -106,23 +107,7 @@ COLOURS = dict(
     kernel_died="#cf222e",
     lost="#cf222e",
 )
-STYLE = """<style>
-.scalai-graph { font: 13px/20px system-ui, sans-serif; --ink: var(--jp-content-font-color1, #1f2328); --soft: color-mix(in srgb, var(--ink) 74%, transparent); --line: var(--jp-border-color2, #d0d7de); color: var(--ink); overflow-x: auto; padding: 2px; }
-.scalai-graph .plane { position: relative; margin: 0 auto 24px; }
-.scalai-graph svg { position: absolute; left: 0; top: 0; }
-.scalai-graph .card { position: absolute; box-sizing: border-box; background: var(--jp-layout-color1, #fff); border: 1px solid var(--line); border-left: 5px solid var(--c); border-radius: 6px; padding: 8px 10px 4px; overflow: hidden; }
-.scalai-graph .line { display: flex; gap: 6px; white-space: nowrap; height: 20px; }
-.scalai-graph .line > .name { overflow: hidden; text-overflow: ellipsis; }
-.scalai-graph .line > .took { margin-left: auto; font-variant-numeric: tabular-nums; color: var(--soft); }
-.scalai-graph .head .name { font-weight: 600; }
-.scalai-graph .soft { color: var(--soft); overflow: hidden; text-overflow: ellipsis; white-space: nowrap; height: 20px; }
-.scalai-graph .mark { color: color-mix(in srgb, var(--c) 65%, var(--ink)); font-weight: 700; flex: none; width: 1em; text-align: center; }
-.scalai-graph a { color: inherit; text-decoration: none; } .scalai-graph a:hover .name, .scalai-graph a.name:hover { text-decoration: underline; }
-.scalai-graph table { border: 0; border-collapse: collapse; width: 100%; max-width: 1100px; margin: 0 auto; } .scalai-graph td, .scalai-graph th { padding: 3px 8px; text-align: left; border: 0; border-bottom: 1px solid var(--line); background: none; color: inherit; white-space: nowrap; }
-.scalai-graph th { font-weight: 600; color: var(--soft); } .scalai-graph td.num, .scalai-graph th.num { text-align: right; font-variant-numeric: tabular-nums; } .scalai-graph td.lane { width: 45%; }
-.scalai-graph td.said { white-space: normal; color: var(--soft); }
-.scalai-graph .bar { position: relative; height: 12px; background: color-mix(in srgb, var(--soft) 14%, transparent); border-radius: 3px; } .scalai-graph .bar > i { position: absolute; top: 0; height: 12px; min-width: 2px; background: var(--c); border-radius: 3px; }
-</style>"""
+STYLE = f"<style>\n{static_text('jobs', 'graph.css')}</style>"
 
 # %% ../../nbs/jobs/08_graph.ipynb #2f0bdc71
 def _linked(inner: str, run: JobRun, folder: Path | None) -> str:

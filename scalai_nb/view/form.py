@@ -19,6 +19,7 @@ import ipywidgets as w
 
 from ..core.errors import BadRequest, ScalaiError
 from ..core.jsonable import plain
+from ..core.resources import static_text
 from ..core.settings import Settings
 from ..jobs.parameters import COMPUTED, REQUIRED, Parameter, Secret, conform, check, read
 from ..jobs.record import JobRun, Record, identity
@@ -204,8 +205,7 @@ def refusal(started: Started) -> ScalaiError:
     return ScalaiError(error["message"], error["hint"], error["kind"])
 
 # %% ../../nbs/view/17_form.ipynb #be8419cd
-LOOK = """<style>.scalai .field { margin: .1rem 0 } .scalai .field code { font-size: .82em } .scalai .field .controls { align-items: center } .scalai .field .controls .widget-html, .scalai .field .controls .widget-html-content { width: auto } .scalai .wrong { border-left: 4px solid #d9640f; padding: .1rem .7rem; margin: .2rem 0; overflow-wrap: anywhere }
-.scalai .field input[type="text"], .scalai .field input[type="date"], .scalai .field input[type="datetime-local"], .scalai .field select { height: auto; min-height: 2rem; max-width: 100% }</style>"""
+LOOK = f"<style>\n{static_text('view', 'form.css')}</style>"
 
 # %% ../../nbs/view/17_form.ipynb #fa463d9f
 class Form(View):

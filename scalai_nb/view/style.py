@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'GREEN', 'GREY', 'PURPLE', 'INK', 'LEVELS', 'CSS', 'PNG', 'MONTHS', 'html', 'chip', 'headline',
-           'unread', 'table', 'key', 'nothing', 'number', 'listed', 'cell', 'download', 'ticks', 'measured_scale',
-           'axis', 'figure', 'period_axis', 'period_scale', 'View', 'controls', 'dropdown', 'asked', 'linked', 'follow',
-           'offered', 'take', 'Link', 'button', 'said', 'leads']
+           'unread', 'table', 'key', 'handler', 'nothing', 'number', 'listed', 'cell', 'download', 'ticks',
+           'measured_scale', 'axis', 'figure', 'period_axis', 'period_scale', 'View', 'controls', 'dropdown', 'asked',
+           'linked', 'follow', 'offered', 'take', 'Link', 'button', 'said', 'leads']
 
 # %% ../../nbs/view/00_style.ipynb #d36ab53f
 import asyncio, csv, io, os, re
@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 import bqplot as bq, ipywidgets as w, numpy as np
 
 from ..core.jsonable import duration, several
+from ..core.resources import static_text
 from .static_svg import on_paper
 
 # %% ../../nbs/view/00_style.ipynb #27b87c85
@@ -31,43 +32,7 @@ LEVELS = {
 }
 
 # %% ../../nbs/view/00_style.ipynb #643e3dab
-CSS = f"""<style>
-.scalai {{ --s-soft: color-mix(in srgb, var(--jp-content-font-color1, #1b2430) 74%, transparent); --s-line: var(--jp-border-color2, #d5dbe3); --s-card: var(--jp-layout-color1, transparent); --bq-content-font-color: var(--jp-content-font-color1, #1b2430); --bq-axislabel-fill: var(--s-soft);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; color: var(--jp-content-font-color1, inherit); overflow: visible; width: 100%; max-width: 100%; min-width: 0; --jp-widgets-inline-height: 36px; --jp-widgets-font-size: 15px }}
-.scalai .widget-html-content, .scalai .widget-html {{ font: inherit; line-height: 1.5; overflow: visible; height: auto; margin: 0; white-space: normal }}
-.scalai .widget-html-content > * {{ line-height: 1.5 }} .scalai .jupyter-widgets {{ max-width: 100% }} .scalai .widget-html, .scalai .widget-html-content {{ width: 100%; min-width: 0; max-width: 100% }}
-.scalai h2 {{ font-size: 1.2rem; margin: 2rem 0 .2rem; font-weight: 650; letter-spacing: -.005em }} .scalai h3 {{ font-size: 1rem; margin: 1.2rem 0 .2rem; font-weight: 650 }}
-.scalai p {{ margin: .2rem 0 .6rem }} .scalai summary {{ cursor: pointer; padding: .5rem 0; color: var(--s-soft) }} .scalai .soft {{ color: var(--s-soft) }} .scalai .num {{ font-variant-numeric: tabular-nums; text-align: right; white-space: nowrap }}
-.scalai .headline {{ display: grid; grid-template-columns: auto 1fr; gap: .1rem 1rem; align-items: center; padding: 1.1rem 1.3rem; border: 1px solid var(--s-line); border-left: 6px solid var(--s-level); border-radius: .6rem; background: var(--s-card) }}
-.scalai .headline .mark {{ width: 2.4rem; height: 2.4rem; border-radius: 50%; background: var(--s-level); color: #fff; font: 700 1.3rem/2.4rem system-ui, sans-serif; text-align: center }}
-.scalai .unread {{ margin: .8rem 0; padding: .7rem 1.1rem; border: 1px solid var(--s-level); border-left-width: 6px; border-radius: .6rem; background: var(--s-card) }}
-.scalai .unread p {{ margin: 0; font-weight: 600 }} .scalai .unread ul {{ margin: .3rem 0 0; padding-left: 1.2rem; overflow-wrap: anywhere }}
-.scalai .headline .say {{ font-size: clamp(1.15rem, 2.4vw, 1.5rem); line-height: 1.3; font-weight: 650; letter-spacing: -.01em }}
-.scalai .facts {{ display: flex; flex-wrap: wrap; gap: .8rem 2.2rem; margin: .9rem 0 0; padding: 0; list-style: none }} .scalai .facts li {{ min-width: 7rem; max-width: 30rem }}
-.scalai .facts b {{ display: block; font-size: 1.05rem; font-weight: 600 }} .scalai .facts span {{ color: var(--s-soft); font-size: .85rem }}
-.scalai .chip {{ display: inline-flex; align-items: center; gap: .4em; white-space: nowrap }} .scalai .chip i {{ width: .7em; height: .7em; border-radius: 50%; background: var(--s-level); flex: none }}
-.scalai .scroll {{ overflow-x: auto; max-width: 100% }} .scalai table {{ border-collapse: collapse; width: 100%; font-size: .93rem; border: 0 }}
-.scalai th, .scalai td {{ padding: .5rem .7rem; border-bottom: 1px solid var(--s-line); text-align: left; vertical-align: top; background: none; max-width: none; color: inherit }}
-.scalai th, .scalai th.num {{ color: var(--s-soft); font-weight: 600; font-size: .85rem; white-space: nowrap; vertical-align: bottom }} .scalai th.num {{ white-space: normal }} .scalai td.name {{ white-space: nowrap; font-weight: 600 }} .scalai td.whole {{ white-space: nowrap }} .scalai tr.now td {{ background: color-mix(in srgb, {BLUE} 12%, transparent) }}
-.scalai .lane {{ position: relative; height: .8rem; border-radius: .2rem; background: color-mix(in srgb, {GREY} 18%, transparent); min-width: 7rem }} .scalai .lane i {{ position: absolute; top: 0; bottom: 0; border-radius: .2rem; min-width: 2px }}
-.scalai .key {{ display: flex; flex-wrap: wrap; gap: .2rem 1.3rem; font-size: .88rem; color: var(--s-soft); margin: .2rem 0 }} .scalai .key i {{ display: inline-block; width: 1.3em; height: .75em; border-radius: .15em; margin-right: .45em; vertical-align: -.03em; box-shadow: inset 0 0 0 1px var(--s-line) }}
-.scalai ul.why {{ list-style: none; margin: .3rem 0; padding: 0 }} .scalai ul.why li {{ padding: .5rem 0; border-bottom: 1px solid var(--s-line) }} .scalai ul.why b {{ font-weight: 650 }}
-.scalai code, .scalai pre {{ font: .88em/1.5 ui-monospace, "DejaVu Sans Mono", monospace; background: color-mix(in srgb, {GREY} 14%, transparent); border-radius: .3em; padding: .1em .35em; color: inherit }} .scalai pre {{ padding: .8em 1em; overflow-x: auto }}
-.scalai .log {{ display: flex; flex-direction: column-reverse; max-height: 22rem; overflow: auto; border-radius: .4rem }} .scalai .log pre {{ margin: 0; overflow: visible; min-width: max-content }}
-.scalai .bqplot {{ max-width: 100% }} .bqplot_mark_tooltip {{ color: var(--jp-content-font-color1, #1b2430) !important; background: var(--jp-layout-color1, #fff) !important }} .scalai .bqplot text {{ font-family: system-ui, "DejaVu Sans", sans-serif }} .scalai .bqplot .axislabel {{ font-size: 13px; fill: var(--s-soft) }} .scalai .bqplot .tick text {{ font-size: 12px; fill: var(--s-soft) }}
-.scalai .bqplot .tick line, .scalai .bqplot .domain {{ stroke: var(--s-line) }} .scalai .widget-toggle-buttons button {{ background: var(--s-card); color: inherit; border: 1px solid var(--s-line); box-shadow: none !important }} .scalai .widget-toggle-buttons button.mod-active {{ background: #1769a5; border-color: #1769a5; color: #fff }}
-.scalai select, .scalai button {{ font-size: 15px !important; border-radius: .4rem !important }} .scalai select {{ background: var(--s-card) !important; appearance: auto !important; color: inherit; border-color: var(--s-line) }} .scalai .widget-label {{ color: var(--s-soft); text-align: left !important; width: auto !important; margin-right: .6rem; white-space: nowrap }}
-.scalai .paper text {{ font: 12px system-ui, "DejaVu Sans", sans-serif; fill: var(--s-soft) }} .scalai .paper .axislabel {{ font-size: 13px }} .scalai .paper line {{ stroke: var(--s-line) }} .scalai .stands {{ display: inline-block; margin: .2rem 1.4rem .4rem 0 }}
-.scalai .files {{ display: inline-flex; gap: .5rem; margin: .3rem 0 .5rem; vertical-align: middle }} .scalai td summary {{ padding: 0 }} .scalai a.csv, .scalai button.png {{ display: inline-block; font: inherit; font-size: .85rem !important; line-height: 1.5; padding: .15rem .6rem; margin: 0; cursor: pointer; color: var(--jp-content-link-color, #0067a5); background: none; border: 1px solid var(--s-line); border-radius: .4rem; text-decoration: none }}
-.scalai :is(a, button, select, input, textarea, .scroll):focus-visible {{ outline: 2px solid {BLUE} !important; outline-offset: 1px }} .scalai a.csv:hover, .scalai button.png:hover {{ border-color: {BLUE} }}
-.scalai.jupyter-widgets .on-paper, .scalai:not(.jupyter-widgets) .live-only {{ display: none }} .scalai .said {{ border-left: 4px solid var(--s-level); padding: .3rem .9rem; margin: .4rem 0; overflow-wrap: anywhere }} .scalai .jupyter-button {{ width: auto; height: auto; padding: .4rem 1rem; line-height: 1.5; color: inherit; background: var(--s-card); border: 1px solid var(--s-line); box-shadow: none }}
-.scalai .jupyter-button.mod-primary {{ background: #1769a5; border-color: #1769a5; color: #fff }} .scalai .jupyter-button:disabled {{ opacity: 1; color: var(--s-soft); cursor: not-allowed }} .scalai .widget-text input {{ height: auto; padding: .35rem .6rem; background: var(--s-card); color: inherit; border: 1px solid var(--s-soft); border-radius: .4rem }}
-.scalai a {{ color: var(--jp-content-link-color, #0067a5) }} .scalai .controls {{ display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; overflow: visible }}
-@media (max-width: 640px) {{ .scalai .headline {{ padding: .9rem 1rem }} .scalai .headline .mark {{ display: none }} .scalai .facts {{ gap: .6rem 1.4rem }} .scalai th, .scalai td {{ padding: .45rem .5rem }} .scalai .widget-dropdown, .scalai .widget-text {{ width: 100% !important }}
-  .scalai table.deck, .scalai .deck tbody {{ display: block }} .scalai .deck thead {{ display: none }} .scalai .deck tr {{ display: grid; grid-template-columns: 1fr 1fr; padding: .7rem 0; border-bottom: 1px solid var(--s-line) }}
-  .scalai .deck td {{ border: 0; padding: .15rem .3rem; text-align: left; white-space: normal }} .scalai .deck td:last-child, .scalai .deck td.wide {{ grid-column: 1 / -1 }} .scalai .deck td:is(.wide, .title)::before {{ content: none }} .scalai .deck tr.now {{ background: color-mix(in srgb, {BLUE} 12%, transparent) }} .scalai .deck tr.now td {{ background: none }} .scalai .deck td:has(> .nothing) {{ display: none }} .scalai .deck td::before {{ content: attr(data-name) " "; color: var(--s-soft); font-weight: 400; font-size: .85rem }}
-  .scalai .by-window g[text-anchor="middle"] .tick:nth-of-type(even) text, .scalai .paper.by-window svg.tick:nth-of-type(even) text {{ display: none }} }}
-</style>"""
+CSS = f"<style>\n{static_text('view', 'style.css')}</style>"
 
 # %% ../../nbs/view/00_style.ipynb #e1af682e
 def html(text: str) -> w.HTML: return w.HTML(text)
@@ -131,32 +96,12 @@ def key(entries: dict[str, str],  # word -> CSS background
     )
 
 # %% ../../nbs/view/00_style.ipynb #df96f500
-PNG = " ".join(
-    line.strip()
-    for line in """(a => {
-const all = q => [...document.querySelectorAll(q)], before = (x, y) => x.compareDocumentPosition(y) & 4;
-const figures = all('.scalai .paper, .scalai .bqplot').filter(f => before(f, a)), f = figures.pop(), last = figures.pop();
-if (!f) return;
-const key = all('.scalai .key').filter(k => before(k, f) && !(last && before(k, last))).pop(), box = f.getBoundingClientRect();
-const top = key ? key.getBoundingClientRect() : {left: 0, top: 0, height: 0}, high = top.height + 8;
-let ground = f; while (ground.parentElement && /rgba\\(.*, 0\\)|transparent/.test(getComputedStyle(ground).backgroundColor)) ground = ground.parentElement;
-const put = (name, given, to) => { const e = document.createElementNS('http://www.w3.org/2000/svg', name); for (const k in given) e.setAttribute(k, given[k]); to.append(e); return e };
-const w = Math.ceil(box.width), h = Math.ceil(box.height + high), root = put('svg', {width: w, height: h}, new DocumentFragment());
-put('rect', {width: w, height: h, fill: 'white'}, root);
-put('rect', {width: w, height: h, fill: getComputedStyle(ground).backgroundColor}, root);
-if (key) for (const s of key.children) { const i = s.querySelector('i'), at = i.getBoundingClientRect();
-put('rect', {x: at.left - top.left, y: at.top - top.top, width: at.width, height: at.height, fill: getComputedStyle(i).backgroundColor}, root);
-put('text', {x: at.right - top.left + 6, y: at.bottom - top.top, fill: getComputedStyle(s).color, style: 'font: 13px system-ui, sans-serif'}, root).textContent = s.textContent }
-const kept = 'fill fill-opacity stroke stroke-width stroke-opacity stroke-dasharray opacity display visibility font-family font-size font-weight text-anchor'.split(' ');
-for (const s of f.querySelectorAll('svg')) if (!s.parentElement.closest('svg')) {
-const c = s.cloneNode(true), at = s.getBoundingClientRect(), to = [c, ...c.querySelectorAll('*')];
-[s, ...s.querySelectorAll('*')].forEach((e, i) => { const look = getComputedStyle(e); for (const k of kept) to[i].style.setProperty(k, look.getPropertyValue(k)) });
-for (const [k, v] of [['x', at.left - box.left], ['y', at.top - box.top + high], ['width', at.width], ['height', at.height], ['overflow', 'visible']]) c.setAttribute(k, v);
-root.append(c) }
-const i = new Image(); i.onload = () => { const c = document.createElement('canvas'); c.width = 2 * w; c.height = 2 * h; const x = c.getContext('2d'); x.scale(2, 2); x.drawImage(i, 0, 0);
-c.toBlob(o => { const l = document.createElement('a'); l.href = window.URL.createObjectURL(o); l.download = a.dataset.file; l.click(); setTimeout(() => window.URL.revokeObjectURL(l.href), 9e3) }) };
-i.src = 'data:image/svg+xml,' + encodeURIComponent(new XMLSerializer().serializeToString(root)) })(this)""".splitlines()
-)
+def handler(script: str) -> str:
+    "A script as the value of an attribute such as `onclick`: without the lines that are comments."
+    lines = [line.strip() for line in script.splitlines()]
+    return "\n".join(line for line in lines if line and not line.startswith("//"))
+
+PNG = handler(static_text("view", "png.js"))
 
 # %% ../../nbs/view/00_style.ipynb #b98fe288
 def nothing(word: str = "–") -> str:  # HTML

@@ -14,7 +14,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 from bench import keep, stamp
-from scalai_nb.dash.frames import V1, joined
+from scalai_nb.dash.frames import V1, join_message
 
 VISITORS, TABS, POOL, SPREAD, WARMING, NEVER = 8, 50, 8, 2., 2, 90_000
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split() + ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]  # and no route of Playwright's, which would switch the cache off
@@ -175,7 +175,7 @@ class Tab:
     async def say(self, kind, content):
         id = uuid.uuid4().hex
         header = {"msg_id": id, "msg_type": kind, "username": "", "session": "1", "date": "", "version": "5.3"}
-        await self.ws.send(joined([b"shell", *(json.dumps(part).encode() for part in (header, {}, {}, content))]))
+        await self.ws.send(join_message([b"shell", *(json.dumps(part).encode() for part in (header, {}, {}, content))]))
         return id
     async def open(self):
         "Until its kernel has said what widgets there are."
