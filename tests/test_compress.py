@@ -312,7 +312,7 @@ def test_the_interval_decides_what_is_called_a_loss(tmp_path):
     "On 60 rows a point is noise, on 600,000 it is a loss; the words are those."
     from scalai_nb.compression.benchmark import Candidate
     from scalai_nb.compression.frontier import Frontier, alike
-    from scalai_nb.training.evaluate import wilson
+    from scalai_nb.core.stats import wilson
     for n, known in ((60, True), (600_000, False)):
         base, c = (Candidate(r, a, *wilson(round(a*n), n), None, ms, 1000, "") for r, a, ms in (("float32", .90, 2.), ("int8", .89, 1.)))
         f = Frontier(base, [base, c], {"accuracy_drop": .02}, n)

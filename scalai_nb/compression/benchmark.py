@@ -17,7 +17,7 @@ from . import export as ex
 from ..core import events
 from ..core.errors import BadRequest, WorkFailed
 from ..core.settings import Settings
-from ..training.evaluate import delong, wilson
+from ..core.stats import Z95, delong, wilson
 
 # %% ../../nbs/compression/01_benchmark.ipynb #ad667987
 def quality(
@@ -39,7 +39,7 @@ def quality(
     )
     if loss == "embedding":
         cosines = (scores*y).sum(1)/np.maximum(np.linalg.norm(scores, axis=1)*np.linalg.norm(y, axis=1), 1e-12)
-        mean, half = float(cosines.mean()), 1.959964*float(cosines.std(ddof=1))/math.sqrt(len(y))
+        mean, half = float(cosines.mean()), Z95*float(cosines.std(ddof=1))/math.sqrt(len(y))
         return {"accuracy": mean, "accuracy_low": mean - half, "accuracy_high": mean + half} | area
     if loss == "regression":
         error, spread = (y - scores)**2, (y - y.mean())**2

@@ -14,6 +14,7 @@ from functools import cached_property
 import numpy as np
 from fastcore.basics import patch
 
+from ..core.stats import benjamini_hochberg
 from ..data.profile import Profile
 from .freshness import fresh, rows
 from .columns import RATES, Both, Check, beside, column, moment, share
@@ -43,14 +44,9 @@ def adjust(p: np.ndarray,  # one a check
     if not len(p): return p
     weight = np.ones(len(p)) if weight is None else weight
     p = np.minimum(1, p * np.bincount(family, weight)[family] / weight)
-    m = family.max() + 1
-    least = np.ones(m); np.minimum.at(least, family, p)
-    line = np.sort(least)
-    q = line * m / np.arange(1, m + 1)
-    step = np.append(np.minimum.accumulate(q[::-1])[::-1], np.inf)  # the least q at or above each family
-    at = np.searchsorted(line, p, side="left")  # families strictly below
-    own = p * m / np.maximum(np.searchsorted(line, p, side="right"), 1)
-    return np.minimum(1, np.minimum(own, step[at]))
+    least = np.ones(family.max() + 1)
+    np.minimum.at(least, family, p)
+    return benjamini_hochberg(p, least)
 CERTAIN = ("schema", "silence")  # no chance in them
 # of a column's rate, where other checks take 1: what happens most is looked for most
 WEIGHTS = {"shift": 3, "spread": 2}

@@ -7,7 +7,6 @@ __all__ = ['SEARCHED', 'OPTIMIZER', 'PRUNERS', 'SAMPLERS', 'STATES', 'INK', 'log
            'best_row', 'scale', 'coordinates', 'standing', 'sheet', 'Going', 'Searching', 'Journal', 'settle', 'search']
 
 # %% ../../nbs/training/09_search.ipynb #721d733b
-import fcntl
 import functools
 import hashlib
 import html
