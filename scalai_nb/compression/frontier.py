@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BOUNDS', 'FIGURES', 'COLUMNS', 'Frontier', 'checked', 'bounded', 'excess', 'alike', 'verdict', 'unchanged',
-           'compress', 'load_frontier', 'picture', 'round_steps']
+           'compress', 'load_frontier', 'picture']
 
 # %% ../../nbs/compression/09_frontier.ipynb #1b5166bd
 import html, json, math, time
@@ -18,6 +18,7 @@ import numpy as np
 from . import export as ex
 from .benchmark import DROPS, Candidate, Rows, machine, measure, rows_of
 from .recipes import RECIPES, SEARCH, Request, cost, loss_of, make, workers
+from ..core import svg
 from ..core.errors import BadRequest, one_of
 from ..core.settings import Settings
 from ..core.storage import write_atomic
@@ -310,8 +311,7 @@ def picture(self: Frontier, width: int = 620, height: int = 340) -> str:  # an S
         max(c.accuracy_high for c in cs),
     )
     low, high = low - .05*(high - low) - 1e-6, high + .02*(high - low) + 1e-6
-    def x(v): return left + v/ms*(width - left - right)
-    def y(v): return up + (high - v)/(high - low)*(height - up - down)
+    x, y = svg.scale(0, ms, left, width - right), svg.scale(low, high, height - down, up)
     largest = max(c.size_bytes for c in cs)
     marks = [
         _mark(
@@ -324,59 +324,27 @@ def picture(self: Frontier, width: int = 620, height: int = 340) -> str:  # an S
         )
         for c in cs
     ]
-    return (
-        f'<svg viewBox="0 0 {width} {height}" width="100%" style="max-width:{width}px" role="img"'
-        ' font-family="system-ui,sans-serif" font-size="12" fill="currentColor"><title>Accuracy over latency of each'
-        ' candidate; the area of a dot is the file\'s'
-        f' size</title>{"".join(_axes(x, y, ms, low, high, width, height, left, right, down))}{"".join(marks)}</svg>'
+    tip = "Accuracy over latency of each candidate; the area of a dot is the file's size"
+    axes = (
+        svg.axis_across(svg.ticks(0, ms, 5), x, height - down + 18),
+        svg.axis_upwards(svg.ticks(low, high, 5), y, left, width - right, f".{1 if high - low > .004 else 2}%"),
+        svg.text((left + width - right)/2, height - 8, "latency of 64 rows on one thread, ms", "middle"),
+        svg.upright(14, (height - down + 66)/2, "accuracy, 95 % interval"),
     )
+    return svg.svg(*axes, *marks, width=width, height=height, tip=tip, fluid=True)
 
 # %% ../../nbs/compression/09_frontier.ipynb #3def2a62
 def _mark(c, x, y, line: int | None, radius, is_best) -> str:
     "One candidate: its name above on a line of its own, a line down to its whisker, and the dot."
-    colour, after = "#0b7a75" if is_best else "#7a869a", x < 360
-    name = (
-        ""
-        if line is None
-        else (
-            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{line - 8}" y2="{y(c.accuracy_high):.1f}" stroke="{colour}"'
-            f' stroke-dasharray="1 3"/><text x="{x + (4 if after else -4):.1f}" y="{line}"'
-            f' text-anchor="{"start" if after else "end"}"'
-            f' font-weight="{600 if is_best else 400}">{html.escape(c.recipe)}</text>'
-        )
-    )
-    return (
-        f'{name}<line x1="{x:.1f}" x2="{x:.1f}" y1="{y(c.accuracy_high):.1f}" y2="{y(c.accuracy_low):.1f}"'
-        f' stroke="{colour}" stroke-width="1.5"/><circle cx="{x:.1f}" cy="{y(c.accuracy):.1f}" r="{radius:.1f}"'
-        f' fill="{colour}" fill-opacity=".75"><title>{html.escape(c.recipe)}: {c.accuracy:.2%}, {c.latency_ms:.3f} ms,'
-        f' {c.size_bytes/1e3:,.0f} kB</title></circle>'
-    )
-
-# %% ../../nbs/compression/09_frontier.ipynb #2d6e9b9e
-def round_steps(low: float, high: float, about: int = 5) -> np.ndarray:  # 1, 2 or 5 times a power of ten apart
-    "Places for an axis's numbers."
-    raw = (high - low)/about
-    ten = 10**math.floor(math.log10(raw))
-    step = ten*next(k for k in (1, 2, 5, 10) if raw <= k*ten*1.0001)
-    return np.arange(math.ceil(low/step), math.floor(high/step) + 1)*step
-
-def _axes(x, y, ms, low, high, width, height, left, right, down):
-    for v in round_steps(0, ms):
-        yield f'<text x="{x(v):.1f}" y="{height - down + 18}" text-anchor="middle" opacity=".75">{v:.3g}</text>'
-    for v in round_steps(low, high):
-        yield (
-            f'<line x1="{left}" x2="{width - right}" y1="{y(v):.1f}" y2="{y(v):.1f}" stroke="currentColor"'
-            f' opacity=".12"/><text x="{left - 8}" y="{y(v) + 4:.1f}" text-anchor="end"'
-            f' opacity=".75">{v:.{1 if high - low > .004 else 2}%}</text>'
-        )
-    yield (
-        f'<text x="{(left + width - right)/2}" y="{height - 8}" text-anchor="middle">latency of 64 rows on one thread,'
-        ' ms</text>'
-    )
-    yield (
-        f'<text transform="translate(14 {(height - down + 66)/2}) rotate(-90)" text-anchor="middle">accuracy, 95 %'
-        ' interval</text>'
-    )
+    colour, after, top = svg.GREEN if is_best else svg.GREY, x < 360, y(c.accuracy_high)
+    name = ""
+    if line is not None:
+        weight, anchor = 600 if is_best else 400, "start" if after else "end"
+        name = svg.line(x, line - 8, x, top, stroke=colour, stroke_dasharray="1 3")
+        name += svg.text(x + (4. if after else -4.), line, c.recipe, anchor, font_weight=weight)
+    tip = f"{c.recipe}: {c.accuracy:.2%}, {c.latency_ms:.3f} ms, {c.size_bytes/1e3:,.0f} kB"
+    whisker = svg.line(x, top, x, y(c.accuracy_low), stroke=colour, stroke_width=1.5)
+    return name + whisker + svg.circle(x, y(c.accuracy), float(radius), svg.title(tip), fill=colour, fill_opacity=.75)
 
 # %% ../../nbs/compression/09_frontier.ipynb #b2d4fff5
 COLUMNS = {  # heading -> text of a candidate's cell

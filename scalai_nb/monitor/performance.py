@@ -17,6 +17,7 @@ from scipy.special import digamma, ndtr, xlogy
 
 from ..core.errors import BadRequest
 from ..core.stats import Z95, auc_of_counts, benjamini_hochberg, wilson
+from ..core.svg import plot
 from ..data.profile import Column, Profile, align
 from .thresholds import leave_one_out
 
@@ -281,21 +282,6 @@ def told(value: float, interval: tuple, sign: str = "") -> str:
     )
 
 # %% ../../nbs/monitor/04_performance.ipynb #c31eb374
-def _calibration_svg(curve: list, size: int = 150) -> str:
-    "Share that came true against mean score, a dot a bin."
-    at = lambda x, y: (24 + x * (size - 30), (size - 24) * (1 - y) + 4)
-    dots = "".join(
-        '<circle cx="{:.1f}" cy="{:.1f}" r="3" fill="#2563eb"/>'.format(*at(c["score"], c["rate"])) for c in curve
-    )
-    (x0, y0), (x1, y1) = at(0, 0), at(1, 1)
-    return (
-        f'<svg width="{size}" height="{size}" role="img" aria-label="calibration: share that came true by score"'
-        f' font-size="10" fill="currentColor"><path d="M{x0} {y1}V{y0}H{x1}" stroke="#9aa5b1" fill="none"/><path'
-        f' d="M{x0} {y0}L{x1} {y1}" stroke="#9aa5b1" stroke-dasharray="3"/>{dots}<text x="{size / 2 - 10}"'
-        f' y="{size - 4}">score</text><text x="10" y="{size / 2 + 24}" transform="rotate(-90 10 {size / 2 + 24})">came'
-        ' true</text></svg>'
-    )
-
 @patch
 def figures(self: Performance) -> dict:  # name -> figure and interval, as text
     "What a person reads."
@@ -313,9 +299,10 @@ def figures(self: Performance) -> dict:  # name -> figure and interval, as text
 def _repr_html_(self: Performance) -> str:
     "The figures and the calibration curve."
     rows = "".join(f"<tr><td style='text-align:left'>{k}</td><td>{v}</td></tr>" for k, v in self.figures().items())
+    curve = plot([(c["score"], c["rate"]) for c in self.curve], "score", "came true", True, (0, 0, 1, 1), size=150)
     return (
         f"<p>{html.escape(str(self))}</p><div"
-        f" style='display:flex;gap:2em'><table>{rows}</table>{_calibration_svg(self.curve)}</div>"
+        f" style='display:flex;gap:2em'><table>{rows}</table>{curve}</div>"
     )
 
 # %% ../../nbs/monitor/04_performance.ipynb #614f0502

@@ -11,11 +11,10 @@ from html import escape
 
 import bqplot as bq, ipywidgets as w, numpy as np
 
+from ..core.svg import BLUE, GREY
 from ..monitor.drift import Finding, Report
 from .profile import distribution, told_shares
 from scalai_nb.view.style import (
-    BLUE,
-    GREY,
     INK,
     View,
     axis,

@@ -11,13 +11,9 @@ from html import escape
 
 import bqplot as bq, ipywidgets as w, numpy as np
 
+from ..core.svg import BLUE, GREEN, GREY, ORANGE, PURPLE
 from scalai_nb.view.style import (
-    BLUE,
-    GREEN,
-    GREY,
     INK,
-    ORANGE,
-    PURPLE,
     View,
     axis,
     controls,

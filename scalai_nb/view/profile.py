@@ -10,10 +10,9 @@ from html import escape
 
 import bqplot as bq, ipywidgets as w, numpy as np
 
+from ..core.svg import BLUE, GREY
 from ..data.profile import Profile
 from scalai_nb.view.style import (
-    BLUE,
-    GREY,
     View,
     axis,
     controls,

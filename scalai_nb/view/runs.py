@@ -20,11 +20,8 @@ from ..jobs.log import read_back
 from ..jobs.record import ENDED, GOOD, JobRun, Record, brief, says, spoken
 
 # %% ../../nbs/view/08_runs.ipynb #d49f15d6
+from ..core.svg import BLUE, GREEN, GREY, ORANGE
 from scalai_nb.view.style import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
     Link,
     View,
     axis,
