@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from fastcore.basics import patch
-import numpy as np
 
 from . import export as ex
 from .benchmark import DROPS, Candidate, Rows, machine, measure, rows_of

@@ -10,7 +10,6 @@ __all__ = ['LINES', 'BAR', 'ROOM', 'thinned', 'figure', 'measures', 'column', 'f
 import shutil
 import sys
 from collections.abc import Callable
-from html import escape
 from typing import Any
 
 from fastcore.basics import patch

@@ -11,6 +11,7 @@ from html import escape
 
 import bqplot as bq, ipywidgets as w, numpy as np
 
+from ..core.jsonable import several
 from ..core.svg import BLUE, GREY
 from ..monitor.drift import Finding, Report
 from .profile import distribution, told_shares
@@ -28,7 +29,6 @@ from scalai_nb.view.style import (
     listed,
     measured_scale,
     period_axis,
-    several,
 )
 
 # %% ../../nbs/view/04_drift.ipynb #e44e71a1

@@ -18,12 +18,12 @@ from fastcore.basics import patch
 import ipywidgets as w
 
 from ..core.errors import BadRequest, ScalaiError
-from ..core.jsonable import plain
+from ..core.jsonable import duration, plain
 from ..core.settings import Settings
 from ..jobs.parameters import COMPUTED, REQUIRED, Parameter, Secret, conform, check, read
 from ..jobs.record import JobRun, Record, identity
 from .runs import LEVEL, took
-from .style import View, chip, controls, duration, follow, headline, html, table
+from .style import View, chip, controls, follow, headline, html, table
 
 # %% ../../nbs/view/17_form.ipynb #9a16b30d
 CHOOSE = type("Choose", (), {"__repr__": lambda self: "choose"})()  # of a list whose parameter has no default

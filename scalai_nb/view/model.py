@@ -11,6 +11,7 @@ from html import escape
 
 import bqplot as bq, ipywidgets as w, numpy as np
 
+from ..core.jsonable import several
 from ..core.svg import BLUE, GREEN, GREY, ORANGE, PURPLE
 from scalai_nb.view.style import (
     INK,
@@ -25,7 +26,6 @@ from scalai_nb.view.style import (
     key,
     measured_scale,
     number,
-    several,
     table,
 )
 

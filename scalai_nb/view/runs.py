@@ -20,6 +20,7 @@ from ..jobs.log import read_back
 from ..jobs.record import ENDED, GOOD, JobRun, Record, brief, says, spoken
 
 # %% ../../nbs/view/08_runs.ipynb #d49f15d6
+from ..core.jsonable import duration, several
 from ..core.svg import BLUE, GREEN, GREY, ORANGE
 from scalai_nb.view.style import (
     Link,
@@ -29,7 +30,6 @@ from scalai_nb.view.style import (
     controls,
     download,
     dropdown,
-    duration,
     figure,
     follow,
     headline,
@@ -37,7 +37,6 @@ from scalai_nb.view.style import (
     key,
     listed,
     measured_scale,
-    several,
     table,
 )
 

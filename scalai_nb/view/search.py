@@ -12,6 +12,7 @@ from html import escape
 from fastcore.basics import patch
 import bqplot as bq, ipywidgets as w, numpy as np
 
+from ..core.jsonable import duration
 from ..core.svg import BLUE, GREEN, GREY, ORANGE, ticks
 from ..training.search import best_row, scale, standing
 from scalai_nb.view.style import (
@@ -20,7 +21,6 @@ from scalai_nb.view.style import (
     controls,
     download,
     dropdown,
-    duration,
     figure,
     follow,
     headline,

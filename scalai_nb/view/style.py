@@ -15,7 +15,6 @@ from urllib.parse import parse_qsl, quote, urlencode
 
 import bqplot as bq, ipywidgets as w, numpy as np
 
-from ..core.jsonable import duration, several
 from ..core.svg import BLUE, GREEN, GREY, ORANGE, ticks
 from .static_svg import on_paper
 
