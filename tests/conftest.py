@@ -1,5 +1,5 @@
 "What all tests share: a workspace of their own, the real flights, the command, the demo, and one suite on two backends."
-import fcntl, io, json, os, pickle, shutil, signal, sqlite3, subprocess, sys, threading, time
+import io, json, os, pickle, shutil, signal, sqlite3, subprocess, sys, threading, time
 from contextlib import closing, redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -8,6 +8,8 @@ import psutil
 import pyarrow as pa
 import pytest
 from soak import rounds  # noqa: F401 (a fixture)
+
+from scalai_nb.core.lock import locked
 
 ROOT = Path(__file__).resolve().parents[1]
 SCALAI = Path(sys.executable).with_name("scalai")
@@ -181,8 +183,7 @@ def once(tmp_path_factory, name: str, make):
     "What one process of a run makes in a folder of its own, all of them look at."
     home = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ: home = home.parent
-    with open(home/f"{name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(home/f"{name}.lock"):
         kept = home/f"{name}.pickle"
         if not kept.exists():
             shutil.rmtree(home/name, ignore_errors=True)

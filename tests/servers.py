@@ -1,5 +1,5 @@
 "Real servers for a test: each is started on a free port, in a folder of its own, and stopped at the end."
-import fcntl, os, secrets, shutil, signal, socket, subprocess, sys, tempfile, time
+import os, secrets, shutil, signal, socket, subprocess, sys, tempfile, time
 from pathlib import Path
 
 import psutil
@@ -125,10 +125,9 @@ def gcs() -> Server:  # fake-gcs-server, started without its wrapper, which leav
 
 def airflow() -> Path:
     "Airflow 3 in a virtual environment of its own, made once and kept in the user's cache: the folder of its programs."
+    from scalai_nb.core.lock import locked
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home()/".cache")/"scalai-nb"/f"airflow-3-python{sys.version_info.major}.{sys.version_info.minor}"
-    home.parent.mkdir(parents=True, exist_ok=True)
-    with open(f"{home}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(f"{home}.lock"):
         if (home/"done").exists(): return home/"bin"
         shutil.rmtree(home, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)

@@ -1,5 +1,6 @@
 "What the compress lessons do not show: other networks than an MLP, other targets than a yes or no, and a run on a table."
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -9,7 +10,8 @@ import torch
 from torch import nn
 
 from scalai_nb.compression import export as ex
-from scalai_nb.compression.frontier import Rows, compress, load_frontier
+from scalai_nb.compression.benchmark import Rows
+from scalai_nb.compression.frontier import compress, load_frontier
 from scalai_nb.compression.prune import held_loss, prune, tune
 from scalai_nb.compression.quantize import quantize, weight_types
 from scalai_nb.core.errors import BadRequest
@@ -215,6 +217,7 @@ import os, signal, sys
 import numpy as np, torch
 from pathlib import Path
 from scalai_nb.compression import export as ex, frontier as fr
+from scalai_nb.compression.benchmark import Rows
 from scalai_nb.training.fit import Run
 from scalai_nb.training.models import MLP
 from scalai_nb.training.networks import CNN, FTTransformer, ResidualMLP
@@ -230,7 +233,7 @@ X, y = load_digits(return_X_y=True)
 X, y = (X/16).astype("f4"), (y > 4).astype("f4")
 torch.manual_seed(0); torch.set_num_threads(1)
 run = Run(id="k", model=MLP(64, (32, 32)).eval(), prep=None, target=None, loss="binary")
-rows = fr.Rows(X[:1500], y[:1500], X[1500:], y[1500:])
+rows = Rows(X[:1500], y[:1500], X[1500:], y[1500:])
 recipes = ("int8", "pruned", "pruned+int8")
 """
 
@@ -257,12 +260,13 @@ def test_a_killed_search_goes_on(tmp_path):
 
 def test_other_rows_or_weights_are_another_search(digits):
     "A finished file is taken for what it is only where model, rows and settings are the same."
-    from scalai_nb.compression.frontier import content
+    from scalai_nb.compression.recipes import Request, content
     X, y = digits[0], (digits[1] > 4).astype(np.float32)
-    run, how = Run(id="x", model=MLP(64, (32, 32)).eval(), prep=None, target=None, loss="binary"), {"loss": "binary", "seed": 0}
-    def key(n=1500, **other): return content(run, Rows(X[:n], y[:n], X[1500:], y[1500:]), how | other)
+    run = Run(id="x", model=MLP(64, (32, 32)).eval(), prep=None, target=None, loss="binary")
+    def key(n=1500, **other):
+        return content(replace(Request.of(run, Rows(X[:n], y[:n], X[1500:], y[1500:])), **other))
     same = key()
-    assert same == key() == key(limit=.5) and len({same, key(1499), key(seed=1), key(loss="regression")}) == 4
+    assert same == key() == key(limit={"auc_drop": .5}) and len({same, key(1499), key(seed=1), key(loss="regression")}) == 4
     with torch.no_grad(): run.model.layers[0].bias[3] += 1e-3
     assert key() != same
 
@@ -270,11 +274,12 @@ def test_other_rows_or_weights_are_another_search(digits):
 def test_time_that_is_over_makes_nothing_more(digits, tmp_path, monkeypatch):
     "What is being tuned when the minutes are over is left out, and what was made before is measured."
     import time
-    from scalai_nb.compression import frontier as fr
+    from scalai_nb.compression import recipes
     X, y = digits[0], (digits[1] > 4).astype(np.float32)
     run = Run(id="x", model=MLP(64, (32, 32)).eval(), prep=None, target=None, loss="binary")
-    monkeypatch.setitem(fr.NETWORKS, "pruned", lambda *a: (setattr(fr.time, "monotonic", lambda: 1e12), fr._pruned(*a))[1])
-    monkeypatch.setattr(fr.time, "monotonic", time.monotonic)   # restored afterwards
+    pruned = recipes.NETWORKS["pruned"]
+    monkeypatch.setitem(recipes.NETWORKS, "pruned", lambda *a: (setattr(recipes.time, "monotonic", lambda: 1e12), pruned(*a))[1])
+    monkeypatch.setattr(recipes.time, "monotonic", time.monotonic)   # restored afterwards
     f = compress(run, rows=Rows(X[:1500], y[:1500], X[1500:], y[1500:]), recipes=("distilled", "pruned", "int8"), out=tmp_path, minutes=60)
     assert [c.recipe for c in f.candidates] == ["float32", "int8"]
     assert "tuned" in f.left_out["pruned"] and "begun" in f.left_out["distilled"]
@@ -305,7 +310,9 @@ def test_int8_that_loses_too_much_is_mended(digits, tmp_path):
 
 def test_the_interval_decides_what_is_called_a_loss(tmp_path):
     "On 60 rows a point is noise, on 600,000 it is a loss; the words are those."
-    from scalai_nb.compression.frontier import Candidate, Frontier, alike, wilson
+    from scalai_nb.compression.benchmark import Candidate
+    from scalai_nb.compression.frontier import Frontier, alike
+    from scalai_nb.core.stats import wilson
     for n, known in ((60, True), (600_000, False)):
         base, c = (Candidate(r, a, *wilson(round(a*n), n), None, ms, 1000, "") for r, a, ms in (("float32", .90, 2.), ("int8", .89, 1.)))
         f = Frontier(base, [base, c], {"accuracy_drop": .02}, n)
@@ -381,13 +388,13 @@ def alone_and_beside(session, X: np.ndarray, rng, codes: bool = False):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_row_scores_alone_as_in_any_batch(name):
     "In every recipe's numbers, whatever row lies next to it, and were it a million times as large."
-    from scalai_nb.compression.frontier import _small
+    from scalai_nb.compression.recipes import Request, quantize_graph
     make, shape, loss = NETWORKS[name]
     torch.manual_seed(0)
     rng, graph = np.random.default_rng(0), ex.graph(make(), shape, loss)
     X = examples(rng, 400, shape)
     y = rng.normal(size=400).astype(np.float32) if loss == "regression" else rng.integers(0, 5 if loss == "multiclass" else 2, 400)
     for numbers in ("float32", "int8", "dynamic"):
-        small, _ = _small(graph, numbers, Rows(X, y, X, y), {"loss": loss, "seed": 0, "limit": {}})
+        small, _ = quantize_graph(graph, numbers, Request("x", None, None, None, Rows(X, y, X, y), loss))
         gaps = [np.abs(a - b).max() for a, b in alone_and_beside(ex.session(small.SerializeToString()), X, rng, shape == (12,))]
         assert max(gaps) <= 1e-6, (name, numbers, max(gaps))

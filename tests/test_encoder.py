@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 
 from scalai_nb.compression import export as ex
 from scalai_nb.compression.encoder import compress_encoder, embed
-from scalai_nb.compression.frontier import Candidate, Frontier, quality
+from scalai_nb.compression.benchmark import Candidate, quality
+from scalai_nb.compression.frontier import Frontier
 from scalai_nb.core.errors import BadRequest
 from scalai_nb.core.settings import Settings
 from scalai_nb.training.encoder import Encoder, pretrained, shape_of, tokens

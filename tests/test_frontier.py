@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from scalai_nb.compression import export as ex, frontier as fr
-from scalai_nb.compression.frontier import Rows, compress, load_frontier
+from scalai_nb.compression import benchmark, export as ex, frontier as fr, recipes as rc
+from scalai_nb.compression.benchmark import Candidate, Rows
+from scalai_nb.compression.frontier import compress, load_frontier
 from scalai_nb.compression.prune import tune
 from scalai_nb.core.errors import BadRequest
 from scalai_nb.training.fit import Run
@@ -60,9 +61,9 @@ def test_measuring_waits_until_every_worker_is_done(digits, two_workers, tmp_pat
         try: return own(*a, **more)
         finally:
             with alone: busy[0] -= 1
-    own, timings = fr._taught, fr.timings
-    monkeypatch.setattr(fr, "_taught", taught)
-    monkeypatch.setattr(fr, "timings", lambda *a, **k: (seen.append(f"timed, {busy[0]} tuned"), timings(*a, **k))[1])
+    own, timings = rc._taught, benchmark.timings
+    monkeypatch.setattr(rc, "_taught", taught)
+    monkeypatch.setattr(benchmark, "timings", lambda *a, **k: (seen.append(f"timed, {busy[0]} tuned"), timings(*a, **k))[1])
     compress(run, recipes=("pruned", "pruned.75", "distilled"), rows=rows, out=tmp_path, client=two_workers)
     assert set(seen[:-1]) == {1} and seen[-1] == "timed, 0 tuned" and len(seen) > 3
 
@@ -70,7 +71,7 @@ def test_measuring_waits_until_every_worker_is_done(digits, two_workers, tmp_pat
 def test_a_worker_that_fails_is_heard(digits, two_workers, tmp_path, monkeypatch):
     run, rows = digits
     def broken(*a): raise ZeroDivisionError("in the tuning")
-    monkeypatch.setitem(fr.NETWORKS, "pruned", broken)
+    monkeypatch.setitem(rc.NETWORKS, "pruned", broken)
     with pytest.raises(ZeroDivisionError, match="in the tuning"): compress(run, recipes=("pruned", "distilled"), rows=rows, out=tmp_path, client=two_workers)
     assert not (tmp_path/"frontier.json").exists()
 
@@ -78,7 +79,7 @@ def test_a_worker_that_fails_is_heard(digits, two_workers, tmp_path, monkeypatch
 def test_minutes_hold_making_and_measuring(digits, tmp_path, monkeypatch):
     "What measuring will take is kept back: with less left than that, nothing is begun."
     run, rows = digits
-    monkeypatch.setattr(fr, "takes", lambda path, rows: 1500.)
+    monkeypatch.setattr(rc, "seconds_to_measure", lambda path, rows: 1500.)
     f = compress(run, recipes=("int8", "pruned", "distilled"), rows=rows, out=tmp_path, minutes=60)   # room for two to be measured, and ten minutes to make them
     assert [c.recipe for c in f.candidates] == ["float32", "int8"] and set(f.left_out) == {"pruned", "distilled"}
     assert f.seconds["given"] == 3600 and f.seconds["making"] + f.seconds["measuring"] < 3600 and "of 3600 s given" in str(f)
@@ -87,8 +88,8 @@ def test_minutes_hold_making_and_measuring(digits, tmp_path, monkeypatch):
 
 def test_timings_end_with_the_time(digits, tmp_path):
     file = ex.export(digits[0].model, None, tmp_path/"m.onnx", "multiclass", (1, 8, 8))
-    assert [t["calls"] for t in fr.timings([file], digits[1].raw, ((1, 1, 30),), turns=15, until=0.)[0]] == [2]
-    assert [t["calls"] for t in fr.timings([file], digits[1].raw, ((1, 1, 30),), turns=15)[0]] == [30]
+    assert [t["calls"] for t in benchmark.timings([file], digits[1].raw, ((1, 1, 30),), turns=15, until=0.)[0]] == [2]
+    assert [t["calls"] for t in benchmark.timings([file], digits[1].raw, ((1, 1, 30),), turns=15)[0]] == [30]
 
 
 @pytest.mark.slow
@@ -142,7 +143,7 @@ def test_int8_is_held_to_the_auc_that_is_bounded(tmp_path):
 
 
 def held(recipe, accuracy, auc, ms, half=.01):  # a candidate of a binary model, with intervals
-    return fr.Candidate(recipe, accuracy, accuracy - half, accuracy + half, auc, ms, 1000, "", auc - half, auc + half)
+    return Candidate(recipe, accuracy, accuracy - half, accuracy + half, auc, ms, 1000, "", auc - half, auc + half)
 
 
 def test_a_loss_of_auc_is_a_loss():
@@ -156,7 +157,7 @@ def test_a_loss_of_auc_is_a_loss():
     row = next(line.split("</tr>")[0] for line in f._repr_html_().split("<tr") if "pruned" in line and "<td" in line)
     assert "neither" not in row and "-0.0400" not in row and "0.8600 loss" in row
     assert f.best({"accuracy_drop": .0001}).recipe == "float32"
-    wide = [fr.Candidate(c.recipe, c.accuracy, .8, .99, c.auc, c.latency_ms, 1000, "", .7, .99) for c in (base, lost)]
+    wide = [Candidate(c.recipe, c.accuracy, .8, .99, c.auc, c.latency_ms, 1000, "", .7, .99) for c in (base, lost)]
     few = fr.Frontier(wide[0], wide, {"auc_drop": .05}, 40)   # so few rows that the interval holds nearly everything
     assert few.best().recipe == "pruned" and "neither" not in few.why and "neither" not in few._repr_html_().split("<p>")[0]
 

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from scalai_nb.compression import export as ex
-from scalai_nb.compression.frontier import Rows, compress
+from scalai_nb.compression.benchmark import Rows
+from scalai_nb.compression.frontier import compress
 from scalai_nb.compression.prune import attentions, hidden, prune, sensitivity, tune
 from scalai_nb.compression.quantize import weight_types
 from scalai_nb.core.settings import Settings

@@ -261,7 +261,8 @@ def test_a_search_is_watched_beside_it_and_in_its_cell(chromium, lab):
     page.context.close()
 
 
-CHOICE = {"frontier": """from scalai_nb.compression.frontier import Candidate, Frontier
+CHOICE = {"frontier": """from scalai_nb.compression.benchmark import Candidate
+from scalai_nb.compression.frontier import Frontier
 from scalai_nb.view.show import show
 def candidate(recipe, accuracy, ms, size):
     times = [{"batch": n, "threads": 1, "calls": 150, "p50_ms": ms*part, "p99_ms": 2*ms*part} for n, part in ((64, 1.), (1, .1))]

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from scalai_nb.compression import export as ex
-from scalai_nb.compression.frontier import Rows, compress
+from scalai_nb.compression.benchmark import Rows
+from scalai_nb.compression.frontier import compress
 from scalai_nb.compression.prune import prune, tune
 from scalai_nb.compression.quantize import quantize, weight_types
 from scalai_nb.core.settings import Settings

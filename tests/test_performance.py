@@ -15,7 +15,8 @@ from scalai_nb.data.profile import profile
 from scalai_nb.data.table import Table
 from scalai_nb.monitor.cost import CostMatrix, cheapest, cost
 from scalai_nb.monitor.errors import errors
-from scalai_nb.monitor.performance import LIMITS, MEASURES, _within, auc, by_segment, calibration, counts, ece, performance, pr_auc, surprise
+from scalai_nb.core.stats import auc_of_counts
+from scalai_nb.monitor.performance import LIMITS, MEASURES, _within, by_segment, calibration, counts, ece, performance, pr_auc, surprise
 from scalai_nb.serving import labels as labels_of
 from scalai_nb.serving.labels import labelled, labels, outcomes, residuals
 from scalai_nb.serving.score import score
@@ -54,7 +55,7 @@ def test_figures_are_those_of_scikit_learn(scored, name, months):
     rows = scored[scored["month"].isin(months)]
     found, truth = performance(family(rows, name), threshold=.3), truths(rows, name)
     lo, hi, down, up = counts(family(rows, name))
-    bound = {"auc": auc(down, up, hi > lo)[2], "pr_auc": pr_auc(down, up, hi > lo)[2]} | {k: v[2] for k, v in surprise(lo, hi, down, up).items()}
+    bound = {"auc": auc_of_counts(down, up, hi > lo)[2], "pr_auc": pr_auc(down, up, hi > lo)[2]} | {k: v[2] for k, v in surprise(lo, hi, down, up).items()}
     for measure, value in truth.items():
         assert abs(getattr(found, measure) - value) <= bound.get(measure, .003) + 1e-9, (measure, getattr(found, measure), value)
         assert found.intervals[measure][0] <= value <= found.intervals[measure][1]

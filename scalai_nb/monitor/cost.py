@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from ..core.errors import BadRequest
-from .performance import Z, confusion, counts
+from ..core.stats import Z95
+from .performance import confusion, counts
 
 # %% ../../nbs/monitor/05_cost.ipynb #18255afe
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def cost(scores,  # a family by label, or counts: those of `expected` where labe
         [getattr(matrix, k) for k in ("tp", "fp", "fn", "tn")]
     )
     total = float(rows @ price)
-    half = float(Z * np.sqrt(n * max(rows @ (price - total / n) ** 2 / max(n - 1, 1), 0)))
+    half = float(Z95 * np.sqrt(n * max(rows @ (price - total / n) ** 2 / max(n - 1, 1), 0)))
     return Cost(
         float(threshold),
         total,

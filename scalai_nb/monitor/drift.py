@@ -14,6 +14,8 @@ from functools import cached_property
 import numpy as np
 from fastcore.basics import patch
 
+from ..core.stats import benjamini_hochberg
+from ..core.svg import BLUE, ORANGE, paired_bars
 from ..data.profile import Profile
 from .freshness import fresh, rows
 from .columns import RATES, Both, Check, beside, column, moment, share
@@ -43,14 +45,9 @@ def adjust(p: np.ndarray,  # one a check
     if not len(p): return p
     weight = np.ones(len(p)) if weight is None else weight
     p = np.minimum(1, p * np.bincount(family, weight)[family] / weight)
-    m = family.max() + 1
-    least = np.ones(m); np.minimum.at(least, family, p)
-    line = np.sort(least)
-    q = line * m / np.arange(1, m + 1)
-    step = np.append(np.minimum.accumulate(q[::-1])[::-1], np.inf)  # the least q at or above each family
-    at = np.searchsorted(line, p, side="left")  # families strictly below
-    own = p * m / np.maximum(np.searchsorted(line, p, side="right"), 1)
-    return np.minimum(1, np.minimum(own, step[at]))
+    least = np.ones(family.max() + 1)
+    np.minimum.at(least, family, p)
+    return benjamini_hochberg(p, least)
 CERTAIN = ("schema", "silence")  # no chance in them
 # of a column's rate, where other checks take 1: what happens most is looked for most
 WEIGHTS = {"shift": 3, "spread": 2}
@@ -368,32 +365,15 @@ def _problem(reference: Profile, current: Profile) -> str:
         return f"the reference window is empty: nothing to hold {current.rows:,} rows against"
     return ""
 
-# %% ../../nbs/monitor/02_drift.ipynb #475c3c85
-def _bars(f: Finding, width: int = 120, height: int = 28) -> str:
-    "Shares of the reference (grey) and of the current window (colour), bin by bin."
-    if not f.bins: return ""
-    top, w = max(max(b["reference"], b["current"]) for b in f.bins) or 1, width / len(f.bins)
-    bar = lambda i, share, colour, part: (
-        f'<rect x="{i * w + part * w / 2:.1f}" y="{height * (1 - share / top):.1f}" width="{w * .45:.1f}"'
-        f' height="{height * share / top:.1f}" fill="{colour}"/>'
-    )
-    return (
-        f'<svg width="{width}" height="{height}" role="img" aria-label="shares by bin">'
-        + "".join(
-            bar(i, b["reference"], "#9aa5b1", 0) + bar(i, b["current"], "#c2410c" if f.drifted else "#2563eb", 1)
-            for i, b in enumerate(f.bins)
-        )
-        + "</svg>"
-    )
-
 # %% ../../nbs/monitor/02_drift.ipynb #d9be585c
 @patch
 def _repr_html_(self: Report) -> str:
     "A table, what drifted first."
     found, moved = [*self.columns.values(), *self.pairs, *self.arrival], self.found
     shown = moved + [f for f in found if not f.drifted]
+    bars = lambda f: paired_bars([(b["reference"], b["current"]) for b in f.bins], ORANGE if f.drifted else BLUE)
     row = lambda f: (
-        f"<tr><td>{'⚠' if f.drifted else ''}</td><td><b>{html.escape(f.name)}</b></td><td>{_bars(f)}</td><td"
+        f"<tr><td>{'⚠' if f.drifted else ''}</td><td><b>{html.escape(f.name)}</b></td><td>{bars(f)}</td><td"
         f" style='text-align:left'>{html.escape(f.reason)}</td></tr>"
     )
     title = self.problem or (f"{len(moved)} of {len(shown)} drifted" if self.drifted else "Nothing drifted")

@@ -14,7 +14,8 @@ from fastcore.basics import patch
 
 from ..core.errors import BadRequest
 from ..data.profile import Profile
-from .performance import Z, lacking, told
+from ..core.stats import Z95
+from .performance import lacking, told
 
 # %% ../../nbs/monitor/05_errors.ipynb #c625c22f
 COLUMNS = ("label", "error", "error_squared", "label_squared")
@@ -83,12 +84,12 @@ def errors(window: Profile,  # of scored rows, with the columns of COLUMNS
         "r2": r2_se,
     }
     value = {"mae": mae, "rmse": rmse, "bias": off.mean, "r2": r2}
-    intervals = {m: _ends(value[m], Z * se[m] + (hidden if m == "mae" else 0), m) for m in value}
+    intervals = {m: _ends(value[m], Z95 * se[m] + (hidden if m == "mae" else 0), m) for m in value}
     slack = off.resolution
     ends = {
         q: tuple(float(x) for x in off.quantile(np.clip([q - w, q + w], 0, 1)))
         for q in quantiles
-        for w in [Z * np.sqrt(q * (1 - q)) / root + slack]
+        for w in [Z95 * np.sqrt(q * (1 - q)) / root + slack]
     }
     return Errors(n, *value.values(), {q: float(off.quantile(q)) for q in quantiles}, *lack, se, intervals | ends)
 

@@ -15,7 +15,8 @@ from scipy.special import ndtr, stdtrit
 
 from ..core.errors import BadRequest
 from ..data.profile import Column, Profile, add_columns, align, align_categories
-from .performance import NEGATIVE, POSITIVE, auc, counts
+from ..core.stats import auc_of_counts
+from .performance import NEGATIVE, POSITIVE, counts
 
 # %% ../../nbs/monitor/05_estimation.ipynb #6bc6dd4e
 @dataclass
@@ -157,7 +158,7 @@ def estimate(
     if not families:
         raise BadRequest("the reference has no labelled scores", "score a window whose labels are known first")
     lo, hi, down, up = _common(families, column)
-    (baseline, se, _), now = auc(down.sum(0), up.sum(0)), scores.columns.get(column)
+    (baseline, se, _), now = auc_of_counts(down.sum(0), up.sum(0)), scores.columns.get(column)
     if np.isnan(baseline): raise BadRequest("the reference has labels of one kind only", "give windows that hold both")
     if now is None or not now.ordered.rows:
         return Estimate(
@@ -183,7 +184,7 @@ def estimate(
     )
     here, there, no, yes = expected(now, known)
     alone = 1.96 * se * np.hypot(1, np.sqrt((down.sum() + up.sum()) / now.ordered.rows))  # sampling of both, no more
-    said, rows = auc(no, yes)[0], no.sum() + yes.sum()
+    said, rows = auc_of_counts(no, yes)[0], no.sum() + yes.sum()
     value, support, base = (said + baseline) / 2, _effective(now, known), float(yes.sum() / rows)
     (low, high), (base_low, base_high) = _band(value, alone, left.mean(1), free), _band(
         baseline, alone, left[:, 1], free
@@ -233,12 +234,11 @@ def _residuals(
     found, mid = [], (lo + hi) / 2
     for s in range(len(down) - run + 1) if len(down) >= 3 * run else ():
         d, u = down[s:s + run].sum(0), up[s:s + run].sum(0)
-        rest, truth = (down[:s].sum(0), up[:s].sum(0)) if s >= 3 * run else (down.sum(0) - d, up.sum(0) - u), auc(
-            d, u
-        )[0]
-        if np.isnan(truth) or np.isnan(constant := auc(*rest)[0]): continue
+        rest = (down[:s].sum(0), up[:s].sum(0)) if s >= 3 * run else (down.sum(0) - d, up.sum(0) - u)
+        truth = auc_of_counts(d, u)[0]
+        if np.isnan(truth) or np.isnan(constant := auc_of_counts(*rest)[0]): continue
         rate = meaning(lo, hi, *rest)(mid)
-        found.append((truth - auc((d + u) * (1 - rate), (d + u) * rate)[0], truth - constant))
+        found.append((truth - auc_of_counts((d + u) * (1 - rate), (d + u) * rate)[0], truth - constant))
     return np.array(found).reshape(-1, 2)
 
 def _rms(x: np.ndarray) -> float: return float(np.sqrt((x ** 2).mean())) if len(x) else float("nan")

@@ -10,18 +10,17 @@ __all__ = ['LINES', 'BAR', 'ROOM', 'thinned', 'figure', 'measures', 'column', 'f
 import shutil
 import sys
 from collections.abc import Callable
-from html import escape
 from typing import Any
 
 from fastcore.basics import patch
 
-from ..core import events
+from ..core import events, svg
 from ..core.errors import Cancelled
 from ..core.jsonable import duration, several
 from ..core.progress import progress
 
 # %% ../../nbs/training/05_logger.ipynb #762dc7bf
-LINES = (("#1f83c9", "none"), ("#d9640f", "6 4"))  # colour, dashes: of what is learnt from, of what is kept aside
+LINES = ((svg.BLUE, "none"), (svg.ORANGE, "6 4"))  # colour, dashes: of what is learnt from, of what is kept aside
 
 def thinned(points: list, most: int = 200) -> list:
     "No more points than a figure can show, the last one always among them."
@@ -29,11 +28,8 @@ def thinned(points: list, most: int = 200) -> list:
 
 def _polyline(points: list[tuple[float, float]], place: Callable, tint: str, dash: str, dots: bool) -> str:
     at = [place(x, y) for x, y in thinned(points)]
-    line = (
-        f'<polyline fill="none" stroke-width="2" stroke-dasharray="{dash}" style="stroke: {tint}"'
-        f' points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in at)}"/>'
-    )
-    return line + "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" style="fill: {tint}"/>' for x, y in at if dots)
+    line = svg.polyline(at, stroke_width=2, stroke_dasharray=dash, style=f"stroke: {tint}")
+    return line + "".join(svg.circle(x, y, 2.6, style=f"fill: {tint}") for x, y in at if dots)
 
 # %% ../../nbs/training/05_logger.ipynb #407dafc9
 def figure(
@@ -50,34 +46,27 @@ def figure(
     known = [p for points in series.values() for p in points]
     values = [v for _, v in known] or [0., 1.]
     low, high = min(values), max(values)
-    place = lambda x, y: (
-        52 + x * (width - 64) / max(until, 1e-9),
-        height - 34 - (y - low) / ((high - low) or 1) * (height - 76),
-    )
+    px, py = svg.scale(0, max(until, 1e-9), 52, width - 12), svg.scale(low, high, height - 34, 42)
+    place = lambda x, y: (px(x), py(y))
     looks = dict(zip(series, [(f"color-mix(in srgb, {c} 72%, currentColor)", dash) for c, dash in LINES[begin:]]))
     lines = "".join(
         _polyline(points, place, *looks[name], len(points) <= 40) for name, points in series.items() if points
     )
     keys = "".join(
-        f'<line x1="{52 + 92*i}" x2="{74 + 92*i}" y1="29" y2="29" stroke-width="2" stroke-dasharray="{dash}"'
-        f' style="stroke: {tint}"/><text x="{79 + 92*i}" y="33">{escape(name)}</text>'
+        svg.line(52 + 92*i, 29, 74 + 92*i, 29, stroke_width=2, stroke_dasharray=dash, style=f"stroke: {tint}")
+        + svg.text(79 + 92*i, 33, name)
         for i, (name, (tint, dash)) in enumerate(looks.items())
     )
-    numbers = (
-        f'<text x="46" y="{place(0, high)[1] + 4:.0f}" text-anchor="end">{high:.3g}</text>'
-        + (f'<text x="46" y="{place(0, low)[1] + 4:.0f}" text-anchor="end">{low:.3g}</text>' if high > low else "")
-        if known
-        else ""
+    ends = [high, low] if high > low else [high]
+    numbers = "".join(svg.text(46, round(py(v) + 4), svg.tick_label(v), "end") for v in ends if known)
+    frame = svg.path(
+        f"M52 {height - 28}H{width - 12}M52 {height - 28}v4M{width - 12} {height - 28}v4",
+        fill="none",
+        stroke="currentColor",
+        stroke_opacity=.45,
     )
-    frame = (
-        f'<path d="M52 {height - 28}H{width - 12}M52 {height - 28}v4M{width - 12} {height - 28}v4" fill="none"'
-        ' stroke="currentColor" stroke-opacity=".45"/>'
-    )
-    ends = (
-        f'<text x="52" y="{height - 12}" text-anchor="middle">0</text><text x="{width - 12}" y="{height - 12}"'
-        f' text-anchor="middle">{until:g}</text><text x="{width/2 + 20:.0f}" y="{height - 12}"'
-        ' text-anchor="middle">epochs done</text>'
-    )
+    names = ((52, "0"), (width - 12, f"{until:g}"), (round(width/2 + 20), "epochs done"))
+    across = "".join(svg.text(x, height - 12, words, "middle") for x, words in names)
     told = (
         "; ".join(
             f"{name} {points[-1][1]:.4g} after {points[-1][0]:.3g} of {until:g} epochs"
@@ -86,12 +75,9 @@ def figure(
         )
         or "nothing yet"
     )
-    return (
-        f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" style="max-width: 100%" role="img"'
-        f' aria-label="{escape(f"{label}: {told}", quote=True)}" font-size="12" font-family="system-ui, sans-serif"'
-        ' fill="currentColor"><text x="52" y="13"'
-        f' font-weight="600">{escape(label)}</text>{keys}{frame}{ends}{numbers}{lines}</svg>'
-    )
+    head = svg.text(52, 13, label, font_weight=600)
+    return svg.svg(head, keys, frame, across, numbers, lines, width=width, height=height, label=f"{label}: {told}",
+                   style="max-width: 100%")
 
 # %% ../../nbs/training/05_logger.ipynb #dfc85b1b
 def measures(history: list[dict]) -> list[str]:

@@ -8,7 +8,8 @@ __all__ = ['OUTCOMES', 'CASES', 'DONE', 'standing', 'summary', 'outcome', 'log_t
 # %% ../../nbs/view/10_decisions.ipynb #772815c0
 from html import escape
 
-from .style import View, chip, headline, html, listed, number, several, table
+from ..core.jsonable import several
+from .style import View, chip, headline, html, listed, number, table
 
 # %% ../../nbs/view/10_decisions.ipynb #357124ca
 OUTCOMES = {

@@ -11,11 +11,11 @@ from html import escape
 
 import bqplot as bq, ipywidgets as w, numpy as np
 
+from ..core.jsonable import several
+from ..core.svg import BLUE, GREY
 from ..monitor.drift import Finding, Report
 from .profile import distribution, told_shares
 from scalai_nb.view.style import (
-    BLUE,
-    GREY,
     INK,
     View,
     axis,
@@ -29,7 +29,6 @@ from scalai_nb.view.style import (
     listed,
     measured_scale,
     period_axis,
-    several,
 )
 
 # %% ../../nbs/view/04_drift.ipynb #e44e71a1

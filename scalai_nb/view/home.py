@@ -13,6 +13,7 @@ from html import escape
 
 from ..core.alerts import receivers
 from ..core.errors import ScalaiError
+from ..core.jsonable import several
 from ..core.settings import Settings
 from ..data.table import Table
 from ..jobs.record import Record
@@ -21,7 +22,7 @@ from ..loop.decisions import decisions
 from ..monitor.alarms import Alarms
 from . import models, quality, runs, scores, watch
 from .workspace import state
-from .style import View, chip, follow, headline, html, leads, listed, nothing, several, table
+from .style import View, chip, follow, headline, html, leads, listed, nothing, table
 
 # %% ../../nbs/view/26_home.ipynb #ba827eff
 @dataclass

@@ -11,13 +11,10 @@ from html import escape
 
 import bqplot as bq, ipywidgets as w, numpy as np
 
+from ..core.jsonable import several
+from ..core.svg import BLUE, GREEN, GREY, ORANGE, PURPLE
 from scalai_nb.view.style import (
-    BLUE,
-    GREEN,
-    GREY,
     INK,
-    ORANGE,
-    PURPLE,
     View,
     axis,
     controls,
@@ -29,7 +26,6 @@ from scalai_nb.view.style import (
     key,
     measured_scale,
     number,
-    several,
     table,
 )
 

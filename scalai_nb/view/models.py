@@ -20,10 +20,8 @@ from ..loop.decisions import decisions
 from .model import candidates_csv, candidates_table, frontier_figure
 
 # %% ../../nbs/view/24_models.ipynb #1be0d5ae
+from ..core.svg import BLUE, GREEN, GREY
 from scalai_nb.view.style import (
-    BLUE,
-    GREEN,
-    GREY,
     Link,
     View,
     button,

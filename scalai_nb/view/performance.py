@@ -11,15 +11,12 @@ from dataclasses import dataclass
 
 import bqplot as bq, numpy as np
 
+from ..core.svg import BLUE, GREY, ORANGE, PURPLE
 from ..monitor.cost import CostMatrix, cheapest, cost_curve
 from ..monitor.estimation import SUPPORT
 from ..monitor.performance import Performance
 from scalai_nb.view.style import (
-    BLUE,
-    GREY,
     INK,
-    ORANGE,
-    PURPLE,
     View,
     axis,
     download,

@@ -10,10 +10,10 @@ from html import escape
 
 import bqplot as bq, ipywidgets as w, numpy as np
 
+from ..core.jsonable import several
+from ..core.svg import BLUE, GREY
 from ..data.profile import Profile
 from scalai_nb.view.style import (
-    BLUE,
-    GREY,
     View,
     axis,
     controls,
@@ -22,7 +22,6 @@ from scalai_nb.view.style import (
     figure,
     html,
     measured_scale,
-    several,
 )
 
 # %% ../../nbs/view/02_profile.ipynb #933e2bf1

@@ -21,12 +21,9 @@ from ..data.profile import Profile
 from ..data.table import Table
 
 # %% ../../nbs/view/22_quality.ipynb #f56c7c83
+from ..core.jsonable import several
+from ..core.svg import BLUE, GREEN, GREY, ORANGE, PURPLE
 from scalai_nb.view.style import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PURPLE,
     Link,
     View,
     axis,
@@ -40,7 +37,6 @@ from scalai_nb.view.style import (
     listed,
     measured_scale,
     period_axis,
-    several,
     table,
 )
 

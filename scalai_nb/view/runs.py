@@ -20,11 +20,9 @@ from ..jobs.log import read_back
 from ..jobs.record import ENDED, GOOD, JobRun, Record, brief, says, spoken
 
 # %% ../../nbs/view/08_runs.ipynb #d49f15d6
+from ..core.jsonable import duration, several
+from ..core.svg import BLUE, GREEN, GREY, ORANGE
 from scalai_nb.view.style import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
     Link,
     View,
     axis,
@@ -32,7 +30,6 @@ from scalai_nb.view.style import (
     controls,
     download,
     dropdown,
-    duration,
     figure,
     follow,
     headline,
@@ -40,7 +37,6 @@ from scalai_nb.view.style import (
     key,
     listed,
     measured_scale,
-    several,
     table,
 )
 

@@ -12,11 +12,10 @@ from fastcore.basics import patch
 import ipywidgets as w, numpy as np
 
 from ..core.settings import Settings
+from ..core.svg import BLUE, GREY
 from .decisions import log_table, summary
 from .performance import MEASURES, calibration, legend, numbers, over_time, sentence
 from scalai_nb.view.style import (
-    BLUE,
-    GREY,
     Link,
     View,
     controls,

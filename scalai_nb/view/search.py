@@ -12,18 +12,15 @@ from html import escape
 from fastcore.basics import patch
 import bqplot as bq, ipywidgets as w, numpy as np
 
+from ..core.jsonable import duration
+from ..core.svg import BLUE, GREEN, GREY, ORANGE, ticks
 from ..training.search import best_row, scale, standing
 from scalai_nb.view.style import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
     View,
     axis,
     controls,
     download,
     dropdown,
-    duration,
     figure,
     follow,
     headline,
@@ -32,7 +29,6 @@ from scalai_nb.view.style import (
     measured_scale,
     number,
     table,
-    ticks,
 )
 
 # %% ../../nbs/view/15_search.ipynb #903b96a8
@@ -91,7 +87,7 @@ def marks_of(values: list, log: bool = False) -> list:
             set(values), key=lambda v: (isinstance(v, str), str(v) if isinstance(v, (str, bool, type(None))) else v)
         )
     low, high = min(values), max(values)
-    if not log: return [float(v) for v in ticks(low, high)]
+    if not log: return ticks(low, high)
     near = [m*10.**k for k in range(-12, 13) for m in (1, 2, 5) if low <= m*10.**k <= high]
     return [v for v in near if f"{v:.0e}".startswith("1")] if len(near) > 7 else near or [low]
 

@@ -24,6 +24,7 @@ from ..loop.segments import current, cut, segments_of
 from ..monitor.alarms import Alarms
 
 # %% ../../nbs/view/12_watch.ipynb #87e7d1c9
+from ..core.jsonable import several
 from ..monitor.drift import Finding, Report, compare
 from ..monitor.performance import Performance, performance
 from ..monitor.thresholds import Policy
@@ -42,7 +43,6 @@ from scalai_nb.view.style import (
     key,
     leads,
     listed,
-    several,
     table,
     unread,
 )

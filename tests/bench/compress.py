@@ -22,7 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 def flights(n: int):
     "The workbench's default MLP on late flights of 2013, three quarters for training; prep in front, raw rows in."
     import pandas as pd
-    from scalai_nb.compression.frontier import Rows
+    from scalai_nb.compression.benchmark import Rows
     from scalai_nb.data.prep import Prep
     from scalai_nb.data.profile import profile
     from scalai_nb.training.fit import fit
@@ -43,7 +43,7 @@ def digits(n: int):
     import torch
     from sklearn.datasets import load_digits
     from torch import nn
-    from scalai_nb.compression.frontier import Rows
+    from scalai_nb.compression.benchmark import Rows
     from scalai_nb.compression.prune import tune
     from scalai_nb.training.fit import Run
     X, y = load_digits(return_X_y=True)
@@ -62,7 +62,7 @@ def fashion(n: int, trained: Path | None = None):
     import torch
     from torch import nn
     from scalai_nb.compression.export import Labels
-    from scalai_nb.compression.frontier import Rows
+    from scalai_nb.compression.benchmark import Rows
     from safetensors.torch import load_file, save_file
     from scalai_nb.training.fit import Run, fit
     from scalai_nb.training.networks import fashion_mnist
@@ -86,7 +86,7 @@ def by_hand(run, rows, folder: str):
     "Half the channels pruned, distilled four epochs of the images, static int8: measured as a candidate is."
     from scalai_nb.compression import export as ex
     from scalai_nb.compression.distill import distill
-    from scalai_nb.compression.frontier import measure
+    from scalai_nb.compression.benchmark import measure
     from scalai_nb.compression.prune import parameters, prune
     from scalai_nb.compression.quantize import calibration, quantize
     shape = rows.X.shape[1:]
@@ -144,7 +144,8 @@ def main():
     p.add_argument("--workers", type=int, default=2, help="processes that train candidates; 1: this one")
     p.add_argument("--dry", action="store_true", help="print the section, leave RESULTS.md as it is")
     a = p.parse_args()
-    from scalai_nb.compression.frontier import compress, timings
+    from scalai_nb.compression.benchmark import timings
+    from scalai_nb.compression.frontier import compress
     for job in a.jobs:
         if job == "minilm":
             sentence_encoder(a)

@@ -6,7 +6,7 @@ Ours and the peers are given the same pairs of frames; larger windows and peers,
 A peer's environment is made when it is first asked for, beside this Python's own packages; one that cannot be installed is said in the table.
 The sections go to tests/bench/RESULTS.md as those of bench.py do.
 """
-import argparse, contextlib, fcntl, json, os, shutil, subprocess, sys, tempfile, time
+import argparse, contextlib, json, os, shutil, subprocess, sys, tempfile, time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import product
 from multiprocessing import get_context
@@ -18,6 +18,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 from bench import keep, stamp
 from peers import LEARNERS, PACKAGES
+from scalai_nb.core.lock import locked
 
 SIZES = (1_000, 10_000, 100_000)  # rows of a window
 LOOKS = {1_000: 1., 10_000: .3, 100_000: .1}  # of our comparisons, at each size
@@ -34,9 +35,7 @@ SEGMENTS = "by segment"
 def environment(peer: str) -> Path:
     "A peer's Python, made once."
     home = Path(sys.prefix)/"peers"/peer
-    home.parent.mkdir(exist_ok=True)
-    with open(f"{home}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(f"{home}.lock"):
         if not (home/"done").exists():
             print(f"{peer}: making its environment", file=sys.stderr, flush=True)
             shutil.rmtree(home, ignore_errors=True)
@@ -217,7 +216,7 @@ def estimate(a, command, load) -> str:
 def _cbpe(peer: Peer, rows, kind: str) -> dict:
     "How NannyML's band fared on the same windows, each beside the reference that ours has."
     import labelfree
-    from scalai_nb.training.fit import auc
+    from scalai_nb.core.stats import auc
     rows = rows.assign(window=rows.week.astype("int64"), late=rows.late.astype("int64"))
     rows, got = rows[rows.week >= labelfree.WEEKS] if kind == "week" else rows, []
     for window, weeks in labelfree.referenced(kind, sorted(rows[kind].unique()), sorted(w for w in rows.week.unique() if w >= labelfree.WEEKS)).items():
