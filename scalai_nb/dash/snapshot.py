@@ -23,7 +23,8 @@ from ..core.storage import write_atomic
 from ..core.auth import ROLE
 from .apps import App
 from .pages import LEAVE
-from .voila import end_with_parent, environment
+from ..core.process import end_with_parent
+from .voila import environment
 
 # %% ../../nbs/dash/14_snapshot.ipynb #4f0f6c87
 WIDGET = "application/vnd.jupyter.widget-view+json"

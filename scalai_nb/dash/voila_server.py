@@ -6,14 +6,14 @@
 __all__ = ['HEARS', 'Quiet', 'Live', 'wanted', 'main']
 
 # %% ../../nbs/dash/09_voila_server.ipynb #0ed56c21
-import json, os
+import json, os, sys
 from pathlib import Path
 
 from jupyter_client.ioloop import AsyncIOLoopKernelManager
 
-from ..jobs.client import Forking
-from ..jobs.forkserver import Pool, imports
-from .voila import end_with_parent
+from ..jobs.kernel import Forking
+from ..jobs.kernel_pool import Pool, imports
+from ..core.process import end_with_parent
 
 # %% ../../nbs/dash/09_voila_server.ipynb #80118352
 # ipywidgets does so when a kernel imports it, and here it was imported before
@@ -57,3 +57,8 @@ def main(folder: str) -> None:
         Live.chatter = f"{folder}/kernels.log"
         Live.pool._connect(dict(os.environ), borrow=False)  # it imports now, and not when the first visitor comes
         Voila.launch_instance(argv=["--Voila.config_file_paths", folder, "--no-browser"])
+
+# %% ../../nbs/dash/09_voila_server.ipynb #5bff3e59
+if __name__ == "__main__" and "__file__" in globals():
+    from scalai_nb.dash.voila_server import main
+    main(sys.argv[1])
