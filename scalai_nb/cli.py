@@ -818,7 +818,7 @@ def run_alone(path: Path | str, given: dict, **how):  # a JobRun
     from contextlib import nullcontext
     from scalai_nb.core.settings import Settings
     from scalai_nb.jobs.parameters import check
-    from scalai_nb.jobs.forkserver import Spare
+    from scalai_nb.jobs.kernel_pool import Spare
     check(path, given)  # a wrong request starts nothing
     with nullcontext() if Settings.load().jobs.warm or "SCALAI_WARM" in os.environ else Spare() as spare:
         from scalai_nb.jobs.engine import run
@@ -915,7 +915,8 @@ def logs(id: Annotated[str, typer.Argument(metavar="ID", help="Of a run, its fir
          json_: bool = False) -> Answer:
     "What a run printed, and the traceback of what went wrong."
     from scalai_nb.jobs.log import read_log
-    from scalai_nb.jobs.record import ENDED, Record
+    from scalai_nb.jobs.job_run import ENDED
+    from scalai_nb.jobs.record import Record
     record = Record()
     run = record.get(id)
     if follow: run = followed(record, run, json_)
@@ -934,7 +935,7 @@ def followed(record, run, quiet: bool):  # the run, ended
 def log_text(entries: list[dict], run) -> str:
     "The log as a person reads it; a workflow's own log is that of its steps."
     if run.steps: return "\n".join(f"{s.id}  {s.state:<12} {s.name}" for s in run.steps)
-    from scalai_nb.jobs.record import spoken
+    from scalai_nb.jobs.log import spoken
     return "".join(map(spoken, entries)).rstrip() or f"{run.name} printed nothing; it {run.state}."
 
 # %% ../nbs/cli.ipynb #828aa56a
@@ -970,7 +971,7 @@ def workflow_check(
     dag_file: Annotated[Path, typer.Argument(metavar="DAG.py")],
 ) -> Answer:
     "Does a DAG's graph equal the workflow's? Exit code 1 where it does not; the file is read, never run."
-    from scalai_nb.jobs.airflow import differences
+    from scalai_nb.jobs.airflow_check import differences
     from scalai_nb.jobs.workflow import Workflow
     flow = Workflow.load(file)
     if not dag_file.is_file():
@@ -1123,7 +1124,8 @@ def schedule_show(
 ) -> Answer:
     "One schedule: its next times, what it says, what came of it."
     from itertools import islice
-    from scalai_nb.jobs.schedule_store import FIRINGS, Timetable, when
+    from scalai_nb.jobs.firing_queue import FIRINGS, when
+    from scalai_nb.jobs.schedule_store import Timetable
     from scalai_nb.jobs.schedule import Schedule
     table = Timetable()
     doc = table.overview(name)[0]

@@ -45,7 +45,7 @@ def workspace(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def warm(monkeypatch):
     "One process that forks the kernels of all workflows that a test runs, which would start one each."
-    from scalai_nb.jobs.forkserver import Pool
+    from scalai_nb.jobs.kernel_pool import Pool
     with Pool(("deltalake", "pyarrow", "scalai_nb.core.delta_log")) as pool:
         pool._connect(dict(os.environ), borrow=False)
         assert pool._usable(dict(os.environ)), pool.refused

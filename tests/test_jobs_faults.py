@@ -10,7 +10,7 @@ import pytest
 
 from conftest import SCALAI, nobody_left, scalai, until
 from scalai_nb.core.settings import Settings
-from scalai_nb.jobs import record as module
+from scalai_nb.jobs import database as module
 from scalai_nb.jobs.engine import run
 from scalai_nb.jobs.log import read_back, read_log
 from scalai_nb.jobs.parameters import load_notebook
@@ -187,7 +187,7 @@ def test_a_record_that_is_locked_for_long_is_written_later(workspace, monkeypatc
     meanwhile(workspace, held(workspace), lambda thread: thread.join(60))  # it returned without its record
 
 
-ALONE = "from scalai_nb.jobs import record\nrecord.PATIENCE = .3\nfrom scalai_nb.jobs.engine import run\njob = run('job.ipynb')\nprint(job.id, job.state)"
+ALONE = "from scalai_nb.jobs import database\ndatabase.PATIENCE = .3\nfrom scalai_nb.jobs.engine import run\njob = run('job.ipynb')\nprint(job.id, job.state)"
 
 
 def test_a_process_that_ended_without_its_record(workspace):

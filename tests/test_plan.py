@@ -11,7 +11,8 @@ from scalai_nb.core.errors import BadRequest
 from scalai_nb.core.settings import Settings
 from scalai_nb.core.delta_log import store
 from scalai_nb.jobs.plan import plan
-from scalai_nb.jobs.workflow import LEFT_OUT, Workflow
+from scalai_nb.jobs.job_run import LEFT_OUT
+from scalai_nb.jobs.workflow import Workflow
 from test_jobs import write
 
 RESULT = "from scalai_nb.jobs.result import result\n"

@@ -13,8 +13,10 @@ import scalai_nb.jobs
 from conftest import scalai
 from scalai_nb.core.errors import BadRequest
 from scalai_nb.core.settings import Settings
-from scalai_nb.jobs import record as module
-from scalai_nb.jobs.record import META, JobRun, Record, connect, newest
+from scalai_nb.jobs import database as module
+from scalai_nb.jobs.database import META, connect, newest
+from scalai_nb.jobs.job_run import JobRun
+from scalai_nb.jobs.record import Record
 from servers import Postgres
 
 OLD = """

@@ -11,8 +11,11 @@ import sqlalchemy as sa
 from conftest import SCALAI, scalai, small_disk, until
 from scalai_nb.core.errors import Unreachable
 from scalai_nb.core.settings import Settings
-from scalai_nb.jobs import record as module
-from scalai_nb.jobs.record import JobRun, Record, connect, identity, near
+from scalai_nb.jobs import database as module
+from scalai_nb.jobs.database import connect
+from scalai_nb.jobs.identity import identity, near
+from scalai_nb.jobs.job_run import JobRun
+from scalai_nb.jobs.record import Record
 from scalai_nb.jobs.scheduler import Scheduler
 from scalai_nb.jobs.schedule_store import Timetable
 from servers import Postgres
@@ -21,7 +24,7 @@ from test_jobs_faults import WAITS, held
 from test_schedule import effects, made, quick  # noqa: F401 (a fixture)
 
 # A run in a process that is not patient, so that a test does not wait for half a minute.
-ALONE = "import sys\nfrom scalai_nb.jobs import record\nrecord.PATIENCE = .3\nfrom scalai_nb.cli import main\nmain(sys.argv[1:])"
+ALONE = "import sys\nfrom scalai_nb.jobs import database\ndatabase.PATIENCE = .3\nfrom scalai_nb.cli import main\nmain(sys.argv[1:])"
 FLOW = '[[step]]\nname = "first"\nnotebook = "job.ipynb"\n[[step]]\nname = "second"\nnotebook = "after.ipynb"\n'
 
 
@@ -220,7 +223,7 @@ TWO = """
 import json, os, sys, time
 from scalai_nb.jobs import worker
 worker.Child.program = [sys.executable, "-S", "-E", "quick.py"]
-from scalai_nb.jobs.record import identity
+from scalai_nb.jobs.identity import identity
 from scalai_nb.jobs.scheduler import Scheduler
 s = Scheduler(poll=.05, lease=20)
 open(sys.argv[1], "w").write(f"{os.uname().nodename} {os.getpid()} {s.owner}")

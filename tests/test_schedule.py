@@ -15,10 +15,12 @@ from conftest import here, nobody_left, scalai, until
 from scalai_nb.core.errors import BadRequest
 from scalai_nb.core.settings import Settings
 from scalai_nb.jobs import worker
-from scalai_nb.jobs.record import Record, identity
+from scalai_nb.jobs.identity import identity
+from scalai_nb.jobs.record import Record
 from scalai_nb.jobs.schedule import Schedule, schedule
 from scalai_nb.jobs.scheduler import Scheduler
-from scalai_nb.jobs.schedule_store import FIRINGS, Timetable
+from scalai_nb.jobs.firing_queue import FIRINGS
+from scalai_nb.jobs.schedule_store import Timetable
 from test_alerts import Ear
 from test_jobs import started, write
 

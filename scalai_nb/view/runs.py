@@ -17,7 +17,9 @@ import bqplot as bq, ipywidgets as w, numpy as np
 from ..core.settings import Settings
 from ..jobs.graph import graph, picture_of
 from ..jobs.log import read_back
-from ..jobs.record import ENDED, GOOD, JobRun, Record, brief, says, spoken
+from ..jobs.job_run import ENDED, GOOD, JobRun, brief, says
+from ..jobs.log import spoken
+from ..jobs.record import Record
 
 # %% ../../nbs/view/08_runs.ipynb #d49f15d6
 from scalai_nb.view.style import (
