@@ -9,7 +9,7 @@ from conftest import nobody_left
 from scalai_nb.core.settings import Settings
 from scalai_nb.jobs import kernel_pool
 from scalai_nb.jobs.engine import run
-from scalai_nb.jobs.identity import alive, identity
+from scalai_nb.jobs.identity import is_alive, identity
 from scalai_nb.jobs.record import Record
 from test_hostile import kept, none_sleep  # noqa: F401
 from test_jobs import started, until_cell, write
@@ -130,15 +130,15 @@ def test_runs_at_once_share_one(space):
 def test_it_ends_when_idle_and_with_its_workspace(space, monkeypatch):
     import shutil
     path = write(space/"in.ipynb", "n = 1", ASK)
-    monkeypatch.setattr(kernel_pool, "IDLE", 1.)
+    monkeypatch.setattr(kernel_pool, "IDLE_TIMEOUT", 1.)
     first = warmly(path)
     def gone(who, within=60):
         until = time.monotonic() + within
-        while alive(who) and time.monotonic() < until: time.sleep(.1)
-        return not alive(who)
+        while is_alive(who) and time.monotonic() < until: time.sleep(.1)
+        return not is_alive(who)
     server = identity(servers(space)[0].pid) if servers(space) else None
     assert first.results["warm"] and (server is None or gone(server))
-    monkeypatch.setattr(kernel_pool, "IDLE", 900.)
+    monkeypatch.setattr(kernel_pool, "IDLE_TIMEOUT", 900.)
     warmly(path)
     server = identity(servers(space)[0].pid)
     shutil.rmtree(space/".scalai")

@@ -17,9 +17,9 @@ from ..core.settings import Settings
 from .fingerprint import Tables
 from .graph import draw
 from .inputs import Contents
-from .job_run import JobRun, STOPPED
+from .job_run import JobRun, STOPPED_REASON
 from .record import Record
-from .slots import Places
+from .slots import Slots
 from .workflow_file import Step, WorkflowGraph
 
 # %% ../../nbs/jobs/28_session.ipynb #385faac2
@@ -31,7 +31,7 @@ class Session:
         settings: Settings,
         terminal,
         stop,
-        places: Places,
+        slots: Slots,
         warm=None,
         timeout: float | None = None,
         client=None,  # of the cluster, where a step runs there
@@ -39,12 +39,12 @@ class Session:
         taken: dict[str, list[JobRun]] | None = None,  # earlier runs of what that step needs
         forced: dict[str, str] | None = None,  # steps that run again even when nothing changed, with the reason
     ):
-        self.settings, self.record, self.terminal, self.stop, self.places, self.warm, self.client = (
+        self.settings, self.record, self.terminal, self.stop, self.slots, self.warm, self.client = (
             settings,
             Record(settings),
             terminal,
             stop,
-            places,
+            slots,
             warm,
             client,
         )
@@ -57,24 +57,24 @@ class Session:
         )
         self.forced, self.contents = forced or {}, Contents(settings)
         self.stuck = None  # since when somebody waits for what no worker can give
-        # places are what limits them
+        # slots are what limits them
         self.flow, self.tables, self.threads = (
             flow,
             Tables(settings, self.record, flow),
             ThreadPoolExecutor(1024, "scalai-step"),
         )
 
-    def left(self, step: float | None = None) -> float:  # seconds
+    def seconds_left(self, step: float | None = None) -> float:  # seconds
         "What a step may take: its own limit, within what the workflow has left."
         return min(step or self.settings.jobs.timeout, self.until - time.monotonic())
 
-    def stopping(self, id: str) -> bool:  # id of the workflow's run
-        if not self.stop.reason and self.record.cancelled(id): self.stop.request("a request in the record")
+    def is_stopping(self, id: str) -> bool:  # id of the workflow's run
+        if not self.stop.reason and self.record.cancel_requested(id): self.stop.request("a request in the record")
         return bool(self.stop.reason)
 
-    def over(self, id: str) -> dict | None:  # how a step is recorded that cannot begin any more
-        if self.stopping(id): return dict(state="skipped", reason=STOPPED + self.stop.reason)
-        if self.left() > 0: return None
+    def end_state(self, id: str) -> dict | None:  # how a step is recorded that cannot begin any more
+        if self.is_stopping(id): return dict(state="skipped", reason=STOPPED_REASON + self.stop.reason)
+        if self.seconds_left() > 0: return None
         return dict(
             state="timed_out",
             error=dict(
@@ -99,24 +99,24 @@ class Session:
             await asyncio.sleep(.1)
             if time.monotonic() - looked > 1:
                 looked = time.monotonic()
-                if self.client: await self.look_round()
+                if self.client: await self.refresh_hosts()
             if self.id and time.monotonic() - drawn > 2:
                 await asyncio.to_thread(self.draw)
                 drawn = time.monotonic()
-            if self.stop.reason or self.left() <= 0: self.places.close()
+            if self.stop.reason or self.seconds_left() <= 0: self.slots.close()
 
 # %% ../../nbs/jobs/28_session.ipynb #adcd4870
 @patch
-async def look_round(self: Session):
+async def refresh_hosts(self: Session):
     "Which workers there are now."
-    from scalai_nb.jobs.dask_step import PATIENCE, workers
-    away = [p for p in self.places.places if p.on == "dask"]
+    from scalai_nb.jobs.dask_step import STOP_TIMEOUT, workers
+    away = [p for p in self.slots.hosts if p.on == "dask"]
     try: now = await asyncio.to_thread(workers, self.client, away)
     except OSError: now = []  # the scheduler is gone: the running steps say so
-    self.places.replace("dask", now)
-    stuck = self.places.hopeless()
+    self.slots.replace("dask", now)
+    stuck = self.slots.unplaceable()
     self.stuck = (self.stuck or time.monotonic()) if stuck else None
-    if stuck and time.monotonic() - self.stuck > PATIENCE: self.places.dismiss(stuck)
+    if stuck and time.monotonic() - self.stuck > STOP_TIMEOUT: self.slots.dismiss(stuck)
 
 # %% ../../nbs/jobs/28_session.ipynb #2207a19a
 def steps_on(flow: WorkflowGraph, on: str) -> list[Step]:
@@ -127,17 +127,17 @@ def steps_on(flow: WorkflowGraph, on: str) -> list[Step]:
 
 def resources_of(step: Step) -> dict[str, float]: return {a: n for a, n in step.resources.model_dump().items() if n}
 
-def require_slots(flow: WorkflowGraph, places: Places, on: str):
-    for step in steps_on(flow, on): places.refuse(step.name, on, resources_of(step))
+def require_slots(flow: WorkflowGraph, slots: Slots, on: str):
+    for step in steps_on(flow, on): slots.check_capacity(step.name, on, resources_of(step))
 
 # %% ../../nbs/jobs/28_session.ipynb #28f25f27
-def join_workers(flow: WorkflowGraph, settings: Settings, places: Places):
-    "The cluster, whose workers are places from now on."
-    from scalai_nb.jobs.dask_step import joined, wait_for_workers
+def join_workers(flow: WorkflowGraph, settings: Settings, slots: Slots):
+    "The cluster, whose workers are slots from now on."
+    from scalai_nb.jobs.dask_step import join_cluster, wait_for_workers
     @contextmanager
     def block():
-        with joined(settings) as client:
-            places.places += wait_for_workers(client)
-            require_slots(flow, places, "dask")
+        with join_cluster(settings) as client:
+            slots.hosts += wait_for_workers(client)
+            require_slots(flow, slots, "dask")
             yield client
     return block()

@@ -23,7 +23,8 @@ class Stop:
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        before = {s: signal.signal(s, lambda s, _: self.request(signal.Signals(s).name)) for s in (signal.SIGINT, signal.SIGTERM)}
+        before = {s: signal.signal(s, lambda s,
+                                   _: self.request(signal.Signals(s).name)) for s in (signal.SIGINT, signal.SIGTERM)}
         try: yield self
         finally:
             for s, handler in before.items(): signal.signal(s, handler or signal.SIG_DFL)

@@ -13,14 +13,14 @@ from fastcore.basics import patch
 
 from ..core.errors import BadRequest
 from ..core.settings import Settings
-from .engine import positive, to_end
+from .engine import check_timeout, run_to_end
 from .executor import run_workflow
 from .graph import graph
 from .job_run import JobRun
 from .record import Record
-from .resume import again, asked, earlier, foresee
+from .resume import forced_steps, resolve_request, earlier_runs, check_request
 from .session import Session, join_workers, require_slots, steps_on
-from .slots import Places, here
+from .slots import Slots, local_host
 from .workflow_file import WorkflowGraph
 
 # %% ../../nbs/jobs/30_workflow.ipynb #3104d89f
@@ -44,21 +44,22 @@ def run(self: Workflow,
        ) -> JobRun:
     "Run the steps and say how it ended. A step that fails stops nothing but what needs it."
     from scalai_nb.jobs.stop import Stop
-    from scalai_nb.jobs.progress import Tree
-    from scalai_nb.jobs.kernel_pool import Pool
+    from scalai_nb.jobs.progress import ProgressTree
+    from scalai_nb.jobs.kernel_pool import KernelPool
     settings, stop = settings or Settings.load(), Stop()
-    positive(timeout)
+    check_timeout(timeout)
     if jobs is not None and jobs < 1: raise BadRequest(f"{jobs} jobs at a time do nothing.", "Give 1 or more.")
     record = Record(settings)
-    values, previous = asked(self, parameters or {}, from_failed, only, record, from_step)
-    taken = earlier(self, only, record) if only else None
-    foresee(self, values, record)
-    places = Places([here(settings, jobs)])
-    require_slots(self, places, "here")
+    values, previous = resolve_request(self, parameters or {}, from_failed, only, record, from_step)
+    taken = earlier_runs(self, only, record) if only else None
+    check_request(self, values, record)
+    slots = Slots([local_host(settings, jobs)])
+    require_slots(self, slots, "here")
     with ExitStack() as stack:
-        client = stack.enter_context(join_workers(self, settings, places)) if steps_on(self, "dask") else None
+        client = stack.enter_context(join_workers(self, settings, slots)) if steps_on(self, "dask") else None
         terminal, _, pool = (
-            stack.enter_context(c) for c in (Tree(progress), stop.on_signals(), Pool(self.warm if warm else ()))
+            stack.enter_context(c) for c in (ProgressTree(progress), stop.on_signals(),
+                                             KernelPool(self.warm if warm else ()))
         )
         terminal.title(self.name)
         session = Session(
@@ -66,27 +67,30 @@ def run(self: Workflow,
             settings,
             terminal,
             stop,
-            places,
+            slots,
             pool if warm else None,
             timeout,
             client,
             only,
             taken,
-            again(self, from_step),
+            forced_steps(self, from_step),
         )
-        terminal.waits = lambda: len(places.waiting)
+        terminal.waits = lambda: len(slots.waiting)
         with session.threads:
-            job = to_end(lambda: _whole(self, values, session, parent or os.environ.get("SCALAI_RUN"), previous), stop)
+            job = run_to_end(lambda: _whole(self, values, session, parent or os.environ.get("SCALAI_RUN"), previous),
+                             stop)
         terminal.done(job)
     return job
 
 # %% ../../nbs/jobs/30_workflow.ipynb #9d05abbf
-async def _whole(flow: WorkflowGraph, values: dict, session: Session, parent: str | None, previous: JobRun | None) -> JobRun:
-    watch, work = asyncio.create_task(session.watch()), asyncio.create_task(run_workflow(flow, values, session, parent, flow.name, "", [], previous))
+async def _whole(flow: WorkflowGraph, values: dict, session: Session, parent: str | None,
+                 previous: JobRun | None) -> JobRun:
+    watch = asyncio.create_task(session.watch())
+    work = asyncio.create_task(run_workflow(flow, values, session, parent, flow.name, "", [], previous))
     await asyncio.wait({watch, work}, return_when=asyncio.FIRST_COMPLETED)
     if watch.done():  # it never ends by itself
         session.stop.request(repr(watch.exception()))
-        session.places.close()
+        session.slots.close()
     try: return await work
     finally:
         watch.cancel()
