@@ -30,7 +30,7 @@ class Access:
     def __init__(self, root: Path | str):
         self.root = os.path.abspath(root) + os.sep
         self.left_out = tuple(p + os.sep for p in {sys.prefix, sys.base_prefix} if (p + os.sep).startswith(self.root))
-        # path as given: bits; path within the workspace: READ where that came first, WRITTEN
+        # path as given: bits; path within the workspace: READ where that came first, WRITE
         self.known, self.files = {}, {}
         self.variables, self.assigned, self.settings = {}, set(), set()
         self.passed = {}  # variables of the last pass through all, each with the very text that was given out

@@ -16,7 +16,7 @@ from .workflow import Workflow
 
 # %% ../../nbs/jobs/41_airflow_check.ipynb #4d369f1b
 def parse_dag(text: str,  # a file that `dag` wrote, perhaps changed since
-          ) -> tuple[dict, list[Task]]:  # its parameters, and its tasks
+             ) -> tuple[dict, list[Task]]:  # its parameters, and its tasks
     "What a file says, from its syntax alone. Raises `BadRequest` where there is no DAG in it."
     try:tree = ast.parse(text)
     except (SyntaxError, ValueError) as e: raise BadRequest(f"The file is not Python: {e}.", "Export it again.") from e
@@ -104,7 +104,8 @@ def _apart(wanted: Task, have: Task) -> list[str]:
             f" {', '.join(wanted.after) or 'nothing'} in the workflow"
         )
     return out + [
-        f"task {wanted.id}: {k} is {show_value(have.options, k)} in the file and {show_value(expected, k)} in the workflow"
+        f"task {wanted.id}: {k} is {show_value(have.options, k)} in the file and"
+        f" {show_value(expected, k)} in the workflow"
         for k in COMPARED_OPTIONS
         if expected.get(k) != have.options.get(k)
     ]

@@ -35,7 +35,7 @@ UNITS = {  # how both ends are written: from text to a number, and back
 }
 
 def parse_values(text: str,  # as it was given
-              ) -> list[str]:
+                 ) -> list[str]:
     "The values that a text names. Raises `BadRequest`."
     found = []
     for part in text.split(","):
@@ -67,9 +67,9 @@ def _range(first: str, last: str, text: str) -> list[str]:
 
 # %% ../../nbs/jobs/31_backfill.ipynb #76cb8352
 def backfill_workflow(flow: Workflow,
-         parameters: dict[str, object],  # by parameter; text may name several values
-         jobs: int = 1,  # children that run at a time
-        ) -> Workflow:
+                      parameters: dict[str, object],  # by parameter; text may name several values
+                      jobs: int = 1,  # children that run at a time
+                     ) -> Workflow:
     "A workflow that runs another one for each value, or each combination of values."
     for name in parameters:
         if name in flow.parameters: continue
@@ -84,7 +84,9 @@ def backfill_workflow(flow: Workflow,
             "Give them as -p period=2013-01..2013-12.",
         )
     many = {
-        n: parse_values(v) for n, v in parameters.items() if isinstance(v, str) and flow.parameters[n].type not in (list, dict)
+        n: parse_values(v)
+        for n, v in parameters.items()
+        if isinstance(v, str) and flow.parameters[n].type not in (list, dict)
     }
     for n, values in many.items():
         for value in values: conform(flow.parameters[n], value)

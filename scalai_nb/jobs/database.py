@@ -265,8 +265,8 @@ class Damaged(Unreachable):
     "The record's database refuses, and will refuse again."
 
 def retry_unreachable(change,  # a function that may raise `Unreachable`
-              timeout: float | None = None,  # seconds; default: PATIENCE
-             ):  # what it returned
+                      timeout: float | None = None,  # seconds; default: PATIENCE
+                     ):  # what it returned
     "Do it, again and again while the database does not answer. Raises the last `Unreachable`."
     try:return change()
     except Damaged:raise

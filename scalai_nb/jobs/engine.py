@@ -221,8 +221,8 @@ def drive(execution, kernel_name: str, start_timeout: float, cell_timeout: int |
 
 
 def run_to_end(make,  # gives the coroutine
-           stop,  # a Stop, told of an interrupt
-          ):  # what the coroutine returns
+               stop,  # a Stop, told of an interrupt
+              ):  # what the coroutine returns
     "Run a coroutine to its end, whatever loop the caller has."
     def go():
         with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner: return runner.run(make())

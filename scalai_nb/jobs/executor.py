@@ -327,7 +327,7 @@ async def _attempts(
 # %% ../../nbs/jobs/29_executor.ipynb #f05102b0
 async def _notebook(level: Level, step: Step, name: str, file: Path, parameters: dict, inputs: Inputs, key: str,
                     reason: str, order: tuple[int, ...]) -> JobRun:
-    "Wait for a place, and run there."
+    "Wait for a slot, and run the notebook there."
     session, need = level.session, resources_of(step)
     allocation = await session.slots.acquire(need, step.on, order)
     if why := session.end_state(level.job.id): return _note(level, step, name, **why)

@@ -104,8 +104,8 @@ class Tables:
         return bool(at and run.started and at > run.started + (run.seconds or 0) + 1)
 
     def change_reason(self, run: JobRun,
-              path: tuple[str, ...] = (),  # of the step that it would stand for
-             ) -> str:  # empty: all is as it left it
+                      path: tuple[str, ...] = (),  # of the step that it would stand for
+                     ) -> str:  # empty: all is as it left it
         "Why a run's tables are not as it left them."
         for entries, did in ((run.reads, "read"), (run.writes, "wrote")):
             for table in dict.fromkeys(e["table"] for e in entries if "table" in e):
@@ -223,13 +223,13 @@ PART_TEXT = {
 }
 
 def find_unchanged(record: Record | None,  # None: there is none yet
-           tables: Tables,
-           key: str,
-           name: str,  # of the step
-           notebook: Path,
-           inputs: Inputs,
-           path: tuple[str, ...] = (),  # of the step, outermost first
-          ) -> tuple[JobRun | None, str]:  # the run that stands for it, or None and why it is to run
+                   tables: Tables,
+                   key: str,
+                   name: str,  # of the step
+                   notebook: Path,
+                   inputs: Inputs,
+                   path: tuple[str, ...] = (),  # of the step, outermost first
+                  ) -> tuple[JobRun | None, str]:  # the run that stands for it, or None and why it is to run
     "Whether a step is done already."
     if record is None: return None, "it never ran"
     if (run := record.last_success(key)) is None: return None, reason_to_run(record, key, name, notebook)

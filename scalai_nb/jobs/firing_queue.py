@@ -286,8 +286,8 @@ def _turned(self: FiringQueue, db, name: str, state: str, now: float) -> str:
 # %% ../../nbs/jobs/34_firing_queue.ipynb #639cca67
 @patch
 def find_abandoned(self: FiringQueue, now: float, owner: str, lease: float,
-         watched: dict,  # id: what was seen of it, and since when; kept between calls
-        ) -> list[Firing]:
+                   watched: dict,  # id: what was seen of it, and since when; kept between calls
+                  ) -> list[Firing]:
     "Firings whose scheduler is gone."
     gone, tick = [], time.monotonic()
     for f in self.firings(FIRINGS.c.state == "running", FIRINGS.c.owner != owner):

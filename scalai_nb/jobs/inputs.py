@@ -64,10 +64,8 @@ class Contents:
             for f in glob.glob(str(self.root / pattern), recursive=True)
             if os.path.isfile(f)
         )
-        return (
-            hashlib.sha256(json.dumps([[n,
-                                        self.digest(n)] for n in names]).encode()).hexdigest()[:32] if names else ABSENT
-        )
+        if not names: return ABSENT
+        return hashlib.sha256(json.dumps([[n, self.digest(n)] for n in names]).encode()).hexdigest()[:32]
 
     def save(self):
         "Write down what was learnt."

@@ -137,8 +137,8 @@ MARKS = dict(
 )
 
 def summarize_results(results: dict,  # of a run
-          width: int = 72,  # characters
-         ) -> str:
+                      width: int = 72,  # characters
+                     ) -> str:
     "Results on one line: scalars in full, the rest by size."
     def shown(v):
         if isinstance(v, bool) or v is None: return str(v).lower()

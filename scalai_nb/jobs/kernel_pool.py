@@ -176,8 +176,8 @@ def refuse(self: KernelPool, why: str) -> None:
 
 # %% ../../nbs/jobs/14_kernel_pool.ipynb #73636f2c
 def imported_modules(notebook: dict,
-            cwd: Path,  # of the kernel: what lies there is imported by the notebook itself
-           ) -> tuple[str, ...]:  # `json`, or `dask:dataframe` for what may be a name or a module
+                     cwd: Path,  # of the kernel: what lies there is imported by the notebook itself
+                    ) -> tuple[str, ...]:  # `json`, or `dask:dataframe` for what may be a name or a module
     "What a notebook imports in its cells, not in a function or under a condition."
     from scalai_nb.jobs.parameters import python
     found = []

@@ -56,8 +56,8 @@ def link(
 
 
 def relink(notebook: dict,  # changed in place
-          old: Path, new: Path,  # folders
-         ) -> dict:
+           old: Path, new: Path,  # folders
+          ) -> dict:
     "A notebook that is written in one folder, as it must be to lie in another: its links lead from there."
     for output in (o for cell in notebook["cells"] for o in cell.get("outputs", ())):
         for file in output.get("metadata", {}).get("scalai", {}).get("files", ()):

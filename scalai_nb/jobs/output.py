@@ -32,9 +32,9 @@ def _own(target: Path, settings: Settings) -> str | None:
 
 # %% ../../nbs/jobs/06_output.ipynb #412cae4b
 def check_output(target: Path | str,  # a path or an fsspec URL
-            source: Path | None,  # the notebook that runs
-            settings: Settings,
-           ) -> Path | str:  # the file itself, behind symbolic links; or the URL
+                 source: Path | None,  # the notebook that runs
+                 settings: Settings,
+                ) -> Path | str:  # the file itself, behind symbolic links; or the URL
     "Find the file that a run will write. Raises `BadRequest` for what is no place for a notebook."
     if is_url(target):
         fs, path = filesystem(target)

@@ -359,8 +359,7 @@ def check(notebook: Path | str | dict,  # a file, or one already parsed
 # %% ../../nbs/jobs/00_parameters.ipynb #413033e2
 def inject(notebook: dict,  # parsed; not changed
            parameters: dict[str, object],  # checked values, only those that were given
-          ) -> tuple[dict,
-                     list[int | None]]:  # the notebook to run, and for each of its cells its position in the source
+          ) -> tuple[dict, list[int | None]]:  # the notebook to run; of each cell its position in the source
     "A copy of the notebook with the given values in a cell of their own."
     cells = list(notebook["cells"])
     origin: list[int | None] = list(range(len(cells)))

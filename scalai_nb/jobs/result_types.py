@@ -31,7 +31,7 @@ def _kind(node: ast.expr) -> type | None:
 
 # %% ../../nbs/jobs/23_result_types.ipynb #e55f1af7
 def declared_types(notebook: Path | str | dict,  # a file, or one already parsed
-            ) -> dict[str, type | None] | None:  # by name; None: the code does not say
+                  ) -> dict[str, type | None] | None:  # by name; None: the code does not say
     "The results that a notebook's code names, each with its type where that can be seen."
     found = {}
     for cell in load_notebook(notebook)["cells"]:

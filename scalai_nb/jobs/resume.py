@@ -22,7 +22,8 @@ from .workflow_file import WorkflowGraph, check_references, declared_parameters,
 
 # %% ../../nbs/jobs/27_resume.ipynb #11ad968a
 def resolve_request(flow: WorkflowGraph, parameters: dict, from_failed: bool, only: str | None, record: Record | None,
-          from_step: str | None = None) -> tuple[dict, JobRun | None]:  # the parameters, the run to go on with
+                    # the parameters, the run to go on with
+                    from_step: str | None = None) -> tuple[dict, JobRun | None]:
     "What a request means: parameters that are left out are those of the run that it goes on with."
     given = [o for o, v in {"--only": only, "--from": from_step, "--from-failed": from_failed}.items() if v]
     if len(given) > 1: raise BadRequest(f"{' and '.join(given)} do not go together.", "Choose one of them.")
@@ -86,9 +87,9 @@ def earlier_runs(flow: WorkflowGraph, only: str, record: Record | None) -> dict[
 
 # %% ../../nbs/jobs/27_resume.ipynb #b8892785
 def check_request(flow: WorkflowGraph,
-            values: dict | None,  # of its parameters; None: known only when it runs
-            record: Record | None,
-           ):
+                  values: dict | None,  # of its parameters; None: known only when it runs
+                  record: Record | None,
+                 ):
     """Hold parameters to their values, and references to what the last run of the same code handed on.
 
     Raises `BadRequest`."""

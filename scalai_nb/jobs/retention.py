@@ -20,8 +20,8 @@ from .firing_queue import FIRINGS, UNFINISHED_STATES
 
 # %% ../../nbs/jobs/38_retention.ipynb #5a2f0ea1
 def expired_runs(record: Record,
-            before: float,  # seconds since 1970
-           ) -> list[str]:  # ids
+                 before: float,  # seconds since 1970
+                ) -> list[str]:  # ids
     "The runs that ended before a time and that nothing needs any more."
     ended = sa.func.coalesce(RUNS.c.started, RUNS.c.created) + sa.func.coalesce(RUNS.c.seconds, 0)
     with record.db() as db:

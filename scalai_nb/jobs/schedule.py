@@ -156,9 +156,9 @@ def times(self: Schedule,
 # %% ../../nbs/jobs/33_schedule.ipynb #2e80423c
 @patch
 def times_between(self: Schedule,
-            first: float, last: float,  # seconds since 1970, both included
-            limit: int,  # the newest so many
-           ) -> list[float]:
+                  first: float, last: float,  # seconds since 1970, both included
+                  limit: int,  # the newest so many
+                 ) -> list[float]:
     "Due times of a stretch."
     for span in (UNITS["h"], UNITS["d"], 32*UNITS["d"], math.inf):
         since = max(first, last - span)
@@ -183,9 +183,9 @@ def __str__(self: Schedule):
 # %% ../../nbs/jobs/33_schedule.ipynb #08be73b6
 @patch
 def parameters_at(self: Schedule,
-           due: float,  # seconds since 1970
-           version: int | None = None,  # of the table
-          ) -> dict:  # parameters
+                  due: float,  # seconds since 1970
+                  version: int | None = None,  # of the table
+                 ) -> dict:  # parameters
     "The parameters of one start."
     from scalai_nb.jobs.references import references, resolve
     moment = datetime.fromtimestamp(due, ZoneInfo(self.zone))
@@ -232,7 +232,7 @@ def poll_interval(self: Schedule) -> float: return self.every or 10.  # seconds 
 
 
 def table_location(name: str,  # in the workspace, or a path or URL
-                settings: Settings) -> str:
+                   settings: Settings) -> str:
     "Where a table lies."
     if is_url(name): return name.rstrip("/")
     if "/" in name: return str((settings.root/name).absolute())

@@ -279,7 +279,7 @@ def tables(self: ScheduleStore) -> list[tuple[str, Schedule, int]]:  # name, sch
 
 @patch
 def add_versions(self: ScheduleStore, name: str, versions: list[tuple[int, float, str]],  # as `commits` gives them
-        now: float) -> list[Firing]:
+                 now: float) -> list[Firing]:
     "Versions have come."
     with self.exclusive() as db:
         row = self._row(db, name)

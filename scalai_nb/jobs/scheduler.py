@@ -157,7 +157,7 @@ def infer_outcome(self: Scheduler, child: Child) -> dict:
 # %% ../../nbs/jobs/37_scheduler.ipynb #58a5d102
 @patch
 def report_end(self: Scheduler, f: Firing, state: str,  # of the attempt
-             done: tuple[Firing, str] | None):  # what became of it
+               done: tuple[Firing, str] | None):  # what became of it
     "Count it, and tell whoever wants to know."
     if done is None: return  # it was no longer ours: who took it tells of it
     now, alert = done
@@ -257,8 +257,8 @@ def guard(self: Scheduler):
 # %% ../../nbs/jobs/37_scheduler.ipynb #cccf3bf2
 @patch
 def check_tables(self: Scheduler, now: float,
-         wait: bool = False,  # for the answers, at most a minute
-        ):
+                 wait: bool = False,  # for the answers, at most a minute
+                ):
     "See whether tables have new versions."
     for name, what, seen in self.table.tables():
         due, found, thread = self.looks.get(name, (0., None, None))

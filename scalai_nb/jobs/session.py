@@ -132,7 +132,7 @@ def require_slots(flow: WorkflowGraph, slots: Slots, on: str):
 
 # %% ../../nbs/jobs/28_session.ipynb #28f25f27
 def join_workers(flow: WorkflowGraph, settings: Settings, slots: Slots):
-    "The cluster, whose workers are slots from now on."
+    "Connect to the cluster, and add its workers to the hosts."
     from scalai_nb.jobs.dask_step import join_cluster, wait_for_workers
     @contextmanager
     def block():

@@ -53,7 +53,7 @@ def local_host(settings: Settings, jobs: int | None = None) -> Host:
     from dask.system import CPU_COUNT  # knows containers
     w = settings.workflow
     gpus = devices() if w.gpus is None else (devices() or tuple(map(str, range(w.gpus))))[:w.gpus]
-    # inside a job, its host is all there is
+    # inside a job, its own slot is all there is
     jobs = jobs or w.jobs or (1 if "SCALAI_RUN" in os.environ else CPU_COUNT)
     return Host("here", jobs, w.cpus or CPU_COUNT, w.memory or _memory(), gpus)
 
@@ -64,14 +64,14 @@ def _memory() -> int:  # bytes, of the machine or the container
 # %% ../../nbs/jobs/24_slots.ipynb #5e9567bb
 @dataclass(frozen=True)
 class Allocation:
-    "What a running step has taken."
+    "What a running step holds."
     host: Host
     need: dict[str, float]
     devices: list[str] = field(default_factory=list)
 
 # %% ../../nbs/jobs/24_slots.ipynb #9f193e7d
 class Slots:
-    "Steps wait here for a host; all in one event loop."
+    "Steps wait here for a slot; all in one event loop."
     def __init__(self, hosts: list[Host]):
         self.hosts, self.waiting, self.count = list(hosts), [], itertools.count()
 
@@ -80,10 +80,10 @@ class Slots:
         return [p for p in self.hosts if p.on == on and p.shortage(need) is None]
 
     async def acquire(self,
-                   need: dict[str, float],
-                   on: str = "here",
-                   order: tuple[int, ...] = (),  # of the step in the file
-                  ) -> Allocation | None:  # None: nobody gets a host any more
+                      need: dict[str, float],
+                      on: str = "here",
+                      order: tuple[int, ...] = (),  # of the step in the file
+                     ) -> Allocation | None:  # None: no step gets a slot any more
         future = asyncio.get_running_loop().create_future()
         insort(self.waiting, (order, next(self.count), need, on, future), key=lambda w: w[:2])
         self.assign()

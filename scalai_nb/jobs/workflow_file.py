@@ -78,7 +78,7 @@ class WorkflowFile(BaseModel):
 
 @dataclass(frozen=True)
 class WorkflowGraph:
-    "A workflow that has been read and checked."
+    "A workflow that has been read and checked: its steps, and what each of them needs."
     name: str
     path: Path
     steps: tuple[Step, ...]  # in an order in which they can run
@@ -92,7 +92,7 @@ NESTED_MODELS = {"retries": Retries, "resources": Resources}
 
 
 def _words(path: Path) -> WorkflowFile:
-    "Read the file; say what is wrong with it in two lines."
+    "Read the file. Raises `BadRequest` for what is wrong in it."
     try: data = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as e:
         raise BadRequest(f"There is no workflow {path}.",
@@ -124,7 +124,7 @@ def _order(steps: list[Step], needs: dict[str, list[str]], path: Path) -> tuple[
 def load(cls: WorkflowGraph, path: Path | str,  # a TOML file
          _outer: tuple[Path, ...] = (),  # files that lead here
         ) -> WorkflowGraph:
-    "Read a workflow and all that it names; whatever can be known to be wrong is found here, before anything runs."
+    "Read a workflow and all files that it names, and check them before anything runs."
     path = Path(path).absolute()
     if path in _outer:
         raise BadRequest(
