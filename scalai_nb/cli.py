@@ -739,8 +739,8 @@ def run(
 ) -> Answer:
     "A job notebook, or a workflow of them. `scalai run FILE --help` says what that one can be told."
     path = job_file(what)
-    from scalai_nb.jobs.worker import is_workflow, lean
-    lean()
+    from scalai_nb.jobs.worker import is_workflow, skip_slow_imports
+    skip_slow_imports()
     if is_workflow(path):
         if o:
             raise BadRequest(
@@ -779,8 +779,8 @@ def run(
 def notebook_text(run) -> str:
     "The notebook of a run as another program may read it: its links to large outputs lead from the working directory."
     from scalai_nb.jobs.parameters import load_notebook
-    from scalai_nb.jobs.large_output import moved
-    return json.dumps(moved(load_notebook(run.output), Path(run.output).parent, Path.cwd()), indent=1)
+    from scalai_nb.jobs.large_output import relink
+    return json.dumps(relink(load_notebook(run.output), Path(run.output).parent, Path.cwd()), indent=1)
 
 # %% ../nbs/cli.ipynb #c352bba3
 @verb(app)
@@ -796,8 +796,8 @@ def backfill(
 ) -> Answer:
     "Run a workflow once for each value, as one run. Repeated, it goes on where it stopped."
     path = job_file(what)
-    from scalai_nb.jobs.worker import is_workflow, lean
-    lean()
+    from scalai_nb.jobs.worker import is_workflow, skip_slow_imports
+    skip_slow_imports()
     if not is_workflow(path):
         raise BadRequest(
             f"{what} is a notebook, and a backfill is of workflows.",
@@ -818,9 +818,9 @@ def run_alone(path: Path | str, given: dict, **how):  # a JobRun
     from contextlib import nullcontext
     from scalai_nb.core.settings import Settings
     from scalai_nb.jobs.parameters import check
-    from scalai_nb.jobs.forkserver import Spare
+    from scalai_nb.jobs.kernel_pool import SpareProcess
     check(path, given)  # a wrong request starts nothing
-    with nullcontext() if Settings.load().jobs.warm or "SCALAI_WARM" in os.environ else Spare() as spare:
+    with nullcontext() if Settings.load().jobs.warm or "SCALAI_WARM" in os.environ else SpareProcess() as spare:
         from scalai_nb.jobs.engine import run
         return run(path, given, warm=spare, **how)
 
@@ -854,14 +854,14 @@ def runs(
     limit: Annotated[int, typer.Option(min=1, help="At most so many, newest first.")] = 50,
 ) -> Answer:
     "The record: what ran, when, how it ended."
-    from scalai_nb.jobs.record import Record, moment
+    from scalai_nb.jobs.record import Record, parse_time
     record, only = Record(), dict(state=state, name=name, notebook=notebook, since=since, parent=parent)
     if id:
         if said := [f"--{k}" for k, v in only.items() if v is not None]:
             raise BadRequest(f"{' '.join(said)} with a run's id.", "Leave one of them out.")
         found = record.document(record.get(id))
         return Answer(found, lambda: details(found))
-    only["since"], only["parent"] = since and moment(since), parent and record.get(parent).id
+    only["since"], only["parent"] = since and parse_time(since), parent and record.get(parent).id
     docs = [r.to_dict(outputs=False) for r in record.runs(**only, nested=steps, limit=limit)]
     return Answer(
         {"runs": docs},
@@ -915,12 +915,13 @@ def logs(id: Annotated[str, typer.Argument(metavar="ID", help="Of a run, its fir
          json_: bool = False) -> Answer:
     "What a run printed, and the traceback of what went wrong."
     from scalai_nb.jobs.log import read_log
-    from scalai_nb.jobs.record import ENDED, Record
+    from scalai_nb.jobs.job_run import END_STATES
+    from scalai_nb.jobs.record import Record
     record = Record()
     run = record.get(id)
     if follow: run = followed(record, run, json_)
     entries = list(read_log(record.folder(run.id)/"log.jsonl"))
-    return Answer({"id": run.id, "state": run.state, "log": entries}, (lambda: "") if follow else lambda: log_text(entries, run), run.exit_code if follow and run.state in ENDED else 0)
+    return Answer({"id": run.id, "state": run.state, "log": entries}, (lambda: "") if follow else lambda: log_text(entries, run), run.exit_code if follow and run.state in END_STATES else 0)
 
 def followed(record, run, quiet: bool):  # the run, ended
     "Print a run's words until it ends."
@@ -934,8 +935,8 @@ def followed(record, run, quiet: bool):  # the run, ended
 def log_text(entries: list[dict], run) -> str:
     "The log as a person reads it; a workflow's own log is that of its steps."
     if run.steps: return "\n".join(f"{s.id}  {s.state:<12} {s.name}" for s in run.steps)
-    from scalai_nb.jobs.record import spoken
-    return "".join(map(spoken, entries)).rstrip() or f"{run.name} printed nothing; it {run.state}."
+    from scalai_nb.jobs.log import entry_text
+    return "".join(map(entry_text, entries)).rstrip() or f"{run.name} printed nothing; it {run.state}."
 
 # %% ../nbs/cli.ipynb #828aa56a
 @verb(app)
@@ -970,7 +971,7 @@ def workflow_check(
     dag_file: Annotated[Path, typer.Argument(metavar="DAG.py")],
 ) -> Answer:
     "Does a DAG's graph equal the workflow's? Exit code 1 where it does not; the file is read, never run."
-    from scalai_nb.jobs.airflow import differences
+    from scalai_nb.jobs.airflow_check import differences
     from scalai_nb.jobs.workflow import Workflow
     flow = Workflow.load(file)
     if not dag_file.is_file():
@@ -1024,7 +1025,7 @@ def schedule_add(
 ) -> Answer:
     "Run a job at its times, once each."
     from scalai_nb.jobs.schedule import schedule
-    from scalai_nb.jobs.schedule_store import Timetable
+    from scalai_nb.jobs.schedule_store import ScheduleStore
     given = {
         k: v
         for k, v in locals().items()
@@ -1034,7 +1035,7 @@ def schedule_add(
         )
         and v is not None
     }
-    table = Timetable()
+    table = ScheduleStore()
     path = Path(job).absolute()
     given |= dict(
         name=name,
@@ -1067,8 +1068,8 @@ def schedule_apply(
 ) -> Answer:
     "Make the schedules of a file those that run; what is no longer in it is removed."
     from scalai_nb.jobs.schedule import load
-    from scalai_nb.jobs.schedule_store import Timetable
-    done = Timetable().apply(load(file), str(file.absolute()))
+    from scalai_nb.jobs.schedule_store import ScheduleStore
+    done = ScheduleStore().apply(load(file), str(file.absolute()))
     return Answer(
         {"schedules": done},
         "\n".join(f"{how:<10} {name}" for name, how in done.items()) or "The file holds no schedules.",
@@ -1104,8 +1105,8 @@ def schedule_rows(docs: list[dict]) -> list[dict]:
 @verb(schedule_app, "list")
 def schedule_list() -> Answer:
     "All schedules: when each is due next, by the clock of its zone, and how its last run went."
-    from scalai_nb.jobs.schedule_store import Timetable
-    docs = Timetable().overview()
+    from scalai_nb.jobs.schedule_store import ScheduleStore
+    docs = ScheduleStore().overview()
     return Answer(
         {"schedules": docs},
         lambda: (
@@ -1123,13 +1124,14 @@ def schedule_show(
 ) -> Answer:
     "One schedule: its next times, what it says, what came of it."
     from itertools import islice
-    from scalai_nb.jobs.schedule_store import FIRINGS, Timetable, when
+    from scalai_nb.jobs.firing_queue import FIRINGS, local_time
+    from scalai_nb.jobs.schedule_store import ScheduleStore
     from scalai_nb.jobs.schedule import Schedule
-    table = Timetable()
+    table = ScheduleStore()
     doc = table.overview(name)[0]
     what = Schedule(**doc["schedule"])
     doc |= {
-        "upcoming": [when(t, what.zone) for t in islice(what.times(table.now()), 5)],
+        "upcoming": [local_time(t, what.zone) for t in islice(what.times(table.now()), 5)],
         "firings": [f.to_dict() for f in table.firings(FIRINGS.c.schedule == name, limit=limit)],
     }
     says = {
@@ -1164,29 +1166,29 @@ def schedule_show(
 
 # %% ../nbs/cli.ipynb #5c4ed003
 def _changed(name: str, how: str) -> Answer:
-    from scalai_nb.jobs.schedule_store import Timetable
-    doc = Timetable().overview(name)[0]
+    from scalai_nb.jobs.schedule_store import ScheduleStore
+    doc = ScheduleStore().overview(name)[0]
     return Answer(doc, f"{name} is {how}" + (f", next {doc['next']}" if doc["next"] else ""))
 
 @verb(schedule_app, "pause")
 def schedule_pause(name: Annotated[str, typer.Argument(metavar="NAME")]) -> Answer:
     "Let nothing start by itself; what runs goes on."
-    from scalai_nb.jobs.schedule_store import Timetable
-    Timetable().pause(name)
+    from scalai_nb.jobs.schedule_store import ScheduleStore
+    ScheduleStore().pause(name)
     return _changed(name, "paused")
 
 @verb(schedule_app, "resume")
 def schedule_resume(name: Annotated[str, typer.Argument(metavar="NAME")]) -> Answer:
     "Go on with the next due time; what was paused is not made up for."
-    from scalai_nb.jobs.schedule_store import Timetable
-    Timetable().pause(name, False)
+    from scalai_nb.jobs.schedule_store import ScheduleStore
+    ScheduleStore().pause(name, False)
     return _changed(name, "on")
 
 @verb(schedule_app, "remove")
 def schedule_remove(name: Annotated[str, typer.Argument(metavar="NAME")]) -> Answer:
     "Forget a schedule; its runs stay in the record."
-    from scalai_nb.jobs.schedule_store import Timetable
-    Timetable().remove(name)
+    from scalai_nb.jobs.schedule_store import ScheduleStore
+    ScheduleStore().remove(name)
     return Answer({"name": name, "done": "removed"}, f"{name} is removed")
 
 # %% ../nbs/cli.ipynb #5bf4f21c
@@ -1196,8 +1198,8 @@ def schedule_trigger(
     p: Annotated[list[str] | None, option("name=value, for this once.", "-p")] = None,
 ) -> Answer:
     "Run it now; a scheduler starts it."
-    from scalai_nb.jobs.schedule_store import Timetable
-    found = Timetable().trigger(name, pairs(p or []))
+    from scalai_nb.jobs.schedule_store import ScheduleStore
+    found = ScheduleStore().trigger(name, pairs(p or []))
     return Answer(found.to_dict(), f"{name} waits for a scheduler, as {found.key}")
 
 # %% ../nbs/cli.ipynb #7eff9eac
@@ -1220,8 +1222,8 @@ def scheduler(
     from collections import Counter
     from scalai_nb.core.logs import logger, setup
     from scalai_nb.core.settings import Settings
-    from scalai_nb.jobs.scheduler import Scheduler, unit
-    if what == "unit": return Answer({"unit": unit(Settings.load())}, unit(Settings.load()).rstrip())
+    from scalai_nb.jobs.scheduler import Scheduler, systemd_unit
+    if what == "unit": return Answer({"unit": systemd_unit(Settings.load())}, systemd_unit(Settings.load()).rstrip())
     if what is not None:
         raise BadRequest(
             f"scalai scheduler knows no {what!r}.", "Write scalai scheduler, or scalai scheduler unit.", "usage"

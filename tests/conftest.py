@@ -47,9 +47,9 @@ def workspace(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def warm(monkeypatch):
     "One process that forks the kernels of all workflows that a test runs, which would start one each."
-    from scalai_nb.jobs.forkserver import Pool
-    with Pool(("deltalake", "pyarrow", "scalai_nb.core.delta_log")) as pool:
-        pool._connect(dict(os.environ), borrow=False)
+    from scalai_nb.jobs.kernel_pool import KernelPool
+    with KernelPool(("deltalake", "pyarrow", "scalai_nb.core.delta_log")) as pool:
+        pool.connect(dict(os.environ), borrow=False)
         assert pool._usable(dict(os.environ)), pool.refused
         monkeypatch.setenv("SCALAI_WARM", pool.ready["path"])
         yield

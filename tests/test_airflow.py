@@ -10,7 +10,9 @@ from conftest import ROOT, scalai
 from scalai_nb.core.errors import BadRequest
 from scalai_nb.core.jsonable import plain
 from scalai_nb.core.settings import Settings
-from scalai_nb.jobs.airflow import HEAD, dag, differences, opening, parsed, tasks
+from scalai_nb.jobs.airflow import HEAD, dag, opening
+from scalai_nb.jobs.airflow_check import differences, parse_dag
+from scalai_nb.jobs.airflow_tasks import tasks
 from scalai_nb.jobs.workflow import Workflow
 from test_jobs import write
 
@@ -72,7 +74,7 @@ def test_no_word_of_a_workflow_becomes_code(workspace, name, steps, params, give
     text = dag(flow, settings)
     only_literals(text)
     assert differences(flow, text, settings) == []
-    said, found = parsed(text)
+    said, found = parse_dag(text)
     assert {k: v["default"] for k, v in said.items()} == plain(params)
     assert next(t for t in found if t.kind == "Step").options["parameters"] == plain({"x": given_[0], "y": given_[1]})
 
@@ -95,7 +97,7 @@ def test_the_shipped_workflows_are_the_same_graph(name):
     flow, settings = Workflow.load(ROOT/"workflows"/f"{name}.toml"), Settings.load(ROOT)
     text = dag(flow, settings)
     only_literals(text)
-    _, found = parsed(text)
+    _, found = parse_dag(text)
     assert contracted(flow, found) == {s: set(needs) for s, needs in flow.needs.items()}
     for inner, nested in flow.nested.items():
         if any(t.id == f"{inner}.0_begin" for t in found): assert contracted(nested, found, f"{inner}.") == {s: set(needs) for s, needs in nested.needs.items()}
@@ -120,12 +122,12 @@ def test_the_command_writes_checks_and_refuses(workspace):
 def test_what_airflow_cannot_say_names_the_step(workspace, monkeypatch):
     "A word that a later version of workflows knows and the export does not is refused, never dropped."
     from pydantic import Field, create_model
-    from scalai_nb.jobs import workflow
+    from scalai_nb.jobs import workflow_file
     write(workspace/"a.ipynb", "n = 1")
     (workspace/"w.toml").write_text('[[step]]\nname = "a"\nnotebook = "a.ipynb"\nmood = "good"\n')
-    later = create_model("Later", __base__=workflow.Step, mood=(str, Field("")))
-    words = create_model("LaterWords", __base__=workflow.Words, step=(list[later], Field(min_length=1)))
-    monkeypatch.setattr(workflow, "Words", words)
+    later = create_model("Later", __base__=workflow_file.Step, mood=(str, Field("")))
+    words = create_model("LaterWords", __base__=workflow_file.WorkflowFile, step=(list[later], Field(min_length=1)))
+    monkeypatch.setattr(workflow_file, "WorkflowFile", words)
     with pytest.raises(BadRequest) as e: dag(Workflow.load(workspace/"w.toml"), Settings.load())
     assert "Step 'a' of" in e.value.message and "`mood`" in e.value.message and e.value.hint
 

@@ -250,6 +250,6 @@ def test_a_lost_session_says_so(chromium, workspace):
         visit.page.locator("#here").wait_for(timeout=60_000)
         visit.page.locator("#scalai-lost").wait_for(state="hidden")
         for kernel in dash.kernels(): kernel.kill()
-        dash.called("scalai_nb.dash.voila")[0].kill()
+        dash.called("scalai_nb.dash.voila_server")[0].kill()
         visit.page.locator("#scalai-lost").wait_for(state="visible", timeout=90_000)
         visit.problems.clear()  # the browser itself reports the failed connection

@@ -288,7 +288,7 @@ def test_voila_killed_and_gateway_killed(workspace):
     "A Voila that dies is started again; a gateway that is killed takes Voila and the kernels with it."
     with Dash(workspace, good=GOOD) as dash, dash.visitor() as visitor:
         assert visitor.get("/apps/good?live=1").status_code == 200
-        voila = dash.called("scalai_nb.dash.voila")[0]
+        voila = dash.called("scalai_nb.dash.voila_server")[0]
         voila.kill()
         until(lambda: visitor.get("/apps/good?live=1").status_code == 200, 60)
         assert dash.kernels()

@@ -79,7 +79,7 @@ async def one_channel(dash, page, rng: random.Random, counts: dict) -> None:
 
 
 def memory(dash) -> dict[str, int]:  # bytes
-    voila, = dash.called("scalai_nb.dash.voila")
+    voila, = dash.called("scalai_nb.dash.voila_server")
     return {"gateway": psutil.Process(dash.process.pid).memory_info().rss, "voila": voila.memory_info().rss}
 
 

@@ -138,7 +138,7 @@ def _works_in(p: psutil.Process, folder: Path) -> bool:
 def kept(workspace):
     "Ends what is kept beside the workspace."
     yield
-    from scalai_nb.jobs.forkserver import release
+    from scalai_nb.jobs.kernel_pool import release
     release(workspace/".scalai")
     nobody_left(workspace)
 

@@ -73,7 +73,7 @@ def test_a_killed_runner_leaves_no_kernel_and_is_lost(workspace):
 def test_many_begin_the_record_at_once(tmp_path):
     "Jobs that start together in a new workspace find one record, whoever of them made it."
     from concurrent.futures import ThreadPoolExecutor
-    from scalai_nb.jobs.record import connect
+    from scalai_nb.jobs.database import connect
     import sqlalchemy as sa
     with ThreadPoolExecutor(8) as pool:
         for n in range(3):

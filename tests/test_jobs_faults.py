@@ -10,7 +10,7 @@ import pytest
 
 from conftest import SCALAI, nobody_left, scalai, until
 from scalai_nb.core.settings import Settings
-from scalai_nb.jobs import record as module
+from scalai_nb.jobs import database as module
 from scalai_nb.jobs.engine import run
 from scalai_nb.jobs.log import read_back, read_log
 from scalai_nb.jobs.parameters import load_notebook
@@ -183,11 +183,11 @@ def test_a_locked_record_holds_up_no_run(workspace): meanwhile(workspace, held(w
 
 
 def test_a_record_that_is_locked_for_long_is_written_later(workspace, monkeypatch):
-    monkeypatch.setattr(module, "PATIENCE", .3)
+    monkeypatch.setattr(module, "RETRY_TIMEOUT", .3)
     meanwhile(workspace, held(workspace), lambda thread: thread.join(60))  # it returned without its record
 
 
-ALONE = "from scalai_nb.jobs import record\nrecord.PATIENCE = .3\nfrom scalai_nb.jobs.engine import run\njob = run('job.ipynb')\nprint(job.id, job.state)"
+ALONE = "from scalai_nb.jobs import database\ndatabase.RETRY_TIMEOUT = .3\nfrom scalai_nb.jobs.engine import run\njob = run('job.ipynb')\nprint(job.id, job.state)"
 
 
 def test_a_process_that_ended_without_its_record(workspace):
@@ -247,7 +247,7 @@ def test_postgresql_is_restarted_during_a_run(shared, postgres): meanwhile(share
 
 @pytest.mark.slow
 def test_postgresql_is_away_for_long(shared, postgres, monkeypatch):
-    monkeypatch.setattr(module, "PATIENCE", .3)
+    monkeypatch.setattr(module, "RETRY_TIMEOUT", .3)
     def asked(thread):
         thread.join(60)
         done = scalai("runs", cwd=shared)

@@ -217,7 +217,7 @@ class Peer(NotebookClient):
 
     It sends an Output widget's state past zmq.asyncio, on the socket on which it awaits the cell's reply. The send may take the socket's only
     signal that something arrived (libzmq's FD is edge-triggered; ipykernel's pull request 1529 is the same on the kernel's side), and nbclient
-    then sleeps until the cell's timeout next to a reply that is there: in a few of a hundred runs of `SHOWS` on a busy machine. `Client.rouse` is our engine's answer.
+    then sleeps until the cell's timeout next to a reply that is there: in a few of a hundred runs of `SHOWS` on a busy machine. `Client.poll_replies` is our engine's answer.
     """
     async def async_start_new_kernel_client(self):
         client = await super().async_start_new_kernel_client()

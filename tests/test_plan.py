@@ -11,7 +11,8 @@ from scalai_nb.core.errors import BadRequest
 from scalai_nb.core.settings import Settings
 from scalai_nb.core.delta_log import store
 from scalai_nb.jobs.plan import plan
-from scalai_nb.jobs.workflow import LEFT_OUT, Workflow
+from scalai_nb.jobs.job_run import LEFT_OUT_REASON
+from scalai_nb.jobs.workflow import Workflow
 from test_jobs import write
 
 RESULT = "from scalai_nb.jobs.result import result\n"
@@ -124,9 +125,9 @@ def compare(planned, job) -> list[str]:
     inside = lambda name: [n for n in did if n.partition("[")[0] == name or n.startswith((f"{name}[", f"{name} › "))]
     for name, s in said.items():
         mine = [did[n] for n in ({name} & did.keys() or inside(name))]
-        if s.action == "run" and not any(map(ran, mine)) and not (failed and (not mine or all(r.reason.startswith(LEFT_OUT) for r in mine))): wrong.append(f"{name} runs ({s.reason}), and did not: {[(r.state, r.reason) for r in mine]}")
+        if s.action == "run" and not any(map(ran, mine)) and not (failed and (not mine or all(r.reason.startswith(LEFT_OUT_REASON) for r in mine))): wrong.append(f"{name} runs ({s.reason}), and did not: {[(r.state, r.reason) for r in mine]}")
         if s.action == "skip" and (not mine or any(map(ran, mine))): wrong.append(f"{name} is skipped ({s.reason}), and was not: {[(r.state, r.reason) for r in mine]}")
-        if s.action == "skip" and any(r.reason.startswith(LEFT_OUT) != s.reason.startswith(LEFT_OUT) for r in mine): wrong.append(f"{name}: {s.reason}, but {mine[0].reason}")
+        if s.action == "skip" and any(r.reason.startswith(LEFT_OUT_REASON) != s.reason.startswith(LEFT_OUT_REASON) for r in mine): wrong.append(f"{name}: {s.reason}, but {mine[0].reason}")
     for name in did:
         if not any(name == n or name.partition("[")[0] == n or name.startswith((f"{n}[", f"{n} › ")) for n in said): wrong.append(f"{name} was not planned")
     return wrong
@@ -158,7 +159,7 @@ def test_a_plan_says_what_then_runs_and_nothing_is_skipped_wrongly(workspace, wa
         counts.update(dict(ran=sum(r.state != "skipped" for _, r in leaves(job.steps)), may_run_and_did=sum(did[n].state != "skipped" for did in [dict(leaves(job.steps))] for n, s in leaves(planned.steps) if s.action == "perhaps" and n in did)))
         world.n = job.parameters["n"]
         if job.ok and not how:
-            found = {n: r.results.get("value") for n, r in leaves(job.steps) if not r.reason.startswith(LEFT_OUT) and n != "i"}
+            found = {n: r.results.get("value") for n, r in leaves(job.steps) if not r.reason.startswith(LEFT_OUT_REASON) and n != "i"}
             assert found == world.expected(), said
             counts["compared_with_all_anew"] += 1
     rounds.note(differences=0, **counts)

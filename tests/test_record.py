@@ -13,8 +13,10 @@ import scalai_nb.jobs
 from conftest import scalai
 from scalai_nb.core.errors import BadRequest
 from scalai_nb.core.settings import Settings
-from scalai_nb.jobs import record as module
-from scalai_nb.jobs.record import META, JobRun, Record, connect, newest
+from scalai_nb.jobs import database as module
+from scalai_nb.jobs.database import META, connect, newest_migration
+from scalai_nb.jobs.job_run import JobRun
+from scalai_nb.jobs.record import Record
 from servers import Postgres
 
 OLD = """
@@ -63,7 +65,7 @@ def brought_forward(url: str, tmp_path, monkeypatch):
     "A release with one more table comes; eight open the same record at that moment."
     connect.__wrapped__(url).dispose()
     later = shutil.copytree(module.MIGRATIONS, tmp_path/"migrations", ignore=shutil.ignore_patterns("__pycache__"))
-    (later/"versions/9998_more.py").write_text(NEXT.format(before=newest()))
+    (later/"versions/9998_more.py").write_text(NEXT.format(before=newest_migration()))
     monkeypatch.setattr(module, "MIGRATIONS", later)
     with ThreadPoolExecutor(8) as pool: engines = list(pool.map(lambda _: connect.__wrapped__(url), range(8)))
     assert all("more" in sa.inspect(e).get_table_names() for e in engines)

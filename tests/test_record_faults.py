@@ -11,17 +11,20 @@ import sqlalchemy as sa
 from conftest import SCALAI, scalai, small_disk, until
 from scalai_nb.core.errors import Unreachable
 from scalai_nb.core.settings import Settings
-from scalai_nb.jobs import record as module
-from scalai_nb.jobs.record import JobRun, Record, connect, identity, near
+from scalai_nb.jobs import database as module
+from scalai_nb.jobs.database import connect
+from scalai_nb.jobs.identity import identity, is_local
+from scalai_nb.jobs.job_run import JobRun
+from scalai_nb.jobs.record import Record
 from scalai_nb.jobs.scheduler import Scheduler
-from scalai_nb.jobs.schedule_store import Timetable
+from scalai_nb.jobs.schedule_store import ScheduleStore
 from servers import Postgres
 from test_jobs import write
 from test_jobs_faults import WAITS, held
 from test_schedule import effects, made, quick  # noqa: F401 (a fixture)
 
 # A run in a process that is not patient, so that a test does not wait for half a minute.
-ALONE = "import sys\nfrom scalai_nb.jobs import record\nrecord.PATIENCE = .3\nfrom scalai_nb.cli import main\nmain(sys.argv[1:])"
+ALONE = "import sys\nfrom scalai_nb.jobs import database\ndatabase.RETRY_TIMEOUT = .3\nfrom scalai_nb.cli import main\nmain(sys.argv[1:])"
 FLOW = '[[step]]\nname = "first"\nnotebook = "job.ipynb"\n[[step]]\nname = "second"\nnotebook = "after.ipynb"\n'
 
 
@@ -186,7 +189,7 @@ def test_what_was_kept_is_taken_back_once_by_many(workspace):
 
 
 def test_a_scheduler_whose_database_is_damaged_ends_and_says_so(quick):
-    table = Timetable()
+    table = ScheduleStore()
     table.put(made("s", parameters=dict(seconds=60)))
     table.trigger("s")
     ours = Scheduler(poll=.05, lease=2)
@@ -194,20 +197,20 @@ def test_a_scheduler_whose_database_is_damaged_ends_and_says_so(quick):
     with pytest.raises(Unreachable, match="removed or replaced"): ours.run()
     (f, child), = ours.children.values()
     child.process.wait(10)
-    assert child.dropped == "its lease could not be renewed"
+    assert child.kill_reason == "its lease could not be renewed"
 
 
 # Two machines, two containers.
 
 def test_another_container_s_process_is_never_taken_for_dead(quick, monkeypatch):
     "The same host name, the same process number: only its lease and its sign of life count."
-    table, record = Timetable(), Record()
+    table, record = ScheduleStore(), Record()
     table.put(made("s"))
     table.trigger("s")
     theirs = f"{os.getpid()}:123:{'0'*8}-4026531836"
     f, = table.claim(table.now(), f"{theirs}:abc", 1, [], 30)
-    assert (f.host, near(theirs), near(identity())) == (socket.gethostname(), False, True)
-    assert table.dead(table.now(), "me", 30, {}) == []
+    assert (f.host, is_local(theirs), is_local(identity())) == (socket.gethostname(), False, True)
+    assert table.find_abandoned(table.now(), "me", 30, {}) == []
     run = record.create(JobRun(name="there", state="running"))
     with record.db() as db: db.execute(module.RUNS.update().where(module.RUNS.c.id == run.id).values(process=theirs))
     assert record.get(run.id).state == "running"
@@ -220,7 +223,7 @@ TWO = """
 import json, os, sys, time
 from scalai_nb.jobs import worker
 worker.Child.program = [sys.executable, "-S", "-E", "quick.py"]
-from scalai_nb.jobs.record import identity
+from scalai_nb.jobs.identity import identity
 from scalai_nb.jobs.scheduler import Scheduler
 s = Scheduler(poll=.05, lease=20)
 open(sys.argv[1], "w").write(f"{os.uname().nodename} {os.getpid()} {s.owner}")
@@ -234,7 +237,7 @@ def test_two_schedulers_in_containers_of_one_name(quick):
     "Real process namespaces with one host name and equal process numbers: each start happens once, and neither takes the other's work."
     probe = subprocess.run([*CONTAINER, "hostname box; hostname"], capture_output=True, text=True)
     if probe.stdout.strip() != "box": pytest.skip("this machine allows no process namespaces")
-    table = Timetable()
+    table = ScheduleStore()
     for n in range(12):
         table.put(made(f"s{n}", parameters=dict(n=n, seconds=.5)))
         table.trigger(f"s{n}")
@@ -333,7 +336,7 @@ def test_a_silent_database_stops_a_scheduler_s_work_before_its_lease_is_over(qui
     "Where only the processes of its connections hang, it renews by a new connection, and its work goes on."
     with Hush(postgres.port) as proxy:
         settings = Settings(root=quick, jobs=dict(database=behind(postgres, proxy), lease=8))
-        table = Timetable(settings)
+        table = ScheduleStore(settings)
         with table.engine.begin() as db:
             for t in ("schedules", "firings"): db.exec_driver_sql(f"DELETE FROM {t}")
         table.put(made("s", parameters=dict(until="go")))
@@ -351,12 +354,12 @@ def test_a_silent_database_stops_a_scheduler_s_work_before_its_lease_is_over(qui
                 assert time.monotonic() - ours.beaten < ours.lease, "the lease was over"
             assert child.process.poll() == (None if silence == "backends" else -signal.SIGKILL)
             (quick/"go").touch()
-            until(lambda: [f.state for f in Timetable(settings).firings()] == ["succeeded"], 120)
+            until(lambda: [f.state for f in ScheduleStore(settings).firings()] == ["succeeded"], 120)
         finally:
             for _ in range(3): ours.stop()
             thread.join(60)
         times = 1 if silence == "backends" else 2
-        assert len(effects(quick)) == times and Timetable(settings).firings()[0].attempt == times
+        assert len(effects(quick)) == times and ScheduleStore(settings).firings()[0].attempt == times
 
 
 @pytest.mark.slow

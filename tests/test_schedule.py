@@ -15,10 +15,12 @@ from conftest import here, nobody_left, scalai, until
 from scalai_nb.core.errors import BadRequest
 from scalai_nb.core.settings import Settings
 from scalai_nb.jobs import worker
-from scalai_nb.jobs.record import Record, identity
+from scalai_nb.jobs.identity import identity
+from scalai_nb.jobs.record import Record
 from scalai_nb.jobs.schedule import Schedule, schedule
 from scalai_nb.jobs.scheduler import Scheduler
-from scalai_nb.jobs.schedule_store import FIRINGS, Timetable
+from scalai_nb.jobs.firing_queue import FIRINGS
+from scalai_nb.jobs.schedule_store import ScheduleStore
 from test_alerts import Ear
 from test_jobs import started, write
 
@@ -55,7 +57,7 @@ class Clock:
     "A database's clock that a test moves."
     def __init__(self, monkeypatch, at: str):
         self.t = datetime.fromisoformat(at).timestamp()
-        monkeypatch.setattr(Timetable, "now", lambda table: self.t)
+        monkeypatch.setattr(ScheduleStore, "now", lambda table: self.t)
 
     def to(self, at: str): self.t = datetime.fromisoformat(at).timestamp()
 
@@ -63,7 +65,7 @@ class Clock:
 def turns(*schedulers, n: int = 3000) -> None:
     "Turn the loops until nobody has a child."
     for _ in range(n):
-        started = [s.turn()[0] for s in schedulers]
+        started = [s.run_once()[0] for s in schedulers]
         if not any(started) and not any(s.children for s in schedulers): return
         for s in schedulers: s.sleep(.02)
     raise AssertionError("still running")
@@ -108,7 +110,7 @@ def test_each_day_of_a_year_runs_once(zone):
 # --- once
 
 def test_two_schedulers_start_each_of_thirty_once(quick):
-    table = Timetable()
+    table = ScheduleStore()
     for n in range(30):
         table.put(made(f"s{n}", parameters=dict(n=n)))
         table.trigger(f"s{n}")
@@ -123,7 +125,7 @@ def test_two_schedulers_start_each_of_thirty_once(quick):
 def test_a_killed_scheduler_takes_its_runs_along_and_another_does_them(workspace):
     "Real processes: the run of a scheduler that is killed is lost, its kernel is gone, and the next scheduler runs it again at once."
     write(workspace/"slow.ipynb", "n = 1", "import os, time\nfirst = not os.path.exists('began')\nopen('began', 'a').write('x')\nif first: time.sleep(60)", "open('effect', 'a').write('x')")
-    table = Timetable()
+    table = ScheduleStore()
     table.put(made("slow", job="slow.ipynb").check(table.settings))
     table.trigger("slow")
     process = started("scheduler", cwd=workspace)
@@ -140,7 +142,7 @@ def test_a_killed_scheduler_takes_its_runs_along_and_another_does_them(workspace
 
 def test_sigterm_waits_for_what_runs_and_starts_nothing_new(workspace):
     write(workspace/"slow.ipynb", "n = 1", "import time\nopen('began', 'a').write('x')\ntime.sleep(2)")
-    table = Timetable()
+    table = ScheduleStore()
     for name in ("a", "b"):
         table.put(made(name, job="slow.ipynb"))
         table.trigger(name)
@@ -155,11 +157,11 @@ def test_sigterm_waits_for_what_runs_and_starts_nothing_new(workspace):
 
 
 def test_a_run_that_was_taken_over_is_killed_where_it_was(quick):
-    table = Timetable()
+    table = ScheduleStore()
     table.put(made("s", parameters=dict(seconds=60)))
     table.trigger("s")
     ours = Scheduler()
-    ours.turn()
+    ours.run_once()
     (f, child), = ours.children.values()
     with table.engine.begin() as db: db.execute(FIRINGS.update().values(owner=f"{identity()}:elsewhere"))
     ours.beaten = 0.
@@ -168,17 +170,17 @@ def test_a_run_that_was_taken_over_is_killed_where_it_was(quick):
 
 
 def test_without_a_lease_nothing_runs_on(quick):
-    table = Timetable()
+    table = ScheduleStore()
     table.put(made("s", parameters=dict(seconds=60)))
     table.trigger("s")
     ours = Scheduler(poll=.01)
-    ours.turn()
+    ours.run_once()
     (f, child), = ours.children.values()
     gone = sa.exc.OperationalError("SELECT", {}, Exception("the server closed the connection"))
-    ours.trouble(gone)
+    ours.wait_for_database(gone)
     assert child.poll() is None
     ours.beaten -= ours.lease
-    ours.trouble(gone)
+    ours.wait_for_database(gone)
     turns(ours)
     assert child.poll() == -signal.SIGKILL
 
@@ -187,14 +189,14 @@ def test_once_gives_up_where_the_database_stays_away(quick, monkeypatch):
     from scalai_nb.core.errors import Unreachable
     ours = Scheduler(poll=.01)
     def gone(table): raise sa.exc.OperationalError("SELECT", {}, Exception("the server closed the connection"))
-    monkeypatch.setattr(Timetable, "now", gone)
+    monkeypatch.setattr(ScheduleStore, "now", gone)
     with pytest.raises(Unreachable, match="does not answer") as e: ours.run(once=True)
     assert e.value.code == 3 and ours.troubles == 6
 
 
 def test_a_locked_database_is_waited_for(quick):
     import sqlite3
-    table = Timetable()
+    table = ScheduleStore()
     table.put(made("s"))
     table.trigger("s")
     ours, lock = Scheduler(), sqlite3.connect(Settings.load().path("scalai.db"), isolation_level=None, check_same_thread=False)
@@ -208,7 +210,7 @@ def test_a_locked_database_is_waited_for(quick):
 
 def missed(policy: str, monkeypatch, **more) -> list[tuple[str, str]]:
     clock = Clock(monkeypatch, "2026-06-01T12:00Z")
-    table = Timetable()
+    table = ScheduleStore()
     table.put(made("s", cron="0 * * * *", catch_up=policy, parameters=dict(due="${due}"), **more))
     clock.to("2026-06-01T16:20Z")
     ours = Scheduler()
@@ -233,15 +235,15 @@ def test_all_means_at_most_so_many(quick, monkeypatch):
 @pytest.mark.parametrize("policy, states", [("skip", ["succeeded", "skipped"]), ("queue", ["succeeded", "succeeded"]), ("cancel", ["cancelled", "succeeded"])])
 def test_overlaps_follow_the_policy(policy, states, quick, monkeypatch):
     clock = Clock(monkeypatch, "2026-06-01T12:59:59Z")
-    table = Timetable()
+    table = ScheduleStore()
     table.put(made("s", cron="0 * * * *", overlap=policy, parameters=dict(until="go")))
     ours = Scheduler()
     clock.to("2026-06-01T13:00:01Z")
-    ours.turn()
+    ours.run_once()
     until(lambda: effects(quick))
     table.put(made("s", cron="0 * * * *", overlap=policy))  # what comes next does not wait
     clock.to("2026-06-01T14:00:01Z")
-    ours.turn()
+    ours.run_once()
     assert len(ours.children) == 1
     if policy != "cancel": (quick/"go").touch()
     ours.beaten = 0.
@@ -251,7 +253,7 @@ def test_overlaps_follow_the_policy(policy, states, quick, monkeypatch):
 
 def test_a_clock_that_jumps_makes_nothing_twice_and_leaves_nothing_out(quick, monkeypatch):
     clock = Clock(monkeypatch, "2026-06-01T12:30Z")
-    table, ours = Timetable(), Scheduler()
+    table, ours = ScheduleStore(), Scheduler()
     table.put(made("s", cron="0 * * * *", parameters=dict(due="${due}")))
     for at in ("2026-06-01T13:00:01Z", "2026-06-01T12:59:00Z", "2026-06-01T13:00:02Z",  # back over a start
                "2027-06-01T13:00:02Z", "2026-06-01T13:30:00Z", "2026-06-01T14:00:01Z"):  # a year ahead for a moment
@@ -263,7 +265,7 @@ def test_a_clock_that_jumps_makes_nothing_twice_and_leaves_nothing_out(quick, mo
 def test_retries_then_failure_and_recovery_are_told(quick, monkeypatch):
     clock, ear = Clock(monkeypatch, "2026-06-01T12:30Z"), Ear()
     settings = Settings(root=quick, alerts=dict(webhook=ear.url))
-    table, ours = Timetable(settings), Scheduler(settings)
+    table, ours = ScheduleStore(settings), Scheduler(settings)
     table.put(made("s", cron="0 * * * *", retries=1, backoff=60, parameters=dict(state="failed")))
     clock.to("2026-06-01T13:00:01Z")
     turns(ours)
@@ -282,14 +284,14 @@ def test_retries_then_failure_and_recovery_are_told(quick, monkeypatch):
 def test_what_is_late_is_told_once_and_resolved_by_its_end(quick, monkeypatch):
     clock, ear = Clock(monkeypatch, "2026-06-01T12:30Z"), Ear()
     settings = Settings(root=quick, alerts=dict(webhook=ear.url))
-    table, ours, other = Timetable(settings), Scheduler(settings, slots=1), Scheduler(settings, slots=1)
+    table, ours, other = ScheduleStore(settings), Scheduler(settings, slots=1), Scheduler(settings, slots=1)
     table.put(made("long", cron="0 * * * *", group="g", parameters=dict(until="go")))
     table.put(made("waits", cron="1 * * * *", group="g", late=60))
     clock.to("2026-06-01T13:00:30Z")
-    ours.turn()
+    ours.run_once()
     for at in ("2026-06-01T13:01:30Z", "2026-06-01T13:02:30Z", "2026-06-01T13:03:00Z"):
         clock.to(at)
-        other.turn(), ours.turn()
+        other.run_once(), ours.run_once()
     (quick/"go").touch()
     turns(ours, other)
     for s in (ours, other): s.sender.close()
@@ -299,7 +301,7 @@ def test_what_is_late_is_told_once_and_resolved_by_its_end(quick, monkeypatch):
 def test_what_was_missed_is_over_when_it_next_starts_in_time(quick, monkeypatch):
     clock, ear = Clock(monkeypatch, "2026-06-01T12:00Z"), Ear()
     settings = Settings(root=quick, alerts=dict(webhook=ear.url))
-    table, ours = Timetable(settings), Scheduler(settings)
+    table, ours = ScheduleStore(settings), Scheduler(settings)
     table.put(made("s", cron="0 * * * *", catch_up="none"))
     clock.to("2026-06-01T16:20Z")
     turns(ours)
@@ -318,13 +320,13 @@ def test_what_was_missed_is_over_when_it_next_starts_in_time(quick, monkeypatch)
 
 def test_gpus_are_given_to_one_at_a_time(quick):
     "Pretended ones: what a job sees is what it was given, also by two schedulers on one host."
-    table = Timetable()
+    table = ScheduleStore()
     for name, gpus in (("a", 1), ("b", 2), ("c", 1), ("none", 0)):
         table.put(made(name, gpus=gpus, parameters=dict(name=name, seconds=.3)))
         table.trigger(name)
         time.sleep(.005)  # the order in which they wait
     both = [Scheduler(slots=4, gpus=[0, 1]) for _ in range(2)]
-    for s in both: s.turn()
+    for s in both: s.run_once()
     held = [(f.schedule, f.gpus) for s in both for f, _ in s.children.values()]
     assert sorted(held) == [("a", [0]), ("c", [1]), ("none", [])]  # b wants both, and waits
     turns(*both)
@@ -332,12 +334,12 @@ def test_gpus_are_given_to_one_at_a_time(quick):
 
 
 def test_a_group_has_its_limit(quick):
-    table = Timetable()
+    table = ScheduleStore()
     for n in range(3):
         table.put(made(f"s{n}", group="warehouse", limit=2, parameters=dict(seconds=.2)))
         table.trigger(f"s{n}")
     both = [Scheduler(slots=4) for _ in range(2)]
-    for s in both: s.turn()
+    for s in both: s.run_once()
     assert sum(len(s.children) for s in both) == 2
     turns(*both)
     assert len(effects(quick)) == 3
@@ -350,14 +352,14 @@ def test_a_new_version_of_a_table_starts_one_run(quick):
     place = str(Settings.load().path("tables", "features"))
     Path(place).parent.mkdir(parents=True)
     write_deltalake(place, pa.table(dict(n=[1])))
-    table = Timetable()
+    table = ScheduleStore()
     table.put(made("score", on_table="features", every=1, parameters=dict(version="${version}")))
     both = [Scheduler() for _ in range(2)]
 
     def look():
         for s in both:
             s.looks.clear()
-            s.turn(once=True)
+            s.run_once(once=True)
         turns(*both)
     look()
     assert effects(quick) == []
@@ -372,7 +374,7 @@ def test_a_store_that_hangs_holds_nobody_up(quick, monkeypatch):
     from scalai_nb.jobs import scheduler
     over = threading.Event()
     monkeypatch.setattr(scheduler, "commits", lambda *a: over.wait(60) and [])
-    table = Timetable()
+    table = ScheduleStore()
     table.put(made("s"))
     table.trigger("s")
     table.put(made("score", on_table="features"))
@@ -384,14 +386,14 @@ def test_a_store_that_hangs_holds_nobody_up(quick, monkeypatch):
 
 def test_metrics_are_scraped(quick):
     from scalai_nb.core.metrics import serve
-    table = Timetable()
+    table = ScheduleStore()
     for name, state in (("scraped", "succeeded"), ("scraped2", "failed")):
         table.put(made(name, parameters=dict(state=state)))
         table.trigger(name)
     server, ours = serve(0), Scheduler(slots=1)
     def scraped(): return dict(line.rsplit(" ", 1) for line in httpx.get(server.url).text.splitlines() if not line.startswith("#"))
     try:
-        ours.turn()
+        ours.run_once()
         now = scraped()
         assert (now["scalai_scheduler_queued"], now["scalai_scheduler_running"]) == ("1.0", "1.0")
         turns(ours)
@@ -404,7 +406,7 @@ def test_metrics_are_scraped(quick):
 
 def test_paused_ones_rest_and_resumed_ones_make_nothing_up(quick, monkeypatch):
     clock = Clock(monkeypatch, "2026-06-01T12:30Z")
-    table, ours = Timetable(), Scheduler()
+    table, ours = ScheduleStore(), Scheduler()
     table.put(made("s", cron="0 * * * *", catch_up="all"))
     table.pause("s")
     clock.to("2026-06-01T15:30Z")
@@ -428,8 +430,8 @@ def test_a_file_is_the_truth_about_its_schedules(workspace):
     lines(("two", "3h"), ("three", "1d"))
     assert applied() == dict(two="changed", three="added", one="removed")
     lines(("mine", "1h"))
-    with pytest.raises(BadRequest, match="made by hand"): Timetable().apply([made("mine")], str(file))
-    assert [s["name"] for s in Timetable().overview()] == ["mine", "three", "two"]
+    with pytest.raises(BadRequest, match="made by hand"): ScheduleStore().apply([made("mine")], str(file))
+    assert [s["name"] for s in ScheduleStore().overview()] == ["mine", "three", "two"]
 
 
 def scalai_here(*argv) -> dict:
@@ -464,7 +466,7 @@ Scheduler(slots=2, poll=.1).run()
 def test_thirty_starts_two_schedulers_one_killed_at_a_random_moment(seed, quick):
     "Real schedulers: whichever is killed when, each due start ends well once, only what the killed one ran begins twice, and nobody is left."
     import subprocess
-    table, chance = Timetable(), random.Random(seed)
+    table, chance = ScheduleStore(), random.Random(seed)
     for n in range(30):
         table.put(made(f"s{n}", parameters=dict(n=n, seconds=.15)))
         table.trigger(f"s{n}")
@@ -496,7 +498,7 @@ def test_postgresql_serves_several_and_may_go_and_come_back(quick):
     try:
         server.connect().close()
         settings = Settings(root=quick, jobs=dict(database=server.uri().replace("postgresql://", "postgresql+psycopg://"), lease=30))
-        table = Timetable(settings)
+        table = ScheduleStore(settings)
         for n in range(30):
             table.put(made(f"s{n}", parameters=dict(n=n, seconds=.05)))
             table.trigger(f"s{n}")

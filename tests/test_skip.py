@@ -162,11 +162,11 @@ def test_backfill_and_from_on_the_command_line(work, warm):
 
 def test_a_run_that_was_killed_before_it_was_accounted_for_stands_for_nothing(work, warm, monkeypatch):
     write(work/"work.ipynb", "rows = 'rows.csv'", RESULT + "result(n=1)")
-    after, seen = Inputs.after, []
+    after, seen = Inputs.observe_after, []
     def looked(inputs, run):
         seen.append(Record().get(run.id))  # as it would be, were the runner killed here
         return after(inputs, run)
-    monkeypatch.setattr(Inputs, "after", looked)
+    monkeypatch.setattr(Inputs, "observe_after", looked)
     assert ran() == ["work"] and ran() == []
     assert (seen[0].state, seen[0].key[0]) == ("succeeded", "?")
     Record().update(seen[0])

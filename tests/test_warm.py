@@ -7,9 +7,10 @@ import pytest
 
 from conftest import nobody_left
 from scalai_nb.core.settings import Settings
-from scalai_nb.jobs import forkserver
+from scalai_nb.jobs import kernel_pool
 from scalai_nb.jobs.engine import run
-from scalai_nb.jobs.record import Record, alive, identity
+from scalai_nb.jobs.identity import is_alive, identity
+from scalai_nb.jobs.record import Record
 from test_hostile import kept, none_sleep  # noqa: F401
 from test_jobs import started, until_cell, write
 
@@ -35,7 +36,7 @@ def warmly(path: Path, tries: int = 5):
 
 def room_of(space: Path) -> Path:
     "The folder of its one kept process, beside the workspace or, where that path is too long for a socket, elsewhere."
-    return next(r for f in forkserver._folders(space/".scalai") if f.is_dir() for r in f.iterdir() if (r/"home").exists() and (r/"home").read_text() == str(space/".scalai"))
+    return next(r for f in kernel_pool._folders(space/".scalai") if f.is_dir() for r in f.iterdir() if (r/"home").exists() and (r/"home").read_text() == str(space/".scalai"))
 
 
 def servers(folder: Path) -> list[psutil.Process]:
@@ -129,15 +130,15 @@ def test_runs_at_once_share_one(space):
 def test_it_ends_when_idle_and_with_its_workspace(space, monkeypatch):
     import shutil
     path = write(space/"in.ipynb", "n = 1", ASK)
-    monkeypatch.setattr(forkserver, "IDLE", 1.)
+    monkeypatch.setattr(kernel_pool, "IDLE_TIMEOUT", 1.)
     first = warmly(path)
     def gone(who, within=60):
         until = time.monotonic() + within
-        while alive(who) and time.monotonic() < until: time.sleep(.1)
-        return not alive(who)
+        while is_alive(who) and time.monotonic() < until: time.sleep(.1)
+        return not is_alive(who)
     server = identity(servers(space)[0].pid) if servers(space) else None
     assert first.results["warm"] and (server is None or gone(server))
-    monkeypatch.setattr(forkserver, "IDLE", 900.)
+    monkeypatch.setattr(kernel_pool, "IDLE_TIMEOUT", 900.)
     warmly(path)
     server = identity(servers(space)[0].pid)
     shutil.rmtree(space/".scalai")
@@ -148,7 +149,7 @@ def test_a_folder_that_others_may_enter_is_not_used(space):
     path = write(space/"in.ipynb", "n = 1", ASK)
     warmly(path)
     room = room_of(space)
-    forkserver.release(space/".scalai")
+    kernel_pool.release(space/".scalai")
     nobody_left(space, 15)
     room.mkdir(mode=0o755)
     job = run(path)

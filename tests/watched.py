@@ -71,7 +71,8 @@ def decide_all(settings, windows: dict, scores: dict) -> None:
 
 def run_some(settings) -> None:
     "Two workflows in the record, the later one with a failed step."
-    from scalai_nb.jobs.record import JobRun, Record
+    from scalai_nb.jobs.job_run import JobRun
+    from scalai_nb.jobs.record import Record
     record, now = Record(settings), time.time()
     def ran(name, state, seconds, ago, parent=None, kind="notebook", **more):
         return record.create(JobRun(name=name, state=state, kind=kind, notebook=f"workflows/{name}.ipynb", seconds=seconds, parent=parent, created=now - ago, started=now - ago, **more))

@@ -6,20 +6,20 @@
 __all__ = ['HEARS', 'Quiet', 'Live', 'wanted', 'main']
 
 # %% ../../nbs/dash/09_voila_server.ipynb #0ed56c21
-import json, os
+import json, os, sys
 from pathlib import Path
 
 from jupyter_client.ioloop import AsyncIOLoopKernelManager
 
-from ..jobs.client import Forking
-from ..jobs.forkserver import Pool, imports
-from .voila import end_with_parent
+from ..jobs.kernel import ForkProvisioner
+from ..jobs.kernel_pool import KernelPool, imported_modules
+from ..core.process import end_with_parent
 
 # %% ../../nbs/dash/09_voila_server.ipynb #80118352
 # ipywidgets does so when a kernel imports it, and here it was imported before
 HEARS = 'getattr(__import__("sys").modules.get("ipywidgets"), "register_comm_target", lambda: None)()'
 
-class Quiet(Forking):
+class Quiet(ForkProvisioner):
     """A provisioner whose kernels write what they say outside any cell to a file, and answer a page that asks for all
     widgets at once."""
     async def launch_kernel(self, cmd, **kw):
@@ -30,7 +30,7 @@ class Quiet(Forking):
 
 class Live(AsyncIOLoopKernelManager):
     "Voila's kernels: forked where they can be."
-    pool: Pool | None = None
+    pool: KernelPool | None = None
     chatter = os.devnull
 
     async def _async_pre_start_kernel(self, **kw):
@@ -45,7 +45,7 @@ def wanted(apps: Path) -> tuple[str, ...]:
     "What the notebooks in a folder import."
     found = []
     for file in sorted(apps.glob("*.ipynb")):
-        try: found += imports(json.loads(file.read_text("utf-8")), apps)
+        try: found += imported_modules(json.loads(file.read_text("utf-8")), apps)
         except (ValueError, KeyError, TypeError): continue  # whoever opens it is told
     return tuple(dict.fromkeys(found))
 
@@ -53,7 +53,12 @@ def main(folder: str) -> None:
     "Voila with the configuration in `folder`, until our parent ends or asks."
     from voila.app import Voila
     end_with_parent()
-    with Pool(wanted(Path(folder, "apps"))) as Live.pool:
+    with KernelPool(wanted(Path(folder, "apps"))) as Live.pool:
         Live.chatter = f"{folder}/kernels.log"
-        Live.pool._connect(dict(os.environ), borrow=False)  # it imports now, and not when the first visitor comes
+        Live.pool.connect(dict(os.environ), borrow=False)  # it imports now, and not when the first visitor comes
         Voila.launch_instance(argv=["--Voila.config_file_paths", folder, "--no-browser"])
+
+# %% ../../nbs/dash/09_voila_server.ipynb #5bff3e59
+if __name__ == "__main__" and "__file__" in globals():
+    from scalai_nb.dash.voila_server import main
+    main(sys.argv[1])

@@ -15,7 +15,7 @@ from ipykernel.iostream import OutStream
 from ipykernel.kernelapp import IPKernelApp
 from traitlets import DottedObjectName
 
-from .result import QUEUE
+from .result import QUEUE_LENGTH
 
 # %% ../../nbs/jobs/04_kernel_stdout.ipynb #d7cd739c
 PIECE = 1 << 18  # characters
@@ -128,7 +128,7 @@ class App(IPKernelApp):
     outstream_class = DottedObjectName("scalai_nb.jobs.kernel_stdout.Stream", allow_none=True).tag(config=True)
 
     def init_iopub(self, context):
-        context.setsockopt(zmq.SNDHWM, QUEUE)  # of sockets made from now on
+        context.setsockopt(zmq.SNDHWM, QUEUE_LENGTH)  # of sockets made from now on
         super().init_iopub(context)
         context.setsockopt(zmq.SNDHWM, 1000)  # ZeroMQ's own
         self.iopub_thread.socket.setsockopt(zmq.XPUB_NODROP, 1)

@@ -125,7 +125,7 @@ def leave_one_out(windows: list) -> list:  # for each window, the sum of all the
 # %% ../../nbs/monitor/00_thresholds.ipynb #9d10af9c
 def _measured(windows: list, ignore: tuple) -> dict:  # measure -> {column: window × (effect, noise)}
     "Each window against the sum of the others."
-    from scalai_nb.monitor.drift import measure
+    from scalai_nb.monitor.multivariate import measure
     seen = {}
     for i, (window, others) in enumerate(zip(windows, leave_one_out(windows))):
         for check in measure(others, window, ignore):

@@ -135,7 +135,7 @@ def _delivery(
 ) -> tuple[pa.Table, dict]:
     "The labels that count, one a key, in the types that are kept; and how many were not."
     from scalai_nb.data.uniqueness import repeated
-    from scalai_nb.serving.score import rows_in
+    from scalai_nb.serving.rows import rows_in
     parts, _ = rows_in(source, [*keys, label, *([at] if at else [])], None, settings)
     rows = pa.concat_tables(list(parts), promote_options="permissive").combine_chunks()
     rows = pa.table({**{k: rows[k] for k in keys}, "label": rows[label], **({"at": rows[at]} if at else {})})

@@ -22,7 +22,9 @@ from ..core.jsonable import plain
 from ..core.resources import static_text
 from ..core.settings import Settings
 from ..jobs.parameters import COMPUTED, REQUIRED, Parameter, Secret, conform, check, read
-from ..jobs.record import JobRun, Record, identity
+from ..jobs.identity import identity
+from ..jobs.job_run import JobRun
+from ..jobs.record import Record
 from .runs import LEVEL, took
 from .style import View, chip, controls, duration, follow, headline, html, table
 

@@ -17,7 +17,7 @@ from ..core.jsonable import several
 from ..core.settings import Settings
 from ..data.table import Table
 from ..jobs.record import Record
-from ..jobs.schedule_store import Timetable
+from ..jobs.schedule_store import ScheduleStore
 from ..loop.decisions import decisions
 from ..monitor.alarms import Alarms
 from . import models, quality, runs, scores, watch
@@ -102,7 +102,7 @@ def of_runs(settings: Settings) -> list[Line]:
 # %% ../../nbs/view/26_home.ipynb #a6f85e71
 def of_schedules(settings: Settings) -> list[Line]:
     "Those that fail, those that nobody starts, and when the next one comes."
-    found = Timetable(settings).overview()
+    found = ScheduleStore(settings).overview()
     if not found: return [Line("Schedules", "unknown", "Nothing is scheduled.")]
     fails, waits, paused = (
         [s for s in found if test(s)]

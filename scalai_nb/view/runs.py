@@ -17,7 +17,9 @@ import bqplot as bq, ipywidgets as w, numpy as np
 from ..core.settings import Settings
 from ..jobs.graph import graph, picture_of
 from ..jobs.log import read_back
-from ..jobs.record import ENDED, GOOD, JobRun, Record, brief, says, spoken
+from ..jobs.job_run import END_STATES, GOOD_STATES, JobRun, summarize_results, summary_line
+from ..jobs.log import entry_text
+from ..jobs.record import Record
 
 # %% ../../nbs/view/08_runs.ipynb #d49f15d6
 from ..core.jsonable import duration, several
@@ -41,7 +43,8 @@ from scalai_nb.view.style import (
 )
 
 # %% ../../nbs/view/08_runs.ipynb #4c91987c
-LEVEL = {**{s: "attention" for s in ENDED}, **{s: "good" for s in GOOD}, "running": "running", "queued": "unknown"}
+LEVEL = {**{s: "attention" for s in END_STATES}, **{s: "good" for s in GOOD_STATES}, "running": "running",
+         "queued": "unknown"}
 
 def when(seconds: float | None) -> str:
     return "–" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
@@ -51,12 +54,12 @@ def open_failures(runs: list[JobRun],  # newest first
     "The newest run of each name, where it ended badly."
     newest = {}
     for run in runs:
-        if run.state in ENDED: newest.setdefault(run.name, run)
+        if run.state in END_STATES: newest.setdefault(run.name, run)
     return [r for r in newest.values() if not r.ok]
 
 def culprit(run: JobRun) -> JobRun | None:
     "The innermost run that ended badly: the notebook, not the workflow around it."
-    return next((r for _, r in reversed(flat(run)) if r.state in ENDED and not r.ok), None)
+    return next((r for _, r in reversed(flat(run)) if r.state in END_STATES and not r.ok), None)
 
 def flat(run: JobRun, depth: int = 0) -> list[tuple[int, JobRun]]:
     "A run and its steps, in order, with their depth."
@@ -65,7 +68,7 @@ def flat(run: JobRun, depth: int = 0) -> list[tuple[int, JobRun]]:
 def complaint(run: JobRun) -> str:
     "What somebody has to know: which step, and what it said."
     bad = culprit(run) or run
-    said = says(bad) or bad.state.replace("_", " ")
+    said = summary_line(bad) or bad.state.replace("_", " ")
     return (
         f"{run.name} needs you:"
         f" {'' if bad is run else f'{bad.name}, '}{said[:1].lower() + said[1:] if said.startswith('Cell') else said}"
@@ -81,7 +84,7 @@ def summary(runs: list[JobRun]) -> tuple[str, str, dict]:  # level, sentence, fa
             {},
         )
     failed, working = open_failures(runs), [r for r in runs if r.state in ("running", "queued")]
-    bad = next((i for i, r in enumerate(runs) if r.state in ENDED and not r.ok), len(runs))
+    bad = next((i for i, r in enumerate(runs) if r.state in END_STATES and not r.ok), len(runs))
     facts = {
         "Last run": f"{runs[0].name}, {when(runs[0].created)}",
         "Runs": several(len(runs), "run"),
@@ -94,7 +97,7 @@ def summary(runs: list[JobRun]) -> tuple[str, str, dict]:  # level, sentence, fa
             {"Failed": when(failed[0].created), **facts},
         )
     if failed: return "attention", complaint(failed[0]), {"Failed": when(failed[0].created), **facts}
-    well = [r for r in runs[:bad] if r.state in ENDED]
+    well = [r for r in runs[:bad] if r.state in END_STATES]
     if not well: return "running", f"{listed(r.name for r in working)} is at work; nothing has ended yet.", facts
     return (
         "good",
@@ -136,7 +139,7 @@ def timeline(run: JobRun) -> str:  # HTML
             chip(LEVEL[r.state], r.state.replace("_", " ")) + cells,
             duration(took(r)) if r.state != "skipped" else "–",
             bar,
-            escape(says(r)),
+            escape(summary_line(r)),
         ]
     return table(
         {"step": "name title", "state": "", "time": "num", f"0 … {duration(span)}": "", "what it said": ""},
@@ -216,7 +219,7 @@ def last_words(log: Path,  # a run's log.jsonl
     parts, n = [], 0
     for entry in read_back(log):
         # a picture says nothing here
-        if not (text := spoken(entry)) or text.startswith("<IPython.core.display."): continue
+        if not (text := entry_text(entry)) or text.startswith("<IPython.core.display."): continue
         parts.append(text)
         if (n := n + text.count("\n")) > lines: break
     told = COLOUR.sub("", "".join(reversed(parts))).split("\n")
@@ -240,7 +243,7 @@ def speaker(run: JobRun) -> str:  # id
     "Whose output somebody wants to see first: what failed, what is at work, what ended last."
     found = leaves(run)
     return next(
-        (r.id for r in reversed(found) if r.state in ENDED and not r.ok),
+        (r.id for r in reversed(found) if r.state in END_STATES and not r.ok),
         next(
             (r.id for r in found if r.state == "running"),
             next((r.id for r in reversed(found) if r.state == "succeeded"), found[-1].id),
@@ -292,7 +295,7 @@ class Runs(View):
         self.task = follow(self.refresh)
 
     def wanted(self, run: JobRun) -> bool:
-        return {"all": True, "failed": run.state in ENDED and not run.ok, "running": run.state not in ENDED}[
+        return {"all": True, "failed": run.state in END_STATES and not run.ok, "running": run.state not in END_STATES}[
             self.only.value
         ]
 
@@ -363,7 +366,7 @@ def draw(self: Runs) -> None:
 def one(self: Runs) -> str:  # HTML
     "The chosen run: what it was given, its steps, and what failed."
     if not self.run: return ""
-    given = f'<p class="soft">{escape(brief(self.run.parameters, 160))}</p>' if self.run.parameters else ""
+    given = f'<p class="soft">{escape(summarize_results(self.run.parameters, 160))}</p>' if self.run.parameters else ""
     return given + picture_of(self.record.folder(self.run.id)/"graph.html") + timeline(self.run) + problem(self.run)
 
 @patch

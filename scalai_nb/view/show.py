@@ -20,7 +20,7 @@ VIEWS = {  # class -> module and function of its view
     "scalai_nb.training.search.Search": "search:search_view",
     "scalai_nb.compression.frontier.Frontier": "model:frontier_view",
     "scalai_nb.compression.prune.Sensitivity": "model:sensitivity_view",
-    "scalai_nb.jobs.record.JobRun": "runs:run_view",
+    "scalai_nb.jobs.job_run.JobRun": "runs:run_view",
     "scalai_nb.jobs.workflow.Workflow": "runs:workflow_view",
     "scalai_nb.data.contract.Checked": "quality:checked_view",
     "scalai_nb.training.comparison.Versus": "models:versus_view",

@@ -16,7 +16,7 @@ from ..core.settings import Settings
 from ..core.storage import is_url
 from ..data.profile_store import delta, store
 from ..jobs.record import Record
-from ..jobs.schedule_store import Timetable
+from ..jobs.schedule_store import ScheduleStore
 
 # %% ../../nbs/view/18_workspace.ipynb #b07ee2c8
 def stamp(path: Path) -> tuple:
@@ -51,7 +51,7 @@ def _runs(settings: Settings) -> list: return [(r.id, r.state, r.seconds) for r 
 def _timed(settings: Settings) -> list:
     return [
         (s["name"], s["paused"], s["overdue"], s["failing_since"], s["last"] and (s["last"]["id"], s["last"]["state"]))
-        for s in Timetable(settings).overview()
+        for s in ScheduleStore(settings).overview()
     ]
 
 def _seen(look, settings: Settings):

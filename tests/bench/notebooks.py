@@ -170,7 +170,7 @@ def main():
             if "parallel" in jobs:
                 sections["## steps at a time"] = [f"A workflow of {SIDE} steps that do not wait for each other, each a kernel of its own that is started for it, by the number that may run at a time (`--jobs`, `[workflow] jobs`).", "", *parallel(cold, a.repeats)]
         finally:
-            from scalai_nb.jobs.forkserver import release
+            from scalai_nb.jobs.kernel_pool import release
             release(warm/".scalai")
     for title, lines in sections.items():
         text = "\n".join([title, "", *lines, "", stamp(command, load), ""])

@@ -31,9 +31,9 @@ def queued(folder: Path, kind: str) -> tuple[float, float]:  # seconds, and CPU 
     "Fifty starts by the scheduler."
     from scalai_nb.jobs.schedule import schedule
     from scalai_nb.jobs.scheduler import Scheduler
-    from scalai_nb.jobs.schedule_store import Timetable
+    from scalai_nb.jobs.schedule_store import ScheduleStore
     settings = prepared(folder, kind)
-    table = Timetable(settings)
+    table = ScheduleStore(settings)
     for n in range(JOBS):
         table.put(schedule(dict(name=f"s{n}", job="job.ipynb", cron="0 0 1 1 *")))
         table.trigger(f"s{n}")
