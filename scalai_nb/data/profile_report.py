@@ -14,8 +14,7 @@ from itertools import product
 import numpy as np
 
 from ..core.jsonable import printable
-from .column import Column, iso
-from .profile import Profile
+from .numeric import iso
 
 # %% ../../nbs/data/02_profile_report.ipynb #a3ecc709
 def short(value, type: str = "") -> str:
@@ -46,7 +45,7 @@ def share(n: int, of: int) -> str:
     )
 
 # %% ../../nbs/data/02_profile_report.ipynb #5caefe4a
-def heights(c: Column, n: int = 24) -> np.ndarray:  # float64, 0 to 1
+def heights(c, n: int = 24) -> np.ndarray:  # float64, 0 to 1
     "The bars of a column's picture; empty where there is none to draw."
     if c.distinct < 2: return np.empty(0)
     if c.kind in ("number", "time") and c.ordered.rows:
@@ -82,7 +81,7 @@ def blocks(bars: np.ndarray) -> str:
     return "".join(" ▁▂▃▄▅▆▇█"[int(np.ceil(b * 8))] for b in bars)
 
 # %% ../../nbs/data/02_profile_report.ipynb #1e2de3b2
-def facts(c: Column) -> "list[str]":  # type, missing, distinct, low, middle, high, top values
+def facts(c) -> "list[str]":  # type, missing, distinct, low, middle, high, top values
     "One column's line on the page."
     say = lambda v: short(int(v) if c.kind == "time" and v == v and v is not None else v, c.type)
     ends = (
@@ -111,7 +110,7 @@ STYLE = """<style>.scalai-sheet{font:13px/1.35 system-ui,sans-serif;color:inheri
 .scalai-sheet th{font-weight:600;opacity:.75}.scalai-sheet td.l,.scalai-sheet th.l{text-align:left!important}.scalai-sheet td.n{font-weight:600}.scalai-sheet td.s{opacity:.8}
 .scalai-sheet ul{margin:.6em 0 0;padding-left:1.2em}.scalai-sheet p{margin:.2em 0 .6em}.scalai-sheet summary{cursor:pointer;margin:.5em 0}</style>"""
 
-def rows_of(columns: list[Column]) -> str:
+def rows_of(columns: list) -> str:
     "Columns as a table, a line each."
     line = lambda cells, tag: "".join(
         f'<{tag}{" class=l" * (i in LEFT)}>{cell}</{tag}>' for i, cell in enumerate(cells)
@@ -122,7 +121,7 @@ def rows_of(columns: list[Column]) -> str:
     )
     return f"<div><table><thead><tr>{line(HEADS, 'th')}</tr></thead><tbody>{body}</tbody></table></div>"
 
-def said(p: Profile, most: int = 30) -> list[str]:
+def said(p, most: int = 30) -> list[str]:
     "The remarks that a page has room for, and how many there are more."
     found = p.warnings()
     return (
@@ -132,7 +131,7 @@ def said(p: Profile, most: int = 30) -> list[str]:
     )
 
 # %% ../../nbs/data/02_profile_report.ipynb #b2b32e38
-def page(p: Profile, most: int = 60, behind: int = 440) -> str:
+def page(p, most: int = 60, behind: int = 440) -> str:
     "The profile as HTML."
     columns = list(p.columns.values())
     first, then, rest = columns[:most], columns[most:most + behind], len(columns) - most - behind
@@ -156,7 +155,7 @@ NARROW = (
     (0, 3, 4),
 )
 
-def text(p: Profile, most: int = 200, width: int | None = None) -> str:  # characters; default: the terminal's, or 200
+def text(p, most: int = 200, width: int | None = None) -> str:  # characters; default: the terminal's, or 200
     "The profile for a terminal."
     width = width or shutil.get_terminal_size((200, 24)).columns
     columns = list(p.columns.values())[:most]
@@ -178,7 +177,7 @@ def text(p: Profile, most: int = 200, width: int | None = None) -> str:  # chara
     )
 
 # %% ../../nbs/data/02_profile_report.ipynb #1469fa77
-def lines(columns: list[Column], pick: tuple, bars: int, ends: int, width: int) -> list[str]:
+def lines(columns: list, pick: tuple, bars: int, ends: int, width: int) -> list[str]:
     """A table of these columns:
 
     pictures of so many bars, extremes of so many characters (10: a time's date); the last cell is cut where it is
@@ -194,7 +193,7 @@ def lines(columns: list[Column], pick: tuple, bars: int, ends: int, width: int) 
     return [s if len(s) <= width else s[:width - 1] + "…" for s in made] if pick[-1] == 8 and room >= 24 else made
 
 # %% ../../nbs/data/02_profile_report.ipynb #5436b2a0
-def card(c: Column) -> str:
+def card(c) -> str:
     "One column as HTML."
     lo, hi = ("", "")
     if c.kind in ("number", "time") and c.ordered.rows:

@@ -16,7 +16,8 @@ from fastcore.basics import patch
 from scipy.special import digamma, ndtr, xlogy
 
 from ..core.errors import BadRequest
-from ..data.profile import Column, Profile, align
+from ..data.column import Column, align
+from ..data.profile import Profile
 from .thresholds import leave_one_out
 
 # %% ../../nbs/monitor/04_performance.ipynb #94a90f1d

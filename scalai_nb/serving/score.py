@@ -38,7 +38,7 @@ class Scorer:
 
     @property
     def columns(self) -> list[str]:  # of a table, that the file takes
-        from scalai_nb.data.prep import inputs_of
+        from scalai_nb.data.prep_onnx import inputs_of
         return [n for n, _ in inputs_of(self.session)]
 
     def score(self,
@@ -89,7 +89,7 @@ def rows_in(source,  # a frame, an Arrow table, a Table, or the name or URI of o
             "Give a frame, an Arrow table, a Table, or the name or URI of one.",
         )
     need(columns, found.column_names if isinstance(found, pa.Table) else [str(c) for c in found.columns])
-    from scalai_nb.data.prep import to_arrow
+    from scalai_nb.data.prep_columns import to_arrow
     found = to_arrow(found, columns)
     return _cut(found, size), f"rows {digest([found])}"
 
@@ -185,18 +185,19 @@ def batch_name(base: str,  # made from model, rows and period
     """A batch that another version has replaced since gets a new name when it comes back:
 
     after a rollback it has to count again."""
-    from scalai_nb.data.profile_store import committed, delta, live, period_name
+    from scalai_nb.data.delta import live, open_table, transaction_version
+    from scalai_nb.data.period import period_name
     from scalai_nb.data.table import Table
-    there = delta(Table(table, settings).path)
+    there = open_table(Table(table, settings).path)
     for n in itertools.count():
         name = f"{base}-{n}" if n else base
-        if committed(there, f"batch:{name}") is None: return name, False
+        if transaction_version(there, f"batch:{name}") is None: return name, False
         if all(live(there, name, period_name(p)) for p in periods): return name, True
 
 def earlier(table: str, batch: str, settings: Settings):  # Written
     "What writing this batch did before: a batch is written once, whatever comes under its name again."
     import pyarrow as pa
-    from scalai_nb.data.table import write
+    from scalai_nb.data.write import write
     return write(pa.table({}), table, batch=batch, settings=settings)
 
 # %% ../../nbs/serving/00_score.ipynb #408cc5ce
@@ -236,7 +237,7 @@ def constant(text: str | None, rows: int):  # Arrow strings
 def named(column, unit: str = "month"):  # Arrow strings
     "Periods as they are written everywhere: 06 for a month's number, 2013-06 for a time."
     import pyarrow as pa
-    from scalai_nb.data.profile_store import period_name
+    from scalai_nb.data.period import period_name
     from scalai_nb.data.types import one_array
     coded = one_array(column).dictionary_encode()
     return pa.array([period_name(v, unit) for v in coded.dictionary.to_pylist()], pa.string()).take(coded.indices)
@@ -245,7 +246,8 @@ def named(column, unit: str = "month"):  # Arrow strings
 def keep_scores(out, table: str, batch: str, by_period: bool, settings: Settings):  # Written
     "Record the windows, with the labels that have come already, then write the rows."
     from scalai_nb.data.profile_store import record
-    from scalai_nb.data.table import Table, write
+    from scalai_nb.data.table import Table
+    from scalai_nb.data.write import write
     from scalai_nb.serving.labels import join, windows, with_labels
     store = Table(f"{table}_labels", settings)
     seen, known = (store.version, store.arrow()) if store.exists else (None, None)
