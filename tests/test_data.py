@@ -45,7 +45,8 @@ print(room.ingest(sys.argv[4], "flights", CONTRACT, key=KEY, period="month", fol
 
 def child(workspace: Path, *args, wait=True):
     "An ingest in a process of its own, which may be told where to die."
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    here = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    env = {**os.environ, "PYTHONPATH": here, "OMP_NUM_THREADS": "1"}
     p = subprocess.Popen([sys.executable, "-c", ONE, *map(str, args)], cwd=workspace, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     if not wait: return p
     out, err = p.communicate(timeout=120)

@@ -28,7 +28,7 @@ from .clean import clean
 from .contract import Contract
 from .uniqueness import Repeats, Unique
 from .rules import Tally
-from .period import period_name
+from .period import period_name, period_names
 from .table_reader import PERIOD
 from .types import one_array, stored
 
@@ -150,10 +150,7 @@ def _periods(plan: Plan, rows: pa.Table) -> pa.Array:  # the period of each row
         )
     values = one_array(rows[plan.period])
     if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type): return pc.strftime(values, format="%Y-%m")
-    coded = values.dictionary_encode()
-    return pa.array([period_name(v, plan.unit) for v in coded.dictionary.to_pylist()], pa.string()).take(
-        coded.indices
-    )
+    return period_names(values, plan.unit)
 
 # %% ../../nbs/data/07_partition.ipynb #f3f4a4fa
 def _refused(raw: pa.Table, reasons: pa.Array, periods: pa.Array) -> pa.Table:  # as the quarantine keeps them
