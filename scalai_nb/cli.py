@@ -491,7 +491,7 @@ def quarantine(
     ] = None,
 ) -> Answer:
     "The rows that a table refused, with their reasons; repaired ones come back by --release."
-    from scalai_nb.data.replay import bring_back, refused_rows
+    from scalai_nb.data.quarantine import bring_back, refused_rows
     if release is not None:
         done = bring_back(name, release, contract)
         why = "".join(f"\n  {n:>9,}  {printable(r)}" for r, n in done.refused.items())

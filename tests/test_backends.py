@@ -11,7 +11,8 @@ from scalai_nb.data.hashing import fold
 from scalai_nb.data.loader import Loader
 from scalai_nb.data.prep import Prep
 from scalai_nb.data.profile import profile
-from scalai_nb.data.table import Table, write
+from scalai_nb.data.table import Table
+from scalai_nb.data.write import write
 
 PLAIN = ["month", "day", "dep_delay", "arr_delay", "carrier", "flight", "tailnum", "origin", "distance", "time_hour"]
 

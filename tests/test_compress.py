@@ -122,7 +122,8 @@ def test_bad_requests_write_nothing(digits, tmp_path):
 def trained(workspace, flights, request):
     "A run on a table of three months; of fewer rows where a test asks for them."
     from scalai_nb.data.prep import Prep
-    from scalai_nb.data.table import Table, write
+    from scalai_nb.data.table import Table
+    from scalai_nb.data.write import write
     from scalai_nb.training.fit import fit
     rows = flights.loc[flights["month"].le(3), ["month", "carrier", "origin", "dest", "distance", "dep_delay", "arr_delay"]].dropna(subset=["arr_delay"]).sample(getattr(request, "param", 16_000), random_state=0)
     rows["id"] = [f"f{i}" for i in range(len(rows))]

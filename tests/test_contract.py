@@ -21,7 +21,8 @@ from scalai_nb.data.expression import FUNCTIONS, Expression
 from scalai_nb.data.ingest import ingest
 from scalai_nb.data.uniqueness import Repeats, Unique, repeated
 from scalai_nb.data.rules import Rule
-from scalai_nb.data.table import Table, write
+from scalai_nb.data.table import Table
+from scalai_nb.data.write import write
 
 laws = hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 KEY = ("year", "month", "day", "carrier", "flight", "origin", "sched_dep_time")
@@ -229,7 +230,7 @@ def test_days_that_are_none_are_refused_and_not_moved(workspace):
 
 DIE = """
 import os, sys
-from scalai_nb.data import profile_store, replay as room, table
+from scalai_nb.data import delta, profile_store, quarantine, replay as room
 point, when = sys.argv[1], sys.argv[2]
 def deadly(fn):
     def call(*args, **kwargs):
@@ -237,9 +238,9 @@ def deadly(fn):
         out = fn(*args, **kwargs)
         os.kill(os.getpid(), 9)
     return call
-for module in (profile_store, room, table):
+for module in (delta, profile_store, room):
     if hasattr(module, point): setattr(module, point, deadly(getattr(module, point)))
-print(room.bring_back("flights", "rows.csv").to_dict())
+print(quarantine.bring_back("flights", "rows.csv").to_dict())
 """
 
 
@@ -326,4 +327,4 @@ def test_comments_stay_through_every_kind_of_change(tmp_path):
 @given(contracts, st.text(alphabet="abc #:-'\"{}[],&*!|>%@`\n\té", max_size=8), st.sampled_from([None, "NO", "1e3", "2013-01-01", "~", "yes", "0x1F", "é#: "]))
 def test_yaml_gives_back_what_it_was_given(contract, name, category):
     c = replace(contract, columns=contract.columns | {name: Rule("string", categories=(category,) if category else None)})
-    assert Contract.from_dict(__import__("scalai_nb.data.contract", fromlist=["_yaml"])._yaml("safe").load(c.to_yaml())) == c
+    assert Contract.from_dict(__import__("scalai_nb.data.contract_yaml", fromlist=["yaml_of"]).yaml_of("safe").load(c.to_yaml())) == c

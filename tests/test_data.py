@@ -11,11 +11,12 @@ import pytest
 
 from scalai_nb.core.errors import BadRequest, ScalaiError
 from scalai_nb.core.settings import Settings
-from scalai_nb.data import profile_store, uniqueness, source
+from scalai_nb.data import delta, profile_store, source, text_files, uniqueness
 from scalai_nb.data.contract import Contract, Rule
 from scalai_nb.data.ingest import ingest, unfinished
 from scalai_nb.data.profile import profile
-from scalai_nb.data.table import Table, write
+from scalai_nb.data.table import Table
+from scalai_nb.data.write import write
 
 KEY = ["year", "month", "day", "carrier", "flight", "origin", "sched_dep_time"]
 CONTRACT = Contract({"arr_delay": Rule("float64", required=True), "time_hour": Rule("timestamp[us, UTC]")})
@@ -23,7 +24,7 @@ CONTRACT = Contract({"arr_delay": Rule("float64", required=True), "time_hour": R
 ONE = """
 import os, sys
 from scalai_nb.core import storage
-from scalai_nb.data import profile_store, ingest as room, table
+from scalai_nb.data import delta, profile_store, ingest as room
 from test_data import CONTRACT, KEY
 point, when, nth = sys.argv[1], sys.argv[2], int(sys.argv[3])
 seen = 0
@@ -36,7 +37,7 @@ def deadly(fn):
         if seen == nth and when == "after": os.kill(os.getpid(), 9)
         return out
     return call
-for module in (profile_store, room, table, storage):
+for module in (delta, profile_store, room, storage):
     if hasattr(module, point): setattr(module, point, deadly(getattr(module, point)))
 print(room.ingest(sys.argv[4], "flights", CONTRACT, key=KEY, period="month", fold=KEY).to_dict())
 """
@@ -44,7 +45,8 @@ print(room.ingest(sys.argv[4], "flights", CONTRACT, key=KEY, period="month", fol
 
 def child(workspace: Path, *args, wait=True):
     "An ingest in a process of its own, which may be told where to die."
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    here = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    env = {**os.environ, "PYTHONPATH": here, "OMP_NUM_THREADS": "1"}
     p = subprocess.Popen([sys.executable, "-c", ONE, *map(str, args)], cwd=workspace, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     if not wait: return p
     out, err = p.communicate(timeout=120)
@@ -62,7 +64,7 @@ def state() -> dict:
     t = Table("flights")
     rows = t.arrow().sort_by([(c, "ascending") for c in KEY])
     q = t.quarantine.arrow()
-    raw = profile_store.delta(t.quarantine.path).to_pyarrow_table()
+    raw = delta.open_table(t.quarantine.path).to_pyarrow_table()
     q = q.sort_by([(c, "ascending") for c in [*KEY, "_reason"]]).drop_columns("_batch")
     return {"rows": rows, "profiles": {k: p.digest for k, p in t.profiles(("period", "fold")).items()}, "quarantine": q, "raw": raw.num_rows, "reasons": t.quarantine.reasons()}
 
@@ -115,7 +117,7 @@ def test_a_crash_whose_outcome_changes(workspace, flights):
     assert 0 < twice <= 50 and done.rows_in == 3050
     assert t.profile().digest == profile(t.arrow()).digest and t.profile().rows == t.rows
     assert t.quarantine.reasons()["key: duplicate"] == twice and t.rows + t.quarantine.rows == 6050
-    assert t.quarantine.rows == profile_store.delta(t.quarantine.path).to_pyarrow_table().num_rows and not strays()
+    assert t.quarantine.rows == delta.open_table(t.quarantine.path).to_pyarrow_table().num_rows and not strays()
 
 
 def test_keys_are_compared_out_of_memory(workspace, flights, monkeypatch):
@@ -227,7 +229,7 @@ def test_small_parts_make_the_same_table(workspace, flights, monkeypatch):
     twice = pd.concat([frame, frame.iloc[100:200]])
     twice.to_parquet("3.parquet", row_group_size=300, index=False)
     settings = Settings(root=workspace/"other", data={"rows_per_part": 300})
-    parts = ingest("3.parquet", "flights", Contract({**{c: Rule(source.csv_types("3.csv")[c].__str__()) for c in frame}, **CONTRACT.columns}), key=KEY, period="month", fold=KEY, settings=settings)
+    parts = ingest("3.parquet", "flights", Contract({**{c: Rule(text_files.csv_types("3.csv")[c].__str__()) for c in frame}, **CONTRACT.columns}), key=KEY, period="month", fold=KEY, settings=settings)
     t = Table("flights", settings)
     assert parts.rows_in == whole.rows_in + 100 and parts.rows_good == whole.rows_good
     assert t.arrow().sort_by([(c, "ascending") for c in KEY]).select(one["rows"].column_names) == one["rows"]
@@ -363,13 +365,13 @@ def test_a_release_whose_commit_went_through_keeps_its_list(workspace, monkeypat
     pen = Table("t").quarantine
     rows = pen.arrow().sort_by("id")
     rows = rows.set_column(rows.column_names.index("x"), "x", pa.array(["7"]*3))
-    true = profile_store._attempt
+    true = delta.try_commit
     def fails(*args):
         true(*args)
         if "tables" in args[0]: raise OSError("the answer was lost")
-    monkeypatch.setattr(profile_store, "_attempt", fails)
+    monkeypatch.setattr(delta, "try_commit", fails)
     assert pen.release(rows.slice(0, 2)).rows_good == 2
-    monkeypatch.setattr(profile_store, "_attempt", true)
+    monkeypatch.setattr(delta, "try_commit", true)
     back = pen.release(rows)
     assert (back.rows_good, back.already) == (1, 2) and sorted(Table("t").arrow()["id"].to_pylist()) == [1, 2, 3, 4]
 

@@ -19,7 +19,8 @@ from scalai_nb.data import ingest as room
 from scalai_nb.data.contract import Contract, Rule
 from scalai_nb.data.ingest import ingest
 from scalai_nb.data.profile import profile
-from scalai_nb.data.table import Table, write
+from scalai_nb.data.table import Table
+from scalai_nb.data.write import write
 
 HOW = dict(key=KEY, period="month", fold=KEY)
 
@@ -42,14 +43,14 @@ def small(workspace) -> Settings: return Settings(root=workspace, data={"rows_pe
 
 def dies_once(flag: str):
     "Run in a worker: after its first file it is killed, once for all workers."
-    from scalai_nb.data import profile_store
-    write_file = profile_store.add_file
+    from scalai_nb.data import delta
+    write_file = delta.add_file
     def deadly(*args, **kw):
         out = write_file(*args, **kw)
         try: os.close(os.open(flag, os.O_CREAT | os.O_EXCL))
         except FileExistsError: return out
         os.kill(os.getpid(), 9)
-    profile_store.add_file = deadly
+    delta.add_file = deadly
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from ruamel.yaml import YAML
 
 from conftest import scalai
 from scalai_nb.core.errors import BadRequest
-from scalai_nb.data import source
+from scalai_nb.data import text_files, source
 from scalai_nb.data.contract import Contract, Rule
 from scalai_nb.data.ingest import ingest
 from scalai_nb.data.profile import profile
@@ -21,7 +21,7 @@ def file(name: str, **columns) -> str:
 
 def test_identifiers_and_large_numbers_come_in_as_they_were_written(workspace):
     uri = file("a.csv", id=["000011", "000012"], big=["18446744073709551615", "1"], huge=["123456789012345678901234567890", "7"], n=["1", "2"])
-    kept = next(source.csv(uri))
+    kept = next(text_files.csv(uri))
     assert kept.to_pylist()[0] == {"id": "000011", "big": 2**64 - 1, "huge": "123456789012345678901234567890", "n": 1}
     contract = Contract.infer(profile(uri))
     assert {n: r.type for n, r in contract.columns.items()} == {"id": "string", "big": "uint64", "huge": "string", "n": "int64"}
@@ -75,13 +75,13 @@ def test_the_proposed_steps_do_what_was_proposed(workspace):
 
 
 def test_what_comes_after_the_first_look_is_not_lost_either(workspace, monkeypatch):
-    monkeypatch.setattr(source, "SNIFF", 1 << 10)
+    monkeypatch.setattr(text_files, "SNIFF", 1 << 10)
     early = [str(i) for i in range(10, 900)]
     for late, nulls in (("000011", ()), ("18446744073709551616", ()), ("NA", ("NA",))):
         uri = file("a.csv", x=[*early, late])
-        with pytest.raises(BadRequest, match=f"column 'x' holds '{late}'"): list(source.csv(uri))
-        assert pa.concat_tables(source.csv(uri, types={"x": "string"}))["x"].to_pylist()[-1] == late
-        if nulls: assert pa.concat_tables(source.csv(uri, nulls=nulls))["x"].null_count == 1
+        with pytest.raises(BadRequest, match=f"column 'x' holds '{late}'"): list(text_files.csv(uri))
+        assert pa.concat_tables(text_files.csv(uri, types={"x": "string"}))["x"].to_pylist()[-1] == late
+        if nulls: assert pa.concat_tables(text_files.csv(uri, nulls=nulls))["x"].null_count == 1
     uri = file("a.csv", x=[*early, "000011"])
     assert ingest(uri, "t").refused == {"x: leading zeros": 1}
     assert ingest(uri, "u", Contract({"x": Rule("int64")})).refused == {}  # a person said that it is a number

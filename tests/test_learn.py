@@ -367,7 +367,8 @@ def test_threads_of_this_process_can_host_ranks(settings):
 @pytest.mark.slow
 def test_a_large_table_is_read_by_the_ranks_and_gives_the_same(two, settings, xy, monkeypatch):
     from scalai_nb.data.prep import Prep
-    from scalai_nb.data.table import Table, write
+    from scalai_nb.data.table import Table
+    from scalai_nb.data.write import write
     X, y = xy
     frame = pd.DataFrame(X[:, :3], columns=list("abc")).assign(late=y, id=np.arange(len(y)).astype(str))
     write(frame, "rows", key="id", fold="id", settings=settings)

@@ -158,7 +158,7 @@ def test_arrays_that_a_run_cannot_take(xy, settings):
 
 def test_a_loaded_run_judges_the_rows_it_kept_aside(rows, prep, settings):
     "Its filter comes back from JSON, which has no tuples."
-    from scalai_nb.data.table import write
+    from scalai_nb.data.write import write
     write(rows.drop(columns="fold").assign(id=rows.index.astype(str)), "rows", key="id", fold="id", settings=settings)
     fitted = fit(MLP, "rows", prep, epochs=1, where=[("a", "<", 1)], settings=settings)
     told = Run.load(fitted.path).evaluate(importance=0, settings=settings)

@@ -114,7 +114,8 @@ def test_wrong_requests_are_two_lines(make, message):
 
 
 def test_a_workspace_table_by_name(workspace, flights, backend):
-    from scalai_nb.data.table import Table, write
+    from scalai_nb.data.table import Table
+    from scalai_nb.data.write import write
     rows = flights[["month", "day", "flight", "carrier", "dest", "dep_delay", "arr_delay"]].dropna(subset=["arr_delay"]).iloc[::40].reset_index(drop=True)
     rows["late"] = rows.pop("arr_delay") >= 15
     write(backend.frame(rows), "flights", period="month", fold=["month", "day", "flight"])
@@ -238,7 +239,8 @@ def test_wrong_streams_are_two_lines(tmp_path):
 
 
 def test_a_workspace_table_streams_by_period_and_fold(workspace, flights):
-    from scalai_nb.data.table import Table, write
+    from scalai_nb.data.table import Table
+    from scalai_nb.data.write import write
     rows = flights[["month", "day", "flight", "carrier", "dep_delay"]].iloc[::20].reset_index(drop=True)
     write(rows, "flights", period="month", fold=["month", "day", "flight"])
     prep = Prep.fit(Table("flights").profile(), target="flight", exclude=["fold", "day"])
@@ -252,7 +254,8 @@ def test_training_learns_from_a_stream_as_from_memory(workspace, monkeypatch):
     "fit over a stored table that does not fit: the same rows, as good a model; validation rows are streamed, too."
     from functools import partialmethod
     from scalai_nb.data.shuffle import Stream
-    from scalai_nb.data.table import Table, write
+    from scalai_nb.data.table import Table
+    from scalai_nb.data.write import write
     from scalai_nb.training.fit import fit
     from scalai_nb.training.models import MLP
     rng, n, read = np.random.default_rng(0), 6000, []

@@ -144,7 +144,8 @@ def test_the_monitor_s_job_tells_an_alertmanager_and_by_mail(loop, tmp_path):
     "A month with a broken clock, then one as usual: the alarm arrives and is resolved, each told once to each."
     from email import message_from_bytes, policy
     import pyarrow.compute as pc
-    from scalai_nb.data.table import Table, write
+    from scalai_nb.data.table import Table
+    from scalai_nb.data.write import write
     from scalai_nb.serving.score import score
     settings = Settings.load(loop.root)
     rows, mail, version = Table("features", settings).arrow(), Mail(), Registry(settings).champion("late").version

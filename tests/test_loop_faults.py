@@ -34,7 +34,7 @@ SCORE = """
 import os, time
 from pathlib import Path
 import pandas as pd
-from scalai_nb.data.table import write
+from scalai_nb.data.write import write
 from scalai_nb.jobs.result import result
 by = Path(".scalai/champion").read_text()
 rows = pd.DataFrame({"id": [1, 2], "version": [by, by]})

@@ -198,12 +198,12 @@ def test_another_version_and_no_period_keep_their_labels(model, june):
 
 
 def test_labels_that_come_while_scores_are_written(model, june, monkeypatch):
-    from scalai_nb.data import table
-    whole, path, came = table.write, model("late"), []
+    from scalai_nb.data import write as module
+    whole, path, came = module.write, model("late"), []
     def late_labels(frame, name, *a, **k):
         if name == "scores" and not came: came.append(labels(june[["id", "late"]], key="id", label="late"))
         return whole(frame, name, *a, **k)
-    monkeypatch.setattr(table, "write", late_labels)
+    monkeypatch.setattr(module, "write", late_labels)
     score(path, features(june), key="id", period="period")
     assert came[0]["waiting"] == 3000 and labelled()["unlabelled"] == 0
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from scalai_nb.core.errors import BadRequest
-from scalai_nb.data.prep import Prep, feeds, inputs_of
+from scalai_nb.data.prep import Prep
+from scalai_nb.data.prep_onnx import feeds, inputs_of
 from scalai_nb.data.profile import profile
 
 import onnxruntime

@@ -8,7 +8,8 @@ from scalai_nb.core.errors import BadRequest
 from scalai_nb.data.accumulators import Sum
 from scalai_nb.data.hashing import fold, hash64
 from scalai_nb.data.histogram import Histogram, number_keys, tally
-from scalai_nb.data.profile import Profile, align, align_categories, profile, total
+from scalai_nb.data.profile import Profile, profile, total
+from scalai_nb.data.column import align, align_categories
 
 quick = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 

@@ -18,7 +18,8 @@ from scalai_nb.cli import main
 from scalai_nb.core.errors import BadRequest, ScalaiError, Unreachable, WorkFailed
 from scalai_nb.core.settings import Settings
 from scalai_nb.data.prep import Prep
-from scalai_nb.data.table import Table, write
+from scalai_nb.data.table import Table
+from scalai_nb.data.write import write
 from scalai_nb.training import checkpoint
 from scalai_nb.training.fit import Run, fit
 from scalai_nb.training.models import MLP, rebuild
@@ -169,7 +170,8 @@ from torch import nn
 from scalai_nb.core.settings import Settings
 from scalai_nb.data.contract import Contract
 from scalai_nb.data.prep import Prep
-from scalai_nb.data.table import Table, write
+from scalai_nb.data.table import Table
+from scalai_nb.data.write import write
 from scalai_nb.training.fit import fit
 from scalai_nb.training.registry import Registry
 from test_registry import rows_of

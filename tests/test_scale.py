@@ -13,7 +13,8 @@ def test_a_cluster_of_processes_gives_the_same_digest(workspace, flights):
     import dask.dataframe as dd
     from scalai_nb.core.cluster import cluster
     from scalai_nb.data.source import read
-    from scalai_nb.data.table import Table, write
+    from scalai_nb.data.table import Table
+    from scalai_nb.data.write import write
     part = flights.iloc[::3].reset_index(drop=True)
     part["id"] = "f" + part.index.astype(str)
     part.to_parquet("part.parquet", row_group_size=20_000)
@@ -33,7 +34,7 @@ def test_a_cluster_of_processes_gives_the_same_digest(workspace, flights):
 PEAK = """
 import re, sys
 import torch, pyarrow.dataset as ds, pyarrow.parquet as pq
-from scalai_nb.data import loader, prep, profile as room, source, stream
+from scalai_nb.data import loader, prep, profile as room, shuffle, source
 what, file = sys.argv[1:]
 memory = lambda of: int(re.search(of + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1]) / 1024  # ru_maxrss would begin with what the parent had
 before = memory("VmRSS")

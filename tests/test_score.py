@@ -12,7 +12,8 @@ from scalai_nb.core.settings import Settings
 from scalai_nb.data import profile_store
 from scalai_nb.data.prep import Prep
 from scalai_nb.data.profile import profile
-from scalai_nb.data.table import Table, write
+from scalai_nb.data.table import Table
+from scalai_nb.data.write import write
 from scalai_nb.training.fit import Run
 from scalai_nb.training.models import MLP
 from scalai_nb.training.registry import Registry
@@ -84,13 +85,13 @@ def test_a_column_names_the_periods(serving, june):
 
 def test_killed_between_window_and_rows(serving, monkeypatch, june):
     "A window without its rows does not count, and scoring again heals it."
-    from scalai_nb.data import table
+    from scalai_nb.data import write as module
     score("late", june[june["month"] == 7], label="late", key="id", period="2013-07")
-    whole = table.write
-    monkeypatch.setattr(table, "write", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt()))
+    whole = module.write
+    monkeypatch.setattr(module, "write", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt): score("late", june[june["month"] == 6], label="late", key="id", period="2013-06")
     assert list(profile_store.recall("scores", by="period")) == ["2013-07"]
-    monkeypatch.setattr(table, "write", whole)
+    monkeypatch.setattr(module, "write", whole)
     score("late", june[june["month"] == 6], label="late", key="id", period="2013-06")
     assert sum(p.rows for p in profile_store.recall("scores", period="2013-06", by="label").values()) == (june["month"] == 6).sum()
 

@@ -261,7 +261,8 @@ def agents():
 def test_the_job(workspace):
     "Searches flights on a small budget."
     from scalai_nb.data.prep import Prep
-    from scalai_nb.data.table import Table, write
+    from scalai_nb.data.table import Table
+    from scalai_nb.data.write import write
     from scalai_nb.loop.flights import month_rows
     rows = month_rows(1).slice(0, 4_000).to_pandas().dropna(subset="arr_delay")
     rows["late"], rows["id"], rows["period"] = rows.arr_delay >= 15, rows.index.astype(str), "2013-01"

@@ -11,7 +11,7 @@ import servers
 from conftest import ROOT, here, scalai
 from scalai_nb.core import events
 from scalai_nb.core.errors import BadRequest, ScalaiError, Unreachable, WorkFailed
-from scalai_nb.data import source
+from scalai_nb.data import readers, source
 from scalai_nb.data.contract import Contract, Rule
 from scalai_nb.data.ingest import ingest, unfinished
 from scalai_nb.data.profile import profile
@@ -145,7 +145,7 @@ def test_postgres_restarts_midway_and_nothing_is_lost(postgres, workspace, monke
 
 def test_postgres_gone_for_good_leaves_the_table_as_it_was(postgres, workspace, monkeypatch):
     (workspace/"settings.ini").write_text("[workspace]\nhome = .scalai\n[data]\nrows_per_part = 40000\n")
-    monkeypatch.setattr(source, "PATIENCE", 1)
+    monkeypatch.setattr(readers, "PATIENCE", 1)
     ingest(postgres.uri("?query=SELECT * FROM flights WHERE month = 1"), "flights", key="id")
     for asked in ("?table=flights", "?query=SELECT * FROM flights"):  # with a key, and without
         silent = halfway(postgres.stop)
@@ -478,7 +478,8 @@ from scalai_nb.data.contract import Contract, Rule
 from scalai_nb.data.ingest import ingest
 from scalai_nb.data.profile import profile
 from scalai_nb.data.retention import gc
-from scalai_nb.data.table import Table, write
+from scalai_nb.data.table import Table
+from scalai_nb.data.write import write
 from scalai_nb.loop.flights import month_rows
 how = dict(contract=Contract({"dep_delay": Rule("int64", max=300)}), key=["carrier", "flight", "origin", "month", "day", "sched_dep_time"], period="month", fold=["flight"])
 pq.write_table(month_rows(1), "january.parquet")

@@ -9,7 +9,8 @@ from scalai_nb.core.errors import BadRequest
 from scalai_nb.data.contract import Contract, Rule
 from scalai_nb.data.ingest import ingest
 from scalai_nb.data.profile import profile
-from scalai_nb.data.table import Table, write
+from scalai_nb.data.table import Table
+from scalai_nb.data.write import write
 from scalai_nb.data.types import arrow_type, cast, declared_type, kind, stored, stored_type, type_name
 
 units, zones = st.sampled_from(["s", "ms", "us", "ns"]), st.sampled_from([None, "UTC", "Asia/Tokyo", "+05:30"])

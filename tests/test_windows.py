@@ -9,11 +9,13 @@ import pytest
 
 from scalai_nb.core.errors import BadRequest, WorkFailed
 from scalai_nb.core.settings import Settings
-from scalai_nb.data import profile_store
+from scalai_nb.data import delta, profile_store
+from scalai_nb.core.delta_log import store
 from scalai_nb.data.rollup import DAY, fold
 from scalai_nb.data.period import span
 from scalai_nb.data.profile import profile
-from scalai_nb.data.table import Table, write
+from scalai_nb.data.table import Table
+from scalai_nb.data.write import write
 from scalai_nb.loop.watch import tell, watch
 from scalai_nb.monitor.alarms import Alarms, cases
 from scalai_nb.monitor.drift import compare
@@ -37,8 +39,8 @@ def june(_flights):
 
 def file_of(settings, source="seen") -> Path:
     "One file of the store that holds this source."
-    folder = Path(profile_store.store(settings, "windows"))
-    table = pa.table(profile_store.delta(str(folder)).get_add_actions(flatten=True))
+    folder = Path(store(settings, "windows"))
+    table = pa.table(delta.open_table(str(folder)).get_add_actions(flatten=True))
     return folder/next(p for p, s in zip(table["path"].to_pylist(), table["partition.source"].to_pylist()) if s == source)
 
 
@@ -81,14 +83,14 @@ def test_a_table_outlives_its_torn_windows(settings, june):
 
 def test_windows_of_other_versions(settings, june, monkeypatch):
     "A profile of a later program is refused by name; a store made before sums were kept takes them."
-    from scalai_nb.data import profile as module
-    monkeypatch.setattr(module, "VERSION", module.VERSION + 1)
+    from scalai_nb.data import profile_format
+    monkeypatch.setattr(profile_format, "VERSION", profile_format.VERSION + 1)
     profile_store.record("newer", {"2013-06": profile(june[COLUMNS])}, "b", by="period", settings=settings)
     monkeypatch.undo()
     with pytest.raises(WorkFailed, match="'newer' for 2013-06 .*reads up to"): window("newer", settings=settings)
     profile_store.record("seen", profile(june[[*COLUMNS, "day"]], by="day"), "b", by="period", settings=settings)
     before = window("seen", settings=settings)
-    assert "sums" not in profile_store.delta(profile_store.store(settings, "windows")).schema().to_json()
+    assert "sums" not in delta.open_table(store(settings, "windows")).schema().to_json()
     fold(settings, now=time.time() + 500*DAY)
     profile_store.record("seen", profile(june[[*COLUMNS, "day"]], by="day"), "c", by="period", settings=settings)
     assert window("seen", settings=settings) == before + before and [f.rows for f in windows("seen", "month", settings).values()] == [p.rows for p in windows("seen", "month", settings).values()]

@@ -102,7 +102,8 @@ def registered(root: Path) -> None:
     from scalai_nb.compression.frontier import compress
     from scalai_nb.core.settings import Settings
     from scalai_nb.data.prep import Prep
-    from scalai_nb.data.table import Table, write
+    from scalai_nb.data.table import Table
+    from scalai_nb.data.write import write
     from scalai_nb.training.fit import fit
     from scalai_nb.training.models import MLP
     from scalai_nb.training.registry import Registry

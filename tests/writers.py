@@ -122,7 +122,7 @@ def calls(call: str, settings, how: dict):
     if call == "ingest": return ingest(how["uri"], "t", Contract.from_dict(how["contract"]), settings=settings, **how.get("how", {})).to_dict()
     if call == "overwrite":
         import pyarrow as pa
-        from scalai_nb.data.table import write
+        from scalai_nb.data.write import write
         return write(pa.table({"id": how["ids"], "x": [1.]*len(how["ids"])}), "t", Contract.from_dict(how["contract"]), mode="overwrite", settings=settings).to_dict()
     if call == "gc": return {"files": sum(f.files for f in gc(settings, days=0))}
     if call == "release":
@@ -136,14 +136,14 @@ def calls(call: str, settings, how: dict):
 
 def state(settings) -> dict:
     "What a reader sees of table `t`: keys in order, rejected keys, and whether the profiles are those of the rows."
-    from scalai_nb.data import profile_store
+    from scalai_nb.data import delta, profile_store
     from scalai_nb.data.profile import Profile, profile
     from scalai_nb.data.table import Table
     t = Table("t", settings)
     rows, known = t.arrow(), profile_store.recall("t", by=("period", "fold"), settings=settings)
-    pen, log = t.quarantine.arrow(), profile_store.delta(t.quarantine.path)
+    pen, log = t.quarantine.arrow(), delta.open_table(t.quarantine.path)
     return {"good": sorted(rows["id"].to_pylist()), "bad": sorted(map(int, pen["id"].to_pylist())), "reasons": t.quarantine.reasons(), "version": t.version,
-            "whole": sum(known.values(), Profile.empty()).digest == profile(rows).digest, "raw": 0 if log is None else profile_store.rows_of(log).count_rows()}
+            "whole": sum(known.values(), Profile.empty()).digest == profile(rows).digest, "raw": 0 if log is None else delta.rows_of(log).count_rows()}
 
 
 def child(request: dict):

@@ -263,7 +263,7 @@ def feeds_of(model,  # a session
             ) -> dict[str, np.ndarray]:  # what the session's `run` takes
     "Raw rows as the file wants them. Raises `BadRequest` for a column that is missing."
     if isinstance(rows, np.ndarray): return {"features": np.ascontiguousarray(rows, np.float32)}
-    from scalai_nb.data.prep import feeds, inputs_of
+    from scalai_nb.data.prep_onnx import feeds, inputs_of
     if not (wanted := inputs_of(model)):
         raise BadRequest(
             f"The model takes {', '.join(i.name for i in model.get_inputs())}, which no column of a table is.",

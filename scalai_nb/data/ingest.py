@@ -21,23 +21,26 @@ from ..core.errors import BadRequest
 from ..core.jsonable import movable, moved
 from ..core.settings import Settings
 from ..core.storage import filesystem, veiled, write_atomic
-from . import profile_store, source
+from . import columnar, source, text_files
 from .types import declared_type, is_text, leading_zeros, type_name
 from .clean import clean, steps_of, tidy, trimmed
 from .contract import Contract
 from .rules import Rule, Verdict
 from .partition import SLICE, Part, Pieces
-from .table import Table, Written, settled, told_of, write
+from .batch import batch_facts, batch_state
+from .readers import connect, suffix
+from .table_reader import TableReader
+from .write import Written, write
 
 # %% ../../nbs/data/14_ingest.ipynb #75ce65ba
 def footer_hash(
     file: str,
 ) -> str | None:  # SHA-256, in hex; None: the file is no Parquet, or its row groups are not in order
     "A Parquet file's size and footer, as one word: files with other words hold other rows."
-    if source.suffix(file) not in (".parquet", ".pq") or (end := source.footer(file)) is None: return None
+    if suffix(file) not in (".parquet", ".pq") or (end := columnar.footer(file)) is None: return None
     fs, path = filesystem(file)
     size = fs.size(path)
-    return hashlib.sha256(b"%d " % size + end).hexdigest() if source.group_bytes(source.metadata(file), size) else None
+    return hashlib.sha256(b"%d " % size + end).hexdigest() if columnar.group_bytes(columnar.metadata(file), size) else None
 
 
 def file_content(groups: dict[int, str]) -> str:  # row group → SHA-256 of its bytes
@@ -84,7 +87,7 @@ def _contents(uri: str, table: str, settings: Settings) -> list[dict]:  # see `P
         ]
     found = []
     for f in source.files(uri):
-        with source._reached(f) as (fs, path):
+        with connect(f) as (fs, path):
             if fs.size(path) == 0:
                 raise BadRequest(f"{veiled(f)} is empty: 0 bytes.", "Check how the file was made or copied.", "source")
             footer = footer_hash(f)
@@ -133,9 +136,9 @@ def _plans(settings: Settings) -> list[Plan]:
 
 def _before(table: str, settings: Settings) -> Iterator[dict]:
     "The `options` of the batches that a table has."
-    target = Table(table, settings)
+    target = TableReader(table, settings)
     for p in _plans(settings):
-        if p.table == table and any("options" in f for f in p.files) and target.has(p.batch):
+        if p.table == table and any("options" in f for f in p.files) and batch_state(target, p.batch)[1]:
             yield from (f["options"] for f in p.files)
 
 def with_password(path: str, uri: str) -> str:  # a plan's path as it can be opened
@@ -197,7 +200,7 @@ def _keep(plan: Plan, settings: Settings) -> None:  # called by the one who hold
 def unfinished(settings: Settings | None = None) -> list[Plan]:  # ingest their `uri` again to finish them
     "Plans whose batch no table holds: of ingests that were killed or refused."
     settings = settings or Settings.load()
-    return [p for p in _plans(settings) if not Table(p.table, settings).has(p.batch)]
+    return [p for p in _plans(settings) if not batch_state(TableReader(p.table, settings), p.batch)[1]]
 
 # %% ../../nbs/data/14_ingest.ipynb #74f89195
 TEXT = (".csv", ".tsv", ".txt")
@@ -208,7 +211,7 @@ def raw_rows(piece: tuple[str, dict],  # a file or a part of a server's rows, an
     "Raw rows of a piece, and the broken lines among them."
     (name, options), bad = piece, []
     there = source.server(name)
-    text = there is None and source.suffix(name) in TEXT
+    text = there is None and suffix(name) in TEXT
     options = options | ({"text": True} if text else {}) | ({"bad": bad} if text or there and there.bad else {})
     rows = options.pop("slices", settings.data.rows_per_part)
     if options.pop("hashed", False): options["seen"] = seen
@@ -271,10 +274,10 @@ WIDEST = 10_000  # columns of a source
 
 def _file_schema(file: str, settings: Settings, nulls: tuple[str, ...] = ()) -> pa.Schema:
     "Names and types; of a Parquet file from its footer, so that no rows are decoded for it."
-    if source.suffix(file) in TEXT: return pa.schema(list(source.csv_types(file, nulls=nulls).items()))
-    if source.suffix(file) not in (".parquet", ".pq") or source.as_table(file, settings) is not None:
+    if suffix(file) in TEXT: return pa.schema(list(text_files.csv_types(file, nulls=nulls).items()))
+    if suffix(file) not in (".parquet", ".pq") or source.as_table(file, settings) is not None:
         return source.schema(file, settings=settings)
-    return source.metadata(file).schema.to_arrow_schema()
+    return columnar.metadata(file).schema.to_arrow_schema()
 
 # %% ../../nbs/data/14_ingest.ipynb #cfddf01e
 def raw_schema(plan: Plan, uri: str, typed: set[str], settings: Settings, nulls: tuple[str, ...] = ()) -> pa.Schema:
@@ -303,7 +306,7 @@ def raw_schema(plan: Plan, uri: str, typed: set[str], settings: Settings, nulls:
     )
 
 def _names(file: str, settings: Settings) -> list[str]:
-    return source.csv_names(file) if source.suffix(file) in TEXT else _file_schema(file, settings).names
+    return text_files.csv_names(file) if suffix(file) in TEXT else _file_schema(file, settings).names
 # as the commit keeps it: a table with its version
 def _named(plan: Plan) -> str: return plan.files[0]["path"] if len(plan.files) == 1 else plan.uri
 
@@ -358,9 +361,9 @@ def _parts_of(
 ) -> list[dict]:  # what a reader is told, for each piece of a file of the plan
     if source.server(file["path"]): return [file.get("options", {})]
     if source.as_table(file["path"], settings) is not None: return [{}]
-    parts = source._pieces(name, settings.data.rows_per_part)[0]
-    if source.suffix(file["path"]) not in (".parquet", ".pq"): return parts
-    more = PARQUET | {"hashed": "footer" in file} | ({"meta": source.metadata(name)} if near else {})
+    parts = source.pieces(name, settings.data.rows_per_part)[0]
+    if suffix(file["path"]) not in (".parquet", ".pq"): return parts
+    more = PARQUET | {"hashed": "footer" in file} | ({"meta": columnar.metadata(name)} if near else {})
     return [p | more for p in parts] if "groups" in parts[0] else parts
 # what its reader is told: a piece has a thread of its own
 PARQUET = {"coded": True, "threads": False, "slices": SLICE}
@@ -386,15 +389,15 @@ def _pieces(plan: Plan, uri: str, settings: Settings, client, stamps: dict[str, 
 def _content(plan: Plan, uri: str) -> str:  # as the commit of a batch keeps it
     "What the plan's Parquet files hold, read for nothing else."
     return json.dumps(
-        [file_content(source.group_hashes(with_password(f["path"], uri)) if "footer" in f else {}) for f in plan.files]
+        [file_content(columnar.group_hashes(with_password(f["path"], uri)) if "footer" in f else {}) for f in plan.files]
     )
 
 # %% ../../nbs/data/14_ingest.ipynb #28fe6241
-def _unlike(plan: Plan, uri: str, target: Table) -> Plan:
+def _unlike(plan: Plan, uri: str, target: TableReader) -> Plan:
     "The plan; under another name where the table has a batch of this name, footers and all, with other rows."
     if not any("footer" in f for f in plan.files): return plan
-    name, there = settled(target, plan.batch)
-    if not there or told_of(target, name).get("content") == (now := _content(plan, uri)): return plan
+    name, there = batch_state(target, plan.batch)
+    if not there or batch_facts(target, name).get("content") == (now := _content(plan, uri)): return plan
     return replace(plan, batch=hashlib.sha256(f"{plan.batch} {now}".encode()).hexdigest())
 
 def _told(done: Written, plan: Plan) -> Ingested:
@@ -421,17 +424,17 @@ def ingest(
         contract if isinstance(contract, Contract) else Contract.load(contract) if contract is not None else Contract()
     )
     stamps = _stamps(str(uri), settings)
-    target = Table(table, settings)
+    target = TableReader(table, settings)
     batch = _unlike(plan(str(uri), table, given, period, settings), str(uri), target)
     have = target.schema if target.exists else None
-    if target.has(batch.batch): return _told(write(iter(()), table, batch=batch.batch, settings=settings), batch)
+    if batch_state(target, batch.batch)[1]: return _told(write(iter(()), table, batch=batch.batch, settings=settings), batch)
     typed = {n for n, r in given.columns.items() if r.type} | set(
         have.names if have is not None and "widen" not in given.evolve else ()
     )
     full = completed(given, cleaned(raw_schema(batch, str(uri), typed, settings, given.nulls), given), have)
     _agrees(full, given, have, table)
     shared = client or all(
-        source.suffix(f["path"]) in (".parquet", ".pq") and not source.server(f["path"]) for f in batch.files
+        suffix(f["path"]) in (".parquet", ".pq") and not source.server(f["path"]) for f in batch.files
     )
     rows = (
         _pieces(batch, str(uri), settings, client, stamps) if shared else _counted(batch, str(uri), settings, stamps)

@@ -15,8 +15,9 @@ import pyarrow as pa
 
 from ..core.errors import BadRequest, ScalaiError, Unreachable, WorkFailed, nearest, one_of
 from ..core.storage import veiled
-from . import source
-from .source import Source, kept_as, needs
+from . import readers
+from .readers import Source, needs
+from .text_files import kept_as
 
 # %% ../../nbs/data/05_kafka.ipynb #2ab5c055
 @contextmanager
@@ -186,9 +187,9 @@ def _messages(
                 for m in some
                 if not m.error() or m.error().code() == driver.KafkaError._PARTITION_EOF
             )
-            if not done and time.monotonic() > heard + source.PATIENCE:
+            if not done and time.monotonic() > heard + readers.PATIENCE:
                 raise Unreachable(
-                    f"{veiled(uri)}, partition {p}: nothing came for {source.PATIENCE} seconds, before offset {high}.",
+                    f"{veiled(uri)}, partition {p}: nothing came for {readers.PATIENCE} seconds, before offset {high}.",
                     "Check the broker; a transaction that was never ended also looks like this.",
                     "source",
                 )

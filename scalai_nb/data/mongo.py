@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from ..core.errors import BadRequest, ScalaiError, Unreachable, WorkFailed, nearest, one_of
 from ..core.storage import veiled
-from .source import Source, needs, patiently
+from .readers import Source, needs, patiently
 
 # %% ../../nbs/data/05_mongo.ipynb #8b366dc3
 @contextmanager

@@ -8,9 +8,8 @@ __all__ = ['share', 'between', 'changes']
 # %% ../../nbs/data/09_profile_diff.ipynb #5f08ce46
 from collections.abc import Iterator
 
-import numpy as np
-
-from .column import Column, iso
+from .column import Column
+from .numeric import iso
 from .profile import Profile
 
 # %% ../../nbs/data/09_profile_diff.ipynb #26d58b5e

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from .column import HOUR_US, Column, iso
+from .column import Column
 from .formats import DATES, FORMATS, formats
-from .profile import Profile, pack_column, split_state
+from .numeric import HOUR_US, iso
+from .profile_format import pack_column, split_state
 
 # %% ../../nbs/data/02_quality.ipynb #16713f61
 def _share(n, of): return f"{100 * n / of:.3g} %"
@@ -189,7 +190,7 @@ def _as_numbers(c: Column, found: "dict[str, int]") -> tuple:  # type, examples,
 
 # %% ../../nbs/data/02_quality.ipynb #7e875a04
 def _alike(
-    p: Profile, but: set, least: float
+    p, but: set, least: float
 ) -> Iterator[tuple[list[str], float, float]]:  # names, their lowest and highest |r|
     "Groups of numeric columns, each of which is correlated with another of its group."
     from scipy.sparse.csgraph import connected_components
@@ -203,7 +204,7 @@ def _alike(
         yield sorted(names[part == k].tolist(), key=list(p.columns).index), some[some > least].min(), some.max()
 
 
-def _copies(p: Profile) -> list[list[str]]:  # names of columns whose exact state is the same
+def _copies(p) -> list[list[str]]:  # names of columns whose exact state is the same
     alike = {}
     for n, c in p.columns.items():
         # a rare flag has the counts of another by chance
@@ -217,7 +218,7 @@ def _copies(p: Profile) -> list[list[str]]:  # names of columns whose exact stat
     return [names for names in alike.values() if len(names) > 1]
 
 # %% ../../nbs/data/02_quality.ipynb #3fa9ebe4
-def together(p: Profile) -> Iterator[str]:
+def together(p) -> Iterator[str]:
     "Columns that say the same."
     times = lambda names: "twice" if len(names) == 2 else f"{len(names)} times"
     known = set()  # told already, by the first of its group
@@ -239,7 +240,7 @@ def _names(names: list[str], most: int = 6) -> str:
     return f"{', '.join(said[:-1])} and {said[-1]}"
 
 # %% ../../nbs/data/02_quality.ipynb #7e875a05
-def warnings(p: Profile) -> "list[str]":
+def warnings(p) -> "list[str]":
     "What `Profile.warnings` says: a sentence for each remark."
     if not p.rows: return ["There are no rows."]
     return [f"{n} {said}." for n, c in p.columns.items() for said in remarks(c)] + [f"{said}." for said in together(p)]

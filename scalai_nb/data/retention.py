@@ -11,31 +11,33 @@ from time import time
 
 from ..core.settings import Settings
 from ..core.storage import Freed, filesystem, is_url
-from . import profile_store
+from ..core.delta_log import store
+from . import delta
+from .batch import find_batch, wholly_rejected
 from .rollup import fold
-from .table import Table, refused_whole, standing
+from .table import Table
 
 # %% ../../nbs/data/09_retention.ipynb #786fd3c5
 def swept(name: str, place: str, hours: float, dry: bool) -> Freed:
     "Take away, or count, the files of a Delta folder that no version of the last hours needs."
     fs, root = filesystem(place)
-    gone = profile_store.vacuum(place, hours, True)
+    gone = delta.vacuum(place, hours, True)
     out = Freed(name, len(gone), sum(fs.size(f"{root}/{f}") for f in gone if fs.exists(f"{root}/{f}")))
     # a store's PUT is whole or not at all
     torn = [] if is_url(place) else [f for f in fs.glob(f"{root}/.*.tmp") if _old(fs, f, hours)]
     for f in torn: out.files, out.bytes = out.files + 1, out.bytes + sum(fs.du(f, total=False).values())
     if dry: return out
-    profile_store.vacuum(place, hours)
+    delta.vacuum(place, hours)
     for f in torn: fs.rm(f, recursive=True)
     return out
 
 def _old(fs, path: str, hours: float) -> bool:
     "Whether something that no log names is older than any writer at work, and than the retention."
-    return time() - fs.modified(path).timestamp() >= max(hours, profile_store.GRACE)*3600
+    return time() - fs.modified(path).timestamp() >= max(hours, delta.GRACE)*3600
 
 # %% ../../nbs/data/09_retention.ipynb #f2c796cd
 def _released(settings: Settings, hours: float, dry: bool) -> list[Freed]:
-    fs, root = filesystem(profile_store.store(settings, "released"))
+    fs, root = filesystem(store(settings, "released"))
     return [_of_table(settings, fs, f"{root}/{name}", hours, dry) for name in _folders(settings, "released")]
 
 def _of_table(settings: Settings, fs, folder: str, hours: float, dry: bool) -> Freed:
@@ -45,7 +47,7 @@ def _of_table(settings: Settings, fs, folder: str, hours: float, dry: bool) -> F
     torn = [] if is_url(table.path) else [f for f in fs.glob(f"{folder}/.*.tmp") if _old(fs, f, hours)]
     unneeded = _unneeded(table, found, hours)
     if unneeded and not dry and table.exists:
-        profile_store.fence(table.path, max(hours, profile_store.GRACE))  # a release that still waits cannot go on now
+        delta.fence(table.path, max(hours, delta.GRACE))  # a release that still waits cannot go on now
         unneeded = _unneeded(table, unneeded, hours)
     for f in torn + unneeded:
         out.files, out.bytes = out.files + 1, out.bytes + fs.du(f)
@@ -54,14 +56,14 @@ def _of_table(settings: Settings, fs, folder: str, hours: float, dry: bool) -> F
 
 def _unneeded(table: Table, lists: list[str], hours: float) -> list[str]:
     "The lists whose rows no readable version has."
-    versions = [profile_store.delta(table.path, v) for v in _readable(table.path, hours)] if lists else []
-    there = lambda batch: any(standing(v, batch)[1] for v in versions) or refused_whole(table, batch)
+    versions = [delta.open_table(table.path, v) for v in _readable(table.path, hours)] if lists else []
+    there = lambda batch: any(find_batch(v, batch)[1] for v in versions) or wholly_rejected(table, batch)
     return [f for f in lists if not there(f.rsplit("/", 1)[-1].removesuffix(".parquet"))]
 
 # %% ../../nbs/data/09_retention.ipynb #b26d065e
 def _readable(place: str, hours: float) -> list[int]:  # versions, newest first
     "Those of the last hours, and the one that they began with."
-    table, out = profile_store.delta(place), []
+    table, out = delta.open_table(place), []
     for h in table.history() if table is not None else ():
         out.append(h["version"])
         if h["timestamp"]/1000 < time() - hours*3600: break
@@ -70,13 +72,13 @@ def _readable(place: str, hours: float) -> list[int]:  # versions, newest first
 # %% ../../nbs/data/09_retention.ipynb #566cb20c
 def places(settings: Settings) -> list[tuple[str, str]]:  # name, place
     "Every Delta folder of the workspace."
-    found = [("windows", profile_store.store(settings, "windows"))]
+    found = [("windows", store(settings, "windows"))]
     for kind in ("tables", "quarantine"):
-        found += [(f"{kind}/{n}", profile_store.store(settings, kind, n)) for n in _folders(settings, kind)]
-    return [(n, p) for n, p in found if profile_store.delta(p) is not None]
+        found += [(f"{kind}/{n}", store(settings, kind, n)) for n in _folders(settings, kind)]
+    return [(n, p) for n, p in found if delta.open_table(p) is not None]
 
 def _folders(settings: Settings, kind: str) -> list[str]:
-    fs, root = filesystem(profile_store.store(settings, kind))
+    fs, root = filesystem(store(settings, kind))
     return sorted(p.rstrip("/").rsplit("/", 1)[-1] for p in fs.ls(root, detail=False)) if fs.isdir(root) else []
 
 def gc(settings: Settings | None = None,

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from ..core.settings import Settings
 from ..core.delta_log import store
-from . import profile_store
+from . import delta, profile_store
 from .period import order, rolled, span, unit_of
 
 # %% ../../nbs/data/07_rollup.ipynb #8e2b8aa7
@@ -53,7 +53,7 @@ def old_batches(index: list[dict],  # batch, period, path
         days = ages[r["path"]]
         if becomes(r["period"], days, settings, now) != r["period"]: moves.add(r["batch"])
         if days < min(settings.monitor.keep_hours, settings.monitor.keep_days): young.add(r["batch"])
-    there = lambda b: known is None or b.startswith(SUM) or profile_store.committed(known, f"batch:{b}") is not None
+    there = lambda b: known is None or b.startswith(SUM) or delta.transaction_version(known, f"batch:{b}") is not None
     return {b for b in moves - young if there(b)}
 
 SUM = "sum:"  # how a batch's name begins that is a sum of others
@@ -64,8 +64,8 @@ def fold_source(source: str,
                 written: dict[str, float],  # the source's files → seconds since 1970
                 settings: Settings, now: float, dry: bool = False) -> Folded | None:
     "Fold what is old of one source; None where nothing is."
-    pieces, table = _pieces(windows, set(written)), profile_store.delta(store(settings, "tables", source))
-    known, version = (None, None) if table is None else (profile_store.remembered(table), table.version())
+    pieces, table = _pieces(windows, set(written)), delta.open_table(store(settings, "tables", source))
+    known, version = (None, None) if table is None else (delta.transactions_in(table), table.version())
     index = [
         r | {"path": f}
         for f, p in pieces.items()
@@ -84,7 +84,7 @@ def fold_source(source: str,
         began, made = time(), _sums(source, kept, pieces, version)
         adds = (
             [
-                profile_store.add_file(
+                delta.add_file(
                     store(settings, "windows"),
                     f"{uuid.uuid4().hex}.parquet",
                     made.drop_columns("source"),
@@ -96,7 +96,7 @@ def fold_source(source: str,
             if len(made)
             else []
         )
-        profile_store.swap(
+        delta.swap(
             store(settings, "windows"), f"{SUM}{uuid.uuid4().hex}", adds, going, made.schema, windows.version(), began
         )
     return Folded(source, len(rows), len({_group(r) for r in kept}))
@@ -109,7 +109,7 @@ def _shape(windows) -> pa.Schema:
     return found if "sums" in found.names else found.append(pa.field("sums", pa.string()))
 
 def _pieces(windows, files: set[str]) -> dict:  # file → fragment
-    return {f: p for p in profile_store.rows_of(windows).get_fragments() if (f := p.path.rsplit("/", 1)[-1]) in files}
+    return {f: p for p in delta.rows_of(windows).get_fragments() if (f := p.path.rsplit("/", 1)[-1]) in files}
 
 def _alive(known: dict | None, version: int | None, r: dict) -> bool:
     return known is None or profile_store.counts(known, version, r)
@@ -175,10 +175,10 @@ def fold(settings: Settings | None = None,
     from scalai_nb.core.logs import logger
     settings, now, done = settings or Settings.load(), time() if now is None else now, []
     place = store(settings, "windows")
-    for source in sorted(_written(profile_store.delta(place)), key=str):
-        windows = profile_store.delta(place)
+    for source in sorted(_written(delta.open_table(place)), key=str):
+        windows = delta.open_table(place)
         try: done.append(fold_source(source, windows, _written(windows)[source], settings, now, dry))
-        except profile_store.Moved: logger("windows").info("others write to it, next time", source=source)
+        except delta.Moved: logger("windows").info("others write to it, next time", source=source)
         except WorkFailed as e: logger("windows").error("windows stay as they are", source=source, why=e.message)
     return [f for f in done if f]
 

@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from ..core.errors import BadRequest, ScalaiError, Unreachable, WorkFailed, nearest, one_of
 from ..core.storage import veiled
-from .source import Source, regroup, needs, patiently
+from .readers import Source, needs, patiently
+from .text_files import regroup
 
 # %% ../../nbs/data/05_sql.ipynb #2d5ea846
 @dataclass(frozen=True)

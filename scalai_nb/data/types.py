@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['type_name', 'is_text', 'is_binary', 'is_list', 'arrow_type', 'kind', 'join', 'real', 'in_seconds', 'clock',
-           'coded_text', 'stored_type', 'stored', 'declared_type', 'leading_zeros', 'decoded', 'one_array', 'cast']
+           'coded_text', 'stored_type', 'stored', 'declared_type', 'leading_zeros', 'decoded', 'one_array', 'cast',
+           'to_pandas', 'could_be_null']
 
 # %% ../../nbs/data/01_types.ipynb #5f4eeb04
 import functools, json, re
@@ -353,3 +354,30 @@ def _each(values: pa.Array, type: pa.DataType, text: bool, exact: bool) -> pa.Ar
     return (
         _from_text(words, type) if text else _narrow(words, type) if number else _halving(words, type, exact)
     ).take(coded.indices)
+
+# %% ../../nbs/data/01_types.ipynb #28498304
+def to_pandas(table: pa.Table,
+              nullable: set[str] = frozenset(),  # integer and boolean columns that may hold nulls
+             ):  # pandas.DataFrame
+    "Arrow to pandas, keeping what plain NumPy types would lose."
+    import pandas as pd
+    kept = lambda t: (
+        pd.ArrowDtype(t)
+        if pa.types.is_date(t) or pa.types.is_decimal(t) or pa.types.is_nested(t) or pa.types.is_time(t)
+        else None
+    )
+    small = {pa.bool_(): pd.BooleanDtype()} | {getattr(pa, n.lower())(): getattr(pd, n + "Dtype")() for n in
+             ("Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64")}
+    some = [c for c in table.column_names if c in nullable]
+    if not some: return table.to_pandas(types_mapper=kept)
+    frame = table.drop_columns(some).to_pandas(types_mapper=kept)
+    for c in some: frame[c] = table[c].to_pandas(types_mapper=small.get).values
+    return frame[table.column_names]
+
+def could_be_null(schema: pa.Schema, counts: dict[str, int | None]) -> set[str]:
+    "Integer and boolean columns whose null count is not known to be zero."
+    return {
+        f.name
+        for f in schema
+        if (pa.types.is_integer(f.type) or pa.types.is_boolean(f.type)) and counts.get(f.name) != 0
+    }

@@ -11,8 +11,9 @@ from collections import Counter
 
 from ..core.settings import Settings
 from ..core.delta_log import store
-from ..data.profile_store import delta, periods, recall, record
-from ..data.partition import PERIOD
+from ..data.delta import open_table
+from ..data.profile_store import periods, recall, record
+from ..data.table_reader import PERIOD
 from ..data.period import holds
 from ..data.profile import Profile, profile, total
 from ..data.table import Table
@@ -28,7 +29,7 @@ def columns(settings: Settings) -> list[str]:
 
 def segments_of(source: str, settings: Settings | None = None) -> list[str]:  # as origin=EWR
     "The segments that a source has windows of."
-    windows = delta(store(settings, "windows"))
+    windows = open_table(store(settings, "windows"))
     found = [] if windows is None else [p["source"] for p in windows.partitions()]
     return sorted(m[1] for s in found if (m := re.fullmatch(rf"{re.escape(source)}\[(.+=.*)\]", s, re.S)))
 
@@ -75,7 +76,7 @@ def keep_segments(
         table = Table(source, settings)
         for column in columns(settings) if table.exists else ():
             if column not in table.schema.names: continue
-            written = [p[PERIOD] for p in delta(store(settings, "tables", source)).partitions()]
+            written = [p[PERIOD] for p in open_table(store(settings, "tables", source)).partitions()]
             whole, known = recall(source, by=by, settings=settings), parts(source, column, by, settings)
             for period in dict.fromkeys(k if by == "period" else k[0] for k in whole):
                 mine = {k: p for k, p in whole.items() if period in (k, k[0])}

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import stdtr, stdtrit
 
 from ..core.errors import BadRequest
-from ..data.numeric import HOUR
+from ..data.numeric import HOUR_US
 from ..data.profile import Profile
 from .columns import Check, moment
 
@@ -92,7 +92,7 @@ def fresh(reference: Profile, current: Profile,
         ]
     if (newest := current[name].ordered.high) is None:
         return [Check(FRESH, "no clock", 1.0, 0.0, 0.0, f"{name} has no times")]
-    silence, usual = (instant(until) - newest) / HOUR, longest(reference, name)
+    silence, usual = (instant(until) - newest) / HOUR_US, longest(reference, name)
     if silence < 0:
         return [
             Check(

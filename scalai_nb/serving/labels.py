@@ -83,7 +83,8 @@ def labels(
     settings: Settings | None = None,
 ) -> dict:  # what came, what it changed, how much is labelled now
     "Join what became true to the scores. Raises `BadRequest` before anything is written."
-    from scalai_nb.data.table import Table, write
+    from scalai_nb.data.table import Table
+    from scalai_nb.data.write import write
     start, settings = time.perf_counter(), settings or Settings.load()
     store = Table(f"{table}_labels", settings)
     kept = store.arrow() if store.exists else None

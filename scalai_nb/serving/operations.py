@@ -62,7 +62,8 @@ def observed(model: str,  # name@version
 # %% ../../nbs/serving/01_operations.ipynb #91f9b39f
 def leave(model: str, table: str, period: str | None, calls: list[tuple], settings: Settings):
     "Keep the window and the file for Prometheus. Scoring does not fail by it."
-    from scalai_nb.data.profile_store import period_name, record
+    from scalai_nb.data.period import period_name
+    from scalai_nb.data.profile_store import record
     try:
         if calls:
             record(

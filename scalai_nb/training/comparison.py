@@ -48,7 +48,7 @@ def _aside(
 ) -> tuple[Any, str]:  # Arrow rows, what they are; or None, why there are none
     "Rows that both runs kept aside."
     from scalai_nb.data.table import Table
-    from scalai_nb.data.loader import expression
+    from scalai_nb.data.filters import row_filter
     from scalai_nb.training.split import Split
     told = [(r.data.get("table"), r.data.get("table_id"), r.data.get("folds")) for r in (a, b)]
     if None in (a.prep, b.prep) or not told[0][0] or not isinstance(told[0][2], list):
@@ -59,7 +59,7 @@ def _aside(
         return None, "what came later than one learnt, the other may have learnt"
     try:
         known = Table(told[0][0], settings).arrow(
-            version=newest.data["version"], filter=expression(newest.data.get("where"))
+            version=newest.data["version"], filter=row_filter(newest.data.get("where"))
         )
     except BadRequest as e:
         return None, e.message
@@ -72,7 +72,7 @@ def _aside(
 def _given(rows: Any, settings: Settings) -> Any:  # Arrow rows
     "Rows that somebody names: a frame, Arrow, a table or a source."
     import pyarrow as pa
-    from scalai_nb.data.prep import to_arrow
+    from scalai_nb.data.prep_columns import to_arrow
     from scalai_nb.data.source import batches
     from scalai_nb.data.table import Table
     if isinstance(rows, str):

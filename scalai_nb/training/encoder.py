@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..core.errors import BadRequest
-from ..data.source import needs
+from ..data.readers import needs
 from .networks import heads_by_block
 from .transfer import Taken, read, take
 

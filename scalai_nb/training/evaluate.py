@@ -158,7 +158,8 @@ def _sure(figure: tuple[float, float, float]) -> str:
 # %% ../../nbs/training/07_evaluate.ipynb #df33ad61
 def _of(run: Run, rows: Any, settings: Any) -> tuple[Any, np.ndarray]:  # Arrow rows or features, truth
     "The rows to judge by."
-    from scalai_nb.data.loader import expression, rows_of, target_of
+    from scalai_nb.data.filters import row_filter
+    from scalai_nb.data.loader import rows_of, target_of
     from scalai_nb.data.table import Table
     from scalai_nb.training.split import Split
     if run.prep is None:
@@ -168,7 +169,7 @@ def _of(run: Run, rows: Any, settings: Any) -> tuple[Any, np.ndarray]:  # Arrow 
     if rows is None:
         name, folds = run.data.get("table"), run.data.get("folds")
         if not name or not isinstance(folds, list): raise BadRequest("This run kept no rows of a table aside.", "Give run.evaluate(rows).")
-        known = Table(name, settings).arrow(version=run.data["version"], filter=expression(run.data.get("where")))
+        known = Table(name, settings).arrow(version=run.data["version"], filter=row_filter(run.data.get("where")))
         rows = known.filter(Split.of(folds).mask(known))
     elif hasattr(rows, "columns") and not hasattr(rows, "column_names"): rows = rows_of(rows, list(rows.columns))
     elif hasattr(type(rows), "arrow"): rows = rows.arrow()

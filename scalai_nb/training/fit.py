@@ -322,12 +322,12 @@ class Training:
 def _parts(job: Training) -> tuple[tuple, tuple | None]:  # arguments of two loaders: rows, filter
     "What is learnt from, and what is kept aside."
     import pyarrow.compute as pc
-    from scalai_nb.data.loader import expression
+    from scalai_nb.data.filters import row_filter
     rows, split = job.rows, job.validation
     if job.prep is None: return (rows, None), (split, None) if split else None
     if isinstance(rows, tuple):  # a reference: the loader reads it, or streams it where it is large
         table, version = rows
-        rows, where = table.dataset(version), expression(job.where)
+        rows, where = table.dataset(version), row_filter(job.where)
         if split is None: return (rows, where), None
         learn, keep = split.filters(rows, where)
         return (rows, learn), (rows, keep)
@@ -672,8 +672,9 @@ def training_rows(
     table: Any, prep: Any, target: str | None, where: Any, split: Split | None, settings: Settings
 ) -> tuple[Any, dict]:  # rows, what they are
     "The rows to learn from: read now when they are few, otherwise a reference that pins the version."
-    from scalai_nb.data.profile_store import store
-    from scalai_nb.data.loader import expression, rows_of
+    from scalai_nb.core.delta_log import store
+    from scalai_nb.data.filters import row_filter
+    from scalai_nb.data.loader import rows_of
     kept = [split.column] if split else []
     columns = list(dict.fromkeys([*prep.steps, target, *kept]))
     facts: dict = {"table": None, "version": None, "where": recordable(where)}
@@ -697,7 +698,7 @@ def training_rows(
     version = table.version
     small = table.rows*len(columns)*8 <= SMALL
     if not small: events.emit("input", table=table.known_as, version=version)  # reading it here says so itself
-    rows = table.arrow(version=version, columns=columns, filter=expression(where)) if small else (table, version)
+    rows = table.arrow(version=version, columns=columns, filter=row_filter(where)) if small else (table, version)
     facts |= {"table": table.name, "version": version, "table_id": str(table.delta(version).metadata().id)}
     return rows, (
         facts if str(table.path) == store(settings, "tables", table.name) else facts | {"place": str(table.path)}
@@ -1218,7 +1219,8 @@ def _of_arrays(g: SimpleNamespace) -> tuple:
 def _of_table(g: SimpleNamespace) -> tuple:
     "A table's rows, and which of them are kept aside."
     import torch
-    from scalai_nb.data.loader import expression, target_of
+    from scalai_nb.data.filters import row_filter
+    from scalai_nb.data.loader import target_of
     if not hasattr(g.prep, "steps"):
         raise BadRequest(
             "A table needs a prep." if g.prep is None else f"{g.prep!r} is not a prep.",
@@ -1230,7 +1232,7 @@ def _of_table(g: SimpleNamespace) -> tuple:
     rows, data = training_rows(g.table, g.prep, g.target, g.where, g.validation, g.settings)
     if not isinstance(rows, tuple): g.prep.transform(rows.slice(0, 2))  # its types fit
     known = (
-        rows[0].arrow(version=rows[1], columns=columns, filter=expression(g.where))
+        rows[0].arrow(version=rows[1], columns=columns, filter=row_filter(g.where))
         if isinstance(rows, tuple)
         else rows
     )
@@ -1266,7 +1268,7 @@ def code_version(root: Path) -> dict[str, str]:
 def _example(job: Training) -> dict:
     "A few of the rows that were learnt from, as they come in: what a caller has to give. Times are UTC."
     import pyarrow as pa
-    from scalai_nb.data.loader import expression
+    from scalai_nb.data.filters import row_filter
     rows, columns = job.rows, list(job.prep.steps) if job.prep is not None else None
     if columns is None:
         return {
@@ -1276,7 +1278,7 @@ def _example(job: Training) -> dict:
         pa.schema([f.with_type(pa.timestamp("us")) if pa.types.is_timestamp(f.type) else f for f in t.schema])
     )
     few = (
-        rows[0].dataset(rows[1]).head(5, columns=columns, filter=expression(job.where))
+        rows[0].dataset(rows[1]).head(5, columns=columns, filter=row_filter(job.where))
         if isinstance(rows, tuple)
         else rows.select(columns).slice(0, 5)
     )

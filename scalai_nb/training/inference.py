@@ -114,7 +114,7 @@ class Graph:
 
     @property
     def inputs(self) -> list[tuple[str, str]]:  # (column, "number", "text" or "time"); empty where it takes features
-        from scalai_nb.data.prep import inputs_of
+        from scalai_nb.data.prep_onnx import inputs_of
         return inputs_of(self.session)
 
     @property
@@ -123,7 +123,7 @@ class Graph:
         return shape[1] if len(shape) > 1 else None
 
     def score(self, rows: Any) -> np.ndarray:  # float32 (N,), or (N, C)
-        from scalai_nb.data.prep import feeds
+        from scalai_nb.data.prep_onnx import feeds
         given = feeds(rows, self.inputs) if self.inputs else {"features": np.ascontiguousarray(rows, np.float32)}
         count = len(next(iter(given.values())))
         parts = [

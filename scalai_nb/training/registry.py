@@ -298,12 +298,12 @@ def _learnt(run, settings):  # Profile, or None where there is no table
     the sum of the table's own by period and fold, or of the rows where these do not tell."""
     import pyarrow as pa
     import pyarrow.compute as pc
-    from scalai_nb.data.loader import expression
+    from scalai_nb.data.filters import row_filter
     from scalai_nb.data.profile import profile
     from scalai_nb.training.split import Split
     table = _table(run, settings)
     if table is None: return None
-    split, where, names = run.data.get("folds"), expression(run.data.get("where")), [*run.prep.steps, run.target]
+    split, where, names = run.data.get("folds"), row_filter(run.data.get("where")), [*run.prep.steps, run.target]
     def learnt(rows: pa.Table) -> pa.Table:
         rows = rows if where is None else rows.filter(where)
         return rows if split is None else rows.filter(pc.invert(Split.of(split).mask(rows)))

@@ -14,7 +14,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from ..core.errors import ScalaiError
 from ..core.settings import Settings
 from ..core.storage import is_url
-from ..data.profile_store import delta, store
+from ..data.delta import open_table
+from ..core.delta_log import store
 from ..jobs.record import Record
 from ..jobs.schedule_store import ScheduleStore
 
@@ -28,7 +29,7 @@ def stamp(path: Path) -> tuple:
 def logs(settings: Settings) -> list:
     "How far windows and tables have got."
     windows, tables = store(settings, "windows"), store(settings, "tables")
-    if is_url(windows): return [table.version() if (table := delta(windows)) else -1]
+    if is_url(windows): return [table.version() if (table := open_table(windows)) else -1]
     return sorted(
         str(f.parent.parent.name) + f.name
         for folder in (windows, *Path(tables).glob("*"))
