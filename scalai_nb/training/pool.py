@@ -22,26 +22,26 @@ from .launch import ProcessGroup, RankLost, workers_of
 
 # %% ../../nbs/training/28_pool.ipynb #b3cea304
 class Pool:
-    "Pieces of work on the agents of a crew, one at a time on each."
+    "Runs tasks on the agents of a process group, one at a time on each."
     def __init__(self,
-                 crew: ProcessGroup,  # of as many ranks as there are workers; it is entered and closed by the caller
+                 group: ProcessGroup,  # of as many ranks as there are workers; it is entered and closed by the caller
                  patience: float = 120.,  # seconds that a cluster may be without any worker
                 ):
         import torch.distributed as dist
-        self.crew, self.patience = crew, patience
+        self.group, self.patience = group, patience
         self.busy: dict[str, tuple[int, Any]] = {}  # agent → attempt, key
         self.sending: dict[str, threading.Lock] = {}  # agent → held while work travels to it
-        listening = socket.create_server((crew.host, 0), backlog=128)
+        listening = socket.create_server((group.host, 0), backlog=128)
         self.port = listening.getsockname()[1]
         self.store = dist.TCPStore(
-            crew.host, self.port, None, True, timedelta(seconds=patience), False, master_listen_fd=listening.detach()
+            group.host, self.port, None, True, timedelta(seconds=patience), False, master_listen_fd=listening.detach()
         )
         self.looked, self.seen = 0., time.monotonic()
 
     @property
     def free(self) -> list[str]:  # ids
         "The agents that are there and have nothing to do."
-        return [name for name, a in self.crew.agents.items() if "line" in a and name not in self.busy]
+        return [name for name, a in self.group.agents.items() if "line" in a and name not in self.busy]
 
 # %% ../../nbs/training/28_pool.ipynb #1be4e632
 @patch
@@ -50,23 +50,23 @@ def begin(self: Pool,
           fn: Callable,  # called as fn(*args) in a process of its own
           *args: Any,
          ) -> None:
-    "Give a piece of work to an agent that is free."
-    if not self.free: raise BadRequest("Every worker of the pool has work.", "Call hear() until one is free.")
-    name, crew = self.free[0], self.crew
-    crew.attempts += 1
+    "Send a task to a free agent."
+    if not self.free: raise BadRequest("Every worker of the pool has work.", "Call receive() until one is free.")
+    name, group = self.free[0], self.group
+    group.attempts += 1
     order = {
-        "store": (crew.host, self.port),
+        "store": (group.host, self.port),
         "ranks": 1,
         "mine": [0],
-        "threads": crew.threads,
+        "threads": group.threads,
         "timeout": self.patience,
         "backend": None,
-        "attempt": crew.attempts,
+        "attempt": group.attempts,
     }
-    self.busy[name], lock = (crew.attempts, key), self.sending.setdefault(name, threading.Lock())
+    self.busy[name], lock = (group.attempts, key), self.sending.setdefault(name, threading.Lock())
     threading.Thread(
         target=_send,
-        args=(crew.agents[name]["line"], lock, order, cloudpickle.dumps((fn, args))),
+        args=(group.agents[name]["line"], lock, order, cloudpickle.dumps((fn, args))),
         daemon=True,
         name="pool",
     ).start()
@@ -77,26 +77,26 @@ def _send(line: Any, lock: threading.Lock, order: dict[str, Any], work: bytes) -
         try:
             line.send(order)
             line.send_bytes(work)
-        except OSError: pass  # the agent is gone, which `hear` learns from the same line
+        except OSError: pass  # the agent is gone, which `receive` learns from the same line
 
 @patch
 def stop(self: Pool, key: Any) -> None:
-    "End a piece of work at once; nothing more is heard of it."
+    "End a task at once; nothing more is received of it."
     name = next(n for n, (_, k) in self.busy.items() if k == key)
     del self.busy[name]
     with self.sending[name]:
-        try: self.crew.agents[name]["line"].send("stop")
+        try: self.group.agents[name]["line"].send("stop")
         except OSError: pass
 
 # %% ../../nbs/training/28_pool.ipynb #67c7f015
 @patch
-def hear(
+def receive(
     self: Pool, seconds: float = 0.2  # to wait for something at most
-) -> list[tuple]:  # (key, "heard" or "done", value), (key, "raised", error, traceback), (key, "lost", RankLost)
-    "What has happened. Raises Unreachable when the cluster is gone."
+) -> list[tuple]:  # (key, "report" or "done", value), (key, "raised", error, traceback), (key, "lost", RankLost)
+    "Return what has happened since. Raises Unreachable when the cluster is gone."
     self._look()
-    self.crew._heed()
-    lines = {a["line"]: name for name, a in self.crew.agents.items() if "line" in a}
+    self.group.raise_if_cancelled()
+    lines = {a["line"]: name for name, a in self.group.agents.items() if "line" in a}
     if not lines: time.sleep(min(seconds, .05))
     return [
         event for line in (wait(list(lines), seconds) if lines else []) if (event := self._read(line, lines[line]))
@@ -111,8 +111,8 @@ def _read(self: Pool, line: Any, name: str) -> tuple | None:
         (at, _), content = line.recv(), line.recv_bytes()
     except (EOFError, OSError):
         line.close()
-        gone = self.crew.agents.pop(name)
-        self.crew._cancel([gone["future"]])  # or Dask starts it again elsewhere
+        gone = self.group.agents.pop(name)
+        self.group.forget([gone["future"]])  # or Dask starts it again elsewhere
         self.busy.pop(name, None)
         return (
             None
@@ -127,41 +127,41 @@ def _read(self: Pool, line: Any, name: str) -> tuple | None:
             )
         )
     if at != attempt: return None  # of work that has ended or was stopped
-    kind, *told = cloudpickle.loads(content)
-    if kind != "heard": del self.busy[name]
+    kind, *values = cloudpickle.loads(content)
+    if kind != "report": del self.busy[name]
     if kind == "ended":
         return (
             key,
             "lost",
             RankLost(
                 (
-                    f"The process was killed by signal {-told[0]}."
-                    if told[0] < 0
-                    else f"The process ended with code {told[0]}."
+                    f"The process was killed by signal {-values[0]}."
+                    if values[0] < 0
+                    else f"The process ended with code {values[0]}."
                 ),
                 "SIGKILL is often the kernel's answer to too little memory.",
             ),
         )
-    return key, kind, *told
+    return key, kind, *values
 
 # %% ../../nbs/training/28_pool.ipynb #7c42da38
 @patch
 def _look(self: Pool) -> None:
-    "Welcome agents that have come; once a second, see which workers there are and send for agents that are missing."
-    crew = self.crew
-    while not crew.arrived.empty():
-        hello, line = crew.arrived.get()
-        if hello["agent"] in crew.agents:crew.agents[hello["agent"]] |= {"line": line, **hello}
-        else: line.close()  # of an earlier life
+    "Accept agents that have connected; once a second, request agents for new workers."
+    group = self.group
+    while not group.arrived.empty():
+        hello, line = group.arrived.get()
+        if hello["agent"] in group.agents: group.agents[hello["agent"]] |= {"line": line, **hello}
+        else: line.close()  # of an earlier attempt
     if (now := time.monotonic()) - self.looked < 1: return
     self.looked = now
-    crew.ranks = len(workers_of(crew.client))
-    if crew.ranks or crew.agents: self.seen = now
+    group.ranks = len(workers_of(group.client))
+    if group.ranks or group.agents: self.seen = now
     if now - self.seen > self.patience:
         raise Unreachable(
             f"The Dask cluster has had no worker for {self.patience:g} s.", "Start one with: dask worker SCHEDULER"
         )
-    if crew.ranks: crew._fill()
-    for a in crew.agents.values():
+    if group.ranks: group.request_agents()
+    for a in group.agents.values():
         if "line" not in a and a["future"].status in ("finished", "error"):
             raise WorkFailed(f"The agent on {a['worker']} ended before it began.", "Its worker's log says why.")
