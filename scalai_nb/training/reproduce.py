@@ -15,56 +15,59 @@ from typing import Any
 from ..core.errors import BadRequest
 from ..core.settings import Settings
 from ..data.table import Table
-from .fit import Run, code_version, training_rows, weights_as_bytes, fit
+from .execution import execute
 from .optimizer import Optimizer
-from .provenance import differences, digest
+from .provenance import code_version, differences, digest
+from .request import FitRequest, run_path, training_rows
 from .split import Split
 
 # %% ../../nbs/training/62_reproduce.ipynb #7e74dd19
 class Version(Table):
-    "A table as it was at a version, to be read."
+    "A table as it was at a version, for reading."
     def __init__(self, table: Table, version: int):
         self.name, self.settings, self.path, self.at = table.name, table.settings, table.path, version
 
     def delta(self, version: int | None = None): return super().delta(self.at if version is None else version)
 
-def _rows_of_then(run: Run, rows: Any, asked: dict[str, Any], settings: Settings) -> Any:
-    "What the run was trained on. Raises `BadRequest` where it cannot be had any more, or is something else."
-    told = run.data
-    if told.get("table") is None: return _handed_in(run, rows, asked, settings)
+def _original_rows(run: Any, rows: Any, options: dict[str, Any], settings: Settings) -> Any:
+    "Return what the run was trained on. Raises `BadRequest` where it is gone or different."
+    data = run.data
+    if data.get("table") is None: return _rows_in_memory(run, rows, options, settings)
     if rows is not None:
         raise BadRequest(
-            f"Run {run.id} was trained on version {told['version']} of {told['table']}, which it reads itself.",
+            f"Run {run.id} was trained on version {data['version']} of {data['table']}, which it reads itself.",
             "Leave rows= out; to train on others, use fit.",
         )
-    if "place" in told:
-        table = Table.at(told["place"])
+    if "place" in data:
+        table = Table.at(data["place"])
         table.settings = settings
     else:
-        table = Table(told["table"], settings)
-    found = str(table.delta().metadata().id)
-    if found != told.get("table_id", found):
+        table = Table(data["table"], settings)
+    table_id = str(table.delta().metadata().id)
+    if table_id != data.get("table_id", table_id):
         raise BadRequest(
             f"The table {table.name} is not the one that run {run.id} was trained on: it was made anew.",
             "Bring the old one back from a copy.",
         )
-    table.dataset(told["version"])  # whether its files are there
-    return Version(table, told["version"])
+    table.dataset(data["version"])  # raises where its files are gone
+    return Version(table, data["version"])
 
 # %% ../../nbs/training/62_reproduce.ipynb #9bf0a27b
-def _handed_in(run: Run, rows: Any, asked: dict[str, Any], settings: Settings) -> Any:
-    "Rows from memory, if they are the same."
+def _rows_in_memory(run: Any, rows: Any, options: dict[str, Any], settings: Settings) -> Any:
+    "Return rows from memory, if they are the same."
     if rows is None:
         raise BadRequest(
             f"Run {run.id} was trained on rows in memory, which it does not keep.",
             "Hand the same ones in: run.repeat(rows).",
         )
-    kept = asked["validation"]
+    validation = options["validation"]
     if isinstance(rows, tuple):
-        found = digest((*rows, *(v for v in (kept if isinstance(kept, tuple) else (kept,)) if hasattr(v, "ndim"))))
+        arrays = (v for v in (validation if isinstance(validation, tuple) else (validation,)) if hasattr(v, "ndim"))
+        found = digest((*rows, *arrays))
     else:
         found = training_rows(
-            rows, run.prep, run.target, asked["where"], None if kept is None else Split.of(kept), settings
+            rows, run.prep, run.target, options["where"],
+            None if validation is None else Split.of(validation), settings
         )[1].get("digest", "that of a table")
     if found != run.data.get("digest"):
         raise BadRequest(
@@ -75,7 +78,7 @@ def _handed_in(run: Run, rows: Any, asked: dict[str, Any], settings: Settings) -
     return rows
 
 # %% ../../nbs/training/62_reproduce.ipynb #d8f873e7
-def _network_of_then(run: Run, model: Any) -> Any:
+def _original_network(run: Any, model: Any) -> Any:
     from safetensors.torch import load_file
     from scalai_nb.training.models import rebuild
     if run.path is None or not (run.path/"initial.safetensors").is_file():
@@ -95,25 +98,25 @@ def _network_of_then(run: Run, model: Any) -> Any:
     for name in run.params.get("frozen", ()): network.get_parameter(name).requires_grad_(False)
     return network
 
-def _described(run: Run) -> dict[str, Any]: return json.loads((run.path/"run.json").read_text())["model"]
+def _described(run: Any) -> dict[str, Any]: return json.loads((run.path/"run.json").read_text())["model"]
 
-def _changed(run: Run, network: Any) -> list[str]:
-    "Whether a class that has its name still has its text."
+def _changed(run: Any, network: Any) -> list[str]:
+    "Note a class whose text has changed since."
     from scalai_nb.training.models import source
-    told, cls = _described(run), type(network)
-    other = cls.__module__ != "__main__" and told["source"] and source(cls) != told["source"]
+    description, cls = _described(run), type(network)
+    other = cls.__module__ != "__main__" and description["source"] and source(cls) != description["source"]
     return [f"the source of {cls.__name__} in {cls.__module__} has changed"]*bool(other)
 
 # %% ../../nbs/training/62_reproduce.ipynb #26e80696
-def _checked(run: Run) -> Run:
-    "The run as its folder has it, every file held against its digest."
+def _checked(run: Any) -> Any:
+    "Load the run from its folder, every file checked against its digest."
     if run.path is None or not (Path(run.path) / "run.json").is_file():
         raise BadRequest(f"Run {run.id} has no record on disk.", "Fit keeps one; Registry().run(id) brings it back.")
-    return Run.load(run.path)
+    return type(run).load(run.path)
 
 # %% ../../nbs/training/62_reproduce.ipynb #2f6bbf63
-def _asked(run: Run, validation: Any) -> dict[str, Any]:
-    "The arguments of `fit`, from the record."
+def _recorded_options(run: Any, validation: Any) -> dict[str, Any]:
+    "Read the arguments of `fit` from the record."
     p, folds, where = run.params, run.data.get("folds"), run.data.get("where")
     if isinstance(where, str):
         raise BadRequest(
@@ -125,7 +128,7 @@ def _asked(run: Run, validation: Any) -> dict[str, Any]:
             f"Run {run.id} kept {folds} aside, which it does not keep.",
             "Hand the same in: run.repeat(rows, validation=…).",
         )
-    tests = lambda found: [tuple(t) if isinstance(t[0], str) else tests(t) for t in found]
+    tests = lambda value: [tuple(t) if isinstance(t[0], str) else tests(t) for t in value]
     weights = p.get("class_weight")
     optimizer = Optimizer(
         p["optimizer"], **{k: p[k] for k in ("weight_decay", "momentum", "clip", "accumulate", "rates")}
@@ -142,43 +145,46 @@ def _asked(run: Run, validation: Any) -> dict[str, Any]:
     }
 
 # %% ../../nbs/training/62_reproduce.ipynb #b6ebd868
-def repeat(run: Run,  # from fit, Run.load or the registry
+def repeat(run: Any,  # a training.run.Run, from fit, Run.load or the registry
            rows: Any = None,  # the frame or arrays it was trained on, where it was no table
-           validation: Any = None,  # the mask or arrays that were kept aside, where they were such
-           model: Any = None,  # the class, where neither its name nor its source is to be had
+           validation: Any = None,  # the mask or arrays that were held out, where they were such
+           model: Any = None,  # the class, where it can be found neither by its name nor its source
            client: Any = None,  # a distributed.Client for the ranks
            settings: Settings | None = None,  # default: those in force here
-          ) -> Run:  # another one; `params["repeats"]` names the first, `params["notes"]` say how they compare
+          ) -> Any:  # another run; `params["repeats"]` names the first, `params["notes"]` say how they compare
     """Train again from the record alone.
 
     Runs the recorded source of a model that came from a notebook. Raises `BadRequest` where the rows or the source
     are gone."""
     first, settings = _checked(run), settings or Settings.load()
-    asked, network = _asked(first, validation), _network_of_then(first, model)
-    table = _rows_of_then(first, rows, asked, settings)
+    options, network = _recorded_options(first, validation), _original_network(first, model)
+    table = _original_rows(first, rows, options, settings)
     notes = [*differences(first.code, code_version(settings.root)), *_changed(first, network)]
     for note in notes: print(f"repeat: {note}", file=sys.stderr)
-    with _threads(first):
-        begun = fit(network, table, first.prep, first.target, **asked, client=client, settings=settings)
-    begun.params |= {"repeats": first.id}
-    begun.params["notes"] += [*notes, _compared(first, begun)]
-    print(f"repeat: {begun.params['notes'][-1]}", file=sys.stderr)
-    begun.save(begun.path)
-    return begun
+    request = FitRequest(
+        network, table, first.prep, first.target, **options, client=client, settings=settings, path=run_path(settings)
+    )
+    with _threads(first): again = execute(request, type(first))
+    again.params |= {"repeats": first.id}
+    again.params["notes"] += [*notes, _comparison(first, again)]
+    print(f"repeat: {again.params['notes'][-1]}", file=sys.stderr)
+    again.save(again.path)
+    return again
 
 # %% ../../nbs/training/62_reproduce.ipynb #433eba6c
 @contextmanager
-def _threads(run: Run):
-    "As many threads as then: they decide in which order sums are made."
+def _threads(run: Any):
+    "Use as many threads as the run did: they decide in which order sums are made."
     import torch
     now = torch.get_num_threads()
     torch.set_num_threads(run.code.get("threads", now) if run.ranks == 1 else now)
     try: yield
     finally: torch.set_num_threads(now)
 
-def _compared(first: Run, again: Run) -> str:
-    "Whether the weights are the same."
+def _comparison(first: Any, again: Any) -> str:
+    "Compare the weights of two runs."
     from safetensors.torch import load_file
+    from scalai_nb.training.models import weights_as_bytes
     if (first.path / "model.safetensors").read_bytes() == weights_as_bytes(again.model):
         return f"the same weights as run {first.id}, to the bit"
     old, new = load_file(first.path/"model.safetensors"), again.model.state_dict()
