@@ -14,7 +14,7 @@ from scalai_nb.compression.prune import held_loss, prune, tune
 from scalai_nb.compression.quantize import quantize, weight_types
 from scalai_nb.core.errors import BadRequest
 from scalai_nb.core.settings import Settings
-from scalai_nb.training.fit import Run
+from scalai_nb.training.run import Run
 from scalai_nb.training.models import MLP
 from scalai_nb.training.networks import CNN, FTTransformer, ResidualMLP
 
@@ -215,7 +215,7 @@ import os, signal, sys
 import numpy as np, torch
 from pathlib import Path
 from scalai_nb.compression import export as ex, frontier as fr
-from scalai_nb.training.fit import Run
+from scalai_nb.training.run import Run
 from scalai_nb.training.models import MLP
 from scalai_nb.training.networks import CNN, FTTransformer, ResidualMLP
 write, left = ex.write, [int(sys.argv[2])]

@@ -11,7 +11,7 @@ from scalai_nb.compression import export as ex, frontier as fr
 from scalai_nb.compression.frontier import Rows, compress, load_frontier
 from scalai_nb.compression.prune import tune
 from scalai_nb.core.errors import BadRequest
-from scalai_nb.training.fit import Run
+from scalai_nb.training.run import Run
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from .export import feeds_of, run_scores, session
 from .frontier import Frontier, Rows, compress
 from ..core.errors import BadRequest
 from ..training.encoder import tokens
-from ..training.fit import Run
+from ..training.run import Run
 
 # %% ../../nbs/compression/09_encoder.ipynb #459ccfb2
 def compress_encoder(

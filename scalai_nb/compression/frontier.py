@@ -26,7 +26,7 @@ from ..core.errors import BadRequest, TimedOut, WorkFailed, one_of
 from ..core.progress import progress
 from ..core.settings import Settings
 from ..core.storage import write_atomic
-from ..training.evaluate import delong, wilson
+from ..training.intervals import delong, wilson
 
 
 # %% ../../nbs/compression/08_frontier.ipynb #ad667987

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from ..training.fit import auc
+from ..training.objective import auc
 
 # %% ../../nbs/loop/04_gate.ipynb #3e35a413
 def log_loss(score: np.ndarray,  # (N,) probabilities

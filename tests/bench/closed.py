@@ -66,7 +66,7 @@ class Week:
     def score(self, model) -> np.ndarray: return model.predict_proba(self.x)[:, 1].astype(np.float32)
 
     def area(self, model) -> float:
-        from scalai_nb.training.fit import auc
+        from scalai_nb.training.objective import auc
         return float(auc(self.late, self.score(model)))
 
 

@@ -217,7 +217,7 @@ def estimate(a, command, load) -> str:
 def _cbpe(peer: Peer, rows, kind: str) -> dict:
     "How NannyML's band fared on the same windows, each beside the reference that ours has."
     import labelfree
-    from scalai_nb.training.fit import auc
+    from scalai_nb.training.objective import auc
     rows = rows.assign(window=rows.week.astype("int64"), late=rows.late.astype("int64"))
     rows, got = rows[rows.week >= labelfree.WEEKS] if kind == "week" else rows, []
     for window, weeks in labelfree.referenced(kind, sorted(rows[kind].unique()), sorted(w for w in rows.week.unique() if w >= labelfree.WEEKS)).items():
