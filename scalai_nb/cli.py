@@ -364,7 +364,7 @@ def gc(
     from scalai_nb.core.settings import Settings
     from scalai_nb.data.retention import gc
     from scalai_nb.jobs.retention import forget
-    from scalai_nb.training.fit import clear_unfinished
+    from scalai_nb.training.execution import clear_unfinished
     settings = Settings.load()
     found = [
         vars(f)
@@ -1288,8 +1288,8 @@ def models_compare(
 ) -> Answer:
     "Two versions on the same rows: figures with intervals, what differs in their records, sizes."
     from scalai_nb.training.registry import Registry
-    from scalai_nb.training.comparison import versus
-    found = versus(Registry(), a, b, on)
+    from scalai_nb.training.comparison import compare_models
+    found = compare_models(Registry(), a, b, on)
     return Answer(found.to_dict(), lambda: str(found))
 
 # %% ../nbs/cli.ipynb #9a1f69e0

@@ -212,7 +212,7 @@ def two_months(tmp_path_factory):
         while ended.is_alive():
             try:
                 for p in root.children(recursive=True):
-                    if "scalai_nb.training.launch" in " ".join(p.cmdline()): ranks[p.pid] = [" ".join(a.cmdline()) for a in p.parents()]
+                    if "scalai_nb.training.agent" in " ".join(p.cmdline()): ranks[p.pid] = [" ".join(a.cmdline()) for a in p.parents()]
             except (psutil.NoSuchProcess, psutil.AccessDenied): pass
             time.sleep(.05)
         assert begun.returncode == 0, "".join(told)[-4000:]

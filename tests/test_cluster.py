@@ -9,7 +9,8 @@ import pytest
 
 from conftest import leaves, nobody_left, scalai
 from scalai_nb.core.settings import Settings
-from scalai_nb.training.fit import Run, fit
+from scalai_nb.training.fit import fit
+from scalai_nb.training.run import Run
 from scalai_nb.training.models import MLP
 from scalai_nb.loop.demo import workspace
 
@@ -168,7 +169,7 @@ def test_a_killed_scheduler_costs_no_finished_training(dask, tmp_path, monkeypat
         client.wait_for_workers(2, timeout=120)
         client._timeout = 3  # seconds that it looks for its scheduler, before it closes itself
         if when == "after the last step":
-            monkeypatch.setattr(ProcessGroup, "close", lambda crew: (kill(client), close(crew))[1])
+            monkeypatch.setattr(ProcessGroup, "close", lambda group: (kill(client), close(group))[1])
             run = fit(MLP, (X, X[:, 0] > 0), client=client, **how)
             assert Run.load(run.path).history == run.history and len(run.history) == 3
         else:

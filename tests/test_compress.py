@@ -16,7 +16,7 @@ from scalai_nb.compression.prune import held_loss, prune, tune
 from scalai_nb.compression.quantize import quantize, weight_types
 from scalai_nb.core.errors import BadRequest
 from scalai_nb.core.settings import Settings
-from scalai_nb.training.fit import Run
+from scalai_nb.training.run import Run
 from scalai_nb.training.models import MLP
 from scalai_nb.training.networks import CNN, FTTransformer, ResidualMLP
 
@@ -219,7 +219,7 @@ import numpy as np, torch
 from pathlib import Path
 from scalai_nb.compression import export as ex, frontier as fr
 from scalai_nb.compression.benchmark import Rows
-from scalai_nb.training.fit import Run
+from scalai_nb.training.run import Run
 from scalai_nb.training.models import MLP
 from scalai_nb.training.networks import CNN, FTTransformer, ResidualMLP
 write, left = ex.write, [int(sys.argv[2])]

@@ -12,7 +12,7 @@ from scalai_nb.compression.benchmark import Candidate, Rows
 from scalai_nb.compression.frontier import compress, load_frontier
 from scalai_nb.compression.prune import tune
 from scalai_nb.core.errors import BadRequest
-from scalai_nb.training.fit import Run
+from scalai_nb.training.run import Run
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ from scalai_nb.compression.prune import attentions, hidden, prune, sensitivity, 
 from scalai_nb.compression.quantize import weight_types
 from scalai_nb.core.settings import Settings
 from scalai_nb.training.encoder import Encoder
-from scalai_nb.training.fit import Run, fit
+from scalai_nb.training.fit import fit
+from scalai_nb.training.run import Run
 from scalai_nb.training.models import describe, rebuild
 from scalai_nb.training.networks import FTTransformer
 

@@ -193,7 +193,7 @@ def test_a_training_shows_its_states_and_is_stopped_by_its_button(chromium, lab,
     states = list(dict.fromkeys(re.match(r"\W*(\w+)", s["text"])[1] for s in page.evaluate("window.seen")))
     assert states[0] == "starting" and "training" in states and states[-1] == "cancelled", states
     page.get_by_role("button", name="Stop").wait_for(state="detached", timeout=30_000)
-    assert not [p for p in servers.psutil.Process(lab.process.pid).children(recursive=True) if "scalai_nb.training.launch" in " ".join(p.cmdline())]
+    assert not [p for p in servers.psutil.Process(lab.process.pid).children(recursive=True) if "scalai_nb.training.agent" in " ".join(p.cmdline())]
     folder = re.search("resume='(.*)'", page.locator(".jp-RenderedHTML:has([role=status])").inner_text())[1]
     done, given = len(checkpoint.load(checkpoint.latest(f"{folder}/checkpoints"))[0]["history"]), {}
     exec(DATA, given)
@@ -204,7 +204,8 @@ def test_a_training_shows_its_states_and_is_stopped_by_its_button(chromium, lab,
 
 HUNT = DATA + """
 import sys
-from scalai_nb.training.search import choice, log, search
+from scalai_nb.training.search import search
+from scalai_nb.training.search_space import choice, log
 
 def hunt(trials): return search(lambda features: MLP(features, (16,)), (X, y), space={"lr": log(1e-3, .1), "batch": choice(64, 256)}, trials=trials, epochs=3, name="hunt")
 
@@ -212,7 +213,7 @@ if __name__ == "__main__": hunt(int(sys.argv[1]))
 """
 HUNTED = {"beside": """import subprocess, sys, time
 from scalai_nb.core.errors import BadRequest
-from scalai_nb.training.search import Search
+from scalai_nb.training.study import Search
 from scalai_nb.view.show import show
 beside = subprocess.Popen([sys.executable, "hunt.py", "4"])
 def known():

@@ -19,7 +19,8 @@ from scalai_nb.core.cluster import cluster
 from scalai_nb.core.errors import Cancelled, TimedOut, WorkFailed
 from scalai_nb.core.settings import Settings
 from scalai_nb.training import checkpoint
-from scalai_nb.training.fit import Run, fit
+from scalai_nb.training.fit import fit
+from scalai_nb.training.run import Run
 from scalai_nb.training.launch import RankLost, launch
 from scalai_nb.training.models import MLP
 
@@ -49,7 +50,7 @@ def weights(run): return {k: v.numpy().tobytes() for k, v in run.model.state_dic
 def agents():
     "The processes of ranks that live now; those that end while we look are none."
     def is_one(p):
-        try: return "scalai_nb.training.launch" in " ".join(p.cmdline())
+        try: return "scalai_nb.training.agent" in " ".join(p.cmdline())
         except psutil.NoSuchProcess: return False
     return [p for p in psutil.Process().children(recursive=True) if is_one(p)]
 
@@ -162,10 +163,10 @@ def test_a_silent_rank_is_named(two):
 def test_an_interrupt_stops_everything(two):
     def interrupt(rank, message): raise KeyboardInterrupt
     def talk():
-        from scalai_nb.training.launch import report
+        from scalai_nb.training.agent import report
         report("here")
         time.sleep(600)
-    with pytest.raises(KeyboardInterrupt): launch(talk, client=two, heard=interrupt)
+    with pytest.raises(KeyboardInterrupt): launch(talk, client=two, on_report=interrupt)
     assert gone(agents())
     assert launch(around, client=two)  # and the cluster is as good as before
 
@@ -173,14 +174,15 @@ def test_an_interrupt_stops_everything(two):
 CALLER = """
 import sys, time
 from scalai_nb.core.settings import Settings
-from scalai_nb.training.launch import launch, report
+from scalai_nb.training.agent import report
+from scalai_nb.training.launch import launch
 def work():
     import os
-    from scalai_nb.training.launch import report
+    from scalai_nb.training.agent import report
     report(os.getpid())
     time.sleep(600)
 if __name__ == "__main__":
-    launch(work, settings=Settings(root=sys.argv[1]), heard=lambda rank, pid: print(pid, flush=True))
+    launch(work, settings=Settings(root=sys.argv[1]), on_report=lambda rank, pid: print(pid, flush=True))
 """
 
 
@@ -375,7 +377,7 @@ def test_a_large_table_is_read_by_the_ranks_and_gives_the_same(two, settings, xy
     prep = Prep.fit(Table("rows", settings).profile(), target="late", exclude=["id", "fold"])
     how = dict(batch=512, epochs=1, where=[("a", "<", 1)], settings=settings)
     here = fit(MLP, "rows", prep, **how)
-    monkeypatch.setattr("scalai_nb.training.fit.SMALL", 0)
+    monkeypatch.setattr("scalai_nb.training.request.SMALL", 0)
     there = fit(MLP, "rows", prep, ranks=2, client=two, **how)
     assert here.data == there.data and here.data["rows"] + here.data["validation_rows"] == int((X[:, 0] < 1).sum())
     assert abs(here.history[0]["val_auc"] - there.history[0]["val_auc"]) < .02  # only dropout differs
@@ -421,7 +423,7 @@ def test_a_model_of_a_notebook_cell_trains_on_ranks_and_an_interrupt_stops_it(tm
         until = time.monotonic() + 120
         while len(list(tmp_path.glob(".scalai/fits/*/checkpoints/step-*/manifest.json"))) < 3: assert time.sleep(.2) or time.monotonic() < until
         family = [p for p in kernel.children(recursive=True) if "resource_tracker" not in " ".join(p.cmdline())]
-        assert len([p for p in family if "training.launch" in " ".join(p.cmdline())]) == 3  # an agent, two ranks
+        assert len([p for p in family if "training.agent" in " ".join(p.cmdline())]) == 3  # an agent, two ranks
         manager.interrupt_kernel()
         assert gone(family), [p.cmdline() for p in family if p.is_running()]
         while (reply := client.get_shell_msg(timeout=60))["parent_header"]["msg_id"] != asked: pass
@@ -430,7 +432,7 @@ def test_a_model_of_a_notebook_cell_trains_on_ranks_and_an_interrupt_stops_it(tm
         assert run("run = fit(Own, (X, y), ranks=2, epochs=100_000, batch=128, wait=False)")["status"] == "ok"
         assert run("import time\nwhile not run.history: time.sleep(.1)")["status"] == "ok"
         family = kernel.children(recursive=True)
-        assert len([p for p in family if "training.launch" in " ".join(p.cmdline())]) == 3
+        assert len([p for p in family if "training.agent" in " ".join(p.cmdline())]) == 3
         kernel.kill()
         assert gone(family), [p.cmdline() for p in family if p.is_running()]
     finally:

@@ -17,7 +17,9 @@ from scalai_nb.core.settings import Settings
 from scalai_nb.data.prep import Prep
 from scalai_nb.data.profile import profile
 from scalai_nb.training import checkpoint
-from scalai_nb.training.fit import clear_unfinished, unfinished, Run, fit
+from scalai_nb.training.execution import clear_unfinished, unfinished
+from scalai_nb.training.fit import fit
+from scalai_nb.training.run import Run
 from scalai_nb.training.models import MLP
 from scalai_nb.serving.score import Scorer, score
 

@@ -15,7 +15,8 @@ from scalai_nb.compression.quantize import quantize, weight_types
 from scalai_nb.core.settings import Settings
 from scalai_nb.data.prep import Prep
 from scalai_nb.data.profile import profile
-from scalai_nb.training.fit import Run, fit
+from scalai_nb.training.fit import fit
+from scalai_nb.training.run import Run
 from scalai_nb.training.models import describe, rebuild
 from scalai_nb.training.networks import CNN, FTTransformer, ResidualMLP
 

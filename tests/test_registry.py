@@ -21,7 +21,8 @@ from scalai_nb.data.prep import Prep
 from scalai_nb.data.table import Table
 from scalai_nb.data.write import write
 from scalai_nb.training import checkpoint
-from scalai_nb.training.fit import Run, fit
+from scalai_nb.training.fit import fit
+from scalai_nb.training.run import Run
 from scalai_nb.training.models import MLP, rebuild
 from scalai_nb.training.registry import Registry
 
@@ -225,7 +226,7 @@ def test_a_run_of_another_process_is_repeated_to_the_bit(there, capsys):
 
 def test_what_each_run_left_in_the_record(there):
     registry = Registry()
-    at = registry._find(there[1][0])
+    at = registry.find_run(there[1][0])
     assert {"table": "rows", "version": "0", "folds": "['fold', 0]", "seed": "0", "epochs": "4", "batch": "128", "lr": "0.01"}.items() <= at.data.params.items()
     assert [m.step for m in registry.client.get_metric_history(at.info.run_id, "val_loss")] == [1, 2, 3, 4]
     assert at.inputs.dataset_inputs[0].dataset.name == "rows" and "mlflow.source.git.commit" in at.data.tags

@@ -7,7 +7,9 @@ import pytest
 
 from scalai_nb.core.errors import BadRequest
 from scalai_nb.core.settings import Settings
-from scalai_nb.training.registry import INTENT, TURN, Registry, Turn
+from scalai_nb.training.registry import Registry
+from scalai_nb.training.registry_lock import RegistryLock, TURN
+from scalai_nb.training.version_store import INTENT
 from servers import free_port
 from test_registry import a_run, onnx_file
 
@@ -255,9 +257,9 @@ def test_hosts_that_share_a_server_take_turns(server, workspace, rounds, monkeyp
     registry.promote("late", 1, "first")
     raced(registry, rounds(3, soak=50))
     assert [m["name"] for m in registry.list()] == ["late"]*3
-    assert len(Turn(registry.client, "late").turns()) == 1
+    assert len(RegistryLock(registry.client, "late").turns()) == 1
 
-    monkeypatch.setattr(Turn.__init__, "__defaults__", (2.,))  # seconds of the lease
+    monkeypatch.setattr(RegistryLock.__init__, "__defaults__", (2.,))  # seconds of the lease
     registry.promote("late", 1, "start")
     before = seen(registry)["aliases"]
     for at, after in [(n, a) for n in range(3, 40) for a in (False, True)][::1 if rounds.done > 3 else 9]:
@@ -268,7 +270,7 @@ def test_hosts_that_share_a_server_take_turns(server, workspace, rounds, monkeyp
         registry.promote("late", 1, "start")
         before = seen(registry)["aliases"]
 
-    with pytest.raises(Exception, match="did not hear from this process"), Turn(registry.client, "late") as turn:
+    with pytest.raises(Exception, match="did not hear from this process"), RegistryLock(registry.client, "late") as turn:
         turn.over.set()  # as a process that is stopped: it shows no sign of life
         time.sleep(2.5)
         other = threading.Thread(target=registry.promote, args=("late", 3, "meanwhile"))

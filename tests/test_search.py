@@ -18,7 +18,11 @@ from scalai_nb.core.errors import BadRequest, WorkFailed
 from scalai_nb.core.settings import Settings
 from scalai_nb.training.models import MLP
 from scalai_nb.training.registry import Registry
-from scalai_nb.training.search import Journal, Search, Searching, choice, integer, log, search, uniform
+from scalai_nb.training.search import search
+from scalai_nb.training.search_log import SearchLog
+from scalai_nb.training.search_run import SearchRun
+from scalai_nb.training.search_space import choice, integer, log, uniform
+from scalai_nb.training.study import Search
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -170,7 +174,7 @@ def test_a_trial_that_was_to_be_pruned_is_pruned_by_the_next_call(one, tmp_path,
     how = dict(space={"lr": log(1e-4, 1.), "width": integer(2, 8)}, trials=6, epochs=3, batch=256, client=one)
     calm = search(small, xy, settings=Settings(root=tmp_path/"calm"), **how)
     assert "pruned" in {state for state, *_ in told(calm)}
-    end, write, torn = Searching.end, Journal.write, Settings(root=tmp_path/"torn")
+    end, write, torn = SearchRun.end, SearchLog.write, Settings(root=tmp_path/"torn")
     def killed_at_once(self, number, state, *args, **more):
         if state == "pruned": raise Killed
         return end(self, number, state, *args, **more)
@@ -178,7 +182,7 @@ def test_a_trial_that_was_to_be_pruned_is_pruned_by_the_next_call(one, tmp_path,
         write(self, number, going, state, reason)
         if state == "pruned": raise Killed
     with monkeypatch.context() as m:
-        m.setattr(Searching, "end", killed_at_once) if at.startswith("before anything") else m.setattr(Journal, "write", killed_after)
+        m.setattr(SearchRun, "end", killed_at_once) if at.startswith("before anything") else m.setattr(SearchLog, "write", killed_after)
         with pytest.raises(Killed): search(small, xy, settings=torn, **how)
     assert not agents() and told(search(small, xy, settings=torn, **how)) == told(calm)
     registry = Registry(torn)

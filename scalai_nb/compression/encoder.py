@@ -16,7 +16,7 @@ from .benchmark import Rows
 from .frontier import Frontier, compress
 from ..core.errors import BadRequest
 from ..training.encoder import tokens
-from ..training.fit import Run
+from ..training.run import Run
 
 # %% ../../nbs/compression/10_encoder.ipynb #459ccfb2
 def compress_encoder(

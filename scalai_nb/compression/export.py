@@ -16,7 +16,7 @@ import numpy as np
 
 from ..core.errors import BadRequest, WorkFailed, one_of
 from ..core.storage import publish
-from ..training.fit import OBJECTIVES
+from ..training.objective import OBJECTIVES
 from ..training.inference import runtime
 
 # %% ../../nbs/compression/00_export.ipynb #977935e4

@@ -153,7 +153,7 @@ def tune(model,  # nn.Module, trained in place
         ) -> list[float]:  # held-out loss: before, and after each quarter of an epoch
     "Train for a moment longer, and stop when the goal is reached."
     import torch
-    from scalai_nb.training.launch import memory_kept
+    from scalai_nb.training.allocator import memory_kept
     X, t = tensors(X, targets, loss)
     order = torch.randperm(len(X), generator=torch.Generator().manual_seed(seed))
     watch, rest = order[:min(held, len(X)//10)], order[min(held, len(X)//10):]

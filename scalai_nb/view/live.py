@@ -157,8 +157,8 @@ class Trials:
     def hear(self, event: dict) -> None: self.state, self.event = event["state"], event
 
     def html(self) -> str:
-        from scalai_nb.training.search import sheet
-        return sheet(
+        from scalai_nb.training.search_report import describe_search
+        return describe_search(
             self.event["run"],
             self.event["rows"],
             self.event["about"],

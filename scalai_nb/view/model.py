@@ -68,7 +68,7 @@ def learning(history: list[dict],  # one an epoch: epoch (from 1), loss, val_los
     )
 
 # %% ../../nbs/view/13_model.ipynb #8983bee9
-def training_view(run) -> View:  # training.fit.Run
+def training_view(run) -> View:  # training.run.Run
     "A training: what it reached, on what, and how it got there."
     facts = {
         k.replace("val_", "validation "): number(v, 4) for k, v in run.metrics.items() if isinstance(v, float)

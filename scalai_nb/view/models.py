@@ -15,7 +15,7 @@ from ..core.errors import BadRequest, ScalaiError
 from ..core.settings import Settings
 from ..core.auth import editors_only, visitor
 from ..training.registry import Registry
-from ..training.comparison import Versus
+from ..training.comparison import ModelComparison
 from ..loop.decisions import decisions
 from .model import candidates_csv, candidates_table, frontier_figure
 
@@ -160,7 +160,7 @@ def recorded_table(a: dict, b: dict) -> str:  # HTML
     )
 
 # %% ../../nbs/view/24_models.ipynb #1907b71d
-def versus_table(v: Versus) -> str:  # HTML
+def versus_table(v: ModelComparison) -> str:  # HTML
     "What may be said of B against A, by the same rows."
     if not v.rows: return f'<p class="soft">They were not judged on the same rows: {escape(v.judged)}.</p>'
     told = lambda x: f"{x[0]:.4f} ({x[1]:.4f} … {x[2]:.4f})"
@@ -172,7 +172,7 @@ def versus_table(v: Versus) -> str:  # HTML
         {"measure": "name title", v.a: "num", v.b: "num", "difference": "num", f"{v.b} is": ""}, rows
     )
 
-def versus_view(v: Versus) -> View:
+def versus_view(v: ModelComparison) -> View:
     "Two versions, and no more said of their difference than the rows can carry."
     sizes = "".join(f"<li><span>{escape(k)}</span><b>{a:,} · {b:,}</b></li>" for k, (a, b) in v.sizes.items())
     differs = (

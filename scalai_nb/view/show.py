@@ -16,14 +16,14 @@ VIEWS = {  # class -> module and function of its view
     "scalai_nb.data.profile.Profile": "profile:profile_view",
     "scalai_nb.monitor.drift.Report": "drift:report_view",
     "scalai_nb.monitor.performance.Performance": "performance:performance_view",
-    "scalai_nb.training.fit.Run": "model:training_view",
-    "scalai_nb.training.search.Search": "search:search_view",
+    "scalai_nb.training.run.Run": "model:training_view",
+    "scalai_nb.training.study.Search": "search:search_view",
     "scalai_nb.compression.frontier.Frontier": "model:frontier_view",
     "scalai_nb.compression.prune.Sensitivity": "model:sensitivity_view",
     "scalai_nb.jobs.job_run.JobRun": "runs:run_view",
     "scalai_nb.jobs.workflow.Workflow": "runs:workflow_view",
     "scalai_nb.data.contract.Checked": "quality:checked_view",
-    "scalai_nb.training.comparison.Versus": "models:versus_view",
+    "scalai_nb.training.comparison.ModelComparison": "models:versus_view",
     "scalai_nb.core.settings.Settings": "watch:page"}
 
 def view_of(kind: type) -> str | None:  # module:function

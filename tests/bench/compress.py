@@ -45,7 +45,7 @@ def digits(n: int):
     from torch import nn
     from scalai_nb.compression.benchmark import Rows
     from scalai_nb.compression.prune import tune
-    from scalai_nb.training.fit import Run
+    from scalai_nb.training.run import Run
     X, y = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(X))
     X, y, cut = (X[order]/16).astype("f4").reshape(-1, 1, 8, 8), y[order], 1500
@@ -64,7 +64,8 @@ def fashion(n: int, trained: Path | None = None):
     from scalai_nb.compression.export import Labels
     from scalai_nb.compression.benchmark import Rows
     from safetensors.torch import load_file, save_file
-    from scalai_nb.training.fit import Run, fit
+    from scalai_nb.training.fit import fit
+    from scalai_nb.training.run import Run
     from scalai_nb.training.networks import fashion_mnist
     def block(a, b): return [nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
     torch.manual_seed(0)
