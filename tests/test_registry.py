@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
-from scalai_nb.cli import main
+from scalai_nb.cli.main import main
 from scalai_nb.core.errors import BadRequest, ScalaiError, Unreachable, WorkFailed
 from scalai_nb.core.settings import Settings
 from scalai_nb.data.prep import Prep

@@ -190,7 +190,7 @@ def test_postgres_says_in_two_lines_what_is_wrong(postgres, workspace, change, c
 @pytest.mark.parametrize("uri, module, extra", [("postgresql://h/db?table=t", "adbc_driver_postgresql", "sql"), ("mongodb://h/db.c", "pymongo", "mongo"), ("kafka://h:1/t", "confluent_kafka", "kafka"),
                                                 ("s3://b/x.csv", "s3fs", "aws"), ("gs://b/x.csv", "gcsfs", "gcp"), ("abfs://b/x.csv", "adlfs", "azure")])
 def test_a_missing_driver_names_its_extra(workspace, uri, module, extra):
-    code = f"import sys; sys.modules['{module}'] = None; from scalai_nb.cli import main; sys.argv = ['scalai', 'profile', '{uri}']; main()"
+    code = f"import sys; sys.modules['{module}'] = None; from scalai_nb.cli.main import main; sys.argv = ['scalai', 'profile', '{uri}']; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.splitlines()[1] == f"pip install 'scalai-nb[{extra}]'" and len(done.stderr.splitlines()) == 2, done.stderr
 

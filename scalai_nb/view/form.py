@@ -100,7 +100,7 @@ class Field(w.VBox):
         return not self.wrong.value
 
 # %% ../../nbs/view/17_form.ipynb #e061b59e
-COMMAND = [sys.executable, "-c", "from scalai_nb.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from scalai_nb.cli.main import main; main()"]
 
 # %% ../../nbs/view/17_form.ipynb #3d802fa0
 class Started:
