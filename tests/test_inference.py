@@ -94,7 +94,7 @@ def test_a_messy_file_through_the_command(workspace):
     assert scalai("profile", uri, "--json").doc["columns"]["price"]["formats"] == {"comma": 90, "missing": 10}
     made = scalai("contract", "infer", uri, "--save", "c.yaml")
     assert made.code == 0 and "# price holds numbers as text: 90 of 90 values, 'NA' 10 times" in Path("c.yaml").read_text()
-    assert scalai("contract", "check", "c.yaml", uri).code == 0 and scalai("ingest", uri, "t", "--contract", "c.yaml").code == 0
+    assert scalai("contract", "check", uri, "c.yaml").code == 0 and scalai("ingest", uri, "t", "--contract", "c.yaml").code == 0
     assert Table("t").arrow()["id"][0].as_py() == "000011"
 
 

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from .data import profile_of
+from .data import check_source, profile_of
 from .parameters import pairs
 from .text import row_text
 from .verb import Answer, app, command_group, verb
@@ -28,8 +28,9 @@ def contract_infer(
     save: Annotated[Path | None, typer.Option(help="Where to write the YAML.")] = None,
 ) -> Answer:
     "Propose a contract from what the rows look like."
+    rows = profile_of(uri)
     from scalai_nb.data.contract import Contract
-    c = Contract.infer(profile_of(uri))
+    c = Contract.infer(rows)
     if save: c.save(save)
     return Answer(c.to_dict(), c.to_yaml())
 
@@ -45,6 +46,7 @@ def contract_check(
     if yaml(uri) and not yaml(contract):
         hint = f"Write: scalai contract check {contract} {uri}"
         raise BadRequest(f"{uri} is a contract, and rows come first.", hint, "usage")
+    check_source(uri)
     from scalai_nb.data.dry_run import dry_run
     done = dry_run(uri, contract, samples)
     return Answer(done.to_dict(), lambda: check_text(done.to_dict()), 0 if done.passed else 1)

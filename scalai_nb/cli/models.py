@@ -8,11 +8,11 @@ __all__ = ['models_app', 'MODEL', 'BUDGET', 'LABEL', 'THRESHOLD', 'KEY', 'AT', '
            'labelled_text', 'labels_text']
 
 # %% ../../nbs/cli/09_models.ipynb #794570e6
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from .data import check_source
 from .parameters import pairs
 from .verb import Answer, app, command_group, option, verb
 from ..core.errors import BadRequest, one_of
@@ -157,7 +157,7 @@ def score(
     "Apply a model to a table or a source, and keep the scores with their windows."
     from scalai_nb.training.model_ref import model_ref
     if not model.endswith(".onnx"): model = str(model_ref(model))
-    _rows_there(uri)
+    check_source(uri)
     from scalai_nb.serving.score import score
     doc = score(model, uri, table, label=label, key=key or None, period=period)
     return Answer(doc, "  ".join(f"{k} {v}" for k, v in doc.items()))
@@ -177,20 +177,13 @@ def labels(
     at: Annotated[str | None, option(AT)] = None,
 ) -> Answer:
     "Join what became true to scores by key: late, out of order, twice, or corrected."
-    if uri is not None: _rows_there(uri)
+    if uri is not None: check_source(uri)
     from scalai_nb.serving.labels import labelled, labels
     if uri is None:
         doc = {"table": table, **labelled(table)}
         return Answer(doc, lambda: labelled_text(doc))
     doc = labels(uri, table, key=key or None, label=label, at=at)
     return Answer(doc, lambda: labels_text(doc))
-
-def _rows_there(uri: str) -> None:
-    "Raise `BadRequest` for a file that is not there, before anything heavy is imported."
-    from scalai_nb.core.storage import is_url
-    if is_url(uri) or any(c in uri for c in "*?[") or not Path(uri).suffix: return
-    if not Path(uri).exists():
-        raise BadRequest(f"There is no file {uri}.", "Check the path and the working directory.", "source")
 
 # %% ../../nbs/cli/09_models.ipynb #440f260a
 def _rest(doc: dict) -> str:

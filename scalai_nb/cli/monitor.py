@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from .data import profile_of
+from .data import check_source, profile_of
 from .verb import Answer, app, command_group, verb
 from ..core.jsonable import printable
 
@@ -32,6 +32,7 @@ def drift(
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 1 when there is drift.")] = False,
 ) -> Answer:
     "Compare two sources, tables or saved profiles."
+    for uri in (reference, current): check_source(uri)
     from dataclasses import replace
     from scalai_nb.monitor.drift import compare
     from scalai_nb.monitor.thresholds import Policy
