@@ -156,6 +156,8 @@ READS = {  # what a verb that only reads may import of these
     ("models", "promote", "late"): "",
     ("run", "nothing.ipynb"): "",
     ("kernel", "list"): "",
+    ("models", "list"): "",
+    ("models", "show", "nobody"): "",
     ("alarms", "list"): "",
     ("runs",): "sqlalchemy",
     ("logs", "last"): "sqlalchemy",

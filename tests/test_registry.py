@@ -29,7 +29,7 @@ from scalai_nb.training.registry import Registry
 def empty(tmp_path_factory):
     "MLflow takes seconds to make its tables; one empty database is enough."
     settings = Settings(root=tmp_path_factory.mktemp("empty"))
-    assert Registry(settings).list() == []
+    assert Registry(settings).client and Registry(settings).list() == []
     return settings.path("mlflow.db")
 
 

@@ -18,6 +18,7 @@ from ..core.errors import BadRequest, ScalaiError, Unreachable, WorkFailed, near
 from ..core.lock import locked
 from ..core.settings import Settings
 from ..core.storage import publish
+from .registry_file import ModelReader, refusals
 
 # %% ../../nbs/training/08_registry.ipynb #54fdd9ab
 # its defaults wait minutes for a server that is gone
@@ -109,6 +110,16 @@ class Registry:
             client = client_of(self.uri)
             if not self.settings.tracking.uri: self._move_in()
             return Store(client, self.uri)
+
+    @functools.cached_property
+    def reader(self) -> "Store | ModelReader":
+        "What reads: MLflow's client where it is open or a server has the models, else its file."
+        if self.settings.tracking.uri or "client" in vars(self): return self.client
+        store = ModelReader(self.settings.path("mlflow.db"))
+        if not store.complete(): return self.client
+        with self.alone():
+            if store.file.exists(): self._move_in()
+        return store
 
     @contextmanager
     def alone(self,
@@ -346,7 +357,8 @@ def record(self: Registry,
            run_id: str,  # MLflow's id, or the Run's own
           ) -> dict:
     "What was logged of a run, in plain values: its data, parameters, code, metrics and history."
-    found = self._find(run_id) or self.client.get_run(run_id)
+    from_file = isinstance(self.reader, ModelReader)
+    found = self.reader.find_run(run_id) if from_file else self._find(run_id) or self.client.get_run(run_id)
     told = json.loads(self._held(found, self.local(f"{found.info.artifact_uri}/run")/"run.json"))
     code = {k: v for k, v in told["code"].items() if k != "packages"}
     return {
@@ -399,9 +411,8 @@ INTENT = "scalai.intent"  # tag of a registered model: the change that is being 
 def _state(self: Registry, name: str,
           ) -> tuple[dict[str, int], dict[int, dict[str, str]]]:  # aliases; tags that versions are getting
     "A model's aliases, an unfinished change included; nothing where there is no such model."
-    from mlflow.exceptions import MlflowException
-    try: model = self.client.get_registered_model(name)
-    except MlflowException as e:
+    try: model = self.reader.get_registered_model(name)
+    except refusals() as e:
         if e.error_code == "RESOURCE_DOES_NOT_EXIST": return {}, {}
         raise
     intent = json.loads(model.tags.get(INTENT, '{"aliases": {}, "notes": {}}'))
@@ -709,10 +720,9 @@ def version(self: Registry,
             number: int | str,  # its version, or an alias
            ) -> ModelVersion:
     "A version, its file checked against the record."
-    from mlflow.exceptions import MlflowException
     if not str(number).isdigit(): return self.resolve(f"{name}@{number}")
-    try: found = self._entry(self.client.get_model_version(name, str(number)))
-    except MlflowException as e: raise self._unknown(name, number) from e
+    try: found = self._entry(self.reader.get_model_version(name, str(number)))
+    except refusals() as e: raise self._unknown(name, number) from e
     found.read(found.path.name)
     return found
 
@@ -727,7 +737,7 @@ def _entry(self: Registry, v, state: tuple | None = None) -> ModelVersion:
 
 @patch
 def names(self: Registry) -> list[str]:  # of all models
-    return sorted(m.name for m in self.client.search_registered_models() if not m.name.startswith(TURN))
+    return sorted(m.name for m in self.reader.search_registered_models() if not m.name.startswith(TURN))
 
 # %% ../../nbs/training/08_registry.ipynb #731b08b0
 @patch
@@ -740,7 +750,7 @@ def _unknown(self: Registry, name, what) -> BadRequest:
             f"Did you mean {near!r}?" if near else f"Known: {', '.join(sorted(names)) or 'none'}.",
             "model",
         )
-    have = sorted(int(v.version) for v in self.client.search_model_versions(f"name = '{name}'"))
+    have = sorted(int(v.version) for v in self.reader.search_model_versions(f"name = '{name}'"))
     return BadRequest(
         f"The model {name!r} has no {what if isinstance(what, str) else f'version {what}'}.",
         f"Versions: {', '.join(map(str, have)) or 'none'}.",
@@ -874,6 +884,6 @@ def list(self: Registry,
     found = []
     for n in [name] if name else names:
         state = self._state(n)
-        newest = sorted(self.client.search_model_versions(f"name = '{n}'"), key=lambda v: -int(v.version))
+        newest = sorted(self.reader.search_model_versions(f"name = '{n}'"), key=lambda v: -int(v.version))
         found += [self._entry(v, state).to_dict() for v in newest]
     return found
