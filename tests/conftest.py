@@ -138,7 +138,7 @@ class Heard(io.StringIO):
 
 def here(*args) -> Done:
     "The same command in this process and its folder, for what a process of its own would not show better."
-    from scalai_nb.cli import main
+    from scalai_nb.cli.main import main
     start, out, err = time.monotonic(), Heard(), Heard()
     with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as end: main([str(a) for a in args])
     return Done(end.value.code, out.getvalue(), err.getvalue(), time.monotonic() - start)

@@ -6,7 +6,8 @@ import numpy as np, pandas as pd, pyarrow as pa, pytest
 from conftest import ROOT
 from scalai_nb.core import device
 from scalai_nb.core.errors import BadRequest
-from scalai_nb.data.contract import Contract, Rule
+from scalai_nb.data.contract import Contract
+from scalai_nb.data.rules import Rule
 from scalai_nb.data.hashing import fold
 from scalai_nb.data.loader import Loader
 from scalai_nb.data.prep import Prep

@@ -153,9 +153,9 @@ def test_drift_sets_the_exit_code_on_request(files):
 
 def test_contracts_from_a_shell(files):
     assert scalai("contract", "infer", "good.parquet", "--save", "c.yaml", cwd=files).code == 0
-    assert scalai("contract", "check", "c.yaml", "good.parquet", cwd=files).code == 0
+    assert scalai("contract", "check", "good.parquet", "c.yaml", cwd=files).code == 0
     pd.DataFrame({"origin": ["XXX"], "delay": [1e9]}).to_parquet("bad.parquet")
-    done = scalai("contract", "check", "c.yaml", "bad.parquet", "--json", cwd=files)
+    done = scalai("contract", "check", "bad.parquet", "c.yaml", "--json", cwd=files)
     assert done.code == 1 and done.doc["rows_refused"] == 1
 
 

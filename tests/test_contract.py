@@ -287,7 +287,7 @@ def test_a_contract_and_its_quarantine_from_a_shell(workspace, flights):
     diff = here("contract", "diff", "old.yaml", "c.yaml", "--exit-code")
     assert diff.code == 1 and "dep_delay: null is refused (tighter)" in diff.out, diff.out
     assert here("contract", "diff", "c.yaml", "c.yaml", "--exit-code").code == 0
-    check, done = here("contract", "check", "c.yaml", "f.csv", "--json"), here("ingest", "f.csv", "flights", "--contract", "c.yaml", "--json")
+    check, done = here("contract", "check", "f.csv", "c.yaml", "--json"), here("ingest", "f.csv", "flights", "--contract", "c.yaml", "--json")
     assert check.code == 1 and check.doc["rows_refused"] > 0 and check.doc["refused"] == done.doc["refused"]
     seen = here("quarantine", "flights", "--save", "rows.csv", "--json")
     assert seen.doc["rows"] == done.doc["rows_refused"] and set(seen.doc["reasons"]) == set(seen.doc["samples"])
@@ -306,7 +306,7 @@ def test_duplicates_across_parts_and_text_as_ingest_reads_it(workspace, flights)
     pd.concat([some.drop_duplicates().head(300_000), some.drop_duplicates().head(3)]).to_csv("f.csv", index=False)
     with open("f.csv", "a") as f: f.write("first,UA,1,1,515,EWR,2013\n")
     Path("c.yaml").write_text(Contract({"flight": Rule("int64")}, key=KEY).to_yaml())
-    done = here("contract", "check", "c.yaml", "f.csv", "--json")
+    done = here("contract", "check", "f.csv", "c.yaml", "--json")
     assert done.code == 1 and done.doc["refused"] == {"key: duplicate": 3, "flight: not an integer": 1}, done.doc
 
 

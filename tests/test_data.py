@@ -12,7 +12,8 @@ import pytest
 from scalai_nb.core.errors import BadRequest, ScalaiError
 from scalai_nb.core.settings import Settings
 from scalai_nb.data import delta, profile_store, source, text_files, uniqueness
-from scalai_nb.data.contract import Contract, Rule
+from scalai_nb.data.contract import Contract
+from scalai_nb.data.rules import Rule
 from scalai_nb.data.ingest import ingest, unfinished
 from scalai_nb.data.profile import profile
 from scalai_nb.data.table import Table

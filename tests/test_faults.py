@@ -16,7 +16,8 @@ from scalai_nb.core.cluster import cluster
 from scalai_nb.core.errors import BadRequest, ScalaiError
 from scalai_nb.core.settings import Settings
 from scalai_nb.data import ingest as room
-from scalai_nb.data.contract import Contract, Rule
+from scalai_nb.data.contract import Contract
+from scalai_nb.data.rules import Rule
 from scalai_nb.data.ingest import ingest
 from scalai_nb.data.profile import profile
 from scalai_nb.data.table import Table

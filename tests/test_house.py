@@ -63,7 +63,7 @@ def test_dependencies_are_those_that_are_imported():
 def test_import_is_light_and_help_is_quick():
     "Heavy libraries stay out until they are needed; a count of modules does not depend on a busy machine."
     code = "import sys, {}; print(' '.join(m for m in ('torch','mlflow','dask','pandas','onnxruntime','voila','papermill','sqlalchemy') if m in sys.modules))"
-    for module in ("scalai_nb", "scalai_nb.cli"):
+    for module in ("scalai_nb", "scalai_nb.cli.main"):
         out = subprocess.run([sys.executable, "-c", code.format(module)], capture_output=True, text=True, check=True).stdout
         assert out.strip() == "", (module, out)
 

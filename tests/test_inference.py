@@ -8,7 +8,8 @@ from ruamel.yaml import YAML
 from conftest import scalai
 from scalai_nb.core.errors import BadRequest
 from scalai_nb.data import text_files, source
-from scalai_nb.data.contract import Contract, Rule
+from scalai_nb.data.contract import Contract
+from scalai_nb.data.rules import Rule
 from scalai_nb.data.ingest import ingest
 from scalai_nb.data.profile import profile
 from scalai_nb.data.table import Table
@@ -94,7 +95,7 @@ def test_a_messy_file_through_the_command(workspace):
     assert scalai("profile", uri, "--json").doc["columns"]["price"]["formats"] == {"comma": 90, "missing": 10}
     made = scalai("contract", "infer", uri, "--save", "c.yaml")
     assert made.code == 0 and "# price holds numbers as text: 90 of 90 values, 'NA' 10 times" in Path("c.yaml").read_text()
-    assert scalai("contract", "check", "c.yaml", uri).code == 0 and scalai("ingest", uri, "t", "--contract", "c.yaml").code == 0
+    assert scalai("contract", "check", uri, "c.yaml").code == 0 and scalai("ingest", uri, "t", "--contract", "c.yaml").code == 0
     assert Table("t").arrow()["id"][0].as_py() == "000011"
 
 

@@ -24,7 +24,7 @@ from test_jobs_faults import WAITS, held
 from test_schedule import effects, made, quick  # noqa: F401 (a fixture)
 
 # A run in a process that is not patient, so that a test does not wait for half a minute.
-ALONE = "import sys\nfrom scalai_nb.jobs import database\ndatabase.RETRY_TIMEOUT = .3\nfrom scalai_nb.cli import main\nmain(sys.argv[1:])"
+ALONE = "import sys\nfrom scalai_nb.jobs import database\ndatabase.RETRY_TIMEOUT = .3\nfrom scalai_nb.cli.main import main\nmain(sys.argv[1:])"
 FLOW = '[[step]]\nname = "first"\nnotebook = "job.ipynb"\n[[step]]\nname = "second"\nnotebook = "after.ipynb"\n'
 
 

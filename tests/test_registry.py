@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
-from scalai_nb.cli import main
+from scalai_nb.cli.main import main
 from scalai_nb.core.errors import BadRequest, ScalaiError, Unreachable, WorkFailed
 from scalai_nb.core.settings import Settings
 from scalai_nb.data.prep import Prep
@@ -31,7 +31,7 @@ from scalai_nb.training.registry import Registry
 def empty(tmp_path_factory):
     "MLflow takes seconds to make its tables; one empty database is enough."
     settings = Settings(root=tmp_path_factory.mktemp("empty"))
-    assert Registry(settings).list() == []
+    assert Registry(settings).client and Registry(settings).list() == []
     return settings.path("mlflow.db")
 
 

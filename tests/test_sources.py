@@ -12,7 +12,8 @@ from conftest import ROOT, here, scalai
 from scalai_nb.core import events
 from scalai_nb.core.errors import BadRequest, ScalaiError, Unreachable, WorkFailed
 from scalai_nb.data import readers, source
-from scalai_nb.data.contract import Contract, Rule
+from scalai_nb.data.contract import Contract
+from scalai_nb.data.rules import Rule
 from scalai_nb.data.ingest import ingest, unfinished
 from scalai_nb.data.profile import profile
 from scalai_nb.data.table import Table
@@ -190,7 +191,7 @@ def test_postgres_says_in_two_lines_what_is_wrong(postgres, workspace, change, c
 @pytest.mark.parametrize("uri, module, extra", [("postgresql://h/db?table=t", "adbc_driver_postgresql", "sql"), ("mongodb://h/db.c", "pymongo", "mongo"), ("kafka://h:1/t", "confluent_kafka", "kafka"),
                                                 ("s3://b/x.csv", "s3fs", "aws"), ("gs://b/x.csv", "gcsfs", "gcp"), ("abfs://b/x.csv", "adlfs", "azure")])
 def test_a_missing_driver_names_its_extra(workspace, uri, module, extra):
-    code = f"import sys; sys.modules['{module}'] = None; from scalai_nb.cli import main; sys.argv = ['scalai', 'profile', '{uri}']; main()"
+    code = f"import sys; sys.modules['{module}'] = None; from scalai_nb.cli.main import main; sys.argv = ['scalai', 'profile', '{uri}']; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.splitlines()[1] == f"pip install 'scalai-nb[{extra}]'" and len(done.stderr.splitlines()) == 2, done.stderr
 
@@ -474,7 +475,8 @@ KEPT = """
 import pyarrow as pa, pyarrow.parquet as pq
 from concurrent.futures import ThreadPoolExecutor
 from scalai_nb.core.errors import BadRequest
-from scalai_nb.data.contract import Contract, Rule
+from scalai_nb.data.contract import Contract
+from scalai_nb.data.rules import Rule
 from scalai_nb.data.ingest import ingest
 from scalai_nb.data.profile import profile
 from scalai_nb.data.retention import gc

@@ -6,7 +6,8 @@ import numpy as np, pyarrow as pa, pyarrow.parquet as pq, pytest
 from hypothesis import given, settings, strategies as st
 
 from scalai_nb.core.errors import BadRequest
-from scalai_nb.data.contract import Contract, Rule
+from scalai_nb.data.contract import Contract
+from scalai_nb.data.rules import Rule
 from scalai_nb.data.ingest import ingest
 from scalai_nb.data.profile import profile
 from scalai_nb.data.table import Table

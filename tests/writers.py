@@ -167,7 +167,8 @@ def main():
     import scalai_nb.data.ingest, scalai_nb.data.profile, scalai_nb.data.replay, scalai_nb.data.retention  # noqa: E401, F401
     import deltalake, deltalake.transaction  # noqa: E401, F401
     import pyarrow as pa
-    from scalai_nb.data.contract import Contract, Rule
+    from scalai_nb.data.contract import Contract
+    from scalai_nb.data.rules import Rule
     rows = Contract({"x": Rule("float64")}, key=("id",)).check(pa.table({"id": [1, 2], "x": ["1", "oops"]}))  # what is compiled now need not be in every fork
     scalai_nb.data.profile.profile(rows.good)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the writers

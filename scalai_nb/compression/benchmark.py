@@ -178,7 +178,7 @@ def rows_of(run,  # a Run
            ) -> Rows:
     "Read a run's rows, as it filtered and parted them."
     import pyarrow.compute as pc
-    from scalai_nb.data.loader import expression
+    from scalai_nb.data.filters import row_filter
     from scalai_nb.data.table import Table
     from scalai_nb.training.split import Split
     name, version, folds = (
@@ -200,7 +200,7 @@ def rows_of(run,  # a Run
         run.target
     ]
     known, split = pc.is_valid(pc.field(run.target)), Split.of(folds)
-    if (where := expression(run.data.get("where"))) is not None: known &= where
+    if (where := row_filter(run.data.get("where"))) is not None: known &= where
     rows = source.arrow(version, columns=list(dict.fromkeys([*columns, split.column])), filter=known)
     aside = split.mask(rows)
     train, valid = (rows.filter(test).select(columns) for test in (pc.invert(aside), aside))

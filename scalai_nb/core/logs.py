@@ -10,8 +10,6 @@ import logging, os, sys
 from contextlib import nullcontext
 from datetime import UTC, datetime
 
-import structlog
-
 # %% ../../nbs/core/06_logs.ipynb #257b8967
 ECS = {"event": "message", "level": "log.level", "part": "log.logger", "exception": "error.stack_trace"}
 
@@ -33,13 +31,16 @@ class _Above:
 
 _above = _Above()
 
-def _writer(*_): return structlog.WriteLogger(_above)
+def _writer(*_):
+    import structlog
+    return structlog.WriteLogger(_above)
 
 # %% ../../nbs/core/06_logs.ipynb #68452635
 def setup(level: str | None = None,  # debug, info, warning, error; default: $SCALAI_LOG_LEVEL or warning
           json: bool | None = None,  # ECS lines; default: whether $SCALAI_LOG is `json`
          ):
     "Say once per process how logs look."
+    import structlog
     level = level or os.environ.get("SCALAI_LOG_LEVEL", "warning")
     json = os.environ.get("SCALAI_LOG") == "json" if json is None else json
     look = ([structlog.processors.format_exc_info, _ecs, structlog.processors.JSONRenderer(default=str)] if json else
@@ -55,5 +56,6 @@ def setup(level: str | None = None,  # debug, info, warning, error; default: $SC
 def logger(name: str,  # of the module or part
           ): # a structlog logger; `log.info("ingested", rows=3)`
     "A logger whose lines carry the part's name."
+    import structlog
     if not structlog.is_configured(): setup()
     return structlog.get_logger(part=name)

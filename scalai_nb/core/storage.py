@@ -204,8 +204,9 @@ def read_bytes(place: Path | str) -> bytes:
     """The whole content of a path or an fsspec URL.
 
     Raises `BadRequest` where there is none, `Unreachable` where the store does not answer."""
-    fs, path = filesystem(place)
     try:
+        if not is_url(place): return Path(place).expanduser().read_bytes()
+        fs, path = filesystem(place)
         return fs.cat_file(path)
     except FileNotFoundError as e:
         raise BadRequest(f"There is no file {veiled(place)}.", "Check the path and the working directory.") from e

@@ -23,8 +23,9 @@ from ..core.settings import Settings
 from ..core.storage import write_atomic
 from ..core.auth import ROLE
 from .apps import App
+from ..core.process import end_with_parent
 from .pages import LOGOUT_FORM
-from .voila import end_with_parent, environment
+from .voila import environment
 
 # %% ../../nbs/dash/14_snapshot.ipynb #4f0f6c87
 WIDGET = "application/vnd.jupyter.widget-view+json"

@@ -23,7 +23,6 @@ from .types import arrow_type, cast, declared_type, decoded
 from .clean import deduplicated, steps_of
 from .contract_yaml import dump, yaml_of
 from .expression import Expression
-from .quality import proposal
 from .uniqueness import Unique, repeated
 from .rules import Rule, Tally, Verdict, describe_rule, not_a, seconds, sensible, source_of, tests
 
@@ -107,6 +106,7 @@ def infer(cls: Contract, profile,  # what the data looked like
           most: int = 50,  # longest list of allowed values
          ) -> Contract:  # to be read and edited by a person
     "Propose a contract from a profile."
+    from scalai_nb.data.quality import proposal
     notes = {name: f"{found}" for name, c in profile.columns.items() if (found := proposal(c)) is not None}
     return Contract({name: propose(c, profile.rows, slack, most) for name, c in profile.columns.items()}, notes=notes)
 
@@ -138,8 +138,10 @@ def to_yaml(self: Contract,
 @patch
 def save(self: Contract, place: str | Path):
     "Write it; comments in its own text, or in the file that is there, stay."
-    fs, path = filesystem(place)
-    there = read_bytes(place).decode("utf8", "replace") if self.text is None and fs.isfile(path) else None
+    there = None
+    if self.text is None:
+        fs, path = filesystem(place)
+        there = read_bytes(place).decode("utf8", "replace") if fs.isfile(path) else None
     write_atomic(place, self.to_yaml(there))
 
 # %% ../../nbs/data/10_contract.ipynb #7992a846
@@ -375,7 +377,7 @@ def refuse(self: Contract, tally: Tally, good: int):
     if self.max_refused is not None and rows - good > self.max_refused*rows:
         no(
             f"{(rows - good)/rows:.1%} of {rows:,} rows are refused, the contract allows {self.max_refused:.1%}.",
-            "Look at why with: scalai contract check CONTRACT URI",
+            "Look at why with: scalai contract check URI CONTRACT",
         )
 
 # %% ../../nbs/data/10_contract.ipynb #c966cc35

@@ -194,7 +194,7 @@ def _column(data, name):
     if isinstance(column, (pa.Array, pa.ChunkedArray)): return column
     return column.to_arrow() if hasattr(column, "to_arrow") else pa.Array.from_pandas(column)
 
-def fold(data: "pd.DataFrame | pa.Table",  # pandas, cuDF or Arrow
+def fold(data,  # pandas, cuDF or Arrow
          key: "str | list[str]",  # the columns that identify a row
          folds: int = 5,  # how many, at most 127
         ) -> np.ndarray:  # int8, one a row; 0 is the validation fold

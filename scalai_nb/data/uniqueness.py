@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from .hashing import hash64
 
 # %% ../../nbs/data/09_uniqueness.ipynb #e28369d5
 @dataclass(frozen=True)
@@ -38,6 +37,7 @@ def repeated(
 
 def key_hash(rows: pa.Table, columns: list[str] | tuple[str, ...]) -> np.ndarray:  # uint64, equal for equal values
     "One hash a row, over several columns."
+    from scalai_nb.data.hashing import hash64  # compiled code, which contracts that are only read do not need
     out = np.zeros(len(rows), np.uint64)
     for c in columns: out = hash64(rows[c]) ^ (out*np.uint64(0x9E3779B97F4A7C15) + np.uint64(1))
     return out

@@ -12,6 +12,7 @@ import os, re, time
 from html import escape
 from pathlib import Path
 
+from ..core import svg
 from ..core.resources import static_text
 from ..core.storage import write_atomic
 from .job_run import END_STATES, MARKS, JobRun, summary_line
@@ -189,25 +190,19 @@ def picture(flow,  # Workflow
     at, wide, high = layout(needs, {n: c[1] for n, c in cards.items()})
     def edge(a, b):
         x, y, u, v = at[a][0] + WIDTH/2, at[a][1] + cards[a][1], at[b][0] + WIDTH/2, at[b][1]
-        return (
-            f'<path d="M{x:.0f} {y:.0f} C{x:.0f} {(y + v)/2:.0f} {u:.0f} {(y + v)/2:.0f} {u:.0f} {v - 5:.0f}"'
-            ' marker-end="url(#scalai-arrow)"/>'
-        )
-    paths = "".join(edge(a, b) for a, b in edges(needs))
-    arrow = (
-        '<defs><marker id="scalai-arrow" viewBox="0 0 8 8" refX="4" refY="4" markerWidth="7" markerHeight="7"'
-        ' orient="auto"><path d="M0 0L8 4L0 8z" fill="#8c959f" stroke="none"/></marker></defs>'
-    )
-    svg = (
-        f'<svg width="{wide}" height="{high}" aria-hidden="true" fill="none" stroke="#8c959f"'
-        f' stroke-width="1.5">{arrow}{paths}</svg>'
-    )
+        bend = f"M{x:.0f} {y:.0f} C{x:.0f} {(y + v)/2:.0f} {u:.0f} {(y + v)/2:.0f} {u:.0f} {v - 5:.0f}"
+        return svg.path(bend, marker_end="url(#scalai-arrow)")
+    head = svg.path("M0 0L8 4L0 8z", fill=svg.GREY, stroke="none")
+    size = {"viewBox": "0 0 8 8", "refX": 4, "refY": 4, "markerWidth": 7, "markerHeight": 7, "orient": "auto"}
+    arrow = svg.element("defs", svg.element("marker", head, id="scalai-arrow", **size))
+    look = {"font_size": None, "fill": "none", "stroke": svg.GREY, "stroke_width": 1.5}
+    lines = svg.svg(arrow, *(edge(a, b) for a, b in edges(needs)), width=wide, height=high, **look)
     boxes = "".join(
         f'<div class="card" style="left: {at[n][0]:.0f}px; top: {at[n][1]:.0f}px; width: {WIDTH}px; height: {h}px;'
         f' --c: {COLOURS[state]}">{html}</div>'
         for n, (html, h, state) in cards.items()
     )
-    return f'<div class="plane" style="width: {wide}px; height: {high}px">{svg}{boxes}</div>'
+    return f'<div class="plane" style="width: {wide}px; height: {high}px">{lines}{boxes}</div>'
 
 # %% ../../nbs/jobs/22_graph.ipynb #1c087a35
 def times(run: JobRun, folder: Path | None = None) -> str:  # HTML

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 
 from ..core.settings import GateSection
-from ..training.fit import auc
+from ..core.stats import auc
 
 # %% ../../nbs/loop/04_gate.ipynb #3e35a413
 def log_loss(score: np.ndarray,  # (N,) probabilities

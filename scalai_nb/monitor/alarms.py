@@ -19,7 +19,6 @@ from ..core.errors import BadRequest
 from ..core.settings import Settings
 from ..core.storage import shared
 from ..data.period import order
-from .alpha_spending import Look
 
 # %% ../../nbs/monitor/10_alarms.ipynb #f3430ef0
 @dataclass
@@ -33,7 +32,7 @@ class Case:
     resolved: str | None = None  # the window that ended it
     still: int = 0  # looks in a row without it
 
-def cases(looks: Iterable[Look],  # of one source
+def cases(looks: "Iterable[Look]",  # of one source, monitor.alpha_spending
           quiet: int = 3,  # looks that end a case
          ) -> list[Case]:  # oldest first
     "What the looks tell, in the order of their windows."
@@ -108,7 +107,8 @@ def _rows(db, where: str = "1", *values) -> list[Alarm]:
     found = db.execute(f"SELECT {FIELDS} FROM alarms WHERE {where} ORDER BY id", values)
     return [Alarm(*r[:11], bool(r[11]), bool(r[12])) for r in found]
 
-def _looks(db, source: str) -> list[Look]:
+def _looks(db, source: str) -> "list[Look]":
+    from scalai_nb.monitor.alpha_spending import Look
     return [
         Look(source, p, json.loads(o), json.loads(h), r)
         for p, o, h, r in db.execute("SELECT period, opens, holds, reference FROM looks WHERE source = ?", (source,))
@@ -135,7 +135,7 @@ def _write(db, source: str, case: Case, alarm: Alarm | None):
 
 # %% ../../nbs/monitor/10_alarms.ipynb #15af39fa
 @patch
-def saw(self: Alarms, look: Look) -> list[Alarm]:  # what is open now
+def saw(self: Alarms, look: "Look") -> list[Alarm]:  # what is open now
     "Keep a look, and let the source's alarms follow from all its looks."
     with self._open() as db:
         db.execute(

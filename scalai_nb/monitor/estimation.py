@@ -14,8 +14,9 @@ import numpy as np
 from scipy.special import ndtr, stdtrit
 
 from ..core.errors import BadRequest
-from ..data.profile import Column, Profile, add_columns, align, align_categories
 from ..core.stats import auc_of_counts
+from ..data.column import Column, add_columns, align, align_categories
+from ..data.profile import Profile
 from .performance import NEGATIVE, POSITIVE, counts
 
 # %% ../../nbs/monitor/05_estimation.ipynb #6bc6dd4e

@@ -18,7 +18,8 @@ from scipy.special import digamma, ndtr, xlogy
 from ..core.errors import BadRequest
 from ..core.stats import Z95, auc_of_counts, benjamini_hochberg, wilson
 from ..core.svg import plot
-from ..data.profile import Column, Profile, align
+from ..data.column import Column, align
+from ..data.profile import Profile
 from .thresholds import leave_one_out
 
 # %% ../../nbs/monitor/04_performance.ipynb #94a90f1d

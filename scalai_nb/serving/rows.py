@@ -41,7 +41,7 @@ def rows_in(source,  # a frame, an Arrow table, a Table, or the name or URI of o
             "Give a frame, an Arrow table, a Table, or the name or URI of one.",
         )
     need(columns, found.column_names if isinstance(found, pa.Table) else [str(c) for c in found.columns])
-    from scalai_nb.data.prep import to_arrow
+    from scalai_nb.data.prep_columns import to_arrow
     found = to_arrow(found, columns)
     return _cut(found, size), f"rows {digest([found])}"
 

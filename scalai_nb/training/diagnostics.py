@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from .intervals import Z, wilson
+from ..core.stats import Z95, wilson
 
 # %% ../../nbs/training/42_diagnostics.ipynb #45f896c1
 def curves(
@@ -66,7 +66,7 @@ def calibration(
     return out
 
 def _mean_interval(values: np.ndarray) -> tuple[float, float]:  # low, high
-    half = Z*values.std(ddof=1)/math.sqrt(len(values)) if len(values) > 1 else np.nan
+    half = Z95*values.std(ddof=1)/math.sqrt(len(values)) if len(values) > 1 else np.nan
     return float(values.mean() - half), float(values.mean() + half)
 
 # %% ../../nbs/training/42_diagnostics.ipynb #62ac32ac

@@ -156,14 +156,14 @@ def _save_profile(run: Any, job: Training) -> None:
 def _example(job: Training) -> dict:
     "Take a few of the training rows as they come in, to show what a caller has to give. Times are UTC."
     import pyarrow as pa
-    from scalai_nb.data.loader import expression
+    from scalai_nb.data.filters import row_filter
     rows = job.rows
     if job.prep is None:
         count = max(1, min(3, 3000 // max(1, int(np.prod(rows[0].shape[1:])))))
         return {"inputs": np.asarray(rows[0][:count]).tolist()}
     columns = list(job.prep.steps)
     few = (
-        rows[0].dataset(rows[1]).head(5, columns=columns, filter=expression(job.where))
+        rows[0].dataset(rows[1]).head(5, columns=columns, filter=row_filter(job.where))
         if isinstance(rows, tuple)
         else rows.select(columns).slice(0, 5)
     )

@@ -137,7 +137,8 @@ def training_rows(
     table: Any, prep: Any, target: str | None, where: Any, split: Split | None, settings: Settings
 ) -> tuple[Any, dict]:  # rows, facts about them
     "Read the rows of a training where they are few; otherwise return a reference that pins the version."
-    from scalai_nb.data.loader import expression, rows_of
+    from scalai_nb.data.filters import row_filter
+    from scalai_nb.data.loader import rows_of
     columns = list(dict.fromkeys([*prep.steps, target, *([split.column] if split else [])]))
     facts: dict = {"table": None, "version": None, "where": recordable(where)}
     if isinstance(table, str):
@@ -150,14 +151,15 @@ def training_rows(
     version = table.version
     small = table.rows*len(columns)*8 <= SMALL
     if not small: events.emit("input", table=table.known_as, version=version)  # reading a small one emits it
-    rows = table.arrow(version=version, columns=columns, filter=expression(where)) if small else (table, version)
+    rows = table.arrow(version=version, columns=columns, filter=row_filter(where)) if small else (table, version)
     return rows, facts | _table_facts(table, version, settings)
 
 def _table_facts(table: Any, version: int, settings: Settings) -> dict:
-    from scalai_nb.data.profile_store import store
+    from scalai_nb.core.delta_log import store
     facts = {"table": table.name, "version": version, "table_id": str(table.delta(version).metadata().id)}
     own = str(table.path) == store(settings, "tables", table.name)
     return facts if own else facts | {"place": str(table.path)}
+
 
 # %% ../../nbs/training/34_request.ipynb #ae385930
 def _check_columns(table: Any, columns: list[str], split: Split | None) -> None:
@@ -245,7 +247,8 @@ def _checked_arrays(table: tuple) -> tuple[Any, Any]:
 def _of_table(request: FitRequest) -> PreparedRows:
     "Prepare the rows of a table or frame."
     import torch
-    from scalai_nb.data.loader import expression, target_of
+    from scalai_nb.data.filters import row_filter
+    from scalai_nb.data.loader import target_of
     prep = request.prep
     if not hasattr(prep, "steps"):
         raise BadRequest(
@@ -257,7 +260,7 @@ def _of_table(request: FitRequest) -> PreparedRows:
     columns = list(dict.fromkeys([target, *([split.column] if split else [])]))
     rows, facts = training_rows(request.table, prep, target, request.where, split, request.settings)
     if isinstance(rows, tuple):
-        known = rows[0].arrow(version=rows[1], columns=columns, filter=expression(request.where))
+        known = rows[0].arrow(version=rows[1], columns=columns, filter=row_filter(request.where))
     else:
         known = rows
         prep.transform(rows.slice(0, 2))  # its types fit

@@ -23,6 +23,7 @@ from ..core.errors import BadRequest
 from ..core.lock import locked
 from ..core.settings import Settings
 from .mlflow_store import Store, call_store, client_of, relocate
+from .registry_file import ModelReader
 from .registry_lock import RegistryLock
 
 # %% ../../nbs/training/52_run_log.ipynb #7ff09454
@@ -40,6 +41,16 @@ class RunLog:
             client = client_of(self.uri)
             if not self.settings.tracking.uri: relocate(self.uri, self.settings.path("artifacts").as_uri())
             return Store(client, self.uri)
+
+    @functools.cached_property
+    def reader(self) -> "Store | ModelReader":
+        "What reads: MLflow's client where it is open or a server has the models, else its file."
+        if self.settings.tracking.uri or "client" in vars(self): return self.client
+        store = ModelReader(self.settings.path("mlflow.db"))
+        if not store.complete(): return self.client
+        with self.alone():
+            if store.file.exists(): relocate(self.uri, self.settings.path("artifacts").as_uri())
+        return store
 
     @contextmanager
     def alone(self,
@@ -216,9 +227,9 @@ def _training_profile(run: Any, settings: Settings):  # Profile, or None where t
 
 def _training_rows(run: Any, rows: Any) -> Any:  # Arrow
     import pyarrow.compute as pc
-    from scalai_nb.data.loader import expression
+    from scalai_nb.data.filters import row_filter
     from scalai_nb.training.split import Split
-    split, where = run.data.get("folds"), expression(run.data.get("where"))
+    split, where = run.data.get("folds"), row_filter(run.data.get("where"))
     rows = rows if where is None else rows.filter(where)
     return rows if split is None else rows.filter(pc.invert(Split.of(split).mask(rows)))
 
@@ -257,7 +268,8 @@ def record(self: RunLog,
            run_id: str,  # MLflow's id, or the Run's own
           ) -> dict:
     "Return what was logged of a run, as plain values: its data, parameters, code, metrics and history."
-    found = self.find_run(run_id) or self.client.get_run(run_id)
+    from_file = isinstance(self.reader, ModelReader)
+    found = self.reader.find_run(run_id) if from_file else self.find_run(run_id) or self.client.get_run(run_id)
     facts = json.loads(self.checked_file(found, self.local(f"{found.info.artifact_uri}/run")/"run.json"))
     code = {k: v for k, v in facts["code"].items() if k != "packages"}
     return {

@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from ..core import svg
+
 # %% ../../nbs/training/66_search_report.ipynb #c3b7281a
 STATES = {"COMPLETE": "done", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
 
@@ -55,10 +57,10 @@ def scale(
 
 # colour, opacity, width, dashes
 INK = {
-    "done": ("#5b6b82", 0.75, 1.5, ""),
-    "pruned": ("#7a869a", 0.4, 1, "4 3"),
-    "running": ("#d55e00", 0.9, 1.5, "2 2"),
-    "best": ("#0b7a75", 1, 3.5, ""),
+    "done": (svg.BLUE, 0.75, 1.5, ""),
+    "pruned": (svg.GREY, 0.4, 1, "4 3"),
+    "running": (svg.ORANGE, 0.9, 1.5, "2 2"),
+    "best": (svg.GREEN, 1, 3.5, ""),
 }
 
 # %% ../../nbs/training/66_search_report.ipynb #12c4221f
@@ -76,10 +78,10 @@ def coordinates(
     scales, top, bottom = {n: scale(v, n in logs) for n, v in columns.items()}, 46, height - 26
     at = {n: 60 + i*(width - 120)/max(1, len(columns) - 1) for i, n in enumerate(columns)}
     axes = [
-        f'<line x1="{x:.0f}" x2="{x:.0f}" y1="{top}" y2="{bottom}" stroke="currentColor" opacity=".35"/><text'
-        f' x="{x:.0f}" y="16" text-anchor="middle" font-weight="600">{html.escape(n)}</text><text x="{x:.0f}" y="36"'
-        f' text-anchor="middle" opacity=".75">{html.escape(scales[n][2])}</text><text x="{x:.0f}" y="{height - 8}"'
-        f' text-anchor="middle" opacity=".75">{html.escape(scales[n][1])}</text>'
+        svg.line(round(x), top, round(x), bottom, stroke="currentColor", opacity=.35)
+        + svg.text(round(x), 16, n, "middle", font_weight=600)
+        + svg.text(round(x), 36, scales[n][2], "middle", opacity=.75)
+        + svg.text(round(x), height - 8, scales[n][1], "middle", opacity=.75)
         for n, x in at.items()
     ]
     ordered = sorted(rows, key=lambda r: (r is best, r["state"] == "done"))
@@ -95,22 +97,22 @@ def coordinates(
         )
         for r in ordered
     ]
-    return (
-        f'<svg viewBox="0 0 {width} {height}" width="100%" style="max-width:{width}px" role="img"'
-        ' font-family="system-ui,sans-serif" font-size="12" fill="currentColor"><title>Each trial as a line through'
-        f' its parameters to its {html.escape(about["metric"])}</title>{"".join(axes)}{"".join(lines)}</svg>'
-    )
+    tip = f"Each trial as a line through its parameters to its {about['metric']}"
+    return svg.svg(*axes, *lines, width=width, height=height, tip=tip, fluid=True)
 
 # %% ../../nbs/training/66_search_report.ipynb #ae996f1c
 def _line(row: dict, points: dict, about: dict, kind: str) -> str:
     colour, opacity, width, dashes = INK[kind]
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points.values())
-    title = f"trial {row['trial']}, {row['state']}: {about['metric']} {row['value']:.4g}, " + ", ".join(
+    tip = f"trial {row['trial']}, {row['state']}: {about['metric']} {row['value']:.4g}, " + ", ".join(
         f"{k} {_short(v)}" for k, v in row["params"].items()
     )
-    return (
-        f'<polyline fill="none" points="{path}" stroke="{colour}" stroke-opacity="{opacity}" stroke-width="{width}"'
-        f' stroke-dasharray="{dashes}"><title>{html.escape(title)}</title></polyline>'
+    return svg.polyline(
+        points.values(),
+        svg.title(tip),
+        stroke=colour,
+        stroke_opacity=opacity,
+        stroke_width=width,
+        stroke_dasharray=dashes,
     )
 
 def _legend(rows: list[dict], about: dict) -> str:
@@ -121,12 +123,12 @@ def _legend(rows: list[dict], about: dict) -> str:
         or k == "best"
         and best_row(rows, about["direction"])
     ]
-    lines = [(k, *INK[k]) for k in shown]
+    def line(colour, opacity, width, dashes):
+        look = {"stroke": colour, "stroke_opacity": opacity, "stroke_width": width, "stroke_dasharray": dashes}
+        return svg.svg(svg.line(0, 4, 26, 4, **look), width=26, height=8, font_size=None)
+
     return "".join(
-        '<span style="white-space:nowrap;margin-right:1.2em;font-size:90%"><svg width="26" height="8"'
-        f' aria-hidden="true"><line x1="0" x2="26" y1="4" y2="4" stroke="{c}" stroke-opacity="{o}" stroke-width="{w}"'
-        f' stroke-dasharray="{d}"/></svg> {k}</span>'
-        for k, c, o, w, d in lines
+        f'<span style="white-space:nowrap;margin-right:1.2em;font-size:90%">{line(*INK[k])} {k}</span>' for k in shown
     )
 
 def _short(v: Any) -> str: return f"{v:.3g}" if isinstance(v, float) else str(v)
@@ -161,7 +163,7 @@ def describe_search(name: str, rows: list[dict], about: dict, importance: dict[s
     table = "".join("<tr>" + "".join(cell("td", i, v) for i, v in enumerate(line)) + "</tr>" for line in lines)
     bars = "".join(
         f'<span style="white-space:nowrap;margin-right:1.2em">{html.escape(k)} <span'
-        f' style="display:inline-block;height:.7em;width:{100*v:.0f}px;background:#0b7a75"></span> {v:.0%}</span>'
+        f' style="display:inline-block;height:.7em;width:{100*v:.0f}px;background:{svg.GREEN}"></span> {v:.0%}</span>'
         for k, v in (importance or {}).items()
     )
     state = f"({doing}) {summary(rows, about)}" if doing else summary(rows, about)

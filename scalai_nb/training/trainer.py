@@ -53,12 +53,12 @@ class Training:
 def split_rows(job: Training) -> tuple[tuple, tuple | None]:  # arguments of two loaders: rows, filter
     "Split the rows into those to train on and those held out."
     import pyarrow.compute as pc
-    from scalai_nb.data.loader import expression
+    from scalai_nb.data.filters import row_filter
     rows, split = job.rows, job.validation
     if job.prep is None: return (rows, None), (split, None) if split else None
     if isinstance(rows, tuple):  # a reference: the loader reads it, or streams it where it is large
         table, version = rows
-        rows, where = table.dataset(version), expression(job.where)
+        rows, where = table.dataset(version), row_filter(job.where)
         if split is None: return (rows, where), None
         training, validation = split.filters(rows, where)
         return (rows, training), (rows, validation)

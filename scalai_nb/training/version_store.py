@@ -19,6 +19,7 @@ from fastcore.basics import patch
 
 from ..core.errors import BadRequest, nearest
 from .model_version import ModelVersion, write_files
+from .registry_file import refusals
 from .registry_lock import TURN
 from .run_log import RunLog, sha256
 
@@ -33,9 +34,8 @@ INTENT = "scalai.intent"  # tag of a registered model: the change that is being 
 def state(self: VersionStore, name: str,
          ) -> tuple[dict[str, int], dict[int, dict[str, str]]]:  # aliases; tags that versions are getting
     "Return a model's aliases, an unfinished change included; nothing where there is no such model."
-    from mlflow.exceptions import MlflowException
-    try: model = self.client.get_registered_model(name)
-    except MlflowException as e:
+    try: model = self.reader.get_registered_model(name)
+    except refusals() as e:
         if e.error_code == "RESOURCE_DOES_NOT_EXIST": return {}, {}
         raise
     intent = json.loads(model.tags.get(INTENT, '{"aliases": {}, "notes": {}}'))
@@ -148,10 +148,9 @@ def version(self: VersionStore,
             number: int | str,  # its version, or an alias
            ) -> ModelVersion:
     "Return a version, its file checked against the record."
-    from mlflow.exceptions import MlflowException
     if not str(number).isdigit(): return self.resolve(f"{name}@{number}")
-    try: found = self._entry(self.client.get_model_version(name, str(number)))
-    except MlflowException as e: raise self.unknown(name, number) from e
+    try: found = self._entry(self.reader.get_model_version(name, str(number)))
+    except refusals() as e: raise self.unknown(name, number) from e
     found.read(found.path.name)
     return found
 
@@ -183,7 +182,7 @@ def unknown(self: VersionStore, name: str, what: int | str) -> BadRequest:
             f"Did you mean {near!r}?" if near else f"Known: {', '.join(sorted(names)) or 'none'}.",
             "model",
         )
-    have = sorted(int(v.version) for v in self.client.search_model_versions(f"name = '{name}'"))
+    have = sorted(int(v.version) for v in self.reader.search_model_versions(f"name = '{name}'"))
     return BadRequest(
         f"The model {name!r} has no {what if isinstance(what, str) else f'version {what}'}.",
         f"Versions: {', '.join(map(str, have)) or 'none'}.",
@@ -212,7 +211,7 @@ def load(self: VersionStore,
 
 @patch
 def names(self: VersionStore) -> list[str]:  # of all models
-    return sorted(m.name for m in self.client.search_registered_models() if not m.name.startswith(TURN))
+    return sorted(m.name for m in self.reader.search_registered_models() if not m.name.startswith(TURN))
 
 # %% ../../nbs/training/56_version_store.ipynb #e3701bf9
 @patch
@@ -225,6 +224,6 @@ def list(self: VersionStore,
     found = []
     for n in [name] if name else names:
         state = self.state(n)
-        newest = sorted(self.client.search_model_versions(f"name = '{n}'"), key=lambda v: -int(v.version))
+        newest = sorted(self.reader.search_model_versions(f"name = '{n}'"), key=lambda v: -int(v.version))
         found += [self._entry(v, state).to_dict() for v in newest]
     return found

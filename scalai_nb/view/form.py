@@ -18,7 +18,7 @@ from fastcore.basics import patch
 import ipywidgets as w
 
 from ..core.errors import BadRequest, ScalaiError
-from ..core.jsonable import plain
+from ..core.jsonable import duration, plain
 from ..core.resources import static_text
 from ..core.settings import Settings
 from ..jobs.parameters import COMPUTED, REQUIRED, Parameter, Secret, conform, check, read
@@ -26,7 +26,7 @@ from ..jobs.identity import identity
 from ..jobs.job_run import JobRun
 from ..jobs.record import Record
 from .runs import LEVEL, took
-from .style import View, chip, controls, duration, follow, headline, html, table
+from .style import View, chip, controls, follow, headline, html, table
 
 # %% ../../nbs/view/17_form.ipynb #9a16b30d
 CHOOSE = type("Choose", (), {"__repr__": lambda self: "choose"})()  # of a list whose parameter has no default
@@ -103,7 +103,7 @@ class Field(w.VBox):
         return not self.wrong.value
 
 # %% ../../nbs/view/17_form.ipynb #e061b59e
-COMMAND = [sys.executable, "-c", "from scalai_nb.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from scalai_nb.cli.main import main; main()"]
 
 # %% ../../nbs/view/17_form.ipynb #3d802fa0
 class Started:

@@ -14,7 +14,7 @@ import bqplot as bq, ipywidgets as w, numpy as np
 
 from ..core.jsonable import duration
 from ..core.svg import BLUE, GREEN, GREY, ORANGE, ticks
-from ..training.search import best_row, scale, standing
+from ..training.search_report import best_row, scale, summary
 from scalai_nb.view.style import (
     View,
     axis,
@@ -152,7 +152,7 @@ LEGEND = {"done": BLUE, "the best": GREEN, "pruned": GREY, "running": ORANGE}
 # %% ../../nbs/view/15_search.ipynb #ec75c339
 class Trials(View):
     "A search, as it stands now."
-    def __init__(self, found, seconds: float = 2.):  # training.search.Search; between two looks
+    def __init__(self, found, seconds: float = 2.):  # training.study.Search; between two looks
         self.found, self.shown = found, None
         self.top, self.told = html(""), html("")
         self.which = dropdown("Parameter", ["–"])
@@ -182,7 +182,7 @@ def refresh(self: Trials) -> None:
         | ({"What matters": ", ".join(f"{k} {v:.0%}" for k, v in list(importance.items())[:3])} if importance else {})
     )
     level = "running" if any(r["state"] == "running" for r in rows) else "good" if best else "attention"
-    self.top.value = headline(level, standing(rows, self.found.about), facts) + key(LEGEND)
+    self.top.value = headline(level, summary(rows, self.found.about), facts) + key(LEGEND)
     self.given = self.found._repr_html_()
     self.draw()
     if not self.alive() and getattr(self, "task", None): self.task.cancel()
@@ -221,6 +221,6 @@ def draw(self: Trials) -> None:
     self.told.value = trials_table(rows, about)
 
 # %% ../../nbs/view/15_search.ipynb #90b2378b
-def search_view(found, **more) -> View:  # training.search.Search
+def search_view(found, **more) -> View:  # training.study.Search
     "The trials of a search, live while it runs."
     return Trials(found, **more)

@@ -16,4 +16,4 @@ else:
     from scalai_nb.core.settings import Settings
     from scalai_nb.jobs.database import META, database_engine, database_url
     for module in iter_modules(scalai_nb.jobs.__path__): import_module(f"scalai_nb.jobs.{module.name}")  # whichever has tables
-    with database_engine(place(Settings.load())).begin() as connection: migrate(connection, META)
+    with database_engine(database_url(Settings.load())).begin() as connection: migrate(connection, META)

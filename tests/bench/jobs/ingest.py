@@ -31,7 +31,8 @@ def _summary(who, file):
 
 def scalai(file):
     from scalai_nb.core.settings import Settings
-    from scalai_nb.data.contract import Contract, Rule
+    from scalai_nb.data.contract import Contract
+    from scalai_nb.data.rules import Rule
     from scalai_nb.data.ingest import ingest
     folder, (ranges, words) = Path(tempfile.mkdtemp(dir=TMP)), _rules(file)
     try:
