@@ -9,14 +9,14 @@ from conftest import SCALAI, started, until
 TOKEN, VIEWER = "the-pen-of-an-editor", "the-eye-of-a-viewer"
 SERVE = """import asyncio, sys
 from scalai_nb.core.settings import Settings
-from scalai_nb.core.process import claim
+from scalai_nb.core.process import bind_port
 from scalai_nb.dash.gateway import gateway, serve
 from scalai_nb.dash.voila import Voila
 class Asleep(Voila):
     async def __aenter__(self): return self
     async def __aexit__(self, *_): pass
 settings = Settings.load()
-with claim(0) as sock:
+with bind_port(0) as sock:
     app = gateway({}, {"editor": settings.apps.token, "viewer": settings.apps.viewer_token}, settings, Asleep({}, settings))
     asyncio.run(serve(app, sock, lambda: print(sock.getsockname()[1], flush=True)))
 """
