@@ -92,7 +92,7 @@ def test_gc_takes_nothing_of_an_ingest_at_work(tmp_path, nursery):
     store("ingest", "first", "c")
     writer = store.start("ingest", "one", "a")
     while not writer.over:
-        if "delta" not in (writer.at or ""): store("gc", "two")
+        if "open_table" not in (writer.at or ""): store("gc", "two")
         writer.step()
     assert len(steps) > 20 and "error" not in writer.done
     store.holds("a", "c")

@@ -5,7 +5,8 @@
 import json, os, random, shutil, signal, subprocess, sys, threading, time, traceback
 from pathlib import Path
 
-STEPS = {"history": ["delta", "add_file", "_attempt", "forget", "record"], "table": ["_remove", "_sweep", "_alone"], "part": ["unique"], "storage": ["_sync"]}
+STEPS = {"delta": ["open_table", "add_file", "try_commit", "forget"], "profile_store": ["record"], "batch": ["_remove", "_tidy"],
+         "table_commit": ["unique"], "storage": ["_sync"]}
 
 
 class Writer:
