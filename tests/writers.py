@@ -154,8 +154,8 @@ def child(request: dict):
         stepping(answers, go)
         settings = Settings(root=request["root"], data=request.get("data", {}))
         if ago := request.get("ago"):  # a writer that began so many seconds ago
-            from scalai_nb.data import table
-            table.time = lambda: time.time() - ago
+            from scalai_nb.data import write
+            write.time = lambda: time.time() - ago
         try: out = calls(request["call"], settings, request)
         except ScalaiError as e: out = {"error": e.message, "code": e.code}
         except BaseException: out = {"error": traceback.format_exc(), "code": None}
