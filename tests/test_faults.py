@@ -192,7 +192,7 @@ def test_each_row_group_is_read_once(workspace, flights):
     fs, raw_file = Counted(), Path(raw(flights, rows=20_000, group=5000))
     fs.pipe_file("/once.parquet", raw_file.read_bytes())
     size, meta, settings = raw_file.stat().st_size, pq.read_metadata(raw_file), Settings(root=workspace, data={"rows_per_part": 5000})
-    spans = room.source.group_bytes(meta, size)
+    spans = room.columnar.group_bytes(meta, size)
     inside = [(a, min(b, size - 8 - meta.serialized_size)) for a, b in spans]  # without the footer
     overlaps = lambda x, y: min(x[1], y[1]) > max(x[0], y[0])
     def groups() -> list[int]:  # how often some of each row group's bytes were asked for

@@ -29,6 +29,18 @@ def test_floors_hold_and_a_planted_violation_is_refused(tmp_path):
     assert planted.returncode == 1 and "Only loop joins jobs and models" in planted.stdout
 
 
+def test_an_import_cycle_is_refused_also_a_lazy_one(tmp_path):
+    "What a table is read by must not know profiles, not even inside a function."
+    import shutil
+    shutil.copytree(ROOT/"scalai_nb", tmp_path/"scalai_nb", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT/"pyproject.toml", tmp_path)
+    assert "No cycles are allowed in scalai_nb.data" not in lint(tmp_path).stdout
+    target = tmp_path/"scalai_nb"/"data"/"table_reader.py"
+    target.write_text(target.read_text() + "\ndef later(): from scalai_nb.data.table import Table\n")
+    planted = lint(tmp_path)
+    assert planted.returncode == 1 and "No cycles are allowed in scalai_nb.data" in planted.stdout
+
+
 def test_settings_files_agree():
     "pyproject.toml speaks to nbdev, settings.ini to us; what both say is the same."
     project = tomllib.loads((ROOT/"pyproject.toml").read_text())

@@ -92,7 +92,7 @@ def test_gc_takes_nothing_of_an_ingest_at_work(tmp_path, nursery):
     store("ingest", "first", "c")
     writer = store.start("ingest", "one", "a")
     while not writer.over:
-        if "delta" not in (writer.at or ""): store("gc", "two")
+        if "open_table" not in (writer.at or ""): store("gc", "two")
         writer.step()
     assert len(steps) > 20 and "error" not in writer.done
     store.holds("a", "c")
@@ -197,7 +197,7 @@ def test_files_that_waited_longer_than_a_vacuum_are_not_committed(store):
     "The fence: a writer that stood still for weeks finds that its files may be gone, and says so; the table stays whole."
     store("ingest", "first", "c")
     slow = store.start("ingest", "one", "a", ago=30*86_400)
-    while slow.at != "before _attempt": slow.step()
+    while slow.at != "before try_commit": slow.step()
     place = Path(store.data["storage"])/"tables"/"t"
     weeks = os.stat(place).st_mtime - 30*86_400
     for f in [*place.glob("*.parquet"), *Path(store.data["storage"]).glob("quarantine/t/*.parquet")]: os.utime(f, (weeks, weeks))

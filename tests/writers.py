@@ -5,7 +5,8 @@
 import json, os, random, shutil, signal, subprocess, sys, threading, time, traceback
 from pathlib import Path
 
-STEPS = {"history": ["delta", "add_file", "_attempt", "forget", "record"], "table": ["_remove", "_sweep", "_alone"], "part": ["unique"], "storage": ["_sync"]}
+STEPS = {"delta": ["open_table", "add_file", "try_commit", "forget"], "profile_store": ["record"], "batch": ["_remove", "_tidy"],
+         "table_commit": ["unique"], "storage": ["_sync"]}
 
 
 class Writer:
@@ -153,8 +154,8 @@ def child(request: dict):
         stepping(answers, go)
         settings = Settings(root=request["root"], data=request.get("data", {}))
         if ago := request.get("ago"):  # a writer that began so many seconds ago
-            from scalai_nb.data import table
-            table.time = lambda: time.time() - ago
+            from scalai_nb.data import write
+            write.time = lambda: time.time() - ago
         try: out = calls(request["call"], settings, request)
         except ScalaiError as e: out = {"error": e.message, "code": e.code}
         except BaseException: out = {"error": traceback.format_exc(), "code": None}

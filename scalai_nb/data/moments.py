@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOWEST', 'PAIRED', 'FAST', 'LEAST', 'Moments', 'exponent', 'mean', 'std', 'Pairs', 'pairs', 'paired', 'key_moments',
-           'add_pairs', 'correlation']
+           'add_pairs', 'spread', 'correlation']
 
 # %% ../../nbs/data/01_moments.ipynb #54411bdb
 import math
@@ -237,7 +237,7 @@ def add_pairs(*parts: Pairs) -> Pairs:
     have = [p for p in parts if p.names]
     if len(have) < 2: return have[0] if have else Pairs()
     names = tuple(sorted({n for p in have for n in p.names})[:PAIRED])
-    have = [_spread(p, names) for p in have]
+    have = [spread(p, names) for p in have]
     exponents, n = np.stack([p.exponents for p in have]), np.stack([p.n for p in have])  # (parts, p), (parts, p, p)
     e, N = exponents.max(0), n.sum(0)
     f = (exponents - e)[:, :, None]
@@ -259,7 +259,7 @@ def add_pairs(*parts: Pairs) -> Pairs:
     )
 
 # %% ../../nbs/data/01_moments.ipynb #e17f5906
-def _spread(x, names):
+def spread(x: Pairs, names: tuple) -> Pairs:
     "The same pairs among other names; a column that was not there has no rows."
     if x.names == names: return x
     at = {n: i for i, n in enumerate(x.names)}

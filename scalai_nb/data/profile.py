@@ -93,7 +93,7 @@ def select(self: Profile, names: Iterable[str]) -> Profile:
     return Profile(
         self.rows,
         columns,
-        mt._spread(self.pairs, tuple(sorted(n for n in columns if n in self.pairs.names))),
+        mt.spread(self.pairs, tuple(sorted(n for n in columns if n in self.pairs.names))),
         self.caps,
     )
 
