@@ -78,8 +78,8 @@ def test_features_are_equal(backend, rows):
     want = prep.transform(rows)
     np.testing.assert_array_equal(prep.transform(backend.frame(rows)), want)
     np.testing.assert_array_equal(prep.transform(backend.frame(rows).iloc[500:]), want[500:])
-    x, y = next(iter(Loader(backend.frame(rows), prep, batch=256, filter=[("month", "<=", 6)])))
-    want, _ = next(iter(Loader(rows, prep, batch=256, filter=[("month", "<=", 6)])))
+    x, y = next(iter(Loader(backend.frame(rows), prep, batch_size=256, filter=[("month", "<=", 6)])))
+    want, _ = next(iter(Loader(rows, prep, batch_size=256, filter=[("month", "<=", 6)])))
     assert (x.cpu() == want.cpu()).all() and len(y) == 256
 
 
@@ -115,7 +115,7 @@ def test_what_a_cudf_frame_is_asked_for(workspace, rows):
     assert (fold(frame, ["day", "flight"]) == fold(rows, ["day", "flight"])).all()
     prep = Prep.fit(whole, target="flight", exclude=["arr_delay"])
     np.testing.assert_array_equal(prep.transform(frame), prep.transform(rows))
-    assert Loader(frame, prep, batch=64, filter=[("month", "==", 1)]).rows == (rows["month"] == 1).sum()
+    assert Loader(frame, prep, batch_size=64, filter=[("month", "==", 1)]).rows == (rows["month"] == 1).sum()
     contract = Contract({"arr_delay": Rule("float64", required=True)}, extra="keep")
     assert contract.check(frame).reasons == contract.check(rows).reasons
     assert write(frame, "t", contract).rows_in == len(rows) and set(Table("t").profile().columns) == set(rows)
@@ -139,5 +139,5 @@ def test_columns_may_be_called_as_methods_are(name):
     assert p == profile(table)
     prep = Prep.fit(p, target="y")
     np.testing.assert_array_equal(prep.transform(frame), prep.transform(table))
-    assert len(Contract.infer(p).check(frame).good) == 40 and Loader(frame, prep, batch=16).rows == 40
+    assert len(Contract.infer(p).check(frame).good) == 40 and Loader(frame, prep, batch_size=16).rows == 40
     assert (fold(frame, name) == fold(table, name)).all()

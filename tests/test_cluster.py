@@ -133,7 +133,7 @@ def test_a_killed_nanny_takes_its_rank_along_and_the_training_goes_on(served, da
     client, nannies = served
     rng = np.random.default_rng(0)
     X = rng.normal(size=(4_000, 8)).astype("f4")
-    how = dict(batch=256, ranks=2, epochs=2, every=4, settings=Settings(root=tmp_path), client=client)
+    how = dict(batch_size=256, ranks=2, epochs=2, checkpoint_every=4, settings=Settings(root=tmp_path), client=client)
     whole = fit(MLP, (X, X[:, 0] > 0), **how)
     step = int(np.random.default_rng(0).integers(5, 22))
     run = fit(mortal(tmp_path, step), (X, X[:, 0] > 0), **how)
@@ -160,7 +160,7 @@ def test_a_killed_scheduler_costs_no_finished_training(dask, tmp_path, monkeypat
     while not (tmp_path/"scheduler.json").exists(): assert time.sleep(.1) or time.monotonic() < until
     monkeypatch.setitem(config.config.config["distributed"]["comm"]["timeouts"], "connect", "2s")
     X = np.random.default_rng(0).normal(size=(4_000, 8)).astype("float32")
-    how, close = dict(epochs=3, batch=256, every=2, ranks=2, settings=Settings(root=tmp_path)), ProcessGroup.close
+    how, close = dict(epochs=3, batch_size=256, checkpoint_every=2, ranks=2, settings=Settings(root=tmp_path)), ProcessGroup.close
     def kill(client):
         scheduler.kill()
         until = time.monotonic() + 90

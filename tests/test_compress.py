@@ -48,7 +48,7 @@ def test_images_of_ten_classes(digits, tmp_path):
     X, y = digits[0].reshape(-1, 1, 8, 8), digits[1]
     torch.manual_seed(0)
     model = Small()
-    tune(model, X[:1500], y[:1500], "multiclass", epochs=8, batch=64, lr=3e-3)
+    tune(model, X[:1500], y[:1500], "multiclass", epochs=8, batch_size=64, lr=3e-3)
     run = Run(id="d1", model=model.eval(), prep=None, target=None, loss="multiclass")
     f = compress(run, {"accuracy_drop": .05}, rows=Rows(X[:1500], y[:1500], X[1500:], y[1500:]), finetune_epochs=4, ratio=.25, out=tmp_path)
     assert f.base.accuracy > .85 and f["int8"].accuracy > f.base.accuracy - .02
@@ -65,7 +65,7 @@ def test_regression(tmp_path):
     X, y = (X*20).astype(np.float32), ((y - 150)/75).astype(np.float32)
     torch.manual_seed(0)
     model = MLP(10, hidden=(32, 32), dropout=0.)
-    tune(model, X[:350], y[:350], "regression", epochs=40, batch=32, lr=3e-3)
+    tune(model, X[:350], y[:350], "regression", epochs=40, batch_size=32, lr=3e-3)
     run = Run(id="r1", model=model.eval(), prep=None, target=None, loss="regression")
     f = compress(run, rows=Rows(X[:350], y[:350], X[350:], y[350:]), recipes=("int8",), out=tmp_path)
     assert f.base.accuracy > .3 and abs(f["int8"].accuracy - f.base.accuracy) < .02
@@ -109,7 +109,7 @@ def test_bad_requests_write_nothing(digits, tmp_path):
     run = Run(id="x", model=MLP(64), prep=None, target=None, loss="binary")
     rows = Rows(digits[0][:100], np.zeros(100, np.float32), digits[0][100:200], np.zeros(100, np.float32))
     for bad in (dict(recipes=("int9",)), dict(budget={"acuracy_drop": 1}), dict(budget={"latency_ms": -1}), dict(recipes=("int8+pruned",)), dict(recipes=("pruned.0",)), dict(minutes=-1),
-                dict(minutes="ten"), dict(budget=[.01]), dict(recipes=(None,)), dict(recipes="int8"), dict(ratio=2), dict(width=float("nan")), dict(finetune_epochs=0)):
+                dict(timeout="ten"), dict(budget=[.01]), dict(recipes=(None,)), dict(recipes="int8"), dict(ratio=2), dict(width=float("nan")), dict(finetune_epochs=0)):
         with pytest.raises(BadRequest): compress(run, rows=rows, out=tmp_path/"out", **bad)
     with pytest.raises(BadRequest, match="no run"): compress("flights", rows=rows, out=tmp_path/"out")
     with pytest.raises(BadRequest, match="no rows"): compress(run, rows=3, out=tmp_path/"out")
@@ -132,7 +132,7 @@ def trained(workspace, flights, request):
     table = Table("features")
     training = sum(p for fold, p in table.profiles(by="fold").items() if fold != 0)
     prep = Prep.fit(training, target="late", exclude=("id", "month", "fold"))
-    return fit(MLP(len(prep.features)), "features", prep, target="late", epochs=2, batch=256, ranks=1)
+    return fit(MLP(len(prep.features)), "features", prep, target="late", epochs=2, batch_size=256, ranks=1)
 
 
 def test_a_run_on_a_table(trained, workspace):
@@ -183,7 +183,7 @@ def test_nonsense_stays_nonsense(trained, workspace):
     import pyarrow as pa
     rows = Table("features").arrow()
     mixed = np.random.default_rng(0).permutation(rows["late"].to_numpy(zero_copy_only=False))
-    run = fit(MLP(len(trained.prep.features)), rows.set_column(rows.column_names.index("late"), "late", pa.array(mixed)), trained.prep, target="late", epochs=1, batch=512, ranks=1)
+    run = fit(MLP(len(trained.prep.features)), rows.set_column(rows.column_names.index("late"), "late", pa.array(mixed)), trained.prep, target="late", epochs=1, batch_size=512, ranks=1)
     with pytest.raises(BadRequest, match="rows in memory"): compress(run)
     f = compress(run, table="features", recipes=("pruned+int8", "distilled"))
     assert trained.metrics["val_auc"] > .85 and all(c.auc < .75 for c in f.candidates), [(c.recipe, c.auc) for c in f.candidates]
@@ -281,7 +281,7 @@ def test_time_that_is_over_makes_nothing_more(digits, tmp_path, monkeypatch):
     pruned = recipes.NETWORKS["pruned"]
     monkeypatch.setitem(recipes.NETWORKS, "pruned", lambda *a: (setattr(recipes.time, "monotonic", lambda: 1e12), pruned(*a))[1])
     monkeypatch.setattr(recipes.time, "monotonic", time.monotonic)   # restored afterwards
-    f = compress(run, rows=Rows(X[:1500], y[:1500], X[1500:], y[1500:]), recipes=("distilled", "pruned", "int8"), out=tmp_path, minutes=60)
+    f = compress(run, rows=Rows(X[:1500], y[:1500], X[1500:], y[1500:]), recipes=("distilled", "pruned", "int8"), out=tmp_path, timeout=3600)
     assert [c.recipe for c in f.candidates] == ["float32", "int8"]
     assert "tuned" in f.left_out["pruned"] and "begun" in f.left_out["distilled"]
     assert "left out" in str(f) and load_frontier(tmp_path).left_out == f.left_out
@@ -292,7 +292,7 @@ def test_int8_that_loses_too_much_is_mended(digits, tmp_path):
     X, y = digits
     torch.manual_seed(0)
     model = MLP(64, (32, 32, 32), outputs=10, dropout=0.)
-    tune(model, X[:1500], y[:1500], "multiclass", epochs=20, batch=64, lr=3e-3)
+    tune(model, X[:1500], y[:1500], "multiclass", epochs=20, batch_size=64, lr=3e-3)
     with torch.no_grad():
         for p in (model.layers[3].weight, model.layers[3].bias): p[:6] *= 300
         model.layers[6].weight[:, :6] /= 300
@@ -326,7 +326,7 @@ def test_words_together(digits, tmp_path):
     X, y = digits[0].reshape(-1, 1, 8, 8), digits[1]
     torch.manual_seed(0)
     model = Small()
-    tune(model, X[:1500], y[:1500], "multiclass", epochs=4, batch=64, lr=3e-3)
+    tune(model, X[:1500], y[:1500], "multiclass", epochs=4, batch_size=64, lr=3e-3)
     run = Run(id="w", model=model.eval(), prep=None, target=None, loss="multiclass")
     recipes = ("pruned.75+int8", "pruned+dynamic", "pruned.75+distilled+int8", "dynamic")
     f = compress(run, rows=Rows(X[:1500], y[:1500], X[1500:], y[1500:]), recipes=recipes, out=tmp_path)

@@ -104,7 +104,7 @@ def test_few_labels_are_enough_after_minilm(tmp_path):
         X, y = tokens([t for t, _ in rows], FOLDER, 24), np.array([k for _, k in rows])
         few = np.arange(len(y)) % 24 < 8
         def right(model, lr):
-            run = fit(model, (X[few], y[few]), epochs=2, batch=8, lr=lr, seed=seed, ranks=1, settings=Settings(root=tmp_path))
+            run = fit(model, (X[few], y[few]), epochs=2, batch_size=8, lr=lr, seed=seed, ranks=1, settings=Settings(root=tmp_path))
             return (run.predict(X[~few]).argmax(1) == y[~few]).mean()
         torch.manual_seed(seed)
         start, fresh = pretrained(FOLDER, outputs=6), Encoder(**shape_of(FOLDER), outputs=6)

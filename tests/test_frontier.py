@@ -24,7 +24,7 @@ def digits():
     X, y = (X[order]/16).astype("f4").reshape(-1, 1, 8, 8), y[order]
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 24, 3, padding=1), nn.BatchNorm2d(24), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(24, 32, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(32*16, 64), nn.ReLU(), nn.Linear(64, 10))
-    tune(model, X[:1300], y[:1300], "multiclass", epochs=12, batch=64, lr=3e-3)
+    tune(model, X[:1300], y[:1300], "multiclass", epochs=12, batch_size=64, lr=3e-3)
     return Run(id="d", model=model.eval(), prep=None, target=None, loss="multiclass"), Rows(X[:1300], y[:1300], X[1300:], y[1300:])
 
 
@@ -80,7 +80,7 @@ def test_minutes_hold_making_and_measuring(digits, tmp_path, monkeypatch):
     "What measuring will take is kept back: with less left than that, nothing is begun."
     run, rows = digits
     monkeypatch.setattr(rc, "seconds_to_measure", lambda path, rows: 1500.)
-    f = compress(run, recipes=("int8", "pruned", "distilled"), rows=rows, out=tmp_path, minutes=60)   # room for two to be measured, and ten minutes to make them
+    f = compress(run, recipes=("int8", "pruned", "distilled"), rows=rows, out=tmp_path, timeout=3600)   # room for two to be measured, and ten minutes to make them
     assert [c.recipe for c in f.candidates] == ["float32", "int8"] and set(f.left_out) == {"pruned", "distilled"}
     assert f.seconds["given"] == 3600 and f.seconds["making"] + f.seconds["measuring"] < 3600 and "of 3600 s given" in str(f)
     assert load_frontier(tmp_path).seconds == f.seconds
@@ -96,12 +96,12 @@ def test_timings_end_with_the_time(digits, tmp_path):
 def test_the_search_finds_its_own_shares(digits, tmp_path):
     "No recipe is named: the shares tried close in on what the budget allows, and the best is much smaller and keeps within it."
     run, rows = digits
-    f = compress(run, {"accuracy_drop": .02}, rows=rows, out=tmp_path, minutes=10, finetune_epochs=6)
+    f = compress(run, {"accuracy_drop": .02}, rows=rows, out=tmp_path, timeout=600, finetune_epochs=6)
     shares = sorted(float(c.recipe.split("+")[0].removeprefix("pruned")) for c in f.candidates if c.recipe.startswith("pruned") and c.recipe.endswith("distilled+int8"))
     assert {.5, .75} < set(shares) and not f.left_out, (shares, f.left_out)
     best = f.best()
     assert best.accuracy >= f.base.accuracy - .02 and f.base.size_bytes/best.size_bytes > 4, f
-    again = compress(run, {"accuracy_drop": .02}, rows=rows, out=tmp_path, minutes=10, finetune_epochs=6)
+    again = compress(run, {"accuracy_drop": .02}, rows=rows, out=tmp_path, timeout=600, finetune_epochs=6)
     assert [c.recipe for c in again.candidates] == [c.recipe for c in f.candidates]
 
 
@@ -130,7 +130,7 @@ def test_int8_is_held_to_the_auc_that_is_bounded(tmp_path):
     X = np.random.default_rng(0).normal(size=(4000, 8)).astype("f4")
     y = (X[:, 0] + X[:, 1] > 2.3).astype("f4")   # one in twenty
     model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 1))
-    tune(model, X[:3000], y[:3000], epochs=20, batch=64, lr=3e-3)
+    tune(model, X[:3000], y[:3000], epochs=20, batch_size=64, lr=3e-3)
     with torch.no_grad():
         for p in (model[2].weight, model[2].bias): p[:4] *= 3000
         model[4].weight[:, :4] /= 3000
@@ -168,7 +168,7 @@ def test_a_network_that_lost_its_order_is_not_the_best(tmp_path):
     X = np.random.default_rng(0).normal(size=(6000, 8)).astype("f4")
     y = (X[:, 0]*X[:, 1] + X[:, 2] > 2.6).astype("f4")
     model = nn.Sequential(nn.Linear(8, 48), nn.ReLU(), nn.Linear(48, 48), nn.ReLU(), nn.Linear(48, 1))
-    tune(model, X[:3000], y[:3000], epochs=25, batch=64, lr=3e-3)
+    tune(model, X[:3000], y[:3000], epochs=25, batch_size=64, lr=3e-3)
     run, rows = Run(id="a", model=model.eval(), prep=None, target=None, loss="binary"), Rows(X[:3000], y[:3000], X[3000:], y[3000:])
     f = compress(run, {"accuracy_drop": .3}, recipes=("distilled.1",), rows=rows, out=tmp_path)
     lost = f["distilled.1"]

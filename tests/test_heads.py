@@ -136,9 +136,9 @@ def test_kept_and_compressed(tmp_path):
     "A run whose network lost heads is saved, read back, pruned again and rounded."
     X = table(3_000)
     y = X[:, 0] + np.array([-2., 2., 0., -1., 1.], np.float32)[X[:, 2].astype(int)] > 0
-    run = fit(seer(), (X, y), epochs=3, batch=64, lr=5e-3, ranks=1, settings=Settings(root=tmp_path))
+    run = fit(seer(), (X, y), epochs=3, batch_size=64, lr=5e-3, ranks=1, settings=Settings(root=tmp_path))
     run.model = prune(run.model, .5, (3,), "taylor", (X[:500], y[:500].astype(np.float32)))
-    tune(run.model, X[:2_000], y[:2_000].astype(np.float32), lr=3e-3, batch=64)
+    tune(run.model, X[:2_000], y[:2_000].astype(np.float32), lr=3e-3, batch_size=64)
     run.save(tmp_path/"kept")
     back = Run.load(tmp_path/"kept")
     assert back.model.config["heads"] == [2, 2] and np.array_equal(back.predict(X), run.predict(X))

@@ -168,7 +168,7 @@ def test_what_is_odd_is_said_at_night_and_on_narrow_screens(chromium, lab):
     page.context.close()
 
 
-HOLDS, BESIDE = "fit(MLP, (X, y), epochs=100_000, batch=256)", "run = fit(MLP, (X, y), epochs=100_000, batch=256, ranks=2, wait=False)"
+HOLDS, BESIDE = "fit(MLP, (X, y), epochs=100_000, batch_size=256)", "run = fit(MLP, (X, y), epochs=100_000, batch_size=256, ranks=2, wait=False)"
 
 
 @pytest.mark.parametrize("theme, cell", [("Light", HOLDS), ("Dark", BESIDE)])
@@ -197,7 +197,7 @@ def test_a_training_shows_its_states_and_is_stopped_by_its_button(chromium, lab,
     folder = re.search("resume='(.*)'", page.locator(".jp-RenderedHTML:has([role=status])").inner_text())[1]
     done, given = len(checkpoint.load(checkpoint.latest(f"{folder}/checkpoints"))[0]["history"]), {}
     exec(DATA, given)
-    rest = given["fit"](given["MLP"], (given["X"], given["y"]), epochs=done + 1, batch=256, resume=folder, settings=Settings(root=lab.root))
+    rest = given["fit"](given["MLP"], (given["X"], given["y"]), epochs=done + 1, batch_size=256, resume=folder, settings=Settings(root=lab.root))
     assert rest.state == "done" and len(rest.history) == done + 1
     page.context.close()
 
@@ -207,7 +207,7 @@ import sys
 from scalai_nb.training.search import search
 from scalai_nb.training.search_space import choice, log
 
-def hunt(trials): return search(lambda features: MLP(features, (16,)), (X, y), space={"lr": log(1e-3, .1), "batch": choice(64, 256)}, trials=trials, epochs=3, name="hunt")
+def hunt(trials): return search(lambda features: MLP(features, (16,)), (X, y), space={"lr": log(1e-3, .1), "batch_size": choice(64, 256)}, trials=trials, epochs=3, name="hunt")
 
 if __name__ == "__main__": hunt(int(sys.argv[1]))
 """

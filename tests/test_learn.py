@@ -198,7 +198,7 @@ def test_nothing_outlives_a_killed_caller(tmp_path):
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_resumed_weights_are_the_same_to_the_bit(two, settings, xy, ranks):
-    how = dict(batch=256, ranks=ranks, seed=3, settings=settings, client=two, every=7)
+    how = dict(batch_size=256, ranks=ranks, seed=3, settings=settings, client=two, checkpoint_every=7)
     whole = fit(MLP, xy, epochs=2, **how)
     assert whole.history[0]["val_loss"] > whole.history[1]["val_loss"] and whole.metrics["val_auc"] > .6
     stopped = whole.path.with_name("stopped")
@@ -224,7 +224,7 @@ def mortal(step, end):
     return Mortal
 
 
-LOSSES = dict(batch=256, ranks=2, epochs=2, every=5)
+LOSSES = dict(batch_size=256, ranks=2, epochs=2, checkpoint_every=5)
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +246,7 @@ def test_a_lost_rank_costs_one_interval_between_checkpoints_at_most(two, setting
 
 def test_a_full_disk_ends_a_training_that_can_go_on(settings, xy):
     import resource
-    how = dict(epochs=3, batch=256, settings=settings)
+    how = dict(epochs=3, batch_size=256, settings=settings)
     whole = fit(MLP, xy, **how)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     def fill(topic, state, history=(), **told):
@@ -265,7 +265,7 @@ def test_a_full_disk_ends_a_training_that_can_go_on(settings, xy):
 
 
 def test_a_training_in_the_background_is_cancelled_and_resumed(settings, xy):
-    how = dict(batch=256, settings=settings, every=5, seed=3)
+    how = dict(batch_size=256, settings=settings, checkpoint_every=5, seed=3)
     run = fit(MLP, xy, epochs=10_000, wait=False, **how)
     with pytest.raises(TimedOut, match="is still"): run.wait(.1)
     until = time.monotonic() + 240
@@ -283,7 +283,7 @@ def test_an_interrupted_wait_cancels_and_a_failure_arrives_there(settings, xy):
     X, y = xy
     with pytest.raises(WorkFailed, match="The loss became nan in epoch 1, batch 1 "):
         fit(MLP, (np.where(X > 1, np.float32(np.nan), X), y), settings=settings, wait=False).wait()
-    run = fit(MLP, xy, epochs=10_000, batch=256, settings=settings, wait=False)
+    run = fit(MLP, xy, epochs=10_000, batch_size=256, settings=settings, wait=False)
     def interrupt(topic, state, **told):
         if "history" in told and not interrupted: interrupted.append(os.kill(os.getpid(), signal.SIGINT))
     interrupted, stop = [], events.subscribe(interrupt, "fit")
@@ -296,7 +296,7 @@ def test_an_interrupted_wait_cancels_and_a_failure_arrives_there(settings, xy):
 @pytest.mark.slow
 def test_ranks_add_up_batches_and_stop_early(two, settings, xy):
     from scalai_nb.training.optimizer import Optimizer
-    how = dict(batch=128, epochs=30, lr=.02, early_stop=2, optimizer=Optimizer("sgd", accumulate=3, clip=1.), schedule="constant", class_weight="balanced", settings=settings)
+    how = dict(batch_size=128, epochs=30, lr=.02, early_stop=2, optimizer=Optimizer("sgd", accumulate=3, clip=1.), schedule="constant", class_weight="balanced", settings=settings)
     once = fit(MLP, xy, ranks=2, client=two, **how)
     assert len(once.history) < 30 and "brought no lower loss" in once.params["notes"][-1]
     assert once.metrics["val_loss"] == min(h["val_loss"] for h in once.history) < once.history[-1]["val_loss"]
@@ -310,7 +310,7 @@ def test_ranks_add_up_batches_and_stop_early(two, settings, xy):
 def test_a_compiled_network_learns_the_same_and_leaves_no_process(settings, xy):
     make = lambda features: torch.nn.Sequential(torch.nn.Linear(features, 32), torch.nn.ReLU(), torch.nn.Linear(32, 1))
     before = set(psutil.Process().children(recursive=True))
-    plain, compiled = (fit(make, xy, batch=400, epochs=1, compile=c, settings=settings) for c in (False, True))
+    plain, compiled = (fit(make, xy, batch_size=400, epochs=1, compile=c, settings=settings) for c in (False, True))
     assert abs(plain.metrics["val_loss"] - compiled.metrics["val_loss"]) < 1e-3
     assert set(compiled.model.state_dict()) == set(plain.model.state_dict())
     assert set(psutil.Process().children(recursive=True)) <= before
@@ -331,7 +331,7 @@ def test_what_is_kept_aside_cannot_leak(settings):
     from scalai_nb.data.profile import profile
     rows = known_by_heart()
     prep = Prep.fit(profile(rows), target="y", exclude=["group", "fold", "at"])
-    how = dict(epochs=12, batch=128, lr=5e-3, settings=settings)
+    how = dict(epochs=12, batch_size=128, lr=5e-3, settings=settings)
     auc = lambda given: fit(MLP, rows, prep, validation=given, **how).metrics["val_auc"]
     assert auc(("fold", 0)) > .9  # by row: what it knows by heart is rewarded
     assert abs(auc(("group", "fold", 0)) - .5) < .2 and abs(auc(("at", ">=", "2013-01-10")) - .5) < .2
@@ -375,7 +375,7 @@ def test_a_large_table_is_read_by_the_ranks_and_gives_the_same(two, settings, xy
     frame = pd.DataFrame(X[:, :3], columns=list("abc")).assign(late=y, id=np.arange(len(y)).astype(str))
     write(frame, "rows", key="id", fold="id", settings=settings)
     prep = Prep.fit(Table("rows", settings).profile(), target="late", exclude=["id", "fold"])
-    how = dict(batch=512, epochs=1, where=[("a", "<", 1)], settings=settings)
+    how = dict(batch_size=512, epochs=1, where=[("a", "<", 1)], settings=settings)
     here = fit(MLP, "rows", prep, **how)
     monkeypatch.setattr("scalai_nb.training.request.SMALL", 0)
     there = fit(MLP, "rows", prep, ranks=2, client=two, **how)
@@ -411,7 +411,7 @@ def test_a_model_of_a_notebook_cell_trains_on_ranks_and_an_interrupt_stops_it(tm
     said = []
     try:
         assert run(CELL)["status"] == "ok"
-        done = run("run = fit(Own, (X, y), ranks=2, epochs=2, batch=128, lr=.05); print(run.metrics['val_auc'], run.path)")
+        done = run("run = fit(Own, (X, y), ranks=2, epochs=2, batch_size=128, lr=.05); print(run.metrics['val_auc'], run.path)")
         assert done["status"] == "ok", done
         auc, path = said[-1].split()
         assert float(auc) > .9
@@ -419,7 +419,7 @@ def test_a_model_of_a_notebook_cell_trains_on_ranks_and_an_interrupt_stops_it(tm
         assert described["config"] == {"features": 5} and "class Own" in described["source"]
         kernel = psutil.Process(manager.provisioner.pid)
         # A kernel answers a failed request and then, for a moment, aborts whatever arrives: what follows is asked to run all the same.
-        asked = client.execute("fit(Own, (X, y), ranks=2, epochs=100_000, batch=128)", stop_on_error=False)
+        asked = client.execute("fit(Own, (X, y), ranks=2, epochs=100_000, batch_size=128)", stop_on_error=False)
         until = time.monotonic() + 120
         while len(list(tmp_path.glob(".scalai/fits/*/checkpoints/step-*/manifest.json"))) < 3: assert time.sleep(.2) or time.monotonic() < until
         family = [p for p in kernel.children(recursive=True) if "resource_tracker" not in " ".join(p.cmdline())]
@@ -429,7 +429,7 @@ def test_a_model_of_a_notebook_cell_trains_on_ranks_and_an_interrupt_stops_it(tm
         while (reply := client.get_shell_msg(timeout=60))["parent_header"]["msg_id"] != asked: pass
         assert reply["content"]["ename"] == "KeyboardInterrupt"
         assert run("print('still here')")["status"] == "ok" and said[-1] == "still here\n"
-        assert run("run = fit(Own, (X, y), ranks=2, epochs=100_000, batch=128, wait=False)")["status"] == "ok"
+        assert run("run = fit(Own, (X, y), ranks=2, epochs=100_000, batch_size=128, wait=False)")["status"] == "ok"
         assert run("import time\nwhile not run.history: time.sleep(.1)")["status"] == "ok"
         family = kernel.children(recursive=True)
         assert len([p for p in family if "training.agent" in " ".join(p.cmdline())]) == 3

@@ -44,7 +44,7 @@ def xy(rows): return rows[["a", "b"]].to_numpy("f4"), rows.y.to_numpy()
 
 
 @pytest.fixture(scope="module")
-def run(rows, prep, tmp_path_factory): return fit(MLP, rows, prep, epochs=1, batch=64, settings=Settings(root=tmp_path_factory.mktemp("run")))
+def run(rows, prep, tmp_path_factory): return fit(MLP, rows, prep, epochs=1, batch_size=64, settings=Settings(root=tmp_path_factory.mktemp("run")))
 
 
 def two_lines(error, words):
@@ -74,7 +74,7 @@ def test_a_target_that_cannot_be_learnt(rows, prep, settings, make, words):
 
 
 def test_a_class_that_only_the_learnt_rows_have(rows, prep, settings):
-    run = fit(MLP, rows.assign(y=np.where((rows.fold == 1) & (rows.a > 1), 2, rows.y.astype(int))), prep, epochs=1, batch=64, settings=settings)
+    run = fit(MLP, rows.assign(y=np.where((rows.fold == 1) & (rows.a > 1), 2, rows.y.astype(int))), prep, epochs=1, batch_size=64, settings=settings)
     assert run.loss == "multiclass" and np.isfinite(run.metrics["val_loss"])
     told = run.evaluate(rows.assign(y=rows.y.astype(int)), importance=0)
     assert [c["rows"] for c in told.classes] == [*np.bincount(rows.y), 0] and np.isnan(told.classes[2]["auc"][0]) and len(told.roc[2]) == 0
@@ -83,8 +83,8 @@ def test_a_class_that_only_the_learnt_rows_have(rows, prep, settings):
 
 NUMBERS = [
     (dict(lr=float("nan")), "lr=nan"), (dict(lr="fast"), "lr='fast'"), (dict(lr=None), "lr=None"), (dict(epochs=0), "epochs=0 is not possible"), (dict(epochs=1.5), "epochs=1.5"),
-    (dict(batch=0), "batch=0 is not possible"), (dict(batch=None), "batch=None"), (dict(ranks=-1), "-1 ranks cannot share"), (dict(ranks=2.), "2.0 ranks cannot share"),
-    (dict(ranks=16, batch=8), "16 ranks cannot share a batch of 8 rows"), (dict(seed=-1), "seed=-1"), (dict(seed=2**70), "is not possible"), (dict(restarts=-1), "restarts=-1"),
+    (dict(batch_size=0), "batch_size=0 is not possible"), (dict(batch_size=None), "batch_size=None"), (dict(ranks=-1), "-1 ranks cannot share"), (dict(ranks=2.), "2.0 ranks cannot share"),
+    (dict(ranks=16, batch_size=8), "16 ranks cannot share a batch of 8 rows"), (dict(seed=-1), "seed=-1"), (dict(seed=2**70), "is not possible"), (dict(restarts=-1), "restarts=-1"),
     (dict(timeout=0), "timeout=0"), (dict(client=3), "is not a Dask client"), (dict(metrics=["auc"]), "metrics=['auc']"), (dict(resume="nowhere/run"), "There is no run in nowhere"),
     (dict(class_weight={0: -1., 1: 1.}), "does not fit classes 0 to 1"), (dict(class_weight={0: "a", 1: 1.}), "does not fit classes 0 to 1"),
     (dict(where=[("q", "<", 1)]), "No match for FieldRef.Name(q)"), (dict(where="a < 1"), "This filter cannot be read"), (dict(where=[("a", ">", 99)]), "0 rows are left"),
@@ -115,7 +115,7 @@ def test_rows_that_cannot_be_learnt_from(rows, prep, xy, settings, make, words):
 
 
 def test_a_table_smaller_than_a_batch_is_one_batch(xy, settings):
-    run = fit(MLP, xy, batch=100_000, epochs=2, settings=settings)
+    run = fit(MLP, xy, batch_size=100_000, epochs=2, settings=settings)
     assert [h["step"] for h in run.history] == [1, 2] and run.data["rows"] + run.data["validation_rows"] == 400
 
 
@@ -123,7 +123,7 @@ def test_the_batch_of_a_loss_that_is_no_number_is_named(xy, settings):
     "The steps before it are kept, so that a training can go on from them."
     X, y = xy[0].copy(), xy[1]
     X[3] = np.inf  # met in the middle of the epoch
-    with pytest.raises(WorkFailed) as error: fit(MLP, (X, y), validation=None, batch=40, every=1, settings=settings)
+    with pytest.raises(WorkFailed) as error: fit(MLP, (X, y), validation=None, batch_size=40, checkpoint_every=1, settings=settings)
     assert two_lines(error, "The loss became nan in epoch 1, batch ")
     batch = int(str(error.value).split("batch ")[1].split()[0])
     folder, = settings.path("fits").iterdir()
@@ -177,7 +177,7 @@ def changes(content, rng):
 
 
 def test_no_changed_checkpoint_is_gone_on_from(xy, settings):
-    how = dict(batch=100, settings=settings)
+    how = dict(batch_size=100, settings=settings)
     run = fit(MLP, xy, epochs=1, **how)
     folder, rng = checkpoint.latest(run.path/"checkpoints"), np.random.default_rng(0)
     for file in sorted(folder.iterdir()):
@@ -223,7 +223,7 @@ from scalai_nb.training.fit import fit
 from scalai_nb.training.models import MLP
 if __name__ == "__main__":
     X = np.random.default_rng(0).normal(size=(6_000, 12)).astype("float32")
-    fit(MLP, (X, X[:, 0] > 0), epochs=2, batch=256, every=1, seed=3, ranks=int(sys.argv[2]), settings=Settings(root=sys.argv[1]), resume=sys.argv[3] if len(sys.argv) > 3 else None)
+    fit(MLP, (X, X[:, 0] > 0), epochs=2, batch_size=256, checkpoint_every=1, seed=3, ranks=int(sys.argv[2]), settings=Settings(root=sys.argv[1]), resume=sys.argv[3] if len(sys.argv) > 3 else None)
 """
 
 
@@ -254,19 +254,19 @@ def test_a_killed_training_goes_on_from_a_whole_checkpoint(tmp_path, seed, ranks
 def test_a_run_is_trained_by_one_process_at_a_time(xy, settings):
     "The second resume of a run is refused before anything is written; when the first has ended, or was killed, the next goes on."
     def stops(y, score): raise ArithmeticError("after the first epoch")
-    with pytest.raises(ArithmeticError): fit(MLP, xy, epochs=2, batch=64, every=2, metrics={"stops": stops}, settings=settings)
+    with pytest.raises(ArithmeticError): fit(MLP, xy, epochs=2, batch_size=64, checkpoint_every=2, metrics={"stops": stops}, settings=settings)
     folder, = settings.path("fits").iterdir()
     code = f"import sys, time; from scalai_nb.core.lock import claim; held = claim({str(folder/'.lock')!r}); print('held', flush=True); time.sleep(600)"
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "held\n"
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
-    with pytest.raises(BadRequest) as said: fit(MLP, xy, epochs=2, batch=64, settings=settings, resume=folder)
+    with pytest.raises(BadRequest) as said: fit(MLP, xy, epochs=2, batch_size=64, settings=settings, resume=folder)
     two_lines(said, "is being trained by another process")
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == before and unfinished(settings) == []
     other.kill()
     other.wait()
-    first = fit(MLP, xy, epochs=2, batch=64, settings=settings, resume=folder, wait=False)
-    with pytest.raises(BadRequest, match="is being trained by another process"): fit(MLP, xy, epochs=2, batch=64, settings=settings, resume=first)
+    first = fit(MLP, xy, epochs=2, batch_size=64, settings=settings, resume=folder, wait=False)
+    with pytest.raises(BadRequest, match="is being trained by another process"): fit(MLP, xy, epochs=2, batch_size=64, settings=settings, resume=first)
     assert any("resumed at step" in note for note in first.wait().params["notes"])
 
 
@@ -274,9 +274,9 @@ def test_what_a_killed_training_left_is_found_and_goes_after_a_while(xy, setting
     "Its folder can be gone on with until gc takes it; what is complete, or is being worked on, stays."
     from scalai_nb.core.lock import claim
     def stops(y, score): raise ArithmeticError("after the first epoch")
-    done = fit(MLP, xy, epochs=1, batch=64, settings=settings)
+    done = fit(MLP, xy, epochs=1, batch_size=64, settings=settings)
     for _ in range(2):
-        with pytest.raises(ArithmeticError): fit(MLP, xy, epochs=2, batch=64, every=2, metrics={"stops": stops}, settings=settings)
+        with pytest.raises(ArithmeticError): fit(MLP, xy, epochs=2, batch_size=64, checkpoint_every=2, metrics={"stops": stops}, settings=settings)
     a, b = unfinished(settings)
     held = claim(b/".lock")
     assert unfinished(settings) == [a] and clear_unfinished(settings, 1).files == 0

@@ -39,7 +39,7 @@ def xy():
 
 class Paper(Drawer):
     "Pictures kept instead of shown, and a button that is pressed by calling it."
-    def __init__(self): super().__init__(every=0); self.pages, self.stops, self.gone = [], [], 0
+    def __init__(self): super().__init__(checkpoint_every=0); self.pages, self.stops, self.gone = [], [], 0
     def draw(self, html, shown): self.pages.append(re.sub("<[^>]*>", "", html)); return True
     def offer(self, stop): self.stops.append(stop); return self.take_away
     def take_away(self): self.gone += 1
@@ -54,7 +54,7 @@ def paper():
 
 
 def test_a_training_shows_that_it_starts_learns_validates_and_is_done(paper, xy, tmp_path):
-    run = fit(MLP, xy, epochs=2, batch=256, settings=Settings(root=tmp_path))
+    run = fit(MLP, xy, epochs=2, batch_size=256, settings=Settings(root=tmp_path))
     heads = [p.split(" · ")[0] for p in paper.pages]
     assert heads[0] == "… starting" and re.fullmatch(r"✓ done 2 epochs in .*", heads[-1])
     assert {"▸ training epoch 1 of 2", "◆ validating epoch 2 of 2"} <= {h.split(" steps")[0][:len("◆ validating epoch 2 of 2")].strip() for h in heads}
@@ -63,7 +63,7 @@ def test_a_training_shows_that_it_starts_learns_validates_and_is_done(paper, xy,
 
 
 def test_a_failure_and_a_stop_are_shown_as_what_they_are(paper, xy, tmp_path):
-    how = dict(batch=256, every=5, settings=Settings(root=tmp_path))
+    how = dict(batch_size=256, checkpoint_every=5, settings=Settings(root=tmp_path))
     X, y = xy
     with pytest.raises(WorkFailed): fit(MLP, (np.where(X > 1, np.float32(np.nan), X), y), **how)
     assert paper.pages[-1].startswith("✕ failed") and "The loss became nan in epoch 1, batch 1 of" in paper.pages[-1]
@@ -77,7 +77,7 @@ def test_a_failure_and_a_stop_are_shown_as_what_they_are(paper, xy, tmp_path):
     assert len(kept["history"]) == 2 and len(fit(MLP, xy, epochs=3, resume=folder, **how).history) == 3
     with pytest.raises(Cancelled) as early:
         press = events.subscribe(lambda topic, **told: paper.stops[-1](), "fit")
-        try: fit(MLP, xy, epochs=2, batch=256, settings=how["settings"])
+        try: fit(MLP, xy, epochs=2, batch_size=256, settings=how["settings"])
         finally: press()
     assert "no checkpoint yet" in early.value.hint
 
@@ -133,7 +133,7 @@ def test_the_button_stops_the_very_cell_that_trains(workspace):
             if kind == "update_display_data" and re.search(r"^▸ training epoch (?!1 )[\d,]+ of", shown(content)) and len(buttons) == 1:
                 kernel.press(buttons[0])
                 buttons.append("pressed")
-        reply = kernel.run("fit(MLP, (X, y), epochs=100_000, batch=256)", hear)
+        reply = kernel.run("fit(MLP, (X, y), epochs=100_000, batch_size=256)", hear)
         assert reply["ename"] == "Cancelled" and len(reply["traceback"]) == 1, reply
         seen = kernel.pictures()
         assert seen[0].startswith("… starting") and any(s.startswith("▸ training") for s in seen) and seen[-1].startswith("■ cancelled")
@@ -142,12 +142,12 @@ def test_the_button_stops_the_very_cell_that_trains(workspace):
         folder = re.search("resume='(.*)'", reply["evalue"]).group(1)
         done = len(checkpoint.load(checkpoint.latest(f"{folder}/checkpoints"))[0]["history"])
         kernel.heard.clear()
-        assert kernel.run(f"assert len(fit(MLP, (X, y), epochs={done + 1}, batch=256, resume={folder!r}).history) == {done + 1}")["status"] == "ok"
+        assert kernel.run(f"assert len(fit(MLP, (X, y), epochs={done + 1}, batch_size=256, resume={folder!r}).history) == {done + 1}")["status"] == "ok"
         assert kernel.pictures()[-1].startswith(f"✓ done {done + 1:,} epochs")
 
 
 def test_in_a_job_the_picture_is_static_and_has_no_button(workspace):
-    cells = [nbformat.v4.new_code_cell(source) for source in (DATA, "run = fit(MLP, (X, y), epochs=3, batch=256)", "run")]
+    cells = [nbformat.v4.new_code_cell(source) for source in (DATA, "run = fit(MLP, (X, y), epochs=3, batch_size=256)", "run")]
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}), "job.ipynb")
     done = scalai("run", "job.ipynb", "-o", "out.ipynb", cwd=workspace)
     assert done.code == 0, done.err
@@ -159,7 +159,7 @@ def test_in_a_job_the_picture_is_static_and_has_no_button(workspace):
 
 SCRIPT = DATA + """
 import sys
-if __name__ == "__main__": fit(MLP, (X, y), epochs=8, batch=64, ranks=int(sys.argv[1]))
+if __name__ == "__main__": fit(MLP, (X, y), epochs=8, batch_size=64, ranks=int(sys.argv[1]))
 """
 
 

@@ -26,14 +26,14 @@ def test_the_same_global_batches_for_any_ranks(rows, batch, seed, epoch):
     def run(ranks):
         out = []
         for r in range(ranks):
-            loader = Loader(arrays(rows), batch=batch, rank=r, ranks=ranks, seed=seed)
+            loader = Loader(arrays(rows), batch_size=batch, rank=r, ranks=ranks, seed=seed)
             loader.set_epoch(epoch)
             out.append(seen(loader))
         return out
     one = run(1)[0]
     flat = [i for b in one for i in b]
     assert len(flat) == len(set(flat)) == rows // 16 * 16
-    assert len(one) == Loader(arrays(rows), batch=batch).batches
+    assert len(one) == Loader(arrays(rows), batch_size=batch).batches
     for ranks in (2, 4, 8, 16):
         parts = run(ranks)
         for k, b in enumerate(one):
@@ -43,7 +43,7 @@ def test_the_same_global_batches_for_any_ranks(rows, batch, seed, epoch):
 
 
 def test_the_shuffle_is_global_and_new_each_epoch():
-    loader, orders = Loader(arrays(16_000), batch=1600), []
+    loader, orders = Loader(arrays(16_000), batch_size=1600), []
     for e in range(3):
         loader.set_epoch(e)
         orders.append([i for b in seen(loader) for i in b])
@@ -57,16 +57,16 @@ def test_the_shuffle_is_global_and_new_each_epoch():
 @pytest.mark.parametrize("stop", [0, 1, 5, 7])
 @pytest.mark.parametrize("ranks", [1, 4])
 def test_resumes_at_any_batch(stop, ranks):
-    whole = Loader(arrays(1000), batch=144, seed=3)
+    whole = Loader(arrays(1000), batch_size=144, seed=3)
     whole.set_epoch(2)
     want = seen(whole)
-    halted = Loader(arrays(1000), batch=144, seed=3)
+    halted = Loader(arrays(1000), batch_size=144, seed=3)
     halted.set_epoch(2)
     for k, _ in zip(range(stop), halted): pass
     state = halted.state_dict()
     parts = []
     for r in range(ranks):
-        again = Loader(arrays(1000), batch=144, seed=3, rank=r, ranks=ranks)
+        again = Loader(arrays(1000), batch_size=144, seed=3, rank=r, ranks=ranks)
         again.load_state_dict(state)
         again.set_epoch(2)  # a training loop says so again: not a reason to start over
         parts.append(seen(again))
@@ -81,7 +81,7 @@ def test_a_rank_transforms_its_own_rows_once(monkeypatch):
     prep, counted = Prep.fit(profile(t), target="late"), []
     whole = Prep.transform
     monkeypatch.setattr(Prep, "transform", lambda self, frame: counted.append(frame.num_rows) or whole(self, frame))
-    loaders = [Loader(t, prep, batch=160, rank=r, ranks=4) for r in range(4)]
+    loaders = [Loader(t, prep, batch_size=160, rank=r, ranks=4) for r in range(4)]
     for loader in loaders:
         for e in range(3):
             loader.set_epoch(e)
@@ -94,7 +94,7 @@ def test_features_and_labels_stay_together():
     prep = Prep.fit(profile(t), {"x": "number"}, target="late")
     for ranks in (1, 2):
         for memory in (1 << 30, 0):
-            for x, y in Loader(t, prep, batch=256, rank=ranks - 1, ranks=ranks, filter=[("x", ">=", 1000.)], memory=memory):
+            for x, y in Loader(t, prep, batch_size=256, rank=ranks - 1, ranks=ranks, filter=[("x", ">=", 1000.)], memory=memory):
                 assert (x[:, 0].long() % 3 == y).all() and (x[:, 0] >= 1000).all()
 
 
@@ -103,7 +103,7 @@ def test_features_and_labels_stay_together():
     (lambda t, p: Loader(t, p, filter=[("x", "~", 1)]), "cannot be read"),
     (lambda t, p: Loader(t, None, target="late"), "need a prep"),
     (lambda t, p: Loader(t, p, ranks=32), "of 32"),
-    (lambda t, p: Loader(t, p, batch=30, ranks=4), "batches of 30"),
+    (lambda t, p: Loader(t, p, batch_size=30, ranks=4), "batches of 30"),
     (lambda t, p: Loader(t, p, filter=[("x", "<", 3)]), "3 rows are too few"),
     (lambda t, p: Loader(t, p, target="word"), "'word' is string"),
     (lambda t, p: Loader(t, p, target="x"), "'x' is an input")])
@@ -123,7 +123,7 @@ def test_a_workspace_table_by_name(workspace, flights, backend):
     training = sum(p for fold, p in table.profiles(by="fold").items() if int(fold) != 0)
     prep = Prep.fit(training, target="late", exclude=["month", "day", "flight", "fold"])
     where = [("fold", "!=", 0), ("month", "<=", 5)]
-    loaders = [Loader(t, prep, batch=512, filter=where) for t in ("flights", table, table.arrow())]
+    loaders = [Loader(t, prep, batch_size=512, filter=where) for t in ("flights", table, table.arrow())]
     same = [torch.cat([x for x, _ in loader]) for loader in loaders]
     assert loaders[0].rows == len(table.arrow(filter=where)) > 1000
     assert torch.equal(same[0], same[1])
@@ -156,7 +156,7 @@ def test_a_stream_keeps_the_promises(tmp_path_factory, rows, group, files, batch
     where = [("word", "!=", "w3")] if filtered and rows > 30 else None
     wanted = {i for i in range(rows) if where is None or i % 7 != 3}
     def loader(**how):
-        made = Loader(data, PREP, batch=batch, seed=seed, filter=where, memory=memory, **how)
+        made = Loader(data, PREP, batch_size=batch, seed=seed, filter=where, memory=memory, **how)
         made.set_epoch(epoch)
         return made
     whole = loader()
@@ -171,10 +171,10 @@ def test_a_stream_keeps_the_promises(tmp_path_factory, rows, group, files, batch
             assert sorted(i for s in shares for i in s) == sorted(one[k]) and len({len(s) for s in shares}) == 1
     halted = loader()
     for _ in zip(range(stop), halted): pass
-    again = Loader(data, PREP, batch=batch, seed=seed, filter=where, memory=memory)
+    again = Loader(data, PREP, batch_size=batch, seed=seed, filter=where, memory=memory)
     again.load_state_dict(halted.state_dict())
     assert seen(again) == one[stop:]
-    other = Loader(data, PREP, batch=batch, seed=seed + 1, filter=where, memory=memory)
+    other = Loader(data, PREP, batch_size=batch, seed=seed + 1, filter=where, memory=memory)
     assert len(flat) < 50 or seen(other) != one
     in_order = [seen(loader(shuffle=False, rank=r, ranks=2)) for r in (0, 1)] if batch % 2 == 0 else []
     assert not in_order or sorted(i for part in in_order for b in part for i in b) == sorted(wanted)
@@ -190,12 +190,12 @@ def test_each_row_group_is_decoded_once_an_epoch(tmp_path, monkeypatch):
         for epoch in range(2):
             counted.clear()
             for r in range(ranks):
-                loader = Loader(data, PREP, batch=1024, rank=r, ranks=ranks, memory=0)
+                loader = Loader(data, PREP, batch_size=1024, rank=r, ranks=ranks, memory=0)
                 loader.set_epoch(epoch)
                 for _ in loader: pass
             assert set(counted) == set(range(60)) and len(counted) - 60 <= most, (ranks, len(counted))
     counted.clear()
-    loader = Loader(data, PREP, batch=1024, memory=0)
+    loader = Loader(data, PREP, batch_size=1024, memory=0)
     loader.load_state_dict({**loader.state_dict(), "position": 38})
     assert len(list(loader)) == 2 and len(counted) < 30  # what is gone is not decoded to get there
 
@@ -204,7 +204,7 @@ def test_how_far_a_streams_shuffle_reaches(tmp_path):
     "Measured, since it is not global: a batch of a table sorted by x comes from 16 stretches of it; larger windows reach further."
     data = parquet(tmp_path, 160_000, 500)
     def spread(memory):
-        loader = Loader(data, PREP, batch=1600, memory=memory)
+        loader = Loader(data, PREP, batch_size=1600, memory=memory)
         loader.set_epoch(1)
         means = [np.mean(b) / 160_000 for b in seen(loader)]
         return np.std(means)
@@ -245,7 +245,7 @@ def test_a_workspace_table_streams_by_period_and_fold(workspace, flights):
     write(rows, "flights", period="month", fold=["month", "day", "flight"])
     prep = Prep.fit(Table("flights").profile(), target="flight", exclude=["fold", "day"])
     where = [("fold", "!=", 0), ("month", "<=", 5)]
-    kept, streamed = (Loader("flights", prep, batch=512, filter=where, memory=m, shuffle=False) for m in (1 << 30, 0))
+    kept, streamed = (Loader("flights", prep, batch_size=512, filter=where, memory=m, shuffle=False) for m in (1 << 30, 0))
     assert kept.layout is None and streamed.layout and kept.rows == streamed.rows > 1000
     for (a, b), (c, d) in zip(kept, streamed, strict=True): assert torch.equal(a, c) and torch.equal(b, d)
 
@@ -262,12 +262,12 @@ def test_training_learns_from_a_stream_as_from_memory(workspace, monkeypatch):
     x = rng.normal(size=(n, 3))
     write(pa.table({"a": x[:, 0], "b": x[:, 1], "c": x[:, 2], "id": np.arange(n), "late": x[:, 0] + .3 * rng.normal(size=n) > 0}), "rows", fold="id")
     prep = Prep.fit(Table("rows").profile(), target="late", exclude=["id", "fold"])
-    kept = fit(MLP, "rows", prep, epochs=2, batch=256, where=[("b", "<", 1)])
+    kept = fit(MLP, "rows", prep, epochs=2, batch_size=256, where=[("b", "<", 1)])
     monkeypatch.setattr("scalai_nb.training.request.SMALL", 0)
     monkeypatch.setattr(Loader, "__init__", partialmethod(Loader.__init__, memory=0))
     whole = Stream.read
     monkeypatch.setattr(Stream, "read", lambda self, i: read.append(i) or whole(self, i))
-    streamed = fit(MLP, "rows", prep, epochs=2, batch=256, where=[("b", "<", 1)])
+    streamed = fit(MLP, "rows", prep, epochs=2, batch_size=256, where=[("b", "<", 1)])
     assert read and kept.data == streamed.data and abs(kept.metrics["val_auc"] - streamed.metrics["val_auc"]) < .02 < kept.metrics["val_auc"] - .9
 
 
@@ -279,7 +279,7 @@ def working(): return [t for t in threading.enumerate() if t.name.startswith("lo
 @pytest.mark.parametrize("end", ["break", "error", "whole", "collected"])
 @pytest.mark.parametrize("kind", ["kept", "streamed"])
 def test_the_thread_ends_with_its_reader(tmp_path, end, kind):
-    loader = Loader(parquet(tmp_path, 3000, 100), PREP, batch=64, memory=0 if kind == "streamed" else 1 << 30, ahead=3)
+    loader = Loader(parquet(tmp_path, 3000, 100), PREP, batch_size=64, memory=0 if kind == "streamed" else 1 << 30, prefetch=3)
     if end == "break":
         for _ in loader:
             assert len(working()) == 1
@@ -307,7 +307,7 @@ def test_an_error_in_the_thread_reaches_the_reader(monkeypatch):
 
 def test_at_most_so_many_in_advance():
     for ahead in (0, 1, 3):
-        loader, made = Loader(arrays(1600), batch=16, ahead=ahead), []
+        loader, made = Loader(arrays(1600), batch_size=16, prefetch=ahead), []
         whole = loader._from
         loader._from = lambda first: (made.append(1) or b for b in whole(first))
         for k, _ in enumerate(loader):
@@ -319,7 +319,7 @@ def test_at_most_so_many_in_advance():
 ABANDONED = """
 import numpy as np
 from scalai_nb.data.loader import Loader
-going = iter(Loader((np.zeros((100_000, 4)), np.zeros(100_000)), batch=16))
+going = iter(Loader((np.zeros((100_000, 4)), np.zeros(100_000)), batch_size=16))
 next(going)
 print("left")
 """
@@ -337,6 +337,6 @@ def test_with_a_gpu_batches_are_pinned_on_this_ranks_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     monkeypatch.setattr(torch.cuda, "set_device", lambda d: asked.append(("device", d, threading.current_thread().name)))
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: asked.append(("pin", len(self), threading.current_thread().name)) or self)
-    batches = list(Loader(arrays(64), batch=32))
+    batches = list(Loader(arrays(64), batch_size=32))
     assert asked[0][:2] == ("device", 3) and [a[:2] for a in asked[1:]] == [("pin", 32)] * 4
     assert len(batches) == 2 and all(a[2].startswith("loader") for a in asked)

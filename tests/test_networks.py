@@ -68,7 +68,7 @@ def test_categories_are_learnt(rows, prep, tmp_path):
     "The category decides; a network that could not see it would stay far below."
     settings = Settings(root=tmp_path)
     for make in (ResidualMLP, FTTransformer):
-        run = fit(make, rows, prep, epochs=4, batch=64, lr=3e-3, ranks=1, settings=settings)
+        run = fit(make, rows, prep, epochs=4, batch_size=64, lr=3e-3, ranks=1, settings=settings)
         assert run.model.columns.cardinalities == prep.cardinalities and sorted(prep.cardinalities) == [0, 0, 4, 13]
         assert run.metrics["val_auc"] > .93, (make, run.metrics)
         back = Run.load(run.path)
@@ -79,7 +79,7 @@ def test_compressed_with_its_prep(rows, prep, tmp_path):
     "One file each: raw rows in; pruned and in int8 it still knows what the categories say."
     aside = pa.compute.equal(rows["fold"], 0)
     learn, keep = rows.filter(pa.compute.invert(aside)), rows.filter(aside)
-    run = fit(ResidualMLP, rows, prep, epochs=3, batch=64, lr=3e-3, ranks=1, settings=Settings(root=tmp_path))
+    run = fit(ResidualMLP, rows, prep, epochs=3, batch_size=64, lr=3e-3, ranks=1, settings=Settings(root=tmp_path))
     truth = lambda t: t["late"].to_numpy(zero_copy_only=False).astype(np.float32)
     f = compress(run, {"accuracy_drop": .05}, rows=Rows(prep.transform(learn), truth(learn), keep, truth(keep)), recipes=("int8", "pruned+int8"), out=tmp_path/"f")
     assert [c.recipe for c in f.candidates] == ["float32", "int8", "pruned+int8"]
@@ -90,7 +90,7 @@ def test_compressed_with_its_prep(rows, prep, tmp_path):
 
 @pytest.mark.slow
 def test_int8_of_a_transformer(rows, prep, tmp_path):
-    run = fit(FTTransformer, rows, prep, epochs=3, batch=64, lr=3e-3, ranks=1, settings=Settings(root=tmp_path))
+    run = fit(FTTransformer, rows, prep, epochs=3, batch_size=64, lr=3e-3, ranks=1, settings=Settings(root=tmp_path))
     X = prep.transform(rows)
     whole, some = ex.graph(run.model, X.shape[1]), X[:512]
     small = quantize(whole, some)
@@ -110,7 +110,7 @@ def test_a_cnn_compressed(digits, tmp_path):
     X, y = digits
     torch.manual_seed(0)
     model = CNN((1, 8, 8), 10, (16, 32, 32), (1, 1, 2))
-    tune(model, X[:1501], y[:1501], "multiclass", epochs=8, batch=75, lr=5e-3)  # 1,351 rows to learn from: the last batch would have one
+    tune(model, X[:1501], y[:1501], "multiclass", epochs=8, batch_size=75, lr=5e-3)  # 1,351 rows to learn from: the last batch would have one
     f = compress(Run(id="c", model=model.eval(), prep=None, target=None, loss="multiclass"), {"accuracy_drop": .05},
                  recipes=("pruned+int8",), rows=Rows(X[:1500], y[:1500], X[1500:], y[1500:]), finetune_epochs=20, ratio=.25, out=tmp_path)
     assert f.base.accuracy > .85 and f["pruned+int8"].accuracy > .75
@@ -122,8 +122,8 @@ def test_a_cnn_compressed(digits, tmp_path):
 def test_two_ranks_twice_the_same(rows, prep, tmp_path):
     "To the bit, batch norm's statistics too."
     settings = Settings(root=tmp_path)
-    whole = fit(ResidualMLP, rows, prep, epochs=2, batch=256, ranks=2, settings=settings)
-    again = fit(ResidualMLP, rows, prep, epochs=2, batch=256, ranks=2, settings=settings)
+    whole = fit(ResidualMLP, rows, prep, epochs=2, batch_size=256, ranks=2, settings=settings)
+    again = fit(ResidualMLP, rows, prep, epochs=2, batch_size=256, ranks=2, settings=settings)
     assert all(torch.equal(a, b) for a, b in zip(whole.model.state_dict().values(), again.model.state_dict().values()))
 
 
@@ -133,5 +133,5 @@ def test_compiled(rows, prep, tmp_path):
     "Batches of one size, which divide the 3,200 rows to learn from and the 800 to judge by: another size is compiled anew."
     for kind in (ResidualMLP, FTTransformer):
         make = lambda features, cardinalities: kind(features, cardinalities=cardinalities, width=16, hidden=(24,), dropout=0.)  # a compiled one draws otherwise
-        plain, quick = (fit(make, rows, prep, epochs=1, batch=400, lr=3e-3, ranks=1, compile=c, settings=Settings(root=tmp_path)) for c in (False, True))
+        plain, quick = (fit(make, rows, prep, epochs=1, batch_size=400, lr=3e-3, ranks=1, compile=c, settings=Settings(root=tmp_path)) for c in (False, True))
         assert abs(plain.metrics["val_loss"] - quick.metrics["val_loss"]) < 1e-3

@@ -191,7 +191,7 @@ if __name__ == "__main__":
     Path(settings.root/"contract.yaml").write_text("columns: {id: {type: text}, x: {type: float64, max: 99}, c: {type: text}, late: {type: boolean}}")
     write(rows_of(0), "rows", contract=Contract.load(settings.root/"contract.yaml"), key="id", fold="id", settings=settings)
     prep = Prep.fit(Table("rows", settings).profile(fold=[1, 2, 3, 4]), target="late", exclude=["id", "fold"])
-    runs = [fit(Gate, "rows", prep, epochs=epochs, batch=128, lr=1e-2, ranks=1, settings=settings) for epochs in (4, 5)]
+    runs = [fit(Gate, "rows", prep, epochs=epochs, batch_size=128, lr=1e-2, ranks=1, settings=settings) for epochs in (4, 5)]
     for run in runs: Registry(settings).log(run)
     print(json.dumps([run.id for run in runs]))
 """ % str(Path(__file__).parent)
@@ -227,7 +227,7 @@ def test_a_run_of_another_process_is_repeated_to_the_bit(there, capsys):
 def test_what_each_run_left_in_the_record(there):
     registry = Registry()
     at = registry.find_run(there[1][0])
-    assert {"table": "rows", "version": "0", "folds": "['fold', 0]", "seed": "0", "epochs": "4", "batch": "128", "lr": "0.01"}.items() <= at.data.params.items()
+    assert {"table": "rows", "version": "0", "folds": "['fold', 0]", "seed": "0", "epochs": "4", "batch_size": "128", "lr": "0.01"}.items() <= at.data.params.items()
     assert [m.step for m in registry.client.get_metric_history(at.info.run_id, "val_loss")] == [1, 2, 3, 4]
     assert at.inputs.dataset_inputs[0].dataset.name == "rows" and "mlflow.source.git.commit" in at.data.tags
     folder = registry.local(f"{at.info.artifact_uri}/run")
@@ -267,7 +267,7 @@ def test_what_cannot_be_repeated_says_why(there, tmp_path):
     settings = Settings(root=tmp_path)
     write(rows_of(0), "rows", key="id", fold="id", settings=settings)
     prep = Prep.fit(Table("rows", settings).profile(fold=[1, 2, 3, 4]), target="late", exclude=["id", "fold"])
-    how = dict(epochs=1, batch=128, settings=settings)
+    how = dict(epochs=1, batch_size=128, settings=settings)
     run, framed = fit(MLP, "rows", prep, **how), fit(MLP, rows_of(0), prep, validation=None, **how)
     assert framed.repeat(rows_of(0), settings=settings).params["notes"][-1].endswith("to the bit")
     assert (framed.path/"profile.arrow").is_file()
@@ -289,7 +289,7 @@ def test_what_cannot_be_repeated_says_why(there, tmp_path):
 def test_a_checkpoint_reads_tensors_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.setenv("BOMB", str(tmp_path/"exploded"))
     X = np.random.default_rng(0).normal(size=(400, 4)).astype(np.float32)
-    run = fit(MLP, (X, X[:, 0] > 0), epochs=2, batch=64, settings=Settings(root=tmp_path))
+    run = fit(MLP, (X, X[:, 0] > 0), epochs=2, batch_size=64, settings=Settings(root=tmp_path))
     step = checkpoint.latest(run.path/"checkpoints")
     for name in ("state.pkl", "optimizer.pt", "manifest.pkl"): (step/name).write_bytes(cloudpickle.dumps(Bomb()))
     assert run.best().metrics
@@ -297,7 +297,7 @@ def test_a_checkpoint_reads_tensors_and_nothing_else(tmp_path, monkeypatch):
     with pytest.raises(BadRequest, match="changed or cut short"): checkpoint.load(step)
     back()
     (step/"state.json").write_bytes(cloudpickle.dumps(Bomb()))
-    with pytest.raises(BadRequest, match="changed or cut short"): fit(MLP, (X, X[:, 0] > 0), epochs=3, batch=64, resume=run, settings=Settings(root=tmp_path))
+    with pytest.raises(BadRequest, match="changed or cut short"): fit(MLP, (X, X[:, 0] > 0), epochs=3, batch_size=64, resume=run, settings=Settings(root=tmp_path))
     assert not (tmp_path/"exploded").exists()
 
 
@@ -357,7 +357,7 @@ def test_ranks_are_repeated_too(there, tmp_path):
     settings = Settings(root=tmp_path)
     write(rows_of(0), "rows", key="id", fold="id", settings=settings)
     prep = Prep.fit(Table("rows", settings).profile(fold=[1, 2, 3, 4]), target="late", exclude=["id", "fold"])
-    run = fit(MLP, "rows", prep, epochs=2, batch=128, ranks=2, class_weight="balanced", early_stop=1, settings=settings)
+    run = fit(MLP, "rows", prep, epochs=2, batch_size=128, ranks=2, class_weight="balanced", early_stop=1, settings=settings)
     write(rows_of(1, ROWS), "rows", key="id", fold="id", settings=settings)
     again = Run.load(run.path).repeat(settings=settings)
     assert again.ranks == 2 and again.params["notes"][-1] == f"the same weights as run {run.id}, to the bit"

@@ -41,7 +41,7 @@ before = memory("VmRSS")
 if what == "profile": print(room.profile(file).rows)
 if what == "loader":
     made = prep.Prep.fit(room.profile(pq.ParquetFile(file).read_row_group(0)), target="y", exclude=["word"])
-    print(sum(len(y) for _, y in loader.Loader(ds.dataset(file), made, batch=4096, memory=1 << 20)))
+    print(sum(len(y) for _, y in loader.Loader(ds.dataset(file), made, batch_size=4096, memory=1 << 20)))
 print(memory("VmHWM") - before)
 """
 

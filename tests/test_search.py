@@ -73,7 +73,7 @@ def test_a_trial_that_raises_is_a_failed_trial(one, settings, xy):
     grid = lambda seed: optuna.samplers.GridSampler({"width": [4, 5, 7, 8], "lr": [.01, 1e30]}, seed=0)
     heard = []
     stop = events.subscribe(lambda topic, **e: heard.append(e), "search")
-    found = search(touchy, xy, space=space, sampler=grid, trials=8, epochs=2, batch=256, pruner="none", client=one, settings=settings)
+    found = search(touchy, xy, space=space, sampler=grid, trials=8, epochs=2, batch_size=256, pruner="none", client=one, settings=settings)
     stop()
     rows = {(r["params"]["width"], r["params"]["lr"]): r for r in found.rows()}
     assert len(rows) == 8
@@ -93,7 +93,7 @@ def test_a_trial_that_raises_is_a_failed_trial(one, settings, xy):
 @pytest.mark.slow
 def test_all_trials_fail(one, settings, xy):
     with pytest.raises(WorkFailed, match=r"None of 3 trials ended well; 3 failed with: ArithmeticError: seven is not for me, \d+\nSearch.open\('y-\w+'\).trials has all reasons."):
-        search(touchy, xy, space={"width": choice(7), "lr": log(1e-3, 1e-2)}, trials=3, epochs=1, batch=256, client=one, settings=settings)
+        search(touchy, xy, space={"width": choice(7), "lr": log(1e-3, 1e-2)}, trials=3, epochs=1, batch_size=256, client=one, settings=settings)
     assert list(Search.open(settings=settings).trials["state"]) == ["failed"]*3
     assert "failed" in str(Search.open(settings=settings)) and "<svg" not in Search.open(settings=settings)._repr_html_()
     with pytest.raises(BadRequest, match="No trial of y-.* is done yet"): Search.open(settings=settings).best
@@ -112,7 +112,7 @@ class Slow(MLP):
 def slow(features, width=4): return Slow(features, (width,))
 
 
-HOW = dict(space={"lr": log(1e-3, 1.), "width": integer(2, 8)}, trials=5, epochs=6, batch=256)
+HOW = dict(space={"lr": log(1e-3, 1.), "width": integer(2, 8)}, trials=5, epochs=6, batch_size=256)
 
 
 def hunt(folder: Path, xy, **more):
@@ -171,7 +171,7 @@ class Killed(BaseException): "As a SIGKILL at that statement."
 @pytest.mark.parametrize("at", ["before anything is written", "before the study has it"])
 def test_a_trial_that_was_to_be_pruned_is_pruned_by_the_next_call(one, tmp_path, xy, monkeypatch, at):
     "Killed after its last report, or after MLflow had its end: no epoch more is trained than by an unbroken search, and MLflow says what the study says."
-    how = dict(space={"lr": log(1e-4, 1.), "width": integer(2, 8)}, trials=6, epochs=3, batch=256, client=one)
+    how = dict(space={"lr": log(1e-4, 1.), "width": integer(2, 8)}, trials=6, epochs=3, batch_size=256, client=one)
     calm = search(small, xy, settings=Settings(root=tmp_path/"calm"), **how)
     assert "pruned" in {state for state, *_ in told(calm)}
     end, write, torn = SearchRun.end, SearchLog.write, Settings(root=tmp_path/"torn")
@@ -193,7 +193,7 @@ def test_a_trial_that_was_to_be_pruned_is_pruned_by_the_next_call(one, tmp_path,
 def test_no_search_runs_in_mlflow_when_none_does(one, settings, xy):
     "Of a killed search the next one says so; one that was killed after its last trial is finished by the next call."
     from scalai_nb.core.lock import claim
-    registry, how = Registry(settings), dict(space={"lr": log(1e-3, 1.)}, trials=1, epochs=1, batch=256, client=one, settings=settings)
+    registry, how = Registry(settings), dict(space={"lr": log(1e-3, 1.)}, trials=1, epochs=1, batch_size=256, client=one, settings=settings)
     dead, alive = (registry.client.create_run(registry.experiment, tags={"scalai.search": name, "scalai.role": "search"}).info.run_id for name in ("dead", "alive"))
     held = claim(settings.path("searches", "alive.lock"))
     found = search(small, xy, name="mine", **how)
@@ -237,7 +237,7 @@ def test_an_interrupt_and_later_calls(one, settings, xy):
     def space(trial):
         depth = trial.suggest_int("depth", 1, 2)
         return {"depth": depth, "width": trial.suggest_int("width", 2, 8) if depth == 1 else 3, "lr": trial.suggest_float("lr", 1e-3, 1., log=True)}
-    how = dict(space=space, epochs=4, batch=256, pruner="hyperband", metric="val_auc", client=one, settings=settings)
+    how = dict(space=space, epochs=4, batch_size=256, pruner="hyperband", metric="val_auc", client=one, settings=settings)
     def press(topic, rows, **e):
         if len(rows) == 2 and working(rows): signal.raise_signal(signal.SIGINT)
     stop = events.subscribe(press, "search")

@@ -114,7 +114,7 @@ def registered(root: Path) -> None:
     table = Table("learning", settings)
     prep, registry = Prep.fit(table.profile(fold=[1, 2, 3, 4]), target="late", exclude=("flight_id", "fold")), Registry(settings)
     for epochs in (1, 3):
-        run = fit(MLP, table, prep, target="late", epochs=epochs, batch=512, lr=2e-3, ranks=1, settings=settings)
+        run = fit(MLP, table, prep, target="late", epochs=epochs, batch_size=512, lr=2e-3, ranks=1, settings=settings)
         frontier = compress(run, budget={"accuracy_drop": .05}, recipes=("int8",), settings=settings)
         for c in frontier.candidates if epochs == 1 else [frontier["int8"]]:
             number = registry.register(MODEL, c.path, run, {k: getattr(c, k) for k in ("accuracy", "auc", "latency_ms", "size_bytes")}, {"recipe": c.recipe, "periods": "2013-01"})

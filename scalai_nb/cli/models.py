@@ -127,7 +127,7 @@ THRESHOLD = "Of a yes or no: the score above which a file answers with the secon
 def compress(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL)],
     given: Annotated[list[str] | None, option(BUDGET, "--budget")] = None,
-    minutes: Annotated[float | None, option("Search among more recipes, cheapest first, for as long.")] = None,
+    timeout: Annotated[float | None, option("Search among more recipes, cheapest first, for so many seconds.")] = None,
     label: Annotated[list[str] | None, option(LABEL)] = None,
     threshold: Annotated[float, typer.Option(help=THRESHOLD)] = 0.5,
 ) -> Answer:
@@ -141,7 +141,7 @@ def compress(
     from scalai_nb.compression.export import Labels
     from scalai_nb.compression.frontier import compress
     labels = Labels(tuple(label or ()), threshold)
-    frontier = compress(registry.run(run_id), budget=limits, minutes=minutes, labels=labels)
+    frontier = compress(registry.run(run_id), budget=limits, timeout=timeout, labels=labels)
     return Answer(frontier.to_dict(), lambda: str(frontier), 0 if frontier.to_dict()["best"] else 1)
 
 # %% ../../nbs/cli/09_models.ipynb #b1db97e6

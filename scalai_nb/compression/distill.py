@@ -95,11 +95,11 @@ def distill(student,  # nn.Module, trained in place
             X,  # features float32 (N, …)
             y,  # labels (N,)
             loss: str = "binary",  # binary, multiclass, regression or embedding
-            trust: float = .5,  # weight of the teacher's answer beside the label's
+            alpha: float = .5,  # weight of the teacher's answer beside the label's
             features: float = 0.,  # weight of the teacher's last hidden activations beside both
             temperature: float = 1.,  # of several classes, for teacher and student
             said: tuple | None = None,  # what `heard` gave for these rows; None: the teacher is asked
-            **how,  # epochs, batch, lr, goal, seed, until: see `tune`
+            **how,  # epochs, batch_size, lr, goal, seed, until: see `tune`
            ) -> list[float]:  # held-out loss, before and during
     "Train a student on the teacher's answers, its last hidden activations, and the labels."
     scores, wanted = heard(teacher, X, loss) if said is None else said
@@ -110,7 +110,7 @@ def distill(student,  # nn.Module, trained in place
     with (
         matched(student, wanted, X, features, how.get("seed", 0)) if features and wanted.shape[1] else nullcontext()
     ) as also:
-        track = tune(model, X, trust*scores + (1 - trust)*label, loss, also=also, **how)
+        track = tune(model, X, alpha*scores + (1 - alpha)*label, loss, also=also, **how)
     student.eval()
     return track
 

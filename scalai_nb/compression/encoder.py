@@ -25,7 +25,7 @@ def compress_encoder(
     budget: dict | None = None,  # see `Frontier.best`; None: a mean cosine of .99 at least
     recipes: tuple[str, ...] = ("dynamic", "pruned.25+dynamic"),  # see `compress`
     name: str = "encoder",  # of the folder, where `out` is not given
-    **how,  # out, minutes, settings: see `compress`
+    **how,  # out, timeout, settings: see `compress`
 ) -> Frontier:
     "Make an encoder's candidates and judge them by the cosine to its own float vectors."
     X = np.ascontiguousarray(X, np.float32)

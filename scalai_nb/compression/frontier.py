@@ -187,7 +187,7 @@ def compress(
     budget: dict | None = None,  # see `best`; None or empty: at most one point of accuracy, and .01 of AUC
     recipes: (
         tuple[str, ...] | None
-    ) = None,  # words joined by `+`; float32 is always measured; None: RECIPES, or a search within `minutes`
+    ) = None,  # words joined by `+`; float32 is always measured; None: RECIPES, or a search within `timeout`
     settings: Settings | None = None,
     finetune_epochs: int = 1,  # that a pruned network is tuned, three times as many for a distilled one
     ratio: float = 0.5,  # share of units that pruning takes
@@ -195,16 +195,16 @@ def compress(
     rows: Rows | None = None,  # None: those the run was fitted on
     table=None,  # where to read them, for a run that was fitted on rows in memory
     out: Path | str | None = None,  # folder of the files; None: the workspace's `frontiers/RUN`
-    minutes: float | None = None,  # for making and measuring together; None: as long as it takes
+    timeout: float | None = None,  # seconds for making and measuring together; None: as long as it takes
     labels: ex.Labels | None = None,  # names of the classes, and the threshold that the files answer by
     client=None,  # a distributed.Client, to train on its workers; None: the cluster of [cluster] address, if there is one
 ) -> Frontier:
     """Make a run's candidates and measure them in the runtime that will serve them.
 
     Killed, it goes on with the finished ones when called again."""
-    _possible(run, rows, recipes, minutes, finetune_epochs, ratio=ratio, width=width)
+    _possible(run, rows, recipes, timeout, finetune_epochs, ratio=ratio, width=width)
     start = time.monotonic()
-    budget, search = checked(budget, loss_of(run)), recipes is None and minutes is not None
+    budget, search = checked(budget, loss_of(run)), recipes is None and timeout is not None
     todo = sorted(dict.fromkeys(["float32", *(recipes or (SEARCH if search else RECIPES))]), key=cost)
     settings = settings or Settings.load()
     rows = rows or rows_of(run, table, settings)
@@ -218,13 +218,13 @@ def compress(
         labels=None if labels == ex.Labels() else labels,
     )
     folder = Path(out or settings.path("frontiers", run.id))
-    until = None if minutes is None else start + 60*minutes
+    until = None if timeout is None else start + timeout
     with workers(client, settings) as client:
         paths, left_out = make(request, todo, folder, until, client, search)
     made = time.monotonic()
     found = measure(paths, rows, request.loss, until)
     seconds = {"making": round(made - start, 1), "measuring": round(time.monotonic() - made, 1)} | (
-        {} if minutes is None else {"given": 60 * minutes}
+        {} if timeout is None else {"given": timeout}
     )
     frontier = Frontier(
         *found,
@@ -246,7 +246,7 @@ def _named(doc: dict, path) -> dict:
     def of(c): return c and {**c, "path": path(c["path"])}
     return doc | {"base": of(doc["base"]), "candidates": [of(c) for c in doc["candidates"]], "best": of(doc["best"])}
 
-def _possible(run, rows, recipes, minutes, epochs, **shares):
+def _possible(run, rows, recipes, timeout, epochs, **shares):
     "Refuse what cannot be meant, before anything is read."
     def number(x): return isinstance(x, (int, float)) and not isinstance(x, bool)
     if not hasattr(run, "model"):
@@ -256,9 +256,9 @@ def _possible(run, rows, recipes, minutes, epochs, **shares):
             f"rows={rows!r:.80} are no rows to tune and measure on.",
             "Give rows=Rows(X, y, raw, truth), or leave it out.",
         )
-    if minutes is not None and not (number(minutes) and minutes >= 0):
+    if timeout is not None and not (number(timeout) and timeout >= 0):
         raise BadRequest(
-            f"{minutes!r} minutes is no time to search in.",
+            f"{timeout!r} s is no time to search in.",
             "Give a number from 0 upwards; 0 makes the float file only.",
         )
     if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1:

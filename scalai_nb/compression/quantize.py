@@ -79,7 +79,7 @@ def calibration(X: np.ndarray,  # features float32 (N, …)
 def quantize(proto,  # the model's graph, `features` -> `score`
              rows: np.ndarray,  # calibration features float32 (N, …), see `calibration`
              exact: tuple[str, ...] | None = None,  # layers that keep float sums; None: the first and the last
-             untouched: tuple[str, ...] = (),  # of the exact layers, those that keep float weights too
+             keep_float: tuple[str, ...] = (),  # of the exact layers, those that keep float weights too
             ):  # ModelProto; every other layer's weight is int8
     "int8 weights everywhere, int8 sums between the edges."
     names = layers(proto)
@@ -90,7 +90,7 @@ def quantize(proto,  # the model's graph, `features` -> `score`
     exact = (names[0], names[-1]) if exact is None else exact
     inner = [n for n in names if n not in exact]
     summed = int8_sums(proto, np.asarray(rows, np.float32), inner) if inner else proto
-    return int8_weights(summed, [n for n in names if n in exact and n not in untouched])
+    return int8_weights(summed, [n for n in names if n in exact and n not in keep_float])
 
 # %% ../../nbs/compression/02_quantize.ipynb #43f8d33d
 def int8_sums(proto,  # ModelProto

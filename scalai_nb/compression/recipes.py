@@ -26,7 +26,7 @@ SHARES = {"pruned": "ratio", "distilled": "width"}  # word -> what the number be
 # the order in which they are tried
 COST = {"float32": 0, "int8": 1, "dynamic": 1, "pruned": 10, "aware": 15, "distilled": 30}
 RECIPES = ("float32", "int8", "pruned", "pruned+int8")
-SEARCH = ("float32", "int8", "dynamic")  # what a search bounded by minutes begins with; see `further`
+SEARCH = ("float32", "int8", "dynamic")  # what a search bounded by a time begins with; see `further`
 
 # %% ../../nbs/compression/08_recipes.ipynb #d4e5f551
 def steps(recipe: str,  # such as "pruned.75+int8"
@@ -115,7 +115,7 @@ def _distilled(model, request: Request):
     first = model is request.model
     # what is pruned is the student
     small = student(model, request.width, request.seed, request.rows.X.shape[1:]) if first else copy.deepcopy(model)
-    return _taught(small, request, features=.1, epochs=3*request.epochs, batch=256, lr=3e-3 if first else 2e-3)
+    return _taught(small, request, features=.1, epochs=3*request.epochs, batch_size=256, lr=3e-3 if first else 2e-3)
 
 # %% ../../nbs/compression/08_recipes.ipynb #8a7e4369
 def _taught(small, request: Request, few: bool = False, **more):
@@ -129,7 +129,7 @@ def _taught(small, request: Request, few: bool = False, **more):
         rows.X[some],
         rows.y[some],
         request.loss,
-        trust=1.0,
+        alpha=1.0,
         temperature=2.0,
         said=tuple(a[some] for a in request.predictions),
         **{"epochs": request.epochs, "seed": request.seed, "until": request.until}
@@ -142,7 +142,7 @@ def _aware(model, request: Request):
     from scalai_nb.compression.qat import aware
     rows, r = request.rows, request
     return aware(model, rows.X, rows.y, r.loss, epochs=r.epochs, seed=r.seed, until=r.until)
-GENTLY = {"batch": 16, "lr": 2e-4}  # some hundred texts, and weights that have seen millions
+GENTLY = {"batch_size": 16, "lr": 2e-4}  # some hundred texts, and weights that have seen millions
 FEW = 20_000  # rows that an early round of pruning is tuned on, at most
 # word -> (network, request) -> network
 NETWORKS = {"pruned": _pruned, "distilled": _distilled, "aware": _aware}

@@ -78,7 +78,7 @@ class Loader:
         table,  # (X, y), Arrow table, frame, pyarrow Dataset, data.table.Table or its name
         prep=None,  # data.prep.Prep; not for arrays
         target: str | None = None,  # the column to predict; default: the prep's
-        batch: int = 4096,  # rows of a global batch, over all ranks
+        batch_size: int = 4096,  # rows of a global batch, over all ranks
         rank: int = 0,
         ranks: int = 1,
         seed: int = 0,
@@ -87,23 +87,23 @@ class Loader:
         shuffle: bool = True,  # False: every row, in the order of the table
         memory: int = 4
         << 30,  # bytes of features, over all ranks; a stored table that has more is streamed, in windows of this size
-        ahead: (
+        prefetch: (
             int | None
         ) = None,  # batches made in advance, in a thread; 0: none, and no thread; default: 2 where making one is more than gathering its rows
     ):
-        if not 0 <= rank < ranks or shards % ranks or batch % ranks or batch < 1:
+        if not 0 <= rank < ranks or shards % ranks or batch_size % ranks or batch_size < 1:
             raise BadRequest(
-                f"Rank {rank} of {ranks} cannot share {shards} shards and batches of {batch} rows equally.",
-                "Use 1, 2, 4, 8 or 16 ranks and a batch that they divide.",
+                f"Rank {rank} of {ranks} cannot share {shards} shards and batches of {batch_size} rows equally.",
+                "Use 1, 2, 4, 8 or 16 ranks and a batch_size that they divide.",
             )
-        self.batch, self.rank, self.ranks, self.seed, self.shards, self.shuffle, self.ahead = (
-            batch,
+        self.batch_size, self.rank, self.ranks, self.seed, self.shards, self.shuffle, self.prefetch = (
+            batch_size,
             rank,
             ranks,
             seed,
             shards,
             shuffle,
-            ahead,
+            prefetch,
         )
         self.epoch = self.position = self.start = 0
         self._stream = None
@@ -192,9 +192,9 @@ def in_advance(batches: Iterator,
 def batches(self: Loader) -> int:
     "Batches of an epoch, the same for every rank; the last may be smaller."
     return (
-        math.ceil(self.rows // self.shards * self.shards / self.batch)
+        math.ceil(self.rows // self.shards * self.shards / self.batch_size)
         if self.shuffle
-        else math.ceil(self.rows / self.batch)
+        else math.ceil(self.rows / self.batch_size)
     )
 
 @patch
@@ -210,7 +210,7 @@ def set_epoch(self: Loader, epoch: int):
 def _from(self: Loader, first: int) -> Iterator:
     "The batches from number `first` on."
     import torch
-    share, mine = self.batch // self.ranks, (self.rank, self.ranks)
+    share, mine = self.batch_size // self.ranks, (self.rank, self.ranks)
     if self._stream:
         return (
             self._stream.shuffled(self.seed, self.epoch, *mine, share, first)
@@ -249,13 +249,13 @@ def __iter__(self: Loader):
             lambda: torch.cuda.set_device(device),
             True,
         )
-    with closing(in_advance(made, self.ahead if self.ahead is not None else 2 * bool(work), start)) as batches:
+    with closing(in_advance(made, self.prefetch if self.prefetch is not None else 2 * bool(work), start)) as batches:
         for batch in batches:
             self.position += 1
             yield batch
 
 # %% ../../nbs/data/18_loader.ipynb #89f5a178
-KEPT = ("rows", "batch", "seed", "shards", "shuffle", "layout")  # what fixes the order, with the epoch
+KEPT = ("rows", "batch_size", "seed", "shards", "shuffle", "layout")  # what fixes the order, with the epoch
 
 @patch(as_prop=True)
 def layout(self: Loader) -> str | None:

@@ -62,7 +62,7 @@ def hint(self: Execution) -> str:
     return (
         f"It goes on from its last checkpoint with resume={str(self.run.path)!r}."
         if checkpoint.latest(self.job.checkpoints)
-        else "It had no checkpoint yet: there is one after each epoch, and with every= between."
+        else "It had no checkpoint yet: there is one after each epoch, and with checkpoint_every= between."
     )
 
 # %% ../../nbs/training/36_execution.ipynb #e99634cc
@@ -135,7 +135,7 @@ def finish_run(run: Any,  # a training.run.Run
     run.data |= {"rows": result["rows"], "validation_rows": result["validation_rows"]}
     run.params = {
         k: getattr(job, k)
-        for k in ("epochs", "batch", "lr", "schedule", "precision", "class_weight", "early_stop", "compile")
+        for k in ("epochs", "batch_size", "lr", "schedule", "precision", "class_weight", "early_stop", "compile")
     }
     run.params |= {"optimizer": optimizer.pop("name"), **optimizer, "notes": [*job.notes, *result["notes"]]}
     run.code, run.seconds, run.state = code_version(settings.root), time.perf_counter() - started, "done"

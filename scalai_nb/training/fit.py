@@ -27,7 +27,7 @@ def fit(
     loss: str = "auto",  # binary, multiclass, regression; auto: by the target's values
     metrics: dict[str, Callable] | None = None,  # name → fn(y, prediction); default: those of the loss
     epochs: int = 3,
-    batch: int = 4096,  # rows over all ranks
+    batch_size: int = 4096,  # rows over all ranks
     lr: float = 1e-3,  # at its highest
     schedule: str = "cosine",  # cosine, one-cycle or constant
     optimizer: Optimizer | str = "adamw",  # adamw, sgd, or an Optimizer with its decay, clipping and accumulation
@@ -39,7 +39,7 @@ def fit(
     ranks: int | str = "auto",  # processes; auto: one here, unless more would be faster
     where: Any = None,  # rows of the table, as [("month", "<=", 5)]
     validation: Any = ("fold", 0),  # rows held out, see training.split; or None
-    every: int | None = None,  # steps between checkpoints, in addition to the one after each epoch
+    checkpoint_every: int | None = None,  # steps between checkpoints, in addition to the one after each epoch
     resume: Run | str | Path | None = None,  # a run, or its folder, to continue
     timeout: float = 120.0,  # seconds that a rank may keep the others waiting
     restarts: int = 2,  # after a lost rank, from the last checkpoint
@@ -54,9 +54,9 @@ def fit(
     started, settings = time.perf_counter(), settings or Settings.load()
     request = FitRequest(
         model, table, prep, target,
-        loss=loss, metrics=metrics, epochs=epochs, batch=batch, lr=lr, schedule=schedule, optimizer=optimizer,
+        loss=loss, metrics=metrics, epochs=epochs, batch_size=batch_size, lr=lr, schedule=schedule, optimizer=optimizer,
         precision=precision, class_weight=class_weight, early_stop=early_stop, compile=compile, seed=seed,
-        ranks=ranks, where=where, validation=validation, every=every, resume=resume, timeout=timeout,
+        ranks=ranks, where=where, validation=validation, checkpoint_every=checkpoint_every, resume=resume, timeout=timeout,
         restarts=restarts, client=client, settings=settings, path=run_path(settings, resume),
     )
     return execute(request, Run, wait, started)

@@ -134,7 +134,7 @@ def _recorded_options(run: Any, validation: Any) -> dict[str, Any]:
         p["optimizer"], **{k: p[k] for k in ("weight_decay", "momentum", "clip", "accumulate", "rates")}
     )
     return {
-        **{k: p[k] for k in ("epochs", "batch", "lr", "schedule", "precision", "early_stop", "compile")},
+        **{k: p[k] for k in ("epochs", "batch_size", "lr", "schedule", "precision", "early_stop", "compile")},
         "optimizer": optimizer,
         "class_weight": None if weights is None else dict(enumerate(weights)),
         "loss": run.loss,

@@ -41,7 +41,7 @@ class FitRequest:
     loss: str = "auto"
     metrics: dict[str, Callable] | None = None
     epochs: int = 3
-    batch: int = 4096
+    batch_size: int = 4096
     lr: float = 1e-3
     schedule: str = "cosine"
     optimizer: Optimizer | str = "adamw"
@@ -53,7 +53,7 @@ class FitRequest:
     ranks: int | str = "auto"
     where: Any = None
     validation: Any = ("fold", 0)
-    every: int | None = None
+    checkpoint_every: int | None = None
     resume: Any = None  # a run, or its folder
     timeout: float = 120.
     restarts: int = 2
@@ -72,11 +72,11 @@ def run_path(settings: Settings,
 # %% ../../nbs/training/34_request.ipynb #6789b047
 INTEGERS = (
     ("epochs", 1, 2**31),
-    ("batch", 1, 2**31),
+    ("batch_size", 1, 2**31),
     ("seed", 0, 2**40),
     ("restarts", 0, 2**31),
     ("early_stop", 1, 2**31),
-    ("every", 1, 2**31),
+    ("checkpoint_every", 1, 2**31),
 )
 
 # %% ../../nbs/training/34_request.ipynb #9e31e14d
@@ -92,9 +92,9 @@ def check_request(request: FitRequest) -> None:
         raise BadRequest(
             f"lr={request.lr!r} moves nothing in the right direction.", "Give a number above 0, such as 1e-3."
         )
-    if request.ranks != "auto" and request.batch % choose_ranks(request.ranks, None, 0)[0]:
+    if request.ranks != "auto" and request.batch_size % choose_ranks(request.ranks, None, 0)[0]:
         raise BadRequest(
-            f"{request.ranks} ranks cannot share a batch of {request.batch} rows equally.",
+            f"{request.ranks} ranks cannot share a batch of {request.batch_size} rows equally.",
             f"Give a batch that {request.ranks} divides.",
         )
     _check_objects(request)
@@ -108,7 +108,7 @@ def check_request(request: FitRequest) -> None:
 
 # %% ../../nbs/training/34_request.ipynb #50fb51ba
 def _check_integer(name: str, value: Any, least: int, below: int) -> None:
-    optional = name in ("early_stop", "every")
+    optional = name in ("early_stop", "checkpoint_every")
     if optional and value is None: return
     if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value < below:
         raise BadRequest(
@@ -360,7 +360,7 @@ def plan_training(request: FitRequest) -> tuple[Training, dict]:  # the plan, fa
 def _training(
     request: FitRequest, known: PreparedRows, model: Any, loss: str, outputs: int, notes: list[str]
 ) -> Training:
-    same = ("epochs", "batch", "lr", "schedule", "precision", "early_stop", "compile", "seed", "every", "where")
+    same = ("epochs", "batch_size", "lr", "schedule", "precision", "early_stop", "compile", "seed", "checkpoint_every", "where")
     return Training(
         model=model,
         rows=known.rows,

@@ -40,7 +40,7 @@ class Run:
     seed: int = 0
     ranks: int = 1
     seconds: float = 0.
-    params: dict = field(default_factory=dict)  # epochs, batch, lr, schedule, …
+    params: dict = field(default_factory=dict)  # epochs, batch_size, lr, schedule, …
     code: dict = field(default_factory=dict)  # commit of the workspace, versions and threads of what did the work
     why: str = ""  # how the number of ranks was chosen
     # rows as the model takes them: {"columns", "data"}, or {"inputs"} for arrays

@@ -33,7 +33,7 @@ def search(
         dict[str, Any] | Callable[[Any], dict]
     ),  # parameter → log, uniform, integer, choice; or fn(optuna trial) → parameters
     trials: int = 20,  # in all, those of earlier calls included
-    minutes: float | None = None,  # after which no trial is started; running ones are finished
+    timeout: float | None = None,  # seconds after which no trial is started; running ones are finished
     metric: str = "val_loss",  # what fit measures after each epoch: val_loss, val_auc, …
     direction: str | None = None,  # minimize or maximize; default: minimize losses and errors
     pruner: Any = "halving",  # halving, hyperband, none, or an optuna pruner
@@ -43,14 +43,14 @@ def search(
     client: Any = None,  # a distributed.Client; default: the current one, or a cluster of processes for this call
     restarts: int = 2,  # of a trial whose worker is lost
     settings: Settings | None = None,  # default: those in force here
-    **options: Any,  # of fit, the same for every trial: epochs, batch, validation, where, …
+    **options: Any,  # of fit, the same for every trial: epochs, batch_size, validation, where, …
 ) -> Search:
     """Search hyper-parameters on the workers of a Dask cluster.
 
     Raises BadRequest before any work starts, WorkFailed when no trial ends well."""
     request = SearchRequest(
         build, table, prep, target,
-        space=space, trials=trials, minutes=minutes, metric=metric, direction=direction, pruner=pruner,
+        space=space, trials=trials, timeout=timeout, metric=metric, direction=direction, pruner=pruner,
         sampler=sampler, seed=seed, name=name, client=client, restarts=restarts,
         settings=settings or Settings.load(), options=options,
     )

@@ -30,7 +30,7 @@ class SearchRequest:
     target: str | None
     space: dict[str, Any] | Callable[[Any], dict]
     trials: int
-    minutes: float | None
+    timeout: float | None  # seconds
     metric: str
     direction: str | None
     pruner: Any
@@ -55,9 +55,9 @@ def check_search(request: SearchRequest) -> None:
         v = getattr(request, k)
         if isinstance(v, bool) or not isinstance(v, int) or v < low:
             raise BadRequest(f"{k}={v!r} is not possible.", f"Give {k}= a whole number, {low} or more.")
-    if request.minutes is not None and not request.minutes > 0:
+    if request.timeout is not None and not request.timeout > 0:
         raise BadRequest(
-            f"{request.minutes} minutes is no time to search in.", "Give a number above 0, or leave minutes= out."
+            f"{request.timeout} s is no time to search in.", "Give a number above 0, or leave timeout= out."
         )
     if request.name is not None and not re.fullmatch(r"\w[\w.-]*", request.name):
         raise BadRequest(

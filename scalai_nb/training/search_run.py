@@ -49,7 +49,7 @@ class SearchRun:
         self.found, self.request, self.plan, self.study = found, request, plan, found.study
         self.running: dict[int, RunningTrial] = {}
         self.retry: list[int] = []  # trials that were lost with their worker
-        self.log, self.until = None, None if request.minutes is None else time.monotonic() + 60*request.minutes
+        self.log, self.until = None, None if request.timeout is None else time.monotonic() + request.timeout
         self.rows = {r["trial"]: r for r in found.rows()}
         self.threads, self.exhausted, self.study.stop = 1, False, self.stop
 

@@ -50,7 +50,7 @@ def choice(*values: Any) -> Any:  # CategoricalDistribution
 
 # %% ../../nbs/training/64_search_space.ipynb #0f81397e
 SEARCHED = (
-    "lr", "batch", "epochs", "schedule", "optimizer", "precision", "class_weight", "early_stop", "compile"
+    "lr", "batch_size", "epochs", "schedule", "optimizer", "precision", "class_weight", "early_stop", "compile"
 )  # of fit
 OPTIMIZER = tuple(f.name for f in fields(Optimizer) if f.name not in ("name", "rates"))
 

@@ -138,14 +138,15 @@ class Search:
         return self.study.user_attrs["about"]  # metric, epochs, table, seed, …
 
     def resume(self, trials: int | None = None,  # in all; None: as many as before
-               minutes: float | None = None) -> "Search":
+               timeout: float | None = None,  # seconds, as for `search`
+              ) -> "Search":
         "Continue the same search: interrupted trials first, then new ones."
         if self.repeat is None:
             raise BadRequest(
                 "This search was opened to be looked at.",
                 "Call search(…) as it was called: it finds its trials and goes on.",
             )
-        return self.repeat(**{k: v for k, v in (("trials", trials), ("minutes", minutes)) if v is not None})
+        return self.repeat(**{k: v for k, v in (("trials", trials), ("timeout", timeout)) if v is not None})
 
 # %% ../../nbs/training/68_study.ipynb #82a6b2f5
 def log_scaled(t: Any) -> list[str]:  # names

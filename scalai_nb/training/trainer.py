@@ -37,7 +37,7 @@ class Training:
     metrics: dict[str, Callable]
     class_weight: list[float] | None
     epochs: int
-    batch: int  # rows over all ranks
+    batch_size: int  # rows over all ranks
     lr: float
     schedule: str
     optimizer: Optimizer
@@ -46,7 +46,7 @@ class Training:
     compile: bool
     seed: int
     checkpoints: Path  # their folder
-    every: int | None  # steps between checkpoints, in addition to the one after each epoch
+    checkpoint_every: int | None  # steps between checkpoints, in addition to the one after each epoch
     notes: list[str] = field(default_factory=list)  # for the user
 
 # %% ../../nbs/training/32_trainer.ipynb #92a7a78c
@@ -69,7 +69,7 @@ def split_rows(job: Training) -> tuple[tuple, tuple | None]:  # arguments of two
 def _loaders(job: Training, rank: int, ranks: int) -> tuple[Any, Any]:  # training, validation or None
     from scalai_nb.data.loader import Loader
     make = lambda part, **options: Loader(
-        part[0], job.prep, job.target, job.batch, rank, ranks, job.seed, filter=part[1], **options
+        part[0], job.prep, job.target, job.batch_size, rank, ranks, job.seed, filter=part[1], **options
     )
     training, validation = split_rows(job)
     return make(training), make(validation, shuffle=False) if validation else None
@@ -163,7 +163,7 @@ def _train_epoch(state: "TrainerState", network: Any, emit: Callable) -> None:
             mean = (state.sum - before[0]) / (state.rows - before[1])  # of the steps since
             state.report(emit, "training", loss=mean, rows_per_second=state.rows_per_second())
             reported, before = now, (state.sum, state.rows)
-        if ends and job.every and state.step % job.every == 0: state.save_checkpoint()
+        if ends and job.checkpoint_every and state.step % job.checkpoint_every == 0: state.save_checkpoint()
 
 def _check_loss(value: float, state: "TrainerState") -> None:
     if np.isfinite(value): return
@@ -251,7 +251,7 @@ def position(self: TrainerState) -> dict:  # epoch, epochs, step, steps, seconds
 
 @patch
 def rows_per_second(self: TrainerState) -> float:  # over all ranks, in the steps of this epoch
-    return (self.batch - self.lap[1])*self.job.batch/(time.perf_counter() - self.lap[0])
+    return (self.batch - self.lap[1])*self.job.batch_size/(time.perf_counter() - self.lap[0])
 
 @patch
 def report(self: TrainerState, emit: Callable, doing: str, state: str = "training", **figures) -> None:
@@ -270,7 +270,7 @@ def ends_step(self: TrainerState) -> bool:
 @patch
 def rows_of_step(self: TrainerState) -> int:
     "Count this rank's rows in the batches of this step."
-    share, whole = self.loader.batch//self.ranks, self.loader.rows//self.loader.shards*self.loader.shards//self.ranks
+    share, whole = self.loader.batch_size//self.ranks, self.loader.rows//self.loader.shards*self.loader.shards//self.ranks
     first = self.batch//self.accumulate*self.accumulate
     return min(whole, (first + self.accumulate)*share) - first*share
 

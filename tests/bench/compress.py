@@ -33,7 +33,7 @@ def flights(n: int):
     late, cut = (x.pop("arr_delay") >= 15).to_numpy("float32"), len(x)*3//4
     prep = Prep.fit(profile(x[:cut]))
     features = prep.transform(x[:cut])
-    run = fit(MLP(len(prep.features)), (features, late[:cut]), loss="binary", epochs=3, batch=512, ranks=1)
+    run = fit(MLP(len(prep.features)), (features, late[:cut]), loss="binary", epochs=3, batch_size=512, ranks=1)
     run.prep, run.target = prep, "late"
     return run, Rows(features, late[:cut], x[cut:], late[cut:]), len(x), {}
 
@@ -52,7 +52,7 @@ def digits(n: int):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
                           nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(64*16, 128), nn.ReLU(), nn.Linear(128, 10))
-    tune(model, X[:cut], y[:cut], "multiclass", epochs=20, batch=64, lr=2e-3)
+    tune(model, X[:cut], y[:cut], "multiclass", epochs=20, batch_size=64, lr=2e-3)
     return Run(id="digits", model=model.eval(), prep=None, target=None, loss="multiclass"), Rows(X[:cut], y[:cut], X[cut:], y[cut:]), len(X), {"finetune_epochs": 20}
 
 
@@ -77,7 +77,7 @@ def fashion(n: int, trained: Path | None = None):
         model.load_state_dict(load_file(trained))
         run = Run(id="fashion", model=model.eval(), prep=None, target=None, loss="multiclass")
     else:
-        run = fit(model, (X, y), loss="multiclass", epochs=4, batch=256, lr=3e-3, schedule="one-cycle", precision="bfloat16", validation=None)
+        run = fit(model, (X, y), loss="multiclass", epochs=4, batch_size=256, lr=3e-3, schedule="one-cycle", precision="bfloat16", validation=None)
         if trained: save_file(run.model.state_dict(), trained)
     names = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
     return run, Rows(X, y, raw, truth), len(y) + len(truth), {"labels": Labels(names), "finetune_epochs": 2}
@@ -92,7 +92,7 @@ def by_hand(run, rows, folder: str):
     from scalai_nb.compression.quantize import calibration, quantize
     shape = rows.X.shape[1:]
     small = prune(run.model, .5, shape)
-    distill(small, run.model, rows.X, rows.y, run.loss, trust=1., epochs=2)  # the rows hold each image twice
+    distill(small, run.model, rows.X, rows.y, run.loss, alpha=1., epochs=2)  # the rows hold each image twice
     whole = ex.finish(quantize(ex.graph(small, shape, run.loss), calibration(rows.X)), None, run.loss, parameters=parameters(small), difference={})
     return measure({"by hand": ex.write(whole, Path(folder)/"by-hand.onnx")}, rows, run.loss)[0]
 
@@ -157,7 +157,7 @@ def main():
         minutes = a.minutes or MINUTES[job]
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            with crew(a.workers) as client: frontier = compress(run, {"accuracy_drop": .005}, rows=rows, out=folder, client=client, minutes=minutes, **how)
+            with crew(a.workers) as client: frontier = compress(run, {"accuracy_drop": .005}, rows=rows, out=folder, client=client, timeout=60*minutes, **how)
             took = time.perf_counter() - start
             candidates = [*frontier.candidates, *([by_hand(run, rows, folder)] if job == "fashion" else [])]
             repeats = [timings([Path(c.path) for c in candidates], rows.raw) for _ in range(a.repeats)]

@@ -16,7 +16,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 from bench import keep, stamp
 
-JOBS = {"mlp": {"epochs": 9, "batch": 4096}, "cnn": {"epochs": 3, "batch": 256}, "lost": {"epochs": 10, "batch": 512, "every": 20}}
+JOBS = {"mlp": {"epochs": 9, "batch_size": 4096}, "cnn": {"epochs": 3, "batch_size": 256}, "lost": {"epochs": 10, "batch_size": 512, "checkpoint_every": 20}}
 PATIENCE = 60  # seconds after the kill for the peer whose rank was killed: it takes ten where it does not hang
 THREADS = 2  # of the single processes, as this machine has two cores; a rank has one
 

@@ -52,7 +52,7 @@ def table(name: str, n: int, seeds: int):
         prep = Prep.fit(profile(x[~aside]), dict.fromkeys(CATEGORIES, step))
         X, codes = prep.transform(x), {"cardinalities": prep.cardinalities} if step == "code" else {}
         model = lambda features, build=build, codes=codes: build(features, **codes)
-        made[what] = [network(model, X, scaled, aside, loss, seed, epochs=EPOCHS[name], batch=256, lr=2e-3, **how) for seed in range(seeds)]
+        made[what] = [network(model, X, scaled, aside, loss, seed, epochs=EPOCHS[name], batch_size=256, lr=2e-3, **how) for seed in range(seeds)]
         for run in made[what]: run |= measure(loss, y[aside], run.pop("said")*spread + middle)
     boosted = x.astype(dict.fromkeys(CATEGORIES, "category"))
     learner = HistGradientBoostingClassifier if late else HistGradientBoostingRegressor
@@ -68,7 +68,7 @@ def pictures(name: str, n: int, seeds: int):
     (X, y), (T, t) = fashion_mnist("train"), fashion_mnist("test")
     X, y = (np.concatenate([a[:n], b]) for a, b in ((X, T), (y, t)))
     aside, loss = np.arange(len(y)) >= n, "multiclass"
-    made = {"CNN": [network(CNN, X, y, aside, loss, seed, epochs=EPOCHS[name], batch=64, lr=5e-3) for seed in range(seeds)]}
+    made = {"CNN": [network(CNN, X, y, aside, loss, seed, epochs=EPOCHS[name], batch_size=64, lr=5e-3) for seed in range(seeds)]}
     for run in made["CNN"]: run |= measure(loss, t, run.pop("said"))
     made["HistGradientBoosting"] = [boost(HistGradientBoostingClassifier(random_state=0), X.reshape(len(X), -1), y, aside, loss)]
     import pandas as pd

@@ -93,7 +93,7 @@ def test_loader(tmp_path, rows, memory, measured):
     from scalai_nb.data.profile import profile
     rows[["dep_delay", "distance", "carrier", "month"]].to_parquet(tmp_path/"rows.parquet", row_group_size=20_000)
     prep = Prep.fit(profile(rows[["dep_delay", "distance", "carrier", "month"]]), target="month")
-    loader, n = Loader(ds.dataset(tmp_path), prep, batch=4096, memory=memory), 0
+    loader, n = Loader(ds.dataset(tmp_path), prep, batch_size=4096, memory=memory), 0
     start = time.perf_counter()
     for x, y in loader:
         assert x.is_pinned() and y.is_pinned()
@@ -118,7 +118,7 @@ def test_fit(workspace, digits, ranks, measured):
     from scalai_nb.training.fit import fit
     from scalai_nb.training.models import MLP
     if torch.cuda.device_count() < ranks: pytest.skip(f"{torch.cuda.device_count()} GPU here, {ranks} ranks want one each")
-    run = fit(MLP, digits, ranks=ranks, epochs=5, batch=128)
+    run = fit(MLP, digits, ranks=ranks, epochs=5, batch_size=128)
     measured(ranks=ranks, val_auc=round(run.metrics["val_auc"], 4), rows_per_second=f"{run.history[-1]['rows_per_second']:,.0f}")
     assert run.metrics["val_auc"] > .9
 

@@ -38,7 +38,7 @@ def _loader(file, rows, **how):
     p = profile(file)
     prep = Prep.fit(p, {n: "number" for n in p.columns if n != "y"}, target="y")
     def epochs():
-        loader = Loader(rows(), prep, batch=BATCH, **how)
+        loader = Loader(rows(), prep, batch_size=BATCH, **how)
         for e in range(EPOCHS):
             loader.set_epoch(e)
             yield loader
