@@ -80,7 +80,7 @@ def test_the_order_of_rows_changes_no_count(columns, contract, random):
 @given(rows, st.lists(st.integers(1, 9), max_size=4), st.sampled_from(["first", "last"]), st.integers(1, 40))
 def test_repeats_are_found_whatever_the_parts_and_the_memory(columns, cuts, keep, most):
     came, finder, start = table_of(columns), None, 0
-    finder = Repeats(Unique("key", ("k", "x"), keep), most=most, buckets=4)
+    finder = Repeats(Unique("key", ("k", "x"), keep), limit=most, buckets=4)
     for n in [*cuts, came.num_rows]:
         part = came.slice(start, n)
         finder.add(part, np.arange(start, start + len(part))); start += len(part)

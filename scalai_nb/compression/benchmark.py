@@ -277,3 +277,16 @@ def machine() -> dict[str, str]:
         "cores": str(os.cpu_count()),
         "onnxruntime": onnxruntime.__version__,
     }
+
+# %% ../../nbs/compression/01_benchmark.ipynb #54f07023
+from fastcore.basics import patch
+from ..core.display import describe
+
+@patch
+def __repr__(self: Candidate) -> str:
+    facts = dict(accuracy=self.accuracy, auc=self.auc, latency_ms=self.latency_ms, size_bytes=self.size_bytes)
+    return describe(self, self.recipe, **facts)
+
+@patch
+def __repr__(self: Rows) -> str:
+    return describe(self, training=len(self.y), validation=len(self.truth), features=tuple(np.shape(self.X)[1:]))

@@ -47,14 +47,14 @@ def compress_encoder(
 # %% ../../nbs/compression/10_encoder.ipynb #6ca439b8
 def embed(model,  # a file that `compress_encoder` made, or a session of it
           texts: list[str],
-          folder: Path | str,  # with the tokenizer.json
+          path: Path | str,  # with the tokenizer.json
           batch: int = 32,  # texts a call
           threads: int = 1,  # of a session that is opened here
          ) -> np.ndarray:  # float32 (N, width), in the order of the texts
     "The vectors of some texts."
     opened = session(model, threads) if isinstance(model, (str, Path)) else model
     width = opened.get_inputs()[0].shape[1]
-    X = tokens(texts, folder, width)
+    X = tokens(texts, path, width)
     order = np.argsort((X != 0).sum(1), kind="stable")
     found = run_scores(opened, feeds_of(opened, X[order]), batch)
     out = np.empty_like(found)

@@ -272,13 +272,13 @@ def _possible(run, rows, recipes, timeout, epochs, **shares):
         )
 
 # %% ../../nbs/compression/09_frontier.ipynb #a07dea9f
-def load_frontier(folder: Path | str,  # that `compress` wrote
+def load_frontier(path: Path | str,  # that `compress` wrote
                  ) -> Frontier:
     "A frontier from its record."
-    file = Path(folder)/"frontier.json"
-    if not file.is_file(): raise BadRequest(f"There is no frontier in {folder}.", "Make one with compress(run).")
+    file = Path(path)/"frontier.json"
+    if not file.is_file(): raise BadRequest(f"There is no frontier in {path}.", "Make one with compress(run).")
     try:
-        d = _named(json.loads(file.read_text()), lambda name: str(Path(folder)/name))
+        d = _named(json.loads(file.read_text()), lambda name: str(Path(path)/name))
         return Frontier(
             Candidate(**d["base"]),
             [Candidate(**c) for c in d["candidates"]],
@@ -451,3 +451,11 @@ def __str__(self: Frontier) -> str:
         for c in self.candidates
     ]
     return "\n".join([*lines, self.why, *_missing(self)])
+
+# %% ../../nbs/compression/09_frontier.ipynb #ee5888b0
+from ..core.display import describe
+
+@patch
+def __repr__(self: Frontier) -> str:
+    best = self.best(self.budget)
+    return describe(self, best=best and best.recipe, recipes=[c.recipe for c in self.candidates], budget=self.budget)

@@ -148,7 +148,7 @@ FEW = 20_000  # rows that an early round of pruning is tuned on, at most
 NETWORKS = {"pruned": _pruned, "distilled": _distilled, "aware": _aware}
 
 # %% ../../nbs/compression/08_recipes.ipynb #40311256
-def make(request: Request, todo: list[str], folder: Path,
+def make(request: Request, todo: list[str], path: Path,
          until: float | None = None,  # a `time.monotonic()` by which all that is made has to be measured too
          client=None,  # a distributed.Client with several workers, or None
          search: bool = False,  # for further recipes, by what was found
@@ -163,7 +163,7 @@ def make(request: Request, todo: list[str], folder: Path,
         return until - sum(need.values()) - more*min(need.values(), default=0.)
     while todo:
         paths, keys, fresh = (
-            {r: folder / f"{r.replace('+', '-')}.onnx" for r in todo},
+            {r: path / f"{r.replace('+', '-')}.onnx" for r in todo},
             {r: _key(whole, r, request) for r in todo},
             {},
         )

@@ -346,8 +346,8 @@ def open_cases(
 # %% ../../nbs/core/20_alerts.ipynb #a2f9b4b9
 class Sender:
     "Alerts in the background, in the order in which they came."
-    def __init__(self, settings: Settings | None = None, most: int = 1000):  # alerts that may wait
-        self.settings, self.waiting = settings or Settings.load(), queue.Queue(most)
+    def __init__(self, settings: Settings | None = None, limit: int = 1000):  # alerts that may wait
+        self.settings, self.waiting = settings or Settings.load(), queue.Queue(limit)
         self.thread = threading.Thread(target=self._work, name="alerts", daemon=True)
         self.on = bool(receivers(self.settings))  # what is wrong with the settings is said now
         if self.on: self.thread.start()

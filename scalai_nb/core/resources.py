@@ -14,12 +14,12 @@ from pathlib import Path
 import scalai_nb
 
 # %% ../../nbs/core/18_resources.ipynb #101556bd
-def shipped(folder: str,  # workflows, apps or share
+def shipped(path: str,  # workflows, apps or share
            ) -> Path:
     "Where the notebooks lie that came with this installation."
     package = Path(scalai_nb.__file__).parent
-    packed = package/"shipped"/folder
-    return packed if packed.is_dir() else package.parent/folder
+    packed = package/"shipped"/path
+    return packed if packed.is_dir() else package.parent/path
 
 def copy_shipped(folder: str,  # workflows or apps
                  target: Path,  # made when missing

@@ -56,8 +56,8 @@ def _room_beside(path: Path) -> Path:
         except FileNotFoundError: continue
     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
 
-def _sync_entry(folder: Path):
-    fd = os.open(folder, os.O_RDONLY)
+def _sync_entry(path: Path):
+    fd = os.open(path, os.O_RDONLY)
     try: os.fsync(fd)
     finally: os.close(fd)
 
@@ -108,12 +108,12 @@ def _behind(link: Path, path: Path) -> Path | None:
     name = os.readlink(link) if link.is_symlink() else ""
     return path.with_name(name) if re.fullmatch(rf"\.{re.escape(path.name)}\.[^/]+", name) else None
 
-def _drop(folder: Path | None) -> None:
-    if folder is not None: shutil.rmtree(folder, ignore_errors=True)
+def _drop(path: Path | None) -> None:
+    if path is not None: shutil.rmtree(path, ignore_errors=True)
 
 # %% ../../nbs/core/04_storage.ipynb #a0256e40
-def is_url(place: str | Path) -> bool:  # has a scheme, as in `s3://…`
-    return "://" in str(place)
+def is_url(path: str | Path) -> bool:  # has a scheme, as in `s3://…`
+    return "://" in str(path)
 
 _LOGIN = re.compile(r"^(\w[\w+.-]*://)([^/?#:]*)(:[^/?#]*)?@")  # scheme, user, password
 _QUERY = re.compile(
@@ -162,20 +162,20 @@ def like_before(new: Path, old: Path):
     os.chmod(new, stat.S_IMODE(was.st_mode))
 
 # %% ../../nbs/core/04_storage.ipynb #f8b642c8
-def filesystem(place: str | Path):
+def filesystem(path: str | Path):
     "The fsspec file system of a place, and its path there. Raises `BadRequest` for an unknown scheme."
     import fsspec
     try:
-        return fsspec.core.url_to_fs(str(place))
+        return fsspec.core.url_to_fs(str(path))
     except OSError as e:  # PyArrow's driver looks for Hadoop's library when it is first asked
         if "libhdfs" not in str(e):
             raise
         raise BadRequest(
-            f"Cannot open {veiled(place)}: Hadoop's libhdfs is not installed.",
+            f"Cannot open {veiled(path)}: Hadoop's libhdfs is not installed.",
             "Install Java and Hadoop, then set HADOOP_HOME, CLASSPATH and perhaps ARROW_LIBHDFS_DIR.",
         ) from e
     except (ValueError, ImportError) as e:
-        scheme = str(place).split("://")[0]
+        scheme = str(path).split("://")[0]
         extra = {"s3": "aws", "gs": "gcp", "gcs": "gcp", "abfs": "azure", "abfss": "azure", "az": "azure"}.get(scheme)
         hint = (
             f"pip install 'scalai-nb[{extra}]'"
@@ -185,7 +185,7 @@ def filesystem(place: str | Path):
                 " the entry points scalai_nb.sources."
             )
         )
-        raise BadRequest(f"Cannot open {veiled(place)}: no file system for {scheme!r}.", hint) from e
+        raise BadRequest(f"Cannot open {veiled(path)}: no file system for {scheme!r}.", hint) from e
 
 # %% ../../nbs/core/04_storage.ipynb #1c467375
 def write_atomic(place: Path | str,  # a path or an fsspec URL

@@ -26,9 +26,9 @@ TEMPLATE = static_text("dash", "live.html.j2")
 HEAD = "<!-- scalai: head -->"  # where a page's style and scripts go
 
 # %% ../../nbs/dash/08_voila.ipynb #e6d6da96
-def write_template(folder: Path) -> None:
+def write_template(path: Path) -> None:
     "Lay the template where Voila, told by JUPYTER_PATH, finds it by the name `scalai`."
-    here = folder / "voila" / "templates" / "scalai"
+    here = path / "voila" / "templates" / "scalai"
     here.mkdir(parents=True)
     (here / "conf.json").write_text('{"base_template": "lab"}')
     style, script = static_text("dash", "live.css"), static_text("dash", "live.js")
@@ -36,7 +36,7 @@ def write_template(folder: Path) -> None:
     (here / "index.html.j2").write_text(TEMPLATE.replace(HEAD, "{% raw %}" + head + "{% endraw %}"))
 
 # %% ../../nbs/dash/08_voila.ipynb #5164a1d5
-def configuration(folder: Path,  # private to this child
+def configuration(path: Path,  # private to this child
                   settings: Settings,
                   port: int,
                   secret: str,
@@ -48,9 +48,9 @@ def configuration(folder: Path,  # private to this child
             "port": port,
             "port_retries": 0,
             "open_browser": False,
-            "root_dir": str(folder / "apps"),
+            "root_dir": str(path / "apps"),
             "token": secret,
-            "connection_dir_root": str(folder),
+            "connection_dir_root": str(path),
             "log_level": "WARN",
         },
         "VoilaConfiguration": {
@@ -71,19 +71,19 @@ def configuration(folder: Path,  # private to this child
         "VoilaExecutor": {"timeout": 120, "startup_timeout": 60},
         "MultiKernelManager": {"kernel_manager_class": "scalai_nb.dash.voila_server.Live"},
         "KernelManager": {
-            "transport": "ipc" if len(str(folder)) < 40 else "tcp"
+            "transport": "ipc" if len(str(path)) < 40 else "tcp"
         },  # a socket path has 107 characters at most
         "KernelRestarter": {"restart_limit": 0, "time_to_dead": 1.0},
         "MappingKernelManager": {"root_dir": str(settings.root), "cull_idle_timeout": 3600, "cull_interval": 300},
     }
 
 # %% ../../nbs/dash/08_voila.ipynb #1ac17b3f
-def environment(folder: Path, settings: Settings, environ: dict, **more: str) -> dict:
+def environment(path: Path, settings: Settings, environ: dict, **more: str) -> dict:
     """The child's environment:
 
     an app finds the workspace's data wherever its notebook lies, and knows no visitor but ours."""
     more |= {
-        "JUPYTER_PATH": os.pathsep.join(filter(None, [str(folder), environ.get("JUPYTER_PATH", "")])),
+        "JUPYTER_PATH": os.pathsep.join(filter(None, [str(path), environ.get("JUPYTER_PATH", "")])),
         "SCALAI_WORKSPACE__HOME": str(settings.home),
         "JUPYTER_PREFER_ENV_PATH": "1",
     }

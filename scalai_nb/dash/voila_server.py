@@ -49,14 +49,14 @@ def wanted(apps: Path) -> tuple[str, ...]:
         except (ValueError, KeyError, TypeError): continue  # whoever opens it is told
     return tuple(dict.fromkeys(found))
 
-def main(folder: str) -> None:
+def main(path: str) -> None:
     "Voila with the configuration in `folder`, until our parent ends or asks."
     from voila.app import Voila
     end_with_parent()
-    with KernelPool(wanted(Path(folder, "apps"))) as Live.pool:
-        Live.chatter = f"{folder}/kernels.log"
+    with KernelPool(wanted(Path(path, "apps"))) as Live.pool:
+        Live.chatter = f"{path}/kernels.log"
         Live.pool.connect(dict(os.environ), borrow=False)  # it imports now, and not when the first visitor comes
-        Voila.launch_instance(argv=["--Voila.config_file_paths", folder, "--no-browser"])
+        Voila.launch_instance(argv=["--Voila.config_file_paths", path, "--no-browser"])
 
 # %% ../../nbs/dash/09_voila_server.ipynb #5bff3e59
 if __name__ == "__main__" and "__file__" in globals():

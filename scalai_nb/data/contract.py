@@ -85,12 +85,12 @@ def _range(column, slack: float) -> tuple:  # lowest and highest to allow
 
 # %% ../../nbs/data/10_contract.ipynb #70954f14
 def propose(column,  # data.profile.Column
-            rows: int, slack: float, most: int) -> Rule:
+            rows: int, slack: float, limit: int) -> Rule:
     "A rule that the column's own rows satisfy, with some room."
     low, high = _range(column, slack)
     known = column.categories if column.kind == "text" else None
     # seen about twenty times each, or the list is not closed
-    few = known and len(known) <= most and sum(known.values()) >= 20*len(known)
+    few = known and len(known) <= limit and sum(known.values()) >= 20*len(known)
     type = None if column.kind in ("mixed", "nested") else declared_type(arrow_type(column.type))
     return Rule(
         type,
@@ -103,12 +103,12 @@ def propose(column,  # data.profile.Column
 @patch(cls_method=True)
 def infer(cls: Contract, profile,  # what the data looked like
           slack: float = .05,  # widen numeric ranges by this fraction of their spread
-          most: int = 50,  # longest list of allowed values
+          limit: int = 50,  # longest list of allowed values
          ) -> Contract:  # to be read and edited by a person
     "Propose a contract from a profile."
     from scalai_nb.data.quality import proposal
     notes = {name: f"{found}" for name, c in profile.columns.items() if (found := proposal(c)) is not None}
-    return Contract({name: propose(c, profile.rows, slack, most) for name, c in profile.columns.items()}, notes=notes)
+    return Contract({name: propose(c, profile.rows, slack, limit) for name, c in profile.columns.items()}, notes=notes)
 
 # %% ../../nbs/data/10_contract.ipynb #960d72a2
 def _plain(value):  # as YAML writes it
@@ -195,18 +195,18 @@ def sensible(self: Contract) -> None:
             raise BadRequest(f"The contract's {word} is {v!r}.", "Give a number.", "contract")
 
 @patch(cls_method=True)
-def load(cls: Contract, place: str | Path) -> Contract:
+def load(cls: Contract, path: str | Path) -> Contract:
     "Read a contract from YAML."
     from ruamel.yaml.error import YAMLError
     try:
-        given = yaml_of("safe").load(text := read_bytes(place).decode("utf8"))
+        given = yaml_of("safe").load(text := read_bytes(path).decode("utf8"))
     except (YAMLError, UnicodeDecodeError, ValueError, RecursionError) as e:
         raise BadRequest(
-            f"{place} is not YAML: {' '.join(str(e).split())[:200]}",
+            f"{path} is not YAML: {' '.join(str(e).split())[:200]}",
             "Mend it, or propose a new one with: scalai contract infer URI",
             "contract",
         ) from e
-    return replace(cls.from_dict(given, str(place)), text=text)
+    return replace(cls.from_dict(given, str(path)), text=text)
 
 # %% ../../nbs/data/10_contract.ipynb #cbbb1c7d
 @patch
@@ -452,3 +452,16 @@ def _repr_html_(self: Contract) -> str:
         )
     )
     return f"<table><caption>contract, {note}</caption><tr><th>column<th>type<th>must be</tr>{lines}</table>"
+
+# %% ../../nbs/data/10_contract.ipynb #79ef24be
+from ..core.display import describe
+from ..core.jsonable import several
+
+@patch
+def __repr__(self: Contract) -> str:
+    facts = dict(key=self.key, extra=self.extra, checks=len(self.checks) or None, clean=len(self.clean) or None)
+    return describe(self, several(len(self.columns), "column"), **facts)
+
+@patch
+def __repr__(self: Checked) -> str:
+    return describe(self, f"{len(self.good):,} rows good", f"{len(self.refused):,} refused", reasons=self.reasons)

@@ -25,25 +25,25 @@ from ..core.errors import BadRequest, WorkFailed
 from ..core.storage import filesystem, is_url, write_atomic
 
 # %% ../../nbs/data/06_delta.ipynb #25636cb4
-def open_table(place: str, version: int | None = None):  # deltalake.DeltaTable, or None where there is no table
+def open_table(path: str, version: int | None = None):  # deltalake.DeltaTable, or None where there is no table
     "Open a Delta table at a version."
     from deltalake import DeltaTable
     from deltalake.exceptions import DeltaError, TableNotFoundError
-    if not is_url(place) and not os.path.isdir(f"{place}/_delta_log"): return None
+    if not is_url(path) and not os.path.isdir(f"{path}/_delta_log"): return None
     try:
-        return DeltaTable(place, version=version)
+        return DeltaTable(path, version=version)
     except TableNotFoundError:
         return None
     except DeltaError as e:
         if version is None:
             raise WorkFailed(
-                f"The Delta table at {place} cannot be opened: {str(e).splitlines()[0]}",
+                f"The Delta table at {path} cannot be opened: {str(e).splitlines()[0]}",
                 "Its _delta_log is damaged; restore it from a copy.",
                 "table",
             ) from e
-        newest = DeltaTable(place).version()
+        newest = DeltaTable(path).version()
         raise BadRequest(
-            f"{Path(place).name} has no version {version}.", f"It has versions 0 to {newest}.", "table"
+            f"{Path(path).name} has no version {version}.", f"It has versions 0 to {newest}.", "table"
         ) from e
 
 # %% ../../nbs/data/06_delta.ipynb #6f86986d
@@ -60,7 +60,7 @@ def _transaction(version: int, names: dict[str, int | None], facts: dict):
         app_transactions=[Transaction(name, version if n is None else n) for name, n in names.items()],
     )
 
-def try_commit(place: str, table, adds: list, schema: pa.Schema, partition: list[str], replace: dict | None, properties):
+def try_commit(path: str, table, adds: list, schema: pa.Schema, partition: list[str], replace: dict | None, properties):
     "One commit on a snapshot, or the table's first."
     from deltalake import Schema
     from deltalake.transaction import create_table_with_add_actions
@@ -70,7 +70,7 @@ def try_commit(place: str, table, adds: list, schema: pa.Schema, partition: list
     # what a batch did, and time travel, stay known (Delta's default: 30 days)
     keep = {"delta.logRetentionDuration": "interval 3650 days"}
     if table is None:
-        create_table_with_add_actions(place, shape, adds, mode="error", configuration=keep, **how)
+        create_table_with_add_actions(path, shape, adds, mode="error", configuration=keep, **how)
     elif replace is None:
         table.create_write_transaction(adds, "append", shape, **how)
     else:
@@ -83,9 +83,9 @@ def file_paths(table) -> set[str]:
     "The files of a snapshot."
     return {*pa.table(table.get_add_actions())["path"].to_pylist()}
 
-def current_files(place: str) -> set[str] | None:  # None: there is no table
+def current_files(path: str) -> set[str] | None:  # None: there is no table
     "The files of a Delta table's newest version."
-    table = open_table(place)
+    table = open_table(path)
     return None if table is None else file_paths(table)
 
 # %% ../../nbs/data/06_delta.ipynb #159d7d0e
@@ -96,7 +96,7 @@ class Overtaken(Exception):
     "What a commit was made from is no longer what the log says."
 
 # %% ../../nbs/data/06_delta.ipynb #c72b7f3c
-def commit(place: str,  # of the Delta table; made by its first batch
+def commit(path: str,  # of the Delta table; made by its first batch
            batch: str,  # name of the batch
            adds: list,  # deltalake AddActions of files that are there already
            schema: pa.Schema,
@@ -115,7 +115,7 @@ def commit(place: str,  # of the Delta table; made by its first batch
     "Add files to a Delta table as one commit, once for all time, whoever else tries."
     from deltalake.exceptions import CommitFailedError, DeltaError
     for n in range(TRIES):
-        table = open_table(place)
+        table = open_table(path)
         at = 0 if table is None else table.version() + 1
         if (seen := transaction_version(table, batch)) is not None:
             # a store may take a commit and lose the answer
@@ -124,18 +124,18 @@ def commit(place: str,  # of the Delta table; made by its first batch
         if expect is not None and expect != at - 1: raise Moved
         if any(transaction_version(table, name) != number for name, number in (guard or {}).items()): raise Overtaken
         if closable and transaction_version(table, f"files:{prefix}") == CLOSED: raise Overtaken
-        _not_too_old(place, table, began)
+        _not_too_old(path, table, began)
         names = {batch: None, **dict.fromkeys(marks)} | ({} if outcome is None else {f"outcome:{batch}": outcome}) | ({f"attempt:{batch}": int(attempt, 16)} if attempt else {}) | ({f"files:{prefix}": CLOSED + 1} if closable else {})
         actions = adds if seen is None else _instead(table, prefix, adds)
         try:
-            try_commit(place, table, actions, schema, partition, replace, _transaction(at, names, facts or {}))
+            try_commit(path, table, actions, schema, partition, replace, _transaction(at, names, facts or {}))
             return at, False
         except CommitFailedError: back_off(n)
         except DeltaError as e:
-            if "already exists" not in str(e): raise _unsure(e, place)
+            if "already exists" not in str(e): raise _unsure(e, path)
             back_off(n)
-        except Exception as e: raise _unsure(e, place)
-    raise WorkFailed(f"{place}: other writers came first {TRIES} times.", "Run it again; nothing was written.", "table")
+        except Exception as e: raise _unsure(e, path)
+    raise WorkFailed(f"{path}: other writers came first {TRIES} times.", "Run it again; nothing was written.", "table")
 
 # %% ../../nbs/data/06_delta.ipynb #77126643
 CLOSED = 0
@@ -146,9 +146,9 @@ def belongs(table, batch: str, attempt: str) -> bool:
 
 def back_off(n: int) -> None: sleep(random.uniform(0, min(.5, .01*2**n)))
 
-def _unsure(e: Exception, place: str) -> Exception:  # the same
+def _unsure(e: Exception, path: str) -> Exception:  # the same
     "A store may carry out a request whose answer it lost: then nobody knows yet whether the commit is there."
-    e.unsure = is_url(place)
+    e.unsure = is_url(path)
     return e
 
 def _instead(table, prefix: str, adds: list) -> list:  # actions: files that are not there yet, and removals of those that begin with `prefix`
@@ -157,7 +157,7 @@ def _instead(table, prefix: str, adds: list) -> list:  # actions: files that are
     return [a for a in adds if a.path not in have] + [RemoveAction(f, True, int(time()*1000)) for f in have - want if f.startswith(prefix)]
 
 # %% ../../nbs/data/06_delta.ipynb #538276c2
-def swap(place: str,  # of the Delta table
+def swap(path: str,  # of the Delta table
          batch: str,
          adds: list,  # AddActions
          gone: Iterable[str],  # files
@@ -171,14 +171,14 @@ def swap(place: str,  # of the Delta table
     from deltalake import Schema
     from deltalake.transaction import RemoveAction
     from deltalake.exceptions import CommitFailedError
-    table = open_table(place)
+    table = open_table(path)
     if table.version() != expect: raise Moved
     have = {f.name for f in table.schema().fields}
     if new := Schema.from_arrow(pa.schema([f for f in schema if f.name not in have])).fields:
         try: table.alter.add_columns(new)
         except CommitFailedError as e: raise Moved from e
         expect += 1
-    commit(place, batch, [*adds, *(RemoveAction(f, True, int(time()*1000)) for f in gone)], schema, ["source"], expect=expect, began=began)
+    commit(path, batch, [*adds, *(RemoveAction(f, True, int(time()*1000)) for f in gone)], schema, ["source"], expect=expect, began=began)
 
 # %% ../../nbs/data/06_delta.ipynb #5fc0947f
 def transaction_version(table,  # deltalake.DeltaTable, what `transactions_in` gave of one, or None
@@ -201,29 +201,29 @@ class _Asked(dict):
 # %% ../../nbs/data/06_delta.ipynb #59b94e0d
 GRACE = 7*24  # hours that a file which no commit names is left alone: it may be that of a writer at work
 
-def vacuum(place: str,  # of a Delta table
+def vacuum(path: str,  # of a Delta table
            hours: float,  # how long an older version stays readable
            dry: bool = False,  # only say what would go
           ) -> list[str]:  # the files
     """Take away files that no version of the last hours needs.
 
     What was never committed stays for `GRACE` hours at least."""
-    table, patience = open_table(place), max(int(hours), GRACE)
+    table, patience = open_table(path), max(int(hours), GRACE)
     take = lambda table, hours, full, dry: table.vacuum(
         hours, dry_run=dry, enforce_retention_duration=False, full=full
     )
     replaced, old = take(table, int(hours), False, True), take(table, patience, True, True)
     if dry: return sorted({*replaced, *old})
     if {*old} - {*replaced}:
-        fence(place, patience)
-        old = take(open_table(place), patience, True, False)
-    return sorted({*old, *(take(open_table(place), int(hours), False, False) if replaced else ())})
+        fence(path, patience)
+        old = take(open_table(path), patience, True, False)
+    return sorted({*old, *(take(open_table(path), int(hours), False, False) if replaced else ())})
 
-def fence(place: str,  # of a Delta table
+def fence(path: str,  # of a Delta table
           hours: float,  # at least `GRACE`
          ) -> None:
     "Let no writer commit any more that began so long ago: what it has written may be removed then."
-    table, before = open_table(place), int(time() - (hours - 1)*3600)  # an hour for clocks that differ
+    table, before = open_table(path), int(time() - (hours - 1)*3600)  # an hour for clocks that differ
     if before > _fenced(table): table.alter.set_table_properties({FENCE: str(before)}, raise_if_not_exists=False)
 # property of a table: writers that began before this (seconds since 1970) may find their files gone
 FENCE = "scalai.began"
@@ -231,19 +231,19 @@ FENCE = "scalai.began"
 # %% ../../nbs/data/06_delta.ipynb #3a726ea6
 def _fenced(table) -> int: return int(table.metadata().configuration.get(FENCE, 0))
 
-def _not_too_old(place: str, table, began: float | None) -> None:
+def _not_too_old(path: str, table, began: float | None) -> None:
     """Refuse a commit of files that a vacuum may have taken.
 
     Delta refuses it where the vacuum comes between this and the commit."""
     if table is None or began is None or began > _fenced(table): return
     raise WorkFailed(
-        f"What was written for {place} waited for more than {GRACE//24} days, and was taken away meanwhile.",
+        f"What was written for {path} waited for more than {GRACE//24} days, and was taken away meanwhile.",
         "Run it again; nothing was written.",
         "table",
     )
 
 # %% ../../nbs/data/06_delta.ipynb #1f17ceb7
-def forget(place: str,  # of a Delta table
+def forget(path: str,  # of a Delta table
            prefix: str,  # that the names of a batch's files begin with, and then the attempt
            attempt: str,  # the one that brought the batch
            lying: Iterable[str] = (),  # files of other attempts that are in the folder; the log is closed to them
@@ -254,7 +254,7 @@ def forget(place: str,  # of a Delta table
     from deltalake.transaction import RemoveAction
     over = sorted({"-".join([prefix, f.removeprefix(f"{prefix}-").split("-")[0]]) for f in lying})
     for n in range(TRIES):
-        if (table := open_table(place)) is None: return None
+        if (table := open_table(path)) is None: return None
         named = file_paths(table)
         gone = [f for f in named if f.startswith(prefix) and not f.startswith(f"{prefix}-{attempt}-")]
         close = [Transaction(f"files:{p}", CLOSED) for p in over if transaction_version(table, f"files:{p}") != CLOSED]
@@ -274,7 +274,7 @@ def forget(place: str,  # of a Delta table
     return None
 
 # %% ../../nbs/data/06_delta.ipynb #61c00afc
-def add_file(place: str,  # of the Delta table
+def add_file(path: str,  # of the Delta table
              name: str,  # of the file in it
              rows: pa.Table,
              partition: dict[str, str | None] | None = None,
@@ -299,16 +299,16 @@ def add_file(place: str,  # of the Delta table
         write_batch_size=_together(rows, group),
     )
     content = sink.getvalue()
-    write_atomic(f"{place}/{name}", memoryview(content))
+    write_atomic(f"{path}/{name}", memoryview(content))
     return AddAction(name, content.size, partition or {}, int(time()*1000), True, json.dumps(_stats(rows, ranged)))
 
 # %% ../../nbs/data/06_delta.ipynb #495f420e
-def _together(rows: pa.Table, most: int) -> int:
+def _together(rows: pa.Table, limit: int) -> int:
     """How many values of a column are handed to its encoder at a time:
 
     about a megabyte, since pages are cut between two times only."""
     widest = max((column.nbytes/len(rows) for column in rows.columns), default=0) if len(rows) else 0
-    return max(1 << 10, min(most, int((1 << 20)/max(widest, 8))))
+    return max(1 << 10, min(limit, int((1 << 20)/max(widest, 8))))
 
 # %% ../../nbs/data/06_delta.ipynb #351b40a3
 def _stats(rows: pa.Table, ranged: str | None = None) -> dict:

@@ -52,9 +52,9 @@ def _numbered(
     finder.add(typed.take(pa.array(at)), start + at)
 
 # %% ../../nbs/data/15_dry_run.ipynb #3f0703a1
-def _some(samples: dict, raw: pa.Table, verdict, most: int) -> None:
+def _some(samples: dict, raw: pa.Table, verdict, limit: int) -> None:
     for code, word in enumerate(verdict.words[1:], 1):
-        at = np.flatnonzero(verdict.codes == code)[:max(0, most - len(samples.get(word, ())))]
+        at = np.flatnonzero(verdict.codes == code)[:max(0, limit - len(samples.get(word, ())))]
         if len(at):
             samples[word] = samples.get(word, []) + [
                 {k: v for k, v in r.items() if v is not None} for r in as_text(raw.take(pa.array(at))).to_pylist()
@@ -65,7 +65,7 @@ def dry_run(uri: str | Path,  # what `ingest` takes
             contract: Contract | str | Path,
             samples: int = 3,  # rows to show of each reason
             settings: Settings | None = None,
-            most: int | None = None,  # keys that are held in memory; default: see `data.uniqueness`
+            limit: int | None = None,  # keys that are held in memory; default: see `data.uniqueness`
            ) -> Trial:
     "Check a source against a contract."
     settings = settings or Settings.load()
@@ -78,7 +78,7 @@ def dry_run(uri: str | Path,  # what `ingest` takes
         ),
         None,
     ).ready(settings)
-    finders, rows, tally, reasons, shown = [Repeats(u, most) for u in full.uniques()], 0, Tally(), Counter(), {}
+    finders, rows, tally, reasons, shown = [Repeats(u, limit) for u in full.uniques()], 0, Tally(), Counter(), {}
     try:
         for item in (
             x

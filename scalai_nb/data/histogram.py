@@ -138,7 +138,7 @@ def shared_bits(keys: np.ndarray,  # uint64, ascending
     return shared
 
 @numba.njit(cache=True, nogil=True)
-def _length(shared, start, stop, most, tails):
+def _length(shared, start, stop, limit, tails):
     "What `_longest` finds, from shared bits; two tables as work space (2, 65), since one would wait for its own sums."
     tails[:] = 0
     for i in range(start + 1, stop - 1, 2):
@@ -146,7 +146,7 @@ def _length(shared, start, stop, most, tails):
         tails[1, shared[i + 1]] += 1
     if (stop - start) % 2 == 0: tails[0, shared[stop - 1]] += 1
     distinct, length = 1, 0
-    while length < 64 and distinct + tails[0, length] + tails[1, length] <= most:
+    while length < 64 and distinct + tails[0, length] + tails[1, length] <= limit:
         distinct += tails[0, length] + tails[1, length]
         length += 1
     return length

@@ -459,3 +459,10 @@ def ingest(
     if done.already and _unlike(batch, str(uri), target) != batch:
         return ingest(uri, table, given, key, period, fold, settings, client)
     return _told(done, batch)
+
+# %% ../../nbs/data/14_ingest.ipynb #54ad07fd
+from fastcore.basics import patch
+from ..core.display import describe
+
+@patch
+def __repr__(self: Ingested) -> str: return Written.__repr__(self)

@@ -164,7 +164,7 @@ def _table(
 
 # %% ../../nbs/data/05_kafka.ipynb #c1091c1a
 def _messages(
-    consumer, uri: str, topic: str, offsets: dict[str, list[int]], most: int
+    consumer, uri: str, topic: str, offsets: dict[str, list[int]], limit: int
 ) -> Iterator[list]:  # confluent_kafka's messages, of one partition at a time
     driver = needs("confluent_kafka", "kafka", "Kafka")
     for p, (low, high) in offsets.items():
@@ -172,7 +172,7 @@ def _messages(
         consumer.assign([driver.TopicPartition(topic, int(p), low)])
         heard, done = time.monotonic(), False
         while not done:
-            some = consumer.consume(min(most, FIRST), timeout=.2)
+            some = consumer.consume(min(limit, FIRST), timeout=.2)
             for m in some:
                 if m.error() and m.error().code() == driver.KafkaError._AUTO_OFFSET_RESET:
                     raise WorkFailed(

@@ -144,11 +144,11 @@ def _read(self: Loader, table, prep, target, where, memory):
 # %% ../../nbs/data/18_loader.ipynb #1b2feb8d
 @patch
 def _open(self: Loader, dataset, columns, where, prep, target,
-          most) -> bool:  # rows that may be kept; whether there are more
+          limit) -> bool:  # rows that may be kept; whether there are more
     from scalai_nb.data.shuffle import Stream
     tensors = lambda rows: [as_tensor(prep.transform(rows)), as_tensor(target_of(rows, target))]
-    stream = Stream(dataset, columns, where, tensors, self.shards, most)
-    if stream.rows > most: self._stream, self.rows = stream, stream.rows
+    stream = Stream(dataset, columns, where, tensors, self.shards, limit)
+    if stream.rows > limit: self._stream, self.rows = stream, stream.rows
     return self._stream is not None
 
 @patch
@@ -277,3 +277,16 @@ def load_state_dict(self: Loader, state: dict):
                 "Resume with the same data and the same settings, or start anew.",
             )
     self.epoch, self.position, self.start = state["epoch"], state["position"], state["position"]
+
+# %% ../../nbs/data/18_loader.ipynb #656d0032
+from ..core.display import describe, html_table
+
+@patch
+def __repr__(self: Loader) -> str:
+    return describe(self, rows=self.rows, batch_size=self.batch_size, batches=self.batches, rank=f"{self.rank} of {self.ranks}")
+
+@patch
+def _repr_html_(self: Loader) -> str:
+    facts = [("rows", self.rows), ("batch_size", self.batch_size), ("batches", self.batches), ("seed", self.seed),
+             ("rank", f"{self.rank} of {self.ranks}"), ("shuffle", str(self.shuffle))]
+    return html_table(facts, (), "loader")

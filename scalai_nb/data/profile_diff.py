@@ -49,7 +49,7 @@ def _order(a: Column, b: Column) -> Iterator[str]:
 
 def _rows(n: int) -> str: return f"{n:,} row{'s'*(n != 1)}"
 
-def _words(a: Column, b: Column, most: int = 3) -> Iterator[str]:
+def _words(a: Column, b: Column, limit: int = 3) -> Iterator[str]:
     "Values that came and went where all are known; else how many there are, about."
     old, new = a.categories, b.categories
     if old is None or new is None:
@@ -60,8 +60,8 @@ def _words(a: Column, b: Column, most: int = 3) -> Iterator[str]:
         ("gone", [v for v in old if v not in new], old),
     ):
         if some:
-            yield f"{what} {', '.join(f'{v!r} ({_rows(of[v])})' for v in some[:most])}" + (
-                f" and {len(some) - most:,} more" if len(some) > most else ""
+            yield f"{what} {', '.join(f'{v!r} ({_rows(of[v])})' for v in some[:limit])}" + (
+                f" and {len(some) - limit:,} more" if len(some) > limit else ""
             )
     moved = max((v for v in new if v in old), key=lambda v: abs(new[v]/b.count - old[v]/a.count), default=None)
     if moved is not None: yield from _differs(repr(moved), share(old[moved], a.count), share(new[moved], b.count))

@@ -107,20 +107,20 @@ def rows_of(columns: list) -> str:
     )
     return f"<div><table><thead><tr>{line(HEADS, 'th')}</tr></thead><tbody>{body}</tbody></table></div>"
 
-def said(p, most: int = 30) -> list[str]:
+def said(p, limit: int = 30) -> list[str]:
     "The remarks that a page has room for, and how many there are more."
     found = p.warnings()
     return (
         found
-        if len(found) <= most
-        else [*found[:most], f"… and {len(found) - most:,} remarks more: see Profile.warnings()."]
+        if len(found) <= limit
+        else [*found[:limit], f"… and {len(found) - limit:,} remarks more: see Profile.warnings()."]
     )
 
 # %% ../../nbs/data/02_profile_report.ipynb #b2b32e38
-def page(p, most: int = 60, behind: int = 440) -> str:
+def page(p, limit: int = 60, behind: int = 440) -> str:
     "The profile as HTML."
     columns = list(p.columns.values())
-    first, then, rest = columns[:most], columns[most:most + behind], len(columns) - most - behind
+    first, then, rest = columns[:limit], columns[limit:limit + behind], len(columns) - limit - behind
     more = f"<details><summary>{len(then):,} columns more</summary>{rows_of(then)}</details>" if then else ""
     more += f"<p>… and {rest:,} columns more: see Profile.columns.</p>" if rest > 0 else ""
     notes = "".join(f"<li>{escape(s)}</li>" for s in said(p))
@@ -141,13 +141,13 @@ NARROW = (
     (0, 3, 4),
 )
 
-def text(p, most: int = 200, width: int | None = None) -> str:  # characters; default: the terminal's, or 200
+def text(p, limit: int = 200, width: int | None = None) -> str:  # characters; default: the terminal's, or 200
     "The profile for a terminal."
     width = width or shutil.get_terminal_size((200, 24)).columns
-    columns = list(p.columns.values())[:most]
+    columns = list(p.columns.values())[:limit]
     for pick, (bars, ends) in product(NARROW, ((16, 24), (16, 10), (8, 10))):
         if max(map(len, body := lines(columns, pick, bars, ends, width))) <= width: break
-    more = [f"… and {len(p.columns) - most:,} columns more"] if len(p.columns) > most else []
+    more = [f"… and {len(p.columns) - limit:,} columns more"] if len(p.columns) > limit else []
     notes = [
         textwrap.fill(printable(s), max(width, 40), initial_indent="  ! ", subsequent_indent="    ") for s in said(p)
     ]

@@ -235,8 +235,8 @@ def together(p) -> Iterator[str]:
             " away"
         )
 
-def _names(names: list[str], most: int = 6) -> str:
-    said = [*names[:most], f"{len(names) - most:,} more"] if len(names) > most + 1 else names
+def _names(names: list[str], limit: int = 6) -> str:
+    said = [*names[:limit], f"{len(names) - limit:,} more"] if len(names) > limit + 1 else names
     return f"{', '.join(said[:-1])} and {said[-1]}"
 
 # %% ../../nbs/data/02_quality.ipynb #7e875a05

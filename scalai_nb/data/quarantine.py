@@ -138,7 +138,7 @@ def _repr_html_(self: Quarantine) -> str:
 
 # %% ../../nbs/data/09_quarantine.ipynb #2448100e
 def refused_rows(
-    name: str, reason: str | None = None, most: int = 2, save: Path | None = None, settings: Settings | None = None
+    name: str, reason: str | None = None, limit: int = 2, save: Path | None = None, settings: Settings | None = None
 ) -> dict:
     "The quarantine of a table: reasons with some rows of each; perhaps written to a file."
     import pyarrow.parquet as pq
@@ -154,7 +154,7 @@ def refused_rows(
         else:
             pq.write_table(rows, sink)
         write_atomic(save, sink.getvalue())
-    short = lambda rows: [{k: v for k, v in r.items() if v is not None} for r in rows.slice(0, most).to_pylist()]
+    short = lambda rows: [{k: v for k, v in r.items() if v is not None} for r in rows.slice(0, limit).to_pylist()]
     return {
         "table": name,
         "rows": sum(counts.values()),

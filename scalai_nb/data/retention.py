@@ -18,16 +18,16 @@ from .rollup import fold
 from .table import Table
 
 # %% ../../nbs/data/09_retention.ipynb #786fd3c5
-def swept(name: str, place: str, hours: float, dry: bool) -> Freed:
+def swept(name: str, path: str, hours: float, dry: bool) -> Freed:
     "Take away, or count, the files of a Delta folder that no version of the last hours needs."
-    fs, root = filesystem(place)
-    gone = delta.vacuum(place, hours, True)
+    fs, root = filesystem(path)
+    gone = delta.vacuum(path, hours, True)
     out = Freed(name, len(gone), sum(fs.size(f"{root}/{f}") for f in gone if fs.exists(f"{root}/{f}")))
     # a store's PUT is whole or not at all
-    torn = [] if is_url(place) else [f for f in fs.glob(f"{root}/.*.tmp") if _old(fs, f, hours)]
+    torn = [] if is_url(path) else [f for f in fs.glob(f"{root}/.*.tmp") if _old(fs, f, hours)]
     for f in torn: out.files, out.bytes = out.files + 1, out.bytes + sum(fs.du(f, total=False).values())
     if dry: return out
-    delta.vacuum(place, hours)
+    delta.vacuum(path, hours)
     for f in torn: fs.rm(f, recursive=True)
     return out
 
@@ -40,11 +40,11 @@ def _released(settings: Settings, hours: float, dry: bool) -> list[Freed]:
     fs, root = filesystem(store(settings, "released"))
     return [_of_table(settings, fs, f"{root}/{name}", hours, dry) for name in _folders(settings, "released")]
 
-def _of_table(settings: Settings, fs, folder: str, hours: float, dry: bool) -> Freed:
-    name = folder.rsplit("/", 1)[-1]
+def _of_table(settings: Settings, fs, path: str, hours: float, dry: bool) -> Freed:
+    name = path.rsplit("/", 1)[-1]
     out, table = Freed(f"released/{name}"), Table(name, settings)
-    found = [f for f in fs.glob(f"{folder}/*.parquet") if _old(fs, f, hours)]
-    torn = [] if is_url(table.path) else [f for f in fs.glob(f"{folder}/.*.tmp") if _old(fs, f, hours)]
+    found = [f for f in fs.glob(f"{path}/*.parquet") if _old(fs, f, hours)]
+    torn = [] if is_url(table.path) else [f for f in fs.glob(f"{path}/.*.tmp") if _old(fs, f, hours)]
     unneeded = _unneeded(table, found, hours)
     if unneeded and not dry and table.exists:
         delta.fence(table.path, max(hours, delta.GRACE))  # a release that still waits cannot go on now
@@ -61,9 +61,9 @@ def _unneeded(table: Table, lists: list[str], hours: float) -> list[str]:
     return [f for f in lists if not there(f.rsplit("/", 1)[-1].removesuffix(".parquet"))]
 
 # %% ../../nbs/data/09_retention.ipynb #b26d065e
-def _readable(place: str, hours: float) -> list[int]:  # versions, newest first
+def _readable(path: str, hours: float) -> list[int]:  # versions, newest first
     "Those of the last hours, and the one that they began with."
-    table, out = delta.open_table(place), []
+    table, out = delta.open_table(path), []
     for h in table.history() if table is not None else ():
         out.append(h["version"])
         if h["timestamp"]/1000 < time() - hours*3600: break

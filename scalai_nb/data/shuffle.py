@@ -114,7 +114,7 @@ CHUNK = 8_192  # rows
 # %% ../../nbs/data/17_shuffle.ipynb #014def95
 def chunks(blocks: list[Block], skip: int, decoded: Decoded,
            tensors,  # pa.Table → [X, y]
-           most: int,  # rows that may be features at a time
+           limit: int,  # rows that may be features at a time
           ) -> Iterator[list]:  # [X, y]
     """A shard's rows as tensors, from the row `skip` on.
 
@@ -125,7 +125,7 @@ def chunks(blocks: list[Block], skip: int, decoded: Decoded,
             np.random.default_rng(b.seed).permutation(b.rows)[skip:] if b.seed else np.arange(b.first, b.rows, b.step)
         )
         skip, rows = 0, pa.concat_tables([decoded.part(*p) for p in b.parts])
-        if b.rows <= most:
+        if b.rows <= limit:
             rows, at = tensors(rows), torch.from_numpy(order)
             yield [t.index_select(0, at) for t in rows]
         else:

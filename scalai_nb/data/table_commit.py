@@ -96,11 +96,11 @@ def _refuse_whole(
     return (None if facts["follows"] < 0 else facts["follows"]), already
 
 # %% ../../nbs/data/07_table_commit.ipynb #d6fe514a
-def _evolve(place: str, schema: pa.Schema, expect: int | None = None) -> int | None:  # the version to expect next
+def _evolve(path: str, schema: pa.Schema, expect: int | None = None) -> int | None:  # the version to expect next
     "Make a Delta table's columns those of its next rows: add what it lacks, widen what is too narrow."
     from deltalake import Schema
     from deltalake.exceptions import CommitFailedError
-    table = delta.open_table(place)
+    table = delta.open_table(path)
     if table is None: return expect
     whole = pa.schema(table.schema().to_arrow())
     if wider := {
@@ -109,8 +109,8 @@ def _evolve(place: str, schema: pa.Schema, expect: int | None = None) -> int | N
         if f.name in whole.names and pa.types.is_floating(f.type) and pa.types.is_integer(whole.field(f.name).type)
     }:
         if expect is not None and table.version() != expect: raise delta.Moved
-        _widen(place, table, wider)
-        table, expect = delta.open_table(place), None if expect is None else expect + 1
+        _widen(path, table, wider)
+        table, expect = delta.open_table(path), None if expect is None else expect + 1
     have = {f.name for f in table.schema().fields}
     new = Schema.from_arrow(pa.schema([f for f in schema if f.name not in have])).fields
     if not new: return expect

@@ -38,10 +38,10 @@ class TableReader:
         self.path = store(self.settings, "tables", name)
 
     @classmethod
-    def at(cls, place: str | Path):  # a Delta folder anywhere, to be read
+    def at(cls, path: str | Path):  # a Delta folder anywhere, to be read
         "A Delta table that is not the workspace's."
         self = cls("elsewhere")
-        self.name, self.path = str(place).rstrip("/").rsplit("/", 1)[-1], str(place)
+        self.name, self.path = str(path).rstrip("/").rsplit("/", 1)[-1], str(path)
         return self
 
     def delta(self, version: int | None = None):  # deltalake.DeltaTable
@@ -246,3 +246,34 @@ def schema_html(schema: pa.Schema, caption: str) -> str:
         for f in schema
     )
     return f"<table><caption>{escape(caption)}</caption><tr><th>column<th>type</tr>{lines}</table>"
+
+# %% ../../nbs/data/06_table_reader.ipynb #54a9658f
+@patch(as_prop=True)
+def columns(self: TableReader) -> list[str]:
+    "Names, in order."
+    return self.schema.names
+
+@patch
+def to_pandas(self: TableReader,
+              columns: list[str] | None = None,  # None: all
+              where: list | None = None,  # rows, as [("month", "<=", 5)]
+             ):  # pandas.DataFrame
+    "Read all rows, or those a filter keeps, into memory."
+    return to_pandas(self.arrow(columns=columns, filter=where))
+
+@patch
+def head(self: TableReader, n: int = 5):  # pandas.DataFrame
+    "Read the first `n` rows."
+    return to_pandas(self.dataset().head(n, columns=self.columns))
+
+@patch
+def __len__(self: TableReader) -> int: return self.rows
+
+@patch
+def __bool__(self: TableReader) -> bool: return True  # an empty table is one
+
+@patch
+def __getitem__(self: TableReader, names: str | list[str]):  # dask.dataframe.Series of a name, DataFrame of a list
+    "Select columns, lazily. Raises `BadRequest` for a column that is not there."
+    frame = self.frame(columns=[names] if isinstance(names, str) else list(names))
+    return frame[names] if isinstance(names, str) else frame

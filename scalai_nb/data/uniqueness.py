@@ -49,9 +49,9 @@ HELD = 2_000_000  # keys held in memory
 class Repeats:
     "Finds the rows of a stream that repeat a key."
     def __init__(self, unique: Unique,
-                 most: int | None = None,  # keys held in memory; default: HELD
+                 limit: int | None = None,  # keys held in memory; default: HELD
                  buckets: int = 64):
-        self.unique, self.most, self.buckets = unique, most or HELD, buckets
+        self.unique, self.most, self.buckets = unique, limit or HELD, buckets
         self.held, self.rows, self.folder, self.files, self.schema = [], 0, None, {}, None
         self.seen = np.zeros(1 << 24, bool)  # by the first bits of a key's hash
 

@@ -279,3 +279,19 @@ def _named(frame, prepare) -> tuple:  # the frame, and its columns; [] where onl
             "table",
         )
     return chain([first], stream), first.column_names
+
+# %% ../../nbs/data/08_write.ipynb #de43cdb5
+from fastcore.basics import patch
+from ..core.display import describe, html_table
+
+@patch
+def __repr__(self: Written) -> str:
+    rows = dict(rows_in=self.rows_in, rows_good=self.rows_good, rows_refused=self.rows_refused)
+    return describe(self, self.table, version=self.version, **rows, refused=self.refused, already=self.already or None)
+
+@patch
+def _repr_html_(self: Written) -> str:
+    note = "already there" if self.already else f"version {self.version}"
+    refused = [(reason, count) for reason, count in self.refused.items()]
+    rows = [("rows in", self.rows_in), ("good", self.rows_good), ("refused", self.rows_refused), *refused]
+    return html_table(rows, (), f"{self.table}, {note}")

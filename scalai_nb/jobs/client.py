@@ -40,7 +40,7 @@ class Execution:
                  run: JobRun,
                  nb: nbformat.NotebookNode,  # with its parameters in it
                  origin: list[int | None],  # of each cell, its position in the source
-                 folder: Path,  # of the log and the notebook
+                 path: Path,  # of the log and the notebook
                  record: Record | None = None,
                  timeout: float | None = None,  # seconds for the whole run
                  stop: Stop | None = None,
@@ -55,7 +55,7 @@ class Execution:
             run,
             nb,
             origin,
-            folder,
+            path,
             record,
             timeout,
         )
@@ -67,8 +67,8 @@ class Execution:
             secrets,
             warm,
         )
-        self.path, self.log = folder/"notebook.ipynb", Log(folder/"log.jsonl")
-        self.spill, self.last_words = Spill(folder/"outputs", output_limit, folder), []
+        self.path, self.log = path/"notebook.ipynb", Log(path/"log.jsonl")
+        self.spill, self.last_words = Spill(path/"outputs", output_limit, path), []
         self.index, self.stopped, self.ended, self.family = None, None, False, {}
         self.dirty, self.saved, self.pause, self.timings = True, 0., 1., {}
         self.texts: dict[int, str] = {}  # of cells that do not run, as the file has them

@@ -264,7 +264,7 @@ def _installed(folders: tuple) -> str:
 
 def environment_digest() -> str:
     "The digest of the environment; made again when something was installed or removed."
-    def seen(folder):
-        try: return folder, os.stat(folder or os.curdir).st_mtime_ns
-        except OSError: return folder, 0
+    def seen(path):
+        try: return path, os.stat(path or os.curdir).st_mtime_ns
+        except OSError: return path, 0
     return _installed((os.environ.get("PYTHONPATH"), *map(seen, sys.path)))

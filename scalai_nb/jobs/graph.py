@@ -112,18 +112,18 @@ COLOURS = dict(
 STYLE = f"<style>\n{static_text('jobs', 'graph.css')}</style>"
 
 # %% ../../nbs/jobs/22_graph.ipynb #2f0bdc71
-def _linked(inner: str, run: JobRun, folder: Path | None) -> str:
+def _linked(inner: str, run: JobRun, path: Path | None) -> str:
     "A link to the notebook as it ran, where a page is beside it."
-    if folder is None or not run.output or "://" in run.output: return inner
+    if path is None or not run.output or "://" in run.output: return inner
     return (
-        f'<a href="{escape(Path(os.path.relpath(run.output, folder)).as_posix())}" title="the notebook as it'
+        f'<a href="{escape(Path(os.path.relpath(run.output, path)).as_posix())}" title="the notebook as it'
         f' ran">{inner}</a>'
     )
 
 def _line(
     run: JobRun,
     depth: int,
-    folder: Path | None,
+    path: Path | None,
     state: str | None = None,
     name: str | None = None,
     seconds: float | None = None,
@@ -139,12 +139,12 @@ def _line(
         f'<div class="line{" head" if head else ""}" style="--c: {COLOURS[state]}; padding-left:'
         f' {depth*14}px">{inner}</div>',
         run,
-        folder,
+        path,
     )
 
 # %% ../../nbs/jobs/22_graph.ipynb #007945b5
 def card(
-    name: str, what: str, runs: list[JobRun], folder: Path | None
+    name: str, what: str, runs: list[JobRun], path: Path | None
 ) -> tuple[str, int, str]:  # HTML, height in pixels, state
     "One step: its state and time, what it said, and what it is made of."
     state, single = overall_state(runs), len(runs) == 1 and runs[0].name == name
@@ -165,13 +165,13 @@ def card(
     head = _line(
         runs[0] if runs else JobRun(name=name, state="queued"),
         0,
-        folder if single and runs[0].kind == "notebook" else None,
+        path if single and runs[0].kind == "notebook" else None,
         state,
         name,
         seconds,
         True,
     )
-    body = "".join(_line(r, d, folder if r.kind == "notebook" else None) for d, r in lines[:LINE_LIMIT])
+    body = "".join(_line(r, d, path if r.kind == "notebook" else None) for d, r in lines[:LINE_LIMIT])
     more = f'<div class="soft">and {len(lines) - LINE_LIMIT} more</div>' if len(lines) > LINE_LIMIT else ""
     return (
         f'{head}<div class="soft" title="{escape(message)}">{escape(message or what)}</div>{body}{more}',
@@ -182,10 +182,10 @@ def card(
 # %% ../../nbs/jobs/22_graph.ipynb #bdacccd6
 def picture(flow,  # Workflow
             run: JobRun | None = None,  # with its steps; None: only the plan
-            folder: Path | None = None,  # where the page will lie; None: no links
+            path: Path | None = None,  # where the page will lie; None: no links
            ) -> str:  # HTML
     "What waits for what, and how it stands."
-    cards = {s.name: card(s.name, s.notebook or s.workflow, step_runs(run, s.name), folder) for s in flow.steps}
+    cards = {s.name: card(s.name, s.notebook or s.workflow, step_runs(run, s.name), path) for s in flow.steps}
     needs = {s.name: flow.needs[s.name] for s in flow.steps}
     at, wide, high = layout(needs, {n: c[1] for n, c in cards.items()})
     def edge(a, b):
@@ -205,7 +205,7 @@ def picture(flow,  # Workflow
     return f'<div class="plane" style="width: {wide}px; height: {high}px">{lines}{boxes}</div>'
 
 # %% ../../nbs/jobs/22_graph.ipynb #1c087a35
-def times(run: JobRun, folder: Path | None = None) -> str:  # HTML
+def times(run: JobRun, path: Path | None = None) -> str:  # HTML
     "A row a run: state, time, and where in the whole it lay."
     lines = nested_runs(latest_attempts(run.steps))
     start = run.started or run.created
@@ -217,7 +217,7 @@ def times(run: JobRun, folder: Path | None = None) -> str:  # HTML
             if r.state in ("skipped", "queued")
             else f'<div class="bar"><i style="left: {left:.2f}%; width: {width:.2f}%"></i></div>'
         )
-        name = _linked(f'<span class="name">{escape(r.name)}</span>', r, folder if r.kind == "notebook" else None)
+        name = _linked(f'<span class="name">{escape(r.name)}</span>', r, path if r.kind == "notebook" else None)
         return (
             f'<tr style="--c: {COLOURS[r.state]}"><td style="padding-left: {8 + depth*16}px"><span'
             f' class="mark">{MARKS[r.state]}</span> {name}</td><td>{r.state.replace("_", " ")}</td><td'
@@ -235,11 +235,11 @@ class Graph(str):
     def _repr_html_(self) -> str: return str(self)
 
 # %% ../../nbs/jobs/22_graph.ipynb #44b40025
-def graph(flow, run: JobRun | None = None, folder: Path | None = None) -> Graph:
+def graph(flow, run: JobRun | None = None, path: Path | None = None) -> Graph:
     "The picture and, of a run, the times."
     return Graph(
         f'{STYLE}<div'
-        f' class="scalai-graph">{BEGIN}{picture(flow, run, folder)}{END}{times(run, folder) if run else ""}</div>'
+        f' class="scalai-graph">{BEGIN}{picture(flow, run, path)}{END}{times(run, path) if run else ""}</div>'
     )
 BEGIN, END = "<!--picture-->", "<!--/picture-->"
 
@@ -257,7 +257,7 @@ NIGHT = (
     " #0d1117; --jp-content-font-color1: #e6edf3; --jp-border-color2: #30363d } }</style>"
 )
 
-def page(flow, run: JobRun, folder: Path) -> str:  # HTML
+def page(flow, run: JobRun, path: Path) -> str:  # HTML
     again = "" if run.state in END_STATES else '<meta http-equiv="refresh" content="2">'
     title = f"{MARKS[run.state]} {escape(run.name)}"
     facts = " · ".join(x for x in (run.state.replace("_", " "), _time(duration(run)), run.reason,
@@ -270,7 +270,7 @@ def page(flow, run: JobRun, folder: Path) -> str:  # HTML
         f' style="margin: 24px; background: var(--jp-layout-color1, #fff); color: {INK}; font: 14px/21px system-ui,'
         ' sans-serif"><h1 style="font-size: 20px; margin: 0"><span style="color:'
         f' {of_state(run.state)}">{title}</span></h1><p style="opacity: .8; margin: 4px 0'
-        f' 20px">{escape(facts)}</p>{error}{graph(flow, run, folder)}</body></html>'
+        f' 20px">{escape(facts)}</p>{error}{graph(flow, run, path)}</body></html>'
     )
 
 def draw(flow, record: Record, id: str) -> Path:  # where it is

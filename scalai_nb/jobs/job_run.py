@@ -201,13 +201,21 @@ def package_versions() -> dict[str, str]:
 
 
 @lru_cache(maxsize=16)
-def git_commit(folder: Path) -> str | None:
+def git_commit(path: Path) -> str | None:
     "The commit that the folder is at; None outside git."
     import subprocess
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5
+            ["git", "-C", str(path), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5
         )
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+# %% ../../nbs/jobs/07_job_run.ipynb #1959d792
+from ..core.display import describe
+
+@patch
+def __repr__(self: JobRun) -> str:
+    facts = dict(name=self.name, state=self.state, seconds=self.seconds, results=self.results)
+    return describe(self, self.id, **facts, steps=[s.name for s in self.steps])

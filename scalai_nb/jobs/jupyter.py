@@ -31,9 +31,9 @@ from .record import Record
 # %% ../../nbs/jobs/42_jupyter.ipynb #103addb9
 RUN_TAG = "scalai:"  # what the tag with the run's id begins with
 
-def workspace_settings(folder: str) -> Settings:  # JupyterLab's root folder
+def workspace_settings(path: str) -> Settings:  # JupyterLab's root folder
     "The settings that hold for JupyterLab's jobs."
-    return Settings.load(os.environ.get("SCALAI_SETTINGS") or find_settings(folder))
+    return Settings.load(os.environ.get("SCALAI_SETTINGS") or find_settings(path))
 
 # %% ../../nbs/jobs/42_jupyter.ipynb #1bf8631d
 class LabExecution(DefaultExecutionManager):

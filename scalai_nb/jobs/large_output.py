@@ -69,8 +69,8 @@ def relink(notebook: dict,  # changed in place
 # %% ../../nbs/jobs/05_large_output.ipynb #fbeb1b70
 class Spill:
     "The outputs of a run that its notebook cannot hold."
-    def __init__(self, folder: Path, limit: int, base: Path):
-        self.folder, self.limit, self.base = folder, limit, base  # base: where links lead from
+    def __init__(self, path: Path, limit: int, base: Path):
+        self.folder, self.limit, self.base = path, limit, base  # base: where links lead from
         self.files, self.used = {}, False  # of this cell; whether there is any at all
         self.begin(None)
 

@@ -99,3 +99,10 @@ async def _whole(flow: WorkflowGraph, values: dict, session: Session, parent: st
 # %% ../../nbs/jobs/30_workflow.ipynb #c0ffee02
 @patch
 def _repr_html_(self: Workflow) -> str: return graph(self)
+
+# %% ../../nbs/jobs/30_workflow.ipynb #bb3f0c8c
+from ..core.display import describe
+
+@patch
+def __repr__(self: Workflow) -> str:
+    return describe(self, self.name, steps=list(self.steps), parameters=list(self.parameters), path=str(self.path))

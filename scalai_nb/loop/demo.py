@@ -21,14 +21,14 @@ def training_months(months: int) -> int:  # ⌊5N/12⌋, at least 1
     "How many of the first N months train the first model."
     return max(1, 5*months//12)
 
-def workspace(folder: Path | str) -> Settings:
+def workspace(path: Path | str) -> Settings:
     "The demo's workspace, made or found. Notebooks that a person changed there stay changed."
-    folder = Path(folder).absolute()
-    if folder.exists() and not folder.is_dir(): raise BadRequest(f"{folder} is a file.", "Give the name of a folder.")
-    for name in ("workflows", "apps"): copy_shipped(name, folder/name)
-    if not (folder / "settings.ini").exists():
-        write_atomic(folder / "settings.ini", SETTINGS.replace("[monitor]\n", "[monitor]\nsegments = origin\n"))
-    return Settings.load(folder)
+    path = Path(path).absolute()
+    if path.exists() and not path.is_dir(): raise BadRequest(f"{path} is a file.", "Give the name of a folder.")
+    for name in ("workflows", "apps"): copy_shipped(name, path/name)
+    if not (path / "settings.ini").exists():
+        write_atomic(path / "settings.ini", SETTINGS.replace("[monitor]\n", "[monitor]\nsegments = origin\n"))
+    return Settings.load(path)
 
 # %% ../../nbs/loop/10_demo.ipynb #a46fa4f9
 def demo(folder: Path | str = "scalai-demo",  # the workspace
@@ -61,16 +61,16 @@ def demo(folder: Path | str = "scalai-demo",  # the workspace
     )
 
 # %% ../../nbs/loop/10_demo.ipynb #8a2f8bb6
-def same_experiment(folder: Path, experiment: dict):
+def same_experiment(path: Path, experiment: dict):
     "A workspace holds the rows of one experiment; another one needs a workspace of its own."
-    file = folder/".scalai"/"experiment.json"
+    file = path/".scalai"/"experiment.json"
     before = json.loads(file.read_text()) if file.is_file() else experiment
     if before != experiment:
         said = " ".join(f"--{k} {v}" for k, v in before.items())
         raise BadRequest(
-            f"{folder} holds the demo with {said}.", "Run that again, or name another folder: scalai demo DIR"
+            f"{path} holds the demo with {said}.", "Run that again, or name another folder: scalai demo DIR"
         )
-    if folder.is_dir() or not folder.exists(): write_atomic(file, json.dumps(experiment))
+    if path.is_dir() or not path.exists(): write_atomic(file, json.dumps(experiment))
 
 # %% ../../nbs/loop/10_demo.ipynb #22e2327d
 def months_told(settings: Settings) -> list[dict]:
@@ -95,11 +95,11 @@ def refused_rows(table) -> dict[str, int]:  # by month of delivery
 COLUMNS = f"{'month':<8} {'kept':>8} {'refused':>8} {'AUC':>7} {'usual':>7} {'estimate':>9}  {'decision':<9} outcome"
 
 # %% ../../nbs/loop/10_demo.ipynb #c5e751b9
-def story(run, settings: Settings, folder: Path | str) -> str:
+def story(run, settings: Settings, path: Path | str) -> str:
     "The table of what happened, and the line to type next."
     doc = run.to_dict()
     if doc["state"] == "cancelled":
-        return f"Stopped. What was finished is kept; to go on: scalai demo {folder}" + "".join(
+        return f"Stopped. What was finished is kept; to go on: scalai demo {path}" + "".join(
             f" --{k} {v}" for k in ("months", "shuffle", "shift") if (v := doc["parameters"][k])
         )
     if doc["state"] not in ("succeeded", "skipped"): return failed(doc)
@@ -107,15 +107,15 @@ def story(run, settings: Settings, folder: Path | str) -> str:
     lines += [
         "",
         f"{counted(doc)}   {doc['seconds']:.0f} s",
-        f"Dashboards:  cd {folder} && {command(settings.root)} dash",
+        f"Dashboards:  cd {path} && {command(settings.root)} dash",
     ]
     return "\n".join(lines)
 
-def command(folder: Path) -> str:  # as it can be typed in that folder
+def command(path: Path) -> str:  # as it can be typed in that folder
     "`scalai`, or the path of this installation's one where another or none would be found."
     own, found = Path(sys.executable).with_name("scalai"), shutil.which("scalai")
     if found and Path(found).resolve() == own.resolve(): return "scalai"
-    return min(str(own), os.path.relpath(own, folder), key=len)
+    return min(str(own), os.path.relpath(own, path), key=len)
 
 def _number(value, form) -> str: return format(value, form) if isinstance(value, (int, float)) else "–"
 
@@ -131,7 +131,7 @@ def _line(row: dict) -> str:
     )
 
 def explained(decision: dict | None,  # of the log
-              most: int = 3,  # reasons; what came of it is always told
+              limit: int = 3,  # reasons; what came of it is always told
               width: int = 120,
              ) -> list[str]:  # lines
     "Why, and what came of it."
@@ -139,8 +139,8 @@ def explained(decision: dict | None,  # of the log
     came = decision["settled"]
     why = [r for r in decision["reasons"] if r not in came]
     told = (
-        [f"- {r}" for r in why[:most]]
-        + ([f"- and {len(why) - most} more"] if len(why) > most else [])
+        [f"- {r}" for r in why[:limit]]
+        + ([f"- and {len(why) - limit} more"] if len(why) > limit else [])
         + [f"> {r}" for r in came]
         + [decision["against"]] * bool(decision["against"])
     )

@@ -169,3 +169,18 @@ def sides(rows, label: str, rules: GateSection, time: str = "time_hour") -> dict
         min_rows=rules.min_labels,
         slice_tolerance=rules.slice_tolerance,
     )
+
+# %% ../../nbs/loop/04_gate.ipynb #e3c941e7
+from fastcore.basics import patch
+from ..core.display import describe, html_table
+
+@patch
+def __repr__(self: Verdict) -> str:
+    return describe(self, self.action, rows=self.rows, challenger=self.challenger, champion=self.champion, reason=self.reason)
+
+@patch
+def _repr_html_(self: Verdict) -> str:
+    values = [("action", self.action), ("reason", self.reason), ("rows", self.rows), ("challenger", self.challenger),
+              ("champion", self.champion), ("difference, low", self.low), ("difference, high", self.high)]
+    return html_table(values, (), "gate") + html_table(
+        [(g.of, g.rows, g.mean, g.low, g.high) for g in self.slices], ("slice", "rows", "difference", "low", "high"))

@@ -84,17 +84,17 @@ def first_notebook() -> str:
     return nbformat.writes(book)
 
 # %% ../../nbs/loop/08_workspace.ipynb #0ca6352c
-def init(folder: Path | str = ".",  # made when missing
+def init(path: Path | str = ".",  # made when missing
         ) -> Settings:
     """Make a workspace:
 
     settings.ini, workflows/ with a first notebook and its workflow, apps/. Raises `BadRequest` where one stands
     already."""
-    folder = Path(folder).absolute()
-    if folder.exists() and not folder.is_dir(): raise BadRequest(f"{folder} is a file.", "Give the name of a folder.")
-    if (folder/"settings.ini").exists(): raise BadRequest(f"{folder} is a workspace already.", f"Use it: cd {folder}")
-    write_atomic(folder/"workflows"/"first.ipynb", first_notebook())
-    write_atomic(folder/"workflows"/"first.toml", FIRST_WORKFLOW)
-    copy_shipped("apps", folder/"apps")
-    write_atomic(folder/"settings.ini", SETTINGS)  # last: a folder with settings.ini is a whole workspace
-    return Settings.load(folder)
+    path = Path(path).absolute()
+    if path.exists() and not path.is_dir(): raise BadRequest(f"{path} is a file.", "Give the name of a folder.")
+    if (path/"settings.ini").exists(): raise BadRequest(f"{path} is a workspace already.", f"Use it: cd {path}")
+    write_atomic(path/"workflows"/"first.ipynb", first_notebook())
+    write_atomic(path/"workflows"/"first.toml", FIRST_WORKFLOW)
+    copy_shipped("apps", path/"apps")
+    write_atomic(path/"settings.ini", SETTINGS)  # last: a folder with settings.ini is a whole workspace
+    return Settings.load(path)

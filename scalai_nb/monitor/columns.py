@@ -254,13 +254,13 @@ def _label(label, pa: float, pb: float) -> str:
         else f"lost {label!r} {share(pa)}" if not pb else f"{label!r} {share(pa)} → {share(pb)}"
     )
 
-def _moved_labels(labels: list, ca: np.ndarray, cb: np.ndarray, most: int = 2) -> str:
+def _moved_labels(labels: list, ca: np.ndarray, cb: np.ndarray, limit: int = 2) -> str:
     "The values whose share changed most, new and lost ones said as such."
     pa, pb = ca / ca.sum(), cb / cb.sum()
     return (
         ", ".join(
             _label(labels[i], pa[i], pb[i])
-            for i in np.argsort(-np.abs(pb - pa), kind="stable")[:most]
+            for i in np.argsort(-np.abs(pb - pa), kind="stable")[:limit]
             if pa[i] != pb[i]
         )
         or "the same shares"

@@ -158,12 +158,12 @@ def counted(c: Both) -> tuple:  # rows of the reference, of the current window: 
     else: found = c.labels[1:] if c.a.kind in ("text", "boolean") and c.labels[0] is not None else none
     return found if all(len(x) and x.sum() for x in found) else none
 
-def bins(c: Both, most: int = 20) -> list:  # of {"low", "high"} or {"value"}, and the shares "reference", "current"
+def bins(c: Both, limit: int = 20) -> list:  # of {"low", "high"} or {"value"}, and the shares "reference", "current"
     "The bins that a person is shown."
     ca, cb = counted(c)
     if not len(ca): return []
     if c.a.kind in ("text", "boolean"):
-        keep = np.argsort(-(ca + cb), kind="stable")[:most]
+        keep = np.argsort(-(ca + cb), kind="stable")[:limit]
         return [
             {"value": c.labels[0][i], "reference": float(ca[i] / ca.sum()), "current": float(cb[i] / cb.sum())}
             for i in keep
@@ -238,8 +238,8 @@ class Report:
     def __str__(self) -> str: return "\n".join(self.sentences())
 
 # %% ../../nbs/monitor/02_drift.ipynb #1d9c821e
-def _few(names: list, most: int = 4) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def _few(names: list, limit: int = 4) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 # %% ../../nbs/monitor/02_drift.ipynb #bcab98fc
 def _finding(f: Finding) -> dict:
@@ -370,3 +370,16 @@ def _repr_html_(self: Report) -> str:
         f" {self.reference_rows:,}</p><table><thead><tr><th></th><th>column</th><th>shares: reference,"
         f" current</th><th>why</th></tr></thead><tbody>{''.join(map(row, shown))}</tbody></table>"
     )
+
+# %% ../../nbs/monitor/02_drift.ipynb #926ad79a
+from ..core.display import describe
+
+@patch
+def __repr__(self: Report) -> str:
+    moved = [n for n, f in self.columns.items() if f.drifted]
+    rows = dict(reference=self.reference_rows, current=self.current_rows)
+    return describe(self, f"{len(moved)} of {len(self.columns)} columns drifted", drifted=moved, **rows)
+
+@patch
+def __repr__(self: Finding) -> str:
+    return describe(self, self.name, drifted=self.drifted, p=self.p, effect=self.effect, reason=self.reason)

@@ -33,7 +33,7 @@ class Reference:
 def reference(period: str,  # the window to be judged
               kept: list[str],  # windows that there are, of any length
               least: int = 3,  # windows that a spread can be learnt from
-              most: int = 12,  # alike ones, the newest
+              limit: int = 12,  # alike ones, the newest
               without: tuple | set = (),  # windows that are known to be odd
              ) -> Reference:
     "Choose what a window is compared with. Raises `BadRequest` where nothing of its length was kept before it."
@@ -51,14 +51,14 @@ def reference(period: str,  # the window to be judged
     time, missed = span(period)[0] if unit else None, ""
     for like, words in LIKE.get(unit, ()):
         words = words.format(t=time)
-        same = [p for p in before if like(span(p)[0]) == like(time)][-most:]
+        same = [p for p in before if like(span(p)[0]) == like(time)][-limit:]
         if len(same) >= least:
             return Reference(tuple(same), f"the {len(same)} {words} before ({same[0]} … {same[-1]})")
         missed = (
             missed
             or f", as {f'only {len(same)}' if same else 'none'} of the {words} before {'is' if len(same) == 1 else 'are'} kept"
         )
-    last = tuple(before[-RECENT.get(unit, most):])
+    last = tuple(before[-RECENT.get(unit, limit):])
     return Reference(
         last,
         (

@@ -45,15 +45,15 @@ def ranks(a: np.ndarray, b: np.ndarray,  # counts in common ordered buckets
 # %% ../../nbs/monitor/01_significance.ipynb #96513031
 EXPECTED = 5  # rows that a cell must expect in the smaller window (Cochran 1954)
 
-def mass(a: np.ndarray, b: np.ndarray, most: int) -> np.ndarray:  # bucket -> group, 0 … groups − 1
+def mass(a: np.ndarray, b: np.ndarray, limit: int) -> np.ndarray:  # bucket -> group, 0 … groups − 1
     "Neighbouring buckets joined to at most so many groups of about equal mass in both windows together."
     both = a + b
-    group = ((np.cumsum(both) - both / 2) * (most / max(both.sum(), 1))).astype(int)
+    group = ((np.cumsum(both) - both / 2) * (limit / max(both.sum(), 1))).astype(int)
     return np.cumsum(np.diff(group, prepend=group[:1]) > 0)
 
-def groups(a: np.ndarray, b: np.ndarray, most: int = 20) -> np.ndarray:  # bucket -> group
+def groups(a: np.ndarray, b: np.ndarray, limit: int = 20) -> np.ndarray:  # bucket -> group
     "The same, none too thin for a test."
-    group = mass(a, b, int(np.clip(min(a.sum(), b.sum()) // (2 * EXPECTED), 1, most)))
+    group = mass(a, b, int(np.clip(min(a.sum(), b.sum()) // (2 * EXPECTED), 1, limit)))
     rows = np.bincount(group, a + b)
     least = EXPECTED * rows.sum() / max(min(a.sum(), b.sum()), 1)
     if not len(rows) or rows.min() >= least: return group
@@ -89,12 +89,12 @@ LEARNT = 1_000  # rows from which a shape of its own counts as much as the norma
 
 def moving(at: np.ndarray,  # value of each ordered bucket
            rows: np.ndarray,  # of both windows
-           most: int = 20,  # groups of equal mass
+           limit: int = 20,  # groups of equal mass
           ) -> tuple:  # edges between the groups, a score for each
     "By how much a row becomes likelier in each group when all values move up a little."
     rank, group, unit = (
         (np.cumsum(rows) - rows / 2) / rows.sum(),
-        mass(rows, 0 * rows, most),
+        mass(rows, 0 * rows, limit),
         max(np.abs(at).max(), 1e-300),
     )
     at = at / unit  # no overflow at 1e300

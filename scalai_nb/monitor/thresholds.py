@@ -217,3 +217,18 @@ def load(cls: Policy, path) -> Policy:
     try: return TypeAdapter(cls).validate_python(state)
     except ValidationError as e:
         raise unfit(e, str(path)) from e
+
+# %% ../../nbs/monitor/00_thresholds.ipynb #b2bc7d9f
+from ..core.display import describe, html_table
+
+@patch
+def changed(self: Policy) -> dict:
+    "Return the fields that differ from their defaults."
+    return {k: v for k, v in vars(self).items() if v != getattr(Policy(), k)}
+
+@patch
+def __repr__(self: Policy) -> str: return describe(self, **self.changed())
+
+@patch
+def _repr_html_(self: Policy) -> str:
+    return html_table(vars(self).items(), ("field", "value"), f"policy, {len(self.changed())} fields not as by default")

@@ -59,14 +59,14 @@ def unpack(value: Any,  # what `pack` gave
 # %% ../../nbs/training/20_checkpoint.ipynb #1af9613c
 SCHEMA = 3  # of the manifest
 
-def save(folder: str | Path,  # replaced as a whole when it exists
+def save(path: str | Path,  # replaced as a whole when it exists
          state: dict[str, Any],  # shared by all ranks
          ranks: list[dict[str, Any]] | None = None,  # one for each rank
          **facts,  # plain values to read in the manifest: step, epoch, loss
         ) -> Path:  # the folder
     "Write a checkpoint whole."
     from safetensors.torch import save_file
-    with publish(folder) as tmp:
+    with publish(path) as tmp:
         tmp.mkdir()
         for name, part in {"state": state, **{f"rank-{i:04d}": r for i, r in enumerate(ranks or [])}}.items():
             tensors: dict[str, Any] = {}
@@ -76,7 +76,7 @@ def save(folder: str | Path,  # replaced as a whole when it exists
         files = {p.name: {"sha256": sha256(p), "bytes": p.stat().st_size} for p in sorted(tmp.iterdir())}
         told = {"schema": SCHEMA, "ranks": len(ranks or []), **facts, "files": files}
         (tmp/"manifest.json").write_text(json.dumps(told | {"sha256": _digest(told)}, indent=1))
-    return Path(folder)
+    return Path(path)
 
 def _digest(told: dict[str, Any]) -> str:  # of a manifest without its own
     return hashlib.sha256(
@@ -87,41 +87,41 @@ def sha256(path: Path) -> str:
     with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
 
 # %% ../../nbs/training/20_checkpoint.ipynb #100fb2a0
-def manifest(folder: str | Path) -> dict[str, Any]:
+def manifest(path: str | Path) -> dict[str, Any]:
     "What a checkpoint says of itself."
     try:
-        told = json.loads((Path(folder) / "manifest.json").read_text())
+        told = json.loads((Path(path) / "manifest.json").read_text())
     except (FileNotFoundError, NotADirectoryError):
-        raise BadRequest(f"There is no checkpoint in {folder}.", "Give a folder that holds a manifest.json.") from None
+        raise BadRequest(f"There is no checkpoint in {path}.", "Give a folder that holds a manifest.json.") from None
     except ValueError as e:
         raise BadRequest(
-            f"The manifest in {folder} is not JSON: {e}", "Remove that folder, and the checkpoint before it is taken."
+            f"The manifest in {path} is not JSON: {e}", "Remove that folder, and the checkpoint before it is taken."
         ) from None
     if not isinstance(told, dict) or told.get("schema") == SCHEMA and told.get("sha256") != _digest(told):
         raise BadRequest(
-            f"The manifest in {folder} is not what was written: it was changed or cut short.",
+            f"The manifest in {path} is not what was written: it was changed or cut short.",
             "Remove that folder, and the checkpoint before it is taken.",
         )
     if told.get("schema") != SCHEMA:
         raise BadRequest(
-            f"The checkpoint in {folder} has schema {told.get('schema')}, this version reads {SCHEMA}.",
+            f"The checkpoint in {path} has schema {told.get('schema')}, this version reads {SCHEMA}.",
             "Use the version that wrote it.",
         )
     return told
 
 # %% ../../nbs/training/20_checkpoint.ipynb #889f80fe
-def load(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:  # state, one for each rank
+def load(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:  # state, one for each rank
     "Read a checkpoint back, after checking every byte of it."
     from safetensors.torch import load_file
-    folder, told = Path(folder), manifest(folder)
+    path, told = Path(path), manifest(path)
     for name, fact in told["files"].items():
-        if not (folder/name).is_file() or sha256(folder/name) != fact["sha256"]:
+        if not (path/name).is_file() or sha256(path/name) != fact["sha256"]:
             raise BadRequest(
-                f"{folder/name} is not what the manifest says: it was changed or cut short.",
+                f"{path/name} is not what the manifest says: it was changed or cut short.",
                 "Remove that folder, and the checkpoint before it is taken.",
             )
     read = lambda name: unpack(
-        json.loads((folder / f"{name}.json").read_text()), load_file(folder / f"{name}.safetensors")
+        json.loads((path / f"{name}.json").read_text()), load_file(path / f"{name}.safetensors")
     )
     return read("state"), [read(f"rank-{i:04d}") for i in range(told["ranks"])]
 
@@ -142,31 +142,31 @@ def restore_random(states: dict[str, Any]) -> None:
     if "cuda" in states and torch.cuda.is_available(): torch.cuda.set_rng_state(states["cuda"])
 
 # %% ../../nbs/training/20_checkpoint.ipynb #2355e1ec
-def saved(folder: str | Path) -> list[Path]:  # oldest first
+def saved(path: str | Path) -> list[Path]:  # oldest first
     "The complete checkpoints of a series."
-    return sorted(p for p in Path(folder).glob("step-*") if (p/"manifest.json").is_file())
+    return sorted(p for p in Path(path).glob("step-*") if (p/"manifest.json").is_file())
 
-def latest(folder: str | Path) -> Path | None:
+def latest(path: str | Path) -> Path | None:
     "The newest complete checkpoint of a series, if there is one."
-    return next(reversed(saved(folder)), None)
+    return next(reversed(saved(path)), None)
 
-def at_step(folder: str | Path, step: int) -> Path: return Path(folder)/f"step-{step:08d}"
+def at_step(path: str | Path, step: int) -> Path: return Path(path)/f"step-{step:08d}"
 
-def prune(folder: str | Path,
+def prune(path: str | Path,
           keep: int = 2,  # how many of the newest stay
           best: int | None = None,  # the step of one that stays whatever its age
          ) -> None:
     "Remove all other checkpoints, and what a killed process left half-written."
-    for old in [*saved(folder)[:-keep], *Path(folder).glob(".step-*.tmp")]:
-        if best is None or old != at_step(folder, best): shutil.rmtree(old)
+    for old in [*saved(path)[:-keep], *Path(path).glob(".step-*.tmp")]:
+        if best is None or old != at_step(path, best): shutil.rmtree(old)
 
 # %% ../../nbs/training/20_checkpoint.ipynb #92a0fa6e
 class Writer:
     "Writes a series of checkpoints, one at a time; a context, which ends when the last one is whole."
-    def __init__(self, folder: str | Path,
+    def __init__(self, path: str | Path,
                  keep: int = 2,  # of the newest, beside the best
                 ):
-        self.folder, self.keep, self.last = Path(folder), keep, None
+        self.folder, self.keep, self.last = Path(path), keep, None
         self.thread = ThreadPoolExecutor(1, "checkpoint")
 
     def put(

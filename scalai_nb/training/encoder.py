@@ -23,16 +23,16 @@ from .transfer import Taken, read, take
 
 # %% ../../nbs/training/04_encoder.ipynb #5329554f
 def tokens(texts: list[str],
-           folder: Path | str,  # with a tokenizer.json
+           path: Path | str,  # with a tokenizer.json
            length: int = 64,  # of every row: longer texts are cut, shorter ones end in 0
           ) -> np.ndarray:  # int64 (N, length)
     """Texts as an encoder reads them:
 
     the numbers of their word pieces. Raises `BadRequest` where there is no tokenizer, or no package that reads it."""
-    file = Path(folder)/"tokenizer.json"
+    file = Path(path)/"tokenizer.json"
     if not file.is_file():
         raise BadRequest(
-            f"There is no tokenizer in {folder}.", "Give a Hugging Face folder that holds a tokenizer.json."
+            f"There is no tokenizer in {path}.", "Give a Hugging Face folder that holds a tokenizer.json."
         )
     if not length >= 3:
         raise BadRequest(
@@ -181,33 +181,33 @@ SIZES = {
 }  # in config.json → of Encoder
 
 # %% ../../nbs/training/04_encoder.ipynb #7e596d22
-def shape_of(folder: Path | str,  # with a config.json
+def shape_of(path: Path | str,  # with a config.json
             ) -> dict[str, Any]:  # arguments of Encoder
     "The sizes of a BERT on disk. Raises `BadRequest` for another kind of network."
-    file = Path(folder)/"config.json"
+    file = Path(path)/"config.json"
     if not file.is_file():
-        raise BadRequest(f"There is no network in {folder}.", "Give a Hugging Face folder that holds a config.json.")
+        raise BadRequest(f"There is no network in {path}.", "Give a Hugging Face folder that holds a config.json.")
     told = json.loads(file.read_text())
     kind = (told.get("model_type"), told.get("hidden_act", "gelu"), told.get("position_embedding_type", "absolute"))
     if kind != ("bert", "gelu", "absolute"):
         raise BadRequest(
-            f"{folder} holds {' / '.join(map(str, kind))}, which is not BERT.",
+            f"{path} holds {' / '.join(map(str, kind))}, which is not BERT.",
             "Give a BERT with GELU and absolute positions, such as MiniLM.",
         )
     return {here: told[there] for there, here in SIZES.items() if there in told}
 
-def pretrained(folder: Path | str,  # config.json and weights, as Hugging Face writes them
+def pretrained(path: Path | str,  # config.json and weights, as Hugging Face writes them
                outputs: int = 0,  # 0: unit vectors; otherwise logits, of a new last layer
               ) -> Encoder:  # in evaluation mode
     "An encoder with the weights of a folder. Raises `BadRequest` where one is missing."
-    model, found = Encoder(**shape_of(folder), outputs=outputs), {}
-    for name, value in read(folder).items():
+    model, found = Encoder(**shape_of(path), outputs=outputs), {}
+    for name, value in read(path).items():
         name = name.removeprefix("bert.")
         for there, here in RENAMED.items(): name = name.replace(there, here)
         found[name] = value
     missing = [n for n in take(model, found).missing if not n.startswith("head.")]
     if missing:
         raise BadRequest(
-            f"{folder} lacks {len(missing)} weights of its network: {', '.join(missing[:3])}, …", "Take another copy."
+            f"{path} lacks {len(missing)} weights of its network: {', '.join(missing[:3])}, …", "Take another copy."
         )
     return model.eval()

@@ -79,10 +79,10 @@ def _table(rows: list[dict], ranged: str = "") -> str:  # the column that low an
     )
 
 # %% ../../nbs/training/44_evaluation_report.ipynb #1158226c
-def _range(value: float, low: float, high: float, least: float, most: float, width: int = 140) -> str:
+def _range(value: float, low: float, high: float, least: float, limit: float, width: int = 140) -> str:
     "Draw a figure and its interval as a point on a line, with a stroke at 0."
-    x = svg.scale(least, most, 5, width - 5)
-    zero = svg.line(x(0), 1, x(0), 13, stroke="currentColor", stroke_opacity=.5) if least <= 0 <= most else ""
+    x = svg.scale(least, limit, 5, width - 5)
+    zero = svg.line(x(0), 1, x(0), 13, stroke="currentColor", stroke_opacity=.5) if least <= 0 <= limit else ""
     return svg.svg(
         zero,
         svg.line(x(low), 7, x(high), 7, stroke=svg.BLUE, stroke_width=3, stroke_opacity=.45),

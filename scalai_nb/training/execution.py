@@ -238,8 +238,8 @@ def execute(request: FitRequest,
 # %% ../../nbs/training/36_execution.ipynb #500b389c
 def unfinished(settings: Settings) -> list[Path]:  # folders, which `resume=` takes
     "List the folders of trainings that were started, not finished, and that no process works on."
-    def free(folder: Path) -> bool:
-        held = claim(folder/".lock")
+    def free(path: Path) -> bool:
+        held = claim(path/".lock")
         if held: held.close()
         return held is not None
     return [f for f in sorted(settings.path("fits").glob("*/")) if not (f/"run.json").exists() and free(f)]

@@ -22,12 +22,12 @@ from ..core.progress import progress
 # %% ../../nbs/training/16_logger.ipynb #762dc7bf
 LINES = ((svg.BLUE, "none"), (svg.ORANGE, "6 4"))  # colour, dashes: of what is learnt from, of what is kept aside
 
-def thinned(points: list, most: int = 200) -> list:
+def thinned(points: list, limit: int = 200) -> list:
     "No more points than a figure can show, the last one always among them."
-    return [*points[:-1:max(1, -(-len(points)//most))], *points[-1:]]
+    return [*points[:-1:max(1, -(-len(points)//limit))], *points[-1:]]
 
-def _polyline(points: list[tuple[float, float]], place: Callable, tint: str, dash: str, dots: bool) -> str:
-    at = [place(x, y) for x, y in thinned(points)]
+def _polyline(points: list[tuple[float, float]], position: Callable, tint: str, dash: str, dots: bool) -> str:
+    at = [position(x, y) for x, y in thinned(points)]
     line = svg.polyline(at, stroke_width=2, stroke_dasharray=dash, style=f"stroke: {tint}")
     return line + "".join(svg.circle(x, y, 2.6, style=f"fill: {tint}") for x, y in at if dots)
 
@@ -95,7 +95,7 @@ def best_epoch(history: list[dict]) -> dict | None:  # None: nothing was held ou
 def figures(history: list[dict],  # one an epoch: epoch, loss, val_loss, …
             loss: list[tuple[float, float]] | None = None,  # a finer line of the loss; default: the history's
             until: float | None = None,  # epochs at the right end
-            most: int = 3) -> str:  # figures
+            limit: int = 3) -> str:  # figures
     "Losses, and the first measures, side by side where there is room."
     until = until or max([h["epoch"] for h in history], default=1)
     drawn = [
@@ -108,7 +108,7 @@ def figures(history: list[dict],  # one an epoch: epoch, loss, val_loss, …
     ]
     drawn += [
         figure({"validation": column(history, name)}, name.removeprefix("val_"), until, begin=1)
-        for name in measures(history)[: most - 1]
+        for name in measures(history)[: limit - 1]
     ]
     return f'<div style="display: flex; flex-wrap: wrap; gap: .4rem 1.2rem">{"".join(drawn)}</div>'
 

@@ -84,7 +84,7 @@ class ModelVersion:
 # %% ../../nbs/training/54_model_version.ipynb #a94d65ea
 def write_mlmodel(graph: Any,  # training.inference.Graph
                   run: Any,  # the Run it was made from
-                  folder: Path,  # of the version
+                  path: Path,  # of the version
                  ) -> None:
     "Write a version's MLmodel, its signature and its input example."
     import mlflow.pyfunc
@@ -97,8 +97,8 @@ def write_mlmodel(graph: Any,  # training.inference.Graph
     if run.example:
         kind = {"type": "dataframe", "pandas_orient": "split"} if "columns" in run.example else {"type": "ndarray"}
         made.saved_input_example_info = {"artifact_path": "input_example.json", **kind}
-        (folder/"input_example.json").write_text(json.dumps(run.example))
-    made.save(str(folder/"MLmodel"))
+        (path/"input_example.json").write_text(json.dumps(run.example))
+    made.save(str(path/"MLmodel"))
 
 # %% ../../nbs/training/54_model_version.ipynb #02ea3a01
 def _signature(graph: Any, example: dict) -> tuple:  # two mlflow Schemas
@@ -124,19 +124,19 @@ def _load_pyfunc(path: str):  # an object with `predict`
     return Graph(Path(path).read_bytes())
 
 # %% ../../nbs/training/54_model_version.ipynb #5b77fce2
-def write_files(folder: Path,  # to write into
+def write_files(path: Path,  # to write into
                 candidate: Path,  # the .onnx file
                 run: Any,  # the Run it was made from
                 card: dict,  # name, metrics, tags, sha256
                ) -> None:
     "Write the files of a version."
     from scalai_nb.training.inference import Graph
-    (folder/"model.onnx").write_bytes(candidate.read_bytes())
-    (folder/"weights.safetensors").write_bytes(_weights(run))
-    write_mlmodel(Graph(candidate.read_bytes()), run, folder)
+    (path/"model.onnx").write_bytes(candidate.read_bytes())
+    (path/"weights.safetensors").write_bytes(_weights(run))
+    write_mlmodel(Graph(candidate.read_bytes()), run, path)
     if run.prep is not None:
         text = run.prep.to_json()
-        (folder/"prep.json").write_text(text if isinstance(text, str) else json.dumps(text))
+        (path/"prep.json").write_text(text if isinstance(text, str) else json.dumps(text))
     facts = {
         "name": card["name"],
         "run": run.id,
@@ -150,9 +150,22 @@ def write_files(folder: Path,  # to write into
         "sha256": card["sha256"],
         "inputs": [[n, k] for n, k in run.prep.inputs] if run.prep is not None else None,
     }
-    (folder/"card.json").write_text(json.dumps(facts, indent=1, default=str))
+    (path/"card.json").write_text(json.dumps(facts, indent=1, default=str))
 
 def _weights(run: Any) -> bytes:
     from scalai_nb.training.models import UnavailableModel, weights_as_bytes
     if isinstance(run.model, UnavailableModel): return (run.path/"model.safetensors").read_bytes()
     return weights_as_bytes(run.model)
+
+# %% ../../nbs/training/54_model_version.ipynb #54ac65e4
+from fastcore.basics import patch
+from ..core.display import describe, html_table
+
+@patch
+def __repr__(self: ModelVersion) -> str:
+    return describe(self, f"{self.name}@{self.version}", aliases=self.aliases, metrics=self.metrics, path=str(self.path))
+
+@patch
+def _repr_html_(self: ModelVersion) -> str:
+    facts = [("aliases", ", ".join(self.aliases)), *self.metrics.items(), *self.tags.items(), ("file", str(self.path))]
+    return html_table(facts, (), f"{self.name}, version {self.version}")

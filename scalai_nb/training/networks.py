@@ -244,12 +244,12 @@ class CNN(nn.Module):
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package puts it
 
 def fashion_mnist(part: str = "train",  # train: 60,000 pictures; test: 10,000
-                  folder: Path | str = FASHION,
+                  path: Path | str = FASHION,
                  ) -> tuple[np.ndarray, np.ndarray]:  # uint8 (N, 1, 28, 28), int64 (N,)
     "Fashion-MNIST: pictures and classes. Raises BadRequest where it is not installed."
     name = {"train": "train", "test": "t10k"}.get(part)
     if name is None: raise BadRequest(f"Fashion-MNIST has no part {part!r}.", "It has: train, test.")
-    images, labels = (Path(folder)/f"{name}-{what}-ubyte.gz" for what in ("images-idx3", "labels-idx1"))
+    images, labels = (Path(path)/f"{name}-{what}-ubyte.gz" for what in ("images-idx3", "labels-idx1"))
     for file in (images, labels):
         if not file.is_file():
             raise BadRequest(f"There is no {file}.", "Install it: apt-get install dataset-fashion-mnist")

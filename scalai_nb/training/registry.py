@@ -110,3 +110,13 @@ def compare(self: Registry,
     "Compare two versions on the same rows: metrics with intervals, what differs, sizes."
     from scalai_nb.training.comparison import compare_models
     return compare_models(self, a, b, rows)
+
+# %% ../../nbs/training/58_registry.ipynb #eddf570f
+from ..core.display import html_table
+
+@patch
+def _repr_html_(self: Registry) -> str:
+    models = self.list()
+    names = list(dict.fromkeys(k for m in models for k in m["metrics"]))
+    rows = [(m["name"], m["version"], ", ".join(m["aliases"]), *(m["metrics"].get(k) for k in names)) for m in models]
+    return html_table(rows, ("model", "version", "aliases", *names), f"{len(models)} versions")

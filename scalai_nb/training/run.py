@@ -102,21 +102,21 @@ def load(cls: Run,
     facts.pop("schema")
     return Run(model=network, prep=_prep(parts.get("prep.json")), path=folder, **facts)
 
-def _checked_files(folder: Path) -> tuple[dict, dict[str, bytes]]:  # run.json, the other files
-    if not (folder/"run.json").is_file():
-        raise BadRequest(f"There is no run in {folder}.", "Give a folder that holds a run.json.")
-    facts, parts = json.loads((folder/"run.json").read_text()), {}
+def _checked_files(path: Path) -> tuple[dict, dict[str, bytes]]:  # run.json, the other files
+    if not (path/"run.json").is_file():
+        raise BadRequest(f"There is no run in {path}.", "Give a folder that holds a run.json.")
+    facts, parts = json.loads((path/"run.json").read_text()), {}
     for name, digest in facts.pop("files").items():
-        parts[name] = (folder/name).read_bytes() if (folder/name).is_file() else b""
+        parts[name] = (path/name).read_bytes() if (path/name).is_file() else b""
         if hashlib.sha256(parts[name]).hexdigest() != digest:
             raise BadRequest(
-                f"{folder/name} is not what run.json says: it was changed or cut short.",
+                f"{path/name} is not what run.json says: it was changed or cut short.",
                 "Take another copy of the run.",
             )
     return facts, parts
 
 # %% ../../nbs/training/30_run.ipynb #f576140f
-def _network(folder: Path, description: dict, state: dict, model: Any) -> Any:
+def _network(path: Path, description: dict, state: dict, model: Any) -> Any:
     "Build the network of a run; a placeholder where its class cannot be imported or has changed."
     from scalai_nb.training.models import rebuild, unavailable
     name = description["class"]
@@ -127,7 +127,7 @@ def _network(folder: Path, description: dict, state: dict, model: Any) -> Any:
     except (RuntimeError, TypeError) as e:
         reason = " ".join(str(e).split())[:200]
         network = unavailable(name, BadRequest(
-            f"The weights of {folder.name} do not fit what is called {name} here: {reason}",
+            f"The weights of {path.name} do not fit what is called {name} here: {reason}",
             "Give the class as it was, as model=, or make the run again with repeat().",
         ))
     return network
@@ -266,3 +266,11 @@ def __str__(self: Run) -> str:
     return f"Run {self.id}: {self.state if self.model is None else type(self.model).__name__}, " + ", ".join(
         f"{k} {v:.4g}" for k, v in self.metrics.items() if isinstance(v, float)
     )
+
+# %% ../../nbs/training/30_run.ipynb #bd663607
+from ..core.display import describe
+
+@patch
+def __repr__(self: Run) -> str:
+    facts = dict(model=type(self.model).__name__, table=self.data.get("table"), target=self.target)
+    return describe(self, self.id, **facts, metrics=self.metrics, state=self.state if self.state != "succeeded" else None)

@@ -82,12 +82,12 @@ class RunLog:
 @patch
 def put(self: RunLog,
         at: str,  # MLflow's run id
-        folder: Path | str,  # with the files
+        path: Path | str,  # with the files
         part: str,  # of the run's artifacts, where they go
        ) -> None:
     "Copy files to a run: in this workspace, or where its tracking server wants them."
-    if self.settings.tracking.uri: self.client.log_artifacts(at, str(folder), part)
-    else: shutil.copytree(folder, self.settings.path("artifacts", at, "artifacts", part), dirs_exist_ok=True)
+    if self.settings.tracking.uri: self.client.log_artifacts(at, str(path), part)
+    else: shutil.copytree(path, self.settings.path("artifacts", at, "artifacts", part), dirs_exist_ok=True)
 
 # %% ../../nbs/training/52_run_log.ipynb #7676f78a
 @patch
@@ -178,7 +178,7 @@ def find_run(self: RunLog, run_id: str):  # mlflow Run | None
 
 # %% ../../nbs/training/52_run_log.ipynb #4be082c6
 def write_context(run: Any,  # a Run, from fit
-                  folder: Path,  # to write into
+                  path: Path,  # to write into
                   settings: Settings,
                  ) -> None:
     "Write the files that a run is based on."
@@ -190,10 +190,10 @@ def write_context(run: Any,  # a Run, from fit
         "contract.json": _contract(run, settings),
     }
     for name, text in texts.items():
-        if text: (folder/name).write_text(text)
+        if text: (path/name).write_text(text)
     known = run.path and run.path/"profile.arrow"
-    if known and known.is_file(): shutil.copy(known, folder)
-    elif (found := _training_profile(run, settings)) is not None: found.save(folder/"profile.arrow")
+    if known and known.is_file(): shutil.copy(known, path)
+    elif (found := _training_profile(run, settings)) is not None: found.save(path/"profile.arrow")
 
 def _table(run: Any, settings: Settings):  # data.table.Table, or None where it is not here
     from scalai_nb.data.table import Table

@@ -139,3 +139,13 @@ def train_validation_split(X: Any,  # (N, …) array or tensor
             f'Write it as ("fold", 0) to ("fold", {FOLDS - 1}), a boolean mask of {len(y)} rows, or arrays (X, y).',
         )
     return (X[~kept], y[~kept]), (X[kept], y[kept]), ""
+
+# %% ../../nbs/training/12_split.ipynb #1f39f4a1
+from ..core.display import describe, html_table
+
+@patch
+def __repr__(self: Split) -> str: return describe(self, f"{self.column} {self.how} {self.value}")
+
+@patch
+def _repr_html_(self: Split) -> str:
+    return html_table([("column", self.column), ("rule", self.how), ("value", str(self.value))], (), "validation rows")

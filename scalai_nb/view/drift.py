@@ -45,7 +45,7 @@ def strength(finding: Finding) -> float:  # in thresholds
     )
 
 # %% ../../nbs/view/04_drift.ipynb #ddf39367
-def why(report: Report, most: int = 8) -> str:  # HTML
+def why(report: Report, limit: int = 8) -> str:  # HTML
     "One sentence a column that moved, the furthest first."
     if report.problem: return f"<p>{escape(report.problem[:1].upper() + report.problem[1:])}.</p>"
     found, cut = report.found, f" in {several(report.compared, 'segment')}" if report.compared else ""
@@ -55,13 +55,13 @@ def why(report: Report, most: int = 8) -> str:  # HTML
             f" rows against {report.reference_rows:,}.</p>"
         )
     more = (
-        f'<li class="soft">… and {several(len(found) - most, "more")}</li>'.replace("mores", "more")
-        if len(found) > most
+        f'<li class="soft">… and {several(len(found) - limit, "more")}</li>'.replace("mores", "more")
+        if len(found) > limit
         else ""
     )
     return (
         '<ul class="why">'
-        + "".join(f"<li><b>{escape(f.name)}</b> {escape(f.reason)}</li>" for f in found[:most])
+        + "".join(f"<li><b>{escape(f.name)}</b> {escape(f.reason)}</li>" for f in found[:limit])
         + more
         + "</ul>"
     )
@@ -86,7 +86,7 @@ def shade(strength: np.ndarray) -> np.ndarray:  # −1 reference, 0 … 1 as usu
 # %% ../../nbs/view/04_drift.ipynb #dee90c97
 def grid(
     reports: dict[str, Report | None],  # window -> report; None: a window of the reference
-    most: int = 16,  # columns drawn, those that moved most
+    limit: int = 16,  # columns drawn, those that moved most
 ) -> tuple[
     list[str], list[str], np.ndarray
 ]:  # columns, windows, strength (columns, windows) with NaN for the reference
@@ -100,7 +100,7 @@ def grid(
         float,
     ).reshape(len(names), len(reports))
     worst = np.nan_to_num(cells, nan=0.).max(1) if cells.size else np.zeros(0)
-    order = np.argsort(-worst, kind="stable")[:most]
+    order = np.argsort(-worst, kind="stable")[:limit]
     return [names[i] for i in order], list(reports), cells[order]
 
 # %% ../../nbs/view/04_drift.ipynb #d788bee3
@@ -130,10 +130,10 @@ def frame(row: int, column: int, x: bq.LinearScale, y: bq.LinearScale) -> bq.Lin
 def heat(reports: dict[str, Report | None],
          column: str = "", window: str = "",  # the cell that is looked at
          choose=None,  # called with (column, window) at a click
-         most: int = 16,
+         limit: int = 16,
         ) -> bq.Figure:
     "Which columns moved in which windows."
-    names, windows, cells = grid(reports, most)
+    names, windows, cells = grid(reports, limit)
     x, y = measured_scale(-0.5, len(windows) - 0.5), bq.LinearScale(
         min=-0.5, max=len(names) - 0.5, allow_padding=False, reverse=True
     )

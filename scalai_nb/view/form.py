@@ -147,13 +147,13 @@ class Started:
     def stop(self): self.process.send_signal(signal.SIGTERM)
 
 # %% ../../nbs/view/17_form.ipynb #0636c317
-def tail(path: Path, most: int = 1 << 16) -> list[dict]:
+def tail(path: Path, limit: int = 1 << 16) -> list[dict]:
     "The last whole lines of a log."
     if not path.exists(): return []
     with open(path, "rb") as f:
         size = f.seek(0, os.SEEK_END)
-        f.seek(max(0, size - most))
-        lines = f.read().splitlines(keepends=True)[1 if size > most else 0:]
+        f.seek(max(0, size - limit))
+        lines = f.read().splitlines(keepends=True)[1 if size > limit else 0:]
     return [json.loads(line) for line in lines if line.endswith(b"\n")]
 
 # %% ../../nbs/view/17_form.ipynb #5791d211

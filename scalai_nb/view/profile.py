@@ -45,14 +45,14 @@ def shares(column, edges: np.ndarray) -> np.ndarray:  # of the finite values, by
 
 # %% ../../nbs/view/02_profile.ipynb #9de74c09
 def values(
-    columns: list, most: int = 14
+    columns: list, limit: int = 14
 ) -> tuple[list, list[np.ndarray]] | None:  # names, shares by column; None: not countable by name
     "The shares of the most frequent values, in order where they are numbers."
     counted = [c.categories for c in columns]
     if any(c is None for c in counted): return None
     totals = [max(sum(c.values()), 1) for c in counted]
     every = dict.fromkeys(v for c in counted for v in c)
-    names = sorted(every, key=lambda v: -max(c.get(v, 0) / n for c, n in zip(counted, totals)))[:most]
+    names = sorted(every, key=lambda v: -max(c.get(v, 0) / n for c, n in zip(counted, totals)))[:limit]
     if all(isinstance(v, (int, float)) for v in names): names = sorted(names)
     return names, [np.array([c.get(v, 0) / n for v in names]) for c, n in zip(counted, totals)]
 

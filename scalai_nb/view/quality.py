@@ -160,11 +160,11 @@ def reasons_table(reasons: dict[str, int], rows: int,  # that came
 
 # %% ../../nbs/view/22_quality.ipynb #4402a495
 def shown_rows(rows: pa.Table,  # of a quarantine, or of `Checked.refused`
-               reason: str, most: int = 9,  # columns
+               reason: str, limit: int = 9,  # columns
               ) -> str:  # HTML
     "Refused rows as they came, the column that is wrong first."
     names = [c for c in rows.column_names if not c.startswith("_")]
-    names = sorted(names, key=lambda c: not reason.startswith(f"{c}: "))[:most]
+    names = sorted(names, key=lambda c: not reason.startswith(f"{c}: "))[:limit]
     text = lambda v: (
         '<span class="soft">null</span>' if v is None else escape(str(v) if len(str(v)) <= 60 else str(v)[:59] + "…")
     )
@@ -309,11 +309,11 @@ def history(profiles: dict[str, Profile], column: str, unit: str = "") -> list: 
     ]
 
 # %% ../../nbs/view/22_quality.ipynb #30bb8082
-def _commonest(columns: list, most: int = 4) -> list[tuple]:  # value, rows
+def _commonest(columns: list, limit: int = 4) -> list[tuple]:  # value, rows
     found = Counter()
     for c in columns:
-        for v, low, high in c.top(most) if c is not None and c.count else (): found[v] += (low + high) / 2
-    return found.most_common(most)
+        for v, low, high in c.top(limit) if c is not None and c.count else (): found[v] += (low + high) / 2
+    return found.most_common(limit)
 
 # %% ../../nbs/view/22_quality.ipynb #79fcfc03
 class Page(View):

@@ -257,8 +257,8 @@ SPANS = [("at any time", ""), ("in the last day", "1"), ("in the last week", "7"
 # %% ../../nbs/view/08_runs.ipynb #858aafb5
 class Runs(View):
     "The record of a workspace, followed live."
-    def __init__(self, settings: Settings | None = None, most: int = 40):
-        self.record, self.most = Record(settings), most
+    def __init__(self, settings: Settings | None = None, limit: int = 40):
+        self.record, self.most = Record(settings), limit
         self.top, self.body, self.picture, self.told = html(""), html(""), w.VBox(), None
         self.which, self.step = dropdown("Run", [("–", "")], width="100%"), dropdown("Output of", [("–", "")])
         self.only = dropdown(

@@ -110,10 +110,10 @@ def nothing(word: str = "–") -> str:  # HTML
 def number(x, digits: int = 3) -> str:  # – for what is not known
     return "–" if x is None or isinstance(x, str) or not np.isfinite(x) else f"{x:,.{digits}f}"
 
-def listed(names, most: int = 3) -> str:
+def listed(names, limit: int = 3) -> str:
     "a, b and c; a, b, c and 4 more."
     names = list(names)
-    if len(names) > most: names = names[:most - 1] + [f"{len(names) - most + 1} more"]
+    if len(names) > limit: names = names[:limit - 1] + [f"{len(names) - limit + 1} more"]
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])) if names else ""
 
 def cell(value) -> str:

@@ -22,9 +22,9 @@ from ..monitor.drift import Finding, Report
 class Windows(Mapping):  # window -> Profile
     """The windows of a source in order, each read when it is asked for; what cannot be read is left out and named in
     `unread`."""
-    def __init__(self, source: str, settings: Settings, most: int = 2,  # profiles held open
+    def __init__(self, source: str, settings: Settings, limit: int = 2,  # profiles held open
                  among: list[str] | None = None):  # only these windows
-        self.source, self.settings, self.most, self.unread = source, settings, most, {}
+        self.source, self.settings, self.most, self.unread = source, settings, limit, {}
         found, broken = overview(source, settings)
         self.unread |= {f"{Path(file).name}, a file with windows of {source}": reason for file, reason in broken.items()}
         # window -> rows, digest
