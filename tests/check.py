@@ -2,7 +2,12 @@
 
 Run it again after it mended something: the second time finds nothing.
 """
-import hashlib, json, os, shutil, subprocess, sys
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat

@@ -1,5 +1,15 @@
 "What all tests share: a workspace of their own, the real flights, the command, the demo, and one suite on two backends."
-import io, json, os, pickle, shutil, signal, sqlite3, subprocess, sys, threading, time
+import io
+import json
+import os
+import pickle
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
 from contextlib import closing, redirect_stderr, redirect_stdout
 from pathlib import Path
 

@@ -2,7 +2,10 @@
 
 `python tests/lint.py` prints every count; `python tests/lint.py NAME` every place of one.
 """
-import ast, re, sys, tomllib
+import ast
+import re
+import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache

@@ -1,5 +1,13 @@
 "Real servers for a test: each is started on a free port, in a folder of its own, and stopped at the end."
-import os, secrets, shutil, signal, socket, subprocess, sys, tempfile, time
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 
 import psutil

@@ -4,7 +4,12 @@ A test takes the fixture `rounds` and asks it how often to repeat: `rounds(12, s
 Each round has a seed of its own, `rounds.seeds(12, soak=200)`. `SCALAI_SEED` moves them all, and a failure prints the seed of its round.
 What the test measured goes into the report: `rounds.note(lost=0, doubled=0)`.
 """
-import os, platform, random, subprocess, sys, time
+import os
+import platform
+import random
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest

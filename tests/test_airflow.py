@@ -1,12 +1,19 @@
 "A workflow as a DAG of Airflow 3: what stands in the file, and what a real Airflow makes of it."
-import ast, json, os, sqlite3, subprocess
+import ast
+import json
+import os
+import sqlite3
+import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings as hypothesis_settings, strategies as st
-
 import servers
 from conftest import ROOT, scalai
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from test_jobs import write
+
 from scalai_nb.core.errors import BadRequest
 from scalai_nb.core.jsonable import plain
 from scalai_nb.core.settings import Settings
@@ -14,7 +21,6 @@ from scalai_nb.jobs.airflow import HEAD, dag, opening
 from scalai_nb.jobs.airflow_check import differences, parse_dag
 from scalai_nb.jobs.airflow_tasks import tasks
 from scalai_nb.jobs.workflow import Workflow
-from test_jobs import write
 
 RESULT = "from scalai_nb.jobs.result import result\n"
 
@@ -122,6 +128,7 @@ def test_the_command_writes_checks_and_refuses(workspace):
 def test_what_airflow_cannot_say_names_the_step(workspace, monkeypatch):
     "A word that a later version of workflows knows and the export does not is refused, never dropped."
     from pydantic import Field, create_model
+
     from scalai_nb.jobs import workflow_file
     write(workspace/"a.ipynb", "n = 1")
     (workspace/"w.toml").write_text('[[step]]\nname = "a"\nnotebook = "a.ipynb"\nmood = "good"\n')

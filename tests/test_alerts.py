@@ -1,14 +1,21 @@
 "Alerts against real receivers: HTTP servers that answer, refuse and hang, a mail server, Debian's Alertmanager."
-import http.server, json, os, shutil, socket, subprocess, threading, time
+import http.server
+import json
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-
 from conftest import until
+from servers import free_port, wait_for
+
 from scalai_nb.core.alerts import Alert, Sender, open_cases, resume, send
 from scalai_nb.core.settings import Settings
-from servers import free_port, wait_for
 
 FAILED = Alert("job failed", "nightly failed: no rows", "nightly", details=dict(attempts=2), run="20261125-020000-a1b2c3")
 
@@ -139,6 +146,7 @@ def post(handler, **how):
 
 def test_mail_arrives_and_its_password_is_a_reference(tmp_path, monkeypatch):
     from email import message_from_bytes, policy
+
     from aiosmtpd.smtp import AuthResult, LoginPassword
     mail, seen = Mail(), []
 

@@ -1,15 +1,16 @@
 "All dashboards of a whole workspace, as a visitor walks through them: a real browser that reaches nothing but this machine."
-import re, shutil
+import re
+import shutil
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-
-from scalai_nb.core.settings import Settings
-from scalai_nb.training.registry import Registry
 from conftest import until
 from test_browser import APPS, Visit, chromium, drawn, rows  # noqa: F401 (a fixture)
 from test_dash import VIEWER, Dash
 from watched import ingested, registered, watched
+
+from scalai_nb.core.settings import Settings
+from scalai_nb.training.registry import Registry
 
 pytestmark = pytest.mark.slow
 ALL = ["Home", "Drift", "Performance", "Quality", "Model", "Runs"]

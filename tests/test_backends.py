@@ -1,17 +1,18 @@
 """One code path for pandas and cuDF: the data room's tests that take frames, on both; and, where no GPU is, what a cuDF frame is asked for."""
-import json, subprocess, sys
 
-import numpy as np, pandas as pd, pyarrow as pa, pytest
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
 
-from conftest import ROOT
 from scalai_nb.core import device
 from scalai_nb.core.errors import BadRequest
 from scalai_nb.data.contract import Contract
-from scalai_nb.data.rules import Rule
 from scalai_nb.data.hashing import fold
 from scalai_nb.data.loader import Loader
 from scalai_nb.data.prep import Prep
 from scalai_nb.data.profile import profile
+from scalai_nb.data.rules import Rule
 from scalai_nb.data.table import Table
 from scalai_nb.data.write import write
 
@@ -44,6 +45,7 @@ def test_libcudf_hashes_text_alike():
     "The GPU's XXH64 and ours, by the same seed: neither ever copies text to the other's memory."
     if not device.available(): pytest.skip("no GPU with cuDF here")
     import pylibcudf as plc
+
     from scalai_nb.data.hashing import SEED, hash64, mix
     rng = np.random.default_rng(0)
     texts = pa.array(["", "Zürich", "JFK", *("".join(map(chr, rng.integers(32, 0x2fff, n))) for n in range(200))])

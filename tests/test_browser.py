@@ -1,11 +1,14 @@
 "The dashboards as a visitor sees them: a real browser that may reach nothing but this machine."
-import csv, io, os, re, shutil
+import csv
+import io
+import os
+import re
+import shutil
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
 from playwright.sync_api import sync_playwright
-
 from test_dash import Dash, snapshot
 from watched import watched
 
@@ -208,6 +211,7 @@ def test_a_snapshot_first_and_the_state_in_the_link(chromium, dash):
 def test_hostile_names_are_text(chromium, tmp_path):
     "A column, a value, a workspace and an app that would be markup or a formula are shown as they are."
     import pandas as pd
+
     from scalai_nb.core.settings import Settings
     from scalai_nb.data import profile_store
     from scalai_nb.data.profile import profile

@@ -1,10 +1,12 @@
 "The command as scripts and schedulers meet it: two lines, the right exit code, one JSON document, nothing half-written."
-import json, os, shutil, subprocess
+import json
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pandas as pd
 import pytest
-
 from conftest import SCALAI, here, scalai
 
 

@@ -1,16 +1,19 @@
 "The command's own words: groups of --help, --version, the object first, how a model is named, and what a verb that only reads imports."
-import json, shutil, subprocess, sys
+import json
+import shutil
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
 import typer
+from conftest import here
+from test_registry import a_run, onnx_file
 
 import scalai_nb
-from conftest import here
 from scalai_nb.cli.verb import app
 from scalai_nb.core.settings import Settings
 from scalai_nb.training.registry import Registry
-from test_registry import a_run, onnx_file
 
 
 def verbs(command=None, path=()):

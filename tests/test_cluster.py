@@ -1,18 +1,22 @@
 "The main workflow on somebody's Dask cluster: a scheduler and two workers of their own, as `dask scheduler` and `dask worker` start them; and a nanny that dies."
-import os, signal, subprocess, sys, time
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import cloudpickle
 import numpy as np
 import psutil
 import pytest
-
 from conftest import leaves, nobody_left, scalai
+
 from scalai_nb.core.settings import Settings
-from scalai_nb.training.fit import fit
-from scalai_nb.training.run import Run
-from scalai_nb.training.models import MLP
 from scalai_nb.loop.demo import workspace
+from scalai_nb.training.fit import fit
+from scalai_nb.training.models import MLP
+from scalai_nb.training.run import Run
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 pytestmark = pytest.mark.slow
@@ -150,6 +154,7 @@ def test_a_killed_scheduler_costs_no_finished_training(dask, tmp_path, monkeypat
     "What the ranks have done is kept. Without its workers, too, a training ends with what happened and how it goes on, and goes on without a cluster."
     import dask as config
     from distributed import Client
+
     from scalai_nb.core import events
     from scalai_nb.core.errors import Unreachable
     from scalai_nb.training.launch import ProcessGroup

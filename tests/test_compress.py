@@ -16,10 +16,9 @@ from scalai_nb.compression.prune import held_loss, prune, tune
 from scalai_nb.compression.quantize import quantize, weight_types
 from scalai_nb.core.errors import BadRequest
 from scalai_nb.core.settings import Settings
-from scalai_nb.training.run import Run
 from scalai_nb.training.models import MLP
 from scalai_nb.training.networks import CNN, FTTransformer, ResidualMLP
-
+from scalai_nb.training.run import Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -158,7 +157,9 @@ def test_a_run_on_a_table(trained, workspace):
 def test_the_job_and_the_command_name_the_classes(trained, workspace):
     "What their files answer with, and from which score on."
     from pathlib import Path
+
     from conftest import scalai
+
     from scalai_nb.training.registry import Registry
     job, rows, few = Path(__file__).parents[1]/"workflows/compress.ipynb", trained.example, {"names": ["on time", "late"], "threshold": .3}
     version = Registry().register("late", ex.export(trained.model, trained.prep, workspace/"late.onnx"), trained)
@@ -178,9 +179,10 @@ def test_the_job_and_the_command_name_the_classes(trained, workspace):
 
 def test_nonsense_stays_nonsense(trained, workspace):
     "A model that has learnt shuffled labels is not repaired by tuning its smaller forms; rows come from a table that is named."
+    import pyarrow as pa
+
     from scalai_nb.data.table import Table
     from scalai_nb.training.fit import fit
-    import pyarrow as pa
     rows = Table("features").arrow()
     mixed = np.random.default_rng(0).permutation(rows["late"].to_numpy(zero_copy_only=False))
     run = fit(MLP(len(trained.prep.features)), rows.set_column(rows.column_names.index("late"), "late", pa.array(mixed)), trained.prep, target="late", epochs=1, batch_size=512, ranks=1)
@@ -242,7 +244,9 @@ recipes = ("int8", "pruned", "pruned+int8")
 @pytest.mark.slow
 def test_a_killed_search_goes_on(tmp_path):
     "SIGKILL after the second file: the finished ones stay as they are, and all end as in a search that nobody killed."
-    import os, signal, subprocess, sys
+    import signal
+    import subprocess
+    import sys
     call = "\nfr.compress(run, rows=rows, recipes=recipes, out=Path(sys.argv[1]))"
     dead = subprocess.run([sys.executable, "-c", KILLED + call, str(tmp_path/"a"), "2"], capture_output=True, text=True)
     assert dead.returncode == -signal.SIGKILL, dead.stderr
@@ -275,6 +279,7 @@ def test_other_rows_or_weights_are_another_search(digits):
 def test_time_that_is_over_makes_nothing_more(digits, tmp_path, monkeypatch):
     "What is being tuned when the minutes are over is left out, and what was made before is measured."
     import time
+
     from scalai_nb.compression import recipes
     X, y = digits[0], (digits[1] > 4).astype(np.float32)
     run = Run(id="x", model=MLP(64, (32, 32)).eval(), prep=None, target=None, loss="binary")

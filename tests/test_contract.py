@@ -1,5 +1,8 @@
 "What lessons cannot show of contracts: laws on hostile rows, an expression against Python itself, kills, and the whole way through a shell."
-import ast, os, subprocess, sys
+import ast
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,20 +11,20 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from hypothesis import HealthCheck, given, settings as hypothesis_settings, strategies as st
-
 from conftest import ROOT, here, scalai
-from scalai_nb.core.errors import BadRequest, ScalaiError, WorkFailed
-from scalai_nb.core.settings import Settings
-from scalai_nb.data.types import cast
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from scalai_nb.core.errors import BadRequest, WorkFailed
 from scalai_nb.data.clean import clean
 from scalai_nb.data.contract import Contract
 from scalai_nb.data.dry_run import dry_run
 from scalai_nb.data.expression import FUNCTIONS, Expression
 from scalai_nb.data.ingest import ingest
-from scalai_nb.data.uniqueness import Repeats, Unique, repeated
 from scalai_nb.data.rules import Rule
 from scalai_nb.data.table import Table
+from scalai_nb.data.uniqueness import Repeats, Unique, repeated
 from scalai_nb.data.write import write
 
 laws = hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))

@@ -1,11 +1,23 @@
 "The gateway with a real Voila behind it: the door, a notebook that fails, kernels that are counted, and an end that leaves nothing."
-import asyncio, json, os, re, signal, struct, subprocess, sys, time, uuid
+import asyncio
+import json
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import time
+import uuid
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
 
-import httpx, nbformat, psutil, pytest, websockets
-
+import httpx
+import nbformat
+import psutil
+import pytest
+import websockets
 from conftest import until
 
 GOOD = "import ipywidgets\nipywidgets.IntSlider(value=42, description='answer')"
@@ -198,6 +210,7 @@ def test_every_route_asks_who_you_are(workspace):
     "Whatever the gateway serves, now or later: nothing without a token, nothing of an editor's with a viewer's, from a trusted proxy by name."
     from starlette.routing import Route
     from starlette.testclient import TestClient
+
     from scalai_nb.core.settings import Settings
     from scalai_nb.dash.gateway import gateway
     from scalai_nb.dash.voila import Voila
@@ -238,8 +251,8 @@ View([html(headline("good", "The window says " + Path("said.txt").read_text(), {
 @pytest.mark.slow
 def test_snapshot_first(workspace):
     "Made before anybody comes, behind the token, served without a kernel; made anew when the workspace changes; a failing one leaves the old one, marked."
-    from scalai_nb.loop import decisions
     from scalai_nb.core.settings import Settings
+    from scalai_nb.loop import decisions
     (workspace / "said.txt").write_text("one")
     with Dash(workspace, paper=PAPER) as dash, dash.visitor() as visitor, dash.client() as stranger:
         first = snapshot(visitor, "paper")

@@ -1,9 +1,14 @@
 "What may go wrong around the dashboards: hostile paths, a viewer who forges, a crowd, kernels that die, clients that dawdle."
-import asyncio, random, re, socket, time
+import asyncio
+import random
+import re
+import socket
+import time
 from urllib.parse import urlsplit
 
-import httpx, psutil, pytest
-
+import httpx
+import psutil
+import pytest
 from conftest import until
 from test_browser import Visit, chromium  # noqa: F401 (a fixture)
 from test_dash import GOOD, VIEWER, Dash, answers, bearer, channel, closed, kernel_of, say
@@ -32,8 +37,8 @@ def test_no_path_leads_out(workspace):
         for room in ROOMS:
             for climb in CLIMB:
                 for place in ("secret.txt", "etc/passwd", "settings.ini"):
-                    target = room + climb * (1 if climb in ("/", "//") else 7) + place
-                    for target in (target, f"http://127.0.0.1{target}" if target.startswith("/") else f"/{target}"):
+                    wanted = room + climb * (1 if climb in ("/", "//") else 7) + place
+                    for target in (wanted, f"http://127.0.0.1{wanted}" if wanted.startswith("/") else f"/{wanted}"):
                         for token in ("", dash.token):
                             status, said = raw(dash, target, token)
                             assert status in ((400, 401) if not token else (400, 404, 405)), (target, status)

@@ -1,12 +1,17 @@
 "A visitor who sends the gateway frames that no page sends: the shared Voila answers everybody else throughout."
-import asyncio, json, random, struct
+import asyncio
+import json
+import random
+import struct
 from contextlib import suppress
 
-import psutil, pytest, websockets
+import psutil
+import pytest
+import websockets
+from test_dash import GOOD, VIEWER, Dash, answers, bearer, channel, closed, frame, message
 from websockets.frames import Frame, Opcode
 
 from scalai_nb.dash.frames import SIZE
-from test_dash import GOOD, VIEWER, Dash, answers, bearer, channel, closed, frame, message
 
 pytestmark = pytest.mark.slow
 REASONS = {1002, 1003, 1007, 1008, 1009}

@@ -1,9 +1,15 @@
 "The gateway's own HTTP, byte by byte: what is malformed, smuggled, broken off, guessed or forged. No Voila behind it."
-import re, signal, socket, stat, subprocess, sys, time
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
 from pathlib import Path
 
-import httpx, pytest
-
+import httpx
+import pytest
 from conftest import SCALAI, started, until
 
 TOKEN, VIEWER = "the-pen-of-an-editor", "the-eye-of-a-viewer"

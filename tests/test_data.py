@@ -1,5 +1,9 @@
 "What lessons cannot show of the tables: faults. A killed ingest, two at once, hostile files; rows are counted every time."
-import io, json, os, subprocess, sys, tempfile, textwrap
+import json
+import os
+import subprocess
+import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,13 +13,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from scalai_nb.core.errors import BadRequest, ScalaiError
+from scalai_nb.core.errors import ScalaiError
 from scalai_nb.core.settings import Settings
 from scalai_nb.data import delta, profile_store, source, text_files, uniqueness
 from scalai_nb.data.contract import Contract
-from scalai_nb.data.rules import Rule
 from scalai_nb.data.ingest import ingest, unfinished
 from scalai_nb.data.profile import profile
+from scalai_nb.data.rules import Rule
 from scalai_nb.data.table import Table
 from scalai_nb.data.write import write
 
@@ -146,7 +150,8 @@ def test_keys_are_compared_out_of_memory(workspace, flights, monkeypatch):
 @pytest.mark.parametrize("seed", range(3))
 def test_killed_at_any_moment(workspace, flights, seed):
     "kill -9 at random moments until an ingest gets through; the table is the one that it would have made undisturbed."
-    import random, time
+    import random
+    import time
     months(flights, workspace)
     rng = random.Random(seed)
     for _ in range(4):
@@ -296,7 +301,9 @@ print(p.digest)
 @pytest.mark.parametrize("kind", ["threads", pytest.param("processes", marks=pytest.mark.slow)])
 def test_a_profile_fills_in_while_partitions_arrive(workspace, kind):
     "In a real kernel: each finished partition is drawn in the cell, also when workers are other processes."
-    import nbformat, re
+    import re
+
+    import nbformat
     from nbclient import NotebookClient
     pages = []
 

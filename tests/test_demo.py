@@ -1,19 +1,20 @@
 "The whole loop as a person runs it: rows conserved, nothing done twice, nothing left behind, and decisions that follow from the data."
-import shutil, signal, subprocess
+import shutil
+import signal
+import subprocess
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
-
 from conftest import leaves, naming, nobody_left, own_copy, scalai, started, until
-from scalai_nb.core.settings import Settings
+
 from scalai_nb.core.resources import shipped
+from scalai_nb.core.settings import Settings
 from scalai_nb.data.table import Table
-from scalai_nb.training.registry import Registry
-from scalai_nb.training.reproduce import repeat
 from scalai_nb.loop.decisions import decisions
 from scalai_nb.loop.flights import month_rows, period
-
+from scalai_nb.training.registry import Registry
+from scalai_nb.training.reproduce import repeat
 
 pytestmark = pytest.mark.timeout(1800)  # where many others work
 

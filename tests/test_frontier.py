@@ -7,7 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from scalai_nb.compression import benchmark, export as ex, frontier as fr, recipes as rc
+from scalai_nb.compression import benchmark
+from scalai_nb.compression import export as ex
+from scalai_nb.compression import frontier as fr
+from scalai_nb.compression import recipes as rc
 from scalai_nb.compression.benchmark import Candidate, Rows
 from scalai_nb.compression.frontier import compress, load_frontier
 from scalai_nb.compression.prune import tune

@@ -1,9 +1,10 @@
 "`make gpu` where no GPU is: what it says, what it would run, and the page it would write."
-import subprocess, sys
+import subprocess
+import sys
 
 import pytest
-
 from conftest import ROOT
+
 from scalai_nb.core import device
 
 RUN = ROOT/"tests"/"gpu"/"run.py"

@@ -13,9 +13,9 @@ from scalai_nb.compression.quantize import weight_types
 from scalai_nb.core.settings import Settings
 from scalai_nb.training.encoder import Encoder
 from scalai_nb.training.fit import fit
-from scalai_nb.training.run import Run
 from scalai_nb.training.models import describe, rebuild
 from scalai_nb.training.networks import FTTransformer
+from scalai_nb.training.run import Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

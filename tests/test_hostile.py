@@ -1,16 +1,20 @@
 "Notebooks that do what they should not: print without end, let processes go, hear no signal, close what they print on. The run says the truth, and the machine is as it was."
-import json, os, subprocess, threading, time
+import json
+import os
+import subprocess
+import threading
+import time
 from pathlib import Path
 
 import psutil
 import pytest
-
 from conftest import SCALAI, nobody_left
+from test_jobs import started, until_cell, write
+
 from scalai_nb.core.settings import Settings
 from scalai_nb.jobs.engine import run
 from scalai_nb.jobs.parameters import load_notebook
 from scalai_nb.jobs.record import Record
-from test_jobs import started, until_cell, write
 
 MB = 2**20
 

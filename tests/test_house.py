@@ -1,11 +1,16 @@
 "The house itself: floors, mirrors, shared facts, what an installed wheel can do."
-import ast, re, subprocess, sys, sysconfig, tomllib, zipfile
+import ast
+import re
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
-
 from check import mirrored
-from conftest import ROOT, scalai
+from conftest import ROOT
 
 BIN = Path(sys.executable).parent
 

@@ -1,17 +1,20 @@
 "What a source's texts are taken for: nothing is lost or guessed in silence, and what could be read otherwise is reported with counts and a proposal."
 from pathlib import Path
 
-import pyarrow as pa, pytest, yaml
-from hypothesis import given, settings, strategies as st
+import pyarrow as pa
+import pytest
+import yaml
+from conftest import scalai
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from conftest import scalai
 from scalai_nb.core.errors import BadRequest
-from scalai_nb.data import text_files, source
+from scalai_nb.data import text_files
 from scalai_nb.data.contract import Contract
-from scalai_nb.data.rules import Rule
 from scalai_nb.data.ingest import ingest
 from scalai_nb.data.profile import profile
+from scalai_nb.data.rules import Rule
 from scalai_nb.data.table import Table
 
 

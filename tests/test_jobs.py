@@ -1,12 +1,17 @@
 "Jobs that are stopped, killed and left alone: what only whole processes can show."
-import json, os, signal, subprocess, sys, threading, time
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-
 from conftest import SCALAI, here, nobody_left, scalai
+
 from scalai_nb.core.errors import BadRequest
 from scalai_nb.core.settings import Settings
 from scalai_nb.jobs.engine import run
@@ -73,8 +78,10 @@ def test_a_killed_runner_leaves_no_kernel_and_is_lost(workspace):
 def test_many_begin_the_record_at_once(tmp_path):
     "Jobs that start together in a new workspace find one record, whoever of them made it."
     from concurrent.futures import ThreadPoolExecutor
-    from scalai_nb.jobs.database import connect
+
     import sqlalchemy as sa
+
+    from scalai_nb.jobs.database import connect
     with ThreadPoolExecutor(8) as pool:
         for n in range(3):
             for engine in pool.map(lambda _: connect.__wrapped__(f"sqlite:///{tmp_path}/{n}.db"), range(8)):

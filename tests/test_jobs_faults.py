@@ -1,5 +1,15 @@
 "Runs under fire: killed at any moment, on a full disk, under a clock that jumps, with a record that is locked, away, or restarted."
-import itertools, json, os, random, resource, signal, sqlite3, subprocess, sys, threading, time
+import itertools
+import json
+import os
+import random
+import resource
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -7,16 +17,16 @@ from pathlib import Path
 
 import nbformat
 import pytest
-
 from conftest import SCALAI, nobody_left, scalai, until
+from servers import Postgres
+from test_jobs import SLOW, started, write
+
 from scalai_nb.core.settings import Settings
 from scalai_nb.jobs import database as module
 from scalai_nb.jobs.engine import run
 from scalai_nb.jobs.log import read_back, read_log
 from scalai_nb.jobs.parameters import load_notebook
 from scalai_nb.jobs.record import Record
-from servers import Postgres
-from test_jobs import SLOW, started, write
 
 until = partial(until, within=60)
 

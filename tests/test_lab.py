@@ -1,18 +1,23 @@
 "What a cell shows in a real JupyterLab, while it works and when it is done; then the same notebook run without anybody watching."
-import json, os, re, subprocess, sys, warnings
+import json
+import os
+import re
+import subprocess
+import sys
+import warnings
 from pathlib import Path
 
 import nbformat
 import pytest
-
 import servers
 from axe_playwright_python.sync_playwright import Axe
 from conftest import scalai
 from playwright.sync_api import TimeoutError
+from test_browser import OUTPUT  # noqa: F401: a fixture
+from test_live import DATA
+
 from scalai_nb.core.settings import Settings
 from scalai_nb.training import checkpoint
-from test_browser import OUTPUT, chromium  # noqa: F401: a fixture
-from test_live import DATA
 
 pytestmark = pytest.mark.slow
 

@@ -1,19 +1,20 @@
 "JupyterLab as `scalai lab` starts it: its own “create job” on this engine, the form of a job notebook in a cell, a card for each template."
-import json, sys, time
+import json
+import sys
+import time
 from urllib.parse import quote
 
 import httpx
 import nbformat
 import pytest
-
 from conftest import SCALAI, scalai
-from scalai_nb.core.settings import Settings
-from scalai_nb.core.resources import shipped
-from scalai_nb.data.table import Table
-from scalai_nb.jobs.record import Record
-from test_browser import chromium  # noqa: F401: a fixture
 from test_jobs import write
 from test_lab import Lab, idle, notebook, opened, run_all, shot
+
+from scalai_nb.core.resources import shipped
+from scalai_nb.core.settings import Settings
+from scalai_nb.data.table import Table
+from scalai_nb.jobs.record import Record
 
 pytestmark = pytest.mark.slow
 

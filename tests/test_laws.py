@@ -2,14 +2,22 @@
 
 test_profile.py has the laws on the commonest types; here every sentence that the design says of a profile is held on all of them.
 """
-import datetime as dt, decimal, functools, math, subprocess, sys
+import datetime as dt
+import decimal
+import functools
+import math
+import subprocess
+import sys
 from fractions import Fraction
 
-import numpy as np, pandas as pd, pyarrow as pa, pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_profile import floats, hostile, ints, orno, rank_error, words
 
 from scalai_nb.data.profile import Profile, profile, total
-from test_profile import floats, hostile, ints, orno, rank_error, words
 
 few = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -218,7 +226,6 @@ def exact(series: pd.Series) -> np.ndarray:  # float64, as the profile counts th
 
 def test_all_flights_columns_beside_exact_answers(flights):
     "In twelve parts, as they come in: 401 quantiles of every ordered column, distinct, moments, top values."
-    import pyarrow.compute as pc
     p = total(profile(flights[flights["month"] == m]) for m in range(1, 13))
     assert p == profile(flights) and set(p.columns) == set(flights)
     qs, ordered = np.linspace(0, 1, 401), 0

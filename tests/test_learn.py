@@ -20,9 +20,9 @@ from scalai_nb.core.errors import Cancelled, TimedOut, WorkFailed
 from scalai_nb.core.settings import Settings
 from scalai_nb.training import checkpoint
 from scalai_nb.training.fit import fit
-from scalai_nb.training.run import Run
 from scalai_nb.training.launch import RankLost, launch
 from scalai_nb.training.models import MLP
+from scalai_nb.training.run import Run
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 

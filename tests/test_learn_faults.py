@@ -1,6 +1,5 @@
 "What a training, an evaluation and a model file do with what they cannot use: two lines, before anything starts; and nothing that was changed is loaded."
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -16,12 +15,12 @@ from scalai_nb.core.errors import BadRequest, WorkFailed
 from scalai_nb.core.settings import Settings
 from scalai_nb.data.prep import Prep
 from scalai_nb.data.profile import profile
+from scalai_nb.serving.score import Scorer, score
 from scalai_nb.training import checkpoint
 from scalai_nb.training.execution import clear_unfinished, unfinished
 from scalai_nb.training.fit import fit
-from scalai_nb.training.run import Run
 from scalai_nb.training.models import MLP
-from scalai_nb.serving.score import Scorer, score
+from scalai_nb.training.run import Run
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from queue import Empty
 import nbformat
 import numpy as np
 import pytest
+from conftest import scalai
 from jupyter_client.manager import start_new_kernel
 
-from conftest import scalai
 from scalai_nb.core import events
 from scalai_nb.core.errors import Cancelled, WorkFailed
 from scalai_nb.core.settings import Settings

@@ -1,17 +1,19 @@
 "The loader's promises, on every number of ranks and at every place of a stop."
-import subprocess, sys, threading
+import subprocess
+import sys
+import threading
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from scalai_nb.core.errors import BadRequest
 from scalai_nb.data.loader import Loader
 from scalai_nb.data.prep import Prep
 from scalai_nb.data.profile import profile
-
-import torch
 
 
 def seen(loader): return [[int(i) for i in y] for _, y in loader]
@@ -137,7 +139,8 @@ def test_a_workspace_table_by_name(workspace, flights, backend):
 
 def parquet(folder, rows, group, files=1):
     "Rows 0, 1, … in row groups of `group`, in several files."
-    import pyarrow.dataset as ds, pyarrow.parquet as pq
+    import pyarrow.dataset as ds
+    import pyarrow.parquet as pq
     for i, part in enumerate(np.array_split(np.arange(rows), files)):
         t = pa.table({"x": part.astype(float), "word": pa.array([f"w{j % 7}" for j in part]), "y": part})
         pq.write_table(t, folder/f"{i}.parquet", row_group_size=group)
@@ -222,7 +225,8 @@ def test_positions_of_other_layouts_are_refused(tmp_path):
 
 
 def test_wrong_streams_are_two_lines(tmp_path):
-    import pyarrow.dataset as ds, pyarrow.feather as feather
+    import pyarrow.dataset as ds
+    import pyarrow.feather as feather
     data = parquet(tmp_path, 2000, 300)
     with pytest.raises(BadRequest, match="'why'"): Loader(data, PREP, target="why", memory=0)
     with pytest.raises(BadRequest, match="months"): Loader(data, PREP, filter=[("months", "<", 3)], memory=0)
@@ -253,6 +257,7 @@ def test_a_workspace_table_streams_by_period_and_fold(workspace, flights):
 def test_training_learns_from_a_stream_as_from_memory(workspace, monkeypatch):
     "fit over a stored table that does not fit: the same rows, as good a model; validation rows are streamed, too."
     from functools import partialmethod
+
     from scalai_nb.data.shuffle import Stream
     from scalai_nb.data.table import Table
     from scalai_nb.data.write import write

@@ -1,16 +1,19 @@
 """The loop where it breaks: a champion that vanished, a retraining that was killed, a version that turns out worse, a stream that shifts."""
-import os, shutil, signal, subprocess, sys
+import os
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-
 from conftest import nobody_left, own_copy, scalai, until
-from scalai_nb.core.settings import Settings
-from scalai_nb.training.registry import Registry
-from scalai_nb.loop.decisions import decisions, record, settle
 from test_alerts import Ear, Mail, alertmanager, post
 
+from scalai_nb.core.settings import Settings
+from scalai_nb.loop.decisions import decisions, record, settle
+from scalai_nb.training.registry import Registry
 
 pytestmark = pytest.mark.timeout(1800)  # the demo is made before, where many others work
 
@@ -23,7 +26,10 @@ def loop(demo, tmp_path) -> Settings:
 
 def another(settings: Settings, worse: bool = False) -> int:
     "A second version of the champion's model: as good as it, or one whose score is turned round."
-    import onnx, uuid
+    import uuid
+
+    import onnx
+
     from scalai_nb.compression.export import sealed
     registry = Registry(settings)
     champion = registry.champion("late")
@@ -61,7 +67,7 @@ def test_where_no_champion_is_left_the_job_says_so(loop):
     "Files gone with the disk: scoring fails in two lines, the gate judges a challenger against the base rate, and nothing serves that does not stand."
     registry = Registry(loop)
     champion = registry.champion("late")
-    run, candidate = champion.run_id, loop.root/"kept.onnx"
+    candidate = loop.root/"kept.onnx"
     shutil.copy(champion.path, candidate)
     for v in registry.list("late"): Path(v["path"]).unlink()
     done = scalai("run", "workflows/score.ipynb", "-p", "period=2013-03", "--json", cwd=loop.root)
@@ -143,7 +149,9 @@ def test_a_retraining_killed_midway_leaves_the_champion_and_goes_on(two_months, 
 def test_the_monitor_s_job_tells_an_alertmanager_and_by_mail(loop, tmp_path):
     "A month with a broken clock, then one as usual: the alarm arrives and is resolved, each told once to each."
     from email import message_from_bytes, policy
+
     import pyarrow.compute as pc
+
     from scalai_nb.data.table import Table
     from scalai_nb.data.write import write
     from scalai_nb.serving.score import score

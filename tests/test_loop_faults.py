@@ -1,25 +1,29 @@
 "The loop when it is killed, repeated, or asked about the past: what was decided stays decided."
-import hashlib, multiprocessing, shutil, signal, time
+import hashlib
+import multiprocessing
+import shutil
+import signal
+import time
 from pathlib import Path
 
 import nbformat
 import onnx
 import pyarrow.csv as pacsv
 import pytest
-
 from conftest import Done, here, leaves, nobody_left, own_copy, scalai, started
+from test_demo import content
+from test_jobs import write
+from test_loop import another
+
 from scalai_nb.core.errors import Unreachable
 from scalai_nb.core.settings import Settings
 from scalai_nb.data.profile_store import periods
 from scalai_nb.data.table import Table
 from scalai_nb.jobs.record import Record
-from scalai_nb.training.registry import Registry
 from scalai_nb.loop.decisions import conclude, decisions, record, settle
 from scalai_nb.loop.flights import month_rows, write_weather
 from scalai_nb.loop.probation import restore, standing, trial
-from test_demo import content
-from test_jobs import write
-from test_loop import another
+from scalai_nb.training.registry import Registry
 
 FLOW = """
 [[step]]
@@ -262,7 +266,9 @@ def test_a_job_whose_registry_does_not_answer_ends_with_three(unbroken, tmp_path
 
 def test_no_page_says_that_all_is_well_while_an_alarm_is_open(workspace):
     "The command, the first page and the pages of windows and scores read one state, and see it change."
-    import numpy as np, pandas as pd
+    import numpy as np
+    import pandas as pd
+
     from scalai_nb.core.alerts import Alert, send
     from scalai_nb.data import profile_store
     from scalai_nb.data.profile import profile

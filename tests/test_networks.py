@@ -16,9 +16,9 @@ from scalai_nb.core.settings import Settings
 from scalai_nb.data.prep import Prep
 from scalai_nb.data.profile import profile
 from scalai_nb.training.fit import fit
-from scalai_nb.training.run import Run
 from scalai_nb.training.models import describe, rebuild
 from scalai_nb.training.networks import CNN, FTTransformer, ResidualMLP
+from scalai_nb.training.run import Run
 
 TABULAR = [lambda **k: ResidualMLP(width=16, hidden=(24, 8), **k), lambda **k: FTTransformer(width=16, hidden=(24, 8), **k)]
 

@@ -1,17 +1,24 @@
 "Where a run's notebook goes: refused before anything starts, whole at every moment, and what the record names is there."
-import json, os, signal, socket, stat, subprocess, sys, threading, time
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import nbformat
 import pytest
+from conftest import here, nobody_left, scalai, until
+from test_jobs import mill, started, until_cell, write
 
-from conftest import SCALAI, here, nobody_left, scalai, until
 from scalai_nb.core.settings import Settings
 from scalai_nb.jobs.engine import run
 from scalai_nb.jobs.parameters import load_notebook
 from scalai_nb.jobs.record import Record
-from test_jobs import mill, started, until_cell, write
 
 WORK = ("n = 1", "open('began', 'w').close()\nprint('first')", "import time\nfor i in range(600): time.sleep(.1)", "print('never')")
 

@@ -1,5 +1,12 @@
 "What papermill's users rely on, with this engine; and what a kernel showed, the same as under nbclient alone."
-import base64, http.server, json, re, subprocess, sys, threading, time
+import base64
+import http.server
+import json
+import re
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 from queue import Empty
 
@@ -9,12 +16,13 @@ import pytest
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
 from papermill.iorw import load_notebook_node
+from servers import s3
+from test_jobs import mill as invoke
+from test_jobs import write
 
 from scalai_nb.core.settings import Settings
 from scalai_nb.jobs.engine import run
 from scalai_nb.jobs.record import Record
-from servers import s3
-from test_jobs import mill as invoke, write
 
 SHOWN = "print({'months': months, 'code': code})"
 

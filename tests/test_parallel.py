@@ -1,17 +1,22 @@
 "Steps that run at the same time, what they may take, and what is known before they run."
-import json, os, shutil, signal, subprocess, sys, time
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
-
 from conftest import nobody_left, scalai
+from test_jobs import started, write
+
 from scalai_nb.core.errors import BadRequest
 from scalai_nb.core.settings import Settings
-from scalai_nb.jobs.log import read_log
 from scalai_nb.jobs.plan import plan
 from scalai_nb.jobs.record import Record
 from scalai_nb.jobs.workflow import Workflow
-from test_jobs import started, write
 
 RESULT = "from scalai_nb.jobs.result import result\n"
 MEET = "import os, time\nopen(me, 'w').close()\nend = time.monotonic() + 60\nwhile not os.path.exists(other) and time.monotonic() < end: time.sleep(.02)\nassert os.path.exists(other), 'it ran alone'"

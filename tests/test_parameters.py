@@ -1,18 +1,21 @@
 "Parameters under whatever a caller may think of: no input becomes code, and what arrives is what was given."
-import ast, json, math
+import ast
+import json
+import math
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal, InvalidOperation
 from itertools import takewhile
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
-
 from conftest import here
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_jobs import write
+
 from scalai_nb.core.errors import BadRequest
 from scalai_nb.jobs.engine import run
 from scalai_nb.jobs.parameters import Secret, check, inject, literal, read
-from test_jobs import write
 
 EXAMPLES = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 HOSTILE = ['"); __import__("os").system("touch owned") #', "{__import__('os').system('touch owned')}", "'''\nimport os\n'''", '"""\n1/0\n"""', "\\", "\\'", "\n1/0", "\r1/0", "\u20281/0",

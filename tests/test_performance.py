@@ -5,18 +5,29 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import ROOT, here
 from onnx import TensorProto, helper, numpy_helper
 
-from conftest import ROOT, here
 from scalai_nb.compression.export import OPSET, finish, write
+from scalai_nb.core.stats import auc_of_counts
 from scalai_nb.data import profile_store
 from scalai_nb.data.prep import Prep
 from scalai_nb.data.profile import profile
 from scalai_nb.data.table import Table
 from scalai_nb.monitor.cost import CostMatrix, cheapest, cost
 from scalai_nb.monitor.errors import errors
-from scalai_nb.core.stats import auc_of_counts
-from scalai_nb.monitor.performance import LIMITS, MEASURES, _within, by_segment, calibration, counts, ece, performance, pr_auc, surprise
+from scalai_nb.monitor.performance import (
+    LIMITS,
+    MEASURES,
+    _within,
+    by_segment,
+    calibration,
+    counts,
+    ece,
+    performance,
+    pr_auc,
+    surprise,
+)
 from scalai_nb.serving import labels as labels_of
 from scalai_nb.serving.labels import labelled, labels, outcomes, residuals
 from scalai_nb.serving.score import score

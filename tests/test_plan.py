@@ -1,19 +1,21 @@
 "A plan against what then ran, and against what would have come of doing all anew: a workflow that changes at random."
-import json, os, shutil
+import json
+import os
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from deltalake import write_deltalake
+from test_jobs import write
 
+from scalai_nb.core.delta_log import store
 from scalai_nb.core.errors import BadRequest
 from scalai_nb.core.settings import Settings
-from scalai_nb.core.delta_log import store
-from scalai_nb.jobs.plan import plan
 from scalai_nb.jobs.job_run import LEFT_OUT_REASON
+from scalai_nb.jobs.plan import plan
 from scalai_nb.jobs.workflow import Workflow
-from test_jobs import write
 
 RESULT = "from scalai_nb.jobs.result import result\n"
 TABLE = "from deltalake import DeltaTable, write_deltalake\nfrom scalai_nb.core import events\nfrom scalai_nb.core.settings import Settings\nfrom scalai_nb.core.delta_log import store\nsettings = Settings.load()\nat = store(settings, 'tables', 't')\n"

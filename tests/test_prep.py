@@ -1,17 +1,17 @@
 "The law of prep on hostile rows, and its graph joined to a real network's."
 import numpy as np
+import onnxruntime
 import pandas as pd
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_laws import SORTS, values
 
 from scalai_nb.core.errors import BadRequest
 from scalai_nb.data.prep import Prep
 from scalai_nb.data.prep_onnx import feeds, inputs_of
 from scalai_nb.data.profile import profile
-
-import onnxruntime
-from test_laws import SORTS, values
 
 WORDS = ["UA", "AA", "", " ", "Ω", "a\0b", "N/A", "null", "é" * 40, "<b>", "=1+1"]
 numbers = st.one_of(st.none(), st.sampled_from([0., -0., 1., -1., np.nan, np.inf, -np.inf, 1e9 + 1, 1e308, -1e308, 5e-324]), st.floats(width=64), st.floats(-100, 100))
@@ -142,7 +142,8 @@ def test_a_column_may_not_take_the_outputs_name():
 
 
 def test_flights_joined_to_a_network(flights, tmp_path):
-    import onnx, torch
+    import onnx
+    import torch
     names = ["month", "carrier", "origin", "dest", "tailnum", "distance", "sched_dep_time", "dep_delay", "air_time", "time_hour"]
     some = pa.Table.from_pandas(flights[names].iloc[::20], preserve_index=False)
     prep = Prep.fit(profile(some), {"month": "onehot", "air_time": "quantile"})

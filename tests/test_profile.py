@@ -1,15 +1,21 @@
 """The profile's laws, on values chosen to break them, and its answers beside exact ones."""
-import functools, json, math
+import functools
+import json
+import math
 
-import numpy as np, pandas as pd, pyarrow as pa, pytest
-from hypothesis import HealthCheck, example, given, settings, strategies as st
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from scalai_nb.core.errors import BadRequest
 from scalai_nb.data.accumulators import Sum
-from scalai_nb.data.hashing import fold, hash64
+from scalai_nb.data.column import align, align_categories
+from scalai_nb.data.hashing import hash64
 from scalai_nb.data.histogram import Histogram, number_keys, tally
 from scalai_nb.data.profile import Profile, profile, total
-from scalai_nb.data.column import align, align_categories
 
 quick = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -253,8 +259,8 @@ def test_size_stays_under_two_megabytes_for_any_twenty_columns():
 
 
 def test_types_of_every_sort():
-    from decimal import Decimal
     from datetime import date, time, timedelta
+    from decimal import Decimal
     t = pa.table({"dec": pa.array([Decimal("1.50"), None]), "date": pa.array([date(2013, 1, 1), None]), "time": pa.array([time(1, 2), None]), "dur": pa.array([timedelta(seconds=3), None]),
                   "zone": pa.array(pd.to_datetime(["2013-01-01 05:00", None]).tz_localize("America/New_York")), "dict": pa.array(["a", None]).dictionary_encode(), "view": pa.array(["a", None], pa.string_view()),
                   "struct": pa.array([{"a": 1}, None]), "map": pa.array([[("k", 1)], None], pa.map_(pa.string(), pa.int64())), "bin": pa.array([b"\xff\x00", None]), "null": pa.nulls(2),
@@ -350,7 +356,8 @@ print(json.dumps([p.rows, len(p.columns), p.columns[list(p.columns)[0]].distinct
 @pytest.mark.slow
 @pytest.mark.parametrize("what", MANY)
 def test_memory_does_not_grow_with(what):
-    import subprocess, sys
+    import subprocess
+    import sys
     pieces, settled, most = MANY[what]
     made = subprocess.run([sys.executable, "-c", COUNT.format(pieces=pieces, settled=settled)], capture_output=True, text=True)
     assert made.returncode == 0, made.stderr

@@ -1,5 +1,8 @@
 "The record's schema: made, taken over, brought forward and refused, the same on SQLite and on PostgreSQL."
-import shutil, sqlite3, subprocess, sys
+import shutil
+import sqlite3
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pkgutil import iter_modules
@@ -8,16 +11,16 @@ import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from conftest import scalai
+from servers import Postgres
 
 import scalai_nb.jobs
-from conftest import scalai
 from scalai_nb.core.errors import BadRequest
 from scalai_nb.core.settings import Settings
 from scalai_nb.jobs import database as module
 from scalai_nb.jobs.database import META, connect, newest_migration
 from scalai_nb.jobs.job_run import JobRun
 from scalai_nb.jobs.record import Record
-from servers import Postgres
 
 OLD = """
 CREATE TABLE runs (id VARCHAR(40) NOT NULL, name TEXT, kind VARCHAR(16), state VARCHAR(16), notebook TEXT, output TEXT, parameters JSON, results JSON, error JSON, reason TEXT,

@@ -1,5 +1,13 @@
 "The record when its database is gone, damaged, locked, full, read-only or silent: a run says so or leaves its end where the next start finds it."
-import json, os, signal, socket, sqlite3, subprocess, sys, threading, time
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,8 +15,12 @@ from pathlib import Path
 import psutil
 import pytest
 import sqlalchemy as sa
-
 from conftest import SCALAI, scalai, small_disk, until
+from servers import Postgres
+from test_jobs import write
+from test_jobs_faults import WAITS, held
+from test_schedule import effects, made, quick  # noqa: F401 (a fixture)
+
 from scalai_nb.core.errors import Unreachable
 from scalai_nb.core.settings import Settings
 from scalai_nb.jobs import database as module
@@ -16,12 +28,8 @@ from scalai_nb.jobs.database import connect
 from scalai_nb.jobs.identity import identity, is_local
 from scalai_nb.jobs.job_run import JobRun
 from scalai_nb.jobs.record import Record
-from scalai_nb.jobs.scheduler import Scheduler
 from scalai_nb.jobs.schedule_store import ScheduleStore
-from servers import Postgres
-from test_jobs import write
-from test_jobs_faults import WAITS, held
-from test_schedule import effects, made, quick  # noqa: F401 (a fixture)
+from scalai_nb.jobs.scheduler import Scheduler
 
 # A run in a process that is not patient, so that a test does not wait for half a minute.
 ALONE = "import sys\nfrom scalai_nb.jobs import database\ndatabase.RETRY_TIMEOUT = .3\nfrom scalai_nb.cli.main import main\nmain(sys.argv[1:])"

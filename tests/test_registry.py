@@ -15,16 +15,16 @@ import pytest
 import torch
 
 from scalai_nb.cli.main import main
-from scalai_nb.core.errors import BadRequest, ScalaiError, Unreachable, WorkFailed
+from scalai_nb.core.errors import BadRequest, Unreachable, WorkFailed
 from scalai_nb.core.settings import Settings
 from scalai_nb.data.prep import Prep
 from scalai_nb.data.table import Table
 from scalai_nb.data.write import write
 from scalai_nb.training import checkpoint
 from scalai_nb.training.fit import fit
-from scalai_nb.training.run import Run
 from scalai_nb.training.models import MLP, rebuild
 from scalai_nb.training.registry import Registry
+from scalai_nb.training.run import Run
 
 
 @pytest.fixture(scope="module")

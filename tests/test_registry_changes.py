@@ -1,17 +1,24 @@
 "A change of the registry is whole: killed before and after every call, raced by processes, on a file and on MLflow's server."
-import multiprocessing, os, shutil, sqlite3, subprocess, sys, threading, time
+import multiprocessing
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from servers import free_port
+from test_registry import a_run, onnx_file
 
 from scalai_nb.core.errors import BadRequest
 from scalai_nb.core.settings import Settings
 from scalai_nb.training.registry import Registry
-from scalai_nb.training.registry_lock import RegistryLock, TURN
+from scalai_nb.training.registry_lock import TURN, RegistryLock
 from scalai_nb.training.version_store import INTENT
-from servers import free_port
-from test_registry import a_run, onnx_file
 
 
 class Dying:

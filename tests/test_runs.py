@@ -1,11 +1,13 @@
 "Looking at the record from the command line: all of a run, some of the runs, a log as it grows."
-import signal, subprocess
+import signal
+import subprocess
 
 from conftest import SCALAI, here, nobody_left, scalai
+from test_jobs import SLOW, started, until_cell, write
+
 from scalai_nb.core.settings import Settings
 from scalai_nb.jobs.engine import run
 from scalai_nb.jobs.record import Record
-from test_jobs import SLOW, started, until_cell, write
 
 RESULT = "from scalai_nb.jobs.result import result\n"
 

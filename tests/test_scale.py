@@ -1,7 +1,11 @@
 "More processes and more rows: the same digest, and memory that does not grow with the table."
-import subprocess, sys
+import subprocess
+import sys
 
-import numpy as np, pyarrow as pa, pyarrow.parquet as pq, pytest
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
 
 from scalai_nb.data.profile import profile
 
@@ -11,6 +15,7 @@ pytestmark = pytest.mark.slow
 def test_a_cluster_of_processes_gives_the_same_digest(workspace, flights):
     "Three worker processes: frames, families, files and saved tables; also text above the cap, and a table of one partition."
     import dask.dataframe as dd
+
     from scalai_nb.core.cluster import cluster
     from scalai_nb.data.source import read
     from scalai_nb.data.table import Table

@@ -1,5 +1,10 @@
 "Schedules and the processes that run them: clocks that change, schedulers that die, and each start once."
-import json, os, random, signal, sys, threading, time
+import json
+import random
+import signal
+import sys
+import threading
+import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,20 +14,22 @@ import httpx
 import pyarrow as pa
 import pytest
 import sqlalchemy as sa
-from hypothesis import given, settings as tuned, strategies as st
-
 from conftest import here, nobody_left, scalai, until
+from hypothesis import given
+from hypothesis import settings as tuned
+from hypothesis import strategies as st
+from test_alerts import Ear
+from test_jobs import started, write
+
 from scalai_nb.core.errors import BadRequest
 from scalai_nb.core.settings import Settings
 from scalai_nb.jobs import worker
+from scalai_nb.jobs.firing_queue import FIRINGS
 from scalai_nb.jobs.identity import identity
 from scalai_nb.jobs.record import Record
 from scalai_nb.jobs.schedule import Schedule, schedule
-from scalai_nb.jobs.scheduler import Scheduler
-from scalai_nb.jobs.firing_queue import FIRINGS
 from scalai_nb.jobs.schedule_store import ScheduleStore
-from test_alerts import Ear
-from test_jobs import started, write
+from scalai_nb.jobs.scheduler import Scheduler
 
 # A job of a few milliseconds in the place of a notebook: what the scheduler starts is a process that reads what to do and says how it went.
 QUICK = """
@@ -442,7 +449,8 @@ def scalai_here(*argv) -> dict:
 
 
 def test_the_systemd_unit_is_one(workspace):
-    import shutil, subprocess
+    import shutil
+    import subprocess
     text = scalai_here("scheduler", "unit", "--json")["unit"]
     (workspace/"scalai.service").write_text(text)
     assert shutil.which("systemd-analyze"), "systemd is not installed: apt-get install systemd"

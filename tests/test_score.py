@@ -14,10 +14,10 @@ from scalai_nb.data.prep import Prep
 from scalai_nb.data.profile import profile
 from scalai_nb.data.table import Table
 from scalai_nb.data.write import write
-from scalai_nb.training.run import Run
+from scalai_nb.serving.score import Scorer, score
 from scalai_nb.training.models import MLP
 from scalai_nb.training.registry import Registry
-from scalai_nb.serving.score import Scorer, score
+from scalai_nb.training.run import Run
 
 KNOWN = ["carrier", "origin", "dest", "distance", "dep_delay"]
 

@@ -12,6 +12,7 @@ import optuna
 import psutil
 import pytest
 from conftest import left_over, scalai
+
 from scalai_nb.core import events
 from scalai_nb.core.cluster import cluster
 from scalai_nb.core.errors import BadRequest, WorkFailed
@@ -21,7 +22,7 @@ from scalai_nb.training.registry import Registry
 from scalai_nb.training.search import search
 from scalai_nb.training.search_log import SearchLog
 from scalai_nb.training.search_run import SearchRun
-from scalai_nb.training.search_space import choice, integer, log, uniform
+from scalai_nb.training.search_space import choice, integer, log
 from scalai_nb.training.study import Search
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])

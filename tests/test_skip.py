@@ -1,15 +1,17 @@
 "Whether a step is skipped: only if nothing that its result depends on has changed, and always if nothing has."
-import json, os, shutil
+import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
-
 from conftest import here
+from test_jobs import write
+
 from scalai_nb.core.errors import BadRequest
 from scalai_nb.jobs.inputs import Inputs
 from scalai_nb.jobs.record import Record
 from scalai_nb.jobs.workflow import Workflow
-from test_jobs import write
 
 RESULT = "from scalai_nb.jobs.result import result\n"
 

@@ -1,19 +1,21 @@
 "Sources against servers that speak the real protocol; each test says which one. Rows are counted, memory is measured, passwords are looked for."
-import json, os, subprocess, sys, threading, time
+import json
+import os
+import subprocess
+import sys
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-
 import servers
-from conftest import ROOT, here, scalai
+from conftest import here, scalai
+
 from scalai_nb.core import events
-from scalai_nb.core.errors import BadRequest, ScalaiError, Unreachable, WorkFailed
+from scalai_nb.core.errors import BadRequest, Unreachable, WorkFailed
 from scalai_nb.data import readers, source
-from scalai_nb.data.contract import Contract
-from scalai_nb.data.rules import Rule
 from scalai_nb.data.ingest import ingest, unfinished
 from scalai_nb.data.profile import profile
 from scalai_nb.data.table import Table
@@ -32,9 +34,9 @@ for uri in sys.argv[1:]:
 """
 
 
-def peaks(*uris, rows=50_000, env={}) -> list[tuple[int, int]]:
+def peaks(*uris, rows=50_000, env=None) -> list[tuple[int, int]]:
     "Rows read from each URI, one after another in one process, and its peak memory (MB) after each."
-    done = subprocess.run([sys.executable, "-c", PEAK.replace("ROWS", str(rows)), *uris], capture_output=True, text=True, env=os.environ | env)
+    done = subprocess.run([sys.executable, "-c", PEAK.replace("ROWS", str(rows)), *uris], capture_output=True, text=True, env=os.environ | (env or {}))
     assert done.returncode == 0, done.stderr
     return [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
 
@@ -232,8 +234,9 @@ def test_mongo_documents_come_whole_and_once(mongo, workspace):
 
 
 def test_mongo_fields_are_all_found_whatever_their_types(mongo, workspace):
-    import bson
     from datetime import datetime
+
+    import bson
     from pymongo import MongoClient
     with MongoClient(mongo_uri(mongo, "air")) as client:
         odd = client.air.odd

@@ -1,14 +1,16 @@
 "What cannot be read is named and the rest is shown; what is out of date says so; a page reads what it draws."
-import subprocess, sys, time
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
-
-from conftest import small_disk, until
-from scalai_nb.core.settings import Settings
-from scalai_nb.loop import decisions
+from conftest import small_disk
 from test_browser import Visit, chromium  # noqa: F401 (a fixture)
 from test_dash import PAPER, Dash, snapshot
+
+from scalai_nb.core.settings import Settings
+from scalai_nb.loop import decisions
 
 sys.path.insert(0, str(Path(__file__).parent/"bench"))
 

@@ -1,17 +1,18 @@
 "Each script and style sheet of the package alone in a real Chromium: no gateway, no kernel, only what the page asks for is answered."
-import base64, json
+import base64
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from conftest import ROOT
+from test_browser import chromium, drawn  # noqa: F401 (a fixture)
 
 from scalai_nb.core.resources import static_text
 from scalai_nb.dash import frontend, pages, snapshot
 from scalai_nb.dash.apps import App
 from scalai_nb.dash.auth import policy
 from scalai_nb.dash.frames import join_message, split_message
-from conftest import ROOT
-from test_browser import chromium, drawn  # noqa: F401 (a fixture)
 
 pytestmark = pytest.mark.slow  # a browser
 HOST = "dash.test"
@@ -216,6 +217,7 @@ def test_front_end_leaves_a_page_to_voila(chromium, reason):
 def test_a_figure_is_saved_as_it_is_seen(chromium):
     "Twice as wide as it is shown, with its legend, under its own name; a button without a figure does nothing."
     import matplotlib.image
+
     from scalai_nb.view.style import CSS, download, key
     svg = '<div class="paper" style="width: 300px; height: 100px"><svg width="300" height="100"><rect x="100" width="100" height="100" class="bar"></rect></svg></div>'
     body = f'{download("none", {"x": [1]})}{key({"this": "rgb(0, 0, 255)"})}{svg}{download("a <b>", {"x": [1]})}'

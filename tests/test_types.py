@@ -2,17 +2,21 @@
 import datetime as dt
 import decimal
 
-import numpy as np, pyarrow as pa, pyarrow.parquet as pq, pytest
-from hypothesis import given, settings, strategies as st
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from scalai_nb.core.errors import BadRequest
 from scalai_nb.data.contract import Contract
-from scalai_nb.data.rules import Rule
 from scalai_nb.data.ingest import ingest
 from scalai_nb.data.profile import profile
+from scalai_nb.data.rules import Rule
 from scalai_nb.data.table import Table
+from scalai_nb.data.types import arrow_type, declared_type, kind, stored, stored_type, type_name
 from scalai_nb.data.write import write
-from scalai_nb.data.types import arrow_type, cast, declared_type, kind, stored, stored_type, type_name
 
 units, zones = st.sampled_from(["s", "ms", "us", "ns"]), st.sampled_from([None, "UTC", "Asia/Tokyo", "+05:30"])
 texts = st.sampled_from([pa.string(), pa.large_string(), pa.string_view()])

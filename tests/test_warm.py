@@ -1,18 +1,22 @@
 "Kernels forked from a process that is kept beside a workspace: as a fresh start would be, this user's only, and gone when they should be."
-import json, os, subprocess, sys, time
+import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import psutil
 import pytest
-
 from conftest import nobody_left
+from test_hostile import kept, none_sleep  # noqa: F401
+from test_jobs import started, until_cell, write
+
 from scalai_nb.core.settings import Settings
 from scalai_nb.jobs import kernel_pool
 from scalai_nb.jobs.engine import run
-from scalai_nb.jobs.identity import is_alive, identity
+from scalai_nb.jobs.identity import identity, is_alive
 from scalai_nb.jobs.record import Record
-from test_hostile import kept, none_sleep  # noqa: F401
-from test_jobs import started, until_cell, write
 
 ASK = """import os, sys
 from scalai_nb.jobs.result import result

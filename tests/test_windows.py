@@ -1,28 +1,29 @@
 "Windows that come twice, late, torn, empty, in thousands; alarms that are believed, kept and told; what scoring takes."
-import socket, time
+import socket
+import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from test_alerts import Ear
 
+from scalai_nb.core.delta_log import store
 from scalai_nb.core.errors import BadRequest, WorkFailed
 from scalai_nb.core.settings import Settings
 from scalai_nb.data import delta, profile_store
-from scalai_nb.core.delta_log import store
-from scalai_nb.data.rollup import DAY, fold
 from scalai_nb.data.period import span
 from scalai_nb.data.profile import profile
+from scalai_nb.data.rollup import DAY, fold
 from scalai_nb.data.table import Table
 from scalai_nb.data.write import write
 from scalai_nb.loop.watch import tell, watch
 from scalai_nb.monitor.alarms import Alarms, cases
-from scalai_nb.monitor.drift import compare
 from scalai_nb.monitor.alpha_spending import Look, look
+from scalai_nb.monitor.drift import compare
 from scalai_nb.monitor.thresholds import Policy
 from scalai_nb.monitor.windows import window, windows
-from test_alerts import Ear
 
 COLUMNS = ["dep_delay", "distance", "carrier"]
 

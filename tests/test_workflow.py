@@ -1,15 +1,18 @@
 "Workflows that are stopped and killed, and kernels that are forked."
-import json, os, signal, time
+import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
-
 from conftest import nobody_left, scalai
+from test_jobs import started, write
+
 from scalai_nb.core.settings import Settings
 from scalai_nb.jobs.log import read_log
 from scalai_nb.jobs.record import Record
 from scalai_nb.jobs.workflow import Workflow
-from test_jobs import started, write
 
 RESULT = "from scalai_nb.jobs.result import result\n"
 
@@ -123,7 +126,7 @@ def test_a_workflow_inside_a_job_shares_the_warm_process(chain):
 
 def test_two_hundred_unchanged_steps_take_seconds(workspace):
     write(workspace/"step.ipynb", "n = 0", RESULT + "result(n=n)")
-    record = Record(Settings.load())
+    Record(Settings.load())
     (workspace/"many.toml").write_text("".join(f'[[step]]\nname = "s{i}"\nnotebook = "step.ipynb"\nneeds = []\nparameters = {{ n = {i % 2} }}\n' for i in range(200)))
     flow = Workflow.load(workspace/"many.toml")
     (workspace/"two.toml").write_text("".join(f'[[step]]\nname = "s{i}"\nnotebook = "step.ipynb"\nneeds = []\nparameters = {{ n = {i} }}\n' for i in range(2)))

@@ -1,6 +1,8 @@
 """Several writers on one store: processes in workspaces of their own with the same [data] storage, each stopped at every step, continued in any
 order, killed. Nothing may be lost or there twice, and every reader sees a whole table."""
-import os, signal, time
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -144,7 +146,7 @@ def test_two_workspaces_on_a_store(tmp_path, kind):
         for at in range(4, len(steps), len(steps)//10):
             store = Store(tmp_path/str(at), nursery, f"{root}/{at}")
             stopped, killed = store.start("ingest", "one", "a").run_to(at), store.start("ingest", "two", "a").run_to(at).kill()
-            quick, other = store("ingest", "three", "a"), store("ingest", "three", "b")
+            quick, _other = store("ingest", "three", "a"), store("ingest", "three", "b")
             done = stopped.run().done
             assert "error" not in done, (at, done)
             finished = [d for d in (killed.done, quick, done) if d]  # the second may need fewer steps, and end before it is killed

@@ -1,5 +1,7 @@
 "Real sentences with labels: the documentation of web services that botocore ships (Apache License 2.0)."
-import gzip, json, re
+import gzip
+import json
+import re
 from pathlib import Path
 
 import numpy as np

@@ -2,7 +2,8 @@
 import time
 from pathlib import Path
 
-import numpy as np, pandas as pd
+import numpy as np
+import pandas as pd
 
 FEATURES = ["carrier", "origin", "dest", "distance", "sched_minute", "weekday", "dep_delay", "temp", "humid", "wind_speed", "precip", "pressure", "visib"]
 MODEL, TRAINED, SHIFTED = "late", 5, 10
@@ -104,10 +105,10 @@ def registered(root: Path) -> None:
     from scalai_nb.data.prep import Prep
     from scalai_nb.data.table import Table
     from scalai_nb.data.write import write
+    from scalai_nb.loop.flights import weather as all_weather
     from scalai_nb.training.fit import fit
     from scalai_nb.training.models import MLP
     from scalai_nb.training.registry import Registry
-    from scalai_nb.loop.flights import weather as all_weather
     settings, weather = Settings.load(root), all_weather().to_pandas()[["origin", "time_hour", "temp", "humid", "wind_speed", "precip", "pressure", "visib"]]
     rows = features(1, weather, 0)[["carrier", "origin", "distance", "sched_minute", "dep_delay", "late"]].head(5000).reset_index(drop=True)
     write(rows.assign(flight_id=range(len(rows))), "learning", key="flight_id", fold="flight_id", settings=settings)

@@ -2,7 +2,16 @@
 
 `Nursery` starts one process that has everything imported, and forks a writer from it for each ingest: a fork takes milliseconds, an import seconds.
 """
-import json, os, random, shutil, signal, subprocess, sys, threading, time, traceback
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
 from pathlib import Path
 
 STEPS = {"delta": ["open_table", "add_file", "try_commit", "forget"], "profile_store": ["record"], "batch": ["_remove", "_tidy"],
@@ -123,6 +132,7 @@ def calls(call: str, settings, how: dict):
     if call == "ingest": return ingest(how["uri"], "t", Contract.from_dict(how["contract"]), settings=settings, **how.get("how", {})).to_dict()
     if call == "overwrite":
         import pyarrow as pa
+
         from scalai_nb.data.write import write
         return write(pa.table({"id": how["ids"], "x": [1.]*len(how["ids"])}), "t", Contract.from_dict(how["contract"]), mode="overwrite", settings=settings).to_dict()
     if call == "gc": return {"files": sum(f.files for f in gc(settings, days=0))}
@@ -165,9 +175,13 @@ def child(request: dict):
 
 
 def main():
-    import scalai_nb.data.ingest, scalai_nb.data.profile, scalai_nb.data.replay, scalai_nb.data.retention  # noqa: E401, F401
-    import deltalake, deltalake.transaction  # noqa: E401, F401
+    import deltalake  # noqa: E401, F401
     import pyarrow as pa
+
+    import scalai_nb.data.ingest  # noqa: E401, F401
+    import scalai_nb.data.profile
+    import scalai_nb.data.replay
+    import scalai_nb.data.retention
     from scalai_nb.data.contract import Contract
     from scalai_nb.data.rules import Rule
     rows = Contract({"x": Rule("float64")}, key=("id",)).check(pa.table({"id": [1, 2], "x": ["1", "oops"]}))  # what is compiled now need not be in every fork

@@ -8,7 +8,9 @@ __all__ = ['OUTPUT', 'workflow_app', 'export_app', 'check_app', 'job_file', 'Com
            'workflow_check']
 
 # %% ../../nbs/cli/07_jobs.ipynb #83588ba9
-import json, os, sys
+import json
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -131,6 +133,7 @@ def _run_notebook(path: Path | str, given, output: str | None, timeout: int | No
 def run_alone(path: Path | str, given: dict, **options):  # a JobRun
     "Run one notebook, while a spare process imports what its kernel will need."
     from contextlib import nullcontext
+
     from scalai_nb.core.settings import Settings
     from scalai_nb.jobs.kernel_pool import SpareProcess
     from scalai_nb.jobs.parameters import check
@@ -211,8 +214,8 @@ def logs(
     json_: bool = False,
 ) -> Answer:
     "Print what a run printed, and the traceback of what went wrong."
-    from scalai_nb.jobs.log import read_log
     from scalai_nb.jobs.job_run import END_STATES
+    from scalai_nb.jobs.log import read_log
     from scalai_nb.jobs.record import Record
     record = Record()
     run = record.get(id)

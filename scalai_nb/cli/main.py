@@ -6,7 +6,8 @@
 __all__ = ['WITHOUT_FRAMES', 'options', 'without_pandas', 'main', 'Captured', 'capture']
 
 # %% ../../nbs/cli/11_main.ipynb #560be12f
-import shlex, sys
+import shlex
+import sys
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from typing import Annotated, NamedTuple

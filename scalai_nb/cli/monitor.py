@@ -34,6 +34,7 @@ def drift(
     "Compare two sources, tables or saved profiles."
     for uri in (reference, current): check_source(uri)
     from dataclasses import replace
+
     from scalai_nb.monitor.drift import compare
     from scalai_nb.monitor.thresholds import Policy
     rules = Policy.load(policy) if policy else Policy()
@@ -56,6 +57,7 @@ def alarms_list(
 ) -> Answer:
     "List the alarms."
     from datetime import UTC, datetime
+
     from scalai_nb.monitor.alarms import Alarms
     found, (_, others) = Alarms().find(source, resolved), Alarms().current(source)
     cases = [{"key": key, "told": datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")} for key, at in others]

@@ -6,7 +6,8 @@
 __all__ = ['pairs', 'read_parameters', 'all_parameters']
 
 # %% ../../nbs/cli/01_parameters.ipynb #f6507f71
-import json, sys
+import json
+import sys
 from pathlib import Path
 
 from ..core.errors import BadRequest

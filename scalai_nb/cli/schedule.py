@@ -116,8 +116,9 @@ def schedule_list() -> Answer:
 def schedule_show(name: NAME, limit: Annotated[int, typer.Option(min=1, help="Past starts to show.")] = 10) -> Answer:
     "Show one schedule: its next times, what it says, what came of it."
     from itertools import islice
-    from scalai_nb.jobs.schedule import Schedule
+
     from scalai_nb.jobs.firing_queue import FIRINGS, local_time
+    from scalai_nb.jobs.schedule import Schedule
     from scalai_nb.jobs.schedule_store import ScheduleStore
     table = ScheduleStore()
     doc = table.overview(name)[0]

@@ -6,7 +6,8 @@
 __all__ = ['text_table', 'row_text', 'size_text', 'run_text', 'run_details']
 
 # %% ../../nbs/cli/02_text.ipynb #0e8d64df
-import re, shutil
+import re
+import shutil
 from pathlib import Path
 
 from ..core.jsonable import printable

@@ -7,7 +7,12 @@ __all__ = ['COMMON', 'PANELS', 'UsageError', 'app', 'Answer', 'print_answer', 'j
            'verb', 'PanelGroup', 'command_group', 'bad_usage', 'notebook_on_stdout', 'report', 'call']
 
 # %% ../../nbs/cli/00_verb.ipynb #0d844879
-import functools, inspect, json, os, sys, traceback
+import functools
+import inspect
+import json
+import os
+import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from .verb import Answer, app, option, verb
+from .verb import Answer, app, verb
 
 # %% ../../nbs/cli/03_workspace.ipynb #161e3c15
 DIR = typer.Argument(metavar="[DIR]", help="The folder; made when missing.")

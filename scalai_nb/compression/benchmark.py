@@ -7,7 +7,12 @@ __all__ = ['DROPS', 'WAYS', 'OPENED', 'quality', 'excess_loss', 'timings', 'memo
            'measure', 'machine']
 
 # %% ../../nbs/compression/01_benchmark.ipynb #538b6adf
-import json, math, os, subprocess, sys, time
+import json
+import math
+import os
+import subprocess
+import sys
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -178,6 +183,7 @@ def rows_of(run,  # a Run
            ) -> Rows:
     "Read a run's rows, as it filtered and parted them."
     import pyarrow.compute as pc
+
     from scalai_nb.data.filters import row_filter
     from scalai_nb.data.table import Table
     from scalai_nb.training.split import Split
@@ -266,7 +272,9 @@ def measure(paths: dict[str, Path], rows: Rows, loss: str,
 # %% ../../nbs/compression/01_benchmark.ipynb #5be32ef8
 def machine() -> dict[str, str]:
     "What the figures were measured on."
-    import platform, onnxruntime
+    import platform
+
+    import onnxruntime
     cpu = (
         next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), "")
         if os.path.exists("/proc/cpuinfo")
@@ -280,7 +288,9 @@ def machine() -> dict[str, str]:
 
 # %% ../../nbs/compression/01_benchmark.ipynb #54f07023
 from fastcore.basics import patch
+
 from ..core.display import describe
+
 
 @patch
 def __repr__(self: Candidate) -> str:

@@ -36,6 +36,7 @@ def answers(teacher,  # any nn.Module
            ) -> np.ndarray:  # float32 (N,) or (N, C)
     "What the teacher says of each row."
     import torch
+
     from scalai_nb.training.allocator import memory_kept
     model = with_head(teacher, loss)
     X = torch.as_tensor(np.asarray(X, np.float32))

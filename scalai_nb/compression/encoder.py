@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from .benchmark import Rows
 from .distill import answers
 from .export import feeds_of, run_scores, session
-from .benchmark import Rows
 from .frontier import Frontier, compress
 from ..core.errors import BadRequest
 from ..training.encoder import tokens

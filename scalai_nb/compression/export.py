@@ -8,7 +8,10 @@ __all__ = ['HEADS', 'OPSET', 'CLASSES', 'KEY', 'with_head', 'graph', 'bare', 'jo
            'run_scores', 'difference', 'proven']
 
 # %% ../../nbs/compression/00_export.ipynb #1f2494fc
-import hashlib, json, mmap, os
+import hashlib
+import json
+import mmap
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,8 +19,8 @@ import numpy as np
 
 from ..core.errors import BadRequest, WorkFailed, one_of
 from ..core.storage import publish
-from ..training.objective import OBJECTIVES
 from ..training.inference import runtime
+from ..training.objective import OBJECTIVES
 
 # %% ../../nbs/compression/00_export.ipynb #977935e4
 # loss -> outputs made readable
@@ -27,7 +30,9 @@ def with_head(model,  # any nn.Module; it is not changed
               loss: str = "binary",  # binary, multiclass, regression, or embedding: vectors, left as they are
              ):  # nn.Module in evaluation mode, from features to score
     "The model followed by what makes its output readable."
-    import copy, torch
+    import copy
+
+    import torch
     head = HEADS[one_of(loss, HEADS, "loss")]
     class Headed(torch.nn.Module):
         def __init__(self):
@@ -44,7 +49,10 @@ def graph(model,  # any nn.Module
           loss: str = "binary",  # binary, multiclass or regression
          ):  # onnx.ModelProto: `features` float32 (N, …) -> `score` float32 (N,) or (N, C)
     "The model as an ONNX graph, its batch axis open."
-    import logging, warnings, torch
+    import logging
+    import warnings
+
+    import torch
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it reports operators of packages that are not installed
     shape = (features,) if isinstance(features, int) else tuple(features)
     with warnings.catch_warnings():

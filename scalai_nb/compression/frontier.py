@@ -7,7 +7,10 @@ __all__ = ['BOUNDS', 'FIGURES', 'COLUMNS', 'Frontier', 'checked', 'bounded', 'ex
            'compress', 'load_frontier', 'picture']
 
 # %% ../../nbs/compression/09_frontier.ipynb #1b5166bd
-import html, json, math, time
+import html
+import json
+import math
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -454,6 +457,7 @@ def __str__(self: Frontier) -> str:
 
 # %% ../../nbs/compression/09_frontier.ipynb #ee5888b0
 from ..core.display import describe
+
 
 @patch
 def __repr__(self: Frontier) -> str:

@@ -7,7 +7,9 @@ __all__ = ['IMPORTANCE', 'prune', 'parameters', 'weighted', 'attentions', 'hidde
            'swift', 'one_thread', 'Sensitivity', 'sensitivity']
 
 # %% ../../nbs/compression/04_prune.ipynb #5a1f8ff9
-import html, time, warnings
+import html
+import time
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -33,7 +35,9 @@ def prune(model,  # any nn.Module; it is not changed
     """Take the least important units out of hidden layers, and whole heads out of attention.
 
     Raises `BadRequest` for a share, a layer or a model that cannot be."""
-    import copy, torch
+    import copy
+
+    import torch
     if not 0 < ratio < 1:
         raise BadRequest(
             f"A pruning ratio of {ratio} is not between 0 and 1.", "Give the share of units that goes, such as .5."
@@ -153,6 +157,7 @@ def tune(model,  # nn.Module, trained in place
         ) -> list[float]:  # held-out loss: before, and after each quarter of an epoch
     "Train for a moment longer, and stop when the goal is reached."
     import torch
+
     from scalai_nb.training.allocator import memory_kept
     X, t = tensors(X, targets, loss)
     order = torch.randperm(len(X), generator=torch.Generator().manual_seed(seed))

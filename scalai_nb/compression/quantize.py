@@ -98,7 +98,9 @@ def int8_sums(proto,  # ModelProto
               names: list[str],  # of the layers
              ):  # ModelProto with QuantizeLinear/DequantizeLinear pairs around these layers
     "Fix the layers' ranges from the rows and let ONNX Runtime sum in int8 (static, per channel)."
-    import tempfile, onnx
+    import tempfile
+
+    import onnx
     from onnxruntime import quantization as q
     class Rows(q.CalibrationDataReader):
         def __init__(self): self.parts = iter([{"features": rows[i:i + 512]} for i in range(0, len(rows), 512)])

@@ -8,7 +8,13 @@ __all__ = ['SHARES', 'COST', 'RECIPES', 'SEARCH', 'GENTLY', 'FEW', 'NETWORKS', '
            'narrower', 'further']
 
 # %% ../../nbs/compression/08_recipes.ipynb #69927e9f
-import copy, hashlib, json, math, re, threading, time
+import copy
+import hashlib
+import json
+import math
+import re
+import threading
+import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -194,7 +200,9 @@ def seconds_to_measure(path: Path, rows: Rows) -> float:  # about
 # %% ../../nbs/compression/08_recipes.ipynb #ce75f24b
 def content(request: Request) -> str:  # hex
     "What candidates depend on, in one number: model, prep, rows, settings and versions."
-    import onnxruntime, torch
+    import onnxruntime
+    import torch
+
     from scalai_nb import __version__
     from scalai_nb.training.models import describe
     r = request

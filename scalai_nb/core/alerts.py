@@ -7,7 +7,16 @@ __all__ = ['RECEIVERS', 'SILENT', 'Alert', 'text', 'webhook', 'slack', 'stdout',
            'send', 'resume', 'open_cases', 'Sender']
 
 # %% ../../nbs/core/20_alerts.ipynb #420b57cc
-import json, os, queue, smtplib, socket, sqlite3, ssl, threading, time, uuid
+import json
+import os
+import queue
+import smtplib
+import socket
+import sqlite3
+import ssl
+import threading
+import time
+import uuid
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
@@ -18,8 +27,8 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from .errors import BadRequest
-from .logs import logger
 from .jsonable import plain
+from .logs import logger
 from .settings import Settings
 from .storage import shared
 

@@ -6,7 +6,9 @@
 __all__ = ['ROLES', 'ROLE', 'CARD', 'Visitor', 'visitor', 'editors_only']
 
 # %% ../../nbs/core/24_auth.ipynb #c66cbed7
-import json, math, os
+import json
+import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 

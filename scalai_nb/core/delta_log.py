@@ -7,7 +7,9 @@ __all__ = ['LOGGED', 'store', 'newest', 'commit_info', 'committed', 'written_by'
            'transactions']
 
 # %% ../../nbs/core/07_delta_log.ipynb #c7eb5349
-import json, re, time
+import json
+import re
+import time
 
 from .errors import BadRequest
 from .settings import Settings

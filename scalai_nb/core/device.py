@@ -6,7 +6,9 @@
 __all__ = ['available', 'cudf', 'cupy', 'dask_cuda', 'dask_cudf', 'is_cudf', 'on_host', 'on_backend']
 
 # %% ../../nbs/core/12_device.ipynb #30ec44cc
-import functools, importlib, importlib.util
+import functools
+import importlib
+import importlib.util
 
 from .errors import BadRequest
 

@@ -6,7 +6,8 @@
 __all__ = ['settings_seen', 'subscribe', 'emit', 'watch_settings', 'has_subscribers', 'in_kernel']
 
 # %% ../../nbs/core/08_events.ipynb #76e7f6e0
-import sys, threading
+import sys
+import threading
 from collections.abc import Callable
 
 _listeners: list[tuple[str | None, Callable]] = []

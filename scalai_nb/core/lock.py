@@ -6,7 +6,9 @@
 __all__ = ['locked', 'claim']
 
 # %% ../../nbs/core/03_lock.ipynb #87cc24bb
-import fcntl, os, threading
+import fcntl
+import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field

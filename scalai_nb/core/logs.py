@@ -6,7 +6,9 @@
 __all__ = ['ECS', 'setup', 'logger']
 
 # %% ../../nbs/core/06_logs.ipynb #2ea4eeb3
-import logging, os, sys
+import logging
+import os
+import sys
 from contextlib import nullcontext
 from datetime import UTC, datetime
 

@@ -58,6 +58,7 @@ def serve(port: int,  # 0: any free one
 
     Gives the server, with its `url`; `close()` ends it. Raises `BadRequest` where the port is taken."""
     from prometheus_client import start_http_server
+
     from scalai_nb.core.process import bind_port
     if port: bind_port(port, host).close()  # refused in our words
     server, thread = start_http_server(port, host, REGISTRY)

@@ -6,7 +6,14 @@
 __all__ = ['die_with_parent', 'adopt', 'end_with_parent', 'free_port', 'bind_port']
 
 # %% ../../nbs/core/09_process.ipynb #284b3aaf
-import ctypes, errno, os, signal, socket, sys, threading, time
+import ctypes
+import errno
+import os
+import signal
+import socket
+import sys
+import threading
+import time
 
 from .errors import BadRequest
 

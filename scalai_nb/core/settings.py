@@ -8,7 +8,9 @@ __all__ = ['SECTIONS', 'SILENT', 'SECRETS', 'Section', 'WorkspaceSection', 'Data
            'ServeSection', 'AlertsSection', 'Settings', 'find_settings', 'observe']
 
 # %% ../../nbs/core/02_settings.ipynb #d5f15c71
-import configparser, os, threading
+import configparser
+import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal

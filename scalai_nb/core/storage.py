@@ -7,7 +7,13 @@ __all__ = ['VEIL', 'publish', 'is_url', 'veiled', 'passwords', 'real_place', 'li
            'read_bytes', 'exists', 'shared', 'Freed']
 
 # %% ../../nbs/core/04_storage.ipynb #6bb9118c
-import ctypes, errno, os, re, shutil, stat, tempfile
+import ctypes
+import errno
+import os
+import re
+import shutil
+import stat
+import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,7 +230,8 @@ def shared(connection,  # sqlite3.Connection
     """Readers and a writer beside each other; a killed process loses nothing.
 
     Waits while others hold the file that it switches."""
-    import sqlite3, time
+    import sqlite3
+    import time
     connection.execute("PRAGMA synchronous = NORMAL")
     over = time.monotonic() + patience
     while True:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.errors import BadRequest, nearest
-from ..core.settings import Settings
 from ..core.resources import shipped
+from ..core.settings import Settings
 
 # %% ../../nbs/dash/06_apps.ipynb #8476a14a
 @dataclass(frozen=True)

@@ -8,7 +8,12 @@ __all__ = ['HOST', 'ORIGIN', 'SCRIPT_SOURCES', 'find_role', 'header_token', 'coo
            'is_address', 'is_trusted', 'ForwardedHeaders']
 
 # %% ../../nbs/dash/02_auth.ipynb #b51aee36
-import asyncio, base64, hashlib, ipaddress, math, re
+import asyncio
+import base64
+import hashlib
+import ipaddress
+import math
+import re
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 

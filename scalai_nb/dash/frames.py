@@ -7,7 +7,8 @@ __all__ = ['V1', 'SIZE', 'PARTS', 'JSON', 'PAGE', 'ALLOWED', 'BadFrame', 'join_m
            'check_message', 'PendingMessages']
 
 # %% ../../nbs/dash/03_frames.ipynb #782359dd
-import json, struct
+import json
+import struct
 from itertools import accumulate, pairwise
 
 # %% ../../nbs/dash/03_frames.ipynb #b866783a

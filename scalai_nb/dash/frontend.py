@@ -6,7 +6,9 @@
 __all__ = ['CORE', 'SCRIPT', 'bundles', 'scripts', 'compress', 'head_html', 'prefetch_urls', 'serve_script']
 
 # %% ../../nbs/dash/07_frontend.ipynb #5999de53
-import gzip, hashlib, json
+import gzip
+import hashlib
+import json
 from functools import lru_cache
 from pathlib import Path
 

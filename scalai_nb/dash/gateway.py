@@ -8,12 +8,20 @@ __all__ = ['PAGES', 'KERNELS', 'QUEUE', 'STARTS', 'HEADER_TIMEOUT', 'MIN_TOKEN_L
            'choose_tokens', 'redirect_file', 'dash']
 
 # %% ../../nbs/dash/00_gateway.ipynb #6a2bf90f
-import asyncio, gc, os, secrets, signal, socket, time, webbrowser
+import asyncio
+import gc
+import os
+import secrets
+import signal
+import socket
+import time
+import webbrowser
 from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext
 from html import escape
 from pathlib import Path
 
-import h11, uvicorn
+import h11
+import uvicorn
 from jupyter_core.paths import jupyter_runtime_dir
 from starlette.applications import Starlette
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
@@ -24,14 +32,13 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from ..core import metrics
 from ..core.errors import BadRequest
 from ..core.logs import logger
+from ..core.process import bind_port
 from ..core.settings import Settings
 from ..core.storage import is_url
-from ..core.process import bind_port
 from . import frontend, pages
 from .apps import App, find_apps
-from .auth import ForwardedHeaders, networks
+from .auth import ForwardedHeaders, Guard, networks
 from .frames import SIZE
-from .auth import Guard
 from .page_pool import Kernels
 from .proxy import Proxy
 from .session import Sessions

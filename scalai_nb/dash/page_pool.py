@@ -7,7 +7,12 @@ __all__ = ['CONTROL', 'Kernel', 'NoKernelFree', 'QuotaReached', 'Kernels', 'shel
            'embed_states', 'Page', 'AppFailed', 'PagePool']
 
 # %% ../../nbs/dash/10_page_pool.ipynb #26a3cc30
-import asyncio, base64, json, secrets, time, uuid
+import asyncio
+import base64
+import json
+import secrets
+import time
+import uuid
 from collections import Counter, deque
 from contextlib import contextmanager
 from dataclasses import dataclass, field

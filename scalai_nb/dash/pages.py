@@ -8,7 +8,8 @@ __all__ = ['STYLE', 'LOGOUT_FORM', 'LOGOUT_MARK', 'SCRIPT', 'EMPTY_WORKSPACE', '
            'error_answer', 'not_found', 'app_error']
 
 # %% ../../nbs/dash/04_pages.ipynb #f188a8b5
-import math, time
+import math
+import time
 from html import escape
 
 from starlette.responses import HTMLResponse, JSONResponse

@@ -8,20 +8,27 @@ __all__ = ['ERROR_CELL', 'KERNEL_ID', 'ANSI_COLOUR', 'HEADERS', 'STATES_TIMEOUT'
            'forward_to_page']
 
 # %% ../../nbs/dash/12_proxy.ipynb #1c64b050
-import asyncio, gzip, hashlib, json, re, secrets, time
+import asyncio
+import gzip
+import hashlib
+import json
+import re
+import secrets
+import time
 from contextlib import suppress
 from html import escape
 from pathlib import Path
 from urllib.parse import urlencode
 
+import httpx
+import websockets
 from fastcore.basics import patch
-import httpx, websockets
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.websockets import WebSocketDisconnect
 
-from ..core.logs import logger
 from ..core.auth import CARD, ROLE, Visitor
-from . import page_pool, frames, frontend, pages
+from ..core.logs import logger
+from . import frames, frontend, page_pool, pages
 from .apps import App
 from .frames import V1, BadFrame, PendingMessages
 from .page_pool import AppFailed, Kernels, NoKernelFree, Page, PagePool, QuotaReached

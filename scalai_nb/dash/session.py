@@ -6,7 +6,11 @@
 __all__ = ['constant_time_equal', 'Session', 'Sessions', 'Attempts']
 
 # %% ../../nbs/dash/01_session.ipynb #a98fdbec
-import hashlib, hmac, ipaddress, secrets, time
+import hashlib
+import hmac
+import ipaddress
+import secrets
+import time
 from dataclasses import dataclass
 
 # %% ../../nbs/dash/01_session.ipynb #f1b1d64a

@@ -7,23 +7,31 @@ __all__ = ['WIDGET', 'HEADLINE', 'TIMEOUT', 'BLIND_AFTER', 'STYLE', 'SCRIPT', 'S
            'unread_notice', 'notebook_html', 'Snapshot', 'snapshot_path', 'make_snapshot', 'main', 'Snapshots', 'page']
 
 # %% ../../nbs/dash/14_snapshot.ipynb #b1161024
-import asyncio, gzip, json, os, re, secrets, sqlite3, sys, time
+import asyncio
+import gzip
+import json
+import os
+import re
+import secrets
+import sqlite3
+import sys
+import time
 from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
 
-from fastcore.basics import patch
 import nbformat
+from fastcore.basics import patch
 from sqlalchemy.exc import SQLAlchemyError
 
+from ..core.auth import ROLE
 from ..core.errors import ScalaiError
 from ..core.logs import logger
+from ..core.process import end_with_parent
 from ..core.resources import static_text
 from ..core.settings import Settings
 from ..core.storage import write_atomic
-from ..core.auth import ROLE
 from .apps import App
-from ..core.process import end_with_parent
 from .pages import LOGOUT_FORM
 from .voila import environment
 

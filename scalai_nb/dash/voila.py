@@ -6,18 +6,24 @@
 __all__ = ['TEMPLATE', 'HEAD', 'write_template', 'configuration', 'environment', 'Voila']
 
 # %% ../../nbs/dash/08_voila.ipynb #a62b445f
-import asyncio, json, os, secrets, shutil, sys, tempfile
+import asyncio
+import json
+import os
+import secrets
+import shutil
+import sys
+import tempfile
 from collections import deque
 from pathlib import Path
 
-from fastcore.basics import patch
 import psutil
+from fastcore.basics import patch
 
-from ..core.logs import logger
-from ..core.settings import Settings
 from ..core.auth import CARD, ROLE
+from ..core.logs import logger
 from ..core.process import free_port
 from ..core.resources import static_text
+from ..core.settings import Settings
 from . import frontend
 from .apps import App
 

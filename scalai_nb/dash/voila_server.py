@@ -6,14 +6,16 @@
 __all__ = ['HEARS', 'Quiet', 'Live', 'wanted', 'main']
 
 # %% ../../nbs/dash/09_voila_server.ipynb #0ed56c21
-import json, os, sys
+import json
+import os
+import sys
 from pathlib import Path
 
 from jupyter_client.ioloop import AsyncIOLoopKernelManager
 
+from ..core.process import end_with_parent
 from ..jobs.kernel import ForkProvisioner
 from ..jobs.kernel_pool import KernelPool, imported_modules
-from ..core.process import end_with_parent
 
 # %% ../../nbs/dash/09_voila_server.ipynb #80118352
 # ipywidgets does so when a kernel imports it, and here it was imported before

@@ -6,7 +6,9 @@
 __all__ = ['WINDOW', 'NO_BITS', 'buffers', 'Sum', 'Numbers', 'Times', 'Texts', 'Others', 'counter']
 
 # %% ../../nbs/data/02_accumulators.ipynb #d3d74703
-import numba, numpy as np, pyarrow as pa
+import numba
+import numpy as np
+import pyarrow as pa
 
 from .categories import add_categories, categories, counted_text
 from .column import CAPS, Column, add_columns, column, microseconds

@@ -6,7 +6,9 @@
 __all__ = ['find_batch', 'batch_state', 'wholly_rejected', 'batch_facts', 'batch_lock', 'end_attempt']
 
 # %% ../../nbs/data/07_batch.ipynb #6853f7cb
-import itertools, json, os
+import itertools
+import json
+import os
 from contextlib import AbstractContextManager
 from urllib.parse import unquote
 

@@ -9,11 +9,13 @@ __all__ = ['WIDEST', 'CAP', 'SLOTS', 'sum_by', 'length_counts', 'round_length', 
 # %% ../../nbs/data/01_categories.ipynb #e7880f4d
 from dataclasses import dataclass, field
 
-import numpy as np, pyarrow as pa, pyarrow.compute as pc
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from .sketches import Frequent, estimate, registers
 from .formats import FORMATS, formats
 from .hashing import hash64, in_arrow, in_numpy
+from .sketches import Frequent, estimate, registers
 
 # %% ../../nbs/data/01_categories.ipynb #594f1690
 WIDEST = 1_024  # characters kept for show

@@ -10,14 +10,13 @@ __all__ = ['STEPS', 'trim', 'tidy', 'Column', 'parse_times', 'plain_numbers', 'c
 import re
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..core.errors import BadRequest, nearest, one_of
+from .rules import Verdict, bound, not_a
 from .types import cast, is_text, one_array
 from .uniqueness import Unique
-from .rules import Rule, Verdict, bound, not_a
 
 # %% ../../nbs/data/12_clean.ipynb #fa9cf689
 def trim(values: pa.ChunkedArray, characters: str | None = None) -> pa.ChunkedArray:

@@ -10,26 +10,22 @@ __all__ = ['COUNTERS', 'CAPS', 'SUMS', 'QUANTILES', 'Column', 'column', 'microse
 import functools
 from dataclasses import dataclass, replace
 
-import numpy as np, pyarrow as pa, pyarrow.compute as pc
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from fastcore.basics import patch
 
-from . import histogram as hg, moments as mt
+from . import histogram as hg
+from . import moments as mt
 from .categories import Categories, add_categories, categories, round_length, sum_by
-from .sketches import estimate, registers
 from .formats import FORMATS
 from .hashing import hash_floats, in_numpy
 from .moments import Moments
-from scalai_nb.data.numeric import (
-    Calendar,
-    Ordered,
-    add_ordered,
-    calendar as calendar_of,
-    counted,
-    iso,
-    ordered as summarise,
-    tallied,
-)
-from .types import in_seconds, is_list, join, kind, one_array, real, type_name
+from .numeric import Calendar, Ordered, add_ordered, counted, iso, tallied
+from .numeric import calendar as calendar_of
+from .numeric import ordered as summarise
+from .sketches import estimate, registers
+from .types import in_seconds, join, kind, one_array, real, type_name
 
 # %% ../../nbs/data/02_column.ipynb #8b1e0478
 COUNTERS = ("rows", "nulls", "nan", "plus", "minus", "zeros", "true", "false")

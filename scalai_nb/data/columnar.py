@@ -6,7 +6,8 @@
 __all__ = ['footer', 'metadata', 'group_bytes', 'group_hashes', 'parquet', 'arrow', 'group_batches']
 
 # %% ../../nbs/data/03_columnar.ipynb #2e32a659
-import hashlib, io
+import hashlib
+import io
 from collections.abc import Iterator
 
 import pyarrow as pa

@@ -11,20 +11,20 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from fastcore.basics import patch
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from fastcore.basics import patch
 
-from ..core.errors import BadRequest, WorkFailed, nearest, one_of
 from ..core.device import on_host
+from ..core.errors import BadRequest, WorkFailed, nearest, one_of
 from ..core.storage import filesystem, read_bytes, write_atomic
-from .types import arrow_type, cast, declared_type, decoded
 from .clean import deduplicated, steps_of
 from .contract_yaml import dump, yaml_of
 from .expression import Expression
-from .uniqueness import Unique, repeated
 from .rules import Rule, Tally, Verdict, describe_rule, not_a, seconds, sensible, source_of, tests
+from .types import arrow_type, cast, declared_type, decoded
+from .uniqueness import Unique, repeated
 
 # %% ../../nbs/data/10_contract.ipynb #3c2217ae
 @dataclass
@@ -456,6 +456,7 @@ def _repr_html_(self: Contract) -> str:
 # %% ../../nbs/data/10_contract.ipynb #79ef24be
 from ..core.display import describe
 from ..core.jsonable import several
+
 
 @patch
 def __repr__(self: Contract) -> str:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from itertools import chain
 
 from .contract import Contract
-from .rules import Rule, bound, seconds
+from .rules import Rule, seconds
 
 # %% ../../nbs/data/11_contract_diff.ipynb #646a885d
 @dataclass(frozen=True)

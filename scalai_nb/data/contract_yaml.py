@@ -6,7 +6,8 @@
 __all__ = ['yaml_of', 'node_of', 'update', 'dump']
 
 # %% ../../nbs/data/10_contract_yaml.ipynb #2cf39323
-import io, re
+import io
+import re
 
 from ..core.jsonable import printable
 

@@ -8,7 +8,10 @@ __all__ = ['TRIES', 'CLOSED', 'GRACE', 'FENCE', 'open_table', 'try_commit', 'fil
            'forget', 'add_file', 'rows_of', 'live', 'number']
 
 # %% ../../nbs/data/06_delta.ipynb #e794bbde
-import hashlib, json, os, random
+import hashlib
+import json
+import os
+import random
 from collections.abc import Iterable
 from functools import reduce
 from operator import and_
@@ -169,8 +172,8 @@ def swap(path: str,  # of the Delta table
 
     raises `Moved`. Columns that the table lacks are added first."""
     from deltalake import Schema
-    from deltalake.transaction import RemoveAction
     from deltalake.exceptions import CommitFailedError
+    from deltalake.transaction import RemoveAction
     table = open_table(path)
     if table.version() != expect: raise Moved
     have = {f.name for f in table.schema().fields}

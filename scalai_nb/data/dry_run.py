@@ -18,10 +18,10 @@ from ..core.settings import Settings
 from . import source
 from .clean import clean, trimmed
 from .contract import Contract
-from .ingest import Plan, prepare_part, raw_rows, raw_schema, cleaned, completed, guessed, with_password
-from .uniqueness import Repeats
-from .rules import Tally
+from .ingest import Plan, cleaned, completed, guessed, prepare_part, raw_rows, raw_schema, with_password
 from .partition import as_text
+from .rules import Tally
+from .uniqueness import Repeats
 
 # %% ../../nbs/data/15_dry_run.ipynb #453bc8d4
 @dataclass

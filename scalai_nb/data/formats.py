@@ -6,7 +6,9 @@
 __all__ = ['PLAIN', 'DATES', 'FORMATS', 'EXAMPLE', 'MISSING', 'formats', 'format_counts']
 
 # %% ../../nbs/data/01_formats.ipynb #db1116ae
-import numba, numpy as np, pyarrow as pa
+import numba
+import numpy as np
+import pyarrow as pa
 
 from .hashing import text_bytes
 

@@ -7,7 +7,9 @@ __all__ = ['SEED', 'NULL', 'NAN', 'P1', 'P2', 'P3', 'P4', 'P5', 'mix', 'hash_flo
            'in_numpy', 'in_arrow', 'text_bytes', 'hash64', 'fold']
 
 # %% ../../nbs/data/00_hashing.ipynb #7a784aa6
-import numba, numpy as np, pyarrow as pa
+import numba
+import numpy as np
+import pyarrow as pa
 
 from ..core.errors import BadRequest, nearest
 from .types import real
@@ -47,7 +49,7 @@ def _start_numba():
     "Load what Numba's first kernel needs, without SciPy."
     import numba.np.linalg as blas
     asked, blas.ensure_blas = blas.ensure_blas, lambda: None
-    try: import numba.np.arraymath
+    try: pass
     finally: blas.ensure_blas = asked
 
 _start_numba()

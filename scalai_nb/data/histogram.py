@@ -11,7 +11,8 @@ __all__ = ['SIGN', 'CELLS', 'BUCKETS', 'EMPTY', 'number_keys', 'number_values', 
 from dataclasses import dataclass
 from itertools import chain
 
-import numba, numpy as np
+import numba
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic

@@ -8,7 +8,10 @@ __all__ = ['TEXT', 'WIDEST', 'PARQUET', 'footer_hash', 'file_content', 'content_
            'ingest']
 
 # %% ../../nbs/data/14_ingest.ipynb #6465b12f
-import hashlib, json, re, shutil
+import hashlib
+import json
+import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -22,14 +25,14 @@ from ..core.jsonable import movable, moved
 from ..core.settings import Settings
 from ..core.storage import filesystem, veiled, write_atomic
 from . import columnar, source, text_files
-from .types import declared_type, is_text, leading_zeros, type_name
+from .batch import batch_facts, batch_state
 from .clean import clean, steps_of, tidy, trimmed
 from .contract import Contract
-from .rules import Rule, Verdict
 from .partition import SLICE, Part, Pieces
-from .batch import batch_facts, batch_state
 from .readers import connect, suffix
+from .rules import Rule, Verdict
 from .table_reader import TableReader
+from .types import declared_type, is_text, leading_zeros, type_name
 from .write import Written, write
 
 # %% ../../nbs/data/14_ingest.ipynb #75ce65ba
@@ -462,7 +465,7 @@ def ingest(
 
 # %% ../../nbs/data/14_ingest.ipynb #54ad07fd
 from fastcore.basics import patch
-from ..core.display import describe
+
 
 @patch
 def __repr__(self: Ingested) -> str: return Written.__repr__(self)

@@ -6,7 +6,10 @@
 __all__ = ['FIRST', 'kafka', 'read', 'schema', 'pieces', 'state']
 
 # %% ../../nbs/data/05_kafka.ipynb #ddb1439e
-import hashlib, io, json, time
+import hashlib
+import io
+import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import parse_qsl, unquote, urlsplit

@@ -11,10 +11,12 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from fastcore.basics import patch
+
 from ..core.errors import BadRequest, one_of
 from .filters import row_filter
 from .prep_columns import to_arrow
@@ -280,6 +282,7 @@ def load_state_dict(self: Loader, state: dict):
 
 # %% ../../nbs/data/18_loader.ipynb #656d0032
 from ..core.display import describe, html_table
+
 
 @patch
 def __repr__(self: Loader) -> str:

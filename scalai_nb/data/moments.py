@@ -10,7 +10,8 @@ __all__ = ['LOWEST', 'PAIRED', 'FAST', 'LEAST', 'Moments', 'exponent', 'mean', '
 import math
 from dataclasses import dataclass
 
-import numba, numpy as np
+import numba
+import numpy as np
 
 from .histogram import number_keys, number_values
 

@@ -13,7 +13,6 @@ from datetime import datetime, timedelta
 import numpy as np
 
 from .categories import sum_by
-from .sketches import Frequent, estimate, number_registers, registers
 from .hashing import SEED, hash_floats, hash_integers, mix
 from scalai_nb.data.histogram import (
     BUCKETS,
@@ -29,6 +28,7 @@ from scalai_nb.data.histogram import (
     time_values,
 )
 from .moments import Moments, key_moments
+from .sketches import Frequent, estimate, number_registers, registers
 
 # %% ../../nbs/data/01_numeric.ipynb #9b3b3acc
 @dataclass(frozen=True, eq=False)

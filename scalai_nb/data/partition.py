@@ -7,9 +7,12 @@ __all__ = ['SLICE', 'OURS', 'ATTEMPT', 'CLEANED', 'prefix', 'Plan', 'Part', 'fit
            'Pieces', 'on_workers', 'summed', 'gathered', 'agree', 'unique']
 
 # %% ../../nbs/data/07_partition.ipynb #14b23041
-import hashlib, json, os, uuid
-from collections.abc import Callable, Iterable, Iterator
+import hashlib
+import json
+import os
+import uuid
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import reduce
@@ -20,17 +23,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..core.errors import BadRequest
 from ..core.device import on_host
+from ..core.errors import BadRequest
 from ..core.storage import filesystem
 from . import delta
 from .clean import clean
 from .contract import Contract
-from .uniqueness import Repeats, Unique
-from .rules import Tally
 from .period import period_name, period_names
+from .rules import Tally
 from .table_reader import PERIOD
 from .types import one_array, stored
+from .uniqueness import Repeats, Unique
 
 # %% ../../nbs/data/07_partition.ipynb #00533b11
 SLICE = 1 << 16  # rows that are looked at together: few enough to stay near the processor

@@ -100,6 +100,7 @@ def period_names(column,  # Arrow: times, months of a year or words
                  unit: str = "month"):  # Arrow strings
     "The period of each value; a name is made once for equal values."
     import pyarrow as pa
+
     from scalai_nb.data.types import one_array
     coded = one_array(column).dictionary_encode()
     return pa.array([period_name(v, unit) for v in coded.dictionary.to_pylist()], pa.string()).take(coded.indices)

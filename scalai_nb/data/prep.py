@@ -6,12 +6,15 @@
 __all__ = ['SCHEMA', 'FIT', 'CLASS', 'KINDS', 'BLOCK', 'Prep', 'has_values', 'choose', 'fit_step']
 
 # %% ../../nbs/data/16_prep.ipynb #59bf8042
-import inspect, json
+import inspect
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from html import escape
+
 import numpy as np
 from fastcore.basics import patch
+
 from ..core.errors import BadRequest, one_of
 from ..core.storage import read_bytes, write_atomic
 from .prep_columns import READ, to_arrow

@@ -7,9 +7,11 @@ __all__ = ['TINY', 'READ', 'to_arrow', 'as_type', 'numbers', 'texts', 'times']
 
 # %% ../../nbs/data/16_prep_columns.ipynb #3868ed22
 from collections.abc import Mapping
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
 from ..core.device import is_cudf, on_host
 from ..core.errors import BadRequest, nearest
 from .types import one_array, real

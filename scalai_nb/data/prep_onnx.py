@@ -9,6 +9,7 @@ __all__ = ['OPSETS', 'ONNX_TYPES', 'Graph', 'graph_scaled', 'graph_quantile', 'g
 # %% ../../nbs/data/16_prep_onnx.ipynb #fc4593db
 import numpy as np
 from fastcore.basics import patch
+
 from ..core.errors import BadRequest
 from .prep_columns import READ, to_arrow
 from .prep_steps import LINEAR, ORDER, Code, Dates, Frequency, Hash, OneHot, Quantile, Scaled

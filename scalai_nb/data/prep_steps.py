@@ -11,9 +11,11 @@ __all__ = ['FLOAT32', 'SPREAD', 'PERIODS', 'LINEAR', 'ORDER', 'signed_log', 'lim
 import functools
 from dataclasses import dataclass
 from typing import ClassVar
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
 from ..core.errors import BadRequest
 from .prep_columns import TINY
 

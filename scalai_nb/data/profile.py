@@ -6,20 +6,27 @@
 __all__ = ['SMALL', 'PARQUET', 'caps', 'Profile', 'add_profiles', 'total', 'Counting', 'at_once', 'profile', 'profile_part']
 
 # %% ../../nbs/data/02_profile.ipynb #fc279bbe
-import functools, hashlib, itertools, os, threading, uuid
+import functools
+import hashlib
+import itertools
+import os
+import threading
+import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np, pyarrow as pa
+import numpy as np
+import pyarrow as pa
 from fastcore.basics import patch
 
-from ..core.errors import BadRequest, nearest
 from ..core.device import is_cudf, on_host
+from ..core.errors import BadRequest, nearest
 from ..core.events import emit, has_subscribers
-from . import moments as mt, profile_format
-from .column import Column, add_columns, as_floats, column, mixed_column
+from . import moments as mt
+from . import profile_format
 from .accumulators import Numbers, Sum, counter
+from .column import Column, add_columns, as_floats, column, mixed_column
 from .profile_format import pack_column, split_state
 from .types import kind, one_array, type_name
 
@@ -382,6 +389,7 @@ def _row_groups(path: str, columns) -> "list[Iterator[pa.RecordBatch]] | None":
 
     patterns, URLs, damaged files, a single group."""
     import pyarrow.parquet as pq
+
     from scalai_nb.data.columnar import group_batches
     if not os.path.isfile(path): return None
     try: meta = pq.read_metadata(path)
@@ -396,6 +404,7 @@ def _row_groups(path: str, columns) -> "list[Iterator[pa.RecordBatch]] | None":
 def _of_dask(frame, keys, columns):
     "Profile a Dask frame."
     import dask
+
     from scalai_nb.core.cluster import computing
     if columns is not None: frame = frame[list(dict.fromkeys([*columns, *(keys or ())]))]
     client, tell = computing(), functools.partial(emit, "profile", of=frame.npartitions, run=uuid.uuid4().hex)

@@ -8,10 +8,12 @@ __all__ = ['VERSION', 'SCHEMA', 'pack_column', 'split_state', 'to_bytes', 'from_
 # %% ../../nbs/data/02_profile_format.ipynb #584bfba3
 import json
 
-import numpy as np, pyarrow as pa
+import numpy as np
+import pyarrow as pa
 
 from ..core.errors import BadRequest
-from . import histogram as hg, moments as mt
+from . import histogram as hg
+from . import moments as mt
 from .categories import Categories
 from .column import COUNTERS, Column
 from .numeric import Calendar, Ordered

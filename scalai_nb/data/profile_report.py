@@ -7,7 +7,8 @@ __all__ = ['HEADS', 'LEFT', 'STYLE', 'NARROW', 'short', 'int_or_none', 'share', 
            'rows_of', 'said', 'page', 'text', 'lines', 'card']
 
 # %% ../../nbs/data/02_profile_report.ipynb #817332c7
-import shutil, textwrap
+import shutil
+import textwrap
 from html import escape
 from itertools import product
 

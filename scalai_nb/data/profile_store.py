@@ -7,7 +7,9 @@ __all__ = ['CUTS', 'SHAPE', 'GROUP', 'cut_value', 'record', 'prefix_of', 'whole'
            'periods', 'overview', 'arrived']
 
 # %% ../../nbs/data/06_profile_store.ipynb #e65cb59a
-import hashlib, json, uuid
+import hashlib
+import json
+import uuid
 from datetime import timedelta
 from functools import reduce
 from itertools import chain
@@ -17,9 +19,9 @@ from time import time
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..core.delta_log import store
 from ..core.errors import BadRequest, WorkFailed
 from ..core.settings import Settings
-from ..core.delta_log import store
 from . import delta
 from .delta import number
 from .period import holds, order, period_name, rolled, span, spelled, unit_of

@@ -168,8 +168,8 @@ def bring_back(
 ):  # data.replay.Released
     "Release the repaired rows of a file."
     from scalai_nb.data.ingest import TEXT
-    from scalai_nb.data.source import batches
     from scalai_nb.data.readers import suffix
+    from scalai_nb.data.source import batches
     text = {"text": True} if suffix(uri) in TEXT else {}
     rows = pa.concat_tables(batches(uri, settings=settings, **text), promote_options="default")
     return Quarantine(TableReader(name, settings)).release(rows, contract)

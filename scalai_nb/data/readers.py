@@ -8,7 +8,10 @@ __all__ = ['READERS', 'PATIENCE', 'SILENT', 'DENIED', 'ARROW_UNPACKS', 'TEXT', '
            'check_columns']
 
 # %% ../../nbs/data/03_readers.ipynb #9cbddcde
-import re, threading, time, weakref
+import re
+import threading
+import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

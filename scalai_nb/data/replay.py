@@ -6,7 +6,8 @@
 __all__ = ['RELEASE', 'LINE', 'Released', 'release']
 
 # %% ../../nbs/data/15_replay.ipynb #399f4961
-import hashlib, json
+import hashlib
+import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -15,17 +16,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..core.errors import BadRequest
-from ..core.device import on_host
 from ..core.delta_log import store
+from ..core.device import on_host
+from ..core.errors import BadRequest
 from ..core.storage import write_atomic
 from . import delta
 from .batch import batch_facts, batch_lock
 from .clean import steps_of, tidy, trimmed
 from .contract import Contract
 from .ingest import cleaned, completed
-from .rules import Verdict
 from .partition import CLEANED, OURS
+from .rules import Verdict
 from .write import write
 
 # %% ../../nbs/data/15_replay.ipynb #7fefe1a7

@@ -9,9 +9,9 @@ __all__ = ['swept', 'places', 'gc']
 import json
 from time import time
 
+from ..core.delta_log import store
 from ..core.settings import Settings
 from ..core.storage import Freed, filesystem, is_url
-from ..core.delta_log import store
 from . import delta
 from .batch import find_batch, wholly_rejected
 from .rollup import fold

@@ -6,14 +6,15 @@
 __all__ = ['DAY', 'SUM', 'COLUMNS', 'becomes', 'Folded', 'old_batches', 'fold_source', 'cuts_of', 'fold']
 
 # %% ../../nbs/data/07_rollup.ipynb #daab6074
-import json, uuid
+import json
+import uuid
 from dataclasses import dataclass
 from time import time
 
 import pyarrow as pa
 
-from ..core.settings import Settings
 from ..core.delta_log import store
+from ..core.settings import Settings
 from . import delta, profile_store
 from .period import order, rolled, span, unit_of
 

@@ -6,13 +6,15 @@
 __all__ = ['CHUNK', 'Piece', 'pieces', 'segments', 'layout', 'Block', 'blocks', 'beyond', 'Decoded', 'chunks', 'Run', 'Stream']
 
 # %% ../../nbs/data/17_shuffle.ipynb #192a52dc
+import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-import hashlib
+
 import numpy as np
 import pyarrow as pa
 from fastcore.basics import patch
+
 from ..core.errors import BadRequest
 
 # %% ../../nbs/data/17_shuffle.ipynb #a9b4afd0

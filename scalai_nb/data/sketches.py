@@ -8,7 +8,8 @@ __all__ = ['P', 'Q', 'K', 'registers', 'number_registers', 'estimate', 'Frequent
 # %% ../../nbs/data/01_sketches.ipynb #54411bdb
 from dataclasses import dataclass
 
-import numba, numpy as np
+import numba
+import numpy as np
 
 from .histogram import leading_zeros, runs
 

@@ -6,7 +6,8 @@
 __all__ = ['AWAY', 'ZONE', 'TESTS', 'postgresql', 'sqlite', 'pieces', 'read', 'schema', 'state']
 
 # %% ../../nbs/data/05_sql.ipynb #dea9800f
-import hashlib, re
+import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass

@@ -6,7 +6,9 @@
 __all__ = ['commit_batch']
 
 # %% ../../nbs/data/07_table_commit.ipynb #ddbe0cdb
-import json, os, uuid
+import json
+import os
+import uuid
 from urllib.parse import unquote
 
 import pyarrow as pa

@@ -6,7 +6,9 @@
 __all__ = ['SNIFF', 'kept_as', 'csv_names', 'csv_types', 'csv', 'regroup', 'json']
 
 # %% ../../nbs/data/03_text_files.ipynb #9f4d6ad1
-import codecs, csv as stdcsv, io
+import codecs
+import csv as stdcsv
+import io
 from collections import Counter
 from collections.abc import Iterator
 

@@ -8,8 +8,9 @@ __all__ = ['type_name', 'is_text', 'is_binary', 'is_list', 'arrow_type', 'kind',
            'to_pandas', 'could_be_null']
 
 # %% ../../nbs/data/01_types.ipynb #5f4eeb04
-import functools, json, re
-from collections.abc import Iterator
+import functools
+import json
+import re
 
 import numpy as np
 import pyarrow as pa

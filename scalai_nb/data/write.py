@@ -6,7 +6,10 @@
 __all__ = ['Written', 'write']
 
 # %% ../../nbs/data/08_write.ipynb #84a6a65a
-import errno, json, os, uuid
+import errno
+import json
+import os
+import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -282,7 +285,9 @@ def _named(frame, prepare) -> tuple:  # the frame, and its columns; [] where onl
 
 # %% ../../nbs/data/08_write.ipynb #de43cdb5
 from fastcore.basics import patch
+
 from ..core.display import describe, html_table
+
 
 @patch
 def __repr__(self: Written) -> str:

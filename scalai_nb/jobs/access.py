@@ -6,7 +6,8 @@
 __all__ = ['WRITE_FLAGS', 'CHILDREN', 'READ', 'WRITE', 'Access', 'watch', 'report']
 
 # %% ../../nbs/jobs/01_access.ipynb #a826b5a1
-import os, sys
+import os
+import sys
 from pathlib import Path
 
 from ..core import events

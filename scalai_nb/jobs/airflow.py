@@ -7,7 +7,11 @@ __all__ = ['HEAD', 'FAILURE', 'SCOPE', 'GROUPS', 'STEP', 'TYPES', 'definitions',
            'dag_id', 'save']
 
 # %% ../../nbs/jobs/40_airflow.ipynb #171912f4
-import ast, inspect, math, re, sys
+import ast
+import inspect
+import math
+import re
+import sys
 from datetime import date, datetime
 from pathlib import Path
 from pprint import pformat

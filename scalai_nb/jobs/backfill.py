@@ -11,8 +11,8 @@ from datetime import date, datetime, timedelta
 
 from ..core.errors import BadRequest, nearest
 from ..core.settings import Settings
+from .job_run import END_STATES
 from .parameters import Parameter, conform
-from .job_run import END_STATES, JobRun
 from .record import Record
 from .workflow import Workflow
 from .workflow_file import Step

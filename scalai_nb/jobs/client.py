@@ -6,7 +6,13 @@
 __all__ = ['LOGGED_TYPES', 'GRACE_PERIOD', 'FORK_TIMEOUT', 'MESSAGE_LIMIT', 'Execution', 'Client']
 
 # %% ../../nbs/jobs/16_client.ipynb #a4e5ee5f
-import asyncio, errno, json, os, shutil, signal, time
+import asyncio
+import errno
+import json
+import os
+import shutil
+import signal
+import time
 from bisect import bisect_right
 from copy import deepcopy
 from datetime import UTC, datetime

@@ -7,7 +7,16 @@ __all__ = ['SCRIPTS', 'RUN', 'EXTENSION', 'parse_python', 'meaning', 'cell_meani
            'run_target', 'is_installed', 'module_files', 'Closure', 'closure', 'distributions', 'environment_digest']
 
 # %% ../../nbs/jobs/18_closure.ipynb #064de766
-import ast, hashlib, importlib.util, json, os, re, shlex, site, sys, sysconfig
+import ast
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shlex
+import site
+import sys
+import sysconfig
 from functools import lru_cache
 from importlib.machinery import PathFinder
 from pathlib import Path

@@ -7,7 +7,16 @@ __all__ = ['PROCESSES', 'STOP_TIMEOUT', 'RemoteResult', 'main', 'perform', 'send
            'join_cluster', 'workers', 'wait_for_workers']
 
 # %% ../../nbs/jobs/20_dask_step.ipynb #885d84fe
-import json, os, pickle, shutil, signal, socket, subprocess, sys, tempfile, time
+import json
+import os
+import pickle
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -17,11 +26,11 @@ from ..core.errors import Unreachable
 from ..core.process import die_with_parent
 from ..core.settings import Settings
 from ..core.storage import veiled, write_atomic
-from .engine import Engine, prepare_notebook, secret_values, kernel_env
-from .parameters import check, load_notebook
-from .slots import Host
+from .engine import Engine, kernel_env, prepare_notebook, secret_values
 from .job_run import JobRun, git_commit, package_versions
+from .parameters import check, load_notebook
 from .record import Record
+from .slots import Host
 
 # %% ../../nbs/jobs/20_dask_step.ipynb #407ae903
 class RemoteResult:

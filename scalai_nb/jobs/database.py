@@ -8,7 +8,11 @@ __all__ = ['META', 'RUNS', 'EVENTS', 'TIMINGS', 'RETRY_TIMEOUT', 'STATEMENT_TIME
            'newest_migration', 'Damaged', 'retry_unreachable', 'as_unreachable', 'database_time', 'add_event']
 
 # %% ../../nbs/jobs/09_database.ipynb #30a68456
-import math, os, sys, threading, time
+import math
+import os
+import sys
+import threading
+import time
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path

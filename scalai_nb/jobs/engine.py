@@ -6,19 +6,21 @@
 __all__ = ['run', 'prepare_notebook', 'secret_values', 'check_timeout', 'kernel_env', 'Engine', 'drive', 'run_to_end']
 
 # %% ../../nbs/jobs/17_engine.ipynb #6145d6ce
-import asyncio, math, os, sys, threading
+import asyncio
+import math
+import os
+import threading
 from contextlib import chdir
 from importlib.metadata import version
 from pathlib import Path
 
-from ..core import events
 from ..core.errors import BadRequest, one_of
 from ..core.jsonable import plain
 from ..core.settings import Settings
 from ..core.storage import is_url, passwords, veiled, write_atomic
+from .job_run import JobRun, git_commit, package_versions
 from .output import Output, check_output
 from .parameters import Secret, check, inject, load_notebook, secret
-from .job_run import JobRun, git_commit, package_versions
 from .record import Record
 
 # %% ../../nbs/jobs/17_engine.ipynb #cb19f73e
@@ -42,8 +44,8 @@ def run(
 ) -> JobRun:
     "Run a notebook and say how it ended."
     from scalai_nb.jobs.client import Execution
-    from scalai_nb.jobs.stop import Stop
     from scalai_nb.jobs.progress import Terminal
+    from scalai_nb.jobs.stop import Stop
     settings = settings or Settings.load()
     source = load_notebook(notebook)
     values = check(source, parameters)
@@ -244,6 +246,7 @@ def run_to_end(make,  # gives the coroutine
 def _papermill_command(nb, kernel_name, input_path, output_path, start_timeout, cell_timeout, progress, tap, autosave):
     "A run that papermill started. Its paths are relative to where that was, also with --cwd."
     from papermill.iorw import papermill_io
+
     from scalai_nb.jobs.client import Execution
     from scalai_nb.jobs.progress import Terminal
     _write_atomically()

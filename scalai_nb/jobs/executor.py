@@ -6,7 +6,10 @@
 __all__ = ['run_workflow', 'Level', 'gather_all', 'step_results', 'declared_files', 'step_points']
 
 # %% ../../nbs/jobs/29_executor.ipynb #1756b689
-import asyncio, hashlib, json, time
+import asyncio
+import hashlib
+import json
+import time
 from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -16,10 +19,17 @@ from ..core import events
 from ..core.errors import BadRequest, ScalaiError
 from ..core.storage import veiled
 from .engine import run as run_notebook
-from .fingerprint import can_continue, link, provisional_key, find_unchanged, step_key
+from .fingerprint import can_continue, find_unchanged, link, provisional_key, step_key
 from .inputs import Inputs, check_declared, undeclared_inputs
 from scalai_nb.jobs.job_run import (
-    GOOD_STATES, JobRun, LEFT_OUT_REASON, STOPPED_REASON, UNCHANGED_REASON, git_commit, is_left_out, package_versions,
+    GOOD_STATES,
+    LEFT_OUT_REASON,
+    STOPPED_REASON,
+    UNCHANGED_REASON,
+    JobRun,
+    git_commit,
+    is_left_out,
+    package_versions,
 )
 from .log import Log
 from .parameters import check

@@ -7,19 +7,20 @@ __all__ = ['PARTS', 'PART_TEXT', 'code_of', 'step_key', 'provisional_key', 'key_
            'products_of', 'state_of', 'link', 'find_unchanged', 'reason_to_run', 'can_continue', 'has_succeeded']
 
 # %% ../../nbs/jobs/21_fingerprint.ipynb #880429fa
-import hashlib, json
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import sqlalchemy as sa
 from fastcore.basics import patch
 
+from ..core.delta_log import changes, committed, newest, replacements, written_by
 from ..core.jsonable import movable
 from ..core.settings import Settings
-from ..core.delta_log import changes, committed, newest, replacements, written_by
 from .closure import closure, environment_digest
-from .inputs import Inputs
 from .database import RUNS
+from .inputs import Inputs
 from .job_run import JobRun
 from .record import Record
 

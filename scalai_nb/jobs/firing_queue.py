@@ -7,7 +7,10 @@ __all__ = ['SCHEDULES', 'FIRINGS', 'FAILED_STATES', 'UNFINISHED_STATES', 'FIELDS
            'local_time', 'FiringQueue', 'select_firings', 'error_line']
 
 # %% ../../nbs/jobs/34_firing_queue.ipynb #43f0b39b
-import os, signal, socket, time
+import os
+import signal
+import socket
+import time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields

@@ -7,7 +7,20 @@ __all__ = ['BASE_MODULES', 'GPU_MODULES', 'SENSITIVE_PREFIXES', 'IDLE_TIMEOUT', 
            'main']
 
 # %% ../../nbs/jobs/13_forkserver.ipynb #2d0b3f3f
-import atexit, gc, importlib, json, os, select, shutil, signal, socket, struct, sys, threading, time, warnings
+import atexit
+import gc
+import importlib
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+import warnings
 from pathlib import Path
 
 from fastcore.basics import patch

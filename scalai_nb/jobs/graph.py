@@ -8,7 +8,9 @@ __all__ = ['WIDTH', 'ACROSS', 'DOWN', 'HEAD', 'LINE', 'LINE_LIMIT', 'PER_ROW', '
            'layout', 'card', 'picture', 'times', 'Graph', 'graph', 'picture_of', 'page', 'draw']
 
 # %% ../../nbs/jobs/22_graph.ipynb #59d85f0d
-import os, re, time
+import os
+import re
+import time
 from html import escape
 from pathlib import Path
 

@@ -6,7 +6,8 @@
 __all__ = ['machine', 'is_local', 'identity', 'is_alive']
 
 # %% ../../nbs/jobs/08_identity.ipynb #8946c128
-import os, secrets
+import os
+import secrets
 from functools import lru_cache
 from pathlib import Path
 

@@ -7,19 +7,26 @@ __all__ = ['ABSENT', 'UNSURE', 'SETTLE_SECONDS', 'CHANGE_TEXT', 'Contents', 'wor
            'check_declared', 'named_files', 'Inputs', 'undeclared_inputs']
 
 # %% ../../nbs/jobs/19_inputs.ipynb #ce99defc
-import glob, hashlib, hmac, json, os, secrets, threading, time
+import glob
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastcore.basics import patch
 
+from ..core.delta_log import newest, store
 from ..core.errors import BadRequest
 from ..core.settings import SECTIONS, Settings
 from ..core.storage import is_url, write_atomic
-from ..core.delta_log import newest, store
 from .access import READ
-from .parameters import Secret, secret
 from .job_run import JobRun
+from .parameters import Secret, secret
 
 ABSENT, UNSURE = "absent", "unsure"  # in place of a digest: there is none; it changed while the step ran
 

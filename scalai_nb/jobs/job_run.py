@@ -8,7 +8,9 @@ __all__ = ['STATES', 'END_STATES', 'GOOD_STATES', 'MARKS', 'FINAL_FIELDS', 'LEFT
            'is_left_out', 'package_versions', 'git_commit']
 
 # %% ../../nbs/jobs/07_job_run.ipynb #d5ff19d9
-import platform, secrets, time
+import platform
+import secrets
+import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -214,6 +216,7 @@ def git_commit(path: Path) -> str | None:
 
 # %% ../../nbs/jobs/07_job_run.ipynb #1959d792
 from ..core.display import describe
+
 
 @patch
 def __repr__(self: JobRun) -> str:

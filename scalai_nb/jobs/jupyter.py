@@ -7,11 +7,14 @@ __all__ = ['RUN_TAG', 'MESSAGE_LIMIT', 'ACTIVE_STATUSES', 'workspace_settings', 
            'lab_options']
 
 # %% ../../nbs/jobs/42_jupyter.ipynb #a1a358c5
-import os, sys, traceback
+import os
+import sys
+import traceback
 from pathlib import Path
 
+import nbformat
+import psutil
 from fastcore.basics import patch
-import nbformat, psutil
 from jupyter_scheduler.environments import EnvironmentManager
 from jupyter_scheduler.executors import DefaultExecutionManager
 from jupyter_scheduler.models import RuntimeEnvironment, Status

@@ -6,14 +6,19 @@
 __all__ = ['NATIVE_NAMES', 'LISTEN_LINE', 'KernelClient', 'Kernel', 'ForkProvisioner', 'find_strays', 'kill_family']
 
 # %% ../../nbs/jobs/15_kernel.ipynb #a9ac3c1c
-import asyncio, os, signal, sys, tempfile, time
+import asyncio
+import os
+import signal
+import sys
+import tempfile
+import time
 from queue import Empty
 
 from jupyter_client import AsyncKernelClient, AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.provisioning import LocalProvisioner
 
-from .identity import is_alive, identity
+from .identity import identity, is_alive
 from .result import QUEUE_LENGTH
 
 # %% ../../nbs/jobs/15_kernel.ipynb #bda45ae6

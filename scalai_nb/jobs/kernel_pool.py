@@ -6,7 +6,18 @@
 __all__ = ['ForkedProcess', 'KernelPool', 'imported_modules', 'release', 'SpareProcess']
 
 # %% ../../nbs/jobs/14_kernel_pool.ipynb #cbdc7829
-import ast, hashlib, json, os, shutil, signal, socket, subprocess, sys, tempfile, threading, time
+import ast
+import hashlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 

@@ -6,7 +6,9 @@
 __all__ = ['PIECE', 'NOBODY', 'pieces', 'Stream', 'App']
 
 # %% ../../nbs/jobs/04_kernel_stdout.ipynb #0b2025da
-import codecs, os, sys
+import codecs
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 
@@ -137,7 +139,6 @@ class App(IPKernelApp):
         self.log.setLevel(self.log_level)  # or each message makes records that no handler wants
         # nobody attaches a debugger to a job, and its import takes longer than all else that a kernel does to start
         absent = sys.modules.setdefault("debugpy", None) is None
-        import ipykernel.debugger
         if absent: del sys.modules["debugpy"]
         super().init_kernel()
         # half a millisecond a cell, for front ends that do not wait for all that was printed

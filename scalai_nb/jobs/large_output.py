@@ -6,7 +6,11 @@
 __all__ = ['INLINE_LIMIT', 'TAIL_LENGTH', 'size_of', 'file_suffix', 'content_of', 'href', 'link', 'relink', 'Spill']
 
 # %% ../../nbs/jobs/05_large_output.ipynb #86ab7f2f
-import base64, html, json, mimetypes, os
+import base64
+import html
+import json
+import mimetypes
+import os
 from collections.abc import Callable
 from pathlib import Path
 

@@ -6,7 +6,10 @@
 __all__ = ['Log', 'Tail', 'read_log', 'read_back', 'entry_text']
 
 # %% ../../nbs/jobs/03_log.ipynb #339324ba
-import errno, json, os, time
+import errno
+import json
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 

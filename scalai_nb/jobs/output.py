@@ -6,7 +6,11 @@
 __all__ = ['STATE', 'REMOTE', 'check_output', 'Output']
 
 # %% ../../nbs/jobs/06_output.ipynb #81a9280b
-import errno, os, stat, threading, time
+import errno
+import os
+import stat
+import threading
+import time
 from pathlib import Path
 
 from ..core.errors import BadRequest

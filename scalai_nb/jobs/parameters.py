@@ -7,7 +7,12 @@ __all__ = ['TYPES', 'REQUIRED', 'COMPUTED', 'LEVELS', 'NULLS', 'load_notebook', 
            'as_type', 'Parameter', 'read', 'literal', 'secret', 'conform', 'check', 'inject', 'form']
 
 # %% ../../nbs/jobs/00_parameters.ipynb #e58b7f1d
-import ast, io, json, math, re, tokenize
+import ast
+import io
+import json
+import math
+import re
+import tokenize
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path

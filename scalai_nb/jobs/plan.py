@@ -6,31 +6,41 @@
 __all__ = ['ACTION_MARKS', 'PlannedStep', 'Plan', 'plan', 'PlanBuilder', 'StepContext']
 
 # %% ../../nbs/jobs/32_plan.ipynb #33248bba
-import hashlib, json
+import hashlib
+import json
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from itertools import chain as joined
 from pathlib import Path
+
 import sqlalchemy as sa
 from fastcore.basics import patch
+
 from ..core.errors import ScalaiError
 from ..core.settings import Settings
 from ..core.storage import veiled
-from .inputs import Contents, Inputs
-from scalai_nb.jobs.fingerprint import (
-    PARTS, Tables, has_succeeded, follows, can_continue, link, reason_to_run, find_unchanged, step_key,
-)
-from .parameters import check
-from .slots import Slots, local_host
 from .database import RUNS
+from scalai_nb.jobs.fingerprint import (
+    Tables,
+    can_continue,
+    find_unchanged,
+    follows,
+    has_succeeded,
+    link,
+    reason_to_run,
+    step_key,
+)
+from .inputs import Contents, Inputs
 from .job_run import JobRun
+from .parameters import check
 from .record import Record
+from .slots import Slots, local_host
 
 # %% ../../nbs/jobs/32_plan.ipynb #4c1ff17e
-from .executor import declared_files, step_results, step_points
+from .executor import declared_files, step_points, step_results
 from .job_run import LEFT_OUT_REASON, UNCHANGED_REASON, is_left_out
 from .references import holds, resolve
-from .resume import forced_steps, resolve_request, earlier_runs, check_request
+from .resume import check_request, earlier_runs, forced_steps, resolve_request
 from .session import require_slots
 from .workflow import Workflow
 from .workflow_file import Step, parameter_values

@@ -12,7 +12,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from ..core import events
-from .job_run import JobRun, MARKS, summary_line
+from .job_run import MARKS, JobRun, summary_line
 
 # %% ../../nbs/jobs/11_progress.ipynb #31f51ac8
 STYLES = dict(

@@ -6,7 +6,13 @@
 __all__ = ['COLUMNS', 'OPEN_STATES', 'LOST_AFTER', 'UNITS', 'HEARTBEAT_INTERVAL', 'Record', 'parse_time', 'Heartbeat']
 
 # %% ../../nbs/jobs/10_record.ipynb #1c4db347
-import json, math, os, re, socket, threading, time
+import json
+import math
+import os
+import re
+import socket
+import threading
+import time
 from contextlib import contextmanager
 from dataclasses import fields
 from datetime import datetime
@@ -20,12 +26,23 @@ from ..core.jsonable import movable, moved, plain
 from ..core.settings import Settings
 from ..core.storage import write_atomic
 from scalai_nb.jobs.database import (
-    DATABASE_ERRORS, Damaged, EVENTS, RUNS, STATEMENT_TIMEOUT, TIMINGS, add_event, as_unreachable,
-    connect, database_time, database_url, file_id, retry_unreachable,
+    DATABASE_ERRORS,
+    EVENTS,
+    RUNS,
+    STATEMENT_TIMEOUT,
+    TIMINGS,
+    Damaged,
+    add_event,
+    as_unreachable,
+    connect,
+    database_time,
+    database_url,
+    file_id,
+    retry_unreachable,
 )
-from .identity import is_alive, identity, is_local
-from .job_run import END_STATES, FINAL_FIELDS, JobRun, STATES, summary_line, utc_time
-from .log import Tail, read_back, read_log, entry_text
+from .identity import identity, is_alive, is_local
+from .job_run import END_STATES, FINAL_FIELDS, STATES, JobRun, summary_line, utc_time
+from .log import Tail, entry_text, read_back, read_log
 
 # %% ../../nbs/jobs/10_record.ipynb #e4e2e85c
 class Record:

@@ -6,7 +6,8 @@
 __all__ = ['REFERENCE', 'CONDITION', 'COMPARE', 'references', 'lookup', 'resolve', 'holds']
 
 # %% ../../nbs/jobs/25_references.ipynb #8b4057d0
-import json, re
+import json
+import re
 
 from ..core.errors import WorkFailed
 

@@ -6,7 +6,9 @@
 __all__ = ['MIME', 'SCRAPS', 'RECORD', 'EVENT', 'QUEUE_LENGTH', 'FORWARDED_EVENTS', 'result', 'results_in', 'results', 'listen']
 
 # %% ../../nbs/jobs/02_result.ipynb #0566c4f8
-import os, sys, time
+import os
+import sys
+import time
 
 from ..core import events
 from ..core.jsonable import plain

@@ -7,7 +7,7 @@ __all__ = ['LITERAL_TYPES', 'CALL_TYPES', 'SAMPLES', 'declared_types', 'can_take
 
 # %% ../../nbs/jobs/23_result_types.ipynb #4a508dde
 import ast
-from datetime import date, datetime
+from datetime import date
 from pathlib import Path
 from typing import Any, get_args
 

@@ -6,7 +6,9 @@
 __all__ = ['expired_runs', 'forget']
 
 # %% ../../nbs/jobs/38_retention.ipynb #b147d9b1
-import re, shutil, time
+import re
+import shutil
+import time
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -14,9 +16,9 @@ import sqlalchemy as sa
 from ..core.settings import Settings
 from ..core.storage import Freed
 from .database import EVENTS, RUNS, TIMINGS
+from .firing_queue import FIRINGS, UNFINISHED_STATES
 from .job_run import END_STATES
 from .record import Record
-from .firing_queue import FIRINGS, UNFINISHED_STATES
 
 # %% ../../nbs/jobs/38_retention.ipynb #5a2f0ea1
 def expired_runs(record: Record,

@@ -6,7 +6,10 @@
 __all__ = ['UNITS', 'Span', 'Cron', 'Zone', 'QUIET_OPERATIONS', 'parse_span', 'Schedule', 'schedule', 'table_location', 'load']
 
 # %% ../../nbs/jobs/33_schedule.ipynb #6721c6ad
-import math, random, re, tomllib
+import math
+import random
+import re
+import tomllib
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import takewhile
@@ -18,10 +21,10 @@ from cronsim import CronSim, CronSimError
 from fastcore.basics import patch
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from ..core.delta_log import store
 from ..core.errors import BadRequest, nearest, unfit
 from ..core.settings import Settings
 from ..core.storage import is_url, passwords
-from ..core.delta_log import store
 
 # %% ../../nbs/jobs/33_schedule.ipynb #1ff4538a
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}  # seconds
@@ -205,8 +208,8 @@ def parameters_at(self: Schedule,
 @patch
 def check(self: Schedule, settings: Settings) -> Schedule:  # itself
     "Hold the job and its parameters to each other. Raises `BadRequest`."
-    from scalai_nb.jobs.worker import is_workflow
     from scalai_nb.jobs.parameters import check
+    from scalai_nb.jobs.worker import is_workflow
     from scalai_nb.jobs.workflow import Workflow
     from scalai_nb.jobs.workflow_file import parameter_values
     path, given = settings.root/self.job, self.parameters_at(0, 0 if self.on_table else None)

@@ -15,7 +15,13 @@ from fastcore.basics import patch
 from ..core.delta_log import commits
 from ..core.errors import BadRequest, nearest
 from scalai_nb.jobs.firing_queue import (
-    FIRINGS, Firing, FiringQueue, SCHEDULES, UNFINISHED_STATES, select_firings, local_time,
+    FIRINGS,
+    SCHEDULES,
+    UNFINISHED_STATES,
+    Firing,
+    FiringQueue,
+    local_time,
+    select_firings,
 )
 from .job_run import new_id
 from .schedule import QUIET_OPERATIONS, Schedule, table_location

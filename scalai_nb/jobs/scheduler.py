@@ -6,7 +6,12 @@
 __all__ = ['JUMP_SECONDS', 'Scheduler', 'parse_gpus', 'format_duration', 'systemd_unit']
 
 # %% ../../nbs/jobs/37_scheduler.ipynb #0e8468de
-import os, secrets, select, signal, socket, sys, threading, time
+import secrets
+import select
+import signal
+import sys
+import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,18 +19,18 @@ import sqlalchemy as sa
 from fastcore.basics import patch
 
 from ..core.alerts import Alert, Sender
+from ..core.delta_log import commits
 from ..core.errors import BadRequest, Unreachable
 from ..core.logs import logger
 from ..core.metrics import counter, gauge, histogram
 from ..core.settings import Settings
-from ..core.delta_log import commits
-from .worker import Child, describe_exit, outcome
-from .database import is_permanent, as_unreachable
+from .database import as_unreachable, is_permanent
+from .firing_queue import Firing
 from .identity import identity
 from .job_run import END_STATES
 from .schedule import table_location
-from .firing_queue import Firing
 from .schedule_store import ScheduleStore
+from .worker import Child, describe_exit, outcome
 
 # %% ../../nbs/jobs/37_scheduler.ipynb #9e467973
 class Scheduler:

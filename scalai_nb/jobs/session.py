@@ -6,7 +6,9 @@
 __all__ = ['Session', 'steps_on', 'resources_of', 'require_slots', 'join_workers']
 
 # %% ../../nbs/jobs/28_session.ipynb #6c30bf35
-import asyncio, math, time
+import asyncio
+import math
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -17,7 +19,7 @@ from ..core.settings import Settings
 from .fingerprint import Tables
 from .graph import draw
 from .inputs import Contents
-from .job_run import JobRun, STOPPED_REASON
+from .job_run import STOPPED_REASON, JobRun
 from .record import Record
 from .slots import Slots
 from .workflow_file import Step, WorkflowGraph

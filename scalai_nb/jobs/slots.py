@@ -6,7 +6,10 @@
 __all__ = ['AMOUNTS', 'Host', 'devices', 'local_host', 'Allocation', 'Slots']
 
 # %% ../../nbs/jobs/24_slots.ipynb #465b3dd7
-import asyncio, itertools, math, os
+import asyncio
+import itertools
+import math
+import os
 from bisect import insort
 from collections import Counter
 from dataclasses import dataclass, field

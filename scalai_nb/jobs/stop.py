@@ -6,7 +6,8 @@
 __all__ = ['Stop']
 
 # %% ../../nbs/jobs/12_stop.ipynb #9c2a0d32
-import signal, threading
+import signal
+import threading
 from contextlib import contextmanager
 
 # %% ../../nbs/jobs/12_stop.ipynb #7ae1d07e

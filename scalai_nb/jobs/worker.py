@@ -6,7 +6,13 @@
 __all__ = ['TAIL_LENGTH', 'OUTCOME_MARK', 'Child', 'outcome', 'describe_exit', 'is_workflow', 'skip_slow_imports', 'main']
 
 # %% ../../nbs/jobs/36_worker.ipynb #f3784396
-import json, os, signal, subprocess, sys, tempfile, time
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 
 from ..core.process import die_with_parent

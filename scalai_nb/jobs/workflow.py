@@ -6,7 +6,8 @@
 __all__ = ['Workflow']
 
 # %% ../../nbs/jobs/30_workflow.ipynb #363a7b4d
-import asyncio, os
+import asyncio
+import os
 from contextlib import ExitStack
 
 from fastcore.basics import patch
@@ -18,7 +19,7 @@ from .executor import run_workflow
 from .graph import graph
 from .job_run import JobRun
 from .record import Record
-from .resume import forced_steps, resolve_request, earlier_runs, check_request
+from .resume import check_request, earlier_runs, forced_steps, resolve_request
 from .session import Session, join_workers, require_slots, steps_on
 from .slots import Slots, local_host
 from .workflow_file import WorkflowGraph
@@ -43,9 +44,9 @@ def run(self: Workflow,
         from_step: str | None = None,  # this step and all that come after it run again, even when nothing changed
        ) -> JobRun:
     "Run the steps and say how it ended. A step that fails stops nothing but what needs it."
-    from scalai_nb.jobs.stop import Stop
-    from scalai_nb.jobs.progress import ProgressTree
     from scalai_nb.jobs.kernel_pool import KernelPool
+    from scalai_nb.jobs.progress import ProgressTree
+    from scalai_nb.jobs.stop import Stop
     settings, stop = settings or Settings.load(), Stop()
     check_timeout(timeout)
     if jobs is not None and jobs < 1: raise BadRequest(f"{jobs} jobs at a time do nothing.", "Give 1 or more.")
@@ -102,6 +103,7 @@ def _repr_html_(self: Workflow) -> str: return graph(self)
 
 # %% ../../nbs/jobs/30_workflow.ipynb #bb3f0c8c
 from ..core.display import describe
+
 
 @patch
 def __repr__(self: Workflow) -> str:

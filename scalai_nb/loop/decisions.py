@@ -11,8 +11,8 @@ from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 
 from ..core.errors import BadRequest, WorkFailed
-from ..core.lock import locked
 from ..core.jsonable import plain
+from ..core.lock import locked
 from ..core.settings import Settings
 from ..core.storage import write_atomic
 

@@ -7,12 +7,16 @@ __all__ = ['COLUMNS', 'WORDS', 'training_months', 'workspace', 'demo', 'same_exp
            'command', 'explained', 'leaves', 'counted', 'failed']
 
 # %% ../../nbs/loop/10_demo.ipynb #8a60588d
-import json, os, shutil, sys, textwrap
+import json
+import os
+import shutil
+import sys
+import textwrap
 from pathlib import Path
 
 from ..core.errors import BadRequest
-from ..core.settings import Settings
 from ..core.resources import copy_shipped
+from ..core.settings import Settings
 from ..core.storage import write_atomic
 from .workspace import SETTINGS
 

@@ -29,8 +29,9 @@ def store_reference(version,  # a registered `ModelVersion`
             ) -> dict:  # window -> rows
     "Score the fold that nobody trained on, window by window, and keep the profiles of the scores by label."
     import pyarrow as pa
-    from scalai_nb.data.profile_store import record
+
     from scalai_nb.data.profile import profile
+    from scalai_nb.data.profile_store import record
     from scalai_nb.data.table import Table
     from scalai_nb.serving.score import Scorer
     settings = settings or Settings.load()

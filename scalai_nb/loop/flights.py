@@ -7,7 +7,9 @@ __all__ = ['SHIFT_MINUTES', 'LATE', 'WEATHER', 'KEPT', 'NOT_FEATURES', 'resource
            'write_month', 'write_weather', 'period', 'features']
 
 # %% ../../nbs/loop/00_flights.ipynb #9cf0e5a1
-import functools, io, zipfile
+import functools
+import io
+import zipfile
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 

@@ -145,6 +145,7 @@ def labelled(period: str, table: str = "features", label: str = "late",  # colum
              settings=None):  # Arrow table
     "The rows of a window whose label has come."
     import pyarrow.compute as pc
+
     from scalai_nb.data.table import Table
     where = [("period", "==", period)] + ([("fold", "==", fold)] if fold is not None else [])
     rows = Table(table, settings).arrow(filter=where)
@@ -172,7 +173,9 @@ def sides(rows, label: str, rules: GateSection, time: str = "time_hour") -> dict
 
 # %% ../../nbs/loop/04_gate.ipynb #e3c941e7
 from fastcore.basics import patch
+
 from ..core.display import describe, html_table
+
 
 @patch
 def __repr__(self: Verdict) -> str:

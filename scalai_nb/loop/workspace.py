@@ -9,8 +9,8 @@ __all__ = ['SETTINGS', 'FIRST_WORKFLOW', 'FIRST_NOTEBOOK', 'first_notebook', 'in
 from pathlib import Path
 
 from ..core.errors import BadRequest
-from ..core.settings import Settings
 from ..core.resources import copy_shipped
+from ..core.settings import Settings
 from ..core.storage import write_atomic
 
 # %% ../../nbs/loop/08_workspace.ipynb #202af5da

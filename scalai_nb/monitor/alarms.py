@@ -6,7 +6,9 @@
 __all__ = ['TABLES', 'FIELDS', 'Case', 'cases', 'Alarm', 'Alarms']
 
 # %% ../../nbs/monitor/10_alarms.ipynb #5e627a98
-import json, sqlite3, time
+import json
+import sqlite3
+import time
 from collections.abc import Iterable
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass

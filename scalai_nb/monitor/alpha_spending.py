@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 
 from ..data.period import unit_of
 from ..data.profile import Profile
-from .freshness import COUNT
 from .drift import Report, compare
+from .freshness import COUNT
 from .thresholds import Policy
 
 # %% ../../nbs/monitor/09_alpha_spending.ipynb #2208521f

@@ -14,8 +14,8 @@ from functools import cached_property
 
 import numpy as np
 
-from ..data.histogram import quantile
 from ..data.column import Column, align, align_categories
+from ..data.histogram import quantile
 from ..data.profile import Profile
 from scalai_nb.monitor.significance import (
     EXPECTED,

@@ -17,11 +17,11 @@ from fastcore.basics import patch
 from ..core.stats import benjamini_hochberg
 from ..core.svg import BLUE, ORANGE, paired_bars
 from ..data.profile import Profile
-from .freshness import fresh, rows
 from .columns import RATES, Both, Check, beside, moment, share
-from .significance import psi, wasserstein
+from .freshness import fresh, rows
 from .multivariate import measure
 from .segments import SHARES, parts, segments, whole
+from .significance import psi, wasserstein
 from .thresholds import EFFECTS, Policy, threshold
 
 # %% ../../nbs/monitor/02_drift.ipynb #f8e4b328
@@ -373,6 +373,7 @@ def _repr_html_(self: Report) -> str:
 
 # %% ../../nbs/monitor/02_drift.ipynb #926ad79a
 from ..core.display import describe
+
 
 @patch
 def __repr__(self: Report) -> str:

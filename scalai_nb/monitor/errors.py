@@ -13,8 +13,8 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..core.errors import BadRequest
-from ..data.profile import Profile
 from ..core.stats import Z95
+from ..data.profile import Profile
 from .performance import lacking, told
 
 # %% ../../nbs/monitor/05_errors.ipynb #c625c22f

@@ -221,6 +221,7 @@ def load(cls: Policy, path) -> Policy:
 # %% ../../nbs/monitor/00_thresholds.ipynb #b2bc7d9f
 from ..core.display import describe, html_table
 
+
 @patch
 def changed(self: Policy) -> dict:
     "Return the fields that differ from their defaults."

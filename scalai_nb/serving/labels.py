@@ -181,6 +181,7 @@ def _cast(rows: pa.Table, types: dict) -> pa.Table:
 def _name(rows: pa.Table) -> str:
     "The same labels are one batch, whatever the order of their rows."
     import hashlib
+
     from scalai_nb.data.uniqueness import key_hash
     return (
         "labels-"

@@ -6,7 +6,8 @@
 __all__ = ['BOUNDS', 'count', 'count_failure', 'watched', 'observed', 'leave']
 
 # %% ../../nbs/serving/01_operations.ipynb #ed5e3231
-import time, uuid
+import time
+import uuid
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
@@ -83,6 +84,7 @@ def leave(model: str, table: str, period: str | None, calls: list[tuple], settin
 # %% ../../nbs/serving/01_operations.ipynb #850fc59a
 def _profile(calls: list[tuple]):
     import pyarrow as pa
+
     from scalai_nb.data.profile import profile
     rows, seconds, failed = zip(*calls)
     pace = [None if bad else n/max(s, 1e-9) for n, s, bad in calls]

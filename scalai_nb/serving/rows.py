@@ -6,7 +6,8 @@
 __all__ = ['rows_in', 'digest', 'table_of']
 
 # %% ../../nbs/serving/03_rows.ipynb #79cd8c44
-import hashlib, re
+import hashlib
+import re
 from pathlib import Path
 
 from ..core.errors import BadRequest

@@ -6,7 +6,10 @@
 __all__ = ['Scorer', 'scorer_of', 'score', 'batch_name', 'earlier', 'scored', 'constant', 'keep_scores']
 
 # %% ../../nbs/serving/00_score.ipynb #168b533c
-import hashlib, itertools, json, time
+import hashlib
+import itertools
+import json
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -146,6 +149,7 @@ def batch_name(base: str,  # made from model, rows and period
 def earlier(table: str, batch: str, settings: Settings):  # Written
     "What writing this batch did before: a batch is written once, whatever comes under its name again."
     import pyarrow as pa
+
     from scalai_nb.data.write import write
     return write(pa.table({}), table, batch=batch, settings=settings)
 
@@ -163,6 +167,7 @@ def scored(
 ):  # Arrow table
     "Every row's score beside the columns that are kept."
     import pyarrow as pa
+
     from scalai_nb.data.period import period_names
     out, task = [], scorer.facts.get("loss", "binary")
     for part in progress(parts, label="score", unit="parts"):

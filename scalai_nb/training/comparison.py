@@ -47,8 +47,8 @@ def _common_rows(
     a: Any, b: Any, settings: Settings  # training.run.Run
 ) -> tuple[Any, str]:  # Arrow rows, what they are; or None, why there are none
     "Return the rows that both runs held out."
-    from scalai_nb.data.table import Table
     from scalai_nb.data.filters import row_filter
+    from scalai_nb.data.table import Table
     from scalai_nb.training.split import Split
     sources = [(r.data.get("table"), r.data.get("table_id"), r.data.get("folds")) for r in (a, b)]
     if None in (a.prep, b.prep) or not sources[0][0] or not isinstance(sources[0][2], list):
@@ -72,6 +72,7 @@ def _common_rows(
 def _rows_of(rows: Any, settings: Settings) -> Any:  # Arrow rows
     "Read the rows that the caller names: a frame, Arrow, a table or a source."
     import pyarrow as pa
+
     from scalai_nb.data.prep_columns import to_arrow
     from scalai_nb.data.source import batches
     from scalai_nb.data.table import Table

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from ..core.errors import BadRequest
 from ..data.readers import needs
 from .networks import heads_by_block
-from .transfer import Taken, read, take
+from .transfer import read, take
 
 # %% ../../nbs/training/04_encoder.ipynb #5329554f
 def tokens(texts: list[str],

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import BadRequest, one_of
+from ..core.stats import Z95, delong, placements, wilson
 from .diagnostics import calibration, curves, residuals, spread
 from .evaluation_report import Evaluation
-from ..core.stats import Z95, delong, placements, wilson
 from .intervals import interval
 from .objective import OBJECTIVES, output_count
 

@@ -80,6 +80,7 @@ PRELOAD = (
 def _on_ranks(e: Execution, ranks: int, log: TrainingLogger, client: Any) -> dict:
     "Train on ranks."
     import torch
+
     from scalai_nb.training.launch import ProcessGroup, process_group
     options = {"preload": PRELOAD, "stop": e.stop.is_set}
     alone = ranks == 1 and client is None  # a process with all the threads that this one would have used
@@ -147,6 +148,7 @@ def finish_run(run: Any,  # a training.run.Run
 def _save_profile(run: Any, job: Training) -> None:
     "Save the profile of the training rows, where no table has it."
     import pyarrow as pa
+
     from scalai_nb.data.profile import profile
     if job.prep is None or not isinstance(job.rows, pa.Table) or run.data.get("table"): return
     (rows, _), _ = split_rows(job)
@@ -156,6 +158,7 @@ def _save_profile(run: Any, job: Training) -> None:
 def _example(job: Training) -> dict:
     "Take a few of the training rows as they come in, to show what a caller has to give. Times are UTC."
     import pyarrow as pa
+
     from scalai_nb.data.filters import row_filter
     rows = job.rows
     if job.prep is None:

@@ -7,7 +7,6 @@ __all__ = ['SLOW', 'LOST', 'LocalClient', 'RankLost', 'ProcessGroup', 'reaching'
            'existing_client', 'launch', 'choose_ranks', 'gpu_count']
 
 # %% ../../nbs/training/26_launch.ipynb #1b13a7d6
-import os
 import queue
 import secrets
 import signal

@@ -159,7 +159,9 @@ def _weights(run: Any) -> bytes:
 
 # %% ../../nbs/training/54_model_version.ipynb #54ac65e4
 from fastcore.basics import patch
+
 from ..core.display import describe, html_table
+
 
 @patch
 def __repr__(self: ModelVersion) -> str:

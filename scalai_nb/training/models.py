@@ -134,7 +134,7 @@ def _recorded(description: dict[str, Any]) -> type:
     name = path.rpartition(".")[2]
     if not description.get("definition"):
         raise BadRequest(
-            f"The source of {name} was not kept: {description.get('why') or f'nobody had its text'}.",
+            f"The source of {name} was not kept: {description.get('why') or 'nobody had its text'}.",
             "Give the class as model=.",
         )
     return defined(description["definition"], name)

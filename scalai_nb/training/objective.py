@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ..core.stats import auc
 from ..core.errors import BadRequest
+from ..core.stats import auc
 
 # %% ../../nbs/training/10_objective.ipynb #7486259e
 def _accuracy(y, score): return float(((score > .5) == (y > .5)).mean())

@@ -8,7 +8,7 @@ __all__ = ['MAKE', 'SCHEDULES', 'Optimizer', 'matching', 'factor']
 # %% ../../nbs/training/08_optimizer.ipynb #f16e28a9
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from math import cos, isfinite, pi
+from math import cos, pi
 from typing import Any
 
 from ..core.errors import BadRequest, one_of

@@ -6,7 +6,16 @@
 __all__ = ['text_of', 'names_in', 'definition', 'defined', 'digest', 'packages', 'processor', 'code_version', 'differences']
 
 # %% ../../nbs/training/14_provenance.ipynb #99730731
-import ast, builtins, hashlib, linecache, platform, re, subprocess, sys, symtable, types
+import ast
+import builtins
+import hashlib
+import linecache
+import platform
+import re
+import subprocess
+import symtable
+import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -167,6 +176,7 @@ def code_version(root: Path,  # of the workspace
                 ) -> dict[str, Any]:
     "Record which code runs: its commit, the versions, threads and the processor."
     import torch
+
     from scalai_nb import __version__
     git = subprocess.run(
         ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],

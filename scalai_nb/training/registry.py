@@ -114,6 +114,7 @@ def compare(self: Registry,
 # %% ../../nbs/training/58_registry.ipynb #eddf570f
 from ..core.display import html_table
 
+
 @patch
 def _repr_html_(self: Registry) -> str:
     models = self.list()

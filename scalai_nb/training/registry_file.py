@@ -6,7 +6,8 @@
 __all__ = ['TABLES', 'Missing', 'refusals', 'FileModel', 'FileVersion', 'FileRun', 'FileStore', 'ModelReader']
 
 # %% ../../nbs/training/49_registry_file.ipynb #932fbb39
-import sqlite3, sys
+import sqlite3
+import sys
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -80,6 +80,7 @@ def _rows_in_memory(run: Any, rows: Any, options: dict[str, Any], settings: Sett
 # %% ../../nbs/training/62_reproduce.ipynb #d8f873e7
 def _original_network(run: Any, model: Any) -> Any:
     from safetensors.torch import load_file
+
     from scalai_nb.training.models import rebuild
     if run.path is None or not (run.path/"initial.safetensors").is_file():
         raise BadRequest(
@@ -184,6 +185,7 @@ def _threads(run: Any):
 def _comparison(first: Any, again: Any) -> str:
     "Compare the weights of two runs."
     from safetensors.torch import load_file
+
     from scalai_nb.training.models import weights_as_bytes
     if (first.path / "model.safetensors").read_bytes() == weights_as_bytes(again.model):
         return f"the same weights as run {first.id}, to the bit"

@@ -247,6 +247,7 @@ def _checked_arrays(table: tuple) -> tuple[Any, Any]:
 def _of_table(request: FitRequest) -> PreparedRows:
     "Prepare the rows of a table or frame."
     import torch
+
     from scalai_nb.data.filters import row_filter
     from scalai_nb.data.loader import target_of
     prep = request.prep
@@ -276,6 +277,7 @@ def _of_table(request: FitRequest) -> PreparedRows:
 # %% ../../nbs/training/34_request.ipynb #2cf578c1
 def _network(model: Any, features: int | tuple[int, ...], outputs: int, seed: int, prep: Any = None) -> Any:
     import torch
+
     from scalai_nb.training.models import config
     if isinstance(model, torch.nn.Module): return copy.deepcopy(model).cpu()
     if not callable(model):

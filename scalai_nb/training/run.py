@@ -166,6 +166,7 @@ def _numbers(rows: Any) -> np.ndarray:
 # %% ../../nbs/training/30_run.ipynb #ee0ffdd6
 def _scores(model: Any, prep: Any, loss: str, batch: int, rows: Any) -> np.ndarray:
     import torch
+
     from scalai_nb.data.loader import as_tensor
     x = as_tensor(_numbers(rows) if prep is None else prep.transform(rows))
     try:
@@ -269,6 +270,7 @@ def __str__(self: Run) -> str:
 
 # %% ../../nbs/training/30_run.ipynb #bd663607
 from ..core.display import describe
+
 
 @patch
 def __repr__(self: Run) -> str:

@@ -227,6 +227,7 @@ def _training_profile(run: Any, settings: Settings):  # Profile, or None where t
 
 def _training_rows(run: Any, rows: Any) -> Any:  # Arrow
     import pyarrow.compute as pc
+
     from scalai_nb.data.filters import row_filter
     from scalai_nb.training.split import Split
     split, where = run.data.get("folds"), row_filter(run.data.get("where"))
@@ -251,6 +252,7 @@ def run(self: RunLog,
        ):  # Run
     "Load a run as it was logged."
     from mlflow.exceptions import MlflowException
+
     from scalai_nb.training.run import Run
     found = self.find_run(run_id)
     try:

@@ -19,7 +19,13 @@ from ..core.settings import Settings
 from .search_request import SearchRequest, TrialPlanner, check_search
 from .search_run import SearchRun
 from scalai_nb.training.study import (
-    Search, as_text, claim_search, digest_of, direction_of, pruner_and_sampler, storage
+    Search,
+    as_text,
+    claim_search,
+    digest_of,
+    direction_of,
+    pruner_and_sampler,
+    storage,
 )
 
 # %% ../../nbs/training/74_search.ipynb #14984e73

@@ -51,7 +51,7 @@ def mask(self: Split,
     if missing:
         raise BadRequest(
             f"{missing} of {len(column)} rows have no {self.column!r}: they are neither learnt from nor kept aside.",
-            f'Leave them out with where=, or part the rows by another column.',
+            'Leave them out with where=, or part the rows by another column.',
         )
     if self.how == "fold": return self.held(rows.select([self.column]))
     return (pc.equal if self.how == "==" else pc.greater_equal)(column, _scalar(self.value, column.type, self.column))
@@ -142,6 +142,7 @@ def train_validation_split(X: Any,  # (N, …) array or tensor
 
 # %% ../../nbs/training/12_split.ipynb #1f39f4a1
 from ..core.display import describe, html_table
+
 
 @patch
 def __repr__(self: Split) -> str: return describe(self, f"{self.column} {self.how} {self.value}")

@@ -53,6 +53,7 @@ class Training:
 def split_rows(job: Training) -> tuple[tuple, tuple | None]:  # arguments of two loaders: rows, filter
     "Split the rows into those to train on and those held out."
     import pyarrow.compute as pc
+
     from scalai_nb.data.filters import row_filter
     rows, split = job.rows, job.validation
     if job.prep is None: return (rows, None), (split, None) if split else None
@@ -109,6 +110,7 @@ def train(
 def train_as_rank(job: Training) -> dict | None:
     "Train as a rank of the current process group."
     import torch.distributed as dist
+
     from scalai_nb.training.agent import report
     return train(job, dist.get_rank(), dist.get_world_size(), report)
 

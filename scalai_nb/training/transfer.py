@@ -43,6 +43,7 @@ def _files(source: Path) -> list[Path]:
 # %% ../../nbs/training/06_transfer.ipynb #97748907
 def _read(file: Path) -> Iterator[tuple[str, Any]]:
     import pickle
+
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file

@@ -9,7 +9,9 @@ __all__ = ['MOST', 'REFERENCE', 'LEGEND', 'strength', 'why', 'shade', 'grid', 'c
 # %% ../../nbs/view/04_drift.ipynb #4224298e
 from html import escape
 
-import bqplot as bq, ipywidgets as w, numpy as np
+import bqplot as bq
+import ipywidgets as w
+import numpy as np
 
 from ..core.jsonable import several
 from ..core.svg import BLUE, GREY

@@ -7,23 +7,28 @@ __all__ = ['CHOOSE', 'COMMAND', 'LOOK', 'kinds', 'as_text', 'control', 'Field', 
            'last_line', 'refusal', 'Form', 'form']
 
 # %% ../../nbs/view/17_form.ipynb #ff70c96c
-import json, os, signal, subprocess, sys, tempfile
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
 from datetime import date, datetime
 from html import escape
 from pathlib import Path
 from types import NoneType
 from typing import Literal, get_args, get_origin
 
-from fastcore.basics import patch
 import ipywidgets as w
+from fastcore.basics import patch
 
 from ..core.errors import BadRequest, ScalaiError
 from ..core.jsonable import duration, plain
 from ..core.resources import static_text
 from ..core.settings import Settings
-from ..jobs.parameters import COMPUTED, REQUIRED, Parameter, Secret, conform, check, read
 from ..jobs.identity import identity
 from ..jobs.job_run import JobRun
+from ..jobs.parameters import COMPUTED, REQUIRED, Parameter, Secret, check, conform, read
 from ..jobs.record import Record
 from .runs import LEVEL, took
 from .style import View, chip, controls, follow, headline, html, table

@@ -6,7 +6,12 @@
 __all__ = ['LOGO', 'command', 'lab', 'folder', 'offered', 'amiss', 'install', 'remove']
 
 # %% ../../nbs/view/28_lab.ipynb #dddb5311
-import json, os, re, subprocess, sys, tempfile
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,8 +19,8 @@ from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_core.paths import jupyter_data_dir
 
 from ..core.errors import BadRequest
-from ..core.settings import Settings
 from ..core.resources import shipped
+from ..core.settings import Settings
 
 # %% ../../nbs/view/28_lab.ipynb #d1644288
 def command(settings: Settings,

@@ -7,7 +7,9 @@ __all__ = ['MARKS', 'OVER', 'DRAWN', 'marked', 'Training', 'sentence', 'facts', 
            'pressable', 'stop_button', 'Shown', 'Drawer', 'attach']
 
 # %% ../../nbs/view/14_live.ipynb #fcfcf365
-import math, threading, time
+import math
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape

@@ -9,7 +9,9 @@ __all__ = ['LINES', 'TINTS', 'learning', 'training_view', 'learnt_csv', 'unbeate
 # %% ../../nbs/view/13_model.ipynb #8b787901
 from html import escape
 
-import bqplot as bq, ipywidgets as w, numpy as np
+import bqplot as bq
+import ipywidgets as w
+import numpy as np
 
 from ..core.jsonable import several
 from ..core.svg import BLUE, GREEN, GREY, ORANGE, PURPLE

@@ -8,15 +8,17 @@ __all__ = ['NONE', 'STANDS', 'FIGURES', 'SAID', 'registered', 'stands', 'figure_
 
 # %% ../../nbs/view/24_models.ipynb #776197a5
 from html import escape
-from fastcore.basics import patch
+
 import ipywidgets as w
+from fastcore.basics import patch
+
 from ..compression.frontier import Frontier, load_frontier
+from ..core.auth import editors_only, visitor
 from ..core.errors import BadRequest, ScalaiError
 from ..core.settings import Settings
-from ..core.auth import editors_only, visitor
-from ..training.registry import Registry
-from ..training.comparison import ModelComparison
 from ..loop.decisions import decisions
+from ..training.comparison import ModelComparison
+from ..training.registry import Registry
 from .model import candidates_csv, candidates_table, frontier_figure
 
 # %% ../../nbs/view/24_models.ipynb #1be0d5ae

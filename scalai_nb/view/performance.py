@@ -9,7 +9,8 @@ __all__ = ['MEASURES', 'Point', 'point', 'over_time', 'legend', 'sentence', 'num
 # %% ../../nbs/view/06_performance.ipynb #66104250
 from dataclasses import dataclass
 
-import bqplot as bq, numpy as np
+import bqplot as bq
+import numpy as np
 
 from ..core.svg import BLUE, GREY, ORANGE, PURPLE
 from ..monitor.cost import CostMatrix, cheapest, cost_curve

@@ -8,21 +8,14 @@ __all__ = ['common_edges', 'shares', 'values', 'distribution', 'areas', 'bars', 
 # %% ../../nbs/view/02_profile.ipynb #8bbb4691
 from html import escape
 
-import bqplot as bq, ipywidgets as w, numpy as np
+import bqplot as bq
+import ipywidgets as w
+import numpy as np
 
 from ..core.jsonable import several
 from ..core.svg import BLUE, GREY
 from ..data.profile import Profile
-from scalai_nb.view.style import (
-    View,
-    axis,
-    controls,
-    download,
-    dropdown,
-    figure,
-    html,
-    measured_scale,
-)
+from .style import View, axis, controls, download, dropdown, figure, html, measured_scale
 
 # %% ../../nbs/view/02_profile.ipynb #933e2bf1
 def common_edges(columns: list,  # of Column, numbers or times

@@ -11,10 +11,14 @@ import json
 from collections import Counter
 from dataclasses import dataclass
 from html import escape
-from fastcore.basics import patch
-import bqplot as bq, ipywidgets as w, numpy as np
+
+import bqplot as bq
+import ipywidgets as w
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from fastcore.basics import patch
+
 from ..core.settings import Settings
 from ..data.contract import Checked, Contract, sentences
 from ..data.profile import Profile

@@ -8,17 +8,21 @@ __all__ = ['LEVEL', 'LAST', 'COLOUR', 'SPANS', 'when', 'open_failures', 'culprit
            'speaker', 'Runs', 'choose']
 
 # %% ../../nbs/view/08_runs.ipynb #628f08e7
-import re, time
+import re
+import time
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
+
+import bqplot as bq
+import ipywidgets as w
+import numpy as np
 from fastcore.basics import patch
-import bqplot as bq, ipywidgets as w, numpy as np
+
 from ..core.settings import Settings
 from ..jobs.graph import graph, picture_of
-from ..jobs.log import read_back
 from ..jobs.job_run import END_STATES, GOOD_STATES, JobRun, summarize_results, summary_line
-from ..jobs.log import entry_text
+from ..jobs.log import entry_text, read_back
 from ..jobs.record import Record
 
 # %% ../../nbs/view/08_runs.ipynb #d49f15d6

@@ -8,8 +8,9 @@ __all__ = ['NOTHING', 'between', 'standing', 'Scores', 'scores_view']
 # %% ../../nbs/view/20_scores.ipynb #8cd9ea85
 from html import escape
 
+import ipywidgets as w
+import numpy as np
 from fastcore.basics import patch
-import ipywidgets as w, numpy as np
 
 from ..core.settings import Settings
 from ..core.svg import BLUE, GREY

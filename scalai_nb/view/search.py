@@ -9,8 +9,10 @@ __all__ = ['TINTS', 'LEGEND', 'known', 'value_scale', 'slice_figure', 'number_or
 # %% ../../nbs/view/15_search.ipynb #6aa11b32
 from html import escape
 
+import bqplot as bq
+import ipywidgets as w
+import numpy as np
 from fastcore.basics import patch
-import bqplot as bq, ipywidgets as w, numpy as np
 
 from ..core.jsonable import duration
 from ..core.svg import BLUE, GREEN, GREY, ORANGE, ticks

@@ -9,7 +9,9 @@ __all__ = ['DASH', 'extent', 'place', 'colour', 'percent', 'at_place', 'path', '
 # %% ../../nbs/view/01_static_svg.ipynb #490bda95
 from html import escape
 
-import bqplot as bq, ipywidgets as w, numpy as np
+import bqplot as bq
+import ipywidgets as w
+import numpy as np
 
 from ..core import svg
 

@@ -9,12 +9,18 @@ __all__ = ['INK', 'LEVELS', 'CSS', 'PNG', 'MONTHS', 'html', 'chip', 'headline', 
            'leads']
 
 # %% ../../nbs/view/00_style.ipynb #d36ab53f
-import asyncio, csv, io, os, re
+import asyncio
+import csv
+import io
+import os
+import re
 from contextlib import contextmanager
 from html import escape
 from urllib.parse import parse_qsl, quote, urlencode
 
-import bqplot as bq, ipywidgets as w, numpy as np
+import bqplot as bq
+import ipywidgets as w
+import numpy as np
 
 from ..core.resources import static_text
 from ..core.svg import BLUE, GREEN, GREY, ORANGE, ticks

@@ -8,16 +8,19 @@ __all__ = ['RECENT', 'NOTHING', 'CELLS_KEY', 'ALL', 'OF_ALL', 'by_window', 'Watc
 
 # %% ../../nbs/view/12_watch.ipynb #d0c575ef
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from html import escape
 from pathlib import Path
+
+import ipywidgets as w
+import numpy as np
 from fastcore.basics import patch
-import ipywidgets as w, numpy as np
+
 from .. import __version__
 from ..core.errors import WorkFailed
 from ..core.settings import Settings
-from ..data.profile_store import recall
 from ..data.profile import Profile
+from ..data.profile_store import recall
 from ..loop.decisions import decisions as decision_log
 from ..loop.evaluation import policy_of, reference_of
 from ..loop.segments import current, cut, segments_of

@@ -6,7 +6,8 @@
 __all__ = ['KEPT', 'Windows', 'to_plain', 'from_plain', 'Kept']
 
 # %% ../../nbs/view/11_windows.ipynb #88db2b3a
-import hashlib, json
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -14,8 +15,8 @@ from pathlib import Path
 from ..core.errors import WorkFailed
 from ..core.settings import Settings
 from ..core.storage import write_atomic
-from ..data.profile_store import overview, recall
 from ..data.profile import Profile
+from ..data.profile_store import overview, recall
 from ..monitor.drift import Finding, Report
 
 # %% ../../nbs/view/11_windows.ipynb #addcd933

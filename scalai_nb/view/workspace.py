@@ -6,16 +6,17 @@
 __all__ = ['stamp', 'logs', 'state']
 
 # %% ../../nbs/view/18_workspace.ipynb #d82508ec
-import hashlib, sqlite3
+import hashlib
+import sqlite3
 from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from ..core.delta_log import store
 from ..core.errors import ScalaiError
 from ..core.settings import Settings
 from ..core.storage import is_url
 from ..data.delta import open_table
-from ..core.delta_log import store
 from ..jobs.record import Record
 from ..jobs.schedule_store import ScheduleStore
 

@@ -5,7 +5,15 @@
 Each contender runs in a process of its own, in turn, as often as `--repeats` says, so that a busy minute falls on all.
 The report, with commit, machine, versions and every repeat, goes to tests/bench/RESULTS.md; nobody types a figure there.
 """
-import argparse, importlib.util, json, os, platform, re, statistics, subprocess, sys, time
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path

@@ -5,10 +5,13 @@ which sees profiles and labels of the week that ended, decides by the library's 
 
     python tests/bench/closed.py 10 11 12
 """
-import json, sys, time
+import json
+import sys
+import time
 from dataclasses import dataclass, field
 
-import numpy as np, pandas as pd
+import numpy as np
+import pandas as pd
 
 LEARN = 8  # weeks that the first model learns from
 FEATURES = ["dep_delay", "distance", "sched_minute", "weekday", "temp", "humid", "wind_speed", "precip", "pressure", "visib", "carrier", "origin"]

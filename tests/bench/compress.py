@@ -7,7 +7,14 @@ compressed by the search itself on a Dask cluster of `--workers`, and its files 
 them in turn each time; fashion's also beside a recipe tried by hand. The section goes to tests/bench/RESULTS.md as those of
 bench.py do.
 """
-import argparse, contextlib, importlib.util, os, statistics, sys, tempfile, time
+import argparse
+import contextlib
+import importlib.util
+import os
+import statistics
+import sys
+import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +29,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 def flights(n: int):
     "The workbench's default MLP on late flights of 2013, three quarters for training; prep in front, raw rows in."
     import pandas as pd
+
     from scalai_nb.compression.benchmark import Rows
     from scalai_nb.data.prep import Prep
     from scalai_nb.data.profile import profile
@@ -43,6 +51,7 @@ def digits(n: int):
     import torch
     from sklearn.datasets import load_digits
     from torch import nn
+
     from scalai_nb.compression.benchmark import Rows
     from scalai_nb.compression.prune import tune
     from scalai_nb.training.run import Run
@@ -60,13 +69,14 @@ def digits(n: int):
 def fashion(n: int, trained: Path | None = None):
     "A CNN of four 3 × 3 convolutions (32, 64, 64, 128 channels, batch norm) and a hidden layer of 136 on Fashion-MNIST, trained on its 60,000 images and their mirror images, measured on its 10,000 test images."
     import torch
-    from torch import nn
-    from scalai_nb.compression.export import Labels
-    from scalai_nb.compression.benchmark import Rows
     from safetensors.torch import load_file, save_file
+    from torch import nn
+
+    from scalai_nb.compression.benchmark import Rows
+    from scalai_nb.compression.export import Labels
     from scalai_nb.training.fit import fit
-    from scalai_nb.training.run import Run
     from scalai_nb.training.networks import fashion_mnist
+    from scalai_nb.training.run import Run
     def block(a, b): return [nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
     torch.manual_seed(0)
     model = nn.Sequential(*block(1, 32), nn.MaxPool2d(2), *block(32, 64), *block(64, 64), nn.MaxPool2d(2), *block(64, 128), nn.MaxPool2d(2),
@@ -86,8 +96,8 @@ def fashion(n: int, trained: Path | None = None):
 def by_hand(run, rows, folder: str):
     "Half the channels pruned, distilled four epochs of the images, static int8: measured as a candidate is."
     from scalai_nb.compression import export as ex
-    from scalai_nb.compression.distill import distill
     from scalai_nb.compression.benchmark import measure
+    from scalai_nb.compression.distill import distill
     from scalai_nb.compression.prune import parameters, prune
     from scalai_nb.compression.quantize import calibration, quantize
     shape = rows.X.shape[1:]

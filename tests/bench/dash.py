@@ -8,12 +8,27 @@ Visitors are real Chromiums, each with a profile of its own that has been here t
 at a moment of its own within two seconds.
 The section goes to tests/bench/RESULTS.md as those of bench.py do.
 """
-import argparse, asyncio, contextlib, json, os, random, re, shutil, signal, statistics, subprocess, sys, tempfile, time, uuid
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 from bench import keep, stamp
+
 from scalai_nb.dash.frames import V1, join_message
 
 VISITORS, TABS, POOL, SPREAD, WARMING, NEVER = 8, 50, 8, 2., 2, 90_000
@@ -89,7 +104,8 @@ class Voila(Server):
 
     def settle(self, *_, within=300):
         "Until it answers and its kernels have nothing left to compute: the pool is full."
-        import httpx, psutil
+        import httpx
+        import psutil
         end, calm, before = time.monotonic() + within, 0, None
         while calm < 3:
             assert time.monotonic() < end, "Voila's pool was not full in time"

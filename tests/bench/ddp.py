@@ -2,7 +2,11 @@
 
     torchrun --nproc-per-node 2 tests/bench/ddp.py mlp DATA.pt --epochs 3
 """
-import argparse, json, os, signal, time
+import argparse
+import json
+import os
+import signal
+import time
 
 import torch
 import torch.distributed as dist

@@ -1,5 +1,10 @@
 """MiniLM as a sentence encoder beside the ways to run it by hand; `compress.py minilm` writes its section."""
-import importlib.resources, io, statistics, sys, tempfile, time
+import importlib.resources
+import io
+import statistics
+import sys
+import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +46,10 @@ def in_ort(path, name, kind):
 
 def peers(tmp: Path):  # name -> (function from tokens to vectors, bytes)
     "What one would do by hand."
-    import logging, torch, warnings
+    import logging
+    import warnings
+
+    import torch
     from onnxruntime import quantization as q
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
@@ -89,6 +97,7 @@ def angle(a, b): return (a*b).sum(1)/np.linalg.norm(a, axis=1)/np.linalg.norm(b,
 
 def section(repeats: int, n: int = 320) -> tuple[list[str], str]:  # lines; what the search says
     import torch
+
     from scalai_nb.compression.encoder import compress_encoder
     from scalai_nb.training.encoder import pretrained, tokens
     torch.set_num_threads(1)

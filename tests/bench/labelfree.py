@@ -7,9 +7,12 @@ airports; the flights are the same for every seed. `coverage` is imported by the
 
     python tests/bench/labelfree.py [--seeds 0 1 2] [--known departed scheduled]
 """
-import argparse, functools, sys
+import argparse
+import functools
+import sys
 
-import numpy as np, pandas as pd
+import numpy as np
+import pandas as pd
 
 MODELS, KINDS = ("logistic", "boosting"), ("month", "week")
 LEARNT, WEEKS = 3, 13  # months that the model learns from, and the weeks that they reach into
@@ -35,6 +38,7 @@ def scored(model: str, seed: int, known: str, learnt: bool = False) -> pd.DataFr
     "The flights after those that the model learnt from, with their scores; `learnt`: of the same months, those kept aside."
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.linear_model import LogisticRegression
+
     from scalai_nb.data.prep import Prep
     from scalai_nb.data.profile import profile
     f = rows()

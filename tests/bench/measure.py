@@ -1,5 +1,8 @@
 """One command in a process of its own: seconds, CPU seconds and the most memory its whole tree held at one time."""
-import os, subprocess, threading, time
+import os
+import subprocess
+import threading
+import time
 from dataclasses import dataclass
 
 import psutil

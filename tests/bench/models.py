@@ -5,7 +5,12 @@
 Every network is trained by `fit` with the settings given below, every one of them on the same rows; what is kept aside judges
 it once, after the last epoch. The sections go to tests/bench/RESULTS.md as those of bench.py do.
 """
-import argparse, os, statistics, sys, tempfile, time
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +28,7 @@ def flights(n: int, target: str):
     "Rows of the flights beside the weather at their hour, a fifth of the days (by hash) kept aside: flights of one day share their weather and their jams."
     import pandas as pd
     import pyarrow as pa
+
     from scalai_nb.data.hashing import fold
     from scalai_nb.loop import flights as source
     x = source.flights().to_pandas().dropna(subset=[target])
@@ -36,10 +42,11 @@ def flights(n: int, target: str):
 def table(name: str, n: int, seeds: int):
     "A target of the flights: networks, and gradient boosting on the same columns with its own categories."
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+
     from scalai_nb.data.prep import Prep
     from scalai_nb.data.profile import profile
-    from scalai_nb.training.networks import FTTransformer, ResidualMLP
     from scalai_nb.training.models import MLP
+    from scalai_nb.training.networks import FTTransformer, ResidualMLP
     late = name == "late"
     x, aside = flights(n, "arr_delay" if late else "air_time")
     columns = [*CATEGORIES, *(c for c in NUMBERS if late or c != "dep_delay")]
@@ -64,6 +71,7 @@ def table(name: str, n: int, seeds: int):
 def pictures(name: str, n: int, seeds: int):
     "Pictures, 28 × 28; boosting takes them as 784 numbers, and learns from one seed only, as it takes long."
     from sklearn.ensemble import HistGradientBoostingClassifier
+
     from scalai_nb.training.networks import CNN, fashion_mnist
     (X, y), (T, t) = fashion_mnist("train"), fashion_mnist("test")
     X, y = (np.concatenate([a[:n], b]) for a, b in ((X, T), (y, t)))
@@ -101,6 +109,7 @@ def boost(learner, X, y, aside, loss) -> dict:
 def light(x, y, aside, loss, seeds: int) -> "list[dict] | str":
     "The same of LightGBM by its defaults, in an environment of its own; why not, where that cannot be made."
     import subprocess
+
     from monitor import Peer
     try:
         with Peer("lightgbm") as peer:

@@ -6,7 +6,15 @@ Ours and the peers are given the same pairs of frames; larger windows and peers,
 A peer's environment is made when it is first asked for, beside this Python's own packages; one that cannot be installed is said in the table.
 The sections go to tests/bench/RESULTS.md as those of bench.py do.
 """
-import argparse, contextlib, json, os, shutil, subprocess, sys, tempfile, time
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import product
 from multiprocessing import get_context
@@ -18,6 +26,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 from bench import keep, stamp
 from peers import LEARNERS, PACKAGES
+
 from scalai_nb.core.lock import locked
 
 SIZES = (1_000, 10_000, 100_000)  # rows of a window
@@ -54,7 +63,8 @@ class Peer:
                                         text=True, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ""})
 
     def __call__(self, reference, current, ask: str = "") -> dict:
-        import pyarrow as pa, pyarrow.parquet as pq
+        import pyarrow as pa
+        import pyarrow.parquet as pq
         paths = {k: str(self.folder/f"{k}.parquet") for k in ("reference", "current")}
         for path, frame in zip(paths.values(), (reference, current)): pq.write_table(pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None), path)
         self.process.stdin.write(json.dumps(paths | {"ask": ask}) + "\n"); self.process.stdin.flush()
@@ -95,6 +105,7 @@ def cut(table: str, case: str) -> bool: return case == SEGMENTS or (d := planted
 def ours(table: str, n: int, case: str, times: range) -> int:  # how many alarmed, or told what was planted
     "This workbench, by its stated defaults, in a process of its own; by segment where that is the question."
     import drifts
+
     from scalai_nb.data.profile import profile
     from scalai_nb.monitor.drift import compare
     by, drift = drifts.SEGMENTS[table] if cut(table, case) else None, planted(table, case)
@@ -216,6 +227,7 @@ def estimate(a, command, load) -> str:
 def _cbpe(peer: Peer, rows, kind: str) -> dict:
     "How NannyML's band fared on the same windows, each beside the reference that ours has."
     import labelfree
+
     from scalai_nb.core.stats import auc
     rows = rows.assign(window=rows.week.astype("int64"), late=rows.late.astype("int64"))
     rows, got = rows[rows.week >= labelfree.WEEKS] if kind == "week" else rows, []

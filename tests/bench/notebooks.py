@@ -5,7 +5,16 @@
 Whole commands, each from its start to its end, in turn, as often as `--repeats` says; `parallel` runs one workflow with more and more steps at a time.
 The sections go to tests/bench/RESULTS.md as those of bench.py do.
 """
-import argparse, json, os, shutil, statistics, subprocess, sys, tempfile, threading, time
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent

@@ -5,7 +5,11 @@
 
 Each is asked as its own documentation asks it, by its defaults. Only this file runs there, and nothing of scalai_nb.
 """
-import json, os, sys, time, warnings
+import json
+import os
+import sys
+import time
+import warnings
 
 PACKAGES = {  # in its environment
     "evidently": ["evidently==0.7.*"],
@@ -55,7 +59,8 @@ def nannyml(reference, current):
 
 def cbpe(reference, current):
     "NannyML's confidence-based estimate of the AUC, its chunks the windows: (window, value, low, high) of each."
-    import nannyml as nml, pandas as pd
+    import nannyml as nml
+    import pandas as pd
     told = lambda f: f.assign(predicted=(f.score >= .5).astype(int), at=pd.Timestamp("2013-01-01") + pd.to_timedelta(f.window, unit="D")).sort_values("at")
     names = dict(y_pred_proba="score", y_pred="predicted", y_true="late", timestamp_column_name="at", problem_type="classification_binary", metrics=["roc_auc"], chunk_period="D")
     estimator = nml.CBPE(**names).fit(told(reference))
@@ -68,7 +73,8 @@ def cbpe(reference, current):
 def alibi_detect(reference, current):
     """TabularDrift: Kolmogorov–Smirnov and chi-squared, Bonferroni; it takes one array, so names are numbered.
     It knows no missing numbers (a NaN makes a column's p NaN, which never alarms), so rows that lack one are left out."""
-    import numpy as np, pandas as pd
+    import numpy as np
+    import pandas as pd
     from alibi_detect.cd import TabularDrift
     numeric, other = kinds(reference)
     reference, current = (f.dropna(subset=numeric) for f in (reference, current))
@@ -96,7 +102,8 @@ def deepchecks(reference, current):
 def lightgbm(reference, current):
     """LightGBM by its defaults: learns `target` from the reference's other columns, text as categories, and answers for the current rows.
     Text `objective` names the task: binary, multiclass or regression."""
-    import lightgbm as lgb, pandas as pd
+    import lightgbm as lgb
+    import pandas as pd
     kind, seed = reference.pop("objective").iloc[0], int(reference.pop("seed").iloc[0])
     y, aside = reference.pop("target"), current[reference.columns]
     for c in reference.columns:

@@ -5,7 +5,13 @@
 Fifty jobs wait in the queue and are run one after another; the same processes are then started by hand, one after another.
 The difference, per job, is the scheduler's: its transactions, the start it decides on, the end it notices. The section goes to tests/bench/RESULTS.md as those of bench.py do.
 """
-import argparse, json, os, statistics, sys, tempfile, time
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -30,8 +36,8 @@ def prepared(folder: Path, kind: str):  # settings
 def queued(folder: Path, kind: str) -> tuple[float, float]:  # seconds, and CPU seconds of this process
     "Fifty starts by the scheduler."
     from scalai_nb.jobs.schedule import schedule
-    from scalai_nb.jobs.scheduler import Scheduler
     from scalai_nb.jobs.schedule_store import ScheduleStore
+    from scalai_nb.jobs.scheduler import Scheduler
     settings = prepared(folder, kind)
     table = ScheduleStore(settings)
     for n in range(JOBS):

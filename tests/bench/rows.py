@@ -2,7 +2,9 @@
 import os
 from pathlib import Path
 
-import numpy as np, pyarrow as pa, pyarrow.parquet as pq
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 CACHE = Path(os.environ.get("SCALAI_BENCH", Path.home()/".cache"/"scalai-nb"/"bench"))
 COLUMNS = ["month", "day", "dep_time", "sched_dep_time", "dep_delay", "arr_time", "sched_arr_time", "arr_delay",

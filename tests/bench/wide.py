@@ -2,12 +2,16 @@
 
     python tests/bench/wide.py [--windows 300] [--columns 200] [--rows 2000] [--dry]
 """
-import argparse, json, os, subprocess, sys, tempfile
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-
 from bench import keep, stamp
 
 PAGE = """import json, resource, time
@@ -33,8 +37,8 @@ def frame(window: int, columns: int, rows: int) -> pa.Table:
 def workspace(root: Path, windows: int = 300, columns: int = 200, rows: int = 2_000):  # Settings
     "A workspace whose only content is windows of features."
     from scalai_nb.core.settings import Settings
-    from scalai_nb.data.profile_store import record
     from scalai_nb.data.profile import profile
+    from scalai_nb.data.profile_store import record
     (root / "settings.ini").write_text("[workspace]\nhome = .scalai\n")
     settings = Settings.load(root)
     for n in range(windows):

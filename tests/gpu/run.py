@@ -5,7 +5,9 @@
 Runs tests/gpu and the data room's tests on cuDF, then writes tests/gpu/RESULTS.md: what, how it ended, seconds, what was measured;
 device and versions. Without a GPU it says so in two lines and exits with 2; nothing is written then.
 """
-import platform, subprocess, sys
+import platform
+import subprocess
+import sys
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path

@@ -1,7 +1,10 @@
 """What only a GPU can show. Run by `make gpu`, which writes RESULTS.md; elsewhere each says why it was skipped."""
 import time
 
-import numpy as np, pandas as pd, pyarrow as pa, pytest
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
 
 from scalai_nb.core import device
 
@@ -41,9 +44,11 @@ def test_profile(rows, measured):
 @pytest.mark.parametrize("kind", ["float64", "float32", "int64", "uint64", "bool", "instant", "instant_ns", "span", "text", "list", "money"])
 def test_hostile_values(kind, measured):
     "Hostile values of a type: the same digest on cuDF."
-    from hypothesis import HealthCheck, given, settings, strategies as st
-    from scalai_nb.data.profile import profile
+    from hypothesis import HealthCheck, given, settings
+    from hypothesis import strategies as st
     from test_laws import SORTS, values
+
+    from scalai_nb.data.profile import profile
     counted = []
 
     @settings(max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))
@@ -87,7 +92,9 @@ def test_prep(rows, measured):
 @pytest.mark.parametrize("memory", [1 << 30, 0])
 def test_loader(tmp_path, rows, memory, measured):
     "The loader's batches are pinned, and their copies arrive whole."
-    import pyarrow.dataset as ds, torch
+    import pyarrow.dataset as ds
+    import torch
+
     from scalai_nb.data.loader import Loader
     from scalai_nb.data.prep import Prep
     from scalai_nb.data.profile import profile
@@ -115,6 +122,7 @@ def digits():
 def test_fit(workspace, digits, ranks, measured):
     "fit learns on CUDA; with a GPU for each of two ranks, over NCCL."
     import torch
+
     from scalai_nb.training.fit import fit
     from scalai_nb.training.models import MLP
     if torch.cuda.device_count() < ranks: pytest.skip(f"{torch.cuda.device_count()} GPU here, {ranks} ranks want one each")
@@ -124,7 +132,8 @@ def test_fit(workspace, digits, ranks, measured):
 
 
 def around():
-    import torch, torch.distributed as dist
+    import torch
+    import torch.distributed as dist
     x = torch.ones(1, device="cuda")
     dist.all_reduce(x)
     return dist.get_backend(), float(x)
@@ -133,6 +142,7 @@ def around():
 def test_nccl(workspace, measured):
     "A launched rank talks NCCL on its own GPU."
     import torch
+
     from scalai_nb.core.cluster import cluster
     from scalai_nb.training.launch import launch
     ranks = min(2, torch.cuda.device_count())
@@ -144,6 +154,7 @@ def test_nccl(workspace, measured):
 def test_int8_score(digits, measured):
     "An int8 graph scores alike through ONNX Runtime's CUDA provider."
     import onnxruntime
+
     from scalai_nb.compression.export import graph
     from scalai_nb.compression.quantize import quantize
     from scalai_nb.training.models import MLP

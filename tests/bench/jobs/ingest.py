@@ -1,5 +1,8 @@
 """Check + write + profile: rows that break a rule go apart with their reason, good ones into zstd Parquet of level 1 (Delta here, plain files elsewhere), and every column of the good rows is summarised. Polars and DuckDB write the same good and refused rows, then make the profile bench's summary of the good file with sketches. At its default: the peer's own level of zstd, 3."""
-import importlib.util, os, shutil, tempfile
+import importlib.util
+import os
+import shutil
+import tempfile
 from pathlib import Path
 
 CONTENDERS = ("scalai", "first_run", "polars", "polars_default", "duckdb", "duckdb_default")
@@ -32,8 +35,8 @@ def _summary(who, file):
 def scalai(file):
     from scalai_nb.core.settings import Settings
     from scalai_nb.data.contract import Contract
-    from scalai_nb.data.rules import Rule
     from scalai_nb.data.ingest import ingest
+    from scalai_nb.data.rules import Rule
     folder, (ranges, words) = Path(tempfile.mkdtemp(dir=TMP)), _rules(file)
     try:
         (folder/"settings.ini").write_text("[workspace]\nhome = .scalai\n")

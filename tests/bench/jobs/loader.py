@@ -10,7 +10,9 @@ BATCH, EPOCHS, WIDTH, GROUP = 4096, 4, 20, 65_536
 def prepare(rows):
     path = CACHE/f"floats-{rows}.parquet"
     if not path.exists():
-        import numpy as np, pyarrow as pa, pyarrow.parquet as pq
+        import numpy as np
+        import pyarrow as pa
+        import pyarrow.parquet as pq
         CACHE.mkdir(parents=True, exist_ok=True)
         rng = np.random.default_rng(5)
         pq.write_table(pa.table({**{f"x{i}": rng.normal(size=rows).astype("f4") for i in range(WIDTH)}, "y": (rng.random(rows) < .2).astype("f4")}), path, row_group_size=GROUP, use_dictionary=False)
@@ -19,7 +21,9 @@ def prepare(rows):
 
 def _timed(epochs):
     "Seconds of a later epoch (median), and of the first, which may have to read everything."
-    import statistics, torch
+    import statistics
+
+    import torch
     torch.set_num_threads(1)
     rows, total, seconds, now = 0, 0.0, [], time.perf_counter()
     for batches in epochs:
@@ -51,13 +55,16 @@ def scalai(file):
 
 
 def streamed(file):
-    import pyarrow.dataset as ds, pyarrow.parquet as pq
+    import pyarrow.dataset as ds
+    import pyarrow.parquet as pq
     return _loader(file, lambda: ds.dataset(file), memory=pq.read_metadata(file).num_rows * WIDTH * 4 // 10)
 
 
 def _groups(file, epoch):
     "Batches from row groups in random order, rows shuffled inside."
-    import numpy as np, pyarrow.parquet as pq, torch
+    import numpy as np
+    import pyarrow.parquet as pq
+    import torch
     f, rng, names = pq.ParquetFile(file), np.random.default_rng(epoch), [f"x{i}" for i in range(WIDTH)]
     for g in rng.permutation(f.num_row_groups):
         t = f.read_row_group(int(g), use_threads=False)
@@ -70,12 +77,15 @@ def rowgroups(file): return _timed(_groups(file, e) for e in range(EPOCHS))
 
 
 def nodes(file):
-    from torchdata.nodes import IterableWrapper, Loader as NodeLoader, Prefetcher
+    from torchdata.nodes import IterableWrapper, Prefetcher
+    from torchdata.nodes import Loader as NodeLoader
     return _timed(NodeLoader(Prefetcher(IterableWrapper(_groups(file, e)), 2)) for e in range(EPOCHS))
 
 
 def _memory(file):
-    import numpy as np, pyarrow.parquet as pq, torch
+    import numpy as np
+    import pyarrow.parquet as pq
+    import torch
     t = pq.read_table(file)
     return torch.from_numpy(np.stack([t[f"x{i}"].to_numpy() for i in range(WIDTH)], 1)), torch.from_numpy(t["y"].to_numpy().copy())
 
@@ -93,7 +103,6 @@ def gather(file):
 
 def rows_one_by_one(file):
     "A Dataset that gives a row, as most tutorials have it; one epoch."
-    import torch
     from torch.utils.data import DataLoader, TensorDataset
     return _timed([DataLoader(TensorDataset(*_memory(file)), BATCH, shuffle=True)])
 

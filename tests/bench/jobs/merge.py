@@ -9,7 +9,9 @@ CONTENDERS, GROWS, ROWS = ("scalai",), False, 1_000_000
 def prepare(rows):
     folder = CACHE/"profiles"
     if not (folder/"done").exists():
-        import numpy as np, pyarrow.parquet as pq
+        import numpy as np
+        import pyarrow.parquet as pq
+
         from scalai_nb.data.profile import profile
         folder.mkdir(parents=True, exist_ok=True)
         table, rng = pq.read_table(flights(rows)), np.random.default_rng(7)
@@ -21,6 +23,7 @@ def prepare(rows):
 
 def scalai(folder):
     from pathlib import Path
+
     from scalai_nb.data.profile import Profile, total
     parts = [Profile.load(Path(folder)/f"{i}.profile") for i in range(1000)]
     (parts[0] + parts[1]).digest  # compiled code is loaded

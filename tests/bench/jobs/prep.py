@@ -1,8 +1,6 @@
 """`prep.transform` of a pandas frame of flights beside a fitted ColumnTransformer doing the same: medians for holes, flags, standard scores, one-hot of the commonest values; float32 out. The transform alone is timed, best of three in the process."""
 import time
 
-from rows import flights as prepare
-
 CONTENDERS = ("scalai", "sklearn")
 NUMBERS = ["month", "day", "dep_time", "sched_dep_time", "dep_delay", "arr_time", "sched_arr_time", "arr_delay", "flight", "air_time", "distance"]
 TEXTS = ["carrier", "origin", "dest"]

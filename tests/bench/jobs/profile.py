@@ -1,5 +1,6 @@
 """The summary of every column of a Parquet file: nulls, min, max, mean, std, distinct, seven quantiles, top values where the column is no float. The workbench's distinct counts are within 3 %, its quantiles within 1 % of the rows; `exact` marks peers that sort and hash every value, the others answer with sketches of their own: DuckDB's distinct counts are up to 30 % off, Polars' up to 20 %, its quantiles exact. SUMMARIZE alone gives three quantiles and no top values. First run: the workbench with an empty cache of compiled loops, as after an installation."""
-import os, tempfile
+import os
+import tempfile
 
 CONTENDERS = ("scalai", "first_run", "polars", "polars_exact", "duckdb", "duckdb_exact", "summarize", "pandas", "dask")
 NAMES = {"first_run": "scalai, first run", "polars": "Polars, approx_n_unique", "polars_exact": "Polars, exact", "duckdb": "DuckDB, sketches, one query",
@@ -82,7 +83,8 @@ def pandas(file):
 
 
 def dask(file):
-    import dask, dask.dataframe as dd
+    import dask
+    import dask.dataframe as dd
     from dask.distributed import Client, LocalCluster
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster):
         frame, asked = dd.read_parquet(file, split_row_groups=True), {}

@@ -7,7 +7,9 @@ CONTENDERS, WIDTH, GROUP = ("scalai",), 1_000, 50_000
 def prepare(rows):
     path = CACHE/f"wide-{rows}.parquet"
     if not path.exists():
-        import numpy as np, pyarrow as pa, pyarrow.parquet as pq
+        import numpy as np
+        import pyarrow as pa
+        import pyarrow.parquet as pq
         CACHE.mkdir(parents=True, exist_ok=True)
         schema, part = pa.schema([(f"c{i:03}", pa.float32() if i % 2 else pa.int32()) for i in range(WIDTH)]), path.with_suffix(".part")
         with pq.ParquetWriter(part, schema, compression="zstd") as out:
@@ -37,6 +39,7 @@ def _reference(path): return path.with_name(path.stem + "-tenth.parquet")
 
 def scalai(file):
     from pathlib import Path
+
     from scalai_nb.data.profile import profile
     from scalai_nb.monitor.drift import compare
     report = compare(profile(_reference(Path(file))), profile(file))
