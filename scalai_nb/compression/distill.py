@@ -53,7 +53,7 @@ def heard(
     seen = []
     *_, last = weighted(teacher).values()
     hook = last.register_forward_pre_hook(lambda layer, args: seen.append(args[0].flatten(1).float().numpy()))
-    try:return answers(teacher, X, loss), np.concatenate(seen)
+    try: return answers(teacher, X, loss), np.concatenate(seen)
     finally: hook.remove()
 
 # %% ../../nbs/compression/06_distill.ipynb #c4f2b37f

@@ -141,20 +141,21 @@ def held_loss(model, X, targets, loss: str = "binary", batch: int = 256) -> floa
         ) / len(X)
 
 # %% ../../nbs/compression/04_prune.ipynb #4bddb5af
-def tune(model,  # nn.Module, trained in place
-         X,  # features float32 (N, …)
-         targets,  # (N,), or probabilities
-         loss: str = "binary",  # binary, multiclass or regression
-         epochs: int = 1,  # at most
-         batch_size: int = 512,  # rows a step
-         lr: float = 1e-3,  # falls to zero along a cosine
-         goal: float | None = None,  # held-out loss that is good enough to stop at
-         held: int = 4096,  # rows kept out to watch, at most a tenth
-         seed: int = 0,
-         until: float | None = None,  # a `time.monotonic()` after which to give up, raising `TimedOut`
-         also=None,  # nn.Module: numbers of rows -> a loss to add, asked after each forward pass; its parameters are trained too
-         precision: str = "auto",  # of a forward pass; auto: bfloat16 for convolutions where the processor computes in it, see `swift`
-        ) -> list[float]:  # held-out loss: before, and after each quarter of an epoch
+def tune(
+    model,  # nn.Module, trained in place
+    X,  # features float32 (N, …)
+    targets,  # (N,), or probabilities
+    loss: str = "binary",  # binary, multiclass or regression
+    epochs: int = 1,  # at most
+    batch_size: int = 512,  # rows a step
+    lr: float = 1e-3,  # falls to zero along a cosine
+    goal: float | None = None,  # held-out loss that is good enough to stop at
+    held: int = 4096,  # rows kept out to watch, at most a tenth
+    seed: int = 0,
+    until: float | None = None,  # a `time.monotonic()` after which to give up, raising `TimedOut`
+    also=None,  # nn.Module: numbers of rows -> a loss to add, asked after each forward pass; its parameters are trained too
+    precision: str = "auto",  # of a forward pass; auto: bfloat16 for convolutions where the processor computes in it, see `swift`
+) -> list[float]:  # held-out loss: before, and after each quarter of an epoch
     "Train for a moment longer, and stop when the goal is reached."
     import torch
 
@@ -163,14 +164,17 @@ def tune(model,  # nn.Module, trained in place
     order = torch.randperm(len(X), generator=torch.Generator().manual_seed(seed))
     watch, rest = order[:min(held, len(X)//10)], order[min(held, len(X)//10):]
     steps = max(1, epochs*-(-len(rest)//batch_size))
-    look, optimizer = max(1, steps//(4*epochs)), torch.optim.AdamW([*model.parameters(), *(also.parameters() if also else ())], lr)
+    look, optimizer = max(1, steps // (4 * epochs)), torch.optim.AdamW(
+        [*model.parameters(), *(also.parameters() if also else ())], lr
+    )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     track = [held_loss(model, X[watch], t[watch], loss)]
     # dropout draws from torch's own generator; the caller's is left alone
     with torch.random.fork_rng(devices=[]), one_thread(), memory_kept(), swift(model, precision) as cast:
         torch.manual_seed(seed)
         for step, rows in enumerate(_steps(rest, batch_size, epochs), 1):
-            if until is not None and time.monotonic() > until: raise TimedOut(f"Tuning had no time left after {step - 1} of {steps} steps.", "Give a longer timeout.")
+            if until is not None and time.monotonic() > until:
+                raise TimedOut(f"Tuning had no time left after {step - 1} of {steps} steps.", "Give a longer timeout.")
             model.train()
             optimizer.zero_grad()
             with cast(): out = model(X[rows])

@@ -380,6 +380,6 @@ class Sender:
             logger("alerts").error(f"{left} alerts were not sent", why=f"receivers took more than {within:g} s")
 
     def send_end(self, within: float):
-        try:self.waiting.put(None, timeout=within)
+        try: self.waiting.put(None, timeout=within)
         except queue.Full: return
         self.thread.join(within)

@@ -39,7 +39,7 @@ def newest(name: str,  # of a table of the workspace; with a slash in it, a plac
 
 def _listed(name: str, settings: Settings | None) -> list[re.Match]:  # the version is group 1
     fs, log = _log(name, settings)
-    try:names = fs.ls(log, detail=False)
+    try: names = fs.ls(log, detail=False)
     except FileNotFoundError: return []
     return [m for n in names if (m := LOGGED.fullmatch(n.rsplit("/", 1)[-1]))]
 
@@ -47,7 +47,7 @@ def _actions(
     name: str, version: int, settings: Settings | None
 ) -> list[dict] | None:  # None: tidied away, or never there
     fs, log = _log(name, settings)
-    try:return [json.loads(line) for line in fs.cat_file(f"{log}/{version:020}.json").splitlines() if line.strip()]
+    try: return [json.loads(line) for line in fs.cat_file(f"{log}/{version:020}.json").splitlines() if line.strip()]
     except FileNotFoundError: return None
 
 def _time(actions: list[dict]) -> float | None:

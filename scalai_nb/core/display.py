@@ -63,7 +63,8 @@ def suggest(**ours: str,  # a name of another library -> what to use here
     "Class decorator: answer an unknown attribute with ours. Raises `AttributeError` with the hint."
     def decorate(cls: type) -> type:
         def __getattr__(self, name: str):
-            if name in dir(type(self)): return object.__getattribute__(self, name)  # a property that failed: its own error
+            if name in dir(type(self)):
+                return object.__getattribute__(self, name)  # a property that failed: its own error
             hint = f"; use {ours[name]}" if name in ours else ""
             raise AttributeError(f"{type(self).__name__} has no {name}{hint}", name=name, obj=self)
 

@@ -90,7 +90,8 @@ class RetrainSection(Section):
     growth_factor: float = Field(4, ge=0)
 
 class GateSection(Section):
-    min_labels: int = Field(500, ge=2)  # with fewer labelled rows no loss is measured, no model trained, no model judged
+    # with fewer labelled rows no loss is measured, no model trained, no model judged
+    min_labels: int = Field(500, ge=2)
     tolerance: float = Field(.01, ge=0)  # nats a row that a challenger may be worse by
     slices: str = ""  # columns whose values the gate judges apart; several are separated by commas
     slice_tolerance: float = Field(.05, ge=0)  # likewise, in one slice
@@ -191,10 +192,12 @@ def _checked(given: dict[str, dict[str, str]], where: str) -> dict[str, dict]:
     "Refuse unknown sections and keys and values of a wrong kind, naming the nearest known word."
     out = {}
     for section, keys in given.items():
-        if section not in SECTIONS: raise BadRequest(f"Unknown section [{section}] in {where}.", did_you_mean(section, SECTIONS), "settings")
+        if section not in SECTIONS:
+            raise BadRequest(f"Unknown section [{section}] in {where}.", did_you_mean(section, SECTIONS), "settings")
         model = Settings.model_fields[section].annotation
         for key in keys:
-            if key not in model.model_fields: raise BadRequest(f"Unknown key {key!r} of [{section}] in {where}.", did_you_mean(key, model.model_fields), "settings")
+            if key not in model.model_fields:
+                raise BadRequest(f"Unknown key {key!r} of [{section}] in {where}.", did_you_mean(key, model.model_fields), "settings")
         try: model(**keys)
         except ValidationError as e:
             raise unfit(e, f"[{section}] of {where}", kind="settings") from e

@@ -72,7 +72,11 @@ def svg(*body: str, width: int, height: int,
         font_size: int | None = 12,  # None: no text, no font
         **look) -> str:
     "A whole picture."
-    font = {} if font_size is None else {"font_size": font_size, "font_family": "system-ui, sans-serif", "fill": "currentColor"}
+    font = (
+        {}
+        if font_size is None
+        else {"font_size": font_size, "font_family": "system-ui, sans-serif", "fill": "currentColor"}
+    )
     size = {"width": "100%", "style": f"max-width:{width}px"} if fluid else {"width": width, "height": height}
     read = {"role": "img", "aria_label": label} if label or tip else {"aria_hidden": "true"}
     first = (title(tip),) if tip else ()
@@ -137,7 +141,10 @@ def plot(points: Sequence[Sequence[float]],  # rows of x, y and, where there is 
     drawn = (_dots if dots else _curve)(x, ys)
     if diagonal:
         x1, y1, x2, y2 = diagonal
-        drawn = line(px(x1), py(y1), px(x2), py(y2), stroke="currentColor", stroke_opacity=.4, stroke_dasharray="3 3") + drawn
+        drawn = (
+            line(px(x1), py(y1), px(x2), py(y2), stroke="currentColor", stroke_opacity=0.4, stroke_dasharray="3 3")
+            + drawn
+        )
     ranged = any(len(p) > 2 for p in points)
     label = label or f"{up} over {across}" + ", with 95 % ranges"*ranged
     return svg(_frame(size), drawn, _words(across, up, of, size), width=size, height=size, label=label, font_size=10)

@@ -66,7 +66,7 @@ class Attempts:
 
     @staticmethod
     def key(address: str | None) -> str:
-        try:found = ipaddress.ip_address(address or "")
+        try: found = ipaddress.ip_address(address or "")
         except ValueError: return ""  # a Unix socket has no address
         found = getattr(found, "ipv4_mapped", None) or found
         return str(found if found.version == 4 else ipaddress.ip_network((found, 64), strict=False))

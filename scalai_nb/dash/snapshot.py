@@ -155,7 +155,7 @@ class Snapshots:
     def get(self, name: str) -> Snapshot | None:
         "The newest snapshot; read again only when its file changed."
         file = snapshot_path(self.settings, name)
-        try:found = file.stat()
+        try: found = file.stat()
         except OSError: return None
         if self.cache.get(name, (None,))[0] != (found.st_mtime_ns, found.st_ino):
             try:
@@ -200,7 +200,8 @@ class Snapshots:
 @patch
 async def watch(self: Snapshots) -> None:
     "See every two seconds how the workspace stands."
-    if self.look is None: from scalai_nb.view.workspace import state as look
+    if self.look is None:
+        from scalai_nb.view.workspace import state as look
     else: look = self.look
     while True:
         for name, app in self.apps.items():

@@ -39,8 +39,9 @@ def _count_whole(values, bits, at,  # int64 read-only; uint8 null mask, empty wh
 
 # %% ../../nbs/data/02_accumulators.ipynb #60e92a2d
 @numba.njit(cache=True, nogil=True)
-def _count_real(values, bits, at, window, row,  # float64 read-only; the rest as above
-                spill, odd):  # takes sortable keys of the numbers elsewhere; int64 counts of NaN, inf and -inf, added to
+def _count_real(
+    values, bits, at, window, row, spill, odd  # float64 read-only; the rest as above
+):  # takes sortable keys of the numbers elsewhere; int64 counts of NaN, inf and -inf, added to
     "Count floats that are whole numbers; how many went to `spill`."
     n, half, paired, raw = 0, len(window) // 2, len(row) > 0, values.view(np.int64)
     for i in range(len(values)):
@@ -58,7 +59,8 @@ def _count_real(values, bits, at, window, row,  # float64 read-only; the rest as
         if there:
             spill[n] = np.uint64(raw[i] ^ ((raw[i] >> 63) | np.int64(-1 << 63)))
             n += 1
-        else: odd[0 if v != v else 1 if v > 0 else 2] += 1
+        else:
+            odd[0 if v != v else 1 if v > 0 else 2] += 1
     return n
 
 # %% ../../nbs/data/02_accumulators.ipynb #e8ceb621

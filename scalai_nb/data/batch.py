@@ -76,7 +76,8 @@ def batch_lock(settings: Settings, name: str, batch: str) -> AbstractContextMana
 def _owner(plan: Plan) -> str | None:
     "The attempt that brought the batch."
     for place in (plan.place, plan.pen):
-        if (number := delta.transaction_version(delta.open_table(place), f"attempt:batch:{plan.batch}")) is not None: return f"{number:08x}"
+        if (number := delta.transaction_version(delta.open_table(place), f"attempt:batch:{plan.batch}")) is not None:
+            return f"{number:08x}"
 
 def end_attempt(
     plan: Plan,
@@ -92,7 +93,8 @@ def end_attempt(
         return None  # the log cannot be read now
     if owner is None and getattr(failed, "unsure", False) or owner == plan.attempt and failed is not None: return owner
     try: _tidy(plan, owner, kept, settings)
-    except Exception as e: logger("table").warning("files of attempts that are over stay, until gc", table=plan.name, why=str(e).splitlines()[:1])
+    except Exception as e:
+        logger("table").warning("files of attempts that are over stay, until gc", table=plan.name, why=str(e).splitlines()[:1])
     return owner
 
 def _tidy(plan: Plan, owner: str | None, kept: set[str], settings: Settings) -> None:
@@ -114,7 +116,10 @@ def _lying(place: str, prefix: str) -> list[str]:
     "Files in a Delta folder that begin with a prefix; of half-written ones the folder, without its dot."
     fs, path = filesystem(place)
     fs.invalidate_cache(path)
-    return [f.rsplit("/", 1)[-1].removeprefix(".") for f in [*fs.glob(f"{path}/{prefix}*.parquet"), *fs.glob(f"{path}/.{prefix}*.tmp")]]
+    return [
+        f.rsplit("/", 1)[-1].removeprefix(".")
+        for f in [*fs.glob(f"{path}/{prefix}*.parquet"), *fs.glob(f"{path}/.{prefix}*.tmp")]
+    ]
 
 def _remove(place: str, files: list[str]) -> None:
     "Remove files that `_lying` gave, and the folder if nothing is left in it."

@@ -133,7 +133,9 @@ def to_yaml(self: Contract,
     "As it is kept in a file."
     rules = {None: {f.name: f.default for f in fields(Rule)}}  # None: of any column
     defaults = {f.name: f.default for f in fields(Contract)} | {"contract": 1, "columns": rules}
-    return dump(self.to_dict(), text or self.text, defaults, {n: v for n, v in self.notes.items() if n in self.columns})
+    return dump(
+        self.to_dict(), text or self.text, defaults, {n: v for n, v in self.notes.items() if n in self.columns}
+    )
 
 @patch
 def save(self: Contract, place: str | Path):

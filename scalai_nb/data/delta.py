@@ -63,7 +63,10 @@ def _transaction(version: int, names: dict[str, int | None], facts: dict):
         app_transactions=[Transaction(name, version if n is None else n) for name, n in names.items()],
     )
 
-def try_commit(path: str, table, adds: list, schema: pa.Schema, partition: list[str], replace: dict | None, properties):
+
+def try_commit(
+    path: str, table, adds: list, schema: pa.Schema, partition: list[str], replace: dict | None, properties
+):
     "One commit on a snapshot, or the table's first."
     from deltalake import Schema
     from deltalake.transaction import create_table_with_add_actions
@@ -135,9 +138,9 @@ def commit(path: str,  # of the Delta table; made by its first batch
             return at, False
         except CommitFailedError: back_off(n)
         except DeltaError as e:
-            if "already exists" not in str(e): raise _unsure(e, path)
+            if "already exists" not in str(e): raise _unsure(e, path) from e
             back_off(n)
-        except Exception as e: raise _unsure(e, path)
+        except Exception as e: raise _unsure(e, path) from e
     raise WorkFailed(f"{path}: other writers came first {TRIES} times.", "Run it again; nothing was written.", "table")
 
 # %% ../../nbs/data/06_delta.ipynb #77126643
@@ -154,10 +157,15 @@ def _unsure(e: Exception, path: str) -> Exception:  # the same
     e.unsure = is_url(path)
     return e
 
-def _instead(table, prefix: str, adds: list) -> list:  # actions: files that are not there yet, and removals of those that begin with `prefix`
+
+def _instead(
+    table, prefix: str, adds: list
+) -> list:  # actions: files that are not there yet, and removals of those that begin with `prefix`
     from deltalake.transaction import RemoveAction
     have, want = file_paths(table), {a.path for a in adds}
-    return [a for a in adds if a.path not in have] + [RemoveAction(f, True, int(time()*1000)) for f in have - want if f.startswith(prefix)]
+    return [a for a in adds if a.path not in have] + [
+        RemoveAction(f, True, int(time() * 1000)) for f in have - want if f.startswith(prefix)
+    ]
 
 # %% ../../nbs/data/06_delta.ipynb #538276c2
 def swap(path: str,  # of the Delta table
@@ -181,7 +189,15 @@ def swap(path: str,  # of the Delta table
         try: table.alter.add_columns(new)
         except CommitFailedError as e: raise Moved from e
         expect += 1
-    commit(path, batch, [*adds, *(RemoveAction(f, True, int(time()*1000)) for f in gone)], schema, ["source"], expect=expect, began=began)
+    commit(
+        path,
+        batch,
+        [*adds, *(RemoveAction(f, True, int(time() * 1000)) for f in gone)],
+        schema,
+        ["source"],
+        expect=expect,
+        began=began,
+    )
 
 # %% ../../nbs/data/06_delta.ipynb #5fc0947f
 def transaction_version(table,  # deltalake.DeltaTable, what `transactions_in` gave of one, or None

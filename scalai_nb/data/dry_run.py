@@ -97,6 +97,6 @@ def dry_run(uri: str | Path,  # what `ingest` takes
     finally:
         for f in finders: f.close()
     good = rows - sum(reasons.values())
-    try:full.refuse(tally, good); whole = None
+    try: full.refuse(tally, good); whole = None
     except WorkFailed as e: whole = e.message
     return Trial(rows, good, rows - good, dict(reasons.most_common()), tally.changed, shown, whole)

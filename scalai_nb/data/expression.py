@@ -182,7 +182,7 @@ def _read(tree: ast.AST, names: list[str]) -> None:
             [_read(v, names) for v in values]
         case ast.IfExp(test=t, body=a, orelse=b):
             [_read(x, names) for x in (t, a, b)]
-        case ast.Compare(left=a, ops=ops, comparators=others):
+        case ast.Compare(left=a):
             _read(a, names)
             for op, b in zip(ops, others):
                 _compared(op, b, names)
@@ -260,7 +260,7 @@ def _compute(tree: ast.AST, rows: pa.Table):
             return out
         case ast.IfExp(test=t, body=a, orelse=b):
             return pc.if_else(again(t), again(a), again(b))
-        case ast.Compare(left=a, ops=ops, comparators=others):
+        case ast.Compare(left=a):
             return _chain(tree, again)
         case ast.Call(func=ast.Name(id=fn), args=args):
             return FUNCTIONS[fn][2](*map(again, args))

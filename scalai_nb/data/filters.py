@@ -27,7 +27,7 @@ def row_filter(
             else pq.filters_to_expression(pairs(where)) if where else None
         )
     except (ValueError, TypeError, IndexError) as e:
-        raise BadRequest(f"This filter cannot be read: {where!r} ({e}).", 'Write it as [("month", "<=", 5)].')
+        raise BadRequest(f"This filter cannot be read: {where!r} ({e}).", 'Write it as [("month", "<=", 5)].') from e
     if condition is None or schema is None: return condition
     try:
         schema.empty_table().filter(condition)
@@ -35,5 +35,5 @@ def row_filter(
         raise BadRequest(
             f"This filter does not fit the rows: {str(e).splitlines()[0]}",
             f"The columns are: {', '.join(schema.names[:20])}.",
-        )
+        ) from e
     return condition

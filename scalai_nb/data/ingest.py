@@ -43,7 +43,11 @@ def footer_hash(
     if suffix(file) not in (".parquet", ".pq") or (end := columnar.footer(file)) is None: return None
     fs, path = filesystem(file)
     size = fs.size(path)
-    return hashlib.sha256(b"%d " % size + end).hexdigest() if columnar.group_bytes(columnar.metadata(file), size) else None
+    return (
+        hashlib.sha256(b"%d " % size + end).hexdigest()
+        if columnar.group_bytes(columnar.metadata(file), size)
+        else None
+    )
 
 
 def file_content(groups: dict[int, str]) -> str:  # row group → SHA-256 of its bytes
@@ -392,7 +396,10 @@ def _pieces(plan: Plan, uri: str, settings: Settings, client, stamps: dict[str, 
 def _content(plan: Plan, uri: str) -> str:  # as the commit of a batch keeps it
     "What the plan's Parquet files hold, read for nothing else."
     return json.dumps(
-        [file_content(columnar.group_hashes(with_password(f["path"], uri)) if "footer" in f else {}) for f in plan.files]
+        [
+            file_content(columnar.group_hashes(with_password(f["path"], uri)) if "footer" in f else {})
+            for f in plan.files
+        ]
     )
 
 # %% ../../nbs/data/14_ingest.ipynb #28fe6241
@@ -430,7 +437,8 @@ def ingest(
     target = TableReader(table, settings)
     batch = _unlike(plan(str(uri), table, given, period, settings), str(uri), target)
     have = target.schema if target.exists else None
-    if batch_state(target, batch.batch)[1]: return _told(write(iter(()), table, batch=batch.batch, settings=settings), batch)
+    if batch_state(target, batch.batch)[1]:
+        return _told(write(iter(()), table, batch=batch.batch, settings=settings), batch)
     typed = {n for n, r in given.columns.items() if r.type} | set(
         have.names if have is not None and "widen" not in given.evolve else ()
     )

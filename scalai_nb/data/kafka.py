@@ -192,7 +192,8 @@ def _messages(
             )
             if not done and time.monotonic() > heard + readers.PATIENCE:
                 raise Unreachable(
-                    f"{veiled(uri)}, partition {p}: nothing came for {readers.PATIENCE} seconds, before offset {high}.",
+                    f"{veiled(uri)}, partition {p}: nothing came for {readers.PATIENCE} seconds, before offset"
+                    f" {high}.",
                     "Check the broker; a transaction that was never ended also looks like this.",
                     "source",
                 )

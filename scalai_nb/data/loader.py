@@ -286,7 +286,9 @@ from ..core.display import describe, html_table
 
 @patch
 def __repr__(self: Loader) -> str:
-    return describe(self, rows=self.rows, batch_size=self.batch_size, batches=self.batches, rank=f"{self.rank} of {self.ranks}")
+    return describe(
+        self, rows=self.rows, batch_size=self.batch_size, batches=self.batches, rank=f"{self.rank} of {self.ranks}"
+    )
 
 @patch
 def _repr_html_(self: Loader) -> str:

@@ -184,7 +184,9 @@ class Calendar:
     def gaps(self, least: int = 2) -> "list[tuple[int, int]]":  # microseconds: start and end of a gap
         "Runs of at least so many empty units between the first row and the last."
         at = np.flatnonzero(np.diff(self.slots) > least)
-        return [(int(self.slots[i] + 1) * self.unit * HOUR_US, int(self.slots[i + 1]) * self.unit * HOUR_US) for i in at]
+        return [
+            (int(self.slots[i] + 1) * self.unit * HOUR_US, int(self.slots[i + 1]) * self.unit * HOUR_US) for i in at
+        ]
 
 # %% ../../nbs/data/01_numeric.ipynb #9a6a0858
 def calendar(us: np.ndarray,  # int64 microseconds UTC, ascending
@@ -199,7 +201,7 @@ def calendar(us: np.ndarray,  # int64 microseconds UTC, ascending
 def iso(us: "float | None", type: str = "timestamp[us]") -> str | None:
     "Microseconds since 1970 as ISO 8601; with a Z where the column has a time zone."
     if us is None or us != us: return None
-    try:at = datetime(1970, 1, 1) + timedelta(microseconds=int(us))
+    try: at = datetime(1970, 1, 1) + timedelta(microseconds=int(us))
     except OverflowError: return f"{int(us)} us"  # before year 1 or after 9999
     return (
         at.date().isoformat()

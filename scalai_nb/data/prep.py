@@ -151,7 +151,7 @@ def fit_step(name: str, c, asked):  # the step's name, or {"step": name, option:
     try:
         return FIT[step](c, **options)
     except BadRequest as e:
-        raise BadRequest(f"Column {name!r}: {e.message}", e.hint)
+        raise BadRequest(f"Column {name!r}: {e.message}", e.hint) from e
 
 # %% ../../nbs/data/16_prep.ipynb #313dfb91
 @patch(cls_method=True)
@@ -216,8 +216,8 @@ def to_json(self: Prep) -> str:
 @patch(cls_method=True)
 def from_json(cls: Prep, text: str | bytes) -> Prep:
     "A prep from its text."
-    try:d = json.loads(text)
-    except ValueError as e: raise BadRequest(f"This prep is not JSON: {e}", "Save it again from its run.")
+    try: d = json.loads(text)
+    except ValueError as e: raise BadRequest(f"This prep is not JSON: {e}", "Save it again from its run.") from e
     found = d.get("schema") if isinstance(d, dict) else None
     if found != SCHEMA:
         raise BadRequest(f"This prep has schema {found!r}, expected {SCHEMA}.", "Fit it again with this version.")

@@ -284,7 +284,7 @@ def _family(table, by, threads=None):
         values = encoded.dictionary.to_pylist()
         codes = codes * max(len(values), 1) + encoded.indices.to_numpy()
         keys = [(*k, v) for k in keys for v in values]
-    order, starts = np.argsort(codes, kind="stable"), None
+    order = np.argsort(codes, kind="stable")
     cuts = np.flatnonzero(np.diff(codes[order])) + 1
     sorted_table = table.take(pa.array(order)).combine_chunks()
     edges = [0, *cuts.tolist(), table.num_rows] if table.num_rows else [0]

@@ -200,7 +200,7 @@ def _found_in(windows, source: str, wanted: dict[str, list], light: bool, broken
     columns = [n for n in data.schema.names if not light or n != "state"]
     try: rows = data.to_table(columns, filter=test)
     except (pa.ArrowInvalid, OSError) as e:
-        if broken is None: raise _damaged(data, source) or e
+        if broken is None: raise (_damaged(data, source) or e) from e
         rows = _piece_by_piece(data, columns, test, broken)
     if "period" not in wanted: return rows
     inside = {p: any(holds(w, p) for w in wanted["period"]) for p in set(rows["period"].to_pylist())}

@@ -103,7 +103,7 @@ def sensible(name: str, rule: Rule) -> None:
 
 # %% ../../nbs/data/09_rules.ipynb #9815b8e9
 def _value(name: str, word: str, value, type: pa.DataType):
-    try:done = bound(value, type).cast(type) if word in ("categories", "forbidden") else bound(value, type)
+    try: done = bound(value, type).cast(type) if word in ("categories", "forbidden") else bound(value, type)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, TypeError, OverflowError): done = None
     if done is None or not done.is_valid:
         raise BadRequest(

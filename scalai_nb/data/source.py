@@ -90,7 +90,7 @@ def schema(uri: str | Path, **options) -> pa.Schema:
     if (there := server(uri)) and there.schema:
         return there.schema(str(uri), **{n: v for n, v in options.items() if n != "settings"})
     stream = batches(uri, **options)
-    try:return next(stream).schema
+    try: return next(stream).schema
     finally: stream.close()
 
 # %% ../../nbs/data/04_source.ipynb #11a58c3e

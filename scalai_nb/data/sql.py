@@ -74,7 +74,7 @@ class _Postgres:
     def close(self):
         connection, self.connection = self.connection, None
         if connection:
-            try:connection.close()
+            try: connection.close()
             except (self.driver.Error, OSError): pass  # it is gone already, which is why we close
 
     def batches(self, sql: str) -> Iterator[pa.RecordBatch]:  # the schema first

@@ -117,7 +117,7 @@ def _evolve(path: str, schema: pa.Schema, expect: int | None = None) -> int | No
     new = Schema.from_arrow(pa.schema([f for f in schema if f.name not in have])).fields
     if not new: return expect
     if expect is not None and table.version() != expect: raise delta.Moved
-    try:table.alter.add_columns(new)
+    try: table.alter.add_columns(new)
     except CommitFailedError as e: raise delta.Moved from e
     return None if expect is None else expect + 1
 

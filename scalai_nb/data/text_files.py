@@ -30,7 +30,8 @@ def _dialect(head: bytes) -> tuple[list[str], str]:
     delimiter = max(",;\t|", key=line.count)
     names = next(stdcsv.reader([line], delimiter=delimiter), [])
     twice = [n for n, k in Counter(names).items() if k > 1]
-    if twice: raise BadRequest(f"The header names {twice[0]!r} twice.", "Give every column a name of its own.", "source")
+    if twice:
+        raise BadRequest(f"The header names {twice[0]!r} twice.", "Give every column a name of its own.", "source")
     return names, delimiter
 
 def kept_as(type: pa.DataType) -> pa.DataType:
@@ -44,7 +45,9 @@ def _sniffed(head: bytes, delimiter: str, whole: bool, nulls: tuple[str, ...]) -
     from pyarrow import csv as pacsv
     if not whole: head = head[:head.rfind(b"\n") + 1]
     parse = pacsv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=lambda row: "skip")
-    read = lambda **how: pacsv.read_csv(io.BytesIO(head), parse_options=parse, convert_options=pacsv.ConvertOptions(null_values=["", *nulls], **how))
+    read = lambda **how: pacsv.read_csv(
+        io.BytesIO(head), parse_options=parse, convert_options=pacsv.ConvertOptions(null_values=["", *nulls], **how)
+    )
     shape = read(strings_can_be_null=True).schema
     if not (numeric := [f.name for f in shape if _is_number(f.type)]): return shape
     text = read(strings_can_be_null=True, include_columns=numeric, column_types=dict.fromkeys(numeric, pa.string()))
@@ -131,7 +134,7 @@ def _as_numbers(uri: str, table: pa.Table, types: dict[str, pa.DataType]) -> pa.
     for name, type in types.items():
         if name not in table.column_names: continue
         texts = table[name]
-        try:done, bad = texts.cast(type), None
+        try: done, bad = texts.cast(type), None
         except pa.ArrowInvalid: done, bad = cast(pc.utf8_trim_whitespace(texts), type)
         wrong = leading_zeros(texts) if bad is None else pa.array(bad)
         if pc.any(wrong).as_py():

@@ -334,7 +334,7 @@ def cast(
     if _seconds_as(values.type, type): values = in_seconds(values)
     if pa.types.is_time(values.type) and is_text(type): values = clock(values)
     exact = not (pa.types.is_timestamp(values.type) or pa.types.is_integer(values.type) and pa.types.is_floating(type))
-    try:return pc.cast(values, type, safe=exact), None  # the usual case, whole
+    try: return pc.cast(values, type, safe=exact), None  # the usual case, whole
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError): pass
     if len(values) == 0: return pa.array([], type), None
     done = _each(values, type, text, exact)

@@ -243,7 +243,7 @@ def write(
             )
         except BaseException as e:
             owner = end_attempt(plan, settings, failed=e)
-            if owner is None or not isinstance(e, Exception): raise _told(e, name) or e
+            if owner is None or not isinstance(e, Exception): raise (_told(e, name) or e) from e
             # another attempt was quicker, or the answer to this one's commit was lost
             return replace(_outcome(name, batch, settings, start), already=owner != plan.attempt)
         owner = end_attempt(plan, settings, {a.path for p in parts for a, _, _ in p.files})

@@ -18,7 +18,7 @@ from .workflow import Workflow
 def parse_dag(text: str,  # a file that `dag` wrote, perhaps changed since
              ) -> tuple[dict, list[Task]]:  # its parameters, and its tasks
     "What a file says, from its syntax alone. Raises `BadRequest` where there is no DAG in it."
-    try:tree = ast.parse(text)
+    try: tree = ast.parse(text)
     except (SyntaxError, ValueError) as e: raise BadRequest(f"The file is not Python: {e}.", "Export it again.") from e
     dags = [n for n in tree.body if isinstance(n, ast.With) and _called(n.items[0].context_expr) == "DAG"]
     if len(dags) != 1:

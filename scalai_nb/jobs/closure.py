@@ -165,7 +165,7 @@ class Closure:
         "A Python file, a notebook, or any other file."
         key = os.path.realpath(path)
         if key in self.files or key.startswith(self.own): return
-        try:content = Path(path).read_bytes()
+        try: content = Path(path).read_bytes()
         except OSError: return self.lost.append(str(path))
         self.files[key], uses, lines = _of_file(content, os.path.splitext(key)[1])
         self.uses(uses, lines, module, Path(path).name == "__init__.py")
@@ -220,8 +220,8 @@ def _cells(notebook: dict) -> tuple[list, tuple, tuple[str, ...]]:
 def _of_file(content: bytes, suffix: str) -> tuple[str, tuple, tuple[str, ...]]:
     "A file's digest, what it imports, and its lines that are no Python."
     if suffix == ".ipynb":
-        try:cells, uses, lines = _cells(json.loads(content))
-        except (ValueError, KeyError, TypeError, AttributeError):suffix = ""  # no notebook
+        try: cells, uses, lines = _cells(json.loads(content))
+        except (ValueError, KeyError, TypeError, AttributeError): suffix = ""  # no notebook
         else: return hashlib.sha256(json.dumps(cells).encode()).hexdigest(), uses, lines
     tree = parse_python(content.decode("utf-8", "replace")) if suffix in (".py", ".ipy") else None
     if tree is None: return hashlib.sha256(content).hexdigest(), ((), ()), ()
@@ -258,7 +258,7 @@ def distributions() -> list[list[str]]:  # name and version as the folder says, 
         except OSError:
             continue  # a zip file, or a folder that is not there
         for name in entries:
-            try:origin = Path(folder, name, "direct_url.json").read_text()
+            try: origin = Path(folder, name, "direct_url.json").read_text()
             except OSError: origin = ""  # from an index
             found.append([name, origin])
     return sorted(found)

@@ -139,7 +139,7 @@ class RemoteStep:
     def is_connected(self) -> bool:
         "Whether the worker still is."
         self.looked = time.monotonic()
-        try:return self.client.status == "running" and self.address in self.client.nthreads()
+        try: return self.client.status == "running" and self.address in self.client.nthreads()
         except OSError: return False  # the scheduler is gone too
 
     def wait(self, future, over: float) -> dict:  # an answer; `lost`: why there is none

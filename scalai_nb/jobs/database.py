@@ -234,7 +234,7 @@ def newest_migration() -> str:  # the number of the newest migration
 def _migrate(engine: sa.Engine) -> bool:  # whether nothing was there before
     "Run the migrations that a database lacks, in one transaction that others wait for."
     with engine.connect() as db:
-        try:found = db.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+        try: found = db.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
         except (sa.exc.OperationalError, sa.exc.ProgrammingError): found = None  # no such table
         db.rollback()
         if found == newest_migration(): return False
@@ -272,9 +272,10 @@ def retry_unreachable(change,  # a function that may raise `Unreachable`
                       timeout: float | None = None,  # seconds; default: PATIENCE
                      ):  # what it returned
     "Do it, again and again while the database does not answer. Raises the last `Unreachable`."
-    try:return change()
-    except Damaged:raise
-    except Unreachable: import tenacity
+    try: return change()
+    except Damaged: raise
+    except Unreachable:
+        import tenacity
     passing = lambda e: isinstance(e, Unreachable) and not isinstance(e, Damaged)
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception(passing),

@@ -151,7 +151,7 @@ async def gather_all(work: Iterable[Awaitable]) -> list:  # results, in the orde
     "All at once; the first that raises ends the others, and is raised itself."
     try:
         async with asyncio.TaskGroup() as group: tasks = [group.create_task(w) for w in work]
-    except BaseExceptionGroup as e: raise e.exceptions[0]
+    except BaseExceptionGroup as e: raise e.exceptions[0] from None
     return [t.result() for t in tasks]
 
 

@@ -239,7 +239,7 @@ def find_unchanged(record: Record | None,  # None: there is none yet
 
 # %% ../../nbs/jobs/21_fingerprint.ipynb #4b6d31fe
 def reason_to_run(record: Record | None, key: str, name: str, notebook: Path,
-                  parts: list[str] = list(PARTS),  # those that are known
+                  parts: tuple[str, ...] = tuple(PARTS),  # those that are known
                  ) -> str:
     "What is different from the runs of this step so far."
     if record is None: return "it never ran"

@@ -51,7 +51,7 @@ class Contents:
     def digest(self, name: str | Path) -> str:  # ABSENT where there is no file
         "A file's digest."
         path = os.path.normpath(self.root/name)
-        try:at = os.stat(path)
+        try: at = os.stat(path)
         except OSError: return ABSENT
         if not os.path.isfile(path): return ABSENT
         mark = [at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns]
@@ -79,7 +79,7 @@ class Contents:
         with self.lock:
             if not self.changed: return
             self.changed, text = False, json.dumps(self.known)
-        try:write_atomic(self.path, text)
+        try: write_atomic(self.path, text)
         except BadRequest: pass  # a full disk costs the memory, not the run
 
 # %% ../../nbs/jobs/19_inputs.ipynb #4a1740bd
@@ -256,7 +256,7 @@ def observed_reads(self: Inputs, run: JobRun, files: dict[str, dict], hidden: Ke
     for name, e in sorted(files.items()):
         if e["access"] != READ or name in expected | products or os.path.normpath(root/name).startswith(own): continue
         digest = self.contents.digest(name)
-        try:late = max((at := os.stat(root/name)).st_mtime, at.st_ctime) >= (run.started or 0)
+        try: late = max((at := os.stat(root/name)).st_mtime, at.st_ctime) >= (run.started or 0)
         except OSError: late = False
         if not (root / name).is_dir():
             found.append(

@@ -105,11 +105,11 @@ class KernelPool:
     def close(self):
         "End the process, and with it any kernel that still runs; a borrowed one goes on without us."
         if self.control is None: return
-        try:self.control.shutdown(socket.SHUT_RDWR)
+        try: self.control.shutdown(socket.SHUT_RDWR)
         except OSError: pass  # the other end was gone already
         self.control.close()
         if self.process is not None:
-            try:self.process.wait(5)
+            try: self.process.wait(5)
             except subprocess.TimeoutExpired: self.process.kill(), self.process.wait()
             shutil.rmtree(self.room, ignore_errors=True)
         self.process = self.control = None
@@ -193,7 +193,7 @@ def imported_modules(notebook: dict,
     from scalai_nb.jobs.parameters import python
     found = []
     for cell in notebook["cells"]:
-        try:body = ast.parse(python(cell)).body if cell.get("cell_type") == "code" else []
+        try: body = ast.parse(python(cell)).body if cell.get("cell_type") == "code" else []
         # the kernel will say what is wrong with it
         except (SyntaxError, ValueError, RecursionError, MemoryError): continue
         for node in body:
@@ -243,7 +243,7 @@ def _kept(
     if room is None: return None
     if control := _borrowed(str(room/"warm")): return control
     if "SCALAI_RUN" in os.environ: return None  # we are in a job, whose processes end with it
-    try:(room/"home").write_text(str(home))
+    try: (room/"home").write_text(str(home))
     except OSError: return None  # its last one is just being taken away
     _retire(home, limit - 1, room)
     command = [

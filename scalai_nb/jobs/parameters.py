@@ -271,7 +271,7 @@ def _from_text(value: object, kind: object) -> object:
     rest = [o for o in options if o is not type(None)]
     if origin is Union and len(rest) == 1: return _from_text(value, rest[0])
     if not {origin, *(get_origin(o) or o for o in rest if origin is Union)} & {list, dict}: return value
-    try:found = json.loads(value, parse_float=_float)
+    try: found = json.loads(value, parse_float=_float)
     except (ValueError, RecursionError): found = None
     if isinstance(found, (list, dict)): return found
     if origin is list and not (value.lstrip()[:1] == "[" and value.rstrip()[-1:] == "]"):  # which was meant to be JSON

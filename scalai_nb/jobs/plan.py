@@ -158,11 +158,12 @@ class PlanBuilder:
         upstream: list,
         previous: JobRun | None,
         only: str | None = None,
-        taken: dict = {},
+        taken: dict | None = None,
         around: tuple[str, ...] = (),
         forced: str = "",
     ) -> list[PlannedStep]:
         "One workflow. `upstream`: links of what it needs."
+        taken = taken or {}
         scope, links, by, out = dict(values), {}, {}, []
         for step in flow.steps:
             if only is not None and step.name != only and step.name not in taken: continue
@@ -222,9 +223,9 @@ def step(self: PlanBuilder, at: StepContext) -> list[PlannedStep]:
             else next((n for n in at.needs if at.by[n] and all(is_left_out(p.run) for p in at.by[n])), None)
         )
         if missed: return [_skipped(step.name, f"it needs {missed}, which is left out")]
-    try:points = list(step_points(step, at.scope))
+    try: points = list(step_points(step, at.scope))
     # how many they are is not known
-    except KeyError:return [PlannedStep(step.name, "perhaps", f"depends on the result of {open_}", omitted=True)]
+    except KeyError: return [PlannedStep(step.name, "perhaps", f"depends on the result of {open_}", omitted=True)]
     except ScalaiError as e: return [PlannedStep(step.name, "run", f"it will fail: {e.message}")]
     omitted = not step.when and any(p.omitted for p in known)
     done, chain = [], at.above
@@ -232,7 +233,7 @@ def step(self: PlanBuilder, at: StepContext) -> list[PlannedStep]:
         before = done[-1] if done and step.chained else None
         waits = before.name if before and not before.run else open_
         try:
-            if waits:planned = self.open(at, name, inner, point, waits, omitted)
+            if waits: planned = self.open(at, name, inner, point, waits, omitted)
             elif step.when and not holds(step.when, inner):planned = _skipped(name, step.when)
             else: planned = self.one(at, name, resolve(step.parameters, inner) | point, inner, chain)
         except ScalaiError as e:
@@ -263,7 +264,7 @@ def open(self: PlanBuilder, at: StepContext, name: str, inner: dict, point: dict
     if why := at.forced or ("it always runs" if step.always else ""):
         return PlannedStep(name, "run", why, touches=touches)
     file, parts = at.flow.path.parent/step.notebook, ["code", "environment"]
-    try:values, parts = check(file, resolve(step.parameters, inner) | point), [*parts, "parameters"]
+    try: values, parts = check(file, resolve(step.parameters, inner) | point), [*parts, "parameters"]
     except KeyError: values = {}  # refer to what is not known
     key = step_key(file, values, [], self.settings)[0]
     if has_succeeded(self.record, key, parts) or key in self.coming:

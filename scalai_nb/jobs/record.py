@@ -105,7 +105,7 @@ def _insert(db, row: dict) -> str:  # its last state before this one
 
 # %% ../../nbs/jobs/10_record.ipynb #a444983c
 @patch
-def _write(self: Record, row: dict, timings: dict[int, float] = {}):
+def _write(self: Record, row: dict, timings: dict[int, float] | None = None):
     """A run's row again, its history where the state changed.
 
     An ended run does not go on; a row that is gone comes back."""
@@ -123,13 +123,13 @@ def _write(self: Record, row: dict, timings: dict[int, float] = {}):
 # %% ../../nbs/jobs/10_record.ipynb #347c6651
 @patch
 def update(self: Record, run: JobRun,
-           timings: dict[int, float] = {},  # seconds, by cell of the source
+           timings: dict[int, float] | None = None,  # seconds, by cell of the source
           ):
     """Write the row again, at once or when the database answers. Never raises `Unreachable`.
     How a run ended is also kept beside its notebook; where neither can be written, the run has failed."""
     row, kept = self._row(run), self._keep(run, timings) if run.state in END_STATES else None
     def change(): self._write(row, timings)
-    try:return retry_unreachable(change)
+    try: return retry_unreachable(change)
     except Unreachable as e: refused = e
     from scalai_nb.core.logs import logger
     kept = kept or (self._mark(run.id) if run.state in END_STATES else None)

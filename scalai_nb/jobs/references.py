@@ -58,9 +58,9 @@ def holds(condition: str, scope: dict) -> bool:
     "Whether a step's `when` is true."
     def side(text):
         if REFERENCE.search(text):
-            try:return resolve(text, scope)
+            try: return resolve(text, scope)
             except WorkFailed: return None
-        try:return json.loads(text)
+        try: return json.loads(text)
         except ValueError: return text.strip("'")
     parts = CONDITION.match(condition)
     if not parts: return bool(side(condition))

@@ -37,7 +37,7 @@ def declared_types(notebook: Path | str | dict,  # a file, or one already parsed
     for cell in load_notebook(notebook)["cells"]:
         if cell.get("cell_type") != "code" or source(cell).startswith("%%"): continue
         text = "\n".join("" if line.lstrip()[:1] in ("%", "!") else line for line in source(cell).splitlines())
-        try:nodes = list(ast.walk(ast.parse(text)))
+        try: nodes = list(ast.walk(ast.parse(text)))
         except SyntaxError: return None  # it will say so itself when it runs
         for node in nodes:
             match node:

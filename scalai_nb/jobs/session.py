@@ -91,7 +91,7 @@ class Session:
             await asyncio.sleep(min(left, 0.1))
 
     def draw(self):
-        try:draw(self.flow, self.record, self.id)
+        try: draw(self.flow, self.record, self.id)
         except Unreachable: pass  # the page is as old as the record that still answered
 
     async def watch(self):

@@ -151,7 +151,10 @@ def labelled(period: str, table: str = "features", label: str = "late",  # colum
     rows = Table(table, settings).arrow(filter=where)
     return rows.filter(pc.is_valid(rows[label]))
 
-def sides(rows, label: str, rules: GateSection, time: str = "time_hour") -> dict:  # what `gate` and `gap` ask for beside the scores
+
+def sides(
+    rows, label: str, rules: GateSection, time: str = "time_hour"
+) -> dict:  # what `gate` and `gap` ask for beside the scores
     """Labels, slices and days of rows, as the rules of `[gate]` name them.
 
     Raises `BadRequest` for a slice that is no column."""
@@ -179,7 +182,9 @@ from ..core.display import describe, html_table
 
 @patch
 def __repr__(self: Verdict) -> str:
-    return describe(self, self.action, rows=self.rows, challenger=self.challenger, champion=self.champion, reason=self.reason)
+    return describe(
+        self, self.action, rows=self.rows, challenger=self.challenger, champion=self.champion, reason=self.reason
+    )
 
 @patch
 def _repr_html_(self: Verdict) -> str:

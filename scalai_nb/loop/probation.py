@@ -112,9 +112,9 @@ def rivals(model: str, period: str, champion,  # ModelVersion
         age := since(model, period, ("promoted", "rolled_back"), champion.version, settings)
     ) is not None and 0 < age <= rules.probation
     for number in served(model, settings) if rules.probation and (young or alarmed) and age != 0 else ():
-        try:elders += [registry.version(model, number)] if number != champion.version and len(elders) < ELDERS else []
+        try: elders += [registry.version(model, number)] if number != champion.version and len(elders) < ELDERS else []
         except ScalaiError: continue  # it is gone
-    try:shadow = registry.resolve(f"{model}@challenger")
+    try: shadow = registry.resolve(f"{model}@challenger")
     except ScalaiError: return elders, None
     age = since(model, period, ("shadow",), shadow.version, settings)
     return elders, shadow if age is not None and 0 < age <= rules.probation else None

@@ -85,10 +85,12 @@ def plan(decision: Decision,  # of monitor, about this window
         "break": kind == "loss" and severity(decision, KNOWING) >= rules.break_factor * (1 if len(learnt) > 2 else 2),
     }
     more = "" if kind in KINDS[1:3] else grown(period, past, windows, rules, learnt)
-    if more:kind, said = "more", said | {"called_by": "more"}
+    if more: kind, said = "more", said | {"called_by": "more"}
     elif not kind or kind == "drift" != rules.trigger: return replace(decision, evidence=said)
     why = held(kind, said, rules, min_labels) or (
-        "" if kind == "loss" and said["severity"] >= rules.break_factor else _cooling(period, past, windows, rules.cooldown)
+        ""
+        if kind == "loss" and said["severity"] >= rules.break_factor
+        else _cooling(period, past, windows, rules.cooldown)
     )
     if more:
         return (
@@ -132,7 +134,8 @@ def _cooling(period: str, past: list[dict], windows: list[str], cooldown: int) -
     ]
     since = sum(done[-1] < w <= period for w in windows) if done else math.inf
     return (
-        f"no retraining yet: the last one was for {done[-1]}, and {cooldown} window{'s' if cooldown > 1 else ''} must pass"
+        f"no retraining yet: the last one was for {done[-1]}, and {cooldown} window{'s' if cooldown > 1 else ''} must"
+        " pass"
         if since <= cooldown
         else ""
     )

@@ -119,7 +119,7 @@ def _size(test: tuple) -> tuple: return test[0], abs(test[1]), test[2]
 # %% ../../nbs/monitor/01_columns.ipynb #b95de3c4
 def numbers(c: Both) -> list:  # of Check
     "The ordered tests, what lies beyond, and the rates."
-    found, (lo, hi, ca, cb) = rates(c), c.counts
+    found, (_lo, _hi, ca, cb) = rates(c), c.counts
     if not ca.sum() or not cb.sum(): return found
     if identifiers(c.a, c.b):
         return found + [
@@ -281,7 +281,7 @@ def _heavy(c: Both) -> str:
 # %% ../../nbs/monitor/01_columns.ipynb #c8cd6406
 def times(c: Both) -> list:  # of Check
     "Rates; and the ordered tests where the spans coincide."
-    found, (lo, hi, ca, cb) = rates(c), c.counts
+    found, (_lo, _hi, ca, cb) = rates(c), c.counts
     if not ca.sum() or not cb.sum(): return found
     span = [(float(x.ordered.low), float(x.ordered.high)) for x in (c.a, c.b)]
     slack = .02 * (max(s[1] for s in span) - min(s[0] for s in span))

@@ -261,6 +261,7 @@ def _widened(n: int) -> float:
     )[0]
     return 1. if n > 18 else brentq(lambda c: within(c) - .95, 1, 20)
 
+
 def reach(
     misses: np.ndarray,
     free: (

@@ -209,10 +209,12 @@ def save(self: Policy, path) -> Path:
 def load(cls: Policy, path) -> Policy:
     "Read a policy; an unknown key is refused."
     try: text = Path(path).read_text()
-    except (OSError, UnicodeDecodeError) as e: raise BadRequest(f"{path} cannot be read: {getattr(e, 'strerror', 'not a text')}", "give the path of a policy written by Policy.save") from e
+    except (OSError, UnicodeDecodeError) as e:
+        raise BadRequest(f"{path} cannot be read: {getattr(e, 'strerror', 'not a text')}", "give the path of a policy written by Policy.save") from e
     try: state = yaml.safe_load(text) or {}
     except yaml.YAMLError as e: raise BadRequest(f"{path} is not YAML: {e}".splitlines()[0], "correct the file") from e
-    if not isinstance(state, dict): raise BadRequest(f"{path} holds no mapping", "give keys such as false_alarms, effects, columns, ignore")
+    if not isinstance(state, dict):
+        raise BadRequest(f"{path} holds no mapping", "give keys such as false_alarms, effects, columns, ignore")
     _known(state, [f.name for f in fields(Policy)], "policy key")
     try: return TypeAdapter(cls).validate_python(state)
     except ValidationError as e:
@@ -232,4 +234,6 @@ def __repr__(self: Policy) -> str: return describe(self, **self.changed())
 
 @patch
 def _repr_html_(self: Policy) -> str:
-    return html_table(vars(self).items(), ("field", "value"), f"policy, {len(self.changed())} fields not as by default")
+    return html_table(
+        vars(self).items(), ("field", "value"), f"policy, {len(self.changed())} fields not as by default"
+    )

@@ -137,8 +137,8 @@ def _repr_html_(self: Evaluation) -> str:
     measures = " · ".join(f"{k} <b>{_figure_text(v)}</b>" for k, v in self.measures.items())
     out = [
         (
-            f"<b>Run {html.escape(self.run)}</b> on {self.rows:,} rows: {measures}; in brackets, and as bands and ranges,"
-            " what 95 % of such rows would give<br>"
+            f"<b>Run {html.escape(self.run)}</b> on {self.rows:,} rows: {measures}; in brackets, and as bands and"
+            " ranges, what 95 % of such rows would give<br>"
         ),
         *_curve_figures(self),
         _calibration_figure(self),

@@ -77,7 +77,8 @@ def _shaped(rows: Any, scores: np.ndarray) -> Any:
     "Scores under the index of their rows, in the library that holds them."
     from scalai_nb.core import device
     if device.is_cudf(rows): library = device.cudf()
-    else: import pandas as library
+    else:
+        import pandas as library
     if scores.ndim == 1: return library.Series(scores, index=rows.index, name="score")
     return library.DataFrame({str(c): scores[:, c] for c in range(scores.shape[1])}, index=rows.index)
 

@@ -137,12 +137,12 @@ def start_ranks(
                 if a["future"].status in ("finished", "error"):
                     raise WorkFailed(
                         f"The agent on {a['worker']} ended before it began.", "Its worker's log says why."
-                    )
+                    ) from None
             if time.monotonic() > until:
                 raise TimedOut(
                     f"No agent came from {missing[0]['worker']} within {self.patience:g} s.",
                     "Its threads may be busy with other work.",
-                )
+                ) from None
             continue
         if hello["agent"] in self.agents:self.agents[hello["agent"]] |= {"line": line, **hello}
         else: line.close()  # of an earlier attempt

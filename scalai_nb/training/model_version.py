@@ -165,7 +165,9 @@ from ..core.display import describe, html_table
 
 @patch
 def __repr__(self: ModelVersion) -> str:
-    return describe(self, f"{self.name}@{self.version}", aliases=self.aliases, metrics=self.metrics, path=str(self.path))
+    return describe(
+        self, f"{self.name}@{self.version}", aliases=self.aliases, metrics=self.metrics, path=str(self.path)
+    )
 
 @patch
 def _repr_html_(self: ModelVersion) -> str:

@@ -107,7 +107,7 @@ def definition(cls: type) -> tuple[str, str]:  # a program that defines it, and 
             line = text + (f"\n{name} = {value.__name__}" if name != value.__name__ else "")
             parts.pop(name)  # behind what it needs
         parts[name] = line
-    try:follow(cls.__name__, cls)
+    try: follow(cls.__name__, cls)
     except LookupError as e: return "", e.args[0]
     return "\n\n".join(p for p in parts.values() if p) + "\n", ""
 

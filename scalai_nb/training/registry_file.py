@@ -66,8 +66,11 @@ class FileStore:
             with closing(sqlite3.connect(f"file:{quote(str(self.file))}?mode=ro", uri=True, timeout=60)) as db:
                 return db.execute(query, values).fetchall()
         except sqlite3.DatabaseError as e:
-            raise Unreachable(f"The model registry sqlite:///{self.file} does not answer: {str(e)[:200]}",
-                              "Check [tracking] uri in settings.ini and its disk; then run it again.", "registry") from e
+            raise Unreachable(
+                f"The model registry sqlite:///{self.file} does not answer: {str(e)[:200]}",
+                "Check [tracking] uri in settings.ini and its disk; then run it again.",
+                "registry",
+            ) from e
 
     def complete(self) -> bool:
         "Whether the file has all that is read here; a file of another release is left to MLflow."

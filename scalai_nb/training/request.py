@@ -362,7 +362,18 @@ def plan_training(request: FitRequest) -> tuple[Training, dict]:  # the plan, fa
 def _training(
     request: FitRequest, known: PreparedRows, model: Any, loss: str, outputs: int, notes: list[str]
 ) -> Training:
-    same = ("epochs", "batch_size", "lr", "schedule", "precision", "early_stop", "compile", "seed", "checkpoint_every", "where")
+    same = (
+        "epochs",
+        "batch_size",
+        "lr",
+        "schedule",
+        "precision",
+        "early_stop",
+        "compile",
+        "seed",
+        "checkpoint_every",
+        "where",
+    )
     return Training(
         model=model,
         rows=known.rows,

@@ -275,4 +275,6 @@ from ..core.display import describe
 @patch
 def __repr__(self: Run) -> str:
     facts = dict(model=type(self.model).__name__, table=self.data.get("table"), target=self.target)
-    return describe(self, self.id, **facts, metrics=self.metrics, state=self.state if self.state != "succeeded" else None)
+    return describe(
+        self, self.id, **facts, metrics=self.metrics, state=self.state if self.state != "succeeded" else None
+    )

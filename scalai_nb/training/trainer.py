@@ -272,7 +272,10 @@ def ends_step(self: TrainerState) -> bool:
 @patch
 def rows_of_step(self: TrainerState) -> int:
     "Count this rank's rows in the batches of this step."
-    share, whole = self.loader.batch_size//self.ranks, self.loader.rows//self.loader.shards*self.loader.shards//self.ranks
+    share, whole = (
+        self.loader.batch_size // self.ranks,
+        self.loader.rows // self.loader.shards * self.loader.shards // self.ranks,
+    )
     first = self.batch//self.accumulate*self.accumulate
     return min(whole, (first + self.accumulate)*share) - first*share
 

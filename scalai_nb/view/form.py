@@ -182,7 +182,7 @@ def standing(started: Started) -> str:  # HTML
         "Took": duration(run.seconds),
     }
     shown = headline(LEVEL[run.state], f"{run.name} {run.state.replace('_', ' ')}", facts)
-    try:run.raise_for_state()
+    try: run.raise_for_state()
     except ScalaiError as e: return shown + two_lines(e)
     rows = [[escape(k), escape(json.dumps(plain(v))[:400])] for k, v in run.results.items()]
     return shown + (table({"result": "name", "value": ""}, rows) if rows else "")

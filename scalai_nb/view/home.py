@@ -312,7 +312,7 @@ class Home(View):
 
     def refresh(self) -> None:
         "Look again; read only where something changed."
-        try:now = state(self.settings)
+        try: now = state(self.settings)
         except Exception: now = str(time.time())  # it says so below
         if now == self.seen: return
         self.seen, found = now, lines(self.settings, self.ignore)

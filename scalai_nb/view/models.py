@@ -247,7 +247,7 @@ class Promotion(w.VBox):
 
     def promote(self) -> None:
         "Promote, or say why not."
-        try:self.says.value = self.tried(self.why.value.strip())
+        try: self.says.value = self.tried(self.why.value.strip())
         except ScalaiError as e: self.says.value = said("attention", f"Nothing was promoted. {e.message} {e.hint}")
 
     def tried(self, reason: str) -> str:  # HTML

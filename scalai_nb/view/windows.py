@@ -111,6 +111,6 @@ class Kept:
     def write(self) -> None:
         "Write the file where something is new. A full disk costs only the time of the next page."
         if not self.new: return
-        try:write_atomic(self.file, json.dumps(self.used))
+        try: write_atomic(self.file, json.dumps(self.used))
         except OSError: return
         self.new = False
