@@ -2,6 +2,7 @@
 
 Run it again after it mended something: the second time finds nothing.
 """
+
 import hashlib
 import json
 import os
@@ -47,27 +48,54 @@ def readme():
     from nbconvert import MarkdownExporter
     book = nbformat.read(ROOT/"nbs"/"index.ipynb", as_version=4)
     book.metadata["language_info"] = {"name": "python"}
-    NotebookClient(book, timeout=120, kernel_name="python3", coalesce_streams=True, resources={"metadata": {"path": str(ROOT)}}).execute()
+    NotebookClient(
+        book, timeout=120, kernel_name="python3", coalesce_streams=True, resources={"metadata": {"path": str(ROOT)}}
+    ).execute()
     text, _ = MarkdownExporter().from_notebook_node(book)
     (ROOT/"README.md").write_text(text.strip().replace("](images/", "](nbs/images/") + "\n")
 
 
 def mirrored() -> list[str]:
-    "Each notebook has its module and each module its notebook; `_modidx.py` is nbdev's index, jobs/migrations Alembic's."
+    """Each notebook has its module and each module its notebook; `_modidx.py` is nbdev's index, jobs/migrations
+    Alembic's."""
     name = lambda f: f.stem.split("_", 1)[1] if f.stem[:2].isdigit() else f.stem
-    nbs = {(f.parent.relative_to(ROOT/"nbs")/name(f)).as_posix() for f in (ROOT/"nbs").rglob("*.ipynb") if f.name != "index.ipynb"}
+    nbs = {
+        (f.parent.relative_to(ROOT / "nbs") / name(f)).as_posix()
+        for f in (ROOT / "nbs").rglob("*.ipynb")
+        if f.name != "index.ipynb"
+    }
     py = {f.relative_to(ROOT/"scalai_nb").with_suffix("").as_posix() for f in (ROOT/"scalai_nb").rglob("*.py")
           if f.stem not in ("__init__", "_modidx") and "migrations" not in f.parts}
-    return [f"nbs/{n} has no module" for n in sorted(nbs - py)] + [f"scalai_nb/{p}.py has no notebook" for p in sorted(py - nbs)]
+    return [f"nbs/{n} has no module" for n in sorted(nbs - py)] + [
+        f"scalai_nb/{p}.py has no notebook" for p in sorted(py - nbs)
+    ]
 
 
 def linted() -> tuple[list[str], str]:  # what is wrong; why nothing was looked at, where ESLint cannot be had
     "The JavaScript, by the rules of eslint.config.js. SCALAI_LINT=required (CI): not to have ESLint is an error too."
-    command = [shutil.which("npx") or "npx", "--yes", "--prefer-offline", ESLINT, "--format", "json", "scalai_nb", "share", "eslint.config.js"]
-    try: found = json.loads((done := subprocess.run(command, cwd=ROOT, capture_output=True, text=True)).stdout)
-    except FileNotFoundError: missing = "there is no npx here (Debian: apt-get install nodejs npm)"
-    except ValueError: missing = f"npx {ESLINT} did not run: {' '.join(done.stderr.split())[:300]}"
-    else: return [f"{os.path.relpath(f['filePath'], ROOT)}:{m.get('line', 1)}: {m['message']} ({m['ruleId']})" for f in found for m in f["messages"]], ""
+    command = [
+        shutil.which("npx") or "npx",
+        "--yes",
+        "--prefer-offline",
+        ESLINT,
+        "--format",
+        "json",
+        "scalai_nb",
+        "share",
+        "eslint.config.js",
+    ]
+    try:
+        found = json.loads((done := subprocess.run(command, cwd=ROOT, capture_output=True, text=True)).stdout)
+    except FileNotFoundError:
+        missing = "there is no npx here (Debian: apt-get install nodejs npm)"
+    except ValueError:
+        missing = f"npx {ESLINT} did not run: {' '.join(done.stderr.split())[:300]}"
+    else:
+        return [
+            f"{os.path.relpath(f['filePath'], ROOT)}:{m.get('line', 1)}: {m['message']} ({m['ruleId']})"
+            for f in found
+            for m in f["messages"]
+        ], ""
     return ([missing], "") if os.environ.get("SCALAI_LINT") == "required" else ([], missing)
 
 
@@ -87,7 +115,11 @@ def main() -> int:
     if scripts: print("JavaScript:\n  " + "\n  ".join(scripts))
     if skipped: print(f"JavaScript is not linted: {skipped}")
     failed = bool(moved or wrong or scripts or floors.returncode)
-    if not failed: print(f"check: notebooks clean, package in step, floors hold, {'' if skipped else 'JavaScript linted, '}README current")
+    if not failed:
+        print(
+            f"check: notebooks clean, package in step, floors hold, {'' if skipped else 'JavaScript linted, '}README"
+            " current"
+        )
     return int(failed)
 
 

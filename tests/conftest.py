@@ -1,4 +1,5 @@
 "What all tests share: a workspace of their own, the real flights, the command, the demo, and one suite on two backends."
+
 import io
 import json
 import os
@@ -23,14 +24,27 @@ from scalai_nb.core.lock import locked
 
 ROOT = Path(__file__).resolve().parents[1]
 SCALAI = Path(sys.executable).with_name("scalai")
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in its background without it, and tests interrupt
+# a shell starts what runs in its background without it, and tests interrupt
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-LONGEST = ["test_learn", "test_demo", "test_apps", "test_dash_faults", "test_lab", "test_browser", "test_cluster", "test_compress", "test_sources", "test_encoder"]
+LONGEST = [
+    "test_learn",
+    "test_demo",
+    "test_apps",
+    "test_dash_faults",
+    "test_lab",
+    "test_browser",
+    "test_cluster",
+    "test_compress",
+    "test_sources",
+    "test_encoder",
+]
 
 
 def pytest_collection_modifyitems(items):
-    "A file's tests run in one process (`--dist loadfile`), so that what it prepares is prepared once; those that take longest begin first, so that two processes end together."
+    """A file's tests run in one process (`--dist loadfile`), so that what it prepares is prepared once; those that
+    take longest begin first, so that two processes end together."""
     for item in items:
         if "rounds" in item.fixturenames: item.add_marker("soak")
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
@@ -138,12 +152,14 @@ def scalai(*args, cwd=None, timeout=600, **env) -> Done:
 
 
 class Heard(io.StringIO):
-    "What a command prints, without the lines of threads that an earlier test left (an alert whose receiver never answers, say)."
+    """What a command prints, without the lines of threads that an earlier test left (an alert whose receiver never
+    answers, say)."""
     def __init__(self):
         super().__init__()
         self.others = {t.ident for t in threading.enumerate()} - {threading.get_ident()}
 
-    def write(self, text: str) -> int: return len(text) if threading.get_ident() in self.others else super().write(text)
+    def write(self, text: str) -> int:
+        return len(text) if threading.get_ident() in self.others else super().write(text)
 
 
 def here(*args) -> Done:
@@ -164,8 +180,12 @@ def left_over(folder: Path) -> list[str]:
     found = []
     for p in psutil.process_iter(["pid", "cmdline"]):
         try:
-            if p.pid != os.getpid() and (p.cwd().startswith(str(folder)) or str(folder) in " ".join(p.info["cmdline"] or [])): found.append(f"{p.pid} {p.info['cmdline']}")
-        except (psutil.NoSuchProcess, psutil.AccessDenied): continue
+            if p.pid != os.getpid() and (
+                p.cwd().startswith(str(folder)) or str(folder) in " ".join(p.info["cmdline"] or [])
+            ):
+                found.append(f"{p.pid} {p.info['cmdline']}")
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
     return found
 
 
@@ -176,9 +196,17 @@ def nobody_left(folder: Path, within: float = 30):
 
 
 def small_disk(workspace: Path, size: str = "4m") -> list[str]:
-    "A command that runs another one where the workspace's state is on a small disk of its own, in a namespace of its own."
+    """A command that runs another one where the workspace's state is on a small disk of its own, in a namespace of its
+    own."""
     (workspace/".scalai").mkdir(exist_ok=True)
-    command = ["unshare", "-m", "sh", "-ec", f'mount -t tmpfs -o size={size} none "$0/.scalai"; exec "$@"', str(workspace)]
+    command = [
+        "unshare",
+        "-m",
+        "sh",
+        "-ec",
+        f'mount -t tmpfs -o size={size} none "$0/.scalai"; exec "$@"',
+        str(workspace),
+    ]
     tried = subprocess.run([*command, "true"], capture_output=True, text=True)
     if tried.returncode: pytest.skip(f"no small disk can be mounted here: {tried.stderr.strip()}")
     return command
@@ -203,18 +231,21 @@ def once(tmp_path_factory, name: str, make):
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory):
-    "One demo of three months that are alike, made once for all tests that look at it; they may read it, not change it."
+    """One demo of three months that are alike, made once for all tests that look at it; they may read it, not change
+    it."""
     def make(home):
         done = scalai("demo", home/"flights", "--months", 3, "--shuffle", 7, "--json", timeout=1500)
         assert done.code == 0, done.out[-2000:] + done.err[-4000:]
-        done.folder, done.copy = home/"flights", shutil.copytree(home/"flights", home/"copy")  # to be copied from, while the demo is run again
+        # to be copied from, while the demo is run again
+        done.folder, done.copy = home/"flights", shutil.copytree(home/"flights", home/"copy")
         return done
     return once(tmp_path_factory, "demo", make)
 
 
 @pytest.fixture(scope="session")
 def two_months(tmp_path_factory):
-    "One demo of two months that are alike, for the slow tests, and the ancestors of each training process that was seen meanwhile."
+    """One demo of two months that are alike, for the slow tests, and the ancestors of each training process that was
+    seen meanwhile."""
     def make(home):
         begun, told, ranks = started("demo", home/"flights", "--months", 2, "--shuffle", 7), [], {}
         root, ended = psutil.Process(begun.pid), threading.Thread(target=lambda: told.extend(begun.communicate()))
@@ -222,7 +253,8 @@ def two_months(tmp_path_factory):
         while ended.is_alive():
             try:
                 for p in root.children(recursive=True):
-                    if "scalai_nb.training.agent" in " ".join(p.cmdline()): ranks[p.pid] = [" ".join(a.cmdline()) for a in p.parents()]
+                    if "scalai_nb.training.agent" in " ".join(p.cmdline()):
+                        ranks[p.pid] = [" ".join(a.cmdline()) for a in p.parents()]
             except (psutil.NoSuchProcess, psutil.AccessDenied): pass
             time.sleep(.05)
         assert begun.returncode == 0, "".join(told)[-4000:]
@@ -254,6 +286,11 @@ def naming(old: Path, root: Path) -> list[str]:  # files, and table.column of da
         with closing(sqlite3.connect(file)) as db:
             for (table,) in db.execute("select name from sqlite_master where type = 'table'").fetchall():
                 for _, column, *_ in db.execute(f'pragma table_info("{table}")').fetchall():
-                    if any(db.execute(f'select 1 from "{table}" where instr(cast("{column}" as text), ?) limit 1', (w,)).fetchone() for w in words):
+                    if any(
+                        db.execute(
+                            f'select 1 from "{table}" where instr(cast("{column}" as text), ?) limit 1', (w,)
+                        ).fetchone()
+                        for w in words
+                    ):
                         found.append(f"{file.relative_to(root)}: {table}.{column}")
     return found

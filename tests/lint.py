@@ -33,7 +33,8 @@ class Cell:
     tree: ast.Module | None  # None: a magic, or an example of what cannot be parsed
 
 
-def books() -> list[Path]: return sorted(f for f in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in f.parts)
+def books() -> list[Path]:
+    return sorted(f for f in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in f.parts)
 
 
 @cache
@@ -42,9 +43,20 @@ def cells() -> tuple[Cell, ...]:
     for path in books():
         for i, cell in enumerate(nbformat.read(path, as_version=4).cells):
             if cell.cell_type != "code": continue
-            try: tree = ast.parse("\n".join(line for line in cell.source.split("\n") if not line.lstrip().startswith(("%", "!"))))
-            except SyntaxError: tree = None
-            found.append(Cell(f"{path.relative_to(ROOT)}:{i}", cell.source, bool(re.search(r"^#\|\s*export\b", cell.source, re.M)), tree))
+            try:
+                tree = ast.parse(
+                    "\n".join(line for line in cell.source.split("\n") if not line.lstrip().startswith(("%", "!")))
+                )
+            except SyntaxError:
+                tree = None
+            found.append(
+                Cell(
+                    f"{path.relative_to(ROOT)}:{i}",
+                    cell.source,
+                    bool(re.search(r"^#\|\s*export\b", cell.source, re.M)),
+                    tree,
+                )
+            )
     return tuple(found)
 
 
@@ -65,7 +77,12 @@ def definitions() -> Iterator[tuple[Cell, ast.AST, bool]]:
 def without_docstring() -> Iterator[str]:
     "Public functions and classes without a docstring; properties and methods of one expression explain themselves."
     for cell, node, inside in definitions():
-        short = inside and not isinstance(node, ast.ClassDef) and len(node.body) == 1 and isinstance(node.body[0], ast.Return | ast.Pass | ast.Raise)
+        short = (
+            inside
+            and not isinstance(node, ast.ClassDef)
+            and len(node.body) == 1
+            and isinstance(node.body[0], ast.Return | ast.Pass | ast.Raise)
+        )
         if not (ast.get_docstring(node) or short): yield f"{cell.place} {node.name}"
 
 
@@ -77,7 +94,8 @@ def without_comment() -> Iterator[str]:
         for arg in [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]:
             line, above = lines[arg.lineno - 1], lines[arg.lineno - 2].strip() if arg.lineno > 1 else ""
             explained = DOCUMENTED.search(line) or above.startswith("#") or f"`{arg.arg}`" in text
-            if arg.arg not in ("self", "cls", "settings") and not explained: yield f"{cell.place} {node.name}({arg.arg})"
+            if arg.arg not in ("self", "cls", "settings") and not explained:
+                yield f"{cell.place} {node.name}({arg.arg})"
 
 
 def participles() -> Iterator[str]:
@@ -95,7 +113,8 @@ def private_imports() -> Iterator[str]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("scalai_nb")):
                 for alias in node.names:
-                    if alias.name.startswith("_") and not alias.name.startswith("__"): yield f"{path.relative_to(ROOT)}:{node.lineno} {alias.name}"
+                    if alias.name.startswith("_") and not alias.name.startswith("__"):
+                        yield f"{path.relative_to(ROOT)}:{node.lineno} {alias.name}"
 
 
 def long_cells() -> Iterator[str]:
@@ -106,13 +125,19 @@ def long_cells() -> Iterator[str]:
 
 
 def silent_notebooks() -> Iterator[str]:
-    "Notebooks of the library in which no cell ends with an expression, so that a reader sees no object, table or figure."
+    """Notebooks of the library in which no cell ends with an expression, so that a reader sees no object, table or
+    figure."""
     shown = set()
     for cell in cells():
         last = cell.tree.body[-1] if cell.tree and cell.tree.body else None
         value = last.value if isinstance(last, ast.Expr) else None
         called = getattr(getattr(value, "func", None), "id", "")
-        if value and not cell.exported and not isinstance(value, ast.Constant | ast.Await) and not called.startswith(("test_", "expect_", "assert_")):
+        if (
+            value
+            and not cell.exported
+            and not isinstance(value, ast.Constant | ast.Await)
+            and not called.startswith(("test_", "expect_", "assert_"))
+        ):
             shown.add(cell.place.rpartition(":")[0])
     for path in books():
         if str(path.relative_to(ROOT)) not in shown: yield str(path.relative_to(ROOT))
@@ -133,8 +158,19 @@ def long_modules() -> Iterator[str]:
         if size > 500 and path.stem != "_modidx": yield f"{path.relative_to(ROOT)} {size} lines"
 
 
-COUNTS = {f.__name__: f for f in (without_docstring, without_comment, participles, private_imports, long_cells, silent_notebooks,
-                                  long_first_lines, long_modules)}
+COUNTS = {
+    f.__name__: f
+    for f in (
+        without_docstring,
+        without_comment,
+        participles,
+        private_imports,
+        long_cells,
+        silent_notebooks,
+        long_first_lines,
+        long_modules,
+    )
+}
 
 
 def ceilings() -> dict[str, int]:
@@ -146,8 +182,10 @@ def broken() -> list[str]:
     wrong = []
     for name, ceiling in ceilings().items():
         count = len(list(COUNTS[name]()))
-        if count > ceiling: wrong.append(f"{name}: {count}, allowed are {ceiling}. See them: python tests/lint.py {name}")
-        if count < ceiling: wrong.append(f"{name}: {count}, fewer than the ceiling of {ceiling}. Lower it in pyproject.toml.")
+        if count > ceiling:
+            wrong.append(f"{name}: {count}, allowed are {ceiling}. See them: python tests/lint.py {name}")
+        if count < ceiling:
+            wrong.append(f"{name}: {count}, fewer than the ceiling of {ceiling}. Lower it in pyproject.toml.")
     return wrong
 
 

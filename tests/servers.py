@@ -48,7 +48,8 @@ class Postgres:
         self._call("initdb", "-D", self.folder/"data", "-U", "ann", "--auth=scram-sha-256", f"--pwfile={self.folder/'password'}", "-E", "UTF8", "--locale=C", "--no-sync")
         self.start()
 
-    def _call(self, name, *args): subprocess.run([str(self.bin/name), *map(str, args)], check=True, capture_output=True, cwd=self.folder, **self.user)
+    def _call(self, name, *args):
+        subprocess.run([str(self.bin/name), *map(str, args)], check=True, capture_output=True, cwd=self.folder, **self.user)
 
     def start(self):
         self.process = subprocess.Popen([str(self.bin/"postgres"), "-D", str(self.folder/"data"), "-p", str(self.port), "-k", str(self.folder), "-c", "fsync=off"],
@@ -132,7 +133,9 @@ def gcs() -> Server:  # fake-gcs-server, started without its wrapper, which leav
 
 
 def airflow() -> Path:
-    "Airflow 3 in a virtual environment of its own, made once and kept in the user's cache: the folder of its programs."
+    """Airflow 3 in a virtual environment of its own, made once and kept in the user's cache:
+
+    the folder of its programs."""
     from scalai_nb.core.lock import locked
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home()/".cache")/"scalai-nb"/f"airflow-3-python{sys.version_info.major}.{sys.version_info.minor}"
     with locked(f"{home}.lock"):

@@ -4,6 +4,7 @@ A test takes the fixture `rounds` and asks it how often to repeat: `rounds(12, s
 Each round has a seed of its own, `rounds.seeds(12, soak=200)`. `SCALAI_SEED` moves them all, and a failure prints the seed of its round.
 What the test measured goes into the report: `rounds.note(lost=0, doubled=0)`.
 """
+
 import os
 import platform
 import random
@@ -46,7 +47,9 @@ def rounds(request):
     made = Rounds(request)
     began = time.monotonic()
     yield made
-    request.node.user_properties.append(("soak", {"rounds": made.done, "seconds": round(time.monotonic() - began, 1), **made.found}))
+    request.node.user_properties.append(
+        ("soak", {"rounds": made.done, "seconds": round(time.monotonic() - began, 1), **made.found})
+    )
 
 
 class Report:
@@ -57,7 +60,8 @@ class Report:
         if report.when == "teardown":
             found = dict(report.user_properties).get("soak")
             if found is not None: self.rows.append((report.nodeid, self.outcome, found))
-        elif report.when == "call": self.outcome = report.outcome
+        elif report.when == "call":
+            self.outcome = report.outcome
 
 
 HEAD = """# Soak
@@ -71,23 +75,36 @@ The fault tests with their full number of rounds, each at the commit of its row.
 
 def line(name: str, outcome: str, found: dict, stamp: str) -> str:
     told = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in found.items() if k not in ("rounds", "seconds"))
-    return f"| {name.removeprefix('tests/')} | {outcome} | {'of '*(outcome != 'passed')}{found['rounds']:,} | {found['seconds']:,.0f} | {told} | {stamp} |"
+    return (
+        f"| {name.removeprefix('tests/')} | {outcome} | {'of '*(outcome != 'passed')}{found['rounds']:,} |"
+        f" {found['seconds']:,.0f} | {told} | {stamp} |"
+    )
 
 
 def write(rows: list[tuple]):
     "The report, the rows of tests that did not run now as they were."
     git = lambda *words: subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    commit = git("rev-parse", "--short", "HEAD") + "-dirty"*bool(git("status", "--porcelain", "--untracked-files=no", "--", ".", f":!{REPORT.relative_to(ROOT)}"))
-    stamp = f"{commit}, {FIRST}, {time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+    commit = git("rev-parse", "--short", "HEAD") + "-dirty" * bool(
+        git("status", "--porcelain", "--untracked-files=no", "--", ".", f":!{REPORT.relative_to(ROOT)}")
+    )
+    stamp = (
+        f"{commit}, {FIRST}, {time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, {platform.machine()}, Python"
+        f" {platform.python_version()}"
+    )
     REPORT.parent.mkdir(exist_ok=True)
     with locked(REPORT.with_suffix(".lock"), remove=True):
-        lines = {at.split(" | ")[0]: at for at in REPORT.read_text().splitlines() if at.startswith("| test_")} if REPORT.exists() else {}
+        lines = (
+            {at.split(" | ")[0]: at for at in REPORT.read_text().splitlines() if at.startswith("| test_")}
+            if REPORT.exists()
+            else {}
+        )
         lines |= {at.split(" | ")[0]: at for at in (line(*r, stamp) for r in rows)}
         write_atomic(REPORT, HEAD + "".join(f"{at}\n" for _, at in sorted(lines.items())))
 
 
 def main(*args) -> int:
-    "Run every test that takes `rounds` in its long form, one after the other, or those that are named; write the report, also when some failed."
+    """Run every test that takes `rounds` in its long form, one after the other, or those that are named; write the
+    report, also when some failed."""
     os.environ["SCALAI_SOAK"] = "1"
     report = Report()
     code = pytest.main(["-q", "-m", "soak", "--timeout", "14400", "-p", "no:cacheprovider", *args], plugins=[report])

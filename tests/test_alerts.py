@@ -17,7 +17,9 @@ from servers import free_port, wait_for
 from scalai_nb.core.alerts import Alert, Sender, open_cases, resume, send
 from scalai_nb.core.settings import Settings
 
-FAILED = Alert("job failed", "nightly failed: no rows", "nightly", details=dict(attempts=2), run="20261125-020000-a1b2c3")
+FAILED = Alert(
+    "job failed", "nightly failed: no rows", "nightly", details=dict(attempts=2), run="20261125-020000-a1b2c3"
+)
 
 
 class Ear(http.server.ThreadingHTTPServer):
@@ -44,9 +46,21 @@ def told(root, **alerts) -> Settings: return Settings(root=root, alerts=alerts)
 def test_one_that_hangs_and_one_that_refuses_do_not_keep_the_others(tmp_path, capfd):
     good, bad = Ear(), Ear(500, 500)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        settings = told(tmp_path, webhook=good.url, slack=f"http://127.0.0.1:{silent.getsockname()[1]}/hunter2", alertmanager=bad.url, attempts=2, timeout=.3, stdout=True)
+        settings = told(
+            tmp_path,
+            webhook=good.url,
+            slack=f"http://127.0.0.1:{silent.getsockname()[1]}/hunter2",
+            alertmanager=bad.url,
+            attempts=2,
+            timeout=0.3,
+            stdout=True,
+        )
         done = send(FAILED, settings)
-    assert (done["webhook"], done["stdout"], done["alertmanager"]) == ("", "", "127.0.0.1 answered 500") and "ReadTimeout" in done["slack"]
+    assert (done["webhook"], done["stdout"], done["alertmanager"]) == (
+        "",
+        "",
+        "127.0.0.1 answered 500",
+    ) and "ReadTimeout" in done["slack"]
     assert (len(good.heard), len(bad.heard)) == (1, 2)
     out, err = capfd.readouterr()
     assert "nightly failed: no rows" in out and "hunter2" not in err and err.count("was not told") == 2
@@ -62,7 +76,8 @@ def test_who_was_not_reached_is_told_next_time(tmp_path):
 def test_two_processes_tell_it_once(tmp_path):
     from concurrent.futures import ThreadPoolExecutor
     ear = Ear()
-    with ThreadPoolExecutor(8) as pool: done = list(pool.map(lambda _: send(FAILED, told(tmp_path, webhook=ear.url)), range(8)))
+    with ThreadPoolExecutor(8) as pool:
+        done = list(pool.map(lambda _: send(FAILED, told(tmp_path, webhook=ear.url)), range(8)))
     assert len(ear.heard) == 1 and sorted(map(len, done)) == [0]*7 + [1]
 
 
@@ -81,9 +96,12 @@ def crashed(settings: Settings, when: str):
 
 @pytest.mark.parametrize("when, copies", [("before", 1), ("after", 2)])
 def test_a_crash_between_claim_and_mark_sends_it_again(tmp_path, when, copies):
-    "At least once, under the same delivery, so that a receiver can tell; by the next alert, a look, or a scheduler's start."
+    """At least once, under the same delivery, so that a receiver can tell; by the next alert, a look, or a scheduler's
+    start."""
     other = Alert("late", "other", "other")
-    for n, again in enumerate([lambda s: send(FAILED, s), lambda s: send(other, s), resume, lambda s: Sender(s).close()]):
+    for n, again in enumerate(
+        [lambda s: send(FAILED, s), lambda s: send(other, s), resume, lambda s: Sender(s).close()]
+    ):
         ear = Ear()
         settings = told(tmp_path/f"{n}", webhook=ear.url)
         crashed(settings, when)
@@ -114,7 +132,8 @@ def test_nothing_can_break_the_sender(tmp_path, capfd):
     assert send(FAILED, told(tmp_path, webhook="nowhere")) == {}
     (tmp_path/"file").touch()
     ear = Ear()
-    assert send(FAILED, Settings(root=tmp_path/"file", alerts=dict(webhook=ear.url))) == {"webhook": ""}  # it cannot be remembered, so it is told
+    # it cannot be remembered, so it is told
+    assert send(FAILED, Settings(root=tmp_path/"file", alerts=dict(webhook=ear.url))) == {"webhook": ""}
     assert "is not there" in send(FAILED, told(tmp_path, slack="env:NO_SUCH_THING"))["slack"]
     assert "Traceback" not in capfd.readouterr().err
 
@@ -155,20 +174,41 @@ def test_mail_arrives_and_its_password_is_a_reference(tmp_path, monkeypatch):
         return AuthResult(success=data == LoginPassword(b"ann", b"hunter2"), handled=False)
     controller = post(mail, authenticator=login, auth_require_tls=False, auth_required=True)
     monkeypatch.setenv("MAIL_PASSWORD", "hunter2")
-    settings = told(tmp_path, email=f"smtp://ann@127.0.0.1:{controller.port}", email_from="scalai@example.org", email_to="bea@example.org, cem@example.org", email_password="env:MAIL_PASSWORD")
+    settings = told(
+        tmp_path,
+        email=f"smtp://ann@127.0.0.1:{controller.port}",
+        email_from="scalai@example.org",
+        email_to="bea@example.org, cem@example.org",
+        email_password="env:MAIL_PASSWORD",
+    )
     try:
         assert send(FAILED, settings) == {"email": ""}
         monkeypatch.setenv("MAIL_PASSWORD", "wrong")
-        assert send(FAILED.over("nightly works again"), settings) == {"email": "the mail server answered 535"} and len(seen) == 3  # by PLAIN and by LOGIN; a refused login is not tried again
-    finally: controller.stop()
+        # by PLAIN and by LOGIN; a refused login is not tried again
+        assert (
+            send(FAILED.over("nightly works again"), settings) == {"email": "the mail server answered 535"}
+            and len(seen) == 3
+        )
+    finally:
+        controller.stop()
     envelope, = mail.mails
     text = message_from_bytes(envelope.content, policy=policy.default)
-    assert envelope.rcpt_tos == ["bea@example.org", "cem@example.org"] and text["Subject"] == "[error] nightly: nightly failed: no rows" and "attempts: 2" in text.get_content()
+    assert (
+        envelope.rcpt_tos == ["bea@example.org", "cem@example.org"]
+        and text["Subject"] == "[error] nightly: nightly failed: no rows"
+        and "attempts: 2" in text.get_content()
+    )
 
 
 def test_a_mail_server_that_hangs_or_is_busy(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        how = dict(email=f"smtp://127.0.0.1:{silent.getsockname()[1]}", email_from="a@example.org", email_to="b@example.org", timeout=.3, attempts=1)
+        how = dict(
+            email=f"smtp://127.0.0.1:{silent.getsockname()[1]}",
+            email_from="a@example.org",
+            email_to="b@example.org",
+            timeout=0.3,
+            attempts=1,
+        )
         assert send(FAILED, told(tmp_path, **how))["email"] == "SMTPServerDisconnected"  # smtplib's word for it
 
     class Busy(Mail):
@@ -180,8 +220,12 @@ def test_a_mail_server_that_hangs_or_is_busy(tmp_path):
             return "250 taken"
     busy = Busy()
     controller = post(busy)
-    try: done = send(FAILED, told(tmp_path, **how | dict(email=f"smtp://127.0.0.1:{controller.port}", timeout=5, attempts=2)))
-    finally: controller.stop()
+    try:
+        done = send(
+            FAILED, told(tmp_path, **how | dict(email=f"smtp://127.0.0.1:{controller.port}", timeout=5, attempts=2))
+        )
+    finally:
+        controller.stop()
     assert done == {"email": ""} and len(busy.mails) == 1
 
 
@@ -192,13 +236,27 @@ def alertmanager(folder: Path, ear: Ear):  # its base URL
     program = shutil.which("prometheus-alertmanager")
     assert program, "Alertmanager is not installed: apt-get install prometheus-alertmanager"
     port, config = free_port(), folder/"am.yml"
-    config.write_text(f"route: {{receiver: ear, group_by: ['...'], group_wait: 0s, group_interval: 1s}}\nreceivers: [{{name: ear, webhook_configs: [{{url: '{ear.url}', send_resolved: true}}]}}]\n")
-    with subprocess.Popen([program, f"--config.file={config}", f"--storage.path={folder}/am", f"--web.listen-address=127.0.0.1:{port}", "--cluster.listen-address="], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    config.write_text(
+        "route: {receiver: ear, group_by: ['...'], group_wait: 0s, group_interval: 1s}\nreceivers: [{name: ear,"
+        f" webhook_configs: [{{url: '{ear.url}', send_resolved: true}}]}}]\n"
+    )
+    with subprocess.Popen(
+        [
+            program,
+            f"--config.file={config}",
+            f"--storage.path={folder}/am",
+            f"--web.listen-address=127.0.0.1:{port}",
+            "--cluster.listen-address=",
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
         try:
             wait_for(port, process)
             until(lambda: httpx.get(f"http://127.0.0.1:{port}/api/v2/alerts").status_code == 200)
             yield f"http://127.0.0.1:{port}"
-        finally: process.terminate()
+        finally:
+            process.terminate()
 
 
 @pytest.mark.slow
@@ -208,7 +266,12 @@ def test_debian_s_alertmanager_opens_and_resolves(tmp_path):
         settings, open_ = told(tmp_path, alertmanager=url), lambda: httpx.get(f"{url}/api/v2/alerts").json()
         assert send(FAILED, settings) == {"alertmanager": ""}
         one, = open_()
-        assert (one["labels"]["alertname"], one["labels"]["source"], one["annotations"]["summary"], one["status"]["state"] != "suppressed") == ("job failed", "nightly", FAILED.summary, True)
+        assert (
+            one["labels"]["alertname"],
+            one["labels"]["source"],
+            one["annotations"]["summary"],
+            one["status"]["state"] != "suppressed",
+        ) == ("job failed", "nightly", FAILED.summary, True)
         assert send(FAILED.over("nightly works again"), settings) == {"alertmanager": ""}
         until(lambda: [h["status"] for h in ear.heard] == ["firing", "resolved"])
         assert open_() == []

@@ -1,4 +1,5 @@
 "All dashboards of a whole workspace, as a visitor walks through them: a real browser that reaches nothing but this machine."
+
 import re
 import shutil
 
@@ -33,7 +34,9 @@ def snapshot(dash, app: str) -> None:
 
 
 def test_a_visitors_whole_path(chromium, whole):
-    "Home → drift → a column → performance → promote: each page leads to the next, and only the last one changes anything."
+    """Home → drift → a column → performance → promote:
+
+    each page leads to the next, and only the last one changes anything."""
     for app in ("home", "drift"): snapshot(whole, app)
     with Visit(chromium, whole) as visit:
         page = visit.page
@@ -51,9 +54,15 @@ def test_a_visitors_whole_path(chromium, whole):
         page.get_by_role("link", name="How good the scores were").click()
         visit.until(lambda: "2013-10" in page.locator("tr.now").inner_text(), 90)
         assert "retrain" in page.locator("tr.now").inner_text()
-        with page.expect_download() as got: page.get_by_label("Download auc-by-window as PNG").click()  # of the live page's own figure
+        with page.expect_download() as got:
+            page.get_by_label("Download auc-by-window as PNG").click()  # of the live page's own figure
         assert drawn(got.value.path())[1]
-        assert next(r for r in rows(page.get_by_label("Download auc-by-window as CSV")) if r["window"] == "2013-10")["estimate_trusted"] == "False"
+        assert (
+            next(r for r in rows(page.get_by_label("Download auc-by-window as CSV")) if r["window"] == "2013-10")[
+                "estimate_trusted"
+            ]
+            == "False"
+        )
         visit.shot("path-3-performance")
         page.goto(f"{whole.url}/apps/model?version=3")
         page.get_by_role("button", name="Promote version 3 …").click(timeout=90_000)
@@ -81,7 +90,11 @@ def test_who_only_looks_promotes_nothing(chromium, whole):
 
 def serious(page) -> str:
     "What axe finds that would keep somebody out."
-    return "\n".join(f"{v['id']}: {v['help']}: {[n['html'][:160] for n in v['nodes'][:4]]}" for v in Axe().run(page).response["violations"] if v["impact"] in ("serious", "critical"))
+    return "\n".join(
+        f"{v['id']}: {v['help']}: {[n['html'][:160] for n in v['nodes'][:4]]}"
+        for v in Axe().run(page).response["violations"]
+        if v["impact"] in ("serious", "critical")
+    )
 
 
 @pytest.mark.parametrize("path", ["/", "/login", *(f"/apps/{a.lower()}" for a in ALL)])

@@ -32,7 +32,9 @@ def test_profiles_are_equal(backend, rows):
     assert profile(backend.frame(rows)) == whole and profile(backend.frame(rows.iloc[:100])) + profile(odd) == whole
     assert set(profile(odd).columns) == set(rows)
     assert sum(profile(backend.frame(rows), by="carrier").values()) == whole
-    assert profile(backend.lazy(rows, 5)) == whole == sum(profile(backend.lazy(rows, 3), by=["month", "origin"]).values())
+    assert (
+        profile(backend.lazy(rows, 5)) == whole == sum(profile(backend.lazy(rows, 3), by=["month", "origin"]).values())
+    )
     assert profile(backend.frame(rows), columns=["carrier", "distance"]) == whole.select(["carrier", "distance"])
 
 
@@ -54,7 +56,9 @@ def test_libcudf_hashes_text_alike():
 
 
 def test_contracts_refuse_the_same(backend, rows):
-    contract = Contract({"arr_delay": Rule("float64", required=True), "distance": Rule("int64", max=2000)}, extra="keep")
+    contract = Contract(
+        {"arr_delay": Rule("float64", required=True), "distance": Rule("int64", max=2000)}, extra="keep"
+    )
     here, there = contract.check(rows), contract.check(backend.frame(rows))
     assert here.reasons == there.reasons and sum(here.reasons.values()) > 0 and len(here.good) == len(there.good)
 
@@ -88,7 +92,9 @@ def test_features_are_equal(backend, rows):
 # Without a GPU: frames that answer as cuDF's do, and refuse everything else.
 
 class DataFrame:
-    "The part of cuDF's frame that is relied on (RAPIDS 26.10): columns, selection, and Arrow, with an index that would come along as a column."
+    """The part of cuDF's frame that is relied on (RAPIDS 26.10):
+
+    columns, selection, and Arrow, with an index that would come along as a column."""
     __module__ = "cudf.core.dataframe"
     def __init__(self, table): self.table, self.columns = table, pd.Index(table.column_names)
     def __len__(self): return len(self.table)
@@ -98,7 +104,11 @@ class DataFrame:
         return DataFrame(self.table.select(names))
 
     def to_arrow(self, preserve_index=None):
-        return self.table if preserve_index is False else self.table.append_column("index", pa.array(range(7, 7 + len(self.table))))
+        return (
+            self.table
+            if preserve_index is False
+            else self.table.append_column("index", pa.array(range(7, 7 + len(self.table))))
+        )
 
 
 class Series:
@@ -113,7 +123,9 @@ def stand_in(rows): return DataFrame(pa.Table.from_pandas(rows, preserve_index=F
 def test_what_a_cudf_frame_is_asked_for(workspace, rows):
     frame, whole = stand_in(rows), profile(rows)
     assert device.is_cudf(frame) and profile(frame) == whole
-    assert sum(profile(frame, by="carrier").values()) == whole and profile(frame, columns=["carrier"]) == whole.select(["carrier"])
+    assert sum(profile(frame, by="carrier").values()) == whole and profile(frame, columns=["carrier"]) == whole.select(
+        ["carrier"]
+    )
     assert (fold(frame, ["day", "flight"]) == fold(rows, ["day", "flight"])).all()
     prep = Prep.fit(whole, target="flight", exclude=["arr_delay"])
     np.testing.assert_array_equal(prep.transform(frame), prep.transform(rows))
@@ -128,14 +140,34 @@ def test_a_backend_that_is_not_here_is_asked_for_in_vain(workspace, rows):
     if device.available(): pytest.skip("there is a GPU here")
     write(rows.head(10), "t")
     for ask in (lambda: Table("t").frame(), device.cudf, device.dask_cuda):
-        with dask.config.set({"dataframe.backend": "cudf"}), pytest.raises(BadRequest, match="no CUDA device") as e: ask()
+        with dask.config.set({"dataframe.backend": "cudf"}), pytest.raises(BadRequest, match="no CUDA device") as e:
+            ask()
         assert "gpu-cu12" in e.value.hint
 
 
-@pytest.mark.parametrize("name", ["dask", "read_all", "arrow", "versions", "to_arrow", "npartitions", "column_names", "schema", "to_table", "dataset", "columns", "iloc", "index"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "dask",
+        "read_all",
+        "arrow",
+        "versions",
+        "to_arrow",
+        "npartitions",
+        "column_names",
+        "schema",
+        "to_table",
+        "dataset",
+        "columns",
+        "iloc",
+        "index",
+    ],
+)
 def test_columns_may_be_called_as_methods_are(name):
     "What a frame is, is asked of its class: a column of that name is a column."
-    frame = pd.DataFrame({name: np.arange(40.), "versions" if name != "versions" else "arrow": np.arange(40.), "y": np.arange(40) % 2})
+    frame = pd.DataFrame(
+        {name: np.arange(40.0), "versions" if name != "versions" else "arrow": np.arange(40.0), "y": np.arange(40) % 2}
+    )
     table = pa.Table.from_pandas(frame)
     p = profile(frame)
     assert p == profile(table)

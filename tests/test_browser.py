@@ -15,12 +15,18 @@ from watched import watched
 pytestmark = pytest.mark.slow  # a browser, kernels and a workspace of twelve months
 OUTPUT = Path(__file__).parent / "output"
 APPS = Path(__file__).parents[1] / "apps"
-FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    " --disable-component-update --disable-sync".split()
+)
 
 
 def some(root, *names):
     "No more apps than a test asks for: each has its snapshot made."
-    for name in names: shutil.copytree(APPS, root / "apps", ignore=lambda _, files: {f for f in files if f != f"{name}.ipynb"}, dirs_exist_ok=True)
+    for name in names:
+        shutil.copytree(
+            APPS, root / "apps", ignore=lambda _, files: {f for f in files if f != f"{name}.ipynb"}, dirs_exist_ok=True
+        )
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +40,15 @@ def dash(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def chromium():
-    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    assert path, "There is no Chromium here. Install it (Debian: apt-get install chromium), or name it in the variable CHROMIUM."
+    path = (
+        os.environ.get("CHROMIUM")
+        or shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
+    assert (
+        path
+    ), "There is no Chromium here. Install it (Debian: apt-get install chromium), or name it in the variable CHROMIUM."
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=path, args=FLAGS)
         yield browser
@@ -77,7 +90,9 @@ class Visit:
     def shot(self, name):
         OUTPUT.mkdir(exist_ok=True)
         return self.page.screenshot(path=OUTPUT / f"{name}.png", full_page=True)
-    def picture(self, n): return self.page.locator(".scalai .bqplot").nth(n).evaluate("figure => figure.outerHTML")  # all that is drawn, as SVG
+    def picture(self, n):
+        # all that is drawn, as SVG
+        return self.page.locator(".scalai .bqplot").nth(n).evaluate("figure => figure.outerHTML")
     def until(self, true, seconds=60):
         for _ in range(seconds * 10):
             if true(): return
@@ -103,7 +118,8 @@ def test_drift(chromium, dash):
         page.locator("h2", has_text="2013-10 against its reference").wait_for()
         visit.until(lambda: visit.picture(1) != column)
         assert "dep_delay" in page.get_by_label("Column", exact=True).locator("option").first.inner_text()
-        assert "17" in page.locator("ul.why li").first.inner_text()  # a clock that is twenty minutes fast: median −2 → 17 min
+        # a clock that is twenty minutes fast: median −2 → 17 min
+        assert "17" in page.locator("ul.why li").first.inner_text()
         assert "points" in page.locator("table").last.inner_text()
         shown = visit.picture(1)
         visit.choose("Column", "carrier")
@@ -111,7 +127,10 @@ def test_drift(chromium, dash):
         visit.shot("drift-october")
         grid = page.locator(".scalai .bqplot").first  # a control too
         width, height = (grid.bounding_box()[k] for k in ("width", "height"))
-        at = lambda column, row: {"x": 110 + (width - 128) * (column + .5) / 12, "y": 6 + (height - 56) * (row + .5) / 13}
+        at = lambda column, row: {
+            "x": 110 + (width - 128) * (column + 0.5) / 12,
+            "y": 6 + (height - 56) * (row + 0.5) / 13,
+        }
         grid.click(position=at(7, 0))
         page.locator("h2", has_text="2013-08 against its reference").wait_for()
         grid.click(position=at(9, 0))  # where a dot says that it moved
@@ -125,7 +144,9 @@ def test_performance(chromium, dash):
         visit.open("Performance")
         page = visit.page
         told = page.locator(".scalai").inner_text()
-        assert "estimated without labels" in told and re.search(r"2013-12: 0\.\d+ with labels .* estimated without \(0\.\d+ … 0\.\d+\)", told)
+        assert "estimated without labels" in told and re.search(
+            r"2013-12: 0\.\d+ with labels .* estimated without \(0\.\d+ … 0\.\d+\)", told
+        )
         visit.shot("performance")
         scores = visit.picture(0)
         page.get_by_role("button", name="Sharpness: skill").click()
@@ -166,7 +187,9 @@ def drawn(file) -> tuple[int, bool]:  # pixels across; whether there is more tha
 
 def rows(link) -> list[dict]:
     "What a download holds."
-    return list(csv.DictReader(io.StringIO(unquote(link.get_attribute("href")).split(",", 1)[1].removeprefix("\ufeff"))))
+    return list(
+        csv.DictReader(io.StringIO(unquote(link.get_attribute("href")).split(",", 1)[1].removeprefix("\ufeff")))
+    )
 
 
 def test_a_snapshot_first_and_the_state_in_the_link(chromium, dash):
@@ -180,8 +203,11 @@ def test_a_snapshot_first_and_the_state_in_the_link(chromium, dash):
         assert "window: month of 2013" in page.locator(".paper svg[role=img]").first.get_attribute("aria-label")
         visit.shot("drift-snapshot")
         found = rows(page.get_by_label("Download what-moved as CSV"))
-        assert {r["window"] for r in found} == {f"2013-{m:02}" for m in range(6, 13)} and next(r for r in found if r["window"] == "2013-10" and r["name"] == "dep_delay")["drifted"] == "True"
-        with page.expect_download() as got: page.get_by_label("Download what-moved as PNG").click()  # no kernel is asked
+        assert {r["window"] for r in found} == {f"2013-{m:02}" for m in range(6, 13)} and next(
+            r for r in found if r["window"] == "2013-10" and r["name"] == "dep_delay"
+        )["drifted"] == "True"
+        with page.expect_download() as got:
+            page.get_by_label("Download what-moved as PNG").click()  # no kernel is asked
         assert got.value.suggested_filename == "what-moved.png" and drawn(got.value.path()) == (2 * 1152, True)
         page.locator("a.live").click()
         page.locator(".bqplot svg.svg-figure, .bqplot > svg").first.wait_for(timeout=60_000)
@@ -192,7 +218,11 @@ def test_a_snapshot_first_and_the_state_in_the_link(chromium, dash):
         visit.until(lambda: "column=carrier" in page.url)
         with page.expect_download() as got: page.get_by_label("Download carrier-2013-10 as CSV").click()
         told = got.value.path().read_text("utf-8-sig")
-        assert got.value.suggested_filename == "carrier-2013-10.csv" and told.startswith("value,reference,window") and "\nUA," in told
+        assert (
+            got.value.suggested_filename == "carrier-2013-10.csv"
+            and told.startswith("value,reference,window")
+            and "\nUA," in told
+        )
         page.get_by_label("Segment", exact=True).select_option("origin LGA")
         page.locator("h2", has_text="2013-10, origin LGA, against its reference").wait_for()
         visit.until(lambda: "segment=origin%3DLGA" in page.url)
@@ -220,8 +250,12 @@ def test_hostile_names_are_text(chromium, tmp_path):
     (root / "settings.ini").write_text("[apps]\nkernels = 4\n")
     evil, formula = "<img src=x onerror=alert(1)>", '=HYPERLINK("http://evil.example","pay")'
     for m, share in ((1, .1), (2, .8)):
-        rows_ = pd.DataFrame({evil: [formula if i < 1000 * share else "</style><script>alert(2)</script>" for i in range(1000)]})
-        profile_store.record("features", {f"2013-0{m}": profile(rows_)}, batch=f"b{m}", by="period", settings=Settings.load(root))
+        rows_ = pd.DataFrame(
+            {evil: [formula if i < 1000 * share else "</style><script>alert(2)</script>" for i in range(1000)]}
+        )
+        profile_store.record(
+            "features", {f"2013-0{m}": profile(rows_)}, batch=f"b{m}", by="period", settings=Settings.load(root)
+        )
     some(root, "drift")
     with Dash(root) as dash, Visit(chromium, dash) as visit, dash.visitor() as visitor:
         visit.page.on("dialog", lambda d: visit.problems.append(d.message))
@@ -249,7 +283,9 @@ def test_an_empty_workspace_says_what_to_run(chromium, tmp_path):
 
 def test_a_lost_session_says_so(chromium, workspace):
     "A page whose kernel is gone does not look alive."
-    with Dash(workspace, good="import ipywidgets\nipywidgets.HTML('<b id=here>42</b>')") as dash, Visit(chromium, dash) as visit:
+    with Dash(workspace, good="import ipywidgets\nipywidgets.HTML('<b id=here>42</b>')") as dash, Visit(
+        chromium, dash
+    ) as visit:
         visit.page.get_by_role("link", name="The good app").click()
         visit.page.locator("#here").wait_for(timeout=60_000)
         visit.page.locator("#scalai-lost").wait_for(state="hidden")

@@ -1,4 +1,5 @@
 "The command as scripts and schedulers meet it: two lines, the right exit code, one JSON document, nothing half-written."
+
 import json
 import os
 import shutil
@@ -20,7 +21,9 @@ def two_lines(done, code):
 def files(workspace):
     pd.DataFrame({"origin": ["EWR", "JFK"]*50, "delay": [1.5, None]*50}).to_parquet("good.parquet")
     Path("corrupt.parquet").write_bytes(b"PAR1" + b"\0"*100)
-    pd.DataFrame({"origin": pd.Series([], dtype="str"), "delay": pd.Series([], dtype=float)}).to_parquet("empty.parquet")
+    pd.DataFrame({"origin": pd.Series([], dtype="str"), "delay": pd.Series([], dtype=float)}).to_parquet(
+        "empty.parquet"
+    )
     Path("note.xyz").write_text("hello")
     Path("bytes.csv").write_bytes(bytes(range(256))*20)
     Path("latin.csv").write_bytes("name,n\nJosé,1\nZoë,2,3\n".encode("latin-1"))
@@ -35,8 +38,16 @@ def jobs(**books: str):
     import nbformat
     for name, code in books.items():
         cell = nbformat.v4.new_code_cell(code, metadata={"tags": ["parameters"]})
-        nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}), f"{name}.ipynb")
-    Path("jobs.toml").write_text("".join(f'[[step]]\nname = "{n}"\nnotebook = "{n}.ipynb"\nneeds = []\n' for n in reversed(books)))
+        nbformat.write(
+            nbformat.v4.new_notebook(
+                cells=[cell],
+                metadata={"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}},
+            ),
+            f"{name}.ipynb",
+        )
+    Path("jobs.toml").write_text(
+        "".join(f'[[step]]\nname = "{n}"\nnotebook = "{n}.ipynb"\nneeds = []\n' for n in reversed(books))
+    )
 
 
 BAD = {
@@ -113,7 +124,8 @@ def test_the_environment_wins_and_is_checked(files):
 
 def test_a_wrong_parameter_starts_nothing(workspace):
     assert scalai("init", workspace/"w").code == 0
-    for given in ("rows=many", "row=5"): two_lines(scalai("run", "workflows/first.ipynb", "-p", given, cwd=workspace/"w"), 2)
+    for given in ("rows=many", "row=5"):
+        two_lines(scalai("run", "workflows/first.ipynb", "-p", given, cwd=workspace/"w"), 2)
     assert scalai("runs", "--json", cwd=workspace/"w").doc == {"runs": []}
 
 
@@ -135,7 +147,21 @@ def test_a_port_in_use(workspace):
 def test_profile_and_drift_have_the_stated_shapes(files):
     doc = scalai("profile", "good.parquet", "--json", cwd=files).doc
     assert set(doc) >= {"rows", "digest", "columns"} and doc["rows"] == 100
-    assert set(doc["columns"]["delay"]) >= {"type", "count", "nulls", "nan", "inf", "min", "max", "mean", "std", "distinct", "quantiles", "resolution", "top"}
+    assert set(doc["columns"]["delay"]) >= {
+        "type",
+        "count",
+        "nulls",
+        "nan",
+        "inf",
+        "min",
+        "max",
+        "mean",
+        "std",
+        "distinct",
+        "quantiles",
+        "resolution",
+        "top",
+    }
     assert set(doc["columns"]["delay"]["quantiles"]) == {"0.01", "0.05", "0.25", "0.5", "0.75", "0.95", "0.99"}
     assert doc["columns"]["delay"]["nulls"] == 50 and doc["columns"]["delay"]["distinct"] == 1
     saved = scalai("profile", "good.parquet", "--save", "good.profile", cwd=files)
@@ -165,7 +191,10 @@ def test_ingest_has_the_stated_shape_and_happens_once(files):
     doc = scalai("ingest", "good.parquet", "t", "--json", cwd=files).doc
     assert set(doc) >= {"table", "version", "rows_in", "rows_good", "rows_refused", "refused", "seconds"}
     again = scalai("ingest", "good.parquet", "t", "--json", cwd=files).doc
-    assert again["version"] == doc["version"] and scalai("tables", "t", "--json", cwd=files).doc["rows"] == doc["rows_good"]
+    assert (
+        again["version"] == doc["version"]
+        and scalai("tables", "t", "--json", cwd=files).doc["rows"] == doc["rows_good"]
+    )
 
 
 def test_a_limit_holds_for_a_whole_workflow(files):
@@ -186,7 +215,10 @@ def test_a_reader_that_leaves_early_changes_nothing(files):
         assert (done.returncode, done.stderr) == (code, "")
 
 
-@pytest.mark.parametrize("section, code", [("[jobs]\ndatabase = nonsense", 2), ("[jobs]\ndatabase = postgresql+psycopg://u@127.0.0.1:9/x", 3)])
+@pytest.mark.parametrize(
+    "section, code",
+    [("[jobs]\ndatabase = nonsense", 2), ("[jobs]\ndatabase = postgresql+psycopg://u@127.0.0.1:9/x", 3)],
+)
 def test_a_record_that_cannot_be_opened(files, section, code):
     (files/"settings.ini").write_text(section + "\n")
     two_lines(scalai("runs", cwd=files), code)
@@ -203,17 +235,39 @@ def test_files_that_may_not_be_read_or_written(files):
     "As a person without rights: root gives up its own to find out."
     for name in ("good.parquet", "job.ipynb", "jobs.toml"): (files/name).chmod(0)
     files.chmod(0o555)
-    limited = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    limited = (
+        ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-dac_override,-dac_read_search"]
+        if os.geteuid() == 0
+        else []
+    )
     try:
-        for args in (("profile", "good.parquet"), ("ingest", "latin.csv", "t"), ("run", "job.ipynb"), ("run", "jobs.toml"), ("runs",), ("init", "w"), ("demo", "d")):
+        for args in (
+            ("profile", "good.parquet"),
+            ("ingest", "latin.csv", "t"),
+            ("run", "job.ipynb"),
+            ("run", "jobs.toml"),
+            ("runs",),
+            ("init", "w"),
+            ("demo", "d"),
+        ):
             done = subprocess.run([*limited, SCALAI, *args], capture_output=True, text=True, cwd=files)
-            assert done.returncode == 2 and len(done.stderr.splitlines()) == 2 and done.stdout == "", (args, done.stderr)
-    finally: files.chmod(0o755)
+            assert done.returncode == 2 and len(done.stderr.splitlines()) == 2 and done.stdout == "", (
+                args,
+                done.stderr,
+            )
+    finally:
+        files.chmod(0o755)
 
 
 def test_dash_prints_one_document_and_ends_well(workspace):
     "The link stands in it as soon as it works."
-    process = subprocess.Popen([SCALAI, "dash", "--port", "0", "--no-browser", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=workspace)
+    process = subprocess.Popen(
+        [SCALAI, "dash", "--port", "0", "--no-browser", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=workspace,
+    )
     line = process.stdout.readline()
     assert "/?token=" in json.loads(line)["url"]
     process.terminate()

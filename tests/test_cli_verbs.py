@@ -1,4 +1,5 @@
 "The command's own words: groups of --help, --version, the object first, how a model is named, and what a verb that only reads imports."
+
 import json
 import shutil
 import subprocess
@@ -29,13 +30,26 @@ def test_help_lists_the_verbs_in_groups():
     lines = here("--help").out.splitlines()
     groups = [line[:-1] for line in lines if line.endswith(":") and not line.startswith(" ")]
     assert groups == ["Options", "Start", "Data", "Models", "Monitoring", "Jobs", "People", "Operations"]
-    listed = {block.splitlines()[0]: {line.split()[0] for line in block.splitlines()[1:]} for block in "\n".join(lines).split("\n\n") if ":\n" in block}
-    for group, verb in {"Start": "init", "Data": "ingest", "Models": "compress", "Monitoring": "drift", "Jobs": "run", "People": "dash", "Operations": "gc"}.items():
+    listed = {
+        block.splitlines()[0]: {line.split()[0] for line in block.splitlines()[1:]}
+        for block in "\n".join(lines).split("\n\n")
+        if ":\n" in block
+    }
+    for group, verb in {
+        "Start": "init",
+        "Data": "ingest",
+        "Models": "compress",
+        "Monitoring": "drift",
+        "Jobs": "run",
+        "People": "dash",
+        "Operations": "gc",
+    }.items():
         assert verb in listed[f"{group}:"], group
 
 
 def test_every_verb_is_in_a_group_and_takes_the_common_options():
-    for name, command in typer.main.get_command(app).commands.items(): assert isinstance(command.rich_help_panel, str), name
+    for name, command in typer.main.get_command(app).commands.items():
+        assert isinstance(command.rich_help_panel, str), name
     for path, command in verbs():
         options = {o for p in command.params for o in p.opts}
         assert {"--json", "--settings", "--debug"} <= options, path
@@ -49,9 +63,17 @@ def test_the_version():
 def test_the_object_comes_first():
     "What a verb is about is its first argument: rows, a file, a table, a model."
     first = {path: next((p.name for p in c.params if p.param_type_name == "argument"), None) for path, c in verbs()}
-    assert first["contract", "check"] == "uri" and first["contract", "set"] == "contract" and first["contract", "infer"] == "uri"
+    assert (
+        first["contract", "check"] == "uri"
+        and first["contract", "set"] == "contract"
+        and first["contract", "infer"] == "uri"
+    )
     assert first["score",] == first["compress",] == first["models", "show"] == first["models", "promote"] == "model"
-    assert first["ingest",] == "uri" and first["quarantine",] == "name" and first["workflow", "check", "airflow"] == "file"
+    assert (
+        first["ingest",] == "uri"
+        and first["quarantine",] == "name"
+        and first["workflow", "check", "airflow"] == "file"
+    )
 
 
 @pytest.fixture
@@ -70,7 +92,14 @@ def test_rows_come_before_the_contract(contract):
     assert turned.code == 2 and turned.lines[1] == "Write: scalai contract check bad.parquet c.yaml"
 
 
-@pytest.mark.parametrize("column, hint", [("dep_dely", "Did you mean 'dep_delay'?"), ("Origin", "Did you mean 'origin'?"), ("zz", "It names: origin, dep_delay.")])
+@pytest.mark.parametrize(
+    "column, hint",
+    [
+        ("dep_dely", "Did you mean 'dep_delay'?"),
+        ("Origin", "Did you mean 'origin'?"),
+        ("zz", "It names: origin, dep_delay."),
+    ],
+)
 def test_a_near_miss_of_a_column_changes_nothing(contract, column, hint):
     before = contract.read_bytes()
     done = here("contract", "set", "c.yaml", column, "max=60")
@@ -114,31 +143,64 @@ def test_a_model_is_named_in_one_way_everywhere(models, name, version):
 
 
 def test_compress_names_the_version_that_is_not_there(models):
-    for name, message in (("nobody@champion", "no model 'nobody'"), ("late@9", "no version 9"), ("late@", "does not name a model")):
+    for name, message in (
+        ("nobody@champion", "no model 'nobody'"),
+        ("late@9", "no version 9"),
+        ("late@", "does not name a model"),
+    ):
         done = here("compress", name)
         assert done.code == 2 and message in done.lines[0], done.err
 
 
-@pytest.mark.parametrize("args", [("show", "late@"), ("show", "@2"), ("show", "late@2@3"), ("show", "late@0"), ("promote", "late@two words"), ("rollback", "late@"), ("compare", "late", "late@ 2")])
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("show", "late@"),
+        ("show", "@2"),
+        ("show", "late@2@3"),
+        ("show", "late@0"),
+        ("promote", "late@two words"),
+        ("rollback", "late@"),
+        ("compare", "late", "late@ 2"),
+    ],
+)
 def test_a_name_that_names_no_model_is_refused(models, args):
     done = here("models", *args)
     assert done.code == 2 and len(done.lines) == 2 and "does not name a model" in done.lines[0]
     assert models() == 1
 
 
-@pytest.mark.parametrize("args, champion", [(("late", 2), 2), (("late@2",), 2), (("late", "challenger"), 3), (("late@challenger",), 3), (("late@champion",), 1)])
+@pytest.mark.parametrize(
+    "args, champion",
+    [
+        (("late", 2), 2),
+        (("late@2",), 2),
+        (("late", "challenger"), 3),
+        (("late@challenger",), 3),
+        (("late@champion",), 1),
+    ],
+)
 def test_a_version_is_promoted_in_either_form(models, args, champion):
     done = here("models", "promote", *args, "--json")
     assert done.code == 0 and done.doc["version"] == champion and models() == champion
 
 
 def test_a_version_becomes_the_challenger(models):
-    assert here("models", "promote", "late@2", "--challenger", "--json").doc == {"name": "late", "version": 2, "alias": "challenger"}
+    assert here("models", "promote", "late@2", "--challenger", "--json").doc == {
+        "name": "late",
+        "version": 2,
+        "alias": "challenger",
+    }
     assert models() == 1 and here("models", "show", "late@challenger", "--json").doc["version"] == 2
 
 
 def test_a_promotion_that_names_no_version_or_two_changes_nothing(models):
-    for args, message in ((("late",), "Which version"), (("late@2", 3), "names a version twice"), (("late", 9), "no version 9"), (("lat@2",), "no model 'lat'")):
+    for args, message in (
+        (("late",), "Which version"),
+        (("late@2", 3), "names a version twice"),
+        (("late", 9), "no version 9"),
+        (("lat@2",), "no model 'lat'"),
+    ):
         done = here("models", "promote", *args)
         assert done.code == 2 and len(done.lines) == 2 and message in done.lines[0], done.err
     assert models() == 1
@@ -148,10 +210,24 @@ def test_only_what_serves_is_rolled_back(models):
     assert here("models", "promote", "late", 2).code == 0
     wrong = here("models", "rollback", "late@1")
     assert wrong.code == 2 and "late@1 does not serve" in wrong.lines[0] and models() == 2
-    assert here("models", "rollback", "late@champion", "--json").doc == {"name": "late", "version": 1} and models() == 1
+    assert (
+        here("models", "rollback", "late@champion", "--json").doc == {"name": "late", "version": 1} and models() == 1
+    )
 
 
-HEAVY = ("torch", "pandas", "mlflow", "dask", "numba", "pyarrow", "scipy", "onnxruntime", "sqlalchemy", "structlog", "papermill")
+HEAVY = (
+    "torch",
+    "pandas",
+    "mlflow",
+    "dask",
+    "numba",
+    "pyarrow",
+    "scipy",
+    "onnxruntime",
+    "sqlalchemy",
+    "structlog",
+    "papermill",
+)
 READS = {  # what a verb that only reads may import of these
     ("--help",): "",
     ("--version",): "",

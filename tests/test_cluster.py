@@ -1,4 +1,5 @@
 "The main workflow on somebody's Dask cluster: a scheduler and two workers of their own, as `dask scheduler` and `dask worker` start them; and a nanny that dies."
+
 import os
 import signal
 import subprocess
@@ -27,7 +28,16 @@ def dask(tmp_path_factory):
     "Start processes of the `dask` command; whatever they are, they end with the module."
     home, started = tmp_path_factory.mktemp("dask"), []
     def start(*words):
-        with open(home/"log", "a") as log: started.append(subprocess.Popen([sys.executable, "-m", "dask", *map(str, words)], cwd=home, stdout=log, stderr=log, start_new_session=True))
+        with open(home/"log", "a") as log:
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "dask", *map(str, words)],
+                    cwd=home,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+            )
         return psutil.Process(started[-1].pid)
     yield start, home
     family = [p for s in started for p in psutil.Process(s.pid).children(recursive=True) + [s]]
@@ -42,7 +52,21 @@ def served(dask):
     from distributed import Client
     start, home = dask
     start("scheduler", "--host", "127.0.0.1", "--port", 0, "--no-dashboard", "--scheduler-file", home/"scheduler.json")
-    nannies = [start("worker", "--scheduler-file", home/"scheduler.json", "--host", "127.0.0.1", "--nthreads", 1, "--no-dashboard", "--local-directory", home) for _ in range(2)]
+    nannies = [
+        start(
+            "worker",
+            "--scheduler-file",
+            home / "scheduler.json",
+            "--host",
+            "127.0.0.1",
+            "--nthreads",
+            1,
+            "--no-dashboard",
+            "--local-directory",
+            home,
+        )
+        for _ in range(2)
+    ]
     until = time.monotonic() + 120
     while not (home/"scheduler.json").exists(): assert time.sleep(.1) or time.monotonic() < until
     with Client(scheduler_file=str(home/"scheduler.json"), set_as_default=False, timeout=120) as client:
@@ -61,7 +85,9 @@ def watch(dask_scheduler):
 
 def agents_left(client) -> dict:
     "By worker, the processes that it started and that still live."
-    return client.run(lambda: [c.cmdline() for c in psutil.Process().children(recursive=True) if c.status() != "zombie"])
+    return client.run(
+        lambda: [c.cmdline() for c in psutil.Process().children(recursive=True) if c.status() != "zombie"]
+    )
 
 
 ALONE = """
@@ -92,16 +118,28 @@ def as_far_as_the_model(folder: Path, **env) -> dict:
 
 def ran(folder: Path, name: str, **env) -> dict:
     "What has to be equal wherever it was made, and how the steps ended."
-    done = scalai("run", f"workflows/{name}", "-p", "months=2", "-p", "shuffle=7", "--json", cwd=folder, **env)  # months that are alike: none is trained for
+    # months that are alike: none is trained for
+    done = scalai("run", f"workflows/{name}", "-p", "months=2", "-p", "shuffle=7", "--json", cwd=folder, **env)
     assert done.code == 0, done.out[-2000:] + done.err[-3000:]
     from scalai_nb.data.table import Table
     settings = Settings.load(folder)
-    run, = (r for r in map(Run.load, settings.path("fits").iterdir()) if r.data["where"] == [["period", "in", ["2013-01"]]])
-    return {"steps": [s["name"].split("[")[0] for s in done.doc["steps"]], "states": {leaf["state"] for leaf in leaves(done.doc)},
-            "scored": Table("scores", settings).rows if Table("scores", settings).exists else 0, "ranks": run.ranks, "must": {
-            "profiles": {name: {k: p.digest for k, p in Table(name, settings).profiles(by="period").items()} for name in ("flights", "features")},
+    (run,) = (
+        r for r in map(Run.load, settings.path("fits").iterdir()) if r.data["where"] == [["period", "in", ["2013-01"]]]
+    )
+    return {
+        "steps": [s["name"].split("[")[0] for s in done.doc["steps"]],
+        "states": {leaf["state"] for leaf in leaves(done.doc)},
+        "scored": Table("scores", settings).rows if Table("scores", settings).exists else 0,
+        "ranks": run.ranks,
+        "must": {
+            "profiles": {
+                name: {k: p.digest for k, p in Table(name, settings).profiles(by="period").items()}
+                for name in ("flights", "features")
+            },
             "history": [{k: v for k, v in h.items() if "second" not in k} for h in run.history],
-            "weights": {k: v.numpy().tobytes() for k, v in run.model.state_dict().items()}}}
+            "weights": {k: v.numpy().tobytes() for k, v in run.model.state_dict().items()},
+        },
+    }
 
 
 def test_the_main_workflow_on_two_dask_workers_gives_what_it_gives_alone(served, tmp_path):
@@ -109,10 +147,16 @@ def test_the_main_workflow_on_two_dask_workers_gives_what_it_gives_alone(served,
     client.run_on_scheduler(watch)
     there = whole(tmp_path/"there", SCALAI_CLUSTER__KIND="address", SCALAI_CLUSTER__ADDRESS=client.scheduler.address)
     keys = client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.plugins["seen"].keys))
-    assert sum(k.startswith("agent-") for k in keys) >= 2 and not all(k.startswith("agent-") for k in keys)  # the ranks' agents, and the join
-    assert there["steps"] == ["ingest", "join", "profile", "model", "month"] and there["states"] <= {"succeeded", "skipped"} and there["scored"] > 20_000
+    # the ranks' agents, and the join
+    assert sum(k.startswith("agent-") for k in keys) >= 2 and not all(k.startswith("agent-") for k in keys)
+    assert (
+        there["steps"] == ["ingest", "join", "profile", "model", "month"]
+        and there["states"] <= {"succeeded", "skipped"}
+        and there["scored"] > 20_000
+    )
     here = as_far_as_the_model(tmp_path/"here", SCALAI_CLUSTER__KIND="threads")
-    assert len(client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.plugins["seen"].keys))) == len(keys)  # that one did without
+    # that one did without
+    assert len(client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.plugins["seen"].keys))) == len(keys)
     assert there["ranks"] == here["ranks"] == 2 and here["states"] == {"succeeded"}
     for what, value in here["must"].items(): assert there["must"][what] == value, what
     assert list(agents_left(client).values()) == [[], []]
@@ -144,14 +188,18 @@ def test_a_killed_nanny_takes_its_rank_along_and_the_training_goes_on(served, da
     assert int((tmp_path/"killed").read_text()) in {n.pid for n in nannies}
     again, = (int(note.split()[-1]) for note in run.params["notes"] if note.startswith("resumed at step"))
     assert step - 1 - 4 <= again < step and run.history[-1]["step"] == whole.history[-1]["step"]
-    assert {k: v.numpy().tobytes() for k, v in run.model.state_dict().items()} == {k: v.numpy().tobytes() for k, v in whole.model.state_dict().items()}
+    assert {k: v.numpy().tobytes() for k, v in run.model.state_dict().items()} == {
+        k: v.numpy().tobytes() for k, v in whole.model.state_dict().items()
+    }
     assert list(agents_left(client).values()) == [[]]  # one worker is left, on which both ranks went on
     assert not list(run.path.glob("checkpoints/.*"))
 
 
 @pytest.mark.parametrize("when", ["after the last step", "in the middle"])
 def test_a_killed_scheduler_costs_no_finished_training(dask, tmp_path, monkeypatch, when):
-    "What the ranks have done is kept. Without its workers, too, a training ends with what happened and how it goes on, and goes on without a cluster."
+    """What the ranks have done is kept.
+
+    Without its workers, too, a training ends with what happened and how it goes on, and goes on without a cluster."""
     import dask as config
     from distributed import Client
 
@@ -159,13 +207,39 @@ def test_a_killed_scheduler_costs_no_finished_training(dask, tmp_path, monkeypat
     from scalai_nb.core.errors import Unreachable
     from scalai_nb.training.launch import ProcessGroup
     start, _ = dask
-    scheduler = start("scheduler", "--host", "127.0.0.1", "--port", 0, "--no-dashboard", "--scheduler-file", tmp_path/"scheduler.json")
-    workers = [start("worker", "--scheduler-file", tmp_path/"scheduler.json", "--host", "127.0.0.1", "--nthreads", 1, "--no-dashboard", "--local-directory", tmp_path) for _ in range(2)]
+    scheduler = start(
+        "scheduler",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        0,
+        "--no-dashboard",
+        "--scheduler-file",
+        tmp_path / "scheduler.json",
+    )
+    workers = [
+        start(
+            "worker",
+            "--scheduler-file",
+            tmp_path / "scheduler.json",
+            "--host",
+            "127.0.0.1",
+            "--nthreads",
+            1,
+            "--no-dashboard",
+            "--local-directory",
+            tmp_path,
+        )
+        for _ in range(2)
+    ]
     until = time.monotonic() + 120
     while not (tmp_path/"scheduler.json").exists(): assert time.sleep(.1) or time.monotonic() < until
     monkeypatch.setitem(config.config.config["distributed"]["comm"]["timeouts"], "connect", "2s")
     X = np.random.default_rng(0).normal(size=(4_000, 8)).astype("float32")
-    how, close = dict(epochs=3, batch_size=256, checkpoint_every=2, ranks=2, settings=Settings(root=tmp_path)), ProcessGroup.close
+    how, close = (
+        dict(epochs=3, batch_size=256, checkpoint_every=2, ranks=2, settings=Settings(root=tmp_path)),
+        ProcessGroup.close,
+    )
     def kill(client):
         scheduler.kill()
         until = time.monotonic() + 90
@@ -180,12 +254,17 @@ def test_a_killed_scheduler_costs_no_finished_training(dask, tmp_path, monkeypat
         else:
             def all_killed(topic, **e):
                 if not e.get("history"): return
-                for p in (scheduler, *(c for w in workers if w.is_running() for c in (w, *w.children(recursive=True)))):
+                for p in (
+                    scheduler,
+                    *(c for w in workers if w.is_running() for c in (w, *w.children(recursive=True))),
+                ):
                     if p.is_running(): p.kill()
             stop = events.subscribe(all_killed, "fit")
             try:
-                with pytest.raises(Unreachable, match="scheduler is gone") as said: fit(MLP, (X, X[:, 0] > 0), client=client, **how)
-            finally: stop()
+                with pytest.raises(Unreachable, match="scheduler is gone") as said:
+                    fit(MLP, (X, X[:, 0] > 0), client=client, **how)
+            finally:
+                stop()
             assert "resume=" in said.value.hint
             folder, = Settings(root=tmp_path).path("fits").iterdir()
             run = fit(MLP, (X, X[:, 0] > 0), resume=folder, **how | {"ranks": 1})

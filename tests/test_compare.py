@@ -1,4 +1,5 @@
 """Comparisons of two windows: rates of false alarms, power, what is found instead of a crash, how many rows came, segments."""
+
 import json
 import sys
 from pathlib import Path
@@ -28,7 +29,9 @@ def test_no_drift_no_alarm(table):
     assert alarms(table[1], 1_000, 60, 1) <= upper(.05, 60)
 
 
-@pytest.mark.parametrize("name", ["mean +.1 sd", "variance × 1.2", "2 % new category", "nulls 1 → 3 %", "correlation broken"])
+@pytest.mark.parametrize(
+    "name", ["mean +.1 sd", "variance × 1.2", "2 % new category", "nulls 1 → 3 %", "correlation broken"]
+)
 def test_power_at_ten_thousand_rows(name):
     assert alarms(weather(), 10_000, 6, 2, NORMAL[name]) == 1
 
@@ -48,10 +51,20 @@ def test_power(table, name):
     assert alarms(frame, 10_000, 8, 4, case, SEGMENTS[which] if case.segment is not None else None) >= 7 / 8
 
 
-# at a thousand rows; what is missing here lies beyond the best test that answers for twelve columns (drifts.reach): a tenth of a sd of the
+# at a thousand rows; what is missing here lies beyond the best test that answers for twelve columns (drifts.reach): a
+# tenth of a sd of the
 # temperatures .53, a variance × 1.2 of the delays .60, half a sd among the forty temperatures of one hour .19
-SMALL = {("flights", "mean +.1 sd"): .6, ("flights", "mean +.25 sd"): .9, ("flights", "2 % new category"): .7, ("flights", "nulls 1 → 3 %"): .3, ("flights", "correlation broken"): .9,
-         ("weather", "mean +.25 sd"): .9, ("weather", "mean +.5 sd"): .9, ("weather", "variance × 1.2"): .55, ("weather", "correlation broken"): .9}
+SMALL = {
+    ("flights", "mean +.1 sd"): 0.6,
+    ("flights", "mean +.25 sd"): 0.9,
+    ("flights", "2 % new category"): 0.7,
+    ("flights", "nulls 1 → 3 %"): 0.3,
+    ("flights", "correlation broken"): 0.9,
+    ("weather", "mean +.25 sd"): 0.9,
+    ("weather", "mean +.5 sd"): 0.9,
+    ("weather", "variance × 1.2"): 0.55,
+    ("weather", "correlation broken"): 0.9,
+}
 
 
 @pytest.mark.slow
@@ -74,19 +87,61 @@ NAMED = {  # reference, current, whether it is drift, what names it, a word of t
     "all-null numeric that has values again": (one(np.full(N, np.nan)), one(A), True, "nulls", "was all null"),
     "all-null in both": (one(np.full(N, np.nan)), one(np.full(N, np.nan)), False, "empty", "all null in both"),
     "all-null categorical": (one(TEXT), one(NONE.astype("str")), True, "nulls", "all null now"),
-    "constant reference": (one(np.full(N, 7.)), one(A + 7), True, "ks", "KS"),
-    "constant in both": (one(np.full(N, 7.)), one(np.full(N, 7.)), False, "", ""),
-    "inf 0.2 to 3 %": (one(np.where(np.arange(N) < 4, np.inf, A)), one(np.where(np.arange(N) < 60, np.inf, B)), True, "inf", "inf 0.2 % → 3.0 %"),
+    "constant reference": (one(np.full(N, 7.0)), one(A + 7), True, "ks", "KS"),
+    "constant in both": (one(np.full(N, 7.0)), one(np.full(N, 7.0)), False, "", ""),
+    "inf 0.2 to 3 %": (
+        one(np.where(np.arange(N) < 4, np.inf, A)),
+        one(np.where(np.arange(N) < 60, np.inf, B)),
+        True,
+        "inf",
+        "inf 0.2 % → 3.0 %",
+    ),
     "number turned to text": (one(A), one(B.astype(str)), True, "schema", "type changed"),
-    "time with zone": (one(pd.date_range("2013-01-01", periods=N, freq="h", tz="America/New_York")), one(pd.date_range("2013-06-01", periods=N, freq="h", tz="America/New_York")), False, "span", "reference"),
-    "a zone that changed": (one(pd.date_range("2013-01-01", periods=N, freq="h", tz="America/New_York")), one(pd.date_range("2013-06-01", periods=N, freq="h", tz="UTC")), False, "span", ", UTC]"),
+    "time with zone": (
+        one(pd.date_range("2013-01-01", periods=N, freq="h", tz="America/New_York")),
+        one(pd.date_range("2013-06-01", periods=N, freq="h", tz="America/New_York")),
+        False,
+        "span",
+        "reference",
+    ),
+    "a zone that changed": (
+        one(pd.date_range("2013-01-01", periods=N, freq="h", tz="America/New_York")),
+        one(pd.date_range("2013-06-01", periods=N, freq="h", tz="UTC")),
+        False,
+        "span",
+        ", UTC]",
+    ),
     "disjoint identifiers": (one(np.arange(N)), one(np.arange(N, 2 * N)), False, "identifier", "identifier"),
-    "disjoint text identifiers": (one([f"flight {i}" for i in range(N)]), one([f"flight {i}" for i in range(N, 2 * N)]), False, "identifier", "identifier"),
+    "disjoint text identifiers": (
+        one([f"flight {i}" for i in range(N)]),
+        one([f"flight {i}" for i in range(N, 2 * N)]),
+        False,
+        "identifier",
+        "identifier",
+    ),
     "a category seen once": (one(TEXT), one(TEXT.where(TEXT.index > 0, "e")), False, "", "no significant"),
-    "a category seen once in a small window": (one(TEXT), one(TEXT[:50].where(TEXT[:50].index > 0, "e")), False, "", "no significant"),
+    "a category seen once in a small window": (
+        one(TEXT),
+        one(TEXT[:50].where(TEXT[:50].index > 0, "e")),
+        False,
+        "",
+        "no significant",
+    ),
     "1 sd with 1 % NaN": (one(A), one(np.where(np.arange(N) % 100 == 0, np.nan, B + 1)), True, "ks", "median"),
-    "a number for what is missing": (one(A), one(np.where(np.arange(N) % 50 == 0, -999., B)), True, "range", "2.0 % of the rows are below"),
-    "whole numbers become real": (one(np.arange(N) % 50), one((np.arange(N) % 50).astype(float)), False, "", "type int64 → float64"),
+    "a number for what is missing": (
+        one(A),
+        one(np.where(np.arange(N) % 50 == 0, -999.0, B)),
+        True,
+        "range",
+        "2.0 % of the rows are below",
+    ),
+    "whole numbers become real": (
+        one(np.arange(N) % 50),
+        one((np.arange(N) % 50).astype(float)),
+        False,
+        "",
+        "type int64 → float64",
+    ),
 }
 
 
@@ -104,8 +159,12 @@ def test_a_finding_not_a_crash(case):
 def test_new_and_missing_columns_are_named():
     a, b = profile(pd.DataFrame({"x": A, "gone": A})), profile(pd.DataFrame({"x": B, "new": B}))
     report = compare(a, b)
-    assert report.columns["gone"].reason.startswith("column is missing") and report.columns["new"].reason.startswith("new column")
-    assert [n for n, f in report.columns.items() if f.drifted] == ["gone", "new"] and {f.test for f in report.found} == {"schema"}
+    assert report.columns["gone"].reason.startswith("column is missing") and report.columns["new"].reason.startswith(
+        "new column"
+    )
+    assert [n for n, f in report.columns.items() if f.drifted] == ["gone", "new"] and {
+        f.test for f in report.found
+    } == {"schema"}
 
 
 def test_an_empty_window_is_named():
@@ -143,16 +202,23 @@ def test_segments_are_named_and_small_ones_stand_together():
     a, b = splits(frame, 10_000, np.random.default_rng(6))
     b = b.assign(arr_delay=b.arr_delay + 30 * b.carrier.isin(["9E", "US"]))
     report = compare(profile(a, by="carrier"), profile(b, by="carrier"))
-    assert {f.segment for f in report.segments} == {"9E", "US"} and {f.column for f in report.segments} == {"arr_delay"}
+    assert {f.segment for f in report.segments} == {"9E", "US"} and {f.column for f in report.segments} == {
+        "arr_delay"
+    }
     told = [s for s in report.sentences() if " in " in s]
     assert len(told) == 1 and "also in" in told[0], report.sentences()
     doc = json.loads(json.dumps(report.to_dict(), allow_nan=False))
-    assert set(doc["segments"]["drifted"]) == {"arr_delay in 9E", "arr_delay in US"} and doc["segments"]["compared"] > 8
+    assert (
+        set(doc["segments"]["drifted"]) == {"arr_delay in 9E", "arr_delay in US"} and doc["segments"]["compared"] > 8
+    )
     assert "9E" in report._repr_html_()
 
 
 def test_a_new_segment_and_a_lost_one_are_told():
-    a, b = (pd.DataFrame({"x": x, "by": by}) for x, by in ((A, ["a", "b", "c", None] * (N // 4)), (B, ["a", "b", "d", None] * (N // 4))))
+    a, b = (
+        pd.DataFrame({"x": x, "by": by})
+        for x, by in ((A, ["a", "b", "c", None] * (N // 4)), (B, ["a", "b", "d", None] * (N // 4)))
+    )
     report = compare(profile(a, columns=["x"], by="by"), profile(b, columns=["x"], by="by"))
     assert [f.name for f in report.found] == ["rows by segment"] and "'c'" in str(report) and "'d'" in str(report)
 
@@ -165,18 +231,31 @@ def test_windows_calibrate_what_is_usual():
     policy = Policy.calibrate([months[m] for m in range(1, 7)])
     reference = sum(months[m] for m in range(1, 7))
     assert compare(reference, months[7]).columns["temp"].drifted  # July is warm
-    shifted = profile(f[f.month == 7].assign(hour=lambda d: (d.hour + 6) % 24 // 2)[["hour", "temp", "dewp", "humid", "pressure", "origin"]])
+    shifted = profile(
+        f[f.month == 7].assign(hour=lambda d: (d.hour + 6) % 24 // 2)[
+            ["hour", "temp", "dewp", "humid", "pressure", "origin"]
+        ]
+    )
     report = compare(reference, shifted, policy)
-    assert report.columns["hour"].drifted and " usual" in report.columns["hour"].reason and not report.arrival[0].drifted
+    assert (
+        report.columns["hour"].drifted and " usual" in report.columns["hour"].reason and not report.arrival[0].drifted
+    )
     half = compare(reference, profile(f[f.month == 7][:900].drop(columns="month")), policy)
     assert [a.reason for a in half.arrival if a.drifted][0].startswith("900 rows, usually 2,")
 
 
 def test_windows_know_the_noise_of_a_heavy_tailed_pair(tmp_path):
-    f = flights()[["dep_delay", "arr_delay", "distance"]].dropna().sample(12_000, random_state=0).reset_index(drop=True)
+    f = (
+        flights()[["dep_delay", "arr_delay", "distance"]]
+        .dropna()
+        .sample(12_000, random_state=0)
+        .reset_index(drop=True)
+    )
     windows = [profile(f[i:i + 1_000]) for i in range(0, 10_000, 1_000)]
     policy = Policy.load(Policy.calibrate(windows).save(tmp_path / "policy.yaml"))
-    fine, bad = f[10_000:11_000], f[11_000:].assign(arr_delay=lambda d: np.random.default_rng(0).permutation(d.arr_delay))
+    fine, bad = f[10_000:11_000], f[11_000:].assign(
+        arr_delay=lambda d: np.random.default_rng(0).permutation(d.arr_delay)
+    )
     assert "dep_delay × arr_delay" in policy.pairs or "arr_delay × dep_delay" in policy.pairs
     assert not compare(sum(windows), profile(fine), policy).drifted
     assert compare(sum(windows), profile(bad), policy).joint.drifted
@@ -187,7 +266,9 @@ def test_freshness_against_the_end_of_the_window():
     hours = hours[(hours.hour > 5)]  # nothing happens at night
     make = lambda at: profile(pd.DataFrame({"at": at, "x": NORMALS[:len(at)]}))
     january, february = make(hours), hours + pd.Timedelta(days=31)
-    fresh = lambda p, until, **policy: {f.name: f for f in compare(january, p, Policy(**policy), until=until).arrival}["freshness"]
+    fresh = lambda p, until, **policy: {f.name: f for f in compare(january, p, Policy(**policy), until=until).arrival}[
+        "freshness"
+    ]
     assert not fresh(make(february), "2013-03-04").drifted
     assert not fresh(make(february), "2013-03-04T05:30Z").drifted  # the night is silent
     late = fresh(make(february[:-30]), "2013-03-04")

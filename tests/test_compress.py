@@ -1,4 +1,5 @@
 "What the compress lessons do not show: other networks than an MLP, other targets than a yes or no, and a run on a table."
+
 import json
 from dataclasses import replace
 
@@ -34,7 +35,11 @@ class Small(nn.Module):
     "A network that nobody here knows, with convolutions and a skip."
     def __init__(self):
         super().__init__()
-        self.a, self.b, self.c = nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 32, 3, padding=1)
+        self.a, self.b, self.c = (
+            nn.Conv2d(1, 16, 3, padding=1),
+            nn.Conv2d(16, 16, 3, padding=1),
+            nn.Conv2d(16, 32, 3, padding=1),
+        )
         self.out = nn.Linear(32*4, 10)
 
     def forward(self, x):
@@ -49,7 +54,14 @@ def test_images_of_ten_classes(digits, tmp_path):
     model = Small()
     tune(model, X[:1500], y[:1500], "multiclass", epochs=8, batch_size=64, lr=3e-3)
     run = Run(id="d1", model=model.eval(), prep=None, target=None, loss="multiclass")
-    f = compress(run, {"accuracy_drop": .05}, rows=Rows(X[:1500], y[:1500], X[1500:], y[1500:]), finetune_epochs=4, ratio=.25, out=tmp_path)
+    f = compress(
+        run,
+        {"accuracy_drop": 0.05},
+        rows=Rows(X[:1500], y[:1500], X[1500:], y[1500:]),
+        finetune_epochs=4,
+        ratio=0.25,
+        out=tmp_path,
+    )
     assert f.base.accuracy > .85 and f["int8"].accuracy > f.base.accuracy - .02
     assert f["pruned"].size_bytes < .75*f.base.size_bytes and f["int8"].size_bytes < f["pruned"].size_bytes
     assert set(weight_types(onnx.load(f["pruned+int8"].path)).values()) == {"INT8"}
@@ -82,7 +94,8 @@ def test_a_file_is_all_there_is(digits, tmp_path):
 
 
 def test_training_and_dropout_leave_the_model_alone(digits):
-    "Exporting or pruning a model changes neither its weights nor its mode, and no random numbers are drawn from the caller's generator."
+    """Exporting or pruning a model changes neither its weights nor its mode, and no random numbers are drawn from the
+    caller's generator."""
     X, y = digits[0], (digits[1] > 4).astype(np.float32)
     model = MLP(64, hidden=(32, 32)).train()
     before, state = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
@@ -107,13 +120,28 @@ def test_int8_of_weights_that_are_zero_or_huge(digits):
 def test_bad_requests_write_nothing(digits, tmp_path):
     run = Run(id="x", model=MLP(64), prep=None, target=None, loss="binary")
     rows = Rows(digits[0][:100], np.zeros(100, np.float32), digits[0][100:200], np.zeros(100, np.float32))
-    for bad in (dict(recipes=("int9",)), dict(budget={"acuracy_drop": 1}), dict(budget={"latency_ms": -1}), dict(recipes=("int8+pruned",)), dict(recipes=("pruned.0",)), dict(minutes=-1),
-                dict(timeout="ten"), dict(budget=[.01]), dict(recipes=(None,)), dict(recipes="int8"), dict(ratio=2), dict(width=float("nan")), dict(finetune_epochs=0)):
+    for bad in (
+        dict(recipes=("int9",)),
+        dict(budget={"acuracy_drop": 1}),
+        dict(budget={"latency_ms": -1}),
+        dict(recipes=("int8+pruned",)),
+        dict(recipes=("pruned.0",)),
+        dict(minutes=-1),
+        dict(timeout="ten"),
+        dict(budget=[0.01]),
+        dict(recipes=(None,)),
+        dict(recipes="int8"),
+        dict(ratio=2),
+        dict(width=float("nan")),
+        dict(finetune_epochs=0),
+    ):
         with pytest.raises(BadRequest): compress(run, rows=rows, out=tmp_path/"out", **bad)
     with pytest.raises(BadRequest, match="no run"): compress("flights", rows=rows, out=tmp_path/"out")
     with pytest.raises(BadRequest, match="no rows"): compress(run, rows=3, out=tmp_path/"out")
-    with pytest.raises(BadRequest, match="rows in memory"): compress(run, out=tmp_path/"out", settings=Settings(root=tmp_path))
-    with pytest.raises(BadRequest, match="no validation rows"): Rows(digits[0], digits[1], digits[0][:0], digits[1][:0])
+    with pytest.raises(BadRequest, match="rows in memory"):
+        compress(run, out=tmp_path/"out", settings=Settings(root=tmp_path))
+    with pytest.raises(BadRequest, match="no validation rows"):
+        Rows(digits[0], digits[1], digits[0][:0], digits[1][:0])
     assert not (tmp_path/"out").exists()
 
 
@@ -124,7 +152,13 @@ def trained(workspace, flights, request):
     from scalai_nb.data.table import Table
     from scalai_nb.data.write import write
     from scalai_nb.training.fit import fit
-    rows = flights.loc[flights["month"].le(3), ["month", "carrier", "origin", "dest", "distance", "dep_delay", "arr_delay"]].dropna(subset=["arr_delay"]).sample(getattr(request, "param", 16_000), random_state=0)
+    rows = (
+        flights.loc[
+            flights["month"].le(3), ["month", "carrier", "origin", "dest", "distance", "dep_delay", "arr_delay"]
+        ]
+        .dropna(subset=["arr_delay"])
+        .sample(getattr(request, "param", 16_000), random_state=0)
+    )
     rows["id"] = [f"f{i}" for i in range(len(rows))]
     rows["late"] = rows.pop("arr_delay") >= 15
     write(rows, "features", fold="id")
@@ -145,11 +179,15 @@ def test_a_run_on_a_table(trained, workspace):
         assert {"carrier", "origin", "dest", "distance", "dep_delay"} <= names, names
     assert set(weight_types(onnx.load(f["int8"].path)).values()) == {"INT8"}
     for c in f.candidates:
-        session, rows = ex.session(c.path), Table("features").arrow().slice(0, 6).to_pandas().assign(dep_delay=lambda t: t["dep_delay"].where(t.index < 5, 1e6))
+        session, rows = ex.session(c.path), Table("features").arrow().slice(0, 6).to_pandas().assign(
+            dep_delay=lambda t: t["dep_delay"].where(t.index < 5, 1e6)
+        )
         alone = np.concatenate([ex.run_scores(session, ex.feeds_of(session, rows[i:i + 1])) for i in range(6)])
         assert np.abs(ex.run_scores(session, ex.feeds_of(session, rows)) - alone).max() < 1e-6, c.recipe
     doc = json.loads(json.dumps(load_frontier(workspace/".scalai"/"frontiers"/trained.id).to_dict()))
-    assert {"recipe", "accuracy", "accuracy_low", "accuracy_high", "latency_ms", "size_bytes", "path"} <= set(doc["best"])
+    assert {"recipe", "accuracy", "accuracy_low", "accuracy_high", "latency_ms", "size_bytes", "path"} <= set(
+        doc["best"]
+    )
 
 
 @pytest.mark.slow
@@ -161,34 +199,75 @@ def test_the_job_and_the_command_name_the_classes(trained, workspace):
     from conftest import scalai
 
     from scalai_nb.training.registry import Registry
-    job, rows, few = Path(__file__).parents[1]/"workflows/compress.ipynb", trained.example, {"names": ["on time", "late"], "threshold": .3}
+    job, rows, few = (
+        Path(__file__).parents[1] / "workflows/compress.ipynb",
+        trained.example,
+        {"names": ["on time", "late"], "threshold": 0.3},
+    )
     version = Registry().register("late", ex.export(trained.model, trained.prep, workspace/"late.onnx"), trained)
-    done = scalai("run", job, "-p", f"run_id={trained.id}", "-p", 'labels=["on time", "late"]', "-p", "threshold=.3", "--json", cwd=workspace)
+    done = scalai(
+        "run",
+        job,
+        "-p",
+        f"run_id={trained.id}",
+        "-p",
+        'labels=["on time", "late"]',
+        "-p",
+        "threshold=.3",
+        "--json",
+        cwd=workspace,
+    )
     assert done.code == 0, done.out + done.err
     best, frontier = done.doc["results"], load_frontier(workspace/".scalai"/"frontiers"/trained.id)
     before = {c.path: Path(c.path).stat().st_mtime_ns for c in frontier.candidates}
-    again = scalai("compress", f"late@{version}", "--budget", "accuracy_drop=.01", "--label", "on time", "--label", "late", "--threshold", ".3", "--json", cwd=workspace)
+    again = scalai(
+        "compress",
+        f"late@{version}",
+        "--budget",
+        "accuracy_drop=.01",
+        "--label",
+        "on time",
+        "--label",
+        "late",
+        "--threshold",
+        ".3",
+        "--json",
+        cwd=workspace,
+    )
     assert again.code == 0, again.out + again.err
     assert {c["path"]: Path(c["path"]).stat().st_mtime_ns for c in again.doc["candidates"]} == before  # the same files
     served = ex.session(best["candidate"])
-    label, score = served.run(["label", "score"], ex.feeds_of(served, pd.DataFrame(rows["data"], columns=rows["columns"])))
+    label, score = served.run(
+        ["label", "score"], ex.feeds_of(served, pd.DataFrame(rows["data"], columns=rows["columns"]))
+    )
     assert ex.facts(served)["labels"] == few and list(label) == [few["names"][int(s > .3)] for s in score]
     wrong = scalai("compress", f"late@{version}", "--label", "late", cwd=workspace)
     assert wrong.code == 2 and wrong.lines[0] == "scalai: 2 classes cannot have 1 name.", wrong.err
 
 
 def test_nonsense_stays_nonsense(trained, workspace):
-    "A model that has learnt shuffled labels is not repaired by tuning its smaller forms; rows come from a table that is named."
+    """A model that has learnt shuffled labels is not repaired by tuning its smaller forms; rows come from a table that
+    is named."""
     import pyarrow as pa
 
     from scalai_nb.data.table import Table
     from scalai_nb.training.fit import fit
     rows = Table("features").arrow()
     mixed = np.random.default_rng(0).permutation(rows["late"].to_numpy(zero_copy_only=False))
-    run = fit(MLP(len(trained.prep.features)), rows.set_column(rows.column_names.index("late"), "late", pa.array(mixed)), trained.prep, target="late", epochs=1, batch_size=512, ranks=1)
+    run = fit(
+        MLP(len(trained.prep.features)),
+        rows.set_column(rows.column_names.index("late"), "late", pa.array(mixed)),
+        trained.prep,
+        target="late",
+        epochs=1,
+        batch_size=512,
+        ranks=1,
+    )
     with pytest.raises(BadRequest, match="rows in memory"): compress(run)
     f = compress(run, table="features", recipes=("pruned+int8", "distilled"))
-    assert trained.metrics["val_auc"] > .85 and all(c.auc < .75 for c in f.candidates), [(c.recipe, c.auc) for c in f.candidates]
+    assert trained.metrics["val_auc"] > 0.85 and all(c.auc < 0.75 for c in f.candidates), [
+        (c.recipe, c.auc) for c in f.candidates
+    ]
 
 
 def test_nulls_and_strangers_score_alike(trained, flights, tmp_path):
@@ -203,7 +282,11 @@ def test_nulls_and_strangers_score_alike(trained, flights, tmp_path):
     got = ex.run_scores(ex.session(path), ex.feeds_of(ex.session(path), odd))
     assert np.abs(got - trained.predict(odd)).max() < 1e-5
     same = pd.DataFrame(odd).sample(frac=1, random_state=1)
-    assert np.allclose(got, pd.Series(ex.run_scores(ex.session(path), ex.feeds_of(ex.session(path), same)), same.index).loc[odd.index], atol=1e-6)
+    assert np.allclose(
+        got,
+        pd.Series(ex.run_scores(ex.session(path), ex.feeds_of(ex.session(path), same)), same.index).loc[odd.index],
+        atol=1e-6,
+    )
 
 
 @pytest.mark.parametrize("trained", [4_000], indirect=True)
@@ -248,13 +331,17 @@ def test_a_killed_search_goes_on(tmp_path):
     import subprocess
     import sys
     call = "\nfr.compress(run, rows=rows, recipes=recipes, out=Path(sys.argv[1]))"
-    dead = subprocess.run([sys.executable, "-c", KILLED + call, str(tmp_path/"a"), "2"], capture_output=True, text=True)
+    dead = subprocess.run(
+        [sys.executable, "-c", KILLED + call, str(tmp_path / "a"), "2"], capture_output=True, text=True
+    )
     assert dead.returncode == -signal.SIGKILL, dead.stderr
     assert {p.name for p in (tmp_path/"a").iterdir()} == {"float32.onnx", "int8.onnx"}
     before = {p: p.stat().st_mtime_ns for p in (tmp_path/"a").iterdir()}
     (tmp_path/"a"/"pruned.onnx").write_bytes(b"half a file")
     for name in "ab":
-        done = subprocess.run([sys.executable, "-c", KILLED + call, str(tmp_path/name), "99"], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED + call, str(tmp_path / name), "99"], capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
     assert {p: p.stat().st_mtime_ns for p in before} == before
     for recipe in ("float32", "int8", "pruned", "pruned-int8"):
@@ -271,7 +358,10 @@ def test_other_rows_or_weights_are_another_search(digits):
     def key(n=1500, **other):
         return content(replace(Request.of(run, Rows(X[:n], y[:n], X[1500:], y[1500:])), **other))
     same = key()
-    assert same == key() == key(limit={"auc_drop": .5}) and len({same, key(1499), key(seed=1), key(loss="regression")}) == 4
+    assert (
+        same == key() == key(limit={"auc_drop": 0.5})
+        and len({same, key(1499), key(seed=1), key(loss="regression")}) == 4
+    )
     with torch.no_grad(): run.model.layers[0].bias[3] += 1e-3
     assert key() != same
 
@@ -284,16 +374,27 @@ def test_time_that_is_over_makes_nothing_more(digits, tmp_path, monkeypatch):
     X, y = digits[0], (digits[1] > 4).astype(np.float32)
     run = Run(id="x", model=MLP(64, (32, 32)).eval(), prep=None, target=None, loss="binary")
     pruned = recipes.NETWORKS["pruned"]
-    monkeypatch.setitem(recipes.NETWORKS, "pruned", lambda *a: (setattr(recipes.time, "monotonic", lambda: 1e12), pruned(*a))[1])
+    monkeypatch.setitem(
+        recipes.NETWORKS, "pruned", lambda *a: (setattr(recipes.time, "monotonic", lambda: 1e12), pruned(*a))[1]
+    )
     monkeypatch.setattr(recipes.time, "monotonic", time.monotonic)   # restored afterwards
-    f = compress(run, rows=Rows(X[:1500], y[:1500], X[1500:], y[1500:]), recipes=("distilled", "pruned", "int8"), out=tmp_path, timeout=3600)
+    f = compress(
+        run,
+        rows=Rows(X[:1500], y[:1500], X[1500:], y[1500:]),
+        recipes=("distilled", "pruned", "int8"),
+        out=tmp_path,
+        timeout=3600,
+    )
     assert [c.recipe for c in f.candidates] == ["float32", "int8"]
     assert "tuned" in f.left_out["pruned"] and "begun" in f.left_out["distilled"]
     assert "left out" in str(f) and load_frontier(tmp_path).left_out == f.left_out
 
 
 def test_int8_that_loses_too_much_is_mended(digits, tmp_path):
-    "A few huge units: layers are spared, their weights too where those cannot be rounded, and a network tuned under the rounding joins the candidates."
+    """A few huge units:
+
+    layers are spared, their weights too where those cannot be rounded, and a network tuned under the rounding joins
+    the candidates."""
     X, y = digits
     torch.manual_seed(0)
     model = MLP(64, (32, 32, 32), outputs=10, dropout=0.)
@@ -302,7 +403,14 @@ def test_int8_that_loses_too_much_is_mended(digits, tmp_path):
         for p in (model.layers[3].weight, model.layers[3].bias): p[:6] *= 300
         model.layers[6].weight[:, :6] /= 300
     run = Run(id="h", model=model.eval(), prep=None, target=None, loss="multiclass")
-    f = compress(run, {"accuracy_drop": .02}, rows=Rows(X[:1500], y[:1500], X[1500:], y[1500:]), recipes=("int8",), finetune_epochs=100, out=tmp_path)
+    f = compress(
+        run,
+        {"accuracy_drop": 0.02},
+        rows=Rows(X[:1500], y[:1500], X[1500:], y[1500:]),
+        recipes=("int8",),
+        finetune_epochs=100,
+        out=tmp_path,
+    )
     assert [c.recipe for c in f.candidates] == ["float32", "int8", "aware+int8"]
     float_weights = [e["layer"] for e in f["int8"].layers if e["weights"] == "float"]
     assert float_weights == ["layers.6"] and f["int8"].accuracy > f.base.accuracy - .03
@@ -320,14 +428,18 @@ def test_the_interval_decides_what_is_called_a_loss(tmp_path):
     from scalai_nb.compression.frontier import Frontier, alike
     from scalai_nb.core.stats import wilson
     for n, known in ((60, True), (600_000, False)):
-        base, c = (Candidate(r, a, *wilson(round(a*n), n), None, ms, 1000, "") for r, a, ms in (("float32", .90, 2.), ("int8", .89, 1.)))
+        base, c = (
+            Candidate(r, a, *wilson(round(a * n), n), None, ms, 1000, "")
+            for r, a, ms in (("float32", 0.90, 2.0), ("int8", 0.89, 1.0))
+        )
         f = Frontier(base, [base, c], {"accuracy_drop": .02}, n)
         assert alike(c, base) is known and ("neither loss nor gain" in f.why) is known
         assert ("neither" in f._repr_html_().split("<p>")[0]) is known and (" loss<" in f._repr_html_()) is not known
 
 
 def test_words_together(digits, tmp_path):
-    "Networks are made once for all recipes that share them, a share behind a word holds, and every combination is int8 to the last weight."
+    """Networks are made once for all recipes that share them, a share behind a word holds, and every combination is
+    int8 to the last weight."""
     X, y = digits[0].reshape(-1, 1, 8, 8), digits[1]
     torch.manual_seed(0)
     model = Small()
@@ -339,7 +451,14 @@ def test_words_together(digits, tmp_path):
     assert f["pruned.75+int8"].parameters < f["pruned+dynamic"].parameters < f["dynamic"].parameters
     for r in recipes: assert set(weight_types(onnx.load(f[r].path)).values()) == {"INT8"}, r
     assert all(c.difference["max"] < 1e-5 for c in f.candidates if c.recipe == "float32")
-    for c in f.candidates: assert max(np.abs(a - b).max() for a, b in alone_and_beside(ex.session(c.path), X[1500:], np.random.default_rng(0))) < 1e-6, c.recipe
+    for c in f.candidates:
+        assert (
+            max(
+                np.abs(a - b).max()
+                for a, b in alone_and_beside(ex.session(c.path), X[1500:], np.random.default_rng(0))
+            )
+            < 1e-6
+        ), c.recipe
 
 
 class Tokens(nn.Module):
@@ -358,7 +477,13 @@ def test_layers_over_a_sequence(digits):
     errors = layer_errors(half, small, X[:200])
     assert len(errors) == 3 and all(0 < e["own"] < .05 and e["sums"] == "int8" for e in errors), errors
     for g in (small, dynamic(half)): assert set(weight_types(g).values()) == {"INT8"}
-    assert np.abs(ex.run_scores(ex.session(small.SerializeToString()), {"features": X}) - ex.run_scores(ex.session(half.SerializeToString()), {"features": X})).max() < .02
+    assert (
+        np.abs(
+            ex.run_scores(ex.session(small.SerializeToString()), {"features": X})
+            - ex.run_scores(ex.session(half.SerializeToString()), {"features": X})
+        ).max()
+        < 0.02
+    )
 
 
 NETWORKS = {  # name -> (network, shape of one example, loss)
@@ -388,7 +513,9 @@ def alone_and_beside(session, X: np.ndarray, rng, codes: bool = False):
             rows = X[i:min(i + batch - 1, 24)]
             extreme = X[rng.integers(len(X))][None]*10**rng.uniform(1, 6)
             if codes: extreme[:, 10:] = X[:1, 10:]
-            yield alone[i:i + len(rows)], session.run(["score"], {"features": np.concatenate([rows, extreme.astype(np.float32)])})[0][:len(rows)]
+            yield alone[i : i + len(rows)], session.run(
+                ["score"], {"features": np.concatenate([rows, extreme.astype(np.float32)])}
+            )[0][: len(rows)]
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -399,8 +526,15 @@ def test_a_row_scores_alone_as_in_any_batch(name):
     torch.manual_seed(0)
     rng, graph = np.random.default_rng(0), ex.graph(make(), shape, loss)
     X = examples(rng, 400, shape)
-    y = rng.normal(size=400).astype(np.float32) if loss == "regression" else rng.integers(0, 5 if loss == "multiclass" else 2, 400)
+    y = (
+        rng.normal(size=400).astype(np.float32)
+        if loss == "regression"
+        else rng.integers(0, 5 if loss == "multiclass" else 2, 400)
+    )
     for numbers in ("float32", "int8", "dynamic"):
         small, _ = quantize_graph(graph, numbers, Request("x", None, None, None, Rows(X, y, X, y), loss))
-        gaps = [np.abs(a - b).max() for a, b in alone_and_beside(ex.session(small.SerializeToString()), X, rng, shape == (12,))]
+        gaps = [
+            np.abs(a - b).max()
+            for a, b in alone_and_beside(ex.session(small.SerializeToString()), X, rng, shape == (12,))
+        ]
         assert max(gaps) <= 1e-6, (name, numbers, max(gaps))

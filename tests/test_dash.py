@@ -1,4 +1,5 @@
 "The gateway with a real Voila behind it: the door, a notebook that fails, kernels that are counted, and an end that leaves nothing."
+
 import asyncio
 import json
 import os
@@ -27,14 +28,27 @@ VIEWER = "the-eye-of-a-viewer"
 
 class Dash:
     "`scalai dash` in a process of its own, as a person starts it."
-    def __init__(self, root: Path, warm: int = 0, within: Sequence[str] = (), **apps: str):  # within: a command that runs another one
+    def __init__(
+        self, root: Path, warm: int = 0, within: Sequence[str] = (), **apps: str
+    ):  # within: a command that runs another one
         (root / "apps").mkdir(exist_ok=True)
         for name, source in apps.items():
-            nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(f"# The {name} app\n> It is there."), nbformat.v4.new_code_cell(source)])
+            nb = nbformat.v4.new_notebook(
+                cells=[
+                    nbformat.v4.new_markdown_cell(f"# The {name} app\n> It is there."),
+                    nbformat.v4.new_code_cell(source),
+                ]
+            )
             nbformat.write(nb, root / "apps" / f"{name}.ipynb")
         self.log = root / "dash.log"
-        self.process = subprocess.Popen([*within, sys.executable, "-c", START], cwd=root, stdout=subprocess.PIPE, stderr=self.log.open("w"), text=True,
-                                        env=os.environ | {"SCALAI_APPS__WARM": str(warm), "SCALAI_APPS__VIEWER_TOKEN": VIEWER})
+        self.process = subprocess.Popen(
+            [*within, sys.executable, "-c", START],
+            cwd=root,
+            stdout=subprocess.PIPE,
+            stderr=self.log.open("w"),
+            text=True,
+            env=os.environ | {"SCALAI_APPS__WARM": str(warm), "SCALAI_APPS__VIEWER_TOKEN": VIEWER},
+        )
         self.link = self.process.stdout.readline().strip()
         self.url, self.token = self.link.split("/?token=")
 
@@ -42,18 +56,22 @@ class Dash:
     def __exit__(self, *_):
         if self.process.poll() is None: self.end()
     def client(self, **headers): return httpx.Client(base_url=self.url, headers=headers, timeout=90, trust_env=False)
-    def visitor(self, token=None): return self.client(authorization=f"Bearer {token or self.token}", accept="text/html")
+    def visitor(self, token=None):
+        return self.client(authorization=f"Bearer {token or self.token}", accept="text/html")
     def family(self): return psutil.Process(self.process.pid).children(recursive=True)
     def kernels(self):
         "Those that were forked, which bear the name of the process that forks, and those that started cold."
         forking = {p.pid for p in self.called("scalai_nb.jobs.forkserver")}
-        return [p for p in self.called("scalai_nb.jobs.forkserver") if p.ppid() in forking] + self.called("ipykernel_launcher")
+        return [p for p in self.called("scalai_nb.jobs.forkserver") if p.ppid() in forking] + self.called(
+            "ipykernel_launcher"
+        )
     def called(self, word):
         found = []
         for p in self.family():
             try:
                 if word in " ".join(p.cmdline()): found.append(p)
-            except psutil.NoSuchProcess: continue  # ended meanwhile
+            except psutil.NoSuchProcess:
+                continue  # ended meanwhile
         return found
     def end(self, how=signal.SIGTERM):
         family = self.family()
@@ -65,7 +83,9 @@ class Dash:
 
 def snapshot(visitor, app, standing="new"):
     "Wait for an app's snapshot; what the gateway says of it."
-    until(lambda: (a := visitor.get(f"/api/snapshots/{app}")).status_code == 200 and a.json()["standing"] == standing, 90)
+    until(
+        lambda: (a := visitor.get(f"/api/snapshots/{app}")).status_code == 200 and a.json()["standing"] == standing, 90
+    )
     return visitor.get(f"/api/snapshots/{app}").json()
 
 
@@ -88,11 +108,22 @@ def frame(*parts: bytes, offsets: list[int] | None = None, count: int | None = N
     "A message of the kernel protocol, version 1; its offsets may lie."
     true = list(accumulate(map(len, parts), initial=8 * (len(parts) + 2)))
     offsets = true if offsets is None else offsets
-    return struct.pack("<Q", len(offsets) if count is None else count) + struct.pack(f"<{len(offsets)}Q", *offsets) + b"".join(parts)
+    return (
+        struct.pack("<Q", len(offsets) if count is None else count)
+        + struct.pack(f"<{len(offsets)}Q", *offsets)
+        + b"".join(parts)
+    )
 
 
 def message(kind, content, channel="shell", **more) -> tuple[str, list[bytes]]:  # its id, its parts
-    header = {"msg_id": uuid.uuid4().hex, "msg_type": kind, "username": "", "session": "1", "date": "", "version": "5.3"} | more
+    header = {
+        "msg_id": uuid.uuid4().hex,
+        "msg_type": kind,
+        "username": "",
+        "session": "1",
+        "date": "",
+        "version": "5.3",
+    } | more
     return header["msg_id"], [channel.encode(), *(json.dumps(part).encode() for part in (header, {}, {}, content))]
 
 
@@ -118,7 +149,9 @@ async def heard(ws, true, within=60):
 async def answers(ws, within=60):
     "A kernel that speaks."
     asked = await say(ws, "kernel_info_request", {})
-    return await heard(ws, lambda m: m["parent_header"].get("msg_id") == asked and m["msg_type"] == "kernel_info_reply", within)
+    return await heard(
+        ws, lambda m: m["parent_header"].get("msg_id") == asked and m["msg_type"] == "kernel_info_reply", within
+    )
 
 
 async def closed(ws, within=60) -> int:
@@ -134,8 +167,25 @@ def test_door_and_end(workspace):
     with Dash(workspace, good=GOOD) as dash:
         assert dash.link.count("token=") == 1
         with dash.client() as stranger:
-            for path in ["/", "/apps/good", "/apps/none", "/voila/static/voila.js", "/voila/files/settings.ini", "/voila/tree", "/api/kernels", "/api/snapshots/good", "/front/x.js", "/metrics", "/voila/render/good.ipynb",
-                         "/%2e%2e/settings.ini", "/voila/static/..%2f..%2f..%2fetc/passwd", "/voila/static/%252e%252e/x", "/login/../apps/good", "//apps/good", "/healthz/"]:
+            for path in [
+                "/",
+                "/apps/good",
+                "/apps/none",
+                "/voila/static/voila.js",
+                "/voila/files/settings.ini",
+                "/voila/tree",
+                "/api/kernels",
+                "/api/snapshots/good",
+                "/front/x.js",
+                "/metrics",
+                "/voila/render/good.ipynb",
+                "/%2e%2e/settings.ini",
+                "/voila/static/..%2f..%2f..%2fetc/passwd",
+                "/voila/static/%252e%252e/x",
+                "/login/../apps/good",
+                "//apps/good",
+                "/healthz/",
+            ]:
                 answer = stranger.get(path)
                 assert answer.status_code == 401 and "good" not in answer.text and "passwd" not in answer.text, path
                 assert stranger.get(path, headers={"authorization": "Bearer wrong"}).status_code == 401
@@ -152,13 +202,28 @@ def test_door_and_end(workspace):
             first = visitor.get("/apps/good")  # at once, and what to run where nothing is
             assert first.status_code == 200 and "being made" in first.text and "scalai demo" in first.text
             page = visitor.get("/apps/good?live=1")
-            assert page.status_code == 200 and "<title>The good app</title>" in page.text and "unsafe-eval" in page.headers["content-security-policy"]
+            assert (
+                page.status_code == 200
+                and "<title>The good app</title>" in page.text
+                and "unsafe-eval" in page.headers["content-security-policy"]
+            )
             assert 'scalai_dash_kernels{state="visited"} 1.0' in visitor.get("/metrics").text
             assert visitor.get("/voila/static/voila.js").status_code == 200
-            for path in ["/apps/none", "/voila/files/settings.ini", "/voila/files/dash.log", "/voila/tree", "/voila/api/contents", "/voila/render/good.ipynb", "/api/kernels", "/voila/static/..%2f..%2f..%2fetc/passwd",
-                         "/voila/templates/scalai/static/..%2f..%2fconf.json", "/voila/templates/none/static/x"]:
+            for path in [
+                "/apps/none",
+                "/voila/files/settings.ini",
+                "/voila/files/dash.log",
+                "/voila/tree",
+                "/voila/api/contents",
+                "/voila/render/good.ipynb",
+                "/api/kernels",
+                "/voila/static/..%2f..%2f..%2fetc/passwd",
+                "/voila/templates/scalai/static/..%2f..%2fconf.json",
+                "/voila/templates/none/static/x",
+            ]:
                 assert visitor.get(path).status_code == 404, path
-            assert visitor.get("/apps/good?template=none&theme=none").status_code == 200  # an unknown template would hang Voila
+            # an unknown template would hang Voila
+            assert visitor.get("/apps/good?template=none&theme=none").status_code == 200
         assert len(dash.kernels()) == 2
         assert dash.end() == []
 
@@ -203,11 +268,14 @@ def test_a_broken_notebook_is_an_error(workspace):
         line = next(text for text in dash.log.read_text().splitlines() if number in text)
         assert "KeyError" in line and "dep_delay" in line
         until(lambda: not dash.kernels())
-        until(lambda: (again := visitor.get("/apps/bad")).status_code == 500 and "KeyError" not in again.text, 60)  # once its snapshot was tried, without asking for the live page too
+        # once its snapshot was tried, without asking for the live page too
+        until(lambda: (again := visitor.get("/apps/bad")).status_code == 500 and "KeyError" not in again.text, 60)
 
 
 def test_every_route_asks_who_you_are(workspace):
-    "Whatever the gateway serves, now or later: nothing without a token, nothing of an editor's with a viewer's, from a trusted proxy by name."
+    """Whatever the gateway serves, now or later:
+
+    nothing without a token, nothing of an editor's with a viewer's, from a trusted proxy by name."""
     from starlette.routing import Route
     from starlette.testclient import TestClient
 
@@ -219,27 +287,64 @@ def test_every_route_asks_who_you_are(workspace):
         async def __aexit__(self, *_): pass
     settings = Settings(root=workspace, apps={"warm": 0, "proxy": "10.0.0.0/8", "editors": "ann"})
     app = gateway({}, {"editor": "pen", "viewer": "eye"}, settings, Asleep({}, settings))
-    paths = [(method, re.sub(r"{\w+(:\w+)?}", "x", r.path)) for r in app.routes if isinstance(r, Route) for method in r.methods]
+    paths = [
+        (method, re.sub(r"{\w+(:\w+)?}", "x", r.path))
+        for r in app.routes
+        if isinstance(r, Route)
+        for method in r.methods
+    ]
     paths += [(method, "/none") for method in ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")]
     assert len(paths) > 15
     ask = lambda door, method, path, **headers: door.request(method, path, headers=headers).status_code
     with TestClient(app, base_url="http://dash.example", follow_redirects=False, client=("192.168.0.1", 1)) as door:
         for tried, (method, path) in enumerate(paths):
             if path == "/healthz": continue
-            stranger = TestClient(app, base_url="http://dash.example", follow_redirects=False, client=(f"192.168.1.{tried}", 1))  # an address may only guess so often
-            for headers in ({}, {"authorization": "Bearer no"}, {"cookie": "scalai-80=no"}, {"x-forwarded-user": "ann"}): assert ask(stranger, method, path, **headers) == 401, (method, path, headers)
+            # an address may only guess so often
+            stranger = TestClient(
+                app, base_url="http://dash.example", follow_redirects=False, client=(f"192.168.1.{tried}", 1)
+            )
+            for headers in (
+                {},
+                {"authorization": "Bearer no"},
+                {"cookie": "scalai-80=no"},
+                {"x-forwarded-user": "ann"},
+            ):
+                assert ask(stranger, method, path, **headers) == 401, (method, path, headers)
             if method not in ("GET", "HEAD") and path not in ("/voila/api/shutdown/x", "/logout"):
                 assert ask(door, method, path, authorization="Bearer eye") == 403, (method, path)
                 assert ask(door, method, path, authorization="Bearer pen") in (404, 405), (method, path)
         cookie = door.get("/?token=pen").headers["set-cookie"].split(";")[0]
-        assert [ask(door, "POST", "/api/snapshots/x", cookie=cookie, **o) for o in ({}, {"origin": "http://evil.example"}, {"origin": "http://dash.example"})] == [401, 401, 404]
+        assert [
+            ask(door, "POST", "/api/snapshots/x", cookie=cookie, **o)
+            for o in ({}, {"origin": "http://evil.example"}, {"origin": "http://dash.example"})
+        ] == [401, 401, 404]
         assert ask(door, "POST", "/login", origin="http://evil.example") == 401
     trusted = TestClient(app, base_url="http://10.0.0.1", follow_redirects=False, client=("10.0.0.7", 1))
     said = {"x-forwarded-host": "dash.example", "x-forwarded-proto": "https"}
     for name, status in (("ann", 404), ("bob", 403)):
         assert ask(trusted, "GET", "/", **said, **{"x-forwarded-user": name}) == 200
-        assert ask(trusted, "POST", "/api/snapshots/x", **said, origin="https://dash.example", **{"x-forwarded-user": name}) == status
-        assert ask(trusted, "POST", "/api/snapshots/x", **said, origin="https://evil.example", **{"x-forwarded-user": name}) == 401
+        assert (
+            ask(
+                trusted,
+                "POST",
+                "/api/snapshots/x",
+                **said,
+                origin="https://dash.example",
+                **{"x-forwarded-user": name},
+            )
+            == status
+        )
+        assert (
+            ask(
+                trusted,
+                "POST",
+                "/api/snapshots/x",
+                **said,
+                origin="https://evil.example",
+                **{"x-forwarded-user": name},
+            )
+            == 401
+        )
     assert "Secure" in trusted.get("/?token=pen", headers=said).headers["set-cookie"]
 
 
@@ -250,13 +355,17 @@ View([html(headline("good", "The window says " + Path("said.txt").read_text(), {
 
 @pytest.mark.slow
 def test_snapshot_first(workspace):
-    "Made before anybody comes, behind the token, served without a kernel; made anew when the workspace changes; a failing one leaves the old one, marked."
+    """Made before anybody comes, behind the token, served without a kernel; made anew when the workspace changes; a
+    failing one leaves the old one, marked."""
     from scalai_nb.core.settings import Settings
     from scalai_nb.loop import decisions
     (workspace / "said.txt").write_text("one")
     with Dash(workspace, paper=PAPER) as dash, dash.visitor() as visitor, dash.client() as stranger:
         first = snapshot(visitor, "paper")
-        assert stranger.get("/api/snapshots/paper").status_code == 401 and visitor.get("/api/snapshots/none").status_code == 404
+        assert (
+            stranger.get("/api/snapshots/paper").status_code == 401
+            and visitor.get("/api/snapshots/none").status_code == 404
+        )
         times = []
         for _ in range(30):
             start = time.perf_counter()
@@ -285,7 +394,11 @@ def test_kernels_are_counted_and_end_with_their_visitor(workspace):
         page = await asyncio.to_thread(visitor.get, "/apps/good?live=1")
         async with channel(dash, page, **bearer(dash.token)):
             mine = await asyncio.to_thread(visitor.get, "/apps/good?live=1")
-            assert mine.status_code == 429 and "You have the live page" in mine.text and 'http-equiv="refresh"' in mine.text
+            assert (
+                mine.status_code == 429
+                and "You have the live page" in mine.text
+                and 'http-equiv="refresh"' in mine.text
+            )
             full = await asyncio.to_thread(other.get, "/apps/good?live=1")
             assert full.status_code == 503 and full.headers["retry-after"] and 'http-equiv="refresh"' in full.text
             assert len(dash.kernels()) == 1
@@ -312,6 +425,20 @@ def test_request_errors_are_two_lines(workspace):
     "A port in use and an unknown app: two lines, exit code 2, nothing started."
     with Dash(workspace, good=GOOD) as dash:
         port = dash.url.rsplit(":", 1)[1]
-        for words, told in (["dash", "--no-browser", "--port", port], "in use"), (["dash", "--no-browser", "goood"], "good"):
-            ended = subprocess.run([str(Path(sys.executable).with_name("scalai")), *words], cwd=workspace, capture_output=True, text=True, timeout=120)
-            assert ended.returncode == 2 and len(ended.stderr.strip().splitlines()) == 2 and told in ended.stderr and not ended.stdout, ended
+        for words, told in (["dash", "--no-browser", "--port", port], "in use"), (
+            ["dash", "--no-browser", "goood"],
+            "good",
+        ):
+            ended = subprocess.run(
+                [str(Path(sys.executable).with_name("scalai")), *words],
+                cwd=workspace,
+                capture_output=True,
+                text=True,
+                timeout=120,
+            )
+            assert (
+                ended.returncode == 2
+                and len(ended.stderr.strip().splitlines()) == 2
+                and told in ended.stderr
+                and not ended.stdout
+            ), ended

@@ -28,25 +28,60 @@ def forged(rng: random.Random) -> bytes | str:
     ends = list(struct.unpack_from("<6Q", good, 8))
     one = lambda values, i, v: [*values[:i], v, *values[i + 1:]]
     big = rng.choice([2**31, 2**32, 2**40, 2**62, 2**63, 2**64 - 1])
-    header = rng.choice([b"", b"[]", b"null", b'{"msg_type": 1}', b'{"msg_type": "comm_msg"}', b"\xff\xfe", deep(9_000), b'{"a": NaN}',
-                         b'{"msg_id": "", "msg_type": "comm_msg", "session": "1"}', b'"' + b"x" * 80_000 + b'"'])
-    return rng.choice([
-        lambda: struct.pack("<Q", big) + bytes(40),  # the one of 48 bytes
-        lambda: frame(*parts, count=rng.choice([0, 1, 2, 3, 5, 7, 100, big])),
-        lambda: frame(*parts, offsets=one(ends, rng.randrange(6), rng.choice([0, 1, big, len(good) + 1]))),
-        lambda: frame(*parts, offsets=ends[::-1]),
-        lambda: good[:rng.randrange(len(good))],
-        lambda: good + rng.randbytes(rng.randrange(1, 20)),
-        lambda: rng.randbytes(rng.choice([0, 1, 7, 8, 48, 500])),
-        lambda: frame(parts[0], header, *parts[2:]),
-        lambda: frame(*parts[:2], rng.choice([b"", b"[]", b"null", b"\xff", deep(9_000), b'{"a": NaN}', b'{"a": "' + b"x" * 80_000 + b'"}']), *parts[3:]),
-        lambda: frame(rng.choice([b"iopub", b"stdin", b"", b"\xff", b"heartbeat", b"shell\0"]), *parts[1:]),
-        lambda: frame(*message(rng.choice(["execute_request", "shutdown_request", "input_reply", "debug_request", "x"]), {"code": "1"})[1]),
-        lambda: frame(*message("interrupt_request", {}, "control")[1]),
-        lambda: json.dumps({"header": json.loads(parts[1]), "parent_header": {}, "metadata": {}, "content": {}, "channel": "shell"}),
-        lambda: rng.choice(["", "x", "[" * 50_000]),
-        lambda: frame(*parts[:-1], b"x" * (11 << 20)),
-    ] if rng.random() < .995 else [lambda: frame(*parts, *[b""] * 5_000)])()
+    header = rng.choice(
+        [
+            b"",
+            b"[]",
+            b"null",
+            b'{"msg_type": 1}',
+            b'{"msg_type": "comm_msg"}',
+            b"\xff\xfe",
+            deep(9_000),
+            b'{"a": NaN}',
+            b'{"msg_id": "", "msg_type": "comm_msg", "session": "1"}',
+            b'"' + b"x" * 80_000 + b'"',
+        ]
+    )
+    return rng.choice(
+        [
+            lambda: struct.pack("<Q", big) + bytes(40),  # the one of 48 bytes
+            lambda: frame(*parts, count=rng.choice([0, 1, 2, 3, 5, 7, 100, big])),
+            lambda: frame(*parts, offsets=one(ends, rng.randrange(6), rng.choice([0, 1, big, len(good) + 1]))),
+            lambda: frame(*parts, offsets=ends[::-1]),
+            lambda: good[: rng.randrange(len(good))],
+            lambda: good + rng.randbytes(rng.randrange(1, 20)),
+            lambda: rng.randbytes(rng.choice([0, 1, 7, 8, 48, 500])),
+            lambda: frame(parts[0], header, *parts[2:]),
+            lambda: frame(
+                *parts[:2],
+                rng.choice(
+                    [b"", b"[]", b"null", b"\xff", deep(9_000), b'{"a": NaN}', b'{"a": "' + b"x" * 80_000 + b'"}']
+                ),
+                *parts[3:],
+            ),
+            lambda: frame(rng.choice([b"iopub", b"stdin", b"", b"\xff", b"heartbeat", b"shell\0"]), *parts[1:]),
+            lambda: frame(
+                *message(
+                    rng.choice(["execute_request", "shutdown_request", "input_reply", "debug_request", "x"]),
+                    {"code": "1"},
+                )[1]
+            ),
+            lambda: frame(*message("interrupt_request", {}, "control")[1]),
+            lambda: json.dumps(
+                {
+                    "header": json.loads(parts[1]),
+                    "parent_header": {},
+                    "metadata": {},
+                    "content": {},
+                    "channel": "shell",
+                }
+            ),
+            lambda: rng.choice(["", "x", "[" * 50_000]),
+            lambda: frame(*parts[:-1], b"x" * (11 << 20)),
+        ]
+        if rng.random() < 0.995
+        else [lambda: frame(*parts, *[b""] * 5_000)]
+    )()
 
 
 def raw(rng: random.Random) -> list[bytes]:
@@ -98,7 +133,8 @@ async def fuzz(dash, page, rng, frames: int, counts: dict) -> None:
 
 
 def test_no_frame_of_a_viewer_reaches_anybody_else(workspace, rounds):
-    "Frames that lie about themselves close their own channel; another visitor's page answers throughout, and no memory fills."
+    """Frames that lie about themselves close their own channel; another visitor's page answers throughout, and no
+    memory fills."""
     counts, waits = {"good": 0, "bad": 0}, []
     frames, rng = rounds(1_500, soak=100_000), random.Random(13)
     async def another(page):
@@ -126,11 +162,17 @@ def test_no_frame_of_a_viewer_reaches_anybody_else(workspace, rounds):
     assert len(waits) > 10 and "Traceback" not in log and "voila does not answer" not in log
     assert counts.get(CUT, 0) <= counts["bad"] * .01, counts
     assert log.count("channel closed") >= counts["bad"] * .9, log[-2000:]
-    rounds.note(**{k: v for k, v in counts.items() if isinstance(k, str)}, longest_answer_s=round(max(waits), 2), grown_MB=str(grown))
+    rounds.note(
+        **{k: v for k, v in counts.items() if isinstance(k, str)},
+        longest_answer_s=round(max(waits), 2),
+        grown_MB=str(grown),
+    )
 
 
 def test_what_a_message_unpacks_to_is_let_go(workspace):
-    "Forty messages of some kilobytes that unpack to more than the limit: what they unpack to is not kept until memory is tidied."
+    """Forty messages of some kilobytes that unpack to more than the limit:
+
+    what they unpack to is not kept until memory is tidied."""
     async def bomb(page):
         async with channel(dash, page, **bearer(VIEWER)) as ws:
             with suppress(websockets.ConnectionClosed): await ws.send(bytes(SIZE + 1))

@@ -1,4 +1,5 @@
 "What lessons cannot show of the tables: faults. A killed ingest, two at once, hostile files; rows are counted every time."
+
 import json
 import os
 import subprocess
@@ -52,7 +53,14 @@ def child(workspace: Path, *args, wait=True):
     "An ingest in a process of its own, which may be told where to die."
     here = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     env = {**os.environ, "PYTHONPATH": here, "OMP_NUM_THREADS": "1"}
-    p = subprocess.Popen([sys.executable, "-c", ONE, *map(str, args)], cwd=workspace, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    p = subprocess.Popen(
+        [sys.executable, "-c", ONE, *map(str, args)],
+        cwd=workspace,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     if not wait: return p
     out, err = p.communicate(timeout=120)
     return p.returncode, out, err
@@ -61,7 +69,9 @@ def child(workspace: Path, *args, wait=True):
 def months(flights, workspace, rows=3000):
     "Three files of real flights; the third repeats rows of the second."
     for m in (1, 2): flights[flights.month == m].head(rows).to_csv(workspace/f"{m}.csv", index=False)
-    pd.concat([flights[flights.month == 3].head(rows), flights[flights.month == 2].head(50)]).to_csv(workspace/"3.csv", index=False)
+    pd.concat([flights[flights.month == 3].head(rows), flights[flights.month == 2].head(50)]).to_csv(
+        workspace / "3.csv", index=False
+    )
 
 
 def state() -> dict:
@@ -71,20 +81,29 @@ def state() -> dict:
     q = t.quarantine.arrow()
     raw = delta.open_table(t.quarantine.path).to_pyarrow_table()
     q = q.sort_by([(c, "ascending") for c in [*KEY, "_reason"]]).drop_columns("_batch")
-    return {"rows": rows, "profiles": {k: p.digest for k, p in t.profiles(("period", "fold")).items()}, "quarantine": q, "raw": raw.num_rows, "reasons": t.quarantine.reasons()}
+    return {
+        "rows": rows,
+        "profiles": {k: p.digest for k, p in t.profiles(("period", "fold")).items()},
+        "quarantine": q,
+        "raw": raw.num_rows,
+        "reasons": t.quarantine.reasons(),
+    }
 
 
 def strays() -> set:
     "Files that lie under a table or its quarantine and that no commit ever named."
     out = set()
     for place in (Table("flights").path, Table("flights").quarantine.path):
-        actions = (json.loads(line) for log in Path(place).glob("_delta_log/*.json") for line in log.read_text().splitlines())
+        actions = (
+            json.loads(line) for log in Path(place).glob("_delta_log/*.json") for line in log.read_text().splitlines()
+        )
         named = {"_delta_log", *(a["add"]["path"] for a in actions if "add" in a)}
         out |= {p.name for p in Path(place).iterdir() if p.name not in named}
     return out
 
 
-FEW = [("add_file", "after", 2), ("record", "after", 1), ("commit", "after", 3)]  # all files written; all but the table; everything
+# all files written; all but the table; everything
+FEW = [("add_file", "after", 2), ("record", "after", 1), ("commit", "after", 3)]
 MORE = [("add_file", "before", 1), ("add_file", "after", 1), ("commit", "before", 1), ("commit", "after", 1),
         ("record", "before", 1), ("commit", "before", 3), ("_sync", "before", 2), ("_keep", "after", 1)]
 
@@ -109,11 +128,16 @@ def test_killed_and_again(workspace, flights, point, when, nth):
     assert len(ends["rows"]) + ends["raw"] == 6000
     assert Table("flights").profile().digest == profile(Table("flights").arrow()).digest
     raw = pd.concat([pd.read_csv(f"{m}.csv") for m in (1, 2)])
-    assert len(ends["rows"]) == raw.arr_delay.notna().sum() and pc.sum(ends["rows"]["distance"]).as_py() == raw[raw.arr_delay.notna()].distance.sum()
+    assert (
+        len(ends["rows"]) == raw.arr_delay.notna().sum()
+        and pc.sum(ends["rows"]["distance"]).as_py() == raw[raw.arr_delay.notna()].distance.sum()
+    )
 
 
 def test_a_crash_whose_outcome_changes(workspace, flights):
-    "What was refused before the crash need not be what is refused after it: another batch brought some of the keys meanwhile."
+    """What was refused before the crash need not be what is refused after it:
+
+    another batch brought some of the keys meanwhile."""
     months(flights, workspace)
     assert child(workspace, "record", "after", 1, "3.csv")[0] != 0  # profiles and quarantine recorded, table not yet
     ingest("2.csv", "flights", CONTRACT, key=KEY, period="month", fold=KEY)
@@ -128,22 +152,44 @@ def test_a_crash_whose_outcome_changes(workspace, flights):
 def test_keys_are_compared_out_of_memory(workspace, flights, monkeypatch):
     "Fifty keys may be held: the others lie on the disk by their hash, and what is found is what is found in memory."
     months(flights, workspace)
-    pd.concat([flights[flights.month == 3].head(900), flights[flights.month == 3].head(40), flights[flights.month == 2].head(50)]).to_parquet("again.parquet", row_group_size=300, index=False)
+    pd.concat(
+        [
+            flights[flights.month == 3].head(900),
+            flights[flights.month == 3].head(40),
+            flights[flights.month == 2].head(50),
+        ]
+    ).to_parquet("again.parquet", row_group_size=300, index=False)
     settings, done, held, spills = Settings(root=workspace/"memory", data={"rows_per_part": 300}), {}, [], []
     for where in (settings, Settings(root=workspace/"disk", data={"rows_per_part": 300})):
         ingest("2.csv", "flights", CONTRACT, key=KEY, period="month", fold=KEY, settings=where)
-        done[where.root.name] = ingest("again.parquet", "flights", replace(CONTRACT, clean=({"deduplicate": {"key": KEY}},)), key=KEY, period="month", fold=KEY, settings=where)
+        done[where.root.name] = ingest(
+            "again.parquet",
+            "flights",
+            replace(CONTRACT, clean=({"deduplicate": {"key": KEY}},)),
+            key=KEY,
+            period="month",
+            fold=KEY,
+            settings=where,
+        )
         if where is not settings: break
         true_add, true_spill = uniqueness.Repeats.add, uniqueness.Repeats._spill
         def add(self, rows, at): true_add(self, rows, at); held.append(self.rows)
         def spill(self): spills.append(self.rows); true_spill(self)
         (workspace/"spill").mkdir(); monkeypatch.setattr(tempfile, "tempdir", str(workspace/"spill"))
-        monkeypatch.setattr(uniqueness, "HELD", 50); monkeypatch.setattr(uniqueness.Repeats, "add", add); monkeypatch.setattr(uniqueness.Repeats, "_spill", spill)
+        monkeypatch.setattr(uniqueness, "HELD", 50)
+        monkeypatch.setattr(uniqueness.Repeats, "add", add)
+        monkeypatch.setattr(uniqueness.Repeats, "_spill", spill)
     a, b = (Table("flights", Settings(root=workspace/w)) for w in ("memory", "disk"))
     assert max(held) <= 50 and len(spills) > 4 and not list((workspace/"spill").iterdir())
-    assert done["disk"].refused == done["memory"].refused and done["disk"].refused["deduplicate: duplicate"] > 0 < done["disk"].refused["key: duplicate"]
+    assert (
+        done["disk"].refused == done["memory"].refused
+        and done["disk"].refused["deduplicate: duplicate"] > 0 < done["disk"].refused["key: duplicate"]
+    )
     order = [(c, "ascending") for c in KEY]
-    assert a.arrow().sort_by(order) == b.arrow().sort_by(order) and a.profile().digest == b.profile().digest == profile(b.arrow()).digest
+    assert (
+        a.arrow().sort_by(order) == b.arrow().sort_by(order)
+        and a.profile().digest == b.profile().digest == profile(b.arrow()).digest
+    )
 
 
 @pytest.mark.slow
@@ -161,7 +207,11 @@ def test_killed_at_any_moment(workspace, flights, seed):
     ends, settings = state(), Settings(root=workspace/"calm")
     ingest("3.csv", "flights", CONTRACT, key=KEY, period="month", fold=KEY, settings=settings)
     calm = Table("flights", settings)
-    assert done.rows_in == 3050 == calm.rows + calm.quarantine.rows and ends["raw"] == calm.quarantine.rows and not strays()
+    assert (
+        done.rows_in == 3050 == calm.rows + calm.quarantine.rows
+        and ends["raw"] == calm.quarantine.rows
+        and not strays()
+    )
     assert ends["rows"] == calm.arrow().sort_by([(c, "ascending") for c in KEY])
     assert ends["profiles"] == {k: p.digest for k, p in calm.profiles(("period", "fold")).items()}
 
@@ -178,7 +228,11 @@ def test_somebody_else_between_check_and_commit(workspace, flights, monkeypatch)
     monkeypatch.setattr(profile_store, "record", late)
     done = ingest("3.csv", "flights", CONTRACT, key=KEY, period="month", fold=KEY)
     t = Table("flights")
-    assert done.refused["key: duplicate"] > 0 and t.rows + t.quarantine.rows == 9050 and len(state()["quarantine"]) == state()["raw"]
+    assert (
+        done.refused["key: duplicate"] > 0
+        and t.rows + t.quarantine.rows == 9050
+        and len(state()["quarantine"]) == state()["raw"]
+    )
     assert t.profile().digest == profile(t.arrow()).digest and not strays()
 
 
@@ -222,8 +276,11 @@ def test_nothing_half_written(workspace, flights):
         assert e.value.code == 2 and e.value.hint and bad in e.value.message, e.value
     after = state()
     assert all(before[k] == after[k] for k in before) and not strays()
-    cut = ingest("cut.csv", "flights", CONTRACT, key=KEY, period="month", fold=KEY)  # its last line is refused, the others are rows like any
-    assert cut.rows_in == len(Path("cut.csv").read_text().splitlines()) - 1 and any(r.startswith("line:") for r in cut.refused)
+    # its last line is refused, the others are rows like any
+    cut = ingest("cut.csv", "flights", CONTRACT, key=KEY, period="month", fold=KEY)
+    assert cut.rows_in == len(Path("cut.csv").read_text().splitlines()) - 1 and any(
+        r.startswith("line:") for r in cut.refused
+    )
 
 
 def test_small_parts_make_the_same_table(workspace, flights, monkeypatch):
@@ -235,7 +292,15 @@ def test_small_parts_make_the_same_table(workspace, flights, monkeypatch):
     twice = pd.concat([frame, frame.iloc[100:200]])
     twice.to_parquet("3.parquet", row_group_size=300, index=False)
     settings = Settings(root=workspace/"other", data={"rows_per_part": 300})
-    parts = ingest("3.parquet", "flights", Contract({**{c: Rule(text_files.csv_types("3.csv")[c].__str__()) for c in frame}, **CONTRACT.columns}), key=KEY, period="month", fold=KEY, settings=settings)
+    parts = ingest(
+        "3.parquet",
+        "flights",
+        Contract({**{c: Rule(text_files.csv_types("3.csv")[c].__str__()) for c in frame}, **CONTRACT.columns}),
+        key=KEY,
+        period="month",
+        fold=KEY,
+        settings=settings,
+    )
     t = Table("flights", settings)
     assert parts.rows_in == whole.rows_in + 100 and parts.rows_good == whole.rows_good
     assert t.arrow().sort_by([(c, "ascending") for c in KEY]).select(one["rows"].column_names) == one["rows"]
@@ -257,11 +322,28 @@ def test_formats(workspace, flights):
     with pa.ipc.new_file("a.arrow", t.schema) as f: f.write_table(t)
     with pa.ipc.new_stream("b.arrow", t.schema) as f: f.write_table(t)
     t.to_pandas().to_json("a.jsonl", orient="records", lines=True)
-    t.to_pandas().to_csv("a.csv", index=False); t.to_pandas().to_csv("a.csv.gz", index=False); t.to_pandas().to_csv("semi.csv", index=False, sep=";")
+    t.to_pandas().to_csv("a.csv", index=False)
+    t.to_pandas().to_csv("a.csv.gz", index=False)
+    t.to_pandas().to_csv("semi.csv", index=False, sep=";")
     write(t, "a")
-    for uri in ("a.parquet", "a.arrow", "b.arrow", "a.jsonl", "a.csv", "a.csv.gz", "semi.csv", "a", "a@0", ".scalai/tables/a"):
+    for uri in (
+        "a.parquet",
+        "a.arrow",
+        "b.arrow",
+        "a.jsonl",
+        "a.csv",
+        "a.csv.gz",
+        "semi.csv",
+        "a",
+        "a@0",
+        ".scalai/tables/a",
+    ):
         rows = pa.concat_tables(source.batches(uri))
-        assert rows.num_rows == 1000 and pc.sum(rows["dep_delay"]).as_py() == pc.sum(t["dep_delay"]).as_py() and rows["tailnum"].null_count == t["tailnum"].null_count, uri
+        assert (
+            rows.num_rows == 1000
+            and pc.sum(rows["dep_delay"]).as_py() == pc.sum(t["dep_delay"]).as_py()
+            and rows["tailnum"].null_count == t["tailnum"].null_count
+        ), uri
         frame = source.read(uri)
         assert len(frame) == 1000 and frame.distance.sum().compute() == pc.sum(t["distance"]).as_py(), uri
 
@@ -272,11 +354,20 @@ def test_frames_of_a_cluster(workspace, flights, backend):
     from scalai_nb.core.cluster import cluster
     few = flights.head(4000)
     write(few, "one", period="month", fold=KEY)
-    with cluster(kind="cuda" if backend.name == "cudf" else "processes", workers=2): done = write(backend.lazy(few, 4), "many", CONTRACT, key=KEY, period="month", fold=KEY)
+    with cluster(kind="cuda" if backend.name == "cudf" else "processes", workers=2):
+        done = write(backend.lazy(few, 4), "many", CONTRACT, key=KEY, period="month", fold=KEY)
     assert done.rows_in == 4000 and Table("many").profile().rows == done.rows_good
     good = few[few.arr_delay.notna()]
-    write(good, "good", Contract({"time_hour": Rule("timestamp[us, UTC]"), "arr_delay": Rule("float64")}), period="month", fold=KEY)
-    assert {k: p.digest for k, p in Table("many").profiles().items()} == {k: p.digest for k, p in Table("good").profiles().items()}
+    write(
+        good,
+        "good",
+        Contract({"time_hour": Rule("timestamp[us, UTC]"), "arr_delay": Rule("float64")}),
+        period="month",
+        fold=KEY,
+    )
+    assert {k: p.digest for k, p in Table("many").profiles().items()} == {
+        k: p.digest for k, p in Table("good").profiles().items()
+    }
 
 
 def test_hostile_names_and_values(workspace):
@@ -309,14 +400,20 @@ def test_a_profile_fills_in_while_partitions_arrive(workspace, kind):
 
     class Watching(NotebookClient):
         def process_message(self, msg, cell, cell_index):
-            if msg["msg_type"] in ("display_data", "update_display_data"): pages.append(msg["content"]["data"].get("text/html", ""))
+            if msg["msg_type"] in ("display_data", "update_display_data"):
+                pages.append(msg["content"]["data"].get("text/html", ""))
             return super().process_message(msg, cell, cell_index)
 
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(LIVE % kind)])
     Watching(book, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(workspace)}}).execute()
     rows = [int(m[1].replace(",", "")) for p in pages if (m := re.search(r"\d of 6 partitions · ([\d,]+) rows", p))]
     assert len(set(rows)) >= 3 and rows == sorted(rows) and rows[-1] == 6000, rows
-    assert all("<i>" not in p for p in pages) and "&lt;i&gt;" in pages[0] and "<progress" in pages[0] and "<progress" not in pages[-1]
+    assert (
+        all("<i>" not in p for p in pages)
+        and "&lt;i&gt;" in pages[0]
+        and "<progress" in pages[0]
+        and "<progress" not in pages[-1]
+    )
     assert book.cells[0].outputs[-1]["text"].strip() == profile(pd.DataFrame({"<i>": range(6000)})).digest
 
 
@@ -326,16 +423,26 @@ def test_catalogue_and_retention_from_a_shell(workspace, flights):
     few = pd.concat([flights[flights.arr_delay.isna()].head(7), flights.head(200)])
     for i in range(2): write(few.head(100*(i + 1)), "flights", CONTRACT, period="month", mode="overwrite")
     shown = here("tables", "flights")
-    assert shown.code == 0 and "version 1" in shown.out and "arr_delay: null" in shown.out and "overwrite" in shown.out, shown.out + shown.err
+    assert (
+        shown.code == 0 and "version 1" in shown.out and "arr_delay: null" in shown.out and "overwrite" in shown.out
+    ), (shown.out + shown.err)
     doc = here("tables", "flights", "--json").doc
-    assert [v["version"] for v in doc["versions"]] == [1, 0] and sum(doc["reasons"].values()) == doc["refused"] > 0 and doc["quarantine"][0]["_reason"] == "arr_delay: null"
+    assert (
+        [v["version"] for v in doc["versions"]] == [1, 0]
+        and sum(doc["reasons"].values()) == doc["refused"] > 0
+        and doc["quarantine"][0]["_reason"] == "arr_delay: null"
+    )
     said = here("tables", "flights", "--diff", 0, 1, "--json").doc["changes"]
     assert said[0].startswith(f"{Table('flights').count(0)} → {Table('flights').rows} rows (+")
     wrong = here("tables", "flights", "--diff", 0, 9)
     assert wrong.code == 2 and wrong.lines == ["scalai: flights has no version 9.", "It has versions 0 to 1."]
     assert here("gc", "--json").doc["files"] == 0
     gone = here("gc", "--days", 0, "--json").doc
-    assert gone["files"] == 1 and gone["bytes"] > 1000 and Table("flights").profile(version=0).rows < Table("flights").rows
+    assert (
+        gone["files"] == 1
+        and gone["bytes"] > 1000
+        and Table("flights").profile(version=0).rows < Table("flights").rows
+    )
 
 
 def test_an_ingest_that_rejects_every_row(workspace):
@@ -345,15 +452,30 @@ def test_an_ingest_that_rejects_every_row(workspace):
     Contract({"id": Rule("int64"), "x": Rule("float64")}).save(Path("c.yaml"))
     for already in (False, True):
         done = here("ingest", "bad.csv", "t", "--contract", "c.yaml", "--json")
-        assert done.code == 1 and done.doc["rows_refused"] == 2 and done.doc["version"] is None and done.doc["already"] == already, done.out + done.err
+        assert (
+            done.code == 1
+            and done.doc["rows_refused"] == 2
+            and done.doc["version"] is None
+            and done.doc["already"] == already
+        ), (done.out + done.err)
     t = Table("t")
-    assert not t.exists and not Path(t.path).exists() and unfinished() == [] and here("tables", "--json").doc["tables"] == []
-    assert t.quarantine.arrow()["id"].to_pylist() == ["1", "2"] and here("quarantine", "t", "--json").doc["reasons"] == {"x: not a number": 2}
+    assert (
+        not t.exists
+        and not Path(t.path).exists()
+        and unfinished() == []
+        and here("tables", "--json").doc["tables"] == []
+    )
+    assert t.quarantine.arrow()["id"].to_pylist() == ["1", "2"] and here("quarantine", "t", "--json").doc[
+        "reasons"
+    ] == {"x: not a number": 2}
     assert here("gc", "--days", 0).code == 0 and t.quarantine.rows == 2
     Path("good.csv").write_text("id,x\n3,3\n")
     assert ingest("good.csv", "t", Contract.load("c.yaml")).version == 0 and t.quarantine.rows == 2
     Path("worse.csv").write_text("id,x\n4,d\n")
-    assert here("ingest", "worse.csv", "t", "--contract", "c.yaml").code == 1 and (t.version, t.quarantine.rows) == (0, 3)
+    assert here("ingest", "worse.csv", "t", "--contract", "c.yaml").code == 1 and (t.version, t.quarantine.rows) == (
+        0,
+        3,
+    )
     rows = t.quarantine.arrow()
     back = t.quarantine.release(rows.set_column(rows.column_names.index("x"), "x", pa.array(["7"]*3)))
     assert (back.rows_good, t.rows, t.quarantine.rows) == (3, 4, 0)
@@ -369,7 +491,11 @@ def test_folds_for_a_table_that_has_none_are_refused(workspace):
 
 def test_a_release_whose_commit_went_through_keeps_its_list(workspace, monkeypatch):
     "An error after the commit (a full disk, a lost answer): the rows are back once, whatever is selected next."
-    write(pa.table({"id": [1, 2, 3, 4], "x": ["1", "b", "c", "d"]}), "t", Contract({"id": Rule("int64"), "x": Rule("float64")}))
+    write(
+        pa.table({"id": [1, 2, 3, 4], "x": ["1", "b", "c", "d"]}),
+        "t",
+        Contract({"id": Rule("int64"), "x": Rule("float64")}),
+    )
     pen = Table("t").quarantine
     rows = pen.arrow().sort_by("id")
     rows = rows.set_column(rows.column_names.index("x"), "x", pa.array(["7"]*3))
@@ -389,4 +515,7 @@ def test_replacing_periods_keeps_columns_that_others_added(workspace):
     assert write(pa.table({"n": [1]}), "t", period="p", mode="replace-period").version == 0
     write(pa.table({"n": [2], "m": [5]}), "t", Contract({"m": Rule("int64")}), period="q")
     write(pa.table({"n": [3]}), "t", Contract({"m": Rule("int64")}), period="p", mode="replace-period")
-    assert sorted(Table("t").arrow().select(["n", "m"]).to_pylist(), key=str) == [{"n": 2, "m": 5}, {"n": 3, "m": None}]
+    assert sorted(Table("t").arrow().select(["n", "m"]).to_pylist(), key=str) == [
+        {"n": 2, "m": 5},
+        {"n": 3, "m": None},
+    ]

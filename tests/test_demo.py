@@ -1,4 +1,5 @@
 "The whole loop as a person runs it: rows conserved, nothing done twice, nothing left behind, and decisions that follow from the data."
+
 import shutil
 import signal
 import subprocess
@@ -92,14 +93,23 @@ def test_another_experiment_wants_another_workspace(demo):
 def test_ranks_are_descendants_of_dask_workers(two_months):
     "Each training process hangs below a worker process that Dask started."
     assert len(two_months.ranks) >= 3, "an agent and two ranks at the least"
-    for ancestors in two_months.ranks.values(): assert any("multiprocessing" in a and "spawn" in a for a in ancestors), ancestors
+    for ancestors in two_months.ranks.values():
+        assert any("multiprocessing" in a and "spawn" in a for a in ancestors), ancestors
 
 
 @pytest.mark.slow
 def test_stopped_and_killed_anywhere_it_ends_the_same(two_months, tmp_path):
-    "Ctrl-C in the middle of a step: exit code 130, the line to type. SIGKILL in others. Nobody is left; and by the same command the tables at last are those of an undisturbed demo."
+    """Ctrl-C in the middle of a step:
+
+    exit code 130, the line to type. SIGKILL in others. Nobody is left; and by the same command the tables at last
+    are those of an undisturbed demo."""
     folder = tmp_path/"d"
-    for step, how in (("ingest", signal.SIGINT), ("ingest", signal.SIGKILL), ("train", signal.SIGKILL), ("monitor", signal.SIGKILL)):
+    for step, how in (
+        ("ingest", signal.SIGINT),
+        ("ingest", signal.SIGKILL),
+        ("train", signal.SIGKILL),
+        ("monitor", signal.SIGKILL),
+    ):
         process = started("demo", folder, "--months", 2, "--shuffle", 7)
         def runs():
             assert process.poll() is None, f"{step} was never seen running"
@@ -112,14 +122,16 @@ def test_stopped_and_killed_anywhere_it_ends_the_same(two_months, tmp_path):
         nobody_left(folder, within=30)
     again = scalai("demo", folder, "--months", 2, "--shuffle", 7, "--json", timeout=1500)
     assert again.code == 0, again.err[-3000:]
-    for name in ("flights", "weather", "features"): assert content(folder, name).equals(content(two_months.folder, name)), name
+    for name in ("flights", "weather", "features"):
+        assert content(folder, name).equals(content(two_months.folder, name)), name
     assert Table("scores", Settings.load(folder)).rows == Table("scores", Settings.load(two_months.folder)).rows
     ids = Table("scores", Settings.load(folder)).arrow(columns=["flight_id"])["flight_id"]
     assert len(ids.unique()) == len(ids)
     assert set(decided(folder)) == {period(2)}
 
 
-def decided(folder: Path) -> dict[str, str]: return {d["period"]: d["action"] for d in decisions(Settings.load(folder))}
+def decided(folder: Path) -> dict[str, str]:
+    return {d["period"]: d["action"] for d in decisions(Settings.load(folder))}
 
 
 @pytest.mark.slow
@@ -135,8 +147,20 @@ def test_shuffled_months_are_kept_and_a_planted_shift_retrains(tmp_path):
 def test_a_challenger_that_learnt_nothing_is_refused(two_months, tmp_path):
     folder = own_copy(two_months, tmp_path/"d").root
     before = scalai("models", "show", "late", "--json", cwd=folder).doc["version"]
-    done = scalai("run", "workflows/model.toml", "-p", "periods=[\"2013-01\"]", "-p", "judged=2013-02", "-p", "shuffle_labels=true", "-p", "strict=true",
-                  "--json", cwd=folder)
+    done = scalai(
+        "run",
+        "workflows/model.toml",
+        "-p",
+        "periods=[\"2013-01\"]",
+        "-p",
+        "judged=2013-02",
+        "-p",
+        "shuffle_labels=true",
+        "-p",
+        "strict=true",
+        "--json",
+        cwd=folder,
+    )
     assert done.code == 1 and done.doc["state"] == "failed"
     gate = next(leaf for leaf in leaves(done.doc) if leaf["name"] == "gate")
     assert "Refused" in gate["error"]["message"]
@@ -145,12 +169,16 @@ def test_a_challenger_that_learnt_nothing_is_refused(two_months, tmp_path):
 
 @pytest.mark.slow
 def test_a_moved_workspace_is_whole(tmp_path):
-    "After the demo its folder has another name and the first is gone: nothing names it; the demo is done already; it scores, compresses, repeats a training, and every dashboard and log opens."
+    """After the demo its folder has another name and the first is gone:
+
+    nothing names it; the demo is done already; it scores, compresses, repeats a training, and every dashboard and
+    log opens."""
     here, there = tmp_path/"first folder", tmp_path/"second"
     made = scalai("demo", here, "--months", 2, "--shuffle", 7, "--json", timeout=1500)
     assert made.code == 0, made.err[-3000:]
     shutil.move(here, there)
-    settings, told = Settings.load(there), ("/log.jsonl", "/notebook.ipynb", "/_delta_log/")  # what was said at the time
+    # what was said at the time
+    settings, told = Settings.load(there), ("/log.jsonl", "/notebook.ipynb", "/_delta_log/")
     registry = Registry(settings)
     assert registry.champion("late").path.is_relative_to(there)  # whoever opens the registry brings its paths along
     assert [n for n in naming(here, there) if not any(t in n for t in told)] == []
@@ -161,10 +189,23 @@ def test_a_moved_workspace_is_whole(tmp_path):
         assert run["output"] is None or Path(run["output"]).is_file() and not run["output"].startswith(str(here)), run
     gate = next(leaf for leaf in leaves(again.doc) if leaf["name"] == "gate")
     assert scalai("logs", gate["id"], cwd=there).code == 0
-    flow = scalai("run", "workflows/model.toml", "-p", 'periods=["2013-01"]', "-p", "judged=2013-02", "--from", "gate", "--json", cwd=there)
+    flow = scalai(
+        "run",
+        "workflows/model.toml",
+        "-p",
+        'periods=["2013-01"]',
+        "-p",
+        "judged=2013-02",
+        "--from",
+        "gate",
+        "--json",
+        cwd=there,
+    )
     assert flow.code == 0, flow.err[-3000:]  # the files it is about are those that were made before
 
-    scored = scalai("score", "late", there/".scalai"/"tables"/"features", "again", "--key", "flight_id", "--json", cwd=there)
+    scored = scalai(
+        "score", "late", there / ".scalai" / "tables" / "features", "again", "--key", "flight_id", "--json", cwd=there
+    )
     assert scored.code == 0, scored.err[-3000:]
     assert scalai("compress", "late", "--json", cwd=there).code == 0
     repeated = repeat(registry.run(registry.champion("late").run_id), settings=settings)

@@ -1,4 +1,5 @@
 "What happens to a table when something else breaks: a worker dies, the disk is full, the source goes away, changes or means harm."
+
 import gzip
 import io
 import os
@@ -72,12 +73,15 @@ def test_a_worker_dies_during_ingest(workspace, flights):
         torn = bytearray(Path(file).read_bytes())
         torn[len(torn)//3:len(torn)//3 + 3000] = os.urandom(3000)
         Path("torn.parquet").write_bytes(torn)
-        with pytest.raises(ScalaiError, match="torn.parquet cannot be read"): ingest("torn.parquet", "flights", typed(), settings=small(workspace), client=client, **HOW)
+        with pytest.raises(ScalaiError, match="torn.parquet cannot be read"):
+            ingest("torn.parquet", "flights", typed(), settings=small(workspace), client=client, **HOW)
     stop()
     assert (workspace/"died").exists() and len([e for e in told if "rows_good" not in e]) >= 8 and done.rows_in == 4000
     mine, other = state(), Table("flights", calm)
     order = [(c, "ascending") for c in KEY]
-    assert mine["rows"] == other.arrow().sort_by(order) and mine["profiles"] == {k: p.digest for k, p in other.profiles(("period", "fold")).items()}
+    assert mine["rows"] == other.arrow().sort_by(order) and mine["profiles"] == {
+        k: p.digest for k, p in other.profiles(("period", "fold")).items()
+    }
     assert mine["reasons"] == other.quarantine.reasons() and not strays()
     assert not [*Path(Table("flights").path).glob(".*.tmp")]
 
@@ -113,7 +117,9 @@ def test_a_piece_that_kills_every_worker(workspace):
         if piece: os.kill(os.getpid(), 9)
         yield pa.table({"n": [1]})
     with cluster(kind="processes", workers=2) as client, pytest.raises(ScalaiError, match="died, several times") as e:
-        write(Pieces([0, 1], read, client), "t", Contract({"n": Rule("int64")}), prepare=lambda rows: (rows, rows, None))
+        write(
+            Pieces([0, 1], read, client), "t", Contract({"n": Rule("int64")}), prepare=lambda rows: (rows, rows, None)
+        )
     assert e.value.code == 1 and not Table("t").exists and not (workspace/".scalai/tables/t").exists()
 
 
@@ -128,18 +134,28 @@ except ScalaiError as e: print(e.message); sys.exit(e.code)
 
 
 def test_disk_full(workspace, flights):
-    "No file may grow beyond a few kilobytes: two lines, the table as it was, nothing left; with room again it goes through."
+    """No file may grow beyond a few kilobytes:
+
+    two lines, the table as it was, nothing left; with room again it goes through."""
     months(flights, workspace)
     ingest("1.csv", "flights", CONTRACT, **HOW)
     before = state()
     def narrow(): resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-    told = subprocess.run([sys.executable, "-c", FULL], preexec_fn=narrow, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}"})
+    told = subprocess.run(
+        [sys.executable, "-c", FULL],
+        preexec_fn=narrow,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}"},
+    )
     assert told.returncode == 1 and told.stdout.startswith("No room is left where table 'flights' lies"), told
     assert all(before[k] == state()[k] for k in before) and not strays()
     assert ingest("2.csv", "flights", CONTRACT, **HOW).rows_in == 3000
 
 
-@pytest.mark.parametrize("what, why", [("unlink", "vanished while it was read"), ("grow", "changed while it was read")])
+@pytest.mark.parametrize(
+    "what, why", [("unlink", "vanished while it was read"), ("grow", "changed while it was read")]
+)
 def test_source_goes_away_midway(workspace, flights, monkeypatch, what, why):
     file = raw(flights)
     ingest(file, "flights", typed(), settings=small(workspace), **HOW)
@@ -162,12 +178,21 @@ def test_schema_changes_between_files(workspace):
     Path("a1.csv").write_text("id,n\n1,10\n"); Path("a2.csv").write_text("id,m\n2,20\n")
     with pytest.raises(BadRequest, match="a2.csv has other columns than .*a1.csv: 'm'"): ingest("a*.csv", "t")
     assert not Table("t").exists
-    pq.write_table(pa.table({"id": [1, 2], "n": [1, 2]}), "b1.parquet"); pq.write_table(pa.table({"id": [3, 4], "n": [3., .5]}), "b2.parquet")
+    pq.write_table(pa.table({"id": [1, 2], "n": [1, 2]}), "b1.parquet")
+    pq.write_table(pa.table({"id": [3, 4], "n": [3.0, 0.5]}), "b2.parquet")
     done = ingest("b*.parquet", "t")
-    assert (done.rows_good, done.refused) == (3, {"n: not an integer": 1}) and Table("t").quarantine.arrow()["n"].to_pylist() == ["0.5"]
+    assert (done.rows_good, done.refused) == (3, {"n: not an integer": 1}) and Table("t").quarantine.arrow()[
+        "n"
+    ].to_pylist() == ["0.5"]
     wide = ingest("b2.parquet", "t", Contract(evolve=("widen",)))
     assert wide.rows_good == 2 and sorted(Table("t").arrow()["n"].to_pylist()) == [.5, 1, 2, 3, 3]
-    with pytest.raises(BadRequest, match="Column 'n' is"): write(__import__("dask.dataframe").dataframe.from_map(lambda x: pd.DataFrame({"n": [x]}), [1, "x"], meta=pd.DataFrame({"n": [1]})), "u")
+    with pytest.raises(BadRequest, match="Column 'n' is"):
+        write(
+            __import__("dask.dataframe").dataframe.from_map(
+                lambda x: pd.DataFrame({"n": [x]}), [1, "x"], meta=pd.DataFrame({"n": [1]})
+            ),
+            "u",
+        )
 
 
 class Counted(MemoryFileSystem):
@@ -192,11 +217,18 @@ class Counted(MemoryFileSystem):
 
 
 def test_each_row_group_is_read_once(workspace, flights):
-    "What a counting file system sees of an ingest: each row group's bytes asked for once, the footer a few times, and nothing else; again, for what is there already, once more."
+    """What a counting file system sees of an ingest:
+
+    each row group's bytes asked for once, the footer a few times, and nothing else; again, for what is there
+    already, once more."""
     fsspec.register_implementation("counted", Counted, clobber=True)
     fs, raw_file = Counted(), Path(raw(flights, rows=20_000, group=5000))
     fs.pipe_file("/once.parquet", raw_file.read_bytes())
-    size, meta, settings = raw_file.stat().st_size, pq.read_metadata(raw_file), Settings(root=workspace, data={"rows_per_part": 5000})
+    size, meta, settings = (
+        raw_file.stat().st_size,
+        pq.read_metadata(raw_file),
+        Settings(root=workspace, data={"rows_per_part": 5000}),
+    )
     spans = room.columnar.group_bytes(meta, size)
     inside = [(a, min(b, size - 8 - meta.serialized_size)) for a, b in spans]  # without the footer
     overlaps = lambda x, y: min(x[1], y[1]) > max(x[0], y[0])
@@ -207,17 +239,29 @@ def test_each_row_group_is_read_once(workspace, flights):
     try:
         done = ingest("counted://once.parquet", "flights", typed(), settings=settings, **HOW)
         assert done.rows_in == 20_000 and groups() == [1]*4
-        assert ingest("counted://once.parquet", "flights", typed(), settings=settings, **HOW).already and groups() == [1]*4
-    finally: fs.rm("/once.parquet")
+        assert (
+            ingest("counted://once.parquet", "flights", typed(), settings=settings, **HOW).already
+            and groups() == [1] * 4
+        )
+    finally:
+        fs.rm("/once.parquet")
 
 
 def test_other_rows_under_the_same_footer(workspace):
-    "A file that was mended in place, so that its name, size and footer are as they were: its rows are other rows, and come in."
-    def file(middle): pq.write_table(pa.table({"n": [1, *middle, 9]}), "n.parquet", use_dictionary=False, compression="none")
+    """A file that was mended in place, so that its name, size and footer are as they were:
+
+    its rows are other rows, and come in."""
+    def file(middle):
+        pq.write_table(pa.table({"n": [1, *middle, 9]}), "n.parquet", use_dictionary=False, compression="none")
     file((2, 3)); first, footer = ingest("n.parquet", "t"), room.footer_hash("n.parquet")
     file((3, 2)); assert room.footer_hash("n.parquet") == footer
     second = ingest("n.parquet", "t")
-    assert not second.already and second.batch != first.batch and Table("t").rows == 8 and ingest("n.parquet", "t").already
+    assert (
+        not second.already
+        and second.batch != first.batch
+        and Table("t").rows == 8
+        and ingest("n.parquet", "t").already
+    )
     file((2, 3)); assert ingest("n.parquet", "t").already and Table("t").arrow()["n"].to_pylist().count(2) == 2
 
 
@@ -234,18 +278,29 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)//1024, "MB",
 
 
 def bounded(file: str) -> tuple[str, int]:  # what became of it, megabytes
-    done = subprocess.run([sys.executable, "-c", BOUNDED, file], capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [sys.executable, "-c", BOUNDED, file],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr
     said, cost = done.stdout.splitlines()
     return said, int(cost.split()[0])
 
 
 def test_hostile_files_are_bounded(workspace):
-    "A hundred thousand columns, and files of kilobytes that unpack to gigabytes: refused in bounded memory, or taken in parts."
+    """A hundred thousand columns, and files of kilobytes that unpack to gigabytes:
+
+    refused in bounded memory, or taken in parts."""
     names = [f"c{i}" for i in range(100_000)]
     Path("wide.csv").write_text(",".join(names) + "\n" + ",".join(["1"]*len(names)) + "\n")
     said, megabytes = bounded("wide.csv")
-    assert said.startswith("refused") and "100,000 columns; at most 10,000" in said and megabytes < 300, (said, megabytes)
+    assert said.startswith("refused") and "100,000 columns; at most 10,000" in said and megabytes < 300, (
+        said,
+        megabytes,
+    )
     pq.write_table(pa.table({c: [1] for c in names[:20_000]}), "wide.parquet")
     said, megabytes = bounded("wide.parquet")
     assert said.startswith("refused") and "20,000 columns" in said and megabytes < 500, (said, megabytes)
@@ -273,7 +328,12 @@ def test_formulas_html_and_escapes_are_shown_as_text(workspace):
     done = ingest("evil.csv", "t", Contract({"n": Rule("int64")}))
     assert (done.rows_good, done.refused) == (1, {"n: not an integer": 1})
     t = Table("t")
-    shown = [done._repr_html_(), t._repr_html_(), t.profile()._repr_html_(), t.quarantine._repr_html_() if hasattr(t.quarantine, "_repr_html_") else ""]
+    shown = [
+        done._repr_html_(),
+        t._repr_html_(),
+        t.profile()._repr_html_(),
+        t.quarantine._repr_html_() if hasattr(t.quarantine, "_repr_html_") else "",
+    ]
     assert not [s for s in shown if "<img" in s] and "&lt;img" in shown[2]
     assert t.arrow()["f"].to_pylist() == [formula]  # kept as it came
     for verb in (["tables", "t"], ["profile", "t"], ["tables", "t", "--diff", "0", "0"]):
@@ -285,7 +345,9 @@ def folder_of(place: Path) -> dict: return {p.name: p.read_text() for p in place
 
 
 def killed_at(nth: int, do) -> bool:  # whether it lived so long
-    "Run in a fork, which is killed before its nth line of the storage module or call of the system, whichever comes: every system call is one of them."
+    """Run in a fork, which is killed before its nth line of the storage module or call of the system, whichever comes:
+
+    every system call is one of them."""
     if pid := os.fork(): return os.waitpid(pid, 0)[1] == 9
     seen, file = 0, "core/storage.py"
     def count():
@@ -307,10 +369,13 @@ def killed_at(nth: int, do) -> bool:  # whether it lived so long
 
 @pytest.mark.parametrize("exchange", [True, False])
 def test_a_folder_that_is_published_anew_is_never_gone(tmp_path, monkeypatch, exchange):
-    "Killed at every statement: the path holds the whole old folder or the whole new one, and the next one goes through."
+    """Killed at every statement:
+
+    the path holds the whole old folder or the whole new one, and the next one goes through."""
     from scalai_nb.core import storage
     if not exchange: monkeypatch.setattr(storage, "_can_exchange", lambda path: False)
-    elif sys.platform.startswith("linux"): assert storage._can_exchange(tmp_path/"x") or pytest.skip("this file system cannot exchange")
+    elif sys.platform.startswith("linux"):
+        assert storage._can_exchange(tmp_path/"x") or pytest.skip("this file system cannot exchange")
     place = tmp_path/"folder"
     def put(text):
         with storage.publish(place) as new:

@@ -14,7 +14,10 @@ def python(code: str) -> str:
 
 
 def test_the_import_loads_nothing():
-    code = f"import sys, scalai_nb; print([m for m in {HEAVY} if m in sys.modules], [m for m in sys.modules if m.startswith('scalai_nb.')])"
+    code = (
+        f"import sys, scalai_nb; print([m for m in {HEAVY} if m in sys.modules], [m for m in sys.modules if"
+        " m.startswith('scalai_nb.')])"
+    )
     assert python(code).strip() == "[] []"
 
 

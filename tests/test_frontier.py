@@ -40,7 +40,9 @@ def two_workers():
 
 @pytest.mark.slow
 def test_workers_make_what_one_machine_makes(digits, tmp_path):
-    "Processes that share nothing with this one: the same files to the byte; what one search has made, the other one finds finished."
+    """Processes that share nothing with this one:
+
+    the same files to the byte; what one search has made, the other one finds finished."""
     from distributed import Client
     run, rows = digits
     recipes = ("int8", "pruned.75+distilled", "distilled.5+int8")
@@ -75,7 +77,8 @@ def test_a_worker_that_fails_is_heard(digits, two_workers, tmp_path, monkeypatch
     run, rows = digits
     def broken(*a): raise ZeroDivisionError("in the tuning")
     monkeypatch.setitem(rc.NETWORKS, "pruned", broken)
-    with pytest.raises(ZeroDivisionError, match="in the tuning"): compress(run, recipes=("pruned", "distilled"), rows=rows, out=tmp_path, client=two_workers)
+    with pytest.raises(ZeroDivisionError, match="in the tuning"):
+        compress(run, recipes=("pruned", "distilled"), rows=rows, out=tmp_path, client=two_workers)
     assert not (tmp_path/"frontier.json").exists()
 
 
@@ -83,7 +86,8 @@ def test_minutes_hold_making_and_measuring(digits, tmp_path, monkeypatch):
     "What measuring will take is kept back: with less left than that, nothing is begun."
     run, rows = digits
     monkeypatch.setattr(rc, "seconds_to_measure", lambda path, rows: 1500.)
-    f = compress(run, recipes=("int8", "pruned", "distilled"), rows=rows, out=tmp_path, timeout=3600)   # room for two to be measured, and ten minutes to make them
+    # room for two to be measured, and ten minutes to make them
+    f = compress(run, recipes=("int8", "pruned", "distilled"), rows=rows, out=tmp_path, timeout=3600)
     assert [c.recipe for c in f.candidates] == ["float32", "int8"] and set(f.left_out) == {"pruned", "distilled"}
     assert f.seconds["given"] == 3600 and f.seconds["making"] + f.seconds["measuring"] < 3600 and "of 3600 s given" in str(f)
     assert load_frontier(tmp_path).seconds == f.seconds
@@ -97,7 +101,9 @@ def test_timings_end_with_the_time(digits, tmp_path):
 
 @pytest.mark.slow
 def test_the_search_finds_its_own_shares(digits, tmp_path):
-    "No recipe is named: the shares tried close in on what the budget allows, and the best is much smaller and keeps within it."
+    """No recipe is named:
+
+    the shares tried close in on what the budget allows, and the best is much smaller and keeps within it."""
     run, rows = digits
     f = compress(run, {"accuracy_drop": .02}, rows=rows, out=tmp_path, timeout=600, finetune_epochs=6)
     shares = sorted(float(c.recipe.split("+")[0].removeprefix("pruned")) for c in f.candidates if c.recipe.startswith("pruned") and c.recipe.endswith("distilled+int8"))
@@ -124,7 +130,8 @@ def test_files_answer_with_names(digits, tmp_path):
     before = (tmp_path/"int8.onnx").read_bytes()
     compress(run, recipes=("int8",), rows=rows, out=tmp_path)
     assert (tmp_path/"int8.onnx").read_bytes() != before and ex.signature(ex.session(tmp_path/"int8.onnx"))["outputs"]["label"]["type"] == "int64"
-    with pytest.raises(BadRequest, match="10 classes cannot have 2 names"): compress(run, recipes=("int8",), rows=rows, out=tmp_path/"new", labels=ex.Labels(("a", "b")))
+    with pytest.raises(BadRequest, match="10 classes cannot have 2 names"):
+        compress(run, recipes=("int8",), rows=rows, out=tmp_path/"new", labels=ex.Labels(("a", "b")))
 
 
 def test_int8_is_held_to_the_auc_that_is_bounded(tmp_path):
@@ -141,7 +148,8 @@ def test_int8_is_held_to_the_auc_that_is_bounded(tmp_path):
     f = compress(run, {"auc_drop": .005}, recipes=("int8",), rows=rows, out=tmp_path)
     assert f.base.auc_low < f.base.auc < f.base.auc_high and f.base.auc > .9
     assert f["int8"].auc > f.base.auc - .02 and f.best() is not None and f.best().auc >= f.base.auc - .005
-    with pytest.raises(BadRequest, match="no AUC to bound"): compress(Run(id="r", model=model, prep=None, target=None, loss="regression"), {"auc_drop": .01}, rows=rows, out=tmp_path/"r")
+    with pytest.raises(BadRequest, match="no AUC to bound"):
+        compress(Run(id="r", model=model, prep=None, target=None, loss="regression"), {"auc_drop": .01}, rows=rows, out=tmp_path/"r")
     assert set(onnx.load(f["int8"].path).graph.output[i].name for i in (0, 1)) == {"score", "label"}
 
 
@@ -150,7 +158,9 @@ def held(recipe, accuracy, auc, ms, half=.01):  # a candidate of a binary model,
 
 
 def test_a_loss_of_auc_is_a_loss():
-    "Where few rows are positive, accuracy hardly moves while the order of the rows is lost: what bounds accuracy bounds AUC, and no word says otherwise."
+    """Where few rows are positive, accuracy hardly moves while the order of the rows is lost:
+
+    what bounds accuracy bounds AUC, and no word says otherwise."""
     base, close, lost = held("float32", .95, .90, 3.), held("int8", .949, .897, 2.), held("pruned", .95, .86, 1.)
     f = fr.Frontier(base, [base, close, lost], {"accuracy_drop": .01}, 1000)
     assert f.best().recipe == "int8" and "auc_drop ≤ 0.01" in f.why and f.why.endswith("accuracy -0.10 points, AUC -0.0030, inside the intervals: neither loss nor gain.")
@@ -166,7 +176,10 @@ def test_a_loss_of_auc_is_a_loss():
 
 
 def test_a_network_that_lost_its_order_is_not_the_best(tmp_path):
-    "A real one: one row in forty is positive. A student of a few units calls nearly all rows negative, which costs little accuracy, and no longer ranks them."
+    """A real one:
+
+    one row in forty is positive. A student of a few units calls nearly all rows negative, which costs little
+    accuracy, and no longer ranks them."""
     torch.manual_seed(0)
     X = np.random.default_rng(0).normal(size=(6000, 8)).astype("f4")
     y = (X[:, 0]*X[:, 1] + X[:, 2] > 2.6).astype("f4")

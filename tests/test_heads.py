@@ -75,7 +75,10 @@ def test_torch_the_file_and_a_rebuilt_one_say_the_same(kind, tmp_path):
     make, rows, loss = KINDS[kind]
     model, X = make(), rows()
     first = next(iter(attentions(model)))
-    for small, heads in ((prune(model, .5, X.shape[1:]), [2, 2]), (prune(model, .75, X.shape[1:], only=(first,)), [1, 4])):
+    for small, heads in (
+        (prune(model, 0.5, X.shape[1:]), [2, 2]),
+        (prune(model, 0.75, X.shape[1:], only=(first,)), [1, 4]),
+    ):
         assert small.config["heads"] == heads and small.config["head_width"] == 4
         again = rebuild(describe(small))
         again.load_state_dict(small.state_dict())
@@ -101,7 +104,8 @@ def test_heads_that_say_nothing_go_first(kind, importance):
     assert np.abs(out(small, X) - out(model, X)).max() < 1e-6
     for name, m in attentions(small).items():
         was = attentions(model)[name]
-        for part in ("query", "key", "value"): assert torch.equal(getattr(m, part).weight, getattr(was, part).weight[~idle])
+        for part in ("query", "key", "value"):
+            assert torch.equal(getattr(m, part).weight, getattr(was, part).weight[~idle])
 
 
 def test_a_head_stays_and_rounds_come_to_the_same_number():
@@ -120,14 +124,26 @@ def test_heads_of_a_network_that_names_nothing(tmp_path):
     model, X = Foreign().eval(), table()
     assert hidden(model) == ["up", "glance", "glance.out"]
     small = prune(model, .5, (3,))
-    assert small.glance.heads == 2 and small.glance.query.weight.shape == (4, 4) and small.glance.out.weight.shape == (4, 4)
-    assert ex.difference(ex.session(ex.export(small, None, tmp_path/"m.onnx", shape=(3,))), small, None, X)["max"] < 1e-5
+    assert (
+        small.glance.heads == 2
+        and small.glance.query.weight.shape == (4, 4)
+        and small.glance.out.weight.shape == (4, 4)
+    )
+    assert (
+        ex.difference(ex.session(ex.export(small, None, tmp_path / "m.onnx", shape=(3,))), small, None, X)["max"]
+        < 1e-5
+    )
 
 
 def test_a_layer_alone(tmp_path):
     X = texts()
     found = sensitivity(reader(), X, out(reader(), X), "embedding", (.25, .75))
-    assert {n: found.has(n) for n in found.losses} == {"layers.0": "4 heads", "layers.0.up": "24 units", "layers.1": "4 heads", "layers.1.up": "24 units"}
+    assert {n: found.has(n) for n in found.losses} == {
+        "layers.0": "4 heads",
+        "layers.0.up": "24 units",
+        "layers.1": "4 heads",
+        "layers.1.up": "24 units",
+    }
     assert abs(found.base) < 1e-5 and all(0 < a < b for a, b in found.losses.values())
     assert "layers.1, 4 heads" in found._repr_html_()
 
@@ -142,7 +158,13 @@ def test_kept_and_compressed(tmp_path):
     run.save(tmp_path/"kept")
     back = Run.load(tmp_path/"kept")
     assert back.model.config["heads"] == [2, 2] and np.array_equal(back.predict(X), run.predict(X))
-    f = compress(back, {"accuracy_drop": .05}, ("pruned+int8",), rows=Rows(X[:2_000], y[:2_000].astype(np.float32), X[2_000:], y[2_000:]), out=tmp_path/"f")
+    f = compress(
+        back,
+        {"accuracy_drop": 0.05},
+        ("pruned+int8",),
+        rows=Rows(X[:2_000], y[:2_000].astype(np.float32), X[2_000:], y[2_000:]),
+        out=tmp_path / "f",
+    )
     assert f["pruned+int8"].parameters < f.base.parameters and f["pruned+int8"].accuracy > .75, f
     assert sum(t == "INT8" for t in weight_types(onnx.load(f["pruned+int8"].path)).values()) >= 10
     assert all(c.difference["max"] < 1e-4 for c in f.candidates if c.recipe == "float32")

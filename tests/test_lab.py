@@ -1,4 +1,5 @@
 "What a cell shows in a real JupyterLab, while it works and when it is done; then the same notebook run without anybody watching."
+
 import json
 import os
 import re
@@ -22,7 +23,8 @@ from scalai_nb.training import checkpoint
 pytestmark = pytest.mark.slow
 
 CELLS = {
-    "frame": """import time
+    "frame": (
+        """import time
 import dask.dataframe as dd
 from scalai_nb.data.profile import profile
 from scalai_nb.loop.flights import flights
@@ -31,29 +33,62 @@ def slowly(part):
     time.sleep(.8)  # a source that takes its time
     return part
 
-frame = dd.from_pandas(flights().to_pandas(), npartitions=10).map_partitions(slowly, meta=flights().slice(0, 0).to_pandas())""",
+frame = dd.from_pandas(flights().to_pandas(), npartitions=10).map_partitions(slowly, meta=flights().slice(0, 0).to_pandas())"""
+    ),
     "live": "profile(frame)",
 }
 
 
 def notebook(path: Path, cells: dict[str, str], kernel: str = "python3"):
     made = [nbformat.v4.new_code_cell(source, id=name) for name, source in cells.items()]
-    nbformat.write(nbformat.v4.new_notebook(cells=made, metadata={"kernelspec": {"name": kernel, "display_name": "Python 3 (ipykernel)", "language": "python"}}), path)
+    nbformat.write(
+        nbformat.v4.new_notebook(
+            cells=made,
+            metadata={"kernelspec": {"name": kernel, "display_name": "Python 3 (ipykernel)", "language": "python"}},
+        ),
+        path,
+    )
 
 
 class Lab:
     "JupyterLab on a folder, with settings of its own."
     def __init__(self, root: Path):
         self.root, self.port = root, servers.free_port()
-        own = {n: str(root/".jupyter"/n.lower()) for n in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR", "IPYTHONDIR")}
+        own = {
+            n: str(root / ".jupyter" / n.lower())
+            for n in (
+                "JUPYTER_CONFIG_DIR",
+                "JUPYTER_DATA_DIR",
+                "JUPYTERLAB_SETTINGS_DIR",
+                "JUPYTERLAB_WORKSPACES_DIR",
+                "IPYTHONDIR",
+            )
+        }
         self.settings = Path(own["JUPYTERLAB_SETTINGS_DIR"])
         self.set("notification", fetchNews="false")
-        self.process = subprocess.Popen(self.command(), env=os.environ | own | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=open(root/"lab.log", "wb"), cwd=root)
+        self.process = subprocess.Popen(
+            self.command(),
+            env=os.environ | own | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=open(root / "lab.log", "wb"),
+            cwd=root,
+        )
         servers.wait_for(self.port, self.process, within=90)
 
     def command(self) -> list[str]:
-        return [sys.executable, "-m", "jupyterlab", "--allow-root", "--no-browser", "--ip=127.0.0.1", f"--port={self.port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={self.root}",
-                "--IdentityProvider.token=watched", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+        return [
+            sys.executable,
+            "-m",
+            "jupyterlab",
+            "--allow-root",
+            "--no-browser",
+            "--ip=127.0.0.1",
+            f"--port={self.port}",
+            "--ServerApp.port_retries=0",
+            f"--ServerApp.root_dir={self.root}",
+            "--IdentityProvider.token=watched",
+            "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+        ]
 
     def set(self, what: str, **values):
         "As a person would in Lab's settings."
@@ -96,7 +131,8 @@ WATCH = """() => {
 
 
 def idle(page):
-    "Wait for the kernel's first word; a reload asks for it again, as a person would where Lab has missed it (once in CI)."
+    """Wait for the kernel's first word; a reload asks for it again, as a person would where Lab has missed it (once in
+    CI)."""
     bar = page.locator("#jp-main-statusbar")
     ready = bar.get_by_text("Python 3 (ipykernel) | Idle")
     try: ready.wait_for(timeout=60_000)
@@ -127,8 +163,13 @@ def test_a_profile_fills_in_while_partitions_arrive(chromium, lab):
     page.get_by_text("profiled 10 of 10 partitions · 336,776 rows").wait_for(timeout=90_000)
     page.locator(".jp-OutputArea-executeResult .scalai-sheet").wait_for(timeout=30_000)
     *before, last = page.evaluate("window.seen")
-    done = [tuple(int(n.replace(",", "")) for n in re.match(r"(\d+) of 10 partitions · ([\d,]+) rows", s["text"]).groups()) for s in before]
-    assert len(before) >= 3 and done == sorted(done) and len({json.dumps(s["pictures"]) for s in before}) == len(before), done
+    done = [
+        tuple(int(n.replace(",", "")) for n in re.match(r"(\d+) of 10 partitions · ([\d,]+) rows", s["text"]).groups())
+        for s in before
+    ]
+    assert (
+        len(before) >= 3 and done == sorted(done) and len({json.dumps(s["pictures"]) for s in before}) == len(before)
+    ), done
     assert all(abs(rows - parts*33_677) <= parts for parts, rows in done) and not last["pictures"]
     result = page.locator(".jp-OutputArea-executeResult .scalai-sheet")
     assert result.locator("tbody tr").count() == 19 and result.locator("svg[role=img]").count() == 16
@@ -138,17 +179,34 @@ def test_a_profile_fills_in_while_partitions_arrive(chromium, lab):
     page.context.close()
 
 
-MESSY = {"messy": """import numpy as np, pandas as pd
+MESSY = {
+    "messy": (
+        """import numpy as np, pandas as pd
 from scalai_nb.data.profile import profile
 from scalai_nb.loop.flights import month_rows
 some = month_rows(1).to_pandas().head(20_000)
 origin = some.origin.where(some.index % 50 > 0, some.origin.str.lower() + " ")
 profile(pd.DataFrame({"flight_id": [f"{c}-{i}" for i, c in enumerate(some.carrier)], "year": some.year, "origin": origin, "from": origin, "miles": some.distance, "km": some.distance*1.609344,
     "air_time": some.air_time, "fare": np.random.default_rng(0).pareto(1.2, len(some))*100, "gate": pd.Series([12, "B7", None, 4.5]*5_000, dtype=object), "cancelled": [1 if i % 500 == 0 else 0 for i in range(len(some))],
-    "seat": some.flight.astype(str), "<b>note</b>": None}))""",
-    "wide": """profile(pd.DataFrame({f"sensor_{i:03}": np.random.default_rng(i).normal(i, 1 + i, 500) for i in range(300)}))"""}
-REMARKS = ["flight_id looks like an identifier", "year is constant", "origin spells 3 values in several ways", "fare is skewed to the right", "gate mixes types", "cancelled is nearly constant", "seat holds numbers as text",
-           "<b>note</b> is empty", "origin and from hold the same values equally often", "miles and km", "air_time"]
+    "seat": some.flight.astype(str), "<b>note</b>": None}))"""
+    ),
+    "wide": (
+        """profile(pd.DataFrame({f"sensor_{i:03}": np.random.default_rng(i).normal(i, 1 + i, 500) for i in range(300)}))"""
+    ),
+}
+REMARKS = [
+    "flight_id looks like an identifier",
+    "year is constant",
+    "origin spells 3 values in several ways",
+    "fare is skewed to the right",
+    "gate mixes types",
+    "cancelled is nearly constant",
+    "seat holds numbers as text",
+    "<b>note</b> is empty",
+    "origin and from hold the same values equally often",
+    "miles and km",
+    "air_time",
+]
 
 
 def test_what_is_odd_is_said_at_night_and_on_narrow_screens(chromium, lab):
@@ -169,16 +227,23 @@ def test_what_is_odd_is_said_at_night_and_on_narrow_screens(chromium, lab):
     messy.scroll_into_view_if_needed()
     page.wait_for_timeout(500)
     shot(page, "lab-narrow-dark")
-    assert messy.evaluate("s => s.getBoundingClientRect().width <= s.closest('.jp-OutputArea').getBoundingClientRect().width")  # the table scrolls, not the page
+    # the table scrolls, not the page
+    assert messy.evaluate(
+        "s => s.getBoundingClientRect().width <= s.closest('.jp-OutputArea').getBoundingClientRect().width"
+    )
     page.context.close()
 
 
-HOLDS, BESIDE = "fit(MLP, (X, y), epochs=100_000, batch_size=256)", "run = fit(MLP, (X, y), epochs=100_000, batch_size=256, ranks=2, wait=False)"
+HOLDS, BESIDE = (
+    "fit(MLP, (X, y), epochs=100_000, batch_size=256)",
+    "run = fit(MLP, (X, y), epochs=100_000, batch_size=256, ranks=2, wait=False)",
+)
 
 
 @pytest.mark.parametrize("theme, cell", [("Light", HOLDS), ("Dark", BESIDE)])
 def test_a_training_shows_its_states_and_is_stopped_by_its_button(chromium, lab, theme, cell):
-    "While its cell holds the kernel, and on two ranks beside it; no process is left, and it goes on from its last checkpoint."
+    """While its cell holds the kernel, and on two ranks beside it; no process is left, and it goes on from its last
+    checkpoint."""
     (lab.root/"settings.ini").write_text("[workspace]\nhome = .scalai\n")
     lab.set("themes", theme=f"JupyterLab {theme}")
     notebook(lab.root/"fit.ipynb", {"data": DATA, "fit": cell})
@@ -198,11 +263,22 @@ def test_a_training_shows_its_states_and_is_stopped_by_its_button(chromium, lab,
     states = list(dict.fromkeys(re.match(r"\W*(\w+)", s["text"])[1] for s in page.evaluate("window.seen")))
     assert states[0] == "starting" and "training" in states and states[-1] == "cancelled", states
     page.get_by_role("button", name="Stop").wait_for(state="detached", timeout=30_000)
-    assert not [p for p in servers.psutil.Process(lab.process.pid).children(recursive=True) if "scalai_nb.training.agent" in " ".join(p.cmdline())]
+    assert not [
+        p
+        for p in servers.psutil.Process(lab.process.pid).children(recursive=True)
+        if "scalai_nb.training.agent" in " ".join(p.cmdline())
+    ]
     folder = re.search("resume='(.*)'", page.locator(".jp-RenderedHTML:has([role=status])").inner_text())[1]
     done, given = len(checkpoint.load(checkpoint.latest(f"{folder}/checkpoints"))[0]["history"]), {}
     exec(DATA, given)
-    rest = given["fit"](given["MLP"], (given["X"], given["y"]), epochs=done + 1, batch_size=256, resume=folder, settings=Settings(root=lab.root))
+    rest = given["fit"](
+        given["MLP"],
+        (given["X"], given["y"]),
+        epochs=done + 1,
+        batch_size=256,
+        resume=folder,
+        settings=Settings(root=lab.root),
+    )
     assert rest.state == "done" and len(rest.history) == done + 1
     page.context.close()
 
@@ -247,7 +323,9 @@ def test_a_search_is_watched_beside_it_and_in_its_cell(chromium, lab):
     view = page.locator(".jp-OutputArea .scalai").first
     view.locator("[role=status]").wait_for(timeout=180_000)
     shot(page, "lab-search-begun")
-    view.locator("[role=status]", has_text=re.compile(r"4 trials: [^.]*(done|pruned)(?!.*(running|waiting))")).wait_for(timeout=180_000)
+    view.locator(
+        "[role=status]", has_text=re.compile(r"4 trials: [^.]*(done|pruned)(?!.*(running|waiting))")
+    ).wait_for(timeout=180_000)
     shot(page, "lab-search-view")
     view.screenshot(path=OUTPUT/"lab-search-whole.png")
     run_cell(page, 1)
@@ -257,8 +335,14 @@ def test_a_search_is_watched_beside_it_and_in_its_cell(chromium, lab):
     shot(page, "lab-search-cell-done")
     said = list(dict.fromkeys(s["text"] for s in page.evaluate("window.seen")))
     beside, here = [s for s in said if "Epochs at most" in s], [s for s in said if s.startswith("(")]
-    assert len(beside) >= 2 and "running" in beside[0] and "4 trials" in beside[-1] and "What matters" in beside[-1], beside
-    assert len(here) >= 2 and here[0].startswith("(searching, 6 in all) 5 trials") and here[-1].startswith("(done) 6 trials"), here
+    assert (
+        len(beside) >= 2 and "running" in beside[0] and "4 trials" in beside[-1] and "What matters" in beside[-1]
+    ), beside
+    assert (
+        len(here) >= 2
+        and here[0].startswith("(searching, 6 in all) 5 trials")
+        and here[-1].startswith("(done) 6 trials")
+    ), here
     assert view.locator(".bqplot").count() == 2 and view.locator("tbody tr").count() == 4
     dot = view.locator(".bqplot path.element").first
     dot.hover()
@@ -267,14 +351,18 @@ def test_a_search_is_watched_beside_it_and_in_its_cell(chromium, lab):
     page.context.close()
 
 
-CHOICE = {"frontier": """from scalai_nb.compression.benchmark import Candidate
+CHOICE = {
+    "frontier": (
+        """from scalai_nb.compression.benchmark import Candidate
 from scalai_nb.compression.frontier import Frontier
 from scalai_nb.view.show import show
 def candidate(recipe, accuracy, ms, size):
     times = [{"batch": n, "threads": 1, "calls": 150, "p50_ms": ms*part, "p99_ms": 2*ms*part} for n, part in ((64, 1.), (1, .1))]
     return Candidate(recipe, accuracy, accuracy - .004, accuracy + .004, None, ms, size, "", memory_bytes=size*3, timings=times)
 made = [candidate("float32", .91, .40, 400_000), candidate("int8", .909, .22, 120_000), candidate("dynamic", .908, .3, 125_000), candidate("pruned+int8", .899, .15, 70_000)]
-show(Frontier(made[0], made, {"accuracy_drop": .01}, 20_000))"""}
+show(Frontier(made[0], made, {"accuracy_drop": .01}, 20_000))"""
+    )
+}
 
 
 def test_a_candidate_is_chosen_by_its_dot(chromium, lab):
@@ -295,7 +383,10 @@ def test_a_candidate_is_chosen_by_its_dot(chromium, lab):
     assert told.inner_text().split()[0] == "dynamic"
     shot(page, "lab-frontier-hover")
     ink = view.evaluate("v => getComputedStyle(v).color")
-    assert told.evaluate("t => getComputedStyle(t).color") == ink and told.evaluate("t => getComputedStyle(t).opacity") == "1"
+    assert (
+        told.evaluate("t => getComputedStyle(t).color") == ink
+        and told.evaluate("t => getComputedStyle(t).opacity") == "1"
+    )
     dots.first.click()
     view.locator("tr.now", has_text="dynamic").wait_for(timeout=30_000)
     assert view.locator("select").input_value() == "dynamic"
@@ -312,27 +403,49 @@ manager.shutdown_kernel(now=True)
 
 
 def test_a_jupyterlab_that_is_there_gets_the_environment_as_a_kernel(chromium, lab, workspace):
-    "As a card at night, in a notebook outside of the workspace, and for a Jupyter of another Python; then it is taken away."
+    """As a card at night, in a notebook outside of the workspace, and for a Jupyter of another Python; then it is
+    taken away."""
     root = workspace/"flights"
     root.mkdir(), (root/"settings.ini").write_text("[workspace]\nhome = .scalai\n")
     theirs = dict(JUPYTER_DATA_DIR=str(lab.root/".jupyter"/"jupyter_data_dir"))
     assert scalai("kernel", "install", cwd=root, **theirs).code == 0
     lab.set("themes", theme="JupyterLab Dark")
-    notebook(lab.root/"elsewhere.ipynb", {"a": "from scalai_nb.core.settings import Settings\nprint(Settings.load().root)\n!which scalai"}, "scalai-flights")
+    notebook(
+        lab.root / "elsewhere.ipynb",
+        {"a": "from scalai_nb.core.settings import Settings\nprint(Settings.load().root)\n!which scalai"},
+        "scalai-flights",
+    )
     page = chromium.new_context(viewport={"width": 1400, "height": 1000}).new_page()
     page.goto(lab.link("").replace("/tree/", ""))
-    page.locator(".jp-Launcher .jp-LauncherCard[data-category=Notebook]", has_text="flights (scalai)").wait_for(timeout=90_000)
+    page.locator(".jp-Launcher .jp-LauncherCard[data-category=Notebook]", has_text="flights (scalai)").wait_for(
+        timeout=90_000
+    )
     shot(page, "lab-kernel-card")
     page.locator(".jp-DirListing-item", has_text="elsewhere.ipynb").dblclick()
     page.get_by_text("flights (scalai) | Idle").wait_for(timeout=90_000)
     run_all(page)
-    page.locator(".jp-OutputArea-output", has_text=str(Path(sys.executable).with_name("scalai"))).wait_for(timeout=60_000)
+    page.locator(".jp-OutputArea-output", has_text=str(Path(sys.executable).with_name("scalai"))).wait_for(
+        timeout=60_000
+    )
     assert str(root) in page.locator(".jp-OutputArea-output").first.inner_text()
     page.context.close()
 
     other = workspace/"other"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(other)], check=True)
-    subprocess.run([sys.executable, "-m", "pip", "--python", str(other/"bin"/"python"), "install", "-q", "--disable-pip-version-check", "jupyter-client"], check=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "--python",
+            str(other / "bin" / "python"),
+            "install",
+            "-q",
+            "--disable-pip-version-check",
+            "jupyter-client",
+        ],
+        check=True,
+    )
     assert scalai("kernel", "install", "--prefix", other, cwd=root).code == 0
     said = subprocess.run([str(other/"bin"/"python"), "-c", ELSEWHERE], capture_output=True, text=True, timeout=120)
     assert said.stdout.split() == [sys.prefix, str(root)], said.stderr[-2000:]
@@ -353,7 +466,10 @@ def test_run_by_nobody_it_is_static_all_the_same(chromium, workspace):
     asked = []
     page.on("request", lambda r: asked.append(r.url))
     page.goto(f"file://{workspace/'out.html'}")
-    assert page.get_by_text("profiled 10 of 10 partitions").count() == 1 and page.locator(".scalai-sheet svg[role=img]").count() == 16
+    assert (
+        page.get_by_text("profiled 10 of 10 partitions").count() == 1
+        and page.locator(".scalai-sheet svg[role=img]").count() == 16
+    )
     assert asked == [f"file://{workspace/'out.html'}"] and "<script" not in body
     shot(page, "lab-nobody")
     page.context.close()

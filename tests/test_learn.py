@@ -30,7 +30,8 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     "A cluster of two single-threaded worker processes."
-    with cluster(Settings(root=tmp_path_factory.mktemp("two")), kind="processes", workers=2, default=False) as client: yield client
+    with cluster(Settings(root=tmp_path_factory.mktemp("two")), kind="processes", workers=2, default=False) as client:
+        yield client
 
 
 @pytest.fixture
@@ -119,7 +120,9 @@ def test_ranks_without_a_cluster_are_forked_from_one_agent_of_this_process(setti
 
 
 def test_a_process_group_that_could_not_be_made_does_not_spoil_the_next():
-    "In one process it would: a second init_process_group finds what the first left. Each attempt has fresh ranks, of the same agents."
+    """In one process it would:
+
+    a second init_process_group finds what the first left. Each attempt has fresh ranks, of the same agents."""
     from scalai_nb.training.launch import ProcessGroup
     with ProcessGroup(None, 2) as team:
         with pytest.raises(Exception, match="(?i)nccl|cuda") as error: team.run(around, backend="nccl")
@@ -130,14 +133,18 @@ def test_a_process_group_that_could_not_be_made_does_not_spoil_the_next():
 
 def test_a_killed_rank_is_named_at_once(two):
     started = time.monotonic()
-    with pytest.raises(RankLost, match="Rank 1 of 2 .* killed by SIGKILL"): launch(stubborn, kill_myself, client=two, timeout=3_600)
+    with pytest.raises(RankLost, match="Rank 1 of 2 .* killed by SIGKILL"):
+        launch(stubborn, kill_myself, client=two, timeout=3_600)
     assert time.monotonic() - started < 300 and gone(agents())  # not when the process group gives up
 
 
 def test_the_end_of_a_rank_is_waited_for_when_another_tells_of_it():
     "A busy machine tells of a killed rank seconds after its neighbour saw the connection close."
     from scalai_nb.training.launch import _cause, _grace
-    closed, slow = (("raised", RuntimeError(text), "") for text in ("Connection closed by peer [127.0.0.1]:4711", "Timed out waiting 3000ms for recv"))
+    closed, slow = (
+        ("raised", RuntimeError(text), "")
+        for text in ("Connection closed by peer [127.0.0.1]:4711", "Timed out waiting 3000ms for recv")
+    )
     assert _grace([closed]) > 10 and max(_grace([slow]), _grace([closed, slow]), _grace([closed, ("ended", -9)])) < 1
     where = dict.fromkeys(range(2), {"host": "here"})
     assert isinstance(_cause({0: closed, 1: ("ended", -9)}, where, {"ranks": 2, "timeout": 1}, {}), RankLost)
@@ -156,7 +163,8 @@ def test_a_killed_agent_is_replaced_where_there_is_no_cluster(settings):
 
 @pytest.mark.slow
 def test_a_silent_rank_is_named(two):
-    with pytest.raises(TimedOut, match="Rank 1 kept the others waiting"): launch(stubborn, sleep_long, client=two, timeout=6)
+    with pytest.raises(TimedOut, match="Rank 1 kept the others waiting"):
+        launch(stubborn, sleep_long, client=two, timeout=6)
     assert gone(agents())
 
 
@@ -188,7 +196,9 @@ if __name__ == "__main__":
 
 def test_nothing_outlives_a_killed_caller(tmp_path):
     (tmp_path/"caller.py").write_text(CALLER)
-    with subprocess.Popen([sys.executable, tmp_path/"caller.py", tmp_path], stdout=subprocess.PIPE, text=True) as caller:
+    with subprocess.Popen(
+        [sys.executable, tmp_path / "caller.py", tmp_path], stdout=subprocess.PIPE, text=True
+    ) as caller:
         ranks = [psutil.Process(int(caller.stdout.readline())) for _ in range(2)]
         family = psutil.Process(caller.pid).children(recursive=True)
         assert set(ranks) <= set(family)
@@ -212,14 +222,19 @@ def test_resumed_weights_are_the_same_to_the_bit(two, settings, xy, ranks):
 
 
 def mortal(step, end):
-    "A network that in the first life of rank 1 ends it in that step; the checkpoint of step 10 takes longer than others are given to end, so that only who waits for it has it."
+    """A network that in the first life of rank 1 ends it in that step; the checkpoint of step 10 takes longer than
+    others are given to end, so that only who waits for it has it."""
     class Mortal(MLP):
         def forward(self, x):
             if self.training and not getattr(self, "step", 0):
                 write = checkpoint.save
-                checkpoint.save = lambda *what, step, **facts: [time.sleep(3*(step == 10)), write(*what, step=step, **facts)]
+                checkpoint.save = lambda *what, step, **facts: [
+                    time.sleep(3 * (step == 10)),
+                    write(*what, step=step, **facts),
+                ]
             self.step = getattr(self, "step", 0) + self.training
-            if self.step == step and os.environ.get("RANK") == os.environ.get("TORCHELASTIC_RESTART_COUNT") == "1": end()
+            if self.step == step and os.environ.get("RANK") == os.environ.get("TORCHELASTIC_RESTART_COUNT") == "1":
+                end()
             return super().forward(x)
     return Mortal
 
@@ -228,15 +243,27 @@ LOSSES = dict(batch_size=256, ranks=2, epochs=2, checkpoint_every=5)
 
 
 @pytest.fixture(scope="module")
-def whole(two, xy, tmp_path_factory): return fit(MLP, xy, client=two, settings=Settings(root=tmp_path_factory.mktemp("whole")), **LOSSES)
+def whole(two, xy, tmp_path_factory):
+    return fit(MLP, xy, client=two, settings=Settings(root=tmp_path_factory.mktemp("whole")), **LOSSES)
 
 
-@pytest.mark.parametrize("seed, end", [(0, kill_myself), *(pytest.param(seed, end, marks=pytest.mark.slow) for seed, end in ((1, kill_my_worker), (None, kill_myself)))])
+@pytest.mark.parametrize(
+    "seed, end",
+    [
+        (0, kill_myself),
+        *(pytest.param(seed, end, marks=pytest.mark.slow) for seed, end in ((1, kill_my_worker), (None, kill_myself))),
+    ],
+)
 def test_a_lost_rank_costs_one_interval_between_checkpoints_at_most(two, settings, xy, whole, seed, end):
-    step, heard = 12 if seed is None else int(np.random.default_rng(seed).integers(8, 38)), []  # 12: right after the step that waits for a checkpoint
-    each, stop = [], events.subscribe(lambda topic, state, each_rank=(), **told: (heard.append(state), each.append(list(each_rank))), "fit")
-    try: run = fit(mortal(step, end), xy, client=two, settings=settings, **LOSSES)
-    finally: stop()
+    # 12: right after the step that waits for a checkpoint
+    step, heard = 12 if seed is None else int(np.random.default_rng(seed).integers(8, 38)), []
+    each, stop = [], events.subscribe(
+        lambda topic, state, each_rank=(), **told: (heard.append(state), each.append(list(each_rank))), "fit"
+    )
+    try:
+        run = fit(mortal(step, end), xy, client=two, settings=settings, **LOSSES)
+    finally:
+        stop()
     again, = (int(s.split()[-1]) for s in heard if s.startswith("resumed at step"))
     assert ["stopped, starting again", "lost, starting again"] in each and each[-1] == ["done", "done"]
     assert step - 1 - 5 <= again < step  # of the steps that had been done, those of one interval
@@ -250,7 +277,9 @@ def test_a_full_disk_ends_a_training_that_can_go_on(settings, xy):
     whole = fit(MLP, xy, **how)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     def fill(topic, state, history=(), **told):
-        if len(history) == 2: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, before[1]))  # no file may be larger: a full disk for weights only
+        if len(history) == 2:
+            # no file may be larger: a full disk for weights only
+            resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, before[1]))
     stop = events.subscribe(fill, "fit")
     try:
         with pytest.raises(WorkFailed, match="cannot be written") as error: fit(MLP, xy, **how)
@@ -259,7 +288,10 @@ def test_a_full_disk_ends_a_training_that_can_go_on(settings, xy):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     broken, = (p for p in settings.path("fits").iterdir() if p != whole.path)
     newest = checkpoint.latest(broken/"checkpoints").name
-    assert newest in ("step-00000019", "step-00000038") and error.value.hint == f"Make room, then go on from {newest} with resume=."
+    assert (
+        newest in ("step-00000019", "step-00000038")
+        and error.value.hint == f"Make room, then go on from {newest} with resume=."
+    )
     assert not list(broken.glob("checkpoints/.*"))
     assert weights(fit(MLP, xy, resume=broken, **how)) == weights(whole)
 
@@ -276,7 +308,11 @@ def test_a_training_in_the_background_is_cancelled_and_resumed(settings, xy):
     assert not (run.path/"run.json").exists()
     done = len(checkpoint.load(checkpoint.latest(run.path/"checkpoints"))[0]["history"])
     rest = fit(MLP, xy, epochs=done + 1, resume=run, **how)
-    assert len(rest.history) == done + 1 and Run.load(rest.path).state == "done" and not list(run.path.glob("checkpoints/.*"))
+    assert (
+        len(rest.history) == done + 1
+        and Run.load(rest.path).state == "done"
+        and not list(run.path.glob("checkpoints/.*"))
+    )
 
 
 def test_an_interrupted_wait_cancels_and_a_failure_arrives_there(settings, xy):
@@ -296,7 +332,16 @@ def test_an_interrupted_wait_cancels_and_a_failure_arrives_there(settings, xy):
 @pytest.mark.slow
 def test_ranks_add_up_batches_and_stop_early(two, settings, xy):
     from scalai_nb.training.optimizer import Optimizer
-    how = dict(batch_size=128, epochs=30, lr=.02, early_stop=2, optimizer=Optimizer("sgd", accumulate=3, clip=1.), schedule="constant", class_weight="balanced", settings=settings)
+    how = dict(
+        batch_size=128,
+        epochs=30,
+        lr=0.02,
+        early_stop=2,
+        optimizer=Optimizer("sgd", accumulate=3, clip=1.0),
+        schedule="constant",
+        class_weight="balanced",
+        settings=settings,
+    )
     once = fit(MLP, xy, ranks=2, client=two, **how)
     assert len(once.history) < 30 and "brought no lower loss" in once.params["notes"][-1]
     assert once.metrics["val_loss"] == min(h["val_loss"] for h in once.history) < once.history[-1]["val_loss"]
@@ -321,12 +366,19 @@ def known_by_heart(rows=6_000, groups=300):
     rng = np.random.default_rng(0)
     group, coin, place = rng.integers(0, groups, rows), rng.random(groups) > .5, rng.normal(size=(groups, 8))
     frame = pd.DataFrame(place[group] + .01*rng.normal(size=(rows, 8)), columns=list("abcdefgh"))
-    return frame.assign(group=group, fold=rng.integers(0, 5, rows), at=pd.Timestamp("2013-01-01") + pd.to_timedelta(group, "h"), y=coin[group])
+    return frame.assign(
+        group=group,
+        fold=rng.integers(0, 5, rows),
+        at=pd.Timestamp("2013-01-01") + pd.to_timedelta(group, "h"),
+        y=coin[group],
+    )
 
 
 @pytest.mark.slow
 def test_what_is_kept_aside_cannot_leak(settings):
-    "Leaks are planted: the same group, the same picture, the future on both sides. A split that parts them finds nothing to know."
+    """Leaks are planted:
+
+    the same group, the same picture, the future on both sides. A split that parts them finds nothing to know."""
     from scalai_nb.data.prep import Prep
     from scalai_nb.data.profile import profile
     rows = known_by_heart()
@@ -347,7 +399,9 @@ def test_a_prep_that_has_seen_what_is_kept_aside_is_told_of(settings, capsys):
     from scalai_nb.data.prep import Prep
     from scalai_nb.data.profile import profile
     rows = known_by_heart(600)
-    fitted = lambda of: fit(MLP, rows, Prep.fit(profile(of), target="y", exclude=["group", "fold", "at"]), epochs=1, settings=settings).params["notes"]
+    fitted = lambda of: fit(
+        MLP, rows, Prep.fit(profile(of), target="y", exclude=["group", "fold", "at"]), epochs=1, settings=settings
+    ).params["notes"]
     assert not fitted(rows[rows.fold != 0])
     assert "fitted on all 600 rows" in fitted(rows)[0] and "fitted on all 600 rows" in capsys.readouterr().err
 
@@ -406,22 +460,31 @@ def test_a_model_of_a_notebook_cell_trains_on_ranks_and_an_interrupt_stops_it(tm
     from jupyter_client.manager import start_new_kernel
     manager, client = start_new_kernel(cwd=str(tmp_path), startup_timeout=120)
     def run(code):
-        reply = client.execute_interactive(code, timeout=240, output_hook=lambda m: m["content"].get("name") == "stdout" and said.append(m["content"]["text"]))
+        reply = client.execute_interactive(
+            code,
+            timeout=240,
+            output_hook=lambda m: m["content"].get("name") == "stdout" and said.append(m["content"]["text"]),
+        )
         return reply["content"]
     said = []
     try:
         assert run(CELL)["status"] == "ok"
-        done = run("run = fit(Own, (X, y), ranks=2, epochs=2, batch_size=128, lr=.05); print(run.metrics['val_auc'], run.path)")
+        done = run(
+            "run = fit(Own, (X, y), ranks=2, epochs=2, batch_size=128, lr=.05); print(run.metrics['val_auc'],"
+            " run.path)"
+        )
         assert done["status"] == "ok", done
         auc, path = said[-1].split()
         assert float(auc) > .9
         described = json.loads((Path(path)/"run.json").read_text())["model"]
         assert described["config"] == {"features": 5} and "class Own" in described["source"]
         kernel = psutil.Process(manager.provisioner.pid)
-        # A kernel answers a failed request and then, for a moment, aborts whatever arrives: what follows is asked to run all the same.
+        # A kernel answers a failed request and then, for a moment, aborts whatever arrives: what follows is asked to
+        # run all the same.
         asked = client.execute("fit(Own, (X, y), ranks=2, epochs=100_000, batch_size=128)", stop_on_error=False)
         until = time.monotonic() + 120
-        while len(list(tmp_path.glob(".scalai/fits/*/checkpoints/step-*/manifest.json"))) < 3: assert time.sleep(.2) or time.monotonic() < until
+        while len(list(tmp_path.glob(".scalai/fits/*/checkpoints/step-*/manifest.json"))) < 3:
+            assert time.sleep(.2) or time.monotonic() < until
         family = [p for p in kernel.children(recursive=True) if "resource_tracker" not in " ".join(p.cmdline())]
         assert len([p for p in family if "training.agent" in " ".join(p.cmdline())]) == 3  # an agent, two ranks
         manager.interrupt_kernel()

@@ -1,4 +1,5 @@
 "What a training, an evaluation and a model file do with what they cannot use: two lines, before anything starts; and nothing that was changed is loaded."
+
 import json
 import subprocess
 import sys
@@ -30,7 +31,14 @@ def settings(tmp_path): return Settings(root=tmp_path)
 @pytest.fixture(scope="module")
 def rows():
     rng = np.random.default_rng(0)
-    frame = pd.DataFrame({"a": rng.normal(size=400), "b": rng.normal(size=400), "c": rng.choice(list("xyz"), 400), "fold": np.arange(400) % 5})
+    frame = pd.DataFrame(
+        {
+            "a": rng.normal(size=400),
+            "b": rng.normal(size=400),
+            "c": rng.choice(list("xyz"), 400),
+            "fold": np.arange(400) % 5,
+        }
+    )
     return frame.assign(y=frame.a + rng.logistic(size=400) > 0)
 
 
@@ -43,7 +51,8 @@ def xy(rows): return rows[["a", "b"]].to_numpy("f4"), rows.y.to_numpy()
 
 
 @pytest.fixture(scope="module")
-def run(rows, prep, tmp_path_factory): return fit(MLP, rows, prep, epochs=1, batch_size=64, settings=Settings(root=tmp_path_factory.mktemp("run")))
+def run(rows, prep, tmp_path_factory):
+    return fit(MLP, rows, prep, epochs=1, batch_size=64, settings=Settings(root=tmp_path_factory.mktemp("run")))
 
 
 def two_lines(error, words):
@@ -56,13 +65,17 @@ def two_lines(error, words):
 TARGETS = [
     ("one class", lambda f: f.y | True, "The target is 1.0 in all 320 rows"),
     ("one class to learn from", lambda f: f.y & (f.fold == 0), "The target is 0.0 in all 320 rows"),
-    ("no value at all", lambda f: pd.Series([None]*len(f), dtype="boolean"), "400 of 400 rows have no 'y'"),
+    ("no value at all", lambda f: pd.Series([None] * len(f), dtype="boolean"), "400 of 400 rows have no 'y'"),
     ("some values", lambda f: f.y.astype("boolean").mask(f.a > 1), "rows have no 'y'"),
     ("words", lambda f: np.where(f.y, "late", "not"), "expected a number or a boolean"),
-    ("infinite", lambda f: np.where(f.y, np.inf, 3.), "targets are not finite"),
+    ("infinite", lambda f: np.where(f.y, np.inf, 3.0), "targets are not finite"),
     ("negative classes", lambda f: np.where(f.y, 1, -1), "The target -1 does not fit loss='multiclass'"),
     ("a class like a billion", lambda f: np.where(f.y, 10**9, 3), "The target has a class 1000000000 in 400 rows"),
-    ("a class to judge by that nobody learnt", lambda f: np.where(f.fold == 0, 2, f.y.astype(int)), "The target 2 does not fit loss='binary'"),
+    (
+        "a class to judge by that nobody learnt",
+        lambda f: np.where(f.fold == 0, 2, f.y.astype(int)),
+        "The target 2 does not fit loss='binary'",
+    ),
 ]
 
 
@@ -73,21 +86,53 @@ def test_a_target_that_cannot_be_learnt(rows, prep, settings, make, words):
 
 
 def test_a_class_that_only_the_learnt_rows_have(rows, prep, settings):
-    run = fit(MLP, rows.assign(y=np.where((rows.fold == 1) & (rows.a > 1), 2, rows.y.astype(int))), prep, epochs=1, batch_size=64, settings=settings)
+    run = fit(
+        MLP,
+        rows.assign(y=np.where((rows.fold == 1) & (rows.a > 1), 2, rows.y.astype(int))),
+        prep,
+        epochs=1,
+        batch_size=64,
+        settings=settings,
+    )
     assert run.loss == "multiclass" and np.isfinite(run.metrics["val_loss"])
     told = run.evaluate(rows.assign(y=rows.y.astype(int)), importance=0)
-    assert [c["rows"] for c in told.classes] == [*np.bincount(rows.y), 0] and np.isnan(told.classes[2]["auc"][0]) and len(told.roc[2]) == 0
-    assert "cannot be told" not in str(told) and "<svg" in told._repr_html_() and json.dumps(told.to_dict(), allow_nan=False)
+    assert (
+        [c["rows"] for c in told.classes] == [*np.bincount(rows.y), 0]
+        and np.isnan(told.classes[2]["auc"][0])
+        and len(told.roc[2]) == 0
+    )
+    assert (
+        "cannot be told" not in str(told)
+        and "<svg" in told._repr_html_()
+        and json.dumps(told.to_dict(), allow_nan=False)
+    )
 
 
 NUMBERS = [
-    (dict(lr=float("nan")), "lr=nan"), (dict(lr="fast"), "lr='fast'"), (dict(lr=None), "lr=None"), (dict(epochs=0), "epochs=0 is not possible"), (dict(epochs=1.5), "epochs=1.5"),
-    (dict(batch_size=0), "batch_size=0 is not possible"), (dict(batch_size=None), "batch_size=None"), (dict(ranks=-1), "-1 ranks cannot share"), (dict(ranks=2.), "2.0 ranks cannot share"),
-    (dict(ranks=16, batch_size=8), "16 ranks cannot share a batch of 8 rows"), (dict(seed=-1), "seed=-1"), (dict(seed=2**70), "is not possible"), (dict(restarts=-1), "restarts=-1"),
-    (dict(timeout=0), "timeout=0"), (dict(client=3), "is not a Dask client"), (dict(metrics=["auc"]), "metrics=['auc']"), (dict(resume="nowhere/run"), "There is no run in nowhere"),
-    (dict(class_weight={0: -1., 1: 1.}), "does not fit classes 0 to 1"), (dict(class_weight={0: "a", 1: 1.}), "does not fit classes 0 to 1"),
-    (dict(where=[("q", "<", 1)]), "No match for FieldRef.Name(q)"), (dict(where="a < 1"), "This filter cannot be read"), (dict(where=[("a", ">", 99)]), "0 rows are left"),
-    (dict(target="q"), "These rows have no column 'q'"), (dict(validation=7), "Validation by 7"),
+    (dict(lr=float("nan")), "lr=nan"),
+    (dict(lr="fast"), "lr='fast'"),
+    (dict(lr=None), "lr=None"),
+    (dict(epochs=0), "epochs=0 is not possible"),
+    (dict(epochs=1.5), "epochs=1.5"),
+    (dict(batch_size=0), "batch_size=0 is not possible"),
+    (dict(batch_size=None), "batch_size=None"),
+    (dict(ranks=-1), "-1 ranks cannot share"),
+    (dict(ranks=2.0), "2.0 ranks cannot share"),
+    (dict(ranks=16, batch_size=8), "16 ranks cannot share a batch of 8 rows"),
+    (dict(seed=-1), "seed=-1"),
+    (dict(seed=2**70), "is not possible"),
+    (dict(restarts=-1), "restarts=-1"),
+    (dict(timeout=0), "timeout=0"),
+    (dict(client=3), "is not a Dask client"),
+    (dict(metrics=["auc"]), "metrics=['auc']"),
+    (dict(resume="nowhere/run"), "There is no run in nowhere"),
+    (dict(class_weight={0: -1.0, 1: 1.0}), "does not fit classes 0 to 1"),
+    (dict(class_weight={0: "a", 1: 1.0}), "does not fit classes 0 to 1"),
+    (dict(where=[("q", "<", 1)]), "No match for FieldRef.Name(q)"),
+    (dict(where="a < 1"), "This filter cannot be read"),
+    (dict(where=[("a", ">", 99)]), "0 rows are left"),
+    (dict(target="q"), "These rows have no column 'q'"),
+    (dict(validation=7), "Validation by 7"),
 ]
 
 
@@ -98,10 +143,18 @@ def test_a_training_that_is_not_possible(rows, prep, settings, how, words):
 
 
 TABLES = [
-    (lambda f, X, y: (f[:0],), "0 rows are left to learn from"), (lambda f, X, y: (f.drop(columns="y"),), "no column 'y'"), (lambda f, X, y: (f.drop(columns="a"),), "no column 'a'"),
-    (lambda f, X, y: (f.assign(a=f.c),), "Column 'a' is"), (lambda f, X, y: (pd.concat([f, f[["a"]]], axis=1),), "Column 'a' is there 2 times"), (lambda f, X, y: ("flihgts",), "There is no table 'flihgts'"),
-    (lambda f, X, y: (None,), "NoneType is not rows"), (lambda f, X, y: ((X, y[:9]),), "X has 400 rows and y has 9"), (lambda f, X, y: ((X, np.where(y, "a", "b")),), "y holds <U1"),
-    (lambda f, X, y: ((X.tolist(), y.tolist()),), "A tuple of list, list is not rows"), (lambda f, X, y: ((X,),), "A tuple of ndarray is not rows"), (lambda f, X, y: ((X, y[:, None]),), "The target has shape (400, 1)"),
+    (lambda f, X, y: (f[:0],), "0 rows are left to learn from"),
+    (lambda f, X, y: (f.drop(columns="y"),), "no column 'y'"),
+    (lambda f, X, y: (f.drop(columns="a"),), "no column 'a'"),
+    (lambda f, X, y: (f.assign(a=f.c),), "Column 'a' is"),
+    (lambda f, X, y: (pd.concat([f, f[["a"]]], axis=1),), "Column 'a' is there 2 times"),
+    (lambda f, X, y: ("flihgts",), "There is no table 'flihgts'"),
+    (lambda f, X, y: (None,), "NoneType is not rows"),
+    (lambda f, X, y: ((X, y[:9]),), "X has 400 rows and y has 9"),
+    (lambda f, X, y: ((X, np.where(y, "a", "b")),), "y holds <U1"),
+    (lambda f, X, y: ((X.tolist(), y.tolist()),), "A tuple of list, list is not rows"),
+    (lambda f, X, y: ((X,),), "A tuple of ndarray is not rows"),
+    (lambda f, X, y: ((X, y[:, None]),), "The target has shape (400, 1)"),
     (lambda f, X, y: ((X[:17], y[:17]),), "rows are left to learn from"),
 ]
 
@@ -109,7 +162,8 @@ TABLES = [
 @pytest.mark.parametrize("make, words", TABLES, ids=[words for _, words in TABLES])
 def test_rows_that_cannot_be_learnt_from(rows, prep, xy, settings, make, words):
     given, = make(rows, *xy)
-    with pytest.raises(BadRequest) as error: fit(MLP, given, None if isinstance(given, tuple) else prep, settings=settings)
+    with pytest.raises(BadRequest) as error:
+        fit(MLP, given, None if isinstance(given, tuple) else prep, settings=settings)
     assert two_lines(error, words) and not settings.path("fits").exists()
 
 
@@ -122,17 +176,28 @@ def test_the_batch_of_a_loss_that_is_no_number_is_named(xy, settings):
     "The steps before it are kept, so that a training can go on from them."
     X, y = xy[0].copy(), xy[1]
     X[3] = np.inf  # met in the middle of the epoch
-    with pytest.raises(WorkFailed) as error: fit(MLP, (X, y), validation=None, batch_size=40, checkpoint_every=1, settings=settings)
+    with pytest.raises(WorkFailed) as error:
+        fit(MLP, (X, y), validation=None, batch_size=40, checkpoint_every=1, settings=settings)
     assert two_lines(error, "The loss became nan in epoch 1, batch ")
     batch = int(str(error.value).split("batch ")[1].split()[0])
     folder, = settings.path("fits").iterdir()
     kept = checkpoint.latest(folder/"checkpoints")
-    assert batch > 1 and kept.name == f"step-{batch - 1:08d}" and all(torch.isfinite(v).all() for v in checkpoint.load(kept)[0]["model"].values())
+    assert (
+        batch > 1
+        and kept.name == f"step-{batch - 1:08d}"
+        and all(torch.isfinite(v).all() for v in checkpoint.load(kept)[0]["model"].values())
+    )
 
 
 JUDGED = [
-    (lambda f: f[:0], "There are no rows to judge by"), (lambda f: f.drop(columns="a"), "Unknown column 'a'"), (lambda f: f.drop(columns="y"), "Unknown column 'y'"), (lambda f: f.assign(y=2), "The target 2 does not fit loss='binary'"),
-    (lambda f: f.assign(y=f.a), "does not fit loss='binary'"), (lambda f: f.assign(a=f.c), "Column 'a' is"), (lambda f: "rows.csv", "str is not rows"), (lambda f: (f.a, f.y), "tuple is not rows"),
+    (lambda f: f[:0], "There are no rows to judge by"),
+    (lambda f: f.drop(columns="a"), "Unknown column 'a'"),
+    (lambda f: f.drop(columns="y"), "Unknown column 'y'"),
+    (lambda f: f.assign(y=2), "The target 2 does not fit loss='binary'"),
+    (lambda f: f.assign(y=f.a), "does not fit loss='binary'"),
+    (lambda f: f.assign(a=f.c), "Column 'a' is"),
+    (lambda f: "rows.csv", "str is not rows"),
+    (lambda f: (f.a, f.y), "tuple is not rows"),
 ]
 
 
@@ -144,13 +209,22 @@ def test_rows_that_a_run_cannot_be_judged_by(run, rows, make, words):
 
 def test_one_class_is_judged_as_far_as_it_can_be(run, rows):
     told = run.evaluate(rows.assign(y=True), by="c")
-    assert "auc cannot be told" in str(told) and told.measures["accuracy"][1] < told.measures["accuracy"][2] and not told.importance and not len(told.roc[1])
+    assert (
+        "auc cannot be told" in str(told)
+        and told.measures["accuracy"][1] < told.measures["accuracy"][2]
+        and not told.importance
+        and not len(told.roc[1])
+    )
     assert "NaN" not in json.dumps(told.to_dict()) and "nan" not in told._repr_html_()
 
 
 def test_arrays_that_a_run_cannot_take(xy, settings):
     run = fit(MLP, xy, epochs=1, settings=settings)
-    for given, words in ((xy[0].astype(str), "is not rows of numbers"), (xy[0][:, :1], "MLP cannot take rows of shape (1,)"), (None, "is not rows of numbers")):
+    for given, words in (
+        (xy[0].astype(str), "is not rows of numbers"),
+        (xy[0][:, :1], "MLP cannot take rows of shape (1,)"),
+        (None, "is not rows of numbers"),
+    ):
         with pytest.raises(BadRequest) as error: run.predict(given)
         assert two_lines(error, words)
     with pytest.raises(BadRequest) as error: run.evaluate((np.full_like(xy[0], np.nan), xy[1]))
@@ -163,7 +237,9 @@ def test_a_loaded_run_judges_the_rows_it_kept_aside(rows, prep, settings):
     write(rows.drop(columns="fold").assign(id=rows.index.astype(str)), "rows", key="id", fold="id", settings=settings)
     fitted = fit(MLP, "rows", prep, epochs=1, where=[("a", "<", 1)], settings=settings)
     told = Run.load(fitted.path).evaluate(importance=0, settings=settings)
-    assert told.rows == fitted.data["validation_rows"] and abs(told.measures["auc"][0] - fitted.metrics["val_auc"]) < 1e-6
+    assert (
+        told.rows == fitted.data["validation_rows"] and abs(told.measures["auc"][0] - fitted.metrics["val_auc"]) < 1e-6
+    )
 
 
 def changes(content, rng):
@@ -229,9 +305,23 @@ if __name__ == "__main__":
 @pytest.mark.slow
 @pytest.mark.parametrize("seed, ranks", [(0, 1), (2, 2)])
 def test_a_killed_training_goes_on_from_a_whole_checkpoint(tmp_path, seed, ranks):
-    "It writes one after each step and is killed at random. Nothing of it lives on, nothing half-written is loaded, and in the end the weights are those of an unbroken run."
-    def start(place, *more): return subprocess.Popen([sys.executable, tmp_path/"work.py", tmp_path/place, str(ranks), *more], stderr=subprocess.DEVNULL, cwd=tmp_path)
-    def written(): return max((int(p.parent.name[5:]) for p in (tmp_path/"broken").glob(".scalai/fits/*/checkpoints/step-*/manifest.json")), default=0)
+    """It writes one after each step and is killed at random.
+
+    Nothing of it lives on, nothing half-written is loaded, and in the end the weights are those of an unbroken run."""
+    def start(place, *more):
+        return subprocess.Popen(
+            [sys.executable, tmp_path / "work.py", tmp_path / place, str(ranks), *more],
+            stderr=subprocess.DEVNULL,
+            cwd=tmp_path,
+        )
+    def written():
+        return max(
+            (
+                int(p.parent.name[5:])
+                for p in (tmp_path / "broken").glob(".scalai/fits/*/checkpoints/step-*/manifest.json")
+            ),
+            default=0,
+        )
     (tmp_path/"work.py").write_text(WORK)
     rng, until = np.random.default_rng(seed), time.monotonic() + 240
     killed, step = start("broken"), int(rng.integers(2, 30))
@@ -242,20 +332,29 @@ def test_a_killed_training_goes_on_from_a_whole_checkpoint(tmp_path, seed, ranks
     killed.wait()
     assert len(family) >= (ranks > 1)*3 and not psutil.wait_procs(family, timeout=60)[1]  # an agent and its ranks
     folder, = (tmp_path/"broken").glob(".scalai/fits/*")
-    assert not (folder/"run.json").exists() and step <= checkpoint.load(checkpoint.latest(folder/"checkpoints"))[0]["step"] < 38
+    assert (
+        not (folder / "run.json").exists()
+        and step <= checkpoint.load(checkpoint.latest(folder / "checkpoints"))[0]["step"] < 38
+    )
     assert start("broken", str(folder)).wait(240) == start("whole").wait(240) == 0
     broken, whole = Run.load(folder), Run.load(*(tmp_path/"whole").glob(".scalai/fits/*"))
     assert [h["step"] for h in broken.history] == [h["step"] for h in whole.history] == [19, 38]
-    for name, value in whole.model.state_dict().items(): assert torch.equal(value, broken.model.state_dict()[name]), name
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, broken.model.state_dict()[name]), name
     assert not list(folder.glob("checkpoints/.*"))
 
 
 def test_a_run_is_trained_by_one_process_at_a_time(xy, settings):
-    "The second resume of a run is refused before anything is written; when the first has ended, or was killed, the next goes on."
+    """The second resume of a run is refused before anything is written; when the first has ended, or was killed, the
+    next goes on."""
     def stops(y, score): raise ArithmeticError("after the first epoch")
-    with pytest.raises(ArithmeticError): fit(MLP, xy, epochs=2, batch_size=64, checkpoint_every=2, metrics={"stops": stops}, settings=settings)
+    with pytest.raises(ArithmeticError):
+        fit(MLP, xy, epochs=2, batch_size=64, checkpoint_every=2, metrics={"stops": stops}, settings=settings)
     folder, = settings.path("fits").iterdir()
-    code = f"import sys, time; from scalai_nb.core.lock import claim; held = claim({str(folder/'.lock')!r}); print('held', flush=True); time.sleep(600)"
+    code = (
+        f"import sys, time; from scalai_nb.core.lock import claim; held = claim({str(folder/'.lock')!r});"
+        " print('held', flush=True); time.sleep(600)"
+    )
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "held\n"
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
@@ -265,7 +364,8 @@ def test_a_run_is_trained_by_one_process_at_a_time(xy, settings):
     other.kill()
     other.wait()
     first = fit(MLP, xy, epochs=2, batch_size=64, settings=settings, resume=folder, wait=False)
-    with pytest.raises(BadRequest, match="is being trained by another process"): fit(MLP, xy, epochs=2, batch_size=64, settings=settings, resume=first)
+    with pytest.raises(BadRequest, match="is being trained by another process"):
+        fit(MLP, xy, epochs=2, batch_size=64, settings=settings, resume=first)
     assert any("resumed at step" in note for note in first.wait().params["notes"])
 
 
@@ -275,7 +375,8 @@ def test_what_a_killed_training_left_is_found_and_goes_after_a_while(xy, setting
     def stops(y, score): raise ArithmeticError("after the first epoch")
     done = fit(MLP, xy, epochs=1, batch_size=64, settings=settings)
     for _ in range(2):
-        with pytest.raises(ArithmeticError): fit(MLP, xy, epochs=2, batch_size=64, checkpoint_every=2, metrics={"stops": stops}, settings=settings)
+        with pytest.raises(ArithmeticError):
+            fit(MLP, xy, epochs=2, batch_size=64, checkpoint_every=2, metrics={"stops": stops}, settings=settings)
     a, b = unfinished(settings)
     held = claim(b/".lock")
     assert unfinished(settings) == [a] and clear_unfinished(settings, 1).files == 0

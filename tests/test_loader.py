@@ -204,7 +204,9 @@ def test_each_row_group_is_decoded_once_an_epoch(tmp_path, monkeypatch):
 
 
 def test_how_far_a_streams_shuffle_reaches(tmp_path):
-    "Measured, since it is not global: a batch of a table sorted by x comes from 16 stretches of it; larger windows reach further."
+    """Measured, since it is not global:
+
+    a batch of a table sorted by x comes from 16 stretches of it; larger windows reach further."""
     data = parquet(tmp_path, 160_000, 500)
     def spread(memory):
         loader = Loader(data, PREP, batch_size=1600, memory=memory)
@@ -233,13 +235,15 @@ def test_wrong_streams_are_two_lines(tmp_path):
     with pytest.raises(BadRequest, match="5 rows are too few"): Loader(data, PREP, filter=[("y", "<", 5)], memory=0)
     (tmp_path/"feather").mkdir()
     feather.write_feather(data.to_table(), tmp_path/"feather"/"a.feather")
-    with pytest.raises(BadRequest, match="Only Parquet") as e: Loader(ds.dataset(tmp_path/"feather", format="feather"), PREP, memory=0)
+    with pytest.raises(BadRequest, match="Only Parquet") as e:
+        Loader(ds.dataset(tmp_path/"feather", format="feather"), PREP, memory=0)
     assert e.value.hint
     holes = data.to_table().append_column("gain", pa.array([None] + [1.] * 1999))
     import pyarrow.parquet as pq
     (tmp_path/"holes").mkdir()
     pq.write_table(holes, tmp_path/"holes"/"a.parquet", row_group_size=300)
-    with pytest.raises(BadRequest, match="1 of .* rows have no 'gain'"): list(Loader(ds.dataset(tmp_path/"holes"), PREP, target="gain", memory=0))
+    with pytest.raises(BadRequest, match="1 of .* rows have no 'gain'"):
+        list(Loader(ds.dataset(tmp_path/"holes"), PREP, target="gain", memory=0))
 
 
 def test_a_workspace_table_streams_by_period_and_fold(workspace, flights):

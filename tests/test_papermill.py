@@ -164,12 +164,14 @@ def test_notebooks_by_http(notebook):
     assert printed(nbformat.reads(Store.held["/out.ipynb"].decode(), 4)) == "{'months': 3, 'code': 'AA'}\n"
     last = Record(Settings.load()).get("last")
     assert (last.name, last.notebook, last.output) == ("in", f"{at}/in.ipynb", f"{at}/out.ipynb")
-    assert sorted(p.name for p in Path().iterdir()) == [".scalai", "in.ipynb", "settings.ini"]  # nothing that looks like an address
+    # nothing that looks like an address
+    assert sorted(p.name for p in Path().iterdir()) == [".scalai", "in.ipynb", "settings.ini"]
 
 
 @pytest.mark.slow
 def test_notebooks_on_s3_and_through_pipes(notebook, monkeypatch):
-    for k, v in dict(AWS_ACCESS_KEY_ID="a", AWS_SECRET_ACCESS_KEY="b", AWS_DEFAULT_REGION="us-east-1").items(): monkeypatch.setenv(k, v)
+    for k, v in dict(AWS_ACCESS_KEY_ID="a", AWS_SECRET_ACCESS_KEY="b", AWS_DEFAULT_REGION="us-east-1").items():
+        monkeypatch.setenv(k, v)
     import boto3
     with s3() as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.port}")
@@ -198,7 +200,9 @@ SHOWS = ("n = 3", "import sys\nprint('one')\nprint('two', file=sys.stderr, flush
 
 
 def plainly(nb) -> nbformat.NotebookNode:
-    "A notebook without what differs from kernel to kernel: ids of models, times, and where one message of a stream ended."
+    """A notebook without what differs from kernel to kernel:
+
+    ids of models, times, and where one message of a stream ended."""
     nb = nbformat.from_dict(json.loads(json.dumps(nb, sort_keys=True)))
     for c in nb.cells:
         c.metadata = nbformat.from_dict({"tags": c.metadata.get("tags", [])})
@@ -211,7 +215,8 @@ def plainly(nb) -> nbformat.NotebookNode:
     text, ids = json.dumps(nb), []
     for c in nb.cells: ids += re.findall(r"\b[0-9a-f]{32}\b", json.dumps(c.outputs))
     states = nb.metadata.widgets["application/vnd.jupyter.widget-state+json"]["state"]
-    for model in ids: ids += [i for i in re.findall(r"(?:IPY_MODEL_|\b)([0-9a-f]{32})\b", json.dumps(states.get(model, {}))) if i not in ids]
+    for model in ids:
+        ids += [i for i in re.findall(r"(?:IPY_MODEL_|\b)([0-9a-f]{32})\b", json.dumps(states.get(model, {}))) if i not in ids]
     for n, model in enumerate(dict.fromkeys(ids)): text = text.replace(model, f"model-{n}")
     text = re.sub(r"ipykernel_\d+/\d+", "ipykernel", text)
     nb = nbformat.from_dict(json.loads(text))

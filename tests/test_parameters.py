@@ -34,7 +34,8 @@ def cells(text: str) -> dict:
 
 
 def evaluated(node: ast.expr):
-    "What an expression means, of constants, lists, dicts and the five known calls with one text each; anything else is code and fails."
+    """What an expression means, of constants, lists, dicts and the five known calls with one text each; anything else
+    is code and fails."""
     match node:
         case ast.Constant(value=value): return value
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)): return -value
@@ -48,7 +49,8 @@ def evaluated(node: ast.expr):
 def same(a, b) -> bool:
     if isinstance(a, list): return isinstance(b, list) and len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, dict): return isinstance(b, dict) and list(a) == list(b) and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, float): return isinstance(b, float) and (a == b and math.copysign(1, a) == math.copysign(1, b) or a != a and b != b)
+    if isinstance(a, float):
+        return isinstance(b, float) and (a == b and math.copysign(1, a) == math.copysign(1, b) or a != a and b != b)
     return type(a) is type(b) and a == b
 
 
@@ -116,7 +118,8 @@ def test_each_type_right_wrong_and_missing(annotation):
     with pytest.raises(BadRequest) as wrong: check(book, dict(x=WRONG[annotation]))
     assert "'x'" in wrong.value.message and (annotation in wrong.value.message or "reference" in wrong.value.message) and "hunter2" not in str(wrong.value)
     with pytest.raises(BadRequest, match=r"(?s)Parameter 'x' is required.*It is x: .*what it is for"): check(book, {})
-    with pytest.raises(BadRequest, match="(?s)Unknown parameter 'tabel'.*Did you mean 'table'"): check(book, dict(x=RIGHT[annotation][0][0], tabel="t"))
+    with pytest.raises(BadRequest, match="(?s)Unknown parameter 'tabel'.*Did you mean 'table'"):
+        check(book, dict(x=RIGHT[annotation][0][0], tabel="t"))
 
 
 NUMBERS = ["20240101", "20240101.5", "1e9", "86400", "0", "-5", "+1", " 5", "1_000", "0x10", "inf", "nan", "1e400", "-1e400", "1e-400", "12", "12.0", "12.5", "２０２４０１０１", "9"*30]
@@ -139,21 +142,26 @@ def number(text: str):
 
 
 def writes(given: object, value: object) -> bool:
-    "Whether somebody who wrote this, as text or in JSON, meant that value: by Python's own readers of dates and numbers."
+    """Whether somebody who wrote this, as text or in JSON, meant that value:
+
+    by Python's own readers of dates and numbers."""
     if isinstance(value, list):
-        if isinstance(given, str): given = as_json(given) if isinstance(as_json(given), list) else given.split(",") if given.strip() else []
+        if isinstance(given, str):
+            given = as_json(given) if isinstance(as_json(given), list) else given.split(",") if given.strip() else []
         return len(given) == len(value) and all(map(writes, given, value))
     if isinstance(value, dict):
         given = as_json(given) if isinstance(given, str) else given
         return isinstance(given, dict) and list(given) == list(value) and all(writes(given[k], value[k]) for k in value)
     if value is None: return given is None or isinstance(given, str) and given.lower() in ("", "none", "null")
-    if isinstance(value, bool): return given is value or str(given).strip().lower() in (("1", "1.0", "t", "true", "y", "yes", "on") if value else ("0", "0.0", "f", "false", "n", "no", "off"))
+    if isinstance(value, bool):
+        return given is value or str(given).strip().lower() in (("1", "1.0", "t", "true", "y", "yes", "on") if value else ("0", "0.0", "f", "false", "n", "no", "off"))
     if isinstance(value, (int, float)):
         said = number(str(given))
         if said is None or not said.is_finite(): return said is not None and str(float(said)) == str(value)
         return said == value if isinstance(value, int) else math.isfinite(value) and (value != 0) == (said != 0) and math.isclose(value, float(said), rel_tol=1e-15)
     if not isinstance(given, str): return False
-    if isinstance(value, (str, Path)): return given != "" and Path(given) == value or given.strip() == value or given == value
+    if isinstance(value, (str, Path)):
+        return given != "" and Path(given) == value or given.strip() == value or given == value
     if number(given) is not None: return type(value) is date and given == f"{value:%Y%m%d}"
     try: meant = datetime.fromisoformat(given)
     except ValueError: return False
@@ -184,7 +192,8 @@ def test_every_number_for_every_type_is_what_was_written():
 def test_a_number_is_no_moment(value):
     for annotation in ("datetime", "Optional[datetime]", "list[datetime]", "dict[str, datetime]"):
         shaped = [value] if annotation.startswith("list") else {"a": value} if annotation.startswith("dict") else value
-        with pytest.raises(BadRequest, match="(?s)'x'.*2024-01-31") as e: check(cells(f"x: {annotation}"), dict(x=shaped))
+        with pytest.raises(BadRequest, match="(?s)'x'.*2024-01-31") as e:
+            check(cells(f"x: {annotation}"), dict(x=shaped))
         assert "number" in e.value.hint
     if value == "20240101": assert check(cells("x: date"), dict(x=value))["x"] == date(2024, 1, 1)
     else:
@@ -193,7 +202,8 @@ def test_a_number_is_no_moment(value):
 
 def test_none_for_what_may_be_none():
     for annotation in OPTIONAL:
-        for text in ("none", "None", "NULL", "null"): assert check(cells(f"x: {annotation}"), dict(x=text))["x"] is None, annotation
+        for text in ("none", "None", "NULL", "null"):
+            assert check(cells(f"x: {annotation}"), dict(x=text))["x"] is None, annotation
     for text in ("none", "", "null"): assert check(cells("x: str | None"), dict(x=text))["x"] == text
     assert check(cells("x: list[int | None]"), dict(x="1,none"))["x"] == [1, None]
 

@@ -1,4 +1,5 @@
 "Performance: figures held against scikit-learn, intervals against what they promise, labels against every way they can come."
+
 import json
 import sys
 
@@ -37,11 +38,15 @@ sys.path.insert(0, str(ROOT/"tests/bench"))
 
 @pytest.fixture(scope="module")
 def scored(_flights):
-    "The flights that arrived, with the scores of a model that knows the schedule and of one that knows the departure, both learnt from January."
+    """The flights that arrived, with the scores of a model that knows the schedule and of one that knows the
+    departure, both learnt from January."""
     from sklearn.linear_model import LogisticRegression
     rows = _flights.dropna(subset=["arr_delay", "dep_delay"]).reset_index(drop=True)
     rows = rows.assign(late=rows["arr_delay"] >= 15)
-    for name, columns in {"schedule": ["sched_dep_time", "distance", "day"], "departure": ["dep_delay", "sched_dep_time", "distance"]}.items():
+    for name, columns in {
+        "schedule": ["sched_dep_time", "distance", "day"],
+        "departure": ["dep_delay", "sched_dep_time", "distance"],
+    }.items():
         X = rows[columns].clip(upper=rows[columns].quantile(.99), axis=1)
         X = (X - X.mean()) / X.std()
         january = rows["month"] == 1
@@ -57,8 +62,16 @@ def truths(rows, name) -> dict:
     from sklearn import metrics
     y, s = rows["late"].to_numpy(), rows[name].to_numpy()
     loss, base = metrics.log_loss(y, s), y.mean()
-    return {"auc": metrics.roc_auc_score(y, s), "pr_auc": metrics.average_precision_score(y, s), "logloss": loss, "brier": metrics.brier_score_loss(y, s), "bias": s.mean() - base,
-            "skill": 1 - loss / metrics.log_loss(y, np.full(len(y), base)), "precision": metrics.precision_score(y, s >= .3), "recall": metrics.recall_score(y, s >= .3)}
+    return {
+        "auc": metrics.roc_auc_score(y, s),
+        "pr_auc": metrics.average_precision_score(y, s),
+        "logloss": loss,
+        "brier": metrics.brier_score_loss(y, s),
+        "bias": s.mean() - base,
+        "skill": 1 - loss / metrics.log_loss(y, np.full(len(y), base)),
+        "precision": metrics.precision_score(y, s >= 0.3),
+        "recall": metrics.recall_score(y, s >= 0.3),
+    }
 
 
 @pytest.mark.parametrize("name, months", [("schedule", [2]), ("departure", range(1, 13))])
@@ -66,9 +79,15 @@ def test_figures_are_those_of_scikit_learn(scored, name, months):
     rows = scored[scored["month"].isin(months)]
     found, truth = performance(family(rows, name), threshold=.3), truths(rows, name)
     lo, hi, down, up = counts(family(rows, name))
-    bound = {"auc": auc_of_counts(down, up, hi > lo)[2], "pr_auc": pr_auc(down, up, hi > lo)[2]} | {k: v[2] for k, v in surprise(lo, hi, down, up).items()}
+    bound = {"auc": auc_of_counts(down, up, hi > lo)[2], "pr_auc": pr_auc(down, up, hi > lo)[2]} | {
+        k: v[2] for k, v in surprise(lo, hi, down, up).items()
+    }
     for measure, value in truth.items():
-        assert abs(getattr(found, measure) - value) <= bound.get(measure, .003) + 1e-9, (measure, getattr(found, measure), value)
+        assert abs(getattr(found, measure) - value) <= bound.get(measure, 0.003) + 1e-9, (
+            measure,
+            getattr(found, measure),
+            value,
+        )
         assert found.intervals[measure][0] <= value <= found.intervals[measure][1]
     assert max(v for k, v in bound.items() if k != "pr_auc") < 2e-3 and bound["pr_auc"] < .02, bound
     groups = pd.qcut(rows[name].rank(method="first"), 15, labels=False)
@@ -85,8 +104,12 @@ def test_parts_add_up_whatever_the_cut(scored):
         parts = [family(rows[cut == i], "departure") for i in rng.permutation(pieces)]
         assert performance({l: sum(p[l] for p in parts) for l in (False, True)}).to_dict() == whole.to_dict()
     regression = residuals(rows["dep_delay"], rows["arr_delay"]).to_pandas()
-    whole, summed = (errors(p) for p in (profile(regression), profile(regression[cut < 3]) + profile(regression[cut >= 3])))
-    assert summed.quantiles == whole.quantiles and [summed.mae, summed.rmse, summed.bias, summed.r2] == pytest.approx([whole.mae, whole.rmse, whole.bias, whole.r2], rel=1e-9)
+    whole, summed = (
+        errors(p) for p in (profile(regression), profile(regression[cut < 3]) + profile(regression[cut >= 3]))
+    )
+    assert summed.quantiles == whole.quantiles and [summed.mae, summed.rmse, summed.bias, summed.r2] == pytest.approx(
+        [whole.mae, whole.rmse, whole.bias, whole.r2], rel=1e-9
+    )
 
 
 @pytest.mark.slow
@@ -109,7 +132,12 @@ def test_intervals_of_errors_hold_what_they_promise(scored):
     from sklearn import metrics
     wide = residuals(scored["dep_delay"], scored["arr_delay"]).to_pandas()
     e, rng, times = wide["error"], np.random.default_rng(2), 150
-    truth = {"mae": abs(e).mean(), "rmse": np.sqrt((e ** 2).mean()), "bias": e.mean(), "r2": metrics.r2_score(scored["arr_delay"], scored["dep_delay"])} | {q: np.quantile(e, q) for q in (.05, .5, .95)}
+    truth = {
+        "mae": abs(e).mean(),
+        "rmse": np.sqrt((e**2).mean()),
+        "bias": e.mean(),
+        "r2": metrics.r2_score(scored["arr_delay"], scored["dep_delay"]),
+    } | {q: np.quantile(e, q) for q in (0.05, 0.5, 0.95)}
     held = dict.fromkeys(truth, 0)
     for _ in range(times):
         found = errors(profile(wide.iloc[rng.integers(0, len(wide), 2_000)]))
@@ -118,8 +146,13 @@ def test_intervals_of_errors_hold_what_they_promise(scored):
 
 
 def test_segments_that_are_dealt_at_random_are_not_worse(scored):
-    rows, rng, alarms = scored[scored["month"] == 3][["departure", "late"]].rename(columns={"departure": "score"}), np.random.default_rng(3), 0
-    for _ in range(10): alarms += bool(by_segment(profile(rows.assign(part=rng.integers(0, 8, len(rows))), by=["part", "late"])).worse)
+    rows, rng, alarms = (
+        scored[scored["month"] == 3][["departure", "late"]].rename(columns={"departure": "score"}),
+        np.random.default_rng(3),
+        0,
+    )
+    for _ in range(10):
+        alarms += bool(by_segment(profile(rows.assign(part=rng.integers(0, 8, len(rows))), by=["part", "late"])).worse)
     assert alarms <= 2
     rows = rows.assign(part=rng.integers(0, 8, len(rows)))
     spoilt = rows.assign(score=rows["score"].mask(rows["part"] == 5, rng.permutation(rows["score"])))
@@ -132,7 +165,9 @@ def test_money_is_counted_to_the_row(scored):
     paid = lambda t: np.where(s >= t, np.where(y, 2, 5), np.where(y, 30, .5)).sum()
     for t in (.1, .3, .6): assert cost(f, matrix, t).total == pytest.approx(paid(t), rel=5e-3)
     best = cheapest(f, matrix)
-    assert best.total <= min(paid(t) for t in np.linspace(.01, .99, 99)) * 1.002 and best.total < min(best.always, best.never)
+    assert best.total <= min(paid(t) for t in np.linspace(0.01, 0.99, 99)) * 1.002 and best.total < min(
+        best.always, best.never
+    )
     assert (best.always, best.never) == pytest.approx((paid(-1), paid(2)))
 
 
@@ -140,7 +175,11 @@ def test_what_cannot_be_measured_is_said(scored):
     rows = scored.iloc[:1000].assign(departure=lambda f: f["departure"].mask(f.index % 10 == 0))
     found = performance(family(rows, "departure"))
     assert found.unscored == 100 and "100 labelled rows have no finite score" in str(found)
-    for f in ({}, {None: profile(rows[["departure"]].rename(columns={"departure": "score"}))}, {True: profile(pd.DataFrame({"score": [.5]}))}):
+    for f in (
+        {},
+        {None: profile(rows[["departure"]].rename(columns={"departure": "score"}))},
+        {True: profile(pd.DataFrame({"score": [0.5]}))},
+    ):
         found = performance(f)
         assert found.to_dict()["auc"] is None and "nothing to measure" in str(found)
         json.dumps(found.to_dict(), allow_nan=False)
@@ -152,8 +191,20 @@ def test_what_cannot_be_measured_is_said(scored):
 
 @pytest.fixture
 def june(_flights):
-    rows = _flights.loc[_flights["month"].isin([6, 7]), ["month", "carrier", "origin", "distance", "dep_delay", "arr_delay"]].dropna().sample(3000, random_state=0).reset_index(drop=True)
-    return rows.assign(id=[f"f{i}" for i in range(len(rows))], number=np.arange(len(rows)), period="2013-0" + rows["month"].astype(str), late=rows["arr_delay"] >= 15)
+    rows = (
+        _flights.loc[
+            _flights["month"].isin([6, 7]), ["month", "carrier", "origin", "distance", "dep_delay", "arr_delay"]
+        ]
+        .dropna()
+        .sample(3000, random_state=0)
+        .reset_index(drop=True)
+    )
+    return rows.assign(
+        id=[f"f{i}" for i in range(len(rows))],
+        number=np.arange(len(rows)),
+        period="2013-0" + rows["month"].astype(str),
+        late=rows["arr_delay"] >= 15,
+    )
 
 
 @pytest.fixture
@@ -162,9 +213,17 @@ def model(workspace, june):
     prep = Prep.fit(profile(june[["carrier", "origin", "distance", "dep_delay"]]))
     def made(name, loss="binary", weight=2.):
         w = numpy_helper.from_array(np.float32([weight * (f == "dep_delay") for f in prep.features]), "w")
-        nodes = [helper.make_node("MatMul", ["features", "w"], ["z"]), helper.make_node("Sigmoid" if loss == "binary" else "Identity", ["z"], ["score"])]
-        ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n, shape in (("features", ["N", len(prep.features)]), ("score", ["N"]))]
-        half = helper.make_model(helper.make_graph(nodes, "linear", ends[:1], ends[1:], [w]), opset_imports=[helper.make_opsetid("", OPSET)])
+        nodes = [
+            helper.make_node("MatMul", ["features", "w"], ["z"]),
+            helper.make_node("Sigmoid" if loss == "binary" else "Identity", ["z"], ["score"]),
+        ]
+        ends = [
+            helper.make_tensor_value_info(n, TensorProto.FLOAT, shape)
+            for n, shape in (("features", ["N", len(prep.features)]), ("score", ["N"]))
+        ]
+        half = helper.make_model(
+            helper.make_graph(nodes, "linear", ends[:1], ends[1:], [w]), opset_imports=[helper.make_opsetid("", OPSET)]
+        )
         return write(finish(half, prep, loss, target="late"), workspace/f"{name}.onnx")
     return made
 
@@ -182,7 +241,12 @@ def test_labels_by_the_command(model, workspace, june):
     score(path, features(june), key=keys, period="period")
     june[[*keys, "late"]][500:2000].to_parquet("more.parquet")
     done = here("labels", "more.parquet", "--label", "late", "--json")
-    assert done.code == 0 and (done.doc["new"], done.doc["corrected"], done.doc["unchanged"], done.doc["waiting"]) == (1000, 0, 500, 0)
+    assert done.code == 0 and (done.doc["new"], done.doc["corrected"], done.doc["unchanged"], done.doc["waiting"]) == (
+        1000,
+        0,
+        500,
+        0,
+    )
     assert sum(p["unlabelled"] for p in done.doc["periods"].values()) == done.doc["unlabelled"] == 1000
     before = window()
     again = labels("more.parquet", label="late")
@@ -192,7 +256,8 @@ def test_labels_by_the_command(model, workspace, june):
 
 
 def test_another_version_and_no_period_keep_their_labels(model, june):
-    "A period scored again by another file has the labels from the start; batches without a period each keep their own."
+    """A period scored again by another file has the labels from the start; batches without a period each keep their
+    own."""
     first, second = model("one"), model("two", weight=1.5)
     score(first, features(june), key="id", period="period")
     labels(june[["id", "late"]][:2500], key="id", label="late")
@@ -205,7 +270,11 @@ def test_another_version_and_no_period_keep_their_labels(model, june):
     truth = june.set_index("id")["late"][:1600]
     got = outcomes("flat").to_pandas().set_index("id")["label"].dropna()
     assert (got.loc[truth.index] == truth).all() and len(got) == 1600
-    assert {k: p.rows for k, p in window("flat").items()} == {(None, "0"): (~truth).sum(), (None, "1"): truth.sum(), (None, None): 1400}
+    assert {k: p.rows for k, p in window("flat").items()} == {
+        (None, "0"): (~truth).sum(),
+        (None, "1"): truth.sum(),
+        (None, None): 1400,
+    }
 
 
 def test_labels_that_come_while_scores_are_written(model, june, monkeypatch):
@@ -238,15 +307,24 @@ def test_a_predicted_number_is_measured_when_its_labels_come(model, june):
     assert done["empty"] == 1000 and done["unlabelled"] == 1000
     found = errors(sum(window().values()))
     rows = outcomes().to_pandas().dropna(subset=["label"])
-    assert (found.rows, found.unlabelled) == (2000, 1000) and found.bias == pytest.approx((rows["score"].astype(float) - rows["label"]).mean())
-    score(path, features(june).assign(truth=holes["arr_delay"]), table="known", key="id", period="period", label="truth")
-    assert sum(window("known").values()) == sum(window().values()), "as if the labels had been there when it was scored"
+    assert (found.rows, found.unlabelled) == (2000, 1000) and found.bias == pytest.approx(
+        (rows["score"].astype(float) - rows["label"]).mean()
+    )
+    score(
+        path, features(june).assign(truth=holes["arr_delay"]), table="known", key="id", period="period", label="truth"
+    )
+    assert sum(window("known").values()) == sum(
+        window().values()
+    ), "as if the labels had been there when it was scored"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind, known, widest", [("month", "departed", .07), ("month", "scheduled", .09), ("week", "departed", .07)])
+@pytest.mark.parametrize(
+    "kind, known, widest", [("month", "departed", 0.07), ("month", "scheduled", 0.09), ("week", "departed", 0.07)]
+)
 def test_the_band_without_labels_holds_the_truth(kind, known, widest):
-    "Nine of ten at least, for two models; what is known of a flight before it leaves says little, and its band is twice as wide."
+    """Nine of ten at least, for two models; what is known of a flight before it leaves says little, and its band is
+    twice as wide."""
     from labelfree import MODELS, coverage
     found = [coverage(kind, model, 1, known) for model in MODELS]
     assert np.mean([f["covered"] for f in found]) >= .9 and max(f["half_width"] for f in found) <= widest, found

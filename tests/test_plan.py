@@ -18,18 +18,56 @@ from scalai_nb.jobs.plan import plan
 from scalai_nb.jobs.workflow import Workflow
 
 RESULT = "from scalai_nb.jobs.result import result\n"
-TABLE = "from deltalake import DeltaTable, write_deltalake\nfrom scalai_nb.core import events\nfrom scalai_nb.core.settings import Settings\nfrom scalai_nb.core.delta_log import store\nsettings = Settings.load()\nat = store(settings, 'tables', 't')\n"
+TABLE = (
+    "from deltalake import DeltaTable, write_deltalake\nfrom scalai_nb.core import events\nfrom"
+    " scalai_nb.core.settings import Settings\nfrom scalai_nb.core.delta_log import store\nsettings ="
+    " Settings.load()\nat = store(settings, 'tables', 't')\n"
+)
 NOTEBOOKS = {  # parameters; code, in which C is a constant that changes
-    "a": ("n = 1\nrows = 'rows.csv'", "from lib.rates import RATE", "value = f'{C}|{n}|{RATE}|{open(rows).read()}'\n" + RESULT + "result(value=value, parity=n % 2, items=list(range(n % 3 + 1)))"),
-    "b": ("parity = 0", "value = f'{C}|{parity}|' + open('extra.txt').read()", "import os\nos.makedirs('out', exist_ok=True)\nopen('out/b.txt', 'w').write(value)\n" + RESULT + "result(value=value)"),
-    "c": ("", "import os\n%run setup_cells.py", "value = f\"{C}|{os.environ.get('REGION')}|{offset}|\" + open('out/b.txt').read()\n" + TABLE +
-          "import pyarrow as pa\nwrite_deltalake(at, pa.table({'v': [value]}), mode='overwrite')\nevents.emit('output', table='t', version=DeltaTable(at).version())\n" + RESULT + "result(value=value)"),
-    "d": ("", "import glob\n" + TABLE, "table = DeltaTable(at)\nevents.emit('input', table='t', version=table.version())\n"
-          "value = f\"{C}|{table.to_pyarrow_table()['v'][0].as_py()}|{settings.data.folds}|\" + ''.join(open(f).read() for f in sorted(glob.glob('data/*.txt')))\n" + RESULT + "result(value=value)"),
+    "a": (
+        "n = 1\nrows = 'rows.csv'",
+        "from lib.rates import RATE",
+        "value = f'{C}|{n}|{RATE}|{open(rows).read()}'\n"
+        + RESULT
+        + "result(value=value, parity=n % 2, items=list(range(n % 3 + 1)))",
+    ),
+    "b": (
+        "parity = 0",
+        "value = f'{C}|{parity}|' + open('extra.txt').read()",
+        "import os\nos.makedirs('out', exist_ok=True)\nopen('out/b.txt', 'w').write(value)\n"
+        + RESULT
+        + "result(value=value)",
+    ),
+    "c": (
+        "",
+        "import os\n%run setup_cells.py",
+        "value = f\"{C}|{os.environ.get('REGION')}|{offset}|\" + open('out/b.txt').read()\n"
+        + TABLE
+        + "import pyarrow as pa\nwrite_deltalake(at, pa.table({'v': [value]}),"
+        " mode='overwrite')\nevents.emit('output', table='t', version=DeltaTable(at).version())\n"
+        + RESULT
+        + "result(value=value)",
+    ),
+    "d": (
+        "",
+        "import glob\n" + TABLE,
+        "table = DeltaTable(at)\nevents.emit('input', table='t', version=table.version())\nvalue ="
+        " f\"{C}|{table.to_pyarrow_table()['v'][0].as_py()}|{settings.data.folds}|\" + ''.join(open(f).read() for f in"
+        " sorted(glob.glob('data/*.txt')))\n"
+        + RESULT
+        + "result(value=value)",
+    ),
     "e": ("k = 0", "value = f'{C}|{k}'", RESULT + "result(value=value)"),
     "f": ("x = 0", "value = f'{C}|{x}|' + open('shared.txt').read()", RESULT + "result(value=value)"),
     "g": ("", "value = f'{C}'", RESULT + "result(value=value)"),
-    "i": ("", TABLE, "try: table = DeltaTable(at)\nexcept Exception: table = None\nif table: events.emit('input', table='t', version=table.version())\nvalue = f'{C}'\n" + RESULT + "result(value=value)"),
+    "i": (
+        "",
+        TABLE,
+        "try: table = DeltaTable(at)\nexcept Exception: table = None\nif table: events.emit('input', table='t',"
+        " version=table.version())\nvalue = f'{C}'\n"
+        + RESULT
+        + "result(value=value)",
+    ),
 }
 
 
@@ -45,23 +83,42 @@ class World:
         for name, text in self.files.items():
             (self.at/name).parent.mkdir(exist_ok=True)
             if not (self.at/name).exists() or (self.at/name).read_text() != text: (self.at/name).write_text(text)
-        for gone in set(str(p.relative_to(self.at)) for p in (self.at/"data").glob("*.txt")) - set(self.files): (self.at/gone).unlink()
+        for gone in set(str(p.relative_to(self.at)) for p in (self.at/"data").glob("*.txt")) - set(self.files):
+            (self.at/gone).unlink()
         (self.at/"lib").mkdir(exist_ok=True)
         (self.at/"lib"/"rates.py").write_text(f"{self.remarks[0]}from .table import RATE\n")
         (self.at/"lib"/"table.py").write_text(f"RATE = {self.rate}\n")
         (self.at/"setup_cells.py").write_text(f"{self.remarks[1]}offset = {self.offset}\n")
         (self.at/"settings.ini").write_text(f"[data]\nfolds = {self.folds}\n[apps]\nport = {self.port}\n")
         for k, (parameters, *cells) in NOTEBOOKS.items():
-            write(self.at/f"{k}.ipynb", parameters or "pass", f"{self.plain[k]}C = {self.constants[k]}" + ("\nassert False, 'broken'" if k in self.failing else ""), *cells)
+            write(
+                self.at / f"{k}.ipynb",
+                parameters or "pass",
+                f"{self.plain[k]}C = {self.constants[k]}" + ("\nassert False, 'broken'" if k in self.failing else ""),
+                *cells,
+            )
         os.environ["REGION"] = self.region
         f, e = self.names["f"], self.names["e"]
-        step = lambda name, notebook, needs, more="": f'[[step]]\nname = "{name}"\nnotebook = "{notebook}.ipynb"\nneeds = {json.dumps(needs)}\n{more}'
-        (self.at/"inner.toml").write_text('[parameters]\nk = 0\n' + step("first", "e", [], 'parameters = { k = "${k}" }\n') + step("second", "g", ["first"]))
-        (self.at/"work.toml").write_text('name = "work"\nwarm = ["deltalake", "pyarrow"]\n[parameters]\nn = 1\n' + step("a", "a", [], 'parameters = { n = "${n}" }\n')
-            + step("b", "b", ["a"], 'parameters = { parity = "${a.parity}" }\nproducts = ["out/b.txt"]\n') + step("c", "c", ["b"], 'inputs = ["env:REGION"]\n') + step("d", "d", ["c"], 'inputs = ["data/*.txt"]\n')
-            + step(e, "e", ["a"], 'each = "${a.items}"\nas = "item"\nparameters = { k = "${item}" }\n') + step(f, "f", [], f"grid = {{ x = {self.grid} }}\n")
-            + ("".join([step("g", "g", ["a"], 'when = "${a.parity} == 1"\n')]) if "g" in self.optional else "") + (step("i", "i", []) if "i" in self.optional else "")
-            + '[[step]]\nname = "h"\nworkflow = "inner.toml"\nneeds = ["b"]\nparameters = { k = "${a.parity}" }\n')
+        step = lambda name, notebook, needs, more="": (
+            f'[[step]]\nname = "{name}"\nnotebook = "{notebook}.ipynb"\nneeds = {json.dumps(needs)}\n{more}'
+        )
+        (self.at / "inner.toml").write_text(
+            '[parameters]\nk = 0\n'
+            + step("first", "e", [], 'parameters = { k = "${k}" }\n')
+            + step("second", "g", ["first"])
+        )
+        (self.at / "work.toml").write_text(
+            'name = "work"\nwarm = ["deltalake", "pyarrow"]\n[parameters]\nn = 1\n'
+            + step("a", "a", [], 'parameters = { n = "${n}" }\n')
+            + step("b", "b", ["a"], 'parameters = { parity = "${a.parity}" }\nproducts = ["out/b.txt"]\n')
+            + step("c", "c", ["b"], 'inputs = ["env:REGION"]\n')
+            + step("d", "d", ["c"], 'inputs = ["data/*.txt"]\n')
+            + step(e, "e", ["a"], 'each = "${a.items}"\nas = "item"\nparameters = { k = "${item}" }\n')
+            + step(f, "f", [], f"grid = {{ x = {self.grid} }}\n")
+            + ("".join([step("g", "g", ["a"], 'when = "${a.parity} == 1"\n')]) if "g" in self.optional else "")
+            + (step("i", "i", []) if "i" in self.optional else "")
+            + '[[step]]\nname = "h"\nworkflow = "inner.toml"\nneeds = ["b"]\nparameters = { k = "${a.parity}" }\n'
+        )
         return Workflow.load(self.at/"work.toml")
 
     def expected(self) -> dict[str, str]:
@@ -75,7 +132,8 @@ class World:
         return found | ({"g": f"{c['g']}"} if "g" in self.optional and self.n % 2 else {})
 
 
-def steps_of(world: World) -> list[str]: return ["a", "b", "c", "d", world.names["e"], world.names["f"], "h", *sorted(world.optional)]
+def steps_of(world: World) -> list[str]:
+    return ["a", "b", "c", "d", world.names["e"], world.names["f"], "h", *sorted(world.optional)]
 
 
 def mutate(world: World, rng) -> str:
@@ -92,13 +150,15 @@ def mutate(world: World, rng) -> str:
     def content(): world.files[file] = str(rng.random())
     def another_file(): world.files[f"data/{rng.randrange(9)}.txt"] = "new"
     def fewer_files():
-        if len([f for f in world.files if f.startswith("data/")]) > 1: world.files.pop(max(f for f in world.files if f.startswith("data/")))
+        if len([f for f in world.files if f.startswith("data/")]) > 1:
+            world.files.pop(max(f for f in world.files if f.startswith("data/")))
     def variable(): world.region = rng.choice(["north", "south", "west"])
     def setting(): world.folds = rng.randrange(2, 9)
     def other_setting(): world.port += 1
     def product_gone(): (world.at/"out"/"b.txt").unlink(missing_ok=True)
     def product_changed(): (world.at/"out"/"b.txt").write_text("other") if (world.at/"out").exists() else None
-    def table(): write_deltalake(store(Settings.load(world.at), "tables", "t"), pa.table({"v": ["others"]}), mode="overwrite")
+    def table():
+        write_deltalake(store(Settings.load(world.at), "tables", "t"), pa.table({"v": ["others"]}), mode="overwrite")
     def table_gone(): shutil.rmtree(store(Settings.load(world.at), "tables", "t"), ignore_errors=True)
     def fails(): world.failing.add(k)
     def mended(): world.failing.clear()
@@ -106,10 +166,44 @@ def mutate(world: World, rng) -> str:
     def renamed(): world.names[rng.choice("ef")] += "x"
     def grid(): world.grid = rng.sample(range(5), rng.randrange(1, 4))
     def nothing(): pass
-    change = rng.choice([edit, edit, same_result, same_result, remark, parameter, parameter, module, module_remark, run_file, touch, content, content, another_file, fewer_files, variable, setting,
-                         other_setting, product_gone, product_changed, table, table_gone, fails, mended, mended, more, renamed, grid, nothing])
+    change = rng.choice(
+        [
+            edit,
+            edit,
+            same_result,
+            same_result,
+            remark,
+            parameter,
+            parameter,
+            module,
+            module_remark,
+            run_file,
+            touch,
+            content,
+            content,
+            another_file,
+            fewer_files,
+            variable,
+            setting,
+            other_setting,
+            product_gone,
+            product_changed,
+            table,
+            table_gone,
+            fails,
+            mended,
+            mended,
+            more,
+            renamed,
+            grid,
+            nothing,
+        ]
+    )
     change()
-    return f"{change.__name__} {k if change in (edit, same_result, remark, fails) else file if change in (touch, content) else ''}"
+    return (
+        f"{change.__name__}"
+        f" {k if change in (edit, same_result, remark, fails) else file if change in (touch, content) else ''}"
+    )
 
 
 def leaves(steps, around=""):
@@ -127,11 +221,21 @@ def compare(planned, job) -> list[str]:
     inside = lambda name: [n for n in did if n.partition("[")[0] == name or n.startswith((f"{name}[", f"{name} › "))]
     for name, s in said.items():
         mine = [did[n] for n in ({name} & did.keys() or inside(name))]
-        if s.action == "run" and not any(map(ran, mine)) and not (failed and (not mine or all(r.reason.startswith(LEFT_OUT_REASON) for r in mine))): wrong.append(f"{name} runs ({s.reason}), and did not: {[(r.state, r.reason) for r in mine]}")
-        if s.action == "skip" and (not mine or any(map(ran, mine))): wrong.append(f"{name} is skipped ({s.reason}), and was not: {[(r.state, r.reason) for r in mine]}")
-        if s.action == "skip" and any(r.reason.startswith(LEFT_OUT_REASON) != s.reason.startswith(LEFT_OUT_REASON) for r in mine): wrong.append(f"{name}: {s.reason}, but {mine[0].reason}")
+        if (
+            s.action == "run"
+            and not any(map(ran, mine))
+            and not (failed and (not mine or all(r.reason.startswith(LEFT_OUT_REASON) for r in mine)))
+        ):
+            wrong.append(f"{name} runs ({s.reason}), and did not: {[(r.state, r.reason) for r in mine]}")
+        if s.action == "skip" and (not mine or any(map(ran, mine))):
+            wrong.append(f"{name} is skipped ({s.reason}), and was not: {[(r.state, r.reason) for r in mine]}")
+        if s.action == "skip" and any(
+            r.reason.startswith(LEFT_OUT_REASON) != s.reason.startswith(LEFT_OUT_REASON) for r in mine
+        ):
+            wrong.append(f"{name}: {s.reason}, but {mine[0].reason}")
     for name in did:
-        if not any(name == n or name.partition("[")[0] == n or name.startswith((f"{n}[", f"{n} › ")) for n in said): wrong.append(f"{name} was not planned")
+        if not any(name == n or name.partition("[")[0] == n or name.startswith((f"{n}[", f"{n} › ")) for n in said):
+            wrong.append(f"{name} was not planned")
     return wrong
 
 
@@ -143,8 +247,8 @@ def test_a_plan_says_what_then_runs_and_nothing_is_skipped_wrongly(workspace, wa
     for rng in rounds.seeds(6, soak=200):
         changes = [mutate(world, rng) for _ in range(rng.randrange(1, 4))]
         flow, how = world.write(), {}
-        if (choice := rng.random()) < .15: how = dict(from_failed=True)
-        elif choice < .25: how = dict(from_step=rng.choice(steps_of(world)))
+        if (choice := rng.random()) < .15:how = dict(from_failed=True)
+        elif choice < .25:how = dict(from_step=rng.choice(steps_of(world)))
         elif choice < .32: how = dict(only=rng.choice(steps_of(world)))
         given = {} if how.get("from_failed") else dict(n=world.n)
         try: planned, refused = plan(flow, given, jobs=3, **how), None
@@ -155,13 +259,29 @@ def test_a_plan_says_what_then_runs_and_nothing_is_skipped_wrongly(workspace, wa
             counts["refused"] += 1
             continue
         job = flow.run(given, jobs=3, progress=False, **how)
-        said = f"{changes} {how}\n{planned}\n" + "\n".join(f"{n} {r.state} {r.reason} {r.error or ''}" for n, r in leaves(job.steps))
+        said = f"{changes} {how}\n{planned}\n" + "\n".join(
+            f"{n} {r.state} {r.reason} {r.error or ''}" for n, r in leaves(job.steps)
+        )
         assert not (wrong := compare(planned, job)), "\n".join(wrong) + "\n" + said
         counts.update(f"said_{s.action}" for _, s in leaves(planned.steps))
-        counts.update(dict(ran=sum(r.state != "skipped" for _, r in leaves(job.steps)), may_run_and_did=sum(did[n].state != "skipped" for did in [dict(leaves(job.steps))] for n, s in leaves(planned.steps) if s.action == "perhaps" and n in did)))
+        counts.update(
+            dict(
+                ran=sum(r.state != "skipped" for _, r in leaves(job.steps)),
+                may_run_and_did=sum(
+                    did[n].state != "skipped"
+                    for did in [dict(leaves(job.steps))]
+                    for n, s in leaves(planned.steps)
+                    if s.action == "perhaps" and n in did
+                ),
+            )
+        )
         world.n = job.parameters["n"]
         if job.ok and not how:
-            found = {n: r.results.get("value") for n, r in leaves(job.steps) if not r.reason.startswith(LEFT_OUT_REASON) and n != "i"}
+            found = {
+                n: r.results.get("value")
+                for n, r in leaves(job.steps)
+                if not r.reason.startswith(LEFT_OUT_REASON) and n != "i"
+            }
             assert found == world.expected(), said
             counts["compared_with_all_anew"] += 1
     rounds.note(differences=0, **counts)

@@ -14,14 +14,29 @@ from scalai_nb.data.prep_onnx import feeds, inputs_of
 from scalai_nb.data.profile import profile
 
 WORDS = ["UA", "AA", "", " ", "Ω", "a\0b", "N/A", "null", "é" * 40, "<b>", "=1+1"]
-numbers = st.one_of(st.none(), st.sampled_from([0., -0., 1., -1., np.nan, np.inf, -np.inf, 1e9 + 1, 1e308, -1e308, 5e-324]), st.floats(width=64), st.floats(-100, 100))
+numbers = st.one_of(
+    st.none(),
+    st.sampled_from([0.0, -0.0, 1.0, -1.0, np.nan, np.inf, -np.inf, 1e9 + 1, 1e308, -1e308, 5e-324]),
+    st.floats(width=64),
+    st.floats(-100, 100),
+)
 texts = st.one_of(st.none(), st.sampled_from(WORDS), st.text(max_size=5))
 times = st.one_of(st.none(), st.integers(-2**62, 2**62), st.integers(0, 2 * 10**15))
 flags = st.one_of(st.none(), st.booleans())
-KINDS = {"standard": (pa.float64(), numbers), "log": (pa.float64(), numbers), "number": (pa.float64(), numbers), "quantile": (pa.float64(), numbers),
-         "onehot": (pa.large_string(), texts), "code": (pa.large_string(), texts), "frequency": (pa.large_string(), texts), "hash": (pa.large_string(), texts),
-         "dates": (pa.timestamp("us"), times), "flag": (pa.bool_(), flags), "small": (pa.float64(), st.one_of(st.none(), st.integers(-3, 3).map(float), numbers)),
-         "few": (pa.float64(), st.one_of(st.none(), st.integers(-3, 3).map(float), numbers))}
+KINDS = {
+    "standard": (pa.float64(), numbers),
+    "log": (pa.float64(), numbers),
+    "number": (pa.float64(), numbers),
+    "quantile": (pa.float64(), numbers),
+    "onehot": (pa.large_string(), texts),
+    "code": (pa.large_string(), texts),
+    "frequency": (pa.large_string(), texts),
+    "hash": (pa.large_string(), texts),
+    "dates": (pa.timestamp("us"), times),
+    "flag": (pa.bool_(), flags),
+    "small": (pa.float64(), st.one_of(st.none(), st.integers(-3, 3).map(float), numbers)),
+    "few": (pa.float64(), st.one_of(st.none(), st.integers(-3, 3).map(float), numbers)),
+}
 STEPS = {"flag": "number", "small": "onehot", "few": "code"}
 
 
@@ -71,15 +86,43 @@ def test_the_graph_answers_what_transform_answers(pair):
     holds(Prep.from_json(prep.to_json()), new)
 
 
-CLOTHES = ["float64", "float32", "float16", "int64", "int8", "uint64", "bool", "money", "wide", "date32", "date64", "time", "time_s", "span", "span_ms", "instant", "instant_s", "instant_ns", "zone", "utc", "text", "large"]
+CLOTHES = [
+    "float64",
+    "float32",
+    "float16",
+    "int64",
+    "int8",
+    "uint64",
+    "bool",
+    "money",
+    "wide",
+    "date32",
+    "date64",
+    "time",
+    "time_s",
+    "span",
+    "span_ms",
+    "instant",
+    "instant_s",
+    "instant_ns",
+    "zone",
+    "utc",
+    "text",
+    "large",
+]
 
 
 @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_the_graph_answers_alike_in_every_type(data):
-    "Numbers, decimals, dates, times with a zone, text: fitted on some rows, asked for others that lie far beyond them; by every step that fits the type."
+    """Numbers, decimals, dates, times with a zone, text:
+
+    fitted on some rows, asked for others that lie far beyond them; by every step that fits the type."""
     kinds = data.draw(st.lists(st.sampled_from(CLOTHES), min_size=1, max_size=4, unique=True))
-    seen, new = (pa.table({k: pa.array(data.draw(values(k, n)), SORTS[k][0]) for k in kinds}) for n in data.draw(st.tuples(st.integers(1, 15), st.integers(1, 15))))
+    seen, new = (
+        pa.table({k: pa.array(data.draw(values(k, n)), SORTS[k][0]) for k in kinds})
+        for n in data.draw(st.tuples(st.integers(1, 15), st.integers(1, 15)))
+    )
     p, steps = profile(seen), {}
     for k in kinds:
         fitting = [s for s in STEPS_OF[p[k].kind] if fits(p, k, s)]
@@ -92,7 +135,13 @@ def test_the_graph_answers_alike_in_every_type(data):
     holds(Prep.from_json(prep.to_json()), new)
 
 
-STEPS_OF = {"number": ["standard", "log", "number", "quantile", "onehot"], "boolean": ["standard", "number"], "time": ["dates"], "text": ["onehot", "frequency", "hash"], "null": []}
+STEPS_OF = {
+    "number": ["standard", "log", "number", "quantile", "onehot"],
+    "boolean": ["standard", "number"],
+    "time": ["dates"],
+    "text": ["onehot", "frequency", "hash"],
+    "null": [],
+}
 
 
 def fits(p, name, step):
@@ -108,14 +157,33 @@ def test_no_rows():
 
 
 def test_frames_of_every_kind_answer_alike(backend):
-    t = pa.table({"x": [1., None, 3.], "n": [1, None, 3], "c": ["a", None, ""], "b": [True, None, False],
-                  "t": pa.array([0, None, 10**15], pa.timestamp("us", "America/New_York")), "d": pa.array([0, None, 9000], pa.date32())})
+    t = pa.table(
+        {
+            "x": [1.0, None, 3.0],
+            "n": [1, None, 3],
+            "c": ["a", None, ""],
+            "b": [True, None, False],
+            "t": pa.array([0, None, 10**15], pa.timestamp("us", "America/New_York")),
+            "d": pa.array([0, None, 9000], pa.date32()),
+        }
+    )
     prep = Prep.fit(profile(t), {"c": "onehot"})
     want = prep.transform(t)
     batches = t.to_batches()
-    frames = [t.to_pandas(), t.to_pandas(types_mapper=pd.ArrowDtype), batches[0], t.to_pylist() and {c: t[c].to_pylist() for c in ("x", "n", "c", "b")} | {"t": t["t"].combine_chunks(), "d": t["d"].combine_chunks()},
-              t.set_column(2, "c", t["c"].dictionary_encode()), pa.concat_tables([t.slice(0, 1), t.slice(1)]), t.to_pandas().astype({"c": "category"})]
-    if backend.name == "cudf": frames = [backend.frame(t.drop_columns("d").to_pandas().assign(d=t["d"].cast(pa.timestamp("s")).to_pandas()))]  # cuDF has no dates without a time
+    frames = [
+        t.to_pandas(),
+        t.to_pandas(types_mapper=pd.ArrowDtype),
+        batches[0],
+        t.to_pylist()
+        and {c: t[c].to_pylist() for c in ("x", "n", "c", "b")}
+        | {"t": t["t"].combine_chunks(), "d": t["d"].combine_chunks()},
+        t.set_column(2, "c", t["c"].dictionary_encode()),
+        pa.concat_tables([t.slice(0, 1), t.slice(1)]),
+        t.to_pandas().astype({"c": "category"}),
+    ]
+    if backend.name == "cudf":
+        # cuDF has no dates without a time
+        frames = [backend.frame(t.drop_columns("d").to_pandas().assign(d=t["d"].cast(pa.timestamp("s")).to_pandas()))]
     for f in frames: np.testing.assert_array_equal(prep.transform(f), want)
 
 
@@ -129,7 +197,9 @@ def test_what_training_never_saw_gets_a_defined_answer():
     np.testing.assert_array_equal(got[:, 1:], [[0, 0, 0], [0, 0, 0], [0, 0, 0], [1, 0, 0], [0, 1, 0]])
 
 
-@pytest.mark.parametrize("frame, message", [({"x": [1.]}, "'c' is missing"), ({"x": ["one"], "c": ["a"]}, "'x' is string")])
+@pytest.mark.parametrize(
+    "frame, message", [({"x": [1.0]}, "'c' is missing"), ({"x": ["one"], "c": ["a"]}, "'x' is string")]
+)
 def test_wrong_rows_say_which_column(frame, message):
     prep = Prep.fit(profile(pa.table({"x": [1., 2.], "c": ["a", "b"]})))
     for ask in (prep.transform, lambda f: feeds(f, prep.inputs)):
@@ -144,13 +214,35 @@ def test_a_column_may_not_take_the_outputs_name():
 def test_flights_joined_to_a_network(flights, tmp_path):
     import onnx
     import torch
-    names = ["month", "carrier", "origin", "dest", "tailnum", "distance", "sched_dep_time", "dep_delay", "air_time", "time_hour"]
+    names = [
+        "month",
+        "carrier",
+        "origin",
+        "dest",
+        "tailnum",
+        "distance",
+        "sched_dep_time",
+        "dep_delay",
+        "air_time",
+        "time_hour",
+    ]
     some = pa.Table.from_pandas(flights[names].iloc[::20], preserve_index=False)
     prep = Prep.fit(profile(some), {"month": "onehot", "air_time": "quantile"})
-    net = torch.nn.Sequential(torch.nn.Linear(len(prep.features), 16), torch.nn.ReLU(), torch.nn.Linear(16, 1), torch.nn.Sigmoid()).eval()
+    net = torch.nn.Sequential(
+        torch.nn.Linear(len(prep.features), 16), torch.nn.ReLU(), torch.nn.Linear(16, 1), torch.nn.Sigmoid()
+    ).eval()
     path = tmp_path / "net.onnx"
-    torch.onnx.export(net, (torch.zeros(2, len(prep.features)),), path, input_names=["x"], output_names=["score"], opset_version=18,
-                      dynamic_shapes=({0: torch.export.Dim("N")},), external_data=False, verbose=False)
+    torch.onnx.export(
+        net,
+        (torch.zeros(2, len(prep.features)),),
+        path,
+        input_names=["x"],
+        output_names=["score"],
+        opset_version=18,
+        dynamic_shapes=({0: torch.export.Dim("N")},),
+        external_data=False,
+        verbose=False,
+    )
     model, front = onnx.load(path), prep.onnx()
     assert front.ByteSize() < 12_000
     model.ir_version = front.ir_version
@@ -165,7 +257,10 @@ def test_flights_joined_to_a_network(flights, tmp_path):
 
 
 def test_fitted_from_parts_or_from_the_whole(flights):
-    t = pa.Table.from_pandas(flights[["month", "carrier", "dest", "tailnum", "dep_delay", "air_time", "time_hour"]].iloc[::7], preserve_index=False)
+    t = pa.Table.from_pandas(
+        flights[["month", "carrier", "dest", "tailnum", "dep_delay", "air_time", "time_hour"]].iloc[::7],
+        preserve_index=False,
+    )
     parts = sum(profile(t.slice(i, 5000)) for i in range(0, t.num_rows, 5000))
     whole, steps = profile(t), {"air_time": "quantile", "month": "onehot"}
     a, b = Prep.fit(parts, steps), Prep.fit(whole, steps)
@@ -176,8 +271,15 @@ def test_fitted_from_parts_or_from_the_whole(flights):
 def test_numbers_in_other_clothes():
     from datetime import time, timedelta
     from decimal import Decimal
-    t = pa.table({"price": pa.array([Decimal("1.25"), None, Decimal("-3.5")], pa.decimal128(7, 2)), "waited": pa.array([timedelta(seconds=90), None, timedelta(0)]),
-                  "at": pa.array([time(6), None, time(23, 59)]), "big": pa.array([2**63 - 1, None, -2**63], pa.int64()), "count": pa.array([0, None, 2**64 - 1], pa.uint64())})
+    t = pa.table(
+        {
+            "price": pa.array([Decimal("1.25"), None, Decimal("-3.5")], pa.decimal128(7, 2)),
+            "waited": pa.array([timedelta(seconds=90), None, timedelta(0)]),
+            "at": pa.array([time(6), None, time(23, 59)]),
+            "big": pa.array([2**63 - 1, None, -(2**63)], pa.int64()),
+            "count": pa.array([0, None, 2**64 - 1], pa.uint64()),
+        }
+    )
     prep = Prep.fit(profile(t), {n: "standard" for n in t.column_names})
     holds(prep, t)
     assert prep.steps["waited"].center == 45.

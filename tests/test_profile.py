@@ -19,11 +19,35 @@ from scalai_nb.data.profile import Profile, profile, total
 
 quick = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 
-# Hostile numbers: payload NaNs, both zeros, subnormals, infinities, the ends of int64 and float64, clusters beside tails.
+# Hostile numbers: payload NaNs, both zeros, subnormals, infinities, the ends of int64 and float64, clusters beside
+# tails.
 payload = np.array([0x7FF8000000000001, 0xFFF0000000000123], "u8").view("f8").tolist()
-floats = st.one_of(st.sampled_from([0.0, -0.0, 5e-324, -5e-324, 2.2e-308, math.inf, -math.inf, math.nan, 1.7e308, -1.7e308, 1e9 - 1, 1e9, 1e9 + 1, *payload]),
-                   st.floats(width=64), st.floats(1e9 - 1, 1e9 + 1), st.integers(-5, 5).map(float))
-ints = st.one_of(st.sampled_from([2**63 - 1, -2**63, 2**53, 2**53 + 1, 0]), st.integers(-2**63, 2**63 - 1), st.integers(-9, 9))
+floats = st.one_of(
+    st.sampled_from(
+        [
+            0.0,
+            -0.0,
+            5e-324,
+            -5e-324,
+            2.2e-308,
+            math.inf,
+            -math.inf,
+            math.nan,
+            1.7e308,
+            -1.7e308,
+            1e9 - 1,
+            1e9,
+            1e9 + 1,
+            *payload,
+        ]
+    ),
+    st.floats(width=64),
+    st.floats(1e9 - 1, 1e9 + 1),
+    st.integers(-5, 5).map(float),
+)
+ints = st.one_of(
+    st.sampled_from([2**63 - 1, -(2**63), 2**53, 2**53 + 1, 0]), st.integers(-(2**63), 2**63 - 1), st.integers(-9, 9)
+)
 words = st.one_of(st.sampled_from(["", "a", "JFK", "Zürich", "\u0000", "𝔘", "<b>", "a" * 3000]), st.text(max_size=9))
 times = st.one_of(st.integers(-2**62, 2**62), st.integers(0, 10**15))
 orno = lambda s: st.one_of(st.none(), s)
@@ -33,8 +57,17 @@ orno = lambda s: st.one_of(st.none(), s)
 def tables(draw, most=60):
     n = draw(st.integers(0, most))
     col = lambda s, t: pa.array(draw(st.lists(orno(s), min_size=n, max_size=n)), t)
-    return pa.table({"f": col(floats, pa.float64()), "i": col(ints, pa.int64()), "s": col(words, pa.string()), "b": col(st.booleans(), pa.bool_()),
-                     "t": col(times, pa.timestamp("us", tz="UTC")), "l": col(st.lists(ints, max_size=3), pa.list_(pa.int64())), "n": pa.nulls(n)})
+    return pa.table(
+        {
+            "f": col(floats, pa.float64()),
+            "i": col(ints, pa.int64()),
+            "s": col(words, pa.string()),
+            "b": col(st.booleans(), pa.bool_()),
+            "t": col(times, pa.timestamp("us", tz="UTC")),
+            "l": col(st.lists(ints, max_size=3), pa.list_(pa.int64())),
+            "n": pa.nulls(n),
+        }
+    )
 
 
 @quick
@@ -50,9 +83,15 @@ def test_sum_of_parts_is_the_whole(table, data):
     assert Profile.from_bytes(whole.to_bytes()) == whole
 
 
-# A far value of `f` stands where `i` is null: around the column's mean, nothing would be left of the other rows' digits.
-FAR = pa.table({"f": pa.array([0, None, 4e9, 1e23, None], pa.float64()), "i": pa.array([2**53, None, 2**63 - 1, None, 2**63 - 1], pa.int64()),
-                "s": ["", None, "a", "a", None]})
+# A far value of `f` stands where `i` is null: around the column's mean, nothing would be left of the other rows'
+# digits.
+FAR = pa.table(
+    {
+        "f": pa.array([0, None, 4e9, 1e23, None], pa.float64()),
+        "i": pa.array([2**53, None, 2**63 - 1, None, 2**63 - 1], pa.int64()),
+        "s": ["", None, "a", "a", None],
+    }
+)
 
 
 @quick
@@ -77,12 +116,22 @@ def test_a_file_of_many_row_groups_is_read_by_all_cores_alike(flights, tmp_path,
     import pyarrow.parquet as pq
     table = pa.Table.from_pandas(flights, preserve_index=False)
     for size, version in ((20_000, "2.6"), (400_000, "1.0")):
-        pq.write_table(table, path := tmp_path/f"{size}.parquet", row_group_size=size, use_dictionary=size < 100_000, version=version, coerce_timestamps="us")
+        pq.write_table(
+            table,
+            path := tmp_path / f"{size}.parquet",
+            row_group_size=size,
+            use_dictionary=size < 100_000,
+            version=version,
+            coerce_timestamps="us",
+        )
         for cores in (1, 3):
             monkeypatch.setattr("os.cpu_count", lambda: cores)
             made = profile(path)
             assert made == profile(pq.read_table(path)) and made.rows == len(flights)
-            assert made["tailnum"].nulls == flights["tailnum"].isna().sum() and made["tailnum"].distinct == profile(flights)["tailnum"].distinct
+            assert (
+                made["tailnum"].nulls == flights["tailnum"].isna().sum()
+                and made["tailnum"].distinct == profile(flights)["tailnum"].distinct
+            )
     with pytest.raises(BadRequest, match="carier"): profile(path, columns=["carier"])
     assert profile(path, columns=["carrier", "distance"]) == profile(flights[["carrier", "distance"]])
     data = path.read_bytes()
@@ -93,7 +142,11 @@ def test_a_file_of_many_row_groups_is_read_by_all_cores_alike(flights, tmp_path,
 def test_a_sum_of_many_is_the_sum_of_pairs(monkeypatch):
     "However many wait to be added at once; what is bounded keeps its bounds, and correlations their digits."
     rng, n = np.random.default_rng(8), 40_000
-    values = hostile(rng, n) | {"w": np.array([f"w{i}" for i in rng.zipf(1.3, n) % 5_000], object), "t": rng.integers(0, 2**50, n).view("M8[us]"), "few": rng.choice(list("abc"), n)}
+    values = hostile(rng, n) | {
+        "w": np.array([f"w{i}" for i in rng.zipf(1.3, n) % 5_000], object),
+        "t": rng.integers(0, 2**50, n).view("M8[us]"),
+        "few": rng.choice(list("abc"), n),
+    }
     table = pa.table({k: rng.permutation(v) for k, v in values.items()})
     parts, at = [], 0
     for size in [1, 0, 3, 500, 9_000, *[300] * 98, 1_096]: parts.append(profile(table.slice(at, size))); at += size
@@ -106,7 +159,9 @@ def test_a_sum_of_many_is_the_sum_of_pairs(monkeypatch):
         np.testing.assert_allclose(made.corr()[1], pairwise.corr()[1], atol=1e-9)
         for name, counts in truth.items():
             found = {v: (low, high) for v, low, high in made[name].top(600)}
-            assert all(low <= counts[v] <= high for v, (low, high) in found.items()) and set(counts.index[counts > n / 513]) <= set(found)
+            assert all(low <= counts[v] <= high for v, (low, high) in found.items()) and set(
+                counts.index[counts > n / 513]
+            ) <= set(found)
 
 
 @quick
@@ -120,7 +175,18 @@ def test_commutative_associative_identity(a, b, c):
 
 @st.composite
 def any_column(draw):
-    kind = draw(st.sampled_from([(floats, pa.float64()), (ints, pa.int64()), (st.integers(0, 200), pa.uint8()), (words, pa.string()), (st.booleans(), pa.bool_()), (times, pa.timestamp("us"))]))
+    kind = draw(
+        st.sampled_from(
+            [
+                (floats, pa.float64()),
+                (ints, pa.int64()),
+                (st.integers(0, 200), pa.uint8()),
+                (words, pa.string()),
+                (st.booleans(), pa.bool_()),
+                (times, pa.timestamp("us")),
+            ]
+        )
+    )
     name = draw(st.sampled_from("xyz"))
     return pa.table({name: pa.array(draw(st.lists(orno(kind[0]), max_size=20)), kind[1])})
 
@@ -135,7 +201,17 @@ def test_laws_hold_across_types_and_schemas(a, b, c):
 
 
 @quick
-@given(st.lists(st.one_of(st.floats(allow_nan=False, allow_infinity=False), st.floats(1e9 - 1, 1e9 + 1), st.integers(-40, 40).map(float)), max_size=200), st.data())
+@given(
+    st.lists(
+        st.one_of(
+            st.floats(allow_nan=False, allow_infinity=False),
+            st.floats(1e9 - 1, 1e9 + 1),
+            st.integers(-40, 40).map(float),
+        ),
+        max_size=200,
+    ),
+    st.data(),
+)
 def test_histograms_with_small_caps_add_exactly(values, data):
     """Small caps make coarsening common, which sixty rows under 64 x 512 would not."""
     caps = data.draw(st.tuples(st.integers(1, 6), st.integers(1, 9)))
@@ -148,9 +224,18 @@ def test_histograms_with_small_caps_add_exactly(values, data):
 
 
 def hostile(rng, n):
-    return {"cluster": np.concatenate([rng.uniform(1e9 - 1, 1e9 + 1, n // 2), rng.standard_cauchy(n - n // 2)]), "normal": rng.normal(size=n), "lognormal": rng.lognormal(0, 5, n),
-            "cauchy": rng.standard_cauchy(n), "uniform": rng.uniform(-1, 1, n), "integers": rng.integers(-2**62, 2**62, n).astype("f8"), "minutes": np.round(rng.gamma(1, 40, n)),
-            "money": np.round(rng.lognormal(3, 1, n), 2), "epoch": rng.uniform(1.3e9, 1.4e9, n), "two_scales": np.where(rng.random(n) < .5, rng.normal(0, 1e-12, n), rng.normal(1, 1e-9, n))}
+    return {
+        "cluster": np.concatenate([rng.uniform(1e9 - 1, 1e9 + 1, n // 2), rng.standard_cauchy(n - n // 2)]),
+        "normal": rng.normal(size=n),
+        "lognormal": rng.lognormal(0, 5, n),
+        "cauchy": rng.standard_cauchy(n),
+        "uniform": rng.uniform(-1, 1, n),
+        "integers": rng.integers(-(2**62), 2**62, n).astype("f8"),
+        "minutes": np.round(rng.gamma(1, 40, n)),
+        "money": np.round(rng.lognormal(3, 1, n), 2),
+        "epoch": rng.uniform(1.3e9, 1.4e9, n),
+        "two_scales": np.where(rng.random(n) < 0.5, rng.normal(0, 1e-12, n), rng.normal(1, 1e-9, n)),
+    }
 
 
 def rank_error(column, values, qs):
@@ -180,7 +265,9 @@ def test_long_columns_from_sorted_keys_are_those_made_in_one_piece():
     from scalai_nb.data.profile import Counting, _batches, _of_table
     rng, n = np.random.default_rng(21), 60_000
     values = hostile(rng, n) | {"again": rng.choice(rng.normal(size=25_000), n)}
-    values = {k: np.where(rng.random(n) < .01, rng.choice([np.nan, np.inf, -np.inf, -0.0], n), x) for k, x in values.items()}
+    values = {
+        k: np.where(rng.random(n) < 0.01, rng.choice([np.nan, np.inf, -np.inf, -0.0], n), x) for k, x in values.items()
+    }
     table = pa.table({k: pa.array(rng.permutation(x), mask=rng.random(n) < .02) for k, x in values.items()})
     whole = _of_table(table)
     for limit in (1 << 17, 20_000):
@@ -210,7 +297,9 @@ def test_flights_are_what_pandas_says(flights, backend):
             qs = np.array([.01, .05, .25, .5, .75, .95, .99])
             assert rank_error(c, x, qs) <= c.resolution + 2 / len(x)
             if c.resolution == 0: np.testing.assert_allclose(c.quantile(qs), np.quantile(x, qs))
-            np.testing.assert_allclose([c.min, c.max, c.mean, c.std], [x.min(), x.max(), x.mean(), x.std(ddof=1)], rtol=1e-9)
+            np.testing.assert_allclose(
+                [c.min, c.max, c.mean, c.std], [x.min(), x.max(), x.mean(), x.std(ddof=1)], rtol=1e-9
+            )
         counts = x.value_counts() if c.kind == "text" else None
         if counts is not None:
             for value, low, high in c.top(20): assert low <= counts[value] <= high
@@ -261,14 +350,42 @@ def test_size_stays_under_two_megabytes_for_any_twenty_columns():
 def test_types_of_every_sort():
     from datetime import date, time, timedelta
     from decimal import Decimal
-    t = pa.table({"dec": pa.array([Decimal("1.50"), None]), "date": pa.array([date(2013, 1, 1), None]), "time": pa.array([time(1, 2), None]), "dur": pa.array([timedelta(seconds=3), None]),
-                  "zone": pa.array(pd.to_datetime(["2013-01-01 05:00", None]).tz_localize("America/New_York")), "dict": pa.array(["a", None]).dictionary_encode(), "view": pa.array(["a", None], pa.string_view()),
-                  "struct": pa.array([{"a": 1}, None]), "map": pa.array([[("k", 1)], None], pa.map_(pa.string(), pa.int64())), "bin": pa.array([b"\xff\x00", None]), "null": pa.nulls(2),
-                  "f16": pa.array([1.5, None], pa.float16()), "u64": pa.array([2**64 - 1, None], pa.uint64()), "big": pa.array(["x" * 5_000, None]), "fixed": pa.array([b"ab", None], pa.binary(2))})
+    t = pa.table(
+        {
+            "dec": pa.array([Decimal("1.50"), None]),
+            "date": pa.array([date(2013, 1, 1), None]),
+            "time": pa.array([time(1, 2), None]),
+            "dur": pa.array([timedelta(seconds=3), None]),
+            "zone": pa.array(pd.to_datetime(["2013-01-01 05:00", None]).tz_localize("America/New_York")),
+            "dict": pa.array(["a", None]).dictionary_encode(),
+            "view": pa.array(["a", None], pa.string_view()),
+            "struct": pa.array([{"a": 1}, None]),
+            "map": pa.array([[("k", 1)], None], pa.map_(pa.string(), pa.int64())),
+            "bin": pa.array([b"\xff\x00", None]),
+            "null": pa.nulls(2),
+            "f16": pa.array([1.5, None], pa.float16()),
+            "u64": pa.array([2**64 - 1, None], pa.uint64()),
+            "big": pa.array(["x" * 5_000, None]),
+            "fixed": pa.array([b"ab", None], pa.binary(2)),
+        }
+    )
     p = profile(t)
     assert all(p[n].nulls == 1 for n in t.column_names if n != "null") and p["null"].nulls == 2
-    assert (p["dec"].mean, p["dur"].mean, p["time"].mean, p["u64"].max, p["zone"].to_dict()["min"]) == (1.5, 3.0, 3720.0, 2**64 - 1, "2013-01-01T10:00:00Z")
-    assert [p[n].kind for n in ("dict", "view", "struct", "map", "date", "null")] == ["text", "text", "nested", "nested", "time", "null"]
+    assert (p["dec"].mean, p["dur"].mean, p["time"].mean, p["u64"].max, p["zone"].to_dict()["min"]) == (
+        1.5,
+        3.0,
+        3720.0,
+        2**64 - 1,
+        "2013-01-01T10:00:00Z",
+    )
+    assert [p[n].kind for n in ("dict", "view", "struct", "map", "date", "null")] == [
+        "text",
+        "text",
+        "nested",
+        "nested",
+        "time",
+        "null",
+    ]
     json.dumps(p.to_dict(), allow_nan=False)
     assert sum(profile(t.slice(i, 1)) for i in range(2)) == p == Profile.from_bytes(p.to_bytes())
 
@@ -329,14 +446,23 @@ def test_a_part_of_a_profile_is_the_profile_of_the_part():
 
 
 MANY = {  # pieces of a table, after how many rows its memory is taken, and how much may come to that
-    "ten million distinct strings": ("""
+    "ten million distinct strings": (
+        """
     import pyarrow.compute as pc
-    for i in range(0, 10_000_000, 100_000): yield pa.table({"id": pc.binary_join_element_wise("user", pa.array(range(i, i + 100_000)).cast(pa.string()), "-")})""", 1_000_000, 1.2),
-    "two thousand columns": ("""
+    for i in range(0, 10_000_000, 100_000): yield pa.table({"id": pc.binary_join_element_wise("user", pa.array(range(i, i + 100_000)).cast(pa.string()), "-")})""",
+        1_000_000,
+        1.2,
+    ),
+    "two thousand columns": (
+        """
     import numpy as np
     rng = np.random.default_rng(1)
     text = pa.array(rng.integers(0, 3_000, 8_192)).cast(pa.string())
-    for _ in range(10): yield pa.table({f"c{i:04}": text if i % 4 == 3 else rng.normal(i, 1, 8_192) if i % 2 else rng.integers(0, 10**6, 8_192) for i in range(2_000)})""", 4 * 8_192, 1.5)}
+    for _ in range(10): yield pa.table({f"c{i:04}": text if i % 4 == 3 else rng.normal(i, 1, 8_192) if i % 2 else rng.integers(0, 10**6, 8_192) for i in range(2_000)})""",
+        4 * 8_192,
+        1.5,
+    ),
+}
 COUNT = """
 import json, resource, pyarrow as pa
 from scalai_nb.data.profile import profile
@@ -359,10 +485,15 @@ def test_memory_does_not_grow_with(what):
     import subprocess
     import sys
     pieces, settled, most = MANY[what]
-    made = subprocess.run([sys.executable, "-c", COUNT.format(pieces=pieces, settled=settled)], capture_output=True, text=True)
+    made = subprocess.run(
+        [sys.executable, "-c", COUNT.format(pieces=pieces, settled=settled)], capture_output=True, text=True
+    )
     assert made.returncode == 0, made.stderr
     rows, columns, distinct, before, after, size = json.loads(made.stdout)
-    print(f"{what}: {rows:,} rows x {columns:,} columns, {distinct:,} distinct, {before:.0f} MB after {settled:,} rows, {after:.0f} MB at the end, {size:.1f} MB saved")
+    print(
+        f"{what}: {rows:,} rows x {columns:,} columns, {distinct:,} distinct, {before:.0f} MB after {settled:,} rows,"
+        f" {after:.0f} MB at the end, {size:.1f} MB saved"
+    )
     assert after <= most * before
     if columns == 1: assert rows == 10_000_000 and abs(distinct / rows - 1) < .03 and size < 1
     else: assert (rows, columns) == (81_920, 2_000) and size < 60

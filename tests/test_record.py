@@ -92,27 +92,41 @@ def test_a_record_from_before_migrations_is_taken_over(workspace):
 def test_tables_that_are_not_a_record_s_are_left_alone(tmp_path):
     url = made("CREATE TABLE runs (id INTEGER, horse TEXT)", tmp_path/"races.db")
     with pytest.raises(BadRequest, match="runs differs in .*horse.*\n.*a place of its own"): connect.__wrapped__(url)
-    with sqlite3.connect(tmp_path/"races.db") as db: assert [r[0] for r in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")] == ["runs"]
+    with sqlite3.connect(tmp_path/"races.db") as db:
+        assert [r[0] for r in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")] == ["runs"]
 
 
-def test_an_older_schema_is_brought_forward_by_one_of_many(tmp_path, monkeypatch): brought_forward(f"sqlite:///{tmp_path}/a.db", tmp_path, monkeypatch)
+def test_an_older_schema_is_brought_forward_by_one_of_many(tmp_path, monkeypatch):
+    brought_forward(f"sqlite:///{tmp_path}/a.db", tmp_path, monkeypatch)
 
 
 def test_a_newer_schema_is_refused_in_two_lines(workspace):
-    with Record(Settings.load()).engine.begin() as db: db.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    with Record(Settings.load()).engine.begin() as db:
+        db.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
     done = scalai("runs", cwd=workspace)
-    assert done.code == 2 and len(done.lines) == 2 and "is of schema 9999, and this scalai-nb knows those up to" in done.lines[0]
+    assert (
+        done.code == 2
+        and len(done.lines) == 2
+        and "is of schema 9999, and this scalai-nb knows those up to" in done.lines[0]
+    )
 
 
 def test_opening_a_record_that_is_up_to_date_needs_no_alembic(workspace):
     Record(Settings.load())
-    seen = "import sys; from scalai_nb.jobs.record import Record; Record().runs(); print([m for m in sys.modules if m.startswith('alembic')])"
-    assert subprocess.run([sys.executable, "-c", seen], cwd=workspace, capture_output=True, text=True, check=True).stdout == "[]\n"
+    seen = (
+        "import sys; from scalai_nb.jobs.record import Record; Record().runs(); print([m for m in sys.modules if"
+        " m.startswith('alembic')])"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", seen], cwd=workspace, capture_output=True, text=True, check=True).stdout
+        == "[]\n"
+    )
 
 
 @pytest.mark.slow
 def test_the_schema_on_postgresql(postgres, tmp_path, monkeypatch):
-    with ThreadPoolExecutor(8) as pool: engines = list(pool.map(lambda _: connect.__wrapped__(postgres.uri()), range(8)))
+    with ThreadPoolExecutor(8) as pool:
+        engines = list(pool.map(lambda _: connect.__wrapped__(postgres.uri()), range(8)))
     assert differences(engines[0]) == []
     for e in engines: e.dispose()
     brought_forward(postgres.uri(), tmp_path, monkeypatch)

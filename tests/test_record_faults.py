@@ -1,4 +1,5 @@
 "The record when its database is gone, damaged, locked, full, read-only or silent: a run says so or leaves its end where the next start finds it."
+
 import json
 import os
 import signal
@@ -32,15 +33,26 @@ from scalai_nb.jobs.schedule_store import ScheduleStore
 from scalai_nb.jobs.scheduler import Scheduler
 
 # A run in a process that is not patient, so that a test does not wait for half a minute.
-ALONE = "import sys\nfrom scalai_nb.jobs import database\ndatabase.RETRY_TIMEOUT = .3\nfrom scalai_nb.cli.main import main\nmain(sys.argv[1:])"
+ALONE = (
+    "import sys\nfrom scalai_nb.jobs import database\ndatabase.RETRY_TIMEOUT = .3\nfrom scalai_nb.cli.main import"
+    " main\nmain(sys.argv[1:])"
+)
 FLOW = '[[step]]\nname = "first"\nnotebook = "job.ipynb"\n[[step]]\nname = "second"\nnotebook = "after.ipynb"\n'
 
 
 def impatient(*args, cwd, **more) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", ALONE, *args], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
+    return subprocess.Popen(
+        [sys.executable, "-c", ALONE, *args],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **more,
+    )
 
 
-def files(workspace: Path) -> list[Path]: return [workspace/".scalai"/f"scalai.db{end}" for end in ("", "-wal", "-shm")]
+def files(workspace: Path) -> list[Path]:
+    return [workspace/".scalai"/f"scalai.db{end}" for end in ("", "-wal", "-shm")]
 
 
 def vanish(workspace: Path):
@@ -94,12 +106,20 @@ def damaged_meanwhile(workspace: Path, what: str, damage) -> tuple[subprocess.Po
     return process, out, err
 
 
-ALL = pytest.mark.parametrize("damage", [pytest.param(f, marks=[pytest.mark.slow] if f is not vanish else [], id=f.__name__) for f in (vanish, replace, spoil, shorten, locked)])
+ALL = pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(f, marks=[pytest.mark.slow] if f is not vanish else [], id=f.__name__)
+        for f in (vanish, replace, spoil, shorten, locked)
+    ],
+)
 
 
 @ALL
 def test_a_run_whose_record_is_damaged_meanwhile_is_in_the_next_record(workspace, damage):
-    "Never a good end that is nowhere: the next look finds how it ended, and where the damage could be seen, the run said so."
+    """Never a good end that is nowhere:
+
+    the next look finds how it ended, and where the damage could be seen, the run said so."""
     process, out, err = damaged_meanwhile(workspace, "job.ipynb", damage)
     doc = json.loads(out)
     assert (process.returncode, doc["state"]) == (0, "succeeded"), err
@@ -107,7 +127,11 @@ def test_a_run_whose_record_is_damaged_meanwhile_is_in_the_next_record(workspace
     found, = asked(workspace)["runs"]
     assert (found["id"], found["state"]) == (doc["id"], "succeeded")
     whole = asked(workspace, doc["id"])
-    assert whole["results"] == dict(n=1) and [h["state"] for h in whole["history"]] == ["queued", "running", "succeeded"] and [t["cell"] for t in whole["timings"]] == [0, 1, 2]
+    assert (
+        whole["results"] == dict(n=1)
+        and [h["state"] for h in whole["history"]] == ["queued", "running", "succeeded"]
+        and [t["cell"] for t in whole["timings"]] == [0, 1, 2]
+    )
     assert list((workspace/".scalai/unrecorded").glob("*")) == []
 
 
@@ -116,13 +140,25 @@ def test_a_run_whose_record_is_damaged_meanwhile_is_in_the_next_record(workspace
 def test_a_workflow_whose_record_is_damaged_meanwhile_fails_or_is_in_the_next_record(workspace, damage):
     process, out, err = damaged_meanwhile(workspace, "flow.toml", damage)
     doc, found = json.loads(out), {r["name"]: r["state"] for r in asked(workspace, "--steps")["runs"]}
-    if damage in (spoil, shorten): assert (process.returncode, doc["state"], found) == (0, "succeeded", dict(first="succeeded", second="succeeded", flow="succeeded"))
+    if damage in (spoil, shorten):
+        assert (process.returncode, doc["state"], found) == (
+            0,
+            "succeeded",
+            dict(first="succeeded", second="succeeded", flow="succeeded"),
+        )
     else:
         assert process.returncode == 3 and doc["error"]["kind"] in ("Unreachable", "Damaged"), doc
         assert (found["first"], found["flow"]) == ("succeeded", "failed")
 
 
-@pytest.mark.parametrize("damage, code", [(spoil, 2), *(pytest.param(f, code, marks=pytest.mark.slow) for f, code in ((shorten, 0), (vanish, 0), (locked, 3)))], ids=["spoil", "shorten", "vanish", "locked"])
+@pytest.mark.parametrize(
+    "damage, code",
+    [
+        (spoil, 2),
+        *(pytest.param(f, code, marks=pytest.mark.slow) for f, code in ((shorten, 0), (vanish, 0), (locked, 3))),
+    ],
+    ids=["spoil", "shorten", "vanish", "locked"],
+)
 def test_a_record_that_is_damaged_before_the_run(workspace, damage, code):
     write(workspace/"job.ipynb", "n = 1", "open('began', 'w').close()")
     scalai("runs", cwd=workspace)
@@ -139,8 +175,12 @@ def test_a_new_database_takes_over_what_lies_beside_the_notebooks(workspace):
     write(workspace/"job.ipynb", "n = 1", "if n == 2: raise ValueError(n)")
     write(workspace/"after.ipynb", "n = 1")
     (workspace/"flow.toml").write_text(FLOW)
-    for args in (("job.ipynb",), ("job.ipynb", "-p", "n=2"), ("flow.toml",), ("flow.toml",)): scalai("run", *args, cwd=workspace)
-    documents = lambda: [{k: v for k, v in asked(workspace, r["id"]).items() if k != "history"} for r in asked(workspace, "--steps")["runs"]]
+    for args in (("job.ipynb",), ("job.ipynb", "-p", "n=2"), ("flow.toml",), ("flow.toml",)):
+        scalai("run", *args, cwd=workspace)
+    documents = lambda: [
+        {k: v for k, v in asked(workspace, r["id"]).items() if k != "history"}
+        for r in asked(workspace, "--steps")["runs"]
+    ]
     before = documents()
     vanish(workspace)
     assert documents() == before and len(before) == 8 and [r["state"] for r in before].count("skipped") == 2
@@ -148,7 +188,9 @@ def test_a_new_database_takes_over_what_lies_beside_the_notebooks(workspace):
 
 def confined(script: str, cwd: Path, size: str = "4m") -> subprocess.CompletedProcess:
     "Run a script where the workspace's state is on a small disk."
-    return subprocess.run([*small_disk(cwd, size), "sh", "-ec", script], cwd=cwd, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [*small_disk(cwd, size), "sh", "-ec", script], cwd=cwd, capture_output=True, text=True, timeout=120
+    )
 
 
 FULL = """import os
@@ -168,7 +210,9 @@ def test_a_disk_that_is_full_at_the_end(workspace):
     (workspace/"alone.py").write_text(ALONE)
     done = confined(f"{sys.executable} alone.py run job.ipynb --json > doc 2> said || echo $? > code", workspace)
     doc = json.loads((workspace/"doc").read_text())
-    assert (done.returncode, (workspace/"code").read_text(), doc["state"]) == (0, "1\n", "failed"), (workspace/"said").read_text()
+    assert (done.returncode, (workspace / "code").read_text(), doc["state"]) == (0, "1\n", "failed"), (
+        workspace / "said"
+    ).read_text()
     assert doc["error"]["kind"] in ("NotRecorded", "DiskFull") and "Traceback" not in (workspace/"said").read_text()
 
 
@@ -179,10 +223,18 @@ def test_a_disk_that_is_full_or_read_only_before_the_run(workspace):
     (workspace/"alone.py").write_text(ALONE)
     run = f"{sys.executable} alone.py run job.ipynb > out 2> said || echo $? > code"
     confined(f"{SCALAI} runs > /dev/null\nhead -c 10000000 /dev/zero > .scalai/rest || true\n{run}", workspace)
-    assert (workspace/"code").read_text().strip() in "23" and len((workspace/"said").read_text().splitlines()) == 2 and not (workspace/"began").exists(), (workspace/"said").read_text()
+    assert (
+        (workspace / "code").read_text().strip() in "23"
+        and len((workspace / "said").read_text().splitlines()) == 2
+        and not (workspace / "began").exists()
+    ), (workspace / "said").read_text()
     (workspace/"code").unlink()
     confined(f"{SCALAI} runs > /dev/null\nmount -o remount,ro .scalai\n{run}", workspace)
-    assert (workspace/"code").read_text().strip() in "23" and len((workspace/"said").read_text().splitlines()) == 2 and not (workspace/"began").exists(), (workspace/"said").read_text()
+    assert (
+        (workspace / "code").read_text().strip() in "23"
+        and len((workspace / "said").read_text().splitlines()) == 2
+        and not (workspace / "began").exists()
+    ), (workspace / "said").read_text()
 
 
 def test_what_was_kept_is_taken_back_once_by_many(workspace):
@@ -192,7 +244,11 @@ def test_what_was_kept_is_taken_back_once_by_many(workspace):
     assert record._keep(run, {0: 1.5}) is None and record._mark(run.id) is None
     with ThreadPoolExecutor(8) as pool: list(pool.map(lambda _: Record(Settings.load()).runs(), range(8)))
     doc = record.document(record.get(run.id))
-    assert doc["state"] == "succeeded" and [h["state"] for h in doc["history"]] == ["running", "succeeded"] and doc["timings"] == [dict(cell=0, seconds=1.5)]
+    assert (
+        doc["state"] == "succeeded"
+        and [h["state"] for h in doc["history"]] == ["running", "succeeded"]
+        and doc["timings"] == [dict(cell=0, seconds=1.5)]
+    )
     assert not list((workspace/".scalai/unrecorded").iterdir())
 
 
@@ -222,7 +278,8 @@ def test_another_container_s_process_is_never_taken_for_dead(quick, monkeypatch)
     run = record.create(JobRun(name="there", state="running"))
     with record.db() as db: db.execute(module.RUNS.update().where(module.RUNS.c.id == run.id).values(process=theirs))
     assert record.get(run.id).state == "running"
-    with record.db() as db: db.execute(module.RUNS.update().where(module.RUNS.c.id == run.id).values(beat=time.time() - 90))
+    with record.db() as db:
+        db.execute(module.RUNS.update().where(module.RUNS.c.id == run.id).values(beat=time.time() - 90))
     assert record.get(run.id).state == "lost"
 
 
@@ -242,17 +299,26 @@ s.run()
 
 @pytest.mark.slow
 def test_two_schedulers_in_containers_of_one_name(quick):
-    "Real process namespaces with one host name and equal process numbers: each start happens once, and neither takes the other's work."
+    """Real process namespaces with one host name and equal process numbers:
+
+    each start happens once, and neither takes the other's work."""
     probe = subprocess.run([*CONTAINER, "hostname box; hostname"], capture_output=True, text=True)
     if probe.stdout.strip() != "box": pytest.skip("this machine allows no process namespaces")
     table = ScheduleStore()
     for n in range(12):
         table.put(made(f"s{n}", parameters=dict(n=n, seconds=.5)))
         table.trigger(f"s{n}")
-    both = [subprocess.Popen([*CONTAINER, f"hostname box; exec {sys.executable} -c '{TWO}' who{n}"], cwd=quick) for n in (1, 2)]
+    both = [
+        subprocess.Popen([*CONTAINER, f"hostname box; exec {sys.executable} -c '{TWO}' who{n}"], cwd=quick)
+        for n in (1, 2)
+    ]
     try:
-        (name, pid, owner), (name2, pid2, owner2) = until(lambda: all((quick/f"who{n}").exists() and len((quick/f"who{n}").read_text().split()) == 3 for n in (1, 2))
-                                                          and [(quick/f"who{n}").read_text().split() for n in (1, 2)])
+        (name, pid, owner), (name2, pid2, owner2) = until(
+            lambda: all(
+                (quick / f"who{n}").exists() and len((quick / f"who{n}").read_text().split()) == 3 for n in (1, 2)
+            )
+            and [(quick / f"who{n}").read_text().split() for n in (1, 2)]
+        )
         assert name == name2 == "box" and pid == pid2 and owner != owner2
         (quick/"both").touch()
         until(lambda: all(f.state == "succeeded" for f in table.firings()), 120)
@@ -303,7 +369,8 @@ def behind(postgres, proxy) -> str: return postgres.uri().replace(f":{postgres.p
 
 @contextmanager
 def frozen(postgres, whole: bool = True):
-    "Processes that serve a connection are stopped, and where it is the `whole` server, also the one that would start new ones."
+    """Processes that serve a connection are stopped, and where it is the `whole` server, also the one that would start
+    new ones."""
     server = psutil.Process(postgres.process.pid)
     stopped = [p for p in server.children() if "127.0.0.1" in " ".join(p.cmdline())] + [server]*whole
     assert len(stopped) > whole
@@ -334,7 +401,8 @@ def test_a_statement_to_a_silent_server_ends(postgres):
             with pytest.raises(sa.exc.OperationalError, match="no answer within 2 s"): db.exec_driver_sql("SELECT 1")
         proxy.quiet.clear()
         with engine.begin() as db: assert db.exec_driver_sql("SELECT 1").scalar() == 1  # on a new connection
-        with pytest.raises(sa.exc.OperationalError, match="statement timeout"), engine.begin() as db: db.exec_driver_sql("SELECT pg_sleep(30)")
+        with pytest.raises(sa.exc.OperationalError, match="statement timeout"), engine.begin() as db:
+            db.exec_driver_sql("SELECT pg_sleep(30)")
         engine.dispose()
 
 
@@ -358,7 +426,9 @@ def test_a_silent_database_stops_a_scheduler_s_work_before_its_lease_is_over(qui
             time.sleep(1.5)  # it renews
             with silent(proxy) if silence == "proxy" else frozen(postgres, silence == "server"):
                 before = time.monotonic()
-                until(lambda: child.process.poll() is not None or silence == "backends" and ours.beaten > before + 1, 60)
+                until(
+                    lambda: child.process.poll() is not None or silence == "backends" and ours.beaten > before + 1, 60
+                )
                 assert time.monotonic() - ours.beaten < ours.lease, "the lease was over"
             assert child.process.poll() == (None if silence == "backends" else -signal.SIGKILL)
             (quick/"go").touch()
@@ -397,7 +467,10 @@ def test_a_silent_postgresql_before_and_at_the_end_of_a_run(workspace, postgres,
         proxy.quiet.set()
         (workspace/"go").touch()
         out, err = process.communicate(timeout=120)
-        assert (process.returncode, json.loads(out)["state"]) == (0, "succeeded") and "how the run ended is kept in" in err, err
+        assert (process.returncode, json.loads(out)["state"]) == (
+            0,
+            "succeeded",
+        ) and "how the run ended is kept in" in err, err
         (workspace/"began").unlink()
         refused = impatient("run", "job.ipynb", cwd=workspace)
         _, err = refused.communicate(timeout=120)

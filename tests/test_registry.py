@@ -44,16 +44,35 @@ def opened(workspace, empty):
 
 def a_run(id="ab12", seed=0):
     torch.manual_seed(seed)
-    return Run(id=id, model=MLP(4, hidden=(8,)).eval(), prep=None, target="late", loss="binary", history=[{"epoch": 1, "loss": .5}], metrics={"auc": .8})
+    return Run(
+        id=id,
+        model=MLP(4, hidden=(8,)).eval(),
+        prep=None,
+        target="late",
+        loss="binary",
+        history=[{"epoch": 1, "loss": 0.5}],
+        metrics={"auc": 0.8},
+    )
 
 
 def onnx_file(path, n):
     "The smallest file that takes raw rows: n·x."
     from onnx import TensorProto, helper
     value = lambda name, kind: helper.make_tensor_value_info(name, kind, ["N"])
-    nodes = [helper.make_node("Mul", ["x", "n"], ["y"]), helper.make_node("Cast", ["y"], ["score"], to=TensorProto.FLOAT)]
-    body = helper.make_graph(nodes, "times", [value("x", TensorProto.DOUBLE)], [value("score", TensorProto.FLOAT)], [helper.make_tensor("n", TensorProto.DOUBLE, [], [n])])
-    path.write_bytes(helper.make_model(body, opset_imports=[helper.make_opsetid("", 18)], ir_version=9).SerializeToString())
+    nodes = [
+        helper.make_node("Mul", ["x", "n"], ["y"]),
+        helper.make_node("Cast", ["y"], ["score"], to=TensorProto.FLOAT),
+    ]
+    body = helper.make_graph(
+        nodes,
+        "times",
+        [value("x", TensorProto.DOUBLE)],
+        [value("score", TensorProto.FLOAT)],
+        [helper.make_tensor("n", TensorProto.DOUBLE, [], [n])],
+    )
+    path.write_bytes(
+        helper.make_model(body, opset_imports=[helper.make_opsetid("", 18)], ir_version=9).SerializeToString()
+    )
     return path
 
 
@@ -68,29 +87,43 @@ def test_two_processes_open_a_new_workspace_at_once(workspace):
         versions = pool.starmap(_registers, [(str(workspace), 1), (str(workspace), 2)])
     assert sorted(versions) == [1, 2]
     assert {Registry().run(m["run"]).id for m in Registry().list("late")} == {"run1", "run2"}
-    assert sorted(p.name for p in workspace.iterdir()) == [".scalai", "1.onnx", "2.onnx", "settings.ini"], "nothing may lie outside the workspace's state"
+    assert sorted(p.name for p in workspace.iterdir()) == [
+        ".scalai",
+        "1.onnx",
+        "2.onnx",
+        "settings.ini",
+    ], "nothing may lie outside the workspace's state"
 
 
 def test_a_copied_workspace_is_whole(workspace):
-    "Its models are its own files, though the first folder is still there; what it adds lies in it; the first is not touched; and where neither was opened, MLflow's own tools find its files."
+    """Its models are its own files, though the first folder is still there; what it adds lies in it; the first is not
+    touched; and where neither was opened, MLflow's own tools find its files."""
     import mlflow
     from conftest import naming
     first, second = workspace/"a_%", workspace/"second one"
     first.mkdir()
     registry = Registry(Settings(root=first))
-    registry.promote("late", registry.register("late", onnx_file(workspace/"1.onnx", 1), a_run("run1", 1)), "the first")
+    registry.promote(
+        "late", registry.register("late", onnx_file(workspace / "1.onnx", 1), a_run("run1", 1)), "the first"
+    )
     before = {p: p.stat().st_mtime_ns for p in first.rglob("*") if p.is_file() and ".lock" not in p.name}
     shutil.copytree(first, second)
     copied = Registry(Settings(root=second))
     assert copied.champion("late").path.is_relative_to(second) and copied.run("run1").path.is_relative_to(second)
-    assert copied.promote("late", copied.register("late", onnx_file(workspace/"2.onnx", 2), a_run("run2", 2)), "the next").path.is_relative_to(second)
+    assert copied.promote(
+        "late", copied.register("late", onnx_file(workspace / "2.onnx", 2), a_run("run2", 2)), "the next"
+    ).path.is_relative_to(second)
     assert {p: p.stat().st_mtime_ns for p in before} == before and len(registry.list("late")) == 1
     assert naming(first, second) == []
     shutil.rmtree(first)
     assert copied.rollback("late") == 1 and copied.load("late").predict({"x": 2}) == [2] and not first.exists()
     mlflow.set_tracking_uri(copied.uri)
-    try: assert mlflow.artifacts.download_artifacts("models:/late@champion/card.json", tracking_uri=copied.uri).startswith(str(second))
-    finally: mlflow.set_tracking_uri(None)
+    try:
+        assert mlflow.artifacts.download_artifacts(
+            "models:/late@champion/card.json", tracking_uri=copied.uri
+        ).startswith(str(second))
+    finally:
+        mlflow.set_tracking_uri(None)
 
 
 class Bomb:
@@ -103,7 +136,8 @@ def test_nothing_is_unpickled(opened, monkeypatch):
     registry = Registry()
     v = registry.register("late", onnx_file(opened/"a.onnx", 1), a_run())
     folder = registry.version("late", v).path.parent
-    for name in ("model.pkl", "data.pkl", "python_model.pkl", "MLmodel"): (folder/name).write_bytes(pickle.dumps(Bomb()))
+    for name in ("model.pkl", "data.pkl", "python_model.pkl", "MLmodel"):
+        (folder/name).write_bytes(pickle.dumps(Bomb()))
     flavour = "flavors:\n  python_function:\n    loader_module: mlflow.sklearn\n    model_path: model.pkl\n"
     (folder/"MLmodel").write_text(flavour)
     (folder/"model.pkl").write_bytes(cloudpickle.dumps(Bomb()))
@@ -137,12 +171,20 @@ ROWS = 1_500
 def rows_of(seed, start=0):
     rng = np.random.default_rng(seed)
     x = rng.normal(size=ROWS)
-    return pd.DataFrame({"id": [str(start + i) for i in range(ROWS)], "x": np.where(rng.random(ROWS) < .05, np.nan, x), "c": rng.choice(list("abc"), ROWS), "late": x + rng.logistic(size=ROWS)/2 > .3})
+    return pd.DataFrame(
+        {
+            "id": [str(start + i) for i in range(ROWS)],
+            "x": np.where(rng.random(ROWS) < 0.05, np.nan, x),
+            "c": rng.choice(list("abc"), ROWS),
+            "late": x + rng.logistic(size=ROWS) / 2 > 0.3,
+        }
+    )
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, empty):
-    "A workspace with a table under a contract, two runs of a class of a notebook's own, both registered, and a newer version of the table."
+    """A workspace with a table under a contract, two runs of a class of a notebook's own, both registered, and a newer
+    version of the table."""
     from scalai_nb.compression.export import export
     folder = tmp_path_factory.mktemp("trained")
     (folder/"settings.ini").write_text("[workspace]\nhome = .scalai\n")
@@ -157,7 +199,13 @@ def trained(tmp_path_factory, empty):
     write(rows_of(1, ROWS), "rows", key="id", fold="id", settings=settings)
     for n, run in enumerate(told):
         found = with_network(Registry(settings).run(run))
-        Registry(settings).register("late", export(found.model, found.prep, folder/f"{n}.onnx"), found, {"latency_ms": .1 + n}, {"recipe": "float32"})
+        Registry(settings).register(
+            "late",
+            export(found.model, found.prep, folder / f"{n}.onnx"),
+            found,
+            {"latency_ms": 0.1 + n},
+            {"recipe": "float32"},
+        )
     Registry(settings).promote("late", 1, "the first")
     return folder, told
 
@@ -227,15 +275,38 @@ def test_a_run_of_another_process_is_repeated_to_the_bit(there, capsys):
 def test_what_each_run_left_in_the_record(there):
     registry = Registry()
     at = registry.find_run(there[1][0])
-    assert {"table": "rows", "version": "0", "folds": "['fold', 0]", "seed": "0", "epochs": "4", "batch_size": "128", "lr": "0.01"}.items() <= at.data.params.items()
+    assert {
+        "table": "rows",
+        "version": "0",
+        "folds": "['fold', 0]",
+        "seed": "0",
+        "epochs": "4",
+        "batch_size": "128",
+        "lr": "0.01",
+    }.items() <= at.data.params.items()
     assert [m.step for m in registry.client.get_metric_history(at.info.run_id, "val_loss")] == [1, 2, 3, 4]
     assert at.inputs.dataset_inputs[0].dataset.name == "rows" and "mlflow.source.git.commit" in at.data.tags
     folder = registry.local(f"{at.info.artifact_uri}/run")
-    assert sorted(f.name for f in folder.iterdir()) == ["contract.json", "environment.txt", "initial.safetensors", "model.py", "model.safetensors", "prep.json", "profile.arrow", "run.json"]
+    assert sorted(f.name for f in folder.iterdir()) == [
+        "contract.json",
+        "environment.txt",
+        "initial.safetensors",
+        "model.py",
+        "model.safetensors",
+        "prep.json",
+        "profile.arrow",
+        "run.json",
+    ]
     assert json.loads((folder/"contract.json").read_text())["columns"]["x"]["max"] == 99
-    assert "HIDDEN = 8" in (folder/"model.py").read_text() and f"torch=={torch.__version__.split('+')[0]}" in (folder/"environment.txt").read_text()
+    assert (
+        "HIDDEN = 8" in (folder / "model.py").read_text()
+        and f"torch=={torch.__version__.split('+')[0]}" in (folder / "environment.txt").read_text()
+    )
     learnt = Table("rows").profile(fold=[1, 2, 3, 4], version=0)
-    assert registry.profile(there[1][0]) == learnt.select(["x", "c", "late"]) and learnt.rows == registry.run(there[1][0]).data["rows"]
+    assert (
+        registry.profile(there[1][0]) == learnt.select(["x", "c", "late"])
+        and learnt.rows == registry.run(there[1][0]).data["rows"]
+    )
 
 
 def test_a_record_that_was_changed_is_neither_read_nor_run(there, monkeypatch):
@@ -258,7 +329,8 @@ def test_a_record_that_was_changed_is_neither_read_nor_run(there, monkeypatch):
     found = registry.resolve("late@2")
     for name in ("prep.json", "card.json"):
         back = flipped(found.path.parent/name)
-        with pytest.raises(WorkFailed, match="not the one that was registered"): found.prep if name == "prep.json" else found.card
+        with pytest.raises(WorkFailed, match="not the one that was registered"):
+            found.prep if name == "prep.json" else found.card
         back()
     assert registry.run(there[1][1]).id == there[1][1] and not bomb.exists()
 
@@ -278,7 +350,8 @@ def test_what_cannot_be_repeated_says_why(there, tmp_path):
     (run.path/"hidden").rename(run.path/"initial.safetensors")
     write(rows_of(1), "rows", key="id", fold="id", mode="overwrite", settings=settings)
     Table("rows", settings).delta().vacuum(0, dry_run=False, enforce_retention_duration=False)
-    with pytest.raises(BadRequest, match="version 0 of rows were taken away by a vacuum") as e: run.repeat(settings=settings)
+    with pytest.raises(BadRequest, match="version 0 of rows were taken away by a vacuum") as e:
+        run.repeat(settings=settings)
     assert len(str(e.value).splitlines()) == 2
     shutil.rmtree(Table("rows", settings).path)
     with pytest.raises(BadRequest, match="There is no table 'rows'"): run.repeat(settings=settings)
@@ -297,7 +370,8 @@ def test_a_checkpoint_reads_tensors_and_nothing_else(tmp_path, monkeypatch):
     with pytest.raises(BadRequest, match="changed or cut short"): checkpoint.load(step)
     back()
     (step/"state.json").write_bytes(cloudpickle.dumps(Bomb()))
-    with pytest.raises(BadRequest, match="changed or cut short"): fit(MLP, (X, X[:, 0] > 0), epochs=3, batch_size=64, resume=run, settings=Settings(root=tmp_path))
+    with pytest.raises(BadRequest, match="changed or cut short"):
+        fit(MLP, (X, X[:, 0] > 0), epochs=3, batch_size=64, resume=run, settings=Settings(root=tmp_path))
     assert not (tmp_path/"exploded").exists()
 
 
@@ -313,10 +387,15 @@ def test_rows_of_every_kind_get_the_same_answer(there, backend):
         assert lazy.npartitions == 3 and hasattr(type(lazy), "dask")
         assert np.allclose(np.asarray(lazy.compute(scheduler="sync").to_numpy()), whole, atol=1e-6)
         one = {k: None if v != v else v for k, v in rows.iloc[0].to_dict().items()}
-        assert np.allclose(model.predict(one), whole[:1], atol=1e-6) and np.allclose(model.predict([one, one]), whole[[0, 0]], atol=1e-6)
+        assert np.allclose(model.predict(one), whole[:1], atol=1e-6) and np.allclose(
+            model.predict([one, one]), whole[[0, 0]], atol=1e-6
+        )
         with pytest.raises(BadRequest, match="The rows lack x, c"): model.predict(backend.lazy(rows[["id"]], 2))
     assert np.allclose(found.predict(rows), run.predict(rows), atol=1e-5)
-    if backend.name == "pandas": assert np.allclose(found.predict(backend.lazy(rows, 2)).compute(scheduler="processes", num_workers=1), whole, atol=1e-5)
+    if backend.name == "pandas":
+        assert np.allclose(
+            found.predict(backend.lazy(rows, 2)).compute(scheduler="processes", num_workers=1), whole, atol=1e-5
+        )
 
 
 def test_mlflow_knows_what_a_version_takes(there):
@@ -327,18 +406,32 @@ def test_mlflow_knows_what_a_version_takes(there):
     assert [(c.name, c.type.name) for c in told.signature.inputs] == [("x", "double"), ("c", "string")]
     example = told.load_input_example(str(folder))
     assert len(example) == 5 and list(example.columns) == ["x", "c"]
-    assert np.allclose(mlflow.pyfunc.load_model(str(folder)).predict(example), Registry().load("late").predict(example))
+    assert np.allclose(
+        mlflow.pyfunc.load_model(str(folder)).predict(example), Registry().load("late").predict(example)
+    )
 
 
 def test_the_models_verbs(there, capsys):
     def said(*words):
         with pytest.raises(SystemExit) as e: main(["models", *words, "--json"])
         return e.value.code, json.loads(capsys.readouterr().out)
-    assert [(m["version"], m["aliases"]) for m in said("list")[1]["models"]] == [(2, ["challenger"]), (1, ["champion"])]
+    assert [(m["version"], m["aliases"]) for m in said("list")[1]["models"]] == [
+        (2, ["challenger"]),
+        (1, ["champion"]),
+    ]
     shown = said("show", "late@challenger")[1]
-    assert shown["version"] == 2 and shown["training"]["data"]["version"] == 0 and shown["training"]["params"]["epochs"] == 5
+    assert (
+        shown["version"] == 2
+        and shown["training"]["data"]["version"] == 0
+        and shown["training"]["params"]["epochs"] == 5
+    )
     code, found = said("compare", "late", "late@challenger")
-    assert code == 0 and found["differs"]["epochs"] == [4, 5] and found["sizes"]["parameters trained"][0] > 0 and found["recorded"]["latency_ms"] == [.1, 1.1]
+    assert (
+        code == 0
+        and found["differs"]["epochs"] == [4, 5]
+        and found["sizes"]["parameters trained"][0] > 0
+        and found["recorded"]["latency_ms"] == [0.1, 1.1]
+    )
     for m in found["metrics"].values():
         value, low, high = m["difference"]
         assert low <= value <= high and m["said"] == ("neither" if low <= 0 <= high else "gain" if low > 0 else "loss")
@@ -357,7 +450,9 @@ def test_ranks_are_repeated_too(there, tmp_path):
     settings = Settings(root=tmp_path)
     write(rows_of(0), "rows", key="id", fold="id", settings=settings)
     prep = Prep.fit(Table("rows", settings).profile(fold=[1, 2, 3, 4]), target="late", exclude=["id", "fold"])
-    run = fit(MLP, "rows", prep, epochs=2, batch_size=128, ranks=2, class_weight="balanced", early_stop=1, settings=settings)
+    run = fit(
+        MLP, "rows", prep, epochs=2, batch_size=128, ranks=2, class_weight="balanced", early_stop=1, settings=settings
+    )
     write(rows_of(1, ROWS), "rows", key="id", fold="id", settings=settings)
     again = Run.load(run.path).repeat(settings=settings)
     assert again.ranks == 2 and again.params["notes"][-1] == f"the same weights as run {run.id}, to the bit"
@@ -383,11 +478,16 @@ def test_why_each_version_serves_or_not(opened):
     assert registry.promote("late", 3, "again").version == 3, "promoting the champion changes nothing"
     found = {m["version"]: m for m in registry.list("late")}
     assert found[2]["tags"] == {"outcome": "refused", "reason": "AUC 0.02 lower on June"}
-    assert found[3]["aliases"] == ["champion"] and found[1]["aliases"] == ["previous"] and found[3]["tags"]["reason"] == "better on July"
+    assert (
+        found[3]["aliases"] == ["champion"]
+        and found[1]["aliases"] == ["previous"]
+        and found[3]["tags"]["reason"] == "better on July"
+    )
     assert registry.rollback("late") == 1 and registry.champion("late").version == 1
     with pytest.raises(BadRequest, match="no version 9"): registry.promote("late", 9, "")
     with pytest.raises(BadRequest, match="no model 'never'"): registry.rollback("never")
 
 
 def test_a_server_that_is_gone(workspace):
-    with pytest.raises(Unreachable, match="cannot be opened"): Registry(Settings(root=workspace, tracking={"uri": "http://127.0.0.1:9"})).list()
+    with pytest.raises(Unreachable, match="cannot be opened"):
+        Registry(Settings(root=workspace, tracking={"uri": "http://127.0.0.1:9"})).list()

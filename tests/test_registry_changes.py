@@ -1,4 +1,5 @@
 "A change of the registry is whole: killed before and after every call, raced by processes, on a file and on MLflow's server."
+
 import multiprocessing
 import os
 import shutil
@@ -98,10 +99,23 @@ def three(made, workspace) -> Registry:
 
 
 CHANGES = {  # what is done, the aliases after it, the outcomes of the three versions
-    "promote": (lambda r: r.promote("late", 3, "best"), {"champion": 3, "previous": 2}, ("promoted", "promoted", "promoted")),
-    "rollback": (lambda r: r.rollback("late", "worse"), {"champion": 1, "previous": 2, "challenger": 3}, ("promoted", "retired", None)),
-    "keep": (lambda r: r.keep("late", 3, "no better"), {"champion": 2, "previous": 1}, ("promoted", "promoted", "refused")),
-    "challenge": (lambda r: r.challenge("late", 1), {"champion": 2, "previous": 1, "challenger": 1}, None)}
+    "promote": (
+        lambda r: r.promote("late", 3, "best"),
+        {"champion": 3, "previous": 2},
+        ("promoted", "promoted", "promoted"),
+    ),
+    "rollback": (
+        lambda r: r.rollback("late", "worse"),
+        {"champion": 1, "previous": 2, "challenger": 3},
+        ("promoted", "retired", None),
+    ),
+    "keep": (
+        lambda r: r.keep("late", 3, "no better"),
+        {"champion": 2, "previous": 1},
+        ("promoted", "promoted", "refused"),
+    ),
+    "challenge": (lambda r: r.challenge("late", 1), {"champion": 2, "previous": 1, "challenger": 1}, None),
+}
 
 
 def copied(source: Path, target: Path):
@@ -110,7 +124,9 @@ def copied(source: Path, target: Path):
 
 
 def repeated_at(three: Registry, name: str, points) -> int:
-    "Kill a change at some of its calls: what is seen is the state before or after, and repeating ends in the state after."
+    """Kill a change at some of its calls:
+
+    what is seen is the state before or after, and repeating ends in the state after."""
     change, aliases, outcomes = CHANGES[name]
     outcomes = outcomes and dict(enumerate(outcomes, 1))
     store, kept, before, times = three.settings.path("mlflow.db"), three.settings.root/"kept.db", seen(three), 0
@@ -130,7 +146,11 @@ def repeated_at(three: Registry, name: str, points) -> int:
 
 def test_a_promotion_killed_between_its_aliases_is_finished_by_the_next_writer(three):
     "A few of the kill points, in a process of its own each; all of them in the slow form."
-    points = [("set_registered_model_tag", False), ("set_registered_model_tag", True), ("set_registered_model_alias", True)]
+    points = [
+        ("set_registered_model_tag", False),
+        ("set_registered_model_tag", True),
+        ("set_registered_model_alias", True),
+    ]
     assert repeated_at(three, "promote", points) == 3
 
 
@@ -147,7 +167,12 @@ def test_killed_at_every_statement_and_repeated(three, name, rounds):
 
 @pytest.mark.slow
 def test_a_registration_killed_at_every_statement_leaves_one_version_and_its_challenger(three, rounds):
-    root, store, kept, before = three.settings.root, three.settings.path("mlflow.db"), three.settings.root/"kept.db", seen(three)
+    root, store, kept, before = (
+        three.settings.root,
+        three.settings.path("mlflow.db"),
+        three.settings.root / "kept.db",
+        seen(three),
+    )
     copied(store, kept)
     file, run, done = onnx_file(root/"4.onnx", 4), a_run("r4"), 0
     every = [(n, after) for n in range(1, 60) for after in (False, True)]
@@ -277,7 +302,9 @@ def test_hosts_that_share_a_server_take_turns(server, workspace, rounds, monkeyp
         registry.promote("late", 1, "start")
         before = seen(registry)["aliases"]
 
-    with pytest.raises(Exception, match="did not hear from this process"), RegistryLock(registry.client, "late") as turn:
+    with pytest.raises(Exception, match="did not hear from this process"), RegistryLock(
+        registry.client, "late"
+    ) as turn:
         turn.over.set()  # as a process that is stopped: it shows no sign of life
         time.sleep(2.5)
         other = threading.Thread(target=registry.promote, args=("late", 3, "meanwhile"))

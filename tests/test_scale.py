@@ -13,7 +13,9 @@ pytestmark = pytest.mark.slow
 
 
 def test_a_cluster_of_processes_gives_the_same_digest(workspace, flights):
-    "Three worker processes: frames, families, files and saved tables; also text above the cap, and a table of one partition."
+    """Three worker processes:
+
+    frames, families, files and saved tables; also text above the cap, and a table of one partition."""
     import dask.dataframe as dd
 
     from scalai_nb.core.cluster import cluster
@@ -29,7 +31,9 @@ def test_a_cluster_of_processes_gives_the_same_digest(workspace, flights):
         lazy = dd.from_pandas(part, npartitions=11)
         assert profile(lazy) == whole == profile(dd.from_pandas(part, npartitions=1))
         family = profile(lazy, by=["month", "origin"])
-        assert sum(family.values()) == whole and {k: p.digest for k, p in family.items()} == {k: p.digest for k, p in profile(part, by=["month", "origin"]).items()}
+        assert sum(family.values()) == whole and {k: p.digest for k, p in family.items()} == {
+            k: p.digest for k, p in profile(part, by=["month", "origin"]).items()
+        }
         assert profile(read("part.parquet", rows=15_000)) == profile("part.parquet")
         write(lazy, "many", period="month")
     write(part, "one", period="month")
@@ -63,11 +67,32 @@ def files(tmp_path_factory):
     folder, made = tmp_path_factory.mktemp("rows"), {}
     for times in (1, 8):
         made[times] = folder/f"{times}.parquet"
-        with pq.ParquetWriter(made[times], pa.schema([("x", pa.float64()), ("i", pa.int64()), ("word", pa.string()), ("group", pa.int8()), ("y", pa.float32())])) as out:
+        with pq.ParquetWriter(
+            made[times],
+            pa.schema(
+                [
+                    ("x", pa.float64()),
+                    ("i", pa.int64()),
+                    ("word", pa.string()),
+                    ("group", pa.int8()),
+                    ("y", pa.float32()),
+                ]
+            ),
+        ) as out:
             for k in range(times * 8):
                 rng, n = np.random.default_rng(k), 37_500
-                out.write_table(pa.table({"x": rng.normal(size=n), "i": rng.integers(0, 10**12, n), "word": pa.array(rng.integers(0, 10**6, n)).cast(pa.string()),
-                                          "group": pa.array(rng.integers(0, 5, n), pa.int8()), "y": rng.random(n, np.float32)}, schema=out.schema))
+                out.write_table(
+                    pa.table(
+                        {
+                            "x": rng.normal(size=n),
+                            "i": rng.integers(0, 10**12, n),
+                            "word": pa.array(rng.integers(0, 10**6, n)).cast(pa.string()),
+                            "group": pa.array(rng.integers(0, 5, n), pa.int8()),
+                            "y": rng.random(n, np.float32),
+                        },
+                        schema=out.schema,
+                    )
+                )
     yield made
     for f in made.values(): f.unlink()
 
@@ -82,7 +107,9 @@ def test_memory_is_flat_as_rows_grow(files, what):
 
 
 def test_ten_million_distinct_strings():
-    "Counted as they come: distinct within 3 %, lengths and extremes exact, the profile as small as ever, also added from parts."
+    """Counted as they come:
+
+    distinct within 3 %, lengths and extremes exact, the profile as small as ever, also added from parts."""
     n, part = 10_000_000, 1_000_000
     words = (pa.table({"w": pa.array(np.arange(k, k + part)).cast(pa.string())}) for k in range(0, n, part))
     p = profile(words)
@@ -97,8 +124,13 @@ def test_ten_million_distinct_strings():
 def test_two_thousand_columns():
     "Their profile is one sum like any other, and stays small for each column."
     rng = np.random.default_rng(2)
-    table = pa.table({**{f"f{i}": rng.normal(size=3_000) for i in range(1_200)}, **{f"i{i}": rng.integers(0, 50, 3_000) for i in range(500)},
-                      **{f"w{i}": pa.array(rng.integers(0, 2_000, 3_000)).cast(pa.string()) for i in range(300)}})
+    table = pa.table(
+        {
+            **{f"f{i}": rng.normal(size=3_000) for i in range(1_200)},
+            **{f"i{i}": rng.integers(0, 50, 3_000) for i in range(500)},
+            **{f"w{i}": pa.array(rng.integers(0, 2_000, 3_000)).cast(pa.string()) for i in range(300)},
+        }
+    )
     whole = profile(table)
     assert len(whole.columns) == 2_000 and profile(table.slice(0, 700)) + profile(table.slice(700)) == whole
     assert max(c.resolution for c in whole.columns.values()) <= .01

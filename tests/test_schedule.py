@@ -31,7 +31,8 @@ from scalai_nb.jobs.schedule import Schedule, schedule
 from scalai_nb.jobs.schedule_store import ScheduleStore
 from scalai_nb.jobs.scheduler import Scheduler
 
-# A job of a few milliseconds in the place of a notebook: what the scheduler starts is a process that reads what to do and says how it went.
+# A job of a few milliseconds in the place of a notebook: what the scheduler starts is a process that reads what to do
+# and says how it went.
 QUICK = """
 import ctypes, json, os, sys, time
 ctypes.CDLL(None).prctl(1, 9)
@@ -57,7 +58,8 @@ def effects(folder: Path) -> list:
     return [json.loads(line) for line in (folder/"effects").read_text().splitlines()] if (folder/"effects").exists() else []
 
 
-def made(name, **given) -> Schedule: return schedule(dict(name=name, job="quick.ipynb") | (dict(cron="0 2 * * *") if not {"cron", "every", "at", "on_table"} & set(given) else {}) | given)
+def made(name, **given) -> Schedule:
+    return schedule(dict(name=name, job="quick.ipynb") | (dict(cron="0 2 * * *") if not {"cron", "every", "at", "on_table"} & set(given) else {}) | given)
 
 
 class Clock:
@@ -102,7 +104,8 @@ def test_due_times_increase_and_are_what_the_wall_clock_says(zone, minutes, hour
             for m in minutes:
                 for days in (0, 1):
                     w = (day + timedelta(days=days)).replace(hour=h, minute=m, second=0, microsecond=0, tzinfo=tz)
-                    if w.astimezone(UTC).astimezone(tz) == w and w.astimezone(UTC).astimezone(tz).replace(tzinfo=None) == w.replace(tzinfo=None): assert not last < w.timestamp() < t
+                    if w.astimezone(UTC).astimezone(tz) == w and w.astimezone(UTC).astimezone(tz).replace(tzinfo=None) == w.replace(tzinfo=None):
+                        assert not last < w.timestamp() < t
         last = t
 
 
@@ -130,7 +133,9 @@ def test_two_schedulers_start_each_of_thirty_once(quick):
 
 
 def test_a_killed_scheduler_takes_its_runs_along_and_another_does_them(workspace):
-    "Real processes: the run of a scheduler that is killed is lost, its kernel is gone, and the next scheduler runs it again at once."
+    """Real processes:
+
+    the run of a scheduler that is killed is lost, its kernel is gone, and the next scheduler runs it again at once."""
     write(workspace/"slow.ipynb", "n = 1", "import os, time\nfirst = not os.path.exists('began')\nopen('began', 'a').write('x')\nif first: time.sleep(60)", "open('effect', 'a').write('x')")
     table = ScheduleStore()
     table.put(made("slow", job="slow.ipynb").check(table.settings))
@@ -314,7 +319,8 @@ def test_what_was_missed_is_over_when_it_next_starts_in_time(quick, monkeypatch)
     turns(ours)
     table.trigger("s")
     turns(ours)
-    assert [f.late for f in table.firings() if f.state == "skipped"] == [True]  # a start by hand does not say that the schedule works
+    # a start by hand does not say that the schedule works
+    assert [f.late for f in table.firings() if f.state == "skipped"] == [True]
     for at in ("2026-06-01T17:00Z", "2026-06-01T18:00Z"):
         clock.to(at)
         turns(ours)
@@ -398,7 +404,8 @@ def test_metrics_are_scraped(quick):
         table.put(made(name, parameters=dict(state=state)))
         table.trigger(name)
     server, ours = serve(0), Scheduler(slots=1)
-    def scraped(): return dict(line.rsplit(" ", 1) for line in httpx.get(server.url).text.splitlines() if not line.startswith("#"))
+    def scraped():
+        return dict(line.rsplit(" ", 1) for line in httpx.get(server.url).text.splitlines() if not line.startswith("#"))
     try:
         ours.run_once()
         now = scraped()
@@ -407,7 +414,8 @@ def test_metrics_are_scraped(quick):
         now = scraped()
         assert (now["scalai_scheduler_queued"], now["scalai_scheduler_running"]) == ("0.0", "0.0")
         assert now['scalai_scheduler_ended_total{schedule="scraped",state="succeeded"}'] == now['scalai_scheduler_ended_total{schedule="scraped2",state="failed"}'] == "1.0"
-        for what in ("lateness", "run"): assert now[f'scalai_scheduler_{what}_seconds_count{{schedule="scraped"}}'] == "1.0"
+        for what in ("lateness", "run"):
+            assert now[f'scalai_scheduler_{what}_seconds_count{{schedule="scraped"}}'] == "1.0"
     finally: server.close()
 
 
@@ -429,7 +437,8 @@ def test_paused_ones_rest_and_resumed_ones_make_nothing_up(quick, monkeypatch):
 def test_a_file_is_the_truth_about_its_schedules(workspace):
     write(workspace/"a.ipynb", "n = 1")
     file = workspace/"schedules.toml"
-    def lines(*names): file.write_text("".join(f'[[schedule]]\nname = "{n}"\njob = "a.ipynb"\nevery = "{e}"\n' for n, e in names))
+    def lines(*names):
+        file.write_text("".join(f'[[schedule]]\nname = "{n}"\njob = "a.ipynb"\nevery = "{e}"\n' for n, e in names))
     def applied(): return scalai_here("schedule", "apply", "schedules.toml", "--json")["schedules"]
     scalai_here("schedule", "add", "mine", "a.ipynb", "--every", "1h", "--json")
     lines(("one", "1h"), ("two", "2h"))
@@ -472,7 +481,10 @@ Scheduler(slots=2, poll=.1).run()
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_thirty_starts_two_schedulers_one_killed_at_a_random_moment(seed, quick):
-    "Real schedulers: whichever is killed when, each due start ends well once, only what the killed one ran begins twice, and nobody is left."
+    """Real schedulers:
+
+    whichever is killed when, each due start ends well once, only what the killed one ran begins twice, and nobody
+    is left."""
     import subprocess
     table, chance = ScheduleStore(), random.Random(seed)
     for n in range(30):

@@ -25,8 +25,17 @@ KNOWN = ["carrier", "origin", "dest", "distance", "dep_delay"]
 @pytest.fixture(scope="module")
 def june(_flights):
     "Six thousand flights of June and July."
-    rows = _flights.loc[_flights["month"].isin([6, 7]), [*KNOWN, "month", "arr_delay"]].dropna(subset=["arr_delay"]).sample(6000, random_state=0).reset_index(drop=True)
-    return rows.assign(id=[f"f{i}" for i in range(len(rows))], period="2013-0" + rows["month"].astype(str), late=rows["arr_delay"] >= 15).drop(columns="arr_delay")
+    rows = (
+        _flights.loc[_flights["month"].isin([6, 7]), [*KNOWN, "month", "arr_delay"]]
+        .dropna(subset=["arr_delay"])
+        .sample(6000, random_state=0)
+        .reset_index(drop=True)
+    )
+    return rows.assign(
+        id=[f"f{i}" for i in range(len(rows))],
+        period="2013-0" + rows["month"].astype(str),
+        late=rows["arr_delay"] >= 15,
+    ).drop(columns="arr_delay")
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +70,24 @@ def test_champion_then_its_successor(serving, june):
     Registry().promote("late", 2, "better")
     second = score("late", "features", label="late", key="id", period="2013-06", where=where)
     rows = Table("scores").arrow()
-    assert second["model_version"] == 2 and rows.num_rows == len(only) and set(rows["model_version"].to_pylist()) == {2}
+    assert (
+        second["model_version"] == 2 and rows.num_rows == len(only) and set(rows["model_version"].to_pylist()) == {2}
+    )
     window = profile_store.recall("scores", period="2013-06", by="label")
-    assert sum(p.rows for p in window.values()) == len(only), "the window of the first version is replaced, not added to"
+    assert sum(p.rows for p in window.values()) == len(
+        only
+    ), "the window of the first version is replaced, not added to"
     Registry().rollback("late")
-    assert score("late", "features", label="late", key="id", period="2013-06", where=where)["already"] is False, "what was replaced has to be written again"
-    assert set(Table("scores").arrow()["model_version"].to_pylist()) == {1} and Table("scores").arrow().num_rows == len(only)
-    assert score("late", "features", label="late", key="id", period="2013-06", where=where) | {"seconds": 0, "version": 0} == first | {"seconds": 0, "version": 0, "already": True}
+    assert (
+        score("late", "features", label="late", key="id", period="2013-06", where=where)["already"] is False
+    ), "what was replaced has to be written again"
+    assert set(Table("scores").arrow()["model_version"].to_pylist()) == {1} and Table(
+        "scores"
+    ).arrow().num_rows == len(only)
+    assert score("late", "features", label="late", key="id", period="2013-06", where=where) | {
+        "seconds": 0,
+        "version": 0,
+    } == first | {"seconds": 0, "version": 0, "already": True}
     rows = Table("scores").arrow()
     served = Scorer(Registry().champion("late").path)
     got = dict(zip(rows["id"].to_pylist(), rows["score"].to_pylist()))
@@ -80,7 +100,9 @@ def test_a_column_names_the_periods(serving, june):
     found = profile_store.recall("scores", by=("period", "label"))
     assert set(found) == {(p, l) for p in ("2013-06", "2013-07") for l in "01"}
     assert Table("scores").arrow().num_rows == len(june), "June is replaced"
-    assert {p: n for p, n in june.groupby("period").size().items()} == {p: sum(w.rows for (q, _), w in found.items() if q == p) for p in ("2013-06", "2013-07")}
+    assert {p: n for p, n in june.groupby("period").size().items()} == {
+        p: sum(w.rows for (q, _), w in found.items() if q == p) for p in ("2013-06", "2013-07")
+    }
 
 
 def test_killed_between_window_and_rows(serving, monkeypatch, june):
@@ -89,18 +111,30 @@ def test_killed_between_window_and_rows(serving, monkeypatch, june):
     score("late", june[june["month"] == 7], label="late", key="id", period="2013-07")
     whole = module.write
     monkeypatch.setattr(module, "write", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt()))
-    with pytest.raises(KeyboardInterrupt): score("late", june[june["month"] == 6], label="late", key="id", period="2013-06")
+    with pytest.raises(KeyboardInterrupt):
+        score("late", june[june["month"] == 6], label="late", key="id", period="2013-06")
     assert list(profile_store.recall("scores", by="period")) == ["2013-07"]
     monkeypatch.setattr(module, "write", whole)
     score("late", june[june["month"] == 6], label="late", key="id", period="2013-06")
-    assert sum(p.rows for p in profile_store.recall("scores", period="2013-06", by="label").values()) == (june["month"] == 6).sum()
+    assert (
+        sum(p.rows for p in profile_store.recall("scores", period="2013-06", by="label").values())
+        == (june["month"] == 6).sum()
+    )
 
 
 def test_sources_and_kinds_of_frames_score_alike(serving, june, tmp_path):
     import pyarrow as pa
     june.to_parquet(tmp_path/"june.parquet")
     want = Scorer(serving/"1.onnx").score(june)
-    for n, source in enumerate((june, pa.Table.from_pandas(june, preserve_index=False), str(tmp_path/"june.parquet"), "features", Table("features"))):
+    for n, source in enumerate(
+        (
+            june,
+            pa.Table.from_pandas(june, preserve_index=False),
+            str(tmp_path / "june.parquet"),
+            "features",
+            Table("features"),
+        )
+    ):
         score("late@1", source, table=f"s{n}", key="id")
         rows = Table(f"s{n}").arrow()
         got = pd.Series(rows["score"].to_numpy(), rows["id"].to_pandas())
@@ -109,8 +143,14 @@ def test_sources_and_kinds_of_frames_score_alike(serving, june, tmp_path):
 
 
 def test_bad_requests_write_nothing(serving, june):
-    for given, said in ((dict(model="lates"), "no model 'lates'"), (dict(model="late@7"), "no version 7"), (dict(model="none.onnx"), "no model file"),
-                        (dict(source="features", key="idd"), "lack idd"), (dict(source=june.iloc[:0]), "no rows to score"),
-                        (dict(source="missing.parquet"), "missing.parquet"), (dict(where=[("month", "==", 6)]), "needs a table")):
+    for given, said in (
+        (dict(model="lates"), "no model 'lates'"),
+        (dict(model="late@7"), "no version 7"),
+        (dict(model="none.onnx"), "no model file"),
+        (dict(source="features", key="idd"), "lack idd"),
+        (dict(source=june.iloc[:0]), "no rows to score"),
+        (dict(source="missing.parquet"), "missing.parquet"),
+        (dict(where=[("month", "==", 6)]), "needs a table"),
+    ):
         with pytest.raises(BadRequest, match=said): score(**{"model": "late", "source": june, **given})
     assert not Table("scores").exists

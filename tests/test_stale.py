@@ -21,7 +21,8 @@ def wide(root: Path, windows: int, columns: int) -> Settings:
 
 
 def test_a_page_opens_only_the_windows_that_it_draws(workspace):
-    "Of sixty windows those that are compared, a few at a time; the next page opens only the one that is looked at and its reference."
+    """Of sixty windows those that are compared, a few at a time; the next page opens only the one that is looked at
+    and its reference."""
     from scalai_nb.view.watch import RECENT, Page, Watch
     settings = wide(workspace, 60, 8)
     cold = Watch(settings, ignore=("c003",))
@@ -40,15 +41,25 @@ def test_one_broken_decision_and_one_broken_window_cost_nothing_else(workspace):
     from scalai_nb.view.scores import Scores
     from scalai_nb.view.watch import Page, Watch
     settings = wide(workspace, 6, 4)
-    for month in (4, 5): decisions.record("late", f"2000-{month:02}", "keep", [], {}, ["2000-02"], 1, settings=settings)
+    for month in (4, 5):
+        decisions.record("late", f"2000-{month:02}", "keep", [], {}, ["2000-02"], 1, settings=settings)
     settings.path("decisions", "late", "2000-05.json").write_text('{"model": "late", "per')
     first = min(Path(settings.path("windows")).rglob("*.parquet"), key=lambda f: f.stat().st_mtime_ns)
     first.write_bytes(first.read_bytes()[:-500])
     watch = Watch(settings)
-    assert watch.periods == [f"2000-{m:02}" for m in range(2, 7)] and list(watch.decisions) == ["2000-04"] and len(watch.unread) == 2
-    for view in (Page(watch), Scores(watch)): assert 'class="unread"' in view.static and "late/2000-05" in view.static and first.name in view.static
+    assert (
+        watch.periods == [f"2000-{m:02}" for m in range(2, 7)]
+        and list(watch.decisions) == ["2000-04"]
+        and len(watch.unread) == 2
+    )
+    for view in (Page(watch), Scores(watch)):
+        assert 'class="unread"' in view.static and "late/2000-05" in view.static and first.name in view.static
     found = lines(settings)
-    assert summary(found)[0] == "act" and sum(x.what == "Unreadable" for x in found) == 2 and any(x.what == "Drift" and x.level != "unknown" for x in found)
+    assert (
+        summary(found)[0] == "act"
+        and sum(x.what == "Unreadable" for x in found) == 2
+        and any(x.what == "Drift" and x.level != "unknown" for x in found)
+    )
 
 
 def test_a_corrupt_database_is_a_line_of_the_home_page(workspace):
@@ -63,7 +74,9 @@ def test_a_corrupt_database_is_a_line_of_the_home_page(workspace):
     (settings.home/"scalai.db").write_bytes(b"this is no database" * 1000)  # as a broken copy that was put back
     assert state(settings) != before
     found = {x.what: x for x in lines(settings)}
-    assert found["Runs"].level == "act" and "read" in found["Runs"].sentence and found["Drift"].level != "unknown", found
+    assert (
+        found["Runs"].level == "act" and "read" in found["Runs"].sentence and found["Drift"].level != "unknown"
+    ), found
 
 
 @pytest.mark.slow
@@ -94,7 +107,13 @@ def test_an_open_page_says_within_ten_seconds_that_it_is_out_of_date(chromium, w
 def test_a_full_disk_is_said_and_the_last_page_stays(workspace):
     "No room for a newer page: the old one is shown as out of date, with what went wrong; room again, and it is made."
     (workspace/"said.txt").write_text("one")
-    def inside(dash, script): subprocess.run(["nsenter", "-t", str(dash.process.pid), "-m", "sh", "-c", script], cwd=workspace, capture_output=True, timeout=60)
+    def inside(dash, script):
+        subprocess.run(
+            ["nsenter", "-t", str(dash.process.pid), "-m", "sh", "-c", script],
+            cwd=workspace,
+            capture_output=True,
+            timeout=60,
+        )
     def changed(text):
         (workspace/"said.txt").write_text(text)
         (workspace/"settings.ini").touch()
@@ -104,7 +123,12 @@ def test_a_full_disk_is_said_and_the_last_page_stays(workspace):
         changed("two")
         snapshot(visitor, "paper", "failed")
         page = visitor.get("/apps/paper")
-        assert page.status_code == 200 and "The window says one" in page.text and "Out of date" in page.text and "could not be made" in page.text
+        assert (
+            page.status_code == 200
+            and "The window says one" in page.text
+            and "Out of date" in page.text
+            and "could not be made" in page.text
+        )
         assert visitor.get("/").status_code == 200 and "No space left on device" in dash.log.read_text()
         inside(dash, f"rm {workspace}/.scalai/rest")
         changed("three")

@@ -1,4 +1,5 @@
 "Windows that come twice, late, torn, empty, in thousands; alarms that are believed, kept and told; what scoring takes."
+
 import socket
 import time
 from pathlib import Path
@@ -35,14 +36,22 @@ def settings(tmp_path): return Settings(root=tmp_path)
 @pytest.fixture(scope="module")
 def june(_flights):
     rows = _flights[_flights.month == 6]
-    return rows[COLUMNS].assign(day=rows.time_hour.astype(str).str[:10], hour=rows.time_hour.astype(str).str[:13].str.replace(" ", "T")).reset_index(drop=True)
+    return (
+        rows[COLUMNS]
+        .assign(
+            day=rows.time_hour.astype(str).str[:10], hour=rows.time_hour.astype(str).str[:13].str.replace(" ", "T")
+        )
+        .reset_index(drop=True)
+    )
 
 
 def file_of(settings, source="seen") -> Path:
     "One file of the store that holds this source."
     folder = Path(store(settings, "windows"))
     table = pa.table(delta.open_table(str(folder)).get_add_actions(flatten=True))
-    return folder/next(p for p, s in zip(table["path"].to_pylist(), table["partition.source"].to_pylist()) if s == source)
+    return folder / next(
+        p for p, s in zip(table["path"].to_pylist(), table["partition.source"].to_pylist()) if s == source
+    )
 
 
 # ---- windows
@@ -54,13 +63,17 @@ def test_deliveries_in_any_order_and_twice_are_one_history(tmp_path, june):
     seen = []
     for n, order in enumerate(([0, 1, 2, 3], [3, 1, 1, 0, 2, 3, 0])):
         s = Settings(root=tmp_path/str(n))
-        for i in order: profile_store.record("seen", profile(parts[i][[*COLUMNS, "day"]], by="day"), f"b{i}", by="period", settings=s)
+        for i in order:
+            profile_store.record(
+                "seen", profile(parts[i][[*COLUMNS, "day"]], by="day"), f"b{i}", by="period", settings=s
+            )
         seen.append((windows("seen", settings=s), window("seen", "2013-06", s)))
     assert seen[0] == seen[1] and seen[0][1].rows == sum(d[:7] == "2013-06" for d in june.day)
 
 
 def test_a_torn_file_is_named_and_hurts_nobody_else(settings, june):
-    for source in ("seen", "other"): profile_store.record(source, {"2013-06": profile(june[COLUMNS])}, "b", by="period", settings=settings)
+    for source in ("seen", "other"):
+        profile_store.record(source, {"2013-06": profile(june[COLUMNS])}, "b", by="period", settings=settings)
     file = file_of(settings)
     whole = file.read_bytes()
     file.write_bytes(whole[:len(whole)//2])
@@ -94,14 +107,21 @@ def test_windows_of_other_versions(settings, june, monkeypatch):
     assert "sums" not in delta.open_table(store(settings, "windows")).schema().to_json()
     fold(settings, now=time.time() + 500*DAY)
     profile_store.record("seen", profile(june[[*COLUMNS, "day"]], by="day"), "c", by="period", settings=settings)
-    assert window("seen", settings=settings) == before + before and [f.rows for f in windows("seen", "month", settings).values()] == [p.rows for p in windows("seen", "month", settings).values()]
+    assert window("seen", settings=settings) == before + before and [
+        f.rows for f in windows("seen", "month", settings).values()
+    ] == [p.rows for p in windows("seen", "month", settings).values()]
 
 
 def test_windows_of_no_row_and_of_one(settings, june):
     one, none = profile(june[COLUMNS][:1]), profile(june[COLUMNS][:0])
-    for m in range(1, 5): profile_store.record("seen", {f"2013-0{m}": profile(june[COLUMNS][m::5])}, f"b{m}", by="period", settings=settings)
-    for period, p in (("2013-05", one), ("2013-06", none)): profile_store.record("seen", {period: p}, period, by="period", settings=settings)
-    assert list(watch("seen", "2013-05", settings).opens) == ["rows"]  # nothing else: one row says little of the columns
+    for m in range(1, 5):
+        profile_store.record(
+            "seen", {f"2013-0{m}": profile(june[COLUMNS][m::5])}, f"b{m}", by="period", settings=settings
+        )
+    for period, p in (("2013-05", one), ("2013-06", none)):
+        profile_store.record("seen", {period: p}, period, by="period", settings=settings)
+    # nothing else: one row says little of the columns
+    assert list(watch("seen", "2013-05", settings).opens) == ["rows"]
     assert list(watch("seen", "2013-06", settings).opens) == ["rows"]
     assert window("seen", settings=settings) == sum(windows("seen", settings=settings).values())
     assert Policy.calibrate([one, none, one]).windows == 0 and not compare(one, one).drifted
@@ -109,11 +129,13 @@ def test_windows_of_no_row_and_of_one(settings, june):
 
 def test_clocks_that_are_wrong(settings, june):
     "Rows and writers from the future or the past: nothing is lost by them, and no look is led astray."
-    for period in ("2013-05", "2013-06", "2031-06", "1970-01"): profile_store.record("seen", {period: profile(june[COLUMNS])}, period, by="period", settings=settings)
+    for period in ("2013-05", "2013-06", "2031-06", "1970-01"):
+        profile_store.record("seen", {period: profile(june[COLUMNS])}, period, by="period", settings=settings)
     assert watch("seen", settings=settings).period == "2013-06"
     with pytest.raises(BadRequest, match="has not begun"): watch("seen", "2031-06", settings)
     keeping = Settings(root=settings.root, monitor=dict(keep=1000))
-    for days in (-400, 900): fold(keeping, now=time.time() + days*DAY)  # as a writer's clock that is ahead, or behind, makes it look
+    for days in (-400, 900):
+        fold(keeping, now=time.time() + days*DAY)  # as a writer's clock that is ahead, or behind, makes it look
     assert list(windows("seen", settings=keeping)) == ["1970-01", "2013-05", "2013-06", "2031-06"]
 
 
@@ -122,28 +144,57 @@ def test_clocks_that_are_wrong(settings, june):
 def test_the_order_of_looks_changes_nothing(tmp_path):
     rng = np.random.default_rng(0)
     names = ["a", "b", "c"]
-    looks = [Look("t", f"2013-06-{d:02}", dict.fromkeys(opens := [n for n in names if rng.random() < .15], "moved"), dict.fromkeys([*opens, *(n for n in names if rng.random() < .3)], "moved")) for d in range(1, 31)]
+    looks = [
+        Look(
+            "t",
+            f"2013-06-{d:02}",
+            dict.fromkeys(opens := [n for n in names if rng.random() < 0.15], "moved"),
+            dict.fromkeys([*opens, *(n for n in names if rng.random() < 0.3)], "moved"),
+        )
+        for d in range(1, 31)
+    ]
     said = cases(looks)
     assert len(said) > 3
     for seed in range(3):
         alarms = Alarms(Settings(root=tmp_path/str(seed)))
         for i in np.random.default_rng(seed).permutation(len(looks)): alarms.saw(looks[i])
-        found = [(a.subject, a.opened, a.seen, a.windows, a.resolved) for a in alarms.find(resolved=True) if not a.withdrawn]
-        assert sorted(found, key=str) == sorted(((c.subject, c.opened, c.seen, c.windows, c.resolved) for c in said), key=str)
+        found = [
+            (a.subject, a.opened, a.seen, a.windows, a.resolved) for a in alarms.find(resolved=True) if not a.withdrawn
+        ]
+        assert sorted(found, key=str) == sorted(
+            ((c.subject, c.opened, c.seen, c.windows, c.resolved) for c in said), key=str
+        )
 
 
 def test_many_at_once_keep_one_state(settings):
     from concurrent.futures import ThreadPoolExecutor
-    with ThreadPoolExecutor(8) as pool: list(pool.map(lambda i: Alarms(settings).saw(Look("t", f"2013-06-{i % 4 + 1:02}", {"a": "moved"}, {"a": "moved"})), range(32)))
+    with ThreadPoolExecutor(8) as pool:
+        list(
+            pool.map(
+                lambda i: Alarms(settings).saw(Look("t", f"2013-06-{i % 4 + 1:02}", {"a": "moved"}, {"a": "moved"})),
+                range(32),
+            )
+        )
     only, = Alarms(settings).find()
     assert (only.opened, only.seen, only.windows) == ("2013-06-01", "2013-06-04", 4)
 
 
 def test_a_receiver_that_fails_is_told_with_the_next_look(tmp_path):
-    "One hangs, one answers 500: the look is kept, the other receivers hear of it once, those that failed when they are back."
+    """One hangs, one answers 500:
+
+    the look is kept, the other receivers hear of it once, those that failed when they are back."""
     good, bad = Ear(), Ear(500, 500, 200)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        s = Settings(root=tmp_path, alerts=dict(webhook=good.url, slack=bad.url, alertmanager=f"http://127.0.0.1:{silent.getsockname()[1]}", attempts=2, timeout=.2))
+        s = Settings(
+            root=tmp_path,
+            alerts=dict(
+                webhook=good.url,
+                slack=bad.url,
+                alertmanager=f"http://127.0.0.1:{silent.getsockname()[1]}",
+                attempts=2,
+                timeout=0.2,
+            ),
+        )
         Alarms(s).saw(Look("flights", "2013-06", {"dep_delay": "median 3 → 9"}, {"dep_delay": "median 3 → 9"}))
         assert set(tell(s)) == {"slack", "alertmanager"} and set(tell(s)) == {"alertmanager"}
     back = Settings(root=tmp_path, alerts=dict(webhook=good.url, slack=bad.url))
@@ -151,7 +202,9 @@ def test_a_receiver_that_fails_is_told_with_the_next_look(tmp_path):
     assert [h["summary"] for h in good.heard] == ["flights 2013-06: dep_delay: median 3 → 9"] and len(bad.heard) == 3
     for m in (7, 8, 9): Alarms(back).saw(Look("flights", f"2013-0{m}", {}))
     assert tell(back) == {} and tell(back) == {}
-    assert [h["resolved"] for h in good.heard] == [False, True] and good.heard[1]["summary"] == "flights 2013-09: dep_delay as usual for 3 windows"
+    assert [h["resolved"] for h in good.heard] == [False, True] and good.heard[1][
+        "summary"
+    ] == "flights 2013-09: dep_delay as usual for 3 windows"
 
 
 # ---- slow: many
@@ -162,18 +215,28 @@ def test_ten_thousand_windows(settings, _flights):
     rng = np.random.default_rng(0)
     rows = _flights[["dep_delay", "carrier"]].sample(50_000, random_state=0)
     first = span("2013-01-01T00")[0].timestamp()
-    hours = pd.to_datetime(first + 3600*np.sort(rng.permutation(np.r_[np.arange(10_000), rng.integers(0, 10_000, 40_000)])), unit="s").strftime("%Y-%m-%dT%H")
+    hours = pd.to_datetime(
+        first + 3600 * np.sort(rng.permutation(np.r_[np.arange(10_000), rng.integers(0, 10_000, 40_000)])), unit="s"
+    ).strftime("%Y-%m-%dT%H")
     rows = rows.assign(hour=hours.to_numpy())
-    for day, part in rows.groupby(rows.hour.str[:7]): profile_store.record("seen", profile(part, by="hour"), day, by="period", settings=settings)
+    for day, part in rows.groupby(rows.hour.str[:7]):
+        profile_store.record("seen", profile(part, by="hour"), day, by="period", settings=settings)
     assert len(profile_store.periods("seen", settings=settings)) == 10_000
     assert window("seen", "2013-07-04T05", settings) == profile(rows[rows.hour == "2013-07-04T05"])
     months = windows("seen", "month", settings)
     assert sum(months.values()) == profile(rows)
     fold(settings, now=time.time() + 31*DAY)
-    assert len(profile_store.periods("seen", settings=settings)) == 417 and windows("seen", "month", settings) == months
+    assert (
+        len(profile_store.periods("seen", settings=settings)) == 417 and windows("seen", "month", settings) == months
+    )
     alarms = Alarms(settings)
-    with alarms._open() as db: db.executemany("INSERT INTO looks VALUES ('seen', ?, '{}', '{}', '', 0)", [(h,) for h in dict.fromkeys(rows.hour)])
-    assert [a.subject for a in alarms.saw(Look("seen", "2014-02-21T17", {"dep_delay": "moved"}, {"dep_delay": "moved"}))] == ["dep_delay"]
+    with alarms._open() as db:
+        db.executemany(
+            "INSERT INTO looks VALUES ('seen', ?, '{}', '{}', '', 0)", [(h,) for h in dict.fromkeys(rows.hour)]
+        )
+    assert [
+        a.subject for a in alarms.saw(Look("seen", "2014-02-21T17", {"dep_delay": "moved"}, {"dep_delay": "moved"}))
+    ] == ["dep_delay"]
 
 
 @pytest.mark.slow
@@ -184,7 +247,13 @@ def test_two_thousand_columns(settings):
     for m in range(1, 5):
         x = rng.normal(size=(500, 2000)).astype("float32")
         if m == 4: x[:, 7] += 1
-        profile_store.record("wide", {f"2013-0{m}": profile(pa.table(list(x.T.copy()), names=names))}, f"b{m}", by="period", settings=settings)
+        profile_store.record(
+            "wide",
+            {f"2013-0{m}": profile(pa.table(list(x.T.copy()), names=names))},
+            f"b{m}",
+            by="period",
+            settings=settings,
+        )
     assert list(watch("wide", settings=settings).opens) == ["c7"]
     assert [a.subject for a in Alarms(settings).find()] == ["c7"]
 

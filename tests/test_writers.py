@@ -1,5 +1,6 @@
 """Several writers on one store: processes in workspaces of their own with the same [data] storage, each stopped at every step, continued in any
 order, killed. Nothing may be lost or there twice, and every reader sees a whole table."""
+
 import os
 import signal
 import time
@@ -30,14 +31,22 @@ class Store:
             (folder/f"{name}.csv").write_text("id,x\n" + "".join(f"{i},{'oops' if bad(i) else i}\n" for i in ids))
 
     def _how(self, workspace: str, file: str | None) -> dict:
-        return dict(root=self.folder/workspace, data=self.data, **(dict(uri=str(self.folder/f"{file}.csv"), contract=CONTRACT) if file else {}))
+        return dict(
+            root=self.folder / workspace,
+            data=self.data,
+            **(dict(uri=str(self.folder / f"{file}.csv"), contract=CONTRACT) if file else {}),
+        )
 
-    def start(self, call: str, workspace: str, file: str | None = None, **more): return self.nursery.start(call, **self._how(workspace, file), **more)
+    def start(self, call: str, workspace: str, file: str | None = None, **more):
+        return self.nursery.start(call, **self._how(workspace, file), **more)
 
-    def __call__(self, call: str, workspace: str = "last", file: str | None = None, **more): return self.nursery(call, **self._how(workspace, file), **more)
+    def __call__(self, call: str, workspace: str = "last", file: str | None = None, **more):
+        return self.nursery(call, **self._how(workspace, file), **more)
 
     def holds(self, *names: str, raw: bool = True):
-        "Each row of the files once: the good ones in the table, the others in quarantine; the profiles are those of the rows."
+        """Each row of the files once:
+
+        the good ones in the table, the others in quarantine; the profiles are those of the rows."""
         now = self("state")
         assert (now["good"], now["bad"]) == expected(*names)
         assert now["whole"] and sum(now["reasons"].values()) == len(now["bad"])
@@ -72,7 +81,10 @@ def test_a_writer_that_goes_on_after_another_committed_the_same_batch(tmp_path, 
         quick = store("ingest", "two", "a")
         done = slow.run().done
         assert "error" not in done, (at, steps[at - 1], done)
-        assert sorted([quick["already"], done["already"]]) == [False, True] and done["rows_good"] == quick["rows_good"] == 34
+        assert (
+            sorted([quick["already"], done["already"]]) == [False, True]
+            and done["rows_good"] == quick["rows_good"] == 34
+        )
         store.holds("a")
         assert store("ingest", "one", "a")["already"]
 
@@ -101,7 +113,8 @@ def test_gc_takes_nothing_of_an_ingest_at_work(tmp_path, nursery):
 
 
 def interleaved(rng, store: Store) -> tuple[int, int]:  # kills, steps
-    "Writers, perhaps a gc among them, in an order and with deaths that a seed decides; then every file again, undisturbed."
+    """Writers, perhaps a gc among them, in an order and with deaths that a seed decides; then every file again,
+    undisturbed."""
     if rng.random() < .5: store("ingest", "first", "c")
     writers = [store.start("ingest", "one", "a"), store.start("ingest", "two", "a")]
     if rng.random() < .6: writers.append(store.start("ingest", rng.choice(["two", "three"]), "b"))
@@ -124,7 +137,9 @@ def interleaved(rng, store: Store) -> tuple[int, int]:  # kills, steps
 
 
 def test_other_rows_rejected_for_the_same_reasons(store):
-    "Killed after its quarantine's commit, the table overwritten, the batch again: as many rows are rejected for the same reason, but others."
+    """Killed after its quarantine's commit, the table overwritten, the batch again:
+
+    as many rows are rejected for the same reason, but others."""
     (store.folder/"d.csv").write_text("id,x\n1,1\n2,2\n")
     store("overwrite", "one", ids=[1], contract=CONTRACT)
     writer = store.start("ingest", "one", "d")
@@ -139,17 +154,25 @@ def test_other_rows_rejected_for_the_same_reasons(store):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["s3", "abfs"])
 def test_two_workspaces_on_a_store(tmp_path, kind):
-    "On S3's and Azure's protocols: killed at ten points, and stopped there while another workspace ingests the same file."
+    """On S3's and Azure's protocols:
+
+    killed at ten points, and stopped there while another workspace ingests the same file."""
     import test_sources
-    with test_sources.store(kind) as (root, env, _), Nursery(tmp_path/"n", os.environ.get("SCALAI_OTHER_CODE"), **env) as nursery:
+    with test_sources.store(kind) as (root, env, _), Nursery(
+        tmp_path / "n", os.environ.get("SCALAI_OTHER_CODE"), **env
+    ) as nursery:
         steps = steps_of(Store(tmp_path/"calm", nursery, f"{root}/calm"))
         for at in range(4, len(steps), len(steps)//10):
             store = Store(tmp_path/str(at), nursery, f"{root}/{at}")
-            stopped, killed = store.start("ingest", "one", "a").run_to(at), store.start("ingest", "two", "a").run_to(at).kill()
+            stopped, killed = (
+                store.start("ingest", "one", "a").run_to(at),
+                store.start("ingest", "two", "a").run_to(at).kill(),
+            )
             quick, _other = store("ingest", "three", "a"), store("ingest", "three", "b")
             done = stopped.run().done
             assert "error" not in done, (at, done)
-            finished = [d for d in (killed.done, quick, done) if d]  # the second may need fewer steps, and end before it is killed
+            # the second may need fewer steps, and end before it is killed
+            finished = [d for d in (killed.done, quick, done) if d]
             assert sum(not d["already"] for d in finished) == 1, (at, finished)
             store.holds("a", "b", raw=False)
             assert store("gc", "two")["files"] >= 0 and store("ingest", "two", "a")["already"]
@@ -196,13 +219,16 @@ def test_two_workspaces_release_the_same_rows_at_once(tmp_path, nursery):
 
 
 def test_files_that_waited_longer_than_a_vacuum_are_not_committed(store):
-    "The fence: a writer that stood still for weeks finds that its files may be gone, and says so; the table stays whole."
+    """The fence:
+
+    a writer that stood still for weeks finds that its files may be gone, and says so; the table stays whole."""
     store("ingest", "first", "c")
     slow = store.start("ingest", "one", "a", ago=30*86_400)
     while slow.at != "before try_commit": slow.step()
     place = Path(store.data["storage"])/"tables"/"t"
     weeks = os.stat(place).st_mtime - 30*86_400
-    for f in [*place.glob("*.parquet"), *Path(store.data["storage"]).glob("quarantine/t/*.parquet")]: os.utime(f, (weeks, weeks))
+    for f in [*place.glob("*.parquet"), *Path(store.data["storage"]).glob("quarantine/t/*.parquet")]:
+        os.utime(f, (weeks, weeks))
     assert store("gc", "two")["files"] > 0
     done = slow.run().done
     assert done["code"] == 1 and "was taken away meanwhile" in done["error"], done

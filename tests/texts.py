@@ -11,7 +11,10 @@ def documented(service: str) -> list[str]:
     "The first sentence of each of a service's operations; the service's own name is not in it."
     import botocore
     file = max((Path(botocore.__file__).parent/"data"/service).glob("*/service-2.json.gz"))
-    texts = (re.sub(r"\s+|<[^>]+>", " ", o.get("documentation", "")) for o in json.loads(gzip.open(file).read())["operations"].values())
+    texts = (
+        re.sub(r"\s+|<[^>]+>", " ", o.get("documentation", ""))
+        for o in json.loads(gzip.open(file).read())["operations"].values()
+    )
     firsts = {re.split(r"(?<=[.!?]) ", " ".join(t.split()))[0] for t in texts}
     return [re.sub(service, "it", t, flags=re.I) for t in sorted(firsts) if 20 < len(t) < 250]
 

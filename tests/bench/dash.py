@@ -8,6 +8,7 @@ Visitors are real Chromiums, each with a profile of its own that has been here t
 at a moment of its own within two seconds.
 The section goes to tests/bench/RESULTS.md as those of bench.py do.
 """
+
 import argparse
 import asyncio
 import contextlib
@@ -32,8 +33,17 @@ from bench import keep, stamp
 from scalai_nb.dash.frames import V1, join_message
 
 VISITORS, TABS, POOL, SPREAD, WARMING, NEVER = 8, 50, 8, 2., 2, 90_000
-FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split() + ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]  # and no route of Playwright's, which would switch the cache off
-SMALL = "import ipywidgets\nslider, said = ipywidgets.IntSlider(max=10_000), ipywidgets.HTML('<b>0</b>')\nslider.observe(lambda change: setattr(said, 'value', f'<b>{change.new}</b>'), 'value')\nslider"
+# and no route of Playwright's, which would switch the cache off
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    " --disable-component-update --disable-sync".split()
+    + ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+)
+SMALL = (
+    "import ipywidgets\nslider, said = ipywidgets.IntSlider(max=10_000),"
+    " ipywidgets.HTML('<b>0</b>')\nslider.observe(lambda change: setattr(said, 'value', f'<b>{change.new}</b>'),"
+    " 'value')\nslider"
+)
 SEEN = """(() => { const look = () => { for (const [name, what] of Object.entries({paint: '.scalai .headline', live: '.scalai .widget-dropdown select'})) {
   const found = document.querySelector(what); if (found && found.getBoundingClientRect().height && found.checkVisibility({visibilityProperty: true}) && !window['seen_' + name]) requestAnimationFrame(() => { window['seen_' + name] = window['seen_' + name] || performance.now() }) }
   if (!window.seen_paint || !window.seen_live) requestAnimationFrame(look) }; requestAnimationFrame(look) })()"""  # milliseconds from the start of the navigation to the first frame that shows it
@@ -47,7 +57,16 @@ def p95(values): return sorted(values)[max(0, -(-95 * len(values) // 100) - 1)]
 class Server:
     "A process that serves a folder's apps."
     def __init__(self, root: Path): self.root, self.log = root, open(root / f"{self.name.replace(' ', '-')}.log", "w")
-    def begin(self, command, **env): self.process = subprocess.Popen([str(c) for c in command], cwd=self.root, stdout=subprocess.PIPE, stderr=self.log, text=True, start_new_session=True, env=os.environ | env)
+    def begin(self, command, **env):
+        self.process = subprocess.Popen(
+            [str(c) for c in command],
+            cwd=self.root,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            start_new_session=True,
+            env=os.environ | env,
+        )
     def __enter__(self): return self
     def __exit__(self, *_):
         import psutil
@@ -64,7 +83,12 @@ class Server:
             try: return " ".join(p.cmdline())
             except psutil.NoSuchProcess: return ""
         said = {pid: command(p) for pid, p in family.items()}
-        return sum("ipykernel_launcher" in c or "jobs.forkserver" in c and "jobs.forkserver" in said.get(family[pid].ppid(), "") for pid, c in said.items())
+        return sum(
+            "ipykernel_launcher" in c
+            or "jobs.forkserver" in c
+            and "jobs.forkserver" in said.get(family[pid].ppid(), "")
+            for pid, c in said.items()
+        )
 
 
 class Scalai(Server):
@@ -72,7 +96,11 @@ class Scalai(Server):
     def __init__(self, root, kernels, warm):
         super().__init__(root)
         self.warm = warm
-        self.begin([Path(sys.executable).with_name("scalai"), "dash", "--no-browser", "--port", 0], SCALAI_APPS__KERNELS=str(kernels), SCALAI_APPS__WARM=str(warm))
+        self.begin(
+            [Path(sys.executable).with_name("scalai"), "dash", "--no-browser", "--port", 0],
+            SCALAI_APPS__KERNELS=str(kernels),
+            SCALAI_APPS__WARM=str(warm),
+        )
         self.enter = self.process.stdout.readline().strip()
         self.url, self.token = self.enter.split("/?token=")
         self.headers = {"authorization": f"Bearer {self.token}"}
@@ -84,7 +112,13 @@ class Scalai(Server):
         import httpx
         with httpx.Client(base_url=self.url, headers=self.headers, trust_env=False, timeout=30) as me:
             end = time.monotonic() + within
-            while not (all((a := me.get(f"/api/snapshots/{x}")).status_code == 200 and a.json()["standing"] == "new" for x in apps) and f'kernels{{state="ready"}} {self.warm:.1f}' in me.get("/metrics").text):
+            while not (
+                all(
+                    (a := me.get(f"/api/snapshots/{x}")).status_code == 200 and a.json()["standing"] == "new"
+                    for x in apps
+                )
+                and f'kernels{{state="ready"}} {self.warm:.1f}' in me.get("/metrics").text
+            ):
                 assert time.monotonic() < end, me.get("/metrics").text[-3000:]
                 time.sleep(.2)
 
@@ -97,7 +131,18 @@ class Voila(Server):
         super().__init__(root)
         from scalai_nb.core.process import free_port
         self.url = f"http://127.0.0.1:{free_port()}"
-        self.begin([Path(sys.executable).with_name("voila"), "apps", "--no-browser", f"--port={self.url.rsplit(':', 1)[1]}", "--template=lab", "--Voila.log_level=ERROR", *self.options], SCALAI_SETTINGS=str(root / "settings.ini"))
+        self.begin(
+            [
+                Path(sys.executable).with_name("voila"),
+                "apps",
+                "--no-browser",
+                f"--port={self.url.rsplit(':', 1)[1]}",
+                "--template=lab",
+                "--Voila.log_level=ERROR",
+                *self.options,
+            ],
+            SCALAI_SETTINGS=str(root / "settings.ini"),
+        )
         self.settle()
     def paint(self, app): return f"{self.url}/voila/render/{app}.ipynb"
     live = paint
@@ -115,26 +160,43 @@ class Voila(Server):
             try:
                 me = psutil.Process(self.process.pid)
                 now = sum(sum(p.cpu_times()[:2]) for p in me.children(recursive=True) or [me])
-            except psutil.NoSuchProcess: continue
+            except psutil.NoSuchProcess:
+                continue
             calm, before = calm + 1 if before is not None and abs(now - before) < .1 else 0, now
 
 
 class Preheated(Voila):
     name = "Voila, preheat_kernel"
     def __init__(self, root, kernels, pool):
-        others = [f"--VoilaKernelManager.preheat_denylist={p.name}" for p in (root / "apps").glob("*.ipynb") if p.stem not in ("drift", "small")]
+        others = [
+            f"--VoilaKernelManager.preheat_denylist={p.name}"
+            for p in (root / "apps").glob("*.ipynb")
+            if p.stem not in ("drift", "small")
+        ]
         self.options = ["--preheat_kernel=True", f"--pool_size={pool}", *others]  # of the two pages that are visited
         super().__init__(root)
 
 
 async def visitors(server, app: str, rounds: int) -> dict[str, list[float]]:
-    "Eight people: the page that opens first, then the live one, then a control of it, round after round. Milliseconds, and bytes."
+    """Eight people:
+
+    the page that opens first, then the live one, then a control of it, round after round. Milliseconds, and bytes."""
     from playwright.async_api import async_playwright
     got = {"paint": [], "live": [], "control": [], "bytes": [], "opened": [], "alone": [], "first": [], "new": []}
-    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    path = (
+        os.environ.get("CHROMIUM")
+        or shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
     async with async_playwright() as driver, contextlib.AsyncExitStack() as homes:
         async def person():
-            context = await driver.chromium.launch_persistent_context(homes.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)), executable_path=path, args=FLAGS, viewport={"width": 1280, "height": 900})
+            context = await driver.chromium.launch_persistent_context(
+                homes.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)),
+                executable_path=path,
+                args=FLAGS,
+                viewport={"width": 1280, "height": 900},
+            )
             homes.push_async_callback(context.close)
             page = context.pages[0]
             await page.add_init_script(SEEN)
@@ -144,15 +206,24 @@ async def visitors(server, app: str, rounds: int) -> dict[str, list[float]]:
             await asyncio.sleep(late)
             await page.goto(url, wait_until="commit", timeout=180_000)
             seen = "seen_paint" if what in ("paint", "opened") else "seen_live"
-            got[what].append(await page.evaluate("async ([name, most]) => { while (!window[name] && performance.now() < most) await new Promise(requestAnimationFrame); return window[name] ?? most }", [seen, NEVER]))  # not wait_for_function: a snapshot's policy allows no eval
+            # not wait_for_function: a snapshot's policy allows no eval
+            got[what].append(
+                await page.evaluate(
+                    "async ([name, most]) => { while (!window[name] && performance.now() < most) await new"
+                    " Promise(requestAnimationFrame); return window[name] ?? most }",
+                    [seen, NEVER],
+                )
+            )
         async def turn(page, late):
             "The window before the newest, chosen on the live page: until the page has drawn what is said of it."
             await asyncio.sleep(late)
-            took = await page.evaluate("""async () => { const choice = [...document.querySelectorAll('.scalai select')].find(s => /Window/.test(s.closest('.widget-dropdown').innerText))
+            took = await page.evaluate(
+                """async () => { const choice = [...document.querySelectorAll('.scalai select')].find(s => /Window/.test(s.closest('.widget-dropdown').innerText))
               if (!choice) return 0  // never drawn
               const to = choice.options[1 + Math.floor(Math.random() * 4)].value, begun = performance.now(); const said = () => document.querySelector('.scalai h2') && [...document.querySelectorAll('.scalai h2')].map(h => h.innerText).join()
               const before = said(); choice.value = to; choice.dispatchEvent(new Event('change', {bubbles: true}))
-              while (said() === before) await new Promise(requestAnimationFrame); return performance.now() - begun }""")
+              while (said() === before) await new Promise(requestAnimationFrame); return performance.now() - begun }"""
+            )
             if took: got["control"].append(took)
         people = [await person() for _ in range(VISITORS)]
         lates = lambda: random.sample([SPREAD * i / VISITORS for i in range(VISITORS)], VISITORS)
@@ -165,12 +236,20 @@ async def visitors(server, app: str, rounds: int) -> dict[str, list[float]]:
             await asyncio.gather(*(turn(p, late) for p, late in zip(people, lates())))
             await asyncio.gather(*(p.goto("about:blank") for p in people))
             server.settle(app)
-            for p in people[:max(1, VISITORS // 2)]:
-                if server.enter: await p.goto(server.paint(app))  # whoever asks for the live page has its first one before him
+            for p in people[: max(1, VISITORS // 2)]:
+                if server.enter:
+                    await p.goto(server.paint(app))  # whoever asks for the live page has its first one before him
                 await look(p, "alone", server.live(app), 1)
-                got["first"].append(await p.evaluate("() => performance.getEntriesByType('navigation')[0].responseEnd"))
+                got["first"].append(
+                    await p.evaluate("() => performance.getEntriesByType('navigation')[0].responseEnd")
+                )
                 await p.goto("about:blank")
-            print(f"{server.name} {n}/{rounds}: " + ", ".join(f"{k} {max(v[-VISITORS:]):.0f}" for k, v in got.items() if v), file=sys.stderr, flush=True)
+            print(
+                f"{server.name} {n}/{rounds}: "
+                + ", ".join(f"{k} {max(v[-VISITORS:]):.0f}" for k, v in got.items() if v),
+                file=sys.stderr,
+                flush=True,
+            )
         got["bytes"] = []
         for _ in range(3):  # nothing in their caches
             new = await person()
@@ -186,12 +265,23 @@ class Tab:
     "A live page as its browser sees it, without the browser."
     def __init__(self, server, text: str):
         import websockets
-        self.kernel, self.models = re.search(r'"kernelId": "([\w-]+)"', text)[1], re.findall(r'"model_id": "(\w+)"', text)
-        self.connecting = websockets.connect(f"{server.url.replace('http', 'ws')}/api/kernels/{self.kernel}/channels?session_id=1", proxy=None, additional_headers=server.headers, max_size=None, open_timeout=120, subprotocols=[V1])
+        self.kernel, self.models = re.search(r'"kernelId": "([\w-]+)"', text)[1], re.findall(
+            r'"model_id": "(\w+)"', text
+        )
+        self.connecting = websockets.connect(
+            f"{server.url.replace('http', 'ws')}/api/kernels/{self.kernel}/channels?session_id=1",
+            proxy=None,
+            additional_headers=server.headers,
+            max_size=None,
+            open_timeout=120,
+            subprotocols=[V1],
+        )
     async def say(self, kind, content):
         id = uuid.uuid4().hex
         header = {"msg_id": id, "msg_type": kind, "username": "", "session": "1", "date": "", "version": "5.3"}
-        await self.ws.send(join_message([b"shell", *(json.dumps(part).encode() for part in (header, {}, {}, content))]))
+        await self.ws.send(
+            join_message([b"shell", *(json.dumps(part).encode() for part in (header, {}, {}, content))])
+        )
         return id
     async def open(self):
         "Until its kernel has said what widgets there are."
@@ -201,12 +291,18 @@ class Tab:
         return self
     async def slide(self, value):
         "Until what the slider changes has changed."
-        await self.say("comm_msg", {"comm_id": self.models[0], "data": {"method": "update", "state": {"value": value}, "buffer_paths": []}})
+        await self.say(
+            "comm_msg",
+            {"comm_id": self.models[0], "data": {"method": "update", "state": {"value": value}, "buffer_paths": []}},
+        )
         while f"<b>{value}</b>" not in str(await self.ws.recv()): continue
 
 
 async def at_once(server, app: str, rounds: int) -> dict[str, list[float]]:
-    "The server's share, without a browser: eight ask at the same moment, until their page is whole and its kernel has answered; then each slides, every half second."
+    """The server's share, without a browser:
+
+    eight ask at the same moment, until their page is whole and its kernel has answered; then each slides, every
+    half second."""
     import httpx
     got = {"whole": [], "slide": []}
     async def one(client):
@@ -226,7 +322,11 @@ async def at_once(server, app: str, rounds: int) -> dict[str, list[float]]:
             if n == 1: got = {k: [] for k in got}  # the first round told the pool what is asked for
             await asyncio.to_thread(server.settle)
             await asyncio.gather(*(one(client) for _ in range(VISITORS)))
-            print(f"{server.name} {app} {n}/{rounds}: " + ", ".join(f"{k} {max(v):.0f}" for k, v in got.items() if v), file=sys.stderr, flush=True)
+            print(
+                f"{server.name} {app} {n}/{rounds}: " + ", ".join(f"{k} {max(v):.0f}" for k, v in got.items() if v),
+                file=sys.stderr,
+                flush=True,
+            )
     return got
 
 
@@ -236,7 +336,10 @@ async def closed(server) -> tuple[int, int]:
     gate = asyncio.Semaphore(4)
     async with httpx.AsyncClient(headers=server.headers, trust_env=False) as client:
         async def tab():
-            async with gate: return await Tab(server, (await client.get(server.live("small"), timeout=120)).raise_for_status().text).open()
+            async with gate:
+                return await Tab(
+                    server, (await client.get(server.live("small"), timeout=120)).raise_for_status().text
+                ).open()
         tabs = await asyncio.gather(*(tab() for _ in range(TABS)))
     there = server.kernels()
     for t in tabs: t.ws.transport.abort()
@@ -250,8 +353,19 @@ def workspace(root: Path):
     root.mkdir()
     watched(root)
     shutil.copytree(HERE.parents[1] / "apps", root / "apps")
-    cell = lambda kind, text: dict(cell_type=kind, id=uuid.uuid4().hex[:8], metadata={}, source=text, **(dict(outputs=[], execution_count=None) if kind == "code" else {}))
-    book = dict(nbformat=4, nbformat_minor=5, metadata=dict(kernelspec=dict(name="python3", display_name="python3", language="python")), cells=[cell("markdown", "# Small"), cell("code", SMALL), cell("code", "said")])
+    cell = lambda kind, text: dict(
+        cell_type=kind,
+        id=uuid.uuid4().hex[:8],
+        metadata={},
+        source=text,
+        **(dict(outputs=[], execution_count=None) if kind == "code" else {}),
+    )
+    book = dict(
+        nbformat=4,
+        nbformat_minor=5,
+        metadata=dict(kernelspec=dict(name="python3", display_name="python3", language="python")),
+        cells=[cell("markdown", "# Small"), cell("code", SMALL), cell("code", "said")],
+    )
     (root / "apps" / "small.ipynb").write_text(json.dumps(book))
 
 
@@ -265,17 +379,29 @@ def measure(kind, root: Path, rounds: int) -> dict:
     return got
 
 
-ROWS = {"paint": ("first meaningful paint: the headline is drawn, in Chromium", 150, 50), "opened": ("the same, a visitor whose browser has never been here", 150, 50),
-        "live": ("live page ready: its controls are drawn, in Chromium", 500, 300),
-        "alone": ("the same, one visitor after the other, a second between them", 500, 300), "first": ("of that, until the last byte of the page", 500, 300), "new": ("the same, a visitor whose browser has never been here", 500, 300),
-        "whole": ("the same, server only: page whole and kernel answering, eight at the same moment", 500, 300),
-        "control": ("a control of the live page: another window chosen and drawn, in Chromium", 300, 100), "slide": ("live control round trip, server only: a slider's change comes back", 300, 100)}
+ROWS = {
+    "paint": ("first meaningful paint: the headline is drawn, in Chromium", 150, 50),
+    "opened": ("the same, a visitor whose browser has never been here", 150, 50),
+    "live": ("live page ready: its controls are drawn, in Chromium", 500, 300),
+    "alone": ("the same, one visitor after the other, a second between them", 500, 300),
+    "first": ("of that, until the last byte of the page", 500, 300),
+    "new": ("the same, a visitor whose browser has never been here", 500, 300),
+    "whole": ("the same, server only: page whole and kernel answering, eight at the same moment", 500, 300),
+    "control": ("a control of the live page: another window chosen and drawn, in Chromium", 300, 100),
+    "slide": ("live control round trip, server only: a slider's change comes back", 300, 100),
+}
 
 
 def report(runs: dict, command: str, load: float) -> str:
     "The section."
     mine, others = runs["scalai dash"], {k: v for k, v in runs.items() if k != "scalai dash"}
-    lines = [f"| p95, ms | {' | '.join(others)} | scalai dash | visits of each | must | met | aim | met | median of scalai dash |", f"|---|{'---:|' * (len(runs) + 1)}---|---:|---|---:|---:|"]
+    lines = [
+        (
+            f"| p95, ms | {' | '.join(others)} | scalai dash | visits of each | must | met | aim | met | median of"
+            " scalai dash |"
+        ),
+        f"|---|{'---:|' * (len(runs) + 1)}---|---:|---|---:|---:|",
+    ]
     yes = lambda ok: "yes" if ok else "**no**"
     shown = lambda values, f: " | ".join(f(v) for v in values)
     for key, (what, must, aim) in ROWS.items():
@@ -284,16 +410,43 @@ def report(runs: dict, command: str, load: float) -> str:
         own = p95(at["scalai dash"]) if n else None
         middle = f"{statistics.median(at['scalai dash']):.0f}" if n else ""
         cells = shown(at.values(), lambda v: f"{p95(v):.0f}" if v else "not run")
-        lines.append(f"| {what} | {cells} | {n} | ≤ {must} | {yes(own <= must) if n else ''} | ≤ {aim} | {yes(own <= aim) if n else ''} | {middle} |")
+        lines.append(
+            f"| {what} | {cells} | {n} | ≤ {must} | {yes(own <= must) if n else ''} | ≤ {aim} |"
+            f" {yes(own <= aim) if n else ''} | {middle} |"
+        )
     kb = {k: r["bytes"][0] / 1000 for k, r in (others | {"scalai dash": mine}).items()}
     own = kb["scalai dash"]
-    lines.append(f"| kB until the first meaningful paint, nothing cached | {shown(kb.values(), '{:.0f}'.format)} | 1 | ≤ 500 | {yes(own <= 500)} | ≤ 150 | {yes(own <= 150)} | |")
+    lines.append(
+        f"| kB until the first meaningful paint, nothing cached | {shown(kb.values(), '{:.0f}'.format)} | 1 | ≤ 500 |"
+        f" {yes(own <= 500)} | ≤ 150 | {yes(own <= 150)} | |"
+    )
     left, own = [r["tabs"][1] for r in others.values()], mine["tabs"][1]
-    lines.append(f"| kernels left 10 s after {TABS} visitors closed their tabs | {shown(left, str)} | {own}, of which 2 are the pool | 1 | 0 beyond it | {yes(own <= 2)} | | | |")
+    lines.append(
+        f"| kernels left 10 s after {TABS} visitors closed their tabs | {shown(left, str)} | {own}, of which 2 are the"
+        f" pool | 1 | 0 beyond it | {yes(own <= 2)} | | | |"
+    )
     n = len(mine["paint"])
-    told = (f"{VISITORS} visitors, {n} visits of each kind: Chromiums with profiles of their own that have been here {WARMING} times, each arriving at a moment of its own within {SPREAD:.0f} s, on the {os.cpu_count()} cores that also serve, so that {VISITORS} browser pages, their kernels and the server wait for each other; the rows that say server only leave the browser out. A pool of {POOL} pages, full before each round. "
-            f"Voila is `voila` on the same apps without any of this, as it comes, and with `--preheat_kernel=True --pool_size={POOL}` for the pages that are visited, its pool full before each round, too. A page that is not drawn after {NEVER // 1000} s counts as that. Voila has no first page but the live one.")
-    return "\n".join(["## dashboards beside Voila alone" + f", {VISITORS} visitors" * (VISITORS != 8), "", told, "", *lines, "", stamp(command, load), ""])
+    told = (
+        f"{VISITORS} visitors, {n} visits of each kind: Chromiums with profiles of their own that have been here"
+        f" {WARMING} times, each arriving at a moment of its own within {SPREAD:.0f} s, on the {os.cpu_count()} cores"
+        f" that also serve, so that {VISITORS} browser pages, their kernels and the server wait for each other; the"
+        f" rows that say server only leave the browser out. A pool of {POOL} pages, full before each round. Voila is"
+        " `voila` on the same apps without any of this, as it comes, and with `--preheat_kernel=True"
+        f" --pool_size={POOL}` for the pages that are visited, its pool full before each round, too. A page that is"
+        f" not drawn after {NEVER // 1000} s counts as that. Voila has no first page but the live one."
+    )
+    return "\n".join(
+        [
+            "## dashboards beside Voila alone" + f", {VISITORS} visitors" * (VISITORS != 8),
+            "",
+            told,
+            "",
+            *lines,
+            "",
+            stamp(command, load),
+            "",
+        ]
+    )
 
 
 def main():
@@ -311,7 +464,9 @@ def main():
         root = Path(folder) / "w"
         workspace(root)
         runs = {kind.name: measure(kind, root, a.rounds) for kind in (Voila, Preheated, Scalai)}
-    text = report(runs, f"python tests/bench/dash.py --rounds {a.rounds} --visitors {a.visitors} --tabs {a.tabs}", load)
+    text = report(
+        runs, f"python tests/bench/dash.py --rounds {a.rounds} --visitors {a.visitors} --tabs {a.tabs}", load
+    )
     print(text)
     if not a.dry: keep(text.splitlines()[0], text)
 

@@ -40,7 +40,8 @@ def loss_of(z, y): return F.cross_entropy(z, y) if z.shape[1] > 1 else F.binary_
 
 
 def learn(kind: str, data: str, epochs: int, batch: int, every: int = 0, folder: str = "", kill: int = 0) -> dict:
-    "Rows a second after the first epoch, and when the first step had been done; `kill` ends the last rank in that step of its first life."
+    """Rows a second after the first epoch, and when the first step had been done; `kill` ends the last rank in that
+    step of its first life."""
     rank, ranks, life = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1), ("TORCHELASTIC_RESTART_COUNT", 0)))
     x, y = torch.load(data, mmap=True)
     x, y, rows = x[rank::ranks].clone(), y[rank::ranks].clone(), len(x)//ranks*ranks

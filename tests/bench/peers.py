@@ -5,6 +5,7 @@
 
 Each is asked as its own documentation asks it, by its defaults. Only this file runs there, and nothing of scalai_nb.
 """
+
 import json
 import os
 import sys
@@ -33,9 +34,20 @@ def evidently(reference, current):
     numeric, other = kinds(reference)
     told = DataDefinition(numerical_columns=numeric, categorical_columns=other)
     report = Report([DataDriftPreset()], include_tests=True)
-    found = report.run(Dataset.from_pandas(current, data_definition=told), Dataset.from_pandas(reference, data_definition=told)).dict()
+    found = report.run(
+        Dataset.from_pandas(current, data_definition=told), Dataset.from_pandas(reference, data_definition=told)
+    ).dict()
     failed = [t for t in found["tests"] if "FAIL" in str(t["status"])]
-    return [c for c in reference.columns if any(str(t.get("metric_config", {}).get("params", {}).get("column")) == c or f"column={c}" in json.dumps(t, default=str) or f"{c} " in str(t.get("name")) for t in failed)]
+    return [
+        c
+        for c in reference.columns
+        if any(
+            str(t.get("metric_config", {}).get("params", {}).get("column")) == c
+            or f"column={c}" in json.dumps(t, default=str)
+            or f"{c} " in str(t.get("name"))
+            for t in failed
+        )
+    ]
 
 
 def whylogs(reference, current):
@@ -61,27 +73,51 @@ def cbpe(reference, current):
     "NannyML's confidence-based estimate of the AUC, its chunks the windows: (window, value, low, high) of each."
     import nannyml as nml
     import pandas as pd
-    told = lambda f: f.assign(predicted=(f.score >= .5).astype(int), at=pd.Timestamp("2013-01-01") + pd.to_timedelta(f.window, unit="D")).sort_values("at")
-    names = dict(y_pred_proba="score", y_pred="predicted", y_true="late", timestamp_column_name="at", problem_type="classification_binary", metrics=["roc_auc"], chunk_period="D")
+    told = lambda f: f.assign(
+        predicted=(f.score >= 0.5).astype(int), at=pd.Timestamp("2013-01-01") + pd.to_timedelta(f.window, unit="D")
+    ).sort_values("at")
+    names = dict(
+        y_pred_proba="score",
+        y_pred="predicted",
+        y_true="late",
+        timestamp_column_name="at",
+        problem_type="classification_binary",
+        metrics=["roc_auc"],
+        chunk_period="D",
+    )
     estimator = nml.CBPE(**names).fit(told(reference))
     found = estimator.estimate(told(current)).filter(period="analysis").to_df()
     days = (pd.to_datetime(found[("chunk", "start_date")]).dt.normalize() - pd.Timestamp("2013-01-01")).dt.days
     of = found["roc_auc"]
-    return [[int(w), float(v), float(low), float(high)] for w, v, low, high in zip(days, of["value"], of["lower_confidence_boundary"], of["upper_confidence_boundary"])]
+    return [
+        [int(w), float(v), float(low), float(high)]
+        for w, v, low, high in zip(days, of["value"], of["lower_confidence_boundary"], of["upper_confidence_boundary"])
+    ]
 
 
 def alibi_detect(reference, current):
     """TabularDrift: Kolmogorov–Smirnov and chi-squared, Bonferroni; it takes one array, so names are numbered.
-    It knows no missing numbers (a NaN makes a column's p NaN, which never alarms), so rows that lack one are left out."""
+    It knows no missing numbers (a NaN makes a column's p NaN, which never alarms), so rows that lack one are left out.
+    """
     import numpy as np
     import pandas as pd
     from alibi_detect.cd import TabularDrift
     numeric, other = kinds(reference)
     reference, current = (f.dropna(subset=numeric) for f in (reference, current))
     columns = list(reference.columns)
-    codes = {c: {v: i for i, v in enumerate(pd.unique(pd.concat([reference[c], current[c]]).astype(object).fillna("")))} for c in other}
-    array = lambda f: np.column_stack([f[c].astype(object).fillna("").map(codes[c]).to_numpy(float) if c in codes else f[c].to_numpy(float) for c in columns])
-    detector = TabularDrift(array(reference), p_val=.05, categories_per_feature={columns.index(c): None for c in other})
+    codes = {
+        c: {v: i for i, v in enumerate(pd.unique(pd.concat([reference[c], current[c]]).astype(object).fillna("")))}
+        for c in other
+    }
+    array = lambda f: np.column_stack(
+        [
+            f[c].astype(object).fillna("").map(codes[c]).to_numpy(float) if c in codes else f[c].to_numpy(float)
+            for c in columns
+        ]
+    )
+    detector = TabularDrift(
+        array(reference), p_val=0.05, categories_per_feature={columns.index(c): None for c in other}
+    )
     found = detector.predict(array(current), drift_type="batch", return_p_val=True)["data"]
     return [c for c, p in zip(columns, found["p_val"]) if p < found["threshold"]]
 
@@ -96,7 +132,11 @@ def deepchecks(reference, current):
     (condition,) = found.conditions_results
     if condition.is_pass(): return []
     limits = {"numeric": .2, "categorical": .2}
-    return [c for c, v in found.value.items() if (v.get("Drift score") or 0) > (limits["numeric"] if c in numeric else limits["categorical"])] or ["?"]
+    return [
+        c
+        for c, v in found.value.items()
+        if (v.get("Drift score") or 0) > (limits["numeric"] if c in numeric else limits["categorical"])
+    ] or ["?"]
 
 
 def lightgbm(reference, current):
@@ -110,13 +150,20 @@ def lightgbm(reference, current):
         if reference[c].dtype.kind in "iufb": continue
         known = pd.CategoricalDtype(sorted(reference[c].dropna().unique()))
         reference[c], aside = reference[c].astype(known), aside.assign(**{c: aside[c].astype(known)})
-    learner = (lgb.LGBMRegressor if kind == "regression" else lgb.LGBMClassifier)(random_state=seed, n_jobs=os.cpu_count(), verbose=-1)
+    learner = (lgb.LGBMRegressor if kind == "regression" else lgb.LGBMClassifier)(
+        random_state=seed, n_jobs=os.cpu_count(), verbose=-1
+    )
     began, cpu = time.perf_counter(), time.process_time()
     learner.fit(reference, y)
     took = time.perf_counter() - began, time.process_time() - cpu
     told = learner.predict(aside) if kind == "regression" else learner.predict_proba(aside)
     leaves = int(learner.booster_.trees_to_dataframe().shape[0])
-    return {"said": (told[:, 1] if kind == "binary" else told).tolist(), "seconds": took[0], "cpu": took[1], "nodes": leaves}
+    return {
+        "said": (told[:, 1] if kind == "binary" else told).tolist(),
+        "seconds": took[0],
+        "cpu": took[1],
+        "nodes": leaves,
+    }
 
 
 def main(name: str):
@@ -132,7 +179,8 @@ def main(name: str):
         frames = [pd.read_parquet(given[k]) for k in ("reference", "current")]
         began = time.process_time()
         try: said = {"alarms": globals()[given["ask"]](*frames) if given["ask"] else [str(c) for c in ask(*frames)]}
-        except Exception as e: said = {"error": f"{type(e).__name__}: {e}"[:200]}  # a crash is an answer that the table tells
+        except Exception as e:
+            said = {"error": f"{type(e).__name__}: {e}"[:200]}  # a crash is an answer that the table tells
         print(json.dumps(said | {"cpu": time.process_time() - began}), file=answers, flush=True)
 
 

@@ -1,4 +1,5 @@
 """The files that the benches read: the real flights and two tables of continuous measurements, as many rows as asked, kept in a cache folder outside the repository."""
+
 import os
 from pathlib import Path
 
@@ -11,7 +12,8 @@ COLUMNS = ["month", "day", "dep_time", "sched_dep_time", "dep_delay", "arr_time"
            "carrier", "flight", "tailnum", "origin", "dest", "air_time", "distance", "time_hour"]
 GROUP = 250_000  # rows of a row group
 YEAR = np.timedelta64(52 * 7, "D")
-HOLED = ["dep_time", "dep_delay", "arr_time", "arr_delay", "air_time"]  # with nulls: float64, as pandas and R hand them on
+# with nulls: float64, as pandas and R hand them on
+HOLED = ["dep_time", "dep_delay", "arr_time", "arr_delay", "air_time"]
 
 
 def flights(rows: int) -> Path:  # Parquet, 16 columns
@@ -31,7 +33,10 @@ def flights(rows: int) -> Path:  # Parquet, 16 columns
             n = min(GROUP, rows - start)
             drawn = np.sort(np.random.default_rng([2013, i]).integers(0, len(table), n))
             later = pa.array(hours[drawn] + (start // len(table)) * YEAR, pa.timestamp("us", "UTC"))
-            out.write_table(table.take(pa.array(drawn)).set_column(COLUMNS.index("time_hour"), "time_hour", later).cast(shape), row_group_size=GROUP)
+            out.write_table(
+                table.take(pa.array(drawn)).set_column(COLUMNS.index("time_hour"), "time_hour", later).cast(shape),
+                row_group_size=GROUP,
+            )
     part.rename(path)
     return path
 
@@ -68,15 +73,28 @@ def refusals(rows: int) -> Path:
 
 
 def readings(rows: int) -> Path:  # Parquet, 10 columns
-    "Sensors: 40 sites, 5,000 devices and 200,000 batches as text; seven noisy measurements, one of them with 2 % nulls."
-    names = lambda word, codes: pa.DictionaryArray.from_arrays(pa.array(codes.astype("i4")), pa.array([f"{word}-{k:06}" for k in range(codes.max() + 1)])).cast(pa.string())
+    """Sensors:
+
+    40 sites, 5,000 devices and 200,000 batches as text; seven noisy measurements, one of them with 2 % nulls."""
+    names = lambda word, codes: pa.DictionaryArray.from_arrays(
+        pa.array(codes.astype("i4")), pa.array([f"{word}-{k:06}" for k in range(codes.max() + 1)])
+    ).cast(pa.string())
     def make(rng, start, n):
         t, device = np.arange(start, start + n) / 86_400, np.minimum(rng.zipf(1.2, n), 5_000) - 1
         wave = lambda level, swing, noise: level + swing * np.sin(2 * np.pi * t) + rng.normal(0, noise, n)
         power = rng.lognormal(3, 1, n)
-        return {"site": names("site", device % 40), "device": names("device", device), "batch": names("batch", rng.integers(0, 200_000, n)),
-                "temperature": wave(18, 6, .8), "humidity": wave(60, 15, 5), "pressure": wave(1013, 4, 1.5), "voltage": rng.normal(230, 2, n),
-                "current": power / 230, "power": power * rng.normal(1, .01, n), "vibration": pa.array(rng.gamma(2, .3, n), mask=rng.random(n) < .02)}
+        return {
+            "site": names("site", device % 40),
+            "device": names("device", device),
+            "batch": names("batch", rng.integers(0, 200_000, n)),
+            "temperature": wave(18, 6, 0.8),
+            "humidity": wave(60, 15, 5),
+            "pressure": wave(1013, 4, 1.5),
+            "voltage": rng.normal(230, 2, n),
+            "current": power / 230,
+            "power": power * rng.normal(1, 0.01, n),
+            "vibration": pa.array(rng.gamma(2, 0.3, n), mask=rng.random(n) < 0.02),
+        }
     return _written(CACHE/f"readings-{rows}.parquet", rows, make)
 
 

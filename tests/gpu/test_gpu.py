@@ -8,7 +8,9 @@ import pytest
 
 from scalai_nb.core import device
 
-pytestmark = pytest.mark.skipif(not device.available(), reason="no CUDA device with cuDF here: the GPU path is written, never run")
+pytestmark = pytest.mark.skipif(
+    not device.available(), reason="no CUDA device with cuDF here: the GPU path is written, never run"
+)
 
 
 @pytest.fixture
@@ -41,7 +43,9 @@ def test_profile(rows, measured):
     assert there == here
 
 
-@pytest.mark.parametrize("kind", ["float64", "float32", "int64", "uint64", "bool", "instant", "instant_ns", "span", "text", "list", "money"])
+@pytest.mark.parametrize(
+    "kind", ["float64", "float32", "int64", "uint64", "bool", "instant", "instant_ns", "span", "text", "list", "money"]
+)
 def test_hostile_values(kind, measured):
     "Hostile values of a type: the same digest on cuDF."
     from hypothesis import HealthCheck, given, settings
@@ -125,9 +129,14 @@ def test_fit(workspace, digits, ranks, measured):
 
     from scalai_nb.training.fit import fit
     from scalai_nb.training.models import MLP
-    if torch.cuda.device_count() < ranks: pytest.skip(f"{torch.cuda.device_count()} GPU here, {ranks} ranks want one each")
+    if torch.cuda.device_count() < ranks:
+        pytest.skip(f"{torch.cuda.device_count()} GPU here, {ranks} ranks want one each")
     run = fit(MLP, digits, ranks=ranks, epochs=5, batch_size=128)
-    measured(ranks=ranks, val_auc=round(run.metrics["val_auc"], 4), rows_per_second=f"{run.history[-1]['rows_per_second']:,.0f}")
+    measured(
+        ranks=ranks,
+        val_auc=round(run.metrics["val_auc"], 4),
+        rows_per_second=f"{run.history[-1]['rows_per_second']:,.0f}",
+    )
     assert run.metrics["val_auc"] > .9
 
 
@@ -158,13 +167,19 @@ def test_int8_score(digits, measured):
     from scalai_nb.compression.export import graph
     from scalai_nb.compression.quantize import quantize
     from scalai_nb.training.models import MLP
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers(): pytest.skip("this onnxruntime has no CUDA provider: pip install onnxruntime-gpu")
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has no CUDA provider: pip install onnxruntime-gpu")
     X, _ = digits
     proto = quantize(graph(MLP(X.shape[1]).eval(), X.shape[1]), X[:512]).SerializeToString()
-    sessions = [onnxruntime.InferenceSession(proto, providers=[p]) for p in ("CPUExecutionProvider", "CUDAExecutionProvider")]
+    sessions = [
+        onnxruntime.InferenceSession(proto, providers=[p]) for p in ("CPUExecutionProvider", "CUDAExecutionProvider")
+    ]
     here, there = (s.run(None, {"features": X})[0] for s in sessions)
     assert sessions[1].get_providers()[0] == "CUDAExecutionProvider"
-    measured(difference=float(np.abs(here - there).max()), rows_per_second=f"{len(X) / best(lambda: sessions[1].run(None, {'features': X})):,.0f}")
+    measured(
+        difference=float(np.abs(here - there).max()),
+        rows_per_second=f"{len(X) / best(lambda: sessions[1].run(None, {'features': X})):,.0f}",
+    )
     assert np.abs(here - there).max() < 1e-2
 
 
@@ -173,8 +188,15 @@ def test_profile_bench(rows_count, measured):
     "Profile of a cuDF frame beside the same rows in pandas: 8 numeric columns, the data where each is at home."
     from scalai_nb.data.profile import profile
     rng = np.random.default_rng(0)
-    table = pa.table({**{f"f{i}": rng.normal(size=rows_count) for i in range(4)}, **{f"i{i}": rng.integers(0, 10 ** (i + 2), rows_count) for i in range(4)}})
+    table = pa.table(
+        {
+            **{f"f{i}": rng.normal(size=rows_count) for i in range(4)},
+            **{f"i{i}": rng.integers(0, 10 ** (i + 2), rows_count) for i in range(4)},
+        }
+    )
     frame = device.cudf().DataFrame.from_arrow(table)
     assert profile(frame).digest == profile(table).digest
     there, here = best(lambda: profile(frame)), best(lambda: profile(table))
-    measured(rows=f"{rows_count:,}", gpu_seconds=round(there, 3), cpu_seconds=round(here, 3), times=round(here / there, 2))
+    measured(
+        rows=f"{rows_count:,}", gpu_seconds=round(there, 3), cpu_seconds=round(here, 3), times=round(here / there, 2)
+    )

@@ -1,4 +1,5 @@
 """A shuffled epoch of batches of 4,096 rows × 20 floats from Parquet, as torch tensors, in one thread: the median of epochs 2 to 4. `streamed` is the same loader with memory for a window of a tenth of the features: decoded and prepared again every epoch; `rowgroups` is a hand-written reader that shuffles row groups, and rows inside each, and reads again every epoch; `nodes` is torchdata.nodes over it; `gather` has everything in memory, the most that a true global shuffle can reach; `rows_one_by_one` is a Dataset that gives single rows."""
+
 import time
 
 from rows import CACHE
@@ -15,7 +16,17 @@ def prepare(rows):
         import pyarrow.parquet as pq
         CACHE.mkdir(parents=True, exist_ok=True)
         rng = np.random.default_rng(5)
-        pq.write_table(pa.table({**{f"x{i}": rng.normal(size=rows).astype("f4") for i in range(WIDTH)}, "y": (rng.random(rows) < .2).astype("f4")}), path, row_group_size=GROUP, use_dictionary=False)
+        pq.write_table(
+            pa.table(
+                {
+                    **{f"x{i}": rng.normal(size=rows).astype("f4") for i in range(WIDTH)},
+                    "y": (rng.random(rows) < 0.2).astype("f4"),
+                }
+            ),
+            path,
+            row_group_size=GROUP,
+            use_dictionary=False,
+        )
     return path
 
 
@@ -68,7 +79,8 @@ def _groups(file, epoch):
     f, rng, names = pq.ParquetFile(file), np.random.default_rng(epoch), [f"x{i}" for i in range(WIDTH)]
     for g in rng.permutation(f.num_row_groups):
         t = f.read_row_group(int(g), use_threads=False)
-        x = torch.from_numpy(np.stack([t[n].to_numpy() for n in names], 1)); y = torch.from_numpy(t["y"].to_numpy().copy())
+        x = torch.from_numpy(np.stack([t[n].to_numpy() for n in names], 1))
+        y = torch.from_numpy(t["y"].to_numpy().copy())
         order = torch.from_numpy(rng.permutation(len(y)))
         for k in range(0, len(y), BATCH): yield x[order[k:k + BATCH]], y[order[k:k + BATCH]]
 
@@ -87,7 +99,9 @@ def _memory(file):
     import pyarrow.parquet as pq
     import torch
     t = pq.read_table(file)
-    return torch.from_numpy(np.stack([t[f"x{i}"].to_numpy() for i in range(WIDTH)], 1)), torch.from_numpy(t["y"].to_numpy().copy())
+    return torch.from_numpy(np.stack([t[f"x{i}"].to_numpy() for i in range(WIDTH)], 1)), torch.from_numpy(
+        t["y"].to_numpy().copy()
+    )
 
 
 def gather(file):
@@ -96,7 +110,8 @@ def gather(file):
         x, y = _memory(file)
         def batches(e):
             order = torch.randperm(len(y), generator=torch.Generator().manual_seed(e))
-            for k in range(0, len(y), BATCH): yield x.index_select(0, order[k:k + BATCH]), y.index_select(0, order[k:k + BATCH])
+            for k in range(0, len(y), BATCH):
+                yield x.index_select(0, order[k:k + BATCH]), y.index_select(0, order[k:k + BATCH])
         for e in range(EPOCHS): yield batches(e)
     return _timed(epochs())
 
@@ -109,13 +124,21 @@ def rows_one_by_one(file):
 
 def check(answers):
     rows = answers["gather"][0] if "gather" in answers else answers["scalai"][0]
-    for who, (n, _) in answers.items(): assert 0 <= rows - n < 16, (who, n, rows)  # the last rows that 16 shards cannot share are left out
+    for who, (n, _) in answers.items():
+        assert 0 <= rows - n < 16, (who, n, rows)  # the last rows that 16 shards cannot share are left out
 
 
 def targets(rows, cost):
     own = cost["scalai"]["seconds"]
     rate = lambda w: f"{rows / cost[w]['seconds'] / 1e6:.2f} M rows/s"
     said = [f"scalai {rate('scalai')}" + "".join(f", {w} {rate(w)}" for w in cost if w != "scalai")]
-    for word, w in (("must: 1.0 × the hand-written reader", "rowgroups"), ("aim: a plain gather from memory", "gather")):
-        if w in cost: said.append(f"{word}: {cost[w]['seconds'] / own:.2f} ×, {'reached' if own <= cost[w]['seconds'] else 'not reached'}")
+    for word, w in (
+        ("must: 1.0 × the hand-written reader", "rowgroups"),
+        ("aim: a plain gather from memory", "gather"),
+    ):
+        if w in cost:
+            said.append(
+                f"{word}: {cost[w]['seconds'] / own:.2f} ×,"
+                f" {'reached' if own <= cost[w]['seconds'] else 'not reached'}"
+            )
     return said

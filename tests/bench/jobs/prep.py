@@ -1,8 +1,21 @@
 """`prep.transform` of a pandas frame of flights beside a fitted ColumnTransformer doing the same: medians for holes, flags, standard scores, one-hot of the commonest values; float32 out. The transform alone is timed, best of three in the process."""
+
 import time
 
 CONTENDERS = ("scalai", "sklearn")
-NUMBERS = ["month", "day", "dep_time", "sched_dep_time", "dep_delay", "arr_time", "sched_arr_time", "arr_delay", "flight", "air_time", "distance"]
+NUMBERS = [
+    "month",
+    "day",
+    "dep_time",
+    "sched_dep_time",
+    "dep_delay",
+    "arr_time",
+    "sched_arr_time",
+    "arr_delay",
+    "flight",
+    "air_time",
+    "distance",
+]
 TEXTS = ["carrier", "origin", "dest"]
 
 
@@ -35,13 +48,31 @@ def sklearn(file):
     from sklearn.preprocessing import OneHotEncoder, StandardScaler
     x = _frame(file)
     least = min(10, len(x) / 1000)
-    made = ColumnTransformer([("n", make_pipeline(SimpleImputer(strategy="median", add_indicator=True), StandardScaler()), NUMBERS),
-                              ("t", OneHotEncoder(handle_unknown="ignore", max_categories=129, min_frequency=int(least), sparse_output=False, dtype=np.float32), TEXTS)]).fit(x)
+    made = ColumnTransformer(
+        [
+            ("n", make_pipeline(SimpleImputer(strategy="median", add_indicator=True), StandardScaler()), NUMBERS),
+            (
+                "t",
+                OneHotEncoder(
+                    handle_unknown="ignore",
+                    max_categories=129,
+                    min_frequency=int(least),
+                    sparse_output=False,
+                    dtype=np.float32,
+                ),
+                TEXTS,
+            ),
+        ]
+    ).fit(x)
     return _best(lambda x: made.transform(x).astype(np.float32), x)
 
 
 def check(answers):
-    if "sklearn" in answers: assert answers["scalai"][0][0] == answers["sklearn"][0][0] and abs(answers["scalai"][0][1] - answers["sklearn"][0][1]) <= 3, answers
+    if "sklearn" in answers:
+        assert (
+            answers["scalai"][0][0] == answers["sklearn"][0][0]
+            and abs(answers["scalai"][0][1] - answers["sklearn"][0][1]) <= 3
+        ), answers
 
 
 def targets(rows, cost):

@@ -1,4 +1,5 @@
 """A profile of so many rows × 1,000 columns from Parquet, and the drift of all columns against a tenth of the rows. Half the columns are whole numbers, half measurements with four decimals; the issue asks for 3 M rows."""
+
 from rows import CACHE
 
 CONTENDERS, WIDTH, GROUP = ("scalai",), 1_000, 50_000
@@ -11,11 +12,20 @@ def prepare(rows):
         import pyarrow as pa
         import pyarrow.parquet as pq
         CACHE.mkdir(parents=True, exist_ok=True)
-        schema, part = pa.schema([(f"c{i:03}", pa.float32() if i % 2 else pa.int32()) for i in range(WIDTH)]), path.with_suffix(".part")
+        schema, part = pa.schema(
+            [(f"c{i:03}", pa.float32() if i % 2 else pa.int32()) for i in range(WIDTH)]
+        ), path.with_suffix(".part")
         with pq.ParquetWriter(part, schema, compression="zstd") as out:
             for k, start in enumerate(range(0, rows, GROUP)):
                 rng, n = np.random.default_rng([9, k]), min(GROUP, rows - start)
-                made = [np.round(rng.normal(i, 1 + i / 100, n), 4).astype("f4") if i % 2 else rng.poisson(i + 1, n).astype("i4") for i in range(WIDTH)]
+                made = [
+                    (
+                        np.round(rng.normal(i, 1 + i / 100, n), 4).astype("f4")
+                        if i % 2
+                        else rng.poisson(i + 1, n).astype("i4")
+                    )
+                    for i in range(WIDTH)
+                ]
                 out.write_table(pa.table(made, schema))
         part.rename(path)
     reference = _reference(path)
@@ -51,4 +61,11 @@ def check(answers): assert answers["scalai"] == [WIDTH, 0], answers
 
 def targets(rows, cost):
     s = cost["scalai"]["seconds"]
-    return [f"must: 10 minutes for 3 M rows: {s:.0f} s for {rows:,}" + (f", {'reached' if s <= 600 else 'not reached'}; aim 2 minutes: {'reached' if s <= 120 else 'not reached'}" if rows >= 3_000_000 else "")]
+    return [
+        f"must: 10 minutes for 3 M rows: {s:.0f} s for {rows:,}"
+        + (
+            f", {'reached' if s <= 600 else 'not reached'}; aim 2 minutes: {'reached' if s <= 120 else 'not reached'}"
+            if rows >= 3_000_000
+            else ""
+        )
+    ]
