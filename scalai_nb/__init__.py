@@ -12,8 +12,8 @@ _MODULES = {  # name -> the module that defines it
     "Profile": "data.profile",
     "Registry": "training.registry",
     "Report": "monitor.drift",
-    "Rows": "compression.frontier",
-    "Run": "training.fit",
+    "Rows": "compression.benchmark",
+    "Run": "training.run",
     "ScalaiError": "core.errors",
     "Settings": "core.settings",
     "Table": "data.table",
@@ -30,7 +30,7 @@ _MODULES = {  # name -> the module that defines it
     "score": "serving.score",
     "search": "training.search",
     "show": "view.show",
-    "write": "data.table",
+    "write": "data.write",
 }
 __all__ = [*_MODULES, "__version__"]
 

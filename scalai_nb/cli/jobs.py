@@ -251,12 +251,9 @@ def cancel(id: Annotated[str, typer.Argument(metavar="ID")]) -> Answer:
     return Answer(run.to_dict(outputs=False), f"Asked {run.id} to stop.")
 
 # %% ../../nbs/cli/07_jobs.ipynb #8223348f
-workflow_app = command_group("Workflows in the words of other orchestrators: export, check.")
-export_app = command_group("Write a workflow down for another orchestrator.")
-check_app = command_group("Does an export still say what the workflow says?")
-app.add_typer(workflow_app, name="workflow", rich_help_panel="Jobs")
-workflow_app.add_typer(export_app, name="export")
-workflow_app.add_typer(check_app, name="check")
+workflow_app = command_group("Workflows in the words of other orchestrators: export, check.", "workflow", app, "Jobs")
+export_app = command_group("Write a workflow down for another orchestrator.", "export", workflow_app)
+check_app = command_group("Does an export still say what the workflow says?", "check", workflow_app)
 
 @verb(export_app, name="airflow")
 def workflow_export(

@@ -18,8 +18,7 @@ from .verb import Answer, app, command_group, option, verb
 from ..core.errors import BadRequest, one_of
 from ..core.jsonable import printable
 
-models_app = command_group("The registry: list, show, compare, promote, roll back.")
-app.add_typer(models_app, name="models", rich_help_panel="Models")
+models_app = command_group("The registry: list, show, compare, promote, roll back.", "models", app, "Models")
 MODEL = "NAME, NAME@VERSION or NAME@champion."
 
 # %% ../../nbs/cli/09_models.ipynb #7fd9ab28

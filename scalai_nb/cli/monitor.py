@@ -45,8 +45,7 @@ def drift(
     return Answer(report.to_dict(), lambda: str(report), 1 if exit_code and report.drifted else 0)
 
 # %% ../../nbs/cli/06_monitor.ipynb #73053ff2
-alarms_app = command_group("What drifted and is not over: look, list, acknowledge.")
-app.add_typer(alarms_app, name="alarms", rich_help_panel="Monitoring")
+alarms_app = command_group("What drifted and is not over: look, list, acknowledge.", "alarms", app, "Monitoring")
 
 @verb(alarms_app, name="list")
 def alarms_list(

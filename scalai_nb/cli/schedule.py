@@ -19,8 +19,7 @@ from .verb import Answer, app, command_group, option, verb
 from ..core.errors import BadRequest
 from ..core.jsonable import printable
 
-schedule_app = command_group("Timed jobs: add, apply a file, list, show, pause, resume, trigger, remove.")
-app.add_typer(schedule_app, name="schedule", rich_help_panel="Jobs")
+schedule_app = command_group("Timed jobs: add, apply a file, list, show, pause, resume, trigger, remove.", "schedule", app, "Jobs")
 NAME = Annotated[str, typer.Argument(metavar="NAME")]
 
 # %% ../../nbs/cli/08_schedule.ipynb #43f3889d

@@ -80,7 +80,9 @@ def verb(group: typer.Typer, panel: str | None = None, name: str | None = None, 
             raise typer.Exit(answer.code)
         command.__signature__ = with_common(own)
         command.__annotations__ = {**fn.__annotations__, **COMMON}
-        group.command(name or fn.__name__, cls=cls, rich_help_panel=panel)(command)
+        word = name or fn.__name__  # defined again, as in a notebook, it takes the place of the one before
+        group.registered_commands = [c for c in group.registered_commands if c.name != word]
+        group.command(word, cls=cls, rich_help_panel=panel)(command)
         return fn
     return wrap
 
@@ -103,10 +105,18 @@ class PanelGroup(typer.core.TyperGroup):
                 formatter.write_dl([(f"{name:<{width}}", command.get_short_help_str(formatter.width - width - 6))
                                     for name, command in panels[panel]])
 
-def command_group(help: str) -> typer.Typer:
-    "Commands under one word, or under none."
-    return typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
-                       rich_markup_mode=None, cls=PanelGroup, help=help)
+def command_group(help: str,
+                  name: str | None = None,  # the word; None: the command itself
+                  parent: typer.Typer | None = None,
+                  panel: str | None = None,  # of the parent's `--help`
+                 ) -> typer.Typer:
+    "Make commands under one word; the same word again gives the same group."
+    known = next((g.typer_instance for g in parent.registered_groups if g.name == name), None) if parent else None
+    if known: return known
+    group = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+                        rich_markup_mode=None, cls=PanelGroup, help=help)
+    if parent: parent.add_typer(group, name=name, rich_help_panel=panel)
+    return group
 
 # %% ../../nbs/cli/00_verb.ipynb #a3ef1459
 UsageError = typer.BadParameter.__base__  # of the click that typer carries, or of click itself in older releases

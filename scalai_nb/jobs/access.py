@@ -56,6 +56,7 @@ class Access:
         if len(self.known) > 100_000: self.known.clear()
         self.known[path] = self.known.get(path, 0) | bit
         if isinstance(path, int): return  # a file that is open already
+        if path in sys.path: return  # an import tries each entry as an archive
         full = os.path.abspath(os.fsdecode(path))
         if not full.startswith(self.root) or full.startswith(self.left_out): return
         inside = full[len(self.root):]
