@@ -3768,6 +3768,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'scalai_nb/loop/evaluation.py'),
                                            'scalai_nb.loop.evaluation.reference_of': ( 'loop/evaluation.html#reference_of',
                                                                                        'scalai_nb/loop/evaluation.py'),
+                                           'scalai_nb.loop.evaluation.reference_windows': ( 'loop/evaluation.html#reference_windows',
+                                                                                            'scalai_nb/loop/evaluation.py'),
                                            'scalai_nb.loop.evaluation.store_reference': ( 'loop/evaluation.html#store_reference',
                                                                                           'scalai_nb/loop/evaluation.py')},
             'scalai_nb.loop.flights': { 'scalai_nb.loop.flights._feature_columns': ( 'loop/flights.html#_feature_columns',

@@ -22,7 +22,7 @@ from ..core.settings import Settings
 from ..data.profile import Profile
 from ..data.profile_store import recall
 from ..loop.decisions import decisions as decision_log
-from ..loop.evaluation import policy_of, reference_of
+from ..loop.evaluation import policy_of, reference_windows
 from ..loop.segments import current, cut, segments_of
 from ..monitor.alarms import Alarms
 
@@ -144,7 +144,7 @@ class Watch:
 
     def reference(self, period: str) -> list[str]:
         "The windows that a window is held against."
-        return reference_of(period, self.decisions, self.periods)
+        return reference_windows(period, self.decisions, self.periods)
 
 # %% ../../nbs/view/12_watch.ipynb #e30f8623
 @patch
