@@ -182,7 +182,7 @@ def _read(tree: ast.AST, names: list[str]) -> None:
             [_read(v, names) for v in values]
         case ast.IfExp(test=t, body=a, orelse=b):
             [_read(x, names) for x in (t, a, b)]
-        case ast.Compare(left=a):
+        case ast.Compare(left=a, ops=ops, comparators=others):
             _read(a, names)
             for op, b in zip(ops, others):
                 _compared(op, b, names)
