@@ -1,4 +1,6 @@
-"""`make check`: notebooks clean, package exported, floors hold, JavaScript linted, README current. Mends what it can and fails when it had to.
+"""`make check`: notebooks clean, package exported, floors hold, Python and JavaScript linted, README current.
+
+Mends what it can and fails when it had to.
 
 Run it again after it mended something: the second time finds nothing.
 """
@@ -11,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lint
 import nbformat
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -99,6 +102,12 @@ def linted() -> tuple[list[str], str]:  # what is wrong; why nothing was looked 
     return ([missing], "") if os.environ.get("SCALAI_LINT") == "required" else ([], missing)
 
 
+def linted_python() -> list[str]:
+    "What ruff finds in notebooks and tests, and the counts of tests/lint.py that are not what pyproject.toml says."
+    found = subprocess.run([str(BIN/"ruff"), "check", "--quiet"], cwd=ROOT, capture_output=True, text=True)
+    return [*(found.stdout + found.stderr).splitlines()*bool(found.returncode), *lint.broken()]
+
+
 def main() -> int:
     before = state()
     clean()
@@ -114,7 +123,9 @@ def main() -> int:
     scripts, skipped = linted()
     if scripts: print("JavaScript:\n  " + "\n  ".join(scripts))
     if skipped: print(f"JavaScript is not linted: {skipped}")
-    failed = bool(moved or wrong or scripts or floors.returncode)
+    python = linted_python()
+    if python: print("Python:\n  " + "\n  ".join(python))
+    failed = bool(moved or wrong or scripts or python or floors.returncode)
     if not failed:
         print(
             f"check: notebooks clean, package in step, floors hold, {'' if skipped else 'JavaScript linted, '}README"

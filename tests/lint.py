@@ -16,6 +16,7 @@ import nbformat
 ROOT = Path(__file__).resolve().parents[1]
 LINES = 30  # of an exported cell
 WORDS = 15  # of a module's first line
+WIDTH = 119  # of a line
 # Participles, prepositions and pronouns that are no names (the list of the project's word table).
 NOT_NAMES = frozenset("""
     told said given asked heard seen found made done kept held taken shown known chosen wanted meant standing
@@ -151,6 +152,16 @@ def long_first_lines() -> Iterator[str]:
         if not 0 < len(first.split()) <= WORDS: yield f"{path.relative_to(ROOT)} {len(first.split())} words"
 
 
+def long_lines() -> Iterator[str]:
+    "Lines of notebooks' code and of tests that do not end before column 120."
+    for cell in cells():
+        for line in cell.source.split("\n"):
+            if len(line) > WIDTH: yield f"{cell.place} {line[:100]}"
+    for path in sorted((ROOT/"tests").rglob("*.py")):
+        for number, line in enumerate(path.read_text().split("\n"), 1):
+            if len(line) > WIDTH: yield f"{path.relative_to(ROOT)}:{number}"
+
+
 def long_modules() -> Iterator[str]:
     "Modules of more than 500 lines."
     for path in sorted((ROOT/"scalai_nb").rglob("*.py")):
@@ -168,6 +179,7 @@ COUNTS = {
         long_cells,
         silent_notebooks,
         long_first_lines,
+        long_lines,
         long_modules,
     )
 }
