@@ -40,7 +40,7 @@ def xy():
 
 class Paper(Drawer):
     "Pictures kept instead of shown, and a button that is pressed by calling it."
-    def __init__(self): super().__init__(checkpoint_every=0); self.pages, self.stops, self.gone = [], [], 0
+    def __init__(self): super().__init__(every=0); self.pages, self.stops, self.gone = [], [], 0
     def draw(self, html, shown): self.pages.append(re.sub("<[^>]*>", "", html)); return True
     def offer(self, stop): self.stops.append(stop); return self.take_away
     def take_away(self): self.gone += 1
