@@ -215,9 +215,8 @@ def quarantine_text(name: str, doc: dict, save: Path | None) -> str:
 def gc(
     days: Annotated[
         int | None,
-        typer.Option(
-            min=0, help="How long older versions and ended runs stay; default: [data] and [jobs] retain_days."
-        ),
+        typer.Option(min=0,
+                     help="How long older versions and ended runs stay; default: [data] and [jobs] retain_days."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only report what would go.")] = False,
 ) -> Answer:
@@ -235,6 +234,7 @@ def gc(
            "bytes": sum(f["bytes"] for f in places), "places": places}
     return Answer(doc, lambda: gc_text(doc))
 
+# %% ../../nbs/cli/04_data.ipynb #4bd73b92
 def gc_text(doc: dict) -> str:
     "What went, or would go, as a person reads it."
     lines = [f"  {f['place']:<28} {f['files']:>6,} files  {size_text(f['bytes']):>12}"

@@ -71,27 +71,23 @@ def run(
         str | None,
         option("A JSON object of parameters, - for standard input; -p wins.", "--parameters", metavar="FILE"),
     ] = None,
-    null: Annotated[
-        list[str] | None, option("This parameter is None, for str | None; repeat it.", "--null", metavar="NAME")
-    ] = None,
+    null: Annotated[list[str] | None,
+                    option("This parameter is None, for str | None; repeat it.", "--null", metavar="NAME")] = None,
     o: Annotated[str | None, option(OUTPUT, "-o")] = None,
     timeout: Annotated[int | None, option("Seconds for the whole run.")] = None,
     from_failed: Annotated[
         bool, option("Go on with the last run of this workflow where it failed.", "--from-failed")
     ] = False,
-    only: Annotated[
-        str | None, option("This step of a workflow alone; what it needs is taken from earlier runs.")
-    ] = None,
+    only: Annotated[str | None,
+                    option("This step of a workflow alone; what it needs is taken from earlier runs.")] = None,
     from_step: Annotated[
         str | None,
-        option(
-            "Run this step of a workflow and all after it again, even if nothing changed.", "--from", metavar="STEP"
-        ),
+        option("Run this step of a workflow and all after it again, even if nothing changed.", "--from",
+               metavar="STEP"),
     ] = None,
     jobs: Annotated[int | None, option("Steps of a workflow that run at a time.", min=1)] = None,
-    dry_run: Annotated[
-        bool, option("Report what of a workflow would run, and why; start nothing.", "--dry-run")
-    ] = False,
+    dry_run: Annotated[bool,
+                       option("Report what of a workflow would run, and why; start nothing.", "--dry-run")] = False,
 ) -> Answer:
     "Run a job notebook, or a workflow of them. `scalai run FILE --help` lists the parameters of that one."
     path = job_file(what)
@@ -221,8 +217,7 @@ def logs(
     run = record.get(id)
     if follow: run = follow_log(record, run, json_)
     entries = list(read_log(record.folder(run.id)/"log.jsonl"))
-    return Answer({"id": run.id, "state": run.state, "log": entries},
-                  "" if follow else lambda: log_text(entries, run),
+    return Answer({"id": run.id, "state": run.state, "log": entries}, "" if follow else lambda: log_text(entries, run),
                   run.exit_code if follow and run.state in END_STATES else 0)
 
 def follow_log(record, run, quiet: bool):  # the run, ended
@@ -236,6 +231,7 @@ def follow_log(record, run, quiet: bool):  # the run, ended
         raise Cancelled(f"{run.name} is no longer followed; it goes on.", hint) from None
     return record.get(run.id)
 
+# %% ../../nbs/cli/07_jobs.ipynb #3c41a608
 def log_text(entries: list[dict], run) -> str:
     "The log as a person reads it; a workflow's own log is that of its steps."
     if run.steps: return "\n".join(f"{s.id}  {s.state:<12} {s.name}" for s in run.steps)

@@ -40,9 +40,8 @@ def schedule_add(
     grace: Annotated[str | None, option("Later than this is missed. Default: 60 s.")] = None,
     timeout: Annotated[str | None, option("For one run. Default: [jobs] timeout.")] = None,
     retries: Annotated[int | None, option("Further attempts.")] = None,
-    backoff: Annotated[
-        str | None, option("Before the first of them; then twice as long each time. Default: 30 s.")
-    ] = None,
+    backoff: Annotated[str | None,
+                       option("Before the first of them; then twice as long each time. Default: 30 s.")] = None,
     if_lost: Annotated[str | None, option("When its scheduler died: again (default) or leave.")] = None,
     group: Annotated[str | None, option("Of a group, at most --limit run at a time.")] = None,
     limit: Annotated[int | None, option("Default: 1.")] = None,
@@ -122,10 +121,8 @@ def schedule_show(name: NAME, limit: Annotated[int, typer.Option(min=1, help="Pa
     table = ScheduleStore()
     doc = table.overview(name)[0]
     what = Schedule(**doc["schedule"])
-    doc |= {
-        "upcoming": [local_time(t, what.zone) for t in islice(what.times(table.now()), 5)],
-        "firings": [f.to_dict() for f in table.firings(FIRINGS.c.schedule == name, limit=limit)],
-    }
+    doc |= {"upcoming": [local_time(t, what.zone) for t in islice(what.times(table.now()), 5)],
+            "firings": [f.to_dict() for f in table.firings(FIRINGS.c.schedule == name, limit=limit)]}
     return Answer(doc, lambda: schedule_text(doc))
 
 def schedule_text(doc: dict) -> str:
@@ -134,14 +131,9 @@ def schedule_text(doc: dict) -> str:
             if v not in ("", None, 0, {}) and k not in ("name", "cron", "every", "at", "on_table")}
     due = lambda f: f["key"] if f["key"].startswith(("version", "by hand")) else f["due"]
     past = [{"due": due(f), "state": f["state"], "run": f["run"], "reason": f["reason"]} for f in doc["firings"]]
-    return "\n".join([
-        f"{doc['name']}: {doc['trigger']}" + (", paused" if doc["paused"] else ""),
-        *(f"  {k:<12} {printable(str(v))}" for k, v in says.items()),
-        "next",
-        *(f"  {t}" for t in doc["upcoming"] or ["-"]),
-        "was",
-        text_table(past, limit=70),
-    ])
+    return "\n".join([f"{doc['name']}: {doc['trigger']}" + (", paused" if doc["paused"] else ""),
+                      *(f"  {k:<12} {printable(str(v))}" for k, v in says.items()), "next",
+                      *(f"  {t}" for t in doc["upcoming"] or ["-"]), "was", text_table(past, limit=70)])
 
 # %% ../../nbs/cli/08_schedule.ipynb #6752f598
 def _state(name: str, state: str) -> Answer:

@@ -37,10 +37,8 @@ def quality(
     For a regression, accuracy is R², with a 95 % bootstrap interval; for an embedding, the mean cosine to the
     vectors that are true."""
     area = dict(
-        zip(
-            ("auc", "auc_low", "auc_high"),
-            (None if math.isnan(a) else a for a in delong(y, scores)) if loss == "binary" else (None,) * 3,
-        )
+        zip(("auc", "auc_low", "auc_high"),
+            (None if math.isnan(a) else a for a in delong(y, scores)) if loss == "binary" else (None,) * 3)
     )
     if loss == "embedding":
         cosines = (scores*y).sum(1)/np.maximum(np.linalg.norm(scores, axis=1)*np.linalg.norm(y, axis=1), 1e-12)
@@ -50,11 +48,8 @@ def quality(
         error, spread = (y - scores)**2, (y - y.mean())**2
         draws = np.random.default_rng(0).integers(0, len(y), (200, len(y)))
         low, high = np.quantile([1 - error[d].sum()/spread[d].sum() for d in draws], [.025, .975])
-        return {
-            "accuracy": float(1 - error.sum() / spread.sum()),
-            "accuracy_low": float(low),
-            "accuracy_high": float(high),
-        } | area
+        return {"accuracy": float(1 - error.sum() / spread.sum()), "accuracy_low": float(low),
+                "accuracy_high": float(high)} | area
     right = (scores > .5) == (y > .5) if loss == "binary" else scores.argmax(-1) == y
     low, high = wilson(int(right.sum()), len(y))
     return {"accuracy": float(right.mean()), "accuracy_low": low, "accuracy_high": high} | area
@@ -100,13 +95,8 @@ def timings(files: list[Path],  # of the candidates
             for mine, t in zip(out, took):
                 p50, p99 = np.quantile(t, (.5, .99))*1e3
                 mine.append(
-                    {
-                        "batch": batch,
-                        "threads": threads or os.cpu_count(),
-                        "calls": len(t),
-                        "p50_ms": float(p50),
-                        "p99_ms": float(p99),
-                    }
+                    {"batch": batch, "threads": threads or os.cpu_count(), "calls": len(t), "p50_ms": float(p50),
+                     "p99_ms": float(p99)}
                 )
     return out
 
@@ -187,21 +177,16 @@ def rows_of(run,  # a Run
     from scalai_nb.data.filters import row_filter
     from scalai_nb.data.table import Table
     from scalai_nb.training.split import Split
-    name, version, folds = (
-        table or run.data.get("table"),
-        None if table else run.data.get("version"),
-        run.data.get("folds"),
-    )
+    name, version, folds = (table or run.data.get("table"), None if table else run.data.get("version"),
+                            run.data.get("folds"))
     if not name:
         raise BadRequest(
             "This run was fitted on rows in memory, which it does not keep.",
             "Give them, compress(run, rows=Rows(X, y, raw, truth)), or a table like them, compress(run, table=NAME).",
         )
     if not isinstance(folds, list):
-        raise BadRequest(
-            "This run kept no fold aside, so nothing can be measured on it.",
-            'Fit with validation=("fold", 0), or give rows=Rows(X, y, raw, truth).',
-        )
+        raise BadRequest("This run kept no fold aside, so nothing can be measured on it.",
+                         'Fit with validation=("fold", 0), or give rows=Rows(X, y, raw, truth).')
     source, columns = name if isinstance(name, Table) else Table(name, settings), [n for n, _ in run.prep.inputs] + [
         run.target
     ]

@@ -43,18 +43,10 @@ class Frontier:
 
     def to_dict(self) -> dict:
         best = self.best(self.budget)
-        return {
-            "base": asdict(self.base),
-            "candidates": [asdict(c) for c in self.candidates],
-            "best": best and asdict(best),
-            "why": self.why,
-            "budget": self.budget,
-            "rows": self.rows,
-            "machine": self.machine,
-            "left_out": self.left_out,
-            "signature": self.signature,
-            "seconds": self.seconds,
-        }
+        return {"base": asdict(self.base), "candidates": [asdict(c) for c in self.candidates],
+                "best": best and asdict(best), "why": self.why, "budget": self.budget, "rows": self.rows,
+                "machine": self.machine, "left_out": self.left_out, "signature": self.signature,
+                "seconds": self.seconds}
 
     def __getitem__(self, recipe: str) -> Candidate:
         return next(
@@ -211,15 +203,9 @@ def compress(
     todo = sorted(dict.fromkeys(["float32", *(recipes or (SEARCH if search else RECIPES))]), key=cost)
     settings = settings or Settings.load()
     rows = rows or rows_of(run, table, settings)
-    request = Request.of(
-        run,
-        rows,
-        epochs=finetune_epochs,
-        ratio=ratio,
-        width=width,
-        limit={n: b for n, b in bounded(budget, loss_of(run) == "binary").items() if n in DROPS},
-        labels=None if labels == ex.Labels() else labels,
-    )
+    request = Request.of(run, rows, epochs=finetune_epochs, ratio=ratio, width=width,
+                         limit={n: b for n, b in bounded(budget, loss_of(run) == "binary").items() if n in DROPS},
+                         labels=None if labels == ex.Labels() else labels)
     folder = Path(out or settings.path("frontiers", run.id))
     until = None if timeout is None else start + timeout
     with workers(client, settings) as client:
@@ -229,18 +215,10 @@ def compress(
     seconds = {"making": round(made - start, 1), "measuring": round(time.monotonic() - made, 1)} | (
         {} if timeout is None else {"given": timeout}
     )
-    frontier = Frontier(
-        *found,
-        budget,
-        len(rows.truth),
-        machine(),
-        left_out=left_out,
-        signature=ex.signature(ex.session(paths["float32"])),
-        seconds=seconds,
-    )
-    write_atomic(
-        folder / "frontier.json", json.dumps(_named(frontier.to_dict(), lambda path: Path(path).name), indent=1)
-    )
+    frontier = Frontier(*found, budget, len(rows.truth), machine(), left_out=left_out,
+                        signature=ex.signature(ex.session(paths["float32"])), seconds=seconds)
+    write_atomic(folder / "frontier.json",
+                 json.dumps(_named(frontier.to_dict(), lambda path: Path(path).name), indent=1))
     return frontier
 
 # %% ../../nbs/compression/09_frontier.ipynb #3397d31f
@@ -303,36 +281,24 @@ def picture(self: Frontier, width: int = 620, height: int = 340) -> str:  # an S
     "Accuracy over latency, size as area."
     cs, top = sorted(self.candidates, key=lambda c: c.latency_ms), self.best(self.budget)
     # a pointer names the others
-    named = [
-        c for i, c in enumerate(cs) if c is top or c.accuracy > max((d.accuracy for d in cs[:i]), default=-math.inf)
-    ]
+    named = [c for i,
+             c in enumerate(cs) if c is top or c.accuracy > max((d.accuracy for d in cs[:i]), default=-math.inf)]
     left, right, up, down, height = 70, 40, 20 + 16*len(named), 46, height + 16*len(named)
-    ms, low, high = (
-        max(c.latency_ms for c in cs) * 1.08,
-        min(c.accuracy_low for c in cs),
-        max(c.accuracy_high for c in cs),
-    )
+    ms, low, high = (max(c.latency_ms for c in cs) * 1.08, min(c.accuracy_low for c in cs),
+                     max(c.accuracy_high for c in cs))
     low, high = low - .05*(high - low) - 1e-6, high + .02*(high - low) + 1e-6
     x, y = svg.scale(0, ms, left, width - right), svg.scale(low, high, height - down, up)
     largest = max(c.size_bytes for c in cs)
     marks = [
-        _mark(
-            c,
-            x(c.latency_ms),
-            y,
-            16 * (1 + named.index(c)) if c in named else None,
-            max(3, 14 * math.sqrt(c.size_bytes / largest)),
-            c is top,
-        )
+        _mark(c, x(c.latency_ms), y, 16 * (1 + named.index(c)) if c in named else None,
+              max(3, 14 * math.sqrt(c.size_bytes / largest)), c is top)
         for c in cs
     ]
     tip = "Accuracy over latency of each candidate; the area of a dot is the file's size"
-    axes = (
-        svg.axis_across(svg.ticks(0, ms, 5), x, height - down + 18),
-        svg.axis_upwards(svg.ticks(low, high, 5), y, left, width - right, f".{1 if high - low > .004 else 2}%"),
-        svg.text((left + width - right)/2, height - 8, "latency of 64 rows on one thread, ms", "middle"),
-        svg.upright(14, (height - down + 66)/2, "accuracy, 95 % interval"),
-    )
+    axes = (svg.axis_across(svg.ticks(0, ms, 5), x, height - down + 18),
+            svg.axis_upwards(svg.ticks(low, high, 5), y, left, width - right, f".{1 if high - low > .004 else 2}%"),
+            svg.text((left + width - right)/2, height - 8, "latency of 64 rows on one thread, ms", "middle"),
+            svg.upright(14, (height - down + 66)/2, "accuracy, 95 % interval"))
     return svg.svg(*axes, *marks, width=width, height=height, tip=tip, fluid=True)
 
 # %% ../../nbs/compression/09_frontier.ipynb #3def2a62

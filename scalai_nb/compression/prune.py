@@ -39,9 +39,8 @@ def prune(model,  # any nn.Module; it is not changed
 
     import torch
     if not 0 < ratio < 1:
-        raise BadRequest(
-            f"A pruning ratio of {ratio} is not between 0 and 1.", "Give the share of units that goes, such as .5."
-        )
+        raise BadRequest(f"A pruning ratio of {ratio} is not between 0 and 1.",
+                         "Give the share of units that goes, such as .5.")
     if one_of(importance, IMPORTANCE, "importance") == "taylor" and rows is None:
         raise BadRequest("Taylor importance needs rows to see the loss on.", "Give rows=(X, targets).")
     small = copy.deepcopy(model).cpu().eval()
@@ -59,10 +58,8 @@ def prune(model,  # any nn.Module; it is not changed
         small.zero_grad()
         if between is not None: between(small)
     if small.eval()(example).shape != outputs:
-        raise BadRequest(
-            "Pruning changed the shape of the model's output.",
-            "Its last layer is not the last Linear or Conv2d of the module.",
-        )
+        raise BadRequest("Pruning changed the shape of the model's output.",
+                         "Its last layer is not the last Linear or Conv2d of the module.")
     return small
 
 # %% ../../nbs/compression/04_prune.ipynb #31178476

@@ -188,11 +188,9 @@ def layer_errors(
         name: f"{t}_DequantizeLinear_Output" if f"{t}_DequantizeLinear_Output" in known else t
         for name, t in ends.items()
     }
-    want = activations(
-        proto,
-        list(dict.fromkeys([*ends.values(), *(i for i, _ in inputs.values() if i != "features")])),
-        {"features": rows},
-    ) | {"features": rows}
+    want = activations(proto,
+                       list(dict.fromkeys([*ends.values(), *(i for i, _ in inputs.values() if i != "features")])),
+                       {"features": rows}) | {"features": rows}
     have = activations(small, list(ends_small.values()), {"features": rows})
     def gap(got, t): return float(np.sqrt(np.mean((got - want[t])**2)/max(np.mean(want[t]**2), 1e-30)))
     out = []
@@ -201,14 +199,10 @@ def layer_errors(
             ends_small[name]
         ]
         out.append(
-            {
-                "layer": weight.removeprefix("model.").removesuffix(".weight"),
-                "node": name,
-                "sums": "float" if ends_small[name] == ends[name] else "int8",
-                "weights": "float" if nodes[name].input[1] == weight else "int8",
-                "own": gap(alone, ends[name]),
-                "running": gap(have[ends_small[name]], ends[name]),
-            }
+            {"layer": weight.removeprefix("model.").removesuffix(".weight"), "node": name,
+             "sums": "float" if ends_small[name] == ends[name] else "int8",
+             "weights": "float" if nodes[name].input[1] == weight else "int8", "own": gap(alone, ends[name]),
+             "running": gap(have[ends_small[name]], ends[name])}
         )
     return sorted(out, key=lambda e: -e["own"])
 

@@ -168,11 +168,8 @@ def make(request: Request, todo: list[str], path: Path,
         need.update({r: seconds_to_measure(p, request.rows) for r, p in out.items() if r not in need})
         return until - sum(need.values()) - more*min(need.values(), default=0.)
     while todo:
-        paths, keys, fresh = (
-            {r: path / f"{r.replace('+', '-')}.onnx" for r in todo},
-            {r: _key(whole, r, request) for r in todo},
-            {},
-        )
+        paths, keys, fresh = ({r: path / f"{r.replace('+', '-')}.onnx" for r in todo},
+                              {r: _key(whole, r, request) for r in todo}, {})
         for r in todo:
             if (old := finished(paths[r], keys[r])) is None: fresh[r] = keys[r]
             else: out[r], told[r] = paths[r], old
@@ -243,22 +240,11 @@ def _one(request: Request, recipe: str, made: dict, key: str) -> tuple[bytes, di
     if (as_graph := (*words, "graph")) not in made:
         made[as_graph] = ex.graph(model, request.rows.X.shape[1:], request.loss)
     graph, told = quantize_graph(copy.deepcopy(made[as_graph]), last, request)
-    told |= {
-        "recipe": recipe,
-        "run": request.id,
-        "target": request.target,
-        "key": key,
-        "parameters": sum(p.numel() for p in model.parameters()),
-    }
+    told |= {"recipe": recipe, "run": request.id, "target": request.target, "key": key,
+             "parameters": sum(p.numel() for p in model.parameters())}
     whole = ex.finish(graph, request.prep, request.loss, request.labels, **told)
-    told["difference"] = ex.proven(
-        whole,
-        model,
-        request.prep,
-        request.rows.raw[:1024],
-        request.loss,
-        **({} if last == "float32" else {"within": None}),
-    )
+    told["difference"] = ex.proven(whole, model, request.prep, request.rows.raw[:1024], request.loss,
+                                   **({} if last == "float32" else {"within": None}))
     return ex.stamp(whole, difference=told["difference"]).SerializeToString(), told
 
 def predictions(request: Request, made: dict) -> tuple:  # see `distill.heard`

@@ -169,9 +169,8 @@ class Writer:
         self.folder, self.keep, self.last = Path(path), keep, None
         self.thread = ThreadPoolExecutor(1, "checkpoint")
 
-    def put(
-        self, step: int, state: dict[str, Any], ranks: list[dict[str, Any]], best: int | None = None, **facts
-    ) -> None:
+    def put(self, step: int, state: dict[str, Any], ranks: list[dict[str, Any]], best: int | None = None,
+            **facts) -> None:
         "Hand over the state at a step; `best` is the step whose checkpoint stays whatever its age."
         self.wait()
         self.last: Future = self.thread.submit(self._write, step, copy.deepcopy(state), ranks, best, facts)
@@ -182,11 +181,9 @@ class Writer:
             save(at_step(self.folder, step), state, ranks, step=step, **facts)
         except (OSError, SafetensorError) as e:
             newest = latest(self.folder)
-            raise WorkFailed(
-                f"The checkpoint of step {step} cannot be written to {self.folder}: {e}",
-                f"Make room, then go on from {newest.name} with resume=." if newest else "Make room.",
-                "checkpoint",
-            ) from e
+            raise WorkFailed(f"The checkpoint of step {step} cannot be written to {self.folder}: {e}",
+                             f"Make room, then go on from {newest.name} with resume=." if newest else "Make room.",
+                             "checkpoint") from e
         prune(self.folder, self.keep, best)
 
     def wait(self) -> None:

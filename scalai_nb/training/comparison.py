@@ -103,12 +103,8 @@ class ModelComparison:
     def to_dict(self) -> dict: return asdict(self)
 
     def __str__(self) -> str:
-        words = {
-            "gain": "a gain",
-            "loss": "a loss",
-            "neither": "neither loss nor gain",
-            "unknown": "these rows cannot tell",
-        }
+        words = {"gain": "a gain", "loss": "a loss", "neither": "neither loss nor gain",
+                 "unknown": "these rows cannot tell"}
         figure = lambda v: f"{v[0]:.4f} [{v[1]:.4f}, {v[2]:.4f}]"
         lines = [
             (

@@ -95,21 +95,12 @@ class Encoder(nn.Module):
                  head_width: int | None = None,  # numbers of a head; None: the heads share a token's width
                 ):
         super().__init__()
-        self.vocabulary, self.width, self.depth, self.length, self.eps, self.outputs = (
-            vocabulary,
-            width,
-            depth,
-            length,
-            eps,
-            outputs,
-        )
+        self.vocabulary, self.width, self.depth, self.length, self.eps, self.outputs = (vocabulary, width, depth,
+                                                                                        length, eps, outputs)
         each, self.head_width = heads_by_block(heads, depth, width, head_width)
         units = [inner]*depth if isinstance(inner, int) else inner
-        self.words, self.places, self.kinds = (
-            nn.Embedding(vocabulary, width),
-            nn.Embedding(length, width),
-            nn.Embedding(2, width),
-        )
+        self.words, self.places, self.kinds = (nn.Embedding(vocabulary, width), nn.Embedding(length, width),
+                                               nn.Embedding(2, width))
         self.first, self.layers = nn.LayerNorm(width, eps), nn.ModuleList(
             Layer(width, n, self.head_width, m, eps) for n, m in zip(each, units, strict=True)
         )

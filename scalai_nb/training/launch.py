@@ -76,14 +76,9 @@ class ProcessGroup:
         stop: Callable[[], bool] = lambda: False,  # asked some times a second; once true, `Cancelled` is raised
     ):
         if ranks < 1: raise BadRequest(f"{ranks} ranks cannot do anything.", "Give ranks=1 or more.")
-        self.client, self.ranks, self.threads, self.preload, self.patience, self.stop = (
-            client or LocalClient(),
-            ranks,
-            threads,
-            preload,
-            patience,
-            stop,
-        )
+        self.client, self.ranks, self.threads, self.preload, self.patience, self.stop = (client or LocalClient(),
+                                                                                         ranks, threads, preload,
+                                                                                         patience, stop)
         self.host, self.key, self.attempts = _own_address(self.client), secrets.token_bytes(32), 0
         self.agents: dict[str, dict[str, Any]] = {}  # id → worker, future, and when it is there line and host
         self.arrived: queue.Queue = queue.Queue()
@@ -254,16 +249,10 @@ def run(self: ProcessGroup,
     import torch.distributed as dist
     listening = socket.create_server((self.host, 0), backlog=128)
     port = listening.getsockname()[1]
-    store = dist.TCPStore(
-        self.host, port, None, True, timedelta(seconds=timeout), False, master_listen_fd=listening.detach()
-    )
-    order = {
-        "store": (self.host, port),
-        "ranks": self.ranks,
-        "threads": self.threads,
-        "timeout": timeout,
-        "backend": backend,
-    }
+    store = dist.TCPStore(self.host, port, None, True, timedelta(seconds=timeout), False,
+                          master_listen_fd=listening.detach())
+    order = {"store": (self.host, port), "ranks": self.ranks, "threads": self.threads, "timeout": timeout,
+             "backend": backend}
     work, places = cloudpickle.dumps((fn, args)), len(workers_of(self.client))
     for left in range(restarts, -1, -1):
         try: return self._attempt(order, work, on_report)

@@ -49,9 +49,8 @@ def figure(
     px, py = svg.scale(0, max(until, 1e-9), 52, width - 12), svg.scale(low, high, height - 34, 42)
     place = lambda x, y: (px(x), py(y))
     looks = dict(zip(series, [(f"color-mix(in srgb, {c} 72%, currentColor)", dash) for c, dash in LINES[begin:]]))
-    lines = "".join(
-        _polyline(points, place, *looks[name], len(points) <= 40) for name, points in series.items() if points
-    )
+    lines = "".join(_polyline(points, place, *looks[name], len(points) <= 40) for name,
+                    points in series.items() if points)
     keys = "".join(
         svg.line(52 + 92*i, 29, 74 + 92*i, 29, stroke_width=2, stroke_dasharray=dash, style=f"stroke: {tint}")
         + svg.text(79 + 92*i, 33, name)
@@ -59,12 +58,8 @@ def figure(
     )
     ends = [high, low] if high > low else [high]
     numbers = "".join(svg.text(46, round(py(v) + 4), svg.tick_label(v), "end") for v in ends if known)
-    frame = svg.path(
-        f"M52 {height - 28}H{width - 12}M52 {height - 28}v4M{width - 12} {height - 28}v4",
-        fill="none",
-        stroke="currentColor",
-        stroke_opacity=.45,
-    )
+    frame = svg.path(f"M52 {height - 28}H{width - 12}M52 {height - 28}v4M{width - 12} {height - 28}v4", fill="none",
+                     stroke="currentColor", stroke_opacity=.45)
     names = ((52, "0"), (width - 12, f"{until:g}"), (round(width/2 + 20), "epochs done"))
     across = "".join(svg.text(x, height - 12, words, "middle") for x, words in names)
     told = (
@@ -92,6 +87,7 @@ def best_epoch(history: list[dict]) -> dict | None:  # None: nothing was held ou
     known = [h for h in history if h.get("val_loss") is not None]
     return min(known, key=lambda h: h["val_loss"]) if known else None
 
+# %% ../../nbs/training/16_logger.ipynb #5b0c0817
 def figures(history: list[dict],  # one an epoch: epoch, loss, val_loss, …
             loss: list[tuple[float, float]] | None = None,  # a finer line of the loss; default: the history's
             until: float | None = None,  # epochs at the right end
@@ -159,11 +155,8 @@ class TrainingLogger:
 
     def __call__(self, message: dict) -> None:
         "What a rank says: its number, what it is doing, its step; of rank 0 also where the training is."
-        rank, doing, told = (
-            message["rank"],
-            message["doing"],
-            {k: v for k, v in message.items() if k not in ("rank", "doing")},
-        )
+        rank, doing, told = (message["rank"], message["doing"],
+                             {k: v for k, v in message.items() if k not in ("rank", "doing")})
         before, self.doing[rank] = self.doing[rank], f"{doing}, step {message['step']:,}"
         if "state" in told:self.hear(told)
         elif not before.startswith(doing): self.emit(state=self.run.state)

@@ -34,17 +34,11 @@ class ModelVersion:
         file, digest = self.path.parent/name, {self.path.name: self.sha256, **self.files}.get(name)
         content = file.read_bytes() if file.is_file() else b""
         if not content and digest:
-            raise WorkFailed(
-                f"The file of {self.name}@{self.version} is gone: {file}",
-                "Restore it, or register the model again.",
-                "model_file",
-            )
+            raise WorkFailed(f"The file of {self.name}@{self.version} is gone: {file}",
+                             "Restore it, or register the model again.", "model_file")
         if digest and sha256(content) != digest:
-            raise WorkFailed(
-                f"The file of {self.name}@{self.version} is not the one that was registered: {file}",
-                "Somebody changed it. Restore it, or roll back to another version.",
-                "model_file",
-            )
+            raise WorkFailed(f"The file of {self.name}@{self.version} is not the one that was registered: {file}",
+                             "Somebody changed it. Restore it, or roll back to another version.", "model_file")
         return content
 
     @property
@@ -70,16 +64,8 @@ class ModelVersion:
         return self.graph.predict(rows)
 
     def to_dict(self) -> dict:
-        return {
-            "name": self.name,
-            "version": self.version,
-            "aliases": list(self.aliases),
-            "metrics": self.metrics,
-            "tags": self.tags,
-            "run": self.run_id,
-            "path": str(self.path),
-            "sha256": self.sha256,
-        }
+        return {"name": self.name, "version": self.version, "aliases": list(self.aliases), "metrics": self.metrics,
+                "tags": self.tags, "run": self.run_id, "path": str(self.path), "sha256": self.sha256}
 
 # %% ../../nbs/training/54_model_version.ipynb #a94d65ea
 def write_mlmodel(graph: Any,  # training.inference.Graph
@@ -137,19 +123,10 @@ def write_files(path: Path,  # to write into
     if run.prep is not None:
         text = run.prep.to_json()
         (path/"prep.json").write_text(text if isinstance(text, str) else json.dumps(text))
-    facts = {
-        "name": card["name"],
-        "run": run.id,
-        "target": run.target,
-        "loss": run.loss,
-        "data": run.data,
-        "params": run.params,
-        "seed": run.seed,
-        "metrics": card["metrics"],
-        "tags": card["tags"],
-        "sha256": card["sha256"],
-        "inputs": [[n, k] for n, k in run.prep.inputs] if run.prep is not None else None,
-    }
+    facts = {"name": card["name"], "run": run.id, "target": run.target, "loss": run.loss, "data": run.data,
+             "params": run.params, "seed": run.seed, "metrics": card["metrics"], "tags": card["tags"],
+             "sha256": card["sha256"],
+             "inputs": [[n, k] for n, k in run.prep.inputs] if run.prep is not None else None}
     (path/"card.json").write_text(json.dumps(facts, indent=1, default=str))
 
 def _weights(run: Any) -> bytes:

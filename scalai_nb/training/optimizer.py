@@ -43,16 +43,10 @@ class Optimizer:
             ("weight_decay", self.weight_decay >= 0, "0 or more"),
             ("momentum", 0 <= self.momentum < 1, "0 or more, below 1"),
             ("clip", self.clip is None or self.clip > 0, "above 0, or None"),
-            (
-                "rates",
-                all(r >= 0 and begins >= 1 for r, begins in map(_rate, self.rates.values())),
-                "shares of lr, 0 or more, and epochs from 1",
-            ),
-            (
-                "accumulate",
-                isinstance(self.accumulate, int) and self.accumulate >= 1,
-                "a whole number of batches, 1 or more",
-            ),
+            ("rates", all(r >= 0 and begins >= 1 for r, begins in map(_rate, self.rates.values())),
+             "shares of lr, 0 or more, and epochs from 1"),
+            ("accumulate", isinstance(self.accumulate, int) and self.accumulate >= 1,
+             "a whole number of batches, 1 or more"),
         ):
             if not fits:
                 raise BadRequest(f"{name}={getattr(self, name)!r} is not possible.", f"Give {name}= {wanted}.")
@@ -61,10 +55,8 @@ class Optimizer:
     def of(cls, given: "Optimizer | str") -> "Optimizer":  # a name means its defaults
         if isinstance(given, str): return cls(given)
         if isinstance(given, cls): return given
-        raise BadRequest(
-            f"{given!r} is not an optimizer.",
-            'Give optimizer="adamw", "sgd", or Optimizer("sgd", momentum=.8, clip=1.).',
-        )
+        raise BadRequest(f"{given!r} is not an optimizer.",
+                         'Give optimizer="adamw", "sgd", or Optimizer("sgd", momentum=.8, clip=1.).')
 
     def groups(
         self, model: Any

@@ -120,10 +120,8 @@ def _read(self: Pool, line: Any, name: str) -> tuple | None:
             else (
                 key,
                 "lost",
-                RankLost(
-                    f"The Dask worker {gone['worker']} on {gone['host']} is gone.",
-                    "Look for a killed worker or a lost machine.",
-                ),
+                RankLost(f"The Dask worker {gone['worker']} on {gone['host']} is gone.",
+                         "Look for a killed worker or a lost machine."),
             )
         )
     if at != attempt: return None  # of work that has ended or was stopped

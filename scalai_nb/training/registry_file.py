@@ -41,6 +41,7 @@ class FileVersion:
     run_id: str
     tags: dict[str, str] = field(default_factory=dict)
 
+# %% ../../nbs/training/49_registry_file.ipynb #30e870e9
 @dataclass(frozen=True)
 class FileRun:
     "What is read of MLflow's Run: `run.info.artifact_uri` and `run.data.tags`."

@@ -215,32 +215,22 @@ def _of_arrays(request: FitRequest) -> PreparedRows:
     rows, held_out, note = ((X, y), None, "") if validation is None else train_validation_split(X, y, validation)
     own = [v for v in (validation if isinstance(validation, tuple) else (validation,)) if hasattr(v, "ndim")]
     shape = tuple(X.shape[1:])
-    return PreparedRows(
-        rows=rows,
-        y=np.asarray(rows[1]),
-        held_out=np.asarray(held_out[1]) if held_out else np.empty(0, np.asarray(y).dtype),
-        features=shape[0] if len(shape) == 1 else shape,
-        sample=network_input(as_tensor(X[:2])),
-        facts={"table": None, "version": None, "where": None, "digest": digest((X, y, *own))},
-        prep=None,
-        target=None,
-        validation=held_out,
-        notes=[note] * bool(note),
-    )
+    return PreparedRows(rows=rows, y=np.asarray(rows[1]),
+                        held_out=np.asarray(held_out[1]) if held_out else np.empty(0, np.asarray(y).dtype),
+                        features=shape[0] if len(shape) == 1 else shape, sample=network_input(as_tensor(X[:2])),
+                        facts={"table": None, "version": None, "where": None, "digest": digest((X, y, *own))},
+                        prep=None, target=None, validation=held_out, notes=[note] * bool(note))
 
 def _checked_arrays(table: tuple) -> tuple[Any, Any]:
     if len(table) != 2 or not all(getattr(a, "shape", ()) for a in table):
-        raise BadRequest(
-            f"A tuple of {', '.join(type(a).__name__ for a in table)} is not rows.",
-            "Give (X, y), two NumPy arrays or torch tensors, or a table.",
-        )
+        raise BadRequest(f"A tuple of {', '.join(type(a).__name__ for a in table)} is not rows.",
+                         "Give (X, y), two NumPy arrays or torch tensors, or a table.")
     X, y = table
     if len(X) != len(y): raise BadRequest(f"X has {len(X)} rows and y has {len(y)}.", "Give one target a row.")
     for name, a in (("X", X), ("y", y)):
         if getattr(getattr(a, "dtype", None), "kind", "f") not in "biuf":
-            raise BadRequest(
-                f"{name} holds {a.dtype}, expected numbers or booleans.", "Encode it; classes as integers 0, 1, 2, …"
-            )
+            raise BadRequest(f"{name} holds {a.dtype}, expected numbers or booleans.",
+                             "Encode it; classes as integers 0, 1, 2, …")
     return X, y
 
 # %% ../../nbs/training/34_request.ipynb #28acd1a4

@@ -120,15 +120,8 @@ def log(self: RunLog,
 def _logged(self: RunLog, run: Any) -> str:  # MLflow's run id
     from mlflow.entities import Metric, Param, RunTag
     at = self.client.create_run(self.experiment, tags={"scalai.run": run.id}, run_name=run.id[:8]).info.run_id
-    facts = {
-        **run.data,
-        **run.params,
-        "target": run.target,
-        "loss": run.loss,
-        "seed": run.seed,
-        "ranks": run.ranks,
-        "model": type(run.model).__name__,
-    }
+    facts = {**run.data, **run.params, "target": run.target, "loss": run.loss, "seed": run.seed, "ranks": run.ranks,
+             "model": type(run.model).__name__}
     params = [Param(k, str(v)[:6000]) for k, v in facts.items() if v is not None]
     metrics = [
         Metric(k, float(v), 0, int(h["epoch"]))
@@ -258,13 +251,13 @@ def run(self: RunLog,
     try:
         found = found or self.client.get_run(run_id)
     except MlflowException as e:
-        raise BadRequest(
-            f"There is no run {run_id}.", "`scalai models` lists the models and their runs.", "run"
-        ) from e
+        raise BadRequest(f"There is no run {run_id}.", "`scalai models` lists the models and their runs.",
+                         "run") from e
     folder = self.local(f"{found.info.artifact_uri}/run")
     self.checked_file(found, folder/"run.json")
     return Run.load(folder, model)
 
+# %% ../../nbs/training/52_run_log.ipynb #ac4d6a41
 @patch
 def record(self: RunLog,
            run_id: str,  # MLflow's id, or the Run's own

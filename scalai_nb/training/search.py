@@ -54,12 +54,9 @@ def search(
     """Search hyper-parameters on the workers of a Dask cluster.
 
     Raises BadRequest before any work starts, WorkFailed when no trial ends well."""
-    request = SearchRequest(
-        build, table, prep, target,
-        space=space, trials=trials, timeout=timeout, metric=metric, direction=direction, pruner=pruner,
-        sampler=sampler, seed=seed, name=name, client=client, restarts=restarts,
-        settings=settings or Settings.load(), options=options,
-    )
+    request = SearchRequest(build, table, prep, target, space=space, trials=trials, timeout=timeout, metric=metric,
+                            direction=direction, pruner=pruner, sampler=sampler, seed=seed, name=name, client=client,
+                            restarts=restarts, settings=settings or Settings.load(), options=options)
     check_search(request)
     planner = TrialPlanner.of(request)
     job, data = planner.probe()
@@ -71,10 +68,8 @@ def search(
     found.repeat = lambda **more: search(**asked | more)
     lock = claim_search(request.settings, found.name)
     if lock is None:
-        raise BadRequest(
-            f"The search {found.name} is under way in another process.",
-            "Look at it with Search.open(NAME), or wait until it is done.",
-        )
+        raise BadRequest(f"The search {found.name} is under way in another process.",
+                         "Look at it with Search.open(NAME), or wait until it is done.")
     with lock: _carry_out(SearchRun(found, resolved, plan))
     return found
 
@@ -91,27 +86,19 @@ def _find_study(
     content = _content(request, direction, methods, data)
     name = request.name or f"{job.target or 'y'}-{content[:10]}"
     pruner, sampler = pruner_and_sampler(request.pruner, request.sampler, epochs)
-    study = optuna.create_study(
-        study_name=name, storage=storage(request.settings), direction=direction, pruner=pruner, load_if_exists=True
-    )
-    about = study.user_attrs.get("about") or {
-        "metric": request.metric,
-        "direction": direction,
-        "epochs": epochs,
-        "seed": request.seed,
-        **methods,
-        "target": job.target,
-        **{k: data[k] for k in ("table", "version", "rows", "validation_rows")},
-        "digest": content,
-    }
+    study = optuna.create_study(study_name=name, storage=storage(request.settings), direction=direction, pruner=pruner,
+                                load_if_exists=True)
+    about = study.user_attrs.get("about") or {"metric": request.metric, "direction": direction, "epochs": epochs,
+                                              "seed": request.seed, **methods, "target": job.target,
+                                              **{k: data[k] for k in ("table", "version", "rows", "validation_rows")},
+                                              "digest": content}
     if about["digest"] != content:
-        raise BadRequest(
-            f"The search {name} was begun with another network, space, rows or settings.",
-            "Give it another name=, or none.",
-        )
+        raise BadRequest(f"The search {name} was begun with another network, space, rows or settings.",
+                         "Give it another name=, or none.")
     study.set_user_attr("about", about)
     return Search(study, request.settings), replace(request, pruner=pruner, sampler=sampler)
 
+# %% ../../nbs/training/74_search.ipynb #99b2d7d3
 def _content(request: SearchRequest, direction: str, methods: dict, data: dict) -> str:  # hex
     "Hash everything that decides what a search finds; `data` identifies the rows."
     import optuna

@@ -64,9 +64,8 @@ INK = {
 }
 
 # %% ../../nbs/training/66_search_report.ipynb #12c4221f
-def coordinates(
-    rows: list[dict], about: dict, width: int = 720, height: int = 260
-) -> str:  # SVG; empty where nothing is known yet
+def coordinates(rows: list[dict], about: dict, width: int = 720,
+                height: int = 260) -> str:  # SVG; empty where nothing is known yet
     "Draw parallel coordinates (Inselberg 1985): one axis per parameter, the value last."
     rows = [r for r in rows if r["value"] is not None and r["state"] in INK]
     if not rows: return ""
@@ -106,14 +105,8 @@ def _line(row: dict, points: dict, about: dict, kind: str) -> str:
     tip = f"trial {row['trial']}, {row['state']}: {about['metric']} {row['value']:.4g}, " + ", ".join(
         f"{k} {_short(v)}" for k, v in row["params"].items()
     )
-    return svg.polyline(
-        points.values(),
-        svg.title(tip),
-        stroke=colour,
-        stroke_opacity=opacity,
-        stroke_width=width,
-        stroke_dasharray=dashes,
-    )
+    return svg.polyline(points.values(), svg.title(tip), stroke=colour, stroke_opacity=opacity, stroke_width=width,
+                        stroke_dasharray=dashes)
 
 def _legend(rows: list[dict], about: dict) -> str:
     shown = [

@@ -99,6 +99,7 @@ def start(self: SearchRun, pool: Any) -> None:
     if trial.epochs and self.prune(number, row["value"]): return
     pool.begin(number, _train_trial, trial.job)
 
+# %% ../../nbs/training/72_search_run.ipynb #658ee064
 @patch
 def _ask(self: SearchRun) -> tuple[int, dict]:  # the trial's number, its row
     "Ask Optuna for a trial."

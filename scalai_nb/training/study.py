@@ -142,10 +142,8 @@ class Search:
               ) -> "Search":
         "Continue the same search: interrupted trials first, then new ones."
         if self.repeat is None:
-            raise BadRequest(
-                "This search was opened to be looked at.",
-                "Call search(…) as it was called: it finds its trials and goes on.",
-            )
+            raise BadRequest("This search was opened to be looked at.",
+                             "Call search(…) as it was called: it finds its trials and goes on.")
         return self.repeat(**{k: v for k, v in (("trials", trials), ("timeout", timeout)) if v is not None})
 
 # %% ../../nbs/training/68_study.ipynb #82a6b2f5

@@ -95,18 +95,14 @@ def train(
             _train_epoch(state, network, emit)
             pace = {"seconds": time.perf_counter() - state.lap[0], "rows_per_second": state.rows_per_second()}
             if validation is not None: state.report(emit, "validating")
-            entry = {
-                "epoch": state.epoch + 1,
-                "step": state.step,
-                "loss": state.mean_loss(),
-                **_validate(model, validation, job, ranks),
-                **pace,
-            }
+            entry = {"epoch": state.epoch + 1, "step": state.step, "loss": state.mean_loss(),
+                     **_validate(model, validation, job, ranks), **pace}
             entry = {k: v if isinstance(v, int) or np.isfinite(v) else None for k, v in entry.items()}
             state.next_epoch(entry)
             state.report(emit, "training", **entry, history=state.history)
     return None if rank else state.result(training, validation)
 
+# %% ../../nbs/training/32_trainer.ipynb #0915aeab
 def train_as_rank(job: Training) -> dict | None:
     "Train as a rank of the current process group."
     import torch.distributed as dist
@@ -167,6 +163,7 @@ def _train_epoch(state: "TrainerState", network: Any, emit: Callable) -> None:
             reported, before = now, (state.sum, state.rows)
         if ends and job.checkpoint_every and state.step % job.checkpoint_every == 0: state.save_checkpoint()
 
+# %% ../../nbs/training/32_trainer.ipynb #e31bf0fa
 def _check_loss(value: float, state: "TrainerState") -> None:
     if np.isfinite(value): return
     raise WorkFailed(

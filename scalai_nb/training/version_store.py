@@ -114,16 +114,13 @@ def register(self: VersionStore,
         if not decided and number > aliases.get("challenger", 0): change({"challenger": number}, {})
     return number
 
+# %% ../../nbs/training/56_version_store.ipynb #b7a87064
 def _checked_request(name: str, candidate: Path) -> Path:
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or name.startswith(TURN):
-        raise BadRequest(
-            f"{name!r} cannot name a model.",
-            "Use letters, digits, dots, dashes and underscores; @ parts name from version.",
-        )
+        raise BadRequest(f"{name!r} cannot name a model.",
+                         "Use letters, digits, dots, dashes and underscores; @ parts name from version.")
     if not candidate.is_file():
-        raise BadRequest(
-            f"There is no model file {candidate}.", "Give the path of a candidate that compress() wrote."
-        )
+        raise BadRequest(f"There is no model file {candidate}.", "Give the path of a candidate that compress() wrote.")
     return candidate
 
 # %% ../../nbs/training/56_version_store.ipynb #99454504
