@@ -196,11 +196,11 @@ def quarantine(
     return Answer(doc, lambda: quarantine_text(name, doc, save))
 
 # %% ../../nbs/cli/04_data.ipynb #db6dbe7c
-def release_text(name: str, done) -> str:
+def release_text(name: str, result) -> str:
     "What came back from quarantine, as a person reads it."
-    return (f"{name}: {done.rows_good:,} rows brought back, {done.rows_refused:,} refused again,"
-            f" {done.already:,} were back before; version {done.version}"
-            + "".join(f"\n  {n:>9,}  {printable(r)}" for r, n in done.refused.items()))
+    return (f"{name}: {result.rows_good:,} rows brought back, {result.rows_refused:,} refused again,"
+            f" {result.already:,} were back before; version {result.version}"
+            + "".join(f"\n  {n:>9,}  {printable(r)}" for r, n in result.refused.items()))
 
 def quarantine_text(name: str, doc: dict, save: Path | None) -> str:
     "The rows in quarantine, as a person reads them."

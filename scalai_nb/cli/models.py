@@ -111,10 +111,10 @@ def models_rollback(
     return Answer({"name": name, "version": version}, f"{name}: version {version} serves again.")
 
 # %% ../../nbs/cli/09_models.ipynb #6a2cd3d2
-def budget(given: list[str]) -> dict[str, float]:
+def budget(texts: list[str]) -> dict[str, float]:
     "`--budget latency_ms=1 --budget accuracy_drop=.01`"
     from scalai_nb.compression.frontier import BOUNDS
-    limits = {one_of(k, BOUNDS, "budget"): v for k, v in pairs(given, "--budget").items()}
+    limits = {one_of(k, BOUNDS, "budget"): v for k, v in pairs(texts, "--budget").items()}
     try: return {k: float(v) for k, v in limits.items()}
     except ValueError as e: raise BadRequest(f"A budget is a number: {e}.", "Write --budget latency_ms=1.") from e
 
@@ -126,7 +126,7 @@ THRESHOLD = "Of a yes or no: the score above which a file answers with the secon
 @verb(app, "Models")
 def compress(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL)],
-    given: Annotated[list[str] | None, option(BUDGET, "--budget")] = None,
+    bounds: Annotated[list[str] | None, option(BUDGET, "--budget")] = None,
     timeout: Annotated[float | None, option("Search among more recipes, cheapest first, for so many seconds.")] = None,
     label: Annotated[list[str] | None, option(LABEL)] = None,
     threshold: Annotated[float, typer.Option(help=THRESHOLD)] = 0.5,
@@ -134,10 +134,10 @@ def compress(
     "Make smaller and faster candidates of a registered model, and measure them."
     from scalai_nb.training.model_ref import model_ref
     reference = str(model_ref(model))
-    pairs(given or [], "--budget")
+    pairs(bounds or [], "--budget")
     from scalai_nb.training.registry import Registry
     registry = Registry()
-    limits, run_id = budget(given or []), registry.resolve(reference).run_id
+    limits, run_id = budget(bounds or []), registry.resolve(reference).run_id
     from scalai_nb.compression.export import Labels
     from scalai_nb.compression.frontier import compress
     labels = Labels(tuple(label or ()), threshold)

@@ -19,7 +19,8 @@ from .verb import Answer, app, command_group, option, verb
 from ..core.errors import BadRequest
 from ..core.jsonable import printable
 
-schedule_app = command_group("Timed jobs: add, apply a file, list, show, pause, resume, trigger, remove.", "schedule", app, "Jobs")
+schedule_app = command_group("Timed jobs: add, apply a file, list, show, pause, resume, trigger, remove.",
+                             "schedule", app, "Jobs")
 NAME = Annotated[str, typer.Argument(metavar="NAME")]
 
 # %% ../../nbs/cli/08_schedule.ipynb #43f3889d
@@ -176,7 +177,8 @@ def schedule_trigger(
 # %% ../../nbs/cli/08_schedule.ipynb #657e9f66
 @verb(app, "Operations")
 def scheduler(
-    what: Annotated[str | None, typer.Argument(metavar="[unit]", help="`unit` prints a systemd unit instead.")] = None,
+    action: Annotated[str | None,
+                      typer.Argument(metavar="[unit]", help="`unit` prints a systemd unit instead.")] = None,
     once: Annotated[bool, option("Run what is due now, then end: 1 when something failed.", "--once")] = False,
     metrics_port: Annotated[int | None, option("Answer Prometheus there; 0: any free one.", min=0, max=65535)] = None,
     metrics_host: Annotated[str, typer.Option(help="0.0.0.0 lets a Prometheus elsewhere look.")] = "127.0.0.1",
@@ -185,11 +187,11 @@ def scheduler(
     "Run what is due. SIGTERM or Ctrl-C: once waits for what runs, twice cancels it, three times kills it."
     from scalai_nb.core.settings import Settings
     from scalai_nb.jobs.scheduler import Scheduler, systemd_unit
-    if what == "unit":
+    if action == "unit":
         text = systemd_unit(Settings.load())
         return Answer({"unit": text}, text.rstrip())
-    if what is not None:
-        raise BadRequest(f"scalai scheduler knows no {what!r}.", "Write scalai scheduler, or scalai scheduler unit.",
+    if action is not None:
+        raise BadRequest(f"scalai scheduler knows no {action!r}.", "Write scalai scheduler, or scalai scheduler unit.",
                          "usage")
     from scalai_nb.core.logs import setup
     setup(os.environ.get("SCALAI_LOG_LEVEL", "info"))

@@ -40,7 +40,9 @@ def row_text(row: dict, reason: str, limit: int = 150) -> str:
     text = printable(", ".join(f"{n}={row[n]}" for n in names))
     return text if len(text) <= limit else text[:limit - 1] + "…"
 
-def size_text(n: int) -> str: return f"{n/1e6:,.1f} MB" if n >= 1e5 else f"{n/1e3:,.1f} kB"
+def size_text(n: int) -> str:
+    "Write a number of bytes in kB or MB."
+    return f"{n/1e6:,.1f} MB" if n >= 1e5 else f"{n/1e3:,.1f} kB"
 
 # %% ../../nbs/cli/02_text.ipynb #48eba0af
 def run_text(doc: dict, depth: int = 0) -> str:

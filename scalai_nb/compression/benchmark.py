@@ -57,14 +57,14 @@ def quality(
 # %% ../../nbs/compression/01_benchmark.ipynb #06a4ef79
 DROPS = {"accuracy_drop": "accuracy", "auc_drop": "auc"}  # bound -> what it bounds the loss of
 
-def excess_loss(found: dict, base: dict,  # both as `quality` gives them
+def excess_loss(figures: dict, base: dict,  # both as `quality` gives them
                 limit: dict[str, float],  # bound of DROPS -> what may be lost; empty: half of the base's interval
                ) -> float:  # what is lost beyond the limit, negative within it
     "The greatest excess of the losses that are bounded."
     limits = {DROPS[n]: b for n, b in limit.items() if base[DROPS[n]] is not None} or {
         m: (base[f"{m}_high"] - base[f"{m}_low"]) / 2 for m in DROPS.values() if base[m] is not None
     }
-    return max(base[m] - found[m] - bound for m, bound in limits.items())
+    return max(base[m] - figures[m] - bound for m, bound in limits.items())
 
 # %% ../../nbs/compression/01_benchmark.ipynb #fd093410
 WAYS = ((64, 1, 300), (1, 1, 150), (64, 0, 150), (1, 0, 150))  # rows a call, threads (0: one per core), calls
@@ -110,7 +110,8 @@ def _call(session, feeds) -> float:  # seconds
 OPENED = """
 import ctypes, json, os, sys
 import numpy as np, onnxruntime as ort
-KINDS = {"tensor(float)": "f4", "tensor(double)": "f8", "tensor(int64)": "i8", "tensor(bool)": "?", "tensor(string)": object}
+KINDS = {"tensor(float)": "f4", "tensor(double)": "f8", "tensor(int64)": "i8", "tensor(bool)": "?",
+         "tensor(string)": object}
 def now(what): return next(int(l.split()[1])*1024 for l in open("/proc/self/status") if l.startswith(what))
 def empty(i):
     a = np.zeros([64, *i.shape[1:]], KINDS[i.type])
@@ -177,8 +178,7 @@ def rows_of(run,  # a Run
     from scalai_nb.data.filters import row_filter
     from scalai_nb.data.table import Table
     from scalai_nb.training.split import Split
-    name, version, folds = (table or run.data.get("table"), None if table else run.data.get("version"),
-                            run.data.get("folds"))
+    name, folds = table or run.data.get("table"), run.data.get("folds")
     if not name:
         raise BadRequest(
             "This run was fitted on rows in memory, which it does not keep.",
@@ -187,10 +187,9 @@ def rows_of(run,  # a Run
     if not isinstance(folds, list):
         raise BadRequest("This run kept no fold aside, so nothing can be measured on it.",
                          'Fit with validation=("fold", 0), or give rows=Rows(X, y, raw, truth).')
-    source, columns = name if isinstance(name, Table) else Table(name, settings), [n for n, _ in run.prep.inputs] + [
-        run.target
-    ]
-    known, split = pc.is_valid(pc.field(run.target)), Split.of(folds)
+    source = name if isinstance(name, Table) else Table(name, settings)
+    version, columns = None if table else run.data.get("version"), [*(n for n, _ in run.prep.inputs), run.target]
+    known, split = pc.is_valid(pc.field(run.target)), Split.parse(folds)
     if (where := row_filter(run.data.get("where"))) is not None: known &= where
     rows = source.arrow(version, columns=list(dict.fromkeys([*columns, split.column])), filter=known)
     aside = split.mask(rows)
@@ -200,6 +199,7 @@ def rows_of(run,  # a Run
 
 # %% ../../nbs/compression/01_benchmark.ipynb #36e48bed
 def labels(table, target: str) -> np.ndarray:  # float32, or whole numbers
+    "Read the target of a table's rows."
     y = table.column(target).to_numpy(zero_copy_only=False)
     return y.astype(np.int64) if y.dtype.kind in "iu" else y.astype(np.float32)
 

@@ -130,10 +130,8 @@ def answering(whole,  # ModelProto with the output `score`, not changed
         nodes.append(helper.make_node("Gather", ["answer/names", number], ["label"]))
     out.graph.node.extend(nodes)
     out.graph.initializer.extend(constants)
-    out.graph.output.append(
-        helper.make_tensor_value_info("label", TensorProto.STRING if labels.names else TensorProto.INT64,
-                                      [score[0].dim_param or None])
-    )
+    kind = TensorProto.STRING if labels.names else TensorProto.INT64
+    out.graph.output.append(helper.make_tensor_value_info("label", kind, [score[0].dim_param or None]))
     return out
 
 # %% ../../nbs/compression/00_export.ipynb #018ef34e

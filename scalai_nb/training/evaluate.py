@@ -48,7 +48,7 @@ def _held_out(run: Any, settings: Any) -> Any:  # Arrow
     if not name or not isinstance(folds, list):
         raise BadRequest("This run kept no rows of a table aside.", "Give run.evaluate(rows).")
     known = Table(name, settings).arrow(version=run.data["version"], filter=row_filter(run.data.get("where")))
-    return known.filter(Split.of(folds).mask(known))
+    return known.filter(Split.parse(folds).mask(known))
 
 # %% ../../nbs/training/46_evaluate.ipynb #678f4abf
 def _predicted(run: Any, rows: Any, y: np.ndarray) -> np.ndarray:

@@ -39,6 +39,7 @@ class Columns(nn.Module):
     def forward(self,
                 x: torch.Tensor,  # (N, features) float32, codes among them
                ) -> tuple[torch.Tensor, torch.Tensor]:  # (N, numbers), (N, categories, width)
+        "Split rows into numbers and the vectors of their categories."
         if self.vectors is None: return x, x[:, :0, None]
         return x.index_select(1, self.numbers), self.vectors(x.index_select(1, self.codes).long() + self.starts)
 
@@ -70,6 +71,7 @@ class ResidualMLP(nn.Module):
     def forward(self,
                 x: torch.Tensor,  # (N, features) float32
                ) -> torch.Tensor:  # (N, outputs) logits
+        "Compute the outputs of rows."
         numbers, vectors = self.columns(x)
         x = self.first(torch.cat([numbers, vectors.flatten(1)], 1))
         for block in self.blocks: x = x + block(x)
@@ -118,14 +120,15 @@ class Block(nn.Module):
 
     def forward(self,
                 x: torch.Tensor,  # (N, tokens, width)
-                asked: int | None = None,  # so many first tokens are answered for; None: all
-               ) -> torch.Tensor:  # (N, tokens or asked, width)
+                count: int | None = None,  # so many first tokens are answered for; None: all
+               ) -> torch.Tensor:  # (N, tokens or count, width)
+        "Compute the tokens that follow from attention and the two layers."
         seen = self.norm(x)
         q, k, v = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for part in (self.query(seen[:, :asked]), self.key(seen), self.value(seen))
+            for part in (self.query(seen[:, :count]), self.key(seen), self.value(seen))
         )
-        x = x[:, :asked] + self.join(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        x = x[:, :count] + self.join(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         return x + self.layers(x)
 
 # %% ../../nbs/training/02_networks.ipynb #5d0b27fe
@@ -156,6 +159,7 @@ class FTTransformer(nn.Module):
     def forward(self,
                 x: torch.Tensor,  # (N, features) float32
                ) -> torch.Tensor:  # (N, outputs) logits
+        "Compute the outputs of rows from the first token, after all blocks."
         numbers, vectors = self.columns(x)
         tokens = [torch.zeros_like(x[:, :1, None] * self.shift[:1]), numbers[:, :, None] * self.scale,
                   *([vectors] if len(self.columns.codes) else [])]
@@ -171,9 +175,8 @@ class FTTransformer(nn.Module):
                 "hidden": [b.layers[1].out_features for b in self.blocks], "dropout": self.dropout}
 
     @property
-    def prunable(self) -> list[
-        str
-    ]:  # the heads of each block, and the units of its layers; the stream of tokens stays as wide as it is
+    def prunable(self) -> list[str]:
+        "Name the heads of each block and the units of its layers; the stream of tokens stays as wide as it is."
         return [name for i in range(len(self.blocks)) for name in (f"blocks.{i}", f"blocks.{i}.layers.1")]
 
 # %% ../../nbs/training/02_networks.ipynb #a900e006
@@ -207,6 +210,7 @@ class CNN(nn.Module):
     def forward(self,
                 x: torch.Tensor,  # (N, channels, height, width) float32
                ) -> torch.Tensor:  # (N, outputs) logits
+        "Compute the outputs of pictures."
         x = self.first(x)
         for block in self.blocks: x = block(x)
         return self.last(x.mean((2, 3)))

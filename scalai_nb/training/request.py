@@ -86,7 +86,7 @@ def check_request(request: FitRequest) -> None:
     one_of(request.loss, ["auto", *OBJECTIVES], "loss")
     one_of(request.schedule, SCHEDULES, "schedule")
     one_of(request.precision, ["float32", "bfloat16"], "precision")
-    Optimizer.of(request.optimizer)
+    Optimizer.parse(request.optimizer)
     for name, least, below in INTEGERS: _check_integer(name, getattr(request, name), least, below)
     if not isinstance(request.lr, Real) or not 0 < request.lr < float("inf"):
         raise BadRequest(
@@ -246,7 +246,8 @@ def _of_table(request: FitRequest) -> PreparedRows:
             "A table needs a prep." if prep is None else f"{prep!r} is not a prep.",
             "Prep.fit(profile, target=…) makes one from the profile of the training folds.",
         )
-    target, split = request.target or prep.target, None if request.validation is None else Split.of(request.validation)
+    target = request.target or prep.target
+    split = None if request.validation is None else Split.parse(request.validation)
     if target is None: raise BadRequest("There is no target.", "Name the column to predict: target='late'.")
     columns = list(dict.fromkeys([target, *([split.column] if split else [])]))
     rows, facts = training_rows(request.table, prep, target, request.where, split, request.settings)
@@ -345,7 +346,7 @@ def plan_training(request: FitRequest) -> tuple[Training, dict]:  # the plan, fa
     model = _network(request.model, known.features, outputs, request.seed, known.prep)
     notes = [*known.notes, *_category_note(model, known.prep)]
     _try_network(model, known.sample, loss, outputs)
-    Optimizer.of(request.optimizer).groups(model)  # its patterns fit
+    Optimizer.parse(request.optimizer).groups(model)  # its patterns fit
     return _training(request, known, model, loss, outputs, notes), facts
 
 # %% ../../nbs/training/34_request.ipynb #1fea9aa5
@@ -374,7 +375,7 @@ def _training(
         loss=loss,
         metrics=OBJECTIVES[loss].metrics if request.metrics is None else request.metrics,
         class_weight=class_weights(request.class_weight, known.y, loss, outputs),
-        optimizer=Optimizer.of(request.optimizer),
+        optimizer=Optimizer.parse(request.optimizer),
         checkpoints=request.path/"checkpoints",
         notes=notes,
         **{name: getattr(request, name) for name in same},

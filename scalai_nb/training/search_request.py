@@ -85,7 +85,7 @@ class TrialPlanner:
     facts: dict  # about the rows, where they were read here
 
     @classmethod
-    def of(cls, request: SearchRequest) -> "TrialPlanner":
+    def from_request(cls, request: SearchRequest) -> "TrialPlanner":
         "Read the rows of a search, where they are few."
         base = FitRequest(model=_probe, table=request.table, prep=request.prep,
                           target=request.target or getattr(request.prep, "target", None), settings=request.settings,
@@ -100,7 +100,8 @@ class TrialPlanner:
 
     def probe(self) -> tuple[Any, dict]:  # a training, facts about the rows
         "Plan a training of the simplest network."
-        optimizer = replace(Optimizer.of(self.base.optimizer), rates={})  # rates name parameters of the real network
+        # rates name parameters of the real network
+        optimizer = replace(Optimizer.parse(self.base.optimizer), rates={})
         return self._planned(replace(self.base, optimizer=optimizer), "", 0)
 
     def _planned(self, request: FitRequest, name: str, number: int) -> tuple[Any, dict]:
@@ -120,7 +121,7 @@ def trial_path(settings: Settings, name: str, number: int) -> Path:
 def _read(base: FitRequest) -> tuple[Any, dict]:  # rows as fit takes them, facts where they were read here
     # fit raises the error for what is missing
     if isinstance(base.table, tuple) or base.prep is None or base.target is None: return base.table, {}
-    split = None if base.validation is None else Split.of(base.validation)
+    split = None if base.validation is None else Split.parse(base.validation)
     rows, facts = training_rows(base.table, base.prep, base.target, base.where, split, base.settings)
     return (base.table, {}) if isinstance(rows, tuple) else (rows, facts)
 

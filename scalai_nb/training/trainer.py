@@ -220,6 +220,7 @@ class TrainerState:
         self.began = self.began or (time.perf_counter(), self.step)  # the first step may compile something
 
     def mean_loss(self) -> float:  # over the rows of this epoch, of all ranks
+        "Compute the mean loss a row in this epoch."
         total = _gather((self.sum, self.rows), self.ranks)
         return sum(s for s, _ in total)/sum(n for _, n in total)
 
@@ -250,6 +251,7 @@ def position(self: TrainerState) -> dict:  # epoch, epochs, step, steps, seconds
 
 @patch
 def rows_per_second(self: TrainerState) -> float:  # over all ranks, in the steps of this epoch
+    "Compute the speed in this epoch."
     return (self.batch - self.lap[1])*self.job.batch_size/(time.perf_counter() - self.lap[0])
 
 @patch
@@ -260,30 +262,34 @@ def report(self: TrainerState, emit: Callable, doing: str, state: str = "trainin
 
 # %% ../../nbs/training/32_trainer.ipynb #99a5b0c6
 @patch
-def starts_step(self: TrainerState) -> bool: return self.batch % self.accumulate == 0
+def starts_step(self: TrainerState) -> bool:
+    "Decide whether the next batch is the first of a step."
+    return self.batch % self.accumulate == 0
 
 @patch
 def ends_step(self: TrainerState) -> bool:
+    "Decide whether the next batch is the last of a step."
     return (self.batch + 1) % self.accumulate == 0 or self.batch + 1 == self.loader.batches
 
 @patch
 def rows_of_step(self: TrainerState) -> int:
     "Count this rank's rows in the batches of this step."
-    share, whole = (
-        self.loader.batch_size // self.ranks,
-        self.loader.rows // self.loader.shards * self.loader.shards // self.ranks,
-    )
+    share, whole = (self.loader.batch_size // self.ranks,
+                    self.loader.rows // self.loader.shards * self.loader.shards // self.ranks)
     first = self.batch//self.accumulate*self.accumulate
     return min(whole, (first + self.accumulate)*share) - first*share
 
 @patch
 def start_step(self: TrainerState) -> None:
+    "Set the learning rates and clear the gradients."
     lr = self.job.lr*factor(self.job.schedule, self.step, self.steps)
     for group in self.optimizer.param_groups: group["lr"] = lr*group["rate"]*(self.epoch + 1 >= group["begins"])
     self.optimizer.zero_grad()
 
+# %% ../../nbs/training/32_trainer.ipynb #29360d5d
 @patch
 def end_step(self: TrainerState) -> None:
+    "Clip the gradients and move the weights."
     import torch
     if self.job.optimizer.clip: torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.job.optimizer.clip)
     self.optimizer.step()

@@ -169,7 +169,7 @@ def _entry(self: VersionStore, v: Any, state: tuple | None = None) -> ModelVersi
 
 # %% ../../nbs/training/56_version_store.ipynb #731b08b0
 @patch
-def unknown(self: VersionStore, name: str, what: int | str) -> BadRequest:
+def unknown(self: VersionStore, name: str, version: int | str) -> BadRequest:
     "Make the error of a model or version that does not exist."
     names = self.names()
     if name not in names:
@@ -181,7 +181,7 @@ def unknown(self: VersionStore, name: str, what: int | str) -> BadRequest:
         )
     have = sorted(int(v.version) for v in self.reader.search_model_versions(f"name = '{name}'"))
     return BadRequest(
-        f"The model {name!r} has no {what if isinstance(what, str) else f'version {what}'}.",
+        f"The model {name!r} has no {version if isinstance(version, str) else f'version {version}'}.",
         f"Versions: {', '.join(map(str, have)) or 'none'}.",
         "model",
     )
@@ -208,6 +208,7 @@ def load(self: VersionStore,
 
 @patch
 def names(self: VersionStore) -> list[str]:  # of all models
+    "List the names of all models."
     return sorted(m.name for m in self.reader.search_registered_models() if not m.name.startswith(TURN))
 
 # %% ../../nbs/training/56_version_store.ipynb #e3701bf9

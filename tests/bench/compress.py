@@ -264,7 +264,7 @@ def main():
             start = time.perf_counter()
             with crew(a.workers) as client:
                 frontier = compress(
-                    run, {"accuracy_drop": 0.005}, rows=rows, out=folder, client=client, timeout=60 * minutes, **how
+                    run, {"accuracy_drop": 0.005}, rows=rows, path=folder, client=client, timeout=60 * minutes, **how
                 )
             took = time.perf_counter() - start
             candidates = [*frontier.candidates, *([by_hand(run, rows, folder)] if job == "fashion" else [])]
