@@ -100,8 +100,7 @@ class TrialPlanner:
 
     def probe(self) -> tuple[Any, dict]:  # a training, facts about the rows
         "Plan a training of the simplest network."
-        # rates name parameters of the real network
-        optimizer = replace(Optimizer.parse(self.base.optimizer), rates={})
+        optimizer = replace(Optimizer.parse(self.base.optimizer), rates={})  # they name the network's parameters
         return self._planned(replace(self.base, optimizer=optimizer), "", 0)
 
     def _planned(self, request: FitRequest, name: str, number: int) -> tuple[Any, dict]:

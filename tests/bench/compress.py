@@ -91,7 +91,8 @@ def digits(n: int):
 def fashion(n: int, trained: Path | None = None):
     """A CNN of four 3 × 3 convolutions and a hidden layer of 136 on Fashion-MNIST.
 
-    The convolutions have 32, 64, 64, 128 channels and batch norm. Trained on its 60,000 images and their mirror images, measured on its 10,000 test images."""
+    The convolutions have 32, 64, 64, 128 channels and batch norm. Trained on its 60,000 images and their mirror
+    images, measured on its 10,000 test images."""
     import torch
     from safetensors.torch import load_file, save_file
     from torch import nn
