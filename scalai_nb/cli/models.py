@@ -53,9 +53,9 @@ def models_show(model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL
 def models_compare(
     a: Annotated[str, typer.Argument(metavar="A", help=MODEL)],
     b: Annotated[str, typer.Argument(metavar="B", help=MODEL)],
-    on: Annotated[
+    rows: Annotated[
         str | None,
-        option("Rows to judge by, with the target; default: those that both held out.", metavar="TABLE|URI"),
+        option("Rows to judge by, with the target; default: those that both held out.", "--on", metavar="TABLE|URI"),
     ] = None,
 ) -> Answer:
     "Compare two versions on the same rows: figures with intervals, what differs in their records, sizes."
@@ -63,7 +63,7 @@ def models_compare(
     one, two = str(model_ref(a)), str(model_ref(b))
     from scalai_nb.training.comparison import compare_models
     from scalai_nb.training.registry import Registry
-    found = compare_models(Registry(), one, two, on)
+    found = compare_models(Registry(), one, two, rows)
     return Answer(found.to_dict(), lambda: str(found))
 
 # %% ../../nbs/cli/09_models.ipynb #6b7438d4
@@ -174,7 +174,7 @@ def labels(
     table: Annotated[str, typer.Argument(metavar="[TABLE]", help="That was scored, or will be.")] = "scores",
     key: Annotated[list[str] | None, option(KEY)] = None,
     label: Annotated[str, typer.Option(help="Column that holds what became true.")] = "label",
-    at: Annotated[str | None, option(AT)] = None,
+    time: Annotated[str | None, option(AT, "--at")] = None,
 ) -> Answer:
     "Join what became true to scores by key: late, out of order, twice, or corrected."
     if uri is not None: check_source(uri)
@@ -182,7 +182,7 @@ def labels(
     if uri is None:
         doc = {"table": table, **labelled(table)}
         return Answer(doc, lambda: labelled_text(doc))
-    doc = labels(uri, table, key=key or None, label=label, at=at)
+    doc = labels(uri, table, key=key or None, label=label, at=time)
     return Answer(doc, lambda: labels_text(doc))
 
 # %% ../../nbs/cli/09_models.ipynb #440f260a

@@ -29,14 +29,15 @@ def schedule_add(
     name: NAME,
     job: Annotated[str, typer.Argument(metavar="NOTEBOOK|WORKFLOW")],
     cron: Annotated[str | None, option("minute hour day month weekday, by the zone's wall clock.")] = None,
-    every: Annotated[str | None, option("An interval, as 15m; with --on-table how often to look.")] = None,
-    at: Annotated[str | None, option("Once: 2026-12-24T18:00, by the zone's wall clock.")] = None,
+    interval: Annotated[str | None,
+                        option("An interval, as 15m; with --on-table how often to look.", "--every")] = None,
+    time: Annotated[str | None, option("Once: 2026-12-24T18:00, by the zone's wall clock.", "--at")] = None,
     on_table: Annotated[str | None, option("On each new version of a table.")] = None,
     zone: Annotated[str | None, option("IANA time zone, as Europe/Berlin. Default: UTC.")] = None,
     p: Annotated[list[str] | None, option("name=value; ${date}, ${due} and ${version} are filled in.", "-p")] = None,
     catch_up: Annotated[str | None, option("Missed ones: none, last (default) or all.")] = None,
     overlap: Annotated[str | None, option("While the one before still runs: skip (default), queue or cancel.")] = None,
-    most: Annotated[int | None, option("At most so many missed or waiting ones. Default: 10.")] = None,
+    backlog: Annotated[int | None, option("At most so many missed or waiting ones. Default: 10.", "--most")] = None,
     jitter: Annotated[str | None, option("Spread starts over so long.")] = None,
     grace: Annotated[str | None, option("Later than this is missed. Default: 60 s.")] = None,
     timeout: Annotated[str | None, option("For one run. Default: [jobs] timeout.")] = None,
@@ -53,8 +54,8 @@ def schedule_add(
     replace: Annotated[bool, option("Change the one of this name.", "--replace")] = False,
 ) -> Answer:
     "Run a job at its times, once each."
-    options = dict(cron=cron, every=every, at=at, on_table=on_table, zone=zone, catch_up=catch_up, overlap=overlap,
-                   most=most, jitter=jitter, grace=grace, timeout=timeout, retries=retries, backoff=backoff,
+    options = dict(cron=cron, every=interval, at=time, on_table=on_table, zone=zone, catch_up=catch_up,
+                   overlap=overlap, most=backlog, jitter=jitter, grace=grace, timeout=timeout, retries=retries, backoff=backoff,
                    if_lost=if_lost, group=group, limit=limit, gpus=gpus, late=late)
     if alert is not None: options["alert"] = [a.strip() for a in alert.split(",") if a.strip()]
     options |= dict(name=name, parameters=pairs(p or []), paused=paused)
