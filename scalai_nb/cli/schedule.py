@@ -55,8 +55,8 @@ def schedule_add(
 ) -> Answer:
     "Run a job at its times, once each."
     options = dict(cron=cron, every=interval, at=time, on_table=on_table, zone=zone, catch_up=catch_up,
-                   overlap=overlap, most=backlog, jitter=jitter, grace=grace, timeout=timeout, retries=retries, backoff=backoff,
-                   if_lost=if_lost, group=group, limit=limit, gpus=gpus, late=late)
+                   overlap=overlap, most=backlog, jitter=jitter, grace=grace, timeout=timeout, retries=retries,
+                   backoff=backoff, if_lost=if_lost, group=group, limit=limit, gpus=gpus, late=late)
     if alert is not None: options["alert"] = [a.strip() for a in alert.split(",") if a.strip()]
     options |= dict(name=name, parameters=pairs(p or []), paused=paused)
     return _added(Path(job).absolute(), {k: v for k, v in options.items() if v is not None}, replace)
