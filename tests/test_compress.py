@@ -126,7 +126,7 @@ def test_bad_requests_write_nothing(digits, tmp_path):
         dict(budget={"latency_ms": -1}),
         dict(recipes=("int8+pruned",)),
         dict(recipes=("pruned.0",)),
-        dict(minutes=-1),
+        dict(timeout=-1),
         dict(timeout="ten"),
         dict(budget=[0.01]),
         dict(recipes=(None,)),
