@@ -1,4 +1,4 @@
-"The command as scripts and schedulers meet it: two lines, the right exit code, one JSON document, nothing half-written."
+"The command as scripts and schedulers call it: two lines, the exit code, one JSON document, nothing half-written."
 
 import json
 import os

@@ -1,4 +1,4 @@
-"The command's own words: groups of --help, --version, the object first, how a model is named, and what a verb that only reads imports."
+"Words of the command: groups of --help, --version, the object first, names of models, imports of verbs that read."
 
 import json
 import shutil

@@ -1,4 +1,6 @@
-"The main workflow on somebody's Dask cluster: a scheduler and two workers of their own, as `dask scheduler` and `dask worker` start them; and a nanny that dies."
+"""The main workflow on a Dask cluster of the user's; and a nanny that dies.
+
+The cluster is a scheduler and two workers, as `dask scheduler` and `dask worker` start them."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"What the compress lessons do not show: other networks than an MLP, other targets than a yes or no, and a run on a table."
+"What the compress lessons do not show: networks besides an MLP, targets besides a yes or no, a run on a table."
 
 import json
 from dataclasses import replace
@@ -60,7 +60,7 @@ def test_images_of_ten_classes(digits, tmp_path):
         rows=Rows(X[:1500], y[:1500], X[1500:], y[1500:]),
         finetune_epochs=4,
         ratio=0.25,
-        out=tmp_path,
+        path=tmp_path,
     )
     assert f.base.accuracy > .85 and f["int8"].accuracy > f.base.accuracy - .02
     assert f["pruned"].size_bytes < .75*f.base.size_bytes and f["int8"].size_bytes < f["pruned"].size_bytes
@@ -78,7 +78,7 @@ def test_regression(tmp_path):
     model = MLP(10, hidden=(32, 32), dropout=0.)
     tune(model, X[:350], y[:350], "regression", epochs=40, batch_size=32, lr=3e-3)
     run = Run(id="r1", model=model.eval(), prep=None, target=None, loss="regression")
-    f = compress(run, rows=Rows(X[:350], y[:350], X[350:], y[350:]), recipes=("int8",), out=tmp_path)
+    f = compress(run, rows=Rows(X[:350], y[:350], X[350:], y[350:]), recipes=("int8",), path=tmp_path)
     assert f.base.accuracy > .3 and abs(f["int8"].accuracy - f.base.accuracy) < .02
     assert f.base.accuracy_low < f.base.accuracy < f.base.accuracy_high and f.base.auc is None
 
@@ -135,11 +135,11 @@ def test_bad_requests_write_nothing(digits, tmp_path):
         dict(width=float("nan")),
         dict(finetune_epochs=0),
     ):
-        with pytest.raises(BadRequest): compress(run, rows=rows, out=tmp_path/"out", **bad)
-    with pytest.raises(BadRequest, match="no run"): compress("flights", rows=rows, out=tmp_path/"out")
-    with pytest.raises(BadRequest, match="no rows"): compress(run, rows=3, out=tmp_path/"out")
+        with pytest.raises(BadRequest): compress(run, rows=rows, path=tmp_path/"out", **bad)
+    with pytest.raises(BadRequest, match="no run"): compress("flights", rows=rows, path=tmp_path/"out")
+    with pytest.raises(BadRequest, match="no rows"): compress(run, rows=3, path=tmp_path/"out")
     with pytest.raises(BadRequest, match="rows in memory"):
-        compress(run, out=tmp_path/"out", settings=Settings(root=tmp_path))
+        compress(run, path=tmp_path/"out", settings=Settings(root=tmp_path))
     with pytest.raises(BadRequest, match="no validation rows"):
         Rows(digits[0], digits[1], digits[0][:0], digits[1][:0])
     assert not (tmp_path/"out").exists()
@@ -292,7 +292,7 @@ def test_nulls_and_strangers_score_alike(trained, flights, tmp_path):
 @pytest.mark.parametrize("trained", [4_000], indirect=True)
 def test_twice_the_same(trained, tmp_path):
     "The same run and seed give the same files to the byte."
-    for name in "ab": compress(trained, recipes=("int8", "pruned+int8"), out=tmp_path/name)
+    for name in "ab": compress(trained, recipes=("int8", "pruned+int8"), path=tmp_path/name)
     for recipe in ("float32", "int8", "pruned-int8"):
         assert (tmp_path/"a"/f"{recipe}.onnx").read_bytes() == (tmp_path/"b"/f"{recipe}.onnx").read_bytes(), recipe
     assert held_loss(trained.model, np.zeros((10, len(trained.prep.features))), np.zeros(10)) > 0
@@ -330,7 +330,7 @@ def test_a_killed_search_goes_on(tmp_path):
     import signal
     import subprocess
     import sys
-    call = "\nfr.compress(run, rows=rows, recipes=recipes, out=Path(sys.argv[1]))"
+    call = "\nfr.compress(run, rows=rows, recipes=recipes, path=Path(sys.argv[1]))"
     dead = subprocess.run(
         [sys.executable, "-c", KILLED + call, str(tmp_path / "a"), "2"], capture_output=True, text=True
     )
@@ -356,7 +356,7 @@ def test_other_rows_or_weights_are_another_search(digits):
     X, y = digits[0], (digits[1] > 4).astype(np.float32)
     run = Run(id="x", model=MLP(64, (32, 32)).eval(), prep=None, target=None, loss="binary")
     def key(n=1500, **other):
-        return content(replace(Request.of(run, Rows(X[:n], y[:n], X[1500:], y[1500:])), **other))
+        return content(replace(Request.from_run(run, Rows(X[:n], y[:n], X[1500:], y[1500:])), **other))
     same = key()
     assert (
         same == key() == key(limit={"auc_drop": 0.5})
@@ -382,7 +382,7 @@ def test_time_that_is_over_makes_nothing_more(digits, tmp_path, monkeypatch):
         run,
         rows=Rows(X[:1500], y[:1500], X[1500:], y[1500:]),
         recipes=("distilled", "pruned", "int8"),
-        out=tmp_path,
+        path=tmp_path,
         timeout=3600,
     )
     assert [c.recipe for c in f.candidates] == ["float32", "int8"]
@@ -409,7 +409,7 @@ def test_int8_that_loses_too_much_is_mended(digits, tmp_path):
         rows=Rows(X[:1500], y[:1500], X[1500:], y[1500:]),
         recipes=("int8",),
         finetune_epochs=100,
-        out=tmp_path,
+        path=tmp_path,
     )
     assert [c.recipe for c in f.candidates] == ["float32", "int8", "aware+int8"]
     float_weights = [e["layer"] for e in f["int8"].layers if e["weights"] == "float"]
@@ -446,7 +446,7 @@ def test_words_together(digits, tmp_path):
     tune(model, X[:1500], y[:1500], "multiclass", epochs=4, batch_size=64, lr=3e-3)
     run = Run(id="w", model=model.eval(), prep=None, target=None, loss="multiclass")
     recipes = ("pruned.75+int8", "pruned+dynamic", "pruned.75+distilled+int8", "dynamic")
-    f = compress(run, rows=Rows(X[:1500], y[:1500], X[1500:], y[1500:]), recipes=recipes, out=tmp_path)
+    f = compress(run, rows=Rows(X[:1500], y[:1500], X[1500:], y[1500:]), recipes=recipes, path=tmp_path)
     assert {c.recipe for c in f.candidates} == {"float32", *recipes}
     assert f["pruned.75+int8"].parameters < f["pruned+dynamic"].parameters < f["dynamic"].parameters
     for r in recipes: assert set(weight_types(onnx.load(f[r].path)).values()) == {"INT8"}, r

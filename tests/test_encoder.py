@@ -1,4 +1,6 @@
-"MiniLM: the network is the one that Hugging Face's own code computes, it learns from few labels, and it is compressed without turning its vectors."
+"""MiniLM: the same vectors as Hugging Face's own code.
+
+It learns from few labels, and it is compressed without turning its vectors."""
 
 import importlib.resources
 import json
@@ -158,7 +160,7 @@ def test_minilm_in_a_quarter_of_its_size(tmp_path):
     heads it is smaller, and too far off to be the best."""
     texts = sentences(160)
     frontier = compress_encoder(
-        pretrained(FOLDER), tokens(texts, FOLDER, 48), {"accuracy_drop": 0.01, "size_bytes": 25e6}, out=tmp_path
+        pretrained(FOLDER), tokens(texts, FOLDER, 48), {"accuracy_drop": 0.01, "size_bytes": 25e6}, path=tmp_path
     )
     best = frontier.best()
     assert best.recipe == "dynamic" and best.accuracy_low > .99 and best.size_bytes < 25e6

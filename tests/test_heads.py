@@ -111,7 +111,7 @@ def test_heads_that_say_nothing_go_first(kind, importance):
 def test_a_head_stays_and_rounds_come_to_the_same_number():
     seen, X = [], table()
     def look(m): seen.append((m.config["heads"], m.config["hidden"]))
-    small = prune(seer(), .75, (3,), rounds=3, between=look)
+    small = prune(seer(), .75, (3,), rounds=3, after_round=look)
     assert seen == [([3, 3], [9, 9]), ([2, 2], [6, 6]), ([1, 1], [3, 3])] and np.isfinite(out(small, X)).all()
     assert prune(seer(), .99, (3,), only=("blocks.1",)).config["heads"] == [4, 1]
     assert prune(small, .9, (3,), only=("blocks.0",)).config["heads"] == [1, 1]
@@ -163,7 +163,7 @@ def test_kept_and_compressed(tmp_path):
         {"accuracy_drop": 0.05},
         ("pruned+int8",),
         rows=Rows(X[:2_000], y[:2_000].astype(np.float32), X[2_000:], y[2_000:]),
-        out=tmp_path / "f",
+        path=tmp_path / "f",
     )
     assert f["pruned+int8"].parameters < f.base.parameters and f["pruned+int8"].accuracy > .75, f
     assert sum(t == "INT8" for t in weight_types(onnx.load(f["pruned+int8"].path)).values()) >= 10

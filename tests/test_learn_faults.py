@@ -1,4 +1,6 @@
-"What a training, an evaluation and a model file do with what they cannot use: two lines, before anything starts; and nothing that was changed is loaded."
+"""What a training, an evaluation and a model file do with input that they cannot use.
+
+They raise an error of two lines before anything starts, and load no file that was changed."""
 
 import json
 import subprocess
@@ -298,7 +300,8 @@ from scalai_nb.training.fit import fit
 from scalai_nb.training.models import MLP
 if __name__ == "__main__":
     X = np.random.default_rng(0).normal(size=(6_000, 12)).astype("float32")
-    fit(MLP, (X, X[:, 0] > 0), epochs=2, batch_size=256, checkpoint_every=1, seed=3, ranks=int(sys.argv[2]), settings=Settings(root=sys.argv[1]), resume=sys.argv[3] if len(sys.argv) > 3 else None)
+    fit(MLP, (X, X[:, 0] > 0), epochs=2, batch_size=256, checkpoint_every=1, seed=3, ranks=int(sys.argv[2]),
+        settings=Settings(root=sys.argv[1]), resume=sys.argv[3] if len(sys.argv) > 3 else None)
 """
 
 

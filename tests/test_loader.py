@@ -23,7 +23,8 @@ def arrays(n): return np.arange(n, dtype=np.float32)[:, None], np.arange(n)
 
 
 @settings(max_examples=40, deadline=None)
-@given(rows=st.integers(16, 3000), batch=st.sampled_from([16, 48, 64, 256, 4096]), seed=st.integers(0, 9), epoch=st.integers(0, 3))
+@given(rows=st.integers(16, 3000), batch=st.sampled_from([16, 48, 64, 256, 4096]), seed=st.integers(0, 9),
+       epoch=st.integers(0, 3))
 def test_the_same_global_batches_for_any_ranks(rows, batch, seed, epoch):
     def run(ranks):
         out = []
@@ -96,7 +97,8 @@ def test_features_and_labels_stay_together():
     prep = Prep.fit(profile(t), {"x": "number"}, target="late")
     for ranks in (1, 2):
         for memory in (1 << 30, 0):
-            for x, y in Loader(t, prep, batch_size=256, rank=ranks - 1, ranks=ranks, filter=[("x", ">=", 1000.)], memory=memory):
+            how = dict(rank=ranks - 1, ranks=ranks, filter=[("x", ">=", 1000.)], memory=memory)
+            for x, y in Loader(t, prep, batch_size=256, **how):
                 assert (x[:, 0].long() % 3 == y).all() and (x[:, 0] >= 1000).all()
 
 
@@ -118,7 +120,8 @@ def test_wrong_requests_are_two_lines(make, message):
 def test_a_workspace_table_by_name(workspace, flights, backend):
     from scalai_nb.data.table import Table
     from scalai_nb.data.write import write
-    rows = flights[["month", "day", "flight", "carrier", "dest", "dep_delay", "arr_delay"]].dropna(subset=["arr_delay"]).iloc[::40].reset_index(drop=True)
+    rows = flights[["month", "day", "flight", "carrier", "dest", "dep_delay", "arr_delay"]]
+    rows = rows.dropna(subset=["arr_delay"]).iloc[::40].reset_index(drop=True)
     rows["late"] = rows.pop("arr_delay") >= 15
     write(backend.frame(rows), "flights", period="month", fold=["month", "day", "flight"])
     table = Table("flights")
@@ -147,11 +150,13 @@ def parquet(folder, rows, group, files=1):
     return ds.dataset(folder)
 
 
-PREP = Prep.fit(profile(pa.table({"x": np.arange(100.), "word": [f"w{j % 7}" for j in range(100)], "y": np.arange(100)})), {"x": "number"}, target="y")
+HUNDRED = pa.table({"x": np.arange(100.), "word": [f"w{j % 7}" for j in range(100)], "y": np.arange(100)})
+PREP = Prep.fit(profile(HUNDRED), {"x": "number"}, target="y")
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
-@given(rows=st.integers(16, 2500), group=st.integers(3, 900), files=st.integers(1, 3), batch=st.sampled_from([16, 48, 64, 256, 1000]), memory=st.sampled_from([0, 6_000, 20_000]),
+@given(rows=st.integers(16, 2500), group=st.integers(3, 900), files=st.integers(1, 3),
+       batch=st.sampled_from([16, 48, 64, 256, 1000]), memory=st.sampled_from([0, 6_000, 20_000]),
        seed=st.integers(0, 9), epoch=st.integers(0, 3), filtered=st.booleans(), stop=st.integers(0, 60))
 def test_a_stream_keeps_the_promises(tmp_path_factory, rows, group, files, batch, memory, seed, epoch, filtered, stop):
     "The same global batches for any number of ranks, each row at most once, resumable at any batch."
@@ -167,7 +172,8 @@ def test_a_stream_keeps_the_promises(tmp_path_factory, rows, group, files, batch
     one = seen(whole)
     flat = [i for b in one for i in b]
     assert len(flat) == len(set(flat)) == len(wanted) // 16 * 16 and set(flat) <= wanted
-    assert [len(b) for b in one] == [batch] * (len(flat) // batch) + [len(flat) % batch] * (len(flat) % batch > 0) and len(one) == whole.batches
+    count, rest = divmod(len(flat), batch)
+    assert [len(b) for b in one] == [batch] * count + [rest] * (rest > 0) and len(one) == whole.batches
     for ranks in (2, 4, 8, 16):
         if batch % ranks: continue
         for k, shares in enumerate(zip(*(seen(loader(rank=r, ranks=ranks)) for r in range(ranks)), strict=True)):
@@ -253,7 +259,8 @@ def test_a_workspace_table_streams_by_period_and_fold(workspace, flights):
     write(rows, "flights", period="month", fold=["month", "day", "flight"])
     prep = Prep.fit(Table("flights").profile(), target="flight", exclude=["fold", "day"])
     where = [("fold", "!=", 0), ("month", "<=", 5)]
-    kept, streamed = (Loader("flights", prep, batch_size=512, filter=where, memory=m, shuffle=False) for m in (1 << 30, 0))
+    how = dict(batch_size=512, filter=where, shuffle=False)
+    kept, streamed = (Loader("flights", prep, memory=m, **how) for m in (1 << 30, 0))
     assert kept.layout is None and streamed.layout and kept.rows == streamed.rows > 1000
     for (a, b), (c, d) in zip(kept, streamed, strict=True): assert torch.equal(a, c) and torch.equal(b, d)
 
@@ -269,7 +276,8 @@ def test_training_learns_from_a_stream_as_from_memory(workspace, monkeypatch):
     from scalai_nb.training.models import MLP
     rng, n, read = np.random.default_rng(0), 6000, []
     x = rng.normal(size=(n, 3))
-    write(pa.table({"a": x[:, 0], "b": x[:, 1], "c": x[:, 2], "id": np.arange(n), "late": x[:, 0] + .3 * rng.normal(size=n) > 0}), "rows", fold="id")
+    late = x[:, 0] + .3 * rng.normal(size=n) > 0
+    write(pa.table({"a": x[:, 0], "b": x[:, 1], "c": x[:, 2], "id": np.arange(n), "late": late}), "rows", fold="id")
     prep = Prep.fit(Table("rows").profile(), target="late", exclude=["id", "fold"])
     kept = fit(MLP, "rows", prep, epochs=2, batch_size=256, where=[("b", "<", 1)])
     monkeypatch.setattr("scalai_nb.training.request.SMALL", 0)
@@ -277,7 +285,8 @@ def test_training_learns_from_a_stream_as_from_memory(workspace, monkeypatch):
     whole = Stream.read
     monkeypatch.setattr(Stream, "read", lambda self, i: read.append(i) or whole(self, i))
     streamed = fit(MLP, "rows", prep, epochs=2, batch_size=256, where=[("b", "<", 1)])
-    assert read and kept.data == streamed.data and abs(kept.metrics["val_auc"] - streamed.metrics["val_auc"]) < .02 < kept.metrics["val_auc"] - .9
+    auc, auc_streamed = kept.metrics["val_auc"], streamed.metrics["val_auc"]
+    assert read and kept.data == streamed.data and abs(auc - auc_streamed) < .02 < auc - .9
 
 
 # The thread that makes batches in advance.
@@ -288,7 +297,8 @@ def working(): return [t for t in threading.enumerate() if t.name.startswith("lo
 @pytest.mark.parametrize("end", ["break", "error", "whole", "collected"])
 @pytest.mark.parametrize("kind", ["kept", "streamed"])
 def test_the_thread_ends_with_its_reader(tmp_path, end, kind):
-    loader = Loader(parquet(tmp_path, 3000, 100), PREP, batch_size=64, memory=0 if kind == "streamed" else 1 << 30, prefetch=3)
+    memory = 0 if kind == "streamed" else 1 << 30
+    loader = Loader(parquet(tmp_path, 3000, 100), PREP, batch_size=64, memory=memory, prefetch=3)
     if end == "break":
         for _ in loader:
             assert len(working()) == 1
@@ -344,8 +354,9 @@ def test_with_a_gpu_batches_are_pinned_on_this_ranks_device(monkeypatch):
     asked = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda d: asked.append(("device", d, threading.current_thread().name)))
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: asked.append(("pin", len(self), threading.current_thread().name)) or self)
+    def note(what, value): asked.append((what, value, threading.current_thread().name))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda d: note("device", d))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: note("pin", len(self)) or self)
     batches = list(Loader(arrays(64), batch_size=32))
     assert asked[0][:2] == ("device", 3) and [a[:2] for a in asked[1:]] == [("pin", 32)] * 4
     assert len(batches) == 2 and all(a[2].startswith("loader") for a in asked)

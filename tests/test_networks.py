@@ -111,7 +111,7 @@ def test_compressed_with_its_prep(rows, prep, tmp_path):
         {"accuracy_drop": 0.05},
         rows=Rows(prep.transform(learn), truth(learn), keep, truth(keep)),
         recipes=("int8", "pruned+int8"),
-        out=tmp_path / "f",
+        path=tmp_path / "f",
     )
     assert [c.recipe for c in f.candidates] == ["float32", "int8", "pruned+int8"]
     assert min(c.auc for c in f.candidates) > .9
@@ -150,7 +150,7 @@ def test_a_cnn_compressed(digits, tmp_path):
         rows=Rows(X[:1500], y[:1500], X[1500:], y[1500:]),
         finetune_epochs=20,
         ratio=0.25,
-        out=tmp_path,
+        path=tmp_path,
     )
     assert f.base.accuracy > .85 and f["pruned+int8"].accuracy > .75
     # of the pixels; the others are in the convolutions

@@ -236,10 +236,14 @@ class Gate(nn.Module):
 
 if __name__ == "__main__":
     settings = Settings(root=Path(sys.argv[1]))
-    Path(settings.root/"contract.yaml").write_text("columns: {id: {type: text}, x: {type: float64, max: 99}, c: {type: text}, late: {type: boolean}}")
-    write(rows_of(0), "rows", contract=Contract.load(settings.root/"contract.yaml"), key="id", fold="id", settings=settings)
+    Path(settings.root/"contract.yaml").write_text(
+        "columns: {id: {type: text}, x: {type: float64, max: 99}, c: {type: text}, late: {type: boolean}}"
+    )
+    contract = Contract.load(settings.root/"contract.yaml")
+    write(rows_of(0), "rows", contract=contract, key="id", fold="id", settings=settings)
     prep = Prep.fit(Table("rows", settings).profile(fold=[1, 2, 3, 4]), target="late", exclude=["id", "fold"])
-    runs = [fit(Gate, "rows", prep, epochs=epochs, batch_size=128, lr=1e-2, ranks=1, settings=settings) for epochs in (4, 5)]
+    how = dict(batch_size=128, lr=1e-2, ranks=1, settings=settings)
+    runs = [fit(Gate, "rows", prep, epochs=epochs, **how) for epochs in (4, 5)]
     for run in runs: Registry(settings).log(run)
     print(json.dumps([run.id for run in runs]))
 """ % str(Path(__file__).parent)

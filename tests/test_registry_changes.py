@@ -1,4 +1,4 @@
-"A change of the registry is whole: killed before and after every call, raced by processes, on a file and on MLflow's server."
+"Changes of the registry are whole: killed around every call, raced by processes, on a file and on MLflow's server."
 
 import multiprocessing
 import os
@@ -205,7 +205,7 @@ def test_a_challenger_is_set_until_it_is_decided_upon(three):
 def test_a_rollback_that_is_repeated_brings_no_retired_version_back(three):
     assert three.rollback("late", "worse") == three.rollback("late", "worse") == 1
     assert raw(three) == {"champion": 1, "previous": 2, "challenger": 3} and sound(three)["outcomes"][2] == "retired"
-    assert three.rollback("late", "the first got worse", to=2) == 2 and raw(three)["previous"] == 1
+    assert three.rollback("late", "the first got worse", version=2) == 2 and raw(three)["previous"] == 1
     assert sound(three)["outcomes"] == {1: "retired", 2: "promoted", 3: None}
 
 

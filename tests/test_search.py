@@ -1,4 +1,4 @@
-"Searches under faults: trials that fail, workers that die, callers that are killed or interrupted; and the same trials from the same seed."
+"Searches under faults: trials fail, workers die, callers are killed or interrupted; one seed gives the same trials."
 
 import os
 import signal

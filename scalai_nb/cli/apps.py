@@ -43,7 +43,8 @@ def lab(
     return Answer({"code": code}, code=1 if code else 0)
 
 # %% ../../nbs/cli/10_apps.ipynb #131d8f59
-kernel_app = command_group("This environment as a kernel of a JupyterLab that is there already.", "kernel", app, "People")
+kernel_app = command_group("This environment as a kernel of a JupyterLab that is there already.",
+                           "kernel", app, "People")
 PREFIX = Annotated[Path | None, option(
     "The environment of that JupyterLab (its sys.prefix); default: every JupyterLab of this person.", metavar="DIR")]
 

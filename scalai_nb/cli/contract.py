@@ -18,7 +18,8 @@ from .verb import Answer, app, command_group, verb
 from ..core.errors import BadRequest, nearest
 from ..core.jsonable import printable
 
-contract_app = command_group("What rows must satisfy: propose it, check it, change it, compare two.", "contract", app, "Data")
+contract_app = command_group("What rows must satisfy: propose it, check it, change it, compare two.",
+                             "contract", app, "Data")
 
 # %% ../../nbs/cli/05_contract.ipynb #01e5d253
 @verb(contract_app, name="infer")

@@ -196,11 +196,11 @@ def quarantine(
     return Answer(doc, lambda: quarantine_text(name, doc, save))
 
 # %% ../../nbs/cli/04_data.ipynb #db6dbe7c
-def release_text(name: str, done) -> str:
+def release_text(name: str, result) -> str:
     "What came back from quarantine, as a person reads it."
-    return (f"{name}: {done.rows_good:,} rows brought back, {done.rows_refused:,} refused again,"
-            f" {done.already:,} were back before; version {done.version}"
-            + "".join(f"\n  {n:>9,}  {printable(r)}" for r, n in done.refused.items()))
+    return (f"{name}: {result.rows_good:,} rows brought back, {result.rows_refused:,} refused again,"
+            f" {result.already:,} were back before; version {result.version}"
+            + "".join(f"\n  {n:>9,}  {printable(r)}" for r, n in result.refused.items()))
 
 def quarantine_text(name: str, doc: dict, save: Path | None) -> str:
     "The rows in quarantine, as a person reads them."
@@ -215,9 +215,8 @@ def quarantine_text(name: str, doc: dict, save: Path | None) -> str:
 def gc(
     days: Annotated[
         int | None,
-        typer.Option(
-            min=0, help="How long older versions and ended runs stay; default: [data] and [jobs] retain_days."
-        ),
+        typer.Option(min=0,
+                     help="How long older versions and ended runs stay; default: [data] and [jobs] retain_days."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only report what would go.")] = False,
 ) -> Answer:
@@ -235,6 +234,7 @@ def gc(
            "bytes": sum(f["bytes"] for f in places), "places": places}
     return Answer(doc, lambda: gc_text(doc))
 
+# %% ../../nbs/cli/04_data.ipynb #4bd73b92
 def gc_text(doc: dict) -> str:
     "What went, or would go, as a person reads it."
     lines = [f"  {f['place']:<28} {f['files']:>6,} files  {size_text(f['bytes']):>12}"

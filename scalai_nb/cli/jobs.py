@@ -23,17 +23,17 @@ from ..core.errors import BadRequest, Cancelled, nearest
 from ..core.jsonable import printable
 
 # %% ../../nbs/cli/07_jobs.ipynb #1f7fe37d
-def job_file(what: str) -> Path | str:
+def job_file(name: str) -> Path | str:
     "A notebook or a workflow that is there; of another machine, a notebook's URL."
     from scalai_nb.core.storage import is_url, veiled
     from scalai_nb.jobs.worker import is_workflow
-    if is_url(what):
-        if not is_workflow(what): return what
-        raise BadRequest(f"{veiled(what)} is a workflow elsewhere, and its notebooks lie next to it.",
+    if is_url(name):
+        if not is_workflow(name): return name
+        raise BadRequest(f"{veiled(name)} is a workflow elsewhere, and its notebooks lie next to it.",
                          "Copy its folder here and name the file.")
-    path = Path(what)
-    if path.is_dir(): raise BadRequest(f"{what} is a folder.", "Give a notebook or a workflow in it.")
-    if not path.is_file(): raise BadRequest(f"There is no file {what}.", _nearest_file(path))
+    path = Path(name)
+    if path.is_dir(): raise BadRequest(f"{name} is a folder.", "Give a notebook or a workflow in it.")
+    if not path.is_file(): raise BadRequest(f"There is no file {name}.", _nearest_file(path))
     is_workflow(path)  # or a notebook
     return path
 
@@ -46,55 +46,53 @@ def _nearest_file(path: Path) -> str:
 class CommandWithForm(typer.core.TyperCommand):
     "A command whose `--help`, after a notebook or a workflow, ends with the parameters of that one."
     def parse_args(self, ctx, args):
+        "Keep the arguments for the epilog."
         ctx.meta["scalai.args"] = list(args)
         return super().parse_args(ctx, args)
 
     def format_epilog(self, ctx, formatter):
+        "List the parameters of the notebook or workflow that is named."
         super().format_epilog(ctx, formatter)
-        what = self.make_parser(ctx).parse_args(list(ctx.meta["scalai.args"]))[0].get("what")
-        if not isinstance(what, str): return
+        job = self.make_parser(ctx).parse_args(list(ctx.meta["scalai.args"]))[0].get("job")
+        if not isinstance(job, str): return
         from scalai_nb.jobs.parameters import form, read
         from scalai_nb.jobs.worker import is_workflow
         from scalai_nb.jobs.workflow import Workflow
-        declared = Workflow.load(job_file(what)).parameters if is_workflow(what) else read(what)
+        declared = Workflow.load(job_file(job)).parameters if is_workflow(job) else read(job)
         takes = f"takes, each as -p name=value:\n{form(declared)}" if declared else "takes no parameters."
-        formatter.write(f"\n{what} {takes}\n")
+        formatter.write(f"\n{job} {takes}\n")
 
 # %% ../../nbs/cli/07_jobs.ipynb #7f97e52c
 OUTPUT = "Where to write the notebook: a path, a URL, or - for standard output, with all else on standard error."
 
 @verb(app, "Jobs", cls=CommandWithForm)
 def run(
-    what: Annotated[str, typer.Argument(metavar="NOTEBOOK|WORKFLOW")],
+    job: Annotated[str, typer.Argument(metavar="NOTEBOOK|WORKFLOW")],
     p: Annotated[list[str] | None, option("name=value; repeat it for several.", "-p")] = None,
     parameters: Annotated[
         str | None,
         option("A JSON object of parameters, - for standard input; -p wins.", "--parameters", metavar="FILE"),
     ] = None,
-    null: Annotated[
-        list[str] | None, option("This parameter is None, for str | None; repeat it.", "--null", metavar="NAME")
-    ] = None,
+    null: Annotated[list[str] | None,
+                    option("This parameter is None, for str | None; repeat it.", "--null", metavar="NAME")] = None,
     o: Annotated[str | None, option(OUTPUT, "-o")] = None,
     timeout: Annotated[int | None, option("Seconds for the whole run.")] = None,
     from_failed: Annotated[
         bool, option("Go on with the last run of this workflow where it failed.", "--from-failed")
     ] = False,
-    only: Annotated[
-        str | None, option("This step of a workflow alone; what it needs is taken from earlier runs.")
-    ] = None,
+    only: Annotated[str | None,
+                    option("This step of a workflow alone; what it needs is taken from earlier runs.")] = None,
     from_step: Annotated[
         str | None,
-        option(
-            "Run this step of a workflow and all after it again, even if nothing changed.", "--from", metavar="STEP"
-        ),
+        option("Run this step of a workflow and all after it again, even if nothing changed.", "--from",
+               metavar="STEP"),
     ] = None,
     jobs: Annotated[int | None, option("Steps of a workflow that run at a time.", min=1)] = None,
-    dry_run: Annotated[
-        bool, option("Report what of a workflow would run, and why; start nothing.", "--dry-run")
-    ] = False,
+    dry_run: Annotated[bool,
+                       option("Report what of a workflow would run, and why; start nothing.", "--dry-run")] = False,
 ) -> Answer:
     "Run a job notebook, or a workflow of them. `scalai run FILE --help` lists the parameters of that one."
-    path = job_file(what)
+    path = job_file(job)
     from scalai_nb.jobs.worker import is_workflow, skip_slow_imports
     skip_slow_imports()
     given = lambda: all_parameters(parameters, p, null)
@@ -130,17 +128,17 @@ def _run_notebook(path: Path | str, given, output: str | None, timeout: int | No
     return Answer(done.to_dict(), lambda: run_text(done.to_dict()), done.exit_code, aside=printed)
 
 # %% ../../nbs/cli/07_jobs.ipynb #e4c1f558
-def run_alone(path: Path | str, given: dict, **options):  # a JobRun
+def run_alone(path: Path | str, parameters: dict, **options):  # a JobRun
     "Run one notebook, while a spare process imports what its kernel will need."
     from contextlib import nullcontext
 
     from scalai_nb.core.settings import Settings
     from scalai_nb.jobs.kernel_pool import SpareProcess
     from scalai_nb.jobs.parameters import check
-    check(path, given)  # a wrong request starts nothing
+    check(path, parameters)  # a wrong request starts nothing
     with nullcontext() if Settings.load().jobs.warm or "SCALAI_WARM" in os.environ else SpareProcess() as spare:
         from scalai_nb.jobs.engine import run
-        return run(path, given, warm=spare, **options)
+        return run(path, parameters, warm=spare, **options)
 
 def notebook_text(run) -> str:
     "The notebook of a run as another program may read it: its links to large outputs lead from the working directory."
@@ -151,7 +149,7 @@ def notebook_text(run) -> str:
 # %% ../../nbs/cli/07_jobs.ipynb #0f06f22a
 @verb(app, "Jobs")
 def backfill(
-    what: Annotated[str, typer.Argument(metavar="WORKFLOW")],
+    workflow: Annotated[str, typer.Argument(metavar="WORKFLOW")],
     p: Annotated[
         list[str] | None, option("name=first..last, or values separated by commas; repeat it for several.", "-p")
     ] = None,
@@ -160,11 +158,11 @@ def backfill(
     dry_run: Annotated[bool, option("Report what would run, and why; start nothing.", "--dry-run")] = False,
 ) -> Answer:
     "Run a workflow once for each value, as one run. Repeated, it goes on where it stopped."
-    path = job_file(what)
+    path = job_file(workflow)
     from scalai_nb.jobs.worker import is_workflow, skip_slow_imports
     skip_slow_imports()
     if not is_workflow(path):
-        raise BadRequest(f"{what} is a notebook, and a backfill is of workflows.",
+        raise BadRequest(f"{workflow} is a notebook, and a backfill is of workflows.",
                          "Name it as the notebook of a step in a .toml file.")
     from scalai_nb.jobs import backfill as fill
     from scalai_nb.jobs.workflow import Workflow
@@ -221,8 +219,7 @@ def logs(
     run = record.get(id)
     if follow: run = follow_log(record, run, json_)
     entries = list(read_log(record.folder(run.id)/"log.jsonl"))
-    return Answer({"id": run.id, "state": run.state, "log": entries},
-                  "" if follow else lambda: log_text(entries, run),
+    return Answer({"id": run.id, "state": run.state, "log": entries}, "" if follow else lambda: log_text(entries, run),
                   run.exit_code if follow and run.state in END_STATES else 0)
 
 def follow_log(record, run, quiet: bool):  # the run, ended
@@ -236,6 +233,7 @@ def follow_log(record, run, quiet: bool):  # the run, ended
         raise Cancelled(f"{run.name} is no longer followed; it goes on.", hint) from None
     return record.get(run.id)
 
+# %% ../../nbs/cli/07_jobs.ipynb #3c41a608
 def log_text(entries: list[dict], run) -> str:
     "The log as a person reads it; a workflow's own log is that of its steps."
     if run.steps: return "\n".join(f"{s.id}  {s.state:<12} {s.name}" for s in run.steps)

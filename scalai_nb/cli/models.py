@@ -53,9 +53,9 @@ def models_show(model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL
 def models_compare(
     a: Annotated[str, typer.Argument(metavar="A", help=MODEL)],
     b: Annotated[str, typer.Argument(metavar="B", help=MODEL)],
-    on: Annotated[
+    rows: Annotated[
         str | None,
-        option("Rows to judge by, with the target; default: those that both held out.", metavar="TABLE|URI"),
+        option("Rows to judge by, with the target; default: those that both held out.", "--on", metavar="TABLE|URI"),
     ] = None,
 ) -> Answer:
     "Compare two versions on the same rows: figures with intervals, what differs in their records, sizes."
@@ -63,7 +63,7 @@ def models_compare(
     one, two = str(model_ref(a)), str(model_ref(b))
     from scalai_nb.training.comparison import compare_models
     from scalai_nb.training.registry import Registry
-    found = compare_models(Registry(), one, two, on)
+    found = compare_models(Registry(), one, two, rows)
     return Answer(found.to_dict(), lambda: str(found))
 
 # %% ../../nbs/cli/09_models.ipynb #6b7438d4
@@ -111,13 +111,14 @@ def models_rollback(
     return Answer({"name": name, "version": version}, f"{name}: version {version} serves again.")
 
 # %% ../../nbs/cli/09_models.ipynb #6a2cd3d2
-def budget(given: list[str]) -> dict[str, float]:
+def budget(texts: list[str]) -> dict[str, float]:
     "`--budget latency_ms=1 --budget accuracy_drop=.01`"
     from scalai_nb.compression.frontier import BOUNDS
-    limits = {one_of(k, BOUNDS, "budget"): v for k, v in pairs(given, "--budget").items()}
+    limits = {one_of(k, BOUNDS, "budget"): v for k, v in pairs(texts, "--budget").items()}
     try: return {k: float(v) for k, v in limits.items()}
     except ValueError as e: raise BadRequest(f"A budget is a number: {e}.", "Write --budget latency_ms=1.") from e
 
+# %% ../../nbs/cli/09_models.ipynb #7fec3121
 BUDGET = "accuracy_drop, auc_drop, latency_ms, latency_one_ms or size_bytes = number; repeat it."
 LABEL = "Name of a class, that the files answer with; repeat it, in the order of their numbers."
 THRESHOLD = "Of a yes or no: the score above which a file answers with the second class."
@@ -125,7 +126,7 @@ THRESHOLD = "Of a yes or no: the score above which a file answers with the secon
 @verb(app, "Models")
 def compress(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL)],
-    given: Annotated[list[str] | None, option(BUDGET, "--budget")] = None,
+    bounds: Annotated[list[str] | None, option(BUDGET, "--budget")] = None,
     timeout: Annotated[float | None, option("Search among more recipes, cheapest first, for so many seconds.")] = None,
     label: Annotated[list[str] | None, option(LABEL)] = None,
     threshold: Annotated[float, typer.Option(help=THRESHOLD)] = 0.5,
@@ -133,10 +134,10 @@ def compress(
     "Make smaller and faster candidates of a registered model, and measure them."
     from scalai_nb.training.model_ref import model_ref
     reference = str(model_ref(model))
-    pairs(given or [], "--budget")
+    pairs(bounds or [], "--budget")
     from scalai_nb.training.registry import Registry
     registry = Registry()
-    limits, run_id = budget(given or []), registry.resolve(reference).run_id
+    limits, run_id = budget(bounds or []), registry.resolve(reference).run_id
     from scalai_nb.compression.export import Labels
     from scalai_nb.compression.frontier import compress
     labels = Labels(tuple(label or ()), threshold)
@@ -173,7 +174,7 @@ def labels(
     table: Annotated[str, typer.Argument(metavar="[TABLE]", help="That was scored, or will be.")] = "scores",
     key: Annotated[list[str] | None, option(KEY)] = None,
     label: Annotated[str, typer.Option(help="Column that holds what became true.")] = "label",
-    at: Annotated[str | None, option(AT)] = None,
+    time: Annotated[str | None, option(AT, "--at")] = None,
 ) -> Answer:
     "Join what became true to scores by key: late, out of order, twice, or corrected."
     if uri is not None: check_source(uri)
@@ -181,7 +182,7 @@ def labels(
     if uri is None:
         doc = {"table": table, **labelled(table)}
         return Answer(doc, lambda: labelled_text(doc))
-    doc = labels(uri, table, key=key or None, label=label, at=at)
+    doc = labels(uri, table, key=key or None, label=label, at=time)
     return Answer(doc, lambda: labels_text(doc))
 
 # %% ../../nbs/cli/09_models.ipynb #440f260a

@@ -73,14 +73,14 @@ def alarm_text(a) -> str:
 # %% ../../nbs/cli/06_monitor.ipynb #e9c9184d
 @verb(alarms_app, name="acknowledge")
 def alarms_acknowledge(
-    which: Annotated[
+    alarm: Annotated[
         str, typer.Argument(metavar="ID|SOURCE", help="A number, a source for all of it, or SOURCE/COLUMN.")
     ],
     note: Annotated[str, typer.Option(help="Why; it is kept.")] = "",
 ) -> Answer:
     "Record that somebody knows: an alarm stays until it is over, and its windows may be a reference again."
     from scalai_nb.monitor.alarms import Alarms
-    found = Alarms().acknowledge(which, note)
+    found = Alarms().acknowledge(alarm, note)
     return Answer({"alarms": [a.to_dict() for a in found]}, "\n".join(map(alarm_text, found)))
 
 # %% ../../nbs/cli/06_monitor.ipynb #76ad7f1c

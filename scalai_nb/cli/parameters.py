@@ -13,11 +13,11 @@ from pathlib import Path
 from ..core.errors import BadRequest
 
 # %% ../../nbs/cli/01_parameters.ipynb #d7ad85eb
-def pairs(given: list[str], option: str = "-p") -> dict[str, str]:
+def pairs(texts: list[str], option: str = "-p") -> dict[str, str]:
     "`-p name=value`, each a string as it was typed; the notebook's own types say what it becomes."
-    bad = next((g for g in given if "=" not in g), None)
+    bad = next((g for g in texts if "=" not in g), None)
     if bad is not None: raise BadRequest(f"{option} {bad} has no value.", f"Write {option} name=value.", "parameter")
-    return dict(g.split("=", 1) for g in given)
+    return dict(g.split("=", 1) for g in texts)
 
 # %% ../../nbs/cli/01_parameters.ipynb #8c499a28
 def read_parameters(file: str | None) -> dict:

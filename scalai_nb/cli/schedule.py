@@ -19,7 +19,8 @@ from .verb import Answer, app, command_group, option, verb
 from ..core.errors import BadRequest
 from ..core.jsonable import printable
 
-schedule_app = command_group("Timed jobs: add, apply a file, list, show, pause, resume, trigger, remove.", "schedule", app, "Jobs")
+schedule_app = command_group("Timed jobs: add, apply a file, list, show, pause, resume, trigger, remove.",
+                             "schedule", app, "Jobs")
 NAME = Annotated[str, typer.Argument(metavar="NAME")]
 
 # %% ../../nbs/cli/08_schedule.ipynb #43f3889d
@@ -28,21 +29,21 @@ def schedule_add(
     name: NAME,
     job: Annotated[str, typer.Argument(metavar="NOTEBOOK|WORKFLOW")],
     cron: Annotated[str | None, option("minute hour day month weekday, by the zone's wall clock.")] = None,
-    every: Annotated[str | None, option("An interval, as 15m; with --on-table how often to look.")] = None,
-    at: Annotated[str | None, option("Once: 2026-12-24T18:00, by the zone's wall clock.")] = None,
+    interval: Annotated[str | None,
+                        option("An interval, as 15m; with --on-table how often to look.", "--every")] = None,
+    time: Annotated[str | None, option("Once: 2026-12-24T18:00, by the zone's wall clock.", "--at")] = None,
     on_table: Annotated[str | None, option("On each new version of a table.")] = None,
     zone: Annotated[str | None, option("IANA time zone, as Europe/Berlin. Default: UTC.")] = None,
     p: Annotated[list[str] | None, option("name=value; ${date}, ${due} and ${version} are filled in.", "-p")] = None,
     catch_up: Annotated[str | None, option("Missed ones: none, last (default) or all.")] = None,
     overlap: Annotated[str | None, option("While the one before still runs: skip (default), queue or cancel.")] = None,
-    most: Annotated[int | None, option("At most so many missed or waiting ones. Default: 10.")] = None,
+    backlog: Annotated[int | None, option("At most so many missed or waiting ones. Default: 10.", "--most")] = None,
     jitter: Annotated[str | None, option("Spread starts over so long.")] = None,
     grace: Annotated[str | None, option("Later than this is missed. Default: 60 s.")] = None,
     timeout: Annotated[str | None, option("For one run. Default: [jobs] timeout.")] = None,
     retries: Annotated[int | None, option("Further attempts.")] = None,
-    backoff: Annotated[
-        str | None, option("Before the first of them; then twice as long each time. Default: 30 s.")
-    ] = None,
+    backoff: Annotated[str | None,
+                       option("Before the first of them; then twice as long each time. Default: 30 s.")] = None,
     if_lost: Annotated[str | None, option("When its scheduler died: again (default) or leave.")] = None,
     group: Annotated[str | None, option("Of a group, at most --limit run at a time.")] = None,
     limit: Annotated[int | None, option("Default: 1.")] = None,
@@ -53,9 +54,9 @@ def schedule_add(
     replace: Annotated[bool, option("Change the one of this name.", "--replace")] = False,
 ) -> Answer:
     "Run a job at its times, once each."
-    options = dict(cron=cron, every=every, at=at, on_table=on_table, zone=zone, catch_up=catch_up, overlap=overlap,
-                   most=most, jitter=jitter, grace=grace, timeout=timeout, retries=retries, backoff=backoff,
-                   if_lost=if_lost, group=group, limit=limit, gpus=gpus, late=late)
+    options = dict(cron=cron, every=interval, at=time, on_table=on_table, zone=zone, catch_up=catch_up,
+                   overlap=overlap, most=backlog, jitter=jitter, grace=grace, timeout=timeout, retries=retries,
+                   backoff=backoff, if_lost=if_lost, group=group, limit=limit, gpus=gpus, late=late)
     if alert is not None: options["alert"] = [a.strip() for a in alert.split(",") if a.strip()]
     options |= dict(name=name, parameters=pairs(p or []), paused=paused)
     return _added(Path(job).absolute(), {k: v for k, v in options.items() if v is not None}, replace)
@@ -122,10 +123,8 @@ def schedule_show(name: NAME, limit: Annotated[int, typer.Option(min=1, help="Pa
     table = ScheduleStore()
     doc = table.overview(name)[0]
     what = Schedule(**doc["schedule"])
-    doc |= {
-        "upcoming": [local_time(t, what.zone) for t in islice(what.times(table.now()), 5)],
-        "firings": [f.to_dict() for f in table.firings(FIRINGS.c.schedule == name, limit=limit)],
-    }
+    doc |= {"upcoming": [local_time(t, what.zone) for t in islice(what.times(table.now()), 5)],
+            "firings": [f.to_dict() for f in table.firings(FIRINGS.c.schedule == name, limit=limit)]}
     return Answer(doc, lambda: schedule_text(doc))
 
 def schedule_text(doc: dict) -> str:
@@ -134,14 +133,9 @@ def schedule_text(doc: dict) -> str:
             if v not in ("", None, 0, {}) and k not in ("name", "cron", "every", "at", "on_table")}
     due = lambda f: f["key"] if f["key"].startswith(("version", "by hand")) else f["due"]
     past = [{"due": due(f), "state": f["state"], "run": f["run"], "reason": f["reason"]} for f in doc["firings"]]
-    return "\n".join([
-        f"{doc['name']}: {doc['trigger']}" + (", paused" if doc["paused"] else ""),
-        *(f"  {k:<12} {printable(str(v))}" for k, v in says.items()),
-        "next",
-        *(f"  {t}" for t in doc["upcoming"] or ["-"]),
-        "was",
-        text_table(past, limit=70),
-    ])
+    return "\n".join([f"{doc['name']}: {doc['trigger']}" + (", paused" if doc["paused"] else ""),
+                      *(f"  {k:<12} {printable(str(v))}" for k, v in says.items()), "next",
+                      *(f"  {t}" for t in doc["upcoming"] or ["-"]), "was", text_table(past, limit=70)])
 
 # %% ../../nbs/cli/08_schedule.ipynb #6752f598
 def _state(name: str, state: str) -> Answer:
@@ -184,7 +178,8 @@ def schedule_trigger(
 # %% ../../nbs/cli/08_schedule.ipynb #657e9f66
 @verb(app, "Operations")
 def scheduler(
-    what: Annotated[str | None, typer.Argument(metavar="[unit]", help="`unit` prints a systemd unit instead.")] = None,
+    action: Annotated[str | None,
+                      typer.Argument(metavar="[unit]", help="`unit` prints a systemd unit instead.")] = None,
     once: Annotated[bool, option("Run what is due now, then end: 1 when something failed.", "--once")] = False,
     metrics_port: Annotated[int | None, option("Answer Prometheus there; 0: any free one.", min=0, max=65535)] = None,
     metrics_host: Annotated[str, typer.Option(help="0.0.0.0 lets a Prometheus elsewhere look.")] = "127.0.0.1",
@@ -193,11 +188,11 @@ def scheduler(
     "Run what is due. SIGTERM or Ctrl-C: once waits for what runs, twice cancels it, three times kills it."
     from scalai_nb.core.settings import Settings
     from scalai_nb.jobs.scheduler import Scheduler, systemd_unit
-    if what == "unit":
+    if action == "unit":
         text = systemd_unit(Settings.load())
         return Answer({"unit": text}, text.rstrip())
-    if what is not None:
-        raise BadRequest(f"scalai scheduler knows no {what!r}.", "Write scalai scheduler, or scalai scheduler unit.",
+    if action is not None:
+        raise BadRequest(f"scalai scheduler knows no {action!r}.", "Write scalai scheduler, or scalai scheduler unit.",
                          "usage")
     from scalai_nb.core.logs import setup
     setup(os.environ.get("SCALAI_LOG_LEVEL", "info"))

@@ -40,7 +40,9 @@ def row_text(row: dict, reason: str, limit: int = 150) -> str:
     text = printable(", ".join(f"{n}={row[n]}" for n in names))
     return text if len(text) <= limit else text[:limit - 1] + "…"
 
-def size_text(n: int) -> str: return f"{n/1e6:,.1f} MB" if n >= 1e5 else f"{n/1e3:,.1f} kB"
+def size_text(n: int) -> str:
+    "Write a number of bytes in kB or MB."
+    return f"{n/1e6:,.1f} MB" if n >= 1e5 else f"{n/1e3:,.1f} kB"
 
 # %% ../../nbs/cli/02_text.ipynb #48eba0af
 def run_text(doc: dict, depth: int = 0) -> str:
@@ -65,24 +67,16 @@ def _files(recorded: list[dict]) -> str:
 
 def run_details(doc: dict) -> str:
     "All that the record knows of a run."
-    lines = dict(
-        id=doc["id"],
-        notebook=doc["notebook"],
-        output=doc["output"] if doc["output"] != doc["notebook"] else "",
-        parameters=", ".join(f"{k} = {v!r}" for k, v in doc["parameters"].items()),
-        reason=doc["reason"],
-        parent=doc["parent"],
-        reads=_tables(doc["reads"]),
-        writes=_tables(doc["writes"]),
-        inputs=_files(doc["reads"]),
-        products=_files([w for w in doc["writes"] if "digest" in w]),
-        undeclared=_files([r for r in doc["reads"] if r.get("undeclared")]),
-        memory=f"{doc['peak_memory']/2**20:,.0f} MiB at its peak" if doc["peak_memory"] else "",
-        host=doc["host"],
-        commit=doc["commit"],
-        versions=", ".join(f"{k} {v}" for k, v in doc["versions"].items()),
-        history=" → ".join(f"{h['state']} {h['at']}" for h in doc["history"]),
-    )
+    lines = dict(id=doc["id"], notebook=doc["notebook"],
+                 output=doc["output"] if doc["output"] != doc["notebook"] else "",
+                 parameters=", ".join(f"{k} = {v!r}" for k, v in doc["parameters"].items()), reason=doc["reason"],
+                 parent=doc["parent"], reads=_tables(doc["reads"]), writes=_tables(doc["writes"]),
+                 inputs=_files(doc["reads"]), products=_files([w for w in doc["writes"] if "digest" in w]),
+                 undeclared=_files([r for r in doc["reads"] if r.get("undeclared")]),
+                 memory=f"{doc['peak_memory']/2**20:,.0f} MiB at its peak" if doc["peak_memory"] else "",
+                 host=doc["host"], commit=doc["commit"],
+                 versions=", ".join(f"{k} {v}" for k, v in doc["versions"].items()),
+                 history=" → ".join(f"{h['state']} {h['at']}" for h in doc["history"]))
     named = [f"  {k:<11}{printable(str(v))}" for k, v in lines.items() if v]
     cells = [f"  cell {t['cell']:<5} {t['seconds']:>8.2f} s" for t in doc["timings"]]
     return "\n".join([run_text(doc), *named, *cells])

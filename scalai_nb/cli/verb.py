@@ -40,7 +40,9 @@ def print_answer(answer: Answer, as_json: bool):
         text = answer.text() if callable(answer.text) else answer.text
         if text: emit(text, answer.aside)
 
-def json_text(doc: dict) -> str: return json.dumps(plain(doc, other=str), allow_nan=False)
+def json_text(doc: dict) -> str:
+    "Write a document as JSON, without NaN."
+    return json.dumps(plain(doc, other=str), allow_nan=False)
 
 def emit(text: str, aside: bool = False):  # on standard error
     "Print. A reader of a pipe may leave early, as `head` does: the exit code still reports what was done."
@@ -49,7 +51,9 @@ def emit(text: str, aside: bool = False):  # on standard error
     except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 # %% ../../nbs/cli/00_verb.ipynb #62e28495
-def option(help: str, *names: str, **more): return typer.Option(*names, help=help, show_default=False, **more)
+def option(help: str, *names: str, **more):
+    "Declare an option of a verb, without showing its default."
+    return typer.Option(*names, help=help, show_default=False, **more)
 
 COMMON = {
     "json_": Annotated[bool, option("One JSON document on standard output.", "--json")],
@@ -92,6 +96,7 @@ PANELS = ("Start", "Data", "Models", "Monitoring", "Jobs", "People", "Operations
 class PanelGroup(typer.core.TyperGroup):
     "A group of commands whose `--help` lists them by panel."
     def format_commands(self, ctx, formatter):
+        "List the commands by panel, in the order of `PANELS`."
         panels: dict[str, list] = {}
         for name in self.list_commands(ctx):
             command = self.get_command(ctx, name)
@@ -105,6 +110,7 @@ class PanelGroup(typer.core.TyperGroup):
                 formatter.write_dl([(f"{name:<{width}}", command.get_short_help_str(formatter.width - width - 6))
                                     for name, command in panels[panel]])
 
+# %% ../../nbs/cli/00_verb.ipynb #b0731d0d
 def command_group(help: str,
                   name: str | None = None,  # the word; None: the command itself
                   parent: typer.Typer | None = None,

@@ -37,10 +37,8 @@ def quality(
     For a regression, accuracy is R², with a 95 % bootstrap interval; for an embedding, the mean cosine to the
     vectors that are true."""
     area = dict(
-        zip(
-            ("auc", "auc_low", "auc_high"),
-            (None if math.isnan(a) else a for a in delong(y, scores)) if loss == "binary" else (None,) * 3,
-        )
+        zip(("auc", "auc_low", "auc_high"),
+            (None if math.isnan(a) else a for a in delong(y, scores)) if loss == "binary" else (None,) * 3)
     )
     if loss == "embedding":
         cosines = (scores*y).sum(1)/np.maximum(np.linalg.norm(scores, axis=1)*np.linalg.norm(y, axis=1), 1e-12)
@@ -50,11 +48,8 @@ def quality(
         error, spread = (y - scores)**2, (y - y.mean())**2
         draws = np.random.default_rng(0).integers(0, len(y), (200, len(y)))
         low, high = np.quantile([1 - error[d].sum()/spread[d].sum() for d in draws], [.025, .975])
-        return {
-            "accuracy": float(1 - error.sum() / spread.sum()),
-            "accuracy_low": float(low),
-            "accuracy_high": float(high),
-        } | area
+        return {"accuracy": float(1 - error.sum() / spread.sum()), "accuracy_low": float(low),
+                "accuracy_high": float(high)} | area
     right = (scores > .5) == (y > .5) if loss == "binary" else scores.argmax(-1) == y
     low, high = wilson(int(right.sum()), len(y))
     return {"accuracy": float(right.mean()), "accuracy_low": low, "accuracy_high": high} | area
@@ -62,14 +57,14 @@ def quality(
 # %% ../../nbs/compression/01_benchmark.ipynb #06a4ef79
 DROPS = {"accuracy_drop": "accuracy", "auc_drop": "auc"}  # bound -> what it bounds the loss of
 
-def excess_loss(found: dict, base: dict,  # both as `quality` gives them
+def excess_loss(figures: dict, base: dict,  # both as `quality` gives them
                 limit: dict[str, float],  # bound of DROPS -> what may be lost; empty: half of the base's interval
                ) -> float:  # what is lost beyond the limit, negative within it
     "The greatest excess of the losses that are bounded."
     limits = {DROPS[n]: b for n, b in limit.items() if base[DROPS[n]] is not None} or {
         m: (base[f"{m}_high"] - base[f"{m}_low"]) / 2 for m in DROPS.values() if base[m] is not None
     }
-    return max(base[m] - found[m] - bound for m, bound in limits.items())
+    return max(base[m] - figures[m] - bound for m, bound in limits.items())
 
 # %% ../../nbs/compression/01_benchmark.ipynb #fd093410
 WAYS = ((64, 1, 300), (1, 1, 150), (64, 0, 150), (1, 0, 150))  # rows a call, threads (0: one per core), calls
@@ -100,13 +95,8 @@ def timings(files: list[Path],  # of the candidates
             for mine, t in zip(out, took):
                 p50, p99 = np.quantile(t, (.5, .99))*1e3
                 mine.append(
-                    {
-                        "batch": batch,
-                        "threads": threads or os.cpu_count(),
-                        "calls": len(t),
-                        "p50_ms": float(p50),
-                        "p99_ms": float(p99),
-                    }
+                    {"batch": batch, "threads": threads or os.cpu_count(), "calls": len(t), "p50_ms": float(p50),
+                     "p99_ms": float(p99)}
                 )
     return out
 
@@ -120,7 +110,8 @@ def _call(session, feeds) -> float:  # seconds
 OPENED = """
 import ctypes, json, os, sys
 import numpy as np, onnxruntime as ort
-KINDS = {"tensor(float)": "f4", "tensor(double)": "f8", "tensor(int64)": "i8", "tensor(bool)": "?", "tensor(string)": object}
+KINDS = {"tensor(float)": "f4", "tensor(double)": "f8", "tensor(int64)": "i8", "tensor(bool)": "?",
+         "tensor(string)": object}
 def now(what): return next(int(l.split()[1])*1024 for l in open("/proc/self/status") if l.startswith(what))
 def empty(i):
     a = np.zeros([64, *i.shape[1:]], KINDS[i.type])
@@ -187,25 +178,18 @@ def rows_of(run,  # a Run
     from scalai_nb.data.filters import row_filter
     from scalai_nb.data.table import Table
     from scalai_nb.training.split import Split
-    name, version, folds = (
-        table or run.data.get("table"),
-        None if table else run.data.get("version"),
-        run.data.get("folds"),
-    )
+    name, folds = table or run.data.get("table"), run.data.get("folds")
     if not name:
         raise BadRequest(
             "This run was fitted on rows in memory, which it does not keep.",
             "Give them, compress(run, rows=Rows(X, y, raw, truth)), or a table like them, compress(run, table=NAME).",
         )
     if not isinstance(folds, list):
-        raise BadRequest(
-            "This run kept no fold aside, so nothing can be measured on it.",
-            'Fit with validation=("fold", 0), or give rows=Rows(X, y, raw, truth).',
-        )
-    source, columns = name if isinstance(name, Table) else Table(name, settings), [n for n, _ in run.prep.inputs] + [
-        run.target
-    ]
-    known, split = pc.is_valid(pc.field(run.target)), Split.of(folds)
+        raise BadRequest("This run kept no fold aside, so nothing can be measured on it.",
+                         'Fit with validation=("fold", 0), or give rows=Rows(X, y, raw, truth).')
+    source = name if isinstance(name, Table) else Table(name, settings)
+    version, columns = None if table else run.data.get("version"), [*(n for n, _ in run.prep.inputs), run.target]
+    known, split = pc.is_valid(pc.field(run.target)), Split.parse(folds)
     if (where := row_filter(run.data.get("where"))) is not None: known &= where
     rows = source.arrow(version, columns=list(dict.fromkeys([*columns, split.column])), filter=known)
     aside = split.mask(rows)
@@ -215,6 +199,7 @@ def rows_of(run,  # a Run
 
 # %% ../../nbs/compression/01_benchmark.ipynb #36e48bed
 def labels(table, target: str) -> np.ndarray:  # float32, or whole numbers
+    "Read the target of a table's rows."
     y = table.column(target).to_numpy(zero_copy_only=False)
     return y.astype(np.int64) if y.dtype.kind in "iu" else y.astype(np.float32)
 

@@ -24,8 +24,8 @@ def compress_encoder(
     X: np.ndarray,  # (N, T) tokens of some hundred texts, see `tokens`; half of them are kept aside to judge by
     budget: dict | None = None,  # see `Frontier.best`; None: a mean cosine of .99 at least
     recipes: tuple[str, ...] = ("dynamic", "pruned.25+dynamic"),  # see `compress`
-    name: str = "encoder",  # of the folder, where `out` is not given
-    **how,  # out, timeout, settings: see `compress`
+    name: str = "encoder",  # of the folder, where `path` is not given
+    **how,  # path, timeout, settings: see `compress`
 ) -> Frontier:
     "Make an encoder's candidates and judge them by the cosine to its own float vectors."
     X = np.ascontiguousarray(X, np.float32)

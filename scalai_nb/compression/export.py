@@ -123,20 +123,15 @@ def answering(whole,  # ModelProto with the output `score`, not changed
         nodes = [helper.make_node("ArgMax", ["score"], [number], axis=1, keepdims=0)]
     else:
         constants.append(numpy_helper.from_array(np.float32(labels.threshold), "answer/threshold"))
-        nodes = [
-            helper.make_node("Greater", ["score", "answer/threshold"], ["answer/yes"]),
-            helper.make_node("Cast", ["answer/yes"], [number], to=TensorProto.INT64),
-        ]
+        nodes = [helper.make_node("Greater", ["score", "answer/threshold"], ["answer/yes"]),
+                 helper.make_node("Cast", ["answer/yes"], [number], to=TensorProto.INT64)]
     if labels.names:
         constants.append(numpy_helper.from_array(np.array(labels.names, object), "answer/names"))
         nodes.append(helper.make_node("Gather", ["answer/names", number], ["label"]))
     out.graph.node.extend(nodes)
     out.graph.initializer.extend(constants)
-    out.graph.output.append(
-        helper.make_tensor_value_info(
-            "label", TensorProto.STRING if labels.names else TensorProto.INT64, [score[0].dim_param or None]
-        )
-    )
+    kind = TensorProto.STRING if labels.names else TensorProto.INT64
+    out.graph.output.append(helper.make_tensor_value_info("label", kind, [score[0].dim_param or None]))
     return out
 
 # %% ../../nbs/compression/00_export.ipynb #018ef34e

@@ -42,19 +42,12 @@ class Frontier:
     def __post_init__(self): self.best(self.budget)
 
     def to_dict(self) -> dict:
+        "Return the frontier as plain values."
         best = self.best(self.budget)
-        return {
-            "base": asdict(self.base),
-            "candidates": [asdict(c) for c in self.candidates],
-            "best": best and asdict(best),
-            "why": self.why,
-            "budget": self.budget,
-            "rows": self.rows,
-            "machine": self.machine,
-            "left_out": self.left_out,
-            "signature": self.signature,
-            "seconds": self.seconds,
-        }
+        return {"base": asdict(self.base), "candidates": [asdict(c) for c in self.candidates],
+                "best": best and asdict(best), "why": self.why, "budget": self.budget, "rows": self.rows,
+                "machine": self.machine, "left_out": self.left_out, "signature": self.signature,
+                "seconds": self.seconds}
 
     def __getitem__(self, recipe: str) -> Candidate:
         return next(
@@ -99,6 +92,7 @@ def bounded(budget: dict,
 def excess(
     c: Candidate, base: Candidate, budget: dict
 ) -> dict[str, float]:  # of each bound that is broken, how far: 0.1 is a tenth of it
+    "Measure how far a candidate breaks each bound of a budget."
     over = {n: BOUNDS[n](c, base) - b for n, b in budget.items()}
     return {n: o/max(budget[n], 1e-3 if n in DROPS else 1e-9) for n, o in over.items() if o > 1e-12}
 
@@ -144,34 +138,34 @@ FIGURES = {
 
 def _change(c, base) -> str:
     "What a candidate gains or loses, and whether the validation rows can tell."
-    figures = {what: FIGURES[what](c, base) for what in _judged(base)}
+    figures = {metric: FIGURES[metric](c, base) for metric in _judged(base)}
     if c is base: return ", ".join(figures.values())
     if unchanged(c, base):
         return f"{', '.join(figures.values())}, inside the interval{'s'*(len(figures) > 1)}: neither loss nor gain"
-    return ", ".join(f"{figure} ({verdict(c, base, what)})" for what, figure in figures.items())
+    return ", ".join(f"{figure} ({verdict(c, base, metric)})" for metric, figure in figures.items())
 
 def _judged(base) -> list[str]: return ["accuracy"] if base.auc is None else ["accuracy", "auc"]
 
 def alike(c: Candidate, base: Candidate,
-          what: str = "accuracy",  # or auc
+          metric: str = "accuracy",  # or auc
          ) -> bool:
     "Whether the validation rows do not tell a candidate from the base."
-    low, high = getattr(base, f"{what}_low"), getattr(base, f"{what}_high")
-    return low is not None and low <= getattr(c, what) <= high
+    low, high = getattr(base, f"{metric}_low"), getattr(base, f"{metric}_high")
+    return low is not None and low <= getattr(c, metric) <= high
 
 # %% ../../nbs/compression/09_frontier.ipynb #174256b0
 def verdict(c: Candidate, base: Candidate,
-            what: str = "accuracy",  # or auc
+            metric: str = "accuracy",  # or auc
            ) -> str:  # inside the interval, a loss, a gain
-    "How one measure of a candidate stands to that of the base."
-    change = getattr(c, what) - getattr(base, what)
-    return "inside the interval" if alike(c, base, what) or not change else "a loss" if change < 0 else "a gain"
+    "How one metric of a candidate stands to that of the base."
+    change = getattr(c, metric) - getattr(base, metric)
+    return "inside the interval" if alike(c, base, metric) or not change else "a loss" if change < 0 else "a gain"
 
 def unchanged(c: Candidate, base: Candidate,
               notable: float = .01,  # a loss of AUC that is never called none, even where few rows cannot prove it
              ) -> bool:
     "Whether nothing that is judged was lost or gained."
-    inside = all(verdict(c, base, what) == "inside the interval" for what in _judged(base))
+    inside = all(verdict(c, base, metric) == "inside the interval" for metric in _judged(base))
     return inside and (base.auc is None or base.auc - c.auc <= notable)
 
 # %% ../../nbs/compression/09_frontier.ipynb #9a92c74f
@@ -185,62 +179,47 @@ def _out_of_reach(self, budget, broken):
             f"{'' if alone else ' together with the other bounds'}; {near.recipe} comes nearest.")
 
 # %% ../../nbs/compression/09_frontier.ipynb #80c2f557
+def _request(run, rows: Rows, budget: dict, labels: ex.Labels | None, epochs: int, **shares: float) -> Request:
+    "Say what every candidate is made from; the limits on accuracy are those of the budget."
+    limit = {n: b for n, b in bounded(budget, loss_of(run) == "binary").items() if n in DROPS}
+    labels = None if labels == ex.Labels() else labels
+    return Request.from_run(run, rows, epochs=epochs, **shares, limit=limit, labels=labels)
+
+# %% ../../nbs/compression/09_frontier.ipynb #42b75dc5
 def compress(
     run,  # a Run, from fit or the registry
     budget: dict | None = None,  # see `best`; None or empty: at most one point of accuracy, and .01 of AUC
-    recipes: (
-        tuple[str, ...] | None
-    ) = None,  # words joined by `+`; float32 is always measured; None: RECIPES, or a search within `timeout`
+    # words joined by `+`; float32 is always measured; None: RECIPES, or a search within `timeout`
+    recipes: tuple[str, ...] | None = None,
     settings: Settings | None = None,
     finetune_epochs: int = 1,  # that a pruned network is tuned, three times as many for a distilled one
     ratio: float = 0.5,  # share of units that pruning takes
     width: float = 0.25,  # of the teacher's units that a student has
     rows: Rows | None = None,  # None: those the run was fitted on
     table=None,  # where to read them, for a run that was fitted on rows in memory
-    out: Path | str | None = None,  # folder of the files; None: the workspace's `frontiers/RUN`
+    path: Path | str | None = None,  # folder of the files; None: the workspace's `frontiers/RUN`
     timeout: float | None = None,  # seconds for making and measuring together; None: as long as it takes
     labels: ex.Labels | None = None,  # names of the classes, and the threshold that the files answer by
-    client=None,  # a distributed.Client, to train on its workers; None: the cluster of [cluster] address, if there is one
+    client=None,  # a distributed.Client, to train on its workers; None: that of [cluster] address, if there is one
 ) -> Frontier:
     """Make a run's candidates and measure them in the runtime that will serve them.
 
     Killed, it goes on with the finished ones when called again."""
     _possible(run, rows, recipes, timeout, finetune_epochs, ratio=ratio, width=width)
-    start = time.monotonic()
+    start, settings = time.monotonic(), settings or Settings.load()
     budget, search = checked(budget, loss_of(run)), recipes is None and timeout is not None
     todo = sorted(dict.fromkeys(["float32", *(recipes or (SEARCH if search else RECIPES))]), key=cost)
-    settings = settings or Settings.load()
     rows = rows or rows_of(run, table, settings)
-    request = Request.of(
-        run,
-        rows,
-        epochs=finetune_epochs,
-        ratio=ratio,
-        width=width,
-        limit={n: b for n, b in bounded(budget, loss_of(run) == "binary").items() if n in DROPS},
-        labels=None if labels == ex.Labels() else labels,
-    )
-    folder = Path(out or settings.path("frontiers", run.id))
-    until = None if timeout is None else start + timeout
-    with workers(client, settings) as client:
-        paths, left_out = make(request, todo, folder, until, client, search)
+    request = _request(run, rows, budget, labels, finetune_epochs, ratio=ratio, width=width)
+    path, until = Path(path or settings.path("frontiers", run.id)), None if timeout is None else start + timeout
+    with workers(client, settings) as client: paths, left_out = make(request, todo, path, until, client, search)
     made = time.monotonic()
-    found = measure(paths, rows, request.loss, until)
-    seconds = {"making": round(made - start, 1), "measuring": round(time.monotonic() - made, 1)} | (
-        {} if timeout is None else {"given": timeout}
-    )
-    frontier = Frontier(
-        *found,
-        budget,
-        len(rows.truth),
-        machine(),
-        left_out=left_out,
-        signature=ex.signature(ex.session(paths["float32"])),
-        seconds=seconds,
-    )
-    write_atomic(
-        folder / "frontier.json", json.dumps(_named(frontier.to_dict(), lambda path: Path(path).name), indent=1)
-    )
+    candidates = measure(paths, rows, request.loss, until)
+    seconds = {"making": round(made - start, 1), "measuring": round(time.monotonic() - made, 1)}
+    if timeout is not None: seconds["given"] = timeout
+    frontier = Frontier(*candidates, budget, len(rows.truth), machine(), left_out=left_out,
+                        signature=ex.signature(ex.session(paths["float32"])), seconds=seconds)
+    write_atomic(path/"frontier.json", json.dumps(_named(frontier.to_dict(), lambda path: Path(path).name), indent=1))
     return frontier
 
 # %% ../../nbs/compression/09_frontier.ipynb #3397d31f
@@ -303,36 +282,24 @@ def picture(self: Frontier, width: int = 620, height: int = 340) -> str:  # an S
     "Accuracy over latency, size as area."
     cs, top = sorted(self.candidates, key=lambda c: c.latency_ms), self.best(self.budget)
     # a pointer names the others
-    named = [
-        c for i, c in enumerate(cs) if c is top or c.accuracy > max((d.accuracy for d in cs[:i]), default=-math.inf)
-    ]
+    named = [c for i,
+             c in enumerate(cs) if c is top or c.accuracy > max((d.accuracy for d in cs[:i]), default=-math.inf)]
     left, right, up, down, height = 70, 40, 20 + 16*len(named), 46, height + 16*len(named)
-    ms, low, high = (
-        max(c.latency_ms for c in cs) * 1.08,
-        min(c.accuracy_low for c in cs),
-        max(c.accuracy_high for c in cs),
-    )
+    ms, low, high = (max(c.latency_ms for c in cs) * 1.08, min(c.accuracy_low for c in cs),
+                     max(c.accuracy_high for c in cs))
     low, high = low - .05*(high - low) - 1e-6, high + .02*(high - low) + 1e-6
     x, y = svg.scale(0, ms, left, width - right), svg.scale(low, high, height - down, up)
     largest = max(c.size_bytes for c in cs)
     marks = [
-        _mark(
-            c,
-            x(c.latency_ms),
-            y,
-            16 * (1 + named.index(c)) if c in named else None,
-            max(3, 14 * math.sqrt(c.size_bytes / largest)),
-            c is top,
-        )
+        _mark(c, x(c.latency_ms), y, 16 * (1 + named.index(c)) if c in named else None,
+              max(3, 14 * math.sqrt(c.size_bytes / largest)), c is top)
         for c in cs
     ]
     tip = "Accuracy over latency of each candidate; the area of a dot is the file's size"
-    axes = (
-        svg.axis_across(svg.ticks(0, ms, 5), x, height - down + 18),
-        svg.axis_upwards(svg.ticks(low, high, 5), y, left, width - right, f".{1 if high - low > .004 else 2}%"),
-        svg.text((left + width - right)/2, height - 8, "latency of 64 rows on one thread, ms", "middle"),
-        svg.upright(14, (height - down + 66)/2, "accuracy, 95 % interval"),
-    )
+    axes = (svg.axis_across(svg.ticks(0, ms, 5), x, height - down + 18),
+            svg.axis_upwards(svg.ticks(low, high, 5), y, left, width - right, f".{1 if high - low > .004 else 2}%"),
+            svg.text((left + width - right)/2, height - 8, "latency of 64 rows on one thread, ms", "middle"),
+            svg.upright(14, (height - down + 66)/2, "accuracy, 95 % interval"))
     return svg.svg(*axes, *marks, width=width, height=height, tip=tip, fluid=True)
 
 # %% ../../nbs/compression/09_frontier.ipynb #3def2a62
@@ -393,8 +360,8 @@ def _lines(head, rows, bold=None) -> str:
         f'<tr style="font-weight:{600 if i == bold else 400}">{cells("td", r)}</tr>' for i, r in enumerate(rows)
     )
     return (
-        '<table'
-        f' style="border-collapse:collapse;font-variant-numeric:tabular-nums"><thead><tr>{cells("th", head)}</tr></thead><tbody>{body}</tbody></table>'
+        '<table style="border-collapse:collapse;font-variant-numeric:tabular-nums">'
+        f'<thead><tr>{cells("th", head)}</tr></thead><tbody>{body}</tbody></table>'
     )
 
 # %% ../../nbs/compression/09_frontier.ipynb #16b0b0c9
@@ -407,19 +374,14 @@ def _repr_html_(self: Frontier) -> str:
         [c.recipe + (" ◂ best" if c is top else ""), *(text(c, self.base) for text in columns.values())]
         for c in self.candidates
     ]
-    where = ", ".join(
-        v
-        for v in (
-            self.machine.get("cpu"),
-            f"{self.machine.get('cores')} cores",
-            f"ONNX Runtime {self.machine.get('onnxruntime')}",
-        )
-        if v
-    )
+    cores, runtime = f"{self.machine.get('cores')} cores", f"ONNX Runtime {self.machine.get('onnxruntime')}"
+    where = ", ".join(v for v in (self.machine.get("cpu"), cores, runtime) if v)
+    table = _lines(["recipe", *columns], rows, top and self.candidates.index(top))
     return (
-        '<div><div'
-        f' style="overflow-x:auto">{_lines(["recipe", *columns], rows, top and self.candidates.index(top))}</div><p>{html.escape(" ".join([self.why, *_missing(self)]))}</p>{picture(self)}{"".join(map(_layers, self.candidates))}<p'
-        ' style="opacity:.7;font-size:90%">Times are p50 / p99 of a call on one thread or on all cores; memory is the'
+        f'<div><div style="overflow-x:auto">{table}</div><p>{html.escape(" ".join([self.why, *_missing(self)]))}</p>'
+        f'{picture(self)}{"".join(map(_layers, self.candidates))}'
+        '<p style="opacity:.7;font-size:90%">'
+        'Times are p50 / p99 of a call on one thread or on all cores; memory is the'
         ' peak that one more session adds to a process; (inside): within the interval of the base; (neither):'
         f' accuracy and AUC both are, so that there is neither loss nor gain. {self.rows:,} validation rows;'
         f' {html.escape(where)}</p></div>'
@@ -435,25 +397,23 @@ def _layers(c: Candidate) -> str:
     )
 
 def _missing(self: Frontier) -> list[str]:
-    s = self.seconds
-    spent = (
-        [
-            f"Made in {s['making']:.0f} s and measured in {s['measuring']:.0f} s"
-            + (f", of {s['given']:.0f} s given." if "given" in s else ".")
-        ]
-        if s
-        else []
-    )
+    s, spent = self.seconds, []
+    if s:
+        given = f", of {s['given']:.0f} s given." if "given" in s else "."
+        spent = [f"Made in {s['making']:.0f} s and measured in {s['measuring']:.0f} s{given}"]
     return [f"{r} was left out: {why}." for r, why in self.left_out.items()] + spent
+
+def _line(c: Candidate) -> str:
+    auc = "–" if c.auc is None else f"{c.auc:.4f}"
+    memory = "–" if c.memory_bytes is None else f"{c.memory_bytes/1e6:.1f}"
+    one = c.way(1).get("p50_ms", math.nan)
+    return (f"{c.recipe:<26}{c.accuracy:>10.2%}{auc:>9}{c.latency_ms:>13.3f}{one:>11.3f}{c.size_bytes/1e3:>9.1f}"
+            f"{memory:>7}")
 
 @patch
 def __str__(self: Frontier) -> str:
-    lines = [f"{'recipe':<26}{'accuracy':>10}{'AUC':>9}{'64 rows, ms':>13}{'1 row, ms':>11}{'kB':>9}{'MB':>7}"]
-    lines += [
-        f"{c.recipe:<26}{c.accuracy:>10.2%}{'–' if c.auc is None else f'{c.auc:.4f}':>9}{c.latency_ms:>13.3f}{c.way(1).get('p50_ms', math.nan):>11.3f}{c.size_bytes/1e3:>9.1f}{'–' if c.memory_bytes is None else f'{c.memory_bytes/1e6:.1f}':>7}"
-        for c in self.candidates
-    ]
-    return "\n".join([*lines, self.why, *_missing(self)])
+    head = f"{'recipe':<26}{'accuracy':>10}{'AUC':>9}{'64 rows, ms':>13}{'1 row, ms':>11}{'kB':>9}{'MB':>7}"
+    return "\n".join([head, *map(_line, self.candidates), self.why, *_missing(self)])
 
 # %% ../../nbs/compression/09_frontier.ipynb #ee5888b0
 from ..core.display import describe

@@ -7,6 +7,7 @@ __all__ = ['IMPORTANCE', 'prune', 'parameters', 'weighted', 'attentions', 'hidde
            'swift', 'one_thread', 'Sensitivity', 'sensitivity']
 
 # %% ../../nbs/compression/04_prune.ipynb #5a1f8ff9
+import copy
 import html
 import time
 import warnings
@@ -16,12 +17,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..core.errors import BadRequest, TimedOut, one_of
+from ..training.allocator import memory_kept
 
 # %% ../../nbs/compression/04_prune.ipynb #95e6741e
 # word -> torch-pruning's class
 IMPORTANCE = {"magnitude": "GroupMagnitudeImportance", "taylor": "GroupTaylorImportance"}
 
 # %% ../../nbs/compression/04_prune.ipynb #82a99cd9
+def _checked(ratio: float, importance: str, rows: tuple | None) -> None:
+    if not 0 < ratio < 1:
+        raise BadRequest(f"A pruning ratio of {ratio} is not between 0 and 1.",
+                         "Give the share of units that goes, such as .5.")
+    if one_of(importance, IMPORTANCE, "importance") == "taylor" and rows is None:
+        raise BadRequest("Taylor importance needs rows to see the loss on.", "Give rows=(X, targets).")
+
+# %% ../../nbs/compression/04_prune.ipynb #8a58034a
 def prune(model,  # any nn.Module; it is not changed
           ratio: float = .5,  # share of each layer's units, and of each attention's heads, that goes
           shape: tuple | None = None,  # of one example; None: the first layer's width
@@ -29,41 +39,29 @@ def prune(model,  # any nn.Module; it is not changed
           rows: tuple | None = None,  # features (N, …) and targets (N,), some hundred
           loss: str = "binary",  # binary, multiclass or regression
           rounds: int = 1,  # the units go in as many parts
-          between=None,  # function that tunes the network after each round, in place
+          after_round=None,  # function that tunes the network after each round, in place
           only: tuple[str, ...] | None = None,  # names of the layers that lose units, see `hidden`; None: all of them
          ):  # nn.Module, smaller
     """Take the least important units out of hidden layers, and whole heads out of attention.
 
     Raises `BadRequest` for a share, a layer or a model that cannot be."""
-    import copy
-
     import torch
-    if not 0 < ratio < 1:
-        raise BadRequest(
-            f"A pruning ratio of {ratio} is not between 0 and 1.", "Give the share of units that goes, such as .5."
-        )
-    if one_of(importance, IMPORTANCE, "importance") == "taylor" and rows is None:
-        raise BadRequest("Taylor importance needs rows to see the loss on.", "Give rows=(X, targets).")
+    _checked(ratio, importance, rows)
     small = copy.deepcopy(model).cpu().eval()
-    names = hidden(small)
-    chosen = names if only is None else [one_of(n, names, "layer") for n in only]
+    chosen = hidden(small) if only is None else [one_of(n, hidden(small), "layer") for n in only]
     example = torch.zeros(2, *(shape or (next(iter(weighted(small).values())).in_features,)))
-    outputs, pruner = small(example).shape, _pruner(
-        small, example, importance, {weighted(small)[n]: ratio for n in chosen if n in weighted(small)}, rounds
-    )
+    shares = {weighted(small)[n]: ratio for n in chosen if n in weighted(small)}
+    outputs, pruner = small(example).shape, _pruner(small, example, importance, shares, rounds)
     had = {m: m.heads for n, m in attentions(small).items() if n in chosen}
     for i in range(1, rounds + 1):
         if importance == "taylor": _gradients(small, *rows, loss)
         for m, n in had.items(): _behead(m, max(1, round(n*(1 - ratio*i/rounds))), pruner)
         pruner.step()
         small.zero_grad()
-        if between is not None: between(small)
-    if small.eval()(example).shape != outputs:
-        raise BadRequest(
-            "Pruning changed the shape of the model's output.",
-            "Its last layer is not the last Linear or Conv2d of the module.",
-        )
-    return small
+        if after_round is not None: after_round(small)
+    if small.eval()(example).shape == outputs: return small
+    raise BadRequest("Pruning changed the shape of the model's output.",
+                     "Its last layer is not the last Linear or Conv2d of the module.")
 
 # %% ../../nbs/compression/04_prune.ipynb #31178476
 def _pruner(model, example, importance: str, shares: dict, rounds: int):  # layer -> the share of its units that goes
@@ -85,10 +83,13 @@ def _gradients(model, X, targets, loss):
     X, t = tensors(X, targets, loss)
     losses()[loss](model(X), t).backward()
 
-def parameters(model) -> int: return sum(p.numel() for p in model.parameters())
+def parameters(model) -> int:
+    "Count the parameters of a network."
+    return sum(p.numel() for p in model.parameters())
 
 # %% ../../nbs/compression/04_prune.ipynb #2e64c1b7
 def weighted(model) -> dict:  # name -> layer, in order
+    "Find the linear and convolutional layers of a network."
     import torch
     return {n: m for n, m in model.named_modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))}
 
@@ -141,6 +142,22 @@ def held_loss(model, X, targets, loss: str = "binary", batch: int = 256) -> floa
         ) / len(X)
 
 # %% ../../nbs/compression/04_prune.ipynb #4bddb5af
+def _train_steps(model, X, t, rest, loss: str, optimizer, steps: int, batch_size: int, epochs: int, until, also, cast):
+    "Train in place step by step, with a learning rate that falls to zero; yields the number of each step, from 1."
+    import torch
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for step, rows in enumerate(_steps(rest, batch_size, epochs), 1):
+        if until is not None and time.monotonic() > until:
+            raise TimedOut(f"Tuning had no time left after {step - 1} of {steps} steps.", "Give a longer timeout.")
+        model.train()
+        optimizer.zero_grad()
+        with cast(): out = model(X[rows])
+        missed = losses()[loss](out.float(), t[rows])
+        (missed if also is None else missed + also(rows)).backward()
+        optimizer.step(), schedule.step()
+        yield step
+
+# %% ../../nbs/compression/04_prune.ipynb #9bb2ba38
 def tune(
     model,  # nn.Module, trained in place
     X,  # features float32 (N, …)
@@ -150,38 +167,25 @@ def tune(
     batch_size: int = 512,  # rows a step
     lr: float = 1e-3,  # falls to zero along a cosine
     goal: float | None = None,  # held-out loss that is good enough to stop at
-    held: int = 4096,  # rows kept out to watch, at most a tenth
+    held_out: int = 4096,  # rows kept out to watch, at most a tenth
     seed: int = 0,
     until: float | None = None,  # a `time.monotonic()` after which to give up, raising `TimedOut`
-    also=None,  # nn.Module: numbers of rows -> a loss to add, asked after each forward pass; its parameters are trained too
-    precision: str = "auto",  # of a forward pass; auto: bfloat16 for convolutions where the processor computes in it, see `swift`
+    also=None,  # nn.Module: numbers of rows -> a loss to add after each forward pass; it is trained too
+    precision: str = "auto",  # of a forward pass; auto: bfloat16 for convolutions where that is fast, see `swift`
 ) -> list[float]:  # held-out loss: before, and after each quarter of an epoch
     "Train for a moment longer, and stop when the goal is reached."
     import torch
-
-    from scalai_nb.training.allocator import memory_kept
     X, t = tensors(X, targets, loss)
     order = torch.randperm(len(X), generator=torch.Generator().manual_seed(seed))
-    watch, rest = order[:min(held, len(X)//10)], order[min(held, len(X)//10):]
+    watch, rest = order[:min(held_out, len(X)//10)], order[min(held_out, len(X)//10):]
     steps = max(1, epochs*-(-len(rest)//batch_size))
-    look, optimizer = max(1, steps // (4 * epochs)), torch.optim.AdamW(
-        [*model.parameters(), *(also.parameters() if also else ())], lr
-    )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    optimizer = torch.optim.AdamW([*model.parameters(), *(also.parameters() if also else ())], lr)
     track = [held_loss(model, X[watch], t[watch], loss)]
     # dropout draws from torch's own generator; the caller's is left alone
     with torch.random.fork_rng(devices=[]), one_thread(), memory_kept(), swift(model, precision) as cast:
         torch.manual_seed(seed)
-        for step, rows in enumerate(_steps(rest, batch_size, epochs), 1):
-            if until is not None and time.monotonic() > until:
-                raise TimedOut(f"Tuning had no time left after {step - 1} of {steps} steps.", "Give a longer timeout.")
-            model.train()
-            optimizer.zero_grad()
-            with cast(): out = model(X[rows])
-            missed = losses()[loss](out.float(), t[rows])
-            (missed if also is None else missed + also(rows)).backward()
-            optimizer.step(), schedule.step()
-            if step % look == 0 or step == steps:
+        for step in _train_steps(model, X, t, rest, loss, optimizer, steps, batch_size, epochs, until, also, cast):
+            if step % max(1, steps//(4*epochs)) == 0 or step == steps:
                 track.append(held_loss(model, X[watch], t[watch], loss))
                 if goal is not None and track[-1] <= goal: break
     model.eval()
@@ -198,7 +202,8 @@ def swift(model,  # nn.Module; as it was when the block ends
     import torch
     convolves = any(isinstance(m, torch.nn.Conv2d) for m in model.modules())
     has = getattr(torch.cpu, "get_capabilities", dict)()  # from torch 2.10 on
-    low = convolves and bool(has.get("avx512_bf16") or has.get("amx_bf16")) if one_of(precision, ["auto", "bfloat16", "float32"], "precision") == "auto" else precision == "bfloat16"
+    low = one_of(precision, ["auto", "bfloat16", "float32"], "precision") == "bfloat16"
+    if precision == "auto": low = convolves and bool(has.get("avx512_bf16") or has.get("amx_bf16"))
     if convolves: model.to(memory_format=torch.channels_last)
     try: yield lambda: torch.autocast("cpu", torch.bfloat16, enabled=low)
     finally:
@@ -245,6 +250,7 @@ class Sensitivity:
     heads: tuple[str, ...] = ()  # of these layers, whose units are heads of attention
 
     def has(self, layer: str) -> str:  # such as "64 units"
+        "Say how many units or heads a layer has."
         n = self.units[layer]
         return f"{n:,} {'head' if layer in self.heads else 'unit'}{'s'*(n != 1)}"
 

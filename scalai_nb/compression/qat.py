@@ -19,7 +19,8 @@ def rounded(model):  # nn.Module; as it was when the block ends
     class Weight(torch.nn.Module):
         def forward(self, w):
             top = w.detach().abs().flatten(1).amax(1)
-            return torch.fake_quantize_per_channel_affine(w, torch.where(top > 0, top/127, 1.), torch.zeros(len(w), dtype=torch.int32), 0, -127, 127)
+            scales, zeros = torch.where(top > 0, top/127, 1.), torch.zeros(len(w), dtype=torch.int32)
+            return torch.fake_quantize_per_channel_affine(w, scales, zeros, 0, -127, 127)
     def coarse(layer, args):
         low, high = float(args[0].detach().amin().clamp(max=0)), float(args[0].detach().amax().clamp(min=0))
         scale = max((high - low)/255, 1e-8)

@@ -188,28 +188,18 @@ def layer_errors(
         name: f"{t}_DequantizeLinear_Output" if f"{t}_DequantizeLinear_Output" in known else t
         for name, t in ends.items()
     }
-    want = activations(
-        proto,
-        list(dict.fromkeys([*ends.values(), *(i for i, _ in inputs.values() if i != "features")])),
-        {"features": rows},
-    ) | {"features": rows}
+    sources = [i for i, _ in inputs.values() if i != "features"]
+    want = activations(proto, list(dict.fromkeys([*ends.values(), *sources])), {"features": rows}) | {"features": rows}
     have = activations(small, list(ends_small.values()), {"features": rows})
     def gap(got, t): return float(np.sqrt(np.mean((got - want[t])**2)/max(np.mean(want[t]**2), 1e-30)))
     out = []
     for name, (source, weight) in inputs.items():
-        alone = activations(piece(small, source, ends_small[name]), [ends_small[name]], {source: want[source]})[
-            ends_small[name]
-        ]
-        out.append(
-            {
-                "layer": weight.removeprefix("model.").removesuffix(".weight"),
-                "node": name,
-                "sums": "float" if ends_small[name] == ends[name] else "int8",
-                "weights": "float" if nodes[name].input[1] == weight else "int8",
-                "own": gap(alone, ends[name]),
-                "running": gap(have[ends_small[name]], ends[name]),
-            }
-        )
+        end, end_small = ends[name], ends_small[name]
+        alone = activations(piece(small, source, end_small), [end_small], {source: want[source]})[end_small]
+        out.append({"layer": weight.removeprefix("model.").removesuffix(".weight"), "node": name,
+                    "sums": "float" if end_small == end else "int8",
+                    "weights": "float" if nodes[name].input[1] == weight else "int8",
+                    "own": gap(alone, end), "running": gap(have[end_small], end)})
     return sorted(out, key=lambda e: -e["own"])
 
 # %% ../../nbs/compression/02_quantize.ipynb #d7724089

@@ -51,6 +51,7 @@ def steps(recipe: str,  # such as "pruned.75+int8"
     return tuple(w for w, n in zip(words, names) if n in NETWORKS), last
 
 def word(w: str) -> tuple[str, float | None]:  # its name, and the share behind it
+    "Split a word of a recipe into its name and share."
     name, share = re.fullmatch(r"(.*?)(\.\d+)?", w).groups()
     one_of(name, [*NETWORKS, "int8", "dynamic"], "recipe")
     if share and name not in SHARES or share and not 0 < float(share) < 1:
@@ -60,12 +61,16 @@ def word(w: str) -> tuple[str, float | None]:  # its name, and the share behind 
         )
     return name, float(share) if share else None
 
-def cost(recipe: str) -> int: return sum(COST[word(w)[0]] for w in steps(recipe)[0]) + COST[steps(recipe)[1]]
+def cost(recipe: str) -> int:
+    "Rank a recipe by what it costs to make."
+    return sum(COST[word(w)[0]] for w in steps(recipe)[0]) + COST[steps(recipe)[1]]
 
 # %% ../../nbs/compression/08_recipes.ipynb #d2bf055a
 def loss_of(run) -> str:  # binary, multiclass or regression
+    "Return the loss of a run; binary where it has none."
     return getattr(run, "loss", None) or "binary"
 
+# %% ../../nbs/compression/08_recipes.ipynb #14e9a390
 @dataclass(frozen=True)
 class Request:
     "What candidates are made from, and how; it travels to workers."
@@ -82,10 +87,10 @@ class Request:
     limit: dict[str, float] = field(default_factory=dict)  # bound of DROPS -> what an int8 graph may lose
     labels: ex.Labels | None = None  # names of the classes, and the threshold that the files answer by
     until: float | None = None  # a `time.monotonic()` when tuning has to end
-    predictions: tuple | None = None  # see `distill.heard`; None: the model is asked
+    predictions: tuple | None = None  # see `distill.teacher_outputs`; None: the model is asked
 
     @classmethod
-    def of(cls, run, rows: Rows, **options) -> "Request":
+    def from_run(cls, run, rows: Rows, **options) -> "Request":
         "From a Run, without what it also carries."
         return cls(run.id, run.model, run.prep, run.target, rows, loss_of(run),
                    seed=getattr(run, "seed", 0) or 0, **options)
@@ -112,7 +117,7 @@ def _pruned(model, request: Request):
         rows.X.shape[1:],
         rounds=rounds,
         **slope,
-        between=lambda small: _taught(small, request, few=next(left) > 1),
+        after_round=lambda small: _taught(small, request, few=next(left) > 1),
     )
 
 # %% ../../nbs/compression/08_recipes.ipynb #8cf15fc8
@@ -137,7 +142,7 @@ def _taught(small, request: Request, few: bool = False, **more):
         request.loss,
         alpha=1.0,
         temperature=2.0,
-        said=tuple(a[some] for a in request.predictions),
+        outputs=tuple(a[some] for a in request.predictions),
         **{"epochs": request.epochs, "seed": request.seed, "until": request.until}
         | more
         | (GENTLY | {"epochs": 4 * request.epochs} if request.loss == "embedding" else {}),
@@ -168,11 +173,8 @@ def make(request: Request, todo: list[str], path: Path,
         need.update({r: seconds_to_measure(p, request.rows) for r, p in out.items() if r not in need})
         return until - sum(need.values()) - more*min(need.values(), default=0.)
     while todo:
-        paths, keys, fresh = (
-            {r: path / f"{r.replace('+', '-')}.onnx" for r in todo},
-            {r: _key(whole, r, request) for r in todo},
-            {},
-        )
+        paths, keys, fresh = ({r: path / f"{r.replace('+', '-')}.onnx" for r in todo},
+                              {r: _key(whole, r, request) for r in todo}, {})
         for r in todo:
             if (old := finished(paths[r], keys[r])) is None: fresh[r] = keys[r]
             else: out[r], told[r] = paths[r], old
@@ -235,38 +237,27 @@ def finished(path: Path, key: str) -> dict | None:  # what the file says of itse
     return told if told.get("key") == key else None
 
 # %% ../../nbs/compression/08_recipes.ipynb #619a4a57
-def _one(request: Request, recipe: str, made: dict, key: str) -> tuple[bytes, dict]:  # the file, and its facts
+def _one(request: Request, recipe: str, cache: dict, key: str) -> tuple[bytes, dict]:  # the file, and its facts
     "Make one candidate: its network, its graph, and the proof that the file is the network."
     words, last = steps(recipe)
-    if words: request = replace(request, predictions=predictions(request, made))
-    model = _network(words, request, made)
-    if (as_graph := (*words, "graph")) not in made:
-        made[as_graph] = ex.graph(model, request.rows.X.shape[1:], request.loss)
-    graph, told = quantize_graph(copy.deepcopy(made[as_graph]), last, request)
-    told |= {
-        "recipe": recipe,
-        "run": request.id,
-        "target": request.target,
-        "key": key,
-        "parameters": sum(p.numel() for p in model.parameters()),
-    }
+    if words: request = replace(request, predictions=predictions(request, cache))
+    model = _network(words, request, cache)
+    if (as_graph := (*words, "graph")) not in cache:
+        cache[as_graph] = ex.graph(model, request.rows.X.shape[1:], request.loss)
+    graph, told = quantize_graph(copy.deepcopy(cache[as_graph]), last, request)
+    told |= {"recipe": recipe, "run": request.id, "target": request.target, "key": key,
+             "parameters": sum(p.numel() for p in model.parameters())}
     whole = ex.finish(graph, request.prep, request.loss, request.labels, **told)
-    told["difference"] = ex.proven(
-        whole,
-        model,
-        request.prep,
-        request.rows.raw[:1024],
-        request.loss,
-        **({} if last == "float32" else {"within": None}),
-    )
+    told["difference"] = ex.proven(whole, model, request.prep, request.rows.raw[:1024], request.loss,
+                                   **({} if last == "float32" else {"within": None}))
     return ex.stamp(whole, difference=told["difference"]).SerializeToString(), told
 
-def predictions(request: Request, made: dict) -> tuple:  # see `distill.heard`
+def predictions(request: Request, cache: dict) -> tuple:  # see `distill.teacher_outputs`
     "What the model says of the training rows: asked once for all who learn from it."
-    from scalai_nb.compression.distill import heard
-    if "predictions" not in made:
-        made["predictions"] = request.predictions or heard(request.model, request.rows.X, request.loss)
-    return made["predictions"]
+    from scalai_nb.compression.distill import teacher_outputs
+    if "predictions" not in cache:
+        cache["predictions"] = request.predictions or teacher_outputs(request.model, request.rows.X, request.loss)
+    return cache["predictions"]
 
 # %% ../../nbs/compression/08_recipes.ipynb #9c7d46c8
 def _network(words: tuple[str, ...], request: Request, made: dict):
@@ -361,20 +352,20 @@ def narrower(tried: dict[float, bool],  # share of units taken -> whether what w
     shares = (round(1 - most*(least/most)**k, 2) for k in (1/3, 2/3))  # a recipe says hundredths
     return [s for s in dict.fromkeys(shares) if s < 1 and s not in tried]
 
-def further(out: dict[str, Path], told: dict[str, dict], request: Request, search: bool) -> list[str]:
+def further(paths: dict[str, Path], facts: dict[str, dict], request: Request, search: bool) -> list[str]:
     "Recipes that what was found so far makes worth trying."
-    more = ["aware+int8"] if told.get("int8", {}).get("over", 0) > 0 else []
+    more = ["aware+int8"] if facts.get("int8", {}).get("over", 0) > 0 else []
     if not search: return more
     rows, tried = request.rows, {
-        word(r.split("+")[0])[1]: r for r in out if re.fullmatch(r"pruned\.\d+\+distilled\+int8", r)
+        word(r.split("+")[0])[1]: r for r in paths if re.fullmatch(r"pruned\.\d+\+distilled\+int8", r)
     }
     found = {
         r: quality(ex.run_scores(s, ex.feeds_of(s, rows.raw)), rows.truth, request.loss)
         for r in ("float32", *tried.values())
-        for s in [ex.session(out[r])]
+        for s in [ex.session(paths[r])]
     }
     base = found["float32"]
     shares = narrower({share: excess_loss(found[r], base, request.limit) <= 0 for share, r in tried.items()})
-    last = [r.replace("+int8", "+aware+int8") for r in tried.values() if told[r]["over"] > 0] if not shares else []
+    last = [r.replace("+int8", "+aware+int8") for r in tried.values() if facts[r]["over"] > 0] if not shares else []
     pruned = [f"pruned{f'{s:.2f}'.strip('0')}" for s in shares]
     return more + [f"{p}+int8" for p in pruned] + [f"{p}+distilled+int8" for p in pruned] + last

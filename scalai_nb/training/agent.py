@@ -80,6 +80,7 @@ class Agent:
         for name in spec["preload"]: importlib.import_module(name)
 
     def start(self, order: dict[str, Any]) -> None:
+        "Start the ranks of an order, each in a process of its own."
         for local, rank in enumerate(order["mine"]):
             ours, line = Pipe()
             parent, pid = os.getpid(), os.fork()
@@ -94,6 +95,7 @@ class Agent:
             self.ranks[ours] = order["attempt"], rank, pid
 
     def stop(self) -> None:
+        "Kill the ranks."
         for line, (_, _, pid) in self.ranks.items():
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fastcore.basics import patch
 
 from ..core.errors import BadRequest, WorkFailed
 from ..core.storage import publish
@@ -84,6 +85,7 @@ def _digest(told: dict[str, Any]) -> str:  # of a manifest without its own
     ).hexdigest()
 
 def sha256(path: Path) -> str:
+    "Hash a file."
     with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
 
 # %% ../../nbs/training/20_checkpoint.ipynb #100fb2a0
@@ -150,7 +152,9 @@ def latest(path: str | Path) -> Path | None:
     "The newest complete checkpoint of a series, if there is one."
     return next(reversed(saved(path)), None)
 
-def at_step(path: str | Path, step: int) -> Path: return Path(path)/f"step-{step:08d}"
+def at_step(path: str | Path, step: int) -> Path:
+    "Name the folder of the checkpoint of a step."
+    return Path(path)/f"step-{step:08d}"
 
 def prune(path: str | Path,
           keep: int = 2,  # how many of the newest stay
@@ -169,25 +173,11 @@ class Writer:
         self.folder, self.keep, self.last = Path(path), keep, None
         self.thread = ThreadPoolExecutor(1, "checkpoint")
 
-    def put(
-        self, step: int, state: dict[str, Any], ranks: list[dict[str, Any]], best: int | None = None, **facts
-    ) -> None:
+    def put(self, step: int, state: dict[str, Any], ranks: list[dict[str, Any]], best: int | None = None,
+            **facts) -> None:
         "Hand over the state at a step; `best` is the step whose checkpoint stays whatever its age."
         self.wait()
         self.last: Future = self.thread.submit(self._write, step, copy.deepcopy(state), ranks, best, facts)
-
-    def _write(self, step, state, ranks, best, facts):
-        from safetensors import SafetensorError
-        try:
-            save(at_step(self.folder, step), state, ranks, step=step, **facts)
-        except (OSError, SafetensorError) as e:
-            newest = latest(self.folder)
-            raise WorkFailed(
-                f"The checkpoint of step {step} cannot be written to {self.folder}: {e}",
-                f"Make room, then go on from {newest.name} with resume=." if newest else "Make room.",
-                "checkpoint",
-            ) from e
-        prune(self.folder, self.keep, best)
 
     def wait(self) -> None:
         "Until the last one is whole; raises what it failed with."
@@ -201,3 +191,16 @@ class Writer:
             if kind is None: self.wait()
         finally:
             self.thread.shutdown(wait=True)
+
+# %% ../../nbs/training/20_checkpoint.ipynb #7d3f5b96
+@patch
+def _write(self: Writer, step: int, state: dict, ranks: list[dict], best: int | None, facts: dict) -> None:
+    from safetensors import SafetensorError
+    try:
+        save(at_step(self.folder, step), state, ranks, step=step, **facts)
+    except (OSError, SafetensorError) as e:
+        newest = latest(self.folder)
+        raise WorkFailed(f"The checkpoint of step {step} cannot be written to {self.folder}: {e}",
+                         f"Make room, then go on from {newest.name} with resume=." if newest else "Make room.",
+                         "checkpoint") from e
+    prune(self.folder, self.keep, best)

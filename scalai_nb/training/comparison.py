@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+from fastcore.basics import patch
 
 from ..core.errors import BadRequest, one_of
 from ..core.settings import Settings
@@ -54,7 +55,7 @@ def _common_rows(
     if None in (a.prep, b.prep) or not sources[0][0] or not isinstance(sources[0][2], list):
         return None, "they kept no rows of a table aside"
     if sources[0] != sources[1]: return None, "they kept different rows aside"
-    split, newest = Split.of(sources[0][2]), max((a, b), key=lambda r: r.data["version"])
+    split, newest = Split.parse(sources[0][2]), max((a, b), key=lambda r: r.data["version"])
     if split.how == ">=" and a.data != b.data:
         return None, "what came later than one learnt, the other may have learnt"
     try:
@@ -102,29 +103,21 @@ class ModelComparison:
 
     def to_dict(self) -> dict: return asdict(self)
 
-    def __str__(self) -> str:
-        words = {
-            "gain": "a gain",
-            "loss": "a loss",
-            "neither": "neither loss nor gain",
-            "unknown": "these rows cannot tell",
-        }
-        figure = lambda v: f"{v[0]:.4f} [{v[1]:.4f}, {v[2]:.4f}]"
-        lines = [
-            (
-                f"{self.a} against {self.b}, by {self.rows:,} {self.judged}"
-                if self.rows
-                else f"{self.a} against {self.b}: not judged, as {self.judged}"
-            )
-        ]
-        lines += [
-            f"  {n:<14} {figure(m['a'])}   {figure(m['b'])}   {m['difference'][0]:+.4f} [{m['difference'][1]:+.4f},"
-            f" {m['difference'][2]:+.4f}]: {words[m['said']]}"
-            for n, m in self.metrics.items()
-        ]
-        for title, held in (("recorded", self.recorded), ("sizes", self.sizes), ("differs", self.differs)):
-            lines += [f"{title}:"]*bool(held) + [f"  {n:<14} {x}   {y}" for n, (x, y) in held.items()]
-        return "\n".join(lines)
+# %% ../../nbs/training/60_comparison.ipynb #64c2bb93
+_WORDS = {"gain": "a gain", "loss": "a loss", "neither": "neither loss nor gain", "unknown": "these rows cannot tell"}
+
+def _metric_line(name: str, m: dict) -> str:
+    a, b = (f"{v[0]:.4f} [{v[1]:.4f}, {v[2]:.4f}]" for v in (m["a"], m["b"]))
+    gap, low, high = m["difference"]
+    return f"  {name:<14} {a}   {b}   {gap:+.4f} [{low:+.4f}, {high:+.4f}]: {_WORDS[m['said']]}"
+
+@patch
+def __str__(self: ModelComparison) -> str:
+    by = f", by {self.rows:,} {self.judged}" if self.rows else f": not judged, as {self.judged}"
+    lines = [f"{self.a} against {self.b}{by}", *(_metric_line(n, m) for n, m in self.metrics.items())]
+    for title, facts in (("recorded", self.recorded), ("sizes", self.sizes), ("differs", self.differs)):
+        lines += [f"{title}:"]*bool(facts) + [f"  {n:<14} {x}   {y}" for n, (x, y) in facts.items()]
+    return "\n".join(lines)
 
 # %% ../../nbs/training/60_comparison.ipynb #d99349d5
 def compare_models(

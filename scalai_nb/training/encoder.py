@@ -58,19 +58,20 @@ class Layer(nn.Module):
         self.mixed, self.done = nn.LayerNorm(width, eps), nn.LayerNorm(width, eps)
 
     def forward(
-        self, x, rows, at, known
+        self, x, rows, places, mask
     ):  # (M, width) tokens; (N × T,) token of each place; (M,) place of each token; (N, T) bool
-        q, k, v = (part(x).index_select(0, rows).view(*known.shape, -1) for part in (self.query, self.key, self.value))
+        "Compute the tokens that follow from attention and the two layers."
+        q, k, v = (part(x).index_select(0, rows).view(*mask.shape, -1) for part in (self.query, self.key, self.value))
         x = self.mixed(
-            x + self.mix(_attend(q, k, v, known, self.heads).reshape(known.numel(), -1).index_select(0, at))
+            x + self.mix(_attend(q, k, v, mask, self.heads).reshape(mask.numel(), -1).index_select(0, places))
         )
         return self.done(x + self.down(_gelu(self.up(x))))
 
-def _attend(q, k, v, known, heads):  # (N, T, heads × head_width) each
+def _attend(q, k, v, mask, heads):  # (N, T, heads × head_width) each
     if torch.onnx.is_in_onnx_export():
-        return _operator("MultiHeadAttention", (q, k, v, None, known.int()), q.shape, num_heads=heads)
+        return _operator("MultiHeadAttention", (q, k, v, None, mask.int()), q.shape, num_heads=heads)
     q, k, v = (part.unflatten(2, (heads, -1)).transpose(1, 2) for part in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=known[:, None, None]).transpose(1, 2).flatten(2)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None]).transpose(1, 2).flatten(2)
 
 def _gelu(x): return _operator("Gelu", (x,), x.shape) if torch.onnx.is_in_onnx_export() else F.gelu(x)
 
@@ -95,24 +96,14 @@ class Encoder(nn.Module):
                  head_width: int | None = None,  # numbers of a head; None: the heads share a token's width
                 ):
         super().__init__()
-        self.vocabulary, self.width, self.depth, self.length, self.eps, self.outputs = (
-            vocabulary,
-            width,
-            depth,
-            length,
-            eps,
-            outputs,
-        )
+        self.vocabulary, self.width, self.depth = vocabulary, width, depth
+        self.length, self.eps, self.outputs = length, eps, outputs
         each, self.head_width = heads_by_block(heads, depth, width, head_width)
         units = [inner]*depth if isinstance(inner, int) else inner
-        self.words, self.places, self.kinds = (
-            nn.Embedding(vocabulary, width),
-            nn.Embedding(length, width),
-            nn.Embedding(2, width),
-        )
-        self.first, self.layers = nn.LayerNorm(width, eps), nn.ModuleList(
-            Layer(width, n, self.head_width, m, eps) for n, m in zip(each, units, strict=True)
-        )
+        self.words, self.places = nn.Embedding(vocabulary, width), nn.Embedding(length, width)
+        self.kinds, self.first = nn.Embedding(2, width), nn.LayerNorm(width, eps)
+        layers = (Layer(width, n, self.head_width, m, eps) for n, m in zip(each, units, strict=True))
+        self.layers = nn.ModuleList(layers)
         self.head = nn.Linear(width, outputs) if outputs else None
         for part in self.modules():
             if isinstance(part, (nn.Linear, nn.Embedding)): nn.init.normal_(part.weight, std=.02)
@@ -120,6 +111,7 @@ class Encoder(nn.Module):
     def forward(self,
                 features: torch.Tensor,  # (N, T) numbers of word pieces, whole or as floats, filled up with 0
                ) -> torch.Tensor:  # (N, width) of length 1, or (N, outputs)
+        "Encode sentences; the layers see the word pieces alone, without the filling."
         ids, places, known = _cut(features.long())
         at, rows = known.flatten().nonzero().squeeze(1), known.flatten().long().cumsum(0) - 1
         x = (

@@ -28,9 +28,7 @@ def _rows_of(run: Any, rows: Any, settings: Any) -> tuple[Any, np.ndarray]:  # A
     elif hasattr(rows, "columns") and not hasattr(rows, "column_names"): rows = rows_of(rows, list(rows.columns))
     elif hasattr(type(rows), "arrow"): rows = rows.arrow()
     if not hasattr(rows, "column_names"):
-        raise BadRequest(
-            f"A value of type {type(rows).__name__} is not rows.", "Give a frame, Arrow rows or a Table."
-        )
+        raise BadRequest(f"A value of type {type(rows).__name__} is not rows.", "Give a frame, Arrow rows or a Table.")
     for name in [*run.prep.steps, run.target]: one_of(name, rows.column_names, "column")
     return rows, target_of(rows, run.target)
 
@@ -38,10 +36,8 @@ def _arrays(rows: Any) -> tuple[np.ndarray, np.ndarray]:
     if not isinstance(rows, tuple):
         raise BadRequest("This run was fitted on arrays, which it does not keep.", "Give run.evaluate((X, y)).")
     if len(rows) != 2 or len(rows[0]) != len(rows[1]):
-        raise BadRequest(
-            f"These {len(rows)} arrays have {', '.join(str(len(a)) for a in rows)} rows.",
-            "Give (X, y) of equal length.",
-        )
+        raise BadRequest(f"These {len(rows)} arrays have {', '.join(str(len(a)) for a in rows)} rows.",
+                         "Give (X, y) of equal length.")
     return np.asarray(rows[0]), np.asarray(rows[1])
 
 def _held_out(run: Any, settings: Any) -> Any:  # Arrow
@@ -52,7 +48,7 @@ def _held_out(run: Any, settings: Any) -> Any:  # Arrow
     if not name or not isinstance(folds, list):
         raise BadRequest("This run kept no rows of a table aside.", "Give run.evaluate(rows).")
     known = Table(name, settings).arrow(version=run.data["version"], filter=row_filter(run.data.get("where")))
-    return known.filter(Split.of(folds).mask(known))
+    return known.filter(Split.parse(folds).mask(known))
 
 # %% ../../nbs/training/46_evaluate.ipynb #678f4abf
 def _predicted(run: Any, rows: Any, y: np.ndarray) -> np.ndarray:
@@ -166,9 +162,8 @@ def _segments(rows: Any, column: str, y: np.ndarray, prediction: np.ndarray, nam
         )
 
 # %% ../../nbs/training/46_evaluate.ipynb #4052ff7a
-def _influence(
-    name: str, y: np.ndarray, prediction: np.ndarray
-) -> tuple[float, np.ndarray]:  # the metric, what each row adds
+def _influence(name: str, y: np.ndarray,
+               prediction: np.ndarray) -> tuple[float, np.ndarray]:  # the metric, what each row adds
     """Compute a metric and what each row adds to it, 0 on average.
 
     The metric's variance over such rows is the mean square of these parts, divided by their number; for AUC it is
@@ -183,6 +178,7 @@ def _influence(
         return root, (each - root**2)/(2*root or 1)
     return float(each.mean()), each - each.mean()
 
+# %% ../../nbs/training/46_evaluate.ipynb #1a768ece
 def _importance(run: Any, rows: Any, y: np.ndarray, name: str, limit: int, rounds: int = 5) -> list[dict]:
     """Compute what the metric loses when each column is permuted, with the 95 % interval over rows and rounds; for an
     error, what it gains."""

@@ -44,9 +44,8 @@ class Evaluation:
         return plain(self.__dict__ | {"worst": self.worst.to_dict("records")}, "evaluation", str)
 
     def __str__(self) -> str:
-        return f"Run {self.run} on {self.rows:,} rows: " + ", ".join(
-            f"{k} {_figure_text(v)}" for k, v in self.measures.items()
-        )
+        figures = ", ".join(f"{k} {_figure_text(v)}" for k, v in self.measures.items())
+        return f"Run {self.run} on {self.rows:,} rows: {figures}"
 
     __repr__ = __str__
 

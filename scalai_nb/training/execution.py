@@ -199,7 +199,7 @@ def carry_out(self: Execution, log: TrainingLogger) -> Any:  # the run
         raise
     finally:
         self.lock.close()
-    log.done()
+    log.finish()
     return run
 
 # %% ../../nbs/training/36_execution.ipynb #59f3d01d
@@ -212,6 +212,7 @@ class Background(threading.Thread):
         self.stop, self.ended = stop, threading.Event()
 
     def run(self) -> None:
+        "Do the work, and keep the error it ends with."
         try: self.work()
         except BaseException as error: self.error = error  # `Run.wait` raises it
         finally: self.ended.set()

@@ -52,32 +52,9 @@ def fit(
     Raises BadRequest before any work starts, WorkFailed for a loss that is not finite, RankLost when ranks die too
     often, Cancelled when the user stops it."""
     started, settings = time.perf_counter(), settings or Settings.load()
-    request = FitRequest(
-        model,
-        table,
-        prep,
-        target,
-        loss=loss,
-        metrics=metrics,
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        schedule=schedule,
-        optimizer=optimizer,
-        precision=precision,
-        class_weight=class_weight,
-        early_stop=early_stop,
-        compile=compile,
-        seed=seed,
-        ranks=ranks,
-        where=where,
-        validation=validation,
-        checkpoint_every=checkpoint_every,
-        resume=resume,
-        timeout=timeout,
-        restarts=restarts,
-        client=client,
-        settings=settings,
-        path=run_path(settings, resume),
-    )
+    request = FitRequest(model, table, prep, target, loss=loss, metrics=metrics, epochs=epochs, batch_size=batch_size,
+                         lr=lr, schedule=schedule, optimizer=optimizer, precision=precision, class_weight=class_weight,
+                         early_stop=early_stop, compile=compile, seed=seed, ranks=ranks, where=where,
+                         validation=validation, checkpoint_every=checkpoint_every, resume=resume, timeout=timeout,
+                         restarts=restarts, client=client, settings=settings, path=run_path(settings, resume))
     return execute(request, Run, wait, started)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from fastcore.basics import patch
 
 from ..core.errors import BadRequest, nearest
 
@@ -114,25 +115,32 @@ class Graph:
         return runtime(self.content, self.threads, "The model file is none that ONNX Runtime can read")
 
     @property
-    def inputs(self) -> list[tuple[str, str]]:  # (column, "number", "text" or "time"); empty where it takes features
+    def inputs(self) -> list[tuple[str, str]]:  # (column, "number", "text" or "time")
+        "Read which columns the file takes; none where it takes features."
         from scalai_nb.data.prep_onnx import inputs_of
         return inputs_of(self.session)
 
     @property
-    def width(self) -> int | None:  # classes; None: one number a row
+    def width(self) -> int | None:
+        "Read the number of classes; None: one number a row."
         shape = self.session.get_outputs()[0].shape
         return shape[1] if len(shape) > 1 else None
 
-    def score(self, rows: Any) -> np.ndarray:  # float32 (N,), or (N, C)
-        from scalai_nb.data.prep_onnx import feeds
-        given = feeds(rows, self.inputs) if self.inputs else {"features": np.ascontiguousarray(rows, np.float32)}
-        count = len(next(iter(given.values())))
-        parts = [
-            self.session.run(["score"], {k: v[i : i + self.batch] for k, v in given.items()})[0]
-            for i in range(0, count, self.batch)
-        ]
-        return np.concatenate(parts) if parts else np.empty((0, self.width) if self.width else 0, np.float32)
+# %% ../../nbs/training/18_inference.ipynb #2f5e065b
+@patch
+def score(self: Graph, rows: Any) -> np.ndarray:  # float32 (N,), or (N, C)
+    "Score rows, or features, a batch at a time."
+    from scalai_nb.data.prep_onnx import feeds
+    inputs = feeds(rows, self.inputs) if self.inputs else {"features": np.ascontiguousarray(rows, np.float32)}
+    count = len(next(iter(inputs.values())))
+    parts = [
+        self.session.run(["score"], {k: v[i : i + self.batch] for k, v in inputs.items()})[0]
+        for i in range(0, count, self.batch)
+    ]
+    return np.concatenate(parts) if parts else np.empty((0, self.width) if self.width else 0, np.float32)
 
-    def predict(self, rows: Any) -> Any:  # as `answered`
-        if not self.inputs: return self.score(rows)
-        return answered(rows, [n for n, _ in self.inputs], self.score, self.width)
+@patch
+def predict(self: Graph, rows: Any) -> Any:  # as `answered`
+    "Predict rows in the kind of frame in which they come."
+    if not self.inputs: return self.score(rows)
+    return answered(rows, [n for n, _ in self.inputs], self.score, self.width)

@@ -48,6 +48,7 @@ class LocalClient:
         return _Child(start_agent(spec, environ))
 
     def cancel(self, children: list[_Child]) -> None:
+        "Kill the processes of agents."
         for child in children:
             child.process.kill()
             child.process.wait()
@@ -76,27 +77,13 @@ class ProcessGroup:
         stop: Callable[[], bool] = lambda: False,  # asked some times a second; once true, `Cancelled` is raised
     ):
         if ranks < 1: raise BadRequest(f"{ranks} ranks cannot do anything.", "Give ranks=1 or more.")
-        self.client, self.ranks, self.threads, self.preload, self.patience, self.stop = (
-            client or LocalClient(),
-            ranks,
-            threads,
-            preload,
-            patience,
-            stop,
-        )
+        self.client, self.ranks, self.threads = client or LocalClient(), ranks, threads
+        self.preload, self.patience, self.stop = preload, patience, stop
         self.host, self.key, self.attempts = _own_address(self.client), secrets.token_bytes(32), 0
         self.agents: dict[str, dict[str, Any]] = {}  # id → worker, future, and when it is there line and host
         self.arrived: queue.Queue = queue.Queue()
         self.listener, self.open = Listener((self.host, 0), authkey=self.key, backlog=64), True
         threading.Thread(target=self._accept, daemon=True, name="process-group").start()
-
-    def _accept(self) -> None:
-        while self.open:
-            try:
-                line = self.listener.accept()
-                self.arrived.put((line.recv(), line))
-            except (AuthenticationError, EOFError, OSError):
-                continue  # not one of ours, or gone again
 
     def __enter__(self):
         self.start_ranks(wait_for=0)
@@ -104,8 +91,21 @@ class ProcessGroup:
 
     def __exit__(self, *exc): self.close()
 
-    def raise_if_cancelled(self) -> None:
-        if self.stop(): raise Cancelled("The ranks were told to stop.")  # closing the group ends them
+# %% ../../nbs/training/26_launch.ipynb #da80cf67
+@patch
+def _accept(self: ProcessGroup) -> None:
+    "Wait for agents that connect, in a thread of its own."
+    while self.open:
+        try:
+            line = self.listener.accept()
+            self.arrived.put((line.recv(), line))
+        except (AuthenticationError, EOFError, OSError):
+            continue  # not one of ours, or gone again
+
+@patch
+def raise_if_cancelled(self: ProcessGroup) -> None:
+    "Raise Cancelled once the user wants to stop; closing the group ends the ranks."
+    if self.stop(): raise Cancelled("The ranks were told to stop.")
 
 # %% ../../nbs/training/26_launch.ipynb #13b69f5c
 def _own_address(client: Any) -> str:
@@ -254,16 +254,10 @@ def run(self: ProcessGroup,
     import torch.distributed as dist
     listening = socket.create_server((self.host, 0), backlog=128)
     port = listening.getsockname()[1]
-    store = dist.TCPStore(
-        self.host, port, None, True, timedelta(seconds=timeout), False, master_listen_fd=listening.detach()
-    )
-    order = {
-        "store": (self.host, port),
-        "ranks": self.ranks,
-        "threads": self.threads,
-        "timeout": timeout,
-        "backend": backend,
-    }
+    store = dist.TCPStore(self.host, port, None, True, timedelta(seconds=timeout), False,
+                          master_listen_fd=listening.detach())
+    order = {"store": (self.host, port), "ranks": self.ranks, "threads": self.threads, "timeout": timeout,
+             "backend": backend}
     work, places = cloudpickle.dumps((fn, args)), len(workers_of(self.client))
     for left in range(restarts, -1, -1):
         try: return self._attempt(order, work, on_report)

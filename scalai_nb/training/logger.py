@@ -32,10 +32,25 @@ def _polyline(points: list[tuple[float, float]], position: Callable, tint: str, 
     return line + "".join(svg.circle(x, y, 2.6, style=f"fill: {tint}") for x, y in at if dots)
 
 # %% ../../nbs/training/16_logger.ipynb #407dafc9
+def _legend(looks: dict[str, tuple[str, str]]) -> str:  # name → colour, dashes
+    return "".join(
+        svg.line(52 + 92*i, 29, 74 + 92*i, 29, stroke_width=2, stroke_dasharray=dash, style=f"stroke: {tint}")
+        + svg.text(79 + 92*i, 33, name)
+        for i, (name, (tint, dash)) in enumerate(looks.items())
+    )
+
+def _frame(width: int, height: int, until: float) -> tuple[str, str]:  # lines, words
+    corners = f"M52 {height - 28}H{width - 12}M52 {height - 28}v4M{width - 12} {height - 28}v4"
+    frame = svg.path(corners, fill="none", stroke="currentColor", stroke_opacity=.45)
+    return frame, "".join(
+        svg.text(x, height - 12, words, "middle")
+        for x, words in ((52, "0"), (width - 12, f"{until:g}"), (round(width/2 + 20), "epochs done"))
+    )
+
+# %% ../../nbs/training/16_logger.ipynb #4b523402
 def figure(
-    series: dict[
-        str, list[tuple[float, float]]
-    ],  # name → (epochs done, value); first what is learnt from, then what is kept aside
+    # name → (epochs done, value); first what is learnt from, then what is held out
+    series: dict[str, list[tuple[float, float]]],
     label: str,  # what is measured, and its unit
     until: float,  # epochs at the right end
     begin: int = 0,  # which of LINES the first series has
@@ -49,34 +64,14 @@ def figure(
     px, py = svg.scale(0, max(until, 1e-9), 52, width - 12), svg.scale(low, high, height - 34, 42)
     place = lambda x, y: (px(x), py(y))
     looks = dict(zip(series, [(f"color-mix(in srgb, {c} 72%, currentColor)", dash) for c, dash in LINES[begin:]]))
-    lines = "".join(
-        _polyline(points, place, *looks[name], len(points) <= 40) for name, points in series.items() if points
-    )
-    keys = "".join(
-        svg.line(52 + 92*i, 29, 74 + 92*i, 29, stroke_width=2, stroke_dasharray=dash, style=f"stroke: {tint}")
-        + svg.text(79 + 92*i, 33, name)
-        for i, (name, (tint, dash)) in enumerate(looks.items())
-    )
+    lines = "".join(_polyline(ps, place, *looks[name], len(ps) <= 40) for name, ps in series.items() if ps)
     ends = [high, low] if high > low else [high]
     numbers = "".join(svg.text(46, round(py(v) + 4), svg.tick_label(v), "end") for v in ends if known)
-    frame = svg.path(
-        f"M52 {height - 28}H{width - 12}M52 {height - 28}v4M{width - 12} {height - 28}v4",
-        fill="none",
-        stroke="currentColor",
-        stroke_opacity=.45,
-    )
-    names = ((52, "0"), (width - 12, f"{until:g}"), (round(width/2 + 20), "epochs done"))
-    across = "".join(svg.text(x, height - 12, words, "middle") for x, words in names)
-    told = (
-        "; ".join(
-            f"{name} {points[-1][1]:.4g} after {points[-1][0]:.3g} of {until:g} epochs"
-            for name, points in series.items()
-            if points
-        )
-        or "nothing yet"
-    )
+    frame, across = _frame(width, height, until)
+    last = [f"{name} {ps[-1][1]:.4g} after {ps[-1][0]:.3g} of {until:g} epochs" for name, ps in series.items() if ps]
+    message = f"{label}: {'; '.join(last) or 'nothing yet'}"
     head = svg.text(52, 13, label, font_weight=600)
-    return svg.svg(head, keys, frame, across, numbers, lines, width=width, height=height, label=f"{label}: {told}",
+    return svg.svg(head, _legend(looks), frame, across, numbers, lines, width=width, height=height, label=message,
                    style="max-width: 100%")
 
 # %% ../../nbs/training/16_logger.ipynb #dfc85b1b
@@ -85,6 +80,7 @@ def measures(history: list[dict]) -> list[str]:
     return [k for k in dict.fromkeys(k for h in history for k in h) if k.startswith("val_") and k != "val_loss"]
 
 def column(history: list[dict], name: str) -> list[tuple[float, float]]:  # (epoch, value)
+    "Read the values of one column over the epochs."
     return [(h["epoch"], h[name]) for h in history if isinstance(h.get(name), (int, float))]
 
 def best_epoch(history: list[dict]) -> dict | None:  # None: nothing was held out
@@ -92,6 +88,7 @@ def best_epoch(history: list[dict]) -> dict | None:  # None: nothing was held ou
     known = [h for h in history if h.get("val_loss") is not None]
     return min(known, key=lambda h: h["val_loss"]) if known else None
 
+# %% ../../nbs/training/16_logger.ipynb #5b0c0817
 def figures(history: list[dict],  # one an epoch: epoch, loss, val_loss, …
             loss: list[tuple[float, float]] | None = None,  # a finer line of the loss; default: the history's
             until: float | None = None,  # epochs at the right end
@@ -113,14 +110,14 @@ def figures(history: list[dict],  # one an epoch: epoch, loss, val_loss, …
     return f'<div style="display: flex; flex-wrap: wrap; gap: .4rem 1.2rem">{"".join(drawn)}</div>'
 
 # %% ../../nbs/training/16_logger.ipynb #acf7c2e7
-def figures_of(told: dict) -> dict[str, str]:  # name → value
+def figures_of(entry: dict) -> dict[str, str]:  # name → value
     "The loss, that of the rows kept aside, and the first measure, to four digits."
-    first = next((k for k in told if k.startswith("val_") and k != "val_loss"), None)
-    return {k: f"{told[k]:.4g}" for k in ("loss", "val_loss", first) if isinstance(told.get(k), float)}
+    first = next((k for k in entry if k.startswith("val_") and k != "val_loss"), None)
+    return {k: f"{entry[k]:.4g}" for k in ("loss", "val_loss", first) if isinstance(entry.get(k), float)}
 
-def pace(told: dict) -> list[str]:
+def pace(entry: dict) -> list[str]:
     "Rows a second, and the time that is left."
-    speed, left = told.get("rows_per_second"), told.get("seconds_left")
+    speed, left = entry.get("rows_per_second"), entry.get("seconds_left")
     return [
         *([] if speed is None else [f"{speed:,.0f} rows/s"]),
         *([] if left is None else [f"{duration(left, tenths=False)} left"]),
@@ -143,10 +140,12 @@ class TrainingLogger:
         self.bar: progress | None = None  # the open line, where there is one
 
     def emit(self, **told) -> None:
+        "Emit an event of the run."
         if len(self.doing): told["each_rank"] = list(self.doing)
         events.emit("fit", run=self.run.id, **told)
 
     def start(self, ranks: int, why: str) -> None:
+        "Report that ranks start."
         self.doing = ["starting"]*ranks
         self.run.state, self.run.ranks, self.run.why = "starting", ranks, why
         self.emit(state="starting", why=why, ranks=ranks)
@@ -159,25 +158,22 @@ class TrainingLogger:
 
     def __call__(self, message: dict) -> None:
         "What a rank says: its number, what it is doing, its step; of rank 0 also where the training is."
-        rank, doing, told = (
-            message["rank"],
-            message["doing"],
-            {k: v for k, v in message.items() if k not in ("rank", "doing")},
-        )
+        rank, doing, told = (message["rank"], message["doing"],
+                             {k: v for k, v in message.items() if k not in ("rank", "doing")})
         before, self.doing[rank] = self.doing[rank], f"{doing}, step {message['step']:,}"
-        if "state" in told:self.hear(told)
+        if "state" in told: self.report(told)
         elif not before.startswith(doing): self.emit(state=self.run.state)
 
 # %% ../../nbs/training/16_logger.ipynb #aa0dd9db
 @patch
-def hear(self: TrainingLogger, told: dict) -> None:
+def report(self: TrainingLogger, entry: dict) -> None:
     "Rank 0 says where the training is."
-    self.run.state, self.last = "training", self.last | told
-    if history := told.get("history"):
+    self.run.state, self.last = "training", self.last | entry
+    if history := entry.get("history"):
         self.run.history, self.run.metrics = list(history), measured(history[-1])
-    self.emit(**told)
+    self.emit(**entry)
     if self.bar is None: return
-    if told["state"] != "training": self.note(told["state"])
+    if entry["state"] != "training": self.note(entry["state"])
     self.draw()
 
 @patch
@@ -203,7 +199,8 @@ def lost(self: TrainingLogger, error: Exception) -> None:  # a training.launch.R
     if self.bar is not None: self.bar.bar.set_postfix_str("starting again")
 
 @patch
-def done(self: TrainingLogger) -> None:
+def finish(self: TrainingLogger) -> None:
+    "Report that the training is done."
     self.run.state, self.doing = "done", ["done"]*len(self.doing)
     self.emit(state="done", history=self.run.history, seconds=self.run.seconds)
     if self.bar is None or not sys.stderr.isatty(): return

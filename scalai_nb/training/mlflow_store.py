@@ -47,17 +47,11 @@ def client_of(uri: str):  # mlflow.MlflowClient
         if uri.startswith("sqlite:///") and not file.exists(): _make(file, opened)
         return opened(uri)
     except UnsupportedModelRegistryStoreURIException as e:
-        raise BadRequest(
-            f"[tracking] uri = {uri} is not an address of MLflow.",
-            "Write sqlite:///FILE or http://HOST:PORT.",
-            "registry",
-        ) from e
+        raise BadRequest(f"[tracking] uri = {uri} is not an address of MLflow.",
+                         "Write sqlite:///FILE or http://HOST:PORT.", "registry") from e
     except MlflowException as e:
-        raise Unreachable(
-            f"The model registry {uri} cannot be opened: {str(e).splitlines()[0]}",
-            "Check [tracking] uri in settings.ini.",
-            "registry",
-        ) from e
+        raise Unreachable(f"The model registry {uri} cannot be opened: {str(e).splitlines()[0]}",
+                          "Check [tracking] uri in settings.ini.", "registry") from e
 
 # %% ../../nbs/training/48_mlflow_store.ipynb #0d986cef
 def _make(file: Path, opened):
@@ -96,13 +90,9 @@ class Store:
     def __getattr__(self, name: str): return functools.partial(call_store, self._uri, getattr(self._client, name))
 
 # %% ../../nbs/training/48_mlflow_store.ipynb #3deac573
-LOCATIONS = (
-    ("experiments", "artifact_location"),
-    ("runs", "artifact_uri"),
-    ("logged_models", "artifact_location"),
-    ("model_versions", "source"),
-    ("model_versions", "storage_location"),
-)  # where MLflow keeps locations: table, column
+LOCATIONS = (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"),
+             ("model_versions", "source"),
+             ("model_versions", "storage_location"))  # where MLflow keeps locations: table, column
 
 def relocate(uri: str,  # of the store, sqlite:///…
              artifacts: str,  # URI of the workspace's artifacts
@@ -114,9 +104,7 @@ def relocate(uri: str,  # of the store, sqlite:///…
     except sqlite3.DatabaseError as e: raise no_answer(uri, str(e)) from e
 
 def _relocate(db: sqlite3.Connection, artifacts: str) -> None:
-    unused = (
-        "experiment_id = 0 and artifact_location != ? and not exists (select 1 from runs where experiment_id = 0)"
-    )
+    unused = "experiment_id = 0 and artifact_location != ? and not exists (select 1 from runs where experiment_id = 0)"
     if db.execute(f"select 1 from experiments where {unused}", (artifacts,)).fetchone():
         db.execute(f"update experiments set artifact_location = ? where {unused}", (artifacts, artifacts))
     for (old,) in db.execute(

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastcore.basics import patch
+
 from ..core.errors import WorkFailed
 from .run_log import sha256
 
@@ -29,33 +31,15 @@ class ModelVersion:
     sha256: str = ""  # of model.onnx
     files: dict[str, str] = field(default_factory=dict, repr=False)  # the others, by their SHA-256
 
-    def read(self, name: str) -> bytes:  # empty where there is none
-        "Read a file of the version. Raises `WorkFailed` where it is not the one that was registered."
-        file, digest = self.path.parent/name, {self.path.name: self.sha256, **self.files}.get(name)
-        content = file.read_bytes() if file.is_file() else b""
-        if not content and digest:
-            raise WorkFailed(
-                f"The file of {self.name}@{self.version} is gone: {file}",
-                "Restore it, or register the model again.",
-                "model_file",
-            )
-        if digest and sha256(content) != digest:
-            raise WorkFailed(
-                f"The file of {self.name}@{self.version} is not the one that was registered: {file}",
-                "Somebody changed it. Restore it, or roll back to another version.",
-                "model_file",
-            )
-        return content
-
     @property
     def prep(self):  # Prep, or None for a model on arrays
+        "Read the preprocessing that the model was trained with."
         from scalai_nb.data.prep import Prep
         content = self.read("prep.json")
         return Prep.from_json(content) if content else None
 
     @property
-    def card(self) -> dict:
-        return json.loads(self.read("card.json"))
+    def card(self) -> dict: return json.loads(self.read("card.json"))
 
     @functools.cached_property
     def graph(self):  # training.inference.Graph
@@ -63,23 +47,32 @@ class ModelVersion:
         from scalai_nb.training.inference import Graph
         return Graph(self.read(self.path.name))
 
-    def predict(self,
-                rows,  # raw rows: pandas, cuDF, Dask, Arrow, a dict or a list of them; an array for a model on arrays
-               ):  # float32 (N,), or (N, C) for several classes; of a Dask frame a Dask series or frame, lazily
-        "Predict rows. Raises `BadRequest` naming the columns that they lack."
-        return self.graph.predict(rows)
+# %% ../../nbs/training/54_model_version.ipynb #e3476ee9
+@patch
+def read(self: ModelVersion, name: str) -> bytes:  # empty where there is none
+    "Read a file of the version. Raises `WorkFailed` where it is not the one that was registered."
+    file, digest = self.path.parent/name, {self.path.name: self.sha256, **self.files}.get(name)
+    content = file.read_bytes() if file.is_file() else b""
+    if not content and digest:
+        raise WorkFailed(f"The file of {self.name}@{self.version} is gone: {file}",
+                         "Restore it, or register the model again.", "model_file")
+    if digest and sha256(content) != digest:
+        raise WorkFailed(f"The file of {self.name}@{self.version} is not the one that was registered: {file}",
+                         "Somebody changed it. Restore it, or roll back to another version.", "model_file")
+    return content
 
-    def to_dict(self) -> dict:
-        return {
-            "name": self.name,
-            "version": self.version,
-            "aliases": list(self.aliases),
-            "metrics": self.metrics,
-            "tags": self.tags,
-            "run": self.run_id,
-            "path": str(self.path),
-            "sha256": self.sha256,
-        }
+@patch
+def predict(self: ModelVersion,
+            rows,  # raw rows: pandas, cuDF, Dask, Arrow, a dict or a list of them; an array for a model on arrays
+           ):  # float32 (N,), or (N, C) for several classes; of a Dask frame a Dask series or frame, lazily
+    "Predict rows. Raises `BadRequest` naming the columns that they lack."
+    return self.graph.predict(rows)
+
+@patch
+def to_dict(self: ModelVersion) -> dict:
+    "Return the version as plain values."
+    return {"name": self.name, "version": self.version, "aliases": list(self.aliases), "metrics": self.metrics,
+            "tags": self.tags, "run": self.run_id, "path": str(self.path), "sha256": self.sha256}
 
 # %% ../../nbs/training/54_model_version.ipynb #a94d65ea
 def write_mlmodel(graph: Any,  # training.inference.Graph
@@ -137,19 +130,10 @@ def write_files(path: Path,  # to write into
     if run.prep is not None:
         text = run.prep.to_json()
         (path/"prep.json").write_text(text if isinstance(text, str) else json.dumps(text))
-    facts = {
-        "name": card["name"],
-        "run": run.id,
-        "target": run.target,
-        "loss": run.loss,
-        "data": run.data,
-        "params": run.params,
-        "seed": run.seed,
-        "metrics": card["metrics"],
-        "tags": card["tags"],
-        "sha256": card["sha256"],
-        "inputs": [[n, k] for n, k in run.prep.inputs] if run.prep is not None else None,
-    }
+    facts = {"name": card["name"], "run": run.id, "target": run.target, "loss": run.loss, "data": run.data,
+             "params": run.params, "seed": run.seed, "metrics": card["metrics"], "tags": card["tags"],
+             "sha256": card["sha256"],
+             "inputs": [[n, k] for n, k in run.prep.inputs] if run.prep is not None else None}
     (path/"card.json").write_text(json.dumps(facts, indent=1, default=str))
 
 def _weights(run: Any) -> bytes:

@@ -43,6 +43,7 @@ class MLP(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:  # what builds an equal network, read from the layers as they are now
+        "Read the configuration from the layers as they are now."
         linear = [part for part in self.layers if isinstance(part, nn.Linear)]
         dropout = [part.p for part in self.layers if isinstance(part, nn.Dropout)]
         return {"features": linear[0].in_features, "hidden": [part.out_features for part in linear[:-1]],

@@ -39,6 +39,7 @@ class Columns(nn.Module):
     def forward(self,
                 x: torch.Tensor,  # (N, features) float32, codes among them
                ) -> tuple[torch.Tensor, torch.Tensor]:  # (N, numbers), (N, categories, width)
+        "Split rows into numbers and the vectors of their categories."
         if self.vectors is None: return x, x[:, :0, None]
         return x.index_select(1, self.numbers), self.vectors(x.index_select(1, self.codes).long() + self.starts)
 
@@ -61,9 +62,8 @@ class ResidualMLP(nn.Module):
         categories = len(self.columns.codes)
         self.first = nn.Linear(features - categories + categories*embedding, width)
         self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.BatchNorm1d(width), nn.Linear(width, h), nn.ReLU(), nn.Dropout(dropout), nn.Linear(h, width)
-            )
+            nn.Sequential(nn.BatchNorm1d(width), nn.Linear(width, h), nn.ReLU(), nn.Dropout(dropout),
+                          nn.Linear(h, width))
             for h in hidden
         )
         self.last = nn.Sequential(nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, outputs))
@@ -71,6 +71,7 @@ class ResidualMLP(nn.Module):
     def forward(self,
                 x: torch.Tensor,  # (N, features) float32
                ) -> torch.Tensor:  # (N, outputs) logits
+        "Compute the outputs of rows."
         numbers, vectors = self.columns(x)
         x = self.first(torch.cat([numbers, vectors.flatten(1)], 1))
         for block in self.blocks: x = x + block(x)
@@ -78,15 +79,10 @@ class ResidualMLP(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:  # what builds an equal network, read from the layers as they are now
-        return {
-            "features": self.features,
-            "outputs": self.last[-1].out_features,
-            "cardinalities": self.columns.cardinalities,
-            "width": self.first.out_features,
-            "hidden": [b[1].out_features for b in self.blocks],
-            "embedding": self.embedding,
-            "dropout": self.dropout,
-        }
+        return {"features": self.features, "outputs": self.last[-1].out_features,
+                "cardinalities": self.columns.cardinalities, "width": self.first.out_features,
+                "hidden": [b[1].out_features for b in self.blocks], "embedding": self.embedding,
+                "dropout": self.dropout}
 
 # %% ../../nbs/training/02_networks.ipynb #fc7a758b
 def heads_by_block(
@@ -124,14 +120,15 @@ class Block(nn.Module):
 
     def forward(self,
                 x: torch.Tensor,  # (N, tokens, width)
-                asked: int | None = None,  # so many first tokens are answered for; None: all
-               ) -> torch.Tensor:  # (N, tokens or asked, width)
+                count: int | None = None,  # so many first tokens are answered for; None: all
+               ) -> torch.Tensor:  # (N, tokens or count, width)
+        "Compute the tokens that follow from attention and the two layers."
         seen = self.norm(x)
         q, k, v = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for part in (self.query(seen[:, :asked]), self.key(seen), self.value(seen))
+            for part in (self.query(seen[:, :count]), self.key(seen), self.value(seen))
         )
-        x = x[:, :asked] + self.join(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        x = x[:, :count] + self.join(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         return x + self.layers(x)
 
 # %% ../../nbs/training/02_networks.ipynb #5d0b27fe
@@ -162,35 +159,24 @@ class FTTransformer(nn.Module):
     def forward(self,
                 x: torch.Tensor,  # (N, features) float32
                ) -> torch.Tensor:  # (N, outputs) logits
+        "Compute the outputs of rows from the first token, after all blocks."
         numbers, vectors = self.columns(x)
-        tokens = [
-            torch.zeros_like(x[:, :1, None] * self.shift[:1]),
-            numbers[:, :, None] * self.scale,
-            *([vectors] if len(self.columns.codes) else []),
-        ]
+        tokens = [torch.zeros_like(x[:, :1, None] * self.shift[:1]), numbers[:, :, None] * self.scale,
+                  *([vectors] if len(self.columns.codes) else [])]
         x = torch.cat(tokens, 1) + self.shift
         for i, block in enumerate(self.blocks): x = block(x, 1 if i == len(self.blocks) - 1 else None)
         return self.last(x[:, 0])
 
     @property
     def config(self) -> dict[str, Any]:  # what builds an equal network, read from the layers as they are now
-        return {
-            "features": self.features,
-            "outputs": self.last[-1].out_features,
-            "cardinalities": self.columns.cardinalities,
-            "width": self.width,
-            "heads": [b.heads for b in self.blocks],
-            "head_width": self.head_width,
-            "hidden": [b.layers[1].out_features for b in self.blocks],
-            "dropout": self.dropout,
-        }
+        return {"features": self.features, "outputs": self.last[-1].out_features,
+                "cardinalities": self.columns.cardinalities, "width": self.width,
+                "heads": [b.heads for b in self.blocks], "head_width": self.head_width,
+                "hidden": [b.layers[1].out_features for b in self.blocks], "dropout": self.dropout}
 
     @property
-    def prunable(
-        self,
-    ) -> list[
-        str
-    ]:  # the heads of each block, and the units of its layers; the stream of tokens stays as wide as it is
+    def prunable(self) -> list[str]:
+        "Name the heads of each block and the units of its layers; the stream of tokens stays as wide as it is."
         return [name for i in range(len(self.blocks)) for name in (f"blocks.{i}", f"blocks.{i}.layers.1")]
 
 # %% ../../nbs/training/02_networks.ipynb #a900e006
@@ -206,13 +192,11 @@ class CNN(nn.Module):
                 ):
         super().__init__()
         if len(features) != 3:
-            raise BadRequest(
-                f"Rows of shape {tuple(features)} are no pictures.", "Give arrays of (N, channels, height, width)."
-            )
+            raise BadRequest(f"Rows of shape {tuple(features)} are no pictures.",
+                             "Give arrays of (N, channels, height, width).")
         self.features, self.strides, self.dropout = list(features), list(strides), dropout
-        self.first = nn.Sequential(
-            nn.BatchNorm2d(features[0]), *self._convolution(features[0], channels[0], 3, strides[0])
-        )
+        self.first = nn.Sequential(nn.BatchNorm2d(features[0]),
+                                   *self._convolution(features[0], channels[0], 3, strides[0]))
         self.blocks = nn.ModuleList(
             nn.Sequential(*self._convolution(a, a, 3, stride, groups=a), *self._convolution(a, b, 1, 1))
             for a, b, stride in zip(channels, channels[1:], strides[1:])
@@ -226,19 +210,16 @@ class CNN(nn.Module):
     def forward(self,
                 x: torch.Tensor,  # (N, channels, height, width) float32
                ) -> torch.Tensor:  # (N, outputs) logits
+        "Compute the outputs of pictures."
         x = self.first(x)
         for block in self.blocks: x = block(x)
         return self.last(x.mean((2, 3)))
 
     @property
     def config(self) -> dict[str, Any]:  # what builds an equal network, read from the layers as they are now
-        return {
-            "features": self.features,
-            "outputs": self.last[-1].out_features,
-            "channels": [self.first[1].out_channels, *(b[3].out_channels for b in self.blocks)],
-            "strides": self.strides,
-            "dropout": self.dropout,
-        }
+        return {"features": self.features, "outputs": self.last[-1].out_features,
+                "channels": [self.first[1].out_channels, *(b[3].out_channels for b in self.blocks)],
+                "strides": self.strides, "dropout": self.dropout}
 
 # %% ../../nbs/training/02_networks.ipynb #2ef0de8b
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package puts it

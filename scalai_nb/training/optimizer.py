@@ -11,6 +11,8 @@ from fnmatch import fnmatchcase
 from math import cos, pi
 from typing import Any
 
+from fastcore.basics import patch
+
 from ..core.errors import BadRequest, one_of
 
 # %% ../../nbs/training/08_optimizer.ipynb #6507fd35
@@ -43,47 +45,44 @@ class Optimizer:
             ("weight_decay", self.weight_decay >= 0, "0 or more"),
             ("momentum", 0 <= self.momentum < 1, "0 or more, below 1"),
             ("clip", self.clip is None or self.clip > 0, "above 0, or None"),
-            (
-                "rates",
-                all(r >= 0 and begins >= 1 for r, begins in map(_rate, self.rates.values())),
-                "shares of lr, 0 or more, and epochs from 1",
-            ),
-            (
-                "accumulate",
-                isinstance(self.accumulate, int) and self.accumulate >= 1,
-                "a whole number of batches, 1 or more",
-            ),
+            ("rates", all(r >= 0 and begins >= 1 for r, begins in map(_rate, self.rates.values())),
+             "shares of lr, 0 or more, and epochs from 1"),
+            ("accumulate", isinstance(self.accumulate, int) and self.accumulate >= 1,
+             "a whole number of batches, 1 or more"),
         ):
             if not fits:
                 raise BadRequest(f"{name}={getattr(self, name)!r} is not possible.", f"Give {name}= {wanted}.")
 
-    @classmethod
-    def of(cls, given: "Optimizer | str") -> "Optimizer":  # a name means its defaults
-        if isinstance(given, str): return cls(given)
-        if isinstance(given, cls): return given
-        raise BadRequest(
-            f"{given!r} is not an optimizer.",
-            'Give optimizer="adamw", "sgd", or Optimizer("sgd", momentum=.8, clip=1.).',
-        )
+# %% ../../nbs/training/08_optimizer.ipynb #6431085e
+@patch(cls_method=True)
+def parse(cls: Optimizer, value: Optimizer | str) -> Optimizer:
+    "Return an optimizer as it is, or the one of a name with its defaults."
+    if isinstance(value, str): return cls(value)
+    if isinstance(value, cls): return value
+    raise BadRequest(f"{value!r} is not an optimizer.",
+                     'Give optimizer="adamw", "sgd", or Optimizer("sgd", momentum=.8, clip=1.).')
 
-    def groups(
-        self, model: Any
-    ) -> list[dict[str, Any]]:  # what is not frozen, by its `rate` and the epoch in which it `begins`
-        groups: dict[tuple, list] = {}
-        for name, p in model.named_parameters():
-            fits = [_rate(r) for pattern, r in self.rates.items() if fnmatchcase(name, pattern)]
-            if p.requires_grad: groups.setdefault(fits[0] if fits else (1., 1), []).append(p)
-        for pattern in self.rates: matching(model, pattern)
-        return [{"params": ps, "rate": rate, "begins": begins} for (rate, begins), ps in groups.items()]
+@patch
+def groups(self: Optimizer, model: Any) -> list[dict[str, Any]]:
+    "Group the parameters that are not frozen by their `rate` and the epoch in which they `begins`."
+    groups: dict[tuple, list] = {}
+    for name, p in model.named_parameters():
+        fits = [_rate(r) for pattern, r in self.rates.items() if fnmatchcase(name, pattern)]
+        if p.requires_grad: groups.setdefault(fits[0] if fits else (1., 1), []).append(p)
+    for pattern in self.rates: matching(model, pattern)
+    return [{"params": ps, "rate": rate, "begins": begins} for (rate, begins), ps in groups.items()]
 
-    def make(self, model: Any, lr: float) -> Any:  # a torch.optim.Optimizer over those groups
-        return MAKE[self.name](self, self.groups(model), lr)
+@patch
+def make(self: Optimizer, model: Any, lr: float) -> Any:  # a torch.optim.Optimizer over those groups
+    "Build the optimizer of PyTorch."
+    return MAKE[self.name](self, self.groups(model), lr)
 
 # %% ../../nbs/training/08_optimizer.ipynb #9b59a083
 def _rate(given: float | tuple[float, int]) -> tuple[float, int]:
     return tuple(given) if isinstance(given, (tuple, list)) else (given, 1)
 
 def matching(model: Any, pattern: str) -> list[str]:  # names of parameters, one at least
+    "Find the parameters whose names match a pattern. Raises `BadRequest` where there is none."
     names = [name for name, _ in model.named_parameters()]
     return [n for n in names if fnmatchcase(n, pattern)] or [one_of(pattern, names, "parameter")]
 

@@ -103,6 +103,11 @@ def receive(
     ]
 
 # %% ../../nbs/training/28_pool.ipynb #7414f406
+def _end_of_process(code: int) -> RankLost:  # negative: the signal that killed it
+    "Say how a process ended without a result."
+    what = f"The process was killed by signal {-code}." if code < 0 else f"The process ended with code {code}."
+    return RankLost(what, "SIGKILL is often the kernel's answer to too little memory.")
+
 @patch
 def _read(self: Pool, line: Any, name: str) -> tuple | None:
     "One message of an agent; or, if it is gone, the loss of its work."
@@ -114,34 +119,13 @@ def _read(self: Pool, line: Any, name: str) -> tuple | None:
         gone = self.group.agents.pop(name)
         self.group.forget([gone["future"]])  # or Dask starts it again elsewhere
         self.busy.pop(name, None)
-        return (
-            None
-            if attempt is None
-            else (
-                key,
-                "lost",
-                RankLost(
-                    f"The Dask worker {gone['worker']} on {gone['host']} is gone.",
-                    "Look for a killed worker or a lost machine.",
-                ),
-            )
-        )
+        if attempt is None: return None
+        return key, "lost", RankLost(f"The Dask worker {gone['worker']} on {gone['host']} is gone.",
+                                     "Look for a killed worker or a lost machine.")
     if at != attempt: return None  # of work that has ended or was stopped
     kind, *values = cloudpickle.loads(content)
     if kind != "report": del self.busy[name]
-    if kind == "ended":
-        return (
-            key,
-            "lost",
-            RankLost(
-                (
-                    f"The process was killed by signal {-values[0]}."
-                    if values[0] < 0
-                    else f"The process ended with code {values[0]}."
-                ),
-                "SIGKILL is often the kernel's answer to too little memory.",
-            ),
-        )
+    if kind == "ended": return key, "lost", _end_of_process(values[0])
     return key, kind, *values
 
 # %% ../../nbs/training/28_pool.ipynb #7c42da38

@@ -194,18 +194,18 @@ def code_version(root: Path,  # of the workspace
     }
 
 # %% ../../nbs/training/14_provenance.ipynb #5eb88696
-def differences(then: dict[str, Any],  # as `Run.code`
-                now: dict[str, Any],
+def differences(recorded: dict[str, Any],  # as `Run.code`
+                current: dict[str, Any],
                ) -> list[str]:  # a sentence each
     "What is not as it was, of the things that decide on weights."
     told = []
     for name in ("commit", "python", "processor"):
-        a, b = then.get(name), now.get(name)
+        a, b = recorded.get(name), current.get(name)
         if a and a != b:
             told.append(f"{name} was {a} and is {b or 'unknown'}")
         elif name == "commit" and str(a).endswith("-dirty"):
             told.append(f"the code had changes that commit {a.removesuffix('-dirty')} does not hold")
-    old, new = then.get("packages") or {}, now.get("packages") or {}
+    old, new = recorded.get("packages") or {}, current.get("packages") or {}
     other = [f"{n} {v} → {new.get(n, 'none')}" for n, v in old.items() if new.get(n) != v]
     if other:
         told.append(

@@ -82,19 +82,19 @@ def challenge(self: Registry,
 def rollback(self: Registry,
              name: str,  # of the model
              reason: str = "rolled back",
-             to: int | None = None,  # the version to put back; default: the previous one
+             version: int | None = None,  # the version to put back; default: the previous one
             ) -> int:  # the version that serves now
     "Put an earlier version back into service and retire the champion. Repeated, it changes nothing."
     with self.changing(name) as change:
         aliases, _ = self.state(name)
-        now, back = aliases.get("champion"), to or aliases.get("previous")
+        now, back = aliases.get("champion"), version or aliases.get("previous")
         if now is None: raise self.unknown(name, "champion")
         if back is None:
             raise BadRequest(f"The model {name!r} has no previous champion.",
                              f"Promote a version: scalai models promote {name} VERSION")
         if back == now: return now
         chosen = self.version(name, back)
-        if to is None and chosen.tags.get("outcome") == "retired": return now  # by the same rollback, before
+        if version is None and chosen.tags.get("outcome") == "retired": return now  # by the same rollback, before
         wanted = {"champion": back, "previous": now}
         if aliases.get("challenger") == back: wanted["challenger"] = None
         change(wanted, {back: _note("promoted", reason), now: _note("retired", reason)})

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
+from fastcore.basics import patch
+
 from ..core.errors import Unreachable
 
 # %% ../../nbs/training/49_registry_file.ipynb #4660e505
@@ -41,6 +43,7 @@ class FileVersion:
     run_id: str
     tags: dict[str, str] = field(default_factory=dict)
 
+# %% ../../nbs/training/49_registry_file.ipynb #30e870e9
 @dataclass(frozen=True)
 class FileRun:
     "What is read of MLflow's Run: `run.info.artifact_uri` and `run.data.tags`."
@@ -81,25 +84,25 @@ class FileStore:
 _VERSIONS = """select name, version, source, run_id from model_versions
     where name = ? and (current_stage is null or current_stage != 'Deleted_Internal')"""
 
-_RUNS = """select run_uuid, artifact_uri from runs where lifecycle_stage = 'active' and (run_uuid = ? or run_uuid in
-    (select run_uuid from tags where key = 'scalai.run' and value = ?)) order by start_time desc"""
-
 class ModelReader(FileStore):
     "Reads models, versions and runs by the names of MLflow's client."
     def search_registered_models(self) -> list[FileModel]:
         return [FileModel(name) for name, in self._rows("select name from registered_models")]
 
     def get_registered_model(self, name: str) -> FileModel:
+        "Read the tags and aliases of a model."
         if not self._rows("select 1 from registered_models where name = ?", name): raise Missing(name)
         tags = dict(self._rows("select key, value from registered_model_tags where name = ?", name))
         aliases = self._rows("select alias, version from registered_model_aliases where name = ?", name)
         return FileModel(name, tags, dict(aliases))
 
     def search_model_versions(self, filter: str) -> list[FileVersion]:  # "name = 'late'"
+        "Read all versions of the model that a filter names."
         name = filter.removeprefix("name = '").removesuffix("'")
         return [self._version(row) for row in self._rows(_VERSIONS, name)]
 
     def get_model_version(self, name: str, version: str) -> FileVersion:
+        "Read one version of a model."
         rows = self._rows(f"{_VERSIONS} and version = ?", name, int(version))
         if not rows: raise Missing(f"{name}@{version}")
         return self._version(rows[0])
@@ -109,8 +112,14 @@ class ModelReader(FileStore):
         tags = self._rows("select key, value from model_version_tags where name = ? and version = ?", name, version)
         return FileVersion(name, str(version), source, run_id or "", dict(tags))
 
-    def find_run(self, run_id: str) -> FileRun:  # MLflow's id, or the one that `fit` gave
-        rows = self._rows(_RUNS, run_id, run_id)
-        if not rows: raise Missing(run_id)
-        uuid, uri = rows[0]
-        return FileRun(uuid, uri, dict(self._rows("select key, value from tags where run_uuid = ?", uuid)))
+# %% ../../nbs/training/49_registry_file.ipynb #a72195c4
+_RUNS = """select run_uuid, artifact_uri from runs where lifecycle_stage = 'active' and (run_uuid = ? or run_uuid in
+    (select run_uuid from tags where key = 'scalai.run' and value = ?)) order by start_time desc"""
+
+@patch
+def find_run(self: ModelReader, run_id: str) -> FileRun:  # MLflow's id, or the one that `fit` gave
+    "Read a run. Raises `Missing` where there is none."
+    rows = self._rows(_RUNS, run_id, run_id)
+    if not rows: raise Missing(run_id)
+    uuid, uri = rows[0]
+    return FileRun(uuid, uri, dict(self._rows("select key, value from tags where run_uuid = ?", uuid)))

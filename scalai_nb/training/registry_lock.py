@@ -27,6 +27,7 @@ class RegistryLock:
         self.over, self.alive = threading.Event(), 0.
 
     def turns(self) -> list[tuple[int, dict]]:  # number and tags, the newest last
+        "List those who hold the lock or wait for it."
         found = self.client.search_registered_models(f"name LIKE '{self.name}%'")
         return sorted((int(n), m.tags) for m in found if (n := m.name.removeprefix(self.name)).isdigit())
 

@@ -67,7 +67,7 @@ def _rows_in_memory(run: Any, rows: Any, options: dict[str, Any], settings: Sett
     else:
         found = training_rows(
             rows, run.prep, run.target, options["where"],
-            None if validation is None else Split.of(validation), settings
+            None if validation is None else Split.parse(validation), settings
         )[1].get("digest", "that of a table")
     if found != run.data.get("digest"):
         raise BadRequest(

@@ -86,7 +86,7 @@ def check_request(request: FitRequest) -> None:
     one_of(request.loss, ["auto", *OBJECTIVES], "loss")
     one_of(request.schedule, SCHEDULES, "schedule")
     one_of(request.precision, ["float32", "bfloat16"], "precision")
-    Optimizer.of(request.optimizer)
+    Optimizer.parse(request.optimizer)
     for name, least, below in INTEGERS: _check_integer(name, getattr(request, name), least, below)
     if not isinstance(request.lr, Real) or not 0 < request.lr < float("inf"):
         raise BadRequest(
@@ -215,32 +215,22 @@ def _of_arrays(request: FitRequest) -> PreparedRows:
     rows, held_out, note = ((X, y), None, "") if validation is None else train_validation_split(X, y, validation)
     own = [v for v in (validation if isinstance(validation, tuple) else (validation,)) if hasattr(v, "ndim")]
     shape = tuple(X.shape[1:])
-    return PreparedRows(
-        rows=rows,
-        y=np.asarray(rows[1]),
-        held_out=np.asarray(held_out[1]) if held_out else np.empty(0, np.asarray(y).dtype),
-        features=shape[0] if len(shape) == 1 else shape,
-        sample=network_input(as_tensor(X[:2])),
-        facts={"table": None, "version": None, "where": None, "digest": digest((X, y, *own))},
-        prep=None,
-        target=None,
-        validation=held_out,
-        notes=[note] * bool(note),
-    )
+    return PreparedRows(rows=rows, y=np.asarray(rows[1]),
+                        held_out=np.asarray(held_out[1]) if held_out else np.empty(0, np.asarray(y).dtype),
+                        features=shape[0] if len(shape) == 1 else shape, sample=network_input(as_tensor(X[:2])),
+                        facts={"table": None, "version": None, "where": None, "digest": digest((X, y, *own))},
+                        prep=None, target=None, validation=held_out, notes=[note] * bool(note))
 
 def _checked_arrays(table: tuple) -> tuple[Any, Any]:
     if len(table) != 2 or not all(getattr(a, "shape", ()) for a in table):
-        raise BadRequest(
-            f"A tuple of {', '.join(type(a).__name__ for a in table)} is not rows.",
-            "Give (X, y), two NumPy arrays or torch tensors, or a table.",
-        )
+        raise BadRequest(f"A tuple of {', '.join(type(a).__name__ for a in table)} is not rows.",
+                         "Give (X, y), two NumPy arrays or torch tensors, or a table.")
     X, y = table
     if len(X) != len(y): raise BadRequest(f"X has {len(X)} rows and y has {len(y)}.", "Give one target a row.")
     for name, a in (("X", X), ("y", y)):
         if getattr(getattr(a, "dtype", None), "kind", "f") not in "biuf":
-            raise BadRequest(
-                f"{name} holds {a.dtype}, expected numbers or booleans.", "Encode it; classes as integers 0, 1, 2, …"
-            )
+            raise BadRequest(f"{name} holds {a.dtype}, expected numbers or booleans.",
+                             "Encode it; classes as integers 0, 1, 2, …")
     return X, y
 
 # %% ../../nbs/training/34_request.ipynb #28acd1a4
@@ -256,7 +246,8 @@ def _of_table(request: FitRequest) -> PreparedRows:
             "A table needs a prep." if prep is None else f"{prep!r} is not a prep.",
             "Prep.fit(profile, target=…) makes one from the profile of the training folds.",
         )
-    target, split = request.target or prep.target, None if request.validation is None else Split.of(request.validation)
+    target = request.target or prep.target
+    split = None if request.validation is None else Split.parse(request.validation)
     if target is None: raise BadRequest("There is no target.", "Name the column to predict: target='late'.")
     columns = list(dict.fromkeys([target, *([split.column] if split else [])]))
     rows, facts = training_rows(request.table, prep, target, request.where, split, request.settings)
@@ -355,7 +346,7 @@ def plan_training(request: FitRequest) -> tuple[Training, dict]:  # the plan, fa
     model = _network(request.model, known.features, outputs, request.seed, known.prep)
     notes = [*known.notes, *_category_note(model, known.prep)]
     _try_network(model, known.sample, loss, outputs)
-    Optimizer.of(request.optimizer).groups(model)  # its patterns fit
+    Optimizer.parse(request.optimizer).groups(model)  # its patterns fit
     return _training(request, known, model, loss, outputs, notes), facts
 
 # %% ../../nbs/training/34_request.ipynb #1fea9aa5
@@ -384,7 +375,7 @@ def _training(
         loss=loss,
         metrics=OBJECTIVES[loss].metrics if request.metrics is None else request.metrics,
         class_weight=class_weights(request.class_weight, known.y, loss, outputs),
-        optimizer=Optimizer.of(request.optimizer),
+        optimizer=Optimizer.parse(request.optimizer),
         checkpoints=request.path/"checkpoints",
         notes=notes,
         **{name: getattr(request, name) for name in same},

@@ -29,14 +29,13 @@ from .registry_lock import RegistryLock
 # %% ../../nbs/training/52_run_log.ipynb #7ff09454
 class RunLog:
     "The runs of a workspace in MLflow."
-    def __init__(self,
-                 settings: Settings | None = None,  # None: those in force here
-                ):
+    def __init__(self, settings: Settings | None = None):  # None: those in force here
         self.settings = settings or Settings.load()
         self.uri = self.settings.tracking.uri or f"sqlite:///{self.settings.path('mlflow.db')}"
 
     @functools.cached_property
     def client(self) -> Store:
+        "The client of the store, whose tables exist from here on."
         with self.alone():
             client = client_of(self.uri)
             if not self.settings.tracking.uri: relocate(self.uri, self.settings.path("artifacts").as_uri())
@@ -52,42 +51,48 @@ class RunLog:
             if store.file.exists(): relocate(self.uri, self.settings.path("artifacts").as_uri())
         return store
 
-    @contextmanager
-    def alone(self,
-              name: str | None = None,  # a model that changes; None: MLflow's own tables, which a server makes itself
-             ) -> Iterator[Callable]:  # raises `Unreachable` where the lock was lost since
-        "Be the only writer: MLflow makes its tables and changes a model in several steps that must not mix."
-        if self.uri.startswith("sqlite:///"):
-            with locked(f"{self.uri.removeprefix('sqlite:///')}.lock"): yield lambda: None
-        elif name is None: yield lambda: None
-        else:
-            with RegistryLock(self.client, name) as lock: yield lock.check
-
     @functools.cached_property
     def experiment(self) -> str:  # id
         "The MLflow experiment of all runs of the workspace, made on first use."
-        from mlflow.exceptions import MlflowException
-        name, client = "scalai", self.client
-        place = None if self.settings.tracking.uri else self.settings.path("artifacts").as_uri()
-        with self.alone():
-            if found := client.get_experiment_by_name(name): return found.experiment_id
-            try: return client.create_experiment(name, artifact_location=place)
-            except MlflowException as e:
-                if e.error_code != "RESOURCE_ALREADY_EXISTS": raise
-            return client.get_experiment_by_name(name).experiment_id  # another host was faster
+        return self._experiment("scalai")
 
     def __repr__(self): return f"{type(self).__name__}({self.uri})"
+
+# %% ../../nbs/training/52_run_log.ipynb #1ceba9f4
+@patch
+@contextmanager
+def alone(self: RunLog,
+          name: str | None = None,  # a model that changes; None: MLflow's own tables, which a server makes itself
+         ) -> Iterator[Callable]:  # raises `Unreachable` where the lock was lost since
+    "Be the only writer: MLflow makes its tables and changes a model in several steps that must not mix."
+    if self.uri.startswith("sqlite:///"):
+        with locked(f"{self.uri.removeprefix('sqlite:///')}.lock"): yield lambda: None
+    elif name is None: yield lambda: None
+    else:
+        with RegistryLock(self.client, name) as lock: yield lock.check
+
+@patch
+def _experiment(self: RunLog, name: str) -> str:  # id
+    from mlflow.exceptions import MlflowException
+    client = self.client
+    uri = None if self.settings.tracking.uri else self.settings.path("artifacts").as_uri()
+    with self.alone():
+        if found := client.get_experiment_by_name(name): return found.experiment_id
+        try: return client.create_experiment(name, artifact_location=uri)
+        except MlflowException as e:
+            if e.error_code != "RESOURCE_ALREADY_EXISTS": raise
+        return client.get_experiment_by_name(name).experiment_id  # another host was faster
 
 # %% ../../nbs/training/52_run_log.ipynb #4a0e83fd
 @patch
 def put(self: RunLog,
-        at: str,  # MLflow's run id
+        run_id: str,  # MLflow's run id
         path: Path | str,  # with the files
         part: str,  # of the run's artifacts, where they go
        ) -> None:
     "Copy files to a run: in this workspace, or where its tracking server wants them."
-    if self.settings.tracking.uri: self.client.log_artifacts(at, str(path), part)
-    else: shutil.copytree(path, self.settings.path("artifacts", at, "artifacts", part), dirs_exist_ok=True)
+    if self.settings.tracking.uri: self.client.log_artifacts(run_id, str(path), part)
+    else: shutil.copytree(path, self.settings.path("artifacts", run_id, "artifacts", part), dirs_exist_ok=True)
 
 # %% ../../nbs/training/52_run_log.ipynb #7676f78a
 @patch
@@ -120,15 +125,8 @@ def log(self: RunLog,
 def _logged(self: RunLog, run: Any) -> str:  # MLflow's run id
     from mlflow.entities import Metric, Param, RunTag
     at = self.client.create_run(self.experiment, tags={"scalai.run": run.id}, run_name=run.id[:8]).info.run_id
-    facts = {
-        **run.data,
-        **run.params,
-        "target": run.target,
-        "loss": run.loss,
-        "seed": run.seed,
-        "ranks": run.ranks,
-        "model": type(run.model).__name__,
-    }
+    facts = {**run.data, **run.params, "target": run.target, "loss": run.loss, "seed": run.seed, "ranks": run.ranks,
+             "model": type(run.model).__name__}
     params = [Param(k, str(v)[:6000]) for k, v in facts.items() if v is not None]
     metrics = [
         Metric(k, float(v), 0, int(h["epoch"]))
@@ -153,7 +151,9 @@ def _logged(self: RunLog, run: Any) -> str:  # MLflow's run id
     return at
 
 # %% ../../nbs/training/52_run_log.ipynb #80db1257
-def sha256(content: bytes) -> str: return hashlib.sha256(content).hexdigest()
+def sha256(content: bytes) -> str:
+    "Hash the content of a file."
+    return hashlib.sha256(content).hexdigest()
 
 def _dataset(run: Any):  # mlflow DatasetInput
     from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -171,6 +171,7 @@ def _dataset(run: Any):  # mlflow DatasetInput
 
 @patch
 def find_run(self: RunLog, run_id: str):  # mlflow Run | None
+    "Find a run of MLflow by the id that `fit` gave."
     if not re.fullmatch(r"\w+", run_id):
         raise BadRequest(f"{run_id!r} is not a run's id.", "Give the id that log() returned, or Run.id.")
     hits = self.client.search_runs([self.experiment], f"tags.`scalai.run` = '{run_id}'", max_results=1)
@@ -232,7 +233,7 @@ def _training_rows(run: Any, rows: Any) -> Any:  # Arrow
     from scalai_nb.training.split import Split
     split, where = run.data.get("folds"), row_filter(run.data.get("where"))
     rows = rows if where is None else rows.filter(where)
-    return rows if split is None else rows.filter(pc.invert(Split.of(split).mask(rows)))
+    return rows if split is None else rows.filter(pc.invert(Split.parse(split).mask(rows)))
 
 def _sum_of_profiles(run: Any, table: Any) -> Any:  # Profile, or None
     import pyarrow as pa
@@ -258,13 +259,13 @@ def run(self: RunLog,
     try:
         found = found or self.client.get_run(run_id)
     except MlflowException as e:
-        raise BadRequest(
-            f"There is no run {run_id}.", "`scalai models` lists the models and their runs.", "run"
-        ) from e
+        raise BadRequest(f"There is no run {run_id}.", "`scalai models` lists the models and their runs.",
+                         "run") from e
     folder = self.local(f"{found.info.artifact_uri}/run")
     self.checked_file(found, folder/"run.json")
     return Run.load(folder, model)
 
+# %% ../../nbs/training/52_run_log.ipynb #ac4d6a41
 @patch
 def record(self: RunLog,
            run_id: str,  # MLflow's id, or the Run's own
@@ -280,10 +281,10 @@ def record(self: RunLog,
 
 # %% ../../nbs/training/52_run_log.ipynb #afbfacd2
 @patch
-def checked_file(self: RunLog, found, file: Path) -> bytes:
+def checked_file(self: RunLog, run, file: Path) -> bytes:
     "Read a file of a run. Raises `BadRequest` where its digest is not the one in the database."
     content, digest = file.read_bytes() if file.is_file() else b"", json.loads(
-        found.data.tags.get("scalai.files", "{}")
+        run.data.tags.get("scalai.files", "{}")
     ).get(file.name)
     if digest and sha256(content) != digest:
         raise BadRequest(

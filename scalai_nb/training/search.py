@@ -29,15 +29,32 @@ from scalai_nb.training.study import (
 )
 
 # %% ../../nbs/training/74_search.ipynb #14984e73
+def _search(request: SearchRequest, repeat: Callable[..., Search]) -> Search:  # `repeat`: what `resume` calls
+    "Check a request, find its study and train its trials."
+    check_search(request)
+    planner = TrialPlanner.from_request(request)
+    job, data = planner.probe()
+    names = ["val_loss", *(f"val_{m}" for m in job.metrics)] if job.validation else []
+    one_of(request.metric, ["loss", *names], "metric")
+    found, resolved = _find_study(request, job, data)
+    plan = functools.partial(planner.plan, found.name)
+    found.network, found.repeat = lambda params: plan(0, params)[0].model, repeat
+    lock = claim_search(request.settings, found.name)
+    if lock is None:
+        raise BadRequest(f"The search {found.name} is under way in another process.",
+                         "Look at it with Search.open(NAME), or wait until it is done.")
+    with lock: _carry_out(SearchRun(found, resolved, plan))
+    return found
+
+# %% ../../nbs/training/74_search.ipynb #f45f79b5
 def search(
     build: Any,  # fn(features, **parameters) → torch.nn.Module, such as MLP; or a network
     table: Any,  # as fit takes it: a table or its name, a frame, or arrays (X, y)
     prep: Any = None,  # the Prep that makes features of a table's rows
     target: str | None = None,  # the column to predict; default: the prep's
     *,
-    space: (
-        dict[str, Any] | Callable[[Any], dict]
-    ),  # parameter → log, uniform, integer, choice; or fn(optuna trial) → parameters
+    # parameter → log, uniform, integer, choice; or fn(optuna trial) → parameters
+    space: dict[str, Any] | Callable[[Any], dict],
     trials: int = 20,  # in all, those of earlier calls included
     timeout: float | None = None,  # seconds after which no trial is started; running ones are finished
     metric: str = "val_loss",  # what fit measures after each epoch: val_loss, val_auc, …
@@ -54,29 +71,11 @@ def search(
     """Search hyper-parameters on the workers of a Dask cluster.
 
     Raises BadRequest before any work starts, WorkFailed when no trial ends well."""
-    request = SearchRequest(
-        build, table, prep, target,
-        space=space, trials=trials, timeout=timeout, metric=metric, direction=direction, pruner=pruner,
-        sampler=sampler, seed=seed, name=name, client=client, restarts=restarts,
-        settings=settings or Settings.load(), options=options,
-    )
-    check_search(request)
-    planner = TrialPlanner.of(request)
-    job, data = planner.probe()
-    one_of(metric, ["loss", *(["val_loss", *(f"val_{m}" for m in job.metrics)] if job.validation else [])], "metric")
-    found, resolved = _find_study(request, job, data)
-    plan = functools.partial(planner.plan, found.name)
-    found.network = lambda params: plan(0, params)[0].model
-    asked = {f.name: getattr(request, f.name) for f in fields(request) if f.name != "options"} | options
-    found.repeat = lambda **more: search(**asked | more)
-    lock = claim_search(request.settings, found.name)
-    if lock is None:
-        raise BadRequest(
-            f"The search {found.name} is under way in another process.",
-            "Look at it with Search.open(NAME), or wait until it is done.",
-        )
-    with lock: _carry_out(SearchRun(found, resolved, plan))
-    return found
+    request = SearchRequest(build, table, prep, target, space=space, trials=trials, timeout=timeout, metric=metric,
+                            direction=direction, pruner=pruner, sampler=sampler, seed=seed, name=name, client=client,
+                            restarts=restarts, settings=settings or Settings.load(), options=options)
+    again = {f.name: getattr(request, f.name) for f in fields(request) if f.name != "options"} | options
+    return _search(request, lambda **more: search(**again | more))
 
 # %% ../../nbs/training/74_search.ipynb #acf165ab
 def _find_study(
@@ -91,27 +90,19 @@ def _find_study(
     content = _content(request, direction, methods, data)
     name = request.name or f"{job.target or 'y'}-{content[:10]}"
     pruner, sampler = pruner_and_sampler(request.pruner, request.sampler, epochs)
-    study = optuna.create_study(
-        study_name=name, storage=storage(request.settings), direction=direction, pruner=pruner, load_if_exists=True
-    )
-    about = study.user_attrs.get("about") or {
-        "metric": request.metric,
-        "direction": direction,
-        "epochs": epochs,
-        "seed": request.seed,
-        **methods,
-        "target": job.target,
-        **{k: data[k] for k in ("table", "version", "rows", "validation_rows")},
-        "digest": content,
-    }
+    study = optuna.create_study(study_name=name, storage=storage(request.settings), direction=direction, pruner=pruner,
+                                load_if_exists=True)
+    about = study.user_attrs.get("about") or {"metric": request.metric, "direction": direction, "epochs": epochs,
+                                              "seed": request.seed, **methods, "target": job.target,
+                                              **{k: data[k] for k in ("table", "version", "rows", "validation_rows")},
+                                              "digest": content}
     if about["digest"] != content:
-        raise BadRequest(
-            f"The search {name} was begun with another network, space, rows or settings.",
-            "Give it another name=, or none.",
-        )
+        raise BadRequest(f"The search {name} was begun with another network, space, rows or settings.",
+                         "Give it another name=, or none.")
     study.set_user_attr("about", about)
     return Search(study, request.settings), replace(request, pruner=pruner, sampler=sampler)
 
+# %% ../../nbs/training/74_search.ipynb #99b2d7d3
 def _content(request: SearchRequest, direction: str, methods: dict, data: dict) -> str:  # hex
     "Hash everything that decides what a search finds; `data` identifies the rows."
     import optuna

@@ -25,18 +25,14 @@ class SearchLog:
 
     def _parent(self) -> str:  # MLflow's run id
         client, name = self.runs.client, self.found.name
-        known = client.search_runs(
-            [self.runs.experiment],
-            f"tags.`scalai.search` = '{name}' and tags.`scalai.role` = 'search'",
-            max_results=1,
-        )
+        known = client.search_runs([self.runs.experiment],
+                                   f"tags.`scalai.search` = '{name}' and tags.`scalai.role` = 'search'", max_results=1)
         if known:
             client.update_run(known[0].info.run_id, "RUNNING")
             return known[0].info.run_id
         from mlflow.entities import Param
-        at = client.create_run(
-            self.runs.experiment, run_name=name, tags={"scalai.search": name, "scalai.role": "search"}
-        ).info.run_id
+        at = client.create_run(self.runs.experiment, run_name=name,
+                               tags={"scalai.search": name, "scalai.role": "search"}).info.run_id
         client.log_batch(at, params=[Param(k, str(v)[:500]) for k, v in self.found.about.items()])
         return at
 
@@ -55,21 +51,12 @@ def write(self: SearchLog, number: int,
     "Log a trial that has ended."
     from mlflow.entities import Param, RunTag
     client = self.runs.client
-    tags = {
-        "mlflow.parentRunId": self.parent,
-        "mlflow.runName": f"trial {number}",
-        "scalai.search": self.found.name,
-        "scalai.trial": str(number),
-        "scalai.state": state,
-        "scalai.reason": reason[:500],
-    }
+    tags = {"mlflow.parentRunId": self.parent, "mlflow.runName": f"trial {number}", "scalai.search": self.found.name,
+            "scalai.trial": str(number), "scalai.state": state, "scalai.reason": reason[:500]}
     at = self.runs.log(trial.run) if state == "done" else self._without_files(trial.run)
     known = client.get_run(at).data.params
-    client.log_batch(
-        at,
-        params=[Param(k, str(v)[:500]) for k, v in trial.params.items() if k not in known],
-        tags=[RunTag(k, v) for k, v in tags.items() if v],
-    )
+    client.log_batch(at, params=[Param(k, str(v)[:500]) for k, v in trial.params.items() if k not in known],
+                     tags=[RunTag(k, v) for k, v in tags.items() if v])
     if state != "done": client.set_terminated(at, {"pruned": "KILLED", "failed": "FAILED"}[state])
 
 @patch

@@ -64,41 +64,34 @@ INK = {
 }
 
 # %% ../../nbs/training/66_search_report.ipynb #12c4221f
-def coordinates(
-    rows: list[dict], about: dict, width: int = 720, height: int = 260
-) -> str:  # SVG; empty where nothing is known yet
-    "Draw parallel coordinates (Inselberg 1985): one axis per parameter, the value last."
-    rows = [r for r in rows if r["value"] is not None and r["state"] in INK]
-    if not rows: return ""
-    names, best = list(dict.fromkeys(n for r in rows for n in r["params"])), best_row(rows, about["direction"])
-    columns = {n: [r["params"][n] for r in rows if n in r["params"]] for n in names} | {
-        about["metric"]: [r["value"] for r in rows]
-    }
-    logs = {n for r in rows for n in r.get("log", ())}
-    scales, top, bottom = {n: scale(v, n in logs) for n, v in columns.items()}, 46, height - 26
-    at = {n: 60 + i*(width - 120)/max(1, len(columns) - 1) for i, n in enumerate(columns)}
-    axes = [
-        svg.line(round(x), top, round(x), bottom, stroke="currentColor", opacity=.35)
+def _axes(scales: dict[str, tuple], at: dict[str, float], top: float, height: int) -> list[str]:
+    return [
+        svg.line(round(x), top, round(x), height - 26, stroke="currentColor", opacity=.35)
         + svg.text(round(x), 16, n, "middle", font_weight=600)
         + svg.text(round(x), 36, scales[n][2], "middle", opacity=.75)
         + svg.text(round(x), height - 8, scales[n][1], "middle", opacity=.75)
         for n, x in at.items()
     ]
-    ordered = sorted(rows, key=lambda r: (r is best, r["state"] == "done"))
-    lines = [
-        _line(
-            r,
-            {
-                n: (at[n], bottom - scales[n][0](v) * (bottom - top))
-                for n, v in {**r["params"], about["metric"]: r["value"]}.items()
-            },
-            about,
-            "best" if r is best else r["state"],
-        )
-        for r in ordered
-    ]
+
+# %% ../../nbs/training/66_search_report.ipynb #21334242
+def coordinates(rows: list[dict], about: dict,
+                width: int = 720, height: int = 260) -> str:  # SVG; empty where nothing is known yet
+    "Draw parallel coordinates (Inselberg 1985): one axis per parameter, the value last."
+    rows = [r for r in rows if r["value"] is not None and r["state"] in INK]
+    if not rows: return ""
+    names, best = list(dict.fromkeys(n for r in rows for n in r["params"])), best_row(rows, about["direction"])
+    columns = {n: [r["params"][n] for r in rows if n in r["params"]] for n in names}
+    columns[about["metric"]] = [r["value"] for r in rows]
+    logs = {n for r in rows for n in r.get("log", ())}
+    scales, top, bottom = {n: scale(v, n in logs) for n, v in columns.items()}, 46, height - 26
+    at = {n: 60 + i*(width - 120)/max(1, len(columns) - 1) for i, n in enumerate(columns)}
+    lines = []
+    for r in sorted(rows, key=lambda r: (r is best, r["state"] == "done")):
+        values = {**r["params"], about["metric"]: r["value"]}
+        points = {n: (at[n], bottom - scales[n][0](v) * (bottom - top)) for n, v in values.items()}
+        lines.append(_line(r, points, about, "best" if r is best else r["state"]))
     tip = f"Each trial as a line through its parameters to its {about['metric']}"
-    return svg.svg(*axes, *lines, width=width, height=height, tip=tip, fluid=True)
+    return svg.svg(*_axes(scales, at, top, height), *lines, width=width, height=height, tip=tip, fluid=True)
 
 # %% ../../nbs/training/66_search_report.ipynb #ae996f1c
 def _line(row: dict, points: dict, about: dict, kind: str) -> str:
@@ -106,14 +99,8 @@ def _line(row: dict, points: dict, about: dict, kind: str) -> str:
     tip = f"trial {row['trial']}, {row['state']}: {about['metric']} {row['value']:.4g}, " + ", ".join(
         f"{k} {_short(v)}" for k, v in row["params"].items()
     )
-    return svg.polyline(
-        points.values(),
-        svg.title(tip),
-        stroke=colour,
-        stroke_opacity=opacity,
-        stroke_width=width,
-        stroke_dasharray=dashes,
-    )
+    return svg.polyline(points.values(), svg.title(tip), stroke=colour, stroke_opacity=opacity, stroke_width=width,
+                        stroke_dasharray=dashes)
 
 def _legend(rows: list[dict], about: dict) -> str:
     shown = [

@@ -44,9 +44,8 @@ class SearchRequest:
 
 # %% ../../nbs/training/70_search_request.ipynb #c06229bf
 # of fit, but not of a trial
-RESERVED = (
-    "model", "table", "prep", "target", "ranks", "resume", "client", "settings", "seed", "restarts", "timeout", "path"
-)
+RESERVED = ("model", "table", "prep", "target", "ranks", "resume", "client", "settings", "seed", "restarts", "timeout",
+            "path")
 
 def check_search(request: SearchRequest) -> None:
     "Raise `BadRequest` for values that no trial can make valid."
@@ -56,15 +55,14 @@ def check_search(request: SearchRequest) -> None:
         if isinstance(v, bool) or not isinstance(v, int) or v < low:
             raise BadRequest(f"{k}={v!r} is not possible.", f"Give {k}= a whole number, {low} or more.")
     if request.timeout is not None and not request.timeout > 0:
-        raise BadRequest(
-            f"{request.timeout} s is no time to search in.", "Give a number above 0, or leave timeout= out."
-        )
+        raise BadRequest(f"{request.timeout} s is no time to search in.",
+                         "Give a number above 0, or leave timeout= out.")
     if request.name is not None and not re.fullmatch(r"\w[\w.-]*", request.name):
-        raise BadRequest(
-            f"{request.name!r} cannot name a search.", "Use letters, digits, dots, dashes and underscores."
-        )
+        raise BadRequest(f"{request.name!r} cannot name a search.",
+                         "Use letters, digits, dots, dashes and underscores.")
     if not callable(request.space): _check_space(request.space, request.build)
 
+# %% ../../nbs/training/70_search_request.ipynb #62d18377
 def _check_space(space: Any, build: Any) -> None:
     import optuna
     if not isinstance(space, dict) or not space:
@@ -74,10 +72,8 @@ def _check_space(space: Any, build: Any) -> None:
         )
     for k, d in space.items():
         if not isinstance(d, optuna.distributions.BaseDistribution):
-            raise BadRequest(
-                f"{k}={d!r} does not say which values to try.",
-                f"Give {k}=log(low, high), uniform(low, high), integer(low, high) or choice(a, b, …).",
-            )
+            raise BadRequest(f"{k}={d!r} does not say which values to try.",
+                             f"Give {k}=log(low, high), uniform(low, high), integer(low, high) or choice(a, b, …).")
     check_names(space, build)
 
 # %% ../../nbs/training/70_search_request.ipynb #164c1c34
@@ -89,18 +85,11 @@ class TrialPlanner:
     facts: dict  # about the rows, where they were read here
 
     @classmethod
-    def of(cls, request: SearchRequest) -> "TrialPlanner":
+    def from_request(cls, request: SearchRequest) -> "TrialPlanner":
         "Read the rows of a search, where they are few."
-        base = FitRequest(
-            model=_probe,
-            table=request.table,
-            prep=request.prep,
-            target=request.target or getattr(request.prep, "target", None),
-            settings=request.settings,
-            seed=request.seed,
-            ranks=1,
-            **request.options,
-        )
+        base = FitRequest(model=_probe, table=request.table, prep=request.prep,
+                          target=request.target or getattr(request.prep, "target", None), settings=request.settings,
+                          seed=request.seed, ranks=1, **request.options)
         rows, facts = _read(base)
         return cls(request, replace(base, table=rows), facts)
 
@@ -111,7 +100,7 @@ class TrialPlanner:
 
     def probe(self) -> tuple[Any, dict]:  # a training, facts about the rows
         "Plan a training of the simplest network."
-        optimizer = replace(Optimizer.of(self.base.optimizer), rates={})  # rates name parameters of the real network
+        optimizer = replace(Optimizer.parse(self.base.optimizer), rates={})  # they name the network's parameters
         return self._planned(replace(self.base, optimizer=optimizer), "", 0)
 
     def _planned(self, request: FitRequest, name: str, number: int) -> tuple[Any, dict]:
@@ -131,7 +120,7 @@ def trial_path(settings: Settings, name: str, number: int) -> Path:
 def _read(base: FitRequest) -> tuple[Any, dict]:  # rows as fit takes them, facts where they were read here
     # fit raises the error for what is missing
     if isinstance(base.table, tuple) or base.prep is None or base.target is None: return base.table, {}
-    split = None if base.validation is None else Split.of(base.validation)
+    split = None if base.validation is None else Split.parse(base.validation)
     rows, facts = training_rows(base.table, base.prep, base.target, base.where, split, base.settings)
     return (base.table, {}) if isinstance(rows, tuple) else (rows, facts)
 

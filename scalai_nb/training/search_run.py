@@ -53,29 +53,31 @@ class SearchRun:
         self.rows = {r["trial"]: r for r in found.rows()}
         self.threads, self.exhausted, self.study.stop = 1, False, self.stop
 
-    # called by a sampler that has nothing more to propose, such as Optuna's grid
-    def stop(self) -> None: self.exhausted = True
+    def stop(self) -> None:
+        "Start no more trials; called by a sampler that has nothing more to propose, such as Optuna's grid."
+        self.exhausted = True
 
     def ended(self) -> list[dict]: return [r for r in self.rows.values() if r["state"] in ("done", "pruned", "failed")]
 
     def can_start(self) -> bool:
         "Decide whether to start a trial."
         if self.retry: return True
-        return (
-            not self.exhausted
-            and len(self.ended()) + len(self.running) < self.request.trials
-            and (self.until is None or time.monotonic() < self.until)
-        )
+        in_time = self.until is None or time.monotonic() < self.until
+        return not self.exhausted and len(self.ended()) + len(self.running) < self.request.trials and in_time
 
-    def update(self, number: int, **facts: Any) -> None:
-        "Update the row of a trial and emit it."
-        self.rows[number] = self.rows.get(number, {}) | facts
-        self.emit("searching")
+# %% ../../nbs/training/72_search_run.ipynb #634bc6a2
+@patch
+def update(self: SearchRun, number: int, **facts: Any) -> None:
+    "Update the row of a trial and emit it."
+    self.rows[number] = self.rows.get(number, {}) | facts
+    self.emit("searching")
 
-    def emit(self, state: str) -> None:
-        rows = [self.rows[n] for n in sorted(self.rows)]
-        name, about = self.found.name, self.found.about
-        events.emit("search", run=name, state=state, rows=rows, of=self.request.trials, about=about)
+@patch
+def emit(self: SearchRun, state: str) -> None:
+    "Emit the state of the search with the rows of all trials."
+    rows = [self.rows[n] for n in sorted(self.rows)]
+    name, about = self.found.name, self.found.about
+    events.emit("search", run=name, state=state, rows=rows, of=self.request.trials, about=about)
 
 # %% ../../nbs/training/72_search_run.ipynb #b414176a
 @patch
@@ -99,6 +101,7 @@ def start(self: SearchRun, pool: Any) -> None:
     if trial.epochs and self.prune(number, row["value"]): return
     pool.begin(number, _train_trial, trial.job)
 
+# %% ../../nbs/training/72_search_run.ipynb #658ee064
 @patch
 def _ask(self: SearchRun) -> tuple[int, dict]:  # the trial's number, its row
     "Ask Optuna for a trial."

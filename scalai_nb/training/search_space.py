@@ -62,7 +62,7 @@ def split_parameters(
     own = {k: v for k, v in params.items() if k not in SEARCHED + OPTIMIZER}
     options = options | {k: v for k, v in params.items() if k in SEARCHED}
     tuned = {k: v for k, v in params.items() if k in OPTIMIZER}
-    if tuned: options["optimizer"] = replace(Optimizer.of(options.get("optimizer", "adamw")), **tuned)
+    if tuned: options["optimizer"] = replace(Optimizer.parse(options.get("optimizer", "adamw")), **tuned)
     return functools.partial(build, **own) if own else build, options
 
 def check_names(names: Any, build: Any) -> None:

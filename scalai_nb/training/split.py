@@ -28,14 +28,15 @@ class Split:
     value: Any
 
     @classmethod
-    def of(cls, given: Any) -> "Split":  # ("fold", 0), ("time_hour", ">=", "2013-11-01") or ("tailnum", "fold", 0)
-        if isinstance(given, cls): return given
-        if isinstance(given, (tuple, list)) and given and isinstance(given[0], str):
-            if len(given) == 2: return cls(given[0], "==", given[1])
-            if len(given) == 3 and given[1] in (">=", "=="): return cls(*given)
-            if len(given) == 3 and given[1] == "fold" and given[2] in range(FOLDS): return cls(*given)
+    def parse(cls, value: Any) -> "Split":  # ("fold", 0), ("time_hour", ">=", "2013-11-01") or ("tailnum", "fold", 0)
+        "Read a split from how it is written. Raises `BadRequest` where it does not fit a table."
+        if isinstance(value, cls): return value
+        if isinstance(value, (tuple, list)) and value and isinstance(value[0], str):
+            if len(value) == 2: return cls(value[0], "==", value[1])
+            if len(value) == 3 and value[1] in (">=", "=="): return cls(*value)
+            if len(value) == 3 and value[1] == "fold" and value[2] in range(FOLDS): return cls(*value)
         raise BadRequest(
-            f"Validation by {given!r} does not fit a table.",
+            f"Validation by {value!r} does not fit a table.",
             f'Write it as ("fold", 0), (TIME, ">=", WHEN) or (GROUP, "fold", 0), a fold from 0 to {FOLDS - 1}.',
         )
 
@@ -53,11 +54,11 @@ def mask(self: Split,
             f"{missing} of {len(column)} rows have no {self.column!r}: they are neither learnt from nor kept aside.",
             'Leave them out with where=, or part the rows by another column.',
         )
-    if self.how == "fold": return self.held(rows.select([self.column]))
+    if self.how == "fold": return self.in_fold(rows.select([self.column]))
     return (pc.equal if self.how == "==" else pc.greater_equal)(column, _scalar(self.value, column.type, self.column))
 
 @patch
-def held(self: Split, rows: pa.Table) -> pa.Array:  # of booleans
+def in_fold(self: Split, rows: pa.Table) -> pa.Array:  # of booleans
     "Which rows fall into the fold that is kept aside."
     from scalai_nb.data.hashing import fold  # compiles; a rank of a training without folds does not wait for it
     return pa.array(fold(rows, self.column, FOLDS) == self.value)
@@ -86,7 +87,7 @@ def filters(self: Split,
     column = pc.field(self.column)
     if self.how == "fold":
         values = dataset.to_table(columns=[self.column], filter=where)[self.column].unique()
-        kept = column.isin(values.filter(self.held(pa.table({self.column: values}))))
+        kept = column.isin(values.filter(self.in_fold(pa.table({self.column: values}))))
     else:
         value = _scalar(self.value, dataset.schema.field(self.column).type, self.column)
         kept = column == value if self.how == "==" else column >= value

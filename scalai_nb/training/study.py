@@ -44,6 +44,7 @@ def _connect(file: Path) -> sqlite3.Connection:
     return connection
 
 def claim_search(settings: Settings, name: str) -> IO | None:  # None: another process carries it out
+    "Lock a search for this process."
     return claim(settings.path("searches", f"{name}.lock"))
 
 # %% ../../nbs/training/68_study.ipynb #e632ba60
@@ -86,7 +87,9 @@ def _optuna() -> Any:
     import optuna
     return optuna
 
-def seed_of(seed: int, number: int) -> int: return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+def seed_of(seed: int, number: int) -> int:
+    "Derive the seed of a trial."
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 def pruner_and_sampler(
     pruner: Any, sampler: Any, epochs: int
@@ -108,26 +111,11 @@ class Search:
         self,
         study: Any,  # optuna.Study
         settings: Settings,
-        network: (
-            Callable[[dict], Any] | None
-        ) = None,  # parameters → a network of that shape; None: runs are built from their records
-        repeat: Callable[..., "Search"] | None = None,
-    ):  # what `resume` calls
+        # parameters → a network of that shape; None: runs are built from their records
+        network: Callable[[dict], Any] | None = None,
+        repeat: Callable[..., "Search"] | None = None,  # what `resume` calls
+    ):
         self.study, self.settings, self.network, self.repeat = study, settings, network, repeat
-
-    @classmethod
-    def open(cls, name: str | None = None,  # as `search` printed it; None: the newest
-             settings: Settings | None = None,  # default: those in force here
-            ) -> "Search":
-        "Open a search of this workspace for reading. Raises BadRequest where there is none of that name."
-        import optuna
-        settings = settings or Settings.load()
-        if not settings.path("searches", "studies.db").is_file():
-            raise BadRequest("There are no searches in this workspace.", "search(…) makes one.")
-        db = storage(settings)
-        names = optuna.get_all_study_names(db)
-        if not names: raise BadRequest("There are no searches in this workspace.", "search(…) makes one.")
-        return cls(optuna.load_study(study_name=one_of(name or names[-1], names, "search"), storage=db), settings)
 
     @property
     def name(self) -> str:
@@ -137,16 +125,30 @@ class Search:
     def about(self) -> dict[str, Any]:
         return self.study.user_attrs["about"]  # metric, epochs, table, seed, …
 
-    def resume(self, trials: int | None = None,  # in all; None: as many as before
-               timeout: float | None = None,  # seconds, as for `search`
-              ) -> "Search":
-        "Continue the same search: interrupted trials first, then new ones."
-        if self.repeat is None:
-            raise BadRequest(
-                "This search was opened to be looked at.",
-                "Call search(…) as it was called: it finds its trials and goes on.",
-            )
-        return self.repeat(**{k: v for k, v in (("trials", trials), ("timeout", timeout)) if v is not None})
+# %% ../../nbs/training/68_study.ipynb #0ce7cc8f
+@patch(cls_method=True)
+def open(cls: Search, name: str | None = None,  # as `search` printed it; None: the newest
+         settings: Settings | None = None,  # default: those in force here
+        ) -> Search:
+    "Open a search of this workspace for reading. Raises BadRequest where there is none of that name."
+    import optuna
+    settings = settings or Settings.load()
+    if not settings.path("searches", "studies.db").is_file():
+        raise BadRequest("There are no searches in this workspace.", "search(…) makes one.")
+    db = storage(settings)
+    names = optuna.get_all_study_names(db)
+    if not names: raise BadRequest("There are no searches in this workspace.", "search(…) makes one.")
+    return cls(optuna.load_study(study_name=one_of(name or names[-1], names, "search"), storage=db), settings)
+
+@patch
+def resume(self: Search, trials: int | None = None,  # in all; None: as many as before
+           timeout: float | None = None,  # seconds, as for `search`
+          ) -> Search:
+    "Continue the same search: interrupted trials first, then new ones."
+    if self.repeat is None:
+        raise BadRequest("This search was opened to be looked at.",
+                         "Call search(…) as it was called: it finds its trials and goes on.")
+    return self.repeat(**{k: v for k, v in (("trials", trials), ("timeout", timeout)) if v is not None})
 
 # %% ../../nbs/training/68_study.ipynb #82a6b2f5
 def log_scaled(t: Any) -> list[str]:  # names

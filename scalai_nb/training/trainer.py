@@ -95,18 +95,14 @@ def train(
             _train_epoch(state, network, emit)
             pace = {"seconds": time.perf_counter() - state.lap[0], "rows_per_second": state.rows_per_second()}
             if validation is not None: state.report(emit, "validating")
-            entry = {
-                "epoch": state.epoch + 1,
-                "step": state.step,
-                "loss": state.mean_loss(),
-                **_validate(model, validation, job, ranks),
-                **pace,
-            }
+            entry = {"epoch": state.epoch + 1, "step": state.step, "loss": state.mean_loss(),
+                     **_validate(model, validation, job, ranks), **pace}
             entry = {k: v if isinstance(v, int) or np.isfinite(v) else None for k, v in entry.items()}
             state.next_epoch(entry)
             state.report(emit, "training", **entry, history=state.history)
     return None if rank else state.result(training, validation)
 
+# %% ../../nbs/training/32_trainer.ipynb #0915aeab
 def train_as_rank(job: Training) -> dict | None:
     "Train as a rank of the current process group."
     import torch.distributed as dist
@@ -167,6 +163,7 @@ def _train_epoch(state: "TrainerState", network: Any, emit: Callable) -> None:
             reported, before = now, (state.sum, state.rows)
         if ends and job.checkpoint_every and state.step % job.checkpoint_every == 0: state.save_checkpoint()
 
+# %% ../../nbs/training/32_trainer.ipynb #e31bf0fa
 def _check_loss(value: float, state: "TrainerState") -> None:
     if np.isfinite(value): return
     raise WorkFailed(
@@ -223,6 +220,7 @@ class TrainerState:
         self.began = self.began or (time.perf_counter(), self.step)  # the first step may compile something
 
     def mean_loss(self) -> float:  # over the rows of this epoch, of all ranks
+        "Compute the mean loss a row in this epoch."
         total = _gather((self.sum, self.rows), self.ranks)
         return sum(s for s, _ in total)/sum(n for _, n in total)
 
@@ -253,6 +251,7 @@ def position(self: TrainerState) -> dict:  # epoch, epochs, step, steps, seconds
 
 @patch
 def rows_per_second(self: TrainerState) -> float:  # over all ranks, in the steps of this epoch
+    "Compute the speed in this epoch."
     return (self.batch - self.lap[1])*self.job.batch_size/(time.perf_counter() - self.lap[0])
 
 @patch
@@ -263,30 +262,34 @@ def report(self: TrainerState, emit: Callable, doing: str, state: str = "trainin
 
 # %% ../../nbs/training/32_trainer.ipynb #99a5b0c6
 @patch
-def starts_step(self: TrainerState) -> bool: return self.batch % self.accumulate == 0
+def starts_step(self: TrainerState) -> bool:
+    "Decide whether the next batch is the first of a step."
+    return self.batch % self.accumulate == 0
 
 @patch
 def ends_step(self: TrainerState) -> bool:
+    "Decide whether the next batch is the last of a step."
     return (self.batch + 1) % self.accumulate == 0 or self.batch + 1 == self.loader.batches
 
 @patch
 def rows_of_step(self: TrainerState) -> int:
     "Count this rank's rows in the batches of this step."
-    share, whole = (
-        self.loader.batch_size // self.ranks,
-        self.loader.rows // self.loader.shards * self.loader.shards // self.ranks,
-    )
+    share, whole = (self.loader.batch_size // self.ranks,
+                    self.loader.rows // self.loader.shards * self.loader.shards // self.ranks)
     first = self.batch//self.accumulate*self.accumulate
     return min(whole, (first + self.accumulate)*share) - first*share
 
 @patch
 def start_step(self: TrainerState) -> None:
+    "Set the learning rates and clear the gradients."
     lr = self.job.lr*factor(self.job.schedule, self.step, self.steps)
     for group in self.optimizer.param_groups: group["lr"] = lr*group["rate"]*(self.epoch + 1 >= group["begins"])
     self.optimizer.zero_grad()
 
+# %% ../../nbs/training/32_trainer.ipynb #29360d5d
 @patch
 def end_step(self: TrainerState) -> None:
+    "Clip the gradients and move the weights."
     import torch
     if self.job.optimizer.clip: torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.job.optimizer.clip)
     self.optimizer.step()

@@ -114,16 +114,13 @@ def register(self: VersionStore,
         if not decided and number > aliases.get("challenger", 0): change({"challenger": number}, {})
     return number
 
+# %% ../../nbs/training/56_version_store.ipynb #b7a87064
 def _checked_request(name: str, candidate: Path) -> Path:
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or name.startswith(TURN):
-        raise BadRequest(
-            f"{name!r} cannot name a model.",
-            "Use letters, digits, dots, dashes and underscores; @ parts name from version.",
-        )
+        raise BadRequest(f"{name!r} cannot name a model.",
+                         "Use letters, digits, dots, dashes and underscores; @ parts name from version.")
     if not candidate.is_file():
-        raise BadRequest(
-            f"There is no model file {candidate}.", "Give the path of a candidate that compress() wrote."
-        )
+        raise BadRequest(f"There is no model file {candidate}.", "Give the path of a candidate that compress() wrote.")
     return candidate
 
 # %% ../../nbs/training/56_version_store.ipynb #99454504
@@ -172,7 +169,7 @@ def _entry(self: VersionStore, v: Any, state: tuple | None = None) -> ModelVersi
 
 # %% ../../nbs/training/56_version_store.ipynb #731b08b0
 @patch
-def unknown(self: VersionStore, name: str, what: int | str) -> BadRequest:
+def unknown(self: VersionStore, name: str, version: int | str) -> BadRequest:
     "Make the error of a model or version that does not exist."
     names = self.names()
     if name not in names:
@@ -184,7 +181,7 @@ def unknown(self: VersionStore, name: str, what: int | str) -> BadRequest:
         )
     have = sorted(int(v.version) for v in self.reader.search_model_versions(f"name = '{name}'"))
     return BadRequest(
-        f"The model {name!r} has no {what if isinstance(what, str) else f'version {what}'}.",
+        f"The model {name!r} has no {version if isinstance(version, str) else f'version {version}'}.",
         f"Versions: {', '.join(map(str, have)) or 'none'}.",
         "model",
     )
@@ -211,6 +208,7 @@ def load(self: VersionStore,
 
 @patch
 def names(self: VersionStore) -> list[str]:  # of all models
+    "List the names of all models."
     return sorted(m.name for m in self.reader.search_registered_models() if not m.name.startswith(TURN))
 
 # %% ../../nbs/training/56_version_store.ipynb #e3701bf9

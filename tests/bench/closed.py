@@ -1,7 +1,9 @@
-"""The loop closed on a stream: a year of flights week by week, with the seasons as they were and with shifts that a seed plants.
+"""The loop closed on a stream: a year of flights week by week.
 
-Three ways to serve the same stream with the same cheap model: trained once and never again; an oracle that trains again after every week; and the loop,
-which sees profiles and labels of the week that ended, decides by the library's own rules, and passes its gate. Each week is scored by the model that stood when it began.
+The seasons are as they were, and a seed plants shifts.
+Three ways to serve the same stream with the same cheap model: trained once and never again; an oracle that trains
+again after every week; and the loop, which sees profiles and labels of the week that ended, decides by the library's
+own rules, and passes its gate. Each week is scored by the model that was in service when it began.
 
     python tests/bench/closed.py 10 11 12
 """
@@ -36,9 +38,10 @@ RULES = dict(trigger="drift", cooldown=3)
 
 
 def year() -> pd.DataFrame:
-    """Flights of 2013 that left and arrived beside their weather, by week of departure (52, the last one is a day longer).
-    A fold takes whole quarters of a day: flights of an hour share weather and queues, and a fold of single flights would be too easy for who learnt the others.
-    """
+    """Flights of 2013 that left and arrived, with their weather, by week of departure (52, the last a day longer).
+
+    A fold takes whole quarters of a day: flights of an hour share weather and queues, and a fold of single flights
+    would be too easy for a model that learnt the others."""
     from scalai_nb.loop.flights import flights, weather
     w = (
         weather()

@@ -1,11 +1,12 @@
 """Candidates of three networks beside their own float ONNX files, in one run: `make bench-compress`, or
 
-    python tests/bench/compress.py flights digits fashion minilm --repeats 3 [--rows 2e5] [--minutes M] [--workers 2] [--dry]
+    python tests/bench/compress.py flights digits fashion minilm --repeats 3 [--rows 2e5] [--minutes M] [--workers 2]
+        [--dry]
 
-`minilm` is a sentence encoder beside the ways to run it by hand (encoder.py). Each of the other networks is trained here,
-compressed by the search itself on a Dask cluster of `--workers`, and its files are timed as often as `--repeats` says, all of
-them in turn each time; fashion's also beside a recipe tried by hand. The section goes to tests/bench/RESULTS.md as those of
-bench.py do.
+`minilm` is a sentence encoder compared with the ways to run it by hand (encoder.py). Each of the other networks is
+trained here, compressed by the search itself on a Dask cluster of `--workers`, and its files are timed as often as
+`--repeats` says, all of them in turn each time; fashion's also next to a recipe tried by hand. The section goes to
+tests/bench/RESULTS.md as those of bench.py do.
 """
 
 import argparse
@@ -50,7 +51,9 @@ def flights(n: int):
 
 
 def digits(n: int):
-    "A CNN of three 3 × 3 convolutions (32, 64, 64 channels) and a hidden layer of 128 on scikit-learn's digits, five sixths for training; 64 numbers in."
+    """A CNN of three 3 × 3 convolutions (32, 64, 64 channels) and a hidden layer of 128 on scikit-learn's digits.
+
+    Five sixths are for training; 64 numbers in."""
     import torch
     from sklearn.datasets import load_digits
     from torch import nn
@@ -86,7 +89,10 @@ def digits(n: int):
 
 
 def fashion(n: int, trained: Path | None = None):
-    "A CNN of four 3 × 3 convolutions (32, 64, 64, 128 channels, batch norm) and a hidden layer of 136 on Fashion-MNIST, trained on its 60,000 images and their mirror images, measured on its 10,000 test images."
+    """A CNN of four 3 × 3 convolutions and a hidden layer of 136 on Fashion-MNIST.
+
+    The convolutions have 32, 64, 64, 128 channels and batch norm. Trained on its 60,000 images and their mirror
+    images, measured on its 10,000 test images."""
     import torch
     from safetensors.torch import load_file, save_file
     from torch import nn
@@ -264,7 +270,7 @@ def main():
             start = time.perf_counter()
             with crew(a.workers) as client:
                 frontier = compress(
-                    run, {"accuracy_drop": 0.005}, rows=rows, out=folder, client=client, timeout=60 * minutes, **how
+                    run, {"accuracy_drop": 0.005}, rows=rows, path=folder, client=client, timeout=60 * minutes, **how
                 )
             took = time.perf_counter() - start
             candidates = [*frontier.candidates, *([by_hand(run, rows, folder)] if job == "fashion" else [])]
@@ -287,9 +293,7 @@ def main():
                 *table(frontier.base, candidates, repeats),
                 "",
                 f"- {reached(job, frontier, repeats)}",
-                (
-                    f"- {' '.join([frontier.why, *(f'{r} was left out: {why}.' for r, why in frontier.left_out.items())])}"
-                ),
+                " ".join([f"- {frontier.why}", *(f"{r} was left out: {w}." for r, w in frontier.left_out.items())]),
                 "",
                 stamp(command, load),
                 "",

@@ -1,4 +1,6 @@
-"""What a person writes by hand for the jobs of learn.py: one process, or `torchrun` with DistributedDataParallel; tensors in memory, rows by index.
+"""What a person writes by hand for the jobs of learn.py: one process, or `torchrun` with DistributedDataParallel.
+
+Tensors are in memory, rows are taken by index.
 
     torchrun --nproc-per-node 2 tests/bench/ddp.py mlp DATA.pt --epochs 3
 """
@@ -19,7 +21,8 @@ class Tabular(nn.Module):
     def __init__(self, features: int):
         super().__init__()
         widths = [features, 64, 32]
-        self.layers = nn.Sequential(*[p for a, b in zip(widths, widths[1:]) for p in (nn.Linear(a, b), nn.ReLU(), nn.Dropout(.1))], nn.Linear(32, 1))
+        hidden = [p for a, b in zip(widths, widths[1:]) for p in (nn.Linear(a, b), nn.ReLU(), nn.Dropout(.1))]
+        self.layers = nn.Sequential(*hidden, nn.Linear(32, 1))
 
     def forward(self, x): return self.layers(x)
 
@@ -29,7 +32,8 @@ class Images(nn.Module):
     def __init__(self):
         super().__init__()
         part = lambda a, b: (nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU(), nn.MaxPool2d(2))
-        self.layers = nn.Sequential(*part(1, 32), *part(32, 64), *part(64, 128), nn.Flatten(), nn.Linear(128*9, 160), nn.ReLU(), nn.Linear(160, 10))
+        self.layers = nn.Sequential(*part(1, 32), *part(32, 64), *part(64, 128), nn.Flatten(),
+                                    nn.Linear(128*9, 160), nn.ReLU(), nn.Linear(160, 10))
 
     def forward(self, x): return self.layers(x)
 
@@ -42,7 +46,8 @@ def loss_of(z, y): return F.cross_entropy(z, y) if z.shape[1] > 1 else F.binary_
 def learn(kind: str, data: str, epochs: int, batch: int, every: int = 0, folder: str = "", kill: int = 0) -> dict:
     """Rows a second after the first epoch, and when the first step had been done; `kill` ends the last rank in that
     step of its first life."""
-    rank, ranks, life = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1), ("TORCHELASTIC_RESTART_COUNT", 0)))
+    known = (("RANK", 0), ("WORLD_SIZE", 1), ("TORCHELASTIC_RESTART_COUNT", 0))
+    rank, ranks, life = (int(os.environ.get(name, default)) for name, default in known)
     x, y = torch.load(data, mmap=True)
     x, y, rows = x[rank::ranks].clone(), y[rank::ranks].clone(), len(x)//ranks*ranks
     torch.manual_seed(0)
@@ -69,10 +74,12 @@ def learn(kind: str, data: str, epochs: int, batch: int, every: int = 0, folder:
             optimizer.step()
             total, step, first = total + loss.item(), step + 1, first or time.time()
             if every and step % every == 0 and rank == 0:
-                torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, kept + ".new")
+                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+                torch.save(state, kept + ".new")
                 os.replace(kept + ".new", kept)
         ends.append(time.perf_counter())
-    return {"rate": rows*(len(ends) - 1)/(ends[-1] - ends[0]) if len(ends) > 1 else None, "first": first, "began": began, "rank": rank}
+    rate = rows*(len(ends) - 1)/(ends[-1] - ends[0]) if len(ends) > 1 else None
+    return {"rate": rate, "first": first, "began": began, "rank": rank}
 
 
 def die(folder: str) -> None:

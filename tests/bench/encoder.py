@@ -136,7 +136,7 @@ def section(repeats: int, n: int = 320) -> tuple[list[str], str]:  # lines; what
     orders = np.arange(n), np.argsort((X != 0).sum(1), kind="stable")
     with tempfile.TemporaryDirectory() as tmp:
         start = time.perf_counter()
-        frontier = compress_encoder(pretrained(FOLDER), made, {"accuracy_drop": .01, "size_bytes": 25e6}, out=tmp)
+        frontier = compress_encoder(pretrained(FOLDER), made, {"accuracy_drop": .01, "size_bytes": 25e6}, path=tmp)
         took, (ways, exact) = time.perf_counter() - start, peers(Path(tmp))
         def filled(path):  # a file of ours takes rows of one width
             run = in_ort(path, "features", np.float32)

@@ -2,9 +2,10 @@
 
     python tests/bench/learn.py mlp cnn lost --repeats 3 [--only fit-2 torchrun-2] [--dry]
 
-Same network, same rows in memory, same batch, same optimizer; every contender in a process of its own, in turn, as often as `--repeats` says.
-Rows a second are those from the end of the first epoch to the end of the last, checkpoints included where one is written.
-The first step counts from the start of the process for everybody, imports and the reading of the rows included.
+Same network, same rows in memory, same batch, same optimizer; every contender in a process of its own, in turn, as
+often as `--repeats` says. Rows a second are those from the end of the first epoch to the end of the last, checkpoints
+included where one is written. The first step counts from the start of the process for everybody, imports and the
+reading of the rows included.
 The sections go to tests/bench/RESULTS.md as those of bench.py do.
 """
 

@@ -1,9 +1,11 @@
-"""What each network reaches on real rows beside the gradient boosting of scikit-learn and of LightGBM, on the same split: part of `make bench-learn`, or
+"""What each network reaches on real rows, compared with the gradient boosting of scikit-learn and of LightGBM.
+
+All have the same split. Part of `make bench-learn`, or
 
     python tests/bench/models.py late airtime pictures [--rows 6e4] [--images 6e3] [--seeds 3] [--dry]
 
-Every network is trained by `fit` with the settings given below, every one of them on the same rows; what is kept aside judges
-it once, after the last epoch. The sections go to tests/bench/RESULTS.md as those of bench.py do.
+Every network is trained by `fit` with the settings given below, every one of them on the same rows; the held-out rows
+judge it once, after the last epoch. The sections go to tests/bench/RESULTS.md as those of bench.py do.
 """
 
 import argparse

@@ -2,8 +2,9 @@
 
     python tests/gpu/run.py [pytest's arguments, as -k profile]
 
-Runs tests/gpu and the data room's tests on cuDF, then writes tests/gpu/RESULTS.md: what, how it ended, seconds, what was measured;
-device and versions. Without a GPU it says so in two lines and exits with 2; nothing is written then.
+Runs tests/gpu and the data room's tests on cuDF, then writes tests/gpu/RESULTS.md: what, how it ended, seconds,
+what was measured; device and versions. Without a GPU it says so in two lines and exits with 2; nothing is written
+then.
 """
 
 import platform
