@@ -79,6 +79,7 @@ def _owner(plan: Plan) -> str | None:
         if (number := delta.transaction_version(delta.open_table(place), f"attempt:batch:{plan.batch}")) is not None:
             return f"{number:08x}"
 
+# %% ../../nbs/data/07_batch.ipynb #192e6aee
 def end_attempt(
     plan: Plan,
     settings: Settings,
@@ -97,6 +98,7 @@ def end_attempt(
         logger("table").warning("files of attempts that are over stay, until gc", table=plan.name, why=str(e).splitlines()[:1])
     return owner
 
+# %% ../../nbs/data/07_batch.ipynb #2e9dbb57
 def _tidy(plan: Plan, owner: str | None, kept: set[str], settings: Settings) -> None:
     "Remove the files of all attempts but the one that the batch is from; while it is from none, this attempt's own."
     mine = f"{plan.prefix}-{plan.attempt}-"

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from fastcore.basics import patch
 
 from .formats import FORMATS, formats
 from .hashing import hash64, in_arrow, in_numpy
-from .sketches import Frequent, estimate, registers
+from .sketches import Frequent, estimate, heaviest, registers
 
 # %% ../../nbs/data/01_categories.ipynb #594f1690
 WIDEST = 1_024  # characters kept for show
@@ -74,21 +75,18 @@ class Categories:
     @property
     def distinct(self) -> int: return len(self.keys) if self.exact else round(estimate(self.regs))
 
-    @property
-    # labels about
-    def nbytes(self) -> int:
-        return 80 * len(self.keys) + (
-            0 if self.exact else self.buckets.nbytes + self.frequent.nbytes + self.regs.nbytes
-        )
+# %% ../../nbs/data/01_categories.ipynb #30e1fcd7
+@patch(as_prop=True)
+def nbytes(self: Categories) -> int:  # labels about
+    sketches = 0 if self.exact else self.buckets.nbytes + self.frequent.nbytes + self.regs.nbytes
+    return 80 * len(self.keys) + sketches
 
-    def hashed(self) -> tuple:  # buckets, frequent, registers
-        "The state as it is above the cap."
-        if not self.exact: return self.buckets, self.frequent, self.regs
-        return (
-            in_buckets(self.keys, self.counts),
-            Frequent.of(self.keys, self.counts, self.labels),
-            registers(self.keys),
-        )
+@patch
+def hashed(self: Categories) -> tuple:  # buckets, frequent, registers
+    "The state as it is above the cap."
+    if not self.exact: return self.buckets, self.frequent, self.regs
+    return (in_buckets(self.keys, self.counts), Frequent.of(self.keys, self.counts, self.labels),
+            registers(self.keys))
 
 # %% ../../nbs/data/01_categories.ipynb #4a3bcab4
 def in_buckets(keys, counts):
@@ -116,7 +114,7 @@ def counted_text(text: pa.Array,  # distinct values
     if len(hashes) <= CAP:
         order = np.argsort(hashes)
         return Categories(hashes[order], labels(order), counts[order], **rest)
-    kept, cut = Frequent.kept(counts)
+    kept, cut = heaviest(counts)
     order = kept[np.argsort(hashes[kept])]
     frequent = Frequent(hashes[order], labels(order), counts[order], counts[order] - cut, cut)
     none = Categories(np.empty(0, "u8"), np.empty(0, object), np.empty(0, "i8"))

@@ -57,16 +57,13 @@ def _transaction(version: int, names: dict[str, int | None], facts: dict):
 
     the commit's version, which it has or does not land at all)."""
     from deltalake import CommitProperties, Transaction
-    return CommitProperties(
-        custom_metadata={k: str(v) for k, v in facts.items()},
-        max_commit_retries=0,
-        app_transactions=[Transaction(name, version if n is None else n) for name, n in names.items()],
-    )
+    return CommitProperties(custom_metadata={k: str(v) for k, v in facts.items()}, max_commit_retries=0,
+                            app_transactions=[Transaction(name, version if n is None else n)
+                                              for name, n in names.items()])
 
 
-def try_commit(
-    path: str, table, adds: list, schema: pa.Schema, partition: list[str], replace: dict | None, properties
-):
+def try_commit(path: str, table, adds: list, schema: pa.Schema, partition: list[str], replace: dict | None,
+               properties):
     "One commit on a snapshot, or the table's first."
     from deltalake import Schema
     from deltalake.transaction import create_table_with_add_actions
@@ -80,9 +77,8 @@ def try_commit(
     elif replace is None:
         table.create_write_transaction(adds, "append", shape, **how)
     else:
-        table.create_write_transaction(
-            adds, "overwrite", shape, partition_filters=[(c, "in", v) for c, v in replace.items()] or None, **how
-        )
+        table.create_write_transaction(adds, "overwrite", shape,
+                                       partition_filters=[(c, "in", v) for c, v in replace.items()] or None, **how)
 
 # %% ../../nbs/data/06_delta.ipynb #9c5f5abf
 def file_paths(table) -> set[str]:
@@ -370,28 +366,20 @@ def rows_of(table,  # deltalake.DeltaTable
     )
     odd = {"deletionVectors", "columnMapping"} & set(table.protocol().reader_features or ())
     if odd:
-        raise BadRequest(
-            f"The Delta table at {table.table_uri} uses {', '.join(odd)}.",
-            "Rewrite it without: nothing here reads that.",
-            "table",
-        )
+        raise BadRequest(f"The Delta table at {table.table_uri} uses {', '.join(odd)}.",
+                         "Rewrite it without: nothing here reads that.", "table")
     files, keys = pa.table(table.get_add_actions(flatten=True)), table.metadata().partition_columns
     schema, (system, root) = pa.schema(table.schema().to_arrow()), _system(table.table_uri)
     held = _ranges(files, ranged)
     def test(i):
         value = {k: files[f"partition.{k}"][i] for k in keys}
-        tests = [
-            pc.field(k) == v.cast(schema.field(k).type) if v.is_valid else pc.field(k).is_null()
-            for k, v in value.items()
-        ]
+        tests = [pc.field(k) == v.cast(schema.field(k).type) if v.is_valid else pc.field(k).is_null()
+                 for k, v in value.items()]
         if held[i]: tests.append((pc.field(ranged) >= held[i][0]) & (pc.field(ranged) <= held[i][1]))
         return reduce(and_, tests) if tests else None
     wanted = lambda i: spans is None or held[i] is None or any(a <= held[i][1] and held[i][0] <= b for a, b in spans)
-    pieces = [
-        format.make_fragment(f"{root}/{unquote(path)}", system, test(i))
-        for i, path in enumerate(files["path"].to_pylist())
-        if wanted(i)
-    ]
+    pieces = [format.make_fragment(f"{root}/{unquote(path)}", system, test(i))
+              for i, path in enumerate(files["path"].to_pylist()) if wanted(i)]
     return ds.FileSystemDataset(pieces, schema, format, system)
 
 # %% ../../nbs/data/06_delta.ipynb #1913f673

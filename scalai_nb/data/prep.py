@@ -15,6 +15,7 @@ from html import escape
 import numpy as np
 from fastcore.basics import patch
 
+# %% ../../nbs/data/16_prep.ipynb #d7faf6bd
 from ..core.errors import BadRequest, one_of
 from ..core.storage import read_bytes, write_atomic
 from .prep_columns import READ, to_arrow

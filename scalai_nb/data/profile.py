@@ -456,6 +456,7 @@ def save(self: Profile, path: "str | Path") -> "str | Path":
     write_atomic(path, self.to_bytes())
     return path
 
+# %% ../../nbs/data/02_profile.ipynb #4133d09b
 @patch(cls_method=True)
 def load(cls: Profile, path: "str | Path") -> Profile:
     "Read a saved profile."

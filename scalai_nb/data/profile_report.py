@@ -185,14 +185,9 @@ def card(c) -> str:
     lo, hi = ("", "")
     if c.kind in ("number", "time") and c.ordered.rows:
         lo, hi = (short(int(v) if c.kind == "time" else float(v), c.type) for v in c.quantile(np.array([.005, .995])))
-    q = (
-        "".join(
-            f"<td>{short(int(v) if c.kind == 'time' else float(v), c.type)}</td>"
-            for v in c.quantile(np.array([0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99]))
-        )
-        if lo
-        else ""
-    )
+    q = ("".join(f"<td>{short(int(v) if c.kind == 'time' else float(v), c.type)}</td>"
+                 for v in c.quantile(np.array([0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99])))
+         if lo else "")
     quant = (
         f"<table><tr>{''.join(f'<th>{n}</th>' for n in ('1 %', '5 %', '25 %', 'median', '75 %', '95 %', '99 %'))}</tr><tr>{q}</tr></table>"
         if q
@@ -206,8 +201,6 @@ def card(c) -> str:
         else ""
     )
     about = f"mean {short(c.mean)} ± {short(c.std)} · " if c.kind == "number" and c.ordered.rows else ""
-    return (
-        f'<div class="scalai-sheet">{STYLE}<p><b>{escape(short(c.name))}</b> {type} · {c.rows:,} rows · missing'
-        f' {missing or "none"} · distinct'
-        f' {distinct}</p>{sparkline(heights(c, 48), 320, 70)}{ends}<p>{about}{top}</p>{quant}</div>'
-    )
+    return (f'<div class="scalai-sheet">{STYLE}<p><b>{escape(short(c.name))}</b> {type} · {c.rows:,} rows · missing'
+            f' {missing or "none"} · distinct'
+            f' {distinct}</p>{sparkline(heights(c, 48), 320, 70)}{ends}<p>{about}{top}</p>{quant}</div>')

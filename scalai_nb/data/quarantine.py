@@ -103,15 +103,9 @@ def batches(
 def head(self: Quarantine, n: int = 10, filter=None) -> pa.Table:
     "The first rows that a filter keeps; no more files are opened than hold them."
     rows, test = self._live(None)
-    return (
-        self.arrow()
-        if rows is None
-        else rows.head(
-            n,
-            [c for c in rows.schema.names if c != ATTEMPT],
-            filter=test if filter is None else test & row_filter(filter, rows.schema),
-        )
-    )
+    return (self.arrow() if rows is None
+            else rows.head(n, [c for c in rows.schema.names if c != ATTEMPT],
+                           filter=test if filter is None else test & row_filter(filter, rows.schema)))
 
 @patch
 def sample(self: Quarantine, n: int = 10, seed: int = 0, version: int | None = None):  # pandas.DataFrame

@@ -156,13 +156,8 @@ class Stream:
     "The batches of a dataset of Parquet files, without keeping it in memory."
     def __init__(self, dataset, columns: list[str], where, tensors,  # pa.Table → [X, y]
                  shards: int, window: int):  # rows that are shuffled among each other at the least, over all shards
-        self.pieces, self.columns, self.where, self.tensors, self.shards = (
-            pieces(dataset, where),
-            columns,
-            where,
-            tensors,
-            shards,
-        )
+        self.pieces, self.columns, self.where, self.tensors, self.shards = (pieces(dataset, where), columns, where,
+                                                                            tensors, shards)
         self.window, self.least = window, max(CHUNK, -(-window // shards))
         self.schema, self.rows = dataset.schema, sum(p.rows for p in self.pieces)
 
@@ -175,10 +170,8 @@ class Stream:
         "Decode a row group: the wanted columns of the rows that satisfy the filter."
         rows = self.pieces[i].fragment.to_table(schema=self.schema, columns=self.columns, filter=self.where)
         if rows.num_rows != self.pieces[i].rows:
-            raise BadRequest(
-                f"A row group has {rows.num_rows} rows, it had {self.pieces[i].rows} before.",
-                "Make a new loader: the file was changed.",
-            )
+            raise BadRequest(f"A row group has {rows.num_rows} rows, it had {self.pieces[i].rows} before.",
+                             "Make a new loader: the file was changed.")
         return rows
 
     def joined(self, parts: list[list]) -> tuple:  # (X, y)

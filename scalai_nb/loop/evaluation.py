@@ -110,25 +110,16 @@ def outcomes_of(
     from scalai_nb.monitor.performance import performance
     from scalai_nb.monitor.reference import Reference
     from scalai_nb.monitor.windows import window
-    judged = [
-        d["period"]
-        for d in decisions(settings, version.name)
-        if d["period"] < period and d["version_before"] == version.version and not d.get("losses")
-    ]
+    judged = [d["period"] for d in decisions(settings, version.name)
+              if d["period"] < period and d["version_before"] == version.version and not d.get("losses")]
     families = {p: window(scores, p, settings, by="label", empty=True) for p in judged}
-    families = {
-        p: f
-        for p, f in families.items()
-        if (seen := performance(f)).rows >= min_labels and 0 < seen.positives < seen.rows
-    }
+    families = {p: f for p, f in families.items()
+                if (seen := performance(f)).rows >= min_labels and 0 < seen.positives < seen.rows}
     of = f"version {version.version} scored before and whose labels came"
     if len(families) >= LABELLED:
         return families, Reference(tuple(families), f"the {len(families)} windows that {of} ({_span(list(families))})")
-    few = (
-        f"only {len(families)} of the windows that {of} {'is' if len(families) == 1 else 'are'} as usual"
-        if families
-        else f"no window that {of} is as usual"
-    )
+    few = (f"only {len(families)} of the windows that {of} {'is' if len(families) == 1 else 'are'} as usual"
+           if families else f"no window that {of} is as usual")
     return fold, Reference(
         tuple(fold),
         f"the rows of {_span(list(fold))} kept aside in training, whose days the model knows: it may promise too much;"

@@ -79,63 +79,43 @@ def plan(decision: Decision,  # of monitor, about this window
         ) -> Decision:
     "The decision that the rules make of it."
     kind = called_by(decision)
-    said = decision.evidence | {
-        "called_by": kind,
-        "severity": severity(decision),
-        "break": kind == "loss" and severity(decision, KNOWING) >= rules.break_factor * (1 if len(learnt) > 2 else 2),
-    }
+    said = decision.evidence | {"called_by": kind, "severity": severity(decision),
+                                "break": kind == "loss"
+                                and severity(decision, KNOWING) >= rules.break_factor * (1 if len(learnt) > 2 else 2)}
     more = "" if kind in KINDS[1:3] else grown(period, past, windows, rules, learnt)
     if more: kind, said = "more", said | {"called_by": "more"}
     elif not kind or kind == "drift" != rules.trigger: return replace(decision, evidence=said)
-    why = held(kind, said, rules, min_labels) or (
-        ""
-        if kind == "loss" and said["severity"] >= rules.break_factor
-        else _cooling(period, past, windows, rules.cooldown)
-    )
+    why = held(kind, said, rules, min_labels) or ("" if kind == "loss" and said["severity"] >= rules.break_factor
+                                                  else _cooling(period, past, windows, rules.cooldown))
     if more:
-        return (
-            replace(decision, evidence=said)
-            if why
-            else replace(decision, action="retrain", reasons=[more, *decision.reasons], evidence=said)
-        )
+        return (replace(decision, evidence=said) if why
+                else replace(decision, action="retrain", reasons=[more, *decision.reasons], evidence=said))
     if why: return replace(decision, action="alert", reasons=[why, *decision.reasons], evidence=said)
     if decision.action == "retrain": return replace(decision, evidence=said)
-    return replace(
-        decision,
-        action="retrain",
-        reasons=["retraining on drift alone, as [retrain] trigger = drift asks for", *decision.reasons],
-        evidence=said,
-    )
+    return replace(decision, action="retrain",
+                   reasons=["retraining on drift alone, as [retrain] trigger = drift asks for", *decision.reasons],
+                   evidence=said)
 
 # %% ../../nbs/loop/03_retrain_policy.ipynb #cd1c4037
 def held(kind: str, evidence: dict, rules: RetrainSection, min_labels: int) -> str:
     "Why this window's figures call for no retraining; nothing where they do."
     labelled = int(evidence.get("labelled", 0))
     if rules.trigger == "never" or kind in KINDS and KINDS.index(kind) > KINDS.index(rules.trigger):
-        return (
-            f"no retraining: [retrain] trigger = {rules.trigger} does not count"
-            f" {'an estimated loss' if kind == 'estimate' else 'a measured loss'}"
-        )
+        return (f"no retraining: [retrain] trigger = {rules.trigger} does not count"
+                f" {'an estimated loss' if kind == 'estimate' else 'a measured loss'}")
     if kind == "loss" and evidence["severity"] < rules.severity:
-        return (
-            f"no retraining yet: the loss is {evidence['severity']:.1f} × what is usual, {rules.severity:g} × is"
-            " asked for"
-        )
+        return (f"no retraining yet: the loss is {evidence['severity']:.1f} × what is usual, {rules.severity:g} × is"
+                " asked for")
     if labelled < min_labels:
         return f"retraining waits for labels: {labelled:,} of {min_labels:,} have come"
     return ""
 
 def _cooling(period: str, past: list[dict], windows: list[str], cooldown: int) -> str:
     "Why it is too early after the retraining before."
-    done = [
-        d["period"]
-        for d in past
-        if d["action"] == "retrain" and d["outcome"] not in ("failed", "rolled_back") and d["period"] < period
-    ]
+    done = [d["period"] for d in past
+            if d["action"] == "retrain" and d["outcome"] not in ("failed", "rolled_back") and d["period"] < period]
     since = sum(done[-1] < w <= period for w in windows) if done else math.inf
     return (
         f"no retraining yet: the last one was for {done[-1]}, and {cooldown} window{'s' if cooldown > 1 else ''} must"
-        " pass"
-        if since <= cooldown
-        else ""
+        " pass" if since <= cooldown else ""
     )

@@ -59,15 +59,13 @@ class Both:
     b: Column | None
     whole: "Both | None" = field(default=None, repr=False)  # of a segment: the column in all segments together
 
-    @cached_property
-    # lows, highs, reference, current: by bucket
+    @cached_property  # lows, highs, reference, current: by bucket
     def counts(self) -> tuple: return tuple(np.asarray(x, float) for x in align(self.a, self.b))
 
     @cached_property
     def group(self) -> np.ndarray: return groups(*self.counts[2:])  # of each bucket
 
-    @cached_property
-    # reference, current: by group
+    @cached_property  # reference, current: by group
     def grouped(self) -> tuple: return tuple(np.bincount(self.group, x) for x in self.counts[2:])
 
     @cached_property
@@ -223,27 +221,16 @@ def shares(name: str,
     enough = (ca + cb) * min(ca.sum(), cb.sum()) >= EXPECTED * (ca + cb).sum()
     tested = [np.r_[x[enough], x[~enough].sum()].astype(float) for x in (ca, cb)]
     g, several = gtest(*tested), int((sum(tested) > 0).sum()) > 1
-    found = [
-        Check(
-            name,
-            "js",
-            *g,
-            lambda: (
-                _moved_labels(labels, ca, cb) if labels is not None else hashed() or "shares of hashed values moved"
-            )
-            + f", JS {js(ca, cb):.2f}",
-            several,
-        )
-    ]
+    found = [Check(name, "js", *g,
+                   lambda: (_moved_labels(labels, ca, cb) if labels is not None else hashed()
+                            or "shares of hashed values moved") + f", JS {js(ca, cb):.2f}",
+                   several)]
     if len(ca) < 3: return found  # two categories: one share, tested already
     p, d, noise, i = cells(ca, cb)
     if i is None: return found
     pa, pb = ca[i] / ca.sum(), cb[i] / cb.sum()
-    said = lambda: (
-        _label(labels[i], pa, pb)
-        if labels is not None
-        else hashed() or f"the share of some values {share(pa)} → {share(pb)}"
-    )
+    said = lambda: (_label(labels[i], pa, pb) if labels is not None else hashed()
+                    or f"the share of some values {share(pa)} → {share(pb)}")
     return found + [Check(name, "value", p, abs(d), noise, said)]
 
 # %% ../../nbs/monitor/01_columns.ipynb #8bf51866

@@ -197,23 +197,26 @@ class Performance:
     intervals: dict = field(default_factory=dict)  # measure -> (low, high): 95 %, and the resolution of the histograms
     curve: list = field(default_factory=list)  # calibration: [{"score", "rate", "rows"}]
 
-    def to_dict(self) -> dict:
-        "Plain values; what is not known is None. Intervals are NAME_low and NAME_high."
-        found = {k: v for k, v in asdict(self).items() if k != "intervals"} | {
-            f"{k}_{end}": v[i] for k, v in self.intervals.items() for i, end in enumerate(("low", "high"))
-        }
-        known = lambda v: None if isinstance(v, float) and np.isnan(v) else v
-        return {k: known(v) for k, v in found.items()} | {"se": {k: known(v) for k, v in self.se.items()}}
+# %% ../../nbs/monitor/04_performance.ipynb #8079e20a
+@patch
+def to_dict(self: Performance) -> dict:
+    "Plain values; what is not known is None. Intervals are NAME_low and NAME_high."
+    found = {k: v for k, v in asdict(self).items() if k != "intervals"} | {
+        f"{k}_{end}": v[i] for k, v in self.intervals.items() for i, end in enumerate(("low", "high"))
+    }
+    known = lambda v: None if isinstance(v, float) and np.isnan(v) else v
+    return {k: known(v) for k, v in found.items()} | {"se": {k: known(v) for k, v in self.se.items()}}
 
-    def __str__(self) -> str:
-        lack = lacking(self.rows, self.unlabelled, self.unscored)
-        if not self.positives or self.positives == self.rows:
-            return f"{self.rows:,} labelled rows of one kind: nothing to measure{lack}"
-        low, high = self.intervals["auc"]
-        return (
-            f"AUC {self.auc:.3f} ({low:.3f} … {high:.3f}), log-loss {self.logloss:.3f}, skill {self.skill:.2f}, bias"
-            f" {self.bias:+.3f} on {self.rows:,} rows, {100 * self.base:.1f} % positive{lack}"
-        )
+@patch
+def __str__(self: Performance) -> str:
+    lack = lacking(self.rows, self.unlabelled, self.unscored)
+    if not self.positives or self.positives == self.rows:
+        return f"{self.rows:,} labelled rows of one kind: nothing to measure{lack}"
+    low, high = self.intervals["auc"]
+    return (
+        f"AUC {self.auc:.3f} ({low:.3f} … {high:.3f}), log-loss {self.logloss:.3f}, skill {self.skill:.2f}, bias"
+        f" {self.bias:+.3f} on {self.rows:,} rows, {100 * self.base:.1f} % positive{lack}"
+    )
 
 # %% ../../nbs/monitor/04_performance.ipynb #ec7d2bcf
 def performance(family: dict,  # label -> profile, of one window or of a sum of windows
