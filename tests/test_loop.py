@@ -1,4 +1,4 @@
-"""The loop where it breaks: a champion that vanished, a retraining that was killed, a version that turns out worse, a stream that shifts."""
+"""Faults of the loop: a vanished champion, a killed retraining, a worse version, a shifted stream."""
 
 import os
 import shutil

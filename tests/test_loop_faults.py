@@ -153,8 +153,8 @@ def unbroken(tmp_path_factory) -> Done:
 @pytest.mark.slow
 @pytest.mark.timeout(14_000)
 def test_the_demo_killed_anywhere_ends_as_an_unbroken_one(unbroken, tmp_path, rounds):
-    """A month calls for a retraining, its version serves, and the next month is scored by it. Decisions, versions, scores and
-    counts are those of a run that nobody killed."""
+    """A month calls for a retraining, its version serves, and the next month is scored by it. Decisions, versions,
+    scores and counts are those of a run that nobody killed."""
     steps, expected = leaves(unbroken.doc), result(unbroken.folder)
     # where something can go wrong; the others are killed now and then
     delicate = ("score", "monitor", "trial", "promote", "gate")

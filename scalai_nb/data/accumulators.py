@@ -21,8 +21,10 @@ from .types import type_name
 WINDOW = 1 << 16  # whole numbers from -32,768 to 32,767 are counted by address
 
 @numba.njit(cache=True, nogil=True)
-def _count_whole(values, bits, at,  # int64 read-only; uint8 null mask, empty where nothing is null, and the bit of the first value
-                 window, row, spill):  # int64 counts; float64 of all values, empty where not wanted; int64 values elsewhere
+def _count_whole(values,  # int64 read-only
+                 bits, at,  # uint8 null mask, empty where nothing is null, and the bit of the first value
+                 window, row,  # int64 counts; float64 of all values, empty where not wanted
+                 spill):  # int64 values elsewhere
     "Count integers; how many went to `spill`."
     n, half, paired = 0, np.uint64(len(window) // 2), len(row) > 0
     for i in range(len(values)):
@@ -223,7 +225,9 @@ class Others:
     def __init__(self, name, type, caps=CAPS, limit=0):
         self.name, self.type, self.caps, self.parts = name, type, caps, Sum(add_columns, 4 * limit)
 
-    def add(self, values: pa.Array): self.parts.push(column(self.name, values, self.caps))
+    def add(self, values: pa.Array):
+        "Count a batch."
+        self.parts.push(column(self.name, values, self.caps))
     def column(self) -> Column: return self.parts.value() or column(self.name, pa.array([], self.type), self.caps)
 
 def counter(name: str, type: pa.DataType, caps: tuple = CAPS,

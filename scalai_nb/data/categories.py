@@ -78,6 +78,7 @@ class Categories:
 # %% ../../nbs/data/01_categories.ipynb #30e1fcd7
 @patch(as_prop=True)
 def nbytes(self: Categories) -> int:  # labels about
+    "Estimate the memory taken, in bytes."
     sketches = 0 if self.exact else self.buckets.nbytes + self.frequent.nbytes + self.regs.nbytes
     return 80 * len(self.keys) + sketches
 

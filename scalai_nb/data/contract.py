@@ -423,6 +423,7 @@ def check(self: Contract,
 
 # %% ../../nbs/data/10_contract.ipynb #ae96f7c7
 def sentences(self: Contract) -> list[tuple[str, str, str]]:  # column, type, what else
+    "Describe each column's rule."
     return [(n, r.type or "as it comes", "; ".join(describe_rule(r))) for n, r in self.columns.items()]
 
 # %% ../../nbs/data/10_contract.ipynb #432ea2b5

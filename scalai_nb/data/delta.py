@@ -106,13 +106,15 @@ def commit(path: str,  # of the Delta table; made by its first batch
            replace: dict[str, list[str]] | None = None,  # remove the files of these partition values; {}: all files
            marks: Iterable[str] = (),  # further transaction names that get this version
            facts: dict | None = None,  # kept in the commit
-           outcome: int | None = None,  # of the batch: one that is there with another outcome is replaced, the files that begin with `prefix`
-           prefix: str = "",
+           outcome: int | None = None,  # of the batch: one that is there with another outcome is replaced,
+           prefix: str = "",  # the files that begin with this
            expect: int | None = None,  # the version it must follow, −1 for none: raises `Moved`
            attempt: str = "",  # hexadecimal; the log keeps whose files the batch's are
            began: float | None = None,  # seconds since 1970, before the first of the files was written
-           guard: dict[str, int | None] | None = None,  # transaction name → its number: raises `Overtaken` where it has another one
-           closable: bool = False,  # `forget` may close the log to files that begin with `prefix`: raises `Overtaken` then
+           # transaction name → its number: raises `Overtaken` where it has another one
+           guard: dict[str, int | None] | None = None,
+           # `forget` may close the log to files that begin with `prefix`: raises `Overtaken` then
+           closable: bool = False,
           ) -> tuple[int, bool]:  # version that holds the batch, and whether it was there before
     "Add files to a Delta table as one commit, once for all time, whoever else tries."
     from deltalake.exceptions import CommitFailedError, DeltaError
@@ -127,7 +129,10 @@ def commit(path: str,  # of the Delta table; made by its first batch
         if any(transaction_version(table, name) != number for name, number in (guard or {}).items()): raise Overtaken
         if closable and transaction_version(table, f"files:{prefix}") == CLOSED: raise Overtaken
         _not_too_old(path, table, began)
-        names = {batch: None, **dict.fromkeys(marks)} | ({} if outcome is None else {f"outcome:{batch}": outcome}) | ({f"attempt:{batch}": int(attempt, 16)} if attempt else {}) | ({f"files:{prefix}": CLOSED + 1} if closable else {})
+        names = {batch: None, **dict.fromkeys(marks)}
+        if outcome is not None: names[f"outcome:{batch}"] = outcome
+        if attempt: names[f"attempt:{batch}"] = int(attempt, 16)
+        if closable: names[f"files:{prefix}"] = CLOSED + 1
         actions = adds if seen is None else _instead(table, prefix, adds)
         try:
             try_commit(path, table, actions, schema, partition, replace, _transaction(at, names, facts or {}))
@@ -146,7 +151,9 @@ def belongs(table, batch: str, attempt: str) -> bool:
     "Whether a snapshot holds a batch, and it was this attempt that brought it."
     return transaction_version(table, f"attempt:{batch}") == int(attempt, 16)
 
-def back_off(n: int) -> None: sleep(random.uniform(0, min(.5, .01*2**n)))
+def back_off(n: int) -> None:
+    "Wait a random time, longer after each failed try."
+    sleep(random.uniform(0, min(.5, .01*2**n)))
 
 def _unsure(e: Exception, path: str) -> Exception:  # the same
     "A store may carry out a request whose answer it lost: then nobody knows yet whether the commit is there."

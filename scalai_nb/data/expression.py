@@ -300,6 +300,7 @@ class Expression:
 
     @cached_property
     def columns(self) -> tuple[str, ...]:  # that it names
+        "List the columns that the expression names."
         names = []
         _read(_parse(self.text), names)
         return tuple(dict.fromkeys(names))

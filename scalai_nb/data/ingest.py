@@ -136,6 +136,7 @@ def _before(table: str, settings: Settings) -> Iterator[dict]:
             yield from (f["options"] for f in p.files)
 
 def with_password(path: str, uri: str) -> str:  # a plan's path as it can be opened
+    "Put the URI's login back into a plan's path."
     if path == veiled(uri): return uri
     login = re.match(r"\w[\w+.-]*://[^/?#]*@", uri)
     return login[0] + re.sub(r"^[\w+.-]+://([^/?#]*@)?", "", path) if login else path

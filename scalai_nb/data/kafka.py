@@ -207,6 +207,7 @@ def read(
 
 # %% ../../nbs/data/05_kafka.ipynb #0d71e42f
 def schema(uri: str, columns: list[str] | None = None, offsets: dict | None = None, **plan) -> pa.Schema:
+    "Infer the schema of a topic from its first messages."
     found = _first(uri, offsets)
     return pa.schema([found.field(one_of(c, found.names, "field", "source")) for c in columns or found.names])
 

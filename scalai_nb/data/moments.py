@@ -63,7 +63,9 @@ def exponent(values: np.ndarray) -> int:
     most = max(values.max(), -values.min()) if len(values) else 0
     return max(int(np.frexp(most)[1]), LOWEST) if most else LOWEST
 
-def mean(m: Moments) -> float | None: return float(np.ldexp(m.mean, m.exponent)) if m.n else None
+def mean(m: Moments) -> float | None:
+    "Return the mean in the values' own unit; None of no rows."
+    return float(np.ldexp(m.mean, m.exponent)) if m.n else None
 
 def std(m: Moments) -> float | None:  # n - 1
     "The sample's standard deviation; None below two rows."

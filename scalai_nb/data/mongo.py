@@ -185,6 +185,7 @@ def _plain(rows: pa.Table) -> pa.Table:
 def _micro(t: pa.DataType) -> pa.DataType: return pa.timestamp("us", "UTC") if t == pa.timestamp("ms") else t
 
 def schema(uri: str, columns: list[str] | None = None, **options) -> pa.Schema:
+    "Infer the schema of a collection from its documents."
     with _collection(uri) as collection:
         return pa.schema([(n, _micro(t)) for n, (t, _) in _shape(collection, columns).items()])
 

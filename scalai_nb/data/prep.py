@@ -117,7 +117,9 @@ def __repr__(self: Prep):
     return f"Prep({len(self.steps)} columns → {len(self.features)} features, {len(self.dropped)} left out)"
 
 # %% ../../nbs/data/16_prep.ipynb #e9b6372d
-def has_values(c) -> bool: return c.count > (c.nan + c.inf if c.kind == "number" else 0)
+def has_values(c) -> bool:
+    "Return whether a column holds any usable value."
+    return c.count > (c.nan + c.inf if c.kind == "number" else 0)
 
 def choose(c) -> tuple[str, str]:  # (step, why)
     "The step for a profile's column, by its kind."
@@ -260,6 +262,5 @@ def _repr_html_(self: Prep) -> str:
         + "</tr>"
     )
     head = cells(("column", "step", "features", "missing becomes", "unseen or beyond becomes"), "th")
-    return (
-        f"<table><caption>{escape(repr(self))}</caption><thead>{head}</thead><tbody>{''.join(cells(r, 'td') for r in rows)}</tbody></table>"
-    )
+    body = "".join(cells(r, "td") for r in rows)
+    return f"<table><caption>{escape(repr(self))}</caption><thead>{head}</thead><tbody>{body}</tbody></table>"

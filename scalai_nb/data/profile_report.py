@@ -36,7 +36,9 @@ def short(value, type: str = "") -> str:
     if value == int_or_none(value) and abs(value) < 10**6: return short(int(value))
     return f"{value:,.1f}" if 1000 <= abs(value) < 10**6 else f"{value:.4g}"
 
-def int_or_none(x): return int(x) if abs(x) < 10**18 else None
+def int_or_none(x):
+    "Return a number as an int, or None where it is too large to show as one."
+    return int(x) if abs(x) < 10**18 else None
 
 def share(n: int, of: int) -> str:
     "A share in per cent; never 0 % or 100 % of what is merely close to it."
@@ -188,18 +190,11 @@ def card(c) -> str:
     q = ("".join(f"<td>{short(int(v) if c.kind == 'time' else float(v), c.type)}</td>"
                  for v in c.quantile(np.array([0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99])))
          if lo else "")
-    quant = (
-        f"<table><tr>{''.join(f'<th>{n}</th>' for n in ('1 %', '5 %', '25 %', 'median', '75 %', '95 %', '99 %'))}</tr><tr>{q}</tr></table>"
-        if q
-        else ""
-    )
+    head = "".join(f"<th>{n}</th>" for n in ("1 %", "5 %", "25 %", "median", "75 %", "95 %", "99 %"))
+    quant = f"<table><tr>{head}</tr><tr>{q}</tr></table>" if q else ""
     type, missing, distinct, *_, top = map(escape, facts(c))
-    ends = (
-        '<div'
-        f' style="display:flex;justify-content:space-between;width:320px;opacity:.7"><span>{lo}</span><span>{hi}</span></div>'
-        if lo
-        else ""
-    )
+    ends = ('<div style="display:flex;justify-content:space-between;width:320px;opacity:.7">'
+            f"<span>{lo}</span><span>{hi}</span></div>" if lo else "")
     about = f"mean {short(c.mean)} ± {short(c.std)} · " if c.kind == "number" and c.ordered.rows else ""
     return (f'<div class="scalai-sheet">{STYLE}<p><b>{escape(short(c.name))}</b> {type} · {c.rows:,} rows · missing'
             f' {missing or "none"} · distinct'

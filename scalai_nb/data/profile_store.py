@@ -89,6 +89,7 @@ def _name(source: str, batch: str, cut: str, attempt: str | None) -> str:
     return "/".join([source, batch, cut, *([attempt] if attempt else [])])
 
 def prefix_of(source: str, batch: str, by: tuple[str, ...] = ("period", "fold")) -> str:  # of a record's files
+    "Return what the names of a record's files begin with."
     return hashlib.sha256(_name(source, batch, ",".join(by), None).encode()).hexdigest()[:32]
 
 def _is_recorded(known, name: str, outcome: int, prefix: str) -> bool:

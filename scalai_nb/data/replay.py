@@ -122,7 +122,8 @@ def _bring(pen, rows: pa.Table, contract: Contract | None, guard: dict, out: Rel
     own = _columns(rows, rules, said["fold"])
     full = completed(rules, cleaned(rows.select(own).schema, rules), pen.of.schema if pen.of.exists else None)
     raw = rows.select([*own, *(c for c in LINE if c in rows.column_names)])
-    def listed():  # the list counts once the table has the batch; it is written within the attempt, which a vacuum respects
+    # the list counts once the table has the batch; it is written within the attempt, which a vacuum respects
+    def listed():
         sink = pa.BufferOutputStream()
         pq.write_table(rows.select(["_batch", "_id"]), sink)
         write_atomic(f"{store(pen.settings, 'released', pen.of.name)}/{name}.parquet", memoryview(sink.getvalue()))

@@ -45,6 +45,7 @@ def seconds(text: str) -> float:  # of 90min, 36h, 2d, 1w
 
 # %% ../../nbs/data/09_rules.ipynb #705c41e7
 def source_of(references: str) -> tuple[str, str]:  # table (perhaps with @version), column
+    "Split `references` into table and column."
     at = re.fullmatch(r"([A-Za-z_][\w-]*(?:@\d+)?)\.(.+)", str(references))
     if not at:
         raise BadRequest(
@@ -140,6 +141,7 @@ _wrong = (
 )
 
 def not_a(type: pa.DataType) -> str:  # the reason of a value that could not be cast
+    "Name the reason for a value that could not be cast to `type`."
     return "not " + next((w for t, w in _wrong if type_name(type).startswith(t)), f"a {type_name(type)}")
 
 def _among(values: pa.Array, some) -> pa.Array:
@@ -213,10 +215,12 @@ class Verdict:
 
     def fault(self, word: str,  # the reason
               mask):  # rows that have it; a row keeps its first reason
+        "Set the reason of rows that have none yet."
         mask = np.asarray(pc.fill_null(mask, False)) if isinstance(mask, (pa.Array, pa.ChunkedArray)) else mask
         if mask.any(): self.codes[mask & (self.codes == 0)] = self.word(word)
 
     def word(self, word: str) -> int:  # the code of a reason
+        "Return the code of a reason, a new one where it is new."
         if word not in self.words: self.words.append(word)
         return self.words.index(word)
 
@@ -225,6 +229,7 @@ class Verdict:
     def reasons(self) -> pa.Array:  # of the refused rows, in their order
         return pa.array(self.words, pa.string()).take(pa.array(self.codes[self.codes > 0]))
     def counts(self) -> dict[str, int]:
+        "Count the rows by reason."
         n = np.bincount(self.codes, minlength=len(self.words))
         return {w: int(k) for w, k in zip(self.words[1:], n[1:]) if k}
 

@@ -107,6 +107,7 @@ class Decoded:
         self.uses = Counter(piece for bs in ahead for b in bs for piece, *_ in b.parts)
 
     def part(self, piece: int, first: int, last: int) -> pa.Table:
+        "Return rows of a piece; the piece is held until its last use."
         rows = self.held.pop(piece) if piece in self.held else self.read(piece)
         self.uses[piece] -= 1
         if self.uses[piece]: self.held[piece] = rows
@@ -141,6 +142,7 @@ class Run:
     def __init__(self, chunks: Iterator[list]): self.chunks, self.left, self.at = chunks, None, 0
 
     def take(self, n: int) -> list[list]:  # [X, y] of n rows together; of fewer where it ends
+        "Return the next `n` rows."
         out = []
         while n:
             if self.left is None or self.at == len(self.left[1]):
@@ -175,6 +177,7 @@ class Stream:
         return rows
 
     def joined(self, parts: list[list]) -> tuple:  # (X, y)
+        "Concatenate parts to one batch."
         import torch
         return tuple(parts[0]) if len(parts) == 1 else tuple(torch.cat(t) for t in zip(*parts))
 

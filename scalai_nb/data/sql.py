@@ -78,6 +78,7 @@ class _Postgres:
 # %% ../../nbs/data/05_sql.ipynb #7d4f8cd4
 @patch
 def batches(self: _Postgres, sql: str) -> Iterator[pa.RecordBatch]:  # the schema first
+    "Run a query and stream its rows."
     with _telling(self.asked), closing(self.connection.cursor()) as cursor:
         cursor.execute(sql)
         with cursor.fetch_record_batch() as reader:
@@ -86,12 +87,14 @@ def batches(self: _Postgres, sql: str) -> Iterator[pa.RecordBatch]:  # the schem
 
 @patch
 def ask(self: _Postgres, sql: str) -> list[tuple]:
+    "Run a query and return its rows."
     _, *found = self.batches(sql)
     return [row for b in found for row in zip(*(c.to_pylist() for c in b.columns))]
 
 # %% ../../nbs/data/05_sql.ipynb #c56cd0c9
 @patch
 def key(self: _Postgres) -> str | None:
+    "Return the table's primary key, where that is one column."
     name = self.asked.rows.replace("'", "''")
     found = self.ask(
         "SELECT a.attname::text FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum ="
@@ -101,6 +104,7 @@ def key(self: _Postgres) -> str | None:
 
 @patch
 def shape(self: _Postgres) -> dict[str, tuple[str, pa.DataType]]:  # name → SQL, type
+    "Return the columns of the query or table."
     if not hasattr(self, "_shape"):
         found = next(self.batches(f"SELECT * FROM {self.asked.rows} q WHERE false"))
         _once(self.asked, found.names)
@@ -109,6 +113,7 @@ def shape(self: _Postgres) -> dict[str, tuple[str, pa.DataType]]:  # name → SQ
 
 @patch
 def fingerprint(self: _Postgres) -> str:  # of all rows in any order, made by the server
+    "Hash all rows, in any order, on the server."
     count = "SELECT count(*), coalesce(sum(hashtextextended(q::text, 0)::numeric), 0)::text FROM"
     return "{}:{}".format(*self.ask(f"{count} {self.asked.rows} q")[0])
 
@@ -188,6 +193,7 @@ class _SQLite:
 # %% ../../nbs/data/05_sql.ipynb #c8c84b23
 @patch
 def close(self: _SQLite):
+    "Close the connection."
     if self.connection: self.connection.close(); self.connection = None
 
 @patch
@@ -208,10 +214,12 @@ def _told(self: _SQLite):
 # %% ../../nbs/data/05_sql.ipynb #83f7b0e2
 @patch
 def ask(self: _SQLite, sql: str) -> list[tuple]:
+    "Run a query and return its rows."
     with self._told(): return self.connection.execute(sql).fetchall()
 
 @patch
 def batches(self: _SQLite, sql: str) -> Iterator[pa.RecordBatch]:  # the schema first
+    "Run a query and stream its rows."
     with self._told():
         cursor, shape = self.connection.execute(sql), pa.schema([(n, t) for n, (_, t) in self.shape().items()])
         shape = pa.schema([shape.field(c[0]) for c in cursor.description])
@@ -221,6 +229,7 @@ def batches(self: _SQLite, sql: str) -> Iterator[pa.RecordBatch]:  # the schema 
 
 @patch
 def key(self: _SQLite) -> str | None:
+    "Return the table's primary key, where that is one column."
     schema, _, table = self.asked.table.rpartition(".")
     keys = [r[1] for r in self.ask(f"PRAGMA {_name(schema) + '.' if schema else ''}table_info({_name(table)})")
             if r[5]]
@@ -229,6 +238,7 @@ def key(self: _SQLite) -> str | None:
 # %% ../../nbs/data/05_sql.ipynb #ca034617
 @patch
 def shape(self: _SQLite) -> dict[str, tuple[str, pa.DataType]]:  # name → SQL, type
+    "Return the columns of the query or table, typed by the values that they hold."
     if not hasattr(self, "_shape"):
         with self._told():
             cursor = self.connection.execute(f"SELECT * FROM {self.asked.rows} q LIMIT 0")
@@ -417,6 +427,7 @@ def read(uri: str, columns: list[str] | None = None, rows: int = 250_000,
 
 # %% ../../nbs/data/05_sql.ipynb #7d4ba36e
 def schema(uri: str, columns: list[str] | None = None, **options) -> pa.Schema:
+    "Return the schema of a query or table."
     with _opened(uri) as db:
         shape = db.shape()
         return pa.schema([(one_of(c, shape, "column", "source"), shape[c][1]) for c in columns or shape])

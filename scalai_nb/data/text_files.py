@@ -79,7 +79,8 @@ def csv_types(uri: str, delimiter: str | None = None, encoding: str = "utf8",
     return _types(uri, delimiter, encoding, tuple(nulls))[0]
 
 # %% ../../nbs/data/03_text_files.ipynb #8b8c8c45
-def _types(uri: str, delimiter: str | None, encoding: str, nulls: tuple[str, ...]) -> tuple[dict[str, pa.DataType], bool]:  # and whether they are all the file's
+def _types(uri: str, delimiter: str | None, encoding: str, nulls: tuple[str, ...],
+          ) -> tuple[dict[str, pa.DataType], bool]:  # and whether they are all the file's
     with open_file(uri) as f: head = f.read(SNIFF)
     head = head if encoding == "utf8" else head.decode(encoding, "ignore").encode()
     try: codecs.getincrementaldecoder("utf8")().decode(head)  # may end within a letter

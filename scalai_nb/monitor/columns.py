@@ -70,6 +70,7 @@ class Both:
 
     @cached_property
     def shape(self) -> tuple:  # edges and scores, rows that they were learnt from
+        "Return the normal scores of the buckets, and the rows that they were learnt from."
         lo, hi, ca, cb = self.counts
         return moving(lo / 2 + hi / 2, ca + cb), (ca + cb).sum()
 
@@ -78,6 +79,7 @@ class Both:
 
     @cached_property
     def quartiles(self) -> list:
+        "Return the quartiles of the reference and of the current window."
         lo, hi, *counts = self.counts
         return [quantile(np.array([.25, .5, .75]), lo, hi, c) for c in counts]
 
@@ -89,10 +91,13 @@ def beside(reference: Profile, current: Profile, ignore: tuple = ()) -> dict:  #
 
 # %% ../../nbs/monitor/01_columns.ipynb #de650be0
 def share(x: float) -> str:
+    "Format a share as a percentage."
     return f"{100 * x:.{1 if x < .995 else 0}f} %" if x >= 0.0005 or x == 0 else f"{100 * x:.2g} %"
 
 
-def number(x: float) -> str: return f"{x:.4g}"
+def number(x: float) -> str:
+    "Format a number with four significant digits."
+    return f"{x:.4g}"
 
 RATES = ("nulls", "nan", "inf")
 

@@ -85,13 +85,18 @@ class Finding:
 # %% ../../nbs/monitor/02_drift.ipynb #5484b3c8
 @patch(as_prop=True)
 def moved(self: Finding) -> list:  # the three bins whose share changed most
+    "Return the three bins whose share changed most."
     return sorted(self.bins, key=lambda b: -abs(b["current"] - b["reference"]))[:3]
 
 @patch(as_prop=True)
-def distance(self: Finding) -> float: return self.effect / self.threshold if self.threshold else np.inf  # in thresholds
+def distance(self: Finding) -> float:
+    "Return the effect in units of its threshold."
+    return self.effect / self.threshold if self.threshold else np.inf  # in thresholds
 
 @patch(as_prop=True)
-def sentence(self: Finding) -> str: return f"{self.name}: {self.reason}"
+def sentence(self: Finding) -> str:
+    "Describe the finding in one line."
+    return f"{self.name}: {self.reason}"
 
 # %% ../../nbs/monitor/02_drift.ipynb #19b74655
 def judge(name: str, kind: str, checks: list, p: dict, policy: Policy,
@@ -210,6 +215,7 @@ def found(self: Report) -> list:  # of Finding
 
 @patch
 def sentences(self: Report) -> list:  # what drifted, or that nothing did
+    "Describe what drifted, or that nothing did."
     if self.problem: return [self.problem]
     cut = f", {self.compared} segments" if self.compared else ""
     return [f.sentence for f in self.found] or [

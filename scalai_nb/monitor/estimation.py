@@ -246,9 +246,8 @@ def _widened(n: int) -> float:
 
 def reach(
     misses: np.ndarray,
-    free: (
-        float | None
-    ) = None,  # degrees of freedom of misses that overlap: half as many again as lie side by side (Lo & MacKinlay 1989); None: none overlap
+    # degrees of freedom of misses that overlap: half as many again as lie side by side (Lo & MacKinlay 1989)
+    free: float | None = None,  # None: none overlap
 ) -> float:  # in the misses' unit; 0 of none
     """What one more miss stays within, 95 times in 100 (jackknife:
 

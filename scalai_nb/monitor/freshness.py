@@ -94,7 +94,9 @@ def fresh(reference: Profile, current: Profile,
             )]
 
 # %% ../../nbs/monitor/01_freshness.ipynb #b467a77f
-def hours(x: float) -> str: return f"{x:.0f} h" if x >= 10 else f"{x:.1f} h"
+def hours(x: float) -> str:
+    "Format a duration in hours."
+    return f"{x:.0f} h" if x >= 10 else f"{x:.1f} h"
 
 def longest(reference: Profile, name: str) -> float:  # hours; 0 where nothing is known
     "The longest time without a row, to the unit of the calendar."

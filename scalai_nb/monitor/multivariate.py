@@ -62,7 +62,9 @@ def correlations(
     return found + reconstruction(names, ra, rb, i[ok], j[ok], se[ok])
 
 # %% ../../nbs/monitor/01_multivariate.ipynb #7bf4713a
-def pair(x: str, y: str) -> str: return f"{x} × {y}"
+def pair(x: str, y: str) -> str:
+    "Return the name of a pair of columns."
+    return f"{x} × {y}"
 
 def _shared(a, b, both):
     "The columns whose correlations both windows have."

@@ -328,8 +328,8 @@ class Segments(dict):  # segment -> Performance, the largest first
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            "<tr><td"
-            f" style='text-align:left'>{html.escape(str(k))}{' <b>worse</b>' if k in self.worse else ''}</td><td>{p.rows:,}</td>"
+            f"<tr><td style='text-align:left'>{html.escape(str(k))}{' <b>worse</b>' if k in self.worse else ''}</td>"
+            f"<td>{p.rows:,}</td>"
             + "".join(
                 f"<td>{told(getattr(p, m), p.intervals[m], '+' if m == 'bias' else '')}</td>"
                 for m in ("auc", "skill", "bias")
@@ -337,7 +337,8 @@ class Segments(dict):  # segment -> Performance, the largest first
             + "</tr>"
             for k, p in self.items()
         )
-        return f"<p>{html.escape(str(self))}</p><table><tr><th>segment</th><th>labelled</th><th>AUC</th><th>skill</th><th>bias</th></tr>{rows}</table>"
+        head = "".join(f"<th>{c}</th>" for c in ("segment", "labelled", "AUC", "skill", "bias"))
+        return f"<p>{html.escape(str(self))}</p><table><tr>{head}</tr>{rows}</table>"
 
 # %% ../../nbs/monitor/04_performance.ipynb #1a977e0d
 def by_segment(family: dict,  # (segment, label) -> profile, as `profile(rows, by=["origin", "late"])` gives it

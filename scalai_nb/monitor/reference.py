@@ -49,10 +49,8 @@ def reference(period: str,  # the window to be judged
         same = [p for p in before if like(span(p)[0]) == like(time)][-limit:]
         if len(same) >= least:
             return Reference(tuple(same), f"the {len(same)} {words} before ({same[0]} … {same[-1]})")
-        missed = (
-            missed
-            or f", as {f'only {len(same)}' if same else 'none'} of the {words} before {'is' if len(same) == 1 else 'are'} kept"
-        )
+        few, verb = f"only {len(same)}" if same else "none", "is" if len(same) == 1 else "are"
+        missed = missed or f", as {few} of the {words} before {verb} kept"
     last = tuple(before[-RECENT.get(unit, limit):])
     return Reference(last,
                      f"the {len(last)} {unit or 'window'}s before ({last[0]} … {last[-1]}){missed}" if len(last) > 1

@@ -54,7 +54,9 @@ def parts(reference: dict, current: dict) -> dict:  # name -> (profile, profile)
 # %% ../../nbs/monitor/01_segments.ipynb #76bd4917
 SHARES = "rows by segment"
 
-def inside(column: str, segment) -> str: return f"{column} in {named(segment)}"
+def inside(column: str, segment) -> str:
+    "Return the name of a column within a segment."
+    return f"{column} in {named(segment)}"
 
 def segments(reference: dict, current: dict,  # families by segment
              ignore: tuple = (),

@@ -40,6 +40,7 @@ class Scorer:
 
     @property
     def columns(self) -> list[str]:  # of a table, that the file takes
+        "List the table columns that the model takes."
         from scalai_nb.data.prep_onnx import inputs_of
         return [n for n, _ in inputs_of(self.session)]
 
@@ -94,7 +95,8 @@ def score(model: str | Path,  # registry name (its champion), name@version, or a
             out = scored(scorer, parts, kept, label, period, by, number, settings.monitor.period, part)
             if not out.num_rows:
                 origin = source if isinstance(source, str) else "the frame"
-                raise BadRequest(f"There are no rows to score in {origin}.", "Check the source and its filter.", "empty")
+                raise BadRequest(f"There are no rows to score in {origin}.",
+                                 "Check the source and its filter.", "empty")
             if by: batch, there = batch_name(base, table, out.column("period").unique().to_pylist(), settings)
             done = earlier(table, batch, settings) if there else keep_scores(out, table, batch, bool(period), settings)
     return {"table": table, "version": done.version, "rows": done.rows_good, "model": name, "model_version": number,
@@ -171,6 +173,7 @@ def scored(
 
 # %% ../../nbs/serving/00_score.ipynb #87420f7b
 def constant(text: str | None, rows: int):  # Arrow strings
+    "Repeat a text, or null, for `rows` rows."
     import pyarrow as pa
     return pa.array([text], pa.string()).take(pa.array(np.zeros(rows, np.int8)))
 
