@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 _MODULES = {  # name -> the module that defines it
     "Contract": "data.contract",
     "Frontier": "compression.frontier",
+    "MLP": "training.models",
     "Prep": "data.prep",
     "Profile": "data.profile",
     "Registry": "training.registry",

@@ -14,7 +14,7 @@ import servers
 from axe_playwright_python.sync_playwright import Axe
 from conftest import scalai
 from playwright.sync_api import TimeoutError
-from test_browser import OUTPUT  # noqa: F401: a fixture
+from test_browser import OUTPUT, chromium  # noqa: F401 (a fixture)
 from test_live import DATA
 
 from scalai_nb.core.settings import Settings

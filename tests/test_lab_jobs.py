@@ -9,6 +9,7 @@ import httpx
 import nbformat
 import pytest
 from conftest import SCALAI, scalai
+from test_browser import chromium  # noqa: F401 (a fixture)
 from test_jobs import write
 from test_lab import Lab, idle, notebook, opened, run_all, shot
 

@@ -220,13 +220,13 @@ def child(request: dict):
 
 
 def main():
-    import deltalake  # noqa: E401, F401
+    import deltalake.transaction  # noqa: F401 (whose functions are wrapped)
     import pyarrow as pa
 
-    import scalai_nb.data.ingest  # noqa: E401, F401
+    import scalai_nb.data.ingest
     import scalai_nb.data.profile
     import scalai_nb.data.replay
-    import scalai_nb.data.retention
+    import scalai_nb.data.retention  # noqa: F401
     from scalai_nb.data.contract import Contract
     from scalai_nb.data.rules import Rule
     # what is compiled now need not be in every fork

@@ -49,7 +49,8 @@ def _start_numba():
     "Load what Numba's first kernel needs, without SciPy."
     import numba.np.linalg as blas
     asked, blas.ensure_blas = blas.ensure_blas, lambda: None
-    try: pass
+    try:
+        import numba.np.arraymath  # noqa: F401 (this is what loads it)
     finally: blas.ensure_blas = asked
 
 _start_numba()

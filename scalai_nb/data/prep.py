@@ -264,3 +264,11 @@ def _repr_html_(self: Prep) -> str:
     head = cells(("column", "step", "features", "missing becomes", "unseen or beyond becomes"), "th")
     body = "".join(cells(r, "td") for r in rows)
     return f"<table><caption>{escape(repr(self))}</caption><thead>{head}</thead><tbody>{body}</tbody></table>"
+
+# %% ../../nbs/data/16_prep.ipynb #a8960537
+from ..core.display import suggest
+
+suggest(
+    fit_transform="Prep.fit(profile, target=...).transform(rows)", get_feature_names_out="features",
+    feature_names_in_="inputs", inverse_transform="nothing: a prep has no inverse",
+)(Prep)

@@ -478,3 +478,11 @@ def warnings(self: Profile) -> "list[str]":
     "What is worth knowing before using these rows, a sentence each."
     from scalai_nb.data.quality import warnings
     return warnings(self)
+
+# %% ../../nbs/data/02_profile.ipynb #f6099759
+from ..core.display import suggest
+
+suggest(
+    describe="print(profile), or show it in a notebook", merge="profile + profile", to_dict_="to_dict()",
+    dtypes="profile[COLUMN].type", shape="profile.rows and profile.columns",
+)(Profile)

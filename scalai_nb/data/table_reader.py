@@ -277,3 +277,12 @@ def __getitem__(self: TableReader, names: str | list[str]):  # dask.dataframe.Se
     "Select columns, lazily. Raises `BadRequest` for a column that is not there."
     frame = self.frame(columns=[names] if isinstance(names, str) else list(names))
     return frame[names] if isinstance(names, str) else frame
+
+# %% ../../nbs/data/06_table_reader.ipynb #c8f5241e
+from ..core.display import suggest
+
+suggest(
+    to_df="to_pandas()", toPandas="to_pandas()", collect="arrow()", to_arrow="arrow()", to_dask="frame()",
+    dtypes="schema", shape="len(table) and table.columns", query="to_pandas(where=[(COLUMN, '>', VALUE)])",
+    sample="head()", history="versions()",
+)(TableReader)

@@ -139,6 +139,7 @@ class App(IPKernelApp):
         self.log.setLevel(self.log_level)  # or each message makes records that no handler wants
         # nobody attaches a debugger to a job, and its import takes longer than all else that a kernel does to start
         absent = sys.modules.setdefault("debugpy", None) is None
+        import ipykernel.debugger  # noqa: F401 (so that it is loaded without)
         if absent: del sys.modules["debugpy"]
         super().init_kernel()
         # half a millisecond a cell, for front ends that do not wait for all that was printed

@@ -121,3 +121,11 @@ def _repr_html_(self: Registry) -> str:
     names = list(dict.fromkeys(k for m in models for k in m["metrics"]))
     rows = [(m["name"], m["version"], ", ".join(m["aliases"]), *(m["metrics"].get(k) for k in names)) for m in models]
     return html_table(rows, ("model", "version", "aliases", *names), f"{len(models)} versions")
+
+# %% ../../nbs/training/58_registry.ipynb #abc77927
+from ..core.display import suggest
+
+suggest(
+    search_registered_models="names()", get_model_version="version(name, number)", list_models="list()",
+    get_latest_versions="champion(name)", transition_model_version_stage="promote(name, version)",
+)(Registry)

@@ -278,3 +278,11 @@ def __repr__(self: Run) -> str:
     return describe(
         self, self.id, **facts, metrics=self.metrics, state=self.state if self.state != "succeeded" else None
     )
+
+# %% ../../nbs/training/30_run.ipynb #dc602933
+from ..core.display import suggest
+
+suggest(
+    predict_proba="predict(rows)", score="evaluate(rows)", fit="sn.fit(network, table, prep)", info="metrics and params",
+    best_params_="params", state_dict="model.state_dict()",
+)(Run)

@@ -4,6 +4,8 @@ the process."""
 
 import time
 
+from rows import flights as prepare  # noqa: F401 (what makes the rows)
+
 CONTENDERS = ("scalai", "sklearn")
 NUMBERS = [
     "month",
