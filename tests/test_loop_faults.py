@@ -22,7 +22,7 @@ from scalai_nb.data.table import Table
 from scalai_nb.jobs.record import Record
 from scalai_nb.loop.decisions import conclude, decisions, record, settle
 from scalai_nb.loop.flights import month_rows, write_weather
-from scalai_nb.loop.probation import restore, standing, trial
+from scalai_nb.loop.probation import restore, serving_version, trial
 from scalai_nb.training.registry import Registry
 
 FLOW = """

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HEADS', 'LEFT', 'STYLE', 'NARROW', 'short', 'int_or_none', 'share', 'heights', 'whole_bins', 'blocks', 'facts',
-           'rows_of', 'said', 'page', 'text', 'lines', 'card']
+           'rows_of', 'quality_notes', 'page', 'text', 'lines', 'card']
 
 # %% ../../nbs/data/02_profile_report.ipynb #817332c7
 import shutil
@@ -110,7 +110,7 @@ def rows_of(columns: list) -> str:
     )
     return f"<div><table><thead><tr>{line(HEADS, 'th')}</tr></thead><tbody>{body}</tbody></table></div>"
 
-def said(p, limit: int = 30) -> list[str]:
+def quality_notes(p, limit: int = 30) -> list[str]:
     "The remarks that a page has room for, and how many there are more."
     found = p.warnings()
     return (
@@ -126,7 +126,7 @@ def page(p, limit: int = 60, behind: int = 440) -> str:
     first, then, rest = columns[:limit], columns[limit:limit + behind], len(columns) - limit - behind
     more = f"<details><summary>{len(then):,} columns more</summary>{rows_of(then)}</details>" if then else ""
     more += f"<p>… and {rest:,} columns more: see Profile.columns.</p>" if rest > 0 else ""
-    notes = "".join(f"<li>{escape(s)}</li>" for s in said(p))
+    notes = "".join(f"<li>{escape(s)}</li>" for s in quality_notes(p))
     return (
         f'<div class="scalai-sheet">{STYLE}<p><b>{p.rows:,}</b> rows × <b>{len(p.columns):,}</b> columns <span'
         f' style="opacity:.7">· profile {p.digest[:12]}</span></p>'
@@ -152,7 +152,8 @@ def text(p, limit: int = 200, width: int | None = None) -> str:  # characters; d
         if max(map(len, body := lines(columns, pick, bars, ends, width))) <= width: break
     more = [f"… and {len(p.columns) - limit:,} columns more"] if len(p.columns) > limit else []
     notes = [
-        textwrap.fill(printable(s), max(width, 40), initial_indent="  ! ", subsequent_indent="    ") for s in said(p)
+        textwrap.fill(printable(s), max(width, 40), initial_indent="  ! ", subsequent_indent="    ")
+        for s in quality_notes(p)
     ]
     return "\n".join(
         [

@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from ..core.stats import benjamini_hochberg
 from ..core.svg import BLUE, ORANGE, paired_bars
 from ..data.profile import Profile
-from .columns import RATES, Both, Check, beside, moment, share
+from .columns import RATES, Both, Check, moment, pair_columns, share
 from .freshness import fresh, rows
 from .multivariate import measure
 from .segments import SHARES, parts, segments, whole
@@ -280,7 +280,7 @@ def compare(reference: Profile | dict,  # what was usual; a family by segment
     "What changed from one profile to the other."
     a, b, policy = whole(reference), whole(current), policy or Policy()
     cut = isinstance(reference, dict) and isinstance(current, dict)
-    both = beside(a, b, policy.ignore)
+    both = pair_columns(a, b, policy.ignore)
     inner, within = segments(reference, current, policy.ignore, both) if cut else ({}, [])
     arrived = rows(policy.counts, b.rows) + fresh(a, b, until, policy.clock)
     checks = measure(a, b, both=both, policy=policy)

@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from ..core.errors import BadRequest
 from ..core.stats import Z95
 from ..data.profile import Profile
-from .performance import lacking, told
+from .performance import format_measure, lacking
 
 # %% ../../nbs/monitor/05_errors.ipynb #c625c22f
 COLUMNS = ("label", "error", "error_squared", "label_squared")
@@ -108,11 +108,11 @@ def figures(self: Errors) -> dict:  # name -> figure and interval, as text
     "What a person reads."
     named = {"mean absolute error": "mae", "root mean squared error": "rmse", "bias": "bias", "R²": "r2"}
     found = {
-        name: told(getattr(self, m), self.intervals.get(m, (np.nan, np.nan)), "+" if m == "bias" else "")
+        name: format_measure(getattr(self, m), self.intervals.get(m, (np.nan, np.nan)), "+" if m == "bias" else "")
         for name, m in named.items()
     }
     return found | {
-        f"{100 * q:g} % of the errors are under": told(v, self.intervals.get(q, (np.nan, np.nan)), "+")
+        f"{100 * q:g} % of the errors are under": format_measure(v, self.intervals.get(q, (np.nan, np.nan)), "+")
         for q, v in self.quantiles.items()
     }
 

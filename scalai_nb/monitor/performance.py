@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['POSITIVE', 'NEGATIVE', 'TINY', 'LOSS', 'MEASURES', 'LIMITS', 'NAMES', 'counts', 'pr_auc', 'surprise', 'calibration',
-           'ece', 'confusion', 'at_threshold', 'lacking', 'Performance', 'performance', 'told', 'Segments',
+           'ece', 'confusion', 'at_threshold', 'lacking', 'Performance', 'performance', 'format_measure', 'Segments',
            'by_segment']
 
 # %% ../../nbs/monitor/04_performance.ipynb #7b50373c
@@ -276,7 +276,7 @@ NAMES = {
     "recall": "recall",
 }
 
-def told(value: float, interval: tuple, sign: str = "") -> str:
+def format_measure(value: float, interval: tuple, sign: str = "") -> str:
     "A figure and its interval."
     return (
         "–"
@@ -292,7 +292,7 @@ def figures(self: Performance) -> dict:  # name -> figure and interval, as text
     at = {"precision", "recall"}
     return {
         NAMES[m]
-        + (f" at {self.threshold:g}" if m in at else ""): told(
+        + (f" at {self.threshold:g}" if m in at else ""): format_measure(
             getattr(self, m), self.intervals[m], "+" if m == "bias" else ""
         )
         for m in MEASURES
@@ -331,7 +331,7 @@ class Segments(dict):  # segment -> Performance, the largest first
             f"<tr><td style='text-align:left'>{html.escape(str(k))}{' <b>worse</b>' if k in self.worse else ''}</td>"
             f"<td>{p.rows:,}</td>"
             + "".join(
-                f"<td>{told(getattr(p, m), p.intervals[m], '+' if m == 'bias' else '')}</td>"
+                f"<td>{format_measure(getattr(p, m), p.intervals[m], '+' if m == 'bias' else '')}</td>"
                 for m in ("auc", "skill", "bias")
             )
             + "</tr>"
