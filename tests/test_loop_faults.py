@@ -202,7 +202,7 @@ def test_a_registry_that_does_not_answer_is_no_vanished_champion(loop):
     at = lambda uri: loop.model_copy(update={"tracking": loop.tracking.model_copy(update={"uri": uri})})
     for settings, why in ((at("http://127.0.0.1:9"), "does not answer|cannot be opened"),
                           (at(f"sqlite:///{loop.root}/other.db"), "has no model 'late', of which version 1 served")):
-        for ask in (standing, restore):
+        for ask in (serving_version, restore):
             with pytest.raises(Unreachable, match=why): ask("late", settings)
         with pytest.raises(Unreachable): trial("late", "2013-03", settings=settings)
     store, kept = loop.path("mlflow.db"), loop.root/"kept.db"

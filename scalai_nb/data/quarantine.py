@@ -116,6 +116,7 @@ def sample(self: Quarantine, n: int = 10, seed: int = 0, version: int | None = N
     found = to_pandas(self.arrow(version))
     return found.sample(min(n, len(found)), random_state=seed)
 
+# %% ../../nbs/data/09_quarantine.ipynb #99f3330f
 @patch(as_prop=True)
 def schema(self: Quarantine) -> pa.Schema:
     "Return the schema of the rejected rows."

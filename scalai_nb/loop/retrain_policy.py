@@ -85,8 +85,9 @@ def plan(decision: Decision,  # of monitor, about this window
     more = "" if kind in KINDS[1:3] else grown(period, past, windows, rules, learnt)
     if more: kind, said = "more", said | {"called_by": "more"}
     elif not kind or kind == "drift" != rules.trigger: return replace(decision, evidence=said)
-    why = reason_to_wait(kind, said, rules, min_labels) or ("" if kind == "loss" and said["severity"] >= rules.break_factor
-                                                  else _cooling(period, past, windows, rules.cooldown))
+    urgent = kind == "loss" and said["severity"] >= rules.break_factor
+    why = reason_to_wait(kind, said, rules, min_labels)
+    if not why and not urgent: why = _cooling(period, past, windows, rules.cooldown)
     if more:
         return (replace(decision, evidence=said) if why
                 else replace(decision, action="retrain", reasons=[more, *decision.reasons], evidence=said))
