@@ -1,4 +1,4 @@
-"""One code path for pandas and cuDF: the data room's tests that take frames, on both; and, where no GPU is, what a cuDF frame is asked for."""
+"""The data tests that take frames, on pandas and cuDF; without a GPU, on a stand-in for a cuDF frame."""
 
 import numpy as np
 import pandas as pd

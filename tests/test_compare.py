@@ -1,4 +1,4 @@
-"""Comparisons of two windows: rates of false alarms, power, what is found instead of a crash, how many rows came, segments."""
+"""Comparisons of two windows: rates of false alarms, power, unusual windows, volume, segments."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"What lessons cannot show of contracts: laws on hostile rows, an expression against Python itself, kills, and the whole way through a shell."
+"Contracts on hostile rows, expressions against Python itself, killed checks, and the whole way through a shell."
 
 import ast
 import os

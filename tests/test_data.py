@@ -1,4 +1,4 @@
-"What lessons cannot show of the tables: faults. A killed ingest, two at once, hostile files; rows are counted every time."
+"Faults of tables: a killed ingest, two at once, hostile files; rows are counted every time."
 
 import json
 import os

@@ -1,4 +1,4 @@
-"The whole loop as a person runs it: rows conserved, nothing done twice, nothing left behind, and decisions that follow from the data."
+"The whole loop from the outside: rows conserved, nothing done twice, decisions that follow from the data."
 
 import shutil
 import signal

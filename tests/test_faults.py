@@ -1,4 +1,4 @@
-"What happens to a table when something else breaks: a worker dies, the disk is full, the source goes away, changes or means harm."
+"What happens to a table when a worker dies, the disk is full, or the source goes away, changes or is hostile."
 
 import gzip
 import io
@@ -273,7 +273,8 @@ import scalai_nb.data.table, pyarrow.csv, pyarrow.parquet
 before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
 try: print("in", ingest(sys.argv[1], "t").rows_in)
 except ScalaiError as e: print("refused", e.message)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)//1024, "MB", round(time.monotonic() - start, 1), "s")
+more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(more//1024, "MB", round(time.monotonic() - start, 1), "s")
 """
 
 

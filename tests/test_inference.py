@@ -1,4 +1,4 @@
-"What a source's texts are taken for: nothing is lost or guessed in silence, and what could be read otherwise is reported with counts and a proposal."
+"Type inference of texts: nothing is lost or guessed in silence; doubt is reported with counts and a proposal."
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
 """The profile's laws on columns of every type, hostile values in each; its bounds beside exact answers.
 
-test_profile.py has the laws on the commonest types; here every sentence that the design says of a profile is held on all of them.
-"""
+test_profile.py has the laws on the commonest types; here every sentence that the design says of a profile is held on
+all of them. """
 
 import datetime as dt
 import decimal

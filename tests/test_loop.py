@@ -1,4 +1,4 @@
-"""The loop where it breaks: a champion that vanished, a retraining that was killed, a version that turns out worse, a stream that shifts."""
+"""Faults of the loop: a vanished champion, a killed retraining, a worse version, a shifted stream."""
 
 import os
 import shutil
@@ -48,14 +48,14 @@ def another(settings: Settings, worse: bool = False) -> int:
 
 
 def test_a_champion_that_vanished_is_replaced_by_the_one_before(loop):
-    from scalai_nb.loop.probation import restore, standing
+    from scalai_nb.loop.probation import restore, serving_version
     registry = Registry(loop)
     first, second = registry.champion("late").version, another(loop)
     record("late", "2013-12", "retrain", ["measured loss"], {}, [], first, "pending", loop)
     registry.promote("late", second, "promoted")
     settle("late", "2013-12", "promoted", second, "promoted", loop)
     registry.version("late", second).path.unlink()
-    champion, gone = standing("late", loop)
+    champion, gone = serving_version("late", loop)
     # a query changes nothing
     assert champion is None and "is gone" in gone and registry.list("late")[0]["aliases"] == ["champion"]
     found, said = restore("late", loop)
@@ -66,7 +66,7 @@ def test_a_champion_that_vanished_is_replaced_by_the_one_before(loop):
     )
     registry.promote("late", another(loop), "promoted")
     registry.client.delete_model_version("late", str(registry.champion("late").version))
-    assert restore("late", loop)[0].version == first == standing("late", loop)[0].version
+    assert restore("late", loop)[0].version == first == serving_version("late", loop)[0].version
 
 
 def test_where_no_champion_is_left_the_job_says_so(loop):

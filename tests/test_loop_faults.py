@@ -22,7 +22,7 @@ from scalai_nb.data.table import Table
 from scalai_nb.jobs.record import Record
 from scalai_nb.loop.decisions import conclude, decisions, record, settle
 from scalai_nb.loop.flights import month_rows, write_weather
-from scalai_nb.loop.probation import restore, standing, trial
+from scalai_nb.loop.probation import restore, serving_version, trial
 from scalai_nb.training.registry import Registry
 
 FLOW = """
@@ -153,8 +153,8 @@ def unbroken(tmp_path_factory) -> Done:
 @pytest.mark.slow
 @pytest.mark.timeout(14_000)
 def test_the_demo_killed_anywhere_ends_as_an_unbroken_one(unbroken, tmp_path, rounds):
-    """A month calls for a retraining, its version serves, and the next month is scored by it. Decisions, versions, scores and
-    counts are those of a run that nobody killed."""
+    """A month calls for a retraining, its version serves, and the next month is scored by it. Decisions, versions,
+    scores and counts are those of a run that nobody killed."""
     steps, expected = leaves(unbroken.doc), result(unbroken.folder)
     # where something can go wrong; the others are killed now and then
     delicate = ("score", "monitor", "trial", "promote", "gate")
@@ -202,7 +202,7 @@ def test_a_registry_that_does_not_answer_is_no_vanished_champion(loop):
     at = lambda uri: loop.model_copy(update={"tracking": loop.tracking.model_copy(update={"uri": uri})})
     for settings, why in ((at("http://127.0.0.1:9"), "does not answer|cannot be opened"),
                           (at(f"sqlite:///{loop.root}/other.db"), "has no model 'late', of which version 1 served")):
-        for ask in (standing, restore):
+        for ask in (serving_version, restore):
             with pytest.raises(Unreachable, match=why): ask("late", settings)
         with pytest.raises(Unreachable): trial("late", "2013-03", settings=settings)
     store, kept = loop.path("mlflow.db"), loop.root/"kept.db"

@@ -1,4 +1,4 @@
-"Performance: figures held against scikit-learn, intervals against what they promise, labels against every way they can come."
+"Performance figures against scikit-learn, intervals against their promise, labels in every order of arrival."
 
 import json
 import sys

@@ -260,8 +260,8 @@ def test_every_rank_error_is_within_resolution_and_one_percent():
 
 
 def test_long_columns_from_sorted_keys_are_those_made_in_one_piece():
-    """Batches of measurements are summarised from sorted keys, a table in one piece from counted values: two ways to one state,
-    on every hostile distribution, with nulls, NaN, infinities and values that come again."""
+    """Batches of measurements are summarised from sorted keys, a table in one piece from counted values: two ways to
+    one state, on every hostile distribution, with nulls, NaN, infinities and values that come again."""
     from scalai_nb.data.profile import Counting, _batches, _of_table
     rng, n = np.random.default_rng(21), 60_000
     values = hostile(rng, n) | {"again": rng.choice(rng.normal(size=25_000), n)}
@@ -449,7 +449,9 @@ MANY = {  # pieces of a table, after how many rows its memory is taken, and how 
     "ten million distinct strings": (
         """
     import pyarrow.compute as pc
-    for i in range(0, 10_000_000, 100_000): yield pa.table({"id": pc.binary_join_element_wise("user", pa.array(range(i, i + 100_000)).cast(pa.string()), "-")})""",
+    for i in range(0, 10_000_000, 100_000):
+        numbers = pa.array(range(i, i + 100_000)).cast(pa.string())
+        yield pa.table({"id": pc.binary_join_element_wise("user", numbers, "-")})""",
         1_000_000,
         1.2,
     ),
@@ -458,7 +460,8 @@ MANY = {  # pieces of a table, after how many rows its memory is taken, and how 
     import numpy as np
     rng = np.random.default_rng(1)
     text = pa.array(rng.integers(0, 3_000, 8_192)).cast(pa.string())
-    for _ in range(10): yield pa.table({f"c{i:04}": text if i % 4 == 3 else rng.normal(i, 1, 8_192) if i % 2 else rng.integers(0, 10**6, 8_192) for i in range(2_000)})""",
+    column = lambda i: rng.normal(i, 1, 8_192) if i % 2 else rng.integers(0, 10**6, 8_192)
+    for _ in range(10): yield pa.table({f"c{i:04}": text if i % 4 == 3 else column(i) for i in range(2_000)})""",
         4 * 8_192,
         1.5,
     ),
@@ -475,7 +478,8 @@ def seen():
         rows += len(piece)
         if rows >= {settled}: peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
 p = profile(seen())
-print(json.dumps([p.rows, len(p.columns), p.columns[list(p.columns)[0]].distinct, peaks[0], peaks[-1], len(p.to_bytes()) / 1e6]))
+distinct = p.columns[list(p.columns)[0]].distinct
+print(json.dumps([p.rows, len(p.columns), distinct, peaks[0], peaks[-1], len(p.to_bytes()) / 1e6]))
 """
 
 

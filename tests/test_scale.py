@@ -45,7 +45,8 @@ import re, sys
 import torch, pyarrow.dataset as ds, pyarrow.parquet as pq
 from scalai_nb.data import loader, prep, profile as room, shuffle, source
 what, file = sys.argv[1:]
-memory = lambda of: int(re.search(of + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1]) / 1024  # ru_maxrss would begin with what the parent had
+# ru_maxrss would begin with what the parent had
+memory = lambda of: int(re.search(of + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1]) / 1024
 before = memory("VmRSS")
 if what == "profile": print(room.profile(file).rows)
 if what == "loader":

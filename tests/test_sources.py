@@ -1,4 +1,4 @@
-"Sources against servers that speak the real protocol; each test says which one. Rows are counted, memory is measured, passwords are looked for."
+"Sources against real servers, named in each test: rows counted, memory measured, no password leaked."
 
 import json
 import os
@@ -114,9 +114,15 @@ def test_postgres_types_keep_what_they_hold(postgres, workspace):
     with postgres.connect() as db:
         db.execute("CREATE TYPE mood AS ENUM ('calm')")
         db.execute(
-            """CREATE TABLE kinds AS SELECT 9007199254740993::bigint AS big, 12.345::numeric(12,3) AS exact, 1.5::numeric AS loose, true AS yes, date '2013-01-01' AS day,
-            timestamptz '2013-01-01 10:00:00.123456+01' AS at, timestamp '2013-01-01 10:00' AS naive, '0a'::bytea AS raw, '{"a": 1}'::jsonb AS doc, 'calm'::mood AS mood,
-            'x'::char(3) AS padded, interval '1 day' AS span, inet '1.2.3.4' AS host, '6ecd8c99-4036-403d-bf84-cf8400f67836'::uuid AS id, ARRAY[1, 2] AS list, NULL::int AS nothing"""
+            """CREATE TABLE kinds AS SELECT 9007199254740993::bigint AS big, 12.345::numeric(12,3) AS exact,
+            1.5::numeric AS loose, true AS yes,
+            date '2013-01-01' AS day,
+            timestamptz '2013-01-01 10:00:00.123456+01' AS at, timestamp '2013-01-01 10:00' AS naive,
+            '0a'::bytea AS raw,
+            '{"a": 1}'::jsonb AS doc, 'calm'::mood AS mood, 'x'::char(3) AS padded, interval '1 day' AS span,
+            inet '1.2.3.4' AS host,
+            '6ecd8c99-4036-403d-bf84-cf8400f67836'::uuid AS id, ARRAY[1, 2] AS list,
+            NULL::int AS nothing"""
         )
     t = pa.concat_tables(source.batches(postgres.uri("?table=public.kinds")))
     assert t.to_pylist()[0] | {"at": str(t["at"][0].as_py())} == {
@@ -541,8 +547,10 @@ put("a.arrow", ipc)
 put("a.jsonl", lambda f: f.writelines((json.dumps(r) + chr(10)).encode() for r in rows.to_pylist()))
 put("bad.csv", lambda f: f.write(b"a,b\\n1,2\\n3\\n")); put("empty.csv", lambda f: None)
 for name in ("a.csv", "a.csv.gz", "a.parquet", "a.arrow", "a.jsonl"):
-    done = ingest(f"{root}/{name}", "t" + str(len(out)), key=["carrier", "flight", "origin", "day", "sched_dep_time"])
-    assert ingest(f"{root}/{name}", "t" + str(len(out)), key=["carrier", "flight", "origin", "day", "sched_dep_time"]).already
+    again = lambda: ingest(f"{root}/{name}", "t" + str(len(out)),
+                           key=["carrier", "flight", "origin", "day", "sched_dep_time"])
+    done = again()
+    assert again().already
     out[name] = [done.rows_good, done.rows_refused, len(source.read(f"{root}/{name}", rows=10_000))]
 out["a.*"] = profile(f"{root}/a.p*").rows
 bad = ingest(f"{root}/bad.csv", "bad"); out["bad.csv"] = [bad.rows_good, bad.rows_refused]
@@ -627,7 +635,8 @@ def store(kind: str):
             )
             env = {
                 "AZURE_STORAGE_CONNECTION_STRING": (
-                    f"DefaultEndpointsProtocol=http;AccountName=devstoreaccount1;AccountKey={key};BlobEndpoint={url}/devstoreaccount1;"
+                    f"DefaultEndpointsProtocol=http;AccountName=devstoreaccount1;AccountKey={key};"
+                    f"BlobEndpoint={url}/devstoreaccount1;"
                 ),  # for fsspec; the others for delta-rs
                 "AZURE_STORAGE_ACCOUNT_NAME": "devstoreaccount1",
                 "AZURE_STORAGE_ACCOUNT_KEY": key,
@@ -661,16 +670,22 @@ from scalai_nb.data.retention import gc
 from scalai_nb.data.table import Table
 from scalai_nb.data.write import write
 from scalai_nb.loop.flights import month_rows
-how = dict(contract=Contract({"dep_delay": Rule("int64", max=300)}), key=["carrier", "flight", "origin", "month", "day", "sched_dep_time"], period="month", fold=["flight"])
+how = dict(contract=Contract({"dep_delay": Rule("int64", max=300)}), period="month", fold=["flight"],
+           key=["carrier", "flight", "origin", "month", "day", "sched_dep_time"])
 pq.write_table(month_rows(1), "january.parquet")
 done, t = ingest("january.parquet", "flights", **how), Table("flights")
-assert (done.rows_good, done.rows_refused) == (26_979, 25) and ingest("january.parquet", "flights", **how).already and t.version == 0
-with ThreadPoolExecutor(2) as pool: two = list(pool.map(lambda m: write(month_rows(m), "flights", batch=f"m{m}", **how), (2, 3)))  # at once: the store decides who is first
+assert (done.rows_good, done.rows_refused) == (26_979, 25)
+assert ingest("january.parquet", "flights", **how).already and t.version == 0
+with ThreadPoolExecutor(2) as pool:  # at once: the store decides who is first
+    two = list(pool.map(lambda m: write(month_rows(m), "flights", batch=f"m{m}", **how), (2, 3)))
 assert sorted(w.version for w in two) == [1, 2] and t.rows == done.rows_good + sum(w.rows_good for w in two)
-assert len(t.frame()) == t.rows == t.profile().rows and len(t.profiles()) == 3 and t.profile(version=0) == profile(t.arrow(version=0))
+assert len(t.frame()) == t.rows == t.profile().rows and len(t.profiles()) == 3
+assert t.profile(version=0) == profile(t.arrow(version=0))
 bad = t.quarantine.arrow()
-back = t.quarantine.release(bad.set_column(bad.column_names.index("dep_delay"), "dep_delay", pa.array(["300"]*len(bad))))
-assert (back.rows_good, back.rows_refused, t.quarantine.rows) == (115, 0, 0) and t.diff(0)[0].startswith("26,979 → 80,789 rows")
+repaired = bad.set_column(bad.column_names.index("dep_delay"), "dep_delay", pa.array(["300"]*len(bad)))
+back = t.quarantine.release(repaired)
+assert (back.rows_good, back.rows_refused, t.quarantine.rows) == (115, 0, 0)
+assert t.diff(0)[0].startswith("26,979 → 80,789 rows")
 before = t.profile()
 assert t.compact() > 0 and sum(f.files for f in gc(days=0)) > 0 and gc(days=0)[0].files == 0
 assert t.profile() == before == profile(t.arrow()) and t.sample(3).shape == (3, 20)

@@ -1,4 +1,4 @@
-"Type names: one round trip for every type that a table can hold, and every type through profile, contract, check and ingest."
+"Type names: a round trip for every type that a table can hold, through profile, contract, check and ingest."
 
 import datetime as dt
 import decimal

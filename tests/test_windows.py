@@ -1,4 +1,4 @@
-"Windows that come twice, late, torn, empty, in thousands; alarms that are believed, kept and told; what scoring takes."
+"Windows that come twice, late, torn, empty or in thousands; alarms kept and sent; the cost of scoring."
 
 import socket
 import time
@@ -260,8 +260,8 @@ def test_two_thousand_columns(settings):
 
 @pytest.mark.slow
 def test_a_year_of_looks_keeps_its_rate(_flights):
-    """Days dealt at random from the real year, so that nothing drifts. Of six years of 365 looks at four columns, at a yearly rate of 5 %,
-    more than two have an alarm with a chance of 0.2 %; at 5 % a look, each year has several."""
+    """Days dealt at random from the real year, so that nothing drifts. Of six years of 365 looks at four columns, at a
+    yearly rate of 5 %, more than two have an alarm with a chance of 0.2 %; at 5 % a look, each year has several."""
     columns, policy, spoilt, odd = ["dep_delay", "distance", "hour", "carrier"], Policy(), [], []
     for seed in range(6):
         rows = _flights[columns].assign(day=np.random.default_rng(seed).integers(0, 395, len(_flights)))

@@ -1,5 +1,5 @@
-"""Several writers on one store: processes in workspaces of their own with the same [data] storage, each stopped at every step, continued in any
-order, killed. Nothing may be lost or there twice, and every reader sees a whole table."""
+"""Several writers on one store: processes in workspaces of their own with the same [data] storage, each stopped at
+every step, continued in any order, killed. Nothing may be lost or there twice, and every reader sees a whole table."""
 
 import os
 import signal

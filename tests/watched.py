@@ -1,4 +1,4 @@
-"A workspace as the loop leaves it, made in seconds: windows of real flights, scores, decisions and runs, without training anything."
+"A workspace as the loop leaves it, made in seconds from real flights, without training anything."
 
 import time
 from pathlib import Path

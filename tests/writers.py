@@ -1,7 +1,8 @@
-"""Processes that ingest in steps: each stops before and after every call that reads or writes a store, until the test lets it go on or kills it.
+"""Processes that ingest in steps: each stops before and after every call that reads or writes a store, until the test
+lets it go on or kills it.
 
-`Nursery` starts one process that has everything imported, and forks a writer from it for each ingest: a fork takes milliseconds, an import seconds.
-"""
+`Nursery` starts one process that has everything imported, and forks a writer from it for each ingest: a fork takes
+milliseconds, an import seconds."""
 
 import json
 import os

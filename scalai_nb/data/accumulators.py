@@ -9,6 +9,7 @@ __all__ = ['WINDOW', 'NO_BITS', 'buffers', 'Sum', 'Numbers', 'Times', 'Texts', '
 import numba
 import numpy as np
 import pyarrow as pa
+from fastcore.basics import patch
 
 from .categories import add_categories, categories, counted_text
 from .column import CAPS, Column, add_columns, column, microseconds
@@ -20,8 +21,10 @@ from .types import type_name
 WINDOW = 1 << 16  # whole numbers from -32,768 to 32,767 are counted by address
 
 @numba.njit(cache=True, nogil=True)
-def _count_whole(values, bits, at,  # int64 read-only; uint8 null mask, empty where nothing is null, and the bit of the first value
-                 window, row, spill):  # int64 counts; float64 of all values, empty where not wanted; int64 values elsewhere
+def _count_whole(values,  # int64 read-only
+                 bits, at,  # uint8 null mask, empty where nothing is null, and the bit of the first value
+                 window, row,  # int64 counts; float64 of all values, empty where not wanted
+                 spill):  # int64 values elsewhere
     "Count integers; how many went to `spill`."
     n, half, paired = 0, np.uint64(len(window) // 2), len(row) > 0
     for i in range(len(values)):
@@ -117,28 +120,24 @@ class Numbers:
         self.flush()
         if len(self.aside) < rows: self.aside = np.empty(max(rows, self.limit), self.aside.dtype)
 
-    def flush(self):
-        "Summarise what was set aside."
-        if not self.held: return
-        x, self.held = self.aside[:self.held], 0
-        self.parts.push(from_keys(x, self.caps) if self.dtype == "f8" else counted(*tallied(x), caps=self.caps))
+# %% ../../nbs/data/02_accumulators.ipynb #87177205
+@patch
+def flush(self: Numbers):
+    "Summarise what was set aside."
+    if not self.held: return
+    x, self.held = self.aside[:self.held], 0
+    self.parts.push(from_keys(x, self.caps) if self.dtype == "f8" else counted(*tallied(x), caps=self.caps))
 
-    def column(self) -> Column:
-        "The profile of the column so far."
-        self.flush()
-        seen = np.flatnonzero(self.window)
-        zero = len(self.window) // 2
-        near = counted((seen - zero).astype(self.dtype), self.window[seen], caps=self.caps)
-        far = self.parts.value()
-        return Column(
-            self.name,
-            type_name(self.type),
-            self.rows,
-            self.nulls,
-            *self.odd.tolist(),
-            int(self.window[zero]),
-            numbers=near if far is None else add_ordered(near, far)
-        )
+@patch
+def column(self: Numbers) -> Column:
+    "The profile of the column so far."
+    self.flush()
+    seen = np.flatnonzero(self.window)
+    zero = len(self.window) // 2
+    near = counted((seen - zero).astype(self.dtype), self.window[seen], caps=self.caps)
+    far = self.parts.value()
+    return Column(self.name, type_name(self.type), self.rows, self.nulls, *self.odd.tolist(),
+                  int(self.window[zero]), numbers=near if far is None else add_ordered(near, far))
 
 # %% ../../nbs/data/02_accumulators.ipynb #7d9166c1
 class Times:
@@ -146,12 +145,7 @@ class Times:
     def __init__(self, name, type, caps=CAPS, limit=1 << 18):
         self.name, self.type, self.caps, self.limit = name, type, caps, limit
         self.aside, self.held, self.parts, self.calendars, self.rows, self.nulls = (
-            [],
-            0,
-            Sum(add_ordered, 4 * limit),
-            Sum(Calendar.sum, limit),
-            0,
-            0,
+            [], 0, Sum(add_ordered, 4 * limit), Sum(Calendar.sum, limit), 0, 0
         )
 
     def add(self, values: pa.Array):
@@ -171,14 +165,8 @@ class Times:
     def column(self) -> Column:
         "The profile of the column so far."
         if self.held or not self.parts.parts: self.flush()
-        return Column(
-            self.name,
-            type_name(self.type),
-            self.rows,
-            self.nulls,
-            times=self.parts.value(),
-            calendar=self.calendars.value(),
-        )
+        return Column(self.name, type_name(self.type), self.rows, self.nulls, times=self.parts.value(),
+                      calendar=self.calendars.value())
 
 # %% ../../nbs/data/02_accumulators.ipynb #a697158e
 @numba.njit(cache=True, nogil=True)
@@ -193,13 +181,7 @@ class Texts:
     "A column of text, counted by the codes of its dictionaries."
     def __init__(self, name, type, caps=CAPS, limit=0):
         self.name, self.type, self.dictionary, self.counts, self.parts, self.rows, self.there = (
-            name,
-            type,
-            None,
-            None,
-            Sum(add_categories, 4 * limit),
-            0,
-            0,
+            name, type, None, None, Sum(add_categories, 4 * limit), 0, 0
         )
         self.unique = False  # whether the dictionary is known to say no value twice
 
@@ -208,40 +190,34 @@ class Texts:
         if plain := not pa.types.is_dictionary(values.type): values = values.dictionary_encode()
         if self.dictionary is None or not self.dictionary.equals(values.dictionary):
             self.flush()
-            self.dictionary, self.counts, self.unique = (
-                values.dictionary,
-                np.zeros(len(values.dictionary), "i8"),
-                plain,
-            )
+            self.dictionary, self.unique = values.dictionary, plain
+            self.counts = np.zeros(len(values.dictionary), "i8")
         self.rows += len(values)
         _count_codes(*buffers(values.indices.cast(pa.int32()), "i4"), self.counts)
 
-    def flush(self):
-        "Summarise the values of this dictionary."
-        if self.dictionary is None: return
-        seen = np.flatnonzero(self.counts)
-        text, counts = (
-            self.dictionary if len(seen) == len(self.counts) else self.dictionary.take(in_arrow(seen))
-        ), self.counts[seen]
-        # a dictionary may hold a null
-        if text.null_count: text, counts = text.drop_null(), counts[text.is_valid().to_numpy(False)]
-        self.there += int(counts.sum())
-        if not self.unique and len(text.unique()) < len(text):  # a dictionary may say a value twice
-            again = text.dictionary_encode()
-            text, counts = again.dictionary, np.bincount(again.indices, counts).astype("i8")
-        self.parts.push(counted_text(text, counts))
-        self.dictionary = None
+# %% ../../nbs/data/02_accumulators.ipynb #87bfefbc
+@patch
+def flush(self: Texts):
+    "Summarise the values of this dictionary."
+    if self.dictionary is None: return
+    seen = np.flatnonzero(self.counts)
+    text, counts = self.dictionary, self.counts[seen]
+    if len(seen) < len(self.counts): text = text.take(in_arrow(seen))
+    # a dictionary may hold a null
+    if text.null_count: text, counts = text.drop_null(), counts[text.is_valid().to_numpy(False)]
+    self.there += int(counts.sum())
+    if not self.unique and len(text.unique()) < len(text):  # a dictionary may say a value twice
+        again = text.dictionary_encode()
+        text, counts = again.dictionary, np.bincount(again.indices, counts).astype("i8")
+    self.parts.push(counted_text(text, counts))
+    self.dictionary = None
 
-    def column(self) -> Column:
-        "The profile of the column so far."
-        self.flush()
-        return Column(
-            self.name,
-            type_name(self.type),
-            self.rows,
-            self.rows - self.there,
-            text=self.parts.value() or categories(pa.array([], pa.string())),
-        )
+@patch
+def column(self: Texts) -> Column:
+    "The profile of the column so far."
+    self.flush()
+    return Column(self.name, type_name(self.type), self.rows, self.rows - self.there,
+                  text=self.parts.value() or categories(pa.array([], pa.string())))
 
 # %% ../../nbs/data/02_accumulators.ipynb #5d3c473b
 class Others:
@@ -249,7 +225,9 @@ class Others:
     def __init__(self, name, type, caps=CAPS, limit=0):
         self.name, self.type, self.caps, self.parts = name, type, caps, Sum(add_columns, 4 * limit)
 
-    def add(self, values: pa.Array): self.parts.push(column(self.name, values, self.caps))
+    def add(self, values: pa.Array):
+        "Count a batch."
+        self.parts.push(column(self.name, values, self.caps))
     def column(self) -> Column: return self.parts.value() or column(self.name, pa.array([], self.type), self.caps)
 
 def counter(name: str, type: pa.DataType, caps: tuple = CAPS,

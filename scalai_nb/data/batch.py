@@ -79,14 +79,16 @@ def _owner(plan: Plan) -> str | None:
         if (number := delta.transaction_version(delta.open_table(place), f"attempt:batch:{plan.batch}")) is not None:
             return f"{number:08x}"
 
+# %% ../../nbs/data/07_batch.ipynb #192e6aee
 def end_attempt(
     plan: Plan,
     settings: Settings,
     kept: set[str] = frozenset(),  # files that stay
     failed: BaseException | None = None,
 ) -> str | None:
-    """Once an attempt is over, take away what no commit can name any more. Returns the attempt that brought the batch. What is not certain is
-    left to `delta.vacuum`."""
+    """Remove the files of an attempt that is over and that no commit can name any more.
+
+    Returns the attempt that brought the batch. What is not certain is left to `delta.vacuum`."""
     try: owner = _owner(plan)
     except Exception:
         if failed is None: raise
@@ -94,13 +96,16 @@ def end_attempt(
     if owner is None and getattr(failed, "unsure", False) or owner == plan.attempt and failed is not None: return owner
     try: _tidy(plan, owner, kept, settings)
     except Exception as e:
-        logger("table").warning("files of attempts that are over stay, until gc", table=plan.name, why=str(e).splitlines()[:1])
+        why = str(e).splitlines()[:1]
+        logger("table").warning("files of attempts that are over stay, until gc", table=plan.name, why=why)
     return owner
 
+# %% ../../nbs/data/07_batch.ipynb #2e9dbb57
 def _tidy(plan: Plan, owner: str | None, kept: set[str], settings: Settings) -> None:
     "Remove the files of all attempts but the one that the batch is from; while it is from none, this attempt's own."
     mine = f"{plan.prefix}-{plan.attempt}-"
-    dead = lambda f: f not in kept and (f.startswith(mine) or owner is not None and not f.startswith(f"{plan.prefix}-{owner}-"))
+    others = lambda f: owner is not None and not f.startswith(f"{plan.prefix}-{owner}-")
+    dead = lambda f: f not in kept and (f.startswith(mine) or others(f))
     _remove(plan.place, [f for f in _lying(plan.place, plan.prefix) if dead(f)])
     if owner == plan.attempt: dead = lambda f: not f.startswith(mine)
     lying = [f for f in _lying(plan.pen, plan.prefix) if dead(f)]

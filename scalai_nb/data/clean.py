@@ -54,11 +54,13 @@ class Column:
     verdict: Verdict
 
     def typed(self, type: pa.DataType) -> pa.Array:  # its values of a type, refusing the rows where they are not
+        "Cast the values, and mark the rows where they cannot be."
         done, bad = cast(self.values, type, self.nulls)
         if bad is not None: self.verdict.fault(f"{self.name}: {not_a(type)}", bad)
         return done
 
     def number(self) -> pa.Array:
+        "Cast the values to the column's numeric type; text without one to float64."
         if self.type is not None and not is_text(self.type): return self.typed(self.type)
         return self.typed(pa.float64()) if is_text(self.values.type) else self.values
 
@@ -338,6 +340,7 @@ def deduplicated(clean) -> list[Unique]:
 
 # %% ../../nbs/data/12_clean.ipynb #7457c25c
 def trimmed(clean) -> set[str]:  # columns that a declared step trims
+    "List the columns that a declared step trims."
     return {c for step, given in steps_of(clean) if step == "trim" for c in given}
 
 # %% ../../nbs/data/12_clean.ipynb #7c0a1e3b

@@ -60,9 +60,11 @@ class Column:
     @property
     def inf(self) -> int: return self.plus + self.minus
 
-    @property
-    def nbytes(self) -> int:
-        return 1_000 + sum(p.nbytes for p in (self.numbers, self.times, self.calendar, self.text) if p is not None)
+# %% ../../nbs/data/02_column.ipynb #0a368b3b
+@patch(as_prop=True)
+def nbytes(self: Column) -> int:
+    "Estimate the memory taken, in bytes."
+    return 1_000 + sum(p.nbytes for p in (self.numbers, self.times, self.calendar, self.text) if p is not None)
 
 # %% ../../nbs/data/02_column.ipynb #526ebf87
 @patch

@@ -85,39 +85,21 @@ def _whole(a: Contract, b: Contract) -> list[Change]:
     "What is said of rows and of all of them together."
     out = []
     if a.key != b.key:
-        out.append(
-            Change(
-                "key",
-                _words("key", a.key, b.key),
-                tighter=bool(b.key) and not set(b.key) > set(a.key) or not a.key,
-                looser=bool(a.key) and not set(b.key) < set(a.key) or not b.key,
-            )
-        )
+        out.append(Change("key", _words("key", a.key, b.key),
+                          tighter=bool(b.key) and not set(b.key) > set(a.key) or not a.key,
+                          looser=bool(a.key) and not set(b.key) < set(a.key) or not b.key))
     if a.extra != b.extra:
-        out.append(
-            Change(
-                "extra", f"columns that no rule names: {a.extra} → {b.extra}", b.extra == "refuse", a.extra == "refuse"
-            )
-        )
+        out.append(Change("extra", f"columns that no rule names: {a.extra} → {b.extra}", b.extra == "refuse",
+                          a.extra == "refuse"))
     if set(a.evolve) != set(b.evolve):
-        out.append(
-            Change(
-                "evolve",
-                _words("evolve", a.evolve, b.evolve),
-                bool(set(a.evolve) - set(b.evolve)),
-                bool(set(b.evolve) - set(a.evolve)),
-            )
-        )
+        out.append(Change("evolve", _words("evolve", a.evolve, b.evolve), bool(set(a.evolve) - set(b.evolve)),
+                          bool(set(b.evolve) - set(a.evolve))))
     if set(a.nulls) != set(b.nulls): out.append(Change("nulls", _words("nulls", a.nulls, b.nulls), True, True))
     out += [Change("checks", f"rows must satisfy {t}", tighter=True) for t in b.checks if t not in a.checks]
-    out += [
-        Change("checks", f"rows need not satisfy {t} any more", looser=True) for t in a.checks if t not in b.checks
-    ]
-    out += [
-        Change(w, _words(w, x, y), *_ways(w, x, y))
-        for w in ("min_rows", "max_rows", "max_refused")
-        if (x := getattr(a, w)) != (y := getattr(b, w))
-    ]
+    out += [Change("checks", f"rows need not satisfy {t} any more", looser=True) for t in a.checks
+            if t not in b.checks]
+    out += [Change(w, _words(w, x, y), *_ways(w, x, y)) for w in ("min_rows", "max_rows", "max_refused")
+            if (x := getattr(a, w)) != (y := getattr(b, w))]
     out += [Change("clean", f"a new step, {_step(s)}", True, True) for s in b.clean if s not in a.clean]
     out += [Change("clean", f"no step {_step(s)} any more", True, True) for s in a.clean if s not in b.clean]
     if not out and a.clean != b.clean: out.append(Change("clean", "the same steps in another order", True, True))

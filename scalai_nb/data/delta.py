@@ -57,16 +57,13 @@ def _transaction(version: int, names: dict[str, int | None], facts: dict):
 
     the commit's version, which it has or does not land at all)."""
     from deltalake import CommitProperties, Transaction
-    return CommitProperties(
-        custom_metadata={k: str(v) for k, v in facts.items()},
-        max_commit_retries=0,
-        app_transactions=[Transaction(name, version if n is None else n) for name, n in names.items()],
-    )
+    return CommitProperties(custom_metadata={k: str(v) for k, v in facts.items()}, max_commit_retries=0,
+                            app_transactions=[Transaction(name, version if n is None else n)
+                                              for name, n in names.items()])
 
 
-def try_commit(
-    path: str, table, adds: list, schema: pa.Schema, partition: list[str], replace: dict | None, properties
-):
+def try_commit(path: str, table, adds: list, schema: pa.Schema, partition: list[str], replace: dict | None,
+               properties):
     "One commit on a snapshot, or the table's first."
     from deltalake import Schema
     from deltalake.transaction import create_table_with_add_actions
@@ -80,9 +77,8 @@ def try_commit(
     elif replace is None:
         table.create_write_transaction(adds, "append", shape, **how)
     else:
-        table.create_write_transaction(
-            adds, "overwrite", shape, partition_filters=[(c, "in", v) for c, v in replace.items()] or None, **how
-        )
+        table.create_write_transaction(adds, "overwrite", shape,
+                                       partition_filters=[(c, "in", v) for c, v in replace.items()] or None, **how)
 
 # %% ../../nbs/data/06_delta.ipynb #9c5f5abf
 def file_paths(table) -> set[str]:
@@ -110,13 +106,15 @@ def commit(path: str,  # of the Delta table; made by its first batch
            replace: dict[str, list[str]] | None = None,  # remove the files of these partition values; {}: all files
            marks: Iterable[str] = (),  # further transaction names that get this version
            facts: dict | None = None,  # kept in the commit
-           outcome: int | None = None,  # of the batch: one that is there with another outcome is replaced, the files that begin with `prefix`
-           prefix: str = "",
+           outcome: int | None = None,  # of the batch: one that is there with another outcome is replaced,
+           prefix: str = "",  # the files that begin with this
            expect: int | None = None,  # the version it must follow, −1 for none: raises `Moved`
            attempt: str = "",  # hexadecimal; the log keeps whose files the batch's are
            began: float | None = None,  # seconds since 1970, before the first of the files was written
-           guard: dict[str, int | None] | None = None,  # transaction name → its number: raises `Overtaken` where it has another one
-           closable: bool = False,  # `forget` may close the log to files that begin with `prefix`: raises `Overtaken` then
+           # transaction name → its number: raises `Overtaken` where it has another one
+           guard: dict[str, int | None] | None = None,
+           # `forget` may close the log to files that begin with `prefix`: raises `Overtaken` then
+           closable: bool = False,
           ) -> tuple[int, bool]:  # version that holds the batch, and whether it was there before
     "Add files to a Delta table as one commit, once for all time, whoever else tries."
     from deltalake.exceptions import CommitFailedError, DeltaError
@@ -131,7 +129,10 @@ def commit(path: str,  # of the Delta table; made by its first batch
         if any(transaction_version(table, name) != number for name, number in (guard or {}).items()): raise Overtaken
         if closable and transaction_version(table, f"files:{prefix}") == CLOSED: raise Overtaken
         _not_too_old(path, table, began)
-        names = {batch: None, **dict.fromkeys(marks)} | ({} if outcome is None else {f"outcome:{batch}": outcome}) | ({f"attempt:{batch}": int(attempt, 16)} if attempt else {}) | ({f"files:{prefix}": CLOSED + 1} if closable else {})
+        names = {batch: None, **dict.fromkeys(marks)}
+        if outcome is not None: names[f"outcome:{batch}"] = outcome
+        if attempt: names[f"attempt:{batch}"] = int(attempt, 16)
+        if closable: names[f"files:{prefix}"] = CLOSED + 1
         actions = adds if seen is None else _instead(table, prefix, adds)
         try:
             try_commit(path, table, actions, schema, partition, replace, _transaction(at, names, facts or {}))
@@ -150,7 +151,9 @@ def belongs(table, batch: str, attempt: str) -> bool:
     "Whether a snapshot holds a batch, and it was this attempt that brought it."
     return transaction_version(table, f"attempt:{batch}") == int(attempt, 16)
 
-def back_off(n: int) -> None: sleep(random.uniform(0, min(.5, .01*2**n)))
+def back_off(n: int) -> None:
+    "Wait a random time, longer after each failed try."
+    sleep(random.uniform(0, min(.5, .01*2**n)))
 
 def _unsure(e: Exception, path: str) -> Exception:  # the same
     "A store may carry out a request whose answer it lost: then nobody knows yet whether the commit is there."
@@ -370,28 +373,20 @@ def rows_of(table,  # deltalake.DeltaTable
     )
     odd = {"deletionVectors", "columnMapping"} & set(table.protocol().reader_features or ())
     if odd:
-        raise BadRequest(
-            f"The Delta table at {table.table_uri} uses {', '.join(odd)}.",
-            "Rewrite it without: nothing here reads that.",
-            "table",
-        )
+        raise BadRequest(f"The Delta table at {table.table_uri} uses {', '.join(odd)}.",
+                         "Rewrite it without: nothing here reads that.", "table")
     files, keys = pa.table(table.get_add_actions(flatten=True)), table.metadata().partition_columns
     schema, (system, root) = pa.schema(table.schema().to_arrow()), _system(table.table_uri)
     held = _ranges(files, ranged)
     def test(i):
         value = {k: files[f"partition.{k}"][i] for k in keys}
-        tests = [
-            pc.field(k) == v.cast(schema.field(k).type) if v.is_valid else pc.field(k).is_null()
-            for k, v in value.items()
-        ]
+        tests = [pc.field(k) == v.cast(schema.field(k).type) if v.is_valid else pc.field(k).is_null()
+                 for k, v in value.items()]
         if held[i]: tests.append((pc.field(ranged) >= held[i][0]) & (pc.field(ranged) <= held[i][1]))
         return reduce(and_, tests) if tests else None
     wanted = lambda i: spans is None or held[i] is None or any(a <= held[i][1] and held[i][0] <= b for a, b in spans)
-    pieces = [
-        format.make_fragment(f"{root}/{unquote(path)}", system, test(i))
-        for i, path in enumerate(files["path"].to_pylist())
-        if wanted(i)
-    ]
+    pieces = [format.make_fragment(f"{root}/{unquote(path)}", system, test(i))
+              for i, path in enumerate(files["path"].to_pylist()) if wanted(i)]
     return ds.FileSystemDataset(pieces, schema, format, system)
 
 # %% ../../nbs/data/06_delta.ipynb #1913f673

@@ -17,7 +17,7 @@ from ..core.errors import BadRequest, WorkFailed
 from ..core.settings import Settings
 from . import source
 from .clean import clean, trimmed
-from .contract import Contract
+from .contract import Contract, as_contract
 from .ingest import Plan, cleaned, completed, guessed, prepare_part, raw_rows, raw_schema, with_password
 from .partition import as_text
 from .rules import Tally
@@ -69,22 +69,15 @@ def dry_run(uri: str | Path,  # what `ingest` takes
            ) -> Trial:
     "Check a source against a contract."
     settings = settings or Settings.load()
-    given = contract if isinstance(contract, Contract) else Contract.load(contract)
+    given = as_contract(contract)
     plan = Plan("", "", str(uri), _files(str(uri), settings), "")
-    full = completed(
-        given,
-        cleaned(
-            raw_schema(plan, str(uri), {n for n, r in given.columns.items() if r.type}, settings, given.nulls), given
-        ),
-        None,
-    ).ready(settings)
+    typed = {n for n, r in given.columns.items() if r.type}
+    shape = cleaned(raw_schema(plan, str(uri), typed, settings, given.nulls), given)
+    full = completed(given, shape, None).ready(settings)
     finders, rows, tally, reasons, shown = [Repeats(u, limit) for u in full.uniques()], 0, Tally(), Counter(), {}
     try:
-        for item in (
-            x
-            for f in plan.files
-            for x in raw_rows((with_password(f["path"], str(uri)), f.get("options", {})), settings=settings)
-        ):
+        pieces = ((with_password(f["path"], str(uri)), f.get("options", {})) for f in plan.files)
+        for item in (x for p in pieces for x in raw_rows(p, settings=settings)):
             raw, tidied, verdict = prepare_part(item, trimmed(given.clean), guessed(full, given))
             typed, verdict = full.judge(*clean(tidied, full, verdict))
             for f in finders: _numbered(f, typed, verdict.good, rows)

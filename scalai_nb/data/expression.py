@@ -13,6 +13,7 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from fastcore.basics import patch
 
 from ..core.errors import BadRequest, nearest, one_of
 from .types import cast
@@ -128,8 +129,7 @@ def _text(fn): return lambda x, pattern: fn(x, pattern.as_py())
 FUNCTIONS = {  # name → (fewest arguments, most, what it computes)
     "abs": (1, 1, pc.abs),
     "round": (1, 2, lambda x, n=None: pc.round(_float(x), n.as_py() if n else 0)),
-    "floor": (1, 1, pc.floor),
-    "ceil": (1, 1, pc.ceil),
+    "floor": (1, 1, pc.floor), "ceil": (1, 1, pc.ceil),
     "sqrt": (1, 1, lambda x: pc.sqrt(_float(x))),
     "log": (1, 1, lambda x: pc.ln(_float(x))),
     "exp": (1, 1, lambda x: pc.exp(_float(x))),
@@ -139,25 +139,18 @@ FUNCTIONS = {  # name → (fewest arguments, most, what it computes)
     "isnull": (1, 1, pc.is_null),
     "isnan": (1, 1, lambda x: pc.is_nan(_float(x))),
     "len": (1, 1, pc.utf8_length),
-    "lower": (1, 1, pc.utf8_lower),
-    "upper": (1, 1, pc.utf8_upper),
+    "lower": (1, 1, pc.utf8_lower), "upper": (1, 1, pc.utf8_upper),
     "strip": (1, 1, pc.utf8_trim_whitespace),
-    "startswith": (2, 2, _text(pc.starts_with)),
-    "endswith": (2, 2, _text(pc.ends_with)),
+    "startswith": (2, 2, _text(pc.starts_with)), "endswith": (2, 2, _text(pc.ends_with)),
     "contains": (2, 2, _text(pc.match_substring)),
     "matches": (2, 2, lambda x, p: pc.match_substring_regex(x, f"^(?:{p.as_py()})$")),
     "time": (1, 1, _time),
     "date": (1, 1, lambda x: _time(x, pa.date32())),
-    "year": (1, 1, pc.year),
-    "month": (1, 1, pc.month),
-    "day": (1, 1, pc.day),
-    "hour": (1, 1, pc.hour),
-    "minute": (1, 1, pc.minute),
+    "year": (1, 1, pc.year), "month": (1, 1, pc.month), "day": (1, 1, pc.day),
+    "hour": (1, 1, pc.hour), "minute": (1, 1, pc.minute),
     "weekday": (1, 1, pc.day_of_week),  # 0 is Monday
-    "days": (1, 1, _span("d")),
-    "hours": (1, 1, _span("h")),
-    "minutes": (1, 1, _span("m")),
-    "seconds": (1, 1, _span("s")),
+    "days": (1, 1, _span("d")), "hours": (1, 1, _span("h")),
+    "minutes": (1, 1, _span("m")), "seconds": (1, 1, _span("s")),
 }
 
 # %% ../../nbs/data/09_expression.ipynb #6c5db1a3
@@ -184,19 +177,15 @@ def _read(tree: ast.AST, names: list[str]) -> None:
             [_read(x, names) for x in (t, a, b)]
         case ast.Compare(left=a, ops=ops, comparators=others):
             _read(a, names)
-            for op, b in zip(ops, others):
-                _compared(op, b, names)
+            for op, b in zip(ops, others): _compared(op, b, names)
         case ast.Call(func=ast.Name(id="column"), args=[ast.Constant(value=str(name))], keywords=[]):
             names.append(name)
         case ast.Call(func=ast.Name(id=fn), args=args, keywords=[]):
             _called(fn, args, names)
         case _:
-            raise BadRequest(
-                f"{ast.unparse(tree)[:80]!r} is not in the language of expressions.",
-                "It has columns, numbers, texts, + - * / // % **, comparisons, and, or, not, in, if, and:"
-                f" {', '.join(FUNCTIONS)}.",
-                "expression",
-            )
+            raise BadRequest(f"{ast.unparse(tree)[:80]!r} is not in the language of expressions.",
+                             "It has columns, numbers, texts, + - * / // % **, comparisons, and, or, not, in, if, and:"
+                             f" {', '.join(FUNCTIONS)}.", "expression")
 
 # %% ../../nbs/data/09_expression.ipynb #a880a0b0
 def _compared(op: ast.cmpop, b: ast.AST, names: list[str]) -> None:
@@ -311,6 +300,7 @@ class Expression:
 
     @cached_property
     def columns(self) -> tuple[str, ...]:  # that it names
+        "List the columns that the expression names."
         names = []
         _read(_parse(self.text), names)
         return tuple(dict.fromkeys(names))
@@ -320,41 +310,28 @@ class Expression:
         for c in self.columns:
             if c in rows.column_names: continue
             near = nearest(c, rows.column_names)
-            raise BadRequest(
-                f"{self.text!r} names a column {c!r}, which the rows lack.",
-                f"Did you mean {near!r}?" if near else f"They have: {', '.join(rows.column_names[:20])}.",
-                "expression",
-            )
+            raise BadRequest(f"{self.text!r} names a column {c!r}, which the rows lack.",
+                             f"Did you mean {near!r}?" if near else f"They have: {', '.join(rows.column_names[:20])}.",
+                             "expression")
         try:
             out = _compute(_parse(self.text), rows)
-        except (
-            pa.ArrowInvalid,
-            pa.ArrowNotImplementedError,
-            pa.ArrowTypeError,
-            TypeError,
-            ValueError,
-            OverflowError,
-        ) as e:
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, TypeError, ValueError,
+                OverflowError) as e:
             types = ", ".join(f"{c} is {rows.schema.field(c).type}" for c in self.columns)
-            raise BadRequest(
-                f"{self.text!r} cannot be computed: {types or str(e).splitlines()[0]}.",
-                str(e).splitlines()[0][:200] + ".",
-                "expression",
-            ) from e
+            raise BadRequest(f"{self.text!r} cannot be computed: {types or str(e).splitlines()[0]}.",
+                             str(e).splitlines()[0][:200] + ".", "expression") from e
         if isinstance(out, pa.Scalar):
-            out = pa.chunked_array(
-                [pa.array([out.as_py()], out.type).take(pa.array(np.zeros(rows.num_rows, np.int8)))]
-            )
+            first = pa.array(np.zeros(rows.num_rows, np.int8))  # a constant, as often as there are rows
+            out = pa.chunked_array([pa.array([out.as_py()], out.type).take(first)])
         return out
 
-    def holds(self, rows: pa.Table) -> pa.ChunkedArray:  # true, false, or null where it is not known
-        "Whether each row satisfies it."
-        out = self(rows)
-        if pa.types.is_null(out.type): out = out.cast(pa.bool_())
-        if not pa.types.is_boolean(out.type):
-            raise BadRequest(
-                f"{self.text!r} gives {out.type}, not true or false.",
-                "A condition compares: arr_delay - dep_delay > -120",
-                "expression",
-            )
-        return out
+# %% ../../nbs/data/09_expression.ipynb #d05186f8
+@patch
+def holds(self: Expression, rows: pa.Table) -> pa.ChunkedArray:  # true, false, or null where it is not known
+    "Whether each row satisfies it."
+    out = self(rows)
+    if pa.types.is_null(out.type): out = out.cast(pa.bool_())
+    if not pa.types.is_boolean(out.type):
+        raise BadRequest(f"{self.text!r} gives {out.type}, not true or false.",
+                         "A condition compares: arr_delay - dep_delay > -120", "expression")
+    return out

@@ -13,7 +13,8 @@ from ..core.errors import BadRequest
 
 # %% ../../nbs/data/03_filters.ipynb #385046c8
 def row_filter(
-    where,  # a list as [("fold", "!=", 0), ("month", "<=", 5)], or lists of lists (any of them), or a pyarrow expression
+    # a list as [("fold", "!=", 0), ("month", "<=", 5)], or lists of lists (any of them), or a pyarrow expression
+    where,
     schema: pa.Schema | None = None,  # of the rows it is for
 ):
     "Build the condition as PyArrow wants it, tried on no rows of that schema."

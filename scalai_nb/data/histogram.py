@@ -13,6 +13,7 @@ from itertools import chain
 
 import numba
 import numpy as np
+from fastcore.basics import patch
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
@@ -211,33 +212,33 @@ class Histogram:
     @classmethod
     def of_sorted(cls, keys, shared, caps=(CELLS, BUCKETS)):
         "From ascending keys that are not counted yet, and their shared bits."
-        return (
-            cls(*_canonical_sorted(keys, shared, *caps), tuple(caps)) if len(keys) else cls.of(keys, None, caps=caps)
-        )
+        return (cls(*_canonical_sorted(keys, shared, *caps), tuple(caps)) if len(keys)
+                else cls.of(keys, None, caps=caps))
 
     @property
     def nbytes(self) -> int:
         return 17 * len(self.keys)
 
-    @classmethod
-    def sum(cls, *parts):
-        "The histogram of all parts' rows."
-        caps, have = tuple(map(min, *(p.caps for p in parts))) if len(parts) > 1 else parts[0].caps, [
-            p for p in parts if len(p.keys)
-        ]
-        if not have: return cls.of(parts[0].keys, parts[0].counts, caps=caps)
-        if len(have) == 1 and have[0].caps == caps: return have[0]
-        level1, rows = min(p.level1 for p in have), [(p.keys, p.counts, p.known) for p in have]
-        while len(rows) > 1:  # by twos, so that each bucket moves as often as the number of parts can be halved
-            pairs = zip(rows[::2], rows[1::2])
-            rows = [_merge(*map(read_only, chain(*zip(a, b)))) for a, b in pairs] + rows[len(rows) // 2 * 2:]
-        return cls.of(*rows[0], level1, caps)
-
-    def __add__(self, other): return Histogram.sum(self, other)
-
     def __eq__(self, other):
         return (isinstance(other, Histogram) and (self.level1, self.caps) == (other.level1, other.caps)
                 and all(np.array_equal(getattr(self, f), getattr(other, f)) for f in ("keys", "counts", "known")))
+
+# %% ../../nbs/data/01_histogram.ipynb #6ea3c7f7
+@patch(cls_method=True)
+def sum(cls: Histogram, *parts):
+    "The histogram of all parts' rows."
+    caps = tuple(map(min, *(p.caps for p in parts))) if len(parts) > 1 else parts[0].caps
+    have = [p for p in parts if len(p.keys)]
+    if not have: return cls.of(parts[0].keys, parts[0].counts, caps=caps)
+    if len(have) == 1 and have[0].caps == caps: return have[0]
+    level1, rows = min(p.level1 for p in have), [(p.keys, p.counts, p.known) for p in have]
+    while len(rows) > 1:  # by twos, so that each bucket moves as often as the number of parts can be halved
+        pairs = zip(rows[::2], rows[1::2])
+        rows = [_merge(*map(read_only, chain(*zip(a, b)))) for a, b in pairs] + rows[len(rows) // 2 * 2:]
+    return cls.of(*rows[0], level1, caps)
+
+@patch
+def __add__(self: Histogram, other): return Histogram.sum(self, other)
 
 # %% ../../nbs/data/01_histogram.ipynb #23b3e148
 EMPTY = Histogram.of(np.empty(0, "u8"), np.empty(0, "i8"))

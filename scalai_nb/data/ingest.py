@@ -27,7 +27,7 @@ from ..core.storage import filesystem, veiled, write_atomic
 from . import columnar, source, text_files
 from .batch import batch_facts, batch_state
 from .clean import clean, steps_of, tidy, trimmed
-from .contract import Contract
+from .contract import Contract, as_contract
 from .partition import SLICE, Part, Pieces
 from .readers import connect, suffix
 from .rules import Rule, Verdict
@@ -77,34 +77,21 @@ class Plan:
 def _contents(uri: str, table: str, settings: Settings) -> list[dict]:  # see `Plan.files`; of a table, its version
     if (there := source.server(uri)) is not None:
         if there.state is None:
-            raise BadRequest(
-                f"{veiled(uri)}: its reader cannot say what is there, which an ingest must know.",
-                "Its package should give the `Source` a `state`.",
-                "source",
-            )
+            raise BadRequest(f"{veiled(uri)}: its reader cannot say what is there, which an ingest must know.",
+                             "Its package should give the `Source` a `state`.", "source")
         return [{"path": veiled(uri), "bytes": 0, **there.state(uri, _before(table, settings))}]
     if (named := source.as_table(uri, settings)) is not None:
         t = named[0].delta(named[1])
-        return [
-            {
-                "path": f"{named[0].name}@{t.version()}" if "/" not in uri else uri,
-                "bytes": 0,
-                "sha256": f"{t.metadata().id}@{t.version()}",
-            }
-        ]
+        return [{"path": f"{named[0].name}@{t.version()}" if "/" not in uri else uri, "bytes": 0,
+                 "sha256": f"{t.metadata().id}@{t.version()}"}]
     found = []
     for f in source.files(uri):
         with connect(f) as (fs, path):
             if fs.size(path) == 0:
                 raise BadRequest(f"{veiled(f)} is empty: 0 bytes.", "Check how the file was made or copied.", "source")
             footer = footer_hash(f)
-            found.append(
-                {
-                    "path": veiled(f),
-                    "bytes": fs.size(path),
-                    **({"footer": footer} if footer else {"sha256": content_hash(f)}),
-                }
-            )
+            found.append({"path": veiled(f), "bytes": fs.size(path),
+                          **({"footer": footer} if footer else {"sha256": content_hash(f)})})
     return found
 
 # %% ../../nbs/data/14_ingest.ipynb #2bd717d5
@@ -149,6 +136,7 @@ def _before(table: str, settings: Settings) -> Iterator[dict]:
             yield from (f["options"] for f in p.files)
 
 def with_password(path: str, uri: str) -> str:  # a plan's path as it can be opened
+    "Put the URI's login back into a plan's path."
     if path == veiled(uri): return uri
     login = re.match(r"\w[\w+.-]*://[^/?#]*@", uri)
     return login[0] + re.sub(r"^[\w+.-]+://([^/?#]*@)?", "", path) if login else path
@@ -415,13 +403,24 @@ def _told(done: Written, plan: Plan) -> Ingested:
     events.emit("ingest", uri=plan.uri, done=True, **out.to_dict())
     return out
 
+# %% ../../nbs/data/14_ingest.ipynb #4f431d31
+def _full(given: Contract, batch: Plan, uri: str, have: pa.Schema | None, settings: Settings) -> Contract:
+    "The contract with a rule for every column of the source, as the table `have` needs it."
+    typed = {n for n, r in given.columns.items() if r.type}
+    if have is not None and "widen" not in given.evolve: typed |= set(have.names)
+    return completed(given, cleaned(raw_schema(batch, uri, typed, settings, given.nulls), given), have)
+
+def _rows(batch: Plan, uri: str, settings: Settings, client, stamps) -> "Pieces | Iterator":
+    "What `write` gets: pieces that workers read, or rows in turn."
+    divisible = lambda path: suffix(path) in (".parquet", ".pq") and not source.server(path)
+    if client or all(divisible(f["path"]) for f in batch.files): return _pieces(batch, uri, settings, client, stamps)
+    return _counted(batch, uri, settings, stamps)
+
 # %% ../../nbs/data/14_ingest.ipynb #3507dff6
 def ingest(
     uri: str | Path,  # file, pattern, folder, table, or a server's: `postgresql://…`, `mongodb://…`, `kafka://…`
     table: str,  # made if it is not there
-    contract: (
-        Contract | str | Path | None
-    ) = None,  # or the path of one; None: types only, from the table or the source
+    contract: Contract | str | Path | None = None,  # or its path; None: types only, from the table or the source
     key: str | list[str] | None = None,  # columns that name a row: never null, never twice in the table
     period: str | None = None,  # a column (a time gives its month), or one name for all rows, as "2013-06"
     fold: str | list[str] | None = None,  # key columns: adds int8 `fold` by their hash
@@ -430,43 +429,21 @@ def ingest(
 ) -> Ingested:
     "Bring a source's rows into a table, exactly once."
     settings = settings or Settings.load()
-    given = (
-        contract if isinstance(contract, Contract) else Contract.load(contract) if contract is not None else Contract()
-    )
+    given = as_contract(contract)
     stamps = _stamps(str(uri), settings)
     target = TableReader(table, settings)
     batch = _unlike(plan(str(uri), table, given, period, settings), str(uri), target)
     have = target.schema if target.exists else None
     if batch_state(target, batch.batch)[1]:
         return _told(write(iter(()), table, batch=batch.batch, settings=settings), batch)
-    typed = {n for n, r in given.columns.items() if r.type} | set(
-        have.names if have is not None and "widen" not in given.evolve else ()
-    )
-    full = completed(given, cleaned(raw_schema(batch, str(uri), typed, settings, given.nulls), given), have)
+    full = _full(given, batch, str(uri), have, settings)
     _agrees(full, given, have, table)
-    shared = client or all(
-        suffix(f["path"]) in (".parquet", ".pq") and not source.server(f["path"]) for f in batch.files
-    )
-    rows = (
-        _pieces(batch, str(uri), settings, client, stamps) if shared else _counted(batch, str(uri), settings, stamps)
-    )
+    rows = _rows(batch, str(uri), settings, client, stamps)
     try:
-        done = write(
-            rows,
-            table,
-            full,
-            key,
-            period,
-            batch.batch,
-            fold=fold,
-            settings=settings,
-            source=_named(batch),
-            prepare=partial(prepare_part, but=trimmed(given.clean), exact=guessed(full, given)),
-        )
-    except BadRequest:
-        _unchanged(stamps)
-        raise  # a file that went away is no file that cannot be read
-    # somebody was quicker, with other rows
+        done = write(rows, table, full, key, period, batch.batch, fold=fold, settings=settings, source=_named(batch),
+                     prepare=partial(prepare_part, but=trimmed(given.clean), exact=guessed(full, given)))
+    except BadRequest: _unchanged(stamps); raise  # a file that went away is no file that cannot be read
+    # another writer was quicker, with other rows
     if done.already and _unlike(batch, str(uri), target) != batch:
         return ingest(uri, table, given, key, period, fold, settings, client)
     return _told(done, batch)

@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import pyarrow as pa
 
@@ -23,44 +23,37 @@ from .readers import Source, needs
 from .text_files import kept_as
 
 # %% ../../nbs/data/05_kafka.ipynb #2ab5c055
+def _options(parts: SplitResult, errors: list) -> dict:
+    "The consumer's settings: defaults, the login and settings of the URI, and what reading exactly once needs."
+    asked = dict(parse_qsl(parts.query))
+    asked.pop("from", None)
+    login = ({"security.protocol": "SASL_SSL", "sasl.mechanism": "PLAIN", "sasl.username": unquote(parts.username),
+              "sasl.password": unquote(parts.password or "")}
+             if parts.username else {})
+    return ({"group.id": "scalai-nb", "socket.connection.setup.timeout.ms": 5000, "log_level": 0,
+             "queued.max.messages.kbytes": 16384}
+            | login | asked
+            | {"bootstrap.servers": parts.netloc.rsplit("@", 1)[-1], "enable.auto.commit": False,
+               "enable.auto.offset.store": False, "auto.offset.reset": "error", "enable.partition.eof": True,
+               "isolation.level": "read_committed", "allow.auto.create.topics": False, "error_cb": errors.append})
+
+def _failure(uri: str, driver, error) -> BadRequest | Unreachable:
+    "What a KafkaError means for the caller."
+    kinds = driver.KafkaError
+    if error.code() in (kinds._TRANSPORT, kinds._TIMED_OUT, kinds._ALL_BROKERS_DOWN, kinds._RESOLVE):
+        return Unreachable(f"{veiled(uri)} does not answer: {error.str()[:200]}",
+                           "Check that a broker runs, and its address.", "source")
+    return BadRequest(f"{veiled(uri)}: {error.str()[:200]}",
+                      "Check what the URI says of user, password and settings.", "source")
+
+# %% ../../nbs/data/05_kafka.ipynb #aba590e7
 @contextmanager
 def _topic(uri: str):  # consumer, topic, its partitions, the cluster's name
     driver, parts = needs("confluent_kafka", "kafka", "Kafka"), urlsplit(str(uri))
-    said, topic, errors = dict(parse_qsl(parts.query)), unquote(parts.path.strip("/")), []
-    said.pop("from", None)
+    topic, errors, consumer = unquote(parts.path.strip("/")), [], None
     if not topic or not parts.hostname:
         raise BadRequest(f"{veiled(uri)} names no topic.", "Say kafka://host:9092/topic.", "source")
-    login = (
-        {
-            "security.protocol": "SASL_SSL",
-            "sasl.mechanism": "PLAIN",
-            "sasl.username": unquote(parts.username),
-            "sasl.password": unquote(parts.password or ""),
-        }
-        if parts.username
-        else {}
-    )
-    how = (
-        {
-            "group.id": "scalai-nb",
-            "socket.connection.setup.timeout.ms": 5000,
-            "log_level": 0,
-            "queued.max.messages.kbytes": 16384,
-        }
-        | login
-        | said
-        | {
-            "bootstrap.servers": parts.netloc.rsplit("@", 1)[-1],
-            "enable.auto.commit": False,
-            "enable.auto.offset.store": False,
-            "auto.offset.reset": "error",
-            "enable.partition.eof": True,
-            "isolation.level": "read_committed",
-            "allow.auto.create.topics": False,
-            "error_cb": errors.append,
-        }
-    )
-    consumer = None
+    how = _options(parts, errors)
     try:
         consumer = driver.Consumer(how)
         there = consumer.list_topics(timeout=6)
@@ -71,32 +64,12 @@ def _topic(uri: str):  # consumer, topic, its partitions, the cluster's name
                 f"Did you mean {near!r}?" if near else f"There are: {', '.join(sorted(there.topics)[:20]) or 'none'}.",
                 "source",
             )
-        yield consumer, topic, sorted(there.topics[topic].partitions), there.cluster_id or parts.netloc.rsplit("@", 1)[
-            -1
-        ]
+        cluster = there.cluster_id or parts.netloc.rsplit("@", 1)[-1]
+        yield consumer, topic, sorted(there.topics[topic].partitions), cluster
     except driver.KafkaException as e:
-        e = next(
-            (
-                x
-                for x in errors
-                if x.code() in (driver.KafkaError._AUTHENTICATION, driver.KafkaError.SASL_AUTHENTICATION_FAILED)
-            ),
-            e.args[0],
-        )
-        if e.code() in (
-            driver.KafkaError._TRANSPORT,
-            driver.KafkaError._TIMED_OUT,
-            driver.KafkaError._ALL_BROKERS_DOWN,
-            driver.KafkaError._RESOLVE,
-        ):
-            raise Unreachable(
-                f"{veiled(uri)} does not answer: {e.str()[:200]}",
-                "Check that a broker runs, and its address.",
-                "source",
-            ) from e
-        raise BadRequest(
-            f"{veiled(uri)}: {e.str()[:200]}", "Check what the URI says of user, password and settings.", "source"
-        ) from e
+        refused = (driver.KafkaError._AUTHENTICATION, driver.KafkaError.SASL_AUTHENTICATION_FAILED)
+        e = next((x for x in errors if x.code() in refused), e.args[0])
+        raise _failure(uri, driver, e) from e
     finally:
         if consumer: consumer.close()
 
@@ -178,18 +151,12 @@ def _messages(
             some = consumer.consume(min(limit, FIRST), timeout=.2)
             for m in some:
                 if m.error() and m.error().code() == driver.KafkaError._AUTO_OFFSET_RESET:
-                    raise WorkFailed(
-                        f"{veiled(uri)}, partition {p}: offsets from {low} on are no longer kept.",
-                        "See the topic's retention.",
-                        "source",
-                    )
+                    raise WorkFailed(f"{veiled(uri)}, partition {p}: offsets from {low} on are no longer kept.",
+                                     "See the topic's retention.", "source")
             good = [m for m in some if not m.error() and m.offset() < high]
             if good: heard = time.monotonic(); yield good
-            done = any(
-                m.offset() is not None and m.offset() >= (high if m.error() else high - 1)
-                for m in some
-                if not m.error() or m.error().code() == driver.KafkaError._PARTITION_EOF
-            )
+            done = any(m.offset() is not None and m.offset() >= (high if m.error() else high - 1) for m in some
+                       if not m.error() or m.error().code() == driver.KafkaError._PARTITION_EOF)
             if not done and time.monotonic() > heard + readers.PATIENCE:
                 raise Unreachable(
                     f"{veiled(uri)}, partition {p}: nothing came for {readers.PATIENCE} seconds, before offset"
@@ -212,9 +179,8 @@ def read(
     uri: str,
     columns: list[str] | None = None,
     rows: int = 250_000,
-    offsets: (
-        dict[str, list[int]] | None
-    ) = None,  # partition → first, and one after the last; default: all that is there
+    # partition → first, and one after the last; default: all that is there
+    offsets: dict[str, list[int]] | None = None,
     shape: pa.Schema | None = None,  # default: found in the first messages
     bad: list | None = None,  # takes what does not fit: partition:offset, reason, text; default: an error
     **plan,  # what else a plan says
@@ -230,18 +196,10 @@ def read(
             for i, reason in odd:
                 m = some[i]
                 if bad is None:
-                    raise BadRequest(
-                        f"{veiled(uri)}, partition {m.partition()}, offset {m.offset()}: {reason}.",
-                        "`ingest` sets such messages aside in the quarantine.",
-                        "source",
-                    )
-                bad.append(
-                    (
-                        f"{m.partition()}:{m.offset()}",
-                        f"message: {reason}",
-                        (m.value() or b"").decode("utf8", "replace"),
-                    )
-                )
+                    raise BadRequest(f"{veiled(uri)}, partition {m.partition()}, offset {m.offset()}: {reason}.",
+                                     "`ingest` sets such messages aside in the quarantine.", "source")
+                bad.append((f"{m.partition()}:{m.offset()}", f"message: {reason}",
+                            (m.value() or b"").decode("utf8", "replace")))
             held.append(table.select(columns or shape.names)); n += len(some)
             if n >= rows: yield pa.concat_tables(held); held, n, given = [], 0, True
         if held or not given:
@@ -249,6 +207,7 @@ def read(
 
 # %% ../../nbs/data/05_kafka.ipynb #0d71e42f
 def schema(uri: str, columns: list[str] | None = None, offsets: dict | None = None, **plan) -> pa.Schema:
+    "Infer the schema of a topic from its first messages."
     found = _first(uri, offsets)
     return pa.schema([found.field(one_of(c, found.names, "field", "source")) for c in columns or found.names])
 

@@ -87,33 +87,22 @@ class Loader:
         shards: int = 16,  # the most ranks that can share the work
         filter=None,  # rows to take, as [("fold", "!=", 0), ("month", "<=", 5)]
         shuffle: bool = True,  # False: every row, in the order of the table
-        memory: int = 4
-        << 30,  # bytes of features, over all ranks; a stored table that has more is streamed, in windows of this size
-        prefetch: (
-            int | None
-        ) = None,  # batches made in advance, in a thread; 0: none, and no thread; default: 2 where making one is more than gathering its rows
+        # bytes of features, over all ranks; a stored table that has more is streamed, in windows of this size
+        memory: int = 4 << 30,
+        # batches made in advance, in a thread; 0: none, and no thread
+        prefetch: int | None = None,  # default: 2 where making one is more than gathering its rows
     ):
         if not 0 <= rank < ranks or shards % ranks or batch_size % ranks or batch_size < 1:
-            raise BadRequest(
-                f"Rank {rank} of {ranks} cannot share {shards} shards and batches of {batch_size} rows equally.",
-                "Use 1, 2, 4, 8 or 16 ranks and a batch_size that they divide.",
-            )
-        self.batch_size, self.rank, self.ranks, self.seed, self.shards, self.shuffle, self.prefetch = (
-            batch_size,
-            rank,
-            ranks,
-            seed,
-            shards,
-            shuffle,
-            prefetch,
-        )
+            what = f"Rank {rank} of {ranks} cannot share {shards} shards and batches of {batch_size} rows equally."
+            raise BadRequest(what, "Use 1, 2, 4, 8 or 16 ranks and a batch_size that they divide.")
+        self.batch_size, self.rank, self.ranks, self.seed = batch_size, rank, ranks, seed
+        self.shards, self.shuffle, self.prefetch = shards, shuffle, prefetch
         self.epoch = self.position = self.start = 0
         self._stream = None
         self._read(table, prep, target, filter, memory)
         if shuffle and self.rows < shards:
-            raise BadRequest(
-                f"{self.rows} rows are too few for {shards} shards.", "Give more rows, or check the filter."
-            )
+            raise BadRequest(f"{self.rows} rows are too few for {shards} shards.",
+                             "Give more rows, or check the filter.")
 
 # %% ../../nbs/data/18_loader.ipynb #1bf55cd0
 @patch

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numba
 import numpy as np
+from fastcore.basics import patch
 
 from .histogram import number_keys, number_values
 
@@ -40,24 +41,21 @@ class Moments:
         mean = about + dot(x - about) / n
         return cls(n, mean, dot((x - mean) ** 2), e)
 
-    @classmethod
-    def sum(cls, *parts):
-        "The moments of all parts' rows."
-        have = [p for p in parts if p.n]
-        if len(have) < 2: return have[0] if have else cls()
-        e, n = max(p.exponent for p in have), sum(p.n for p in have)
-        share = [p.n / n for p in have]
-        means = [math.ldexp(p.mean, p.exponent - e) for p in have]
-        mean = means[0] + sum(s * (m - means[0]) for s, m in zip(share, means))
-        return cls(
-            n,
-            mean,
-            sum(math.ldexp(p.m2, 2 * (p.exponent - e)) for p in have)
-            + n * sum(s * (m - mean) ** 2 for s, m in zip(share, means)),
-            e,
-        )
+# %% ../../nbs/data/01_moments.ipynb #79f8f3e2
+@patch(cls_method=True)
+def sum(cls: Moments, *parts):
+    "The moments of all parts' rows."
+    have = [p for p in parts if p.n]
+    if len(have) < 2: return have[0] if have else cls()
+    e, n = max(p.exponent for p in have), sum(p.n for p in have)
+    share = [p.n / n for p in have]
+    means = [math.ldexp(p.mean, p.exponent - e) for p in have]
+    mean = means[0] + sum(s * (m - means[0]) for s, m in zip(share, means))
+    inner = sum(math.ldexp(p.m2, 2 * (p.exponent - e)) for p in have)
+    return cls(n, mean, inner + n * sum(s * (m - mean) ** 2 for s, m in zip(share, means)), e)
 
-    def __add__(self, other): return Moments.sum(self, other)
+@patch
+def __add__(self: Moments, other): return Moments.sum(self, other)
 
 # %% ../../nbs/data/01_moments.ipynb #621b12e7
 def exponent(values: np.ndarray) -> int:
@@ -65,7 +63,9 @@ def exponent(values: np.ndarray) -> int:
     most = max(values.max(), -values.min()) if len(values) else 0
     return max(int(np.frexp(most)[1]), LOWEST) if most else LOWEST
 
-def mean(m: Moments) -> float | None: return float(np.ldexp(m.mean, m.exponent)) if m.n else None
+def mean(m: Moments) -> float | None:
+    "Return the mean in the values' own unit; None of no rows."
+    return float(np.ldexp(m.mean, m.exponent)) if m.n else None
 
 def std(m: Moments) -> float | None:  # n - 1
     "The sample's standard deviation; None below two rows."
@@ -192,9 +192,7 @@ def _complete(X, scale, center,  # (columns, rows) with NaN for holes; per colum
         for j in range(p):
             x = X[j, start:start + w]
             for r in range(w): bad[r] |= x[r] != x[r]
-        for r in range(w):
-            holes[h] = start + r
-            h += bad[r]
+        for r in range(w): holes[h] = start + r; h += bad[r]
         for j in range(p):
             x, y, f, c, s = X[j, start:start + w], block[j], scale[j], center[j], 0.0
             for r in range(w): y[r] = 0.0 if bad[r] else x[r] * f - c

@@ -28,32 +28,22 @@ def _collection(uri: str):  # pymongo's Collection
     try:
         with driver.MongoClient(parts._replace(path=f"/{database}").geturl(), tz_aware=False, **wait) as client:
             if name not in (names := client[database].list_collection_names()):
-                raise BadRequest(
-                    f"{veiled(uri)}: there is no collection {name!r}.",
-                    (
-                        f"Did you mean {near!r}?"
-                        if (near := nearest(name, names))
-                        else f"There are: {', '.join(sorted(names)[:20]) or 'none'}."
-                    ),
-                    "source",
-                )
+                raise BadRequest(f"{veiled(uri)}: there is no collection {name!r}.",
+                                 (f"Did you mean {near!r}?" if (near := nearest(name, names))
+                                  else f"There are: {', '.join(sorted(names)[:20]) or 'none'}."),
+                                 "source")
             yield client[database][name]
     except driver.errors.ConnectionFailure as e:
-        raise Unreachable(
-            f"{veiled(uri)} does not answer: {str(e).split(',')[0][:200]}",
-            "Check that the server runs, and its address.",
-            "source",
-        ) from e
+        raise Unreachable(f"{veiled(uri)} does not answer: {str(e).split(',')[0][:200]}",
+                          "Check that the server runs, and its address.", "source") from e
     except driver.errors.OperationFailure as e:
         raise BadRequest(
             f"{veiled(uri)}: {(e.details or {}).get('errmsg', 'refused')[:200]}",
-            "Check user, password and authSource." if e.code in (13, 18) else "Check what the URI asks for.",
-            "source",
+            "Check user, password and authSource." if e.code in (13, 18) else "Check what the URI asks for.", "source"
         ) from e
     except driver.errors.PyMongoError as e:
-        raise BadRequest(
-            f"{veiled(uri)}: {str(e)[:200]}", "Check the URI; user and password are quoted as in any URL.", "source"
-        ) from e
+        raise BadRequest(f"{veiled(uri)}: {str(e)[:200]}",
+                         "Check the URI; user and password are quoted as in any URL.", "source") from e
 
 # %% ../../nbs/data/05_mongo.ipynb #913d6017
 PLAIN = {
@@ -164,9 +154,8 @@ def read(uri: str, columns: list[str] | None = None, rows: int = 250_000,
          expect: str | None = None,  # the fingerprint that the collection must have at the end
         ) -> Iterator[pa.Table]:
     "The documents of a collection as Arrow tables."
-    lost, api = needs("pymongo.errors", "mongo", "MongoDB").ConnectionFailure, needs(
-        "pymongoarrow.api", "mongo", "MongoDB"
-    )
+    lost = needs("pymongo.errors", "mongo", "MongoDB").ConnectionFailure
+    api = needs("pymongoarrow.api", "mongo", "MongoDB")
     with _collection(uri) as collection:
         shape = {n: shape[n] for n in columns or shape} if shape else _shape(collection, columns)
         raw = needs("pymongoarrow.types", "mongo", "MongoDB").BinaryType(0)
@@ -175,30 +164,14 @@ def read(uri: str, columns: list[str] | None = None, rows: int = 250_000,
         for cut in _cuts(collection, rows) if range is None else [range]:
             hint = {"hint": [("_id", 1)]} if cut else {}
             try:
-                yield _plain(
-                    patiently(
-                        lost,
-                        api.find_arrow_all,
-                        collection,
-                        {},
-                        schema=api.Schema(wanted),
-                        projection=ask,
-                        **cut,
-                        **hint,
-                    )
-                )
+                yield _plain(patiently(lost, api.find_arrow_all, collection, {}, schema=api.Schema(wanted),
+                                       projection=ask, **cut, **hint))
             except (TypeError, ValueError, pa.ArrowInvalid) as e:
-                raise BadRequest(
-                    f"{veiled(uri)}: {str(e)[:200]}",
-                    "A document changed its types meanwhile; read it again.",
-                    "source",
-                ) from e
+                raise BadRequest(f"{veiled(uri)}: {str(e)[:200]}",
+                                 "A document changed its types meanwhile; read it again.", "source") from e
         if expect is not None and patiently(lost, _fingerprint, collection) != expect:
-            raise WorkFailed(
-                f"{veiled(uri)} has changed since the ingest was planned.",
-                "Ingest it again; the table is as it was.",
-                "source",
-            )
+            raise WorkFailed(f"{veiled(uri)} has changed since the ingest was planned.",
+                             "Ingest it again; the table is as it was.", "source")
 
 # %% ../../nbs/data/05_mongo.ipynb #b8c8a617
 def _plain(rows: pa.Table) -> pa.Table:
@@ -212,6 +185,7 @@ def _plain(rows: pa.Table) -> pa.Table:
 def _micro(t: pa.DataType) -> pa.DataType: return pa.timestamp("us", "UTC") if t == pa.timestamp("ms") else t
 
 def schema(uri: str, columns: list[str] | None = None, **options) -> pa.Schema:
+    "Infer the schema of a collection from its documents."
     with _collection(uri) as collection:
         return pa.schema([(n, _micro(t)) for n, (t, _) in _shape(collection, columns).items()])
 

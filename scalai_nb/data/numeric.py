@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import numpy as np
+from fastcore.basics import patch
 
 from .categories import sum_by
 from .hashing import SEED, hash_floats, hash_integers, mix
@@ -59,13 +60,16 @@ class Ordered:
     def distinct(self) -> int:
         return len(self.hist.keys) if self.exact else round(estimate(self.registers()))
 
-    def registers(self):
-        "HyperLogLog registers; from the histogram where that is exact."
-        return self.regs if self.regs is not None else _registers(self.time, self.hist.keys)
+# %% ../../nbs/data/01_numeric.ipynb #d825f112
+@patch
+def registers(self: Ordered):
+    "HyperLogLog registers; from the histogram where that is exact."
+    return self.regs if self.regs is not None else _registers(self.time, self.hist.keys)
 
-    def top(self):
-        "Heavy hitters by key; from the histogram where that is exact."
-        return self.frequent if self.frequent is not None else Frequent.of(self.hist.keys, self.hist.counts)
+@patch
+def top(self: Ordered):
+    "Heavy hitters by key; from the histogram where that is exact."
+    return self.frequent if self.frequent is not None else Frequent.of(self.hist.keys, self.hist.counts)
 
 # %% ../../nbs/data/01_numeric.ipynb #ab69921d
 def _registers(time, keys):
@@ -171,22 +175,23 @@ class Calendar:
     @property
     def nbytes(self) -> int: return self.slots.nbytes + self.counts.nbytes
 
-    @classmethod
-    def sum(cls, *parts):
-        "The calendar of all parts' rows."
-        unit = max(p.unit for p in parts)
-        return cls.of(
-            np.concatenate([p.slots * p.unit // unit for p in parts]), np.concatenate([p.counts for p in parts]), unit
-        )
+# %% ../../nbs/data/01_numeric.ipynb #c65257d8
+@patch(cls_method=True)
+def sum(cls: Calendar, *parts):
+    "The calendar of all parts' rows."
+    unit = max(p.unit for p in parts)
+    return cls.of(np.concatenate([p.slots * p.unit // unit for p in parts]),
+                  np.concatenate([p.counts for p in parts]), unit)
 
-    def __add__(self, other): return Calendar.sum(self, other)
+@patch
+def __add__(self: Calendar, other): return Calendar.sum(self, other)
 
-    def gaps(self, least: int = 2) -> "list[tuple[int, int]]":  # microseconds: start and end of a gap
-        "Runs of at least so many empty units between the first row and the last."
-        at = np.flatnonzero(np.diff(self.slots) > least)
-        return [
-            (int(self.slots[i] + 1) * self.unit * HOUR_US, int(self.slots[i + 1]) * self.unit * HOUR_US) for i in at
-        ]
+@patch
+def gaps(self: Calendar, least: int = 2) -> "list[tuple[int, int]]":  # microseconds: start and end of a gap
+    "Runs of at least so many empty units between the first row and the last."
+    at = np.flatnonzero(np.diff(self.slots) > least)
+    return [(int(self.slots[i] + 1) * self.unit * HOUR_US, int(self.slots[i + 1]) * self.unit * HOUR_US)
+            for i in at]
 
 # %% ../../nbs/data/01_numeric.ipynb #9a6a0858
 def calendar(us: np.ndarray,  # int64 microseconds UTC, ascending

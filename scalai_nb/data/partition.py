@@ -39,6 +39,7 @@ from .uniqueness import Repeats, Unique
 SLICE = 1 << 16  # rows that are looked at together: few enough to stay near the processor
 
 def prefix(batch: str) -> str:  # that the names of a batch's files begin with
+    "Return what the names of a batch's files begin with."
     return f"part-{hashlib.sha256(batch.encode()).hexdigest()[:24]}"
 
 @dataclass(frozen=True)

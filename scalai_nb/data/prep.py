@@ -15,6 +15,7 @@ from html import escape
 import numpy as np
 from fastcore.basics import patch
 
+# %% ../../nbs/data/16_prep.ipynb #d7faf6bd
 from ..core.errors import BadRequest, one_of
 from ..core.storage import read_bytes, write_atomic
 from .prep_columns import READ, to_arrow
@@ -116,7 +117,9 @@ def __repr__(self: Prep):
     return f"Prep({len(self.steps)} columns → {len(self.features)} features, {len(self.dropped)} left out)"
 
 # %% ../../nbs/data/16_prep.ipynb #e9b6372d
-def has_values(c) -> bool: return c.count > (c.nan + c.inf if c.kind == "number" else 0)
+def has_values(c) -> bool:
+    "Return whether a column holds any usable value."
+    return c.count > (c.nan + c.inf if c.kind == "number" else 0)
 
 def choose(c) -> tuple[str, str]:  # (step, why)
     "The step for a profile's column, by its kind."
@@ -259,9 +262,8 @@ def _repr_html_(self: Prep) -> str:
         + "</tr>"
     )
     head = cells(("column", "step", "features", "missing becomes", "unseen or beyond becomes"), "th")
-    return (
-        f"<table><caption>{escape(repr(self))}</caption><thead>{head}</thead><tbody>{''.join(cells(r, 'td') for r in rows)}</tbody></table>"
-    )
+    body = "".join(cells(r, "td") for r in rows)
+    return f"<table><caption>{escape(repr(self))}</caption><thead>{head}</thead><tbody>{body}</tbody></table>"
 
 # %% ../../nbs/data/16_prep.ipynb #a8960537
 from ..core.display import suggest

@@ -23,20 +23,15 @@ def to_arrow(
 ) -> pa.Table:
     "The wanted columns as Arrow, or an error that names the one that is missing."
     if isinstance(frame, pa.RecordBatch): frame = pa.Table.from_batches([frame])
-    names = (
-        list(frame)
-        if isinstance(frame, Mapping)
-        else frame.column_names if isinstance(frame, pa.Table) else [str(c) for c in frame.columns]
-    )
+    names = (list(frame) if isinstance(frame, Mapping) else frame.column_names if isinstance(frame, pa.Table)
+             else [str(c) for c in frame.columns])
     for c in columns:
         if names.count(c) == 1: continue
         if c in names:
             raise BadRequest(f"Column {c!r} is there {names.count(c)} times.", "Give each column a name of its own.")
         close = nearest(c, names)
-        raise BadRequest(
-            f"Column {c!r} is missing.",
-            f"Did you mean {close!r}?" if close else f"The rows have: {', '.join(map(str, names[:12]))}.",
-        )
+        raise BadRequest(f"Column {c!r} is missing.",
+                         f"Did you mean {close!r}?" if close else f"The rows have: {', '.join(map(str, names[:12]))}.")
     if isinstance(frame, pa.Table): return frame.select(columns)
     if isinstance(frame, Mapping): return pa.table({c: frame[c] for c in columns})
     frame = frame[columns]

@@ -23,7 +23,9 @@ from .prep_columns import TINY
 FLOAT32 = float(np.finfo(np.float32).max)
 SPREAD = 8e307  # so that the difference of two values stays finite
 
-def signed_log(x): return np.sign(x) * np.log(1 + np.abs(x))  # not log1p: ONNX has none, and both sides must agree
+def signed_log(x):
+    "Compute log(1 + |x|) with the sign of x."
+    return np.sign(x) * np.log(1 + np.abs(x))  # not log1p: ONNX has none, and both sides must agree
 
 def limits(c) -> tuple[float, float]:  # of the finite values
     "Smallest and largest finite value of a profile's column."
@@ -52,6 +54,7 @@ class Scaled:
     def features(self, name): return [name] + [f"{name}__missing"] * self.missing
 
     def write(self, x, out, at):
+        "Write a batch's features into their columns of `out`."
         gone = np.isnan(x)
         y = np.where(gone, self.fill, x) if gone.any() else x
         if self.step == "log": y = signed_log(y)
@@ -92,6 +95,7 @@ class Quantile:
     features = Scaled.features
 
     def write(self, x, out, at):
+        "Write a batch's features into their columns of `out`."
         gone, knots, levels = np.isnan(x), np.array(self.knots), np.array(self.levels)
         y = np.where(gone, self.fill, x)
         j = np.clip(np.searchsorted(knots, y, "right") - 1, 0, max(len(knots) - 2, 0))
@@ -136,6 +140,7 @@ class OneHot:
         return (k if self.other else end), (k + self.other if self.missing else end)
 
     def write(self, values, out, at):
+        "Write a batch's features into their columns of `out`."
         unseen, gone = self.answers()
         codes = positions(values, self.categories, unseen, gone)
         rows = np.flatnonzero(codes < len(at))
@@ -202,7 +207,9 @@ class Code:
     @property
     def cardinality(self) -> int: return self.answers()[1] + 1
 
-    def write(self, values, out, at): out[:, at[0]] = positions(values, self.categories, *self.answers())
+    def write(self, values, out, at):
+        "Write a batch's features into their columns of `out`."
+        out[:, at[0]] = positions(values, self.categories, *self.answers())
 
 def coded(c, step: str, cap: int = 1000) -> Code:
     "Fit `code`: the commonest categories, at most `cap` of them."
@@ -223,6 +230,7 @@ class Frequency:
     def features(self, name): return [f"{name}__share"]
 
     def write(self, values, out, at):
+        "Write a batch's features into their columns of `out`."
         k = len(self.categories)
         out[:, at[0]] = np.array([*self.values, self.unseen, self.gone], np.float32)[
             positions(values, self.categories, k, k + 1)
@@ -259,6 +267,7 @@ def murmur3(data, offsets, out):  # compiled when first used
 
 @functools.cache
 def compiled_murmur3():
+    "Compile the hash function on first use."
     import numba
     return numba.njit(cache=True, nogil=True)(murmur3)
 
@@ -291,6 +300,7 @@ class Hash:
     def features(self, name): return [f"{name}#{b}" for b in range(self.buckets)] + [f"{name}__missing"] * self.missing
 
     def write(self, values, out, at):
+        "Write a batch's features into their columns of `out`."
         coded = values.dictionary_encode()
         bucket = (murmur(coded.dictionary) % np.uint32(self.buckets)).astype(np.int64)
         gone = values.is_null().to_numpy(zero_copy_only=False)
@@ -322,6 +332,7 @@ class Dates:
         return length, 2 * np.pi / length, np.tile([0., np.pi / 2], len(self.circles))
 
     def write(self, values, out, at):
+        "Write a batch's features into their columns of `out`."
         us, gone = values
         length, speed, start = self.circle()
         angles = np.sin(np.mod(us[:, None], length) * speed + start)

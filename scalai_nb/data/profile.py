@@ -52,10 +52,8 @@ class Profile:
     def __getitem__(self, name: str) -> Column:
         if name in self.columns: return self.columns[name]
         near = nearest(name, self.columns)
-        raise BadRequest(
-            f"The profile has no column {name!r}.",
-            f"Did you mean {near!r}?" if near else f"Columns: {', '.join(self.columns) or 'none'}.",
-        )
+        raise BadRequest(f"The profile has no column {name!r}.",
+                         f"Did you mean {near!r}?" if near else f"Columns: {', '.join(self.columns) or 'none'}.")
 
     def __contains__(self, name): return name in self.columns
 
@@ -97,12 +95,8 @@ def shrunk(self: Profile, size: tuple) -> Profile:
 def select(self: Profile, names: Iterable[str]) -> Profile:
     "The profile of these columns alone."
     columns = {n: self[n] for n in names}
-    return Profile(
-        self.rows,
-        columns,
-        mt.spread(self.pairs, tuple(sorted(n for n in columns if n in self.pairs.names))),
-        self.caps,
-    )
+    return Profile(self.rows, columns,
+                   mt.spread(self.pairs, tuple(sorted(n for n in columns if n in self.pairs.names))), self.caps)
 
 @patch
 def drop(self: Profile, names: "str | Iterable[str]") -> Profile:
@@ -123,12 +117,8 @@ def _of_table(table: pa.Table) -> Profile:
     size = caps(table.num_columns)
     made = [column(n, one_array(table[n]), size) for n in table.column_names]
     numeric = _paired(table.schema)
-    return Profile(
-        table.num_rows,
-        {c.name: c for c in made},
-        mt.pairs({n: as_floats(table[n]) for n in numeric}) if table.num_rows else mt.Pairs(),
-        size,
-    )
+    return Profile(table.num_rows, {c.name: c for c in made},
+                   mt.pairs({n: as_floats(table[n]) for n in numeric}) if table.num_rows else mt.Pairs(), size)
 
 def _paired(schema): return sorted(f.name for f in schema if kind(type_name(f.type)) == "number")[:mt.PAIRED]
 
@@ -175,9 +165,8 @@ class Counting:
 
     def profile(self) -> Profile:
         "The profile of the rows so far."
-        return Profile(
-            self.rows, {n: c.column() for n, c in self.counters.items()}, self.pairs.value() or mt.Pairs(), self.caps
-        )
+        return Profile(self.rows, {n: c.column() for n, c in self.counters.items()}, self.pairs.value() or mt.Pairs(),
+                       self.caps)
 
 # %% ../../nbs/data/02_profile.ipynb #c5be80e3
 def at_once(width: int) -> int:  # columns -> rows
@@ -239,9 +228,8 @@ def digest(self: Profile) -> str:
 @patch
 def __eq__(self: Profile, other) -> bool:
     if not isinstance(other, Profile): return NotImplemented
-    return self.digest == other.digest and all(
-        _close(c.ordered, other.columns[n].ordered) for n, c in self.columns.items()
-    )
+    return self.digest == other.digest and all(_close(c.ordered, other.columns[n].ordered)
+                                               for n, c in self.columns.items())
 
 @patch
 def __hash__(self: Profile) -> int: return hash(self.digest)
@@ -268,12 +256,9 @@ def _of_pandas(frame, columns=None, threads=None):
             odd[str(n)] = mixed_column(str(n), series)
     made = _of_arrow(pa.table(arrays), threads) if arrays else Profile(len(frame))
     if not odd: return made
-    return Profile(
-        len(frame),
-        {str(n): made.columns.get(str(n)) or odd[str(n)].shrunk(caps(len(names))) for n in names},
-        made.pairs,
-        caps(len(names)),
-    )
+    return Profile(len(frame),
+                   {str(n): made.columns.get(str(n)) or odd[str(n)].shrunk(caps(len(names))) for n in names},
+                   made.pairs, caps(len(names)))
 
 # %% ../../nbs/data/02_profile.ipynb #119dd3c6
 def _family(table, by, threads=None):
@@ -288,9 +273,8 @@ def _family(table, by, threads=None):
     cuts = np.flatnonzero(np.diff(codes[order])) + 1
     sorted_table = table.take(pa.array(order)).combine_chunks()
     edges = [0, *cuts.tolist(), table.num_rows] if table.num_rows else [0]
-    family = {
-        keys[codes[order[a]]]: _of_arrow(sorted_table.slice(a, b - a), threads) for a, b in zip(edges, edges[1:])
-    }
+    family = {keys[codes[order[a]]]: _of_arrow(sorted_table.slice(a, b - a), threads)
+              for a, b in zip(edges, edges[1:])}
     return {(k[0] if len(by) == 1 else k): p for k, p in family.items()}
 
 def _add_families(families):
@@ -313,11 +297,8 @@ def profile(
     if hasattr(type(data), "dask"): return _of_dask(data, keys, columns)
     # a RecordBatchReader; one without batches has columns, too
     if hasattr(type(data), "read_all"): data = itertools.chain([data.schema.empty_table()], data)
-    if (
-        not isinstance(data, (pa.Table, pa.RecordBatch))
-        and hasattr(type(data), "arrow")
-        and hasattr(type(data), "versions")
-    ):
+    if (not isinstance(data, (pa.Table, pa.RecordBatch)) and hasattr(type(data), "arrow")
+        and hasattr(type(data), "versions")):
         data = data.arrow(columns=columns)
     return profile_part(data, keys, columns)
 
@@ -345,18 +326,15 @@ def profile_part(data, keys=None, columns=None, threads=None):
     if isinstance(data, Iterable) and not isinstance(data, (dict, bytes)):
         if keys is None: return _of_stream(data if columns is None else (_chosen(d, columns) for d in data), threads)
         return _add_families(profile_part(d, keys, columns, threads) for d in data)
-    raise BadRequest(
-        f"Cannot profile a {type(data).__name__}.", "Give a pandas, cuDF or Dask frame, an Arrow table, or a URI."
-    )
+    raise BadRequest(f"Cannot profile a {type(data).__name__}.",
+                     "Give a pandas, cuDF or Dask frame, an Arrow table, or a URI.")
 
 # %% ../../nbs/data/02_profile.ipynb #79b97846
 def _mixed_family(frame, keys, columns, threads):
     "A family of a pandas frame that Arrow cannot hold, because a column mixes types."
     plain = lambda k: None if k is None or k != k else k.item() if hasattr(k, "item") else k
-    return {
-        plain(k[0]) if len(k) == 1 else tuple(map(plain, k)): _of_pandas(part, columns, threads)
-        for k, part in frame.groupby(keys, sort=False, dropna=False)
-    }
+    return {plain(k[0]) if len(k) == 1 else tuple(map(plain, k)): _of_pandas(part, columns, threads)
+            for k, part in frame.groupby(keys, sort=False, dropna=False)}
 
 def _chosen(data, columns):
     "Only these columns of a table, batch or frame."
@@ -368,10 +346,8 @@ def _known(names, have):
     for n in names:
         if n not in have:
             near = nearest(str(n), map(str, have))
-            raise BadRequest(
-                f"No column {n!r} to profile.",
-                f"Did you mean {near!r}?" if near else f"Columns: {', '.join(map(str, have))}.",
-            )
+            raise BadRequest(f"No column {n!r} to profile.",
+                             f"Did you mean {near!r}?" if near else f"Columns: {', '.join(map(str, have))}.")
 
 # %% ../../nbs/data/02_profile.ipynb #976609e1
 def _of_uri(uri, keys, columns):
@@ -412,11 +388,8 @@ def _of_dask(frame, keys, columns):
     parts = level = [task(d, keys, columns, None if client else tell) for d in frame.to_delayed()]
     if not parts: return Profile() if keys is None else {}
     while len(level) > 1: level = [add(level[i:i + 8], keys) for i in range(0, len(level), 8)]
-    return (
-        _followed(client, parts, level[0], tell)
-        if client and has_subscribers("profile")
-        else dask.compute(level[0])[0]
-    )
+    return (_followed(client, parts, level[0], tell) if client and has_subscribers("profile")
+            else dask.compute(level[0])[0])
 
 def _followed(client, parts, root, tell):
     "The result of a tree on a cluster, with an event for each part that is done."
@@ -456,6 +429,7 @@ def save(self: Profile, path: "str | Path") -> "str | Path":
     write_atomic(path, self.to_bytes())
     return path
 
+# %% ../../nbs/data/02_profile.ipynb #4133d09b
 @patch(cls_method=True)
 def load(cls: Profile, path: "str | Path") -> Profile:
     "Read a saved profile."

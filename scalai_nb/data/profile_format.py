@@ -25,35 +25,22 @@ def pack_column(c: Column) -> tuple:  # exact and bounded state, each plain valu
     exact, bounded = {"name": c.name, "type": c.type, **{f: getattr(c, f) for f in COUNTERS}}, {}
     for name in ("numbers", "times"):
         if (o := getattr(c, name)) is None: continue
-        exact |= {f"{name}.{k}": v for k, v in hg.pack(o.hist).items()} | {
-            f"{name}.low": o.low,
-            f"{name}.high": o.high,
-        }
+        exact |= {f"{name}.{k}": v
+                  for k, v in hg.pack(o.hist).items()} | {f"{name}.low": o.low, f"{name}.high": o.high}
         bounded[f"{name}.moments"] = list(vars(o.moments).values())
         if o.regs is not None:
             exact[f"{name}.regs"] = o.regs.tobytes()
             bounded |= _pack_frequent(f"{name}.frequent", o.frequent)
     if c.calendar is not None:
-        exact |= {
-            "calendar.unit": c.calendar.unit,
-            "calendar.slots": _steps(c.calendar.slots),
-            "calendar.counts": hg.planes(c.calendar.counts),
-        }
+        exact |= {"calendar.unit": c.calendar.unit, "calendar.slots": _steps(c.calendar.slots),
+                  "calendar.counts": hg.planes(c.calendar.counts)}
     if c.sizes is not None: exact |= {"sizes.0": _steps(c.sizes[0]), "sizes.1": hg.planes(c.sizes[1])}
     if (t := c.text) is not None:
-        exact |= {
-            "text.low": t.low,
-            "text.high": t.high,
-            "text.lengths.0": _steps(t.lengths[0]),
-            "text.lengths.1": hg.planes(t.lengths[1]),
-            "text.formats": t.formats.tolist(),
-        }
+        exact |= {"text.low": t.low, "text.high": t.high, "text.lengths.0": _steps(t.lengths[0]),
+                  "text.lengths.1": hg.planes(t.lengths[1]), "text.formats": t.formats.tolist()}
         if t.exact:
-            exact |= {
-                "text.keys": hg.planes(t.keys),
-                "text.labels": t.labels.tolist(),
-                "text.counts": hg.planes(t.counts),
-            }
+            exact |= {"text.keys": hg.planes(t.keys), "text.labels": t.labels.tolist(),
+                      "text.counts": hg.planes(t.counts)}
         else:
             exact |= {"text.buckets": hg.planes(t.buckets), "text.regs": t.regs.tobytes()}
             bounded |= _pack_frequent("text.frequent", t.frequent)
@@ -137,31 +124,13 @@ def _unpack_column(s: dict) -> Column:
         if f"{name}.level1" not in s: return None
         hist = hg.unpack({k: s[f"{name}.{k}"] for k in ("steps", "counts", "lengths", "level1", "caps")})
         regs = np.frombuffer(s[f"{name}.regs"], "u1") if f"{name}.regs" in s else None
-        return Ordered(
-            name == "times",
-            hist,
-            mt.Moments(*s[f"{name}.moments"]),
-            s[f"{name}.low"],
-            s[f"{name}.high"],
-            regs,
-            _unpack_frequent(s, f"{name}.frequent"),
-        )
-    dates = (
-        Calendar(s["calendar.unit"], _unsteps(s["calendar.slots"]), hg.unplanes(s["calendar.counts"], "i8"))
-        if "calendar.unit" in s
-        else None
-    )
+        return Ordered(name == "times", hist, mt.Moments(*s[f"{name}.moments"]), s[f"{name}.low"], s[f"{name}.high"],
+                       regs, _unpack_frequent(s, f"{name}.frequent"))
+    dates = (Calendar(s["calendar.unit"], _unsteps(s["calendar.slots"]), hg.unplanes(s["calendar.counts"], "i8"))
+             if "calendar.unit" in s else None)
     sizes = (_unsteps(s["sizes.0"]), hg.unplanes(s["sizes.1"], "i8")) if "sizes.0" in s else None
-    return Column(
-        s["name"],
-        s["type"],
-        **{f: s[f] for f in COUNTERS},
-        numbers=order("numbers"),
-        times=order("times"),
-        calendar=dates,
-        text=_unpack_text(s),
-        sizes=sizes,
-    )
+    return Column(s["name"], s["type"], **{f: s[f] for f in COUNTERS}, numbers=order("numbers"), times=order("times"),
+                  calendar=dates, text=_unpack_text(s), sizes=sizes)
 
 # %% ../../nbs/data/02_profile_format.ipynb #e4b82cb7
 def _unpack_text(s):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HEADS', 'LEFT', 'STYLE', 'NARROW', 'short', 'int_or_none', 'share', 'heights', 'whole_bins', 'blocks', 'facts',
-           'rows_of', 'said', 'page', 'text', 'lines', 'card']
+           'rows_of', 'quality_notes', 'page', 'text', 'lines', 'card']
 
 # %% ../../nbs/data/02_profile_report.ipynb #817332c7
 import shutil
@@ -36,7 +36,9 @@ def short(value, type: str = "") -> str:
     if value == int_or_none(value) and abs(value) < 10**6: return short(int(value))
     return f"{value:,.1f}" if 1000 <= abs(value) < 10**6 else f"{value:.4g}"
 
-def int_or_none(x): return int(x) if abs(x) < 10**18 else None
+def int_or_none(x):
+    "Return a number as an int, or None where it is too large to show as one."
+    return int(x) if abs(x) < 10**18 else None
 
 def share(n: int, of: int) -> str:
     "A share in per cent; never 0 % or 100 % of what is merely close to it."
@@ -108,7 +110,7 @@ def rows_of(columns: list) -> str:
     )
     return f"<div><table><thead><tr>{line(HEADS, 'th')}</tr></thead><tbody>{body}</tbody></table></div>"
 
-def said(p, limit: int = 30) -> list[str]:
+def quality_notes(p, limit: int = 30) -> list[str]:
     "The remarks that a page has room for, and how many there are more."
     found = p.warnings()
     return (
@@ -124,7 +126,7 @@ def page(p, limit: int = 60, behind: int = 440) -> str:
     first, then, rest = columns[:limit], columns[limit:limit + behind], len(columns) - limit - behind
     more = f"<details><summary>{len(then):,} columns more</summary>{rows_of(then)}</details>" if then else ""
     more += f"<p>… and {rest:,} columns more: see Profile.columns.</p>" if rest > 0 else ""
-    notes = "".join(f"<li>{escape(s)}</li>" for s in said(p))
+    notes = "".join(f"<li>{escape(s)}</li>" for s in quality_notes(p))
     return (
         f'<div class="scalai-sheet">{STYLE}<p><b>{p.rows:,}</b> rows × <b>{len(p.columns):,}</b> columns <span'
         f' style="opacity:.7">· profile {p.digest[:12]}</span></p>'
@@ -150,7 +152,8 @@ def text(p, limit: int = 200, width: int | None = None) -> str:  # characters; d
         if max(map(len, body := lines(columns, pick, bars, ends, width))) <= width: break
     more = [f"… and {len(p.columns) - limit:,} columns more"] if len(p.columns) > limit else []
     notes = [
-        textwrap.fill(printable(s), max(width, 40), initial_indent="  ! ", subsequent_indent="    ") for s in said(p)
+        textwrap.fill(printable(s), max(width, 40), initial_indent="  ! ", subsequent_indent="    ")
+        for s in quality_notes(p)
     ]
     return "\n".join(
         [
@@ -185,29 +188,15 @@ def card(c) -> str:
     lo, hi = ("", "")
     if c.kind in ("number", "time") and c.ordered.rows:
         lo, hi = (short(int(v) if c.kind == "time" else float(v), c.type) for v in c.quantile(np.array([.005, .995])))
-    q = (
-        "".join(
-            f"<td>{short(int(v) if c.kind == 'time' else float(v), c.type)}</td>"
-            for v in c.quantile(np.array([0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99]))
-        )
-        if lo
-        else ""
-    )
-    quant = (
-        f"<table><tr>{''.join(f'<th>{n}</th>' for n in ('1 %', '5 %', '25 %', 'median', '75 %', '95 %', '99 %'))}</tr><tr>{q}</tr></table>"
-        if q
-        else ""
-    )
+    q = ("".join(f"<td>{short(int(v) if c.kind == 'time' else float(v), c.type)}</td>"
+                 for v in c.quantile(np.array([0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99])))
+         if lo else "")
+    head = "".join(f"<th>{n}</th>" for n in ("1 %", "5 %", "25 %", "median", "75 %", "95 %", "99 %"))
+    quant = f"<table><tr>{head}</tr><tr>{q}</tr></table>" if q else ""
     type, missing, distinct, *_, top = map(escape, facts(c))
-    ends = (
-        '<div'
-        f' style="display:flex;justify-content:space-between;width:320px;opacity:.7"><span>{lo}</span><span>{hi}</span></div>'
-        if lo
-        else ""
-    )
+    ends = ('<div style="display:flex;justify-content:space-between;width:320px;opacity:.7">'
+            f"<span>{lo}</span><span>{hi}</span></div>" if lo else "")
     about = f"mean {short(c.mean)} ± {short(c.std)} · " if c.kind == "number" and c.ordered.rows else ""
-    return (
-        f'<div class="scalai-sheet">{STYLE}<p><b>{escape(short(c.name))}</b> {type} · {c.rows:,} rows · missing'
-        f' {missing or "none"} · distinct'
-        f' {distinct}</p>{sparkline(heights(c, 48), 320, 70)}{ends}<p>{about}{top}</p>{quant}</div>'
-    )
+    return (f'<div class="scalai-sheet">{STYLE}<p><b>{escape(short(c.name))}</b> {type} · {c.rows:,} rows · missing'
+            f' {missing or "none"} · distinct'
+            f' {distinct}</p>{sparkline(heights(c, 48), 320, 70)}{ends}<p>{about}{top}</p>{quant}</div>')

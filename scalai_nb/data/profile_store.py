@@ -68,17 +68,8 @@ def record(source: str,  # the table's name, or another name for what was seen
     for key, p in family.items():
         key = dict(zip(names, key if isinstance(key, tuple) else (key,)))
         key = {n: cut_value(n, key.get(n, period if n == "period" else None)) for n in CUTS}
-        row = dict(
-            source=source,
-            batch=batch,
-            attempt=attempt,
-            cut=",".join(names),
-            **key,
-            version=version,
-            rows=p.rows,
-            digest=p.digest,
-            state=p.to_bytes(),
-        )
+        row = dict(source=source, batch=batch, attempt=attempt, cut=",".join(names), **key, version=version,
+                   rows=p.rows, digest=p.digest, state=p.to_bytes())
         for n, v in row.items(): rows[n].append(v)
     table = pa.table(rows, schema=SHAPE)
     place, name = store(settings, "windows"), _name(source, batch, ",".join(names), attempt)
@@ -86,20 +77,9 @@ def record(source: str,  # the table's name, or another name for what was seen
         f"-{attempt}" if attempt else ""
     )
     if _is_recorded(delta.open_table(place), name, outcome, prefix): return False
-    adds = (
-        [
-            delta.add_file(
-                place,
-                f"{prefix}-{uuid.uuid4().hex[:8]}.parquet",
-                table.drop_columns("source"),
-                {"source": source},
-                GROUP,
-                ranged="period",
-            )
-        ]
-        if table.num_rows
-        else []
-    )
+    adds = ([delta.add_file(place, f"{prefix}-{uuid.uuid4().hex[:8]}.parquet", table.drop_columns("source"),
+                            {"source": source}, GROUP, ranged="period")]
+            if table.num_rows else [])
     return not delta.commit(place, name, adds, SHAPE, ["source"], outcome=outcome, prefix=prefix, began=began)[1]
 
 # %% ../../nbs/data/06_profile_store.ipynb #019ee9ab
@@ -109,6 +89,7 @@ def _name(source: str, batch: str, cut: str, attempt: str | None) -> str:
     return "/".join([source, batch, cut, *([attempt] if attempt else [])])
 
 def prefix_of(source: str, batch: str, by: tuple[str, ...] = ("period", "fold")) -> str:  # of a record's files
+    "Return what the names of a record's files begin with."
     return hashlib.sha256(_name(source, batch, ",".join(by), None).encode()).hexdigest()[:32]
 
 def _is_recorded(known, name: str, outcome: int, prefix: str) -> bool:

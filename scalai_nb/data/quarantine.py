@@ -78,6 +78,7 @@ class Quarantine(TableReader):
 # %% ../../nbs/data/09_quarantine.ipynb #0d41f2ea
 @patch
 def count(self: Quarantine, version: int | None = None) -> int:
+    "Count the rejected rows."
     rows, test = self._live(version)
     return 0 if rows is None else rows.count_rows(filter=test)
 
@@ -89,6 +90,7 @@ def reasons(self: Quarantine, version: int | None = None) -> dict[str, int]:  # 
 
 @patch
 def frame(self: Quarantine, version: int | None = None, columns: list[str] | None = None):  # dask.dataframe.DataFrame
+    "Load the rejected rows as a Dask frame of one partition."
     import dask.dataframe as dd
     return dd.from_pandas(to_pandas(self.arrow(version, columns)), npartitions=1)
 
@@ -96,6 +98,7 @@ def frame(self: Quarantine, version: int | None = None, columns: list[str] | Non
 def batches(
     self: Quarantine, version: int | None = None, columns: list[str] | None = None, rows: int = 250_000, filter=None
 ) -> Iterator[pa.Table]:
+    "Yield the rejected rows as one Arrow table."
     yield self.arrow(version, columns, filter)
 
 # %% ../../nbs/data/09_quarantine.ipynb #6ad7d9cc
@@ -103,23 +106,21 @@ def batches(
 def head(self: Quarantine, n: int = 10, filter=None) -> pa.Table:
     "The first rows that a filter keeps; no more files are opened than hold them."
     rows, test = self._live(None)
-    return (
-        self.arrow()
-        if rows is None
-        else rows.head(
-            n,
-            [c for c in rows.schema.names if c != ATTEMPT],
-            filter=test if filter is None else test & row_filter(filter, rows.schema),
-        )
-    )
+    return (self.arrow() if rows is None
+            else rows.head(n, [c for c in rows.schema.names if c != ATTEMPT],
+                           filter=test if filter is None else test & row_filter(filter, rows.schema)))
 
 @patch
 def sample(self: Quarantine, n: int = 10, seed: int = 0, version: int | None = None):  # pandas.DataFrame
+    "Draw rejected rows at random."
     found = to_pandas(self.arrow(version))
     return found.sample(min(n, len(found)), random_state=seed)
 
+# %% ../../nbs/data/09_quarantine.ipynb #99f3330f
 @patch(as_prop=True)
-def schema(self: Quarantine) -> pa.Schema: return self.arrow().schema
+def schema(self: Quarantine) -> pa.Schema:
+    "Return the schema of the rejected rows."
+    return self.arrow().schema
 
 @patch
 def release(self: Quarantine,

@@ -62,6 +62,7 @@ def lookup(name: str) -> Source | None:
     return READERS.get(name)
 
 def suffix(uri: str) -> str:  # in lower case, with its dot, a compression's suffix taken off
+    "Return the suffix of a path or URI."
     name = str(uri).split("?")[0].rstrip("/").rsplit("/", 1)[-1].lower()
     return Path(re.sub(r"\.(gz|bz2|xz|zst)$", "", name)).suffix
 
@@ -111,8 +112,10 @@ def _login(uri) -> str:
     }.get(str(uri).split("://")[0], "Check user and rights.")
 # Object stores' clients raise what their HTTP library raises; its names say whether nobody answered or somebody said
 # no.
-SILENT = r"ConnectionError|ConnectError|ConnectorError|EndpointConnectionError|TimeoutError|ConnectTimeout|ServiceRequestError|ServiceResponseError|ServerDisconnected|TransportError|ClientOSError"
-DENIED = r"NoCredentials|CredentialRetrieval|ClientAuthentication|AccessDenied|InvalidAccessKey|SignatureDoesNotMatch|DefaultCredentials|RefreshError|Forbidden|Unauthorized"
+SILENT = (r"ConnectionError|ConnectError|ConnectorError|EndpointConnectionError|TimeoutError|ConnectTimeout|"
+          r"ServiceRequestError|ServiceResponseError|ServerDisconnected|TransportError|ClientOSError")
+DENIED = (r"NoCredentials|CredentialRetrieval|ClientAuthentication|AccessDenied|InvalidAccessKey|"
+          r"SignatureDoesNotMatch|DefaultCredentials|RefreshError|Forbidden|Unauthorized")
 
 # %% ../../nbs/data/03_readers.ipynb #7a4f2c02
 def _refused(uri, e: BaseException) -> ScalaiError | None:  # what to raise; None: not a store's answer
@@ -174,9 +177,10 @@ ARROW_UNPACKS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 TEXT = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json")  # read from the start to the end, never back
 
 class _Ahead:
-    """A file that Arrow's threads read ahead of their reader. Once the reader has gone they find its end, and `leave` returns when Arrow holds
-    nothing of Python's any more: a thread of its own that asks for an interpreter at its end takes the process with it.
-    """
+    """A file that Arrow's threads read ahead of their reader.
+
+    Once the reader has gone they find its end, and `leave` returns when Arrow holds nothing of Python's any more: a
+    thread of its own that asks for an interpreter at its end takes the process with it."""
     def __init__(self, file): self.file, self.lock, self.gone, self.held = file, threading.Lock(), False, {}
     def __call__(self): return self.lent(_Lent(self))  # what Arrow reads
     def lent(self, thing):

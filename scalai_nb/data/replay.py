@@ -48,38 +48,25 @@ def _named(pen, rows) -> pa.Table:
     rows = on_host(rows)
     for c in ("_batch", "_id"):
         if c not in rows.column_names:
-            raise BadRequest(
-                f"The repaired rows have no column {c!r}.",
-                f"Repair what Table({pen.of.name!r}).quarantine.arrow() gives, and keep _batch and _id.",
-                "quarantine",
-            )
+            raise BadRequest(f"The repaired rows have no column {c!r}.",
+                             f"Repair what Table({pen.of.name!r}).quarantine.arrow() gives, and keep _batch and _id.",
+                             "quarantine")
         rows = rows.set_column(rows.column_names.index(c), c, rows[c].cast(pa.string()))
     names = pc.binary_join_element_wise(rows["_batch"], rows["_id"], "/")
     if pc.count_distinct(names, mode="all").as_py() != len(rows) or names.null_count:
-        raise BadRequest(
-            "Among the repaired rows one comes twice, or has no name.",
-            "Each _batch and _id may come once.",
-            "quarantine",
-        )
+        raise BadRequest("Among the repaired rows one comes twice, or has no name.",
+                         "Each _batch and _id may come once.", "quarantine")
     known = delta.open_table(pen.path)
-    have = (
-        delta.rows_of(known).to_table(
-            ["_batch", "_id"], filter=pc.field("_batch").isin(pc.unique(rows["_batch"]))
-        )
-        if known is not None
-        else None
-    )
-    strange = (
-        len(rows)
-        if have is None
-        else len(rows)
-        - pc.is_in(names, pc.binary_join_element_wise(have["_batch"], have["_id"], "/")).combine_chunks().true_count
-    )
+    have = (delta.rows_of(known).to_table(["_batch", "_id"], filter=pc.field("_batch").isin(pc.unique(rows["_batch"])))
+            if known is not None else None)
+    strange = (len(rows) if have is None
+               else len(rows) - pc.is_in(names,
+                                         pc.binary_join_element_wise(have["_batch"], have["_id"],
+                                                                     "/")).combine_chunks().true_count)
     if strange:
         raise BadRequest(
             f"{strange:,} of the {len(rows):,} repaired rows never were in the quarantine of {pen.of.name!r}.",
-            "Keep _batch and _id as the quarantine gave them.",
-            "quarantine",
+            "Keep _batch and _id as the quarantine gave them.", "quarantine"
         )
     return rows
 
@@ -135,32 +122,18 @@ def _bring(pen, rows: pa.Table, contract: Contract | None, guard: dict, out: Rel
     own = _columns(rows, rules, said["fold"])
     full = completed(rules, cleaned(rows.select(own).schema, rules), pen.of.schema if pen.of.exists else None)
     raw = rows.select([*own, *(c for c in LINE if c in rows.column_names)])
-    def listed():  # the list counts once the table has the batch; it is written within the attempt, which a vacuum respects
+    # the list counts once the table has the batch; it is written within the attempt, which a vacuum respects
+    def listed():
         sink = pa.BufferOutputStream()
         pq.write_table(rows.select(["_batch", "_id"]), sink)
-        write_atomic(
-            f"{store(pen.settings, 'released', pen.of.name)}/{name}.parquet", memoryview(sink.getvalue())
-        )
+        write_atomic(f"{store(pen.settings, 'released', pen.of.name)}/{name}.parquet", memoryview(sink.getvalue()))
         yield raw
 
-    done = write(
-        listed(),
-        pen.of.name,
-        full,
-        key or None,
-        said["period"],
-        name,
-        fold=said["fold"] or None,
-        settings=pen.settings,
-        prepare=_Prepared(trimmed(rules.clean)),
-        guard=guard,
-    )
+    done = write(listed(), pen.of.name, full, key or None, said["period"], name, fold=said["fold"] or None,
+                 settings=pen.settings, prepare=_Prepared(trimmed(rules.clean)), guard=guard)
     if done.already: return  # another release of the same rows was quicker
-    out.version, out.rows_good, out.rows_refused = (
-        done.version,
-        out.rows_good + done.rows_good,
-        out.rows_refused + done.rows_refused,
-    )
+    out.version, out.rows_good, out.rows_refused = (done.version, out.rows_good + done.rows_good,
+                                                    out.rows_refused + done.rows_refused)
     for why, n in done.refused.items(): out.refused[why] = out.refused.get(why, 0) + n
 
 # %% ../../nbs/data/15_replay.ipynb #776e9420

@@ -67,11 +67,8 @@ def fold_source(source: str,
     "Fold what is old of one source; None where nothing is."
     pieces, table = _pieces(windows, set(written)), delta.open_table(store(settings, "tables", source))
     known, version = (None, None) if table is None else (delta.transactions_in(table), table.version())
-    index = [
-        r | {"path": f}
-        for f, p in pieces.items()
-        for r in p.to_table(schema=_shape(windows), columns=COLUMNS).to_pylist()
-    ]
+    index = [r | {"path": f} for f, p in pieces.items()
+             for r in p.to_table(schema=_shape(windows), columns=COLUMNS).to_pylist()]
     ages = {f: (now - t)/DAY for f, t in written.items()}
     batches = old_batches(index, ages, known, settings, now)
     going = {r["path"] for r in index if r["batch"] in batches}
@@ -83,23 +80,11 @@ def fold_source(source: str,
     kept = [r for r in rows if r["becomes"] is not False]
     if not dry:
         began, made = time(), _sums(source, kept, pieces, version)
-        adds = (
-            [
-                delta.add_file(
-                    store(settings, "windows"),
-                    f"{uuid.uuid4().hex}.parquet",
-                    made.drop_columns("source"),
-                    {"source": source},
-                    profile_store.GROUP,
-                    ranged="period",
-                )
-            ]
-            if len(made)
-            else []
-        )
-        delta.swap(
-            store(settings, "windows"), f"{SUM}{uuid.uuid4().hex}", adds, going, made.schema, windows.version(), began
-        )
+        adds = ([delta.add_file(store(settings, "windows"), f"{uuid.uuid4().hex}.parquet", made.drop_columns("source"),
+                                {"source": source}, profile_store.GROUP, ranged="period")]
+                if len(made) else [])
+        delta.swap(store(settings, "windows"), f"{SUM}{uuid.uuid4().hex}", adds, going, made.schema, windows.version(),
+                   began)
     return Folded(source, len(rows), len({_group(r) for r in kept}))
 
 # %% ../../nbs/data/07_rollup.ipynb #54da9d8b

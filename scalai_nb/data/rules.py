@@ -45,6 +45,7 @@ def seconds(text: str) -> float:  # of 90min, 36h, 2d, 1w
 
 # %% ../../nbs/data/09_rules.ipynb #705c41e7
 def source_of(references: str) -> tuple[str, str]:  # table (perhaps with @version), column
+    "Split `references` into table and column."
     at = re.fullmatch(r"([A-Za-z_][\w-]*(?:@\d+)?)\.(.+)", str(references))
     if not at:
         raise BadRequest(
@@ -53,15 +54,8 @@ def source_of(references: str) -> tuple[str, str]:  # table (perhaps with @versi
     return at[1], at[2]
 
 # %% ../../nbs/data/09_rules.ipynb #5b49657f
-def sensible(name: str, rule: Rule) -> None:
-    "Raise `BadRequest` for a rule that no value could be held against."
-    type = arrow_type(rule.type) if rule.type else None
-    def no(what: str, hint: str): raise BadRequest(f"Column {name!r}: {what}", hint, "contract")
-    if type is not None and (pa.types.is_duration(type) or stored_type(type) is None):
-        no(
-            f"no table holds values of type {rule.type}.",
-            "Write type: float64 for seconds, or decimals of up to 38 digits, or string.",
-        )
+def _check_values(name: str, rule: Rule, type: pa.DataType | None, no) -> None:
+    "Bounds and lists of values must be of the column's type."
     for word in ("min", "max"):
         if (v := getattr(rule, word)) is not None and type is not None:
             if pa.types.is_boolean(type) or isinstance(v, bool):
@@ -73,13 +67,14 @@ def sensible(name: str, rule: Rule) -> None:
         if not isinstance(values, tuple):
             no(f"{word} must be a list, found {values!r}.", f"Write it as in {word}: [JFK, LGA]")
         for v in values if type is not None else (): _value(name, word, v, type)
+
+def _check_texts(rule: Rule, type: pa.DataType | None, no) -> None:
+    "Patterns and lengths are for text."
     if type is not None and not pa.types.is_string(type):
         for word in ("pattern", "min_length", "max_length"):
             if getattr(rule, word) is not None:
-                no(
-                    f"{word} is about texts, the column is {rule.type}.",
-                    "Give it the type string, or take the rule out.",
-                )
+                no(f"{word} is about texts, the column is {rule.type}.",
+                   "Give it the type string, or take the rule out.")
     if rule.pattern is not None:
         try:
             pc.match_substring_regex(pa.array([""]), f"^(?:{rule.pattern})$")
@@ -88,17 +83,25 @@ def sensible(name: str, rule: Rule) -> None:
     for word in ("min_length", "max_length"):
         if (n := getattr(rule, word)) is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 0):
             no(f"{word}: {n!r} is not a number of characters.", "Give a whole number.")
-    if (r := rule.max_null_rate) is not None and (
-        isinstance(r, bool) or not isinstance(r, (int, float)) or not 0 <= r <= 1
-    ):
+
+# %% ../../nbs/data/09_rules.ipynb #eaa2d313
+def sensible(name: str, rule: Rule) -> None:
+    "Raise `BadRequest` for a rule that no value could be held against."
+    type = arrow_type(rule.type) if rule.type else None
+    def no(what: str, hint: str): raise BadRequest(f"Column {name!r}: {what}", hint, "contract")
+    if type is not None and (pa.types.is_duration(type) or stored_type(type) is None):
+        no(f"no table holds values of type {rule.type}.",
+           "Write type: float64 for seconds, or decimals of up to 38 digits, or string.")
+    _check_values(name, rule, type, no)
+    _check_texts(rule, type, no)
+    r = rule.max_null_rate
+    if r is not None and (isinstance(r, bool) or not isinstance(r, (int, float)) or not 0 <= r <= 1):
         no(f"max_null_rate: {r!r} is not a share.", "Give a number from 0 to 1.")
     if rule.max_age is not None:
         seconds(rule.max_age)
         if type is not None and not (pa.types.is_timestamp(type) or pa.types.is_date(type)):
-            no(
-                f"max_age is about times, the column is {rule.type}.",
-                "Give it the type timestamp[us] or date, or take the rule out.",
-            )
+            no(f"max_age is about times, the column is {rule.type}.",
+               "Give it the type timestamp[us] or date, or take the rule out.")
     if rule.references is not None: source_of(rule.references)
 
 # %% ../../nbs/data/09_rules.ipynb #9815b8e9
@@ -138,6 +141,7 @@ _wrong = (
 )
 
 def not_a(type: pa.DataType) -> str:  # the reason of a value that could not be cast
+    "Name the reason for a value that could not be cast to `type`."
     return "not " + next((w for t, w in _wrong if type_name(type).startswith(t)), f"a {type_name(type)}")
 
 def _among(values: pa.Array, some) -> pa.Array:
@@ -211,10 +215,12 @@ class Verdict:
 
     def fault(self, word: str,  # the reason
               mask):  # rows that have it; a row keeps its first reason
+        "Set the reason of rows that have none yet."
         mask = np.asarray(pc.fill_null(mask, False)) if isinstance(mask, (pa.Array, pa.ChunkedArray)) else mask
         if mask.any(): self.codes[mask & (self.codes == 0)] = self.word(word)
 
     def word(self, word: str) -> int:  # the code of a reason
+        "Return the code of a reason, a new one where it is new."
         if word not in self.words: self.words.append(word)
         return self.words.index(word)
 
@@ -223,6 +229,7 @@ class Verdict:
     def reasons(self) -> pa.Array:  # of the refused rows, in their order
         return pa.array(self.words, pa.string()).take(pa.array(self.codes[self.codes > 0]))
     def counts(self) -> dict[str, int]:
+        "Count the rows by reason."
         n = np.bincount(self.codes, minlength=len(self.words))
         return {w: int(k) for w, k in zip(self.words[1:], n[1:]) if k}
 

@@ -107,6 +107,7 @@ class Decoded:
         self.uses = Counter(piece for bs in ahead for b in bs for piece, *_ in b.parts)
 
     def part(self, piece: int, first: int, last: int) -> pa.Table:
+        "Return rows of a piece; the piece is held until its last use."
         rows = self.held.pop(piece) if piece in self.held else self.read(piece)
         self.uses[piece] -= 1
         if self.uses[piece]: self.held[piece] = rows
@@ -141,6 +142,7 @@ class Run:
     def __init__(self, chunks: Iterator[list]): self.chunks, self.left, self.at = chunks, None, 0
 
     def take(self, n: int) -> list[list]:  # [X, y] of n rows together; of fewer where it ends
+        "Return the next `n` rows."
         out = []
         while n:
             if self.left is None or self.at == len(self.left[1]):
@@ -156,13 +158,8 @@ class Stream:
     "The batches of a dataset of Parquet files, without keeping it in memory."
     def __init__(self, dataset, columns: list[str], where, tensors,  # pa.Table → [X, y]
                  shards: int, window: int):  # rows that are shuffled among each other at the least, over all shards
-        self.pieces, self.columns, self.where, self.tensors, self.shards = (
-            pieces(dataset, where),
-            columns,
-            where,
-            tensors,
-            shards,
-        )
+        self.pieces, self.columns, self.where, self.tensors, self.shards = (pieces(dataset, where), columns, where,
+                                                                            tensors, shards)
         self.window, self.least = window, max(CHUNK, -(-window // shards))
         self.schema, self.rows = dataset.schema, sum(p.rows for p in self.pieces)
 
@@ -175,13 +172,12 @@ class Stream:
         "Decode a row group: the wanted columns of the rows that satisfy the filter."
         rows = self.pieces[i].fragment.to_table(schema=self.schema, columns=self.columns, filter=self.where)
         if rows.num_rows != self.pieces[i].rows:
-            raise BadRequest(
-                f"A row group has {rows.num_rows} rows, it had {self.pieces[i].rows} before.",
-                "Make a new loader: the file was changed.",
-            )
+            raise BadRequest(f"A row group has {rows.num_rows} rows, it had {self.pieces[i].rows} before.",
+                             "Make a new loader: the file was changed.")
         return rows
 
     def joined(self, parts: list[list]) -> tuple:  # (X, y)
+        "Concatenate parts to one batch."
         import torch
         return tuple(parts[0]) if len(parts) == 1 else tuple(torch.cat(t) for t in zip(*parts))
 

@@ -141,26 +141,12 @@ def read(uri: str | Path,  # as for `batches`
         has = pa.schema([pa.field(f.name, kept_as(f.type)) for f in has])
         shape = shape or has
         if has.names != shape.names:
-            raise BadRequest(
-                f"{file} has other columns than the files before it.",
-                "Read the files one by one, or ingest them.",
-                "source",
-            )
+            raise BadRequest(f"{file} has other columns than the files before it.",
+                             "Read the files one by one, or ingest them.", "source")
         some, counts = pieces(file, rows)
-        nulls = {
-            n: None if counts.get(n) is None or nulls.get(n, 0) is None else nulls.get(n, 0) + counts[n]
-            for n in shape.names
-        }
+        nulls = {n: None if counts.get(n) is None or nulls.get(n, 0) is None else nulls.get(n, 0) + counts[n]
+                 for n in shape.names}
         parts += [(file, options | p) for p in some]
     nullable = could_be_null(shape, nulls)
-    return on_backend(
-        dd.from_map(
-            _load,
-            parts,
-            columns=columns,
-            nullable=nullable,
-            schema=shape,
-            meta=to_pandas(shape.empty_table(), nullable),
-            label="read",
-        )
-    )
+    return on_backend(dd.from_map(_load, parts, columns=columns, nullable=nullable, schema=shape,
+                                  meta=to_pandas(shape.empty_table(), nullable), label="read"))

@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 import pyarrow as pa
+from fastcore.basics import patch
 
 from ..core.errors import BadRequest, ScalaiError, Unreachable, WorkFailed, nearest, one_of
 from ..core.storage import veiled
@@ -55,11 +56,8 @@ class _Gone(Exception):
 class _Postgres:
     literal = "quote_literal(k::text)"
     def __init__(self, asked: _Asked):
-        self.asked, self.driver, self.connection = (
-            asked,
-            needs("adbc_driver_postgresql.dbapi", "sql", "PostgreSQL"),
-            None,
-        )
+        self.asked, self.connection = asked, None
+        self.driver = needs("adbc_driver_postgresql.dbapi", "sql", "PostgreSQL")
 
     def open(self):
         "One snapshot for all that is read until `close`; nothing can be written."
@@ -77,39 +75,47 @@ class _Postgres:
             try: connection.close()
             except (self.driver.Error, OSError): pass  # it is gone already, which is why we close
 
-    def batches(self, sql: str) -> Iterator[pa.RecordBatch]:  # the schema first
-        with _telling(self.asked), closing(self.connection.cursor()) as cursor:
-            cursor.execute(sql)
-            with cursor.fetch_record_batch() as reader:
-                yield reader.schema
-                yield from reader
+# %% ../../nbs/data/05_sql.ipynb #7d4f8cd4
+@patch
+def batches(self: _Postgres, sql: str) -> Iterator[pa.RecordBatch]:  # the schema first
+    "Run a query and stream its rows."
+    with _telling(self.asked), closing(self.connection.cursor()) as cursor:
+        cursor.execute(sql)
+        with cursor.fetch_record_batch() as reader:
+            yield reader.schema
+            yield from reader
 
-    def ask(self, sql: str) -> list[tuple]:
-        _, *found = self.batches(sql)
-        return [row for b in found for row in zip(*(c.to_pylist() for c in b.columns))]
+@patch
+def ask(self: _Postgres, sql: str) -> list[tuple]:
+    "Run a query and return its rows."
+    _, *found = self.batches(sql)
+    return [row for b in found for row in zip(*(c.to_pylist() for c in b.columns))]
 
-    def key(self) -> str | None:
-        name = self.asked.rows.replace("'", "''")
-        found = self.ask(
-            "SELECT a.attname::text FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum ="
-            f" ANY(i.indkey) WHERE i.indrelid = '{name}'::regclass AND i.indisprimary AND i.indnkeyatts = 1"
-        )
-        return found[0][0] if found else None
+# %% ../../nbs/data/05_sql.ipynb #c56cd0c9
+@patch
+def key(self: _Postgres) -> str | None:
+    "Return the table's primary key, where that is one column."
+    name = self.asked.rows.replace("'", "''")
+    found = self.ask(
+        "SELECT a.attname::text FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum ="
+        f" ANY(i.indkey) WHERE i.indrelid = '{name}'::regclass AND i.indisprimary AND i.indnkeyatts = 1"
+    )
+    return found[0][0] if found else None
 
-    def shape(self) -> dict[str, tuple[str, pa.DataType]]:  # name → SQL, type
-        if not hasattr(self, "_shape"):
-            found = next(self.batches(f"SELECT * FROM {self.asked.rows} q WHERE false"))
-            _once(self.asked, found.names)
-            self._shape = {f.name: _kept(f) for f in found}
-        return self._shape
+@patch
+def shape(self: _Postgres) -> dict[str, tuple[str, pa.DataType]]:  # name → SQL, type
+    "Return the columns of the query or table."
+    if not hasattr(self, "_shape"):
+        found = next(self.batches(f"SELECT * FROM {self.asked.rows} q WHERE false"))
+        _once(self.asked, found.names)
+        self._shape = {f.name: _kept(f) for f in found}
+    return self._shape
 
-    def fingerprint(self) -> str:  # of all rows in any order, made by the server
-        return "{}:{}".format(
-            *self.ask(
-                "SELECT count(*), coalesce(sum(hashtextextended(q::text, 0)::numeric), 0)::text FROM"
-                f" {self.asked.rows} q"
-            )[0]
-        )
+@patch
+def fingerprint(self: _Postgres) -> str:  # of all rows in any order, made by the server
+    "Hash all rows, in any order, on the server."
+    count = "SELECT count(*), coalesce(sum(hashtextextended(q::text, 0)::numeric), 0)::text FROM"
+    return "{}:{}".format(*self.ask(f"{count} {self.asked.rows} q")[0])
 
 # %% ../../nbs/data/05_sql.ipynb #91db5cd4
 def _kept(field: pa.Field) -> tuple[str, pa.DataType]:
@@ -174,98 +180,86 @@ class _SQLite:
         place = Path(self.asked.place)
         if not place.is_file():
             near = nearest(place.name, [p.name for p in place.parent.glob("*")] if place.parent.is_dir() else [])
-            raise BadRequest(
-                f"There is no file {place}.",
-                (
-                    f"Did you mean {near!r}?"
-                    if near
-                    else "Check the path; an absolute one has four slashes: sqlite:////data/x.db."
-                ),
-                "source",
-            )
+            raise BadRequest(f"There is no file {place}.",
+                             (f"Did you mean {near!r}?" if near
+                              else "Check the path; an absolute one has four slashes: sqlite:////data/x.db."),
+                             "source")
         with self._told():
-            self.connection = sqlite3.connect(
-                f"file:{quote(str(place))}?mode=ro", uri=True, timeout=30, isolation_level=None
-            )
+            self.connection = sqlite3.connect(f"file:{quote(str(place))}?mode=ro", uri=True, timeout=30,
+                                              isolation_level=None)
             self.connection.execute("PRAGMA query_only = on")
             self.connection.execute("BEGIN")  # one snapshot
 
-    def close(self):
-        if self.connection: self.connection.close(); self.connection = None
+# %% ../../nbs/data/05_sql.ipynb #c8c84b23
+@patch
+def close(self: _SQLite):
+    "Close the connection."
+    if self.connection: self.connection.close(); self.connection = None
 
-    @contextmanager
-    def _told(self):
-        import sqlite3
-        try:
-            yield
-        except sqlite3.Error as e:
-            tables = (
-                []
-                if "not a database" in str(e) or not self.connection
-                else [
-                    r[0]
-                    for r in self.connection.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")
-                ]
-            )
-            near = nearest(self.asked.table or "", tables)
-            hint = (
-                f"Did you mean {near!r}?"
-                if near
-                else f"It has: {', '.join(sorted(tables)[:20])}." if tables else "Check the file."
-            )
-            raise BadRequest(f"{self.asked.uri}: {e}", hint, "source") from e
+@patch
+@contextmanager
+def _told(self: _SQLite):
+    import sqlite3
+    try:
+        yield
+    except sqlite3.Error as e:
+        tables, query = [], "SELECT name FROM sqlite_master WHERE type IN ('table', 'view')"
+        if self.connection and "not a database" not in str(e):
+            tables = [r[0] for r in self.connection.execute(query)]
+        near = nearest(self.asked.table or "", tables)
+        hint = (f"Did you mean {near!r}?" if near else f"It has: {', '.join(sorted(tables)[:20])}." if tables
+                else "Check the file.")
+        raise BadRequest(f"{self.asked.uri}: {e}", hint, "source") from e
 
-    def ask(self, sql: str) -> list[tuple]:
-        with self._told(): return self.connection.execute(sql).fetchall()
+# %% ../../nbs/data/05_sql.ipynb #83f7b0e2
+@patch
+def ask(self: _SQLite, sql: str) -> list[tuple]:
+    "Run a query and return its rows."
+    with self._told(): return self.connection.execute(sql).fetchall()
 
-    def batches(self, sql: str) -> Iterator[pa.RecordBatch]:  # the schema first
+@patch
+def batches(self: _SQLite, sql: str) -> Iterator[pa.RecordBatch]:  # the schema first
+    "Run a query and stream its rows."
+    with self._told():
+        cursor, shape = self.connection.execute(sql), pa.schema([(n, t) for n, (_, t) in self.shape().items()])
+        shape = pa.schema([shape.field(c[0]) for c in cursor.description])
+        yield shape
+        while found := cursor.fetchmany(10_000):
+            yield pa.RecordBatch.from_arrays([_array(v, f.type) for v, f in zip(zip(*found), shape)], schema=shape)
+
+@patch
+def key(self: _SQLite) -> str | None:
+    "Return the table's primary key, where that is one column."
+    schema, _, table = self.asked.table.rpartition(".")
+    keys = [r[1] for r in self.ask(f"PRAGMA {_name(schema) + '.' if schema else ''}table_info({_name(table)})")
+            if r[5]]
+    return keys[0] if len(keys) == 1 else None
+
+# %% ../../nbs/data/05_sql.ipynb #ca034617
+@patch
+def shape(self: _SQLite) -> dict[str, tuple[str, pa.DataType]]:  # name → SQL, type
+    "Return the columns of the query or table, typed by the values that they hold."
+    if not hasattr(self, "_shape"):
         with self._told():
-            cursor, shape = self.connection.execute(sql), pa.schema([(n, t) for n, (_, t) in self.shape().items()])
-            shape = pa.schema([shape.field(c[0]) for c in cursor.description])
-            yield shape
-            while found := cursor.fetchmany(10_000):
-                yield pa.RecordBatch.from_arrays([_array(v, f.type) for v, f in zip(zip(*found), shape)], schema=shape)
+            cursor = self.connection.execute(f"SELECT * FROM {self.asked.rows} q LIMIT 0")
+            names = _once(self.asked, [c[0] for c in cursor.description])
+        stated = ({r[1]: r[2].upper()
+                   for r in self.ask(f"PRAGMA table_info({_name(self.asked.table.rpartition('.')[2])})")}
+                  if self.asked.table else {})
+        found = self.ask("SELECT " + ", ".join(t.format(c=_name(n)) for n in names for t in TESTS)
+                         + f" FROM {self.asked.rows} q")[0]
+        k = len(TESTS)
+        self._shape = {n: _typed(_name(n), stated.get(n, ""), *map(bool, found[i*k:i*k + k]))
+                       for i, n in enumerate(names)}
+    return self._shape
 
-    def key(self) -> str | None:
-        schema, _, table = self.asked.table.rpartition(".")
-        keys = [
-            r[1] for r in self.ask(f"PRAGMA {_name(schema) + '.' if schema else ''}table_info({_name(table)})") if r[5]
-        ]
-        return keys[0] if len(keys) == 1 else None
-
-    def shape(self) -> dict[str, tuple[str, pa.DataType]]:  # name → SQL, type
-        if not hasattr(self, "_shape"):
-            with self._told():
-                names = _once(
-                    self.asked,
-                    [c[0] for c in self.connection.execute(f"SELECT * FROM {self.asked.rows} q LIMIT 0").description],
-                )
-            stated = (
-                {
-                    r[1]: r[2].upper()
-                    for r in self.ask(f"PRAGMA table_info({_name(self.asked.table.rpartition('.')[2])})")
-                }
-                if self.asked.table
-                else {}
-            )
-            found = self.ask(
-                "SELECT "
-                + ", ".join(t.format(c=_name(n)) for n in names for t in TESTS)
-                + f" FROM {self.asked.rows} q"
-            )[0]
-            k = len(TESTS)
-            self._shape = {
-                n: _typed(_name(n), stated.get(n, ""), *map(bool, found[i * k : i * k + k]))
-                for i, n in enumerate(names)
-            }
-        return self._shape
-
-    def fingerprint(self) -> str:
-        "Of all rows, in the order in which SQLite gives them."
-        digest = hashlib.sha256()
-        for b in self.batches(_select(self)):
-            digest.update(str(b).encode() if isinstance(b, pa.Schema) else b.serialize())
-        return digest.hexdigest()
+@patch
+def fingerprint(self: _SQLite) -> str:
+    "Of all rows, in the order in which SQLite gives them."
+    digest = hashlib.sha256()
+    for b in self.batches(_select(self)):
+        digest.update(str(b).encode() if isinstance(b, pa.Schema) else b.serialize())
+    return digest.hexdigest()
 
 # %% ../../nbs/data/05_sql.ipynb #8621001f
 # Whether any value is an integer, a real, text, a blob, neither 0 nor 1, no date, longer than a date, with a zone;
@@ -433,6 +427,7 @@ def read(uri: str, columns: list[str] | None = None, rows: int = 250_000,
 
 # %% ../../nbs/data/05_sql.ipynb #7d4ba36e
 def schema(uri: str, columns: list[str] | None = None, **options) -> pa.Schema:
+    "Return the schema of a query or table."
     with _opened(uri) as db:
         shape = db.shape()
         return pa.schema([(one_of(c, shape, "column", "source"), shape[c][1]) for c in columns or shape])

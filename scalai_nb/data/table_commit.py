@@ -32,28 +32,15 @@ def _commit(plan: Plan, parts: list[Part], mode: str, facts: dict, settings: Set
     if pens and not files and not plan.guard and (mode == "append" or follows < 0):
         return _refuse_whole(plan, pens, facts)
     if pens:
-        _pen_commit(
-            plan,
-            pens,
-            f"rows:{plan.batch}/{plan.attempt}",
-            outcome=delta.number(*sorted(a.path for a, _ in pens)),
-        )
+        _pen_commit(plan, pens, f"rows:{plan.batch}/{plan.attempt}",
+                    outcome=delta.number(*sorted(a.path for a, _ in pens)))
     profile_store.record(plan.name, sums, plan.batch, version=follows + 1, settings=settings, attempt=plan.attempt)
     schema = next((p.schema for p in parts if p.files), parts[0].schema)
     if mode != "overwrite": follows = _evolve(plan.place, schema, follows if plan.uniques else None)
-    return delta.commit(
-        plan.place,
-        f"batch:{plan.batch}",
-        files,
-        schema.append(pa.field(PERIOD, pa.string())),
-        [PERIOD],
-        facts=facts,
-        attempt=plan.attempt,
-        began=plan.began,
-        guard=plan.guard,
-        expect=follows if plan.uniques and mode != "overwrite" else None,
-        **_replaced(plan, mode, parts),
-    )
+    return delta.commit(plan.place, f"batch:{plan.batch}", files, schema.append(pa.field(PERIOD, pa.string())),
+                        [PERIOD], facts=facts, attempt=plan.attempt, began=plan.began, guard=plan.guard,
+                        expect=follows if plan.uniques and mode != "overwrite" else None,
+                        **_replaced(plan, mode, parts))
 
 # %% ../../nbs/data/07_table_commit.ipynb #1492ff07
 def _replaced(
@@ -157,35 +144,25 @@ def commit_batch(
         table = delta.open_table(plan.place)
         # its rows would be found to repeat themselves
         if (at := delta.transaction_version(table, f"batch:{plan.batch}")) is not None: return None, at, True
-        unique(
-            plan, parts, None if mode == "overwrite" else table, _periods_of(parts) if mode == "replace-period" else []
-        )
+        unique(plan, parts, None if mode == "overwrite" else table,
+               _periods_of(parts) if mode == "replace-period" else [])
         rows, good, refused = sum(p.rows for p in parts), sum(n for p in parts for _, _, n in p.files), {}
         for p in parts:
             for w, n in p.refused.items(): refused[w] = refused.get(w, 0) + n
         cleaned = sum((p.tally for p in parts), Tally()).changed
-        facts = _origin(plan, rows - good) | dict(
-            batch=plan.batch,
-            cleaned=json.dumps(cleaned, sort_keys=True),
-            rows_in=rows,
-            rows_good=good,
-            rows_refused=rows - good,
-            refused=json.dumps(refused, sort_keys=True),
-            periods=json.dumps(_periods_of(parts)),
-            follows=-1 if table is None else table.version(),
-            **said,
-        )
+        facts = _origin(plan, rows - good) | dict(batch=plan.batch, cleaned=json.dumps(cleaned, sort_keys=True),
+                                                  rows_in=rows, rows_good=good, rows_refused=rows - good,
+                                                  refused=json.dumps(refused, sort_keys=True),
+                                                  periods=json.dumps(_periods_of(parts)),
+                                                  follows=-1 if table is None else table.version(), **said)
         try:
             version, already = _commit(plan, parts, mode, facts, settings)
         except delta.Moved:
             delta.back_off(n)
             continue
         return (rows, good, rows - good, refused, cleaned), version, already
-    raise WorkFailed(
-        f"Table {plan.name!r}: other writers came first {delta.TRIES} times.",
-        "Run it again; nothing was written.",
-        "table",
-    )
+    raise WorkFailed(f"Table {plan.name!r}: other writers came first {delta.TRIES} times.",
+                     "Run it again; nothing was written.", "table")
 
 # %% ../../nbs/data/07_table_commit.ipynb #4d051cff
 def _origin(

@@ -49,28 +49,27 @@ class TableReader:
         found = delta.open_table(self.path, version)
         if found is None:
             near = nearest(self.name, table_names(self.settings))
-            raise BadRequest(
-                f"There is no table {self.name!r} in this workspace.",
-                f"Did you mean {near!r}?" if near else "Fill one with: scalai ingest URI TABLE",
-                "table",
-            )
+            raise BadRequest(f"There is no table {self.name!r} in this workspace.",
+                             f"Did you mean {near!r}?" if near else "Fill one with: scalai ingest URI TABLE", "table")
         return found
 
-    @property
-    def known_as(self) -> str:  # to whoever keeps a record: its name, or its place where that is elsewhere
-        return (
-            self.name if str(self.path) == store(self.settings, "tables", self.name) else str(self.path)
-        )
-
-    @property
-    def exists(self) -> bool:
-        return delta.open_table(self.path) is not None
-
-    @property
-    def version(self) -> int:
-        return self.delta().version()
-
     def __repr__(self): return f"{type(self).__name__}({self.name!r})"
+
+# %% ../../nbs/data/06_table_reader.ipynb #3799abbc
+@patch(as_prop=True)
+def known_as(self: TableReader) -> str:  # to whoever keeps a record: its name, or its place where that is elsewhere
+    "Return the table's name in records, or its path where it is not the workspace's."
+    return self.name if str(self.path) == store(self.settings, "tables", self.name) else str(self.path)
+
+@patch(as_prop=True)
+def exists(self: TableReader) -> bool:
+    "Return whether the table is there."
+    return delta.open_table(self.path) is not None
+
+@patch(as_prop=True)
+def version(self: TableReader) -> int:
+    "Return the newest version's number."
+    return self.delta().version()
 
 # %% ../../nbs/data/06_table_reader.ipynb #55a9fc53
 def table_names(settings: Settings) -> list[str]:
@@ -98,6 +97,7 @@ def count(self: TableReader, version: int | None = None) -> int:  # rows, from t
 
 @patch(as_prop=True)
 def rows(self: TableReader) -> int:  # of the newest version
+    "Count the rows of the newest version."
     return self.count()
 
 def _mode(h: dict) -> str:  # create, append, overwrite, or Delta's word for what else it was

@@ -34,20 +34,21 @@ def _dialect(head: bytes) -> tuple[list[str], str]:
         raise BadRequest(f"The header names {twice[0]!r} twice.", "Give every column a name of its own.", "source")
     return names, delimiter
 
+# %% ../../nbs/data/03_text_files.ipynb #137ed0a6
 def kept_as(type: pa.DataType) -> pa.DataType:
     "What a type read from text is kept as: times in microseconds, nothing at all as text."
     if pa.types.is_timestamp(type): return pa.timestamp("us", type.tz)
     return pa.string() if pa.types.is_null(type) else type
 
+# %% ../../nbs/data/03_text_files.ipynb #0de3a42f
 def _sniffed(head: bytes, delimiter: str, whole: bool, nulls: tuple[str, ...]) -> pa.Schema:
     """The types of the first lines, found by Arrow, where they keep what is written; the last line of a cut piece is
     left out."""
     from pyarrow import csv as pacsv
     if not whole: head = head[:head.rfind(b"\n") + 1]
     parse = pacsv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=lambda row: "skip")
-    read = lambda **how: pacsv.read_csv(
-        io.BytesIO(head), parse_options=parse, convert_options=pacsv.ConvertOptions(null_values=["", *nulls], **how)
-    )
+    read = lambda **how: pacsv.read_csv(io.BytesIO(head), parse_options=parse,
+                                        convert_options=pacsv.ConvertOptions(null_values=["", *nulls], **how))
     shape = read(strings_can_be_null=True).schema
     if not (numeric := [f.name for f in shape if _is_number(f.type)]): return shape
     text = read(strings_can_be_null=True, include_columns=numeric, column_types=dict.fromkeys(numeric, pa.string()))
@@ -78,7 +79,8 @@ def csv_types(uri: str, delimiter: str | None = None, encoding: str = "utf8",
     return _types(uri, delimiter, encoding, tuple(nulls))[0]
 
 # %% ../../nbs/data/03_text_files.ipynb #8b8c8c45
-def _types(uri: str, delimiter: str | None, encoding: str, nulls: tuple[str, ...]) -> tuple[dict[str, pa.DataType], bool]:  # and whether they are all the file's
+def _types(uri: str, delimiter: str | None, encoding: str, nulls: tuple[str, ...],
+          ) -> tuple[dict[str, pa.DataType], bool]:  # and whether they are all the file's
     with open_file(uri) as f: head = f.read(SNIFF)
     head = head if encoding == "utf8" else head.decode(encoding, "ignore").encode()
     try: codecs.getincrementaldecoder("utf8")().decode(head)  # may end within a letter
@@ -103,9 +105,8 @@ def csv(uri: str, columns: list[str] | None = None, rows: int = 250_000,
     "CSV with a header line."
     from pyarrow import csv as pacsv
     with open_file(uri) as f: names, found = _dialect(f.read(1 << 20))
-    kinds, whole = (
-        (dict.fromkeys(names, pa.string()), True) if text else _types(uri, delimiter, encoding, tuple(nulls))
-    )
+    kinds, whole = ((dict.fromkeys(names, pa.string()), True) if text
+                    else _types(uri, delimiter, encoding, tuple(nulls)))
     given = {one_of(c, names, "column", "source"): _type(t) for c, t in (types or {}).items()}
     # more of the file than was looked at
     late = {n: t for n, t in kinds.items() if not whole and n not in given and _is_number(t)}
@@ -114,18 +115,11 @@ def csv(uri: str, columns: list[str] | None = None, rows: int = 250_000,
         bad.append((row.number, row.actual_columns, row.text))
         return "skip"
     with open_file(uri) as f, read_ahead(f) as ahead:
-        how = (
-            pacsv.ReadOptions(use_threads=False, block_size=1 << 23, encoding=encoding),
-            pacsv.ParseOptions(
-                delimiter=delimiter or found, newlines_in_values=True, invalid_row_handler=None if bad is None else odd
-            ),
-            pacsv.ConvertOptions(
-                column_types=kinds,
-                include_columns=check_columns(columns, names),
-                null_values=["", *nulls],
-                strings_can_be_null=True,
-            ),
-        )
+        how = (pacsv.ReadOptions(use_threads=False, block_size=1 << 23, encoding=encoding),
+               pacsv.ParseOptions(delimiter=delimiter or found, newlines_in_values=True,
+                                  invalid_row_handler=None if bad is None else odd),
+               pacsv.ConvertOptions(column_types=kinds, include_columns=check_columns(columns, names),
+                                    null_values=["", *nulls], strings_can_be_null=True))
         yield from (_as_numbers(uri, t, late) for t in regroup(pacsv.open_csv(ahead(), *how), rows))
 
 # %% ../../nbs/data/03_text_files.ipynb #2c7a3ba3

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-
+from fastcore.basics import patch
 
 # %% ../../nbs/data/09_uniqueness.ipynb #e28369d5
 @dataclass(frozen=True)
@@ -60,11 +60,8 @@ class Repeats:
         "Take the keys of a part."
         keys, hashes = rows.select(list(self.unique.columns)), key_hash(rows, self.unique.columns)
         self.schema = self.schema or keys.schema
-        self.held.append(
-            keys.cast(self.schema)
-            .append_column("_at", pa.array(at, pa.int64()))
-            .append_column("_hash", pa.array(hashes))
-        )
+        keys = keys.cast(self.schema).append_column("_at", pa.array(at, pa.int64()))
+        self.held.append(keys.append_column("_hash", pa.array(hashes)))
         self.seen[hashes >> np.uint64(40)] = True
         self.rows += len(rows)
         if self.rows > self.most: self._spill()
@@ -73,46 +70,49 @@ class Repeats:
         "Which rows may have a key that was added."
         return self.seen[key_hash(rows, self.unique.columns) >> np.uint64(40)]
 
-    def _spill(self):
-        if self.folder is None: self.folder = tempfile.TemporaryDirectory(prefix="scalai-keys-")
-        rows = pa.concat_tables(self.held)
-        bucket = (rows["_hash"].to_numpy() >> np.uint64(32)).astype(np.int64) % self.buckets
-        order, ends = np.argsort(bucket, kind="stable"), np.cumsum(np.bincount(bucket, minlength=self.buckets))
-        rows, start = rows.take(pa.array(order)), 0
-        for b, end in enumerate(ends):
-            if end > start: self._file(b, rows.schema).write_table(rows.slice(start, end - start))
-            start = end
-        self.held, self.rows = [], 0
-
-    def _file(self, bucket: int, schema: pa.Schema):
-        if bucket not in self.files:
-            self.files[bucket] = pa.ipc.new_file(str(Path(self.folder.name) / f"{bucket}.arrow"), schema)
-        return self.files[bucket]
-
-    def found(self, but: np.ndarray = np.zeros(0, np.int64),  # rows that have gone for another reason
-             ) -> np.ndarray:  # int64, sorted
-        "Numbers of the rows that repeat another's key."
-        if self.folder is None:
-            parts = [self.held] if self.held else []
-        else:
-            if self.held:
-                self._spill()
-            for f in self.files.values():
-                f.close()
-            parts = (
-                [pa.ipc.open_file(str(Path(self.folder.name) / f"{b}.arrow")).read_all()] for b in sorted(self.files)
-            )
-        out = np.concatenate([np.zeros(0, np.int64), *(self._repeats(pa.concat_tables(p), but) for p in parts)])
-        return np.sort(out[out >= 0])
-
-    def _repeats(self, rows: pa.Table, but: np.ndarray) -> np.ndarray:
-        "Where a hash comes twice, the keys themselves are compared."
-        values, counts = np.unique(rows["_hash"].to_numpy(), return_counts=True)
-        if not (twice := values[counts > 1]).size: return np.zeros(0, np.int64)
-        rows = rows.filter(pa.array(np.isin(rows["_hash"].to_numpy(), twice)))
-        rows = rows.filter(pa.array(~np.isin(rows["_at"].to_numpy(), but))).sort_by("_at")
-        return rows["_at"].to_numpy()[repeated(rows, self.unique.columns, self.unique.keep)]
-
     def close(self):
         "Take the files away."
         if self.folder is not None: self.folder.cleanup()
+
+# %% ../../nbs/data/09_uniqueness.ipynb #c3c640ef
+@patch
+def _spill(self: Repeats):
+    if self.folder is None: self.folder = tempfile.TemporaryDirectory(prefix="scalai-keys-")
+    rows = pa.concat_tables(self.held)
+    bucket = (rows["_hash"].to_numpy() >> np.uint64(32)).astype(np.int64) % self.buckets
+    order, ends = np.argsort(bucket, kind="stable"), np.cumsum(np.bincount(bucket, minlength=self.buckets))
+    rows, start = rows.take(pa.array(order)), 0
+    for b, end in enumerate(ends):
+        if end > start: self._file(b, rows.schema).write_table(rows.slice(start, end - start))
+        start = end
+    self.held, self.rows = [], 0
+
+@patch
+def _file(self: Repeats, bucket: int, schema: pa.Schema):
+    if bucket not in self.files:
+        self.files[bucket] = pa.ipc.new_file(str(Path(self.folder.name) / f"{bucket}.arrow"), schema)
+    return self.files[bucket]
+
+# %% ../../nbs/data/09_uniqueness.ipynb #74fd7620
+@patch
+def found(self: Repeats, but: np.ndarray = np.zeros(0, np.int64),  # rows that have gone for another reason
+         ) -> np.ndarray:  # int64, sorted
+    "Numbers of the rows that repeat another's key."
+    if self.folder is None:
+        parts = [self.held] if self.held else []
+    else:
+        if self.held: self._spill()
+        for f in self.files.values(): f.close()
+        parts = ([pa.ipc.open_file(str(Path(self.folder.name) / f"{b}.arrow")).read_all()]
+                 for b in sorted(self.files))
+    out = np.concatenate([np.zeros(0, np.int64), *(self._repeats(pa.concat_tables(p), but) for p in parts)])
+    return np.sort(out[out >= 0])
+
+@patch
+def _repeats(self: Repeats, rows: pa.Table, but: np.ndarray) -> np.ndarray:
+    "Where a hash comes twice, the keys themselves are compared."
+    values, counts = np.unique(rows["_hash"].to_numpy(), return_counts=True)
+    if not (twice := values[counts > 1]).size: return np.zeros(0, np.int64)
+    rows = rows.filter(pa.array(np.isin(rows["_hash"].to_numpy(), twice)))
+    rows = rows.filter(pa.array(~np.isin(rows["_at"].to_numpy(), but))).sort_by("_at")
+    return rows["_at"].to_numpy()[repeated(rows, self.unique.columns, self.unique.keep)]

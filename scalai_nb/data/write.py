@@ -28,7 +28,7 @@ from ..core.settings import Settings
 from . import delta
 from .batch import batch_facts, batch_lock, batch_state, end_attempt
 from .clean import clean
-from .contract import Contract
+from .contract import Contract, as_contract
 from .partition import SLICE, Part, Pieces, Plan, agree, gathered, on_workers, process, summed
 from .table_commit import commit_batch
 from .table_profiles import profile_of
@@ -121,71 +121,70 @@ def _outcome(name: str, batch: str, settings: Settings, start: float) -> Written
     )
 
 # %% ../../nbs/data/08_write.ipynb #4c7c0e20
+def _check_columns(final: list[str], key: tuple, fold: tuple, period) -> bool:
+    "Refuse a key, folds or a period that the rows lack. Returns whether the period is a column."
+    for what, c in [("key", c) for c in key] + [("fold", c) for c in fold]:
+        if final and c not in final:
+            near = nearest(c, final)
+            raise BadRequest(f"The {what} names column {c!r}, which the rows lack.",
+                             f"Did you mean {near!r}?" if near else f"They have: {', '.join(final[:20])}.", "table")
+    column = isinstance(period, str) and period in final
+    if isinstance(period, str) and not column and (near := nearest(period, final)):
+        raise BadRequest(f"Period {period!r} is no column, and too like one to be a period's name.",
+                         f"Did you mean the column {near!r}?", "table")
+    return column
+
+def _target_schema(name, contract, key, fold, settings, table, final) -> pa.Schema | None:
+    "The table's columns as this write leaves them; None where there is no table yet."
+    if table is None: return None
+    schema = pa.schema([f for f in pa.schema(table.schema().to_arrow()) if f.name != PERIOD])
+    schema = _wide(schema, contract, key, name, settings)
+    if "fold" in schema.names and not fold and "fold" not in final:
+        raise BadRequest(f"Table {name!r} has folds; these rows would have none.",
+                         "Give fold=, the key columns that the folds are drawn from.", "table")
+    for n, r in contract.columns.items():
+        if n not in schema.names: schema = schema.append(pa.field(n, contract.arrow(n) or pa.string()))
+    if fold and "fold" not in schema.names:
+        raise BadRequest(f"Table {name!r} has no folds, and the rows that it holds would get none.",
+                         "Leave fold out, or write the rows to a new table with it.", "table")
+    return schema
+
+# %% ../../nbs/data/08_write.ipynb #bbd537f0
 def _plan(name, contract, key, period, batch, fold, settings, table, names, prepare, guard) -> Plan:
     "Settle what the parts need, and refuse what cannot work before anything is written."
-    contract = (
-        contract if isinstance(contract, Contract) else Contract.load(contract) if contract is not None else Contract()
-    )
+    contract = as_contract(contract)
     listed = lambda x: () if x is None else (x,) if isinstance(x, str) else tuple(x)
     key, fold = listed(key) or tuple(contract.key), listed(fold)
     contract = replace(contract, key=key).ready(settings)
     if contract.clean and names:
         names = clean(pa.table({n: pa.array([], pa.string()) for n in names}), contract)[0].column_names
-    final = [
-        n for n in dict.fromkeys([*names, *contract.columns]) if contract.extra == "keep" or n in contract.columns
-    ]
-    for what, c in [("key", c) for c in key] + [("fold", c) for c in fold]:
-        if final and c not in final:
-            near = nearest(c, final)
-            raise BadRequest(
-                f"The {what} names column {c!r}, which the rows lack.",
-                f"Did you mean {near!r}?" if near else f"They have: {', '.join(final[:20])}.",
-                "table",
-            )
-    column = isinstance(period, str) and period in final
-    if isinstance(period, str) and not column and (near := nearest(period, final)):
-        raise BadRequest(
-            f"Period {period!r} is no column, and too like one to be a period's name.",
-            f"Did you mean the column {near!r}?",
-            "table",
-        )
-    schema = None
-    if table is not None:
-        schema = pa.schema([f for f in pa.schema(table.schema().to_arrow()) if f.name != PERIOD])
-        schema = _wide(schema, contract, key, name, settings)
-        if "fold" in schema.names and not fold and "fold" not in final:
-            raise BadRequest(
-                f"Table {name!r} has folds; these rows would have none.",
-                "Give fold=, the key columns that the folds are drawn from.",
-                "table",
-            )
-        for n, r in contract.columns.items():
-            if n not in schema.names: schema = schema.append(pa.field(n, contract.arrow(n) or pa.string()))
-        if fold and "fold" not in schema.names:
-            raise BadRequest(
-                f"Table {name!r} has no folds, and the rows that it holds would get none.",
-                "Leave fold out, or write the rows to a new table with it.",
-                "table",
-            )
-    return Plan(
-        name,
-        store(settings, "tables", name),
-        store(settings, "quarantine", name),
-        batch,
-        uuid.uuid4().hex[:8],
-        contract,
-        schema,
-        tuple(contract.uniques()),
-        period,
-        column,
-        fold,
-        settings.data.folds,
-        prepare,
-        settings.data.rows_per_part,
-        settings.monitor.period,
-        time(),
-        guard,
-    )
+    final = [n for n in dict.fromkeys([*names, *contract.columns])
+             if contract.extra == "keep" or n in contract.columns]
+    column = _check_columns(final, key, fold, period)
+    schema = _target_schema(name, contract, key, fold, settings, table, final)
+    return Plan(name, store(settings, "tables", name), store(settings, "quarantine", name), batch,
+                uuid.uuid4().hex[:8], contract, schema, tuple(contract.uniques()), period, column, fold,
+                settings.data.folds, prepare, settings.data.rows_per_part, settings.monitor.period, time(), guard)
+
+# %% ../../nbs/data/08_write.ipynb #3dc0c403
+def _write_once(plan: Plan, frame, mode: str, facts: dict, target: TableReader, start: float) -> Written:
+    "Write and commit the parts; where another attempt was quicker, return what that one did."
+    settings = target.settings
+    outcome = lambda: _outcome(plan.name, plan.batch, settings, start)
+    with batch_lock(settings, plan.name, plan.batch):
+        if batch_state(target, plan.batch)[1]: return outcome()
+        try:
+            parts = _parts(plan, frame)
+            done = commit_batch(plan, parts, mode, settings, facts)
+        except BaseException as e:
+            owner = end_attempt(plan, settings, failed=e)
+            if owner is None or not isinstance(e, Exception): raise (_told(e, plan.name) or e) from e
+            # another attempt was quicker, or the answer to this one's commit was lost
+            return replace(outcome(), already=owner != plan.attempt)
+        owner = end_attempt(plan, settings, {a.path for p in parts for a, _, _ in p.files})
+        if done[2]: return replace(outcome(), already=owner != plan.attempt)
+    if done[1] is not None: events.emit("output", table=plan.name, version=done[1])
+    return Written(plan.name, done[1], *done[0][:4], perf_counter() - start, cleaned=done[0][4])
 
 # %% ../../nbs/data/08_write.ipynb #93ca9a5c
 def write(
@@ -193,18 +192,16 @@ def write(
     name: str,  # of the table
     contract: Contract | str | Path | None = None,  # rows that break it go to quarantine
     key: str | list[str] | None = None,  # columns that name a row: never null, never twice in the table
-    period: (
-        str | None
-    ) = None,  # a column (a time gives its month, or what `[monitor] period` says), or one name for all rows, as "2013-06"
+    # a column (a time gives its month, or what `[monitor] period` says), or one name for all rows, as "2013-06"
+    period: str | None = None,
     batch: str | None = None,  # name of this write: it is done once; default: a new one
     mode: str = "append",  # append, overwrite, or replace-period (of the periods that come)
     fold: str | list[str] | None = None,  # key columns: adds int8 `fold` by their hash
     settings: Settings | None = None,
     source: str | None = None,  # where the rows come from, kept in the commit: a URI, or `table@version`
     prepare=None,  # a function of each part: what the iterator gives → (raw rows, cleaned rows, Verdict or None)
-    guard: (
-        dict[str, int | None] | None
-    ) = None,  # transaction names of the table: `delta.Overtaken` where one has another number than this
+    # transaction names of the table: `delta.Overtaken` where one has another number than this
+    guard: dict[str, int | None] | None = None,
 ) -> Written:
     "Make the next version of a table, and the profiles of its parts, in one pass."
     start, settings, batch = perf_counter(), settings or Settings.load(), batch or uuid.uuid4().hex
@@ -213,43 +210,13 @@ def write(
     batch, there = batch_state(target, batch, mode != "append")
     if there: return _outcome(name, batch, settings, start)
     if mode == "replace-period" and period is None:
-        raise BadRequest(
-            "replace-period needs to know the rows' period.", "Give period=, a column or a name.", "table"
-        )
+        raise BadRequest("replace-period needs to know the rows' period.", "Give period=, a column or a name.",
+                         "table")
     frame, names = _named(frame, prepare)
-    plan = _plan(
-        name,
-        contract,
-        key,
-        period,
-        batch,
-        fold,
-        settings,
-        delta.open_table(target.path) if mode != "overwrite" else None,
-        names,
-        prepare,
-        guard,
-    )
-    with batch_lock(settings, name, batch):
-        if batch_state(target, batch)[1]: return _outcome(name, batch, settings, start)
-        try:
-            parts = _parts(plan, frame)
-            done = commit_batch(
-                plan,
-                parts,
-                mode,
-                settings,
-                ({"source": source} if source else {}) | (frame.facts if isinstance(frame, Pieces) else {}),
-            )
-        except BaseException as e:
-            owner = end_attempt(plan, settings, failed=e)
-            if owner is None or not isinstance(e, Exception): raise (_told(e, name) or e) from e
-            # another attempt was quicker, or the answer to this one's commit was lost
-            return replace(_outcome(name, batch, settings, start), already=owner != plan.attempt)
-        owner = end_attempt(plan, settings, {a.path for p in parts for a, _, _ in p.files})
-        if done[2]: return replace(_outcome(name, batch, settings, start), already=owner != plan.attempt)
-    if done[1] is not None: events.emit("output", table=name, version=done[1])
-    return Written(name, done[1], *done[0][:4], perf_counter() - start, cleaned=done[0][4])
+    plan = _plan(name, contract, key, period, batch, fold, settings,
+                 delta.open_table(target.path) if mode != "overwrite" else None, names, prepare, guard)
+    facts = ({"source": source} if source else {}) | (frame.facts if isinstance(frame, Pieces) else {})
+    return _write_once(plan, frame, mode, facts, target, start)
 
 # %% ../../nbs/data/08_write.ipynb #b1765c95
 def _told(e: BaseException, name: str) -> WorkFailed | None:

@@ -159,20 +159,12 @@ def sides(
 
     Raises `BadRequest` for a slice that is no column."""
     from scalai_nb.core.errors import one_of
-    names = [
-        one_of(n.strip(), rows.column_names, "column in [gate] slices")
-        for n in rules.slices.split(",")
-        if n.strip()
-    ]
+    names = [one_of(n.strip(), rows.column_names, "column in [gate] slices") for n in rules.slices.split(",")
+             if n.strip()]
     days = rows[time].to_numpy().astype("M8[D]") if time in rows.column_names else None
-    return dict(
-        label=rows[label].to_numpy(zero_copy_only=False).astype(bool),
-        slices={n: np.array(rows[n].to_pylist(), dtype=object) for n in names},
-        block=days,
-        tolerance=rules.tolerance,
-        min_rows=rules.min_labels,
-        slice_tolerance=rules.slice_tolerance,
-    )
+    return dict(label=rows[label].to_numpy(zero_copy_only=False).astype(bool),
+                slices={n: np.array(rows[n].to_pylist(), dtype=object) for n in names}, block=days,
+                tolerance=rules.tolerance, min_rows=rules.min_labels, slice_tolerance=rules.slice_tolerance)
 
 # %% ../../nbs/loop/04_gate.ipynb #e3c941e7
 from fastcore.basics import patch

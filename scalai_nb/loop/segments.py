@@ -22,9 +22,12 @@ from ..monitor.segments import OTHERS, named
 # %% ../../nbs/loop/02_segments.ipynb #d1fbae2b
 MOST = 20  # segments of a column; the smaller ones are one segment together
 
-def cut(source: str, segment: str) -> str: return f"{source}[{segment}]"
+def cut(source: str, segment: str) -> str:
+    "Return the name under which a segment's windows are kept."
+    return f"{source}[{segment}]"
 
 def columns(settings: Settings) -> list[str]:
+    "List the columns that `[monitor] segments` names."
     return [c.strip() for c in settings.monitor.segments.split(",") if c.strip()]
 
 def segments_of(source: str, settings: Settings | None = None) -> list[str]:  # as origin=EWR
@@ -51,7 +54,9 @@ def current(source: str, segment: str, settings: Settings | None = None) -> list
     return [p for p, n in periods(source, settings=settings).items() if rows[p] == n]
 
 # %% ../../nbs/loop/02_segments.ipynb #e6d6cc64
-def agrees(whole: Profile, pieces: list[Profile]) -> bool: return total(pieces).digest == whole.digest
+def agrees(whole: Profile, pieces: list[Profile]) -> bool:
+    "Check that the segments' profiles add up to the whole window's."
+    return total(pieces).digest == whole.digest
 
 # %% ../../nbs/loop/02_segments.ipynb #d84a9f83
 def large(rows, column: str) -> dict:  # segment -> Arrow rows

@@ -96,7 +96,7 @@ def watch(source: str,  # a table, 'scores', 'scores.operations'
          ) -> Look:
     "Look at one window, keep what it shows, and tell whoever must know. Reads profiles only."
     from scalai_nb.data.profile_store import periods
-    from scalai_nb.loop.evaluation import beside
+    from scalai_nb.loop.evaluation import window_and_reference
     from scalai_nb.monitor.reference import reference
     settings, now = settings or Settings.load(), time.time() if now is None else now
     kept = to_look_at(list(periods(source, settings=settings)), settings.monitor.period, now)
@@ -105,7 +105,8 @@ def watch(source: str,  # a table, 'scores', 'scores.operations'
     if unit_of(period) and span(period)[0].timestamp() > now:
         raise BadRequest(f"The window {period} has not begun.", "Is a clock wrong? Name a window that is over.")
     held = reference(period, kept, without=alarms.odd(source))
-    found = look(source, period, *beside(source, period, list(held.periods), settings, ignore), words=held.why)
+    pair = window_and_reference(source, period, list(held.periods), settings, ignore)
+    found = look(source, period, *pair, words=held.why)
     alarms.saw(found)
     tell(settings, held.why)
     return found

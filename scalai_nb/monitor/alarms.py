@@ -82,8 +82,9 @@ TABLES = (
         "CREATE TABLE IF NOT EXISTS looks (source TEXT, period TEXT, opens TEXT, holds TEXT, reference TEXT, at REAL,"
         " PRIMARY KEY (source, period))"
     ),
-    """CREATE TABLE IF NOT EXISTS alarms (id INTEGER PRIMARY KEY AUTOINCREMENT, source TEXT, subject TEXT, opened TEXT, seen TEXT, windows INTEGER, reason TEXT, resolved TEXT,
-             acknowledged TEXT, note TEXT DEFAULT '', told TEXT DEFAULT '', over INTEGER DEFAULT 0, withdrawn INTEGER DEFAULT 0)""",
+    """CREATE TABLE IF NOT EXISTS alarms (id INTEGER PRIMARY KEY AUTOINCREMENT, source TEXT, subject TEXT, opened TEXT,
+             seen TEXT, windows INTEGER, reason TEXT, resolved TEXT, acknowledged TEXT, note TEXT DEFAULT '',
+             told TEXT DEFAULT '', over INTEGER DEFAULT 0, withdrawn INTEGER DEFAULT 0)""",
 )
 FIELDS = "id, source, subject, opened, seen, windows, reason, resolved, acknowledged, note, told, over, withdrawn"
 

@@ -38,6 +38,7 @@ class Look:
 
     @property
     def sentence(self) -> str:
+        "Describe what the look found in one line."
         said = "; ".join(f"{s}: {why}" for s, why in self.opens.items()) or "nothing new drifted"
         return f"{self.source} {self.period}: {said}" + (f". Held against {self.reference}" if self.reference else "")
 

@@ -39,7 +39,7 @@ class CostMatrix:
     def fair(self) -> float:
         return (self.fp - self.tn) / (self.fp - self.tn + self.fn - self.tp)
 
-    def told(self, money: float) -> str:
+    def format(self, money: float) -> str:
         return f"{money:,.0f} {self.unit}" if abs(money) >= 100 else f"{money:,.2f} {self.unit}"
 
 # %% ../../nbs/monitor/05_cost.ipynb #5aab4445
@@ -64,7 +64,7 @@ class Cost:
     def saved(self) -> float: return min(self.always, self.never) - self.total
 
     def __str__(self) -> str:
-        t = self.matrix.told
+        t = self.matrix.format
         return (
             f"acting from {self.threshold:.3g} on costs {t(self.total)} ({t(self.low)} … {t(self.high)}),"
             f" {t(self.each)} a row on {self.rows:,} rows; always {t(self.always)}, never {t(self.never)}"

@@ -33,6 +33,7 @@ class Loss:
 
     @property
     def sentence(self) -> str:
+        "Describe the loss in one line."
         if self.measure == "bias":
             return (
                 f"scores are on average {abs(self.value):.3f} {'above' if self.value > 0 else 'below'} the share that"
@@ -86,8 +87,8 @@ class Decision:
     def _repr_html_(self) -> str:
         colour = {"keep": "#15803d", "alert": "#b45309", "retrain": "#c2410c"}[self.action]
         return (
-            "<p><b"
-            f" style='color:{colour}'>{self.action}</b></p><ul>{''.join(f'<li>{html.escape(r)}</li>' for r in self.reasons)}</ul>"
+            f"<p><b style='color:{colour}'>{self.action}</b></p>"
+            f"<ul>{''.join(f'<li>{html.escape(r)}</li>' for r in self.reasons)}</ul>"
             + (f"<p>{html.escape(self.against)}</p>" if self.held else "")
         )
 

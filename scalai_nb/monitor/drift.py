@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from ..core.stats import benjamini_hochberg
 from ..core.svg import BLUE, ORANGE, paired_bars
 from ..data.profile import Profile
-from .columns import RATES, Both, Check, beside, moment, share
+from .columns import RATES, Both, Check, moment, pair_columns, share
 from .freshness import fresh, rows
 from .multivariate import measure
 from .segments import SHARES, parts, segments, whole
@@ -79,19 +79,24 @@ class Finding:
     checks: list = field(default_factory=list)  # Check
     both: Both | None = field(default=None, repr=False, compare=False)  # the column in both windows
 
-    @cached_property
-    # {"low", "high"} or {"value"}, and the shares "reference", "current"
+    @cached_property  # {"low", "high"} or {"value"}, and the shares "reference", "current"
     def bins(self) -> list: return bins(self.both) if self.both else []
 
-    @property
-    def moved(self) -> list:  # the three bins whose share changed most
-        return sorted(self.bins, key=lambda b: -abs(b["current"] - b["reference"]))[:3]
+# %% ../../nbs/monitor/02_drift.ipynb #5484b3c8
+@patch(as_prop=True)
+def moved(self: Finding) -> list:  # the three bins whose share changed most
+    "Return the three bins whose share changed most."
+    return sorted(self.bins, key=lambda b: -abs(b["current"] - b["reference"]))[:3]
 
-    @property
-    def distance(self) -> float: return self.effect / self.threshold if self.threshold else np.inf  # in thresholds
+@patch(as_prop=True)
+def distance(self: Finding) -> float:
+    "Return the effect in units of its threshold."
+    return self.effect / self.threshold if self.threshold else np.inf  # in thresholds
 
-    @property
-    def sentence(self) -> str: return f"{self.name}: {self.reason}"
+@patch(as_prop=True)
+def sentence(self: Finding) -> str:
+    "Describe the finding in one line."
+    return f"{self.name}: {self.reason}"
 
 # %% ../../nbs/monitor/02_drift.ipynb #19b74655
 def judge(name: str, kind: str, checks: list, p: dict, policy: Policy,
@@ -100,32 +105,22 @@ def judge(name: str, kind: str, checks: list, p: dict, policy: Policy,
     """One verdict from a column's checks:
 
     told by KS, or by the shares of categories, where these say it, else by the check furthest over its threshold."""
-    limits = {
-        id(c): 0.0 if c.name == "schema" else threshold(policy, name, c.name, within) if c.name in EFFECTS else np.inf
-        for c in checks
-    }
+    limits = {id(c): 0.0 if c.name == "schema" else threshold(policy, name, c.name, within) if c.name in EFFECTS
+              else np.inf for c in checks}
     over = lambda c: c.effect / limits[id(c)] if limits[id(c)] else np.inf
-    certain, lead = [c for c in checks if p[id(c)] <= policy.false_alarms], (
-        "js" if kind in ("text", "boolean", "segments") else "ks"
-    )
+    certain, lead = [c for c in checks
+                     if p[id(c)] <= policy.false_alarms], ("js" if kind in ("text", "boolean", "segments") else "ks")
     drifting = [c for c in certain if c.effect >= limits[id(c)]]
     note = [c for c in checks if c.name not in EFFECTS and c.name != "schema"]
-    best = max(
-        drifting or certain or checks,
-        key=lambda c: (c.name == lead and c in drifting, over(c), -p[id(c)]),
-        default=None,
-    )
+    best = max(drifting or certain or checks, key=lambda c: (c.name == lead and c in drifting, over(c), -p[id(c)]),
+               default=None)
     if best is None: return Finding(name, kind, False, 1., 0., 0., "", "nothing to compare")
     if not drifting and note: return Finding(name, kind, False, 1., 0., 0., note[0].name, note[0].text, checks=checks)
     told = [c for c in drifting if c is not best and c.name in ("range", *RATES)]
-    reason = (
-        "; ".join(_told(c, policy, name, within) for c in [best, *told])
-        if drifting
-        else _quiet(best, limits[id(best)], p[id(best)], policy)
-    )
-    return Finding(
-        name, kind, bool(drifting), p[id(best)], best.effect, limits[id(best)], best.name, reason, checks=checks
-    )
+    reason = ("; ".join(_told(c, policy, name, within) for c in [best, *told]) if drifting
+              else _quiet(best, limits[id(best)], p[id(best)], policy))
+    return Finding(name, kind, bool(drifting), p[id(best)], best.effect, limits[id(best)], best.name, reason,
+                   checks=checks)
 
 # %% ../../nbs/monitor/02_drift.ipynb #ae088436
 PER_CENT = "value", "range", *RATES  # measures that are shares of rows
@@ -206,36 +201,30 @@ class Report:
     @property
     def drifted(self) -> bool: return bool(self.problem or self.found)
 
-    @property
-    def found(
-        self,
-    ) -> (
-        list
-    ):  # Finding of all that drifted, the furthest first; of a column's segments the furthest, with the others' names
-        by = {}
-        for f in sorted(self.segments, key=lambda f: -f.distance): by.setdefault(f.column, []).append(f)
-        once = [
-            (
-                fs[0]
-                if len(fs) == 1
-                else replace(fs[0], reason=f"{fs[0].reason}; also in {_few([f.segment for f in fs[1:]])}")
-            )
-            for fs in by.values()
-        ]
-        return sorted(
-            [f for f in [*self.columns.values(), *self.pairs, *self.arrival, *once] if f.drifted],
-            key=lambda f: -f.distance,
-        )
+# %% ../../nbs/monitor/02_drift.ipynb #a2a11597
+@patch(as_prop=True)
+def found(self: Report) -> list:  # of Finding
+    "All that drifted, the furthest first; of a column's segments the furthest, with the others' names."
+    by = {}
+    for f in sorted(self.segments, key=lambda f: -f.distance): by.setdefault(f.column, []).append(f)
+    once = [(fs[0] if len(fs) == 1
+             else replace(fs[0], reason=f"{fs[0].reason}; also in {_few([f.segment for f in fs[1:]])}"))
+            for fs in by.values()]
+    return sorted([f for f in [*self.columns.values(), *self.pairs, *self.arrival, *once] if f.drifted],
+                  key=lambda f: -f.distance)
 
-    def sentences(self) -> list:  # what drifted, or that nothing did
-        if self.problem: return [self.problem]
-        cut = f", {self.compared} segments" if self.compared else ""
-        return [f.sentence for f in self.found] or [
-            f"nothing drifted: {len(self.columns)} columns{cut}, {self.current_rows:,} rows against"
-            f" {self.reference_rows:,}"
-        ]
+@patch
+def sentences(self: Report) -> list:  # what drifted, or that nothing did
+    "Describe what drifted, or that nothing did."
+    if self.problem: return [self.problem]
+    cut = f", {self.compared} segments" if self.compared else ""
+    return [f.sentence for f in self.found] or [
+        f"nothing drifted: {len(self.columns)} columns{cut}, {self.current_rows:,} rows against"
+        f" {self.reference_rows:,}"
+    ]
 
-    def __str__(self) -> str: return "\n".join(self.sentences())
+@patch
+def __str__(self: Report) -> str: return "\n".join(self.sentences())
 
 # %% ../../nbs/monitor/02_drift.ipynb #1d9c821e
 def _few(names: list, limit: int = 4) -> str:
@@ -291,7 +280,7 @@ def compare(reference: Profile | dict,  # what was usual; a family by segment
     "What changed from one profile to the other."
     a, b, policy = whole(reference), whole(current), policy or Policy()
     cut = isinstance(reference, dict) and isinstance(current, dict)
-    both = beside(a, b, policy.ignore)
+    both = pair_columns(a, b, policy.ignore)
     inner, within = segments(reference, current, policy.ignore, both) if cut else ({}, [])
     arrived = rows(policy.counts, b.rows) + fresh(a, b, until, policy.clock)
     checks = measure(a, b, both=both, policy=policy)
@@ -300,23 +289,11 @@ def compare(reference: Profile | dict,  # what was usual; a family by segment
     for c in checks + within: of.setdefault(c.column, []).append(c)
     columns = {n: drawn(judge(n, (c.b or c.a).kind, of.get(n, []), p, policy), c) for n, c in both.items()}
     pairs = [judge(c.column, "pair", [c], p, policy) for c in _telling(checks, p, policy)]
-    joint = max(
-        pairs,
-        key=lambda f: (f.drifted, f.p <= policy.false_alarms, f.distance),
-        default=Finding("", "pair", False, 1.0, 0.0, 0.0, "", "fewer than two numeric columns"),
-    )
+    joint = max(pairs, key=lambda f: (f.drifted, f.p <= policy.false_alarms, f.distance),
+                default=Finding("", "pair", False, 1.0, 0.0, 0.0, "", "fewer than two numeric columns"))
     arrival = [judge(c.column, "arrival", [c], p, policy) for c in arrived]
-    return Report(
-        a.rows,
-        b.rows,
-        columns,
-        joint,
-        list({f.name: f for f in pairs if f.drifted}.values()),
-        _problem(a, b),
-        arrival,
-        _within(inner, of, p, policy),
-        len(parts(reference, current)) if cut else 0,
-    )
+    return Report(a.rows, b.rows, columns, joint, list({f.name: f for f in pairs if f.drifted}.values()),
+                  _problem(a, b), arrival, _within(inner, of, p, policy), len(parts(reference, current)) if cut else 0)
 
 # %% ../../nbs/monitor/02_drift.ipynb #87b6f1a8
 def _telling(checks: list, p: dict, policy: Policy) -> list:

@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from ..core.errors import BadRequest
 from ..core.stats import Z95
 from ..data.profile import Profile
-from .performance import lacking, told
+from .performance import format_measure, lacking
 
 # %% ../../nbs/monitor/05_errors.ipynb #c625c22f
 COLUMNS = ("label", "error", "error_squared", "label_squared")
@@ -36,28 +36,26 @@ class Errors:
     se: dict = field(default_factory=dict)  # measure -> standard error
     intervals: dict = field(default_factory=dict)  # measure, or share of a quantile -> (low, high): 95 %
 
-    def to_dict(self) -> dict:
-        "Plain values; what is not known is None. Intervals are NAME_low and NAME_high."
-        plain = lambda v: None if isinstance(v, float) and not np.isfinite(v) else v
-        found = asdict(self) | {
-            "quantiles": {str(q): plain(v) for q, v in self.quantiles.items()},
-            "se": {m: plain(v) for m, v in self.se.items()},
-        }
-        name = lambda m: m if isinstance(m, str) else f"q{m}"
-        found |= {
-            f"{name(m)}_{end}": v[i]
-            for m, v in found.pop("intervals").items()
-            for i, end in enumerate(("low", "high"))
-        }
-        return {k: plain(v) for k, v in found.items()}
+# %% ../../nbs/monitor/05_errors.ipynb #48bca332
+@patch
+def to_dict(self: Errors) -> dict:
+    "Plain values; what is not known is None. Intervals are NAME_low and NAME_high."
+    plain = lambda v: None if isinstance(v, float) and not np.isfinite(v) else v
+    found = asdict(self) | {"quantiles": {str(q): plain(v) for q, v in self.quantiles.items()},
+                            "se": {m: plain(v) for m, v in self.se.items()}}
+    name = lambda m: m if isinstance(m, str) else f"q{m}"
+    found |= {f"{name(m)}_{end}": v[i] for m, v in found.pop("intervals").items()
+              for i, end in enumerate(("low", "high"))}
+    return {k: plain(v) for k, v in found.items()}
 
-    def __str__(self) -> str:
-        wait = lacking(self.rows, self.unlabelled, self.unscored)
-        if not self.rows: return f"no labelled rows: nothing to measure{wait}"
-        return (
-            f"off by {self.mae:.3g} on average ({self.intervals['mae'][0]:.3g} … {self.intervals['mae'][1]:.3g}), RMSE"
-            f" {self.rmse:.3g}, bias {self.bias:+.3g}, R² {self.r2:.3f} on {self.rows:,} rows{wait}"
-        )
+@patch
+def __str__(self: Errors) -> str:
+    wait = lacking(self.rows, self.unlabelled, self.unscored)
+    if not self.rows: return f"no labelled rows: nothing to measure{wait}"
+    return (
+        f"off by {self.mae:.3g} on average ({self.intervals['mae'][0]:.3g} … {self.intervals['mae'][1]:.3g}), RMSE"
+        f" {self.rmse:.3g}, bias {self.bias:+.3g}, R² {self.r2:.3f} on {self.rows:,} rows{wait}"
+    )
 
 # %% ../../nbs/monitor/05_errors.ipynb #4213a3ab
 def errors(window: Profile,  # of scored rows, with the columns of COLUMNS
@@ -65,10 +63,8 @@ def errors(window: Profile,  # of scored rows, with the columns of COLUMNS
           ) -> Errors:
     "How far predictions were off where labels are known."
     if missing := [c for c in COLUMNS if c not in window.columns]:
-        raise BadRequest(
-            f"the window has no column '{missing[0]}'",
-            f"it holds: {', '.join(window.columns)}; predictions of a number are profiled by `score`",
-        )
+        raise BadRequest(f"the window has no column '{missing[0]}'",
+                         f"it holds: {', '.join(window.columns)}; predictions of a number are profiled by `score`")
     off, squared, label = window["error"], window["error_squared"], window["label"]
     n, unlabelled = off.ordered.rows, label.nulls + label.nan
     lack = unlabelled, window.rows - unlabelled - n
@@ -77,20 +73,14 @@ def errors(window: Profile,  # of scored rows, with the columns of COLUMNS
     size, spread = abs(lo + hi) / 2, lambda column: column.std or 0.
     mae, hidden, rmse = float((size * c).sum() / n), float(((hi - lo) / 2 * c).sum() / n), float(np.sqrt(squared.mean))
     r2, r2_se = _determined(window, n)
-    se = {
-        "mae": float(np.sqrt((c * (size - mae) ** 2).sum() / max(n - 1, 1)) / root),
-        "rmse": float(spread(squared) / 2 / rmse / root) if rmse else 0.0,
-        "bias": float(spread(off) / root),
-        "r2": r2_se,
-    }
+    se = {"mae": float(np.sqrt((c * (size - mae) ** 2).sum() / max(n - 1, 1)) / root),
+          "rmse": float(spread(squared) / 2 / rmse / root) if rmse else 0.0, "bias": float(spread(off) / root),
+          "r2": r2_se}
     value = {"mae": mae, "rmse": rmse, "bias": off.mean, "r2": r2}
     intervals = {m: _ends(value[m], Z95 * se[m] + (hidden if m == "mae" else 0), m) for m in value}
     slack = off.resolution
-    ends = {
-        q: tuple(float(x) for x in off.quantile(np.clip([q - w, q + w], 0, 1)))
-        for q in quantiles
-        for w in [Z95 * np.sqrt(q * (1 - q)) / root + slack]
-    }
+    ends = {q: tuple(float(x) for x in off.quantile(np.clip([q - w, q + w], 0, 1))) for q in quantiles
+            for w in [Z95 * np.sqrt(q * (1 - q)) / root + slack]}
     return Errors(n, *value.values(), {q: float(off.quantile(q)) for q in quantiles}, *lack, se, intervals | ends)
 
 # %% ../../nbs/monitor/05_errors.ipynb #beb5d4f4
@@ -118,11 +108,11 @@ def figures(self: Errors) -> dict:  # name -> figure and interval, as text
     "What a person reads."
     named = {"mean absolute error": "mae", "root mean squared error": "rmse", "bias": "bias", "R²": "r2"}
     found = {
-        name: told(getattr(self, m), self.intervals.get(m, (np.nan, np.nan)), "+" if m == "bias" else "")
+        name: format_measure(getattr(self, m), self.intervals.get(m, (np.nan, np.nan)), "+" if m == "bias" else "")
         for name, m in named.items()
     }
     return found | {
-        f"{100 * q:g} % of the errors are under": told(v, self.intervals.get(q, (np.nan, np.nan)), "+")
+        f"{100 * q:g} % of the errors are under": format_measure(v, self.intervals.get(q, (np.nan, np.nan)), "+")
         for q, v in self.quantiles.items()
     }
 

@@ -145,13 +145,24 @@ class Estimate:
             f" {self.baseline:.3f} ({self.baseline_low:.3f} … {self.baseline_high:.3f}); {self.reason}"
         )
 
+# %% ../../nbs/monitor/05_estimation.ipynb #5b105d19
+def _freedom(own: np.ndarray, fold: np.ndarray, run: int) -> float | None:
+    "Degrees of freedom of residuals whose windows overlap; None where each stands for itself."
+    return 1.5 * sum((len(x) + run - 1) / run for x in (own, fold) if len(x)) if run > 1 else None
+
+def _unknown(baseline: float) -> Estimate:
+    "The estimate of a window that nothing was scored in."
+    none = np.nan
+    return Estimate(none, 0.0, 1.0, none, none, none, baseline, 0.0, 1.0, none, 0.0, False, "the window has no scores")
+
 # %% ../../nbs/monitor/05_estimation.ipynb #c60c5fd0
 def estimate(
     scores: Profile,  # the window's scores, labels unknown
     reference,  # families by label of the reference windows, oldest first: a dict by period, a list, or one family
     column: str = "score",
     covariates: tuple | None = None,  # profiles of the model's columns: of the reference, of the window
-    spread=None,  # further families, while the reference is short: how far they differ among themselves is in the band, their level is not
+    # further families, while the reference is short: how far they differ among themselves is in the band,
+    spread=None,  # their level is not
     run: int = 1,  # reference windows that the window is as long as: 4 for a month, if they are weeks
 ) -> Estimate:
     "AUC without labels, and whether to believe it."
@@ -162,49 +173,20 @@ def estimate(
     (baseline, se, _), now = auc_of_counts(down.sum(0), up.sum(0)), scores.columns.get(column)
     if np.isnan(baseline): raise BadRequest("the reference has labels of one kind only", "give windows that hold both")
     if now is None or not now.ordered.rows:
-        return Estimate(
-            np.nan,
-            0.0,
-            1.0,
-            np.nan,
-            np.nan,
-            np.nan,
-            baseline,
-            0.0,
-            1.0,
-            np.nan,
-            0.0,
-            False,
-            "the window has no scores",
-        )
+        return _unknown(baseline)
     known, own = meaning(lo, hi, down.sum(0), up.sum(0)), _residuals(lo, hi, down, up, run)
     more = _families(spread or []) if len(families) < ENOUGH * run else []
     fold = _residuals(*_common(more, column), run) if more else own[:0]
-    left, free = np.concatenate([own, fold]), (
-        1.5 * sum((len(x) + run - 1) / run for x in (own, fold) if len(x)) if run > 1 else None
-    )
+    left, free = np.concatenate([own, fold]), _freedom(own, fold, run)
     here, there, no, yes = expected(now, known)
     alone = 1.96 * se * np.hypot(1, np.sqrt((down.sum() + up.sum()) / now.ordered.rows))  # sampling of both, no more
     said, rows = auc_of_counts(no, yes)[0], no.sum() + yes.sum()
     value, support, base = (said + baseline) / 2, _effective(now, known), float(yes.sum() / rows)
-    (low, high), (base_low, base_high) = _band(value, alone, left.mean(1), free), _band(
-        baseline, alone, left[:, 1], free
-    )
+    low, high = _band(value, alone, left.mean(1), free)
+    base_low, base_high = _band(baseline, alone, left[:, 1], free)
     bias = float(((here + there) / 2 * (no + yes)).sum() / rows - base)
-    return Estimate(
-        value,
-        low,
-        high,
-        said,
-        base,
-        bias,
-        baseline,
-        base_low,
-        base_high,
-        _rms(left.mean(1)),
-        support,
-        *_trust(support, outside(*covariates) if covariates else {}, len(own), len(fold), run)
-    )
+    return Estimate(value, low, high, said, base, bias, baseline, base_low, base_high, _rms(left.mean(1)), support,
+                    *_trust(support, outside(*covariates) if covariates else {}, len(own), len(fold), run))
 
 # %% ../../nbs/monitor/05_estimation.ipynb #ced6a6a3
 def _common(families: list, column: str) -> tuple:  # bucket lows, highs: (B,); negatives, positives: (windows, B)
@@ -264,9 +246,8 @@ def _widened(n: int) -> float:
 
 def reach(
     misses: np.ndarray,
-    free: (
-        float | None
-    ) = None,  # degrees of freedom of misses that overlap: half as many again as lie side by side (Lo & MacKinlay 1989); None: none overlap
+    # degrees of freedom of misses that overlap: half as many again as lie side by side (Lo & MacKinlay 1989)
+    free: float | None = None,  # None: none overlap
 ) -> float:  # in the misses' unit; 0 of none
     """What one more miss stays within, 95 times in 100 (jackknife:
 

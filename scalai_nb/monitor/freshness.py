@@ -76,48 +76,27 @@ def fresh(reference: Profile, current: Profile,
     "Whether the newest row is as near to the window's end as the reference's own silences allow."
     if until is None or not current.rows: return []
     if not (name := clock(current, named)):
-        return [
-            Check(
-                FRESH,
-                "no clock",
-                1.0,
-                0.0,
-                0.0,
-                (
-                    f"'{named}' is no column of times"
-                    if named
-                    else "which column of times counts? name it as the policy's clock"
-                ),
-            )
-        ]
+        return [Check(FRESH, "no clock", 1.0, 0.0, 0.0,
+                      f"'{named}' is no column of times" if named
+                      else "which column of times counts? name it as the policy's clock")]
     if (newest := current[name].ordered.high) is None:
         return [Check(FRESH, "no clock", 1.0, 0.0, 0.0, f"{name} has no times")]
     silence, usual = (instant(until) - newest) / HOUR_US, longest(reference, name)
     if silence < 0:
-        return [
-            Check(
-                FRESH,
-                "silence",
-                0.0,
-                -silence,
-                0.0,
-                f"{name} goes to {moment(newest)}, {hours(-silence)} after the window's end: a clock runs ahead",
-            )
-        ]
-    return [
-        Check(
-            FRESH,
-            "silence",
-            0.0 if silence > usual else 1.0,
-            silence,
-            usual,
-            f"the newest {name} is {moment(newest)}, {hours(silence)} before the window's end; the longest silence"
-            f" before was {hours(usual)}",
-        )
-    ]
+        return [Check(
+                    FRESH, "silence", 0.0, -silence, 0.0,
+                    f"{name} goes to {moment(newest)}, {hours(-silence)} after the window's end: a clock runs ahead"
+                )]
+    return [Check(
+                FRESH, "silence", 0.0 if silence > usual else 1.0, silence, usual,
+                f"the newest {name} is {moment(newest)}, {hours(silence)} before the window's end; the longest silence"
+                f" before was {hours(usual)}"
+            )]
 
 # %% ../../nbs/monitor/01_freshness.ipynb #b467a77f
-def hours(x: float) -> str: return f"{x:.0f} h" if x >= 10 else f"{x:.1f} h"
+def hours(x: float) -> str:
+    "Format a duration in hours."
+    return f"{x:.0f} h" if x >= 10 else f"{x:.1f} h"
 
 def longest(reference: Profile, name: str) -> float:  # hours; 0 where nothing is known
     "The longest time without a row, to the unit of the calendar."

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import ndtr, stdtr
 
 from ..data.profile import Profile
-from .columns import Both, Check, beside, column
+from .columns import Both, Check, column, pair_columns
 
 # %% ../../nbs/monitor/01_multivariate.ipynb #90f3859a
 def kurtosis(c: Both) -> float:  # 3 for a normal
@@ -62,7 +62,9 @@ def correlations(
     return found + reconstruction(names, ra, rb, i[ok], j[ok], se[ok])
 
 # %% ../../nbs/monitor/01_multivariate.ipynb #7bf4713a
-def pair(x: str, y: str) -> str: return f"{x} × {y}"
+def pair(x: str, y: str) -> str:
+    "Return the name of a pair of columns."
+    return f"{x} × {y}"
 
 def _shared(a, b, both):
     "The columns whose correlations both windows have."
@@ -120,7 +122,7 @@ def measure(reference: Profile, current: Profile, ignore: tuple = (), both: dict
             policy=None,  # a Policy; what its windows know of correlations
            ) -> list:  # of Check
     "Every check of every column and pair, judged by nothing yet."
-    both = beside(reference, current, ignore) if both is None else both
+    both = pair_columns(reference, current, ignore) if both is None else both
     found = [check for c in both.values() for check in column(c)]
     tested = {c.column for c in found if c.name == "ks"}
     numeric = {n: c for n, c in both.items() if n in tested and c.a.kind == "number"}

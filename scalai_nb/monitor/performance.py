@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['POSITIVE', 'NEGATIVE', 'TINY', 'LOSS', 'MEASURES', 'LIMITS', 'NAMES', 'counts', 'pr_auc', 'surprise', 'calibration',
-           'ece', 'confusion', 'at_threshold', 'lacking', 'Performance', 'performance', 'told', 'Segments',
+           'ece', 'confusion', 'at_threshold', 'lacking', 'Performance', 'performance', 'format_measure', 'Segments',
            'by_segment']
 
 # %% ../../nbs/monitor/04_performance.ipynb #7b50373c
@@ -197,23 +197,26 @@ class Performance:
     intervals: dict = field(default_factory=dict)  # measure -> (low, high): 95 %, and the resolution of the histograms
     curve: list = field(default_factory=list)  # calibration: [{"score", "rate", "rows"}]
 
-    def to_dict(self) -> dict:
-        "Plain values; what is not known is None. Intervals are NAME_low and NAME_high."
-        found = {k: v for k, v in asdict(self).items() if k != "intervals"} | {
-            f"{k}_{end}": v[i] for k, v in self.intervals.items() for i, end in enumerate(("low", "high"))
-        }
-        known = lambda v: None if isinstance(v, float) and np.isnan(v) else v
-        return {k: known(v) for k, v in found.items()} | {"se": {k: known(v) for k, v in self.se.items()}}
+# %% ../../nbs/monitor/04_performance.ipynb #8079e20a
+@patch
+def to_dict(self: Performance) -> dict:
+    "Plain values; what is not known is None. Intervals are NAME_low and NAME_high."
+    found = {k: v for k, v in asdict(self).items() if k != "intervals"} | {
+        f"{k}_{end}": v[i] for k, v in self.intervals.items() for i, end in enumerate(("low", "high"))
+    }
+    known = lambda v: None if isinstance(v, float) and np.isnan(v) else v
+    return {k: known(v) for k, v in found.items()} | {"se": {k: known(v) for k, v in self.se.items()}}
 
-    def __str__(self) -> str:
-        lack = lacking(self.rows, self.unlabelled, self.unscored)
-        if not self.positives or self.positives == self.rows:
-            return f"{self.rows:,} labelled rows of one kind: nothing to measure{lack}"
-        low, high = self.intervals["auc"]
-        return (
-            f"AUC {self.auc:.3f} ({low:.3f} … {high:.3f}), log-loss {self.logloss:.3f}, skill {self.skill:.2f}, bias"
-            f" {self.bias:+.3f} on {self.rows:,} rows, {100 * self.base:.1f} % positive{lack}"
-        )
+@patch
+def __str__(self: Performance) -> str:
+    lack = lacking(self.rows, self.unlabelled, self.unscored)
+    if not self.positives or self.positives == self.rows:
+        return f"{self.rows:,} labelled rows of one kind: nothing to measure{lack}"
+    low, high = self.intervals["auc"]
+    return (
+        f"AUC {self.auc:.3f} ({low:.3f} … {high:.3f}), log-loss {self.logloss:.3f}, skill {self.skill:.2f}, bias"
+        f" {self.bias:+.3f} on {self.rows:,} rows, {100 * self.base:.1f} % positive{lack}"
+    )
 
 # %% ../../nbs/monitor/04_performance.ipynb #ec7d2bcf
 def performance(family: dict,  # label -> profile, of one window or of a sum of windows
@@ -273,7 +276,7 @@ NAMES = {
     "recall": "recall",
 }
 
-def told(value: float, interval: tuple, sign: str = "") -> str:
+def format_measure(value: float, interval: tuple, sign: str = "") -> str:
     "A figure and its interval."
     return (
         "–"
@@ -289,7 +292,7 @@ def figures(self: Performance) -> dict:  # name -> figure and interval, as text
     at = {"precision", "recall"}
     return {
         NAMES[m]
-        + (f" at {self.threshold:g}" if m in at else ""): told(
+        + (f" at {self.threshold:g}" if m in at else ""): format_measure(
             getattr(self, m), self.intervals[m], "+" if m == "bias" else ""
         )
         for m in MEASURES
@@ -325,16 +328,17 @@ class Segments(dict):  # segment -> Performance, the largest first
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            "<tr><td"
-            f" style='text-align:left'>{html.escape(str(k))}{' <b>worse</b>' if k in self.worse else ''}</td><td>{p.rows:,}</td>"
+            f"<tr><td style='text-align:left'>{html.escape(str(k))}{' <b>worse</b>' if k in self.worse else ''}</td>"
+            f"<td>{p.rows:,}</td>"
             + "".join(
-                f"<td>{told(getattr(p, m), p.intervals[m], '+' if m == 'bias' else '')}</td>"
+                f"<td>{format_measure(getattr(p, m), p.intervals[m], '+' if m == 'bias' else '')}</td>"
                 for m in ("auc", "skill", "bias")
             )
             + "</tr>"
             for k, p in self.items()
         )
-        return f"<p>{html.escape(str(self))}</p><table><tr><th>segment</th><th>labelled</th><th>AUC</th><th>skill</th><th>bias</th></tr>{rows}</table>"
+        head = "".join(f"<th>{c}</th>" for c in ("segment", "labelled", "AUC", "skill", "bias"))
+        return f"<p>{html.escape(str(self))}</p><table><tr>{head}</tr>{rows}</table>"
 
 # %% ../../nbs/monitor/04_performance.ipynb #1a977e0d
 def by_segment(family: dict,  # (segment, label) -> profile, as `profile(rows, by=["origin", "late"])` gives it

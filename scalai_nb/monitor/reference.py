@@ -38,32 +38,20 @@ def reference(period: str,  # the window to be judged
              ) -> Reference:
     "Choose what a window is compared with. Raises `BadRequest` where nothing of its length was kept before it."
     unit = unit_of(period)
-    before = [
-        p
-        for p in sorted(kept, key=order)
-        if p is not None and unit_of(p) == unit and order(p) < order(period) and p not in without
-    ]
+    before = [p for p in sorted(kept, key=order)
+              if p is not None and unit_of(p) == unit and order(p) < order(period) and p not in without]
     if not before:
-        raise BadRequest(
-            f"nothing before {period} is kept to hold it against",
-            "wait for the next window, or compare two by hand: scalai drift",
-        )
+        raise BadRequest(f"nothing before {period} is kept to hold it against",
+                         "wait for the next window, or compare two by hand: scalai drift")
     time, missed = span(period)[0] if unit else None, ""
     for like, words in LIKE.get(unit, ()):
         words = words.format(t=time)
         same = [p for p in before if like(span(p)[0]) == like(time)][-limit:]
         if len(same) >= least:
             return Reference(tuple(same), f"the {len(same)} {words} before ({same[0]} … {same[-1]})")
-        missed = (
-            missed
-            or f", as {f'only {len(same)}' if same else 'none'} of the {words} before {'is' if len(same) == 1 else 'are'} kept"
-        )
+        few, verb = f"only {len(same)}" if same else "none", "is" if len(same) == 1 else "are"
+        missed = missed or f", as {few} of the {words} before {verb} kept"
     last = tuple(before[-RECENT.get(unit, limit):])
-    return Reference(
-        last,
-        (
-            f"the {len(last)} {unit or 'window'}s before ({last[0]} … {last[-1]}){missed}"
-            if len(last) > 1
-            else f"the {unit or 'window'} before ({last[0]}){missed}"
-        ),
-    )
+    return Reference(last,
+                     f"the {len(last)} {unit or 'window'}s before ({last[0]} … {last[-1]}){missed}" if len(last) > 1
+                     else f"the {unit or 'window'} before ({last[0]}){missed}")

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..core.errors import BadRequest
 from ..data.profile import Profile, total
-from .columns import beside, column, shares
+from .columns import column, pair_columns, shares
 
 # %% ../../nbs/monitor/01_segments.ipynb #c39a3054
 def whole(p) -> Profile:  # of a profile, or of a family of them
@@ -54,7 +54,9 @@ def parts(reference: dict, current: dict) -> dict:  # name -> (profile, profile)
 # %% ../../nbs/monitor/01_segments.ipynb #76bd4917
 SHARES = "rows by segment"
 
-def inside(column: str, segment) -> str: return f"{column} in {named(segment)}"
+def inside(column: str, segment) -> str:
+    "Return the name of a column within a segment."
+    return f"{column} in {named(segment)}"
 
 def segments(reference: dict, current: dict,  # families by segment
              ignore: tuple = (),
@@ -63,7 +65,7 @@ def segments(reference: dict, current: dict,  # families by segment
     "Every check of every column in every segment, and whether their shares of the rows moved."
     both, found = {}, []
     for segment, (a, b) in parts(reference, current).items():
-        for name, c in beside(a, b, ignore).items():
+        for name, c in pair_columns(a, b, ignore).items():
             c.whole = (wholes or {}).get(name)
             checks = [check for check in column(c) if check.name != "schema"]  # the whole says that
             for check in checks: check.column = inside(name, segment)

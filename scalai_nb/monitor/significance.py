@@ -27,6 +27,7 @@ def ks(a: np.ndarray, b: np.ndarray,  # counts in common ordered buckets
 # %% ../../nbs/monitor/01_significance.ipynb #a138891e
 def scores(both: np.ndarray,  # counts in ordered buckets
           ) -> np.ndarray:  # normal score of each bucket's middle rank
+    "Compute normal scores of ordered buckets."
     return ndtri((np.cumsum(both) - both / 2) / max(both.sum(), 1))
 
 def ranks(a: np.ndarray, b: np.ndarray,  # counts in common ordered buckets

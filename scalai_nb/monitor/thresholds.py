@@ -90,6 +90,7 @@ def threshold(policy: Policy,
               measure: str,  # a key of EFFECTS
               within: str = "",  # the column that a segment's is: what is usual of the whole is usual of its parts
              ) -> float:  # the effect from which a significant change is drift
+    "Return the effect from which a significant change counts as drift."
     for said in (policy.columns, policy.limits):
         for name in (column, within):
             if measure in said.get(name, {}): return float(said[name][measure])
@@ -166,7 +167,8 @@ def _pairs(windows: list, bounds: dict) -> dict:  # pair -> (mean, sd, rows)
 # %% ../../nbs/monitor/00_thresholds.ipynb #b3797467
 def _calibrate(
     policy: Policy,
-    windows: list,  # of the reference: profiles, or families of them by segment; or a dict of such; under three say nothing
+    # of the reference: profiles, or families of them by segment; or a dict of such; under three say nothing
+    windows: list,
 ) -> Policy:  # the same policy with limits and usual effects by column
     "Learn from reference windows how much each column moves by itself."
     from scalai_nb.monitor.freshness import COUNT, limit_of
@@ -210,7 +212,8 @@ def load(cls: Policy, path) -> Policy:
     "Read a policy; an unknown key is refused."
     try: text = Path(path).read_text()
     except (OSError, UnicodeDecodeError) as e:
-        raise BadRequest(f"{path} cannot be read: {getattr(e, 'strerror', 'not a text')}", "give the path of a policy written by Policy.save") from e
+        raise BadRequest(f"{path} cannot be read: {getattr(e, 'strerror', 'not a text')}",
+                         "give the path of a policy written by Policy.save") from e
     try: state = yaml.safe_load(text) or {}
     except yaml.YAMLError as e: raise BadRequest(f"{path} is not YAML: {e}".splitlines()[0], "correct the file") from e
     if not isinstance(state, dict):

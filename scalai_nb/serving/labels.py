@@ -93,16 +93,8 @@ def labels(
     if rows.num_rows: write(_stamped(rows, kept), store.name, batch=_name(rows), settings=settings)
     before, after = (newest(k, keys, rows) for k in (kept, store.arrow() if store.exists else None))
     batches, waiting = join(rows, table, settings)
-    return {
-        "table": table,
-        "delivered": rows.num_rows,
-        **lost,
-        **_change(before, after, keys),
-        "waiting": waiting,
-        "windows": batches,
-        **labelled(table, settings),
-        "seconds": round(time.perf_counter() - start, 3),
-    }
+    return {"table": table, "delivered": rows.num_rows, **lost, **_change(before, after, keys), "waiting": waiting,
+            "windows": batches, **labelled(table, settings), "seconds": round(time.perf_counter() - start, 3)}
 
 # %% ../../nbs/serving/02_labels.ipynb #e5f96757
 def _keys(key, kept: pa.Table | None, scores) -> list[str]:
@@ -131,38 +123,29 @@ def _keys(key, kept: pa.Table | None, scores) -> list[str]:
     return keys
 
 # %% ../../nbs/serving/02_labels.ipynb #953bf023
-def _delivery(
-    source, keys: list[str], label: str, at: str | None, kept: pa.Table | None, scores, settings: Settings
-) -> tuple[pa.Table, dict]:
+def _delivery(source, keys: list[str], label: str, at: str | None, kept: pa.Table | None, scores,
+              settings: Settings) -> tuple[pa.Table, dict]:
     "The labels that count, one a key, in the types that are kept; and how many were not."
     from scalai_nb.data.uniqueness import repeated
     from scalai_nb.serving.rows import rows_in
     parts, _ = rows_in(source, [*keys, label, *([at] if at else [])], None, settings)
     rows = pa.concat_tables(list(parts), promote_options="permissive").combine_chunks()
     rows = pa.table({**{k: rows[k] for k in keys}, "label": rows[label], **({"at": rows[at]} if at else {})})
-    types = {
-        f.name: f.type
-        for schema in (scores.schema if scores.exists else [], kept.schema if kept is not None else [])
-        for f in schema
-        if f.name in (*keys, "label")
-    }
+    types = {f.name: f.type
+             for schema in (scores.schema if scores.exists else [], kept.schema if kept is not None else [])
+             for f in schema if f.name in (*keys, "label")}
     rows = _cast(rows, types | ({"at": pa.timestamp("us", "UTC")} if at else {}))
     hole = lambda c: pc.or_kleene(pc.is_null(c), pc.is_nan(c)) if pa.types.is_floating(c.type) else pc.is_null(c)
     empty = np.asarray(hole(rows["label"]))
     keyless = np.any([np.asarray(pc.is_null(rows[k])) for k in keys], axis=0) & ~empty
     rows = rows.filter(pa.array(~(empty | keyless)))
     if at:
-        rows = (
-            rows.append_column("row", pa.array(np.arange(len(rows))))
-            .sort_by([("at", "ascending"), ("row", "ascending")])
-            .drop_columns("row")
-        )
+        rows = (rows.append_column(
+                    "row", pa.array(np.arange(len(rows)))
+                ).sort_by([("at", "ascending"), ("row", "ascending")]).drop_columns("row"))
     twice = repeated(rows, keys, "last")
-    return rows.filter(pa.array(~twice)).combine_chunks(), {
-        "empty": int(empty.sum()),
-        "keyless": int(keyless.sum()),
-        "repeated": int(twice.sum()),
-    }
+    return rows.filter(pa.array(~twice)).combine_chunks(), {"empty": int(empty.sum()), "keyless": int(keyless.sum()),
+                                                            "repeated": int(twice.sum())}
 
 # %% ../../nbs/serving/02_labels.ipynb #b79523f7
 def _cast(rows: pa.Table, types: dict) -> pa.Table:

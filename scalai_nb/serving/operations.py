@@ -37,7 +37,9 @@ def count_failure(model: str, kind: str):  # the error's word
     ).inc()
 
 # %% ../../nbs/serving/01_operations.ipynb #d07a20a7
-def watched(table: str) -> str: return f"{table}.operations"  # a source of the history; no table can have that name
+def watched(table: str) -> str:
+    "Return the name under which a table's operations are recorded."
+    return f"{table}.operations"  # a source of the history; no table can have that name
 
 @contextmanager
 def observed(model: str,  # name@version

@@ -40,6 +40,7 @@ class Scorer:
 
     @property
     def columns(self) -> list[str]:  # of a table, that the file takes
+        "List the table columns that the model takes."
         from scalai_nb.data.prep_onnx import inputs_of
         return [n for n, _ in inputs_of(self.session)]
 
@@ -62,7 +63,6 @@ def scorer_of(model: str | Path,  # "late", "late@3", or an .onnx file
     found = Registry(settings).resolve(str(model))
     return Scorer(found.path, 0, settings.serve.max_batch), found.name, found.version
 
-
 # %% ../../nbs/serving/00_score.ipynb #32fb5f25
 def score(model: str | Path,  # registry name (its champion), name@version, or an .onnx file
           source,  # frame, table, or the name or URI of one
@@ -77,18 +77,16 @@ def score(model: str | Path,  # registry name (its champion), name@version, or a
     "Score rows and leave the scores and their windows."
     start, settings = time.perf_counter(), settings or Settings.load()
     if period is not None and not isinstance(period, str):
-        raise BadRequest(
-            f"period={period!r} is not possible.", "Give a text such as 2013-06, or the name of a column."
-        )
+        raise BadRequest(f"period={period!r} is not possible.",
+                         "Give a text such as 2013-06, or the name of a column.")
     scorer, name, number = scorer_of(model, settings)
     keys = [key] if isinstance(key, str) else list(key or ())
     kept = list(dict.fromkeys([*keys, *keep]))
     by = period if period and _names_column(period, source, settings) else None
     wanted = list(dict.fromkeys([*scorer.columns, *kept, *([label] if label else []), *([by] if by else [])]))
     parts, rows = rows_in(source, wanted, where, settings)
-    base = hashlib.sha256(
-        json.dumps([name, number, _sha(scorer.path), rows, period, kept, label]).encode()
-    ).hexdigest()[:32]
+    identity = json.dumps([name, number, _sha(scorer.path), rows, period, kept, label])
+    base = hashlib.sha256(identity.encode()).hexdigest()[:32]
     batch, there = (base, False) if by else batch_name(base, table, [period], settings)
     if there:
         done = earlier(table, batch, settings)
@@ -96,24 +94,13 @@ def score(model: str | Path,  # registry name (its champion), name@version, or a
         with observed(f"{name}@{number}", table, None if by else period, settings) as part:
             out = scored(scorer, parts, kept, label, period, by, number, settings.monitor.period, part)
             if not out.num_rows:
-                raise BadRequest(
-                    f"There are no rows to score in {source if isinstance(source, str) else 'the frame'}.",
-                    "Check the source and its filter.",
-                    "empty",
-                )
-            if by:
-                batch, there = batch_name(base, table, out.column("period").unique().to_pylist(), settings)
+                origin = source if isinstance(source, str) else "the frame"
+                raise BadRequest(f"There are no rows to score in {origin}.",
+                                 "Check the source and its filter.", "empty")
+            if by: batch, there = batch_name(base, table, out.column("period").unique().to_pylist(), settings)
             done = earlier(table, batch, settings) if there else keep_scores(out, table, batch, bool(period), settings)
-    return {
-        "table": table,
-        "version": done.version,
-        "rows": done.rows_good,
-        "model": name,
-        "model_version": number,
-        "period": period,
-        "seconds": round(time.perf_counter() - start, 3),
-        "already": bool(done.already),
-    }
+    return {"table": table, "version": done.version, "rows": done.rows_good, "model": name, "model_version": number,
+            "period": period, "seconds": round(time.perf_counter() - start, 3), "already": bool(done.already)}
 
 # %% ../../nbs/serving/00_score.ipynb #a5ab98f6
 def _sha(path) -> str: return hashlib.sha256(Path(path).read_bytes()).hexdigest()
@@ -186,6 +173,7 @@ def scored(
 
 # %% ../../nbs/serving/00_score.ipynb #87420f7b
 def constant(text: str | None, rows: int):  # Arrow strings
+    "Repeat a text, or null, for `rows` rows."
     import pyarrow as pa
     return pa.array([text], pa.string()).take(pa.array(np.zeros(rows, np.int8)))
 

@@ -3,8 +3,8 @@
     python tests/bench/bench.py profile merge --rows 5e6 --repeats 3 [--only scalai polars]
 
 Each contender runs in a process of its own, in turn, as often as `--repeats` says, so that a busy minute falls on all.
-The report, with commit, machine, versions and every repeat, goes to tests/bench/RESULTS.md; nobody types a figure there.
-"""
+The report, with commit, machine, versions and every repeat, goes to tests/bench/RESULTS.md; nobody types a figure
+there. """
 
 import argparse
 import importlib.util

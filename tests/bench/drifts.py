@@ -1,7 +1,7 @@
 """Two real tables, drifts planted in them, and how often a comparison finds them or cries without them.
 
-`make bench-monitor` and the slow test of the statistics measure by what stands here, beside whatever else is given the same pairs of frames.
-"""
+`make bench-monitor` and the slow test of the statistics measure by what stands here, beside whatever else is given the
+same pairs of frames. """
 
 import functools
 import importlib.util
@@ -198,8 +198,8 @@ def apart(
 
 
 def reach(table: str, name: str, n: int) -> tuple[float, float]:
-    """What the best test finds of a planted drift in two windows of n rows at level .05: told which column, which kind and what shapes;
-    and when it watches twelve columns, or twelve in each segment (Bonferroni)."""
+    """What the best test finds of a planted drift in two windows of n rows at level .05: told which column, which kind
+    and what shapes; and when it watches twelve columns, or twelve in each segment (Bonferroni)."""
     moved, share = apart(table, name)
     watched = 12 * (TABLES[table]()[SEGMENTS[table]].nunique() if share < 1 else 1)
     return tuple(float(ndtr(np.sqrt(moved * share * n) + ndtri(level / 2))) for level in (.05, .05 / watched))

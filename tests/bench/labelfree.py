@@ -1,9 +1,12 @@
-"""How often the band around an AUC that was estimated without labels holds the AUC that was measured afterwards: the flights of 2013, by months and by weeks.
+"""How often the band around an AUC that was estimated without labels holds the AUC that was measured afterwards: the
+flights of 2013, by months and by weeks.
 
-A model learns from four fifths of the flights of January to March, drawn by `seed`. It scores every flight from April on. Labels come a month late, so when a window is
-estimated, the reference is every scored week whose labels are there by then; afterwards the window is measured with its labels. No week is in the reference
-that the model learnt from: of those, the fifth of the flights that it did not learn from says how far weeks differ, no more. The band was chosen on the seeds 0 and 2, and on single
-airports; the flights are the same for every seed. `coverage` is imported by the bench of the monitor and by a slow test; by hand:
+A model learns from four fifths of the flights of January to March, drawn by `seed`. It scores every flight from April
+on. Labels come a month late, so when a window is estimated, the reference is every scored week whose labels are there
+by then; afterwards the window is measured with its labels. No week is in the reference that the model learnt from: of
+those, the fifth of the flights that it did not learn from says how far weeks differ, no more. The band was chosen on
+the seeds 0 and 2, and on single airports; the flights are the same for every seed. `coverage` is imported by the bench
+of the monitor and by a slow test; by hand:
 
     python tests/bench/labelfree.py [--seeds 0 1 2] [--known departed scheduled]
 """
@@ -124,9 +127,10 @@ def coverage(kind: str,  # month or week
              seed: int,  # of the fold and of the model
              known: str = "departed",  # what the model knows of a flight: departed or scheduled
             ) -> dict:
-    """How the band of 95 % fared on all windows with a reference: `windows`, `covered` (share whose measured AUC lies in it), `half_width` (mean, AUC), `error` (mean absolute, AUC), `trusted` (share);
-    `constant_covered`, `constant_half_width` and `constant_error` are of the guess that needs no estimate, the reference's AUC, with a band made in the same way.
-    """
+    """How the band of 95 % fared on all windows with a reference: `windows`, `covered` (share whose measured AUC lies
+    in it), `half_width` (mean, AUC), `error` (mean absolute, AUC), `trusted` (share); `constant_covered`,
+    `constant_half_width` and `constant_error` are of the guess that needs no estimate, the reference's AUC, with a
+    band made in the same way."""
     from scalai_nb.monitor.estimation import estimate
     from scalai_nb.monitor.performance import performance
     asked, weeks, learnt = (

@@ -36,8 +36,8 @@ def _children(p):
 def cost(command: list[str], timeout: float = 900, **env) -> Cost:
     """Run a command and say what it cost.
 
-    A single process's peak is the kernel's own figure (`ru_maxrss`, nothing missed); of a tree, the larger of that and of the sums seen every 10 ms.
-    """
+    A single process's peak is the kernel's own figure (`ru_maxrss`, nothing missed); of a tree, the larger of that and
+    of the sums seen every 10 ms."""
     start, most, done = time.perf_counter(), [0], threading.Event()
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | env)
     def look():

@@ -1,11 +1,12 @@
-"""Drift, estimates and the closed loop, beside the peers in environments of their own, in one run: `make bench-monitor`, or
+"""Drift, estimates and the closed loop, beside the peers in environments of their own, in one run: `make
+bench-monitor`, or
 
-    python tests/bench/monitor.py alarms power estimate cost loop --times 1000 --peers 20 [--only scalai alibi-detect] [--rows 1000] [--dry]
+    python tests/bench/monitor.py alarms power estimate cost loop --times 1000 --peers 20
+                                  [--only scalai alibi-detect] [--rows 1000] [--dry]
 
-Ours and the peers are given the same pairs of frames; larger windows and peers, being slower, fewer of them: each cell says how many.
-A peer's environment is made when it is first asked for, beside this Python's own packages; one that cannot be installed is said in the table.
-The sections go to tests/bench/RESULTS.md as those of bench.py do.
-"""
+Ours and the peers are given the same pairs of frames; larger windows and peers, being slower, fewer of them: each cell
+says how many. A peer's environment is made when it is first asked for, beside this Python's own packages; one that
+cannot be installed is said in the table. The sections go to tests/bench/RESULTS.md as those of bench.py do."""
 
 import argparse
 import contextlib

@@ -1,7 +1,9 @@
-"""The peers of the monitor, each in a virtual environment of its own (they need pandas < 3), answering one comparison a line.
+"""The peers of the monitor, each in a virtual environment of its own (they need pandas < 3), answering one comparison
+a line.
 
-    PEER/bin/python -P tests/bench/peers.py PEER      reads {"reference": parquet, "current": parquet, "ask": another function here, or ""} a line,
-                                                      answers {"alarms": [column …], "cpu": seconds} or {"error": …}
+    PEER/bin/python -P tests/bench/peers.py PEER
+        reads    {"reference": parquet, "current": parquet, "ask": another function here, or ""} a line,
+        answers  {"alarms": [column …], "cpu": seconds} or {"error": …}
 
 Each is asked as its own documentation asks it, by its defaults. Only this file runs there, and nothing of scalai_nb.
 """
@@ -140,8 +142,8 @@ def deepchecks(reference, current):
 
 
 def lightgbm(reference, current):
-    """LightGBM by its defaults: learns `target` from the reference's other columns, text as categories, and answers for the current rows.
-    Text `objective` names the task: binary, multiclass or regression."""
+    """LightGBM by its defaults: learns `target` from the reference's other columns, text as categories, and answers
+    for the current rows. Text `objective` names the task: binary, multiclass or regression."""
     import lightgbm as lgb
     import pandas as pd
     kind, seed = reference.pop("objective").iloc[0], int(reference.pop("seed").iloc[0])

@@ -1,4 +1,5 @@
-"""The files that the benches read: the real flights and two tables of continuous measurements, as many rows as asked, kept in a cache folder outside the repository."""
+"""The files that the benches read: the real flights and two tables of continuous measurements, as many rows as asked,
+kept in a cache folder outside the repository."""
 
 import os
 from pathlib import Path
@@ -17,8 +18,9 @@ HOLED = ["dep_time", "dep_delay", "arr_time", "arr_delay", "air_time"]
 
 
 def flights(rows: int) -> Path:  # Parquet, 16 columns
-    """Flights by the row group: each group draws its rows from the real ones with its own seed, a whole number of years of 52 weeks later,
-    so that every column keeps its real values, nulls and shares, and no two groups are alike."""
+    """Flights by the row group: each group draws its rows from the real ones with its own seed, a whole number of
+    years of 52 weeks later, so that every column keeps its real values, nulls and shares, and no two groups are
+    alike."""
     path = CACHE/f"flights-{rows}.parquet"
     if path.exists(): return path
     from scalai_nb.loop.flights import flights as real

@@ -19,7 +19,8 @@ began = time.process_time()
 from scalai_nb.view.watch import Page, Watch
 loaded = time.process_time()
 page = Page(Watch(ignore=("key",)))
-print(json.dumps({"cpu": time.process_time() - loaded, "imports": loaded - began, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(json.dumps({"cpu": time.process_time() - loaded, "imports": loaded - began, "peak": peak}))
 """
 
 

@@ -1,4 +1,5 @@
-"""A profile of 1 M, 20 M and 100 M flights rows: what a million rows more take, and the peak of the whole process. The profile alone is timed, after a first one of 1 M rows has loaded what is compiled."""
+"""A profile of 1 M, 20 M and 100 M flights rows: what a million rows more take, and the peak of the whole process. The
+profile alone is timed, after a first one of 1 M rows has loaded what is compiled."""
 
 import time
 

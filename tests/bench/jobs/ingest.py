@@ -1,4 +1,7 @@
-"""Check + write + profile: rows that break a rule go apart with their reason, good ones into zstd Parquet of level 1 (Delta here, plain files elsewhere), and every column of the good rows is summarised. Polars and DuckDB write the same good and refused rows, then make the profile bench's summary of the good file with sketches. At its default: the peer's own level of zstd, 3."""
+"""Check + write + profile: rows that break a rule go apart with their reason, good ones into zstd Parquet of level 1
+(Delta here, plain files elsewhere), and every column of the good rows is summarised. Polars and DuckDB write the same
+good and refused rows, then make the profile bench's summary of the good file with sketches. At its default: the peer's
+own level of zstd, 3."""
 
 import importlib.util
 import os

@@ -1,4 +1,8 @@
-"""A shuffled epoch of batches of 4,096 rows × 20 floats from Parquet, as torch tensors, in one thread: the median of epochs 2 to 4. `streamed` is the same loader with memory for a window of a tenth of the features: decoded and prepared again every epoch; `rowgroups` is a hand-written reader that shuffles row groups, and rows inside each, and reads again every epoch; `nodes` is torchdata.nodes over it; `gather` has everything in memory, the most that a true global shuffle can reach; `rows_one_by_one` is a Dataset that gives single rows."""
+"""A shuffled epoch of batches of 4,096 rows × 20 floats from Parquet, as torch tensors, in one thread: the median of
+epochs 2 to 4. `streamed` is the same loader with memory for a window of a tenth of the features: decoded and prepared
+again every epoch; `rowgroups` is a hand-written reader that shuffles row groups, and rows inside each, and reads again
+every epoch; `nodes` is torchdata.nodes over it; `gather` has everything in memory, the most that a true global shuffle
+can reach; `rows_one_by_one` is a Dataset that gives single rows."""
 
 import time
 

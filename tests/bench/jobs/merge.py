@@ -1,4 +1,5 @@
-"""The sum of 1,000 profiles of 20 columns (1,000 rows each: flights, and four columns of random floats), and its digest."""
+"""The sum of 1,000 profiles of 20 columns (1,000 rows each: flights, and four columns of random floats), and its
+digest."""
 
 import time
 

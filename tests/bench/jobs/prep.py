@@ -1,4 +1,6 @@
-"""`prep.transform` of a pandas frame of flights beside a fitted ColumnTransformer doing the same: medians for holes, flags, standard scores, one-hot of the commonest values; float32 out. The transform alone is timed, best of three in the process."""
+"""`prep.transform` of a pandas frame of flights beside a fitted ColumnTransformer doing the same: medians for holes,
+flags, standard scores, one-hot of the commonest values; float32 out. The transform alone is timed, best of three in
+the process."""
 
 import time
 

@@ -1,4 +1,8 @@
-"""The summary of every column of a Parquet file: nulls, min, max, mean, std, distinct, seven quantiles, top values where the column is no float. The workbench's distinct counts are within 3 %, its quantiles within 1 % of the rows; `exact` marks peers that sort and hash every value, the others answer with sketches of their own: DuckDB's distinct counts are up to 30 % off, Polars' up to 20 %, its quantiles exact. SUMMARIZE alone gives three quantiles and no top values. First run: the workbench with an empty cache of compiled loops, as after an installation."""
+"""The summary of every column of a Parquet file: nulls, min, max, mean, std, distinct, seven quantiles, top values
+where the column is no float. The workbench's distinct counts are within 3 %, its quantiles within 1 % of the rows;
+`exact` marks peers that sort and hash every value, the others answer with sketches of their own: DuckDB's distinct
+counts are up to 30 % off, Polars' up to 20 %, its quantiles exact. SUMMARIZE alone gives three quantiles and no top
+values. First run: the workbench with an empty cache of compiled loops, as after an installation."""
 
 import os
 import tempfile

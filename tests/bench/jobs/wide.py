@@ -1,4 +1,5 @@
-"""A profile of so many rows × 1,000 columns from Parquet, and the drift of all columns against a tenth of the rows. Half the columns are whole numbers, half measurements with four decimals; the issue asks for 3 M rows."""
+"""A profile of so many rows × 1,000 columns from Parquet, and the drift of all columns against a tenth of the rows.
+Half the columns are whole numbers, half measurements with four decimals; the issue asks for 3 M rows."""
 
 from rows import CACHE
 
