@@ -167,14 +167,15 @@ def _plan(name, contract, key, period, batch, fold, settings, table, names, prep
                 settings.data.folds, prepare, settings.data.rows_per_part, settings.monitor.period, time(), guard)
 
 # %% ../../nbs/data/08_write.ipynb #3dc0c403
-def _write_once(plan: Plan, frame, mode: str, facts: dict, target: TableReader, start: float) -> Written:
+def _write_once(plan: Plan, frame, mode: str, source: str | None, target: TableReader, start: float) -> Written:
     "Write and commit the parts; where another attempt was quicker, return what that one did."
     settings = target.settings
     outcome = lambda: _outcome(plan.name, plan.batch, settings, start)
     with batch_lock(settings, plan.name, plan.batch):
         if batch_state(target, plan.batch)[1]: return outcome()
         try:
-            parts = _parts(plan, frame)
+            parts, facts = _parts(plan, frame), {"source": source} if source else {}
+            if isinstance(frame, Pieces): facts |= frame.facts  # known once its parts were read
             done = commit_batch(plan, parts, mode, settings, facts)
         except BaseException as e:
             owner = end_attempt(plan, settings, failed=e)
@@ -215,8 +216,7 @@ def write(
     frame, names = _named(frame, prepare)
     plan = _plan(name, contract, key, period, batch, fold, settings,
                  delta.open_table(target.path) if mode != "overwrite" else None, names, prepare, guard)
-    facts = ({"source": source} if source else {}) | (frame.facts if isinstance(frame, Pieces) else {})
-    return _write_once(plan, frame, mode, facts, target, start)
+    return _write_once(plan, frame, mode, source, target, start)
 
 # %% ../../nbs/data/08_write.ipynb #b1765c95
 def _told(e: BaseException, name: str) -> WorkFailed | None:
