@@ -42,9 +42,8 @@ def on_host(frame):  # pandas or cuDF frame, or Arrow table → pa.Table
     "Rows as an Arrow table on the host, the index left out."
     import pyarrow as pa
     if isinstance(frame, pa.Table): return frame
-    return (
-        frame.to_arrow(preserve_index=False) if is_cudf(frame) else pa.Table.from_pandas(frame, preserve_index=False)
-    )
+    return (frame.to_arrow(preserve_index=False) if is_cudf(frame)
+            else pa.Table.from_pandas(frame, preserve_index=False))
 
 def on_backend(frame):  # dask.dataframe.DataFrame of pandas frames
     """The same lazy frame on the backend that Dask is set to.

@@ -90,8 +90,5 @@ def unfit(e,  # a pydantic `ValidationError`
     if err["type"] == "extra_forbidden":
         return BadRequest(f"Unknown key {key!r} in {where}.", did_you_mean(str(err["loc"][-1]), known), kind)
     said = "is missing" if err["type"] == "missing" else f"= {err['input']!r} is not allowed"
-    return BadRequest(
-        f"{key} {said} in {where}." if key else f"{where[:1].upper()}{where[1:]} is not right.",
-        f"{why[:1].upper()}{why[1:]}.",
-        kind,
-    )
+    return BadRequest(f"{key} {said} in {where}." if key else f"{where[:1].upper()}{where[1:]} is not right.",
+                      f"{why[:1].upper()}{why[1:]}.", kind)

@@ -27,17 +27,9 @@ class progress:
 
     def __enter__(self):
         from tqdm import tqdm
-        self.bar = tqdm(
-            total=self.total,
-            desc=self.label,
-            unit=" " + self.unit,
-            file=sys.stderr,
-            leave=False,
-            disable=not sys.stderr.isatty(),
-            dynamic_ncols=True,
-            unit_scale=self.unit == "rows",
-            bar_format=self.shape,
-        )
+        self.bar = tqdm(total=self.total, desc=self.label, unit=" " + self.unit, file=sys.stderr, leave=False,
+                        disable=not sys.stderr.isatty(), dynamic_ncols=True, unit_scale=self.unit == "rows",
+                        bar_format=self.shape)
         self._emit()
         return self
 

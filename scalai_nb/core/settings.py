@@ -215,11 +215,8 @@ def load(
     file = Path(given).expanduser() if given else find_settings()
     if file is not None and file.is_dir(): file = file/"settings.ini"
     if given and not file.is_file():
-        raise BadRequest(
-            f"There is no settings file {file}.",
-            "Give the path of a settings.ini, or make one with: scalai init DIR",
-            "settings",
-        )
+        raise BadRequest(f"There is no settings file {file}.",
+                         "Give the path of a settings.ini, or make one with: scalai init DIR", "settings")
     sections = _checked(_from_file(file), str(file)) if file else {}
     for section, keys in _checked(_from_environment(os.environ), "the environment (SCALAI_…__…)").items():
         sections[section] = {**sections.get(section, {}), **keys}

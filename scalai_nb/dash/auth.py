@@ -73,11 +73,8 @@ def next_path(asked: str) -> str:
     path, _, query = asked.partition("#")[0].partition("?")
     plain = path
     for _ in range(8): plain = unquote(plain)  # however often it was encoded
-    local = (
-        plain.startswith("/")
-        and not re.search(r"//|\\|[\x00-\x20\x7f%]", plain)
-        and not re.search(r"[\\\x00-\x1f\x7f]", query)
-    )
+    local = (plain.startswith("/") and not re.search(r"//|\\|[\x00-\x20\x7f%]", plain)
+             and not re.search(r"[\\\x00-\x1f\x7f]", query))
     return plain_path(path, query) if local and path.rstrip("/") not in ("/login", "/logout") else "/"
 
 def plain_path(path: str, query: str) -> str:
@@ -100,18 +97,11 @@ def policy(host: str,  # names the one WebSocket origin for browsers in which 's
            kind: str = "own",  # of page: own, paper, live
           ) -> dict[str, str]:
     "Security headers."
-    csp = (
-        f"default-src 'self'; script-src {SCRIPT_SOURCES[kind]}; style-src 'self' 'unsafe-inline';"
-        f" img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' ws://{host} wss://{host};"
-        " object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
-    )
-    return {
-        "content-security-policy": csp,
-        "x-content-type-options": "nosniff",
-        "referrer-policy": "same-origin",
-        "x-frame-options": "DENY",
-        "cross-origin-opener-policy": "same-origin",
-    }
+    csp = (f"default-src 'self'; script-src {SCRIPT_SOURCES[kind]}; style-src 'self' 'unsafe-inline';"
+           f" img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' ws://{host} wss://{host};"
+           " object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'")
+    return {"content-security-policy": csp, "x-content-type-options": "nosniff", "referrer-policy": "same-origin",
+            "x-frame-options": "DENY", "cross-origin-opener-policy": "same-origin"}
 
 # %% ../../nbs/dash/02_auth.ipynb #883124d2
 class TooManyAttempts(Exception):
@@ -126,11 +116,7 @@ class Guard:
     def __init__(self, app, tokens: dict[str, str],  # role -> token
                  sessions: Sessions | None = None):
         self.app, self.tokens, self.sessions, self.attempts, self.log = (
-            app,
-            tokens,
-            sessions or Sessions(tokens),
-            Attempts(),
-            logger("dash"),
+            app, tokens, sessions or Sessions(tokens), Attempts(), logger("dash")
         )
 
     async def __call__(self, scope, receive, send):
@@ -139,13 +125,13 @@ class Guard:
         wrong = malformed_header(conn.headers)
         sent = self.with_headers(send, conn, "" if wrong else conn.headers["host"])
         try:
-            if wrong:answer = Response(f"{wrong} is malformed.\n", 400, {"connection": "close"}, "text/plain")
-            elif ws:answer = None if self.authenticate(conn, must_be_own=True) else Response(status_code=401)
+            if wrong: answer = Response(f"{wrong} is malformed.\n", 400, {"connection": "close"}, "text/plain")
+            elif ws: answer = None if self.authenticate(conn, must_be_own=True) else Response(status_code=401)
             else: answer = await self.http(Request(scope, receive))
         except TooManyAttempts as e:
             answer = self.too_many_attempts(conn, e.wait)
         try:
-            if ws and answer:await WebSocket(scope, receive, sent).send_denial_response(answer)
+            if ws and answer: await WebSocket(scope, receive, sent).send_denial_response(answer)
             else: await (answer or self.app)(scope, receive, sent)
         except (ClientDisconnect, WebSocketDisconnect):
             self.log.warning("client left", path=scope["path"])
@@ -175,9 +161,8 @@ class Guard:
             who = Visitor(role)
         elif not must_be_own or is_own_origin(conn.headers):
             session = self.session(conn)
-            who = conn.scope.get("scalai.named") or (
-                Visitor(session.role, "", session.id, session.until) if session else None
-            )
+            who = conn.scope.get("scalai.named") or (Visitor(session.role, "", session.id, session.until) if session
+                                                     else None)
         if who: conn.state.visitor = who
         return who
 
@@ -186,10 +171,9 @@ class Guard:
         async def wrapped(message):
             if message["type"] in ("http.response.start", "websocket.http.response.start"):
                 headers = policy(host, getattr(conn.state, "page_kind", "own"))
-                message = {
-                    **message,
-                    "headers": [*message.get("headers", []), *((k.encode(), v.encode()) for k, v in headers.items())],
-                }
+                message = {**message,
+                           "headers": [*message.get("headers", []),
+                                       *((k.encode(), v.encode()) for k, v in headers.items())]}
             await send(message)
         return wrapped
 
@@ -242,15 +226,8 @@ def admit(self: Guard, request: Request, role: str, to: str) -> Response:
     answer = RedirectResponse(to, status_code=303, headers={"cache-control": "no-store"})
     session = self.session(request)
     cookie = self.sessions.open(role, session.id if session and session.role == role else "")
-    answer.set_cookie(
-        self.cookie_name(request),
-        cookie,
-        max_age=int(self.sessions.seconds),
-        httponly=True,
-        samesite="lax",
-        secure=request.url.scheme in ("https", "wss"),
-        path="/",
-    )
+    answer.set_cookie(self.cookie_name(request), cookie, max_age=int(self.sessions.seconds), httponly=True,
+                      samesite="lax", secure=request.url.scheme in ("https", "wss"), path="/")
     return answer
 
 # %% ../../nbs/dash/02_auth.ipynb #b4931ac5
@@ -277,11 +254,9 @@ def networks(text: str) -> list:  # of ipaddress networks; an address is a netwo
     try:
         return [ipaddress.ip_network(word, strict=False) for word in split_list(text)]
     except ValueError as e:
-        raise BadRequest(
-            f"[apps] proxy = {text!r}: {e}.",
-            "Write addresses or networks separated by commas, as 127.0.0.1, 10.1.0.0/16.",
-            "settings",
-        ) from None
+        raise BadRequest(f"[apps] proxy = {text!r}: {e}.",
+                         "Write addresses or networks separated by commas, as 127.0.0.1, 10.1.0.0/16.",
+                         "settings") from None
 
 def is_address(address: str) -> bool:
     try: return bool(ipaddress.ip_address(address))
@@ -297,22 +272,13 @@ class ForwardedHeaders:
     def __init__(self, app, settings: AppsSection):
         self.app, self.trusted, self.editors = app, networks(settings.proxy), set(split_list(settings.editors))
         self.user, self.groups = (h.lower().encode() for h in (settings.user_header, settings.groups_header))
-        self.header_names = {
-            b"x-forwarded-host",
-            b"x-forwarded-proto",
-            b"x-forwarded-for",
-            b"forwarded",
-            self.user,
-            self.groups,
-        }
+        self.header_names = {b"x-forwarded-host", b"x-forwarded-proto", b"x-forwarded-for", b"forwarded", self.user,
+                             self.groups}
 
     async def __call__(self, scope, receive, send):
         if scope["type"] in ("http", "websocket"):
-            scope = (
-                self.apply_headers(scope, Headers(scope=scope))
-                if is_trusted((scope.get("client") or (None,))[0], self.trusted)
-                else self.drop_headers(scope)
-            )
+            scope = (self.apply_headers(scope, Headers(scope=scope))
+                     if is_trusted((scope.get("client") or (None,))[0], self.trusted) else self.drop_headers(scope))
         await self.app(scope, receive, send)
 
     def drop_headers(self, scope) -> dict:

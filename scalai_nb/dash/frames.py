@@ -40,10 +40,8 @@ def split_message(message: bytes) -> list[bytes]:  # channel, header, parent's h
     return [message[a:b] for a, b in pairwise(offsets)]
 
 # %% ../../nbs/dash/03_frames.ipynb #c3caceb0
-PAGE = {
-    "shell": {"comm_open", "comm_msg", "comm_close", "comm_info_request", "kernel_info_request"},
-    "control": {"kernel_info_request"},
-}
+PAGE = {"shell": {"comm_open", "comm_msg", "comm_close", "comm_info_request", "kernel_info_request"},
+        "control": {"kernel_info_request"}}
 ALLOWED = {"viewer": PAGE, "editor": PAGE}  # role -> channel -> types of messages
 
 def json_object(part: bytes, name: str) -> dict:
@@ -87,11 +85,8 @@ class PendingMessages:
         "Note a kernel's word that it is done with a message, and so with those before it; whether it was such a word."
         if b'"idle"' not in message or len(message) > JSON: return False
         channel, _, parent, _, content = split_message(message)[:5]
-        id = (
-            json.loads(parent).get("msg_id")
-            if channel == b"iopub" and json.loads(content).get("execution_state") == "idle"
-            else None
-        )
+        id = (json.loads(parent).get("msg_id")
+              if channel == b"iopub" and json.loads(content).get("execution_state") == "idle" else None)
         if id not in self.sent: return False
         for earlier in list(self.sent):
             del self.sent[earlier]

@@ -111,11 +111,8 @@ def list_abandoned(self: Kernels, hurry: bool = False,  # others wait, so whoeve
     session is over."""
     now = self.clock()
     def gone(k):
-        return (
-            not k.sockets and now - k.disconnected_at > (0 if hurry else self.grace)
-            if k.connected_once
-            else now - k.disconnected_at > self.first / (3 if hurry else 1)
-        )
+        return (not k.sockets and now - k.disconnected_at > (0 if hurry else self.grace) if k.connected_once
+                else now - k.disconnected_at > self.first / (3 if hurry else 1))
 
     def over(k): return gone(k) or now - k.active_at > self.idle or time.time() > k.visitor.until
     return [id for id, k in self.live.items() if (visitor is None or k.visitor == visitor) and over(k)]
@@ -144,23 +141,16 @@ CONTROL = "jupyter.widget.control"
 
 def shell_message(session: str, kind: str, content: dict, metadata: dict | None = None) -> bytes:
     "A message to a kernel's shell."
-    header = dict(
-        msg_id=uuid.uuid4().hex,
-        msg_type=kind,
-        username="",
-        session=session,
-        date=datetime.now(timezone.utc).isoformat(),
-        version="5.3",
-    )
+    header = dict(msg_id=uuid.uuid4().hex, msg_type=kind, username="", session=session,
+                  date=datetime.now(timezone.utc).isoformat(), version="5.3")
     return join_message([b"shell", *(json.dumps(part).encode() for part in (header, {}, metadata or {}, content))])
 
 # %% ../../nbs/dash/10_page_pool.ipynb #9eb51915
 async def request_states(channel, session: str) -> bytes | None:  # the kernel's message as it came; None: no widgets
     "How all widgets of a kernel are."
     comm = uuid.uuid4().hex
-    await channel.send(
-        shell_message(session, "comm_open", dict(comm_id=comm, target_name=CONTROL, data={}), {"version": "1.0.0"})
-    )
+    await channel.send(shell_message(session, "comm_open", dict(comm_id=comm, target_name=CONTROL, data={}),
+                                     {"version": "1.0.0"}))
     await channel.send(shell_message(session, "comm_msg", dict(comm_id=comm, data={"method": "request_states"})))
     async for message in channel:
         name, header, _, _, content = split_message(message)[:5]
@@ -169,12 +159,8 @@ async def request_states(channel, session: str) -> bytes | None:  # the kernel's
 
 def widget_modules(message: bytes) -> set[str]:
     "The libraries that draw these widgets."
-    return {
-        part
-        for widget in json.loads(split_message(message)[4])["data"]["states"].values()
-        for part in (widget["model_module"], widget["state"].get("_view_module"))
-        if part
-    }
+    return {part for widget in json.loads(split_message(message)[4])["data"]["states"].values()
+            for part in (widget["model_module"], widget["state"].get("_view_module")) if part}
 
 def embed_states(html: str, message: bytes, session: str) -> str:
     "A page with its states in it, and the session whose channel is open."
@@ -214,14 +200,7 @@ class PagePool:
                  pause: float = 2.,  # seconds at least between two of one app that nobody took
                  clock=time.monotonic):
         self.kernels, self.make, self.end, self.state, self.age, self.rest, self.pause, self.clock = (
-            kernels,
-            make,
-            end,
-            state,
-            age,
-            rest,
-            pause,
-            clock,
+            kernels, make, end, state, age, rest, pause, clock
         )
         self.taken_at = float("-inf")  # when a visitor last took one
         self.pages: list[Page] = []
@@ -265,10 +244,9 @@ class PagePool:
     def next_missing(self) -> tuple[str, str] | None:
         "What to make next."
         lack = Counter(self.requests) - Counter((p.app, p.role) for p in self.pages)
-        return next(
-            (key for key in lack if self.state(key[0]) is not None and self.clock() >= self.retries.get(key, (0,))[0]),
-            None,
-        )
+        return next((key for key in lack
+                     if self.state(key[0]) is not None and self.clock() >= self.retries.get(key, (0,))[0]),
+                    None)
 
 # %% ../../nbs/dash/10_page_pool.ipynb #145671b6
 @patch

@@ -26,8 +26,7 @@ def page(title: str,  # plain text
     "A whole page with the common style."
     return (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,'
-        ' initial-scale=1">'
-        '<link rel="icon"'
+        ' initial-scale=1">' '<link rel="icon"'
         f' href="data:,"><title>{escape(title)}</title><style>{STYLE}</style>{head}</head>'
         f'<body><main>{body}</main></body></html>'
     )
@@ -54,10 +53,8 @@ def home_page(workspace: str,  # the folder's name
     def says(a):  # the snapshot's own sentence, HTML already
         found = snapshots and snapshots.get(a.name)
         if not found or not found.says: return ""
-        return (
-            f'<em style="border-color: {found.level}">{found.says}</em><small>as of'
-            f' {time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(found.made))}</small>'
-        )
+        return (f'<em style="border-color: {found.level}">{found.says}</em><small>as of'
+                f' {time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(found.made))}</small>')
     cards = "".join(
         '<li><a class="app"'
         f' href="/apps/{escape(a.name, quote=True)}"><b>{escape(a.title)}</b>'
@@ -109,9 +106,8 @@ def refresh_tag(seconds: int) -> str: return f'<meta http-equiv="refresh" conten
 # %% ../../nbs/dash/04_pages.ipynb #a0d24962
 def queue_page(title: str, running: int, number: int) -> str:
     "All kernels are taken: the page asks again by itself."
-    before = (
-        "You are next" if number == 1 else f"{number - 1} {'person is' if number == 2 else 'people are'} before you"
-    )
+    before = ("You are next" if number == 1
+              else f"{number - 1} {'person is' if number == 2 else 'people are'} before you")
     return page(
         "Waiting",
         f"<h1>{escape(title)} will open in a moment</h1><p role='status'>All {running} live pages are in use."
@@ -121,11 +117,8 @@ def queue_page(title: str, running: int, number: int) -> str:
 
 def quota_page(title: str, share: int) -> str:
     "The visitor has as many live pages as one may have."
-    held = (
-        "the live page that one visitor may have"
-        if share == 1
-        else f"the {share} live pages that one visitor may have"
-    )
+    held = ("the live page that one visitor may have" if share == 1
+            else f"the {share} live pages that one visitor may have")
     return page(
         "Waiting",
         f"<h1>{escape(title)} needs another page closed</h1><p role='status'>You have {held}. Close one, and this page"
@@ -167,30 +160,18 @@ def error_page(message: str, hint: str) -> str:
 
 # %% ../../nbs/dash/04_pages.ipynb #c8b5b8b6
 # of an error, by its status
-KINDS = {
-    400: "BadRequest",
-    401: "Unauthorized",
-    403: "Forbidden",
-    404: "NotFound",
-    429: "TooManyRequests",
-    503: "Unreachable",
-}
+KINDS = {400: "BadRequest", 401: "Unauthorized", 403: "Forbidden", 404: "NotFound", 429: "TooManyRequests",
+         503: "Unreachable"}
 
 def error_json(status: int, message: str, hint: str, headers: dict | None = None) -> JSONResponse:
     "An error for a script."
-    return JSONResponse(
-        {"error": {"kind": KINDS.get(status, "WorkFailed"), "message": message, "hint": hint}},
-        status_code=status,
-        headers=headers,
-    )
+    return JSONResponse({"error": {"kind": KINDS.get(status, "WorkFailed"), "message": message, "hint": hint}},
+                        status_code=status, headers=headers)
 
 def error_answer(request, status: int, message: str, hint: str):
     "The same two sentences, as a page for a browser and as JSON for a script."
-    return (
-        HTMLResponse(error_page(message, hint), status_code=status)
-        if "text/html" in request.headers.get("accept", "")
-        else error_json(status, message, hint)
-    )
+    return (HTMLResponse(error_page(message, hint), status_code=status)
+            if "text/html" in request.headers.get("accept", "") else error_json(status, message, hint))
 
 def not_found(request):
     return error_answer(request, 404, "There is no such page.", "The start page lists what there is.")
@@ -198,6 +179,5 @@ def not_found(request):
 # %% ../../nbs/dash/04_pages.ipynb #5cabc2ca
 def app_error(request, title: str, number: str):
     "A dashboard that cannot be shown: its reason is not for readers."
-    return error_answer(
-        request, 500, f"{title} could not be shown.", f"The reason is in the log of `scalai dash`, under {number}."
-    )
+    return error_answer(request, 500, f"{title} could not be shown.",
+                        f"The reason is in the log of `scalai dash`, under {number}.")

@@ -158,30 +158,20 @@ async def make(self: Proxy, app: str, role: str, query: str = "") -> Page:
         await asyncio.wait_for(self.voila.ready.wait(), 60)
         self.renew()
         state, card = self.state(app), self.voila.folder / "cards" / secrets.token_hex(8)
-        answer = await self.client.get(
-            f"{self.voila.url}/voila/render/{app}.ipynb",
-            params=query,
-            headers={**self.voila.headers, HEADERS[ROLE]: role, HEADERS[CARD]: str(card)},
-        )
+        answer = await self.client.get(f"{self.voila.url}/voila/render/{app}.ipynb", params=query,
+                                       headers={**self.voila.headers, HEADERS[ROLE]: role, HEADERS[CARD]: str(card)})
     except (httpx.HTTPError, TimeoutError) as e:
         raise AppFailed(kind=type(e).__name__, message="Voila did not answer", traceback="") from None
     html, id = answer.text, kernel_id(answer.text)
-    problem = failure(html) or (
-        None
-        if answer.status_code == 200 and id
-        else {
-            "kind": f"HTTP {answer.status_code}",
-            "message": "Voila could not render the notebook",
-            "traceback": html[-500:],
-        }
-    )
+    problem = failure(html) or (None if answer.status_code == 200 and id
+                                else {"kind": f"HTTP {answer.status_code}",
+                                      "message": "Voila could not render the notebook", "traceback": html[-500:]})
     if problem:
         if id: await self.end([id])
         raise AppFailed(**problem)
     self.cards[id] = card
-    html = re.sub(
-        r"<title>.*?</title>", lambda _: f"<title>{escape(self.apps[app].title)}</title>", html, count=1, flags=re.S
-    )
+    html = re.sub(r"<title>.*?</title>", lambda _: f"<title>{escape(self.apps[app].title)}</title>", html, count=1,
+                  flags=re.S)
     return Page(id, app, role, await self.open_channel(app, id, html), state, time.monotonic())
 
 # %% ../../nbs/dash/12_proxy.ipynb #1236b122
@@ -206,15 +196,8 @@ async def open_channel(self: Proxy, app: str, id: str, html: str) -> str:
 def connect(self: Proxy, id: str, session: str, **more):
     "A kernel's channel at Voila."
     url = f"{self.voila.url.replace('http', 'ws', 1)}/api/kernels/{id}/channels?session_id={session}"
-    return websockets.connect(
-        url,
-        additional_headers=self.voila.headers,
-        subprotocols=[V1],
-        max_size=64 << 20,
-        proxy=None,
-        open_timeout=30,
-        **more,
-    )
+    return websockets.connect(url, additional_headers=self.voila.headers, subprotocols=[V1], max_size=64 << 20,
+                              proxy=None, open_timeout=30, **more)
 
 # %% ../../nbs/dash/12_proxy.ipynb #92721ef9
 @patch
@@ -295,21 +278,11 @@ async def asset(self: Proxy, request):
         answer = await self.client.get(self.voila.url + path, headers=self.voila.headers)
         if answer.status_code != 200: return pages.not_found(request)
         body, kind = answer.content, answer.headers.get("content-type", "application/octet-stream")
-        packed = (
-            await asyncio.to_thread(gzip.compress, body, 6)
-            if kind.startswith(("text/", "application/j", "image/svg")) and len(body) > 500
-            else None
-        )
-        self.files[path] = (
-            {
-                "content-type": kind,
-                "etag": f'"{hashlib.sha256(body).hexdigest()[:20]}"',
-                "vary": "accept-encoding",
-                "cache-control": "private, max-age=600",
-            },
-            body,
-            packed,
-        )
+        packed = (await asyncio.to_thread(gzip.compress, body, 6)
+                  if kind.startswith(("text/", "application/j", "image/svg")) and len(body) > 500 else None)
+        self.files[path] = ({"content-type": kind, "etag": f'"{hashlib.sha256(body).hexdigest()[:20]}"',
+                             "vary": "accept-encoding", "cache-control": "private, max-age=600"},
+                            body, packed)
     headers, body, packed = self.files[path]
     if request.headers.get("if-none-match", "").removeprefix("W/") == headers["etag"]:
         return Response(status_code=304, headers={k: v for k, v in headers.items() if k != "content-type"})
@@ -378,9 +351,8 @@ async def pump(self: Proxy, ws, voila, kernel) -> None:
 
 # %% ../../nbs/dash/12_proxy.ipynb #8c80b4f6
 @patch
-async def forward_to_kernel(
-    self: Proxy, ws, voila, kernel, way: PendingMessages, room: asyncio.Event
-) -> tuple[int, str]:  # code and reason of the end
+async def forward_to_kernel(self: Proxy, ws, voila, kernel, way: PendingMessages,
+                            room: asyncio.Event) -> tuple[int, str]:  # code and reason of the end
     "From the page to the kernel, until either ends or the page sends what no page sends."
     try:
         while (message := await ws.receive())["type"] != "websocket.disconnect":

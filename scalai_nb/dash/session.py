@@ -50,9 +50,8 @@ class Sessions:
 
     def close(self, session: Session) -> None:
         "Log out: a copy of the cookie is worth nothing either."
-        self.closed = {id: until for id, until in self.closed.items() if until > self.clock()} | {
-            session.id: session.until
-        }
+        self.closed = {id: until for id, until in self.closed.items()
+                       if until > self.clock()} | {session.id: session.until}
 
 # %% ../../nbs/dash/01_session.ipynb #bb8a70bd
 class Attempts:

@@ -59,10 +59,8 @@ def unread_notice(error: BaseException | None) -> str | None:  # HTML
         why, hint = f"A database of the workspace cannot be read: {str(error).splitlines()[0]}.", ""
     else:
         return None
-    return (
-        '<section class="unread" role="alert"><p>This part of the page could not be made:'
-        f' {escape(why)}</p><p>{escape(hint or "")}</p></section>'
-    )
+    return ('<section class="unread" role="alert"><p>This part of the page could not be made:'
+            f' {escape(why)}</p><p>{escape(hint or "")}</p></section>')
 
 # %% ../../nbs/dash/14_snapshot.ipynb #40befcf3
 def notebook_html(notebook: Path) -> str:  # HTML
@@ -77,11 +75,8 @@ def notebook_html(notebook: Path) -> str:  # HTML
         # the trap outside: run_cell would set its own inside
         with shell.display_trap, capture_output() as shown: done = shell.run_cell(cell.source)
         if (notice := unread_notice(done.error_in_exec)) is None: done.raise_error()
-        parts += (
-            ([f"<pre>{escape(shown.stdout)}</pre>"] if shown.stdout.strip() else [])
-            + [static_html(o.data) for o in shown.outputs]
-            + ([notice] if notice else [])
-        )
+        parts += (([f"<pre>{escape(shown.stdout)}</pre>"] if shown.stdout.strip() else [])
+                  + [static_html(o.data) for o in shown.outputs] + ([notice] if notice else []))
     return "".join(parts)
 
 # %% ../../nbs/dash/14_snapshot.ipynb #e77ca84e
@@ -190,11 +185,8 @@ class Snapshots:
     def is_due(self, name: str) -> bool:
         if name in self.remakes: return True
         if self.status(name) != "old": return False
-        return (
-            name in self.requests
-            or self.get(name) is None
-            or time.monotonic() - self.attempts.get(name, (0,))[0] > self.every
-        )
+        return (name in self.requests or self.get(name) is None
+                or time.monotonic() - self.attempts.get(name, (0,))[0] > self.every)
 
 # %% ../../nbs/dash/14_snapshot.ipynb #33472eb6
 @patch
@@ -235,18 +227,10 @@ async def render(self: Snapshots, name: str, app: App) -> None:
     "Let a process make one; what it says when it fails goes to the log."
     state, self.requests, self.remakes = self.now[name], self.requests - {name}, self.remakes - {name}
     self.child = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "scalai_nb.dash.snapshot",
-        name,
-        str(app.path),
-        state,
-        cwd=self.settings.root,
+        sys.executable, "-m", "scalai_nb.dash.snapshot", name, str(app.path), state, cwd=self.settings.root,
         env=environment(self.settings.root, self.settings, os.environ, **{ROLE: "viewer"}),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
+        start_new_session=True
     )
     try:
         # not communicate: closing its standard input would end it
@@ -265,13 +249,10 @@ STYLE, SCRIPT = static_text("dash", "snapshot.css"), static_text("dash", "snapsh
 
 # %% ../../nbs/dash/14_snapshot.ipynb #a792d712
 STATUS_TEXT = {
-    "new": "",
-    "unknown": " <b>The workspace cannot be read now</b>, so nobody knows whether this is current.",
+    "new": "", "unknown": " <b>The workspace cannot be read now</b>, so nobody knows whether this is current.",
     "old": " <b>Out of date:</b> the workspace has changed since; a newer page is being made.",
-    "failed": (
-        " <b>Out of date:</b> the workspace has changed since, and the newer page could not be made; the log of"
-        " <code>scalai dash</code> says why."
-    ),
+    "failed": (" <b>Out of date:</b> the workspace has changed since, and the newer page could not be made; the log of"
+               " <code>scalai dash</code> says why.")
 }
 
 def page(app: App, snapshot: Snapshot, standing: str, edits: bool = False, leave: bool = False) -> str:  # HTML

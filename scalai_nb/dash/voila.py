@@ -88,28 +88,18 @@ def environment(path: Path, settings: Settings, environ: dict, **more: str) -> d
     """The child's environment:
 
     an app finds the workspace's data wherever its notebook lies, and knows no visitor but ours."""
-    more |= {
-        "JUPYTER_PATH": os.pathsep.join(filter(None, [str(path), environ.get("JUPYTER_PATH", "")])),
-        "SCALAI_WORKSPACE__HOME": str(settings.home),
-        "JUPYTER_PREFER_ENV_PATH": "1",
-    }
+    more |= {"JUPYTER_PATH": os.pathsep.join(filter(None, [str(path), environ.get("JUPYTER_PATH", "")])),
+             "SCALAI_WORKSPACE__HOME": str(settings.home), "JUPYTER_PREFER_ENV_PATH": "1"}
     if settings.file.is_file(): more["SCALAI_SETTINGS"] = str(settings.file.absolute())
-    return {
-        k: v
-        for k, v in environ.items()
-        if k not in ("SCALAI_APPS__TOKEN", "SCALAI_APPS__VIEWER_TOKEN", "JUPYTER_TOKEN", ROLE, CARD)
-    } | more
+    return {k: v for k, v in environ.items()
+            if k not in ("SCALAI_APPS__TOKEN", "SCALAI_APPS__VIEWER_TOKEN", "JUPYTER_TOKEN", ROLE, CARD)} | more
 
 # %% ../../nbs/dash/08_voila.ipynb #ad88e3e7
 class Voila:
     "The child, from `async with` to its end."
     def __init__(self, apps: dict[str, App], settings: Settings):
         self.apps, self.settings, self.secret, self.port, self.process = (
-            apps,
-            settings,
-            secrets.token_urlsafe(32),
-            0,
-            None,
+            apps, settings, secrets.token_urlsafe(32), 0, None
         )
         # its last words
         self.ready, self.log, self.starts, self.last_lines = asyncio.Event(), logger("dash"), 0, deque(maxlen=5)
@@ -146,16 +136,9 @@ async def start(self: Voila) -> None:
     config.touch(mode=0o600)
     config.write_text(json.dumps(configuration(self.folder, self.settings, self.port, self.secret)))
     self.process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "scalai_nb.dash.voila_server",
-        str(self.folder),
-        cwd=self.folder,
-        env=environment(self.folder, self.settings, os.environ),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,
+        sys.executable, "-m", "scalai_nb.dash.voila_server", str(self.folder), cwd=self.folder,
+        env=environment(self.folder, self.settings, os.environ), stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE, start_new_session=True
     )  # Ctrl-C is for us, who stop it in order
     self.reader = asyncio.create_task(self.read_log())
     while self.process.returncode is None:

@@ -26,9 +26,8 @@ class Quiet(ForkProvisioner):
     widgets at once."""
     async def launch_kernel(self, cmd, **kw):
         with open(Live.chatter, "ab") as out:
-            return await super().launch_kernel(
-                [*cmd, f"--InteractiveShellApp.exec_lines={HEARS}"], **kw, stdout=out, stderr=out
-            )
+            return await super().launch_kernel([*cmd, f"--InteractiveShellApp.exec_lines={HEARS}"], **kw, stdout=out,
+                                               stderr=out)
 
 class Live(AsyncIOLoopKernelManager):
     "Voila's kernels: forked where they can be."
@@ -37,9 +36,8 @@ class Live(AsyncIOLoopKernelManager):
 
     async def _async_pre_start_kernel(self, **kw):
         if self.pool and self.kernel_name in ("", "python3", "python"):
-            self.provisioner = Quiet(
-                kernel_id=kw.get("kernel_id", ""), kernel_spec=self.kernel_spec, parent=self, pool=self.pool
-            )
+            self.provisioner = Quiet(kernel_id=kw.get("kernel_id", ""), kernel_spec=self.kernel_spec, parent=self,
+                                     pool=self.pool)
         return await super()._async_pre_start_kernel(**kw)
 
 # %% ../../nbs/dash/09_voila_server.ipynb #ee04aad3

@@ -57,16 +57,11 @@ def definitions(*names: str) -> str:
     while wanted:
         name = wanted.pop()
         found.add(nodes[name])
-        wanted |= {
-            n.id
-            for n in ast.walk(nodes[name])
-            if isinstance(n, ast.Name) and n.id in nodes and nodes[n.id] not in found
-        }
+        wanted |= {n.id for n in ast.walk(nodes[name])
+                   if isinstance(n, ast.Name) and n.id in nodes and nodes[n.id] not in found}
     lines = text.splitlines()
-    return (
-        "\n\n\n".join("\n".join(lines[n.lineno - 1 : n.end_lineno]) for n in sorted(found, key=lambda n: n.lineno))
-        + "\n"
-    )
+    return ("\n\n\n".join("\n".join(lines[n.lineno - 1 : n.end_lineno]) for n in sorted(found, key=lambda n: n.lineno))
+            + "\n")
 
 def _defined(node: ast.stmt) -> list[str]:
     if isinstance(node, (ast.FunctionDef, ast.ClassDef)): return [node.name]
@@ -212,10 +207,8 @@ def parameter(name: str, value: object, flow: Workflow) -> dict:  # what `Param`
         case float() if not math.isfinite(value): kind = None
         case _: kind = dict(type=TYPES[type(value)]) if type(value) in TYPES else None
     if kind is None:
-        raise BadRequest(
-            f"Parameter {name!r} of {flow.path} is {value}, for which Airflow's forms have no type.",
-            "Give it another default, as text perhaps.",
-        )
+        raise BadRequest(f"Parameter {name!r} of {flow.path} is {value}, for which Airflow's forms have no type.",
+                         "Give it another default, as text perhaps.")
     if isinstance(value, list) and len(types := {TYPES.get(type(v)) for v in value}) == 1 and None not in types:
         kind["items"] = dict(type=types.pop())
     return dict(default=plain(value, name), **kind)
@@ -229,41 +222,28 @@ def format_call(name: str, options: dict, indent: int = 0) -> str:
     one = f"{name}({', '.join(f'{k}={_written(v, 0)}' for k, v in options.items())})"
     if len(one) + indent <= 160 and "\n" not in one: return one
     pad = indent + len(name) + 1
-    return (
-        f"{name}(" + (",\n" + " " * pad).join(f"{k}={_written(v, pad + len(k) + 1)}" for k, v in options.items()) + ")"
-    )
+    return (f"{name}(" + (",\n" + " " * pad).join(f"{k}={_written(v, pad + len(k) + 1)}" for k, v in options.items())
+            + ")")
 
 # %% ../../nbs/jobs/40_airflow.ipynb #2f2868af
 def dag(flow: Workflow, settings: Settings | None = None) -> str:  # Python
     "The whole file. Raises `BadRequest` for what Airflow has no words for."
     root = (settings or Settings.load()).root.absolute()
     here = Path(sys.executable).with_name("scalai")
-    constants = {
-        "SOURCE": relative_path(flow.path, root),
-        "WORKSPACE": str(root),
-        "SCALAI": str(here) if here.exists() else "scalai",
-    }
-    comments = dict(
-        SOURCE="the workflow, as seen from the workspace",
-        WORKSPACE="where each step runs",
-        SCALAI="the command, as the workers find it",
-    )
+    constants = {"SOURCE": relative_path(flow.path, root), "WORKSPACE": str(root),
+                 "SCALAI": str(here) if here.exists() else "scalai"}
+    comments = dict(SOURCE="the workflow, as seen from the workspace", WORKSPACE="where each step runs",
+                    SCALAI="the command, as the workers find it")
     params = {n: parameter(n, p.default, flow) for n, p in flow.parameters.items()}
     lines = [f"{k} = {v!r}  # {comments[k]}" for k, v in constants.items()]
-    options = [
-        "dag_id=" + repr(dag_id(flow)),
-        *(["dag_display_name=" + repr(flow.name)] if dag_id(flow) != flow.name else []),
-        "schedule=None",
-        "catchup=False",
-        "tags=['scalai']",
-        "default_args={'trigger_rule': 'none_failed'}",
-    ]
+    options = ["dag_id=" + repr(dag_id(flow)),
+               *(["dag_display_name=" + repr(flow.name)] if dag_id(flow) != flow.name else []), "schedule=None",
+               "catchup=False", "tags=['scalai']", "default_args={'trigger_rule': 'none_failed'}"]
     if params:
-        options.append(
-            "params={\n"
-            + ",\n".join(f"        {n!r}: {format_call('Param', o, 12 + len(repr(n)))}" for n, o in params.items())
-            + "}"
-        )
+        options.append("params={\n"
+                       + ",\n".join(f"        {n!r}: {format_call('Param', o, 12 + len(repr(n)))}"
+                                    for n, o in params.items())
+                       + "}")
     body = f"\n\nt = {{}}  # by id\nwith DAG({', '.join(options)}):\n" + "\n".join(_lines(tasks(flow, root)[0])) + "\n"
     return HEAD + "\n".join(lines) + "\n" + opening() + body
 
@@ -275,7 +255,7 @@ def _lines(found: list[Task]) -> list[str]:
     out, open_groups = [], []
     for task in found:
         *groups, name = task.id.split(".")
-        while open_groups != groups[:len(open_groups)]: open_groups.pop()
+        while open_groups != groups[: len(open_groups)]: open_groups.pop()
         for group in groups[len(open_groups):]:
             open_groups.append(group)
             out.append("    "*len(open_groups) + f"with TaskGroup(group_id={group!r}):")
@@ -294,9 +274,8 @@ def save(flow: Workflow, path: Path, settings: Settings | None = None) -> str:  
     text = dag(flow, settings)
     if path.is_dir(): raise BadRequest(f"{path} is a folder.", f"Give a file in it, as in {path}/{dag_id(flow)}.py")
     if path.exists() and not path.read_text(encoding="utf-8", errors="replace").startswith(HEAD[:80]):
-        raise BadRequest(
-            f"{path} is there and was not written by an export.", "Give another name, or remove it first."
-        )
+        raise BadRequest(f"{path} is there and was not written by an export.",
+                         "Give another name, or remove it first.")
     if not path.parent.is_dir():
         raise BadRequest(f"There is no folder {path.parent}.", "Make it, or give the path of another file.")
     write_atomic(path, text)

@@ -40,7 +40,7 @@ def parse_values(text: str,  # as it was given
     found = []
     for part in text.split(","):
         first, between, last = (p.strip() for p in part.partition(".."))
-        if not between:found.append(first)
+        if not between: found.append(first)
         else: found += _range(first, last, part.strip())
     if twice := next((v for v in found if found.count(v) > 1), None) if len(found) <= LIMIT else None:
         raise BadRequest(f"{text} names {twice} twice.", "Give each value once.")
@@ -48,9 +48,8 @@ def parse_values(text: str,  # as it was given
 
 # %% ../../nbs/jobs/31_backfill.ipynb #44246d9e
 def _range(first: str, last: str, text: str) -> list[str]:
-    unit = next(
-        (u for pattern, u in UNITS.items() if re.fullmatch(pattern, first) and re.fullmatch(pattern, last)), None
-    )
+    unit = next((u for pattern, u in UNITS.items() if re.fullmatch(pattern, first) and re.fullmatch(pattern, last)),
+                None)
     try:
         a, b = (unit[0](first), unit[0](last)) if unit else (0, -1)
     except ValueError as e:
@@ -74,38 +73,23 @@ def backfill_workflow(flow: Workflow,
     for name in parameters:
         if name in flow.parameters: continue
         near = nearest(name, flow.parameters)
-        raise BadRequest(
-            f"Unknown parameter {name!r} of {flow.path.name}.",
-            f"Did you mean {near!r}?" if near else f"Declared: {', '.join(flow.parameters) or 'none'}.",
-        )
+        raise BadRequest(f"Unknown parameter {name!r} of {flow.path.name}.",
+                         f"Did you mean {near!r}?" if near else f"Declared: {', '.join(flow.parameters) or 'none'}.")
     if not parameters:
-        raise BadRequest(
-            f"A backfill of {flow.path.name} needs the values to run it for.",
-            "Give them as -p period=2013-01..2013-12.",
-        )
-    many = {
-        n: parse_values(v)
-        for n, v in parameters.items()
-        if isinstance(v, str) and flow.parameters[n].type not in (list, dict)
-    }
+        raise BadRequest(f"A backfill of {flow.path.name} needs the values to run it for.",
+                         "Give them as -p period=2013-01..2013-12.")
+    many = {n: parse_values(v) for n, v in parameters.items()
+            if isinstance(v, str) and flow.parameters[n].type not in (list, dict)}
     for n, values in many.items():
         for value in values: conform(flow.parameters[n], value)
     name = re.sub(r"\W+", "-", flow.name).strip("-") or "workflow"
-    ranges = {n: values for n, values in many.items() if len(values) > 1} or dict(
-        [next(iter(many.items()))] if many else []
-    )
+    ranges = {n: values for n, values in many.items()
+              if len(values) > 1} or dict([next(iter(many.items()))] if many else [])
     if not ranges:
-        raise BadRequest(
-            "None of the parameters has values to run it for.",
-            "Give a range or a list, as -p period=2013-01..2013-12.",
-        )
-    step = Step(
-        name=name if name[0].isalpha() else f"_{name}",
-        workflow=flow.path.name,
-        grid=ranges,
-        at_once=jobs,
-        parameters={n: v for n, v in parameters.items() if n not in ranges},
-    )
+        raise BadRequest("None of the parameters has values to run it for.",
+                         "Give a range or a list, as -p period=2013-01..2013-12.")
+    step = Step(name=name if name[0].isalpha() else f"_{name}", workflow=flow.path.name, grid=ranges, at_once=jobs,
+                parameters={n: v for n, v in parameters.items() if n not in ranges})
     shown = {n: Parameter(n, object, "text", v) for n, v in parameters.items()}
     title = " ".join(["backfill", flow.name, *(f"{n}={v}" for n, v in parameters.items())])
     return Workflow(title, flow.path, (step,), {step.name: []}, shown, flow.warm, {step.name: flow})
@@ -116,9 +100,8 @@ def is_unfinished(flow: Workflow, settings: Settings) -> bool:
     if not settings.jobs.database and not settings.path("scalai.db").exists(): return False
     last = next((r for r in Record(settings).runs(name=flow.name, limit=5) if r.notebook == str(flow.path)), None)
     if last and last.state not in END_STATES:
-        raise BadRequest(
-            f"This backfill runs already, as {last.id}.", f"Wait for it, or stop it: scalai cancel {last.id}"
-        )
+        raise BadRequest(f"This backfill runs already, as {last.id}.",
+                         f"Wait for it, or stop it: scalai cancel {last.id}")
     return bool(last) and not last.ok
 
 def backfill(flow: Workflow,

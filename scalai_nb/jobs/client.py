@@ -57,21 +57,9 @@ class Execution:
                  warm=None,  # a `KernelPool`, or None for a cold start
                  output_limit: int = 8_000_000,  # bytes, see `jobs.large_output`
                 ):
-        self.run, self.nb, self.origin, self.folder, self.record, self.timeout = (
-            run,
-            nb,
-            origin,
-            path,
-            record,
-            timeout,
-        )
+        self.run, self.nb, self.origin, self.folder, self.record, self.timeout = run, nb, origin, path, record, timeout
         self.stop, self.terminal, self.env, self.cwd, self.secrets, self.warm = (
-            stop or Stop(),
-            terminal,
-            env or {},
-            cwd,
-            secrets,
-            warm,
+            stop or Stop(), terminal, env or {}, cwd, secrets, warm
         )
         self.path, self.log = path/"notebook.ipynb", Log(path/"log.jsonl")
         self.spill, self.last_words = Spill(path/"outputs", output_limit, path), []
@@ -93,27 +81,19 @@ def begin(self: Execution):
     self.deadline = self.began + self.timeout if self.timeout else float("inf")
     self.code = [i for i, cell in enumerate(self.nb.cells) if cell.cell_type == "code"]
     meta = self.nb.metadata.setdefault("papermill", {})
-    meta.update(
-        start_time=_now(),
-        end_time=None,
-        duration=None,
-        exception=None,
-        input_path=self.run.notebook,
-        output_path=self.output.name if self.output else self.run.output or str(self.path),
-    )
+    meta.update(start_time=_now(), end_time=None, duration=None, exception=None, input_path=self.run.notebook,
+                output_path=self.output.name if self.output else self.run.output or str(self.path))
     self.nb.metadata["scalai"] = dict(run=self.run.id, state="running", error=None)
     for cell in self.nb.cells:
-        cell.metadata["papermill"] = dict(
-            exception=None, start_time=None, end_time=None, duration=None, status="pending"
-        )
+        cell.metadata["papermill"] = dict(exception=None, start_time=None, end_time=None, duration=None,
+                                          status="pending")
         if cell.cell_type == "code": cell.outputs, cell.execution_count = [], None
     self.run.state, self.run.started = "running", time.time()
     self.log.write(type="run", state="running", id=self.run.id, at=_now(), parameters=self.run.parameters)
     self.save()
     # what is there
-    self.run.output = (
-        self.output.name if self.output and not self.output.refused else self.run.output or str(self.path)
-    )
+    self.run.output = (self.output.name if self.output and not self.output.refused
+                       else self.run.output or str(self.path))
     if self.record:
         self.heartbeat = Heartbeat(self.record, self.run, self.stop)
         self.heartbeat.start()
@@ -192,9 +172,8 @@ def report(self: Execution, note: str = ""):
     "Where we are, for the terminal and for whoever listens."
     run, at = self.run, bisect_right(self.code, -1 if self.index is None else self.index)
     if self.terminal: self.terminal.update(f"cell {at}/{len(self.code)}" + (f" · {note}" if note else ""))
-    events.emit(
-        "job", id=run.id, name=run.name, state=run.state, parent=run.parent, cell=at, cells=len(self.code), note=note
-    )
+    events.emit("job", id=run.id, name=run.name, state=run.state, parent=run.parent, cell=at, cells=len(self.code),
+                note=note)
 
 # %% ../../nbs/jobs/16_client.ipynb #28b661de
 @patch
@@ -203,9 +182,8 @@ def redact(self: Execution, content: dict) -> dict:  # the same without the secr
     text = json.dumps(content, default=repr)
     for secret in self.secrets:
         for said in (secret, repr(secret)[1:-1]):
-            text = text.replace(
-                json.dumps(said)[1:-1], json.dumps(veiled(secret) if passwords(secret) else VEIL)[1:-1]
-            )
+            text = text.replace(json.dumps(said)[1:-1],
+                                json.dumps(veiled(secret) if passwords(secret) else VEIL)[1:-1])
     return json.loads(text)
 
 # %% ../../nbs/jobs/16_client.ipynb #6d0e3e54
@@ -278,9 +256,8 @@ class Client(NotebookClient):
     "nbclient, with every message passing the execution first."
     def __init__(self, execution: Execution, **kw):
         self.execution, self.exiting = execution, False
-        super().__init__(
-            nb=execution.nb, on_cell_executed=self._executed, iopub_timeout=600, raise_on_iopub_timeout=True, **kw
-        )
+        super().__init__(nb=execution.nb, on_cell_executed=self._executed, iopub_timeout=600,
+                         raise_on_iopub_timeout=True, **kw)
 
     def process_message(self, msg, cell, cell_index):
         if msg["msg_type"] == EVENT:
@@ -295,12 +272,8 @@ class Client(NotebookClient):
     def output(self, outs, msg, display_id, cell_index):
         "What a stream says goes on where it ended, as front ends show it: a million small prints are one output."
         last, hooks = outs[-1] if outs else {}, self.output_hook_stack[msg["parent_header"].get("msg_id")]
-        if (
-            msg["msg_type"] != "stream"
-            or last.get("name") != msg["content"]["name"]
-            or self.clear_before_next_output
-            or hooks
-        ):
+        if (msg["msg_type"] != "stream" or last.get("name") != msg["content"]["name"] or self.clear_before_next_output
+            or hooks):
             return super().output(outs, msg, display_id, cell_index)
         text = last.pop("text")  # now the only reference, to which Python appends in place
         text += msg["content"]["text"]

@@ -50,10 +50,8 @@ def find_imports(tree: ast.AST) -> list[tuple[int, str, tuple[str, ...]]]:  # le
                 found += [(0, n.name, ()) for n in names]
             case ast.ImportFrom(module=module, names=names, level=level):
                 found.append((level, module or "", tuple(n.name for n in names)))
-            case ast.Call(
-                func=ast.Attribute(attr="import_module") | ast.Name(id="import_module" | "__import__"),
-                args=[ast.Constant(value=str(name)), *_],
-            ):
+            case ast.Call(func=ast.Attribute(attr="import_module") | ast.Name(id="import_module" | "__import__"),
+                          args=[ast.Constant(value=str(name)), *_]):
                 if not name.startswith("."):
                     found.append((0, name, ()))
     return found
@@ -62,21 +60,10 @@ def find_imports(tree: ast.AST) -> list[tuple[int, str, tuple[str, ...]]]:  # le
 def path_additions(tree: ast.AST) -> list[str]:
     "Literal folders that code puts on `sys.path`."
     match_call = lambda n: isinstance(n, ast.Call) and ast.unparse(n.func) in (
-        "sys.path.append",
-        "sys.path.insert",
-        "sys.path.extend",
-        "site.addsitedir",
-        "path.append",
-        "path.insert",
+        "sys.path.append", "sys.path.insert", "sys.path.extend", "site.addsitedir", "path.append", "path.insert"
     )
-    return [
-        c.value
-        for n in ast.walk(tree)
-        if match_call(n)
-        for a in n.args
-        for c in ast.walk(a)
-        if isinstance(c, ast.Constant) and isinstance(c.value, str)
-    ]
+    return [c.value for n in ast.walk(tree) if match_call(n) for a in n.args for c in ast.walk(a)
+            if isinstance(c, ast.Constant) and isinstance(c.value, str)]
 # of a shell command; other files it may as well write
 SCRIPTS = (".py", ".sh", ".r", ".sql", ".jl", ".js", ".pl", ".ipynb")
 RUN = re.compile(r"^\s*%run\s+(.*)$")
@@ -100,20 +87,14 @@ def run_target(line: str) -> tuple[str, str] | None:  # "file" or "module", and 
 def _libraries() -> tuple[str, ...]:
     "Folders of Python itself and of installed packages."
     paths = sysconfig.get_paths()
-    found = (
-        [paths[n] for n in ("stdlib", "platstdlib", "purelib", "platlib")]
-        + site.getsitepackages()
-        + [site.getusersitepackages()]
-    )
+    found = ([paths[n] for n in ("stdlib", "platstdlib", "purelib", "platlib")] + site.getsitepackages()
+             + [site.getusersitepackages()])
     return tuple(dict.fromkeys(os.path.realpath(p) + os.sep for p in found))
 
 def is_installed(path: str) -> bool:
     real = os.path.realpath(path)
-    return (
-        real.startswith(_libraries())
-        or f"{os.sep}site-packages{os.sep}" in real
-        or f"{os.sep}dist-packages{os.sep}" in real
-    )
+    return (real.startswith(_libraries()) or f"{os.sep}site-packages{os.sep}" in real
+            or f"{os.sep}dist-packages{os.sep}" in real)
 
 def _find(name: str, folders: tuple[str, ...], top: bool):  # a ModuleSpec, or None
     """Look in some folders, then on this interpreter's path; a folder without __init__.py is a package only where
@@ -178,7 +159,7 @@ class Closure:
                 self.folders += (str(self.root / folder),)
         for level, name, names in imports:
             base = module.split(".") if module else []
-            if level: base = base[:len(base) - level + is_package] if level - is_package <= len(base) else []
+            if level: base = base[: len(base) - level + is_package] if level - is_package <= len(base) else []
             self.module(".".join([*base, name] if level and name else base if level else [name]), names)
         for line in lines: self.line(line)
 
@@ -187,15 +168,13 @@ class Closure:
         if target := run_target(line):
             kind, name = target
             if kind == "module": return self.module(name)
-            found = next(
-                (p for p in (self.root / name, self.root / f"{name}.py", self.root / f"{name}.ipynb") if p.is_file()),
-                None,
-            )
+            found = next((p for p in (self.root / name, self.root / f"{name}.py", self.root / f"{name}.ipynb")
+                          if p.is_file()),
+                         None)
             return self.file(found) if found else self.lost.append(name)
         if extension := EXTENSION.match(line): return self.module(extension[1])
-        for word in (
-            re.split(r"[\s'\";|&<>()=]+", line) if line.lstrip()[:1] == "!" or line.lstrip()[:2] == "%%" else ()
-        ):
+        for word in (re.split(r"[\s'\";|&<>()=]+", line) if line.lstrip()[:1] == "!" or line.lstrip()[:2] == "%%"
+                     else ()):
             if word.lower().endswith(SCRIPTS) and len(word) < 255 and (self.root / word).is_file():
                 self.file(self.root / word)
 
@@ -203,9 +182,8 @@ class Closure:
 def _cells(notebook: dict) -> tuple[list, tuple, tuple[str, ...]]:
     "Of a notebook: the meaning of its cells, what they use, and their lines that are no Python."
     cells, imports, added, lines = [], [], [], []
-    place, code = tagged_cell(notebook, "parameters"), [
-        (i, c) for i, c in enumerate(notebook["cells"]) if c.get("cell_type") == "code"
-    ]
+    place, code = tagged_cell(notebook, "parameters"), [(i, c) for i, c in enumerate(notebook["cells"])
+                                                        if c.get("cell_type") == "code"]
     for i, cell in code:
         parts = cell_meaning(cell)
         # an empty cell does nothing
@@ -240,11 +218,9 @@ def closure(
     kernel = nb.get("metadata", {}).get("kernelspec", {}).get("name", "")
     name = lambda path: os.path.relpath(path, root) if path.startswith(os.path.realpath(root) + os.sep) else path
     files = {name(p): d for p, d in found.files.items()}
-    return (
-        hashlib.sha256(json.dumps([cells, kernel, sorted(files.items()), sorted(found.lost)]).encode()).hexdigest(),
-        files,
-        found.lost,
-    )
+    return (hashlib.sha256(json.dumps([cells, kernel, sorted(files.items()),
+                                       sorted(found.lost)]).encode()).hexdigest(),
+            files, found.lost)
 
 # %% ../../nbs/jobs/18_closure.ipynb #b4af0c6f
 def distributions() -> list[list[str]]:  # name and version as the folder says, and the origin

@@ -47,20 +47,9 @@ async def run_workflow(flow: WorkflowGraph, values: dict, session: Session, pare
               ) -> JobRun:
     "Run one workflow, outermost or nested."
     began, record = time.monotonic(), session.record
-    job = record.create(
-        JobRun(
-            name=name,
-            kind="workflow",
-            state="running",
-            notebook=str(flow.path),
-            parameters=veiled(values),
-            parent=parent,
-            started=time.time(),
-            cells=len(flow.steps),
-            versions=package_versions(),
-            commit=git_commit(session.settings.root),
-        )
-    )
+    job = record.create(JobRun(name=name, kind="workflow", state="running", notebook=str(flow.path),
+                               parameters=veiled(values), parent=parent, started=time.time(), cells=len(flow.steps),
+                               versions=package_versions(), commit=git_commit(session.settings.root)))
     heartbeat = None
     if not path:
         session.id, heartbeat = job.id, Heartbeat(record, job, session.stop)
@@ -69,11 +58,8 @@ async def run_workflow(flow: WorkflowGraph, values: dict, session: Session, pare
     try:
         await gather_all(_when_ready(level, step) for step in flow.steps if level.includes(step.name))
     except BaseException as e:
-        job.state, job.error, job.seconds = (
-            "failed",
-            dict(cell=None, kind=type(e).__name__, message=str(e)),
-            time.monotonic() - began,
-        )
+        job.state, job.error, job.seconds = ("failed", dict(cell=None, kind=type(e).__name__, message=str(e)),
+                                             time.monotonic() - began)
         record.update(job)
         raise
     finally:
@@ -83,10 +69,9 @@ async def run_workflow(flow: WorkflowGraph, values: dict, session: Session, pare
     job.steps = [run for runs in done.values() for _, run in runs]
     for step in flow.steps: job.results |= step_results(step, done[step.name])[1] if step.name in done else {}
     job.state, job.error, job.reason = _verdict(job, session, nested=bool(path))
-    job.key, job.seconds = (
-        hashlib.sha256(json.dumps([link(r, [], session.settings.root) for r in job.steps]).encode()).hexdigest(),
-        time.monotonic() - began,
-    )
+    job.key, job.seconds = (hashlib.sha256(json.dumps([link(r, [], session.settings.root)
+                                                       for r in job.steps]).encode()).hexdigest(),
+                            time.monotonic() - began)
     record.update(job)
     events.emit("job", id=job.id, name=job.name, state=job.state, parent=job.parent, cell=None, cells=None, note="")
     return job
@@ -128,20 +113,13 @@ async def _when_ready(level: Level, step: Step):
         if level.includes(name): await level.end_event(name).wait()
     above = [level.links[n] for n in flow.needs[step.name] if n in level.links] or level.upstream
     taken = None if level.path else session.taken.get(step.name)
-    done = (
-        [
-            ({n: r.parameters.get(n) for n in step.grid}, _unchanged(r, r.name, r.key, level, f"taken from {r.id}"))
-            for r in taken
-        ]
-        if taken
-        else await _step(level, step, above)
-    )
+    done = ([({n: r.parameters.get(n) for n in step.grid}, _unchanged(r, r.name, r.key, level, f"taken from {r.id}"))
+             for r in taken]
+            if taken else await _step(level, step, above))
     runs = [run for _, run in done]
-    level.states[step.name] = (
-        "succeeded"
-        if not runs
-        else next((r.state for r in runs if not r.ok), "skipped" if all(map(is_left_out, runs)) else "succeeded")
-    )
+    level.states[step.name] = ("succeeded" if not runs
+                               else next((r.state for r in runs if not r.ok),
+                                         "skipped" if all(map(is_left_out, runs)) else "succeeded"))
     level.done[step.name], level.scope[step.name] = done, step_results(step, done)[0]
     level.links[step.name] = [link(r, above, session.settings.root) for r in runs] or above
     level.end_event(step.name).set()
@@ -196,9 +174,8 @@ async def _step(level: Level, step: Step, upstream: list) -> list[tuple[dict, Jo
             try:
                 if step.when and not holds(step.when, scope):
                     return point, _note(level, step, name, "skipped", LEFT_OUT_REASON + step.when)
-                return point, await _attempts(
-                    level, step, name, resolve(step.parameters, scope) | point, declared_files(step, scope), chain, i
-                )
+                return point, await _attempts(level, step, name, resolve(step.parameters, scope) | point,
+                                              declared_files(step, scope), chain, i)
             except ScalaiError as e:
                 return point, _note(level, step, name, "failed", error=dict(cell=None, kind=e.kind, message=e.message))
     if not step.chained: return await gather_all(one(i, *p, upstream) for i, p in enumerate(points))
@@ -215,9 +192,8 @@ def declared_files(step: Step, scope: dict) -> dict[str, list[str]]:
     "Declared inputs and products with their references filled in; one that stands for a list is as many."
     found = {}
     for what in ("inputs", "products"):
-        values = [
-            v for value in resolve(getattr(step, what), scope) for v in (value if isinstance(value, list) else [value])
-        ]
+        values = [v for value in resolve(getattr(step, what), scope)
+                  for v in (value if isinstance(value, list) else [value])]
         if wrong := next((v for v in values if not isinstance(v, str)), None):
             raise BadRequest(f"`{what}` names {wrong!r}, which is no text.", "Refer to texts, or to lists of them.")
         found[what] = values
@@ -260,17 +236,10 @@ def _broken(level: Level, step: Step) -> dict | None:
 
 def _note(level: Level, step: Step, name: str, state: str, reason: str = "", error: dict | None = None) -> JobRun:
     "A row for what did not run."
-    run = level.session.record.create(
-        JobRun(
-            name=name,
-            state=state,
-            notebook=str(level.flow.path.parent / (step.notebook or step.workflow)),
-            parent=level.job.id,
-            reason=reason,
-            error=error,
-            kind="workflow" if step.workflow else "notebook",
-        )
-    )
+    run = level.session.record.create(JobRun(name=name, state=state,
+                                             notebook=str(level.flow.path.parent / (step.notebook or step.workflow)),
+                                             parent=level.job.id, reason=reason, error=error,
+                                             kind="workflow" if step.workflow else "notebook"))
     if not level.path or error: level.session.terminal.done(_named(run, level.path))
     return run
 
@@ -278,9 +247,8 @@ def _note(level: Level, step: Step, name: str, state: str, reason: str = "", err
 def _named(run: JobRun, path: str) -> JobRun: return replace(run, name=path + run.name)  # as the terminal shows it
 
 # %% ../../nbs/jobs/29_executor.ipynb #2f1eef47
-async def _attempts(
-    level: Level, step: Step, name: str, parameters: dict, declared: dict, upstream: list, index: int
-) -> JobRun:
+async def _attempts(level: Level, step: Step, name: str, parameters: dict, declared: dict, upstream: list,
+                    index: int) -> JobRun:
     "Run a step, again where `retries` says so, or find it done."
     from tenacity import AsyncRetrying, retry_if_result, stop_after_attempt, wait_exponential, wait_random
     session, path, flow = level.session, level.path, level.flow
@@ -289,48 +257,33 @@ async def _attempts(
     if step.workflow:
         nested = flow.nested[step.name]
         def once(reason):
-            return run_workflow(
-                nested,
-                parameter_values(nested, parameters),
-                session,
-                level.job.id,
-                name,
-                f"{path}{name} › ",
-                upstream,
-                before,
-                order,
-                level.force_reason(step.name),
-            )
+            return run_workflow(nested, parameter_values(nested, parameters), session, level.job.id, name,
+                                f"{path}{name} › ", upstream, before, order, level.force_reason(step.name))
 
     else:
         file = flow.path.parent/step.notebook
         values = check(file, parameters)
         key, files = step_key(file, values, upstream, session.settings)
         inputs = Inputs(session.settings, session.contents, **declared, parameters=values, code=files)
-        if can_continue(before, key, inputs):was, why = before, ""
-        elif why := level.force_reason(step.name) or ("it always runs" if step.always else ""):was = None
+        if can_continue(before, key, inputs): was, why = before, ""
+        elif why := level.force_reason(step.name) or ("it always runs" if step.always else ""): was = None
         else: was, why = find_unchanged(session.record, session.tables, key, name, file, inputs, level.step_path(name))
         if was: return _unchanged(was, name, key, level, f"{UNCHANGED_REASON}{was.id}", file, values)
         def once(reason): return _notebook(level, step, name, file, parameters, inputs, key, reason or why, order)
     tried = []
     async def attempt():
-        tried.append(
-            run := await once(
-                f"attempt {len(tried) + 1} of {step.retries.times + 1}: {tried[-1].id}"
-                f" {tried[-1].state.replace('_', ' ')}"
-                if tried
-                else ""
-            )
-        )
+        tried.append(run := await once(
+            f"attempt {len(tried) + 1} of {step.retries.times + 1}: {tried[-1].id} {tried[-1].state.replace('_', ' ')}"
+            if tried else ""
+        ))
         if not (path and run.state == "skipped"): session.terminal.done(_named(run, path))
         return run
     r = step.retries
     again = AsyncRetrying(
         stop=stop_after_attempt(r.times + 1),
-        wait=wait_exponential(multiplier=r.wait, max=r.most) + wait_random(0, r.wait),
-        sleep=session.pause,
+        wait=wait_exponential(multiplier=r.wait, max=r.most) + wait_random(0, r.wait), sleep=session.pause,
         retry=retry_if_result(lambda run: not run.ok and not session.stop.reason and session.seconds_left() > 0),
-        retry_error_callback=lambda state: state.outcome.result(),
+        retry_error_callback=lambda state: state.outcome.result()
     )
     return await again(attempt)
 
@@ -374,15 +327,12 @@ def _accounted(level: Level, step: Step, inputs: Inputs, key: str, work) -> JobR
     run = work()
     missing, run.key = inputs.observe_after(run), key
     if run.ok and missing:
-        run.state, run.error = "failed", dict(
-            cell=None, kind="MissingProduct", message=f"it made no {missing[0]}, which is declared as its product"
-        )
+        run.state, run.error = "failed", dict(cell=None, kind="MissingProduct",
+                                              message=f"it made no {missing[0]}, which is declared as its product")
     level.session.record.update(run)
     if run.ok and (more := undeclared_inputs(run)):
-        text = (
-            f"{level.path}{run.name} reads what it does not declare. Add to step {step.name!r} of"
-            f" {level.flow.path.name}: inputs = {json.dumps([*step.inputs, *more], ensure_ascii=False)}"
-        )
+        text = (f"{level.path}{run.name} reads what it does not declare. Add to step {step.name!r} of"
+                f" {level.flow.path.name}: inputs = {json.dumps([*step.inputs, *more], ensure_ascii=False)}")
         level.session.terminal.warn(text)
         log = Log(level.session.record.folder(run.id)/"log.jsonl")
         log.write(type="warning", text=text)
@@ -392,32 +342,13 @@ def _accounted(level: Level, step: Step, inputs: Inputs, key: str, work) -> JobR
 def _all_writes(run: JobRun) -> list[dict]: return [*run.writes, *(e for s in run.steps for e in _all_writes(s))]
 
 # %% ../../nbs/jobs/29_executor.ipynb #70529559
-def _unchanged(
-    was: JobRun,
-    name: str,
-    key: str,
-    level: Level,
-    reason: str,
-    file: Path | str | None = None,
-    values: dict | None = None,
-) -> JobRun:
+def _unchanged(was: JobRun, name: str, key: str, level: Level, reason: str, file: Path | str | None = None,
+               values: dict | None = None) -> JobRun:
     "A row for what need not be done again."
-    run = level.session.record.create(
-        JobRun(
-            name=name,
-            kind=was.kind,
-            state="skipped",
-            notebook=str(file or was.notebook),
-            output=was.output,
-            parameters=was.parameters if values is None else veiled(values),
-            results=was.results,
-            key=key,
-            parent=level.job.id,
-            seconds=0.0,
-            reason=reason,
-            reads=was.reads,
-            writes=_all_writes(was),
-        )
-    )
+    run = level.session.record.create(JobRun(name=name, kind=was.kind, state="skipped",
+                                             notebook=str(file or was.notebook), output=was.output,
+                                             parameters=was.parameters if values is None else veiled(values),
+                                             results=was.results, key=key, parent=level.job.id, seconds=0.0,
+                                             reason=reason, reads=was.reads, writes=_all_writes(was)))
     if not level.path: level.session.terminal.done(run)
     return run

@@ -44,35 +44,16 @@ SCHEDULES = sa.Table(
 )  # this notebook and its module may meet in one process
 
 # %% ../../nbs/jobs/34_firing_queue.ipynb #1a678835
-FIRINGS = sa.Table(
-    "firings",
-    META,
-    sa.Column("id", sa.String(40), primary_key=True),
-    sa.Column("schedule", sa.String(64)),
-    sa.Column("key", sa.String(64)),
-    sa.Column("due", sa.Float),
-    sa.Column("at", sa.Float),
-    sa.Column("state", sa.String(16), index=True),
-    sa.Column("attempt", sa.Integer),
-    sa.Column("spec", sa.JSON),
-    sa.Column("parameters", sa.JSON),
-    sa.Column("reason", sa.Text),
-    sa.Column("run", sa.String(40)),
-    sa.Column("owner", sa.Text),
-    sa.Column("host", sa.Text),
-    sa.Column("process", sa.Text),
-    sa.Column("expires", sa.Float),
-    sa.Column("beat", sa.Integer),
-    sa.Column("gpus", sa.JSON),
-    sa.Column("cancel", sa.Boolean),
-    sa.Column("late_at", sa.Float),
-    sa.Column("late", sa.Boolean),
-    sa.Column("created", sa.Float),
-    sa.Column("started", sa.Float),
-    sa.Column("ended", sa.Float),
-    sa.UniqueConstraint("schedule", "key"),
-    extend_existing=True,
-)
+FIRINGS = sa.Table("firings", META, sa.Column("id", sa.String(40), primary_key=True),
+                   sa.Column("schedule", sa.String(64)), sa.Column("key", sa.String(64)), sa.Column("due", sa.Float),
+                   sa.Column("at", sa.Float), sa.Column("state", sa.String(16), index=True),
+                   sa.Column("attempt", sa.Integer), sa.Column("spec", sa.JSON), sa.Column("parameters", sa.JSON),
+                   sa.Column("reason", sa.Text), sa.Column("run", sa.String(40)), sa.Column("owner", sa.Text),
+                   sa.Column("host", sa.Text), sa.Column("process", sa.Text), sa.Column("expires", sa.Float),
+                   sa.Column("beat", sa.Integer), sa.Column("gpus", sa.JSON), sa.Column("cancel", sa.Boolean),
+                   sa.Column("late_at", sa.Float), sa.Column("late", sa.Boolean), sa.Column("created", sa.Float),
+                   sa.Column("started", sa.Float), sa.Column("ended", sa.Float),
+                   sa.UniqueConstraint("schedule", "key"), extend_existing=True)
 
 # %% ../../nbs/jobs/34_firing_queue.ipynb #9a51fb89
 FAILED_STATES = {"failed", "timed_out", "kernel_died", "lost"}  # a cancelled one was meant to end
@@ -121,22 +102,10 @@ def local_time(at: float | None, zone: str) -> str | None:  # ISO 8601
 @patch
 def to_dict(self: Firing) -> dict:
     zone = self.spec["zone"]
-    return dict(
-        id=self.id,
-        schedule=self.schedule,
-        key=self.key,
-        state=self.state,
-        due=local_time(self.due, zone),
-        started=local_time(self.started, zone),
-        ended=local_time(self.ended, zone),
-        lateness=None if self.started is None else round(self.started - self.at, 3),
-        attempt=self.attempt,
-        run=self.run,
-        reason=self.reason,
-        parameters=self.parameters,
-        gpus=self.gpus,
-        host=self.host,
-    )
+    return dict(id=self.id, schedule=self.schedule, key=self.key, state=self.state, due=local_time(self.due, zone),
+                started=local_time(self.started, zone), ended=local_time(self.ended, zone),
+                lateness=None if self.started is None else round(self.started - self.at, 3), attempt=self.attempt,
+                run=self.run, reason=self.reason, parameters=self.parameters, gpus=self.gpus, host=self.host)
 
 # %% ../../nbs/jobs/34_firing_queue.ipynb #78e61d06
 FIELDS = [f.name for f in fields(Firing)]
@@ -197,16 +166,8 @@ def claim(self: FiringQueue, now: float, owner: str, limit: int,  # so many at m
             if f.schedule in busy or what.gpus > len(free) or what.group and groups[what.group] >= what.limit: continue
             if f.schedule in paused and not f.is_manual: continue
             f.gpus, free = free[:what.gpus], free[what.gpus:]
-            new = dict(
-                state="running",
-                owner=owner,
-                host=host,
-                process=None,
-                started=now,
-                expires=now + lease,
-                beat=f.beat + 1,
-                gpus=f.gpus,
-            )
+            new = dict(state="running", owner=owner, host=host, process=None, started=now, expires=now + lease,
+                       beat=f.beat + 1, gpus=f.gpus)
             db.execute(FIRINGS.update().where(FIRINGS.c.id == f.id).values(**new))
             vars(f).update(new)
             busy.add(f.schedule)
@@ -223,9 +184,8 @@ def hold(self: FiringQueue, id: str, owner: str, process: str):
 
 
 @patch
-def renew(
-    self: FiringQueue, now: float, owner: str, lease: float
-) -> dict[str, bool]:  # id: whether it is to be cancelled
+def renew(self: FiringQueue, now: float, owner: str,
+          lease: float) -> dict[str, bool]:  # id: whether it is to be cancelled
     "Move the end of all leases of an owner. What is not in the answer is no longer its."
     mine = (FIRINGS.c.owner == owner, FIRINGS.c.state == "running")
     with self.engine.begin() as db:
@@ -251,24 +211,14 @@ def end(
 ):  # the row now, and `failure`, `recovery` or nothing to tell; None: it was no longer ours
     "Write how an attempt ended."
     what = f.definition
-    again = (
-        state in FAILED_STATES and f.attempt <= what.retries
-        if not died
-        else what.if_lost == "again" and f.attempt < what.retries + LOSS_LIMIT
-    )
-    new = (
-        dict(state="queued", at=now + (0 if died else what.backoff * 2 ** (f.attempt - 1)), attempt=f.attempt + 1)
-        if again
-        else dict(state=state, ended=now)
-    )
+    again = (state in FAILED_STATES and f.attempt <= what.retries if not died
+             else what.if_lost == "again" and f.attempt < what.retries + LOSS_LIMIT)
+    new = (dict(state="queued", at=now + (0 if died else what.backoff * 2 ** (f.attempt - 1)), attempt=f.attempt + 1)
+           if again else dict(state=state, ended=now))
     new |= dict(run=run, reason=f"attempt {f.attempt}: {reason}" if again else reason, gpus=[], cancel=False)
     with self.exclusive() as db:
-        same = (
-            FIRINGS.c.id == f.id,
-            FIRINGS.c.owner == f.owner,
-            FIRINGS.c.state == "running",
-            FIRINGS.c.attempt == f.attempt,
-        )
+        same = (FIRINGS.c.id == f.id, FIRINGS.c.owner == f.owner, FIRINGS.c.state == "running",
+                FIRINGS.c.attempt == f.attempt)
         if not db.execute(FIRINGS.update().where(*same).values(**new)).rowcount: return None
         alert = "" if again else self._turned(db, f.schedule, state, now)
         return select_firings(db, FIRINGS.c.id == f.id)[0], alert
@@ -322,10 +272,8 @@ def run_of(self: FiringQueue, process: str | None) -> JobRun | None:
         db.execute(RUNS.update().where(*left).values(state="lost", error=dict(cell=None, kind="Lost", message=why)))
         for i in lost: add_event(db, i, "lost", why)
         id = db.execute(
-            sa.select(RUNS.c.id)
-            .where(RUNS.c.process == process, RUNS.c.parent.is_(None))
-            .order_by(RUNS.c.created.desc())
-            .limit(1)
+            sa.select(RUNS.c.id).where(RUNS.c.process == process,
+                                       RUNS.c.parent.is_(None)).order_by(RUNS.c.created.desc()).limit(1)
         ).scalar()
     return id and self.record.get(id)
 
@@ -337,19 +285,15 @@ def error_line(run: JobRun) -> str:  # one line
 @patch
 def find_late(self: FiringQueue, now: float) -> list[Firing]:
     "First attempts that wait for longer than their schedule allows; each is told of once, whoever asks."
-    waits = self.firings(
-        FIRINGS.c.state == "queued", FIRINGS.c.attempt == 1, FIRINGS.c.late.is_(False), FIRINGS.c.late_at < now
-    )
+    waits = self.firings(FIRINGS.c.state == "queued", FIRINGS.c.attempt == 1, FIRINGS.c.late.is_(False),
+                         FIRINGS.c.late_at < now)
     return [f for f in waits if self.mark_late(f)]
 
 @patch
 def mark_late(self: FiringQueue, f: Firing) -> bool:  # whether nobody did before
     with self.engine.begin() as db:
-        return bool(
-            db.execute(
-                FIRINGS.update().where(FIRINGS.c.id == f.id, FIRINGS.c.late.is_(False)).values(late=True)
-            ).rowcount
-        )
+        return bool(db.execute(FIRINGS.update().where(FIRINGS.c.id == f.id,
+                                                      FIRINGS.c.late.is_(False)).values(late=True)).rowcount)
 
 @patch
 def find_recovered(self: FiringQueue, name: str) -> list[Firing]:
@@ -357,10 +301,6 @@ def find_recovered(self: FiringQueue, name: str) -> list[Firing]:
     mine = FIRINGS.c.schedule == name, FIRINGS.c.state == "skipped", FIRINGS.c.late.is_(True)
     if not (missed := self.firings(*mine)): return []
     with self.engine.begin() as db:
-        return [
-            f
-            for f in missed
-            if db.execute(
-                FIRINGS.update().where(FIRINGS.c.id == f.id, FIRINGS.c.late.is_(True)).values(late=False)
-            ).rowcount
-        ]
+        return [f for f in missed
+                if db.execute(FIRINGS.update().where(FIRINGS.c.id == f.id,
+                                                     FIRINGS.c.late.is_(True)).values(late=False)).rowcount]

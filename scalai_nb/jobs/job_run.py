@@ -69,11 +69,8 @@ class JobRun:
 
 # %% ../../nbs/jobs/07_job_run.ipynb #01ff5275
 def utc_time(seconds: float | None) -> str | None:  # ISO 8601, UTC
-    return (
-        None
-        if seconds is None
-        else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    )
+    return (None if seconds is None
+            else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z"))
 
 # %% ../../nbs/jobs/07_job_run.ipynb #9df88ce2
 @patch
@@ -81,32 +78,13 @@ def to_dict(self: JobRun,
             outputs: bool = True,  # False: without results and steps, for lists
            ) -> dict:
     "The `run` document."
-    out = dict(
-        id=self.id,
-        name=self.name,
-        kind=self.kind,
-        state=self.state,
-        notebook=self.notebook,
-        output=self.output,
-        seconds=None if self.seconds is None else round(self.seconds, 3),
-        parameters=plain(self.parameters, "parameters"),
-    )
+    out = dict(id=self.id, name=self.name, kind=self.kind, state=self.state, notebook=self.notebook,
+               output=self.output, seconds=None if self.seconds is None else round(self.seconds, 3),
+               parameters=plain(self.parameters, "parameters"))
     if outputs: out["results"] = plain(self.results, "results")
-    out |= dict(
-        error=self.error,
-        reason=self.reason,
-        parent=self.parent,
-        created=utc_time(self.created),
-        started=utc_time(self.started),
-        cell=self.cell,
-        cells=self.cells,
-        peak_memory=self.peak_memory,
-        reads=self.reads,
-        writes=self.writes,
-        host=self.host,
-        commit=self.commit,
-        versions=self.versions,
-    )
+    out |= dict(error=self.error, reason=self.reason, parent=self.parent, created=utc_time(self.created),
+                started=utc_time(self.started), cell=self.cell, cells=self.cells, peak_memory=self.peak_memory,
+                reads=self.reads, writes=self.writes, host=self.host, commit=self.commit, versions=self.versions)
     if outputs and (self.steps or self.kind == "workflow"): out["steps"] = [s.to_dict() for s in self.steps]
     return out
 
@@ -126,17 +104,8 @@ def raise_for_state(self: JobRun) -> JobRun:  # itself, when it went well
     )
 
 # %% ../../nbs/jobs/07_job_run.ipynb #223ffb04
-MARKS = dict(
-    succeeded="✓",
-    failed="✗",
-    timed_out="✗",
-    kernel_died="✗",
-    lost="✗",
-    cancelled="■",
-    skipped="–",
-    running="▸",
-    queued="·",
-)
+MARKS = dict(succeeded="✓", failed="✗", timed_out="✗", kernel_died="✗", lost="✗", cancelled="■", skipped="–",
+             running="▸", queued="·")
 
 def summarize_results(results: dict,  # of a run
                       width: int = 72,  # characters
@@ -155,9 +124,8 @@ def summarize_results(results: dict,  # of a run
 # %% ../../nbs/jobs/07_job_run.ipynb #0af315ee
 def summary_line(run: JobRun) -> str:  # what a line about a run ends with
     if run.error:
-        return (
-            f"cell {run.error['cell']}: " if run.error.get("cell") is not None else ""
-        ) + f"{run.error['kind']}: {run.error['message']}".split("\n")[0]
+        return (f"cell {run.error['cell']}: " if run.error.get("cell") is not None
+                else "") + f"{run.error['kind']}: {run.error['message']}".split("\n")[0]
     return run.reason if run.state == "skipped" else summarize_results(run.results)
 
 @patch
@@ -165,17 +133,12 @@ def _repr_html_(self: JobRun) -> str:
     import html
     def rows(run, depth):
         took = "" if run.seconds is None else f"{run.seconds:.1f} s"
-        yield (
-            f"<tr><td style='text-align:left;padding-left:{depth*1.4+.5}em'>{MARKS[run.state]}"
-            f" {html.escape(run.name or run.notebook)}</td><td>{run.state}</td><td>{took}</td><td"
-            f" style='text-align:left'>{html.escape(summary_line(run))}</td></tr>"
-        )
+        yield (f"<tr><td style='text-align:left;padding-left:{depth*1.4+.5}em'>{MARKS[run.state]}"
+               f" {html.escape(run.name or run.notebook)}</td><td>{run.state}</td><td>{took}</td><td"
+               f" style='text-align:left'>{html.escape(summary_line(run))}</td></tr>")
         for step in run.steps: yield from rows(step, depth + 1)
-    return (
-        "<table><thead><tr><th>run</th><th>state</th><th>time</th><th></th></tr></thead><tbody>"
-        + "".join(rows(self, 0))
-        + "</tbody></table>"
-    )
+    return ("<table><thead><tr><th>run</th><th>state</th><th>time</th><th></th></tr></thead><tbody>"
+            + "".join(rows(self, 0)) + "</tbody></table>")
 
 # %% ../../nbs/jobs/07_job_run.ipynb #347c6a51
 # what a run's own log says at its end
@@ -207,9 +170,7 @@ def git_commit(path: Path) -> str | None:
     "The commit that the folder is at; None outside git."
     import subprocess
     try:
-        done = subprocess.run(
-            ["git", "-C", str(path), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5
-        )
+        done = subprocess.run(["git", "-C", str(path), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

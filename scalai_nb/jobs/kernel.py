@@ -52,19 +52,10 @@ class Kernel(AsyncKernelManager):
         if os.name == "posix" and len(self.room) < 80: self.transport, self.ip = "ipc", f"{self.room}/k"
         self.native = name in NATIVE_NAMES
         if self.native:
-            self._kernel_spec = KernelSpec(
-                display_name="Python",
-                language="python",
-                argv=[
-                    sys.executable,
-                    "-Xfrozen_modules=off",
-                    "-m",
-                    "scalai_nb.jobs.forkserver",
-                    "-f",
-                    "{connection_file}",
-                    f"--InteractiveShellApp.exec_lines={LISTEN_LINE}",
-                ],
-            )
+            self._kernel_spec = KernelSpec(display_name="Python", language="python",
+                                           argv=[sys.executable, "-Xfrozen_modules=off", "-m",
+                                                 "scalai_nb.jobs.forkserver", "-f", "{connection_file}",
+                                                 f"--InteractiveShellApp.exec_lines={LISTEN_LINE}"])
 
 # %% ../../nbs/jobs/15_kernel.ipynb #430727d4
 class ForkProvisioner(LocalProvisioner):

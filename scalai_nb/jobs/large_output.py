@@ -28,9 +28,8 @@ def size_of(data: object) -> int:  # bytes, as text or JSON; those of a base64 t
 
 
 def file_suffix(mime: str) -> str:  # of a file name
-    return (
-        ".json" if mime.endswith("json") else mimetypes.guess_extension(mime.partition(";")[0], strict=False) or ".txt"
-    )
+    return (".json" if mime.endswith("json")
+            else mimetypes.guess_extension(mime.partition(";")[0], strict=False) or ".txt")
 
 
 def content_of(mime: str, data: object) -> bytes:
@@ -45,18 +44,13 @@ def content_of(mime: str, data: object) -> bytes:
 def href(file: Path | str, base: Path) -> str: return f'href="{html.escape(os.path.relpath(file, base))}"'
 
 
-def link(
-    file: Path, size: int, what: str, base: Path, tail: str = ""
-) -> dict:  # the `data` and `metadata` of an output
+def link(file: Path, size: int, what: str, base: Path,
+         tail: str = "") -> dict:  # the `data` and `metadata` of an output
     "An output that stands for a file."
     words, shown = f"{size:,} bytes of {what}", f"<pre>{html.escape(tail)}</pre>" if tail else ""
-    return dict(
-        data={
-            "text/html": f"<a {href(file, base)}>{html.escape(words)}</a>{shown}",
-            "text/plain": f"{words} are in {file}" + (f", which ends\n{tail}" if tail else ""),
-        },
-        metadata={"scalai": {"files": [str(file)]}},
-    )
+    return dict(data={"text/html": f"<a {href(file, base)}>{html.escape(words)}</a>{shown}",
+                      "text/plain": f"{words} are in {file}" + (f", which ends\n{tail}" if tail else "")},
+                metadata={"scalai": {"files": [str(file)]}})
 
 
 def relink(notebook: dict,  # changed in place
@@ -118,9 +112,8 @@ def stream(self: Spill,
         self.said[name] = self.said.get(name, 0) + size_of(text)
         if self.said[name] <= self.limit: return text
         path = self.path(f"{name}.txt")
-        f = self.files[name] = dict(
-            file=open(path, "wb", buffering=0), path=path, size=0, name=name, tail="", output=None
-        )
+        f = self.files[name] = dict(file=open(path, "wb", buffering=0), path=path, size=0, name=name, tail="",
+                                    output=None)
         self._append(f, before())
         self._append(f, text)
         return link(path, f["size"], name, self.base, f["tail"])
@@ -152,21 +145,12 @@ def show(self: Spill,
         path.write_bytes(content)
         links.append(link(path, len(content), mime if mime.isprintable() and len(mime) < 100 else "output", self.base))
     kept = {m: v for m, v in data.items() if m not in large}
-    kept["text/html"] = "<br>".join(
-        [
-            *([kept["text/html"]] if isinstance(kept.get("text/html"), str) else []),
-            *(l["data"]["text/html"] for l in links),
-        ]
-    )
-    kept["text/plain"] = "\n".join(
-        [
-            *([kept["text/plain"]] if isinstance(kept.get("text/plain"), str) else []),
-            *(l["data"]["text/plain"] for l in links),
-        ]
-    )
-    return dict(
-        data=kept, metadata={"scalai": {"files": [f for l in links for f in l["metadata"]["scalai"]["files"]]}}
-    )
+    kept["text/html"] = "<br>".join([*([kept["text/html"]] if isinstance(kept.get("text/html"), str) else []),
+                                     *(l["data"]["text/html"] for l in links)])
+    kept["text/plain"] = "\n".join([*([kept["text/plain"]] if isinstance(kept.get("text/plain"), str) else []),
+                                    *(l["data"]["text/plain"] for l in links)])
+    return dict(data=kept,
+                metadata={"scalai": {"files": [f for l in links for f in l["metadata"]["scalai"]["files"]]}})
 
 # %% ../../nbs/jobs/05_large_output.ipynb #6f98e98b
 @patch

@@ -15,15 +15,8 @@ from ..core import events
 from .job_run import MARKS, JobRun, summary_line
 
 # %% ../../nbs/jobs/11_progress.ipynb #31f51ac8
-STYLES = dict(
-    succeeded="green",
-    failed="bold red",
-    timed_out="bold red",
-    kernel_died="bold red",
-    lost="red",
-    cancelled="yellow",
-    skipped="dim",
-)
+STYLES = dict(succeeded="green", failed="bold red", timed_out="bold red", kernel_died="bold red", lost="red",
+              cancelled="yellow", skipped="dim")
 
 # %% ../../nbs/jobs/11_progress.ipynb #3ab7ad80
 class Terminal:
@@ -42,13 +35,8 @@ class Terminal:
         self.screen = None
         if self.show and self.console.is_terminal:
             from rich.live import Live
-            self.screen = Live(
-                get_renderable=self._status,
-                console=self.console,
-                transient=True,
-                refresh_per_second=8,
-                redirect_stdout=False,
-            )
+            self.screen = Live(get_renderable=self._status, console=self.console, transient=True, refresh_per_second=8,
+                               redirect_stdout=False)
             self.screen.start()
         return self
 
@@ -67,10 +55,8 @@ def _status(self: Terminal):
     if not self.running: return Text("")
     took = f"{time.monotonic() - self.began:.0f} s"
     text = (
-        Text(no_wrap=True, overflow="ellipsis")
-        .append(f"{self.running:<{self.width}}", "bold")
-        .append(f"{took:>8}  ", "cyan")
-        .append(self.note, "dim")
+        Text(no_wrap=True, overflow="ellipsis").append(f"{self.running:<{self.width}}",
+                                                       "bold").append(f"{took:>8}  ", "cyan").append(self.note, "dim")
     )
     if not hasattr(self, "_spinner"): self._spinner = Spinner("dots")
     self._spinner.text = text
@@ -90,12 +76,8 @@ def update(self: Terminal, note: str):
     # a log file's reader wants to see life too
     if self.show and not self.screen and time.monotonic() - self.last > 30:
         self.last = time.monotonic()
-        self.console.print(
-            f"… {self.running:<{self.width}}{time.monotonic() - self.began:>6.0f} s  {note}",
-            markup=False,
-            soft_wrap=True,
-            style="dim",
-        )
+        self.console.print(f"… {self.running:<{self.width}}{time.monotonic() - self.began:>6.0f} s  {note}",
+                           markup=False, soft_wrap=True, style="dim")
 
 # %% ../../nbs/jobs/11_progress.ipynb #f41289f4
 @patch
@@ -180,13 +162,10 @@ def _status(self: ProgressTree):
     from rich.tree import Tree as Drawn
     lines, now = list(self.lines), time.monotonic()
     if not lines: return Text("")
-    counts = (
-        f"{len(lines)} running · {self.done_count} ended"
-        + (f" · {n} wait for a place" if (n := self.waits()) else "")
-        + f" · {_clock(now - self.began)}"
-    )
+    counts = (f"{len(lines)} running · {self.done_count} ended"
+              + (f" · {n} wait for a place" if (n := self.waits()) else "") + f" · {_clock(now - self.began)}")
     root, branches = Drawn(Text(counts, "dim", no_wrap=True, overflow="ellipsis"), guide_style="dim"), {}
-    for line in lines[:self.limit]:
+    for line in lines[: self.limit]:
         at = root
         for i, name in enumerate(line.path[:-1]):
             at = branches.get(line.path[:i + 1]) or at.add(Text(name, "bold", no_wrap=True, overflow="ellipsis"))

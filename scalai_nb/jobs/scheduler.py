@@ -59,24 +59,20 @@ def parse_gpus(gpus: str) -> list[int]:  # "0,1"
     try:
         return [int(g) for g in gpus.split(",") if g.strip()]
     except ValueError as e:
-        raise BadRequest(
-            f"[jobs] gpus = {gpus!r} is no list of GPUs.", "Write their numbers, as in gpus = 0,1.", "settings"
-        ) from e
+        raise BadRequest(f"[jobs] gpus = {gpus!r} is no list of GPUs.", "Write their numbers, as in gpus = 0,1.",
+                         "settings") from e
 
 # %% ../../nbs/jobs/37_scheduler.ipynb #ae6bc03d
 @patch
 def _count(self: Scheduler):
     self.queued = gauge("scalai_scheduler_queued", "Firings that wait, of all schedulers of the database.")
     self.running = gauge("scalai_scheduler_running", "Firings that this process runs.")
-    self.looked = gauge(
-        "scalai_scheduler_last_look_timestamp_seconds", "When this process last looked at the database."
-    )
-    self.states = counter(
-        "scalai_scheduler_ended_total", "Attempts that ended here, by their state.", "schedule", "state"
-    )
-    self.lateness = histogram(
-        "scalai_scheduler_lateness_seconds", "From when a firing might start to when it did.", "schedule"
-    )
+    self.looked = gauge("scalai_scheduler_last_look_timestamp_seconds",
+                        "When this process last looked at the database.")
+    self.states = counter("scalai_scheduler_ended_total", "Attempts that ended here, by their state.", "schedule",
+                          "state")
+    self.lateness = histogram("scalai_scheduler_lateness_seconds", "From when a firing might start to when it did.",
+                              "schedule")
     self.seconds = histogram("scalai_scheduler_run_seconds", "From an attempt's start to its end.", "schedule")
     self.alerts = counter("scalai_scheduler_alerts_total", "Alerts handed to the receivers.", "what")
 
@@ -102,14 +98,9 @@ def start(self: Scheduler, now: float) -> int:  # how many
     for f in taken:
         what = f.definition
         try:
-            child = Child(
-                self.settings.root / what.job,
-                f.parameters,
-                self.settings.root,
-                self.settings.file if self.settings.file.is_file() else None,
-                what.timeout,
-                f.gpus if self.gpus else None,
-            )
+            child = Child(self.settings.root / what.job, f.parameters, self.settings.root,
+                          self.settings.file if self.settings.file.is_file() else None, what.timeout,
+                          f.gpus if self.gpus else None)
         except OSError as e:  # no memory for another process, say
             self.report_end(f, "failed", self.table.end(f, now, "failed", reason=f"it could not be started: {e}"))
             continue
@@ -182,22 +173,12 @@ def send_alert(self: Scheduler, f: Firing, kind: str, summary: str, over: bool =
     "Hand an alert to the receivers, where the schedule wants it."
     if kind not in f.definition.alert: return
     what = "job late" if kind == "late" else "job failed"
-    details = dict(job=f.spec["job"], due=f.to_dict()["due"], attempts=f.attempt) | (
-        {"see": f"scalai logs {f.run}"} if f.run else {}
-    )
+    details = dict(job=f.spec["job"], due=f.to_dict()["due"],
+                   attempts=f.attempt) | ({"see": f"scalai logs {f.run}"} if f.run else {})
     self.alerts.labels(what).inc()
-    self.sender.send(
-        Alert(
-            what,
-            summary,
-            f.schedule,
-            "warning" if kind == "late" else "error",
-            f.run or "",
-            details,
-            key=f"{what}/{f.schedule}" + (f"/{f.key}" if kind == "late" else ""),
-            resolved=over or kind == "recovery",
-        )
-    )
+    self.sender.send(Alert(what, summary, f.schedule, "warning" if kind == "late" else "error", f.run or "", details,
+                           key=f"{what}/{f.schedule}" + (f"/{f.key}" if kind == "late" else ""),
+                           resolved=over or kind == "recovery"))
 
 # %% ../../nbs/jobs/37_scheduler.ipynb #8cdd359f
 @patch
@@ -228,9 +209,8 @@ def wait_for_database(self: Scheduler, e: Exception, once: bool = False):
     "The database does not answer: wait for it (`once`: five times), and let nothing run without a lease."
     self.troubles += 1
     if once and self.troubles > 5:
-        raise Unreachable(
-            f"The record's database does not answer: {str(e).splitlines()[0]}", "Check [jobs] database."
-        ) from e
+        raise Unreachable(f"The record's database does not answer: {str(e).splitlines()[0]}",
+                          "Check [jobs] database.") from e
     self.log.error("the database does not answer", why=str(e).splitlines()[0])
     self.kill_unleased()
     if is_permanent(e) and time.monotonic() - self.beaten > self.lease:
@@ -269,21 +249,18 @@ def check_tables(self: Scheduler, now: float,
         due, found, thread = self.looks.get(name, (0., None, None))
         if thread is None and time.monotonic() >= due:
             found = []
-            thread = threading.Thread(
-                target=_look,
-                args=(found, table_location(what.on_table, self.settings), seen, max(what.most, 10)),
-                daemon=True,
-                name=f"look-{name}",
-            )
+            thread = threading.Thread(target=_look,
+                                      args=(found, table_location(what.on_table, self.settings), seen,
+                                            max(what.most, 10)),
+                                      daemon=True, name=f"look-{name}")
             thread.start()
             self.looks[name] = due, found, thread
         if thread is not None and wait: thread.join(60)
         if thread is not None and not thread.is_alive():
             self.looks[name] = time.monotonic() + what.poll_interval, None, None
             if isinstance(found[0], Exception):
-                self.log.warning(
-                    "a table cannot be seen", schedule=name, table=what.on_table, why=str(found[0]).splitlines()[0]
-                )
+                self.log.warning("a table cannot be seen", schedule=name, table=what.on_table,
+                                 why=str(found[0]).splitlines()[0])
             elif found[0]:
                 self.table.add_versions(name, found[0], now)
 

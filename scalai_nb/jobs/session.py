@@ -42,29 +42,15 @@ class Session:
         forced: dict[str, str] | None = None,  # steps that run again even when nothing changed, with the reason
     ):
         self.settings, self.record, self.terminal, self.stop, self.slots, self.warm, self.client = (
-            settings,
-            Record(settings),
-            terminal,
-            stop,
-            slots,
-            warm,
-            client,
+            settings, Record(settings), terminal, stop, slots, warm, client
         )
-        self.only, self.taken, self.timeout, self.until, self.id = (
-            only,
-            taken or {},
-            timeout,
-            time.monotonic() + (timeout or math.inf),
-            None,
-        )
+        self.only, self.taken, self.timeout, self.until, self.id = (only, taken or {}, timeout,
+                                                                    time.monotonic() + (timeout or math.inf), None)
         self.forced, self.contents = forced or {}, Contents(settings)
         self.stuck = None  # since when somebody waits for what no worker can give
         # slots are what limits them
-        self.flow, self.tables, self.threads = (
-            flow,
-            Tables(settings, self.record, flow),
-            ThreadPoolExecutor(1024, "scalai-step"),
-        )
+        self.flow, self.tables, self.threads = (flow, Tables(settings, self.record, flow),
+                                                ThreadPoolExecutor(1024, "scalai-step"))
 
     def seconds_left(self, step: float | None = None) -> float:  # seconds
         "What a step may take: its own limit, within what the workflow has left."
@@ -77,12 +63,9 @@ class Session:
     def end_state(self, id: str) -> dict | None:  # how a step is recorded that cannot begin any more
         if self.is_stopping(id): return dict(state="skipped", reason=STOPPED_REASON + self.stop.reason)
         if self.seconds_left() > 0: return None
-        return dict(
-            state="timed_out",
-            error=dict(
-                cell=None, kind="TimedOut", message=f"the workflow's {self.timeout:g} s were over before it began"
-            ),
-        )
+        return dict(state="timed_out",
+                    error=dict(cell=None, kind="TimedOut",
+                               message=f"the workflow's {self.timeout:g} s were over before it began"))
 
     async def pause(self, seconds: float):
         "Wait, unless asked to stop."
@@ -123,9 +106,8 @@ async def refresh_hosts(self: Session):
 # %% ../../nbs/jobs/28_session.ipynb #2207a19a
 def steps_on(flow: WorkflowGraph, on: str) -> list[Step]:
     "The steps that run at a kind of place, at any depth."
-    return [s for s in flow.steps if s.notebook and s.on == on] + [
-        s for f in flow.nested.values() for s in steps_on(f, on)
-    ]
+    return [s for s in flow.steps if s.notebook and s.on == on] + [s for f in flow.nested.values()
+                                                                   for s in steps_on(f, on)]
 
 def resources_of(step: Step) -> dict[str, float]: return {a: n for a, n in step.resources.model_dump().items() if n}
 

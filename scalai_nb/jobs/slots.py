@@ -148,11 +148,6 @@ def check_capacity(self: Slots, name: str, on: str, need: dict[str, float]):
     size = (lambda n: f"{n/2**30:.1f} GiB") if lack == "memory" else (lambda n: f"{n:g}")
     most = max((p.room[lack] for p in mine), default=0)
     where = "and there are" if on == "here" else "and the largest worker has"
-    raise BadRequest(
-        f"Step {name!r} needs {size(need.get(lack, 0))} {lack}, {where} {size(most)}.",
-        (
-            f"Ask for less in its `resources`, or raise [workflow] {lack} in settings.ini."
-            if on == "here"
-            else "Ask for less in its `resources`, or give the cluster a larger worker."
-        ),
-    )
+    raise BadRequest(f"Step {name!r} needs {size(need.get(lack, 0))} {lack}, {where} {size(most)}.",
+                     (f"Ask for less in its `resources`, or raise [workflow] {lack} in settings.ini." if on == "here"
+                      else "Ask for less in its `resources`, or give the cluster a larger worker."))

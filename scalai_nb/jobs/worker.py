@@ -37,18 +37,10 @@ class Child:
         if gpus is not None: env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
         self.log_file, self.stop_requested, self.began = tempfile.TemporaryFile(), False, time.monotonic()
         self.kill_reason = ""  # why its scheduler killed it
-        self.process = subprocess.Popen(
-            [*self.program, str(os.getpid())],
-            stdin=subprocess.PIPE,
-            stdout=self.log_file,
-            stderr=subprocess.STDOUT,
-            cwd=root,
-            env=env,
-            start_new_session=True,
-        )
-        self.identity, self.fd = identity(self.process.pid), (
-            os.pidfd_open(self.process.pid) if hasattr(os, "pidfd_open") else None
-        )
+        self.process = subprocess.Popen([*self.program, str(os.getpid())], stdin=subprocess.PIPE, stdout=self.log_file,
+                                        stderr=subprocess.STDOUT, cwd=root, env=env, start_new_session=True)
+        self.identity, self.fd = identity(self.process.pid), (os.pidfd_open(self.process.pid)
+                                                              if hasattr(os, "pidfd_open") else None)
         try:
             with self.process.stdin as pipe:
                 pipe.write(json.dumps(dict(job=str(job), parameters=parameters, timeout=timeout)).encode())
@@ -84,11 +76,8 @@ def outcome(child: Child) -> dict | None:  # {"run", "state", "why"}; None: it d
 def describe_exit(child: Child) -> str:
     "How a child ended that did not say it itself."
     code = child.poll()
-    text = (
-        f"its process was killed by {signal.Signals(-code).name}"
-        if code < 0
-        else f"its process ended with code {code}"
-    )
+    text = (f"its process was killed by {signal.Signals(-code).name}" if code < 0
+            else f"its process ended with code {code}")
     tail = next((x.strip() for x in reversed(_lines(child)) if x.strip()), "")
     return text + (f": {tail[:200]}" if tail else "")
 

@@ -12,14 +12,8 @@ from ..core.jsonable import several
 from .style import View, chip, headline, html, listed, number, table
 
 # %% ../../nbs/view/10_decisions.ipynb #357124ca
-OUTCOMES = {
-    "promoted": "retrained",
-    "rolled_back": "back",
-    "pending": "pending",
-    "shadow": "shadow",
-    "failed": "failed",
-    "refused": "refused",
-}
+OUTCOMES = {"promoted": "retrained", "rolled_back": "back", "pending": "pending", "shadow": "shadow",
+            "failed": "failed", "refused": "refused"}
 
 def standing(decision: dict) -> str:  # a key of CASES
     "How a window left the model."
@@ -82,35 +76,21 @@ def summary(decisions: list[dict],  # of one model, oldest first
            ) -> tuple[str, str, dict[str, str]]:  # level, sentence, facts
     "Is everything well, since when, what needs me."
     if not decisions:
-        return (
-            "unknown",
-            "No window has been judged yet: run `scalai demo`, or score a window and let the monitor judge it.",
-            {},
-        )
+        return ("unknown",
+                "No window has been judged yet: run `scalai demo`, or score a window and let the monitor judge it.",
+                {})
     last, kind = decisions[-1], standing(decisions[-1])
     alike = next((i for i in range(len(decisions) - 1, -1, -1) if standing(decisions[i]) != kind), -1)
     since, e = decisions[alike + 1]["period"], last["evidence"]
-    say = {
-        "since": since,
-        "period": last["period"],
-        "what": listed(e.get("drifted", [])) or "the inputs",
-        "after": last["version_after"],
-        "next": "the next window",
-    }
+    say = {"since": since, "period": last["period"], "what": listed(e.get("drifted", [])) or "the inputs",
+           "after": last["version_after"], "next": "the next window"}
     level, sentence, need = CASES[kind]
     auc = number(e.get("auc"))
     need = need.format(**say)
-    facts = {
-        "Needs you": need[:1].upper() + need[1:],
-        "Like this since": since,
-        "In service": f"{last['model']}, version {last['version_after']}",
-        "AUC in "
-        + last["period"]: (
-            f"{auc}, usual {number(e.get('auc_reference'))}"
-            if auc != "–"
-            else f"about {number(e.get('estimate_auc'))}, no labels yet"
-        ),
-    }
+    facts = {"Needs you": need[:1].upper() + need[1:], "Like this since": since,
+             "In service": f"{last['model']}, version {last['version_after']}",
+             "AUC in " + last["period"]: (f"{auc}, usual {number(e.get('auc_reference'))}" if auc != "–"
+                                          else f"about {number(e.get('estimate_auc'))}, no labels yet")}
     return level, sentence.format(**say), facts
 
 # %% ../../nbs/view/10_decisions.ipynb #9b339918
@@ -119,14 +99,10 @@ DONE = {"keep": ("good", "keep"), "alert": ("attention", "alert"), "retrain": ("
 def outcome(decision: dict) -> str:
     "How it ended, in words."
     before, after = decision["version_before"], decision["version_after"]
-    return {
-        "promoted": f"version {before} → {after}",
-        "rolled_back": f"rolled back, version {before} → {after}",
-        "shadow": f"version {after}, a shadow beside it",
-        "failed": f"never ended, version {after} stays",
-        "pending": "pending",
-        "refused": f"refused, version {after} stays",
-    }.get(decision["outcome"], f"version {after} stays")
+    return {"promoted": f"version {before} → {after}", "rolled_back": f"rolled back, version {before} → {after}",
+            "shadow": f"version {after}, a shadow beside it", "failed": f"never ended, version {after} stays",
+            "pending": "pending",
+            "refused": f"refused, version {after} stays"}.get(decision["outcome"], f"version {after} stays")
 
 # %% ../../nbs/view/10_decisions.ipynb #0edc0b85
 def log_table(decisions: list[dict], chosen: str = "",  # the window that is looked at
@@ -134,12 +110,9 @@ def log_table(decisions: list[dict], chosen: str = "",  # the window that is loo
     "The decisions, with the figures that they stood on."
     def row(d):
         e = d["evidence"]
-        guess = (
-            "–"
-            if number(e.get("estimate_auc")) == "–"
-            else number(e["estimate_auc"])
-            + ("" if e.get("estimate_trusted", True) else '<br><span class="soft">not trusted</span>')
-        )
+        guess = ("–" if number(e.get("estimate_auc")) == "–"
+                 else number(e["estimate_auc"]) + ("" if e.get("estimate_trusted", True)
+                                                   else '<br><span class="soft">not trusted</span>'))
         # how a retraining ended is told whatever else is left out
         settled = [r for r in d.get("settled", []) if r in d["reasons"]]
         told = [r for r in d["reasons"] if r not in settled]
@@ -163,20 +136,9 @@ def log_table(decisions: list[dict], chosen: str = "",  # the window that is loo
         ]
     newest = decisions[::-1]
     marked = next((i for i, d in enumerate(newest) if d["period"] == chosen), None)
-    return table(
-        {
-            "window": "name",
-            "rows": "num",
-            "AUC": "num",
-            "usual": "num",
-            "estimated": "num",
-            "decision": "",
-            "model": "whole",
-            "why": "",
-        },
-        [row(d) for d in newest],
-        marked,
-    )
+    return table({"window": "name", "rows": "num", "AUC": "num", "usual": "num", "estimated": "num", "decision": "",
+                  "model": "whole", "why": ""},
+                 [row(d) for d in newest], marked)
 
 # %% ../../nbs/view/10_decisions.ipynb #46d719ce
 def decisions_view(decisions: list[dict]) -> View:

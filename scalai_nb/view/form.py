@@ -54,31 +54,21 @@ def control(p: Parameter,
     "What a parameter is set by."
     kind, none = kinds(p.type)
     known = None if p.default in (REQUIRED, COMPUTED) else p.default
-    label = dict(
-        description=p.name,
-        style={"description_width": f"{width*.6 + .6:.1f}rem"},
-        layout=w.Layout(width=f"{width*.6 + 18:.1f}rem"),
-    )
+    label = dict(description=p.name, style={"description_width": f"{width*.6 + .6:.1f}rem"},
+                 layout=w.Layout(width=f"{width*.6 + 18:.1f}rem"))
     # of a bool there are three answers then
     if get_origin(kind) is Literal or kind is bool and (none or known is None):
         options = [(str(v).lower() if isinstance(v, bool) else str(v), v) for v in get_args(kind) or (True, False)]
         if p.default in (REQUIRED, COMPUTED): options.insert(0, ("choose …" if p.required else "as computed", CHOOSE))
-        return w.Dropdown(
-            options=options + [("none", None)] * none,
-            value=CHOOSE if p.default in (REQUIRED, COMPUTED) else known,
-            **label,
-        )
+        return w.Dropdown(options=options + [("none", None)] * none,
+                          value=CHOOSE if p.default in (REQUIRED, COMPUTED) else known, **label)
     if kind is bool: return w.Checkbox(value=known, indent=False, **label)
     if kind is date: return w.DatePicker(value=known, **label)
     if kind is datetime and getattr(known, "tzinfo", None) is None: return w.NaiveDatetimePicker(value=known, **label)
-    hint = (
-        "env:NAME or file:PATH"
-        if kind is Secret
-        else "computed by the notebook" if p.default is COMPUTED else "none" if none else ""
-    )
-    return (w.Textarea if "\n" in as_text(p.default) else w.Text)(
-        value=as_text(p.default), placeholder=hint, continuous_update=False, **label
-    )
+    hint = ("env:NAME or file:PATH" if kind is Secret else "computed by the notebook" if p.default is COMPUTED
+            else "none" if none else "")
+    return (w.Textarea if "\n" in as_text(p.default) else w.Text)(value=as_text(p.default), placeholder=hint,
+                                                                  continuous_update=False, **label)
 
 # %% ../../nbs/view/17_form.ipynb #b06bf4a0
 class Field(w.VBox):
@@ -116,15 +106,9 @@ class Started:
     def __init__(self, notebook: Path, given: dict, settings: Settings):
         self.record, self.said, self.run, self.cell = Record(settings), tempfile.TemporaryFile(), None, None
         known = {"SCALAI_SETTINGS": str(settings.file)} if settings.file.is_file() else {}
-        self.process = subprocess.Popen(
-            [*COMMAND, "run", str(notebook), "--parameters", "-", "--json"],
-            cwd=settings.root,
-            env=os.environ | known,
-            stdin=subprocess.PIPE,
-            stdout=self.said,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        self.process = subprocess.Popen([*COMMAND, "run", str(notebook), "--parameters", "-", "--json"],
+                                        cwd=settings.root, env=os.environ | known, stdin=subprocess.PIPE,
+                                        stdout=self.said, stderr=subprocess.DEVNULL, start_new_session=True)
         self.process.stdin.write(json.dumps(plain(given)).encode())
         self.process.stdin.close()
         self.who = identity(self.process.pid)
@@ -139,14 +123,9 @@ class Started:
             self.run = next((r for r in self.record.runs(nested=True, limit=20) if r.process == self.who), None)
         if self.run is None: return None
         self.run = self.record.get(self.run.id)
-        self.cell = next(
-            (
-                e["cell"]
-                for e in reversed(tail(self.record.folder(self.run.id) / "log.jsonl"))
-                if e.get("cell") is not None
-            ),
-            self.cell,
-        )
+        self.cell = next((e["cell"] for e in reversed(tail(self.record.folder(self.run.id) / "log.jsonl"))
+                          if e.get("cell") is not None),
+                         self.cell)
         return self.run
 
     def stop(self): self.process.send_signal(signal.SIGTERM)
@@ -172,15 +151,10 @@ def standing(started: Started) -> str:  # HTML
     if run is None: return f'<p role="status">{chip("running", "starting")}</p>'
     if not started.ended:
         at = "" if started.cell is None else f"cell {started.cell + 1} of {run.cells} · "
-        return (
-            f'<p role="status">{chip(LEVEL.get(run.state, "running"), run.state)}'
-            f' {at}{duration(took(run))}</p>{last_line(started)}'
-        )
-    facts = {
-        "Run": run.id,
-        "Notebook as it ran": os.path.relpath(run.output, started.record.settings.root),
-        "Took": duration(run.seconds),
-    }
+        return (f'<p role="status">{chip(LEVEL.get(run.state, "running"), run.state)}'
+                f' {at}{duration(took(run))}</p>{last_line(started)}')
+    facts = {"Run": run.id, "Notebook as it ran": os.path.relpath(run.output, started.record.settings.root),
+             "Took": duration(run.seconds)}
     shown = headline(LEVEL[run.state], f"{run.name} {run.state.replace('_', ' ')}", facts)
     try: run.raise_for_state()
     except ScalaiError as e: return shown + two_lines(e)
@@ -189,14 +163,9 @@ def standing(started: Started) -> str:  # HTML
 
 # %% ../../nbs/view/17_form.ipynb #2b4517ad
 def last_line(started: Started) -> str:
-    text = next(
-        (
-            e["text"]
-            for e in reversed(tail(started.record.folder(started.run.id) / "log.jsonl"))
-            if e.get("type") == "stream" and e["text"].strip()
-        ),
-        "",
-    )
+    text = next((e["text"] for e in reversed(tail(started.record.folder(started.run.id) / "log.jsonl"))
+                 if e.get("type") == "stream" and e["text"].strip()),
+                "")
     return f'<pre>{escape(text.strip().splitlines()[-1][:200])}</pre>' if text else ""
 
 def refusal(started: Started) -> ScalaiError:
@@ -205,10 +174,8 @@ def refusal(started: Started) -> ScalaiError:
     try:
         error = json.loads(started.said.read())["error"]
     except (ValueError, KeyError):
-        return ScalaiError(
-            f"The engine ended with {started.process.returncode} before it began.",
-            "Run the notebook in a terminal to see why: scalai run NOTEBOOK",
-        )
+        return ScalaiError(f"The engine ended with {started.process.returncode} before it began.",
+                           "Run the notebook in a terminal to see why: scalai run NOTEBOOK")
     return ScalaiError(error["message"], error["hint"], error["kind"])
 
 # %% ../../nbs/view/17_form.ipynb #be8419cd

@@ -22,16 +22,8 @@ from ..core.jsonable import duration, several
 from ..training.logger import column, figures, figures_of, pace
 
 # %% ../../nbs/view/14_live.ipynb #1e6cadbc
-MARKS = {
-    "starting": "…",
-    "training": "▸",
-    "validating": "◆",
-    "done": "✓",
-    "cancelled": "■",
-    "stopped": "■",
-    "failed": "✕",
-    "lost": "!",
-}
+MARKS = {"starting": "…", "training": "▸", "validating": "◆", "done": "✓", "cancelled": "■", "stopped": "■",
+         "failed": "✕", "lost": "!"}
 
 OVER = "done", "failed", "cancelled"
 
@@ -55,16 +47,15 @@ class Training:
         """The line of the loss goes on:
 
         by what some steps told, by the mean of an epoch that was too short to tell anything."""
-        if "history" not in event:self.loss.append((self.epochs_done(), event["loss"]))
+        if "history" not in event: self.loss.append((self.epochs_done(), event["loss"]))
         elif not self.loss or self.loss[-1][0] <= event["epoch"] - 1: self.loss.append((event["epoch"], event["loss"]))
 
     def epochs_done(self) -> float: return self.told["step"]/self.told["steps"]*self.told["epochs"]
 
     def go_back(self) -> None:
         "It goes on from a checkpoint: what came after it is learnt again."
-        self.loss = [
-            (at, loss) for at, loss in self.loss or column(self.told["history"], "loss") if at <= self.epochs_done()
-        ]
+        self.loss = [(at, loss) for at, loss in self.loss or column(self.told["history"], "loss")
+                     if at <= self.epochs_done()]
 
 # %% ../../nbs/view/14_live.ipynb #3b6a91d7
 def sentence(self: Training) -> str:  # HTML
@@ -76,25 +67,19 @@ def sentence(self: Training) -> str:  # HTML
         epochs = f"{several(len(self.history), 'epoch')} in {duration(told['seconds'], tenths=False)}"
     if self.state in ("failed", "cancelled") and epochs:
         epochs = f"in {epochs}, at step {told['step']:,} of {told['steps']:,}"
-    return " · ".join(
-        [f"<b>{marked(word)}</b> {epochs}".strip(), *([several(told["ranks"], "rank")] if "ranks" in told else [])]
-    )
+    return " · ".join([f"<b>{marked(word)}</b> {epochs}".strip(),
+                       *([several(told["ranks"], "rank")] if "ranks" in told else [])])
 
 def facts(self: Training) -> list[str]:  # HTML, a line each
     "The pace while it lasts, the figures, what went wrong and what to do."
     told, lines = self.told, []
     if self.state == "training" and "steps" in told:
-        bar = (
-            f'<progress max="{told["steps"]}" value="{told["step"]}" aria-label="steps done" style="width: 9rem;'
-            ' max-width: 100%"></progress>'
-        )
+        bar = (f'<progress max="{told["steps"]}" value="{told["step"]}" aria-label="steps done" style="width: 9rem;'
+               ' max-width: 100%"></progress>')
         lines.append(" · ".join([f"{bar} {told['step']:,} of {told['steps']:,} steps", *pace(told)]))
     lines.append(" · ".join(f"{k} {v}" for k, v in figures_of(told).items()))
-    for name in (
-        ("note",) * (self.state == "starting")
-        + ("error",) * (self.state == "failed")
-        + ("hint",) * (self.state in OVER)
-    ):
+    for name in (("note",) * (self.state == "starting") + ("error",) * (self.state == "failed")
+                 + ("hint",) * (self.state in OVER)):
         lines.append(escape(told.get(name, "")))
     return [line for line in lines if line]
 
@@ -113,14 +98,11 @@ def ranks(self: Training) -> str:  # HTML
 @patch
 def html(self: Training) -> str:
     until = max([1, *(math.ceil(at) for at, _ in self.loss[-1:]), *(h["epoch"] for h in self.history[-1:])])
-    drawn = (
-        figures(self.history, None if self.state == "done" else self.loss, until) if self.loss or self.history else ""
-    )
+    drawn = (figures(self.history, None if self.state == "done" else self.loss, until) if self.loss or self.history
+             else "")
     lines = "".join(f'<div style="overflow-wrap: anywhere">{line}</div>' for line in facts(self))
-    return (
-        '<div style="font-variant-numeric: tabular-nums"><div'
-        f' role="status">{sentence(self)}</div>{lines}{drawn}{ranks(self)}</div>'
-    )
+    return ('<div style="font-variant-numeric: tabular-nums"><div'
+            f' role="status">{sentence(self)}</div>{lines}{drawn}{ranks(self)}</div>')
 
 # %% ../../nbs/view/14_live.ipynb #90aedb4f
 class Candidates:
@@ -130,20 +112,15 @@ class Candidates:
     def hear(self, event: dict): self.rows.append(event)
 
     def html(self) -> str:
-        lines = [
-            [escape(str(r["recipe"])), f"{r['accuracy']:.4f}", f"{r['latency_ms']:.3f}", f"{r['size_bytes']/1e3:,.1f}"]
-            for r in self.rows
-        ]
+        lines = [[escape(str(r["recipe"])), f"{r['accuracy']:.4f}", f"{r['latency_ms']:.3f}",
+                  f"{r['size_bytes']/1e3:,.1f}"]
+                 for r in self.rows]
 
         def row(tag, line):
-            return (
-                "<tr>"
-                + "".join(
-                    f'<{tag} style="text-align: {"right" if i else "left"}; padding: 2px 10px">{v}</{tag}>'
-                    for i, v in enumerate(line)
-                )
-                + "</tr>"
-            )
+            return ("<tr>"
+                    + "".join(f'<{tag} style="text-align: {"right" if i else "left"}; padding: 2px 10px">{v}</{tag}>'
+                              for i, v in enumerate(line))
+                    + "</tr>")
 
         head = row("th", ["candidate", "accuracy", "64 rows, ms", "size, kB"])
         return (
@@ -161,10 +138,8 @@ class Trials:
     def html(self) -> str:
         from scalai_nb.training.search_report import describe_search
         return describe_search(
-            self.event["run"],
-            self.event["rows"],
-            self.event["about"],
-            doing=f"{self.state}, {self.event['of']} in all" if self.state == "searching" else self.state,
+            self.event["run"], self.event["rows"], self.event["about"],
+            doing=f"{self.state}, {self.event['of']} in all" if self.state == "searching" else self.state
         )
 
 # %% ../../nbs/view/14_live.ipynb #7875d76f
@@ -198,12 +173,9 @@ def stop_button(stop: Callable[[], None],  # asks the work to stop, and returns
     if not pressable(): return None
     from IPython.display import HTML, display
     from ipywidgets import Button
-    button = Button(
-        description="Stop training",
-        icon="stop",
-        tooltip="Ends every process of this training; it can go on from its last checkpoint",
-        layout={"width": "auto"},
-    )
+    button = Button(description="Stop training", icon="stop",
+                    tooltip="Ends every process of this training; it can go on from its last checkpoint",
+                    layout={"width": "auto"})
     def pressed(_):
         stop()
         button.disabled, button.description = True, "Stopping …"

@@ -38,36 +38,20 @@ LINES = {"loss": ("training", BLUE), "val_loss": ("validation", ORANGE)}
 def learning(history: list[dict],  # one an epoch: epoch (from 1), loss, val_loss, …
              height: int = 280) -> bq.Figure:
     "Losses by epoch."
-    known = {
-        k: [(h["epoch"], h[k]) for h in history if isinstance(h.get(k), (int, float)) and np.isfinite(h[k])]
-        for k in LINES
-    }
+    known = {k: [(h["epoch"], h[k]) for h in history if isinstance(h.get(k), (int, float)) and np.isfinite(h[k])]
+             for k in LINES}
     every = [v for points in known.values() for _, v in points] or [0., 1.]
     pad = max(.06 * (max(every) - min(every)), 1e-3)
     epochs = [h["epoch"] for h in history] or [1]
     x, y = measured_scale(min(epochs) - .3, max(epochs) + .3), measured_scale(min(every) - pad, max(every) + pad)
-    marks = [
-        bq.Lines(
-            x=np.array(points, float)[:, 0],
-            y=np.array(points, float)[:, 1],
-            scales={"x": x, "y": y},
-            colors=[LINES[k][1]],
-            marker="circle",
-            marker_size=50,
-            stroke_width=2.5,
-        )
-        for k, points in known.items()
-        if points
-    ]
+    marks = [bq.Lines(x=np.array(points, float)[:, 0], y=np.array(points, float)[:, 1], scales={"x": x, "y": y},
+                      colors=[LINES[k][1]], marker="circle", marker_size=50, stroke_width=2.5)
+             for k, points in known.items() if points]
     step = -(-len(epochs) // 12)
-    return figure(
-        marks,
-        [
-            axis(x, "epochs done", tick_values=np.array(epochs[::step]), tick_format="d"),
-            axis(y, "loss a row, nats", upright=True),
-        ],
-        height,
-    )
+    return figure(marks,
+                  [axis(x, "epochs done", tick_values=np.array(epochs[::step]), tick_format="d"),
+                   axis(y, "loss a row, nats", upright=True)],
+                  height)
 
 # %% ../../nbs/view/13_model.ipynb #8983bee9
 def training_view(run) -> View:  # training.run.Run
@@ -76,18 +60,10 @@ def training_view(run) -> View:  # training.run.Run
         k.replace("val_", "validation "): number(v, 4) for k, v in run.metrics.items() if isinstance(v, float)
     } | {"Seconds": number(run.seconds, 1), "Ranks": str(run.ranks), "Rows": str(run.data.get("rows", "–"))}
     said = f"Run {run.id[:8]} learnt {run.target or 'its target'} in {several(len(run.history), 'epoch')}."
-    return View(
-        [
-            html(
-                headline("good", said, facts)
-                + "<h3>How it learnt</h3>"
-                + key({name: colour for name, colour in LINES.values()})
-            ),
-            learning(run.history),
-            html(learnt_csv(run.history)),
-        ],
-        static=run._repr_html_() if hasattr(run, "_repr_html_") else headline("good", said, facts),
-    )
+    return View([html(headline("good", said, facts) + "<h3>How it learnt</h3>"
+                      + key({name: colour for name, colour in LINES.values()})),
+                 learning(run.history), html(learnt_csv(run.history))],
+                static=run._repr_html_() if hasattr(run, "_repr_html_") else headline("good", said, facts))
 
 def learnt_csv(history: list[dict]) -> str:  # HTML
     "What `learning` draws."
@@ -107,9 +83,8 @@ def frontier_figure(frontier, chosen: str = "", height: int = 340,
                    ) -> bq.Figure:
     "Accuracy over latency."
     cs = frontier.candidates
-    ms, low, high = (
-        np.array([getattr(c, k) for c in cs], float) for k in ("latency_ms", "accuracy_low", "accuracy_high")
-    )
+    ms, low, high = (np.array([getattr(c, k) for c in cs], float)
+                     for k in ("latency_ms", "accuracy_low", "accuracy_high"))
     accuracy, pad = np.array([c.accuracy for c in cs], float), max(.1 * (high.max() - low.min()), 1e-4)
     x, y = measured_scale(0, 1.12 * ms.max()), measured_scale(low.min() - pad, high.max() + 2 * pad)  # room for names
     scales, line = {"x": x, "y": y}, unbeaten(cs)
@@ -117,46 +92,26 @@ def frontier_figure(frontier, chosen: str = "", height: int = 340,
     named = np.array([c in line or c.recipe == chosen for c in cs])  # the others say their name to a pointer
     def dots(some):
         which = [c for c, s in zip(cs, some) if s]
-        dots = bq.Scatter(
-            x=ms[some],
-            y=accuracy[some],
-            size=kb[some],
-            scales=scales | {"size": bq.LinearScale(min=0, max=float(kb[some].max()))},
-            default_size=max(1, round(500 * kb[some].max() / kb.max())),
-            colors=[GREEN if c.recipe == chosen else BLUE for c in which],
-            names=[c.recipe for c in which],
-            display_names=False,
-            opacities=[0.85],
-            tooltip=bq.Tooltip(
-                fields=["name", "y", "x", "size"],
-                labels=["", "accuracy", "64 rows, ms", "size, kB"],
-                formats=["", ".4f", ".3f", ",.1f"],
-            ),
-            tooltip_style={"opacity": 1},
-        )
+        dots = bq.Scatter(x=ms[some], y=accuracy[some], size=kb[some],
+                          scales=scales | {"size": bq.LinearScale(min=0, max=float(kb[some].max()))},
+                          default_size=max(1, round(500 * kb[some].max() / kb.max())),
+                          colors=[GREEN if c.recipe == chosen else BLUE for c in which],
+                          names=[c.recipe for c in which], display_names=False, opacities=[0.85],
+                          tooltip=bq.Tooltip(fields=["name", "y", "x", "size"],
+                                             labels=["", "accuracy", "64 rows, ms", "size, kB"],
+                                             formats=["", ".4f", ".3f", ",.1f"]),
+                          tooltip_style={"opacity": 1})
         if choose is not None: dots.on_element_click(lambda _, told: choose(which[told["data"]["index"]].recipe))
         return dots
-    marks = [
-        bq.Lines(
-            x=np.repeat(ms[:, None], 2, 1), y=np.stack([low, high], 1), scales=scales, colors=[GREY], stroke_width=1.5
-        ),
-        bq.Lines(
-            x=[c.latency_ms for c in line],
-            y=[c.accuracy for c in line],
-            scales=scales,
-            colors=[GREY],
-            line_style="dashed",
-            stroke_width=1.5,
-        ),
-        *names_above([c for c, s in zip(cs, named) if s], 0.25 * ms.max(), scales),
-        *(dots(some) for some in (~named, named) if some.any()),
-    ]
-    return figure(
-        marks,
-        [axis(x, "latency of 64 rows, one thread, ms"), axis(y, "accuracy, share right", upright=True)],
-        height,
-        left=72,
-    )
+    marks = [bq.Lines(x=np.repeat(ms[:, None], 2, 1), y=np.stack([low, high], 1), scales=scales, colors=[GREY],
+                      stroke_width=1.5),
+             bq.Lines(x=[c.latency_ms for c in line], y=[c.accuracy for c in line], scales=scales, colors=[GREY],
+                      line_style="dashed", stroke_width=1.5),
+             *names_above([c for c, s in zip(cs, named) if s], 0.25 * ms.max(), scales),
+             *(dots(some) for some in (~named, named) if some.any())]
+    return figure(marks,
+                  [axis(x, "latency of 64 rows, one thread, ms"), axis(y, "accuracy, share right", upright=True)],
+                  height, left=72)
 
 # %% ../../nbs/view/13_model.ipynb #d636f842
 def names_above(candidates: list, near: float,  # ms: closer names would run into each other
@@ -167,103 +122,57 @@ def names_above(candidates: list, near: float,  # ms: closer names would run int
         up = 1 - up if c.latency_ms - last < near else 0
         rows[up].append(c)
         last = c.latency_ms
-    return [
-        bq.Label(
-            x=[c.latency_ms for c in row],
-            y=[c.accuracy_high for c in row],
-            text=[c.recipe for c in row],
-            scales=scales,
-            align="middle",
-            y_offset=-6 - 14 * i,
-            default_size=12,
-            font_weight="normal",
-            colors=[INK],
-            enable_move=False,
-        )
-        for i, row in enumerate(rows)
-        if row
-    ]
+    return [bq.Label(x=[c.latency_ms for c in row], y=[c.accuracy_high for c in row], text=[c.recipe for c in row],
+                     scales=scales, align="middle", y_offset=-6 - 14 * i, default_size=12, font_weight="normal",
+                     colors=[INK], enable_move=False)
+            for i, row in enumerate(rows) if row]
 
 # %% ../../nbs/view/13_model.ipynb #97e2da36
 def frontier_view(frontier) -> View:  # compression.frontier.Frontier
     "The candidates as a picture and as a table; a choice, by its name or its dot, shows what it costs."
     best = frontier.best(frontier.budget)
-    which = dropdown(
-        "Candidate", [c.recipe for c in frontier.candidates], best.recipe if best else frontier.candidates[0].recipe
-    )
+    which = dropdown("Candidate", [c.recipe for c in frontier.candidates],
+                     best.recipe if best else frontier.candidates[0].recipe)
     picture, told = w.VBox(), html("")
     def draw(*_):
         names = [c.recipe for c in frontier.candidates]
-        picture.children = [
-            frontier_figure(frontier, which.value, choose=lambda recipe: setattr(which, "value", recipe))
-        ]
+        picture.children = [frontier_figure(frontier, which.value,
+                                            choose=lambda recipe: setattr(which, "value", recipe))]
         told.value = candidates_csv(frontier) + candidates_table(frontier, names.index(which.value))
     which.observe(draw, "value")
     draw()
     said = f"{best.recipe} is the best within the budget." if best else "No candidate meets the budget."
-    facts = {
-        "Why": frontier.why or "–",
-        "Budget": ", ".join(f"{k} {v:g}" for k, v in frontier.budget.items()) or "none",
-        "Measured on": f"{frontier.rows:,} rows",
-    }
-    return View(
-        [
-            html(
-                headline("good" if best else "attention", said, facts)
-                + key(
-                    {
-                        "a candidate, its area the file's size": BLUE,
-                        "the chosen one": GREEN,
-                        "95 % interval; unbeaten (dashed), others say their name to a pointer": GREY,
-                    }
-                )
-            ),
-            controls(which),
-            picture,
-            told,
-        ],
-        static=(
-            frontier._repr_html_()
-            if hasattr(frontier, "_repr_html_")
-            else headline("good", said, facts) + candidates_table(frontier)
-        ),
-    )
+    facts = {"Why": frontier.why or "–",
+             "Budget": ", ".join(f"{k} {v:g}" for k, v in frontier.budget.items()) or "none",
+             "Measured on": f"{frontier.rows:,} rows"}
+    return View([html(headline("good" if best else "attention", said, facts)
+                      + key({"a candidate, its area the file's size": BLUE, "the chosen one": GREEN,
+                             "95 % interval; unbeaten (dashed), others say their name to a pointer": GREY})),
+                 controls(which), picture, told],
+                static=(frontier._repr_html_() if hasattr(frontier, "_repr_html_")
+                        else headline("good", said, facts) + candidates_table(frontier)))
 
 # %% ../../nbs/view/13_model.ipynb #ea2f965b
 def candidates_csv(frontier, name: str = "frontier") -> str:  # HTML
     "What `frontier_figure` draws."
-    return download(
-        name,
-        {
-            k: [getattr(c, k) for c in frontier.candidates]
-            for k in ("recipe", "accuracy", "accuracy_low", "accuracy_high", "latency_ms", "size_bytes")
-        },
-    )
+    return download(name,
+                    {k: [getattr(c, k) for c in frontier.candidates]
+                     for k in ("recipe", "accuracy", "accuracy_low", "accuracy_high", "latency_ms", "size_bytes")})
 
 # %% ../../nbs/view/13_model.ipynb #a0bff831
 def candidates_table(frontier, marked: int | None = None) -> str:  # HTML
     base = frontier.base
     area = {"AUC": lambda c: number(c.auc, 4)} if base.auc is not None else {}
-    told = (
-        {
-            "accuracy": lambda c: f"{c.accuracy:.4f}",
-            "95 % interval": lambda c: f"{c.accuracy_low:.4f} … {c.accuracy_high:.4f}",
-            "points to the base": lambda c: f"{100 * (c.accuracy - base.accuracy):+.2f}",
-        }
-        | area
-        | {
-            "64 rows, p50 / p99, ms": lambda c: _pair(c, 64),
-            "1 row, p50 / p99, ms": lambda c: _pair(c, 1),
-            "memory, MB": lambda c: number(c.memory_bytes and c.memory_bytes / 1e6, 1),
-            "size, kB": lambda c: f"{c.size_bytes / 1e3:,.1f}",
-            "of the base": lambda c: f"{100 * c.size_bytes / base.size_bytes:.0f} %",
-        }
-    )
-    return table(
-        {"candidate": "name title"} | dict.fromkeys(told, "num"),
-        [[escape(c.recipe), *(tell(c) for tell in told.values())] for c in frontier.candidates],
-        marked,
-    )
+    told = ({"accuracy": lambda c: f"{c.accuracy:.4f}",
+             "95 % interval": lambda c: f"{c.accuracy_low:.4f} … {c.accuracy_high:.4f}",
+             "points to the base": lambda c: f"{100 * (c.accuracy - base.accuracy):+.2f}"}
+            | area
+            | {"64 rows, p50 / p99, ms": lambda c: _pair(c, 64), "1 row, p50 / p99, ms": lambda c: _pair(c, 1),
+               "memory, MB": lambda c: number(c.memory_bytes and c.memory_bytes / 1e6, 1),
+               "size, kB": lambda c: f"{c.size_bytes / 1e3:,.1f}",
+               "of the base": lambda c: f"{100 * c.size_bytes / base.size_bytes:.0f} %"})
+    return table({"candidate": "name title"} | dict.fromkeys(told, "num"),
+                 [[escape(c.recipe), *(tell(c) for tell in told.values())] for c in frontier.candidates], marked)
 
 def _pair(c, batch: int) -> str:  # on one thread
     return f"{number(c.way(batch).get('p50_ms'))} / {number(c.way(batch).get('p99_ms'))}"
@@ -279,19 +188,10 @@ def sensitivity_figure(found,  # compression.prune.Sensitivity
     every = np.concatenate(list(rises.values()))
     pad = max(.06 * float(every.max() - every.min()), 1e-6)
     x, y = measured_scale(0, 100), measured_scale(every.min() - pad, every.max() + pad)
-    marks = [
-        bq.Lines(
-            x=taken,
-            y=rise,
-            scales={"x": x, "y": y},
-            colors=[TINTS[i % len(TINTS)]],
-            line_style="solid" if i < len(TINTS) else "dashed",
-            marker="circle",
-            marker_size=50,
-            stroke_width=2.5,
-        )
-        for i, rise in enumerate(rises.values())
-    ]
+    marks = [bq.Lines(x=taken, y=rise, scales={"x": x, "y": y}, colors=[TINTS[i % len(TINTS)]],
+                      line_style="solid" if i < len(TINTS) else "dashed", marker="circle", marker_size=50,
+                      stroke_width=2.5)
+             for i, rise in enumerate(rises.values())]
     return figure(marks, [axis(x, "units taken from one layer, %"), axis(y, "rise of the loss", upright=True)], height)
 
 # %% ../../nbs/view/13_model.ipynb #e13ddc16
@@ -300,28 +200,16 @@ def sensitivity_view(found) -> View:  # compression.prune.Sensitivity
     middle = {n: at[len(at) // 2] - found.base for n, at in found.losses.items()}
     spare, share = min(middle, key=middle.get), found.shares[len(found.shares) // 2]
     said = f"{spare} can spare units most easily."
-    facts = {
-        "Loss of the whole": number(found.base, 4),
-        f"{spare} without {share:.0%} of its units": f"{middle[spare]:+.4f}",
-        "Layers": str(len(middle)),
-    }
+    facts = {"Loss of the whole": number(found.base, 4),
+             f"{spare} without {share:.0%} of its units": f"{middle[spare]:+.4f}", "Layers": str(len(middle))}
     tints = {f"{n}, {found.has(n)}": TINTS[i % len(TINTS)] for i, n in enumerate(found.losses)}
     rows = [[escape(n), found.has(n), *(f"{v - found.base:+.4f}" for v in at)] for n, at in found.losses.items()]
     heads = {"layer": "name", "has": "num"} | {f"−{s:.0%}": "num" for s in found.shares}
-    return View(
-        [
-            html(headline("good", said, facts) + "<h3>Rise of the loss</h3>" + key(tints)),
-            sensitivity_figure(found),
-            html(
-                download(
-                    "sensitivity",
-                    {"layer": list(found.losses), "units": [found.has(n) for n in found.losses]}
-                    | {
-                        f"loss_without_{s:g}": [v[i] for v in found.losses.values()]
-                        for i, s in enumerate(found.shares)
-                    },
-                )
-                + table(heads, rows)
-            ),
-        ]
-    )
+    return View([html(headline("good", said, facts) + "<h3>Rise of the loss</h3>" + key(tints)),
+                 sensitivity_figure(found),
+                 html(download("sensitivity",
+                               {"layer": list(found.losses), "units": [found.has(n) for n in found.losses]} | {
+                                   f"loss_without_{s:g}": [v[i] for v in found.losses.values()]
+                                   for i, s in enumerate(found.shares)
+                               })
+                      + table(heads, rows))])

@@ -42,14 +42,9 @@ from scalai_nb.view.style import (
 
 # %% ../../nbs/view/24_models.ipynb #2a41ae7d
 NONE = "There is no model in this workspace yet: run `scalai demo`, or register one with `Registry().register(…)`."
-STANDS = {
-    "champion": ("good", "serves"),
-    "challenger": ("attention", "waits"),
-    "previous": ("unknown", "served before"),
-    "earlier": ("unknown", "served earlier"),
-    "refused": ("unknown", "refused"),
-    "retired": ("unknown", "retired"),
-}
+STANDS = {"champion": ("good", "serves"), "challenger": ("attention", "waits"),
+          "previous": ("unknown", "served before"), "earlier": ("unknown", "served earlier"),
+          "refused": ("unknown", "refused"), "retired": ("unknown", "retired")}
 FIGURES = {  # metric -> heading, what a person reads
     "accuracy": ("accuracy", lambda v: f"{100 * v:.2f} %"),
     "auc": ("AUC", lambda v: number(v, 4)),
@@ -63,10 +58,9 @@ def registered(settings: Settings) -> list[dict]:  # as `Registry.list` gives th
 
 def stands(entry: dict) -> str:  # a key of STANDS; empty: nobody decided about it
     "What a version is now, or what was decided about it last."
-    return next(
-        (a for a in ("champion", "challenger", "previous") if a in entry["aliases"]),
-        {"promoted": "earlier", "refused": "refused", "retired": "retired"}.get(entry["tags"].get("outcome"), ""),
-    )
+    return next((a for a in ("champion", "challenger", "previous") if a in entry["aliases"]),
+                {"promoted": "earlier", "refused": "refused",
+                 "retired": "retired"}.get(entry["tags"].get("outcome"), ""))
 
 # %% ../../nbs/view/24_models.ipynb #e66348a4
 def figure_of(entry: dict, metric: str) -> str:
@@ -79,68 +73,41 @@ def learnt_from(entry: dict) -> str:
 
 def versions_table(entries: list[dict],  # of one model, newest first, as `Registry.list` gives them
                    chosen: int | None = None) -> str:  # HTML
-    heads = (
-        {"version": "name", "now": ""}
-        | {FIGURES[m][0]: "num" for m in FIGURES}
-        | {"made by": "whole", "learnt from": "whole", "why": ""}
-    )
-    row = lambda e: [
-        f"{e['version']}",
-        chip(*STANDS[stands(e)]) if stands(e) else "",
-        *(figure_of(e, m) for m in FIGURES),
-        escape(e["tags"].get("recipe", "–")),
-        escape(learnt_from(e)),
-        escape(e["tags"].get("reason", "")),
-    ]
-    return table(
-        heads, [row(e) for e in entries], next((i for i, e in enumerate(entries) if e["version"] == chosen), None)
-    )
+    heads = ({"version": "name", "now": ""} | {FIGURES[m][0]: "num" for m in FIGURES}
+             | {"made by": "whole", "learnt from": "whole", "why": ""})
+    row = lambda e: [f"{e['version']}", chip(*STANDS[stands(e)]) if stands(e) else "",
+                     *(figure_of(e, m) for m in FIGURES), escape(e["tags"].get("recipe", "–")), escape(learnt_from(e)),
+                     escape(e["tags"].get("reason", ""))]
+    return table(heads, [row(e) for e in entries],
+                 next((i for i, e in enumerate(entries) if e["version"] == chosen), None))
 
 # %% ../../nbs/view/24_models.ipynb #1cb4fa6f
-def standing(
-    name: str, entries: list[dict], log: list[dict]
-) -> tuple[str, str, dict[str, str]]:  # level, sentence, facts
+def standing(name: str, entries: list[dict],
+             log: list[dict]) -> tuple[str, str, dict[str, str]]:  # level, sentence, facts
     "What serves, since when, what needs me."
     now = {stands(e): e for e in reversed(entries)}
     serves, waits = now.get("champion"), now.get("challenger")
     if serves is None:
-        return (
-            "act",
-            (
-                f"No version of {name} serves; {listed(str(e['version']) for e in entries)}"
-                f" {'is' if len(entries) == 1 else 'are'} registered."
-            ),
-            {"Needs you": "Promote a version below"},
-        )
-    since = next(
-        (
-            d["period"]
-            for d in log
-            if d["model"] == name and d["version_after"] == serves["version"] and d["outcome"] == "promoted"
-        ),
-        None,
-    )
-    facts = (
-        {"Needs you": f"Promote or refuse version {waits['version']}" if waits else "Nothing"}
-        | ({"Serves since": since} if since else {})
-        | {f"{h[:1].upper()}{h[1:]}": figure_of(serves, m) for m, (h, _) in FIGURES.items()}
-        | {"Learnt from": learnt_from(serves)}
-    )
+        return ("act",
+                (f"No version of {name} serves; {listed(str(e['version']) for e in entries)}"
+                 f" {'is' if len(entries) == 1 else 'are'} registered."),
+                {"Needs you": "Promote a version below"})
+    since = next((d["period"] for d in log
+                  if d["model"] == name and d["version_after"] == serves["version"] and d["outcome"] == "promoted"),
+                 None)
+    facts = ({"Needs you": f"Promote or refuse version {waits['version']}" if waits else "Nothing"}
+             | ({"Serves since": since} if since else {})
+             | {f"{h[:1].upper()}{h[1:]}": figure_of(serves, m) for m, (h, _) in FIGURES.items()}
+             | {"Learnt from": learnt_from(serves)})
     if waits:
-        return (
-            "attention",
-            f"Version {serves['version']} of {name} serves; version {waits['version']} waits for a decision.",
-            facts,
-        )
+        return ("attention",
+                f"Version {serves['version']} of {name} serves; version {waits['version']} waits for a decision.",
+                facts)
     return "good", f"Version {serves['version']} of {name} serves, and no other one waits.", facts
 
 # %% ../../nbs/view/24_models.ipynb #3d1c07fe
-SAID = {
-    "gain": ("good", "a gain"),
-    "loss": ("attention", "a loss"),
-    "neither": ("unknown", "neither"),
-    "unknown": ("unknown", "these rows cannot tell"),
-}
+SAID = {"gain": ("good", "a gain"), "loss": ("attention", "a loss"), "neither": ("unknown", "neither"),
+        "unknown": ("unknown", "these rows cannot tell")}
 
 def recorded_table(a: dict, b: dict) -> str:  # HTML
     "What was measured of both when they were registered."
@@ -166,10 +133,8 @@ def versus_table(v: ModelComparison) -> str:  # HTML
     "What may be said of B against A, by the same rows."
     if not v.rows: return f'<p class="soft">They were not judged on the same rows: {escape(v.judged)}.</p>'
     told = lambda x: f"{x[0]:.4f} ({x[1]:.4f} … {x[2]:.4f})"
-    rows = [
-        [escape(n), told(m["a"]), told(m["b"]), told(m["difference"]), chip(*SAID[m["said"]])]
-        for n, m in v.metrics.items()
-    ]
+    rows = [[escape(n), told(m["a"]), told(m["b"]), told(m["difference"]), chip(*SAID[m["said"]])]
+            for n, m in v.metrics.items()]
     return f'<p>{v.rows:,} {escape(v.judged)}; in brackets 95 % intervals.</p>' + table(
         {"measure": "name title", v.a: "num", v.b: "num", "difference": "num", f"{v.b} is": ""}, rows
     )
@@ -177,14 +142,9 @@ def versus_table(v: ModelComparison) -> str:  # HTML
 def versus_view(v: ModelComparison) -> View:
     "Two versions, and no more said of their difference than the rows can carry."
     sizes = "".join(f"<li><span>{escape(k)}</span><b>{a:,} · {b:,}</b></li>" for k, (a, b) in v.sizes.items())
-    differs = (
-        table(
-            {"differs": "name", v.a: "", v.b: ""},
-            [[escape(k), escape(str(a)[:80]), escape(str(b)[:80])] for k, (a, b) in v.differs.items()],
-        )
-        if v.differs
-        else ""
-    )
+    differs = (table({"differs": "name", v.a: "", v.b: ""},
+                     [[escape(k), escape(str(a)[:80]), escape(str(b)[:80])] for k, (a, b) in v.differs.items()])
+               if v.differs else "")
     return View(
         [html(f'<h3>{escape(v.a)} beside {escape(v.b)}</h3>{versus_table(v)}<ul class="facts">{sizes}</ul>{differs}')]
     )
@@ -194,12 +154,9 @@ class Promotion(w.VBox):
     "Promote a version: asked for, said what it does, given a reason, confirmed."
     def __init__(self, registry: Registry, done):  # done: called once something was promoted
         self.registry, self.done, self.name, self.number, self.serves = registry, done, "", 0, None
-        self.ask, self.why = button("Promote …"), w.Text(
-            description="Why (it is kept)",
-            continuous_update=True,
-            layout=w.Layout(width="34rem", max_width="100%"),
-            style={"description_width": "auto"},
-        )
+        self.ask, self.why = button("Promote …"), w.Text(description="Why (it is kept)", continuous_update=True,
+                                                         layout=w.Layout(width="34rem", max_width="100%"),
+                                                         style={"description_width": "auto"})
         self.confirm, self.leave = button("Promote", primary=True), button("Leave it")
         self.told, self.says = html(""), html("")
         self.sure = w.VBox([self.told, self.why, controls(self.confirm, self.leave)])
@@ -214,19 +171,11 @@ class Promotion(w.VBox):
     def show(self, name: str, number: int, serves: int | None) -> None:
         "Another version is looked at."
         self.name, self.number, self.serves = name, number, serves
-        self.ask.description, self.ask.disabled = (
-            f"Promote version {number} …",
-            number == serves or not visitor().edits,
-        )
-        why = (
-            "You look at this page as a viewer. Who came by the editor’s link may promote."
-            if not visitor().edits
-            else (
-                f"Version {number} serves already. Another one, chosen above, can be promoted."
-                if number == serves
-                else ""
-            )
-        )
+        self.ask.description, self.ask.disabled = (f"Promote version {number} …",
+                                                   number == serves or not visitor().edits)
+        why = ("You look at this page as a viewer. Who came by the editor’s link may promote." if not visitor().edits
+               else (f"Version {number} serves already. Another one, chosen above, can be promoted."
+                     if number == serves else ""))
         self.says.value = f'<p class="soft live-only">{why}</p>' if why else ""
         self.fold()
 
@@ -237,10 +186,7 @@ class Promotion(w.VBox):
             " it can be put back the same way.</p>"
         )
         self.confirm.description, self.why.value, self.says.value, self.sure.layout.display = (
-            f"Promote version {self.number}",
-            "",
-            "",
-            None,
+            f"Promote version {self.number}", "", "", None
         )
 
     def fold(self) -> None: self.sure.layout.display = "none"
@@ -261,9 +207,8 @@ class Promotion(w.VBox):
                 "attention",
                 f"Nothing was promoted: meanwhile version {now.version if now else 'none'} serves. Look again.",
             )
-        self.registry.promote(
-            self.name, self.number, f"{reason} (by hand on the dashboard{', by ' + who.name if who.name else ''})"
-        )
+        self.registry.promote(self.name, self.number,
+                              f"{reason} (by hand on the dashboard{', by ' + who.name if who.name else ''})")
         self.done()
         return said("good", f"{self.name}, version {self.number} serves now.")
 
@@ -277,11 +222,8 @@ class Models(View):
             super().__init__([html(headline("unknown", NONE, {}))])
             return
         names = list(dict.fromkeys(e["name"] for e in self.entries))
-        self.model, self.which, self.other = (
-            dropdown("Model", names),
-            dropdown("Version", [("–", 0)]),
-            dropdown("Against", [("–", 0)]),
-        )
+        self.model, self.which, self.other = (dropdown("Model", names), dropdown("Version", [("–", 0)]),
+                                              dropdown("Against", [("–", 0)]))
         self.versions, self.picture, self.recorded, self.judged = html(""), w.VBox(), html(""), html("")
         self.judge, self.promotion = button("Judge both on the same rows"), Promotion(self.registry, self.again)
         for choice, act in ((self.model, self.look), (self.which, self.draw), (self.other, self.beside)):
@@ -290,24 +232,10 @@ class Models(View):
         self.look()
         self.link = Link(model=self.model, version=self.which, against=self.other)
         many = [self.model] if len(names) > 1 else []
-        super().__init__(
-            [
-                self.link,
-                self.top,
-                html("<h2>Every version</h2>"),
-                controls(*many),
-                self.versions,
-                html("<h2>One version</h2>"),
-                controls(self.which),
-                self.picture,
-                html("<h2>Beside another one</h2>"),
-                controls(self.other, self.judge),
-                self.recorded,
-                self.judged,
-                html("<h2>Promote</h2>"),
-                self.promotion,
-            ]
-        )
+        super().__init__([self.link, self.top, html("<h2>Every version</h2>"), controls(*many), self.versions,
+                          html("<h2>One version</h2>"), controls(self.which), self.picture,
+                          html("<h2>Beside another one</h2>"), controls(self.other, self.judge), self.recorded,
+                          self.judged, html("<h2>Promote</h2>"), self.promotion])
 
     @property
     def mine(self) -> list[dict]:
@@ -343,15 +271,12 @@ def draw(self: Models) -> None:
     entry = self.entry(self.which.value)
     if self.other.value == entry["version"]:  # beside itself there is nothing to see
         with self.together():
-            self.other.value = next(
-                (n for n in (self.serves(), *(e["version"] for e in self.mine)) if n and n != entry["version"]),
-                entry["version"],
-            )
-    columns = (
-        {"version": [e["version"] for e in self.mine], "now": [stands(e) for e in self.mine]}
-        | {m: [e["metrics"].get(m) for e in self.mine] for m in FIGURES}
-        | {k: [e["tags"].get(k, "") for e in self.mine] for k in ("recipe", "periods", "reason")}
-    )
+            self.other.value = next((n for n in (self.serves(), *(e["version"] for e in self.mine))
+                                     if n and n != entry["version"]),
+                                    entry["version"])
+    columns = ({"version": [e["version"] for e in self.mine], "now": [stands(e) for e in self.mine]}
+               | {m: [e["metrics"].get(m) for e in self.mine] for m in FIGURES}
+               | {k: [e["tags"].get(k, "") for e in self.mine] for k in ("recipe", "periods", "reason")})
     self.versions.value = versions_table(self.mine, entry["version"]) + download(
         f"versions-of-{entry['name']}", columns, picture=False
     )
@@ -363,50 +288,35 @@ def draw(self: Models) -> None:
 @patch
 def frontier(self: Models, entry: dict) -> list:
     "The candidates among which this version was chosen."
-    nothing = html(
-        '<p class="soft">No candidates were measured for it: <code>scalai compress'
-        f' {escape(entry["name"])}@{entry["version"]} --budget accuracy_drop=.01</code></p>'
-    )
+    nothing = html('<p class="soft">No candidates were measured for it: <code>scalai compress'
+                   f' {escape(entry["name"])}@{entry["version"]} --budget accuracy_drop=.01</code></p>')
     try:
         found: Frontier = load_frontier(self.settings.path("frontiers", self.registry.record(entry["run"])["run"]))
     except BadRequest:
         return [nothing]
     recipe = entry["tags"].get("recipe", "")
     at = next((i for i, c in enumerate(found.candidates) if c.recipe == recipe), None)
-    return [
-        html(
-            f"<p>{escape(found.why)}</p>"
-            + key(
-                {
-                    "a candidate, its area the file’s size": BLUE,
-                    "the one that was registered": GREEN,
-                    "95 % interval; unbeaten (dashed)": GREY,
-                }
-            )
-        ),
-        frontier_figure(found, recipe),
-        html(candidates_csv(found, f"frontier-of-version-{entry['version']}") + candidates_table(found, at)),
-    ]
+    return [html(f"<p>{escape(found.why)}</p>"
+                 + key({"a candidate, its area the file’s size": BLUE, "the one that was registered": GREEN,
+                        "95 % interval; unbeaten (dashed)": GREY})),
+            frontier_figure(found, recipe),
+            html(candidates_csv(found, f"frontier-of-version-{entry['version']}") + candidates_table(found, at))]
 
 # %% ../../nbs/view/24_models.ipynb #ea454590
 @patch
 def beside(self: Models) -> None:
     "Two versions, as they were recorded."
     self.judged.value, self.judge.disabled = "", self.other.value == self.which.value
-    self.recorded.value = (
-        "<p class='soft'>There is no other version yet.</p>"
-        if len(self.mine) < 2
-        else recorded_table(self.entry(self.other.value), self.entry(self.which.value))
-    )
+    self.recorded.value = ("<p class='soft'>There is no other version yet.</p>" if len(self.mine) < 2
+                           else recorded_table(self.entry(self.other.value), self.entry(self.which.value)))
 
 @patch
 def compare(self: Models) -> None:
     "Both on rows that neither learnt from."
     self.judge.disabled, self.judged.value = True, '<p role="status">Both score the rows that they kept aside …</p>'
     try:
-        self.judged.value = versus_table(
-            self.registry.compare(f"{self.model.value}@{self.other.value}", f"{self.model.value}@{self.which.value}")
-        )
+        self.judged.value = versus_table(self.registry.compare(f"{self.model.value}@{self.other.value}",
+                                                               f"{self.model.value}@{self.which.value}"))
     except ScalaiError as e:
         self.judged.value = said("attention", f"{e.message} {e.hint}")
     self.judge.disabled = False

@@ -83,12 +83,8 @@ def quality(name: str, settings: Settings | None = None) -> Quality:
     )
     for x in pairs: refused.setdefault(x["_period"] or ALL, Counter())[x["_reason"]] += x["count_all"]
     said = next((json.loads(h["how"])["contract"] for h in table.delta().history() if "how" in h), None)
-    return Quality(
-        table,
-        {p or ALL: x for p, x in table.profiles(by="period").items()},
-        refused,
-        Contract.from_dict(said) if said and said.get("columns") else None,
-    )
+    return Quality(table, {p or ALL: x for p, x in table.profiles(by="period").items()}, refused,
+                   Contract.from_dict(said) if said and said.get("columns") else None)
 
 # %% ../../nbs/view/22_quality.ipynb #fbaa540d
 TWICE, LITTLE = 2., .005  # times the usual share; a share that needs nobody
@@ -112,28 +108,16 @@ def standing(q: Quality) -> tuple[str, str, dict[str, str]]:  # level, sentence,
     if q.contract is None and not q.refused:
         return "unknown", f"{name} has no contract, so nothing of it is checked.", facts
     some = f"{100 * share:.1f} %" if share >= .0005 else "under 0.1 %"
-    said = (
-        f"In {newest}, {some} of the rows of {name} were refused"
-        if newest != ALL
-        else f"{some.capitalize()} of the rows of {name} were refused"
-    )
+    said = (f"In {newest}, {some} of the rows of {name} were refused" if newest != ALL
+            else f"{some.capitalize()} of the rows of {name} were refused")
     if share > max(LITTLE, TWICE * (usual or 0)) and (before or share > 0.05):
-        return (
-            "attention",
-            f"{said}{'' if usual is None else f', {100 * usual:.1f} % is usual'}: {listed(most)}.",
-            {"Needs you": "Look at the refused rows below with the people who make the data"} | facts,
-        )
+        return ("attention", f"{said}{'' if usual is None else f', {100 * usual:.1f} % is usual'}: {listed(most)}.",
+                {"Needs you": "Look at the refused rows below with the people who make the data"} | facts)
     bad = [p for p in before if q.share(p) > max(LITTLE, TWICE * usual)]
-    beside = (
-        ""
-        if not before
-        else f", less than twice the usual {100 * usual:.1f} %" if share > max(LITTLE, 1.25 * usual) else ", as usual"
-    )
-    return (
-        "good",
-        f"{said}{beside}." if share else f"Every row of {name} in {newest} kept the contract.",
-        facts | ({"More than usual was refused in": listed(bad)} if bad else {}),
-    )
+    beside = ("" if not before else f", less than twice the usual {100 * usual:.1f} %"
+              if share > max(LITTLE, 1.25 * usual) else ", as usual")
+    return ("good", f"{said}{beside}." if share else f"Every row of {name} in {newest} kept the contract.",
+            facts | ({"More than usual was refused in": listed(bad)} if bad else {}))
 
 # %% ../../nbs/view/22_quality.ipynb #1924db18
 def broken(contract: Contract, reasons: dict[str, int]) -> str:  # HTML
@@ -148,8 +132,7 @@ def broken(contract: Contract, reasons: dict[str, int]) -> str:  # HTML
     told = table(heads, rows) if rows else "<p>No rule was broken.</p>"
     return told + (
         f"<details><summary>{several(len(kept), 'rule')} that every row kept</summary>{table(heads, kept)}</details>"
-        if kept
-        else ""
+        if kept else ""
     )
 
 def reasons_table(reasons: dict[str, int], rows: int,  # that came
@@ -157,10 +140,8 @@ def reasons_table(reasons: dict[str, int], rows: int,  # that came
     "Why rows were refused, what happened most first."
     if not reasons: return "<p>No row was refused.</p>"
     order = sorted(reasons.items(), key=lambda x: (-x[1], x[0]))
-    return table(
-        {"refused because": "name title", "rows": "num", "of all that came": "num"},
-        [[escape(r), f"{n:,}", f"{100 * n / max(rows, 1):.2f} %"] for r, n in order],
-    )
+    return table({"refused because": "name title", "rows": "num", "of all that came": "num"},
+                 [[escape(r), f"{n:,}", f"{100 * n / max(rows, 1):.2f} %"] for r, n in order])
 
 # %% ../../nbs/view/22_quality.ipynb #4402a495
 def shown_rows(rows: pa.Table,  # of a quarantine, or of `Checked.refused`
@@ -169,26 +150,17 @@ def shown_rows(rows: pa.Table,  # of a quarantine, or of `Checked.refused`
     "Refused rows as they came, the column that is wrong first."
     names = [c for c in rows.column_names if not c.startswith("_")]
     names = sorted(names, key=lambda c: not reason.startswith(f"{c}: "))[:limit]
-    text = lambda v: (
-        '<span class="soft">null</span>' if v is None else escape(str(v) if len(str(v)) <= 60 else str(v)[:59] + "…")
-    )
-    return (
-        table(
-            {n: "name" if reason.startswith(f"{n}: ") else "" for n in names},
-            [[text(r[n]) for n in names] for r in rows.to_pylist()],
-        )
-        if rows.num_rows
-        else "<p class='soft'>No such row is left in quarantine.</p>"
-    )
+    text = lambda v: ('<span class="soft">null</span>' if v is None
+                      else escape(str(v) if len(str(v)) <= 60 else str(v)[:59] + "…"))
+    return (table({n: "name" if reason.startswith(f"{n}: ") else "" for n in names},
+                  [[text(r[n]) for n in names] for r in rows.to_pylist()])
+            if rows.num_rows else "<p class='soft'>No such row is left in quarantine.</p>")
 
 # %% ../../nbs/view/22_quality.ipynb #3d3ab18d
 def checked_view(checked: Checked) -> View:
     "The result of a contract: how many rows kept it, why the others did not, and some of them."
-    refused = (
-        checked.refused
-        if isinstance(checked.refused, pa.Table)
-        else pa.Table.from_pandas(checked.refused, preserve_index=False)
-    )
+    refused = (checked.refused if isinstance(checked.refused, pa.Table)
+               else pa.Table.from_pandas(checked.refused, preserve_index=False))
     rows, order = len(checked.good) + refused.num_rows, sorted(checked.reasons, key=lambda r: -checked.reasons[r])
     top = headline(
         "attention" if order else "good",
@@ -208,17 +180,10 @@ def checked_view(checked: Checked) -> View:
 
     which.observe(draw, "value")
     draw()
-    return View(
-        [
-            html(
-                top
-                + reasons_table(checked.reasons, rows)
-                + download("refused", {"reason": order, "rows": [checked.reasons[r] for r in order]}, picture=False)
-            ),
-            controls(which),
-            some,
-        ]
-    )
+    return View([html(top + reasons_table(checked.reasons, rows)
+                      + download("refused", {"reason": order, "rows": [checked.reasons[r] for r in order]},
+                                 picture=False)),
+                 controls(which), some])
 
 # %% ../../nbs/view/22_quality.ipynb #cec1ee0e
 TINTS = (BLUE, ORANGE, GREEN, PURPLE, GREY)
@@ -238,36 +203,12 @@ def over_windows(lines: dict[str, list[float]],  # name -> a value a window; NaN
     pad = .06 * (high - low) or 1.
     x, y = measured_scale(-.5, len(windows) - .5), measured_scale(low - pad if floor is None else low, high + pad)
     scales, at = {"x": x, "y": y}, lambda v: np.flatnonzero(np.isfinite(np.asarray(v, float)))
-    marks = (
-        [
-            bq.Lines(
-                x=t[at(band[0])],
-                y=np.array(band, float)[:, at(band[0])],
-                scales=scales,
-                fill="between",
-                fill_colors=[BLUE],
-                fill_opacities=[0.16],
-                colors=[BLUE],
-                opacities=[0.0, 0.0],
-                stroke_width=0,
-            )
-        ]
-        if band is not None and len(at(band[0]))
-        else []
-    )
-    marks += [
-        bq.Lines(
-            x=t[at(v)],
-            y=np.array(v, float)[at(v)],
-            scales=scales,
-            colors=[TINTS[i % len(TINTS)]],
-            marker="circle",
-            marker_size=36,
-            stroke_width=2.5,
-        )
-        for i, v in enumerate(lines.values())
-        if len(at(v))
-    ]
+    marks = ([bq.Lines(x=t[at(band[0])], y=np.array(band, float)[:, at(band[0])], scales=scales, fill="between",
+                       fill_colors=[BLUE], fill_opacities=[0.16], colors=[BLUE], opacities=[0.0, 0.0], stroke_width=0)]
+             if band is not None and len(at(band[0])) else [])
+    marks += [bq.Lines(x=t[at(v)], y=np.array(v, float)[at(v)], scales=scales, colors=[TINTS[i % len(TINTS)]],
+                       marker="circle", marker_size=36, stroke_width=2.5)
+              for i, v in enumerate(lines.values()) if len(at(v))]
     return figure(marks, [period_axis(windows, x), axis(y, label, upright=True)], height, by_window=True, left=72)
 
 # %% ../../nbs/view/22_quality.ipynb #aaed3e59
@@ -276,41 +217,29 @@ def history(profiles: dict[str, Profile], column: str, unit: str = "") -> list: 
     windows, columns = list(profiles), [p.columns.get(column) for p in profiles.values()]
     of = lambda told: [np.nan if c is None or not c.count else told(c) for c in columns]
     nulls = [np.nan if c is None or not c.rows else 100 * c.nulls / c.rows for c in columns]
-    label, known = f"{column}, {unit}" if unit else column, next(
-        (c for c in columns if c is not None and c.count), None
-    )
+    label, known = f"{column}, {unit}" if unit else column, next((c for c in columns if c is not None and c.count),
+                                                                 None)
     told, drawn, words = {"window": windows, "null_percent": nulls}, [], "null, % of rows"
     if known is not None and known.kind == "number":
-        q = np.array(
-            [[np.nan] * 3 if c is None or not c.count else c.quantile(np.array([0.05, 0.5, 0.95])) for c in columns],
-            float,
-        )
+        q = np.array([[np.nan] * 3 if c is None or not c.count else c.quantile(np.array([0.05, 0.5, 0.95]))
+                      for c in columns],
+                     float)
         told |= {"q05": list(q[:, 0]), "median": list(q[:, 1]), "q95": list(q[:, 2])}
-        drawn = [
-            html(key({"median": BLUE, "9 of 10 values lie here": "rgba(31,131,201,0.25)"})),
-            over_windows({"median": q[:, 1]}, windows, label, (q[:, 0], q[:, 2])),
-        ]
+        drawn = [html(key({"median": BLUE, "9 of 10 values lie here": "rgba(31,131,201,0.25)"})),
+                 over_windows({"median": q[:, 1]}, windows, label, (q[:, 0], q[:, 2]))]
     elif known is not None and known.kind in ("text", "boolean") and (names := [v for v, *_ in _commonest(columns)]):
-        lines = {
-            str(v): of(
-                lambda c, v=v: 100 * dict((x, (low + high) / 2) for x, low, high in c.top(50)).get(v, 0) / c.count
-            )
-            for v in names
-        }
+        lines = {str(v): of(lambda c, v=v: 100 * dict((x, (low + high) / 2)
+                                                      for x, low, high in c.top(50)).get(v, 0) / c.count)
+                 for v in names}
         told |= {f"{n}_percent": v for n, v in lines.items()}
-        drawn = [
-            html(key({n: TINTS[i] for i, n in enumerate(lines)})),
-            over_windows(lines, windows, f"{column}: share of values, %", floor=0.0),
-        ]
+        drawn = [html(key({n: TINTS[i] for i, n in enumerate(lines)})),
+                 over_windows(lines, windows, f"{column}: share of values, %", floor=0.0)]
     first = [*drawn, html(download(f"{column}-by-window", told))] if drawn else []
     if not np.any(np.nan_to_num(nulls)):
         return [*first, html(f"<p>No row of these windows has a null in {escape(column)}.</p>")]
-    return [
-        *first,
-        html(f"<h3>How much of {escape(column)} is null</h3>"),
-        over_windows({words: nulls}, windows, words, height=180, floor=0.0),
-        html(download(f"{column}-nulls", {"window": windows, "null_percent": nulls})),
-    ]
+    return [*first, html(f"<h3>How much of {escape(column)} is null</h3>"),
+            over_windows({words: nulls}, windows, words, height=180, floor=0.0),
+            html(download(f"{column}-nulls", {"window": windows, "null_percent": nulls}))]
 
 # %% ../../nbs/view/22_quality.ipynb #30bb8082
 def _commonest(columns: list, limit: int = 4) -> list[tuple]:  # value, rows
@@ -326,59 +255,28 @@ class Page(View):
         self.settings, self.units, self.known = settings or Settings.load(), units or {}, {}
         names = self.tables()
         if not names:
-            super().__init__(
-                [
-                    html(
-                        headline(
-                            "unknown",
-                            "There are no tables in this workspace yet: run `scalai demo`, or `scalai ingest URI"
-                            " TABLE`.",
-                            {},
-                        )
-                    )
-                ]
-            )
+            super().__init__([html(headline(
+                "unknown",
+                "There are no tables in this workspace yet: run `scalai demo`, or `scalai ingest URI TABLE`.", {}
+            ))])
             return
         self.which, self.since, self.reason, self.column = (
-            dropdown("Table", names),
-            dropdown("Show", [("all windows", "")]),
-            dropdown("Reason", [("every reason", "")]),
-            dropdown("Column", ["–"]),
+            dropdown("Table", names), dropdown("Show", [("all windows", "")]),
+            dropdown("Reason", [("every reason", "")]), dropdown("Column", ["–"])
         )
         self.top, self.picture, self.why, self.some, self.past, self.rules = (
-            html(""),
-            w.VBox(),
-            html(""),
-            html(""),
-            w.VBox(),
-            html(""),
+            html(""), w.VBox(), html(""), html(""), w.VBox(), html("")
         )
-        for choice, act in (
-            (self.which, self.look),
-            (self.since, self.draw),
-            (self.reason, self.draw),
-            (self.column, self.remember),
-        ):
+        for choice, act in ((self.which, self.look), (self.since, self.draw), (self.reason, self.draw),
+                            (self.column, self.remember)):
             self.on(choice, act)
         self.look()
         self.link = Link(table=self.which, since=self.since, reason=self.reason, column=self.column)
-        super().__init__(
-            [
-                self.link,
-                self.top,
-                html("<h2>What was refused, window by window</h2>"),
-                controls(self.which, self.since, self.reason),
-                self.picture,
-                self.why,
-                html("<h2>Some of the refused rows</h2>"),
-                self.some,
-                html("<h2>The contract, and what broke it</h2>"),
-                self.rules,
-                html("<h2>How the columns looked</h2>"),
-                controls(self.column),
-                self.past,
-            ]
-        )
+        super().__init__([self.link, self.top, html("<h2>What was refused, window by window</h2>"),
+                          controls(self.which, self.since, self.reason), self.picture, self.why,
+                          html("<h2>Some of the refused rows</h2>"), self.some,
+                          html("<h2>The contract, and what broke it</h2>"), self.rules,
+                          html("<h2>How the columns looked</h2>"), controls(self.column), self.past])
 
     def tables(self) -> list[str]:  # those with refused rows first
         counted = {t["name"]: t["refused"] for t in Table.list(self.settings)}
@@ -397,9 +295,8 @@ def look(self: Page) -> None:
     q = self.shown
     self.top.value = headline(*standing(q))
     columns = list(next(reversed(q.good.values())).columns) if q.good else ["–"]
-    wrong = next(
-        (c for r, _ in q.reasons(q.windows).most_common() for c in columns if r.startswith(f"{c}: ")), columns[0]
-    )
+    wrong = next((c for r, _ in q.reasons(q.windows).most_common() for c in columns if r.startswith(f"{c}: ")),
+                 columns[0])
     with self.together():
         self.since.options = [("all windows", ""), *((f"since {p}", p) for p in q.windows if p != ALL)]
         self.reason.options = [("every reason", ""), *((r, r) for r, _ in q.reasons(q.windows).most_common())]
@@ -415,22 +312,15 @@ def draw(self: Page) -> None:
     q, reason = self.shown, self.reason.value or ""
     windows = [p for p in q.windows if p >= (self.since.value or "")]
     share = [100 * q.share(p, reason) for p in windows]
-    numbers = {
-        "window": windows,
-        "rows_in": [q.rows(p) + q.count(p) for p in windows],
-        "rows_good": [q.rows(p) for p in windows],
-        "rows_refused": [q.count(p, reason) for p in windows],
-        "percent": share,
-    }
-    self.picture.children = [
-        over_windows({"refused": share}, windows, "refused, % of rows", floor=0.0),
-        html(download(f"{q.table.name}-refused", numbers)),
-    ]
+    numbers = {"window": windows, "rows_in": [q.rows(p) + q.count(p) for p in windows],
+               "rows_good": [q.rows(p) for p in windows], "rows_refused": [q.count(p, reason) for p in windows],
+               "percent": share}
+    self.picture.children = [over_windows({"refused": share}, windows, "refused, % of rows", floor=0.0),
+                             html(download(f"{q.table.name}-refused", numbers))]
     found, came = q.reasons(windows), sum(q.rows(p) + q.count(p) for p in windows)
     self.why.value = reasons_table({reason: found[reason]} if reason else found, came)
     self.rules.value = (
-        broken(q.contract, found)
-        if q.contract
+        broken(q.contract, found) if q.contract
         else (
             "<p class='soft'>The newest rows came without a contract. <code>scalai contract infer URI</code> proposes"
             " one.</p>"
@@ -450,10 +340,8 @@ def draw(self: Page) -> None:
 def remember(self: Page) -> None:
     "The chosen column's history."
     q, column = self.shown, self.column.value
-    self.past.children = (
-        history(q.good, column, self.units.get(column, ""))
-        if q.good and column in next(reversed(q.good.values())).columns
-        else [html('<p class="soft">There is nothing to show.</p>')]
-    )
+    self.past.children = (history(q.good, column, self.units.get(column, ""))
+                          if q.good and column in next(reversed(q.good.values())).columns
+                          else [html('<p class="soft">There is nothing to show.</p>')])
 
 def page(settings: Settings | None = None, units: dict[str, str] | None = None) -> Page: return Page(settings, units)

@@ -34,10 +34,8 @@ from scalai_nb.view.style import (
 from .watch import OF_ALL, Watch, but_open
 
 # %% ../../nbs/view/20_scores.ipynb #cb0743b5
-NOTHING = (
-    "There are no scores in this workspace yet: run `scalai demo`, or `scalai score MODEL URI scores --period"
-    " 2013-06`."
-)
+NOTHING = ("There are no scores in this workspace yet: run `scalai demo`, or `scalai score MODEL URI scores --period"
+           " 2013-06`.")
 
 def between(ends: tuple) -> str: return " … ".join(map(number, ends))
 
@@ -51,17 +49,11 @@ def standing(watch: Watch) -> tuple[str, str, dict[str, str]]:  # level, sentenc
     known = [p for p in watch.families if watch.measured(p)]
     if not watch.families: return "unknown", NOTHING, {}
     if not known:
-        return (
-            "unknown",
-            f"The scores of {listed(watch.families)} have no labels yet, and nothing was decided about them.",
-            {},
-        )
+        return ("unknown",
+                f"The scores of {listed(watch.families)} have no labels yet, and nothing was decided about them.", {})
     found = watch.measured(known[-1])
-    return (
-        "unknown",
-        f"In {known[-1]} the AUC was {number(found.auc)}; whether that is usual was not decided yet.",
-        {"95 % interval": between(found.intervals["auc"]), "Labelled": f"{found.rows:,} rows"},
-    )
+    return ("unknown", f"In {known[-1]} the AUC was {number(found.auc)}; whether that is usual was not decided yet.",
+            {"95 % interval": between(found.intervals["auc"]), "Labelled": f"{found.rows:,} rows"})
 
 # %% ../../nbs/view/20_scores.ipynb #0ec5c23b
 class Scores(View):
@@ -73,55 +65,24 @@ class Scores(View):
             super().__init__([self.top])
             return
         self.model = dropdown("Model", watch.models or ["–"], watch.model or "–")
-        self.version, self.since, self.window = (
-            dropdown("Version", self.versions()),
-            dropdown("Show", [("all windows", "")]),
-            dropdown("Window", ["–"]),
-        )
+        self.version, self.since, self.window = (dropdown("Version", self.versions()),
+                                                 dropdown("Show", [("all windows", "")]), dropdown("Window", ["–"]))
         self.segment = dropdown("Segment", watch.segments(watch.sources[1]))
-        self.measure = w.ToggleButtons(
-            options=[(name, m) for m, (name, *_) in MEASURES.items()],
-            value="auc",
-            tooltips=[t for *_, t in MEASURES.values()],
-            style={"button_width": "auto"},
-        )
+        self.measure = w.ToggleButtons(options=[(name, m) for m, (name, *_) in MEASURES.items()], value="auc",
+                                       tooltips=[t for *_, t in MEASURES.values()], style={"button_width": "auto"})
         self.told, self.lines, self.curve, self.entries = html(""), w.VBox(), w.VBox(), html("")
-        for choice, act in (
-            (self.model, self.other),
-            (self.version, self.look),
-            (self.segment, self.other),
-            (self.since, self.draw),
-            (self.window, self.draw),
-            (self.measure, self.draw),
-        ):
+        for choice, act in ((self.model, self.other), (self.version, self.look), (self.segment, self.other),
+                            (self.since, self.draw), (self.window, self.draw), (self.measure, self.draw)):
             self.on(choice, act)
         self.look()
-        self.link = Link(
-            model=self.model,
-            version=self.version,
-            segment=self.segment,
-            since=self.since,
-            measure=self.measure,
-            window=self.window,
-        )
+        self.link = Link(model=self.model, version=self.version, segment=self.segment, since=self.since,
+                         measure=self.measure, window=self.window)
         many = [self.model] if len(watch.models) > 1 else []
         cuts = [self.segment] if len(self.segment.options) > 1 else []
-        super().__init__(
-            [
-                self.link,
-                self.top,
-                html("<h2>How good the scores are, with labels and without</h2>"),
-                controls(*many, self.version, *cuts, self.since),
-                self.measure,
-                self.told,
-                self.lines,
-                html("<h2>Do the scores mean what they say?</h2>"),
-                controls(self.window),
-                self.curve,
-                html("<h2>What was decided</h2>"),
-                self.entries,
-            ]
-        )
+        super().__init__([self.link, self.top, html("<h2>How good the scores are, with labels and without</h2>"),
+                          controls(*many, self.version, *cuts, self.since), self.measure, self.told, self.lines,
+                          html("<h2>Do the scores mean what they say?</h2>"), controls(self.window), self.curve,
+                          html("<h2>What was decided</h2>"), self.entries])
 
     def versions(self) -> list:  # of the chosen model
         numbers = sorted({d["version_before"] for d in self.watch.decisions.values()})
@@ -163,17 +124,12 @@ def draw(self: Scores) -> None:
     looked = next((p for p in points if p.window == window), None)
     said = f"<p>{escape(sentence(looked, measure))}</p>" if looked else ""
     self.told.value = legend(measure) + (f"<p class='soft'>{OF_ALL}</p>" if self.watch.segment else "")
-    self.lines.children = (
-        [over_time(points, measure, window), html(said + download(f"{measure}-by-window", numbers(points, measure)))]
-        if points
-        else [html('<p class="soft">No window of this choice has scores.</p>')]
-    )
+    self.lines.children = ([over_time(points, measure, window),
+                            html(said + download(f"{measure}-by-window", numbers(points, measure)))]
+                           if points else [html('<p class="soft">No window of this choice has scores.</p>')])
     self.curve.children = self.judged(window, version)
-    shown = [
-        d
-        for p, d in self.watch.decisions.items()
-        if version in (None, d["version_before"]) and p >= (self.since.value or "")
-    ]
+    shown = [d for p, d in self.watch.decisions.items()
+             if version in (None, d["version_before"]) and p >= (self.since.value or "")]
     self.entries.value = log_table(shown, window) if shown else "<p class='soft'>Nothing was decided yet.</p>"
 
 # %% ../../nbs/view/20_scores.ipynb #52c2a9db
@@ -186,20 +142,14 @@ def judged(self: Scores, window: str, version: int | None) -> list:
     )
     if found is None:
         return [html('<p class="soft">No labels of this window have come, so nobody can say.</p>' + more)]
-    told = (
-        f"<p>{found.rows:,} labelled rows; {100 * found.base:.1f} % came true. AUC {number(found.auc)}"
-        f" ({between(found.intervals['auc'])}), log-loss {number(found.logloss)} nats a row.</p>"
-    )
-    return [
-        html(
-            told
-            + key(
-                {"how many of the rows with such a score came true": BLUE, "as many as the score says (dashed)": GREY}
-            )
-        ),
-        calibration(found),
-        html(download(f"calibration-{window}", {k: [c[k] for c in found.curve] for k in ("score", "rate")}) + more),
-    ]
+    told = (f"<p>{found.rows:,} labelled rows; {100 * found.base:.1f} % came true. AUC {number(found.auc)}"
+            f" ({between(found.intervals['auc'])}), log-loss {number(found.logloss)} nats a row.</p>")
+    return [html(told
+                 + key({"how many of the rows with such a score came true": BLUE,
+                        "as many as the score says (dashed)": GREY})),
+            calibration(found),
+            html(download(f"calibration-{window}", {k: [c[k] for c in found.curve] for k in ("score", "rate")})
+                 + more)]
 
 def scores_view(settings: Settings | None = None, **more) -> Scores:  # more: what `Watch` takes
     "The page of a workspace."

@@ -57,27 +57,19 @@ def slice_figure(rows: list[dict],  # as `Search.rows` gives them
     put, *_ = scale(values, log) if values else (None,)
     x, y = measured_scale(-.08, 1.08), value_scale([r["value"] for r in rows] or [0.])
     named = {float(put(v)): number_or_word(v) for v in marks_of(values, log)} if values else {}
-    dots = bq.Scatter(
-        x=np.array([put(v) for v in values], float),
-        y=np.array([r["value"] for r in rows], float),
-        scales={"x": x, "y": y},
-        default_size=90,
-        colors=[TINTS["best" if best and r["trial"] == best["trial"] else r["state"]] for r in rows],
-        opacities=[0.85],
-        names=[f"trial {r['trial']}, {r['state']}: {name} {number_or_word(r['params'][name])}" for r in rows],
-        display_names=False,
-        tooltip=bq.Tooltip(fields=["name", "y"], labels=["", about["metric"]], formats=["", ".4f"]),
-        tooltip_style={"opacity": 1},
-    )
-    return figure(
-        [dots],
-        [
-            axis(x, name, tick_values=np.array(list(named)), tick_labels={str(k): v for k, v in named.items()}),
-            axis(y, about["metric"], upright=True),
-        ],
-        height,
-        left=72,
-    )
+    dots = bq.Scatter(x=np.array([put(v) for v in values], float), y=np.array([r["value"] for r in rows], float),
+                      scales={"x": x, "y": y}, default_size=90,
+                      colors=[TINTS["best" if best and r["trial"] == best["trial"] else r["state"]] for r in rows],
+                      opacities=[0.85],
+                      names=[f"trial {r['trial']}, {r['state']}: {name} {number_or_word(r['params'][name])}"
+                             for r in rows],
+                      display_names=False,
+                      tooltip=bq.Tooltip(fields=["name", "y"], labels=["", about["metric"]], formats=["", ".4f"]),
+                      tooltip_style={"opacity": 1})
+    return figure([dots],
+                  [axis(x, name, tick_values=np.array(list(named)), tick_labels={str(k): v for k, v in named.items()}),
+                   axis(y, about["metric"], upright=True)],
+                  height, left=72)
 
 # %% ../../nbs/view/15_search.ipynb #fcd0673c
 def number_or_word(v) -> str: return f"{v:.3g}" if isinstance(v, float) else str(v)
@@ -85,9 +77,8 @@ def number_or_word(v) -> str: return f"{v:.3g}" if isinstance(v, float) else str
 def marks_of(values: list, log: bool = False) -> list:
     "What the axis names: round numbers, decades for a logarithm, and of choices each one."
     if not all(isinstance(v, float) for v in values):
-        return sorted(
-            set(values), key=lambda v: (isinstance(v, str), str(v) if isinstance(v, (str, bool, type(None))) else v)
-        )
+        return sorted(set(values),
+                      key=lambda v: (isinstance(v, str), str(v) if isinstance(v, (str, bool, type(None))) else v))
     low, high = min(values), max(values)
     if not log: return ticks(low, high)
     near = [m*10.**k for k in range(-12, 13) for m in (1, 2, 5) if low <= m*10.**k <= high]
@@ -97,57 +88,33 @@ def marks_of(values: list, log: bool = False) -> list:
 def rungs_figure(curves: dict[int, list[tuple[int, float]]],  # trial → (epoch, value)
                  rows: list[dict], about: dict, height: int = 300) -> bq.Figure:
     "Values by epoch."
-    best, drawn = best_row(rows, about["direction"]), [
-        r for r in rows if curves.get(r["trial"]) and r["state"] in TINTS
-    ]
+    best, drawn = best_row(rows, about["direction"]), [r for r in rows
+                                                       if curves.get(r["trial"]) and r["state"] in TINTS]
     every = [v for r in drawn for _, v in curves[r["trial"]]] or [0.]
     last = max((e for r in drawn for e, _ in curves[r["trial"]]), default=1)
     x, y = measured_scale(.7, last + .3), value_scale(every)
     order = sorted(drawn, key=lambda r: (bool(best) and r["trial"] == best["trial"], r["state"] == "done"))
-    marks = [
-        bq.Lines(
-            x=np.array([e for e, _ in curves[r["trial"]]]),
-            y=np.array([v for _, v in curves[r["trial"]]]),
-            scales={"x": x, "y": y},
-            marker="circle",
-            marker_size=24,
-            colors=[TINTS["best" if best and r["trial"] == best["trial"] else r["state"]]],
-            stroke_width=3 if best and r["trial"] == best["trial"] else 1.5,
-        )
-        for r in order
-    ]
-    return figure(
-        marks,
-        [
-            axis(x, "epochs done", tick_values=np.arange(1, last + 1, max(1, last // 10)), tick_format="d"),
-            axis(y, about["metric"], upright=True),
-        ],
-        height,
-        left=72,
-    )
+    marks = [bq.Lines(x=np.array([e for e, _ in curves[r["trial"]]]), y=np.array([v for _, v in curves[r["trial"]]]),
+                      scales={"x": x, "y": y}, marker="circle", marker_size=24,
+                      colors=[TINTS["best" if best and r["trial"] == best["trial"] else r["state"]]],
+                      stroke_width=3 if best and r["trial"] == best["trial"] else 1.5)
+             for r in order]
+    return figure(marks,
+                  [axis(x, "epochs done", tick_values=np.arange(1, last + 1, max(1, last // 10)), tick_format="d"),
+                   axis(y, about["metric"], upright=True)],
+                  height, left=72)
 
 # %% ../../nbs/view/15_search.ipynb #e6af06d3
 def trials_table(rows: list[dict], about: dict) -> str:  # HTML, the best first
     names = list(dict.fromkeys(n for r in rows for n in r["params"]))
     sign, order = (1 if about["direction"] == "minimize" else -1), ["done", "running", "pruned", "waiting", "failed"]
     rows = sorted(rows, key=lambda r: (order.index(r["state"]), np.inf if r["value"] is None else sign*r["value"]))
-    cells = [
-        [
-            str(r["trial"]),
-            r["state"],
-            number(r["value"], 4),
-            *(escape(number_or_word(r["params"].get(n, "–"))) for n in names),
-            str(r["epochs"]),
-            duration(r["seconds"]),
-            escape(r["reason"]),
-        ]
-        for r in rows
-    ]
-    heads = (
-        {"trial": "num", "state": "name", about["metric"]: "num"}
-        | {n: "num" for n in names}
-        | {"epochs": "num", "took": "num", "why": ""}
-    )
+    cells = [[str(r["trial"]), r["state"], number(r["value"], 4),
+              *(escape(number_or_word(r["params"].get(n, "–"))) for n in names), str(r["epochs"]),
+              duration(r["seconds"]), escape(r["reason"])]
+             for r in rows]
+    heads = ({"trial": "num", "state": "name", about["metric"]: "num"} | {n: "num" for n in names}
+             | {"epochs": "num", "took": "num", "why": ""})
     return table(heads, cells, 0 if rows and rows[0]["state"] == "done" else None)
 LEGEND = {"done": BLUE, "the best": GREEN, "pruned": GREY, "running": ORANGE}
 
@@ -178,11 +145,10 @@ def refresh(self: Trials) -> None:
     if list(self.which.options) != options:
         self.which.options, self.which.value = options, kept if kept in options else options[0]
     best = best_row(rows, self.found.about["direction"])
-    facts = (
-        {"Trials": str(len(rows)), "Epochs at most": str(self.found.about["epochs"])}
-        | ({f"Best {self.found.about['metric']}": number(best["value"], 4)} if best else {})
-        | ({"What matters": ", ".join(f"{k} {v:.0%}" for k, v in list(importance.items())[:3])} if importance else {})
-    )
+    facts = ({"Trials": str(len(rows)), "Epochs at most": str(self.found.about["epochs"])}
+             | ({f"Best {self.found.about['metric']}": number(best["value"], 4)} if best else {})
+             | ({"What matters": ", ".join(f"{k} {v:.0%}" for k, v in list(importance.items())[:3])} if importance
+                else {}))
     level = "running" if any(r["state"] == "running" for r in rows) else "good" if best else "attention"
     self.top.value = headline(level, summary(rows, self.found.about), facts) + key(LEGEND)
     self.given = self.found._repr_html_()
@@ -196,30 +162,16 @@ def draw(self: Trials) -> None:
     rows, about = self.shown, self.found.about
     curves, name = self.found.curves(), self.which.value
     steps = [(r["trial"], epoch, value) for r in rows for epoch, value in curves.get(r["trial"], [])]
-    self.pictures.children = (
-        [
-            slice_figure(rows, about, name),
-            html(
-                download(
-                    f"trials-by-{name}",
-                    {
-                        "trial": [r["trial"] for r in known(rows)],
-                        name: [r["params"].get(name) for r in known(rows)],
-                        about["metric"]: [r["value"] for r in known(rows)],
-                    },
-                )
-            ),
-            rungs_figure(curves, rows, about),
-            html(
-                download(
-                    "trials-by-epoch",
-                    {k: [s[i] for s in steps] for i, k in enumerate(("trial", "epoch", about["metric"]))},
-                )
-            ),
-        ]
-        if known(rows)
-        else []
-    )
+    self.pictures.children = ([slice_figure(rows, about, name),
+                               html(download(f"trials-by-{name}",
+                                             {"trial": [r["trial"] for r in known(rows)],
+                                              name: [r["params"].get(name) for r in known(rows)],
+                                              about["metric"]: [r["value"] for r in known(rows)]})),
+                               rungs_figure(curves, rows, about),
+                               html(download("trials-by-epoch",
+                                             {k: [s[i] for s in steps]
+                                              for i, k in enumerate(("trial", "epoch", about["metric"]))}))]
+                              if known(rows) else [])
     self.told.value = trials_table(rows, about)
 
 # %% ../../nbs/view/15_search.ipynb #90b2378b

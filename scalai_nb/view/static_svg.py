@@ -49,11 +49,8 @@ def at_place(x: float, y: float, *body: str, **more) -> str:
 
 def path(x, y, closed: bool = False) -> str:
     "A line through points given in per cent, in a box of 1000 × 1000."
-    return (
-        "M"
-        + " ".join(f"{10 * a:.1f} {10 * b:.1f}" for a, b in zip(x, y) if np.isfinite(a + b))
-        + ("Z" if closed else "")
-    )
+    return ("M" + " ".join(f"{10 * a:.1f} {10 * b:.1f}" for a, b in zip(x, y) if np.isfinite(a + b))
+            + ("Z" if closed else ""))
 
 def steps(x, y) -> tuple[np.ndarray, np.ndarray]:
     "Corners of a line that keeps each value until the next place."
@@ -77,50 +74,29 @@ def lines(mark: bq.Lines, at) -> tuple[str, str]:  # in the stretched box; over 
         opacity = mark.opacities[i % len(mark.opacities)] if mark.opacities else 1
         if not opacity or not mark.stroke_width: continue
         stroke = colour(mark.colors, i)
-        stretched += svg.path(
-            path(x, y),
-            fill="none",
-            stroke=stroke,
-            stroke_width=mark.stroke_width,
-            stroke_opacity=opacity,
-            stroke_dasharray=DASH.get(mark.line_style, "none"),
-            vector_effect="non-scaling-stroke",
-        )
+        stretched += svg.path(path(x, y), fill="none", stroke=stroke, stroke_width=mark.stroke_width,
+                              stroke_opacity=opacity, stroke_dasharray=DASH.get(mark.line_style, "none"),
+                              vector_effect="non-scaling-stroke")
         if mark.marker:
-            over += "".join(
-                svg.circle(percent(a), percent(b), 4, fill=stroke)
-                for a, b in zip(x, y)
-                if np.isfinite(a + b)
-            )
+            over += "".join(svg.circle(percent(a), percent(b), 4, fill=stroke) for a, b in zip(x, y)
+                            if np.isfinite(a + b))
     return stretched, over
 
 # %% ../../nbs/view/01_static_svg.ipynb #15a57e0f
 def dots(mark: bq.Scatter, at) -> tuple[str, str]:
     "Circles and diamonds, full or hollow, with their names where the mark shows them."
-    found, sizes = "", (
-        np.sqrt(np.asarray(mark.size, float) / max(float(np.max(mark.size)), 1e-9) * mark.default_size / np.pi)
-        if mark.size is not None and len(np.atleast_1d(mark.size))
-        else None
-    )
+    found, sizes = "", (np.sqrt(np.asarray(mark.size, float) / max(float(np.max(mark.size)),
+                                                                   1e-9) * mark.default_size / np.pi)
+                        if mark.size is not None and len(np.atleast_1d(mark.size)) else None)
     for i, (x, y) in enumerate(zip(at("x", mark.x), at("y", mark.y))):
-        fill, r = colour(mark.colors, i), max(
-            2.5, float(np.sqrt(mark.default_size / np.pi) if sizes is None else sizes[i])
-        )
-        look = {
-            "fill": fill if mark.fill else "var(--s-paper, #fff)",
-            "stroke": mark.stroke or fill,
-            "stroke_width": mark.stroke_width,
-        }
-        shape = (
-            svg.path(f"M0-{1.3 * r:.1f} {1.3 * r:.1f} 0 0 {1.3 * r:.1f}-{1.3 * r:.1f} 0Z", **look)
-            if mark.marker == "diamond"
-            else svg.circle(None, None, r, **look)
-        )
-        name = (
-            svg.text(round(r + 4), 4, mark.names[i])
-            if mark.display_names and mark.names is not None and i < len(mark.names)
-            else ""
-        )
+        fill, r = colour(mark.colors, i), max(2.5,
+                                              float(np.sqrt(mark.default_size / np.pi) if sizes is None else sizes[i]))
+        look = {"fill": fill if mark.fill else "var(--s-paper, #fff)", "stroke": mark.stroke or fill,
+                "stroke_width": mark.stroke_width}
+        shape = (svg.path(f"M0-{1.3 * r:.1f} {1.3 * r:.1f} 0 0 {1.3 * r:.1f}-{1.3 * r:.1f} 0Z", **look)
+                 if mark.marker == "diamond" else svg.circle(None, None, r, **look))
+        name = (svg.text(round(r + 4), 4, mark.names[i])
+                if mark.display_names and mark.names is not None and i < len(mark.names) else "")
         found += at_place(x, y, shape, name)
     return "", found
 
@@ -128,9 +104,8 @@ def dots(mark: bq.Scatter, at) -> tuple[str, str]:
 def names(mark: bq.Label, at) -> tuple[str, str]:
     "Words beside their places."
     found = zip(at("x", mark.x), at("y", mark.y), mark.text)
-    return "", "".join(
-        at_place(x, y, svg.text(mark.x_offset, mark.y_offset, words, mark.align)) for x, y, words in found
-    )
+    return "", "".join(at_place(x, y, svg.text(mark.x_offset, mark.y_offset, words, mark.align))
+                       for x, y, words in found)
 
 def bars(mark: bq.Bars, at, room: float) -> tuple[str, str]:  # room: per cent that one place takes
     "Bars, several beside each other where there are several rows."
@@ -159,13 +134,9 @@ def squares(mark: bq.GridHeatMap, at) -> tuple[str, str]:
     x, y, shade = at("x", mark.column), at("y", mark.row), mark.scales["color"]
     cells = np.asarray(mark.color, float)
     found = "".join(
-        svg.rect(
-            *map(percent, (min(x[j], x[j + 1]), min(y[i], y[i + 1]), abs(x[j + 1] - x[j]), abs(y[i + 1] - y[i]))),
-            fill=between(shade.colors, (cells[i, j] - shade.min) / (shade.max - shade.min)),
-            stroke=mark.stroke,
-        )
-        for i in range(len(y) - 1)
-        for j in range(len(x) - 1)
+        svg.rect(*map(percent, (min(x[j], x[j + 1]), min(y[i], y[i + 1]), abs(x[j + 1] - x[j]), abs(y[i + 1] - y[i]))),
+                 fill=between(shade.colors, (cells[i, j] - shade.min) / (shade.max - shade.min)), stroke=mark.stroke)
+        for i in range(len(y) - 1) for j in range(len(x) - 1)
         if -1e-6 <= min(x[j], x[j + 1]) and max(x[j], x[j + 1]) <= 100 + 1e-6 and max(y[i], y[i + 1]) <= 100 + 1e-6
     )
     return "", found
@@ -191,11 +162,8 @@ def across(axis, seen: list, bottom: int) -> str:
     def number(v):
         y, anchor, turn = look
         return svg.element("line", y2=5) + svg.text(None, y, tick_text(axis, v), anchor, transform=turn)
-    ticks = "".join(
-        svg.element("svg", number(v), class_="tick", x=percent(p), y="100%", overflow="visible")
-        for v, p in zip(values, place(axis.scale, values, seen))
-        if -0.01 <= p <= 100.01
-    )
+    ticks = "".join(svg.element("svg", number(v), class_="tick", x=percent(p), y="100%", overflow="visible")
+                    for v, p in zip(values, place(axis.scale, values, seen)) if -0.01 <= p <= 100.01)
     name = svg.text("50%", bottom - 8, axis.label or "", "middle", class_="axislabel")
     domain = svg.element("line", class_="domain", x2="100%", y1="100%", y2="100%")
     return domain + ticks + svg.element("svg", name, y="100%", overflow="visible")
@@ -208,11 +176,7 @@ def upwards(axis, seen: list, left: int) -> str:
         grid = svg.element("line", class_="grid", x2="100%", y1=percent(p), y2=percent(p))
         number = svg.element("line", x1=-5) + svg.text(-9, 4, tick_text(axis, v), "end")
         return grid * (axis.grid_lines != "none") + svg.element("svg", number, y=percent(p), overflow="visible")
-    ticks = "".join(
-        tick(v, p)
-        for v, p in zip(values, place(axis.scale, values, seen, True))
-        if -0.01 <= p <= 100.01
-    )
+    ticks = "".join(tick(v, p) for v, p in zip(values, place(axis.scale, values, seen, True)) if -0.01 <= p <= 100.01)
     name = svg.upright(14 - left, 0, axis.label or "", class_="axislabel")
     domain = svg.element("line", class_="domain", y2="100%")
     return domain + ticks + svg.element("svg", name, y="50%", overflow="visible")
@@ -223,18 +187,13 @@ def figure_svg(figure: bq.Figure) -> str:
     m, height = figure.fig_margin, int(figure.layout.height.removesuffix("px"))
     axes = {"y" if a.orientation == "vertical" else "x": a for a in figure.axes}
     inner = height - m["top"] - m["bottom"]
-    given = lambda mark: (
-        {"x": [mark.column], "y": [mark.row]} if isinstance(mark, bq.GridHeatMap) else {"x": [mark.x], "y": [mark.y]}
-    )
+    given = lambda mark: ({"x": [mark.column], "y": [mark.row]} if isinstance(mark, bq.GridHeatMap)
+                          else {"x": [mark.x], "y": [mark.y]})
     seen = {k: [v for mark in figure.marks for v in given(mark)[k]] for k in "xy"}
     at = lambda k, values: place(axes[k].scale, values, seen[k], k == "y")
-    draw = {
-        bq.Lines: lambda mark: lines(mark, at),
-        bq.Scatter: lambda mark: dots(mark, at),
-        bq.Label: lambda mark: names(mark, at),
-        bq.GridHeatMap: lambda mark: squares(mark, at),
-        bq.Bars: lambda mark: bars(mark, at, 100 / max(len(axes["x"].scale.domain) or len(mark.x), 1)),
-    }
+    draw = {bq.Lines: lambda mark: lines(mark, at), bq.Scatter: lambda mark: dots(mark, at),
+            bq.Label: lambda mark: names(mark, at), bq.GridHeatMap: lambda mark: squares(mark, at),
+            bq.Bars: lambda mark: bars(mark, at, 100 / max(len(axes["x"].scale.domain) or len(mark.x), 1))}
     body = ""
     for mark in figure.marks:
         stretched, over = draw[type(mark)](mark)
@@ -243,17 +202,9 @@ def figure_svg(figure: bq.Figure) -> str:
         body += over
     told = " by ".join(filter(None, [axes["y"].label, axes["x"].label])) or "picture"
     thin = " by-window" if "by-window" in figure._dom_classes else ""
-    picture = svg.element(
-        "svg",
-        upwards(axes["y"], seen["y"], m["left"]),
-        across(axes["x"], seen["x"], m["bottom"]),
-        body,
-        role="img",
-        aria_label=told,
-        width="100%",
-        height=inner,
-        style="display: block; overflow: visible",
-    )
+    picture = svg.element("svg", upwards(axes["y"], seen["y"], m["left"]), across(axes["x"], seen["x"], m["bottom"]),
+                          body, role="img", aria_label=told, width="100%", height=inner,
+                          style="display: block; overflow: visible")
     room = f'{m["top"]}px {m["right"]}px {m["bottom"]}px {m["left"]}px'
     return f'<div class="paper{thin}" style="padding: {room}">{picture}</div>'
 
@@ -264,8 +215,6 @@ def on_paper(widget) -> str:  # HTML
     if isinstance(widget, w.HTML): return widget.value
     if isinstance(widget, w.Box): return "".join(on_paper(child) for child in widget.children)
     if isinstance(widget, (w.Dropdown, w.ToggleButtons)) and widget.label:
-        return (
-            f'<p class="stands"><span class="soft">{escape(widget.description)}</span>'
-            f' <b>{escape(widget.label)}</b></p>'
-        )
+        return (f'<p class="stands"><span class="soft">{escape(widget.description)}</span>'
+                f' <b>{escape(widget.label)}</b></p>')
     return ""

@@ -71,24 +71,16 @@ class Watch:
         self.settings, self.sources, self.segment = settings or Settings.load(), (features, scores), segment
         self.unread: dict[str, str] = {}  # what could not be read -> why
         found = decision_log(self.settings, broken=(torn := {}))
-        self.unread |= {
-            f"the decision {Path(file).parent.name}/{Path(file).stem}": reason for file, reason in torn.items()
-        }
+        self.unread |= {f"the decision {Path(file).parent.name}/{Path(file).stem}": reason
+                        for file, reason in torn.items()}
         self.models = list(dict.fromkeys(d["model"] for d in found))
         self.model = model or (self.models or [None])[-1]
         self.decisions = {d["period"]: d for d in found if d["model"] == self.model}
-        self.windows = (
-            Windows(cut(features, segment), self.settings, among=current(features, segment, self.settings))
-            if segment
-            else Windows(features, self.settings)
-        )
+        self.windows = (Windows(cut(features, segment), self.settings, among=current(features, segment, self.settings))
+                        if segment else Windows(features, self.settings))
         self.unread |= self.windows.unread
         self.ignore, self.given, self.known, self.cuts, self.kept_reports = (
-            tuple(ignore),
-            policy,
-            {},
-            {},
-            Kept(f"{features}[{segment}]{self.model}", self.settings),
+            tuple(ignore), policy, {}, {}, Kept(f"{features}[{segment}]{self.model}", self.settings)
         )
         self.families = by_window(self.kept(scores, ("period", "label")) if scores else {})
         if self.decisions:
@@ -102,11 +94,8 @@ class Watch:
         try:
             if not self.segment: return recall(source, by=by, settings=self.settings)
             true = current(source, self.segment, self.settings)
-            return {
-                k: p
-                for k, p in recall(cut(source, self.segment), by=by, settings=self.settings).items()
-                if k[0] in true
-            }
+            return {k: p for k, p in recall(cut(source, self.segment), by=by, settings=self.settings).items()
+                    if k[0] in true}
         except WorkFailed as e:
             self.unread[f"the windows of {source}"] = e.message
             return {}
@@ -178,9 +167,8 @@ def report(self: Watch, period: str) -> Report | None:  # None: a window of the 
             f"report {__version__} {json.dumps(asdict(policy), default=str)} {self.windows.digest(reference)}"
             f" {self.windows.digest([period])}"
         )
-        self.known[period] = policy and from_plain(
-            self.kept_reports.get(key(), lambda: to_plain(self.compare(period)))
-        )
+        self.known[period] = policy and from_plain(self.kept_reports.get(key(),
+                                                                         lambda: to_plain(self.compare(period))))
     return self.known[period]
 
 @patch
@@ -216,11 +204,8 @@ def measured(self: Watch, period: str, version: int | None = None) -> Performanc
 def scored_by(self: Watch, version: int | None = None) -> list[str]:
     "The windows that a version learnt from or was judged by; all, where none is named."
     judged = [p for p, d in self.decisions.items() if version in (None, d["version_before"])]
-    return [
-        p
-        for p in self.periods
-        if version is None or p in judged or judged and p in self.decisions[judged[0]]["reference"]
-    ]
+    return [p for p in self.periods
+            if version is None or p in judged or judged and p in self.decisions[judged[0]]["reference"]]
 
 # %% ../../nbs/view/12_watch.ipynb #51e7c8f3
 @patch
@@ -231,9 +216,8 @@ def points(self: Watch, measure: str, version: int | None = None) -> list[Point]
         decision = self.decisions.get(period, {})
         decision = decision if version in (None, decision.get("version_before")) else {}
         # which is of all rows
-        p = point(
-            period, measure, self.measured(period, version), {} if self.segment else decision.get("evidence", {})
-        )
+        p = point(period, measure, self.measured(period, version),
+                  {} if self.segment else decision.get("evidence", {}))
         p.retrained = decision.get("outcome") == "promoted"
         found.append(p)
     return found
@@ -243,9 +227,8 @@ NOTHING = "There are no windows in this workspace yet: run `scalai demo`, or `sc
 
 def moved(report: Report) -> list[str]:
     "The columns that moved, the furthest first; where only correlations did, their pairs."
-    return [f.name for f in sorted(report.columns.values(), key=lambda f: -strength(f)) if f.drifted] or [
-        f.name for f in report.pairs
-    ]
+    return [f.name for f in sorted(report.columns.values(), key=lambda f: -strength(f))
+            if f.drifted] or [f.name for f in report.pairs]
 
 # %% ../../nbs/view/12_watch.ipynb #f1998c08
 def standing(watch: Watch) -> tuple[str, str, dict[str, str]]:  # level, sentence, facts
@@ -254,14 +237,10 @@ def standing(watch: Watch) -> tuple[str, str, dict[str, str]]:  # level, sentenc
     newest = watch.periods[-1]
     facts, report = {"Newest window": f"{newest}, {watch.windows.rows(newest):,} rows"}, watch.report(newest)
     if report is None:
-        return (
-            "unknown",
-            (
-                f"There {'is' if len(watch.windows) == 1 else 'are'} {several(len(watch.windows), 'window')} and"
-                " nothing yet to compare: the next one will show whether anything moves."
-            ),
-            facts,
-        )
+        return ("unknown",
+                (f"There {'is' if len(watch.windows) == 1 else 'are'} {several(len(watch.windows), 'window')} and"
+                 " nothing yet to compare: the next one will show whether anything moves."),
+                facts)
     alike = [p for p in watch.recent if watch.compared(p)]
     earlier = any(watch.compared(p) for p in watch.periods[:-len(watch.recent)])
     while len(alike) > 1 and watch.report(alike[-2]).drifted == report.drifted: alike.pop()
@@ -275,9 +254,8 @@ def standing(watch: Watch) -> tuple[str, str, dict[str, str]]:  # level, sentenc
     return but_open("good", said, facts, watch.settings, watch.sources[0])
 
 # %% ../../nbs/view/12_watch.ipynb #cb697b2d
-def but_open(level: str, sentence: str, facts: dict[str, str],
-             settings: Settings, *sources: str,
-            ) -> tuple[str, str, dict[str, str]]:
+def but_open(level: str, sentence: str, facts: dict[str, str], settings: Settings,
+             *sources: str) -> tuple[str, str, dict[str, str]]:
     "Add the alarms of some sources that are not over to a sentence that reports something as well."
     found = [a for s in dict.fromkeys(sources) for a in Alarms(settings).current(s)[0]]
     new = [a for a in found if a.state == "open"]
@@ -304,51 +282,27 @@ class Page(View):
         self.window = dropdown("Window", compared, compared[-1])
         self.column = dropdown("Column", self.columns())
         self.cells, self.told, self.picture, self.title = w.VBox(), html(""), w.VBox(), html("")
-        for choice, act in (
-            (self.segment, self.other),
-            (self.since, self.draw),
-            (self.window, self.look),
-            (self.column, self.draw),
-        ):
+        for choice, act in ((self.segment, self.other), (self.since, self.draw), (self.window, self.look),
+                            (self.column, self.draw)):
             self.on(choice, act)
         self.link = Link(segment=self.segment, since=self.since, window=self.window, column=self.column)
         cuts = [self.segment] if len(self.segment.options) > 1 else []
-        super().__init__(
-            [
-                self.link,
-                top,
-                html("<h2>What moved, window by window</h2>"),
-                controls(*cuts, self.since),
-                html(CELLS_KEY),
-                self.cells,
-                self.title,
-                controls(self.window, self.column),
-                self.told,
-                self.picture,
-            ]
-        )
+        super().__init__([self.link, top, html("<h2>What moved, window by window</h2>"), controls(*cuts, self.since),
+                          html(CELLS_KEY), self.cells, self.title, controls(self.window, self.column), self.told,
+                          self.picture])
         self.draw()
         watch.kept_reports.write()
 
 # %% ../../nbs/view/12_watch.ipynb #68c6779f
-CELLS_KEY = key(
-    {
-        "reference": REFERENCE,
-        "as usual": SHADES[1],
-        "moved: beyond the threshold": SHADES[2],
-        "moved: 4 thresholds and more": SHADES[3],
-    }
-)
+CELLS_KEY = key({"reference": REFERENCE, "as usual": SHADES[1], "moved: beyond the threshold": SHADES[2],
+                 "moved: 4 thresholds and more": SHADES[3]})
 ALL = "all"  # windows, also where there are so many that comparing them takes long
 
 def spans(watch: Watch, compared: list[str]) -> list[tuple[str, str]]:  # shown, value
     "The stretches of time that can be chosen; the first one is what the page opens with."
     many = len(watch.periods) > RECENT
-    return (
-        [(f"the newest {RECENT} windows", ""), ("all windows", ALL)] * many
-        + [("all windows", "")] * (not many)
-        + [(f"since {p}", p) for p in compared]
-    )
+    return ([(f"the newest {RECENT} windows", ""), ("all windows", ALL)] * many + [("all windows", "")] * (not many)
+            + [(f"since {p}", p) for p in compared])
 
 def stretch(watch: Watch, since: str) -> list[str]:
     "The windows of a stretch."
@@ -411,20 +365,11 @@ def bins_table(finding: Finding, unit: str = "",  # of the column
     "Which values came more often and which less, the largest change first."
     if not finding.bins: return ""
     end = lambda v: f"{v:,.6g}" if isinstance(v, (int, float)) else str(v)
-    name = lambda b: (
-        end(b["value"])
-        if "value" in b
-        else f"{end(b['low'])} … {end(b['high'])}" if b["low"] != b["high"] else end(b["low"])
-    )
-    rows = [
-        [
-            escape(name(b)),
-            f"{100 * b['reference']:.1f} %",
-            f"{100 * b['current']:.1f} %",
-            f"{100 * (b['current'] - b['reference']):+.1f} points",
-        ]
-        for b in finding.moved
-    ]
+    name = lambda b: (end(b["value"]) if "value" in b else f"{end(b['low'])} … {end(b['high'])}"
+                      if b["low"] != b["high"] else end(b["low"]))
+    rows = [[escape(name(b)), f"{100 * b['reference']:.1f} %", f"{100 * b['current']:.1f} %",
+             f"{100 * (b['current'] - b['reference']):+.1f} points"]
+            for b in finding.moved]
     heading = f"{finding.name}, {unit}" if unit else finding.name
     return "<h3>Where its values went</h3>" + table(
         {heading: "name", "reference": "num", "this window": "num", "change": "num"}, rows
@@ -461,15 +406,12 @@ def draw(self: Page) -> None:
         f"{why(report)}<h3>{escape(column)}</h3><p>{escape(finding.reason[:1].upper() + finding.reason[1:])}.</p>{LEGEND}"
     )
     both = watch.whole(tuple(reference)), watch.windows[window]
-    self.picture.children = [
-        column_picture(finding, *both, unit),
-        html(column_csv(finding, *both, f"{column}-{window}") + bins_table(finding, unit)),
-    ]
+    self.picture.children = [column_picture(finding, *both, unit),
+                             html(column_csv(finding, *both, f"{column}-{window}") + bins_table(finding, unit))]
     watch.kept_reports.write()
 
 # %% ../../nbs/view/12_watch.ipynb #bf2a1745
-def page(
-    settings: Settings | None = None, units: dict[str, str] | None = None, **more
-) -> Page:  # more: what `Watch` takes
+def page(settings: Settings | None = None, units: dict[str, str] | None = None,
+         **more) -> Page:  # more: what `Watch` takes
     "The page of a workspace."
     return Page(Watch(settings, **more), units)

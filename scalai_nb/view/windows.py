@@ -76,20 +76,17 @@ def from_plain(found: dict) -> Report:
     "The same report again."
     finding = lambda f: Finding(**f)
     lists = {k: [finding(f) for f in found[k]] for k in ("columns", "pairs", "arrival", "segments")}
-    return Report(
-        **found | lists | {"columns": {f.name: f for f in lists["columns"]}, "joint": finding(found["joint"])}
-    )
+    return Report(**found | lists
+                  | {"columns": {f.name: f for f in lists["columns"]}, "joint": finding(found["joint"])})
 
 # %% ../../nbs/view/11_windows.ipynb #2c159ab8
 class Kept:
     """What comparisons have shown, by what was compared, in one file; only what was asked for since the last writing
     stays in it."""
     def __init__(self, name: str, settings: Settings):
-        self.file, self.used, self.new = (
-            settings.path("compared", f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"),
-            {},
-            False,
-        )
+        self.file, self.used, self.new = (settings.path("compared",
+                                                        f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"),
+                                          {}, False)
         try:
             self.found = json.loads(self.file.read_text("utf-8"))
         except (OSError, ValueError):
