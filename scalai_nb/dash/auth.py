@@ -136,36 +136,6 @@ class Guard:
         except (ClientDisconnect, WebSocketDisconnect):
             self.log.warning("client left", path=scope["path"])
 
-    def cookie_name(
-        self, conn
-    ) -> str:  # cookies do not know ports: two workspaces on one host must not log each other out
-        return f"scalai-{(conn.scope.get('server') or ('', 0))[1]}"
-
-    def session(self, conn) -> Session | None:
-        return self.sessions.read(cookie_value(conn.headers, self.cookie_name(conn)))
-
-    def check_token(self, conn, token: str) -> str | None:
-        "The role that a token gives; a wrong one counts. Raises `TooManyAttempts`, whether it is right or not."
-        address = (conn.scope.get("client") or ("",))[0]
-        if token and (wait := self.attempts.wait(address)): raise TooManyAttempts(wait)
-        role = find_role(token, self.tokens)
-        if token and role is None:
-            self.attempts.record_failure(address)
-            if self.attempts.wait(address): self.log.warning("too many wrong tokens", address=address)
-        return role
-
-    def authenticate(self, conn, must_be_own: bool) -> Visitor | None:
-        "Who comes with a token in a header, by a trusted proxy's word, or with our cookie; None: nobody."
-        who = None
-        if role := self.check_token(conn, header_token(conn.headers)):
-            who = Visitor(role)
-        elif not must_be_own or is_own_origin(conn.headers):
-            session = self.session(conn)
-            who = conn.scope.get("scalai.named") or (Visitor(session.role, "", session.id, session.until) if session
-                                                     else None)
-        if who: conn.state.visitor = who
-        return who
-
     @staticmethod
     def with_headers(send, conn, host):
         async def wrapped(message):
@@ -176,6 +146,42 @@ class Guard:
                                        *((k.encode(), v.encode()) for k, v in headers.items())]}
             await send(message)
         return wrapped
+
+# %% ../../nbs/dash/02_auth.ipynb #496fda93
+@patch
+def cookie_name(
+    self: Guard, conn
+) -> str:  # cookies do not know ports: two workspaces on one host must not log each other out
+    return f"scalai-{(conn.scope.get('server') or ('', 0))[1]}"
+
+@patch
+def session(self: Guard, conn) -> Session | None:
+    return self.sessions.read(cookie_value(conn.headers, self.cookie_name(conn)))
+
+@patch
+def check_token(self: Guard, conn, token: str) -> str | None:
+    "The role that a token gives; a wrong one counts. Raises `TooManyAttempts`, whether it is right or not."
+    address = (conn.scope.get("client") or ("",))[0]
+    if token and (wait := self.attempts.wait(address)): raise TooManyAttempts(wait)
+    role = find_role(token, self.tokens)
+    if token and role is None:
+        self.attempts.record_failure(address)
+        if self.attempts.wait(address): self.log.warning("too many wrong tokens", address=address)
+    return role
+
+# %% ../../nbs/dash/02_auth.ipynb #2695f3bc
+@patch
+def authenticate(self: Guard, conn, must_be_own: bool) -> Visitor | None:
+    "Who comes with a token in a header, by a trusted proxy's word, or with our cookie; None: nobody."
+    who = None
+    if role := self.check_token(conn, header_token(conn.headers)):
+        who = Visitor(role)
+    elif not must_be_own or is_own_origin(conn.headers):
+        session = self.session(conn)
+        who = conn.scope.get("scalai.named") or (Visitor(session.role, "", session.id, session.until) if session
+                                                 else None)
+    if who: conn.state.visitor = who
+    return who
 
 # %% ../../nbs/dash/02_auth.ipynb #c4ab8373
 @patch
@@ -290,16 +296,18 @@ class ForwardedHeaders:
             if not is_trusted(address, self.trusted): return address if is_address(address) else ""
         return ""
 
-    def apply_headers(self, scope, headers: Headers) -> dict:
-        "The request as the visitor made it, and the visitor."
-        scope = self.drop_headers(scope)
-        if host := headers.get("x-forwarded-host", "").split(",")[0].strip():
-            scope["headers"] = [(k, host.encode() if k == b"host" else v) for k, v in scope["headers"]]
-        if address := self.client_address(headers.getlist("x-forwarded-for")): scope["client"] = (address, 0)
-        if headers.get("x-forwarded-proto", "").split(",")[0].strip() == "https":
-            scope["scheme"] = {"http": "https", "websocket": "wss"}[scope["type"]]
-        if name := headers.get(self.user.decode(), "").strip():
-            # nobody is a group by his name
-            known = {name.lstrip("@"), *(f"@{group}" for group in split_list(headers.get(self.groups.decode(), "")))}
-            scope["scalai.named"] = Visitor("editor" if known & self.editors else "viewer", name)
-        return scope
+# %% ../../nbs/dash/02_auth.ipynb #5b31d3f7
+@patch
+def apply_headers(self: ForwardedHeaders, scope, headers: Headers) -> dict:
+    "The request as the visitor made it, and the visitor."
+    scope = self.drop_headers(scope)
+    if host := headers.get("x-forwarded-host", "").split(",")[0].strip():
+        scope["headers"] = [(k, host.encode() if k == b"host" else v) for k, v in scope["headers"]]
+    if address := self.client_address(headers.getlist("x-forwarded-for")): scope["client"] = (address, 0)
+    if headers.get("x-forwarded-proto", "").split(",")[0].strip() == "https":
+        scope["scheme"] = {"http": "https", "websocket": "wss"}[scope["type"]]
+    if name := headers.get(self.user.decode(), "").strip():
+        # nobody is a group by his name
+        known = {name.lstrip("@"), *(f"@{group}" for group in split_list(headers.get(self.groups.decode(), "")))}
+        scope["scalai.named"] = Visitor("editor" if known & self.editors else "viewer", name)
+    return scope

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import h11
 import uvicorn
+from fastcore.basics import patch
 from jupyter_core.paths import jupyter_runtime_dir
 from starlette.applications import Starlette
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
@@ -68,42 +69,48 @@ class GatewayPages:
                                             is_empty(self.settings), share, bool(request.state.visitor.session)),
                             headers={"cache-control": "no-store"})
 
-    async def app(self, request):  # a link that asks for something is answered live, any other one by the snapshot
-        app = self.apps.get(request.path_params["name"])
-        if app is None: return pages.not_found(request)
-        self.snapshots.request(app.name)
-        if request.query_params: return await self.proxy.app(request)
-        sent, headers = self.snapshots.encode(app, request.state.visitor.edits, bool(request.state.visitor.session)), {
-            "cache-control": "no-store", "vary": "accept-encoding"
-        }
-        if sent:
-            request.state.kind, request.state.page_kind = "snapshot", "paper"
-            packed = "gzip" in request.headers.get("accept-encoding", "")
-            return HTMLResponse(sent[packed], headers=headers | ({"content-encoding": "gzip"} if packed else {}))
-        if number := self.snapshots.failure(app.name): return pages.app_error(request, app.title, number)
-        if self.snapshots.get(app.name): return await self.proxy.app(request)  # it has nothing to say on paper
-        if reason := self.snapshots.delay_reason(app.name): return pages.delay_answer(app.title, app.name, reason)
-        request.state.kind = "making"
-        return HTMLResponse(pages.pending_page(app.title, app.name, is_empty(self.settings), TIMEOUT), headers=headers)
+# %% ../../nbs/dash/00_gateway.ipynb #28427523
+@patch
+async def app(self: GatewayPages, request):  # a link that asks for something is answered live, any other one by the snapshot
+    app = self.apps.get(request.path_params["name"])
+    if app is None: return pages.not_found(request)
+    self.snapshots.request(app.name)
+    if request.query_params: return await self.proxy.app(request)
+    sent, headers = self.snapshots.encode(app, request.state.visitor.edits, bool(request.state.visitor.session)), {
+        "cache-control": "no-store", "vary": "accept-encoding"
+    }
+    if sent:
+        request.state.kind, request.state.page_kind = "snapshot", "paper"
+        packed = "gzip" in request.headers.get("accept-encoding", "")
+        return HTMLResponse(sent[packed], headers=headers | ({"content-encoding": "gzip"} if packed else {}))
+    if number := self.snapshots.failure(app.name): return pages.app_error(request, app.title, number)
+    if self.snapshots.get(app.name): return await self.proxy.app(request)  # it has nothing to say on paper
+    if reason := self.snapshots.delay_reason(app.name): return pages.delay_answer(app.title, app.name, reason)
+    request.state.kind = "making"
+    return HTMLResponse(pages.pending_page(app.title, app.name, is_empty(self.settings), TIMEOUT), headers=headers)
 
-    async def snapshot_status(self, request):
-        name = request.path_params["name"]
-        found = self.snapshots.get(name) if name in self.apps else None
-        if found is None: return pages.not_found(request)
-        standing = self.snapshots.status(name)
-        return JSONResponse({"made": found.made, "standing": standing, "says": STATUS_TEXT[standing],
-                             "live": frontend.prefetch_urls(self.proxy.libraries.get(name, ()))})
+@patch
+async def snapshot_status(self: GatewayPages, request):
+    name = request.path_params["name"]
+    found = self.snapshots.get(name) if name in self.apps else None
+    if found is None: return pages.not_found(request)
+    standing = self.snapshots.status(name)
+    return JSONResponse({"made": found.made, "standing": standing, "says": STATUS_TEXT[standing],
+                         "live": frontend.prefetch_urls(self.proxy.libraries.get(name, ()))})
 
-    async def refresh_snapshot(self, request):  # an editor's: the guard lets no viewer come so far
-        if (name := request.path_params["name"]) not in self.apps: return pages.not_found(request)
-        self.snapshots.request(name, anew=True)
-        return RedirectResponse(f"/apps/{name}", status_code=303)
+# %% ../../nbs/dash/00_gateway.ipynb #4eecbe82
+@patch
+async def refresh_snapshot(self: GatewayPages, request):  # an editor's: the guard lets no viewer come so far
+    if (name := request.path_params["name"]) not in self.apps: return pages.not_found(request)
+    self.snapshots.request(name, anew=True)
+    return RedirectResponse(f"/apps/{name}", status_code=303)
 
-    async def logout(self, request):  # the guard has closed the session
-        who, kernels = request.state.visitor, self.proxy.kernels.live
-        if who.session: await self.proxy.end([id for id, k in kernels.items() if k.visitor == who])
-        return RedirectResponse("/login", status_code=303,
-                                headers={"cache-control": "no-store", "clear-site-data": '"cookies", "cache"'})
+@patch
+async def logout(self: GatewayPages, request):  # the guard has closed the session
+    who, kernels = request.state.visitor, self.proxy.kernels.live
+    if who.session: await self.proxy.end([id for id, k in kernels.items() if k.visitor == who])
+    return RedirectResponse("/login", status_code=303,
+                            headers={"cache-control": "no-store", "clear-site-data": '"cookies", "cache"'})
 
 # %% ../../nbs/dash/00_gateway.ipynb #dddde43c
 PAGES = metrics.histogram("scalai_dash_page_seconds",

@@ -59,13 +59,6 @@ class Kernels:
     @property
     def free(self) -> int: return self.limit - self.busy - self.ready
 
-    @property
-    def quota(self) -> int: return max(1, self.limit // 2)  # what one visitor may hold
-
-    def count_pages(self, visitor: Visitor) -> int:
-        "How many live pages a visitor has, those on their way in among them."
-        return self.making[visitor.identity] + sum(k.visitor.identity == visitor.identity for k in self.live.values())
-
     @contextmanager
     def reserve(self, visitor: Visitor | None = None):  # none: the page is made for nobody yet
         """Hold a place while a page is rendered; one that is kept ready has to give way.
@@ -80,16 +73,28 @@ class Kernels:
             self.rendering -= 1
             self.making -= Counter([who])
 
-    def add(self, id: str, app: str, visitor: Visitor) -> None:
-        self.live[id] = Kernel(app, visitor, self.clock(), self.clock())
+# %% ../../nbs/dash/10_page_pool.ipynb #f728ddaf
+@patch(as_prop=True)
+def quota(self: Kernels) -> int: return max(1, self.limit // 2)  # what one visitor may hold
 
-    def forget(self, id: str) -> None:
-        if kernel := self.live.pop(id, None): kernel.ended.set()
+@patch
+def count_pages(self: Kernels, visitor: Visitor) -> int:
+    "How many live pages a visitor has, those on their way in among them."
+    return self.making[visitor.identity] + sum(k.visitor.identity == visitor.identity for k in self.live.values())
 
-    def find(self, id: str, visitor: Visitor) -> Kernel | None:
-        "A visitor's own kernel."
-        kernel = self.live.get(id)
-        return kernel if kernel and kernel.visitor == visitor else None
+@patch
+def add(self: Kernels, id: str, app: str, visitor: Visitor) -> None:
+    self.live[id] = Kernel(app, visitor, self.clock(), self.clock())
+
+@patch
+def forget(self: Kernels, id: str) -> None:
+    if kernel := self.live.pop(id, None): kernel.ended.set()
+
+@patch
+def find(self: Kernels, id: str, visitor: Visitor) -> Kernel | None:
+    "A visitor's own kernel."
+    kernel = self.live.get(id)
+    return kernel if kernel and kernel.visitor == visitor else None
 
 # %% ../../nbs/dash/10_page_pool.ipynb #2eebe260
 @patch
@@ -219,34 +224,42 @@ class PagePool:
         self.kernels.ready -= 1
         return page
 
-    def take(self, app: str, role: str) -> Page | None:
-        "A page for a visitor who is here; its kernel is the visitor's from now on."
-        found = next((p for p in self.pages if (p.app, p.role) == (app, role) and not self.is_outdated(p)), None)
-        if found: self.taken_at = self.clock()
-        return found and self.remove(found)
+# %% ../../nbs/dash/10_page_pool.ipynb #c990d0ca
+@patch
+def take(self: PagePool, app: str, role: str) -> Page | None:
+    "A page for a visitor who is here; its kernel is the visitor's from now on."
+    found = next((p for p in self.pages if (p.app, p.role) == (app, role) and not self.is_outdated(p)), None)
+    if found: self.taken_at = self.clock()
+    return found and self.remove(found)
 
-    def is_resting(self) -> bool:
-        "Whoever opens a page now has the machine for himself: the last one waiting is opened like the first."
-        return self.clock() - self.taken_at < self.rest
+@patch
+def is_resting(self: PagePool) -> bool:
+    "Whoever opens a page now has the machine for himself: the last one waiting is opened like the first."
+    return self.clock() - self.taken_at < self.rest
 
-    def is_outdated(self, page: Page) -> bool:
-        return page.state != self.state(page.app) or self.clock() - page.made > self.age
+@patch
+def is_outdated(self: PagePool, page: Page) -> bool:
+    return page.state != self.state(page.app) or self.clock() - page.made > self.age
 
-    def find_spare(self) -> Page | None:
-        "One of an app with more than are wanted."
-        many = Counter((p.app, p.role) for p in self.pages) - Counter(self.requests)
-        return next((p for p in self.pages if (p.app, p.role) in many), None)
+@patch
+def find_spare(self: PagePool) -> Page | None:
+    "One of an app with more than are wanted."
+    many = Counter((p.app, p.role) for p in self.pages) - Counter(self.requests)
+    return next((p for p in self.pages if (p.app, p.role) in many), None)
 
-    def evict(self) -> Page | None:
-        "The one that gives way where a visitor needs its place: a spare one, else the oldest."
-        return self.remove(self.find_spare() or self.pages[0]) if self.pages else None
+@patch
+def evict(self: PagePool) -> Page | None:
+    "The one that gives way where a visitor needs its place: a spare one, else the oldest."
+    return self.remove(self.find_spare() or self.pages[0]) if self.pages else None
 
-    def next_missing(self) -> tuple[str, str] | None:
-        "What to make next."
-        lack = Counter(self.requests) - Counter((p.app, p.role) for p in self.pages)
-        return next((key for key in lack
-                     if self.state(key[0]) is not None and self.clock() >= self.retries.get(key, (0,))[0]),
-                    None)
+# %% ../../nbs/dash/10_page_pool.ipynb #118adee5
+@patch
+def next_missing(self: PagePool) -> tuple[str, str] | None:
+    "What to make next."
+    lack = Counter(self.requests) - Counter((p.app, p.role) for p in self.pages)
+    return next((key for key in lack
+                 if self.state(key[0]) is not None and self.clock() >= self.retries.get(key, (0,))[0]),
+                None)
 
 # %% ../../nbs/dash/10_page_pool.ipynb #145671b6
 @patch

@@ -82,24 +82,28 @@ class Proxy:
         for id in list(self.channels): self.close_channel(id)
         await self.client.aclose()
 
-    async def end(self, ids) -> None:
-        "End kernels, all at once; a place is free when its kernel is gone."
-        ids = list(ids)
-        for id in ids: self.kernels.forget(id)
-        self.kernels.ending += len(ids)
-        await asyncio.gather(*map(self.end_one, ids))
+# %% ../../nbs/dash/12_proxy.ipynb #c9de01c2
+@patch
+async def end(self: Proxy, ids) -> None:
+    "End kernels, all at once; a place is free when its kernel is gone."
+    ids = list(ids)
+    for id in ids: self.kernels.forget(id)
+    self.kernels.ending += len(ids)
+    await asyncio.gather(*map(self.end_one, ids))
 
-    async def end_one(self, id: str) -> None:
-        try: await self.client.delete(f"{self.voila.url}/api/kernels/{id}", headers=self.voila.headers, timeout=20)
-        except httpx.HTTPError: self.log.debug("kernel went with voila", id=id)
-        finally:
-            self.kernels.ending -= 1
-            self.close_channel(id)
-            if card := self.cards.pop(id, None): card.unlink(missing_ok=True)
+@patch
+async def end_one(self: Proxy, id: str) -> None:
+    try: await self.client.delete(f"{self.voila.url}/api/kernels/{id}", headers=self.voila.headers, timeout=20)
+    except httpx.HTTPError: self.log.debug("kernel went with voila", id=id)
+    finally:
+        self.kernels.ending -= 1
+        self.close_channel(id)
+        if card := self.cards.pop(id, None): card.unlink(missing_ok=True)
 
-    def close_channel(self, id: str) -> None:
-        "The channel that nobody took over."
-        if id in self.channels: self.channels.pop(id)[1].transport.abort()
+@patch
+def close_channel(self: Proxy, id: str) -> None:
+    "The channel that nobody took over."
+    if id in self.channels: self.channels.pop(id)[1].transport.abort()
 
 # %% ../../nbs/dash/12_proxy.ipynb #560ef7fd
 @patch
@@ -245,6 +249,7 @@ async def app(self: Proxy, request):
     html = page.html.replace(pages.LOGOUT_MARK, pages.LOGOUT_FORM if who.session else "", 1)
     return HTMLResponse(html, headers={"cache-control": "no-store"})
 
+# %% ../../nbs/dash/12_proxy.ipynb #11be0599
 @patch
 def quota_reached(self: Proxy, request, app: App):
     "429: one visitor may not take every live page there is."

@@ -147,46 +147,54 @@ class Snapshots:
             self.child.kill()
             await self.child.wait()
 
-    def get(self, name: str) -> Snapshot | None:
-        "The newest snapshot; read again only when its file changed."
-        file = snapshot_path(self.settings, name)
-        try: found = file.stat()
-        except OSError: return None
-        if self.cache.get(name, (None,))[0] != (found.st_mtime_ns, found.st_ino):
-            try:
-                self.cache[name] = ((found.st_mtime_ns, found.st_ino), Snapshot(**json.loads(file.read_text("utf-8"))))
-            except (ValueError, TypeError):
-                return None  # of an older release: it is made anew
-        return self.cache[name][1]
+# %% ../../nbs/dash/14_snapshot.ipynb #1a775ff6
+@patch
+def get(self: Snapshots, name: str) -> Snapshot | None:
+    "The newest snapshot; read again only when its file changed."
+    file = snapshot_path(self.settings, name)
+    try: found = file.stat()
+    except OSError: return None
+    if self.cache.get(name, (None,))[0] != (found.st_mtime_ns, found.st_ino):
+        try:
+            self.cache[name] = ((found.st_mtime_ns, found.st_ino), Snapshot(**json.loads(file.read_text("utf-8"))))
+        except (ValueError, TypeError):
+            return None  # of an older release: it is made anew
+    return self.cache[name][1]
 
-    def delay_reason(self, name: str) -> str:
-        "Why there is no snapshot although somebody has waited for it as long as one may take; empty: wait on."
-        if time.monotonic() - self.waiting_since.setdefault(name, time.monotonic()) < TIMEOUT: return ""
-        if name not in self.now: return f"the workspace cannot be read ({self.problem or 'no answer yet'})"
-        return "it is still at work" if self.making == name else f"{self.making or 'another page'} is being made first"
+@patch
+def delay_reason(self: Snapshots, name: str) -> str:
+    "Why there is no snapshot although somebody has waited for it as long as one may take; empty: wait on."
+    if time.monotonic() - self.waiting_since.setdefault(name, time.monotonic()) < TIMEOUT: return ""
+    if name not in self.now: return f"the workspace cannot be read ({self.problem or 'no answer yet'})"
+    return "it is still at work" if self.making == name else f"{self.making or 'another page'} is being made first"
 
-    def status(self, name: str) -> str:  # new, old, failed, unknown
-        "Whether a snapshot still shows the workspace as it is."
-        if name in self.seen_at and time.monotonic() - self.seen_at[name] > BLIND_AFTER: return "unknown"
-        now, (_, state, number) = self.now.get(name), self.attempts.get(name, (0, None, None))
-        if number and state == now: return "failed"
-        return "new" if (found := self.get(name)) and (now is None or found.state == now) else "old"
+@patch
+def status(self: Snapshots, name: str) -> str:  # new, old, failed, unknown
+    "Whether a snapshot still shows the workspace as it is."
+    if name in self.seen_at and time.monotonic() - self.seen_at[name] > BLIND_AFTER: return "unknown"
+    now, (_, state, number) = self.now.get(name), self.attempts.get(name, (0, None, None))
+    if number and state == now: return "failed"
+    return "new" if (found := self.get(name)) and (now is None or found.state == now) else "old"
 
-    def failure(self, name: str) -> str | None:
-        "The number of the failure, where there is nothing to show."
-        return self.attempts[name][2] if self.status(name) == "failed" and self.get(name) is None else None
+# %% ../../nbs/dash/14_snapshot.ipynb #c4ae9352
+@patch
+def failure(self: Snapshots, name: str) -> str | None:
+    "The number of the failure, where there is nothing to show."
+    return self.attempts[name][2] if self.status(name) == "failed" and self.get(name) is None else None
 
-    def request(self, name: str, anew: bool = False) -> None:
-        "Somebody looks at it; or wants it made anew, whatever its standing."
-        self.requests.add(name)
-        if anew: self.remakes.add(name)
-        self.wakeup.set()
+@patch
+def request(self: Snapshots, name: str, anew: bool = False) -> None:
+    "Somebody looks at it; or wants it made anew, whatever its standing."
+    self.requests.add(name)
+    if anew: self.remakes.add(name)
+    self.wakeup.set()
 
-    def is_due(self, name: str) -> bool:
-        if name in self.remakes: return True
-        if self.status(name) != "old": return False
-        return (name in self.requests or self.get(name) is None
-                or time.monotonic() - self.attempts.get(name, (0,))[0] > self.every)
+@patch
+def is_due(self: Snapshots, name: str) -> bool:
+    if name in self.remakes: return True
+    if self.status(name) != "old": return False
+    return (name in self.requests or self.get(name) is None
+            or time.monotonic() - self.attempts.get(name, (0,))[0] > self.every)
 
 # %% ../../nbs/dash/14_snapshot.ipynb #33472eb6
 @patch
@@ -206,6 +214,7 @@ async def watch(self: Snapshots) -> None:
         self.wakeup.set()
         await asyncio.sleep(2)
 
+# %% ../../nbs/dash/14_snapshot.ipynb #335ba243
 @patch
 async def keep(self: Snapshots) -> None:
     "Make what is due, one at a time."

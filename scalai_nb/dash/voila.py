@@ -108,10 +108,6 @@ class Voila:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    @property
-    def headers(self) -> dict:
-        return {"Authorization": f"token {self.secret}"}
-
     async def __aenter__(self):
         self.folder = Path(tempfile.mkdtemp(prefix="scalai-dash-"))  # mode 0700
         write_template(self.folder)
@@ -126,6 +122,11 @@ class Voila:
         await asyncio.gather(self.keeper, return_exceptions=True)
         await self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+# %% ../../nbs/dash/08_voila.ipynb #5c64b41d
+@patch(as_prop=True)
+def headers(self: Voila) -> dict:
+    return {"Authorization": f"token {self.secret}"}
 
 # %% ../../nbs/dash/08_voila.ipynb #4197262d
 @patch

@@ -280,14 +280,17 @@ class Client(NotebookClient):
         last["text"] = text
         return last
 
-    def poll_replies(self):
-        """Look whether a reply waits unseen:
+# %% ../../nbs/jobs/16_client.ipynb #bc290827
+@patch
+def poll_replies(self: Client):
+    """Look whether a reply waits unseen:
 
-        nbclient's output widgets send past zmq.asyncio, which may swallow the one signal that something came."""
-        if self.kc and self.kc.shell_channel.is_alive(): self.kc.shell_channel.socket.get(zmq.EVENTS)
+    nbclient's output widgets send past zmq.asyncio, which may swallow the one signal that something came."""
+    if self.kc and self.kc.shell_channel.is_alive(): self.kc.shell_channel.socket.get(zmq.EVENTS)
 
-    def _executed(self, cell, cell_index, execute_reply):  # `exit` in a cell asks for the kernel's end in its reply
-        self.exiting |= any(p.get("source") == "ask_exit" for p in execute_reply["content"].get("payload", ()))
+@patch
+def _executed(self: Client, cell, cell_index, execute_reply):  # `exit` in a cell asks for the kernel's end in its reply
+    self.exiting |= any(p.get("source") == "ask_exit" for p in execute_reply["content"].get("payload", ()))
 
 # %% ../../nbs/jobs/16_client.ipynb #cef1e456
 GRACE_PERIOD = 3.  # seconds between the interrupt and the end

@@ -21,6 +21,8 @@ from functools import lru_cache
 from importlib.machinery import PathFinder
 from pathlib import Path
 
+from fastcore.basics import patch
+
 from .parameters import load_notebook, python, source, tagged_cell
 
 # %% ../../nbs/jobs/18_closure.ipynb #0620eb5f
@@ -151,32 +153,35 @@ class Closure:
         self.files[key], uses, lines = _of_file(content, os.path.splitext(key)[1])
         self.uses(uses, lines, module, Path(path).name == "__init__.py")
 
-    def uses(self, uses: tuple, lines: tuple[str, ...], module: str = "", is_package: bool = False):
-        "Follow imports and `%run` lines."
-        imports, added = uses
-        for folder in added:
-            if (self.root / folder).is_dir() and str(self.root / folder) not in self.folders:
-                self.folders += (str(self.root / folder),)
-        for level, name, names in imports:
-            base = module.split(".") if module else []
-            if level: base = base[: len(base) - level + is_package] if level - is_package <= len(base) else []
-            self.module(".".join([*base, name] if level and name else base if level else [name]), names)
-        for line in lines: self.line(line)
+# %% ../../nbs/jobs/18_closure.ipynb #3df5f5ac
+@patch
+def uses(self: Closure, uses: tuple, lines: tuple[str, ...], module: str = "", is_package: bool = False):
+    "Follow imports and `%run` lines."
+    imports, added = uses
+    for folder in added:
+        if (self.root / folder).is_dir() and str(self.root / folder) not in self.folders:
+            self.folders += (str(self.root / folder),)
+    for level, name, names in imports:
+        base = module.split(".") if module else []
+        if level: base = base[: len(base) - level + is_package] if level - is_package <= len(base) else []
+        self.module(".".join([*base, name] if level and name else base if level else [name]), names)
+    for line in lines: self.line(line)
 
-    def line(self, line: str):
-        "A magic or a shell command."
-        if target := run_target(line):
-            kind, name = target
-            if kind == "module": return self.module(name)
-            found = next((p for p in (self.root / name, self.root / f"{name}.py", self.root / f"{name}.ipynb")
-                          if p.is_file()),
-                         None)
-            return self.file(found) if found else self.lost.append(name)
-        if extension := EXTENSION.match(line): return self.module(extension[1])
-        for word in (re.split(r"[\s'\";|&<>()=]+", line) if line.lstrip()[:1] == "!" or line.lstrip()[:2] == "%%"
-                     else ()):
-            if word.lower().endswith(SCRIPTS) and len(word) < 255 and (self.root / word).is_file():
-                self.file(self.root / word)
+@patch
+def line(self: Closure, line: str):
+    "A magic or a shell command."
+    if target := run_target(line):
+        kind, name = target
+        if kind == "module": return self.module(name)
+        found = next((p for p in (self.root / name, self.root / f"{name}.py", self.root / f"{name}.ipynb")
+                      if p.is_file()),
+                     None)
+        return self.file(found) if found else self.lost.append(name)
+    if extension := EXTENSION.match(line): return self.module(extension[1])
+    for word in (re.split(r"[\s'\";|&<>()=]+", line) if line.lstrip()[:1] == "!" or line.lstrip()[:2] == "%%"
+                 else ()):
+        if word.lower().endswith(SCRIPTS) and len(word) < 255 and (self.root / word).is_file():
+            self.file(self.root / word)
 
 # %% ../../nbs/jobs/18_closure.ipynb #f645b164
 def _cells(notebook: dict) -> tuple[list, tuple, tuple[str, ...]]:

@@ -21,6 +21,8 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+from fastcore.basics import patch
+
 from ..core.cluster import apart, cluster
 from ..core.errors import Unreachable
 from ..core.process import die_with_parent
@@ -123,24 +125,26 @@ class RemoteStep:
         try: return self.client.status == "running" and self.address in self.client.nthreads()
         except OSError: return False  # the scheduler is gone too
 
-    def wait(self, future, over: float) -> dict:  # an answer; `lost`: why there is none
-        "Until it has ended, one way or another."
-        while not future.done():
-            time.sleep(.05)
-            now = time.monotonic()
-            if now - self.looked > .5 and not self.is_connected():
-                return dict(lost=f"the worker {self.address} vanished")
-            if self.asked and now - self.asked > STOP_TIMEOUT:
-                return dict(lost=f"the worker {self.address} did not stop it within {STOP_TIMEOUT:g} s")
-            if not self.asked and (self.stop.reason or now > over):
-                self.asked = now
-                if (self.client.run(send_signal, self.job.id, signal.SIGTERM, workers=[self.address],
-                                    on_error="ignore").get(self.address) is not True):
-                    future.cancel()
-        if future.status != "finished":
-            return dict(lost=f"Dask gave it up: {future.status}" if future.status != "error"
-                        else repr(future.exception()))
-        return future.result()
+# %% ../../nbs/jobs/20_dask_step.ipynb #0720fc8b
+@patch
+def wait(self: RemoteStep, future, over: float) -> dict:  # an answer; `lost`: why there is none
+    "Until it has ended, one way or another."
+    while not future.done():
+        time.sleep(.05)
+        now = time.monotonic()
+        if now - self.looked > .5 and not self.is_connected():
+            return dict(lost=f"the worker {self.address} vanished")
+        if self.asked and now - self.asked > STOP_TIMEOUT:
+            return dict(lost=f"the worker {self.address} did not stop it within {STOP_TIMEOUT:g} s")
+        if not self.asked and (self.stop.reason or now > over):
+            self.asked = now
+            if (self.client.run(send_signal, self.job.id, signal.SIGTERM, workers=[self.address],
+                                on_error="ignore").get(self.address) is not True):
+                future.cancel()
+    if future.status != "finished":
+        return dict(lost=f"Dask gave it up: {future.status}" if future.status != "error"
+                    else repr(future.exception()))
+    return future.result()
 
 # %% ../../nbs/jobs/20_dask_step.ipynb #0cd5ac2e
 def run_on_dask(

@@ -104,29 +104,31 @@ class Tables:
         at = self.times[table, version]
         return bool(at and run.started and at > run.started + (run.seconds or 0) + 1)
 
-    def change_reason(self, run: JobRun,
-                      path: tuple[str, ...] = (),  # of the step that it would stand for
-                     ) -> str:  # empty: all is as it left it
-        "Why a run's tables are not as it left them."
-        for entries, did in ((run.reads, "read"), (run.writes, "wrote")):
-            for table in dict.fromkeys(e["table"] for e in entries if "table" in e):
-                mine, now = [e["version"] for e in entries
-                             if e.get("table") == table and e["version"] is not None], self.newest(table)
-                if not mine:
-                    if now is not None: return f"table {table}, which was not there, is there now"
-                    continue
-                version = max(mine)
-                if now is None: return f"table {table}, which it {did}, is gone"
-                if now < version or self.is_remade(table, version, run):
-                    return f"table {table} was made anew since it {did} version {version}"
-                if now == version: continue
-                by, own = self._later(table, version, run, path, did)
-                if by:
-                    return (f"table {table} has a new version: it {did} {version}, and {'a step' if own else 'others'}"
-                            f" wrote {by}")
-                if did == "wrote" and (by := self._replaced(table, mine, path)):
-                    return f"what it wrote to table {table} was replaced by version {by}"
-        return ""
+# %% ../../nbs/jobs/21_fingerprint.ipynb #ee5cedad
+@patch
+def change_reason(self: Tables, run: JobRun,
+                  path: tuple[str, ...] = (),  # of the step that it would stand for
+                 ) -> str:  # empty: all is as it left it
+    "Why a run's tables are not as it left them."
+    for entries, did in ((run.reads, "read"), (run.writes, "wrote")):
+        for table in dict.fromkeys(e["table"] for e in entries if "table" in e):
+            mine, now = [e["version"] for e in entries
+                         if e.get("table") == table and e["version"] is not None], self.newest(table)
+            if not mine:
+                if now is not None: return f"table {table}, which was not there, is there now"
+                continue
+            version = max(mine)
+            if now is None: return f"table {table}, which it {did}, is gone"
+            if now < version or self.is_remade(table, version, run):
+                return f"table {table} was made anew since it {did} version {version}"
+            if now == version: continue
+            by, own = self._later(table, version, run, path, did)
+            if by:
+                return (f"table {table} has a new version: it {did} {version}, and {'a step' if own else 'others'}"
+                        f" wrote {by}")
+            if did == "wrote" and (by := self._replaced(table, mine, path)):
+                return f"what it wrote to table {table} was replaced by version {by}"
+    return ""
 
 # %% ../../nbs/jobs/21_fingerprint.ipynb #cae2c8dc
 @patch

@@ -89,11 +89,12 @@ class Firing:
 
     def __post_init__(self): self.late_at = self.late_at or self.at + self.spec["late"]
 
-    @property
-    def definition(self) -> Schedule: return Schedule(**self.spec)
+# %% ../../nbs/jobs/34_firing_queue.ipynb #22888aeb
+@patch(as_prop=True)
+def definition(self: Firing) -> Schedule: return Schedule(**self.spec)
 
-    @property
-    def is_manual(self) -> bool: return self.key.startswith("by hand")
+@patch(as_prop=True)
+def is_manual(self: Firing) -> bool: return self.key.startswith("by hand")
 
 # %% ../../nbs/jobs/34_firing_queue.ipynb #2e60c40f
 def local_time(at: float | None, zone: str) -> str | None:  # ISO 8601
@@ -140,6 +141,7 @@ class FiringQueue:
         with self.engine.connect() as db:
             return select_firings(db, *where, order=(FIRINGS.c.due.desc(), FIRINGS.c.id.desc()), limit=limit)
 
+# %% ../../nbs/jobs/34_firing_queue.ipynb #e964d281
 def select_firings(db, *where, order=(FIRINGS.c.at, FIRINGS.c.id), limit=None) -> list[Firing]:
     rows = sa.select(*[FIRINGS.c[f] for f in FIELDS]).where(*where).order_by(*order).limit(limit)
     return [Firing(**row) for row in db.execute(rows).mappings()]

@@ -163,26 +163,28 @@ class Server:
         self.door.bind(str(room/"warm"))
         self.door.listen()
 
-    def prepare(self, modules: list[str]):
-        "Import; from then on every connection is told how that went."
-        began = time.monotonic()
-        def gone():
-            return (self.lifeline is not None and bool(select.select([self.lifeline], [], [], 0)[0])
-                    and self.lifeline.recv(1, socket.MSG_PEEK) == b"")
+# %% ../../nbs/jobs/13_forkserver.ipynb #54962d1d
+@patch
+def prepare(self: Server, modules: list[str]):
+    "Import; from then on every connection is told how that went."
+    began = time.monotonic()
+    def gone():
+        return (self.lifeline is not None and bool(select.select([self.lifeline], [], [], 0)[0])
+                and self.lifeline.recv(1, socket.MSG_PEEK) == b"")
 
-        failed = _preload(modules, gone)
-        self.wake, self.waker = os.pipe()
-        os.set_blocking(self.waker, False)
-        signal.set_wakeup_fd(self.waker)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        adopt()
-        self.hello = dict(ready=True, failed=failed, unfit=_unfit(), seconds=round(time.monotonic() - began, 2),
-                          env=sensitive_env(os.environ), path=str(self.room / "warm"))
-        self.files = _sources()
-        self.used = time.monotonic()
-        gc.collect()
-        gc.freeze()  # what is shared now stays shared
-        if self.lifeline: send(self.lifeline, **self.hello)
+    failed = _preload(modules, gone)
+    self.wake, self.waker = os.pipe()
+    os.set_blocking(self.waker, False)
+    signal.set_wakeup_fd(self.waker)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    adopt()
+    self.hello = dict(ready=True, failed=failed, unfit=_unfit(), seconds=round(time.monotonic() - began, 2),
+                      env=sensitive_env(os.environ), path=str(self.room / "warm"))
+    self.files = _sources()
+    self.used = time.monotonic()
+    gc.collect()
+    gc.freeze()  # what is shared now stays shared
+    if self.lifeline: send(self.lifeline, **self.hello)
 
 # %% ../../nbs/jobs/13_forkserver.ipynb #df1d25a9
 @patch

@@ -60,20 +60,23 @@ class Contents:
             with self.lock: self.known[key], self.changed = [*mark, digest], True
         return digest
 
-    def digest_pattern(self, pattern: str) -> str:
-        "One digest of all files that a pattern matches, their names included."
-        names = sorted(os.path.relpath(f, self.root) for f in glob.glob(str(self.root / pattern), recursive=True)
-                       if os.path.isfile(f))
-        if not names: return ABSENT
-        return hashlib.sha256(json.dumps([[n, self.digest(n)] for n in names]).encode()).hexdigest()[:32]
+# %% ../../nbs/jobs/19_inputs.ipynb #4935cad2
+@patch
+def digest_pattern(self: Contents, pattern: str) -> str:
+    "One digest of all files that a pattern matches, their names included."
+    names = sorted(os.path.relpath(f, self.root) for f in glob.glob(str(self.root / pattern), recursive=True)
+                   if os.path.isfile(f))
+    if not names: return ABSENT
+    return hashlib.sha256(json.dumps([[n, self.digest(n)] for n in names]).encode()).hexdigest()[:32]
 
-    def save(self):
-        "Write down what was learnt."
-        with self.lock:
-            if not self.changed: return
-            self.changed, text = False, json.dumps(self.known)
-        try: write_atomic(self.path, text)
-        except BadRequest: pass  # a full disk costs the memory, not the run
+@patch
+def save(self: Contents):
+    "Write down what was learnt."
+    with self.lock:
+        if not self.changed: return
+        self.changed, text = False, json.dumps(self.known)
+    try: write_atomic(self.path, text)
+    except BadRequest: pass  # a full disk costs the memory, not the run
 
 # %% ../../nbs/jobs/19_inputs.ipynb #4a1740bd
 def workspace_key(settings: Settings, make: bool = False) -> bytes | None:

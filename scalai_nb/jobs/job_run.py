@@ -59,13 +59,14 @@ class JobRun:
     commit: str | None = None  # of the code, where the workspace is in git
     steps: list["JobRun"] = field(default_factory=list)
 
-    @property
-    def ok(self) -> bool: return self.state in GOOD_STATES
+# %% ../../nbs/jobs/07_job_run.ipynb #d204ccb7
+@patch(as_prop=True)
+def ok(self: JobRun) -> bool: return self.state in GOOD_STATES
 
-    @property
-    def exit_code(self) -> int:
-        if self.state in ("timed_out", "cancelled"): return {"timed_out": 124, "cancelled": 130}[self.state]
-        return 0 if self.ok else 3 if (self.error or {}).get("kind") == "Unreachable" else 1
+@patch(as_prop=True)
+def exit_code(self: JobRun) -> int:
+    if self.state in ("timed_out", "cancelled"): return {"timed_out": 124, "cancelled": 130}[self.state]
+    return 0 if self.ok else 3 if (self.error or {}).get("kind") == "Unreachable" else 1
 
 # %% ../../nbs/jobs/07_job_run.ipynb #01ff5275
 def utc_time(seconds: float | None) -> str | None:  # ISO 8601, UTC

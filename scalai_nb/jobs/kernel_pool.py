@@ -81,30 +81,33 @@ class KernelPool:
             theirs.close()
         threading.Thread(target=self._listen, args=(self.control,), name="scalai-warm", daemon=True).start()
 
-    def _listen(self, control):
-        with control.makefile("rb") as lines, suppress(ConnectionError):  # it ended with what we had asked unread
-            for line in lines:
-                message = json.loads(line)
-                with self.condition:
-                    if "exit" in message: self.exits[message["exit"]] = message["code"]
-                    elif "ready" in message: self.ready = message
-                    else: self.answers[message["id"]] = message
-                    self.condition.notify_all()
-        with self.condition:
-            self.gone = True
-            self.condition.notify_all()
+# %% ../../nbs/jobs/14_kernel_pool.ipynb #aa5cb0ca
+@patch
+def _listen(self: KernelPool, control):
+    with control.makefile("rb") as lines, suppress(ConnectionError):  # it ended with what we had asked unread
+        for line in lines:
+            message = json.loads(line)
+            with self.condition:
+                if "exit" in message: self.exits[message["exit"]] = message["code"]
+                elif "ready" in message: self.ready = message
+                else: self.answers[message["id"]] = message
+                self.condition.notify_all()
+    with self.condition:
+        self.gone = True
+        self.condition.notify_all()
 
-    def close(self):
-        "End the process, and with it any kernel that still runs; a borrowed one goes on without us."
-        if self.control is None: return
-        try: self.control.shutdown(socket.SHUT_RDWR)
-        except OSError: pass  # the other end was gone already
-        self.control.close()
-        if self.process is not None:
-            try: self.process.wait(5)
-            except subprocess.TimeoutExpired: self.process.kill(), self.process.wait()
-            shutil.rmtree(self.room, ignore_errors=True)
-        self.process = self.control = None
+@patch
+def close(self: KernelPool):
+    "End the process, and with it any kernel that still runs; a borrowed one goes on without us."
+    if self.control is None: return
+    try: self.control.shutdown(socket.SHUT_RDWR)
+    except OSError: pass  # the other end was gone already
+    self.control.close()
+    if self.process is not None:
+        try: self.process.wait(5)
+        except subprocess.TimeoutExpired: self.process.kill(), self.process.wait()
+        shutil.rmtree(self.room, ignore_errors=True)
+    self.process = self.control = None
 
 # %% ../../nbs/jobs/14_kernel_pool.ipynb #8c58c3ad
 def _borrowed(path: str | None) -> socket.socket | None:

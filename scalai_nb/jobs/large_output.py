@@ -94,10 +94,12 @@ class Spill:
     def sync(self):
         for f in self.files.values(): os.fsync(f["file"].fileno())
 
-    def path(self, name: str) -> Path:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.used = True
-        return self.folder/f"cell-{'x' if self.cell is None else self.cell}-{name}"
+# %% ../../nbs/jobs/05_large_output.ipynb #77d4d9d9
+@patch
+def path(self: Spill, name: str) -> Path:
+    self.folder.mkdir(parents=True, exist_ok=True)
+    self.used = True
+    return self.folder/f"cell-{'x' if self.cell is None else self.cell}-{name}"
 
 # %% ../../nbs/jobs/05_large_output.ipynb #aaf274fb
 @patch

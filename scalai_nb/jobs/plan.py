@@ -136,29 +136,31 @@ class PlanBuilder:
     coming: set = field(default_factory=set)  # keys of what will run
     touched: set = field(default_factory=set)  # (table or file, names of the step that may write it)
 
-    def level(self, flow: Workflow, values: dict, upstream: list, previous: JobRun | None, only: str | None = None,
-              taken: dict | None = None, around: tuple[str, ...] = (), forced: str = "") -> list[PlannedStep]:
-        "One workflow. `upstream`: links of what it needs."
-        taken = taken or {}
-        scope, links, by, out = dict(values), {}, {}, []
-        for step in flow.steps:
-            if only is not None and step.name != only and step.name not in taken: continue
-            needs = [n for n in flow.needs[step.name] if n in by]
-            above = [links[n] for n in needs if n in links] or upstream
-            at = StepContext(flow, step, scope, needs, by, above, previous, around,
-                             forced or ("" if around else self.forced.get(step.name, "")))
-            if step.name in taken:
-                mine = [PlannedStep(r.name, "skip", f"taken from {r.id}", run=r,
-                                    point={n: r.parameters.get(n) for n in step.grid})
-                        for r in taken[step.name]]
-            else:
-                mine = self.step(at)
-            by[step.name] = mine
-            if all(p.run for p in mine):
-                scope[step.name] = step_results(step, [(p.point, p.run) for p in mine])[0]
-                links[step.name] = [link(p.run, above, self.settings.root) for p in mine] or above
-            out += mine
-        return out
+# %% ../../nbs/jobs/32_plan.ipynb #23ef0b33
+@patch
+def level(self: PlanBuilder, flow: Workflow, values: dict, upstream: list, previous: JobRun | None, only: str | None = None,
+          taken: dict | None = None, around: tuple[str, ...] = (), forced: str = "") -> list[PlannedStep]:
+    "One workflow. `upstream`: links of what it needs."
+    taken = taken or {}
+    scope, links, by, out = dict(values), {}, {}, []
+    for step in flow.steps:
+        if only is not None and step.name != only and step.name not in taken: continue
+        needs = [n for n in flow.needs[step.name] if n in by]
+        above = [links[n] for n in needs if n in links] or upstream
+        at = StepContext(flow, step, scope, needs, by, above, previous, around,
+                         forced or ("" if around else self.forced.get(step.name, "")))
+        if step.name in taken:
+            mine = [PlannedStep(r.name, "skip", f"taken from {r.id}", run=r,
+                                point={n: r.parameters.get(n) for n in step.grid})
+                    for r in taken[step.name]]
+        else:
+            mine = self.step(at)
+        by[step.name] = mine
+        if all(p.run for p in mine):
+            scope[step.name] = step_results(step, [(p.point, p.run) for p in mine])[0]
+            links[step.name] = [link(p.run, above, self.settings.root) for p in mine] or above
+        out += mine
+    return out
 
 # %% ../../nbs/jobs/32_plan.ipynb #6d7ab9d5
 @dataclass

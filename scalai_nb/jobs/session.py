@@ -56,39 +56,46 @@ class Session:
         "What a step may take: its own limit, within what the workflow has left."
         return min(step or self.settings.jobs.timeout, self.until - time.monotonic())
 
-    def is_stopping(self, id: str) -> bool:  # id of the workflow's run
-        if not self.stop.reason and self.record.cancel_requested(id): self.stop.request("a request in the record")
-        return bool(self.stop.reason)
+# %% ../../nbs/jobs/28_session.ipynb #d588b7a5
+@patch
+def is_stopping(self: Session, id: str) -> bool:  # id of the workflow's run
+    if not self.stop.reason and self.record.cancel_requested(id): self.stop.request("a request in the record")
+    return bool(self.stop.reason)
 
-    def end_state(self, id: str) -> dict | None:  # how a step is recorded that cannot begin any more
-        if self.is_stopping(id): return dict(state="skipped", reason=STOPPED_REASON + self.stop.reason)
-        if self.seconds_left() > 0: return None
-        return dict(state="timed_out",
-                    error=dict(cell=None, kind="TimedOut",
-                               message=f"the workflow's {self.timeout:g} s were over before it began"))
+@patch
+def end_state(self: Session, id: str) -> dict | None:  # how a step is recorded that cannot begin any more
+    if self.is_stopping(id): return dict(state="skipped", reason=STOPPED_REASON + self.stop.reason)
+    if self.seconds_left() > 0: return None
+    return dict(state="timed_out",
+                error=dict(cell=None, kind="TimedOut",
+                           message=f"the workflow's {self.timeout:g} s were over before it began"))
 
-    async def pause(self, seconds: float):
-        "Wait, unless asked to stop."
-        until = time.monotonic() + seconds
-        while (left := min(until, self.until) - time.monotonic()) > 0 and not self.stop.reason:
-            await asyncio.sleep(min(left, 0.1))
+@patch
+async def pause(self: Session, seconds: float):
+    "Wait, unless asked to stop."
+    until = time.monotonic() + seconds
+    while (left := min(until, self.until) - time.monotonic()) > 0 and not self.stop.reason:
+        await asyncio.sleep(min(left, 0.1))
 
-    def draw(self):
-        try: draw(self.flow, self.record, self.id)
-        except Unreachable: pass  # the page is as old as the record that still answered
+@patch
+def draw(self: Session):
+    try: draw(self.flow, self.record, self.id)
+    except Unreachable: pass  # the page is as old as the record that still answered
 
-    async def watch(self):
-        "Beside all steps: send those who wait away when all is to stop, see workers come and go, and keep the page."
-        looked = drawn = time.monotonic()
-        while True:
-            await asyncio.sleep(.1)
-            if time.monotonic() - looked > 1:
-                looked = time.monotonic()
-                if self.client: await self.refresh_hosts()
-            if self.id and time.monotonic() - drawn > 2:
-                await asyncio.to_thread(self.draw)
-                drawn = time.monotonic()
-            if self.stop.reason or self.seconds_left() <= 0: self.slots.close()
+# %% ../../nbs/jobs/28_session.ipynb #006cc3b1
+@patch
+async def watch(self: Session):
+    "Beside all steps: send those who wait away when all is to stop, see workers come and go, and keep the page."
+    looked = drawn = time.monotonic()
+    while True:
+        await asyncio.sleep(.1)
+        if time.monotonic() - looked > 1:
+            looked = time.monotonic()
+            if self.client: await self.refresh_hosts()
+        if self.id and time.monotonic() - drawn > 2:
+            await asyncio.to_thread(self.draw)
+            drawn = time.monotonic()
+        if self.stop.reason or self.seconds_left() <= 0: self.slots.close()
 
 # %% ../../nbs/jobs/28_session.ipynb #adcd4870
 @patch

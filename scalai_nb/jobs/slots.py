@@ -103,18 +103,22 @@ class Slots:
         self.hosts = [p for p in self.hosts if p.on != on] + now
         self.assign()
 
-    def unplaceable(self) -> list:
-        "Who waits for what no host could give any more."
-        return [w for w in self.waiting if not self.hosts_for(w[3], w[2])]
+# %% ../../nbs/jobs/24_slots.ipynb #12c6abb3
+@patch
+def unplaceable(self: Slots) -> list:
+    "Who waits for what no host could give any more."
+    return [w for w in self.waiting if not self.hosts_for(w[3], w[2])]
 
-    def dismiss(self, some: list):
-        for waiter in some:
-            self.waiting.remove(waiter)
-            if not waiter[-1].done(): waiter[-1].set_result(None)
+@patch
+def dismiss(self: Slots, some: list):
+    for waiter in some:
+        self.waiting.remove(waiter)
+        if not waiter[-1].done(): waiter[-1].set_result(None)
 
-    def close(self):
-        "Send all who wait away."
-        self.dismiss(list(self.waiting))
+@patch
+def close(self: Slots):
+    "Send all who wait away."
+    self.dismiss(list(self.waiting))
 
 # %% ../../nbs/jobs/24_slots.ipynb #bcced99d
 @patch

@@ -15,6 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from fastcore.basics import patch
+
 from ..core.process import die_with_parent
 
 # %% ../../nbs/jobs/36_worker.ipynb #c3da2609
@@ -49,17 +51,21 @@ class Child:
 
     def poll(self) -> int | None: return self.process.poll()
 
-    def stop(self):
-        "Ask it to cancel its run and to write that down."
-        if not self.stop_requested and self.poll() is None: self.process.send_signal(signal.SIGTERM)
-        self.stop_requested = True
+# %% ../../nbs/jobs/36_worker.ipynb #e066ac88
+@patch
+def stop(self: Child):
+    "Ask it to cancel its run and to write that down."
+    if not self.stop_requested and self.poll() is None: self.process.send_signal(signal.SIGTERM)
+    self.stop_requested = True
 
-    def kill(self):
-        if self.poll() is None: os.killpg(self.process.pid, signal.SIGKILL)
+@patch
+def kill(self: Child):
+    if self.poll() is None: os.killpg(self.process.pid, signal.SIGKILL)
 
-    def close(self):
-        self.log_file.close()
-        if self.fd is not None: os.close(self.fd)
+@patch
+def close(self: Child):
+    self.log_file.close()
+    if self.fd is not None: os.close(self.fd)
 
 # %% ../../nbs/jobs/36_worker.ipynb #a758c083
 def _lines(child: Child) -> list[str]:

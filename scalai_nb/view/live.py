@@ -228,14 +228,17 @@ class Drawer:
         one.at, one.state, one.picture = time.monotonic(), one.work.state, self.draw(one.work.html(), one.picture)
         if one.button is not None and one.state in OVER: one.button = one.button()
 
-    def draw(self, html: str, shown):  # the display, made or updated
-        from IPython.display import HTML, display
-        if shown is None: return display(HTML(html), display_id=True)
-        shown.update(HTML(html))
-        return shown
+# %% ../../nbs/view/14_live.ipynb #9e72f564
+@patch
+def draw(self: Drawer, html: str, shown):  # the display, made or updated
+    from IPython.display import HTML, display
+    if shown is None: return display(HTML(html), display_id=True)
+    shown.update(HTML(html))
+    return shown
 
-    def offer(self, stop: Callable[[], None]) -> Callable[[], None] | None:  # see stop_button
-        return stop_button(stop)
+@patch
+def offer(self: Drawer, stop: Callable[[], None]) -> Callable[[], None] | None:  # see stop_button
+    return stop_button(stop)
 
 # %% ../../nbs/view/14_live.ipynb #525caefe
 def _cell() -> int:

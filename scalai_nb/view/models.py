@@ -179,38 +179,44 @@ class Promotion(w.VBox):
         self.says.value = f'<p class="soft live-only">{why}</p>' if why else ""
         self.fold()
 
-    def offer(self) -> None:
-        now = f"version {self.serves} serves" if self.serves else "no version serves"
-        self.told.value = (
-            f"<p><b>{escape(self.name)}, version {self.number}, would serve from the next scoring on.</b> Now {now};"
-            " it can be put back the same way.</p>"
-        )
-        self.confirm.description, self.why.value, self.says.value, self.sure.layout.display = (
-            f"Promote version {self.number}", "", "", None
-        )
+# %% ../../nbs/view/24_models.ipynb #02514964
+@patch
+def offer(self: Promotion) -> None:
+    now = f"version {self.serves} serves" if self.serves else "no version serves"
+    self.told.value = (
+        f"<p><b>{escape(self.name)}, version {self.number}, would serve from the next scoring on.</b> Now {now};"
+        " it can be put back the same way.</p>"
+    )
+    self.confirm.description, self.why.value, self.says.value, self.sure.layout.display = (
+        f"Promote version {self.number}", "", "", None
+    )
 
-    def fold(self) -> None: self.sure.layout.display = "none"
+@patch
+def fold(self: Promotion) -> None: self.sure.layout.display = "none"
 
-    def promote(self) -> None:
-        "Promote, or say why not."
-        try: self.says.value = self.tried(self.why.value.strip())
-        except ScalaiError as e: self.says.value = said("attention", f"Nothing was promoted. {e.message} {e.hint}")
+@patch
+def promote(self: Promotion) -> None:
+    "Promote, or say why not."
+    try: self.says.value = self.tried(self.why.value.strip())
+    except ScalaiError as e: self.says.value = said("attention", f"Nothing was promoted. {e.message} {e.hint}")
 
-    def tried(self, reason: str) -> str:  # HTML
-        "Look again at who asks and at what serves; only then promote."
-        who = editors_only("promote a model")
-        if not reason: return said("attention", "Nothing was promoted yet. Say why: who looks back wants to know.")
-        now = self.registry.champion(self.name)
-        if (now.version if now else None) != self.serves:
-            self.done()
-            return said(
-                "attention",
-                f"Nothing was promoted: meanwhile version {now.version if now else 'none'} serves. Look again.",
-            )
-        self.registry.promote(self.name, self.number,
-                              f"{reason} (by hand on the dashboard{', by ' + who.name if who.name else ''})")
+# %% ../../nbs/view/24_models.ipynb #b7d90aad
+@patch
+def tried(self: Promotion, reason: str) -> str:  # HTML
+    "Look again at who asks and at what serves; only then promote."
+    who = editors_only("promote a model")
+    if not reason: return said("attention", "Nothing was promoted yet. Say why: who looks back wants to know.")
+    now = self.registry.champion(self.name)
+    if (now.version if now else None) != self.serves:
         self.done()
-        return said("good", f"{self.name}, version {self.number} serves now.")
+        return said(
+            "attention",
+            f"Nothing was promoted: meanwhile version {now.version if now else 'none'} serves. Look again.",
+        )
+    self.registry.promote(self.name, self.number,
+                          f"{reason} (by hand on the dashboard{', by ' + who.name if who.name else ''})")
+    self.done()
+    return said("good", f"{self.name}, version {self.number} serves now.")
 
 # %% ../../nbs/view/24_models.ipynb #8e6976c8
 class Models(View):
@@ -243,12 +249,15 @@ class Models(View):
 
     def entry(self, number: int) -> dict: return next(e for e in self.mine if e["version"] == number)
 
-    def serves(self) -> int | None: return next((e["version"] for e in self.mine if "champion" in e["aliases"]), None)
+# %% ../../nbs/view/24_models.ipynb #94a3df8b
+@patch
+def serves(self: Models) -> int | None: return next((e["version"] for e in self.mine if "champion" in e["aliases"]), None)
 
-    def again(self) -> None:
-        "Something was promoted: read the registry again, and stay where we are."
-        self.entries = registered(self.settings)
-        self.look(self.which.value, self.other.value)
+@patch
+def again(self: Models) -> None:
+    "Something was promoted: read the registry again, and stay where we are."
+    self.entries = registered(self.settings)
+    self.look(self.which.value, self.other.value)
 
 # %% ../../nbs/view/24_models.ipynb #22849150
 @patch

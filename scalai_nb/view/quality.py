@@ -278,15 +278,17 @@ class Page(View):
                           html("<h2>The contract, and what broke it</h2>"), self.rules,
                           html("<h2>How the columns looked</h2>"), controls(self.column), self.past])
 
-    def tables(self) -> list[str]:  # those with refused rows first
-        counted = {t["name"]: t["refused"] for t in Table.list(self.settings)}
-        return sorted(counted, key=lambda n: (-counted[n], n))
+# %% ../../nbs/view/22_quality.ipynb #ac338d70
+@patch
+def tables(self: Page) -> list[str]:  # those with refused rows first
+    counted = {t["name"]: t["refused"] for t in Table.list(self.settings)}
+    return sorted(counted, key=lambda n: (-counted[n], n))
 
-    @property
-    def shown(self) -> Quality:
-        name = self.which.value
-        if name not in self.known: self.known[name] = quality(name, self.settings)
-        return self.known[name]
+@patch(as_prop=True)
+def shown(self: Page) -> Quality:
+    name = self.which.value
+    if name not in self.known: self.known[name] = quality(name, self.settings)
+    return self.known[name]
 
 # %% ../../nbs/view/22_quality.ipynb #cc49af4d
 @patch

@@ -244,22 +244,24 @@ class Runs(View):
         return {"all": True, "failed": run.state in END_STATES and not run.ok,
                 "running": run.state not in END_STATES}[self.only.value]
 
-    def refresh(self) -> None:
-        "Look at the record again; touch the page only where something changed."
-        self.runs = self.record.runs(limit=self.most,
-                                     since=time.time() - 86_400 * int(self.span.value) if self.span.value else None)
-        needing = {r.id for r in open_failures(self.runs)}
-        told = ([(r.id, r.state, r.seconds, r.cell) for r in self.runs], self.only.value,
-                int(time.time()) if any(r.state == "running" for r in self.runs) else 0)
-        if told == self.told: return
-        self.told = told
-        self.top.value = headline(*summary([self.record.get(r.id) if r.id in needing else r for r in self.runs]))
-        self.shown = [r for r in self.runs if self.wanted(r)]
-        with self.together():
-            choose(self.which,
-                   [(f"{when(r.created)} · {r.name} · {r.state.replace('_', ' ')} · {duration(r.seconds)}", r.id)
-                    for r in self.shown] or [("no run", "")])
-        self.draw()
+# %% ../../nbs/view/08_runs.ipynb #3e1b6ed5
+@patch
+def refresh(self: Runs) -> None:
+    "Look at the record again; touch the page only where something changed."
+    self.runs = self.record.runs(limit=self.most,
+                                 since=time.time() - 86_400 * int(self.span.value) if self.span.value else None)
+    needing = {r.id for r in open_failures(self.runs)}
+    told = ([(r.id, r.state, r.seconds, r.cell) for r in self.runs], self.only.value,
+            int(time.time()) if any(r.state == "running" for r in self.runs) else 0)
+    if told == self.told: return
+    self.told = told
+    self.top.value = headline(*summary([self.record.get(r.id) if r.id in needing else r for r in self.runs]))
+    self.shown = [r for r in self.runs if self.wanted(r)]
+    with self.together():
+        choose(self.which,
+               [(f"{when(r.created)} · {r.name} · {r.state.replace('_', ' ')} · {duration(r.seconds)}", r.id)
+                for r in self.shown] or [("no run", "")])
+    self.draw()
 
 # %% ../../nbs/view/08_runs.ipynb #e1cf5e0b
 def choose(control: w.Dropdown, options: list[tuple[str, str]],

@@ -84,12 +84,15 @@ class Scores(View):
                           html("<h2>Do the scores mean what they say?</h2>"), controls(self.window), self.curve,
                           html("<h2>What was decided</h2>"), self.entries])
 
-    def versions(self) -> list:  # of the chosen model
-        numbers = sorted({d["version_before"] for d in self.watch.decisions.values()})
-        return [("every version", 0), *((f"version {n}", n) for n in numbers)]
+# %% ../../nbs/view/20_scores.ipynb #b9308f9c
+@patch
+def versions(self: Scores) -> list:  # of the chosen model
+    numbers = sorted({d["version_before"] for d in self.watch.decisions.values()})
+    return [("every version", 0), *((f"version {n}", n) for n in numbers)]
 
-    def windows(self) -> list[str]:  # newest first
-        return (self.watch.scored_by(self.version.value or None) or list(self.watch.families))[::-1]
+@patch
+def windows(self: Scores) -> list[str]:  # newest first
+    return (self.watch.scored_by(self.version.value or None) or list(self.watch.families))[::-1]
 
 # %% ../../nbs/view/20_scores.ipynb #3ef47a26
 @patch

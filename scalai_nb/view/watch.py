@@ -87,53 +87,61 @@ class Watch:
             self.families = self.learnt(next(iter(self.decisions.values()))["version_before"]) | self.families
         for period in dict.fromkeys(p for r in self.recent for p in (*self.reference(r), r)): self.usable(period)
 
-    def kept(self, source: str, by: tuple) -> dict:
-        """The windows of scores, or of a segment of them; one that was written since it was cut is not shown.
+# %% ../../nbs/view/12_watch.ipynb #b9f1baff
+@patch
+def kept(self: Watch, source: str, by: tuple) -> dict:
+    """The windows of scores, or of a segment of them; one that was written since it was cut is not shown.
 
-        Empty where they cannot be read, which is noted."""
-        try:
-            if not self.segment: return recall(source, by=by, settings=self.settings)
-            true = current(source, self.segment, self.settings)
-            return {k: p for k, p in recall(cut(source, self.segment), by=by, settings=self.settings).items()
-                    if k[0] in true}
-        except WorkFailed as e:
-            self.unread[f"the windows of {source}"] = e.message
-            return {}
+    Empty where they cannot be read, which is noted."""
+    try:
+        if not self.segment: return recall(source, by=by, settings=self.settings)
+        true = current(source, self.segment, self.settings)
+        return {k: p for k, p in recall(cut(source, self.segment), by=by, settings=self.settings).items()
+                if k[0] in true}
+    except WorkFailed as e:
+        self.unread[f"the windows of {source}"] = e.message
+        return {}
 
-    def usable(self, period: str) -> bool:
-        "Whether a window can be read; one that cannot is left out and named. Once read, it is known by its digest."
-        key = f"readable {self.windows.digest([period])}"
-        if key in self.kept_reports or self.windows.readable(period):
-            return bool(self.kept_reports.get(key, lambda: {"read": True}))
-        self.unread |= self.windows.unread
-        return False
+@patch
+def usable(self: Watch, period: str) -> bool:
+    "Whether a window can be read; one that cannot is left out and named. Once read, it is known by its digest."
+    key = f"readable {self.windows.digest([period])}"
+    if key in self.kept_reports or self.windows.readable(period):
+        return bool(self.kept_reports.get(key, lambda: {"read": True}))
+    self.unread |= self.windows.unread
+    return False
 
-    def within(self, segment: str) -> "Watch":
-        "The same of a segment only."
-        if not segment: return self
-        if segment not in self.cuts:
-            self.cuts[segment] = Watch(self.settings, *self.sources, self.model, self.ignore, self.given, segment)
-        return self.cuts[segment]
+@patch
+def within(self: Watch, segment: str) -> "Watch":
+    "The same of a segment only."
+    if not segment: return self
+    if segment not in self.cuts:
+        self.cuts[segment] = Watch(self.settings, *self.sources, self.model, self.ignore, self.given, segment)
+    return self.cuts[segment]
 
-    def segments(self, source: str) -> list[tuple[str, str]]:  # shown, value
-        "What a person can choose among."
-        return [("all rows", ""), *((s.replace("=", " ", 1), s) for s in segments_of(source, self.settings))]
+# %% ../../nbs/view/12_watch.ipynb #170701f8
+@patch
+def segments(self: Watch, source: str) -> list[tuple[str, str]]:  # shown, value
+    "What a person can choose among."
+    return [("all rows", ""), *((s.replace("=", " ", 1), s) for s in segments_of(source, self.settings))]
 
-    def learnt(self, version: int) -> dict[str, dict[str, Profile]]:
-        "The windows that a version learnt from, as it scored the fold that it did not see."
-        return by_window(self.kept(f"{self.model}@{version}", ("period", "label")))
+@patch
+def learnt(self: Watch, version: int) -> dict[str, dict[str, Profile]]:
+    "The windows that a version learnt from, as it scored the fold that it did not see."
+    return by_window(self.kept(f"{self.model}@{version}", ("period", "label")))
 
-    @property
-    def periods(self) -> list[str]:
-        return list(self.windows)
+@patch(as_prop=True)
+def periods(self: Watch) -> list[str]:
+    return list(self.windows)
 
-    @property
-    def recent(self) -> list[str]:
-        return self.periods[-RECENT:]
+@patch(as_prop=True)
+def recent(self: Watch) -> list[str]:
+    return self.periods[-RECENT:]
 
-    def reference(self, period: str) -> list[str]:
-        "The windows that a window is held against."
-        return reference_windows(period, self.decisions, self.periods)
+@patch
+def reference(self: Watch, period: str) -> list[str]:
+    "The windows that a window is held against."
+    return reference_windows(period, self.decisions, self.periods)
 
 # %% ../../nbs/view/12_watch.ipynb #e30f8623
 @patch

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 
+from fastcore.basics import patch
+
 from ..core.errors import WorkFailed
 from ..core.settings import Settings
 from ..core.storage import write_atomic
@@ -47,13 +49,15 @@ class Windows(Mapping):  # window -> Profile
         while len(self.open) > self.most: del self.open[next(iter(self.open))]
         return self.open[period]
 
-    def readable(self, period: str) -> bool:
-        "Try to read a window; one that cannot be read is left out from now on, and named."
-        try: return self[period] is not None
-        except WorkFailed as e:
-            self.unread[f"the window {period} of {self.source}"] = e.message
-            del self.known[period]
-            return False
+# %% ../../nbs/view/11_windows.ipynb #879b9f5e
+@patch
+def readable(self: Windows, period: str) -> bool:
+    "Try to read a window; one that cannot be read is left out from now on, and named."
+    try: return self[period] is not None
+    except WorkFailed as e:
+        self.unread[f"the window {period} of {self.source}"] = e.message
+        del self.known[period]
+        return False
 
 # %% ../../nbs/view/11_windows.ipynb #5baccd0c
 # what a page says of a column; its bins come from the profiles
@@ -105,9 +109,11 @@ class Kept:
         self.used[key] = self.found[key]
         return self.found[key]
 
-    def write(self) -> None:
-        "Write the file where something is new. A full disk costs only the time of the next page."
-        if not self.new: return
-        try: write_atomic(self.file, json.dumps(self.used))
-        except OSError: return
-        self.new = False
+# %% ../../nbs/view/11_windows.ipynb #c74cd415
+@patch
+def write(self: Kept) -> None:
+    "Write the file where something is new. A full disk costs only the time of the next page."
+    if not self.new: return
+    try: write_atomic(self.file, json.dumps(self.used))
+    except OSError: return
+    self.new = False
