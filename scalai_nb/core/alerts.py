@@ -189,7 +189,8 @@ def _why(e: BaseException) -> str:  # without the address, which may be a secret
 def deliver(name: str, alert: Alert, settings: Settings) -> str:  # why it was given up; empty: it was delivered
     "To one receiver, with retries."
     from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
-    again = Retrying(stop=stop_after_attempt(settings.alerts.attempts), wait=wait_exponential(multiplier=.5, max=5), retry=retry_if_exception(_passing), reraise=True)
+    again = Retrying(stop=stop_after_attempt(settings.alerts.attempts), wait=wait_exponential(multiplier=.5, max=5),
+                     retry=retry_if_exception(_passing), reraise=True)
     try: again(RECEIVERS[name], alert, settings)
     except Exception as e:  # whatever it is: an alert must not break the work that sends it
         logger("alerts").error(f"{name} was not told", alert=alert.key, why=_why(e))

@@ -197,7 +197,8 @@ def _checked(given: dict[str, dict[str, str]], where: str) -> dict[str, dict]:
         model = Settings.model_fields[section].annotation
         for key in keys:
             if key not in model.model_fields:
-                raise BadRequest(f"Unknown key {key!r} of [{section}] in {where}.", did_you_mean(key, model.model_fields), "settings")
+                raise BadRequest(f"Unknown key {key!r} of [{section}] in {where}.",
+                                 did_you_mean(key, model.model_fields), "settings")
         try: model(**keys)
         except ValidationError as e:
             raise unfit(e, f"[{section}] of {where}", kind="settings") from e
@@ -229,7 +230,9 @@ SILENT = {"__class__", "model_fields", "model_config", "home", "path", "file"}
 def observe(seen: Callable[[str, str], None],  # see `core.events.watch_settings`
            ):
     "Report each key that is read, for as long as the process lives."
-    known = {Settings: ("", frozenset(Settings.model_fields))} | {f.annotation: (n, frozenset(f.annotation.model_fields)) for n, f in Settings.model_fields.items() if n != "root"}
+    known = {Settings: ("", frozenset(Settings.model_fields))}
+    known |= {f.annotation: (n, frozenset(f.annotation.model_fields))
+              for n, f in Settings.model_fields.items() if n != "root"}
     copying = threading.local()
 
     def copied(self, **how):

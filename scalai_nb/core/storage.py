@@ -120,7 +120,8 @@ def is_url(path: str | Path) -> bool:  # has a scheme, as in `s3://…`
 
 _LOGIN = re.compile(r"^(\w[\w+.-]*://)([^/?#:]*)(:[^/?#]*)?@")  # scheme, user, password
 _QUERY = re.compile(
-    r"(?i)([?&][^=&]*(?:passw|pwd|secret|token|credential|access_?key|account_?key|api_?key|signature|\bsig)[^=&]*=)([^&#]*)"
+    r"(?i)([?&][^=&]*(?:passw|pwd|secret|token|credential|access_?key|account_?key|api_?key|signature|\bsig)[^=&]*=)"
+    r"([^&#]*)"
 )
 VEIL = "•••"
 

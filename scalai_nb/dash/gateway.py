@@ -30,6 +30,7 @@ from starlette.routing import Route, WebSocketRoute
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+# %% ../../nbs/dash/00_gateway.ipynb #197f81eb
 from ..core import metrics
 from ..core.errors import BadRequest
 from ..core.logs import logger
@@ -71,7 +72,8 @@ class GatewayPages:
 
 # %% ../../nbs/dash/00_gateway.ipynb #28427523
 @patch
-async def app(self: GatewayPages, request):  # a link that asks for something is answered live, any other one by the snapshot
+async def app(self: GatewayPages, request):
+    "Answer a link with a query live, and any other one by the snapshot."
     app = self.apps.get(request.path_params["name"])
     if app is None: return pages.not_found(request)
     self.snapshots.request(app.name)

@@ -117,13 +117,10 @@ BLIND_AFTER = 8.  # seconds without a look at the workspace after which nobody k
 # %% ../../nbs/dash/14_snapshot.ipynb #eb8b6870
 class Snapshots:
     "The snapshots of a workspace's apps, kept true while `async with` lasts."
-    def __init__(
-        self,
-        apps: dict[str, App],
-        settings: Settings,
-        state=None,  # (settings, *files) -> str; none: view.state
-        every: float = 60.0,
-    ):  # seconds between two of an app that nobody looks at
+    def __init__(self, apps: dict[str, App], settings: Settings,
+                 state=None,  # (settings, *files) -> str; none: view.state
+                 every: float = 60.0,  # seconds between two of an app that nobody looks at
+                ):
         self.apps, self.settings, self.every, self.log, self.look = apps, settings, every, logger("dash"), state
         self.cache: dict[str, tuple] = {}  # name -> file's stamp, snapshot
         self.now: dict[str, str] = {}  # name -> state of the workspace

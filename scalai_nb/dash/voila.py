@@ -50,35 +50,20 @@ def configuration(path: Path,  # private to this child
     "Voila's configuration, by class."
     return {
         "Voila": {
-            "ip": "127.0.0.1",
-            "port": port,
-            "port_retries": 0,
-            "open_browser": False,
-            "root_dir": str(path / "apps"),
-            "token": secret,
-            "connection_dir_root": str(path),
-            "log_level": "WARN",
+            "ip": "127.0.0.1", "port": port, "port_retries": 0, "open_browser": False, "token": secret,
+            "root_dir": str(path / "apps"), "connection_dir_root": str(path), "log_level": "WARN",
         },
         "VoilaConfiguration": {
-            "template": "scalai",
-            "theme": "light",
-            "allow_template_override": "NO",
-            "allow_theme_override": "NO",
-            "show_tracebacks": True,
-            "file_allowlist": [],
+            "template": "scalai", "theme": "light", "allow_template_override": "NO", "allow_theme_override": "NO",
+            "show_tracebacks": True, "file_allowlist": [],
             "http_header_envs": [h.removeprefix("HTTP_").replace("_", "-") for h in (ROLE, CARD)],
-            "extension_allowlist": [
-                "@jupyter-widgets/jupyterlab-manager",
-                "@voila-dashboards/widgets-manager8",
-                "bqplot",
-                "bqscales",
-            ],
+            "extension_allowlist": ["@jupyter-widgets/jupyterlab-manager", "@voila-dashboards/widgets-manager8",
+                                    "bqplot", "bqscales"],
         },
         "VoilaExecutor": {"timeout": 120, "startup_timeout": 60},
         "MultiKernelManager": {"kernel_manager_class": "scalai_nb.dash.voila_server.Live"},
-        "KernelManager": {
-            "transport": "ipc" if len(str(path)) < 40 else "tcp"
-        },  # a socket path has 107 characters at most
+        # a socket path has 107 characters at most
+        "KernelManager": {"transport": "ipc" if len(str(path)) < 40 else "tcp"},
         "KernelRestarter": {"restart_limit": 0, "time_to_dead": 1.0},
         "MappingKernelManager": {"root_dir": str(settings.root), "cull_idle_timeout": 3600, "cull_interval": 300},
     }

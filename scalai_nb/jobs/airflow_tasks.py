@@ -53,21 +53,25 @@ def _literals(step: Step, flow: Workflow, id: str) -> dict:
         raise BadRequest(f"{where}: {e.message}", "Write it as text.") from e
 
 # %% ../../nbs/jobs/39_airflow_tasks.ipynb #e1db879d
+def _check_fields(flow: Workflow):
+    "Raises `BadRequest` where a workflow says what Airflow has no words for."
+    strange = next((f.name for f in fields(flow) if f.name not in WORKFLOW_FIELDS and getattr(flow, f.name)), None)
+    if strange:
+        raise BadRequest(f"{flow.path} says `{strange}`, for which an export to Airflow has no words.",
+                         f"Leave `{strange}` out, or run the workflow with: scalai run {flow.path.name}")
+
+# %% ../../nbs/jobs/39_airflow_tasks.ipynb #86eb41ca
 def tasks(
     flow: Workflow,
     root: Path,  # of the workspace
     prefix: str = "",  # of ids: the groups around it, as in `model.`
     inside: str | None = None,  # the task that begins the group
-) -> tuple[
-    list[Task], dict[str, str | tuple]
-]:  # and by step, the task that holds its results; of `each` and `grid`, the elements, the task and which of both
+    # and by step, the task that holds its results; of `each` and `grid`, the elements, the task and which of both
+) -> tuple[list[Task], dict[str, str | tuple]]:
     """The tasks of a workflow, in an order in which they can run.
 
     Raises `BadRequest` for what Airflow has no words for."""
-    if strange := next((f.name for f in fields(flow) if f.name not in WORKFLOW_FIELDS and getattr(flow, f.name)),
-                       None):
-        raise BadRequest(f"{flow.path} says `{strange}`, for which an export to Airflow has no words.",
-                         f"Leave `{strange}` out, or run the workflow with: scalai run {flow.path.name}")
+    _check_fields(flow)
     out, ends = [], {}
     for step in flow.steps:
         id, needs = prefix + step.name, {n: ends[n] for n in flow.needs[step.name]}
@@ -75,9 +79,8 @@ def tasks(
         scope = {k: v for k, v in dict(needs=needs, inside=inside, when=step.when).items() if v}
         many = {k: v for k, v in literals.items() if k != "parameters"}
         if step.workflow and not (many or step.retries.times or step.timeout):
-            out, ends[step.name] = (out + _group(flow.nested[step.name], root, id, literals["parameters"], scope,
-                                                 after),
-                                    f"{id}.9_end")
+            out += _group(flow.nested[step.name], root, id, literals["parameters"], scope, after)
+            ends[step.name] = f"{id}.9_end"
             continue
         options = dict(file=relative_path(flow.path.parent / (step.notebook or step.workflow), root),
                        parameters=literals["parameters"], **scope, **_tries(step))

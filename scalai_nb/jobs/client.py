@@ -25,6 +25,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat.v4.rwbase import split_lines, strip_transient
 
+# %% ../../nbs/jobs/16_client.ipynb #ff524d22
 from ..core import events
 from ..core.errors import BadRequest
 from ..core.storage import VEIL, is_url, passwords, veiled, write_atomic
@@ -289,7 +290,8 @@ def poll_replies(self: Client):
     if self.kc and self.kc.shell_channel.is_alive(): self.kc.shell_channel.socket.get(zmq.EVENTS)
 
 @patch
-def _executed(self: Client, cell, cell_index, execute_reply):  # `exit` in a cell asks for the kernel's end in its reply
+def _executed(self: Client, cell, cell_index, execute_reply):
+    # `exit` in a cell asks for the kernel's end in its reply
     self.exiting |= any(p.get("source") == "ask_exit" for p in execute_reply["content"].get("payload", ()))
 
 # %% ../../nbs/jobs/16_client.ipynb #cef1e456
@@ -368,6 +370,16 @@ async def shutdown(self: Execution, client: Client, polite: bool):
 
 # %% ../../nbs/jobs/16_client.ipynb #e604461e
 @patch
+async def _execute_cells(self: Execution, client: Client):
+    for i, cell in enumerate(self.nb.cells):
+        if self.stopped: raise asyncio.CancelledError
+        self.start_cell(i)
+        await client.async_execute_cell(cell, i)
+        self.end_cell(i)
+        if client.exiting: break
+
+# %% ../../nbs/jobs/16_client.ipynb #b8c84c1d
+@patch
 async def execute(self: Execution, kernel_name: str = "", start_timeout: float = 60, cell_timeout: int | None = None):
     "Run all cells; afterwards `run` says how it ended, and the kernel is gone."
     km = Kernel(kernel_name)
@@ -377,12 +389,7 @@ async def execute(self: Execution, kernel_name: str = "", start_timeout: float =
         try:
             if self.output and self.output.refused: return self._end("failed", "OSError", self.output.why)
             await self._start(client, chatter, start_timeout)
-            for i, cell in enumerate(self.nb.cells):
-                if self.stopped: raise asyncio.CancelledError
-                self.start_cell(i)
-                await client.async_execute_cell(cell, i)
-                self.end_cell(i)
-                if client.exiting: break
+            await self._execute_cells(client)
             self._end("succeeded")
         except CellExecutionError as e:
             if e.ename == "SystemExit" and e.evalue in ("", "0", "None") and not self.stopped:

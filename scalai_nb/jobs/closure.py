@@ -178,8 +178,7 @@ def line(self: Closure, line: str):
                      None)
         return self.file(found) if found else self.lost.append(name)
     if extension := EXTENSION.match(line): return self.module(extension[1])
-    for word in (re.split(r"[\s'\";|&<>()=]+", line) if line.lstrip()[:1] == "!" or line.lstrip()[:2] == "%%"
-                 else ()):
+    for word in re.split(r"[\s'\";|&<>()=]+", line) if line.lstrip()[:1] == "!" or line.lstrip()[:2] == "%%" else ():
         if word.lower().endswith(SCRIPTS) and len(word) < 255 and (self.root / word).is_file():
             self.file(self.root / word)
 

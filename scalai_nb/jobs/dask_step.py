@@ -142,8 +142,7 @@ def wait(self: RemoteStep, future, over: float) -> dict:  # an answer; `lost`: w
                                 on_error="ignore").get(self.address) is not True):
                 future.cancel()
     if future.status != "finished":
-        return dict(lost=f"Dask gave it up: {future.status}" if future.status != "error"
-                    else repr(future.exception()))
+        return dict(lost=f"Dask gave it up: {future.status}" if future.status != "error" else repr(future.exception()))
     return future.result()
 
 # %% ../../nbs/jobs/20_dask_step.ipynb #0cd5ac2e
@@ -152,15 +151,7 @@ def run_on_dask(
     address: str,  # of the worker
     notebook: Path,
     parameters: dict,
-    *,
-    timeout: float,
-    settings: Settings,
-    name: str,
-    parent: str,
-    key: str,
-    reason: str,
-    stop,
-    line,
+    *, timeout: float, settings: Settings, name: str, parent: str, key: str, reason: str, stop, line,
     env: dict[str, str] | None = None,
 ) -> JobRun:
     "Like `engine.run`, on a worker."

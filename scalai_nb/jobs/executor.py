@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
+# %% ../../nbs/jobs/29_executor.ipynb #9ba66b11
 from ..core import events
 from ..core.errors import BadRequest, ScalaiError
 from ..core.storage import veiled
@@ -39,6 +40,17 @@ from .session import Session, resources_of
 from .workflow_file import Step, WorkflowGraph, parameter_values
 
 # %% ../../nbs/jobs/29_executor.ipynb #1a7793fe
+def _conclude(level: "Level"):
+    "A workflow's run takes its steps, results, state and key from what its steps did."
+    job, flow, session = level.job, level.flow, level.session
+    done = {s.name: level.done[s.name] for s in flow.steps if s.name in level.done}
+    job.steps = [run for runs in done.values() for _, run in runs]
+    for step in flow.steps: job.results |= step_results(step, done[step.name])[1] if step.name in done else {}
+    job.state, job.error, job.reason = _verdict(job, session, nested=bool(level.path))
+    links = [link(r, [], session.settings.root) for r in job.steps]
+    job.key = hashlib.sha256(json.dumps(links).encode()).hexdigest()
+
+# %% ../../nbs/jobs/29_executor.ipynb #527bb551
 async def run_workflow(flow: WorkflowGraph, values: dict, session: Session, parent: str | None, name: str, path: str,
                upstream: list,  # links of what the whole workflow needs
                previous: JobRun | None,  # the run to go on with
@@ -63,15 +75,9 @@ async def run_workflow(flow: WorkflowGraph, values: dict, session: Session, pare
         record.update(job)
         raise
     finally:
-        if heartbeat:
-            heartbeat.over.set()
-    done = {s.name: level.done[s.name] for s in flow.steps if s.name in level.done}
-    job.steps = [run for runs in done.values() for _, run in runs]
-    for step in flow.steps: job.results |= step_results(step, done[step.name])[1] if step.name in done else {}
-    job.state, job.error, job.reason = _verdict(job, session, nested=bool(path))
-    job.key, job.seconds = (hashlib.sha256(json.dumps([link(r, [], session.settings.root)
-                                                       for r in job.steps]).encode()).hexdigest(),
-                            time.monotonic() - began)
+        if heartbeat: heartbeat.over.set()
+    _conclude(level)
+    job.seconds = time.monotonic() - began
     record.update(job)
     events.emit("job", id=job.id, name=job.name, state=job.state, parent=job.parent, cell=None, cells=None, note="")
     return job
@@ -247,10 +253,21 @@ def _note(level: Level, step: Step, name: str, state: str, reason: str = "", err
 def _named(run: JobRun, path: str) -> JobRun: return replace(run, name=path + run.name)  # as the terminal shows it
 
 # %% ../../nbs/jobs/29_executor.ipynb #2f1eef47
+def _retrying(step: Step, session: Session):
+    "What calls an attempt of a step again, as its `retries` say."
+    from tenacity import AsyncRetrying, retry_if_result, stop_after_attempt, wait_exponential, wait_random
+    r = step.retries
+    return AsyncRetrying(
+        stop=stop_after_attempt(r.times + 1),
+        wait=wait_exponential(multiplier=r.wait, max=r.most) + wait_random(0, r.wait), sleep=session.pause,
+        retry=retry_if_result(lambda run: not run.ok and not session.stop.reason and session.seconds_left() > 0),
+        retry_error_callback=lambda state: state.outcome.result()
+    )
+
+# %% ../../nbs/jobs/29_executor.ipynb #6419002b
 async def _attempts(level: Level, step: Step, name: str, parameters: dict, declared: dict, upstream: list,
                     index: int) -> JobRun:
     "Run a step, again where `retries` says so, or find it done."
-    from tenacity import AsyncRetrying, retry_if_result, stop_after_attempt, wait_exponential, wait_random
     session, path, flow = level.session, level.path, level.flow
     order = (*level.order, flow.steps.index(step), index)
     before = {r.name: r for r in level.previous.steps}.get(name) if level.previous else None
@@ -259,7 +276,6 @@ async def _attempts(level: Level, step: Step, name: str, parameters: dict, decla
         def once(reason):
             return run_workflow(nested, parameter_values(nested, parameters), session, level.job.id, name,
                                 f"{path}{name} › ", upstream, before, order, level.force_reason(step.name))
-
     else:
         file = flow.path.parent/step.notebook
         values = check(file, parameters)
@@ -278,14 +294,7 @@ async def _attempts(level: Level, step: Step, name: str, parameters: dict, decla
         ))
         if not (path and run.state == "skipped"): session.terminal.done(_named(run, path))
         return run
-    r = step.retries
-    again = AsyncRetrying(
-        stop=stop_after_attempt(r.times + 1),
-        wait=wait_exponential(multiplier=r.wait, max=r.most) + wait_random(0, r.wait), sleep=session.pause,
-        retry=retry_if_result(lambda run: not run.ok and not session.stop.reason and session.seconds_left() > 0),
-        retry_error_callback=lambda state: state.outcome.result()
-    )
-    return await again(attempt)
+    return await _retrying(step, session)(attempt)
 
 # %% ../../nbs/jobs/29_executor.ipynb #f05102b0
 async def _notebook(level: Level, step: Step, name: str, file: Path, parameters: dict, inputs: Inputs, key: str,
@@ -294,10 +303,8 @@ async def _notebook(level: Level, step: Step, name: str, file: Path, parameters:
     session, need = level.session, resources_of(step)
     allocation = await session.slots.acquire(need, step.on, order)
     if why := session.end_state(level.job.id): return _note(level, step, name, **why)
-    if allocation is None:
-        return _note(level, step, name, "failed",
-                     error=dict(cell=None, kind="NoPlace",
-                                message="the cluster has lost every worker that could take it"))
+    lost = dict(cell=None, kind="NoPlace", message="the cluster has lost every worker that could take it")
+    if allocation is None: return _note(level, step, name, "failed", error=lost)
     line = session.terminal.enter(level.path + name)
     options = dict(timeout=max(session.seconds_left(step.timeout), .001), settings=session.settings, name=name,
                    parent=level.job.id, key=provisional_key(key), reason=reason, stop=session.stop,

@@ -58,7 +58,7 @@ def key_difference(key: str, other: str) -> list[str]:
     if other[:1] == "?": other = key[0] + other[1:]
     found, at = [], 0
     for part, digits in PARTS.items():
-        if key[at: at + digits] != other[at:at + digits]: found.append(part)
+        if key[at: at + digits] != other[at: at + digits]: found.append(part)
         at += digits
     return found
 

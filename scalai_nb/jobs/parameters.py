@@ -170,23 +170,16 @@ def literal(value: object,  # of a plain type
     match value:
         case Secret():
             return f'__import__("scalai_nb.jobs.parameters", fromlist=["secret"]).secret({str.__repr__(value)})'
-        case bool() | None:
-            return repr(value)
+        case bool() | None: return repr(value)
         case int():
             return (int.__repr__(value) if value.bit_length() < 10_000
                     else int.__format__(value, "#x"))  # Python reads at most 4,300 decimal digits
-        case float():
-            return float.__repr__(value) if math.isfinite(value) else f'float("{float.__repr__(value)}")'
-        case str():
-            return str.__repr__(value)
-        case datetime():
-            return f'__import__("datetime").datetime.fromisoformat({text(datetime.isoformat(value))})'
-        case date():
-            return f'__import__("datetime").date.fromisoformat({text(date.isoformat(value))})'
-        case Path():
-            return f'__import__("pathlib").Path({text(value)})'
-        case list() | tuple():
-            return "[" + ", ".join(literal(v, level + 1) for v in value) + "]"
+        case float(): return float.__repr__(value) if math.isfinite(value) else f'float("{float.__repr__(value)}")'
+        case str(): return str.__repr__(value)
+        case datetime(): return f'__import__("datetime").datetime.fromisoformat({text(datetime.isoformat(value))})'
+        case date(): return f'__import__("datetime").date.fromisoformat({text(date.isoformat(value))})'
+        case Path(): return f'__import__("pathlib").Path({text(value)})'
+        case list() | tuple(): return "[" + ", ".join(literal(v, level + 1) for v in value) + "]"
         case dict():
             return "{" + ", ".join(f"{literal(k, level + 1)}: {literal(v, level + 1)}" for k, v in value.items()) + "}"
     raise BadRequest(f"A {type(value).__name__} cannot be passed to a notebook.",

@@ -138,8 +138,9 @@ class PlanBuilder:
 
 # %% ../../nbs/jobs/32_plan.ipynb #23ef0b33
 @patch
-def level(self: PlanBuilder, flow: Workflow, values: dict, upstream: list, previous: JobRun | None, only: str | None = None,
-          taken: dict | None = None, around: tuple[str, ...] = (), forced: str = "") -> list[PlannedStep]:
+def level(self: PlanBuilder, flow: Workflow, values: dict, upstream: list, previous: JobRun | None,
+          only: str | None = None, taken: dict | None = None, around: tuple[str, ...] = (),
+          forced: str = "") -> list[PlannedStep]:
     "One workflow. `upstream`: links of what it needs."
     taken = taken or {}
     scope, links, by, out = dict(values), {}, {}, []

@@ -21,6 +21,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from fastcore.basics import patch
 
+# %% ../../nbs/jobs/10_record.ipynb #eeaa0205
 from ..core.errors import BadRequest, Unreachable, one_of
 from ..core.jsonable import movable, moved, plain
 from ..core.settings import Settings

@@ -163,6 +163,22 @@ def _needs(step: Step, i: int, names: list[str], parameters: dict, path: Path) -
     return list(dict.fromkeys([*declared, *referenced]))
 
 # %% ../../nbs/jobs/26_workflow_file.ipynb #c621b6df
+def _check_parameters(step: Step, declares: dict[str, Parameter]):
+    "The values that a step is given fit what its file declares, and none that is required is left out."
+    for name, value in [*step.parameters.items(), *step.grid.items()]:
+        if name not in declares:
+            near = nearest(name, declares)
+            raise BadRequest(f"Unknown parameter {name!r}.",
+                             f"Did you mean {near!r}?" if near else f"Declared: {', '.join(declares) or 'none'}.")
+        for one in value if name in step.grid and isinstance(value, list) else [value]:
+            if not references(one): conform(declares[name], one)
+    if twice := next((n for n in step.grid if n in step.parameters), None):
+        raise BadRequest(f"Parameter {twice!r} is in `grid` and in `parameters`.", "Leave it to `grid`.")
+    values = {**step.parameters, **step.grid}
+    if missing := next((p for p in declares.values() if p.required and p.name not in values), None):
+        raise BadRequest(f"Parameter {missing.name!r} is required.", f"It is {missing}.")
+
+# %% ../../nbs/jobs/26_workflow_file.ipynb #d7fbde48
 def _check_step(flow: WorkflowGraph, step: Step, outer: tuple[Path, ...]):
     """The step's file is there and declares the parameters that it is given; what it refers to is handed on, by a type
     that fits."""
@@ -180,19 +196,7 @@ def _check_step(flow: WorkflowGraph, step: Step, outer: tuple[Path, ...]):
         check_declared([i for i in step.inputs if not references(i)], [p for p in step.products if not references(p)])
         if step.workflow: flow.nested[step.name] = type(flow).load(flow.path.parent/step.workflow, outer)
         declares = declared_parameters(flow, step)
-        for name, value in [*step.parameters.items(), *step.grid.items()]:
-            if name not in declares:
-                near = nearest(name, declares)
-                raise BadRequest(f"Unknown parameter {name!r}.",
-                                 f"Did you mean {near!r}?" if near else f"Declared: {', '.join(declares) or 'none'}.")
-            for one in value if name in step.grid and isinstance(value, list) else [value]:
-                if not references(one): conform(declares[name], one)
-        if twice := next((n for n in step.grid if n in step.parameters), None):
-            raise BadRequest(f"Parameter {twice!r} is in `grid` and in `parameters`.", "Leave it to `grid`.")
-        if missing := next(
-            (p for p in declares.values() if p.required and p.name not in {**step.parameters, **step.grid}), None
-        ):
-            raise BadRequest(f"Parameter {missing.name!r} is required.", f"It is {missing}.")
+        _check_parameters(step, declares)
         check_references(flow, step, declares, lambda *_: {})
     except BadRequest as e:
         if e.message.startswith("Step "): raise

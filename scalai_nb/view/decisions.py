@@ -23,52 +23,34 @@ def standing(decision: dict) -> str:  # a key of CASES
     return "well" if decision["action"] == "keep" else "moved" if "auc_worse" in e else "blind"
 
 # %% ../../nbs/view/10_decisions.ipynb #714a6935
-CASES = {  # standing -> level, sentence, what needs somebody
+# situation -> level, sentence, what to do
+CASES = {
     "well": ("good", "All is well: since {since} nothing that matters moved.", "nothing"),
     "moved": ("attention", "The scores hold, but in {period} {what} moved.", "look at why {what} moved"),
-    "blind": (
-        "attention",
-        "In {period} {what} moved, and no labels say yet what it cost.",
-        "bring labels for {period}, or look at why {what} moved",
-    ),
-    "pending": (
-        "act",
-        "The scores are failing since {period}, and no new model has been tried yet.",
-        "run the retraining of {period}",
-    ),
-    "held": (
-        "act",
-        (
-            "The scores are failing since {period}, and the rules of [retrain] hold a new model back: version {after}"
-            " still serves."
-        ),
-        "read in the log of {period} what it waits for",
-    ),
-    "shadow": (
-        "attention",
-        "The scores are failing since {period}; a new model runs in the shadow of version {after}.",
-        "nothing yet: the labels of {next} decide",
-    ),
-    "failed": (
-        "act",
-        "The scores are failing since {period}, and the retraining never ended: version {after} still serves.",
-        "run the retraining of {period} again",
-    ),
-    "back": (
-        "attention",
-        "In {period} the newest model did worse than the one before: version {after} is back in service.",
-        "nothing; {next} will show whether it holds",
-    ),
+    "blind": ("attention", "In {period} {what} moved, and no labels say yet what it cost.",
+              "bring labels for {period}, or look at why {what} moved"),
+    "pending": ("act", "The scores are failing since {period}, and no new model has been tried yet.",
+                "run the retraining of {period}"),
+    "held": ("act",
+             "The scores are failing since {period}, and the rules of [retrain] hold a new model back: version {after}"
+             " still serves.",
+             "read in the log of {period} what it waits for"),
+    "shadow": ("attention",
+               "The scores are failing since {period}; a new model runs in the shadow of version {after}.",
+               "nothing yet: the labels of {next} decide"),
+    "failed": ("act",
+               "The scores are failing since {period}, and the retraining never ended: version {after} still serves.",
+               "run the retraining of {period} again"),
+    "back": ("attention",
+             "In {period} the newest model did worse than the one before: version {after} is back in service.",
+             "nothing; {next} will show whether it holds"),
     "refused": (
         "act",
         "The scores are failing since {period}, and the new model was not better: version {after} still serves.",
-        "look into {period} with the people who make the data",
+        "look into {period} with the people who make the data"
     ),
-    "retrained": (
-        "good",
-        "The scores of {period} failed, and a new model was promoted: version {after} serves.",
-        "nothing; {next} will show whether it holds",
-    ),
+    "retrained": ("good", "The scores of {period} failed, and a new model was promoted: version {after} serves.",
+                  "nothing; {next} will show whether it holds")
 }
 
 # %% ../../nbs/view/10_decisions.ipynb #73f5b3b1
@@ -105,6 +87,16 @@ def outcome(decision: dict) -> str:
             "refused": f"refused, version {after} stays"}.get(decision["outcome"], f"version {after} stays")
 
 # %% ../../nbs/view/10_decisions.ipynb #0edc0b85
+def _reasons(decision: dict) -> str:  # HTML
+    "Four reasons at most; how a retraining ended is told whatever else is left out."
+    settled = [r for r in decision.get("settled", []) if r in decision["reasons"]]
+    told = [r for r in decision["reasons"] if r not in settled]
+    more = f'<br><span class="soft">and {several(len(told) - 4, "more reason")}</span>' if len(told) > 4 else ""
+    against = ('<details><summary>what it was held against</summary><span'
+               f' class="soft">{escape(decision["against"])}</span></details>' if decision.get("against") else "")
+    return "<br>".join(map(escape, told[:4])) + more + "".join(f"<br><b>{escape(r)}</b>" for r in settled) + against
+
+# %% ../../nbs/view/10_decisions.ipynb #fb354f6c
 def log_table(decisions: list[dict], chosen: str = "",  # the window that is looked at
              ) -> str:  # HTML, newest first
     "The decisions, with the figures that they stood on."
@@ -113,27 +105,8 @@ def log_table(decisions: list[dict], chosen: str = "",  # the window that is loo
         guess = ("–" if number(e.get("estimate_auc")) == "–"
                  else number(e["estimate_auc"]) + ("" if e.get("estimate_trusted", True)
                                                    else '<br><span class="soft">not trusted</span>'))
-        # how a retraining ended is told whatever else is left out
-        settled = [r for r in d.get("settled", []) if r in d["reasons"]]
-        told = [r for r in d["reasons"] if r not in settled]
-        return [
-            escape(d["period"]),
-            f"{e.get('rows', 0):,}",
-            number(e.get("auc")),
-            number(e.get("auc_reference")),
-            guess,
-            chip(*DONE[d["action"]]),
-            escape(outcome(d)),
-            "<br>".join(map(escape, told[:4]))
-            + (f'<br><span class="soft">and {several(len(told) - 4, "more reason")}</span>' if len(told) > 4 else "")
-            + "".join(f"<br><b>{escape(r)}</b>" for r in settled)
-            + (
-                '<details><summary>what it was held against</summary><span'
-                f' class="soft">{escape(d["against"])}</span></details>'
-                if d.get("against")
-                else ""
-            ),
-        ]
+        return [escape(d["period"]), f"{e.get('rows', 0):,}", number(e.get("auc")), number(e.get("auc_reference")),
+                guess, chip(*DONE[d["action"]]), escape(outcome(d)), _reasons(d)]
     newest = decisions[::-1]
     marked = next((i for i, d in enumerate(newest) if d["period"] == chosen), None)
     return table({"window": "name", "rows": "num", "AUC": "num", "usual": "num", "estimated": "num", "decision": "",

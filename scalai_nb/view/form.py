@@ -187,13 +187,18 @@ class Form(View):
     def __init__(self, notebook: Path, settings: Settings):
         self.notebook, self.settings, declared = notebook, settings, read(notebook)
         self.fields = {n: Field(p, min(24, max(map(len, declared)))) for n, p in declared.items()}
-        self.start = w.Button(description="Run", icon="play", button_style="primary", tooltip="Check the values and run the notebook")
-        self.end = w.Button(description="Stop", icon="stop", disabled=True, tooltip="Ask the run to stop; it is then recorded as cancelled")
+        self.start = w.Button(description="Run", icon="play", button_style="primary",
+                              tooltip="Check the values and run the notebook")
+        self.end = w.Button(description="Stop", icon="stop", disabled=True,
+                            tooltip="Ask the run to stop; it is then recorded as cancelled")
         self.state, self.started, self.task = html(""), None, None
-        rows = [[escape(p.name), f"<code>{escape(p.annotation)}</code>", escape("required" if p.required else str(p.default)), escape(p.help)] for p in declared.values()]
-        paper = table({"parameter": "name", "type": "", "default": "", "": ""}, rows) if rows else "<p>This notebook takes no parameters.</p>"
+        rows = [[escape(p.name), f"<code>{escape(p.annotation)}</code>",
+                 escape("required" if p.required else str(p.default)), escape(p.help)] for p in declared.values()]
+        paper = (table({"parameter": "name", "type": "", "default": "", "": ""}, rows) if rows
+                 else "<p>This notebook takes no parameters.</p>")
         title = f"<h3>{escape(notebook.name)}</h3>" + ("" if rows else '<p class="soft">It takes no parameters.</p>')
-        super().__init__([html(LOOK + title), *self.fields.values(), controls(self.start, self.end), self.state], static=f"<h3>{escape(notebook.name)}</h3>{paper}")
+        super().__init__([html(LOOK + title), *self.fields.values(), controls(self.start, self.end), self.state],
+                         static=f"<h3>{escape(notebook.name)}</h3>{paper}")
         self.start.on_click(lambda _: self.run())
         self.end.on_click(lambda _: self.stop())
 
@@ -201,16 +206,18 @@ class Form(View):
     def changed(self) -> dict:  # values by name; of what was not touched the notebook's own default holds
         return {k: v for field in self.fields.values() for k, v in field.given.items()}
 
-    def run(self) -> None:
-        "Check, and start; what is wrong is said and nothing is started."
-        try: check(self.notebook, self.changed)
-        except BadRequest as e:
-            self.state.value = two_lines(e)
-            return
-        self.started = Started(self.notebook, self.changed, self.settings)
-        self.start.disabled, self.end.disabled, self.end.description = True, False, "Stop"
-        self.refresh()
-        self.task = follow(self.refresh, .4)
+# %% ../../nbs/view/17_form.ipynb #f1dc8573
+@patch
+def run(self: Form) -> None:
+    "Check, and start; what is wrong is said and nothing is started."
+    try: check(self.notebook, self.changed)
+    except BadRequest as e:
+        self.state.value = two_lines(e)
+        return
+    self.started = Started(self.notebook, self.changed, self.settings)
+    self.start.disabled, self.end.disabled, self.end.description = True, False, "Stop"
+    self.refresh()
+    self.task = follow(self.refresh, .4)
 
 # %% ../../nbs/view/17_form.ipynb #293ae807
 @patch

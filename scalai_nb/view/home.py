@@ -91,26 +91,12 @@ def of_schedules(settings: Settings) -> list[Line]:
                      min(s["failing_since"] for s in fails), f"Look at the last run of {fails[0]['name']}", "runs",
                      {"run": fails[0]["last"]["run"]} if fails[0]["last"] and fails[0]["last"]["run"] else {})]
     if waits:
-        return [
-            Line(
-                "Schedules",
-                "attention",
-                f"{listed(s['name'] for s in waits)} {'is' if len(waits) == 1 else 'are'} overdue: no scheduler"
-                f" runs.{rest}",
-                min(s["next"] for s in waits),
-                "Start it: scalai scheduler",
-            )
-        ]
+        who = f"{listed(s['name'] for s in waits)} {'is' if len(waits) == 1 else 'are'}"
+        return [Line("Schedules", "attention", f"{who} overdue: no scheduler runs.{rest}",
+                     min(s["next"] for s in waits), "Start it: scalai scheduler")]
     coming = min((s for s in found if s["next"]), key=lambda s: s["next"], default=None)
-    return [
-        Line(
-            "Schedules",
-            "good",
-            f"{several(len(found), 'schedule')}"
-            + (f"; {coming['name']} comes next, at {coming['next']} ({coming['zone']})." if coming else ".")
-            + rest,
-        )
-    ]
+    then = f"; {coming['name']} comes next, at {coming['next']} ({coming['zone']})." if coming else "."
+    return [Line("Schedules", "good", f"{several(len(found), 'schedule')}{then}{rest}")]
 
 # %% ../../nbs/view/26_home.ipynb #98a122de
 def of_alarms(settings: Settings) -> list[Line]:

@@ -44,7 +44,10 @@ def lab(settings: Settings, port: int | None = None, browser: bool = True) -> in
     return subprocess.call(command(settings, port, browser), env=os.environ | {"JUPYTER_PATH": path})
 
 # %% ../../nbs/view/28_lab.ipynb #03f7d950
-LOGO = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 64 64"><rect width="64" height="64" rx="12" fill="#1769a5"/><path d="M14 46V34h9v12zm14 0V24h9v22zm14 0V30h9v16z" fill="#fff"/><path d="M12 27l16-11 12 7 13-10" fill="none" stroke="#f4a261" stroke-width="4" stroke-linecap="round" stroke-linejoin="round"/></svg>"""
+LOGO = ('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 64 64">'
+        '<rect width="64" height="64" rx="12" fill="#1769a5"/>'
+        '<path d="M14 46V34h9v12zm14 0V24h9v22zm14 0V30h9v16z" fill="#fff"/>'
+        '<path d="M12 27l16-11 12 7 13-10" fill="none" stroke="#f4a261" stroke-width="4" stroke-linecap="round" stroke-linejoin="round"/></svg>')
 
 
 def folder(prefix: Path | str | None) -> Path:
@@ -67,6 +70,16 @@ def amiss(kernel: dict) -> str:  # empty: it can start
             if not (workspace / "settings.ini").is_file() else "")
 
 # %% ../../nbs/view/28_lab.ipynb #893b16f7
+def _check_owner(name: str, root: Path, prefix: Path | str | None):
+    "Raises `BadRequest` where a kernel of that name is another's."
+    place, known = folder(prefix)/name.lower(), offered(prefix).get(name.lower())
+    if known is None and place.exists():
+        raise BadRequest(f"{place} is a kernel that no workspace installed.", "Give another --name.")
+    if known and Path(known["metadata"]["scalai"]) != root and not amiss(known):
+        raise BadRequest(f"{name} is the kernel of {known['metadata']['scalai']}.",
+                         "Give another --name, or remove that one: scalai kernel remove " + name)
+
+# %% ../../nbs/view/28_lab.ipynb #f315ae82
 def install(settings: Settings,
             name: str | None = None,  # default: scalai- and the workspace's name
             display_name: str | None = None,  # on its card; default: the workspace's name
@@ -85,17 +98,11 @@ def install(settings: Settings,
     if not re.fullmatch(r"[\w.-]+", name, re.A):
         raise BadRequest(f"{name!r} is no name of a kernel.",
                          "Letters, digits, '.', '_' and '-' are possible; the words on its card are --display-name.")
-    place, known = folder(prefix)/name.lower(), offered(prefix).get(name.lower())
-    if known is None and place.exists():
-        raise BadRequest(f"{place} is a kernel that no workspace installed.", "Give another --name.")
-    if known and Path(known["metadata"]["scalai"]) != root and not amiss(known):
-        raise BadRequest(f"{name} is the kernel of {known['metadata']['scalai']}.",
-                         "Give another --name, or remove that one: scalai kernel remove " + name)
+    _check_owner(name, root, prefix)
     plain = lambda path: str(path).replace("$", "$$")  # Jupyter fills in ${NAME}
-    env = {
-        "SCALAI_SETTINGS": plain(settings.file.absolute()),
-        "PATH": f"{plain(Path(sys.executable).parent)}{os.pathsep}${{PATH}}",
-    } | ({"VIRTUAL_ENV": plain(sys.prefix)} if sys.prefix != sys.base_prefix else {})
+    env = {"SCALAI_SETTINGS": plain(settings.file.absolute()),
+           "PATH": f"{plain(Path(sys.executable).parent)}{os.pathsep}${{PATH}}"}
+    if sys.prefix != sys.base_prefix: env["VIRTUAL_ENV"] = plain(sys.prefix)
     says = {"display_name": display_name or f"{root.name} (scalai)", "env": env,
             "metadata": {"debugger": True, "scalai": str(root)}}
     with tempfile.TemporaryDirectory() as made:

@@ -209,10 +209,8 @@ def tried(self: Promotion, reason: str) -> str:  # HTML
     now = self.registry.champion(self.name)
     if (now.version if now else None) != self.serves:
         self.done()
-        return said(
-            "attention",
-            f"Nothing was promoted: meanwhile version {now.version if now else 'none'} serves. Look again.",
-        )
+        return said("attention",
+                    f"Nothing was promoted: meanwhile version {now.version if now else 'none'} serves. Look again.")
     self.registry.promote(self.name, self.number,
                           f"{reason} (by hand on the dashboard{', by ' + who.name if who.name else ''})")
     self.done()
@@ -251,7 +249,8 @@ class Models(View):
 
 # %% ../../nbs/view/24_models.ipynb #94a3df8b
 @patch
-def serves(self: Models) -> int | None: return next((e["version"] for e in self.mine if "champion" in e["aliases"]), None)
+def serves(self: Models) -> int | None:
+    return next((e["version"] for e in self.mine if "champion" in e["aliases"]), None)
 
 @patch
 def again(self: Models) -> None:

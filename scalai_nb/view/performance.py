@@ -228,10 +228,8 @@ def performance_view(performance: Performance) -> View:
     told = {"AUC": performance.figures()["AUC"], "Came true": f"{100 * performance.base:.1f} %",
             "Labelled": f"{performance.rows:,} rows"}
     if performance.unlabelled:
-        told["No label yet"] = (
-            f"{performance.unlabelled:,} rows,"
-            f" {100 * performance.unlabelled / (performance.rows + performance.unlabelled + performance.unscored):.0f} %"
-        )
+        every = performance.rows + performance.unlabelled + performance.unscored
+        told["No label yet"] = f"{performance.unlabelled:,} rows, {100 * performance.unlabelled / every:.0f} %"
     figures = table({"figure": "name", "value, 95 % interval": "num"},
                     [[k, v] for k, v in performance.figures().items()])
     return View([html(headline("unknown" if np.isnan(performance.auc) else "good", str(performance).split(",")[0],

@@ -140,9 +140,8 @@ def draw(self: Scores) -> None:
 def judged(self: Scores, window: str, version: int | None) -> list:
     "The chosen window's scores against what came true."
     found = self.watch.measured(window, version)
-    more = (
-        f'<p>{leads("drift", "What moved in this window", **({"segment": self.watch.segment} if self.watch.segment else {}), window=window)}</p>'
-    )
+    among = {"segment": self.watch.segment} if self.watch.segment else {}
+    more = f'<p>{leads("drift", "What moved in this window", **among, window=window)}</p>'
     if found is None:
         return [html('<p class="soft">No labels of this window have come, so nobody can say.</p>' + more)]
     told = (f"<p>{found.rows:,} labelled rows; {100 * found.base:.1f} % came true. AUC {number(found.auc)}"

@@ -64,9 +64,9 @@ def unread(found: dict[str, str],  # what could not be read -> why
 
 # %% ../../nbs/view/00_style.ipynb #54c9b683
 def table(
-    columns: dict[
-        str, str
-    ],  # heading -> classes of its cells: name, num, whole (on one line); on a phone: wide (a line of its own), title (it needs no heading)
+    # heading -> classes of its cells: name, num, whole (on one line);
+    # on a phone: wide (a line of its own), title (it needs no heading)
+    columns: dict[str, str],
     rows: list[list[str]],  # HTML, escaped already
     marked: int | None = None,  # the row that is looked at
 ) -> str:

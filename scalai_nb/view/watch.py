@@ -385,6 +385,14 @@ def bins_table(finding: Finding, unit: str = "",  # of the column
 OF_ALL = "What the top of this page says, and what was decided, is of all rows."
 
 # %% ../../nbs/view/12_watch.ipynb #a75a0c20
+def _decided(watch: Watch, window: str) -> str:  # HTML; empty: nothing was
+    "What was decided about a window, with a link to its scores."
+    if not (told := watch.decisions.get(window)): return ""
+    among = {"segment": watch.segment} if watch.segment else {}
+    return (f"<p>{chip(*DONE[told['action']])}, {escape(outcome(told))}."
+            f" {leads('performance', 'How good the scores were', **among, window=window)}</p>")
+
+# %% ../../nbs/view/12_watch.ipynb #edd38bab
 @patch
 def draw(self: Page) -> None:
     "The cells, the sentences and the column's shares of the chosen window."
@@ -392,13 +400,7 @@ def draw(self: Page) -> None:
     report, reference = watch.report(window), watch.reference(window)
     reports = {p: watch.report(p) for p in stretch(watch, self.since.value) if watch.usable(p)}
     self.cells.children = [heat(reports, column, window, self.choose), html(download("what-moved", findings(reports)))]
-    told = watch.decisions.get(window)
-    decided = (
-        f"<p>{chip(*DONE[told['action']])}, {escape(outcome(told))}."
-        f" {leads('performance', 'How good the scores were', **({'segment': watch.segment} if watch.segment else {}), window=window)}</p>"
-        if told
-        else ""
-    )
+    decided = _decided(watch, window)
     among = f", {escape(watch.segment.replace('=', ' ', 1))}," if watch.segment else ""
     self.title.value = (
         f"<h2>{escape(window)}{among} against its reference</h2><p class='soft'>{watch.windows.rows(window):,} rows,"
@@ -410,9 +412,8 @@ def draw(self: Page) -> None:
     report = watch.compare(window)  # with its bins
     finding = report.columns[column]
     unit = self.units.get(column) or watch.policy_for(tuple(reference)).columns.get(column, {}).get("unit") or ""
-    self.told.value = (
-        f"{why(report)}<h3>{escape(column)}</h3><p>{escape(finding.reason[:1].upper() + finding.reason[1:])}.</p>{LEGEND}"
-    )
+    reason = escape(finding.reason[:1].upper() + finding.reason[1:])
+    self.told.value = f"{why(report)}<h3>{escape(column)}</h3><p>{reason}.</p>{LEGEND}"
     both = watch.whole(tuple(reference)), watch.windows[window]
     self.picture.children = [column_picture(finding, *both, unit),
                              html(column_csv(finding, *both, f"{column}-{window}") + bins_table(finding, unit))]

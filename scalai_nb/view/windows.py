@@ -29,7 +29,8 @@ class Windows(Mapping):  # window -> Profile
                  among: list[str] | None = None):  # only these windows
         self.source, self.settings, self.most, self.unread = source, settings, limit, {}
         found, broken = overview(source, settings)
-        self.unread |= {f"{Path(file).name}, a file with windows of {source}": reason for file, reason in broken.items()}
+        self.unread |= {f"{Path(file).name}, a file with windows of {source}": reason
+                        for file, reason in broken.items()}
         # window -> rows, digest
         self.known = {p: v for p, v in found.items() if p is not None and v[0] and (among is None or p in among)}
         self.open: dict[str, Profile] = {}
