@@ -50,7 +50,7 @@ class Alert:
     def __post_init__(self):
         if not self.key: object.__setattr__(self, "key", f"{self.what}/{self.source}")
 
-    def over(self, summary: str, **details) -> "Alert":  # the same case, resolved now
+    def resolve(self, summary: str, **details) -> "Alert":  # the same case, resolved now
         return replace(self, summary=summary, details=details, resolved=True, at=datetime.now(UTC))
 
     def to_dict(self) -> dict: return plain(asdict(self) | {"at": self.at.isoformat(timespec="seconds")}, other=str)

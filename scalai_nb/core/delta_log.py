@@ -76,12 +76,12 @@ def written_by(name: str, version: int,
 
 # %% ../../nbs/core/07_delta_log.ipynb #b0c0252e
 def commits(name: str,
-            after: int = -1,  # a version
+            since: int = -1,  # a version
             limit: int = 1,
             settings: Settings | None = None,
            ) -> list[tuple[int, float, str]]:  # version, when (seconds since 1970), operation
-    "The newest versions later than `after`, in order; none where there is no table yet."
-    found = sorted(v for m in _listed(name, settings) if (v := int(m[1])) > after and m[0] == f"{m[1]}.json")
+    "The newest versions later than `since`, in order; none where there is no table yet."
+    found = sorted(v for m in _listed(name, settings) if (v := int(m[1])) > since and m[0] == f"{m[1]}.json")
     return [(v, *_told(_actions(name, v, settings) or [])) for v in found[-limit:]]
 
 def _told(actions: list[dict]) -> tuple[float, str]:

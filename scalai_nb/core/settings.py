@@ -227,7 +227,7 @@ def load(
 # what tells no value; `home` reads its key itself
 SILENT = {"__class__", "model_fields", "model_config", "home", "path", "file"}
 
-def observe(seen: Callable[[str, str], None],  # see `core.events.watch_settings`
+def observe(callback: Callable[[str, str], None],  # see `core.events.watch_settings`
            ):
     "Report each key that is read, for as long as the process lives."
     known = {Settings: ("", frozenset(Settings.model_fields))}
@@ -242,10 +242,10 @@ def observe(seen: Callable[[str, str], None],  # see `core.events.watch_settings
 
     def __getattribute__(self, name):
         section, keys = known.get(type(self), ("", ()))
-        if name in keys: seen(section, name) if section else None
+        if name in keys: callback(section, name) if section else None
         elif name == "model_copy": return lambda **how: copied(self, **how)
         elif name not in SILENT and not name.startswith("__pydantic") and not getattr(copying, "now", False):
-            for key in sorted(keys) if section else [""]: seen(section, key)
+            for key in sorted(keys) if section else [""]: callback(section, key)
         return BaseModel.__getattribute__(self, name)
 
     Section.__getattribute__ = __getattribute__

@@ -31,12 +31,12 @@ from . import pages
 from .session import Attempts, Session, Sessions, constant_time_equal
 
 # %% ../../nbs/dash/02_auth.ipynb #b1e2714b
-def find_role(given: str,  # a token
+def find_role(token: str,  # a token
             right: dict[str, str],  # role -> what its holder has
            ) -> str | None:  # the role; None where it is nobody's
     "Whose is it? An empty one is nobody's."
-    found = [role for role, value in right.items() if constant_time_equal(given, value)]
-    return found[0] if found and given else None
+    found = [role for role, value in right.items() if constant_time_equal(token, value)]
+    return found[0] if found and token else None
 
 # %% ../../nbs/dash/02_auth.ipynb #a5f193fb
 def header_token(headers) -> str:
@@ -68,9 +68,9 @@ def is_own_origin(headers) -> bool:
     return bool(origin) and urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
 
 # %% ../../nbs/dash/02_auth.ipynb #1290dcef
-def next_path(asked: str) -> str:
+def next_path(requested: str) -> str:
     "Where to go after the login: a path on this host, else the start page."
-    path, _, query = asked.partition("#")[0].partition("?")
+    path, _, query = requested.partition("#")[0].partition("?")
     plain = path
     for _ in range(8): plain = unquote(plain)  # however often it was encoded
     local = (plain.startswith("/") and not re.search(r"//|\\|[\x00-\x20\x7f%]", plain)
@@ -228,9 +228,9 @@ async def login(self: Guard, request: Request) -> Response:
     return HTMLResponse(pages.login_page(failed=True, next=to), status_code=401)
 
 @patch
-def admit(self: Guard, request: Request, role: str, to: str) -> Response:
+def admit(self: Guard, request: Request, role: str, target: str) -> Response:
     "Exchange the token for the cookie of a session, which a visitor who has one keeps, and send the visitor on."
-    answer = RedirectResponse(to, status_code=303, headers={"cache-control": "no-store"})
+    answer = RedirectResponse(target, status_code=303, headers={"cache-control": "no-store"})
     session = self.session(request)
     cookie = self.sessions.open(role, session.id if session and session.role == role else "")
     answer.set_cookie(self.cookie_name(request), cookie, max_age=int(self.sessions.seconds), httponly=True,
@@ -291,9 +291,9 @@ class ForwardedHeaders:
     def drop_headers(self, scope) -> dict:
         return {**scope, "headers": [(k, v) for k, v in scope["headers"] if k.lower() not in self.header_names]}
 
-    def client_address(self, said: list[str]) -> str:
+    def client_address(self, addresses: list[str]) -> str:
         "The address of the visitor: the last one that is not a trusted proxy's own; empty where none is said."
-        for address in reversed(split_list(",".join(said))):
+        for address in reversed(split_list(",".join(addresses))):
             if not is_trusted(address, self.trusted): return address if is_address(address) else ""
         return ""
 

@@ -146,15 +146,15 @@ def metrics_route(proxy: Proxy):
     return route
 
 # %% ../../nbs/dash/00_gateway.ipynb #52e0b419
-def routes(shown: GatewayPages, proxy: Proxy) -> list:
+def routes(own_pages: GatewayPages, proxy: Proxy) -> list:
     "Every path the gateway knows; all but `/healthz` and `/login` stand behind the guard."
     async def health(request): return JSONResponse({"ok": True})
     async def no_icon(request): return Response(status_code=204)
-    return [Route("/", shown.home), Route("/healthz", health), Route("/metrics", metrics_route(proxy)),
-            Route("/logout", shown.logout, methods=["POST"]), Route("/favicon.ico", no_icon),
-            Route("/apps/{name}", time_route(shown.app), methods=["GET"]),
-            Route("/api/snapshots/{name}", shown.snapshot_status, methods=["GET"]),
-            Route("/api/snapshots/{name}", shown.refresh_snapshot, methods=["POST"]),
+    return [Route("/", own_pages.home), Route("/healthz", health), Route("/metrics", metrics_route(proxy)),
+            Route("/logout", own_pages.logout, methods=["POST"]), Route("/favicon.ico", no_icon),
+            Route("/apps/{name}", time_route(own_pages.app), methods=["GET"]),
+            Route("/api/snapshots/{name}", own_pages.snapshot_status, methods=["GET"]),
+            Route("/api/snapshots/{name}", own_pages.refresh_snapshot, methods=["POST"]),
             Route("/front/{name}", frontend.serve_script, methods=["GET"]),
             Route("/voila/{kind:str}/{rest:path}", proxy.asset, methods=["GET"]),
             Route("/voila/api/shutdown/{kernel}", proxy.shutdown, methods=["POST"]),

@@ -205,18 +205,19 @@ def connect(self: Proxy, id: str, session: str, **more):
 
 # %% ../../nbs/dash/12_proxy.ipynb #92721ef9
 @patch
-async def page(self: Proxy, app: str, who: Visitor, query: str) -> tuple[Page, str]:  # and whether it was warm or cold
+async def page(self: Proxy, app: str, visitor: Visitor,
+               query: str) -> tuple[Page, str]:  # and whether it was warm or cold
     """A page for somebody whose turn it is, with a place for its kernel.
 
     Raises `NoKernelFree`, `QuotaReached` and `AppFailed`."""
-    if not query: self.pool.want(app, who.role)
-    found = None if query else self.pool.take(app, who.role)
-    with self.kernels.reserve(who):
+    if not query: self.pool.want(app, visitor.role)
+    found = None if query else self.pool.take(app, visitor.role)
+    with self.kernels.reserve(visitor):
         while self.kernels.free < 0 and (least := self.pool.evict()): await self.end([least.id])
         if found and not await self.is_alive(found.id): found = None
-        page = found or await self.make(app, who.role, query)
-        if who.name: self.cards[page.id].write_text(json.dumps({"name": who.name}))
-        self.kernels.add(page.id, app, who)
+        page = found or await self.make(app, visitor.role, query)
+        if visitor.name: self.cards[page.id].write_text(json.dumps({"name": visitor.name}))
+        self.kernels.add(page.id, app, visitor)
     return page, "warm" if found else "cold"
 
 # %% ../../nbs/dash/12_proxy.ipynb #1d54c0cd

@@ -14,9 +14,9 @@ import time
 from dataclasses import dataclass
 
 # %% ../../nbs/dash/01_session.ipynb #f1b1d64a
-def constant_time_equal(given: str, right: str) -> bool:
+def constant_time_equal(candidate: str, right: str) -> bool:
     "Equal, in a time that does not depend on where they differ."
-    return hmac.compare_digest(given.encode("utf-8", "surrogatepass"), right.encode())
+    return hmac.compare_digest(candidate.encode("utf-8", "surrogatepass"), right.encode())
 
 @dataclass(frozen=True)
 class Session:

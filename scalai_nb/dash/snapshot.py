@@ -261,7 +261,7 @@ STATUS_TEXT = {
                " <code>scalai dash</code> says why.")
 }
 
-def page(app: App, snapshot: Snapshot, standing: str, edits: bool = False, leave: bool = False) -> str:  # HTML
+def page(app: App, snapshot: Snapshot, status: str, edits: bool = False, leave: bool = False) -> str:  # HTML
     "The snapshot with its time, and the way to the live page; an editor may have it made anew."
     anew = (
         f'<form method="post" action="/api/snapshots/{escape(app.name, quote=True)}"><button>Make it'
@@ -274,9 +274,9 @@ def page(app: App, snapshot: Snapshot, standing: str, edits: bool = False, leave
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="viewport"'
         ' content="width=device-width, initial-scale=1"><link rel="icon"'
         f' href="data:,"><title>{escape(app.title)}</title><style>{STYLE}</style></head><body><nav'
-        f' aria-label="Dashboard"><a href="/">&#8592; All dashboards</a><span><span id="asof" class="{standing}"'
+        f' aria-label="Dashboard"><a href="/">&#8592; All dashboards</a><span><span id="asof" class="{status}"'
         f' role="status" data-at="As of {at}." data-made="{snapshot.made}"'
-        f' data-ask="/api/snapshots/{escape(app.name, quote=True)}">As of {at}.{STATUS_TEXT[standing]}</span> {anew}<a'
+        f' data-ask="/api/snapshots/{escape(app.name, quote=True)}">As of {at}.{STATUS_TEXT[status]}</span> {anew}<a'
         f' class="live" href="/apps/{escape(app.name, quote=True)}?live=1">Open the live page</a>'
         f' {LOGOUT_FORM*leave}</span></nav><main>{snapshot.body}</main><script>{SCRIPT}</script></body></html>'
     )

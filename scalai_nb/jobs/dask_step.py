@@ -127,7 +127,7 @@ class RemoteStep:
 
 # %% ../../nbs/jobs/20_dask_step.ipynb #0720fc8b
 @patch
-def wait(self: RemoteStep, future, over: float) -> dict:  # an answer; `lost`: why there is none
+def wait(self: RemoteStep, future, deadline: float) -> dict:  # an answer; `lost`: why there is none
     "Until it has ended, one way or another."
     while not future.done():
         time.sleep(.05)
@@ -136,7 +136,7 @@ def wait(self: RemoteStep, future, over: float) -> dict:  # an answer; `lost`: w
             return dict(lost=f"the worker {self.address} vanished")
         if self.asked and now - self.asked > STOP_TIMEOUT:
             return dict(lost=f"the worker {self.address} did not stop it within {STOP_TIMEOUT:g} s")
-        if not self.asked and (self.stop.reason or now > over):
+        if not self.asked and (self.stop.reason or now > deadline):
             self.asked = now
             if (self.client.run(send_signal, self.job.id, signal.SIGTERM, workers=[self.address],
                                 on_error="ignore").get(self.address) is not True):
@@ -202,9 +202,9 @@ def join_cluster(settings: Settings):  # distributed.Client
     "The cluster that `[cluster]` names, or one of processes on this machine for as long as the block lasts."
     with cluster(settings, apart(settings), default=False) as client: yield client
 
-def workers(client, before: list[Host] = ()) -> list[Host]:
+def workers(client, previous: list[Host] = ()) -> list[Host]:
     "A place for every worker: as many steps as it has threads. Those known before keep what is taken of them."
-    known = {p.name: p for p in before}
+    known = {p.name: p for p in previous}
     found = []
     for address, w in client.scheduler_info(n_workers=-1)["workers"].items():
         gpus = int(w.get("resources", {}).get("GPU", 0))

@@ -264,11 +264,11 @@ def database_time(db):  # an expression
     return (sa.cast(sa.extract("epoch", sa.func.clock_timestamp()), sa.Float) if db.dialect.name == "postgresql"
             else sa.literal(time.time()))
 
-def add_event(db, id: str, state: str, detail: str, at: float | None = None):
+def add_event(db, id: str, state: str, detail: str, timestamp: float | None = None):
     "One more line of a run's history. No database takes a NUL or half a character in a text."
     e = EVENTS.alias()
     db.execute(EVENTS.insert().values(
                    run=id, n=sa.select(sa.func.count()).select_from(e).where(e.c.run == id).scalar_subquery(),
-                   at=time.time() if at is None else at, state=state,
+                   at=time.time() if timestamp is None else timestamp, state=state,
                    detail=detail.replace("\0", "").encode("utf-8", "replace").decode()
                ))

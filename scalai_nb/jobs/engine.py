@@ -67,7 +67,7 @@ def run(
         execution.warm = warm if warm is not None and not settings.jobs.warm else pool
         execution.terminal.start(job.name)
         _ran(execution, cell_timeout)
-        execution.terminal.done(job)
+        execution.terminal.finish(job)
     return job
 
 # %% ../../nbs/jobs/17_engine.ipynb #c7fb4a46
@@ -212,7 +212,7 @@ def _papermill_command(nb, kernel_name, input_path, output_path, start_timeout, 
         execution.message = tap(execution.message)
         nb = Engine.execute_notebook(nb, kernel_name, execution=execution, start_timeout=start_timeout,
                                      cell_timeout=cell_timeout)
-        terminal.done(job)
+        terminal.finish(job)
     # a failed cell is found by papermill itself
     if job.state in ("succeeded", "failed") and not execution.disk_error: return nb
     job.raise_for_state()

@@ -140,10 +140,10 @@ async def gather_all(work: Iterable[Awaitable]) -> list:  # results, in the orde
 
 
 def step_results(
-    step: Step, done: list[tuple[dict, JobRun]]  # points and their runs
+    step: Step, runs: list[tuple[dict, JobRun]]  # points and their runs
 ) -> tuple[object, dict]:  # what `${step}` stands for; what the workflow hands on
     "Results of a step: one mapping, or for `each` element and every point of a grid a list of them."
-    kept = [point | run.results for point, run in done]
+    kept = [point | run.results for point, run in runs]
     if not step.each and not step.grid: return (kept[-1], kept[-1]) if kept else ({}, {})
     names = list(dict.fromkeys(k for r in kept for k in r))
     # a table: a point that handed nothing on keeps its line
@@ -246,7 +246,7 @@ def _note(level: Level, step: Step, name: str, state: str, reason: str = "", err
                                              notebook=str(level.flow.path.parent / (step.notebook or step.workflow)),
                                              parent=level.job.id, reason=reason, error=error,
                                              kind="workflow" if step.workflow else "notebook"))
-    if not level.path or error: level.session.terminal.done(_named(run, level.path))
+    if not level.path or error: level.session.terminal.finish(_named(run, level.path))
     return run
 
 
@@ -292,7 +292,7 @@ async def _attempts(level: Level, step: Step, name: str, parameters: dict, decla
             f"attempt {len(tried) + 1} of {step.retries.times + 1}: {tried[-1].id} {tried[-1].state.replace('_', ' ')}"
             if tried else ""
         ))
-        if not (path and run.state == "skipped"): session.terminal.done(_named(run, path))
+        if not (path and run.state == "skipped"): session.terminal.finish(_named(run, path))
         return run
     return await _retrying(step, session)(attempt)
 
@@ -357,5 +357,5 @@ def _unchanged(was: JobRun, name: str, key: str, level: Level, reason: str, file
                                              parameters=was.parameters if values is None else veiled(values),
                                              results=was.results, key=key, parent=level.job.id, seconds=0.0,
                                              reason=reason, reads=was.reads, writes=_all_writes(was)))
-    if not level.path: level.session.terminal.done(run)
+    if not level.path: level.session.terminal.finish(run)
     return run

@@ -97,8 +97,9 @@ def definition(self: Firing) -> Schedule: return Schedule(**self.spec)
 def is_manual(self: Firing) -> bool: return self.key.startswith("by hand")
 
 # %% ../../nbs/jobs/34_firing_queue.ipynb #2e60c40f
-def local_time(at: float | None, zone: str) -> str | None:  # ISO 8601
-    return None if at is None else datetime.fromtimestamp(at, ZoneInfo(zone)).isoformat(timespec="seconds")
+def local_time(timestamp: float | None, zone: str) -> str | None:  # ISO 8601
+    if timestamp is None: return None
+    return datetime.fromtimestamp(timestamp, ZoneInfo(zone)).isoformat(timespec="seconds")
 
 @patch
 def to_dict(self: Firing) -> dict:
@@ -121,7 +122,7 @@ class FiringQueue:
         self.record = Record(self.settings)
         self.engine = self.record.engine
 
-    def now(self) -> float:  # seconds since 1970
+    def clock(self) -> float:  # seconds since 1970
         "The database's clock."
         with self.engine.connect() as db: return float(db.execute(sa.select(database_time(db))).scalar())
 
@@ -148,12 +149,12 @@ def select_firings(db, *where, order=(FIRINGS.c.at, FIRINGS.c.id), limit=None) -
 
 # %% ../../nbs/jobs/34_firing_queue.ipynb #9c57d67a
 @patch
-def claim(self: FiringQueue, now: float, owner: str, limit: int,  # so many at most
+def claim(self: FiringQueue, timestamp: float, owner: str, limit: int,  # so many at most
           gpus: list[int],  # those this scheduler gives out on its host
           lease: float,  # seconds
          ) -> list[Firing]:
     "Take what may start now, oldest first."
-    ready = (FIRINGS.c.state == "queued", FIRINGS.c.at <= now)
+    ready = (FIRINGS.c.state == "queued", FIRINGS.c.at <= timestamp)
     with self.engine.connect() as db:
         if limit < 1 or db.execute(sa.select(FIRINGS.c.id).where(*ready).limit(1)).first() is None: return []
     taken, host = [], socket.gethostname()
@@ -168,8 +169,8 @@ def claim(self: FiringQueue, now: float, owner: str, limit: int,  # so many at m
             if f.schedule in busy or what.gpus > len(free) or what.group and groups[what.group] >= what.limit: continue
             if f.schedule in paused and not f.is_manual: continue
             f.gpus, free = free[:what.gpus], free[what.gpus:]
-            new = dict(state="running", owner=owner, host=host, process=None, started=now, expires=now + lease,
-                       beat=f.beat + 1, gpus=f.gpus)
+            new = dict(state="running", owner=owner, host=host, process=None, started=timestamp,
+                       expires=timestamp + lease, beat=f.beat + 1, gpus=f.gpus)
             db.execute(FIRINGS.update().where(FIRINGS.c.id == f.id).values(**new))
             vars(f).update(new)
             busy.add(f.schedule)
@@ -186,12 +187,12 @@ def hold(self: FiringQueue, id: str, owner: str, process: str):
 
 
 @patch
-def renew(self: FiringQueue, now: float, owner: str,
+def renew(self: FiringQueue, timestamp: float, owner: str,
           lease: float) -> dict[str, bool]:  # id: whether it is to be cancelled
     "Move the end of all leases of an owner. What is not in the answer is no longer its."
     mine = (FIRINGS.c.owner == owner, FIRINGS.c.state == "running")
     with self.engine.begin() as db:
-        db.execute(FIRINGS.update().where(*mine).values(expires=now + lease, beat=FIRINGS.c.beat + 1))
+        db.execute(FIRINGS.update().where(*mine).values(expires=timestamp + lease, beat=FIRINGS.c.beat + 1))
         return dict(map(tuple, db.execute(sa.select(FIRINGS.c.id, FIRINGS.c.cancel).where(*mine))))
 
 # %% ../../nbs/jobs/34_firing_queue.ipynb #0b11d535
@@ -203,7 +204,7 @@ LOSS_LIMIT = 3
 def end(
     self: FiringQueue,
     f: Firing,  # as it was taken
-    now: float,
+    timestamp: float,
     state: str,
     run: str | None = None,
     reason: str = "",
@@ -215,14 +216,15 @@ def end(
     what = f.definition
     again = (state in FAILED_STATES and f.attempt <= what.retries if not died
              else what.if_lost == "again" and f.attempt < what.retries + LOSS_LIMIT)
-    new = (dict(state="queued", at=now + (0 if died else what.backoff * 2 ** (f.attempt - 1)), attempt=f.attempt + 1)
-           if again else dict(state=state, ended=now))
+    new = (dict(state="queued", at=timestamp + (0 if died else what.backoff * 2 ** (f.attempt - 1)),
+                attempt=f.attempt + 1)
+           if again else dict(state=state, ended=timestamp))
     new |= dict(run=run, reason=f"attempt {f.attempt}: {reason}" if again else reason, gpus=[], cancel=False)
     with self.exclusive() as db:
         same = (FIRINGS.c.id == f.id, FIRINGS.c.owner == f.owner, FIRINGS.c.state == "running",
                 FIRINGS.c.attempt == f.attempt)
         if not db.execute(FIRINGS.update().where(*same).values(**new)).rowcount: return None
-        alert = "" if again else self._turned(db, f.schedule, state, now)
+        alert = "" if again else self._turned(db, f.schedule, state, timestamp)
         return select_firings(db, FIRINGS.c.id == f.id)[0], alert
 
 # %% ../../nbs/jobs/34_firing_queue.ipynb #de816ebc
@@ -240,7 +242,7 @@ def _turned(self: FiringQueue, db, name: str, state: str, now: float) -> str:
 
 # %% ../../nbs/jobs/34_firing_queue.ipynb #639cca67
 @patch
-def find_abandoned(self: FiringQueue, now: float, owner: str, lease: float,
+def find_abandoned(self: FiringQueue, timestamp: float, owner: str, lease: float,
                    watched: dict,  # id: what was seen of it, and since when; kept between calls
                   ) -> list[Firing]:
     "Firings whose scheduler is gone."
@@ -248,16 +250,17 @@ def find_abandoned(self: FiringQueue, now: float, owner: str, lease: float,
     for f in self.firings(FIRINGS.c.state == "running", FIRINGS.c.owner != owner):
         if is_local(who := f.owner.rpartition(":")[0]) and not is_alive(who): gone.append(f)
         elif watched.get(f.id, (None, 0))[0] != (f.owner, f.beat): watched[f.id] = (f.owner, f.beat), tick
-        elif tick - watched[f.id][1] > lease and not now < f.expires < now + 2*lease: gone.append(f)
+        elif tick - watched[f.id][1] > lease and not timestamp < f.expires < timestamp + 2*lease: gone.append(f)
     return gone
 
 @patch
-def take_over(self: FiringQueue, f: Firing, now: float) -> tuple[Firing, str] | None:
+def take_over(self: FiringQueue, f: Firing, timestamp: float) -> tuple[Firing, str] | None:
     "End what a dead scheduler ran: as the record says, or as lost."
     if is_local(f.process) and is_alive(f.process): os.kill(int(f.process.partition(":")[0]), signal.SIGKILL)
     run = self.run_of(f.process)
-    if run and run.state in END_STATES - {"lost"}: return self.end(f, now, run.state, run.id, reason=error_line(run))
-    return self.end(f, now, "lost", run and run.id, reason=f"its scheduler on {f.host} died", died=True)
+    if run and run.state in END_STATES - {"lost"}:
+        return self.end(f, timestamp, run.state, run.id, reason=error_line(run))
+    return self.end(f, timestamp, "lost", run and run.id, reason=f"its scheduler on {f.host} died", died=True)
 
 # %% ../../nbs/jobs/34_firing_queue.ipynb #8145ca68
 @patch
@@ -285,10 +288,10 @@ def error_line(run: JobRun) -> str:  # one line
 
 # %% ../../nbs/jobs/34_firing_queue.ipynb #3d79760c
 @patch
-def find_late(self: FiringQueue, now: float) -> list[Firing]:
+def find_late(self: FiringQueue, timestamp: float) -> list[Firing]:
     "First attempts that wait for longer than their schedule allows; each is told of once, whoever asks."
     waits = self.firings(FIRINGS.c.state == "queued", FIRINGS.c.attempt == 1, FIRINGS.c.late.is_(False),
-                         FIRINGS.c.late_at < now)
+                         FIRINGS.c.late_at < timestamp)
     return [f for f in waits if self.mark_late(f)]
 
 @patch

@@ -115,7 +115,7 @@ def _line(run: JobRun, depth: int, path: Path | None, state: str | None = None, 
     )
 
 # %% ../../nbs/jobs/22_graph.ipynb #007945b5
-def card(name: str, what: str, runs: list[JobRun],
+def card(name: str, kind: str, runs: list[JobRun],
          path: Path | None) -> tuple[str, int, str]:  # HTML, height in pixels, state
     "One step: its state and time, what it said, and what it is made of."
     state, single = overall_state(runs), len(runs) == 1 and runs[0].name == name
@@ -131,7 +131,7 @@ def card(name: str, what: str, runs: list[JobRun],
                  path if single and runs[0].kind == "notebook" else None, state, name, seconds, True)
     body = "".join(_line(r, d, path if r.kind == "notebook" else None) for d, r in lines[:LINE_LIMIT])
     more = f'<div class="soft">and {len(lines) - LINE_LIMIT} more</div>' if len(lines) > LINE_LIMIT else ""
-    return (f'{head}<div class="soft" title="{escape(message)}">{escape(message or what)}</div>{body}{more}',
+    return (f'{head}<div class="soft" title="{escape(message)}">{escape(message or kind)}</div>{body}{more}',
             HEAD + LINE * (min(len(lines), LINE_LIMIT) + bool(more)), state)
 
 # %% ../../nbs/jobs/22_graph.ipynb #bdacccd6

@@ -44,10 +44,10 @@ def content_of(mime: str, data: object) -> bytes:
 def href(file: Path | str, base: Path) -> str: return f'href="{html.escape(os.path.relpath(file, base))}"'
 
 
-def link(file: Path, size: int, what: str, base: Path,
+def link(file: Path, size: int, label: str, base: Path,
          tail: str = "") -> dict:  # the `data` and `metadata` of an output
     "An output that stands for a file."
-    words, shown = f"{size:,} bytes of {what}", f"<pre>{html.escape(tail)}</pre>" if tail else ""
+    words, shown = f"{size:,} bytes of {label}", f"<pre>{html.escape(tail)}</pre>" if tail else ""
     return dict(data={"text/html": f"<a {href(file, base)}>{html.escape(words)}</a>{shown}",
                       "text/plain": f"{words} are in {file}" + (f", which ends\n{tail}" if tail else "")},
                 metadata={"scalai": {"files": [str(file)]}})
@@ -106,7 +106,7 @@ def path(self: Spill, name: str) -> Path:
 def stream(self: Spill,
            name: str,  # stdout or stderr
            text: str,
-           before: Callable[[], str],  # what the notebook holds of it already
+           previous: Callable[[], str],  # what the notebook holds of it already
           ) -> dict | str | None:  # a link, the text itself, or nothing: the link is there already
     "Text, as far as it may go to the notebook."
     name = name if name in ("stdout", "stderr") else "stream"
@@ -116,7 +116,7 @@ def stream(self: Spill,
         path = self.path(f"{name}.txt")
         f = self.files[name] = dict(file=open(path, "wb", buffering=0), path=path, size=0, name=name, tail="",
                                     output=None)
-        self._append(f, before())
+        self._append(f, previous())
         self._append(f, text)
         return link(path, f["size"], name, self.base, f["tail"])
     self._append(f, text)
@@ -132,12 +132,12 @@ def _append(self: Spill, f: dict, text: str):
 @patch
 def show(self: Spill,
          data: dict,  # a MIME bundle
-         again: bool = False,  # an update of what is shown already, which takes no more room
+         is_update: bool = False,  # an update of what is shown already, which takes no more room
         ) -> dict | None:  # `data` and `metadata` of what to show instead; None: it may stay
     "A figure or a table, as far as it may go to the notebook. Results always do."
     sizes = {mime: size_of(value) for mime, value in data.items() if mime not in (MIME, RECORD, *SCRAPS)}
-    if sum(sizes.values()) + (0 if again else self.shown) <= self.limit:
-        self.shown += 0 if again else sum(sizes.values())
+    if sum(sizes.values()) + (0 if is_update else self.shown) <= self.limit:
+        self.shown += 0 if is_update else sum(sizes.values())
         return None
     large = [m for m, n in sizes.items() if n > INLINE_LIMIT] or [max(sizes, key=sizes.get)]
     links = []

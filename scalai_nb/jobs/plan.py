@@ -139,21 +139,21 @@ class PlanBuilder:
 # %% ../../nbs/jobs/32_plan.ipynb #23ef0b33
 @patch
 def level(self: PlanBuilder, flow: Workflow, values: dict, upstream: list, previous: JobRun | None,
-          only: str | None = None, taken: dict | None = None, around: tuple[str, ...] = (),
+          only: str | None = None, earlier: dict | None = None, around: tuple[str, ...] = (),
           forced: str = "") -> list[PlannedStep]:
     "One workflow. `upstream`: links of what it needs."
-    taken = taken or {}
+    earlier = earlier or {}
     scope, links, by, out = dict(values), {}, {}, []
     for step in flow.steps:
-        if only is not None and step.name != only and step.name not in taken: continue
+        if only is not None and step.name != only and step.name not in earlier: continue
         needs = [n for n in flow.needs[step.name] if n in by]
         above = [links[n] for n in needs if n in links] or upstream
         at = StepContext(flow, step, scope, needs, by, above, previous, around,
                          forced or ("" if around else self.forced.get(step.name, "")))
-        if step.name in taken:
+        if step.name in earlier:
             mine = [PlannedStep(r.name, "skip", f"taken from {r.id}", run=r,
                                 point={n: r.parameters.get(n) for n in step.grid})
-                    for r in taken[step.name]]
+                    for r in earlier[step.name]]
         else:
             mine = self.step(at)
         by[step.name] = mine
@@ -179,32 +179,34 @@ class StepContext:
 
 # %% ../../nbs/jobs/32_plan.ipynb #15d813db
 @patch
-def step(self: PlanBuilder, at: StepContext) -> list[PlannedStep]:
+def step(self: PlanBuilder, context: StepContext) -> list[PlannedStep]:
     "All elements of one step."
-    step, known = at.step, [p for n in at.needs for p in at.by[n]]
-    open_ = next((n for n in at.needs if not all(p.run for p in at.by[n])), None)
+    step, known = context.step, [p for n in context.needs for p in context.by[n]]
+    open_ = next((n for n in context.needs if not all(p.run for p in context.by[n])), None)
     if not open_:
         missed = (None if step.when
-                  else next((n for n in at.needs if at.by[n] and all(is_left_out(p.run) for p in at.by[n])), None))
+                  else next((n for n in context.needs
+                             if context.by[n] and all(is_left_out(p.run) for p in context.by[n])),
+                            None))
         if missed: return [_skipped(step.name, f"it needs {missed}, which is left out")]
-    try: points = list(step_points(step, at.scope))
+    try: points = list(step_points(step, context.scope))
     # how many they are is not known
     except KeyError: return [PlannedStep(step.name, "perhaps", f"depends on the result of {open_}", omitted=True)]
     except ScalaiError as e: return [PlannedStep(step.name, "run", f"it will fail: {e.message}")]
     omitted = not step.when and any(p.omitted for p in known)
-    done, chain = [], at.above
+    done, chain = [], context.above
     for name, inner, point in points:
         before = done[-1] if done and step.chained else None
         waits = before.name if before and not before.run else open_
         try:
-            if waits: planned = self.open(at, name, inner, point, waits, omitted)
+            if waits: planned = self.open(context, name, inner, point, waits, omitted)
             elif step.when and not holds(step.when, inner): planned = _skipped(name, step.when)
-            else: planned = self.one(at, name, resolve(step.parameters, inner) | point, inner, chain)
+            else: planned = self.one(context, name, resolve(step.parameters, inner) | point, inner, chain)
         except ScalaiError as e:
             planned = PlannedStep(name, "run", f"it will fail: {e.message}")
         planned.point = point
         done.append(planned)
-        if step.chained and planned.run: chain = [*at.above, link(planned.run, chain, self.settings.root)]
+        if step.chained and planned.run: chain = [*context.above, link(planned.run, chain, self.settings.root)]
     return done
 
 # %% ../../nbs/jobs/32_plan.ipynb #14a5ffdc
@@ -214,19 +216,19 @@ def _skipped(name: str, why: str) -> PlannedStep:
 
 # %% ../../nbs/jobs/32_plan.ipynb #0ea84185
 @patch
-def open(self: PlanBuilder, at: StepContext, name: str, inner: dict, point: dict, waits: str,
+def open(self: PlanBuilder, context: StepContext, name: str, inner: dict, point: dict, waits: str,
          omitted: bool) -> PlannedStep:
     "A step, or an element, that waits for one whose result is not known."
-    step, depends = at.step, f"depends on the result of {waits}"
-    touches = self.writes(at, name, inner)
+    step, depends = context.step, f"depends on the result of {waits}"
+    touches = self.writes(context, name, inner)
     if step.when or omitted:
         return PlannedStep(name, "perhaps", depends + (f": when {step.when}" if step.when else ""), omitted=True,
                            touches=touches)
     if step.workflow:
-        return PlannedStep(name, "run" if at.forced else "perhaps", at.forced or depends, touches=touches)
-    if why := at.forced or ("it always runs" if step.always else ""):
+        return PlannedStep(name, "run" if context.forced else "perhaps", context.forced or depends, touches=touches)
+    if why := context.forced or ("it always runs" if step.always else ""):
         return PlannedStep(name, "run", why, touches=touches)
-    file, parts = at.flow.path.parent/step.notebook, ["code", "environment"]
+    file, parts = context.flow.path.parent/step.notebook, ["code", "environment"]
     try: values, parts = check(file, resolve(step.parameters, inner) | point), [*parts, "parameters"]
     except KeyError: values = {}  # refer to what is not known
     key = step_key(file, values, [], self.settings)[0]
@@ -237,37 +239,38 @@ def open(self: PlanBuilder, at: StepContext, name: str, inner: dict, point: dict
 
 # %% ../../nbs/jobs/32_plan.ipynb #9c9bad05
 @patch
-def one(self: PlanBuilder, at: StepContext, name: str, parameters: dict, inner: dict, upstream: list) -> PlannedStep:
+def one(self: PlanBuilder, context: StepContext, name: str, parameters: dict, inner: dict,
+        upstream: list) -> PlannedStep:
     "A notebook or an inner workflow, once, when all that it needs is known."
-    step, before = at.step, {r.name: r for r in at.previous.steps}.get(name) if at.previous else None
-    if step.workflow: return self.workflow(at, name, parameters, upstream, before)
-    file = at.flow.path.parent/step.notebook
+    step, before = context.step, {r.name: r for r in context.previous.steps}.get(name) if context.previous else None
+    if step.workflow: return self.workflow(context, name, parameters, upstream, before)
+    file = context.flow.path.parent/step.notebook
     values = check(file, parameters)
     key, files = step_key(file, values, upstream, self.settings)
     inputs = Inputs(self.settings, self.contents, **declared_files(step, inner), parameters=values, code=files)
     if can_continue(before, key, inputs):
         return PlannedStep(name, "skip", f"{UNCHANGED_REASON}{before.id}", run=replace(before, key=key))
-    if why := at.forced or ("it always runs" if step.always else ""):
+    if why := context.forced or ("it always runs" if step.always else ""):
         was = None
     else:
-        was, why = find_unchanged(self.record, self.tables, key, name, file, inputs, (*at.around, name))
-    touches, twice = self.writes(at, name, inner), key in self.coming
-    if was and (shared := self.meets(was, (*at.around, name))):
+        was, why = find_unchanged(self.record, self.tables, key, name, file, inputs, (*context.around, name))
+    touches, twice = self.writes(context, name, inner), key in self.coming
+    if was and (shared := self.meets(was, (*context.around, name))):
         return PlannedStep(name, "perhaps", f"depends on the result of {shared[1]}, which may write {shared[0]}",
                            touches=touches)
     if was: return PlannedStep(name, "skip", f"{UNCHANGED_REASON}{was.id}", run=replace(was, key=key))
     self.coming.add(key)
-    return PlannedStep(name, "perhaps" if twice and not at.forced and not step.always else "run",
+    return PlannedStep(name, "perhaps" if twice and not context.forced and not step.always else "run",
                        "another step does the same" if twice else why, touches=touches)
 
 # %% ../../nbs/jobs/32_plan.ipynb #036f91d5
 @patch
-def workflow(self: PlanBuilder, at: StepContext, name: str, parameters: dict, upstream: list,
-             before: JobRun | None) -> PlannedStep:
+def workflow(self: PlanBuilder, context: StepContext, name: str, parameters: dict, upstream: list,
+             previous: JobRun | None) -> PlannedStep:
     "A workflow inside the workflow."
-    inner = at.flow.nested[at.step.name]
-    steps = self.level(inner, parameter_values(inner, parameters), upstream, before, around=(*at.around, name),
-                       forced=at.forced)
+    inner = context.flow.nested[context.step.name]
+    steps = self.level(inner, parameter_values(inner, parameters), upstream, previous, around=(*context.around, name),
+                       forced=context.forced)
     if not all(p.run for p in steps):
         return PlannedStep(name, "run" if any(p.action == "run" for p in steps) else "perhaps", "", steps)
     mine = {s.name: [p for p in steps if p.name.partition("[")[0] == s.name] for s in inner.steps}
@@ -284,20 +287,21 @@ def _items(entries: list[dict]) -> set[str]:
     return {e.get("table") or e.get("file") or e["glob"] for e in entries if {"table", "file", "glob"} & e.keys()}
 
 @patch
-def writes(self: PlanBuilder, at: StepContext, name: str, inner: dict) -> set[str]:
+def writes(self: PlanBuilder, context: StepContext, name: str, inner: dict) -> set[str]:
     "The tables and files that a step wrote when it last ran, at any depth, and those that it declares."
-    if at.step.workflow:
-        return {i for s in at.flow.nested[at.step.name].steps
-                for i in self.writes(replace(at, flow=at.flow.nested[at.step.name], step=s), s.name, {})}
+    if context.step.workflow:
+        return {i for s in context.flow.nested[context.step.name].steps
+                for i in self.writes(replace(context, flow=context.flow.nested[context.step.name], step=s), s.name,
+                                     {})}
     try:
-        found = set(declared_files(at.step, inner)["products"])
+        found = set(declared_files(context.step, inner)["products"])
     except (KeyError, ScalaiError):
         found = set()
     if self.record is None: return found
     like = name.partition("[")[0]
     with self.record.db() as db:
         rows = db.execute(sa.select(RUNS.c.writes).where(RUNS.c.notebook == self.record.movable(
-                                                             str(at.flow.path.parent / at.step.notebook)
+                                                             str(context.flow.path.parent / context.step.notebook)
                                                          ),
                                                          sa.or_(
                                                              RUNS.c.name == like,

@@ -81,7 +81,7 @@ def update(self: Terminal, note: str):
 
 # %% ../../nbs/jobs/11_progress.ipynb #f41289f4
 @patch
-def done(self: Terminal, run: JobRun, depth: int = 0):
+def finish(self: Terminal, run: JobRun, depth: int = 0):
     "It ended."
     self.running = ""
     if not self.show: return
@@ -145,9 +145,9 @@ class ProgressTree(Terminal):
 
     def leave(self, line: ProgressLine): self.lines.remove(line)
 
-    def done(self, run, depth: int = 0):
+    def finish(self, run, depth: int = 0):
         self.done_count += run.kind == "notebook"
-        super().done(run, depth)
+        super().finish(run, depth)
 
 # %% ../../nbs/jobs/11_progress.ipynb #76cf6678
 FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"

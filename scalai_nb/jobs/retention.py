@@ -22,7 +22,7 @@ from .record import Record
 
 # %% ../../nbs/jobs/38_retention.ipynb #5a2f0ea1
 def expired_runs(record: Record,
-                 before: float,  # seconds since 1970
+                 cutoff: float,  # seconds since 1970
                 ) -> list[str]:  # ids
     "The runs that ended before a time and that nothing needs any more."
     ended = sa.func.coalesce(RUNS.c.started, RUNS.c.created) + sa.func.coalesce(RUNS.c.seconds, 0)
@@ -30,7 +30,7 @@ def expired_runs(record: Record,
         rows = db.execute(sa.select(RUNS.c.id, RUNS.c.parent, RUNS.c.notebook, RUNS.c.key, RUNS.c.state,
                                     ended.label("ended")).order_by(RUNS.c.created.desc(), RUNS.c.id.desc())).all()
     last = {r.notebook: r.id for r in reversed(rows) if r.parent is None}
-    kept = {r.id for r in rows if r.state not in END_STATES or r.ended >= before} | {*last.values()}
+    kept = {r.id for r in rows if r.state not in END_STATES or r.ended >= cutoff} | {*last.values()}
     while more := {r.id for r in rows if r.parent in kept} - kept: kept |= more
     needed = {r.key for r in rows if r.id in kept and r.key}
     did = {r.key: r.id for r in reversed(rows) if r.key in needed and r.state == "succeeded"}

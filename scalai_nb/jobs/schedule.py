@@ -140,16 +140,16 @@ def _cron_times(cron: str, zone: ZoneInfo, after: float) -> Iterator[float]:
 # %% ../../nbs/jobs/33_schedule.ipynb #291f7977
 @patch
 def times(self: Schedule,
-          after: float,  # seconds since 1970, UTC
+          since: float,  # seconds since 1970, UTC
          ) -> Iterator[float]:  # likewise; each once, in order; none for a table's versions
     "When it is due."
     if self.on_table: return
-    if self.cron: yield from _cron_times(self.cron, ZoneInfo(self.zone), after)
+    if self.cron: yield from _cron_times(self.cron, ZoneInfo(self.zone), since)
     elif self.at:
         moment = (self.at if self.at.tzinfo else _real(self.at, ZoneInfo(self.zone))).timestamp()
-        if moment > after: yield moment
+        if moment > since: yield moment
     else:
-        k = math.floor(after/self.every)
+        k = math.floor(since/self.every)
         while True: yield (k := k + 1)*self.every
 
 # %% ../../nbs/jobs/33_schedule.ipynb #2e80423c

@@ -83,7 +83,7 @@ JUMP_SECONDS = 5.  # seconds of difference between the two clocks that are more 
 @patch
 def read_clock(self: Scheduler) -> float:  # seconds since 1970
     "The database's clock; a jump is logged, and after one back nothing waits for a time that was wrong."
-    now, tick = self.table.now(), time.monotonic()
+    now, tick = self.table.clock(), time.monotonic()
     jump = (now - self.clock[0]) - (tick - self.clock[1]) if self.clock else -JUMP_SECONDS - 1
     if self.clock and abs(jump) > JUMP_SECONDS: self.log.warning("the clock jumped", seconds=round(jump, 1))
     if jump < -JUMP_SECONDS: self.table.replan(now)
@@ -92,9 +92,9 @@ def read_clock(self: Scheduler) -> float:  # seconds since 1970
 
 # %% ../../nbs/jobs/37_scheduler.ipynb #b3b0b79c
 @patch
-def start(self: Scheduler, now: float) -> int:  # how many
+def start(self: Scheduler, timestamp: float) -> int:  # how many
     "Take what may start, and start it."
-    taken = self.table.claim(self.table.now(), self.owner, self.slots - len(self.children), self.gpus, self.lease)
+    taken = self.table.claim(self.table.clock(), self.owner, self.slots - len(self.children), self.gpus, self.lease)
     for f in taken:
         what = f.definition
         try:
@@ -102,19 +102,20 @@ def start(self: Scheduler, now: float) -> int:  # how many
                           self.settings.file if self.settings.file.is_file() else None, what.timeout,
                           f.gpus if self.gpus else None)
         except OSError as e:  # no memory for another process, say
-            self.report_end(f, "failed", self.table.end(f, now, "failed", reason=f"it could not be started: {e}"))
+            self.report_end(f, "failed",
+                            self.table.end(f, timestamp, "failed", reason=f"it could not be started: {e}"))
             continue
         self.children[f.id] = f, child
         self.table.hold(f.id, self.owner, child.identity)
         self.log.info("started", schedule=f.schedule, due=f.key, attempt=f.attempt)
         if f.attempt == 1:
-            self.lateness.labels(f.schedule).observe(max(0., now - f.at))
-            if now > f.late_at:
+            self.lateness.labels(f.schedule).observe(max(0., timestamp - f.at))
+            if timestamp > f.late_at:
                 if self.table.mark_late(f):
-                    self.send_alert(f, "late", f"{f.schedule} started {format_duration(now - f.at)} late")
+                    self.send_alert(f, "late", f"{f.schedule} started {format_duration(timestamp - f.at)} late")
             elif not f.is_manual:
                 for m in self.table.find_recovered(f.schedule):
-                    self.send_alert(m, "late", f"{f.schedule} starts in time again", over=True)
+                    self.send_alert(m, "late", f"{f.schedule} starts in time again", resolved=True)
     return len(taken)
 
 # %% ../../nbs/jobs/37_scheduler.ipynb #1e3269c9
@@ -126,7 +127,7 @@ def format_duration(seconds: float) -> str:
 
 # %% ../../nbs/jobs/37_scheduler.ipynb #ac9dffba
 @patch
-def reap(self: Scheduler, now: float):
+def reap(self: Scheduler, timestamp: float):
     "Write down how children ended."
     for id, (f, child) in list(self.children.items()):
         if child.poll() is None:
@@ -137,7 +138,8 @@ def reap(self: Scheduler, now: float):
             continue
         result = outcome(child) or self.infer_outcome(child)
         lost = bool(child.kill_reason) and result["state"] == "lost"  # by us: it may start again
-        done = self.table.end(f, now, result["state"], result["run"], child.kill_reason or result["why"], died=lost)
+        done = self.table.end(f, timestamp, result["state"], result["run"], child.kill_reason or result["why"],
+                              died=lost)
         del self.children[id]
         child.close()
         self.report_end(f, result["state"], done)
@@ -153,10 +155,10 @@ def infer_outcome(self: Scheduler, child: Child) -> dict:
 # %% ../../nbs/jobs/37_scheduler.ipynb #58a5d102
 @patch
 def report_end(self: Scheduler, f: Firing, state: str,  # of the attempt
-               done: tuple[Firing, str] | None):  # what became of it
+               outcome: tuple[Firing, str] | None):  # what became of it
     "Count it, and tell whoever wants to know."
-    if done is None: return  # it was no longer ours: who took it tells of it
-    now, alert = done
+    if outcome is None: return  # it was no longer ours: who took it tells of it
+    now, alert = outcome
     self.states.labels(f.schedule, state).inc()
     if f.started: self.seconds.labels(f.schedule).observe(max(0., self.clock[0] - f.started))
     self.log.info("ended", schedule=f.schedule, state=state, run=now.run, reason=now.reason)
@@ -165,11 +167,12 @@ def report_end(self: Scheduler, f: Firing, state: str,  # of the attempt
     if alert == "failure":
         self.send_alert(now, "failure", f"{f.schedule} {state.replace('_', ' ')}: {now.reason or 'without a reason'}")
     if alert == "recovery": self.send_alert(now, "recovery", f"{f.schedule} works again")
-    if now.late: self.send_alert(now, "late", f"{f.schedule}, which was late, {state.replace('_', ' ')}", over=True)
+    if now.late: self.send_alert(now, "late", f"{f.schedule}, which was late, {state.replace('_', ' ')}",
+                                 resolved=True)
 
 # %% ../../nbs/jobs/37_scheduler.ipynb #a756543c
 @patch
-def send_alert(self: Scheduler, f: Firing, kind: str, summary: str, over: bool = False):
+def send_alert(self: Scheduler, f: Firing, kind: str, summary: str, resolved: bool = False):
     "Hand an alert to the receivers, where the schedule wants it."
     if kind not in f.definition.alert: return
     what = "job late" if kind == "late" else "job failed"
@@ -178,23 +181,23 @@ def send_alert(self: Scheduler, f: Firing, kind: str, summary: str, over: bool =
     self.alerts.labels(what).inc()
     self.sender.send(Alert(what, summary, f.schedule, "warning" if kind == "late" else "error", f.run or "", details,
                            key=f"{what}/{f.schedule}" + (f"/{f.key}" if kind == "late" else ""),
-                           resolved=over or kind == "recovery"))
+                           resolved=resolved or kind == "recovery"))
 
 # %% ../../nbs/jobs/37_scheduler.ipynb #8cdd359f
 @patch
-def beat(self: Scheduler, now: float):
+def beat(self: Scheduler, timestamp: float):
     "Renew, obey requests to cancel, and take over from the dead."
     if time.monotonic() - self.beaten < min(1., self.lease/3): return
     began = time.monotonic()  # the lease is counted from a moment after this one, however long the database thinks
-    held = self.table.renew(self.table.now(), self.owner, self.lease)
+    held = self.table.renew(self.table.clock(), self.owner, self.lease)
     self.beaten = began
     for id, (f, child) in self.children.items():
         if id not in held: self.kill_child(f, child, "it was taken over")
         elif held[id]: child.stop()
     if self.stop_count: return
-    for f in self.table.find_abandoned(now, self.owner, self.lease, self.watched):
+    for f in self.table.find_abandoned(timestamp, self.owner, self.lease, self.watched):
         self.log.warning("takes over", schedule=f.schedule, due=f.key, host=f.host)
-        done = self.table.take_over(f, now)
+        done = self.table.take_over(f, timestamp)
         if done: self.report_end(f, "lost" if done[0].state not in END_STATES else done[0].state, done)
 
 @patch
@@ -241,7 +244,7 @@ def guard(self: Scheduler):
 
 # %% ../../nbs/jobs/37_scheduler.ipynb #cccf3bf2
 @patch
-def check_tables(self: Scheduler, now: float,
+def check_tables(self: Scheduler, timestamp: float,
                  wait: bool = False,  # for the answers, at most a minute
                 ):
     "See whether tables have new versions."
@@ -262,7 +265,7 @@ def check_tables(self: Scheduler, now: float,
                 self.log.warning("a table cannot be seen", schedule=name, table=what.on_table,
                                  why=str(found[0]).splitlines()[0])
             elif found[0]:
-                self.table.add_versions(name, found[0], now)
+                self.table.add_versions(name, found[0], timestamp)
 
 def _look(box: list, location: str, seen: int, limit: int):
     try: box.append(commits(location, seen, limit))

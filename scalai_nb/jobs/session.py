@@ -111,15 +111,15 @@ async def refresh_hosts(self: Session):
     if stuck and time.monotonic() - self.stuck > STOP_TIMEOUT: self.slots.dismiss(stuck)
 
 # %% ../../nbs/jobs/28_session.ipynb #2207a19a
-def steps_on(flow: WorkflowGraph, on: str) -> list[Step]:
+def steps_on(flow: WorkflowGraph, kind: str) -> list[Step]:
     "The steps that run at a kind of place, at any depth."
-    return [s for s in flow.steps if s.notebook and s.on == on] + [s for f in flow.nested.values()
-                                                                   for s in steps_on(f, on)]
+    return [s for s in flow.steps if s.notebook and s.on == kind] + [s for f in flow.nested.values()
+                                                                   for s in steps_on(f, kind)]
 
 def resources_of(step: Step) -> dict[str, float]: return {a: n for a, n in step.resources.model_dump().items() if n}
 
-def require_slots(flow: WorkflowGraph, slots: Slots, on: str):
-    for step in steps_on(flow, on): slots.check_capacity(step.name, on, resources_of(step))
+def require_slots(flow: WorkflowGraph, slots: Slots, kind: str):
+    for step in steps_on(flow, kind): slots.check_capacity(step.name, kind, resources_of(step))
 
 # %% ../../nbs/jobs/28_session.ipynb #28f25f27
 def join_workers(flow: WorkflowGraph, settings: Settings, slots: Slots):

@@ -68,7 +68,7 @@ def run(self: Workflow,
         with session.threads:
             job = run_to_end(lambda: _whole(self, values, session, parent or os.environ.get("SCALAI_RUN"), previous),
                              stop)
-        terminal.done(job)
+        terminal.finish(job)
     return job
 
 # %% ../../nbs/jobs/30_workflow.ipynb #9d05abbf

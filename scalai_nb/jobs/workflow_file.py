@@ -230,7 +230,7 @@ def declared_results(flow: WorkflowGraph, name: str) -> dict[str, type | None] |
     return {k: None if sum(k in h for h in many) > 1 else t for h in many for k, t in h.items()}
 
 # %% ../../nbs/jobs/26_workflow_file.ipynb #274d439c
-def check_references(flow: WorkflowGraph, step: Step, declares: dict[str, Parameter], known):
+def check_references(flow: WorkflowGraph, step: Step, declares: dict[str, Parameter], lookup):
     """Every `${step.key}` is handed on, and every reference that is a whole parameter has a type that it can take.
 
     `known(flow, step)` tells types that its code does not."""
@@ -241,7 +241,7 @@ def check_references(flow: WorkflowGraph, step: Step, declares: dict[str, Parame
         if name not in steps: return None if keys else type(flow.parameters[name].default)
         many, results = bool(steps[name].each or steps[name].grid), declared_results(flow, name)
         if not keys: return list if many else dict
-        kinds = (results or {}) | known(flow, name)
+        kinds = (results or {}) | lookup(flow, name)
         if results is not None and keys[0] not in {**kinds, **steps[name].grid}:
             near = nearest(keys[0], kinds)
             raise BadRequest(f"${{{ref}}} is not what step {name!r} hands on.",

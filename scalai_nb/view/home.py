@@ -148,7 +148,7 @@ def of_tables(settings: Settings) -> list[Line]:
     for name in Table.list(settings):
         q = quality.quality(name["name"], settings)
         if q.contract is None and not q.refused: continue
-        level, sentence, facts = quality.standing(q)
+        level, sentence, facts = quality.status(q)
         found.append(Line(f"Data: {name['name']}", level, sentence, "", facts.get("Needs you", ""), "quality",
                           {"table": name["name"]}))
     return found[:MOST]
@@ -157,13 +157,13 @@ def of_tables(settings: Settings) -> list[Line]:
 def of_windows(settings: Settings, ignore: tuple[str, ...] = ()) -> list[Line]:
     "What moved, and what it cost."
     seen = watch.Watch(settings, ignore=ignore)
-    level, sentence, facts = watch.standing(seen)
+    level, sentence, facts = watch.status(seen)
     gone = [Line("Unreadable", "act", f"{what} cannot be read: {why}", need="Put it back from a copy of the workspace",
                  app="drift")
             for what, why in seen.unread.items()]
     drift = Line("Drift", level, sentence, facts.get("Like this since", ""),
                  f"Look at why in {seen.periods[-1]}" if level in ("attention", "act") else "", "drift")
-    level, sentence, facts = scores.standing(seen)
+    level, sentence, facts = scores.status(seen)
     need = facts.get("Needs you", "")
     return [*gone, drift,
             Line("Performance", level, sentence, facts.get("Like this since", ""),
@@ -175,7 +175,7 @@ def of_models(settings: Settings) -> list[Line]:
     entries, log = models.registered(settings), decisions(settings, broken={})
     names = list(dict.fromkeys(e["name"] for e in entries))
     if not names: return [Line("Models", "unknown", "No model is registered yet.", app="model")]
-    told = {n: models.standing(n, [e for e in entries if e["name"] == n], log) for n in names}
+    told = {n: models.status(n, [e for e in entries if e["name"] == n], log) for n in names}
     return [Line(f"Model {n}", level, sentence, facts.get("Serves since", ""),
                  facts["Needs you"] if level != "good" else "", "model", {"model": n} if len(names) > 1 else {})
             for n, (level, sentence, facts) in told.items()]

@@ -47,7 +47,8 @@ def lab(settings: Settings, port: int | None = None, browser: bool = True) -> in
 LOGO = ('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 64 64">'
         '<rect width="64" height="64" rx="12" fill="#1769a5"/>'
         '<path d="M14 46V34h9v12zm14 0V24h9v22zm14 0V30h9v16z" fill="#fff"/>'
-        '<path d="M12 27l16-11 12 7 13-10" fill="none" stroke="#f4a261" stroke-width="4" stroke-linecap="round" stroke-linejoin="round"/></svg>')
+        '<path d="M12 27l16-11 12 7 13-10" fill="none" stroke="#f4a261"'
+        ' stroke-width="4" stroke-linecap="round" stroke-linejoin="round"/></svg>')
 
 
 def folder(prefix: Path | str | None) -> Path:

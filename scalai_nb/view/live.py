@@ -230,11 +230,11 @@ class Drawer:
 
 # %% ../../nbs/view/14_live.ipynb #9e72f564
 @patch
-def draw(self: Drawer, html: str, shown):  # the display, made or updated
+def draw(self: Drawer, html: str, handle):  # the display, made or updated
     from IPython.display import HTML, display
-    if shown is None: return display(HTML(html), display_id=True)
-    shown.update(HTML(html))
-    return shown
+    if handle is None: return display(HTML(html), display_id=True)
+    handle.update(HTML(html))
+    return handle
 
 @patch
 def offer(self: Drawer, stop: Callable[[], None]) -> Callable[[], None] | None:  # see stop_button

@@ -83,7 +83,7 @@ DOT_TOOLTIP = dict(fields=["name", "y", "x", "size"], labels=["", "accuracy", "6
                    formats=["", ".4f", ".3f", ",.1f"])
 
 # %% ../../nbs/view/13_model.ipynb #1680061e
-def frontier_figure(frontier, chosen: str = "", height: int = 340,
+def frontier_figure(frontier, selection: str = "", height: int = 340,
                     choose=None,  # is told the recipe of a dot that is pressed
                    ) -> bq.Figure:
     "Accuracy over latency."
@@ -94,13 +94,13 @@ def frontier_figure(frontier, chosen: str = "", height: int = 340,
     x, y = measured_scale(0, 1.12 * ms.max()), measured_scale(low.min() - pad, high.max() + 2 * pad)  # room for names
     scales, line = {"x": x, "y": y}, unbeaten(cs)
     kb = np.array([c.size_bytes for c in cs], float)/1e3
-    named = np.array([c in line or c.recipe == chosen for c in cs])  # the others say their name to a pointer
+    named = np.array([c in line or c.recipe == selection for c in cs])  # the others say their name to a pointer
     def dots(some):
         which = [c for c, s in zip(cs, some) if s]
         dots = bq.Scatter(x=ms[some], y=accuracy[some], size=kb[some],
                           scales=scales | {"size": bq.LinearScale(min=0, max=float(kb[some].max()))},
                           default_size=max(1, round(500 * kb[some].max() / kb.max())),
-                          colors=[GREEN if c.recipe == chosen else BLUE for c in which],
+                          colors=[GREEN if c.recipe == selection else BLUE for c in which],
                           names=[c.recipe for c in which], display_names=False, opacities=[0.85],
                           tooltip=bq.Tooltip(**DOT_TOOLTIP), tooltip_style={"opacity": 1})
         if choose is not None: dots.on_element_click(lambda _, told: choose(which[told["data"]["index"]].recipe))
@@ -181,11 +181,11 @@ def _pair(c, batch: int) -> str:  # on one thread
 # %% ../../nbs/view/13_model.ipynb #ae92c18f
 TINTS = (BLUE, ORANGE, GREEN, PURPLE, GREY)
 
-def sensitivity_figure(found,  # compression.prune.Sensitivity
+def sensitivity_figure(sensitivity,  # compression.prune.Sensitivity
                        height: int = 300) -> bq.Figure:
     "The rise of the loss over the share of units taken from one layer."
-    taken = np.array([0., *found.shares]) * 100
-    rises = {n: np.array([0., *(v - found.base for v in at)]) for n, at in found.losses.items()}
+    taken = np.array([0., *sensitivity.shares]) * 100
+    rises = {n: np.array([0., *(v - sensitivity.base for v in at)]) for n, at in sensitivity.losses.items()}
     every = np.concatenate(list(rises.values()))
     pad = max(.06 * float(every.max() - every.min()), 1e-6)
     x, y = measured_scale(0, 100), measured_scale(every.min() - pad, every.max() + pad)
@@ -196,21 +196,26 @@ def sensitivity_figure(found,  # compression.prune.Sensitivity
     return figure(marks, [axis(x, "units taken from one layer, %"), axis(y, "rise of the loss", upright=True)], height)
 
 # %% ../../nbs/view/13_model.ipynb #e13ddc16
-def sensitivity_view(found) -> View:  # compression.prune.Sensitivity
+def sensitivity_view(sensitivity) -> View:  # compression.prune.Sensitivity
     "Which layers can spare units, as lines and as a table."
-    middle = {n: at[len(at) // 2] - found.base for n, at in found.losses.items()}
-    spare, share = min(middle, key=middle.get), found.shares[len(found.shares) // 2]
+    middle = {n: at[len(at) // 2] - sensitivity.base for n, at in sensitivity.losses.items()}
+    spare, share = min(middle, key=middle.get), sensitivity.shares[len(sensitivity.shares) // 2]
     said = f"{spare} can spare units most easily."
-    facts = {"Loss of the whole": number(found.base, 4),
+    facts = {"Loss of the whole": number(sensitivity.base, 4),
              f"{spare} without {share:.0%} of its units": f"{middle[spare]:+.4f}", "Layers": str(len(middle))}
-    tints = {f"{n}, {found.has(n)}": TINTS[i % len(TINTS)] for i, n in enumerate(found.losses)}
-    rows = [[escape(n), found.has(n), *(f"{v - found.base:+.4f}" for v in at)] for n, at in found.losses.items()]
-    heads = {"layer": "name", "has": "num"} | {f"−{s:.0%}": "num" for s in found.shares}
-    return View([html(headline("good", said, facts) + "<h3>Rise of the loss</h3>" + key(tints)),
-                 sensitivity_figure(found),
-                 html(download("sensitivity",
-                               {"layer": list(found.losses), "units": [found.has(n) for n in found.losses]} | {
-                                   f"loss_without_{s:g}": [v[i] for v in found.losses.values()]
-                                   for i, s in enumerate(found.shares)
-                               })
-                      + table(heads, rows))])
+    tints = {f"{n}, {sensitivity.has(n)}": TINTS[i % len(TINTS)] for i, n in enumerate(sensitivity.losses)}
+    rows = [[escape(n), sensitivity.has(n), *(f"{v - sensitivity.base:+.4f}" for v in at)]
+            for n, at in sensitivity.losses.items()]
+    heads = {"layer": "name", "has": "num"} | {f"−{s:.0%}": "num" for s in sensitivity.shares}
+    return View(
+        [html(headline("good", said, facts) + "<h3>Rise of the loss</h3>" + key(tints)),
+         sensitivity_figure(sensitivity),
+         html(download(
+                  "sensitivity",
+                  {"layer": list(sensitivity.losses), "units": [sensitivity.has(n) for n in sensitivity.losses]} | {
+                      f"loss_without_{s:g}": [v[i] for v in sensitivity.losses.values()]
+                      for i, s in enumerate(sensitivity.shares)
+                  }
+              )
+              + table(heads, rows))]
+    )

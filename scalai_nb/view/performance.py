@@ -86,7 +86,7 @@ def point(window: str, measure: str, performance: Performance | None, evidence: 
 # %% ../../nbs/view/06_performance.ipynb #dda1183d
 def over_time(points: list[Point],
               measure: str = "auc",  # a key of MEASURES
-              chosen: str = "",  # the window that is looked at
+              selection: str = "",  # the window that is looked at
               height: int = 330,
              ) -> bq.Figure:
     "Measured, estimated and usual, window by window."
@@ -109,8 +109,8 @@ def over_time(points: list[Point],
              *line(t, column("estimate"), PURPLE, "dashed", "diamond", scales, [p.trusted for p in points]),
              *intervals(t, column("low"), column("high"), scales),
              *line(t, column("value"), BLUE, "solid", "circle", scales)]
-    if chosen in (names := [p.window for p in points]):
-        marks.append(bq.Lines(x=[names.index(chosen)] * 2, y=[y.min, y.max], scales=scales, colors=[INK],
+    if selection in (names := [p.window for p in points]):
+        marks.append(bq.Lines(x=[names.index(selection)] * 2, y=[y.min, y.max], scales=scales, colors=[INK],
                               stroke_width=1, opacities=[0.45], line_style="dotted"))
     return figure(marks, [period_axis(names, x), axis(y, MEASURES[measure][1], upright=True)], height, by_window=True)
 

@@ -151,7 +151,7 @@ def workflow_view(flow,  # jobs.workflow.Workflow
 
 # %% ../../nbs/view/08_runs.ipynb #a31412e3
 def history(runs: list[JobRun],  # newest first
-            chosen: str | None = None,  # id
+            selection: str | None = None,  # id
            ) -> tuple[bq.Figure, bq.Bars]:
     "How long each run took; what ended badly in another colour and named in the key."
     runs = runs[::-1]
@@ -161,7 +161,7 @@ def history(runs: list[JobRun],  # newest first
     )
     colours = [{"good": GREEN, "running": BLUE}.get(LEVEL[r.state], ORANGE) for r in runs]
     bars = bq.Bars(x=np.arange(len(runs)), y=times, colors=colours or [GREEN], scales={"x": x, "y": y}, padding=.3,
-                   opacities=[1. if r.id == chosen else .55 for r in runs], stroke_width=0)
+                   opacities=[1. if r.id == selection else .55 for r in runs], stroke_width=0)
     names = {str(i): datetime.fromtimestamp(r.created, UTC).strftime("%H:%M") for i, r in enumerate(runs)}
     # an ordinal axis names every place
     shown = {i: names[str(i)] if i < len(runs) and i % max(1, -(-len(runs) // 8)) == 0 else " " for i in x.domain}
@@ -230,7 +230,7 @@ class Runs(View):
         self.span, self.words = dropdown("Started", SPANS, ""), html("")
         for choice, act in ((self.which, self.draw), (self.only, self.refresh), (self.span, self.refresh),
                             (self.step, self.listen)):
-            self.on(choice, act)
+            self.bind(choice, act)
         self.refresh()
         self.link = Link(show=self.only, days=self.span, run=self.which, step=self.step)
         super().__init__([self.link, self.top,
@@ -240,7 +240,7 @@ class Runs(View):
                           self.which, self.body, html("<h2>What it said</h2>"), controls(self.step), self.words])
         self.task = follow(self.refresh)
 
-    def wanted(self, run: JobRun) -> bool:
+    def matches(self, run: JobRun) -> bool:
         return {"all": True, "failed": run.state in END_STATES and not run.ok,
                 "running": run.state not in END_STATES}[self.only.value]
 
@@ -256,7 +256,7 @@ def refresh(self: Runs) -> None:
     if told == self.told: return
     self.told = told
     self.top.value = headline(*summary([self.record.get(r.id) if r.id in needing else r for r in self.runs]))
-    self.shown = [r for r in self.runs if self.wanted(r)]
+    self.shown = [r for r in self.runs if self.matches(r)]
     with self.together():
         choose(self.which,
                [(f"{when(r.created)} · {r.name} · {r.state.replace('_', ' ')} · {duration(r.seconds)}", r.id)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['INK', 'LEVELS', 'CSS', 'PNG', 'MONTHS', 'html', 'chip', 'headline', 'unread', 'table', 'key', 'handler', 'nothing',
            'number', 'listed', 'cell', 'download', 'measured_scale', 'axis', 'figure', 'period_axis', 'period_scale',
-           'View', 'controls', 'dropdown', 'asked', 'linked', 'follow', 'offered', 'take', 'Link', 'button', 'said',
-           'leads']
+           'View', 'controls', 'dropdown', 'query_values', 'linked', 'follow', 'offered', 'take', 'Link', 'button',
+           'notice', 'leads']
 
 # %% ../../nbs/view/00_style.ipynb #d36ab53f
 import asyncio
@@ -52,11 +52,11 @@ def headline(level: str,  # a key of LEVELS
             f' aria-hidden="true">{mark}</div><div class="say">{escape(sentence)}</div><div></div><ul'
             f' class="facts">{items}</ul></section>')
 
-def unread(found: dict[str, str],  # what could not be read -> why
+def unread(problems: dict[str, str],  # what could not be read -> why
           ) -> str:  # HTML; empty where everything was read
     "A notice that names what is missing from a page."
-    if not found: return ""
-    entries = "".join(f"<li><b>{escape(what)}</b>: {escape(why)}</li>" for what, why in found.items())
+    if not problems: return ""
+    entries = "".join(f"<li><b>{escape(what)}</b>: {escape(why)}</li>" for what, why in problems.items())
     return (
         f'<section class="unread" role="alert" style="--s-level: {LEVELS["act"][0]}"><p>This could not be read, so the'
         f' page is without it:</p><ul>{entries}</ul></section>'
@@ -193,7 +193,7 @@ class View(w.VBox):
 
     held = False  # while the page itself sets several controls
 
-    def on(self, control, act) -> None:
+    def bind(self, control, act) -> None:
         "Call `act` when a person, or a link, sets a control."
         control.observe(lambda _: None if self.held else act(), "value")
 
@@ -226,7 +226,7 @@ def dropdown(label: str, options, value=None, width: str = "auto") -> w.Dropdown
     return w.Dropdown(options=options, description=label, layout=w.Layout(width=width, margin="2px 0"),
                       style={"description_width": "auto"}, **given)
 
-def asked() -> dict[str, str]:
+def query_values() -> dict[str, str]:
     "What the link of this page asks to be shown; empty outside a dashboard."
     return dict(parse_qsl(os.environ.get("QUERY_STRING", "")))
 
@@ -261,7 +261,7 @@ class Link(w.HTML):
     set as the link asks, in their order, and written to it when they change."""
     def __init__(self, **controls):  # name in the address -> a control
         super().__init__()
-        self.controls, wanted = controls, asked()
+        self.controls, wanted = controls, query_values()
         gone = [f"{name} {value}" for name, value in wanted.items()
                 if name in controls and not take(controls[name], value)]
         self.value = (f'<p role="status">This workspace has no {escape(listed(gone))}, which the link asked for.</p>'
@@ -276,7 +276,7 @@ def button(label: str, primary: bool = False, **more) -> w.Button:
     return w.Button(description=label, button_style="primary" if primary else "",
                     layout=w.Layout(width="auto", height="auto", margin="2px 0"), **more)
 
-def said(level: str, sentence: str,  # plain text
+def notice(level: str, sentence: str,  # plain text
         ) -> str:  # HTML
     "What came of an action, where it was asked for."
     return f'<p class="said" role="status" style="--s-level: {LEVELS[level][0]}">{escape(sentence)}</p>'

@@ -77,12 +77,11 @@ def to_plain(report: Report) -> dict:
         **{k: [finding(f) for f in getattr(report, k)] for k in ("pairs", "arrival", "segments")},
     }
 
-def from_plain(found: dict) -> Report:
+def from_plain(data: dict) -> Report:
     "The same report again."
     finding = lambda f: Finding(**f)
-    lists = {k: [finding(f) for f in found[k]] for k in ("columns", "pairs", "arrival", "segments")}
-    return Report(**found | lists
-                  | {"columns": {f.name: f for f in lists["columns"]}, "joint": finding(found["joint"])})
+    lists = {k: [finding(f) for f in data[k]] for k in ("columns", "pairs", "arrival", "segments")}
+    return Report(**data | lists | {"columns": {f.name: f for f in lists["columns"]}, "joint": finding(data["joint"])})
 
 # %% ../../nbs/view/11_windows.ipynb #2c159ab8
 class Kept:
