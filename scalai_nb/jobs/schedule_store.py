@@ -272,9 +272,8 @@ def overview(self: ScheduleStore, name: str | None = None) -> list[dict]:  # by 
 
 # %% ../../nbs/jobs/35_schedule_store.ipynb #4e125e60
 @patch
-def next_start(self: ScheduleStore, timestamp: float) -> tuple[int,
-                                                         # how many wait, and in how many seconds the next comes
-                                                         float]:
+def next_start(self: ScheduleStore, timestamp: float) -> tuple[int, float]:
+    "How many firings wait, and in how many seconds the next one comes."
     with self.engine.connect() as db:
         queued = db.execute(sa.select(sa.func.count()).where(FIRINGS.c.state == "queued")).scalar()
         at = db.execute(sa.select(sa.func.min(FIRINGS.c.at)).where(FIRINGS.c.state == "queued",

@@ -35,6 +35,7 @@ from scalai_nb.view.style import (
     html,
     key,
     listed,
+    notice,
     number,
     table,
 )
