@@ -1,4 +1,5 @@
-"The record when its database is gone, damaged, locked, full, read-only or silent: a run says so or leaves its end where the next start finds it."
+"""The record when its database is gone, damaged, locked, full, read-only or silent: a run says so or leaves its end
+where the next start finds it."""
 
 import json
 import os
