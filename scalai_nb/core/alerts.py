@@ -26,6 +26,8 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
+from fastcore.basics import patch
+
 from .errors import BadRequest
 from .jsonable import plain
 from .logs import logger
@@ -97,7 +99,10 @@ def slack(alert: Alert, settings: Settings):
     body = {"text": said.splitlines()[0], "attachments": [{"color": color, "text": said, "fallback": said}]}
     _post(settings, _revealed(settings.alerts.slack, "slack"), body, alert)
 
-def stdout(alert: Alert, settings: Settings): print(text(alert, settings.alerts.template), flush=True)
+# %% ../../nbs/core/20_alerts.ipynb #ecb6d8ec
+def stdout(alert: Alert, settings: Settings):
+    "Print an alert."
+    print(text(alert, settings.alerts.template), flush=True)
 
 # %% ../../nbs/core/20_alerts.ipynb #bd43f063
 def alertmanager(alert: Alert, settings: Settings):
@@ -342,12 +347,16 @@ class Sender:
             logger("alerts").error("an alert was dropped", alert=alert.key, why=f"{self.waiting.maxsize} wait already")
 
     def close(self, within: float = 20.):  # seconds for what still waits
+        "Wait for the alerts that are still queued, then stop."
         if not self.on: return
         self.send_end(within)
         if left := self.waiting.qsize():
             logger("alerts").error(f"{left} alerts were not sent", why=f"receivers took more than {within:g} s")
 
-    def send_end(self, within: float):
-        try: self.waiting.put(None, timeout=within)
-        except queue.Full: return
-        self.thread.join(within)
+# %% ../../nbs/core/20_alerts.ipynb #4e7eb212
+@patch
+def send_end(self: Sender, within: float):
+    "Queue the end, and wait for the thread."
+    try: self.waiting.put(None, timeout=within)
+    except queue.Full: return
+    self.thread.join(within)

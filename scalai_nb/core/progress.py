@@ -46,6 +46,7 @@ class progress:
 # %% ../../nbs/core/10_progress.ipynb #75f0327a
 @patch
 def update(self: progress, n: int = 1, note: str = ""):  # n more are done
+    "Count `n` more items as done."
     self.done += n
     if note: self.bar.set_postfix_str(note, refresh=False)
     self.bar.update(n)

@@ -116,6 +116,7 @@ def _drop(path: Path | None) -> None:
 
 # %% ../../nbs/core/04_storage.ipynb #a0256e40
 def is_url(path: str | Path) -> bool:  # has a scheme, as in `s3://…`
+    "Check whether a path has a scheme."
     return "://" in str(path)
 
 _LOGIN = re.compile(r"^(\w[\w+.-]*://)([^/?#:]*)(:[^/?#]*)?@")  # scheme, user, password
@@ -217,6 +218,7 @@ def read_bytes(place: Path | str) -> bytes:
         raise Unreachable(f"{veiled(place)} did not answer: {e}", "Check the address and the network.") from e
 
 def exists(place: Path | str) -> bool:
+    "Check whether a file or folder is there, locally or behind a URL."
     fs, path = filesystem(place)
     return fs.exists(path)
 

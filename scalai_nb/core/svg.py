@@ -30,17 +30,26 @@ def element(name: str, *body: str,  # markup, escaped already
     return f"<{name}{head}>{inner}</{name}>" if inner or name in ("text", "svg") else f"<{name}{head}/>"
 
 # %% ../../nbs/core/28_svg.ipynb #a402f6c0
-def line(x1, y1, x2, y2, **look) -> str: return element("line", x1=x1, y1=y1, x2=x2, y2=y2, **look)
+def line(x1, y1, x2, y2, **look) -> str:
+    "Draw a line."
+    return element("line", x1=x1, y1=y1, x2=x2, y2=y2, **look)
 
-def circle(cx, cy, r, *body: str, **look) -> str: return element("circle", *body, cx=cx, cy=cy, r=r, **look)
+def circle(cx, cy, r, *body: str, **look) -> str:
+    "Draw a circle."
+    return element("circle", *body, cx=cx, cy=cy, r=r, **look)
 
-def rect(x, y, width, height, **look) -> str: return element("rect", x=x, y=y, width=width, height=height, **look)
+def rect(x, y, width, height, **look) -> str:
+    "Draw a rectangle."
+    return element("rect", x=x, y=y, width=width, height=height, **look)
 
-def path(d: str, **look) -> str: return element("path", d=d, **look)
+def path(d: str, **look) -> str:
+    "Draw a path."
+    return element("path", d=d, **look)
 
 def text(x, y, words: str,
          anchor: str | None = None,  # middle or end; None: start
          **look) -> str:
+    "Draw escaped text."
     return element("text", escape(str(words)), x=x, y=y, text_anchor=anchor, **look)
 
 def upright(x, y, words: str, **look) -> str:
@@ -56,9 +65,11 @@ def title(words: str) -> str:
 def _pairs(points: Iterable[tuple[float, float]]) -> str: return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
 
 def polyline(points: Iterable[tuple[float, float]], *body: str, **look) -> str:
+    "Draw an open line through points."
     return element("polyline", *body, fill="none", points=_pairs(points), **look)
 
 def polygon(points: Iterable[tuple[float, float]], *body: str, **look) -> str:
+    "Draw a closed shape through points."
     return element("polygon", *body, points=_pairs(points), **look)
 
 # %% ../../nbs/core/28_svg.ipynb #e5f2fc0c

@@ -153,10 +153,12 @@ def with_headers(self: Guard, send, conn, host):
 def cookie_name(
     self: Guard, conn
 ) -> str:  # cookies do not know ports: two workspaces on one host must not log each other out
+    "Return the name of the session's cookie."
     return f"scalai-{(conn.scope.get('server') or ('', 0))[1]}"
 
 @patch
 def session(self: Guard, conn) -> Session | None:
+    "Read the session from the request's cookie."
     return self.sessions.read(cookie_value(conn.headers, self.cookie_name(conn)))
 
 @patch
@@ -266,10 +268,12 @@ def networks(text: str) -> list:  # of ipaddress networks; an address is a netwo
                          "settings") from None
 
 def is_address(address: str) -> bool:
+    "Check whether a text is an IP address."
     try: return bool(ipaddress.ip_address(address))
     except ValueError: return False
 
 def is_trusted(address: str | None, trusted: list) -> bool:
+    "Check whether an address lies in a trusted network."
     try: return any(ipaddress.ip_address(address or "") in network for network in trusted)
     except ValueError: return False  # a Unix socket has no address
 

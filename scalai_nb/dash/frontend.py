@@ -32,12 +32,15 @@ def bundles() -> dict[str, Path]:  # module -> its script
 
 @lru_cache(maxsize=1)
 def scripts() -> dict[str, tuple[str, bytes]]:  # module -> a name that changes with it, the script
+    "Return each script with a name that changes with its content."
     found = {"front": SCRIPT.encode()} | {name: file.read_bytes() for name, file in bundles().items()}
     return {name: (f"{hashlib.sha256(body).hexdigest()[:20]}.js", body) for name, body in found.items()
             if name == "front" or b"define(" in body[:2000]}
 
 @lru_cache(maxsize=64)
-def compress(body: bytes) -> bytes: return gzip.compress(body, 6)
+def compress(body: bytes) -> bytes:
+    "Compress with gzip."
+    return gzip.compress(body, 6)
 
 # %% ../../nbs/dash/07_frontend.ipynb #07d8c781
 def head_html() -> str:  # HTML

@@ -63,6 +63,7 @@ class GatewayPages:
         self.apps, self.proxy, self.snapshots, self.settings, self.viewers = apps, proxy, snapshots, settings, viewers
 
     async def home(self, request):
+        "Answer with the list of dashboards."
         for name in self.apps: self.snapshots.request(name)
         share = (str(request.base_url.include_query_params(token=self.viewers))
                  if request.state.visitor.edits and self.viewers else "")
@@ -93,6 +94,7 @@ async def app(self: GatewayPages, request):
 
 @patch
 async def snapshot_status(self: GatewayPages, request):
+    "Answer with the state of a snapshot, as JSON."
     name = request.path_params["name"]
     found = self.snapshots.get(name) if name in self.apps else None
     if found is None: return pages.not_found(request)
@@ -103,12 +105,14 @@ async def snapshot_status(self: GatewayPages, request):
 # %% ../../nbs/dash/00_gateway.ipynb #4eecbe82
 @patch
 async def refresh_snapshot(self: GatewayPages, request):  # an editor's: the guard lets no viewer come so far
+    "Request a new snapshot."
     if (name := request.path_params["name"]) not in self.apps: return pages.not_found(request)
     self.snapshots.request(name, anew=True)
     return RedirectResponse(f"/apps/{name}", status_code=303)
 
 @patch
 async def logout(self: GatewayPages, request):  # the guard has closed the session
+    "End the visitor's kernels, and clear the cookie."
     who, kernels = request.state.visitor, self.proxy.kernels.live
     if who.session: await self.proxy.end([id for id, k in kernels.items() if k.visitor == who])
     return RedirectResponse("/login", status_code=303,
@@ -196,15 +200,19 @@ class HeaderTimeout(H11Protocol):
     uvicorn itself waits for ever once a byte has come."""
     late = None
     def connection_made(self, transport):
+        "Start the time limit of the first request."
         super().connection_made(transport)
         self.watch()
     def data_received(self, data):
+        "Read data, and watch the time limit of its headers."
         super().data_received(data)
         self.watch()
     def connection_lost(self, exc):
+        "Cancel the time limit."
         if self.late: self.late.cancel()
         super().connection_lost(exc)
     def watch(self):
+        "Limit the time that a request's headers may take."
         if self.conn.their_state is h11.IDLE:
             self.late = self.late or self.loop.call_later(HEADER_TIMEOUT, self.timeout_keep_alive_handler)
         elif self.late:
@@ -223,17 +231,23 @@ class BoundedChannel(WebSocketsSansIOProtocol):
     pieces, pings = 1024, 64
     unread = 0
     def refuse(self, code: int, reason: str):
+        "Close the connection with a code and a reason."
         self.conn.fail(code, reason)
         self.handle_parser_exception()
     def handle_parser_exception(self):
+        "Close after a malformed frame, and release what was unpacked."
         super().handle_parser_exception()
         # its frames hold what was unpacked, and it holds them until a full collection
         if self.conn.parser_exc: self.conn.parser_exc.with_traceback(None)
-    def handle_text(self, event): self.refuse(1003, "text")
+    def handle_text(self, event):
+        "Refuse text messages."
+        self.refuse(1003, "text")
     def handle_cont(self, event):
+        "Refuse a message of too many pieces."
         super().handle_cont(event) if len(self.frames) < self.pieces else self.refuse(1009, "too many pieces")
 
     def handle_ping(self):
+        "Answer a ping; abort where too many answers are unread."
         self.unread = 0 if self.writable.is_set() else self.unread + 1
         if self.unread < self.pings: super().handle_ping()
         else: self.transport.abort()

@@ -75,7 +75,9 @@ class Kernels:
 
 # %% ../../nbs/dash/10_page_pool.ipynb #f728ddaf
 @patch(as_prop=True)
-def quota(self: Kernels) -> int: return max(1, self.limit // 2)  # what one visitor may hold
+def quota(self: Kernels) -> int:  # what one visitor may hold
+    "Return how many kernels one visitor may hold."
+    return max(1, self.limit // 2)
 
 @patch
 def count_pages(self: Kernels, visitor: Visitor) -> int:
@@ -84,10 +86,12 @@ def count_pages(self: Kernels, visitor: Visitor) -> int:
 
 @patch
 def add(self: Kernels, id: str, app: str, visitor: Visitor) -> None:
+    "Count a kernel."
     self.live[id] = Kernel(app, visitor, self.clock(), self.clock())
 
 @patch
 def forget(self: Kernels, id: str) -> None:
+    "Stop counting a kernel, and report its end."
     if kernel := self.live.pop(id, None): kernel.ended.set()
 
 @patch
@@ -220,6 +224,7 @@ class PagePool:
         self.wakeup.set()
 
     def remove(self, page: Page) -> Page:
+        "Take a page out of the pool."
         self.pages.remove(page)
         self.kernels.ready -= 1
         return page
@@ -239,6 +244,7 @@ def is_resting(self: PagePool) -> bool:
 
 @patch
 def is_outdated(self: PagePool, page: Page) -> bool:
+    "Check whether a page is too old, or its workspace has changed."
     return page.state != self.state(page.app) or self.clock() - page.made > self.age
 
 @patch

@@ -91,7 +91,9 @@ def login_page(failed: bool = False, next: str = "/",  # where the visitor wante
         ' type="password" autocomplete="current-password" required autofocus><br><button>Log in</button></form>',
     )
 
-def refresh_tag(seconds: int) -> str: return f'<meta http-equiv="refresh" content="{seconds}">'
+def refresh_tag(seconds: int) -> str:
+    "Return the tag that reloads a page."
+    return f'<meta http-equiv="refresh" content="{seconds}">'
 
 # %% ../../nbs/dash/04_pages.ipynb #a0d24962
 def queue_page(title: str, running: int, number: int) -> str:
@@ -164,6 +166,7 @@ def error_answer(request, status: int, message: str, hint: str):
             if "text/html" in request.headers.get("accept", "") else error_json(status, message, hint))
 
 def not_found(request):
+    "Answer 404."
     return error_answer(request, 404, "There is no such page.", "The start page lists what there is.")
 
 # %% ../../nbs/dash/04_pages.ipynb #5cabc2ca

@@ -93,6 +93,7 @@ async def end(self: Proxy, ids) -> None:
 
 @patch
 async def end_one(self: Proxy, id: str) -> None:
+    "End a kernel in Voila."
     try: await self.client.delete(f"{self.voila.url}/api/kernels/{id}", headers=self.voila.headers, timeout=20)
     except httpx.HTTPError: self.log.debug("kernel went with voila", id=id)
     finally:

@@ -20,6 +20,7 @@ def constant_time_equal(candidate: str, right: str) -> bool:
 
 @dataclass(frozen=True)
 class Session:
+    "A visitor's session: its role, id and end."
     role: str
     id: str
     until: float  # seconds since 1970
@@ -65,12 +66,14 @@ class Attempts:
 
     @staticmethod
     def key(address: str | None) -> str:
+        "Return the address or network under which failures count."
         try: found = ipaddress.ip_address(address or "")
         except ValueError: return ""  # a Unix socket has no address
         found = getattr(found, "ipv4_mapped", None) or found
         return str(found if found.version == 4 else ipaddress.ip_network((found, 64), strict=False))
 
     def count(self, address: str) -> float:
+        "Return the failures of an address that still count."
         wrong, at = self.failures.get(self.key(address), (0., 0.))
         return max(0., wrong - (self.clock() - at) / self.recovery)
 

@@ -90,7 +90,9 @@ class Snapshot:
     level: str = ""  # colour of its headline
     says: str = ""  # its headline, as HTML
 
-def snapshot_path(settings: Settings, name: str) -> Path: return settings.path("snapshots", f"{name}.json")
+def snapshot_path(settings: Settings, name: str) -> Path:
+    "Return the file of an app's snapshot."
+    return settings.path("snapshots", f"{name}.json")
 
 def make_snapshot(name: str, notebook: Path, state: str, settings: Settings) -> Snapshot:
     "Run an app and keep what it shows."
@@ -102,6 +104,7 @@ def make_snapshot(name: str, notebook: Path, state: str, settings: Settings) -> 
     write_atomic(snapshot_path(settings, name), json.dumps(asdict(snapshot)))
     return snapshot
 
+# %% ../../nbs/dash/14_snapshot.ipynb #27f52286
 def main(name: str, notebook: str, state: str) -> None:
     "The child process: one snapshot, at low priority, ended with its parent."
     end_with_parent()
@@ -188,6 +191,7 @@ def request(self: Snapshots, name: str, anew: bool = False) -> None:
 
 @patch
 def is_due(self: Snapshots, name: str) -> bool:
+    "Check whether a snapshot is to be made now."
     if name in self.remakes: return True
     if self.status(name) != "old": return False
     return (name in self.requests or self.get(name) is None

@@ -111,6 +111,7 @@ class Voila:
 # %% ../../nbs/dash/08_voila.ipynb #5c64b41d
 @patch(as_prop=True)
 def headers(self: Voila) -> dict:
+    "Return the headers of a request to this Voila."
     return {"Authorization": f"token {self.secret}"}
 
 # %% ../../nbs/dash/08_voila.ipynb #4197262d

@@ -25,6 +25,7 @@ class Quiet(ForkProvisioner):
     """A provisioner whose kernels write what they say outside any cell to a file, and answer a page that asks for all
     widgets at once."""
     async def launch_kernel(self, cmd, **kw):
+        "Launch a kernel that writes into Voila's log."
         with open(Live.chatter, "ab") as out:
             return await super().launch_kernel([*cmd, f"--InteractiveShellApp.exec_lines={HEARS}"], **kw, stdout=out,
                                                stderr=out)

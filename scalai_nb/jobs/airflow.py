@@ -268,7 +268,9 @@ def dag(flow: Workflow, settings: Settings | None = None) -> str:  # Python
     return HEAD + "\n".join(lines) + "\n" + opening() + body
 
 # %% ../../nbs/jobs/40_airflow.ipynb #7c251515
-def dag_id(flow: Workflow) -> str: return re.sub(r"[^A-Za-z0-9_.-]+", "_", flow.name)[:ID_LIMIT] or "workflow"
+def dag_id(flow: Workflow) -> str:
+    "Return a name that Airflow accepts."
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", flow.name)[:ID_LIMIT] or "workflow"
 
 def _lines(found: list[Task]) -> list[str]:
     "The tasks, each in its groups, and after each what it waits for."

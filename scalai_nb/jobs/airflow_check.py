@@ -93,4 +93,6 @@ def _apart(wanted: Task, have: Task) -> list[str]:
         if expected.get(k) != have.options.get(k)
     ]
 
-def show_value(values: dict, name: str) -> str: return repr(values[name])[:200] if name in values else "not there"
+def show_value(values: dict, name: str) -> str:
+    "Return a value as a message shows it."
+    return repr(values[name])[:200] if name in values else "not there"

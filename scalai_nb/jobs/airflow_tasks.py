@@ -97,6 +97,7 @@ def tasks(
 def _last(end: str | tuple) -> str: return end if isinstance(end, str) else end[1]
 
 def relative_path(file: Path, root: Path) -> str:
+    "Return a path relative to the workspace, where it lies inside."
     return str(file.relative_to(root)) if file.is_relative_to(root) else str(file)
 
 def _at_once(step: Step) -> dict:

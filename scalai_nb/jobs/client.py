@@ -179,6 +179,7 @@ def report(self: Execution, note: str = ""):
 # %% ../../nbs/jobs/16_client.ipynb #28b661de
 @patch
 def redact(self: Execution, content: dict) -> dict:  # the same without the secrets
+    "Return the content without the secrets."
     if not self.secrets: return content
     text = json.dumps(content, default=repr)
     for secret in self.secrets:
@@ -261,6 +262,7 @@ class Client(NotebookClient):
                          raise_on_iopub_timeout=True, **kw)
 
     def process_message(self, msg, cell, cell_index):
+        "Handle one message of the kernel."
         if msg["msg_type"] == EVENT:
             self.execution.event(**msg["content"])
             return None

@@ -27,6 +27,7 @@ from .parameters import load_notebook, python, source, tagged_cell
 
 # %% ../../nbs/jobs/18_closure.ipynb #0620eb5f
 def parse_python(text: str) -> ast.Module | None:  # None: not Python
+    "Parse Python; None for anything else."
     try: return ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError): return None
 
@@ -94,6 +95,7 @@ def _libraries() -> tuple[str, ...]:
     return tuple(dict.fromkeys(os.path.realpath(p) + os.sep for p in found))
 
 def is_installed(path: str) -> bool:
+    "Check whether a file belongs to Python or to an installed package."
     real = os.path.realpath(path)
     return (real.startswith(_libraries()) or f"{os.sep}site-packages{os.sep}" in real
             or f"{os.sep}dist-packages{os.sep}" in real)
@@ -138,6 +140,7 @@ class Closure:
         self.own = os.path.realpath(Path(__import__("scalai_nb").__file__).parent) + os.sep
 
     def module(self, name: str, names: tuple[str, ...] = ()):
+        "Follow an import into the workspace."
         files = self.known.get((name, self.folders))
         if files is None: files = self.known[name, self.folders] = module_files(name, self.folders)
         for file in files: self.file(file, name)

@@ -39,7 +39,9 @@ class RemoteResult:
     "In that process: a terminal whose lines go to the Dask task."
     def __init__(self): self.execution = None
 
-    def update(self, note: str): print(json.dumps(dict(note=note, cell=self.execution.run.cell)), flush=True)
+    def update(self, note: str):
+        "Print a note for the client."
+        print(json.dumps(dict(note=note, cell=self.execution.run.cell)), flush=True)
 
 def _settings(order: dict, room: Path) -> Settings:
     "The workspace, where this machine sees it; else one of the same settings."
@@ -116,6 +118,7 @@ class RemoteStep:
         )
 
     def on_event(self, event):  # (time, message), in the client's loop
+        "Show an event of the worker."
         self.job.cell = event[1]["cell"]
         self.line.update(event[1]["note"])
 

@@ -198,6 +198,7 @@ MIGRATIONS = Path(sys.modules["scalai_nb"].__file__).parent/"jobs/migrations"
 _ALONE = threading.Lock()  # Alembic's `op` and `context` are one per process
 
 def newest_migration() -> str:  # the number of the newest migration
+    "Return the number of the newest migration."
     return max(f.name[:4] for f in (MIGRATIONS/"versions").glob("[0-9]*.py"))
 
 def _migrate(engine: sa.Engine) -> bool:  # whether nothing was there before

@@ -135,6 +135,7 @@ class Engine:
     def execute_notebook(cls, nb, kernel_name, output_path=None, input_path=None, execution=None, start_timeout=60,
                          cell_timeout=None, execution_timeout=None, progress_bar=True, log_output=False,
                          stdout_file=None, stderr_file=None, autosave_cell_every=30, **options):
+        "Run a notebook as papermill asks its engine to."
         if execution is None:
             tap = _tap(log_output, stdout_file, stderr_file)
             return _papermill_command(nb, kernel_name, input_path, output_path, start_timeout, execution_timeout,
@@ -151,6 +152,7 @@ class Engine:
 
     @classmethod
     def nb_language(cls, nb, language=None):
+        "Return the notebook's language, by default Python."
         meta = nb.metadata
         return (language or meta.get("language_info", {}).get("name") or meta.get("kernelspec", {}).get("language")
                 or "python")

@@ -95,6 +95,7 @@ class Tables:
         self.now, self.own, self.times = {}, None, {}
 
     def newest(self, table: str) -> int | None:
+        "Return the newest version of a table."
         if table not in self.now: self.now[table] = newest(table, self.settings)
         return self.now[table]
 

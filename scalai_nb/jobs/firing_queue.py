@@ -91,18 +91,24 @@ class Firing:
 
 # %% ../../nbs/jobs/34_firing_queue.ipynb #22888aeb
 @patch(as_prop=True)
-def definition(self: Firing) -> Schedule: return Schedule(**self.spec)
+def definition(self: Firing) -> Schedule:
+    "Return the schedule that it came from."
+    return Schedule(**self.spec)
 
 @patch(as_prop=True)
-def is_manual(self: Firing) -> bool: return self.key.startswith("by hand")
+def is_manual(self: Firing) -> bool:
+    "Check whether a user triggered it."
+    return self.key.startswith("by hand")
 
 # %% ../../nbs/jobs/34_firing_queue.ipynb #2e60c40f
 def local_time(timestamp: float | None, zone: str) -> str | None:  # ISO 8601
+    "Format a time in a zone."
     if timestamp is None: return None
     return datetime.fromtimestamp(timestamp, ZoneInfo(zone)).isoformat(timespec="seconds")
 
 @patch
 def to_dict(self: Firing) -> dict:
+    "Return the firing as JSON."
     zone = self.spec["zone"]
     return dict(id=self.id, schedule=self.schedule, key=self.key, state=self.state, due=local_time(self.due, zone),
                 started=local_time(self.started, zone), ended=local_time(self.ended, zone),
@@ -139,11 +145,13 @@ class FiringQueue:
             db.commit()
 
     def firings(self, *where, limit: int | None = None) -> list[Firing]:  # newest due first
+        "Return the firings that match, newest due first."
         with self.engine.connect() as db:
             return select_firings(db, *where, order=(FIRINGS.c.due.desc(), FIRINGS.c.id.desc()), limit=limit)
 
 # %% ../../nbs/jobs/34_firing_queue.ipynb #e964d281
 def select_firings(db, *where, order=(FIRINGS.c.at, FIRINGS.c.id), limit=None) -> list[Firing]:
+    "Select firings within a transaction."
     rows = sa.select(*[FIRINGS.c[f] for f in FIELDS]).where(*where).order_by(*order).limit(limit)
     return [Firing(**row) for row in db.execute(rows).mappings()]
 
@@ -283,6 +291,7 @@ def run_of(self: FiringQueue, process: str | None) -> JobRun | None:
     return id and self.record.get(id)
 
 def error_line(run: JobRun) -> str:  # one line
+    "Return a run's error in one line."
     from scalai_nb.jobs.job_run import summary_line
     return summary_line(run).splitlines()[0] if not run.ok and summary_line(run) else ""
 
@@ -296,6 +305,7 @@ def find_late(self: FiringQueue, timestamp: float) -> list[Firing]:
 
 @patch
 def mark_late(self: FiringQueue, f: Firing) -> bool:  # whether nobody did before
+    "Mark a firing as late, once."
     with self.engine.begin() as db:
         return bool(db.execute(FIRINGS.update().where(FIRINGS.c.id == f.id,
                                                       FIRINGS.c.late.is_(False)).values(late=True)).rowcount)

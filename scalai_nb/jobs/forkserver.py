@@ -98,9 +98,11 @@ SENSITIVE_PREFIXES = ("OMP_", "MKL_", "OPENBLAS_", "NUMBA_", "KMP_", "CUDA_", "P
                       "MALLOC_")
 
 def sensitive_env(env: dict[str, str]) -> dict[str, str]:
+    "Return the variables that must be set before the imports."
     return {k: v for k, v in env.items() if k.startswith(SENSITIVE_PREFIXES) and k != "MPLBACKEND"}
 
 def send(control: socket.socket, **message) -> bool:  # False: nobody is there any more
+    "Send a message as a line of JSON."
     try: control.sendall(json.dumps(message).encode() + b"\n")
     except OSError: return False
     return True

@@ -37,6 +37,7 @@ def overall_state(runs: list[JobRun]) -> str:  # a state
     return "queued" if not states else "succeeded" if "succeeded" in states else states[0]
 
 def duration(run: JobRun) -> float:  # seconds, up to now for what still runs
+    "Return how long a run took, or has taken so far."
     return (run.seconds if run.seconds is not None else max(0.0, time.time() - run.started)
             if run.state == "running" and run.started else 0.0)
 
@@ -75,6 +76,7 @@ def edges(needs: dict[str, list[str]]) -> list[tuple[str, str]]:
 def layout(
     needs: dict[str, list[str]], heights: dict[str, int]  # pixels
 ) -> tuple[dict[str, tuple[float, float]], float, float]:  # left and top of each card; width and height of the whole
+    "Place each card below what it needs."
     rank, at, top = ranks(needs), {}, 0.
     wide = (min(PER_ROW,
                 max([list(rank.values()).count(r) for r in set(rank.values())],
@@ -206,6 +208,7 @@ NIGHT = ("<style>:root { color-scheme: light dark } @media (prefers-color-scheme
          " #0d1117; --jp-content-font-color1: #e6edf3; --jp-border-color2: #30363d } }</style>")
 
 def page(flow, run: JobRun, path: Path) -> str:  # HTML
+    "Draw a workflow's run as a page."
     again = "" if run.state in END_STATES else '<meta http-equiv="refresh" content="2">'
     title = f"{MARKS[run.state]} {escape(run.name)}"
     facts = " · ".join(x for x in (run.state.replace("_", " "), _time(duration(run)), run.reason,

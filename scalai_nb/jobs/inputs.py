@@ -101,17 +101,20 @@ class KeyedDigests:
         self.settings, self.key = settings, workspace_key(settings, make)
 
     def digest(self, value: str | None) -> str:
+        "Hash a value with this workspace's key."
         if value is None: return ABSENT
         return hmac.new(self.key, value.encode("utf-8", "surrogateescape"),
                         hashlib.sha256).hexdigest()[:32] if self.key else UNSURE
 
     def secret(self, reference: str, root: Path) -> str:
+        "Hash what a secret refers to."
         kind, _, place = reference.partition(":")
         if kind == "file" and not Path(place).is_absolute(): reference = f"file:{root/place}"
         try: return self.digest(secret(reference))
         except (BadRequest, OSError, UnicodeDecodeError): return ABSENT
 
     def setting(self, name: str) -> str:  # `data.folds`; `*` for all
+        "Hash a setting."
         if name == "*":
             return self.digest(json.dumps(self.settings.model_dump(mode="json", include=set(SECTIONS)),
                                           sort_keys=True))

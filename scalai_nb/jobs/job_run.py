@@ -27,6 +27,7 @@ END_STATES = set(STATES) - {"queued", "running"}
 GOOD_STATES = {"succeeded", "skipped"}
 
 def new_id() -> str:  # sorts by time, readable, of 200 runs in one second two meet in 1 of 200,000 cases
+    "Make an id that sorts by time."
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
 
 # %% ../../nbs/jobs/07_job_run.ipynb #04161d59
@@ -61,15 +62,19 @@ class JobRun:
 
 # %% ../../nbs/jobs/07_job_run.ipynb #d204ccb7
 @patch(as_prop=True)
-def ok(self: JobRun) -> bool: return self.state in GOOD_STATES
+def ok(self: JobRun) -> bool:
+    "Check whether the run ended well."
+    return self.state in GOOD_STATES
 
 @patch(as_prop=True)
 def exit_code(self: JobRun) -> int:
+    "Return the exit code of a command that made this run."
     if self.state in ("timed_out", "cancelled"): return {"timed_out": 124, "cancelled": 130}[self.state]
     return 0 if self.ok else 3 if (self.error or {}).get("kind") == "Unreachable" else 1
 
 # %% ../../nbs/jobs/07_job_run.ipynb #01ff5275
 def utc_time(seconds: float | None) -> str | None:  # ISO 8601, UTC
+    "Format a time in UTC."
     return (None if seconds is None
             else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z"))
 
@@ -124,6 +129,7 @@ def summarize_results(results: dict,  # of a run
 
 # %% ../../nbs/jobs/07_job_run.ipynb #0af315ee
 def summary_line(run: JobRun) -> str:  # what a line about a run ends with
+    "Return what a line about a run ends with."
     if run.error:
         return (f"cell {run.error['cell']}: " if run.error.get("cell") is not None
                 else "") + f"{run.error['kind']}: {run.error['message']}".split("\n")[0]
@@ -146,6 +152,7 @@ def _repr_html_(self: JobRun) -> str:
 FINAL_FIELDS = "state error results reason seconds cell peak_memory reads writes".split()
 
 def final_fields(run: JobRun) -> dict:
+    "Return the fields that are known at the end of a run."
     return {c: plain(getattr(run, c), c) for c in FINAL_FIELDS}
 
 # %% ../../nbs/jobs/07_job_run.ipynb #4b5e5a25
@@ -153,11 +160,14 @@ LEFT_OUT_REASON, UNCHANGED_REASON = "left out: ", "unchanged since "  # the two 
 
 STOPPED_REASON = LEFT_OUT_REASON + "stopped by "
 
-def is_left_out(run: JobRun) -> bool: return run.state == "skipped" and run.reason.startswith(LEFT_OUT_REASON)
+def is_left_out(run: JobRun) -> bool:
+    "Check whether a step was left out by its condition."
+    return run.state == "skipped" and run.reason.startswith(LEFT_OUT_REASON)
 
 # %% ../../nbs/jobs/07_job_run.ipynb #08f7159e
 @lru_cache(maxsize=1)
 def package_versions() -> dict[str, str]:
+    "Return the versions of Python and the main packages."
     from importlib.metadata import PackageNotFoundError, version
     found = {"python": platform.python_version()}
     for name in "scalai-nb numpy pandas pyarrow dask deltalake torch onnxruntime".split():

@@ -44,6 +44,7 @@ class LabExecution(DefaultExecutionManager):
     has_run_id = False
 
     def execute(self):
+        "Run the job's notebook."
         forget = events.subscribe(lambda _, **event: self.note(event["id"]), "job")
         try:
             run = run_notebook(self.staging_paths["input"], self.model.parameters or {},
@@ -60,6 +61,7 @@ class LabExecution(DefaultExecutionManager):
         self.has_run_id = True
 
     def update(self, **columns):
+        "Update the job's row."
         with self.db_session() as session:
             session.query(Job).filter(Job.job_id == self.job_id).update(columns)
             session.commit()
@@ -87,6 +89,7 @@ class LabScheduler(Scheduler):
     def _staging(self): return str(workspace_settings(self.root_dir).path("lab"))
 
     def create_job(self, model) -> str:
+        "Create a job that runs in the workspace."
         if model.package_input_folder:
             raise BadRequest("A job runs in the workspace itself, where its notebook finds all files.",
                              "Leave “Run job with input folder” unticked.")
@@ -95,16 +98,19 @@ class LabScheduler(Scheduler):
         return id
 
     def change(self, id: str, columns: dict, *where) -> bool:  # whether there was such a job
+        "Update the row of a job."
         with self.db_session() as session:
             found = session.query(Job).filter(Job.job_id == id, *where).update(columns)
             session.commit()
         return bool(found)
 
     def get_job(self, *args, **kw):
+        "Return a job, with what has ended settled."
         self.settle()
         return super().get_job(*args, **kw)
 
     def list_jobs(self, *args, **kw):
+        "List jobs, with what has ended settled."
         self.settle()
         return super().list_jobs(*args, **kw)
 
@@ -150,6 +156,7 @@ def settle(self: LabScheduler):
 class LabEnvironment(EnvironmentManager):
     "This Python."
     def list_environments(self) -> list[RuntimeEnvironment]:
+        "Return this environment, the only one."
         name = Path(sys.prefix).name
         return [RuntimeEnvironment(name=name, label=name, description=f"The workbench in {sys.prefix}",
                                    file_extensions=["ipynb"], output_formats=[*self.output_formats_mapping()],

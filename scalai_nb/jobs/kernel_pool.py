@@ -32,11 +32,13 @@ class ForkedProcess:
     def __init__(self, pool: "KernelPool", pid: int): self.pool, self.pid, self.returncode = pool, pid, None
 
     def poll(self) -> int | None:
+        "Return the exit code, or None while the process runs."
         if self.returncode is None:
             self.returncode = self.pool.exits.get(self.pid, -signal.SIGKILL if self.pool.gone else None)
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
+        "Wait for the exit code."
         until = time.monotonic() + timeout if timeout else float("inf")
         while self.poll() is None:
             if time.monotonic() > until: raise subprocess.TimeoutExpired("kernel", timeout)
@@ -44,10 +46,15 @@ class ForkedProcess:
         return self.returncode
 
     def send_signal(self, signum: int):
+        "Send a signal, unless the process has ended."
         if self.poll() is None: os.kill(self.pid, signum)
 
-    def terminate(self): self.send_signal(signal.SIGTERM)
-    def kill(self): self.send_signal(signal.SIGKILL)
+    def terminate(self):
+        "Send SIGTERM."
+        self.send_signal(signal.SIGTERM)
+    def kill(self):
+        "Send SIGKILL."
+        self.send_signal(signal.SIGKILL)
 
 # %% ../../nbs/jobs/14_kernel_pool.ipynb #6efbe1ab
 class KernelPool:

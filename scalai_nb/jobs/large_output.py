@@ -24,10 +24,12 @@ TAIL_LENGTH = 2_000  # characters of the end of a text that the cell shows
 
 
 def size_of(data: object) -> int:  # bytes, as text or JSON; those of a base64 text are counted as they stand
+    "Return the size of an output in bytes."
     return len(data.encode(errors="replace")) if isinstance(data, str) else len(json.dumps(data, default=repr))
 
 
 def file_suffix(mime: str) -> str:  # of a file name
+    "Return the file name suffix of a MIME type."
     return (".json" if mime.endswith("json")
             else mimetypes.guess_extension(mime.partition(";")[0], strict=False) or ".txt")
 
@@ -41,7 +43,9 @@ def content_of(mime: str, data: object) -> bytes:
     return data.encode(errors="replace")
 
 # %% ../../nbs/jobs/05_large_output.ipynb #677ecca3
-def href(file: Path | str, base: Path) -> str: return f'href="{html.escape(os.path.relpath(file, base))}"'
+def href(file: Path | str, base: Path) -> str:
+    "Return a link to a file, relative to the notebook."
+    return f'href="{html.escape(os.path.relpath(file, base))}"'
 
 
 def link(file: Path, size: int, label: str, base: Path,
@@ -92,11 +96,13 @@ class Spill:
             if str(f["path"]) in output["metadata"]["scalai"]["files"]: f["output"] = output
 
     def sync(self):
+        "Write all files through to the disk."
         for f in self.files.values(): os.fsync(f["file"].fileno())
 
 # %% ../../nbs/jobs/05_large_output.ipynb #77d4d9d9
 @patch
 def path(self: Spill, name: str) -> Path:
+    "Return the path of a file for the current cell."
     self.folder.mkdir(parents=True, exist_ok=True)
     self.used = True
     return self.folder/f"cell-{'x' if self.cell is None else self.cell}-{name}"

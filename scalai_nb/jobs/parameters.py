@@ -45,6 +45,7 @@ def load_notebook(notebook: Path | str | dict,  # a file, an fsspec URL, or one 
     return content
 
 def source(cell: dict) -> str:  # a cell's text, whichever way the file keeps it
+    "Return a cell's text."
     return "".join(cell.get("source", ""))
 
 def python(cell: dict) -> str:  # with as many lines as the cell
@@ -53,6 +54,7 @@ def python(cell: dict) -> str:  # with as many lines as the cell
 
 # %% ../../nbs/jobs/00_parameters.ipynb #bdd55e16
 def tagged_cell(notebook: dict, tag: str) -> int | None:  # position of the first code cell that carries the tag
+    "Find the first code cell that carries a tag."
     return next((i for i, c in enumerate(notebook["cells"])
                  if c.get("cell_type") == "code" and tag in c.get("metadata", {}).get("tags", ())), None)
 

@@ -45,6 +45,7 @@ class Terminal:
 
 # %% ../../nbs/jobs/11_progress.ipynb #14a64075
 def shorten(name: str, width: int) -> str:  # the end of a long path says most
+    "Shorten a name to its end."
     return name if len(name) < width else "…" + name[2 - width:]
 
 @patch
@@ -101,6 +102,7 @@ def finish(self: Terminal, run: JobRun, depth: int = 0):
 
 @patch
 def title(self: Terminal, text: str):
+    "Print the title of what runs."
     if self.show: self.console.print(text, style="bold", markup=False, soft_wrap=True)
 
 # %% ../../nbs/jobs/11_progress.ipynb #3578b57a
@@ -111,6 +113,7 @@ class ProgressLine:
         self.last = self.began
 
     def update(self, note: str):
+        "Show a note, at most every 30 seconds where lines are printed."
         self.note = note
         if self.tree.show and not self.tree.screen and time.monotonic() - self.last > 30:
             self.last = time.monotonic()
@@ -132,10 +135,12 @@ class ProgressTree(Terminal):
         self.lines, self.heading, self.done_count, self.waits = [], "", 0, lambda: 0
 
     def title(self, text: str):
+        "Start the tree under a title."
         super().title(text)
         self.heading, self.began = text, time.monotonic()
 
     def warn(self, text: str):
+        "Print a warning."
         if self.show: self.console.print(f"! {text}", style="yellow", markup=False, soft_wrap=True)
 
     def enter(self, name: str) -> ProgressLine:  # `month[2] › score`
@@ -143,9 +148,12 @@ class ProgressTree(Terminal):
         self.lines.append(line := ProgressLine(self, tuple(name.split(" › "))))
         return line
 
-    def leave(self, line: ProgressLine): self.lines.remove(line)
+    def leave(self, line: ProgressLine):
+        "Remove the line of a step."
+        self.lines.remove(line)
 
     def finish(self, run, depth: int = 0):
+        "Count a notebook, and print its end."
         self.done_count += run.kind == "notebook"
         super().finish(run, depth)
 

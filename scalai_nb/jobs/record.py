@@ -147,7 +147,9 @@ def update(self: Record, run: JobRun,
 
 # %% ../../nbs/jobs/10_record.ipynb #3016e192
 @patch
-def fallback_path(self: Record, id: str) -> Path: return self.folder(id)/"record.json"
+def fallback_path(self: Record, id: str) -> Path:
+    "Return the file of a run that the database did not take."
+    return self.folder(id)/"record.json"
 
 @patch
 def _keep(self: Record, run: JobRun, timings: dict[int, float]) -> OSError | None:  # why it cannot be kept
@@ -274,6 +276,7 @@ def runs(self: Record,
 def get(self: Record,
         id: str,  # or its first characters, or `last`
        ) -> JobRun:  # with its steps
+    "Return a run with its steps."
     self.recover()
     with self.db() as db:
         self._settle(db)
@@ -284,6 +287,7 @@ def get(self: Record,
 
 @patch
 def events(self: Record, id: str) -> list[dict]:  # the history of states
+    "Return the history of a run's states."
     with self.db() as db:
         return [dict(r)
                 for r in db.execute(
@@ -319,6 +323,7 @@ def document(self: Record, run: JobRun) -> dict:
 # %% ../../nbs/jobs/10_record.ipynb #deb497a6
 @patch
 def last_success(self: Record, key: str) -> JobRun | None:  # the newest one under this content key
+    "Return the newest successful run under a content key."
     def look():
         with self.db() as db:
             return next(iter(self._load(db, [RUNS.c.key == key, RUNS.c.state == "succeeded"], 1)), None)
@@ -404,6 +409,7 @@ class Heartbeat(threading.Thread):
     def __exit__(self, *_): self.over.set()
 
     def run(self):
+        "Send signs of life until the run is over."
         beaten = -math.inf
         while not self.over.is_set():
             try:

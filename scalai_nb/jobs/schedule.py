@@ -221,7 +221,9 @@ QUIET_OPERATIONS = ("OPTIMIZE", "VACUUM START", "VACUUM END")  # operations afte
 
 
 @patch(as_prop=True)
-def poll_interval(self: Schedule) -> float: return self.every or 10.  # seconds between two looks at its table
+def poll_interval(self: Schedule) -> float:  # seconds between two looks at its table
+    "Return the seconds between two looks at its table."
+    return self.every or 10.
 
 
 def table_location(name: str,  # in the workspace, or a path or URL

@@ -146,6 +146,7 @@ def reap(self: Scheduler, timestamp: float):
 
 @patch
 def infer_outcome(self: Scheduler, child: Child) -> dict:
+    "Infer how a child ended that did not report it."
     run = self.table.run_of(child.identity)
     if run is None and child.stop_requested:
         return dict(run=None, state="cancelled", why="it was told to stop before it began")
@@ -202,6 +203,7 @@ def beat(self: Scheduler, timestamp: float):
 
 @patch
 def kill_child(self: Scheduler, f: Firing, child: Child, why: str):
+    "Kill a child, and log why."
     self.log.error("killed", schedule=f.schedule, due=f.key, why=why)
     child.kill_reason = why
     child.kill()

@@ -59,11 +59,13 @@ class Session:
 # %% ../../nbs/jobs/28_session.ipynb #d588b7a5
 @patch
 def is_stopping(self: Session, id: str) -> bool:  # id of the workflow's run
+    "Check whether the workflow was asked to stop."
     if not self.stop.reason and self.record.cancel_requested(id): self.stop.request("a request in the record")
     return bool(self.stop.reason)
 
 @patch
 def end_state(self: Session, id: str) -> dict | None:  # how a step is recorded that cannot begin any more
+    "Return how a step is recorded that cannot begin any more."
     if self.is_stopping(id): return dict(state="skipped", reason=STOPPED_REASON + self.stop.reason)
     if self.seconds_left() > 0: return None
     return dict(state="timed_out",
@@ -79,6 +81,7 @@ async def pause(self: Session, seconds: float):
 
 @patch
 def draw(self: Session):
+    "Draw the page of the workflow."
     try: draw(self.flow, self.record, self.id)
     except Unreachable: pass  # the page is as old as the record that still answered
 
@@ -116,9 +119,12 @@ def steps_on(flow: WorkflowGraph, kind: str) -> list[Step]:
     return [s for s in flow.steps if s.notebook and s.on == kind] + [s for f in flow.nested.values()
                                                                    for s in steps_on(f, kind)]
 
-def resources_of(step: Step) -> dict[str, float]: return {a: n for a, n in step.resources.model_dump().items() if n}
+def resources_of(step: Step) -> dict[str, float]:
+    "Return the resources that a step needs."
+    return {a: n for a, n in step.resources.model_dump().items() if n}
 
 def require_slots(flow: WorkflowGraph, slots: Slots, kind: str):
+    "Raise `BadRequest` where a step fits no host."
     for step in steps_on(flow, kind): slots.check_capacity(step.name, kind, resources_of(step))
 
 # %% ../../nbs/jobs/28_session.ipynb #28f25f27

@@ -87,6 +87,7 @@ class Slots:
                       kind: str = "here",
                       order: tuple[int, ...] = (),  # of the step in the file
                      ) -> Allocation | None:  # None: no step gets a slot any more
+        "Wait for a slot, in the order of the file."
         future = asyncio.get_running_loop().create_future()
         insort(self.waiting, (order, next(self.count), need, kind, future), key=lambda w: w[:2])
         self.assign()
@@ -111,6 +112,7 @@ def unplaceable(self: Slots) -> list:
 
 @patch
 def dismiss(self: Slots, waiters: list):
+    "Release waiting steps without a slot."
     for waiter in waiters:
         self.waiting.remove(waiter)
         if not waiter[-1].done(): waiter[-1].set_result(None)

@@ -60,10 +60,12 @@ def stop(self: Child):
 
 @patch
 def kill(self: Child):
+    "Kill the child and its process group."
     if self.poll() is None: os.killpg(self.process.pid, signal.SIGKILL)
 
 @patch
 def close(self: Child):
+    "Close the child's files."
     self.log_file.close()
     if self.fd is not None: os.close(self.fd)
 

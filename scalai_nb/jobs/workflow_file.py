@@ -204,6 +204,7 @@ def _check_step(flow: WorkflowGraph, step: Step, outer: tuple[Path, ...]):
 
 # %% ../../nbs/jobs/26_workflow_file.ipynb #456de1f0
 def declared_parameters(flow: WorkflowGraph, step: Step) -> dict[str, Parameter]:
+    "Return the parameters that a step's file declares."
     return flow.nested[step.name].parameters if step.workflow else read(flow.path.parent/step.notebook)
 
 # %% ../../nbs/jobs/26_workflow_file.ipynb #62381c58

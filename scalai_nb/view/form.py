@@ -37,6 +37,7 @@ from .style import View, chip, controls, follow, headline, html, table
 CHOOSE = type("Choose", (), {"__repr__": lambda self: "choose"})()  # of a list whose parameter has no default
 
 def kinds(type_: object) -> tuple[object, bool]:  # the type without None, and whether None is allowed
+    "Split a type into itself without None, and whether None is allowed."
     args = get_args(type_)
     if NoneType not in args: return type_, False
     rest = tuple(a for a in args if a is not NoneType)
@@ -83,12 +84,14 @@ class Field(w.VBox):
 
     @property
     def entry(self) -> dict:  # empty: the notebook's default holds
+        "Return the value that was entered, by name."
         value = self.control.value
         if value is CHOOSE or value == self.first: return {}
         if value is None and not kinds(self.parameter.type)[1]: return {}  # a date that was cleared
         return {self.parameter.name: value}
 
     def look(self) -> bool:  # whether it is right
+        "Check the value, and show what is wrong."
         try:
             for value in self.entry.values(): conform(self.parameter, value)
         except BadRequest as e:
@@ -128,7 +131,9 @@ class Started:
                          self.cell)
         return self.run
 
-    def stop(self): self.process.send_signal(signal.SIGTERM)
+    def stop(self):
+        "Ask the run to stop."
+        self.process.send_signal(signal.SIGTERM)
 
 # %% ../../nbs/view/17_form.ipynb #0636c317
 def tail(path: Path, limit: int = 1 << 16) -> list[dict]:
@@ -142,6 +147,7 @@ def tail(path: Path, limit: int = 1 << 16) -> list[dict]:
 
 # %% ../../nbs/view/17_form.ipynb #5791d211
 def two_lines(error: ScalaiError) -> str:
+    "Show an error in two lines."
     return f'<p role="alert" class="wrong">{escape(error.message)}<br>{escape(error.hint)}</p>'
 
 def status(started: Started) -> str:  # HTML
@@ -163,6 +169,7 @@ def status(started: Started) -> str:  # HTML
 
 # %% ../../nbs/view/17_form.ipynb #2b4517ad
 def last_line(started: Started) -> str:
+    "Return the last line that the run printed."
     text = next((e["text"] for e in reversed(tail(started.record.folder(started.run.id) / "log.jsonl"))
                  if e.get("type") == "stream" and e["text"].strip()),
                 "")

@@ -69,6 +69,7 @@ def summary(lines: list[Line]) -> tuple[str, str, dict[str, str]]:  # level, sen
 
 # %% ../../nbs/view/26_home.ipynb #32313875
 def of_runs(settings: Settings) -> list[Line]:
+    "Report failed runs."
     record = Record(settings)
     found = record.runs(limit=40)
     failed = runs.open_failures(found)
@@ -100,6 +101,7 @@ def of_schedules(settings: Settings) -> list[Line]:
 
 # %% ../../nbs/view/26_home.ipynb #98a122de
 def of_alarms(settings: Settings) -> list[Line]:
+    "Report open alarms."
     seen, found = Alarms(settings).current()
     new, known = [a for a in seen if a.state == "open"], sum(a.state == "acknowledged" for a in seen)
     if new:
@@ -171,6 +173,7 @@ def of_windows(settings: Settings, ignore: tuple[str, ...] = ()) -> list[Line]:
 
 # %% ../../nbs/view/26_home.ipynb #1d279654
 def of_models(settings: Settings) -> list[Line]:
+    "Report the models that serve."
     # what cannot be read is named with the windows
     entries, log = models.registered(settings), decisions(settings, broken={})
     names = list(dict.fromkeys(e["name"] for e in entries))
@@ -227,4 +230,6 @@ class Home(View):
         self.seen, found = now, lines(self.settings, self.ignore)
         self.top.value, self.body.value = headline(*summary(found)), lines_table(found)
 
-def home(settings: Settings | None = None, **more) -> Home: return Home(settings, **more)
+def home(settings: Settings | None = None, **more) -> Home:
+    "Show the state of a workspace."
+    return Home(settings, **more)

@@ -37,6 +37,7 @@ class Training:
     def __init__(self): self.state, self.told, self.loss, self.history = "starting", {}, [], []
 
     def hear(self, event: dict) -> None:
+        "Take in an event of a training."
         self.told |= event
         if event.get("state", "").startswith("resumed"): self.go_back()
         self.state = "training" if event.get("state", "").startswith("resumed") else event.get("state", "training")
@@ -97,6 +98,7 @@ def ranks(self: Training) -> str:  # HTML
 
 @patch
 def html(self: Training) -> str:
+    "Return the figures of the training."
     until = max([1, *(math.ceil(at) for at, _ in self.loss[-1:]), *(h["epoch"] for h in self.history[-1:])])
     drawn = (figures(self.history, None if self.state == "done" else self.loss, until) if self.loss or self.history
              else "")
@@ -109,9 +111,12 @@ class Candidates:
     "What a `compress` has measured so far."
     def __init__(self): self.rows, self.state = [], "measuring"
 
-    def hear(self, event: dict): self.rows.append(event)
+    def hear(self, event: dict):
+        "Take in a measured candidate."
+        self.rows.append(event)
 
     def html(self) -> str:
+        "Return the table of candidates."
         lines = [[escape(str(r["recipe"])), f"{r['accuracy']:.4f}", f"{r['latency_ms']:.3f}",
                   f"{r['size_bytes']/1e3:,.1f}"]
                  for r in self.rows]
@@ -133,9 +138,12 @@ class Trials:
     "What a `search` has told last."
     def __init__(self): self.state, self.event = "searching", {}
 
-    def hear(self, event: dict) -> None: self.state, self.event = event["state"], event
+    def hear(self, event: dict) -> None:
+        "Take in the state of a search."
+        self.state, self.event = event["state"], event
 
     def html(self) -> str:
+        "Return the report of the search."
         from scalai_nb.training.search_report import describe_search
         return describe_search(
             self.event["run"], self.event["rows"], self.event["about"],
@@ -151,10 +159,12 @@ class Filling:
     def state(self) -> str: return "done" if self.done == self.of else "profiling"
 
     def hear(self, event: dict):
+        "Take in a profiled partition."
         self.parts.append(event["part"])
         self.rows, self.done, self.of = self.rows + event["part"].rows, self.done + 1, event["of"]
 
     def html(self) -> str:
+        "Return the profile of the rows so far."
         said = f"{self.done} of {self.of} partitions · {self.rows:,} rows"
         if self.state == "done": return f'<div role="status">profiled {said}</div>'
         self.sum, self.parts = sum(self.parts, self.sum or 0), []
@@ -220,10 +230,12 @@ class Drawer:
                 one.timer.start()
 
     def catch_up(self, one: Shown) -> None:
+        "Show a picture that was held back."
         with self.lock:
             if one.timer is not None: self.show(one)
 
     def show(self, one: Shown) -> None:
+        "Draw the newest state."
         if one.timer is not None: one.timer = one.timer.cancel()
         one.at, one.state, one.picture = time.monotonic(), one.work.state, self.draw(one.work.html(), one.picture)
         if one.button is not None and one.state in OVER: one.button = one.button()
@@ -231,6 +243,7 @@ class Drawer:
 # %% ../../nbs/view/14_live.ipynb #9e72f564
 @patch
 def draw(self: Drawer, html: str, handle):  # the display, made or updated
+    "Display HTML, or update the display."
     from IPython.display import HTML, display
     if handle is None: return display(HTML(html), display_id=True)
     handle.update(HTML(html))
@@ -238,6 +251,7 @@ def draw(self: Drawer, html: str, handle):  # the display, made or updated
 
 @patch
 def offer(self: Drawer, stop: Callable[[], None]) -> Callable[[], None] | None:  # see stop_button
+    "Show a stop button."
     return stop_button(stop)
 
 # %% ../../nbs/view/14_live.ipynb #525caefe

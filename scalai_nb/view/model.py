@@ -162,6 +162,7 @@ def candidates_csv(frontier, name: str = "frontier") -> str:  # HTML
 
 # %% ../../nbs/view/13_model.ipynb #a0bff831
 def candidates_table(frontier, marked: int | None = None) -> str:  # HTML
+    "List the candidates of a frontier."
     base = frontier.base
     area = {"AUC": lambda c: number(c.auc, 4)} if base.auc is not None else {}
     told = ({"accuracy": lambda c: f"{c.accuracy:.4f}",

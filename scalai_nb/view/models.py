@@ -64,15 +64,18 @@ def stands(entry: dict) -> str:  # a key of STANDS; empty: nobody decided about 
 
 # %% ../../nbs/view/24_models.ipynb #e66348a4
 def figure_of(entry: dict, metric: str) -> str:
+    "Format a metric of a version."
     value = entry["metrics"].get(metric)
     return "–" if value is None else FIGURES[metric][1](value)
 
 def learnt_from(entry: dict) -> str:
+    "Return the windows that a version was trained on."
     periods = [p for p in entry["tags"].get("periods", "").split(",") if p]
     return f"{periods[0]} … {periods[-1]}" if len(periods) > 1 else "".join(periods) or "–"
 
 def versions_table(entries: list[dict],  # of one model, newest first, as `Registry.list` gives them
                    selection: int | None = None) -> str:  # HTML
+    "List the versions of a model."
     heads = ({"version": "name", "now": ""} | {FIGURES[m][0]: "num" for m in FIGURES}
              | {"made by": "whole", "learnt from": "whole", "why": ""})
     row = lambda e: [f"{e['version']}", chip(*STANDS[stands(e)]) if stands(e) else "",
@@ -182,6 +185,7 @@ class Promotion(w.VBox):
 # %% ../../nbs/view/24_models.ipynb #02514964
 @patch
 def offer(self: Promotion) -> None:
+    "Ask for the reason and a confirmation."
     now = f"version {self.serves} serves" if self.serves else "no version serves"
     self.told.value = (
         f"<p><b>{escape(self.name)}, version {self.number}, would serve from the next scoring on.</b> Now {now};"
@@ -192,7 +196,9 @@ def offer(self: Promotion) -> None:
     )
 
 @patch
-def fold(self: Promotion) -> None: self.sure.layout.display = "none"
+def fold(self: Promotion) -> None:
+    "Hide the confirmation."
+    self.sure.layout.display = "none"
 
 @patch
 def promote(self: Promotion) -> None:
@@ -250,6 +256,7 @@ class Models(View):
 # %% ../../nbs/view/24_models.ipynb #94a3df8b
 @patch
 def serves(self: Models) -> int | None:
+    "Return the version that serves."
     return next((e["version"] for e in self.mine if "champion" in e["aliases"]), None)
 
 @patch

@@ -169,6 +169,7 @@ def numbers(points: list[Point], measure: str) -> dict[str, list]:  # for a CSV 
 
 # %% ../../nbs/view/06_performance.ipynb #69781b20
 def line(t, values, colour: str, style: str, marker: str, scales: dict, filled: list[bool] | None = None) -> list:
+    "Draw a measured or estimated line."
     at = np.flatnonzero(np.isfinite(values))
     if not len(at): return []
     drawn = [bq.Lines(x=t[at], y=values[at], scales=scales, colors=[colour], line_style=style, stroke_width=2.5)]
@@ -181,6 +182,7 @@ def line(t, values, colour: str, style: str, marker: str, scales: dict, filled: 
 
 # %% ../../nbs/view/06_performance.ipynb #0accbf73
 def band(t, low, high, colour: str, scales: dict) -> list:
+    "Draw a confidence band."
     at = np.flatnonzero(np.isfinite(low) & np.isfinite(high))
     if not len(at): return []
     # one window alone has a band too
@@ -191,6 +193,7 @@ def band(t, low, high, colour: str, scales: dict) -> list:
 
 # %% ../../nbs/view/06_performance.ipynb #4fb6d604
 def usual(t, reference, limit, measure: str, scales: dict, floor: float) -> list:
+    "Draw the usual range of a measure."
     either = measure == "bias"  # too high is as wrong as too low
     drawn = band(t, reference - limit if not either else -limit + reference,
                  reference + limit if either else reference, GREY, scales)
@@ -200,6 +203,7 @@ def usual(t, reference, limit, measure: str, scales: dict, floor: float) -> list
                     else [])
 
 def intervals(t, low, high, scales: dict) -> list:
+    "Draw the confidence intervals."
     at = np.flatnonzero(np.isfinite(low) & np.isfinite(high))
     return ([bq.Lines(x=np.repeat(t[at, None], 2, 1), y=np.stack([low[at], high[at]], 1), scales=scales, colors=[BLUE],
                       stroke_width=2)]
@@ -207,6 +211,7 @@ def intervals(t, low, high, scales: dict) -> list:
 
 # %% ../../nbs/view/06_performance.ipynb #d6cd68a4
 def retrained(points: list[Point], scales: dict, span: tuple) -> list:
+    "Mark where a new model was promoted."
     at = [i for i, p in enumerate(points) if p.retrained]
     return ([bq.Lines(x=np.array([[i + 0.5] * 2 for i in at], float), y=np.array([span] * len(at), float),
                       scales=scales, colors=[ORANGE], line_style="dashed", stroke_width=2)]

@@ -74,6 +74,7 @@ def distribution(columns: list,  # one Column, or reference and current
 
 # %% ../../nbs/view/02_profile.ipynb #cb62ce32
 def areas(columns: list, colours: list[str], label: str, height: int) -> bq.Figure:
+    "Draw numeric columns as areas."
     edges = common_edges(columns)
     parts = [100 * shares(c, edges) for c in columns]
     x, y = measured_scale(edges[0], edges[-1]), measured_scale(0, 1.06 * max(p.max() for p in parts) or 1)
@@ -84,6 +85,7 @@ def areas(columns: list, colours: list[str], label: str, height: int) -> bq.Figu
 
 # %% ../../nbs/view/02_profile.ipynb #e2411c94
 def bars(names: list, parts: list[np.ndarray], colours: list[str], label: str, height: int) -> bq.Figure:
+    "Draw categories as bars."
     x, y = bq.OrdinalScale(), measured_scale(0, 106 * max((p.max() for p in parts if len(p)), default=0) or 1)
     mark = bq.Bars(x=[str(n) for n in names], y=100 * np.array(parts), scales={"x": x, "y": y}, colors=colours,
                    type="grouped", padding=0.25, stroke_width=0)

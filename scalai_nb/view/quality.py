@@ -281,11 +281,13 @@ class Page(View):
 # %% ../../nbs/view/22_quality.ipynb #ac338d70
 @patch
 def tables(self: Page) -> list[str]:  # those with refused rows first
+    "List the tables, those with the most refused rows first."
     counted = {t["name"]: t["refused"] for t in Table.list(self.settings)}
     return sorted(counted, key=lambda n: (-counted[n], n))
 
 @patch(as_prop=True)
 def current(self: Page) -> Quality:
+    "Return the chosen table."
     name = self.which.value
     if name not in self.known: self.known[name] = quality(name, self.settings)
     return self.known[name]
@@ -340,4 +342,6 @@ def remember(self: Page) -> None:
                           if q.good and column in next(reversed(q.good.values())).columns
                           else [html('<p class="soft">There is nothing to show.</p>')])
 
-def page(settings: Settings | None = None, units: dict[str, str] | None = None) -> Page: return Page(settings, units)
+def page(settings: Settings | None = None, units: dict[str, str] | None = None) -> Page:
+    "Return the live page."
+    return Page(settings, units)

@@ -51,6 +51,7 @@ LEVEL = {**{s: "attention" for s in END_STATES}, **{s: "good" for s in GOOD_STAT
          "queued": "unknown"}
 
 def when(seconds: float | None) -> str:
+    "Format a time in UTC."
     return "–" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 def open_failures(runs: list[JobRun],  # newest first
@@ -69,6 +70,7 @@ def flat(run: JobRun, depth: int = 0) -> list[tuple[int, JobRun]]:
     "A run and its steps, in order, with their depth."
     return [(depth, run)] + [x for s in run.steps for x in flat(s, depth + 1)]
 
+# %% ../../nbs/view/08_runs.ipynb #ee3a6689
 def complaint(run: JobRun) -> str:
     "What somebody has to know: which step, and what it said."
     bad = culprit(run) or run
@@ -101,6 +103,7 @@ def summary(runs: list[JobRun]) -> tuple[str, str, dict]:  # level, sentence, fa
 
 # %% ../../nbs/view/08_runs.ipynb #c4b83c05
 def took(run: JobRun) -> float:  # seconds, up to now for what still runs
+    "Return how long a run took, or has taken so far."
     return (run.seconds if run.seconds is not None else time.time() - run.started
             if run.started and run.state == "running" else 0.0)
 

@@ -37,7 +37,9 @@ from .watch import OF_ALL, Watch, but_open
 NOTHING = ("There are no scores in this workspace yet: run `scalai demo`, or `scalai score MODEL URI scores --period"
            " 2013-06`.")
 
-def range_text(ends: tuple) -> str: return " … ".join(map(number, ends))
+def range_text(ends: tuple) -> str:
+    "Format an interval."
+    return " … ".join(map(number, ends))
 
 def status(watch: Watch) -> tuple[str, str, dict[str, str]]:  # level, sentence, facts
     "Do the scores hold, since when, what needs me."
@@ -87,11 +89,13 @@ class Scores(View):
 # %% ../../nbs/view/20_scores.ipynb #b9308f9c
 @patch
 def versions(self: Scores) -> list:  # of the chosen model
+    "List the versions that the reader can choose."
     numbers = sorted({d["version_before"] for d in self.watch.decisions.values()})
     return [("every version", 0), *((f"version {n}", n) for n in numbers)]
 
 @patch
 def windows(self: Scores) -> list[str]:  # newest first
+    "List the windows of the chosen version."
     return (self.watch.scored_by(self.version.value or None) or list(self.watch.families))[::-1]
 
 # %% ../../nbs/view/20_scores.ipynb #3ef47a26

@@ -41,6 +41,7 @@ def finished_trials(rows: list[dict]) -> list[dict]:
     return [r for r in rows if r["value"] is not None and r["state"] in TINTS]
 
 def value_scale(values: list[float]) -> bq.LinearScale:
+    "Make a scale with room around its values."
     low, high = min(values), max(values)
     pad = .08*(high - low) or .1*abs(high) or .1
     return measured_scale(low - pad, high + pad)
@@ -72,7 +73,9 @@ def slice_figure(rows: list[dict],  # as `Search.rows` gives them
                   height, left=72)
 
 # %% ../../nbs/view/15_search.ipynb #fcd0673c
-def number_or_word(v) -> str: return f"{v:.3g}" if isinstance(v, float) else str(v)
+def number_or_word(v) -> str:
+    "Format a parameter's value."
+    return f"{v:.3g}" if isinstance(v, float) else str(v)
 
 def marks_of(values: list, log: bool = False) -> list:
     "What the axis names: round numbers, decades for a logarithm, and of choices each one."
@@ -106,6 +109,7 @@ def rungs_figure(curves: dict[int, list[tuple[int, float]]],  # trial → (epoch
 
 # %% ../../nbs/view/15_search.ipynb #e6af06d3
 def trials_table(rows: list[dict], about: dict) -> str:  # HTML, the best first
+    "List the trials, the best first."
     names = list(dict.fromkeys(n for r in rows for n in r["params"]))
     sign, order = (1 if about["direction"] == "minimize" else -1), ["done", "running", "pruned", "waiting", "failed"]
     rows = sorted(rows, key=lambda r: (order.index(r["state"]), np.inf if r["value"] is None else sign*r["value"]))

@@ -38,10 +38,13 @@ def place(scale, values, marks: list,  # all that the figure draws on this scale
 DASH = {"dashed": "7 5", "dotted": "2 5", "dash_dotted": "7 4 2 4"}
 
 def colour(colours, i: int, other: str = "none") -> str:
+    "Return the colour of row `i`."
     colours = [c for c in (colours or [])]
     return colours[i % len(colours)] or other if colours else other
 
-def percent(v: float) -> str: return f"{v:.2f}%"
+def percent(v: float) -> str:
+    "Format a length in per cent."
+    return f"{v:.2f}%"
 
 def at_place(x: float, y: float, *body: str, **more) -> str:
     "What is drawn about a place given in per cent."
@@ -143,12 +146,14 @@ def squares(mark: bq.GridHeatMap, locate) -> tuple[str, str]:
 
 # %% ../../nbs/view/01_static_svg.ipynb #e0e09f04
 def tick_text(axis, value) -> str:
+    "Return the text of a tick."
     names = axis.tick_labels or {}
     if str(value) in names: return names[str(value)]
     if isinstance(value, str): return value
     return names.get(str(int(value)) if float(value).is_integer() else str(value), svg.tick_label(value, ",.10g"))
 
 def tick_values(axis, marks: list) -> list:
+    "Return the values that have a tick."
     if axis.tick_values is not None and len(axis.tick_values): return list(axis.tick_values)
     if isinstance(axis.scale, bq.OrdinalScale):
         return list(axis.scale.domain) or list(dict.fromkeys(v for s in marks for v in s))

@@ -35,7 +35,9 @@ LEVELS = {"good": (GREEN, "✓"), "attention": (ORANGE, "!"), "act": (ORANGE, "�
 CSS = f"<style>\n{static_text('view', 'style.css')}</style>"
 
 # %% ../../nbs/view/00_style.ipynb #e1af682e
-def html(text: str) -> w.HTML: return w.HTML(text)
+def html(text: str) -> w.HTML:
+    "Make an HTML widget."
+    return w.HTML(text)
 
 def chip(level: str, word: str) -> str:
     "A coloured dot beside the word that it stands for."
@@ -103,6 +105,7 @@ def nothing(word: str = "–") -> str:  # HTML
     return f'<span class="soft nothing">{escape(word)}</span>'
 
 def number(x, digits: int = 3) -> str:  # – for what is not known
+    "Format a number; a dash where there is none."
     return "–" if x is None or isinstance(x, str) or not np.isfinite(x) else f"{x:,.{digits}f}"
 
 def listed(names, limit: int = 3) -> str:
@@ -180,7 +183,9 @@ def period_axis(periods: list[str],  # in order
     return axis(scale, f"window: month of {split[0][0]}" if one_year else "window: month" if months else "window",
                 tick_values=at, tick_labels={str(i): names[i] for i in at})
 
-def period_scale(n: int) -> bq.LinearScale: return bq.LinearScale(min=-.5, max=n - .5, allow_padding=False)
+def period_scale(n: int) -> bq.LinearScale:
+    "Make a scale of `n` windows."
+    return bq.LinearScale(min=-.5, max=n - .5, allow_padding=False)
 
 # %% ../../nbs/view/00_style.ipynb #ef6359c5
 class View(w.VBox):
@@ -269,10 +274,12 @@ class Link(w.HTML):
         for c in controls.values(): c.observe(self.tell, "value")
 
     def tell(self, *_) -> None:
+        "Write the controls' values into the link."
         self.value = linked(**{name: str(c.value) for name, c in self.controls.items() if c.value not in (None, "")})
 
 # %% ../../nbs/view/00_style.ipynb #18fb06e8
 def button(label: str, primary: bool = False, **more) -> w.Button:
+    "Make a button."
     return w.Button(description=label, button_style="primary" if primary else "",
                     layout=w.Layout(width="auto", height="auto", margin="2px 0"), **more)
 

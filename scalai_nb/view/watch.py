@@ -132,10 +132,12 @@ def learnt(self: Watch, version: int) -> dict[str, dict[str, Profile]]:
 
 @patch(as_prop=True)
 def periods(self: Watch) -> list[str]:
+    "Return all windows."
     return list(self.windows)
 
 @patch(as_prop=True)
 def recent(self: Watch) -> list[str]:
+    "Return the newest windows."
     return self.periods[-RECENT:]
 
 @patch

@@ -104,6 +104,7 @@ class Kept:
     def __contains__(self, key: str) -> bool: return self.short(key) in self.found
 
     def get(self, key: str, make) -> dict:  # make: what to do where it is not there; gives a dict for JSON
+        "Return a kept result, or make and keep it."
         key = self.short(key)
         if key not in self.found: self.found[key], self.new = make(), True
         self.used[key] = self.found[key]

@@ -1,6 +1,6 @@
 """The dashboards beside Voila alone, as eight visitors meet them: `make bench-dash`, or
 
-python tests/bench/dash.py --rounds 5 [--visitors 8] [--tabs 50] [--dry]
+    python tests/bench/dash.py --rounds 5 [--visitors 8] [--tabs 50] [--dry]
 
 One workspace as the loop leaves it (twelve windows of real flights), the same apps behind `scalai dash`, behind
 `voila` as it comes, and behind `voila` with kernels that have run the page before it is asked for (`preheat_kernel`, a

@@ -1,10 +1,11 @@
 """What a scheduler costs beside the jobs it runs: `make bench-jobs`, or
 
-python tests/bench/queued.py process notebook --repeats 3 [--dry]
+    python tests/bench/queued.py process notebook --repeats 3 [--dry]
 
 Fifty jobs wait in the queue and are run one after another; the same processes are then started by hand, one after
 another. The difference, per job, is the scheduler's: its transactions, the start it decides on, the end it notices.
-The section goes to tests/bench/RESULTS.md as those of bench.py do. """
+The section goes to tests/bench/RESULTS.md as those of bench.py do.
+"""
 
 import argparse
 import json
