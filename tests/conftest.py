@@ -1,4 +1,5 @@
-"What all tests share: a workspace of their own, the real flights, the command, the demo, and one suite on two backends."
+"""What all tests share: a workspace of their own, the real flights, the command, the demo, and one suite on two
+backends."""
 
 import io
 import json

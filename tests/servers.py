@@ -37,7 +37,9 @@ class Postgres:
     password = "s3cret/of@ann"  # with what a URI has to quote
 
     def __init__(self):
-        home = shutil.which("initdb") or next(iter(sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb")), reverse=True)), None)
+        home = shutil.which("initdb") or next(iter(sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb")),
+                                                          reverse=True)),
+                                              None)
         assert home, "PostgreSQL is not installed: apt-get install postgresql"
         self.bin = Path(home).resolve().parent
         self.user = {"user": "postgres"} if os.getuid() == 0 else {}
@@ -45,15 +47,19 @@ class Postgres:
         (self.folder/"password").write_text(self.password)
         if self.user:
             for p in (self.folder, self.folder/"password"): shutil.chown(p, "postgres")
-        self._call("initdb", "-D", self.folder/"data", "-U", "ann", "--auth=scram-sha-256", f"--pwfile={self.folder/'password'}", "-E", "UTF8", "--locale=C", "--no-sync")
+        self._call("initdb", "-D", self.folder/"data", "-U", "ann", "--auth=scram-sha-256",
+                   f"--pwfile={self.folder/'password'}", "-E", "UTF8", "--locale=C", "--no-sync")
         self.start()
 
     def _call(self, name, *args):
-        subprocess.run([str(self.bin/name), *map(str, args)], check=True, capture_output=True, cwd=self.folder, **self.user)
+        subprocess.run([str(self.bin/name), *map(str, args)], check=True, capture_output=True, cwd=self.folder,
+                       **self.user)
 
     def start(self):
-        self.process = subprocess.Popen([str(self.bin/"postgres"), "-D", str(self.folder/"data"), "-p", str(self.port), "-k", str(self.folder), "-c", "fsync=off"],
-                                        cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **self.user)
+        self.process = subprocess.Popen([str(self.bin/"postgres"), "-D", str(self.folder/"data"), "-p", str(self.port),
+                                         "-k", str(self.folder), "-c", "fsync=off"],
+                                        cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                        **self.user)
         wait_for(self.port, self.process)
         self.connect().close()  # it listens before it answers
 
@@ -84,11 +90,13 @@ class Server:
     "A program that listens on a port and keeps what it holds in a folder, so that it can be stopped and started."
     def __init__(self, *command, port="--port", folder="--data-dir", at=None):
         self.folder, self.port = Path(tempfile.mkdtemp(prefix="scalai-server-")), at or free_port()
-        self.command = [*map(str, command), port, str(self.port), *([folder, str(self.folder/"data")] if folder else [])]
+        self.command = [*map(str, command), port, str(self.port),
+                        *([folder, str(self.folder/"data")] if folder else [])]
         self.start()
 
     def start(self, *more):
-        self.process = subprocess.Popen([*self.command, *more], cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen([*self.command, *more], cwd=self.folder, stdout=subprocess.DEVNULL,
+                                        stderr=subprocess.DEVNULL)
         wait_for(self.port, self.process)
 
     def stop(self):
@@ -121,7 +129,8 @@ def s3() -> Server:  # moto: S3's HTTP
 def azurite() -> Server:  # Microsoft's own stand-in for Azure's blobs, from npm
     program = Path(sys.prefix)/"azurite/node_modules/.bin/azurite-blob"
     assert program.exists(), f"Azurite is not installed: npm install --prefix {Path(sys.prefix)/'azurite'} azurite@3.35.0"
-    return Server(program, "--skipApiVersionCheck", "--silent", "--blobHost", "127.0.0.1", port="--blobPort", folder="--location")
+    return Server(program, "--skipApiVersionCheck", "--silent", "--blobHost", "127.0.0.1", port="--blobPort",
+                  folder="--location")
 
 
 def gcs() -> Server:  # fake-gcs-server, started without its wrapper, which leaves the log in a pipe until the server stops
@@ -129,7 +138,8 @@ def gcs() -> Server:  # fake-gcs-server, started without its wrapper, which leav
     program = next((Path(wrapper.__file__).parent/"vendor/fake-gcs-server/bin").glob("fake-gcs-server-*"))
     program.chmod(0o755)
     port = free_port()
-    return Server(program, "-scheme", "http", "-host", "127.0.0.1", "-backend", "memory", "-public-host", f"127.0.0.1:{port}", "-external-url", f"http://127.0.0.1:{port}", port="-port", folder=None, at=port)
+    return Server(program, "-scheme", "http", "-host", "127.0.0.1", "-backend", "memory", "-public-host",
+                  f"127.0.0.1:{port}", "-external-url", f"http://127.0.0.1:{port}", port="-port", folder=None, at=port)
 
 
 def airflow() -> Path:
@@ -142,7 +152,9 @@ def airflow() -> Path:
         if (home/"done").exists(): return home/"bin"
         shutil.rmtree(home, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
-        subprocess.run([str(home/"bin/pip"), "install", "--quiet", "--disable-pip-version-check", "apache-airflow==3.*"], check=True)
+        subprocess.run([str(home/"bin/pip"), "install", "--quiet", "--disable-pip-version-check",
+                        "apache-airflow==3.*"],
+                       check=True)
         (home/"done").touch()
     return home/"bin"
 

@@ -1,8 +1,9 @@
-"""The long forms of the fault tests: `make soak` runs each with its full number of rounds and writes tests/soak/RESULTS.md.
+"""The long forms of the fault tests: `make soak` runs each with its full number of rounds and writes
+tests/soak/RESULTS.md.
 
-A test takes the fixture `rounds` and asks it how often to repeat: `rounds(12, soak=200)` is 12 in `make test-slow` and 200 in `make soak`.
-Each round has a seed of its own, `rounds.seeds(12, soak=200)`. `SCALAI_SEED` moves them all, and a failure prints the seed of its round.
-What the test measured goes into the report: `rounds.note(lost=0, doubled=0)`.
+A test takes the fixture `rounds` and asks it how often to repeat: `rounds(12, soak=200)` is 12 in `make test-slow` and
+200 in `make soak`. Each round has a seed of its own, `rounds.seeds(12, soak=200)`. `SCALAI_SEED` moves them all, and a
+failure prints the seed of its round. What the test measured goes into the report: `rounds.note(lost=0, doubled=0)`.
 """
 
 import os

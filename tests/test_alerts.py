@@ -117,7 +117,7 @@ def test_the_end_of_a_case_whose_beginning_was_lost(tmp_path):
     ear = Ear()
     settings = told(tmp_path, webhook=ear.url)
     crashed(settings, "before")
-    assert send(FAILED.over("it works again"), settings) == {"webhook": ""}
+    assert send(FAILED.resolve("it works again"), settings) == {"webhook": ""}
     assert [h["resolved"] for h in ear.heard] == [False, True] and len({h["delivery"] for h in ear.heard}) == 2
 
 
@@ -186,7 +186,7 @@ def test_mail_arrives_and_its_password_is_a_reference(tmp_path, monkeypatch):
         monkeypatch.setenv("MAIL_PASSWORD", "wrong")
         # by PLAIN and by LOGIN; a refused login is not tried again
         assert (
-            send(FAILED.over("nightly works again"), settings) == {"email": "the mail server answered 535"}
+            send(FAILED.resolve("nightly works again"), settings) == {"email": "the mail server answered 535"}
             and len(seen) == 3
         )
     finally:
@@ -272,6 +272,6 @@ def test_debian_s_alertmanager_opens_and_resolves(tmp_path):
             one["annotations"]["summary"],
             one["status"]["state"] != "suppressed",
         ) == ("job failed", "nightly", FAILED.summary, True)
-        assert send(FAILED.over("nightly works again"), settings) == {"alertmanager": ""}
+        assert send(FAILED.resolve("nightly works again"), settings) == {"alertmanager": ""}
         until(lambda: [h["status"] for h in ear.heard] == ["firing", "resolved"])
         assert open_() == []

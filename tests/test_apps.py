@@ -1,4 +1,5 @@
-"All dashboards of a whole workspace, as a visitor walks through them: a real browser that reaches nothing but this machine."
+"""All dashboards of a whole workspace, as a visitor walks through them: a real browser that reaches nothing but this
+machine."""
 
 import re
 import shutil

@@ -1,4 +1,5 @@
-"The gateway with a real Voila behind it: the door, a notebook that fails, kernels that are counted, and an end that leaves nothing."
+"""The gateway with a real Voila behind it: the door, a notebook that fails, kernels that are counted, and an end that
+leaves nothing."""
 
 import asyncio
 import json

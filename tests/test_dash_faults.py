@@ -1,4 +1,5 @@
-"What may go wrong around the dashboards: hostile paths, a viewer who forges, a crowd, kernels that die, clients that dawdle."
+"""What may go wrong around the dashboards: hostile paths, a viewer who forges, a crowd, kernels that die, clients that
+dawdle."""
 
 import asyncio
 import random

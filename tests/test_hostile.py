@@ -1,4 +1,5 @@
-"Notebooks that do what they should not: print without end, let processes go, hear no signal, close what they print on. The run says the truth, and the machine is as it was."
+"""Notebooks that do what they should not: print without end, let processes go, hear no signal, close what they print
+on. The run says the truth, and the machine is as it was."""
 
 import json
 import os

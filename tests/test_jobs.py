@@ -23,7 +23,9 @@ from scalai_nb.jobs.workflow import Workflow
 
 def write(path: Path, *cells: str) -> Path:
     "A notebook from texts; the first is its parameters cell."
-    cells = [dict(cell_type="code", id=f"c{i}", metadata=dict(tags=["parameters"] if i == 0 else []), source=text, outputs=[], execution_count=None) for i, text in enumerate(cells)]
+    cells = [dict(cell_type="code", id=f"c{i}", metadata=dict(tags=["parameters"] if i == 0 else []), source=text,
+                  outputs=[], execution_count=None)
+             for i, text in enumerate(cells)]
     meta = dict(kernelspec=dict(name="python3", display_name="Python 3", language="python"))
     path.write_text(json.dumps(dict(nbformat=4, nbformat_minor=5, metadata=meta, cells=cells)))
     return path
@@ -31,7 +33,8 @@ def write(path: Path, *cells: str) -> Path:
 
 def started(*args, cwd) -> subprocess.Popen:
     "The command, in a session of its own, not waited for."
-    return subprocess.Popen([str(Path(sys.executable).with_name("scalai")), *args], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True)
+    return subprocess.Popen([str(Path(sys.executable).with_name("scalai")), *args], cwd=cwd, stdout=subprocess.PIPE,
+                            stderr=subprocess.DEVNULL, text=True, start_new_session=True)
 
 
 def until_cell(record: Record, cell: int, within: float = 60):
@@ -39,13 +42,15 @@ def until_cell(record: Record, cell: int, within: float = 60):
     end = time.monotonic() + within
     while time.monotonic() < end:
         for folder in sorted(record.settings.path("runs").glob("*")):
-            if any(e.get("type") == "cell" and e["cell"] == cell and e["state"] == "running" for e in read_log(folder/"log.jsonl")):
+            if any(e.get("type") == "cell" and e["cell"] == cell and e["state"] == "running"
+                   for e in read_log(folder/"log.jsonl")):
                 return folder.name
         time.sleep(.05)
     pytest.fail(f"cell {cell} never started")
 
 
-SLOW = ("seconds = 60", "print('about to sleep', flush=True)", "import time\nfor i in range(10*seconds): time.sleep(.1)", "print('never')")
+SLOW = ("seconds = 60", "print('about to sleep', flush=True)",
+        "import time\nfor i in range(10*seconds): time.sleep(.1)", "print('never')")
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -99,7 +104,8 @@ def test_a_request_in_the_record_cancels(workspace):
 
 
 def test_a_stubborn_kernel_is_killed_when_time_is_over(workspace):
-    path = write(workspace/"stubborn.ipynb", "x = 1", "import time\nwhile True:\n    try: time.sleep(60)\n    except KeyboardInterrupt: pass")
+    path = write(workspace/"stubborn.ipynb", "x = 1",
+                 "import time\nwhile True:\n    try: time.sleep(60)\n    except KeyboardInterrupt: pass")
     for limit in (4, 16, 64):  # the first one in which its kernel has begun
         if (job := run(path, timeout=limit)).error["cell"] is not None: break
     assert (job.state, job.error["cell"], job.exit_code) == ("timed_out", 1, 124) and job.seconds < limit + 30
@@ -108,7 +114,8 @@ def test_a_stubborn_kernel_is_killed_when_time_is_over(workspace):
 
 def test_readers_never_meet_half_a_notebook(workspace):
     import threading
-    path = write(workspace/"loud.ipynb", "n = 40", "import time\nfor i in range(n):\n    print('x'*100_000)\n    time.sleep(.05)")
+    path = write(workspace/"loud.ipynb", "n = 40",
+                 "import time\nfor i in range(n):\n    print('x'*100_000)\n    time.sleep(.05)")
     seen, over, out = [], threading.Event(), workspace/"out.ipynb"
 
     def look():
@@ -135,9 +142,13 @@ def mill(*args):
 
 
 def test_papermill_s_own_command(workspace):
-    write(workspace/"in.ipynb", "months = 12", "print(months)", "from scalai_nb.jobs.result import result\nresult(rows=months*10)", "if months > 12: raise ValueError('no such month')")
+    write(workspace/"in.ipynb", "months = 12", "print(months)",
+          "from scalai_nb.jobs.result import result\nresult(rows=months*10)",
+          "if months > 12: raise ValueError('no such month')")
     papermill = Path(sys.executable).with_name("papermill")
-    done = subprocess.run([papermill, "--engine", "scalai", "in.ipynb", "out.ipynb", "-p", "months", "3", "--no-progress-bar"], cwd=workspace, capture_output=True, text=True)
+    done = subprocess.run([papermill, "--engine", "scalai", "in.ipynb", "out.ipynb", "-p", "months", "3",
+                           "--no-progress-bar"],
+                          cwd=workspace, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert load_notebook(workspace/"out.ipynb")["cells"][1]["metadata"]["tags"] == ["injected-parameters"]
     assert Record(Settings.load()).get("last").results == dict(rows=30)
@@ -152,15 +163,18 @@ def test_a_notebook_of_another_machine(workspace):
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=workspace)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/in.ipynb"
-        done = subprocess.run([SCALAI, "run", url, "-p", "code=00123", "--json"], cwd=workspace, capture_output=True, text=True)
+        done = subprocess.run([SCALAI, "run", url, "-p", "code=00123", "--json"], cwd=workspace, capture_output=True,
+                              text=True)
         server.shutdown()
     doc = json.loads(done.stdout)
-    assert (doc["state"], doc["name"], doc["notebook"], doc["results"]) == ("succeeded", "in", url, dict(code="00123")), done.stderr
+    assert (doc["state"], doc["name"], doc["notebook"],
+            doc["results"]) == ("succeeded", "in", url, dict(code="00123")), done.stderr
 
 
 def test_secrets_are_written_nowhere(workspace, monkeypatch):
     monkeypatch.setenv("TOKEN", "hunter2-hunter2")
-    path = write(workspace/"secret.ipynb", "from scalai_nb.jobs.parameters import Secret\ntoken: Secret", "print('token', token)", "from scalai_nb.jobs.result import result\nresult(length=len(token))")
+    path = write(workspace/"secret.ipynb", "from scalai_nb.jobs.parameters import Secret\ntoken: Secret",
+                 "print('token', token)", "from scalai_nb.jobs.result import result\nresult(length=len(token))")
     job = run(path, dict(token="env:TOKEN"))
     assert (job.state, job.results) == ("succeeded", dict(length=15))
     assert not any(b"hunter2" in f.read_bytes() for f in (workspace/".scalai").rglob("*") if f.is_file())
@@ -170,13 +184,19 @@ def test_passwords_of_uris_are_written_nowhere(workspace):
     """A URI with its password reaches the kernel, by whichever way the job is started; records, logs, notebooks and
     listings do not hold it."""
     uri, hidden = "postgresql://ann:hunter2-hunter2@localhost:5432/db?sslpassword=hunter2too", "postgresql://ann:•••@localhost:5432/db?sslpassword=•••"
-    path = write(workspace/"in.ipynb", "uri = 'flights.csv'", "print('from', uri, uri.split('@')[0])", "from scalai_nb.jobs.result import result\nresult(length=len(uri), uri=uri)", "if '@' in uri: raise ValueError(uri)")
+    path = write(workspace/"in.ipynb", "uri = 'flights.csv'", "print('from', uri, uri.split('@')[0])",
+                 "from scalai_nb.jobs.result import result\nresult(length=len(uri), uri=uri)",
+                 "if '@' in uri: raise ValueError(uri)")
     job = run(path, dict(uri=uri), output=workspace/"out.ipynb")
-    assert (job.state, job.results, job.parameters) == ("failed", dict(length=len(uri), uri=hidden), dict(uri=hidden)) and job.error["message"] == hidden
-    (workspace/"flow.toml").write_text('[parameters]\nuri = ""\n[[step]]\nname = "in"\nnotebook = "in.ipynb"\nparameters = { uri = "${uri}" }\n')
+    assert (job.state, job.results, job.parameters) == ("failed", dict(length=len(uri), uri=hidden),
+                                                        dict(uri=hidden)) and job.error["message"] == hidden
+    (workspace/"flow.toml").write_text(
+        '[parameters]\nuri = ""\n[[step]]\nname = "in"\nnotebook = "in.ipynb"\nparameters = { uri = "${uri}" }\n'
+    )
     flow = Workflow.load(workspace/"flow.toml")
     done = flow.run(dict(uri=uri))
-    assert (done.state, done.parameters, done.steps[0].parameters) == ("failed", dict(uri=hidden), dict(uri=hidden)) and done.steps[0].results["length"] == len(uri)
+    assert (done.state, done.parameters, done.steps[0].parameters) == ("failed", dict(uri=hidden), dict(uri=hidden))
+    assert done.steps[0].results["length"] == len(uri)
     with pytest.raises(BadRequest, match="had a password among its parameters"): flow.run(from_failed=True)
     assert flow.run(dict(uri=uri), from_failed=True).steps[0].results["length"] == len(uri)
     assert mill("in.ipynb", "also.ipynb", "-p", "uri", uri).exit_code == 1
@@ -195,6 +215,9 @@ def test_exit_ends_a_notebook_well_and_a_vanished_kernel_does_not(workspace):
 
 def test_a_job_may_run_a_job(workspace):
     write(workspace/"inner.ipynb", "n = 1", "from scalai_nb.jobs.result import result\nresult(n=n + 1)")
-    outer = write(workspace/"outer.ipynb", "n = 1", "from scalai_nb.jobs.engine import run\nfrom scalai_nb.jobs.result import result\ninner = run('inner.ipynb', dict(n=41))\nresult(n=inner.results['n'], parent=inner.parent)")
+    outer = write(workspace/"outer.ipynb", "n = 1", "from scalai_nb.jobs.engine import run\n"
+                                                    "from scalai_nb.jobs.result import result\n"
+                                                    "inner = run('inner.ipynb', dict(n=41))\n"
+                                                    "result(n=inner.results['n'], parent=inner.parent)")
     job = run(outer)
     assert (job.state, job.results) == ("succeeded", dict(n=42, parent=job.id))

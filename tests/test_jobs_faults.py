@@ -1,4 +1,5 @@
-"Runs under fire: killed at any moment, on a full disk, under a clock that jumps, with a record that is locked, away, or restarted."
+"""Runs under fire: killed at any moment, on a full disk, under a clock that jumps, with a record that is locked, away,
+or restarted."""
 
 import itertools
 import json

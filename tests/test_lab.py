@@ -1,4 +1,5 @@
-"What a cell shows in a real JupyterLab, while it works and when it is done; then the same notebook run without anybody watching."
+"""What a cell shows in a real JupyterLab, while it works and when it is done; then the same notebook run without
+anybody watching."""
 
 import json
 import os

@@ -1,4 +1,5 @@
-"JupyterLab as `scalai lab` starts it: its own “create job” on this engine, the form of a job notebook in a cell, a card for each template."
+"""JupyterLab as `scalai lab` starts it: its own “create job” on this engine, the form of a job notebook in a cell, a
+card for each template."""
 
 import json
 import sys

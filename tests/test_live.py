@@ -1,4 +1,5 @@
-"What a training shows while it runs and when it ends: in a kernel that is busy with it, in a job that nobody watches, on a terminal."
+"""What a training shows while it runs and when it ends: in a kernel that is busy with it, in a job that nobody
+watches, on a terminal."""
 
 import fcntl
 import os

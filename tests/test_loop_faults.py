@@ -321,7 +321,7 @@ def test_no_page_says_that_all_is_well_while_an_alarm_is_open(workspace):
         if month > 2: record("late", period, "keep", ["nothing moved"], known, ["2013-01", "2013-02"], 1)
     def seen():
         first = summary([x for x in lines(settings) if x.what in ("Alarms", "Drift", "Performance")])
-        return [watch.standing(watch.Watch(settings)), scores.standing(watch.Watch(settings)), first]
+        return [watch.status(watch.Watch(settings)), scores.status(watch.Watch(settings)), first]
     assert [level for level, *_ in seen()] == ["good"]*3 and seen()[2][1] == "All is well.", seen()
     stamps = [stamp(settings)]
     for source in ("features", "late"): Alarms(settings).saw(Look(source, "2013-03", {"x": "it moved"}, {}, ""))

@@ -1,4 +1,5 @@
-"Where a run's notebook goes: refused before anything starts, whole at every moment, and what the record names is there."
+"""Where a run's notebook goes: refused before anything starts, whole at every moment, and what the record names is
+there."""
 import json
 import os
 import signal
@@ -20,7 +21,8 @@ from scalai_nb.jobs.engine import run
 from scalai_nb.jobs.parameters import load_notebook
 from scalai_nb.jobs.record import Record
 
-WORK = ("n = 1", "open('began', 'w').close()\nprint('first')", "import time\nfor i in range(600): time.sleep(.1)", "print('never')")
+WORK = ("n = 1", "open('began', 'w').close()\nprint('first')", "import time\nfor i in range(600): time.sleep(.1)",
+        "print('never')")
 
 
 @pytest.fixture
@@ -43,8 +45,11 @@ def no_place(workspace: Path) -> dict[str, str]:
     os.link(workspace/"settings.ini", workspace/"hard.ini")
     os.link(workspace/"in.ipynb", workspace/"same.ipynb")
     (workspace/"folder").mkdir()
-    found = {"pipe": "FIFO", "sock": "socket", "locked.ipynb": "read-only", "loop": "links", "linked.ini": "own settings", "settings.ini": "own settings", "hard.ini": "own settings", "same.ipynb": "source itself",
-             "folder": "folder", "new/": "folder", "nowhere/x.ipynb": "Nothing can be written", ".scalai/scalai.db": "own state", ".scalai/scalai.db-wal": "own state", ".scalai/runs/x.ipynb": "own state",
+    found = {"pipe": "FIFO", "sock": "socket", "locked.ipynb": "read-only", "loop": "links",
+             "linked.ini": "own settings", "settings.ini": "own settings", "hard.ini": "own settings",
+             "same.ipynb": "source itself", "folder": "folder", "new/": "folder",
+             "nowhere/x.ipynb": "Nothing can be written", ".scalai/scalai.db": "own state",
+             ".scalai/scalai.db-wal": "own state", ".scalai/runs/x.ipynb": "own state",
              "file://" + str(workspace/"settings.ini"): "own settings", "warp://x/y.ipynb": "no file system"}
     try: os.mknod(workspace/"null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
     except PermissionError: return found
@@ -54,10 +59,13 @@ def no_place(workspace: Path) -> dict[str, str]:
 def test_what_is_no_place_for_a_notebook_is_refused_before_anything_starts(job, workspace):
     scalai("runs", cwd=workspace)
     for place, why in no_place(workspace).items():
-        before = {p: (p.lstat().st_mode, p.lstat().st_ino, p.lstat().st_mtime_ns) for p in workspace.iterdir() if p.name != ".scalai"}
+        before = {p: (p.lstat().st_mode, p.lstat().st_ino, p.lstat().st_mtime_ns) for p in workspace.iterdir()
+                  if p.name != ".scalai"}
         done = here("run", "in.ipynb", "-o", place)
-        assert (done.code, done.out, len(done.lines)) == (2, "", 2) and why in done.err.replace("Too many levels of symbolic links", "links"), (place, done.err)
-        assert before == {p: (p.lstat().st_mode, p.lstat().st_ino, p.lstat().st_mtime_ns) for p in workspace.iterdir() if p.name != ".scalai"}, place
+        assert (done.code, done.out, len(done.lines)) == (2, "", 2) and why in done.err.replace("Too many levels of "
+                                                                                                "symbolic links", "links"), (place, done.err)
+        assert before == {p: (p.lstat().st_mode, p.lstat().st_ino, p.lstat().st_mtime_ns) for p in workspace.iterdir()
+                          if p.name != ".scalai"}, place
     assert Record(Settings.load()).runs() == [] and not list((workspace/".scalai/runs").glob("*"))
 
 
@@ -68,7 +76,8 @@ def test_a_file_of_somebody_else_stays_theirs(job, workspace):
     os.chown(workspace/"theirs.ipynb", 12345, 23456)
     assert run(job, output=workspace/"theirs.ipynb").ok
     found = (workspace/"theirs.ipynb").stat()
-    assert (found.st_uid, found.st_gid, found.st_mode & 0o7777) == (12345, 23456, 0o664) and texts(workspace/"theirs.ipynb") == "here\n"
+    assert (found.st_uid, found.st_gid,
+            found.st_mode & 0o7777) == (12345, 23456, 0o664) and texts(workspace/"theirs.ipynb") == "here\n"
 
 
 def test_links_and_modes(job, workspace):
@@ -79,13 +88,15 @@ def test_links_and_modes(job, workspace):
     (workspace/"link.ipynb").symlink_to("real/out.ipynb")
     os.link(workspace/"real/out.ipynb", workspace/"other.ipynb")
     assert run(job, output=workspace/"link.ipynb").output == str(workspace/"link.ipynb")
-    assert (workspace/"link.ipynb").is_symlink() and texts(workspace/"real/out.ipynb") == "here\n" and (workspace/"real/out.ipynb").stat().st_mode & 0o777 == 0o640
+    assert (workspace/"link.ipynb").is_symlink() and texts(workspace/"real/out.ipynb") == "here\n"
+    assert (workspace/"real/out.ipynb").stat().st_mode & 0o777 == 0o640
     assert (workspace/"other.ipynb").read_text() == "{}"
     (workspace/"dangling.ipynb").symlink_to("real/new.ipynb")
     assert run(job, output=workspace/"dangling.ipynb").ok and texts(workspace/"real/new.ipynb") == "here\n"
     assert sorted(p.name for p in (workspace/"real").iterdir()) == ["new.ipynb", "out.ipynb"]
     mill("in.ipynb", "link.ipynb", "-p", "n", "2")
-    assert (workspace/"link.ipynb").is_symlink() and load_notebook(workspace/"real/out.ipynb")["metadata"]["papermill"]["parameters"] == dict(n=2)
+    assert (workspace/"link.ipynb").is_symlink()
+    assert load_notebook(workspace/"real/out.ipynb")["metadata"]["papermill"]["parameters"] == dict(n=2)
 
 
 def test_after_a_kill_the_output_is_there_and_is_what_the_record_names(workspace):
@@ -99,19 +110,23 @@ def test_after_a_kill_the_output_is_there_and_is_what_the_record_names(workspace
     gone = record.get(id)
     assert (gone.state, gone.output) == ("lost", str(workspace/"out.ipynb"))
     nbformat.validate(nb := nbformat.read(gone.output, as_version=4))
-    assert nb.metadata.scalai["run"] == id and sorted(p.name for p in workspace.iterdir() if p.name.endswith((".tmp", ".ipynb"))) == ["in.ipynb", "out.ipynb"]
+    assert nb.metadata.scalai["run"] == id
+    assert sorted(p.name for p in workspace.iterdir()
+                  if p.name.endswith((".tmp", ".ipynb"))) == ["in.ipynb", "out.ipynb"]
 
 
 @pytest.mark.slow
 def test_a_folder_that_vanishes_during_the_run_is_there_at_the_end(workspace):
     (workspace/"out").mkdir()
-    path = write(workspace/"in.ipynb", "n = 1", "import shutil, time\nshutil.rmtree('out')\ntime.sleep(2.5)", "print('here')")
+    path = write(workspace/"in.ipynb", "n = 1", "import shutil, time\nshutil.rmtree('out')\ntime.sleep(2.5)",
+                 "print('here')")
     assert run(path, output=workspace/"out/x.ipynb").ok and texts(workspace/"out/x.ipynb") == "here\n"
 
 
 def test_standard_output(job, workspace):
     done = scalai("run", "in.ipynb", "-o", "-", "-p", "n=2", cwd=workspace)
-    assert done.code == 0 and json.loads(done.out)["metadata"]["scalai"]["state"] == "succeeded" and "here" in done.out and "succeeded" in done.err
+    assert done.code == 0 and json.loads(done.out)["metadata"]["scalai"]["state"] == "succeeded" and "here" in done.out
+    assert "succeeded" in done.err
     nbformat.validate(nbformat.reads(done.out, 4))
     both = scalai("run", "in.ipynb", "-o", "-", "--json", cwd=workspace)
     assert "cells" in both.doc and json.loads(both.lines[-1])["state"] == "succeeded"
@@ -119,7 +134,8 @@ def test_standard_output(job, workspace):
     assert (wrong.code, wrong.out, json.loads(wrong.err)["error"]["kind"]) == (2, "", "BadRequest")
     write(workspace/"bad.ipynb", "n = 1", "1/0")
     failed = scalai("run", "bad.ipynb", "-o", "-", cwd=workspace)
-    assert failed.code == 1 and failed.doc["metadata"]["scalai"]["state"] == "failed" and "ZeroDivisionError" in failed.err
+    assert failed.code == 1 and failed.doc["metadata"]["scalai"]["state"] == "failed"
+    assert "ZeroDivisionError" in failed.err
     assert not (workspace/"-").exists()
 
 
@@ -158,7 +174,8 @@ def test_a_url_holds_the_notebook_from_the_start(workspace, store):
     path = write(workspace/"in.ipynb", "n = 1", "print('here')")
     assert run(path, output=f"{store}/out.ipynb").output == f"{store}/out.ipynb"
     first, *_, last = [nbformat.reads(b.decode(), 4) for b in Store.held["/out.ipynb"]]
-    assert (first.metadata.scalai["state"], last.metadata.scalai["state"], last.cells[1].outputs[0].text) == ("running", "succeeded", "here\n")
+    assert (first.metadata.scalai["state"], last.metadata.scalai["state"],
+            last.cells[1].outputs[0].text) == ("running", "succeeded", "here\n")
 
 
 def test_a_url_that_takes_nothing_is_found_before_the_kernel_starts(workspace, store):
@@ -168,7 +185,8 @@ def test_a_url_that_takes_nothing_is_found_before_the_kernel_starts(workspace, s
         nobody.bind(("127.0.0.1", 0))
         for url in (f"{store}/out.ipynb", f"http://127.0.0.1:{nobody.getsockname()[1]}/out.ipynb"):
             done = here("run", "in.ipynb", "-o", url, "--json")
-            assert (done.code, done.doc["state"], done.doc["error"]["kind"]) == (1, "failed", "OSError") and f"{url} could not be written" in done.doc["error"]["message"]
+            assert (done.code, done.doc["state"], done.doc["error"]["kind"]) == (1, "failed", "OSError")
+            assert f"{url} could not be written" in done.doc["error"]["message"]
             assert Record(Settings.load()).get("last").state == "failed" and load_notebook(done.doc["output"])
     assert not (workspace/"began").exists()
 
@@ -177,7 +195,10 @@ def test_a_url_that_takes_nothing_is_found_before_the_kernel_starts(workspace, s
 def test_a_slow_store_holds_up_no_message(workspace, store, monkeypatch):
     from scalai_nb.jobs import output
     monkeypatch.setattr(output, "REMOTE", .2)
-    path = write(workspace/"in.ipynb", "n = 1", "import time\nfor i in range(30):\n    print(i, flush=True)\n    time.sleep(.1)\nopen('done', 'w').close()")
+    path = write(
+        workspace/"in.ipynb", "n = 1",
+        "import time\nfor i in range(30):\n    print(i, flush=True)\n    time.sleep(.1)\nopen('done', 'w').close()"
+    )
     over = threading.Event()
     def slow():
         until(lambda: Store.held)  # the first version
@@ -194,13 +215,16 @@ def test_a_slow_store_holds_up_no_message(workspace, store, monkeypatch):
 def test_papermill_s_autosave_is_kept_to(workspace, every, inside):
     """Within a cell the notebook is written every so many seconds, or not at all once its beginning was written;
     between cells always."""
-    write(workspace/"in.ipynb", "n = 1", "import time\nfor i in range(60):\n    print('said', i, flush=True)\n    time.sleep(.1)", "time.sleep(2)")
+    write(workspace/"in.ipynb", "n = 1",
+          "import time\nfor i in range(60):\n    print('said', i, flush=True)\n    time.sleep(.1)", "time.sleep(2)")
     seen, over = {}, threading.Event()
     def look():
         while not over.is_set():
             if Path("out.ipynb").exists():
                 cell = load_notebook("out.ipynb")["cells"][1]
-                seen[cell["metadata"]["papermill"]["status"]] = len("".join(cell["outputs"][0]["text"]).splitlines()) if cell["outputs"] else 0
+                seen[cell["metadata"]["papermill"]["status"]] = len("".join(
+                                                                        cell["outputs"][0]["text"]
+                                                                    ).splitlines()) if cell["outputs"] else 0
             time.sleep(.05)
     reader = threading.Thread(target=look)
     reader.start()
@@ -221,10 +245,13 @@ def test_papermill_may_write_to_no_file(job, workspace):
     reader.join(30)
     assert done.exit_code == 0 and json.loads(got[0])["cells"] and stat.S_ISFIFO((workspace/"pipe").stat().st_mode)
     refused = mill("in.ipynb", "settings.ini")
-    assert refused.exit_code == 1 and "own settings" in str(refused.exception) and (workspace/"settings.ini").read_text().startswith("[workspace]")
+    assert refused.exit_code == 1 and "own settings" in str(refused.exception)
+    assert (workspace/"settings.ini").read_text().startswith("[workspace]")
 
 
-SLOW = ("n = 1", "print('a', flush=True)", "import time\nfor i in range(8):\n    print(i, flush=True)\n    time.sleep(.05)", "open('last', 'w').close()", "print('z')")
+SLOW = ("n = 1", "print('a', flush=True)",
+        "import time\nfor i in range(8):\n    print(i, flush=True)\n    time.sleep(.05)", "open('last', 'w').close()",
+        "print('z')")
 
 
 def consistent(folder: Path) -> str:
@@ -241,7 +268,8 @@ def consistent(folder: Path) -> str:
         states = [c.metadata.papermill["status"] for c in nb.cells]
         assert states == sorted(states, key=["completed", "failed", "running", "pending"].index)
         if run.ok:
-            assert nb.metadata.scalai["state"] == "succeeded" and set(states) == {"completed"} and "z" in texts(run.output)
+            assert nb.metadata.scalai["state"] == "succeeded" and set(states) == {"completed"}
+            assert "z" in texts(run.output)
         if run.output == str(out) and nb.metadata.scalai["state"] == "succeeded": assert (folder/"last").exists()
     if out.exists(): nbformat.validate(nbformat.read(out, as_version=4))
     assert run.state in ("succeeded", "lost") and record.events(run.id)[-1]["state"] == run.state
@@ -258,7 +286,8 @@ def test_a_runner_killed_at_any_moment_leaves_output_and_record_consistent(tmp_p
         write(made/"in.ipynb", *SLOW)
         return made
     began = time.monotonic()
-    assert scalai("run", "in.ipynb", "-o", "out.ipynb", cwd=(whole := folder("whole"))).code == 0 and consistent(whole) == "succeeded"
+    assert scalai("run", "in.ipynb", "-o", "out.ipynb",
+                  cwd=(whole := folder("whole"))).code == 0 and consistent(whole) == "succeeded"
     length, ends = time.monotonic() - began, []
     for n, rng in enumerate(rounds.seeds(8, soak=200)):
         process = started("run", "in.ipynb", "-o", "out.ipynb", cwd=(place := folder(f"kill-{n}")))
@@ -267,5 +296,6 @@ def test_a_runner_killed_at_any_moment_leaves_output_and_record_consistent(tmp_p
         process.communicate()
         nobody_left(place)
         ends.append(consistent(place))
-    rounds.note(**{state.replace(" ", "_"): ends.count(state) for state in ("succeeded", "lost", "never began")}, inconsistent=0)
+    rounds.note(**{state.replace(" ", "_"): ends.count(state) for state in ("succeeded", "lost", "never began")},
+                inconsistent=0)
     assert "lost" in ends

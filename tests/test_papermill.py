@@ -60,19 +60,26 @@ def test_parameters_in_papermill_s_ways(notebook, args, found):
     Path("p.yaml").write_text("months: 6\ncode: file\n")
     mill("in.ipynb", "out.ipynb", *args)
     assert printed(book()) == f"{found}\n" and tags(book()) == ["parameters", "injected-parameters"]
-    assert Record(Settings.load()).get("last").parameters == {k: v for k, v in found.items() if (k, v) != ("code", "AA")}
+    assert Record(Settings.load()).get("last").parameters == {k: v for k, v in found.items()
+                                                              if (k, v) != ("code", "AA")}
 
 
 def test_an_injected_cell_is_replaced_when_its_output_is_run_again(notebook):
     mill("in.ipynb", "out.ipynb", "-p", "months", "3")
     mill("out.ipynb", "again.ipynb", "-p", "months", "4")
-    assert printed(book("again.ipynb")) == "{'months': 4, 'code': 'AA'}\n" and tags(book("again.ipynb")) == ["parameters", "injected-parameters"]
-    assert run("again.ipynb", dict(months=5), output="third.ipynb").ok and printed(book("third.ipynb")).startswith("{'months': 5")
+    assert printed(book("again.ipynb")) == "{'months': 4, 'code': 'AA'}\n" and tags(book("again.ipynb")) == [
+        "parameters", "injected-parameters"
+    ]
+    assert run("again.ipynb", dict(months=5),
+               output="third.ipynb").ok and printed(book("third.ipynb")).startswith("{'months': 5")
 
 
 def test_paths_are_injected_and_hold_parameters(workspace):
-    write(workspace/"in.ipynb", "PAPERMILL_INPUT_PATH = PAPERMILL_OUTPUT_PATH = None\nmonths = 1", "print(PAPERMILL_INPUT_PATH, PAPERMILL_OUTPUT_PATH)")
-    for option, shown in (("--inject-input-path", "in.ipynb None"), ("--inject-output-path", "None out-{months}.ipynb"), ("--inject-paths", "in.ipynb out-{months}.ipynb")):
+    write(workspace/"in.ipynb", "PAPERMILL_INPUT_PATH = PAPERMILL_OUTPUT_PATH = None\nmonths = 1",
+          "print(PAPERMILL_INPUT_PATH, PAPERMILL_OUTPUT_PATH)")
+    for option, shown in (("--inject-input-path", "in.ipynb None"),
+                          ("--inject-output-path", "None out-{months}.ipynb"),
+                          ("--inject-paths", "in.ipynb out-{months}.ipynb")):
         mill("in.ipynb", "out-{months}.ipynb", option, "-p", "months", "2")
         assert printed(book("out-2.ipynb")) == shown + "\n"
     assert Record(Settings.load()).get("last").output == str(workspace/"out-2.ipynb")
@@ -82,7 +89,8 @@ def test_a_report_hides_its_sources_and_a_prepared_notebook_is_not_run(notebook)
     mill("in.ipynb", "out.ipynb", "--report-mode", "-p", "months", "3")
     assert all(c.metadata.jupyter.source_hidden for c in book().cells) and printed(book())
     mill("in.ipynb", "prepared.ipynb", "--prepare-only", "-p", "months", "3")
-    assert tags(book("prepared.ipynb")) == ["parameters", "injected-parameters"] and not printed(book("prepared.ipynb"))
+    assert tags(book("prepared.ipynb")) == ["parameters",
+                                            "injected-parameters"] and not printed(book("prepared.ipynb"))
     assert len(Record(Settings.load()).runs()) == 1
 
 
@@ -107,11 +115,15 @@ def test_output_as_it_comes(workspace, caplog):
 def test_a_failed_cell_is_marked_and_the_marks_go(workspace):
     write(workspace/"in.ipynb", "n = 0", "print(1/n)", "print('never')")
     done = mill("in.ipynb", "out.ipynb", code=1)
-    assert isinstance(done.exception, papermill.PapermillExecutionError) and (done.exception.ename, done.exception.cell_index) == ("ZeroDivisionError", 1)
-    assert tags(book()).count("papermill-error-cell-tag") == 2 and "An Exception was encountered at" in book().cells[0].source
-    assert [c.metadata.papermill.status for c in book().cells if c.cell_type == "code"] == ["completed", "failed", "pending"]
+    assert isinstance(done.exception, papermill.PapermillExecutionError)
+    assert (done.exception.ename, done.exception.cell_index) == ("ZeroDivisionError", 1)
+    assert tags(book()).count("papermill-error-cell-tag") == 2
+    assert "An Exception was encountered at" in book().cells[0].source
+    assert [c.metadata.papermill.status for c in book().cells
+            if c.cell_type == "code"] == ["completed", "failed", "pending"]
     mill("out.ipynb", "mended.ipynb", "-p", "n", "2")
-    assert "papermill-error-cell-tag" not in tags(book("mended.ipynb")) and printed(book("mended.ipynb")) == "0.5\nnever\n"
+    assert "papermill-error-cell-tag" not in tags(book("mended.ipynb"))
+    assert printed(book("mended.ipynb")) == "0.5\nnever\n"
 
 
 def test_a_cell_that_may_raise(workspace):
@@ -121,23 +133,28 @@ def test_a_cell_that_may_raise(workspace):
     nbformat.write(nb, path)
     assert run(path, output="out.ipynb").ok and printed(book()) == "went on\n"
     done = mill("in.ipynb", "out.ipynb", code=1)  # papermill counts it, when all has run
-    assert isinstance(done.exception, papermill.PapermillExecutionError) and printed(book()) == "went on\n" and Record(Settings.load()).get("last").ok
+    assert isinstance(done.exception, papermill.PapermillExecutionError) and printed(book()) == "went on\n"
+    assert Record(Settings.load()).get("last").ok
 
 
 def test_a_limit_for_each_cell(workspace):
     write(workspace/"in.ipynb", "n = 1", "import time\ntime.sleep(.7)", "time.sleep(.7)", "time.sleep(60)")
     done = mill("in.ipynb", "out.ipynb", "--execution-timeout", "4", code=1)
-    assert type(done.exception).__name__ == "TimedOut" and [c.metadata.papermill.status for c in book().cells] == ["completed"]*3 + ["failed"]
+    assert type(done.exception).__name__ == "TimedOut" and [c.metadata.papermill.status
+                                                            for c in book().cells] == ["completed"]*3 + ["failed"]
 
 
 def test_notebooks_in_memory_and_readers(notebook):
     out = papermill.execute_notebook(book("in.ipynb"), None, dict(months=3), engine_name="scalai", progress_bar=False)
     assert printed(out) == "{'months': 3, 'code': 'AA'}\n"
-    assert {n: p["default"] for n, p in papermill.inspect_notebook("in.ipynb").items()} == dict(months="12", code="'AA'")
+    assert {n: p["default"]
+            for n, p in papermill.inspect_notebook("in.ipynb").items()} == dict(months="12", code="'AA'")
     assert run("in.ipynb", dict(months=3), output="out.ipynb").ok
     read = load_notebook_node("out.ipynb")
-    assert (read.metadata.papermill.parameters, read.metadata.papermill.exception) == (dict(months=3, code='AA'), None) and read.metadata.papermill.duration > 0
-    assert all(c.metadata.papermill.status == "completed" and c.metadata.papermill.exception is False for c in read.cells)
+    assert (read.metadata.papermill.parameters, read.metadata.papermill.exception) == (dict(months=3, code='AA'), None)
+    assert read.metadata.papermill.duration > 0
+    assert all(c.metadata.papermill.status == "completed" and c.metadata.papermill.exception is False
+               for c in read.cells)
 
 
 class Store(http.server.BaseHTTPRequestHandler):
@@ -179,24 +196,30 @@ def test_notebooks_on_s3_and_through_pipes(notebook, monkeypatch):
         client.create_bucket(Bucket="books")
         client.put_object(Bucket="books", Key="in.ipynb", Body=notebook.read_bytes())
         mill("s3://books/in.ipynb", "s3://books/out.ipynb", "-p", "months", "3")
-        read = lambda key: printed(nbformat.reads(client.get_object(Bucket="books", Key=key)["Body"].read().decode(), 4))
+        read = lambda key: printed(nbformat.reads(client.get_object(Bucket="books", Key=key)["Body"].read().decode(),
+                                                  4))
         assert read("out.ipynb") == "{'months': 3, 'code': 'AA'}\n"
-        done = subprocess.run([Path(sys.executable).with_name("scalai"), "run", "in.ipynb", "-p", "months=4", "-o", "s3://books/ours.ipynb"], capture_output=True, text=True)
+        done = subprocess.run([Path(sys.executable).with_name("scalai"), "run", "in.ipynb", "-p", "months=4", "-o",
+                               "s3://books/ours.ipynb"],
+                              capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert read("ours.ipynb") == "{'months': 4, 'code': 'AA'}\n"
-    pipe = subprocess.run([Path(sys.executable).with_name("papermill"), "--engine", "scalai", "-p", "months", "3"], input=notebook.read_bytes(), capture_output=True)
+    pipe = subprocess.run([Path(sys.executable).with_name("papermill"), "--engine", "scalai", "-p", "months", "3"],
+                          input=notebook.read_bytes(), capture_output=True)
     assert printed(nbformat.reads(pipe.stdout.decode(), 4)) == "{'months': 3, 'code': 'AA'}\n", pipe.stderr
     assert sorted(p.name for p in Path().iterdir()) == [".scalai", "in.ipynb", "settings.ini"]
 
 
 # What a kernel showed.
 SHOWS = ("n = 3", "import sys\nprint('one')\nprint('two', file=sys.stderr, flush=True)\nprint('three', end='')", "n*2",
-         "from IPython.display import HTML, Image, display, clear_output\nimport base64\ndisplay(HTML('<b>bold</b>'), metadata={'isolated': True})\n"
+         "from IPython.display import HTML, Image, display, clear_output\nimport base64\n"
+         "display(HTML('<b>bold</b>'), metadata={'isolated': True})\n"
          "display(Image(base64.b64decode('iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==')))",
          "shown = display('first', display_id='d')\nprint('between')", "shown.update('second')",
          "for i in range(3):\n    clear_output(wait=True)\n    print('step', i)",
          "import ipywidgets as w\nslider = w.IntSlider(n, description='flights')\nslider.value = 5\nslider",
-         "out = w.Output()\ndisplay(out)\nwith out: print('inside')", "print('\\x1b[31mred\\x1b[0m', 'é', '\\U0001F6EB')", "def deep(): raise KeyError('no such gate')\ndeep()")
+         "out = w.Output()\ndisplay(out)\n"
+         "with out: print('inside')", "print('\\x1b[31mred\\x1b[0m', 'é', '\\U0001F6EB')", "def deep(): raise KeyError('no such gate')\ndeep()")
 
 
 def plainly(nb) -> nbformat.NotebookNode:
@@ -211,12 +234,14 @@ def plainly(nb) -> nbformat.NotebookNode:
             if o.output_type == "stream" and outputs and outputs[-1].get("name") == o.name: outputs[-1].text += o.text
             else: outputs.append(o)
         c.outputs = outputs
-    nb.metadata = nbformat.from_dict({k: v for k, v in nb.metadata.items() if k in ("kernelspec", "language_info", "widgets")})
+    nb.metadata = nbformat.from_dict({k: v for k, v in nb.metadata.items()
+                                      if k in ("kernelspec", "language_info", "widgets")})
     text, ids = json.dumps(nb), []
     for c in nb.cells: ids += re.findall(r"\b[0-9a-f]{32}\b", json.dumps(c.outputs))
     states = nb.metadata.widgets["application/vnd.jupyter.widget-state+json"]["state"]
     for model in ids:
-        ids += [i for i in re.findall(r"(?:IPY_MODEL_|\b)([0-9a-f]{32})\b", json.dumps(states.get(model, {}))) if i not in ids]
+        ids += [i for i in re.findall(r"(?:IPY_MODEL_|\b)([0-9a-f]{32})\b", json.dumps(states.get(model, {})))
+                if i not in ids]
     for n, model in enumerate(dict.fromkeys(ids)): text = text.replace(model, f"model-{n}")
     text = re.sub(r"ipykernel_\d+/\d+", "ipykernel", text)
     nb = nbformat.from_dict(json.loads(text))
@@ -228,10 +253,10 @@ def plainly(nb) -> nbformat.NotebookNode:
 class Peer(NotebookClient):
     """nbclient, which looks for a reply every second.
 
-    It sends an Output widget's state past zmq.asyncio, on the socket on which it awaits the cell's reply. The send may take the socket's only
-    signal that something arrived (libzmq's FD is edge-triggered; ipykernel's pull request 1529 is the same on the kernel's side), and nbclient
-    then sleeps until the cell's timeout next to a reply that is there: in a few of a hundred runs of `SHOWS` on a busy machine. `Client.poll_replies` is our engine's answer.
-    """
+    It sends an Output widget's state past zmq.asyncio, on the socket on which it awaits the cell's reply. The send may
+    take the socket's only signal that something arrived (libzmq's FD is edge-triggered; ipykernel's pull request 1529
+    is the same on the kernel's side), and nbclient then sleeps until the cell's timeout next to a reply that is there:
+    in a few of a hundred runs of `SHOWS` on a busy machine. `Client.poll_replies` is our engine's answer. """
     async def async_start_new_kernel_client(self):
         client = await super().async_start_new_kernel_client()
         get = client.shell_channel.get_msg
@@ -255,5 +280,6 @@ def test_outputs_are_those_of_nbclient_in_every_reader(workspace):
     theirs, ours, milled = plainly(nb), plainly(book()), plainly(load_notebook_node("out.ipynb"))
     for a, b in zip(theirs.cells, ours.cells, strict=True): assert a.outputs == b.outputs, a.source
     assert theirs.metadata == ours.metadata and [c.outputs for c in milled.cells] == [c.outputs for c in ours.cells]
-    html = lambda nb: re.sub(r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", "some-element", HTMLExporter().from_notebook_node(nb)[0])
+    html = lambda nb: re.sub(r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", "some-element",
+                             HTMLExporter().from_notebook_node(nb)[0])
     assert html(ours) == html(theirs) and "some-element" in html(ours)

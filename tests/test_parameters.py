@@ -18,19 +18,28 @@ from scalai_nb.jobs.engine import run
 from scalai_nb.jobs.parameters import Secret, check, inject, literal, read
 
 EXAMPLES = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-HOSTILE = ['"); __import__("os").system("touch owned") #', "{__import__('os').system('touch owned')}", "'''\nimport os\n'''", '"""\n1/0\n"""', "\\", "\\'", "\n1/0", "\r1/0", "\u20281/0",
-           "\x00", "\x1b[2J", "%system touch owned", "!touch owned", "env:HOME", "$(touch owned)", "`touch owned`", "{{7*7}}", "\N{RIGHT-TO-LEFT OVERRIDE}abc", "é" + "\u0301", "😀", "-0", "1e999", "0x10", "NaN", "None", "[", "{", "[]", "[[" * 300]
+HOSTILE = ['"); __import__("os").system("touch owned") #', "{__import__('os').system('touch owned')}",
+           "'''\nimport os\n'''", '"""\n1/0\n"""', "\\", "\\'", "\n1/0", "\r1/0", "\u20281/0", "\x00", "\x1b[2J",
+           "%system touch owned", "!touch owned", "env:HOME", "$(touch owned)", "`touch owned`", "{{7*7}}",
+           "\N{RIGHT-TO-LEFT OVERRIDE}abc", "é" + "\u0301", "😀", "-0", "1e999", "0x10", "NaN", "None", "[", "{", "[]",
+           "[[" * 300]
 TEXT = st.text() | st.sampled_from(HOSTILE)
 ZONES = st.none() | st.integers(-720, 840).map(lambda m: timezone(timedelta(minutes=m)))
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | TEXT | st.dates() | st.datetimes(timezones=ZONES) | TEXT.filter(lambda t: "\x00" not in t).map(Path)
-VALUES = st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT | st.integers(), inner, max_size=4), max_leaves=15)
-TYPES = ["str", "int", "float", "bool", "None", "list", "dict", "date", "datetime", "Path", "Any", "Secret", "Literal['a', 2, None]", "Optional[int]", "Optional[list[int]]", "int | str", "list[str]", "dict[str, float]",
+VALUES = st.recursive(PLAIN,
+                      lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT | st.integers(), inner,
+                                                                                  max_size=4),
+                      max_leaves=15)
+TYPES = ["str", "int", "float", "bool", "None", "list", "dict", "date", "datetime", "Path", "Any", "Secret",
+         "Literal['a', 2, None]", "Optional[int]", "Optional[list[int]]", "int | str", "list[str]", "dict[str, float]",
          "Optional[Secret]", "date | None", "list[list[int]]"]
-CALLS = ('__import__("datetime").datetime.fromisoformat', '__import__("datetime").date.fromisoformat', '__import__("pathlib").Path', "float", '__import__("scalai_nb.jobs.parameters", fromlist=["secret"]).secret')
+CALLS = ('__import__("datetime").datetime.fromisoformat', '__import__("datetime").date.fromisoformat',
+         '__import__("pathlib").Path', "float", '__import__("scalai_nb.jobs.parameters", fromlist=["secret"]).secret')
 
 
 def cells(text: str) -> dict:
-    return {"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [{"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": text}]}
+    return {"nbformat": 4, "nbformat_minor": 5, "metadata": {},
+            "cells": [{"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": text}]}
 
 
 def evaluated(node: ast.expr):
@@ -42,7 +51,9 @@ def evaluated(node: ast.expr):
         case ast.List(elts=parts): return [evaluated(p) for p in parts]
         case ast.Dict(keys=keys, values=values): return {evaluated(k): evaluated(v) for k, v in zip(keys, values)}
         case ast.Call(func=func, args=[ast.Constant(value=str() as text)], keywords=[]):
-            return dict(zip(CALLS, (datetime.fromisoformat, date.fromisoformat, Path, float, Secret)))[next(c for c in CALLS if ast.dump(ast.parse(c, mode="eval").body) == ast.dump(func))](text)
+            return dict(zip(
+                            CALLS, (datetime.fromisoformat, date.fromisoformat, Path, float, Secret)
+                        ))[next(c for c in CALLS if ast.dump(ast.parse(c, mode="eval").body) == ast.dump(func))](text)
     pytest.fail(f"code: {ast.unparse(node)}")
 
 
@@ -71,7 +82,9 @@ def test_an_injected_cell_only_assigns(values):
 
 
 @EXAMPLES
-@given(TEXT | st.sampled_from(["a ", "a=1", "a;b", "a\nb", "ａ", "__builtins__", "a.b", "a[0]", "exit", "print", "lambda", "A"]), VALUES)
+@given(TEXT | st.sampled_from(["a ", "a=1", "a;b", "a\nb", "ａ", "__builtins__", "a.b", "a[0]", "exit", "print",
+                               "lambda", "A"]),
+       VALUES)
 def test_only_declared_names_are_taken(name, value):
     if name == "a": return
     with pytest.raises(BadRequest, match="Unknown parameter"): check(cells("a = 1"), {name: value})
@@ -85,12 +98,16 @@ def test_every_type_takes_a_value_or_says_why_not(annotation, value):
     except BadRequest as e:
         assert "'x'" in e.message or "deep" in e.message or "cannot be passed" in e.message
         return
-    assert same(evaluated(ast.parse(literal(taken), mode="eval").body), list(taken) if isinstance(taken, tuple) else taken)
+    assert same(evaluated(ast.parse(literal(taken), mode="eval").body),
+                list(taken) if isinstance(taken, tuple) else taken)
     if annotation == "str": assert taken == value
 
 
 @EXAMPLES
-@given(TEXT | st.lists(st.sampled_from(["a", "b: int", "c: str[int]", "d: Literal[f()]", "e: list[", "=", " 1", " {[]: 1}", " date.today()", " date(2013)", "\n", "  ", "# help", "f(", ")", ":", '"""', "-" * 50, "lambda: 0", " await x"])).map("".join))
+@given(TEXT
+       | st.lists(st.sampled_from(["a", "b: int", "c: str[int]", "d: Literal[f()]", "e: list[", "=", " 1", " {[]: 1}",
+                                   " date.today()", " date(2013)", "\n", "  ", "# help", "f(", ")", ":", '"""',
+                                   "-" * 50, "lambda: 0", " await x"])).map("".join))
 def test_reading_a_cell_never_runs_it(text):
     try: found = read(cells(text))
     except BadRequest as e: assert "parameters cell" in e.message
@@ -105,7 +122,8 @@ RIGHT = {  # of each type: what may be given, as text and as itself, and what it
     "datetime": [("2013-06-01T12:00", NOON), (NOON, NOON)], "Literal['append', 2]": [("append", "append"), ("2", 2), (2, 2)],
     "Optional[int]": [("", None), ("None", None), ("3", 3)], "Path": [("/data/x.csv", Path("/data/x.csv"))], "Secret": [("env:HOME", Secret("env:HOME")), ("file:/etc/hostname", Secret("file:/etc/hostname"))],
     "Optional[Secret]": [("", None), ("env:HOME", Secret("env:HOME"))]}
-WRONG = {"str": 123, "int": "six", "float": "much", "bool": "maybe", "None": "something", "list": 5, "list[int]": "1,two", "dict": "[1]", "date": "June", "datetime": "noon", "Literal['append', 2]": "delete",
+WRONG = {"str": 123, "int": "six", "float": "much", "bool": "maybe", "None": "something", "list": 5,
+         "list[int]": "1,two", "dict": "[1]", "date": "June", "datetime": "noon", "Literal['append', 2]": "delete",
          "Optional[int]": "six", "Path": 5, "Secret": "hunter2", "Optional[Secret]": "hunter2"}
 
 
@@ -116,19 +134,26 @@ def test_each_type_right_wrong_and_missing(annotation):
         taken = check(book, dict(x=said))["x"]
         assert (type(taken), taken) == (type(meant), meant)
     with pytest.raises(BadRequest) as wrong: check(book, dict(x=WRONG[annotation]))
-    assert "'x'" in wrong.value.message and (annotation in wrong.value.message or "reference" in wrong.value.message) and "hunter2" not in str(wrong.value)
+    assert "'x'" in wrong.value.message and annotation in wrong.value.message or "reference" in wrong.value.message
+    assert "hunter2" not in str(wrong.value)
     with pytest.raises(BadRequest, match=r"(?s)Parameter 'x' is required.*It is x: .*what it is for"): check(book, {})
     with pytest.raises(BadRequest, match="(?s)Unknown parameter 'tabel'.*Did you mean 'table'"):
         check(book, dict(x=RIGHT[annotation][0][0], tabel="t"))
 
 
-NUMBERS = ["20240101", "20240101.5", "1e9", "86400", "0", "-5", "+1", " 5", "1_000", "0x10", "inf", "nan", "1e400", "-1e400", "1e-400", "12", "12.0", "12.5", "２０２４０１０１", "9"*30]
-DATES = ["2024-01-01", "2024-02-30", "2024-01-01T00:00", "2024-01-01T12:30:15", "2024-01-01 12:30", "2024-01-01T00:00+02:00", "2024-01-01T12:00Z", "2024-01-01T12:00:00.1234567", "2024-01-01T12:00:00.123456",
+NUMBERS = ["20240101", "20240101.5", "1e9", "86400", "0", "-5", "+1", " 5", "1_000", "0x10", "inf", "nan", "1e400",
+           "-1e400", "1e-400", "12", "12.0", "12.5", "２０２４０１０１", "9"*30]
+DATES = ["2024-01-01", "2024-02-30", "2024-01-01T00:00", "2024-01-01T12:30:15", "2024-01-01 12:30",
+         "2024-01-01T00:00+02:00", "2024-01-01T12:00Z", "2024-01-01T12:00:00.1234567", "2024-01-01T12:00:00.123456",
          "20240101T1200", "2024-W01-1", "2024W011", "01/02/2024", "12:30"]
-WORDS = ["", "none", "None", "null", "NULL", "true", "no", "on", "a", "b", "2", "a,b", "1,2", "1,none", "[1, 2]", "[1e400]", "[null]", "[20240101]", '{"a": 1}', '{"a": null}', "2024-01-01,20240102", "/data/x.csv", "."]
-OPTIONAL = ["Optional[int]", "Optional[float]", "Optional[bool]", "Optional[date]", "Optional[datetime]", "Optional[Path]", "Optional[list[int]]", "Optional[dict]", "Literal['a', 2, None]", "Optional[Literal['a']]"]
-WRITTEN = [*OPTIONAL, "str", "int", "float", "bool", "None", "date", "datetime", "Path", "list", "dict", "list[int]", "list[float]", "list[date]", "list[datetime]", "list[int | None]", "dict[str, datetime]", "str | None", "int | float",
-           "date | datetime", "datetime | date", "int | datetime", "str | datetime"]
+WORDS = ["", "none", "None", "null", "NULL", "true", "no", "on", "a", "b", "2", "a,b", "1,2", "1,none", "[1, 2]",
+         "[1e400]", "[null]", "[20240101]", '{"a": 1}', '{"a": null}', "2024-01-01,20240102", "/data/x.csv", "."]
+OPTIONAL = ["Optional[int]", "Optional[float]", "Optional[bool]", "Optional[date]", "Optional[datetime]",
+            "Optional[Path]", "Optional[list[int]]", "Optional[dict]", "Literal['a', 2, None]",
+            "Optional[Literal['a']]"]
+WRITTEN = [*OPTIONAL, "str", "int", "float", "bool", "None", "date", "datetime", "Path", "list", "dict", "list[int]",
+           "list[float]", "list[date]", "list[datetime]", "list[int | None]", "dict[str, datetime]", "str | None",
+           "int | float", "date | datetime", "datetime | date", "int | datetime", "str | datetime"]
 
 
 def as_json(text: str):
@@ -151,10 +176,13 @@ def writes(given: object, value: object) -> bool:
         return len(given) == len(value) and all(map(writes, given, value))
     if isinstance(value, dict):
         given = as_json(given) if isinstance(given, str) else given
-        return isinstance(given, dict) and list(given) == list(value) and all(writes(given[k], value[k]) for k in value)
+        return isinstance(given, dict) and list(given) == list(value) and all(
+            writes(given[k], value[k]) for k in value
+        )
     if value is None: return given is None or isinstance(given, str) and given.lower() in ("", "none", "null")
     if isinstance(value, bool):
-        return given is value or str(given).strip().lower() in (("1", "1.0", "t", "true", "y", "yes", "on") if value else ("0", "0.0", "f", "false", "n", "no", "off"))
+        return given is value or str(given).strip().lower() in (("1", "1.0", "t", "true", "y", "yes", "on") if value
+                                                                else ("0", "0.0", "f", "false", "n", "no", "off"))
     if isinstance(value, (int, float)):
         said = number(str(given))
         if said is None or not said.is_finite(): return said is not None and str(float(said)) == str(value)
@@ -209,15 +237,19 @@ def test_none_for_what_may_be_none():
 
 
 def test_null_on_the_command_line(workspace):
-    write(workspace/"in.ipynb", "x: str | None = 'a'\nn: int = 1", "from scalai_nb.jobs.result import result\nresult(x=x, none=x is None)")
+    write(workspace/"in.ipynb", "x: str | None = 'a'\nn: int = 1",
+          "from scalai_nb.jobs.result import result\nresult(x=x, none=x is None)")
     done = here("run", "in.ipynb", "--null", "x", "--json")
-    assert (done.code, done.doc["results"], done.doc["parameters"]["x"]) == (0, dict(x=None, none=True), None), done.out
-    for args, said in ((["--null", "n"], "'n' must be int"), (["--null", "y"], "Unknown parameter 'y'"), (["--null", "x", "-p", "x=b"], "x is given twice")):
+    assert (done.code, done.doc["results"],
+            done.doc["parameters"]["x"]) == (0, dict(x=None, none=True), None), done.out
+    for args, said in ((["--null", "n"], "'n' must be int"), (["--null", "y"], "Unknown parameter 'y'"),
+                       (["--null", "x", "-p", "x=b"], "x is given twice")):
         refused = here("run", "in.ipynb", *args)
         assert (refused.code, len(refused.lines)) == (2, 2) and said in refused.lines[0]
     assert here("run", "in.ipynb", "-p", "x=none", "--json").doc["results"] == dict(x="none", none=False)
     (workspace/"p.json").write_text('{"x": "from the file"}')
-    assert here("run", "in.ipynb", "--parameters", "p.json", "--null", "x", "--json").doc["results"] == dict(x=None, none=True)
+    assert here("run", "in.ipynb", "--parameters", "p.json", "--null", "x",
+                "--json").doc["results"] == dict(x=None, none=True)
 
 
 def test_what_cannot_be_written_is_refused():
@@ -237,7 +269,8 @@ def test_what_cannot_be_written_is_refused():
 
 def test_hostile_values_arrive_and_do_nothing(workspace):
     "Through a whole run: what the kernel holds is what was given, and nothing was touched."
-    book = write(workspace/"in.ipynb", "values: list = []\nnames: dict = {}\nfree = None", "from scalai_nb.jobs.result import result\nresult(values=values, names=list(names), free=free)")
+    book = write(workspace/"in.ipynb", "values: list = []\nnames: dict = {}\nfree = None",
+                 "from scalai_nb.jobs.result import result\nresult(values=values, names=list(names), free=free)")
     job = run(book, dict(values=HOSTILE, names={h: 1 for h in HOSTILE}, free=HOSTILE[0]))
     assert (job.state, job.results) == ("succeeded", dict(values=HOSTILE, names=HOSTILE, free=HOSTILE[0]))
     for text in HOSTILE[:3]: assert here("run", "in.ipynb", "-p", f"free={text}", "-p", f"{text}=1").code == 2
@@ -246,7 +279,11 @@ def test_hostile_values_arrive_and_do_nothing(workspace):
 
 def test_a_secret_may_be_the_default_and_never_reaches_a_file(workspace, monkeypatch):
     monkeypatch.setenv("TOKEN", "hunter2-hunter2")
-    book = write(workspace/"in.ipynb", "from scalai_nb.jobs.parameters import Secret\ntoken: Secret = 'env:TOKEN'  # of the service", "import os\nos.system('echo $TOKEN')\nprint(token)\nfrom scalai_nb.jobs.result import result\nresult(n=len(token))")
+    book = write(workspace/"in.ipynb", "from scalai_nb.jobs.parameters import Secret\n"
+                                       "token: Secret = 'env:TOKEN'  # of the service", "import os\n"
+                                                                                        "os.system('echo $TOKEN')\n"
+                                                                                        "print(token)\n"
+                                                                                        "from scalai_nb.jobs.result import result\nresult(n=len(token))")
     job = run(book)
     assert (job.state, job.results, job.parameters) == ("succeeded", dict(n=15), dict(token="env:TOKEN"))
     assert not any(b"hunter2" in f.read_bytes() for f in (workspace/".scalai").rglob("*") if f.is_file())
@@ -258,11 +295,15 @@ def test_a_secret_may_be_the_default_and_never_reaches_a_file(workspace, monkeyp
 
 
 def test_help_shows_the_form(workspace):
-    write(workspace/"nightly.ipynb", "from datetime import date\ntable: str  # where the rows go\nmonths = 12  # of 2013\nsince: date = date(2013, 1, 1)\nuri = 'postgresql://ann:hunter2@host/db'")
-    (workspace/"flow.toml").write_text('[parameters]\nperiod = "2013-06"\n[[step]]\nname = "a"\nnotebook = "nightly.ipynb"\nparameters = { table = "t" }\n')
+    write(workspace/"nightly.ipynb", "from datetime import date\ntable: str  # where the rows go\n"
+                                     "months = 12  # of 2013\nsince: date = date(2013, 1, 1)\n"
+                                     "uri = 'postgresql://ann:hunter2@host/db'")
+    (workspace/"flow.toml").write_text('[parameters]\nperiod = "2013-06"\n[[step]]\nname = "a"\n'
+                                       'notebook = "nightly.ipynb"\nparameters = { table = "t" }\n')
     shown = here("run", "nightly.ipynb", "--help")
     lines = [line.split(maxsplit=3) for line in shown.out.splitlines()]
-    assert shown.code == 0 and ["table", "str", "required", "where the rows go"] in lines and ["months", "int", "12", "of 2013"] in lines
+    assert shown.code == 0 and ["table", "str", "required",
+                                "where the rows go"] in lines and ["months", "int", "12", "of 2013"] in lines
     assert ["since", "date", "2013-01-01"] in lines and "hunter2" not in shown.out and "--timeout" in shown.out
     assert "period  str  '2013-06'" in here("run", "flow.toml", "--help").out
     for wrong in ("nightli.ipynb", "."):

@@ -1,4 +1,5 @@
-"The record when its database is gone, damaged, locked, full, read-only or silent: a run says so or leaves its end where the next start finds it."
+"""The record when its database is gone, damaged, locked, full, read-only or silent: a run says so or leaves its end
+where the next start finds it."""
 
 import json
 import os
@@ -272,9 +273,9 @@ def test_another_container_s_process_is_never_taken_for_dead(quick, monkeypatch)
     table.put(made("s"))
     table.trigger("s")
     theirs = f"{os.getpid()}:123:{'0'*8}-4026531836"
-    f, = table.claim(table.now(), f"{theirs}:abc", 1, [], 30)
+    f, = table.claim(table.clock(), f"{theirs}:abc", 1, [], 30)
     assert (f.host, is_local(theirs), is_local(identity())) == (socket.gethostname(), False, True)
-    assert table.find_abandoned(table.now(), "me", 30, {}) == []
+    assert table.find_abandoned(table.clock(), "me", 30, {}) == []
     run = record.create(JobRun(name="there", state="running"))
     with record.db() as db: db.execute(module.RUNS.update().where(module.RUNS.c.id == run.id).values(process=theirs))
     assert record.get(run.id).state == "running"

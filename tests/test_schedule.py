@@ -55,11 +55,13 @@ def quick(workspace, monkeypatch):
 
 
 def effects(folder: Path) -> list:
-    return [json.loads(line) for line in (folder/"effects").read_text().splitlines()] if (folder/"effects").exists() else []
+    return [json.loads(line)
+            for line in (folder/"effects").read_text().splitlines()] if (folder/"effects").exists() else []
 
 
 def made(name, **given) -> Schedule:
-    return schedule(dict(name=name, job="quick.ipynb") | (dict(cron="0 2 * * *") if not {"cron", "every", "at", "on_table"} & set(given) else {}) | given)
+    return schedule(dict(name=name, job="quick.ipynb")
+                    | (dict(cron="0 2 * * *") if not {"cron", "every", "at", "on_table"} & set(given) else {}) | given)
 
 
 class Clock:
@@ -82,11 +84,13 @@ def turns(*schedulers, n: int = 3000) -> None:
 
 # --- when
 
-ZONES = ["Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "America/Sao_Paulo", "Asia/Kathmandu", "Africa/Casablanca", "UTC"]
+ZONES = ["Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "America/Sao_Paulo", "Asia/Kathmandu",
+         "Africa/Casablanca", "UTC"]
 
 
 @tuned(max_examples=60, deadline=None)
-@given(st.sampled_from(ZONES), st.sets(st.integers(0, 59), min_size=1, max_size=3), st.sets(st.integers(0, 23), min_size=1, max_size=3), st.integers(0, 500_000))
+@given(st.sampled_from(ZONES), st.sets(st.integers(0, 59), min_size=1, max_size=3),
+       st.sets(st.integers(0, 23), min_size=1, max_size=3), st.integers(0, 500_000))
 def test_due_times_increase_and_are_what_the_wall_clock_says(zone, minutes, hours, start):
     what = made("s", cron=f"{','.join(map(str, minutes))} {','.join(map(str, hours))} * * *", zone=zone)
     after, tz = 1_400_000_000 + 1000.*start, ZoneInfo(zone)  # 2014 to 2030
@@ -112,7 +116,8 @@ def test_due_times_increase_and_are_what_the_wall_clock_says(zone, minutes, hour
 @pytest.mark.parametrize("zone", ZONES)
 def test_each_day_of_a_year_runs_once(zone):
     for hour in (0, 2, 3):
-        times, tz = made("s", cron=f"30 {hour} * * *", zone=zone).times(datetime(2017, 1, 1, tzinfo=ZoneInfo(zone)).timestamp()), ZoneInfo(zone)
+        times, tz = made("s", cron=f"30 {hour} * * *",
+                         zone=zone).times(datetime(2017, 1, 1, tzinfo=ZoneInfo(zone)).timestamp()), ZoneInfo(zone)
         days = [datetime.fromtimestamp(next(times), tz).date() for _ in range(365)]
         assert len(set(days)) == 365 and (days[-1] - days[0]).days == 364
 
@@ -136,7 +141,9 @@ def test_a_killed_scheduler_takes_its_runs_along_and_another_does_them(workspace
     """Real processes:
 
     the run of a scheduler that is killed is lost, its kernel is gone, and the next scheduler runs it again at once."""
-    write(workspace/"slow.ipynb", "n = 1", "import os, time\nfirst = not os.path.exists('began')\nopen('began', 'a').write('x')\nif first: time.sleep(60)", "open('effect', 'a').write('x')")
+    write(workspace/"slow.ipynb", "n = 1", "import os, time\nfirst = not os.path.exists('began')\n"
+                                           "open('began', 'a').write('x')\n"
+                                           "if first: time.sleep(60)", "open('effect', 'a').write('x')")
     table = ScheduleStore()
     table.put(made("slow", job="slow.ipynb").check(table.settings))
     table.trigger("slow")
@@ -148,7 +155,8 @@ def test_a_killed_scheduler_takes_its_runs_along_and_another_does_them(workspace
     nobody_left(workspace)
     done = scalai("scheduler", "--once", "--json", cwd=workspace)
     firing, = done.doc["firings"]
-    assert (done.code, firing["state"], firing["attempt"], (workspace/"effect").read_text()) == (0, "succeeded", 2, "x")
+    assert (done.code, firing["state"], firing["attempt"],
+            (workspace/"effect").read_text()) == (0, "succeeded", 2, "x")
     assert [r.state for r in Record().runs()] == ["succeeded", "lost"]
 
 
@@ -164,7 +172,8 @@ def test_sigterm_waits_for_what_runs_and_starts_nothing_new(workspace):
         process.send_signal(signal.SIGTERM)
         doc = json.loads(process.communicate(timeout=60)[0])
     finally: process.kill()
-    assert (process.returncode, [f["state"] for f in doc["firings"]], [f.state for f in table.firings()]) == (0, ["succeeded"], ["queued", "succeeded"])
+    assert (process.returncode, [f["state"] for f in doc["firings"]],
+            [f.state for f in table.firings()]) == (0, ["succeeded"], ["queued", "succeeded"])
     nobody_left(workspace)
 
 
@@ -211,7 +220,8 @@ def test_a_locked_database_is_waited_for(quick):
     table = ScheduleStore()
     table.put(made("s"))
     table.trigger("s")
-    ours, lock = Scheduler(), sqlite3.connect(Settings.load().path("scalai.db"), isolation_level=None, check_same_thread=False)
+    ours, lock = Scheduler(), sqlite3.connect(Settings.load().path("scalai.db"), isolation_level=None,
+                                              check_same_thread=False)
     lock.execute("BEGIN IMMEDIATE")
     threading.Timer(.5, lock.execute, ["COMMIT"]).start()
     turns(ours)
@@ -237,14 +247,17 @@ def test_missed_starts_follow_the_policy(policy, hours, quick, monkeypatch):
     states = missed(policy, monkeypatch)
     assert [datetime.fromtimestamp(t, UTC).hour for t, s in states if s == "succeeded"] == hours
     assert [p["due"] for p, _ in effects(quick)] == [f"2026-06-01T{h}:00:00+00:00" for h in hours]
-    assert [datetime.fromtimestamp(t, UTC).hour for t, s in states if s == "skipped"] == ([16] if policy == "none" else [])
+    assert [datetime.fromtimestamp(t, UTC).hour for t, s in states
+            if s == "skipped"] == ([16] if policy == "none" else [])
 
 
 def test_all_means_at_most_so_many(quick, monkeypatch):
     assert [datetime.fromtimestamp(t, UTC).hour for t, _ in missed("all", monkeypatch, most=2)] == [15, 16, 17]
 
 
-@pytest.mark.parametrize("policy, states", [("skip", ["succeeded", "skipped"]), ("queue", ["succeeded", "succeeded"]), ("cancel", ["cancelled", "succeeded"])])
+@pytest.mark.parametrize("policy, states",
+                         [("skip", ["succeeded", "skipped"]), ("queue", ["succeeded", "succeeded"]),
+                          ("cancel", ["cancelled", "succeeded"])])
 def test_overlaps_follow_the_policy(policy, states, quick, monkeypatch):
     clock = Clock(monkeypatch, "2026-06-01T12:59:59Z")
     table = ScheduleStore()
@@ -289,7 +302,9 @@ def test_retries_then_failure_and_recovery_are_told(quick, monkeypatch):
     turns(ours)
     ours.sender.close()
     assert [f.state for f in table.firings()] == ["succeeded", "failed"]
-    assert [(h["what"], h["resolved"], h["summary"]) for h in ear.heard] == [("job failed", False, "s failed: it was told to"), ("job failed", True, "s works again")]
+    assert [(h["what"], h["resolved"], h["summary"]) for h in ear.heard] == [
+        ("job failed", False, "s failed: it was told to"), ("job failed", True, "s works again")
+    ]
     assert ear.heard[0]["details"]["attempts"] == 2
 
 
@@ -307,7 +322,10 @@ def test_what_is_late_is_told_once_and_resolved_by_its_end(quick, monkeypatch):
     (quick/"go").touch()
     turns(ours, other)
     for s in (ours, other): s.sender.close()
-    assert [(h["what"], h["key"], h["resolved"]) for h in ear.heard] == [("job late", "job late/waits/2026-06-01T13:01:00Z", False), ("job late", "job late/waits/2026-06-01T13:01:00Z", True)]
+    assert [(h["what"], h["key"], h["resolved"]) for h in ear.heard] == [
+        ("job late", "job late/waits/2026-06-01T13:01:00Z", False),
+        ("job late", "job late/waits/2026-06-01T13:01:00Z", True)
+    ]
 
 
 def test_what_was_missed_is_over_when_it_next_starts_in_time(quick, monkeypatch):
@@ -405,7 +423,8 @@ def test_metrics_are_scraped(quick):
         table.trigger(name)
     server, ours = serve(0), Scheduler(slots=1)
     def scraped():
-        return dict(line.rsplit(" ", 1) for line in httpx.get(server.url).text.splitlines() if not line.startswith("#"))
+        return dict(line.rsplit(" ", 1) for line in httpx.get(server.url).text.splitlines()
+                    if not line.startswith("#"))
     try:
         ours.run_once()
         now = scraped()
@@ -463,7 +482,9 @@ def test_the_systemd_unit_is_one(workspace):
     text = scalai_here("scheduler", "unit", "--json")["unit"]
     (workspace/"scalai.service").write_text(text)
     assert shutil.which("systemd-analyze"), "systemd is not installed: apt-get install systemd"
-    done = subprocess.run(["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", str(workspace/"scalai.service")], capture_output=True, text=True)
+    done = subprocess.run(["systemd-analyze", "verify", "--man=no", "--recursive-errors=no",
+                           str(workspace/"scalai.service")],
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -517,7 +538,9 @@ def test_postgresql_serves_several_and_may_go_and_come_back(quick):
     server = Postgres()
     try:
         server.connect().close()
-        settings = Settings(root=quick, jobs=dict(database=server.uri().replace("postgresql://", "postgresql+psycopg://"), lease=30))
+        settings = Settings(root=quick,
+                            jobs=dict(database=server.uri().replace("postgresql://", "postgresql+psycopg://"),
+                                      lease=30))
         table = ScheduleStore(settings)
         for n in range(30):
             table.put(made(f"s{n}", parameters=dict(n=n, seconds=.05)))

@@ -1,4 +1,5 @@
-"Each script and style sheet of the package alone in a real Chromium: no gateway, no kernel, only what the page asks for is answered."
+"""Each script and style sheet of the package alone in a real Chromium: no gateway, no kernel, only what the page asks
+for is answered."""
 
 import base64
 import json

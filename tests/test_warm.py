@@ -1,4 +1,5 @@
-"Kernels forked from a process that is kept beside a workspace: as a fresh start would be, this user's only, and gone when they should be."
+"""Kernels forked from a process that is kept beside a workspace: as a fresh start would be, this user's only, and gone
+when they should be."""
 
 import json
 import os

@@ -123,7 +123,7 @@ def schedule_show(name: NAME, limit: Annotated[int, typer.Option(min=1, help="Pa
     table = ScheduleStore()
     doc = table.overview(name)[0]
     what = Schedule(**doc["schedule"])
-    doc |= {"upcoming": [local_time(t, what.zone) for t in islice(what.times(table.now()), 5)],
+    doc |= {"upcoming": [local_time(t, what.zone) for t in islice(what.times(table.clock()), 5)],
             "firings": [f.to_dict() for f in table.firings(FIRINGS.c.schedule == name, limit=limit)]}
     return Answer(doc, lambda: schedule_text(doc))
 

@@ -26,6 +26,8 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
+from fastcore.basics import patch
+
 from .errors import BadRequest
 from .jsonable import plain
 from .logs import logger
@@ -50,7 +52,7 @@ class Alert:
     def __post_init__(self):
         if not self.key: object.__setattr__(self, "key", f"{self.what}/{self.source}")
 
-    def over(self, summary: str, **details) -> "Alert":  # the same case, resolved now
+    def resolve(self, summary: str, **details) -> "Alert":  # the same case, resolved now
         return replace(self, summary=summary, details=details, resolved=True, at=datetime.now(UTC))
 
     def to_dict(self) -> dict: return plain(asdict(self) | {"at": self.at.isoformat(timespec="seconds")}, other=str)
@@ -65,11 +67,8 @@ def text(alert: Alert,
     try:
         return (template or Settings().alerts.template).format_map(fields).strip()
     except (KeyError, ValueError, IndexError, AttributeError) as e:
-        raise BadRequest(
-            f"[alerts] template cannot be filled: {e}.",
-            f"Known: {', '.join('{' + f + '}' for f in fields)}.",
-            "settings",
-        ) from e
+        raise BadRequest(f"[alerts] template cannot be filled: {e}.",
+                         f"Known: {', '.join('{' + f + '}' for f in fields)}.", "settings") from e
 
 # %% ../../nbs/core/20_alerts.ipynb #6e6bf23b
 def _revealed(value: str, what: str) -> str:
@@ -78,9 +77,8 @@ def _revealed(value: str, what: str) -> str:
     try:
         return os.environ[place] if kind == "env" else Path(place).read_text().strip() if kind == "file" else value
     except (KeyError, OSError) as e:
-        raise BadRequest(
-            f"[alerts] {what} = {value} is not there.", "Set the environment variable, or check the file.", "settings"
-        ) from e
+        raise BadRequest(f"[alerts] {what} = {value} is not there.",
+                         "Set the environment variable, or check the file.", "settings") from e
 
 def _post(settings: Settings, url: str, body: object, alert: Alert):
     "One POST of JSON. Redirects are refused: they would carry the alert elsewhere."
@@ -101,29 +99,21 @@ def slack(alert: Alert, settings: Settings):
     body = {"text": said.splitlines()[0], "attachments": [{"color": color, "text": said, "fallback": said}]}
     _post(settings, _revealed(settings.alerts.slack, "slack"), body, alert)
 
-def stdout(alert: Alert, settings: Settings): print(text(alert, settings.alerts.template), flush=True)
+# %% ../../nbs/core/20_alerts.ipynb #ecb6d8ec
+def stdout(alert: Alert, settings: Settings):
+    "Print an alert."
+    print(text(alert, settings.alerts.template), flush=True)
 
 # %% ../../nbs/core/20_alerts.ipynb #bd43f063
 def alertmanager(alert: Alert, settings: Settings):
     "Alertmanager's API, version 2."
-    labels = {
-        "alertname": alert.what,
-        "source": alert.source,
-        "key": alert.key,
-        "severity": alert.severity,
-        "service": "scalai",
-    }
-    notes = {
-        "summary": alert.summary,
-        "run": alert.run,
-        "description": "\n".join(f"{k}: {v}" for k, v in alert.details.items()),
-    }
+    labels = {"alertname": alert.what, "source": alert.source, "key": alert.key, "severity": alert.severity,
+              "service": "scalai"}
+    notes = {"summary": alert.summary, "run": alert.run,
+             "description": "\n".join(f"{k}: {v}" for k, v in alert.details.items())}
     ends = alert.at if alert.resolved else alert.at + timedelta(days=7)
-    body = {
-        "labels": {k: v for k, v in labels.items() if v},
-        "annotations": {k: v for k, v in notes.items() if v},
-        "endsAt": ends.isoformat(),
-    }
+    body = {"labels": {k: v for k, v in labels.items() if v}, "annotations": {k: v for k, v in notes.items() if v},
+            "endsAt": ends.isoformat()}
     if not alert.resolved: body["startsAt"] = alert.at.isoformat()
     base = _revealed(settings.alerts.alertmanager, "alertmanager").rstrip("/")
     _post(settings, f"{base}/api/v2/alerts", [body], alert)
@@ -148,18 +138,14 @@ def email(alert: Alert, settings: Settings):
             secure = True
         if server.username:
             if not secure and server.hostname not in ("localhost", "127.0.0.1", "::1"):
-                raise BadRequest(
-                    f"{server.hostname} offers no TLS, so no password is sent to it.",
-                    "Use smtps://, or leave the user out of [alerts] email.",
-                    "settings",
-                )
+                raise BadRequest(f"{server.hostname} offers no TLS, so no password is sent to it.",
+                                 "Use smtps://, or leave the user out of [alerts] email.", "settings")
             smtp.login(server.username, _revealed(s.email_password, "email_password"))
         smtp.send_message(mail)
 
 # %% ../../nbs/core/20_alerts.ipynb #112c42b9
-RECEIVERS: dict[str, Callable[[Alert, Settings], None]] = dict(
-    webhook=webhook, slack=slack, email=email, alertmanager=alertmanager, stdout=stdout
-)
+RECEIVERS: dict[str, Callable[[Alert, Settings], None]] = dict(webhook=webhook, slack=slack, email=email,
+                                                               alertmanager=alertmanager, stdout=stdout)
 
 # %% ../../nbs/core/20_alerts.ipynb #84d8aa94
 def receivers(settings: Settings) -> list[str]:  # names, of those that are set
@@ -167,35 +153,22 @@ def receivers(settings: Settings) -> list[str]:  # names, of those that are set
     s = settings.alerts
     for name in ("webhook", "slack", "alertmanager"):
         if (url := getattr(s, name)) and not url.startswith(("http://", "https://", "env:", "file:")):
-            raise BadRequest(
-                f"[alerts] {name} is no address.",
-                "Write http://… or https://…, or where it is: env:NAME or file:PATH.",
-                "settings",
-            )
+            raise BadRequest(f"[alerts] {name} is no address.",
+                             "Write http://… or https://…, or where it is: env:NAME or file:PATH.", "settings")
     if s.email:
         server = urlsplit(s.email)
         if server.scheme not in ("smtp", "smtps") or not server.hostname:
-            raise BadRequest(
-                "[alerts] email is no mail server.", "Write smtp://USER@HOST:587 or smtps://USER@HOST.", "settings"
-            )
+            raise BadRequest("[alerts] email is no mail server.", "Write smtp://USER@HOST:587 or smtps://USER@HOST.",
+                             "settings")
         if server.password:
-            raise BadRequest(
-                "[alerts] email holds a password.",
-                "Write smtp://USER@HOST, and email_password = env:NAME.",
-                "settings",
-            )
+            raise BadRequest("[alerts] email holds a password.",
+                             "Write smtp://USER@HOST, and email_password = env:NAME.", "settings")
         if not (s.email_from and s.email_to):
-            raise BadRequest(
-                "[alerts] email needs email_from and email_to.",
-                "Give both; several receivers are separated by commas.",
-                "settings",
-            )
+            raise BadRequest("[alerts] email needs email_from and email_to.",
+                             "Give both; several receivers are separated by commas.", "settings")
         if server.username and not s.email_password.startswith(("env:", "file:")):
-            raise BadRequest(
-                "[alerts] email_password is where the password is, not the password.",
-                "Write email_password = env:NAME or file:PATH.",
-                "settings",
-            )
+            raise BadRequest("[alerts] email_password is where the password is, not the password.",
+                             "Write email_password = env:NAME or file:PATH.", "settings")
     text(Alert("test", "test"), s.template)
     return [name for name in RECEIVERS if getattr(s, name)]
 
@@ -221,7 +194,8 @@ def _why(e: BaseException) -> str:  # without the address, which may be a secret
 def deliver(name: str, alert: Alert, settings: Settings) -> str:  # why it was given up; empty: it was delivered
     "To one receiver, with retries."
     from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
-    again = Retrying(stop=stop_after_attempt(settings.alerts.attempts), wait=wait_exponential(multiplier=.5, max=5), retry=retry_if_exception(_passing), reraise=True)
+    again = Retrying(stop=stop_after_attempt(settings.alerts.attempts), wait=wait_exponential(multiplier=.5, max=5),
+                     retry=retry_if_exception(_passing), reraise=True)
     try: again(RECEIVERS[name], alert, settings)
     except Exception as e:  # whatever it is: an alert must not break the work that sends it
         logger("alerts").error(f"{name} was not told", alert=alert.key, why=_why(e))
@@ -308,9 +282,8 @@ def send(
     for name, t in threads.items():
         t.join(max(0., until - time.monotonic()))
         if t.is_alive():
-            logger("alerts").error(
-                f"{name} was not told", alert=alert.key, why=f"it did not answer within {within:g} s"
-            )
+            logger("alerts").error(f"{name} was not told", alert=alert.key,
+                                   why=f"it did not answer within {within:g} s")
             done = done | {name: f"it did not answer within {within:g} s"}
     return done
 
@@ -374,12 +347,16 @@ class Sender:
             logger("alerts").error("an alert was dropped", alert=alert.key, why=f"{self.waiting.maxsize} wait already")
 
     def close(self, within: float = 20.):  # seconds for what still waits
+        "Wait for the alerts that are still queued, then stop."
         if not self.on: return
         self.send_end(within)
         if left := self.waiting.qsize():
             logger("alerts").error(f"{left} alerts were not sent", why=f"receivers took more than {within:g} s")
 
-    def send_end(self, within: float):
-        try: self.waiting.put(None, timeout=within)
-        except queue.Full: return
-        self.thread.join(within)
+# %% ../../nbs/core/20_alerts.ipynb #4e7eb212
+@patch
+def send_end(self: Sender, within: float):
+    "Queue the end, and wait for the thread."
+    try: self.waiting.put(None, timeout=within)
+    except queue.Full: return
+    self.thread.join(within)

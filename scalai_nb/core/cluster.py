@@ -35,11 +35,8 @@ def _threads(c, workers):
 def _processes(c, workers):
     import dask
     from distributed import LocalCluster
-    env = {
-        k: v
-        for k, v in dask.config.get("distributed.nanny.pre-spawn-environ").items()
-        if k != "MALLOC_TRIM_THRESHOLD_"
-    }
+    env = {k: v for k, v in dask.config.get("distributed.nanny.pre-spawn-environ").items()
+           if k != "MALLOC_TRIM_THRESHOLD_"}
     with dask.config.set({"distributed.nanny.pre-spawn-environ": env}):
         return LocalCluster(n_workers=workers, threads_per_worker=c.threads, processes=True, host="127.0.0.1",
                             dashboard_address=None, scheduler_kwargs=ANY_PORT,
@@ -82,10 +79,8 @@ def _connected(address: str):
     try:
         return Client(address, timeout=10)
     except OSError as e:
-        raise Unreachable(
-            f"No Dask scheduler answers at {address}.",
-            "Start one with `dask scheduler`, or correct [cluster] address.",
-        ) from e
+        raise Unreachable(f"No Dask scheduler answers at {address}.",
+                          "Start one with `dask scheduler`, or correct [cluster] address.") from e
     except ValueError as e:
         raise BadRequest(f"{address!r} is not an address: {e}", "Write it as tcp://HOST:PORT.") from e
 

@@ -43,9 +43,8 @@ def _listed(name: str, settings: Settings | None) -> list[re.Match]:  # the vers
     except FileNotFoundError: return []
     return [m for n in names if (m := LOGGED.fullmatch(n.rsplit("/", 1)[-1]))]
 
-def _actions(
-    name: str, version: int, settings: Settings | None
-) -> list[dict] | None:  # None: tidied away, or never there
+def _actions(name: str, version: int,
+             settings: Settings | None) -> list[dict] | None:  # None: tidied away, or never there
     fs, log = _log(name, settings)
     try: return [json.loads(line) for line in fs.cat_file(f"{log}/{version:020}.json").splitlines() if line.strip()]
     except FileNotFoundError: return None
@@ -60,32 +59,29 @@ def commit_info(name: str, version: int, settings: Settings | None = None) -> di
     its time, operation, and what its writer added. Raises `BadRequest` where the log does not have it."""
     actions = _actions(name, version, settings)
     if actions is None:
-        raise BadRequest(
-            f"The log of {name} has no version {version} any more.", "Restore its _delta_log from a copy.", "table"
-        )
+        raise BadRequest(f"The log of {name} has no version {version} any more.",
+                         "Restore its _delta_log from a copy.", "table")
     return next((a["commitInfo"] for a in actions if a.get("commitInfo")), {})
 
-def committed(
-    name: str, version: int, settings: Settings | None = None
-) -> float | None:  # seconds since 1970; None where the log does not say
+def committed(name: str, version: int,
+              settings: Settings | None = None) -> float | None:  # seconds since 1970; None where the log does not say
     "When a version was committed, by its writer's clock."
     return _time(_actions(name, version, settings) or [])
 
 def written_by(name: str, version: int,
-               settings: Settings | None = None,
-              ) -> str | None:  # id of a job run; None where the log does not say
+               settings: Settings | None = None) -> str | None:  # id of a job run; None where the log does not say
     "Read from a commit which job run made it: a run that was killed right after it has recorded nothing."
     actions = _actions(name, version, settings) or []
     return next((a["commitInfo"].get("run") for a in actions if "commitInfo" in a), None)
 
 # %% ../../nbs/core/07_delta_log.ipynb #b0c0252e
 def commits(name: str,
-            after: int = -1,  # a version
+            since: int = -1,  # a version
             limit: int = 1,
             settings: Settings | None = None,
            ) -> list[tuple[int, float, str]]:  # version, when (seconds since 1970), operation
-    "The newest versions later than `after`, in order; none where there is no table yet."
-    found = sorted(v for m in _listed(name, settings) if (v := int(m[1])) > after and m[0] == f"{m[1]}.json")
+    "The newest versions later than `since`, in order; none where there is no table yet."
+    found = sorted(v for m in _listed(name, settings) if (v := int(m[1])) > since and m[0] == f"{m[1]}.json")
     return [(v, *_told(_actions(name, v, settings) or [])) for v in found[-limit:]]
 
 def _told(actions: list[dict]) -> tuple[float, str]:
@@ -135,9 +131,8 @@ def transactions(
 ) -> dict[str, int] | None:  # name → its last number; None where the log has a shape that this does not read
     "All transaction names that a version of a Delta table knows."
     import pyarrow.parquet as pq
-    kept = [
-        int(m[1]) for m in _listed(name, settings) if m[0] == f"{m[1]}.checkpoint.parquet" and int(m[1]) <= version
-    ]
+    kept = [int(m[1]) for m in _listed(name, settings)
+            if m[0] == f"{m[1]}.checkpoint.parquet" and int(m[1]) <= version]
     start, found = max(kept, default=-1), {}
     if kept:
         fs, log = _log(name, settings)

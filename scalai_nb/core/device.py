@@ -28,10 +28,21 @@ def _module(name: str):
     return importlib.import_module(name)
 
 # %% ../../nbs/core/12_device.ipynb #b49b0801
-def cudf(): return _module("cudf")
-def cupy(): return _module("cupy")
-def dask_cuda(): return _module("dask_cuda")
-def dask_cudf(): return _module("dask_cudf")
+def cudf():
+    "Import cuDF, or raise what is missing."
+    return _module("cudf")
+
+def cupy():
+    "Import CuPy, or raise what is missing."
+    return _module("cupy")
+
+def dask_cuda():
+    "Import Dask-CUDA, or raise what is missing."
+    return _module("dask_cuda")
+
+def dask_cudf():
+    "Import Dask-cuDF, or raise what is missing."
+    return _module("dask_cudf")
 
 def is_cudf(frame) -> bool:
     "Whether a frame lives on a GPU, found without importing cuDF."
@@ -42,9 +53,8 @@ def on_host(frame):  # pandas or cuDF frame, or Arrow table → pa.Table
     "Rows as an Arrow table on the host, the index left out."
     import pyarrow as pa
     if isinstance(frame, pa.Table): return frame
-    return (
-        frame.to_arrow(preserve_index=False) if is_cudf(frame) else pa.Table.from_pandas(frame, preserve_index=False)
-    )
+    return (frame.to_arrow(preserve_index=False) if is_cudf(frame)
+            else pa.Table.from_pandas(frame, preserve_index=False))
 
 def on_backend(frame):  # dask.dataframe.DataFrame of pandas frames
     """The same lazy frame on the backend that Dask is set to.

@@ -37,7 +37,7 @@ def describe(thing: Any,  # whose class gives the first word
     line = f"{type(thing).__name__}({', '.join(words)})"
     if len(line) <= WIDTH: return line
     inner = [cut(f"  {word},") for word in words]
-    if len(inner) > LINES - 2: inner = [*inner[:LINES - 3], f"  … {len(inner) - LINES + 3} more"]
+    if len(inner) > LINES - 2: inner = [*inner[: LINES - 3], f"  … {len(inner) - LINES + 3} more"]
     return "\n".join([f"{type(thing).__name__}(", *inner, ")"])
 
 # %% ../../nbs/core/16_display.ipynb #41e8e094

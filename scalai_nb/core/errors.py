@@ -81,17 +81,14 @@ def one_of(word: str,  # what was given
 # %% ../../nbs/core/00_errors.ipynb #4c7be208
 def unfit(e,  # a pydantic `ValidationError`
           where: str,  # what holds the value, as a sentence names it: `nightly.toml`
-          known: Iterable[str] = (),  # what would have been right in place of an unknown key
+          expected: Iterable[str] = (),  # what would have been right in place of an unknown key
           kind: str | None = None,  # see `ScalaiError`
          ) -> BadRequest:
     "What a model refused first, in two lines."
     err = e.errors()[0]
     key, why = ".".join(map(str, err["loc"])), err["msg"].removeprefix("Value error, ").removesuffix(".")
     if err["type"] == "extra_forbidden":
-        return BadRequest(f"Unknown key {key!r} in {where}.", did_you_mean(str(err["loc"][-1]), known), kind)
+        return BadRequest(f"Unknown key {key!r} in {where}.", did_you_mean(str(err["loc"][-1]), expected), kind)
     said = "is missing" if err["type"] == "missing" else f"= {err['input']!r} is not allowed"
-    return BadRequest(
-        f"{key} {said} in {where}." if key else f"{where[:1].upper()}{where[1:]} is not right.",
-        f"{why[:1].upper()}{why[1:]}.",
-        kind,
-    )
+    return BadRequest(f"{key} {said} in {where}." if key else f"{where[:1].upper()}{where[1:]} is not right.",
+                      f"{why[:1].upper()}{why[1:]}.", kind)

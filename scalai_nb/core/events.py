@@ -34,14 +34,14 @@ def emit(topic: str,  # profile, fit, search, compress, ingest, job, progress, i
         if wanted is None or wanted == topic: fn(topic, **fields)
 
 def watch_settings(
-    seen: Callable[
+    callback: Callable[
         [str, str], None
     ],  # called with a section and a key; with two empty texts where all are read at once
 ):
     "Hear of each setting that is read from now on."
     global settings_seen
-    settings_seen = seen
-    if loaded := sys.modules.get("scalai_nb.core.settings"): loaded.observe(seen)
+    settings_seen = callback
+    if loaded := sys.modules.get("scalai_nb.core.settings"): loaded.observe(callback)
 
 # %% ../../nbs/core/08_events.ipynb #b3f28c2b
 def has_subscribers(topic: str) -> bool:

@@ -17,10 +17,8 @@ ECS = {"event": "message", "level": "log.level", "part": "log.logger", "exceptio
 
 def _ecs(_, __, fields: dict) -> dict:
     "Rename to the Elastic Common Schema (ecs.version 8.11); a field of our own lives under `scalai.`."
-    out = {
-        "@timestamp": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-        "ecs.version": "8.11",
-    }
+    out = {"@timestamp": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+           "ecs.version": "8.11"}
     return out | {ECS.get(k, f"scalai.{k}"): v for k, v in fields.items()}
 
 class _Above:
@@ -48,12 +46,10 @@ def setup(level: str | None = None,  # debug, info, warning, error; default: $SC
     look = ([structlog.processors.format_exc_info, _ecs, structlog.processors.JSONRenderer(default=str)] if json else
             [structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
              structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())])
-    structlog.configure(
-        logger_factory=_writer,
-        cache_logger_on_first_use=False,
-        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        processors=[structlog.contextvars.merge_contextvars, structlog.processors.add_log_level, *look],
-    )
+    structlog.configure(logger_factory=_writer, cache_logger_on_first_use=False,
+                        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+                        processors=[structlog.contextvars.merge_contextvars, structlog.processors.add_log_level,
+                                    *look])
 
 def logger(name: str,  # of the module or part
           ): # a structlog logger; `log.info("ingested", rows=3)`

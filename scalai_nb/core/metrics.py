@@ -25,9 +25,8 @@ def _metric(kind, name: str, help: str, labels: tuple[str, ...], **how):
     with _making:
         if name not in _made: _made[name] = kind(name, help, labels, registry=REGISTRY, **how)
     if type(_made[name]) is not kind:
-        raise BadRequest(
-            f"{name} is a {type(_made[name]).__name__}, not a {kind.__name__}.", "Give one of them another name."
-        )
+        raise BadRequest(f"{name} is a {type(_made[name]).__name__}, not a {kind.__name__}.",
+                         "Give one of them another name.")
     return _made[name]
 
 def counter(name: str,  # as in scalai_runs_total

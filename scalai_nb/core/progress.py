@@ -9,6 +9,8 @@ __all__ = ['progress']
 import sys
 from collections.abc import Iterable
 
+from fastcore.basics import patch
+
 from . import events
 
 # %% ../../nbs/core/10_progress.ipynb #96ffc72f
@@ -27,28 +29,11 @@ class progress:
 
     def __enter__(self):
         from tqdm import tqdm
-        self.bar = tqdm(
-            total=self.total,
-            desc=self.label,
-            unit=" " + self.unit,
-            file=sys.stderr,
-            leave=False,
-            disable=not sys.stderr.isatty(),
-            dynamic_ncols=True,
-            unit_scale=self.unit == "rows",
-            bar_format=self.shape,
-        )
+        self.bar = tqdm(total=self.total, desc=self.label, unit=" " + self.unit, file=sys.stderr, leave=False,
+                        disable=not sys.stderr.isatty(), dynamic_ncols=True, unit_scale=self.unit == "rows",
+                        bar_format=self.shape)
         self._emit()
         return self
-
-    def update(self, n: int = 1, note: str = ""):  # n more are done
-        self.done += n
-        if note: self.bar.set_postfix_str(note, refresh=False)
-        self.bar.update(n)
-        self._emit(note)
-
-    def _emit(self, note=""):
-        events.emit("progress", label=self.label, done=self.done, total=self.total, unit=self.unit, note=note)
 
     def __exit__(self, *exc): self.bar.close()
 
@@ -57,3 +42,16 @@ class progress:
             for item in self.items:
                 yield item
                 self.update()
+
+# %% ../../nbs/core/10_progress.ipynb #75f0327a
+@patch
+def update(self: progress, n: int = 1, note: str = ""):  # n more are done
+    "Count `n` more items as done."
+    self.done += n
+    if note: self.bar.set_postfix_str(note, refresh=False)
+    self.bar.update(n)
+    self._emit(note)
+
+@patch
+def _emit(self: progress, note=""):
+    events.emit("progress", label=self.label, done=self.done, total=self.total, unit=self.unit, note=note)

@@ -27,15 +27,18 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 class WorkspaceSection(Section):
+    "Say where a workspace keeps its state."
     home: str = ".scalai"  # where the workspace keeps its state; relative to settings.ini
 
 class DataSection(Section):
+    "Set where tables lie and how rows are read and divided."
     storage: str = ""  # where tables lie: a folder or fsspec URL; empty: `home`
     rows_per_part: int = Field(250_000, ge=1)  # rows that one task holds in memory
     folds: int = Field(5, ge=2, le=120)  # parts that a key's hash can fall into; fold 0 validates
     retain_days: int = Field(30, ge=0)  # days that an older version, and what no version names, stays on disk
 
 class ClusterSection(Section):
+    "Set the Dask cluster that work runs on."
     kind: Literal["auto", "threads", "processes", "cuda", "address"] = "auto"
     address: str = ""  # of a running scheduler, `tcp://host:port`
     workers: int = Field(2, ge=1)  # processes
@@ -43,10 +46,12 @@ class ClusterSection(Section):
     memory: str = "auto"  # limit of a worker, in Dask's words: auto, 0, 4GiB
 
 class TrackingSection(Section):
+    "Set MLflow's tracking server and registry."
     uri: str = ""  # MLflow tracking and registry; empty: SQLite in `home`
 
 # %% ../../nbs/core/02_settings.ipynb #b3c2035c
 class JobsSection(Section):
+    "Set the record of runs, time limits and kept processes."
     database: str = ""  # SQLAlchemy URL of the record; empty: SQLite in `home`
     timeout: int = Field(3600, ge=1)  # seconds a job may take unless it is told otherwise
     # processes kept that have imported what notebooks import, to fork kernels from; 0: every kernel starts cold
@@ -59,12 +64,15 @@ class JobsSection(Section):
     lease: float = Field(30, ge=1)  # seconds without a sign of life after which a scheduler's work is taken over
 
 class WorkflowSection(Section):
+    "Limit what the steps of a workflow use together."
     jobs: int = Field(0, ge=0)  # steps at a time; 0: as many as cores
     cpus: int | None = Field(None, ge=1)  # what steps may ask for together; none: what this machine has
     memory: ByteSize | None = None  # likewise, as 16GiB
     gpus: int | None = Field(None, ge=0)  # likewise
 
+# %% ../../nbs/core/02_settings.ipynb #f987777d
 class MonitorSection(Section):
+    "Set windows, false alarms and thresholds of monitoring."
     period: Literal["hour", "day", "week", "month"] = "month"  # length of a window
     # accepted rate over all columns of a comparison; where looks follow each other, over all columns and looks of a
     # year
@@ -77,6 +85,7 @@ class MonitorSection(Section):
 
 # %% ../../nbs/core/02_settings.ipynb #edc2f09d
 class RetrainSection(Section):
+    "Set what triggers a retraining, and how often."
     # what may call for it: a measured loss; an estimated one where inputs moved, too; drift alone, too
     trigger: Literal["never", "loss", "estimate", "drift"] = "estimate"
     severity: float = Field(1, ge=1)  # times what is usual that a measured loss must reach
@@ -90,6 +99,7 @@ class RetrainSection(Section):
     growth_factor: float = Field(4, ge=0)
 
 class GateSection(Section):
+    "Set what a new model must reach before it is promoted."
     # with fewer labelled rows no loss is measured, no model trained, no model judged
     min_labels: int = Field(500, ge=2)
     tolerance: float = Field(.01, ge=0)  # nats a row that a challenger may be worse by
@@ -100,6 +110,7 @@ class GateSection(Section):
 
 # %% ../../nbs/core/02_settings.ipynb #ca47bc7c
 class AppsSection(Section):
+    "Set the address, tokens and limits of the dashboards."
     port: int = Field(8866, ge=0, le=65535)  # of the gateway; 0: any free one
     token: str = ""  # of editors, 16 characters or more; empty: a new one at every start
     viewer_token: str = ""  # of those who look and change nothing; likewise
@@ -115,12 +126,14 @@ class AppsSection(Section):
     editors: str = ""  # names, and groups as @group, separated by commas; all others whom the proxy names are viewers
 
 class ServeSection(Section):
+    "Set the address and batches of scoring."
     port: int = Field(8000, ge=0, le=65535)
     max_batch: int = Field(1024, ge=1)  # rows scored at a time
     metrics: str = ""  # NAME.prom, for node_exporter to read what scoring counts; empty: none
 
 # %% ../../nbs/core/02_settings.ipynb #e00fe091
 class AlertsSection(Section):
+    "Set who receives alerts."
     webhook: str = ""  # URL that takes an alert as JSON; this and the next two may be env:NAME or file:PATH
     slack: str = ""  # URL of an incoming webhook
     alertmanager: str = ""  # its base URL
@@ -197,7 +210,8 @@ def _checked(given: dict[str, dict[str, str]], where: str) -> dict[str, dict]:
         model = Settings.model_fields[section].annotation
         for key in keys:
             if key not in model.model_fields:
-                raise BadRequest(f"Unknown key {key!r} of [{section}] in {where}.", did_you_mean(key, model.model_fields), "settings")
+                raise BadRequest(f"Unknown key {key!r} of [{section}] in {where}.",
+                                 did_you_mean(key, model.model_fields), "settings")
         try: model(**keys)
         except ValidationError as e:
             raise unfit(e, f"[{section}] of {where}", kind="settings") from e
@@ -215,11 +229,8 @@ def load(
     file = Path(given).expanduser() if given else find_settings()
     if file is not None and file.is_dir(): file = file/"settings.ini"
     if given and not file.is_file():
-        raise BadRequest(
-            f"There is no settings file {file}.",
-            "Give the path of a settings.ini, or make one with: scalai init DIR",
-            "settings",
-        )
+        raise BadRequest(f"There is no settings file {file}.",
+                         "Give the path of a settings.ini, or make one with: scalai init DIR", "settings")
     sections = _checked(_from_file(file), str(file)) if file else {}
     for section, keys in _checked(_from_environment(os.environ), "the environment (SCALAI_…__…)").items():
         sections[section] = {**sections.get(section, {}), **keys}
@@ -229,10 +240,12 @@ def load(
 # what tells no value; `home` reads its key itself
 SILENT = {"__class__", "model_fields", "model_config", "home", "path", "file"}
 
-def observe(seen: Callable[[str, str], None],  # see `core.events.watch_settings`
+def observe(callback: Callable[[str, str], None],  # see `core.events.watch_settings`
            ):
     "Report each key that is read, for as long as the process lives."
-    known = {Settings: ("", frozenset(Settings.model_fields))} | {f.annotation: (n, frozenset(f.annotation.model_fields)) for n, f in Settings.model_fields.items() if n != "root"}
+    known = {Settings: ("", frozenset(Settings.model_fields))}
+    known |= {f.annotation: (n, frozenset(f.annotation.model_fields))
+              for n, f in Settings.model_fields.items() if n != "root"}
     copying = threading.local()
 
     def copied(self, **how):
@@ -242,10 +255,10 @@ def observe(seen: Callable[[str, str], None],  # see `core.events.watch_settings
 
     def __getattribute__(self, name):
         section, keys = known.get(type(self), ("", ()))
-        if name in keys: seen(section, name) if section else None
+        if name in keys: callback(section, name) if section else None
         elif name == "model_copy": return lambda **how: copied(self, **how)
         elif name not in SILENT and not name.startswith("__pydantic") and not getattr(copying, "now", False):
-            for key in sorted(keys) if section else [""]: seen(section, key)
+            for key in sorted(keys) if section else [""]: callback(section, key)
         return BaseModel.__getattribute__(self, name)
 
     Section.__getattribute__ = __getattribute__

@@ -37,9 +37,8 @@ def auc(y: np.ndarray,  # 0 or 1
     return auc_of_counts(count - up, up)[0]
 
 # %% ../../nbs/core/26_stats.ipynb #ea08a24b
-def placements(
-    y: np.ndarray, score: np.ndarray
-) -> np.ndarray:  # a share for each row; their mean over either class is the area
+def placements(y: np.ndarray,
+               score: np.ndarray) -> np.ndarray:  # a share for each row; their mean over either class is the area
     "Of the rows of the other class, those that a row is on the right side of, ties half; by ranks (Sun & Xu 2014)."
     from scipy.stats import rankdata
     ones, among, out = y > .5, rankdata(score), np.empty(len(y))
@@ -56,9 +55,8 @@ def delong(y: np.ndarray,  # 0 or 1
     few = int(min(ones.sum(), (~ones).sum()))
     if not few: return np.nan, np.nan, np.nan
     sides = placements(ones, np.asarray(score))
-    value, spread = float(sides[ones].mean()), (
-        sum(sides[some].var(ddof=1) / some.sum() for some in (ones, ~ones)) if few > 1 else 0.0
-    )
+    value, spread = float(sides[ones].mean()), (sum(sides[some].var(ddof=1) / some.sum() for some in (ones, ~ones))
+                                                if few > 1 else 0.0)
     if spread < 1e-12: return value, *wilson(value*few, few)  # all pairs alike: so many of them share no row
     half = Z95*math.sqrt(spread)/(value*(1 - value))
     return value, *(1/(1 + math.exp(h)*(1 - value)/value) for h in (half, -half))

@@ -37,17 +37,16 @@ def publish(path: Path | str,  # where readers look; its parents are made
     try:
         tmp = _room_beside(path)
     except OSError as e:
-        raise BadRequest(
-            f"{path} cannot be written: {e.strerror}.", "Name a place in a folder that you may write to."
-        ) from e
+        raise BadRequest(f"{path} cannot be written: {e.strerror}.",
+                         "Name a place in a folder that you may write to.") from e
     try:
         yield tmp/path.name
         if not (tmp/path.name).exists(): raise FileNotFoundError(f"Nothing was written for {path}")
         if path.is_dir() and not (tmp / path.name).is_dir():
             raise BadRequest(f"{path} is a folder.", "Give the name of a file.")
         _sync(tmp/path.name)
-        if not (tmp/path.name).is_dir():os.replace(tmp/path.name, path)
-        elif _can_exchange(tmp/path.name):_put_folder(tmp/path.name, path)
+        if not (tmp/path.name).is_dir(): os.replace(tmp/path.name, path)
+        elif _can_exchange(tmp/path.name): _put_folder(tmp/path.name, path)
         else: _point_to(tmp/path.name, path)
         _sync_entry(path.parent)
     finally:
@@ -98,10 +97,8 @@ def _put_folder(new: Path, path: Path) -> None:
 def _point_to(new: Path, path: Path) -> None:
     "Make the path a link to a folder beside it."
     if path.exists() and not path.is_symlink():
-        raise BadRequest(
-            f"{path} exists, and its file system cannot exchange two folders in one step.",
-            "Remove that folder, or give another name.",
-        )
+        raise BadRequest(f"{path} exists, and its file system cannot exchange two folders in one step.",
+                         "Remove that folder, or give another name.")
     before, link = _behind(path, path), new.with_name(f"{new.name}.link")
     folder = path.with_name(new.parent.name.removesuffix(".tmp"))
     os.rename(new, folder)
@@ -119,11 +116,13 @@ def _drop(path: Path | None) -> None:
 
 # %% ../../nbs/core/04_storage.ipynb #a0256e40
 def is_url(path: str | Path) -> bool:  # has a scheme, as in `s3://…`
+    "Check whether a path has a scheme."
     return "://" in str(path)
 
 _LOGIN = re.compile(r"^(\w[\w+.-]*://)([^/?#:]*)(:[^/?#]*)?@")  # scheme, user, password
 _QUERY = re.compile(
-    r"(?i)([?&][^=&]*(?:passw|pwd|secret|token|credential|access_?key|account_?key|api_?key|signature|\bsig)[^=&]*=)([^&#]*)"
+    r"(?i)([?&][^=&]*(?:passw|pwd|secret|token|credential|access_?key|account_?key|api_?key|signature|\bsig)[^=&]*=)"
+    r"([^&#]*)"
 )
 VEIL = "•••"
 
@@ -184,8 +183,7 @@ def filesystem(path: str | Path):
         scheme = str(path).split("://")[0]
         extra = {"s3": "aws", "gs": "gcp", "gcs": "gcp", "abfs": "azure", "abfss": "azure", "az": "azure"}.get(scheme)
         hint = (
-            f"pip install 'scalai-nb[{extra}]'"
-            if extra
+            f"pip install 'scalai-nb[{extra}]'" if extra
             else (
                 "Use a path, or one of file:// s3:// gs:// abfs:// http:// memory://; a package reads other schemes by"
                 " the entry points scalai_nb.sources."
@@ -220,6 +218,7 @@ def read_bytes(place: Path | str) -> bytes:
         raise Unreachable(f"{veiled(place)} did not answer: {e}", "Check the address and the network.") from e
 
 def exists(place: Path | str) -> bool:
+    "Check whether a file or folder is there, locally or behind a URL."
     fs, path = filesystem(place)
     return fs.exists(path)
 

@@ -25,25 +25,31 @@ def element(name: str, *body: str,  # markup, escaped already
         if isinstance(v, float): return f"{v:.1f}" if k in COORDINATES else f"{v:g}"
         return escape(str(v), quote=True)
     inner = "".join(body)
-    head = "".join(
-        f' {k.rstrip("_").replace("_", "-")}="{value(k, float(v) if type(v).__module__ == "numpy" else v)}"'
-        for k, v in attributes.items()
-        if v is not None
-    )
+    head = "".join(f' {k.rstrip("_").replace("_", "-")}="{value(k, float(v) if type(v).__module__ == "numpy" else v)}"'
+                   for k, v in attributes.items() if v is not None)
     return f"<{name}{head}>{inner}</{name}>" if inner or name in ("text", "svg") else f"<{name}{head}/>"
 
 # %% ../../nbs/core/28_svg.ipynb #a402f6c0
-def line(x1, y1, x2, y2, **look) -> str: return element("line", x1=x1, y1=y1, x2=x2, y2=y2, **look)
+def line(x1, y1, x2, y2, **look) -> str:
+    "Draw a line."
+    return element("line", x1=x1, y1=y1, x2=x2, y2=y2, **look)
 
-def circle(cx, cy, r, *body: str, **look) -> str: return element("circle", *body, cx=cx, cy=cy, r=r, **look)
+def circle(cx, cy, r, *body: str, **look) -> str:
+    "Draw a circle."
+    return element("circle", *body, cx=cx, cy=cy, r=r, **look)
 
-def rect(x, y, width, height, **look) -> str: return element("rect", x=x, y=y, width=width, height=height, **look)
+def rect(x, y, width, height, **look) -> str:
+    "Draw a rectangle."
+    return element("rect", x=x, y=y, width=width, height=height, **look)
 
-def path(d: str, **look) -> str: return element("path", d=d, **look)
+def path(d: str, **look) -> str:
+    "Draw a path."
+    return element("path", d=d, **look)
 
 def text(x, y, words: str,
          anchor: str | None = None,  # middle or end; None: start
          **look) -> str:
+    "Draw escaped text."
     return element("text", escape(str(words)), x=x, y=y, text_anchor=anchor, **look)
 
 def upright(x, y, words: str, **look) -> str:
@@ -59,9 +65,11 @@ def title(words: str) -> str:
 def _pairs(points: Iterable[tuple[float, float]]) -> str: return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
 
 def polyline(points: Iterable[tuple[float, float]], *body: str, **look) -> str:
+    "Draw an open line through points."
     return element("polyline", *body, fill="none", points=_pairs(points), **look)
 
 def polygon(points: Iterable[tuple[float, float]], *body: str, **look) -> str:
+    "Draw a closed shape through points."
     return element("polygon", *body, points=_pairs(points), **look)
 
 # %% ../../nbs/core/28_svg.ipynb #e5f2fc0c
@@ -72,11 +80,8 @@ def svg(*body: str, width: int, height: int,
         font_size: int | None = 12,  # None: no text, no font
         **look) -> str:
     "A whole picture."
-    font = (
-        {}
-        if font_size is None
-        else {"font_size": font_size, "font_family": "system-ui, sans-serif", "fill": "currentColor"}
-    )
+    font = ({} if font_size is None
+            else {"font_size": font_size, "font_family": "system-ui, sans-serif", "fill": "currentColor"})
     size = {"width": "100%", "style": f"max-width:{width}px"} if fluid else {"width": width, "height": height}
     read = {"role": "img", "aria_label": label} if label or tip else {"aria_hidden": "true"}
     first = (title(tip),) if tip else ()
@@ -115,11 +120,9 @@ def axis_upwards(values: Sequence[float],
                  left: float, right: float,  # ends of the lines across
                  style: str = ".3g") -> str:
     "The numbers of a vertical axis, and a faint line across at each."
-    return "".join(
-        line(left, place(v), right, place(v), stroke="currentColor", opacity=.12)
-        + text(left - 8, place(v) + 4., tick_label(v, style), "end", opacity=.75)
-        for v in values
-    )
+    return "".join(line(left, place(v), right, place(v), stroke="currentColor",
+                        opacity=.12) + text(left - 8, place(v) + 4., tick_label(v, style), "end", opacity=.75)
+                   for v in values)
 
 # %% ../../nbs/core/28_svg.ipynb #46c64387
 UNIT = (0., 1., 0., 1.)
@@ -141,10 +144,9 @@ def plot(points: Sequence[Sequence[float]],  # rows of x, y and, where there is 
     drawn = (_dots if dots else _curve)(x, ys)
     if diagonal:
         x1, y1, x2, y2 = diagonal
-        drawn = (
-            line(px(x1), py(y1), px(x2), py(y2), stroke="currentColor", stroke_opacity=0.4, stroke_dasharray="3 3")
-            + drawn
-        )
+        drawn = (line(px(x1), py(y1), px(x2), py(y2), stroke="currentColor", stroke_opacity=0.4,
+                      stroke_dasharray="3 3")
+                 + drawn)
     ranged = any(len(p) > 2 for p in points)
     label = label or f"{up} over {across}" + ", with 95 % ranges"*ranged
     return svg(_frame(size), drawn, _words(across, up, of, size), width=size, height=size, label=label, font_size=10)
@@ -170,10 +172,9 @@ def _frame(size: int) -> str:
 def _words(across: str, up: str, of: tuple, size: int) -> str:
     "The ends of both axes, and what they are."
     a, b, c, d = map(tick_label, of)
-    return (
-        text(34, size - 20, a) + text(size - 10, size - 20, b, "end") + text(size/2 + 12, size - 6, across, "middle")
-        + text(31, size - 34, c, "end") + text(31, 18, d, "end") + upright(12, size/2 - 12, up)
-    )
+    return (text(34, size - 20, a) + text(size - 10, size - 20, b, "end")
+            + text(size/2 + 12, size - 6, across, "middle") + text(31, size - 34, c, "end") + text(31, 18, d, "end")
+            + upright(12, size/2 - 12, up))
 
 # %% ../../nbs/core/28_svg.ipynb #0a257aeb
 def sparkline(bars: Sequence[float],  # 0 to 1
@@ -183,9 +184,7 @@ def sparkline(bars: Sequence[float],  # 0 to 1
     if not len(bars): return ""
     step = width / max(len(bars), 12)
     tall = [max(float(b)*height, 1.) if b > 0 else 0. for b in bars]
-    draw = "".join(
-        f"M{i*step:.4g} {height}v-{h:.3g}h{max(step - 1, 1):.3g}v{h:.3g}z" for i, h in enumerate(tall) if h
-    )
+    draw = "".join(f"M{i*step:.4g} {height}v-{h:.3g}h{max(step - 1, 1):.3g}v{h:.3g}z" for i, h in enumerate(tall) if h)
     return svg(path(draw), width=width, height=height, label=label, font_size=None, fill=BLUE)
 
 def paired_bars(pairs: Sequence[tuple[float, float]],  # grey, coloured
@@ -195,9 +194,6 @@ def paired_bars(pairs: Sequence[tuple[float, float]],  # grey, coloured
     "Two rows of bars, bin by bin."
     if not len(pairs): return ""
     top, step = max(max(pair) for pair in pairs) or 1, width / len(pairs)
-    bars = "".join(
-        rect(i*step + part*step/2, height*(1 - v/top), step*.45, height*v/top, fill=tint)
-        for i, pair in enumerate(pairs)
-        for part, (v, tint) in enumerate(zip(pair, (GREY, colour)))
-    )
+    bars = "".join(rect(i*step + part*step/2, height*(1 - v/top), step*.45, height*v/top, fill=tint)
+                   for i, pair in enumerate(pairs) for part, (v, tint) in enumerate(zip(pair, (GREY, colour))))
     return svg(bars, width=width, height=height, label=label, font_size=None)

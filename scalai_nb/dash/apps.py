@@ -29,26 +29,17 @@ def read_app(path: Path) -> App:
     try:
         cells = json.loads(path.read_text("utf-8"))["cells"]
     except FileNotFoundError:
-        raise BadRequest(
-            f"There is no app notebook {path}.", "Name one of `scalai dash`'s apps, or the path of a notebook."
-        ) from None
+        raise BadRequest(f"There is no app notebook {path}.",
+                         "Name one of `scalai dash`'s apps, or the path of a notebook.") from None
     except (ValueError, KeyError, TypeError, UnicodeDecodeError):
-        raise BadRequest(
-            f"{path} is not a notebook.", "Open it in JupyterLab and save it again, or take it out of apps/."
-        ) from None
-    lines = [
-        line.strip() for c in cells if c.get("cell_type") == "markdown" for line in "".join(c["source"]).splitlines()
-    ]
-    title = next(
-        (line.lstrip("# ").strip() for line in lines if line.startswith("# ")),
-        path.stem.replace("_", " ").capitalize(),
-    )
-    return App(
-        path.stem,
-        path.resolve(),
-        title,
-        next((line.lstrip("> ").strip() for line in lines if line.startswith(">")), ""),
-    )
+        raise BadRequest(f"{path} is not a notebook.",
+                         "Open it in JupyterLab and save it again, or take it out of apps/.") from None
+    lines = [line.strip() for c in cells if c.get("cell_type") == "markdown"
+             for line in "".join(c["source"]).splitlines()]
+    title = next((line.lstrip("# ").strip() for line in lines if line.startswith("# ")),
+                 path.stem.replace("_", " ").capitalize())
+    return App(path.stem, path.resolve(), title,
+               next((line.lstrip("> ").strip() for line in lines if line.startswith(">")), ""))
 
 # %% ../../nbs/dash/06_apps.ipynb #8489eeda
 def apps_folder(settings: Settings) -> Path:
@@ -66,10 +57,8 @@ def find_apps(names: list[str] | None,  # names, or paths of notebooks; none: al
     for name in names or known:
         if not name.endswith(".ipynb") and name not in known:
             close = nearest(name, list(known))
-            raise BadRequest(
-                f"There is no app '{name}' in {apps_folder(settings)}.",
-                f"Did you mean '{close}'?" if close else f"There are: {', '.join(known) or 'none'}.",
-            )
+            raise BadRequest(f"There is no app '{name}' in {apps_folder(settings)}.",
+                             f"Did you mean '{close}'?" if close else f"There are: {', '.join(known) or 'none'}.")
         app = read_app(known.get(name) or Path(name))
         found[app.name] = app
     return found

@@ -26,25 +26,21 @@ def bundles() -> dict[str, Path]:  # module -> its script
     "The AMD bundles that are installed for the classic notebook; without ipywidgets' own there is none."
     folders = [Path(p) for p in reversed(jupyter_path("nbextensions")) if Path(p).is_dir()]
     core = [f for p in folders if (f := p / "jupyter-js-widgets" / "extension.js").is_file()]
-    libraries = {
-        file.parent.relative_to(p).as_posix(): file
-        for p in folders
-        for pattern in ("*/index.js", "@*/*/index.js")
-        for file in p.glob(pattern)
-    }
+    libraries = {file.parent.relative_to(p).as_posix(): file for p in folders
+                 for pattern in ("*/index.js", "@*/*/index.js") for file in p.glob(pattern)}
     return {CORE: core[-1], **libraries} if core else {}
 
 @lru_cache(maxsize=1)
 def scripts() -> dict[str, tuple[str, bytes]]:  # module -> a name that changes with it, the script
+    "Return each script with a name that changes with its content."
     found = {"front": SCRIPT.encode()} | {name: file.read_bytes() for name, file in bundles().items()}
-    return {
-        name: (f"{hashlib.sha256(body).hexdigest()[:20]}.js", body)
-        for name, body in found.items()
-        if name == "front" or b"define(" in body[:2000]
-    }
+    return {name: (f"{hashlib.sha256(body).hexdigest()[:20]}.js", body) for name, body in found.items()
+            if name == "front" or b"define(" in body[:2000]}
 
 @lru_cache(maxsize=64)
-def compress(body: bytes) -> bytes: return gzip.compress(body, 6)
+def compress(body: bytes) -> bytes:
+    "Compress with gzip."
+    return gzip.compress(body, 6)
 
 # %% ../../nbs/dash/07_frontend.ipynb #07d8c781
 def head_html() -> str:  # HTML
@@ -65,12 +61,7 @@ async def serve_script(request):
     "One of them."
     body = {file: body for file, body in scripts().values()}.get(request.path_params["name"])
     if body is None: return pages.not_found(request)
-    headers, zipped = {
-        "cache-control": "private, max-age=31536000, immutable",
-        "vary": "accept-encoding",
-    }, "gzip" in request.headers.get("accept-encoding", "")
-    return Response(
-        compress(body) if zipped else body,
-        media_type="text/javascript",
-        headers=headers | ({"content-encoding": "gzip"} if zipped else {}),
-    )
+    headers, zipped = {"cache-control": "private, max-age=31536000, immutable",
+                       "vary": "accept-encoding"}, "gzip" in request.headers.get("accept-encoding", "")
+    return Response(compress(body) if zipped else body, media_type="text/javascript",
+                    headers=headers | ({"content-encoding": "gzip"} if zipped else {}))

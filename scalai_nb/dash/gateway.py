@@ -22,6 +22,7 @@ from pathlib import Path
 
 import h11
 import uvicorn
+from fastcore.basics import patch
 from jupyter_core.paths import jupyter_runtime_dir
 from starlette.applications import Starlette
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
@@ -29,6 +30,7 @@ from starlette.routing import Route, WebSocketRoute
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+# %% ../../nbs/dash/00_gateway.ipynb #197f81eb
 from ..core import metrics
 from ..core.errors import BadRequest
 from ..core.logs import logger
@@ -55,86 +57,73 @@ def is_empty(settings: Settings) -> bool:
 # %% ../../nbs/dash/00_gateway.ipynb #4858b051
 class GatewayPages:
     "The gateway's own pages."
-    def __init__(
-        self, apps: dict[str, App], proxy: Proxy, snapshots: Snapshots, settings: Settings, viewers: str = ""
-    ):
+    def __init__(self, apps: dict[str, App], proxy: Proxy, snapshots: Snapshots, settings: Settings,
+                 viewers: str = ""):
         # the token of viewers, for editors to hand on
         self.apps, self.proxy, self.snapshots, self.settings, self.viewers = apps, proxy, snapshots, settings, viewers
 
     async def home(self, request):
+        "Answer with the list of dashboards."
         for name in self.apps: self.snapshots.request(name)
-        share = (
-            str(request.base_url.include_query_params(token=self.viewers))
-            if request.state.visitor.edits and self.viewers
-            else ""
-        )
-        return HTMLResponse(
-            pages.home_page(
-                self.settings.root.name,
-                self.apps.values(),
-                self.snapshots,
-                is_empty(self.settings),
-                share,
-                bool(request.state.visitor.session),
-            ),
-            headers={"cache-control": "no-store"},
-        )
+        share = (str(request.base_url.include_query_params(token=self.viewers))
+                 if request.state.visitor.edits and self.viewers else "")
+        return HTMLResponse(pages.home_page(self.settings.root.name, self.apps.values(), self.snapshots,
+                                            is_empty(self.settings), share, bool(request.state.visitor.session)),
+                            headers={"cache-control": "no-store"})
 
-    async def app(self, request):  # a link that asks for something is answered live, any other one by the snapshot
-        app = self.apps.get(request.path_params["name"])
-        if app is None: return pages.not_found(request)
-        self.snapshots.request(app.name)
-        if request.query_params: return await self.proxy.app(request)
-        sent, headers = self.snapshots.encode(app, request.state.visitor.edits, bool(request.state.visitor.session)), {
-            "cache-control": "no-store",
-            "vary": "accept-encoding",
-        }
-        if sent:
-            request.state.kind, request.state.page_kind = "snapshot", "paper"
-            packed = "gzip" in request.headers.get("accept-encoding", "")
-            return HTMLResponse(sent[packed], headers=headers | ({"content-encoding": "gzip"} if packed else {}))
-        if number := self.snapshots.failure(app.name): return pages.app_error(request, app.title, number)
-        if self.snapshots.get(app.name): return await self.proxy.app(request)  # it has nothing to say on paper
-        if reason := self.snapshots.delay_reason(app.name): return pages.delay_answer(app.title, app.name, reason)
-        request.state.kind = "making"
-        return HTMLResponse(pages.pending_page(app.title, app.name, is_empty(self.settings), TIMEOUT), headers=headers)
+# %% ../../nbs/dash/00_gateway.ipynb #28427523
+@patch
+async def app(self: GatewayPages, request):
+    "Answer a link with a query live, and any other one by the snapshot."
+    app = self.apps.get(request.path_params["name"])
+    if app is None: return pages.not_found(request)
+    self.snapshots.request(app.name)
+    if request.query_params: return await self.proxy.app(request)
+    sent, headers = self.snapshots.encode(app, request.state.visitor.edits, bool(request.state.visitor.session)), {
+        "cache-control": "no-store", "vary": "accept-encoding"
+    }
+    if sent:
+        request.state.kind, request.state.page_kind = "snapshot", "paper"
+        packed = "gzip" in request.headers.get("accept-encoding", "")
+        return HTMLResponse(sent[packed], headers=headers | ({"content-encoding": "gzip"} if packed else {}))
+    if number := self.snapshots.failure(app.name): return pages.app_error(request, app.title, number)
+    if self.snapshots.get(app.name): return await self.proxy.app(request)  # it has nothing to say on paper
+    if reason := self.snapshots.delay_reason(app.name): return pages.delay_answer(app.title, app.name, reason)
+    request.state.kind = "making"
+    return HTMLResponse(pages.pending_page(app.title, app.name, is_empty(self.settings), TIMEOUT), headers=headers)
 
-    async def snapshot_status(self, request):
-        name = request.path_params["name"]
-        found = self.snapshots.get(name) if name in self.apps else None
-        if found is None: return pages.not_found(request)
-        standing = self.snapshots.status(name)
-        return JSONResponse(
-            {
-                "made": found.made,
-                "standing": standing,
-                "says": STATUS_TEXT[standing],
-                "live": frontend.prefetch_urls(self.proxy.libraries.get(name, ())),
-            }
-        )
+@patch
+async def snapshot_status(self: GatewayPages, request):
+    "Answer with the state of a snapshot, as JSON."
+    name = request.path_params["name"]
+    found = self.snapshots.get(name) if name in self.apps else None
+    if found is None: return pages.not_found(request)
+    standing = self.snapshots.status(name)
+    return JSONResponse({"made": found.made, "standing": standing, "says": STATUS_TEXT[standing],
+                         "live": frontend.prefetch_urls(self.proxy.libraries.get(name, ()))})
 
-    async def refresh_snapshot(self, request):  # an editor's: the guard lets no viewer come so far
-        if (name := request.path_params["name"]) not in self.apps: return pages.not_found(request)
-        self.snapshots.request(name, anew=True)
-        return RedirectResponse(f"/apps/{name}", status_code=303)
+# %% ../../nbs/dash/00_gateway.ipynb #4eecbe82
+@patch
+async def refresh_snapshot(self: GatewayPages, request):  # an editor's: the guard lets no viewer come so far
+    "Request a new snapshot."
+    if (name := request.path_params["name"]) not in self.apps: return pages.not_found(request)
+    self.snapshots.request(name, anew=True)
+    return RedirectResponse(f"/apps/{name}", status_code=303)
 
-    async def logout(self, request):  # the guard has closed the session
-        who, kernels = request.state.visitor, self.proxy.kernels.live
-        if who.session: await self.proxy.end([id for id, k in kernels.items() if k.visitor == who])
-        return RedirectResponse(
-            "/login", status_code=303, headers={"cache-control": "no-store", "clear-site-data": '"cookies", "cache"'}
-        )
+@patch
+async def logout(self: GatewayPages, request):  # the guard has closed the session
+    "End the visitor's kernels, and clear the cookie."
+    who, kernels = request.state.visitor, self.proxy.kernels.live
+    if who.session: await self.proxy.end([id for id, k in kernels.items() if k.visitor == who])
+    return RedirectResponse("/login", status_code=303,
+                            headers={"cache-control": "no-store", "clear-site-data": '"cookies", "cache"'})
 
 # %% ../../nbs/dash/00_gateway.ipynb #dddde43c
-PAGES = metrics.histogram(
-    "scalai_dash_page_seconds",
-    "From a request for a dashboard to its answer, by what was answered.",
-    "answer",
-    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
-)
-KERNELS = metrics.gauge(
-    "scalai_dash_kernels", "Kernels of live pages: visited, ready, on their way in or out.", "state"
-)
+PAGES = metrics.histogram("scalai_dash_page_seconds",
+                          "From a request for a dashboard to its answer, by what was answered.", "answer",
+                          buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30))
+KERNELS = metrics.gauge("scalai_dash_kernels", "Kernels of live pages: visited, ready, on their way in or out.",
+                        "state")
 QUEUE = metrics.gauge("scalai_dash_waiting", "Visitors who wait for a live page.")
 STARTS = metrics.gauge("scalai_dash_voila_starts", "How often Voila was started.")
 
@@ -152,12 +141,8 @@ def metrics_route(proxy: Proxy):
     "The route that tells."
     async def route(request):
         kernels = proxy.kernels
-        for state, n in {
-            "visited": len(kernels.live),
-            "ready": kernels.ready,
-            "rendering": kernels.rendering,
-            "ending": kernels.ending,
-        }.items():
+        for state, n in {"visited": len(kernels.live), "ready": kernels.ready, "rendering": kernels.rendering,
+                         "ending": kernels.ending}.items():
             KERNELS.labels(state).set(n)
         QUEUE.set(len(kernels.queue))
         STARTS.set(proxy.voila.starts)
@@ -165,25 +150,20 @@ def metrics_route(proxy: Proxy):
     return route
 
 # %% ../../nbs/dash/00_gateway.ipynb #52e0b419
-def routes(shown: GatewayPages, proxy: Proxy) -> list:
+def routes(own_pages: GatewayPages, proxy: Proxy) -> list:
     "Every path the gateway knows; all but `/healthz` and `/login` stand behind the guard."
     async def health(request): return JSONResponse({"ok": True})
     async def no_icon(request): return Response(status_code=204)
-    return [
-        Route("/", shown.home),
-        Route("/healthz", health),
-        Route("/metrics", metrics_route(proxy)),
-        Route("/logout", shown.logout, methods=["POST"]),
-        Route("/favicon.ico", no_icon),
-        Route("/apps/{name}", time_route(shown.app), methods=["GET"]),
-        Route("/api/snapshots/{name}", shown.snapshot_status, methods=["GET"]),
-        Route("/api/snapshots/{name}", shown.refresh_snapshot, methods=["POST"]),
-        Route("/front/{name}", frontend.serve_script, methods=["GET"]),
-        Route("/voila/{kind:str}/{rest:path}", proxy.asset, methods=["GET"]),
-        Route("/voila/api/shutdown/{kernel}", proxy.shutdown, methods=["POST"]),
-        Route("/api/kernels/{kernel}", proxy.kernel, methods=["GET"]),
-        WebSocketRoute("/api/kernels/{kernel}/channels", proxy.channel),
-    ]
+    return [Route("/", own_pages.home), Route("/healthz", health), Route("/metrics", metrics_route(proxy)),
+            Route("/logout", own_pages.logout, methods=["POST"]), Route("/favicon.ico", no_icon),
+            Route("/apps/{name}", time_route(own_pages.app), methods=["GET"]),
+            Route("/api/snapshots/{name}", own_pages.snapshot_status, methods=["GET"]),
+            Route("/api/snapshots/{name}", own_pages.refresh_snapshot, methods=["POST"]),
+            Route("/front/{name}", frontend.serve_script, methods=["GET"]),
+            Route("/voila/{kind:str}/{rest:path}", proxy.asset, methods=["GET"]),
+            Route("/voila/api/shutdown/{kernel}", proxy.shutdown, methods=["POST"]),
+            Route("/api/kernels/{kernel}", proxy.kernel, methods=["GET"]),
+            WebSocketRoute("/api/kernels/{kernel}/channels", proxy.channel)]
 
 # %% ../../nbs/dash/00_gateway.ipynb #5d6a688e
 def gateway(apps: dict[str, App],  # what is shown, by name
@@ -193,9 +173,8 @@ def gateway(apps: dict[str, App],  # what is shown, by name
            ) -> Starlette:  # an ASGI application
     "The whole door: guard, pages, and the Voila behind it, which lives exactly as long as the application."
     voila, snapshots = voila or Voila(apps, settings), Snapshots(apps, settings)
-    proxy = Proxy(
-        apps, voila, Kernels(settings.apps.kernels, idle=settings.apps.idle), settings.apps.warm, snapshots.now.get
-    )
+    proxy = Proxy(apps, voila, Kernels(settings.apps.kernels, idle=settings.apps.idle), settings.apps.warm,
+                  snapshots.now.get)
     @asynccontextmanager
     async def life(_):
         async with voila, proxy, snapshots: yield
@@ -203,14 +182,10 @@ def gateway(apps: dict[str, App],  # what is shown, by name
     async def broke(request, error):
         number = secrets.token_hex(4)
         logger("dash").error("gateway failed", id=number, error=repr(error))
-        return pages.error_answer(
-            request, 500, "Something went wrong here.", f"The log of `scalai dash` says why, under {number}."
-        )
-    app = Starlette(
-        routes=routes(GatewayPages(apps, proxy, snapshots, settings, tokens.get("viewer", "")), proxy),
-        lifespan=life,
-        exception_handlers={404: missing, 405: missing, Exception: broke},
-    )
+        return pages.error_answer(request, 500, "Something went wrong here.",
+                                  f"The log of `scalai dash` says why, under {number}.")
+    app = Starlette(routes=routes(GatewayPages(apps, proxy, snapshots, settings, tokens.get("viewer", "")), proxy),
+                    lifespan=life, exception_handlers={404: missing, 405: missing, Exception: broke})
     app.router.redirect_slashes = False
     app.add_middleware(Guard, tokens=tokens, sessions=Sessions(tokens, settings.apps.session))
     app.add_middleware(ForwardedHeaders, settings=settings.apps)
@@ -225,15 +200,19 @@ class HeaderTimeout(H11Protocol):
     uvicorn itself waits for ever once a byte has come."""
     late = None
     def connection_made(self, transport):
+        "Start the time limit of the first request."
         super().connection_made(transport)
         self.watch()
     def data_received(self, data):
+        "Read data, and watch the time limit of its headers."
         super().data_received(data)
         self.watch()
     def connection_lost(self, exc):
+        "Cancel the time limit."
         if self.late: self.late.cancel()
         super().connection_lost(exc)
     def watch(self):
+        "Limit the time that a request's headers may take."
         if self.conn.their_state is h11.IDLE:
             self.late = self.late or self.loop.call_later(HEADER_TIMEOUT, self.timeout_keep_alive_handler)
         elif self.late:
@@ -252,38 +231,33 @@ class BoundedChannel(WebSocketsSansIOProtocol):
     pieces, pings = 1024, 64
     unread = 0
     def refuse(self, code: int, reason: str):
+        "Close the connection with a code and a reason."
         self.conn.fail(code, reason)
         self.handle_parser_exception()
     def handle_parser_exception(self):
+        "Close after a malformed frame, and release what was unpacked."
         super().handle_parser_exception()
         # its frames hold what was unpacked, and it holds them until a full collection
         if self.conn.parser_exc: self.conn.parser_exc.with_traceback(None)
-    def handle_text(self, event): self.refuse(1003, "text")
+    def handle_text(self, event):
+        "Refuse text messages."
+        self.refuse(1003, "text")
     def handle_cont(self, event):
+        "Refuse a message of too many pieces."
         super().handle_cont(event) if len(self.frames) < self.pieces else self.refuse(1009, "too many pieces")
 
     def handle_ping(self):
+        "Answer a ping; abort where too many answers are unread."
         self.unread = 0 if self.writable.is_set() else self.unread + 1
-        if self.unread < self.pings:super().handle_ping()
+        if self.unread < self.pings: super().handle_ping()
         else: self.transport.abort()
 
 # %% ../../nbs/dash/00_gateway.ipynb #03b1e326
 async def serve(app: Starlette, sock: socket.socket, announce) -> None:
     "Serve until Ctrl-C or SIGTERM; then end the open pages, Voila and every kernel."
-    door = GatewayServer(
-        uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            lifespan="on",
-            http=HeaderTimeout,
-            ws=BoundedChannel,
-            ws_max_size=SIZE,
-            proxy_headers=False,
-            timeout_graceful_shutdown=2,
-        )
-    )
+    door = GatewayServer(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, lifespan="on",
+                                        http=HeaderTimeout, ws=BoundedChannel, ws_max_size=SIZE, proxy_headers=False,
+                                        timeout_graceful_shutdown=2))
     def stop(*_): door.should_exit = True
     loop = asyncio.get_running_loop()
     try:
@@ -302,26 +276,15 @@ def choose_tokens(settings: Settings) -> dict[str, str]:  # role -> token
     """The tokens:
 
     those of the settings, else new ones. Raises `BadRequest` for one that is short or would give two roles."""
-    tokens = {
-        "editor": settings.apps.token or secrets.token_urlsafe(24),
-        "viewer": settings.apps.viewer_token or secrets.token_urlsafe(24),
-    }
+    tokens = {"editor": settings.apps.token or secrets.token_urlsafe(24),
+              "viewer": settings.apps.viewer_token or secrets.token_urlsafe(24)}
     if tokens["editor"] == tokens["viewer"]:
-        raise BadRequest(
-            "[apps] token and viewer_token are the same.",
-            "Give viewers a token of their own, or none to have one made at every start.",
-            "settings",
-        )
-    if short := [
-        name
-        for name, token in (("token", tokens["editor"]), ("viewer_token", tokens["viewer"]))
-        if len(token) < MIN_TOKEN_LENGTH
-    ]:
-        raise BadRequest(
-            f"[apps] {short[0]} has fewer than {MIN_TOKEN_LENGTH} characters.",
-            "Take a longer one, or none to have one made at every start.",
-            "settings",
-        )
+        raise BadRequest("[apps] token and viewer_token are the same.",
+                         "Give viewers a token of their own, or none to have one made at every start.", "settings")
+    if short := [name for name, token in (("token", tokens["editor"]), ("viewer_token", tokens["viewer"]))
+                 if len(token) < MIN_TOKEN_LENGTH]:
+        raise BadRequest(f"[apps] {short[0]} has fewer than {MIN_TOKEN_LENGTH} characters.",
+                         "Take a longer one, or none to have one made at every start.", "settings")
     return tokens
 
 # %% ../../nbs/dash/00_gateway.ipynb #b9980220
@@ -335,10 +298,8 @@ def redirect_file(link: str):  # yields the file's address
     file = folder / f"scalai-dash-{secrets.token_hex(8)}.html"
     try:
         with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
-            out.write(
-                '<!DOCTYPE html><meta charset="utf-8"><meta http-equiv="refresh"'
-                f' content="0;url={escape(link, quote=True)}"><title>Dashboards</title>'
-            )
+            out.write('<!DOCTYPE html><meta charset="utf-8"><meta http-equiv="refresh"'
+                      f' content="0;url={escape(link, quote=True)}"><title>Dashboards</title>')
         yield file.as_uri()
     finally:
         file.unlink(missing_ok=True)

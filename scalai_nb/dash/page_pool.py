@@ -59,13 +59,6 @@ class Kernels:
     @property
     def free(self) -> int: return self.limit - self.busy - self.ready
 
-    @property
-    def quota(self) -> int: return max(1, self.limit // 2)  # what one visitor may hold
-
-    def count_pages(self, visitor: Visitor) -> int:
-        "How many live pages a visitor has, those on their way in among them."
-        return self.making[visitor.identity] + sum(k.visitor.identity == visitor.identity for k in self.live.values())
-
     @contextmanager
     def reserve(self, visitor: Visitor | None = None):  # none: the page is made for nobody yet
         """Hold a place while a page is rendered; one that is kept ready has to give way.
@@ -80,16 +73,32 @@ class Kernels:
             self.rendering -= 1
             self.making -= Counter([who])
 
-    def add(self, id: str, app: str, visitor: Visitor) -> None:
-        self.live[id] = Kernel(app, visitor, self.clock(), self.clock())
+# %% ../../nbs/dash/10_page_pool.ipynb #f728ddaf
+@patch(as_prop=True)
+def quota(self: Kernels) -> int:  # what one visitor may hold
+    "Return how many kernels one visitor may hold."
+    return max(1, self.limit // 2)
 
-    def forget(self, id: str) -> None:
-        if kernel := self.live.pop(id, None): kernel.ended.set()
+@patch
+def count_pages(self: Kernels, visitor: Visitor) -> int:
+    "How many live pages a visitor has, those on their way in among them."
+    return self.making[visitor.identity] + sum(k.visitor.identity == visitor.identity for k in self.live.values())
 
-    def find(self, id: str, visitor: Visitor) -> Kernel | None:
-        "A visitor's own kernel."
-        kernel = self.live.get(id)
-        return kernel if kernel and kernel.visitor == visitor else None
+@patch
+def add(self: Kernels, id: str, app: str, visitor: Visitor) -> None:
+    "Count a kernel."
+    self.live[id] = Kernel(app, visitor, self.clock(), self.clock())
+
+@patch
+def forget(self: Kernels, id: str) -> None:
+    "Stop counting a kernel, and report its end."
+    if kernel := self.live.pop(id, None): kernel.ended.set()
+
+@patch
+def find(self: Kernels, id: str, visitor: Visitor) -> Kernel | None:
+    "A visitor's own kernel."
+    kernel = self.live.get(id)
+    return kernel if kernel and kernel.visitor == visitor else None
 
 # %% ../../nbs/dash/10_page_pool.ipynb #2eebe260
 @patch
@@ -111,11 +120,8 @@ def list_abandoned(self: Kernels, hurry: bool = False,  # others wait, so whoeve
     session is over."""
     now = self.clock()
     def gone(k):
-        return (
-            not k.sockets and now - k.disconnected_at > (0 if hurry else self.grace)
-            if k.connected_once
-            else now - k.disconnected_at > self.first / (3 if hurry else 1)
-        )
+        return (not k.sockets and now - k.disconnected_at > (0 if hurry else self.grace) if k.connected_once
+                else now - k.disconnected_at > self.first / (3 if hurry else 1))
 
     def over(k): return gone(k) or now - k.active_at > self.idle or time.time() > k.visitor.until
     return [id for id, k in self.live.items() if (visitor is None or k.visitor == visitor) and over(k)]
@@ -144,23 +150,16 @@ CONTROL = "jupyter.widget.control"
 
 def shell_message(session: str, kind: str, content: dict, metadata: dict | None = None) -> bytes:
     "A message to a kernel's shell."
-    header = dict(
-        msg_id=uuid.uuid4().hex,
-        msg_type=kind,
-        username="",
-        session=session,
-        date=datetime.now(timezone.utc).isoformat(),
-        version="5.3",
-    )
+    header = dict(msg_id=uuid.uuid4().hex, msg_type=kind, username="", session=session,
+                  date=datetime.now(timezone.utc).isoformat(), version="5.3")
     return join_message([b"shell", *(json.dumps(part).encode() for part in (header, {}, metadata or {}, content))])
 
 # %% ../../nbs/dash/10_page_pool.ipynb #9eb51915
 async def request_states(channel, session: str) -> bytes | None:  # the kernel's message as it came; None: no widgets
     "How all widgets of a kernel are."
     comm = uuid.uuid4().hex
-    await channel.send(
-        shell_message(session, "comm_open", dict(comm_id=comm, target_name=CONTROL, data={}), {"version": "1.0.0"})
-    )
+    await channel.send(shell_message(session, "comm_open", dict(comm_id=comm, target_name=CONTROL, data={}),
+                                     {"version": "1.0.0"}))
     await channel.send(shell_message(session, "comm_msg", dict(comm_id=comm, data={"method": "request_states"})))
     async for message in channel:
         name, header, _, _, content = split_message(message)[:5]
@@ -169,12 +168,8 @@ async def request_states(channel, session: str) -> bytes | None:  # the kernel's
 
 def widget_modules(message: bytes) -> set[str]:
     "The libraries that draw these widgets."
-    return {
-        part
-        for widget in json.loads(split_message(message)[4])["data"]["states"].values()
-        for part in (widget["model_module"], widget["state"].get("_view_module"))
-        if part
-    }
+    return {part for widget in json.loads(split_message(message)[4])["data"]["states"].values()
+            for part in (widget["model_module"], widget["state"].get("_view_module")) if part}
 
 def embed_states(html: str, message: bytes, session: str) -> str:
     "A page with its states in it, and the session whose channel is open."
@@ -214,14 +209,7 @@ class PagePool:
                  pause: float = 2.,  # seconds at least between two of one app that nobody took
                  clock=time.monotonic):
         self.kernels, self.make, self.end, self.state, self.age, self.rest, self.pause, self.clock = (
-            kernels,
-            make,
-            end,
-            state,
-            age,
-            rest,
-            pause,
-            clock,
+            kernels, make, end, state, age, rest, pause, clock
         )
         self.taken_at = float("-inf")  # when a visitor last took one
         self.pages: list[Page] = []
@@ -236,39 +224,48 @@ class PagePool:
         self.wakeup.set()
 
     def remove(self, page: Page) -> Page:
+        "Take a page out of the pool."
         self.pages.remove(page)
         self.kernels.ready -= 1
         return page
 
-    def take(self, app: str, role: str) -> Page | None:
-        "A page for a visitor who is here; its kernel is the visitor's from now on."
-        found = next((p for p in self.pages if (p.app, p.role) == (app, role) and not self.is_outdated(p)), None)
-        if found: self.taken_at = self.clock()
-        return found and self.remove(found)
+# %% ../../nbs/dash/10_page_pool.ipynb #c990d0ca
+@patch
+def take(self: PagePool, app: str, role: str) -> Page | None:
+    "A page for a visitor who is here; its kernel is the visitor's from now on."
+    found = next((p for p in self.pages if (p.app, p.role) == (app, role) and not self.is_outdated(p)), None)
+    if found: self.taken_at = self.clock()
+    return found and self.remove(found)
 
-    def is_resting(self) -> bool:
-        "Whoever opens a page now has the machine for himself: the last one waiting is opened like the first."
-        return self.clock() - self.taken_at < self.rest
+@patch
+def is_resting(self: PagePool) -> bool:
+    "Whoever opens a page now has the machine for himself: the last one waiting is opened like the first."
+    return self.clock() - self.taken_at < self.rest
 
-    def is_outdated(self, page: Page) -> bool:
-        return page.state != self.state(page.app) or self.clock() - page.made > self.age
+@patch
+def is_outdated(self: PagePool, page: Page) -> bool:
+    "Check whether a page is too old, or its workspace has changed."
+    return page.state != self.state(page.app) or self.clock() - page.made > self.age
 
-    def find_spare(self) -> Page | None:
-        "One of an app with more than are wanted."
-        many = Counter((p.app, p.role) for p in self.pages) - Counter(self.requests)
-        return next((p for p in self.pages if (p.app, p.role) in many), None)
+@patch
+def find_spare(self: PagePool) -> Page | None:
+    "One of an app with more than are wanted."
+    many = Counter((p.app, p.role) for p in self.pages) - Counter(self.requests)
+    return next((p for p in self.pages if (p.app, p.role) in many), None)
 
-    def evict(self) -> Page | None:
-        "The one that gives way where a visitor needs its place: a spare one, else the oldest."
-        return self.remove(self.find_spare() or self.pages[0]) if self.pages else None
+@patch
+def evict(self: PagePool) -> Page | None:
+    "The one that gives way where a visitor needs its place: a spare one, else the oldest."
+    return self.remove(self.find_spare() or self.pages[0]) if self.pages else None
 
-    def next_missing(self) -> tuple[str, str] | None:
-        "What to make next."
-        lack = Counter(self.requests) - Counter((p.app, p.role) for p in self.pages)
-        return next(
-            (key for key in lack if self.state(key[0]) is not None and self.clock() >= self.retries.get(key, (0,))[0]),
-            None,
-        )
+# %% ../../nbs/dash/10_page_pool.ipynb #118adee5
+@patch
+def next_missing(self: PagePool) -> tuple[str, str] | None:
+    "What to make next."
+    lack = Counter(self.requests) - Counter((p.app, p.role) for p in self.pages)
+    return next((key for key in lack
+                 if self.state(key[0]) is not None and self.clock() >= self.retries.get(key, (0,))[0]),
+                None)
 
 # %% ../../nbs/dash/10_page_pool.ipynb #145671b6
 @patch

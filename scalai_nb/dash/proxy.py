@@ -82,24 +82,29 @@ class Proxy:
         for id in list(self.channels): self.close_channel(id)
         await self.client.aclose()
 
-    async def end(self, ids) -> None:
-        "End kernels, all at once; a place is free when its kernel is gone."
-        ids = list(ids)
-        for id in ids: self.kernels.forget(id)
-        self.kernels.ending += len(ids)
-        await asyncio.gather(*map(self.end_one, ids))
+# %% ../../nbs/dash/12_proxy.ipynb #c9de01c2
+@patch
+async def end(self: Proxy, ids) -> None:
+    "End kernels, all at once; a place is free when its kernel is gone."
+    ids = list(ids)
+    for id in ids: self.kernels.forget(id)
+    self.kernels.ending += len(ids)
+    await asyncio.gather(*map(self.end_one, ids))
 
-    async def end_one(self, id: str) -> None:
-        try: await self.client.delete(f"{self.voila.url}/api/kernels/{id}", headers=self.voila.headers, timeout=20)
-        except httpx.HTTPError: self.log.debug("kernel went with voila", id=id)
-        finally:
-            self.kernels.ending -= 1
-            self.close_channel(id)
-            if card := self.cards.pop(id, None): card.unlink(missing_ok=True)
+@patch
+async def end_one(self: Proxy, id: str) -> None:
+    "End a kernel in Voila."
+    try: await self.client.delete(f"{self.voila.url}/api/kernels/{id}", headers=self.voila.headers, timeout=20)
+    except httpx.HTTPError: self.log.debug("kernel went with voila", id=id)
+    finally:
+        self.kernels.ending -= 1
+        self.close_channel(id)
+        if card := self.cards.pop(id, None): card.unlink(missing_ok=True)
 
-    def close_channel(self, id: str) -> None:
-        "The channel that nobody took over."
-        if id in self.channels: self.channels.pop(id)[1].transport.abort()
+@patch
+def close_channel(self: Proxy, id: str) -> None:
+    "The channel that nobody took over."
+    if id in self.channels: self.channels.pop(id)[1].transport.abort()
 
 # %% ../../nbs/dash/12_proxy.ipynb #560ef7fd
 @patch
@@ -158,30 +163,20 @@ async def make(self: Proxy, app: str, role: str, query: str = "") -> Page:
         await asyncio.wait_for(self.voila.ready.wait(), 60)
         self.renew()
         state, card = self.state(app), self.voila.folder / "cards" / secrets.token_hex(8)
-        answer = await self.client.get(
-            f"{self.voila.url}/voila/render/{app}.ipynb",
-            params=query,
-            headers={**self.voila.headers, HEADERS[ROLE]: role, HEADERS[CARD]: str(card)},
-        )
+        answer = await self.client.get(f"{self.voila.url}/voila/render/{app}.ipynb", params=query,
+                                       headers={**self.voila.headers, HEADERS[ROLE]: role, HEADERS[CARD]: str(card)})
     except (httpx.HTTPError, TimeoutError) as e:
         raise AppFailed(kind=type(e).__name__, message="Voila did not answer", traceback="") from None
     html, id = answer.text, kernel_id(answer.text)
-    problem = failure(html) or (
-        None
-        if answer.status_code == 200 and id
-        else {
-            "kind": f"HTTP {answer.status_code}",
-            "message": "Voila could not render the notebook",
-            "traceback": html[-500:],
-        }
-    )
+    problem = failure(html) or (None if answer.status_code == 200 and id
+                                else {"kind": f"HTTP {answer.status_code}",
+                                      "message": "Voila could not render the notebook", "traceback": html[-500:]})
     if problem:
         if id: await self.end([id])
         raise AppFailed(**problem)
     self.cards[id] = card
-    html = re.sub(
-        r"<title>.*?</title>", lambda _: f"<title>{escape(self.apps[app].title)}</title>", html, count=1, flags=re.S
-    )
+    html = re.sub(r"<title>.*?</title>", lambda _: f"<title>{escape(self.apps[app].title)}</title>", html, count=1,
+                  flags=re.S)
     return Page(id, app, role, await self.open_channel(app, id, html), state, time.monotonic())
 
 # %% ../../nbs/dash/12_proxy.ipynb #1236b122
@@ -206,30 +201,24 @@ async def open_channel(self: Proxy, app: str, id: str, html: str) -> str:
 def connect(self: Proxy, id: str, session: str, **more):
     "A kernel's channel at Voila."
     url = f"{self.voila.url.replace('http', 'ws', 1)}/api/kernels/{id}/channels?session_id={session}"
-    return websockets.connect(
-        url,
-        additional_headers=self.voila.headers,
-        subprotocols=[V1],
-        max_size=64 << 20,
-        proxy=None,
-        open_timeout=30,
-        **more,
-    )
+    return websockets.connect(url, additional_headers=self.voila.headers, subprotocols=[V1], max_size=64 << 20,
+                              proxy=None, open_timeout=30, **more)
 
 # %% ../../nbs/dash/12_proxy.ipynb #92721ef9
 @patch
-async def page(self: Proxy, app: str, who: Visitor, query: str) -> tuple[Page, str]:  # and whether it was warm or cold
+async def page(self: Proxy, app: str, visitor: Visitor,
+               query: str) -> tuple[Page, str]:  # and whether it was warm or cold
     """A page for somebody whose turn it is, with a place for its kernel.
 
     Raises `NoKernelFree`, `QuotaReached` and `AppFailed`."""
-    if not query: self.pool.want(app, who.role)
-    found = None if query else self.pool.take(app, who.role)
-    with self.kernels.reserve(who):
+    if not query: self.pool.want(app, visitor.role)
+    found = None if query else self.pool.take(app, visitor.role)
+    with self.kernels.reserve(visitor):
         while self.kernels.free < 0 and (least := self.pool.evict()): await self.end([least.id])
         if found and not await self.is_alive(found.id): found = None
-        page = found or await self.make(app, who.role, query)
-        if who.name: self.cards[page.id].write_text(json.dumps({"name": who.name}))
-        self.kernels.add(page.id, app, who)
+        page = found or await self.make(app, visitor.role, query)
+        if visitor.name: self.cards[page.id].write_text(json.dumps({"name": visitor.name}))
+        self.kernels.add(page.id, app, visitor)
     return page, "warm" if found else "cold"
 
 # %% ../../nbs/dash/12_proxy.ipynb #1d54c0cd
@@ -262,6 +251,7 @@ async def app(self: Proxy, request):
     html = page.html.replace(pages.LOGOUT_MARK, pages.LOGOUT_FORM if who.session else "", 1)
     return HTMLResponse(html, headers={"cache-control": "no-store"})
 
+# %% ../../nbs/dash/12_proxy.ipynb #11be0599
 @patch
 def quota_reached(self: Proxy, request, app: App):
     "429: one visitor may not take every live page there is."
@@ -295,21 +285,11 @@ async def asset(self: Proxy, request):
         answer = await self.client.get(self.voila.url + path, headers=self.voila.headers)
         if answer.status_code != 200: return pages.not_found(request)
         body, kind = answer.content, answer.headers.get("content-type", "application/octet-stream")
-        packed = (
-            await asyncio.to_thread(gzip.compress, body, 6)
-            if kind.startswith(("text/", "application/j", "image/svg")) and len(body) > 500
-            else None
-        )
-        self.files[path] = (
-            {
-                "content-type": kind,
-                "etag": f'"{hashlib.sha256(body).hexdigest()[:20]}"',
-                "vary": "accept-encoding",
-                "cache-control": "private, max-age=600",
-            },
-            body,
-            packed,
-        )
+        packed = (await asyncio.to_thread(gzip.compress, body, 6)
+                  if kind.startswith(("text/", "application/j", "image/svg")) and len(body) > 500 else None)
+        self.files[path] = ({"content-type": kind, "etag": f'"{hashlib.sha256(body).hexdigest()[:20]}"',
+                             "vary": "accept-encoding", "cache-control": "private, max-age=600"},
+                            body, packed)
     headers, body, packed = self.files[path]
     if request.headers.get("if-none-match", "").removeprefix("W/") == headers["etag"]:
         return Response(status_code=304, headers={k: v for k, v in headers.items() if k != "content-type"})
@@ -378,9 +358,8 @@ async def pump(self: Proxy, ws, voila, kernel) -> None:
 
 # %% ../../nbs/dash/12_proxy.ipynb #8c80b4f6
 @patch
-async def forward_to_kernel(
-    self: Proxy, ws, voila, kernel, way: PendingMessages, room: asyncio.Event
-) -> tuple[int, str]:  # code and reason of the end
+async def forward_to_kernel(self: Proxy, ws, voila, kernel, way: PendingMessages,
+                            room: asyncio.Event) -> tuple[int, str]:  # code and reason of the end
     "From the page to the kernel, until either ends or the page sends what no page sends."
     try:
         while (message := await ws.receive())["type"] != "websocket.disconnect":

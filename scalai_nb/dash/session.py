@@ -14,12 +14,13 @@ import time
 from dataclasses import dataclass
 
 # %% ../../nbs/dash/01_session.ipynb #f1b1d64a
-def constant_time_equal(given: str, right: str) -> bool:
+def constant_time_equal(candidate: str, right: str) -> bool:
     "Equal, in a time that does not depend on where they differ."
-    return hmac.compare_digest(given.encode("utf-8", "surrogatepass"), right.encode())
+    return hmac.compare_digest(candidate.encode("utf-8", "surrogatepass"), right.encode())
 
 @dataclass(frozen=True)
 class Session:
+    "A visitor's session: its role, id and end."
     role: str
     id: str
     until: float  # seconds since 1970
@@ -50,9 +51,8 @@ class Sessions:
 
     def close(self, session: Session) -> None:
         "Log out: a copy of the cookie is worth nothing either."
-        self.closed = {id: until for id, until in self.closed.items() if until > self.clock()} | {
-            session.id: session.until
-        }
+        self.closed = {id: until for id, until in self.closed.items()
+                       if until > self.clock()} | {session.id: session.until}
 
 # %% ../../nbs/dash/01_session.ipynb #bb8a70bd
 class Attempts:
@@ -66,12 +66,14 @@ class Attempts:
 
     @staticmethod
     def key(address: str | None) -> str:
+        "Return the address or network under which failures count."
         try: found = ipaddress.ip_address(address or "")
         except ValueError: return ""  # a Unix socket has no address
         found = getattr(found, "ipv4_mapped", None) or found
         return str(found if found.version == 4 else ipaddress.ip_network((found, 64), strict=False))
 
     def count(self, address: str) -> float:
+        "Return the failures of an address that still count."
         wrong, at = self.failures.get(self.key(address), (0., 0.))
         return max(0., wrong - (self.clock() - at) / self.recovery)
 

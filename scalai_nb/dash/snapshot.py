@@ -59,10 +59,8 @@ def unread_notice(error: BaseException | None) -> str | None:  # HTML
         why, hint = f"A database of the workspace cannot be read: {str(error).splitlines()[0]}.", ""
     else:
         return None
-    return (
-        '<section class="unread" role="alert"><p>This part of the page could not be made:'
-        f' {escape(why)}</p><p>{escape(hint or "")}</p></section>'
-    )
+    return ('<section class="unread" role="alert"><p>This part of the page could not be made:'
+            f' {escape(why)}</p><p>{escape(hint or "")}</p></section>')
 
 # %% ../../nbs/dash/14_snapshot.ipynb #40befcf3
 def notebook_html(notebook: Path) -> str:  # HTML
@@ -77,11 +75,8 @@ def notebook_html(notebook: Path) -> str:  # HTML
         # the trap outside: run_cell would set its own inside
         with shell.display_trap, capture_output() as shown: done = shell.run_cell(cell.source)
         if (notice := unread_notice(done.error_in_exec)) is None: done.raise_error()
-        parts += (
-            ([f"<pre>{escape(shown.stdout)}</pre>"] if shown.stdout.strip() else [])
-            + [static_html(o.data) for o in shown.outputs]
-            + ([notice] if notice else [])
-        )
+        parts += (([f"<pre>{escape(shown.stdout)}</pre>"] if shown.stdout.strip() else [])
+                  + [static_html(o.data) for o in shown.outputs] + ([notice] if notice else []))
     return "".join(parts)
 
 # %% ../../nbs/dash/14_snapshot.ipynb #e77ca84e
@@ -95,7 +90,9 @@ class Snapshot:
     level: str = ""  # colour of its headline
     says: str = ""  # its headline, as HTML
 
-def snapshot_path(settings: Settings, name: str) -> Path: return settings.path("snapshots", f"{name}.json")
+def snapshot_path(settings: Settings, name: str) -> Path:
+    "Return the file of an app's snapshot."
+    return settings.path("snapshots", f"{name}.json")
 
 def make_snapshot(name: str, notebook: Path, state: str, settings: Settings) -> Snapshot:
     "Run an app and keep what it shows."
@@ -107,6 +104,7 @@ def make_snapshot(name: str, notebook: Path, state: str, settings: Settings) -> 
     write_atomic(snapshot_path(settings, name), json.dumps(asdict(snapshot)))
     return snapshot
 
+# %% ../../nbs/dash/14_snapshot.ipynb #27f52286
 def main(name: str, notebook: str, state: str) -> None:
     "The child process: one snapshot, at low priority, ended with its parent."
     end_with_parent()
@@ -122,13 +120,10 @@ BLIND_AFTER = 8.  # seconds without a look at the workspace after which nobody k
 # %% ../../nbs/dash/14_snapshot.ipynb #eb8b6870
 class Snapshots:
     "The snapshots of a workspace's apps, kept true while `async with` lasts."
-    def __init__(
-        self,
-        apps: dict[str, App],
-        settings: Settings,
-        state=None,  # (settings, *files) -> str; none: view.state
-        every: float = 60.0,
-    ):  # seconds between two of an app that nobody looks at
+    def __init__(self, apps: dict[str, App], settings: Settings,
+                 state=None,  # (settings, *files) -> str; none: view.state
+                 every: float = 60.0,  # seconds between two of an app that nobody looks at
+                ):
         self.apps, self.settings, self.every, self.log, self.look = apps, settings, every, logger("dash"), state
         self.cache: dict[str, tuple] = {}  # name -> file's stamp, snapshot
         self.now: dict[str, str] = {}  # name -> state of the workspace
@@ -152,49 +147,55 @@ class Snapshots:
             self.child.kill()
             await self.child.wait()
 
-    def get(self, name: str) -> Snapshot | None:
-        "The newest snapshot; read again only when its file changed."
-        file = snapshot_path(self.settings, name)
-        try: found = file.stat()
-        except OSError: return None
-        if self.cache.get(name, (None,))[0] != (found.st_mtime_ns, found.st_ino):
-            try:
-                self.cache[name] = ((found.st_mtime_ns, found.st_ino), Snapshot(**json.loads(file.read_text("utf-8"))))
-            except (ValueError, TypeError):
-                return None  # of an older release: it is made anew
-        return self.cache[name][1]
+# %% ../../nbs/dash/14_snapshot.ipynb #1a775ff6
+@patch
+def get(self: Snapshots, name: str) -> Snapshot | None:
+    "The newest snapshot; read again only when its file changed."
+    file = snapshot_path(self.settings, name)
+    try: found = file.stat()
+    except OSError: return None
+    if self.cache.get(name, (None,))[0] != (found.st_mtime_ns, found.st_ino):
+        try:
+            self.cache[name] = ((found.st_mtime_ns, found.st_ino), Snapshot(**json.loads(file.read_text("utf-8"))))
+        except (ValueError, TypeError):
+            return None  # of an older release: it is made anew
+    return self.cache[name][1]
 
-    def delay_reason(self, name: str) -> str:
-        "Why there is no snapshot although somebody has waited for it as long as one may take; empty: wait on."
-        if time.monotonic() - self.waiting_since.setdefault(name, time.monotonic()) < TIMEOUT: return ""
-        if name not in self.now: return f"the workspace cannot be read ({self.problem or 'no answer yet'})"
-        return "it is still at work" if self.making == name else f"{self.making or 'another page'} is being made first"
+@patch
+def delay_reason(self: Snapshots, name: str) -> str:
+    "Why there is no snapshot although somebody has waited for it as long as one may take; empty: wait on."
+    if time.monotonic() - self.waiting_since.setdefault(name, time.monotonic()) < TIMEOUT: return ""
+    if name not in self.now: return f"the workspace cannot be read ({self.problem or 'no answer yet'})"
+    return "it is still at work" if self.making == name else f"{self.making or 'another page'} is being made first"
 
-    def status(self, name: str) -> str:  # new, old, failed, unknown
-        "Whether a snapshot still shows the workspace as it is."
-        if name in self.seen_at and time.monotonic() - self.seen_at[name] > BLIND_AFTER: return "unknown"
-        now, (_, state, number) = self.now.get(name), self.attempts.get(name, (0, None, None))
-        if number and state == now: return "failed"
-        return "new" if (found := self.get(name)) and (now is None or found.state == now) else "old"
+@patch
+def status(self: Snapshots, name: str) -> str:  # new, old, failed, unknown
+    "Whether a snapshot still shows the workspace as it is."
+    if name in self.seen_at and time.monotonic() - self.seen_at[name] > BLIND_AFTER: return "unknown"
+    now, (_, state, number) = self.now.get(name), self.attempts.get(name, (0, None, None))
+    if number and state == now: return "failed"
+    return "new" if (found := self.get(name)) and (now is None or found.state == now) else "old"
 
-    def failure(self, name: str) -> str | None:
-        "The number of the failure, where there is nothing to show."
-        return self.attempts[name][2] if self.status(name) == "failed" and self.get(name) is None else None
+# %% ../../nbs/dash/14_snapshot.ipynb #c4ae9352
+@patch
+def failure(self: Snapshots, name: str) -> str | None:
+    "The number of the failure, where there is nothing to show."
+    return self.attempts[name][2] if self.status(name) == "failed" and self.get(name) is None else None
 
-    def request(self, name: str, anew: bool = False) -> None:
-        "Somebody looks at it; or wants it made anew, whatever its standing."
-        self.requests.add(name)
-        if anew: self.remakes.add(name)
-        self.wakeup.set()
+@patch
+def request(self: Snapshots, name: str, anew: bool = False) -> None:
+    "Somebody looks at it; or wants it made anew, whatever its standing."
+    self.requests.add(name)
+    if anew: self.remakes.add(name)
+    self.wakeup.set()
 
-    def is_due(self, name: str) -> bool:
-        if name in self.remakes: return True
-        if self.status(name) != "old": return False
-        return (
-            name in self.requests
-            or self.get(name) is None
-            or time.monotonic() - self.attempts.get(name, (0,))[0] > self.every
-        )
+@patch
+def is_due(self: Snapshots, name: str) -> bool:
+    "Check whether a snapshot is to be made now."
+    if name in self.remakes: return True
+    if self.status(name) != "old": return False
+    return (name in self.requests or self.get(name) is None
+            or time.monotonic() - self.attempts.get(name, (0,))[0] > self.every)
 
 # %% ../../nbs/dash/14_snapshot.ipynb #33472eb6
 @patch
@@ -214,6 +215,7 @@ async def watch(self: Snapshots) -> None:
         self.wakeup.set()
         await asyncio.sleep(2)
 
+# %% ../../nbs/dash/14_snapshot.ipynb #335ba243
 @patch
 async def keep(self: Snapshots) -> None:
     "Make what is due, one at a time."
@@ -235,18 +237,10 @@ async def render(self: Snapshots, name: str, app: App) -> None:
     "Let a process make one; what it says when it fails goes to the log."
     state, self.requests, self.remakes = self.now[name], self.requests - {name}, self.remakes - {name}
     self.child = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "scalai_nb.dash.snapshot",
-        name,
-        str(app.path),
-        state,
-        cwd=self.settings.root,
+        sys.executable, "-m", "scalai_nb.dash.snapshot", name, str(app.path), state, cwd=self.settings.root,
         env=environment(self.settings.root, self.settings, os.environ, **{ROLE: "viewer"}),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
+        start_new_session=True
     )
     try:
         # not communicate: closing its standard input would end it
@@ -265,16 +259,13 @@ STYLE, SCRIPT = static_text("dash", "snapshot.css"), static_text("dash", "snapsh
 
 # %% ../../nbs/dash/14_snapshot.ipynb #a792d712
 STATUS_TEXT = {
-    "new": "",
-    "unknown": " <b>The workspace cannot be read now</b>, so nobody knows whether this is current.",
+    "new": "", "unknown": " <b>The workspace cannot be read now</b>, so nobody knows whether this is current.",
     "old": " <b>Out of date:</b> the workspace has changed since; a newer page is being made.",
-    "failed": (
-        " <b>Out of date:</b> the workspace has changed since, and the newer page could not be made; the log of"
-        " <code>scalai dash</code> says why."
-    ),
+    "failed": (" <b>Out of date:</b> the workspace has changed since, and the newer page could not be made; the log of"
+               " <code>scalai dash</code> says why.")
 }
 
-def page(app: App, snapshot: Snapshot, standing: str, edits: bool = False, leave: bool = False) -> str:  # HTML
+def page(app: App, snapshot: Snapshot, status: str, edits: bool = False, leave: bool = False) -> str:  # HTML
     "The snapshot with its time, and the way to the live page; an editor may have it made anew."
     anew = (
         f'<form method="post" action="/api/snapshots/{escape(app.name, quote=True)}"><button>Make it'
@@ -287,9 +278,9 @@ def page(app: App, snapshot: Snapshot, standing: str, edits: bool = False, leave
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="viewport"'
         ' content="width=device-width, initial-scale=1"><link rel="icon"'
         f' href="data:,"><title>{escape(app.title)}</title><style>{STYLE}</style></head><body><nav'
-        f' aria-label="Dashboard"><a href="/">&#8592; All dashboards</a><span><span id="asof" class="{standing}"'
+        f' aria-label="Dashboard"><a href="/">&#8592; All dashboards</a><span><span id="asof" class="{status}"'
         f' role="status" data-at="As of {at}." data-made="{snapshot.made}"'
-        f' data-ask="/api/snapshots/{escape(app.name, quote=True)}">As of {at}.{STATUS_TEXT[standing]}</span> {anew}<a'
+        f' data-ask="/api/snapshots/{escape(app.name, quote=True)}">As of {at}.{STATUS_TEXT[status]}</span> {anew}<a'
         f' class="live" href="/apps/{escape(app.name, quote=True)}?live=1">Open the live page</a>'
         f' {LOGOUT_FORM*leave}</span></nav><main>{snapshot.body}</main><script>{SCRIPT}</script></body></html>'
     )

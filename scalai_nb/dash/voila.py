@@ -50,35 +50,20 @@ def configuration(path: Path,  # private to this child
     "Voila's configuration, by class."
     return {
         "Voila": {
-            "ip": "127.0.0.1",
-            "port": port,
-            "port_retries": 0,
-            "open_browser": False,
-            "root_dir": str(path / "apps"),
-            "token": secret,
-            "connection_dir_root": str(path),
-            "log_level": "WARN",
+            "ip": "127.0.0.1", "port": port, "port_retries": 0, "open_browser": False, "token": secret,
+            "root_dir": str(path / "apps"), "connection_dir_root": str(path), "log_level": "WARN",
         },
         "VoilaConfiguration": {
-            "template": "scalai",
-            "theme": "light",
-            "allow_template_override": "NO",
-            "allow_theme_override": "NO",
-            "show_tracebacks": True,
-            "file_allowlist": [],
+            "template": "scalai", "theme": "light", "allow_template_override": "NO", "allow_theme_override": "NO",
+            "show_tracebacks": True, "file_allowlist": [],
             "http_header_envs": [h.removeprefix("HTTP_").replace("_", "-") for h in (ROLE, CARD)],
-            "extension_allowlist": [
-                "@jupyter-widgets/jupyterlab-manager",
-                "@voila-dashboards/widgets-manager8",
-                "bqplot",
-                "bqscales",
-            ],
+            "extension_allowlist": ["@jupyter-widgets/jupyterlab-manager", "@voila-dashboards/widgets-manager8",
+                                    "bqplot", "bqscales"],
         },
         "VoilaExecutor": {"timeout": 120, "startup_timeout": 60},
         "MultiKernelManager": {"kernel_manager_class": "scalai_nb.dash.voila_server.Live"},
-        "KernelManager": {
-            "transport": "ipc" if len(str(path)) < 40 else "tcp"
-        },  # a socket path has 107 characters at most
+        # a socket path has 107 characters at most
+        "KernelManager": {"transport": "ipc" if len(str(path)) < 40 else "tcp"},
         "KernelRestarter": {"restart_limit": 0, "time_to_dead": 1.0},
         "MappingKernelManager": {"root_dir": str(settings.root), "cull_idle_timeout": 3600, "cull_interval": 300},
     }
@@ -88,28 +73,18 @@ def environment(path: Path, settings: Settings, environ: dict, **more: str) -> d
     """The child's environment:
 
     an app finds the workspace's data wherever its notebook lies, and knows no visitor but ours."""
-    more |= {
-        "JUPYTER_PATH": os.pathsep.join(filter(None, [str(path), environ.get("JUPYTER_PATH", "")])),
-        "SCALAI_WORKSPACE__HOME": str(settings.home),
-        "JUPYTER_PREFER_ENV_PATH": "1",
-    }
+    more |= {"JUPYTER_PATH": os.pathsep.join(filter(None, [str(path), environ.get("JUPYTER_PATH", "")])),
+             "SCALAI_WORKSPACE__HOME": str(settings.home), "JUPYTER_PREFER_ENV_PATH": "1"}
     if settings.file.is_file(): more["SCALAI_SETTINGS"] = str(settings.file.absolute())
-    return {
-        k: v
-        for k, v in environ.items()
-        if k not in ("SCALAI_APPS__TOKEN", "SCALAI_APPS__VIEWER_TOKEN", "JUPYTER_TOKEN", ROLE, CARD)
-    } | more
+    return {k: v for k, v in environ.items()
+            if k not in ("SCALAI_APPS__TOKEN", "SCALAI_APPS__VIEWER_TOKEN", "JUPYTER_TOKEN", ROLE, CARD)} | more
 
 # %% ../../nbs/dash/08_voila.ipynb #ad88e3e7
 class Voila:
     "The child, from `async with` to its end."
     def __init__(self, apps: dict[str, App], settings: Settings):
         self.apps, self.settings, self.secret, self.port, self.process = (
-            apps,
-            settings,
-            secrets.token_urlsafe(32),
-            0,
-            None,
+            apps, settings, secrets.token_urlsafe(32), 0, None
         )
         # its last words
         self.ready, self.log, self.starts, self.last_lines = asyncio.Event(), logger("dash"), 0, deque(maxlen=5)
@@ -117,10 +92,6 @@ class Voila:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def headers(self) -> dict:
-        return {"Authorization": f"token {self.secret}"}
 
     async def __aenter__(self):
         self.folder = Path(tempfile.mkdtemp(prefix="scalai-dash-"))  # mode 0700
@@ -137,6 +108,12 @@ class Voila:
         await self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 
+# %% ../../nbs/dash/08_voila.ipynb #5c64b41d
+@patch(as_prop=True)
+def headers(self: Voila) -> dict:
+    "Return the headers of a request to this Voila."
+    return {"Authorization": f"token {self.secret}"}
+
 # %% ../../nbs/dash/08_voila.ipynb #4197262d
 @patch
 async def start(self: Voila) -> None:
@@ -146,16 +123,9 @@ async def start(self: Voila) -> None:
     config.touch(mode=0o600)
     config.write_text(json.dumps(configuration(self.folder, self.settings, self.port, self.secret)))
     self.process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "scalai_nb.dash.voila_server",
-        str(self.folder),
-        cwd=self.folder,
-        env=environment(self.folder, self.settings, os.environ),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,
+        sys.executable, "-m", "scalai_nb.dash.voila_server", str(self.folder), cwd=self.folder,
+        env=environment(self.folder, self.settings, os.environ), stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE, start_new_session=True
     )  # Ctrl-C is for us, who stop it in order
     self.reader = asyncio.create_task(self.read_log())
     while self.process.returncode is None:

@@ -13,16 +13,8 @@ from pathlib import Path
 from ..core import events
 
 WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC
-CHILDREN = {
-    "subprocess.Popen",
-    "os.system",
-    "os.fork",
-    "os.forkpty",
-    "os.posix_spawn",
-    "os.spawn",
-    "os.exec",
-    "pty.spawn",
-}
+CHILDREN = {"subprocess.Popen", "os.system", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.exec",
+            "pty.spawn"}
 READ, WRITE = 1, 2  # bits
 
 # %% ../../nbs/jobs/01_access.ipynb #dce1029d
@@ -67,20 +59,13 @@ class Access:
 # %% ../../nbs/jobs/01_access.ipynb #70434dda
 def _by_workspace(access: Access) -> bool:
     "Whether a cell, or a module of the workspace, is what asks `os.environ`."
-    frame, library = sys._getframe(2), (
-        os.__file__,
-        sys.modules["collections.abc"].__file__,
-        "<frozen os>",
-        "<frozen _collections_abc>",
-    )
+    frame, library = sys._getframe(2), (os.__file__, sys.modules["collections.abc"].__file__, "<frozen os>",
+                                        "<frozen _collections_abc>")
     while frame and frame.f_code.co_filename in library: frame = frame.f_back
     if frame is None: return False
     path = frame.f_code.co_filename
-    return (
-        frame.f_globals.get("__name__") == "__main__"
-        or path.startswith(access.root)
-        and not path.startswith(access.left_out)
-    )
+    return (frame.f_globals.get("__name__") == "__main__"
+            or path.startswith(access.root) and not path.startswith(access.left_out))
 
 # %% ../../nbs/jobs/01_access.ipynb #3279ea35
 def _watch_variables(access: Access):
@@ -126,11 +111,8 @@ def watch(root: Path | str) -> Access:
 
 def report(access: Access, sent: dict) -> dict:  # as `sent`, without what that has
     "What is new since `sent`, which is brought up to date."
-    now = dict(
-        files=dict(access.files),
-        variables=[n for n, outside in list(access.variables.items()) if outside],
-        settings=sorted(access.settings),
-    )
+    now = dict(files=dict(access.files), variables=[n for n, outside in list(access.variables.items()) if outside],
+               settings=sorted(access.settings))
     new = dict(files={p: b for p, b in now["files"].items() if sent.get("files", {}).get(p) != b},
                **{k: [n for n in now[k] if n not in sent.get(k, ())] for k in ("variables", "settings")})
     sent.update(now)

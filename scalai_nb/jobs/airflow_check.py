@@ -22,24 +22,20 @@ def parse_dag(text: str,  # a file that `dag` wrote, perhaps changed since
     except (SyntaxError, ValueError) as e: raise BadRequest(f"The file is not Python: {e}.", "Export it again.") from e
     dags = [n for n in tree.body if isinstance(n, ast.With) and _called(n.items[0].context_expr) == "DAG"]
     if len(dags) != 1:
-        raise BadRequest(
-            f"The file holds {len(dags)} DAGs at its top level, where an export has one.", "Export it again."
-        )
+        raise BadRequest(f"The file holds {len(dags)} DAGs at its top level, where an export has one.",
+                         "Export it again.")
     params = next((k.value for k in dags[0].items[0].context_expr.keywords if k.arg == "params"), ast.Dict([], []))
     found, edges = {}, []
     for node in ast.walk(dags[0]):
         match node:
-            case ast.Assign(
-                targets=[ast.Subscript(value=ast.Name(id="t"), slice=ast.Constant(value=id))], value=ast.Call() as made
-            ):
+            case ast.Assign(targets=[ast.Subscript(value=ast.Name(id="t"), slice=ast.Constant(value=id))],
+                            value=ast.Call() as made):
                 found[id] = _task(id, made)
             case ast.BinOp(left=left, op=ast.RShift(), right=ast.Subscript(slice=ast.Constant(value=id))):
                 edges += [(a.slice.value, id) for a in (left.elts if isinstance(left, ast.List) else [left])]
     after = lambda id: tuple(a for a, b in edges if b == id)
-    return (
-        {_value(k): _keywords(v) for k, v in zip(params.keys, params.values)},
-        [Task(t.id, t.kind, t.options, after(t.id), t.over) for t in found.values()],
-    )
+    return ({_value(k): _keywords(v) for k, v in zip(params.keys, params.values)},
+            [Task(t.id, t.kind, t.options, after(t.id), t.over) for t in found.values()])
 
 def _called(node: ast.expr) -> str: return ast.unparse(node.func) if isinstance(node, ast.Call) else ""
 
@@ -55,22 +51,15 @@ def _value(node: ast.expr) -> object:
 def _task(id: str, made: ast.Call) -> Task:
     over = ""
     if isinstance(made.func, ast.Attribute) and made.func.attr == "expand":
-        over = next(
-            (
-                k.value.value.slice.value
-                for k in made.keywords
-                if isinstance(k.value, ast.Attribute) and isinstance(k.value.value, ast.Subscript)
-            ),
-            "?",
-        )
+        over = next((k.value.value.slice.value for k in made.keywords
+                     if isinstance(k.value, ast.Attribute) and isinstance(k.value.value, ast.Subscript)),
+                    "?")
         made = made.func.value
     return Task(id, _called(made).removesuffix(".partial"), _keywords(made), (), over)
 
 # %% ../../nbs/jobs/41_airflow_check.ipynb #f24a48ec
-COMPARED_OPTIONS = (
-    "task_id file parameters needs inside when each grid item chained points limit defaults retries"
-    " max_active_tis_per_dagrun".split()
-)
+COMPARED_OPTIONS = ("task_id file parameters needs inside when each grid item chained points limit defaults retries"
+                    " max_active_tis_per_dagrun".split())
 
 def differences(flow: Workflow, text: str, settings: Settings | None = None) -> list[str]:  # empty: they say the same
     "Where an exported file and the workflow do not say the same."
@@ -79,14 +68,10 @@ def differences(flow: Workflow, text: str, settings: Settings | None = None) -> 
     wanted, have = {t.id: t for t in tasks(flow, root)[0]}, {t.id: t for t in have}
     mine = {n: parameter(n, p.default, flow) for n, p in flow.parameters.items()}
     out = [] if opening() in text else ["what the tasks do is not what this version writes"]
-    out += [
-        f"parameter {n!r} is {show_value(params, n)} in the file and {show_value(mine, n)} in the workflow"
-        for n in {**mine, **params}
-        if mine.get(n) != params.get(n)
-    ]
-    out += [f"task {id} is not in the file" for id in wanted if id not in have] + [
-        f"task {id} is not in the workflow" for id in have if id not in wanted
-    ]
+    out += [f"parameter {n!r} is {show_value(params, n)} in the file and {show_value(mine, n)} in the workflow"
+            for n in {**mine, **params} if mine.get(n) != params.get(n)]
+    out += [f"task {id} is not in the file" for id in wanted
+            if id not in have] + [f"task {id} is not in the workflow" for id in have if id not in wanted]
     return out + [line for id in wanted if id in have for line in _apart(wanted[id], have[id])]
 
 # %% ../../nbs/jobs/41_airflow_check.ipynb #5d5364ed
@@ -99,10 +84,8 @@ def _apart(wanted: Task, have: Task) -> list[str]:
             f" {wanted.over or 'nothing'} in the workflow"
         )
     if set(wanted.after) != set(have.after):
-        out.append(
-            f"task {wanted.id} waits for {', '.join(have.after) or 'nothing'} in the file and for"
-            f" {', '.join(wanted.after) or 'nothing'} in the workflow"
-        )
+        out.append(f"task {wanted.id} waits for {', '.join(have.after) or 'nothing'} in the file and for"
+                   f" {', '.join(wanted.after) or 'nothing'} in the workflow")
     return out + [
         f"task {wanted.id}: {k} is {show_value(have.options, k)} in the file and"
         f" {show_value(expected, k)} in the workflow"
@@ -110,4 +93,6 @@ def _apart(wanted: Task, have: Task) -> list[str]:
         if expected.get(k) != have.options.get(k)
     ]
 
-def show_value(values: dict, name: str) -> str: return repr(values[name])[:200] if name in values else "not there"
+def show_value(values: dict, name: str) -> str:
+    "Return a value as a message shows it."
+    return repr(values[name])[:200] if name in values else "not there"

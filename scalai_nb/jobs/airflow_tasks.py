@@ -28,22 +28,8 @@ class Task:
 class Seconds(float):
     "A span of time: `timedelta(seconds=…)` in the file."
 WORKFLOW_FIELDS = {"name", "path", "steps", "needs", "parameters", "warm", "nested"}
-STEP_FIELDS = {
-    "name",
-    "notebook",
-    "workflow",
-    "parameters",
-    "needs",
-    "when",
-    "each",
-    "grid",
-    "at_once",
-    "item",
-    "timeout",
-    "retries",
-    "always",
-    "inputs",
-}
+STEP_FIELDS = {"name", "notebook", "workflow", "parameters", "needs", "when", "each", "grid", "at_once", "item",
+               "timeout", "retries", "always", "inputs"}
 
 # %% ../../nbs/jobs/39_airflow_tasks.ipynb #5f0240c5
 ID_LIMIT = 250  # characters of an id in Airflow
@@ -52,47 +38,40 @@ SLACK = 60  # seconds between a step's own end by time and Airflow's
 def _literals(step: Step, flow: Workflow, id: str) -> dict:
     "A step's words as literals, or a `BadRequest` that names the step."
     where = f"Step {step.name!r} of {flow.path}"
-    strange = [
-        n
-        for n, f in type(step).model_fields.items()
-        if n not in STEP_FIELDS and getattr(step, n) != f.get_default(call_default_factory=True)
-    ]
+    strange = [n for n, f in type(step).model_fields.items()
+               if n not in STEP_FIELDS and getattr(step, n) != f.get_default(call_default_factory=True)]
     if strange:
-        raise BadRequest(
-            f"{where} says `{strange[0]}`, for which an export to Airflow has no words.",
-            f"Leave `{strange[0]}` out, or run the workflow with: scalai run {flow.path.name}",
-        )
+        raise BadRequest(f"{where} says `{strange[0]}`, for which an export to Airflow has no words.",
+                         f"Leave `{strange[0]}` out, or run the workflow with: scalai run {flow.path.name}")
     if len(id) + len(".elements") > ID_LIMIT:
-        raise BadRequest(
-            f"{where} would have an id of {len(id)} characters in Airflow, which takes {ID_LIMIT}.",
-            "Give it, or the steps around it, a shorter name.",
-        )
+        raise BadRequest(f"{where} would have an id of {len(id)} characters in Airflow, which takes {ID_LIMIT}.",
+                         "Give it, or the steps around it, a shorter name.")
     try:
-        return dict(
-            parameters=plain(step.parameters, "parameters"),
-            **{k: plain(v, k) for k, v in dict(each=step.each, grid=step.grid).items() if v},
-        )
+        return dict(parameters=plain(step.parameters, "parameters"),
+                    **{k: plain(v, k) for k, v in dict(each=step.each, grid=step.grid).items() if v})
     except BadRequest as e:
         raise BadRequest(f"{where}: {e.message}", "Write it as text.") from e
 
 # %% ../../nbs/jobs/39_airflow_tasks.ipynb #e1db879d
+def _check_fields(flow: Workflow):
+    "Raises `BadRequest` where a workflow says what Airflow has no words for."
+    strange = next((f.name for f in fields(flow) if f.name not in WORKFLOW_FIELDS and getattr(flow, f.name)), None)
+    if strange:
+        raise BadRequest(f"{flow.path} says `{strange}`, for which an export to Airflow has no words.",
+                         f"Leave `{strange}` out, or run the workflow with: scalai run {flow.path.name}")
+
+# %% ../../nbs/jobs/39_airflow_tasks.ipynb #86eb41ca
 def tasks(
     flow: Workflow,
     root: Path,  # of the workspace
     prefix: str = "",  # of ids: the groups around it, as in `model.`
     inside: str | None = None,  # the task that begins the group
-) -> tuple[
-    list[Task], dict[str, str | tuple]
-]:  # and by step, the task that holds its results; of `each` and `grid`, the elements, the task and which of both
+    # and by step, the task that holds its results; of `each` and `grid`, the elements, the task and which of both
+) -> tuple[list[Task], dict[str, str | tuple]]:
     """The tasks of a workflow, in an order in which they can run.
 
     Raises `BadRequest` for what Airflow has no words for."""
-    if strange := next((f.name for f in fields(flow) if f.name not in WORKFLOW_FIELDS and getattr(flow, f.name)),
-                       None):
-        raise BadRequest(
-            f"{flow.path} says `{strange}`, for which an export to Airflow has no words.",
-            f"Leave `{strange}` out, or run the workflow with: scalai run {flow.path.name}",
-        )
+    _check_fields(flow)
     out, ends = [], {}
     for step in flow.steps:
         id, needs = prefix + step.name, {n: ends[n] for n in flow.needs[step.name]}
@@ -100,23 +79,15 @@ def tasks(
         scope = {k: v for k, v in dict(needs=needs, inside=inside, when=step.when).items() if v}
         many = {k: v for k, v in literals.items() if k != "parameters"}
         if step.workflow and not (many or step.retries.times or step.timeout):
-            out, ends[step.name] = (
-                out + _group(flow.nested[step.name], root, id, literals["parameters"], scope, after),
-                f"{id}.9_end",
-            )
+            out += _group(flow.nested[step.name], root, id, literals["parameters"], scope, after)
+            ends[step.name] = f"{id}.9_end"
             continue
-        options = dict(
-            file=relative_path(flow.path.parent / (step.notebook or step.workflow), root),
-            parameters=literals["parameters"],
-            **scope,
-            **_tries(step),
-        )
+        options = dict(file=relative_path(flow.path.parent / (step.notebook or step.workflow), root),
+                       parameters=literals["parameters"], **scope, **_tries(step))
         if many:
             ends[step.name] = f"{id}.elements", f"{id}.run", *many
-            out += [
-                Task(f"{id}.elements", "Elements", many | scope, after),
-                Task(f"{id}.run", "Step", dict(item=step.item, **options, **_at_once(step)), (), f"{id}.elements"),
-            ]
+            out += [Task(f"{id}.elements", "Elements", many | scope, after),
+                    Task(f"{id}.run", "Step", dict(item=step.item, **options, **_at_once(step)), (), f"{id}.elements")]
         else:
             ends[step.name] = id
             out.append(Task(id, "Step", options, after))
@@ -126,33 +97,23 @@ def tasks(
 def _last(end: str | tuple) -> str: return end if isinstance(end, str) else end[1]
 
 def relative_path(file: Path, root: Path) -> str:
+    "Return a path relative to the workspace, where it lies inside."
     return str(file.relative_to(root)) if file.is_relative_to(root) else str(file)
 
 def _at_once(step: Step) -> dict:
     "One element after the other, each building on the one before; or so many at a time."
     if step.chained: return dict(chained=True, max_active_tis_per_dagrun=1)
-    return (dict(points=True) if step.grid else {}) | (
-        dict(max_active_tis_per_dagrun=step.at_once) if step.at_once else {}
-    )
+    return (dict(points=True) if step.grid else {}) | (dict(max_active_tis_per_dagrun=step.at_once) if step.at_once
+                                                       else {})
 
 def _tries(step: Step) -> dict:
     "Again after a wait that doubles, as the workflow itself does."
     r = step.retries
-    again = (
-        dict(
-            retries=r.times,
-            retry_delay=Seconds(r.wait),
-            max_retry_delay=Seconds(r.most),
-            **({"retry_exponential_backoff": 2.0} if r.wait else {}),
-        )
-        if r.times
-        else {}
-    )
-    return again | (
-        dict(limit=math.ceil(step.timeout), execution_timeout=Seconds(math.ceil(step.timeout) + SLACK))
-        if step.timeout
-        else {}
-    )
+    again = (dict(retries=r.times, retry_delay=Seconds(r.wait), max_retry_delay=Seconds(r.most),
+                  **({"retry_exponential_backoff": 2.0} if r.wait else {}))
+             if r.times else {})
+    return again | (dict(limit=math.ceil(step.timeout), execution_timeout=Seconds(math.ceil(step.timeout) + SLACK))
+                    if step.timeout else {})
 
 # %% ../../nbs/jobs/39_airflow_tasks.ipynb #1fdeeccb
 def _group(flow: Workflow, root: Path, id: str, parameters: dict, scope: dict, after: tuple) -> list[Task]:
@@ -160,20 +121,10 @@ def _group(flow: Workflow, root: Path, id: str, parameters: dict, scope: dict, a
     begin = f"{id}.0_begin"
     inner, ends = tasks(flow, root, id + ".", begin)
     waited_for = {n for needs in flow.needs.values() for n in needs}
-    return [
-        Task(
-            begin,
-            "Begin",
-            dict(
-                parameters=parameters, defaults={n: plain(p.default, n) for n, p in flow.parameters.items()}, **scope
-            ),
-            after,
-        ),
-        *inner,
-        Task(
-            f"{id}.9_end",
-            "End",
-            dict(needs=ends, inside=begin),
-            tuple(_last(e) for n, e in ends.items() if n not in waited_for),
-        ),
-    ]
+    return [Task(begin, "Begin",
+                 dict(parameters=parameters, defaults={n: plain(p.default, n) for n, p in flow.parameters.items()},
+                      **scope),
+                 after),
+            *inner,
+            Task(f"{id}.9_end", "End", dict(needs=ends, inside=begin),
+                 tuple(_last(e) for n, e in ends.items() if n not in waited_for))]

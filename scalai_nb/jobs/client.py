@@ -25,6 +25,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat.v4.rwbase import split_lines, strip_transient
 
+# %% ../../nbs/jobs/16_client.ipynb #ff524d22
 from ..core import events
 from ..core.errors import BadRequest
 from ..core.storage import VEIL, is_url, passwords, veiled, write_atomic
@@ -57,21 +58,9 @@ class Execution:
                  warm=None,  # a `KernelPool`, or None for a cold start
                  output_limit: int = 8_000_000,  # bytes, see `jobs.large_output`
                 ):
-        self.run, self.nb, self.origin, self.folder, self.record, self.timeout = (
-            run,
-            nb,
-            origin,
-            path,
-            record,
-            timeout,
-        )
+        self.run, self.nb, self.origin, self.folder, self.record, self.timeout = run, nb, origin, path, record, timeout
         self.stop, self.terminal, self.env, self.cwd, self.secrets, self.warm = (
-            stop or Stop(),
-            terminal,
-            env or {},
-            cwd,
-            secrets,
-            warm,
+            stop or Stop(), terminal, env or {}, cwd, secrets, warm
         )
         self.path, self.log = path/"notebook.ipynb", Log(path/"log.jsonl")
         self.spill, self.last_words = Spill(path/"outputs", output_limit, path), []
@@ -93,27 +82,19 @@ def begin(self: Execution):
     self.deadline = self.began + self.timeout if self.timeout else float("inf")
     self.code = [i for i, cell in enumerate(self.nb.cells) if cell.cell_type == "code"]
     meta = self.nb.metadata.setdefault("papermill", {})
-    meta.update(
-        start_time=_now(),
-        end_time=None,
-        duration=None,
-        exception=None,
-        input_path=self.run.notebook,
-        output_path=self.output.name if self.output else self.run.output or str(self.path),
-    )
+    meta.update(start_time=_now(), end_time=None, duration=None, exception=None, input_path=self.run.notebook,
+                output_path=self.output.name if self.output else self.run.output or str(self.path))
     self.nb.metadata["scalai"] = dict(run=self.run.id, state="running", error=None)
     for cell in self.nb.cells:
-        cell.metadata["papermill"] = dict(
-            exception=None, start_time=None, end_time=None, duration=None, status="pending"
-        )
+        cell.metadata["papermill"] = dict(exception=None, start_time=None, end_time=None, duration=None,
+                                          status="pending")
         if cell.cell_type == "code": cell.outputs, cell.execution_count = [], None
     self.run.state, self.run.started = "running", time.time()
     self.log.write(type="run", state="running", id=self.run.id, at=_now(), parameters=self.run.parameters)
     self.save()
     # what is there
-    self.run.output = (
-        self.output.name if self.output and not self.output.refused else self.run.output or str(self.path)
-    )
+    self.run.output = (self.output.name if self.output and not self.output.refused
+                       else self.run.output or str(self.path))
     if self.record:
         self.heartbeat = Heartbeat(self.record, self.run, self.stop)
         self.heartbeat.start()
@@ -192,20 +173,19 @@ def report(self: Execution, note: str = ""):
     "Where we are, for the terminal and for whoever listens."
     run, at = self.run, bisect_right(self.code, -1 if self.index is None else self.index)
     if self.terminal: self.terminal.update(f"cell {at}/{len(self.code)}" + (f" · {note}" if note else ""))
-    events.emit(
-        "job", id=run.id, name=run.name, state=run.state, parent=run.parent, cell=at, cells=len(self.code), note=note
-    )
+    events.emit("job", id=run.id, name=run.name, state=run.state, parent=run.parent, cell=at, cells=len(self.code),
+                note=note)
 
 # %% ../../nbs/jobs/16_client.ipynb #28b661de
 @patch
 def redact(self: Execution, content: dict) -> dict:  # the same without the secrets
+    "Return the content without the secrets."
     if not self.secrets: return content
     text = json.dumps(content, default=repr)
     for secret in self.secrets:
         for said in (secret, repr(secret)[1:-1]):
-            text = text.replace(
-                json.dumps(said)[1:-1], json.dumps(veiled(secret) if passwords(secret) else VEIL)[1:-1]
-            )
+            text = text.replace(json.dumps(said)[1:-1],
+                                json.dumps(veiled(secret) if passwords(secret) else VEIL)[1:-1])
     return json.loads(text)
 
 # %% ../../nbs/jobs/16_client.ipynb #6d0e3e54
@@ -278,11 +258,11 @@ class Client(NotebookClient):
     "nbclient, with every message passing the execution first."
     def __init__(self, execution: Execution, **kw):
         self.execution, self.exiting = execution, False
-        super().__init__(
-            nb=execution.nb, on_cell_executed=self._executed, iopub_timeout=600, raise_on_iopub_timeout=True, **kw
-        )
+        super().__init__(nb=execution.nb, on_cell_executed=self._executed, iopub_timeout=600,
+                         raise_on_iopub_timeout=True, **kw)
 
     def process_message(self, msg, cell, cell_index):
+        "Handle one message of the kernel."
         if msg["msg_type"] == EVENT:
             self.execution.event(**msg["content"])
             return None
@@ -295,26 +275,26 @@ class Client(NotebookClient):
     def output(self, outs, msg, display_id, cell_index):
         "What a stream says goes on where it ended, as front ends show it: a million small prints are one output."
         last, hooks = outs[-1] if outs else {}, self.output_hook_stack[msg["parent_header"].get("msg_id")]
-        if (
-            msg["msg_type"] != "stream"
-            or last.get("name") != msg["content"]["name"]
-            or self.clear_before_next_output
-            or hooks
-        ):
+        if (msg["msg_type"] != "stream" or last.get("name") != msg["content"]["name"] or self.clear_before_next_output
+            or hooks):
             return super().output(outs, msg, display_id, cell_index)
         text = last.pop("text")  # now the only reference, to which Python appends in place
         text += msg["content"]["text"]
         last["text"] = text
         return last
 
-    def poll_replies(self):
-        """Look whether a reply waits unseen:
+# %% ../../nbs/jobs/16_client.ipynb #bc290827
+@patch
+def poll_replies(self: Client):
+    """Look whether a reply waits unseen:
 
-        nbclient's output widgets send past zmq.asyncio, which may swallow the one signal that something came."""
-        if self.kc and self.kc.shell_channel.is_alive(): self.kc.shell_channel.socket.get(zmq.EVENTS)
+    nbclient's output widgets send past zmq.asyncio, which may swallow the one signal that something came."""
+    if self.kc and self.kc.shell_channel.is_alive(): self.kc.shell_channel.socket.get(zmq.EVENTS)
 
-    def _executed(self, cell, cell_index, execute_reply):  # `exit` in a cell asks for the kernel's end in its reply
-        self.exiting |= any(p.get("source") == "ask_exit" for p in execute_reply["content"].get("payload", ()))
+@patch
+def _executed(self: Client, cell, cell_index, execute_reply):
+    # `exit` in a cell asks for the kernel's end in its reply
+    self.exiting |= any(p.get("source") == "ask_exit" for p in execute_reply["content"].get("payload", ()))
 
 # %% ../../nbs/jobs/16_client.ipynb #cef1e456
 GRACE_PERIOD = 3.  # seconds between the interrupt and the end
@@ -392,6 +372,16 @@ async def shutdown(self: Execution, client: Client, polite: bool):
 
 # %% ../../nbs/jobs/16_client.ipynb #e604461e
 @patch
+async def _execute_cells(self: Execution, client: Client):
+    for i, cell in enumerate(self.nb.cells):
+        if self.stopped: raise asyncio.CancelledError
+        self.start_cell(i)
+        await client.async_execute_cell(cell, i)
+        self.end_cell(i)
+        if client.exiting: break
+
+# %% ../../nbs/jobs/16_client.ipynb #b8c84c1d
+@patch
 async def execute(self: Execution, kernel_name: str = "", start_timeout: float = 60, cell_timeout: int | None = None):
     "Run all cells; afterwards `run` says how it ended, and the kernel is gone."
     km = Kernel(kernel_name)
@@ -401,12 +391,7 @@ async def execute(self: Execution, kernel_name: str = "", start_timeout: float =
         try:
             if self.output and self.output.refused: return self._end("failed", "OSError", self.output.why)
             await self._start(client, chatter, start_timeout)
-            for i, cell in enumerate(self.nb.cells):
-                if self.stopped: raise asyncio.CancelledError
-                self.start_cell(i)
-                await client.async_execute_cell(cell, i)
-                self.end_cell(i)
-                if client.exiting: break
+            await self._execute_cells(client)
             self._end("succeeded")
         except CellExecutionError as e:
             if e.ename == "SystemExit" and e.evalue in ("", "0", "None") and not self.stopped:

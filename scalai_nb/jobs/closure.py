@@ -21,10 +21,13 @@ from functools import lru_cache
 from importlib.machinery import PathFinder
 from pathlib import Path
 
+from fastcore.basics import patch
+
 from .parameters import load_notebook, python, source, tagged_cell
 
 # %% ../../nbs/jobs/18_closure.ipynb #0620eb5f
 def parse_python(text: str) -> ast.Module | None:  # None: not Python
+    "Parse Python; None for anything else."
     try: return ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError): return None
 
@@ -50,10 +53,8 @@ def find_imports(tree: ast.AST) -> list[tuple[int, str, tuple[str, ...]]]:  # le
                 found += [(0, n.name, ()) for n in names]
             case ast.ImportFrom(module=module, names=names, level=level):
                 found.append((level, module or "", tuple(n.name for n in names)))
-            case ast.Call(
-                func=ast.Attribute(attr="import_module") | ast.Name(id="import_module" | "__import__"),
-                args=[ast.Constant(value=str(name)), *_],
-            ):
+            case ast.Call(func=ast.Attribute(attr="import_module") | ast.Name(id="import_module" | "__import__"),
+                          args=[ast.Constant(value=str(name)), *_]):
                 if not name.startswith("."):
                     found.append((0, name, ()))
     return found
@@ -62,21 +63,10 @@ def find_imports(tree: ast.AST) -> list[tuple[int, str, tuple[str, ...]]]:  # le
 def path_additions(tree: ast.AST) -> list[str]:
     "Literal folders that code puts on `sys.path`."
     match_call = lambda n: isinstance(n, ast.Call) and ast.unparse(n.func) in (
-        "sys.path.append",
-        "sys.path.insert",
-        "sys.path.extend",
-        "site.addsitedir",
-        "path.append",
-        "path.insert",
+        "sys.path.append", "sys.path.insert", "sys.path.extend", "site.addsitedir", "path.append", "path.insert"
     )
-    return [
-        c.value
-        for n in ast.walk(tree)
-        if match_call(n)
-        for a in n.args
-        for c in ast.walk(a)
-        if isinstance(c, ast.Constant) and isinstance(c.value, str)
-    ]
+    return [c.value for n in ast.walk(tree) if match_call(n) for a in n.args for c in ast.walk(a)
+            if isinstance(c, ast.Constant) and isinstance(c.value, str)]
 # of a shell command; other files it may as well write
 SCRIPTS = (".py", ".sh", ".r", ".sql", ".jl", ".js", ".pl", ".ipynb")
 RUN = re.compile(r"^\s*%run\s+(.*)$")
@@ -100,20 +90,15 @@ def run_target(line: str) -> tuple[str, str] | None:  # "file" or "module", and 
 def _libraries() -> tuple[str, ...]:
     "Folders of Python itself and of installed packages."
     paths = sysconfig.get_paths()
-    found = (
-        [paths[n] for n in ("stdlib", "platstdlib", "purelib", "platlib")]
-        + site.getsitepackages()
-        + [site.getusersitepackages()]
-    )
+    found = ([paths[n] for n in ("stdlib", "platstdlib", "purelib", "platlib")] + site.getsitepackages()
+             + [site.getusersitepackages()])
     return tuple(dict.fromkeys(os.path.realpath(p) + os.sep for p in found))
 
 def is_installed(path: str) -> bool:
+    "Check whether a file belongs to Python or to an installed package."
     real = os.path.realpath(path)
-    return (
-        real.startswith(_libraries())
-        or f"{os.sep}site-packages{os.sep}" in real
-        or f"{os.sep}dist-packages{os.sep}" in real
-    )
+    return (real.startswith(_libraries()) or f"{os.sep}site-packages{os.sep}" in real
+            or f"{os.sep}dist-packages{os.sep}" in real)
 
 def _find(name: str, folders: tuple[str, ...], top: bool):  # a ModuleSpec, or None
     """Look in some folders, then on this interpreter's path; a folder without __init__.py is a package only where
@@ -155,6 +140,7 @@ class Closure:
         self.own = os.path.realpath(Path(__import__("scalai_nb").__file__).parent) + os.sep
 
     def module(self, name: str, names: tuple[str, ...] = ()):
+        "Follow an import into the workspace."
         files = self.known.get((name, self.folders))
         if files is None: files = self.known[name, self.folders] = module_files(name, self.folders)
         for file in files: self.file(file, name)
@@ -170,42 +156,41 @@ class Closure:
         self.files[key], uses, lines = _of_file(content, os.path.splitext(key)[1])
         self.uses(uses, lines, module, Path(path).name == "__init__.py")
 
-    def uses(self, uses: tuple, lines: tuple[str, ...], module: str = "", is_package: bool = False):
-        "Follow imports and `%run` lines."
-        imports, added = uses
-        for folder in added:
-            if (self.root / folder).is_dir() and str(self.root / folder) not in self.folders:
-                self.folders += (str(self.root / folder),)
-        for level, name, names in imports:
-            base = module.split(".") if module else []
-            if level: base = base[:len(base) - level + is_package] if level - is_package <= len(base) else []
-            self.module(".".join([*base, name] if level and name else base if level else [name]), names)
-        for line in lines: self.line(line)
+# %% ../../nbs/jobs/18_closure.ipynb #3df5f5ac
+@patch
+def uses(self: Closure, uses: tuple, lines: tuple[str, ...], module: str = "", is_package: bool = False):
+    "Follow imports and `%run` lines."
+    imports, added = uses
+    for folder in added:
+        if (self.root / folder).is_dir() and str(self.root / folder) not in self.folders:
+            self.folders += (str(self.root / folder),)
+    for level, name, names in imports:
+        base = module.split(".") if module else []
+        if level: base = base[: len(base) - level + is_package] if level - is_package <= len(base) else []
+        self.module(".".join([*base, name] if level and name else base if level else [name]), names)
+    for line in lines: self.line(line)
 
-    def line(self, line: str):
-        "A magic or a shell command."
-        if target := run_target(line):
-            kind, name = target
-            if kind == "module": return self.module(name)
-            found = next(
-                (p for p in (self.root / name, self.root / f"{name}.py", self.root / f"{name}.ipynb") if p.is_file()),
-                None,
-            )
-            return self.file(found) if found else self.lost.append(name)
-        if extension := EXTENSION.match(line): return self.module(extension[1])
-        for word in (
-            re.split(r"[\s'\";|&<>()=]+", line) if line.lstrip()[:1] == "!" or line.lstrip()[:2] == "%%" else ()
-        ):
-            if word.lower().endswith(SCRIPTS) and len(word) < 255 and (self.root / word).is_file():
-                self.file(self.root / word)
+@patch
+def line(self: Closure, line: str):
+    "A magic or a shell command."
+    if target := run_target(line):
+        kind, name = target
+        if kind == "module": return self.module(name)
+        found = next((p for p in (self.root / name, self.root / f"{name}.py", self.root / f"{name}.ipynb")
+                      if p.is_file()),
+                     None)
+        return self.file(found) if found else self.lost.append(name)
+    if extension := EXTENSION.match(line): return self.module(extension[1])
+    for word in re.split(r"[\s'\";|&<>()=]+", line) if line.lstrip()[:1] == "!" or line.lstrip()[:2] == "%%" else ():
+        if word.lower().endswith(SCRIPTS) and len(word) < 255 and (self.root / word).is_file():
+            self.file(self.root / word)
 
 # %% ../../nbs/jobs/18_closure.ipynb #f645b164
 def _cells(notebook: dict) -> tuple[list, tuple, tuple[str, ...]]:
     "Of a notebook: the meaning of its cells, what they use, and their lines that are no Python."
     cells, imports, added, lines = [], [], [], []
-    place, code = tagged_cell(notebook, "parameters"), [
-        (i, c) for i, c in enumerate(notebook["cells"]) if c.get("cell_type") == "code"
-    ]
+    place, code = tagged_cell(notebook, "parameters"), [(i, c) for i, c in enumerate(notebook["cells"])
+                                                        if c.get("cell_type") == "code"]
     for i, cell in code:
         parts = cell_meaning(cell)
         # an empty cell does nothing
@@ -240,11 +225,9 @@ def closure(
     kernel = nb.get("metadata", {}).get("kernelspec", {}).get("name", "")
     name = lambda path: os.path.relpath(path, root) if path.startswith(os.path.realpath(root) + os.sep) else path
     files = {name(p): d for p, d in found.files.items()}
-    return (
-        hashlib.sha256(json.dumps([cells, kernel, sorted(files.items()), sorted(found.lost)]).encode()).hexdigest(),
-        files,
-        found.lost,
-    )
+    return (hashlib.sha256(json.dumps([cells, kernel, sorted(files.items()),
+                                       sorted(found.lost)]).encode()).hexdigest(),
+            files, found.lost)
 
 # %% ../../nbs/jobs/18_closure.ipynb #b4af0c6f
 def distributions() -> list[list[str]]:  # name and version as the folder says, and the origin

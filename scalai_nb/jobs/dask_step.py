@@ -21,6 +21,8 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+from fastcore.basics import patch
+
 from ..core.cluster import apart, cluster
 from ..core.errors import Unreachable
 from ..core.process import die_with_parent
@@ -37,7 +39,9 @@ class RemoteResult:
     "In that process: a terminal whose lines go to the Dask task."
     def __init__(self): self.execution = None
 
-    def update(self, note: str): print(json.dumps(dict(note=note, cell=self.execution.run.cell)), flush=True)
+    def update(self, note: str):
+        "Print a note for the client."
+        print(json.dumps(dict(note=note, cell=self.execution.run.cell)), flush=True)
 
 def _settings(order: dict, room: Path) -> Settings:
     "The workspace, where this machine sees it; else one of the same settings."
@@ -60,19 +64,9 @@ def main(room: Path, parent: int):
     settings, result, job = _settings(order, room), RemoteResult(), JobRun(**order["run"])
     job.host, job.versions, job.commit = socket.gethostname(), package_versions(), git_commit(settings.root)
     nb, origin = prepare_notebook(order["notebook"], order["values"], order["given"])
-    execution = Execution(
-        job,
-        nb,
-        origin,
-        room / "run",
-        None,
-        order["timeout"],
-        terminal=result,
-        env=kernel_env(settings, job.id) | order["env"],
-        cwd=settings.root,
-        secrets=secret_values(order["values"]),
-        output_limit=settings.jobs.output_limit,
-    )
+    execution = Execution(job, nb, origin, room / "run", None, order["timeout"], terminal=result,
+                          env=kernel_env(settings, job.id) | order["env"], cwd=settings.root,
+                          secrets=secret_values(order["values"]), output_limit=settings.jobs.output_limit)
     result.execution = execution
     Engine.execute_notebook(execution.nb, nb.metadata.get("kernelspec", {}).get("name", ""), execution=execution)
     (room/"new").write_bytes(pickle.dumps(dict(run=asdict(job), timings=execution.timings)))
@@ -90,10 +84,7 @@ def perform(order: dict) -> dict:  # in a thread of a Dask worker
         with open(room/"said", "wb") as log:
             process = PROCESSES[order["run"]["id"]] = subprocess.Popen(
                 [sys.executable, "-m", "scalai_nb.jobs.dask_step", str(room), str(os.getpid())],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True
             )
             try:
                 for line in process.stdout: worker.log_event(order["topic"], json.loads(line))
@@ -123,16 +114,11 @@ class RemoteStep:
     "The cluster's side of one running step."
     def __init__(self, client, address: str, job: JobRun, line, stop):
         self.client, self.address, self.job, self.line, self.stop, self.asked, self.looked = (
-            client,
-            address,
-            job,
-            line,
-            stop,
-            None,
-            0.0,
+            client, address, job, line, stop, None, 0.0
         )
 
     def on_event(self, event):  # (time, message), in the client's loop
+        "Show an event of the worker."
         self.job.cell = event[1]["cell"]
         self.line.update(event[1]["note"])
 
@@ -142,29 +128,25 @@ class RemoteStep:
         try: return self.client.status == "running" and self.address in self.client.nthreads()
         except OSError: return False  # the scheduler is gone too
 
-    def wait(self, future, over: float) -> dict:  # an answer; `lost`: why there is none
-        "Until it has ended, one way or another."
-        while not future.done():
-            time.sleep(.05)
-            now = time.monotonic()
-            if now - self.looked > .5 and not self.is_connected():
-                return dict(lost=f"the worker {self.address} vanished")
-            if self.asked and now - self.asked > STOP_TIMEOUT:
-                return dict(lost=f"the worker {self.address} did not stop it within {STOP_TIMEOUT:g} s")
-            if not self.asked and (self.stop.reason or now > over):
-                self.asked = now
-                if (
-                    self.client.run(
-                        send_signal, self.job.id, signal.SIGTERM, workers=[self.address], on_error="ignore"
-                    ).get(self.address)
-                    is not True
-                ):
-                    future.cancel()
-        if future.status != "finished":
-            return dict(
-                lost=f"Dask gave it up: {future.status}" if future.status != "error" else repr(future.exception())
-            )
-        return future.result()
+# %% ../../nbs/jobs/20_dask_step.ipynb #0720fc8b
+@patch
+def wait(self: RemoteStep, future, deadline: float) -> dict:  # an answer; `lost`: why there is none
+    "Until it has ended, one way or another."
+    while not future.done():
+        time.sleep(.05)
+        now = time.monotonic()
+        if now - self.looked > .5 and not self.is_connected():
+            return dict(lost=f"the worker {self.address} vanished")
+        if self.asked and now - self.asked > STOP_TIMEOUT:
+            return dict(lost=f"the worker {self.address} did not stop it within {STOP_TIMEOUT:g} s")
+        if not self.asked and (self.stop.reason or now > deadline):
+            self.asked = now
+            if (self.client.run(send_signal, self.job.id, signal.SIGTERM, workers=[self.address],
+                                on_error="ignore").get(self.address) is not True):
+                future.cancel()
+    if future.status != "finished":
+        return dict(lost=f"Dask gave it up: {future.status}" if future.status != "error" else repr(future.exception()))
+    return future.result()
 
 # %% ../../nbs/jobs/20_dask_step.ipynb #0cd5ac2e
 def run_on_dask(
@@ -172,58 +154,27 @@ def run_on_dask(
     address: str,  # of the worker
     notebook: Path,
     parameters: dict,
-    *,
-    timeout: float,
-    settings: Settings,
-    name: str,
-    parent: str,
-    key: str,
-    reason: str,
-    stop,
-    line,
+    *, timeout: float, settings: Settings, name: str, parent: str, key: str, reason: str, stop, line,
     env: dict[str, str] | None = None,
 ) -> JobRun:
     "Like `engine.run`, on a worker."
     source = load_notebook(notebook)
     values, record = check(source, parameters), Record(settings)
     prepare_notebook(source, values, parameters)
-    job = record.create(
-        JobRun(
-            name=name,
-            notebook=str(notebook),
-            parameters=veiled(values),
-            key=key,
-            reason=reason,
-            cells=len(source["cells"]),
-            parent=parent,
-            state="running",
-            started=time.time(),
-            versions=package_versions(),
-        )
-    )
+    job = record.create(JobRun(name=name, notebook=str(notebook), parameters=veiled(values), key=key, reason=reason,
+                               cells=len(source["cells"]), parent=parent, state="running", started=time.time(),
+                               versions=package_versions()))
     file, began, topic = settings.file, time.monotonic(), f"scalai-{job.id}"
-    order = dict(
-        run=asdict(job) | dict(steps=[]),
-        notebook=source,
-        values=values,
-        given=parameters,
-        timeout=timeout,
-        env=env or {},
-        root=str(settings.root),
-        topic=topic,
-        environ={
-            k: v
-            for k, v in os.environ.items()
-            if k.startswith("SCALAI_") and "__" in k and not k.startswith("SCALAI_APPS__")
-        },
-        settings=file.read_text() if file.is_file() else "",
-    )
+    order = dict(run=asdict(job) | dict(steps=[]), notebook=source, values=values, given=parameters, timeout=timeout,
+                 env=env or {}, root=str(settings.root), topic=topic,
+                 environ={k: v for k, v in os.environ.items()
+                          if k.startswith("SCALAI_") and "__" in k and not k.startswith("SCALAI_APPS__")},
+                 settings=file.read_text() if file.is_file() else "")
     away = RemoteStep(client, address, job, line, stop)
     client.subscribe_topic(topic, away.on_event)
     try:
-        future = client.submit(
-            perform, order, key=topic, workers=[address], allow_other_workers=False, retries=0, pure=False
-        )
+        future = client.submit(perform, order, key=topic, workers=[address], allow_other_workers=False, retries=0,
+                               pure=False)
         answer = away.wait(future, began + timeout + STOP_TIMEOUT)
         future.cancel()
     finally:
@@ -243,11 +194,8 @@ def _hand_in(job: JobRun, answer: dict, record: Record, stop, seconds: float) ->
         why = answer.get("lost") or f"its process there ended with {answer['ended']}: {' '.join(answer['said'])}"
         at = "" if job.cell is None else f" while cell {job.cell} ran"
         job.state, job.seconds = ("cancelled" if stop.reason else "lost"), seconds
-        job.error = dict(
-            cell=job.cell,
-            kind="Cancelled" if stop.reason else "Lost",
-            message=f"stopped by {stop.reason}" if stop.reason else why + at,
-        )
+        job.error = dict(cell=job.cell, kind="Cancelled" if stop.reason else "Lost",
+                         message=f"stopped by {stop.reason}" if stop.reason else why + at)
     record.update(job, answer.get("timings", {}))
     return job
 
@@ -257,23 +205,15 @@ def join_cluster(settings: Settings):  # distributed.Client
     "The cluster that `[cluster]` names, or one of processes on this machine for as long as the block lasts."
     with cluster(settings, apart(settings), default=False) as client: yield client
 
-def workers(client, before: list[Host] = ()) -> list[Host]:
+def workers(client, previous: list[Host] = ()) -> list[Host]:
     "A place for every worker: as many steps as it has threads. Those known before keep what is taken of them."
-    known = {p.name: p for p in before}
+    known = {p.name: p for p in previous}
     found = []
     for address, w in client.scheduler_info(n_workers=-1)["workers"].items():
         gpus = int(w.get("resources", {}).get("GPU", 0))
-        found.append(
-            known.get(address)
-            or Host(
-                address,
-                w["nthreads"],
-                w["nthreads"],
-                w["memory_limit"] or float("inf"),
-                tuple(map(str, range(gpus))),
-                on="dask",
-            )
-        )
+        found.append(known.get(address)
+                     or Host(address, w["nthreads"], w["nthreads"], w["memory_limit"] or float("inf"),
+                             tuple(map(str, range(gpus))), on="dask"))
     return found
 
 # %% ../../nbs/jobs/20_dask_step.ipynb #ba278b5a
@@ -282,9 +222,8 @@ def wait_for_workers(client, timeout: float = 30.) -> list[Host]:  # seconds
     over = time.monotonic() + timeout
     while not (found := workers(client)):
         if time.monotonic() > over:
-            raise Unreachable(
-                f"The cluster {client.scheduler.address} has no worker.", "Start some with: dask worker ADDRESS"
-            )
+            raise Unreachable(f"The cluster {client.scheduler.address} has no worker.",
+                              "Start some with: dask worker ADDRESS")
         time.sleep(.1)
     return found
 

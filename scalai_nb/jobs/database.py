@@ -27,47 +27,21 @@ from ..core.storage import shared
 META = sa.MetaData()
 
 # %% ../../nbs/jobs/09_database.ipynb #0eed3311
-RUNS = sa.Table(
-    "runs",
-    META,
-    sa.Column("id", sa.String(40), primary_key=True),
-    sa.Column("name", sa.Text, index=True),
-    sa.Column("kind", sa.String(16)),
-    sa.Column("state", sa.String(16), index=True),
-    sa.Column("notebook", sa.Text),
-    sa.Column("output", sa.Text),
-    sa.Column("parameters", sa.JSON),
-    sa.Column("results", sa.JSON),
-    sa.Column("error", sa.JSON),
-    sa.Column("reason", sa.Text),
-    sa.Column("parent", sa.String(40), index=True),
-    sa.Column("key", sa.String(64), index=True),
-    sa.Column("created", sa.Float, index=True),
-    sa.Column("started", sa.Float),
-    sa.Column("seconds", sa.Float),
-    sa.Column("cell", sa.Integer),
-    sa.Column("cells", sa.Integer),
-    sa.Column("peak_memory", sa.BigInteger),
-    sa.Column("reads", sa.JSON),
-    sa.Column("writes", sa.JSON),
-    sa.Column("host", sa.Text),
-    sa.Column("process", sa.Text),
-    sa.Column("versions", sa.JSON),
-    sa.Column("commit", sa.Text),
-    sa.Column("cancel", sa.Boolean, default=False),
-    sa.Column("beat", sa.Float),
-)
+RUNS = sa.Table("runs", META, sa.Column("id", sa.String(40), primary_key=True), sa.Column("name", sa.Text, index=True),
+                sa.Column("kind", sa.String(16)), sa.Column("state", sa.String(16), index=True),
+                sa.Column("notebook", sa.Text), sa.Column("output", sa.Text), sa.Column("parameters", sa.JSON),
+                sa.Column("results", sa.JSON), sa.Column("error", sa.JSON), sa.Column("reason", sa.Text),
+                sa.Column("parent", sa.String(40), index=True), sa.Column("key", sa.String(64), index=True),
+                sa.Column("created", sa.Float, index=True), sa.Column("started", sa.Float),
+                sa.Column("seconds", sa.Float), sa.Column("cell", sa.Integer), sa.Column("cells", sa.Integer),
+                sa.Column("peak_memory", sa.BigInteger), sa.Column("reads", sa.JSON), sa.Column("writes", sa.JSON),
+                sa.Column("host", sa.Text), sa.Column("process", sa.Text), sa.Column("versions", sa.JSON),
+                sa.Column("commit", sa.Text), sa.Column("cancel", sa.Boolean, default=False),
+                sa.Column("beat", sa.Float))
 
 # %% ../../nbs/jobs/09_database.ipynb #f718ab53
-EVENTS = sa.Table(
-    "events",
-    META,
-    sa.Column("run", sa.String(40), index=True),
-    sa.Column("n", sa.Integer),
-    sa.Column("at", sa.Float),
-    sa.Column("state", sa.String(16)),
-    sa.Column("detail", sa.Text),
-)
+EVENTS = sa.Table("events", META, sa.Column("run", sa.String(40), index=True), sa.Column("n", sa.Integer),
+                  sa.Column("at", sa.Float), sa.Column("state", sa.String(16)), sa.Column("detail", sa.Text))
 TIMINGS = sa.Table("timings", META,
     sa.Column("run", sa.String(40), index=True), sa.Column("cell", sa.Integer), sa.Column("seconds", sa.Float))
 
@@ -90,20 +64,16 @@ def connect(url: str,
     except sa.exc.DatabaseError as e:
         where = engine.url.render_as_string()
         if not is_permanent(e):
-            raise Unreachable(
-                f"The record's database does not answer: {e.orig}", f"Check [jobs] database = {where}"
-            ) from e
+            raise Unreachable(f"The record's database does not answer: {e.orig}",
+                              f"Check [jobs] database = {where}") from e
         if engine.dialect.name == "sqlite":
             raise BadRequest(
                 f"The record {engine.url.database} cannot be opened: {e.orig}.",
                 "Check the file and its rights; without it a new record begins, of the runs whose notebooks are kept.",
             ) from e
         if isinstance(e, sa.exc.ProgrammingError):
-            raise BadRequest(
-                f"The record's tables cannot be made: {e.orig}",
-                "Give the user of [jobs] database the right to make tables.",
-                "settings",
-            ) from e
+            raise BadRequest(f"The record's tables cannot be made: {e.orig}",
+                             "Give the user of [jobs] database the right to make tables.", "settings") from e
         raise
     return engine
 
@@ -173,9 +143,8 @@ def _postgresql(where: sa.URL, answer: float) -> sa.Engine:
     driver, options = where.get_driver_name(), {k: v for k, v in KEEPALIVE.items() if k not in where.query}
     engine = sa.create_engine(where, pool_pre_ping=True, connect_args=options if driver.startswith("psycopg") else {})
     if driver == "psycopg":
-        sa.event.listen(
-            engine, "do_connect", lambda dialect, record, args, options: _limited(answer).connect(*args, **options)
-        )
+        sa.event.listen(engine, "do_connect",
+                        lambda dialect, record, args, options: _limited(answer).connect(*args, **options))
     @sa.event.listens_for(engine, "connect")
     def limit(connection, _):
         with connection.cursor() as cursor:
@@ -229,6 +198,7 @@ MIGRATIONS = Path(sys.modules["scalai_nb"].__file__).parent/"jobs/migrations"
 _ALONE = threading.Lock()  # Alembic's `op` and `context` are one per process
 
 def newest_migration() -> str:  # the number of the newest migration
+    "Return the number of the newest migration."
     return max(f.name[:4] for f in (MIGRATIONS/"versions").glob("[0-9]*.py"))
 
 def _migrate(engine: sa.Engine) -> bool:  # whether nothing was there before
@@ -277,12 +247,9 @@ def retry_unreachable(change,  # a function that may raise `Unreachable`
     except Unreachable:
         import tenacity
     passing = lambda e: isinstance(e, Unreachable) and not isinstance(e, Damaged)
-    return tenacity.Retrying(
-        retry=tenacity.retry_if_exception(passing),
-        wait=tenacity.wait_random_exponential(0.1, max=2),
-        reraise=True,
-        stop=tenacity.stop_after_delay(RETRY_TIMEOUT if timeout is None else timeout),
-    )(change)
+    return tenacity.Retrying(retry=tenacity.retry_if_exception(passing),
+                             wait=tenacity.wait_random_exponential(0.1, max=2), reraise=True,
+                             stop=tenacity.stop_after_delay(RETRY_TIMEOUT if timeout is None else timeout))(change)
 
 # %% ../../nbs/jobs/09_database.ipynb #e7de2ea5
 def as_unreachable(e: Exception, url: sa.URL) -> Unreachable:
@@ -295,21 +262,14 @@ def as_unreachable(e: Exception, url: sa.URL) -> Unreachable:
 # %% ../../nbs/jobs/09_database.ipynb #a08c0a16
 def database_time(db):  # an expression
     "Seconds since 1970 on the clock that all who share the database see."
-    return (
-        sa.cast(sa.extract("epoch", sa.func.clock_timestamp()), sa.Float)
-        if db.dialect.name == "postgresql"
-        else sa.literal(time.time())
-    )
+    return (sa.cast(sa.extract("epoch", sa.func.clock_timestamp()), sa.Float) if db.dialect.name == "postgresql"
+            else sa.literal(time.time()))
 
-def add_event(db, id: str, state: str, detail: str, at: float | None = None):
+def add_event(db, id: str, state: str, detail: str, timestamp: float | None = None):
     "One more line of a run's history. No database takes a NUL or half a character in a text."
     e = EVENTS.alias()
-    db.execute(
-        EVENTS.insert().values(
-            run=id,
-            n=sa.select(sa.func.count()).select_from(e).where(e.c.run == id).scalar_subquery(),
-            at=time.time() if at is None else at,
-            state=state,
-            detail=detail.replace("\0", "").encode("utf-8", "replace").decode(),
-        )
-    )
+    db.execute(EVENTS.insert().values(
+                   run=id, n=sa.select(sa.func.count()).select_from(e).where(e.c.run == id).scalar_subquery(),
+                   at=time.time() if timestamp is None else timestamp, state=state,
+                   detail=detail.replace("\0", "").encode("utf-8", "replace").decode()
+               ))

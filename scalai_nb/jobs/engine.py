@@ -54,41 +54,20 @@ def run(
     if output is not None: target = check_output(output, None if is_url(notebook) else Path(notebook), settings)
     secrets = secret_values(values)
     record = Record(settings)
-    job = record.create(
-        JobRun(
-            name=name or Path(notebook).stem,
-            notebook=veiled(_place(str(notebook))),
-            parameters=veiled(values),
-            key=key,
-            reason=reason,
-            cells=len(source["cells"]),
-            parent=parent or os.environ.get("SCALAI_RUN"),
-            versions=package_versions(),
-            commit=git_commit(settings.root),
-        )
-    )
-    execution = Execution(
-        job,
-        nb,
-        origin,
-        record.folder(job.id),
-        record,
-        timeout or settings.jobs.timeout,
-        stop or Stop(),
-        terminal or Terminal(show=False),
-        kernel_env(settings, job.id) | (env or {}),
-        settings.root,
-        secrets,
-        warm,
-        settings.jobs.output_limit,
-    )
+    job = record.create(JobRun(name=name or Path(notebook).stem, notebook=veiled(_place(str(notebook))),
+                               parameters=veiled(values), key=key, reason=reason, cells=len(source["cells"]),
+                               parent=parent or os.environ.get("SCALAI_RUN"), versions=package_versions(),
+                               commit=git_commit(settings.root)))
+    execution = Execution(job, nb, origin, record.folder(job.id), record, timeout or settings.jobs.timeout,
+                          stop or Stop(), terminal or Terminal(show=False), kernel_env(settings, job.id) | (env or {}),
+                          settings.root, secrets, warm, settings.jobs.output_limit)
     if output is not None: execution.output = Output(target, execution.folder, output)
     if terminal: return _ran(execution, cell_timeout)
     with Terminal(progress) as execution.terminal, _pool(settings, nb) as pool:
         execution.warm = warm if warm is not None and not settings.jobs.warm else pool
         execution.terminal.start(job.name)
         _ran(execution, cell_timeout)
-        execution.terminal.done(job)
+        execution.terminal.finish(job)
     return job
 
 # %% ../../nbs/jobs/17_engine.ipynb #c7fb4a46
@@ -97,10 +76,8 @@ def _pool(settings: Settings, nb: dict):  # a KernelPool
 
     where the one was that we are in, or, if the settings want it, from a process that is kept beside the workspace."""
     from scalai_nb.jobs.kernel_pool import KernelPool, imported_modules
-    return (
-        KernelPool(imported_modules(nb, settings.root), home=settings.home,
-                   limit=settings.jobs.warm) if settings.jobs.warm else KernelPool()
-    )
+    return (KernelPool(imported_modules(nb, settings.root), home=settings.home, limit=settings.jobs.warm)
+            if settings.jobs.warm else KernelPool())
 
 # %% ../../nbs/jobs/17_engine.ipynb #12d60506
 def prepare_notebook(source: dict, values: dict, parameters: dict):
@@ -114,12 +91,8 @@ def prepare_notebook(source: dict, values: dict, parameters: dict):
     # which papermill leaves in what failed
     kept = [i for i, cell in enumerate(nb.cells) if "papermill-error-cell-tag" not in cell.metadata["tags"]]
     nb.cells, origin = [nb.cells[i] for i in kept], [origin[i] for i in kept]
-    nb.metadata["papermill"] = dict(
-        default_parameters={},
-        environment_variables={},
-        parameters=plain(values, "parameters"),
-        version=version("papermill"),
-    )
+    nb.metadata["papermill"] = dict(default_parameters={}, environment_variables={},
+                                    parameters=plain(values, "parameters"), version=version("papermill"))
     kernel = nb.metadata.get("kernelspec", {}).get("name", "")
     from scalai_nb.jobs.kernel import NATIVE_NAMES
     if kernel not in NATIVE_NAMES:
@@ -137,11 +110,8 @@ def secret_values(values: dict) -> tuple[str, ...]:  # longest first: a URI, bef
 
     secrets, URIs with a password, and the passwords (very short ones only within their URI)."""
     uris = passwords(list(values.values()))
-    return (
-        *filter(None, (secret(v) for v in values.values() if isinstance(v, Secret))),
-        *uris,
-        *(p for found in uris.values() for p in found if len(p) > 5),
-    )
+    return (*filter(None, (secret(v) for v in values.values() if isinstance(v, Secret))), *uris,
+            *(p for found in uris.values() for p in found if len(p) > 5))
 
 def check_timeout(timeout: float | None):
     "A time limit that can be kept."
@@ -154,48 +124,22 @@ def kernel_env(settings: Settings, id: str) -> dict[str, str]:
 
 # %% ../../nbs/jobs/17_engine.ipynb #05aa42aa
 def _ran(execution, cell_timeout) -> JobRun:
-    Engine.execute_notebook(
-        execution.nb,
-        execution.nb.metadata.get("kernelspec", {}).get("name", ""),
-        execution=execution,
-        cell_timeout=cell_timeout,
-    )
+    Engine.execute_notebook(execution.nb, execution.nb.metadata.get("kernelspec", {}).get("name", ""),
+                            execution=execution, cell_timeout=cell_timeout)
     return execution.run
 
 # %% ../../nbs/jobs/17_engine.ipynb #dea685d3
 class Engine:
     "Papermill's engine `scalai`: message log, truthful states, atomic notebook, record."
     @classmethod
-    def execute_notebook(
-        cls,
-        nb,
-        kernel_name,
-        output_path=None,
-        input_path=None,
-        execution=None,
-        start_timeout=60,
-        cell_timeout=None,
-        execution_timeout=None,
-        progress_bar=True,
-        log_output=False,
-        stdout_file=None,
-        stderr_file=None,
-        autosave_cell_every=30,
-        **options
-    ):
+    def execute_notebook(cls, nb, kernel_name, output_path=None, input_path=None, execution=None, start_timeout=60,
+                         cell_timeout=None, execution_timeout=None, progress_bar=True, log_output=False,
+                         stdout_file=None, stderr_file=None, autosave_cell_every=30, **options):
+        "Run a notebook as papermill asks its engine to."
         if execution is None:
             tap = _tap(log_output, stdout_file, stderr_file)
-            return _papermill_command(
-                nb,
-                kernel_name,
-                input_path,
-                output_path,
-                start_timeout,
-                execution_timeout,
-                bool(progress_bar),
-                tap,
-                autosave_cell_every,
-            )
+            return _papermill_command(nb, kernel_name, input_path, output_path, start_timeout, execution_timeout,
+                                      bool(progress_bar), tap, autosave_cell_every)
         execution.nb = nb  # papermill reads and writes it once more before it comes here
         with execution.stop.on_signals():
             execution.begin()
@@ -208,13 +152,10 @@ class Engine:
 
     @classmethod
     def nb_language(cls, nb, language=None):
+        "Return the notebook's language, by default Python."
         meta = nb.metadata
-        return (
-            language
-            or meta.get("language_info", {}).get("name")
-            or meta.get("kernelspec", {}).get("language")
-            or "python"
-        )
+        return (language or meta.get("language_info", {}).get("name") or meta.get("kernelspec", {}).get("language")
+                or "python")
 
 # %% ../../nbs/jobs/17_engine.ipynb #28a0a32f
 def drive(execution, kernel_name: str, start_timeout: float, cell_timeout: int | None):
@@ -258,41 +199,22 @@ def _papermill_command(nb, kernel_name, input_path, output_path, start_timeout, 
     values = dict(nb.metadata.papermill.get("parameters", {}))
     origin = _origin(nb, source)
     record = Record(settings)
-    job = record.create(
-        JobRun(
-            name=Path(source.split("?")[0]).stem or "notebook",
-            notebook=veiled(source),
-            parameters=veiled(values),
-            cells=sum(o is not None for o in origin),
-            versions=package_versions(),
-            commit=git_commit(settings.root),
-        )
-    )
+    job = record.create(JobRun(name=Path(source.split("?")[0]).stem or "notebook", notebook=veiled(source),
+                               parameters=veiled(values), cells=sum(o is not None for o in origin),
+                               versions=package_versions(), commit=git_commit(settings.root)))
     with Terminal(progress) as terminal, _pool(settings, nb) as pool:
         terminal.start(job.name)
-        execution = Execution(
-            job,
-            nb,
-            origin,
-            record.folder(job.id),
-            record,
-            settings.jobs.timeout,
-            terminal=terminal,
-            env=kernel_env(settings, job.id),
-            cwd=Path.cwd(),
-            secrets=secret_values(values),
-            warm=pool,
-            output_limit=settings.jobs.output_limit,
-        )
+        execution = Execution(job, nb, origin, record.folder(job.id), record, settings.jobs.timeout, terminal=terminal,
+                              env=kernel_env(settings, job.id), cwd=Path.cwd(), secrets=secret_values(values),
+                              warm=pool, output_limit=settings.jobs.output_limit)
         if file: execution.path, job.output = Path(target), target
         put = lambda content: papermill_io.write(content.decode(), output_path)
         if is_url(target): execution.output = Output(target, execution.folder, target, put)
         execution.spill.base, execution.autosave = execution.path.parent, autosave or math.inf
         execution.message = tap(execution.message)
-        nb = Engine.execute_notebook(
-            nb, kernel_name, execution=execution, start_timeout=start_timeout, cell_timeout=cell_timeout
-        )
-        terminal.done(job)
+        nb = Engine.execute_notebook(nb, kernel_name, execution=execution, start_timeout=start_timeout,
+                                     cell_timeout=cell_timeout)
+        terminal.finish(job)
     # a failed cell is found by papermill itself
     if job.state in ("succeeded", "failed") and not execution.disk_error: return nb
     job.raise_for_state()

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
+# %% ../../nbs/jobs/29_executor.ipynb #9ba66b11
 from ..core import events
 from ..core.errors import BadRequest, ScalaiError
 from ..core.storage import veiled
@@ -39,6 +40,17 @@ from .session import Session, resources_of
 from .workflow_file import Step, WorkflowGraph, parameter_values
 
 # %% ../../nbs/jobs/29_executor.ipynb #1a7793fe
+def _conclude(level: "Level"):
+    "A workflow's run takes its steps, results, state and key from what its steps did."
+    job, flow, session = level.job, level.flow, level.session
+    done = {s.name: level.done[s.name] for s in flow.steps if s.name in level.done}
+    job.steps = [run for runs in done.values() for _, run in runs]
+    for step in flow.steps: job.results |= step_results(step, done[step.name])[1] if step.name in done else {}
+    job.state, job.error, job.reason = _verdict(job, session, nested=bool(level.path))
+    links = [link(r, [], session.settings.root) for r in job.steps]
+    job.key = hashlib.sha256(json.dumps(links).encode()).hexdigest()
+
+# %% ../../nbs/jobs/29_executor.ipynb #527bb551
 async def run_workflow(flow: WorkflowGraph, values: dict, session: Session, parent: str | None, name: str, path: str,
                upstream: list,  # links of what the whole workflow needs
                previous: JobRun | None,  # the run to go on with
@@ -47,20 +59,9 @@ async def run_workflow(flow: WorkflowGraph, values: dict, session: Session, pare
               ) -> JobRun:
     "Run one workflow, outermost or nested."
     began, record = time.monotonic(), session.record
-    job = record.create(
-        JobRun(
-            name=name,
-            kind="workflow",
-            state="running",
-            notebook=str(flow.path),
-            parameters=veiled(values),
-            parent=parent,
-            started=time.time(),
-            cells=len(flow.steps),
-            versions=package_versions(),
-            commit=git_commit(session.settings.root),
-        )
-    )
+    job = record.create(JobRun(name=name, kind="workflow", state="running", notebook=str(flow.path),
+                               parameters=veiled(values), parent=parent, started=time.time(), cells=len(flow.steps),
+                               versions=package_versions(), commit=git_commit(session.settings.root)))
     heartbeat = None
     if not path:
         session.id, heartbeat = job.id, Heartbeat(record, job, session.stop)
@@ -69,24 +70,14 @@ async def run_workflow(flow: WorkflowGraph, values: dict, session: Session, pare
     try:
         await gather_all(_when_ready(level, step) for step in flow.steps if level.includes(step.name))
     except BaseException as e:
-        job.state, job.error, job.seconds = (
-            "failed",
-            dict(cell=None, kind=type(e).__name__, message=str(e)),
-            time.monotonic() - began,
-        )
+        job.state, job.error, job.seconds = ("failed", dict(cell=None, kind=type(e).__name__, message=str(e)),
+                                             time.monotonic() - began)
         record.update(job)
         raise
     finally:
-        if heartbeat:
-            heartbeat.over.set()
-    done = {s.name: level.done[s.name] for s in flow.steps if s.name in level.done}
-    job.steps = [run for runs in done.values() for _, run in runs]
-    for step in flow.steps: job.results |= step_results(step, done[step.name])[1] if step.name in done else {}
-    job.state, job.error, job.reason = _verdict(job, session, nested=bool(path))
-    job.key, job.seconds = (
-        hashlib.sha256(json.dumps([link(r, [], session.settings.root) for r in job.steps]).encode()).hexdigest(),
-        time.monotonic() - began,
-    )
+        if heartbeat: heartbeat.over.set()
+    _conclude(level)
+    job.seconds = time.monotonic() - began
     record.update(job)
     events.emit("job", id=job.id, name=job.name, state=job.state, parent=job.parent, cell=None, cells=None, note="")
     return job
@@ -128,20 +119,13 @@ async def _when_ready(level: Level, step: Step):
         if level.includes(name): await level.end_event(name).wait()
     above = [level.links[n] for n in flow.needs[step.name] if n in level.links] or level.upstream
     taken = None if level.path else session.taken.get(step.name)
-    done = (
-        [
-            ({n: r.parameters.get(n) for n in step.grid}, _unchanged(r, r.name, r.key, level, f"taken from {r.id}"))
-            for r in taken
-        ]
-        if taken
-        else await _step(level, step, above)
-    )
+    done = ([({n: r.parameters.get(n) for n in step.grid}, _unchanged(r, r.name, r.key, level, f"taken from {r.id}"))
+             for r in taken]
+            if taken else await _step(level, step, above))
     runs = [run for _, run in done]
-    level.states[step.name] = (
-        "succeeded"
-        if not runs
-        else next((r.state for r in runs if not r.ok), "skipped" if all(map(is_left_out, runs)) else "succeeded")
-    )
+    level.states[step.name] = ("succeeded" if not runs
+                               else next((r.state for r in runs if not r.ok),
+                                         "skipped" if all(map(is_left_out, runs)) else "succeeded"))
     level.done[step.name], level.scope[step.name] = done, step_results(step, done)[0]
     level.links[step.name] = [link(r, above, session.settings.root) for r in runs] or above
     level.end_event(step.name).set()
@@ -156,10 +140,10 @@ async def gather_all(work: Iterable[Awaitable]) -> list:  # results, in the orde
 
 
 def step_results(
-    step: Step, done: list[tuple[dict, JobRun]]  # points and their runs
+    step: Step, runs: list[tuple[dict, JobRun]]  # points and their runs
 ) -> tuple[object, dict]:  # what `${step}` stands for; what the workflow hands on
     "Results of a step: one mapping, or for `each` element and every point of a grid a list of them."
-    kept = [point | run.results for point, run in done]
+    kept = [point | run.results for point, run in runs]
     if not step.each and not step.grid: return (kept[-1], kept[-1]) if kept else ({}, {})
     names = list(dict.fromkeys(k for r in kept for k in r))
     # a table: a point that handed nothing on keeps its line
@@ -196,9 +180,8 @@ async def _step(level: Level, step: Step, upstream: list) -> list[tuple[dict, Jo
             try:
                 if step.when and not holds(step.when, scope):
                     return point, _note(level, step, name, "skipped", LEFT_OUT_REASON + step.when)
-                return point, await _attempts(
-                    level, step, name, resolve(step.parameters, scope) | point, declared_files(step, scope), chain, i
-                )
+                return point, await _attempts(level, step, name, resolve(step.parameters, scope) | point,
+                                              declared_files(step, scope), chain, i)
             except ScalaiError as e:
                 return point, _note(level, step, name, "failed", error=dict(cell=None, kind=e.kind, message=e.message))
     if not step.chained: return await gather_all(one(i, *p, upstream) for i, p in enumerate(points))
@@ -215,9 +198,8 @@ def declared_files(step: Step, scope: dict) -> dict[str, list[str]]:
     "Declared inputs and products with their references filled in; one that stands for a list is as many."
     found = {}
     for what in ("inputs", "products"):
-        values = [
-            v for value in resolve(getattr(step, what), scope) for v in (value if isinstance(value, list) else [value])
-        ]
+        values = [v for value in resolve(getattr(step, what), scope)
+                  for v in (value if isinstance(value, list) else [value])]
         if wrong := next((v for v in values if not isinstance(v, str)), None):
             raise BadRequest(f"`{what}` names {wrong!r}, which is no text.", "Refer to texts, or to lists of them.")
         found[what] = values
@@ -260,79 +242,59 @@ def _broken(level: Level, step: Step) -> dict | None:
 
 def _note(level: Level, step: Step, name: str, state: str, reason: str = "", error: dict | None = None) -> JobRun:
     "A row for what did not run."
-    run = level.session.record.create(
-        JobRun(
-            name=name,
-            state=state,
-            notebook=str(level.flow.path.parent / (step.notebook or step.workflow)),
-            parent=level.job.id,
-            reason=reason,
-            error=error,
-            kind="workflow" if step.workflow else "notebook",
-        )
-    )
-    if not level.path or error: level.session.terminal.done(_named(run, level.path))
+    run = level.session.record.create(JobRun(name=name, state=state,
+                                             notebook=str(level.flow.path.parent / (step.notebook or step.workflow)),
+                                             parent=level.job.id, reason=reason, error=error,
+                                             kind="workflow" if step.workflow else "notebook"))
+    if not level.path or error: level.session.terminal.finish(_named(run, level.path))
     return run
 
 
 def _named(run: JobRun, path: str) -> JobRun: return replace(run, name=path + run.name)  # as the terminal shows it
 
 # %% ../../nbs/jobs/29_executor.ipynb #2f1eef47
-async def _attempts(
-    level: Level, step: Step, name: str, parameters: dict, declared: dict, upstream: list, index: int
-) -> JobRun:
-    "Run a step, again where `retries` says so, or find it done."
+def _retrying(step: Step, session: Session):
+    "What calls an attempt of a step again, as its `retries` say."
     from tenacity import AsyncRetrying, retry_if_result, stop_after_attempt, wait_exponential, wait_random
+    r = step.retries
+    return AsyncRetrying(
+        stop=stop_after_attempt(r.times + 1),
+        wait=wait_exponential(multiplier=r.wait, max=r.most) + wait_random(0, r.wait), sleep=session.pause,
+        retry=retry_if_result(lambda run: not run.ok and not session.stop.reason and session.seconds_left() > 0),
+        retry_error_callback=lambda state: state.outcome.result()
+    )
+
+# %% ../../nbs/jobs/29_executor.ipynb #6419002b
+async def _attempts(level: Level, step: Step, name: str, parameters: dict, declared: dict, upstream: list,
+                    index: int) -> JobRun:
+    "Run a step, again where `retries` says so, or find it done."
     session, path, flow = level.session, level.path, level.flow
     order = (*level.order, flow.steps.index(step), index)
     before = {r.name: r for r in level.previous.steps}.get(name) if level.previous else None
     if step.workflow:
         nested = flow.nested[step.name]
         def once(reason):
-            return run_workflow(
-                nested,
-                parameter_values(nested, parameters),
-                session,
-                level.job.id,
-                name,
-                f"{path}{name} › ",
-                upstream,
-                before,
-                order,
-                level.force_reason(step.name),
-            )
-
+            return run_workflow(nested, parameter_values(nested, parameters), session, level.job.id, name,
+                                f"{path}{name} › ", upstream, before, order, level.force_reason(step.name))
     else:
         file = flow.path.parent/step.notebook
         values = check(file, parameters)
         key, files = step_key(file, values, upstream, session.settings)
         inputs = Inputs(session.settings, session.contents, **declared, parameters=values, code=files)
-        if can_continue(before, key, inputs):was, why = before, ""
-        elif why := level.force_reason(step.name) or ("it always runs" if step.always else ""):was = None
+        if can_continue(before, key, inputs): was, why = before, ""
+        elif why := level.force_reason(step.name) or ("it always runs" if step.always else ""): was = None
         else: was, why = find_unchanged(session.record, session.tables, key, name, file, inputs, level.step_path(name))
         if was: return _unchanged(was, name, key, level, f"{UNCHANGED_REASON}{was.id}", file, values)
         def once(reason): return _notebook(level, step, name, file, parameters, inputs, key, reason or why, order)
     tried = []
     async def attempt():
-        tried.append(
-            run := await once(
-                f"attempt {len(tried) + 1} of {step.retries.times + 1}: {tried[-1].id}"
-                f" {tried[-1].state.replace('_', ' ')}"
-                if tried
-                else ""
-            )
-        )
-        if not (path and run.state == "skipped"): session.terminal.done(_named(run, path))
+        tried.append(run := await once(
+            f"attempt {len(tried) + 1} of {step.retries.times + 1}: {tried[-1].id} {tried[-1].state.replace('_', ' ')}"
+            if tried else ""
+        ))
+        if not (path and run.state == "skipped"): session.terminal.finish(_named(run, path))
         return run
-    r = step.retries
-    again = AsyncRetrying(
-        stop=stop_after_attempt(r.times + 1),
-        wait=wait_exponential(multiplier=r.wait, max=r.most) + wait_random(0, r.wait),
-        sleep=session.pause,
-        retry=retry_if_result(lambda run: not run.ok and not session.stop.reason and session.seconds_left() > 0),
-        retry_error_callback=lambda state: state.outcome.result(),
-    )
-    return await again(attempt)
+    return await _retrying(step, session)(attempt)
 
 # %% ../../nbs/jobs/29_executor.ipynb #f05102b0
 async def _notebook(level: Level, step: Step, name: str, file: Path, parameters: dict, inputs: Inputs, key: str,
@@ -341,10 +303,8 @@ async def _notebook(level: Level, step: Step, name: str, file: Path, parameters:
     session, need = level.session, resources_of(step)
     allocation = await session.slots.acquire(need, step.on, order)
     if why := session.end_state(level.job.id): return _note(level, step, name, **why)
-    if allocation is None:
-        return _note(level, step, name, "failed",
-                     error=dict(cell=None, kind="NoPlace",
-                                message="the cluster has lost every worker that could take it"))
+    lost = dict(cell=None, kind="NoPlace", message="the cluster has lost every worker that could take it")
+    if allocation is None: return _note(level, step, name, "failed", error=lost)
     line = session.terminal.enter(level.path + name)
     options = dict(timeout=max(session.seconds_left(step.timeout), .001), settings=session.settings, name=name,
                    parent=level.job.id, key=provisional_key(key), reason=reason, stop=session.stop,
@@ -374,15 +334,12 @@ def _accounted(level: Level, step: Step, inputs: Inputs, key: str, work) -> JobR
     run = work()
     missing, run.key = inputs.observe_after(run), key
     if run.ok and missing:
-        run.state, run.error = "failed", dict(
-            cell=None, kind="MissingProduct", message=f"it made no {missing[0]}, which is declared as its product"
-        )
+        run.state, run.error = "failed", dict(cell=None, kind="MissingProduct",
+                                              message=f"it made no {missing[0]}, which is declared as its product")
     level.session.record.update(run)
     if run.ok and (more := undeclared_inputs(run)):
-        text = (
-            f"{level.path}{run.name} reads what it does not declare. Add to step {step.name!r} of"
-            f" {level.flow.path.name}: inputs = {json.dumps([*step.inputs, *more], ensure_ascii=False)}"
-        )
+        text = (f"{level.path}{run.name} reads what it does not declare. Add to step {step.name!r} of"
+                f" {level.flow.path.name}: inputs = {json.dumps([*step.inputs, *more], ensure_ascii=False)}")
         level.session.terminal.warn(text)
         log = Log(level.session.record.folder(run.id)/"log.jsonl")
         log.write(type="warning", text=text)
@@ -392,32 +349,13 @@ def _accounted(level: Level, step: Step, inputs: Inputs, key: str, work) -> JobR
 def _all_writes(run: JobRun) -> list[dict]: return [*run.writes, *(e for s in run.steps for e in _all_writes(s))]
 
 # %% ../../nbs/jobs/29_executor.ipynb #70529559
-def _unchanged(
-    was: JobRun,
-    name: str,
-    key: str,
-    level: Level,
-    reason: str,
-    file: Path | str | None = None,
-    values: dict | None = None,
-) -> JobRun:
+def _unchanged(was: JobRun, name: str, key: str, level: Level, reason: str, file: Path | str | None = None,
+               values: dict | None = None) -> JobRun:
     "A row for what need not be done again."
-    run = level.session.record.create(
-        JobRun(
-            name=name,
-            kind=was.kind,
-            state="skipped",
-            notebook=str(file or was.notebook),
-            output=was.output,
-            parameters=was.parameters if values is None else veiled(values),
-            results=was.results,
-            key=key,
-            parent=level.job.id,
-            seconds=0.0,
-            reason=reason,
-            reads=was.reads,
-            writes=_all_writes(was),
-        )
-    )
-    if not level.path: level.session.terminal.done(run)
+    run = level.session.record.create(JobRun(name=name, kind=was.kind, state="skipped",
+                                             notebook=str(file or was.notebook), output=was.output,
+                                             parameters=was.parameters if values is None else veiled(values),
+                                             results=was.results, key=key, parent=level.job.id, seconds=0.0,
+                                             reason=reason, reads=was.reads, writes=_all_writes(was)))
+    if not level.path: level.session.terminal.finish(run)
     return run

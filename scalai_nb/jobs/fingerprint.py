@@ -58,7 +58,7 @@ def key_difference(key: str, other: str) -> list[str]:
     if other[:1] == "?": other = key[0] + other[1:]
     found, at = [], 0
     for part, digits in PARTS.items():
-        if key[at:at + digits] != other[at:at + digits]: found.append(part)
+        if key[at: at + digits] != other[at: at + digits]: found.append(part)
         at += digits
     return found
 
@@ -95,6 +95,7 @@ class Tables:
         self.now, self.own, self.times = {}, None, {}
 
     def newest(self, table: str) -> int | None:
+        "Return the newest version of a table."
         if table not in self.now: self.now[table] = newest(table, self.settings)
         return self.now[table]
 
@@ -104,38 +105,36 @@ class Tables:
         at = self.times[table, version]
         return bool(at and run.started and at > run.started + (run.seconds or 0) + 1)
 
-    def change_reason(self, run: JobRun,
-                      path: tuple[str, ...] = (),  # of the step that it would stand for
-                     ) -> str:  # empty: all is as it left it
-        "Why a run's tables are not as it left them."
-        for entries, did in ((run.reads, "read"), (run.writes, "wrote")):
-            for table in dict.fromkeys(e["table"] for e in entries if "table" in e):
-                mine, now = [
-                    e["version"] for e in entries if e.get("table") == table and e["version"] is not None
-                ], self.newest(table)
-                if not mine:
-                    if now is not None: return f"table {table}, which was not there, is there now"
-                    continue
-                version = max(mine)
-                if now is None: return f"table {table}, which it {did}, is gone"
-                if now < version or self.is_remade(table, version, run):
-                    return f"table {table} was made anew since it {did} version {version}"
-                if now == version: continue
-                by, own = self._later(table, version, run, path, did)
-                if by:
-                    return (
-                        f"table {table} has a new version: it {did} {version}, and {'a step' if own else 'others'}"
-                        f" wrote {by}"
-                    )
-                if did == "wrote" and (by := self._replaced(table, mine, path)):
-                    return f"what it wrote to table {table} was replaced by version {by}"
-        return ""
+# %% ../../nbs/jobs/21_fingerprint.ipynb #ee5cedad
+@patch
+def change_reason(self: Tables, run: JobRun,
+                  path: tuple[str, ...] = (),  # of the step that it would stand for
+                 ) -> str:  # empty: all is as it left it
+    "Why a run's tables are not as it left them."
+    for entries, did in ((run.reads, "read"), (run.writes, "wrote")):
+        for table in dict.fromkeys(e["table"] for e in entries if "table" in e):
+            mine, now = [e["version"] for e in entries
+                         if e.get("table") == table and e["version"] is not None], self.newest(table)
+            if not mine:
+                if now is not None: return f"table {table}, which was not there, is there now"
+                continue
+            version = max(mine)
+            if now is None: return f"table {table}, which it {did}, is gone"
+            if now < version or self.is_remade(table, version, run):
+                return f"table {table} was made anew since it {did} version {version}"
+            if now == version: continue
+            by, own = self._later(table, version, run, path, did)
+            if by:
+                return (f"table {table} has a new version: it {did} {version}, and {'a step' if own else 'others'}"
+                        f" wrote {by}")
+            if did == "wrote" and (by := self._replaced(table, mine, path)):
+                return f"what it wrote to table {table} was replaced by version {by}"
+    return ""
 
 # %% ../../nbs/jobs/21_fingerprint.ipynb #cae2c8dc
 @patch
-def _later(
-    self: Tables, table: str, version: int, run: JobRun, path: tuple[str, ...], did: str
-) -> tuple[int | None, bool]:  # whether this workflow wrote it
+def _later(self: Tables, table: str, version: int, run: JobRun, path: tuple[str, ...],
+           did: str) -> tuple[int | None, bool]:  # whether this workflow wrote it
     "The first version after one that brought rows and that is not to be expected of this workflow."
     later = changes(table, version, self.settings)
     # asked for by number: a newer one was there
@@ -166,20 +165,14 @@ def writers(self: Tables, table: str, version: int) -> set[tuple[str, ...]]:  # 
     return set() if inside is None else {inside}
 
 # %% ../../nbs/jobs/21_fingerprint.ipynb #3f55dd41
-def _written(
-    record: Record, workflow: str
-) -> tuple[dict[tuple[str, int], set[tuple[str, ...]]], Callable[[str | None], tuple[str, ...] | None]]:
+def _written(record: Record, workflow: str) -> tuple[dict[tuple[str, int], set[tuple[str, ...]]],
+                                                     Callable[[str | None], tuple[str, ...] | None]]:
     """All table versions that runs of a workflow recorded, with the steps that wrote them; and what gives the step of
     a run."""
     with record.db() as db:
         above = {r.id: r for r in db.execute(sa.select(RUNS.c.id, RUNS.c.parent, RUNS.c.name, RUNS.c.notebook))}
-        rows = list(
-            db.execute(
-                sa.select(RUNS.c.id, RUNS.c.writes).where(
-                    sa.cast(RUNS.c.writes, sa.Text) != "[]", RUNS.c.state != "skipped"
-                )
-            )
-        )
+        rows = list(db.execute(sa.select(RUNS.c.id, RUNS.c.writes).where(sa.cast(RUNS.c.writes, sa.Text) != "[]",
+                                                                         RUNS.c.state != "skipped")))
     def place(id):
         path, inside, at = (), None, above.get(id)
         while at is not None:
@@ -216,12 +209,8 @@ def link(run: JobRun, upstream: list, root: Path) -> dict:  # upstream: links
     )
 
 # %% ../../nbs/jobs/21_fingerprint.ipynb #c0ffee12
-PART_TEXT = {
-    "code": "its code",
-    "parameters": "its parameters",
-    "before": "what it builds on",
-    "environment": "the installed packages",
-}
+PART_TEXT = {"code": "its code", "parameters": "its parameters", "before": "what it builds on",
+             "environment": "the installed packages"}
 
 def find_unchanged(record: Record | None,  # None: there is none yet
                    tables: Tables,
@@ -254,11 +243,8 @@ def reason_to_run(record: Record | None, key: str, name: str, notebook: Path,
     run = min(rows, key=lambda r: len({*key_difference(key, r.key)} & {*parts}))  # the newest of those most alike
     if differs := [d for d in key_difference(key, run.key) if d in parts]:
         return f"{' and '.join(PART_TEXT[d] for d in differs)} changed since {run.id}"
-    return (
-        f"it {run.state.replace('_', ' ')} last time, {run.id}"
-        if run.state not in ("running", "queued")
-        else f"it has not ended yet, {run.id}"
-    )
+    return (f"it {run.state.replace('_', ' ')} last time, {run.id}" if run.state not in ("running", "queued")
+            else f"it has not ended yet, {run.id}")
 
 def can_continue(run: JobRun | None, key: str, inputs: Inputs) -> bool:
     """Whether a step of the run to go on with is taken as done:
@@ -273,14 +259,9 @@ def can_continue(run: JobRun | None, key: str, inputs: Inputs) -> bool:
 def has_succeeded(record: Record | None, key: str, parts: list[str]) -> bool:
     "Whether a step ever succeeded under a key that has these parts of this one."
     if record is None: return False
-    pattern = "".join(
-        key[at : at + n] if part in parts else "_" * n
-        for part, n, at in ((p, n, sum(list(PARTS.values())[:i])) for i, (p, n) in enumerate(PARTS.items()))
-    )
+    pattern = "".join(key[at : at + n] if part in parts else "_" * n
+                      for part, n, at in ((p, n, sum(list(PARTS.values())[: i]))
+                                          for i, (p, n) in enumerate(PARTS.items())))
     with record.db() as db:
-        return (
-            db.execute(
-                sa.select(RUNS.c.id).where(RUNS.c.key.like(pattern), RUNS.c.state == "succeeded").limit(1)
-            ).first()
-            is not None
-        )
+        return (db.execute(sa.select(RUNS.c.id).where(RUNS.c.key.like(pattern),
+                                                      RUNS.c.state == "succeeded").limit(1)).first() is not None)

@@ -44,35 +44,16 @@ SCHEDULES = sa.Table(
 )  # this notebook and its module may meet in one process
 
 # %% ../../nbs/jobs/34_firing_queue.ipynb #1a678835
-FIRINGS = sa.Table(
-    "firings",
-    META,
-    sa.Column("id", sa.String(40), primary_key=True),
-    sa.Column("schedule", sa.String(64)),
-    sa.Column("key", sa.String(64)),
-    sa.Column("due", sa.Float),
-    sa.Column("at", sa.Float),
-    sa.Column("state", sa.String(16), index=True),
-    sa.Column("attempt", sa.Integer),
-    sa.Column("spec", sa.JSON),
-    sa.Column("parameters", sa.JSON),
-    sa.Column("reason", sa.Text),
-    sa.Column("run", sa.String(40)),
-    sa.Column("owner", sa.Text),
-    sa.Column("host", sa.Text),
-    sa.Column("process", sa.Text),
-    sa.Column("expires", sa.Float),
-    sa.Column("beat", sa.Integer),
-    sa.Column("gpus", sa.JSON),
-    sa.Column("cancel", sa.Boolean),
-    sa.Column("late_at", sa.Float),
-    sa.Column("late", sa.Boolean),
-    sa.Column("created", sa.Float),
-    sa.Column("started", sa.Float),
-    sa.Column("ended", sa.Float),
-    sa.UniqueConstraint("schedule", "key"),
-    extend_existing=True,
-)
+FIRINGS = sa.Table("firings", META, sa.Column("id", sa.String(40), primary_key=True),
+                   sa.Column("schedule", sa.String(64)), sa.Column("key", sa.String(64)), sa.Column("due", sa.Float),
+                   sa.Column("at", sa.Float), sa.Column("state", sa.String(16), index=True),
+                   sa.Column("attempt", sa.Integer), sa.Column("spec", sa.JSON), sa.Column("parameters", sa.JSON),
+                   sa.Column("reason", sa.Text), sa.Column("run", sa.String(40)), sa.Column("owner", sa.Text),
+                   sa.Column("host", sa.Text), sa.Column("process", sa.Text), sa.Column("expires", sa.Float),
+                   sa.Column("beat", sa.Integer), sa.Column("gpus", sa.JSON), sa.Column("cancel", sa.Boolean),
+                   sa.Column("late_at", sa.Float), sa.Column("late", sa.Boolean), sa.Column("created", sa.Float),
+                   sa.Column("started", sa.Float), sa.Column("ended", sa.Float),
+                   sa.UniqueConstraint("schedule", "key"), extend_existing=True)
 
 # %% ../../nbs/jobs/34_firing_queue.ipynb #9a51fb89
 FAILED_STATES = {"failed", "timed_out", "kernel_died", "lost"}  # a cancelled one was meant to end
@@ -108,35 +89,31 @@ class Firing:
 
     def __post_init__(self): self.late_at = self.late_at or self.at + self.spec["late"]
 
-    @property
-    def definition(self) -> Schedule: return Schedule(**self.spec)
+# %% ../../nbs/jobs/34_firing_queue.ipynb #22888aeb
+@patch(as_prop=True)
+def definition(self: Firing) -> Schedule:
+    "Return the schedule that it came from."
+    return Schedule(**self.spec)
 
-    @property
-    def is_manual(self) -> bool: return self.key.startswith("by hand")
+@patch(as_prop=True)
+def is_manual(self: Firing) -> bool:
+    "Check whether a user triggered it."
+    return self.key.startswith("by hand")
 
 # %% ../../nbs/jobs/34_firing_queue.ipynb #2e60c40f
-def local_time(at: float | None, zone: str) -> str | None:  # ISO 8601
-    return None if at is None else datetime.fromtimestamp(at, ZoneInfo(zone)).isoformat(timespec="seconds")
+def local_time(timestamp: float | None, zone: str) -> str | None:  # ISO 8601
+    "Format a time in a zone."
+    if timestamp is None: return None
+    return datetime.fromtimestamp(timestamp, ZoneInfo(zone)).isoformat(timespec="seconds")
 
 @patch
 def to_dict(self: Firing) -> dict:
+    "Return the firing as JSON."
     zone = self.spec["zone"]
-    return dict(
-        id=self.id,
-        schedule=self.schedule,
-        key=self.key,
-        state=self.state,
-        due=local_time(self.due, zone),
-        started=local_time(self.started, zone),
-        ended=local_time(self.ended, zone),
-        lateness=None if self.started is None else round(self.started - self.at, 3),
-        attempt=self.attempt,
-        run=self.run,
-        reason=self.reason,
-        parameters=self.parameters,
-        gpus=self.gpus,
-        host=self.host,
-    )
+    return dict(id=self.id, schedule=self.schedule, key=self.key, state=self.state, due=local_time(self.due, zone),
+                started=local_time(self.started, zone), ended=local_time(self.ended, zone),
+                lateness=None if self.started is None else round(self.started - self.at, 3), attempt=self.attempt,
+                run=self.run, reason=self.reason, parameters=self.parameters, gpus=self.gpus, host=self.host)
 
 # %% ../../nbs/jobs/34_firing_queue.ipynb #78e61d06
 FIELDS = [f.name for f in fields(Firing)]
@@ -151,7 +128,7 @@ class FiringQueue:
         self.record = Record(self.settings)
         self.engine = self.record.engine
 
-    def now(self) -> float:  # seconds since 1970
+    def clock(self) -> float:  # seconds since 1970
         "The database's clock."
         with self.engine.connect() as db: return float(db.execute(sa.select(database_time(db))).scalar())
 
@@ -168,21 +145,24 @@ class FiringQueue:
             db.commit()
 
     def firings(self, *where, limit: int | None = None) -> list[Firing]:  # newest due first
+        "Return the firings that match, newest due first."
         with self.engine.connect() as db:
             return select_firings(db, *where, order=(FIRINGS.c.due.desc(), FIRINGS.c.id.desc()), limit=limit)
 
+# %% ../../nbs/jobs/34_firing_queue.ipynb #e964d281
 def select_firings(db, *where, order=(FIRINGS.c.at, FIRINGS.c.id), limit=None) -> list[Firing]:
+    "Select firings within a transaction."
     rows = sa.select(*[FIRINGS.c[f] for f in FIELDS]).where(*where).order_by(*order).limit(limit)
     return [Firing(**row) for row in db.execute(rows).mappings()]
 
 # %% ../../nbs/jobs/34_firing_queue.ipynb #9c57d67a
 @patch
-def claim(self: FiringQueue, now: float, owner: str, limit: int,  # so many at most
+def claim(self: FiringQueue, timestamp: float, owner: str, limit: int,  # so many at most
           gpus: list[int],  # those this scheduler gives out on its host
           lease: float,  # seconds
          ) -> list[Firing]:
     "Take what may start now, oldest first."
-    ready = (FIRINGS.c.state == "queued", FIRINGS.c.at <= now)
+    ready = (FIRINGS.c.state == "queued", FIRINGS.c.at <= timestamp)
     with self.engine.connect() as db:
         if limit < 1 or db.execute(sa.select(FIRINGS.c.id).where(*ready).limit(1)).first() is None: return []
     taken, host = [], socket.gethostname()
@@ -197,16 +177,8 @@ def claim(self: FiringQueue, now: float, owner: str, limit: int,  # so many at m
             if f.schedule in busy or what.gpus > len(free) or what.group and groups[what.group] >= what.limit: continue
             if f.schedule in paused and not f.is_manual: continue
             f.gpus, free = free[:what.gpus], free[what.gpus:]
-            new = dict(
-                state="running",
-                owner=owner,
-                host=host,
-                process=None,
-                started=now,
-                expires=now + lease,
-                beat=f.beat + 1,
-                gpus=f.gpus,
-            )
+            new = dict(state="running", owner=owner, host=host, process=None, started=timestamp,
+                       expires=timestamp + lease, beat=f.beat + 1, gpus=f.gpus)
             db.execute(FIRINGS.update().where(FIRINGS.c.id == f.id).values(**new))
             vars(f).update(new)
             busy.add(f.schedule)
@@ -223,13 +195,12 @@ def hold(self: FiringQueue, id: str, owner: str, process: str):
 
 
 @patch
-def renew(
-    self: FiringQueue, now: float, owner: str, lease: float
-) -> dict[str, bool]:  # id: whether it is to be cancelled
+def renew(self: FiringQueue, timestamp: float, owner: str,
+          lease: float) -> dict[str, bool]:  # id: whether it is to be cancelled
     "Move the end of all leases of an owner. What is not in the answer is no longer its."
     mine = (FIRINGS.c.owner == owner, FIRINGS.c.state == "running")
     with self.engine.begin() as db:
-        db.execute(FIRINGS.update().where(*mine).values(expires=now + lease, beat=FIRINGS.c.beat + 1))
+        db.execute(FIRINGS.update().where(*mine).values(expires=timestamp + lease, beat=FIRINGS.c.beat + 1))
         return dict(map(tuple, db.execute(sa.select(FIRINGS.c.id, FIRINGS.c.cancel).where(*mine))))
 
 # %% ../../nbs/jobs/34_firing_queue.ipynb #0b11d535
@@ -241,7 +212,7 @@ LOSS_LIMIT = 3
 def end(
     self: FiringQueue,
     f: Firing,  # as it was taken
-    now: float,
+    timestamp: float,
     state: str,
     run: str | None = None,
     reason: str = "",
@@ -251,26 +222,17 @@ def end(
 ):  # the row now, and `failure`, `recovery` or nothing to tell; None: it was no longer ours
     "Write how an attempt ended."
     what = f.definition
-    again = (
-        state in FAILED_STATES and f.attempt <= what.retries
-        if not died
-        else what.if_lost == "again" and f.attempt < what.retries + LOSS_LIMIT
-    )
-    new = (
-        dict(state="queued", at=now + (0 if died else what.backoff * 2 ** (f.attempt - 1)), attempt=f.attempt + 1)
-        if again
-        else dict(state=state, ended=now)
-    )
+    again = (state in FAILED_STATES and f.attempt <= what.retries if not died
+             else what.if_lost == "again" and f.attempt < what.retries + LOSS_LIMIT)
+    new = (dict(state="queued", at=timestamp + (0 if died else what.backoff * 2 ** (f.attempt - 1)),
+                attempt=f.attempt + 1)
+           if again else dict(state=state, ended=timestamp))
     new |= dict(run=run, reason=f"attempt {f.attempt}: {reason}" if again else reason, gpus=[], cancel=False)
     with self.exclusive() as db:
-        same = (
-            FIRINGS.c.id == f.id,
-            FIRINGS.c.owner == f.owner,
-            FIRINGS.c.state == "running",
-            FIRINGS.c.attempt == f.attempt,
-        )
+        same = (FIRINGS.c.id == f.id, FIRINGS.c.owner == f.owner, FIRINGS.c.state == "running",
+                FIRINGS.c.attempt == f.attempt)
         if not db.execute(FIRINGS.update().where(*same).values(**new)).rowcount: return None
-        alert = "" if again else self._turned(db, f.schedule, state, now)
+        alert = "" if again else self._turned(db, f.schedule, state, timestamp)
         return select_firings(db, FIRINGS.c.id == f.id)[0], alert
 
 # %% ../../nbs/jobs/34_firing_queue.ipynb #de816ebc
@@ -288,7 +250,7 @@ def _turned(self: FiringQueue, db, name: str, state: str, now: float) -> str:
 
 # %% ../../nbs/jobs/34_firing_queue.ipynb #639cca67
 @patch
-def find_abandoned(self: FiringQueue, now: float, owner: str, lease: float,
+def find_abandoned(self: FiringQueue, timestamp: float, owner: str, lease: float,
                    watched: dict,  # id: what was seen of it, and since when; kept between calls
                   ) -> list[Firing]:
     "Firings whose scheduler is gone."
@@ -296,16 +258,17 @@ def find_abandoned(self: FiringQueue, now: float, owner: str, lease: float,
     for f in self.firings(FIRINGS.c.state == "running", FIRINGS.c.owner != owner):
         if is_local(who := f.owner.rpartition(":")[0]) and not is_alive(who): gone.append(f)
         elif watched.get(f.id, (None, 0))[0] != (f.owner, f.beat): watched[f.id] = (f.owner, f.beat), tick
-        elif tick - watched[f.id][1] > lease and not now < f.expires < now + 2*lease: gone.append(f)
+        elif tick - watched[f.id][1] > lease and not timestamp < f.expires < timestamp + 2*lease: gone.append(f)
     return gone
 
 @patch
-def take_over(self: FiringQueue, f: Firing, now: float) -> tuple[Firing, str] | None:
+def take_over(self: FiringQueue, f: Firing, timestamp: float) -> tuple[Firing, str] | None:
     "End what a dead scheduler ran: as the record says, or as lost."
     if is_local(f.process) and is_alive(f.process): os.kill(int(f.process.partition(":")[0]), signal.SIGKILL)
     run = self.run_of(f.process)
-    if run and run.state in END_STATES - {"lost"}: return self.end(f, now, run.state, run.id, reason=error_line(run))
-    return self.end(f, now, "lost", run and run.id, reason=f"its scheduler on {f.host} died", died=True)
+    if run and run.state in END_STATES - {"lost"}:
+        return self.end(f, timestamp, run.state, run.id, reason=error_line(run))
+    return self.end(f, timestamp, "lost", run and run.id, reason=f"its scheduler on {f.host} died", died=True)
 
 # %% ../../nbs/jobs/34_firing_queue.ipynb #8145ca68
 @patch
@@ -322,34 +285,30 @@ def run_of(self: FiringQueue, process: str | None) -> JobRun | None:
         db.execute(RUNS.update().where(*left).values(state="lost", error=dict(cell=None, kind="Lost", message=why)))
         for i in lost: add_event(db, i, "lost", why)
         id = db.execute(
-            sa.select(RUNS.c.id)
-            .where(RUNS.c.process == process, RUNS.c.parent.is_(None))
-            .order_by(RUNS.c.created.desc())
-            .limit(1)
+            sa.select(RUNS.c.id).where(RUNS.c.process == process,
+                                       RUNS.c.parent.is_(None)).order_by(RUNS.c.created.desc()).limit(1)
         ).scalar()
     return id and self.record.get(id)
 
 def error_line(run: JobRun) -> str:  # one line
+    "Return a run's error in one line."
     from scalai_nb.jobs.job_run import summary_line
     return summary_line(run).splitlines()[0] if not run.ok and summary_line(run) else ""
 
 # %% ../../nbs/jobs/34_firing_queue.ipynb #3d79760c
 @patch
-def find_late(self: FiringQueue, now: float) -> list[Firing]:
+def find_late(self: FiringQueue, timestamp: float) -> list[Firing]:
     "First attempts that wait for longer than their schedule allows; each is told of once, whoever asks."
-    waits = self.firings(
-        FIRINGS.c.state == "queued", FIRINGS.c.attempt == 1, FIRINGS.c.late.is_(False), FIRINGS.c.late_at < now
-    )
+    waits = self.firings(FIRINGS.c.state == "queued", FIRINGS.c.attempt == 1, FIRINGS.c.late.is_(False),
+                         FIRINGS.c.late_at < timestamp)
     return [f for f in waits if self.mark_late(f)]
 
 @patch
 def mark_late(self: FiringQueue, f: Firing) -> bool:  # whether nobody did before
+    "Mark a firing as late, once."
     with self.engine.begin() as db:
-        return bool(
-            db.execute(
-                FIRINGS.update().where(FIRINGS.c.id == f.id, FIRINGS.c.late.is_(False)).values(late=True)
-            ).rowcount
-        )
+        return bool(db.execute(FIRINGS.update().where(FIRINGS.c.id == f.id,
+                                                      FIRINGS.c.late.is_(False)).values(late=True)).rowcount)
 
 @patch
 def find_recovered(self: FiringQueue, name: str) -> list[Firing]:
@@ -357,10 +316,6 @@ def find_recovered(self: FiringQueue, name: str) -> list[Firing]:
     mine = FIRINGS.c.schedule == name, FIRINGS.c.state == "skipped", FIRINGS.c.late.is_(True)
     if not (missed := self.firings(*mine)): return []
     with self.engine.begin() as db:
-        return [
-            f
-            for f in missed
-            if db.execute(
-                FIRINGS.update().where(FIRINGS.c.id == f.id, FIRINGS.c.late.is_(True)).values(late=False)
-            ).rowcount
-        ]
+        return [f for f in missed
+                if db.execute(FIRINGS.update().where(FIRINGS.c.id == f.id,
+                                                     FIRINGS.c.late.is_(True)).values(late=False)).rowcount]

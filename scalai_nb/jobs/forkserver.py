@@ -47,19 +47,10 @@ def _no_script_folder():
     if sys.path and sys.path[0] in ("", os.getcwd()): del sys.path[0]
 
 # %% ../../nbs/jobs/13_forkserver.ipynb #8bdc83ea
-BASE_MODULES = (
-    "ipykernel.kernelapp",
-    "ipykernel.ipkernel",
-    "IPython.core.completerlib",
-    "IPython.extensions.storemagic",
-    "sqlite3",
-    "matplotlib_inline.backend_inline",
-    "psutil",
-    "scalai_nb.core.events",
-    "scalai_nb.jobs.access",
-    "scalai_nb.jobs.result",
-    "scalai_nb.jobs.kernel_stdout",
-)
+BASE_MODULES = ("ipykernel.kernelapp", "ipykernel.ipkernel", "IPython.core.completerlib",
+                "IPython.extensions.storemagic", "sqlite3", "matplotlib_inline.backend_inline", "psutil",
+                "scalai_nb.core.events", "scalai_nb.jobs.access", "scalai_nb.jobs.result",
+                "scalai_nb.jobs.kernel_stdout")
 # importing these opens a GPU context, which no fork survives
 GPU_MODULES = {"cudf", "cupy", "dask_cudf", "dask_cuda", "rmm", "cuml"}
 
@@ -103,25 +94,15 @@ def _sources() -> dict[str, int]:  # path: modification time
 
 # %% ../../nbs/jobs/13_forkserver.ipynb #193f9f12
 # read when a module is imported
-SENSITIVE_PREFIXES = (
-    "OMP_",
-    "MKL_",
-    "OPENBLAS_",
-    "NUMBA_",
-    "KMP_",
-    "CUDA_",
-    "PYTHON",
-    "LD_",
-    "DASK_",
-    "MPL",
-    "TORCH",
-    "MALLOC_",
-)
+SENSITIVE_PREFIXES = ("OMP_", "MKL_", "OPENBLAS_", "NUMBA_", "KMP_", "CUDA_", "PYTHON", "LD_", "DASK_", "MPL", "TORCH",
+                      "MALLOC_")
 
 def sensitive_env(env: dict[str, str]) -> dict[str, str]:
+    "Return the variables that must be set before the imports."
     return {k: v for k, v in env.items() if k.startswith(SENSITIVE_PREFIXES) and k != "MPLBACKEND"}
 
 def send(control: socket.socket, **message) -> bool:  # False: nobody is there any more
+    "Send a message as a line of JSON."
     try: control.sendall(json.dumps(message).encode() + b"\n")
     except OSError: return False
     return True
@@ -130,10 +111,9 @@ def send(control: socket.socket, **message) -> bool:  # False: nobody is there a
 def same_user(control: socket.socket) -> bool:
     "Whether the other end belongs to this user; where the system does not say, the folder's rights must do."
     if not hasattr(socket, "SO_PEERCRED"): return True
-    return (
-        struct.unpack("iII", control.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII")))[1]
-        == os.getuid()
-    )
+    return (struct.unpack("iII",
+                          control.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED,
+                                             struct.calcsize("iII")))[1] == os.getuid())
 
 # %% ../../nbs/jobs/13_forkserver.ipynb #15f9a6d5
 def _reap(children: dict[int, socket.socket]):
@@ -175,9 +155,8 @@ class Server:
 
     It ends with its lifeline; one that is kept has none, and ends when nobody came for a while, or its workspace is
     gone."""
-    def __init__(
-        self, room: Path, lifeline: socket.socket | None = None, home: Path | None = None, idle: float = IDLE_TIMEOUT
-    ):
+    def __init__(self, room: Path, lifeline: socket.socket | None = None, home: Path | None = None,
+                 idle: float = IDLE_TIMEOUT):
         self.room, self.lifeline, self.home, self.idle, self.lock = room, lifeline, home, idle, None
         self.children, self.askers, self.used = {}, {lifeline: b""} if lifeline else {}, time.monotonic()
         if not lifeline: self.lock = claim(room/"lock") or sys.exit(0)  # another one is faster
@@ -186,35 +165,28 @@ class Server:
         self.door.bind(str(room/"warm"))
         self.door.listen()
 
-    def prepare(self, modules: list[str]):
-        "Import; from then on every connection is told how that went."
-        began = time.monotonic()
-        def gone():
-            return (
-                self.lifeline is not None
-                and bool(select.select([self.lifeline], [], [], 0)[0])
-                and self.lifeline.recv(1, socket.MSG_PEEK) == b""
-            )
+# %% ../../nbs/jobs/13_forkserver.ipynb #54962d1d
+@patch
+def prepare(self: Server, modules: list[str]):
+    "Import; from then on every connection is told how that went."
+    began = time.monotonic()
+    def gone():
+        return (self.lifeline is not None and bool(select.select([self.lifeline], [], [], 0)[0])
+                and self.lifeline.recv(1, socket.MSG_PEEK) == b"")
 
-        failed = _preload(modules, gone)
-        self.wake, self.waker = os.pipe()
-        os.set_blocking(self.waker, False)
-        signal.set_wakeup_fd(self.waker)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        adopt()
-        self.hello = dict(
-            ready=True,
-            failed=failed,
-            unfit=_unfit(),
-            seconds=round(time.monotonic() - began, 2),
-            env=sensitive_env(os.environ),
-            path=str(self.room / "warm"),
-        )
-        self.files = _sources()
-        self.used = time.monotonic()
-        gc.collect()
-        gc.freeze()  # what is shared now stays shared
-        if self.lifeline: send(self.lifeline, **self.hello)
+    failed = _preload(modules, gone)
+    self.wake, self.waker = os.pipe()
+    os.set_blocking(self.waker, False)
+    signal.set_wakeup_fd(self.waker)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    adopt()
+    self.hello = dict(ready=True, failed=failed, unfit=_unfit(), seconds=round(time.monotonic() - began, 2),
+                      env=sensitive_env(os.environ), path=str(self.room / "warm"))
+    self.files = _sources()
+    self.used = time.monotonic()
+    gc.collect()
+    gc.freeze()  # what is shared now stays shared
+    if self.lifeline: send(self.lifeline, **self.hello)
 
 # %% ../../nbs/jobs/13_forkserver.ipynb #df1d25a9
 @patch
@@ -240,9 +212,8 @@ def is_done(self: Server) -> bool:
 def serve(self: Server) -> dict | None:  # in a fork: what it was asked to be
     "Fork a kernel for each request."
     while not self.is_done():
-        readable = select.select(
-            [self.wake, *filter(None, [self.door]), *self.askers], [], [], None if self.lifeline else 2
-        )[0]
+        readable = select.select([self.wake, *filter(None, [self.door]), *self.askers], [], [],
+                                 None if self.lifeline else 2)[0]
         if self.wake in readable:
             os.read(self.wake, 512)
             _reap(self.children)
@@ -256,7 +227,7 @@ def serve(self: Server) -> dict | None:  # in a fork: what it was asked to be
         for asker in [a for a in readable if a in self.askers]:
             for request in self.read_requests(asker):
                 if request is None: return None
-                if "end" in request:self.retire()
+                if "end" in request: self.retire()
                 elif self.fork(asker, request) == 0: return request
 
 # %% ../../nbs/jobs/13_forkserver.ipynb #7f4c0e15
@@ -277,9 +248,8 @@ def read_requests(self: Server, asker: socket.socket) -> list[dict | None]:  # r
 @patch
 def fork(self: Server, asker: socket.socket, request: dict) -> int | None:  # 0 in the fork
     "One more kernel, unless a source has changed since it was imported: then this process is of no more use."
-    if changed := next(
-        (f for f, at in self.files.items() if not os.path.exists(f) or os.stat(f).st_mtime_ns != at), None
-    ):
+    if changed := next((f for f, at in self.files.items() if not os.path.exists(f) or os.stat(f).st_mtime_ns != at),
+                       None):
         self.retire()  # before anybody is told, who would come again
         send(asker, id=request["id"], stale=changed)
         return None
@@ -304,9 +274,8 @@ def _become(request: dict, parent: int):
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
-    out, null = os.open(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644), os.open(
-        os.devnull, os.O_RDONLY
-    )
+    out, null = os.open(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT,
+                        0o644), os.open(os.devnull, os.O_RDONLY)
     for source, target in ((null, 0), (out, 1), (out, 2)): os.dup2(source, target)
     os.close(out), os.close(null)
     if "TZ" in os.environ: time.tzset()

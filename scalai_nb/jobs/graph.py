@@ -37,11 +37,9 @@ def overall_state(runs: list[JobRun]) -> str:  # a state
     return "queued" if not states else "succeeded" if "succeeded" in states else states[0]
 
 def duration(run: JobRun) -> float:  # seconds, up to now for what still runs
-    return (
-        run.seconds
-        if run.seconds is not None
-        else max(0.0, time.time() - run.started) if run.state == "running" and run.started else 0.0
-    )
+    "Return how long a run took, or has taken so far."
+    return (run.seconds if run.seconds is not None else max(0.0, time.time() - run.started)
+            if run.state == "running" and run.started else 0.0)
 
 def span(runs: list[JobRun]) -> float:  # seconds
     "From the first begin to the last end: runs may go on beside each other."
@@ -50,15 +48,9 @@ def span(runs: list[JobRun]) -> float:  # seconds
 
 # %% ../../nbs/jobs/22_graph.ipynb #2b3928cc
 def _time(seconds: float) -> str:
-    return (
-        f"{seconds:.1f} s"
-        if seconds < 60
-        else (
-            f"{seconds//60:.0f} min {seconds%60:02.0f} s"
-            if seconds < 3600
-            else f"{seconds//3600:.0f} h {seconds%3600//60:02.0f} min"
-        )
-    )
+    return (f"{seconds:.1f} s" if seconds < 60
+            else (f"{seconds//60:.0f} min {seconds%60:02.0f} s" if seconds < 3600
+                  else f"{seconds//3600:.0f} h {seconds%3600//60:02.0f} min"))
 
 def nested_runs(runs: list[JobRun], depth: int = 0) -> list[tuple[int, JobRun]]:
     "What a card lists: elements, and the steps of inner workflows."
@@ -84,11 +76,11 @@ def edges(needs: dict[str, list[str]]) -> list[tuple[str, str]]:
 def layout(
     needs: dict[str, list[str]], heights: dict[str, int]  # pixels
 ) -> tuple[dict[str, tuple[float, float]], float, float]:  # left and top of each card; width and height of the whole
+    "Place each card below what it needs."
     rank, at, top = ranks(needs), {}, 0.
-    wide = (
-        min(PER_ROW, max([list(rank.values()).count(r) for r in set(rank.values())], default=1)) * (WIDTH + ACROSS)
-        - ACROSS
-    )
+    wide = (min(PER_ROW,
+                max([list(rank.values()).count(r) for r in set(rank.values())],
+                    default=1)) * (WIDTH + ACROSS) - ACROSS)
     for r in sorted(set(rank.values())):
         near = lambda n: sum(at[m][0] for m in needs[n])/len(needs[n]) if needs[n] else 0.
         row = sorted((n for n in needs if rank[n] == r), key=near)
@@ -100,43 +92,23 @@ def layout(
     return at, wide, top - DOWN
 
 # %% ../../nbs/jobs/22_graph.ipynb #3e96b1f4
-COLOURS = dict(
-    succeeded="#1a7f37",
-    skipped="#6e7781",
-    running="#0969da",
-    queued="#6e7781",
-    cancelled="#9a6700",
-    failed="#cf222e",
-    timed_out="#cf222e",
-    kernel_died="#cf222e",
-    lost="#cf222e",
-)
+COLOURS = dict(succeeded="#1a7f37", skipped="#6e7781", running="#0969da", queued="#6e7781", cancelled="#9a6700",
+               failed="#cf222e", timed_out="#cf222e", kernel_died="#cf222e", lost="#cf222e")
 STYLE = f"<style>\n{static_text('jobs', 'graph.css')}</style>"
 
 # %% ../../nbs/jobs/22_graph.ipynb #2f0bdc71
 def _linked(inner: str, run: JobRun, path: Path | None) -> str:
     "A link to the notebook as it ran, where a page is beside it."
     if path is None or not run.output or "://" in run.output: return inner
-    return (
-        f'<a href="{escape(Path(os.path.relpath(run.output, path)).as_posix())}" title="the notebook as it'
-        f' ran">{inner}</a>'
-    )
+    return (f'<a href="{escape(Path(os.path.relpath(run.output, path)).as_posix())}" title="the notebook as it'
+            f' ran">{inner}</a>')
 
-def _line(
-    run: JobRun,
-    depth: int,
-    path: Path | None,
-    state: str | None = None,
-    name: str | None = None,
-    seconds: float | None = None,
-    head: bool = False,
-) -> str:
+def _line(run: JobRun, depth: int, path: Path | None, state: str | None = None, name: str | None = None,
+          seconds: float | None = None, head: bool = False) -> str:
     state = state or run.state
     time_said = "" if state in ("skipped", "queued") else _time(duration(run) if seconds is None else seconds)
-    inner = (
-        f'<span class="mark" title="{state.replace("_", " ")}">{MARKS[state]}</span><span'
-        f' class="name">{escape(name or run.name)}</span><span class="took">{time_said}</span>'
-    )
+    inner = (f'<span class="mark" title="{state.replace("_", " ")}">{MARKS[state]}</span><span'
+             f' class="name">{escape(name or run.name)}</span><span class="took">{time_said}</span>')
     return _linked(
         f'<div class="line{" head" if head else ""}" style="--c: {COLOURS[state]}; padding-left:'
         f' {depth*14}px">{inner}</div>',
@@ -145,41 +117,24 @@ def _line(
     )
 
 # %% ../../nbs/jobs/22_graph.ipynb #007945b5
-def card(
-    name: str, what: str, runs: list[JobRun], path: Path | None
-) -> tuple[str, int, str]:  # HTML, height in pixels, state
+def card(name: str, kind: str, runs: list[JobRun],
+         path: Path | None) -> tuple[str, int, str]:  # HTML, height in pixels, state
     "One step: its state and time, what it said, and what it is made of."
     state, single = overall_state(runs), len(runs) == 1 and runs[0].name == name
     lines = nested_runs(runs[0].steps and latest_attempts(runs[0].steps)) if single else nested_runs(runs)
     seconds = span(runs)
-    message = (
-        summary_line(runs[0])
-        if single and runs[0].kind == "notebook"
-        else (
-            next((summary_line(r) for r in runs if r.error), "")
-            or f"{sum(r.state in END_STATES for _, r in lines)} of {len(lines)} ended"
-            if lines
-            else ""
-        )
-    )
+    message = (summary_line(runs[0]) if single and runs[0].kind == "notebook"
+               else (next((summary_line(r) for r in runs if r.error),
+                          "") or f"{sum(r.state in END_STATES for _, r in lines)} of {len(lines)} ended"
+                     if lines else ""))
     if state == "running" and single and runs[0].cells and runs[0].kind == "notebook":
         message = f"cell {(runs[0].cell or 0) + 1} of {runs[0].cells}"
-    head = _line(
-        runs[0] if runs else JobRun(name=name, state="queued"),
-        0,
-        path if single and runs[0].kind == "notebook" else None,
-        state,
-        name,
-        seconds,
-        True,
-    )
+    head = _line(runs[0] if runs else JobRun(name=name, state="queued"), 0,
+                 path if single and runs[0].kind == "notebook" else None, state, name, seconds, True)
     body = "".join(_line(r, d, path if r.kind == "notebook" else None) for d, r in lines[:LINE_LIMIT])
     more = f'<div class="soft">and {len(lines) - LINE_LIMIT} more</div>' if len(lines) > LINE_LIMIT else ""
-    return (
-        f'{head}<div class="soft" title="{escape(message)}">{escape(message or what)}</div>{body}{more}',
-        HEAD + LINE * (min(len(lines), LINE_LIMIT) + bool(more)),
-        state,
-    )
+    return (f'{head}<div class="soft" title="{escape(message)}">{escape(message or kind)}</div>{body}{more}',
+            HEAD + LINE * (min(len(lines), LINE_LIMIT) + bool(more)), state)
 
 # %% ../../nbs/jobs/22_graph.ipynb #bdacccd6
 def picture(flow,  # Workflow
@@ -214,19 +169,14 @@ def times(run: JobRun, path: Path | None = None) -> str:  # HTML
     span = max([duration(run), *((r.started or r.created) - start + duration(r) for _, r in lines)], default=0) or 1e-9
     def row(depth, r):
         left, width = 100*((r.started or r.created) - start)/span, 100*duration(r)/span
-        bar = (
-            ""
-            if r.state in ("skipped", "queued")
-            else f'<div class="bar"><i style="left: {left:.2f}%; width: {width:.2f}%"></i></div>'
-        )
+        bar = ("" if r.state in ("skipped", "queued")
+               else f'<div class="bar"><i style="left: {left:.2f}%; width: {width:.2f}%"></i></div>')
         name = _linked(f'<span class="name">{escape(r.name)}</span>', r, path if r.kind == "notebook" else None)
-        return (
-            f'<tr style="--c: {COLOURS[r.state]}"><td style="padding-left: {8 + depth*16}px"><span'
-            f' class="mark">{MARKS[r.state]}</span> {name}</td><td>{r.state.replace("_", " ")}</td><td'
-            f' class="num">{"–" if r.state in ("skipped", "queued") else _time(duration(r))}</td><td'
-            f' class="lane">{bar}</td><td'
-            f' class="said">{escape(summary_line(r) if r.kind == "notebook" or r.error else r.reason)}</td></tr>'
-        )
+        return (f'<tr style="--c: {COLOURS[r.state]}"><td style="padding-left: {8 + depth*16}px"><span'
+                f' class="mark">{MARKS[r.state]}</span> {name}</td><td>{r.state.replace("_", " ")}</td><td'
+                f' class="num">{"–" if r.state in ("skipped", "queued") else _time(duration(r))}</td><td'
+                f' class="lane">{bar}</td><td'
+                f' class="said">{escape(summary_line(r) if r.kind == "notebook" or r.error else r.reason)}</td></tr>')
     return (
         f'<table><thead><tr><th>step</th><th>state</th><th class="num">time</th><th>0 … {_time(span)}</th><th>what it'
         f' said</th></tr></thead><tbody>{"".join(row(*x) for x in lines)}</tbody></table>'
@@ -254,12 +204,11 @@ def picture_of(path: Path) -> str:  # HTML; empty where there is none
 # %% ../../nbs/jobs/22_graph.ipynb #92db964a
 INK = "var(--jp-content-font-color1, #1f2328)"
 # by the names that JupyterLab's themes have
-NIGHT = (
-    "<style>:root { color-scheme: light dark } @media (prefers-color-scheme: dark) { :root { --jp-layout-color1:"
-    " #0d1117; --jp-content-font-color1: #e6edf3; --jp-border-color2: #30363d } }</style>"
-)
+NIGHT = ("<style>:root { color-scheme: light dark } @media (prefers-color-scheme: dark) { :root { --jp-layout-color1:"
+         " #0d1117; --jp-content-font-color1: #e6edf3; --jp-border-color2: #30363d } }</style>")
 
 def page(flow, run: JobRun, path: Path) -> str:  # HTML
+    "Draw a workflow's run as a page."
     again = "" if run.state in END_STATES else '<meta http-equiv="refresh" content="2">'
     title = f"{MARKS[run.state]} {escape(run.name)}"
     facts = " · ".join(x for x in (run.state.replace("_", " "), _time(duration(run)), run.reason,

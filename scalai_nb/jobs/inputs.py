@@ -37,12 +37,8 @@ SETTLE_SECONDS = 2.  # seconds, more than the resolution of any file system's ti
 class Contents:
     "Digests of files, remembered in the workspace's state."
     def __init__(self, settings: Settings):
-        self.root, self.path, self.lock, self.changed = (
-            settings.root,
-            settings.path("contents.json"),
-            threading.Lock(),
-            False,
-        )
+        self.root, self.path, self.lock, self.changed = (settings.root, settings.path("contents.json"),
+                                                         threading.Lock(), False)
         try:
             self.known = json.loads(self.path.read_text())
         except (OSError, ValueError):
@@ -64,23 +60,23 @@ class Contents:
             with self.lock: self.known[key], self.changed = [*mark, digest], True
         return digest
 
-    def digest_pattern(self, pattern: str) -> str:
-        "One digest of all files that a pattern matches, their names included."
-        names = sorted(
-            os.path.relpath(f, self.root)
-            for f in glob.glob(str(self.root / pattern), recursive=True)
-            if os.path.isfile(f)
-        )
-        if not names: return ABSENT
-        return hashlib.sha256(json.dumps([[n, self.digest(n)] for n in names]).encode()).hexdigest()[:32]
+# %% ../../nbs/jobs/19_inputs.ipynb #4935cad2
+@patch
+def digest_pattern(self: Contents, pattern: str) -> str:
+    "One digest of all files that a pattern matches, their names included."
+    names = sorted(os.path.relpath(f, self.root) for f in glob.glob(str(self.root / pattern), recursive=True)
+                   if os.path.isfile(f))
+    if not names: return ABSENT
+    return hashlib.sha256(json.dumps([[n, self.digest(n)] for n in names]).encode()).hexdigest()[:32]
 
-    def save(self):
-        "Write down what was learnt."
-        with self.lock:
-            if not self.changed: return
-            self.changed, text = False, json.dumps(self.known)
-        try: write_atomic(self.path, text)
-        except BadRequest: pass  # a full disk costs the memory, not the run
+@patch
+def save(self: Contents):
+    "Write down what was learnt."
+    with self.lock:
+        if not self.changed: return
+        self.changed, text = False, json.dumps(self.known)
+    try: write_atomic(self.path, text)
+    except BadRequest: pass  # a full disk costs the memory, not the run
 
 # %% ../../nbs/jobs/19_inputs.ipynb #4a1740bd
 def workspace_key(settings: Settings, make: bool = False) -> bytes | None:
@@ -105,17 +101,20 @@ class KeyedDigests:
         self.settings, self.key = settings, workspace_key(settings, make)
 
     def digest(self, value: str | None) -> str:
+        "Hash a value with this workspace's key."
         if value is None: return ABSENT
         return hmac.new(self.key, value.encode("utf-8", "surrogateescape"),
                         hashlib.sha256).hexdigest()[:32] if self.key else UNSURE
 
     def secret(self, reference: str, root: Path) -> str:
+        "Hash what a secret refers to."
         kind, _, place = reference.partition(":")
         if kind == "file" and not Path(place).is_absolute(): reference = f"file:{root/place}"
         try: return self.digest(secret(reference))
         except (BadRequest, OSError, UnicodeDecodeError): return ABSENT
 
     def setting(self, name: str) -> str:  # `data.folds`; `*` for all
+        "Hash a setting."
         if name == "*":
             return self.digest(json.dumps(self.settings.model_dump(mode="json", include=set(SECTIONS)),
                                           sort_keys=True))
@@ -130,10 +129,8 @@ def parse_entry(declared: str) -> dict:  # without its digest or version
         if not name: raise BadRequest(f"{declared!r} names nothing.", f"Write {kind}:NAME.")
         return {kind: name}
     if is_url(declared):
-        raise BadRequest(
-            f"{declared!r} is a URL, whose changes cannot be seen.",
-            "Name a file, a pattern, table:NAME or env:NAME, or set always = true.",
-        )
+        raise BadRequest(f"{declared!r} is a URL, whose changes cannot be seen.",
+                         "Name a file, a pattern, table:NAME or env:NAME, or set always = true.")
     if not declared.strip():
         raise BadRequest("An empty text names no file.", "Name a file, a pattern, table:NAME or env:NAME.")
     return {"glob": declared} if set(declared) & set("*?[") else {"file": os.path.normpath(declared)}
@@ -143,22 +140,16 @@ def check_declared(inputs: list[str], products: list[str]):
     for declared in inputs: parse_entry(declared)
     for declared in products:
         if set(parse_entry(declared)) - {"file", "glob"}:
-            raise BadRequest(
-                f"{declared!r} is no product.", "Products are files: a path or a pattern. Tables are known without."
-            )
+            raise BadRequest(f"{declared!r} is no product.",
+                             "Products are files: a path or a pattern. Tables are known without.")
 
 # %% ../../nbs/jobs/19_inputs.ipynb #85f6a1e0
 def named_files(values: object, root: Path) -> list[str]:
     "The files that parameters name, as a path or as text, also in lists and mappings. A folder is none."
     if isinstance(values, dict): values = list(values.values())
     if isinstance(values, (list, tuple)): return list(dict.fromkeys(f for v in values for f in named_files(v, root)))
-    if (
-        isinstance(values, Secret)
-        or not isinstance(values, (str, Path))
-        or not str(values)
-        or len(str(values)) > 1000
-        or "\n" in str(values)
-    ):
+    if (isinstance(values, Secret) or not isinstance(values, (str, Path)) or not str(values) or len(str(values)) > 1000
+        or "\n" in str(values)):
         return []
     try:
         return [os.path.normpath(values)] if (root / values).is_file() else []
@@ -181,23 +172,17 @@ class Inputs:
         "An entry with what it is now."
         (kind, name), *_ = entry.items()
         if kind == "table": return dict(table=name, version=newest(name, self.settings))
-        look = dict(
-            file=self.contents.digest,
-            glob=self.contents.digest_pattern,
-            env=lambda n: hidden.digest(os.environ.get(n)),
-            secret=lambda n: hidden.secret(n, self.settings.root),
-            setting=hidden.setting,
-        )
+        look = dict(file=self.contents.digest, glob=self.contents.digest_pattern,
+                    env=lambda n: hidden.digest(os.environ.get(n)),
+                    secret=lambda n: hidden.secret(n, self.settings.root), setting=hidden.setting)
         return {kind: name, "digest": look[kind](name)}
 
     def observe_before(self):
         "Look at everything that is known to be read."
         hidden = KeyedDigests(self.settings, make=True)
-        known = [
-            *map(parse_entry, self.inputs),
-            *({"file": f} for f in named_files(self.parameters, self.settings.root)),
-            *({"secret": str(v)} for v in self.parameters.values() if isinstance(v, Secret)),
-        ]
+        known = [*map(parse_entry, self.inputs),
+                 *({"file": f} for f in named_files(self.parameters, self.settings.root)),
+                 *({"secret": str(v)} for v in self.parameters.values() if isinstance(v, Secret))]
         self.seen = [self.current_entry(e, hidden) for e in {json.dumps(e): e for e in known}.values()]
         self.environ = dict(os.environ)
         self.contents.save()
@@ -216,19 +201,15 @@ def observe_after(self: Inputs, run: JobRun) -> list[str]:  # products that are 
             reads += [was] if was not in reads else []
         elif self.current_entry(was, hidden) == was:
             reads.append(was)
-        elif was.get("file") not in wrote and (
-            "file" not in was or was["file"] in files or {"file": was["file"]} in declared
-        ):
+        elif was.get("file") not in wrote and ("file" not in was or was["file"] in files
+                                               or {"file": was["file"]} in declared):
             reads.append(was | dict(digest=UNSURE))
     known = {json.dumps(e) for e in reads}
     for e in self.observed_reads(run, files, hidden):
         if json.dumps(e) not in known: reads.append(e)
     run.reads = reads
-    run.writes = (
-        [e for e in run.writes if "table" in e]
-        + products
-        + [{"file": name} for name in sorted(wrote) if not any(self.covers(p, name) for p in products)]
-    )
+    run.writes = ([e for e in run.writes if "table" in e] + products
+                  + [{"file": name} for name in sorted(wrote) if not any(self.covers(p, name) for p in products)])
     self.contents.save()
     return [p for p, e in zip(self.products, products) if e["digest"] == ABSENT]
 
@@ -246,11 +227,8 @@ def covers(self: Inputs, declared: dict, name: str) -> bool:
 def observed_reads(self: Inputs, run: JobRun, files: dict[str, dict], hidden: KeyedDigests) -> list[dict]:
     "What the kernel was seen reading and nobody declared, with `undeclared` where it should be."
     root, own, found = self.settings.root, self._own(), []
-    expected = (
-        {e["file"] for e in self.seen if "file" in e}
-        | {f for e in self.seen if "glob" in e for f in self._names(e["glob"])}
-        | set(self.code)
-    )
+    expected = ({e["file"] for e in self.seen if "file" in e}
+                | {f for e in self.seen if "glob" in e for f in self._names(e["glob"])} | set(self.code))
     products = {f for p in map(parse_entry,
                                self.products) for f in (self._names(p["glob"]) if "glob" in p else [p["file"]])}
     for name, e in sorted(files.items()):
@@ -259,10 +237,8 @@ def observed_reads(self: Inputs, run: JobRun, files: dict[str, dict], hidden: Ke
         try: late = max((at := os.stat(root/name)).st_mtime, at.st_ctime) >= (run.started or 0)
         except OSError: late = False
         if not (root / name).is_dir():
-            found.append(
-                {"file": name, "digest": UNSURE if late else digest}
-                | ({"undeclared": True} if digest != ABSENT else {})
-            )
+            found.append({"file": name, "digest": UNSURE if late else digest}
+                         | ({"undeclared": True} if digest != ABSENT else {}))
     declared = {e["env"] for e in self.seen if "env" in e} | set(self.variables)
     for name in dict.fromkeys(e["env"] for e in run.reads if "env" in e):
         if name not in declared and not name.startswith("SCALAI_"):
@@ -273,29 +249,20 @@ def observed_reads(self: Inputs, run: JobRun, files: dict[str, dict], hidden: Ke
 # %% ../../nbs/jobs/19_inputs.ipynb #b6583e22
 @patch
 def _names(self: Inputs, pattern: str) -> set[str]:
-    return {
-        os.path.relpath(f, self.settings.root) for f in glob.glob(str(self.settings.root / pattern), recursive=True)
-    }
+    return {os.path.relpath(f, self.settings.root)
+            for f in glob.glob(str(self.settings.root / pattern), recursive=True)}
 
 @patch
 def _own(self: Inputs) -> tuple[str, ...]:
     "Places whose files are watched otherwise: the state, the tables, the settings."
     tables = store(self.settings)
-    return (
-        str(self.settings.home) + os.sep,
-        str(self.settings.file),
-        *([tables + os.sep] if not is_url(tables) and tables != str(self.settings.root) else []),
-    )
+    return (str(self.settings.home) + os.sep, str(self.settings.file),
+            *([tables + os.sep] if not is_url(tables) and tables != str(self.settings.root) else []))
 
 # %% ../../nbs/jobs/19_inputs.ipynb #93e484ac
 def _of_kind(e: dict) -> str: return next(k for k in ("table", "file", "glob", "env", "secret", "setting") if k in e)
-CHANGE_TEXT = dict(
-    file="file {}, which it read,",
-    glob="files {}, which it read,",
-    env="variable {}",
-    secret="secret {}",
-    setting="setting {}",
-)
+CHANGE_TEXT = dict(file="file {}, which it read,", glob="files {}, which it read,", env="variable {}",
+                   secret="secret {}", setting="setting {}")
 
 @patch
 def change_reason(self: Inputs, run: JobRun) -> str:  # empty: all is as it was

@@ -27,6 +27,7 @@ END_STATES = set(STATES) - {"queued", "running"}
 GOOD_STATES = {"succeeded", "skipped"}
 
 def new_id() -> str:  # sorts by time, readable, of 200 runs in one second two meet in 1 of 200,000 cases
+    "Make an id that sorts by time."
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
 
 # %% ../../nbs/jobs/07_job_run.ipynb #04161d59
@@ -59,21 +60,23 @@ class JobRun:
     commit: str | None = None  # of the code, where the workspace is in git
     steps: list["JobRun"] = field(default_factory=list)
 
-    @property
-    def ok(self) -> bool: return self.state in GOOD_STATES
+# %% ../../nbs/jobs/07_job_run.ipynb #d204ccb7
+@patch(as_prop=True)
+def ok(self: JobRun) -> bool:
+    "Check whether the run ended well."
+    return self.state in GOOD_STATES
 
-    @property
-    def exit_code(self) -> int:
-        if self.state in ("timed_out", "cancelled"): return {"timed_out": 124, "cancelled": 130}[self.state]
-        return 0 if self.ok else 3 if (self.error or {}).get("kind") == "Unreachable" else 1
+@patch(as_prop=True)
+def exit_code(self: JobRun) -> int:
+    "Return the exit code of a command that made this run."
+    if self.state in ("timed_out", "cancelled"): return {"timed_out": 124, "cancelled": 130}[self.state]
+    return 0 if self.ok else 3 if (self.error or {}).get("kind") == "Unreachable" else 1
 
 # %% ../../nbs/jobs/07_job_run.ipynb #01ff5275
 def utc_time(seconds: float | None) -> str | None:  # ISO 8601, UTC
-    return (
-        None
-        if seconds is None
-        else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    )
+    "Format a time in UTC."
+    return (None if seconds is None
+            else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z"))
 
 # %% ../../nbs/jobs/07_job_run.ipynb #9df88ce2
 @patch
@@ -81,32 +84,13 @@ def to_dict(self: JobRun,
             outputs: bool = True,  # False: without results and steps, for lists
            ) -> dict:
     "The `run` document."
-    out = dict(
-        id=self.id,
-        name=self.name,
-        kind=self.kind,
-        state=self.state,
-        notebook=self.notebook,
-        output=self.output,
-        seconds=None if self.seconds is None else round(self.seconds, 3),
-        parameters=plain(self.parameters, "parameters"),
-    )
+    out = dict(id=self.id, name=self.name, kind=self.kind, state=self.state, notebook=self.notebook,
+               output=self.output, seconds=None if self.seconds is None else round(self.seconds, 3),
+               parameters=plain(self.parameters, "parameters"))
     if outputs: out["results"] = plain(self.results, "results")
-    out |= dict(
-        error=self.error,
-        reason=self.reason,
-        parent=self.parent,
-        created=utc_time(self.created),
-        started=utc_time(self.started),
-        cell=self.cell,
-        cells=self.cells,
-        peak_memory=self.peak_memory,
-        reads=self.reads,
-        writes=self.writes,
-        host=self.host,
-        commit=self.commit,
-        versions=self.versions,
-    )
+    out |= dict(error=self.error, reason=self.reason, parent=self.parent, created=utc_time(self.created),
+                started=utc_time(self.started), cell=self.cell, cells=self.cells, peak_memory=self.peak_memory,
+                reads=self.reads, writes=self.writes, host=self.host, commit=self.commit, versions=self.versions)
     if outputs and (self.steps or self.kind == "workflow"): out["steps"] = [s.to_dict() for s in self.steps]
     return out
 
@@ -126,17 +110,8 @@ def raise_for_state(self: JobRun) -> JobRun:  # itself, when it went well
     )
 
 # %% ../../nbs/jobs/07_job_run.ipynb #223ffb04
-MARKS = dict(
-    succeeded="✓",
-    failed="✗",
-    timed_out="✗",
-    kernel_died="✗",
-    lost="✗",
-    cancelled="■",
-    skipped="–",
-    running="▸",
-    queued="·",
-)
+MARKS = dict(succeeded="✓", failed="✗", timed_out="✗", kernel_died="✗", lost="✗", cancelled="■", skipped="–",
+             running="▸", queued="·")
 
 def summarize_results(results: dict,  # of a run
                       width: int = 72,  # characters
@@ -154,10 +129,10 @@ def summarize_results(results: dict,  # of a run
 
 # %% ../../nbs/jobs/07_job_run.ipynb #0af315ee
 def summary_line(run: JobRun) -> str:  # what a line about a run ends with
+    "Return what a line about a run ends with."
     if run.error:
-        return (
-            f"cell {run.error['cell']}: " if run.error.get("cell") is not None else ""
-        ) + f"{run.error['kind']}: {run.error['message']}".split("\n")[0]
+        return (f"cell {run.error['cell']}: " if run.error.get("cell") is not None
+                else "") + f"{run.error['kind']}: {run.error['message']}".split("\n")[0]
     return run.reason if run.state == "skipped" else summarize_results(run.results)
 
 @patch
@@ -165,23 +140,19 @@ def _repr_html_(self: JobRun) -> str:
     import html
     def rows(run, depth):
         took = "" if run.seconds is None else f"{run.seconds:.1f} s"
-        yield (
-            f"<tr><td style='text-align:left;padding-left:{depth*1.4+.5}em'>{MARKS[run.state]}"
-            f" {html.escape(run.name or run.notebook)}</td><td>{run.state}</td><td>{took}</td><td"
-            f" style='text-align:left'>{html.escape(summary_line(run))}</td></tr>"
-        )
+        yield (f"<tr><td style='text-align:left;padding-left:{depth*1.4+.5}em'>{MARKS[run.state]}"
+               f" {html.escape(run.name or run.notebook)}</td><td>{run.state}</td><td>{took}</td><td"
+               f" style='text-align:left'>{html.escape(summary_line(run))}</td></tr>")
         for step in run.steps: yield from rows(step, depth + 1)
-    return (
-        "<table><thead><tr><th>run</th><th>state</th><th>time</th><th></th></tr></thead><tbody>"
-        + "".join(rows(self, 0))
-        + "</tbody></table>"
-    )
+    return ("<table><thead><tr><th>run</th><th>state</th><th>time</th><th></th></tr></thead><tbody>"
+            + "".join(rows(self, 0)) + "</tbody></table>")
 
 # %% ../../nbs/jobs/07_job_run.ipynb #347c6a51
 # what a run's own log says at its end
 FINAL_FIELDS = "state error results reason seconds cell peak_memory reads writes".split()
 
 def final_fields(run: JobRun) -> dict:
+    "Return the fields that are known at the end of a run."
     return {c: plain(getattr(run, c), c) for c in FINAL_FIELDS}
 
 # %% ../../nbs/jobs/07_job_run.ipynb #4b5e5a25
@@ -189,11 +160,14 @@ LEFT_OUT_REASON, UNCHANGED_REASON = "left out: ", "unchanged since "  # the two 
 
 STOPPED_REASON = LEFT_OUT_REASON + "stopped by "
 
-def is_left_out(run: JobRun) -> bool: return run.state == "skipped" and run.reason.startswith(LEFT_OUT_REASON)
+def is_left_out(run: JobRun) -> bool:
+    "Check whether a step was left out by its condition."
+    return run.state == "skipped" and run.reason.startswith(LEFT_OUT_REASON)
 
 # %% ../../nbs/jobs/07_job_run.ipynb #08f7159e
 @lru_cache(maxsize=1)
 def package_versions() -> dict[str, str]:
+    "Return the versions of Python and the main packages."
     from importlib.metadata import PackageNotFoundError, version
     found = {"python": platform.python_version()}
     for name in "scalai-nb numpy pandas pyarrow dask deltalake torch onnxruntime".split():
@@ -207,9 +181,7 @@ def git_commit(path: Path) -> str | None:
     "The commit that the folder is at; None outside git."
     import subprocess
     try:
-        done = subprocess.run(
-            ["git", "-C", str(path), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5
-        )
+        done = subprocess.run(["git", "-C", str(path), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -44,15 +44,11 @@ class LabExecution(DefaultExecutionManager):
     has_run_id = False
 
     def execute(self):
+        "Run the job's notebook."
         forget = events.subscribe(lambda _, **event: self.note(event["id"]), "job")
         try:
-            run = run_notebook(
-                self.staging_paths["input"],
-                self.model.parameters or {},
-                settings=workspace_settings(self.root_dir),
-                name=self.model.name,
-                progress=False,
-            )
+            run = run_notebook(self.staging_paths["input"], self.model.parameters or {},
+                               settings=workspace_settings(self.root_dir), name=self.model.name, progress=False)
         finally:
             forget()
         if Path(self.staging_paths["input"]).exists():  # else the job was deleted meanwhile
@@ -65,6 +61,7 @@ class LabExecution(DefaultExecutionManager):
         self.has_run_id = True
 
     def update(self, **columns):
+        "Update the job's row."
         with self.db_session() as session:
             session.query(Job).filter(Job.job_id == self.job_id).update(columns)
             session.commit()
@@ -79,11 +76,8 @@ MESSAGE_LIMIT = 1024  # characters of a status message, see the column in jupyte
 def on_failure(self: LabExecution, e: Exception):
     "Called by `process` with whatever `execute` raised."
     if not isinstance(e, ScalaiError): traceback.print_exception(e)  # into JupyterLab's log
-    self.update(
-        status=Status.STOPPED if isinstance(e, Cancelled) else Status.FAILED,
-        status_message=str(e)[:MESSAGE_LIMIT],
-        end_time=get_utc_timestamp(),
-    )
+    self.update(status=Status.STOPPED if isinstance(e, Cancelled) else Status.FAILED,
+                status_message=str(e)[:MESSAGE_LIMIT], end_time=get_utc_timestamp())
 
 # %% ../../nbs/jobs/42_jupyter.ipynb #3cde669c
 class LabScheduler(Scheduler):
@@ -95,26 +89,28 @@ class LabScheduler(Scheduler):
     def _staging(self): return str(workspace_settings(self.root_dir).path("lab"))
 
     def create_job(self, model) -> str:
+        "Create a job that runs in the workspace."
         if model.package_input_folder:
-            raise BadRequest(
-                "A job runs in the workspace itself, where its notebook finds all files.",
-                "Leave “Run job with input folder” unticked.",
-            )
+            raise BadRequest("A job runs in the workspace itself, where its notebook finds all files.",
+                             "Leave “Run job with input folder” unticked.")
         id = super().create_job(model)
         self.change(id, {"status": Status.QUEUED}, Job.status == Status.STOPPED, Job.start_time.is_(None))
         return id
 
     def change(self, id: str, columns: dict, *where) -> bool:  # whether there was such a job
+        "Update the row of a job."
         with self.db_session() as session:
             found = session.query(Job).filter(Job.job_id == id, *where).update(columns)
             session.commit()
         return bool(found)
 
     def get_job(self, *args, **kw):
+        "Return a job, with what has ended settled."
         self.settle()
         return super().get_job(*args, **kw)
 
     def list_jobs(self, *args, **kw):
+        "List jobs, with what has ended settled."
         self.settle()
         return super().list_jobs(*args, **kw)
 
@@ -152,27 +148,19 @@ def settle(self: LabScheduler):
         if identity(job.pid) and (run is None or run.state != "lost"): continue
         message = summary_line(run) if run is not None and run.error else "the process that ran it vanished"
         state = Status.STOPPED if run is not None and run.state == "cancelled" else Status.FAILED
-        self.change(
-            job.job_id,
-            {"status": state, "status_message": message[:MESSAGE_LIMIT], "end_time": get_utc_timestamp()},
-            Job.status == job.status,
-        )
+        self.change(job.job_id,
+                    {"status": state, "status_message": message[:MESSAGE_LIMIT], "end_time": get_utc_timestamp()},
+                    Job.status == job.status)
 
 # %% ../../nbs/jobs/42_jupyter.ipynb #654dc599
 class LabEnvironment(EnvironmentManager):
     "This Python."
     def list_environments(self) -> list[RuntimeEnvironment]:
+        "Return this environment, the only one."
         name = Path(sys.prefix).name
-        return [
-            RuntimeEnvironment(
-                name=name,
-                label=name,
-                description=f"The workbench in {sys.prefix}",
-                file_extensions=["ipynb"],
-                output_formats=[*self.output_formats_mapping()],
-                metadata={"path": sys.executable},
-            )
-        ]
+        return [RuntimeEnvironment(name=name, label=name, description=f"The workbench in {sys.prefix}",
+                                   file_extensions=["ipynb"], output_formats=[*self.output_formats_mapping()],
+                                   metadata={"path": sys.executable})]
 
     def manage_environments_command(self) -> str: return ""
     def output_formats_mapping(self) -> dict[str, str]: return {"ipynb": "Notebook", "html": "HTML"}
@@ -181,9 +169,6 @@ class LabEnvironment(EnvironmentManager):
 def lab_options(settings: Settings) -> list[str]:
     "What JupyterLab is started with, so that its jobs are ours."
     settings.home.mkdir(parents=True, exist_ok=True)
-    own = {
-        "scheduler_class": f"{__name__}.LabScheduler",
-        "environment_manager_class": f"{__name__}.LabEnvironment",
-        "db_url": f"sqlite:///{settings.path('lab.db')}",
-    }
+    own = {"scheduler_class": f"{__name__}.LabScheduler", "environment_manager_class": f"{__name__}.LabEnvironment",
+           "db_url": f"sqlite:///{settings.path('lab.db')}"}
     return [f"--SchedulerApp.{k}={v}" for k, v in own.items()]

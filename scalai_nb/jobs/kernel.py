@@ -25,6 +25,7 @@ from .result import QUEUE_LENGTH
 class KernelClient(AsyncKernelClient):
     "A client that is ready as soon as the kernel has answered on both channels."
     async def wait_for_ready(self, timeout: float | None = None):
+        "Wait until the kernel answers."
         deadline = time.monotonic() + (timeout or 60)
         while True:
             self.kernel_info()
@@ -52,19 +53,10 @@ class Kernel(AsyncKernelManager):
         if os.name == "posix" and len(self.room) < 80: self.transport, self.ip = "ipc", f"{self.room}/k"
         self.native = name in NATIVE_NAMES
         if self.native:
-            self._kernel_spec = KernelSpec(
-                display_name="Python",
-                language="python",
-                argv=[
-                    sys.executable,
-                    "-Xfrozen_modules=off",
-                    "-m",
-                    "scalai_nb.jobs.forkserver",
-                    "-f",
-                    "{connection_file}",
-                    f"--InteractiveShellApp.exec_lines={LISTEN_LINE}",
-                ],
-            )
+            self._kernel_spec = KernelSpec(display_name="Python", language="python",
+                                           argv=[sys.executable, "-Xfrozen_modules=off", "-m",
+                                                 "scalai_nb.jobs.forkserver", "-f", "{connection_file}",
+                                                 f"--InteractiveShellApp.exec_lines={LISTEN_LINE}"])
 
 # %% ../../nbs/jobs/15_kernel.ipynb #430727d4
 class ForkProvisioner(LocalProvisioner):
@@ -74,6 +66,7 @@ class ForkProvisioner(LocalProvisioner):
         self.pool = pool
 
     async def launch_kernel(self, cmd: list[str], **kw):
+        "Fork the kernel from the pool, or start it cold."
         child = await asyncio.to_thread(self.pool.fork, cmd[cmd.index("-f"):], kw["env"], kw["cwd"], kw["stdout"].name)
         if child is None: return await super().launch_kernel(cmd, **kw)
         self.process, self.pid, self.pgid, self.cwd = child, child.pid, child.pid, kw["cwd"]

@@ -32,11 +32,13 @@ class ForkedProcess:
     def __init__(self, pool: "KernelPool", pid: int): self.pool, self.pid, self.returncode = pool, pid, None
 
     def poll(self) -> int | None:
+        "Return the exit code, or None while the process runs."
         if self.returncode is None:
             self.returncode = self.pool.exits.get(self.pid, -signal.SIGKILL if self.pool.gone else None)
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
+        "Wait for the exit code."
         until = time.monotonic() + timeout if timeout else float("inf")
         while self.poll() is None:
             if time.monotonic() > until: raise subprocess.TimeoutExpired("kernel", timeout)
@@ -44,10 +46,15 @@ class ForkedProcess:
         return self.returncode
 
     def send_signal(self, signum: int):
+        "Send a signal, unless the process has ended."
         if self.poll() is None: os.kill(self.pid, signum)
 
-    def terminate(self): self.send_signal(signal.SIGTERM)
-    def kill(self): self.send_signal(signal.SIGKILL)
+    def terminate(self):
+        "Send SIGTERM."
+        self.send_signal(signal.SIGTERM)
+    def kill(self):
+        "Send SIGKILL."
+        self.send_signal(signal.SIGKILL)
 
 # %% ../../nbs/jobs/14_kernel_pool.ipynb #6efbe1ab
 class KernelPool:
@@ -74,45 +81,40 @@ class KernelPool:
         if self.control is None:
             self.control, theirs = socket.socketpair()
             self.room = tempfile.mkdtemp(prefix="scalai-")
-            command = [
-                sys.executable,
-                "-Xfrozen_modules=off",
-                "-m",
-                "scalai_nb.jobs.forkserver",
-                "--serve",
-                str(theirs.fileno()),
-                json.dumps(list(self.modules)),
-                self.room,
-            ]
+            command = [sys.executable, "-Xfrozen_modules=off", "-m", "scalai_nb.jobs.forkserver", "--serve",
+                       str(theirs.fileno()), json.dumps(list(self.modules)), self.room]
             nowhere = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
             self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True, **nowhere)
             theirs.close()
         threading.Thread(target=self._listen, args=(self.control,), name="scalai-warm", daemon=True).start()
 
-    def _listen(self, control):
-        with control.makefile("rb") as lines, suppress(ConnectionError):  # it ended with what we had asked unread
-            for line in lines:
-                message = json.loads(line)
-                with self.condition:
-                    if "exit" in message:self.exits[message["exit"]] = message["code"]
-                    elif "ready" in message:self.ready = message
-                    else: self.answers[message["id"]] = message
-                    self.condition.notify_all()
-        with self.condition:
-            self.gone = True
-            self.condition.notify_all()
+# %% ../../nbs/jobs/14_kernel_pool.ipynb #aa5cb0ca
+@patch
+def _listen(self: KernelPool, control):
+    with control.makefile("rb") as lines, suppress(ConnectionError):  # it ended with what we had asked unread
+        for line in lines:
+            message = json.loads(line)
+            with self.condition:
+                if "exit" in message: self.exits[message["exit"]] = message["code"]
+                elif "ready" in message: self.ready = message
+                else: self.answers[message["id"]] = message
+                self.condition.notify_all()
+    with self.condition:
+        self.gone = True
+        self.condition.notify_all()
 
-    def close(self):
-        "End the process, and with it any kernel that still runs; a borrowed one goes on without us."
-        if self.control is None: return
-        try: self.control.shutdown(socket.SHUT_RDWR)
-        except OSError: pass  # the other end was gone already
-        self.control.close()
-        if self.process is not None:
-            try: self.process.wait(5)
-            except subprocess.TimeoutExpired: self.process.kill(), self.process.wait()
-            shutil.rmtree(self.room, ignore_errors=True)
-        self.process = self.control = None
+@patch
+def close(self: KernelPool):
+    "End the process, and with it any kernel that still runs; a borrowed one goes on without us."
+    if self.control is None: return
+    try: self.control.shutdown(socket.SHUT_RDWR)
+    except OSError: pass  # the other end was gone already
+    self.control.close()
+    if self.process is not None:
+        try: self.process.wait(5)
+        except subprocess.TimeoutExpired: self.process.kill(), self.process.wait()
+        shutil.rmtree(self.room, ignore_errors=True)
+    self.process = self.control = None
 
 # %% ../../nbs/jobs/14_kernel_pool.ipynb #8c58c3ad
 def _borrowed(path: str | None) -> socket.socket | None:
@@ -147,9 +149,8 @@ def fork(self: KernelPool,
             if self.control is None: self.connect(env, borrow=attempt == 0)
             if self.control is None: return None
             if not self._usable(env): return None
-            request = dict(
-                id=os.urandom(8).hex(), argv=argv, env={**env, "SCALAI_WARM": self.ready["path"]}, cwd=cwd, log=log
-            )
+            request = dict(id=os.urandom(8).hex(), argv=argv, env={**env, "SCALAI_WARM": self.ready["path"]}, cwd=cwd,
+                           log=log)
             answer = self._ask(request)
             if answer and "pid" in answer: return ForkedProcess(self, answer["pid"])
             self.close()  # a source has changed, or the process is gone: import again, once
@@ -162,9 +163,8 @@ def _usable(self: KernelPool, env: dict[str, str]) -> bool:
     from scalai_nb.core.logs import logger
     with self.condition: self.condition.wait_for(lambda: self.ready or self.gone, self.patience)
     if not self.ready:
-        return bool(
-            self.refuse("the imports did not end" if not self.gone else "the process ended during its imports")
-        )
+        return bool(self.refuse("the imports did not end" if not self.gone
+                                else "the process ended during its imports"))
     for name, why in self.ready.pop("failed", {}).items() if not self.home else ():
         logger("warm").warning(f"{name} is not imported ahead: {why}")
     if self.ready["unfit"]: return bool(self.refuse(self.ready["unfit"]))
@@ -212,16 +212,8 @@ def _room(home: Path, modules: tuple[str, ...], env: dict[str, str]) -> Path | N
     # what that means depends on where one is
     if env.get("PYTHONPATH") and not all(map(os.path.isabs, env["PYTHONPATH"].split(os.pathsep))): return None
     installed = [(p, os.stat(p).st_mtime_ns) for p in sys.path if os.path.isdir(p) and p.endswith("-packages")]
-    key = [
-        socket.gethostname(),
-        os.getuid(),
-        str(home),
-        sys.prefix,
-        sys.version,
-        installed,
-        modules,
-        sorted(sensitive_env(env).items()),
-    ]
+    key = [socket.gethostname(), os.getuid(), str(home), sys.prefix, sys.version, installed, modules,
+           sorted(sensitive_env(env).items())]
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     for folder in _folders(home):
         room = folder/name
@@ -235,9 +227,8 @@ def _room(home: Path, modules: tuple[str, ...], env: dict[str, str]) -> Path | N
     return None
 
 # %% ../../nbs/jobs/14_kernel_pool.ipynb #b52b1013
-def _kept(
-    home: Path, modules: tuple[str, ...], env: dict[str, str], limit: int, timeout: float = 10
-) -> socket.socket | None:
+def _kept(home: Path, modules: tuple[str, ...], env: dict[str, str], limit: int,
+          timeout: float = 10) -> socket.socket | None:
     "A connection to the process that is kept for these imports, which is started where there is none."
     room = _room(home, modules, env)
     if room is None: return None
@@ -246,25 +237,11 @@ def _kept(
     try: (room/"home").write_text(str(home))
     except OSError: return None  # its last one is just being taken away
     _retire(home, limit - 1, room)
-    command = [
-        sys.executable,
-        "-Xfrozen_modules=off",
-        "-m",
-        "scalai_nb.jobs.forkserver",
-        "--keep",
-        json.dumps(modules),
-        str(room),
-        str(home),
-        str(IDLE_TIMEOUT),
-    ]
+    command = [sys.executable, "-Xfrozen_modules=off", "-m", "scalai_nb.jobs.forkserver", "--keep",
+               json.dumps(modules), str(room), str(home), str(IDLE_TIMEOUT)]
     nowhere = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
-    process = subprocess.Popen(
-        command,
-        start_new_session=True,
-        cwd="/",
-        env={k: v for k, v in env.items() if k not in ("SCALAI_RUN", "SCALAI_WARM")},
-        **nowhere,
-    )
+    process = subprocess.Popen(command, start_new_session=True, cwd="/",
+                               env={k: v for k, v in env.items() if k not in ("SCALAI_RUN", "SCALAI_WARM")}, **nowhere)
     until = time.monotonic() + timeout
     while time.monotonic() < until and process.poll() in (None, 0):  # 0: another one had the folder
         if control := _borrowed(str(room/"warm")): return control
@@ -274,15 +251,10 @@ def _kept(
 # %% ../../nbs/jobs/14_kernel_pool.ipynb #ed65fc40
 def _retire(home: Path, limit: int, but: Path | None = None):
     "End those that were of no use for longest, so that at most so many are left besides one."
-    rooms = [
-        r
-        for folder in _folders(home)
-        if folder.is_dir()
-        for r in folder.iterdir()
-        if r != but and (r / "warm").exists() and (r / "home").exists() and (r / "home").read_text() == str(home)
-    ]
+    rooms = [r for folder in _folders(home) if folder.is_dir() for r in folder.iterdir()
+             if r != but and (r / "warm").exists() and (r / "home").exists() and (r / "home").read_text() == str(home)]
     rooms.sort(key=lambda r: r.stat().st_mtime)
-    for room in rooms[:max(0, len(rooms) - limit)]:
+    for room in rooms[: max(0, len(rooms) - limit)]:
         if control := _borrowed(str(room/"warm")):
             send(control, end=True)
             control.close()
@@ -297,29 +269,16 @@ class SpareProcess:
     def __init__(self):
         self.env, (self.control, theirs) = sensitive_env(os.environ), socket.socketpair()
         nowhere = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
-        self.process = subprocess.Popen(
-            [
-                sys.executable,
-                "-Xfrozen_modules=off",
-                "-m",
-                "scalai_nb.jobs.forkserver",
-                "--spare",
-                str(theirs.fileno()),
-            ],
-            pass_fds=[theirs.fileno()],
-            **nowhere
-        )
+        self.process = subprocess.Popen([sys.executable, "-Xfrozen_modules=off", "-m", "scalai_nb.jobs.forkserver",
+                                         "--spare", str(theirs.fileno())],
+                                        pass_fds=[theirs.fileno()], **nowhere)
         theirs.close()
 
     def fork(self, argv: list[str], env: dict[str, str], cwd: str, log: str) -> subprocess.Popen | None:
         "The kernel process, or None where it has to be started."
         process, self.process = self.process, None
-        if (
-            process is None
-            or process.poll() is not None
-            or sensitive_env(env) != self.env
-            or not send(self.control, argv=argv, env=env, cwd=cwd, log=log)
-        ):
+        if (process is None or process.poll() is not None or sensitive_env(env) != self.env
+            or not send(self.control, argv=argv, env=env, cwd=cwd, log=log)):
             self.process = process
             return None
         return process

@@ -130,12 +130,14 @@ class App(IPKernelApp):
     outstream_class = DottedObjectName("scalai_nb.jobs.kernel_stdout.Stream", allow_none=True).tag(config=True)
 
     def init_iopub(self, context):
+        "Make the output socket with a long queue."
         context.setsockopt(zmq.SNDHWM, QUEUE_LENGTH)  # of sockets made from now on
         super().init_iopub(context)
         context.setsockopt(zmq.SNDHWM, 1000)  # ZeroMQ's own
         self.iopub_thread.socket.setsockopt(zmq.XPUB_NODROP, 1)
 
     def init_kernel(self):
+        "Make a kernel without a debugger."
         self.log.setLevel(self.log_level)  # or each message makes records that no handler wants
         # nobody attaches a debugger to a job, and its import takes longer than all else that a kernel does to start
         absent = sys.modules.setdefault("debugpy", None) is None
@@ -146,5 +148,6 @@ class App(IPKernelApp):
         self.kernel._execute_sleep = 0
 
     def init_shell(self):
+        "Make a shell that does not copy what is printed."
         super().init_shell()
         self.shell._tee = lambda channel: nullcontext()  # which costs five times what printing does, and the memory

@@ -24,13 +24,14 @@ TAIL_LENGTH = 2_000  # characters of the end of a text that the cell shows
 
 
 def size_of(data: object) -> int:  # bytes, as text or JSON; those of a base64 text are counted as they stand
+    "Return the size of an output in bytes."
     return len(data.encode(errors="replace")) if isinstance(data, str) else len(json.dumps(data, default=repr))
 
 
 def file_suffix(mime: str) -> str:  # of a file name
-    return (
-        ".json" if mime.endswith("json") else mimetypes.guess_extension(mime.partition(";")[0], strict=False) or ".txt"
-    )
+    "Return the file name suffix of a MIME type."
+    return (".json" if mime.endswith("json")
+            else mimetypes.guess_extension(mime.partition(";")[0], strict=False) or ".txt")
 
 
 def content_of(mime: str, data: object) -> bytes:
@@ -42,21 +43,18 @@ def content_of(mime: str, data: object) -> bytes:
     return data.encode(errors="replace")
 
 # %% ../../nbs/jobs/05_large_output.ipynb #677ecca3
-def href(file: Path | str, base: Path) -> str: return f'href="{html.escape(os.path.relpath(file, base))}"'
+def href(file: Path | str, base: Path) -> str:
+    "Return a link to a file, relative to the notebook."
+    return f'href="{html.escape(os.path.relpath(file, base))}"'
 
 
-def link(
-    file: Path, size: int, what: str, base: Path, tail: str = ""
-) -> dict:  # the `data` and `metadata` of an output
+def link(file: Path, size: int, label: str, base: Path,
+         tail: str = "") -> dict:  # the `data` and `metadata` of an output
     "An output that stands for a file."
-    words, shown = f"{size:,} bytes of {what}", f"<pre>{html.escape(tail)}</pre>" if tail else ""
-    return dict(
-        data={
-            "text/html": f"<a {href(file, base)}>{html.escape(words)}</a>{shown}",
-            "text/plain": f"{words} are in {file}" + (f", which ends\n{tail}" if tail else ""),
-        },
-        metadata={"scalai": {"files": [str(file)]}},
-    )
+    words, shown = f"{size:,} bytes of {label}", f"<pre>{html.escape(tail)}</pre>" if tail else ""
+    return dict(data={"text/html": f"<a {href(file, base)}>{html.escape(words)}</a>{shown}",
+                      "text/plain": f"{words} are in {file}" + (f", which ends\n{tail}" if tail else "")},
+                metadata={"scalai": {"files": [str(file)]}})
 
 
 def relink(notebook: dict,  # changed in place
@@ -98,19 +96,23 @@ class Spill:
             if str(f["path"]) in output["metadata"]["scalai"]["files"]: f["output"] = output
 
     def sync(self):
+        "Write all files through to the disk."
         for f in self.files.values(): os.fsync(f["file"].fileno())
 
-    def path(self, name: str) -> Path:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.used = True
-        return self.folder/f"cell-{'x' if self.cell is None else self.cell}-{name}"
+# %% ../../nbs/jobs/05_large_output.ipynb #77d4d9d9
+@patch
+def path(self: Spill, name: str) -> Path:
+    "Return the path of a file for the current cell."
+    self.folder.mkdir(parents=True, exist_ok=True)
+    self.used = True
+    return self.folder/f"cell-{'x' if self.cell is None else self.cell}-{name}"
 
 # %% ../../nbs/jobs/05_large_output.ipynb #aaf274fb
 @patch
 def stream(self: Spill,
            name: str,  # stdout or stderr
            text: str,
-           before: Callable[[], str],  # what the notebook holds of it already
+           previous: Callable[[], str],  # what the notebook holds of it already
           ) -> dict | str | None:  # a link, the text itself, or nothing: the link is there already
     "Text, as far as it may go to the notebook."
     name = name if name in ("stdout", "stderr") else "stream"
@@ -118,10 +120,9 @@ def stream(self: Spill,
         self.said[name] = self.said.get(name, 0) + size_of(text)
         if self.said[name] <= self.limit: return text
         path = self.path(f"{name}.txt")
-        f = self.files[name] = dict(
-            file=open(path, "wb", buffering=0), path=path, size=0, name=name, tail="", output=None
-        )
-        self._append(f, before())
+        f = self.files[name] = dict(file=open(path, "wb", buffering=0), path=path, size=0, name=name, tail="",
+                                    output=None)
+        self._append(f, previous())
         self._append(f, text)
         return link(path, f["size"], name, self.base, f["tail"])
     self._append(f, text)
@@ -137,12 +138,12 @@ def _append(self: Spill, f: dict, text: str):
 @patch
 def show(self: Spill,
          data: dict,  # a MIME bundle
-         again: bool = False,  # an update of what is shown already, which takes no more room
+         is_update: bool = False,  # an update of what is shown already, which takes no more room
         ) -> dict | None:  # `data` and `metadata` of what to show instead; None: it may stay
     "A figure or a table, as far as it may go to the notebook. Results always do."
     sizes = {mime: size_of(value) for mime, value in data.items() if mime not in (MIME, RECORD, *SCRAPS)}
-    if sum(sizes.values()) + (0 if again else self.shown) <= self.limit:
-        self.shown += 0 if again else sum(sizes.values())
+    if sum(sizes.values()) + (0 if is_update else self.shown) <= self.limit:
+        self.shown += 0 if is_update else sum(sizes.values())
         return None
     large = [m for m, n in sizes.items() if n > INLINE_LIMIT] or [max(sizes, key=sizes.get)]
     links = []
@@ -152,21 +153,12 @@ def show(self: Spill,
         path.write_bytes(content)
         links.append(link(path, len(content), mime if mime.isprintable() and len(mime) < 100 else "output", self.base))
     kept = {m: v for m, v in data.items() if m not in large}
-    kept["text/html"] = "<br>".join(
-        [
-            *([kept["text/html"]] if isinstance(kept.get("text/html"), str) else []),
-            *(l["data"]["text/html"] for l in links),
-        ]
-    )
-    kept["text/plain"] = "\n".join(
-        [
-            *([kept["text/plain"]] if isinstance(kept.get("text/plain"), str) else []),
-            *(l["data"]["text/plain"] for l in links),
-        ]
-    )
-    return dict(
-        data=kept, metadata={"scalai": {"files": [f for l in links for f in l["metadata"]["scalai"]["files"]]}}
-    )
+    kept["text/html"] = "<br>".join([*([kept["text/html"]] if isinstance(kept.get("text/html"), str) else []),
+                                     *(l["data"]["text/html"] for l in links)])
+    kept["text/plain"] = "\n".join([*([kept["text/plain"]] if isinstance(kept.get("text/plain"), str) else []),
+                                    *(l["data"]["text/plain"] for l in links)])
+    return dict(data=kept,
+                metadata={"scalai": {"files": [f for l in links for f in l["metadata"]["scalai"]["files"]]}})
 
 # %% ../../nbs/jobs/05_large_output.ipynb #6f98e98b
 @patch

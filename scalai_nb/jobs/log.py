@@ -13,6 +13,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from fastcore.basics import patch
+
 # %% ../../nbs/jobs/03_log.ipynb #f803ea0a
 class Log:
     "An append-only file of JSON lines."
@@ -22,6 +24,7 @@ class Log:
         self.refused: OSError | None = None  # nothing is written after this
 
     def write(self, **entry):
+        "Append an entry."
         if self.refused: return
         entry = {"t": round(time.monotonic() - self.began, 4), **entry}  # seconds since the log was opened
         line, at = json.dumps(entry, default=repr, separators=(",", ":")).encode() + b"\n", self.file.tell()
@@ -34,15 +37,19 @@ class Log:
             self.refused = e
 
     def sync(self):
+        "Write the log through to the disk."
         try:
             if self.unsynced: os.fsync(self.file.fileno())
         except OSError as e:
             self.refused = e
         self.unsynced = False
 
-    def close(self):
-        self.sync()
-        self.file.close()
+# %% ../../nbs/jobs/03_log.ipynb #19983056
+@patch
+def close(self: Log):
+    "Sync, then close the file."
+    self.sync()
+    self.file.close()
 
 # %% ../../nbs/jobs/03_log.ipynb #791bbb0c
 class Tail:

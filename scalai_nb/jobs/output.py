@@ -13,6 +13,8 @@ import threading
 import time
 from pathlib import Path
 
+from fastcore.basics import patch
+
 from ..core.errors import BadRequest
 from ..core.settings import Settings
 from ..core.storage import filesystem, is_url, like_before, real_place, veiled, write_atomic
@@ -88,27 +90,30 @@ class Output:
         text = getattr(e, "strerror", None) or str(e) or type(e).__name__
         return f"{self.name} could not be written: {text.splitlines()[0]}"
 
-    def write(self, content: bytes, last: bool = False) -> bool:  # False: it was refused
-        """Replace the notebook there.
+# %% ../../nbs/jobs/06_output.ipynb #f84e2752
+@patch
+def write(self: Output, content: bytes, last: bool = False) -> bool:  # False: it was refused
+    """Replace the notebook there.
 
-        A version that is neither the first nor the last, a store may get later or not at all."""
-        if not is_url(self.target): self._attempt(content)
-        elif last or self.sent < 0:
-            if self.thread: self.thread.join(60)  # s; a version that is on its way
-            if self.thread and self.thread.is_alive(): self.refused = TimeoutError("the store does not answer")
-            else: self._attempt(content)
-            self.sent = time.monotonic()
-        elif time.monotonic() - self.sent > REMOTE and not (self.thread and self.thread.is_alive()):
-            self.thread = threading.Thread(target=self._attempt, args=(content,), daemon=True, name="scalai-output")
-            self.sent = time.monotonic()
-            self.thread.start()
-            return True
-        return self.refused is None
+    A version that is neither the first nor the last, a store may get later or not at all."""
+    if not is_url(self.target): self._attempt(content)
+    elif last or self.sent < 0:
+        if self.thread: self.thread.join(60)  # s; a version that is on its way
+        if self.thread and self.thread.is_alive(): self.refused = TimeoutError("the store does not answer")
+        else: self._attempt(content)
+        self.sent = time.monotonic()
+    elif time.monotonic() - self.sent > REMOTE and not (self.thread and self.thread.is_alive()):
+        self.thread = threading.Thread(target=self._attempt, args=(content,), daemon=True, name="scalai-output")
+        self.sent = time.monotonic()
+        self.thread.start()
+        return True
+    return self.refused is None
 
-    def _attempt(self, content: bytes):
-        try: self.put(content) if is_url(self.target) else _replace(self.target, content, self.room)
-        except Exception as e: self.refused = e  # stores raise what they like; the run reports it
-        else: self.refused = None
+@patch
+def _attempt(self: Output, content: bytes):
+    try: self.put(content) if is_url(self.target) else _replace(self.target, content, self.room)
+    except Exception as e: self.refused = e  # stores raise what they like; the run reports it
+    else: self.refused = None
 
 # %% ../../nbs/jobs/06_output.ipynb #9bbe7592
 def _replace(target: Path, content: bytes, room: Path):

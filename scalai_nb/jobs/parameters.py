@@ -31,9 +31,8 @@ def load_notebook(notebook: Path | str | dict,  # a file, an fsspec URL, or one 
     try:
         content = json.loads(read_bytes(notebook) if is_url(notebook) else path.read_bytes())
     except (FileNotFoundError, NotADirectoryError) as e:
-        raise BadRequest(
-            f"There is no notebook {path}.", "Check the path; it is taken relative to the working directory."
-        ) from e
+        raise BadRequest(f"There is no notebook {path}.",
+                         "Check the path; it is taken relative to the working directory.") from e
     except IsADirectoryError as e:
         raise BadRequest(f"{path} is a folder, not a notebook.", "Name the .ipynb file in it.") from e
     except PermissionError as e:
@@ -41,13 +40,12 @@ def load_notebook(notebook: Path | str | dict,  # a file, an fsspec URL, or one 
     except ValueError as e:
         raise BadRequest(f"{path} is not a notebook: {e}.", "A notebook is a JSON file, version 4.") from e
     if not isinstance(content, dict) or not isinstance(content.get("cells"), list):
-        raise BadRequest(
-            f"{path} is not a notebook of version 4: it has no list of cells.",
-            "Open it in JupyterLab and save it again.",
-        )
+        raise BadRequest(f"{path} is not a notebook of version 4: it has no list of cells.",
+                         "Open it in JupyterLab and save it again.")
     return content
 
 def source(cell: dict) -> str:  # a cell's text, whichever way the file keeps it
+    "Return a cell's text."
     return "".join(cell.get("source", ""))
 
 def python(cell: dict) -> str:  # with as many lines as the cell
@@ -56,6 +54,7 @@ def python(cell: dict) -> str:  # with as many lines as the cell
 
 # %% ../../nbs/jobs/00_parameters.ipynb #bdd55e16
 def tagged_cell(notebook: dict, tag: str) -> int | None:  # position of the first code cell that carries the tag
+    "Find the first code cell that carries a tag."
     return next((i for i, c in enumerate(notebook["cells"])
                  if c.get("cell_type") == "code" and tag in c.get("metadata", {}).get("tags", ())), None)
 
@@ -167,38 +166,26 @@ def literal(value: object,  # of a plain type
            ) -> str:  # Python that evaluates to it
     "A value as source text. Raises `BadRequest` for anything that has no exact text."
     if level > LEVELS:
-        raise BadRequest(
-            f"Lists and dicts can be {LEVELS} deep in a parameter, not more.",
-            "Pass the name of a file or a table instead.",
-        )
+        raise BadRequest(f"Lists and dicts can be {LEVELS} deep in a parameter, not more.",
+                         "Pass the name of a file or a table instead.")
     text = lambda s: str.__repr__(str(s))  # of the text itself, whatever a subclass would print
     match value:
         case Secret():
             return f'__import__("scalai_nb.jobs.parameters", fromlist=["secret"]).secret({str.__repr__(value)})'
-        case bool() | None:
-            return repr(value)
+        case bool() | None: return repr(value)
         case int():
-            return (
-                int.__repr__(value) if value.bit_length() < 10_000 else int.__format__(value, "#x")
-            )  # Python reads at most 4,300 decimal digits
-        case float():
-            return float.__repr__(value) if math.isfinite(value) else f'float("{float.__repr__(value)}")'
-        case str():
-            return str.__repr__(value)
-        case datetime():
-            return f'__import__("datetime").datetime.fromisoformat({text(datetime.isoformat(value))})'
-        case date():
-            return f'__import__("datetime").date.fromisoformat({text(date.isoformat(value))})'
-        case Path():
-            return f'__import__("pathlib").Path({text(value)})'
-        case list() | tuple():
-            return "[" + ", ".join(literal(v, level + 1) for v in value) + "]"
+            return (int.__repr__(value) if value.bit_length() < 10_000
+                    else int.__format__(value, "#x"))  # Python reads at most 4,300 decimal digits
+        case float(): return float.__repr__(value) if math.isfinite(value) else f'float("{float.__repr__(value)}")'
+        case str(): return str.__repr__(value)
+        case datetime(): return f'__import__("datetime").datetime.fromisoformat({text(datetime.isoformat(value))})'
+        case date(): return f'__import__("datetime").date.fromisoformat({text(date.isoformat(value))})'
+        case Path(): return f'__import__("pathlib").Path({text(value)})'
+        case list() | tuple(): return "[" + ", ".join(literal(v, level + 1) for v in value) + "]"
         case dict():
             return "{" + ", ".join(f"{literal(k, level + 1)}: {literal(v, level + 1)}" for k, v in value.items()) + "}"
-    raise BadRequest(
-        f"A {type(value).__name__} cannot be passed to a notebook.",
-        "Pass text, numbers, dates, paths, lists and dicts; larger things travel as files or tables.",
-    )
+    raise BadRequest(f"A {type(value).__name__} cannot be passed to a notebook.",
+                     "Pass text, numbers, dates, paths, lists and dicts; larger things travel as files or tables.")
 
 # %% ../../nbs/jobs/00_parameters.ipynb #d6aa81b6
 def secret(reference: str,  # env:NAME or file:PATH
@@ -262,9 +249,8 @@ def _from_text(value: object, kind: object) -> object:
     "A list, dict, choice or null written as text, for a type that is no text itself."
     origin, options = get_origin(kind) or kind, get_args(kind)
     if not isinstance(value, str) or kind is str or origin is Union and str in options: return value
-    if origin is Literal and (
-        found := [o for o in options if o == value or not isinstance(o, str) and str(o) == value]
-    ):
+    if origin is Literal and (found := [o for o in options
+                                        if o == value or not isinstance(o, str) and str(o) == value]):
         return found[0]
     if type(None) in (kind, *options) and value.lower() in ("", *NULLS): return None
     if origin is Literal: return None if None in options and value.lower() in NULLS else value
@@ -275,11 +261,8 @@ def _from_text(value: object, kind: object) -> object:
     except (ValueError, RecursionError): found = None
     if isinstance(found, (list, dict)): return found
     if origin is list and not (value.lstrip()[:1] == "[" and value.rstrip()[-1:] == "]"):  # which was meant to be JSON
-        return (
-            [_from_text(v.strip(), *options) if options else v.strip() for v in value.split(",")]
-            if value.strip()
-            else []
-        )
+        return ([_from_text(v.strip(), *options) if options else v.strip() for v in value.split(",")] if value.strip()
+                else [])
     return value
 
 def _shown(value: object) -> str:  # in a message
@@ -293,10 +276,8 @@ def _passable(p: "Parameter", value: object) -> object:
     try:
         json.dumps(plain(value, p.name), ensure_ascii=False).encode()
     except UnicodeEncodeError as e:
-        raise BadRequest(
-            f"Parameter {p.name!r} holds text that is not Unicode: {_shown(value)}.",
-            "Give it in the terminal's own encoding, usually UTF-8.",
-        ) from e
+        raise BadRequest(f"Parameter {p.name!r} holds text that is not Unicode: {_shown(value)}.",
+                         "Give it in the terminal's own encoding, usually UTF-8.") from e
     return value
 
 # %% ../../nbs/jobs/00_parameters.ipynb #2c7c9bee
@@ -307,10 +288,8 @@ def _reference(p: Parameter, value: object) -> Secret | None:
     if value in (None, "", "none", "null") and type(None) in get_args(p.type): return None
     kind, _, place = value.partition(":") if isinstance(value, str) else ("", "", "")
     if kind in ("env", "file") and place: return _passable(p, Secret(value))
-    raise BadRequest(
-        f"The secret parameter {p.name!r} takes a reference, not a value.",
-        f"Give env:NAME or file:PATH, as in {p.name}=env:TOKEN.",
-    )
+    raise BadRequest(f"The secret parameter {p.name!r} takes a reference, not a value.",
+                     f"Give env:NAME or file:PATH, as in {p.name}=env:TOKEN.")
 
 def conform(p: Parameter, value: object) -> object:
     "The value as the declared type, or a `BadRequest` that says what was expected and given."
@@ -321,15 +300,11 @@ def conform(p: Parameter, value: object) -> object:
         return _passable(p, TypeAdapter(_as_written(p.type)).validate_python(_from_text(value, p.type)))
     except ValidationError as e:
         why = e.errors()[0]["msg"].removeprefix("Value error, ")
-        raise BadRequest(
-            f"Parameter {p.name!r} must be {p.annotation}, not {_shown(value)}.",
-            f"{why}." + (f" It is: {p.help}." if p.help else ""),
-        ) from e
+        raise BadRequest(f"Parameter {p.name!r} must be {p.annotation}, not {_shown(value)}.",
+                         f"{why}." + (f" It is: {p.help}." if p.help else "")) from e
     except PydanticSchemaGenerationError as e:
-        raise BadRequest(
-            f"Parameter {p.name!r} has a type that cannot be checked: {p.annotation}.",
-            f"Known types: {', '.join(TYPES)}.",
-        ) from e
+        raise BadRequest(f"Parameter {p.name!r} has a type that cannot be checked: {p.annotation}.",
+                         f"Known types: {', '.join(TYPES)}.") from e
 
 # %% ../../nbs/jobs/00_parameters.ipynb #4d45f316
 def check(notebook: Path | str | dict,  # a file, or one already parsed
@@ -340,18 +315,10 @@ def check(notebook: Path | str | dict,  # a file, or one already parsed
     for name in parameters or {}:
         if name not in declared:
             near = nearest(name, declared)
-            raise BadRequest(
-                f"Unknown parameter {name!r}.",
-                (
-                    f"Did you mean {near!r}?"
-                    if near
-                    else (
-                        f"Declared: {', '.join(declared)}."
-                        if declared
-                        else "This notebook has no cell tagged `parameters`."
-                    )
-                ),
-            )
+            raise BadRequest(f"Unknown parameter {name!r}.",
+                             (f"Did you mean {near!r}?" if near
+                              else (f"Declared: {', '.join(declared)}." if declared
+                                    else "This notebook has no cell tagged `parameters`.")))
     for p in declared.values():
         if p.name in (parameters or {}):
             values[p.name] = conform(p, parameters[p.name])

@@ -61,9 +61,8 @@ class PlannedStep:
     touches: set = field(default_factory=set)  # tables and files that it may write
 
     def to_dict(self) -> dict:
-        return dict(name=self.name, action=self.action, reason=self.reason) | (
-            dict(steps=[s.to_dict() for s in self.steps]) if self.steps else {}
-        )
+        return dict(name=self.name, action=self.action,
+                    reason=self.reason) | (dict(steps=[s.to_dict() for s in self.steps]) if self.steps else {})
 
 # %% ../../nbs/jobs/32_plan.ipynb #81a0c050
 @dataclass
@@ -74,42 +73,28 @@ class Plan:
     steps: list[PlannedStep]
 
     def to_dict(self) -> dict:
-        return dict(
-            workflow=self.workflow.name,
-            notebook=str(self.workflow.path),
-            parameters=veiled(self.parameters),
-            plan=[s.to_dict() for s in self.steps],
-        )
+        return dict(workflow=self.workflow.name, notebook=str(self.workflow.path), parameters=veiled(self.parameters),
+                    plan=[s.to_dict() for s in self.steps])
 
     def __str__(self):
         def lines(steps, depth):
             for s in steps:
-                yield (
-                    f"{ACTION_MARKS[s.action]} {'  '*depth + s.name:<30}"
-                    f" {dict(skip='skipped', run='runs', perhaps='may run')[s.action]:<8}{s.reason}".rstrip()
-                )
+                yield (f"{ACTION_MARKS[s.action]} {'  '*depth + s.name:<30}"
+                       f" {dict(skip='skipped', run='runs', perhaps='may run')[s.action]:<8}{s.reason}".rstrip())
                 yield from lines(s.steps, depth + 1)
         leaves = [s for s in _leaves(self.steps)]
         count = lambda action: sum(s.action == action for s in leaves)
         return "\n".join(
-            [
-                f"{self.workflow.name}: {count('run')} to run, {count('perhaps')} may run, {count('skip')} skipped",
-                *lines(self.steps, 0),
-            ]
+            [f"{self.workflow.name}: {count('run')} to run, {count('perhaps')} may run, {count('skip')} skipped",
+             *lines(self.steps, 0)]
         )
 
 # %% ../../nbs/jobs/32_plan.ipynb #1ac74db0
 def _leaves(steps: list[PlannedStep]): return [x for s in steps for x in (_leaves(s.steps) if s.steps else [s])]
 
 # %% ../../nbs/jobs/32_plan.ipynb #1e08dc1e
-def plan(flow: Workflow,
-         parameters: dict | None = None,
-         from_failed: bool = False,
-         only: str | None = None,
-         settings: Settings | None = None,
-         jobs: int | None = None,
-         from_step: str | None = None,
-        ) -> Plan:
+def plan(flow: Workflow, parameters: dict | None = None, from_failed: bool = False, only: str | None = None,
+         settings: Settings | None = None, jobs: int | None = None, from_step: str | None = None) -> Plan:
     """What `flow.run` would do with the same arguments.
 
     Nothing is started and nothing is written. Raises what `run` would raise."""
@@ -151,50 +136,32 @@ class PlanBuilder:
     coming: set = field(default_factory=set)  # keys of what will run
     touched: set = field(default_factory=set)  # (table or file, names of the step that may write it)
 
-    def level(
-        self,
-        flow: Workflow,
-        values: dict,
-        upstream: list,
-        previous: JobRun | None,
-        only: str | None = None,
-        taken: dict | None = None,
-        around: tuple[str, ...] = (),
-        forced: str = "",
-    ) -> list[PlannedStep]:
-        "One workflow. `upstream`: links of what it needs."
-        taken = taken or {}
-        scope, links, by, out = dict(values), {}, {}, []
-        for step in flow.steps:
-            if only is not None and step.name != only and step.name not in taken: continue
-            needs = [n for n in flow.needs[step.name] if n in by]
-            above = [links[n] for n in needs if n in links] or upstream
-            at = StepContext(
-                flow,
-                step,
-                scope,
-                needs,
-                by,
-                above,
-                previous,
-                around,
-                forced or ("" if around else self.forced.get(step.name, "")),
-            )
-            if step.name in taken:
-                mine = [
-                    PlannedStep(
-                        r.name, "skip", f"taken from {r.id}", run=r, point={n: r.parameters.get(n) for n in step.grid}
-                    )
-                    for r in taken[step.name]
-                ]
-            else:
-                mine = self.step(at)
-            by[step.name] = mine
-            if all(p.run for p in mine):
-                scope[step.name] = step_results(step, [(p.point, p.run) for p in mine])[0]
-                links[step.name] = [link(p.run, above, self.settings.root) for p in mine] or above
-            out += mine
-        return out
+# %% ../../nbs/jobs/32_plan.ipynb #23ef0b33
+@patch
+def level(self: PlanBuilder, flow: Workflow, values: dict, upstream: list, previous: JobRun | None,
+          only: str | None = None, earlier: dict | None = None, around: tuple[str, ...] = (),
+          forced: str = "") -> list[PlannedStep]:
+    "One workflow. `upstream`: links of what it needs."
+    earlier = earlier or {}
+    scope, links, by, out = dict(values), {}, {}, []
+    for step in flow.steps:
+        if only is not None and step.name != only and step.name not in earlier: continue
+        needs = [n for n in flow.needs[step.name] if n in by]
+        above = [links[n] for n in needs if n in links] or upstream
+        at = StepContext(flow, step, scope, needs, by, above, previous, around,
+                         forced or ("" if around else self.forced.get(step.name, "")))
+        if step.name in earlier:
+            mine = [PlannedStep(r.name, "skip", f"taken from {r.id}", run=r,
+                                point={n: r.parameters.get(n) for n in step.grid})
+                    for r in earlier[step.name]]
+        else:
+            mine = self.step(at)
+        by[step.name] = mine
+        if all(p.run for p in mine):
+            scope[step.name] = step_results(step, [(p.point, p.run) for p in mine])[0]
+            links[step.name] = [link(p.run, above, self.settings.root) for p in mine] or above
+        out += mine
+    return out
 
 # %% ../../nbs/jobs/32_plan.ipynb #6d7ab9d5
 @dataclass
@@ -212,35 +179,34 @@ class StepContext:
 
 # %% ../../nbs/jobs/32_plan.ipynb #15d813db
 @patch
-def step(self: PlanBuilder, at: StepContext) -> list[PlannedStep]:
+def step(self: PlanBuilder, context: StepContext) -> list[PlannedStep]:
     "All elements of one step."
-    step, known = at.step, [p for n in at.needs for p in at.by[n]]
-    open_ = next((n for n in at.needs if not all(p.run for p in at.by[n])), None)
+    step, known = context.step, [p for n in context.needs for p in context.by[n]]
+    open_ = next((n for n in context.needs if not all(p.run for p in context.by[n])), None)
     if not open_:
-        missed = (
-            None
-            if step.when
-            else next((n for n in at.needs if at.by[n] and all(is_left_out(p.run) for p in at.by[n])), None)
-        )
+        missed = (None if step.when
+                  else next((n for n in context.needs
+                             if context.by[n] and all(is_left_out(p.run) for p in context.by[n])),
+                            None))
         if missed: return [_skipped(step.name, f"it needs {missed}, which is left out")]
-    try: points = list(step_points(step, at.scope))
+    try: points = list(step_points(step, context.scope))
     # how many they are is not known
     except KeyError: return [PlannedStep(step.name, "perhaps", f"depends on the result of {open_}", omitted=True)]
     except ScalaiError as e: return [PlannedStep(step.name, "run", f"it will fail: {e.message}")]
     omitted = not step.when and any(p.omitted for p in known)
-    done, chain = [], at.above
+    done, chain = [], context.above
     for name, inner, point in points:
         before = done[-1] if done and step.chained else None
         waits = before.name if before and not before.run else open_
         try:
-            if waits: planned = self.open(at, name, inner, point, waits, omitted)
-            elif step.when and not holds(step.when, inner):planned = _skipped(name, step.when)
-            else: planned = self.one(at, name, resolve(step.parameters, inner) | point, inner, chain)
+            if waits: planned = self.open(context, name, inner, point, waits, omitted)
+            elif step.when and not holds(step.when, inner): planned = _skipped(name, step.when)
+            else: planned = self.one(context, name, resolve(step.parameters, inner) | point, inner, chain)
         except ScalaiError as e:
             planned = PlannedStep(name, "run", f"it will fail: {e.message}")
         planned.point = point
         done.append(planned)
-        if step.chained and planned.run: chain = [*at.above, link(planned.run, chain, self.settings.root)]
+        if step.chained and planned.run: chain = [*context.above, link(planned.run, chain, self.settings.root)]
     return done
 
 # %% ../../nbs/jobs/32_plan.ipynb #14a5ffdc
@@ -250,20 +216,19 @@ def _skipped(name: str, why: str) -> PlannedStep:
 
 # %% ../../nbs/jobs/32_plan.ipynb #0ea84185
 @patch
-def open(self: PlanBuilder, at: StepContext, name: str, inner: dict, point: dict, waits: str,
+def open(self: PlanBuilder, context: StepContext, name: str, inner: dict, point: dict, waits: str,
          omitted: bool) -> PlannedStep:
     "A step, or an element, that waits for one whose result is not known."
-    step, depends = at.step, f"depends on the result of {waits}"
-    touches = self.writes(at, name, inner)
+    step, depends = context.step, f"depends on the result of {waits}"
+    touches = self.writes(context, name, inner)
     if step.when or omitted:
-        return PlannedStep(
-            name, "perhaps", depends + (f": when {step.when}" if step.when else ""), omitted=True, touches=touches
-        )
+        return PlannedStep(name, "perhaps", depends + (f": when {step.when}" if step.when else ""), omitted=True,
+                           touches=touches)
     if step.workflow:
-        return PlannedStep(name, "run" if at.forced else "perhaps", at.forced or depends, touches=touches)
-    if why := at.forced or ("it always runs" if step.always else ""):
+        return PlannedStep(name, "run" if context.forced else "perhaps", context.forced or depends, touches=touches)
+    if why := context.forced or ("it always runs" if step.always else ""):
         return PlannedStep(name, "run", why, touches=touches)
-    file, parts = at.flow.path.parent/step.notebook, ["code", "environment"]
+    file, parts = context.flow.path.parent/step.notebook, ["code", "environment"]
     try: values, parts = check(file, resolve(step.parameters, inner) | point), [*parts, "parameters"]
     except KeyError: values = {}  # refer to what is not known
     key = step_key(file, values, [], self.settings)[0]
@@ -274,43 +239,38 @@ def open(self: PlanBuilder, at: StepContext, name: str, inner: dict, point: dict
 
 # %% ../../nbs/jobs/32_plan.ipynb #9c9bad05
 @patch
-def one(self: PlanBuilder, at: StepContext, name: str, parameters: dict, inner: dict, upstream: list) -> PlannedStep:
+def one(self: PlanBuilder, context: StepContext, name: str, parameters: dict, inner: dict,
+        upstream: list) -> PlannedStep:
     "A notebook or an inner workflow, once, when all that it needs is known."
-    step, before = at.step, {r.name: r for r in at.previous.steps}.get(name) if at.previous else None
-    if step.workflow: return self.workflow(at, name, parameters, upstream, before)
-    file = at.flow.path.parent/step.notebook
+    step, before = context.step, {r.name: r for r in context.previous.steps}.get(name) if context.previous else None
+    if step.workflow: return self.workflow(context, name, parameters, upstream, before)
+    file = context.flow.path.parent/step.notebook
     values = check(file, parameters)
     key, files = step_key(file, values, upstream, self.settings)
     inputs = Inputs(self.settings, self.contents, **declared_files(step, inner), parameters=values, code=files)
     if can_continue(before, key, inputs):
         return PlannedStep(name, "skip", f"{UNCHANGED_REASON}{before.id}", run=replace(before, key=key))
-    if why := at.forced or ("it always runs" if step.always else ""):
+    if why := context.forced or ("it always runs" if step.always else ""):
         was = None
     else:
-        was, why = find_unchanged(self.record, self.tables, key, name, file, inputs, (*at.around, name))
-    touches, twice = self.writes(at, name, inner), key in self.coming
-    if was and (shared := self.meets(was, (*at.around, name))):
-        return PlannedStep(
-            name, "perhaps", f"depends on the result of {shared[1]}, which may write {shared[0]}", touches=touches
-        )
+        was, why = find_unchanged(self.record, self.tables, key, name, file, inputs, (*context.around, name))
+    touches, twice = self.writes(context, name, inner), key in self.coming
+    if was and (shared := self.meets(was, (*context.around, name))):
+        return PlannedStep(name, "perhaps", f"depends on the result of {shared[1]}, which may write {shared[0]}",
+                           touches=touches)
     if was: return PlannedStep(name, "skip", f"{UNCHANGED_REASON}{was.id}", run=replace(was, key=key))
     self.coming.add(key)
-    return PlannedStep(
-        name,
-        "perhaps" if twice and not at.forced and not step.always else "run",
-        "another step does the same" if twice else why,
-        touches=touches,
-    )
+    return PlannedStep(name, "perhaps" if twice and not context.forced and not step.always else "run",
+                       "another step does the same" if twice else why, touches=touches)
 
 # %% ../../nbs/jobs/32_plan.ipynb #036f91d5
 @patch
-def workflow(self: PlanBuilder, at: StepContext, name: str, parameters: dict, upstream: list,
-             before: JobRun | None) -> PlannedStep:
+def workflow(self: PlanBuilder, context: StepContext, name: str, parameters: dict, upstream: list,
+             previous: JobRun | None) -> PlannedStep:
     "A workflow inside the workflow."
-    inner = at.flow.nested[at.step.name]
-    steps = self.level(
-        inner, parameter_values(inner, parameters), upstream, before, around=(*at.around, name), forced=at.forced
-    )
+    inner = context.flow.nested[context.step.name]
+    steps = self.level(inner, parameter_values(inner, parameters), upstream, previous, around=(*context.around, name),
+                       forced=context.forced)
     if not all(p.run for p in steps):
         return PlannedStep(name, "run" if any(p.action == "run" for p in steps) else "perhaps", "", steps)
     mine = {s.name: [p for p in steps if p.name.partition("[")[0] == s.name] for s in inner.steps}
@@ -318,60 +278,44 @@ def workflow(self: PlanBuilder, at: StepContext, name: str, parameters: dict, up
     for s in inner.steps: results |= step_results(s, [(p.point, p.run) for p in mine[s.name]])[1]
     runs = [p.run for p in steps]
     key = hashlib.sha256(json.dumps([link(r, [], self.settings.root) for r in runs]).encode()).hexdigest()
-    return PlannedStep(
-        name,
-        "skip",
-        "unchanged",
-        steps,
-        JobRun(
-            name=name, kind="workflow", notebook=str(inner.path), state="skipped", results=results, key=key, steps=runs
-        ),
-    )
+    return PlannedStep(name, "skip", "unchanged", steps,
+                       JobRun(name=name, kind="workflow", notebook=str(inner.path), state="skipped", results=results,
+                              key=key, steps=runs))
 
 # %% ../../nbs/jobs/32_plan.ipynb #c0ffee21
 def _items(entries: list[dict]) -> set[str]:
     return {e.get("table") or e.get("file") or e["glob"] for e in entries if {"table", "file", "glob"} & e.keys()}
 
 @patch
-def writes(self: PlanBuilder, at: StepContext, name: str, inner: dict) -> set[str]:
+def writes(self: PlanBuilder, context: StepContext, name: str, inner: dict) -> set[str]:
     "The tables and files that a step wrote when it last ran, at any depth, and those that it declares."
-    if at.step.workflow:
-        return {
-            i
-            for s in at.flow.nested[at.step.name].steps
-            for i in self.writes(replace(at, flow=at.flow.nested[at.step.name], step=s), s.name, {})
-        }
+    if context.step.workflow:
+        return {i for s in context.flow.nested[context.step.name].steps
+                for i in self.writes(replace(context, flow=context.flow.nested[context.step.name], step=s), s.name,
+                                     {})}
     try:
-        found = set(declared_files(at.step, inner)["products"])
+        found = set(declared_files(context.step, inner)["products"])
     except (KeyError, ScalaiError):
         found = set()
     if self.record is None: return found
     like = name.partition("[")[0]
     with self.record.db() as db:
-        rows = db.execute(
-            sa.select(RUNS.c.writes)
-            .where(
-                RUNS.c.notebook == self.record.movable(str(at.flow.path.parent / at.step.notebook)),
-                sa.or_(RUNS.c.name == like, RUNS.c.name.startswith(f"{like}[", autoescape=True)),
-            )
-            .order_by(RUNS.c.created.desc())
-            .limit(20)
-        ).scalars()
+        rows = db.execute(sa.select(RUNS.c.writes).where(RUNS.c.notebook == self.record.movable(
+                                                             str(context.flow.path.parent / context.step.notebook)
+                                                         ),
+                                                         sa.or_(
+                                                             RUNS.c.name == like,
+                                                             RUNS.c.name.startswith(f"{like}[", autoescape=True)
+                                                         )).order_by(RUNS.c.created.desc()).limit(20)).scalars()
         return found | _items(joined.from_iterable(rows))
 
 # %% ../../nbs/jobs/32_plan.ipynb #8904646a
 @patch
-def meets(
-    self: PlanBuilder, run: JobRun, path: tuple[str, ...]
-) -> tuple[str, str] | None:  # the table or file, the step that may write it
+def meets(self: PlanBuilder, run: JobRun,
+          path: tuple[str, ...]) -> tuple[str, str] | None:  # the table or file, the step that may write it
     "Whether a step that does not come after this one may write what this one read or made."
     mine = _items([*run.reads, *run.writes])
     same = lambda a, b: a == b or fnmatch(a, b) or fnmatch(b, a)
-    return next(
-        (
-            (item, " › ".join(other))
-            for item, other in sorted(self.touched)
-            if not follows(self.flow, path, other) and any(same(item, m) for m in mine)
-        ),
-        None,
-    )
+    return next(((item, " › ".join(other)) for item, other in sorted(self.touched)
+                 if not follows(self.flow, path, other) and any(same(item, m) for m in mine)),
+                None)

@@ -15,15 +15,8 @@ from ..core import events
 from .job_run import MARKS, JobRun, summary_line
 
 # %% ../../nbs/jobs/11_progress.ipynb #31f51ac8
-STYLES = dict(
-    succeeded="green",
-    failed="bold red",
-    timed_out="bold red",
-    kernel_died="bold red",
-    lost="red",
-    cancelled="yellow",
-    skipped="dim",
-)
+STYLES = dict(succeeded="green", failed="bold red", timed_out="bold red", kernel_died="bold red", lost="red",
+              cancelled="yellow", skipped="dim")
 
 # %% ../../nbs/jobs/11_progress.ipynb #3ab7ad80
 class Terminal:
@@ -42,13 +35,8 @@ class Terminal:
         self.screen = None
         if self.show and self.console.is_terminal:
             from rich.live import Live
-            self.screen = Live(
-                get_renderable=self._status,
-                console=self.console,
-                transient=True,
-                refresh_per_second=8,
-                redirect_stdout=False,
-            )
+            self.screen = Live(get_renderable=self._status, console=self.console, transient=True, refresh_per_second=8,
+                               redirect_stdout=False)
             self.screen.start()
         return self
 
@@ -57,6 +45,7 @@ class Terminal:
 
 # %% ../../nbs/jobs/11_progress.ipynb #14a64075
 def shorten(name: str, width: int) -> str:  # the end of a long path says most
+    "Shorten a name to its end."
     return name if len(name) < width else "…" + name[2 - width:]
 
 @patch
@@ -67,10 +56,8 @@ def _status(self: Terminal):
     if not self.running: return Text("")
     took = f"{time.monotonic() - self.began:.0f} s"
     text = (
-        Text(no_wrap=True, overflow="ellipsis")
-        .append(f"{self.running:<{self.width}}", "bold")
-        .append(f"{took:>8}  ", "cyan")
-        .append(self.note, "dim")
+        Text(no_wrap=True, overflow="ellipsis").append(f"{self.running:<{self.width}}",
+                                                       "bold").append(f"{took:>8}  ", "cyan").append(self.note, "dim")
     )
     if not hasattr(self, "_spinner"): self._spinner = Spinner("dots")
     self._spinner.text = text
@@ -90,16 +77,12 @@ def update(self: Terminal, note: str):
     # a log file's reader wants to see life too
     if self.show and not self.screen and time.monotonic() - self.last > 30:
         self.last = time.monotonic()
-        self.console.print(
-            f"… {self.running:<{self.width}}{time.monotonic() - self.began:>6.0f} s  {note}",
-            markup=False,
-            soft_wrap=True,
-            style="dim",
-        )
+        self.console.print(f"… {self.running:<{self.width}}{time.monotonic() - self.began:>6.0f} s  {note}",
+                           markup=False, soft_wrap=True, style="dim")
 
 # %% ../../nbs/jobs/11_progress.ipynb #f41289f4
 @patch
-def done(self: Terminal, run: JobRun, depth: int = 0):
+def finish(self: Terminal, run: JobRun, depth: int = 0):
     "It ended."
     self.running = ""
     if not self.show: return
@@ -119,6 +102,7 @@ def done(self: Terminal, run: JobRun, depth: int = 0):
 
 @patch
 def title(self: Terminal, text: str):
+    "Print the title of what runs."
     if self.show: self.console.print(text, style="bold", markup=False, soft_wrap=True)
 
 # %% ../../nbs/jobs/11_progress.ipynb #3578b57a
@@ -129,6 +113,7 @@ class ProgressLine:
         self.last = self.began
 
     def update(self, note: str):
+        "Show a note, at most every 30 seconds where lines are printed."
         self.note = note
         if self.tree.show and not self.tree.screen and time.monotonic() - self.last > 30:
             self.last = time.monotonic()
@@ -150,10 +135,12 @@ class ProgressTree(Terminal):
         self.lines, self.heading, self.done_count, self.waits = [], "", 0, lambda: 0
 
     def title(self, text: str):
+        "Start the tree under a title."
         super().title(text)
         self.heading, self.began = text, time.monotonic()
 
     def warn(self, text: str):
+        "Print a warning."
         if self.show: self.console.print(f"! {text}", style="yellow", markup=False, soft_wrap=True)
 
     def enter(self, name: str) -> ProgressLine:  # `month[2] › score`
@@ -161,11 +148,14 @@ class ProgressTree(Terminal):
         self.lines.append(line := ProgressLine(self, tuple(name.split(" › "))))
         return line
 
-    def leave(self, line: ProgressLine): self.lines.remove(line)
+    def leave(self, line: ProgressLine):
+        "Remove the line of a step."
+        self.lines.remove(line)
 
-    def done(self, run, depth: int = 0):
+    def finish(self, run, depth: int = 0):
+        "Count a notebook, and print its end."
         self.done_count += run.kind == "notebook"
-        super().done(run, depth)
+        super().finish(run, depth)
 
 # %% ../../nbs/jobs/11_progress.ipynb #76cf6678
 FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
@@ -180,13 +170,10 @@ def _status(self: ProgressTree):
     from rich.tree import Tree as Drawn
     lines, now = list(self.lines), time.monotonic()
     if not lines: return Text("")
-    counts = (
-        f"{len(lines)} running · {self.done_count} ended"
-        + (f" · {n} wait for a place" if (n := self.waits()) else "")
-        + f" · {_clock(now - self.began)}"
-    )
+    counts = (f"{len(lines)} running · {self.done_count} ended"
+              + (f" · {n} wait for a place" if (n := self.waits()) else "") + f" · {_clock(now - self.began)}")
     root, branches = Drawn(Text(counts, "dim", no_wrap=True, overflow="ellipsis"), guide_style="dim"), {}
-    for line in lines[:self.limit]:
+    for line in lines[: self.limit]:
         at = root
         for i, name in enumerate(line.path[:-1]):
             at = branches.get(line.path[:i + 1]) or at.add(Text(name, "bold", no_wrap=True, overflow="ellipsis"))

@@ -21,6 +21,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from fastcore.basics import patch
 
+# %% ../../nbs/jobs/10_record.ipynb #eeaa0205
 from ..core.errors import BadRequest, Unreachable, one_of
 from ..core.jsonable import movable, moved, plain
 from ..core.settings import Settings
@@ -146,7 +147,9 @@ def update(self: Record, run: JobRun,
 
 # %% ../../nbs/jobs/10_record.ipynb #3016e192
 @patch
-def fallback_path(self: Record, id: str) -> Path: return self.folder(id)/"record.json"
+def fallback_path(self: Record, id: str) -> Path:
+    "Return the file of a run that the database did not take."
+    return self.folder(id)/"record.json"
 
 @patch
 def _keep(self: Record, run: JobRun, timings: dict[int, float]) -> OSError | None:  # why it cannot be kept
@@ -193,29 +196,19 @@ LOST_AFTER = 60.  # seconds without a sign of life after which a run of another 
 def _settle(self: Record, db):
     "What claims to run, but whose process is gone, has ended as its own log says, or is lost."
     silent = (database_time(db) - sa.func.coalesce(RUNS.c.beat, RUNS.c.created)).label("silent")
-    for row in db.execute(
-        sa.select(RUNS.c.id, RUNS.c.process, RUNS.c.host, RUNS.c.cell, silent).where(RUNS.c.state.in_(OPEN_STATES))
-    ).all():
+    for row in db.execute(sa.select(RUNS.c.id, RUNS.c.process, RUNS.c.host, RUNS.c.cell,
+                                    silent).where(RUNS.c.state.in_(OPEN_STATES))).all():
         if is_alive(row.process) if is_local(row.process) else row.silent < LOST_AFTER: continue
         final = self.movable(self._last_logged(row.id))
         timings, cell = final.pop("timings", {}), final.get("cell", row.cell)
         if "state" not in final:
-            reason = (
-                "the process that ran it vanished"
-                if is_local(row.process)
-                else f"{row.host}, which ran it, has not been heard of for {row.silent:.0f} s"
-            )
-            final = dict(
-                state="lost",
-                cell=cell,
-                error=dict(cell=cell, kind="Lost",
-                           message=reason + ("" if cell is None else f" while cell {cell} ran")),
-            )
-        if not db.execute(
-            RUNS.update()
-            .where(RUNS.c.id == row.id, RUNS.c.process == row.process, RUNS.c.state.in_(OPEN_STATES))
-            .values(**final)
-        ).rowcount:
+            reason = ("the process that ran it vanished" if is_local(row.process)
+                      else f"{row.host}, which ran it, has not been heard of for {row.silent:.0f} s")
+            final = dict(state="lost", cell=cell,
+                         error=dict(cell=cell, kind="Lost",
+                                    message=reason + ("" if cell is None else f" while cell {cell} ran")))
+        if not db.execute(RUNS.update().where(RUNS.c.id == row.id, RUNS.c.process == row.process,
+                                              RUNS.c.state.in_(OPEN_STATES)).values(**final)).rowcount:
             continue
         add_event(db, row.id, final["state"], (final["error"] or {}).get("message") or "")
         if timings:
@@ -242,10 +235,8 @@ def _matches(column, pattern: str):  # a condition
 @patch
 def _load(self: Record, db, where, limit=None, steps=True) -> list[JobRun]:
     rows = db.execute(
-        sa.select(*[RUNS.c[c] for c in COLUMNS])
-        .where(*where)
-        .order_by(RUNS.c.created.desc(), RUNS.c.id.desc())
-        .limit(limit)
+        sa.select(*[RUNS.c[c]
+                    for c in COLUMNS]).where(*where).order_by(RUNS.c.created.desc(), RUNS.c.id.desc()).limit(limit)
     ).mappings()
     found = [JobRun(**moved(dict(row), self.settings.root)) for row in rows]
     if steps:
@@ -271,12 +262,8 @@ def runs(self: Record,
     where = [c == v for c, v in ((RUNS.c.state, state), (RUNS.c.key, key), (RUNS.c.parent, parent)) if v is not None]
     if name is not None: where.append(_matches(RUNS.c.name, name))
     if notebook is not None:
-        where.append(
-            sa.or_(
-                RUNS.c.notebook.in_([notebook, self.movable(os.path.abspath(notebook))]),
-                _matches(RUNS.c.notebook, f"*/{notebook.lstrip('/')}"),
-            )
-        )
+        where.append(sa.or_(RUNS.c.notebook.in_([notebook, self.movable(os.path.abspath(notebook))]),
+                            _matches(RUNS.c.notebook, f"*/{notebook.lstrip('/')}")))
     if since is not None: where.append(RUNS.c.created >= since)
     if not nested and key is None and parent is None: where.append(RUNS.c.parent.is_(None))
     self.recover()
@@ -289,28 +276,24 @@ def runs(self: Record,
 def get(self: Record,
         id: str,  # or its first characters, or `last`
        ) -> JobRun:  # with its steps
+    "Return a run with its steps."
     self.recover()
     with self.db() as db:
         self._settle(db)
-        found = (
-            self._load(db, [RUNS.c.parent.is_(None)], 1)
-            if id == "last"
-            else self._load(db, [RUNS.c.id.startswith(id, autoescape=True)], 2)
-        )
+        found = (self._load(db, [RUNS.c.parent.is_(None)], 1) if id == "last"
+                 else self._load(db, [RUNS.c.id.startswith(id, autoescape=True)], 2))
     if len(found) == 1 or found and found[0].id == id: return found[0]
     raise BadRequest(f"There {'are several runs' if found else 'is no run'} {id!r}.", "List them with: scalai runs")
 
 @patch
 def events(self: Record, id: str) -> list[dict]:  # the history of states
+    "Return the history of a run's states."
     with self.db() as db:
-        return [
-            dict(r)
-            for r in db.execute(
-                sa.select(EVENTS.c.at, EVENTS.c.state, EVENTS.c.detail)
-                .where(EVENTS.c.run == id)
-                .order_by(EVENTS.c.n, EVENTS.c.at)
-            ).mappings()
-        ]
+        return [dict(r)
+                for r in db.execute(
+                    sa.select(EVENTS.c.at, EVENTS.c.state,
+                              EVENTS.c.detail).where(EVENTS.c.run == id).order_by(EVENTS.c.n, EVENTS.c.at)
+                ).mappings()]
 
 # %% ../../nbs/jobs/10_record.ipynb #1297f76e
 UNITS = dict(s=1, m=60, h=3600, d=86_400, w=604_800)
@@ -334,14 +317,13 @@ def document(self: Record, run: JobRun) -> dict:
         seconds = db.execute(
             sa.select(TIMINGS.c.cell, TIMINGS.c.seconds).where(TIMINGS.c.run == run.id).order_by(TIMINGS.c.cell)
         ).all()
-    return run.to_dict() | dict(
-        history=[e | dict(at=utc_time(e["at"])) for e in self.events(run.id)],
-        timings=[dict(cell=t.cell, seconds=round(t.seconds, 4)) for t in seconds],
-    )
+    return run.to_dict() | dict(history=[e | dict(at=utc_time(e["at"])) for e in self.events(run.id)],
+                                timings=[dict(cell=t.cell, seconds=round(t.seconds, 4)) for t in seconds])
 
 # %% ../../nbs/jobs/10_record.ipynb #deb497a6
 @patch
 def last_success(self: Record, key: str) -> JobRun | None:  # the newest one under this content key
+    "Return the newest successful run under a content key."
     def look():
         with self.db() as db:
             return next(iter(self._load(db, [RUNS.c.key == key, RUNS.c.state == "succeeded"], 1)), None)
@@ -380,9 +362,8 @@ def cancel(self: Record, id: str) -> JobRun:
     "Ask a run to stop."
     run = self.get(id)
     if run.state in END_STATES:
-        raise BadRequest(
-            f"Run {run.id} has ended already: {run.state}.", "Only queued and running ones can be cancelled."
-        )
+        raise BadRequest(f"Run {run.id} has ended already: {run.state}.",
+                         "Only queued and running ones can be cancelled.")
     with self.db() as db: db.execute(RUNS.update().where(RUNS.c.id == run.id).values(cancel=True))
     return run
 
@@ -407,15 +388,11 @@ HEARTBEAT_INTERVAL = 5.  # seconds between two signs of life
 def beat(self: Record, run: JobRun, row: dict):
     "A sign of life. Where somebody has called the run lost, or it was never called running, `row` is written again."
     with self.db() as db:
-        db.execute(
-            RUNS.update().where(RUNS.c.process == run.process,
-                                RUNS.c.state.in_(OPEN_STATES)).values(beat=database_time(db))
-        )
-        here = db.execute(
-            RUNS.update()
-            .where(RUNS.c.id == run.id, RUNS.c.state == "running")
-            .values(cell=run.cell, peak_memory=run.peak_memory)
-        ).rowcount
+        db.execute(RUNS.update().where(RUNS.c.process == run.process,
+                                       RUNS.c.state.in_(OPEN_STATES)).values(beat=database_time(db)))
+        here = db.execute(RUNS.update().where(RUNS.c.id == run.id, RUNS.c.state == "running").values(
+                              cell=run.cell, peak_memory=run.peak_memory
+                          )).rowcount
     if not here: self._write(row)
 
 # %% ../../nbs/jobs/10_record.ipynb #c5fd5c8a
@@ -432,6 +409,7 @@ class Heartbeat(threading.Thread):
     def __exit__(self, *_): self.over.set()
 
     def run(self):
+        "Send signs of life until the run is over."
         beaten = -math.inf
         while not self.over.is_set():
             try:

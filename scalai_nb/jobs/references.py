@@ -69,6 +69,5 @@ def holds(condition: str, scope: dict) -> bool:
     try:
         return a is not None and b is not None and COMPARE[op](a, b)
     except TypeError as e:
-        raise WorkFailed(
-            f"`{condition}` compares a {type(a).__name__} with a {type(b).__name__}.", "Compare numbers with numbers."
-        ) from e
+        raise WorkFailed(f"`{condition}` compares a {type(a).__name__} with a {type(b).__name__}.",
+                         "Compare numbers with numbers.") from e

@@ -53,15 +53,8 @@ def declared_types(notebook: Path | str | dict,  # a file, or one already parsed
     return found or None
 
 # %% ../../nbs/jobs/23_result_types.ipynb #2cf5aa78
-SAMPLES = {
-    str: ["a", "5", "1.5", "true", "2013-01-01", "2013-01-01T00:00:00", "env:A", "[]", "{}"],
-    int: [0, 1, 5],
-    float: [0.5, 1.0],
-    bool: [True, False],
-    list: [[]],
-    dict: [{}],
-    type(None): [None],
-}
+SAMPLES = {str: ["a", "5", "1.5", "true", "2013-01-01", "2013-01-01T00:00:00", "env:A", "[]", "{}"], int: [0, 1, 5],
+           float: [0.5, 1.0], bool: [True, False], list: [[]], dict: [{}], type(None): [None]}
 
 def _options(kind: object) -> list:  # of Literal, at any depth
     return [x for a in get_args(kind) for x in ([a] if isinstance(a, (str, int, bool)) else _options(a))]

@@ -30,42 +30,30 @@ def resolve_request(flow: WorkflowGraph, parameters: dict, from_failed: bool, on
     only, names = only or from_step, [s.name for s in flow.steps]
     if only and only not in names:
         near = nearest(only, names)
-        raise BadRequest(
-            f"{flow.path.name} has no step {only!r}.",
-            f"Did you mean {near!r}?" if near else f"Steps: {', '.join(names)}.",
-        )
-    last = (
-        record
-        and (from_failed or only)
-        and next((r for r in record.runs(name=flow.name) if r.notebook == str(flow.path)), None)
-    )
+        raise BadRequest(f"{flow.path.name} has no step {only!r}.",
+                         f"Did you mean {near!r}?" if near else f"Steps: {', '.join(names)}.")
+    last = (record and (from_failed or only)
+            and next((r for r in record.runs(name=flow.name) if r.notebook == str(flow.path)), None))
     if not last or from_failed and last.ok: return parameter_values(flow, parameters), None
     if VEIL in str({n: v for n, v in last.parameters.items() if n not in parameters}) and (only or not parameters):
-        raise BadRequest(
-            f"Run {last.id} had a password among its parameters, which no record keeps.", "Give the parameters again."
-        )
+        raise BadRequest(f"Run {last.id} had a password among its parameters, which no record keeps.",
+                         "Give the parameters again.")
     if only:
-        return (
-            parameter_values(flow, {n: v for n, v in last.parameters.items() if n in flow.parameters} | parameters),
-            None,
-        )
+        return (parameter_values(flow,
+                                 {n: v for n, v in last.parameters.items() if n in flow.parameters} | parameters),
+                None)
     values = parameter_values(flow, parameters or last.parameters)
     if veiled(values) != last.parameters:
-        raise BadRequest(
-            f"The run to go on with, {last.id}, had other parameters: {last.parameters}.",
-            "Leave them out, or start anew without --from-failed.",
-        )
+        raise BadRequest(f"The run to go on with, {last.id}, had other parameters: {last.parameters}.",
+                         "Leave them out, or start anew without --from-failed.")
     return values, record.get(last.id)
 
 # %% ../../nbs/jobs/27_resume.ipynb #5b918980
 def forced_steps(flow: WorkflowGraph, from_step: str | None) -> dict[str, str]:  # by step, the reason
     "A step and all that come after it."
     if from_step is None: return {}
-    return {
-        s.name: f"again from {from_step}"
-        for s in flow.steps
-        if s.name == from_step or from_step in ancestors(flow, s.name)
-    }
+    return {s.name: f"again from {from_step}" for s in flow.steps
+            if s.name == from_step or from_step in ancestors(flow, s.name)}
 
 
 def earlier_runs(flow: WorkflowGraph, only: str, record: Record | None) -> dict[str, list[JobRun]]:  # by step
@@ -95,11 +83,8 @@ def check_request(flow: WorkflowGraph,
     Raises `BadRequest`."""
     def last(flow, name):
         step = next(s for s in flow.steps if s.name == name)
-        return (
-            {}
-            if record is None or step.workflow
-            else {k: type(v) for k, v in _last_of(record, flow.path.parent / step.notebook).items()}
-        )
+        return ({} if record is None or step.workflow
+                else {k: type(v) for k, v in _last_of(record, flow.path.parent / step.notebook).items()})
     for step in flow.steps:
         declares = declared_parameters(flow, step)
         try:
@@ -111,9 +96,8 @@ def check_request(flow: WorkflowGraph,
                 ):
                     conform(declares[name], resolve(value, values))
         except BadRequest as e:
-            raise BadRequest(
-                f"Step {step.name!r} of {flow.path}: {e.message[:1].lower()}{e.message[1:]}", e.hint
-            ) from e
+            raise BadRequest(f"Step {step.name!r} of {flow.path}: {e.message[:1].lower()}{e.message[1:]}",
+                             e.hint) from e
     for inner in flow.nested.values(): check_request(inner, None, record)
 
 # %% ../../nbs/jobs/27_resume.ipynb #03b38199

@@ -22,18 +22,15 @@ from .record import Record
 
 # %% ../../nbs/jobs/38_retention.ipynb #5a2f0ea1
 def expired_runs(record: Record,
-                 before: float,  # seconds since 1970
+                 cutoff: float,  # seconds since 1970
                 ) -> list[str]:  # ids
     "The runs that ended before a time and that nothing needs any more."
     ended = sa.func.coalesce(RUNS.c.started, RUNS.c.created) + sa.func.coalesce(RUNS.c.seconds, 0)
     with record.db() as db:
-        rows = db.execute(
-            sa.select(
-                RUNS.c.id, RUNS.c.parent, RUNS.c.notebook, RUNS.c.key, RUNS.c.state, ended.label("ended")
-            ).order_by(RUNS.c.created.desc(), RUNS.c.id.desc())
-        ).all()
+        rows = db.execute(sa.select(RUNS.c.id, RUNS.c.parent, RUNS.c.notebook, RUNS.c.key, RUNS.c.state,
+                                    ended.label("ended")).order_by(RUNS.c.created.desc(), RUNS.c.id.desc())).all()
     last = {r.notebook: r.id for r in reversed(rows) if r.parent is None}
-    kept = {r.id for r in rows if r.state not in END_STATES or r.ended >= before} | {*last.values()}
+    kept = {r.id for r in rows if r.state not in END_STATES or r.ended >= cutoff} | {*last.values()}
     while more := {r.id for r in rows if r.parent in kept} - kept: kept |= more
     needed = {r.key for r in rows if r.id in kept and r.key}
     did = {r.key: r.id for r in reversed(rows) if r.key in needed and r.state == "succeeded"}
@@ -67,24 +64,16 @@ def _delete(record: Record, gone: list[str], before: float, limit: int = 500):
         for at in range(0, len(gone), limit):
             for column in (EVENTS.c.run, TIMINGS.c.run, RUNS.c.id):
                 db.execute(column.table.delete().where(column.in_(gone[at : at + limit])))
-        old = (
-            db.execute(
-                sa.select(FIRINGS.c.id).where(
-                    FIRINGS.c.state.not_in(UNFINISHED_STATES), FIRINGS.c.ended < before, FIRINGS.c.due < newest
-                )
-            )
-            .scalars()
-            .all()
-        )
-        for at in range(0, len(old), limit): db.execute(FIRINGS.delete().where(FIRINGS.c.id.in_(old[at:at + limit])))
+        old = (db.execute(sa.select(FIRINGS.c.id).where(FIRINGS.c.state.not_in(UNFINISHED_STATES),
+                                                        FIRINGS.c.ended < before,
+                                                        FIRINGS.c.due < newest)).scalars().all())
+        for at in range(0, len(old), limit): db.execute(FIRINGS.delete().where(FIRINGS.c.id.in_(old[at: at + limit])))
 
 def _orphans(record: Record, before: float) -> list[Path]:
     "Folders of runs that no row names."
     place = record.folder("")
-    found = (
-        [f for f in place.iterdir() if re.fullmatch(r"\d{8}-\d{6}-[0-9a-f]{8}", f.name) and f.stat().st_mtime < before]
-        if place.is_dir()
-        else []
-    )
+    found = ([f for f in place.iterdir()
+              if re.fullmatch(r"\d{8}-\d{6}-[0-9a-f]{8}", f.name) and f.stat().st_mtime < before]
+             if place.is_dir() else [])
     with record.db() as db: known = set(db.execute(sa.select(RUNS.c.id)).scalars()) if found else set()
     return [f for f in found if f.name not in known]

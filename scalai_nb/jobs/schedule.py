@@ -47,11 +47,8 @@ def _zone(zone: str) -> str:
         return ZoneInfo(zone).key
     except (ZoneInfoNotFoundError, ValueError, OSError) as e:
         near = nearest(zone, available_timezones())
-        raise ValueError(
-            f"no such time zone; did you mean {near}"
-            if near
-            else "no such time zone; write its IANA name, as Europe/Berlin"
-        ) from e
+        raise ValueError(f"no such time zone; did you mean {near}" if near
+                         else "no such time zone; write its IANA name, as Europe/Berlin") from e
 
 
 def _cron(cron: str) -> str:
@@ -117,9 +114,8 @@ def schedule(options: dict,  # as in the file or on the command line
     try:
         return Schedule(**options)
     except ValidationError as e:
-        raise unfit(
-            e, f"{where} {options['name']!r}" if options.get("name") else where, Schedule.model_fields, "schedule"
-        ) from e
+        raise unfit(e, f"{where} {options['name']!r}" if options.get("name") else where, Schedule.model_fields,
+                    "schedule") from e
 
 # %% ../../nbs/jobs/33_schedule.ipynb #7072e2f2
 def _real(wall: datetime,  # without a zone
@@ -144,16 +140,16 @@ def _cron_times(cron: str, zone: ZoneInfo, after: float) -> Iterator[float]:
 # %% ../../nbs/jobs/33_schedule.ipynb #291f7977
 @patch
 def times(self: Schedule,
-          after: float,  # seconds since 1970, UTC
+          since: float,  # seconds since 1970, UTC
          ) -> Iterator[float]:  # likewise; each once, in order; none for a table's versions
     "When it is due."
     if self.on_table: return
-    if self.cron: yield from _cron_times(self.cron, ZoneInfo(self.zone), after)
+    if self.cron: yield from _cron_times(self.cron, ZoneInfo(self.zone), since)
     elif self.at:
         moment = (self.at if self.at.tzinfo else _real(self.at, ZoneInfo(self.zone))).timestamp()
-        if moment > after: yield moment
+        if moment > since: yield moment
     else:
-        k = math.floor(after/self.every)
+        k = math.floor(since/self.every)
         while True: yield (k := k + 1)*self.every
 
 # %% ../../nbs/jobs/33_schedule.ipynb #2e80423c
@@ -192,16 +188,13 @@ def parameters_at(self: Schedule,
     "The parameters of one start."
     from scalai_nb.jobs.references import references, resolve
     moment = datetime.fromtimestamp(due, ZoneInfo(self.zone))
-    scope = dict(due=moment.isoformat(timespec="seconds"), date=moment.date().isoformat()) | (
-        dict(version=version) if version is not None else {}
-    )
+    scope = dict(due=moment.isoformat(timespec="seconds"),
+                 date=moment.date().isoformat()) | (dict(version=version) if version is not None else {})
     if unknown := next((r for r in references(self.parameters) if r not in scope), None):
-        raise BadRequest(
-            f"Schedule {self.name!r} refers to ${{{unknown}}}.",
-            f"Known: {', '.join('${' + n + '}' for n in scope)}"
-            + ("." if self.on_table else "; ${version} beside on_table."),
-            "schedule",
-        )
+        raise BadRequest(f"Schedule {self.name!r} refers to ${{{unknown}}}.",
+                         f"Known: {', '.join('${' + n + '}' for n in scope)}" + ("." if self.on_table
+                                                                                 else "; ${version} beside on_table."),
+                         "schedule")
     return resolve(self.parameters, scope)
 
 # %% ../../nbs/jobs/33_schedule.ipynb #0cc62261
@@ -214,13 +207,10 @@ def check(self: Schedule, settings: Settings) -> Schedule:  # itself
     from scalai_nb.jobs.workflow_file import parameter_values
     path, given = settings.root/self.job, self.parameters_at(0, 0 if self.on_table else None)
     if passwords(given):
-        raise BadRequest(
-            f"A parameter of schedule {self.name!r} holds a password, and schedules are listed.",
-            "Make it a parameter of type Secret, and give env:NAME or file:PATH.",
-            "schedule",
-        )
+        raise BadRequest(f"A parameter of schedule {self.name!r} holds a password, and schedules are listed.",
+                         "Make it a parameter of type Secret, and give env:NAME or file:PATH.", "schedule")
     try:
-        if is_workflow(path):parameter_values(Workflow.load(path), given)
+        if is_workflow(path): parameter_values(Workflow.load(path), given)
         else: check(path, given)
     except BadRequest as e:
         raise BadRequest(f"Schedule {self.name!r}: {e.message[:1].lower()}{e.message[1:]}", e.hint, e.kind) from e
@@ -231,7 +221,9 @@ QUIET_OPERATIONS = ("OPTIMIZE", "VACUUM START", "VACUUM END")  # operations afte
 
 
 @patch(as_prop=True)
-def poll_interval(self: Schedule) -> float: return self.every or 10.  # seconds between two looks at its table
+def poll_interval(self: Schedule) -> float:  # seconds between two looks at its table
+    "Return the seconds between two looks at its table."
+    return self.every or 10.
 
 
 def table_location(name: str,  # in the workspace, or a path or URL
@@ -248,18 +240,14 @@ def load(path: Path | str) -> list[Schedule]:
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as e:
-        raise BadRequest(
-            f"There is no file {path}.", "Check the path; it is taken relative to the working directory."
-        ) from e
+        raise BadRequest(f"There is no file {path}.",
+                         "Check the path; it is taken relative to the working directory.") from e
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as e:
-        raise BadRequest(
-            f"{path} is not TOML: {e}.", "A schedule begins with [[schedule]], a text stands in quotes."
-        ) from e
+        raise BadRequest(f"{path} is not TOML: {e}.",
+                         "A schedule begins with [[schedule]], a text stands in quotes.") from e
     if unknown := next((k for k in data if k not in ("schedule", "defaults")), None):
-        raise BadRequest(
-            f"Unknown key {unknown!r} in {path}.",
-            "A schedule begins with [[schedule]]; what all share stands under [defaults].",
-        )
+        raise BadRequest(f"Unknown key {unknown!r} in {path}.",
+                         "A schedule begins with [[schedule]]; what all share stands under [defaults].")
     tables = data.get("schedule", [])
     if not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables):
         raise BadRequest(f"schedule in {path} is no list of tables.", "Begin each with [[schedule]].")

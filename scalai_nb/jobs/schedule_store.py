@@ -42,7 +42,7 @@ def put(self: ScheduleStore, schedule: Schedule,
         replace: bool = True,  # False: a `BadRequest` where the name is taken
        ) -> str:  # added, changed or unchanged
     "Add or change a schedule."
-    now, spec = self.now(), schedule.model_dump(mode="json")
+    now, spec = self.clock(), schedule.model_dump(mode="json")
     if schedule.at and next(schedule.times(now), None) is None and not self._has(schedule.name):
         raise BadRequest(f"Schedule {schedule.name!r}: {schedule} is over.", "Give a time to come.", "schedule")
     newest = commits(table_location(schedule.on_table, self.settings)) if schedule.on_table else []
@@ -50,20 +50,16 @@ def put(self: ScheduleStore, schedule: Schedule,
     with self.exclusive() as db:
         old = db.execute(sa.select(SCHEDULES).where(SCHEDULES.c.name == schedule.name)).mappings().first()
         if old and not replace:
-            raise BadRequest(
-                f"There is a schedule {schedule.name!r} already.",
-                "Give another name, or change it with --replace.",
-                "schedule",
-            )
+            raise BadRequest(f"There is a schedule {schedule.name!r} already.",
+                             "Give another name, or change it with --replace.", "schedule")
         if old and old["spec"] == spec:
             db.execute(SCHEDULES.update().where(SCHEDULES.c.name == schedule.name).values(source=source))
             return "unchanged"
         same = old and str(Schedule(**old["spec"])) == str(schedule)
         # what a person has paused stays so
         paused = old["paused"] if old and old["spec"]["paused"] == schedule.paused else schedule.paused
-        row = dict(spec=spec, source=source, paused=paused, changed=now) | (
-            {} if same else _next(schedule, now) | dict(seen=seen)
-        )
+        row = dict(spec=spec, source=source, paused=paused,
+                   changed=now) | ({} if same else _next(schedule, now) | dict(seen=seen))
         if old:
             db.execute(SCHEDULES.update().where(SCHEDULES.c.name == schedule.name).values(**row))
         else:
@@ -81,11 +77,8 @@ def _row(self: ScheduleStore, db, name: str):
     row = db.execute(sa.select(SCHEDULES).where(SCHEDULES.c.name == name)).mappings().first()
     if row is not None: return row
     near = nearest(name, [n for n, in db.execute(sa.select(SCHEDULES.c.name))])
-    raise BadRequest(
-        f"There is no schedule {name!r}.",
-        f"Did you mean {near!r}?" if near else "List them with: scalai schedule list",
-        "schedule",
-    )
+    raise BadRequest(f"There is no schedule {name!r}.",
+                     f"Did you mean {near!r}?" if near else "List them with: scalai schedule list", "schedule")
 
 # %% ../../nbs/jobs/35_schedule_store.ipynb #196eeced
 @patch
@@ -94,14 +87,10 @@ def pause(self: ScheduleStore, name: str, paused: bool = True):
     with self.exclusive() as db:
         row = self._row(db, name)
         what = Schedule(**row["spec"])
-        newest = (
-            commits(table_location(what.on_table, self.settings))
-            if what.on_table and not paused and row["paused"]
-            else []
-        )
-        again = ({} if paused or not row["paused"] else _next(what, self.now())) | (
-            dict(seen=newest[-1][0]) if newest else {}
-        )
+        newest = (commits(table_location(what.on_table, self.settings))
+                  if what.on_table and not paused and row["paused"] else [])
+        again = ({} if paused or not row["paused"]
+                 else _next(what, self.clock())) | (dict(seen=newest[-1][0]) if newest else {})
         db.execute(SCHEDULES.update().where(SCHEDULES.c.name == name).values(paused=paused, **again))
 
 @patch
@@ -110,49 +99,37 @@ def remove(self: ScheduleStore, name: str):
     with self.exclusive() as db:
         self._row(db, name)
         db.execute(SCHEDULES.delete().where(SCHEDULES.c.name == name))
-        db.execute(
-            FIRINGS.update()
-            .where(FIRINGS.c.schedule == name, FIRINGS.c.state == "queued")
-            .values(state="skipped", reason="the schedule was removed", ended=self.now())
-        )
+        db.execute(FIRINGS.update().where(FIRINGS.c.schedule == name, FIRINGS.c.state == "queued").values(
+                       state="skipped", reason="the schedule was removed", ended=self.clock()
+                   ))
 
 # %% ../../nbs/jobs/35_schedule_store.ipynb #a7a49456
 @patch
 def trigger(self: ScheduleStore, name: str, parameters: dict | None = None) -> Firing:
     "Run it now, whatever its trigger says, also when it is paused; it waits for one that still runs."
     with self.exclusive() as db:
-        row, now = self._row(db, name), self.now()
+        row, now = self._row(db, name), self.clock()
         what = Schedule(**row["spec"])
         if parameters:
             what = what.model_copy(update=dict(parameters=what.parameters | parameters)).check(self.settings)
-        firing = Firing(
-            name,
-            f"by hand {new_id()}",
-            now,
-            now,
-            what.model_dump(mode="json"),
-            what.parameters_at(now, row["seen"] if what.on_table else None),
-            created=now,
-        )
+        firing = Firing(name, f"by hand {new_id()}", now, now, what.model_dump(mode="json"),
+                        what.parameters_at(now, row["seen"] if what.on_table else None), created=now)
         db.execute(FIRINGS.insert().values(**vars(firing)))
     return firing
 
 # %% ../../nbs/jobs/35_schedule_store.ipynb #0e005248
 @patch
-def apply(
-    self: ScheduleStore, schedules: list[Schedule], source: str
-) -> dict[str, str]:  # name: added, changed, unchanged, removed
+def apply(self: ScheduleStore, schedules: list[Schedule],
+          source: str) -> dict[str, str]:  # name: added, changed, unchanged, removed
     """Make the stored schedules those of a file.
 
     Raises `BadRequest` before anything has changed where another file has the name."""
     with self.engine.connect() as db:
         old = dict(map(tuple, db.execute(sa.select(SCHEDULES.c.name, SCHEDULES.c.source))))
     if taken := next((s.name for s in schedules if old.get(s.name, source) != source), None):
-        raise BadRequest(
-            f"There is a schedule {taken!r} already, " + (f"from {old[taken]}." if old[taken] else "made by hand."),
-            f"Give another name, or: scalai schedule remove {taken}",
-            "schedule",
-        )
+        raise BadRequest(f"There is a schedule {taken!r} already, " + (f"from {old[taken]}." if old[taken]
+                                                                       else "made by hand."),
+                         f"Give another name, or: scalai schedule remove {taken}", "schedule")
     for s in schedules: s.check(self.settings)
     done = {s.name: self.put(s, source) for s in schedules}
     for name in [n for n, where in old.items() if where == source and n not in done]:
@@ -167,66 +144,43 @@ def _key(due: float) -> str: return datetime.fromtimestamp(due, UTC).isoformat()
 DUE_LIMIT = 100  # due times that are looked at after a long rest; what lay before them is not counted
 
 
-def split_due(
-    schedule: Schedule, first: float, now: float
-) -> tuple[list[float], list[float]]:  # due times that run now, and missed ones that do not
+def split_due(schedule: Schedule, first: float, timestamp: float,
+             ) -> tuple[list[float], list[float]]:  # due times that run now, and missed ones that do not
     "Sort out what has become due since `first`."
-    dues = schedule.times_between(first, now - schedule.offset, DUE_LIMIT)
-    missed = [d for d in dues if now - d - schedule.offset > schedule.grace]
+    dues = schedule.times_between(first, timestamp - schedule.offset, DUE_LIMIT)
+    missed = [d for d in dues if timestamp - d - schedule.offset > schedule.grace]
     fresh = dues[len(missed):]
     runs = {"none": [], "last": [] if fresh else missed[-1:], "all": missed[-schedule.most:]}[schedule.catch_up]
     return [*runs, *fresh], missed[:len(missed) - len(runs)]
 
 # %% ../../nbs/jobs/35_schedule_store.ipynb #54ad72db
 @patch
-def plan(self: ScheduleStore, now: float) -> list[Firing]:  # the new rows
+def plan(self: ScheduleStore, timestamp: float) -> list[Firing]:  # the new rows
     "Write down what has become due."
-    due = (SCHEDULES.c.paused.is_(False), SCHEDULES.c.wake <= now)
+    due = (SCHEDULES.c.paused.is_(False), SCHEDULES.c.wake <= timestamp)
     with self.engine.connect() as db:
         if db.execute(sa.select(SCHEDULES.c.name).where(*due).limit(1)).first() is None: return []
     made = []
     with self.exclusive() as db:
         for row in db.execute(sa.select(SCHEDULES).where(*due).order_by(SCHEDULES.c.wake)).mappings().all():
             what = Schedule(**row["spec"])
-            runs, left = split_due(what, row["next_due"], now)
+            runs, left = split_due(what, row["next_due"], timestamp)
             summary = (
                 f"{len(left)}{' or more' if len(runs) + len(left) == DUE_LIMIT else ''} missed, {_key(left[0])} to"
                 f" {_key(left[-1])}"
                 if left
                 else ""
             )
-            new = [
-                Firing(
-                    what.name,
-                    _key(t),
-                    t,
-                    t + what.offset,
-                    row["spec"],
-                    what.parameters_at(t),
-                    created=now,
-                    reason=f"catches up: {summary}" if left and t == runs[0] else "",
-                )
-                for t in runs
-            ]
+            new = [Firing(what.name, _key(t), t, t + what.offset, row["spec"], what.parameters_at(t),
+                          created=timestamp, reason=f"catches up: {summary}" if left and t == runs[0] else "")
+                   for t in runs]
             if left and not runs:
-                new = [
-                    Firing(
-                        what.name,
-                        _key(left[-1]),
-                        left[-1],
-                        left[-1] + what.offset,
-                        row["spec"],
-                        {},
-                        state="skipped",
-                        reason=f"{summary}; catch_up = {what.catch_up}",
-                        late=True,
-                        created=now,
-                        ended=now,
-                    )
-                ]
-            made += self._add(db, what, new, now)
+                new = [Firing(what.name, _key(left[-1]), left[-1], left[-1] + what.offset, row["spec"], {},
+                              state="skipped", reason=f"{summary}; catch_up = {what.catch_up}", late=True,
+                              created=timestamp, ended=timestamp)]
+            made += self._add(db, what, new, timestamp)
             db.execute(
-                SCHEDULES.update().where(SCHEDULES.c.name == what.name).values(**_next(what, now - what.offset))
+                SCHEDULES.update().where(SCHEDULES.c.name == what.name).values(**_next(what, timestamp - what.offset))
             )
     return made
 
@@ -243,17 +197,14 @@ def _add(self: ScheduleStore, db, schedule: Schedule, new: list[Firing], now: fl
         for f in queued:
             f.state, f.reason, f.ended = (
                 "skipped",
-                (
-                    f"the one due {before[0].key} still {'runs' if before[0].state == 'running' else 'waits'}; overlap"
-                    " = skip"
-                ),
-                now,
+                (f"the one due {before[0].key} still {'runs' if before[0].state == 'running' else 'waits'}; overlap"
+                 " = skip"),
+                now
             )
     elif before and queued and schedule.overlap == "cancel":
         db.execute(FIRINGS.update().where(mine, FIRINGS.c.state == "running").values(cancel=True))
-        self._skip(
-            db, [f for f in before if f.state == "queued"], f"the one due {queued[-1].key} came; overlap = cancel", now
-        )
+        self._skip(db, [f for f in before if f.state == "queued"],
+                   f"the one due {queued[-1].key} came; overlap = cancel", now)
     if new: db.execute(FIRINGS.insert(), [vars(f) for f in new])
     if schedule.overlap == "queue":
         waits = select_firings(db, mine, FIRINGS.c.state == "queued")
@@ -264,41 +215,36 @@ def _add(self: ScheduleStore, db, schedule: Schedule, new: list[Firing], now: fl
 @patch
 def _skip(self: ScheduleStore, db, firings: list[Firing], reason: str, now: float):
     if firings:
-        db.execute(
-            FIRINGS.update()
-            .where(FIRINGS.c.id.in_([f.id for f in firings]))
-            .values(state="skipped", reason=reason, ended=now)
-        )
+        db.execute(FIRINGS.update().where(FIRINGS.c.id.in_([f.id for f in firings])).values(
+                       state="skipped", reason=reason, ended=now
+                   ))
 
 # %% ../../nbs/jobs/35_schedule_store.ipynb #c5037b10
 @patch
 def tables(self: ScheduleStore) -> list[tuple[str, Schedule, int]]:  # name, schedule, newest version seen
     "What waits for tables."
     with self.engine.connect() as db:
-        rows = db.execute(
-            sa.select(SCHEDULES.c.name, SCHEDULES.c.spec, SCHEDULES.c.seen).where(
-                SCHEDULES.c.paused.is_(False), SCHEDULES.c.seen.is_not(None)
-            )
-        )
+        rows = db.execute(sa.select(SCHEDULES.c.name, SCHEDULES.c.spec, SCHEDULES.c.seen).where(
+                              SCHEDULES.c.paused.is_(False), SCHEDULES.c.seen.is_not(None)
+                          ))
         return [(r.name, what, r.seen) for r in rows if (what := Schedule(**r.spec)).on_table]
 
 
 @patch
 def add_versions(self: ScheduleStore, name: str, versions: list[tuple[int, float, str]],  # as `commits` gives them
-                 now: float) -> list[Firing]:
+                 timestamp: float) -> list[Firing]:
     "Versions have come."
     with self.exclusive() as db:
         row = self._row(db, name)
         what, versions = Schedule(**row["spec"]), [c for c in versions if c[0] > row["seen"]]
         if not versions or row["paused"]: return []
         loud = [(v, at) for v, at, operation in versions if operation not in QUIET_OPERATIONS]
-        if what.catch_up == "none": loud = [(v, at) for v, at in loud if now - at <= what.grace]
+        if what.catch_up == "none": loud = [(v, at) for v, at in loud if timestamp - at <= what.grace]
         if what.catch_up != "all": loud = loud[-1:]
-        new = [
-            Firing(name, f"version {v}", at, at + what.offset, row["spec"], what.parameters_at(at, v), created=now)
-            for v, at in loud
-        ]
-        made = self._add(db, what, new, now)
+        new = [Firing(name, f"version {v}", at, at + what.offset, row["spec"], what.parameters_at(at, v),
+                      created=timestamp)
+               for v, at in loud]
+        made = self._add(db, what, new, timestamp)
         db.execute(SCHEDULES.update().where(SCHEDULES.c.name == name).values(seen=versions[-1][0]))
     return made
 
@@ -306,66 +252,42 @@ def add_versions(self: ScheduleStore, name: str, versions: list[tuple[int, float
 @patch
 def overview(self: ScheduleStore, name: str | None = None) -> list[dict]:  # by name
     "All schedules, or one, as `scalai schedule list --json` prints them."
-    now, out = self.now(), []
+    now, out = self.clock(), []
     with self.engine.connect() as db:
-        rows = (
-            [self._row(db, name)]
-            if name
-            else db.execute(sa.select(SCHEDULES).order_by(SCHEDULES.c.name)).mappings().all()
-        )
+        rows = ([self._row(db, name)] if name
+                else db.execute(sa.select(SCHEDULES).order_by(SCHEDULES.c.name)).mappings().all())
         for row in rows:
             what = Schedule(**row["spec"])
-            last = select_firings(
-                db,
-                FIRINGS.c.schedule == what.name,
-                FIRINGS.c.state != "queued",
-                order=(FIRINGS.c.due.desc(), FIRINGS.c.id.desc()),
-                limit=1,
-            )
-            out.append(
-                dict(
-                    name=what.name,
-                    job=what.job,
-                    trigger=str(what),
-                    zone=what.zone,
-                    paused=row["paused"],
-                    next=None if row["paused"] else local_time(row["wake"], what.zone),
-                    overdue=bool(not row["paused"] and row["wake"] and now - row["wake"] > what.grace),
-                    failing_since=local_time(row["failing"], what.zone),
-                    seen=row["seen"],
-                    queued=db.execute(
-                        sa.select(sa.func.count())
-                        .select_from(FIRINGS)
-                        .where(FIRINGS.c.schedule == what.name, FIRINGS.c.state == "queued")
-                    ).scalar(),
-                    last=last[0].to_dict() if last else None,
-                    source=row["source"],
-                    schedule=row["spec"],
-                )
-            )
+            last = select_firings(db, FIRINGS.c.schedule == what.name, FIRINGS.c.state != "queued",
+                                  order=(FIRINGS.c.due.desc(), FIRINGS.c.id.desc()), limit=1)
+            out.append(dict(name=what.name, job=what.job, trigger=str(what), zone=what.zone, paused=row["paused"],
+                            next=None if row["paused"] else local_time(row["wake"], what.zone),
+                            overdue=bool(not row["paused"] and row["wake"] and now - row["wake"] > what.grace),
+                            failing_since=local_time(row["failing"], what.zone), seen=row["seen"],
+                            queued=db.execute(sa.select(sa.func.count()).select_from(FIRINGS).where(
+                                                  FIRINGS.c.schedule == what.name, FIRINGS.c.state == "queued"
+                                              )).scalar(),
+                            last=last[0].to_dict() if last else None, source=row["source"], schedule=row["spec"]))
     return out
 
 # %% ../../nbs/jobs/35_schedule_store.ipynb #4e125e60
 @patch
-def next_start(self: ScheduleStore, now: float) -> tuple[int,
-                                                         # how many wait, and in how many seconds the next comes
-                                                         float]:
+def next_start(self: ScheduleStore, timestamp: float) -> tuple[int, float]:
+    "How many firings wait, and in how many seconds the next one comes."
     with self.engine.connect() as db:
         queued = db.execute(sa.select(sa.func.count()).where(FIRINGS.c.state == "queued")).scalar()
-        at = db.execute(
-            sa.select(sa.func.min(FIRINGS.c.at)).where(FIRINGS.c.state == "queued", FIRINGS.c.at > now)
-        ).scalar()
-        wake = db.execute(
-            sa.select(sa.func.min(SCHEDULES.c.wake)).where(SCHEDULES.c.paused.is_(False), SCHEDULES.c.wake > now)
-        ).scalar()
-    return queued, min((t - now for t in (at, wake) if t is not None), default=math.inf)
+        at = db.execute(sa.select(sa.func.min(FIRINGS.c.at)).where(FIRINGS.c.state == "queued",
+                                                                   FIRINGS.c.at > timestamp)).scalar()
+        wake = db.execute(sa.select(sa.func.min(SCHEDULES.c.wake)).where(SCHEDULES.c.paused.is_(False),
+                                                                         SCHEDULES.c.wake > timestamp)).scalar()
+    return queued, min((t - timestamp for t in (at, wake) if t is not None), default=math.inf)
 
 # %% ../../nbs/jobs/35_schedule_store.ipynb #e9f4d1ef
 @patch
-def replan(self: ScheduleStore, now: float):
+def replan(self: ScheduleStore, timestamp: float):
     "Move due times that lie too far ahead back to the next one."
     with self.exclusive() as db:
         for row in db.execute(sa.select(SCHEDULES).where(SCHEDULES.c.next_due.is_not(None))).mappings().all():
-            new = _next(what := Schedule(**row["spec"]), now)
+            new = _next(what := Schedule(**row["spec"]), timestamp)
             if new["next_due"] is not None and new["next_due"] < row["next_due"]:
                 db.execute(SCHEDULES.update().where(SCHEDULES.c.name == what.name).values(**new))

@@ -59,24 +59,20 @@ def parse_gpus(gpus: str) -> list[int]:  # "0,1"
     try:
         return [int(g) for g in gpus.split(",") if g.strip()]
     except ValueError as e:
-        raise BadRequest(
-            f"[jobs] gpus = {gpus!r} is no list of GPUs.", "Write their numbers, as in gpus = 0,1.", "settings"
-        ) from e
+        raise BadRequest(f"[jobs] gpus = {gpus!r} is no list of GPUs.", "Write their numbers, as in gpus = 0,1.",
+                         "settings") from e
 
 # %% ../../nbs/jobs/37_scheduler.ipynb #ae6bc03d
 @patch
 def _count(self: Scheduler):
     self.queued = gauge("scalai_scheduler_queued", "Firings that wait, of all schedulers of the database.")
     self.running = gauge("scalai_scheduler_running", "Firings that this process runs.")
-    self.looked = gauge(
-        "scalai_scheduler_last_look_timestamp_seconds", "When this process last looked at the database."
-    )
-    self.states = counter(
-        "scalai_scheduler_ended_total", "Attempts that ended here, by their state.", "schedule", "state"
-    )
-    self.lateness = histogram(
-        "scalai_scheduler_lateness_seconds", "From when a firing might start to when it did.", "schedule"
-    )
+    self.looked = gauge("scalai_scheduler_last_look_timestamp_seconds",
+                        "When this process last looked at the database.")
+    self.states = counter("scalai_scheduler_ended_total", "Attempts that ended here, by their state.", "schedule",
+                          "state")
+    self.lateness = histogram("scalai_scheduler_lateness_seconds", "From when a firing might start to when it did.",
+                              "schedule")
     self.seconds = histogram("scalai_scheduler_run_seconds", "From an attempt's start to its end.", "schedule")
     self.alerts = counter("scalai_scheduler_alerts_total", "Alerts handed to the receivers.", "what")
 
@@ -87,7 +83,7 @@ JUMP_SECONDS = 5.  # seconds of difference between the two clocks that are more 
 @patch
 def read_clock(self: Scheduler) -> float:  # seconds since 1970
     "The database's clock; a jump is logged, and after one back nothing waits for a time that was wrong."
-    now, tick = self.table.now(), time.monotonic()
+    now, tick = self.table.clock(), time.monotonic()
     jump = (now - self.clock[0]) - (tick - self.clock[1]) if self.clock else -JUMP_SECONDS - 1
     if self.clock and abs(jump) > JUMP_SECONDS: self.log.warning("the clock jumped", seconds=round(jump, 1))
     if jump < -JUMP_SECONDS: self.table.replan(now)
@@ -96,34 +92,30 @@ def read_clock(self: Scheduler) -> float:  # seconds since 1970
 
 # %% ../../nbs/jobs/37_scheduler.ipynb #b3b0b79c
 @patch
-def start(self: Scheduler, now: float) -> int:  # how many
+def start(self: Scheduler, timestamp: float) -> int:  # how many
     "Take what may start, and start it."
-    taken = self.table.claim(self.table.now(), self.owner, self.slots - len(self.children), self.gpus, self.lease)
+    taken = self.table.claim(self.table.clock(), self.owner, self.slots - len(self.children), self.gpus, self.lease)
     for f in taken:
         what = f.definition
         try:
-            child = Child(
-                self.settings.root / what.job,
-                f.parameters,
-                self.settings.root,
-                self.settings.file if self.settings.file.is_file() else None,
-                what.timeout,
-                f.gpus if self.gpus else None,
-            )
+            child = Child(self.settings.root / what.job, f.parameters, self.settings.root,
+                          self.settings.file if self.settings.file.is_file() else None, what.timeout,
+                          f.gpus if self.gpus else None)
         except OSError as e:  # no memory for another process, say
-            self.report_end(f, "failed", self.table.end(f, now, "failed", reason=f"it could not be started: {e}"))
+            self.report_end(f, "failed",
+                            self.table.end(f, timestamp, "failed", reason=f"it could not be started: {e}"))
             continue
         self.children[f.id] = f, child
         self.table.hold(f.id, self.owner, child.identity)
         self.log.info("started", schedule=f.schedule, due=f.key, attempt=f.attempt)
         if f.attempt == 1:
-            self.lateness.labels(f.schedule).observe(max(0., now - f.at))
-            if now > f.late_at:
+            self.lateness.labels(f.schedule).observe(max(0., timestamp - f.at))
+            if timestamp > f.late_at:
                 if self.table.mark_late(f):
-                    self.send_alert(f, "late", f"{f.schedule} started {format_duration(now - f.at)} late")
+                    self.send_alert(f, "late", f"{f.schedule} started {format_duration(timestamp - f.at)} late")
             elif not f.is_manual:
                 for m in self.table.find_recovered(f.schedule):
-                    self.send_alert(m, "late", f"{f.schedule} starts in time again", over=True)
+                    self.send_alert(m, "late", f"{f.schedule} starts in time again", resolved=True)
     return len(taken)
 
 # %% ../../nbs/jobs/37_scheduler.ipynb #1e3269c9
@@ -135,7 +127,7 @@ def format_duration(seconds: float) -> str:
 
 # %% ../../nbs/jobs/37_scheduler.ipynb #ac9dffba
 @patch
-def reap(self: Scheduler, now: float):
+def reap(self: Scheduler, timestamp: float):
     "Write down how children ended."
     for id, (f, child) in list(self.children.items()):
         if child.poll() is None:
@@ -146,13 +138,15 @@ def reap(self: Scheduler, now: float):
             continue
         result = outcome(child) or self.infer_outcome(child)
         lost = bool(child.kill_reason) and result["state"] == "lost"  # by us: it may start again
-        done = self.table.end(f, now, result["state"], result["run"], child.kill_reason or result["why"], died=lost)
+        done = self.table.end(f, timestamp, result["state"], result["run"], child.kill_reason or result["why"],
+                              died=lost)
         del self.children[id]
         child.close()
         self.report_end(f, result["state"], done)
 
 @patch
 def infer_outcome(self: Scheduler, child: Child) -> dict:
+    "Infer how a child ended that did not report it."
     run = self.table.run_of(child.identity)
     if run is None and child.stop_requested:
         return dict(run=None, state="cancelled", why="it was told to stop before it began")
@@ -162,10 +156,10 @@ def infer_outcome(self: Scheduler, child: Child) -> dict:
 # %% ../../nbs/jobs/37_scheduler.ipynb #58a5d102
 @patch
 def report_end(self: Scheduler, f: Firing, state: str,  # of the attempt
-               done: tuple[Firing, str] | None):  # what became of it
+               outcome: tuple[Firing, str] | None):  # what became of it
     "Count it, and tell whoever wants to know."
-    if done is None: return  # it was no longer ours: who took it tells of it
-    now, alert = done
+    if outcome is None: return  # it was no longer ours: who took it tells of it
+    now, alert = outcome
     self.states.labels(f.schedule, state).inc()
     if f.started: self.seconds.labels(f.schedule).observe(max(0., self.clock[0] - f.started))
     self.log.info("ended", schedule=f.schedule, state=state, run=now.run, reason=now.reason)
@@ -174,50 +168,42 @@ def report_end(self: Scheduler, f: Firing, state: str,  # of the attempt
     if alert == "failure":
         self.send_alert(now, "failure", f"{f.schedule} {state.replace('_', ' ')}: {now.reason or 'without a reason'}")
     if alert == "recovery": self.send_alert(now, "recovery", f"{f.schedule} works again")
-    if now.late: self.send_alert(now, "late", f"{f.schedule}, which was late, {state.replace('_', ' ')}", over=True)
+    if now.late: self.send_alert(now, "late", f"{f.schedule}, which was late, {state.replace('_', ' ')}",
+                                 resolved=True)
 
 # %% ../../nbs/jobs/37_scheduler.ipynb #a756543c
 @patch
-def send_alert(self: Scheduler, f: Firing, kind: str, summary: str, over: bool = False):
+def send_alert(self: Scheduler, f: Firing, kind: str, summary: str, resolved: bool = False):
     "Hand an alert to the receivers, where the schedule wants it."
     if kind not in f.definition.alert: return
     what = "job late" if kind == "late" else "job failed"
-    details = dict(job=f.spec["job"], due=f.to_dict()["due"], attempts=f.attempt) | (
-        {"see": f"scalai logs {f.run}"} if f.run else {}
-    )
+    details = dict(job=f.spec["job"], due=f.to_dict()["due"],
+                   attempts=f.attempt) | ({"see": f"scalai logs {f.run}"} if f.run else {})
     self.alerts.labels(what).inc()
-    self.sender.send(
-        Alert(
-            what,
-            summary,
-            f.schedule,
-            "warning" if kind == "late" else "error",
-            f.run or "",
-            details,
-            key=f"{what}/{f.schedule}" + (f"/{f.key}" if kind == "late" else ""),
-            resolved=over or kind == "recovery",
-        )
-    )
+    self.sender.send(Alert(what, summary, f.schedule, "warning" if kind == "late" else "error", f.run or "", details,
+                           key=f"{what}/{f.schedule}" + (f"/{f.key}" if kind == "late" else ""),
+                           resolved=resolved or kind == "recovery"))
 
 # %% ../../nbs/jobs/37_scheduler.ipynb #8cdd359f
 @patch
-def beat(self: Scheduler, now: float):
+def beat(self: Scheduler, timestamp: float):
     "Renew, obey requests to cancel, and take over from the dead."
     if time.monotonic() - self.beaten < min(1., self.lease/3): return
     began = time.monotonic()  # the lease is counted from a moment after this one, however long the database thinks
-    held = self.table.renew(self.table.now(), self.owner, self.lease)
+    held = self.table.renew(self.table.clock(), self.owner, self.lease)
     self.beaten = began
     for id, (f, child) in self.children.items():
         if id not in held: self.kill_child(f, child, "it was taken over")
         elif held[id]: child.stop()
     if self.stop_count: return
-    for f in self.table.find_abandoned(now, self.owner, self.lease, self.watched):
+    for f in self.table.find_abandoned(timestamp, self.owner, self.lease, self.watched):
         self.log.warning("takes over", schedule=f.schedule, due=f.key, host=f.host)
-        done = self.table.take_over(f, now)
+        done = self.table.take_over(f, timestamp)
         if done: self.report_end(f, "lost" if done[0].state not in END_STATES else done[0].state, done)
 
 @patch
 def kill_child(self: Scheduler, f: Firing, child: Child, why: str):
+    "Kill a child, and log why."
     self.log.error("killed", schedule=f.schedule, due=f.key, why=why)
     child.kill_reason = why
     child.kill()
@@ -228,9 +214,8 @@ def wait_for_database(self: Scheduler, e: Exception, once: bool = False):
     "The database does not answer: wait for it (`once`: five times), and let nothing run without a lease."
     self.troubles += 1
     if once and self.troubles > 5:
-        raise Unreachable(
-            f"The record's database does not answer: {str(e).splitlines()[0]}", "Check [jobs] database."
-        ) from e
+        raise Unreachable(f"The record's database does not answer: {str(e).splitlines()[0]}",
+                          "Check [jobs] database.") from e
     self.log.error("the database does not answer", why=str(e).splitlines()[0])
     self.kill_unleased()
     if is_permanent(e) and time.monotonic() - self.beaten > self.lease:
@@ -261,7 +246,7 @@ def guard(self: Scheduler):
 
 # %% ../../nbs/jobs/37_scheduler.ipynb #cccf3bf2
 @patch
-def check_tables(self: Scheduler, now: float,
+def check_tables(self: Scheduler, timestamp: float,
                  wait: bool = False,  # for the answers, at most a minute
                 ):
     "See whether tables have new versions."
@@ -269,23 +254,20 @@ def check_tables(self: Scheduler, now: float,
         due, found, thread = self.looks.get(name, (0., None, None))
         if thread is None and time.monotonic() >= due:
             found = []
-            thread = threading.Thread(
-                target=_look,
-                args=(found, table_location(what.on_table, self.settings), seen, max(what.most, 10)),
-                daemon=True,
-                name=f"look-{name}",
-            )
+            thread = threading.Thread(target=_look,
+                                      args=(found, table_location(what.on_table, self.settings), seen,
+                                            max(what.most, 10)),
+                                      daemon=True, name=f"look-{name}")
             thread.start()
             self.looks[name] = due, found, thread
         if thread is not None and wait: thread.join(60)
         if thread is not None and not thread.is_alive():
             self.looks[name] = time.monotonic() + what.poll_interval, None, None
             if isinstance(found[0], Exception):
-                self.log.warning(
-                    "a table cannot be seen", schedule=name, table=what.on_table, why=str(found[0]).splitlines()[0]
-                )
+                self.log.warning("a table cannot be seen", schedule=name, table=what.on_table,
+                                 why=str(found[0]).splitlines()[0])
             elif found[0]:
-                self.table.add_versions(name, found[0], now)
+                self.table.add_versions(name, found[0], timestamp)
 
 def _look(box: list, location: str, seen: int, limit: int):
     try: box.append(commits(location, seen, limit))

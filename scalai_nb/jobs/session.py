@@ -42,70 +42,63 @@ class Session:
         forced: dict[str, str] | None = None,  # steps that run again even when nothing changed, with the reason
     ):
         self.settings, self.record, self.terminal, self.stop, self.slots, self.warm, self.client = (
-            settings,
-            Record(settings),
-            terminal,
-            stop,
-            slots,
-            warm,
-            client,
+            settings, Record(settings), terminal, stop, slots, warm, client
         )
-        self.only, self.taken, self.timeout, self.until, self.id = (
-            only,
-            taken or {},
-            timeout,
-            time.monotonic() + (timeout or math.inf),
-            None,
-        )
+        self.only, self.taken, self.timeout, self.until, self.id = (only, taken or {}, timeout,
+                                                                    time.monotonic() + (timeout or math.inf), None)
         self.forced, self.contents = forced or {}, Contents(settings)
         self.stuck = None  # since when somebody waits for what no worker can give
         # slots are what limits them
-        self.flow, self.tables, self.threads = (
-            flow,
-            Tables(settings, self.record, flow),
-            ThreadPoolExecutor(1024, "scalai-step"),
-        )
+        self.flow, self.tables, self.threads = (flow, Tables(settings, self.record, flow),
+                                                ThreadPoolExecutor(1024, "scalai-step"))
 
     def seconds_left(self, step: float | None = None) -> float:  # seconds
         "What a step may take: its own limit, within what the workflow has left."
         return min(step or self.settings.jobs.timeout, self.until - time.monotonic())
 
-    def is_stopping(self, id: str) -> bool:  # id of the workflow's run
-        if not self.stop.reason and self.record.cancel_requested(id): self.stop.request("a request in the record")
-        return bool(self.stop.reason)
+# %% ../../nbs/jobs/28_session.ipynb #d588b7a5
+@patch
+def is_stopping(self: Session, id: str) -> bool:  # id of the workflow's run
+    "Check whether the workflow was asked to stop."
+    if not self.stop.reason and self.record.cancel_requested(id): self.stop.request("a request in the record")
+    return bool(self.stop.reason)
 
-    def end_state(self, id: str) -> dict | None:  # how a step is recorded that cannot begin any more
-        if self.is_stopping(id): return dict(state="skipped", reason=STOPPED_REASON + self.stop.reason)
-        if self.seconds_left() > 0: return None
-        return dict(
-            state="timed_out",
-            error=dict(
-                cell=None, kind="TimedOut", message=f"the workflow's {self.timeout:g} s were over before it began"
-            ),
-        )
+@patch
+def end_state(self: Session, id: str) -> dict | None:  # how a step is recorded that cannot begin any more
+    "Return how a step is recorded that cannot begin any more."
+    if self.is_stopping(id): return dict(state="skipped", reason=STOPPED_REASON + self.stop.reason)
+    if self.seconds_left() > 0: return None
+    return dict(state="timed_out",
+                error=dict(cell=None, kind="TimedOut",
+                           message=f"the workflow's {self.timeout:g} s were over before it began"))
 
-    async def pause(self, seconds: float):
-        "Wait, unless asked to stop."
-        until = time.monotonic() + seconds
-        while (left := min(until, self.until) - time.monotonic()) > 0 and not self.stop.reason:
-            await asyncio.sleep(min(left, 0.1))
+@patch
+async def pause(self: Session, seconds: float):
+    "Wait, unless asked to stop."
+    until = time.monotonic() + seconds
+    while (left := min(until, self.until) - time.monotonic()) > 0 and not self.stop.reason:
+        await asyncio.sleep(min(left, 0.1))
 
-    def draw(self):
-        try: draw(self.flow, self.record, self.id)
-        except Unreachable: pass  # the page is as old as the record that still answered
+@patch
+def draw(self: Session):
+    "Draw the page of the workflow."
+    try: draw(self.flow, self.record, self.id)
+    except Unreachable: pass  # the page is as old as the record that still answered
 
-    async def watch(self):
-        "Beside all steps: send those who wait away when all is to stop, see workers come and go, and keep the page."
-        looked = drawn = time.monotonic()
-        while True:
-            await asyncio.sleep(.1)
-            if time.monotonic() - looked > 1:
-                looked = time.monotonic()
-                if self.client: await self.refresh_hosts()
-            if self.id and time.monotonic() - drawn > 2:
-                await asyncio.to_thread(self.draw)
-                drawn = time.monotonic()
-            if self.stop.reason or self.seconds_left() <= 0: self.slots.close()
+# %% ../../nbs/jobs/28_session.ipynb #006cc3b1
+@patch
+async def watch(self: Session):
+    "Beside all steps: send those who wait away when all is to stop, see workers come and go, and keep the page."
+    looked = drawn = time.monotonic()
+    while True:
+        await asyncio.sleep(.1)
+        if time.monotonic() - looked > 1:
+            looked = time.monotonic()
+            if self.client: await self.refresh_hosts()
+        if self.id and time.monotonic() - drawn > 2:
+            await asyncio.to_thread(self.draw)
+            drawn = time.monotonic()
+        if self.stop.reason or self.seconds_left() <= 0: self.slots.close()
 
 # %% ../../nbs/jobs/28_session.ipynb #adcd4870
 @patch
@@ -121,16 +114,18 @@ async def refresh_hosts(self: Session):
     if stuck and time.monotonic() - self.stuck > STOP_TIMEOUT: self.slots.dismiss(stuck)
 
 # %% ../../nbs/jobs/28_session.ipynb #2207a19a
-def steps_on(flow: WorkflowGraph, on: str) -> list[Step]:
+def steps_on(flow: WorkflowGraph, kind: str) -> list[Step]:
     "The steps that run at a kind of place, at any depth."
-    return [s for s in flow.steps if s.notebook and s.on == on] + [
-        s for f in flow.nested.values() for s in steps_on(f, on)
-    ]
+    return [s for s in flow.steps if s.notebook and s.on == kind] + [s for f in flow.nested.values()
+                                                                   for s in steps_on(f, kind)]
 
-def resources_of(step: Step) -> dict[str, float]: return {a: n for a, n in step.resources.model_dump().items() if n}
+def resources_of(step: Step) -> dict[str, float]:
+    "Return the resources that a step needs."
+    return {a: n for a, n in step.resources.model_dump().items() if n}
 
-def require_slots(flow: WorkflowGraph, slots: Slots, on: str):
-    for step in steps_on(flow, on): slots.check_capacity(step.name, on, resources_of(step))
+def require_slots(flow: WorkflowGraph, slots: Slots, kind: str):
+    "Raise `BadRequest` where a step fits no host."
+    for step in steps_on(flow, kind): slots.check_capacity(step.name, kind, resources_of(step))
 
 # %% ../../nbs/jobs/28_session.ipynb #28f25f27
 def join_workers(flow: WorkflowGraph, settings: Settings, slots: Slots):

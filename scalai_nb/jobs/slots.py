@@ -78,17 +78,18 @@ class Slots:
     def __init__(self, hosts: list[Host]):
         self.hosts, self.waiting, self.count = list(hosts), [], itertools.count()
 
-    def hosts_for(self, on: str, need: dict[str, float]) -> list[Host]:
+    def hosts_for(self, kind: str, need: dict[str, float]) -> list[Host]:
         "The hosts that could ever take it."
-        return [p for p in self.hosts if p.on == on and p.shortage(need) is None]
+        return [p for p in self.hosts if p.on == kind and p.shortage(need) is None]
 
     async def acquire(self,
                       need: dict[str, float],
-                      on: str = "here",
+                      kind: str = "here",
                       order: tuple[int, ...] = (),  # of the step in the file
                      ) -> Allocation | None:  # None: no step gets a slot any more
+        "Wait for a slot, in the order of the file."
         future = asyncio.get_running_loop().create_future()
-        insort(self.waiting, (order, next(self.count), need, on, future), key=lambda w: w[:2])
+        insort(self.waiting, (order, next(self.count), need, kind, future), key=lambda w: w[:2])
         self.assign()
         return await future
 
@@ -98,23 +99,28 @@ class Slots:
         allocation.host.devices += allocation.devices
         self.assign()
 
-    def replace(self, on: str, now: list[Host]):
+    def replace(self, kind: str, hosts: list[Host]):
         "Places of one kind have come and gone."
-        self.hosts = [p for p in self.hosts if p.on != on] + now
+        self.hosts = [p for p in self.hosts if p.on != kind] + hosts
         self.assign()
 
-    def unplaceable(self) -> list:
-        "Who waits for what no host could give any more."
-        return [w for w in self.waiting if not self.hosts_for(w[3], w[2])]
+# %% ../../nbs/jobs/24_slots.ipynb #12c6abb3
+@patch
+def unplaceable(self: Slots) -> list:
+    "Who waits for what no host could give any more."
+    return [w for w in self.waiting if not self.hosts_for(w[3], w[2])]
 
-    def dismiss(self, some: list):
-        for waiter in some:
-            self.waiting.remove(waiter)
-            if not waiter[-1].done(): waiter[-1].set_result(None)
+@patch
+def dismiss(self: Slots, waiters: list):
+    "Release waiting steps without a slot."
+    for waiter in waiters:
+        self.waiting.remove(waiter)
+        if not waiter[-1].done(): waiter[-1].set_result(None)
 
-    def close(self):
-        "Send all who wait away."
-        self.dismiss(list(self.waiting))
+@patch
+def close(self: Slots):
+    "Send all who wait away."
+    self.dismiss(list(self.waiting))
 
 # %% ../../nbs/jobs/24_slots.ipynb #bcced99d
 @patch
@@ -140,19 +146,14 @@ def _seize(host: Host, need: dict[str, float]) -> Allocation:
 
 # %% ../../nbs/jobs/24_slots.ipynb #da2ce630
 @patch
-def check_capacity(self: Slots, name: str, on: str, need: dict[str, float]):
+def check_capacity(self: Slots, name: str, kind: str, need: dict[str, float]):
     "A `BadRequest` for a step that no host could ever take."
-    mine = [p for p in self.hosts if p.on == on]
+    mine = [p for p in self.hosts if p.on == kind]
     if any(p.shortage(need) is None for p in mine): return
     lack = mine[0].shortage(need) if mine else "jobs"
     size = (lambda n: f"{n/2**30:.1f} GiB") if lack == "memory" else (lambda n: f"{n:g}")
     most = max((p.room[lack] for p in mine), default=0)
-    where = "and there are" if on == "here" else "and the largest worker has"
-    raise BadRequest(
-        f"Step {name!r} needs {size(need.get(lack, 0))} {lack}, {where} {size(most)}.",
-        (
-            f"Ask for less in its `resources`, or raise [workflow] {lack} in settings.ini."
-            if on == "here"
-            else "Ask for less in its `resources`, or give the cluster a larger worker."
-        ),
-    )
+    where = "and there are" if kind == "here" else "and the largest worker has"
+    raise BadRequest(f"Step {name!r} needs {size(need.get(lack, 0))} {lack}, {where} {size(most)}.",
+                     (f"Ask for less in its `resources`, or raise [workflow] {lack} in settings.ini." if kind == "here"
+                      else "Ask for less in its `resources`, or give the cluster a larger worker."))

@@ -16,6 +16,7 @@ class Stop:
     def __init__(self): self.reason, self.times = "", 0
 
     def request(self, reason: str):
+        "Request a stop; the first reason counts."
         self.reason, self.times = self.reason or reason, self.times + 1
 
     @contextmanager

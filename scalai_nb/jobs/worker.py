@@ -15,6 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from fastcore.basics import patch
+
 from ..core.process import die_with_parent
 
 # %% ../../nbs/jobs/36_worker.ipynb #c3da2609
@@ -37,18 +39,10 @@ class Child:
         if gpus is not None: env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
         self.log_file, self.stop_requested, self.began = tempfile.TemporaryFile(), False, time.monotonic()
         self.kill_reason = ""  # why its scheduler killed it
-        self.process = subprocess.Popen(
-            [*self.program, str(os.getpid())],
-            stdin=subprocess.PIPE,
-            stdout=self.log_file,
-            stderr=subprocess.STDOUT,
-            cwd=root,
-            env=env,
-            start_new_session=True,
-        )
-        self.identity, self.fd = identity(self.process.pid), (
-            os.pidfd_open(self.process.pid) if hasattr(os, "pidfd_open") else None
-        )
+        self.process = subprocess.Popen([*self.program, str(os.getpid())], stdin=subprocess.PIPE, stdout=self.log_file,
+                                        stderr=subprocess.STDOUT, cwd=root, env=env, start_new_session=True)
+        self.identity, self.fd = identity(self.process.pid), (os.pidfd_open(self.process.pid)
+                                                              if hasattr(os, "pidfd_open") else None)
         try:
             with self.process.stdin as pipe:
                 pipe.write(json.dumps(dict(job=str(job), parameters=parameters, timeout=timeout)).encode())
@@ -57,17 +51,23 @@ class Child:
 
     def poll(self) -> int | None: return self.process.poll()
 
-    def stop(self):
-        "Ask it to cancel its run and to write that down."
-        if not self.stop_requested and self.poll() is None: self.process.send_signal(signal.SIGTERM)
-        self.stop_requested = True
+# %% ../../nbs/jobs/36_worker.ipynb #e066ac88
+@patch
+def stop(self: Child):
+    "Ask it to cancel its run and to write that down."
+    if not self.stop_requested and self.poll() is None: self.process.send_signal(signal.SIGTERM)
+    self.stop_requested = True
 
-    def kill(self):
-        if self.poll() is None: os.killpg(self.process.pid, signal.SIGKILL)
+@patch
+def kill(self: Child):
+    "Kill the child and its process group."
+    if self.poll() is None: os.killpg(self.process.pid, signal.SIGKILL)
 
-    def close(self):
-        self.log_file.close()
-        if self.fd is not None: os.close(self.fd)
+@patch
+def close(self: Child):
+    "Close the child's files."
+    self.log_file.close()
+    if self.fd is not None: os.close(self.fd)
 
 # %% ../../nbs/jobs/36_worker.ipynb #a758c083
 def _lines(child: Child) -> list[str]:
@@ -84,11 +84,8 @@ def outcome(child: Child) -> dict | None:  # {"run", "state", "why"}; None: it d
 def describe_exit(child: Child) -> str:
     "How a child ended that did not say it itself."
     code = child.poll()
-    text = (
-        f"its process was killed by {signal.Signals(-code).name}"
-        if code < 0
-        else f"its process ended with code {code}"
-    )
+    text = (f"its process was killed by {signal.Signals(-code).name}" if code < 0
+            else f"its process ended with code {code}")
     tail = next((x.strip() for x in reversed(_lines(child)) if x.strip()), "")
     return text + (f": {tail[:200]}" if tail else "")
 

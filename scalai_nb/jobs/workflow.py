@@ -58,29 +58,17 @@ def run(self: Workflow,
     require_slots(self, slots, "here")
     with ExitStack() as stack:
         client = stack.enter_context(join_workers(self, settings, slots)) if steps_on(self, "dask") else None
-        terminal, _, pool = (
-            stack.enter_context(c) for c in (ProgressTree(progress), stop.on_signals(),
-                                             KernelPool(self.warm if warm else ()))
-        )
+        terminal, _, pool = (stack.enter_context(c)
+                             for c in (ProgressTree(progress), stop.on_signals(),
+                                       KernelPool(self.warm if warm else ())))
         terminal.title(self.name)
-        session = Session(
-            self,
-            settings,
-            terminal,
-            stop,
-            slots,
-            pool if warm else None,
-            timeout,
-            client,
-            only,
-            taken,
-            forced_steps(self, from_step),
-        )
+        session = Session(self, settings, terminal, stop, slots, pool if warm else None, timeout, client, only, taken,
+                          forced_steps(self, from_step))
         terminal.waits = lambda: len(slots.waiting)
         with session.threads:
             job = run_to_end(lambda: _whole(self, values, session, parent or os.environ.get("SCALAI_RUN"), previous),
                              stop)
-        terminal.done(job)
+        terminal.finish(job)
     return job
 
 # %% ../../nbs/jobs/30_workflow.ipynb #9d05abbf

@@ -127,19 +127,15 @@ def load(cls: WorkflowGraph, path: Path | str,  # a TOML file
     "Read a workflow and all files that it names, and check them before anything runs."
     path = Path(path).absolute()
     if path in _outer:
-        raise BadRequest(
-            f"{path.name} contains itself: {' → '.join(p.name for p in (*_outer, path))}.",
-            "A workflow cannot be a step of itself.",
-        )
+        raise BadRequest(f"{path.name} contains itself: {' → '.join(p.name for p in (*_outer, path))}.",
+                         "A workflow cannot be a step of itself.")
     words = _words(path)
     names = [s.name for s in words.step]
     if twice := next((n for n in names if names.count(n) > 1), None):
         raise BadRequest(f"{path} has two steps {twice!r}.", "Give each its own name.")
     parameters = {n: Parameter(n, type(v), type(v).__name__, v) for n, v in words.parameters.items()}
     needs = {s.name: _needs(s, i, names, parameters, path) for i, s in enumerate(words.step)}
-    flow = cls(
-        words.name or path.stem, path, _order(words.step, needs, path), needs, parameters, tuple(words.warm)
-    )
+    flow = cls(words.name or path.stem, path, _order(words.step, needs, path), needs, parameters, tuple(words.warm))
     for step in flow.steps: _check_step(flow, step, (*_outer, path))
     return flow
 
@@ -149,15 +145,11 @@ def _needs(step: Step, i: int, names: list[str], parameters: dict, path: Path) -
     declared = ([names[i - 1]] if i else []) if step.needs is None else step.needs
     if unknown := next((n for n in declared if n not in names), None):
         near = nearest(unknown, names)
-        raise BadRequest(
-            f"Step {step.name!r} of {path} needs {unknown!r}, which is no step.",
-            f"Did you mean {near!r}?" if near else f"Steps: {', '.join(names)}.",
-        )
+        raise BadRequest(f"Step {step.name!r} of {path} needs {unknown!r}, which is no step.",
+                         f"Did you mean {near!r}?" if near else f"Steps: {', '.join(names)}.")
     referenced = []
-    for ref in [
-        *references(step.each),
-        *references([step.grid, step.parameters, step.when, step.inputs, step.products]),
-    ]:
+    for ref in [*references(step.each),
+                *references([step.grid, step.parameters, step.when, step.inputs, step.products])]:
         name = ref.split(".")[0]
         if ((step.each or step.grid) and name == step.item) or name in parameters and name not in names: continue
         if name not in names:
@@ -171,41 +163,40 @@ def _needs(step: Step, i: int, names: list[str], parameters: dict, path: Path) -
     return list(dict.fromkeys([*declared, *referenced]))
 
 # %% ../../nbs/jobs/26_workflow_file.ipynb #c621b6df
+def _check_parameters(step: Step, declares: dict[str, Parameter]):
+    "The values that a step is given fit what its file declares, and none that is required is left out."
+    for name, value in [*step.parameters.items(), *step.grid.items()]:
+        if name not in declares:
+            near = nearest(name, declares)
+            raise BadRequest(f"Unknown parameter {name!r}.",
+                             f"Did you mean {near!r}?" if near else f"Declared: {', '.join(declares) or 'none'}.")
+        for one in value if name in step.grid and isinstance(value, list) else [value]:
+            if not references(one): conform(declares[name], one)
+    if twice := next((n for n in step.grid if n in step.parameters), None):
+        raise BadRequest(f"Parameter {twice!r} is in `grid` and in `parameters`.", "Leave it to `grid`.")
+    values = {**step.parameters, **step.grid}
+    if missing := next((p for p in declares.values() if p.required and p.name not in values), None):
+        raise BadRequest(f"Parameter {missing.name!r} is required.", f"It is {missing}.")
+
+# %% ../../nbs/jobs/26_workflow_file.ipynb #d7fbde48
 def _check_step(flow: WorkflowGraph, step: Step, outer: tuple[Path, ...]):
     """The step's file is there and declares the parameters that it is given; what it refers to is handed on, by a type
     that fits."""
     if bool(step.notebook) == bool(step.workflow):
-        raise BadRequest(
-            f"Step {step.name!r} of {flow.path} needs a notebook or a workflow, one of them.",
-            "Write notebook = \"name.ipynb\".",
-        )
+        raise BadRequest(f"Step {step.name!r} of {flow.path} needs a notebook or a workflow, one of them.",
+                         "Write notebook = \"name.ipynb\".")
     try:
         if step.each and step.grid:
             raise BadRequest("It has both `each` and `grid`.", "Write the list of `each` as one more entry of `grid`.")
         if step.workflow and (step.resources != Resources() or step.on != "here"):
             raise BadRequest("It is a workflow: `resources` and `on` are for its steps.", "Write them in that file.")
         if step.workflow and (step.inputs or step.products):
-            raise BadRequest(
-                "It is a workflow: `inputs` and `products` are for its steps.", "Write them in that file."
-            )
+            raise BadRequest("It is a workflow: `inputs` and `products` are for its steps.",
+                             "Write them in that file.")
         check_declared([i for i in step.inputs if not references(i)], [p for p in step.products if not references(p)])
         if step.workflow: flow.nested[step.name] = type(flow).load(flow.path.parent/step.workflow, outer)
         declares = declared_parameters(flow, step)
-        for name, value in [*step.parameters.items(), *step.grid.items()]:
-            if name not in declares:
-                near = nearest(name, declares)
-                raise BadRequest(
-                    f"Unknown parameter {name!r}.",
-                    f"Did you mean {near!r}?" if near else f"Declared: {', '.join(declares) or 'none'}.",
-                )
-            for one in value if name in step.grid and isinstance(value, list) else [value]:
-                if not references(one): conform(declares[name], one)
-        if twice := next((n for n in step.grid if n in step.parameters), None):
-            raise BadRequest(f"Parameter {twice!r} is in `grid` and in `parameters`.", "Leave it to `grid`.")
-        if missing := next(
-            (p for p in declares.values() if p.required and p.name not in {**step.parameters, **step.grid}), None
-        ):
-            raise BadRequest(f"Parameter {missing.name!r} is required.", f"It is {missing}.")
+        _check_parameters(step, declares)
         check_references(flow, step, declares, lambda *_: {})
     except BadRequest as e:
         if e.message.startswith("Step "): raise
@@ -213,6 +204,7 @@ def _check_step(flow: WorkflowGraph, step: Step, outer: tuple[Path, ...]):
 
 # %% ../../nbs/jobs/26_workflow_file.ipynb #456de1f0
 def declared_parameters(flow: WorkflowGraph, step: Step) -> dict[str, Parameter]:
+    "Return the parameters that a step's file declares."
     return flow.nested[step.name].parameters if step.workflow else read(flow.path.parent/step.notebook)
 
 # %% ../../nbs/jobs/26_workflow_file.ipynb #62381c58
@@ -239,7 +231,7 @@ def declared_results(flow: WorkflowGraph, name: str) -> dict[str, type | None] |
     return {k: None if sum(k in h for h in many) > 1 else t for h in many for k, t in h.items()}
 
 # %% ../../nbs/jobs/26_workflow_file.ipynb #274d439c
-def check_references(flow: WorkflowGraph, step: Step, declares: dict[str, Parameter], known):
+def check_references(flow: WorkflowGraph, step: Step, declares: dict[str, Parameter], lookup):
     """Every `${step.key}` is handed on, and every reference that is a whole parameter has a type that it can take.
 
     `known(flow, step)` tells types that its code does not."""
@@ -250,13 +242,11 @@ def check_references(flow: WorkflowGraph, step: Step, declares: dict[str, Parame
         if name not in steps: return None if keys else type(flow.parameters[name].default)
         many, results = bool(steps[name].each or steps[name].grid), declared_results(flow, name)
         if not keys: return list if many else dict
-        kinds = (results or {}) | known(flow, name)
+        kinds = (results or {}) | lookup(flow, name)
         if results is not None and keys[0] not in {**kinds, **steps[name].grid}:
             near = nearest(keys[0], kinds)
-            raise BadRequest(
-                f"${{{ref}}} is not what step {name!r} hands on.",
-                f"Did you mean {near!r}?" if near else f"It hands on: {', '.join(kinds)}.",
-            )
+            raise BadRequest(f"${{{ref}}} is not what step {name!r} hands on.",
+                             f"Did you mean {near!r}?" if near else f"It hands on: {', '.join(kinds)}.")
         return list if many else kinds.get(keys[0]) if len(keys) == 1 else None
     for ref in references([step.each, step.grid, step.when, step.inputs, step.products]): kind(ref)
     for name, value in step.parameters.items():

@@ -40,11 +40,8 @@ def strength(finding: Finding) -> float:  # in thresholds
     "How far a column moved. What moved without being significant counts as standing still."
     if finding.drifted and not finding.threshold: return MOST  # a schema change: nothing to measure, nothing to doubt
     if not finding.threshold or not np.isfinite(finding.threshold): return 0.
-    return (
-        float(min(finding.effect / finding.threshold, MOST))
-        if finding.drifted
-        else float(min(finding.effect / finding.threshold, 0.99))
-    )
+    return (float(min(finding.effect / finding.threshold, MOST)) if finding.drifted
+            else float(min(finding.effect / finding.threshold, 0.99)))
 
 # %% ../../nbs/view/04_drift.ipynb #ddf39367
 def why(report: Report, limit: int = 8) -> str:  # HTML
@@ -56,34 +53,21 @@ def why(report: Report, limit: int = 8) -> str:  # HTML
             f"<p>Nothing moved: {several(len(report.columns), 'column')}{cut} as before, on {report.current_rows:,}"
             f" rows against {report.reference_rows:,}.</p>"
         )
-    more = (
-        f'<li class="soft">… and {several(len(found) - limit, "more")}</li>'.replace("mores", "more")
-        if len(found) > limit
-        else ""
-    )
-    return (
-        '<ul class="why">'
-        + "".join(f"<li><b>{escape(f.name)}</b> {escape(f.reason)}</li>" for f in found[:limit])
-        + more
-        + "</ul>"
-    )
+    more = (f'<li class="soft">… and {several(len(found) - limit, "more")}</li>'.replace("mores", "more")
+            if len(found) > limit else "")
+    return ('<ul class="why">' + "".join(f"<li><b>{escape(f.name)}</b> {escape(f.reason)}</li>" for f in found[:limit])
+            + more + "</ul>")
 
 # %% ../../nbs/view/04_drift.ipynb #a3b15108
-REFERENCE, *SHADES = (
-    "rgba(129,148,168,0.05)",
-    "rgba(129,148,168,0.14)",
-    "rgba(129,148,168,0.42)",
-    "rgba(217,100,15,0.5)",
-    "rgba(217,100,15,1)",
-)
+REFERENCE, *SHADES = ("rgba(129,148,168,0.05)", "rgba(129,148,168,0.14)", "rgba(129,148,168,0.42)",
+                      "rgba(217,100,15,0.5)", "rgba(217,100,15,1)")
 
 def shade(strength: np.ndarray) -> np.ndarray:  # −1 reference, 0 … 1 as usual, 2 … 3 moved
     """Where a strength lies on the colours:
 
     a step at the threshold, so that just under and just over do not look alike."""
-    return np.select(
-        [np.isnan(strength), strength < 1], [-1.0, strength], 2 + (np.nan_to_num(strength, nan=1.0) - 1) / (MOST - 1)
-    )
+    return np.select([np.isnan(strength), strength < 1], [-1.0, strength],
+                     2 + (np.nan_to_num(strength, nan=1.0) - 1) / (MOST - 1))
 
 # %% ../../nbs/view/04_drift.ipynb #dee90c97
 def grid(
@@ -94,13 +78,9 @@ def grid(
 ]:  # columns, windows, strength (columns, windows) with NaN for the reference
     "The cells of the picture."
     names = list(dict.fromkeys(n for r in reports.values() if r is not None for n in r.columns))
-    cells = np.array(
-        [
-            [np.nan if r is None or n not in r.columns else strength(r.columns[n]) for r in reports.values()]
-            for n in names
-        ],
-        float,
-    ).reshape(len(names), len(reports))
+    cells = np.array([[np.nan if r is None or n not in r.columns else strength(r.columns[n]) for r in reports.values()]
+                      for n in names],
+                     float).reshape(len(names), len(reports))
     worst = np.nan_to_num(cells, nan=0.).max(1) if cells.size else np.zeros(0)
     order = np.argsort(-worst, kind="stable")[:limit]
     return [names[i] for i in order], list(reports), cells[order]
@@ -110,23 +90,15 @@ def cells_mark(cells: np.ndarray, x: bq.LinearScale, y: bq.LinearScale) -> bq.Gr
     """The squares, drawn between their borders; one row or one column alone gets an empty neighbour outside the
     picture."""
     padded = shade(np.pad(cells, ((0, len(cells) == 1), (0, cells.shape[1] == 1)), constant_values=np.nan))
-    return bq.GridHeatMap(
-        color=padded,
-        row=np.arange(padded.shape[0] + 1) - 0.5,
-        column=np.arange(padded.shape[1] + 1) - 0.5,
-        stroke="rgba(129,148,168,0.35)",
-        scales={"row": y, "column": x, "color": bq.ColorScale(colors=[REFERENCE, *SHADES], min=-1, max=3)},
-    )
+    return bq.GridHeatMap(color=padded, row=np.arange(padded.shape[0] + 1) - 0.5,
+                          column=np.arange(padded.shape[1] + 1) - 0.5, stroke="rgba(129,148,168,0.35)",
+                          scales={"row": y, "column": x,
+                                  "color": bq.ColorScale(colors=[REFERENCE, *SHADES], min=-1, max=3)})
 
 def frame(row: int, column: int, x: bq.LinearScale, y: bq.LinearScale) -> bq.Lines:
     "A line around the cell that is looked at."
-    return bq.Lines(
-        x=column + np.array([-0.5, 0.5, 0.5, -0.5, -0.5]),
-        y=row + np.array([-0.5, -0.5, 0.5, 0.5, -0.5]),
-        scales={"x": x, "y": y},
-        colors=[INK],
-        stroke_width=2.5,
-    )
+    return bq.Lines(x=column + np.array([-0.5, 0.5, 0.5, -0.5, -0.5]), y=row + np.array([-0.5, -0.5, 0.5, 0.5, -0.5]),
+                    scales={"x": x, "y": y}, colors=[INK], stroke_width=2.5)
 
 # %% ../../nbs/view/04_drift.ipynb #e86d61b4
 def heat(reports: dict[str, Report | None],
@@ -136,83 +108,41 @@ def heat(reports: dict[str, Report | None],
         ) -> bq.Figure:
     "Which columns moved in which windows."
     names, windows, cells = grid(reports, limit)
-    x, y = measured_scale(-0.5, len(windows) - 0.5), bq.LinearScale(
-        min=-0.5, max=len(names) - 0.5, allow_padding=False, reverse=True
-    )
+    x, y = measured_scale(-0.5, len(windows) - 0.5), bq.LinearScale(min=-0.5, max=len(names) - 0.5,
+                                                                    allow_padding=False, reverse=True)
     squares, (i, j) = cells_mark(cells, x, y), np.nonzero(np.nan_to_num(cells) >= 1)
-    dots = bq.Scatter(
-        x=j.astype(float),
-        y=i.astype(float),
-        scales={"x": x, "y": y},
-        colors=["#ffffff"],
-        stroke="#5a2a06",
-        default_size=26,
-        enable_hover=False,
-    )
+    dots = bq.Scatter(x=j.astype(float), y=i.astype(float), scales={"x": x, "y": y}, colors=["#ffffff"],
+                      stroke="#5a2a06", default_size=26, enable_hover=False)
     looked = [frame(names.index(column), windows.index(window), x, y)] if column in names and window in windows else []
     if choose:  # a square tells its lower borders, a dot its place among the dots
-        squares.on_element_click(
-            lambda _, event: choose(
-                names[round(event["data"]["row"] + 0.5)], windows[round(event["data"]["column"] + 0.5)]
-            )
-        )
-        dots.on_element_click(
-            lambda _, event: choose(names[i[event["data"]["index"]]], windows[j[event["data"]["index"]]])
-        )
-    side = axis(
-        y,
-        "",
-        upright=True,
-        grid_lines="none",
-        tick_values=np.arange(len(names)),
-        tick_labels={str(k): n if len(n) <= 14 else n[:13] + "…" for k, n in enumerate(names)},
-    )
-    return figure(
-        [squares, dots, *looked],
-        [period_axis(windows, x), side],
-        70 + 24 * len(names),
-        by_window=True,
-        left=110,
-        top=6,
-    )
+        squares.on_element_click(lambda _, event: choose(names[round(event["data"]["row"] + 0.5)],
+                                                         windows[round(event["data"]["column"] + 0.5)]))
+        dots.on_element_click(lambda _, event: choose(names[i[event["data"]["index"]]],
+                                                      windows[j[event["data"]["index"]]]))
+    side = axis(y, "", upright=True, grid_lines="none", tick_values=np.arange(len(names)),
+                tick_labels={str(k): n if len(n) <= 14 else n[:13] + "…" for k, n in enumerate(names)})
+    return figure([squares, dots, *looked], [period_axis(windows, x), side], 70 + 24 * len(names), by_window=True,
+                  left=110, top=6)
 
 # %% ../../nbs/view/04_drift.ipynb #77cfbf33
 def findings(reports: dict[str, Report | None]) -> dict[str, list]:  # for a CSV file
     "What `heat` draws, all columns."
-    found = [
-        (window, f)
-        for window, r in reports.items()
-        if r is not None
-        for f in [*r.columns.values(), *r.pairs, *r.arrival, *r.segments]
-    ]
-    return {"window": [p for p, _ in found]} | {
-        k: [getattr(f, k) for _, f in found] for k in ("name", "drifted", "effect", "threshold", "p", "reason")
-    }
+    found = [(window, f) for window, r in reports.items() if r is not None
+             for f in [*r.columns.values(), *r.pairs, *r.arrival, *r.segments]]
+    return {"window": [p for p, _ in found]} | {k: [getattr(f, k) for _, f in found]
+                                                for k in ("name", "drifted", "effect", "threshold", "p", "reason")}
 
 # %% ../../nbs/view/04_drift.ipynb #8e390ec6
 def verdict(report: Report, name: str = "This window") -> str:  # HTML
     "The report in one sentence."
-    moved = [f.name for f in sorted(report.columns.values(), key=lambda f: -strength(f)) if f.drifted] or [
-        f.name for f in report.found
-    ]
-    level, said = (
-        ("act", report.problem)
-        if report.problem
-        else (
-            ("attention", f"{name} differs in {listed(moved)}.")
-            if report.drifted
-            else ("good", f"{name} is like its reference.")
-        )
-    )
-    return headline(
-        level,
-        said,
-        {
-            "Rows": f"{report.current_rows:,}",
-            "Reference": f"{report.reference_rows:,} rows",
-            "Columns": f"{sum(f.drifted for f in report.columns.values())} of {len(report.columns)} moved",
-        },
-    )
+    moved = [f.name for f in sorted(report.columns.values(), key=lambda f: -strength(f))
+             if f.drifted] or [f.name for f in report.found]
+    level, said = (("act", report.problem) if report.problem
+                   else (("attention", f"{name} differs in {listed(moved)}.") if report.drifted
+                         else ("good", f"{name} is like its reference.")))
+    return headline(level, said,
+                    {"Rows": f"{report.current_rows:,}", "Reference": f"{report.reference_rows:,} rows",
+                     "Columns": f"{sum(f.drifted for f in report.columns.values())} of {len(report.columns)} moved"})
 LEGEND = key({"reference": GREY, "this window": BLUE})
 
 # %% ../../nbs/view/04_drift.ipynb #2eafd388
@@ -225,10 +155,8 @@ def report_view(report: Report, reference=None, current=None,  # their profiles:
     def draw(*_):
         finding = report.columns[which.value]
         told.value = f"<p><b>{escape(finding.name)}</b> {escape(finding.reason)}</p>" + LEGEND
-        picture.children = [
-            column_picture(finding, reference, current, (units or {}).get(finding.name)),
-            html(column_csv(finding, reference, current)),
-        ]
+        picture.children = [column_picture(finding, reference, current, (units or {}).get(finding.name)),
+                            html(column_csv(finding, reference, current))]
     which.observe(draw, "value")
     draw()
     return View([html(verdict(report) + why(report)), controls(which), told, picture], static=report._repr_html_())
@@ -241,30 +169,20 @@ def column_picture(finding: Finding, reference, current, unit: str | None = None
         return distribution([p.columns.get(finding.name) for p in (reference, current)], label)
     if not finding.bins: return html('<p class="soft">This comparison kept no bins to draw.</p>')
     from scalai_nb.view.profile import bars
-    names = [
-        (
-            str(b["value"])
-            if "value" in b
-            else f"{b['low']:.4g} … {b['high']:.4g}" if isinstance(b["low"], float) else f"{b['low']} … {b['high']}"
-        )
-        for b in finding.bins
-    ]
-    return bars(
-        names, [np.array([b[k] for b in finding.bins]) for k in ("reference", "current")], [GREY, BLUE], label, 300
-    )
+    names = [(str(b["value"]) if "value" in b else f"{b['low']:.4g} … {b['high']:.4g}" if isinstance(b["low"], float)
+              else f"{b['low']} … {b['high']}")
+             for b in finding.bins]
+    return bars(names, [np.array([b[k] for b in finding.bins]) for k in ("reference", "current")], [GREY, BLUE], label,
+                300)
 
 # %% ../../nbs/view/04_drift.ipynb #054409cd
 def column_csv(finding: Finding, reference, current, name: str = "") -> str:  # HTML
     "What `column_picture` draws."
     given = reference is not None and current is not None
-    found = (
-        told_shares([p.columns.get(finding.name) for p in (reference, current)], ["reference", "window"])
-        if given
-        else None
-    )
+    found = (told_shares([p.columns.get(finding.name) for p in (reference, current)], ["reference", "window"]) if given
+             else None)
     if not given and finding.bins:
-        found = {
-            "from": [b.get("value", b.get("low")) for b in finding.bins],
-            "to": [b.get("value", b.get("high")) for b in finding.bins],
-        } | {k: [b[k] for b in finding.bins] for k in ("reference", "current")}
+        found = {"from": [b.get("value", b.get("low")) for b in finding.bins],
+                 "to": [b.get("value", b.get("high"))
+                        for b in finding.bins]} | {k: [b[k] for b in finding.bins] for k in ("reference", "current")}
     return download(name or finding.name, found) if found else ""

@@ -46,34 +46,20 @@ def lines_table(lines: list[Line]) -> str:  # HTML
     "What needs somebody first."
     order = sorted(lines, key=lambda x: ("act", "attention", "running", "good", "unknown").index(x.level))
     name = lambda x: leads(x.app, x.what, **x.state) if x.app else escape(x.what)
-    return table(
-        {"thing": "name title", "is": "", "how it stands": "wide", "since": "whole", "needs you": ""},
-        [
-            [
-                name(x),
-                chip(x.level, WORDS[x.level]),
-                escape(x.sentence),
-                escape(x.since) or nothing(),
-                escape(x.need) or nothing("nothing"),
-            ]
-            for x in order
-        ],
-    )
+    return table({"thing": "name title", "is": "", "how it stands": "wide", "since": "whole", "needs you": ""},
+                 [[name(x), chip(x.level, WORDS[x.level]), escape(x.sentence), escape(x.since) or nothing(),
+                   escape(x.need) or nothing("nothing")]
+                  for x in order])
 
 # %% ../../nbs/view/26_home.ipynb #74e6962d
 def summary(lines: list[Line]) -> tuple[str, str, dict[str, str]]:  # level, sentence, facts
     "Is everything well, and what needs me."
     needing, known = [x for x in lines if x.needs], [x for x in lines if x.level != "unknown"]
     if not known and not needing:
-        return (
-            "unknown",
-            "Nothing has happened in this workspace yet: run `scalai demo`, or `scalai ingest URI TABLE`.",
-            {},
-        )
-    facts = {
-        "Needs you": several(len(needing), "thing") if needing else "Nothing",
-        "Well": f"{sum(x.level in ('good', 'running') for x in lines)} of {len(lines)}",
-    }
+        return ("unknown",
+                "Nothing has happened in this workspace yet: run `scalai demo`, or `scalai ingest URI TABLE`.", {})
+    facts = {"Needs you": several(len(needing), "thing") if needing else "Nothing",
+             "Well": f"{sum(x.level in ('good', 'running') for x in lines)} of {len(lines)}"}
     if not needing:
         known = [x.sentence for x in lines if x.open]
         return "good", " ".join(["Nothing needs you.", *known]) if known else "All is well.", facts
@@ -83,68 +69,39 @@ def summary(lines: list[Line]) -> tuple[str, str, dict[str, str]]:  # level, sen
 
 # %% ../../nbs/view/26_home.ipynb #32313875
 def of_runs(settings: Settings) -> list[Line]:
+    "Report failed runs."
     record = Record(settings)
     found = record.runs(limit=40)
     failed = runs.open_failures(found)
     level, sentence, facts = runs.summary([record.get(r.id) if r in failed else r for r in found])
-    return [
-        Line(
-            "Runs",
-            level,
-            sentence,
-            facts.get("Failed", ""),
-            f"Look at {listed(r.name for r in failed)}" if failed else "",
-            "runs",
-            {"run": failed[0].id} if failed else {},
-        )
-    ]
+    return [Line("Runs", level, sentence, facts.get("Failed", ""),
+                 f"Look at {listed(r.name for r in failed)}" if failed else "", "runs",
+                 {"run": failed[0].id} if failed else {})]
 
 # %% ../../nbs/view/26_home.ipynb #a6f85e71
 def of_schedules(settings: Settings) -> list[Line]:
     "Those that fail, those that nobody starts, and when the next one comes."
     found = ScheduleStore(settings).overview()
     if not found: return [Line("Schedules", "unknown", "Nothing is scheduled.")]
-    fails, waits, paused = (
-        [s for s in found if test(s)]
-        for test in (lambda s: s["failing_since"], lambda s: s["overdue"], lambda s: s["paused"])
-    )
+    fails, waits, paused = ([s for s in found if test(s)]
+                            for test in (lambda s: s["failing_since"], lambda s: s["overdue"], lambda s: s["paused"]))
     rest = f" {listed(s['name'] for s in paused)} {'is' if len(paused) == 1 else 'are'} paused." if paused else ""
     if fails:
-        return [
-            Line(
-                "Schedules",
-                "attention",
-                f"{listed(s['name'] for s in fails)} {'fails' if len(fails) == 1 else 'fail'}.{rest}",
-                min(s["failing_since"] for s in fails),
-                f"Look at the last run of {fails[0]['name']}",
-                "runs",
-                {"run": fails[0]["last"]["run"]} if fails[0]["last"] and fails[0]["last"]["run"] else {},
-            )
-        ]
+        return [Line("Schedules", "attention",
+                     f"{listed(s['name'] for s in fails)} {'fails' if len(fails) == 1 else 'fail'}.{rest}",
+                     min(s["failing_since"] for s in fails), f"Look at the last run of {fails[0]['name']}", "runs",
+                     {"run": fails[0]["last"]["run"]} if fails[0]["last"] and fails[0]["last"]["run"] else {})]
     if waits:
-        return [
-            Line(
-                "Schedules",
-                "attention",
-                f"{listed(s['name'] for s in waits)} {'is' if len(waits) == 1 else 'are'} overdue: no scheduler"
-                f" runs.{rest}",
-                min(s["next"] for s in waits),
-                "Start it: scalai scheduler",
-            )
-        ]
+        who = f"{listed(s['name'] for s in waits)} {'is' if len(waits) == 1 else 'are'}"
+        return [Line("Schedules", "attention", f"{who} overdue: no scheduler runs.{rest}",
+                     min(s["next"] for s in waits), "Start it: scalai scheduler")]
     coming = min((s for s in found if s["next"]), key=lambda s: s["next"], default=None)
-    return [
-        Line(
-            "Schedules",
-            "good",
-            f"{several(len(found), 'schedule')}"
-            + (f"; {coming['name']} comes next, at {coming['next']} ({coming['zone']})." if coming else ".")
-            + rest,
-        )
-    ]
+    then = f"; {coming['name']} comes next, at {coming['next']} ({coming['zone']})." if coming else "."
+    return [Line("Schedules", "good", f"{several(len(found), 'schedule')}{then}{rest}")]
 
 # %% ../../nbs/view/26_home.ipynb #98a122de
 def of_alarms(settings: Settings) -> list[Line]:
+    "Report open alarms."
     seen, found = Alarms(settings).current()
     new, known = [a for a in seen if a.state == "open"], sum(a.state == "acknowledged" for a in seen)
     if new:
@@ -193,87 +150,42 @@ def of_tables(settings: Settings) -> list[Line]:
     for name in Table.list(settings):
         q = quality.quality(name["name"], settings)
         if q.contract is None and not q.refused: continue
-        level, sentence, facts = quality.standing(q)
-        found.append(
-            Line(
-                f"Data: {name['name']}",
-                level,
-                sentence,
-                "",
-                facts.get("Needs you", ""),
-                "quality",
-                {"table": name["name"]},
-            )
-        )
+        level, sentence, facts = quality.status(q)
+        found.append(Line(f"Data: {name['name']}", level, sentence, "", facts.get("Needs you", ""), "quality",
+                          {"table": name["name"]}))
     return found[:MOST]
 
 # %% ../../nbs/view/26_home.ipynb #a4361787
 def of_windows(settings: Settings, ignore: tuple[str, ...] = ()) -> list[Line]:
     "What moved, and what it cost."
     seen = watch.Watch(settings, ignore=ignore)
-    level, sentence, facts = watch.standing(seen)
-    gone = [
-        Line(
-            "Unreadable",
-            "act",
-            f"{what} cannot be read: {why}",
-            need="Put it back from a copy of the workspace",
-            app="drift",
-        )
-        for what, why in seen.unread.items()
-    ]
-    drift = Line(
-        "Drift",
-        level,
-        sentence,
-        facts.get("Like this since", ""),
-        f"Look at why in {seen.periods[-1]}" if level in ("attention", "act") else "",
-        "drift",
-    )
-    level, sentence, facts = scores.standing(seen)
+    level, sentence, facts = watch.status(seen)
+    gone = [Line("Unreadable", "act", f"{what} cannot be read: {why}", need="Put it back from a copy of the workspace",
+                 app="drift")
+            for what, why in seen.unread.items()]
+    drift = Line("Drift", level, sentence, facts.get("Like this since", ""),
+                 f"Look at why in {seen.periods[-1]}" if level in ("attention", "act") else "", "drift")
+    level, sentence, facts = scores.status(seen)
     need = facts.get("Needs you", "")
-    return [
-        *gone,
-        drift,
-        Line(
-            "Performance",
-            level,
-            sentence,
-            facts.get("Like this since", ""),
-            need if level in ("attention", "act") else "",
-            "performance",
-        ),
-    ]
+    return [*gone, drift,
+            Line("Performance", level, sentence, facts.get("Like this since", ""),
+                 need if level in ("attention", "act") else "", "performance")]
 
 # %% ../../nbs/view/26_home.ipynb #1d279654
 def of_models(settings: Settings) -> list[Line]:
+    "Report the models that serve."
     # what cannot be read is named with the windows
     entries, log = models.registered(settings), decisions(settings, broken={})
     names = list(dict.fromkeys(e["name"] for e in entries))
     if not names: return [Line("Models", "unknown", "No model is registered yet.", app="model")]
-    told = {n: models.standing(n, [e for e in entries if e["name"] == n], log) for n in names}
-    return [
-        Line(
-            f"Model {n}",
-            level,
-            sentence,
-            facts.get("Serves since", ""),
-            facts["Needs you"] if level != "good" else "",
-            "model",
-            {"model": n} if len(names) > 1 else {},
-        )
-        for n, (level, sentence, facts) in told.items()
-    ]
+    told = {n: models.status(n, [e for e in entries if e["name"] == n], log) for n in names}
+    return [Line(f"Model {n}", level, sentence, facts.get("Serves since", ""),
+                 facts["Needs you"] if level != "good" else "", "model", {"model": n} if len(names) > 1 else {})
+            for n, (level, sentence, facts) in told.items()]
 
 # %% ../../nbs/view/26_home.ipynb #c7821479
-PARTS = {
-    "Runs": of_runs,
-    "Schedules": of_schedules,
-    "Data": of_tables,
-    "Drift": of_windows,
-    "Models": of_models,
-    "Alarms": of_alarms,
-}
+PARTS = {"Runs": of_runs, "Schedules": of_schedules, "Data": of_tables, "Drift": of_windows, "Models": of_models,
+         "Alarms": of_alarms}
 
 def lines(settings: Settings, ignore: tuple[str, ...] = ()) -> list[Line]:
     "All there is to say of a workspace."
@@ -318,4 +230,6 @@ class Home(View):
         self.seen, found = now, lines(self.settings, self.ignore)
         self.top.value, self.body.value = headline(*summary(found)), lines_table(found)
 
-def home(settings: Settings | None = None, **more) -> Home: return Home(settings, **more)
+def home(settings: Settings | None = None, **more) -> Home:
+    "Show the state of a workspace."
+    return Home(settings, **more)

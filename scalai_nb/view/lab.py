@@ -29,11 +29,8 @@ def command(settings: Settings,
            ) -> list[str]:
     "What starts JupyterLab on a workspace."
     if find_spec("jupyterlab") is None: raise BadRequest("JupyterLab is not installed.", "pip install jupyterlab")
-    options = (
-        [f"--ServerApp.root_dir={settings.root}"]
-        + ["--allow-root"] * (os.geteuid() == 0)
-        + ["--no-browser"] * (not browser)
-    )
+    options = ([f"--ServerApp.root_dir={settings.root}"] + ["--allow-root"] * (os.geteuid() == 0)
+               + ["--no-browser"] * (not browser))
     if port is not None: options += [f"--ServerApp.port={port}", "--ServerApp.port_retries=0"]
     if find_spec("jupyter_scheduler"):
         from scalai_nb.jobs.jupyter import lab_options
@@ -47,7 +44,11 @@ def lab(settings: Settings, port: int | None = None, browser: bool = True) -> in
     return subprocess.call(command(settings, port, browser), env=os.environ | {"JUPYTER_PATH": path})
 
 # %% ../../nbs/view/28_lab.ipynb #03f7d950
-LOGO = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 64 64"><rect width="64" height="64" rx="12" fill="#1769a5"/><path d="M14 46V34h9v12zm14 0V24h9v22zm14 0V30h9v16z" fill="#fff"/><path d="M12 27l16-11 12 7 13-10" fill="none" stroke="#f4a261" stroke-width="4" stroke-linecap="round" stroke-linejoin="round"/></svg>"""
+LOGO = ('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 64 64">'
+        '<rect width="64" height="64" rx="12" fill="#1769a5"/>'
+        '<path d="M14 46V34h9v12zm14 0V24h9v22zm14 0V30h9v16z" fill="#fff"/>'
+        '<path d="M12 27l16-11 12 7 13-10" fill="none" stroke="#f4a261"'
+        ' stroke-width="4" stroke-linecap="round" stroke-linejoin="round"/></svg>')
 
 
 def folder(prefix: Path | str | None) -> Path:
@@ -59,23 +60,27 @@ def offered(prefix: Path | str | None = None,  # an environment; None: the perso
            ) -> dict[str, dict]:  # name → its kernel.json, with `resource_dir`
     "The kernels that were installed from workspaces."
     found = KernelSpecManager(kernel_dirs=[str(folder(prefix))], ensure_native_kernel=False).get_all_specs()
-    return {
-        name: f["spec"] | {"resource_dir": f["resource_dir"]}
-        for name, f in sorted(found.items())
-        if "scalai" in f["spec"]["metadata"]
-    }
+    return {name: f["spec"] | {"resource_dir": f["resource_dir"]} for name, f in sorted(found.items())
+            if "scalai" in f["spec"]["metadata"]}
 
 
 def amiss(kernel: dict) -> str:  # empty: it can start
     "What a kernel would miss."
     python, workspace = Path(kernel["argv"][0]), Path(kernel["metadata"]["scalai"])
-    return (
-        f"its Python {python} is gone"
-        if not python.exists()
-        else f"its workspace {workspace} is gone" if not (workspace / "settings.ini").is_file() else ""
-    )
+    return (f"its Python {python} is gone" if not python.exists() else f"its workspace {workspace} is gone"
+            if not (workspace / "settings.ini").is_file() else "")
 
 # %% ../../nbs/view/28_lab.ipynb #893b16f7
+def _check_owner(name: str, root: Path, prefix: Path | str | None):
+    "Raises `BadRequest` where a kernel of that name is another's."
+    place, known = folder(prefix)/name.lower(), offered(prefix).get(name.lower())
+    if known is None and place.exists():
+        raise BadRequest(f"{place} is a kernel that no workspace installed.", "Give another --name.")
+    if known and Path(known["metadata"]["scalai"]) != root and not amiss(known):
+        raise BadRequest(f"{name} is the kernel of {known['metadata']['scalai']}.",
+                         "Give another --name, or remove that one: scalai kernel remove " + name)
+
+# %% ../../nbs/view/28_lab.ipynb #f315ae82
 def install(settings: Settings,
             name: str | None = None,  # default: scalai- and the workspace's name
             display_name: str | None = None,  # on its card; default: the workspace's name
@@ -85,67 +90,39 @@ def install(settings: Settings,
     from ipykernel.kernelspec import write_kernel_spec
     root = settings.root.absolute()
     if not settings.file.is_file():
-        raise BadRequest(
-            f"{root} is no workspace: there is no settings.ini from here upwards.",
-            "Go into a workspace, or make one: scalai init DIR",
-        )
+        raise BadRequest(f"{root} is no workspace: there is no settings.ini from here upwards.",
+                         "Go into a workspace, or make one: scalai init DIR")
     if prefix and not Path(prefix).is_dir():
-        raise BadRequest(
-            f"There is no folder {prefix}.",
-            "Give the folder of an environment: `jupyter lab path` of that JupyterLab names it.",
-        )
+        raise BadRequest(f"There is no folder {prefix}.",
+                         "Give the folder of an environment: `jupyter lab path` of that JupyterLab names it.")
     name = name or f"scalai-{re.sub('[^a-z0-9._-]+', '-', root.name.lower()).strip('-') or 'workspace'}"
     if not re.fullmatch(r"[\w.-]+", name, re.A):
-        raise BadRequest(
-            f"{name!r} is no name of a kernel.",
-            "Letters, digits, '.', '_' and '-' are possible; the words on its card are --display-name.",
-        )
-    place, known = folder(prefix)/name.lower(), offered(prefix).get(name.lower())
-    if known is None and place.exists():
-        raise BadRequest(f"{place} is a kernel that no workspace installed.", "Give another --name.")
-    if known and Path(known["metadata"]["scalai"]) != root and not amiss(known):
-        raise BadRequest(
-            f"{name} is the kernel of {known['metadata']['scalai']}.",
-            "Give another --name, or remove that one: scalai kernel remove " + name,
-        )
+        raise BadRequest(f"{name!r} is no name of a kernel.",
+                         "Letters, digits, '.', '_' and '-' are possible; the words on its card are --display-name.")
+    _check_owner(name, root, prefix)
     plain = lambda path: str(path).replace("$", "$$")  # Jupyter fills in ${NAME}
-    env = {
-        "SCALAI_SETTINGS": plain(settings.file.absolute()),
-        "PATH": f"{plain(Path(sys.executable).parent)}{os.pathsep}${{PATH}}",
-    } | ({"VIRTUAL_ENV": plain(sys.prefix)} if sys.prefix != sys.base_prefix else {})
-    says = {
-        "display_name": display_name or f"{root.name} (scalai)",
-        "env": env,
-        "metadata": {"debugger": True, "scalai": str(root)},
-    }
+    env = {"SCALAI_SETTINGS": plain(settings.file.absolute()),
+           "PATH": f"{plain(Path(sys.executable).parent)}{os.pathsep}${{PATH}}"}
+    if sys.prefix != sys.base_prefix: env["VIRTUAL_ENV"] = plain(sys.prefix)
+    says = {"display_name": display_name or f"{root.name} (scalai)", "env": env,
+            "metadata": {"debugger": True, "scalai": str(root)}}
     with tempfile.TemporaryDirectory() as made:
         source = write_kernel_spec(Path(made)/"kernel", says)
         (Path(source)/"logo-svg.svg").write_text(LOGO)
-        return name.lower(), Path(
-            KernelSpecManager().install_kernel_spec(
-                source, name, user=not prefix, prefix=str(prefix) if prefix else None
-            )
-        )
+        return name.lower(), Path(KernelSpecManager().install_kernel_spec(source, name, user=not prefix,
+                                                                          prefix=str(prefix) if prefix else None))
 
 # %% ../../nbs/view/28_lab.ipynb #e635b235
 def remove(settings: Settings, name: str | None = None,  # default: those of this workspace
            prefix: Path | str | None = None) -> list[str]:  # names
     "Take kernels away that `install` wrote, and no others."
     there = offered(prefix)
-    names = (
-        [name.lower()]
-        if name
-        else [n for n, k in there.items() if Path(k["metadata"]["scalai"]) == settings.root.absolute()]
-    )
+    names = ([name.lower()] if name
+             else [n for n, k in there.items() if Path(k["metadata"]["scalai"]) == settings.root.absolute()])
     if not names or names[0] not in there:
-        raise BadRequest(
-            (
-                f"There is no kernel {name} of a workspace."
-                if name
-                else f"{settings.root.absolute()} has no kernel there."
-            ),
-            f"There are: {', '.join(there)}." if there else f"None is in {folder(prefix)}.",
-        )
+        raise BadRequest((f"There is no kernel {name} of a workspace." if name
+                          else f"{settings.root.absolute()} has no kernel there."),
+                         f"There are: {', '.join(there)}." if there else f"None is in {folder(prefix)}.")
     manager = KernelSpecManager(kernel_dirs=[str(folder(prefix))], ensure_native_kernel=False)
     for n in names: manager.remove_kernel_spec(n)
     return names

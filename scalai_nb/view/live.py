@@ -22,16 +22,8 @@ from ..core.jsonable import duration, several
 from ..training.logger import column, figures, figures_of, pace
 
 # %% ../../nbs/view/14_live.ipynb #1e6cadbc
-MARKS = {
-    "starting": "…",
-    "training": "▸",
-    "validating": "◆",
-    "done": "✓",
-    "cancelled": "■",
-    "stopped": "■",
-    "failed": "✕",
-    "lost": "!",
-}
+MARKS = {"starting": "…", "training": "▸", "validating": "◆", "done": "✓", "cancelled": "■", "stopped": "■",
+         "failed": "✕", "lost": "!"}
 
 OVER = "done", "failed", "cancelled"
 
@@ -45,6 +37,7 @@ class Training:
     def __init__(self): self.state, self.told, self.loss, self.history = "starting", {}, [], []
 
     def hear(self, event: dict) -> None:
+        "Take in an event of a training."
         self.told |= event
         if event.get("state", "").startswith("resumed"): self.go_back()
         self.state = "training" if event.get("state", "").startswith("resumed") else event.get("state", "training")
@@ -55,16 +48,15 @@ class Training:
         """The line of the loss goes on:
 
         by what some steps told, by the mean of an epoch that was too short to tell anything."""
-        if "history" not in event:self.loss.append((self.epochs_done(), event["loss"]))
+        if "history" not in event: self.loss.append((self.epochs_done(), event["loss"]))
         elif not self.loss or self.loss[-1][0] <= event["epoch"] - 1: self.loss.append((event["epoch"], event["loss"]))
 
     def epochs_done(self) -> float: return self.told["step"]/self.told["steps"]*self.told["epochs"]
 
     def go_back(self) -> None:
         "It goes on from a checkpoint: what came after it is learnt again."
-        self.loss = [
-            (at, loss) for at, loss in self.loss or column(self.told["history"], "loss") if at <= self.epochs_done()
-        ]
+        self.loss = [(at, loss) for at, loss in self.loss or column(self.told["history"], "loss")
+                     if at <= self.epochs_done()]
 
 # %% ../../nbs/view/14_live.ipynb #3b6a91d7
 def sentence(self: Training) -> str:  # HTML
@@ -76,25 +68,19 @@ def sentence(self: Training) -> str:  # HTML
         epochs = f"{several(len(self.history), 'epoch')} in {duration(told['seconds'], tenths=False)}"
     if self.state in ("failed", "cancelled") and epochs:
         epochs = f"in {epochs}, at step {told['step']:,} of {told['steps']:,}"
-    return " · ".join(
-        [f"<b>{marked(word)}</b> {epochs}".strip(), *([several(told["ranks"], "rank")] if "ranks" in told else [])]
-    )
+    return " · ".join([f"<b>{marked(word)}</b> {epochs}".strip(),
+                       *([several(told["ranks"], "rank")] if "ranks" in told else [])])
 
 def facts(self: Training) -> list[str]:  # HTML, a line each
     "The pace while it lasts, the figures, what went wrong and what to do."
     told, lines = self.told, []
     if self.state == "training" and "steps" in told:
-        bar = (
-            f'<progress max="{told["steps"]}" value="{told["step"]}" aria-label="steps done" style="width: 9rem;'
-            ' max-width: 100%"></progress>'
-        )
+        bar = (f'<progress max="{told["steps"]}" value="{told["step"]}" aria-label="steps done" style="width: 9rem;'
+               ' max-width: 100%"></progress>')
         lines.append(" · ".join([f"{bar} {told['step']:,} of {told['steps']:,} steps", *pace(told)]))
     lines.append(" · ".join(f"{k} {v}" for k, v in figures_of(told).items()))
-    for name in (
-        ("note",) * (self.state == "starting")
-        + ("error",) * (self.state == "failed")
-        + ("hint",) * (self.state in OVER)
-    ):
+    for name in (("note",) * (self.state == "starting") + ("error",) * (self.state == "failed")
+                 + ("hint",) * (self.state in OVER)):
         lines.append(escape(told.get(name, "")))
     return [line for line in lines if line]
 
@@ -112,38 +98,34 @@ def ranks(self: Training) -> str:  # HTML
 
 @patch
 def html(self: Training) -> str:
+    "Return the figures of the training."
     until = max([1, *(math.ceil(at) for at, _ in self.loss[-1:]), *(h["epoch"] for h in self.history[-1:])])
-    drawn = (
-        figures(self.history, None if self.state == "done" else self.loss, until) if self.loss or self.history else ""
-    )
+    drawn = (figures(self.history, None if self.state == "done" else self.loss, until) if self.loss or self.history
+             else "")
     lines = "".join(f'<div style="overflow-wrap: anywhere">{line}</div>' for line in facts(self))
-    return (
-        '<div style="font-variant-numeric: tabular-nums"><div'
-        f' role="status">{sentence(self)}</div>{lines}{drawn}{ranks(self)}</div>'
-    )
+    return ('<div style="font-variant-numeric: tabular-nums"><div'
+            f' role="status">{sentence(self)}</div>{lines}{drawn}{ranks(self)}</div>')
 
 # %% ../../nbs/view/14_live.ipynb #90aedb4f
 class Candidates:
     "What a `compress` has measured so far."
     def __init__(self): self.rows, self.state = [], "measuring"
 
-    def hear(self, event: dict): self.rows.append(event)
+    def hear(self, event: dict):
+        "Take in a measured candidate."
+        self.rows.append(event)
 
     def html(self) -> str:
-        lines = [
-            [escape(str(r["recipe"])), f"{r['accuracy']:.4f}", f"{r['latency_ms']:.3f}", f"{r['size_bytes']/1e3:,.1f}"]
-            for r in self.rows
-        ]
+        "Return the table of candidates."
+        lines = [[escape(str(r["recipe"])), f"{r['accuracy']:.4f}", f"{r['latency_ms']:.3f}",
+                  f"{r['size_bytes']/1e3:,.1f}"]
+                 for r in self.rows]
 
         def row(tag, line):
-            return (
-                "<tr>"
-                + "".join(
-                    f'<{tag} style="text-align: {"right" if i else "left"}; padding: 2px 10px">{v}</{tag}>'
-                    for i, v in enumerate(line)
-                )
-                + "</tr>"
-            )
+            return ("<tr>"
+                    + "".join(f'<{tag} style="text-align: {"right" if i else "left"}; padding: 2px 10px">{v}</{tag}>'
+                              for i, v in enumerate(line))
+                    + "</tr>")
 
         head = row("th", ["candidate", "accuracy", "64 rows, ms", "size, kB"])
         return (
@@ -156,15 +138,16 @@ class Trials:
     "What a `search` has told last."
     def __init__(self): self.state, self.event = "searching", {}
 
-    def hear(self, event: dict) -> None: self.state, self.event = event["state"], event
+    def hear(self, event: dict) -> None:
+        "Take in the state of a search."
+        self.state, self.event = event["state"], event
 
     def html(self) -> str:
+        "Return the report of the search."
         from scalai_nb.training.search_report import describe_search
         return describe_search(
-            self.event["run"],
-            self.event["rows"],
-            self.event["about"],
-            doing=f"{self.state}, {self.event['of']} in all" if self.state == "searching" else self.state,
+            self.event["run"], self.event["rows"], self.event["about"],
+            doing=f"{self.state}, {self.event['of']} in all" if self.state == "searching" else self.state
         )
 
 # %% ../../nbs/view/14_live.ipynb #7875d76f
@@ -176,10 +159,12 @@ class Filling:
     def state(self) -> str: return "done" if self.done == self.of else "profiling"
 
     def hear(self, event: dict):
+        "Take in a profiled partition."
         self.parts.append(event["part"])
         self.rows, self.done, self.of = self.rows + event["part"].rows, self.done + 1, event["of"]
 
     def html(self) -> str:
+        "Return the profile of the rows so far."
         said = f"{self.done} of {self.of} partitions · {self.rows:,} rows"
         if self.state == "done": return f'<div role="status">profiled {said}</div>'
         self.sum, self.parts = sum(self.parts, self.sum or 0), []
@@ -198,12 +183,9 @@ def stop_button(stop: Callable[[], None],  # asks the work to stop, and returns
     if not pressable(): return None
     from IPython.display import HTML, display
     from ipywidgets import Button
-    button = Button(
-        description="Stop training",
-        icon="stop",
-        tooltip="Ends every process of this training; it can go on from its last checkpoint",
-        layout={"width": "auto"},
-    )
+    button = Button(description="Stop training", icon="stop",
+                    tooltip="Ends every process of this training; it can go on from its last checkpoint",
+                    layout={"width": "auto"})
     def pressed(_):
         stop()
         button.disabled, button.description = True, "Stopping …"
@@ -248,22 +230,29 @@ class Drawer:
                 one.timer.start()
 
     def catch_up(self, one: Shown) -> None:
+        "Show a picture that was held back."
         with self.lock:
             if one.timer is not None: self.show(one)
 
     def show(self, one: Shown) -> None:
+        "Draw the newest state."
         if one.timer is not None: one.timer = one.timer.cancel()
         one.at, one.state, one.picture = time.monotonic(), one.work.state, self.draw(one.work.html(), one.picture)
         if one.button is not None and one.state in OVER: one.button = one.button()
 
-    def draw(self, html: str, shown):  # the display, made or updated
-        from IPython.display import HTML, display
-        if shown is None: return display(HTML(html), display_id=True)
-        shown.update(HTML(html))
-        return shown
+# %% ../../nbs/view/14_live.ipynb #9e72f564
+@patch
+def draw(self: Drawer, html: str, handle):  # the display, made or updated
+    "Display HTML, or update the display."
+    from IPython.display import HTML, display
+    if handle is None: return display(HTML(html), display_id=True)
+    handle.update(HTML(html))
+    return handle
 
-    def offer(self, stop: Callable[[], None]) -> Callable[[], None] | None:  # see stop_button
-        return stop_button(stop)
+@patch
+def offer(self: Drawer, stop: Callable[[], None]) -> Callable[[], None] | None:  # see stop_button
+    "Show a stop button."
+    return stop_button(stop)
 
 # %% ../../nbs/view/14_live.ipynb #525caefe
 def _cell() -> int:

@@ -72,13 +72,8 @@ class Point:
 def point(window: str, measure: str, performance: Performance | None, evidence: dict) -> Point:
     "A point from what was measured, and from the evidence that a decision kept."
     get = lambda key: float(evidence[key]) if isinstance(evidence.get(key), (int, float)) else np.nan
-    found = Point(
-        window,
-        get(measure),
-        reference=get(f"{measure}_reference"),
-        limit=get(f"{measure}_limit"),
-        trusted=bool(evidence.get("estimate_trusted", True)),
-    )
+    found = Point(window, get(measure), reference=get(f"{measure}_reference"), limit=get(f"{measure}_limit"),
+                  trusted=bool(evidence.get("estimate_trusted", True)))
     if performance is not None and np.isfinite(performance.auc):
         found.value = getattr(performance, measure)
         found.low, found.high = performance.intervals[measure]
@@ -91,7 +86,7 @@ def point(window: str, measure: str, performance: Performance | None, evidence: 
 # %% ../../nbs/view/06_performance.ipynb #dda1183d
 def over_time(points: list[Point],
               measure: str = "auc",  # a key of MEASURES
-              chosen: str = "",  # the window that is looked at
+              selection: str = "",  # the window that is looked at
               height: int = 330,
              ) -> bq.Figure:
     "Measured, estimated and usual, window by window."
@@ -105,30 +100,18 @@ def over_time(points: list[Point],
     known = known[np.isfinite(known)]
     low, high = (known.min(), known.max()) if len(known) else (0., 1.)
     pad = max(.06 * (high - low), .005)
-    x, y = measured_scale(-0.5, n - 0.5), measured_scale(
-        low - pad, min(high + pad, 1.0) if measure == "auc" else high + pad
-    )
+    x, y = measured_scale(-0.5, n - 0.5), measured_scale(low - pad,
+                                                         min(high + pad, 1.0) if measure == "auc" else high + pad)
     scales = {"x": x, "y": y}
-    marks = [
-        *usual(t, column("reference"), column("limit"), measure, scales, y.min),
-        *retrained(points, scales, (y.min, y.max)),
-        *band(t, column("estimate_low"), column("estimate_high"), PURPLE, scales),
-        *line(t, column("estimate"), PURPLE, "dashed", "diamond", scales, [p.trusted for p in points]),
-        *intervals(t, column("low"), column("high"), scales),
-        *line(t, column("value"), BLUE, "solid", "circle", scales),
-    ]
-    if chosen in (names := [p.window for p in points]):
-        marks.append(
-            bq.Lines(
-                x=[names.index(chosen)] * 2,
-                y=[y.min, y.max],
-                scales=scales,
-                colors=[INK],
-                stroke_width=1,
-                opacities=[0.45],
-                line_style="dotted",
-            )
-        )
+    marks = [*usual(t, column("reference"), column("limit"), measure, scales, y.min),
+             *retrained(points, scales, (y.min, y.max)),
+             *band(t, column("estimate_low"), column("estimate_high"), PURPLE, scales),
+             *line(t, column("estimate"), PURPLE, "dashed", "diamond", scales, [p.trusted for p in points]),
+             *intervals(t, column("low"), column("high"), scales),
+             *line(t, column("value"), BLUE, "solid", "circle", scales)]
+    if selection in (names := [p.window for p in points]):
+        marks.append(bq.Lines(x=[names.index(selection)] * 2, y=[y.min, y.max], scales=scales, colors=[INK],
+                              stroke_width=1, opacities=[0.45], line_style="dotted"))
     return figure(marks, [period_axis(names, x), axis(y, MEASURES[measure][1], upright=True)], height, by_window=True)
 
 # %% ../../nbs/view/06_performance.ipynb #a9dc2308
@@ -144,18 +127,12 @@ def legend(measure: str) -> str:  # HTML
 # %% ../../nbs/view/06_performance.ipynb #b855bf00
 def sentence(p: Point, measure: str) -> str:
     "One window in words: with labels, without, and whether to believe the guess."
-    found = [
-        (
-            f"{number(p.value)} with labels" + (f" ({number(p.low)} … {number(p.high)})" if np.isfinite(p.low) else "")
-            if np.isfinite(p.value)
-            else "no labels yet"
-        )
-    ]
+    found = [(f"{number(p.value)} with labels" + (f" ({number(p.low)} … {number(p.high)})" if np.isfinite(p.low)
+                                                  else "")
+              if np.isfinite(p.value) else "no labels yet")]
     if np.isfinite(p.estimate):
-        found.append(
-            f"{number(p.estimate)} estimated without ({number(p.estimate_low)} … {number(p.estimate_high)})"
-            + (f", {number(p.constant)} if nothing had changed" if np.isfinite(p.constant) else "")
-        )
+        found.append(f"{number(p.estimate)} estimated without ({number(p.estimate_low)} … {number(p.estimate_high)})"
+                     + (f", {number(p.constant)} if nothing had changed" if np.isfinite(p.constant) else ""))
     elif measure == "auc":
         found.append("no estimate, which comes with a decision")
     said = f"{p.window}: {', '.join(found)}."
@@ -183,112 +160,62 @@ def numbers(points: list[Point], measure: str) -> dict[str, list]:  # for a CSV 
     names = ["value", "low", "high", "reference", "limit"] + (
         ["estimate", "estimate_low", "estimate_high", "support", "constant"] if measure == "auc" else []
     )
-    found = {"window": [p.window for p in points]} | {
-        measure if k == "value" else k: [getattr(p, k) for p in points] for k in names
-    }
-    return (
-        found
-        | (
-            {"estimate_trusted": [p.trusted if np.isfinite(p.estimate) else None for p in points]}
-            if measure == "auc"
-            else {}
-        )
-        | {"retrained": [p.retrained for p in points]}
-    )
+    found = {"window": [p.window for p in points]} | {measure if k == "value" else k: [getattr(p, k) for p in points]
+                                                      for k in names}
+    return (found
+            | ({"estimate_trusted": [p.trusted if np.isfinite(p.estimate) else None for p in points]}
+               if measure == "auc" else {})
+            | {"retrained": [p.retrained for p in points]})
 
 # %% ../../nbs/view/06_performance.ipynb #69781b20
 def line(t, values, colour: str, style: str, marker: str, scales: dict, filled: list[bool] | None = None) -> list:
+    "Draw a measured or estimated line."
     at = np.flatnonzero(np.isfinite(values))
     if not len(at): return []
     drawn = [bq.Lines(x=t[at], y=values[at], scales=scales, colors=[colour], line_style=style, stroke_width=2.5)]
     for full in (True, False):
         some = [i for i in at if (filled[i] if filled else True) == full]
         if some:
-            drawn.append(
-                bq.Scatter(
-                    x=t[some],
-                    y=values[some],
-                    scales=scales,
-                    colors=[colour],
-                    marker=marker,
-                    default_size=70,
-                    fill=full,
-                    stroke=colour,
-                    stroke_width=2,
-                )
-            )
+            drawn.append(bq.Scatter(x=t[some], y=values[some], scales=scales, colors=[colour], marker=marker,
+                                    default_size=70, fill=full, stroke=colour, stroke_width=2))
     return drawn
 
 # %% ../../nbs/view/06_performance.ipynb #0accbf73
 def band(t, low, high, colour: str, scales: dict) -> list:
+    "Draw a confidence band."
     at = np.flatnonzero(np.isfinite(low) & np.isfinite(high))
     if not len(at): return []
     # one window alone has a band too
     wide = lambda v: (np.r_[t[at[0]] - .25, t[at], t[at[-1]] + .25], np.r_[v[at[0]], v[at], v[at[-1]]])
     (x, below), (_, above) = wide(low), wide(high)
-    return [
-        bq.Lines(
-            x=x,
-            y=np.array([below, above]),
-            scales=scales,
-            fill="between",
-            fill_colors=[colour],
-            fill_opacities=[0.14],
-            colors=[colour],
-            opacities=[0.0, 0.0],
-            stroke_width=0,
-        )
-    ]
+    return [bq.Lines(x=x, y=np.array([below, above]), scales=scales, fill="between", fill_colors=[colour],
+                     fill_opacities=[0.14], colors=[colour], opacities=[0.0, 0.0], stroke_width=0)]
 
 # %% ../../nbs/view/06_performance.ipynb #4fb6d604
 def usual(t, reference, limit, measure: str, scales: dict, floor: float) -> list:
+    "Draw the usual range of a measure."
     either = measure == "bias"  # too high is as wrong as too low
-    drawn = band(
-        t,
-        reference - limit if not either else -limit + reference,
-        reference + limit if either else reference,
-        GREY,
-        scales,
-    )
+    drawn = band(t, reference - limit if not either else -limit + reference,
+                 reference + limit if either else reference, GREY, scales)
     for b in drawn: b.fill_opacities = [.3]
     at = np.flatnonzero(np.isfinite(reference))
-    return drawn + (
-        [bq.Lines(x=t[at], y=reference[at], scales=scales, colors=[GREY], stroke_width=1.5)] if len(at) else []
-    )
+    return drawn + ([bq.Lines(x=t[at], y=reference[at], scales=scales, colors=[GREY], stroke_width=1.5)] if len(at)
+                    else [])
 
 def intervals(t, low, high, scales: dict) -> list:
+    "Draw the confidence intervals."
     at = np.flatnonzero(np.isfinite(low) & np.isfinite(high))
-    return (
-        [
-            bq.Lines(
-                x=np.repeat(t[at, None], 2, 1),
-                y=np.stack([low[at], high[at]], 1),
-                scales=scales,
-                colors=[BLUE],
-                stroke_width=2,
-            )
-        ]
-        if len(at)
-        else []
-    )
+    return ([bq.Lines(x=np.repeat(t[at, None], 2, 1), y=np.stack([low[at], high[at]], 1), scales=scales, colors=[BLUE],
+                      stroke_width=2)]
+            if len(at) else [])
 
 # %% ../../nbs/view/06_performance.ipynb #d6cd68a4
 def retrained(points: list[Point], scales: dict, span: tuple) -> list:
+    "Mark where a new model was promoted."
     at = [i for i, p in enumerate(points) if p.retrained]
-    return (
-        [
-            bq.Lines(
-                x=np.array([[i + 0.5] * 2 for i in at], float),
-                y=np.array([span] * len(at), float),
-                scales=scales,
-                colors=[ORANGE],
-                line_style="dashed",
-                stroke_width=2,
-            )
-        ]
-        if at
-        else []
-    )
+    return ([bq.Lines(x=np.array([[i + 0.5] * 2 for i in at], float), y=np.array([span] * len(at), float),
+                      scales=scales, colors=[ORANGE], line_style="dashed", stroke_width=2)]
+            if at else [])
 
 # %% ../../nbs/view/06_performance.ipynb #ee162b47
 def calibration(performance: Performance, height: int = 300) -> bq.Figure:
@@ -296,84 +223,50 @@ def calibration(performance: Performance, height: int = 300) -> bq.Figure:
     said, came = (100 * np.array([c[k] for c in performance.curve], float) for k in ("score", "rate"))
     x, y = measured_scale(0, 100), measured_scale(0, 100)
     scales = {"x": x, "y": y}
-    marks = [
-        bq.Lines(x=[0, 100], y=[0, 100], scales=scales, colors=[GREY], line_style="dashed", stroke_width=1.5),
-        bq.Lines(x=said, y=came, scales=scales, colors=[BLUE], stroke_width=2.5, marker="circle", marker_size=40),
-    ]
+    marks = [bq.Lines(x=[0, 100], y=[0, 100], scales=scales, colors=[GREY], line_style="dashed", stroke_width=1.5),
+             bq.Lines(x=said, y=came, scales=scales, colors=[BLUE], stroke_width=2.5, marker="circle", marker_size=40)]
     return figure(marks, [axis(x, "score, %"), axis(y, "came true, %", upright=True)], height)
 
 # %% ../../nbs/view/06_performance.ipynb #a1c4e9d7
 def performance_view(performance: Performance) -> View:
     "How good the scores are where labels are known."
-    told = {
-        "AUC": performance.figures()["AUC"],
-        "Came true": f"{100 * performance.base:.1f} %",
-        "Labelled": f"{performance.rows:,} rows",
-    }
+    told = {"AUC": performance.figures()["AUC"], "Came true": f"{100 * performance.base:.1f} %",
+            "Labelled": f"{performance.rows:,} rows"}
     if performance.unlabelled:
-        told["No label yet"] = (
-            f"{performance.unlabelled:,} rows,"
-            f" {100 * performance.unlabelled / (performance.rows + performance.unlabelled + performance.unscored):.0f} %"
-        )
-    figures = table(
-        {"figure": "name", "value, 95 % interval": "num"}, [[k, v] for k, v in performance.figures().items()]
-    )
-    return View(
-        [
-            html(
-                headline("unknown" if np.isnan(performance.auc) else "good", str(performance).split(",")[0], told)
-                + figures
-                + "<h3>Do the scores mean what they say?</h3>"
-            ),
-            calibration(performance),
-            html(download("calibration", {k: [c[k] for c in performance.curve] for k in ("score", "rate")})),
-        ]
-    )
+        every = performance.rows + performance.unlabelled + performance.unscored
+        told["No label yet"] = f"{performance.unlabelled:,} rows, {100 * performance.unlabelled / every:.0f} %"
+    figures = table({"figure": "name", "value, 95 % interval": "num"},
+                    [[k, v] for k, v in performance.figures().items()])
+    return View([html(headline("unknown" if np.isnan(performance.auc) else "good", str(performance).split(",")[0],
+                               told)
+                      + figures + "<h3>Do the scores mean what they say?</h3>"),
+                 calibration(performance),
+                 html(download("calibration", {k: [c[k] for c in performance.curve] for k in ("score", "rate")}))])
 
 # %% ../../nbs/view/06_performance.ipynb #c0d35a18
-def cost_figure(
-    scores, matrix: CostMatrix, height: int = 300
-) -> bq.Figure:  # scores: as `monitor.cost.cost` takes them
+def cost_figure(scores, matrix: CostMatrix,
+                height: int = 300) -> bq.Figure:  # scores: as `monitor.cost.cost` takes them
     "Money by threshold."
     best, (t, money) = cheapest(scores, matrix), cost_curve(scores, matrix)
     known = np.isfinite(t)
     high = max(best.always, best.never, money[known].max())
     x, y = measured_scale(0, 1), measured_scale(min(best.total, 0), 1.05 * high)
     scales = {"x": x, "y": y}
-    flat = [
-        bq.Lines(x=[0, 1], y=[v, v], scales=scales, colors=[GREY], line_style="dashed", stroke_width=1.5)
-        for v in (best.always, best.never)
-    ]
-    at = (
-        [bq.Scatter(x=[best.threshold], y=[best.total], scales=scales, colors=[ORANGE], default_size=90)]
-        if np.isfinite(best.threshold)
-        else []
-    )
-    return figure(
-        [*flat, bq.Lines(x=t[known], y=money[known], scales=scales, colors=[BLUE], stroke_width=2.5), *at],
-        [axis(x, "act from this score on"), axis(y, f"cost, {matrix.unit}", upright=True)],
-        height,
-    )
+    flat = [bq.Lines(x=[0, 1], y=[v, v], scales=scales, colors=[GREY], line_style="dashed", stroke_width=1.5)
+            for v in (best.always, best.never)]
+    at = ([bq.Scatter(x=[best.threshold], y=[best.total], scales=scales, colors=[ORANGE], default_size=90)]
+          if np.isfinite(best.threshold) else [])
+    return figure([*flat, bq.Lines(x=t[known], y=money[known], scales=scales, colors=[BLUE], stroke_width=2.5), *at],
+                  [axis(x, "act from this score on"), axis(y, f"cost, {matrix.unit}", upright=True)], height)
 
 # %% ../../nbs/view/06_performance.ipynb #9f44df36
 def cost_view(scores, matrix: CostMatrix) -> View:
     "What acting on the scores costs, and from which score on it pays."
     best, (t, money) = cheapest(scores, matrix), cost_curve(scores, matrix)
-    told = {
-        "Act from": number(best.threshold) if np.isfinite(best.threshold) else "never",
-        "Cost": f"{matrix.told(best.total)} ({matrix.told(best.low)} … {matrix.told(best.high)})",
-        "Always": matrix.told(best.always),
-        "Never": matrix.told(best.never),
-    }
-    word = (
-        f"Acting from {number(best.threshold)} on costs least: {matrix.told(best.each)} a row."
-        if np.isfinite(best.threshold)
-        else "With these costs, never acting costs least."
-    )
-    return View(
-        [
-            html(headline("good" if best.saved > 0 else "attention", word, told)),
-            cost_figure(scores, matrix),
-            html(download("cost", {"threshold": t.tolist(), "cost": money.tolist()})),
-        ]
-    )
+    told = {"Act from": number(best.threshold) if np.isfinite(best.threshold) else "never",
+            "Cost": f"{matrix.told(best.total)} ({matrix.told(best.low)} … {matrix.told(best.high)})",
+            "Always": matrix.told(best.always), "Never": matrix.told(best.never)}
+    word = (f"Acting from {number(best.threshold)} on costs least: {matrix.told(best.each)} a row."
+            if np.isfinite(best.threshold) else "With these costs, never acting costs least.")
+    return View([html(headline("good" if best.saved > 0 else "attention", word, told)), cost_figure(scores, matrix),
+                 html(download("cost", {"threshold": t.tolist(), "cost": money.tolist()}))])

@@ -63,8 +63,7 @@ def distribution(columns: list,  # one Column, or reference and current
     if any(c.kind not in ("number", "time") for c in columns):
         found = values(columns)
         return (
-            bars(*found, colours, label, height)
-            if found
+            bars(*found, colours, label, height) if found
             else html(
                 '<p class="soft">Too many different values to draw by name; the sentence above says what moved.</p>'
             )
@@ -75,46 +74,26 @@ def distribution(columns: list,  # one Column, or reference and current
 
 # %% ../../nbs/view/02_profile.ipynb #cb62ce32
 def areas(columns: list, colours: list[str], label: str, height: int) -> bq.Figure:
+    "Draw numeric columns as areas."
     edges = common_edges(columns)
     parts = [100 * shares(c, edges) for c in columns]
     x, y = measured_scale(edges[0], edges[-1]), measured_scale(0, 1.06 * max(p.max() for p in parts) or 1)
-    marks = [
-        bq.Lines(
-            x=edges,
-            y=np.append(p, p[-1]),
-            scales={"x": x, "y": y},
-            colors=[colour],
-            interpolation="step-after",
-            fill="bottom",
-            fill_opacities=[0.22],
-            stroke_width=2,
-        )
-        for p, colour in zip(parts, colours)
-    ]
+    marks = [bq.Lines(x=edges, y=np.append(p, p[-1]), scales={"x": x, "y": y}, colors=[colour],
+                      interpolation="step-after", fill="bottom", fill_opacities=[0.22], stroke_width=2)
+             for p, colour in zip(parts, colours)]
     return figure(marks, [axis(x, label), axis(y, "share of values, %", upright=True)], height)
 
 # %% ../../nbs/view/02_profile.ipynb #e2411c94
 def bars(names: list, parts: list[np.ndarray], colours: list[str], label: str, height: int) -> bq.Figure:
+    "Draw categories as bars."
     x, y = bq.OrdinalScale(), measured_scale(0, 106 * max((p.max() for p in parts if len(p)), default=0) or 1)
-    mark = bq.Bars(
-        x=[str(n) for n in names],
-        y=100 * np.array(parts),
-        scales={"x": x, "y": y},
-        colors=colours,
-        type="grouped",
-        padding=0.25,
-        stroke_width=0,
-    )
+    mark = bq.Bars(x=[str(n) for n in names], y=100 * np.array(parts), scales={"x": x, "y": y}, colors=colours,
+                   type="grouped", padding=0.25, stroke_width=0)
     long = max(map(len, map(str, names)), default=0) * len(names) > 60
-    return figure(
-        [mark],
-        [
-            axis(x, label, **({"tick_rotate": -45, "tick_style": {"text-anchor": "end"}} if long else {})),
-            axis(y, "share of values, %", upright=True),
-        ],
-        height,
-        **({"bottom": 64} if long else {}),
-    )
+    return figure([mark],
+                  [axis(x, label, **({"tick_rotate": -45, "tick_style": {"text-anchor": "end"}} if long else {})),
+                   axis(y, "share of values, %", upright=True)],
+                  height, **({"bottom": 64} if long else {}))
 
 # %% ../../nbs/view/02_profile.ipynb #ccfd8e32
 def told_shares(columns: list, names: list[str]) -> dict[str, list] | None:  # for a CSV file
@@ -132,50 +111,30 @@ def told_shares(columns: list, names: list[str]) -> dict[str, list] | None:  # f
 # %% ../../nbs/view/02_profile.ipynb #1186078e
 def facts(column) -> str:  # HTML
     "A column in figures."
-    q = (
-        [f"{x:.4g}" for x in np.atleast_1d(column.quantile(np.array([0.05, 0.5, 0.95])))]
-        if column.kind == "number" and column.count
-        else None
-    )
-    told = {
-        "type": column.type,
-        "rows": f"{column.rows:,}",
-        "null": f"{column.nulls:,} ({100 * column.nulls / max(column.rows, 1):.1f} %)",
-        "different values": f"{column.distinct:,}",
-    }
+    q = ([f"{x:.4g}" for x in np.atleast_1d(column.quantile(np.array([0.05, 0.5, 0.95])))]
+         if column.kind == "number" and column.count else None)
+    told = {"type": column.type, "rows": f"{column.rows:,}",
+            "null": f"{column.nulls:,} ({100 * column.nulls / max(column.rows, 1):.1f} %)",
+            "different values": f"{column.distinct:,}"}
     if q:
-        told |= {
-            "5 %, median, 95 %": " · ".join(q),
-            "mean": f"{column.mean:.4g}",
-            "least, greatest": f"{column.min:.4g} · {column.max:.4g}",
-        }
-    return (
-        '<ul class="facts">'
-        + "".join(f"<li><span>{escape(k)}</span><b>{escape(v)}</b></li>" for k, v in told.items())
-        + "</ul>"
-    )
+        told |= {"5 %, median, 95 %": " · ".join(q), "mean": f"{column.mean:.4g}",
+                 "least, greatest": f"{column.min:.4g} · {column.max:.4g}"}
+    return ('<ul class="facts">'
+            + "".join(f"<li><span>{escape(k)}</span><b>{escape(v)}</b></li>" for k, v in told.items()) + "</ul>")
 
 # %% ../../nbs/view/02_profile.ipynb #1a104aa2
 def profile_view(profile: Profile) -> View:
     "A profile, column by column."
-    which = dropdown(
-        "Column", list(profile.columns), next((n for n, c in profile.columns.items() if c.distinct > 1), None)
-    )
+    which = dropdown("Column", list(profile.columns),
+                     next((n for n, c in profile.columns.items() if c.distinct > 1), None))
     told, picture = html(""), w.VBox()
     def draw(*_):
         column = profile[which.value]
-        told.value, picture.children = facts(column), [
-            distribution([column], which.value),
-            html(download(which.value, found) if (found := told_shares([column], ["share"])) else ""),
-        ]
+        told.value, picture.children = facts(column), [distribution([column], which.value),
+                                                       html(download(which.value, found)
+                                                            if (found := told_shares([column], ["share"])) else "")]
     which.observe(draw, "value")
     draw()
-    return View(
-        [
-            html(f"<h2>{several(profile.rows, 'row')}, {several(len(profile.columns), 'column')}</h2>"),
-            controls(which),
-            told,
-            picture,
-        ],
-        static=profile._repr_html_() if hasattr(profile, "_repr_html_") else str(profile),
-    )
+    return View([html(f"<h2>{several(profile.rows, 'row')}, {several(len(profile.columns), 'column')}</h2>"),
+                 controls(which), told, picture],
+                static=profile._repr_html_() if hasattr(profile, "_repr_html_") else str(profile))

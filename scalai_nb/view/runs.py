@@ -51,6 +51,7 @@ LEVEL = {**{s: "attention" for s in END_STATES}, **{s: "good" for s in GOOD_STAT
          "queued": "unknown"}
 
 def when(seconds: float | None) -> str:
+    "Format a time in UTC."
     return "–" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 def open_failures(runs: list[JobRun],  # newest first
@@ -69,6 +70,7 @@ def flat(run: JobRun, depth: int = 0) -> list[tuple[int, JobRun]]:
     "A run and its steps, in order, with their depth."
     return [(depth, run)] + [x for s in run.steps for x in flat(s, depth + 1)]
 
+# %% ../../nbs/view/08_runs.ipynb #ee3a6689
 def complaint(run: JobRun) -> str:
     "What somebody has to know: which step, and what it said."
     bad = culprit(run) or run
@@ -82,43 +84,28 @@ def complaint(run: JobRun) -> str:
 def summary(runs: list[JobRun]) -> tuple[str, str, dict]:  # level, sentence, facts
     "Is everything well, since when, what needs me."
     if not runs:
-        return (
-            "unknown",
-            "Nothing has run in this workspace yet: run `scalai demo`, or `scalai run workflows/first.toml`.",
-            {},
-        )
+        return ("unknown",
+                "Nothing has run in this workspace yet: run `scalai demo`, or `scalai run workflows/first.toml`.", {})
     failed, working = open_failures(runs), [r for r in runs if r.state in ("running", "queued")]
     bad = next((i for i, r in enumerate(runs) if r.state in END_STATES and not r.ok), len(runs))
-    facts = {
-        "Last run": f"{runs[0].name}, {when(runs[0].created)}",
-        "Runs": several(len(runs), "run"),
-        "At work now": listed(r.name for r in working) or "nothing",
-    }
+    facts = {"Last run": f"{runs[0].name}, {when(runs[0].created)}", "Runs": several(len(runs), "run"),
+             "At work now": listed(r.name for r in working) or "nothing"}
     if len(failed) > 1:
-        return (
-            "attention",
-            f"{listed(r.name for r in failed)} need you: their newest runs ended badly.",
-            {"Failed": when(failed[0].created), **facts},
-        )
+        return ("attention", f"{listed(r.name for r in failed)} need you: their newest runs ended badly.",
+                {"Failed": when(failed[0].created), **facts})
     if failed: return "attention", complaint(failed[0]), {"Failed": when(failed[0].created), **facts}
     well = [r for r in runs[:bad] if r.state in END_STATES]
     if not well: return "running", f"{listed(r.name for r in working)} is at work; nothing has ended yet.", facts
-    return (
-        "good",
-        (
-            f"All is well: {'the run of' if len(well) == 1 else f'{len(well)} runs in a row since'}"
-            f" {when(well[-1].created)} went well."
-        ),
-        {"Needs you": "Nothing", **facts},
-    )
+    return ("good",
+            (f"All is well: {'the run of' if len(well) == 1 else f'{len(well)} runs in a row since'}"
+             f" {when(well[-1].created)} went well."),
+            {"Needs you": "Nothing", **facts})
 
 # %% ../../nbs/view/08_runs.ipynb #c4b83c05
 def took(run: JobRun) -> float:  # seconds, up to now for what still runs
-    return (
-        run.seconds
-        if run.seconds is not None
-        else time.time() - run.started if run.started and run.state == "running" else 0.0
-    )
+    "Return how long a run took, or has taken so far."
+    return (run.seconds if run.seconds is not None else time.time() - run.started
+            if run.started and run.state == "running" else 0.0)
 
 # %% ../../nbs/view/08_runs.ipynb #91bee734
 def timeline(run: JobRun) -> str:  # HTML
@@ -129,26 +116,15 @@ def timeline(run: JobRun) -> str:  # HTML
     def row(depth, r):
         colour = {"good": GREEN, "running": BLUE}.get(LEVEL[r.state], ORANGE)
         at, width = 100 * ((r.started or r.created) - start) / span, 100 * took(r) / span
-        bar = (
-            ""
-            if r.state in ("skipped", "queued")
-            else (
-                f'<div class="lane" role="img" aria-label="{duration(took(r))}"><i style="left: {at:.2f}%; width:'
-                f' {width:.2f}%; background: {colour if depth else GREY}"></i></div>'
-            )
-        )
+        bar = ("" if r.state in ("skipped", "queued")
+               else (f'<div class="lane" role="img" aria-label="{duration(took(r))}"><i style="left: {at:.2f}%; width:'
+                     f' {width:.2f}%; background: {colour if depth else GREY}"></i></div>'))
         cells = f' <span class="soft">cell {r.cell} of {r.cells}</span>' if r.state == "running" and r.cells else ""
-        return [
-            f'<span style="padding-left: {depth * 1.1:.1f}rem">{escape(r.name or Path(r.notebook).stem)}</span>',
-            chip(LEVEL[r.state], r.state.replace("_", " ")) + cells,
-            duration(took(r)) if r.state != "skipped" else "–",
-            bar,
-            escape(summary_line(r)),
-        ]
-    return table(
-        {"step": "name title", "state": "", "time": "num", f"0 … {duration(span)}": "", "what it said": ""},
-        [row(*x) for x in lines],
-    )
+        return [f'<span style="padding-left: {depth * 1.1:.1f}rem">{escape(r.name or Path(r.notebook).stem)}</span>',
+                chip(LEVEL[r.state], r.state.replace("_", " ")) + cells,
+                duration(took(r)) if r.state != "skipped" else "–", bar, escape(summary_line(r))]
+    return table({"step": "name title", "state": "", "time": "num", f"0 … {duration(span)}": "", "what it said": ""},
+                 [row(*x) for x in lines])
 
 # %% ../../nbs/view/08_runs.ipynb #ef907cf3
 def problem(run: JobRun) -> str:  # HTML; empty where there is none
@@ -166,11 +142,8 @@ def run_view(run: JobRun) -> View:
     told = f"{run.name or Path(run.notebook).stem} {run.state.replace('_', ' ')}" + (
         f" after {duration(run.seconds)}." if run.seconds is not None else "."
     )
-    shown = (
-        headline(LEVEL[run.state], told, {"Started": when(run.started), "Steps": str(len(flat(run)) - 1)})
-        + timeline(run)
-        + problem(run)
-    )
+    shown = (headline(LEVEL[run.state], told, {"Started": when(run.started), "Steps": str(len(flat(run)) - 1)})
+             + timeline(run) + problem(run))
     return View([html(shown)], static=shown)
 
 def workflow_view(flow,  # jobs.workflow.Workflow
@@ -181,7 +154,7 @@ def workflow_view(flow,  # jobs.workflow.Workflow
 
 # %% ../../nbs/view/08_runs.ipynb #a31412e3
 def history(runs: list[JobRun],  # newest first
-            chosen: str | None = None,  # id
+            selection: str | None = None,  # id
            ) -> tuple[bq.Figure, bq.Bars]:
     "How long each run took; what ended badly in another colour and named in the key."
     runs = runs[::-1]
@@ -191,21 +164,15 @@ def history(runs: list[JobRun],  # newest first
     )
     colours = [{"good": GREEN, "running": BLUE}.get(LEVEL[r.state], ORANGE) for r in runs]
     bars = bq.Bars(x=np.arange(len(runs)), y=times, colors=colours or [GREEN], scales={"x": x, "y": y}, padding=.3,
-                   opacities=[1. if r.id == chosen else .55 for r in runs], stroke_width=0)
+                   opacities=[1. if r.id == selection else .55 for r in runs], stroke_width=0)
     names = {str(i): datetime.fromtimestamp(r.created, UTC).strftime("%H:%M") for i, r in enumerate(runs)}
     # an ordinal axis names every place
     shown = {i: names[str(i)] if i < len(runs) and i % max(1, -(-len(runs) // 8)) == 0 else " " for i in x.domain}
-    return (
-        figure(
-            [bars],
-            [
-                axis(x, "start of the run, UTC", tick_labels={str(i): name for i, name in shown.items()}),
-                axis(y, "time taken, s", upright=True),
-            ],
-            220,
-        ),
-        bars,
-    )
+    return (figure([bars],
+                   [axis(x, "start of the run, UTC", tick_labels={str(i): name for i, name in shown.items()}),
+                    axis(y, "time taken, s", upright=True)],
+                   220),
+            bars)
 
 # %% ../../nbs/view/08_runs.ipynb #bc17797b
 def numbers(runs: list[JobRun]) -> dict[str, list]:  # for a CSV file
@@ -246,13 +213,9 @@ def titled(run: JobRun, within: str = "") -> dict[str, str]:  # id -> title
 def speaker(run: JobRun) -> str:  # id
     "Whose output somebody wants to see first: what failed, what is at work, what ended last."
     found = leaves(run)
-    return next(
-        (r.id for r in reversed(found) if r.state in END_STATES and not r.ok),
-        next(
-            (r.id for r in found if r.state == "running"),
-            next((r.id for r in reversed(found) if r.state == "succeeded"), found[-1].id),
-        ),
-    )
+    return next((r.id for r in reversed(found) if r.state in END_STATES and not r.ok),
+                next((r.id for r in found if r.state == "running"),
+                     next((r.id for r in reversed(found) if r.state == "succeeded"), found[-1].id)))
 
 # %% ../../nbs/view/08_runs.ipynb #8aa0124e
 # days
@@ -265,69 +228,43 @@ class Runs(View):
         self.record, self.most = Record(settings), limit
         self.top, self.body, self.picture, self.told = html(""), html(""), w.VBox(), None
         self.which, self.step = dropdown("Run", [("–", "")], width="100%"), dropdown("Output of", [("–", "")])
-        self.only = dropdown(
-            "Show", [("all", "all"), ("what failed", "failed"), ("what is at work", "running")], "all"
-        )
+        self.only = dropdown("Show", [("all", "all"), ("what failed", "failed"), ("what is at work", "running")],
+                             "all")
         self.span, self.words = dropdown("Started", SPANS, ""), html("")
-        for choice, act in (
-            (self.which, self.draw),
-            (self.only, self.refresh),
-            (self.span, self.refresh),
-            (self.step, self.listen),
-        ):
-            self.on(choice, act)
+        for choice, act in ((self.which, self.draw), (self.only, self.refresh), (self.span, self.refresh),
+                            (self.step, self.listen)):
+            self.bind(choice, act)
         self.refresh()
         self.link = Link(show=self.only, days=self.span, run=self.which, step=self.step)
-        super().__init__(
-            [
-                self.link,
-                self.top,
-                html(
-                    "<h2>Every run and how long it took</h2>"
-                    + key({"went well": GREEN, "ended badly": ORANGE, "at work": BLUE})
-                ),
-                controls(self.only, self.span),
-                self.picture,
-                html("<h2>One run, step by step</h2>"),
-                self.which,
-                self.body,
-                html("<h2>What it said</h2>"),
-                controls(self.step),
-                self.words,
-            ]
-        )
+        super().__init__([self.link, self.top,
+                          html("<h2>Every run and how long it took</h2>"
+                               + key({"went well": GREEN, "ended badly": ORANGE, "at work": BLUE})),
+                          controls(self.only, self.span), self.picture, html("<h2>One run, step by step</h2>"),
+                          self.which, self.body, html("<h2>What it said</h2>"), controls(self.step), self.words])
         self.task = follow(self.refresh)
 
-    def wanted(self, run: JobRun) -> bool:
-        return {"all": True, "failed": run.state in END_STATES and not run.ok, "running": run.state not in END_STATES}[
-            self.only.value
-        ]
+    def matches(self, run: JobRun) -> bool:
+        return {"all": True, "failed": run.state in END_STATES and not run.ok,
+                "running": run.state not in END_STATES}[self.only.value]
 
-    def refresh(self) -> None:
-        "Look at the record again; touch the page only where something changed."
-        self.runs = self.record.runs(
-            limit=self.most, since=time.time() - 86_400 * int(self.span.value) if self.span.value else None
-        )
-        needing = {r.id for r in open_failures(self.runs)}
-        told = (
-            [(r.id, r.state, r.seconds, r.cell) for r in self.runs],
-            self.only.value,
-            int(time.time()) if any(r.state == "running" for r in self.runs) else 0,
-        )
-        if told == self.told: return
-        self.told = told
-        self.top.value = headline(*summary([self.record.get(r.id) if r.id in needing else r for r in self.runs]))
-        self.shown = [r for r in self.runs if self.wanted(r)]
-        with self.together():
-            choose(
-                self.which,
-                [
-                    (f"{when(r.created)} · {r.name} · {r.state.replace('_', ' ')} · {duration(r.seconds)}", r.id)
-                    for r in self.shown
-                ]
-                or [("no run", "")],
-            )
-        self.draw()
+# %% ../../nbs/view/08_runs.ipynb #3e1b6ed5
+@patch
+def refresh(self: Runs) -> None:
+    "Look at the record again; touch the page only where something changed."
+    self.runs = self.record.runs(limit=self.most,
+                                 since=time.time() - 86_400 * int(self.span.value) if self.span.value else None)
+    needing = {r.id for r in open_failures(self.runs)}
+    told = ([(r.id, r.state, r.seconds, r.cell) for r in self.runs], self.only.value,
+            int(time.time()) if any(r.state == "running" for r in self.runs) else 0)
+    if told == self.told: return
+    self.told = told
+    self.top.value = headline(*summary([self.record.get(r.id) if r.id in needing else r for r in self.runs]))
+    self.shown = [r for r in self.runs if self.matches(r)]
+    with self.together():
+        choose(self.which,
+               [(f"{when(r.created)} · {r.name} · {r.state.replace('_', ' ')} · {duration(r.seconds)}", r.id)
+                for r in self.shown] or [("no run", "")])
+    self.draw()
 
 # %% ../../nbs/view/08_runs.ipynb #e1cf5e0b
 def choose(control: w.Dropdown, options: list[tuple[str, str]],
@@ -345,24 +282,16 @@ def draw(self: Runs) -> None:
     "The run that is chosen."
     picture, bars = history(self.shown, self.which.value)
     bars.on_element_click(lambda _, event: setattr(self.which, "value", self.shown[::-1][event["data"]["index"]].id))
-    self.picture.children = (
-        [picture, html(download("runs", numbers(self.shown)))]
-        if self.shown
-        else [html('<p class="soft">There is no such run.</p>')]
-    )
+    self.picture.children = ([picture, html(download("runs", numbers(self.shown)))] if self.shown
+                             else [html('<p class="soft">There is no such run.</p>')])
     self.run = self.record.get(self.which.value) if self.which.value else None
     self.body.value = self.one()
     names = {self.run.id: self.run.name or Path(self.run.notebook).stem} | titled(self.run) if self.run else {}
     with self.together():
-        choose(
-            self.step,
-            (
-                [(f"{names[r.id]} · {r.state.replace('_', ' ')}", r.id) for r in leaves(self.run)]
-                if self.run
-                else [("–", "")]
-            ),
-            self.run and speaker(self.run),
-        )
+        choose(self.step,
+               ([(f"{names[r.id]} · {r.state.replace('_', ' ')}", r.id) for r in leaves(self.run)] if self.run
+                else [("–", "")]),
+               self.run and speaker(self.run))
     self.listen()
 
 # %% ../../nbs/view/08_runs.ipynb #86837c7a

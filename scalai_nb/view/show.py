@@ -43,7 +43,5 @@ def show(
         module, name = found.split(":")
         return getattr(import_module(f"scalai_nb.view.{module}"), name)(thing, *others, **more)
     if hasattr(thing, "_repr_html_"): return View([html(thing._repr_html_())], static=thing._repr_html_())
-    raise BadRequest(
-        f"There is no view of a {type(thing).__name__}.",
-        f"There are views of: {', '.join(n.rsplit('.', 1)[1] for n in VIEWS)}.",
-    )
+    raise BadRequest(f"There is no view of a {type(thing).__name__}.",
+                     f"There are views of: {', '.join(n.rsplit('.', 1)[1] for n in VIEWS)}.")

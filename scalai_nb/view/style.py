@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['INK', 'LEVELS', 'CSS', 'PNG', 'MONTHS', 'html', 'chip', 'headline', 'unread', 'table', 'key', 'handler', 'nothing',
            'number', 'listed', 'cell', 'download', 'measured_scale', 'axis', 'figure', 'period_axis', 'period_scale',
-           'View', 'controls', 'dropdown', 'asked', 'linked', 'follow', 'offered', 'take', 'Link', 'button', 'said',
-           'leads']
+           'View', 'controls', 'dropdown', 'query_values', 'linked', 'follow', 'offered', 'take', 'Link', 'button',
+           'notice', 'leads']
 
 # %% ../../nbs/view/00_style.ipynb #d36ab53f
 import asyncio
@@ -28,19 +28,16 @@ from .static_svg import on_paper
 
 # %% ../../nbs/view/00_style.ipynb #27b87c85
 INK = "var(--jp-content-font-color1)"
-LEVELS = {
-    "good": (GREEN, "✓"),
-    "attention": (ORANGE, "!"),
-    "act": (ORANGE, "▲"),
-    "unknown": (GREY, "?"),
-    "running": (BLUE, "▸"),
-}
+LEVELS = {"good": (GREEN, "✓"), "attention": (ORANGE, "!"), "act": (ORANGE, "▲"), "unknown": (GREY, "?"),
+          "running": (BLUE, "▸")}
 
 # %% ../../nbs/view/00_style.ipynb #643e3dab
 CSS = f"<style>\n{static_text('view', 'style.css')}</style>"
 
 # %% ../../nbs/view/00_style.ipynb #e1af682e
-def html(text: str) -> w.HTML: return w.HTML(text)
+def html(text: str) -> w.HTML:
+    "Make an HTML widget."
+    return w.HTML(text)
 
 def chip(level: str, word: str) -> str:
     "A coloured dot beside the word that it stands for."
@@ -53,17 +50,15 @@ def headline(level: str,  # a key of LEVELS
     "Is everything well: one sentence, and the few facts that a reader asks for next."
     colour, mark = LEVELS[level]
     items = "".join(f"<li><span>{escape(k)}</span><b>{escape(v)}</b></li>" for k, v in facts.items())
-    return (
-        f'<section class="headline" style="--s-level: {colour}" role="status"><div class="mark"'
-        f' aria-hidden="true">{mark}</div><div class="say">{escape(sentence)}</div><div></div><ul'
-        f' class="facts">{items}</ul></section>'
-    )
+    return (f'<section class="headline" style="--s-level: {colour}" role="status"><div class="mark"'
+            f' aria-hidden="true">{mark}</div><div class="say">{escape(sentence)}</div><div></div><ul'
+            f' class="facts">{items}</ul></section>')
 
-def unread(found: dict[str, str],  # what could not be read -> why
+def unread(problems: dict[str, str],  # what could not be read -> why
           ) -> str:  # HTML; empty where everything was read
     "A notice that names what is missing from a page."
-    if not found: return ""
-    entries = "".join(f"<li><b>{escape(what)}</b>: {escape(why)}</li>" for what, why in found.items())
+    if not problems: return ""
+    entries = "".join(f"<li><b>{escape(what)}</b>: {escape(why)}</li>" for what, why in problems.items())
     return (
         f'<section class="unread" role="alert" style="--s-level: {LEVELS["act"][0]}"><p>This could not be read, so the'
         f' page is without it:</p><ul>{entries}</ul></section>'
@@ -71,9 +66,9 @@ def unread(found: dict[str, str],  # what could not be read -> why
 
 # %% ../../nbs/view/00_style.ipynb #54c9b683
 def table(
-    columns: dict[
-        str, str
-    ],  # heading -> classes of its cells: name, num, whole (on one line); on a phone: wide (a line of its own), title (it needs no heading)
+    # heading -> classes of its cells: name, num, whole (on one line);
+    # on a phone: wide (a line of its own), title (it needs no heading)
+    columns: dict[str, str],
     rows: list[list[str]],  # HTML, escaped already
     marked: int | None = None,  # the row that is looked at
 ) -> str:
@@ -85,20 +80,16 @@ def table(
         + "</tr>"
         for i, row in enumerate(rows)
     )
-    return (
-        '<div class="scroll" tabindex="0"><table'
-        f' class="deck"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-    )
+    return ('<div class="scroll" tabindex="0"><table'
+            f' class="deck"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')
 
 
 def key(entries: dict[str, str],  # word -> CSS background
        ) -> str:
     "A legend above a figure, as text that wraps."
-    return (
-        '<div class="key">'
-        + "".join(f'<span><i style="background: {c}"></i>{escape(k)}</span>' for k, c in entries.items())
-        + "</div>"
-    )
+    return ('<div class="key">'
+            + "".join(f'<span><i style="background: {c}"></i>{escape(k)}</span>' for k, c in entries.items())
+            + "</div>")
 
 # %% ../../nbs/view/00_style.ipynb #df96f500
 def handler(script: str) -> str:
@@ -114,12 +105,13 @@ def nothing(word: str = "–") -> str:  # HTML
     return f'<span class="soft nothing">{escape(word)}</span>'
 
 def number(x, digits: int = 3) -> str:  # – for what is not known
+    "Format a number; a dash where there is none."
     return "–" if x is None or isinstance(x, str) or not np.isfinite(x) else f"{x:,.{digits}f}"
 
 def listed(names, limit: int = 3) -> str:
     "a, b and c; a, b, c and 4 more."
     names = list(names)
-    if len(names) > limit: names = names[:limit - 1] + [f"{len(names) - limit + 1} more"]
+    if len(names) > limit: names = names[: limit - 1] + [f"{len(names) - limit + 1} more"]
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])) if names else ""
 
 def cell(value) -> str:
@@ -145,10 +137,8 @@ def download(name: str,  # of the file, without its ending
         if picture
         else ""
     )
-    return (
-        f'<span class="files"><a class="csv" download="{file}.csv" aria-label="Download {told} as CSV"'
-        f' href="data:text/csv;charset=utf-8,%EF%BB%BF{quote(written.getvalue())}">&#8595; CSV</a>{png}</span>'
-    )
+    return (f'<span class="files"><a class="csv" download="{file}.csv" aria-label="Download {told} as CSV"'
+            f' href="data:text/csv;charset=utf-8,%EF%BB%BF{quote(written.getvalue())}">&#8595; CSV</a>{png}</span>')
 
 # %% ../../nbs/view/00_style.ipynb #be468237
 def measured_scale(low: float, high: float) -> bq.LinearScale:
@@ -160,29 +150,18 @@ def axis(scale, label: str, upright: bool = False, **more) -> bq.Axis:
     more = {"grid_lines": "solid" if upright else "none"} | more
     if "tick_values" not in more and getattr(scale, "min", None) is not None and scale.max is not None:
         more["tick_values"] = np.array(ticks(scale.min, scale.max, 5 if upright else 8))
-    return bq.Axis(
-        scale=scale,
-        label=label,
-        orientation="vertical" if upright else "horizontal",
-        label_offset="46px" if upright else "38px",
-        grid_color="var(--jp-border-color2)",
-        color="var(--jp-content-font-color2)",
-        **more,
-    )
+    return bq.Axis(scale=scale, label=label, orientation="vertical" if upright else "horizontal",
+                   label_offset="46px" if upright else "38px", grid_color="var(--jp-border-color2)",
+                   color="var(--jp-content-font-color2)", **more)
 
 # %% ../../nbs/view/00_style.ipynb #7ce20f37
 def figure(marks: list, axes: list, height: int = 300, by_window: bool = False, **margin) -> bq.Figure:
     "A figure as wide as its place, whatever that is."
     figure = bq.Figure(
-        marks=marks,
-        axes=axes,
-        fig_margin={"top": 14, "bottom": 50, "left": 62, "right": 18} | margin,
-        min_aspect_ratio=0.1,
-        max_aspect_ratio=100,
-        background_style={"fill": "transparent"},
-        layout=w.Layout(width="100%", height=f"{height}px", min_width="0", margin="0"),
-        animation_duration=250,
-        display_toolbar=False,
+        marks=marks, axes=axes, fig_margin={"top": 14, "bottom": 50, "left": 62, "right": 18} | margin,
+        min_aspect_ratio=0.1, max_aspect_ratio=100, background_style={"fill": "transparent"},
+        layout=w.Layout(width="100%", height=f"{height}px", min_width="0", margin="0"), animation_duration=250,
+        display_toolbar=False
     )  # it lies over the picture, without its icons; files are given by `download`
     if by_window: figure.add_class("by-window")  # on a phone every second name is left out
     return figure
@@ -195,21 +174,18 @@ def period_axis(periods: list[str],  # in order
                ) -> bq.Axis:
     "An axis of windows at 0 … n − 1."
     split = [p.split("-") for p in periods]
-    months = all(
-        len(s) == 2 and s[0].isdigit() and len(s[0]) == 4 and s[1].isdigit() and 1 <= int(s[1]) <= 12 for s in split
-    )
+    months = all(len(s) == 2 and s[0].isdigit() and len(s[0]) == 4 and s[1].isdigit() and 1 <= int(s[1]) <= 12
+                 for s in split)
     one_year = months and len({s[0] for s in split}) == 1
     names = [MONTHS[int(s[1]) - 1] for s in split] if one_year else periods
     step = -(-len(periods) // 12)
     at = np.arange(0, len(periods), step)
-    return axis(
-        scale,
-        f"window: month of {split[0][0]}" if one_year else "window: month" if months else "window",
-        tick_values=at,
-        tick_labels={str(i): names[i] for i in at},
-    )
+    return axis(scale, f"window: month of {split[0][0]}" if one_year else "window: month" if months else "window",
+                tick_values=at, tick_labels={str(i): names[i] for i in at})
 
-def period_scale(n: int) -> bq.LinearScale: return bq.LinearScale(min=-.5, max=n - .5, allow_padding=False)
+def period_scale(n: int) -> bq.LinearScale:
+    "Make a scale of `n` windows."
+    return bq.LinearScale(min=-.5, max=n - .5, allow_padding=False)
 
 # %% ../../nbs/view/00_style.ipynb #ef6359c5
 class View(w.VBox):
@@ -222,7 +198,7 @@ class View(w.VBox):
 
     held = False  # while the page itself sets several controls
 
-    def on(self, control, act) -> None:
+    def bind(self, control, act) -> None:
         "Call `act` when a person, or a link, sets a control."
         control.observe(lambda _: None if self.held else act(), "value")
 
@@ -252,15 +228,10 @@ def dropdown(label: str, options, value=None, width: str = "auto") -> w.Dropdown
     "A choice with a label that a screen reader finds."
     options = list(options)
     given = {} if value is None else {"value": value}
-    return w.Dropdown(
-        options=options,
-        description=label,
-        layout=w.Layout(width=width, margin="2px 0"),
-        style={"description_width": "auto"},
-        **given,
-    )
+    return w.Dropdown(options=options, description=label, layout=w.Layout(width=width, margin="2px 0"),
+                      style={"description_width": "auto"}, **given)
 
-def asked() -> dict[str, str]:
+def query_values() -> dict[str, str]:
     "What the link of this page asks to be shown; empty outside a dashboard."
     return dict(parse_qsl(os.environ.get("QUERY_STRING", "")))
 
@@ -295,30 +266,24 @@ class Link(w.HTML):
     set as the link asks, in their order, and written to it when they change."""
     def __init__(self, **controls):  # name in the address -> a control
         super().__init__()
-        self.controls, wanted = controls, asked()
-        gone = [
-            f"{name} {value}" for name, value in wanted.items() if name in controls and not take(controls[name], value)
-        ]
-        self.value = (
-            f'<p role="status">This workspace has no {escape(listed(gone))}, which the link asked for.</p>'
-            if gone
-            else ""
-        )
+        self.controls, wanted = controls, query_values()
+        gone = [f"{name} {value}" for name, value in wanted.items()
+                if name in controls and not take(controls[name], value)]
+        self.value = (f'<p role="status">This workspace has no {escape(listed(gone))}, which the link asked for.</p>'
+                      if gone else "")
         for c in controls.values(): c.observe(self.tell, "value")
 
     def tell(self, *_) -> None:
+        "Write the controls' values into the link."
         self.value = linked(**{name: str(c.value) for name, c in self.controls.items() if c.value not in (None, "")})
 
 # %% ../../nbs/view/00_style.ipynb #18fb06e8
 def button(label: str, primary: bool = False, **more) -> w.Button:
-    return w.Button(
-        description=label,
-        button_style="primary" if primary else "",
-        layout=w.Layout(width="auto", height="auto", margin="2px 0"),
-        **more,
-    )
+    "Make a button."
+    return w.Button(description=label, button_style="primary" if primary else "",
+                    layout=w.Layout(width="auto", height="auto", margin="2px 0"), **more)
 
-def said(level: str, sentence: str,  # plain text
+def notice(level: str, sentence: str,  # plain text
         ) -> str:  # HTML
     "What came of an action, where it was asked for."
     return f'<p class="said" role="status" style="--s-level: {LEVELS[level][0]}">{escape(sentence)}</p>'

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 
+from fastcore.basics import patch
+
 from ..core.errors import WorkFailed
 from ..core.settings import Settings
 from ..core.storage import write_atomic
@@ -27,7 +29,8 @@ class Windows(Mapping):  # window -> Profile
                  among: list[str] | None = None):  # only these windows
         self.source, self.settings, self.most, self.unread = source, settings, limit, {}
         found, broken = overview(source, settings)
-        self.unread |= {f"{Path(file).name}, a file with windows of {source}": reason for file, reason in broken.items()}
+        self.unread |= {f"{Path(file).name}, a file with windows of {source}": reason
+                        for file, reason in broken.items()}
         # window -> rows, digest
         self.known = {p: v for p, v in found.items() if p is not None and v[0] and (among is None or p in among)}
         self.open: dict[str, Profile] = {}
@@ -47,13 +50,15 @@ class Windows(Mapping):  # window -> Profile
         while len(self.open) > self.most: del self.open[next(iter(self.open))]
         return self.open[period]
 
-    def readable(self, period: str) -> bool:
-        "Try to read a window; one that cannot be read is left out from now on, and named."
-        try: return self[period] is not None
-        except WorkFailed as e:
-            self.unread[f"the window {period} of {self.source}"] = e.message
-            del self.known[period]
-            return False
+# %% ../../nbs/view/11_windows.ipynb #879b9f5e
+@patch
+def readable(self: Windows, period: str) -> bool:
+    "Try to read a window; one that cannot be read is left out from now on, and named."
+    try: return self[period] is not None
+    except WorkFailed as e:
+        self.unread[f"the window {period} of {self.source}"] = e.message
+        del self.known[period]
+        return False
 
 # %% ../../nbs/view/11_windows.ipynb #5baccd0c
 # what a page says of a column; its bins come from the profiles
@@ -72,24 +77,20 @@ def to_plain(report: Report) -> dict:
         **{k: [finding(f) for f in getattr(report, k)] for k in ("pairs", "arrival", "segments")},
     }
 
-def from_plain(found: dict) -> Report:
+def from_plain(data: dict) -> Report:
     "The same report again."
     finding = lambda f: Finding(**f)
-    lists = {k: [finding(f) for f in found[k]] for k in ("columns", "pairs", "arrival", "segments")}
-    return Report(
-        **found | lists | {"columns": {f.name: f for f in lists["columns"]}, "joint": finding(found["joint"])}
-    )
+    lists = {k: [finding(f) for f in data[k]] for k in ("columns", "pairs", "arrival", "segments")}
+    return Report(**data | lists | {"columns": {f.name: f for f in lists["columns"]}, "joint": finding(data["joint"])})
 
 # %% ../../nbs/view/11_windows.ipynb #2c159ab8
 class Kept:
     """What comparisons have shown, by what was compared, in one file; only what was asked for since the last writing
     stays in it."""
     def __init__(self, name: str, settings: Settings):
-        self.file, self.used, self.new = (
-            settings.path("compared", f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"),
-            {},
-            False,
-        )
+        self.file, self.used, self.new = (settings.path("compared",
+                                                        f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"),
+                                          {}, False)
         try:
             self.found = json.loads(self.file.read_text("utf-8"))
         except (OSError, ValueError):
@@ -103,14 +104,17 @@ class Kept:
     def __contains__(self, key: str) -> bool: return self.short(key) in self.found
 
     def get(self, key: str, make) -> dict:  # make: what to do where it is not there; gives a dict for JSON
+        "Return a kept result, or make and keep it."
         key = self.short(key)
         if key not in self.found: self.found[key], self.new = make(), True
         self.used[key] = self.found[key]
         return self.found[key]
 
-    def write(self) -> None:
-        "Write the file where something is new. A full disk costs only the time of the next page."
-        if not self.new: return
-        try: write_atomic(self.file, json.dumps(self.used))
-        except OSError: return
-        self.new = False
+# %% ../../nbs/view/11_windows.ipynb #c74cd415
+@patch
+def write(self: Kept) -> None:
+    "Write the file where something is new. A full disk costs only the time of the next page."
+    if not self.new: return
+    try: write_atomic(self.file, json.dumps(self.used))
+    except OSError: return
+    self.new = False

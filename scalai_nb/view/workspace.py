@@ -31,11 +31,8 @@ def logs(settings: Settings) -> list:
     "How far windows and tables have got."
     windows, tables = store(settings, "windows"), store(settings, "tables")
     if is_url(windows): return [table.version() if (table := open_table(windows)) else -1]
-    return sorted(
-        str(f.parent.parent.name) + f.name
-        for folder in (windows, *Path(tables).glob("*"))
-        for f in Path(folder, "_delta_log").glob("*.json")
-    )
+    return sorted(str(f.parent.parent.name) + f.name for folder in (windows, *Path(tables).glob("*"))
+                  for f in Path(folder, "_delta_log").glob("*.json"))
 
 def state(settings: Settings,
           *files: Path,  # more that a page depends on: its notebook
@@ -51,10 +48,9 @@ def _runs(settings: Settings) -> list: return [(r.id, r.state, r.seconds) for r 
 
 # %% ../../nbs/view/18_workspace.ipynb #0d247830
 def _timed(settings: Settings) -> list:
-    return [
-        (s["name"], s["paused"], s["overdue"], s["failing_since"], s["last"] and (s["last"]["id"], s["last"]["state"]))
-        for s in ScheduleStore(settings).overview()
-    ]
+    return [(s["name"], s["paused"], s["overdue"], s["failing_since"],
+             s["last"] and (s["last"]["id"], s["last"]["state"]))
+            for s in ScheduleStore(settings).overview()]
 
 def _seen(look, settings: Settings):
     "A part of the workspace; one that cannot be read is a state too, which a page names."

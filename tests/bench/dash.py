@@ -2,11 +2,11 @@
 
     python tests/bench/dash.py --rounds 5 [--visitors 8] [--tabs 50] [--dry]
 
-One workspace as the loop leaves it (twelve windows of real flights), the same apps behind `scalai dash`, behind `voila` as it comes, and behind `voila` with
-kernels that have run the page before it is asked for (`preheat_kernel`, a pool of as many), in turn; as many visits of each, after as many to warm up.
-Visitors are real Chromiums, each with a profile of its own that has been here twice (from the third visit on a browser keeps a script as it was compiled); each comes
-at a moment of its own within two seconds.
-The section goes to tests/bench/RESULTS.md as those of bench.py do.
+One workspace as the loop leaves it (twelve windows of real flights), the same apps behind `scalai dash`, behind
+`voila` as it comes, and behind `voila` with kernels that have run the page before it is asked for (`preheat_kernel`, a
+pool of as many), in turn; as many visits of each, after as many to warm up. Visitors are real Chromiums, each with a
+profile of its own that has been here twice (from the third visit on a browser keeps a script as it was compiled); each
+comes at a moment of its own within two seconds. The section goes to tests/bench/RESULTS.md as those of bench.py do.
 """
 
 import argparse

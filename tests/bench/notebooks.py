@@ -2,8 +2,8 @@
 
     python tests/bench/notebooks.py trivial imports large steps parallel --repeats 3 [--dry]
 
-Whole commands, each from its start to its end, in turn, as often as `--repeats` says; `parallel` runs one workflow with more and more steps at a time.
-The sections go to tests/bench/RESULTS.md as those of bench.py do.
+Whole commands, each from its start to its end, in turn, as often as `--repeats` says; `parallel` runs one workflow
+with more and more steps at a time. The sections go to tests/bench/RESULTS.md as those of bench.py do.
 """
 
 import argparse

@@ -2,8 +2,9 @@
 
     python tests/bench/queued.py process notebook --repeats 3 [--dry]
 
-Fifty jobs wait in the queue and are run one after another; the same processes are then started by hand, one after another.
-The difference, per job, is the scheduler's: its transactions, the start it decides on, the end it notices. The section goes to tests/bench/RESULTS.md as those of bench.py do.
+Fifty jobs wait in the queue and are run one after another; the same processes are then started by hand, one after
+another. The difference, per job, is the scheduler's: its transactions, the start it decides on, the end it notices.
+The section goes to tests/bench/RESULTS.md as those of bench.py do.
 """
 
 import argparse
