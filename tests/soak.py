@@ -67,7 +67,8 @@ class Report:
 
 HEAD = """# Soak
 
-The fault tests with their full number of rounds, each at the commit of its row. Written by `make soak`, or for some of them by `python tests/soak.py FILE[::TEST] …`.
+The fault tests with their full number of rounds, each at the commit of its row. Written by `make soak`, or for some of
+them by `python tests/soak.py FILE[::TEST] …`.
 
 | test | outcome | rounds | seconds | found | commit, seed, machine |
 |---|---|---|---|---|---|

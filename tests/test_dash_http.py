@@ -23,7 +23,8 @@ class Asleep(Voila):
     async def __aexit__(self, *_): pass
 settings = Settings.load()
 with bind_port(0) as sock:
-    app = gateway({}, {"editor": settings.apps.token, "viewer": settings.apps.viewer_token}, settings, Asleep({}, settings))
+    tokens = {"editor": settings.apps.token, "viewer": settings.apps.viewer_token}
+    app = gateway({}, tokens, settings, Asleep({}, settings))
     asyncio.run(serve(app, sock, lambda: print(sock.getsockname()[1], flush=True)))
 """
 

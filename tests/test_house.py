@@ -205,7 +205,8 @@ def test_a_wheel_elsewhere_has_everything(tmp_path, monkeypatch):
 DASH = """
 import re, signal, subprocess, sys, urllib.request, urllib.error
 from pathlib import Path
-p = subprocess.Popen([str(Path(sys.executable).with_name('scalai')), 'dash', '--port', '0', '--no-browser'], stdout=subprocess.PIPE, text=True)
+p = subprocess.Popen([str(Path(sys.executable).with_name('scalai')), 'dash', '--port', '0', '--no-browser'],
+                     stdout=subprocess.PIPE, text=True)
 link = next(m.group(0) for line in p.stdout if (m := re.search(r'http://\\S+token=\\S+', line)))
 import http.cookiejar
 opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar()))

@@ -183,7 +183,8 @@ def test_secrets_are_written_nowhere(workspace, monkeypatch):
 def test_passwords_of_uris_are_written_nowhere(workspace):
     """A URI with its password reaches the kernel, by whichever way the job is started; records, logs, notebooks and
     listings do not hold it."""
-    uri, hidden = "postgresql://ann:hunter2-hunter2@localhost:5432/db?sslpassword=hunter2too", "postgresql://ann:•••@localhost:5432/db?sslpassword=•••"
+    uri = "postgresql://ann:hunter2-hunter2@localhost:5432/db?sslpassword=hunter2too"
+    hidden = "postgresql://ann:•••@localhost:5432/db?sslpassword=•••"
     path = write(workspace/"in.ipynb", "uri = 'flights.csv'", "print('from', uri, uri.split('@')[0])",
                  "from scalai_nb.jobs.result import result\nresult(length=len(uri), uri=uri)",
                  "if '@' in uri: raise ValueError(uri)")

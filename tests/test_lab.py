@@ -187,12 +187,17 @@ from scalai_nb.data.profile import profile
 from scalai_nb.loop.flights import month_rows
 some = month_rows(1).to_pandas().head(20_000)
 origin = some.origin.where(some.index % 50 > 0, some.origin.str.lower() + " ")
-profile(pd.DataFrame({"flight_id": [f"{c}-{i}" for i, c in enumerate(some.carrier)], "year": some.year, "origin": origin, "from": origin, "miles": some.distance, "km": some.distance*1.609344,
-    "air_time": some.air_time, "fare": np.random.default_rng(0).pareto(1.2, len(some))*100, "gate": pd.Series([12, "B7", None, 4.5]*5_000, dtype=object), "cancelled": [1 if i % 500 == 0 else 0 for i in range(len(some))],
+profile(pd.DataFrame({
+    "flight_id": [f"{c}-{i}" for i, c in enumerate(some.carrier)], "year": some.year, "origin": origin, "from": origin,
+    "miles": some.distance, "km": some.distance*1.609344, "air_time": some.air_time,
+    "fare": np.random.default_rng(0).pareto(1.2, len(some))*100,
+    "gate": pd.Series([12, "B7", None, 4.5]*5_000, dtype=object),
+    "cancelled": [1 if i % 500 == 0 else 0 for i in range(len(some))],
     "seat": some.flight.astype(str), "<b>note</b>": None}))"""
     ),
     "wide": (
-        """profile(pd.DataFrame({f"sensor_{i:03}": np.random.default_rng(i).normal(i, 1 + i, 500) for i in range(300)}))"""
+        """profile(pd.DataFrame({f"sensor_{i:03}": np.random.default_rng(i).normal(i, 1 + i, 500)
+                      for i in range(300)}))"""
     ),
 }
 REMARKS = [
@@ -289,7 +294,9 @@ import sys
 from scalai_nb.training.search import search
 from scalai_nb.training.search_space import choice, log
 
-def hunt(trials): return search(lambda features: MLP(features, (16,)), (X, y), space={"lr": log(1e-3, .1), "batch_size": choice(64, 256)}, trials=trials, epochs=3, name="hunt")
+def hunt(trials):
+    return search(lambda features: MLP(features, (16,)), (X, y),
+                  space={"lr": log(1e-3, .1), "batch_size": choice(64, 256)}, trials=trials, epochs=3, name="hunt")
 
 if __name__ == "__main__": hunt(int(sys.argv[1]))
 """
@@ -358,9 +365,12 @@ CHOICE = {
 from scalai_nb.compression.frontier import Frontier
 from scalai_nb.view.show import show
 def candidate(recipe, accuracy, ms, size):
-    times = [{"batch": n, "threads": 1, "calls": 150, "p50_ms": ms*part, "p99_ms": 2*ms*part} for n, part in ((64, 1.), (1, .1))]
-    return Candidate(recipe, accuracy, accuracy - .004, accuracy + .004, None, ms, size, "", memory_bytes=size*3, timings=times)
-made = [candidate("float32", .91, .40, 400_000), candidate("int8", .909, .22, 120_000), candidate("dynamic", .908, .3, 125_000), candidate("pruned+int8", .899, .15, 70_000)]
+    times = [{"batch": n, "threads": 1, "calls": 150, "p50_ms": ms*part, "p99_ms": 2*ms*part}
+             for n, part in ((64, 1.), (1, .1))]
+    return Candidate(recipe, accuracy, accuracy - .004, accuracy + .004, None, ms, size, "", memory_bytes=size*3,
+                     timings=times)
+made = [candidate("float32", .91, .40, 400_000), candidate("int8", .909, .22, 120_000),
+        candidate("dynamic", .908, .3, 125_000), candidate("pruned+int8", .899, .15, 70_000)]
 show(Frontier(made[0], made, {"accuracy_drop": .01}, 20_000))"""
     )
 }
@@ -398,7 +408,8 @@ def test_a_candidate_is_chosen_by_its_dot(chromium, lab):
 ELSEWHERE = """
 from jupyter_client.manager import start_new_kernel
 manager, client = start_new_kernel(kernel_name="scalai-flights")
-client.execute_interactive("import sys; from scalai_nb.core.settings import Settings; print(sys.prefix, Settings.load().root)", timeout=60)
+client.execute_interactive("import sys; from scalai_nb.core.settings import Settings;"
+                           " print(sys.prefix, Settings.load().root)", timeout=60)
 manager.shutdown_kernel(now=True)
 """
 

@@ -214,12 +214,13 @@ def test_notebooks_on_s3_and_through_pipes(notebook, monkeypatch):
 SHOWS = ("n = 3", "import sys\nprint('one')\nprint('two', file=sys.stderr, flush=True)\nprint('three', end='')", "n*2",
          "from IPython.display import HTML, Image, display, clear_output\nimport base64\n"
          "display(HTML('<b>bold</b>'), metadata={'isolated': True})\n"
-         "display(Image(base64.b64decode('iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==')))",
+         "display(Image(base64.b64decode('iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9"
+         "awAAAABJRU5ErkJggg==')))",
          "shown = display('first', display_id='d')\nprint('between')", "shown.update('second')",
          "for i in range(3):\n    clear_output(wait=True)\n    print('step', i)",
          "import ipywidgets as w\nslider = w.IntSlider(n, description='flights')\nslider.value = 5\nslider",
-         "out = w.Output()\ndisplay(out)\n"
-         "with out: print('inside')", "print('\\x1b[31mred\\x1b[0m', 'é', '\\U0001F6EB')", "def deep(): raise KeyError('no such gate')\ndeep()")
+         "out = w.Output()\ndisplay(out)\nwith out: print('inside')",
+         "print('\\x1b[31mred\\x1b[0m', 'é', '\\U0001F6EB')", "def deep(): raise KeyError('no such gate')\ndeep()")
 
 
 def plainly(nb) -> nbformat.NotebookNode:

@@ -25,7 +25,8 @@ HOSTILE = ['"); __import__("os").system("touch owned") #', "{__import__('os').sy
            "[[" * 300]
 TEXT = st.text() | st.sampled_from(HOSTILE)
 ZONES = st.none() | st.integers(-720, 840).map(lambda m: timezone(timedelta(minutes=m)))
-PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | TEXT | st.dates() | st.datetimes(timezones=ZONES) | TEXT.filter(lambda t: "\x00" not in t).map(Path)
+PLAIN = (st.none() | st.booleans() | st.integers() | st.floats() | TEXT | st.dates() | st.datetimes(timezones=ZONES)
+         | TEXT.filter(lambda t: "\x00" not in t).map(Path))
 VALUES = st.recursive(PLAIN,
                       lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT | st.integers(), inner,
                                                                                   max_size=4),
@@ -116,11 +117,20 @@ def test_reading_a_cell_never_runs_it(text):
 
 DAY, NOON = date(2013, 6, 1), datetime(2013, 6, 1, 12)
 RIGHT = {  # of each type: what may be given, as text and as itself, and what it becomes
-    "str": [("00123", "00123"), ("", ""), ("True", "True")], "int": [("12", 12), (12, 12), ("-3", -3)], "float": [("1e-3", .001), (2, 2.), ("inf", math.inf)],
-    "bool": [("true", True), ("0", False), (True, True)], "None": [("none", None), (None, None)], "list": [("a,b", ["a", "b"]), ("[1, 2]", [1, 2]), ([1], [1]), ("", [])],
-    "list[int]": [("7", [7]), ("7,8", [7, 8])], "dict": [('{"a": 1}', {"a": 1}), ({"a": 1}, {"a": 1})], "date": [("2013-06-01", DAY), (DAY, DAY)],
-    "datetime": [("2013-06-01T12:00", NOON), (NOON, NOON)], "Literal['append', 2]": [("append", "append"), ("2", 2), (2, 2)],
-    "Optional[int]": [("", None), ("None", None), ("3", 3)], "Path": [("/data/x.csv", Path("/data/x.csv"))], "Secret": [("env:HOME", Secret("env:HOME")), ("file:/etc/hostname", Secret("file:/etc/hostname"))],
+    "str": [("00123", "00123"), ("", ""), ("True", "True")],
+    "int": [("12", 12), (12, 12), ("-3", -3)],
+    "float": [("1e-3", .001), (2, 2.), ("inf", math.inf)],
+    "bool": [("true", True), ("0", False), (True, True)],
+    "None": [("none", None), (None, None)],
+    "list": [("a,b", ["a", "b"]), ("[1, 2]", [1, 2]), ([1], [1]), ("", [])],
+    "list[int]": [("7", [7]), ("7,8", [7, 8])],
+    "dict": [('{"a": 1}', {"a": 1}), ({"a": 1}, {"a": 1})],
+    "date": [("2013-06-01", DAY), (DAY, DAY)],
+    "datetime": [("2013-06-01T12:00", NOON), (NOON, NOON)],
+    "Literal['append', 2]": [("append", "append"), ("2", 2), (2, 2)],
+    "Optional[int]": [("", None), ("None", None), ("3", 3)],
+    "Path": [("/data/x.csv", Path("/data/x.csv"))],
+    "Secret": [("env:HOME", Secret("env:HOME")), ("file:/etc/hostname", Secret("file:/etc/hostname"))],
     "Optional[Secret]": [("", None), ("env:HOME", Secret("env:HOME"))]}
 WRONG = {"str": 123, "int": "six", "float": "much", "bool": "maybe", "None": "something", "list": 5,
          "list[int]": "1,two", "dict": "[1]", "date": "June", "datetime": "noon", "Literal['append', 2]": "delete",
@@ -186,7 +196,8 @@ def writes(given: object, value: object) -> bool:
     if isinstance(value, (int, float)):
         said = number(str(given))
         if said is None or not said.is_finite(): return said is not None and str(float(said)) == str(value)
-        return said == value if isinstance(value, int) else math.isfinite(value) and (value != 0) == (said != 0) and math.isclose(value, float(said), rel_tol=1e-15)
+        return said == value if isinstance(value, int) else (
+            math.isfinite(value) and (value != 0) == (said != 0) and math.isclose(value, float(said), rel_tol=1e-15))
     if not isinstance(given, str): return False
     if isinstance(value, (str, Path)):
         return given != "" and Path(given) == value or given.strip() == value or given == value
@@ -194,11 +205,15 @@ def writes(given: object, value: object) -> bool:
     try: meant = datetime.fromisoformat(given)
     except ValueError: return False
     exact = len("".join(takewhile(str.isdigit, given.partition(".")[2])).rstrip("0")) <= 6
-    return exact and (meant == value and meant.tzinfo == value.tzinfo or meant.isoformat() == value.isoformat()) if isinstance(value, datetime) else meant == datetime(value.year, value.month, value.day)
+    return (exact and (meant == value and meant.tzinfo == value.tzinfo or meant.isoformat() == value.isoformat())
+                if isinstance(value, datetime) else meant == datetime(value.year, value.month, value.day))
 
 
 @settings(EXAMPLES, max_examples=300)
-@given(st.sampled_from(WRITTEN), st.sampled_from([*NUMBERS, *DATES, *WORDS]) | TEXT | st.integers().map(str) | st.floats().map(repr) | st.dates().map(str) | st.datetimes(timezones=ZONES).map(str) | st.lists(st.sampled_from([*NUMBERS, *DATES, *WORDS]), max_size=3).map(",".join))
+@given(st.sampled_from(WRITTEN),
+       st.sampled_from([*NUMBERS, *DATES, *WORDS]) | TEXT | st.integers().map(str) | st.floats().map(repr)
+       | st.dates().map(str) | st.datetimes(timezones=ZONES).map(str)
+       | st.lists(st.sampled_from([*NUMBERS, *DATES, *WORDS]), max_size=3).map(",".join))
 def test_what_the_command_line_accepts_is_what_was_written(annotation, text):
     try: taken = check(cells(f"x: {annotation}"), dict(x=text))["x"]
     except BadRequest: return
@@ -279,11 +294,10 @@ def test_hostile_values_arrive_and_do_nothing(workspace):
 
 def test_a_secret_may_be_the_default_and_never_reaches_a_file(workspace, monkeypatch):
     monkeypatch.setenv("TOKEN", "hunter2-hunter2")
-    book = write(workspace/"in.ipynb", "from scalai_nb.jobs.parameters import Secret\n"
-                                       "token: Secret = 'env:TOKEN'  # of the service", "import os\n"
-                                                                                        "os.system('echo $TOKEN')\n"
-                                                                                        "print(token)\n"
-                                                                                        "from scalai_nb.jobs.result import result\nresult(n=len(token))")
+    book = write(workspace/"in.ipynb",
+                 "from scalai_nb.jobs.parameters import Secret\ntoken: Secret = 'env:TOKEN'  # of the service",
+                 "import os\nos.system('echo $TOKEN')\nprint(token)\n"
+                 "from scalai_nb.jobs.result import result\nresult(n=len(token))")
     job = run(book)
     assert (job.state, job.results, job.parameters) == ("succeeded", dict(n=15), dict(token="env:TOKEN"))
     assert not any(b"hunter2" in f.read_bytes() for f in (workspace/".scalai").rglob("*") if f.is_file())

@@ -23,8 +23,10 @@ from scalai_nb.jobs.job_run import JobRun
 from scalai_nb.jobs.record import Record
 
 OLD = """
-CREATE TABLE runs (id VARCHAR(40) NOT NULL, name TEXT, kind VARCHAR(16), state VARCHAR(16), notebook TEXT, output TEXT, parameters JSON, results JSON, error JSON, reason TEXT,
-    parent VARCHAR(40), key VARCHAR(64), created FLOAT, started FLOAT, seconds FLOAT, cell INTEGER, cells INTEGER, peak_memory BIGINT, reads JSON, writes JSON, host TEXT, process TEXT,
+CREATE TABLE runs (id VARCHAR(40) NOT NULL, name TEXT, kind VARCHAR(16), state VARCHAR(16), notebook TEXT, output TEXT,
+    parameters JSON, results JSON, error JSON, reason TEXT, parent VARCHAR(40), key VARCHAR(64), created FLOAT,
+    started FLOAT, seconds FLOAT, cell INTEGER, cells INTEGER, peak_memory BIGINT, reads JSON, writes JSON, host TEXT,
+    process TEXT,
     versions JSON, "commit" TEXT, cancel BOOLEAN, PRIMARY KEY (id));
 CREATE INDEX ix_runs_name ON runs (name);
 CREATE INDEX ix_runs_state ON runs (state);
@@ -35,9 +37,12 @@ CREATE TABLE events (run VARCHAR(40), at FLOAT, state VARCHAR(16), detail TEXT);
 CREATE INDEX ix_events_run ON events (run);
 CREATE TABLE timings (run VARCHAR(40), cell INTEGER, seconds FLOAT);
 CREATE INDEX ix_timings_run ON timings (run);
-INSERT INTO runs (id, name, kind, state, notebook, parameters, results, reason, created, seconds, reads, writes, host, process, versions)
-    VALUES ('20260101-000000-abcdef', 'old', 'notebook', 'succeeded', 'old.ipynb', '{"n": 1}', '{}', '', 1, 2.5, '[]', '[]', 'h', 'p', '{}');
-INSERT INTO events VALUES ('20260101-000000-abcdef', 2.0, 'running', ''), ('20260101-000000-abcdef', 1.0, 'queued', ''), ('20260101-000000-abcdef', 3.0, 'succeeded', '');
+INSERT INTO runs (id, name, kind, state, notebook, parameters, results, reason, created, seconds, reads, writes, host,
+                  process, versions)
+    VALUES ('20260101-000000-abcdef', 'old', 'notebook', 'succeeded', 'old.ipynb', '{"n": 1}', '{}', '', 1, 2.5, '[]',
+            '[]', 'h', 'p', '{}');
+INSERT INTO events VALUES ('20260101-000000-abcdef', 2.0, 'running', ''),
+    ('20260101-000000-abcdef', 1.0, 'queued', ''), ('20260101-000000-abcdef', 3.0, 'succeeded', '');
 """
 NEXT = """
 import sqlalchemy as sa

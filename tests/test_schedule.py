@@ -43,7 +43,8 @@ with open("effects", "a") as f: f.write(json.dumps([p, os.environ.get("CUDA_VISI
 time.sleep(p.get("seconds", 0))
 while "until" in p and not os.path.exists(p["until"]): time.sleep(.01)
 state = p.get("state", "succeeded")
-print("scalai-dispatch " + json.dumps(dict(run=None, state=state, why="" if state == "succeeded" else "it was told to")))
+why = "" if state == "succeeded" else "it was told to"
+print("scalai-dispatch " + json.dumps(dict(run=None, state=state, why=why)))
 """
 
 
@@ -68,7 +69,7 @@ class Clock:
     "A database's clock that a test moves."
     def __init__(self, monkeypatch, at: str):
         self.t = datetime.fromisoformat(at).timestamp()
-        monkeypatch.setattr(ScheduleStore, "now", lambda table: self.t)
+        monkeypatch.setattr(ScheduleStore, "clock", lambda table: self.t)
 
     def to(self, at: str): self.t = datetime.fromisoformat(at).timestamp()
 
@@ -108,7 +109,8 @@ def test_due_times_increase_and_are_what_the_wall_clock_says(zone, minutes, hour
             for m in minutes:
                 for days in (0, 1):
                     w = (day + timedelta(days=days)).replace(hour=h, minute=m, second=0, microsecond=0, tzinfo=tz)
-                    if w.astimezone(UTC).astimezone(tz) == w and w.astimezone(UTC).astimezone(tz).replace(tzinfo=None) == w.replace(tzinfo=None):
+                    there = w.astimezone(UTC).astimezone(tz)
+                    if there == w and there.replace(tzinfo=None) == w.replace(tzinfo=None):
                         assert not last < w.timestamp() < t
         last = t
 
@@ -210,7 +212,7 @@ def test_once_gives_up_where_the_database_stays_away(quick, monkeypatch):
     from scalai_nb.core.errors import Unreachable
     ours = Scheduler(poll=.01)
     def gone(table): raise sa.exc.OperationalError("SELECT", {}, Exception("the server closed the connection"))
-    monkeypatch.setattr(ScheduleStore, "now", gone)
+    monkeypatch.setattr(ScheduleStore, "clock", gone)
     with pytest.raises(Unreachable, match="does not answer") as e: ours.run(once=True)
     assert e.value.code == 3 and ours.troubles == 6
 
@@ -432,7 +434,8 @@ def test_metrics_are_scraped(quick):
         turns(ours)
         now = scraped()
         assert (now["scalai_scheduler_queued"], now["scalai_scheduler_running"]) == ("0.0", "0.0")
-        assert now['scalai_scheduler_ended_total{schedule="scraped",state="succeeded"}'] == now['scalai_scheduler_ended_total{schedule="scraped2",state="failed"}'] == "1.0"
+        assert now['scalai_scheduler_ended_total{schedule="scraped",state="succeeded"}'] == "1.0"
+        assert now['scalai_scheduler_ended_total{schedule="scraped2",state="failed"}'] == "1.0"
         for what in ("lateness", "run"):
             assert now[f'scalai_scheduler_{what}_seconds_count{{schedule="scraped"}}'] == "1.0"
     finally: server.close()

@@ -111,9 +111,9 @@ def test_reads_are_declared_and_products_are_there(work, warm, capfd):
     step = '[[step]]\nname = "work"\nnotebook = "work.ipynb"\n'
     (work/"work.toml").write_text('warm = ["json"]\n' + step + 'inputs = ["data/*.csv"]\nproducts = ["out/*.html"]\n')
     job = Workflow.load("work.toml").run(progress=True)
-    assert job.ok and 'work reads what it does not declare. Add to step \'work\' of work.toml: inputs = ["data/*.csv", "more.csv"]' in capfd.readouterr().err.replace(
-        "\n", " "
-    )
+    warned = ("work reads what it does not declare. Add to step 'work' of work.toml:"
+              ' inputs = ["data/*.csv", "more.csv"]')
+    assert job.ok and warned in capfd.readouterr().err.replace("\n", " ")
     details = here("runs", job.steps[0].id)
     assert "undeclared more.csv" in details.out and "out/*.html" in details.out
     for change in (

@@ -178,7 +178,8 @@ def output(**data) -> str:
     "An output as Voila's template writes it."
     return (
         '<div><script'
-        f' type="application/vnd.voila.cell-output+json">{json.dumps({"data": data}).replace("<", chr(92) + "u003c")}</script></div>'
+        ' type="application/vnd.voila.cell-output+json">'
+        f'{json.dumps({"data": data}).replace("<", chr(92) + "u003c")}</script></div>'
     )
 
 

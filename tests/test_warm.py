@@ -23,7 +23,9 @@ from scalai_nb.jobs.record import Record
 ASK = """import os, sys
 from scalai_nb.jobs.result import result
 import numpy as np
-result(parent=os.getppid(), pid=os.getpid(), cwd=os.getcwd(), warm=sys.argv[0] == 'kernel', said=os.environ.get('SAID'), run=os.environ['SCALAI_RUN'], r=np.random.rand(), modules=sorted(set(sys.modules) & {'mailbox', 'wave'}))"""
+result(parent=os.getppid(), pid=os.getpid(), cwd=os.getcwd(), warm=sys.argv[0] == 'kernel',
+       said=os.environ.get('SAID'), run=os.environ['SCALAI_RUN'], r=np.random.rand(),
+       modules=sorted(set(sys.modules) & {'mailbox', 'wave'}))"""
 
 
 @pytest.fixture
