@@ -64,13 +64,16 @@ def peers(tmp: Path):  # name -> (function from tokens to vectors, bytes)
 def optimized(model, tmp: Path) -> dict:
     "The same by ONNX Runtime's transformer optimizer, which joins attention, its mask, layer norms and GELU; it knows the graphs of the older exporter."
     import torch
+    from onnx import TensorProto
     from onnxruntime import quantization as q
     from onnxruntime.transformers import optimizer
     with torch.no_grad():
         torch.onnx.export(model, (torch.ones(2, 8, dtype=torch.long),), str(tmp/"older.onnx"), dynamo=False, input_names=["ids"], opset_version=17, dynamic_axes={"ids": {0: "N", 1: "T"}})
     made = optimizer.optimize_model(str(tmp/"older.onnx"), model_type="bert", num_heads=12, hidden_size=384, opt_level=99, only_onnxruntime=False)
     made.save_model_to_file(str(tmp/"optimized.onnx"))
-    q.quantize_dynamic(tmp/"optimized.onnx", tmp/"optimized-int8.onnx", per_channel=True, weight_type=q.QuantType.QInt8)
+    # shapes are not inferred through the joined operators: their type is said, as ONNX Runtime asks for
+    q.quantize_dynamic(tmp/"optimized.onnx", tmp/"optimized-int8.onnx", per_channel=True, weight_type=q.QuantType.QInt8,
+                       extra_options={"DefaultTensorType": TensorProto.FLOAT})
     joined = {k: n for k, n in made.get_fused_operator_statistics().items() if n}
     print("optimizer:", joined, file=sys.stderr)
     return {name: (in_ort(tmp/file, "ids", np.int64), (tmp/file).stat().st_size)
