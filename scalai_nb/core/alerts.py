@@ -9,7 +9,7 @@ __all__ = ['RECEIVERS', 'SILENT', 'Alert', 'text', 'webhook', 'slack', 'stdout',
 # %% ../../nbs/core/20_alerts.ipynb #420b57cc
 import json, os, queue, smtplib, socket, sqlite3, ssl, threading, time, uuid
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.message import EmailMessage
@@ -313,7 +313,16 @@ class Sender:
     def close(self, within: float = 20.):  # seconds for what still waits
         if not self.on: return
         self.send_end(within)
-        if left := self.waiting.qsize(): logger("alerts").error(f"{left} alerts were not sent", why=f"receivers took more than {within:g} s")
+        if left := self._given_up(): logger("alerts").error(f"{left} alerts were not sent", why=f"receivers took more than {within:g} s")
+
+    def _given_up(self) -> int:
+        "Alerts that still wait, taken from the queue: what was not sent now is not sent later, behind the reader's back."
+        if not self.thread.is_alive(): return 0
+        left = 0
+        with suppress(queue.Empty):
+            while True: left += self.waiting.get_nowait() is not None
+        with suppress(queue.Full): self.waiting.put_nowait(None)
+        return left
 
     def send_end(self, within: float):
         try: self.waiting.put(None, timeout=within)
