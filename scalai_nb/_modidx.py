@@ -440,6 +440,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'scalai_nb.core.alerts.Sender': ('core/alerts.html#sender', 'scalai_nb/core/alerts.py'),
                                        'scalai_nb.core.alerts.Sender.__init__': ( 'core/alerts.html#sender.__init__',
                                                                                   'scalai_nb/core/alerts.py'),
+                                       'scalai_nb.core.alerts.Sender._drop': ('core/alerts.html#sender._drop', 'scalai_nb/core/alerts.py'),
                                        'scalai_nb.core.alerts.Sender._work': ('core/alerts.html#sender._work', 'scalai_nb/core/alerts.py'),
                                        'scalai_nb.core.alerts.Sender.close': ('core/alerts.html#sender.close', 'scalai_nb/core/alerts.py'),
                                        'scalai_nb.core.alerts.Sender.send': ('core/alerts.html#sender.send', 'scalai_nb/core/alerts.py'),

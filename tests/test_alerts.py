@@ -138,14 +138,16 @@ def test_nothing_can_break_the_sender(tmp_path, capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_a_sender_that_closes_does_not_wait_for_ever(tmp_path):
+def test_a_sender_that_closes_does_not_wait_for_ever(tmp_path, capfd):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         sender = Sender(told(tmp_path, webhook=f"http://127.0.0.1:{silent.getsockname()[1]}", timeout=30))
         began = time.monotonic()
         for n in range(3): sender.send(Alert("late", f"late {n}", f"s{n}"))
         assert time.monotonic() - began < 20  # handing on does not wait
         sender.close(within=.2)
-        assert time.monotonic() - began < 25
+        assert time.monotonic() - began < 25 and "2 alerts were not sent" in capfd.readouterr().err
+    sender.thread.join(30)
+    assert not sender.thread.is_alive() and "late 1" not in capfd.readouterr().err  # what was given up is not tried later
 
 
 class Mail:

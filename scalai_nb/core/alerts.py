@@ -18,7 +18,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.message import EmailMessage
@@ -350,7 +350,7 @@ class Sender:
         "Wait for the alerts that are still queued, then stop."
         if not self.on: return
         self.send_end(within)
-        if left := self.waiting.qsize():
+        if left := self._drop():
             logger("alerts").error(f"{left} alerts were not sent", why=f"receivers took more than {within:g} s")
 
 # %% ../../nbs/core/20_alerts.ipynb #4e7eb212
@@ -360,3 +360,14 @@ def send_end(self: Sender, within: float):
     try: self.waiting.put(None, timeout=within)
     except queue.Full: return
     self.thread.join(within)
+
+
+@patch
+def _drop(self: Sender) -> int:
+    "Take from the queue what still waits and say how much it was: what was not sent now is not sent later."
+    if not self.thread.is_alive(): return 0
+    left = 0
+    with suppress(queue.Empty):
+        while True: left += self.waiting.get_nowait() is not None
+    with suppress(queue.Full): self.waiting.put_nowait(None)
+    return left

@@ -85,6 +85,7 @@ def optimized(model, tmp: Path) -> dict:
     """The same by ONNX Runtime's transformer optimizer, which joins attention, its mask, layer norms and GELU; it
     knows the graphs of the older exporter."""
     import torch
+    from onnx import TensorProto
     from onnxruntime import quantization as q
     from onnxruntime.transformers import optimizer
     with torch.no_grad():
@@ -101,8 +102,13 @@ def optimized(model, tmp: Path) -> dict:
         str(tmp / "older.onnx"), model_type="bert", num_heads=12, hidden_size=384, opt_level=99, only_onnxruntime=False
     )
     made.save_model_to_file(str(tmp/"optimized.onnx"))
+    # shapes are not inferred through the joined operators: their type is said, as ONNX Runtime asks for
     q.quantize_dynamic(
-        tmp / "optimized.onnx", tmp / "optimized-int8.onnx", per_channel=True, weight_type=q.QuantType.QInt8
+        tmp / "optimized.onnx",
+        tmp / "optimized-int8.onnx",
+        per_channel=True,
+        weight_type=q.QuantType.QInt8,
+        extra_options={"DefaultTensorType": TensorProto.FLOAT},
     )
     joined = {k: n for k, n in made.get_fused_operator_statistics().items() if n}
     print("optimizer:", joined, file=sys.stderr)
