@@ -312,8 +312,14 @@ parameters = {{ of = [1] }}
 [[step]]
 name = "last"
 notebook = "last.ipynb"
-parameters = {{ auc = "${{month.auc}}", n = "${{model.n}}", day = "on ${{since}}", text = "${{ingest.note}}", swept = "${{sweep.auc}}" }}
 needs = ["flaky"]
+
+[step.parameters]
+auc = "${{month.auc}}"
+n = "${{model.n}}"
+day = "on ${{since}}"
+text = "${{ingest.note}}"
+swept = "${{sweep.auc}}"
 """)
     return workspace
 

@@ -34,7 +34,8 @@ def slowly(part):
     time.sleep(.8)  # a source that takes its time
     return part
 
-frame = dd.from_pandas(flights().to_pandas(), npartitions=10).map_partitions(slowly, meta=flights().slice(0, 0).to_pandas())"""
+rows = flights().to_pandas()
+frame = dd.from_pandas(rows, npartitions=10).map_partitions(slowly, meta=rows.head(0))"""
     ),
     "live": "profile(frame)",
 }
@@ -124,7 +125,8 @@ def opened(chromium, lab, name, width=1400, height=1000):
 WATCH = """() => {
   window.seen = [];
   const look = () => { for (const n of document.querySelectorAll('.jp-OutputArea [role=status]')) {
-    const text = n.innerText.trim(), pictures = [...n.parentElement.querySelectorAll('svg[role=img] path')].map(p => p.getAttribute('d')), last = window.seen.at(-1);
+    const paths = [...n.parentElement.querySelectorAll('svg[role=img] path')];
+    const text = n.innerText.trim(), pictures = paths.map(p => p.getAttribute('d')), last = window.seen.at(-1);
     if (!last || last.text !== text) window.seen.push({text, pictures});
   } };
   new MutationObserver(look).observe(document.body, {childList: true, subtree: true, characterData: true});

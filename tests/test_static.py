@@ -236,7 +236,9 @@ def test_front_end_shows_outputs_and_asks_for_the_widgets(chromium):
         )
         stage.page.evaluate(
             """() => { const { comm_manager } = Jupyter.notebook.kernel;
-            window.heard = []; comm_manager.register_target('mine', (comm, m) => { heard.push(m.content.data); comm.on_msg(m => heard.push([m.content.data, m.buffers.length])) }) }"""
+            window.heard = [];
+            comm_manager.register_target('mine', (comm, m) => {
+              heard.push(m.content.data); comm.on_msg(m => heard.push([m.content.data, m.buffers.length])) }) }"""
         )
         stage.sockets[0].send(message("iopub", "comm_open", {"comm_id": "c", "target_name": "mine", "data": {"a": 1}}))
         stage.sockets[0].send(message("iopub", "comm_msg", {"comm_id": "c", "data": {"b": 2}}))

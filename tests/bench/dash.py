@@ -44,11 +44,24 @@ SMALL = (
     " ipywidgets.HTML('<b>0</b>')\nslider.observe(lambda change: setattr(said, 'value', f'<b>{change.new}</b>'),"
     " 'value')\nslider"
 )
-SEEN = """(() => { const look = () => { for (const [name, what] of Object.entries({paint: '.scalai .headline', live: '.scalai .widget-dropdown select'})) {
-  const found = document.querySelector(what); if (found && found.getBoundingClientRect().height && found.checkVisibility({visibilityProperty: true}) && !window['seen_' + name]) requestAnimationFrame(() => { window['seen_' + name] = window['seen_' + name] || performance.now() }) }
-  if (!window.seen_paint || !window.seen_live) requestAnimationFrame(look) }; requestAnimationFrame(look) })()"""  # milliseconds from the start of the navigation to the first frame that shows it
+# Milliseconds from the start of the navigation to the first frame that shows it.
+SEEN = """(() => {
+  const parts = {paint: '.scalai .headline', live: '.scalai .widget-dropdown select'};
+  const visible = part => part && part.getBoundingClientRect().height
+    && part.checkVisibility({visibilityProperty: true});
+  const look = () => {
+    for (const [name, part] of Object.entries(parts)) {
+      const key = 'seen_' + name;
+      if (visible(document.querySelector(part)) && !window[key])
+        requestAnimationFrame(() => { window[key] = window[key] || performance.now() });
+    }
+    if (!window.seen_paint || !window.seen_live) requestAnimationFrame(look);
+  };
+  requestAnimationFrame(look);
+})()"""
 BYTES = """() => { const until = window.seen_paint, n = performance.getEntriesByType('navigation')[0]
-  return n.transferSize + performance.getEntriesByType('resource').filter(r => r.responseEnd <= until).reduce((sum, r) => sum + r.transferSize, 0) }"""
+  const before = performance.getEntriesByType('resource').filter(r => r.responseEnd <= until);
+  return before.reduce((sum, r) => sum + r.transferSize, n.transferSize) }"""
 
 
 def p95(values): return sorted(values)[max(0, -(-95 * len(values) // 100) - 1)]
@@ -218,9 +231,12 @@ async def visitors(server, app: str, rounds: int) -> dict[str, list[float]]:
             "The window before the newest, chosen on the live page: until the page has drawn what is said of it."
             await asyncio.sleep(late)
             took = await page.evaluate(
-                """async () => { const choice = [...document.querySelectorAll('.scalai select')].find(s => /Window/.test(s.closest('.widget-dropdown').innerText))
+                """async () => {
+              const choices = [...document.querySelectorAll('.scalai select')];
+              const choice = choices.find(s => /Window/.test(s.closest('.widget-dropdown').innerText));
               if (!choice) return 0  // never drawn
-              const to = choice.options[1 + Math.floor(Math.random() * 4)].value, begun = performance.now(); const said = () => document.querySelector('.scalai h2') && [...document.querySelectorAll('.scalai h2')].map(h => h.innerText).join()
+              const to = choice.options[1 + Math.floor(Math.random() * 4)].value, begun = performance.now();
+              const said = () => [...document.querySelectorAll('.scalai h2')].map(h => h.innerText).join();
               const before = said(); choice.value = to; choice.dispatchEvent(new Event('change', {bubbles: true}))
               while (said() === before) await new Promise(requestAnimationFrame); return performance.now() - begun }"""
             )
