@@ -17,11 +17,12 @@ ROOT = Path(__file__).resolve().parents[1]
 LINES = 30  # of an exported cell
 WORDS = 15  # of a module's first line
 WIDTH = 119  # of a line
-# Participles, prepositions and pronouns that are no names (the list of the project's word table).
+# Participles, prepositions and pronouns that are no names (the list of the project's word table), but for those that
+# are the field's own: `by` (pandas, Polars: groupby), `out` (NumPy) and `now`.
 NOT_NAMES = frozenset("""
     told said given asked heard seen found made done kept held taken shown known chosen wanted meant standing
-    beside ahead above below after before behind between by at of to in on out over under with without
-    how who whose what which whoever nobody somebody again away here there now more most every all some such
+    beside ahead above below after before behind between at of to in on over under with without
+    how who whose what which whoever nobody somebody again away here there more most every all some such
 """.split())
 DOCUMENTED = re.compile(r"#\s*\S")
 

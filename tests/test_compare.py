@@ -163,7 +163,7 @@ def test_new_and_missing_columns_are_named():
         "new column"
     )
     assert [n for n, f in report.columns.items() if f.drifted] == ["gone", "new"] and {
-        f.test for f in report.found
+        f.test for f in report.findings
     } == {"schema"}
 
 
@@ -220,7 +220,7 @@ def test_a_new_segment_and_a_lost_one_are_told():
         for x, by in ((A, ["a", "b", "c", None] * (N // 4)), (B, ["a", "b", "d", None] * (N // 4)))
     )
     report = compare(profile(a, columns=["x"], by="by"), profile(b, columns=["x"], by="by"))
-    assert [f.name for f in report.found] == ["rows by segment"] and "'c'" in str(report) and "'d'" in str(report)
+    assert [f.name for f in report.findings] == ["rows by segment"] and "'c'" in str(report) and "'d'" in str(report)
 
 
 def test_windows_calibrate_what_is_usual():

@@ -18,6 +18,7 @@ from playwright.sync_api import TimeoutError
 from test_browser import OUTPUT, chromium  # noqa: F401 (a fixture)
 from test_live import DATA
 
+import scalai_nb as sn
 from scalai_nb.core.settings import Settings
 from scalai_nb.training import checkpoint
 
@@ -153,6 +154,23 @@ def run_all(page):
 def shot(page, name):
     OUTPUT.mkdir(exist_ok=True)
     page.screenshot(path=OUTPUT/f"{name}.png")
+
+
+def test_completion_lists_the_names_of_the_front_door(chromium, lab):
+    "`sn.` and Tab, before anything else was imported: every public name, and none of Python's own."
+    notebook(lab.root/"door.ipynb", {"import": "import scalai_nb as sn", "type": ""})
+    page = opened(chromium, lab, "door.ipynb")
+    run_all(page)
+    idle(page)
+    page.locator(".jp-CodeCell .cm-content").last.click()
+    page.keyboard.type("sn.")
+    page.keyboard.press("Tab")
+    box = page.locator(".jp-Completer:visible")
+    box.wait_for(timeout=60_000)
+    shot(page, "lab-completion")
+    offered = {t.strip() for t in box.locator(".jp-Completer-match").all_inner_texts()}
+    assert {n for n in sn.__all__ if not n.startswith("_")} <= offered, offered
+    page.context.close()
 
 
 def test_a_profile_fills_in_while_partitions_arrive(chromium, lab):

@@ -215,7 +215,7 @@ def test_laws_hold_across_types_and_schemas(a, b, c):
 def test_histograms_with_small_caps_add_exactly(values, data):
     """Small caps make coarsening common, which sixty rows under 64 x 512 would not."""
     caps = data.draw(st.tuples(st.integers(1, 6), st.integers(1, 9)))
-    h = lambda v, caps=caps: Histogram.of(*tally(number_keys(np.array(v, "f8"))), caps=caps)
+    h = lambda v, caps=caps: Histogram.from_counts(*tally(number_keys(np.array(v, "f8"))), caps=caps)
     cut = data.draw(st.integers(0, len(values)))
     wide = data.draw(st.tuples(st.integers(caps[0], 9), st.integers(caps[1], 20)))
     assert h(values[:cut]) + h(values[cut:]) == h(values)

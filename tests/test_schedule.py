@@ -254,7 +254,7 @@ def test_missed_starts_follow_the_policy(policy, hours, quick, monkeypatch):
 
 
 def test_all_means_at_most_so_many(quick, monkeypatch):
-    assert [datetime.fromtimestamp(t, UTC).hour for t, _ in missed("all", monkeypatch, most=2)] == [15, 16, 17]
+    assert [datetime.fromtimestamp(t, UTC).hour for t, _ in missed("all", monkeypatch, backlog=2)] == [15, 16, 17]
 
 
 @pytest.mark.parametrize("policy, states",

@@ -37,7 +37,7 @@ def schedule_add(
     p: Annotated[list[str] | None, option("name=value; ${date}, ${due} and ${version} are filled in.", "-p")] = None,
     catch_up: Annotated[str | None, option("Missed ones: none, last (default) or all.")] = None,
     overlap: Annotated[str | None, option("While the one before still runs: skip (default), queue or cancel.")] = None,
-    backlog: Annotated[int | None, option("At most so many missed or waiting ones. Default: 10.", "--most")] = None,
+    backlog: Annotated[int | None, option("At most so many missed or waiting ones. Default: 10.", "--backlog")] = None,
     jitter: Annotated[str | None, option("Spread starts over so long.")] = None,
     grace: Annotated[str | None, option("Later than this is missed. Default: 60 s.")] = None,
     timeout: Annotated[str | None, option("For one run. Default: [jobs] timeout.")] = None,
@@ -55,7 +55,7 @@ def schedule_add(
 ) -> Answer:
     "Run a job at its times, once each."
     options = dict(cron=cron, every=interval, at=time, on_table=on_table, zone=zone, catch_up=catch_up,
-                   overlap=overlap, most=backlog, jitter=jitter, grace=grace, timeout=timeout, retries=retries,
+                   overlap=overlap, backlog=backlog, jitter=jitter, grace=grace, timeout=timeout, retries=retries,
                    backoff=backoff, if_lost=if_lost, group=group, limit=limit, gpus=gpus, late=late)
     if alert is not None: options["alert"] = [a.strip() for a in alert.split(",") if a.strip()]
     options |= dict(name=name, parameters=pairs(p or []), paused=paused)

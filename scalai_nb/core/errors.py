@@ -70,13 +70,13 @@ def did_you_mean(word: str, words: Iterable[str]) -> str:
 
 def one_of(word: str,  # what was given
            words: Iterable[str],  # what is known
-           what: str = "name",  # how to call it in the message
+           noun: str = "name",  # how to call it in the message
            kind: str | None = None,  # see `ScalaiError`
           ) -> str:  # the word, when it is known
     "The word itself, or a `BadRequest` that names the nearest known one."
     words = list(words)
     if word in words: return word
-    raise BadRequest(f"Unknown {what} {word!r}.", did_you_mean(word, words), kind)
+    raise BadRequest(f"Unknown {noun} {word!r}.", did_you_mean(word, words), kind)
 
 # %% ../../nbs/core/00_errors.ipynb #4c7be208
 def unfit(e,  # a pydantic `ValidationError`

@@ -133,11 +133,11 @@ def plot(points: Sequence[Sequence[float]],  # rows of x, y and, where there is 
          across: str, up: str,  # what the axes are
          dots: bool = False,  # each with its range; otherwise a curve in its band
          diagonal: tuple | None = None,  # x, y to x, y: what knowing nothing would give, or what would be right
-         of: tuple = UNIT,  # least and most x, least and most y
+         bounds: tuple = UNIT,  # least and most x, least and most y
          size: int = 200,
          label: str | None = None) -> str:
     "A curve with its band, or points with their ranges."
-    a, b, c, d = map(float, of)
+    a, b, c, d = map(float, bounds)
     px, py = scale(a, b, 34., size - 10.), scale(c, d, size - 34., 10.)
     x = [px(min(max(float(p[0]), a), b)) for p in points]
     ys = [[py(min(max(float(v), c), d)) if _known(v) else None for v in p[1:]] for p in points]
@@ -149,7 +149,7 @@ def plot(points: Sequence[Sequence[float]],  # rows of x, y and, where there is 
                  + drawn)
     ranged = any(len(p) > 2 for p in points)
     label = label or f"{up} over {across}" + ", with 95 % ranges"*ranged
-    return svg(_frame(size), drawn, _words(across, up, of, size), width=size, height=size, label=label, font_size=10)
+    return svg(_frame(size), drawn, _words(across, up, bounds, size), width=size, height=size, label=label, font_size=10)
 
 # %% ../../nbs/core/28_svg.ipynb #f0159566
 def _dots(x: list[float], ys: list[list]) -> str:

@@ -83,7 +83,7 @@ def _owner(plan: Plan) -> str | None:
 def end_attempt(
     plan: Plan,
     settings: Settings,
-    kept: set[str] = frozenset(),  # files that stay
+    keep: set[str] = frozenset(),  # files that stay
     failed: BaseException | None = None,
 ) -> str | None:
     """Remove the files of an attempt that is over and that no commit can name any more.
@@ -94,7 +94,7 @@ def end_attempt(
         if failed is None: raise
         return None  # the log cannot be read now
     if owner is None and getattr(failed, "unsure", False) or owner == plan.attempt and failed is not None: return owner
-    try: _tidy(plan, owner, kept, settings)
+    try: _tidy(plan, owner, keep, settings)
     except Exception as e:
         why = str(e).splitlines()[:1]
         logger("table").warning("files of attempts that are over stay, until gc", table=plan.name, why=why)

@@ -86,7 +86,7 @@ def nbytes(self: Categories) -> int:  # labels about
 def hashed(self: Categories) -> tuple:  # buckets, frequent, registers
     "The state as it is above the cap."
     if not self.exact: return self.buckets, self.frequent, self.regs
-    return (in_buckets(self.keys, self.counts), Frequent.of(self.keys, self.counts, self.labels),
+    return (in_buckets(self.keys, self.counts), Frequent.from_counts(self.keys, self.counts, self.labels),
             registers(self.keys))
 
 # %% ../../nbs/data/01_categories.ipynb #4a3bcab4

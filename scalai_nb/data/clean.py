@@ -181,20 +181,20 @@ def _numbers(c: Column, examples) -> pa.Array:
 # %% ../../nbs/data/12_clean.ipynb #463c6ccc
 _pint = []
 
-def conversion(unit: str, to: str) -> tuple[float, float]:  # value × first + second
+def conversion(unit: str, target: str) -> tuple[float, float]:  # value × first + second
     "How a unit becomes another. Raises `BadRequest` for units that do not."
     import pint
     if not _pint: _pint.append(pint.UnitRegistry())
     try:
-        zero, one, many = (_pint[0].Quantity(x, unit).to(to).magnitude for x in (0.0, 1.0, 100.0))
+        zero, one, many = (_pint[0].Quantity(x, unit).to(target).magnitude for x in (0.0, 1.0, 100.0))
     except (pint.errors.PintError, AttributeError, ValueError, AssertionError, ZeroDivisionError) as e:
         raise BadRequest(
-            f"{unit!r} cannot become {to!r}: {str(e).splitlines()[0]}.",
+            f"{unit!r} cannot become {target!r}: {str(e).splitlines()[0]}.",
             "Units are written as Pint has them: degF, degC, mph, km/h, inHg, hPa, mi.",
             "contract",
         ) from e
     if abs(many - zero - 100 * (one - zero)) > 1e-9 * abs(many - zero):
-        raise BadRequest(f"{unit!r} to {to!r} is not a matter of factor and offset.", "Convert it before.", "contract")
+        raise BadRequest(f"{unit!r} to {target!r} is not a matter of factor and offset.", "Convert it before.", "contract")
     return (many - zero)/100, zero
 
 # %% ../../nbs/data/12_clean.ipynb #8fb98bfd

@@ -229,9 +229,9 @@ def _zero_one(false, true):
     have = [i for i, n in enumerate((false, true)) if n]
     values, counts = np.array(have, "f8"), np.array([(false, true)[i] for i in have], "i8")
     ends = (have[0], have[-1]) if have else (None, None)
-    return Ordered(False, hg.Histogram.of(hg.number_keys(values), counts), Moments.of(values, counts), *ends)
+    return Ordered(False, hg.Histogram.from_counts(hg.number_keys(values), counts), Moments.from_counts(values, counts), *ends)
 
-def _nothing(time): return Ordered(time, hg.Histogram.of(np.empty(0, "u8"), np.empty(0, "i8")))
+def _nothing(time): return Ordered(time, hg.Histogram.from_counts(np.empty(0, "u8"), np.empty(0, "i8")))
 
 @patch(as_prop=True)
 def mean(self: Column) -> float | None:

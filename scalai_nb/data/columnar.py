@@ -94,7 +94,7 @@ def parquet(
     coded: bool = False,  # text that the file keeps as codes stays so: dictionary<int32, string>
     threads: bool = True,  # decode columns in parallel
     meta=None,  # the file's pyarrow.parquet.FileMetaData, where it has been read before
-    seen: (
+    hashes: (
         dict | None
     ) = None,  # takes the SHA-256 of each row group's bytes; `groups` follow one another, and are read at once
 ) -> Iterator[pa.Table]:
@@ -102,7 +102,7 @@ def parquet(
     import pyarrow.parquet as pq
     with open_file(uri) as f:
         meta = meta or metadata(uri)
-        file = f if seen is None else _groups(uri, meta, groups, seen)
+        file = f if hashes is None else _groups(uri, meta, groups, hashes)
         # else all row groups are fetched ahead of the first
         file = pq.ParquetFile(
             file, metadata=meta, read_dictionary=coded_text(meta) if coded else None, pre_buffer=False

@@ -159,20 +159,20 @@ def _fields(cls, given: dict, where: str) -> dict:  # of a dataclass, unknown na
     return {n: tuple(v) if isinstance(v, list) else v for n, v in given.items()}
 
 @patch(cls_method=True)
-def from_dict(cls: Contract, given: dict, where: str = "contract") -> Contract:
+def from_dict(cls: Contract, document: dict, where: str = "contract") -> Contract:
     "A contract from plain values. Raises `BadRequest` for a word it does not know."
-    if not isinstance(given, dict) or not isinstance(given.get("columns", {}), dict):
+    if not isinstance(document, dict) or not isinstance(document.get("columns", {}), dict):
         raise BadRequest(
             f"{where} is not a contract.",
             "It needs the word columns, and under it a line for each column.",
             "contract",
         )
-    given = {k: v for k, v in given.items() if k != "contract"}
+    document = {k: v for k, v in document.items() if k != "contract"}
     rules = {
         str(n): Rule(**_fields(Rule, {} if r is None else r, f"{where}, column {n}"))
-        for n, r in given.get("columns", {}).items()
+        for n, r in document.get("columns", {}).items()
     }
-    c = Contract(**_fields(Contract, given | {"columns": {}}, where) | {"columns": rules})
+    c = Contract(**_fields(Contract, document | {"columns": {}}, where) | {"columns": rules})
     for word in ("key", "checks", "nulls", "evolve"):
         setattr(c, word, (v,) if isinstance(v := getattr(c, word), str) else tuple(v or ()))
     c.sensible()

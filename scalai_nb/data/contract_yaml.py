@@ -44,12 +44,12 @@ def _of_yaml_11(text: str) -> str:  # the tag that YAML 1.1 gives a bare text
 _resolver = []
 
 # %% ../../nbs/data/10_contract_yaml.ipynb #7e044a00
-def update(node, wanted: dict, defaults: dict) -> None:  # defaults[key]: of a value; a dict: of the values below it
+def update(node, contract: dict, defaults: dict) -> None:  # defaults[key]: of a value; a dict: of the values below it
     "Make a YAML mapping say what is wanted, leaving alone what says so already, and the comments there."
     one = lambda v: [v] if isinstance(v, str) else v
     for k in list(node):
-        if k not in wanted and node[k] not in (defaults.get(k), [], None): del node[k]
-    for k, v in wanted.items():
+        if k not in contract and node[k] not in (defaults.get(k), [], None): del node[k]
+    for k, v in contract.items():
         have = node.get(k)
         if isinstance(v, dict) and isinstance(have, dict):
             below = defaults.get(k, defaults.get(None))
@@ -58,7 +58,7 @@ def update(node, wanted: dict, defaults: dict) -> None:  # defaults[key]: of a v
             node[_quoted(k)] = node_of(v)
 
 # %% ../../nbs/data/10_contract_yaml.ipynb #144b155f
-def dump(wanted: dict,
+def dump(contract: dict,
          text: str | None,  # YAML whose comments and order stay
          defaults: dict,  # see `update`
          notes: dict[str, str],  # column → a comment above it, in a new file
@@ -68,9 +68,9 @@ def dump(wanted: dict,
     out, root = io.StringIO(), None
     try: root = yaml_of().load(text) if text else None
     except YAMLError: pass  # a file that is no YAML has no comments to keep
-    if isinstance(root, dict) and isinstance(root.get("columns"), dict): update(root, wanted, defaults)
+    if isinstance(root, dict) and isinstance(root.get("columns"), dict): update(root, contract, defaults)
     else:
-        root = node_of(wanted)
+        root = node_of(contract)
         for name, note in notes.items():
             note = f"{printable(name)} {printable(note)}"
             root["columns"].yaml_set_comment_before_after_key(name, before=note, indent=2)

@@ -202,7 +202,7 @@ class Histogram:
     caps: tuple = (CELLS, BUCKETS)  # most cells, most buckets in a cell
 
     @classmethod
-    def of(cls, keys, counts, known=None, level1=64, caps=(CELLS, BUCKETS)):
+    def from_counts(cls, keys, counts, known=None, level1=64, caps=(CELLS, BUCKETS)):
         "From ascending keys or prefixes, which may repeat."
         if known is None: known = np.full(len(keys), 64, "u1")
         if not len(keys): return cls(np.empty(0, "u8"), np.empty(0, "i8"), np.empty(0, "u1"), 64, tuple(caps))
@@ -210,10 +210,10 @@ class Histogram:
         return cls(*made, tuple(caps))
 
     @classmethod
-    def of_sorted(cls, keys, shared, caps=(CELLS, BUCKETS)):
+    def from_sorted(cls, keys, shared, caps=(CELLS, BUCKETS)):
         "From ascending keys that are not counted yet, and their shared bits."
         return (cls(*_canonical_sorted(keys, shared, *caps), tuple(caps)) if len(keys)
-                else cls.of(keys, None, caps=caps))
+                else cls.from_counts(keys, None, caps=caps))
 
     @property
     def nbytes(self) -> int:
@@ -229,19 +229,19 @@ def sum(cls: Histogram, *parts):
     "The histogram of all parts' rows."
     caps = tuple(map(min, *(p.caps for p in parts))) if len(parts) > 1 else parts[0].caps
     have = [p for p in parts if len(p.keys)]
-    if not have: return cls.of(parts[0].keys, parts[0].counts, caps=caps)
+    if not have: return cls.from_counts(parts[0].keys, parts[0].counts, caps=caps)
     if len(have) == 1 and have[0].caps == caps: return have[0]
     level1, rows = min(p.level1 for p in have), [(p.keys, p.counts, p.known) for p in have]
     while len(rows) > 1:  # by twos, so that each bucket moves as often as the number of parts can be halved
         pairs = zip(rows[::2], rows[1::2])
         rows = [_merge(*map(read_only, chain(*zip(a, b)))) for a, b in pairs] + rows[len(rows) // 2 * 2:]
-    return cls.of(*rows[0], level1, caps)
+    return cls.from_counts(*rows[0], level1, caps)
 
 @patch
 def __add__(self: Histogram, other): return Histogram.sum(self, other)
 
 # %% ../../nbs/data/01_histogram.ipynb #23b3e148
-EMPTY = Histogram.of(np.empty(0, "u8"), np.empty(0, "i8"))
+EMPTY = Histogram.from_counts(np.empty(0, "u8"), np.empty(0, "i8"))
 
 # %% ../../nbs/data/01_histogram.ipynb #27edbf95
 def edges(h: Histogram,

@@ -201,7 +201,7 @@ def unfinished(settings: Settings | None = None) -> list[Plan]:  # ingest their 
 TEXT = (".csv", ".tsv", ".txt")
 
 def raw_rows(piece: tuple[str, dict],  # a file or a part of a server's rows, and what its reader is told
-          seen: dict | None = None,  # takes row group → SHA-256, where the reader is told to look
+          hashes: dict | None = None,  # takes row group → SHA-256, where the reader is told to look
           *, settings: Settings) -> Iterator[tuple[pa.Table, list]]:
     "Raw rows of a piece, and the broken lines among them."
     (name, options), bad = piece, []
@@ -209,16 +209,16 @@ def raw_rows(piece: tuple[str, dict],  # a file or a part of a server's rows, an
     text = there is None and suffix(name) in TEXT
     options = options | ({"text": True} if text else {}) | ({"bad": bad} if text or there and there.bad else {})
     rows = options.pop("slices", settings.data.rows_per_part)
-    if options.pop("hashed", False): options["seen"] = seen
+    if options.pop("hashed", False): options["hashes"] = hashes
     for t in source.batches(name, rows=rows, settings=settings, **options):
         yield t, list(bad)
         bad.clear()
 
-def guessed(full: Contract, given: Contract) -> set[str]:
+def guessed(full: Contract, declared: Contract) -> set[str]:
     "Columns of numbers whose type nobody declared: by it no text may lose its leading zeros."
-    told = {c for step, columns in steps_of(given.clean) if step != "deduplicate" for c in columns}
+    told = {c for step, columns in steps_of(declared.clean) if step != "deduplicate" for c in columns}
     number = lambda t: t is not None and (pa.types.is_integer(t) or pa.types.is_floating(t) or pa.types.is_decimal(t))
-    return {n for n in full.columns if number(full.arrow(n)) and n not in told and not (n in given and given[n].type)}
+    return {n for n in full.columns if number(full.arrow(n)) and n not in told and not (n in declared and declared[n].type)}
 
 # %% ../../nbs/data/14_ingest.ipynb #706dca94
 def prepare_part(item: tuple[pa.Table, list], but: set[str] = frozenset(),

@@ -222,13 +222,13 @@ def pieces(uri: str, rows: int = 250_000, **options) -> list[dict]:
     ] or [{"offsets": ends, "shape": shape}]
 
 # %% ../../nbs/data/05_kafka.ipynb #6211c075
-def state(uri: str, before=()) -> dict:
+def state(uri: str, batches=()) -> dict:
     "From where the table's batches end to what is there now, for a plan."
     with _topic(uri) as (consumer, topic, partitions, cluster): ends = _ends(consumer, topic, partitions)
     offsets = _onward(
         uri,
         ends,
-        [b["offsets"] for b in before if (b.get("topic"), b.get("cluster")) == (topic, cluster)],
+        [b["offsets"] for b in batches if (b.get("topic"), b.get("cluster")) == (topic, cluster)],
         dict(parse_qsl(urlsplit(str(uri)).query)).get("from"),
     )
     word = hashlib.sha256(json.dumps([cluster, topic, {p: a for p, (a, _) in offsets.items()}]).encode()).hexdigest()

@@ -29,7 +29,7 @@ class Moments:
     exponent: int = LOWEST
 
     @classmethod
-    def of(cls, values: np.ndarray,  # finite float64
+    def from_counts(cls, values: np.ndarray,  # finite float64
            counts: np.ndarray):  # how often each occurs
         "Moments of a counted set of values."
         n = int(counts.sum())

@@ -195,7 +195,7 @@ def pieces(uri: str, rows: int = 250_000, **options) -> list[dict]:
         shape = _shape(collection, None)
         return [{"range": cut, "shape": shape} for cut in _cuts(collection, rows)]
 
-def state(uri: str, before=()) -> dict:
+def state(uri: str, batches=()) -> dict:
     "What the documents are now, for a plan."
     with _collection(uri) as collection: found = _fingerprint(collection)
     return {"sha256": found, "options": {"expect": found}}

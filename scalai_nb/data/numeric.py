@@ -69,7 +69,7 @@ def registers(self: Ordered):
 @patch
 def top(self: Ordered):
     "Heavy hitters by key; from the histogram where that is exact."
-    return self.frequent if self.frequent is not None else Frequent.of(self.hist.keys, self.hist.counts)
+    return self.frequent if self.frequent is not None else Frequent.from_counts(self.hist.keys, self.hist.counts)
 
 # %% ../../nbs/data/01_numeric.ipynb #ab69921d
 def _registers(time, keys):
@@ -101,17 +101,17 @@ def counted(native: np.ndarray,  # distinct values, ascending
             time: bool = False,
             caps: tuple = (CELLS, BUCKETS)) -> Ordered:
     "Summarise values that are counted already."
-    if not len(native): return Ordered(time, Histogram.of(np.empty(0, "u8"), np.empty(0, "i8"), caps=caps))
+    if not len(native): return Ordered(time, Histogram.from_counts(np.empty(0, "u8"), np.empty(0, "i8"), caps=caps))
     whole, numbers = native.dtype.kind in "iu", native.astype("f8")
     keys = time_keys(native) if time else number_keys(numbers)
-    hist = Histogram.of(keys, counts, caps=caps)
+    hist = Histogram.from_counts(keys, counts, caps=caps)
     state = dict(
-        time=time, hist=hist, moments=Moments.of(numbers, counts), low=native[0].item(), high=native[-1].item()
+        time=time, hist=hist, moments=Moments.from_counts(numbers, counts), low=native[0].item(), high=native[-1].item()
     )
     if _exact(time, hist): return Ordered(**state)
     hashes = mix(native.view("u8"), "time") if time else hash_integers(native) if whole else hash_floats(native)
     return Ordered(
-        **state, regs=registers(hashes), frequent=Frequent.of(*(sum_by(keys, counts) if whole else (keys, counts)))
+        **state, regs=registers(hashes), frequent=Frequent.from_counts(*(sum_by(keys, counts) if whole else (keys, counts)))
     )
 
 # %% ../../nbs/data/01_numeric.ipynb #c5e74dbd
@@ -122,10 +122,10 @@ def from_keys(keys: np.ndarray,  # sortable keys of finite float64, in any order
     if (few := count_few(keys)) is not None: return counted(number_values(few[0]), few[1], caps=caps)
     keys.sort()
     shared = shared_bits(keys)
-    hist, (low, high) = Histogram.of_sorted(keys, shared, caps), number_values(keys[[0, -1]]).tolist()
+    hist, (low, high) = Histogram.from_sorted(keys, shared, caps), number_values(keys[[0, -1]]).tolist()
     state = dict(time=False, hist=hist, moments=key_moments(keys), low=low, high=high)
     if _exact(False, hist): return Ordered(**state)
-    return Ordered(**state, regs=number_registers(keys, SEED["number"]), frequent=Frequent.of_sorted(keys, shared))
+    return Ordered(**state, regs=number_registers(keys, SEED["number"]), frequent=Frequent.from_sorted(keys, shared))
 
 # %% ../../nbs/data/01_numeric.ipynb #ebb1ddb3
 def add_ordered(*parts: Ordered) -> Ordered:
@@ -163,7 +163,7 @@ class Calendar:
     counts: np.ndarray = None  # int64 rows
 
     @classmethod
-    def of(cls, slots, counts, unit=1):
+    def from_counts(cls, slots, counts, unit=1):
         "The canonical calendar of these hours or coarser units."
         slots, counts = sum_by(slots, counts)
         for wider in UNITS[UNITS.index(unit) + 1:]:
@@ -180,7 +180,7 @@ class Calendar:
 def sum(cls: Calendar, *parts):
     "The calendar of all parts' rows."
     unit = max(p.unit for p in parts)
-    return cls.of(np.concatenate([p.slots * p.unit // unit for p in parts]),
+    return cls.from_counts(np.concatenate([p.slots * p.unit // unit for p in parts]),
                   np.concatenate([p.counts for p in parts]), unit)
 
 @patch
@@ -200,7 +200,7 @@ def calendar(us: np.ndarray,  # int64 microseconds UTC, ascending
     "The calendar of counted times."
     hours = us // HOUR_US
     starts = np.flatnonzero(np.diff(hours, prepend=hours[:1] - 1))
-    return Calendar.of(hours[starts], np.add.reduceat(counts, starts) if len(us) else counts)
+    return Calendar.from_counts(hours[starts], np.add.reduceat(counts, starts) if len(us) else counts)
 
 # %% ../../nbs/data/01_numeric.ipynb #94580d52
 def iso(us: "float | None", type: str = "timestamp[us]") -> str | None:

@@ -203,9 +203,9 @@ def _good(plan: Plan, part: Part, rows: pa.Table, mark: str = "") -> None:
         part.files.append((action, p, some.num_rows))
         add_family(part.family, {(p, None if k is None else int(k)): v for k, v in folds.items()})
 
-def add_family(family: dict, more: dict) -> None:  # (period, fold) → Profile
+def add_family(family: dict, other: dict) -> None:  # (period, fold) → Profile
     "Add profiles to those of their keys."
-    for key, profile in more.items(): family[key] = family[key] + profile if key in family else profile
+    for key, profile in other.items(): family[key] = family[key] + profile if key in family else profile
 
 # %% ../../nbs/data/07_partition.ipynb #1aa2a9f6
 def _judged(plan: Plan, frame) -> tuple:  # rows as they came; typed, with their period; Verdict
@@ -229,11 +229,11 @@ def _set(rows: pa.Table, name: str, values: pa.Array) -> pa.Table:
 
 # %% ../../nbs/data/07_partition.ipynb #ad582a3d
 def process(plan: Plan,
-            given: Iterable,  # slices of a part: frames, Arrow tables, or what `plan.prepare` takes
+            slices: Iterable,  # slices of a part: frames, Arrow tables, or what `plan.prepare` takes
             index) -> Part:
     "The whole pass over one part, slice by slice: check, clean, fold, profile, write. Runs wherever the part is."
     out, good, bad = Part(index), [], []
-    for frame in given:
+    for frame in slices:
         raw, typed, verdict = _judged(plan, frame)
         # holds for the rest
         if out.schema is None:
@@ -280,11 +280,11 @@ class Pieces:
     heard: Callable = lambda part: None  # called here with the Part of each piece that is done
     facts: dict = field(default_factory=dict)  # kept in the commit; may be filled while the pieces are read
 
-def on_workers(plan: Plan, given: Pieces) -> list[Part]:
+def on_workers(plan: Plan, pieces: Pieces) -> list[Part]:
     "The parts of all pieces, in order."
-    if given.client is None: return summed(plan, _on_threads(plan, given))
-    futures = [given.client.submit(_piece, plan, given.read, x, i, pure=False) for i, x in enumerate(given.pieces)]
-    return gathered(given.client, futures, given.heard)
+    if pieces.client is None: return summed(plan, _on_threads(plan, pieces))
+    futures = [pieces.client.submit(_piece, plan, pieces.read, x, i, pure=False) for i, x in enumerate(pieces.pieces)]
+    return gathered(pieces.client, futures, pieces.heard)
 
 def _piece(plan: Plan, read: Callable, piece, index: int) -> Part:
     part = process(plan, read(piece, seen := {}), index)
@@ -310,11 +310,11 @@ def summed(plan: Plan, parts: Iterable[Part]) -> list[Part]:
     return out
 
 # %% ../../nbs/data/07_partition.ipynb #ec63cc43
-def gathered(client, futures: list, heard: Callable = lambda result: None) -> list:
+def gathered(client, futures: list, on_result: Callable = lambda result: None) -> list:
     "The results of futures, in order; none of them runs any more, however this ends."
     from distributed import as_completed
     try:
-        for _, made in as_completed(futures, with_results=True): heard(made)
+        for _, made in as_completed(futures, with_results=True): on_result(made)
         return client.gather(futures)
     except BaseException:
         client.cancel(futures, force=True)
@@ -388,7 +388,7 @@ def _repeats(
                 rows = pa.Table.from_batches([batch])
                 if len(rows) and (hit := finder.maybe(rows)).any():
                     finder.add(rows := rows.filter(pa.array(hit)), np.full(len(rows), -1))
-        return finder.found()
+        return finder.rows()
     finally:
         finder.close()
 

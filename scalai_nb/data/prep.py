@@ -133,9 +133,9 @@ def choose(c) -> tuple[str, str]:  # (step, why)
     return {"number": "standard", "boolean": "number", "time": "dates"}[c.kind], ""
 
 # %% ../../nbs/data/16_prep.ipynb #39ff08c4
-def fit_step(name: str, c, asked):  # the step's name, or {"step": name, option: value}
+def fit_step(name: str, c, spec):  # the step's name, or {"step": name, option: value}
     "Fit one column's step as asked."
-    options = dict(asked) if isinstance(asked, Mapping) else {"step": asked}
+    options = dict(spec) if isinstance(spec, Mapping) else {"step": spec}
     step = options.get("step")
     if step not in FIT:
         raise BadRequest(f"Column {name!r}: there is no step {step!r}.", f"There are: {', '.join(FIT)}, drop.")

@@ -45,13 +45,13 @@ def to_arrow(
         raise BadRequest(f"A column holds values of several types: {e}", "Give each column one type.") from e
 
 # %% ../../nbs/data/16_prep_columns.ipynb #71989d05
-def as_type(column: pa.ChunkedArray | pa.Array, to: pa.DataType, name: str) -> pa.Array:
+def as_type(column: pa.ChunkedArray | pa.Array, type: pa.DataType, name: str) -> pa.Array:
     "The column as one array of that type; dictionaries (pandas categoricals) are opened."
     try:
-        whole = column.cast(to, safe=False)
+        whole = column.cast(type, safe=False)
     except pa.ArrowException as e:
         raise BadRequest(
-            f"Column {name!r} is {column.type}, expected {to}.", "Give it the type that the prep was fitted on."
+            f"Column {name!r} is {column.type}, expected {type}.", "Give it the type that the prep was fitted on."
         ) from e
     return one_array(whole)
 # nearer to zero is zero: the answer is float32, processors may flush subnormals, and ONNX Runtime drops `x - c` where

@@ -53,7 +53,7 @@ class Scaled:
 
     def features(self, name): return [name] + [f"{name}__missing"] * self.missing
 
-    def write(self, x, out, at):
+    def write(self, x, out, columns):
         "Write a batch's features into their columns of `out`."
         gone = np.isnan(x)
         y = np.where(gone, self.fill, x) if gone.any() else x
@@ -61,8 +61,8 @@ class Scaled:
         with np.errstate(over="ignore"):
             if self.center: y = y - self.center
             if self.scale != 1: y = y / self.scale
-            out[:, at[0]] = np.clip(y, self.low, self.high)
-        if self.missing: out[:, at[1]] = gone
+            out[:, columns[0]] = np.clip(y, self.low, self.high)
+        if self.missing: out[:, columns[1]] = gone
 
 # %% ../../nbs/data/16_prep_steps.ipynb #48013fa2
 def scaled(c,  # a profile's column
@@ -94,7 +94,7 @@ class Quantile:
     kind: ClassVar[str] = "number"
     features = Scaled.features
 
-    def write(self, x, out, at):
+    def write(self, x, out, columns):
         "Write a batch's features into their columns of `out`."
         gone, knots, levels = np.isnan(x), np.array(self.knots), np.array(self.levels)
         y = np.where(gone, self.fill, x)
@@ -102,8 +102,8 @@ class Quantile:
         k = np.minimum(j + 1, len(knots) - 1)
         width = knots[k] - knots[j]
         with np.errstate(over="ignore"): inside = np.clip((y - knots[j]) / np.where(width > 0, width, 1.), 0, 1)
-        out[:, at[0]] = levels[j] + (levels[k] - levels[j]) * inside
-        if self.missing: out[:, at[1]] = gone
+        out[:, columns[0]] = levels[j] + (levels[k] - levels[j]) * inside
+        if self.missing: out[:, columns[1]] = gone
 
 # %% ../../nbs/data/16_prep_steps.ipynb #38d512d7
 def quantile(c, step: str, knots: int = 33) -> Quantile:
@@ -139,12 +139,12 @@ class OneHot:
         end = k + self.other + self.missing
         return (k if self.other else end), (k + self.other if self.missing else end)
 
-    def write(self, values, out, at):
+    def write(self, values, out, columns):
         "Write a batch's features into their columns of `out`."
         unseen, gone = self.answers()
         codes = positions(values, self.categories, unseen, gone)
-        rows = np.flatnonzero(codes < len(at))
-        if len(rows): out[rows, at[0] + codes[rows]] = 1
+        rows = np.flatnonzero(codes < len(columns))
+        if len(rows): out[rows, columns[0] + codes[rows]] = 1
 
 # %% ../../nbs/data/16_prep_steps.ipynb #1ae2cf6f
 def positions(values,  # strings (Arrow) or float64 (NumPy)
@@ -207,9 +207,9 @@ class Code:
     @property
     def cardinality(self) -> int: return self.answers()[1] + 1
 
-    def write(self, values, out, at):
+    def write(self, values, out, columns):
         "Write a batch's features into their columns of `out`."
-        out[:, at[0]] = positions(values, self.categories, *self.answers())
+        out[:, columns[0]] = positions(values, self.categories, *self.answers())
 
 def coded(c, step: str, cap: int = 1000) -> Code:
     "Fit `code`: the commonest categories, at most `cap` of them."
@@ -229,10 +229,10 @@ class Frequency:
 
     def features(self, name): return [f"{name}__share"]
 
-    def write(self, values, out, at):
+    def write(self, values, out, columns):
         "Write a batch's features into their columns of `out`."
         k = len(self.categories)
-        out[:, at[0]] = np.array([*self.values, self.unseen, self.gone], np.float32)[
+        out[:, columns[0]] = np.array([*self.values, self.unseen, self.gone], np.float32)[
             positions(values, self.categories, k, k + 1)
         ]
 
@@ -299,14 +299,14 @@ class Hash:
 
     def features(self, name): return [f"{name}#{b}" for b in range(self.buckets)] + [f"{name}__missing"] * self.missing
 
-    def write(self, values, out, at):
+    def write(self, values, out, columns):
         "Write a batch's features into their columns of `out`."
         coded = values.dictionary_encode()
         bucket = (murmur(coded.dictionary) % np.uint32(self.buckets)).astype(np.int64)
         gone = values.is_null().to_numpy(zero_copy_only=False)
         there = np.flatnonzero(~gone)
-        if len(there): out[there, at[0] + bucket[coded.indices.drop_null().to_numpy()]] = 1
-        if self.missing: out[gone, at[-1]] = 1
+        if len(there): out[there, columns[0] + bucket[coded.indices.drop_null().to_numpy()]] = 1
+        if self.missing: out[gone, columns[-1]] = 1
 
 def hashed(c, step: str, buckets: int = 64) -> Hash:
     "Fit `hash`: nothing to learn but whether nulls occur."
@@ -331,13 +331,13 @@ class Dates:
         length = np.repeat([PERIODS[p] for p in self.circles], 2)
         return length, 2 * np.pi / length, np.tile([0., np.pi / 2], len(self.circles))
 
-    def write(self, values, out, at):
+    def write(self, values, out, columns):
         "Write a batch's features into their columns of `out`."
         us, gone = values
         length, speed, start = self.circle()
         angles = np.sin(np.mod(us[:, None], length) * speed + start)
-        out[:, at[0]:at[0] + len(length)] = np.where(gone[:, None], 0, angles)
-        if self.missing: out[:, at[-1]] = gone
+        out[:, columns[0]:columns[0] + len(length)] = np.where(gone[:, None], 0, angles)
+        if self.missing: out[:, columns[-1]] = gone
 
 def dates(c, step: str) -> Dates:
     "Fit `dates`; a date has no hour."

@@ -13,9 +13,9 @@ from .numeric import iso
 from .profile import Profile
 
 # %% ../../nbs/data/09_profile_diff.ipynb #26d58b5e
-def share(n: int, of: int) -> str:
+def share(n: int, total: int) -> str:
     "A share of rows as a person reads it; a few are never printed as none."
-    x = 100*n/max(of, 1)
+    x = 100*n/max(total, 1)
     return "none" if not n else f"{x:.1f} %" if x >= .05 else "under 0.1 %"
 
 

@@ -40,13 +40,13 @@ def int_or_none(x):
     "Return a number as an int, or None where it is too large to show as one."
     return int(x) if abs(x) < 10**18 else None
 
-def share(n: int, of: int) -> str:
+def share(n: int, total: int) -> str:
     "A share in per cent; never 0 % or 100 % of what is merely close to it."
-    if not n or not of: return ""
+    if not n or not total: return ""
     return (
         "100 %"
-        if n == of
-        else "< 0.1 %" if n / of < 0.001 else "> 99.9 %" if n / of > 0.999 else f"{100 * n / of:.1f} %"
+        if n == total
+        else "< 0.1 %" if n / total < 0.001 else "> 99.9 %" if n / total > 0.999 else f"{100 * n / total:.1f} %"
     )
 
 # %% ../../nbs/data/02_profile_report.ipynb #5caefe4a
@@ -120,10 +120,10 @@ def quality_notes(p, limit: int = 30) -> list[str]:
     )
 
 # %% ../../nbs/data/02_profile_report.ipynb #b2b32e38
-def page(p, limit: int = 60, behind: int = 440) -> str:
+def page(p, limit: int = 60, collapsed: int = 440) -> str:
     "The profile as HTML."
     columns = list(p.columns.values())
-    first, then, rest = columns[:limit], columns[limit:limit + behind], len(columns) - limit - behind
+    first, then, rest = columns[:limit], columns[limit:limit + collapsed], len(columns) - limit - collapsed
     more = f"<details><summary>{len(then):,} columns more</summary>{rows_of(then)}</details>" if then else ""
     more += f"<p>… and {rest:,} columns more: see Profile.columns.</p>" if rest > 0 else ""
     notes = "".join(f"<li>{escape(s)}</li>" for s in quality_notes(p))

@@ -107,11 +107,11 @@ def _is_recorded(known, name: str, outcome: int, prefix: str) -> bool:
     return False
 
 # %% ../../nbs/data/06_profile_store.ipynb #3e1cf55c
-def whole(table, at: int, period: str, parts: list[str], version: int) -> bool:
+def whole(table, snapshot: int, period: str, parts: list[str], version: int) -> bool:
     """Whether a snapshot, of version `at`, still holds what was added up from several batches at a version.
 
     Raises `WorkFailed` where a part of it was replaced since."""
-    if at < version: return False
+    if snapshot < version: return False
     later = lambda mark: (v := delta.transaction_version(table, mark)) is not None and v > version
     if later("replace"): return False
     gone = [p for p in parts if later(f"replace:{p}")]
@@ -156,9 +156,9 @@ def _kept(
     return rows.filter(pa.array([alive[key(r)] for r in told], pa.bool_()))
 
 # %% ../../nbs/data/06_profile_store.ipynb #1ffa8467
-def counts(names, at: int, r: dict) -> bool:
+def counts(names, snapshot: int, r: dict) -> bool:
     "Whether a snapshot, of version `at`, has the rows that a row of the store is about."
-    if r.get("sums"): return whole(names, at, r["period"], json.loads(r["sums"]), r["version"])
+    if r.get("sums"): return whole(names, snapshot, r["period"], json.loads(r["sums"]), r["version"])
     return delta.live(names, r["batch"], r["period"], r["attempt"])
 
 def _best(rows: pa.Table, needed: set[str]) -> list[bool]:

@@ -29,15 +29,15 @@ from .table_reader import TableReader, schema_html
 from .types import to_pandas
 
 # %% ../../nbs/data/09_quarantine.ipynb #b7213fb3
-def released(of: TableReader, table) -> dict[str, pa.Array]:  # batch → _ids of rows that a snapshot has taken back
+def released(reader: TableReader, table) -> dict[str, pa.Array]:  # batch → _ids of rows that a snapshot has taken back
     "Which quarantined rows were brought back: a batch's file names them, and counts once the table has the batch."
     import pyarrow.parquet as pq
-    place, gone = store(of.settings, "released", of.name), {}
+    place, gone = store(reader.settings, "released", reader.name), {}
     fs, path = filesystem(place)
     fs.invalidate_cache(path)
     for file in fs.glob(f"{path}/*.parquet"):
         batch = file.rsplit("/", 1)[-1].removesuffix(".parquet")
-        if not (table is not None and find_batch(table, batch)[1] or wholly_rejected(of, batch)): continue
+        if not (table is not None and find_batch(table, batch)[1] or wholly_rejected(reader, batch)): continue
         with fs.open(file, "rb") as f: rows = pq.read_table(f)
         for b in pc.unique(rows["_batch"]).to_pylist():
             gone.setdefault(b, []).append(rows.filter(pc.equal(rows["_batch"], b))["_id"].combine_chunks())

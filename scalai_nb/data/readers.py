@@ -67,7 +67,7 @@ def suffix(uri: str) -> str:  # in lower case, with its dot, a compression's suf
     return Path(re.sub(r"\.(gz|bz2|xz|zst)$", "", name)).suffix
 
 # %% ../../nbs/data/03_readers.ipynb #84d2b441
-def needs(module: str, extra: str, what: str):  # the module
+def needs(module: str, extra: str, feature: str):  # the module
     "A driver that comes with an extra."
     import warnings
     from importlib import import_module
@@ -78,16 +78,16 @@ def needs(module: str, extra: str, what: str):  # the module
             return import_module(module)
         except ImportError as e:
             raise BadRequest(
-                f"The driver for {what} is not installed.", f"pip install 'scalai-nb[{extra}]'", "source"
+                f"The driver for {feature} is not installed.", f"pip install 'scalai-nb[{extra}]'", "source"
             ) from e
 PATIENCE = 30  # seconds for which a server that has answered before may be away
 
-def patiently(away: type[Exception],  # what says that the server is away
+def patiently(error: type[Exception],  # what says that the server is away
               fn: Callable, *args, **kw):
     "Call until the server is back, or patience ends."
     from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
     return Retrying(
-        retry=retry_if_exception_type(away),
+        retry=retry_if_exception_type(error),
         stop=stop_after_delay(PATIENCE),
         wait=wait_exponential(0.2, max=3),
         reraise=True,

@@ -44,7 +44,7 @@ class Folded:
 
 def old_batches(index: list[dict],  # batch, period, path
                 ages: dict[str, float],  # file → days since it was written
-                known: dict | None,  # what the source's table remembers, where it is a table
+                remembered: dict | None,  # what the source's table remembers, where it is a table
                 settings: Settings,
                 now: float,  # seconds since 1970
                ) -> set[str]:
@@ -54,7 +54,7 @@ def old_batches(index: list[dict],  # batch, period, path
         days = ages[r["path"]]
         if becomes(r["period"], days, settings, now) != r["period"]: moves.add(r["batch"])
         if days < min(settings.monitor.keep_hours, settings.monitor.keep_days): young.add(r["batch"])
-    there = lambda b: known is None or b.startswith(SUM) or delta.transaction_version(known, f"batch:{b}") is not None
+    there = lambda b: remembered is None or b.startswith(SUM) or delta.transaction_version(remembered, f"batch:{b}") is not None
     return {b for b in moves - young if there(b)}
 
 SUM = "sum:"  # how a batch's name begins that is a sum of others

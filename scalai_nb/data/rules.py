@@ -154,7 +154,7 @@ def _among(values: pa.Array, some) -> pa.Array:
 
 # %% ../../nbs/data/09_rules.ipynb #bb1f1f70
 def tests(rule: Rule, values: pa.Array, key: bool,
-          known: pa.Array | None = None,  # what `references` may name
+          allowed: pa.Array | None = None,  # what `references` may name
          ):  # (words, mask) pairs
     "What a rule finds in a column: each fault with the rows that have it. Null breaks no rule but `required`."
     t = values.type
@@ -173,8 +173,8 @@ def tests(rule: Rule, values: pa.Array, key: bool,
         yield f"shorter than {rule.min_length}", pc.less(pc.utf8_length(values), rule.min_length)
     if rule.max_length is not None:
         yield f"longer than {rule.max_length}", pc.greater(pc.utf8_length(values), rule.max_length)
-    if known is not None:
-        yield f"not in {rule.references}", pc.and_(pc.is_valid(values), pc.invert(_among(values, known)))
+    if allowed is not None:
+        yield f"not in {rule.references}", pc.and_(pc.is_valid(values), pc.invert(_among(values, allowed)))
 
 # %% ../../nbs/data/09_rules.ipynb #dab1ef94
 @dataclass

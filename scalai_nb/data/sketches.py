@@ -95,15 +95,15 @@ class Frequent:
     slack: int = 0
 
     @classmethod
-    def of(cls, keys, counts, labels=None, k=K):
+    def from_counts(cls, keys, counts, labels=None, k=K):
         "From distinct ascending keys with exact counts."
         return cls(keys, labels, counts, counts, 0)._trim(k)
 
     @classmethod
-    def of_sorted(cls, keys, shared, k=K):
+    def from_sorted(cls, keys, shared, k=K):
         "From ascending keys of numbers that are not counted yet, and the leading bits that neighbours share."
         again = shared == 64
-        if len(keys) - np.count_nonzero(again) <= k: return cls.of(*runs(keys), k=k)
+        if len(keys) - np.count_nonzero(again) <= k: return cls.from_counts(*runs(keys), k=k)
         again[:-1] |= again[1:]
         keys, counts = runs(keys[again])  # what occurs once is never kept among many
         return cls(keys, None, counts, counts)._trim(k) if len(keys) > k else cls(keys, None, counts, counts - 1, 1)

@@ -68,7 +68,7 @@ def as_table(uri: str, settings: Settings | None = None):  # a `TableReader` and
         return (table, int(word[2]) if word[2] else None) if table.exists else None
     with connect(uri) as (fs, path):
         if not (fs.isdir(path) and fs.exists(f"{path}/_delta_log")): return None
-    return TableReader.at(uri), None
+    return TableReader.from_uri(uri), None
 
 def batches(uri: str | Path,  # file, pattern, folder, Delta folder, or workspace table (`flights`, `flights@3`)
             columns: list[str] | None = None,  # only these

@@ -432,7 +432,7 @@ def schema(uri: str, columns: list[str] | None = None, **options) -> pa.Schema:
         shape = db.shape()
         return pa.schema([(one_of(c, shape, "column", "source"), shape[c][1]) for c in columns or shape])
 
-def state(uri: str, before: list[dict] = ()) -> dict:
+def state(uri: str, batches: list[dict] = ()) -> dict:
     "What the rows are now, for a plan: the same rows have the same fingerprint, in whatever order."
     with _opened(uri) as db: found = db.fingerprint()
     return {"sha256": hashlib.sha256(found.encode()).hexdigest(), "options": {"expect": found}}

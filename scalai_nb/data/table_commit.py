@@ -137,7 +137,7 @@ def _widen(place: str, table, wider: dict[str, pa.DataType]) -> None:
 
 # %% ../../nbs/data/07_table_commit.ipynb #16459d5e
 def commit_batch(
-    plan: Plan, parts: list[Part], mode: str, settings: Settings, said: dict
+    plan: Plan, parts: list[Part], mode: str, settings: Settings, details: dict
 ) -> tuple:  # (in, good, refused, reasons, cleaned), version, already
     "Resolve keys against the newest version and commit; again, when somebody else was quicker."
     for n in range(delta.TRIES):
@@ -154,7 +154,7 @@ def commit_batch(
                                                   rows_in=rows, rows_good=good, rows_refused=rows - good,
                                                   refused=json.dumps(refused, sort_keys=True),
                                                   periods=json.dumps(_periods_of(parts)),
-                                                  follows=-1 if table is None else table.version(), **said)
+                                                  follows=-1 if table is None else table.version(), **details)
         try:
             version, already = _commit(plan, parts, mode, facts, settings)
         except delta.Moved:

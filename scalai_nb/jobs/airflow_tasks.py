@@ -109,7 +109,7 @@ def _at_once(step: Step) -> dict:
 def _tries(step: Step) -> dict:
     "Again after a wait that doubles, as the workflow itself does."
     r = step.retries
-    again = (dict(retries=r.times, retry_delay=Seconds(r.wait), max_retry_delay=Seconds(r.most),
+    again = (dict(retries=r.times, retry_delay=Seconds(r.wait), max_retry_delay=Seconds(r.max_wait),
                   **({"retry_exponential_backoff": 2.0} if r.wait else {}))
              if r.times else {})
     return again | (dict(limit=math.ceil(step.timeout), execution_timeout=Seconds(math.ceil(step.timeout) + SLACK))

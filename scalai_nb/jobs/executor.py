@@ -259,7 +259,7 @@ def _retrying(step: Step, session: Session):
     r = step.retries
     return AsyncRetrying(
         stop=stop_after_attempt(r.times + 1),
-        wait=wait_exponential(multiplier=r.wait, max=r.most) + wait_random(0, r.wait), sleep=session.pause,
+        wait=wait_exponential(multiplier=r.wait, max=r.max_wait) + wait_random(0, r.wait), sleep=session.pause,
         retry=retry_if_result(lambda run: not run.ok and not session.stop.reason and session.seconds_left() > 0),
         retry_error_callback=lambda state: state.outcome.result()
     )

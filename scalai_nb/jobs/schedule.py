@@ -83,7 +83,7 @@ class Schedule(BaseModel):
     catch_up: Literal["none", "last", "all"] = "last"  # which missed ones run afterwards
     # when it is due while it still runs: leave out the new one, let it wait, stop the old one
     overlap: Literal["skip", "queue", "cancel"] = "skip"
-    most: int = Field(10, ge=1)  # missed ones that run under `all`, and that wait under `queue`; the newest
+    backlog: int = Field(10, ge=1)  # missed ones that run under `all`, and that wait under `queue`; the newest
     timeout: Span | None = None  # seconds; default: [jobs] timeout
     retries: int = Field(0, ge=0, le=10)
     backoff: Span = 30  # seconds before the first retry; each further one waits twice as long

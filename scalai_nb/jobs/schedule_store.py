@@ -150,7 +150,7 @@ def split_due(schedule: Schedule, first: float, timestamp: float,
     dues = schedule.times_between(first, timestamp - schedule.offset, DUE_LIMIT)
     missed = [d for d in dues if timestamp - d - schedule.offset > schedule.grace]
     fresh = dues[len(missed):]
-    runs = {"none": [], "last": [] if fresh else missed[-1:], "all": missed[-schedule.most:]}[schedule.catch_up]
+    runs = {"none": [], "last": [] if fresh else missed[-1:], "all": missed[-schedule.backlog:]}[schedule.catch_up]
     return [*runs, *fresh], missed[:len(missed) - len(runs)]
 
 # %% ../../nbs/jobs/35_schedule_store.ipynb #54ad72db
@@ -208,7 +208,7 @@ def _add(self: ScheduleStore, db, schedule: Schedule, new: list[Firing], now: fl
     if new: db.execute(FIRINGS.insert(), [vars(f) for f in new])
     if schedule.overlap == "queue":
         waits = select_firings(db, mine, FIRINGS.c.state == "queued")
-        self._skip(db, waits[:max(0, len(waits) - schedule.most)], f"more than {schedule.most} wait", now)
+        self._skip(db, waits[:max(0, len(waits) - schedule.backlog)], f"more than {schedule.backlog} wait", now)
     return new
 
 # %% ../../nbs/jobs/35_schedule_store.ipynb #efa4cd6f

@@ -256,7 +256,7 @@ def check_tables(self: Scheduler, timestamp: float,
             found = []
             thread = threading.Thread(target=_look,
                                       args=(found, table_location(what.on_table, self.settings), seen,
-                                            max(what.most, 10)),
+                                            max(what.backlog, 10)),
                                       daemon=True, name=f"look-{name}")
             thread.start()
             self.looks[name] = due, found, thread

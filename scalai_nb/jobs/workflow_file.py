@@ -25,11 +25,11 @@ from .result_types import can_take, declared_types
 class Retries(BaseModel):
     """How often to try again, and how long to wait before:
 
-    `wait` seconds, doubled after each attempt up to `most`, and at random up to `wait` more."""
+    `wait` seconds, doubled after each attempt up to `max_wait`, and at random up to `wait` more."""
     model_config = ConfigDict(extra="forbid", frozen=True)
     times: int = Field(0, ge=0, le=100)
     wait: float = Field(1, ge=0)
-    most: float = Field(300, ge=0)
+    max_wait: float = Field(300, ge=0)
 
 
 class Resources(BaseModel):

@@ -63,7 +63,7 @@ def reference_windows(period: str,
     before = [p for p in decided if p <= period] or list(decided)[:1]
     return [p for p in decided[before[-1]]["reference"] if p in windows]
 
-def policy_of(before: list,  # profiles of the reference windows
+def policy_of(references: list,  # profiles of the reference windows
               settings: Settings,
               ignore: tuple[str, ...] = (),  # columns that are no features: keys, labels
              ):  # Policy
@@ -72,7 +72,7 @@ def policy_of(before: list,  # profiles of the reference windows
     own = settings.root / "policy.yaml"
     policy = Policy.load(own) if own.is_file() else Policy(false_alarms=settings.monitor.false_alarms)
     policy = replace(policy, ignore=tuple(dict.fromkeys([*policy.ignore, *ignore])))
-    return policy if policy.windows else policy.calibrate(before)
+    return policy if policy.windows else policy.calibrate(references)
 
 # %% ../../nbs/loop/05_evaluation.ipynb #42a791d5
 def window_and_reference(source: str,  # a table, 'scores', 'scores.operations'

@@ -34,17 +34,17 @@ class Gap:
 def gap(difference: np.ndarray,  # (N,) nats: what one loses more than the other
         block: np.ndarray | None = None,  # (N,) rows with the same value belong together; None: each stands alone
         level: float = .95,  # of the interval, two-sided
-        of: str = "",
+        label: str = "",
        ) -> Gap:
     "The mean of a difference, with Student's interval over blocks; infinite where there are fewer than two."
     from scipy.special import stdtrit
     n = len(difference)
-    if not n: return Gap(0, float("nan"), -float("inf"), float("inf"), of)
+    if not n: return Gap(0, float("nan"), -float("inf"), float("inf"), label)
     mean, left = float(difference.mean()), difference - difference.mean()
     sums = left if block is None else np.bincount(np.unique(block, return_inverse=True)[1], left)
     k = len(sums)
     half = float(stdtrit(k - 1, (1 + level)/2)*np.sqrt(k/(k - 1)*(sums**2).sum())/n) if k > 1 else float("inf")
-    return Gap(n, mean, mean - half, mean + half, of)
+    return Gap(n, mean, mean - half, mean + half, label)
 
 # %% ../../nbs/loop/04_gate.ipynb #5a6facf5
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ from ..monitor.alarms import Alarm, Alarms
 from ..monitor.alpha_spending import Look, look
 
 # %% ../../nbs/loop/03_watch.ipynb #91d3948e
-def to_look_at(kept: list[str | None],  # periods of a source, as they are kept
+def to_look_at(periods: list[str | None],  # periods of a source, as they are kept
                unit: str,  # [monitor] period; longer ones stay as they are
                now: float,  # seconds since 1970
               ) -> list[str]:  # in order
     "The windows that can be looked at, the newest last."
-    longer = {rolled(p, unit) or p for p in kept if p is not None}
+    longer = {rolled(p, unit) or p for p in periods if p is not None}
     return sorted((p for p in longer if unit_of(p) is None or span(p)[1].timestamp() <= now), key=order)
 
 # %% ../../nbs/loop/03_watch.ipynb #c48cd0ea
@@ -104,7 +104,7 @@ def watch(source: str,  # a table, 'scores', 'scores.operations'
     period, alarms = period or kept[-1], Alarms(settings)
     if unit_of(period) and span(period)[0].timestamp() > now:
         raise BadRequest(f"The window {period} has not begun.", "Is a clock wrong? Name a window that is over.")
-    held = reference(period, kept, without=alarms.odd(source))
+    held = reference(period, kept, exclude=alarms.odd(source))
     pair = window_and_reference(source, period, list(held.periods), settings, ignore)
     found = look(source, period, *pair, words=held.why)
     alarms.saw(found)

@@ -179,13 +179,13 @@ def current(self: Alarms, source: str | None = None,  # only this one's
     return self.find(source), others
 
 @patch
-def acknowledge(self: Alarms, which: int | str,  # its number; a source, for all of it; or source/subject
+def acknowledge(self: Alarms, alarm: int | str,  # its number; a source, for all of it; or source/subject
                 note: str = "") -> list[Alarm]:  # those that it was about
     "Say that somebody knows. Raises `BadRequest` where nothing of that name is open."
-    about = lambda a: str(which) in (str(a.id), a.source, f"{a.source}/{a.subject}")
+    about = lambda a: str(alarm) in (str(a.id), a.source, f"{a.source}/{a.subject}")
     with self._open() as db:
         found = [a for a in _rows(db, "resolved IS NULL") if about(a)]
-        if not found: raise BadRequest(f"No alarm {which} is open.", "See: scalai alarms list", "alarm")
+        if not found: raise BadRequest(f"No alarm {alarm} is open.", "See: scalai alarms list", "alarm")
         for a in found:
             if not a.acknowledged:
                 db.execute(

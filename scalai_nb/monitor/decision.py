@@ -174,7 +174,7 @@ def _evidence(
 ) -> dict:
     "The figures a dashboard draws."
     found = {
-        "drifted": [f.name for f in report.found],
+        "drifted": [f.name for f in report.findings],
         "rows": report.current_rows,
         "reference_rows": report.reference_rows,
     }

@@ -199,11 +199,11 @@ class Report:
     compared: int = 0  # segments
 
     @property
-    def drifted(self) -> bool: return bool(self.problem or self.found)
+    def drifted(self) -> bool: return bool(self.problem or self.findings)
 
 # %% ../../nbs/monitor/02_drift.ipynb #a2a11597
 @patch(as_prop=True)
-def found(self: Report) -> list:  # of Finding
+def findings(self: Report) -> list:  # of Finding
     "All that drifted, the furthest first; of a column's segments the furthest, with the others' names."
     by = {}
     for f in sorted(self.segments, key=lambda f: -f.distance): by.setdefault(f.column, []).append(f)
@@ -218,7 +218,7 @@ def sentences(self: Report) -> list:  # what drifted, or that nothing did
     "Describe what drifted, or that nothing did."
     if self.problem: return [self.problem]
     cut = f", {self.compared} segments" if self.compared else ""
-    return [f.sentence for f in self.found] or [
+    return [f.sentence for f in self.findings] or [
         f"nothing drifted: {len(self.columns)} columns{cut}, {self.current_rows:,} rows against"
         f" {self.reference_rows:,}"
     ]
@@ -334,7 +334,7 @@ def _problem(reference: Profile, current: Profile) -> str:
 @patch
 def _repr_html_(self: Report) -> str:
     "A table, what drifted first."
-    found, moved = [*self.columns.values(), *self.pairs, *self.arrival], self.found
+    found, moved = [*self.columns.values(), *self.pairs, *self.arrival], self.findings
     shown = moved + [f for f in found if not f.drifted]
     bars = lambda f: paired_bars([(b["reference"], b["current"]) for b in f.bins], ORANGE if f.drifted else BLUE)
     row = lambda f: (

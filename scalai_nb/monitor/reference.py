@@ -31,15 +31,15 @@ class Reference:
 
 # %% ../../nbs/monitor/07_reference.ipynb #faff6142
 def reference(period: str,  # the window to be judged
-              kept: list[str],  # windows that there are, of any length
+              periods: list[str],  # windows that there are, of any length
               least: int = 3,  # windows that a spread can be learnt from
               limit: int = 12,  # alike ones, the newest
-              without: tuple | set = (),  # windows that are known to be odd
+              exclude: tuple | set = (),  # windows that are known to be odd
              ) -> Reference:
     "Choose what a window is compared with. Raises `BadRequest` where nothing of its length was kept before it."
     unit = unit_of(period)
-    before = [p for p in sorted(kept, key=order)
-              if p is not None and unit_of(p) == unit and order(p) < order(period) and p not in without]
+    before = [p for p in sorted(periods, key=order)
+              if p is not None and unit_of(p) == unit and order(p) < order(period) and p not in exclude]
     if not before:
         raise BadRequest(f"nothing before {period} is kept to hold it against",
                          "wait for the next window, or compare two by hand: scalai drift")

@@ -88,7 +88,7 @@ def gtest(a: np.ndarray, b: np.ndarray,  # counts in cells that expect EXPECTED 
 STEP = .25  # of a robust sd: how far values are moved to see which groups gain and which lose
 LEARNT = 1_000  # rows from which a shape of its own counts as much as the normal one
 
-def moving(at: np.ndarray,  # value of each ordered bucket
+def moving(values: np.ndarray,  # value of each ordered bucket
            rows: np.ndarray,  # of both windows
            limit: int = 20,  # groups of equal mass
           ) -> tuple:  # edges between the groups, a score for each
@@ -96,14 +96,14 @@ def moving(at: np.ndarray,  # value of each ordered bucket
     rank, group, unit = (
         (np.cumsum(rows) - rows / 2) / rows.sum(),
         mass(rows, 0 * rows, limit),
-        max(np.abs(at).max(), 1e-300),
+        max(np.abs(values).max(), 1e-300),
     )
-    at = at / unit  # no overflow at 1e300
-    low, high = np.interp([.25, .75], rank, at)
-    sd = (high - low) / 1.349 or np.sqrt((rows * (at - (rows * at).sum() / rows.sum()) ** 2).sum() / rows.sum())
+    values = values / unit  # no overflow at 1e300
+    low, high = np.interp([.25, .75], rank, values)
+    sd = (high - low) / 1.349 or np.sqrt((rows * (values - (rows * values).sum() / rows.sum()) ** 2).sum() / rows.sum())
     first = np.flatnonzero(np.diff(group)) + 1
-    edge = at[first - 1] / 2 + at[first] / 2
-    below = lambda t: np.r_[0, np.interp(t, at, rank, left=0, right=1), 1]
+    edge = values[first - 1] / 2 + values[first] / 2
+    below = lambda t: np.r_[0, np.interp(t, values, rank, left=0, right=1), 1]
     return edge * unit, np.diff(below(edge - STEP * sd) - below(edge + STEP * sd)) / np.bincount(
         group, rows / rows.sum()
     )
@@ -116,7 +116,7 @@ def standard(z: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 # %% ../../nbs/monitor/01_significance.ipynb #753fc596
 def shifting(
-    at: np.ndarray,
+    values: np.ndarray,
     rows: np.ndarray,  # as above
     shape: tuple,  # edges and scores of a column like this one: itself, or the column of all segments together
     learnt: float,  # rows that the shape was learnt from
@@ -124,16 +124,16 @@ def shifting(
     "The shape's own scores, beside normal ones as far as rows were few."
     edge, score = shape
     own = learnt / (learnt + LEARNT)
-    return own * standard(score[np.searchsorted(edge, at)], rows) + (1 - own) * standard(scores(rows), rows)
+    return own * standard(score[np.searchsorted(edge, values)], rows) + (1 - own) * standard(scores(rows), rows)
 
 # %% ../../nbs/monitor/01_significance.ipynb #6351b068
-def beyond(above: tuple, below: tuple,  # rows of a and of b, of which one is 0: beyond the other window's extreme
+def beyond(high: tuple, low: tuple,  # rows of a and of b, of which one is 0: beyond the other window's extreme
            rows: tuple,  # of a and of b
           ) -> tuple:  # p, effect in share of rows, noise, side: 'above' or 'below'
     "Rows of one window beyond the extremes of the other, two-sided, on both ends."
     (na, nb), best = rows, (1., 0., "above")
     w = nb / max(na + nb, 1)
-    for side, (a, b) in (("above", above), ("below", below)):
+    for side, (a, b) in (("above", high), ("below", low)):
         p, share = min(1., 4 * (w ** b if b else (1 - w) ** a)), b / max(nb, 1) + a / max(na, 1)
         if a + b >= EXPECTED and p < best[0]: best = p, share, side
     return float(best[0]), float(best[1]), 2.5 / max(min(na, nb), 1), best[2]

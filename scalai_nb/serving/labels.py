@@ -79,7 +79,7 @@ def labels(
         str | list[str] | None
     ) = None,  # columns that identify a row, as scored; default: those of the deliveries before
     label: str = "label",  # column that holds what became true; a null is no label
-    at: str | None = None,  # column with the time from which a label holds; default: when it is delivered
+    time: str | None = None,  # column with the time from which a label holds; default: when it is delivered
     settings: Settings | None = None,
 ) -> dict:  # what came, what it changed, how much is labelled now
     "Join what became true to the scores. Raises `BadRequest` before anything is written."
@@ -89,7 +89,7 @@ def labels(
     store = Table(f"{table}_labels", settings)
     kept = store.arrow() if store.exists else None
     keys = _keys(key, kept, Table(table, settings))
-    rows, lost = _delivery(source, keys, label, at, kept, Table(table, settings), settings)
+    rows, lost = _delivery(source, keys, label, time, kept, Table(table, settings), settings)
     if rows.num_rows: write(_stamped(rows, kept), store.name, batch=_name(rows), settings=settings)
     before, after = (newest(k, keys, rows) for k in (kept, store.arrow() if store.exists else None))
     batches, waiting = join(rows, table, settings)
@@ -183,30 +183,30 @@ def _stamped(rows: pa.Table, kept: pa.Table | None) -> pa.Table:
     return pa.table({**{n: rows[n] for n in rows.column_names if n != "at"}, "at": at, "arrived": arrived})
 
 # %% ../../nbs/serving/02_labels.ipynb #3d7e2106
-def newest(known: pa.Table | None,  # labels as they are kept
+def newest(stored: pa.Table | None,  # labels as they are kept
            keys: list[str],
            rows: pa.Table | None = None,  # only the keys of these
           ) -> pa.Table | None:  # keys and label, one row a key
     "The label of each key that stands."
     from scalai_nb.data.uniqueness import key_hash, repeated
-    if known is None: return None
-    if rows is not None: known = known.filter(pa.array(np.isin(key_hash(known, keys), key_hash(rows, keys))))
-    known = known.sort_by([("at", "ascending"), ("arrived", "ascending")])
-    return known.filter(pa.array(~repeated(known, keys, "last"))).select([*keys, "label"])
+    if stored is None: return None
+    if rows is not None: stored = stored.filter(pa.array(np.isin(key_hash(stored, keys), key_hash(rows, keys))))
+    stored = stored.sort_by([("at", "ascending"), ("arrived", "ascending")])
+    return stored.filter(pa.array(~repeated(stored, keys, "last"))).select([*keys, "label"])
 
 def with_labels(rows: pa.Table,  # scored, with their keys
-                known: pa.Table | None,  # labels as they are kept
+                stored: pa.Table | None,  # labels as they are kept
                ) -> pa.Table:  # the same rows, in order, with the newest label of each; null where there is none
     "Rows beside what became true; a label that was known when they were scored stands until another comes."
     import pandas as pd
-    if known is None: return rows
-    keys = [c for c in known.column_names if c not in OURS]
+    if stored is None: return rows
+    keys = [c for c in stored.column_names if c not in OURS]
     if lack := [k for k in keys if k not in rows.column_names]:
         raise BadRequest(
             f"The labels are keyed by {', '.join(keys)}, and these scores keep no column {lack[0]!r}.",
             f"Score with key={keys!r}.",
         )
-    found = _cast(newest(known, keys, rows), {k: rows.schema.field(k).type for k in keys})
+    found = _cast(newest(stored, keys, rows), {k: rows.schema.field(k).type for k in keys})
     frame = lambda t: t.to_pandas(types_mapper=pd.ArrowDtype)
     label = pa.array(frame(rows.select(keys)).merge(frame(found), "left", keys)["label"])
     if "label" not in rows.column_names: return rows.append_column("label", label)

@@ -144,7 +144,7 @@ def earlier(table: str, batch: str, settings: Settings):  # Written
 def scored(
     scorer: Scorer,
     parts,
-    kept: list[str],
+    keep: list[str],
     label: str | None,
     period: str | None,
     by: str | None,
@@ -159,7 +159,7 @@ def scored(
     out, task = [], scorer.facts.get("loss", "binary")
     for part in progress(parts, label="score", unit="parts"):
         with watched(part.num_rows): p = scorer.score(part)
-        columns = {c: part.column(c) for c in kept}
+        columns = {c: part.column(c) for c in keep}
         if p.ndim == 2: columns["prediction"], p = pa.array(p.argmax(1)), p.max(1)
         columns |= {
             "score": pa.array(p.astype(np.float32)),

@@ -39,7 +39,7 @@ def _original_rows(run: Any, rows: Any, options: dict[str, Any], settings: Setti
             "Leave rows= out; to train on others, use fit.",
         )
     if "place" in data:
-        table = Table.at(data["place"])
+        table = Table.from_uri(data["place"])
         table.settings = settings
     else:
         table = Table(data["table"], settings)

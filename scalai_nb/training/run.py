@@ -283,6 +283,7 @@ def __repr__(self: Run) -> str:
 from ..core.display import suggest
 
 suggest(
-    predict_proba="predict(rows)", score="evaluate(rows)", fit="sn.fit(network, table, prep)", info="metrics and params",
+    predict_proba="predict(rows)", score="evaluate(rows)", fit="sn.fit(network, table, prep)",
+    info="metrics and params",
     best_params_="params", state_dict="model.state_dict()",
 )(Run)

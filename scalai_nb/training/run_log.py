@@ -199,7 +199,7 @@ def write_context(run: Any,  # a Run, from fit
 def _table(run: Any, settings: Settings):  # data.table.Table, or None where it is not here
     from scalai_nb.data.table import Table
     if not run.data.get("table") or run.prep is None: return None
-    table = Table.at(run.data["place"]) if "place" in run.data else Table(run.data["table"], settings)
+    table = Table.from_uri(run.data["place"]) if "place" in run.data else Table(run.data["table"], settings)
     table.settings = settings
     return table if table.exists and table.version >= run.data["version"] else None
 

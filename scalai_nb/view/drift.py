@@ -47,7 +47,7 @@ def strength(finding: Finding) -> float:  # in thresholds
 def why(report: Report, limit: int = 8) -> str:  # HTML
     "One sentence a column that moved, the furthest first."
     if report.problem: return f"<p>{escape(report.problem[:1].upper() + report.problem[1:])}.</p>"
-    found, cut = report.found, f" in {several(report.compared, 'segment')}" if report.compared else ""
+    found, cut = report.findings, f" in {several(report.compared, 'segment')}" if report.compared else ""
     if not found:
         return (
             f"<p>Nothing moved: {several(len(report.columns), 'column')}{cut} as before, on {report.current_rows:,}"
@@ -136,7 +136,7 @@ def findings(reports: dict[str, Report | None]) -> dict[str, list]:  # for a CSV
 def verdict(report: Report, name: str = "This window") -> str:  # HTML
     "The report in one sentence."
     moved = [f.name for f in sorted(report.columns.values(), key=lambda f: -strength(f))
-             if f.drifted] or [f.name for f in report.found]
+             if f.drifted] or [f.name for f in report.findings]
     level, said = (("act", report.problem) if report.problem
                    else (("attention", f"{name} differs in {listed(moved)}.") if report.drifted
                          else ("good", f"{name} is like its reference.")))
