@@ -53,7 +53,7 @@ def test_images_of_ten_classes(digits, tmp_path):
     torch.manual_seed(0)
     model = Small()
     tune(model, X[:1500], y[:1500], "multiclass", epochs=8, batch_size=64, lr=3e-3)
-    run = Run(id="d1", model=model.eval(), prep=None, target=None, loss="multiclass")
+    run = Run(id="d1", model=model.eval(), prep=None, target=None, task="multiclass")
     f = compress(
         run,
         {"accuracy_drop": 0.05},
@@ -77,7 +77,7 @@ def test_regression(tmp_path):
     torch.manual_seed(0)
     model = MLP(10, hidden=(32, 32), dropout=0.)
     tune(model, X[:350], y[:350], "regression", epochs=40, batch_size=32, lr=3e-3)
-    run = Run(id="r1", model=model.eval(), prep=None, target=None, loss="regression")
+    run = Run(id="r1", model=model.eval(), prep=None, target=None, task="regression")
     f = compress(run, rows=Rows(X[:350], y[:350], X[350:], y[350:]), recipes=("int8",), path=tmp_path)
     assert f.base.accuracy > .3 and abs(f["int8"].accuracy - f.base.accuracy) < .02
     assert f.base.accuracy_low < f.base.accuracy < f.base.accuracy_high and f.base.auc is None
@@ -118,7 +118,7 @@ def test_int8_of_weights_that_are_zero_or_huge(digits):
 
 
 def test_bad_requests_write_nothing(digits, tmp_path):
-    run = Run(id="x", model=MLP(64), prep=None, target=None, loss="binary")
+    run = Run(id="x", model=MLP(64), prep=None, target=None, task="binary")
     rows = Rows(digits[0][:100], np.zeros(100, np.float32), digits[0][100:200], np.zeros(100, np.float32))
     for bad in (
         dict(recipes=("int9",)),
@@ -318,7 +318,7 @@ from sklearn.datasets import load_digits
 X, y = load_digits(return_X_y=True)
 X, y = (X/16).astype("f4"), (y > 4).astype("f4")
 torch.manual_seed(0); torch.set_num_threads(1)
-run = Run(id="k", model=MLP(64, (32, 32)).eval(), prep=None, target=None, loss="binary")
+run = Run(id="k", model=MLP(64, (32, 32)).eval(), prep=None, target=None, task="binary")
 rows = Rows(X[:1500], y[:1500], X[1500:], y[1500:])
 recipes = ("int8", "pruned", "pruned+int8")
 """
@@ -354,13 +354,13 @@ def test_other_rows_or_weights_are_another_search(digits):
     "A finished file is taken for what it is only where model, rows and settings are the same."
     from scalai_nb.compression.recipes import Request, content
     X, y = digits[0], (digits[1] > 4).astype(np.float32)
-    run = Run(id="x", model=MLP(64, (32, 32)).eval(), prep=None, target=None, loss="binary")
+    run = Run(id="x", model=MLP(64, (32, 32)).eval(), prep=None, target=None, task="binary")
     def key(n=1500, **other):
         return content(replace(Request.from_run(run, Rows(X[:n], y[:n], X[1500:], y[1500:])), **other))
     same = key()
     assert (
         same == key() == key(limit={"auc_drop": 0.5})
-        and len({same, key(1499), key(seed=1), key(loss="regression")}) == 4
+        and len({same, key(1499), key(seed=1), key(task="regression")}) == 4
     )
     with torch.no_grad(): run.model.layers[0].bias[3] += 1e-3
     assert key() != same
@@ -372,7 +372,7 @@ def test_time_that_is_over_makes_nothing_more(digits, tmp_path, monkeypatch):
 
     from scalai_nb.compression import recipes
     X, y = digits[0], (digits[1] > 4).astype(np.float32)
-    run = Run(id="x", model=MLP(64, (32, 32)).eval(), prep=None, target=None, loss="binary")
+    run = Run(id="x", model=MLP(64, (32, 32)).eval(), prep=None, target=None, task="binary")
     pruned = recipes.NETWORKS["pruned"]
     monkeypatch.setitem(
         recipes.NETWORKS, "pruned", lambda *a: (setattr(recipes.time, "monotonic", lambda: 1e12), pruned(*a))[1]
@@ -402,7 +402,7 @@ def test_int8_that_loses_too_much_is_mended(digits, tmp_path):
     with torch.no_grad():
         for p in (model.layers[3].weight, model.layers[3].bias): p[:6] *= 300
         model.layers[6].weight[:, :6] /= 300
-    run = Run(id="h", model=model.eval(), prep=None, target=None, loss="multiclass")
+    run = Run(id="h", model=model.eval(), prep=None, target=None, task="multiclass")
     f = compress(
         run,
         {"accuracy_drop": 0.02},
@@ -444,7 +444,7 @@ def test_words_together(digits, tmp_path):
     torch.manual_seed(0)
     model = Small()
     tune(model, X[:1500], y[:1500], "multiclass", epochs=4, batch_size=64, lr=3e-3)
-    run = Run(id="w", model=model.eval(), prep=None, target=None, loss="multiclass")
+    run = Run(id="w", model=model.eval(), prep=None, target=None, task="multiclass")
     recipes = ("pruned.75+int8", "pruned+dynamic", "pruned.75+distilled+int8", "dynamic")
     f = compress(run, rows=Rows(X[:1500], y[:1500], X[1500:], y[1500:]), recipes=recipes, path=tmp_path)
     assert {c.recipe for c in f.candidates} == {"float32", *recipes}

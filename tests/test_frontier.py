@@ -30,7 +30,7 @@ def digits():
                           nn.Conv2d(24, 32, 3, padding=1), nn.ReLU(), nn.Flatten(),
                           nn.Linear(32*16, 64), nn.ReLU(), nn.Linear(64, 10))
     tune(model, X[:1300], y[:1300], "multiclass", epochs=12, batch_size=64, lr=3e-3)
-    run = Run(id="d", model=model.eval(), prep=None, target=None, loss="multiclass")
+    run = Run(id="d", model=model.eval(), prep=None, target=None, task="multiclass")
     return run, Rows(X[:1300], y[:1300], X[1300:], y[1300:])
 
 
@@ -153,13 +153,13 @@ def test_int8_is_held_to_the_auc_that_is_bounded(tmp_path):
     with torch.no_grad():
         for p in (model[2].weight, model[2].bias): p[:4] *= 3000
         model[4].weight[:, :4] /= 3000
-    run = Run(id="a", model=model.eval(), prep=None, target=None, loss="binary")
+    run = Run(id="a", model=model.eval(), prep=None, target=None, task="binary")
     rows = Rows(X[:3000], y[:3000], X[3000:], y[3000:])
     f = compress(run, {"auc_drop": .005}, recipes=("int8",), rows=rows, path=tmp_path)
     assert f.base.auc_low < f.base.auc < f.base.auc_high and f.base.auc > .9
     assert f["int8"].auc > f.base.auc - .02 and f.best() is not None and f.best().auc >= f.base.auc - .005
     with pytest.raises(BadRequest, match="no AUC to bound"):
-        other = Run(id="r", model=model, prep=None, target=None, loss="regression")
+        other = Run(id="r", model=model, prep=None, target=None, task="regression")
         compress(other, {"auc_drop": .01}, rows=rows, path=tmp_path/"r")
     assert set(onnx.load(f["int8"].path).graph.output[i].name for i in (0, 1)) == {"score", "label"}
 
@@ -199,7 +199,7 @@ def test_a_network_that_lost_its_order_is_not_the_best(tmp_path):
     y = (X[:, 0]*X[:, 1] + X[:, 2] > 2.6).astype("f4")
     model = nn.Sequential(nn.Linear(8, 48), nn.ReLU(), nn.Linear(48, 48), nn.ReLU(), nn.Linear(48, 1))
     tune(model, X[:3000], y[:3000], epochs=25, batch_size=64, lr=3e-3)
-    run = Run(id="a", model=model.eval(), prep=None, target=None, loss="binary")
+    run = Run(id="a", model=model.eval(), prep=None, target=None, task="binary")
     rows = Rows(X[:3000], y[:3000], X[3000:], y[3000:])
     f = compress(run, {"accuracy_drop": .3}, recipes=("distilled.1",), rows=rows, path=tmp_path)
     lost = f["distilled.1"]

@@ -76,7 +76,7 @@ TARGETS = [
     (
         "a class to judge by that nobody learnt",
         lambda f: np.where(f.fold == 0, 2, f.y.astype(int)),
-        "The target 2 does not fit loss='binary'",
+        "The target 2 does not fit task='binary'",
     ),
 ]
 
@@ -96,7 +96,7 @@ def test_a_class_that_only_the_learnt_rows_have(rows, prep, settings):
         batch_size=64,
         settings=settings,
     )
-    assert run.loss == "multiclass" and np.isfinite(run.metrics["val_loss"])
+    assert run.task == "multiclass" and np.isfinite(run.metrics["val_loss"])
     told = run.evaluate(rows.assign(y=rows.y.astype(int)), importance=0)
     assert (
         [c["rows"] for c in told.classes] == [*np.bincount(rows.y), 0]
@@ -195,8 +195,8 @@ JUDGED = [
     (lambda f: f[:0], "There are no rows to judge by"),
     (lambda f: f.drop(columns="a"), "Unknown column 'a'"),
     (lambda f: f.drop(columns="y"), "Unknown column 'y'"),
-    (lambda f: f.assign(y=2), "The target 2 does not fit loss='binary'"),
-    (lambda f: f.assign(y=f.a), "does not fit loss='binary'"),
+    (lambda f: f.assign(y=2), "The target 2 does not fit task='binary'"),
+    (lambda f: f.assign(y=f.a), "does not fit task='binary'"),
     (lambda f: f.assign(a=f.c), "Column 'a' is"),
     (lambda f: "rows.csv", "str is not rows"),
     (lambda f: (f.a, f.y), "tuple is not rows"),

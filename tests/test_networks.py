@@ -144,7 +144,7 @@ def test_a_cnn_compressed(digits, tmp_path):
     # 1,351 rows to learn from: the last batch would have one
     tune(model, X[:1501], y[:1501], "multiclass", epochs=8, batch_size=75, lr=5e-3)
     f = compress(
-        Run(id="c", model=model.eval(), prep=None, target=None, loss="multiclass"),
+        Run(id="c", model=model.eval(), prep=None, target=None, task="multiclass"),
         {"accuracy_drop": 0.05},
         recipes=("pruned+int8",),
         rows=Rows(X[:1500], y[:1500], X[1500:], y[1500:]),

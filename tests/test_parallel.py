@@ -179,7 +179,8 @@ def test_every_attempt_is_in_the_record(workspace):
         "n = 0",
         "import os\nopen('tries', 'a').write('x')\nassert os.path.getsize('tries') > 2, 'not yet'",
     )
-    work = flow(workspace, "third", step("third", "third.ipynb", retries="{ times = 3, wait = 0.01, max_wait = 0.02 }"))
+    retries = "{ times = 3, wait = 0.01, max_wait = 0.02 }"
+    work = flow(workspace, "third", step("third", "third.ipynb", retries=retries))
     assert work.run().ok
     tries = Record(Settings.load()).runs(name="third", nested=True)[::-1]
     tries = [r for r in tries if r.kind == "notebook"]

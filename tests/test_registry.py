@@ -49,7 +49,7 @@ def a_run(id="ab12", seed=0):
         model=MLP(4, hidden=(8,)).eval(),
         prep=None,
         target="late",
-        loss="binary",
+        task="binary",
         history=[{"epoch": 1, "loss": 0.5}],
         metrics={"auc": 0.8},
     )

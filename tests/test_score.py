@@ -47,7 +47,7 @@ def made(june, tmp_path_factory):
     prep, registry = Prep.fit(profile(june[KNOWN])), Registry(settings)
     for n in (1, 2):
         torch.manual_seed(n)
-        run = Run(id=f"r{n}", model=MLP(len(prep.features)).eval(), prep=prep, target="late", loss="binary")
+        run = Run(id=f"r{n}", model=MLP(len(prep.features)).eval(), prep=prep, target="late", task="binary")
         registry.register("late", export(run.model, prep, folder/f"{n}.onnx", target="late"), run)
     registry.promote("late", 1, "first")
     return folder

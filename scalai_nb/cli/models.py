@@ -182,7 +182,7 @@ def labels(
     if uri is None:
         doc = {"table": table, **labelled(table)}
         return Answer(doc, lambda: labelled_text(doc))
-    doc = labels(uri, table, key=key or None, label=label, time=time)
+    doc = labels(uri, table, key=key or None, label=label, time_column=time)
     return Answer(doc, lambda: labels_text(doc))
 
 # %% ../../nbs/cli/09_models.ipynb #440f260a

@@ -28,7 +28,7 @@ from ..core.stats import Z95, delong, wilson
 def quality(
     scores: np.ndarray,  # (N,) or (N, C)
     y: np.ndarray,  # (N,), or vectors (N, D)
-    loss: str,  # binary, multiclass, regression or embedding
+    task: str,  # binary, multiclass, regression or embedding
 ) -> dict[
     str, float | None
 ]:  # accuracy, accuracy_low, accuracy_high; auc, auc_low, auc_high: None but for binary with both classes
@@ -38,19 +38,19 @@ def quality(
     vectors that are true."""
     area = dict(
         zip(("auc", "auc_low", "auc_high"),
-            (None if math.isnan(a) else a for a in delong(y, scores)) if loss == "binary" else (None,) * 3)
+            (None if math.isnan(a) else a for a in delong(y, scores)) if task == "binary" else (None,) * 3)
     )
-    if loss == "embedding":
+    if task == "embedding":
         cosines = (scores*y).sum(1)/np.maximum(np.linalg.norm(scores, axis=1)*np.linalg.norm(y, axis=1), 1e-12)
         mean, half = float(cosines.mean()), Z95*float(cosines.std(ddof=1))/math.sqrt(len(y))
         return {"accuracy": mean, "accuracy_low": mean - half, "accuracy_high": mean + half} | area
-    if loss == "regression":
+    if task == "regression":
         error, spread = (y - scores)**2, (y - y.mean())**2
         draws = np.random.default_rng(0).integers(0, len(y), (200, len(y)))
         low, high = np.quantile([1 - error[d].sum()/spread[d].sum() for d in draws], [.025, .975])
         return {"accuracy": float(1 - error.sum() / spread.sum()), "accuracy_low": float(low),
                 "accuracy_high": float(high)} | area
-    right = (scores > .5) == (y > .5) if loss == "binary" else scores.argmax(-1) == y
+    right = (scores > .5) == (y > .5) if task == "binary" else scores.argmax(-1) == y
     low, high = wilson(int(right.sum()), len(y))
     return {"accuracy": float(right.mean()), "accuracy_low": low, "accuracy_high": high} | area
 
@@ -228,7 +228,7 @@ class Candidate:
         return next((t for t in self.timings if t["batch"] == batch and t["threads"] == threads), {})
 
 # %% ../../nbs/compression/01_benchmark.ipynb #054e4d2c
-def measure(paths: dict[str, Path], rows: Rows, loss: str,
+def measure(paths: dict[str, Path], rows: Rows, task: str,
             until: float | None = None,  # see `timings`
            ) -> tuple[Candidate, list[Candidate]]:
     "Open each file, score the validation rows, take time and memory."
@@ -239,7 +239,7 @@ def measure(paths: dict[str, Path], rows: Rows, loss: str,
         path, told = paths[recipe], ex.facts(s)
         c = Candidate(
             recipe,
-            **quality(ex.run_scores(s, feeds), rows.truth, loss),
+            **quality(ex.run_scores(s, feeds), rows.truth, task),
             latency_ms=took[i][0]["p50_ms"],
             latency_one_ms=took[i][1]["p50_ms"],
             size_bytes=path.stat().st_size,

@@ -31,29 +31,29 @@ def student(teacher,  # any nn.Module with hidden layers
 # %% ../../nbs/compression/06_distill.ipynb #d1582ed5
 def answers(teacher,  # any nn.Module
             X,  # features float32 (N, …)
-            loss: str = "binary",  # binary, multiclass, regression or embedding
+            task: str = "binary",  # binary, multiclass, regression or embedding
             batch: int = 256,
            ) -> np.ndarray:  # float32 (N,) or (N, C)
     "What the teacher says of each row."
     import torch
 
     from scalai_nb.training.allocator import memory_kept
-    model = with_head(teacher, loss)
+    model = with_head(teacher, task)
     X = torch.as_tensor(np.asarray(X, np.float32))
     with torch.no_grad(), memory_kept(), swift(model, "float32"):
         return np.concatenate([model(X[i : i + batch]).numpy() for i in range(0, len(X), batch)])
 
 
 def teacher_outputs(
-    teacher, X, loss: str = "binary"
+    teacher, X, task: str = "binary"
 ) -> tuple[np.ndarray, np.ndarray]:  # scores as of `answers`, last hidden activations float32 (N, H)
     """What the teacher says of each row, and what it says it from; a vector is all there is to say, so H is 0 of an
     embedding."""
-    if loss == "embedding": return answers(teacher, X, loss, 64), np.empty((len(X), 0), np.float32)
+    if task == "embedding": return answers(teacher, X, task, 64), np.empty((len(X), 0), np.float32)
     seen = []
     *_, last = weighted(teacher).values()
     hook = last.register_forward_pre_hook(lambda layer, args: seen.append(args[0].flatten(1).float().numpy()))
-    try: return answers(teacher, X, loss), np.concatenate(seen)
+    try: return answers(teacher, X, task), np.concatenate(seen)
     finally: hook.remove()
 
 # %% ../../nbs/compression/06_distill.ipynb #c4f2b37f
@@ -98,7 +98,7 @@ def distill(student,  # nn.Module, trained in place
             teacher,  # nn.Module, in evaluation mode
             X,  # features float32 (N, …)
             y,  # labels (N,)
-            loss: str = "binary",  # binary, multiclass, regression or embedding
+            task: str = "binary",  # binary, multiclass, regression or embedding
             alpha: float = .5,  # weight of the teacher's answer beside the label's
             features: float = 0.,  # weight of the teacher's last hidden activations beside both
             temperature: float = 1.,  # of several classes, for teacher and student
@@ -106,15 +106,15 @@ def distill(student,  # nn.Module, trained in place
             **how,  # epochs, batch_size, lr, goal, seed, until: see `tune`
            ) -> list[float]:  # held-out loss, before and during
     "Train a student on the teacher's answers, its last hidden activations, and the labels."
-    scores, wanted = teacher_outputs(teacher, X, loss) if outputs is None else outputs
+    scores, wanted = teacher_outputs(teacher, X, task) if outputs is None else outputs
     y, model = np.asarray(y), student
-    label = np.eye(scores.shape[1], dtype=np.float32)[y.astype(int)] if loss == "multiclass" else y.astype(np.float32)
-    if loss == "multiclass" and temperature != 1:
+    label = np.eye(scores.shape[1], dtype=np.float32)[y.astype(int)] if task == "multiclass" else y.astype(np.float32)
+    if task == "multiclass" and temperature != 1:
         scores, model = softened(scores, temperature), cooled(student, temperature)
     with (
         matched(student, wanted, X, features, how.get("seed", 0)) if features and wanted.shape[1] else nullcontext()
     ) as also:
-        track = tune(model, X, alpha*scores + (1 - alpha)*label, loss, also=also, **how)
+        track = tune(model, X, alpha*scores + (1 - alpha)*label, task, also=also, **how)
     student.eval()
     return track
 

@@ -23,17 +23,17 @@ from ..training.inference import runtime
 from ..training.objective import OBJECTIVES
 
 # %% ../../nbs/compression/00_export.ipynb #977935e4
-# loss -> outputs made readable
+# task -> outputs made readable
 HEADS = {name: objective.predict for name, objective in OBJECTIVES.items()} | {"embedding": lambda z: z}
 
 def with_head(model,  # any nn.Module; it is not changed
-              loss: str = "binary",  # binary, multiclass, regression, or embedding: vectors, left as they are
+              task: str = "binary",  # binary, multiclass, regression, or embedding: vectors, left as they are
              ):  # nn.Module in evaluation mode, from features to score
     "The model followed by what makes its output readable."
     import copy
 
     import torch
-    head = HEADS[one_of(loss, HEADS, "loss")]
+    head = HEADS[one_of(task, HEADS, "task")]
     class Headed(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -46,7 +46,7 @@ OPSET = 18  # of the default ONNX domain; the prep writes the same, so that the 
 
 def graph(model,  # any nn.Module
           features: int | tuple,  # width of a row of features, or the shape of one example without the batch axis
-          loss: str = "binary",  # binary, multiclass or regression
+          task: str = "binary",  # binary, multiclass or regression
          ):  # onnx.ModelProto: `features` float32 (N, …) -> `score` float32 (N,) or (N, C)
     "The model as an ONNX graph, its batch axis open."
     import logging
@@ -57,7 +57,7 @@ def graph(model,  # any nn.Module
     shape = (features,) if isinstance(features, int) else tuple(features)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside torch
-        program = torch.onnx.export(with_head(model, loss), (torch.zeros(2, *shape),), dynamo=True, verbose=False,
+        program = torch.onnx.export(with_head(model, task), (torch.zeros(2, *shape),), dynamo=True, verbose=False,
             input_names=["features"], output_names=["score"], opset_version=OPSET,
             dynamic_shapes=({0: torch.export.Dim("N")},))
     return bare(program.model_proto)
@@ -95,7 +95,7 @@ def join(front,  # ModelProto whose output is `features`
     return bare(whole)
 
 # %% ../../nbs/compression/00_export.ipynb #ba2d7a33
-CLASSES = {"binary": 2, "multiclass": None}  # loss -> how many classes there are; None: as many as scores in a row
+CLASSES = {"binary": 2, "multiclass": None}  # task -> how many classes there are; None: as many as scores in a row
 
 @dataclass(frozen=True)
 class Labels:
@@ -105,21 +105,21 @@ class Labels:
 
 # %% ../../nbs/compression/00_export.ipynb #f7a8f9f6
 def answering(whole,  # ModelProto with the output `score`, not changed
-              loss: str,  # binary, multiclass or regression
+              task: str,  # binary, multiclass or regression
               labels: Labels | None = None,
              ):  # ModelProto with `label` beside it, string or int64 (N,); the same where there are no classes
     "Let a graph say which class it means."
     from onnx import ModelProto, TensorProto, helper, numpy_helper
-    if loss not in CLASSES:
+    if task not in CLASSES:
         if labels is not None:
-            raise BadRequest(f"A model whose loss is {loss} has no classes to name.", "Leave labels out.")
+            raise BadRequest(f"A {task} model has no classes to name.", "Leave labels out.")
         return whole
     labels, out = labels or Labels(), ModelProto()
     out.CopyFrom(whole)
     score = out.graph.output[0].type.tensor_type.shape.dim
-    _fitting(labels, CLASSES[loss] or score[1].dim_value)
+    _fitting(labels, CLASSES[task] or score[1].dim_value)
     constants, number = [], "answer/number" if labels.names else "label"
-    if loss == "multiclass":
+    if task == "multiclass":
         nodes = [helper.make_node("ArgMax", ["score"], [number], axis=1, keepdims=0)]
     else:
         constants.append(numpy_helper.from_array(np.float32(labels.threshold), "answer/threshold"))
@@ -206,7 +206,7 @@ def write(proto,  # ModelProto
 def export(model,  # any nn.Module
            prep,  # the Prep it was trained behind; None: the file takes `features`
            path: Path | str,  # the .onnx file
-           loss: str = "binary",  # binary, multiclass or regression
+           task: str = "binary",  # binary, multiclass or regression
            shape: tuple | None = None,  # of one example, where there is no prep
            rows=None,  # raw rows, or features, to prove the file on before it is published; None: it is not
            labels: Labels | None = None,  # names of the classes, and the threshold
@@ -215,19 +215,19 @@ def export(model,  # any nn.Module
     "Write model, prep and what makes a score of a logit as one ONNX file that takes raw rows."
     if prep is None and shape is None:
         raise BadRequest("A model without a prep needs the shape of one example.", "Give shape=(features,).")
-    half = graph(model, shape if prep is None else len(prep.features), loss)
-    whole = finish(half, prep, loss, labels, **facts)
-    return write(whole if rows is None else stamp(whole, difference=proven(whole, model, prep, rows, loss)), path)
+    half = graph(model, shape if prep is None else len(prep.features), task)
+    whole = finish(half, prep, task, labels, **facts)
+    return write(whole if rows is None else stamp(whole, difference=proven(whole, model, prep, rows, task)), path)
 
 def finish(half,  # the model's graph, float or quantized
            prep,  # Prep or None
-           loss: str,  # binary, multiclass or regression
+           task: str,  # binary, multiclass or regression
            labels: Labels | None = None,  # names of the classes, and the threshold
            **facts):  # for the metadata
     "Join, let it answer with labels, and stamp what a reader must know."
-    whole = answering(half if prep is None else join(prep.onnx(), half), loss, labels)
-    if loss in CLASSES: facts = {"labels": asdict(labels or Labels())} | facts
-    return stamp(whole, loss=loss, signature=signature(session(whole.SerializeToString())), **facts)
+    whole = answering(half if prep is None else join(prep.onnx(), half), task, labels)
+    if task in CLASSES: facts = {"labels": asdict(labels or Labels())} | facts
+    return stamp(whole, task=task, signature=signature(session(whole.SerializeToString())), **facts)
 
 # %% ../../nbs/compression/00_export.ipynb #62ab9d29
 def session(path: Path | str,  # an .onnx file, or its bytes
@@ -288,12 +288,12 @@ def difference(model,  # a session of the file
                module,  # the nn.Module it came from
                prep,  # its Prep; None where rows are features
                rows,  # raw rows, or features
-               loss: str = "binary",  # binary, multiclass or regression
+               task: str = "binary",  # binary, multiclass or regression
               ) -> dict[str, float]:  # {"max", "mean"}, absolute
     "How far the file's scores are from those of prep and torch."
     import torch
     X = rows if prep is None else prep.transform(rows)
-    with torch.no_grad(): want = with_head(module, loss)(torch.as_tensor(np.asarray(X, np.float32))).numpy()
+    with torch.no_grad(): want = with_head(module, task)(torch.as_tensor(np.asarray(X, np.float32))).numpy()
     gap = np.abs(run_scores(model, feeds_of(model, rows)) - want)
     return {"max": float(gap.max()), "mean": float(gap.mean())}
 
@@ -302,13 +302,13 @@ def proven(proto,  # ModelProto of the file
            module,  # the nn.Module it came from
            prep,  # its Prep; None where rows are features
            rows,  # raw rows, or features
-           loss: str = "binary",  # binary, multiclass or regression
+           task: str = "binary",  # binary, multiclass or regression
            within: float | None = 1e-3,  # that a score may differ; None: any, as where numbers were rounded
           ) -> dict[str, float]:  # {"max", "mean"}, three digits
     "The difference on real rows. Raises `WorkFailed` where the file is not the network."
     gap = {
         k: float(f"{v:.3g}")
-        for k, v in difference(session(proto.SerializeToString()), module, prep, rows, loss).items()
+        for k, v in difference(session(proto.SerializeToString()), module, prep, rows, task).items()
     }
     if within is not None and not gap["max"] <= within:
         raise WorkFailed(

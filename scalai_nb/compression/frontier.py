@@ -19,7 +19,7 @@ from fastcore.basics import patch
 
 from . import export as ex
 from .benchmark import DROPS, Candidate, Rows, machine, measure, rows_of
-from .recipes import RECIPES, SEARCH, Request, cost, loss_of, make, workers
+from .recipes import RECIPES, SEARCH, Request, cost, make, run_task, workers
 from ..core import svg
 from ..core.errors import BadRequest, one_of
 from ..core.settings import Settings
@@ -64,7 +64,7 @@ BOUNDS = {  # bound -> what it measures of a candidate, beside the base
 }
 
 def checked(budget: dict | None,
-            loss: str | None = None,  # of the model, where it is known
+            task: str | None = None,  # of the model, where it is known
            ) -> dict[str, float]:  # the same, when it makes sense
     "Refuse a bound that is unknown or no number, and one of AUC where there is none."
     if budget is not None and not isinstance(budget, Mapping):
@@ -77,8 +77,8 @@ def checked(budget: dict | None,
                 f"The bound {name} = {bound!r} is not a number from 0 upwards.",
                 "Such as accuracy_drop=.01, latency_ms=.5, size_bytes=200_000.",
             )
-    if "auc_drop" in budget and loss not in (None, "binary"):
-        raise BadRequest(f"A model whose loss is {loss} has no AUC to bound.", "Bound accuracy_drop instead.")
+    if "auc_drop" in budget and task not in (None, "binary"):
+        raise BadRequest(f"A {task} model has no AUC to bound.", "Bound accuracy_drop instead.")
     return budget
 
 # %% ../../nbs/compression/09_frontier.ipynb #27a0a999
@@ -181,7 +181,7 @@ def _out_of_reach(self, budget, broken):
 # %% ../../nbs/compression/09_frontier.ipynb #80c2f557
 def _request(run, rows: Rows, budget: dict, labels: ex.Labels | None, epochs: int, **shares: float) -> Request:
     "Say what every candidate is made from; the limits on accuracy are those of the budget."
-    limit = {n: b for n, b in bounded(budget, loss_of(run) == "binary").items() if n in DROPS}
+    limit = {n: b for n, b in bounded(budget, run_task(run) == "binary").items() if n in DROPS}
     labels = None if labels == ex.Labels() else labels
     return Request.from_run(run, rows, epochs=epochs, **shares, limit=limit, labels=labels)
 
@@ -207,14 +207,14 @@ def compress(
     Killed, it goes on with the finished ones when called again."""
     _possible(run, rows, recipes, timeout, finetune_epochs, ratio=ratio, width=width)
     start, settings = time.monotonic(), settings or Settings.load()
-    budget, search = checked(budget, loss_of(run)), recipes is None and timeout is not None
+    budget, search = checked(budget, run_task(run)), recipes is None and timeout is not None
     todo = sorted(dict.fromkeys(["float32", *(recipes or (SEARCH if search else RECIPES))]), key=cost)
     rows = rows or rows_of(run, table, settings)
     request = _request(run, rows, budget, labels, finetune_epochs, ratio=ratio, width=width)
     path, until = Path(path or settings.path("frontiers", run.id)), None if timeout is None else start + timeout
     with workers(client, settings) as client: paths, left_out = make(request, todo, path, until, client, search)
     made = time.monotonic()
-    candidates = measure(paths, rows, request.loss, until)
+    candidates = measure(paths, rows, request.task, until)
     seconds = {"making": round(made - start, 1), "measuring": round(time.monotonic() - made, 1)}
     if timeout is not None: seconds["given"] = timeout
     frontier = Frontier(*candidates, budget, len(rows.truth), machine(), left_out=left_out,

@@ -37,7 +37,7 @@ def prune(model,  # any nn.Module; it is not changed
           shape: tuple | None = None,  # of one example; None: the first layer's width
           importance: str = "magnitude",  # or taylor, which needs `rows`
           rows: tuple | None = None,  # features (N, …) and targets (N,), some hundred
-          loss: str = "binary",  # binary, multiclass or regression
+          task: str = "binary",  # binary, multiclass or regression
           rounds: int = 1,  # the units go in as many parts
           after_round=None,  # function that tunes the network after each round, in place
           only: tuple[str, ...] | None = None,  # names of the layers that lose units, see `hidden`; None: all of them
@@ -54,7 +54,7 @@ def prune(model,  # any nn.Module; it is not changed
     outputs, pruner = small(example).shape, _pruner(small, example, importance, shares, rounds)
     had = {m: m.heads for n, m in attentions(small).items() if n in chosen}
     for i in range(1, rounds + 1):
-        if importance == "taylor": _gradients(small, *rows, loss)
+        if importance == "taylor": _gradients(small, *rows, task)
         for m, n in had.items(): _behead(m, max(1, round(n*(1 - ratio*i/rounds))), pruner)
         pruner.step()
         small.zero_grad()
@@ -79,9 +79,9 @@ def _pruner(model, example, importance: str, shares: dict, rounds: int):  # laye
             ignored_layers=[last],
         )
 
-def _gradients(model, X, targets, loss):
-    X, t = tensors(X, targets, loss)
-    losses()[loss](model(X), t).backward()
+def _gradients(model, X, targets, task):
+    X, t = tensors(X, targets, task)
+    losses()[task](model(X), t).backward()
 
 def parameters(model) -> int:
     "Count the parameters of a network."
@@ -123,26 +123,26 @@ def losses() -> dict:  # name -> fn(raw outputs, targets) -> scalar tensor
             "regression": lambda out, t: F.mse_loss(out.reshape(-1), t),
             "embedding": lambda out, t: (1 - F.cosine_similarity(out, t)).mean()}
 
-def tensors(X, targets, loss: str):
+def tensors(X, targets, task: str):
     "Features and targets as torch wants them; class numbers stay whole."
     import torch
     t = np.asarray(targets)
-    whole = loss == "multiclass" and t.ndim == 1
+    whole = task == "multiclass" and t.ndim == 1
     return torch.as_tensor(np.asarray(X, np.float32)), torch.as_tensor(t.astype(np.int64 if whole else np.float32))
 
-def held_loss(model, X, targets, loss: str = "binary", batch: int = 256) -> float:  # mean over the rows
+def held_loss(model, X, targets, task: str = "binary", batch: int = 256) -> float:  # mean over the rows
     "A model's loss on some rows, not training."
     import torch
-    X, t = tensors(X, targets, loss)
+    X, t = tensors(X, targets, task)
     model.eval()
     with torch.no_grad():
         return sum(
-            float(losses()[loss](model(X[i : i + batch]), t[i : i + batch])) * len(X[i : i + batch])
+            float(losses()[task](model(X[i : i + batch]), t[i : i + batch])) * len(X[i : i + batch])
             for i in range(0, len(X), batch)
         ) / len(X)
 
 # %% ../../nbs/compression/04_prune.ipynb #4bddb5af
-def _train_steps(model, X, t, rest, loss: str, optimizer, steps: int, batch_size: int, epochs: int, until, also, cast):
+def _train_steps(model, X, t, rest, task: str, optimizer, steps: int, batch_size: int, epochs: int, until, also, cast):
     "Train in place step by step, with a learning rate that falls to zero; yields the number of each step, from 1."
     import torch
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -152,7 +152,7 @@ def _train_steps(model, X, t, rest, loss: str, optimizer, steps: int, batch_size
         model.train()
         optimizer.zero_grad()
         with cast(): out = model(X[rows])
-        missed = losses()[loss](out.float(), t[rows])
+        missed = losses()[task](out.float(), t[rows])
         (missed if also is None else missed + also(rows)).backward()
         optimizer.step(), schedule.step()
         yield step
@@ -162,7 +162,7 @@ def tune(
     model,  # nn.Module, trained in place
     X,  # features float32 (N, …)
     targets,  # (N,), or probabilities
-    loss: str = "binary",  # binary, multiclass or regression
+    task: str = "binary",  # binary, multiclass or regression
     epochs: int = 1,  # at most
     batch_size: int = 512,  # rows a step
     lr: float = 1e-3,  # falls to zero along a cosine
@@ -175,18 +175,18 @@ def tune(
 ) -> list[float]:  # held-out loss: before, and after each quarter of an epoch
     "Train for a moment longer, and stop when the goal is reached."
     import torch
-    X, t = tensors(X, targets, loss)
+    X, t = tensors(X, targets, task)
     order = torch.randperm(len(X), generator=torch.Generator().manual_seed(seed))
     watch, rest = order[:min(held_out, len(X)//10)], order[min(held_out, len(X)//10):]
     steps = max(1, epochs*-(-len(rest)//batch_size))
     optimizer = torch.optim.AdamW([*model.parameters(), *(also.parameters() if also else ())], lr)
-    track = [held_loss(model, X[watch], t[watch], loss)]
+    track = [held_loss(model, X[watch], t[watch], task)]
     # dropout draws from torch's own generator; the caller's is left alone
     with torch.random.fork_rng(devices=[]), one_thread(), memory_kept(), swift(model, precision) as cast:
         torch.manual_seed(seed)
-        for step in _train_steps(model, X, t, rest, loss, optimizer, steps, batch_size, epochs, until, also, cast):
+        for step in _train_steps(model, X, t, rest, task, optimizer, steps, batch_size, epochs, until, also, cast):
             if step % max(1, steps//(4*epochs)) == 0 or step == steps:
-                track.append(held_loss(model, X[watch], t[watch], loss))
+                track.append(held_loss(model, X[watch], t[watch], task))
                 if goal is not None and track[-1] <= goal: break
     model.eval()
     return track
@@ -271,19 +271,19 @@ class Sensitivity:
 def sensitivity(model,  # any nn.Module; it is not changed
                 X,  # features float32 (N, …), some thousand
                 targets,  # (N,), or probabilities
-                loss: str = "binary",  # binary, multiclass or regression
+                task: str = "binary",  # binary, multiclass or regression
                 shares: tuple[float, ...] = (.25, .5, .75, .9),  # of a layer's units
                ) -> Sensitivity:
     "How much each hidden layer can lose."
     X = np.asarray(X, np.float32)
     heads = attentions(model)
     at = {
-        n: [held_loss(prune(model, s, X.shape[1:], only=(n,)), X, targets, loss) for s in shares]
+        n: [held_loss(prune(model, s, X.shape[1:], only=(n,)), X, targets, task) for s in shares]
         for n in hidden(model)
     }
     return Sensitivity(
         shares,
-        held_loss(model, X, targets, loss),
+        held_loss(model, X, targets, task),
         at,
         {n: m.heads if n in heads else len(m.weight) for n, m in (weighted(model) | heads).items() if n in at},
         tuple(n for n in at if n in heads),

@@ -37,11 +37,11 @@ def rounded(model):  # nn.Module; as it was when the block ends
 def aware(model,  # any nn.Module; it is not changed
           X,  # features float32 (N, …)
           y,  # labels (N,)
-          loss: str = "binary",  # binary, multiclass or regression
+          task: str = "binary",  # binary, multiclass or regression
           **how,  # epochs, batch_size, lr, seed: see `tune`
          ):  # nn.Module of the same shape, in float, ready for `quantize`
     "Tune a copy of a network so that it keeps its answers when it is quantized."
     import copy
     small = copy.deepcopy(model).cpu()
-    with rounded(small): distill(small, model, X, y, loss, alpha=1., precision="float32", **how)
+    with rounded(small): distill(small, model, X, y, task, alpha=1., precision="float32", **how)
     return small.eval()

@@ -149,7 +149,8 @@ def plot(points: Sequence[Sequence[float]],  # rows of x, y and, where there is 
                  + drawn)
     ranged = any(len(p) > 2 for p in points)
     label = label or f"{up} over {across}" + ", with 95 % ranges"*ranged
-    return svg(_frame(size), drawn, _words(across, up, bounds, size), width=size, height=size, label=label, font_size=10)
+    words = _words(across, up, bounds, size)
+    return svg(_frame(size), drawn, words, width=size, height=size, label=label, font_size=10)
 
 # %% ../../nbs/core/28_svg.ipynb #f0159566
 def _dots(x: list[float], ys: list[list]) -> str:

@@ -194,7 +194,9 @@ def conversion(unit: str, target: str) -> tuple[float, float]:  # value × first
             "contract",
         ) from e
     if abs(many - zero - 100 * (one - zero)) > 1e-9 * abs(many - zero):
-        raise BadRequest(f"{unit!r} to {target!r} is not a matter of factor and offset.", "Convert it before.", "contract")
+        raise BadRequest(
+            f"{unit!r} to {target!r} is not a matter of factor and offset.", "Convert it before.", "contract"
+        )
     return (many - zero)/100, zero
 
 # %% ../../nbs/data/12_clean.ipynb #8fb98bfd

@@ -229,7 +229,8 @@ def _zero_one(false, true):
     have = [i for i, n in enumerate((false, true)) if n]
     values, counts = np.array(have, "f8"), np.array([(false, true)[i] for i in have], "i8")
     ends = (have[0], have[-1]) if have else (None, None)
-    return Ordered(False, hg.Histogram.from_counts(hg.number_keys(values), counts), Moments.from_counts(values, counts), *ends)
+    hist = hg.Histogram.from_counts(hg.number_keys(values), counts)
+    return Ordered(False, hist, Moments.from_counts(values, counts), *ends)
 
 def _nothing(time): return Ordered(time, hg.Histogram.from_counts(np.empty(0, "u8"), np.empty(0, "i8")))
 

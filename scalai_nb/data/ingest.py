@@ -218,7 +218,8 @@ def guessed(full: Contract, declared: Contract) -> set[str]:
     "Columns of numbers whose type nobody declared: by it no text may lose its leading zeros."
     told = {c for step, columns in steps_of(declared.clean) if step != "deduplicate" for c in columns}
     number = lambda t: t is not None and (pa.types.is_integer(t) or pa.types.is_floating(t) or pa.types.is_decimal(t))
-    return {n for n in full.columns if number(full.arrow(n)) and n not in told and not (n in declared and declared[n].type)}
+    typed = {n for n in full.columns if n in declared and declared[n].type}
+    return {n for n in full.columns if number(full.arrow(n)) and n not in told | typed}
 
 # %% ../../nbs/data/14_ingest.ipynb #706dca94
 def prepare_part(item: tuple[pa.Table, list], but: set[str] = frozenset(),

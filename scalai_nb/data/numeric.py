@@ -105,14 +105,12 @@ def counted(native: np.ndarray,  # distinct values, ascending
     whole, numbers = native.dtype.kind in "iu", native.astype("f8")
     keys = time_keys(native) if time else number_keys(numbers)
     hist = Histogram.from_counts(keys, counts, caps=caps)
-    state = dict(
-        time=time, hist=hist, moments=Moments.from_counts(numbers, counts), low=native[0].item(), high=native[-1].item()
-    )
+    moments = Moments.from_counts(numbers, counts)
+    state = dict(time=time, hist=hist, moments=moments, low=native[0].item(), high=native[-1].item())
     if _exact(time, hist): return Ordered(**state)
     hashes = mix(native.view("u8"), "time") if time else hash_integers(native) if whole else hash_floats(native)
-    return Ordered(
-        **state, regs=registers(hashes), frequent=Frequent.from_counts(*(sum_by(keys, counts) if whole else (keys, counts)))
-    )
+    frequent = Frequent.from_counts(*(sum_by(keys, counts) if whole else (keys, counts)))
+    return Ordered(**state, regs=registers(hashes), frequent=frequent)
 
 # %% ../../nbs/data/01_numeric.ipynb #c5e74dbd
 def from_keys(keys: np.ndarray,  # sortable keys of finite float64, in any order; sorted in place

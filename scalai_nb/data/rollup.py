@@ -54,7 +54,9 @@ def old_batches(index: list[dict],  # batch, period, path
         days = ages[r["path"]]
         if becomes(r["period"], days, settings, now) != r["period"]: moves.add(r["batch"])
         if days < min(settings.monitor.keep_hours, settings.monitor.keep_days): young.add(r["batch"])
-    there = lambda b: remembered is None or b.startswith(SUM) or delta.transaction_version(remembered, f"batch:{b}") is not None
+    def there(b):
+        if remembered is None or b.startswith(SUM): return True
+        return delta.transaction_version(remembered, f"batch:{b}") is not None
     return {b for b in moves - young if there(b)}
 
 SUM = "sum:"  # how a batch's name begins that is a sum of others

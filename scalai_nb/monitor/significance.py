@@ -100,7 +100,8 @@ def moving(values: np.ndarray,  # value of each ordered bucket
     )
     values = values / unit  # no overflow at 1e300
     low, high = np.interp([.25, .75], rank, values)
-    sd = (high - low) / 1.349 or np.sqrt((rows * (values - (rows * values).sum() / rows.sum()) ** 2).sum() / rows.sum())
+    mean = (rows * values).sum() / rows.sum()
+    sd = (high - low) / 1.349 or np.sqrt((rows * (values - mean) ** 2).sum() / rows.sum())
     first = np.flatnonzero(np.diff(group)) + 1
     edge = values[first - 1] / 2 + values[first] / 2
     below = lambda t: np.r_[0, np.interp(t, values, rank, left=0, right=1), 1]

@@ -79,7 +79,7 @@ def labels(
         str | list[str] | None
     ) = None,  # columns that identify a row, as scored; default: those of the deliveries before
     label: str = "label",  # column that holds what became true; a null is no label
-    time: str | None = None,  # column with the time from which a label holds; default: when it is delivered
+    time_column: str | None = None,  # column with the time from which a label holds; default: when it is delivered
     settings: Settings | None = None,
 ) -> dict:  # what came, what it changed, how much is labelled now
     "Join what became true to the scores. Raises `BadRequest` before anything is written."
@@ -89,7 +89,7 @@ def labels(
     store = Table(f"{table}_labels", settings)
     kept = store.arrow() if store.exists else None
     keys = _keys(key, kept, Table(table, settings))
-    rows, lost = _delivery(source, keys, label, time, kept, Table(table, settings), settings)
+    rows, lost = _delivery(source, keys, label, time_column, kept, Table(table, settings), settings)
     if rows.num_rows: write(_stamped(rows, kept), store.name, batch=_name(rows), settings=settings)
     before, after = (newest(k, keys, rows) for k in (kept, store.arrow() if store.exists else None))
     batches, waiting = join(rows, table, settings)

@@ -156,7 +156,7 @@ def scored(
     import pyarrow as pa
 
     from scalai_nb.data.period import period_names
-    out, task = [], scorer.facts.get("loss", "binary")
+    out, task = [], scorer.facts.get("task", "binary")
     for part in progress(parts, label="score", unit="parts"):
         with watched(part.num_rows): p = scorer.score(part)
         columns = {c: part.column(c) for c in keep}

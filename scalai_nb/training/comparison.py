@@ -129,9 +129,9 @@ def compare_models(
     "Compare two registered versions on the same rows."
     one, two = registry.load(a), registry.load(b)
     runs = [registry.run(v.run_id) for v in (one, two)]
-    if runs[0].target != runs[1].target or runs[0].loss != runs[1].loss:
+    if runs[0].target != runs[1].target or runs[0].task != runs[1].task:
         raise BadRequest(
-            f"{a} predicts {runs[0].target} ({runs[0].loss}), {b} {runs[1].target} ({runs[1].loss}).",
+            f"{a} predicts {runs[0].target} ({runs[0].task}), {b} {runs[1].target} ({runs[1].task}).",
             "Compare models of the same target.",
         )
     known, judged = (
@@ -156,8 +156,8 @@ def _judged(one: ModelVersion, two: ModelVersion, run: Any, rows: Any) -> dict[s
     y = target_of(rows, one_of(run.target, rows.column_names, "column"))
     predictions = [v.predict(rows) for v in (one, two)]
     return {
-        n: (p := paired(fn, y, *predictions)) | {"said": verdict(p["difference"], run.loss != "regression")}
-        for n, fn in OBJECTIVES[run.loss].metrics.items()
+        n: (p := paired(fn, y, *predictions)) | {"said": verdict(p["difference"], run.task != "regression")}
+        for n, fn in OBJECTIVES[run.task].metrics.items()
     }
 
 def _differs(a: Any, b: Any) -> dict[str, list]:

@@ -58,7 +58,7 @@ def _predicted(run: Any, rows: Any, y: np.ndarray) -> np.ndarray:
         raise BadRequest(
             f"The target is {y.dtype}, expected numbers or booleans.", "Encode it as it was for the training."
         )
-    output_count(y, run.loss)
+    output_count(y, run.task)
     prediction = run.predict(rows)
     if prediction.ndim == 2 and y.max() >= prediction.shape[1]:
         raise BadRequest(
@@ -88,15 +88,15 @@ def evaluate(run: Any,  # a training.run.Run
     for name, n in (("importance", importance), ("worst", worst)):
         if not isinstance(n, int) or n < 0:
             raise BadRequest(f"{name}={n!r} is not possible.", f"Give {name}= a number of rows, 0 or more.")
-    prediction, names = _predicted(run, rows, y), list(OBJECTIVES[run.loss].metrics)
+    prediction, names = _predicted(run, rows, y), list(OBJECTIVES[run.task].metrics)
     columns = [by] if isinstance(by, str) else by or []
     return Evaluation(
         run.id,
-        run.loss,
+        run.task,
         len(y),
-        {name: _measured(name, y, prediction, run.loss) for name in names},
-        **_regression(y, prediction) if run.loss == "regression" else _classes(y, prediction),
-        segments={c: list(_segments(rows, c, y, prediction, names[0], run.loss)) for c in columns},
+        {name: _measured(name, y, prediction, run.task) for name in names},
+        **_regression(y, prediction) if run.task == "regression" else _classes(y, prediction),
+        segments={c: list(_segments(rows, c, y, prediction, names[0], run.task)) for c in columns},
         importance=_importance(run, rows, y, names[0], importance) if importance else [],
         worst=_worst(run, rows, y, prediction, worst),
     )
@@ -105,11 +105,11 @@ def evaluate(run: Any,  # a training.run.Run
 def _right(y: np.ndarray, prediction: np.ndarray) -> np.ndarray:  # by row
     return prediction.argmax(1) == y if prediction.ndim == 2 else (prediction > .5) == (y > .5)
 
-def _measured(name: str, y: np.ndarray, prediction: np.ndarray, loss: str) -> tuple[float, float, float]:
+def _measured(name: str, y: np.ndarray, prediction: np.ndarray, task: str) -> tuple[float, float, float]:
     "Compute a metric with its interval, in closed form where there is one."
     if name == "auc": return delong(y, prediction)
     if name == "accuracy": return _share((right := _right(y, prediction)).sum(), len(right))
-    return interval(OBJECTIVES[loss].metrics[name], y, prediction)
+    return interval(OBJECTIVES[task].metrics[name], y, prediction)
 
 def _share(hits: int, rows: int) -> tuple[float, float, float]:
     return float(hits / rows) if rows else np.nan, *wilson(hits, rows)
@@ -149,7 +149,7 @@ def _classes(y: np.ndarray, prediction: np.ndarray) -> dict:
     }
 
 # %% ../../nbs/training/46_evaluate.ipynb #5af1adf9
-def _segments(rows: Any, column: str, y: np.ndarray, prediction: np.ndarray, name: str, loss: str) -> Iterator[dict]:
+def _segments(rows: Any, column: str, y: np.ndarray, prediction: np.ndarray, name: str, task: str) -> Iterator[dict]:
     "Compute the metric for each value of a column."
     import pandas as pd
     if not hasattr(rows, "column_names"):
@@ -158,7 +158,7 @@ def _segments(rows: Any, column: str, y: np.ndarray, prediction: np.ndarray, nam
     for value, count in values.value_counts(dropna=False).head(20).items():
         some = (values.isna() if pd.isna(value) else values == value).to_numpy()
         yield {"value": value, "rows": int(count)} | dict(
-            zip(("measure", "low", "high"), _measured(name, y[some], prediction[some], loss))
+            zip(("measure", "low", "high"), _measured(name, y[some], prediction[some], task))
         )
 
 # %% ../../nbs/training/46_evaluate.ipynb #4052ff7a
@@ -187,7 +187,7 @@ def _importance(run: Any, rows: Any, y: np.ndarray, name: str, limit: int, round
     some = np.sort(np.random.default_rng(0).permutation(len(y))[:limit])
     rows, y = rows.take(some) if table else rows[some], y[some]
     if name == "auc" and len(np.unique(y > .5)) < 2: return []
-    sign, (whole, adds), out = -1. if run.loss == "regression" else 1., _influence(name, y, run.predict(rows)), []
+    sign, (whole, adds), out = -1. if run.task == "regression" else 1., _influence(name, y, run.predict(rows)), []
     for column in run.prep.steps if table else range(rows.shape[1]):
         permuted = [_influence(name, y, run.predict(_permuted(rows, column, seed))) for seed in range(rounds)]
         lost = sign*(whole - np.array([value for value, _ in permuted]))
@@ -211,12 +211,12 @@ def _permuted(rows: Any, column: Any, seed: int) -> Any:
 def _worst(run: Any, rows: Any, y: np.ndarray, prediction: np.ndarray, count: int) -> Any:  # a pandas frame
     "Return the rows with the largest loss."
     import pandas as pd
-    if run.loss == "regression":
+    if run.task == "regression":
         loss = np.abs(y - prediction)
     else:
         right = (
             prediction[np.arange(len(y)), y.astype(int)]
-            if run.loss == "multiclass"
+            if run.task == "multiclass"
             else np.where(y > 0.5, prediction, 1 - prediction)
         )
         loss = -np.log(np.clip(right, 1e-12, None))
@@ -225,7 +225,7 @@ def _worst(run: Any, rows: Any, y: np.ndarray, prediction: np.ndarray, count: in
         {
             "row": at,
             "truth": y[at],
-            "prediction": prediction[at].argmax(1) if run.loss == "multiclass" else prediction[at],
+            "prediction": prediction[at].argmax(1) if run.task == "multiclass" else prediction[at],
             "loss": loss[at],
         }
     )

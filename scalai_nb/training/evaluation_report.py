@@ -24,7 +24,7 @@ class Evaluation:
 
     A (value, low, high) is a figure with its 95 % interval. The worst rows are rows and have none."""
     run: str
-    loss: str
+    task: str
     rows: int
     measures: dict[str, tuple[float, float, float]]  # of the loss, as in the history
     confusion: list[list[int]] | None  # [truth][predicted], at one half or of the likeliest class
@@ -97,10 +97,10 @@ def _curve_figures(self: Evaluation) -> Iterator[str]:
     "Draw ROC and precision-recall of 1, or of the three classes with the lowest AUC."
     known = {c["class"]: c for c in self.classes if c["class"] in self.roc and len(self.roc[c["class"]])}
     for k in sorted(known, key=lambda k: known[k]["auc"][0])[:3]:
-        ones = "ones" if self.loss == "binary" else f"class {k}"
+        ones = "ones" if self.task == "binary" else f"class {k}"
         yield svg.plot(
             self.roc[k],
-            f"others called {ones}" if self.loss != "binary" else "zeros called ones",
+            f"others called {ones}" if self.task != "binary" else "zeros called ones",
             f"{ones} called so",
             diagonal=(0, 0, 1, 1),
         )
@@ -114,8 +114,8 @@ def _curve_figures(self: Evaluation) -> Iterator[str]:
 # %% ../../nbs/training/44_evaluation_report.ipynb #696672c1
 def _calibration_figure(self: Evaluation) -> str:
     bins = np.array([[b[k] for k in ("predicted", "observed", "low", "high")] for b in self.calibration])
-    if self.loss == "binary": return svg.plot(bins, "probability of one", "share of ones", True, (0, 0, 1, 1))
-    if self.loss == "multiclass":
+    if self.task == "binary": return svg.plot(bins, "probability of one", "share of ones", True, (0, 0, 1, 1))
+    if self.task == "multiclass":
         return svg.plot(bins, "probability of the likeliest", "share right", True, (0, 0, 1, 1))
     low, high = np.nanmin(bins), np.nanmax(bins)
     shares = self.spread

@@ -24,8 +24,8 @@ def fit(
     prep: Any = None,  # the Prep that makes features of a table's rows
     target: str | None = None,  # the column to predict; default: the prep's
     *,
-    loss: str = "auto",  # binary, multiclass, regression; auto: by the target's values
-    metrics: dict[str, Callable] | None = None,  # name → fn(y, prediction); default: those of the loss
+    task: str = "auto",  # binary, multiclass, regression; auto: by the target's values
+    metrics: dict[str, Callable] | None = None,  # name → fn(y, prediction); default: those of the task
     epochs: int = 3,
     batch_size: int = 4096,  # rows over all ranks
     lr: float = 1e-3,  # at its highest
@@ -52,7 +52,7 @@ def fit(
     Raises BadRequest before any work starts, WorkFailed for a loss that is not finite, RankLost when ranks die too
     often, Cancelled when the user stops it."""
     started, settings = time.perf_counter(), settings or Settings.load()
-    request = FitRequest(model, table, prep, target, loss=loss, metrics=metrics, epochs=epochs, batch_size=batch_size,
+    request = FitRequest(model, table, prep, target, task=task, metrics=metrics, epochs=epochs, batch_size=batch_size,
                          lr=lr, schedule=schedule, optimizer=optimizer, precision=precision, class_weight=class_weight,
                          early_stop=early_stop, compile=compile, seed=seed, ranks=ranks, where=where,
                          validation=validation, checkpoint_every=checkpoint_every, resume=resume, timeout=timeout,

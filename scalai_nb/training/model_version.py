@@ -84,7 +84,7 @@ def write_mlmodel(graph: Any,  # training.inference.Graph
     from mlflow.models import Model, ModelSignature
     made = Model(
         signature=ModelSignature(*_signature(graph, run.example)),
-        metadata={"run": run.id, "target": run.target, "loss": run.loss},
+        metadata={"run": run.id, "target": run.target, "task": run.task},
     )
     mlflow.pyfunc.add_to_model(made, loader_module="scalai_nb.training.model_version", data="model.onnx")
     if run.example:
@@ -130,7 +130,7 @@ def write_files(path: Path,  # to write into
     if run.prep is not None:
         text = run.prep.to_json()
         (path/"prep.json").write_text(text if isinstance(text, str) else json.dumps(text))
-    facts = {"name": card["name"], "run": run.id, "target": run.target, "loss": run.loss, "data": run.data,
+    facts = {"name": card["name"], "run": run.id, "target": run.target, "task": run.task, "data": run.data,
              "params": run.params, "seed": run.seed, "metrics": card["metrics"], "tags": card["tags"],
              "sha256": card["sha256"],
              "inputs": [[n, k] for n, k in run.prep.inputs] if run.prep is not None else None}

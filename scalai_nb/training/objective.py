@@ -78,38 +78,38 @@ def task_of(y: np.ndarray,  # the target
 
 # %% ../../nbs/training/10_objective.ipynb #be047324
 def output_count(y: np.ndarray,  # (N,), the target
-                 loss: str,  # binary, multiclass or regression
+                 task: str,  # binary, multiclass or regression
                 ) -> int:
-    "Return how many outputs a network needs. Raises `BadRequest` for a target that does not fit the loss."
+    "Return how many outputs a network needs. Raises `BadRequest` for a target that does not fit the task."
     if y.ndim != 1: raise BadRequest(f"The target has shape {y.shape}.", "Give one number a row.")
     strange = ~np.isfinite(y) if y.dtype.kind == "f" else np.zeros(len(y), bool)
     if strange.any():
         raise BadRequest(f"{int(strange.sum())} of {len(y)} targets are not finite.", "Leave those rows out.")
-    if loss == "regression": return 1
-    wrong = (y != 0) & (y != 1) if loss == "binary" else (y < 0) | (y != np.floor(y))
+    if task == "regression": return 1
+    wrong = (y != 0) & (y != 1) if task == "binary" else (y < 0) | (y != np.floor(y))
     if wrong.any():
         raise BadRequest(
-            f"The target {y[wrong][0]} does not fit loss={loss!r}.",
-            "Give 0 and 1." if loss == "binary" else "Give classes as integers 0, 1, 2, …, or loss='regression'.",
+            f"The target {y[wrong][0]} does not fit task={task!r}.",
+            "Give 0 and 1." if task == "binary" else "Give classes as integers 0, 1, 2, …, or task='regression'.",
         )
-    if loss == "multiclass" and y.max() >= max(1_000, len(y)):
+    if task == "multiclass" and y.max() >= max(1_000, len(y)):
         raise BadRequest(
             f"The target has a class {y.max():.0f} in {len(y)} rows.",
-            "Give classes as integers 0, 1, 2, … without gaps, or loss='regression'.",
+            "Give classes as integers 0, 1, 2, … without gaps, or task='regression'.",
         )
-    return 1 if loss == "binary" else int(y.max()) + 1
+    return 1 if task == "binary" else int(y.max()) + 1
 
 # %% ../../nbs/training/10_objective.ipynb #d3d5b523
 def class_weights(
     weights: dict[int, float] | str | None,  # by class, or balanced
     y: np.ndarray,  # (N,), the target of the training rows
-    loss: str,
+    task: str,
     classes: int,
 ) -> list[float] | None:
     """List one weight for each class; `balanced` gives all classes the same total weight in the training rows
     (scikit-learn's convention)."""
     if weights is None: return None
-    if loss == "regression": raise BadRequest("A regression has no classes to weigh.", "Leave class_weight= out.")
+    if task == "regression": raise BadRequest("A regression has no classes to weigh.", "Leave class_weight= out.")
     counts = np.bincount(y.astype(np.int64), minlength=max(2, classes))
     if isinstance(weights, str) and weights == "balanced":
         return [len(y) / (int(np.count_nonzero(counts)) * n) if n else 1.0 for n in counts.tolist()]

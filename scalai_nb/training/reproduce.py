@@ -138,7 +138,7 @@ def _recorded_options(run: Any, validation: Any) -> dict[str, Any]:
         **{k: p[k] for k in ("epochs", "batch_size", "lr", "schedule", "precision", "early_stop", "compile")},
         "optimizer": optimizer,
         "class_weight": None if weights is None else dict(enumerate(weights)),
-        "loss": run.loss,
+        "task": run.task,
         "seed": run.seed,
         "ranks": run.ranks,
         "where": where and tests(where),

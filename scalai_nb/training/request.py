@@ -38,7 +38,7 @@ class FitRequest:
     table: Any
     prep: Any = None
     target: str | None = None
-    loss: str = "auto"
+    task: str = "auto"
     metrics: dict[str, Callable] | None = None
     epochs: int = 3
     batch_size: int = 4096
@@ -83,7 +83,7 @@ INTEGERS = (
 def check_request(request: FitRequest) -> None:
     "Raise `BadRequest` for values that no rows can make valid."
     from scalai_nb.training.launch import choose_ranks, gpu_count
-    one_of(request.loss, ["auto", *OBJECTIVES], "loss")
+    one_of(request.task, ["auto", *OBJECTIVES], "task")
     one_of(request.schedule, SCHEDULES, "schedule")
     one_of(request.precision, ["float32", "bfloat16"], "precision")
     Optimizer.parse(request.optimizer)
@@ -297,8 +297,8 @@ def _category_note(model: Any, prep: Any) -> list[str]:
     ]
 
 # %% ../../nbs/training/34_request.ipynb #d001291e
-def _try_network(model: Any, sample: Any, loss: str, outputs: int) -> None:  # sample: two rows
-    "Raise `BadRequest` where the network does not take such rows or its output does not fit the loss."
+def _try_network(model: Any, sample: Any, task: str, outputs: int) -> None:  # sample: two rows
+    "Raise `BadRequest` where the network does not take such rows or its output does not fit the task."
     import torch
     shape = tuple(sample.shape[1:])
     if not any(p.requires_grad for p in model.parameters()):
@@ -314,13 +314,13 @@ def _try_network(model: Any, sample: Any, loss: str, outputs: int) -> None:  # s
             "Build it for them, or give a function of the number of features.",
         ) from e
     output = tuple(z.shape)
-    if output != (2, z.shape[-1]) or z.shape[-1] < outputs if loss == "multiclass" else output not in ((2,), (2, 1)):
+    if output != (2, z.shape[-1]) or z.shape[-1] < outputs if task == "multiclass" else output not in ((2,), (2, 1)):
         raise BadRequest(
             f"{type(model).__name__} gives {output} for 2 rows.",
             (
                 f"Give an output of (rows, {outputs}), a logit a class."
-                if loss == "multiclass"
-                else f"A {loss} target needs one number a row."
+                if task == "multiclass"
+                else f"A {task} target needs one number a row."
             ),
         )
 
@@ -341,17 +341,17 @@ def plan_training(request: FitRequest) -> tuple[Training, dict]:  # the plan, fa
             f"No row is kept aside by validation={request.validation!r}.",
             "Choose one that some rows have, or validation=None.",
         )
-    loss = task_of(known.y) if request.loss == "auto" else request.loss
-    outputs = output_count(np.concatenate([known.y, known.held_out]), loss)
+    task = task_of(known.y) if request.task == "auto" else request.task
+    outputs = output_count(np.concatenate([known.y, known.held_out]), task)
     model = _network(request.model, known.features, outputs, request.seed, known.prep)
     notes = [*known.notes, *_category_note(model, known.prep)]
-    _try_network(model, known.sample, loss, outputs)
+    _try_network(model, known.sample, task, outputs)
     Optimizer.parse(request.optimizer).groups(model)  # its patterns fit
-    return _training(request, known, model, loss, outputs, notes), facts
+    return _training(request, known, model, task, outputs, notes), facts
 
 # %% ../../nbs/training/34_request.ipynb #1fea9aa5
 def _training(
-    request: FitRequest, known: PreparedRows, model: Any, loss: str, outputs: int, notes: list[str]
+    request: FitRequest, known: PreparedRows, model: Any, task: str, outputs: int, notes: list[str]
 ) -> Training:
     same = (
         "epochs",
@@ -372,9 +372,9 @@ def _training(
         prep=known.prep,
         target=known.target,
         validation=known.validation,
-        loss=loss,
-        metrics=OBJECTIVES[loss].metrics if request.metrics is None else request.metrics,
-        class_weight=class_weights(request.class_weight, known.y, loss, outputs),
+        task=task,
+        metrics=OBJECTIVES[task].metrics if request.metrics is None else request.metrics,
+        class_weight=class_weights(request.class_weight, known.y, task, outputs),
         optimizer=Optimizer.parse(request.optimizer),
         checkpoints=request.path/"checkpoints",
         notes=notes,

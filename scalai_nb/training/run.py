@@ -33,7 +33,7 @@ class Run:
     model: Any  # the trained network, on the CPU, in eval mode; None while it is trained
     prep: Any  # the Prep that makes its features; None when it was trained on arrays
     target: str | None  # the column it predicts
-    loss: str  # binary, multiclass or regression
+    task: str  # binary, multiclass or regression
     history: list[dict] = field(default_factory=list)  # one per epoch: epoch, step, loss, val_loss, val_auc, …
     metrics: dict[str, float] = field(default_factory=dict)  # of the epoch whose weights the model has
     data: dict = field(default_factory=dict)  # table, version, where, folds, rows
@@ -60,7 +60,7 @@ def starting(cls: Run,
             ) -> Run:
     "Make the run of a training that is about to start."
     facts = {"state": "starting"} | facts
-    return Run(path.name, None, job.prep, job.target, job.loss, data=data, seed=job.seed, path=path, **facts)
+    return Run(path.name, None, job.prep, job.target, job.task, data=data, seed=job.seed, path=path, **facts)
 
 # %% ../../nbs/training/30_run.ipynb #1e0187fa
 @patch
@@ -150,7 +150,7 @@ def predict(
     if self.model is None:
         raise BadRequest(f"Run {self.id} is {self.state} and has no model yet.", "run.wait() returns when it has.")
     if batch < 1: raise BadRequest(f"batch={batch!r} is not possible.", "Give batch= a whole number, 1 or more.")
-    score = functools.partial(_scores, self.model, self.prep, self.loss, batch)
+    score = functools.partial(_scores, self.model, self.prep, self.task, batch)
     if self.prep is None: return score(rows)
     return answered(rows, list(self.prep.steps), score, _classes(self) if hasattr(type(rows), "dask") else None)
 
@@ -164,14 +164,14 @@ def _numbers(rows: Any) -> np.ndarray:
     return rows
 
 # %% ../../nbs/training/30_run.ipynb #ee0ffdd6
-def _scores(model: Any, prep: Any, loss: str, batch: int, rows: Any) -> np.ndarray:
+def _scores(model: Any, prep: Any, task: str, batch: int, rows: Any) -> np.ndarray:
     import torch
 
     from scalai_nb.data.loader import as_tensor
     x = as_tensor(_numbers(rows) if prep is None else prep.transform(rows))
     try:
         with torch.inference_mode():
-            parts = [OBJECTIVES[loss].predict(model(network_input(part))) for part in x.split(batch)]
+            parts = [OBJECTIVES[task].predict(model(network_input(part))) for part in x.split(batch)]
     except (RuntimeError, IndexError) as e:
         if prep is not None: raise
         raise BadRequest(
@@ -182,7 +182,7 @@ def _scores(model: Any, prep: Any, loss: str, batch: int, rows: Any) -> np.ndarr
 
 def _classes(run: Run) -> int | None:  # of a multiclass network behind a prep
     import torch
-    if run.loss != "multiclass": return None
+    if run.task != "multiclass": return None
     with torch.inference_mode(): return run.model(torch.zeros(2, len(run.prep.features))).shape[1]
 
 # %% ../../nbs/training/30_run.ipynb #c5d6ff29

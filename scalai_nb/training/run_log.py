@@ -125,7 +125,7 @@ def log(self: RunLog,
 def _logged(self: RunLog, run: Any) -> str:  # MLflow's run id
     from mlflow.entities import Metric, Param, RunTag
     at = self.client.create_run(self.experiment, tags={"scalai.run": run.id}, run_name=run.id[:8]).info.run_id
-    facts = {**run.data, **run.params, "target": run.target, "loss": run.loss, "seed": run.seed, "ranks": run.ranks,
+    facts = {**run.data, **run.params, "target": run.target, "task": run.task, "seed": run.seed, "ranks": run.ranks,
              "model": type(run.model).__name__}
     params = [Param(k, str(v)[:6000]) for k, v in facts.items() if v is not None]
     metrics = [
@@ -276,7 +276,7 @@ def record(self: RunLog,
     facts = json.loads(self.checked_file(found, self.local(f"{found.info.artifact_uri}/run")/"run.json"))
     code = {k: v for k, v in facts["code"].items() if k != "packages"}
     return {
-        k: facts[k] for k in ("target", "loss", "data", "params", "seed", "ranks", "metrics", "history", "seconds")
+        k: facts[k] for k in ("target", "task", "data", "params", "seed", "ranks", "metrics", "history", "seconds")
     } | {"run": facts["id"], "class": facts["model"]["class"], "code": code}
 
 # %% ../../nbs/training/52_run_log.ipynb #afbfacd2

@@ -33,7 +33,7 @@ class Training:
     target: str | None
     where: Any  # which rows of the table
     validation: Any  # a Split, arrays (X, y) or None
-    loss: str
+    task: str
     metrics: dict[str, Callable]
     class_weight: list[float] | None
     epochs: int
@@ -139,7 +139,7 @@ def _train_epoch(state: "TrainerState", network: Any, emit: Callable) -> None:
     "Run the steps of an epoch, or those that are left of it."
     import torch
     job, device = state.job, state.device
-    loss_of, reported = criterion(job.loss, job.class_weight, device), time.perf_counter()
+    loss_of, reported = criterion(job.task, job.class_weight, device), time.perf_counter()
     autocast = lambda: torch.autocast(device.type, torch.bfloat16, enabled=job.precision == "bfloat16")
     network.train()
     state.loader.set_epoch(state.epoch)
@@ -177,7 +177,7 @@ def _validate(model: Any, loader: Any, job: Training, ranks: int) -> dict[str, f
     if loader is None: return {}
     import torch
     device = next(model.parameters()).device
-    objective, loss_of, total = OBJECTIVES[job.loss], criterion(job.loss, job.class_weight, "cpu"), 0.
+    objective, loss_of, total = OBJECTIVES[job.task], criterion(job.task, job.class_weight, "cpu"), 0.
     ys, scores = [], []
     model.eval()
     with torch.inference_mode():

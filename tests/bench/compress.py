@@ -45,7 +45,7 @@ def flights(n: int):
     late, cut = (x.pop("arr_delay") >= 15).to_numpy("float32"), len(x)*3//4
     prep = Prep.fit(profile(x[:cut]))
     features = prep.transform(x[:cut])
-    run = fit(MLP(len(prep.features)), (features, late[:cut]), loss="binary", epochs=3, batch_size=512, ranks=1)
+    run = fit(MLP(len(prep.features)), (features, late[:cut]), task="binary", epochs=3, batch_size=512, ranks=1)
     run.prep, run.target = prep, "late"
     return run, Rows(features, late[:cut], x[cut:], late[cut:]), len(x), {}
 
@@ -80,7 +80,7 @@ def digits(n: int):
     )
     tune(model, X[:cut], y[:cut], "multiclass", epochs=20, batch_size=64, lr=2e-3)
     return (
-        Run(id="digits", model=model.eval(), prep=None, target=None, loss="multiclass"),
+        Run(id="digits", model=model.eval(), prep=None, target=None, task="multiclass"),
         Rows(X[:cut], y[:cut], X[cut:], y[cut:]),
         len(X),
         {"finetune_epochs": 20},
@@ -121,12 +121,12 @@ def fashion(n: int, trained: Path | None = None):
     X, y = np.concatenate([X, X[..., ::-1]]), np.r_[y, y]
     if trained and trained.exists():
         model.load_state_dict(load_file(trained))
-        run = Run(id="fashion", model=model.eval(), prep=None, target=None, loss="multiclass")
+        run = Run(id="fashion", model=model.eval(), prep=None, target=None, task="multiclass")
     else:
         run = fit(
             model,
             (X, y),
-            loss="multiclass",
+            task="multiclass",
             epochs=4,
             batch_size=256,
             lr=3e-3,
@@ -148,15 +148,15 @@ def by_hand(run, rows, folder: str):
     from scalai_nb.compression.quantize import calibration, quantize
     shape = rows.X.shape[1:]
     small = prune(run.model, .5, shape)
-    distill(small, run.model, rows.X, rows.y, run.loss, alpha=1., epochs=2)  # the rows hold each image twice
+    distill(small, run.model, rows.X, rows.y, run.task, alpha=1., epochs=2)  # the rows hold each image twice
     whole = ex.finish(
-        quantize(ex.graph(small, shape, run.loss), calibration(rows.X)),
+        quantize(ex.graph(small, shape, run.task), calibration(rows.X)),
         None,
-        run.loss,
+        run.task,
         parameters=parameters(small),
         difference={},
     )
-    return measure({"by hand": ex.write(whole, Path(folder)/"by-hand.onnx")}, rows, run.loss)[0]
+    return measure({"by hand": ex.write(whole, Path(folder)/"by-hand.onnx")}, rows, run.task)[0]
 
 
 def table(base, candidates: list, repeats: list) -> list[str]:

@@ -129,7 +129,7 @@ def network(model, X, y, aside, loss, seed, **how) -> dict:
         run = fit(
             model,
             (X[~aside], y[~aside]),
-            loss=loss,
+            task=loss,
             seed=seed,
             ranks=1,
             validation=None,
@@ -176,17 +176,17 @@ def light(x, y, aside, loss, seeds: int) -> "list[dict] | str":
         return f"not run: {e}"
 
 
-def measure(loss: str, y: np.ndarray, said: np.ndarray) -> dict:
+def measure(task: str, y: np.ndarray, said: np.ndarray) -> dict:
     """The score, and half of its 95 % interval:
 
     of an AUC (DeLong) or of a share of right answers (Wilson); None for an error in units."""
     from scalai_nb.core.stats import delong, wilson
     from scalai_nb.training.objective import OBJECTIVES
-    score = next(iter(OBJECTIVES[loss].metrics.values()))(y, said)
+    score = next(iter(OBJECTIVES[task].metrics.values()))(y, said)
     low, high = (
         (None, None)
-        if loss == "regression"
-        else delong(y, said)[1:] if loss == "binary" else wilson(round(score * len(y)), len(y))
+        if task == "regression"
+        else delong(y, said)[1:] if task == "binary" else wilson(round(score * len(y)), len(y))
     )
     return {"score": score, "half": None if low is None else (high - low)/2}
 
