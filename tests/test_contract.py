@@ -155,7 +155,7 @@ def test_repeats_are_found_whatever_the_parts_and_the_memory(columns, cuts, keep
     for n in [*cuts, came.num_rows]:
         part = came.slice(start, n)
         finder.add(part, np.arange(start, start + len(part))); start += len(part)
-    assert finder.rows().tolist() == np.flatnonzero(repeated(came, ["k", "x"], keep)).tolist()
+    assert finder.numbers().tolist() == np.flatnonzero(repeated(came, ["k", "x"], keep)).tolist()
     finder.close()
 
 

@@ -519,3 +519,12 @@ def test_replacing_periods_keeps_columns_that_others_added(workspace):
         {"n": 2, "m": 5},
         {"n": 3, "m": None},
     ]
+
+
+@pytest.mark.parametrize(("unit", "periods"), [("day", ["2024-03-01", "2024-03-02"]), ("week", ["2024-W09"])])
+def test_a_time_column_falls_into_periods_of_the_settings_length(workspace, unit, periods):
+    "`[monitor] period` decides how long a window is, whatever the column's zone."
+    with (workspace/"settings.ini").open("a") as f: f.write(f"\n[monitor]\nperiod = {unit}\n")
+    at = pa.array([1709272800 + 3600 * 12 * n for n in range(3)]).cast(pa.timestamp("s", "Asia/Tokyo"))
+    write(pa.table({"at": at, "x": [1., 2., 3.]}), "visits", period="at")
+    assert sorted(Table("visits").profiles(by="period")) == periods

@@ -86,7 +86,7 @@ def dry_run(uri: str | Path,  # what `ingest` takes
         if rows == 0: raise BadRequest(f"{uri} holds no rows.", "Check how the file was made.", "source")
         gone = np.zeros(0, np.int64)
         for f in finders:
-            if len(found := f.rows(gone)): reasons[f.unique.reason] += len(found); gone = np.union1d(gone, found)
+            if len(found := f.numbers(gone)): reasons[f.unique.reason] += len(found); gone = np.union1d(gone, found)
     finally:
         for f in finders: f.close()
     good = rows - sum(reasons.values())

@@ -32,7 +32,7 @@ from .contract import Contract
 from .period import period_name, period_names
 from .rules import Tally
 from .table_reader import PERIOD
-from .types import one_array, stored
+from .types import stored
 from .uniqueness import Repeats, Unique
 
 # %% ../../nbs/data/07_partition.ipynb #00533b11
@@ -152,9 +152,7 @@ def _periods(plan: Plan, rows: pa.Table) -> pa.Array:  # the period of each row
         return pa.array([period_name(plan.period)] * 1, pa.string()).take(
             pa.array(np.zeros(len(rows), np.int8))
         )
-    values = one_array(rows[plan.period])
-    if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type): return pc.strftime(values, format="%Y-%m")
-    return period_names(values, plan.unit)
+    return period_names(rows[plan.period], plan.unit)
 
 # %% ../../nbs/data/07_partition.ipynb #f3f4a4fa
 def _refused(raw: pa.Table, reasons: pa.Array, periods: pa.Array) -> pa.Table:  # as the quarantine keeps them
@@ -388,7 +386,7 @@ def _repeats(
                 rows = pa.Table.from_batches([batch])
                 if len(rows) and (hit := finder.maybe(rows)).any():
                     finder.add(rows := rows.filter(pa.array(hit)), np.full(len(rows), -1))
-        return finder.rows()
+        return finder.numbers()
     finally:
         finder.close()
 

@@ -100,7 +100,13 @@ def period_names(column,  # Arrow: times, months of a year or words
                  unit: str = "month"):  # Arrow strings
     "The period of each value; a name is made once for equal values."
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     from scalai_nb.data.types import one_array
-    coded = one_array(column).dictionary_encode()
+    column = one_array(column)
+    if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):  # many, and few of them equal
+        if pa.types.is_date(column.type) and unit == "hour": unit = "day"
+        if getattr(column.type, "tz", None): column = column.cast(pa.timestamp(column.type.unit, "UTC"))
+        return pc.strftime(column, format=UNITS[unit][1])
+    coded = column.dictionary_encode()
     return pa.array([period_name(v, unit) for v in coded.dictionary.to_pylist()], pa.string()).take(coded.indices)

@@ -95,7 +95,7 @@ def _file(self: Repeats, bucket: int, schema: pa.Schema):
 
 # %% ../../nbs/data/09_uniqueness.ipynb #74fd7620
 @patch
-def rows(self: Repeats, but: np.ndarray = np.zeros(0, np.int64),  # rows that have gone for another reason
+def numbers(self: Repeats, but: np.ndarray = np.zeros(0, np.int64),  # rows that have gone for another reason
          ) -> np.ndarray:  # int64, sorted
     "Numbers of the rows that repeat another's key."
     if self.folder is None:

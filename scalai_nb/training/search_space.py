@@ -82,6 +82,7 @@ def check_names(names: Any, build: Any) -> None:
 
 # %% ../../nbs/training/64_search_space.ipynb #eb98661f
 def _parameters(build: Any) -> list[str] | None:  # names of parameters; None: any
-    if not callable(build) or hasattr(build, "parameters"): return []  # a built network
+    built = hasattr(build, "parameters") and not isinstance(build, type)
+    if built or not callable(build): return []
     known = list(inspect.signature(build).parameters.values())
     return None if any(p.kind == p.VAR_KEYWORD for p in known) else [p.name for p in known[1:]]
