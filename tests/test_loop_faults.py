@@ -306,8 +306,8 @@ def test_no_page_says_that_all_is_well_while_an_alarm_is_open(workspace):
     from scalai_nb.monitor.alarms import Alarms
     from scalai_nb.monitor.alpha_spending import Look
     from scalai_nb.view import scores, watch
+    from scalai_nb.view.fingerprint import state as stamp
     from scalai_nb.view.home import lines, summary
-    from scalai_nb.view.workspace import state as stamp
     settings, rng = Settings.load(), np.random.default_rng(0)
     for month in range(1, 5):
         period = f"2013-{month:02}"

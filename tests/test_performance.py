@@ -16,7 +16,6 @@ from scalai_nb.data.prep import Prep
 from scalai_nb.data.profile import profile
 from scalai_nb.data.table import Table
 from scalai_nb.monitor.cost import CostMatrix, cheapest, cost
-from scalai_nb.monitor.errors import errors
 from scalai_nb.monitor.performance import (
     LIMITS,
     MEASURES,
@@ -29,6 +28,7 @@ from scalai_nb.monitor.performance import (
     pr_auc,
     surprise,
 )
+from scalai_nb.monitor.regression_metrics import regression_metrics
 from scalai_nb.serving import labels as labels_of
 from scalai_nb.serving.labels import labelled, labels, outcomes, residuals
 from scalai_nb.serving.score import score
@@ -104,9 +104,8 @@ def test_parts_add_up_whatever_the_cut(scored):
         parts = [family(rows[cut == i], "departure") for i in rng.permutation(pieces)]
         assert performance({l: sum(p[l] for p in parts) for l in (False, True)}).to_dict() == whole.to_dict()
     regression = residuals(rows["dep_delay"], rows["arr_delay"]).to_pandas()
-    whole, summed = (
-        errors(p) for p in (profile(regression), profile(regression[cut < 3]) + profile(regression[cut >= 3]))
-    )
+    parts = profile(regression[cut < 3]) + profile(regression[cut >= 3])
+    whole, summed = (regression_metrics(p) for p in (profile(regression), parts))
     assert summed.quantiles == whole.quantiles and [summed.mae, summed.rmse, summed.bias, summed.r2] == pytest.approx(
         [whole.mae, whole.rmse, whole.bias, whole.r2], rel=1e-9
     )
@@ -140,7 +139,7 @@ def test_intervals_of_errors_hold_what_they_promise(scored):
     } | {q: np.quantile(e, q) for q in (0.05, 0.5, 0.95)}
     held = dict.fromkeys(truth, 0)
     for _ in range(times):
-        found = errors(profile(wide.iloc[rng.integers(0, len(wide), 2_000)]))
+        found = regression_metrics(profile(wide.iloc[rng.integers(0, len(wide), 2_000)]))
         for m in truth: held[m] += found.intervals[m][0] <= truth[m] <= found.intervals[m][1]
     assert not {m: n / times for m, n in held.items() if n / times < .9}
 
@@ -305,7 +304,7 @@ def test_a_predicted_number_is_measured_when_its_labels_come(model, june):
     holes = june[["id", "arr_delay"]].assign(arr_delay=june["arr_delay"].mask(june.index % 3 == 0))
     done = labels(holes, key="id", label="arr_delay")
     assert done["empty"] == 1000 and done["unlabelled"] == 1000
-    found = errors(sum(window().values()))
+    found = regression_metrics(sum(window().values()))
     rows = outcomes().to_pandas().dropna(subset=["label"])
     assert (found.rows, found.unlabelled) == (2000, 1000) and found.bias == pytest.approx(
         (rows["score"].astype(float) - rows["label"]).mean()

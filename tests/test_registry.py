@@ -477,7 +477,7 @@ def test_why_each_version_serves_or_not(opened):
     for n in (1, 2, 3):
         assert registry.register("late", onnx_file(opened/"m.onnx", n), a_run(f"r{n}")) == n
     registry.promote("late", 1, "the first")
-    registry.keep("late", 2, "AUC 0.02 lower on June")
+    registry.refuse("late", 2, "AUC 0.02 lower on June")
     registry.promote("late", 3, "better on July")
     assert registry.promote("late", 3, "again").version == 3, "promoting the champion changes nothing"
     found = {m["version"]: m for m in registry.list("late")}

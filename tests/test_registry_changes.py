@@ -110,7 +110,7 @@ CHANGES = {  # what is done, the aliases after it, the outcomes of the three ver
         ("promoted", "retired", None),
     ),
     "keep": (
-        lambda r: r.keep("late", 3, "no better"),
+        lambda r: r.refuse("late", 3, "no better"),
         {"champion": 2, "previous": 1},
         ("promoted", "promoted", "refused"),
     ),
@@ -194,7 +194,7 @@ def test_a_registration_killed_at_every_statement_leaves_one_version_and_its_cha
 def test_a_challenger_is_set_until_it_is_decided_upon(three):
     root = three.settings.root
     assert three.register("late", onnx_file(root/"3.onnx", 3), a_run("r3")) == 3 and raw(three)["challenger"] == 3
-    three.keep("late", 3, "worse")
+    three.refuse("late", 3, "worse")
     three.register("late", onnx_file(root/"3.onnx", 3), a_run("r3"))  # refused already
     assert "challenger" not in raw(three)
     assert three.register("late", onnx_file(root/"4.onnx", 4), a_run("r4")) == 4 and raw(three)["challenger"] == 4

@@ -65,8 +65,8 @@ def test_one_broken_decision_and_one_broken_window_cost_nothing_else(workspace):
 def test_a_corrupt_database_is_a_line_of_the_home_page(workspace):
     from scalai_nb.jobs.job_run import JobRun
     from scalai_nb.jobs.record import Record
+    from scalai_nb.view.fingerprint import state
     from scalai_nb.view.home import lines
-    from scalai_nb.view.workspace import state
     settings = wide(workspace, 4, 3)
     Record(settings).create(JobRun(name="score", state="succeeded", notebook="score.ipynb"))
     before = state(settings)

@@ -153,7 +153,7 @@ def test_the_order_of_looks_changes_nothing(tmp_path):
         )
         for d in range(1, 31)
     ]
-    said = cases(looks)
+    said = cases(looks, 3)
     assert len(said) > 3
     for seed in range(3):
         alarms = Alarms(Settings(root=tmp_path/str(seed)))

@@ -202,7 +202,7 @@ def is_due(self: Snapshots, name: str) -> bool:
 async def watch(self: Snapshots) -> None:
     "See every two seconds how the workspace stands."
     if self.look is None:
-        from scalai_nb.view.workspace import state as look
+        from scalai_nb.view.fingerprint import state as look
     else: look = self.look
     while True:
         for name, app in self.apps.items():

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from fastcore.basics import patch
 
-from .formats import FORMATS, formats
 from .hashing import hash64, in_arrow, in_numpy
 from .sketches import Frequent, estimate, heaviest, registers
+from .value_formats import FORMATS, formats
 
 # %% ../../nbs/data/01_categories.ipynb #594f1690
 WIDEST = 1_024  # characters kept for show

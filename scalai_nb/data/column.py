@@ -18,7 +18,6 @@ from fastcore.basics import patch
 from . import histogram as hg
 from . import moments as mt
 from .categories import Categories, add_categories, categories, round_length, sum_by
-from .formats import FORMATS
 from .hashing import hash_floats, in_numpy
 from .moments import Moments
 from .numeric import Calendar, Ordered, add_ordered, counted, iso, tallied
@@ -26,6 +25,7 @@ from .numeric import calendar as calendar_of
 from .numeric import ordered as summarise
 from .sketches import estimate, registers
 from .types import in_seconds, join, kind, one_array, real, type_name
+from .value_formats import FORMATS
 
 # %% ../../nbs/data/02_column.ipynb #8b1e0478
 COUNTERS = ("rows", "nulls", "nan", "plus", "minus", "zeros", "true", "false")
@@ -385,7 +385,7 @@ QUANTILES = (.01, .05, .25, .5, .75, .95, .99)
 
 @patch(as_prop=True)
 def formats(self: Column) -> "dict[str, int]":
-    "Rows of text by how it is written, as `data.formats` names that: whole, comma, missing, …"
+    "Rows of text by how it is written, as `data.value_formats` names that: whole, comma, missing, …"
     return {f: n for f, n in zip(FORMATS, self.text.formats.tolist()) if n} if self.text else {}
 
 # %% ../../nbs/data/02_column.ipynb #5f6b845a

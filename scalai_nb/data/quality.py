@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 
 from .column import Column
-from .formats import DATES, FORMATS, formats
 from .numeric import HOUR_US, iso
 from .profile_format import pack_column, split_state
+from .value_formats import DATES, FORMATS, formats
 
 # %% ../../nbs/data/02_quality.ipynb #16713f61
 def _share(n, of): return f"{100 * n / of:.3g} %"

@@ -162,7 +162,7 @@ def _act(model: str, said: dict, settings: Settings | None) -> int:  # the versi
     registry, outcome, version, reason = Registry(settings), said["outcome"], said["version"], said["reason"]
     if outcome == "promoted": registry.promote(model, version, reason)
     elif outcome == "rolled_back": registry.rollback(model, reason, version=version)
-    elif outcome == "refused": registry.keep(model, version, reason)
+    elif outcome == "refused": registry.refuse(model, version, reason)
     elif outcome == "shadow": registry.challenge(model, version)
     serves = registry.champion(model)
     return serves.version if serves else 0

@@ -35,7 +35,7 @@ class Case:
     still: int = 0  # looks in a row without it
 
 def cases(looks: "Iterable[Look]",  # of one source, monitor.alpha_spending
-          quiet: int = 3,  # looks that end a case
+          resolve_after: int,  # looks in a row that do not hold a case, and end it
          ) -> list[Case]:  # oldest first
     "What the looks tell, in the order of their windows."
     ended, now = [], {}
@@ -47,7 +47,7 @@ def cases(looks: "Iterable[Look]",  # of one source, monitor.alpha_spending
                 case.seen, case.windows, case.reason, case.still = l.period, case.windows + 1, why, 0
             else:
                 case.still += 1
-            if case.still >= quiet:
+            if case.still >= resolve_after:
                 case.resolved = l.period
                 ended.append(now.pop(s))
     return sorted([*ended, *now.values()], key=lambda c: order(c.opened))

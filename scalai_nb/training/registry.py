@@ -48,11 +48,11 @@ def _note(outcome: str, reason: str) -> dict[str, str]: return {"outcome": outco
 
 # %% ../../nbs/training/58_registry.ipynb #000a8b53
 @patch
-def keep(self: Registry,
-         name: str,  # of the model
-         number: int,  # the version that is refused
-         reason: str,
-        ) -> ModelVersion:  # the version that was refused
+def refuse(self: Registry,
+           name: str,  # of the model
+           number: int,  # the version that is refused
+           reason: str,
+          ) -> ModelVersion:  # the version that was refused
     "Record that a version was refused and the champion stays."
     with self.changing(name) as change:
         refused = self.version(name, number)

@@ -21,8 +21,8 @@ from ..jobs.schedule_store import ScheduleStore
 from ..loop.decisions import decisions
 from ..monitor.alarms import Alarms
 from . import models, quality, runs, scores, watch
+from .fingerprint import state
 from .style import View, chip, follow, headline, html, leads, listed, nothing, table
-from .workspace import state
 
 # %% ../../nbs/view/26_home.ipynb #ba827eff
 @dataclass
