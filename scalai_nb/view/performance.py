@@ -264,9 +264,9 @@ def cost_view(scores, matrix: CostMatrix) -> View:
     "What acting on the scores costs, and from which score on it pays."
     best, (t, money) = cheapest(scores, matrix), cost_curve(scores, matrix)
     told = {"Act from": number(best.threshold) if np.isfinite(best.threshold) else "never",
-            "Cost": f"{matrix.told(best.total)} ({matrix.told(best.low)} … {matrix.told(best.high)})",
-            "Always": matrix.told(best.always), "Never": matrix.told(best.never)}
-    word = (f"Acting from {number(best.threshold)} on costs least: {matrix.told(best.each)} a row."
+            "Cost": f"{matrix.format(best.total)} ({matrix.format(best.low)} … {matrix.format(best.high)})",
+            "Always": matrix.format(best.always), "Never": matrix.format(best.never)}
+    word = (f"Acting from {number(best.threshold)} on costs least: {matrix.format(best.each)} a row."
             if np.isfinite(best.threshold) else "With these costs, never acting costs least.")
     return View([html(headline("good" if best.saved > 0 else "attention", word, told)), cost_figure(scores, matrix),
                  html(download("cost", {"threshold": t.tolist(), "cost": money.tolist()}))])
