@@ -272,7 +272,7 @@ def test_nonsense_stays_nonsense(trained, workspace):
 
 def test_nulls_and_strangers_score_alike(trained, flights, tmp_path):
     "Prep and torch on one side, the exported file on the other."
-    path = ex.export(trained.model, trained.prep, tmp_path/"late.onnx", trained.loss)
+    path = ex.export(trained.model, trained.prep, tmp_path/"late.onnx", trained.task)
     odd = flights.loc[flights["month"].eq(9), ["carrier", "origin", "dest", "distance", "dep_delay"]].head(3000).copy()
     odd["distance"] = odd["distance"].astype(float)
     odd.iloc[::3, odd.columns.get_loc("dep_delay")] = None

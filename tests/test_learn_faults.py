@@ -71,7 +71,7 @@ TARGETS = [
     ("some values", lambda f: f.y.astype("boolean").mask(f.a > 1), "rows have no 'y'"),
     ("words", lambda f: np.where(f.y, "late", "not"), "expected a number or a boolean"),
     ("infinite", lambda f: np.where(f.y, np.inf, 3.0), "targets are not finite"),
-    ("negative classes", lambda f: np.where(f.y, 1, -1), "The target -1 does not fit loss='multiclass'"),
+    ("negative classes", lambda f: np.where(f.y, 1, -1), "The target -1 does not fit task='multiclass'"),
     ("a class like a billion", lambda f: np.where(f.y, 10**9, 3), "The target has a class 1000000000 in 400 rows"),
     (
         "a class to judge by that nobody learnt",

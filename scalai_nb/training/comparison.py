@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from fastcore.basics import patch
 
+from ..core.display import describe, html_table
 from ..core.errors import BadRequest, one_of
 from ..core.settings import Settings
 from .model_version import ModelVersion
@@ -118,6 +119,19 @@ def __str__(self: ModelComparison) -> str:
     for title, facts in (("recorded", self.recorded), ("sizes", self.sizes), ("differs", self.differs)):
         lines += [f"{title}:"]*bool(facts) + [f"  {n:<14} {x}   {y}" for n, (x, y) in facts.items()]
     return "\n".join(lines)
+
+@patch
+def __repr__(self: ModelComparison) -> str:
+    verdicts = {n: m["said"] for n, m in self.metrics.items()}
+    return describe(self, self.a, self.b, rows=self.rows, **verdicts)
+
+@patch
+def _repr_html_(self: ModelComparison) -> str:
+    figure = lambda v: f"{v[0]:.4f} [{v[1]:.4f}, {v[2]:.4f}]"
+    rows = [(n, *(figure(m[k]) for k in ("a", "b", "difference")), _WORDS[m["said"]]) for n, m in self.metrics.items()]
+    rows += [(n, str(x), str(y), "", "") for facts in (self.sizes, self.differs) for n, (x, y) in facts.items()]
+    judged = f"{self.rows:,} {self.judged}" if self.rows else f"not judged, as {self.judged}"
+    return html_table(rows, ("", self.a, self.b, "difference", "of " + self.b), f"{self.a} against {self.b}: {judged}")
 
 # %% ../../nbs/training/60_comparison.ipynb #d99349d5
 def compare_models(

@@ -19,6 +19,7 @@ from typing import Any
 
 from fastcore.basics import patch
 
+from ..core.display import describe
 from ..core.errors import BadRequest
 from ..core.lock import locked
 from ..core.settings import Settings
@@ -56,7 +57,7 @@ class RunLog:
         "The MLflow experiment of all runs of the workspace, made on first use."
         return self._experiment("scalai")
 
-    def __repr__(self): return f"{type(self).__name__}({self.uri})"
+    def __repr__(self): return describe(self, self.uri)
 
 # %% ../../nbs/training/52_run_log.ipynb #1ceba9f4
 @patch
