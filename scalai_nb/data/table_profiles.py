@@ -13,7 +13,6 @@ from ..core import events
 from ..core.errors import WorkFailed
 from ..core.logs import logger
 from . import delta
-from .profile import Profile, profile
 from .profile_store import cut_value, recall
 from .table_reader import PERIOD, TableReader
 
@@ -50,11 +49,13 @@ def profiles_of(
     return {k: sum(v[1:], v[0]) for k, v in groups.items()}
 
 # %% ../../nbs/data/07_table_profiles.ipynb #b3c3818a
-def profile_of(table: TableReader, period=None, fold=None, version: int | None = None) -> Profile:
+def profile_of(table: TableReader, period=None, fold=None, version: int | None = None):  # Profile
     "The profile of a version, or of some of its periods and folds; no row is read."
+    from scalai_nb.data.profile import Profile  # here, since it compiles; a list of tables needs none
     return profiles_of(table, None, version, period, fold).get(None, Profile.empty())
 
 def _from_rows(table: TableReader, version: int) -> dict:  # (period, fold) → Profile
+    from scalai_nb.data.profile import profile
     logger("table").warning("profiles do not match the table, its rows are read", table=table.name, version=version)
     rows, out = delta.rows_of(table.delta(version)), {}
     for batch in rows.to_batches():
