@@ -33,7 +33,7 @@ def _kind(node: ast.expr) -> type | None:
 def declared_types(notebook: Path | str | dict,  # a file, or one already parsed
                   ) -> dict[str, type | None] | None:  # by name; None: the code does not say
     "The results that a notebook's code names, each with its type where that can be seen."
-    found = {}
+    found, ours = {}, set()  # ours: what the package is called there
     for cell in load_notebook(notebook)["cells"]:
         if cell.get("cell_type") != "code" or source(cell).startswith("%%"): continue
         text = "\n".join("" if line.lstrip()[:1] in ("%", "!") else line for line in source(cell).splitlines())
@@ -43,9 +43,13 @@ def declared_types(notebook: Path | str | dict,  # a file, or one already parsed
             match node:
                 case ast.Call(func=ast.Name(id="glue") | ast.Attribute(attr="glue")):
                     return None  # scrapbook's names are values
-                case ast.Call(func=ast.Attribute(attr="result"), keywords=[_, *_]):
-                    return None  # ours under a module's name, or a future's
-                case ast.Call(func=ast.Name(id="result"), keywords=[_, *_] as words):
+                case ast.Import(names=names):
+                    ours |= {n.asname or n.name for n in names if n.name == "scalai_nb"}
+                case ast.Call(
+                    func=ast.Name(id="result") | ast.Attribute(attr="result") as called, keywords=[_, *_] as words
+                ):
+                    if isinstance(called, ast.Attribute) and getattr(called.value, "id", None) not in ours:
+                        return None  # a future's, or ours under another module's name
                     if any(w.arg is None for w in words):
                         return None  # `**more`
                     for w in words:
