@@ -4485,6 +4485,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'scalai_nb/training/comparison.py'),
                                                'scalai_nb.training.comparison._judged': ( 'training/comparison.html#_judged',
                                                                                           'scalai_nb/training/comparison.py'),
+                                               'scalai_nb.training.comparison._metric_cells': ( 'training/comparison.html#_metric_cells',
+                                                                                                'scalai_nb/training/comparison.py'),
                                                'scalai_nb.training.comparison._metric_line': ( 'training/comparison.html#_metric_line',
                                                                                                'scalai_nb/training/comparison.py'),
                                                'scalai_nb.training.comparison._rows_of': ( 'training/comparison.html#_rows_of',

@@ -10,7 +10,6 @@ from scalai_nb.core.resources import shipped
 
 LINES, COLUMNS = 10, 100
 HTML = 400_000  # characters; a notebook with a few of them still opens at once
-PLAIN = {"Column"}  # no table of their own: they are a part of one
 
 
 def objects(settings) -> dict:
@@ -62,7 +61,6 @@ def test_every_public_object_is_shown_in_ten_lines_and_as_html(demo, tmp_path):
         if len(lines) > LINES or max(map(len, lines)) > COLUMNS:
             wrong.append(f"{name}: {len(lines)} lines, {max(map(len, lines))} columns")
         if re.search(r" object at 0x|<scalai_nb", repr(thing)): wrong.append(f"{name} has no repr of its own")
-        if name in PLAIN: continue
         page = thing._repr_html_() if hasattr(thing, "_repr_html_") else ""
         if not page.lstrip().startswith("<") or len(page) > HTML:
             wrong.append(f"{name}: {len(page)} characters of HTML")

@@ -38,10 +38,10 @@ class TableReader:
         self.path = store(self.settings, "tables", name)
 
     @classmethod
-    def from_uri(cls, path: str | Path):  # a Delta folder anywhere, to be read
+    def from_uri(cls, uri: str | Path):  # a Delta folder anywhere, to be read
         "A Delta table that is not the workspace's."
         self = cls("elsewhere")
-        self.name, self.path = str(path).rstrip("/").rsplit("/", 1)[-1], str(path)
+        self.name, self.path = str(uri).rstrip("/").rsplit("/", 1)[-1], str(uri)
         return self
 
     def delta(self, version: int | None = None):  # deltalake.DeltaTable

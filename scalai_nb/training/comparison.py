@@ -107,10 +107,11 @@ class ModelComparison:
 # %% ../../nbs/training/60_comparison.ipynb #64c2bb93
 _WORDS = {"gain": "a gain", "loss": "a loss", "neither": "neither loss nor gain", "unknown": "these rows cannot tell"}
 
-def _metric_line(name: str, m: dict) -> str:
-    a, b = (f"{v[0]:.4f} [{v[1]:.4f}, {v[2]:.4f}]" for v in (m["a"], m["b"]))
-    gap, low, high = m["difference"]
-    return f"  {name:<14} {a}   {b}   {gap:+.4f} [{low:+.4f}, {high:+.4f}]: {_WORDS[m['said']]}"
+def _metric_cells(m: dict) -> tuple[str, ...]:  # A's figure, B's, their difference, each with its interval; a verdict
+    shown = lambda v, sign="": f"{v[0]:{sign}.4f} [{v[1]:{sign}.4f}, {v[2]:{sign}.4f}]"
+    return shown(m["a"]), shown(m["b"]), shown(m["difference"], "+"), _WORDS[m["said"]]
+
+def _metric_line(name: str, m: dict) -> str: return "  {:<14} {}   {}   {}: {}".format(name, *_metric_cells(m))
 
 @patch
 def __str__(self: ModelComparison) -> str:
@@ -127,8 +128,7 @@ def __repr__(self: ModelComparison) -> str:
 
 @patch
 def _repr_html_(self: ModelComparison) -> str:
-    figure = lambda v: f"{v[0]:.4f} [{v[1]:.4f}, {v[2]:.4f}]"
-    rows = [(n, *(figure(m[k]) for k in ("a", "b", "difference")), _WORDS[m["said"]]) for n, m in self.metrics.items()]
+    rows = [(n, *_metric_cells(m)) for n, m in self.metrics.items()]
     rows += [(n, str(x), str(y), "", "") for facts in (self.sizes, self.differs) for n, (x, y) in facts.items()]
     judged = f"{self.rows:,} {self.judged}" if self.rows else f"not judged, as {self.judged}"
     return html_table(rows, ("", self.a, self.b, "difference", "of " + self.b), f"{self.a} against {self.b}: {judged}")
