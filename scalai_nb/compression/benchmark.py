@@ -189,19 +189,20 @@ def rows_of(run,  # a Run
                          'Fit with validation=("fold", 0), or give rows=Rows(X, y, raw, truth).')
     source = name if isinstance(name, Table) else Table(name, settings)
     version, columns = None if table else run.data.get("version"), [*(n for n, _ in run.prep.inputs), run.target]
-    known, split = pc.is_valid(pc.field(run.target)), Split.parse(folds)
+    known, split = ~pc.field(run.target).is_null(nan_is_null=True), Split.parse(folds)
     if (where := row_filter(run.data.get("where"))) is not None: known &= where
-    rows = source.arrow(version, columns=list(dict.fromkeys([*columns, split.column])), filter=known)
+    rows = source.arrow(version, columns=list(dict.fromkeys([*columns, *split.columns])), filter=known)
     aside = split.mask(rows)
     train, valid = (rows.filter(test).select(columns) for test in (pc.invert(aside), aside))
     if train.num_rows > limit: train = train.take(np.linspace(0, train.num_rows - 1, limit).astype(np.int64))
-    return Rows(run.prep.transform(train), labels(train, run.target), valid, labels(valid, run.target))
+    return Rows(run.prep.transform(train), labels(train, run), valid, labels(valid, run))
 
 # %% ../../nbs/compression/01_benchmark.ipynb #36e48bed
-def labels(table, target: str) -> np.ndarray:  # float32, or whole numbers
+def labels(table,
+           run,  # that predicts them
+          ) -> np.ndarray:  # (N,) as the run learnt them: float32, or int64 for several classes
     "Read the target of a table's rows."
-    y = table.column(target).to_numpy(zero_copy_only=False)
-    return y.astype(np.int64) if y.dtype.kind in "iu" else y.astype(np.float32)
+    return run.labels.encode(table.column(run.target))
 
 # %% ../../nbs/compression/01_benchmark.ipynb #46d1d261
 @dataclass(frozen=True)

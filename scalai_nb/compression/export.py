@@ -53,6 +53,7 @@ def graph(model,  # any nn.Module
     import warnings
 
     import torch
+    if hasattr(model, "onnx_graph"): return model.onnx_graph()  # an estimator brings its own
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it reports operators of packages that are not installed
     shape = (features,) if isinstance(features, int) else tuple(features)
     with warnings.catch_warnings():
@@ -100,13 +101,13 @@ CLASSES = {"binary": 2, "multiclass": None}  # task -> how many classes there ar
 @dataclass(frozen=True)
 class Labels:
     "How scores are read."
-    names: tuple[str, ...] = ()  # of the classes, in order; none: they are told by number
+    names: tuple[str | int, ...] = ()  # of the classes, in order; none: they are told by number
     threshold: float = .5  # of a binary model: above it the second class
 
 # %% ../../nbs/compression/00_export.ipynb #f7a8f9f6
 def answering(whole,  # ModelProto with the output `score`, not changed
               task: str,  # binary, multiclass or regression
-              labels: Labels | None = None,
+              labels: Labels | None = None,  # None: classes by number, a threshold of .5
              ):  # ModelProto with `label` beside it, string or int64 (N,); the same where there are no classes
     "Let a graph say which class it means."
     from onnx import ModelProto, TensorProto, helper, numpy_helper
@@ -125,16 +126,21 @@ def answering(whole,  # ModelProto with the output `score`, not changed
         constants.append(numpy_helper.from_array(np.float32(labels.threshold), "answer/threshold"))
         nodes = [helper.make_node("Greater", ["score", "answer/threshold"], ["answer/yes"]),
                  helper.make_node("Cast", ["answer/yes"], [number], to=TensorProto.INT64)]
-    if labels.names:
-        constants.append(numpy_helper.from_array(np.array(labels.names, object), "answer/names"))
+    names = _names_array(labels)
+    if len(names):
+        constants.append(numpy_helper.from_array(names, "answer/names"))
         nodes.append(helper.make_node("Gather", ["answer/names", number], ["label"]))
     out.graph.node.extend(nodes)
     out.graph.initializer.extend(constants)
-    kind = TensorProto.STRING if labels.names else TensorProto.INT64
+    kind = TensorProto.STRING if names.dtype == object else TensorProto.INT64
     out.graph.output.append(helper.make_tensor_value_info("label", kind, [score[0].dim_param or None]))
     return out
 
 # %% ../../nbs/compression/00_export.ipynb #018ef34e
+def _names_array(labels: Labels) -> np.ndarray:  # text as objects, or int64
+    text = any(isinstance(name, str) for name in labels.names)
+    return np.array([str(n) for n in labels.names], object) if text else np.array(labels.names, np.int64)
+
 def _fitting(labels: Labels, classes: int) -> None:
     if labels.names and len(labels.names) != classes:
         raise BadRequest(
@@ -289,12 +295,12 @@ def difference(model,  # a session of the file
                prep,  # its Prep; None where rows are features
                rows,  # raw rows, or features
                task: str = "binary",  # binary, multiclass or regression
-              ) -> dict[str, float]:  # {"max", "mean"}, absolute
+              ) -> dict[str, float]:  # {"max", "mean"}, absolute; of numbers beyond 1, in parts of the largest
     "How far the file's scores are from those of prep and torch."
     import torch
     X = rows if prep is None else prep.transform(rows)
     with torch.no_grad(): want = with_head(module, task)(torch.as_tensor(np.asarray(X, np.float32))).numpy()
-    gap = np.abs(run_scores(model, feeds_of(model, rows)) - want)
+    gap = np.abs(run_scores(model, feeds_of(model, rows)) - want)/max(1., float(np.abs(want).max()))
     return {"max": float(gap.max()), "mean": float(gap.mean())}
 
 # %% ../../nbs/compression/00_export.ipynb #f51fde7f

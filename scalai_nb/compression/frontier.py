@@ -182,6 +182,7 @@ def _out_of_reach(self, budget, broken):
 def _request(run, rows: Rows, budget: dict, labels: ex.Labels | None, epochs: int, **shares: float) -> Request:
     "Say what every candidate is made from; the limits on accuracy are those of the budget."
     limit = {n: b for n, b in bounded(budget, run_task(run) == "binary").items() if n in DROPS}
+    if labels is None and getattr(run, "classes", None): labels = ex.Labels(tuple(run.labels.names))
     labels = None if labels == ex.Labels() else labels
     return Request.from_run(run, rows, epochs=epochs, **shares, limit=limit, labels=labels)
 
@@ -209,10 +210,13 @@ def compress(
     start, settings = time.monotonic(), settings or Settings.load()
     budget, search = checked(budget, run_task(run)), recipes is None and timeout is not None
     todo = sorted(dict.fromkeys(["float32", *(recipes or (SEARCH if search else RECIPES))]), key=cost)
+    whole = hasattr(run.model, "onnx_graph")  # an estimator: there are no layers to prune, quantize or distil
+    if whole: todo, search, apart = ["float32"], False, dict.fromkeys(todo[1:], f"{run.network} is left as it is")
     rows = rows or rows_of(run, table, settings)
     request = _request(run, rows, budget, labels, finetune_epochs, ratio=ratio, width=width)
     path, until = Path(path or settings.path("frontiers", run.id)), None if timeout is None else start + timeout
     with workers(client, settings) as client: paths, left_out = make(request, todo, path, until, client, search)
+    if whole: left_out |= apart
     made = time.monotonic()
     candidates = measure(paths, rows, request.task, until)
     seconds = {"making": round(made - start, 1), "measuring": round(time.monotonic() - made, 1)}

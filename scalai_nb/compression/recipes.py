@@ -88,12 +88,13 @@ class Request:
     labels: ex.Labels | None = None  # names of the classes, and the threshold that the files answer by
     until: float | None = None  # a `time.monotonic()` when tuning has to end
     predictions: tuple | None = None  # see `distill.teacher_outputs`; None: the model is asked
+    classes: tuple = ()  # in the user's words
 
     @classmethod
     def from_run(cls, run, rows: Rows, **options) -> "Request":
         "From a Run, without what it also carries."
-        return cls(run.id, run.model, run.prep, run.target, rows, run_task(run),
-                   seed=getattr(run, "seed", 0) or 0, **options)
+        return cls(run.id, run.model, run.prep, run.target, rows, run_task(run), seed=getattr(run, "seed", 0) or 0,
+                   classes=tuple(getattr(run, "classes", ())), **options)
 
     def tuning(self) -> dict:
         "The options that weights depend on."
@@ -246,7 +247,7 @@ def _one(request: Request, recipe: str, cache: dict, key: str) -> tuple[bytes, d
         cache[as_graph] = ex.graph(model, request.rows.X.shape[1:], request.task)
     graph, told = quantize_graph(copy.deepcopy(cache[as_graph]), last, request)
     told |= {"recipe": recipe, "run": request.id, "target": request.target, "key": key,
-             "parameters": sum(p.numel() for p in model.parameters())}
+             "classes": list(request.classes), "parameters": sum(p.numel() for p in model.parameters())}
     whole = ex.finish(graph, request.prep, request.task, request.labels, **told)
     told["difference"] = ex.proven(whole, model, request.prep, request.rows.raw[:1024], request.task,
                                    **({} if last == "float32" else {"within": None}))

@@ -20,6 +20,7 @@ from fastcore.basics import patch
 from ..core.errors import BadRequest, one_of
 from .filters import row_filter
 from .prep_columns import to_arrow
+from .target import Target
 
 # %% ../../nbs/data/18_loader.ipynb #b24c7b28
 def order(rows: int,  # of the whole table
@@ -55,9 +56,12 @@ def rows_of(table,  # an Arrow table, a frame or a pyarrow Dataset
     return to_arrow(table if condition is None else table.filter(condition), columns)
 
 # %% ../../nbs/data/18_loader.ipynb #3cea7cdf
-def target_of(rows: pa.Table, name: str) -> np.ndarray:  # float32 for booleans and floats, int64 for integers
+def target_of(rows: pa.Table,
+              target: Target | str,  # or a column of numbers, taken as they are
+             ) -> np.ndarray:  # float32 for booleans and floats, int64 for integers
     "The column to predict; it may have no holes."
-    column = rows[name]
+    if isinstance(target, Target): return target.encode(rows[target.column])
+    name, column = target, rows[target]
     if pa.types.is_floating(column.type): column = pc.if_else(pc.is_nan(column), None, column)
     if column.null_count:
         raise BadRequest(
@@ -79,7 +83,7 @@ class Loader:
         self,
         table,  # (X, y), Arrow table, frame, pyarrow Dataset, data.table.Table or its name
         prep=None,  # data.prep.Prep; not for arrays
-        target: str | None = None,  # the column to predict; default: the prep's
+        target: Target | str | None = None,  # what to predict, or a column of numbers; default: the prep's
         batch_size: int = 4096,  # rows of a global batch, over all ranks
         rank: int = 0,
         ranks: int = 1,
@@ -119,12 +123,13 @@ def _read(self: Loader, table, prep, target, where, memory):
         return
     target = target or prep.target
     if target is None: raise BadRequest("There is no target.", "Name the column to predict: target='late'.")
-    if target in prep.steps:
+    name = target if isinstance(target, str) else target.column
+    if name in prep.steps:
         raise BadRequest(
-            f"The target {target!r} is an input of the prep.",
-            f"Fit the prep without it: Prep.fit(profile, target={target!r}).",
+            f"The target {name!r} is an input of the prep.",
+            f"Fit the prep without it: Prep.fit(profile, target={name!r}).",
         )
-    columns, size, found = list(dict.fromkeys([*prep.steps, target])), len(prep.features) * 4, stored(table)
+    columns, size, found = list(dict.fromkeys([*prep.steps, name])), len(prep.features) * 4, stored(table)
     if found is not None:
         table, where = found, row_filter(where, found.schema)
         for c in columns: one_of(c, found.schema.names, "column")

@@ -15,8 +15,9 @@ from fastcore.basics import patch
 from ..core.display import describe, html_table
 from ..core.errors import BadRequest, one_of
 from ..core.settings import Settings
+from ..data.target import labels_of
 from .model_version import ModelVersion
-from .objective import OBJECTIVES
+from .objective import ERRORS, OBJECTIVES
 
 # %% ../../nbs/training/60_comparison.ipynb #d9f144c4
 def paired(measure: Any,  # fn(y, prediction) → number
@@ -166,11 +167,12 @@ def compare_models(
 
 # %% ../../nbs/training/60_comparison.ipynb #483f086a
 def _judged(one: ModelVersion, two: ModelVersion, run: Any, rows: Any) -> dict[str, dict]:
-    from scalai_nb.data.loader import target_of
-    y = target_of(rows, one_of(run.target, rows.column_names, "column"))
+    labels = labels_of(rows[one_of(run.target, rows.column_names, "column")])
+    if labels.null_count: rows = rows.filter(labels.is_valid())
+    y = run.labels.encode(labels.drop_null())
     predictions = [v.predict(rows) for v in (one, two)]
     return {
-        n: (p := paired(fn, y, *predictions)) | {"said": verdict(p["difference"], run.task != "regression")}
+        n: (p := paired(fn, y, *predictions)) | {"said": verdict(p["difference"], n not in ERRORS)}
         for n, fn in OBJECTIVES[run.task].metrics.items()
     }
 
@@ -181,7 +183,7 @@ def _differs(a: Any, b: Any) -> dict[str, list]:
             f"package {k}": v for k, v in r.code.get("packages", {}).items()
         }
         return {
-            "model": type(r.model).__name__,
+            "model": r.network,
             "seed": r.seed,
             "ranks": r.ranks,
             **{k: v for k, v in r.params.items() if k != "notes"},

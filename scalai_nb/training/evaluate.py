@@ -14,31 +14,35 @@ import numpy as np
 
 from ..core.errors import BadRequest, one_of
 from ..core.stats import Z95, delong, placements, wilson
+from ..data.target import labels_of
 from .diagnostics import calibration, curves, residuals, spread
 from .evaluation_report import Evaluation
 from .intervals import interval
-from .objective import OBJECTIVES, output_count
+from .objective import OBJECTIVES
 
 # %% ../../nbs/training/46_evaluate.ipynb #df33ad61
 def _rows_of(run: Any, rows: Any, settings: Any) -> tuple[Any, np.ndarray]:  # Arrow rows or features, truth
     "Return the rows to evaluate."
-    from scalai_nb.data.loader import rows_of, target_of
-    if run.prep is None: return _arrays(rows)
+    from scalai_nb.data.loader import rows_of
+    if run.prep is None: return _arrays(rows, run)
     if rows is None: rows = _held_out(run, settings)
     elif hasattr(rows, "columns") and not hasattr(rows, "column_names"): rows = rows_of(rows, list(rows.columns))
     elif hasattr(type(rows), "arrow"): rows = rows.arrow()
     if not hasattr(rows, "column_names"):
         raise BadRequest(f"A value of type {type(rows).__name__} is not rows.", "Give a frame, Arrow rows or a Table.")
     for name in [*run.prep.steps, run.target]: one_of(name, rows.column_names, "column")
-    return rows, target_of(rows, run.target)
+    labels = labels_of(rows[run.target])
+    rows = rows.filter(labels.is_valid()) if labels.null_count else rows
+    return rows, run.labels.encode(labels.drop_null())
 
-def _arrays(rows: Any) -> tuple[np.ndarray, np.ndarray]:
+# %% ../../nbs/training/46_evaluate.ipynb #6a6cf839
+def _arrays(rows: Any, run: Any) -> tuple[np.ndarray, np.ndarray]:
     if not isinstance(rows, tuple):
         raise BadRequest("This run was fitted on arrays, which it does not keep.", "Give run.evaluate((X, y)).")
     if len(rows) != 2 or len(rows[0]) != len(rows[1]):
         raise BadRequest(f"These {len(rows)} arrays have {', '.join(str(len(a)) for a in rows)} rows.",
                          "Give (X, y) of equal length.")
-    return np.asarray(rows[0]), np.asarray(rows[1])
+    return np.asarray(rows[0]), run.labels.encode(rows[1]) if run.classes else np.asarray(rows[1])
 
 def _held_out(run: Any, settings: Any) -> Any:  # Arrow
     from scalai_nb.data.filters import row_filter
@@ -54,17 +58,9 @@ def _held_out(run: Any, settings: Any) -> Any:  # Arrow
 def _predicted(run: Any, rows: Any, y: np.ndarray) -> np.ndarray:
     "Predict the rows, after checking that the run can be evaluated on them."
     if not len(y): raise BadRequest("There are no rows to judge by.", "Check what was kept aside.")
-    if y.dtype.kind not in "biuf":
-        raise BadRequest(
-            f"The target is {y.dtype}, expected numbers or booleans.", "Encode it as it was for the training."
-        )
-    output_count(y, run.task)
+    if (lost := int((~np.isfinite(y)).sum())):
+        raise BadRequest(f"{lost} of {len(y)} targets are not finite.", "Leave those rows out.")
     prediction = run.predict(rows)
-    if prediction.ndim == 2 and y.max() >= prediction.shape[1]:
-        raise BadRequest(
-            f"The target has a class {y.max():.0f}; the run knows 0 to {prediction.shape[1] - 1}.",
-            "Leave those rows out, or train with them.",
-        )
     strange = int((~np.isfinite(prediction)).reshape(len(y), -1).any(1).sum())
     if strange:
         raise BadRequest(

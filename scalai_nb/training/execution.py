@@ -25,8 +25,9 @@ from ..core.progress import progress
 from ..core.settings import Settings
 from ..core.storage import Freed, write_atomic
 from .logger import BAR, TrainingLogger, measured
+from .plan import plan_training
 from .provenance import code_version
-from .request import FitRequest, plan_training
+from .request import FitRequest
 from .trainer import Training, split_rows, train, train_as_rank
 
 # %% ../../nbs/training/36_execution.ipynb #158cdca8
@@ -152,7 +153,7 @@ def _save_profile(run: Any, job: Training) -> None:
     from scalai_nb.data.profile import profile
     if job.prep is None or not isinstance(job.rows, pa.Table) or run.data.get("table"): return
     (rows, _), _ = split_rows(job)
-    profile(rows.select([*job.prep.steps, job.target])).save(run.path/"profile.arrow")
+    profile(rows.select([*job.prep.steps, job.target.column])).save(run.path/"profile.arrow")
 
 # %% ../../nbs/training/36_execution.ipynb #588a1edf
 def _example(job: Training) -> dict:

@@ -13,32 +13,36 @@ from typing import Any
 
 from ..core.settings import Settings
 from .execution import execute
+from .network_factory import is_estimator
 from .optimizer import Optimizer
 from .request import FitRequest, run_path
 from .run import Run
 
 # %% ../../nbs/training/38_fit.ipynb #6f6dcefc
 def fit(
-    model: Any,  # a torch.nn.Module, or a function of the number of features that makes one, such as MLP
-    table: Any,  # a table or its name, a pandas or Arrow frame, or arrays (X, y) of shape (N, …) and (N,)
-    prep: Any = None,  # the Prep that makes features of a table's rows
-    target: str | None = None,  # the column to predict; default: the prep's
+    # "auto", the name of a network, a torch.nn.Module, or a function of the number of features that makes one
+    network: Any,
+    data: Any,  # a table or its name, a pandas or Arrow frame, or arrays (X, y) of shape (N, …) and (N,)
+    prep: Any = None,  # the Prep that makes features of a table's rows; default: one that fits them
+    target: str | None = None,  # the column to predict: text, boolean, integer or float; default: the prep's
     *,
     task: str = "auto",  # binary, multiclass, regression; auto: by the target's values
+    positive: Any = "auto",  # of two classes, the one whose probability is predicted; auto: True, 1 or the rarer
     metrics: dict[str, Callable] | None = None,  # name → fn(y, prediction); default: those of the task
-    epochs: int = 3,
-    batch_size: int = 4096,  # rows over all ranks
-    lr: float = 1e-3,  # at its highest
+    epochs: int | str = "auto",  # auto: by the number of rows, and the best epoch is kept
+    batch_size: int | str = "auto",  # rows over all ranks
+    lr: float | str = "auto",  # at its highest
     schedule: str = "cosine",  # cosine, one-cycle or constant
     optimizer: Optimizer | str = "adamw",  # adamw, sgd, or an Optimizer with its decay, clipping and accumulation
     precision: str = "float32",  # or bfloat16: matrix products in it, weights and losses in float32
-    class_weight: dict[int, float] | str | None = None,  # by class, or balanced
+    class_weight: dict[Any, float] | str | None = None,  # by class, or balanced
     early_stop: int | None = None,  # epochs without a lower loss on the held-out rows; the best weights are taken
     compile: bool = False,  # by torch.compile: some seconds at first, faster steps after
     seed: int = 0,  # of weights, order and dropout
     ranks: int | str = "auto",  # processes; auto: one here, unless more would be faster
     where: Any = None,  # rows of the table, as [("month", "<=", 5)]
-    validation: Any = ("fold", 0),  # rows held out, see training.split; or None
+    # rows held out: .2, (TIME, .2), ("fold", 0), see training.split; or None
+    validation: Any = "auto",  # auto: the table's fold 0, else a fifth of the rows
     checkpoint_every: int | None = None,  # steps between checkpoints, in addition to the one after each epoch
     resume: Run | str | Path | None = None,  # a run, or its folder, to continue
     timeout: float = 120.0,  # seconds that a rank may keep the others waiting
@@ -52,9 +56,13 @@ def fit(
     Raises BadRequest before any work starts, WorkFailed for a loss that is not finite, RankLost when ranks die too
     often, Cancelled when the user stops it."""
     started, settings = time.perf_counter(), settings or Settings.load()
-    request = FitRequest(model, table, prep, target, task=task, metrics=metrics, epochs=epochs, batch_size=batch_size,
-                         lr=lr, schedule=schedule, optimizer=optimizer, precision=precision, class_weight=class_weight,
-                         early_stop=early_stop, compile=compile, seed=seed, ranks=ranks, where=where,
-                         validation=validation, checkpoint_every=checkpoint_every, resume=resume, timeout=timeout,
-                         restarts=restarts, client=client, settings=settings, path=run_path(settings, resume))
+    request = FitRequest(network, data, prep, target, task=task, positive=positive, metrics=metrics, epochs=epochs,
+                         batch_size=batch_size, lr=lr, schedule=schedule, optimizer=optimizer, precision=precision,
+                         class_weight=class_weight, early_stop=early_stop, compile=compile, seed=seed, ranks=ranks,
+                         where=where, validation=validation, checkpoint_every=checkpoint_every, resume=resume,
+                         timeout=timeout, restarts=restarts, client=client, settings=settings,
+                         path=run_path(settings, resume))
+    if is_estimator(network):
+        from scalai_nb.training.estimators import train_estimator
+        return train_estimator(request, Run)
     return execute(request, Run, wait, started)

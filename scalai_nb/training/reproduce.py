@@ -16,9 +16,10 @@ from ..core.errors import BadRequest
 from ..core.settings import Settings
 from ..data.table import Table
 from .execution import execute
+from .input_rows import rows_digest, training_rows
 from .optimizer import Optimizer
 from .provenance import code_version, differences, digest
-from .request import FitRequest, run_path, training_rows
+from .request import FitRequest, run_path
 from .split import Split
 
 # %% ../../nbs/training/62_reproduce.ipynb #7e74dd19
@@ -65,10 +66,10 @@ def _rows_in_memory(run: Any, rows: Any, options: dict[str, Any], settings: Sett
         arrays = (v for v in (validation if isinstance(validation, tuple) else (validation,)) if hasattr(v, "ndim"))
         found = digest((*rows, *arrays))
     else:
-        found = training_rows(
-            rows, run.prep, run.target, options["where"],
-            None if validation is None else Split.parse(validation), settings
-        )[1].get("digest", "that of a table")
+        split = None if validation is None else Split.parse(validation)
+        columns = list(dict.fromkeys([*run.prep.steps, run.target, *(split.columns if split else [])]))
+        read, _ = training_rows(rows, columns, options["where"], settings)
+        found = "that of a table" if isinstance(read, tuple) else rows_digest(read, run.prep, run.target, split)
     if found != run.data.get("digest"):
         raise BadRequest(
             f"These rows are not those that run {run.id} was trained on: their digest is {found[:12]}, not"
@@ -113,6 +114,9 @@ def _checked(run: Any) -> Any:
     "Load the run from its folder, every file checked against its digest."
     if run.path is None or not (Path(run.path) / "run.json").is_file():
         raise BadRequest(f"Run {run.id} has no record on disk.", "Fit keeps one; Registry().run(id) brings it back.")
+    if "network" in run.params and "optimizer" not in run.params:
+        raise BadRequest(f"Run {run.id} is of an estimator, {run.network}, whose parameters its record does not keep.",
+                         "Fit it anew: fit(estimator, rows, prep).")
     return type(run).load(run.path)
 
 # %% ../../nbs/training/62_reproduce.ipynb #2f6bbf63
@@ -137,13 +141,18 @@ def _recorded_options(run: Any, validation: Any) -> dict[str, Any]:
     return {
         **{k: p[k] for k in ("epochs", "batch_size", "lr", "schedule", "precision", "early_stop", "compile")},
         "optimizer": optimizer,
-        "class_weight": None if weights is None else dict(enumerate(weights)),
+        "class_weight": None if weights is None else dict(zip(run.classes or range(len(weights)), weights)),
         "task": run.task,
+        "positive": run.classes[-1] if run.task == "binary" and run.classes else "auto",
         "seed": run.seed,
         "ranks": run.ranks,
         "where": where and tests(where),
-        "validation": validation if validation is not None else tuple(folds) if folds else None,
+        "validation": _as_tuple(folds) if validation is None else validation,
     }
+
+# %% ../../nbs/training/62_reproduce.ipynb #4303ae06
+def _as_tuple(folds: Any) -> Any:  # JSON has no tuples; a share of arrays is a number
+    return tuple(folds) if isinstance(folds, list) else folds
 
 # %% ../../nbs/training/62_reproduce.ipynb #b6ebd868
 def repeat(run: Any,  # a training.run.Run, from fit, Run.load or the registry

@@ -21,6 +21,7 @@ from fastcore.basics import patch
 from ..core.errors import BadRequest, TimedOut
 from ..core.jsonable import plain
 from ..core.storage import write_atomic
+from ..data.target import Target
 from .inference import answered
 from .logger import best_epoch, figures, measured
 from .objective import OBJECTIVES, network_input
@@ -34,6 +35,7 @@ class Run:
     prep: Any  # the Prep that makes its features; None when it was trained on arrays
     target: str | None  # the column it predicts
     task: str  # binary, multiclass or regression
+    classes: list = field(default_factory=list)  # in the user's words; binary: negative, positive
     history: list[dict] = field(default_factory=list)  # one per epoch: epoch, step, loss, val_loss, val_auc, …
     metrics: dict[str, float] = field(default_factory=dict)  # of the epoch whose weights the model has
     data: dict = field(default_factory=dict)  # table, version, where, folds, rows
@@ -59,8 +61,22 @@ def starting(cls: Run,
              **facts: Any,  # other fields
             ) -> Run:
     "Make the run of a training that is about to start."
-    facts = {"state": "starting"} | facts
-    return Run(path.name, None, job.prep, job.target, job.task, data=data, seed=job.seed, path=path, **facts)
+    facts = {"state": "starting", "classes": list(job.classes)} | facts
+    column = job.target.column if job.target else None
+    return Run(path.name, None, job.prep, column, job.task, data=data, seed=job.seed, path=path, **facts)
+
+# %% ../../nbs/training/30_run.ipynb #13d780a2
+@patch(as_prop=True)
+def network(self: Run) -> str:
+    "Name the class of the network, or of the estimator."
+    from scalai_nb.training.models import network_name
+    return network_name(self.model)
+
+@patch(as_prop=True)
+def labels(self: Run) -> Target:
+    "Return how the target's values become numbers and words."
+    count = {"binary": 2, "multiclass": 0}.get(self.task, 0)
+    return Target(self.target or "y", self.task, tuple(self.classes) or tuple(range(count)))
 
 # %% ../../nbs/training/30_run.ipynb #1e0187fa
 @patch
@@ -254,7 +270,7 @@ def _repr_html_(self: Run) -> str:
         else "given rows"
     )
     model = (
-        html.escape(type(self.model).__name__)
+        html.escape(self.network)
         if self.model is not None
         else f"<b>{html.escape(self.state)}</b> after {len(self.history)} epoch{'s' if len(self.history) != 1 else ''}"
     )
@@ -264,7 +280,7 @@ def _repr_html_(self: Run) -> str:
 
 @patch
 def __str__(self: Run) -> str:
-    return f"Run {self.id}: {self.state if self.model is None else type(self.model).__name__}, " + ", ".join(
+    return f"Run {self.id}: {self.state if self.model is None else self.network}, " + ", ".join(
         f"{k} {v:.4g}" for k, v in self.metrics.items() if isinstance(v, float)
     )
 
@@ -274,7 +290,7 @@ from ..core.display import describe
 
 @patch
 def __repr__(self: Run) -> str:
-    facts = dict(model=type(self.model).__name__, table=self.data.get("table"), target=self.target)
+    facts = dict(model=self.network, table=self.data.get("table"), target=self.target)
     return describe(
         self, self.id, **facts, metrics=self.metrics, state=self.state if self.state != "succeeded" else None
     )

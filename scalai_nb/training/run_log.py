@@ -127,7 +127,7 @@ def _logged(self: RunLog, run: Any) -> str:  # MLflow's run id
     from mlflow.entities import Metric, Param, RunTag
     at = self.client.create_run(self.experiment, tags={"scalai.run": run.id}, run_name=run.id[:8]).info.run_id
     facts = {**run.data, **run.params, "target": run.target, "task": run.task, "seed": run.seed, "ranks": run.ranks,
-             "model": type(run.model).__name__}
+             "model": run.network}
     params = [Param(k, str(v)[:6000]) for k, v in facts.items() if v is not None]
     metrics = [
         Metric(k, float(v), 0, int(h["epoch"]))
@@ -225,24 +225,31 @@ def _training_profile(run: Any, settings: Settings):  # Profile, or None where t
     names, version = [*run.prep.steps, run.target], run.data["version"]
     found = _sum_of_profiles(run, table)
     if found is not None and abs(found.rows - run.data["rows"]) < 16: return found.select(names)
-    return profile(_training_rows(run, table.arrow(version=version)).select(names))
+    from scalai_nb.data.filters import row_filter
+    from scalai_nb.data.target import labels_of
+    rows = table.arrow(version=version, filter=row_filter(run.data.get("where")))
+    return profile(_learnt(run, rows.filter(labels_of(rows[run.target]).is_valid())).select(names))
 
-def _training_rows(run: Any, rows: Any) -> Any:  # Arrow
+def _learnt(run: Any, rows: Any) -> Any:  # Arrow, those that are not held out
     import pyarrow.compute as pc
 
-    from scalai_nb.data.filters import row_filter
     from scalai_nb.training.split import Split
-    split, where = run.data.get("folds"), row_filter(run.data.get("where"))
-    rows = rows if where is None else rows.filter(where)
+    split = run.data.get("folds")
     return rows if split is None else rows.filter(pc.invert(Split.parse(split).mask(rows)))
 
+# %% ../../nbs/training/52_run_log.ipynb #8543f11f
 def _sum_of_profiles(run: Any, table: Any) -> Any:  # Profile, or None
     import pyarrow as pa
+
+    from scalai_nb.data.filters import row_filter
+    from scalai_nb.data.table_reader import PERIOD
+    where = row_filter(run.data.get("where"))
     known = table.profiles(by=("period", "fold"), version=run.data["version"])
     keys = {n: [k[i] for k in known] for i, n in enumerate(("period", "fold")) if n in table.schema.names}
     try:
         columns = {n: pa.array(v).cast(table.schema.field(n).type) for n, v in keys.items()}
-        some = _training_rows(run, pa.table({**columns, "at": range(len(known))}))["at"].to_pylist()
+        parts = pa.table({**columns, PERIOD: [k[0] for k in known], "at": range(len(known))})
+        some = _learnt(run, parts if where is None else parts.filter(where))["at"].to_pylist()
     except (pa.ArrowException, KeyError, TypeError): return None  # other columns decide
     return sum(list(known.values())[i] for i in some) if some else None
 

@@ -88,12 +88,13 @@ def _find_study(
     methods = {k: v if isinstance(v, str) else as_text(v) for k, v in methods.items()}
     direction = direction_of(request.metric, request.direction)
     content = _content(request, direction, methods, data)
-    name = request.name or f"{job.target or 'y'}-{content[:10]}"
+    target = job.target.column if job.target else None
+    name = request.name or f"{target or 'y'}-{content[:10]}"
     pruner, sampler = pruner_and_sampler(request.pruner, request.sampler, epochs)
     study = optuna.create_study(study_name=name, storage=storage(request.settings), direction=direction, pruner=pruner,
                                 load_if_exists=True)
     about = study.user_attrs.get("about") or {"metric": request.metric, "direction": direction, "epochs": epochs,
-                                              "seed": request.seed, **methods, "target": job.target,
+                                              "seed": request.seed, **methods, "target": target,
                                               **{k: data[k] for k in ("table", "version", "rows", "validation_rows")},
                                               "digest": content}
     if about["digest"] != content:

@@ -15,10 +15,11 @@ from typing import Any
 
 from ..core.errors import BadRequest, one_of
 from ..core.settings import Settings
+from .input_rows import default_validation, split_columns, training_rows
 from .optimizer import Optimizer
-from .request import FitRequest, plan_training, recordable, training_rows
+from .plan import plan_training
+from .request import FitRequest, recordable
 from .search_space import check_names, split_parameters
-from .split import Split
 
 # %% ../../nbs/training/70_search_request.ipynb #d01b4aa5
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class SearchRequest:
 
 # %% ../../nbs/training/70_search_request.ipynb #c06229bf
 # of fit, but not of a trial
-RESERVED = ("model", "table", "prep", "target", "ranks", "resume", "client", "settings", "seed", "restarts", "timeout",
-            "path")
+RESERVED = ("network", "data", "prep", "target", "ranks", "resume", "client", "settings", "seed", "restarts",
+            "timeout", "path")
 
 def check_search(request: SearchRequest) -> None:
     "Raise `BadRequest` for values that no trial can make valid."
@@ -87,16 +88,16 @@ class TrialPlanner:
     @classmethod
     def from_request(cls, request: SearchRequest) -> "TrialPlanner":
         "Read the rows of a search, where they are few."
-        base = FitRequest(model=_probe, table=request.table, prep=request.prep,
+        base = FitRequest(network=_probe, data=request.table, prep=request.prep,
                           target=request.target or getattr(request.prep, "target", None), settings=request.settings,
                           seed=request.seed, ranks=1, **request.options)
         rows, facts = _read(base)
-        return cls(request, replace(base, table=rows), facts)
+        return cls(request, replace(base, data=rows), facts)
 
     def plan(self, name: str, number: int, params: dict) -> tuple[Any, dict]:  # a training, facts about the rows
         "Plan the training of a trial from its parameters."
         model, options = split_parameters(params, self.request.build, self.request.options)
-        return self._planned(replace(self.base, model=model, **options), name, number)
+        return self._planned(replace(self.base, network=model, **options), name, number)
 
     def probe(self) -> tuple[Any, dict]:  # a training, facts about the rows
         "Plan a training of the simplest network."
@@ -119,10 +120,14 @@ def trial_path(settings: Settings, name: str, number: int) -> Path:
 
 def _read(base: FitRequest) -> tuple[Any, dict]:  # rows as fit takes them, facts where they were read here
     # fit raises the error for what is missing
-    if isinstance(base.table, tuple) or base.prep is None or base.target is None: return base.table, {}
-    split = None if base.validation is None else Split.parse(base.validation)
-    rows, facts = training_rows(base.table, base.prep, base.target, base.where, split, base.settings)
-    return (base.table, {}) if isinstance(rows, tuple) else (rows, facts)
+    if isinstance(base.data, tuple) or base.prep is None or base.target is None: return base.data, {}
+    from scalai_nb.data.table import Table
+    data = Table(base.data, base.settings) if isinstance(base.data, str) else base.data
+    names = data.schema.names if hasattr(data, "versions") else list(getattr(data, "column_names", data.columns))
+    columns = split_columns(default_validation(base.validation, names))
+    rows, facts = training_rows(data, list(dict.fromkeys([*base.prep.steps, base.target, *columns])), base.where,
+                                base.settings)
+    return (base.data, {}) if isinstance(rows, tuple) else (rows, facts)
 
 def _probe(features: Any, outputs: int = 1) -> Any:
     "Build the simplest network that takes any rows: a linear function of their mean."

@@ -18,6 +18,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..core.errors import WorkFailed
+from ..data.target import Target
 from .logger import best_epoch
 from .objective import OBJECTIVES, criterion, network_input
 from .optimizer import Optimizer, factor
@@ -30,12 +31,14 @@ class Training:
     rows: Any  # (X, y), an Arrow table, or (data.table.Table, version) for ranks to read themselves
     count: int  # of the training rows
     prep: Any
-    target: str | None
+    target: Target | None  # None for arrays, whose labels are encoded already
     where: Any  # which rows of the table
     validation: Any  # a Split, arrays (X, y) or None
     task: str
+    classes: tuple  # in the user's words
     metrics: dict[str, Callable]
     class_weight: list[float] | None
+    loss_scale: float  # of a regression's target
     epochs: int
     batch_size: int  # rows over all ranks
     lr: float
@@ -60,6 +63,8 @@ def split_rows(job: Training) -> tuple[tuple, tuple | None]:  # arguments of two
     if isinstance(rows, tuple):  # a reference: the loader reads it, or streams it where it is large
         table, version = rows
         rows, where = table.dataset(version), row_filter(job.where)
+        labelled = ~pc.field(job.target.column).is_null(nan_is_null=True)  # a row without a label is not trained on
+        where = labelled if where is None else where & labelled
         if split is None: return (rows, where), None
         training, validation = split.filters(rows, where)
         return (rows, training), (rows, validation)
@@ -139,7 +144,7 @@ def _train_epoch(state: "TrainerState", network: Any, emit: Callable) -> None:
     "Run the steps of an epoch, or those that are left of it."
     import torch
     job, device = state.job, state.device
-    loss_of, reported = criterion(job.task, job.class_weight, device), time.perf_counter()
+    loss_of, reported = criterion(job.task, job.class_weight, device, job.loss_scale), time.perf_counter()
     autocast = lambda: torch.autocast(device.type, torch.bfloat16, enabled=job.precision == "bfloat16")
     network.train()
     state.loader.set_epoch(state.epoch)
@@ -177,7 +182,8 @@ def _validate(model: Any, loader: Any, job: Training, ranks: int) -> dict[str, f
     if loader is None: return {}
     import torch
     device = next(model.parameters()).device
-    objective, loss_of, total = OBJECTIVES[job.task], criterion(job.task, job.class_weight, "cpu"), 0.
+    objective, total = OBJECTIVES[job.task], 0.
+    loss_of = criterion(job.task, job.class_weight, "cpu", job.loss_scale)
     ys, scores = [], []
     model.eval()
     with torch.inference_mode():
