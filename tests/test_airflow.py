@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import servers
-from conftest import ROOT, scalai
+from conftest import scalai
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -172,9 +172,11 @@ def contracted(flow: Workflow, found: list, prefix: str = "") -> dict[str, set]:
     return edges
 
 
-@pytest.mark.parametrize("name", ["flights", "model", "month"])
-def test_the_shipped_workflows_are_the_same_graph(name):
-    flow, settings = Workflow.load(ROOT/"workflows"/f"{name}.toml"), Settings.load(ROOT)
+@pytest.mark.parametrize("name", ["loop", "flights", "model", "window"])
+def test_the_shipped_workflows_are_the_same_graph(name, tmp_path):
+    from scalai_nb.loop.demo import workspace
+    settings = workspace(tmp_path)
+    flow = Workflow.load(tmp_path/"workflows"/f"{name}.toml")
     text = dag(flow, settings)
     only_literals(text)
     _, found = parse_dag(text)

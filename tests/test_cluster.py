@@ -125,9 +125,8 @@ def ran(folder: Path, name: str, **env) -> dict:
     assert done.code == 0, done.out[-2000:] + done.err[-3000:]
     from scalai_nb.data.table import Table
     settings = Settings.load(folder)
-    (run,) = (
-        r for r in map(Run.load, settings.path("fits").iterdir()) if r.data["where"] == [["period", "in", ["2013-01"]]]
-    )
+    learnt = [["scalai_period", "in", ["2013-01"]]]
+    (run,) = (r for r in map(Run.load, settings.path("fits").iterdir()) if r.data["where"] == learnt)
     return {
         "steps": [s["name"].split("[")[0] for s in done.doc["steps"]],
         "states": {leaf["state"] for leaf in leaves(done.doc)},

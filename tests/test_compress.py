@@ -205,11 +205,13 @@ def test_the_job_and_the_command_name_the_classes(trained, workspace):
         {"names": ["on time", "late"], "threshold": 0.3},
     )
     version = Registry().register("late", ex.export(trained.model, trained.prep, workspace/"late.onnx"), trained)
+    (workspace/"models").mkdir(exist_ok=True)
+    (workspace/"models"/"late.toml").write_text('table = "features"\ntarget = "late"\n')
     done = scalai(
         "run",
         job,
         "-p",
-        f"run_id={trained.id}",
+        f'run_ids=["{trained.id}"]',
         "-p",
         'labels=["on time", "late"]',
         "-p",

@@ -105,8 +105,8 @@ def test_stopped_and_killed_anywhere_it_ends_the_same(two_months, tmp_path):
     are those of an undisturbed demo."""
     folder = tmp_path/"d"
     for step, how in (
-        ("ingest", signal.SIGINT),
-        ("ingest", signal.SIGKILL),
+        ("flights", signal.SIGINT),  # the notebook that ingests
+        ("flights", signal.SIGKILL),
         ("train", signal.SIGKILL),
         ("monitor", signal.SIGKILL),
     ):

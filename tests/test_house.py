@@ -81,7 +81,7 @@ def test_dependencies_are_those_that_are_imported():
         "cudf": "gpu",
         "cupy": "gpu",
     }
-    rename = {"pyyaml": "yaml", "ruamel.yaml": "ruamel", "ipython": "IPython"}
+    rename = {"pyyaml": "yaml", "scikit-learn": "sklearn", "ruamel.yaml": "ruamel", "ipython": "IPython"}
     declared = {
         re.split(r"[\[<>=]", d)[0]
         for d in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
@@ -149,9 +149,8 @@ def test_a_wheel_elsewhere_has_everything(tmp_path, monkeypatch):
     )
     wheel = next((tmp_path/"dist").glob("*.whl"))
     names = zipfile.ZipFile(wheel).namelist()
-    assert any(n.endswith("shipped/workflows/flights.toml") for n in names) and any(
-        n.endswith("shipped/apps/drift.ipynb") for n in names
-    )
+    for file in ("workflows/loop.toml", "examples/flights/workflows/flights.toml", "apps/drift.ipynb"):
+        assert any(n.endswith(f"shipped/{file}") for n in names), file
     for file in (ROOT/"scalai_nb").glob("*/static/*"): assert file.relative_to(ROOT).as_posix() in names, file
     for place in ("scalai_nb/shipped", "data"):
         assert any(n.endswith(f"{place}/share/jupyter/labextensions/scalai-nb/static/cards.js") for n in names), place

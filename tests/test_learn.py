@@ -16,7 +16,7 @@ import torch
 
 from scalai_nb.core import events
 from scalai_nb.core.cluster import cluster
-from scalai_nb.core.errors import Cancelled, TimedOut, WorkFailed
+from scalai_nb.core.errors import BadRequest, Cancelled, TimedOut, WorkFailed
 from scalai_nb.core.settings import Settings
 from scalai_nb.training import checkpoint
 from scalai_nb.training.fit import fit
@@ -402,7 +402,7 @@ def test_a_prep_that_has_seen_what_is_kept_aside_is_told_of(settings, capsys):
     fitted = lambda of: fit(
         MLP, rows, Prep.fit(profile(of), target="y", exclude=["group", "fold", "at"]), epochs=1, settings=settings
     ).params["notes"]
-    assert not fitted(rows[rows.fold != 0])
+    assert not any("fitted on all" in note for note in fitted(rows[rows.fold != 0]))
     assert "fitted on all 600 rows" in fitted(rows)[0] and "fitted on all 600 rows" in capsys.readouterr().err
 
 
@@ -410,7 +410,7 @@ def test_a_prep_that_has_seen_what_is_kept_aside_is_told_of(settings, capsys):
 def test_another_number_of_ranks_is_allowed_and_said(two, settings, xy):
     half = fit(MLP, xy, epochs=1, ranks=2, settings=settings, client=two)
     rest = fit(MLP, xy, epochs=2, ranks=1, settings=settings, resume=half)
-    assert "on 1 ranks instead of 2" in rest.params["notes"][0] and len(rest.history) == 2
+    assert any("on 1 ranks instead of 2" in n for n in rest.params["notes"]) and len(rest.history) == 2
 
 
 @pytest.mark.slow
@@ -431,11 +431,193 @@ def test_a_large_table_is_read_by_the_ranks_and_gives_the_same(two, settings, xy
     prep = Prep.fit(Table("rows", settings).profile(), target="late", exclude=["id", "fold"])
     how = dict(batch_size=512, epochs=1, where=[("a", "<", 1)], settings=settings)
     here = fit(MLP, "rows", prep, **how)
-    monkeypatch.setattr("scalai_nb.training.request.SMALL", 0)
+    monkeypatch.setattr("scalai_nb.training.input_rows.SMALL", 0)
     there = fit(MLP, "rows", prep, ranks=2, client=two, **how)
     assert here.data == there.data and here.data["rows"] + here.data["validation_rows"] == int((X[:, 0] < 1).sum())
     assert abs(here.history[0]["val_auc"] - there.history[0]["val_auc"]) < .02  # only dropout differs
     assert Run.load(there.path).predict(frame).tolist() == there.predict(frame).tolist()
+
+
+def customers(rows=400):
+    "Customers who leave when they pay much and call often; 30 days, three plans, and a number for each of them."
+    rng = np.random.default_rng(3)
+    frame = pd.DataFrame(
+        {
+            "customer_id": rng.permutation(rows) + 10_000,
+            "paid": rng.normal(size=rows),
+            "calls": rng.normal(size=rows),
+            "plan": rng.choice(["basic", "plus", "pro"], rows),
+            "day": np.arange(rows)*30//rows,
+        }
+    )
+    return frame.assign(left=np.where(frame.paid + frame.calls > 1, "yes", "no"))
+
+
+QUICK = dict(epochs=8, batch_size=32, lr=5e-3)
+
+
+def test_words_are_a_target_and_rows_without_one_are_left_out(settings, capsys):
+    rows = customers()
+    rows["left"] = rows.left.mask(rows.day % 7 == 0)
+    run, lost = fit("auto", rows, target="left", settings=settings, **QUICK), int(rows.left.isna().sum())
+    assert (run.task, run.classes) == ("binary", ["no", "yes"]) and run.metrics["val_auc"] > .9
+    assert run.data["rows"] + run.data["validation_rows"] == len(rows) - lost
+    assert f"{lost} rows without 'left' are not learnt from" in run.params["notes"]
+    assert f"{lost} rows without 'left'" in capsys.readouterr().err
+    assert run.evaluate(rows, importance=0).rows == len(rows) - lost
+    with pytest.raises(BadRequest, match="has a class 'maybe' that the model does not know"):
+        run.evaluate(rows.assign(left="maybe"))
+
+
+@pytest.mark.parametrize("unit", [1e6, 1e-6])
+def test_a_number_of_any_size_is_learnt_in_its_own_unit(settings, unit):
+    rows = customers().drop(columns="left")
+    rows = rows.assign(price=unit*(1 + .2*rows.paid - .1*rows.calls))
+    run = fit("auto", rows, target="price", settings=settings, **QUICK | dict(epochs=20))
+    assert run.task == "regression" and run.metrics["val_r2"] > .8 and run.metrics["val_rmse"] < .15*unit, run.metrics
+    far = run.predict(rows.assign(paid=rows.paid*100))
+    assert rows.price.min()*.999 <= far.min() and far.max() <= rows.price.max()*1.001
+    assert np.array_equal(Run.load(run.path).predict(rows), run.predict(rows))
+
+
+def test_classes_are_whole_numbers_with_gaps(settings):
+    rows = customers()
+    grade = np.select([rows.paid > .5, rows.paid > -.5], [40, 20], 10)
+    run = fit("auto", rows.assign(left=grade), target="left", settings=settings, **QUICK)
+    assert (run.task, run.classes) == ("multiclass", [10, 20, 40]) and run.metrics["val_accuracy"] > .8
+    said = run.labels.decode(run.predict(rows).argmax(1)).to_numpy()
+    assert set(said) == {10, 20, 40} and (said == grade).mean() > .8
+
+
+def test_the_positive_class_is_the_one_that_is_named(settings):
+    rows = customers()
+    yes, no = (fit("auto", rows, target="left", positive=p, settings=settings, **QUICK) for p in ("yes", "no"))
+    assert (yes.classes, no.classes) == (["no", "yes"], ["yes", "no"])
+    left = (rows.left == "yes").to_numpy()
+    assert yes.predict(rows)[left].mean() > .7 and no.predict(rows)[left].mean() < .3
+    with pytest.raises(BadRequest, match="Did you mean 'yes'"):
+        fit("auto", rows, target="left", positive="yess", settings=settings)
+
+
+@pytest.mark.parametrize("validation", [.2, ("day", .2)], ids=["rows", "days"])
+def test_a_share_that_is_held_out_is_recorded_and_repeated(settings, validation):
+    rows = customers()
+    run = fit("auto", rows, target="left", validation=validation, settings=settings, **QUICK | dict(epochs=2))
+    assert .1 < run.data["validation_rows"]/len(rows) < .3
+    assert run.data["folds"] == (["day", ">=", 24] if validation != .2 else [list(rows.columns), "share", .2])
+    assert weights(Run.load(run.path).repeat(rows)) == weights(run)
+    with pytest.raises(BadRequest, match="These rows are not those"): run.repeat(rows[::-1])
+
+
+def test_a_share_of_arrays_is_repeated(settings, xy):
+    X, y = xy[0][:400], np.where(xy[1][:400], "up", "down")
+    run = fit(MLP, (X, y), validation=.2, settings=settings, **QUICK | dict(epochs=1))
+    assert run.data["folds"] == .2 and set(run.classes) == {"up", "down"}
+    assert weights(Run.load(run.path).repeat((X, y))) == weights(run)
+
+
+@pytest.mark.parametrize("day, words", [(0, "has 1 value, at"), ((np.arange(400) > 20)*1, "has 2 values, at none")])
+def test_a_time_that_does_not_part_the_rows_is_refused(settings, day, words):
+    with pytest.raises(BadRequest, match=words) as error:
+        fit("auto", customers().assign(day=day), target="left", validation=("day", .2), settings=settings)
+    assert "Split by another column, or by a share: .2." in error.value.hint and not settings.path("fits").exists()
+
+
+def test_an_identifier_is_no_feature_and_that_is_noted(settings):
+    run = fit("auto", customers(), target="left", settings=settings, **QUICK | dict(epochs=1))
+    assert "customer_id" not in run.prep.steps and "paid" in run.prep.steps
+    assert "columns left out: customer_id (an identifier)" in run.params["notes"]
+
+
+def test_classes_are_weighed_by_their_words(settings):
+    rows, how = customers(), dict(target="left", settings=settings, **QUICK)
+    plain, heavy = fit("auto", rows, **how), fit("auto", rows, class_weight={"yes": 9, "no": 1}, **how)
+    assert heavy.params["class_weight"] == [1., 9.] and heavy.predict(rows).mean() > plain.predict(rows).mean() + .03
+    with pytest.raises(BadRequest, match="does not fit classes no, yes"):
+        fit("auto", rows, class_weight={"yes": 9}, **how)
+
+
+def test_weights_of_classes_go_with_their_words_when_a_run_is_repeated(settings):
+    "Here the class 1 has the number 0."
+    rows = customers().assign(left=lambda f: (f.left == "yes").astype(int))
+    how = dict(target="left", positive=0, settings=settings)
+    run = fit("auto", rows, class_weight={1: 9, 0: 1}, **how, **QUICK | dict(epochs=1))
+    assert (run.classes, run.params["class_weight"]) == ([1, 0], [9., 1.])
+    again = Run.load(run.path).repeat(rows)
+    assert again.params["class_weight"] == [9., 1.] and weights(again) == weights(run)
+
+
+FOREST, TREES = "sklearn.ensemble:RandomForestClassifier", "lightgbm.sklearn:LGBMClassifier"
+
+
+@pytest.mark.parametrize("network", [FOREST, TREES])
+def test_an_estimator_knows_a_class_that_only_held_out_rows_have(settings, network):
+    rows = customers()
+    rows["left"] = np.where(rows.day >= 28, "who knows", np.where(rows.paid > 1, "soon", rows.left))
+    run = fit(network, rows, target="left", validation=("day", ">=", 24), settings=settings)
+    assert run.classes == ["no", "soon", "who knows", "yes"] and "= who knows" in run.params["notes"][-1]
+    assert (run.predict(rows)[:, 2] < 1e-9).all() and 0 < run.metrics["val_accuracy"] < 1
+    assert run.evaluate(rows, importance=0).classes[2]["recall"][0] == 0
+
+
+def estimator(name):
+    import lightgbm
+    from sklearn import ensemble
+    if "Forest" in name: return getattr(ensemble, name)(20)
+    return getattr(lightgbm, name)(n_estimators=20, verbose=-1, deterministic=True, force_row_wise=True, n_jobs=1)
+
+
+@pytest.mark.parametrize("name", [f"{a}{b}" for a in ("RandomForest", "LGBM") for b in ("Classifier", "Regressor")])
+def test_the_exported_file_answers_as_the_estimator(settings, name):
+    "From raw rows, a plan that nobody knows and a hole among them."
+    from scalai_nb.compression.export import export, feeds_of, run_scores, session
+    made, target = estimator(name), "left" if "Classifier" in name else "price"
+    rows = customers().assign(price=lambda f: 100 + 20*f.paid - f.calls**2)
+    rows = rows.drop(columns="price" if target == "left" else "left")
+    run = fit(made, rows, target=target, validation=("day", ">=", 24), settings=settings)
+    learnt, codes = rows[rows.day < 24], [i for i, n in enumerate(run.prep.cardinalities) if n]
+    more = {"categorical_feature": codes} if "LGBM" in name else {}
+    y = run.labels.encode(learnt[target])
+    made.set_params(random_state=0).fit(run.prep.transform(learnt), y if target == "price" else y.astype(int), **more)
+    rows.loc[0, "plan"], rows.loc[1, "paid"] = "unheard of", np.nan
+    X = run.prep.transform(rows)
+    want = made.predict(X) if target == "price" else made.predict_proba(X)[:, 1]
+    file = session(export(run.model, run.prep, settings.root/"model.onnx", run.task, rows=rows))
+    largest = max(1., np.abs(want).max())
+    assert np.abs(run.predict(rows) - want).max() <= 1e-5*largest
+    assert np.abs(run_scores(file, feeds_of(file, rows)).reshape(-1) - want).max() <= 1e-5*largest
+    assert np.array_equal(Run.load(run.path).predict(rows), run.predict(rows))
+
+
+@pytest.mark.parametrize(
+    "network, target, options, words",
+    [
+        ("lightgbm.sklearn:LGBMRegressor", "left", {}, "LGBMRegressor does not fit a binary target"),
+        (FOREST, "paid", {}, "RandomForestClassifier does not fit a regression target"),
+        ("sklearn.svm:LinearSVC", "left", {}, "LinearSVC gives no probabilities"),
+        ("sklearn.ensemble:RandomForst", "left", {}, "RandomForst' cannot be imported"),
+        (FOREST, "left", dict(class_weight="balanced"), "class_weight= is for networks"),
+        (FOREST, "left", dict(resume="."), "there is nothing to resume"),
+        (FOREST, "left", dict(epochs=0), "epochs=0 is not possible"),
+        (FOREST, "left", dict(task="binry"), "Did you mean 'binary'"),
+    ],
+)
+def test_an_estimator_that_is_not_possible_is_refused_in_two_lines(settings, network, target, options, words):
+    with pytest.raises(BadRequest, match=words) as error:
+        fit(network, customers(), target=target, settings=settings, **options)
+    assert error.value.hint and len(str(error.value).splitlines()) == 2 and not settings.path("fits").exists()
+
+
+def test_an_estimator_is_compressed_to_itself_and_is_not_repeated(settings):
+    from scalai_nb.compression.frontier import RECIPES, compress
+    from scalai_nb.data.write import write
+    write(customers(), "customers", key="customer_id", fold="customer_id", settings=settings)
+    run = fit(TREES, "customers", target="left", settings=settings)
+    found = compress(run, {"accuracy_drop": .01}, settings=settings)
+    assert [c.recipe for c in found.candidates] == ["float32"] and found.best().recipe == "float32"
+    assert found.left_out == dict.fromkeys(set(RECIPES) - {"float32"}, "LGBMClassifier is left as it is")
+    assert "is left as it is" in found._repr_html_()
+    with pytest.raises(BadRequest, match="is of an estimator, LGBMClassifier"): run.repeat()
 
 
 CELL = """

@@ -65,19 +65,12 @@ def two_lines(error, words):
 
 
 TARGETS = [
-    ("one class", lambda f: f.y | True, "The target is 1.0 in all 320 rows"),
-    ("one class to learn from", lambda f: f.y & (f.fold == 0), "The target is 0.0 in all 320 rows"),
-    ("no value at all", lambda f: pd.Series([None] * len(f), dtype="boolean"), "400 of 400 rows have no 'y'"),
-    ("some values", lambda f: f.y.astype("boolean").mask(f.a > 1), "rows have no 'y'"),
-    ("words", lambda f: np.where(f.y, "late", "not"), "expected a number or a boolean"),
-    ("infinite", lambda f: np.where(f.y, np.inf, 3.0), "targets are not finite"),
-    ("negative classes", lambda f: np.where(f.y, 1, -1), "The target -1 does not fit task='multiclass'"),
-    ("a class like a billion", lambda f: np.where(f.y, 10**9, 3), "The target has a class 1000000000 in 400 rows"),
-    (
-        "a class to judge by that nobody learnt",
-        lambda f: np.where(f.fold == 0, 2, f.y.astype(int)),
-        "The target 2 does not fit task='binary'",
-    ),
+    ("one class", lambda f: f.y | True, "The target 'y' is True in all rows that have it"),
+    ("one class to learn from", lambda f: f.y & (f.fold == 0), "The target 'y' is False in all 320 rows to learn"),
+    ("one number to learn from", lambda f: 3.5 + f.a*(f.fold == 0), "The target 'y' is 3.5 in all 320 rows to learn"),
+    ("no value at all", lambda f: pd.Series([None] * len(f), dtype="boolean"), "'y' is missing in all 400 rows"),
+    ("infinite", lambda f: np.where(f.y, np.inf, f.a), "targets in 'y' are infinite"),
+    ("days", lambda f: pd.Timestamp(0) + pd.to_timedelta(f.index, "D"), "expected text, a boolean or a number"),
 ]
 
 
@@ -85,6 +78,24 @@ TARGETS = [
 def test_a_target_that_cannot_be_learnt(rows, prep, settings, make, words):
     with pytest.raises(BadRequest) as error: fit(MLP, rows.assign(y=make(rows)), prep, settings=settings)
     assert two_lines(error, words) and not settings.path("fits").exists()
+
+
+LEARNT = [
+    ("some values", lambda f: f.y.astype("boolean").mask(f.a > 1), [False, True]),
+    ("words", lambda f: np.where(f.y, "late", "not"), None),
+    ("negative classes", lambda f: np.where(f.y, 1, -1), None),
+    ("a class like a billion", lambda f: np.where(f.y, 10**9, 3), None),
+    ("a class that nobody learnt", lambda f: np.where(f.fold == 0, 2, f.y.astype(int)), [0, 1, 2]),
+]
+
+
+@pytest.mark.parametrize("make, classes", [pytest.param(make, c, id=name) for name, make, c in LEARNT])
+def test_a_target_that_can_be_learnt(rows, prep, settings, make, classes):
+    made = make(rows)
+    run = fit(MLP, rows.assign(y=made), prep, epochs=1, batch_size=64, settings=settings)
+    expected = classes or sorted(set(made.tolist()), key=lambda c: (made == c).sum())[::-1]
+    assert run.classes == expected and Run.load(run.path).classes == expected and np.isfinite(run.metrics["val_loss"])
+    assert len(run.labels.decode(run.predict(rows[:3]).round() if len(expected) == 2 else [2, 2, 2])) == 3
 
 
 def test_a_class_that_only_the_learnt_rows_have(rows, prep, settings):
@@ -128,8 +139,8 @@ NUMBERS = [
     (dict(client=3), "is not a Dask client"),
     (dict(metrics=["auc"]), "metrics=['auc']"),
     (dict(resume="nowhere/run"), "There is no run in nowhere"),
-    (dict(class_weight={0: -1.0, 1: 1.0}), "does not fit classes 0 to 1"),
-    (dict(class_weight={0: "a", 1: 1.0}), "does not fit classes 0 to 1"),
+    (dict(class_weight={0: -1.0, 1: 1.0}), "does not fit classes False, True"),
+    (dict(class_weight={0: "a", 1: 1.0}), "does not fit classes False, True"),
     (dict(where=[("q", "<", 1)]), "No match for FieldRef.Name(q)"),
     (dict(where="a < 1"), "This filter cannot be read"),
     (dict(where=[("a", ">", 99)]), "0 rows are left"),
@@ -153,7 +164,6 @@ TABLES = [
     (lambda f, X, y: ("flihgts",), "There is no table 'flihgts'"),
     (lambda f, X, y: (None,), "NoneType is not rows"),
     (lambda f, X, y: ((X, y[:9]),), "X has 400 rows and y has 9"),
-    (lambda f, X, y: ((X, np.where(y, "a", "b")),), "y holds <U1"),
     (lambda f, X, y: ((X.tolist(), y.tolist()),), "A tuple of list, list is not rows"),
     (lambda f, X, y: ((X,),), "A tuple of ndarray is not rows"),
     (lambda f, X, y: ((X, y[:, None]),), "The target has shape (400, 1)"),
@@ -195,8 +205,8 @@ JUDGED = [
     (lambda f: f[:0], "There are no rows to judge by"),
     (lambda f: f.drop(columns="a"), "Unknown column 'a'"),
     (lambda f: f.drop(columns="y"), "Unknown column 'y'"),
-    (lambda f: f.assign(y=2), "The target 2 does not fit task='binary'"),
-    (lambda f: f.assign(y=f.a), "does not fit task='binary'"),
+    (lambda f: f.assign(y=2), "'y' has a class 2 that the model does not know"),
+    (lambda f: f.assign(y=f.a), "'y' has a class 0.12"),
     (lambda f: f.assign(a=f.c), "Column 'a' is"),
     (lambda f: "rows.csv", "str is not rows"),
     (lambda f: (f.a, f.y), "tuple is not rows"),

@@ -280,7 +280,7 @@ def test_training_learns_from_a_stream_as_from_memory(workspace, monkeypatch):
     write(pa.table({"a": x[:, 0], "b": x[:, 1], "c": x[:, 2], "id": np.arange(n), "late": late}), "rows", fold="id")
     prep = Prep.fit(Table("rows").profile(), target="late", exclude=["id", "fold"])
     kept = fit(MLP, "rows", prep, epochs=2, batch_size=256, where=[("b", "<", 1)])
-    monkeypatch.setattr("scalai_nb.training.request.SMALL", 0)
+    monkeypatch.setattr("scalai_nb.training.input_rows.SMALL", 0)
     monkeypatch.setattr(Loader, "__init__", partialmethod(Loader.__init__, memory=0))
     whole = Stream.read
     monkeypatch.setattr(Stream, "read", lambda self, i: read.append(i) or whole(self, i))

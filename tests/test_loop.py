@@ -87,7 +87,7 @@ def test_where_no_champion_is_left_the_job_says_so(loop):
         "-p",
         f"candidate={candidate}",
         "-p",
-        "run_id=another",
+        f"run_id={champion.run_id}",
         "-p",
         "judged=2013-03",
         "--json",
@@ -97,7 +97,7 @@ def test_where_no_champion_is_left_the_job_says_so(loop):
         gated.code == 0
         and gated.doc["results"]["passed"]
         and gated.doc["results"]["against"] == 0
-        and "base rate" in gated.doc["results"]["reason"]
+        and "of the constant" in gated.doc["results"]["reason"]
     )
 
 

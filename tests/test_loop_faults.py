@@ -88,15 +88,12 @@ def small_demo(folder: Path) -> Path:
     for month in range(1, 4):
         rows = month_rows(month, 7, 2).slice(0, 12_000)
         pacsv.write_csv(rows, root/"data"/f"flights-2013-{month:02}.csv")
-    budget = '"accuracy_drop": accuracy_drop}'
-    for name, old, new in (
-        ("compress", budget, budget + ', recipes=("float32",)'),
-        ("train", "epochs: int = 3", "epochs: int = 1"),
-    ):
-        book = nbformat.read(file := root/"workflows"/f"{name}.ipynb", 4)
-        cell = next(c for c in book.cells if old in c.source)
-        cell.source = cell.source.replace(old, new)
-        nbformat.write(book, file)
+    book = nbformat.read(file := root/"workflows"/"compress.ipynb", 4)
+    cell = next(c for c in book.cells if "budget=file.compress.budget" in c.source)
+    cell.source = cell.source.replace("file.compress.budget", 'file.compress.budget, recipes=("float32",)')
+    nbformat.write(book, file)
+    model = root/"models"/"late.toml"
+    model.write_text(model.read_text().replace("epochs = 3", "epochs = 1"))
     return root
 
 
@@ -157,7 +154,7 @@ def test_the_demo_killed_anywhere_ends_as_an_unbroken_one(unbroken, tmp_path, ro
     scores and counts are those of a run that nobody killed."""
     steps, expected = leaves(unbroken.doc), result(unbroken.folder)
     # where something can go wrong; the others are killed now and then
-    delicate = ("score", "monitor", "trial", "promote", "gate")
+    delicate = ("score", "monitor", "probation", "promote", "gate")
     late = [i for i, s in enumerate(steps) if s["name"].split("[")[0] in delicate]
     assert [d["version_after"] for d in expected["decisions"]][0] == 2, expected["decisions"]
     kills = 0
@@ -259,14 +256,14 @@ def test_months_that_were_judged_before_are_replayed(unbroken, tmp_path):
     registry.promote("late", another(loop, worse=True), "by hand")
     before, scores = state(loop), content(loop.root, "scores")
     for period in served:
-        done = scalai("run", "workflows/month.toml", "-p", f"period={period}", "--json", cwd=loop.root)
+        done = scalai("run", "workflows/window.toml", "-p", f"period={period}", "--json", cwd=loop.root)
         assert done.code == 0, done.out[-3000:]
         by = {s["name"]: s for s in done.doc["steps"]}
         found = {name: s["results"] for name, s in by.items()}
         assert (
             found["score"]["version"] == served[period]
             and found["monitor"]["replay"]
-            and found["trial"]["action"] == "keep"
+            and found["probation"]["action"] == "keep"
         ), found
         assert by["retrain"]["state"] == "skipped"
     assert state(loop) == before and content(loop.root, "scores").equals(scores)
@@ -277,7 +274,7 @@ def test_months_that_were_judged_before_are_replayed(unbroken, tmp_path):
     assert [d["evidence"]["auc"] for d in again] == [d["evidence"]["auc"] for d in before[1]]
 
     first = registry.version("late", 1)
-    gated = ["-p", "run_id=another", "-p", f"candidate={first.path}"]  # far better than the one that serves
+    gated = ["-p", f"run_id={first.run_id}", "-p", f"candidate={first.path}"]  # far better than the one that serves
     gate = lambda judged: scalai(
         "run", "workflows/gate.ipynb", *gated, "-p", f"judged={judged}", "--json", cwd=loop.root
     ).doc["results"]

@@ -17,12 +17,13 @@ from scalai_nb.data.prep import Prep
 from scalai_nb.data.profile import profile
 from scalai_nb.training.fit import fit
 from scalai_nb.training.models import describe, rebuild
-from scalai_nb.training.networks import CNN, FTTransformer, ResidualMLP
+from scalai_nb.training.networks import CNN, FTTransformer, ResidualMLP, TabularMLP
 from scalai_nb.training.run import Run
 
 TABULAR = [
     lambda **k: ResidualMLP(width=16, hidden=(24, 8), **k),
     lambda **k: FTTransformer(width=16, hidden=(24, 8), **k),
+    lambda **k: TabularMLP(hidden=(24, 8), **k),
 ]
 
 
@@ -92,7 +93,7 @@ def test_torch_and_onnx_alike_when_pruned(make, cardinalities, outputs, tmp_path
 def test_categories_are_learnt(rows, prep, tmp_path):
     "The category decides; a network that could not see it would stay far below."
     settings = Settings(root=tmp_path)
-    for make in (ResidualMLP, FTTransformer):
+    for make in (ResidualMLP, FTTransformer, TabularMLP):
         run = fit(make, rows, prep, epochs=4, batch_size=64, lr=3e-3, ranks=1, settings=settings)
         assert run.model.columns.cardinalities == prep.cardinalities and sorted(prep.cardinalities) == [0, 0, 4, 13]
         assert run.metrics["val_auc"] > .93, (make, run.metrics)

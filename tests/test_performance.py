@@ -307,7 +307,7 @@ def test_a_predicted_number_is_measured_when_its_labels_come(model, june):
     found = regression_metrics(sum(window().values()))
     rows = outcomes().to_pandas().dropna(subset=["label"])
     assert (found.rows, found.unlabelled) == (2000, 1000) and found.bias == pytest.approx(
-        (rows["score"].astype(float) - rows["label"]).mean()
+        (rows["prediction"].astype(float) - rows["label"]).mean()
     )
     score(
         path, features(june).assign(truth=holes["arr_delay"]), table="known", key="id", period="period", label="truth"

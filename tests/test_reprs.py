@@ -48,7 +48,7 @@ def objects(settings) -> dict:
         "Policy": Policy(),
         "Report": sn.compare(windows[0], windows[-1]),
         "Verdict": gate(rng.random(1000), late, rng.random(1000)),
-        "Workflow": sn.Workflow.load(shipped("workflows")/"flights.toml"),
+        "Workflow": sn.Workflow.load(shipped("workflows")/"loop.toml"),
         "JobRun": Record(settings).runs()[0],
     }
 

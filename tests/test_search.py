@@ -352,8 +352,6 @@ def agents():
 @pytest.mark.slow
 def test_the_job(workspace):
     "Searches flights on a small budget."
-    from scalai_nb.data.prep import Prep
-    from scalai_nb.data.table import Table
     from scalai_nb.data.write import write
     from scalai_nb.loop.flights import month_rows
     rows = month_rows(1).slice(0, 4_000).to_pandas().dropna(subset="arr_delay")
@@ -365,11 +363,12 @@ def test_the_job(workspace):
         fold="id",
         period="period",
     )
-    Prep.fit(Table("features").profile(fold=[1, 2, 3, 4]), target="late", exclude=["id", "fold", "period"]).save(
-        workspace / "prep.json"
+    (workspace/"models").mkdir(exist_ok=True)
+    (workspace/"models"/"late.toml").write_text(
+        'table = "features"\ntarget = "late"\nignore = ["id", "period"]\n[train]\nvalidation = ["fold", 0]\n'
     )
     job = Path(__file__).parents[1]/"workflows/search.ipynb"
-    done = scalai("run", job, "-p", "prep=prep.json", "-p", "trials=4", "-p", "epochs=2", "--json", cwd=workspace)
+    done = scalai("run", job, "-p", "trials=4", "-p", "epochs=2", "--json", cwd=workspace)
     assert done.code == 0, done.out + done.err
     told = done.doc["results"]
     assert told["trials"] == 4 and told["val_auc"] > .8 and set(told["parameters"]) == {"lr", "width", "dropout"}

@@ -191,7 +191,7 @@ def ingested(root: Path, months: int = 3) -> None:
     from scalai_nb.core.settings import Settings
     from scalai_nb.data.ingest import ingest
     from scalai_nb.loop.flights import write_month
-    contract = Path(__file__).parents[1]/"workflows"/"flights.contract.yaml"
+    contract = Path(__file__).parents[1]/"examples"/"flights"/"contracts"/"flights.yaml"
     for month in range(1, months + 1):
         ingest(
             str(write_month(root / "data", month, 0, 0)),

@@ -30,6 +30,7 @@ def workspace(path: Path | str) -> Settings:
     path = Path(path).absolute()
     if path.exists() and not path.is_dir(): raise BadRequest(f"{path} is a file.", "Give the name of a folder.")
     for name in ("workflows", "apps"): copy_shipped(name, path/name)
+    for name in ("workflows", "models", "tables", "contracts"): copy_shipped(f"examples/flights/{name}", path/name)
     if not (path / "settings.ini").exists():
         write_atomic(path / "settings.ini", SETTINGS.replace("[monitor]\n", "[monitor]\nsegments = origin\n"))
     return Settings.load(path)

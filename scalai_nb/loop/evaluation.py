@@ -4,12 +4,15 @@
 
 # %% auto #0
 __all__ = ['LABELLED', 'learnt_from', 'reference_of', 'store_reference', 'reference_windows', 'policy_of', 'window_and_reference',
-           'learnt', 'outcomes_of', 'Judgement', 'judge']
+           'learnt', 'outcomes_of', 'measured_by', 'Judgement', 'judge']
 
 # %% ../../nbs/loop/05_evaluation.ipynb #665aa5de
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from ..core.settings import Settings
+from ..data.profile import Profile
+from .model_file import Model
 
 # %% ../../nbs/loop/05_evaluation.ipynb #269d194d
 def learnt_from(version) -> list[str]:  # windows, as ["2013-01", …]
@@ -22,31 +25,28 @@ def reference_of(version) -> str:  # a source of the history
 
 # %% ../../nbs/loop/05_evaluation.ipynb #028004da
 def store_reference(version,  # a registered `ModelVersion`
-             table: str = "features",
-             label: str = "late",  # column with what became true
-             fold: int = 0,  # nobody trained on it
+             model: Model,  # whose table has the rows
              settings: Settings | None = None,
             ) -> dict:  # window -> rows
-    "Score the fold that nobody trained on, window by window, and keep the profiles of the scores by label."
-    import pyarrow as pa
-
-    from scalai_nb.data.profile import profile
+    "Score the rows that nobody trained on, window by window, and keep the profiles of the scores by label."
     from scalai_nb.data.profile_store import record
     from scalai_nb.data.table import Table
-    from scalai_nb.serving.score import Scorer
+    from scalai_nb.loop.gate import labelled
+    from scalai_nb.serving.labels import windows
+    from scalai_nb.serving.score import Scorer, scored
+    from scalai_nb.training.registry import Registry
+    from scalai_nb.training.split import Split
     settings = settings or Settings.load()
-    source, scorer, rows = Table(table, settings), Scorer(version.path), {}
+    run, source = Registry(settings).run(version.run_id), Table(model.table, settings)
+    scorer, rows = Scorer(version.path), {}
+    split = Split.parse(run.data["folds"])
     for period in learnt_from(version):
-        part = source.arrow(columns=[*scorer.columns, label], filter=[("period", "==", period), ("fold", "==", fold)])
-        seen = pa.table({"score": pa.array(scorer.score(part)), "label": part[label]})
-        record(
-            reference_of(version),
-            profile(seen, by="label"),
-            f"{period} of {table}@{source.version}",
-            by="label",
-            period=period,
-            settings=settings,
-        )
+        part = labelled(model, period, split, settings)
+        if not part.num_rows: continue
+        seen = scored(scorer, [part], [], model.target, period, None, version.version)
+        made = {label: p for (_, label), p in windows(seen).items()}
+        record(reference_of(version), made, f"{period} of {model.table}@{source.version}", by="label", period=period,
+               settings=settings)
         rows[period] = part.num_rows
     return rows
 
@@ -130,6 +130,18 @@ def outcomes_of(
 def _span(periods: list[str]) -> str: return periods[0] if len(periods) == 1 else f"{periods[0]} … {periods[-1]}"
 
 # %% ../../nbs/loop/05_evaluation.ipynb #2099d2da
+def measured_by(task: str) -> Callable:  # label → profile to Performance or RegressionMetrics
+    "Choose what measures a window's scores: of several classes, whether the predicted one came."
+    from scalai_nb.monitor.performance import performance
+    from scalai_nb.monitor.regression_metrics import regression_metrics
+    if task != "regression": return performance
+    return lambda family: regression_metrics(sum(family.values(), Profile.empty())) if family else None
+
+def _can_estimate(reference: Iterable) -> bool:
+    "Whether the reference has outcomes of both kinds; only of two classes is there an estimate without labels."
+    known = [p for p in reference if not getattr(p, "classes", True)]
+    return 0 < sum(p.positives for p in known) < sum(p.rows for p in known)
+
 @dataclass
 class Judgement:
     "What was found about a window, and what follows."
@@ -151,30 +163,28 @@ class Judgement:
 # %% ../../nbs/loop/05_evaluation.ipynb #67a009ca
 def judge(version,  # the `ModelVersion` that scored the window
           period: str,  # as 2013-06
-          table: str = "features",
-          scores: str = "scores",
-          ignore: tuple[str, ...] = (),  # columns that are no features: keys, labels
+          model: Model,  # its table, its scores, what is not watched
           settings: Settings | None = None,
          ) -> Judgement:
     "Compare a window with the windows that its model learnt from, and decide. Reads profiles only."
     from scalai_nb.monitor.decision import decide
     from scalai_nb.monitor.drift import compare
     from scalai_nb.monitor.estimation import estimate
-    from scalai_nb.monitor.performance import performance
     from scalai_nb.monitor.windows import window
     settings, reference = settings or Settings.load(), learnt_from(version)
-    before, now, policy = window_and_reference(table, period, reference, settings, ignore)
-    fold = {p: window(reference_of(version), p, settings, by="label") for p in reference}
-    scored, normal = window(scores, period, settings, by="label"), {p: performance(f) for p, f in fold.items()}
-    families, known = outcomes_of(version, period, scores, fold, settings, policy.min_labels)
-    report, measured = compare(before, now, policy), performance(scored)
-    guess = estimate(
-        sum(scored.values()),
-        families,
-        covariates=(before.drop(policy.ignore), now.drop(policy.ignore)),
-        spread=None if families is fold else fold,
-    )
-    decision = decide(
-        report, measured, normal, policy, guess, {"window": learnt(version, reference), "estimate": known}
-    )
+    before, now, policy = window_and_reference(model.table, period, reference, settings, model.not_watched(settings))
+    fold = {p: f for p in reference if (f := window(reference_of(version), p, settings, by="label", empty=True))}
+    scored = window(model.scores, period, settings, by="label", empty=True)
+    measure = measured_by(version.card["task"])
+    report, measured, normal = compare(before, now, policy), measure(scored), {p: measure(f) for p, f in fold.items()}
+    guess, held = None, {"window": learnt(version, reference)}
+    if _can_estimate(normal.values()):
+        families, held["estimate"] = outcomes_of(version, period, model.scores, fold, settings, policy.min_labels)
+        guess = estimate(
+            sum(scored.values(), Profile.empty()),
+            families,
+            covariates=(before.drop(policy.ignore), now.drop(policy.ignore)),
+            spread=None if families is fold else fold,
+        )
+    decision = decide(report, measured, normal, policy, guess, held)
     return Judgement(version, period, reference, report, measured, normal, guess, decision)

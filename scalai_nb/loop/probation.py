@@ -9,7 +9,8 @@ __all__ = ['ELDERS', 'served', 'serving_version', 'restore', 'version_of', 'fail
 from ..core.errors import ScalaiError, Unreachable, WorkFailed
 from ..core.settings import GateSection, Settings
 from .decisions import conclude, decisions, finish, is_old
-from .gate import Gap, gap, gate, labelled, log_loss, sides
+from .gate import Gap, gap, gate, labelled, row_loss, sides
+from .model_file import Model
 
 # %% ../../nbs/loop/07_probation.ipynb #b21a3ed4
 def served(model: str, settings: Settings) -> list[int]:  # newest first
@@ -79,9 +80,11 @@ def fails(champion, elder,  # (N,) probabilities of both, on the same rows
           label,  # (N,) what became true
           rules: GateSection,
           block=None,  # (N,) see `gap`
+          task: str = "binary",  # binary, multiclass or regression
          ) -> tuple[bool, Gap]:  # whether the champion goes, and by how much it is worse
     "Whether a champion does worse than a version before it, on labels that came since."
-    found = gap(log_loss(champion, label) - log_loss(elder, label), block, 1 - .05/max(rules.probation, 1)/ELDERS)
+    lost = row_loss(champion, label, task) - row_loss(elder, label, task)
+    found = gap(lost, block, 1 - .05/max(rules.probation, 1)/ELDERS)
     return found.rows >= rules.min_labels and found.low > 0 and found.mean > rules.tolerance, found
 
 # %% ../../nbs/loop/07_probation.ipynb #3edaa199
@@ -120,10 +123,16 @@ def rivals(model: str, period: str, champion,  # ModelVersion
     return elders, shadow if age is not None and 0 < age <= rules.probation else None
 
 # %% ../../nbs/loop/07_probation.ipynb #ce270b4b
+def _sides_of(model: str, period: str, champion, settings: Settings) -> tuple:  # model file, rows, see `sides`
+    from scalai_nb.training.registry import Registry
+    file = Model.load(model, settings)
+    rows = labelled(file, period, settings=settings)
+    return file, rows, sides(rows, file, Registry(settings).run(champion.run_id).labels, settings)
+
+# %% ../../nbs/loop/07_probation.ipynb #0eb765b2
 def trial(model: str,  # registry name
           period: str,  # a window whose labels have come
           alarmed: bool = False,  # whether it alarms
-          table: str = "features", label: str = "late",
           settings: Settings | None = None,
          ) -> dict:  # outcome ('' where nothing changed), version in service now, reason
     """Judge the champion and its rivals on one window: roll back, promote the shadow, or let things be. An old window
@@ -136,11 +145,12 @@ def trial(model: str,  # registry name
     if old: return nothing | {"reason": f"{period} is over: a later window was decided, and no trial follows from it."}
     before = answered(model, period, settings)
     elders, shadow = rivals(model, period, champion, settings, alarmed) if champion else ([], None)
-    rows = labelled(period, table, label, settings=settings) if elders or shadow else None
-    if rows is None or rows.num_rows < settings.gate.min_labels: return before or nothing
-    given, of = sides(rows, label, settings.gate), lambda version: Scorer(version.path).score(rows)
+    if not elders and not shadow: return before or nothing
+    file, rows, given = _sides_of(model, period, champion, settings)
+    if rows.num_rows < file.gate.min_labels: return before or nothing
+    of = lambda version: Scorer(version.path).score(rows)
     now = of(champion)
-    found = [(v, *fails(now, of(v), given["label"], settings.gate, given["block"])) for v in elders]
+    found = [(v, *fails(now, of(v), given["label"], file.gate, given["block"], given["task"])) for v in elders]
     if better := [(v, g) for v, worse, g in found if worse]:
         return _back(model, period, champion.version, *max(better, key=lambda x: x[1].mean), settings)
     if shadow:

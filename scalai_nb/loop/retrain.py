@@ -25,7 +25,7 @@ def retrain(model: str,  # registry name
     settings = settings or Settings.load()
     path = Path(workflow or settings.root/"workflows"/"model.toml")
     if not path.is_file():
-        raise BadRequest(f"There is no workflow {path}.", "Make a workspace that has one: scalai demo")
+        raise BadRequest(f"There is no workflow {path}.", "Make a workspace that has one: scalai init DIR --from FILE")
     return Workflow.load(path).run(dict(model=model, judged=period, periods=periods, **parameters), settings=settings)
 
 # %% ../../nbs/loop/06_retrain.ipynb #439cd107

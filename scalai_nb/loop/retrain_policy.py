@@ -29,7 +29,7 @@ def severity(decision: Decision, measures=LOSSES) -> float:  # times what is usu
     return max([0., *(x for x in found if math.isfinite(x))])
 
 # %% ../../nbs/loop/03_retrain_policy.ipynb #1ea21b7c
-KNOWING = ("auc", "skill")  # what scores know; their mean moves with the weather
+KNOWING = ("auc", "skill", "r2", "accuracy")  # what scores know; their mean moves with the weather
 
 def window_limit(past: list[dict], learnt: tuple, rules: RetrainSection) -> int:  # windows
     "How many windows a challenger may learn from."

@@ -105,4 +105,4 @@ def _profiles(
     labels = Table(f"{table.name}_labels", settings)
     # a window may be several of the rows' own periods
     rows = rows.set_column(rows.column_names.index("period"), "period", constant(period, len(rows)))
-    return windows(with_labels(rows, labels.arrow() if labels.exists else None), rows["task"][0].as_py())
+    return windows(with_labels(rows, labels.arrow() if labels.exists else None))

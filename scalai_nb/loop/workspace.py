@@ -7,11 +7,13 @@ __all__ = ['SETTINGS', 'FIRST_WORKFLOW', 'FIRST_NOTEBOOK', 'first_notebook', 'in
 
 # %% ../../nbs/loop/08_workspace.ipynb #bdaa312b
 from pathlib import Path
+from typing import Any
 
 from ..core.errors import BadRequest
 from ..core.resources import copy_shipped
 from ..core.settings import Settings
 from ..core.storage import write_atomic
+from .own_data import describe_source, write_description
 
 # %% ../../nbs/loop/08_workspace.ipynb #202af5da
 SETTINGS = """\
@@ -85,16 +87,22 @@ def first_notebook() -> str:
 
 # %% ../../nbs/loop/08_workspace.ipynb #0ca6352c
 def init(path: Path | str = ".",  # made when missing
-        ) -> Settings:
-    """Make a workspace:
-
-    settings.ini, workflows/ with a first notebook and its workflow, apps/. Raises `BadRequest` where one stands
-    already."""
+         source: str | Path | None = None,  # the user's own data; None: a first notebook on the flights
+         **columns: Any,  # target, time, key, name: see `loop.own_data.describe_source`
+        ) -> tuple[Settings, Any]:  # and, with a source, its loop.own_data.Description
+    """Make a workspace: settings.ini, workflows/, apps/; for the user's own data also table file, model file and
+    contract. Raises `BadRequest`, and writes nothing, where one stands already or the source does not fit."""
     path = Path(path).absolute()
     if path.exists() and not path.is_dir(): raise BadRequest(f"{path} is a file.", "Give the name of a folder.")
     if (path/"settings.ini").exists(): raise BadRequest(f"{path} is a workspace already.", f"Use it: cd {path}")
-    write_atomic(path/"workflows"/"first.ipynb", first_notebook())
-    write_atomic(path/"workflows"/"first.toml", FIRST_WORKFLOW)
+    made, whole = None, Settings(root=path)
+    if source is None:
+        write_atomic(path/"workflows"/"first.ipynb", first_notebook())
+        write_atomic(path/"workflows"/"first.toml", FIRST_WORKFLOW)
+    else:
+        made = describe_source(source, whole, **columns)
+        write_description(made, whole)
+        copy_shipped("workflows", path/"workflows")
     copy_shipped("apps", path/"apps")
     write_atomic(path/"settings.ini", SETTINGS)  # last: a folder with settings.ini is a whole workspace
-    return Settings.load(path)
+    return Settings.load(path), made

@@ -196,6 +196,14 @@ class Performance:
     se: dict = field(default_factory=dict)  # measure -> standard error
     intervals: dict = field(default_factory=dict)  # measure -> (low, high): 95 %, and the resolution of the histograms
     curve: list = field(default_factory=list)  # calibration: [{"score", "rate", "rows"}]
+    classes: bool = False  # several classes: the score is the confidence, and a positive is a right prediction
+
+    @property
+    def losses(self) -> tuple[str, ...]:  # measures held against a reference, the main one first
+        return ("accuracy", "bias") if self.classes else ("auc", "skill", "bias")
+
+    @property
+    def accuracy(self) -> float: return self.base
 
 # %% ../../nbs/monitor/04_performance.ipynb #8079e20a
 @patch
@@ -210,6 +218,9 @@ def to_dict(self: Performance) -> dict:
 @patch
 def __str__(self: Performance) -> str:
     lack = lacking(self.rows, self.unlabelled, self.unscored)
+    if self.classes and self.rows:
+        low, high = self.intervals["accuracy"]
+        return f"accuracy {self.base:.3f} ({low:.3f} … {high:.3f}), bias {self.bias:+.3f} on {self.rows:,} rows{lack}"
     if not self.positives or self.positives == self.rows:
         return f"{self.rows:,} labelled rows of one kind: nothing to measure{lack}"
     low, high = self.intervals["auc"]
@@ -224,11 +235,10 @@ def performance(family: dict,  # label -> profile, of one window or of a sum of 
                 threshold: float = .5,  # of precision and recall
                ) -> Performance:
     "How good the scores are where labels are known."
-    lo, hi, down, up = counts(family, column)
-    unlabelled, n = (
-        sum(p.rows for l, p in family.items() if str(l).lower() not in POSITIVE | NEGATIVE),
-        down.sum() + up.sum(),
-    )
+    classes = column == "score" and any("confidence" in p.columns for p in family.values())
+    lo, hi, down, up = counts(family, "confidence" if classes else column)
+    n = down.sum() + up.sum()
+    unlabelled = sum(p.rows for l, p in family.items() if str(l).lower() not in POSITIVE | NEGATIVE)
     found = {"auc": auc_of_counts(down, up, hi > lo), "pr_auc": pr_auc(down, up, hi > lo)} | surprise(lo, hi, down, up)
     curve, at = calibration((lo + hi) / 2, down, up), at_threshold(lo, hi, down, up, threshold)
     intervals = (
@@ -244,12 +254,18 @@ def performance(family: dict,  # label -> profile, of one window or of a sum of 
         unlabelled,
         sum(p.rows for p in family.values()) - unlabelled - int(n),
         found["auc"][2],
-        {k: v[1] for k, v in found.items()},
-        {k: intervals[k] for k in MEASURES},
-        curve
+        {k: v[1] for k, v in found.items()} | _accuracy_se(up.sum(), n, classes),
+        {k: intervals[k] for k in MEASURES} | ({"accuracy": wilson(up.sum(), n)} if classes and n else {}),
+        curve,
+        classes,
     )
 
 # %% ../../nbs/monitor/04_performance.ipynb #1f635f76
+def _accuracy_se(right: float, rows: float, classes: bool) -> dict[str, float]:
+    if not classes or not rows: return {}
+    share = (right + .5)/(rows + 1)
+    return {"accuracy": float(np.sqrt(share*(1 - share)/rows))}
+
 LIMITS = {
     "auc": (0, 1),
     "pr_auc": (0, 1),
@@ -290,6 +306,11 @@ def format_measure(value: float, interval: tuple, sign: str = "") -> str:
 def figures(self: Performance) -> dict:  # name -> figure and interval, as text
     "What a person reads."
     at = {"precision", "recall"}
+    if self.classes:
+        found = {"accuracy": ("accuracy", ""), "bias": ("confidence − accuracy", "+"), "ece": (NAMES["ece"], ""),
+                 "auc": ("AUC of the confidence", "")}
+        return {name: format_measure(getattr(self, m), self.intervals.get(m, (np.nan, np.nan)), sign)
+                for m, (name, sign) in found.items()}
     return {
         NAMES[m]
         + (f" at {self.threshold:g}" if m in at else ""): format_measure(

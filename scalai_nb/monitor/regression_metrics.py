@@ -8,6 +8,7 @@ __all__ = ['COLUMNS', 'QUANTILES', 'RegressionMetrics', 'regression_metrics']
 # %% ../../nbs/monitor/05_regression_metrics.ipynb #c011f6a6
 import html
 from dataclasses import asdict, dataclass, field
+from typing import ClassVar
 
 import numpy as np
 from fastcore.basics import patch
@@ -25,6 +26,7 @@ QUANTILES = (.05, .25, .5, .75, .95)
 @dataclass
 class RegressionMetrics:
     "What came, held against what was predicted. Units are the label's."
+    losses: ClassVar[tuple] = ("r2",)  # measures that are held against a reference
     rows: int  # labelled
     mae: float  # mean absolute error
     rmse: float  # root of the mean squared error

@@ -41,6 +41,8 @@ LOSSES = {
     "auc": .01,          # area under the ROC curve
     "skill": .02,        # 1 − log-loss / entropy of the base rate: the part of the surprise that the scores explain
     "bias": .02,         # mean score − share of positives
+    "accuracy": .02,     # of several classes: share of rows whose predicted class came
+    "r2": .02,           # of a predicted number: 1 − squared errors / squared deviations from the mean
 }
 
 # %% ../../nbs/monitor/00_thresholds.ipynb #edee5695

@@ -8,6 +8,7 @@ __all__ = ['OURS', 'residuals', 'windows', 'labels', 'newest', 'with_labels', 'o
 # %% ../../nbs/serving/02_labels.ipynb #0c65aa87
 import time
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -39,34 +40,38 @@ def residuals(
 
 # %% ../../nbs/serving/02_labels.ipynb #c1e5632f
 def windows(
-    rows: pa.Table, task: str  # score, period, and label where some are known  # binary, multiclass or regression
+    rows: pa.Table,  # as `score` writes them, with `label` where some are known
 ) -> dict:  # (period, label) -> Profile; the label of a row that has none, and of all predicted numbers, is None
-    "The profiles of scored rows that monitoring lives from."
+    "Profile scored rows by window and outcome: what monitoring lives from."
     from scalai_nb.data.profile import profile
-    label = rows["label"] if "label" in rows.column_names else pa.nulls(len(rows), pa.string())
+    label, task = rows["label"] if "label" in rows.column_names else pa.nulls(len(rows), pa.string()), _task(rows)
     if task == "regression":
-        wide = pa.table(
-            {
-                "score": rows["score"],
-                "period": rows["period"],
-                **{
-                    n: c
-                    for r in [residuals(rows["score"], _numbers(label))]
-                    for n, c in zip(r.column_names, r.columns)
-                },
-            }
-        )
-        return {(period, None): p for period, p in profile(wide, by="period").items()}
+        wide = {"prediction": rows["prediction"], "period": rows["period"]}
+        errors = residuals(rows["prediction"], _numbers(label))
+        wide |= dict(zip(errors.column_names, errors.columns))
+        return {(period, None): p for period, p in profile(pa.table(wide), by="period").items()}
     if pa.types.is_floating(label.type): label = pc.if_else(pc.is_nan(label), None, label)
-    return profile(
-        pa.table({"score": rows["score"], "period": rows["period"], "label": label}), by=["period", "label"]
-    )
+    score = "confidence" if task == "multiclass" else "score"  # of the predicted class; of the positive one
+    columns = {score: rows["score"], "period": rows["period"], "label": _came_true(rows, label, task)}
+    return profile(pa.table(columns), by=["period", "label"])
 
+# %% ../../nbs/serving/02_labels.ipynb #ff4a4da6
 def _numbers(label):
     try:
         return label.cast(pa.float64())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as e:
         raise BadRequest(f"The labels of a predicted number are of type {label.type}.", "Give numbers.") from e
+
+def _task(rows: pa.Table) -> str:
+    return rows["task"][0].as_py() if "task" in rows.column_names and len(rows) else "binary"
+
+def _came_true(rows: pa.Table, label: Any, task: str) -> Any:
+    "Whether the positive class came, or among several the predicted one; null where no label has come."
+    if pa.types.is_null(label.type): return label
+    if task == "multiclass": return pc.equal(label.cast(pa.string()), rows["prediction"].cast(pa.string()))
+    if pa.types.is_boolean(label.type) or "positive" not in rows.column_names: return label
+    words = pc.utf8_lower(label.cast(pa.string()))
+    return pc.equal(words, pc.utf8_lower(rows["positive"]))
 
 # %% ../../nbs/serving/02_labels.ipynb #84b51db2
 OURS = ("label", "at", "arrived")  # columns of a table of labels, beside the key
@@ -236,7 +241,7 @@ def join(
         batches, waiting = _holding(scores, rows.select([c for c in known.column_names if c not in OURS]))
         for batch in batches:
             part = with_labels(scores.arrow(filter=[("batch", "==", batch)]), known)
-            record(table, windows(part, part["task"][0].as_py()), batch, by=("period", "label"), settings=settings)
+            record(table, windows(part), batch, by=("period", "label"), settings=settings)
         if store.version == seen: return len(batches), waiting
     raise WorkFailed(
         f"Labels of {table!r} came twenty times while they were joined.", "Deliver them again; none is lost."

@@ -57,7 +57,7 @@ def summary(lines: list[Line]) -> tuple[str, str, dict[str, str]]:  # level, sen
     needing, known = [x for x in lines if x.needs], [x for x in lines if x.level != "unknown"]
     if not known and not needing:
         return ("unknown",
-                "Nothing has happened in this workspace yet: run `scalai demo`, or `scalai ingest URI TABLE`.", {})
+                "Nothing has happened here yet: run workflows/loop.toml, or `scalai ingest URI TABLE`.", {})
     facts = {"Needs you": several(len(needing), "thing") if needing else "Nothing",
              "Well": f"{sum(x.level in ('good', 'running') for x in lines)} of {len(lines)}"}
     if not needing:
@@ -156,7 +156,7 @@ def table_lines(settings: Settings) -> list[Line]:
     return found[:MOST]
 
 # %% ../../nbs/view/26_home.ipynb #a4361787
-def window_lines(settings: Settings, ignore: tuple[str, ...] = ()) -> list[Line]:
+def window_lines(settings: Settings, ignore: tuple[str, ...] | None = None) -> list[Line]:
     "What moved, and what it cost."
     seen = watch.Watch(settings, ignore=ignore)
     level, sentence, facts = watch.status(seen)
@@ -187,7 +187,7 @@ def model_lines(settings: Settings) -> list[Line]:
 PARTS = {"Runs": run_lines, "Schedules": schedule_lines, "Data": table_lines, "Drift": window_lines,
          "Models": model_lines, "Alarms": alarm_lines}
 
-def lines(settings: Settings, ignore: tuple[str, ...] = ()) -> list[Line]:
+def lines(settings: Settings, ignore: tuple[str, ...] | None = None) -> list[Line]:
     "All there is to say of a workspace."
     found = []
     for name, tell in PARTS.items():
@@ -213,10 +213,10 @@ class Home(View):
     def __init__(
         self,
         settings: Settings | None = None,
-        ignore: tuple[str, ...] = (),  # columns that drift does not compare
+        ignore: tuple[str, ...] | None = None,  # columns that drift does not compare; None: as the model's file says
         every: float = 5.0,
     ):  # seconds between two looks
-        self.settings, self.ignore, self.seen = settings or Settings.load(), tuple(ignore), ""
+        self.settings, self.ignore, self.seen = settings or Settings.load(), ignore, ""
         self.top, self.body = html(""), html("")
         super().__init__([self.top, html("<h2>How everything stands</h2>"), self.body])
         self.refresh()

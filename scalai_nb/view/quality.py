@@ -23,6 +23,7 @@ from ..core.settings import Settings
 from ..data.contract import Checked, Contract, sentences
 from ..data.profile import Profile
 from ..data.table import Table
+from ..data.table_file import column_units
 
 # %% ../../nbs/view/22_quality.ipynb #f56c7c83
 from ..core.jsonable import several
@@ -252,12 +253,13 @@ def _commonest(columns: list, limit: int = 4) -> list[tuple]:  # value, rows
 class Page(View):
     "The live page: choose a table, a stretch of time, a reason, a column."
     def __init__(self, settings: Settings | None = None, units: dict[str, str] | None = None):  # column -> unit
-        self.settings, self.units, self.known = settings or Settings.load(), units or {}, {}
+        self.settings, self.known = settings or Settings.load(), {}
+        self.units = units or column_units(self.settings)
         names = self.tables()
         if not names:
             super().__init__([html(headline(
                 "unknown",
-                "There are no tables in this workspace yet: run `scalai demo`, or `scalai ingest URI TABLE`.", {}
+                "There are no tables in this workspace yet: run workflows/loop.toml, or `scalai ingest URI TABLE`.", {}
             ))])
             return
         self.which, self.since, self.reason, self.column = (

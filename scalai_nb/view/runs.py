@@ -85,7 +85,7 @@ def summary(runs: list[JobRun]) -> tuple[str, str, dict]:  # level, sentence, fa
     "Is everything well, since when, what needs me."
     if not runs:
         return ("unknown",
-                "Nothing has run in this workspace yet: run `scalai demo`, or `scalai run workflows/first.toml`.", {})
+                "Nothing has run in this workspace yet: `scalai run` and a file of workflows/.", {})
     failed, working = open_failures(runs), [r for r in runs if r.state in ("running", "queued")]
     bad = next((i for i, r in enumerate(runs) if r.state in END_STATES and not r.ok), len(runs))
     facts = {"Last run": f"{runs[0].name}, {when(runs[0].created)}", "Runs": several(len(runs), "run"),

@@ -14,8 +14,9 @@ from fastcore.basics import patch
 
 from ..core.settings import Settings
 from ..core.svg import BLUE, GREY
+from ..monitor.decision import NAMES as MEASURE_NAMES
 from .decisions import log_table, summary
-from .performance import MEASURES, calibration, legend, numbers, over_time, sentence
+from .performance import MEASURES, MEASURES_OF, calibration, legend, numbers, over_time, sentence
 from scalai_nb.view.style import (
     Link,
     View,
@@ -34,8 +35,8 @@ from scalai_nb.view.style import (
 from .watch import OF_ALL, Watch, but_open
 
 # %% ../../nbs/view/20_scores.ipynb #cb0743b5
-NOTHING = ("There are no scores in this workspace yet: run `scalai demo`, or `scalai score MODEL URI scores --period"
-           " 2013-06`.")
+NOTHING = ("There are no scores in this workspace yet: run workflows/window.toml, or `scalai score MODEL URI scores"
+           " --period 2013-06`.")
 
 def range_text(ends: tuple) -> str:
     "Format an interval."
@@ -54,8 +55,10 @@ def status(watch: Watch) -> tuple[str, str, dict[str, str]]:  # level, sentence,
         return ("unknown",
                 f"The scores of {listed(watch.families)} have no labels yet, and nothing was decided about them.", {})
     found = watch.measured(known[-1])
-    return ("unknown", f"In {known[-1]} the AUC was {number(found.auc)}; whether that is usual was not decided yet.",
-            {"95 % interval": range_text(found.intervals["auc"]), "Labelled": f"{found.rows:,} rows"})
+    main = found.losses[0]
+    said = f"{MEASURE_NAMES[main]} was {number(getattr(found, main))}"
+    return ("unknown", f"In {known[-1]} the {said}; whether that is usual was not decided yet.",
+            {"95 % interval": range_text(found.intervals[main]), "Labelled": f"{found.rows:,} rows"})
 
 # %% ../../nbs/view/20_scores.ipynb #0ec5c23b
 class Scores(View):
@@ -70,8 +73,9 @@ class Scores(View):
         self.version, self.since, self.window = (dropdown("Version", self.versions()),
                                                  dropdown("Show", [("all windows", "")]), dropdown("Window", ["–"]))
         self.segment = dropdown("Segment", watch.segments(watch.sources[1]))
-        self.measure = w.ToggleButtons(options=[(name, m) for m, (name, *_) in MEASURES.items()], value="auc",
-                                       tooltips=[t for *_, t in MEASURES.values()], style={"button_width": "auto"})
+        measures = MEASURES_OF[watch.task]
+        self.measure = w.ToggleButtons(options=[(MEASURES[m][0], m) for m in measures], value=measures[0],
+                                       tooltips=[MEASURES[m][2] for m in measures], style={"button_width": "auto"})
         self.told, self.lines, self.curve, self.entries = html(""), w.VBox(), w.VBox(), html("")
         for choice, act in ((self.model, self.other), (self.version, self.look), (self.segment, self.other),
                             (self.since, self.draw), (self.window, self.draw), (self.measure, self.draw)):
@@ -148,8 +152,10 @@ def judged(self: Scores, window: str, version: int | None) -> list:
     more = f'<p>{leads("drift", "What moved in this window", **among, window=window)}</p>'
     if found is None:
         return [html('<p class="soft">No labels of this window have come, so nobody can say.</p>' + more)]
+    if self.watch.task == "regression": return [html(found._repr_html_() + more)]
     told = (f"<p>{found.rows:,} labelled rows; {100 * found.base:.1f} % came true. AUC {number(found.auc)}"
             f" ({range_text(found.intervals['auc'])}), log-loss {number(found.logloss)} nats a row.</p>")
+    if found.classes: told = f"<p>{escape(str(found))}</p>"
     return [html(told
                  + key({"how many of the rows with such a score came true": BLUE,
                         "as many as the score says (dashed)": GREY})),

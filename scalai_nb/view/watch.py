@@ -19,10 +19,12 @@ from fastcore.basics import patch
 from .. import __version__
 from ..core.errors import WorkFailed
 from ..core.settings import Settings
-from ..data.profile import Profile
+from ..data.profile import Profile, total
 from ..data.profile_store import recall
+from ..data.table_file import column_units
 from ..loop.decisions import decisions as decision_log
 from ..loop.evaluation import policy_of, reference_windows
+from ..loop.model_file import Model, model_files
 from ..loop.segments import current, cut, segments_of
 from ..monitor.alarms import Alarms
 
@@ -30,6 +32,7 @@ from ..monitor.alarms import Alarms
 from ..core.jsonable import several
 from ..monitor.drift import Finding, Report, compare
 from ..monitor.performance import Performance, performance
+from ..monitor.regression_metrics import RegressionMetrics, regression_metrics
 from ..monitor.thresholds import Policy
 from .decisions import DONE, outcome
 from .drift import LEGEND, REFERENCE, SHADES, column_csv, column_picture, findings, heat, strength, why
@@ -60,21 +63,32 @@ def by_window(family: dict) -> dict[str, dict[str, Profile]]:  # window -> label
 RECENT = 36  # windows that a page compares unless it is asked for more: three years of months
 
 # %% ../../nbs/view/12_watch.ipynb #e7a5554d
+def _of_model(model: str | None, settings: Settings) -> tuple[str, str, tuple]:  # features, scores, what is ignored
+    "Read from a model's file what its page is about; a workspace without has the names of the first example."
+    if model not in model_files(settings): return "features", "scores", ()
+    file = Model.load(model, settings)
+    return file.table, file.scores, file.not_watched(settings)
+
+# %% ../../nbs/view/12_watch.ipynb #0d672c8d
 class Watch:
     "A model's windows and decisions, read from a workspace."
     def __init__(self, settings: Settings | None = None,
-                 features: str = "features", scores: str = "scores",  # names of the windows' sources
+                 features: str | None = None, scores: str | None = None,  # names of the windows' sources
                  model: str | None = None,  # none: the one that the decision log is about
-                 ignore: tuple[str, ...] = (),  # columns that are not compared: keys, times, the label
+                 # columns that are not compared: keys, times, the label; like the sources, as the model's file says
+                 ignore: tuple[str, ...] | None = None,
                  policy: Policy | None = None,  # none: what the loop decides by
                  segment: str = ""):  # only these rows, as origin=EWR; see `[monitor] segments`
-        self.settings, self.sources, self.segment = settings or Settings.load(), (features, scores), segment
+        self.settings, self.segment = settings or Settings.load(), segment
         self.unread: dict[str, str] = {}  # what could not be read -> why
         found = decision_log(self.settings, broken=(torn := {}))
         self.unread |= {f"the decision {Path(file).parent.name}/{Path(file).stem}": reason
                         for file, reason in torn.items()}
         self.models = list(dict.fromkeys(d["model"] for d in found))
-        self.model = model or (self.models or [None])[-1]
+        self.model = model or (self.models or [*model_files(self.settings), None])[-1]
+        features, scores, ignore = (own if own is not None else its for own, its in zip(
+            (features, scores, ignore), _of_model(self.model, self.settings)))
+        self.sources = features, scores
         self.decisions = {d["period"]: d for d in found if d["model"] == self.model}
         self.windows = (Windows(cut(features, segment), self.settings, among=current(features, segment, self.settings))
                         if segment else Windows(features, self.settings))
@@ -200,15 +214,24 @@ def whole(self: Watch, periods: tuple[str, ...]) -> Profile:
     return self.known["whole"][1]
 
 @patch
-def measured(self: Watch, period: str, version: int | None = None) -> Performance | None:
+def measured(self: Watch, period: str, version: int | None = None) -> Performance | RegressionMetrics | None:
     "Performance of a window whose labels came: of all its scores, or of one version's."
     key = ("performance", period, version)
     if key not in self.known:
         learnt = {} if version is None else self.known.setdefault(("learnt", version), self.learnt(version))
         family = learnt.get(period) or self.families.get(period)
-        found = performance(family) if family else None
-        self.known[key] = found if found is not None and np.isfinite(found.auc) else None
+        found = None
+        if family and self.task == "regression": found = regression_metrics(total(list(family.values())))
+        elif family: found = performance(family)
+        self.known[key] = found if found is not None and np.isfinite(getattr(found, found.losses[0])) else None
     return self.known[key]
+
+# %% ../../nbs/view/12_watch.ipynb #29c82a7f
+@patch(as_prop=True)
+def task(self: Watch) -> str:  # binary, multiclass or regression
+    "Read what is predicted from what the windows of the scores hold."
+    columns = {c for family in self.families.values() for p in family.values() for c in p.columns}
+    return "regression" if "error" in columns else "multiclass" if "confidence" in columns else "binary"
 
 @patch
 def scored_by(self: Watch, version: int | None = None) -> list[str]:
@@ -233,7 +256,7 @@ def points(self: Watch, measure: str, version: int | None = None) -> list[Point]
     return found
 
 # %% ../../nbs/view/12_watch.ipynb #491ce807
-NOTHING = "There are no windows in this workspace yet: run `scalai demo`, or `scalai ingest URI TABLE` with a period."
+NOTHING = "There are no windows in this workspace yet: run workflows/loop.toml, or `scalai ingest URI TABLE`."
 
 def moved(report: Report) -> list[str]:
     "The columns that moved, the furthest first; where only correlations did, their pairs."
@@ -281,7 +304,7 @@ class Page(View):
     "The live page: choose a window and a column, or click a cell."
     kept = False  # whether a person chose the column, which then stays
     def __init__(self, watch: Watch, units: dict[str, str] | None = None):  # column -> unit
-        self.watch, self.all, self.units = watch, watch, units or {}
+        self.watch, self.all, self.units = watch, watch, units or column_units(watch.settings)
         top = html(headline(*status(watch)) + unread(watch.unread))
         if not watch.windows:
             super().__init__([top])
