@@ -12,7 +12,7 @@ from fastcore.basics import patch
 
 from ..core.errors import BadRequest
 from .prep_columns import READ, to_arrow
-from .prep_steps import LINEAR, ORDER, Code, Dates, Frequency, Hash, OneHot, Quantile, Scaled
+from .prep_steps import GRID, LINEAR, ORDER, Code, Dates, Frequency, Hash, OneHot, Quantile, Scaled
 
 # %% ../../nbs/data/16_prep_onnx.ipynb #562d74f2
 class Graph:
@@ -156,7 +156,8 @@ def graph(self: Dates, g: Graph, name: str) -> str:
     "Features of one column, float32 (N, k)."
     length, speed, start = self.circle()
     place = g("Cast", g("Mod", g.column(name), g.constant(length, np.int64)), to=11)  # to float64
-    angle = g.float32(g("Sin", g("Add", g("Mul", place, g.constant(speed)), g.constant(start))))
+    angle = g("Mul", g("Sin", g("Add", g("Mul", place, g.constant(speed)), g.constant(start))), g.constant(GRID))
+    angle = g.float32(g("Div", g("Round", angle), g.constant(GRID)))
     gone = g.column(f"{name}__null")
     angle = g("Where", gone, g.constant(0, np.float32), angle)
     return g("Concat", angle, g.float32(gone), axis=1) if self.missing else angle
