@@ -7,7 +7,7 @@ __all__ = ['TREES', 'MEASURE', 'WORDS', 'decided_split', 'shuffled', 'fit_prep',
            'compared', 'best_candidate']
 
 # %% ../../nbs/loop/03_training.ipynb #396c1aab
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -81,7 +81,6 @@ class Training:
     baseline: dict[str, dict[str, float]]  # name → metrics on the held-out rows
     better_than_baseline: bool
     why: str  # one sentence
-    facts: dict = field(default_factory=dict)
 
 # %% ../../nbs/loop/03_training.ipynb #7feb870c
 def train(model: Model,  # to be trained
@@ -172,7 +171,7 @@ def best_candidate(frontiers: dict[str, Any],  # run id → compression.frontier
 def to_dict(self: Training) -> dict:
     "Return what `scalai train --json` prints."
     run = self.run
-    return {"run_id": run.id, "model": self.facts.get("model"), "task": run.task, "network": run.network,
+    return {"run_id": run.id, "task": run.task, "network": run.network,
             "rows": run.data.get("rows"), "metrics": run.metrics, "baseline": self.baseline,
             "better_than_baseline": self.better_than_baseline, "why": self.why}
 
