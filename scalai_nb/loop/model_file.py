@@ -50,7 +50,7 @@ class Model(Section):
     task: Literal["auto", "binary", "multiclass", "regression"] = "auto"
     positive: Any = "auto"  # of two classes, the one whose probability is the score
     ignore: list[str] = []  # columns that are neither features nor watched
-    segments: list[str] = []  # columns whose values have windows of their own
+    segments: list[str] = []  # columns kept in the scores
     scores: str = ""  # table of its scores; empty: NAME_scores
     train: TrainSection = TrainSection()
     compress: CompressSection = CompressSection()
@@ -132,7 +132,7 @@ COMMENTS = {
     "task": "  # binary, multiclass, regression; auto: by the target's values",
     "positive": "  # of two classes, the one whose probability is the score; auto: True, 1 or the rarer",
     "ignore": "  # columns that are neither features nor watched",
-    "segments": "  # columns whose values have windows of their own",
+    "segments": "  # columns kept in the scores",
 }
 HINTS = {
     "train": 'network = "auto", epochs, batch_size, lr, validation, ranks, baseline = true',
