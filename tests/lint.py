@@ -95,7 +95,9 @@ def without_comment() -> Iterator[str]:
         lines, text = cell.source.split("\n"), ast.get_docstring(node) or ""
         for arg in [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]:
             line, above = lines[arg.lineno - 1], lines[arg.lineno - 2].strip() if arg.lineno > 1 else ""
-            explained = DOCUMENTED.search(line) or above.startswith("#") or f"`{arg.arg}`" in text
+            # an option of a command says it in its help
+            helped = arg.annotation is not None and ast.unparse(arg.annotation).startswith("Annotated[")
+            explained = helped or DOCUMENTED.search(line) or above.startswith("#") or f"`{arg.arg}`" in text
             if arg.arg not in ("self", "cls", "settings") and not explained:
                 yield f"{cell.place} {node.name}({arg.arg})"
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['models_app', 'MODEL', 'BUDGET', 'LABEL', 'THRESHOLD', 'KEY', 'AT', 'models_list', 'models_text', 'models_new',
-           'train', 'trained_text', 'models_show', 'models_compare', 'models_promote', 'models_rollback', 'budget',
-           'compress', 'score', 'labels', 'labelled_text', 'labels_text']
+           'train', 'trained_text', 'search', 'models_show', 'models_compare', 'models_promote', 'models_rollback',
+           'budget', 'compress', 'score', 'labels', 'labelled_text', 'labels_text']
 
 # %% ../../nbs/cli/09_models.ipynb #794570e6
 from typing import Annotated, Any
@@ -80,6 +80,27 @@ def trained_text(training: Any,  # loop.training.Training
     names = {"this model": training.run.metrics, **training.baseline}
     figures = lambda m: "  ".join(f"{k.removeprefix('val_')} {v:.4g}" for k, v in m.items())
     return "\n".join([*(f"{n:<18} {figures(m)}" for n, m in names.items()), training.why, f"run {run_id}"])
+
+# %% ../../nbs/cli/09_models.ipynb #8feda0ac
+@verb(app, "Models")
+def search(
+    model: Annotated[str, typer.Argument(metavar="[MODEL]", help="File under models/; the only one by default.")] = "",
+    trials: Annotated[int, option("Trials in all, those of an earlier call among them.")] = 8,
+    timeout: Annotated[float, option("Seconds after which no trial is begun.")] = 600.0,
+    epochs: Annotated[int, option("Of a trial that is not stopped early.")] = 3,
+) -> Answer:
+    "Search learning rate, width and dropout of a model file's network. A search that was stopped goes on."
+    from scalai_nb.core.settings import Settings
+    from scalai_nb.loop.model_file import Model
+    settings = Settings.load()
+    file = Model.load(model, settings)
+    from scalai_nb.loop.training import search_model
+    from scalai_nb.training.registry import Registry
+    found = search_model(file, settings, trials=trials, timeout=timeout, epochs=epochs, batch_size=256)
+    best = found.best
+    doc = {"search": found.name, "model": file.name, "run_id": Registry(settings).log(best),
+           "trials": len(found.trials), "parameters": found.study.best_trial.params, "metrics": best.metrics}
+    return Answer(doc, lambda: f"{found}\nrun {doc['run_id']}")
 
 # %% ../../nbs/cli/09_models.ipynb #114f4649
 @verb(models_app, name="show")

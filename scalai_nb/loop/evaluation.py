@@ -31,7 +31,6 @@ def store_reference(version,  # a registered `ModelVersion`
     "Score the rows that nobody trained on, window by window, and keep the profiles of the scores by label."
     from scalai_nb.data.profile_store import record
     from scalai_nb.data.table import Table
-    from scalai_nb.loop.gate import labelled
     from scalai_nb.serving.labels import windows
     from scalai_nb.serving.score import Scorer, scored
     from scalai_nb.training.registry import Registry
@@ -41,7 +40,7 @@ def store_reference(version,  # a registered `ModelVersion`
     scorer, rows = Scorer(version.path), {}
     split = Split.parse(run.data["folds"])
     for period in learnt_from(version):
-        part = labelled(model, period, split, settings)
+        part = model.labelled_rows([period] if period else [], settings, split)
         if not part.num_rows: continue
         seen = scored(scorer, [part], [], model.target, period, None, version.version)
         made = {label: p for (_, label), p in windows(seen).items()}

@@ -167,6 +167,19 @@ def where(self: Model,
     return [(PERIOD, "in", list(periods))] if periods else None
 
 @patch
+def labelled_rows(self: Model,
+                  periods: list[str] = (),  # windows; none: all
+                  settings: Settings | None = None,
+                  split: Any = None,  # a training.split.Split: only the rows that it holds out
+                 ) -> Any:  # Arrow table
+    "Read the rows whose label has come."
+    from scalai_nb.data.table import Table
+    from scalai_nb.data.target import labels_of
+    rows = Table(self.table, settings).arrow(filter=self.where(periods))
+    rows = rows.filter(labels_of(rows[self.target]).is_valid())
+    return rows if split is None else rows.filter(split.mask(rows))
+
+@patch
 def validation(self: Model, settings: Settings) -> Any:  # as training.split reads it
     "Decide which rows are held out: as the file says, else later rows, else by the hash of the key or of the row."
     said = self.train.validation

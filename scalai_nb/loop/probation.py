@@ -9,7 +9,7 @@ __all__ = ['ELDERS', 'served', 'serving_version', 'restore', 'version_of', 'fail
 from ..core.errors import ScalaiError, Unreachable, WorkFailed
 from ..core.settings import GateSection, Settings
 from .decisions import conclude, decisions, finish, is_old
-from .gate import Gap, gap, gate, labelled, row_loss, sides
+from .gate import Gap, gap, gate, row_loss, sides
 from .model_file import Model
 
 # %% ../../nbs/loop/07_probation.ipynb #b21a3ed4
@@ -126,7 +126,7 @@ def rivals(model: str, period: str, champion,  # ModelVersion
 def _sides_of(model: str, period: str, champion, settings: Settings) -> tuple:  # model file, rows, see `sides`
     from scalai_nb.training.registry import Registry
     file = Model.load(model, settings)
-    rows = labelled(file, period, settings=settings)
+    rows = file.labelled_rows([period] if period else [], settings)
     return file, rows, sides(rows, file, Registry(settings).run(champion.run_id).labels, settings)
 
 # %% ../../nbs/loop/07_probation.ipynb #0eb765b2

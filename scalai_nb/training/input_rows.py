@@ -18,7 +18,7 @@ from ..core import events
 from ..core.errors import BadRequest, nearest
 from ..core.settings import Settings
 from ..data.target import Target, labels_of
-from .network_factory import embeds, is_estimator
+from .network_factory import prep_options
 from .objective import network_input
 from .provenance import digest
 from .request import FitRequest, recordable
@@ -243,9 +243,7 @@ def _auto_prep(request: FitRequest, data: Any, training: pa.Table | None, target
         known = sum(p for fold, p in parts.items() if fold is None or str(fold) != str(split.value))
     groups = split.columns if split and (split.how in ("fold", "==")) else []
     exclude = [c for c in known.columns if c in (*groups, "fold")]
-    trees = is_estimator(request.network)
-    return Prep.fit(known, target=target.column, exclude=exclude, numbers="number" if trees else "standard",
-                    categories="code" if trees or embeds(request.network) else "onehot")
+    return Prep.fit(known, target=target.column, exclude=exclude, **prep_options(request.network))
 
 # %% ../../nbs/training/35_input_rows.ipynb #54ad013c
 def prepare_rows(request: FitRequest,  # checked
