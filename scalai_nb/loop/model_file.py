@@ -22,6 +22,8 @@ from ..data.table_reader import PERIOD
 class TrainSection(Section):
     "Set how a model is trained; auto is chosen from the rows and recorded with its reason."
     network: str = "auto"  # auto, MLP, ResidualMLP, FTTransformer, package.module:Class, or sklearn.…:Class
+    pretrained: str = ""  # weights to start from: NAME@champion, NAME@VERSION, or a file in the workspace
+    freeze: list[str] = []  # patterns of parameters that are held still, such as "layers.0.*"
     epochs: int | Literal["auto"] = "auto"
     batch_size: int | Literal["auto"] = "auto"  # rows over all ranks
     lr: float | Literal["auto"] = "auto"

@@ -18,6 +18,7 @@ from ..core import events
 from ..core.errors import BadRequest, nearest
 from ..core.settings import Settings
 from ..data.target import Target, labels_of
+from .leakage import suspected_leaks
 from .network_factory import prep_options
 from .objective import network_input
 from .provenance import digest
@@ -147,8 +148,9 @@ def _of_table(request: FitRequest) -> PreparedRows:
     if prep is None:
         prep = _auto_prep(request, data, None if large else known.filter(pa.array(~mask)), target, split)
         notes += _dropped(prep)
-    notes += _leak(prep, mask)
+    notes += _seen_by_prep(prep, mask)
     if not large:
+        notes += suspected_leaks(rows, list(prep.steps), target, split)
         if facts["table"] is None: facts |= {"digest": rows_digest(rows, prep, column, split)}
         rows = known
         prep.transform(rows.slice(0, 2))  # its types fit
@@ -227,7 +229,7 @@ def _dropped(prep: Any) -> list[str]:
     dropped = [f"{name} ({why})" for name, why in prep.dropped.items() if why != "excluded"]
     return [f"columns left out: {', '.join(dropped)}"] * bool(dropped)
 
-def _leak(prep: Any, mask: np.ndarray) -> list[str]:
+def _seen_by_prep(prep: Any, mask: np.ndarray) -> list[str]:
     return [
         f"the prep was fitted on all {len(mask)} rows, those held out among them; fit it on the profile of the others"
     ] * bool(mask.any() and prep.rows == len(mask))
