@@ -396,7 +396,9 @@ def test_steps_run_once_a_value_and_not_once_a_row(workspace):
     st.sampled_from(
         [
             {"dates": {"t": ["%d/%m/%Y", "%Y"]}},
-            {"numbers": {"t": ["1,234.5"]}},
+            {"decimal": {"t": "."}},
+            {"decimal": {"t": ","}},
+            {"map": {"t": {"a": "b"}}},
             {"units": {"t": {"from": "mi", "to": "km"}}},
             {"fill": {"t": 0}},
             {"clip": {"t": [0, 9]}},

@@ -66,12 +66,12 @@ def test_a_word_for_a_missing_value_is_one_only_when_somebody_said_so(workspace)
         "97 of 98 values" in said
         and "'NA' once" in said
         and "1 other" in said
-        and 'clean: [{"missing": {"n": ["-", "NA"]}}]' in said
+        and 'clean: [{"nulls": {"n": ["-", "NA"]}}]' in said
     )
     contract = Contract.infer(seen)
     assert "'NA' once" in contract.notes["country"] and "# n holds numbers as text" in contract.to_yaml()
     assert ingest(uri, "as_it_came").refused == {} and Table("as_it_came").arrow()["country"].null_count == 0
-    read = Contract({"n": Rule("int64")}, clean=({"missing": {"n": ["NA", "-"]}},))
+    read = Contract({"n": Rule("int64")}, clean=({"nulls": {"n": ["NA", "-"]}},))
     done = ingest(uri, "read", read, period="x")
     assert (
         done.refused == {"n: not an integer": 1}
@@ -86,9 +86,9 @@ def test_a_word_for_a_missing_value_is_one_only_when_somebody_said_so(workspace)
     [
         (
             [f"{i},5" for i in range(95)] + ["x"] * 5,
-            ("decimal comma", "type: float64", '{"numbers": {"x": ["1.234,5"]}}'),
+            ("decimal comma", "type: float64", '{"decimal": {"x": ","}}'),
         ),
-        ([f"1,{i:03},000.5" for i in range(95)] + ["x"] * 5, ('{"numbers": {"x": ["1,234.5"]}}',)),
+        ([f"1,{i:03},000.5" for i in range(95)] + ["x"] * 5, ('{"decimal": {"x": "."}}',)),
         ([f"{i},234" for i in range(1, 96)] + ["x"] * 5, ("may be 1234 or 1.234",)),
         (
             [f"{1 + i % 28:02}.01.2013 05:15" for i in range(95)] + ["soon"] * 5,
@@ -122,11 +122,11 @@ def test_the_proposed_steps_do_what_was_proposed(workspace):
     )
     contract = Contract.infer(profile(uri))
     assert all(
-        f in contract.notes["price"] for f in ('{"missing": {"price": ["NA"]}}', '{"numbers": {"price": ["1.234,5"]}}')
+        f in contract.notes["price"] for f in ('{"nulls": {"price": ["NA"]}}', '{"decimal": {"price": ","}}')
     )
     taken = Contract(
         {"price": Rule("float64"), "at": Rule("date")},
-        clean=({"missing": {"price": ["NA"]}}, {"numbers": {"price": ["1.234,5"]}}, {"dates": {"at": ["%d.%m.%Y"]}}),
+        clean=({"nulls": {"price": ["NA"]}}, {"decimal": {"price": ","}}, {"dates": {"at": ["%d.%m.%Y"]}}),
     )
     assert (
         ingest(uri, "t", taken).refused == {}

@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from ..core.device import on_host
 from ..core.errors import BadRequest, WorkFailed, nearest, one_of
 from ..core.storage import filesystem, read_bytes, write_atomic
-from .clean import deduplicated, steps_of
+from .clean import STEPS, deduplicated, steps_of
 from .contract_yaml import dump, yaml_of
 from .expression import Expression
 from .rules import Rule, Tally, Verdict, describe_rule, not_a, seconds, sensible, source_of, tests
@@ -146,7 +146,7 @@ def save(self: Contract, place: str | Path):
         there = read_bytes(place).decode("utf8", "replace") if fs.isfile(path) else None
     write_atomic(place, self.to_yaml(there))
 
-# %% ../../nbs/data/10_contract.ipynb #7992a846
+# %% ../../nbs/data/10_contract.ipynb #7658e27e
 def _fields(cls, given: dict, where: str) -> dict:  # of a dataclass, unknown names refused
     known = [f.name for f in fields(cls) if f.name not in ("notes", "text", "known")]
     if not isinstance(given, dict):
@@ -155,9 +155,24 @@ def _fields(cls, given: dict, where: str) -> dict:  # of a dataclass, unknown na
             "Write it as in: dep_delay: {type: float64, min: -60}",
             "contract",
         )
-    for name in given: one_of(str(name), known, f"word in {where}:", "contract")
+    for name in given:
+        if str(name) not in known: _misplaced(cls, str(name), where)
+        one_of(str(name), known, f"word in {where}:", "contract")
     return {n: tuple(v) if isinstance(v, list) else v for n, v in given.items()}
 
+def _misplaced(cls, name: str, where: str) -> None:
+    "Show a word of the contract its place, where it stands in another."
+    if cls is Rule and name in STEPS or cls is Contract and name in STEPS:
+        place, said = f"clean: [{STEPS[name][2].split(', or')[0]}]", "a cleaning step"
+    elif cls is Contract and name in {f.name for f in fields(Rule)}:
+        place, said = f"columns: {{x: {{{name}: …}}}}", "a rule about a column"
+    elif cls is Rule and name in {f.name for f in fields(Contract)} - {"notes", "text", "known"}:
+        place, said = f"{name}: … at the beginning of a line", "a word about the whole contract"
+    else: return
+    raise BadRequest(f"{where}: {name!r} is {said}, and stands in another place.", f"Write it as in: {place}",
+                     "contract")
+
+# %% ../../nbs/data/10_contract.ipynb #7992a846
 @patch(cls_method=True)
 def from_dict(cls: Contract, document: dict, where: str = "contract") -> Contract:
     "A contract from plain values. Raises `BadRequest` for a word it does not know."

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from .column import Column
 from .numeric import HOUR_US, iso
 from .profile_format import pack_column, split_state
-from .value_formats import DATES, FORMATS, formats
+from .value_formats import DATES, FORMATS, formats, number_pattern
 
 # %% ../../nbs/data/02_quality.ipynb #16713f61
 def _share(n, of): return f"{100 * n / of:.3g} %"
@@ -115,7 +116,7 @@ def proposal(c: Column) -> Proposal | None:  # None: there is nothing to propose
         k: n for k, n in f.items() if k.partition("+")[0] in names
     }
     missing = _missing(c) if f.get("missing") else {}
-    for what, found in (("dates", some(DATES)), ("numbers", some(NUMBERS))):
+    for what, word, found in (("dates", "dates", some(DATES)), ("numbers", "decimal", some(NUMBERS))):
         n = sum(found.values())
         if not n or n < .9*there: continue
         others = [f"{k!r} {_times(n)}" for k, n in missing.items()]
@@ -129,15 +130,13 @@ def proposal(c: Column) -> Proposal | None:  # None: there is nothing to propose
         )
         type, step, note = (_as_dates if what == "dates" else _as_numbers)(c, found)
         said = f"holds {what} as text: {n:,} of {there:,} values" + "".join(f", {o}" for o in others) + note
-        steps = [{"missing": {c.name: list(missing)}}]*bool(missing) + ([{what: {c.name: step}}] if step else [])
+        steps = [{"nulls": {c.name: list(missing)}}]*bool(missing) + ([{word: {c.name: step}}] if step else [])
         return Proposal(said, type, tuple(steps))
+    if there and f.get("other", 0) >= .9*there and (found := _with_signs(c, missing)) is not None: return found
     if not missing: return None
     words = ", ".join(f"{k!r} {_times(n)}" for k, n in missing.items())
-    return Proposal(
-        f"holds {words}, which may mean missing and stays text until a contract says so",
-        None,
-        ({"missing": {c.name: list(missing)}},),
-    )
+    said = f"holds {words}, which may mean missing and stays text until a contract says so"
+    return Proposal(said, None, ({"nulls": {c.name: list(missing)}},))
 
 # %% ../../nbs/data/02_quality.ipynb #e4e44b47
 def _times(n: int) -> str: return "once" if n == 1 else f"{n:,} times"
@@ -146,6 +145,23 @@ def _missing(c: Column) -> "dict[str, int]":  # words for a missing value → ro
     known = [(v, low) for v, low, _ in c.top(1_512)]
     at = FORMATS.index("missing")
     return {v: n for (v, n), k in zip(known, formats(pa.array([v for v, _ in known], pa.string()))) if k == at}
+
+# %% ../../nbs/data/02_quality.ipynb #14f5f964
+def _with_signs(c: Column, missing: "dict[str, int]") -> Proposal | None:
+    "Propose how to read amounts of a currency and percentages, judged by the values that are kept by name."
+    known = pa.array([v for v, *_ in c.top(1_512) if v.strip() and v not in missing], pa.string())
+    fits = {mark: pc.match_substring_regex(known, number_pattern(mark)) for mark in ".,"}
+    number = pc.or_(fits["."], fits[","])
+    sure = {mark: pc.sum(pc.and_(fits[mark], pc.invert(fits[other]))).as_py() or 0 for mark, other in (".,", ",.")}
+    if not len(known) or number.true_count < .9*len(known): return None
+    said = f"holds amounts as text, as {known.filter(number)[0].as_py()!r}"
+    both = pc.match_substring_regex(known.filter(number), r"[.,]\d{3}(\D|$)")
+    if not any(sure.values()) and pc.any(both).as_py() or min(sure.values()) > .1*len(known):
+        return Proposal(f"{said}, of which no value says whether the point or the comma is before decimals")
+    if others := len(known) - number.true_count: said += f", and {others:,} other text{'s'*(others > 1)}"
+    mark = max(".,", key=sure.get)
+    steps = [{"nulls": {c.name: list(missing)}}]*bool(missing) + [{"decimal": {c.name: mark}}]
+    return Proposal(said, "float64", tuple(steps))
 
 # %% ../../nbs/data/02_quality.ipynb #8a01aa97
 _DATE = {
@@ -177,16 +193,17 @@ def _as_dates(c: Column, found: "dict[str, int]") -> tuple:  # type, formats, wh
     )
 
 # %% ../../nbs/data/02_quality.ipynb #6f2b3d6b
-def _as_numbers(c: Column, found: "dict[str, int]") -> tuple:  # type, examples, what cannot be decided
+def _as_numbers(c: Column, found: "dict[str, int]") -> tuple:  # type, decimal mark, what cannot be decided
     if "long" in found:
         digits = max(c.lengths)
         if {*found} <= {"whole", "long"} and digits <= 38:
             return f"decimal({digits}, 0)", [], f", {found['long']:,} of more digits than int64 is sure to hold"
         return None, [], f", {found['long']:,} of more digits than a number holds exactly"
-    steps = ["1.234,5"]*("comma" in found) + ["1,234.5"]*("thousands" in found)
-    if "either" in found and len(steps) != 1:
-        return None, [], ", of which '1,234' may be 1234 or 1.234: numbers: ['1,234.5'] or ['1.234,5'] says which"
-    return "int64" if {*found} == {"whole"} else "float64", steps, " (decimal comma)"*("comma" in found)
+    comma, point = "comma" in found, "thousands" in found or "point" in found
+    if comma and point or "either" in found and not (comma or point):
+        return None, [], ", of which '1,234' may be 1234 or 1.234: decimal: '.' or ',' in a cleaning step says which"
+    mark = "," if comma else "." if {"thousands", "either"} & {*found} else None
+    return "int64" if {*found} == {"whole"} else "float64", mark, " (decimal comma)"*comma
 
 # %% ../../nbs/data/02_quality.ipynb #7e875a04
 def _alike(
