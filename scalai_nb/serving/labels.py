@@ -51,9 +51,9 @@ def windows(
         wide |= dict(zip(errors.column_names, errors.columns))
         return {(period, None): p for period, p in profile(pa.table(wide), by="period").items()}
     if pa.types.is_floating(label.type): label = pc.if_else(pc.is_nan(label), None, label)
-    score = "confidence" if task == "multiclass" else "score"  # of the predicted class; of the positive one
-    columns = {score: rows["score"], "period": rows["period"], "label": _came_true(rows, label, task)}
-    return profile(pa.table(columns), by=["period", "label"])
+    if task == "multiclass": columns = _classes(rows, label)
+    else: columns = {"score": rows["score"], "label": _came_true(rows, label)}
+    return profile(pa.table(columns | {"period": rows["period"]}), by=["period", "label"])
 
 # %% ../../nbs/serving/02_labels.ipynb #ff4a4da6
 def _numbers(label):
@@ -65,11 +65,17 @@ def _numbers(label):
 def _task(rows: pa.Table) -> str:
     return rows["task"][0].as_py() if "task" in rows.column_names and len(rows) else "binary"
 
-def _came_true(rows: pa.Table, label: Any, task: str) -> Any:
-    "Whether the positive class came, or among several the predicted one; null where no label has come."
-    if pa.types.is_null(label.type): return label
-    if task == "multiclass": return pc.equal(label.cast(pa.string()), rows["prediction"].cast(pa.string()))
-    if pa.types.is_boolean(label.type) or "positive" not in rows.column_names: return label
+def _classes(rows: pa.Table, label: Any) -> dict:
+    "Of several classes: how sure the prediction is, what was predicted, what came, and whether that is the same."
+    from scalai_nb.data.target import class_text, mistakes
+    called, came = class_text(rows["prediction"]), class_text(label)
+    return {"confidence": rows["score"], "prediction": called, "actual": came, "mistake": mistakes(came, called),
+            "label": pc.equal(came, called)}
+
+def _came_true(rows: pa.Table, label: Any) -> Any:
+    "Whether the positive class came; null where no label has come."
+    if pa.types.is_null(label.type) or pa.types.is_boolean(label.type) or "positive" not in rows.column_names:
+        return label
     words = pc.utf8_lower(label.cast(pa.string()))
     return pc.equal(words, pc.utf8_lower(rows["positive"]))
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import BadRequest, one_of
-from ..core.stats import Z95, delong, placements, wilson
+from ..core.stats import Z95, class_metrics, delong, macro_metrics, placements, share
 from ..data.target import labels_of
 from .diagnostics import calibration, curves, residuals, spread
 from .evaluation_report import Evaluation
@@ -104,11 +104,8 @@ def _right(y: np.ndarray, prediction: np.ndarray) -> np.ndarray:  # by row
 def _measured(name: str, y: np.ndarray, prediction: np.ndarray, task: str) -> tuple[float, float, float]:
     "Compute a metric with its interval, in closed form where there is one."
     if name == "auc": return delong(y, prediction)
-    if name == "accuracy": return _share((right := _right(y, prediction)).sum(), len(right))
+    if name == "accuracy": return share((right := _right(y, prediction)).sum(), len(right))
     return interval(OBJECTIVES[task].metrics[name], y, prediction)
-
-def _share(hits: int, rows: int) -> tuple[float, float, float]:
-    return float(hits / rows) if rows else np.nan, *wilson(hits, rows)
 
 def _regression(y: np.ndarray, prediction: np.ndarray) -> dict:
     return {
@@ -125,20 +122,13 @@ def _classes(y: np.ndarray, prediction: np.ndarray) -> dict:
     table = np.bincount(y.astype(int)*n + label, minlength=n*n).reshape(n, n)
     score = {k: prediction[:, k] for k in range(n)} if many else {0: 1 - prediction, 1: prediction}
     drawn = {k: curves(y == k, score[k]) for k in (range(n) if many else [1])}
-    classes = [
-        {
-            "class": k,
-            "rows": int(table[k].sum()),
-            "recall": _share(table[k, k], table[k].sum()),
-            "precision": _share(table[k, k], table[:, k].sum()),
-            "auc": delong(y == k, score[k]),
-        }
-        for k in range(n)
-    ]
+    hits, missed = np.diag(table), np.nonzero(table*(1 - np.eye(n, dtype=int)))
+    each = class_metrics(hits, table.sum(0), table.sum(1))
     sure = calibration(_right(y, prediction).astype(float), prediction.max(1)) if many else calibration(y, prediction)
     return {
         "confusion": table.tolist(),
-        "classes": classes,
+        "classes": [{"class": k} | found | {"auc": delong(y == k, score[k])} for k, found in enumerate(each)],
+        "macro": macro_metrics(each, (*missed, table[missed])),
         "roc": {k: d[0] for k, d in drawn.items()},
         "pr": {k: d[1] for k, d in drawn.items()},
         "calibration": sure,

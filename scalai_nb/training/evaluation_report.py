@@ -28,7 +28,7 @@ class Evaluation:
     rows: int
     measures: dict[str, tuple[float, float, float]]  # of the loss, as in the history
     confusion: list[list[int]] | None  # [truth][predicted], at one half or of the likeliest class
-    # class, rows, and with intervals: recall, precision, auc against the others
+    # class, rows, rows predicted, and with intervals: recall, precision, f1, auc against the others
     classes: list[dict] = field(default_factory=list)
     roc: dict[int, np.ndarray] = field(default_factory=dict)  # class → see `curves`; binary: of 1 only
     pr: dict[int, np.ndarray] = field(default_factory=dict)
@@ -36,9 +36,9 @@ class Evaluation:
     residuals: list[dict] = field(default_factory=list)  # regression
     spread: np.ndarray | None = None  # of the residuals
     segments: dict[str, list[dict]] = field(default_factory=dict)  # column → value, rows and the first measure
-    # column, and what the first measure loses without it, the largest first
-    importance: list[dict] = field(default_factory=list)
+    importance: list[dict] = field(default_factory=list)  # column, what the first measure loses; the largest first
     worst: Any = None  # pandas rows with the greatest loss, worst first
+    macro: dict[str, tuple[float, float, float]] = field(default_factory=dict)  # recall, precision, f1: class means
 
     def to_dict(self) -> dict:  # for JSON
         return plain(self.__dict__ | {"worst": self.worst.to_dict("records")}, "evaluation", str)
@@ -134,6 +134,7 @@ def _calibration_figure(self: Evaluation) -> str:
 @patch
 def _repr_html_(self: Evaluation) -> str:
     measures = " · ".join(f"{k} <b>{_figure_text(v)}</b>" for k, v in self.measures.items())
+    macro = ", ".join(f"{k} {_figure_text(v)}" for k, v in self.macro.items())
     out = [
         (
             f"<b>Run {html.escape(self.run)}</b> on {self.rows:,} rows: {measures}; in brackets, and as bands and"
@@ -144,9 +145,9 @@ def _repr_html_(self: Evaluation) -> str:
     ]
     if self.confusion:
         out.append(
-            "<p>truth down, prediction across</p>"
-            + _table([{"": i} | dict(enumerate(r)) for i, r in enumerate(self.confusion)])
+            svg.confusion_matrix(self.confusion, range(len(self.confusion)))
             + _table(self.classes)
+            + (f"<p>mean of the classes: {macro}</p>" if macro else "")
         )
     if self.residuals: out.append("<p>truth less prediction</p>" + _table(self.residuals, "value"))
     for column, rows in self.segments.items():
