@@ -61,8 +61,8 @@ def effects(folder: Path) -> list:
 
 
 def made(name, **given) -> Schedule:
-    return schedule(dict(name=name, job="quick.ipynb")
-                    | (dict(cron="0 2 * * *") if not {"cron", "every", "at", "on_table"} & set(given) else {}) | given)
+    timed = {"cron", "every", "at", "on_table", "on_file"} & set(given)
+    return schedule(dict(name=name, job="quick.ipynb") | ({} if timed else dict(cron="0 2 * * *")) | given)
 
 
 class Clock:
@@ -401,6 +401,61 @@ def test_a_new_version_of_a_table_starts_one_run(quick):
     DeltaTable(place).optimize.compact()
     look()
     assert [p["version"] for p, _ in effects(quick)] == [1]
+
+
+def looked(*schedulers) -> None:
+    "All look at their stores at the same time, and run what they find."
+    threads = [threading.Thread(target=s.check_stores, args=(s.table.clock(), True)) for s in schedulers]
+    for s in schedulers: s.looks.clear()
+    for t in threads: t.start()
+    for t in threads: t.join(60)
+    turns(*schedulers)
+
+
+def test_each_new_file_runs_once_though_two_look(quick, monkeypatch):
+    clock, table, inbox = Clock(monkeypatch, "2026-06-01T12:00Z"), ScheduleStore(), quick/"inbox"
+    inbox.mkdir()
+    (inbox/"old.csv").write_text("x")
+    table.put(made("load", on_file="inbox/*.csv", settle=10, backlog=1, parameters=dict(file="${file}")))
+    both = [Scheduler(slots=2) for _ in range(2)]
+    for n in range(12): (inbox/f"{n}.csv").write_text("x" * n)
+    (inbox/"notes.txt").write_text("no table")
+    looked(*both)
+    assert effects(quick) == []  # somebody may still write to them
+    slow = open(inbox/"slow.csv", "w")
+    for _ in range(4):
+        clock.t += 6
+        print("more", file=slow, flush=True)
+        looked(*both)
+    assert sorted(p["file"] for p, _ in effects(quick)) == sorted(f"inbox/{n}.csv" for n in range(12))
+    slow.close()
+    (inbox/"3.csv").write_text("another content")
+    for _ in range(3):
+        clock.t += 10
+        looked(*both)
+    assert sorted(p["file"] for p, _ in effects(quick)[12:]) == ["inbox/3.csv", "inbox/slow.csv"]
+    later = Scheduler()  # one that was not there
+    clock.t += 1000
+    looked(later)
+    assert len(effects(quick)) == 14 and Counter(f.state for f in table.firings()) == {"succeeded": 14}
+
+
+def test_files_that_came_while_nobody_looked_run_and_paused_ones_do_not(quick, monkeypatch):
+    clock, table, inbox = Clock(monkeypatch, "2026-06-01T12:00Z"), ScheduleStore(), quick/"inbox"
+    inbox.mkdir()
+    table.put(made("load", on_file="inbox/*.csv", settle=1, parameters=dict(file="${file}", state="failed")))
+    def come(name):
+        (inbox/name).write_text(name)
+        for _ in range(2):
+            clock.t += 86_400
+            looked(Scheduler())
+    come("a.csv"), come("b.csv")  # a day without a scheduler, and a failure that has no retries
+    table.pause("load")
+    come("c.csv")
+    table.pause("load", False)
+    come("d.csv")
+    assert [p["file"] for p, _ in effects(quick)] == [f"inbox/{n}.csv" for n in "abd"]
+    with pytest.raises(BadRequest, match="-p file=PATH"): table.trigger("load")
 
 
 def test_a_store_that_hangs_holds_nobody_up(quick, monkeypatch):

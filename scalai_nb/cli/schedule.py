@@ -30,11 +30,15 @@ def schedule_add(
     job: Annotated[str, typer.Argument(metavar="NOTEBOOK|WORKFLOW")],
     cron: Annotated[str | None, option("minute hour day month weekday, by the zone's wall clock.")] = None,
     interval: Annotated[str | None,
-                        option("An interval, as 15m; with --on-table how often to look.", "--every")] = None,
+                        option("An interval, as 15m; with --on-table, --on-file: how often to look.",
+                               "--every")] = None,
     time: Annotated[str | None, option("Once: 2026-12-24T18:00, by the zone's wall clock.", "--at")] = None,
     on_table: Annotated[str | None, option("On each new version of a table.")] = None,
+    on_file: Annotated[str | None, option("For each new file, as 'inbox/*.csv' or an s3:// pattern.")] = None,
+    settle: Annotated[str | None, option("So long a file stands still before it is taken. Default: 10 s.")] = None,
     zone: Annotated[str | None, option("IANA time zone, as Europe/Berlin. Default: UTC.")] = None,
-    p: Annotated[list[str] | None, option("name=value; ${date}, ${due} and ${version} are filled in.", "-p")] = None,
+    p: Annotated[list[str] | None,
+                 option("name=value; ${date}, ${due}, ${version} and ${file} are filled in.", "-p")] = None,
     catch_up: Annotated[str | None, option("Missed ones: none, last (default) or all.")] = None,
     overlap: Annotated[str | None, option("While the one before still runs: skip (default), queue or cancel.")] = None,
     backlog: Annotated[int | None, option("At most so many missed or waiting ones. Default: 10.", "--backlog")] = None,
@@ -54,9 +58,10 @@ def schedule_add(
     replace: Annotated[bool, option("Change the one of this name.", "--replace")] = False,
 ) -> Answer:
     "Run a job at its times, once each."
-    options = dict(cron=cron, every=interval, at=time, on_table=on_table, zone=zone, catch_up=catch_up,
-                   overlap=overlap, backlog=backlog, jitter=jitter, grace=grace, timeout=timeout, retries=retries,
-                   backoff=backoff, if_lost=if_lost, group=group, limit=limit, gpus=gpus, late=late)
+    options = dict(cron=cron, every=interval, at=time, on_table=on_table, on_file=on_file, settle=settle,
+                   zone=zone, catch_up=catch_up, overlap=overlap, backlog=backlog, jitter=jitter, grace=grace,
+                   timeout=timeout, retries=retries, backoff=backoff, if_lost=if_lost,
+                   group=group, limit=limit, gpus=gpus, late=late)
     if alert is not None: options["alert"] = [a.strip() for a in alert.split(",") if a.strip()]
     options |= dict(name=name, parameters=pairs(p or []), paused=paused)
     return _added(Path(job).absolute(), {k: v for k, v in options.items() if v is not None}, replace)
@@ -71,11 +76,19 @@ def _added(job: Path, options: dict, replace: bool) -> Answer:
     options["job"] = str(job.relative_to(root) if job.is_relative_to(root) else job)
     done = table.put(schedule(options).check(table.settings), replace=replace)
     doc = table.overview(options["name"])[0]
-    seen, next_ = doc["seen"], f", next {doc['next']}" if doc["next"] else ""
-    newest = ("" if seen is None else f"; the newest is {seen}" if seen >= 0
-              else f"; there is none yet of a table {options['on_table']}")
-    text = f"{options['name']} {done}: {doc['trigger']}{newest}{next_}" + ", paused" * doc["paused"]
+    next_ = f", next {doc['next']}" if doc["next"] else ""
+    text = f"{options['name']} {done}: {doc['trigger']}{_so_far(doc)}{next_}" + ", paused" * doc["paused"]
     return Answer(doc | {"done": done}, text)
+
+def _so_far(doc: dict) -> str:
+    "What is there already, and so is no news."
+    what, seen, files = doc["schedule"], doc["seen"], doc["files"]
+    if what["on_file"]:
+        taker = next((n for n, v in what["parameters"].items() if "${file}" in str(v)), None)
+        to = f" as {taker}" if taker else ", whose name the job does not ask for"
+        return f"{to}; {files or 'none'} there already" + f", which do{'es'*(files == 1)} not count"*bool(files)
+    if seen is None: return ""
+    return f"; the newest is {seen}" if seen >= 0 else f"; there is none yet of a table {what['on_table']}"
 
 # %% ../../nbs/cli/08_schedule.ipynb #45a0818b
 @verb(schedule_app, name="apply")
@@ -130,8 +143,8 @@ def schedule_show(name: NAME, limit: Annotated[int, typer.Option(min=1, help="Pa
 def schedule_text(doc: dict) -> str:
     "One schedule as a person reads it."
     says = {k: v for k, v in doc["schedule"].items()
-            if v not in ("", None, 0, {}) and k not in ("name", "cron", "every", "at", "on_table")}
-    due = lambda f: f["key"] if f["key"].startswith(("version", "by hand")) else f["due"]
+            if v not in ("", None, 0, {}) and k not in ("name", "cron", "every", "at", "on_table", "on_file")}
+    due = lambda f: f["key"] if f["key"].startswith(("version", "file", "by hand")) else f["due"]
     past = [{"due": due(f), "state": f["state"], "run": f["run"], "reason": f["reason"]} for f in doc["firings"]]
     return "\n".join([f"{doc['name']}: {doc['trigger']}" + (", paused" if doc["paused"] else ""),
                       *(f"  {k:<12} {printable(str(v))}" for k, v in says.items()), "next",

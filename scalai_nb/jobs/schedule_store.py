@@ -14,6 +14,7 @@ from fastcore.basics import patch
 
 from ..core.delta_log import commits
 from ..core.errors import BadRequest, nearest
+from .file_arrivals import file_key, forget_files, known_files, list_files, note_files
 from scalai_nb.jobs.firing_queue import (
     FIRINGS,
     SCHEDULES,
@@ -24,6 +25,7 @@ from scalai_nb.jobs.firing_queue import (
     select_firings,
 )
 from .job_run import new_id
+from .references import references
 from .schedule import QUIET_OPERATIONS, Schedule, table_location
 
 # %% ../../nbs/jobs/35_schedule_store.ipynb #607176e1
@@ -37,7 +39,7 @@ def _next(schedule: Schedule, after: float) -> dict:
 
 # %% ../../nbs/jobs/35_schedule_store.ipynb #b89c0d93
 @patch
-def put(self: ScheduleStore, schedule: Schedule,
+def put(self: ScheduleStore, schedule: Schedule,  # checked
         source: str = "",  # the file it comes from
         replace: bool = True,  # False: a `BadRequest` where the name is taken
        ) -> str:  # added, changed or unchanged
@@ -45,8 +47,7 @@ def put(self: ScheduleStore, schedule: Schedule,
     now, spec = self.clock(), schedule.model_dump(mode="json")
     if schedule.at and next(schedule.times(now), None) is None and not self._has(schedule.name):
         raise BadRequest(f"Schedule {schedule.name!r}: {schedule} is over.", "Give a time to come.", "schedule")
-    newest = commits(table_location(schedule.on_table, self.settings)) if schedule.on_table else []
-    seen = (newest[-1][0] if newest else -1) if schedule.on_table else None
+    there = self._there(schedule)
     with self.exclusive() as db:
         old = db.execute(sa.select(SCHEDULES).where(SCHEDULES.c.name == schedule.name)).mappings().first()
         if old and not replace:
@@ -59,12 +60,32 @@ def put(self: ScheduleStore, schedule: Schedule,
         # what a person has paused stays so
         paused = old["paused"] if old and old["spec"]["paused"] == schedule.paused else schedule.paused
         row = dict(spec=spec, source=source, paused=paused,
-                   changed=now) | ({} if same else _next(schedule, now) | dict(seen=seen))
+                   changed=now) | ({} if same else _next(schedule, now) | self._begin(db, schedule, there, now))
         if old:
             db.execute(SCHEDULES.update().where(SCHEDULES.c.name == schedule.name).values(**row))
         else:
             db.execute(SCHEDULES.insert().values(name=schedule.name, **row))
     return "changed" if old else "added"
+
+# %% ../../nbs/jobs/35_schedule_store.ipynb #fd3bc4bd
+@patch
+def _there(self: ScheduleStore, schedule: Schedule) -> int | dict[str, str] | None:
+    "What a table or a folder holds before anything is new: its newest version (-1: no table), its files."
+    if schedule.on_file: return list_files(schedule.on_file, self.settings)
+    if not schedule.on_table: return None
+    newest = commits(table_location(schedule.on_table, self.settings))
+    return newest[-1][0] if newest else -1
+
+@patch
+def _begin(self: ScheduleStore, db, schedule: Schedule, there, now: float,
+           resumed: bool = False,  # what was seen before stays known
+          ) -> dict:  # values of its row
+    "What is there is no news."
+    if schedule.on_file or not resumed:
+        if not resumed: forget_files(db, schedule.name)
+        if schedule.on_file: note_files(db, schedule.name, there, now, schedule.settle, ignore=True)
+        return dict(seen=None if schedule.on_file else there)
+    return dict(seen=there) if schedule.on_table and there >= 0 else {}
 
 # %% ../../nbs/jobs/35_schedule_store.ipynb #09953d23
 @patch
@@ -84,13 +105,12 @@ def _row(self: ScheduleStore, db, name: str):
 @patch
 def pause(self: ScheduleStore, name: str, paused: bool = True):
     "Let nothing start by itself, or (False) go on with the next due time."
+    with self.engine.connect() as db: row = self._row(db, name)
+    what, resumes = Schedule(**row["spec"]), row["paused"] and not paused
+    there = self._there(what) if resumes else None
     with self.exclusive() as db:
-        row = self._row(db, name)
-        what = Schedule(**row["spec"])
-        newest = (commits(table_location(what.on_table, self.settings))
-                  if what.on_table and not paused and row["paused"] else [])
-        again = ({} if paused or not row["paused"]
-                 else _next(what, self.clock())) | (dict(seen=newest[-1][0]) if newest else {})
+        now = self.clock()
+        again = _next(what, now) | self._begin(db, what, there, now, resumed=True) if resumes else {}
         db.execute(SCHEDULES.update().where(SCHEDULES.c.name == name).values(paused=paused, **again))
 
 @patch
@@ -98,6 +118,7 @@ def remove(self: ScheduleStore, name: str):
     "Forget a schedule. What runs goes on; what waits does not start."
     with self.exclusive() as db:
         self._row(db, name)
+        forget_files(db, name)
         db.execute(SCHEDULES.delete().where(SCHEDULES.c.name == name))
         db.execute(FIRINGS.update().where(FIRINGS.c.schedule == name, FIRINGS.c.state == "queued").values(
                        state="skipped", reason="the schedule was removed", ended=self.clock()
@@ -112,6 +133,10 @@ def trigger(self: ScheduleStore, name: str, parameters: dict | None = None) -> F
         what = Schedule(**row["spec"])
         if parameters:
             what = what.model_copy(update=dict(parameters=what.parameters | parameters)).check(self.settings)
+        if what.on_file and "file" in references(what.parameters):
+            taker = next((n for n, v in what.parameters.items() if "file" in references(v)))
+            raise BadRequest(f"Schedule {name!r} runs one file, and none was named.",
+                             f"Name it: scalai schedule trigger {name} -p {taker}=PATH", "schedule")
         firing = Firing(name, f"by hand {new_id()}", now, now, what.model_dump(mode="json"),
                         what.parameters_at(now, row["seen"] if what.on_table else None), created=now)
         db.execute(FIRINGS.insert().values(**vars(firing)))
@@ -130,8 +155,7 @@ def apply(self: ScheduleStore, schedules: list[Schedule],
         raise BadRequest(f"There is a schedule {taken!r} already, " + (f"from {old[taken]}." if old[taken]
                                                                        else "made by hand."),
                          f"Give another name, or: scalai schedule remove {taken}", "schedule")
-    for s in schedules: s.check(self.settings)
-    done = {s.name: self.put(s, source) for s in schedules}
+    done = {s.name: self.put(s, source) for s in [s.check(self.settings) for s in schedules]}
     for name in [n for n, where in old.items() if where == source and n not in done]:
         self.remove(name)
         done[name] = "removed"
@@ -221,18 +245,20 @@ def _skip(self: ScheduleStore, db, firings: list[Firing], reason: str, now: floa
 
 # %% ../../nbs/jobs/35_schedule_store.ipynb #c5037b10
 @patch
-def tables(self: ScheduleStore) -> list[tuple[str, Schedule, int]]:  # name, schedule, newest version seen
-    "What waits for tables."
+def waiting(self: ScheduleStore) -> list[tuple[str, Schedule, int | None]]:  # name, schedule, newest version seen
+    "What waits for tables and files."
     with self.engine.connect() as db:
         rows = db.execute(sa.select(SCHEDULES.c.name, SCHEDULES.c.spec, SCHEDULES.c.seen).where(
-                              SCHEDULES.c.paused.is_(False), SCHEDULES.c.seen.is_not(None)
+                              SCHEDULES.c.paused.is_(False), SCHEDULES.c.next_due.is_(None)
                           ))
-        return [(r.name, what, r.seen) for r in rows if (what := Schedule(**r.spec)).on_table]
+        specs = [(r.name, Schedule(**r.spec), r.seen) for r in rows]
+        return [s for s in specs if s[1].on_table or s[1].on_file]
 
 
 @patch
 def add_versions(self: ScheduleStore, name: str, versions: list[tuple[int, float, str]],  # as `commits` gives them
-                 timestamp: float) -> list[Firing]:
+                 timestamp: float,  # the database's clock
+                ) -> list[Firing]:
     "Versions have come."
     with self.exclusive() as db:
         row = self._row(db, name)
@@ -247,6 +273,31 @@ def add_versions(self: ScheduleStore, name: str, versions: list[tuple[int, float
         made = self._add(db, what, new, timestamp)
         db.execute(SCHEDULES.update().where(SCHEDULES.c.name == name).values(seen=versions[-1][0]))
     return made
+
+# %% ../../nbs/jobs/35_schedule_store.ipynb #1e495cc9
+@patch
+def add_files(self: ScheduleStore, name: str, files: dict[str, str],  # as `list_files` gives them
+              timestamp: float,  # the database's clock
+             ) -> tuple[list[Firing], int]:  # the new rows, and how many files may still be written
+    "Files were seen."
+    with self.engine.connect() as db: known = known_files(db, name)
+    if all(known.get(path, ("", 0, False))[::2] == (version, True) for path, version in files.items()): return [], 0
+    with self.exclusive() as db:
+        row = db.execute(sa.select(SCHEDULES).where(SCHEDULES.c.name == name)).mappings().first()
+        if row is None or row["paused"]: return [], 0
+        what = Schedule(**row["spec"])
+        come, left = note_files(db, name, files, timestamp, what.settle)
+        new = [Firing(name, file_key(path, version), timestamp, timestamp + what.offset, row["spec"],
+                      what.parameters_at(timestamp, file=path), created=timestamp) for path, version in come.items()]
+        return self._insert_new(db, name, new), left
+
+@patch
+def _insert_new(self: ScheduleStore, db, name: str, new: list[Firing]) -> list[Firing]:  # those that were not there
+    mine = FIRINGS.c.schedule == name
+    there = {k for k, in db.execute(sa.select(FIRINGS.c.key).where(mine, FIRINGS.c.key.in_([f.key for f in new])))}
+    new = [f for f in new if f.key not in there]
+    if new: db.execute(FIRINGS.insert(), [vars(f) for f in new])
+    return new
 
 # %% ../../nbs/jobs/35_schedule_store.ipynb #ae6a3e8f
 @patch
@@ -264,6 +315,7 @@ def overview(self: ScheduleStore, name: str | None = None) -> list[dict]:  # by 
                             next=None if row["paused"] else local_time(row["wake"], what.zone),
                             overdue=bool(not row["paused"] and row["wake"] and now - row["wake"] > what.grace),
                             failing_since=local_time(row["failing"], what.zone), seen=row["seen"],
+                            files=len(known_files(db, what.name)) if what.on_file else None,
                             queued=db.execute(sa.select(sa.func.count()).select_from(FIRINGS).where(
                                                   FIRINGS.c.schedule == what.name, FIRINGS.c.state == "queued"
                                               )).scalar(),

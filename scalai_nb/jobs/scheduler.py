@@ -25,10 +25,11 @@ from ..core.logs import logger
 from ..core.metrics import counter, gauge, histogram
 from ..core.settings import Settings
 from .database import as_unreachable, is_permanent
+from .file_arrivals import list_files
 from .firing_queue import Firing
 from .identity import identity
 from .job_run import END_STATES
-from .schedule import table_location
+from .schedule import Schedule, table_location
 from .schedule_store import ScheduleStore
 from .worker import Child, describe_exit, outcome
 
@@ -49,7 +50,9 @@ class Scheduler:
         self.owner = f"{identity()}:{secrets.token_hex(8)}"
         self.children: dict[str, tuple[Firing, Child]] = {}
         self.stop_count, self.ended = 0, []  # how often it was told to stop; firings that ended here
-        self.clock, self.beaten, self.watched, self.looks, self.troubles = None, time.monotonic(), {}, {}, 0
+        self.clock, self.watched, self.looks, self.troubles = None, {}, {}, 0
+        self.began = self.beaten = time.monotonic()
+        self.settled = 0.  # until when `once` waits for files that may still be written
         self.log = logger("scheduler")
         self._count()
 
@@ -246,31 +249,36 @@ def guard(self: Scheduler):
 
 # %% ../../nbs/jobs/37_scheduler.ipynb #cccf3bf2
 @patch
-def check_tables(self: Scheduler, timestamp: float,
+def check_stores(self: Scheduler, timestamp: float,
                  wait: bool = False,  # for the answers, at most a minute
                 ):
-    "See whether tables have new versions."
-    for name, what, seen in self.table.tables():
+    "See whether tables have new versions, and folders new files."
+    for name, what, seen in self.table.waiting():
         due, found, thread = self.looks.get(name, (0., None, None))
         if thread is None and time.monotonic() >= due:
             found = []
-            thread = threading.Thread(target=_look,
-                                      args=(found, table_location(what.on_table, self.settings), seen,
-                                            max(what.backlog, 10)),
-                                      daemon=True, name=f"look-{name}")
+            thread = threading.Thread(target=_look, args=(found, what, seen, self.settings), daemon=True,
+                                      name=f"look-{name}")
             thread.start()
             self.looks[name] = due, found, thread
         if thread is not None and wait: thread.join(60)
         if thread is not None and not thread.is_alive():
-            self.looks[name] = time.monotonic() + what.poll_interval, None, None
+            again = what.poll_interval
             if isinstance(found[0], Exception):
-                self.log.warning("a table cannot be seen", schedule=name, table=what.on_table,
+                self.log.warning("a store cannot be seen", schedule=name, place=what.on_table or what.on_file,
                                  why=str(found[0]).splitlines()[0])
-            elif found[0]:
-                self.table.add_versions(name, found[0], timestamp)
+            elif what.on_file:
+                if self.table.add_files(name, found[0], timestamp)[1]:
+                    again = min(again, what.settle)
+                    self.settled = max(self.settled, self.began + what.settle + 5)
+            elif found[0]: self.table.add_versions(name, found[0], timestamp)
+            self.looks[name] = time.monotonic() + again, None, None
 
-def _look(box: list, location: str, seen: int, limit: int):
-    try: box.append(commits(location, seen, limit))
+# %% ../../nbs/jobs/37_scheduler.ipynb #ce2d7e41
+def _look(box: list, what: Schedule, seen: int | None, settings: Settings):
+    try:
+        box.append(list_files(what.on_file, settings) if what.on_file
+                   else commits(table_location(what.on_table, settings), seen, max(what.backlog, 10)))
     except Exception as e: box.append(e)  # stores raise what they like; the scheduler says it and looks again
 
 # %% ../../nbs/jobs/37_scheduler.ipynb #29b1fc04
@@ -284,7 +292,7 @@ def run_once(
     self.beat(now)
     started = 0
     if not self.stop_count:
-        self.check_tables(now, wait=once)
+        self.check_stores(now, wait=once)
         for f in self.table.plan(now):
             if f.state == "skipped" and f.late: self.send_alert(f, "late", f"{f.schedule}: {f.reason}")
         started = self.start(now)
@@ -302,14 +310,13 @@ def run(self: Scheduler,
         once: bool = False,  # what is due now, then end
        ) -> list[Firing]:  # what ended here
     "Run until told to stop, and then until what runs has ended."
-    self.beaten, drains = time.monotonic() - min(1., self.lease/3), False  # the first turn renews
+    self.began = time.monotonic()
+    self.beaten, drains = self.began - min(1., self.lease/3), False  # the first turn renews
     with self.on_signals(), self.guard():
         while True:
             started, left = 0, self.poll
             if self.stop_count and self.children and not drains:
-                self.log.warning(
-                    f"waits for {len(self.children)} runs; a second signal cancels them, a third kills them"
-                )
+                self.log.warning(f"waits for {len(self.children)} runs; a second signal cancels, a third kills them")
             drains = bool(self.stop_count)
             try:
                 started, left = self.run_once(once)
@@ -317,7 +324,8 @@ def run(self: Scheduler,
             except (sa.exc.DBAPIError, sa.exc.TimeoutError, Unreachable) as e:
                 self.wait_for_database(e, once)
                 started = 1  # nothing is known
-            if (self.stop_count or once and not started) and not self.children: break
+            done = once and not started and time.monotonic() >= self.settled
+            if (self.stop_count or done) and not self.children: break
             self.sleep(left)
     self.sender.close()
     return self.ended
