@@ -15,8 +15,17 @@ from typing import Annotated, NamedTuple
 import typer
 
 from .. import __version__
-# they add their verbs
-from . import apps, contract, data, jobs, models, monitor, schedule, tables, workspace  # noqa: F401
+from scalai_nb.cli import (  # noqa: F401 (add verbs)
+    apps,
+    contract,
+    data,
+    jobs,
+    models,
+    monitor,
+    schedule,
+    tables,
+    workspace,
+)
 from .verb import app, call, option
 
 # %% ../../nbs/cli/11_main.ipynb #23056930

@@ -8,6 +8,7 @@ __all__ = ['models_app', 'MODEL', 'BUDGET', 'LABEL', 'THRESHOLD', 'KEY', 'AT', '
            'budget', 'compress', 'score', 'labels', 'labelled_text', 'labels_text']
 
 # %% ../../nbs/cli/09_models.ipynb #794570e6
+import re
 from typing import Annotated, Any
 
 import typer
@@ -78,7 +79,7 @@ def trained_text(training: Any,  # loop.training.Training
                 ) -> str:
     "The figures of a training and of its baselines, one a line, and the sentence."
     names = {"this model": training.run.metrics, **training.baseline}
-    figures = lambda m: "  ".join(f"{k.removeprefix('val_')} {v:.4g}" for k, v in m.items())
+    figures = lambda m: "  ".join(f"{k.removeprefix('val_')} {v:.4g}" for k, v in m.items() if k.startswith("val_"))
     notes = [f"- {note}" for note in training.run.params.get("notes", [])]
     return "\n".join([*(f"{n:<18} {figures(m)}" for n, m in names.items()), training.why, *notes, f"run {run_id}"])
 
@@ -193,19 +194,25 @@ THRESHOLD = "Of a yes or no: the score above which a file answers with the secon
 
 @verb(app, "Models")
 def compress(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL)],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=f"{MODEL[:-1]}, or a run of `scalai train`.")],
     bounds: Annotated[list[str] | None, option(BUDGET, "--budget")] = None,
     timeout: Annotated[float | None, option("Search among more recipes, cheapest first, for so many seconds.")] = None,
     label: Annotated[list[str] | None, option(LABEL)] = None,
     threshold: Annotated[float, typer.Option(help=THRESHOLD)] = 0.5,
 ) -> Answer:
-    "Make smaller and faster candidates of a registered model, and measure them."
+    """Make smaller and faster candidates of a trained model, and measure them. Without --budget, that of its model
+    file."""
+    from scalai_nb.core.settings import Settings
     from scalai_nb.training.model_ref import model_ref
-    reference = str(model_ref(model))
+    is_run = re.fullmatch("[0-9a-f]{32}", model)
+    reference = "" if is_run else str(model_ref(model))
     pairs(bounds or [], "--budget")
+    from scalai_nb.loop.model_file import Model, model_files
     from scalai_nb.training.registry import Registry
-    registry = Registry()
-    limits, run_id = budget(bounds or []), registry.resolve(reference).run_id
+    settings, name = Settings.load(), reference.partition("@")[0]
+    registry, limits = Registry(settings), budget(bounds or [])
+    if not limits and name in model_files(settings): limits = Model.load(name, settings).compress.budget
+    run_id = model if is_run else registry.resolve(reference).run_id
     from scalai_nb.compression.export import Labels
     from scalai_nb.compression.frontier import compress
     labels = Labels(tuple(label or ()), threshold)

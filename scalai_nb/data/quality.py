@@ -63,8 +63,8 @@ def _shape(c):
     if low < high and abs(tail := (high + low - 2 * median) / (high - low)) > .8:
         side = "right" if tail > 0 else "left"
         yield (
-            f"is skewed to the {side}: half of the values are at {'most' if tail > 0 else 'least'} {median:.4g}, one in"
-            f" a hundred {'above' if tail > 0 else 'below'} {(high if tail > 0 else low):.4g}"
+            f"is skewed to the {side}: half of the values are at {'most' if tail > 0 else 'least'} {median:.4g}, one"
+            f" in a hundred {'above' if tail > 0 else 'below'} {(high if tail > 0 else low):.4g}"
         )
     if c.resolution > 0.01:
         yield (
