@@ -80,7 +80,7 @@ def trained_text(training: Any,  # loop.training.Training
     "The figures of a training and of its baselines, one a line, and the sentence."
     names = {"this model": training.run.metrics, **training.baseline}
     figures = lambda m: "  ".join(f"{k.removeprefix('val_')} {v:.4g}" for k, v in m.items() if k.startswith("val_"))
-    notes = [f"- {note}" for note in training.run.params.get("notes", [])]
+    notes = [f"- {note}" for note in training.notes]
     return "\n".join([*(f"{n:<18} {figures(m)}" for n, m in names.items()), training.why, *notes, f"run {run_id}"])
 
 # %% ../../nbs/cli/09_models.ipynb #8feda0ac

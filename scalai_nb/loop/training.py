@@ -8,7 +8,7 @@ __all__ = ['TREES', 'WORDS', 'decided_split', 'shuffled', 'fit_prep', 'Training'
 
 # %% ../../nbs/loop/03_training.ipynb #396c1aab
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -77,6 +77,7 @@ class Training:
     baseline: dict[str, dict[str, float]]  # name → metrics on the held-out rows
     better_than_baseline: bool
     why: str  # one sentence
+    notes: list[str] = field(default_factory=list)  # what a person should know about this training
 
 # %% ../../nbs/loop/03_training.ipynb #c80ce37d
 def initial_network(model: Model, settings: Settings) -> Any:  # as `training.fit` takes it
@@ -128,19 +129,23 @@ def train(model: Model,  # to be trained
                 validation=split, settings=settings)
     if data is not None: same["where"] = None
     run = fit(initial_network(model, settings), model.table if data is None else data, prep, **(same | said | options))
-    trees = _trees(model, run, periods, split, same, settings) if model.train.baseline else None
+    trees, notes = _trees(model, run, periods, split, same, settings) if model.train.baseline else (None, [])
     baseline = {"constant": constant_metrics(run, model, periods, split, settings)}
     if trees is not None: baseline["gradient boosting"] = trees.metrics
     better, why = compared(run, baseline)
-    return Training(run, trees, baseline, better, why)
+    return Training(run, trees, baseline, better, why, [*run.params.get("notes", []), *notes])
 
 # %% ../../nbs/loop/03_training.ipynb #3e298303
-def _trees(model: Model, run: Any, periods: list[str], split: Any, same: dict, settings: Settings) -> Any:
+def _trees(model: Model, run: Any, periods: list[str], split: Any, same: dict, settings: Settings) -> tuple[Any, list]:
+    "Train gradient boosting on a run's rows: its run or None, and what to note."
     from scalai_nb.training.fit import fit
     from scalai_nb.training.network_factory import is_estimator
-    if is_estimator(model.train.network): return None
+    if is_estimator(model.train.network): return None, []
     network = TREES.get(run.task, "lightgbm.sklearn:LGBMClassifier")
-    return fit(network, model.table, fit_prep(model, periods, split, settings, network), **same, seed=model.train.seed)
+    prep = fit_prep(model, periods, split, settings, network)
+    try: return fit(network, model.table, prep, **same, seed=model.train.seed), []
+    except BadRequest as e:  # the baseline's trouble, such as an export that is not exact; the network stands
+        return None, [f"gradient boosting is left out: {e.message}"]
 
 # %% ../../nbs/loop/03_training.ipynb #de5a868d
 WORDS = {"auc": "AUC", "accuracy": "accuracy", "r2": "R²"}  # metric → as a sentence names it
@@ -228,7 +233,7 @@ def to_dict(self: Training) -> dict:
     return {"run_id": run.id, "task": run.task, "network": run.network,
             "rows": run.data.get("rows"), "metrics": run.metrics, "baseline": self.baseline,
             "better_than_baseline": self.better_than_baseline, "why": self.why,
-            "notes": self.run.params.get("notes", [])}
+            "notes": self.notes}
 
 @patch
 def __repr__(self: Training) -> str:
