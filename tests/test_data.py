@@ -20,6 +20,7 @@ from scalai_nb.data import delta, profile_store, source, text_files, uniqueness
 from scalai_nb.data.contract import Contract
 from scalai_nb.data.ingest import ingest, unfinished
 from scalai_nb.data.profile import profile
+from scalai_nb.data.read_options import ReadOptions
 from scalai_nb.data.rules import Rule
 from scalai_nb.data.table import Table
 from scalai_nb.data.write import write
@@ -271,8 +272,9 @@ def test_nothing_half_written(workspace, flights):
     Path("torn.parquet").write_bytes(content)
     Path("cut.csv").write_bytes(Path("2.csv").read_bytes()[:9000] + b'"')
     Path("latin.csv").write_bytes(Path("2.csv").read_bytes().replace(b"EWR", "Zür".encode("latin-1")))
-    for bad in ("torn.parquet", "latin.csv"):
-        with pytest.raises(ScalaiError) as e: ingest(bad, "flights", CONTRACT, key=KEY, period="month", fold=KEY)
+    for bad, read in {"torn.parquet": None, "latin.csv": ReadOptions(encoding="utf-8")}.items():
+        with pytest.raises(ScalaiError) as e:
+            ingest(bad, "flights", CONTRACT, key=KEY, period="month", fold=KEY, read=read)
         assert e.value.code == 2 and e.value.hint and bad in e.value.message, e.value
     after = state()
     assert all(before[k] == after[k] for k in before) and not strays()

@@ -142,7 +142,7 @@ def test_what_comes_after_the_first_look_is_not_lost_either(workspace, monkeypat
         uri = file("a.csv", x=[*early, late])
         with pytest.raises(BadRequest, match=f"column 'x' holds '{late}'"): list(text_files.csv(uri))
         assert pa.concat_tables(text_files.csv(uri, types={"x": "string"}))["x"].to_pylist()[-1] == late
-        if nulls: assert pa.concat_tables(text_files.csv(uri, nulls=nulls))["x"].null_count == 1
+        if nulls: assert pa.concat_tables(text_files.csv(uri, na=nulls))["x"].null_count == 1
     uri = file("a.csv", x=[*early, "000011"])
     assert ingest(uri, "t").refused == {"x: leading zeros": 1}
     assert ingest(uri, "u", Contract({"x": Rule("int64")})).refused == {}  # a person said that it is a number

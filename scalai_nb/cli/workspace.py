@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .data import check_source
+from .data import check_source, with_read_options
 from .verb import Answer, app, option, verb
 from ..core.errors import BadRequest
 from ..core.jsonable import printable
@@ -19,28 +19,32 @@ from ..core.jsonable import printable
 # %% ../../nbs/cli/03_workspace.ipynb #161e3c15
 DIR = typer.Argument(metavar="[DIR]", help="The folder; made when missing.")
 
-FROM = "Your own data: a file, a pattern or a URL."
+FROM = "Your own data: a file, a folder, a pattern, a URL, or - for standard input."
 TIME = "Column with a row's time: windows, and validation on later rows."
 
 @verb(app, "Start")
+@with_read_options
 def init(
     folder: Annotated[Path, DIR] = Path("."),
     source: Annotated[str | None, option(FROM, "--from", metavar="URI")] = None,
     target: Annotated[str, option("Column to predict.", metavar="COL")] = "",
     time: Annotated[str, option(TIME, metavar="COL")] = "",
     key: Annotated[list[str] | None, option("Column that names a row; repeat it for several.", metavar="COL")] = None,
+    read: Any = None,  # data.read_options.ReadOptions
 ) -> Answer:
     "Make a workspace; with --from, also contract, table file, model file and workflows for that data."
-    if source is None and (target or time or key):
-        raise BadRequest("--target, --time and --key are about a source, and none is given.", "Add --from FILE.")
+    if source is None and (target or time or key or read):
+        raise BadRequest("--target, --time, --key and how to read are about a source, and none is given.",
+                         "Add --from FILE.")
     if source is not None: check_source(source)
     from scalai_nb.loop.workspace import init
-    columns = dict(target=target, time=time, key=key or []) if source is not None else {}
+    columns = dict(target=target, time=time, key=key or [], read=read) if source is not None else {}
     s, made = init(folder, source, **columns)
     go = f"cd {folder} && " * (folder.resolve() != Path.cwd())
     doc = {"workspace": str(s.root), "settings": str(s.file)}
     if made is None: return Answer(doc, f"Made the workspace {s.root}\nNext: {go}scalai run workflows/first.toml")
-    doc |= {"table": made.table.name, "model": made.model.name if made.model else None, "remarks": made.remarks}
+    doc |= {"table": made.table.name, "model": made.model.name if made.model else None, "read": made.read.explicit(),
+            "remarks": made.remarks}
     return Answer(doc, lambda: described_text(made, s, go))
 
 # %% ../../nbs/cli/03_workspace.ipynb #93ed655d
@@ -53,6 +57,7 @@ def described_text(description: Any,  # loop.own_data.Description
     files = [f"tables/{description.table.name}.toml", description.table.contract, *([model] if model else [])]
     seen = description.profile
     lines = [f"Made the workspace {settings.root} for {seen.rows:,} rows of {len(seen.columns)} columns",
+             *([f"Read as: {description.read} (in {files[0]})"] if description.read.explicit() else []),
              f"Review: {', '.join(files)}", *(f"- {printable(remark)}" for remark in description.remarks[:12])]
     more = len(description.remarks) - 12
     if more > 0: lines.append(f"- and {more} more: scalai profile {description.table.source}")

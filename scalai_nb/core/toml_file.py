@@ -27,7 +27,8 @@ def read_toml(path: Path,
                          'Write keys as source = "data/customers.csv".', kind) from e
     try: return model(**values)
     except ValidationError as e:
-        raise unfit(e, str(path), known_keys(model, e.errors()[0]["loc"][:-1]), kind) from e
+        raise _misplaced(e, model, path, kind) or unfit(
+            e, str(path), known_keys(model, e.errors()[0]["loc"][:-1]), kind) from e
 
 def known_keys(model: type[BaseModel],  # of a file
                section: tuple = (),  # names of the sections that lead there
@@ -45,3 +46,17 @@ def toml_value(value: Any,  # text, number, boolean, or a list of them
     if isinstance(value, bool): return str(value).lower()
     if isinstance(value, (list, tuple)): return f"[{', '.join(map(toml_value, value))}]"
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+
+# %% ../../nbs/core/29_toml_file.ipynb #580e1727
+def _misplaced(e: ValidationError, model: type[BaseModel], path: Path, kind: str | None) -> BadRequest | None:
+    "A key of a section that stands before all sections, or of none of them in one."
+    err = e.errors()[0]
+    *section, key = err["loc"]
+    if err["type"] != "extra_forbidden": return None
+    if section and key in model.model_fields:
+        return BadRequest(f"The key {key!r} stands in the section [{section[0]}] of {path}.",
+                          "Write it before the first section.", kind)
+    homes = [name for name in model.model_fields if not section and key in known_keys(model, (name,))
+             and key not in model.model_fields]
+    if not homes: return None
+    return BadRequest(f"The key {key!r} of {path} belongs to a section.", f"Write it under [{homes[0]}].", kind)

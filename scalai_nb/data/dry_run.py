@@ -18,7 +18,7 @@ from ..core.settings import Settings
 from . import source
 from .clean import clean, trimmed
 from .contract import Contract, as_contract
-from .ingest import Plan, cleaned, completed, guessed, prepare_part, raw_rows, raw_schema, with_password
+from .ingest import Plan, guessed, prepare_part, raw_rows, whole_contract, with_password
 from .partition import as_text
 from .rules import Tally
 from .uniqueness import Repeats
@@ -71,9 +71,7 @@ def dry_run(uri: str | Path,  # what `ingest` takes
     settings = settings or Settings.load()
     given = as_contract(contract)
     plan = Plan("", "", str(uri), _files(str(uri), settings), "")
-    typed = {n for n, r in given.columns.items() if r.type}
-    shape = cleaned(raw_schema(plan, str(uri), typed, settings, given.nulls), given)
-    full = completed(given, shape, None).ready(settings)
+    full = whole_contract(given, plan, str(uri), None, settings).ready(settings)
     finders, rows, tally, reasons, shown = [Repeats(u, limit) for u in full.uniques()], 0, Tally(), Counter(), {}
     try:
         pieces = ((with_password(f["path"], str(uri)), f.get("options", {})) for f in plan.files)

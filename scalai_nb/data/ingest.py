@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TEXT', 'WIDEST', 'PARQUET', 'footer_hash', 'file_content', 'content_hash', 'Plan', 'plan', 'with_password',
            'completed', 'cleaned', 'unfinished', 'raw_rows', 'guessed', 'prepare_part', 'Ingested', 'raw_schema',
-           'ingest']
+           'whole_contract', 'ingest']
 
 # %% ../../nbs/data/14_ingest.ipynb #6465b12f
 import hashlib
@@ -26,29 +26,25 @@ from ..core.settings import Settings
 from ..core.storage import filesystem, veiled, write_atomic
 from . import columnar, source, text_files
 from .batch import batch_facts, batch_state
-from .clean import clean, steps_of, tidy, trimmed
+from .clean import clean, later_name, steps_of, tidy, trimmed
 from .contract import Contract, as_contract
+from .frame import frame_rows
 from .partition import SLICE, Part, Pieces
+from .read_options import ReadOptions
 from .readers import connect, suffix
 from .rules import Rule, Verdict
 from .table_reader import TableReader
-from .types import declared_type, is_text, leading_zeros, type_name
+from .types import declared_type, is_text, kind, leading_zeros, type_name
 from .write import Written, write
 
 # %% ../../nbs/data/14_ingest.ipynb #75ce65ba
-def footer_hash(
-    file: str,
-) -> str | None:  # SHA-256, in hex; None: the file is no Parquet, or its row groups are not in order
+def footer_hash(file: str) -> str | None:  # SHA-256, in hex; None: no Parquet, or its row groups are not in order
     "A Parquet file's size and footer, as one word: files with other words hold other rows."
     if suffix(file) not in (".parquet", ".pq") or (end := columnar.footer(file)) is None: return None
     fs, path = filesystem(file)
     size = fs.size(path)
-    return (
-        hashlib.sha256(b"%d " % size + end).hexdigest()
-        if columnar.group_bytes(columnar.metadata(file), size)
-        else None
-    )
-
+    if not columnar.group_bytes(columnar.metadata(file), size): return None
+    return hashlib.sha256(b"%d " % size + end).hexdigest()
 
 def file_content(groups: dict[int, str]) -> str:  # row group → SHA-256 of its bytes
     "All bytes of a Parquet file, as one word."
@@ -94,31 +90,36 @@ def _contents(uri: str, table: str, settings: Settings) -> list[dict]:  # see `P
                           **({"footer": footer} if footer else {"sha256": content_hash(f)})})
     return found
 
+# %% ../../nbs/data/14_ingest.ipynb #6b95eba6
+def _unusual(read: ReadOptions, uri: str) -> dict:
+    "What is told of a file against what is found in it."
+    file = source.files(uri)[0] if source.server(uri) is None else uri
+    same = text_files.layout(file).read.explicit() if suffix(file) in TEXT else {}
+    return {k: v for k, v in read.explicit().items() if same.get(k) != v}
+
+TEXT = (".csv", ".tsv", ".txt")
+
 # %% ../../nbs/data/14_ingest.ipynb #2bd717d5
 def plan(
-    uri: str, table: str, contract: Contract, period: str | None = None, settings: Settings | None = None
+    uri: str, table: str, contract: Contract, period: str | None = None,
+    settings: Settings | None = None,
+    read: ReadOptions | None = None,  # what would be found in the file changes no name
 ) -> Plan:
     "Name a batch by what goes into it."
     settings = settings or Settings.load()
-    found = _contents(uri, table, settings)
+    found, rules = _contents(uri, table, settings), _rules(contract)
     offsets = any("offsets" in f.get("options", ()) for f in found)
-    rules = hashlib.sha256(json.dumps(contract.to_dict(), sort_keys=True, default=str).encode()).hexdigest()
-    name = (
-        [table, [[f["path"].rsplit("/", 1)[-1], f.get("footer") or f["sha256"]] for f in found], rules]
-        if not offsets
-        else [table, [f["sha256"] for f in found]]
-    )
-    made = Plan(
-        hashlib.sha256(json.dumps(name).encode()).hexdigest(),
-        table,
-        veiled(uri),
-        found,
-        rules,
-        None if period is None else str(period),
-    )
+    if read is not None and (unusual := _unusual(read, uri)): rules = f"{rules} {json.dumps(unusual)}"
+    named = [[f["path"].rsplit("/", 1)[-1], f.get("footer") or f["sha256"]] for f in found]
+    name = [table, [f["sha256"] for f in found]] if offsets else [table, named, rules]
+    batch = hashlib.sha256(json.dumps(name).encode()).hexdigest()
+    made = Plan(batch, table, veiled(uri), found, rules, None if period is None else str(period))
     kept = _place(made, settings)
     # a plan's end stands once it is made
     return replace(made, files=_known(kept, settings).files) if offsets and kept.exists() else made
+
+def _rules(contract: Contract) -> str:
+    return hashlib.sha256(json.dumps(contract.to_dict(), sort_keys=True, default=str).encode()).hexdigest()
 
 def _place(plan: Plan, settings: Settings) -> Path: return settings.path("ingest", f"{plan.batch}.json")
 
@@ -198,8 +199,6 @@ def unfinished(settings: Settings | None = None) -> list[Plan]:  # ingest their 
     return [p for p in _plans(settings) if not batch_state(TableReader(p.table, settings), p.batch)[1]]
 
 # %% ../../nbs/data/14_ingest.ipynb #74f89195
-TEXT = (".csv", ".tsv", ".txt")
-
 def raw_rows(piece: tuple[str, dict],  # a file or a part of a server's rows, and what its reader is told
           hashes: dict | None = None,  # takes row group → SHA-256, where the reader is told to look
           *, settings: Settings) -> Iterator[tuple[pa.Table, list]]:
@@ -209,8 +208,9 @@ def raw_rows(piece: tuple[str, dict],  # a file or a part of a server's rows, an
     text = there is None and suffix(name) in TEXT
     options = options | ({"text": True} if text else {}) | ({"bad": bad} if text or there and there.bad else {})
     rows = options.pop("slices", settings.data.rows_per_part)
+    read = options.pop("read", None)
     if options.pop("hashed", False): options["hashes"] = hashes
-    for t in source.batches(name, rows=rows, settings=settings, **options):
+    for t in source.batches(name, rows=rows, settings=settings, read=read, **options):
         yield t, list(bad)
         bad.clear()
 
@@ -268,19 +268,21 @@ class Ingested(Written):
 # %% ../../nbs/data/14_ingest.ipynb #b21aaf1c
 WIDEST = 10_000  # columns of a source
 
-def _file_schema(file: str, settings: Settings, nulls: tuple[str, ...] = ()) -> pa.Schema:
+def _file_schema(file: str, settings: Settings, read: ReadOptions) -> pa.Schema:
     "Names and types; of a Parquet file from its footer, so that no rows are decoded for it."
-    if suffix(file) in TEXT: return pa.schema(list(text_files.csv_types(file, nulls=nulls).items()))
+    if suffix(file) in TEXT: return pa.schema(list(text_files.csv_types(file, read).items()))
     if suffix(file) not in (".parquet", ".pq") or source.as_table(file, settings) is not None:
-        return source.schema(file, settings=settings)
+        return source.schema(file, settings=settings, read=read)
     return columnar.metadata(file).schema.to_arrow_schema()
 
 # %% ../../nbs/data/14_ingest.ipynb #cfddf01e
-def raw_schema(plan: Plan, uri: str, typed: set[str], settings: Settings, nulls: tuple[str, ...] = ()) -> pa.Schema:
+def raw_schema(plan: Plan, uri: str, typed: set[str], settings: Settings,
+               read: ReadOptions = ReadOptions(),  # noqa: B008 (never changes)
+              ) -> pa.Schema:
     "The columns of the plan's files; all files have the same. Their types are not looked for where all are known."
     if source.server(uri): return source.schema(uri, settings=settings, **plan.files[0]["options"])
     places = [with_password(f["path"], uri) for f in plan.files]
-    first, *others = [_names(p, settings) for p in places]
+    first, *others = [_names(p, settings, read) for p in places]
     for f, other in zip(plan.files[1:], others):
         if other != first:
             odd = next((n for n in [*other, *first] if (n in other) != (n in first)), other[0])
@@ -298,11 +300,11 @@ def raw_schema(plan: Plan, uri: str, typed: set[str], settings: Settings, nulls:
     return (
         pa.schema([(n, pa.string()) for n in first])
         if set(first) <= typed
-        else _file_schema(places[0], settings, nulls)
+        else _file_schema(places[0], settings, read)
     )
 
-def _names(file: str, settings: Settings) -> list[str]:
-    return text_files.csv_names(file) if suffix(file) in TEXT else _file_schema(file, settings).names
+def _names(file: str, settings: Settings, read: ReadOptions) -> list[str]:
+    return text_files.csv_names(file, read) if suffix(file) in TEXT else _file_schema(file, settings, read).names
 # as the commit keeps it: a table with its version
 def _named(plan: Plan) -> str: return plan.files[0]["path"] if len(plan.files) == 1 else plan.uri
 
@@ -322,30 +324,24 @@ def _stamp(file: str) -> str:
 def _unchanged(stamps: dict[str, str]) -> None:
     "Refuse a batch whose files are not what they were when it got its name."
     for f, stamp in stamps.items():
-        try:
-            same = _stamp(f) == stamp
+        try: same = _stamp(f) == stamp
         except FileNotFoundError as e:
-            raise BadRequest(
-                f"{f} vanished while it was read.",
-                "Nothing was written. Ingest it when it is there to stay.",
-                "source",
-            ) from e
-        if not same:
-            raise BadRequest(
-                f"{f} changed while it was read.",
-                "Nothing was written. Ingest it when nobody writes it any more.",
-                "source",
-            )
+            raise BadRequest(f"{f} vanished while it was read.",
+                             "Nothing was written. Ingest it when it is there to stay.", "source") from e
+        if not same: raise BadRequest(f"{f} changed while it was read.",
+                                      "Nothing was written. Ingest it when nobody writes it any more.", "source")
 
 # %% ../../nbs/data/14_ingest.ipynb #144a535c
-def _counted(plan: Plan, uri: str, settings: Settings, stamps: dict[str, str]) -> Iterator[tuple]:
+def _counted(plan: Plan, uri: str, settings: Settings, stamps: dict[str, str],
+             read: dict,  # read options as an option of the reader, where some are given
+            ) -> Iterator[tuple]:
     """The stream, with an event a part; a source without a single row is an error.
 
     The plan is on disk before the first part goes on."""
     _keep(plan, settings)
     n = 0
     for f in plan.files:
-        for t, bad in raw_rows((with_password(f["path"], uri), f.get("options", {})), settings=settings):
+        for t, bad in raw_rows((with_password(f["path"], uri), f.get("options", {}) | read), settings=settings):
             n += t.num_rows + len(bad)
             events.emit("ingest", table=plan.table, uri=plan.uri, rows=n)
             yield t, bad
@@ -365,11 +361,12 @@ def _parts_of(
 PARQUET = {"coded": True, "threads": False, "slices": SLICE}
 
 # %% ../../nbs/data/14_ingest.ipynb #eb865de9
-def _pieces(plan: Plan, uri: str, settings: Settings, client, stamps: dict[str, str]) -> Pieces:
+def _pieces(plan: Plan, uri: str, settings: Settings, client, stamps: dict[str, str], read: dict) -> Pieces:
     "Row groups of Parquet files, other files whole, for the workers of a cluster to read."
     _keep(plan, settings)
     files = [with_password(f["path"], uri) for f in plan.files]
-    pieces, parts = [(n, o) for n, f in zip(files, plan.files) for o in _parts_of(f, n, settings, client is None)], []
+    split = lambda n, f: [(n, o | read) for o in _parts_of(f, n, settings, client is None)]
+    pieces, parts = [p for n, f in zip(files, plan.files) for p in split(n, f)], []
     def heard(part: Part):
         parts.append((part.index, part.rows, part.seen))
         events.emit("ingest", table=plan.table, uri=plan.uri, rows=(rows := sum(n for _, n, _ in parts)))
@@ -405,21 +402,42 @@ def _told(done: Written, plan: Plan) -> Ingested:
     return out
 
 # %% ../../nbs/data/14_ingest.ipynb #4f431d31
-def _full(given: Contract, batch: Plan, uri: str, have: pa.Schema | None, settings: Settings) -> Contract:
-    "The contract with a rule for every column of the source, as the table `have` needs it."
-    typed = {n for n, r in given.columns.items() if r.type}
-    if have is not None and "widen" not in given.evolve: typed |= set(have.names)
-    return completed(given, cleaned(raw_schema(batch, uri, typed, settings, given.nulls), given), have)
+def whole_contract(contract: Contract, batch: Plan, uri: str, have: pa.Schema | None, settings: Settings,
+                   read: ReadOptions | None = None,  # how the files are written
+                  ) -> Contract:
+    """The contract with a rule for every column of the source, as the table `have` needs it.
 
-def _rows(batch: Plan, uri: str, settings: Settings, client, stamps) -> "Pieces | Iterator":
+    Where a file has a decimal comma, reading its numbers is a cleaning step."""
+    typed = {n for n, r in contract.columns.items() if r.type}
+    if have is not None and "widen" not in contract.evolve: typed |= set(have.names)
+    read = read or ReadOptions()
+    read = read.model_copy(update={"na": (*read.na, *contract.nulls)})
+    full = completed(contract, cleaned(raw_schema(batch, uri, typed, settings, read), contract), have)
+    file = with_password(batch.files[0]["path"], uri)
+    if source.server(uri) is not None or suffix(file) not in TEXT: return full
+    at = text_files.layout(file, read)
+    commas = _numeric(full, at.names) if at.read.decimal == "," else []
+    return replace(full, clean=({"decimal": dict.fromkeys(commas, ",")}, *full.clean)) if commas else full
+
+def _numeric(full: Contract, names: list[str]) -> list[str]:  # columns of a source that become numbers as they are
+    steps = [(s, columns) for s, columns in steps_of(full.clean) if s != "deduplicate"]
+    told = {c for s, columns in steps if s not in ("fill", "clip", "nulls", "trim", "rename") for c in columns}
+    final = {n: later_name(n, steps) for n in names}
+    number = lambda t: t is not None and kind(type_name(t)) == "number"
+    return [n for n in names if n not in told and number(full.arrow(final[n]))]
+
+# %% ../../nbs/data/14_ingest.ipynb #60b783b9
+def _rows(batch: Plan, uri: str, settings: Settings, client, stamps, read) -> "Pieces | Iterator":
     "What `write` gets: pieces that workers read, or rows in turn."
     divisible = lambda path: suffix(path) in (".parquet", ".pq") and not source.server(path)
-    if client or all(divisible(f["path"]) for f in batch.files): return _pieces(batch, uri, settings, client, stamps)
-    return _counted(batch, uri, settings, stamps)
+    words = {} if read is None or not read.explicit() else {"read": read}
+    if client or all(divisible(f["path"]) for f in batch.files):
+        return _pieces(batch, uri, settings, client, stamps, words)
+    return _counted(batch, uri, settings, stamps, words)
 
 # %% ../../nbs/data/14_ingest.ipynb #3507dff6
 def ingest(
-    uri: str | Path,  # file, pattern, folder, table, or a server's: `postgresql://…`, `mongodb://…`, `kafka://…`
+    uri,  # file, pattern, folder, table, a server's (`postgresql://…`, `mongodb://…`, `kafka://…`), or a frame
     table: str,  # made if it is not there
     contract: Contract | str | Path | None = None,  # or its path; None: types only, from the table or the source
     key: str | list[str] | None = None,  # columns that name a row: never null, never twice in the table
@@ -427,27 +445,49 @@ def ingest(
     fold: str | list[str] | None = None,  # key columns: adds int8 `fold` by their hash
     settings: Settings | None = None,
     client=None,  # distributed.Client, whose workers read the pieces; default: this process
+    read: ReadOptions | None = None,  # how files are written; what it leaves open is found in them
 ) -> Ingested:
     "Bring a source's rows into a table, exactly once."
-    settings = settings or Settings.load()
-    given = as_contract(contract)
-    stamps = _stamps(str(uri), settings)
-    target = TableReader(table, settings)
-    batch = _unlike(plan(str(uri), table, given, period, settings), str(uri), target)
+    settings, given = settings or Settings.load(), as_contract(contract)
+    if not isinstance(uri, (str, Path)): return _ingest_frame(uri, table, given, key, period, fold, settings)
+    stamps, target, uri = _stamps(str(uri), settings), TableReader(table, settings), str(uri)
+    batch = _unlike(plan(uri, table, given, period, settings, read), uri, target)
     have = target.schema if target.exists else None
     if batch_state(target, batch.batch)[1]:
         return _told(write(iter(()), table, batch=batch.batch, settings=settings), batch)
-    full = _full(given, batch, str(uri), have, settings)
+    full = whole_contract(given, batch, uri, have, settings, read)
     _agrees(full, given, have, table)
-    rows = _rows(batch, str(uri), settings, client, stamps)
-    try:
-        done = write(rows, table, full, key, period, batch.batch, fold=fold, settings=settings, source=_named(batch),
-                     prepare=partial(prepare_part, but=trimmed(given.clean), exact=guessed(full, given)))
+    rows = _rows(batch, uri, settings, client, stamps, read)
+    try: done = _written(rows, batch, full, given, key, period, fold, settings)
     except BadRequest: _unchanged(stamps); raise  # a file that went away is no file that cannot be read
     # another writer was quicker, with other rows
-    if done.already and _unlike(batch, str(uri), target) != batch:
-        return ingest(uri, table, given, key, period, fold, settings, client)
+    if done.already and _unlike(batch, uri, target) != batch:
+        return ingest(uri, table, given, key, period, fold, settings, client, read)
     return _told(done, batch)
+
+# %% ../../nbs/data/14_ingest.ipynb #76c10120
+def _written(rows, batch: Plan, full: Contract, given: Contract, key, period, fold, settings: Settings) -> Written:
+    prepare = partial(prepare_part, but=trimmed(given.clean), exact=guessed(full, given))
+    return write(rows, batch.table, full, key, period, batch.batch, fold=fold, settings=settings, source=_named(batch),
+                 prepare=prepare)
+
+# %% ../../nbs/data/14_ingest.ipynb #f50aa388
+def _ingest_frame(frame, table: str, given: Contract, key, period, fold, settings: Settings) -> Ingested:
+    rows, size = frame_rows(frame), settings.data.rows_per_part
+    digest = hashlib.sha256(str(rows.schema).encode())
+    for b in rows.to_batches(): digest.update(b.serialize())
+    rules = _rules(given)
+    name = hashlib.sha256(json.dumps([table, digest.hexdigest(), rules]).encode()).hexdigest()
+    found = {"path": "frame", "bytes": rows.nbytes, "sha256": digest.hexdigest()}
+    batch = Plan(name, table, "frame", [found], rules, None if period is None else str(period))
+    target = TableReader(table, settings)
+    if batch_state(target, name)[1]: return _told(write(iter(()), table, batch=name, settings=settings), batch)
+    have = target.schema if target.exists else None
+    full = completed(given, cleaned(rows.schema, given), have)
+    _agrees(full, given, have, table)
+    _keep(batch, settings)
+    parts = ((rows.slice(i, size), []) for i in range(0, rows.num_rows, size))
+    return _told(_written(parts, batch, full, given, key, period, fold, settings), batch)
 
 # %% ../../nbs/data/14_ingest.ipynb #54ad07fd
 from fastcore.basics import patch

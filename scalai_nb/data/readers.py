@@ -34,6 +34,7 @@ class Source:
     pieces: Callable[..., list[dict]] | None = None
     # state(uri, before): what is there now, for an ingest's plan: see `data.ingest`
     state: Callable[..., dict] | None = None
+    words: tuple[str, ...] = ()  # read options that `read` takes, as `sep`
     bad: bool = False  # whether `read` takes `bad`, a list that collects what cannot be read
     def __call__(self, *args, **kw): return self.read(*args, **kw)
 READERS: dict[str, Source] = {}
@@ -213,10 +214,7 @@ def read_ahead(file):  # a function that gives what Arrow shall read
 def hint(message: str) -> str:
     "What to do about an error of Arrow."
     if "UTF" in message or "codec" in message:
-        return (
-            "Convert it, as with `iconv -f latin1 -t utf8`, or give its encoding in Python: read(uri,"
-            " encoding='latin-1')."
-        )
+        return "Give its encoding, as in --encoding cp1252 or read(uri, encoding='cp1252')."
     if "columns, got" in message: return "Mend the line; `ingest` sets such lines aside in the quarantine."
     if "conversion error" in message:
         return "A column changes its type in the file: give it, as in types={'column': 'string'}."

@@ -16,6 +16,7 @@ from ..core.display import describe, html_table
 from ..core.errors import BadRequest, did_you_mean
 from ..core.settings import Section, Settings
 from ..core.toml_file import read_toml, toml_value
+from .read_options import ReadOptions
 
 # %% ../../nbs/data/19_table_file.ipynb #617725bb
 class TableFile(Section):
@@ -26,6 +27,7 @@ class TableFile(Section):
     key: list[str] = []  # columns that name a row; empty: a row is named by its values
     time: str = ""  # column with a row's time; empty: each batch of an ingest is a window
     period: Literal["hour", "day", "week", "month", "year", ""] = ""  # length of a window; empty: as in [monitor]
+    read: ReadOptions = ReadOptions()  # how its files are written; what is left out is found in each file
     units: dict[str, str] = {}  # column → unit, for the pages
 
     @property
@@ -76,7 +78,9 @@ def column_units(settings: Settings) -> dict[str, str]:  # column → unit
 def to_toml(self: TableFile) -> str:
     "Return the file's text, with a word about each key."
     lines = [f"{key} = {toml_value(getattr(self, key))}{comment}" for key, comment in COMMENTS.items()]
+    read = [f"{key} = {toml_value(value)}" for key, value in self.read.explicit().items()]
     units = [f"{toml_value(c)} = {toml_value(unit)}" for c, unit in self.units.items()]
+    if read: lines += ["", "[read]  # how the files are written, as found", *read]
     return "\n".join([*lines, *(["", "[units]", *units] if units else [])]) + "\n"
 
 @patch
@@ -111,7 +115,7 @@ def ingest(self: TableFile,
     key, done = self.key or None, []
     for part in self.parts(settings):
         period = self.time or self.next_batch(settings)
-        done.append(ingest(part, self.name, contract, key, period, key, settings))
+        done.append(ingest(part, self.name, contract, key, period, key, settings, read=self.read))
     return done
 
 # %% ../../nbs/data/19_table_file.ipynb #517576c8

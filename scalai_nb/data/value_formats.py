@@ -169,7 +169,7 @@ def number_pattern(decimal: str,  # , or .
                   ) -> str:  # a regular expression (RE2) with the groups minus, sign and number
     "Write the pattern of numbers as people write them, with a decimal mark."
     mark = re.escape(decimal)
-    number = rf"(?:\d{{1,3}}(?:{_between(decimal)}\d{{3}})+|\d+)(?:{mark}\d*)?|{mark}\d+"
+    number = rf"(?:[1-9]\d{{0,2}}(?:{_between(decimal)}\d{{3}})+|\d+)(?:{mark}\d*)?|{mark}\d+"
     ahead, behind = (f"(?:(?:{SIGNS})[{BLANK}]?)?", f"(?:[{BLANK}]?(?:{SIGNS}))?") if signs else ("", "")
     return rf"^\s*(?P<minus>[+-]?){ahead}(?P<sign>[+-]?)(?P<number>(?:{number})(?:[eE][+-]?\d+)?){behind}\s*$"
 

@@ -7,13 +7,14 @@ __all__ = ['Description', 'word', 'describe_source', 'write_description']
 
 # %% ../../nbs/loop/07_own_data.ipynb #6dbbfa17
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import BadRequest, nearest
 from ..core.settings import GateSection, Settings
 from ..core.storage import write_atomic
+from ..data.read_options import ReadOptions
 from ..data.table_file import TableFile
 from .model_file import Model
 
@@ -25,6 +26,7 @@ class Description:
     model: Model | None
     contract: Any  # data.contract.Contract
     profile: Any  # of the source's rows
+    read: ReadOptions  # how the source's files are written
     remarks: list[str] = field(default_factory=list)  # what a person should look at
 
 # %% ../../nbs/loop/07_own_data.ipynb #45b216b8
@@ -40,26 +42,27 @@ def describe_source(uri: str | Path,  # file, pattern, folder or URL
                     time: str = "",  # column with a row's time
                     key: list[str] | tuple[str, ...] = (),  # columns that name a row
                     name: str = "",  # of the table; empty: after the file
+                    read: ReadOptions | None = None,  # how its files are written; what it leaves open is found
                    ) -> Description:
     "Look at a source and describe it. Raises `BadRequest` before anything is written."
-    from scalai_nb.data.contract import Contract
-    from scalai_nb.data.profile import profile
-    seen = profile(str(uri))
+    from scalai_nb.data.inspection import inspect_source
+    found = inspect_source(uri, read)
+    seen, contract, read = found.profile, found.contract, found.read
     _columns(seen, uri, target=[target] if target else [], time=[time] if time else [], key=list(key))
     if target and target in key: raise BadRequest(f"{target!r} is the target and a part of the key.",
                                                   "A key names a row and is known before; name another column.")
-    if time: _is_time(seen, time)
-    if key: _is_key(uri, list(key))
+    if time: _is_time(seen, contract, time)
+    if key: _is_key(uri, list(key), read)
     stem = word(name or Path(str(uri).rstrip("/").split("?")[0]).name.split(".")[0].rstrip("*"))
     table = TableFile(name=stem, source=_relative(uri, settings), contract=f"contracts/{stem}.yaml", key=list(key),
-                      time=time, period="month" if time else "")
-    model, remarks = None, list(seen.warnings())
+                      time=time, period="month" if time else "", read=read)
+    model, remarks = None, list(found.remarks)
     if target:
-        label = _target(uri, target)
+        label = _target(uri, target, contract, read)
         remarks.insert(0, ", ".join([f"{target}: {label.task}", *map(str, label.classes[:8])]))
         rules = GateSection(min_labels=int(min(500, max(20, seen.rows//20))))
         model = Model(name=word(target), table=stem, target=target, gate=rules)
-    return Description(table, model, Contract.infer(seen), seen, remarks)
+    return Description(table, model, contract, seen, read, remarks)
 
 # %% ../../nbs/loop/07_own_data.ipynb #889f7341
 def _columns(seen: Any, uri: Any, **wanted: list[str]) -> None:
@@ -70,18 +73,19 @@ def _columns(seen: Any, uri: Any, **wanted: list[str]) -> None:
             raise BadRequest(f"{uri} has no column {c!r} for --{option}.",
                              f"Did you mean {near!r}?" if near else f"It has: {', '.join(seen.columns)}.", "column")
 
-def _is_time(seen: Any, time: str) -> None:
-    c = seen[time]
-    if c.kind != "time":
+def _is_time(seen: Any, contract: Any, time: str) -> None:
+    from scalai_nb.data.types import kind
+    c, type = seen[time], contract[time].type
+    if type is None or kind(type) != "time":
         raise BadRequest(f"The column {time!r} is {c.type}, and --time needs dates or times.",
                          "Name another column, or leave --time out: then each file is a window.", "column")
     if c.nulls: raise BadRequest(f"{c.nulls:,} of {seen.rows:,} rows have no {time!r}.",
                                  "Name a column that every row has, or leave --time out.", "column")
 
 # %% ../../nbs/loop/07_own_data.ipynb #91ff0d8d
-def _is_key(uri: Any, key: list[str]) -> None:
+def _is_key(uri: Any, key: list[str], read: ReadOptions) -> None:
     from scalai_nb.data.uniqueness import repeated
-    rows = _read(uri, key)
+    rows = _read(uri, key, read)
     if lost := max(rows[c].null_count for c in key):
         raise BadRequest(f"{lost:,} of {len(rows):,} rows have no {', '.join(key)}.", "A key names every row.",
                          "column")
@@ -89,15 +93,23 @@ def _is_key(uri: Any, key: list[str]) -> None:
         raise BadRequest(f"{', '.join(key)} comes twice in {twice:,} of {len(rows):,} rows.",
                          "Name more columns: --key A --key B, or leave --key out.", "column")
 
-def _target(uri: Any, target: str) -> Any:  # data.target.Target
-    from scalai_nb.data.target import Target
-    return Target.infer(_read(uri, [target])[target], target)
+# %% ../../nbs/loop/07_own_data.ipynb #953a1a6d
+def _target(uri: Any, target: str, contract: Any, read: ReadOptions) -> Any:  # data.target.Target
+    "What the target is after the contract's cleaning, in the rows that satisfy its rule."
+    import pyarrow as pa
 
-def _read(uri: Any, columns: list[str]) -> Any:  # Arrow
+    from scalai_nb.data.clean import clean, steps_of, tidy
+    from scalai_nb.data.target import Target
+    steps = [{step: {target: given[target]}} for step, given in steps_of(contract.clean) if target in given]
+    own = replace(contract, columns={target: contract[target]}, clean=tuple(steps))
+    typed, verdict = own.judge(*clean(tidy(_read(uri, [target], read)), own))
+    return Target.infer(typed[target].filter(pa.array(verdict.good)), target)
+
+def _read(uri: Any, columns: list[str], read: ReadOptions) -> Any:  # Arrow
     import pyarrow as pa
 
     from scalai_nb.data.source import batches
-    return pa.concat_tables(list(batches(str(uri), columns=columns)), promote_options="permissive")
+    return pa.concat_tables(list(batches(str(uri), columns=columns, read=read)), promote_options="permissive")
 
 def _relative(uri: Any, settings: Settings) -> str:
     "Name a file inside the workspace by its path from there, so that the workspace can be moved."

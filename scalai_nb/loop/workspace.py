@@ -6,6 +6,7 @@
 __all__ = ['SETTINGS', 'FIRST_WORKFLOW', 'FIRST_NOTEBOOK', 'first_notebook', 'init']
 
 # %% ../../nbs/loop/08_workspace.ipynb #bdaa312b
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..core.errors import BadRequest
 from ..core.resources import copy_shipped
 from ..core.settings import Settings
 from ..core.storage import write_atomic
+from ..data.standard_input import on_disk
 from .own_data import describe_source, write_description
 
 # %% ../../nbs/loop/08_workspace.ipynb #202af5da
@@ -87,8 +89,8 @@ def first_notebook() -> str:
 
 # %% ../../nbs/loop/08_workspace.ipynb #0ca6352c
 def init(path: Path | str = ".",  # made when missing
-         source: str | Path | None = None,  # the user's own data; None: a first notebook on the flights
-         **columns: Any,  # target, time, key, name: see `loop.own_data.describe_source`
+         source: str | Path | None = None,  # the user's own data, -: standard input; None: a notebook on flights
+         **columns: Any,  # target, time, key, name, read: see `loop.own_data.describe_source`
         ) -> tuple[Settings, Any]:  # and, with a source, its loop.own_data.Description
     """Make a workspace: settings.ini, workflows/, apps/; for the user's own data also table file, model file and
     contract. Raises `BadRequest`, and writes nothing, where one stands already or the source does not fit."""
@@ -100,9 +102,18 @@ def init(path: Path | str = ".",  # made when missing
         write_atomic(path/"workflows"/"first.ipynb", first_notebook())
         write_atomic(path/"workflows"/"first.toml", FIRST_WORKFLOW)
     else:
-        made = describe_source(source, whole, **columns)
+        with on_disk(source) as file:
+            made = describe_source(file, whole, **columns)
+            if str(source) == "-": made = _kept(made, Path(file), whole)
         write_description(made, whole)
         copy_shipped("workflows", path/"workflows")
     copy_shipped("apps", path/"apps")
     write_atomic(path/"settings.ini", SETTINGS)  # last: a folder with settings.ini is a whole workspace
     return Settings.load(path), made
+
+# %% ../../nbs/loop/08_workspace.ipynb #9b2bc70a
+def _kept(made: Any, file: Path, settings: Settings) -> Any:  # loop.own_data.Description
+    "Keep what came by standard input in the workspace, where the table file finds it again."
+    place = settings.root/"data"/file.name
+    write_atomic(place, file.read_bytes())
+    return replace(made, table=made.table.model_copy(update={"source": f"data/{file.name}"}))
