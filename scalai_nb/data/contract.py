@@ -19,6 +19,7 @@ from fastcore.basics import patch
 from ..core.device import on_host
 from ..core.errors import BadRequest, WorkFailed, nearest, one_of
 from ..core.storage import filesystem, read_bytes, write_atomic
+from .categories import WIDEST
 from .clean import STEPS, deduplicated, steps_of
 from .contract_yaml import dump, yaml_of
 from .expression import Expression
@@ -88,7 +89,8 @@ def propose(column,  # data.profile.Column
             rows: int, slack: float, limit: int) -> Rule:
     "A rule that the column's own rows satisfy, with some room."
     low, high = _range(column, slack)
-    known = column.categories if column.kind == "text" else None
+    # a profile keeps the beginning of a long text only
+    known = column.categories if column.kind == "text" and max(column.lengths, default=0) <= WIDEST else None
     # seen about twenty times each, or the list is not closed
     few = known and len(known) <= limit and sum(known.values()) >= 20*len(known)
     type = None if column.kind in ("mixed", "nested") else declared_type(arrow_type(column.type))

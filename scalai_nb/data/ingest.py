@@ -286,22 +286,16 @@ def raw_schema(plan: Plan, uri: str, typed: set[str], settings: Settings,
     for f, other in zip(plan.files[1:], others):
         if other != first:
             odd = next((n for n in [*other, *first] if (n in other) != (n in first)), other[0])
-            raise BadRequest(
-                f"{f['path']} has other columns than {plan.files[0]['path']}: {odd!r}.",
-                "Ingest the files one by one, with a contract.",
-                "source",
-            )
+            raise BadRequest(f"{f['path']} has other columns than {plan.files[0]['path']}: {odd!r}.",
+                             "Ingest the files one by one, with a contract.", "source")
     if len(first) > WIDEST:
         raise BadRequest(
             f"{plan.files[0]['path']} has {len(first):,} columns; at most {WIDEST:,} are taken.",
             "Keep measurements that come in thousands as rows: name, value.",
             "source",
         )
-    return (
-        pa.schema([(n, pa.string()) for n in first])
-        if set(first) <= typed
-        else _file_schema(places[0], settings, read)
-    )
+    if set(first) <= typed: return pa.schema([(n, pa.string()) for n in first])
+    return _file_schema(places[0], settings, read)
 
 def _names(file: str, settings: Settings, read: ReadOptions) -> list[str]:
     return text_files.csv_names(file, read) if suffix(file) in TEXT else _file_schema(file, settings, read).names

@@ -13,6 +13,7 @@ from ..core.errors import BadRequest
 from ..core.storage import veiled
 from . import source, text_files
 from .contract import Contract
+from .excel import sheets
 from .ingest import TEXT
 from .profile import Profile, profile
 from .quality import proposal
@@ -52,6 +53,8 @@ def reading_of(uri: str, read: ReadOptions) -> tuple[ReadOptions, list[str]]:  #
     if source.server(uri) is not None or source.as_table(uri) is not None: return read, []
     files = [f for f, _ in source.read_words(source.files(uri), read)]
     texts = [f for f in files if suffix(f) in TEXT][:20]
+    if "sheet" in source.reader(files[0]).words and (names := sheets(files[0])):
+        return _of_workbook(read, names)
     if not texts: return read, []
     seen = [text_files.layout(f, read) for f in texts]
     for file, at in zip(texts[1:], seen[1:]):
@@ -66,6 +69,11 @@ def reading_of(uri: str, read: ReadOptions) -> tuple[ReadOptions, list[str]]:  #
     return read.model_copy(update=alike), remarks
 
 # %% ../../nbs/data/20_inspection.ipynb #71d6ea2e
+def _of_workbook(read: ReadOptions, names: list[str]) -> tuple[ReadOptions, list[str]]:
+    read = read.model_copy(update={"sheet": read.sheet or names[0]})
+    others = [name for name in names if name != read.sheet]
+    return read, [f"the workbook has other sheets too, for --sheet: {', '.join(others)}"] if others else []
+
 def _flat(seen: Profile, uri: str) -> None:
     nested = [n for n, c in seen.columns.items() if c.kind == "nested"]
     if not nested or suffix(uri) not in (".json", ".jsonl", ".ndjson"): return
@@ -88,6 +96,7 @@ def missing_words(profile: Profile,  # of rows as they are
         else: words |= {v for v, *_ in c.top(1_512)}
     return tuple(w for w in dict.fromkeys(found) if w not in words)
 
+# %% ../../nbs/data/20_inspection.ipynb #e204ccec
 def settled(contract: Contract,  # proposed from the profile
             profile: Profile,  # of rows as they are
             decimal: str = ".",  # the files' mark
@@ -100,6 +109,7 @@ def settled(contract: Contract,  # proposed from the profile
         empty = any("nulls" in step for step in p.clean)
         rules[name] = replace(rules[name], type=p.type, categories=None, required=rules[name].required and not empty)
         dots = any("." in v for v, *_ in c.top(1_512))
+        if decimal == "," and "point" in c.formats: steps.append({"decimal": {name: "."}})  # against the files' mark
         steps += [{"decimal": {name: decimal}} if "decimal" in step and not dots else step for step in p.clean]
         said[name] = f"{name} {p.said}: it is read as {p.type}, and rows with other values go to quarantine"
     notes = {n: v for n, v in contract.notes.items() if n not in said}

@@ -12,6 +12,7 @@ import re
 import threading
 import time
 import weakref
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,9 +63,10 @@ def lookup(name: str) -> Source | None:
     if name not in READERS and name in entry_points(): register(name, entry_points()[name].load())
     return READERS.get(name)
 
-def suffix(uri: str) -> str:  # in lower case, with its dot, a compression's suffix taken off
+def suffix(uri: str) -> str:  # in lower case, with its dot, a compression's suffix taken off; in a zip, its file's
     "Return the suffix of a path or URI."
     name = str(uri).split("?")[0].rstrip("/").rsplit("/", 1)[-1].lower()
+    if name.endswith(".zip"): return Path(name[:-4]).suffix or _inside(str(uri))
     return Path(re.sub(r"\.(gz|bz2|xz|zst)$", "", name)).suffix
 
 # %% ../../nbs/data/03_readers.ipynb #84d2b441
@@ -155,10 +157,12 @@ def open_file(uri: str):
             with _file(fs, path) as f: yield f
         except FileNotFoundError as e:
             raise BadRequest(f"There is no file {veiled(uri)}.", suggest(fs, path), "source") from e
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, EOFError, UnicodeError) as e:
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, EOFError, UnicodeError,
+                zipfile.BadZipFile) as e:
             if isinstance(e, PermissionError) or _refused(uri, e): raise
             raise read_error(uri, e) from e
 
+# %% ../../nbs/data/03_readers.ipynb #e3c5e8ee
 def read_error(uri: str, e: Exception) -> BadRequest:
     "The error of a file that Arrow cannot read."
     first = str(e).splitlines()[0] if str(e) else type(e).__name__
@@ -167,12 +171,36 @@ def read_error(uri: str, e: Exception) -> BadRequest:
 def _file(fs, path: str):
     "A local file is Arrow's own: its threads then never wait for Python, not even for one that is ending."
     last = Path(path).suffix.lower()
+    if last == ".zip":
+        packed = fs.open(path, "rb")
+        return _only_file(packed, path).open("rb")
     if "file" in fs.protocol and suffix(path) == last: return pa.OSFile(path)
     if "file" in fs.protocol and last in ARROW_UNPACKS and suffix(path) in TEXT:
         return pa.CompressedInputStream(pa.OSFile(path), ARROW_UNPACKS[last])
     # 8 MB ahead; clients of their own accord fetch 50 to 256 MB
     return fs.open(path, "rb", block_size=1 << 23, cache_type="readahead", compression="infer")
 ARROW_UNPACKS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+
+# %% ../../nbs/data/03_readers.ipynb #4b64c3b6
+def _only_file(packed, path: str) -> zipfile.Path:  # packed: an open zip file
+    "The one file in a zip; what a Mac adds, and folders, do not count."
+    whole = zipfile.ZipFile(packed)
+    names = [n for n in whole.namelist() if not n.endswith("/") and not n.startswith("__MACOSX/")]
+    if len(names) != 1:
+        raise BadRequest(f"{path} holds {len(names)} files: {', '.join(names[:3])}{', …'*(len(names) > 3)}.",
+                         "Unpack it, and give the folder or a pattern.", "source")
+    if Path(names[0]).suffix.lower() in (".parquet", ".pq", ".arrow", ".feather", ".ipc"):
+        raise BadRequest(f"{path} holds {names[0]}, which is read in pieces from all over the file.", "Unpack it.",
+                         "source")
+    return zipfile.Path(whole, names[0])
+
+def _inside(uri: str) -> str:  # the suffix of the file in a zip; where there is none, others say so
+    if any(c in uri for c in "*?["): return ".zip"
+    try:
+        with connect(uri) as (fs, path), fs.open(path, "rb") as packed:
+            return Path(_only_file(packed, veiled(uri)).name).suffix.lower()
+    except FileNotFoundError: return ".zip"
+    except zipfile.BadZipFile as e: raise read_error(uri, e) from e
 
 # %% ../../nbs/data/03_readers.ipynb #7ed26e94
 TEXT = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json")  # read from the start to the end, never back

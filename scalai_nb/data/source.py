@@ -17,6 +17,7 @@ from ..core.errors import BadRequest
 from ..core.settings import Settings
 from ..core.storage import is_url, veiled
 from .columnar import metadata
+from .excel import excel  # noqa: F401 (registers itself)
 from .read_options import ReadOptions
 from .readers import READERS, Source, connect, entry_points, lookup, suffix, suggest
 from .text_files import kept_as
@@ -46,7 +47,7 @@ def files(uri: str | Path,  # a path or fsspec URL; may be a pattern (`2013-*.cs
             there = sorted(p for p in fs.glob(path) if fs.isfile(p))
         elif fs.isdir(path):
             there = sorted(
-                p for p in fs.find(path) if suffix(p) in READERS and not Path(p).name.startswith((".", "_"))
+                p for p in fs.find(path) if suffix(full(p)) in READERS and not Path(p).name.startswith((".", "_"))
             )
         else:
             there = [path] if fs.exists(path) else []
