@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'GREEN', 'GREY', 'PURPLE', 'COORDINATES', 'UNIT', 'WIDEST', 'element', 'line', 'circle', 'rect',
            'path', 'text', 'upright', 'title', 'polyline', 'polygon', 'svg', 'ticks', 'tick_label', 'scale',
-           'axis_across', 'axis_upwards', 'plot', 'sparkline', 'paired_bars', 'confusion_matrix']
+           'axis_across', 'axis_upwards', 'plot', 'sparkline', 'paired_bars', 'histogram', 'confusion_matrix']
 
 # %% ../../nbs/core/28_svg.ipynb #0bdd35a8
 import math
@@ -199,12 +199,32 @@ def paired_bars(pairs: Sequence[tuple[float, float]],  # grey, coloured
                    for i, pair in enumerate(pairs) for part, (v, tint) in enumerate(zip(pair, (GREY, colour))))
     return svg(bars, width=width, height=height, label=label, font_size=None)
 
+# %% ../../nbs/core/28_svg.ipynb #47ac5f18
+def histogram(bins: Sequence[tuple[float, float, float]],  # low, high, rows
+              across: str, up: str,  # what the axes are
+              width: int = 420,  # of the picture, in pixels
+              height: int = 220,  # the same
+             ) -> str:
+    "Bars of rows over values, with a stroke at 0 where it is among them; empty where there are none."
+    if not bins: return ""
+    low, high, most = bins[0][0], bins[-1][1], max(b[2] for b in bins) or 1.
+    if not high > low: low, high = low - .5, high + .5
+    px, py = scale(low, high, 62., width - 12.), scale(0., most*1.05, height - 40., 10.)
+    bars = "".join(element("rect", title(f"{a:.4g} … {b:.4g}: {n:,.0f} rows"), x=px(a), y=py(n), fill=BLUE,
+                           fill_opacity=.8, width=max(px(b) - px(a) - 1., 2.), height=py(0.) - py(n))
+                   for a, b, n in bins)
+    zero = line(px(0.), 10., px(0.), py(0.), stroke=ORANGE, stroke_dasharray="4 3") if low < 0 < high else ""
+    words = (axis_across(ticks(low, high), px, height - 24.)
+             + axis_upwards(ticks(0., most*1.05, 4), py, 62., width - 12.)
+             + text((62 + width - 12)/2, height - 6, across, "middle") + upright(12, height/2 - 15, up))
+    return svg(words, bars, zero, width=width, height=height, label=f"histogram of {across}", font_size=11, fluid=True)
+
 # %% ../../nbs/core/28_svg.ipynb #a8377efc
 WIDEST = 18  # characters of a name
 
 def _shown(name: str) -> str: return name if len(name) <= WIDEST else name[:WIDEST - 1] + "…"
 
-def confusion_matrix(counts: Sequence[Sequence[float]],  # [class that came][what it was called] rows
+def confusion_matrix(counts: Sequence[Sequence[float]],  # [actual class][predicted class] rows
                      names: Sequence[str],  # of the classes
                     ) -> str:
     "A confusion matrix as a picture: shares of each row as colours, rows as numbers where there is room."
@@ -216,13 +236,13 @@ def confusion_matrix(counts: Sequence[Sequence[float]],  # [class that came][wha
     words = "".join(text(margin - 6, at(k) + side/2 + font/3, _shown(s), "end", font_size=font)
                     + _along(at(k) + side/2 + font/3, margin - 6, _shown(s), font) for k, s in enumerate(names))
     cells = "".join(_cell(at(j), at(i), side, c, sum(row), i == j, f"{c:,} of {sum(row):,} rows of {names[i]} were "
-                          f"called {names[j]}", n <= 12)
+                          f"predicted as {names[j]}", n <= 12)
                     for i, row in enumerate(counts) for j, c in enumerate(row) if c)
     size = margin + n*side + 2
     frame = rect(margin, margin, n*side, n*side, fill="none", stroke="currentColor", stroke_opacity=.35)
-    axes = (upright(12, margin + n*side/2, "came", font_size=11, opacity=.75)
-            + text(margin + n*side/2, 12, "was called", "middle", font_size=11, opacity=.75))
-    label = f"confusion matrix of {n} classes: those that came down, what they were called across"
+    axes = (upright(12, margin + n*side/2, "actual class", font_size=11, opacity=.75)
+            + text(margin + n*side/2, 12, "predicted class", "middle", font_size=11, opacity=.75))
+    label = f"confusion matrix of {n} classes: the actual ones down, the predicted ones across"
     return svg(axes, words, cells, frame, width=size, height=size, label=label, fluid=True)
 
 # %% ../../nbs/core/28_svg.ipynb #a6daf334

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LABELLED', 'learnt_from', 'reference_of', 'store_reference', 'reference_windows', 'policy_of', 'window_and_reference',
-           'learnt', 'outcomes_of', 'measured_by', 'Judgement', 'judge']
+           'learnt', 'outcomes_of', 'measured_by', 'predictions_of', 'Judgement', 'judge']
 
 # %% ../../nbs/loop/05_evaluation.ipynb #665aa5de
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ..core.settings import Settings
@@ -112,8 +112,7 @@ def outcomes_of(
     judged = [d["period"] for d in decisions(settings, version.name)
               if d["period"] < period and d["version_before"] == version.version and not d.get("losses")]
     families = {p: window(scores, p, settings, by="label", empty=True) for p in judged}
-    families = {p: f for p, f in families.items()
-                if (seen := performance(f)).rows >= min_labels and 0 < seen.positives < seen.rows}
+    families = {p: f for p, f in families.items() if (seen := performance(f)).rows >= min_labels and seen.measured}
     of = f"version {version.version} scored before and whose labels came"
     if len(families) >= LABELLED:
         return families, Reference(tuple(families), f"the {len(families)} windows that {of} ({_span(list(families))})")
@@ -136,11 +135,21 @@ def measured_by(task: str) -> Callable:  # label → profile to Performance or R
     if task != "regression": return performance
     return lambda family: regression_metrics(sum(family.values(), Profile.empty())) if family else None
 
-def _can_estimate(reference: Iterable) -> bool:
-    "Whether the reference has outcomes of both kinds; only of two classes is there an estimate without labels."
-    known = [p for p in reference if not getattr(p, "classes", True)]
-    return 0 < sum(p.positives for p in known) < sum(p.rows for p in known)
+# %% ../../nbs/loop/05_evaluation.ipynb #fc680c80
+def _can_estimate(fold: dict, task: str) -> bool:  # families by window
+    "Whether the reference shows what a score means: of two classes both have to have come; a number has no score."
+    from scalai_nb.monitor.performance import performance
+    if task == "regression": return False
+    labels = {label for family in fold.values() for label in family}
+    return performance({l: sum((f[l] for f in fold.values() if l in f), Profile.empty()) for l in labels}).measured
 
+def predictions_of(family: dict,  # label -> profile of a window's scores
+                   task: str,  # binary, multiclass or regression
+                  ) -> Profile:
+    "The profile of what was predicted: the class, the number, or the score of two classes."
+    return sum(family.values(), Profile.empty()).select(["score" if task == "binary" else "prediction"])
+
+# %% ../../nbs/loop/05_evaluation.ipynb #d4849cc8
 @dataclass
 class Judgement:
     "What was found about a window, and what follows."
@@ -150,7 +159,8 @@ class Judgement:
     report: object  # Report: what moved
     performance: object  # Performance of this window, where labels have come
     usual: dict  # window -> Performance of the reference
-    estimate: object  # Estimate without labels
+    estimate: object  # Estimate without labels; None of a number
+    predictions: object  # Report: how the predictions moved
     decision: object  # Decision
 
     def _repr_html_(self) -> str:
@@ -174,16 +184,26 @@ def judge(version,  # the `ModelVersion` that scored the window
     before, now, policy = window_and_reference(model.table, period, reference, settings, model.not_watched(settings))
     fold = {p: f for p in reference if (f := window(reference_of(version), p, settings, by="label", empty=True))}
     scored = window(model.scores, period, settings, by="label", empty=True)
-    measure = measured_by(version.card["task"])
+    measure = measured_by(task := version.card["task"])
     report, measured, normal = compare(before, now, policy), measure(scored), {p: measure(f) for p, f in fold.items()}
     guess, held = None, {"window": learnt(version, reference)}
-    if _can_estimate(normal.values()):
+    if _can_estimate(fold, task):
         families, held["estimate"] = outcomes_of(version, period, model.scores, fold, settings, policy.min_labels)
         guess = estimate(
             sum(scored.values(), Profile.empty()),
             families,
+            "confidence" if task == "multiclass" else "score",
             covariates=(before.drop(policy.ignore), now.drop(policy.ignore)),
             spread=None if families is fold else fold,
         )
-    decision = decide(report, measured, normal, policy, guess, held)
-    return Judgement(version, period, reference, report, measured, normal, guess, decision)
+    moved = _moved_predictions(fold, scored, task, settings)
+    decision = decide(report, measured, normal, policy, guess, held, moved)
+    return Judgement(version, period, reference, report, measured, normal, guess, moved, decision)
+
+# %% ../../nbs/loop/05_evaluation.ipynb #1ec18a95
+def _moved_predictions(fold: dict, scored: dict, task: str, settings: Settings):  # Report or None
+    "Compare what was predicted in a window with what was predicted of the held-out rows of the reference."
+    from scalai_nb.monitor.drift import compare
+    if not fold or not scored: return None
+    before = [predictions_of(f, task) for f in fold.values()]
+    return compare(sum(before[1:], before[0]), predictions_of(scored, task), policy_of(before, settings))

@@ -104,7 +104,7 @@ def figures(self: Classes, limit: int | None = None,  # classes; None: all
     return [*lines, [f"mean of {len(self.names):,} classes", "", "", *of(self.macro)]]
 
 # %% ../../nbs/monitor/03_class_metrics.ipynb #009e76b7
-HEADS = ("class", "came", "predicted", "recall", "precision", "F1")
+HEADS = ("class", "actual rows", "predicted rows", "recall", "precision", "F1")
 
 @patch
 def _repr_html_(self: Classes) -> str:

@@ -216,6 +216,11 @@ def macro_f1(self: Performance) -> float:
     "Return the mean F1 of the classes; NaN of two."
     return self.classes.macro["f1"][0] if self.classes else np.nan
 
+@patch(as_prop=True)
+def measured(self: Performance) -> bool:
+    "Whether the labels that came say how good the scores are: of two classes, both have to have come."
+    return bool(np.isfinite(getattr(self, self.losses[0])))
+
 # %% ../../nbs/monitor/04_performance.ipynb #8079e20a
 # what of a model of several classes is not said of them, but of its confidence as a score of being right
 OF_CONFIDENCE = ("positives", "base", "auc", "pr_auc", "skill", "brier", "logloss", "precision", "recall", "threshold",

@@ -20,36 +20,37 @@ def situation(decision: dict) -> str:  # a key of CASES
     said, e = OUTCOMES.get(decision["outcome"]), decision["evidence"]
     if decision["action"] == "retrain" or said in ("retrained", "back"): return said or "refused"
     if decision["action"] == "alert" and e.get("called_by") in ("loss", "estimate"): return "held"
-    return "well" if decision["action"] == "keep" else "moved" if "auc_worse" in e else "blind"
+    return "well" if decision["action"] == "keep" else "moved" if f"{main_measure(e)[0]}_worse" in e else "blind"
 
 # %% ../../nbs/view/10_decisions.ipynb #714a6935
 # situation -> level, sentence, what to do
 CASES = {
     "well": ("good", "All is well: since {since} nothing that matters moved.", "nothing"),
-    "moved": ("attention", "The scores hold, but in {period} {what} moved.", "look at why {what} moved"),
+    "moved": ("attention", "The predictions hold, but in {period} {what} moved.", "look at why {what} moved"),
     "blind": ("attention", "In {period} {what} moved, and no labels say yet what it cost.",
               "bring labels for {period}, or look at why {what} moved"),
-    "pending": ("act", "The scores are failing since {period}, and no new model has been tried yet.",
+    "pending": ("act", "The predictions are failing since {period}, and no new model has been tried yet.",
                 "run the retraining of {period}"),
     "held": ("act",
-             "The scores are failing since {period}, and the rules of [retrain] hold a new model back: version {after}"
-             " still serves.",
+             "The predictions are failing since {period}, and the rules of [retrain] hold a new model back: version"
+             " {after} still serves.",
              "read in the log of {period} what it waits for"),
     "shadow": ("attention",
-               "The scores are failing since {period}; a new model runs in the shadow of version {after}.",
+               "The predictions are failing since {period}; a new model runs in the shadow of version {after}.",
                "nothing yet: the labels of {next} decide"),
     "failed": ("act",
-               "The scores are failing since {period}, and the retraining never ended: version {after} still serves.",
+               "The predictions are failing since {period}, and the retraining never ended: version {after} still"
+               " serves.",
                "run the retraining of {period} again"),
     "back": ("attention",
              "In {period} the newest model did worse than the one before: version {after} is back in service.",
              "nothing; {next} will show whether it holds"),
     "refused": (
         "act",
-        "The scores are failing since {period}, and the new model was not better: version {after} still serves.",
+        "The predictions are failing since {period}, and the new model was not better: version {after} still serves.",
         "look into {period} with the people who make the data"
     ),
-    "retrained": ("good", "The scores of {period} failed, and a new model was promoted: version {after} serves.",
+    "retrained": ("good", "The predictions of {period} failed, and a new model was promoted: version {after} serves.",
                   "nothing; {next} will show whether it holds")
 }
 
@@ -57,7 +58,7 @@ CASES = {
 def main_measure(evidence: dict) -> tuple[str, str]:  # its key, its name
     "Return by what a decision judged: R² of numbers, accuracy of several classes, else AUC."
     for key, name in (("r2", "R²"), ("accuracy", "accuracy")):
-        if key in evidence or f"{key}_reference" in evidence: return key, name
+        if {key, f"{key}_reference", f"estimate_{key}"} & set(evidence): return key, name
     return "auc", "AUC"
 
 def _figure(evidence: dict, main: str, value: str) -> str:
@@ -114,10 +115,9 @@ def log_table(decisions: list[dict], selection: str = "",  # the window that is 
     "The decisions, with the figures that they stood on."
     def row(d):
         e = d["evidence"]
-        guess = ("–" if number(e.get("estimate_auc")) == "–"
-                 else number(e["estimate_auc"]) + ("" if e.get("estimate_trusted", True)
-                                                   else '<br><span class="soft">not trusted</span>'))
         main, _ = main_measure(e)
+        guess = number(e.get(f"estimate_{main}"))
+        guess += "" if guess == "–" or e.get("estimate_trusted", True) else '<br><span class="soft">not trusted</span>'
         return [escape(d["period"]), f"{e.get('rows', 0):,}", number(e.get(main)), number(e.get(f"{main}_reference")),
                 guess, chip(*DONE[d["action"]]), escape(outcome(d)), _reasons(d)]
     newest = decisions[::-1]

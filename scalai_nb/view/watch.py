@@ -13,7 +13,6 @@ from html import escape
 from pathlib import Path
 
 import ipywidgets as w
-import numpy as np
 from fastcore.basics import patch
 
 from .. import __version__
@@ -223,7 +222,7 @@ def measured(self: Watch, period: str, version: int | None = None) -> Performanc
         found = None
         if family and self.task == "regression": found = regression_metrics(total(list(family.values())))
         elif family: found = performance(family)
-        self.known[key] = found if found is not None and np.isfinite(getattr(found, found.losses[0])) else None
+        self.known[key] = found if found is not None and found.measured else None
     return self.known[key]
 
 # %% ../../nbs/view/12_watch.ipynb #29c82a7f

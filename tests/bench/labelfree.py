@@ -146,7 +146,7 @@ def coverage(kind: str,  # month or week
             (
                 e.low <= truth <= e.high,
                 (e.high - e.low) / 2,
-                abs(e.auc - truth),
+                abs(e.value - truth),
                 e.trusted,
                 e.baseline_low <= truth <= e.baseline_high,
                 (e.baseline_high - e.baseline_low) / 2,
