@@ -76,6 +76,9 @@ def test_two_commands_lead_from_a_file_to_a_model_that_serves(target, tmp_path):
     settings = sn.Settings.load(work)
     window = list(sn.Table("rows", settings).profiles(by="period"))[-1]
     assert scalai("run", "workflows/window.toml", "-p", f"period={window}", cwd=work)["state"] == "succeeded"
+    (decided,) = (json.loads(f.read_text())["evidence"] for f in settings.path("decisions", target).glob("*.json"))
+    figures = {"binary": {"auc"}, "multiclass": {"accuracy", "macro_f1"}, "regression": {"r2", "rmse", "mae"}}
+    assert {n for names in figures.values() for n in names if decided.get(n) is not None} == figures[task], decided
     model = sn.Registry(settings).champion(target)
     run = sn.Registry(settings).run(model.run_id)
     assert run.task == task

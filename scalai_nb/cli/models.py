@@ -246,7 +246,10 @@ def labels(
     uri: Annotated[
         str | None, typer.Argument(metavar="[URI]", help="Where they are; without it, how much is labelled.")
     ] = None,
-    table: Annotated[str, typer.Argument(metavar="[TABLE]", help="That was scored, or will be.")] = "scores",
+    table: Annotated[
+        str | None,
+        typer.Argument(metavar="[TABLE]", help="That was scored, or will be. Default: the scores of the only model."),
+    ] = None,
     key: Annotated[list[str] | None, option(KEY)] = None,
     label: Annotated[str, typer.Option(help="Column that holds what became true.")] = "label",
     time: Annotated[str | None, option(AT, "--at")] = None,
@@ -254,11 +257,25 @@ def labels(
     "Join what became true to scores by key: late, out of order, twice, or corrected."
     if uri is not None: check_source(uri)
     from scalai_nb.serving.labels import labelled, labels
+    table = table or _scores_table()
     if uri is None:
         doc = {"table": table, **labelled(table)}
         return Answer(doc, lambda: labelled_text(doc))
     doc = labels(uri, table, key=key or None, label=label, time_column=time)
     return Answer(doc, lambda: labels_text(doc))
+
+# %% ../../nbs/cli/09_models.ipynb #1bd5e77d
+def _scores_table() -> str:
+    "The scores of the only model file; without any, as in the first example."
+    from scalai_nb.core.settings import Settings
+    from scalai_nb.loop.model_file import Model, model_files
+    settings = Settings.load()
+    names = model_files(settings)
+    if len(names) > 1:
+        first = Model.load(names[0], settings).scores
+        raise BadRequest(f"This workspace has {len(names)} models: {', '.join(names)}.",
+                         f"Name the table of scores: scalai labels URI {first}", "table")
+    return Model.load(names[0], settings).scores if names else "scores"
 
 # %% ../../nbs/cli/09_models.ipynb #440f260a
 def _rest(doc: dict) -> str:

@@ -287,7 +287,7 @@ def run_scores(model,  # a session
     "The scores of all rows, a batch at a time, in order."
     rows = len(next(iter(feeds.values())))
     parts = [model.run(["score"], {k: v[i:i + batch] for k, v in feeds.items()})[0] for i in range(0, rows, batch)]
-    return np.concatenate(parts) if parts else np.empty(0, np.float32)
+    return np.concatenate(parts) if parts else np.empty((0, *model.get_outputs()[0].shape[1:]), np.float32)
 
 # %% ../../nbs/compression/00_export.ipynb #bf690f79
 def difference(model,  # a session of the file

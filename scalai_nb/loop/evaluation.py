@@ -182,7 +182,9 @@ def judge(version,  # the `ModelVersion` that scored the window
     from scalai_nb.monitor.windows import window
     settings, reference = settings or Settings.load(), learnt_from(version)
     before, now, policy = window_and_reference(model.table, period, reference, settings, model.not_watched(settings))
+    policy = _own_minimum(policy, model, settings)
     fold = {p: f for p in reference if (f := window(reference_of(version), p, settings, by="label", empty=True))}
+    _note_labels(model.scores, settings)
     scored = window(model.scores, period, settings, by="label", empty=True)
     measure = measured_by(task := version.card["task"])
     report, measured, normal = compare(before, now, policy), measure(scored), {p: measure(f) for p, f in fold.items()}
@@ -190,9 +192,7 @@ def judge(version,  # the `ModelVersion` that scored the window
     if _can_estimate(fold, task):
         families, held["estimate"] = outcomes_of(version, period, model.scores, fold, settings, policy.min_labels)
         guess = estimate(
-            sum(scored.values(), Profile.empty()),
-            families,
-            "confidence" if task == "multiclass" else "score",
+            sum(scored.values(), Profile.empty()), families, "confidence" if task == "multiclass" else "score",
             covariates=(before.drop(policy.ignore), now.drop(policy.ignore)),
             spread=None if families is fold else fold,
         )
@@ -207,3 +207,15 @@ def _moved_predictions(fold: dict, scored: dict, task: str, settings: Settings):
     if not fold or not scored: return None
     before = [predictions_of(f, task) for f in fold.values()]
     return compare(sum(before[1:], before[0]), predictions_of(scored, task), policy_of(before, settings))
+
+def _own_minimum(policy, model: Model, settings: Settings):  # Policy
+    "The labels that a figure needs, as the model's file says, unless a person's `policy.yaml` does."
+    own = (settings.root/"policy.yaml").is_file()
+    return policy if own else replace(policy, min_labels=model.gate.min_labels)
+
+def _note_labels(scores: str, settings: Settings) -> None:
+    "Record which labels the windows have, so that a step that judged them runs again when more come."
+    from scalai_nb.core import events
+    from scalai_nb.data.table import Table
+    labels = Table(f"{scores}_labels", settings)
+    events.emit("input", table=labels.known_as, version=labels.version if labels.exists else None)

@@ -62,6 +62,7 @@ def describe_source(uri: str | Path,  # file, pattern, folder or URL
         remarks.insert(0, ", ".join([f"{target}: {label.task}", *map(str, label.classes[:8])]))
         rules = GateSection(min_labels=int(min(500, max(20, seen.rows//20))))
         model = Model(name=word(target), table=stem, target=target, gate=rules)
+        contract.columns[target] = replace(contract.columns[target], required=False)  # labels may come later
     return Description(table, model, contract, seen, read, remarks)
 
 # %% ../../nbs/loop/07_own_data.ipynb #889f7341

@@ -120,8 +120,8 @@ def _beyond(a: Column, b: Column) -> float:
 
 # %% ../../nbs/monitor/05_estimation.ipynb #fdc1fae9
 NAMES = {"auc": "AUC", "accuracy": "accuracy"}
-UNESTIMATED = ("The error of a predicted number cannot be estimated without labels, as nothing says how sure a"
-               " prediction is; what can be seen is whether the inputs and the predictions drift.")
+UNESTIMATED = ("The error of a predicted number cannot be estimated without labels; what can be seen is whether inputs"
+               " and predictions drift.")
 
 # %% ../../nbs/monitor/05_estimation.ipynb #d910a01a
 @dataclass

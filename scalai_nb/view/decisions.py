@@ -77,7 +77,8 @@ def summary(decisions: list[dict],  # of one model, oldest first
     last, kind = decisions[-1], situation(decisions[-1])
     alike = next((i for i in range(len(decisions) - 1, -1, -1) if situation(decisions[i]) != kind), -1)
     since, e = decisions[alike + 1]["period"], last["evidence"]
-    say = {"since": since, "period": last["period"], "what": listed(e.get("drifted", [])) or "the inputs",
+    what = listed(e.get("drifted", [])) or ("the predictions" if e.get("predictions_drifted") else "the inputs")
+    say = {"since": since, "period": last["period"], "what": what,
            "after": last["version_after"], "next": "the next window"}
     level, sentence, need = CASES[kind]
     main, name = main_measure(e)

@@ -276,8 +276,9 @@ def classes_html(performance: Performance,  # of several classes
     more = len(found.names) - CLASSES
     few = f'<p class="soft">and {more:,} smaller classes: in the file below, and in the mean.</p>'*(more > 0)
     lost = f'<p class="soft">{found.uncounted:,} rows have a class or a mistake that is too rare to be kept.</p>'
-    return (table(heads, rows) + few + "<h3>Which class was taken for which</h3>" + confusion_matrix(counts, names)
-            + lost*bool(found.uncounted) + download("classes", class_columns(found)))
+    return (table(heads, rows) + few + f"<p>{download('classes', class_columns(found), picture=False)}</p>"
+            + "<h3>Which class was taken for which</h3>" + confusion_matrix(counts, names)
+            + lost*bool(found.uncounted))
 
 CLASSES = 46  # shown by themselves
 

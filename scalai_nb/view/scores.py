@@ -140,6 +140,9 @@ def look(self: Scores) -> None:
     with self.together():
         self.since.options = [("all windows", ""), *((f"since {p}", p) for p in windows[::-1])]
         self.window.options = windows
+        version = self.version.value or None
+        known = [p for p in windows if self.watch.measured(p, version)]
+        if known: self.window.value = known[0]  # the newest whose labels came
     self.draw()
 
 # %% ../../nbs/view/20_scores.ipynb #d4ed4469
