@@ -278,7 +278,7 @@ def test_an_empty_workspace_says_what_to_run(chromium, tmp_path):
         for app in ("home", "drift"):
             visit.page.goto(f"{dash.url}/apps/{app}")
             visit.page.locator(".headline").wait_for(timeout=90_000)
-            assert "workflows/loop.toml" in visit.page.locator(".headline").inner_text()
+            assert "scalai ingest FILE TABLE" in visit.page.locator(".headline").inner_text()
 
 
 def test_a_lost_session_says_so(chromium, workspace):

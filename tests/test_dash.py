@@ -201,7 +201,7 @@ def test_door_and_end(workspace):
             assert "The good app" in person.get("/").text
         with dash.visitor() as visitor:
             first = visitor.get("/apps/good")  # at once, and what to run where nothing is
-            assert first.status_code == 200 and "being made" in first.text and "scalai demo" in first.text
+            assert first.status_code == 200 and "being made" in first.text and "scalai ingest FILE TABLE" in first.text
             page = visitor.get("/apps/good?live=1")
             assert (
                 page.status_code == 200

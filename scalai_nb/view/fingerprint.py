@@ -40,6 +40,7 @@ def state(settings: Settings,
     "Changes when anything changes that a dashboard reads."
     alarms = [settings.path(f"{name}.db{part}") for name in ("alerts", "alarms") for part in ("", "-wal")]
     decided = sorted(settings.path("decisions").glob("*/*.json"))
+    decided += [f for folder in ("models", "tables") for f in sorted((settings.root/folder).glob("*.toml"))]
     known = [settings.file, settings.root / "policy.yaml", settings.path("mlflow.db"), *alarms, *files, *decided]
     parts = [[stamp(Path(f)) for f in known], *(_seen(look, settings) for look in (logs, _runs, _timed))]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]

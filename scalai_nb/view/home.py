@@ -19,10 +19,28 @@ from ..data.table import Table
 from ..jobs.record import Record
 from ..jobs.schedule_store import ScheduleStore
 from ..loop.decisions import decisions
+from ..loop.model_file import model_files
 from ..monitor.alarms import Alarms
+
+# %% ../../nbs/view/26_home.ipynb #ad88970e
 from . import models, quality, runs, scores, watch
 from .fingerprint import state
-from .style import View, chip, follow, headline, html, leads, listed, nothing, table
+from .next_step import next_step
+from scalai_nb.view.style import (
+    Link,
+    View,
+    chip,
+    controls,
+    dropdown,
+    follow,
+    headline,
+    html,
+    leads,
+    listed,
+    nothing,
+    table,
+)
+from .subject import watched_tables
 
 # %% ../../nbs/view/26_home.ipynb #ba827eff
 @dataclass
@@ -36,6 +54,7 @@ class Line:
     app: str = ""  # the page that says more
     state: dict = field(default_factory=dict)  # what it shall show
     open: bool = False  # somebody knows of it, and it is not over
+    models: tuple[str, ...] = ()  # that it is about; none: all
 
     @property
     def needs(self) -> bool: return self.level in ("attention", "act")
@@ -52,12 +71,12 @@ def lines_table(lines: list[Line]) -> str:  # HTML
                   for x in order])
 
 # %% ../../nbs/view/26_home.ipynb #74e6962d
-def summary(lines: list[Line]) -> tuple[str, str, dict[str, str]]:  # level, sentence, facts
+def summary(lines: list[Line],
+            then: str = "",  # what to do where nothing has happened
+           ) -> tuple[str, str, dict[str, str]]:  # level, sentence, facts
     "Is everything well, and what needs me."
     needing, known = [x for x in lines if x.needs], [x for x in lines if x.level != "unknown"]
-    if not known and not needing:
-        return ("unknown",
-                "Nothing has happened here yet: run workflows/loop.toml, or `scalai ingest URI TABLE`.", {})
+    if not known and not needing: return "unknown", f"Nothing has happened here yet. {then}".rstrip(), {}
     facts = {"Needs you": several(len(needing), "thing") if needing else "Nothing",
              "Well": f"{sum(x.level in ('good', 'running') for x in lines)} of {len(lines)}"}
     if not needing:
@@ -146,30 +165,37 @@ MOST = 6  # tables that have a line of their own
 
 def table_lines(settings: Settings) -> list[Line]:
     "Tables that have a contract or a quarantine: what came last."
-    found = []
+    found, readers = [], watched_tables(settings, model_files(settings))
     for name in Table.list(settings):
         q = quality.quality(name["name"], settings)
         if q.contract is None and not q.refused: continue
         level, sentence, facts = quality.status(q)
         found.append(Line(f"Data: {name['name']}", level, sentence, "", facts.get("Needs you", ""), "quality",
-                          {"table": name["name"]}))
+                          {"table": name["name"]}, models=tuple(readers.get(name["name"], ()))))
     return found[:MOST]
 
 # %% ../../nbs/view/26_home.ipynb #a4361787
 def window_lines(settings: Settings, ignore: tuple[str, ...] | None = None) -> list[Line]:
-    "What moved, and what it cost."
-    seen = watch.Watch(settings, ignore=ignore)
+    "What moved, and what it cost; of each model, where there are several."
+    first = watch.Watch(settings, ignore=ignore)
+    if len(first.models) < 2: return _watched(first, {})
+    return [line for name in first.models
+            for line in _watched(watch.Watch(settings, model=name, ignore=ignore), {"model": name})]
+
+def _watched(seen: watch.Watch, which: dict[str, str]) -> list[Line]:
     level, sentence, facts = watch.status(seen)
+    of, models = f" of {seen.model}" if which else "", tuple(which.values())
     gone = [Line("Unreadable", "act", f"{what} cannot be read: {why}", need="Put it back from a copy of the workspace",
                  app="drift")
             for what, why in seen.unread.items()]
-    drift = Line("Drift", level, sentence, facts.get("Like this since", ""),
-                 f"Look at why in {seen.periods[-1]}" if level in ("attention", "act") else "", "drift")
+    drift = Line(f"Drift{of}", level, sentence, facts.get("Like this since", ""),
+                 f"Look at why in {seen.periods[-1]}" if level in ("attention", "act") else "", "drift", which,
+                 models=models)
     level, sentence, facts = scores.status(seen)
     need = facts.get("Needs you", "")
     return [*gone, drift,
-            Line("Performance", level, sentence, facts.get("Like this since", ""),
-                 need if level in ("attention", "act") else "", "performance")]
+            Line(f"Performance{of}", level, sentence, facts.get("Like this since", ""),
+                 need if level in ("attention", "act") else "", "performance", which, models=models)]
 
 # %% ../../nbs/view/26_home.ipynb #1d279654
 def model_lines(settings: Settings) -> list[Line]:
@@ -180,7 +206,8 @@ def model_lines(settings: Settings) -> list[Line]:
     if not names: return [Line("Models", "unknown", "No model is registered yet.", app="model")]
     told = {n: models.status(n, [e for e in entries if e["name"] == n], log) for n in names}
     return [Line(f"Model {n}", level, sentence, facts.get("Serves since", ""),
-                 facts["Needs you"] if level != "good" else "", "model", {"model": n} if len(names) > 1 else {})
+                 facts["Needs you"] if level != "good" else "", "model", {"model": n} if len(names) > 1 else {},
+                 models=(n,))
             for n, (level, sentence, facts) in told.items()]
 
 # %% ../../nbs/view/26_home.ipynb #c7821479
@@ -210,15 +237,15 @@ def lines(settings: Settings, ignore: tuple[str, ...] | None = None) -> list[Lin
 # %% ../../nbs/view/26_home.ipynb #12ddeff7
 class Home(View):
     "The first page of a workspace, made anew when something in it changes."
-    def __init__(
-        self,
-        settings: Settings | None = None,
-        ignore: tuple[str, ...] | None = None,  # columns that drift does not compare; None: as the model's file says
-        every: float = 5.0,
-    ):  # seconds between two looks
-        self.settings, self.ignore, self.seen = settings or Settings.load(), ignore, ""
-        self.top, self.body = html(""), html("")
-        super().__init__([self.top, html("<h2>How everything stands</h2>"), self.body])
+    def __init__(self, settings: Settings | None = None,
+                 ignore: tuple[str, ...] | None = None,  # columns that drift does not compare; None: as models say
+                 every: float = 5.):  # seconds between two looks
+        self.settings, self.ignore, self.seen, self.lines = settings or Settings.load(), ignore, "", []
+        self.top, self.body, models = html(""), html(""), model_files(self.settings)
+        self.model = dropdown("Model", [("every model", ""), *((m, m) for m in models)])
+        self.bind(self.model, self.draw)
+        many = [Link(model=self.model), controls(self.model)] if len(models) > 1 else []
+        super().__init__([*many, self.top, html("<h2>How everything stands</h2>"), self.body])
         self.refresh()
         self.task = follow(self.refresh, every)
 
@@ -227,9 +254,16 @@ class Home(View):
         try: now = state(self.settings)
         except Exception: now = str(time.time())  # it says so below
         if now == self.seen: return
-        self.seen, found = now, lines(self.settings, self.ignore)
-        self.top.value, self.body.value = headline(*summary(found)), lines_table(found)
+        self.seen, self.lines = now, lines(self.settings, self.ignore)
+        self.draw()
 
+    def draw(self) -> None:
+        "What is of the chosen model, and what is of all."
+        found = [x for x in self.lines if not self.model.value or not x.models or self.model.value in x.models]
+        then = next_step(self.settings, self.model.value)
+        self.top.value, self.body.value = headline(*summary(found, then)), lines_table(found)
+
+# %% ../../nbs/view/26_home.ipynb #ae9aa9ff
 def home(settings: Settings | None = None, **more) -> Home:
     "Show the state of a workspace."
     return Home(settings, **more)

@@ -9,6 +9,7 @@ __all__ = ['ALL', 'TWICE', 'LITTLE', 'TINTS', 'NO_CONTRACT', 'Quality', 'quality
 # %% ../../nbs/view/22_quality.ipynb #0701586d
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 
@@ -24,10 +25,12 @@ from ..data.contract import Checked, Contract, sentences
 from ..data.profile import Profile
 from ..data.table import Table
 from ..data.table_file import column_units
+from ..loop.model_file import model_files
 
 # %% ../../nbs/view/22_quality.ipynb #f56c7c83
 from ..core.jsonable import several
 from ..core.svg import BLUE, GREEN, GREY, ORANGE, PURPLE
+from .next_step import next_step
 from scalai_nb.view.style import (
     Link,
     View,
@@ -44,6 +47,7 @@ from scalai_nb.view.style import (
     period_axis,
     table,
 )
+from .subject import Subject, watched_tables
 
 # %% ../../nbs/view/22_quality.ipynb #6ce90fe5
 @dataclass
@@ -254,28 +258,29 @@ class Page(View):
     "The live page: choose a table, a stretch of time, a reason, a column."
     def __init__(self, settings: Settings | None = None, units: dict[str, str] | None = None):  # column -> unit
         self.settings, self.known = settings or Settings.load(), {}
-        self.units = units or column_units(self.settings)
-        names = self.tables()
-        if not names:
-            super().__init__([html(headline(
-                "unknown",
-                "There are no tables in this workspace yet: run workflows/loop.toml, or `scalai ingest URI TABLE`.", {}
-            ))])
+        self.units, models = units or column_units(self.settings), model_files(self.settings)
+        self.readers = watched_tables(self.settings, models)
+        if not (names := self.tables()):
+            super().__init__([html(headline("unknown", f"There are no tables yet. {next_step(self.settings)}", {}))])
             return
+        self.subject = Subject(models, None, {name: self.readers.get(name, []) for name in names})
+        self.subject.to_model()
         self.which, self.since, self.reason, self.column = (
-            dropdown("Table", names), dropdown("Show", [("all windows", "")]),
+            self.subject.table, dropdown("Show", [("all windows", "")]),
             dropdown("Reason", [("every reason", "")]), dropdown("Column", ["–"])
         )
         self.top, self.picture, self.why, self.some, self.past, self.rules = (
             html(""), w.VBox(), html(""), html(""), w.VBox(), html("")
         )
-        for choice, act in ((self.which, self.look), (self.since, self.draw), (self.reason, self.draw),
+        self.bind(self.which, lambda: self.switch(self.subject.to_model))
+        self.bind(self.subject.model, lambda: self.switch(self.subject.to_table))
+        for choice, act in ((self.since, self.draw), (self.reason, self.draw),
                             (self.column, self.remember)):
             self.bind(choice, act)
         self.look()
-        self.link = Link(table=self.which, since=self.since, reason=self.reason, column=self.column)
+        self.link = Link(**self.subject.controls, since=self.since, reason=self.reason, column=self.column)
         super().__init__([self.link, self.top, html("<h2>What was refused, window by window</h2>"),
-                          controls(self.which, self.since, self.reason), self.picture, self.why,
+                          controls(*self.subject.choices, self.since, self.reason), self.picture, self.why,
                           html("<h2>Some of the refused rows</h2>"), self.some,
                           html("<h2>The contract, and what broke it</h2>"), self.rules,
                           html("<h2>How the columns looked</h2>"), controls(self.column), self.past])
@@ -283,9 +288,9 @@ class Page(View):
 # %% ../../nbs/view/22_quality.ipynb #ac338d70
 @patch
 def tables(self: Page) -> list[str]:  # those with refused rows first
-    "List the tables, those with the most refused rows first."
+    "List the tables, those with the most refused rows first, then those that a model reads."
     counted = {t["name"]: t["refused"] for t in Table.list(self.settings)}
-    return sorted(counted, key=lambda n: (-counted[n], n))
+    return sorted(counted, key=lambda n: (-counted[n], n not in self.readers, n))
 
 @patch(as_prop=True)
 def current(self: Page) -> Quality:
@@ -310,6 +315,14 @@ def look(self: Page) -> None:
         self.column.value = wrong
     self.draw()
     self.remember()
+
+# %% ../../nbs/view/22_quality.ipynb #58f9cd2d
+@patch
+def switch(self: Page, adjust: Callable,  # sets the other control
+          ) -> None:
+    "A table was chosen, or a model, whose table it is then."
+    with self.together(): adjust()
+    self.look()
 
 # %% ../../nbs/view/22_quality.ipynb #a81162ba
 NO_CONTRACT = ("<p class='soft'>The newest rows came without a contract."

@@ -24,10 +24,12 @@ from ..jobs.graph import graph, picture_of
 from ..jobs.job_run import END_STATES, GOOD_STATES, JobRun, summarize_results, summary_line
 from ..jobs.log import entry_text, read_back
 from ..jobs.record import Record
+from ..loop.model_file import model_files
 
 # %% ../../nbs/view/08_runs.ipynb #d49f15d6
 from ..core.jsonable import duration, several
 from ..core.svg import BLUE, GREEN, GREY, ORANGE
+from .next_step import next_step
 from scalai_nb.view.style import (
     Link,
     View,
@@ -81,11 +83,11 @@ def complaint(run: JobRun) -> str:
     )
 
 # %% ../../nbs/view/08_runs.ipynb #c7a738ad
-def summary(runs: list[JobRun]) -> tuple[str, str, dict]:  # level, sentence, facts
+def summary(runs: list[JobRun],  # newest first
+            then: str = "",  # what to do where there are none
+           ) -> tuple[str, str, dict]:  # level, sentence, facts
     "Is everything well, since when, what needs me."
-    if not runs:
-        return ("unknown",
-                "Nothing has run in this workspace yet: `scalai run` and a file of workflows/.", {})
+    if not runs: return "unknown", f"Nothing has run in this workspace yet. {then}".rstrip(), {}
     failed, working = open_failures(runs), [r for r in runs if r.state in ("running", "queued")]
     bad = next((i for i, r in enumerate(runs) if r.state in END_STATES and not r.ok), len(runs))
     facts = {"Last run": f"{runs[0].name}, {when(runs[0].created)}", "Runs": several(len(runs), "run"),
@@ -231,19 +233,24 @@ class Runs(View):
         self.only = dropdown("Show", [("all", "all"), ("what failed", "failed"), ("what is at work", "running")],
                              "all")
         self.span, self.words = dropdown("Started", SPANS, ""), html("")
-        for choice, act in ((self.which, self.draw), (self.only, self.refresh), (self.span, self.refresh),
-                            (self.step, self.listen)):
+        models = model_files(self.record.settings)
+        self.model = dropdown("Model", [("every model", ""), *((m, m) for m in models)])
+        many = [self.model] if len(models) > 1 else []
+        for choice, act in ((self.model, self.refresh), (self.which, self.draw), (self.only, self.refresh),
+                            (self.span, self.refresh), (self.step, self.listen)):
             self.bind(choice, act)
         self.refresh()
-        self.link = Link(show=self.only, days=self.span, run=self.which, step=self.step)
+        self.link = Link(model=self.model, show=self.only, days=self.span, run=self.which, step=self.step)
         super().__init__([self.link, self.top,
                           html("<h2>Every run and how long it took</h2>"
                                + key({"went well": GREEN, "ended badly": ORANGE, "at work": BLUE})),
-                          controls(self.only, self.span), self.picture, html("<h2>One run, step by step</h2>"),
+                          controls(*many, self.only, self.span), self.picture, html("<h2>One run, step by step</h2>"),
                           self.which, self.body, html("<h2>What it said</h2>"), controls(self.step), self.words])
         self.task = follow(self.refresh)
 
     def matches(self, run: JobRun) -> bool:
+        "Whether the choices above let a run through."
+        if self.model.value and run.parameters.get("model") != self.model.value: return False
         return {"all": True, "failed": run.state in END_STATES and not run.ok,
                 "running": run.state not in END_STATES}[self.only.value]
 
@@ -254,11 +261,12 @@ def refresh(self: Runs) -> None:
     self.runs = self.record.runs(limit=self.most,
                                  since=time.time() - 86_400 * int(self.span.value) if self.span.value else None)
     needing = {r.id for r in open_failures(self.runs)}
-    told = ([(r.id, r.state, r.seconds, r.cell) for r in self.runs], self.only.value,
+    told = ([(r.id, r.state, r.seconds, r.cell) for r in self.runs], self.only.value, self.model.value,
             int(time.time()) if any(r.state == "running" for r in self.runs) else 0)
     if told == self.told: return
     self.told = told
-    self.top.value = headline(*summary([self.record.get(r.id) if r.id in needing else r for r in self.runs]))
+    self.top.value = headline(*summary([self.record.get(r.id) if r.id in needing else r for r in self.runs],
+                                       next_step(self.record.settings)))
     self.shown = [r for r in self.runs if self.matches(r)]
     with self.together():
         choose(self.which,

@@ -264,14 +264,16 @@ class Link(w.HTML):
     """The controls that the page's address keeps:
 
     set as the link asks, in their order, and written to it when they change."""
-    def __init__(self, **controls):  # name in the address -> a control
+    def __init__(self, restore: bool = True,  # set them as the address asks
+                 **controls):  # name in the address -> a control
         super().__init__()
-        self.controls, wanted = controls, query_values()
+        self.controls, wanted = controls, query_values() if restore else {}
         gone = [f"{name} {value}" for name, value in wanted.items()
                 if name in controls and not take(controls[name], value)]
         self.value = (f'<p role="status">This workspace has no {escape(listed(gone))}, which the link asked for.</p>'
                       if gone else "")
         for c in controls.values(): c.observe(self.tell, "value")
+        if not restore: self.tell()
 
     def tell(self, *_) -> None:
         "Write the controls' values into the link."
