@@ -8,6 +8,8 @@ from urllib.parse import quote
 
 import httpx
 import nbformat
+import numpy as np
+import pandas as pd
 import pytest
 from conftest import SCALAI, scalai
 from test_browser import chromium  # noqa: F401 (a fixture)
@@ -18,6 +20,7 @@ from scalai_nb.core.resources import shipped
 from scalai_nb.core.settings import Settings
 from scalai_nb.data.table import Table
 from scalai_nb.jobs.record import Record
+from scalai_nb.loop.model_file import Model
 
 pytestmark = pytest.mark.slow
 
@@ -205,6 +208,7 @@ def test_a_card_makes_a_notebook_in_the_open_folder(chromium, bench):
     folder.mkdir()
     there = write(folder/"job.ipynb", "kept = True").read_bytes()
     (bench.root/"templates").mkdir()
+    (bench.root/"orders.csv").write_text("day,amount\n2026-01-01,3.5\n2026-01-02,1.5\n")
     notebook(bench.root/"templates"/"weekly_report.ipynb", {"a": "import sys\nprint(sys.prefix)"})
     page, wrong = chromium.new_context(viewport={"width": 1400, "height": 1000}).new_page(), []
     page.on("pageerror", lambda e: wrong.append(str(e)))
@@ -234,19 +238,17 @@ def test_a_card_makes_a_notebook_in_the_open_folder(chromium, bench):
     page.context.close()
 
 
-def test_every_template_runs(workspace):
-    "All in one kernel, one after the other, in a workspace that holds nothing yet."
-    cells = [
-        c
-        for f in sorted((shipped("share") / "jupyter" / "labextensions" / "scalai-nb" / "templates").glob("*.ipynb"))
-        for c in nbformat.read(f, 4).cells
-    ]
+def test_every_template_runs_on_ones_own_file(workspace):
+    "All in one kernel, one after the other, in a workspace that holds a file and what is to be predicted of it."
+    rng = np.random.default_rng(0)
+    x = pd.DataFrame({"size": rng.normal(80, 20, 400).round(1), "plan": rng.choice(["basic", "plus", "max"], 400)})
+    x.assign(price=(1000 + 10*x["size"] + rng.normal(0, 50, 400)).round()).to_csv("offers.csv", index=False)
+    Model(name="offer", table="offers", target="price").save(Settings.load())
+    templates = shipped("share")/"jupyter"/"labextensions"/"scalai-nb"/"templates"
+    cells = [c for f in sorted(templates.glob("*.ipynb")) for c in nbformat.read(f, 4).cells]
     for i, c in enumerate(cells): c["id"] = f"cell-{i}"
+    assert not [c for c in cells if "flights" in c.source]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), "all.ipynb")
     done = scalai("run", "all.ipynb", "-o", "out.ipynb", "--json", cwd=workspace)
     assert done.code == 0, done.doc["error"]
-    assert (
-        done.doc["results"]["rows"] == 27_004
-        and Table("january").rows == 27_004
-        and Table("late_flights").version == 0
-    )
+    assert done.doc["results"]["rows"] == Table("offers").rows == 400 and Table("offers").version == 0

@@ -64,6 +64,8 @@ def test_two_commands_lead_from_a_file_to_a_model_that_serves(target, tmp_path):
     made = scalai("init", "work", "--from", "rows.csv", "--target", target, *shlex.split(options), cwd=tmp_path)
     assert (made["table"], made["model"]) == ("rows", target)
     work = tmp_path/"work"
+    first = scalai("run", "workflows/start.ipynb", cwd=work)  # what a person looks at before
+    assert (first["results"]["rows"], first["results"]["task"]) == (len(rows), task), first
     done = scalai("run", "workflows/loop.toml", cwd=work)
     assert done["state"] == "succeeded", done
     (version,) = scalai("models", "list", cwd=work)["models"]
