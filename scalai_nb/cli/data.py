@@ -19,6 +19,7 @@ from .text import row_text, size_text, text_table
 from .verb import Answer, app, option, verb
 from ..core.errors import BadRequest
 from ..core.jsonable import printable
+from ..core.progress import working
 
 # %% ../../nbs/cli/04_data.ipynb #97eb29eb
 def check_source(uri: str) -> None:
@@ -112,12 +113,13 @@ def ingest(uri: Annotated[str, typer.Argument(metavar="URI")], table: Annotated[
           ) -> Answer:
     "Bring a source (- for standard input) into a table, bad rows into quarantine, exactly once."
     check_source(uri)
-    from scalai_nb.data.contract import Contract
-    from scalai_nb.data.ingest import ingest
-    from scalai_nb.data.standard_input import on_disk
-    rules = Contract.load(contract) if contract else None
-    with on_disk(uri) as place:
-        done = ingest(place, table, contract=rules, key=key or None, period=period, fold=fold or None, read=read)
+    with working(f"Bringing {uri} into {table}", "No row comes in twice: run it again to go on.", "ingest"):
+        from scalai_nb.data.contract import Contract
+        from scalai_nb.data.ingest import ingest
+        from scalai_nb.data.standard_input import on_disk
+        rules = Contract.load(contract) if contract else None
+        with on_disk(uri) as place:
+            done = ingest(place, table, contract=rules, key=key or None, period=period, fold=fold or None, read=read)
     doc = done.to_dict()
     failed = not doc["rows_good"] or strict and doc["rows_refused"]
     return Answer(doc, lambda: ingest_text(table, doc), 1 if failed else 0)

@@ -21,6 +21,7 @@ from .text import run_details, run_text
 from .verb import Answer, app, command_group, emit, option, verb
 from ..core.errors import BadRequest, Cancelled, nearest
 from ..core.jsonable import printable
+from ..core.progress import working
 
 # %% ../../nbs/cli/07_jobs.ipynb #1f7fe37d
 def job_file(name: str) -> Path | str:
@@ -112,14 +113,16 @@ def _only_for_workflows(options: dict) -> None:
     if given: raise BadRequest(f"{given} is for workflows, and this is one notebook.", "Leave it out.")
 
 def _run_workflow(path: Path, given, timeout: int | None, dry_run: bool, options: dict) -> Answer:
-    from scalai_nb.jobs.workflow import Workflow
-    flow = Workflow.load(path)
+    with working(f"Reading {path.name}"):
+        from scalai_nb.jobs.workflow import Workflow
+        flow = Workflow.load(path)
     if dry_run:
         from scalai_nb.jobs.plan import plan
         found = plan(flow, given(), **options)
         return Answer(found.to_dict(), lambda: str(found))
     done = flow.run(given(), timeout=timeout, **options)
-    return Answer(done.to_dict(), lambda: run_text(done.to_dict()), done.exit_code)
+    go_on = "" if done.ok else f"\nWhat succeeded is kept. To go on: scalai run {os.path.relpath(path)} --from-failed"
+    return Answer(done.to_dict(), lambda: run_text(done.to_dict()) + go_on, done.exit_code)
 
 def _run_notebook(path: Path | str, given, output: str | None, timeout: int | None) -> Answer:
     printed = output == "-"
@@ -137,7 +140,8 @@ def run_alone(path: Path | str, parameters: dict, **options):  # a JobRun
     from scalai_nb.jobs.parameters import check
     check(path, parameters)  # a wrong request starts nothing
     with nullcontext() if Settings.load().jobs.warm or "SCALAI_WARM" in os.environ else SpareProcess() as spare:
-        from scalai_nb.jobs.engine import run
+        with working(f"Starting {Path(path).name}"):
+            from scalai_nb.jobs.engine import run
         return run(path, parameters, warm=spare, **options)
 
 def notebook_text(run) -> str:

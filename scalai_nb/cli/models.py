@@ -18,6 +18,7 @@ from .parameters import pairs
 from .verb import Answer, app, command_group, option, verb
 from ..core.errors import BadRequest, one_of
 from ..core.jsonable import printable
+from ..core.progress import working
 
 models_app = command_group("The registry: list, show, compare, promote, roll back.", "models", app, "Models")
 MODEL = "NAME, NAME@VERSION or NAME@champion."
@@ -67,8 +68,9 @@ def train(
     from scalai_nb.loop.model_file import Model
     settings = Settings.load()
     file = Model.load(model, settings)
-    from scalai_nb.loop.training import train
-    from scalai_nb.training.registry import Registry
+    with working(f"Starting to train {file.name}"):
+        from scalai_nb.loop.training import train
+        from scalai_nb.training.registry import Registry
     found = train(file, settings, **({"ranks": ranks} if ranks else {}))
     registry = Registry(settings)
     run_id = [registry.log(run) for run in (found.run, found.trees) if run is not None][0]

@@ -114,7 +114,7 @@ MARKS = dict(succeeded="✓", failed="✗", timed_out="✗", kernel_died="✗", 
              running="▸", queued="·")
 
 def summarize_results(results: dict,  # of a run
-                      width: int = 72,  # characters
+                      width: int | None = 72,  # characters; None: whole
                      ) -> str:
     "Results on one line: scalars in full, the rest by size."
     def shown(v):
@@ -123,17 +123,19 @@ def summarize_results(results: dict,  # of a run
         if isinstance(v, float): return f"{v:.4g}"
         if isinstance(v, (list, dict)): return f"[{len(v)}]"
         v = v.rpartition("/")[2] or v  # of a path, the name
-        return v if len(v) <= 28 else v[:27] + "…"
+        return v if width is None or len(v) <= 28 else v[:27] + "…"
     text = " · ".join(f"{k} {shown(v)}" for k, v in results.items())
-    return text if len(text) <= width else text[:width - 1] + "…"
+    return text if width is None or len(text) <= width else text[:width - 1] + "…"
 
 # %% ../../nbs/jobs/07_job_run.ipynb #0af315ee
-def summary_line(run: JobRun) -> str:  # what a line about a run ends with
+def summary_line(run: JobRun,
+                 width: int | None = 72,  # characters of its results; None: whole
+                ) -> str:  # what a line about a run ends with
     "Return what a line about a run ends with."
     if run.error:
         return (f"cell {run.error['cell']}: " if run.error.get("cell") is not None
                 else "") + f"{run.error['kind']}: {run.error['message']}".split("\n")[0]
-    return run.reason if run.state == "skipped" else summarize_results(run.results)
+    return run.reason if run.state == "skipped" else summarize_results(run.results, width)
 
 @patch
 def _repr_html_(self: JobRun) -> str:

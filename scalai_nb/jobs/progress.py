@@ -89,9 +89,9 @@ def finish(self: Terminal, run: JobRun, depth: int = 0):
     from rich.text import Text
     style, name = STYLES.get(run.state, ""), shorten("  "*depth + (run.name or Path(run.notebook).stem), self.width)
     took = "" if run.seconds is None or run.state == "skipped" else f"{run.seconds:.1f} s"
-    room = max(20, (self.console.width if self.console.is_terminal else 160) - self.width - 12)
-    text = summary_line(run) or (run.state.replace("_", " ") if run.state != "succeeded" else "")
-    text = text if len(text) <= room else text[:room - 1] + "…"
+    room = max(20, self.console.width - self.width - 12) if self.console.is_terminal else None  # a log: whole lines
+    text = summary_line(run, room) or (run.state.replace("_", " ") if run.state != "succeeded" else "")
+    text = text if room is None or len(text) <= room else text[:room - 1] + "…"
     self.console.print(
         Text(f"{MARKS[run.state]} ", style)
         .append(f"{name:<{self.width}}", "" if run.ok else style)
