@@ -42,7 +42,7 @@ def tables_text(tables: list[dict],  # as `tables list --json` prints them
     "Return a line for each table."
     line = "{name:<20} {rows:>12,} rows  version {version}  {source}"
     lines = [line.format(**t | {"version": "-" if t["version"] is None else t["version"]}).rstrip() for t in tables]
-    return printable("\n".join(lines)) or "No tables yet. Describe one: scalai tables new NAME --from FILE"
+    return "\n".join(map(printable, lines)) or "No tables yet. Describe one: scalai tables new NAME --from FILE"
 
 # %% ../../nbs/cli/04_tables.ipynb #846db088
 @verb(tables_app, name="new")

@@ -12,6 +12,7 @@ from pathlib import Path
 from ..core.errors import BadRequest
 from ..core.storage import veiled
 from . import source, text_files
+from .clean import tidy
 from .contract import Contract
 from .excel import sheets
 from .ingest import TEXT
@@ -35,11 +36,11 @@ def inspect_source(uri: str | Path,  # file, pattern, folder or URL
     "Look at a source in one or two passes. Raises `BadRequest` for what no table can be made of."
     uri, given = str(uri), read or ReadOptions()
     read, remarks = reading_of(uri, given)
-    seen = profile(uri, read=read)
+    seen = _profiled(uri, read)
     _flat(seen, uri)
     if not given.na and (na := missing_words(seen)):
         read = read.model_copy(update={"na": na})
-        seen = profile(uri, read=read)
+        seen = _profiled(uri, read)
         words = ", ".join(map(repr, na))
         remarks.append(f"{words} {'means' if len(na) == 1 else 'mean'} a missing value: see na in the table file")
     contract, said = settled(Contract.infer(seen), seen, read.decimal or ".")
@@ -73,6 +74,11 @@ def _of_workbook(read: ReadOptions, names: list[str]) -> tuple[ReadOptions, list
     read = read.model_copy(update={"sheet": read.sheet or names[0]})
     others = [name for name in names if name != read.sheet]
     return read, [f"the workbook has other sheets too, for --sheet: {', '.join(others)}"] if others else []
+
+def _profiled(uri: str, read: ReadOptions) -> Profile:
+    "Profile a source's rows as an ingest checks them: without the blanks around texts."
+    if source.as_table(uri) is not None: return profile(uri)
+    return profile(tidy(part) for part in source.batches(uri, read=read))
 
 def _flat(seen: Profile, uri: str) -> None:
     nested = [n for n, c in seen.columns.items() if c.kind == "nested"]
