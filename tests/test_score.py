@@ -47,7 +47,8 @@ def made(june, tmp_path_factory):
     prep, registry = Prep.fit(profile(june[KNOWN])), Registry(settings)
     for n in (1, 2):
         torch.manual_seed(n)
-        run = Run(id=f"r{n}", model=MLP(len(prep.features)).eval(), prep=prep, target="late", task="binary")
+        run = Run(id=f"r{n}", model=MLP(len(prep.features)).eval(), prep=prep, target="late", task="binary",
+                  data={"table": "features", "version": 0, "rows": len(june)})
         registry.register("late", export(run.model, prep, folder/f"{n}.onnx", target="late"), run)
     registry.promote("late", 1, "first")
     return folder
@@ -92,6 +93,25 @@ def test_champion_then_its_successor(serving, june):
     served = Scorer(Registry().champion("late").path)
     got = dict(zip(rows["id"].to_pylist(), rows["score"].to_pylist()))
     assert np.allclose([got[i] for i in only["id"]], served.score(only), atol=1e-6)
+
+
+def test_a_file_is_scored_as_the_models_table_would_take_it(serving, june):
+    "Points between thousands look like decimal points; the table file knows better."
+    rows = june[june["distance"] >= 1_000].head(40).assign(dep_delay=lambda x: x["dep_delay"].round())
+    point = lambda n: f"{int(n):,}".replace(",", ".")
+    file = rows.assign(distance=rows["distance"].map(point), dep_delay=rows["dep_delay"].map("{:.0f}".format))
+    file.to_csv("new.csv", sep=";", index=False)
+    (serving/"tables").mkdir()
+    (serving/"tables"/"features.toml").write_text('[read]\ndecimal = ","\n')
+    score("late", "new.csv", "scores_of_file", key="id")
+    score("late", rows, "scores_of_frame", key="id")
+    one, other = (Table(f"scores_of_{n}").arrow().sort_by("id") for n in ("file", "frame"))
+    assert one["id"] == other["id"] and np.allclose(one["score"], other["score"], atol=1e-6)
+    assert Scorer(Registry().champion("late").path).score(rows.assign(distance=rows["distance"]/1_000)).std() > 0
+    file.assign(distance="far").to_csv("bad.csv", sep=";", index=False)
+    with pytest.raises(BadRequest, match="40 rows do not fit: distance: not a"):
+        score("late", "bad.csv", "none", key="id")
+    assert not Table("none").exists
 
 
 def test_a_column_names_the_periods(serving, june):

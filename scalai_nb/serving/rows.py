@@ -18,7 +18,9 @@ from ..training.inference import need
 def rows_in(source,  # a frame, an Arrow table, a Table, or the name or URI of one
             columns: list[str],  # that are wanted
             where: list | None,  # filter in DNF, for a table of the workspace
-            settings: Settings):  # (iterator of Arrow tables, text that names these rows for ever)
+            settings: Settings,
+            like: str = "",  # a table: files are read as its table file and contract say
+           ):  # (iterator of Arrow tables, text that names these rows for ever)
     "The rows in parts that fit in memory."
     import pyarrow as pa
     table, size = table_of(source, settings), settings.data.rows_per_part
@@ -31,9 +33,7 @@ def rows_in(source,  # a frame, an Arrow table, a Table, or the name or URI of o
             "A filter needs a table of this workspace.", "Ingest the source first, or filter the frame yourself."
         )
     if isinstance(source, (str, Path)):
-        from scalai_nb.data.source import batches, schema
-        need(columns, schema(str(source)).names)
-        parts = list(batches(str(source), columns=columns, rows=size))
+        parts = _rows_of_uri(source, columns, settings, like)
         return iter(parts), f"{Path(str(source)).name} {digest(parts)}"
     found = source.compute() if hasattr(type(source), "dask") else source
     if not hasattr(found, "columns"):
@@ -45,6 +45,14 @@ def rows_in(source,  # a frame, an Arrow table, a Table, or the name or URI of o
     from scalai_nb.data.prep_columns import to_arrow
     found = to_arrow(found, columns)
     return _cut(found, size), f"rows {digest([found])}"
+
+# %% ../../nbs/serving/03_rows.ipynb #750adb04
+def _rows_of_uri(source, columns: list[str], settings: Settings, like: str) -> list:  # of Arrow tables
+    from scalai_nb.data.raw_rows import has_files, rows_as_ingested
+    from scalai_nb.data.source import batches, schema
+    if has_files(like, source, settings): return list(rows_as_ingested(like, source, columns, settings))
+    need(columns, schema(str(source)).names)
+    return list(batches(str(source), columns=columns, rows=settings.data.rows_per_part))
 
 # %% ../../nbs/serving/03_rows.ipynb #adbbed8d
 def digest(parts: list) -> str:  # rows that have no version are named by their content

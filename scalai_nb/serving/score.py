@@ -82,6 +82,11 @@ def scorer_of(model: str | Path,  # "late", "late@3", or an .onnx file
     found = Registry(settings).resolve(str(model))
     return Scorer(found.path, 0, settings.serve.max_batch), found.name, found.version
 
+def _learnt_from(model: str | Path, source, settings: Settings) -> str:  # a table; empty: unknown, or of no matter
+    if not isinstance(source, (str, Path)) or Path(model).suffix == ".onnx": return ""
+    from scalai_nb.training.registry import Registry
+    return (Registry(settings).resolve(str(model)).card.get("data") or {}).get("table") or ""
+
 # %% ../../nbs/serving/00_score.ipynb #32fb5f25
 def score(model: str | Path,  # registry name (its champion), name@version, or an .onnx file
           source,  # frame, table, or the name or URI of one
@@ -103,7 +108,7 @@ def score(model: str | Path,  # registry name (its champion), name@version, or a
     kept = list(dict.fromkeys([*keys, *keep]))
     by = period if period and _names_column(period, source, settings) else None
     wanted = list(dict.fromkeys([*scorer.columns, *kept, *([label] if label else []), *([by] if by else [])]))
-    parts, rows = rows_in(source, wanted, where, settings)
+    parts, rows = rows_in(source, wanted, where, settings, _learnt_from(model, source, settings))
     identity = json.dumps([name, number, _sha(scorer.path), rows, period, kept, label])
     base = hashlib.sha256(identity.encode()).hexdigest()[:32]
     batch, there = (base, False) if by else batch_name(base, table, [period], settings)
