@@ -141,7 +141,7 @@ def test_packed_files(work, name):
 
 
 def test_a_workbook_and_its_second_sheet(work):
-    openpyxl = pytest.importorskip("openpyxl")
+    import openpyxl
     book = openpyxl.Workbook()
     book.active.append(["nothing"])
     page = book.create_sheet("customers")
