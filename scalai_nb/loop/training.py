@@ -71,7 +71,8 @@ def fit_prep(model: Model,  # what is predicted, from which columns
 def gradient_boosting(task: str,  # binary, multiclass or regression
                      ) -> Any:  # an estimator
     "Make the estimator of the baseline. Raises `BadRequest` where LightGBM cannot be loaded."
-    try: from lightgbm.sklearn import LGBMClassifier, LGBMRegressor
+    try:
+        from lightgbm.sklearn import LGBMClassifier, LGBMRegressor
     except (ImportError, OSError) as e:
         raise BadRequest(f"LightGBM cannot be loaded: {e}.", "On Debian: apt-get install libgomp1") from e
     # at its default of .001 the leaves of rare classes grow without bound: 19 % instead of 78 % right among 46 species
