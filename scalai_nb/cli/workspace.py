@@ -52,10 +52,10 @@ def init(
 # %% ../../nbs/cli/03_workspace.ipynb #e6cb714a
 def loop_time(rows: int,  # of the source
              ) -> str:  # in words, about
-    """How long `workflows/loop.toml` takes the first time.
+    """Guess how long `workflows/loop.toml` takes the first time.
 
-    Measured on two cores with eight to twenty columns: 344 rows 35 to 48 s, 7,043 rows 62 s, 15,402 rows 103 s.
-    A training has about as many steps for many rows as for few; from there on only reading and judging grow."""
+    Seen on two cores with eight to twenty columns: 344 rows 35 to 48 s, 7,043 rows 62 s, 15,402 rows 103 s. A training
+    has about as many steps for many rows as for few. What more rows cost is an estimate."""
     seconds = 35 + 70*min(1, rows/15_000) + rows/4_000
     return f"{round(seconds, -1):.0f} s" if seconds < 90 else f"{seconds/60:.0f} min"
 
