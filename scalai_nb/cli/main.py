@@ -15,7 +15,7 @@ from typing import Annotated, NamedTuple
 import typer
 
 from .. import __version__
-from . import apps, contract, data, jobs, models, monitor, schedule, tables, workspace  # noqa: F401
+from . import apps, contract, data, jobs, models, monitor, schedule, workspace  # noqa: F401 (add verbs)
 from .verb import app, call, option
 
 # %% ../../nbs/cli/11_main.ipynb #23056930

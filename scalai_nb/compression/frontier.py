@@ -18,7 +18,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from . import export as ex
-from .benchmark import DROPS, Candidate, Rows, machine, measure, rows_of
+from .benchmark import DROPS, MEASURES, Candidate, Rows, machine, measure, rows_of
 from .recipes import RECIPES, SEARCH, Request, cost, make, run_task, workers
 from ..core import svg
 from ..core.errors import BadRequest, one_of
@@ -38,6 +38,7 @@ class Frontier:
     left_out: dict[str, str] = field(default_factory=dict)  # recipe -> why it was not made
     signature: dict = field(default_factory=dict)  # that all candidates share, see `export.signature`
     seconds: dict[str, float] = field(default_factory=dict)  # making, measuring, and what was given for both
+    task: str = ""  # binary, multiclass, regression or embedding; empty: not known
 
     def __post_init__(self): self.best(self.budget)
 
@@ -47,12 +48,18 @@ class Frontier:
         return {"base": asdict(self.base), "candidates": [asdict(c) for c in self.candidates],
                 "best": best and asdict(best), "why": self.why, "budget": self.budget, "rows": self.rows,
                 "machine": self.machine, "left_out": self.left_out, "signature": self.signature,
-                "seconds": self.seconds}
+                "seconds": self.seconds, "task": self.task}
 
     def __getitem__(self, recipe: str) -> Candidate:
         return next(
             c for c in self.candidates if c.recipe == one_of(recipe, [c.recipe for c in self.candidates], "recipe")
         )
+
+# %% ../../nbs/compression/09_frontier.ipynb #6dcf3bee
+@patch(as_prop=True)
+def measure(self: Frontier) -> str:
+    "Name what the field `accuracy` of a candidate is: accuracy, R² or a cosine."
+    return MEASURES.get(self.task, "accuracy")
 
 # %% ../../nbs/compression/09_frontier.ipynb #c630df68
 BOUNDS = {  # bound -> what it measures of a candidate, beside the base
@@ -123,7 +130,7 @@ def best(self: Frontier,
         f"{top.recipe} is the fastest of {len(within)} candidate{'s'*(len(within) > 1)} within the budget"
         f" ({_said(budget)}): {getattr(self.base, speed)/getattr(top, speed):.1f} ×"
         f" faster{' at one row' if speed == 'latency_one_ms' else ''} and {self.base.size_bytes/top.size_bytes:.1f} ×"
-        f" smaller than {self.base.recipe}, {_change(top, self.base)}."
+        f" smaller than {self.base.recipe}, {_change(top, self.base, self.measure)}."
     )
     return top
 
@@ -132,13 +139,14 @@ def _number(v): return f"{v:,.0f}" if abs(v) >= 1000 else f"{v:.4g}"
 
 def _said(budget): return ", ".join(f"{n} ≤ {_number(b)}" for n, b in budget.items())
 FIGURES = {
-    "accuracy": lambda c, base: f"accuracy {round(100*(c.accuracy - base.accuracy), 2) + 0.:+.2f} points",
-    "auc": lambda c, base: f"AUC {c.auc - base.auc:+.4f}",
+    "accuracy": lambda c, base: f"{round(100*(c.accuracy - base.accuracy), 2) + 0.:+.2f} points",
+    "auc": lambda c, base: f"{c.auc - base.auc:+.4f}",
 }
 
-def _change(c, base) -> str:
+def _change(c, base, measure: str) -> str:
     "What a candidate gains or loses, and whether the validation rows can tell."
-    figures = {metric: FIGURES[metric](c, base) for metric in _judged(base)}
+    names = {"accuracy": measure, "auc": "AUC"}
+    figures = {metric: f"{names[metric]} {FIGURES[metric](c, base)}" for metric in _judged(base)}
     if c is base: return ", ".join(figures.values())
     if unchanged(c, base):
         return f"{', '.join(figures.values())}, inside the interval{'s'*(len(figures) > 1)}: neither loss nor gain"
@@ -222,7 +230,7 @@ def compress(
     seconds = {"making": round(made - start, 1), "measuring": round(time.monotonic() - made, 1)}
     if timeout is not None: seconds["given"] = timeout
     frontier = Frontier(*candidates, budget, len(rows.truth), machine(), left_out=left_out,
-                        signature=ex.signature(ex.session(paths["float32"])), seconds=seconds)
+                        signature=ex.signature(ex.session(paths["float32"])), seconds=seconds, task=request.task)
     write_atomic(path/"frontier.json", json.dumps(_named(frontier.to_dict(), lambda path: Path(path).name), indent=1))
     return frontier
 
@@ -274,6 +282,7 @@ def load_frontier(path: Path | str,  # that `compress` wrote
             left_out=d.get("left_out", {}),
             signature=d.get("signature", {}),
             seconds=d.get("seconds", {}),
+            task=d.get("task", ""),
         )
     except (ValueError, TypeError, KeyError) as e:
         raise BadRequest(
@@ -299,11 +308,11 @@ def picture(self: Frontier, width: int = 620, height: int = 340) -> str:  # an S
               max(3, 14 * math.sqrt(c.size_bytes / largest)), c is top)
         for c in cs
     ]
-    tip = "Accuracy over latency of each candidate; the area of a dot is the file's size"
+    tip = f"{self.measure} over latency of each candidate; the area of a dot is the file's size"
     axes = (svg.axis_across(svg.ticks(0, ms, 5), x, height - down + 18),
             svg.axis_upwards(svg.ticks(low, high, 5), y, left, width - right, f".{1 if high - low > .004 else 2}%"),
             svg.text((left + width - right)/2, height - 8, "latency of 64 rows on one thread, ms", "middle"),
-            svg.upright(14, (height - down + 66)/2, "accuracy, 95 % interval"))
+            svg.upright(14, (height - down + 66)/2, f"{self.measure}, 95 % interval"))
     return svg.svg(*axes, *marks, width=width, height=height, tip=tip, fluid=True)
 
 # %% ../../nbs/compression/09_frontier.ipynb #3def2a62
@@ -380,14 +389,15 @@ def _repr_html_(self: Frontier) -> str:
     ]
     cores, runtime = f"{self.machine.get('cores')} cores", f"ONNX Runtime {self.machine.get('onnxruntime')}"
     where = ", ".join(v for v in (self.machine.get("cpu"), cores, runtime) if v)
-    table = _lines(["recipe", *columns], rows, top and self.candidates.index(top))
+    heads = [self.measure if h == "accuracy" else h for h in columns]
+    table = _lines(["recipe", *heads], rows, top and self.candidates.index(top))
     return (
         f'<div><div style="overflow-x:auto">{table}</div><p>{html.escape(" ".join([self.why, *_missing(self)]))}</p>'
         f'{picture(self)}{"".join(map(_layers, self.candidates))}'
         '<p style="opacity:.7;font-size:90%">'
         'Times are p50 / p99 of a call on one thread or on all cores; memory is the'
         ' peak that one more session adds to a process; (inside): within the interval of the base; (neither):'
-        f' accuracy and AUC both are, so that there is neither loss nor gain. {self.rows:,} validation rows;'
+        f' {self.measure} and AUC both are, so that there is neither loss nor gain. {self.rows:,} validation rows;'
         f' {html.escape(where)}</p></div>'
     )
 
@@ -416,7 +426,7 @@ def _line(c: Candidate) -> str:
 
 @patch
 def __str__(self: Frontier) -> str:
-    head = f"{'recipe':<26}{'accuracy':>10}{'AUC':>9}{'64 rows, ms':>13}{'1 row, ms':>11}{'kB':>9}{'MB':>7}"
+    head = f"{'recipe':<26}{self.measure:>10}{'AUC':>9}{'64 rows, ms':>13}{'1 row, ms':>11}{'kB':>9}{'MB':>7}"
     return "\n".join([head, *map(_line, self.candidates), self.why, *_missing(self)])
 
 # %% ../../nbs/compression/09_frontier.ipynb #ee5888b0

@@ -96,7 +96,9 @@ def init(path: Path | str = ".",  # made when missing
     contract. Raises `BadRequest`, and writes nothing, where one stands already or the source does not fit."""
     path = Path(path).absolute()
     if path.exists() and not path.is_dir(): raise BadRequest(f"{path} is a file.", "Give the name of a folder.")
-    if (path/"settings.ini").exists(): raise BadRequest(f"{path} is a workspace already.", f"Use it: cd {path}")
+    if (path/"settings.ini").exists():
+        raise BadRequest(f"{path} is a workspace already.",
+                         f"Use it: cd {path}; describe another table there: scalai tables NAME --from FILE")
     made, whole = None, Settings(root=path)
     if source is None:
         write_atomic(path/"workflows"/"first.ipynb", first_notebook())

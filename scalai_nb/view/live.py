@@ -127,7 +127,8 @@ class Candidates:
                               for i, v in enumerate(line))
                     + "</tr>")
 
-        head = row("th", ["candidate", "accuracy", "64 rows, ms", "size, kB"])
+        measure = self.rows[-1].get("measure", "accuracy") if self.rows else "accuracy"
+        head = row("th", ["candidate", measure, "64 rows, ms", "size, kB"])
         return (
             f'<div role="status"><b>measured</b> {several(len(self.rows), "candidate")}</div><table'
             f' style="font-variant-numeric: tabular-nums">{head}{"".join(row("td", line) for line in lines)}</table>'

@@ -79,14 +79,13 @@ def unbeaten(candidates: list) -> list:
     return found
 
 # %% ../../nbs/view/13_model.ipynb #7e08e49d
-DOT_TOOLTIP = dict(fields=["name", "y", "x", "size"], labels=["", "accuracy", "64 rows, ms", "size, kB"],
-                   formats=["", ".4f", ".3f", ",.1f"])
+DOT_TOOLTIP = dict(fields=["name", "y", "x", "size"], formats=["", ".4f", ".3f", ",.1f"])
 
 # %% ../../nbs/view/13_model.ipynb #1680061e
 def frontier_figure(frontier, selection: str = "", height: int = 340,
                     choose=None,  # is told the recipe of a dot that is pressed
                    ) -> bq.Figure:
-    "Accuracy over latency."
+    "Accuracy, or a regression's R², over latency."
     cs = frontier.candidates
     ms, low, high = (np.array([getattr(c, k) for c in cs], float)
                      for k in ("latency_ms", "accuracy_low", "accuracy_high"))
@@ -102,7 +101,7 @@ def frontier_figure(frontier, selection: str = "", height: int = 340,
                           default_size=max(1, round(500 * kb[some].max() / kb.max())),
                           colors=[GREEN if c.recipe == selection else BLUE for c in which],
                           names=[c.recipe for c in which], display_names=False, opacities=[0.85],
-                          tooltip=bq.Tooltip(**DOT_TOOLTIP), tooltip_style={"opacity": 1})
+                          tooltip=bq.Tooltip(**DOT_TOOLTIP, labels=["", frontier.measure, "64 rows, ms", "size, kB"]))
         if choose is not None: dots.on_element_click(lambda _, told: choose(which[told["data"]["index"]].recipe))
         return dots
     lines = dict(scales=scales, colors=[GREY], stroke_width=1.5)
@@ -111,7 +110,7 @@ def frontier_figure(frontier, selection: str = "", height: int = 340,
              *names_above([c for c, s in zip(cs, named) if s], 0.25 * ms.max(), scales),
              *(dots(some) for some in (~named, named) if some.any())]
     return figure(marks,
-                  [axis(x, "latency of 64 rows, one thread, ms"), axis(y, "accuracy, share right", upright=True)],
+                  [axis(x, "latency of 64 rows, one thread, ms"), axis(y, frontier.measure, upright=True)],
                   height, left=72)
 
 # %% ../../nbs/view/13_model.ipynb #d636f842
@@ -165,7 +164,7 @@ def candidates_table(frontier, marked: int | None = None) -> str:  # HTML
     "List the candidates of a frontier."
     base = frontier.base
     area = {"AUC": lambda c: number(c.auc, 4)} if base.auc is not None else {}
-    told = ({"accuracy": lambda c: f"{c.accuracy:.4f}",
+    told = ({frontier.measure: lambda c: f"{c.accuracy:.4f}",
              "95 % interval": lambda c: f"{c.accuracy_low:.4f} … {c.accuracy_high:.4f}",
              "points to the base": lambda c: f"{100 * (c.accuracy - base.accuracy):+.2f}"}
             | area
