@@ -4099,6 +4099,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'scalai_nb/loop/model_file.py'),
                                            'scalai_nb.loop.model_file.Model.labelled_rows': ( 'loop/model_file.html#model.labelled_rows',
                                                                                               'scalai_nb/loop/model_file.py'),
+                                           'scalai_nb.loop.model_file.Model.labelled_windows': ( 'loop/model_file.html#model.labelled_windows',
+                                                                                                 'scalai_nb/loop/model_file.py'),
                                            'scalai_nb.loop.model_file.Model.load': ( 'loop/model_file.html#model.load',
                                                                                      'scalai_nb/loop/model_file.py'),
                                            'scalai_nb.loop.model_file.Model.not_features': ( 'loop/model_file.html#model.not_features',

@@ -190,6 +190,18 @@ def validation(self: Model, settings: Settings) -> Any:  # as training.split rea
     if file.time: return (file.time, .2)
     return ("fold", 0) if file.key else .2
 
+# %% ../../nbs/loop/01_model_file.ipynb #7a6deaf2
+@patch
+def labelled_windows(self: Model,
+                     periods: list[str],  # windows
+                     settings: Settings | None = None,
+                    ) -> list[str]:
+    "List those of some windows in which a row has a label, from their profiles."
+    from scalai_nb.data.prep import has_values
+    from scalai_nb.data.table import Table
+    known = Table(self.table, settings).profiles(by="period")
+    return [p for p in periods if p in known and has_values(known[p][self.target])]
+
 # %% ../../nbs/loop/01_model_file.ipynb #e56d3f22
 @patch
 def __repr__(self: Model) -> str:
