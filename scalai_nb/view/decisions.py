@@ -20,7 +20,9 @@ def situation(decision: dict) -> str:  # a key of CASES
     said, e = OUTCOMES.get(decision["outcome"]), decision["evidence"]
     if decision["action"] == "retrain" or said in ("retrained", "back"): return said or "refused"
     if decision["action"] == "alert" and e.get("called_by") in ("loss", "estimate"): return "held"
-    return "well" if decision["action"] == "keep" else "moved" if f"{main_measure(e)[0]}_worse" in e else "blind"
+    if decision["action"] == "keep": return "well"
+    main = main_measure(e)[0]
+    return "moved" if f"{main}_worse" in e else "blind" if e.get(main) is None else "few"
 
 # %% ../../nbs/view/10_decisions.ipynb #714a6935
 # situation -> level, sentence, what to do
@@ -29,6 +31,8 @@ CASES = {
     "moved": ("attention", "The predictions hold, but in {period} {what} moved.", "look at why {what} moved"),
     "blind": ("attention", "In {period} {what} moved, and no labels say yet what it cost.",
               "bring labels for {period}, or look at why {what} moved"),
+    "few": ("attention", "In {period} {what} moved, and too few labels have come to say what it cost.",
+            "bring more labels for {period}, or look at why {what} moved"),
     "pending": ("act", "The predictions are failing since {period}, and no new model has been tried yet.",
                 "run the retraining of {period}"),
     "held": ("act",
