@@ -141,7 +141,7 @@ class Done:
     def doc(self): return json.loads(self.out, parse_constant=lambda c: pytest.fail(f"{c} is not strict JSON"))
 
     @property
-    def lines(self): return self.err.splitlines()
+    def lines(self): return [x for x in self.err.splitlines() if not x.startswith("… ")]  # but what is under way
 
 
 def scalai(*args, cwd=None, timeout=600, **env) -> Done:

@@ -253,7 +253,8 @@ def test_files_that_may_not_be_read_or_written(files):
             ("demo", "d"),
         ):
             done = subprocess.run([*limited, SCALAI, *args], capture_output=True, text=True, cwd=files)
-            assert done.returncode == 2 and len(done.stderr.splitlines()) == 2 and done.stdout == "", (
+            said = [x for x in done.stderr.splitlines() if not x.startswith("… ")]  # what was under way
+            assert done.returncode == 2 and len(said) == 2 and done.stdout == "", (
                 args,
                 done.stderr,
             )

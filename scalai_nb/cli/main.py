@@ -6,6 +6,7 @@
 __all__ = ['WITHOUT_FRAMES', 'options', 'without_pandas', 'main', 'Captured', 'capture']
 
 # %% ../../nbs/cli/11_main.ipynb #560be12f
+import os
 import shlex
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -59,6 +60,10 @@ class Captured(NamedTuple):
 
 def capture(line: str) -> Captured:
     "Run a command line in this process, without its first word."
-    out, err = StringIO(), StringIO()
-    with redirect_stdout(out), redirect_stderr(err): code = call(app, shlex.split(line))
+    out, err, before = StringIO(), StringIO(), os.environ.get("SCALAI_SETTINGS")
+    try:
+        with redirect_stdout(out), redirect_stderr(err): code = call(app, shlex.split(line))
+    finally:  # what its --settings named holds for this line alone
+        if before is None: os.environ.pop("SCALAI_SETTINGS", None)
+        else: os.environ["SCALAI_SETTINGS"] = before
     return Captured(code, out.getvalue(), err.getvalue())

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..core.errors import BadRequest, nearest, one_of
+from .number_text import plain_numbers
 from .rules import Rule, Verdict, bound, not_a
 from .types import cast, is_text, one_array
 from .uniqueness import Unique
-from .value_formats import plain_numbers
 
 # %% ../../nbs/data/12_clean.ipynb #fa9cf689
 def trim(values: pa.ChunkedArray, characters: str | None = None) -> pa.ChunkedArray:

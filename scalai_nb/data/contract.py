@@ -19,7 +19,6 @@ from fastcore.basics import patch
 from ..core.device import on_host
 from ..core.errors import BadRequest, WorkFailed, nearest, one_of
 from ..core.storage import filesystem, read_bytes, write_atomic
-from .categories import WIDEST
 from .clean import STEPS, deduplicated, steps_of
 from .contract_yaml import dump, yaml_of
 from .expression import Expression
@@ -88,6 +87,7 @@ def _range(column, slack: float) -> tuple:  # lowest and highest to allow
 def propose(column,  # data.profile.Column
             rows: int, slack: float, limit: int) -> Rule:
     "A rule that the column's own rows satisfy, with some room."
+    from scalai_nb.data.categories import WIDEST  # is compiled
     low, high = _range(column, slack)
     # a profile keeps the beginning of a long text only
     known = column.categories if column.kind == "text" and max(column.lengths, default=0) <= WIDEST else None

@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .column import Column
+from .number_text import number_pattern
 from .numeric import HOUR_US, iso
 from .profile_format import pack_column, split_state
-from .value_formats import DATES, FORMATS, formats, number_pattern
+from .value_formats import DATES, FORMATS, formats
 
 # %% ../../nbs/data/02_quality.ipynb #16713f61
 def _share(n, of): return f"{100 * n / of:.3g} %"

@@ -18,10 +18,10 @@ import pyarrow.compute as pc
 from ..core.errors import BadRequest, one_of
 from ..core.jsonable import printable
 from ..core.storage import veiled
+from .number_text import MISSING, number_pattern, plain_numbers
 from .read_options import ReadOptions, column_names, records, sniff_encoding, sniff_separator
 from .readers import Source, check_columns, hint, open_file, read_ahead, read_error, register
 from .types import cast, leading_zeros
-from .value_formats import MISSING, number_pattern, plain_numbers
 
 # %% ../../nbs/data/03_text_files.ipynb #07efb2f7
 SNIFF = 1 << 24  # bytes in which the types of a CSV file are found

