@@ -28,7 +28,8 @@ def has_files(table: str,  # name of a table
               settings: Settings,
              ) -> bool:
     "Tell whether a table's file says how such a source is read."
-    return bool(table) and table_file(table, settings).is_file() and source.server(str(uri)) is None
+    if not table or not table_file(table, settings).is_file() or source.server(str(uri)) is not None: return False
+    return source.as_table(str(uri), settings) is None
 
 def rows_as_ingested(table: str,  # whose table file and contract are followed
                      uri: str | Path,  # file, pattern or folder

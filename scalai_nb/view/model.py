@@ -101,7 +101,8 @@ def frontier_figure(frontier, selection: str = "", height: int = 340,
                           default_size=max(1, round(500 * kb[some].max() / kb.max())),
                           colors=[GREEN if c.recipe == selection else BLUE for c in which],
                           names=[c.recipe for c in which], display_names=False, opacities=[0.85],
-                          tooltip=bq.Tooltip(**DOT_TOOLTIP, labels=["", frontier.measure, "64 rows, ms", "size, kB"]))
+                          tooltip=bq.Tooltip(**DOT_TOOLTIP, labels=["", frontier.measure, "64 rows, ms", "size, kB"]),
+                          tooltip_style={"opacity": 1})
         if choose is not None: dots.on_element_click(lambda _, told: choose(which[told["data"]["index"]].recipe))
         return dots
     lines = dict(scales=scales, colors=[GREY], stroke_width=1.5)

@@ -134,10 +134,10 @@ def look(self: Scores) -> None:
     windows = self.windows()
     with self.together():
         self.since.options = [("all windows", ""), *((f"since {p}", p) for p in windows[::-1])]
-        self.window.options = windows
-        version = self.version.value or None
-        known = [p for p in windows if self.watch.measured(p, version)]
-        if known: self.window.value = known[0]  # the newest whose labels came
+        if list(self.window.options) != windows:  # otherwise the chosen one stays
+            self.window.options, version = windows, self.version.value or None
+            known = [p for p in windows if self.watch.measured(p, version)]
+            if known: self.window.value = known[0]  # the newest whose labels came
     self.draw()
 
 # %% ../../nbs/view/20_scores.ipynb #d4ed4469
