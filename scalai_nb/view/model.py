@@ -91,8 +91,7 @@ def frontier_figure(frontier, selection: str = "", height: int = 340,
                      for k in ("latency_ms", "accuracy_low", "accuracy_high"))
     accuracy, pad = np.array([c.accuracy for c in cs], float), max(.1 * (high.max() - low.min()), 1e-4)
     x, y = measured_scale(0, 1.12 * ms.max()), measured_scale(low.min() - pad, high.max() + 2 * pad)  # room for names
-    scales, line = {"x": x, "y": y}, unbeaten(cs)
-    kb = np.array([c.size_bytes for c in cs], float)/1e3
+    scales, line, kb = {"x": x, "y": y}, unbeaten(cs), np.array([c.size_bytes for c in cs], float)/1e3
     named = np.array([c in line or c.recipe == selection for c in cs])  # the others say their name to a pointer
     def dots(some):
         which = [c for c, s in zip(cs, some) if s]
