@@ -152,6 +152,13 @@ def scalai(*args, cwd=None, timeout=600, **env) -> Done:
     return Done(done.returncode, done.stdout, done.stderr, time.monotonic() - start)
 
 
+def succeeded(*args, cwd=None, timeout=900) -> dict:
+    "Run a command that has to succeed; its JSON."
+    done = scalai(*args, "--json", cwd=cwd, timeout=timeout)
+    assert done.code == 0, done.out[-3000:] + done.err[-3000:]
+    return done.doc
+
+
 class Heard(io.StringIO):
     """What a command prints, without the lines of threads that an earlier test left (an alert whose receiver never
     answers, say)."""

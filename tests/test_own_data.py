@@ -2,24 +2,14 @@
 
 import json
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import succeeded
 
 from scalai_nb.cli.main import capture
-
-SCALAI = Path(sys.executable).with_name("scalai")
-
-
-def scalai(*words, cwd) -> dict:
-    "Run a command; its JSON."
-    done = subprocess.run([SCALAI, *map(str, words), "--json"], cwd=cwd, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return json.loads(done.stdout)
 
 
 def customers() -> pd.DataFrame:
@@ -61,23 +51,23 @@ def test_two_commands_lead_from_a_file_to_a_model_that_serves(target, tmp_path):
     rows, options, task = TABLES[target]
     rows = rows()
     rows.to_csv(tmp_path/"rows.csv", index=False)
-    made = scalai("init", "work", "--from", "rows.csv", "--target", target, *shlex.split(options), cwd=tmp_path)
+    made = succeeded("init", "work", "--from", "rows.csv", "--target", target, *shlex.split(options), cwd=tmp_path)
     assert (made["table"], made["model"]) == ("rows", target)
     work = tmp_path/"work"
-    first = scalai("run", "workflows/start.ipynb", cwd=work)  # what a person looks at before
+    first = succeeded("run", "workflows/start.ipynb", cwd=work)  # what a person looks at before
     assert (first["results"]["rows"], first["results"]["task"]) == (len(rows), task), first
-    done = scalai("run", "workflows/loop.toml", cwd=work)
+    done = succeeded("run", "workflows/loop.toml", cwd=work)
     assert done["state"] == "succeeded", done
-    (version,) = scalai("models", "list", cwd=work)["models"]
+    (version,) = succeeded("models", "list", cwd=work)["models"]
     assert version["aliases"] == ["champion"]
-    again = scalai("run", "workflows/loop.toml", cwd=work)  # nothing has come: nothing is trained again
-    assert len(scalai("models", "list", cwd=work)["models"]) == 1 and again["state"] == "succeeded"
+    again = succeeded("run", "workflows/loop.toml", cwd=work)  # nothing has come: nothing is trained again
+    assert len(succeeded("models", "list", cwd=work)["models"]) == 1 and again["state"] == "succeeded"
     assert {s["name"]: s["state"] for s in again["steps"]}["challenger"] == "skipped"
 
     import scalai_nb as sn
     settings = sn.Settings.load(work)
     window = list(sn.Table("rows", settings).profiles(by="period"))[-1]
-    assert scalai("run", "workflows/window.toml", "-p", f"period={window}", cwd=work)["state"] == "succeeded"
+    assert succeeded("run", "workflows/window.toml", "-p", f"period={window}", cwd=work)["state"] == "succeeded"
     (decided,) = (json.loads(f.read_text())["evidence"] for f in settings.path("decisions", target).glob("*.json"))
     figures = {"binary": {"auc"}, "multiclass": {"accuracy", "macro_f1"}, "regression": {"r2", "rmse", "mae"}}
     assert {n for names in figures.values() for n in names if decided.get(n) is not None} == figures[task], decided

@@ -4,16 +4,15 @@
 
 Trainings are short: what is tested is that the loop holds, not how good it is."""
 
-import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import succeeded
 
 import scalai_nb as sn
 from scalai_nb.data.table_reader import PERIOD
@@ -22,7 +21,6 @@ from scalai_nb.loop.model_file import Model
 sys.path.insert(0, str(Path(__file__).parent/"bench"))
 import tables as bench
 
-SCALAI = Path(sys.executable).with_name("scalai")
 ROWS = 6_000
 
 
@@ -47,35 +45,29 @@ def source(name: str) -> tuple[pd.DataFrame, str, str]:  # rows, target, options
     return rows.sample(min(ROWS, len(rows)), random_state=0).sort_index(), target, options
 
 
-def scalai(*words, cwd) -> dict:
-    done = subprocess.run([SCALAI, *map(str, words), "--json"], cwd=cwd, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return json.loads(done.stdout)
-
-
 def loop(name: str, folder: Path) -> str:
     "From a CSV to pages; whether the model was promoted or kept back."
     rows, target, options = source(name)
     rows.to_csv(folder/f"{name}.csv", index=False)
-    scalai("init", "work", "--from", f"{name}.csv", "--target", target, *options.split(), cwd=folder)
+    succeeded("init", "work", "--from", f"{name}.csv", "--target", target, *options.split(), cwd=folder)
     work = folder/"work"
     file = next((work/"models").glob("*.toml"))
     file.write_text(re.sub(r"\[train\]\n#[^\n]*", "[train]\nepochs = 2", file.read_text()))
-    steps = {s["name"]: s for s in scalai("run", "workflows/loop.toml", cwd=work)["steps"]}
+    steps = {s["name"]: s for s in succeeded("run", "workflows/loop.toml", cwd=work)["steps"]}
     settings = sn.Settings.load(work)
     model = Model.load("", settings)
     table = sn.Table(model.table, settings)
     assert table.rows == len(rows) and steps["ingest"]["results"]["rows_refused"] == 0, name
     action = next(s for s in steps["challenger"]["steps"] if s["name"] == "gate")["results"]["action"]
     if action == "promote": scored(model, table, settings, rows)
-    for page in ("home", "drift", "performance", "quality"): scalai("run", f"apps/{page}.ipynb", cwd=work)
+    for page in ("home", "drift", "performance", "quality"): succeeded("run", f"apps/{page}.ipynb", cwd=work)
     return action
 
 
 def scored(model: Model, table: sn.Table, settings: sn.Settings, rows: pd.DataFrame) -> None:
     "A window's scores are the model's answers, in the user's words."
     window = list(table.profiles(by="period"))[-1]
-    scalai("run", "workflows/window.toml", "-p", f"period={window}", cwd=settings.root)
+    succeeded("run", "workflows/window.toml", "-p", f"period={window}", cwd=settings.root)
     version = sn.Registry(settings).champion(model.name)
     run = sn.Registry(settings).run(version.run_id)
     found = version.predict(table.arrow(filter=[(PERIOD, "==", window)]))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['READ', 'NAMED', 'DIFF', 'COMPACT', 'NEW', 'TIME_OF_NEW', 'KEY_OF_NEW', 'check_source', 'profile_of',
            'with_read_options', 'profile', 'ingest', 'ingest_text', 'table_text', 'catalogue_text', 'tables',
-           'quarantine', 'release_text', 'quarantine_text', 'gc', 'gc_text']
+           'remark_lines', 'quarantine', 'release_text', 'quarantine_text', 'gc', 'gc_text']
 
 # %% ../../nbs/cli/04_data.ipynb #5557b71e
 import functools
@@ -203,6 +203,14 @@ def _needs_name(diff: tuple[int, int] | None, compact: bool) -> None:
         raise BadRequest(f"{option} needs to know which table.", f"Write: scalai tables NAME {example}")
 
 # %% ../../nbs/cli/04_data.ipynb #ceee9b90
+def remark_lines(description: Any,  # loop.own_data.Description
+                 limit: int = 12,  # remarks
+                ) -> list[str]:
+    "What a person should look at in a source, one a line."
+    more = len(description.remarks) - limit
+    rest = [f"- and {more} more: scalai profile {description.table.source}"]*(more > 0)
+    return [*(f"- {printable(remark)}" for remark in description.remarks[:limit]), *rest]
+
 def _described(name: str | None, source: str | None, time: str, key: list[str], read: Any) -> Answer:
     "Write table file and contract of a source."
     from scalai_nb.core.settings import Settings
@@ -217,8 +225,7 @@ def _described(name: str | None, source: str | None, time: str, key: list[str], 
     made = describe_source(source, settings, time=time, key=key, name=name, read=read)
     files = [str(f.relative_to(settings.root)) for f in write_description(made, settings)]
     text = [f"Wrote {', '.join(files)} for {made.profile.rows:,} rows of {len(made.profile.columns)} columns",
-            *(f"- {printable(remark)}" for remark in made.remarks[:12]),
-            f"Next: scalai run workflows/ingest.ipynb -p table={name}"]
+            *remark_lines(made), f"Next: scalai run workflows/ingest.ipynb -p table={name}"]
     return Answer({"table": name, "files": files, "remarks": made.remarks}, "\n".join(text))
 
 # %% ../../nbs/cli/04_data.ipynb #7b1d2c90

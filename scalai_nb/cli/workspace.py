@@ -11,10 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from .data import check_source, with_read_options
+from .data import check_source, remark_lines, with_read_options
 from .verb import Answer, app, option, verb
 from ..core.errors import BadRequest
-from ..core.jsonable import printable
 from ..core.progress import working
 
 # %% ../../nbs/cli/03_workspace.ipynb #161e3c15
@@ -70,9 +69,7 @@ def described_text(description: Any,  # loop.own_data.Description
     seen = description.profile
     lines = [f"Made the workspace {settings.root} for {seen.rows:,} rows of {len(seen.columns)} columns",
              *([f"Read as: {description.read} (in {files[0]})"] if description.read.explicit() else []),
-             f"Review: {', '.join(files)}", *(f"- {printable(remark)}" for remark in description.remarks[:12])]
-    more = len(description.remarks) - 12
-    if more > 0: lines.append(f"- and {more} more: scalai profile {description.table.source}")
+             f"Review: {', '.join(files)}", *remark_lines(description)]
     verb = "workflows/loop.toml" if model else f"workflows/ingest.ipynb -p table={description.table.name}"
     if model:
         lines += [f"The loop takes about {loop_time(seen.rows)} for these rows on two cores.",

@@ -69,6 +69,14 @@ def _only(settings: Settings) -> str:
     raise BadRequest(f"This workspace has {len(have)} tables with a source: {', '.join(have)}.",
                      f"Name one: -p table={have[0]}", "table")
 
+@patch(cls_method=True)
+def of_table(cls: TableFile,
+             name: str,  # of a table
+             settings: Settings,
+            ) -> TableFile:
+    "Read a table's file; a table without one has no key and no time."
+    return TableFile.load(name, settings) if name in table_files(settings) else TableFile(name=name)
+
 def column_units(settings: Settings) -> dict[str, str]:  # column → unit
     "Collect the units that table files give, for pages."
     return {c: unit for name in table_files(settings) for c, unit in TableFile.load(name, settings).units.items()}

@@ -147,8 +147,8 @@ HINTS = {
 @patch
 def table_file(self: Model, settings: Settings):  # data.table_file.TableFile
     "Read the file of the model's table; one without a file has no key and no time."
-    from scalai_nb.data.table_file import TableFile, table_files
-    return TableFile.load(self.table, settings) if self.table in table_files(settings) else TableFile(name=self.table)
+    from scalai_nb.data.table_file import TableFile
+    return TableFile.of_table(self.table, settings)
 
 @patch
 def not_features(self: Model, settings: Settings) -> tuple[str, ...]:

@@ -40,8 +40,6 @@ class Classes:
     mistakes: list[tuple[str, str, int]] = field(default_factory=list)
     uncounted: int = 0  # rows whose class or mistake is not kept
 
-    def __bool__(self) -> bool: return True
-
 def classes(right: Profile | None, wrong: Profile | None,  # of rows whose predicted class came, and whose did not
            ) -> Classes:
     "Measure each class from the two profiles that the window of a model of several classes has."

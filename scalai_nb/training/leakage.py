@@ -10,10 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..core.stats import METRIC_NAMES
 from ..data.prep import IDENTIFIER
+from ..data.prep_columns import numbers, times
 from ..data.target import Target, labels_of
-from ..data.types import one_array
-from .objective import constant_prediction, ranking_metric
+from ..data.types import kind, one_array, type_name
+from .objective import RANKED_BY, constant_prediction, ranking_metric
 from .split import Split
 
 # %% ../../nbs/training/31_leakage.ipynb #8b86dfbb
@@ -26,11 +28,11 @@ def single_feature(values: pa.Array,  # of one column
                   ) -> np.ndarray | None:  # (N, 1), NaN where there is no value; None for nested values
     "Return a column as one number a row."
     if pa.types.is_nested(values.type) or pa.types.is_binary(values.type): return None
-    if pa.types.is_boolean(values.type): values = values.cast(pa.int8())
-    if pa.types.is_temporal(values.type) and not pa.types.is_duration(values.type):
-        values = values.cast(pa.timestamp("us", getattr(values.type, "tz", None)), safe=False).cast(pa.int64())
-    if pa.types.is_integer(values.type) or pa.types.is_floating(values.type) or pa.types.is_decimal(values.type):
-        return values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)[:, None]
+    sort = kind(type_name(values.type))
+    if sort in ("number", "boolean"): return numbers(values, "")[:, None]
+    if sort == "time":
+        when, gone = times(values, "")
+        return np.where(gone, np.nan, when)[:, None]
     codes = values.dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False) + 1
     rows = np.bincount(codes[learnt], minlength=codes.max(initial=0) + 1)
     sums = np.bincount(codes[learnt], y[learnt], len(rows))
@@ -81,7 +83,7 @@ def _separating(rows: pa.Table, columns: list[str], target: Target) -> list[str]
     base = ranking_metric(y, constant_prediction(y, target.task, len(y), len(target.classes)), target.task)
     figures = {c: single_column_metric(one_array(rows[c]), y, target) for c in columns}
     alone = sorted((c for c, v in figures.items() if v >= max(ALONE, base + .1)), key=lambda c: -figures[c])
-    name = {"binary": "AUC", "multiclass": "accuracy", "regression": "R²"}[target.task]
+    name = METRIC_NAMES[RANKED_BY[target.task]]
     return [f"{c!r} alone predicts {target.column!r} ({name} {figures[c]:.4f}); if it is known no earlier, leave it "
             f'out: ignore = ["{c}"]' for c in alone[:3]]
 

@@ -17,7 +17,7 @@ from ..core.storage import is_url
 from ..data.table_file import TableFile, table_files
 from ..data.table_reader import table_names
 from ..loop.model_file import Model, model_files
-from ..loop.own_data import word
+from ..loop.own_data import source_name
 from .style import View, html
 
 # %% ../../nbs/view/19_ask.ipynb #f41bca72
@@ -40,8 +40,7 @@ def sources(settings: Settings) -> dict[str, str]:  # source -> name of its tabl
 def table_of(source: str,  # as `place_of` gives it
              settings: Settings) -> str:
     "The table that a source's rows belong to: its table file's, else one named after it."
-    name = Path(source.rstrip("/").split("?")[0]).name.split(".")[0].rstrip("*")
-    return sources(settings).get(source) or word(name)
+    return sources(settings).get(source) or source_name(source)
 
 # %% ../../nbs/view/19_ask.ipynb #8553381d
 WORDS = {"source": "File, pattern or URL", "other": "Compare with", "target": "Predict", "model": "Model",

@@ -9,11 +9,10 @@ __all__ = ['loop_command', 'next_step', 'score_step']
 import tomllib
 
 from ..core.settings import Settings
+from ..data.table_file import table_files
+from ..loop.model_file import model_files
 
 # %% ../../nbs/view/02_next_step.ipynb #ed58720c
-def _files(settings: Settings, folder: str) -> list[str]:
-    return sorted(f.stem for f in (settings.root/folder).glob("*.toml"))
-
 def _value(settings: Settings, folder: str, name: str, key: str) -> str:
     try: return tomllib.loads((settings.root/folder/f"{name}.toml").read_text("utf-8")).get(key, "")
     except (OSError, ValueError): return ""  # who reads it for its own sake says what is wrong with it
@@ -21,11 +20,11 @@ def _value(settings: Settings, folder: str, name: str, key: str) -> str:
 def loop_command(settings: Settings, model: str = "",  # empty: the first one
                 ) -> str:  # empty: this workspace has no model that could be trained
     "The command that leads from a model's source to a version in service."
-    models = _files(settings, "models")
+    models = model_files(settings)
     model = model if model in models else next(iter(models), "")
     if not model or not (settings.root/"workflows/loop.toml").is_file(): return ""
     table = _value(settings, "models", model, "table")
-    sources = [t for t in _files(settings, "tables") if _value(settings, "tables", t, "source")]
+    sources = [t for t in table_files(settings) if _value(settings, "tables", t, "source")]
     which = f" -p table={table}" * (len(sources) > 1) + f" -p model={model}" * (len(models) > 1)
     return f"scalai run workflows/loop.toml{which}"
 
@@ -34,7 +33,7 @@ def next_step(settings: Settings, model: str = "",  # that the page is about; em
              ) -> str:  # a sentence
     "What to type where there are no rows, windows or versions yet."
     if command := loop_command(settings, model): return f"Next: `{command}` ingests, trains and promotes."
-    tables = _files(settings, "tables")
+    tables = table_files(settings)
     if tables and (settings.root/"workflows/ingest.ipynb").is_file():
         return f"Next: `scalai run workflows/ingest.ipynb -p table={tables[0]}` brings its rows in."
     if tables: return f"Next: `scalai models new NAME --table {tables[0]} --target COLUMN` says what to predict."
@@ -46,7 +45,7 @@ def next_step(settings: Settings, model: str = "",  # that the page is about; em
 def score_step(settings: Settings, model: str, windows: list[str],  # that could be scored
               ) -> str:  # a sentence
     "What to type where a model has no scores yet."
-    ready = (settings.root/"workflows/window.toml").is_file() and model in _files(settings, "models")
+    ready = (settings.root/"workflows/window.toml").is_file() and model in model_files(settings)
     if not windows or not ready: return next_step(settings, model)
-    which = f" -p model={model}" * (len(_files(settings, "models")) > 1)
+    which = f" -p model={model}" * (len(model_files(settings)) > 1)
     return f"Next: `scalai run workflows/window.toml -p period={windows[-1]}{which}` scores and judges a window."

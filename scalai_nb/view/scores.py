@@ -13,8 +13,8 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..core.settings import Settings
+from ..core.stats import METRIC_NAMES
 from ..core.svg import BLUE, GREY
-from ..monitor.decision import NAMES as MEASURE_NAMES
 from .decisions import log_table, summary
 from .next_step import score_step
 from scalai_nb.view.performance import (
@@ -68,7 +68,7 @@ def status(watch: Watch) -> tuple[str, str, dict[str, str]]:  # level, sentence,
                 f"The scores of {listed(watch.families)} have no labels yet, and nothing was decided about them.", {})
     found = watch.measured(known[-1])
     main = found.losses[0]
-    said = f"{MEASURE_NAMES[main]} was {number(getattr(found, main))}"
+    said = f"{METRIC_NAMES[main]} was {number(getattr(found, main))}"
     return ("unknown", f"In {known[-1]} the {said}; whether that is usual was not decided yet.",
             {"95 % interval": range_text(found.intervals[main]), "Labelled": f"{found.rows:,} rows"})
 

@@ -14,7 +14,7 @@ from ..core.delta_log import store
 from ..core.settings import Settings
 from ..data.delta import open_table
 from ..data.table import Table
-from ..data.table_file import TableFile, table_files
+from ..data.table_file import TableFile
 from ..data.table_reader import table_names
 from ..loop.model_file import Model, model_files
 from .style import View, controls, dropdown, query_values, take
@@ -117,6 +117,6 @@ def options_of(subject: Subject, settings: Settings,
     table = subject.table.value
     if not subject.alone: return {} if subject.model.value in ("", first) else dict(model=subject.model.value)
     if scores: return dict(features="", scores=table, model="", ignore=())
-    file = TableFile.load(table, settings) if table in table_files(settings) else TableFile()
+    file = TableFile.of_table(table, settings)
     # keys and times always differ
-    return dict(features=table, scores="", model="", ignore=tuple(dict.fromkeys([*file.key, *file.columns])))
+    return dict(features=table, scores="", model="", ignore=tuple(file.columns))
