@@ -129,7 +129,8 @@ def _check_columns(final: list[str], key: tuple, fold: tuple, period) -> bool:
             raise BadRequest(f"The {what} names column {c!r}, which the rows lack.",
                              f"Did you mean {near!r}?" if near else f"They have: {', '.join(final[:20])}.", "table")
     column = isinstance(period, str) and period in final
-    if isinstance(period, str) and not column and (near := nearest(period, final)):
+    told = isinstance(period, str) and any(c.isdigit() for c in period)  # 2013-06, batch-1: hardly a column's typo
+    if isinstance(period, str) and not column and not told and (near := nearest(period, final)):
         raise BadRequest(f"Period {period!r} is no column, and too like one to be a period's name.",
                          f"Did you mean the column {near!r}?", "table")
     return column

@@ -177,12 +177,15 @@ def constant_metrics(run: Any,  # training.run.Run on the same rows
 def compared(run: Any, baseline: dict[str, dict[str, float]]) -> tuple[bool, str]:  # better than all, one sentence
     "Say how a run compares with its baselines."
     from scalai_nb.training.objective import RANKED_BY
-    measure = RANKED_BY[run.task]
-    value = lambda m: m.get(f"val_{measure}", float("nan"))
+    measure, rows = RANKED_BY[run.task], f"{run.data.get('validation_rows', 0):,} held-out rows"
+    value = lambda m: np.nan if m.get(f"val_{measure}") is None else m[f"val_{measure}"]
     ours, parts = value(run.metrics), {n: value(m) for n, m in baseline.items()}
+    if np.isnan(ours):
+        return False, (f"{METRIC_NAMES[measure]} cannot be computed: the labels of the {rows} are all alike, so it is "
+                       "not promoted. Give more rows, or hold out others: [train] validation.")
     best = max(parts, key=lambda n: np.nan_to_num(parts[n], nan=-np.inf))
     figures = ", ".join(f"{n} {v:.4f}" for n, v in parts.items())
-    subject = f"{METRIC_NAMES[measure]} {ours:.4f} on {run.data.get('validation_rows', 0):,} held-out rows ({figures})"
+    subject = f"{METRIC_NAMES[measure]} {ours:.4f} on {rows} ({figures})"
     if not ours > parts["constant"]:
         return False, (f"{subject}: no better than a constant, so it is not promoted. Check the target for leaks or "
                        "noise, add columns, or give more rows.")
@@ -252,5 +255,6 @@ def __repr__(self: Training) -> str:
 def _repr_html_(self: Training) -> str:
     measures = list(self.run.metrics)
     names = {"this model": self.run.metrics, **self.baseline}
-    rows = [(n, *(float(m.get(k, float("nan"))) for k in measures)) for n, m in names.items()]
+    number = lambda value: float("nan") if value is None else float(value)
+    rows = [(n, *(number(m.get(k)) for k in measures)) for n, m in names.items()]
     return self.run._repr_html_() + html_table(rows, ("", *measures), self.why)
