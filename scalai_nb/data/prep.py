@@ -145,6 +145,15 @@ def is_free_text(c) -> bool:  # c: a profile's column
     sizes, rows = np.array([*c.lengths]), np.cumsum([*c.lengths.values()])
     return len(sizes) > 2 and sizes[np.searchsorted(rows, rows[-1]/2)] >= FREE_TEXT
 
+MOVED = "half of the later rows lie beyond all that is learnt from"
+
+def moves_on(c,  # a profile's column of the rows that are learnt from
+             later,  # the same column of later rows, or None
+            ) -> bool:
+    "Return whether half of the later values, or more, lie beyond all earlier ones, as those of a clock do."
+    if later is None or c.kind not in ("number", "time") or not has_values(c) or not has_values(later): return False
+    return not c.min <= later.quantile(.5) <= c.max
+
 # %% ../../nbs/data/16_prep.ipynb #2932f74d
 def choose(c,  # a profile's column
            name: str = "",  # of the column
@@ -196,12 +205,14 @@ def fit(cls: Prep,
         exclude=(),  # columns that must not be seen
         categories: str = "onehot",  # the step of a text by default: onehot, or code for a network that embeds them
         numbers: str = "standard",  # the step of a number by default: standard, or number for trees
+        later=None,  # profile of later rows: beside a time, a number that moves on as it does is no feature
        ) -> Prep:
     "Fit each column's step from its profile; no data is read."
     columns = columns or {}
     for name in [*columns, *exclude, *([target] if target else [])]: one_of(name, list(profile.columns), "column")
     if not profile.rows: raise BadRequest("The profile has no rows.", "Fit on a profile of the training folds.")
     steps, dropped = {}, {}
+    dated = later is not None and any(c.kind == "time" for n, c in profile.columns.items() if n not in exclude)
     for name, c in profile.columns.items():
         if name == target: continue
         step, why = (
@@ -209,6 +220,8 @@ def fit(cls: Prep,
             else (columns[name], "as asked") if name in columns
             else choose(c, name, categories, numbers)
         )
+        if dated and step in (numbers, "dates") and moves_on(c, later.columns.get(name)):
+            step, why = ("drop", MOVED) if c.kind == "number" else ({"step": "dates", "age": False}, "")
         if step in ("drop", {"step": "drop"}): dropped[name] = why
         elif name not in columns and step == "code" and not by_frequency(c, 1)[0]: dropped[name] = "no common value"
         else: steps[name] = fit_step(name, c, step)

@@ -55,17 +55,20 @@ def fit_prep(model: Model,  # what is predicted, from which columns
     from scalai_nb.data.profile import profile
     from scalai_nb.data.table import Table
     from scalai_nb.training.network_factory import prep_options
+    later = None
     if split.column == "fold":
         folds = [f for f in range(settings.data.folds) if f != split.value]
         known = Table(model.table, settings).profile(period=periods or None, fold=folds)
     else:
         rows = model.labelled_rows(periods, settings)
-        known = profile(rows.filter(pc.invert(split.mask(rows))))
+        held_out = split.mask(rows)
+        known = profile(rows.filter(pc.invert(held_out)))
+        if split.how == ">=": later = profile(rows.filter(held_out))
     exclude = [c for c in model.not_features(settings) if c in known.columns and c != model.target]
     options = prep_options(model.train.network if network is None else network)
     time = model.table_file(settings).time  # windows move on with it: no feature is how far
     columns = {time: {"step": "dates", "age": False}} if time in known.columns and time not in exclude else {}
-    return Prep.fit(known, columns, target=model.target, exclude=exclude, **options)
+    return Prep.fit(known, columns, target=model.target, exclude=exclude, later=later, **options)
 
 # %% ../../nbs/loop/03_training.ipynb #1e5c131b
 def gradient_boosting(task: str,  # binary, multiclass or regression

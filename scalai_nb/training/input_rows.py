@@ -146,7 +146,8 @@ def _of_table(request: FitRequest) -> PreparedRows:
     split = None if validation is None else _split(validation, known, columns, large)
     mask = np.zeros(len(known), bool) if split is None else split.mask(known).to_numpy(zero_copy_only=False)
     if prep is None:
-        prep = _auto_prep(request, data, None if large else known.filter(pa.array(~mask)), target, split)
+        parts = (None, None) if large else (known.filter(pa.array(~mask)), known.filter(pa.array(mask)))
+        prep = _auto_prep(request, data, *parts, target, split)
         notes += _dropped(prep)
     notes += _seen_by_prep(prep, mask)
     if not large:
@@ -235,8 +236,9 @@ def _seen_by_prep(prep: Any, mask: np.ndarray) -> list[str]:
     ] * bool(mask.any() and prep.rows == len(mask))
 
 # %% ../../nbs/training/35_input_rows.ipynb #455b72d6
-def _auto_prep(request: FitRequest, data: Any, training: pa.Table | None, target: Target, split: Split | None) -> Any:
-    "Fit a prep on the rows that are learnt from; `training` is None for a large table."
+def _auto_prep(request: FitRequest, data: Any, training: pa.Table | None, held_out: pa.Table | None, target: Target,
+               split: Split | None) -> Any:
+    "Fit a prep on the rows that are learnt from; `training` and `held_out` are None for a large table."
     from scalai_nb.data.prep import Prep
     from scalai_nb.data.profile import profile
     if training is not None: known = profile(training)
@@ -245,7 +247,8 @@ def _auto_prep(request: FitRequest, data: Any, training: pa.Table | None, target
         known = sum(p for fold, p in parts.items() if fold is None or str(fold) != str(split.value))
     groups = split.columns if split and (split.how in ("fold", "==")) else []
     exclude = [c for c in known.columns if c in (*groups, "fold")]
-    return Prep.fit(known, target=target.column, exclude=exclude, **prep_options(request.network))
+    later = profile(held_out) if held_out is not None and split and split.how == ">=" else None
+    return Prep.fit(known, target=target.column, exclude=exclude, later=later, **prep_options(request.network))
 
 # %% ../../nbs/training/35_input_rows.ipynb #54ad013c
 def prepare_rows(request: FitRequest,  # checked
