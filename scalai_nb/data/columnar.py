@@ -9,10 +9,13 @@ __all__ = ['footer', 'metadata', 'group_bytes', 'group_hashes', 'parquet', 'arro
 import hashlib
 import io
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 
 import pyarrow as pa
 
 from ..core.errors import BadRequest
+from ..core.progress import tell_of
 from .readers import check_columns, connect, open_file, register
 from .types import coded_text
 
@@ -111,8 +114,14 @@ def parquet(
         if file.metadata.num_rows == 0:
             yield file.read(columns)
         else:
+            seen = 0
             for batch in file.iter_batches(rows, row_groups=groups, columns=columns, use_threads=threads):
+                tell_of(partial(_place, uri, seen := seen + batch.num_rows, meta.num_rows))
                 yield pa.Table.from_batches([batch])
+
+# %% ../../nbs/data/03_columnar.ipynb #b68e9a1b
+def _place(uri: str, rows: int, total: int) -> float:  # bytes; rows lie anywhere in the file, and count alike
+    return Path(uri).stat().st_size*rows/total
 
 # %% ../../nbs/data/03_columnar.ipynb #1a811cdd
 def arrow(uri: str, columns: list[str] | None = None, rows: int = 250_000) -> Iterator[pa.Table]:

@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from ..core.errors import BadRequest, ScalaiError, Unreachable, nearest, one_of
 from ..core.jsonable import printable
+from ..core.progress import tell_of
 from ..core.storage import filesystem, is_url, veiled
 
 # %% ../../nbs/data/03_readers.ipynb #2903f2f3
@@ -173,10 +174,12 @@ def _file(fs, path: str):
     last = Path(path).suffix.lower()
     if last == ".zip":
         packed = fs.open(path, "rb")
+        tell_of(packed.tell)
         return _only_file(packed, path).open("rb")
-    if "file" in fs.protocol and suffix(path) == last: return pa.OSFile(path)
-    if "file" in fs.protocol and last in ARROW_UNPACKS and suffix(path) in TEXT:
-        return pa.CompressedInputStream(pa.OSFile(path), ARROW_UNPACKS[last])
+    if "file" in fs.protocol and (suffix(path) == last or last in ARROW_UNPACKS and suffix(path) in TEXT):
+        file = pa.OSFile(path)
+        tell_of(file.tell)
+        return file if suffix(path) == last else pa.CompressedInputStream(file, ARROW_UNPACKS[last])
     # 8 MB ahead; clients of their own accord fetch 50 to 256 MB
     return fs.open(path, "rb", block_size=1 << 23, cache_type="readahead", compression="infer")
 ARROW_UNPACKS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
