@@ -72,17 +72,18 @@ class Reading:
                  in_pieces: bool = False,  # by several threads: whoever hands the pieces out sets `before`
                 ):
         self.total, self.label, self.in_pieces, self.began = total, label, in_pieces, time.monotonic()
-        self.before, self.rows, self.best, self.tell = 0, 0, 0., None  # tell: the place in the file that is open
+        self.before, self.rows, self.best = 0, 0, 0.
+        self.tell, self.here = None, 0  # bytes that some rows of the file that is open take; its rows that are done
 
     def end_file(self, size: int):  # bytes
         "Count a file that is read to its end."
-        if not self.in_pieces: self.before, self.tell = self.before + size, None
+        if not self.in_pieces: self.before, self.tell, self.here = self.before + size, None, 0
 
     @property
     def share(self) -> float:
         "Return the share of the bytes that is read; it never falls."
         tell = self.tell
-        try: here = tell() if tell else 0
+        try: here = tell(self.here) if tell else 0
         except (OSError, ValueError): here = 0  # the file was closed meanwhile
         self.best = max(self.best, min(1., (self.before + here)/self.total)) if self.total else 0.
         return self.best
@@ -105,9 +106,9 @@ def reading(total: int,  # bytes of all files; 0: unknown
         Reading.passes += not label
     finally: _active.remove(made)
 
-def tell_of(tell: Callable[[], int] | None,  # gives the place in a file that is open now, in bytes on the disk
+def tell_of(tell: Callable[[int], float],  # bytes on the disk that so many rows of the file take
            ) -> None:
-    "Let the pass over files that goes on know how far it is in its file."
+    "Let the pass over files that goes on know how far it is in its file, by the rows that are done."
     if _active and not _active[-1].in_pieces: _active[-1].tell = tell
 
 def share_read(share: float,  # of the bytes

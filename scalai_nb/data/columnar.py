@@ -114,13 +114,12 @@ def parquet(
         if file.metadata.num_rows == 0:
             yield file.read(columns)
         else:
-            seen = 0
+            tell_of(partial(_place, uri, meta.num_rows))
             for batch in file.iter_batches(rows, row_groups=groups, columns=columns, use_threads=threads):
-                tell_of(partial(_place, uri, seen := seen + batch.num_rows, meta.num_rows))
                 yield pa.Table.from_batches([batch])
 
 # %% ../../nbs/data/03_columnar.ipynb #b68e9a1b
-def _place(uri: str, rows: int, total: int) -> float:  # bytes; rows lie anywhere in the file, and count alike
+def _place(uri: str, total: int, rows: int) -> float:  # bytes; rows lie anywhere in the file, and count alike
     return Path(uri).stat().st_size*rows/total
 
 # %% ../../nbs/data/03_columnar.ipynb #1a811cdd

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['READERS', 'PATIENCE', 'SILENT', 'DENIED', 'ARROW_UNPACKS', 'TEXT', 'Source', 'register', 'entry_points', 'lookup',
-           'suffix', 'needs', 'patiently', 'connect', 'suggest', 'open_file', 'read_error', 'read_ahead', 'hint',
-           'check_columns']
+           'suffix', 'needs', 'patiently', 'connect', 'suggest', 'open_file', 'read_error', 'tell_by_rows',
+           'read_ahead', 'hint', 'check_columns']
 
 # %% ../../nbs/data/03_readers.ipynb #9cbddcde
 import re
@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -174,15 +175,25 @@ def _file(fs, path: str):
     last = Path(path).suffix.lower()
     if last == ".zip":
         packed = fs.open(path, "rb")
-        tell_of(packed.tell)
         return _only_file(packed, path).open("rb")
-    if "file" in fs.protocol and (suffix(path) == last or last in ARROW_UNPACKS and suffix(path) in TEXT):
-        file = pa.OSFile(path)
-        tell_of(file.tell)
-        return file if suffix(path) == last else pa.CompressedInputStream(file, ARROW_UNPACKS[last])
+    if "file" in fs.protocol and suffix(path) == last: return pa.OSFile(path)
+    if "file" in fs.protocol and last in ARROW_UNPACKS and suffix(path) in TEXT:
+        unpacked = _Unpacked(file := pa.OSFile(path), ARROW_UNPACKS[last])
+        unpacked.packed = file
+        return unpacked
     # 8 MB ahead; clients of their own accord fetch 50 to 256 MB
     return fs.open(path, "rb", block_size=1 << 23, cache_type="readahead", compression="infer")
 ARROW_UNPACKS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+
+class _Unpacked(pa.CompressedInputStream): "A file that is unpacked while it is read; `packed` is the one on the disk."
+
+def tell_by_rows(file: Any,  # that `open_file` opened
+                 head: bytes,  # its beginning, unpacked
+                ) -> None:
+    "Let `working` know how far a local file of text is read, by the length of its first lines."
+    line = len(head)/max(1, head.count(b"\n"))
+    if isinstance(file, _Unpacked): tell_of(lambda rows: rows*line*file.packed.tell()/max(1, file.tell()))
+    elif isinstance(file, pa.OSFile): tell_of(lambda rows: rows*line)
 
 # %% ../../nbs/data/03_readers.ipynb #4b64c3b6
 def _only_file(packed, path: str) -> zipfile.Path:  # packed: an open zip file

@@ -110,8 +110,8 @@ def _of_files(found: list[tuple[str, dict]], **options) -> Iterator[pa.Table]:
     with reading(sum(sizes)) as seen:
         for (file, words), size in zip(found, sizes):
             for part in reader(file)(file, **words, **options):
-                seen.rows += part.num_rows
                 yield part
+                seen.rows, seen.here = seen.rows + part.num_rows, seen.here + part.num_rows  # it is done with
             seen.end_file(size)
 
 # %% ../../nbs/data/04_source.ipynb #84008a4e

@@ -20,7 +20,16 @@ from ..core.jsonable import printable
 from ..core.storage import veiled
 from .number_text import MISSING, number_pattern, plain_numbers
 from .read_options import ReadOptions, column_names, records, sniff_encoding, sniff_separator
-from .readers import Source, check_columns, hint, open_file, read_ahead, read_error, register
+from scalai_nb.data.readers import (
+    Source,
+    check_columns,
+    hint,
+    open_file,
+    read_ahead,
+    read_error,
+    register,
+    tell_by_rows,
+)
 from .types import cast, leading_zeros
 
 # %% ../../nbs/data/03_text_files.ipynb #07efb2f7
@@ -179,6 +188,7 @@ def csv(uri: str, columns: list[str] | None = None, rows: int = 250_000,
     named = dict(column_names=at.names, skip_rows_after_names=at.lines) if at.renamed else {}
     encoding = "utf8" if at.read.encoding == "utf-8" else at.read.encoding
     with open_file(uri) as f, read_ahead(f) as ahead:
+        tell_by_rows(f, at.head)
         how = (pacsv.ReadOptions(use_threads=False, block_size=1 << 23, encoding=encoding, **named),
                pacsv.ParseOptions(delimiter=at.read.sep, newlines_in_values=True,
                                   invalid_row_handler=None if bad is None else odd),
@@ -222,9 +232,10 @@ def _type(name: str | pa.DataType) -> pa.DataType:
 def json(uri: str, columns: list[str] | None = None, rows: int = 250_000) -> Iterator[pa.Table]:
     "JSON lines, one object a line; or one list of objects, which is held in memory."
     from pyarrow import json as pajson
-    with open_file(uri) as f: first = bytes(f.read(1 << 12)).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-    listed = io.BytesIO(_as_lines(uri)) if first == b"[" else None
+    with open_file(uri) as f: head = bytes(f.read(1 << 16))
+    listed = io.BytesIO(_as_lines(uri)) if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[" else None
     with open_file(uri) as f, read_ahead(f) as ahead:
+        if not listed: tell_by_rows(f, head)
         stream = pajson.open_json(listed or ahead(), pajson.ReadOptions(use_threads=False, block_size=1 << 23))
         for table in regroup(stream, rows):
             table = table.cast(pa.schema([pa.field(x.name, kept_as(x.type)) for x in table.schema]))
