@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['READERS', 'PATIENCE', 'SILENT', 'DENIED', 'ARROW_UNPACKS', 'TEXT', 'Source', 'register', 'entry_points', 'lookup',
-           'suffix', 'needs', 'patiently', 'connect', 'suggest', 'open_file', 'read_error', 'tell_by_rows',
+           'suffix', 'needs', 'patiently', 'connect', 'suggest', 'open_file', 'read_error', 'bytes_of_line',
            'read_ahead', 'hint', 'check_columns']
 
 # %% ../../nbs/data/03_readers.ipynb #9cbddcde
@@ -24,7 +24,6 @@ import pyarrow as pa
 
 from ..core.errors import BadRequest, ScalaiError, Unreachable, nearest, one_of
 from ..core.jsonable import printable
-from ..core.progress import tell_of
 from ..core.storage import filesystem, is_url, veiled
 
 # %% ../../nbs/data/03_readers.ipynb #2903f2f3
@@ -187,13 +186,13 @@ ARROW_UNPACKS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 
 class _Unpacked(pa.CompressedInputStream): "A file that is unpacked while it is read; `packed` is the one on the disk."
 
-def tell_by_rows(file: Any,  # that `open_file` opened
-                 head: bytes,  # its beginning, unpacked
-                ) -> None:
-    "Let `working` know how far a local file of text is read, by the length of its first lines."
-    line = len(head)/max(1, head.count(b"\n"))
-    if isinstance(file, _Unpacked): tell_of(lambda rows: rows*line*file.packed.tell()/max(1, file.tell()))
-    elif isinstance(file, pa.OSFile): tell_of(lambda rows: rows*line)
+def bytes_of_line(file: Any,  # that `open_file` opened, after its beginning was read
+                  head: bytes,  # that beginning, unpacked
+                 ) -> float:  # on the disk; 0: unknown
+    "Estimate how many bytes of a local file a line of text takes."
+    if not isinstance(file, (_Unpacked, pa.OSFile)): return 0.
+    read = file.packed.tell() if isinstance(file, _Unpacked) else len(head)
+    return read/max(1, head.count(b"\n"))
 
 # %% ../../nbs/data/03_readers.ipynb #4b64c3b6
 def _only_file(packed, path: str) -> zipfile.Path:  # packed: an open zip file
