@@ -38,7 +38,8 @@ class TrainSection(Section):
     @classmethod
     def _no_encoder(cls, value: Any) -> Any:
         if value != "minilm": return value
-        raise BadRequest('text = "minilm" is not possible: no ONNX file can hold its tokenizer.',
+        raise BadRequest('text = "minilm" is not there: its tokenizer is no operator of ONNX Runtime, so that a'
+                         " model's file could not take raw rows.",
                          'Write text = "words" (hashed words and pairs of words) or "none".', "model")
 
 # %% ../../nbs/loop/01_model_file.ipynb #ebf3c059
