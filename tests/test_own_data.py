@@ -119,3 +119,112 @@ def test_a_second_workspace_of_the_same_folder_is_refused(tmp_path):
     done = capture(f"init {tmp_path/'w'} --from {file} --target species")
     assert done.code == 2 and "is a workspace already" in done.err
     assert sorted(p.name for p in (tmp_path/"w").rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_labels_that_come_later_are_learnt_from_and_judged_by(tmp_path):
+    "Half of the rows come without their target; it is delivered by key, written as the table's own files are."
+    rng, n = np.random.default_rng(0), 400
+    rows = pd.DataFrame({"order": [f"{i:05}" for i in range(n)], "km": rng.uniform(1, 20, n).round(1)})
+    rows["minutes"] = (10 + 3*rows.km + rng.normal(0, 1, n)).round(1)
+    early = rows.assign(minutes=rows.minutes.where(np.arange(n) % 2 == 0))
+    early.to_csv(tmp_path/"orders.csv", index=False, sep=";", decimal=",")
+    succeeded("init", "w", "--from", "orders.csv", "--target", "minutes", "--key", "order", cwd=tmp_path)
+    work = tmp_path/"w"
+    file = work/"models"/"minutes.toml"
+    file.write_text(file.read_text().replace("[train]", "[train]\nepochs = 2\nbaseline = false\nvalidation = 0.2"))
+    succeeded("run", "workflows/ingest.ipynb", cwd=work)
+    before = succeeded("train", cwd=work)
+    assert (before["rows"] > 150) and not any("came later" in note for note in before["notes"])
+
+    late = rows[1::2].assign(minutes=rows.minutes[1::2])
+    late.loc[late.index[0], "minutes"] = None
+    late[["order", "minutes"]].to_csv(work/"late.csv", index=False, sep=";", decimal=",")
+    done = succeeded("labels", "late.csv", cwd=work)  # key, column, separator and decimal mark are the table's
+    assert (done["table"], done["new"], done["empty"]) == ("minutes_scores", n//2 - 1, 1), done
+    pd.DataFrame({"order": ["00000"], "label": [999]}).to_csv(work/"mended.csv", index=False, sep=";")
+    succeeded("labels", "mended.csv", cwd=work)
+
+    import scalai_nb as sn
+    from scalai_nb.loop.gate import judged_rows
+    from scalai_nb.loop.model_file import Model
+    from scalai_nb.training.split import Split
+    settings = sn.Settings.load(work)
+    model = Model.load("", settings)
+    known = model.labelled_rows([], settings).to_pandas().set_index("order").minutes
+    assert len(known) == n - 1 and known["00000"] == 999  # what is said later counts
+    truth = rows.set_index("order").minutes.drop(["00000", "00001"])
+    pd.testing.assert_series_equal(known[truth.index], truth, check_index_type=False, check_dtype=False)
+    after = succeeded("train", cwd=work)
+    run = sn.Registry(settings).run(after["run_id"])
+    assert run.data["rows"] + run.data["validation_rows"] == n - 1 and run.data["labels"]["version"] == 1
+    assert any("came later" in note for note in after["notes"])
+    split = Split.parse(tuple(run.data["folds"]))
+    judged, _ = judged_rows(model, "", split, settings)
+    assert judged.num_rows == run.data["validation_rows"] and run.evaluate(settings=settings).rows == judged.num_rows
+    assert run.repeat(settings=settings).data["rows"] == run.data["rows"]  # from its record, labels among it
+
+
+def test_reading_a_file_says_how_far_and_how_long_still(tmp_path, monkeypatch, capfd):
+    import pyarrow as pa
+    import pyarrow.csv
+
+    from scalai_nb.core import progress
+    from scalai_nb.core.settings import Settings
+    from scalai_nb.data.ingest import ingest
+    from scalai_nb.data.inspection import inspect_source
+    rng, n = np.random.default_rng(0), 1_500_000
+    rows = pa.table({"id": np.arange(n), **{f"x{i}": rng.normal(size=n).round(3) for i in range(3)}})
+    pyarrow.csv.write_csv(rows, tmp_path/"big.csv")
+    monkeypatch.setattr(progress, "FIRST", .02)
+    monkeypatch.setattr(progress, "NEXT", .02)
+    monkeypatch.setattr(progress.Reading, "left", lambda self: 7.)  # seconds, as if it were slow
+    for kind in ("csv", "gz"):
+        uri = tmp_path/"big.csv"
+        if kind == "gz":
+            import gzip
+            (uri := tmp_path/"big.csv.gz").write_bytes(gzip.compress((tmp_path/"big.csv").read_bytes(), 1))
+        with progress.working(f"Looking at {uri.name}"): inspect_source(uri)
+        lines = capfd.readouterr().err.splitlines()
+        shares = [int(line.split(" % of ")[0].split()[-1]) for line in lines if " % of " in line]
+        assert any(0 < s < 100 for s in shares) and "MB, 7 s left" in "\n".join(lines), lines[-5:]
+        assert all(line.startswith(f"… Looking at {uri.name}") for line in lines)
+    settings = Settings(root=tmp_path)
+    with progress.working("Bringing big.csv into big", topic="ingest"):
+        ingest(tmp_path/"big.csv", "big", settings=settings)
+    lines = capfd.readouterr().err.splitlines()
+    assert any("checksum: " in line for line in lines) and any("rows  " in line and " % of " in line for line in lines)
+    assert not progress._active
+    first = next(i for i, line in enumerate(lines) if " rows " in line)
+    shares = [int(line.split(" % of ")[0].split()[-1]) for line in lines[first:] if " % of " in line]
+    assert shares == sorted(shares)  # the rows are one pass, and its share never falls
+
+
+@pytest.mark.slow
+def test_the_first_batch_is_the_reference_and_a_mean_error_is_a_loss(tmp_path):
+    "A number, no time: the first file is what later ones are held against; in the second all predictions are too low."
+    rng = np.random.default_rng(0)
+    def hotel(n, more=0.):
+        made = pd.DataFrame({"id": rng.permutation(10**6)[:n], "beds": rng.integers(1, 5, n),
+                             "stars": rng.integers(1, 6, n)})
+        return made.assign(price=(20*made.beds + 30*made.stars + rng.normal(0, 20, n) + more).round(2))
+    (tmp_path/"in").mkdir()
+    hotel(1_500).to_csv(tmp_path/"in"/"a.csv", index=False)
+    succeeded("init", "w", "--from", "in", "--target", "price", "--key", "id", cwd=tmp_path)
+    work = tmp_path/"w"
+    file = work/"models"/"price.toml"
+    file.write_text(file.read_text().replace("[train]", "[train]\nepochs = 10"))
+    assert succeeded("run", "workflows/loop.toml", cwd=work)["state"] == "succeeded"
+    def decided(window):
+        done = succeeded("run", "workflows/window.toml", "-p", f"period={window}", cwd=work)
+        assert done["state"] == "succeeded", done
+        return json.loads((work/".scalai"/"decisions"/"price"/f"{window}.json").read_text())
+    first = decided("batch-1")
+    assert first["action"] == "keep" and "batch-1 is the reference" in first["reasons"][-1], first["reasons"]
+    hotel(1_500, 15.).to_csv(tmp_path/"in"/"b.csv", index=False)
+    succeeded("run", "workflows/ingest.ipynb", cwd=work)
+    second = decided("batch-2")
+    (bias,) = [r for r in second["losses"] if r["measure"] == "bias"]
+    assert second["action"] == "retrain" and -18 < bias["value"] < -12 and bias["limit"] < 8, second
+    assert any("predictions are too low" in r for r in second["reasons"]), second["reasons"]
+    assert second["evidence"]["bias_reference"] and second["evidence"]["bias_limit"]

@@ -89,6 +89,8 @@ class RetrainSection(Section):
     # what may call for it: a measured loss; an estimated one where inputs moved, too; drift alone, too
     trigger: Literal["never", "loss", "estimate", "drift"] = "estimate"
     severity: float = Field(1, ge=1)  # times what is usual that a measured loss must reach
+    # how far the mean error of a predicted number may move before that is a loss, in parts of the reference's RMSE
+    mean_error: float = Field(.25, ge=0)
     # windows after a retraining in which no other begins, unless a measured loss is `break_factor` times what is usual
     cooldown: int = Field(0, ge=0)
     windows: int = Field(0, ge=0)  # newest windows that a challenger learns from; 0: as many as any version before it

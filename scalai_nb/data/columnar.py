@@ -9,10 +9,13 @@ __all__ = ['footer', 'metadata', 'group_bytes', 'group_hashes', 'parquet', 'arro
 import hashlib
 import io
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 
 import pyarrow as pa
 
 from ..core.errors import BadRequest
+from ..core.progress import tell_of
 from .readers import check_columns, connect, open_file, register
 from .types import coded_text
 
@@ -111,8 +114,13 @@ def parquet(
         if file.metadata.num_rows == 0:
             yield file.read(columns)
         else:
+            tell_of(partial(_place, uri, meta.num_rows))
             for batch in file.iter_batches(rows, row_groups=groups, columns=columns, use_threads=threads):
                 yield pa.Table.from_batches([batch])
+
+# %% ../../nbs/data/03_columnar.ipynb #b68e9a1b
+def _place(uri: str, total: int, rows: int) -> float:  # bytes; rows lie anywhere in the file, and count alike
+    return Path(uri).stat().st_size*rows/total
 
 # %% ../../nbs/data/03_columnar.ipynb #1a811cdd
 def arrow(uri: str, columns: list[str] | None = None, rows: int = 250_000) -> Iterator[pa.Table]:

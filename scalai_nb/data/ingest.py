@@ -22,6 +22,7 @@ import pyarrow as pa
 from ..core import events
 from ..core.errors import BadRequest
 from ..core.jsonable import movable, moved
+from ..core.progress import reading, share_read, tell_of
 from ..core.settings import Settings
 from ..core.storage import filesystem, veiled, write_atomic
 from . import columnar, source, text_files
@@ -54,7 +55,11 @@ def file_content(groups: dict[int, str]) -> str:  # row group → SHA-256 of its
 def content_hash(file: str) -> str:  # SHA-256, in hex
     "What a file holds, as one word."
     fs, path = filesystem(file)
-    with fs.open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
+    with reading(size := fs.size(path), "checksum") as seen, fs.open(path, "rb") as f:
+        tell_of(lambda rows: f.tell())
+        found = hashlib.file_digest(f, "sha256").hexdigest()
+        seen.end_file(size)
+    return found
 
 @dataclass
 class Plan:
@@ -363,6 +368,7 @@ def _pieces(plan: Plan, uri: str, settings: Settings, client, stamps: dict[str, 
     pieces, parts = [p for n, f in zip(files, plan.files) for p in split(n, f)], []
     def heard(part: Part):
         parts.append((part.index, part.rows, part.seen))
+        share_read(len(parts)/len(pieces))
         events.emit("ingest", table=plan.table, uri=plan.uri, rows=(rows := sum(n for _, n, _ in parts)))
         if len(parts) < len(pieces): return
         _unchanged(stamps)
@@ -452,7 +458,9 @@ def ingest(
     full = whole_contract(given, batch, uri, have, settings, read)
     _agrees(full, given, have, table)
     rows = _rows(batch, uri, settings, client, stamps, read)
-    try: done = _written(rows, batch, full, given, key, period, fold, settings)
+    try:
+        with reading(sum(f["bytes"] for f in batch.files), in_pieces=isinstance(rows, Pieces)):
+            done = _written(rows, batch, full, given, key, period, fold, settings)
     except BadRequest: _unchanged(stamps); raise  # a file that went away is no file that cannot be read
     # another writer was quicker, with other rows
     if done.already and _unlike(batch, uri, target) != batch:

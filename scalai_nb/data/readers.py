@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['READERS', 'PATIENCE', 'SILENT', 'DENIED', 'ARROW_UNPACKS', 'TEXT', 'Source', 'register', 'entry_points', 'lookup',
-           'suffix', 'needs', 'patiently', 'connect', 'suggest', 'open_file', 'read_error', 'read_ahead', 'hint',
-           'check_columns']
+           'suffix', 'needs', 'patiently', 'connect', 'suggest', 'open_file', 'read_error', 'bytes_of_line',
+           'read_ahead', 'hint', 'check_columns']
 
 # %% ../../nbs/data/03_readers.ipynb #9cbddcde
 import re
@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -176,10 +177,22 @@ def _file(fs, path: str):
         return _only_file(packed, path).open("rb")
     if "file" in fs.protocol and suffix(path) == last: return pa.OSFile(path)
     if "file" in fs.protocol and last in ARROW_UNPACKS and suffix(path) in TEXT:
-        return pa.CompressedInputStream(pa.OSFile(path), ARROW_UNPACKS[last])
+        unpacked = _Unpacked(file := pa.OSFile(path), ARROW_UNPACKS[last])
+        unpacked.packed = file
+        return unpacked
     # 8 MB ahead; clients of their own accord fetch 50 to 256 MB
     return fs.open(path, "rb", block_size=1 << 23, cache_type="readahead", compression="infer")
 ARROW_UNPACKS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+
+class _Unpacked(pa.CompressedInputStream): "A file that is unpacked while it is read; `packed` is the one on the disk."
+
+def bytes_of_line(file: Any,  # that `open_file` opened, after its beginning was read
+                  head: bytes,  # that beginning, unpacked
+                 ) -> float:  # on the disk; 0: unknown
+    "Estimate how many bytes of a local file a line of text takes."
+    if not isinstance(file, (_Unpacked, pa.OSFile)): return 0.
+    read = file.packed.tell() if isinstance(file, _Unpacked) else len(head)
+    return read/max(1, head.count(b"\n"))
 
 # %% ../../nbs/data/03_readers.ipynb #4b64c3b6
 def _only_file(packed, path: str) -> zipfile.Path:  # packed: an open zip file

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from ..core.device import on_backend
 from ..core.errors import BadRequest
+from ..core.progress import reading
 from ..core.settings import Settings
 from ..core.storage import is_url, veiled
 from .columnar import metadata
@@ -84,6 +85,7 @@ def as_table(uri: str, settings: Settings | None = None):  # a `TableReader` and
         if not (fs.isdir(path) and fs.exists(f"{path}/_delta_log")): return None
     return TableReader.from_uri(uri), None
 
+# %% ../../nbs/data/04_source.ipynb #24bd7079
 def batches(uri: str | Path,  # file, pattern, folder, Delta folder, or workspace table (`flights`, `flights@3`)
             columns: list[str] | None = None,  # only these
             rows: int = 250_000,  # at most about this many at a time
@@ -100,8 +102,17 @@ def batches(uri: str | Path,  # file, pattern, folder, Delta folder, or workspac
     if (named := as_table(uri, settings)) is not None:
         yield from named[0].batches(columns=columns, rows=rows, version=named[1])
         return
-    for file, words in read_words(files(uri), read):
-        yield from reader(file)(file, columns=columns, rows=rows, **words, **options)
+    yield from _of_files(read_words(files(uri), read), columns=columns, rows=rows, **options)
+
+def _of_files(found: list[tuple[str, dict]], **options) -> Iterator[pa.Table]:
+    "The rows of files one after another, and how far they are read, where they lie on this machine."
+    sizes = [0 if is_url(file) else Path(file).stat().st_size for file, _ in found]
+    with reading(sum(sizes)) as seen:
+        for (file, words), size in zip(found, sizes):
+            for part in reader(file)(file, **words, **options):
+                yield part
+                seen.rows, seen.here = seen.rows + part.num_rows, seen.here + part.num_rows  # it is done with
+            seen.end_file(size)
 
 # %% ../../nbs/data/04_source.ipynb #84008a4e
 def schema(uri: str | Path, **options) -> pa.Schema:

@@ -11,16 +11,28 @@ import json as stdjson
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from operator import mul
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..core.errors import BadRequest, one_of
 from ..core.jsonable import printable
+from ..core.progress import tell_of
 from ..core.storage import veiled
 from .number_text import MISSING, number_pattern, plain_numbers
 from .read_options import ReadOptions, column_names, records, sniff_encoding, sniff_separator
-from .readers import Source, check_columns, hint, open_file, read_ahead, read_error, register
+from scalai_nb.data.readers import (
+    Source,
+    bytes_of_line,
+    check_columns,
+    hint,
+    open_file,
+    read_ahead,
+    read_error,
+    register,
+)
 from .types import cast, leading_zeros
 
 # %% ../../nbs/data/03_text_files.ipynb #07efb2f7
@@ -36,15 +48,17 @@ class Layout:
     lines: int  # empty ones before the header, and the header
     head: bytes  # the first 16 MB, in UTF-8
     whole: bool  # whether they are all
+    line: float = 0.  # bytes on the disk of one line, about; 0: unknown
 
     @property
     def renamed(self) -> bool: return self.header != self.names
 
+# %% ../../nbs/data/03_text_files.ipynb #6895e111
 def layout(uri: str,  # of a file
            read: ReadOptions = ReadOptions(),  # what is known; the rest is found  # noqa: B008 (never changes)
           ) -> Layout:
     "Look at the beginning of a CSV file. Raises `BadRequest` for what is no text."
-    with open_file(uri) as f: head = bytes(f.read(SNIFF))
+    with open_file(uri) as f: line = bytes_of_line(f, head := bytes(f.read(SNIFF)))
     whole, encoding = len(head) < SNIFF, read.encoding or sniff_encoding(head)
     head = _in_utf8(uri, head, encoding)
     text = head[:SAMPLE].decode("utf-8-sig", "ignore")
@@ -53,7 +67,7 @@ def layout(uri: str,  # of a file
     names, lines = column_names(header), len(re.match(r"(?:\r?\n)*", text)[0].splitlines()) + 1
     found = read.model_copy(update={"sep": sep, "encoding": encoding})
     if not found.decimal: found = found.model_copy(update={"decimal": _decimal_mark(uri, head, found, names, lines)})
-    return Layout(found, header, names, lines, head, whole)
+    return Layout(found, header, names, lines, head, whole, line)
 
 # %% ../../nbs/data/03_text_files.ipynb #164d668d
 def _in_utf8(uri: str, head: bytes, encoding: str) -> bytes:
@@ -179,6 +193,7 @@ def csv(uri: str, columns: list[str] | None = None, rows: int = 250_000,
     named = dict(column_names=at.names, skip_rows_after_names=at.lines) if at.renamed else {}
     encoding = "utf8" if at.read.encoding == "utf-8" else at.read.encoding
     with open_file(uri) as f, read_ahead(f) as ahead:
+        tell_of(partial(mul, at.line))
         how = (pacsv.ReadOptions(use_threads=False, block_size=1 << 23, encoding=encoding, **named),
                pacsv.ParseOptions(delimiter=at.read.sep, newlines_in_values=True,
                                   invalid_row_handler=None if bad is None else odd),
@@ -222,9 +237,10 @@ def _type(name: str | pa.DataType) -> pa.DataType:
 def json(uri: str, columns: list[str] | None = None, rows: int = 250_000) -> Iterator[pa.Table]:
     "JSON lines, one object a line; or one list of objects, which is held in memory."
     from pyarrow import json as pajson
-    with open_file(uri) as f: first = bytes(f.read(1 << 12)).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-    listed = io.BytesIO(_as_lines(uri)) if first == b"[" else None
+    with open_file(uri) as f: line = bytes_of_line(f, head := bytes(f.read(1 << 20)))
+    listed = io.BytesIO(_as_lines(uri)) if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[" else None
     with open_file(uri) as f, read_ahead(f) as ahead:
+        if not listed: tell_of(partial(mul, line))
         stream = pajson.open_json(listed or ahead(), pajson.ReadOptions(use_threads=False, block_size=1 << 23))
         for table in regroup(stream, rows):
             table = table.cast(pa.schema([pa.field(x.name, kept_as(x.type)) for x in table.schema]))

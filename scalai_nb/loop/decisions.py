@@ -15,6 +15,7 @@ from ..core.jsonable import plain
 from ..core.lock import locked
 from ..core.settings import Settings
 from ..core.storage import write_atomic
+from ..data.period import order
 
 # %% ../../nbs/loop/02_decisions.ipynb #a38c40bc
 def decisions(settings: Settings | None = None, model: str | None = None,
@@ -33,7 +34,7 @@ def decisions(settings: Settings | None = None, model: str | None = None,
             if broken is None:
                 raise WorkFailed(f"The decision {file} cannot be read: {reason}.", hint, "decision") from e
             broken[str(file)] = reason
-    return found
+    return sorted(found, key=lambda d: (d["model"], order(d["period"])))
 
 def _read(file) -> dict:
     entry = json.loads(file.read_text("utf-8"))
@@ -43,7 +44,7 @@ def _read(file) -> dict:
 
 def is_old(model: str, period: str, settings: Settings | None = None) -> bool:
     "Whether a later window of the model was decided: then this one changes no more which version serves."
-    return any(d["period"] > period for d in decisions(settings, model))
+    return any(order(d["period"]) > order(period) for d in decisions(settings, model))
 
 # %% ../../nbs/loop/02_decisions.ipynb #a0722a4e
 def is_replay(model: str, period: str,

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ..core.settings import Settings
+from ..data.period import order
 from ..data.profile import Profile
 from .model_file import Model
 
@@ -59,7 +60,7 @@ def reference_windows(period: str,
     those that its decision names, else those of the newest one before it; where nothing was ever decided, the first
     third, twelve at most."""
     if not decided: return windows[:min(12, max(1, len(windows) // 3))]
-    before = [p for p in decided if p <= period] or list(decided)[:1]
+    before = [p for p in decided if order(p) <= order(period)] or list(decided)[:1]
     return [p for p in decided[before[-1]]["reference"] if p in windows]
 
 def policy_of(references: list,  # profiles of the reference windows
@@ -110,7 +111,7 @@ def outcomes_of(
     from scalai_nb.monitor.reference import Reference
     from scalai_nb.monitor.windows import window
     judged = [d["period"] for d in decisions(settings, version.name)
-              if d["period"] < period and d["version_before"] == version.version and not d.get("losses")]
+              if order(d["period"]) < order(period) and d["version_before"] == version.version and not d.get("losses")]
     families = {p: window(scores, p, settings, by="label", empty=True) for p in judged}
     families = {p: f for p, f in families.items() if (seen := performance(f)).rows >= min_labels and seen.measured}
     of = f"version {version.version} scored before and whose labels came"
@@ -177,18 +178,18 @@ def judge(version,  # the `ModelVersion` that scored the window
          ) -> Judgement:
     "Compare a window with the windows that its model learnt from, and decide. Reads profiles only."
     from scalai_nb.monitor.decision import decide
-    from scalai_nb.monitor.drift import compare
+    from scalai_nb.monitor.drift import Report, compare
     from scalai_nb.monitor.estimation import estimate
     from scalai_nb.monitor.windows import window
     settings, reference = settings or Settings.load(), learnt_from(version)
+    own = reference == [period]  # as the first batch of a table without a time
     before, now, policy = window_and_reference(model.table, period, reference, settings, model.not_watched(settings))
-    policy = _own_minimum(policy, model, settings)
+    policy = _own_rules(policy, model, settings)
     fold = {p: f for p in reference if (f := window(reference_of(version), p, settings, by="label", empty=True))}
     _note_labels(model.scores, settings)
-    scored = window(model.scores, period, settings, by="label", empty=True)
-    measure = measured_by(task := version.card["task"])
-    report, measured, normal = compare(before, now, policy), measure(scored), {p: measure(f) for p, f in fold.items()}
-    guess, held = None, {"window": learnt(version, reference)}
+    scored, task = window(model.scores, period, settings, by="label", empty=True), version.card["task"]
+    report = Report.of_reference(period, now.rows) if own else compare(before, now, policy)
+    guess, held, measure = None, {} if own else {"window": learnt(version, reference)}, measured_by(task)
     if _can_estimate(fold, task):
         families, held["estimate"] = outcomes_of(version, period, model.scores, fold, settings, policy.min_labels)
         guess = estimate(
@@ -196,7 +197,8 @@ def judge(version,  # the `ModelVersion` that scored the window
             covariates=(before.drop(policy.ignore), now.drop(policy.ignore)),
             spread=None if families is fold else fold,
         )
-    moved = _moved_predictions(fold, scored, task, settings)
+    moved = None if own else _moved_predictions(fold, scored, task, settings)
+    measured, normal = measure(scored), {p: measure(f) for p, f in fold.items()}
     decision = decide(report, measured, normal, policy, guess, held, moved)
     return Judgement(version, period, reference, report, measured, normal, guess, moved, decision)
 
@@ -208,10 +210,11 @@ def _moved_predictions(fold: dict, scored: dict, task: str, settings: Settings):
     before = [predictions_of(f, task) for f in fold.values()]
     return compare(sum(before[1:], before[0]), predictions_of(scored, task), policy_of(before, settings))
 
-def _own_minimum(policy, model: Model, settings: Settings):  # Policy
-    "The labels that a figure needs, as the model's file says, unless a person's `policy.yaml` does."
-    own = (settings.root/"policy.yaml").is_file()
-    return policy if own else replace(policy, min_labels=model.gate.min_labels)
+def _own_rules(policy, model: Model, settings: Settings):  # Policy
+    "Labels that a figure needs and the least loss of level, as the model's file says, unless a `policy.yaml` does."
+    if (settings.root/"policy.yaml").is_file(): return policy
+    least = policy.losses | {"mean_error": model.retrain.mean_error}
+    return replace(policy, min_labels=model.gate.min_labels, losses=least)
 
 def _note_labels(scores: str, settings: Settings) -> None:
     "Record which labels the windows have, so that a step that judged them runs again when more come."

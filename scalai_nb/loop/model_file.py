@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastcore.basics import patch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ..core.display import describe, html_table
 from ..core.errors import BadRequest, did_you_mean, nearest
@@ -31,8 +31,18 @@ class TrainSection(Section):
     validation: float | list | Literal["auto"] = "auto"
     ranks: int | Literal["auto"] = "auto"  # training processes
     baseline: bool = True  # train gradient boosting on the same rows, too
+    text: Literal["words", "none"] = "words"  # free text as hashed words and pairs of words, or left out
     seed: int = Field(0, ge=0)
 
+    @field_validator("text", mode="before")
+    @classmethod
+    def _no_encoder(cls, value: Any) -> Any:
+        if value != "minilm": return value
+        raise BadRequest('text = "minilm" is not there: its tokenizer is no operator of ONNX Runtime, so that a'
+                         " model's file could not take raw rows.",
+                         'Write text = "words" (hashed words and pairs of words) or "none".', "model")
+
+# %% ../../nbs/loop/01_model_file.ipynb #ebf3c059
 class CompressSection(Section):
     "Set the budget of the compressed candidates."
     accuracy_drop: float = Field(.01, ge=0)  # R² for a regression
@@ -137,10 +147,10 @@ COMMENTS = {
     "segments": "  # columns kept in the scores",
 }
 HINTS = {
-    "train": 'network = "auto", epochs, batch_size, lr, validation, ranks, baseline = true',
+    "train": 'network = "auto", epochs, batch_size, lr, validation, ranks, baseline = true, text = "words"',
     "compress": "accuracy_drop = 0.01, latency_ms, size_bytes",
     "gate": "tolerance, slices, min_labels; otherwise as in settings.ini",
-    "retrain": "trigger, cooldown, windows; otherwise as in settings.ini",
+    "retrain": "trigger, cooldown, windows, mean_error; otherwise as in settings.ini",
 }
 
 # %% ../../nbs/loop/01_model_file.ipynb #c7539b26
@@ -169,15 +179,21 @@ def where(self: Model,
     return [(PERIOD, "in", list(periods))] if periods else None
 
 @patch
+def labelled_table(self: Model, settings: Settings):  # data.table.Table
+    "Open the table with the labels that came later, by the key of the scores."
+    from scalai_nb.data.labelled_table import labelled_table
+    return labelled_table(self.table, self.target, f"{self.scores or self.name + '_scores'}_labels", settings)
+
+# %% ../../nbs/loop/01_model_file.ipynb #592c8eac
+@patch
 def labelled_rows(self: Model,
                   periods: list[str] = (),  # windows; none: all
                   settings: Settings | None = None,
                   split: Any = None,  # a training.split.Split: only the rows that it holds out
                  ) -> Any:  # Arrow table
-    "Read the rows whose label has come."
-    from scalai_nb.data.table import Table
+    "Read the rows whose label has come: with the table, or later by `scalai labels`, which counts over the table's."
     from scalai_nb.data.target import labels_of
-    rows = Table(self.table, settings).arrow(filter=self.where(periods))
+    rows = self.labelled_table(settings or Settings.load()).arrow(filter=self.where(periods))
     rows = rows.filter(labels_of(rows[self.target]).is_valid())
     return rows if split is None else rows.filter(split.mask(rows))
 
@@ -196,11 +212,17 @@ def labelled_windows(self: Model,
                      periods: list[str],  # windows
                      settings: Settings | None = None,
                     ) -> list[str]:
-    "List those of some windows in which a row has a label, from their profiles."
+    "List those of some windows in which a row has a label: from their profiles, and from labels that came later."
+    from scalai_nb.data.labelled_table import LabelledTable
     from scalai_nb.data.prep import has_values
-    from scalai_nb.data.table import Table
-    known = Table(self.table, settings).profiles(by="period")
-    return [p for p in periods if p in known and has_values(known[p][self.target])]
+    from scalai_nb.data.target import labels_of
+    table = self.labelled_table(settings or Settings.load())
+    known = table.profiles(by="period")
+    found = {p for p in periods if p in known and has_values(known[p][self.target])}
+    for period in sorted({*periods} & {*known} - found) if isinstance(table, LabelledTable) else ():
+        rows = table.arrow(columns=[self.target], filter=self.where([period]))
+        if labels_of(rows[self.target]).is_valid().true_count: found.add(period)
+    return [p for p in periods if p in found]
 
 # %% ../../nbs/loop/01_model_file.ipynb #e56d3f22
 @patch

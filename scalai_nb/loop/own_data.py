@@ -66,11 +66,16 @@ def describe_source(uri: str | Path,  # file, pattern, folder or URL
         label = _target(uri, target, contract, read)
         remarks.insert(0, ", ".join([f"{target}: {label.task}", *map(str, label.classes[:8])]))
         rules = GateSection(min_labels=int(min(500, max(20, seen.rows//20))))
-        model = Model(name=word(target), table=stem, target=target, gate=rules)
+        model = Model(name=word(target), table=stem, target=target, gate=rules, positive=_positive(label))
         contract.columns[target] = replace(contract.columns[target], required=False)  # labels may come later
     return Description(table, model, contract, seen, read, remarks)
 
 # %% ../../nbs/loop/07_own_data.ipynb #889f7341
+def _positive(label: Any) -> Any:  # of data.target.Target
+    "Name the class whose probability is the score, so that labels that come later do not turn it round."
+    if label.task != "binary" or set(label.classes) == {0, 1}: return "auto"
+    return label.classes[-1]
+
 def _columns(seen: Any, uri: Any, **wanted: list[str]) -> None:
     for option, columns in wanted.items():
         for c in columns:

@@ -8,8 +8,9 @@ __all__ = ['ELDERS', 'served', 'serving_version', 'restore', 'version_of', 'fail
 # %% ../../nbs/loop/07_probation.ipynb #18bda879
 from ..core.errors import ScalaiError, Unreachable, WorkFailed
 from ..core.settings import GateSection, Settings
+from ..data.period import order
 from .decisions import conclude, decisions, finish, is_old
-from .gate import Gap, gap, gate, row_loss, sides
+from .gate import Gap, gap, gate, row_loss, scores_as, sides
 from .model_file import Model
 
 # %% ../../nbs/loop/07_probation.ipynb #b21a3ed4
@@ -63,7 +64,8 @@ def version_of(model: str,  # registry name
     settings = settings or Settings.load()
     log = decisions(settings, model)
     own = [d for d in log if d["period"] == period]
-    before, old = [d for d in log if d["period"] < period], [d for d in log if d["period"] > period]
+    at = order(period)
+    before, old = [d for d in log if order(d["period"]) < at], [d for d in log if order(d["period"]) > at]
     if not own and not old: return restore(model, settings)
     number = own[0]["version_before"] if own else before[-1]["version_after"] if before else old[0]["version_before"]
     try: return Registry(settings).version(model, number), ""
@@ -92,7 +94,7 @@ def since(
     model: str, period: str, outcome: tuple, version: int, settings: Settings
 ) -> int | None:  # windows; None: it never did
     "How many windows ago a version came to be what it is."
-    log = [d for d in decisions(settings, model) if d["period"] <= period]
+    log = [d for d in decisions(settings, model) if order(d["period"]) <= order(period)]
     at = [
         i
         for i, d in enumerate(log)
@@ -123,11 +125,17 @@ def rivals(model: str, period: str, champion,  # ModelVersion
     return elders, shadow if age is not None and 0 < age <= rules.probation else None
 
 # %% ../../nbs/loop/07_probation.ipynb #ce270b4b
-def _sides_of(model: str, period: str, champion, settings: Settings) -> tuple:  # model file, rows, see `sides`
+# model file, rows, `sides`, and a function that scores the rows by a version
+def _sides_of(model: str, period: str, champion, settings: Settings) -> tuple:
+    from scalai_nb.serving.score import Scorer
     from scalai_nb.training.registry import Registry
-    file = Model.load(model, settings)
-    rows = file.labelled_rows([period] if period else [], settings)
-    return file, rows, sides(rows, file, Registry(settings).run(champion.run_id).labels, settings)
+    file, registry = Model.load(model, settings), Registry(settings)
+    rows, labels = file.labelled_rows([period] if period else [], settings), registry.run(champion.run_id).labels
+    def of(version):
+        found = Scorer(version.path).score(rows)
+        same = version.run_id == champion.run_id
+        return found if same else scores_as(found, registry.run(version.run_id).labels, labels)
+    return file, rows, sides(rows, file, labels, settings), of
 
 # %% ../../nbs/loop/07_probation.ipynb #0eb765b2
 def trial(model: str,  # registry name
@@ -137,7 +145,6 @@ def trial(model: str,  # registry name
          ) -> dict:  # outcome ('' where nothing changed), version in service now, reason
     """Judge the champion and its rivals on one window: roll back, promote the shadow, or let things be. An old window
     changes nothing, and a repeated trial gives the answer that it gave."""
-    from scalai_nb.serving.score import Scorer
     settings = settings or Settings.load()
     old = is_old(model, period, settings)
     champion, said = serving_version(model, settings) if old else restore(model, settings)
@@ -146,9 +153,8 @@ def trial(model: str,  # registry name
     before = answered(model, period, settings)
     elders, shadow = rivals(model, period, champion, settings, alarmed) if champion else ([], None)
     if not elders and not shadow: return before or nothing
-    file, rows, given = _sides_of(model, period, champion, settings)
+    file, rows, given, of = _sides_of(model, period, champion, settings)
     if rows.num_rows < file.gate.min_labels: return before or nothing
-    of = lambda version: Scorer(version.path).score(rows)
     now = of(champion)
     found = [(v, *fails(now, of(v), given["label"], file.gate, given["block"], given["task"])) for v in elders]
     if better := [(v, g) for v, worse, g in found if worse]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..core.errors import BadRequest
 from ..core.settings import Settings
+from ..data.period import order
 
 # %% ../../nbs/loop/06_retrain.ipynb #4afd8813
 def retrain(model: str,  # registry name
@@ -46,7 +47,7 @@ def unfinished(model: str,  # registry name
     open_ = [
         d
         for d in decisions(settings, model)
-        if d["outcome"] == "pending" and d["period"] < period and (model, d["period"]) not in running
+        if d["outcome"] == "pending" and order(d["period"]) < order(period) and (model, d["period"]) not in running
     ]
     for d in open_:
         settle(

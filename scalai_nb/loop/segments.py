@@ -100,7 +100,8 @@ def _profiles(
     rows, period: str, whole: dict, table: Table, settings: Settings
 ) -> dict:  # of one segment, by the keys of the whole
     if period in whole: return {period: profile(rows.select([*whole[period].columns]))}
-    from scalai_nb.serving.labels import windows, with_labels
+    from scalai_nb.data.labelled_table import with_labels
+    from scalai_nb.serving.labels import windows
     from scalai_nb.serving.score import constant
     labels = Table(f"{table.name}_labels", settings)
     # a window may be several of the rows' own periods

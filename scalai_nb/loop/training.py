@@ -51,7 +51,7 @@ def fit_prep(model: Model,  # what is predicted, from which columns
     "Fit the preprocessing on the rows that are learnt from."
     import pyarrow.compute as pc
 
-    from scalai_nb.data.prep import Prep
+    from scalai_nb.data.prep import Prep, is_free_text
     from scalai_nb.data.profile import profile
     from scalai_nb.data.table import Table
     from scalai_nb.training.network_factory import prep_options
@@ -68,6 +68,8 @@ def fit_prep(model: Model,  # what is predicted, from which columns
     options = prep_options(model.train.network if network is None else network)
     time = model.table_file(settings).time  # windows move on with it: no feature is how far
     columns = {time: {"step": "dates", "age": False}} if time in known.columns and time not in exclude else {}
+    if model.train.text == "none":
+        columns |= {n: "drop" for n, c in known.columns.items() if is_free_text(c) and n not in exclude}
     return Prep.fit(known, columns, target=model.target, exclude=exclude, later=later, **options)
 
 # %% ../../nbs/loop/03_training.ipynb #1e5c131b
@@ -140,7 +142,8 @@ def train(model: Model,  # to be trained
     same = dict(target=model.target, task=model.task, positive=model.positive, where=model.where(periods),
                 validation=split, settings=settings)
     if data is not None: same["where"] = None
-    run = fit(initial_network(model, settings), model.table if data is None else data, prep, **(same | said | options))
+    source = model.labelled_table(settings) if data is None else data
+    run = fit(initial_network(model, settings), source, prep, **(same | said | options))
     trees, notes = _trees(model, run, periods, split, same, settings) if model.train.baseline else (None, [])
     baseline = {"constant": constant_metrics(run, model, periods, split, settings)}
     if trees is not None: baseline["gradient boosting"] = trees.metrics
@@ -156,7 +159,7 @@ def _trees(model: Model, run: Any, periods: list[str], split: Any, same: dict, s
     try:
         network = gradient_boosting(run.task)
         prep = fit_prep(model, periods, split, settings, network)
-        return fit(network, model.table, prep, **same, seed=model.train.seed), []
+        return fit(network, model.labelled_table(settings), prep, **same, seed=model.train.seed), []
     except BadRequest as e:  # the baseline's trouble, such as an export that is not exact; the network stands
         return None, [f"gradient boosting is left out: {e.message}"]
 
@@ -235,9 +238,9 @@ def search_model(model: Model,  # whose network is searched
     split = split or decided_split(model, periods, settings)
     prep = prep or fit_prep(model, periods, split, settings, "TabularMLP")
     space = {"lr": log(3e-4, 3e-2), "width": choice(32, 64, 128, 256), "dropout": uniform(0, .3)}
-    return search(searched_network, model.table, prep, target=model.target, where=model.where(periods),
-                  validation=split, metric="val_loss", space=space, seed=model.train.seed, settings=settings,
-                  **options)
+    return search(searched_network, model.labelled_table(settings), prep, target=model.target,
+                  where=model.where(periods), validation=split, metric="val_loss", space=space, seed=model.train.seed,
+                  settings=settings, **options)
 
 # %% ../../nbs/loop/03_training.ipynb #5132cb8f
 @patch

@@ -10,6 +10,7 @@ import html
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
+from fastcore.basics import patch
 from scipy.special import ndtri, stdtrit
 
 from ..core.stats import METRIC_NAMES
@@ -26,32 +27,41 @@ BIAS = {"score": ("scores are", "the share that came true"), "confidence": ("the
 @dataclass
 class Loss:
     "One measure held against its reference."
-    measure: str  # auc, skill or bias; accuracy of several classes, r2 of a number
+    measure: str  # auc, skill or bias; accuracy of several classes, r2 and bias of a number
     value: float
     reference: float
     worse: float  # by how much, positive is worse
     limit: float  # what chance, habit and the policy's least loss allow
     kind: str = "measured"  # or estimated, without labels
-    of: str = "score"  # what a bias is of; of several classes the confidence
+    of: str = "score"  # what a bias is of: the score, of several classes the confidence, of a number the error
+    interval: tuple[float, float] | None = None  # 95 %, of a mean error
 
     @property
     def lost(self) -> bool: return bool(self.worse > self.limit)
 
-    @property
-    def sentence(self) -> str:
-        "Describe the loss in one line."
-        if self.measure == "bias":
-            who, what = BIAS[self.of]
-            return (
-                f"{who} on average {abs(self.value):.3f} {'above' if self.value > 0 else 'below'} {what}; in the"
-                f" reference {self.reference:+.3f}, and up to {self.limit:.3f} apart is usual"
-            )
-        return (
-            f"{METRIC_NAMES.get(self.measure, self.measure)} {self.value:.3f} against {self.reference:.3f}:"
-            f" {self.worse:.3f} worse, up to {self.limit:.3f} is usual"
-        )
-
     def __str__(self) -> str: return f"{self.kind} loss: {self.sentence}"
+
+# %% ../../nbs/monitor/08_decision.ipynb #45be172d
+@patch(as_prop=True)
+def sentence(self: Loss) -> str:
+    "Describe the loss in one line."
+    if self.of == "error": return _mean_error(self)
+    if self.measure == "bias":
+        who, what = BIAS[self.of]
+        return (
+            f"{who} on average {abs(self.value):.3f} {'above' if self.value > 0 else 'below'} {what}; in the"
+            f" reference {self.reference:+.3f}, and up to {self.limit:.3f} apart is usual"
+        )
+    return (
+        f"{METRIC_NAMES.get(self.measure, self.measure)} {self.value:.3f} against {self.reference:.3f}:"
+        f" {self.worse:.3f} worse, up to {self.limit:.3f} is usual"
+    )
+
+def _mean_error(found: Loss) -> str:
+    low, high = found.interval
+    return (f"mean error {found.value:+.4g} ({low:+.4g} … {high:+.4g}), predictions are too"
+            f" {'high' if found.value > 0 else 'low'}; in the reference {found.reference:+.4g}, and up to"
+            f" {found.limit:.4g} apart is usual")
 
 # %% ../../nbs/monitor/08_decision.ipynb #22b1f632
 def _spread(values: np.ndarray, se: np.ndarray) -> float:  # variance between windows beyond sampling
@@ -70,8 +80,15 @@ def loss(now: Performance, reference: list, measure: str, policy: Policy) -> Los
     chance = -ndtri(policy.false_alarms / (len(now.losses) * policy.looks)) * np.sqrt(sampling)
     width = np.hypot(chance, stdtrit(k - 1, 1 - policy.false_alarms) * np.sqrt(habit) if habit else 0.)
     worse = abs(value - level) if measure == "bias" else level - value
-    found = Loss(measure, float(value), level, float(worse), float(max(policy.losses[measure], width)))
+    number = measure == "bias" and isinstance(now, RegressionMetrics)
+    least = policy.losses["mean_error"]*_rmse(reference) if number else policy.losses[measure]
+    found = Loss(measure, float(value), level, float(worse), float(max(least, width)))
+    if number: return replace(found, of="error", interval=now.intervals["bias"])
     return replace(found, of="confidence") if getattr(now, "classes", None) else found
+
+def _rmse(reference: list) -> float:  # of RegressionMetrics
+    "The root mean squared error of all reference windows together."
+    return float(np.sqrt(np.average([p.rmse**2 for p in reference], weights=[p.rows for p in reference])))
 
 # %% ../../nbs/monitor/08_decision.ipynb #8ffbb528
 @dataclass
@@ -125,7 +142,7 @@ def decide(report: Report,  # what moved
         return Decision("retrain", [*map(str, lost), *moved], evidence, lost, held)
     quiet = [] if moved else report.sentences()
     if losses:
-        return Decision("alert" if moved else "keep", moved + [_no_loss(losses[0])] + quiet, evidence, held=held)
+        return Decision("alert" if moved else "keep", moved + [_no_loss(losses)] + quiet, evidence, held=held)
     # a number has no estimate: drift of its predictions is all that is seen
     number = any(isinstance(p, RegressionMetrics) for p in (performance, *reference))
     action, why, lost = _guess(bool(moved) or number and shifted.get("predictions_drifted", False), estimate)
@@ -157,10 +174,14 @@ def _losses(
     if not reference: return [], ["there is no measured reference"]
     return [loss(now, reference, m, policy) for m in now.losses], []
 
-
-def _no_loss(main: Loss) -> str:
+# %% ../../nbs/monitor/08_decision.ipynb #dbdd050a
+def _no_loss(losses: list) -> str:
+    main, *others = losses
     name = METRIC_NAMES.get(main.measure, main.measure)
-    return (f"no loss: {name} {main.value:.3f} against {main.reference:.3f}, up to {main.limit:.3f} worse is usual")
+    level = "".join(f"; mean error {o.value:+.4g} against {o.reference:+.4g}, up to {o.limit:.4g} apart is usual"
+                    for o in others if o.of == "error")
+    usual = f"{main.value:.3f} against {main.reference:.3f}, up to {main.limit:.3f} worse is usual"
+    return f"no loss: {name} {usual}{level}"
 
 # %% ../../nbs/monitor/08_decision.ipynb #5203c64a
 def _guess(moved: bool, estimate: Estimate | None) -> tuple:  # action, sentences, losses
@@ -195,7 +216,8 @@ def _evidence(
         found |= {
             k: v
             for k, v in performance.to_dict().items()
-            if k in ("auc", "auc_low", "auc_high", "pr_auc", "logloss", "brier", "skill", "bias", "ece", "base", "r2",
+            if k in ("auc", "auc_low", "auc_high", "pr_auc", "logloss", "brier", "skill", "bias", "bias_low",
+                     "bias_high", "ece", "base", "r2",
                      "r2_low", "r2_high", "rmse", "mae", "accuracy", "accuracy_low", "accuracy_high", "macro_f1")
         } | {"labelled": performance.rows}
     for l in losses:

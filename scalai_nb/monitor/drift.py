@@ -197,9 +197,18 @@ class Report:
     arrival: list = field(default_factory=list)
     segments: list = field(default_factory=list)  # Finding of each column that drifted in a segment
     compared: int = 0  # segments
+    note: str = ""  # why nothing had to be compared
 
     @property
     def drifted(self) -> bool: return bool(self.problem or self.findings)
+
+    @classmethod
+    def of_reference(cls, name: str,  # of the window
+                     rows: int,  # of the window
+                    ) -> "Report":
+        "Say of a window that it is the reference itself, rather than compare it with itself."
+        nothing = Finding("", "pair", False, 1.0, 0.0, 0.0, "", "nothing was compared")
+        return cls(rows, rows, {}, nothing, note=f"{name} is the reference: later windows are held against it")
 
 # %% ../../nbs/monitor/02_drift.ipynb #a2a11597
 @patch(as_prop=True)
@@ -216,7 +225,7 @@ def findings(self: Report) -> list:  # of Finding
 @patch
 def sentences(self: Report) -> list:  # what drifted, or that nothing did
     "Describe what drifted, or that nothing did."
-    if self.problem: return [self.problem]
+    if self.problem or self.note: return [self.problem or self.note]
     cut = f", {self.compared} segments" if self.compared else ""
     return [f.sentence for f in self.findings] or [
         f"nothing drifted: {len(self.columns)} columns{cut}, {self.current_rows:,} rows against"
@@ -342,6 +351,7 @@ def _repr_html_(self: Report) -> str:
         f" style='text-align:left'>{html.escape(f.reason)}</td></tr>"
     )
     title = self.problem or (f"{len(moved)} of {len(shown)} drifted" if self.drifted else "Nothing drifted")
+    if self.note: return f"<p><b>{html.escape(self.note)}</b> · {self.current_rows:,} rows</p>"
     return (
         f"<p><b>{html.escape(title)}</b> · {self.current_rows:,} rows against"
         f" {self.reference_rows:,}</p><table><thead><tr><th></th><th>column</th><th>shares: reference,"

@@ -28,7 +28,7 @@ QUANTILES = (.05, .25, .5, .75, .95)
 @dataclass
 class RegressionMetrics:
     "What came, held against what was predicted. Units are the label's."
-    losses: ClassVar[tuple] = ("r2",)  # measures that are held against a reference
+    losses: ClassVar[tuple] = ("r2", "bias")  # measures that are held against a reference
     rows: int  # labelled
     mae: float  # mean absolute error
     rmse: float  # root of the mean squared error

@@ -43,6 +43,7 @@ LOSSES = {
     "bias": .02,         # mean score − share of positives
     "accuracy": .02,     # of several classes: share of rows whose predicted class came
     "r2": .02,           # of a predicted number: 1 − squared errors / squared deviations from the mean
+    "mean_error": .25,   # of a predicted number: by how much the mean error moved, in parts of the reference's RMSE
 }
 
 # %% ../../nbs/monitor/00_thresholds.ipynb #edee5695

@@ -217,10 +217,11 @@ def constant(text: str | None, rows: int):  # Arrow strings
 # %% ../../nbs/serving/00_score.ipynb #7d0c41e5
 def keep_scores(out, table: str, batch: str, by_period: bool, settings: Settings):  # Written
     "Record the windows, with the labels that have come already, then write the rows."
+    from scalai_nb.data.labelled_table import with_labels
     from scalai_nb.data.profile_store import record
     from scalai_nb.data.table import Table
     from scalai_nb.data.write import write
-    from scalai_nb.serving.labels import join, windows, with_labels
+    from scalai_nb.serving.labels import join, windows
     store = Table(f"{table}_labels", settings)
     seen, known = (store.version, store.arrow()) if store.exists else (None, None)
     out = out.append_column("batch", constant(batch, out.num_rows))
@@ -234,6 +235,7 @@ def keep_scores(out, table: str, batch: str, by_period: bool, settings: Settings
     done = write(
         out,
         table,
+        _new_columns(out, Table(table, settings)),
         batch=batch,
         period="period" if by_period else None,
         mode="replace-period" if by_period else "append",
@@ -242,3 +244,14 @@ def keep_scores(out, table: str, batch: str, by_period: bool, settings: Settings
     # labels that came meanwhile did not find these rows
     if store.exists and store.version != seen: join(out, table, settings)
     return done
+
+# %% ../../nbs/serving/00_score.ipynb #a6d553e8
+def _new_columns(out, scores):  # data.contract.Contract, or None
+    "The columns that a table of scores does not have yet, and its label, which rows may come without."
+    from scalai_nb.data.contract import Contract
+    from scalai_nb.data.rules import Rule
+    from scalai_nb.data.types import declared_type
+    if not scores.exists: return None
+    new = [f for f in out.schema if f.name not in scores.schema.names]
+    new += [f for f in scores.schema if f.name == "label" and f.name not in out.column_names]
+    return Contract({f.name: Rule(declared_type(f.type)) for f in new}) if new else None

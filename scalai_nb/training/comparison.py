@@ -51,7 +51,7 @@ def _common_rows(
 ) -> tuple[Any, str]:  # Arrow rows, what they are; or None, why there are none
     "Return the rows that both runs held out."
     from scalai_nb.data.filters import row_filter
-    from scalai_nb.data.table import Table
+    from scalai_nb.data.labelled_table import table_of_record
     from scalai_nb.training.split import Split
     sources = [(r.data.get("table"), r.data.get("table_id"), r.data.get("folds")) for r in (a, b)]
     if None in (a.prep, b.prep) or not sources[0][0] or not isinstance(sources[0][2], list):
@@ -61,7 +61,7 @@ def _common_rows(
     if split.how == ">=" and a.data != b.data:
         return None, "what came later than one learnt, the other may have learnt"
     try:
-        known = Table(sources[0][0], settings).arrow(
+        known = table_of_record(newest.data, newest.target, settings).arrow(
             version=newest.data["version"], filter=row_filter(newest.data.get("where"))
         )
     except BadRequest as e:

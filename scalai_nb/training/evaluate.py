@@ -45,13 +45,15 @@ def _arrays(rows: Any, run: Any) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(rows[0]), run.labels.encode(rows[1]) if run.classes else np.asarray(rows[1])
 
 def _held_out(run: Any, settings: Any) -> Any:  # Arrow
+    from scalai_nb.core.settings import Settings
     from scalai_nb.data.filters import row_filter
-    from scalai_nb.data.table import Table
+    from scalai_nb.data.labelled_table import table_of_record
     from scalai_nb.training.split import Split
     name, folds = run.data.get("table"), run.data.get("folds")
     if not name or not isinstance(folds, list):
         raise BadRequest("This run kept no rows of a table aside.", "Give run.evaluate(rows).")
-    known = Table(name, settings).arrow(version=run.data["version"], filter=row_filter(run.data.get("where")))
+    table = table_of_record(run.data, run.target, settings or Settings.load())
+    known = table.arrow(version=run.data["version"], filter=row_filter(run.data.get("where")))
     return known.filter(Split.parse(folds).mask(known))
 
 # %% ../../nbs/training/46_evaluate.ipynb #678f4abf

@@ -57,7 +57,8 @@ def training_rows(
     facts: dict = {"table": None, "version": None, "where": recordable(where)}
     if not hasattr(data, "versions"): return rows_of(data, columns, where), facts
     version = data.version
-    small = data.rows*len(columns)*8 <= SMALL
+    labels = getattr(data, "labels", None)  # of a data.labelled_table.LabelledTable, whose rows are joined in memory
+    small = labels is not None or data.rows*len(columns)*8 <= SMALL
     if not small: events.emit("input", table=data.known_as, version=version)  # reading a small one emits it
     rows = data.arrow(version=version, columns=columns, filter=row_filter(where)) if small else (data, version)
     return rows, facts | _table_facts(data, version, settings)
@@ -66,6 +67,8 @@ def _table_facts(table: Any, version: int, settings: Settings) -> dict:
     from scalai_nb.core.delta_log import store
     facts = {"table": table.name, "version": version, "table_id": str(table.delta(version).metadata().id)}
     own = str(table.path) == store(settings, "tables", table.name)
+    if (labels := getattr(table, "labels", None)) is not None:
+        facts |= {"labels": {"table": labels.name, "version": table.labels_version}}
     return facts if own else facts | {"place": str(table.path)}
 
 # %% ../../nbs/training/35_input_rows.ipynb #c52c73d0
@@ -143,6 +146,8 @@ def _of_table(request: FitRequest) -> PreparedRows:
     rows, facts = training_rows(data, columns, request.where, request.settings)
     large = isinstance(rows, tuple)
     known, target, notes = _labelled(rows, list(dict.fromkeys([column, *split_columns(validation)])), request)
+    if later := facts.get("labels"): notes.append("labels that came later count over those of the table: {table} "
+                                                  "version {version}".format(**later))
     split = None if validation is None else _split(validation, known, columns, large)
     mask = np.zeros(len(known), bool) if split is None else split.mask(known).to_numpy(zero_copy_only=False)
     if prep is None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..core.errors import BadRequest
 from ..core.settings import Settings
+from ..data.labelled_table import LabelledTable, table_of_record
 from ..data.table import Table
 from .execution import execute
 from .input_rows import rows_digest, training_rows
@@ -30,6 +31,11 @@ class Version(Table):
 
     def delta(self, version: int | None = None): return super().delta(self.at if version is None else version)
 
+def _pinned(table: Table, version: int) -> Table:
+    "Pin a table, and the labels that were delivered later, as a training saw them."
+    if not isinstance(table, LabelledTable): return Version(table, version)
+    return LabelledTable(Version(table.table, version), table.target, table.labels, table.labels_version)
+
 def _original_rows(run: Any, rows: Any, options: dict[str, Any], settings: Settings) -> Any:
     "Return what the run was trained on. Raises `BadRequest` where it is gone or different."
     data = run.data
@@ -39,11 +45,7 @@ def _original_rows(run: Any, rows: Any, options: dict[str, Any], settings: Setti
             f"Run {run.id} was trained on version {data['version']} of {data['table']}, which it reads itself.",
             "Leave rows= out; to train on others, use fit.",
         )
-    if "place" in data:
-        table = Table.from_uri(data["place"])
-        table.settings = settings
-    else:
-        table = Table(data["table"], settings)
+    table = table_of_record(data, run.target, settings)
     table_id = str(table.delta().metadata().id)
     if table_id != data.get("table_id", table_id):
         raise BadRequest(
@@ -51,7 +53,7 @@ def _original_rows(run: Any, rows: Any, options: dict[str, Any], settings: Setti
             "Bring the old one back from a copy.",
         )
     table.dataset(data["version"])  # raises where its files are gone
-    return Version(table, data["version"])
+    return _pinned(table, data["version"])
 
 # %% ../../nbs/training/62_reproduce.ipynb #9bf0a27b
 def _rows_in_memory(run: Any, rows: Any, options: dict[str, Any], settings: Settings) -> Any:

@@ -159,6 +159,7 @@ def sha256(content: bytes) -> str:
 def _dataset(run: Any):  # mlflow DatasetInput
     from mlflow.entities import Dataset, DatasetInput, InputTag
     source = {k: run.data.get(k) for k in ("table", "version", "table_id", "where", "folds")}
+    if run.data.get("labels"): source["labels"] = run.data["labels"]
     return DatasetInput(
         Dataset(
             source["table"],
@@ -198,10 +199,9 @@ def write_context(run: Any,  # a Run, from fit
     elif (found := _training_profile(run, settings)) is not None: found.save(path/"profile.arrow")
 
 def _table(run: Any, settings: Settings):  # data.table.Table, or None where it is not here
-    from scalai_nb.data.table import Table
+    from scalai_nb.data.labelled_table import table_of_record
     if not run.data.get("table") or run.prep is None: return None
-    table = Table.from_uri(run.data["place"]) if "place" in run.data else Table(run.data["table"], settings)
-    table.settings = settings
+    table = table_of_record(run.data, run.target, settings)
     return table if table.exists and table.version >= run.data["version"] else None
 
 # %% ../../nbs/training/52_run_log.ipynb #92e2ca23
@@ -223,7 +223,7 @@ def _training_profile(run: Any, settings: Settings):  # Profile, or None where t
     table = _table(run, settings)
     if table is None: return None
     names, version = [*run.prep.steps, run.target], run.data["version"]
-    found = _sum_of_profiles(run, table)
+    found = None if run.data.get("labels") else _sum_of_profiles(run, table)  # labels came after the profiles
     if found is not None and abs(found.rows - run.data["rows"]) < 16: return found.select(names)
     from scalai_nb.data.filters import row_filter
     from scalai_nb.data.target import labels_of

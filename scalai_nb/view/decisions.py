@@ -88,6 +88,8 @@ def summary(decisions: list[dict],  # of one model, oldest first
     facts = {"Needs you": need[:1].upper() + need[1:], "Like this since": since,
              "In service": f"{last['model']}, version {last['version_after']}",
              f"{name[:1].upper()}{name[1:]} in {last['period']}": _figure(e, main, value)}
+    if main == "r2" and "bias_reference" in e:  # a number's mean error is judged, too
+        facts[f"Mean error in {last['period']}"] = _figure(e, "bias", number(e.get("bias")))
     return level, sentence.format(**say), facts
 
 # %% ../../nbs/view/10_decisions.ipynb #9b339918

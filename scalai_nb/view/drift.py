@@ -137,6 +137,7 @@ def verdict(report: Report, name: str = "This window") -> str:  # HTML
     "The report in one sentence."
     moved = [f.name for f in sorted(report.columns.values(), key=lambda f: -strength(f))
              if f.drifted] or [f.name for f in report.findings]
+    if report.note: return headline("unknown", f"{report.note}.", {"Rows": f"{report.current_rows:,}"})
     level, said = (("act", report.problem) if report.problem
                    else (("attention", f"{name} differs in {listed(moved)}.") if report.drifted
                          else ("good", f"{name} is like its reference.")))
@@ -149,6 +150,7 @@ LEGEND = key({"reference": GREY, "this window": BLUE})
 def report_view(report: Report, reference=None, current=None,  # their profiles: with them, pictures on fine bins
                 units: dict[str, str] | None = None) -> View:
     "A report: what moved and why, and any column's shares side by side."
+    if not report.columns: return View([html(verdict(report))], static=report._repr_html_())
     order = sorted(report.columns.values(), key=lambda f: -strength(f))
     which = dropdown("Column", [(f"{f.name} · moved" if f.drifted else f.name, f.name) for f in order])
     told, picture = html(""), w.VBox()

@@ -178,7 +178,7 @@ def policy_for(self: Watch, reference: tuple[str, ...]) -> Policy:
 def compared(self: Watch, period: str) -> bool:
     "Whether a window is held against others: not where it is one of the reference itself."
     reference = self.reference(period)
-    return bool(reference) and (period not in reference or period in self.decisions)
+    return bool(reference) and reference != [period] and (period not in reference or period in self.decisions)
 
 # %% ../../nbs/view/12_watch.ipynb #d81aa97e
 @patch
@@ -275,10 +275,10 @@ def status(watch: Watch) -> tuple[str, str, dict[str, str]]:  # level, sentence,
     newest = watch.periods[-1]
     facts, report = {"Newest window": f"{newest}, {watch.windows.rows(newest):,} rows"}, watch.report(newest)
     if report is None:
-        return ("unknown",
-                (f"There {'is' if len(watch.windows) == 1 else 'are'} {several(len(watch.windows), 'window')} and"
-                 " nothing yet to compare: the next one will show whether anything moves."),
-                facts)
+        there = (f"{newest} is the reference" if watch.reference(newest) == [newest] else
+                 f"There {'is' if len(watch.windows) == 1 else 'are'} {several(len(watch.windows), 'window')} and"
+                 " nothing yet to compare")
+        return "unknown", f"{there}: the next one will show whether anything moves.", facts
     alike = [p for p in watch.recent if watch.compared(p)]
     earlier = any(watch.compared(p) for p in watch.periods[:-len(watch.recent)])
     while len(alike) > 1 and watch.report(alike[-2]).drifted == report.drifted: alike.pop()
