@@ -172,6 +172,14 @@ def choose(c,  # a profile's column
     if c.kind == "text": return ("hash" if c.categories is None and categories == "onehot" else categories), ""
     return {"number": numbers, "boolean": "number", "time": "dates"}[c.kind], ""
 
+# %% ../../nbs/data/16_prep.ipynb #b37b0cbd
+def _step(c, name: str, categories: str, numbers: str,  # as `choose` takes them
+          later,  # the column of later rows; None: it moves on with no time
+         ) -> tuple:  # (step, why)
+    step, why = choose(c, name, categories, numbers)
+    if step not in (numbers, "dates") or not moves_on(c, later): return step, why
+    return ("drop", MOVED) if c.kind == "number" else ({"step": "dates", "age": False}, "")
+
 # %% ../../nbs/data/16_prep.ipynb #39ff08c4
 def fit_step(name: str, c, spec):  # the step's name, or {"step": name, option: value}
     "Fit one column's step as asked."
@@ -218,18 +226,14 @@ def fit(cls: Prep,
         step, why = (
             ("drop", "excluded") if name in exclude
             else (columns[name], "as asked") if name in columns
-            else choose(c, name, categories, numbers)
+            else _step(c, name, categories, numbers, later.columns.get(name) if dated else None)
         )
-        if dated and step in (numbers, "dates") and moves_on(c, later.columns.get(name)):
-            step, why = ("drop", MOVED) if c.kind == "number" else ({"step": "dates", "age": False}, "")
         if step in ("drop", {"step": "drop"}): dropped[name] = why
         elif name not in columns and step == "code" and not by_frequency(c, 1)[0]: dropped[name] = "no common value"
         else: steps[name] = fit_step(name, c, step)
     if not steps:
-        raise BadRequest(
-            "No column is left to learn from.",
-            "; ".join(f"{n}: {w}" for n, w in dropped.items()) or "The profile has no columns.",
-        )
+        raise BadRequest("No column is left to learn from.",
+                         "; ".join(f"{n}: {w}" for n, w in dropped.items()) or "The profile has no columns.")
     return cls(steps, dropped, target, int(profile.rows), profile.digest)
 
 # %% ../../nbs/data/16_prep.ipynb #cfa4be2a

@@ -198,12 +198,16 @@ def labelled_rows(self: Model,
     return rows if split is None else rows.filter(split.mask(rows))
 
 @patch
-def validation(self: Model, settings: Settings) -> Any:  # as training.split reads it
+def validation(self: Model,
+               settings: Settings,
+               rows: int = 0,  # with a label
+              ) -> Any:  # as training.split reads it
     "Decide which rows are held out: as the file says, else later rows, else by the hash of the key or of the row."
+    from scalai_nb.training.split import later_share
     said = self.train.validation
     if said != "auto": return tuple(said) if isinstance(said, list) else said
     file = self.table_file(settings)
-    if file.time: return (file.time, .2)
+    if file.time: return (file.time, later_share(rows))
     return ("fold", 0) if file.key else .2
 
 # %% ../../nbs/loop/01_model_file.ipynb #7a6deaf2

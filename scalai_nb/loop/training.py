@@ -27,10 +27,9 @@ def decided_split(model: Model,
                  ) -> Any:  # a training.split.Split
     "Turn the model's validation into a split that a record can repeat."
     from scalai_nb.training.split import Split, choose, is_share
-    wanted = model.validation(settings)
-    if not is_share(wanted): return Split.parse(wanted)
+    if not is_share(wanted := model.validation(settings)): return Split.parse(wanted)
     rows = model.labelled_rows(periods, settings)
-    return choose(wanted, rows, [c for c in rows.column_names if c != "fold"])
+    return choose(model.validation(settings, len(rows)), rows, [c for c in rows.column_names if c != "fold"])
 
 # %% ../../nbs/loop/03_training.ipynb #d096199f
 def shuffled(model: Model, periods: list[str], settings: Settings) -> Any:  # Arrow

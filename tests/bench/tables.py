@@ -209,8 +209,9 @@ def ours(network):
     def fit(learnt, judged, target, y, task, seed, when):
         import scalai_nb as sn
         from scalai_nb.loop.training import gradient_boosting
+        from scalai_nb.training.split import later_share
         chosen = network if network == "auto" else gradient_boosting(task)
-        held_out = "auto" if when is None else (when, .2)  # as `scalai init --time` has it
+        held_out = "auto" if when is None else (when, later_share(len(learnt)))  # as `scalai init --time` has it
         run = sn.fit(chosen, learnt, target=target, seed=seed, validation=held_out,
                      settings=sn.Settings(root=tempfile.mkdtemp()))
         found = run.predict(judged.drop(columns=target))
@@ -298,10 +299,12 @@ def section(names: list[str], contenders: dict, kept: Kept, command: str, load: 
         lines.append(f"| {name} | {some['rows']:,} | {MEASURE[some['task']]} | {' | '.join(middle)} | "
                      f"{' | '.join(f'{e:+.3f}' for e in ends[name])} | {cpu[0]:.0f}, {cpu[1]:.1f} |")
     seeds = len(kept.of(names[0], "ours, network"))
-    told = (f"Rows kept by nobody are judged once; medians over {seeds} seeds. *Promoted* is the better one of ours on "
-            "the rows that the training itself held out, a fifth of what the linear models and the trees of others "
-            "learn from. The differences are the lower ends of paired 95 % intervals over the seeds (of one seed: the "
-            "difference); boosting and best are the best of their kind on the rows judged, which nobody could choose.")
+    told = (
+        f"Rows kept by nobody are judged once; medians over {seeds} seeds. *Promoted* is the better one of ours on the "
+        "rows that the training itself held out (a fifth, or 2,000 later rows), which the linear models and the trees "
+        "of others learn from, too. The differences are the lower ends of paired 95 % intervals over the seeds (of "
+        "one seed: the difference); boosting and best are the best on the rows judged, which nobody could choose."
+    )
     return "\n".join(["## tables of others", "", told, "", *lines, "", *verdicts(ends), "", stamp(command, load), ""])
 
 
