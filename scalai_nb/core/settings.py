@@ -126,9 +126,16 @@ class AppsSection(Section):
     editors: str = ""  # names, and groups as @group, separated by commas; all others whom the proxy names are viewers
 
 class ServeSection(Section):
-    "Set the address and batches of scoring."
-    port: int = Field(8000, ge=0, le=65535)
+    "Set the address, processes and limits of the HTTP service, and the batches of scoring."
+    port: int = Field(8000, ge=0, le=65535)  # 0: any free one
+    host: str = "127.0.0.1"  # 0.0.0.0: every network
+    workers: int | Literal["auto"] = "auto"  # processes; auto: one a core
     max_batch: int = Field(1024, ge=1)  # rows scored at a time
+    queue: int = Field(20_000, ge=1)  # rows that may wait in a worker; a request beyond is refused
+    max_rows: int = Field(100_000, ge=1)  # of a request
+    max_body: ByteSize = Field(ByteSize(16*2**20), gt=0, validate_default=False)  # of a request, as 16MiB
+    body_timeout: float = Field(10, gt=0)  # seconds in which a request's body has to come
+    grace: float = Field(2, ge=0)  # seconds in which an idle connection may make one more request before the end
     metrics: str = ""  # NAME.prom, for node_exporter to read what scoring counts; empty: none
 
 # %% ../../nbs/core/02_settings.ipynb #e00fe091
