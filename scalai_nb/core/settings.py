@@ -130,6 +130,8 @@ class ServeSection(Section):
     port: int = Field(8000, ge=0, le=65535)  # 0: any free one
     host: str = "127.0.0.1"  # 0.0.0.0: every network
     workers: int | Literal["auto"] = "auto"  # processes; auto: one a core
+    # of ONNX Runtime within a call, at most cores / workers; more than one helps large batches and costs small ones
+    threads: int = Field(1, ge=1)
     max_batch: int = Field(1024, ge=1)  # rows scored at a time
     queue: int = Field(20_000, ge=1)  # rows that may wait in a worker; a request beyond is refused
     max_rows: int = Field(100_000, ge=1)  # of a request

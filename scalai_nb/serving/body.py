@@ -140,9 +140,7 @@ def json_rows(body: bytes, signature: Signature, limits: Limits,
               partial: bool = False,  # keep the rows that fit
              ) -> RequestRows:
     "Read a JSON `body` by a `signature`, within `limits`. Raises `Refused`."
-    try: document = orjson.loads(body)
-    except orjson.JSONDecodeError as e:
-        raise Refused(400, "json", f"The body is not JSON: {e}.", "NaN and comments are not JSON.") from e
+    document = _document_of(body)
     form = {"rows": 'Send {"rows": [{"COLUMN": VALUE, …}, …]}', "columns": 'or {"columns": {"COLUMN": [VALUE, …]}}'}
     if type(document) is not dict or len(document) != 1 or not document.keys() <= form.keys():
         raise Refused(422, "document", f"The body is {_document(document)}, expected rows or columns.",
@@ -161,6 +159,15 @@ def json_rows(body: bytes, signature: Signature, limits: Limits,
     given = RequestRows(values, len(values), "rows", {}, refused)
     if signature.keys: given.keys = _keys([rows[i] for i in given.positions()] if refused else rows, signature)
     return given
+
+# %% ../../nbs/serving/10_body.ipynb #a3de20c1
+def _document_of(body: bytes) -> Any:
+    try: return orjson.loads(body)
+    except orjson.JSONDecodeError as e:
+        if "infinity" in str(e):
+            raise Refused(422, "not_finite", f"A number is beyond float64, expected a finite number: {e}.",
+                          "Send null where a value is missing.") from e
+        raise Refused(400, "json", f"The body is not JSON: {e}.", "NaN and comments are not JSON.") from e
 
 def _document(document: Any) -> str:
     if type(document) is not dict: return named(document)

@@ -83,7 +83,8 @@ def configuration(models: list[ModelOptions], folder: Path, workers: int, settin
     if twice := next((n for n in names if names.count(n) > 1), None):
         raise BadRequest(f"The model {twice!r} is named twice.", "Name each model once.", "model")
     serve = settings.serve
-    return {"root": str(settings.root.absolute()), "models": options, "threads": max(1, cores()//workers),
+    threads = max(1, min(serve.threads, cores()//workers))
+    return {"root": str(settings.root.absolute()), "models": options, "threads": threads,
             "limits": {"body": int(serve.max_body), "rows": serve.max_rows}, "body_timeout": serve.body_timeout,
             "grace": serve.grace, "restarts": 0}
 
@@ -129,6 +130,7 @@ class Supervisor:
         self.config, self.listener, self.workers, self.folder = config, listener, workers, folder
         self.children: dict[int, Child] = {}
         self.restarts, self.failed, self.stopped = 0, None, asyncio.Event()
+        self.answered = False  # whether all workers were ready once
         (folder/"metrics").mkdir()
 
 # %% ../../nbs/serving/20_server.ipynb #fe9c25e1
@@ -161,13 +163,14 @@ async def keep(self: Supervisor, place: int) -> None:
         code = await self._ended(child)
         if self.stopped.is_set(): return
         for f in (self.folder/"metrics").glob(f"gauge_live*_{child.process.pid}.db"): f.unlink()
-        failures = failures + 1 if time.monotonic() - began < 10 else 0
-        if not child.ready.is_set() and not self.restarts or failures > 5:
+        failures = failures + 1 if code and time.monotonic() - began < 10 else 0
+        if not (self.answered or child.ready.is_set()):  # the service never began
             self.failed = child.error or WorkFailed(f"A worker ended with code {code} before it was ready.",
                                                     "Its last lines say why.", "worker")
             return self.stopped.set()
         self.restarts += 1
-        logger("serve").error("a worker ended and is replaced", code=code, restarts=self.restarts)
+        why = child.error.message if child.error else ""
+        logger("serve").error("a worker ended and is replaced", code=code, restarts=self.restarts, why=why)
         await asyncio.sleep(min(5, .1*2**failures) if failures else 0)
 
 @patch
@@ -226,7 +229,9 @@ async def run(self: Supervisor,
     keepers = [loop.create_task(self.keep(i)) for i in range(self.workers)]
     try:
         while not self.stopped.is_set() and not self._ready(): await asyncio.sleep(.01)
-        if self._ready() and not self.stopped.is_set(): announce()
+        if self._ready() and not self.stopped.is_set():
+            self.answered = True
+            announce()
         await self.stopped.wait()
     finally:
         await self._drain()
