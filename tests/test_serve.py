@@ -479,3 +479,32 @@ def test_a_hostile_arrow_stream_hurts_nobody(service, made):
     assert post(stream(pa.table(many | {"region": long}))).status_code == 200
     assert len({p.pid for p in workers(service[1])}) == 2 and post(good).status_code == 200
     assert httpx.get(f"{service[0]}/metrics").text.count("scalai_serve_restarts 0.0") == 1
+
+
+def test_the_pointer_file_is_part_of_a_change(own, monkeypatch):
+    "A disk that is full leaves the change unfinished; whoever changes the model next finishes both."
+    from scalai_nb.training import version_store
+    settings, path = Settings(root=own), pointer_path(own/".scalai", "churn")
+
+    def full(*_): raise OSError(28, "No space left on device", str(path))
+    with monkeypatch.context() as patched:
+        patched.setattr(version_store, "write_atomic", full)
+        with pytest.raises(OSError): Registry(settings).promote("churn", 2, "better")
+    assert Pointer.load(path).aliases["champion"] == 1
+    with Registry(settings).changing("churn"): pass
+    assert Pointer.load(path).aliases == {"champion": 2, "previous": 1}
+    moved = shutil.move(own, own.with_name("elsewhere"))  # a workspace that was copied or moved serves from where it is
+    with serving(Path(moved), "churn", "--workers", "1") as (url, _):
+        assert httpx.post(f"{url}/models/churn/predict", json={"rows": [GOOD]}).json()["model_version"] == 2
+
+
+@pytest.mark.parametrize(("file", "line", "message"), [
+    ("settings.ini", "[serve]\nworker = 2\n", "Did you mean 'workers'?"),
+    ("settings.ini", "[serve]\nqueue = 0\n", "greater than or equal to 1"),
+    ("models/churn.toml", "[serve]\nmax_batches = 2\n", "Did you mean 'max_batch'?"),
+    ("models/churn.toml", "[serve]\nwait_ms = -1\n", "greater than or equal to 0"),
+], ids=lambda v: v.split("\n")[1] if "\n" in v else "")
+def test_keys_that_cannot_be_meant_are_refused(own, file, line, message):
+    with open(own/file, "a") as f: f.write(line)
+    done = scalai("serve", "churn", "--port", "0", cwd=own)
+    assert done.code == 2 and message in done.err, done.err

@@ -39,6 +39,7 @@ def answer(rows: RequestRows, scores: np.ndarray, model: Any,  # as in `readable
     if rows.refused: columns = {n: _spread(v, rows) for n, v in columns.items()}
     if rows.form == "csv": return b"text/csv; charset=utf-8", _csv(rows, columns, model)
     document = {"model": model.name, "model_version": model.version, "task": model.task, "request_id": request_id}
+    if model.task == "binary": document["positive"] = model.classes[1]
     if rows.form == "columns": document["columns"] = columns
     else:
         names = list(columns)

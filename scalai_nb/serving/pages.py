@@ -45,7 +45,7 @@ def answer_schema(service: Service) -> dict:
         columns["scores"] = {"type": "object", "properties": {str(c): {"type": "number"} for c in classes}}
     return {"type": "object", "properties": {
         "model": {"const": service.name}, "model_version": {"type": "integer"}, "task": {"const": service.model.task},
-        "request_id": {"type": "string"},
+        "request_id": {"type": "string"}, **({"positive": {"const": classes[1]}} if len(classes) == 2 else {}),
         "rows": {"type": "array", "items": {"type": ["object", "null"], "properties": columns}}}}
 
 # %% ../../nbs/serving/17_pages.ipynb #998e8153
@@ -122,6 +122,7 @@ def model_page(app: App, name: str) -> tuple[int, bytes, bytes]:
     shown = lambda v: "" if v is None else str(v)
     text = template("model.html.j2").render(
         name=name, version=model.version, reference=service.reference, task=model.task, classes=model.classes,
+        positive=model.classes[1] if model.task == "binary" else None,
         path=path,
         fields=[(n, k, shown(row[n])) for n, k in service.signature.inputs],
         curl=f"curl http://HOST:PORT{path} -H 'Content-Type: application/json' \\\n  -d {shlex.quote(document)}",

@@ -247,8 +247,9 @@ def write_pointer(self: VersionStore,
             found = self._entry(self.client.get_model_version(name, str(number)))
             same = number in known and known[number].sha256 == found.sha256 and found.path.is_file()
             versions[number] = known[number] if same else self.describe_version(found)
-        except ScalaiError as e:
-            logger("registry").warning("not in the pointer file", model=name, version=number, why=e.message)
+        except (ScalaiError, *refusals()) as e:
+            if not isinstance(e, ScalaiError) and e.error_code != "RESOURCE_DOES_NOT_EXIST": raise
+            logger("registry").warning("not in the pointer file", model=name, version=number, why=str(e))
     pointer = Pointer(name, {a: v for a, v in aliases.items() if v in versions}, versions)
     write_atomic(path, pointer.to_json())
     return pointer
