@@ -493,7 +493,7 @@ def test_the_pointer_file_is_part_of_a_change(own, monkeypatch):
     assert Pointer.load(path).aliases["champion"] == 1
     with Registry(settings).changing("churn"): pass
     assert Pointer.load(path).aliases == {"champion": 2, "previous": 1}
-    moved = shutil.move(own, own.with_name("elsewhere"))  # a workspace that was copied or moved serves from where it is
+    moved = shutil.move(own, own.with_name("elsewhere"))  # it serves from where it is
     with serving(Path(moved), "churn", "--workers", "1") as (url, _):
         assert httpx.post(f"{url}/models/churn/predict", json={"rows": [GOOD]}).json()["model_version"] == 2
 
