@@ -390,6 +390,8 @@ def test_a_killed_worker_is_replaced_and_orphans_end(made):
         assert until(lambda: len(workers(process)) == 2 and {p.pid for p in workers(process)} != before)
         assert until(lambda: "scalai_serve_workers 2.0" in httpx.get(f"{url}/metrics").text)
         assert httpx.post(f"{url}/models/churn/predict", json={"rows": [GOOD]}).status_code == 200
+        time.sleep(2)
+        assert "scalai_serve_restarts 1.0" in httpx.get(f"{url}/metrics").text  # the other one was left alone
         orphans = workers(process)
         process.kill()
         process.wait()
@@ -428,6 +430,17 @@ def test_nothing_is_lost_through_swaps_and_restarts_under_load(own, tmp_path):
     print(found, swaps, restarts)
     assert set(found["counts"]) == {"200"} and set(found["versions"]) == {"1", "2"}, (found, swaps, restarts)
     assert swaps >= 15 and restarts >= 10
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_is_replaced(made):
+    with serving(made, "churn", "--workers", "2") as (url, process):
+        hung, other = workers(process)
+        hung.suspend()
+        assert until(lambda: hung.pid not in {p.pid for p in workers(process)}, 60)
+        assert until(lambda: len(workers(process)) == 2) and other.pid in {p.pid for p in workers(process)}
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(15) == 0
 
 
 @pytest.mark.slow
@@ -508,3 +521,23 @@ def test_keys_that_cannot_be_meant_are_refused(own, file, line, message):
     with open(own/file, "a") as f: f.write(line)
     done = scalai("serve", "churn", "--port", "0", cwd=own)
     assert done.code == 2 and message in done.err, done.err
+
+
+def test_clients_bring_tokens_that_the_settings_know_by_digest(own):
+    import scalai_nb as sn
+    made = scalai("serve", "--new-token", "web", "--json", cwd=own).doc
+    (own/"settings.ini").write_text(f"[workspace]\nhome = .scalai\n[serve]\ntokens = {made['entry']}\n")
+    assert made["token"] not in (own/"settings.ini").read_text()
+    with serving(own, "churn", "--workers", "1") as (url, _):
+        predict = lambda **headers: httpx.post(f"{url}/models/churn/predict", json={"rows": [GOOD]}, headers=headers)
+        assert predict().status_code == predict(authorization="Bearer x").status_code == 401
+        assert predict().headers["www-authenticate"].startswith("Basic")
+        assert predict(authorization=f"Bearer {made['token']}").status_code == 200
+        assert httpx.get(f"{url}/models/churn", auth=("me", made["token"])).status_code == 200
+        assert [httpx.get(url + path).status_code for path in ("/healthz", "/metrics", "/", "/openapi.json")] == [
+            200, 401, 401, 401]
+        assert sn.Client(url, token=made["token"]).predict("churn", [GOOD])
+        with pytest.raises(sn.ScalaiError, match="no token"): sn.Client(url).predict("churn", [GOOD])
+    (own/"settings.ini").write_text("[workspace]\nhome = .scalai\n[serve]\ntokens = web:secret\n")
+    done = scalai("serve", "churn", "--port", "0", cwd=own)
+    assert done.code == 2 and "--new-token" in done.err and "secret" not in done.err

@@ -7,6 +7,8 @@ __all__ = ['JSON', 'FORMS', 'HEAD', 'POLICY', 'Service', 'App']
 
 # %% ../../nbs/serving/16_app.ipynb #632e269f
 import asyncio
+import base64
+import hashlib
 import itertools
 import math
 import os
@@ -51,6 +53,7 @@ class App:
     limits: Limits = Limits()
     traffic: Traffic = field(default_factory=Traffic)
     body_timeout: float = 10.  # seconds in which a body has to come
+    tokens: dict[str, str] = field(default_factory=dict)  # SHA-256 of a token → client; none: everybody is served
     draining: bool = False  # each connection ends with its next answer
     active: int = 0  # requests without an answer yet
     pending: Callable[[], int] = lambda: 0  # requests that have come and not ended; 0: the server does not say
@@ -74,9 +77,9 @@ JSON = b"application/json"
 @patch
 async def __call__(self: App, scope: dict, receive: Callable, send: Callable) -> None:
     if scope["type"] != "http": return
-    service = self.routes.get(scope["path"])
+    start, headers, service = time.perf_counter(), dict(scope["headers"]), self.routes.get(scope["path"])
+    if self.tokens and self.client(headers) is None and scope["path"] != "/healthz": return await self._closed(send)
     if service is None or scope["method"] != "POST": return await self._page(scope, send)
-    start, headers = time.perf_counter(), dict(scope["headers"])
     self.active += 1
     try:
         request_id = self._request_id(headers)
@@ -201,6 +204,27 @@ def _rows(self: App, service: Service, headers: dict, query: bytes, body: bytes)
         raise Refused(415, "content_encoding", "The body is compressed.", "Send it as it is.")
     partial = bool(query) and b"partial=1" in query.split(b"&")
     return read(body, service.signature, self.limits, partial)
+
+# %% ../../nbs/serving/16_app.ipynb #00d32294
+@patch
+def client(self: App,
+           headers: dict,  # of a request
+          ) -> str | None:  # None: no token, or one that is not known
+    "Name the client whose token a request brings."
+    sent = headers.get(b"authorization", b"")
+    kind, _, token = sent.partition(b" ")
+    if kind.lower() == b"basic":
+        try: token = base64.b64decode(token, validate=True).partition(b":")[2]
+        except ValueError: return None
+    elif kind.lower() != b"bearer": return None
+    return self.tokens.get(hashlib.sha256(token.strip()).hexdigest())
+
+@patch
+async def _closed(self: App, send: Callable) -> None:
+    wrong = Refused(401, "token", "The request has no token that this service knows.",
+                    "Send Authorization: Bearer TOKEN.")
+    extra = [(b"www-authenticate", b'Basic realm="scalai"'), HEAD]
+    await self._send(send, 401, JSON, orjson.dumps({"error": wrong.to_dict()}), extra)
 
 # %% ../../nbs/serving/16_app.ipynb #1be4839d
 @patch

@@ -30,10 +30,12 @@ class Client:
                  url: str,  # http://HOST:PORT
                  timeout: float = 30.,  # seconds of one attempt
                  attempts: int = 4,  # in all, where a request is lost or the queue is full
+                 token: str = "",  # of this client, where the server asks for one
                  headers: Mapping[str, str] | None = None,  # sent with each request
                 ):
         import httpx
         self.url, self.attempts = url.rstrip("/"), attempts
+        headers = dict(headers or {}) | ({"authorization": f"Bearer {token}"} if token else {})
         self.http = httpx.Client(base_url=self.url, timeout=timeout, headers=headers)
 
     def __repr__(self): return f"Client({self.url})"

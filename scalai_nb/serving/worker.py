@@ -145,7 +145,7 @@ async def serve(self: Worker) -> None:
     config, root = self.config, Path(self.config["root"])
     self.followers = [Follower(options, root, config["threads"]) for options in config["models"]]
     services = {f.name: f.service for f in self.followers}
-    self.app = App(services, Limits(**config["limits"]), body_timeout=config["body_timeout"],
+    self.app = App(services, Limits(**config["limits"]), body_timeout=config["body_timeout"], tokens=config["tokens"],
                    pages=pages_of(services))
     self.app.traffic.restarts.set(config["restarts"])
     self.server = uvicorn_server(self.app, config["grace"])
@@ -198,6 +198,7 @@ def _heard(self: Worker) -> None:
     "Do what the parent says; the end of its line means that it is gone."
     try: heard = self.control.recv(4096)
     except BlockingIOError: return
+    except OSError: heard = b""
     if b"reload" in heard:
         for follower in self.followers: asyncio.ensure_future(self._follow(follower, force=True))
     if heard and b"drain" not in heard: return
