@@ -51,7 +51,7 @@ class Client:
 def _send(self: Client, method: str, path: str, **request: Any) -> Any:  # httpx.Response
     "Send a request until it is answered. Raises `ScalaiError`."
     import tenacity
-    backoff = tenacity.wait_exponential_jitter(.1, 5)
+    backoff = tenacity.wait_random_exponential(.1, 5)
     wait = lambda state: max(state.outcome.exception().wait, backoff(state))
     for attempt in tenacity.Retrying(stop=tenacity.stop_after_attempt(self.attempts), wait=wait, reraise=True,
                                      retry=tenacity.retry_if_exception_type(Again),
