@@ -7,7 +7,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 # Modules are compiled once, also where the machine asks Python to keep nothing.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo dash install dev check lessons test test-slow soak bench-data bench-tables bench-learn bench-compress bench-jobs bench-monitor bench-dash gpu clean
+.PHONY: demo dash install dev check lessons test test-slow soak bench-data bench-tables bench-learn bench-compress bench-jobs bench-monitor bench-dash bench-serve gpu clean
 
 install: .venv/.installed
 dev: .venv/.dev
@@ -92,6 +92,10 @@ bench-monitor: dev
 bench-dash: dev
 	@$(BIN)/python tests/bench/dash.py
 	@$(BIN)/python tests/bench/wide.py
+
+# A model over HTTP beside an echo and beside ONNX Runtime behind Starlette: CPU a request (five minutes).
+bench-serve: dev
+	@$(BIN)/python tests/bench/serve.py
 
 clean:
 	rm -rf build dist *.egg-info tests/output .pytest_cache .hypothesis

@@ -6,6 +6,7 @@ Every name below is imported when it is first used, so that the import itself co
 __version__ = "0.1.0"
 
 _MODULES = {  # name -> the module that defines it
+    "Client": "serving.client",
     "Contract": "data.contract",
     "Frontier": "compression.frontier",
     "MLP": "training.models",

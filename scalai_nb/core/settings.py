@@ -127,10 +127,21 @@ class AppsSection(Section):
     groups_header: str = "X-Forwarded-Groups"  # likewise, separated by commas
     editors: str = ""  # names, and groups as @group, separated by commas; all others whom the proxy names are viewers
 
+# %% ../../nbs/core/02_settings.ipynb #e37c953f
 class ServeSection(Section):
-    "Set the address and batches of scoring."
-    port: int = Field(8000, ge=0, le=65535)
+    "Set the address, processes and limits of the HTTP service, and the batches of scoring."
+    port: int = Field(8000, ge=0, le=65535)  # 0: any free one
+    host: str = "127.0.0.1"  # 0.0.0.0: every network
+    workers: int | Literal["auto"] = "auto"  # processes; auto: one a core
+    # of ONNX Runtime within a call, at most cores / workers; more than one helps large batches and costs small ones
+    threads: int = Field(1, ge=1)
     max_batch: int = Field(1024, ge=1)  # rows scored at a time
+    queue: int = Field(20_000, ge=1)  # rows that may wait in a worker; a request beyond is refused
+    max_rows: int = Field(100_000, ge=1)  # of a request
+    max_body: ByteSize = Field(ByteSize(16*2**20), gt=0, validate_default=False)  # of a request, as 16MiB
+    body_timeout: float = Field(10, gt=0)  # seconds in which a request's body has to come
+    grace: float = Field(2, ge=0)  # seconds in which an idle connection may make one more request before the end
+    tokens: str = ""  # NAME:SHA-256 of each client's token, separated by commas; empty: everybody is served
     metrics: str = ""  # NAME.prom, for node_exporter to read what scoring counts; empty: none
 
 # %% ../../nbs/core/02_settings.ipynb #e00fe091
@@ -268,7 +279,8 @@ def observe(callback: Callable[[str, str], None],  # see `core.events.watch_sett
 if events.settings_seen: observe(events.settings_seen)
 
 # %% ../../nbs/core/02_settings.ipynb #eb777e27
-SECRETS = ("token", "viewer_token", "webhook", "slack", "email_password")  # keys whose value is never printed
+# keys whose value is never printed
+SECRETS = ("token", "viewer_token", "tokens", "webhook", "slack", "email_password")
 
 @patch
 def changed(self: Settings) -> dict[str, object]:  # "section.key" -> value, secrets hidden

@@ -20,7 +20,8 @@ from fastcore.basics import patch
 # %% ../../nbs/data/16_prep.ipynb #d7faf6bd
 from ..core.errors import BadRequest, one_of
 from ..core.storage import read_bytes, write_atomic
-from .prep_columns import READ, to_arrow
+from .model_inputs import READ
+from .prep_columns import to_arrow
 from .prep_onnx import graph_of
 from scalai_nb.data.prep_steps import (
     LINEAR,

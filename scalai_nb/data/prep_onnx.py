@@ -11,7 +11,8 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..core.errors import BadRequest
-from .prep_columns import READ, to_arrow
+from .model_inputs import column_feeds
+from .prep_columns import to_arrow
 from scalai_nb.data.prep_steps import (
     DAY,
     GRID,
@@ -259,16 +260,7 @@ def feeds(frame,  # raw rows, as `transform` takes them
           inputs: list[tuple[str, str]],  # (column, kind), as `Prep.inputs`
          ) -> dict[str, np.ndarray]:
     "Raw rows as the inputs of the prep's graph."
-    table, out = to_arrow(frame, [n for n, _ in inputs]), {}
-    for name, kind in inputs:
-        values = READ[kind](table[name], name)
-        if kind == "number": out[name] = values
-        elif kind == "time": out[name], out[f"{name}__null"] = values
-        else:
-            out[f"{name}__null"] = values.is_null().to_numpy(zero_copy_only=False)
-            coded = values.fill_null("").dictionary_encode()  # a Python string for each distinct value, not each row
-            out[name] = np.array(coded.dictionary.to_pylist(), object)[coded.indices.to_numpy()]
-    return out
+    return column_feeds(to_arrow(frame, [n for n, _ in inputs]), inputs)
 
 # %% ../../nbs/data/16_prep_onnx.ipynb #dd3e0763
 def inputs_of(graph) -> list[tuple[str, str]]:  # an onnx.ModelProto or an onnxruntime session; as `Prep.inputs`

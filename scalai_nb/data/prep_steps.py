@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..core.errors import BadRequest
-from .prep_columns import TINY
+from .model_inputs import TINY
 
 # %% ../../nbs/data/16_prep_steps.ipynb #1ce4ba89
 FLOAT32 = float(np.finfo(np.float32).max)

@@ -21,8 +21,8 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..core.errors import BadRequest
-from .inference import runtime
 from .objective import OBJECTIVES, criterion
+from .onnx_session import runtime
 
 # %% ../../nbs/training/37_estimators.ipynb #8a83f569
 class ExportedEstimator(nn.Module):

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..core.stats import METRIC_NAMES
+from ..data.model_inputs import numbers, times
 from ..data.prep import IDENTIFIER
-from ..data.prep_columns import numbers, times
 from ..data.target import Target, labels_of
 from ..data.types import kind, one_array, type_name
 from .objective import RANKED_BY, constant_prediction, ranking_metric

@@ -12,13 +12,17 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fastcore.basics import patch
 
-from ..core.errors import BadRequest, nearest
+from ..core.errors import BadRequest, ScalaiError, nearest
+from ..core.logs import logger
+from ..core.storage import write_atomic
 from .model_version import ModelVersion, write_files
+from .pointer import Pointer, pointer_path, served_version
 from .registry_file import refusals
 from .registry_lock import TURN
 from .run_log import RunLog, sha256
@@ -78,8 +82,10 @@ def _finish(self: VersionStore, name: str, check: Callable) -> None:
             check()
             self.client.set_model_version_tag(name, number, key, value)
     check()
+    self.write_pointer(name, {a: int(v) for a, v in model.aliases.items()} | intent["aliases" if whole else "before"])
     self.client.delete_registered_model_tag(name, INTENT)
 
+# %% ../../nbs/training/56_version_store.ipynb #7b37184e
 @patch
 @contextmanager
 def changing(self: VersionStore, name: str) -> Iterator[Callable]:  # makes one change: aliases, tags of versions
@@ -225,3 +231,52 @@ def list(self: VersionStore,
         newest = sorted(self.reader.search_model_versions(f"name = '{n}'"), key=lambda v: -int(v.version))
         found += [self._entry(v, state).to_dict() for v in newest]
     return found
+
+# %% ../../nbs/training/56_version_store.ipynb #21baef3b
+@patch
+def write_pointer(self: VersionStore,
+                  name: str,  # of the model
+                  aliases: dict[str, int | None],  # as they are now
+                 ) -> Pointer:
+    "Write a model's pointer file. The caller holds the lock."
+    path, versions = pointer_path(self.settings.home, name), {}
+    before = _read(path)
+    known = before.versions if before else {}
+    for number in sorted({v for v in aliases.values() if v is not None}):
+        try:
+            found = self._entry(self.client.get_model_version(name, str(number)))
+            same = number in known and known[number].sha256 == found.sha256 and found.path.is_file()
+            versions[number] = known[number] if same else self.describe_version(found)
+        except (ScalaiError, *refusals()) as e:
+            if not isinstance(e, ScalaiError) and e.error_code != "RESOURCE_DOES_NOT_EXIST": raise
+            logger("registry").warning("not in the pointer file", model=name, version=number, why=str(e))
+    pointer = Pointer(name, {a: v for a, v in aliases.items() if v in versions}, versions)
+    write_atomic(path, pointer.to_json())
+    return pointer
+
+def _read(path: Path) -> Pointer | None:  # None: not there, or not whole
+    try: return Pointer.load(path)
+    except ScalaiError: return None
+
+# %% ../../nbs/training/56_version_store.ipynb #b29e14ce
+@patch
+def describe_version(self: VersionStore,
+                     version: ModelVersion,
+                    ) -> Any:  # training.pointer.ServedVersion
+    "Describe a version for a server; a file that a tracking server keeps is copied into the workspace."
+    root = self.settings.root.absolute()
+    entry = served_version(version, root)
+    if not self.settings.tracking.uri: return entry
+    copy = self.settings.path("serving", f"{version.sha256}.onnx")
+    if not copy.is_file(): write_atomic(copy, version.read(version.path.name))
+    return replace(entry, path=str(copy.relative_to(root)))
+
+@patch
+def pointer(self: VersionStore,
+            name: str,  # of the model
+           ) -> Pointer:
+    "Return what servers may load of a model, its file written anew where it does not say what the registry says."
+    if name not in self.names(): raise self.unknown(name, "version")
+    kept = _read(pointer_path(self.settings.home, name))
+    if kept and kept.aliases == self.state(name)[0]: return kept
+    with self.changing(name): return self.write_pointer(name, self.state(name)[0])

@@ -74,6 +74,7 @@ LONG = ("growth", "wide")  # asked for by name
 # dash.py's and wide.py's at the end
 SECTIONS = (
     *JOBS,
+    "serve",
     "tables",
     "late",
     "airtime",
