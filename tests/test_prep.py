@@ -8,10 +8,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_laws import SORTS, values
 
+import scalai_nb as sn
+from scalai_nb.compression.export import export
 from scalai_nb.core.errors import BadRequest
+from scalai_nb.core.settings import Settings
 from scalai_nb.data.prep import Prep
 from scalai_nb.data.prep_onnx import feeds, inputs_of
 from scalai_nb.data.profile import profile
+from scalai_nb.serving.score import Scorer
 
 WORDS = ["UA", "AA", "", " ", "Ω", "a\0b", "N/A", "null", "é" * 40, "<b>", "=1+1"]
 numbers = st.one_of(
@@ -206,9 +210,15 @@ def test_wrong_rows_say_which_column(frame, message):
         with pytest.raises(BadRequest, match=message): ask(frame)
 
 
-def test_a_column_may_not_take_the_outputs_name():
-    prep = Prep.fit(profile(pa.table({"features": [1., 2.]})))
-    with pytest.raises(BadRequest, match="'features'"): prep.onnx()
+def test_columns_may_be_called_as_what_a_file_answers(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = pa.table({"score": rng.normal(size=400), "features": rng.normal(size=400), "model/x": rng.normal(size=400),
+                     "label": rng.choice(["a", "b", None], 400)})
+    rows = rows.append_column("y", pa.array(np.asarray(rows["score"]) > 0))
+    run = sn.fit("auto", rows, target="y", epochs=1, settings=Settings(root=tmp_path))
+    scorer = Scorer(export(run.model, run.prep, tmp_path/"model.onnx"))
+    assert scorer.columns == ["score", "features", "model/x", "label"]
+    assert np.abs(scorer.score(rows) - np.asarray(run.predict(rows))).max() < 1e-5
 
 
 def test_flights_joined_to_a_network(flights, tmp_path):

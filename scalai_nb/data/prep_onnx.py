@@ -11,7 +11,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..core.errors import BadRequest
-from .model_inputs import column_feeds
+from .model_inputs import column_feeds, column_of, input_name
 from .prep_columns import to_arrow
 from scalai_nb.data.prep_steps import (
     DAY,
@@ -235,10 +235,11 @@ def graph_of(steps: dict,  # column → step
             ):  # an onnx.ModelProto: the raw columns → `features` float32 (N, F)
     "The steps as one graph, to be joined to a model's by `onnx.compose`."
     from onnx import helper
+    steps = {input_name(n): s for n, s in steps.items()}
     inputs = [(n + suffix, t) for n, s in steps.items() for suffix, t in ONNX_TYPES[s.kind]]
-    names = [n for n, _ in inputs] + ["features"]
+    names = [n for n, _ in inputs]
     for n in names:
-        if not n or names.count(n) > 1 or n.startswith("prep/"):
+        if not n or names.count(n) > 1:
             raise BadRequest(f"A column named {n!r} cannot be an input of the graph.", "Rename it.")
     g = Graph()
     parts = graph_numbers(g, steps) + [s.graph(g, n) for n, s in steps.items() if s.step not in ORDER]
@@ -273,4 +274,4 @@ def inputs_of(graph) -> list[tuple[str, str]]:  # an onnx.ModelProto or an onnxr
             for i in graph.graph.input
         }
     kinds = {"tensor(double)": "number", "tensor(string)": "text", "tensor(int64)": "time"}
-    return [(n, kinds[t]) for n, t in types.items() if t in kinds]
+    return [(column_of(n), kinds[t]) for n, t in types.items() if t in kinds]

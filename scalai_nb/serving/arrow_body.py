@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..core.lean_arrow import without_pandas
-from ..data.model_inputs import CHARACTERS, column_feeds
+from ..data.model_inputs import CHARACTERS, column_feeds, input_name
 from .body import Limits, Refused, RequestRows, Signature, check_count
 
 # %% ../../nbs/serving/11_arrow_body.ipynb #559eddf7
@@ -98,7 +98,7 @@ def _finite(columns: dict, signature: Signature, given: RequestRows, partial: bo
     bad = np.zeros(given.count, bool)
     for name, kind in signature.inputs:
         if kind != "number": continue
-        for i in np.flatnonzero(np.isinf(feeds[name]) & ~bad).tolist():
+        for i in np.flatnonzero(np.isinf(feeds[input_name(name)]) & ~bad).tolist():
             bad[i] = True
             given.refused[i] = Refused(422, "not_finite", f"Column {name!r} has an infinite number.",
                                        "Send null where a value is missing.", i, name)
