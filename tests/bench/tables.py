@@ -300,10 +300,11 @@ def section(names: list[str], contenders: dict, kept: Kept, command: str, load: 
                      f"{' | '.join(f'{e:+.3f}' for e in ends[name])} | {cpu[0]:.0f}, {cpu[1]:.1f} |")
     seeds = len(kept.of(names[0], "ours, network"))
     told = (
-        f"Rows kept by nobody are judged once; medians over {seeds} seeds. *Promoted* is the better one of ours on "
-        "the rows that the training itself held out (a fifth, or 2,000 later rows), which the linear models and the "
-        "trees of others learn from, too. The differences are the lower ends of paired 95 % intervals over the seeds "
-        "(of one seed: the difference); boosting and best are the best on the rows judged, which nobody could choose."
+        f"Rows kept by nobody are judged once; medians over {seeds} seed{'s'*(seeds > 1)}. *Promoted* is the better one "
+        "of ours on the rows that the training itself held out (a fifth, or 2,000 later rows), which the linear models and "
+        "the trees of others learn from, too. The differences are the lower ends of paired 95 % intervals over the "
+        "seeds (of one seed: the difference); boosting and best are the best on the rows judged, which nobody could "
+        "choose."
     )
     return "\n".join(["## tables of others", "", told, "", *lines, "", *verdicts(ends), "", stamp(command, load), ""])
 
@@ -336,7 +337,7 @@ def main():
     print(f"What is measured is kept in {kept.path}; --kept goes on from it.", file=sys.stderr, flush=True)
     for seed in range(a.seeds):
         for name in names: measure(name, seed, contenders, kept)
-    said = " ".join([*a.tables, "--seeds", str(a.seeds), *["--neural"]*a.neural])
+    said = " ".join([*a.tables, "--seeds", str(a.seeds), *["--neural"]*a.neural, *["--kept FILE"]*bool(a.kept)])
     text = section(names, contenders, kept, f"python tests/bench/tables.py {said}", load)
     print(text)
     if not a.dry: keep(text.splitlines()[0], text)
