@@ -301,7 +301,8 @@ def section(names: list[str], contenders: dict, kept: Kept, command: str, load: 
     from scalai_nb.core.jsonable import several
     seeds = len(kept.of(names[0], "ours, network"))
     told = (
-        f"Rows kept by nobody are judged once; medians over {several(seeds, 'seed')}. *Promoted* is the better one of ours on the "
+        f"Rows kept by nobody are judged once; medians over {several(seeds, 'seed')}. *Promoted* is the better one of "
+        "ours on the "
         "rows that the training itself held out (a fifth, or 2,000 later rows), which the linear models and "
         "the trees of others learn from, too. The differences are the lower ends of paired 95 % intervals "
         "over the seeds (of one seed: the difference); boosting and best are the best on the rows judged, "
