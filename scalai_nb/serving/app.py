@@ -199,7 +199,8 @@ def _rows(self: App, service: Service, headers: dict, query: bytes, body: bytes)
     if read is None:
         known = ", ".join(k.decode() for k in FORMS if k)
         sent = kind[:60].decode("latin-1")
-        raise Refused(415, "content_type", f"The content type is {sent!r}.", f"Send one of {known}.")
+        curl = " curl's -d wants -H 'Content-Type: application/json' beside it."*kind.endswith(b"form-urlencoded")
+        raise Refused(415, "content_type", f"The content type is {sent!r}.", f"Send one of {known}.{curl}")
     if headers.get(b"content-encoding", b"identity") != b"identity":
         raise Refused(415, "content_encoding", "The body is compressed.", "Send it as it is.")
     partial = bool(query) and b"partial=1" in query.split(b"&")
