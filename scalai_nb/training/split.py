@@ -72,12 +72,18 @@ def in_fold(self: Split, rows: pa.Table) -> pa.Array:  # of booleans
     from scalai_nb.data.hashing import fold  # compiles; a rank of a training without folds does not wait for it
     return pa.array(fold(rows, self.column, FOLDS) == self.value)
 
+# %% ../../nbs/training/12_split.ipynb #518fbb5d
 @patch
 def in_share(self: Split, rows: pa.Table) -> pa.Array:  # of booleans
     "Which rows the hash of their values puts into the share that is held out."
+    return pa.array(self.places(rows) < self.value)
+
+@patch
+def places(self: Split, rows: pa.Table) -> np.ndarray:  # (N,) from 0 to 1
+    "Where the hash of their values puts rows; equal rows have one place."
     from scalai_nb.data.hashing import mix
     from scalai_nb.data.uniqueness import key_hash
-    return pa.array(mix(key_hash(rows, self.columns), "fold")/2.**64 < self.value)
+    return mix(key_hash(rows, self.columns), "fold")/2.**64
 
 # %% ../../nbs/training/12_split.ipynb #b0d44a56
 def _scalar(value: Any, kind: pa.DataType, column: str) -> pa.Scalar:
@@ -94,12 +100,22 @@ def _scalar(value: Any, kind: pa.DataType, column: str) -> pa.Scalar:
         ) from e
 
 # %% ../../nbs/training/12_split.ipynb #8303d5f5
+def _share(share: float, rows: pa.Table, columns: list[str]) -> Split:
+    "Hold out a share; of few different rows as many as come nearest to it, since equal rows stay together."
+    split = Split(tuple(columns), "share", share)
+    places, counts = np.unique(split.places(rows), return_counts=True)
+    before = counts.cumsum()[:-1]/max(rows.num_rows, 1)  # if it ended before the next place
+    held_out = counts[places < share].sum()/max(rows.num_rows, 1)
+    if not len(before) or abs(held_out - share) <= share/2: return split
+    at = int(np.abs(before - share).argmin())
+    return Split(split.column, "share", float(places[at] + places[at + 1])/2)
+
 def choose(validation: float | tuple,  # a share of the rows, or (TIME, share)
            rows: pa.Table,  # all that are learnt from or held out
            columns: list[str],  # whose values name a row, where no time does
           ) -> Split:
     "Turn a share into a split that a record can repeat. Raises `BadRequest` for a column whose values do not part."
-    if _is_share(validation): return Split(tuple(columns), "share", validation)
+    if _is_share(validation): return _share(validation, rows, columns)
     name, share = validation
     column = one_array(rows[name]).drop_null()
     if pa.types.is_dictionary(column.type): column = column.dictionary_decode()
