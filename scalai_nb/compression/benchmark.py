@@ -178,18 +178,18 @@ def rows_of(run,  # a Run
     import pyarrow.compute as pc
 
     from scalai_nb.data.filters import row_filter
+    from scalai_nb.data.labelled_table import as_recorded
     from scalai_nb.data.table import Table
     from scalai_nb.training.split import Split
     name, folds = table or run.data.get("table"), run.data.get("folds")
     if not name:
-        raise BadRequest(
-            "This run was fitted on rows in memory, which it does not keep.",
-            "Give them, compress(run, rows=Rows(X, y, raw, truth)), or a table like them, compress(run, table=NAME).",
-        )
+        raise BadRequest("This run was fitted on rows in memory, which it does not keep.", "Give them, compress(run, "
+                         "rows=Rows(X, y, raw, truth)), or a table like them, compress(run, table=NAME).")
     if not isinstance(folds, list):
         raise BadRequest("This run kept no fold aside, so nothing can be measured on it.",
                          'Fit with validation=("fold", 0), or give rows=Rows(X, y, raw, truth).')
-    source = name if isinstance(name, Table) else _with_labels(Table(name, settings), run, bool(table), settings)
+    source = name if isinstance(name, Table) else Table(name, settings)
+    if source is not name: source = as_recorded(source, run.data, run.target, settings, bool(table))
     version, columns = None if table else run.data.get("version"), [*(n for n, _ in run.prep.inputs), run.target]
     known, split = ~pc.field(run.target).is_null(nan_is_null=True), Split.parse(folds)
     if (where := row_filter(run.data.get("where"))) is not None: known &= where
@@ -198,15 +198,6 @@ def rows_of(run,  # a Run
     train, valid = (rows.filter(test).select(columns) for test in (pc.invert(aside), aside))
     if train.num_rows > limit: train = train.take(np.linspace(0, train.num_rows - 1, limit).astype(np.int64))
     return Rows(run.prep.transform(train), labels(train, run), valid, labels(valid, run))
-
-# %% ../../nbs/compression/01_benchmark.ipynb #0b82be7f
-def _with_labels(table, run, newest: bool, settings: Settings | None):  # data.table.Table
-    "The table with the labels that came later: those that the run learnt from, or the newest."
-    from scalai_nb.data.labelled_table import LabelledTable
-    from scalai_nb.data.table import Table
-    labels = run.data.get("labels")
-    if not labels: return table
-    return LabelledTable(table, run.target, Table(labels["table"], settings), None if newest else labels["version"])
 
 # %% ../../nbs/compression/01_benchmark.ipynb #36e48bed
 def labels(table,

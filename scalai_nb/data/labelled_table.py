@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LABEL_COLUMNS', 'key_of_labels', 'newest', 'cast_columns', 'with_labels', 'LabelledTable', 'labelled_table',
-           'table_of_record']
+           'as_recorded', 'table_of_record']
 
 # %% ../../nbs/data/21_labelled_table.ipynb #d5ffddab
 from typing import Any
@@ -133,12 +133,23 @@ def labelled_table(name: str,  # of a table
     fits = table.exists and {*key_of_labels(stored.schema)} <= {*table.schema.names}
     return LabelledTable(table, target, stored) if fits else table
 
+# %% ../../nbs/data/21_labelled_table.ipynb #0bb91bf1
+def as_recorded(table: Table,  # that a training was made from
+                data: dict,  # `data` of a training.run.Run
+                target: str,  # its column that holds what became true
+                settings: Settings | None,
+                newest: bool = False,  # with the labels that are there now
+               ) -> Table:
+    "Lay the labels that a training knew over a table; without any, the table as it is."
+    labels = data.get("labels")
+    if not labels: return table
+    return LabelledTable(table, target, Table(labels["table"], settings), None if newest else labels["version"])
+
 def table_of_record(data: dict,  # `data` of a training.run.Run
                     target: str,  # its column that holds what became true
                     settings: Settings,
                    ) -> Table:
     "Open the table that a training was made from, with the labels that it knew."
     table = Table.from_uri(data["place"]) if "place" in data else Table(data["table"], settings)
-    table.settings, labels = settings, data.get("labels")
-    if not labels: return table
-    return LabelledTable(table, target, Table(labels["table"], settings), labels["version"])
+    table.settings = settings
+    return as_recorded(table, data, target, settings)

@@ -32,13 +32,11 @@ def has_files(table: str,  # name of a table
     if not table or not table_file(table, settings).is_file() or source.server(str(uri)) is not None: return False
     return source.as_table(str(uri), settings) is None
 
-def read_as(table: str,  # whose table file is followed
-            uri: str | Path,  # file, pattern or folder
-            settings: Settings,
+def read_as(read: ReadOptions,  # of a table file
+            paths: list[str],  # of files
            ) -> ReadOptions:
     "Return a table's read options, without those that concern none of the files."
-    read = TableFile.load(table, settings).read
-    words = {w for f in source.files(str(uri)) for w in source.reader(f).words}
+    words = {w for f in paths for w in source.reader(f).words}
     return read.model_copy(update={w: type(v)() for w, v in read.explicit().items() if w not in words})
 
 # %% ../../nbs/data/20_raw_rows.ipynb #037e9a27
@@ -50,7 +48,7 @@ def rows_as_ingested(table: str,  # whose table file and contract are followed
     "Read, clean and type rows. Raises `BadRequest` for a value that the table would not take."
     file, uri = TableFile.load(table, settings), str(uri)
     contract = Contract.load(settings.root/file.contract) if file.contract else Contract()
-    paths, read = source.files(uri), read_as(table, uri, settings)
+    read = read_as(file.read, paths := source.files(uri))
     own, raw = _needed(contract, uri, paths, columns, read, settings, table)
     for path in paths:
         for rows, broken in raw_rows((path, {"read": read} if read.explicit() else {}), settings=settings):

@@ -179,11 +179,14 @@ def constant_metrics(run: Any,  # training.run.Run on the same rows
     return {f"val_{n}": float(fn(y, answer)) for n, fn in OBJECTIVES[run.task].metrics.items()}
 
 # %% ../../nbs/loop/03_training.ipynb #9e5eb575
+def _figure(metrics: dict, name: str) -> float:  # NaN where the rows could not show it
+    return float("nan") if metrics.get(name) is None else float(metrics[name])
+
 def compared(run: Any, baseline: dict[str, dict[str, float]]) -> tuple[bool, str]:  # better than all, one sentence
     "Say how a run compares with its baselines."
     from scalai_nb.training.objective import RANKED_BY
     measure, rows = RANKED_BY[run.task], f"{run.data.get('validation_rows', 0):,} held-out rows"
-    value = lambda m: np.nan if m.get(f"val_{measure}") is None else m[f"val_{measure}"]
+    value = lambda m: _figure(m, f"val_{measure}")
     ours, parts = value(run.metrics), {n: value(m) for n, m in baseline.items()}
     if np.isnan(ours):
         return False, (f"{METRIC_NAMES[measure]} cannot be computed: the labels of the {rows} are all alike, so it is "
@@ -260,6 +263,5 @@ def __repr__(self: Training) -> str:
 def _repr_html_(self: Training) -> str:
     measures = list(self.run.metrics)
     names = {"this model": self.run.metrics, **self.baseline}
-    number = lambda value: float("nan") if value is None else float(value)
-    rows = [(n, *(number(m.get(k)) for k in measures)) for n, m in names.items()]
+    rows = [(n, *(_figure(m, k) for k in measures)) for n, m in names.items()]
     return self.run._repr_html_() + html_table(rows, ("", *measures), self.why)

@@ -60,10 +60,12 @@ def columns_in(source,  # as `rows_in` takes it
               ) -> list[str]:
     "List the columns of rows, as `rows_in` calls them where no cleaning step renames one."
     from scalai_nb.data.raw_rows import has_files, read_as
-    from scalai_nb.data.source import schema
+    from scalai_nb.data.source import files, schema
+    from scalai_nb.data.table_file import TableFile
     if (table := table_of(source, settings)) is not None: return table.schema.names
     if not isinstance(source, (str, Path)): return [str(c) for c in getattr(source, "column_names", source.columns)]
-    read = read_as(like, source, settings) if has_files(like, source, settings) else None
+    read = None
+    if has_files(like, source, settings): read = read_as(TableFile.load(like, settings).read, files(str(source)))
     return schema(str(source), read=read).names
 
 # %% ../../nbs/serving/03_rows.ipynb #adbbed8d

@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 
-from ..compression.export import facts, feeds_of, run_scores, session
+from ..compression.export import feeds_of, run_scores, session
 from ..core.errors import BadRequest
 from ..core.progress import progress
 from ..core.settings import Settings
 from .operations import observed
 from .rows import rows_in, table_of
+from ..training.onnx_session import classes_of, facts
 
 # %% ../../nbs/serving/00_score.ipynb #fad20492
 class Scorer:
@@ -63,8 +64,7 @@ def task(self: Scorer) -> str:  # binary, multiclass or regression
 @patch(as_prop=True)
 def classes(self: Scorer) -> tuple:  # binary: negative, positive
     "List the classes in the user's words."
-    told = self.facts.get("classes") or self.facts.get("labels", {}).get("names")
-    return tuple(told or ((False, True) if self.task == "binary" else range(self.width)))
+    return classes_of(self.facts, self.width)
 
 @patch(as_prop=True)
 def width(self: Scorer) -> int:

@@ -88,17 +88,14 @@ def served_version(version: Any,  # training.model_version.ModelVersion
                    root: Path,  # of the workspace
                   ) -> ServedVersion:
     "Describe a version for a server. Opens its file."
-    session = version.graph.session
-    stored = session.get_modelmeta().custom_metadata_map
-    facts = {k.removeprefix("scalai."): json.loads(v) for k, v in stored.items() if k.startswith("scalai.")}
-    task, labels, card = facts.get("task", "binary"), facts.get("labels", {}), version.read("card.json")
-    classes = facts.get("classes") or labels.get("names")
-    if not classes and task != "regression":
-        classes = [False, True] if task == "binary" else list(range(version.graph.width or 0))
+    from scalai_nb.training.onnx_session import classes_of, facts
+    known = facts(version.graph.session)
+    task, card = known.get("task", "binary"), version.read("card.json")
+    classes = () if task == "regression" else classes_of(known, version.graph.width or 0)
     inside = version.path.is_relative_to(root)
     return ServedVersion(
         version.version, str(version.path.relative_to(root) if inside else version.path), version.sha256, task,
-        tuple(version.graph.inputs), tuple(classes or ()), labels.get("threshold", .5),
+        tuple(version.graph.inputs), classes, known.get("labels", {}).get("threshold", .5),
         ((json.loads(card).get("data") or {}).get("table") or "") if card else "", _example(version))
 
 def _example(version: Any) -> tuple[dict, ...]:
