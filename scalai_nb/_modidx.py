@@ -167,6 +167,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                     'scalai_nb/compression/benchmark.py'),
                                                  'scalai_nb.compression.benchmark._call': ( 'compression/benchmark.html#_call',
                                                                                             'scalai_nb/compression/benchmark.py'),
+                                                 'scalai_nb.compression.benchmark._nats': ( 'compression/benchmark.html#_nats',
+                                                                                            'scalai_nb/compression/benchmark.py'),
                                                  'scalai_nb.compression.benchmark.excess_loss': ( 'compression/benchmark.html#excess_loss',
                                                                                                   'scalai_nb/compression/benchmark.py'),
                                                  'scalai_nb.compression.benchmark.labels': ( 'compression/benchmark.html#labels',

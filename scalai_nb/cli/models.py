@@ -194,7 +194,7 @@ def budget(texts: list[str]) -> dict[str, float]:
     except ValueError as e: raise BadRequest(f"A budget is a number: {e}.", "Write --budget latency_ms=1.") from e
 
 # %% ../../nbs/cli/09_models.ipynb #7fec3121
-BUDGET = "accuracy_drop, auc_drop, latency_ms, latency_one_ms or size_bytes = number; repeat it."
+BUDGET = "accuracy_drop, auc_drop, loss_rise, latency_ms, latency_one_ms or size_bytes = number; repeat it."
 LABEL = "Name of a class, that the files answer with; repeat it, in the order of their numbers."
 THRESHOLD = "Of a yes or no: the score above which a file answers with the second class."
 

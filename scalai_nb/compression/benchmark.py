@@ -24,6 +24,12 @@ from ..core.errors import BadRequest, WorkFailed
 from ..core.settings import Settings
 from ..core.stats import Z95, delong, wilson
 
+# %% ../../nbs/compression/01_benchmark.ipynb #2f4756b1
+def _nats(scores: np.ndarray, y: np.ndarray, task: str) -> float | None:  # a row, of two or more classes
+    if task not in ("binary", "multiclass"): return None
+    right = np.where(y > .5, scores, 1 - scores) if task == "binary" else scores[np.arange(len(y)), y.astype(int)]
+    return float(-np.log(np.clip(right.astype(float), 1e-7, 1)).mean())
+
 # %% ../../nbs/compression/01_benchmark.ipynb #ad667987
 MEASURES = {"regression": "R²", "embedding": "cosine"}  # task → what `accuracy` is
 
@@ -33,15 +39,15 @@ def quality(
     task: str,  # binary, multiclass, regression or embedding
 ) -> dict[
     str, float | None
-]:  # accuracy, accuracy_low, accuracy_high; auc, auc_low, auc_high: None but for binary with both classes
-    """How right the scores are.
+]:  # accuracy, accuracy_low, accuracy_high; auc, auc_low, auc_high: None but for binary with both classes; loss
+    """How right the scores are; the loss, nats a row, is that of classes.
 
     For a regression, accuracy is R², with a 95 % bootstrap interval; for an embedding, the mean cosine to the
     vectors that are true."""
     area = dict(
         zip(("auc", "auc_low", "auc_high"),
             (None if math.isnan(a) else a for a in delong(y, scores)) if task == "binary" else (None,) * 3)
-    )
+    ) | {"loss": _nats(scores, y, task)}
     if task == "embedding":
         cosines = (scores*y).sum(1)/np.maximum(np.linalg.norm(scores, axis=1)*np.linalg.norm(y, axis=1), 1e-12)
         mean, half = float(cosines.mean()), Z95*float(cosines.std(ddof=1))/math.sqrt(len(y))
@@ -226,6 +232,7 @@ class Candidate:
     timings: list[dict] = field(default_factory=list)  # see `timings`
     difference: dict[str, float] = field(default_factory=dict)  # max and mean of |score − torch's| on real rows
     layers: list[dict] = field(default_factory=list)  # of an int8 one, see `layer_errors`
+    loss: float | None = None  # nats a row; None but for classes
 
     def way(self, batch: int, threads: int = 1) -> dict:  # p50_ms, p99_ms; empty where it was not measured
         return next((t for t in self.timings if t["batch"] == batch and t["threads"] == threads), {})

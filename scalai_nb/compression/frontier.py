@@ -65,6 +65,7 @@ def measure(self: Frontier) -> str:
 BOUNDS = {  # bound -> what it measures of a candidate, beside the base
     "accuracy_drop": lambda c, base: base.accuracy - c.accuracy,
     "auc_drop": lambda c, base: base.auc - c.auc,
+    "loss_rise": lambda c, base: c.loss - base.loss,  # nats a row
     "latency_ms": lambda c, base: c.latency_ms,
     "latency_one_ms": lambda c, base: c.latency_one_ms,
     "size_bytes": lambda c, base: c.size_bytes,
@@ -86,14 +87,19 @@ def checked(budget: dict | None,
             )
     if "auc_drop" in budget and task not in (None, "binary"):
         raise BadRequest(f"A {task} model has no AUC to bound.", "Bound accuracy_drop instead.")
+    if "loss_rise" in budget and task in MEASURES:
+        raise BadRequest(f"The loss of a {task} model follows its {MEASURES[task]}.", "Bound accuracy_drop instead.")
     return budget
 
 # %% ../../nbs/compression/09_frontier.ipynb #27a0a999
 def bounded(budget: dict,
             auc: bool,  # whether the candidates have one
+            loss: bool = False,  # whether they have a loss
            ) -> dict[str, float]:
-    "The bounds as they are judged: what accuracy may lose, AUC may lose too, unless it has a bound of its own."
-    implied = {"auc_drop": budget["accuracy_drop"]} if auc and "accuracy_drop" in budget else {}
+    """The bounds as they are judged: what accuracy may lose, AUC may lose too, and as many nats a row the loss, unless
+    it has a bound of its own: probabilities that only rank well are not those of the model."""
+    names = [n for n, has in (("auc_drop", auc), ("loss_rise", loss)) if has]
+    implied = dict.fromkeys(names, budget["accuracy_drop"]) if "accuracy_drop" in budget else {}
     return {**{n: b for n, b in budget.items() if n == "accuracy_drop"}, **implied, **budget}
 
 def excess(
@@ -101,7 +107,7 @@ def excess(
 ) -> dict[str, float]:  # of each bound that is broken, how far: 0.1 is a tenth of it
     "Measure how far a candidate breaks each bound of a budget."
     over = {n: BOUNDS[n](c, base) - b for n, b in budget.items()}
-    return {n: o/max(budget[n], 1e-3 if n in DROPS else 1e-9) for n, o in over.items() if o > 1e-12}
+    return {n: o/max(budget[n], 1e-3 if n in (*DROPS, "loss_rise") else 1e-9) for n, o in over.items() if o > 1e-12}
 
 # %% ../../nbs/compression/09_frontier.ipynb #7568ed66
 @patch
@@ -110,15 +116,10 @@ def best(self: Frontier,
         ) -> Candidate | None:  # None where no candidate is within the budget; `why` says the reason
     "The fastest candidate within a budget, then the smallest."
     budget = self.budget if budget is None else checked(budget)
-    for n in ("auc", "latency_one_ms"):
-        if (
-            f"{n}_drop" in budget
-            and any(c.auc is None for c in self.candidates)
-            or n in budget
-            and any(c.latency_one_ms is None for c in self.candidates)
-        ):
+    for n, bound in (("auc", "auc_drop"), ("loss", "loss_rise"), ("latency_one_ms", "latency_one_ms")):
+        if bound in budget and any(getattr(c, n) is None for c in self.candidates):
             raise BadRequest(f"The candidates have no {n} to bound.", "Bound accuracy_drop and latency_ms instead.")
-    budget = bounded(budget, self.base.auc is not None)
+    budget = bounded(budget, self.base.auc is not None, self.base.loss is not None)
     broken = {c.recipe: excess(c, self.base, budget) for c in self.candidates}
     within = [c for c in self.candidates if not broken[c.recipe]]
     if not within:

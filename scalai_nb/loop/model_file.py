@@ -47,6 +47,7 @@ class CompressSection(Section):
     "Set the budget of the compressed candidates."
     accuracy_drop: float = Field(.01, ge=0)  # R² for a regression
     auc_drop: float | None = Field(None, ge=0)
+    loss_rise: float | None = Field(None, ge=0)  # nats a row, of classes
     latency_ms: float | None = Field(None, gt=0)  # of 64 rows, one thread
     size_bytes: float | None = Field(None, gt=0)
 
