@@ -55,7 +55,7 @@ def main(seeds: int = 3):
             mean = {k: float(np.mean([f[k] for f in found])) for k in found[0]}
             table.append({"rows": count, "text": text, **mean})
             print(table[-1], flush=True)
-    keep("## free text, reviews", section(table, seeds, load))
+    keep("## texts, 4,000 rows", section(table, seeds, load))
 
 
 def section(table, seeds, load):
@@ -67,7 +67,7 @@ def section(table, seeds, load):
     told = ("Is a review's score great? From its text alone, AUC on the 1,000 rows of the test table. Features: CPU"
             f" seconds of all rows, once; then of each training. Draws of the training rows: {seeds}.")
     stamped = stamp(f"python tests/bench/text.py {seeds}", load)
-    return "\n".join(["## free text, reviews", "", told, "", *lines, "", stamped, ""])
+    return "\n".join(["## texts, 4,000 rows", "", told, "", *lines, "", stamped, ""])
 
 
 if __name__ == "__main__": main(*map(int, sys.argv[1:]))
