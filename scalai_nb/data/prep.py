@@ -44,6 +44,7 @@ from scalai_nb.data.prep_steps import (
     scaled,
     words,
 )
+from .text_vectors import Sentences, sentences
 
 # %% ../../nbs/data/16_prep.ipynb #1814e3e1
 SCHEMA = 1  # of the JSON on disk
@@ -57,6 +58,7 @@ FIT = {
     "frequency": frequency,
     "hash": hashed,
     "words": words,
+    "sentences": sentences,
     "dates": dates,
 }
 CLASS = {
@@ -69,6 +71,7 @@ CLASS = {
     "frequency": Frequency,
     "hash": Hash,
     "words": Words,
+    "sentences": Sentences,
     "dates": Dates,
 }
 
@@ -83,6 +86,7 @@ KINDS = {
     "frequency": "text",
     "hash": "text",
     "words": "text",
+    "sentences": "text",
     "dates": "time",
 }
 
@@ -301,6 +305,7 @@ def _repr_html_(self: Prep) -> str:
         if isinstance(s, OneHot): return ("own feature" if s.missing else "zeros"), ("“other”" if s.other else "zeros")
         if isinstance(s, Code): return ("own number" if s.missing else "number of the unseen"), "own number"
         if isinstance(s, Frequency): return "share of nulls", "share 0"
+        if isinstance(s, Sentences): return ("zeros and a flag" if s.missing else "zeros"), "its vector"
         if isinstance(s, Words): return ("own feature" if s.missing else "zeros"), "its buckets"
         if isinstance(s, Hash): return ("own feature" if s.missing else "zeros"), "its bucket"
         if isinstance(s, Dates): return ("zeros and a flag" if s.missing else "zeros"), "–"

@@ -33,12 +33,16 @@ from scalai_nb.data.prep_steps import (
 # %% ../../nbs/data/16_prep_onnx.ipynb #562d74f2
 class Graph:
     "Nodes and constants of an ONNX graph under way."
-    def __init__(self): self.nodes, self.constants, self.domains = [], [], {""}
+    prefix = "prep"  # of the names of nodes
+
+    def __init__(self):
+        self.nodes, self.constants, self.domains = [], [], {""}
+        self.shared = {}  # constants that several steps read, by what they belong to
 
     def __call__(self, op: str, *inputs: str, outputs: int = 1, domain: str = "", **attributes):
         "Add a node; the name of its output (or names)."
         from onnx import helper
-        names = [f"prep/{len(self.nodes)}" + (f".{i}" if i else "") for i in range(outputs)]
+        names = [f"{self.prefix}/{len(self.nodes)}" + (f".{i}" if i else "") for i in range(outputs)]
         self.nodes.append(helper.make_node(op, inputs, names, names[0], domain=domain, **attributes))
         self.domains.add(domain)
         return names[0] if outputs == 1 else names

@@ -86,6 +86,7 @@ SECTIONS = (
     "digits",
     "fashion",
     "minilm",
+    "texts",
     "notebooks",
     "steps",
     "queue",
