@@ -73,8 +73,9 @@ def train(
         from scalai_nb.training.registry import Registry
     found = train(file, settings, **({"ranks": ranks} if ranks else {}))
     registry = Registry(settings)
-    run_id = [registry.log(run) for run in found.runs][0]
-    return Answer(found.to_dict() | {"run_id": run_id, "model": file.name}, lambda: trained_text(found, run_id))
+    run_ids = [registry.log(run) for run in found.runs]
+    doc = found.to_dict() | {"run_id": run_ids[0], "run_ids": run_ids, "model": file.name}
+    return Answer(doc, lambda: trained_text(found, run_ids[0]))
 
 def trained_text(training: Any,  # loop.training.Training
                  run_id: str,  # in the registry
