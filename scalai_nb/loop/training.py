@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['decided_split', 'shuffled', 'fit_prep', 'gradient_boosting', 'Training', 'initial_network', 'pretrained_weights',
-           'train', 'constant_metrics', 'compared', 'best_candidate', 'searched_network', 'search_model']
+           'train', 'constant_metrics', 'mean_compared', 'compared', 'best_candidate', 'searched_network',
+           'search_model']
 
 # %% ../../nbs/loop/03_training.ipynb #396c1aab
 import functools
@@ -141,7 +142,6 @@ def train(model: Model,  # to be trained
          ) -> Training:
     "Train a model file's network and its baselines, and average it with gradient boosting."
     from scalai_nb.training.fit import fit
-    from scalai_nb.training.objective import RANKED_BY
     settings, periods = settings or Settings.load(), list(periods)
     split = split or decided_split(model, periods, settings)
     prep = prep or fit_prep(model, periods, split, settings)
@@ -156,7 +156,7 @@ def train(model: Model,  # to be trained
     if trees is not None: baseline["gradient boosting"] = trees.metrics
     better, why = compared(run, baseline)
     mean, more = (None, []) if trees is None or data is not None else _mean(run, trees, model, periods, settings)
-    if mean is not None: why += f" The mean of both: {_figure(mean.metrics, f'val_{RANKED_BY[run.task]}'):.4f}."
+    if mean is not None: why += mean_compared(mean)
     return Training(run, trees, baseline, better, why, [*run.params.get("notes", []), *notes, *more], mean)
 
 # %% ../../nbs/loop/03_training.ipynb #3e298303
@@ -198,6 +198,13 @@ def constant_metrics(run: Any,  # training.run.Run on the same rows
 # %% ../../nbs/loop/03_training.ipynb #9e5eb575
 def _figure(metrics: dict, name: str) -> float:  # NaN where the rows could not show it
     return float("nan") if metrics.get(name) is None else float(metrics[name])
+
+def mean_compared(mean: Any,  # training.run.Run, from `training.ensemble.train_mean`
+                 ) -> str:  # one sentence
+    "Say what the mean of network and gradient boosting reaches."
+    from scalai_nb.training.objective import RANKED_BY
+    figure = _figure(mean.metrics, f"val_{RANKED_BY[mean.task]}")
+    return f" The mean of both, {mean.params['weight']:.0%} network: {figure:.4f}."
 
 def compared(run: Any, baseline: dict[str, dict[str, float]]) -> tuple[bool, str]:  # better than all, one sentence
     "Say how a run compares with its baselines."

