@@ -620,6 +620,81 @@ def test_an_estimator_is_compressed_to_itself_and_is_not_repeated(settings):
     with pytest.raises(BadRequest, match="is of an estimator, LGBMClassifier"): run.repeat()
 
 
+RANKED = {"left": "auc", "level": "accuracy", "price": "r2"}
+WORDS = ["quiet room with a view of the lake", "the heating was broken all week", "old beds, and nobody came"]
+
+
+def guests() -> pd.DataFrame:
+    "Customers with a free text and a time, both with holes; a price, and a class that only the last days have."
+    rows = customers()
+    rows["review"] = [None if i % 17 == 0 else f"{i} {WORDS[i % 3]}" for i in range(len(rows))]
+    rows["joined"] = pd.Timestamp("2020-01-01") + pd.to_timedelta(rows.day*31, "h")
+    rows.loc[::19, "joined"] = pd.NaT
+    rows["price"] = 100 + 20*rows.paid - rows.calls**2
+    rows["level"] = np.where(rows.day >= 28, "who knows", np.where(rows.paid > 1, "soon", rows.left))
+    return rows
+
+
+@pytest.mark.parametrize("target", ["left", "level", "price"])
+def test_the_mean_of_network_and_trees_is_a_run_and_a_file_like_others(settings, target):
+    "From raw rows, a plan that nobody knows and holes among them, and whatever rows come with one."
+    from scalai_nb.compression.export import feeds_of, run_scores, session
+    from scalai_nb.compression.frontier import compress
+    from scalai_nb.data.write import write
+    from scalai_nb.loop.model_file import Model
+    from scalai_nb.loop.training import pretrained_weights, train
+    from scalai_nb.training.registry import Registry
+    rows = guests()
+    write(rows, "guests", key="customer_id", settings=settings)
+    others = [c for c in ("left", "level", "price", "customer_id") if c != target]
+    model = Model(name="guest", table="guests", target=target, ignore=others,
+                  train={"epochs": 2, "validation": ["day", ">=", 24]})
+    found = train(model, settings)
+    network, trees, mean = found.runs
+    figure = mean.metrics[f"val_{RANKED[target]}"]
+    assert mean.network == f"mean of TabularMLP and {trees.network}" and f"{figure:.4f}" in found.why
+    assert set(mean.metrics) == set(trees.metrics) and mean.prep.features == trees.prep.features
+    rows.loc[0, ["plan", "review", "paid"]] = ["unheard of", None, np.nan]
+    weight = mean.params["weight"]
+    want = weight*network.predict(rows) + (1 - weight)*trees.predict(rows)
+    near = lambda a: np.abs(a - want).max() <= 1e-5*max(1., np.abs(want).max())
+    assert near(mean.predict(rows)) and np.array_equal(Run.load(mean.path).predict(rows), mean.predict(rows))
+    if target == "level": assert mean.classes[2] == "who knows" and (mean.predict(rows)[:, 2] < .4).all()
+
+    registry = Registry(settings)
+    kept = registry.run(registry.log(mean))
+    frontier = compress(kept, {"accuracy_drop": .01}, settings=settings)
+    assert [c.recipe for c in frontier.candidates] == ["float32"] and set(frontier.left_out.values()) == {
+        f"{mean.network} is left as it is"}
+    version = registry.register("guest", frontier.best().path, kept)
+    registry.promote("guest", version, "the only one")
+    champion = registry.champion("guest")
+    assert near(champion.predict(rows))
+    file = session(champion.path)
+    one, many = (run_scores(file, feeds_of(file, rows[:40]), batch) for batch in (1, 40))
+    assert np.abs(one - many).max() <= 1e-6*max(1., np.abs(many).max())
+    assert kept.evaluate(settings=settings, importance=0).rows == mean.data["validation_rows"]
+    with pytest.raises(BadRequest, match=f"is the mean of the runs {network.id} and {trees.id}"): kept.repeat()
+    weights = {n.removeprefix("network."): w for n, w in network.model.state_dict().items()}
+    again = pretrained_weights("guest@champion", settings)
+    assert list(again) == list(weights) and all(bool((again[n] == w).all()) for n, w in weights.items())
+
+
+def test_there_is_no_mean_without_a_baseline_or_with_other_features(settings):
+    from scalai_nb.data.write import write
+    from scalai_nb.loop.model_file import Model
+    from scalai_nb.loop.training import train
+    write(customers(), "customers", key="customer_id", settings=settings)
+    model = Model(name="left", table="customers", target="left", train={"epochs": 1, "baseline": False})
+    alone = train(model, settings)
+    assert [alone.trees, alone.mean] == [None, None] and "mean" not in alone.why and len(alone.runs) == 1
+    onehot = train(model.model_copy(update={"train": model.train.model_copy(
+        update={"baseline": True, "network": "MLP"})}), settings)
+    assert onehot.mean is None and len(onehot.runs) == 2
+    (note,) = (n for n in onehot.notes if n.startswith("the mean"))
+    assert note == "the mean with gradient boosting is left out: MLP and LGBMClassifier learnt different features."
+
+
 CELL = """
 import numpy as np, torch
 from torch import nn

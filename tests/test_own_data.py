@@ -84,6 +84,53 @@ def test_two_commands_lead_from_a_file_to_a_model_that_serves(target, tmp_path):
     np.testing.assert_allclose(np.sort(said), np.sort(found.max(1) if found.ndim == 2 else found), rtol=1e-5)
 
 
+def harvest() -> pd.DataFrame:
+    "A number of which a network learns the waves and trees the steps."
+    rng, n = np.random.default_rng(0), 1_500
+    x = pd.DataFrame(rng.normal(size=(n, 6)).round(3), columns=list("abcdef")).assign(
+        soil=rng.choice(["red", "green", "blue", "grey"], n))
+    wave, step = 3*np.sin(2*x.a) + 2*x.d*x.e, 4*((x.b > .3) & (x.c > 0)) + 3*(x.soil == "red")
+    return x.assign(crop=(100 + wave + step + rng.normal(0, 2, n)).round(3))
+
+
+def models_by_name(settings) -> dict[str, dict]:  # network → the float candidate of its newest frontier
+    "What compress measured."
+    found = {}
+    for file in sorted(settings.path("frontiers").glob("*/frontier.json"), key=lambda f: f.stat().st_mtime):
+        params = json.loads((settings.path("fits", file.parent.name)/"run.json").read_text())["params"]
+        found[params.get("network", "network")] = json.loads(file.read_text())["base"]
+    return found
+
+
+@pytest.mark.slow
+def test_the_mean_of_both_is_promoted_where_it_is_best_and_a_budget_keeps_it_out(tmp_path):
+    harvest().to_csv(tmp_path/"rows.csv", index=False)
+    succeeded("init", "work", "--from", "rows.csv", "--target", "crop", cwd=tmp_path)
+    work = tmp_path/"work"
+    file = work/"models"/"crop.toml"
+    file.write_text(file.read_text().replace("[train]", "[train]\nepochs = 15"))
+    challenger = lambda done: {s["name"]: s["results"] for s in done["steps"]}["challenger"]
+    done = challenger(succeeded("run", "workflows/loop.toml", cwd=work))
+    import scalai_nb as sn
+    settings = sn.Settings.load(work)
+    registry, mean = sn.Registry(settings), "mean of TabularMLP and LGBMRegressor"
+    champion = registry.champion("crop")
+    run, best = registry.run(champion.run_id), max(m["accuracy"] for m in models_by_name(settings).values())
+    assert run.network == mean and champion.metrics["r2"] == best == done["metrics"]["r2"], done
+    assert len(done["run_ids"]) == 3 and "It is the best of 3 models" in done["why"]
+    raw = sn.Table("rows", settings).arrow()
+    np.testing.assert_allclose(champion.predict(raw), run.predict(raw), rtol=1e-5)
+    assert succeeded("models", "show", "crop", cwd=work)["training"]["class"] == "scalai_nb.training.ensemble:Ensemble"
+
+    measured = models_by_name(settings)
+    bound = (measured[mean]["latency_ms"]*measured["LGBMRegressor"]["latency_ms"])**.5
+    file.write_text(file.read_text().replace("[compress]", f"[compress]\nlatency_ms = {bound:.4f}"))
+    done = challenger(succeeded("run", "workflows/loop.toml", cwd=work))
+    assert registry.run(done["run_id"]).network != mean
+    assert f"{mean} is left out. No candidate meets the budget: latency_ms" in done["why"]
+    assert registry.champion("crop").version == champion.version or done["action"] == "promote"
+
+
 def faulty(path: Path) -> Path:
     flowers().assign(id=range(150), one="x", none=None, when="soon", twice=[i//2 for i in range(150)]).to_csv(
         path/"f.csv", index=False)

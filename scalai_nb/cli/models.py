@@ -77,17 +77,18 @@ def train(
         from scalai_nb.training.registry import Registry
     found = train(file, settings, **({"ranks": ranks} if ranks else {}))
     registry = Registry(settings)
-    run_id = [registry.log(run) for run in (found.run, found.trees) if run is not None][0]
-    return Answer(found.to_dict() | {"run_id": run_id, "model": file.name}, lambda: trained_text(found, run_id))
+    run_ids = [registry.log(run) for run in found.runs]
+    doc = found.to_dict() | {"run_id": run_ids[0], "run_ids": run_ids, "model": file.name}
+    return Answer(doc, lambda: trained_text(found, run_ids[0]))
 
 def trained_text(training: Any,  # loop.training.Training
                  run_id: str,  # in the registry
                 ) -> str:
-    "The figures of a training and of its baselines, one a line, and the sentence."
-    names = {"this model": training.run.metrics, **training.baseline}
+    "The figures of a training, of its baselines and of the mean, one a line, and the sentence."
     figures = lambda m: "  ".join(f"{k.removeprefix('val_')} {v:.4g}" for k, v in m.items() if k.startswith("val_"))
     notes = [f"- {note}" for note in training.notes]
-    return "\n".join([*(f"{n:<18} {figures(m)}" for n, m in names.items()), training.why, *notes, f"run {run_id}"])
+    lines = [f"{name:<18} {figures(metrics)}" for name, metrics in training.figures.items()]
+    return "\n".join([*lines, training.why, *notes, f"run {run_id}"])
 
 # %% ../../nbs/cli/09_models.ipynb #8feda0ac
 @verb(app, "Models")

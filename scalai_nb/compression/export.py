@@ -53,7 +53,8 @@ def graph(model,  # any nn.Module
     import warnings
 
     import torch
-    if hasattr(model, "onnx_graph"): return model.onnx_graph()  # an estimator brings its own
+    if hasattr(model, "onnx_graph"):  # an estimator brings its own, an ensemble joins those of its parts
+        return model.onnx_graph(*(graph(part, features, task) for part in model.children()))
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it reports operators of packages that are not installed
     shape = (features,) if isinstance(features, int) else tuple(features)
     with warnings.catch_warnings():

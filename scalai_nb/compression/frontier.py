@@ -219,7 +219,7 @@ def compress(
     start, settings = time.monotonic(), settings or Settings.load()
     budget, search = checked(budget, run_task(run)), recipes is None and timeout is not None
     todo = sorted(dict.fromkeys(["float32", *(recipes or (SEARCH if search else RECIPES))]), key=cost)
-    whole = hasattr(run.model, "onnx_graph")  # an estimator: there are no layers to prune, quantize or distil
+    whole = hasattr(run.model, "onnx_graph")  # an estimator, or an ensemble with one: it is left as it is
     if whole: todo, search, apart = ["float32"], False, dict.fromkeys(todo[1:], f"{run.network} is left as it is")
     rows = rows or rows_of(run, table, settings)
     request = _request(run, rows, budget, labels, finetune_epochs, ratio=ratio, width=width)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['decided_split', 'shuffled', 'free_text_steps', 'fit_prep', 'gradient_boosting', 'Training', 'initial_network',
-           'pretrained_weights', 'train', 'constant_metrics', 'compared', 'best_candidate', 'searched_network',
-           'search_model']
+           'pretrained_weights', 'train', 'constant_metrics', 'mean_compared', 'compared', 'best_candidate',
+           'searched_network', 'search_model']
 
 # %% ../../nbs/loop/03_training.ipynb #396c1aab
 import functools
@@ -95,13 +95,17 @@ def gradient_boosting(task: str,  # binary, multiclass or regression
 
 @dataclass(frozen=True)
 class Training:
-    "A trained network, the baselines on the same rows, and how they compare."
+    "A trained network, the baselines on the same rows, the mean with gradient boosting, and how they compare."
     run: Any  # training.run.Run
     trees: Any  # the run of gradient boosting, or None
     baseline: dict[str, dict[str, float]]  # name → metrics on the held-out rows
     better_than_baseline: bool
     why: str  # one sentence
     notes: list[str] = field(default_factory=list)  # what a person should know about this training
+    mean: Any = None  # the run of the mean of network and gradient boosting, or None
+
+    @property
+    def runs(self) -> list[Any]: return [run for run in (self.run, self.trees, self.mean) if run is not None]
 
 # %% ../../nbs/loop/03_training.ipynb #c80ce37d
 def initial_network(model: Model, settings: Settings) -> Any:  # as `training.fit` takes it
@@ -122,16 +126,19 @@ def initial_network(model: Model, settings: Settings) -> Any:  # as `training.fi
         return network
     return built
 
+# %% ../../nbs/loop/03_training.ipynb #99ac3186
 def pretrained_weights(source: str,  # NAME@champion, NAME@VERSION, or a file in the workspace; empty: none
                        settings: Settings,
                       ) -> dict[str, Any]:  # name → tensor
     "Read the weights of a registered version or of a file."
+    from scalai_nb.training.ensemble import Ensemble
     from scalai_nb.training.registry import Registry
     from scalai_nb.training.transfer import read
     if not source: return {}
     if "@" not in source: return read(settings.root/source)
     registry = Registry(settings)
-    weights = registry.run(registry.resolve(source).run_id).model.state_dict()
+    trained = registry.run(registry.resolve(source).run_id).model
+    weights = (trained.network if isinstance(trained, Ensemble) else trained).state_dict()
     return {name.removeprefix("network."): value for name, value in weights.items()}
 
 # %% ../../nbs/loop/03_training.ipynb #7feb870c
@@ -143,7 +150,7 @@ def train(model: Model,  # to be trained
           data: Any = None,  # rows instead of the table's
           **options: Any,  # of fit, instead of the file's
          ) -> Training:
-    "Train a model file's network and its baselines."
+    "Train a model file's network and its baselines, and average it with gradient boosting."
     from scalai_nb.training.fit import fit
     settings, periods = settings or Settings.load(), list(periods)
     split = split or decided_split(model, periods, settings)
@@ -158,7 +165,9 @@ def train(model: Model,  # to be trained
     baseline = {"constant": constant_metrics(run, model, periods, split, settings)}
     if trees is not None: baseline["gradient boosting"] = trees.metrics
     better, why = compared(run, baseline)
-    return Training(run, trees, baseline, better, why, [*run.params.get("notes", []), *notes])
+    mean, more = (None, []) if trees is None or data is not None else _mean(run, trees, model, periods, settings)
+    if mean is not None: why += mean_compared(mean)
+    return Training(run, trees, baseline, better, why, [*run.params.get("notes", []), *notes, *more], mean)
 
 # %% ../../nbs/loop/03_training.ipynb #3e298303
 def _trees(model: Model, run: Any, periods: list[str], split: Any, same: dict, settings: Settings) -> tuple[Any, list]:
@@ -169,9 +178,16 @@ def _trees(model: Model, run: Any, periods: list[str], split: Any, same: dict, s
     try:
         network = gradient_boosting(run.task)
         prep = fit_prep(model, periods, split, settings, network)
+        if prep.features == run.prep.features: prep = run.prep  # other scales, which trees do not mind
         return fit(network, model.labelled_table(settings), prep, **same, seed=model.train.seed), []
     except BadRequest as e:  # the baseline's trouble, such as an export that is not exact; the network stands
         return None, [f"gradient boosting is left out: {e.message}"]
+
+def _mean(run: Any, trees: Any, model: Model, periods: list[str], settings: Settings) -> tuple[Any, list]:
+    "Average a run and gradient boosting: the run of the mean or None, and what to note."
+    from scalai_nb.training.ensemble import train_mean
+    try: return train_mean(run, trees, model.labelled_rows(periods, settings), settings), []
+    except BadRequest as e: return None, [f"the mean with gradient boosting is left out: {e.message}"]
 
 # %% ../../nbs/loop/03_training.ipynb #de5a868d
 def constant_metrics(run: Any,  # training.run.Run on the same rows
@@ -193,6 +209,13 @@ def constant_metrics(run: Any,  # training.run.Run on the same rows
 def _figure(metrics: dict, name: str) -> float:  # NaN where the rows could not show it
     return float("nan") if metrics.get(name) is None else float(metrics[name])
 
+def mean_compared(mean: Any,  # training.run.Run, from `training.ensemble.train_mean`
+                 ) -> str:  # one sentence
+    "Say what the mean of network and gradient boosting reaches."
+    from scalai_nb.training.objective import RANKED_BY
+    figure = _figure(mean.metrics, f"val_{RANKED_BY[mean.task]}")
+    return f" The mean of both, {mean.params['weight']:.0%} network: {figure:.4f}."
+
 def compared(run: Any, baseline: dict[str, dict[str, float]]) -> tuple[bool, str]:  # better than all, one sentence
     "Say how a run compares with its baselines."
     from scalai_nb.training.objective import RANKED_BY
@@ -213,18 +236,22 @@ def compared(run: Any, baseline: dict[str, dict[str, float]]) -> tuple[bool, str
 
 # %% ../../nbs/loop/03_training.ipynb #6e316743
 def best_candidate(frontiers: dict[str, Any],  # run id → compression.frontier.Frontier
-                  ) -> tuple[str, dict, str]:  # run id, candidate, one sentence
-    "Choose the candidate that goes to the gate."
+                   names: dict[str, str] | None = None,  # run id → network, for the sentences
+                  ) -> tuple[str, dict, str]:  # run id, candidate, sentences
+    "Choose the candidate that goes to the gate: the best on the held-out rows among those within the budget."
     documents = {run: f.to_dict() for run, f in frontiers.items()}
-    found = {run: d["best"] or d["base"] for run, d in documents.items()}
+    within = {run: d["best"] for run, d in documents.items() if d["best"]}
+    found = within or {run: d["base"] for run, d in documents.items()}
     figure = lambda c: c["auc"] if c["auc"] is not None else c["accuracy"]
     top = max(found, key=lambda run: figure(found[run]))
+    names = names or {run: run[:8] for run in documents}
     why = documents[top]["why"]
     if len(found) > 1:
-        others = ", ".join(f"{figure(c):.4f}" for run, c in found.items() if run != top)
-        best = f"{figure(found[top]):.4f} against {others}"
+        others = ", ".join(f"{names[run]} {figure(c):.4f}" for run, c in found.items() if run != top)
+        best = f"{names[top]} {figure(found[top]):.4f} against {others}"
         why += f" It is the best of {len(found)} models on the held-out rows: {best}."
-    return top, found[top], why
+    left_out = [f" {names[run]} is left out. {d['why']}" for run, d in documents.items() if run not in found]
+    return top, found[top], why + "".join(left_out)
 
 # %% ../../nbs/loop/03_training.ipynb #e9b748cc
 def searched_network(features: int,  # columns that come in
@@ -256,6 +283,12 @@ def search_model(model: Model,  # whose network is searched
                   settings=settings, **options)
 
 # %% ../../nbs/loop/03_training.ipynb #5132cb8f
+@patch(as_prop=True)
+def figures(self: Training) -> dict[str, dict[str, float]]:  # name → metrics on the held-out rows
+    "List the metrics of the network, of the baselines and of the mean with gradient boosting."
+    mean = {} if self.mean is None else {"mean of both": self.mean.metrics}
+    return {"this model": self.run.metrics, **self.baseline, **mean}
+
 @patch
 def to_dict(self: Training) -> dict:
     "Return what `scalai train --json` prints."
@@ -263,7 +296,7 @@ def to_dict(self: Training) -> dict:
     return {"run_id": run.id, "task": run.task, "network": run.network,
             "rows": run.data.get("rows"), "metrics": run.metrics, "baseline": self.baseline,
             "better_than_baseline": self.better_than_baseline, "why": self.why,
-            "notes": self.notes}
+            "mean": None if self.mean is None else self.mean.metrics, "notes": self.notes}
 
 @patch
 def __repr__(self: Training) -> str:
@@ -273,6 +306,5 @@ def __repr__(self: Training) -> str:
 @patch
 def _repr_html_(self: Training) -> str:
     measures = list(self.run.metrics)
-    names = {"this model": self.run.metrics, **self.baseline}
-    rows = [(n, *(_figure(m, k) for k in measures)) for n, m in names.items()]
+    rows = [(n, *(_figure(m, k) for k in measures)) for n, m in self.figures.items()]
     return self.run._repr_html_() + html_table(rows, ("", *measures), self.why)

@@ -116,6 +116,9 @@ def _checked(run: Any) -> Any:
     "Load the run from its folder, every file checked against its digest."
     if run.path is None or not (Path(run.path) / "run.json").is_file():
         raise BadRequest(f"Run {run.id} has no record on disk.", "Fit keeps one; Registry().run(id) brings it back.")
+    if parts := run.params.get("parts"):
+        raise BadRequest(f"Run {run.id} is the mean of the runs {' and '.join(parts)}: nothing was trained for it.",
+                         "Repeat these, and average them: train_mean(run, trees, rows).")
     if "network" in run.params and "optimizer" not in run.params:
         raise BadRequest(f"Run {run.id} is of an estimator, {run.network}, whose parameters its record does not keep.",
                          "Fit it anew: fit(estimator, rows, prep).")
