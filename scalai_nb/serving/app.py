@@ -25,6 +25,7 @@ from ..core.errors import nearest
 from .answer import answer
 from .batcher import Batcher
 from .body import Limits, Refused, RequestRows, Signature, csv_rows, json_rows
+from .fleet import read_fleet
 from .traffic import Traffic
 
 # %% ../../nbs/serving/16_app.ipynb #61e8cea2
@@ -263,7 +264,7 @@ def _lost(self: App, path: str, method: str, allowed: str) -> Refused:
 def health(self: App) -> tuple[int, bytes, bytes]:
     "Say what is in service; 503 while this worker ends."
     document = {"status": "draining" if self.draining else "ok", "worker": os.getpid(), "in_flight": self.active,
-                "models": {n: s.to_dict() for n, s in self.services.items()}}
+                "workers": read_fleet(), "models": {n: s.to_dict() for n, s in self.services.items()}}
     return 503 if self.draining else 200, JSON, orjson.dumps(document)
 
 @patch

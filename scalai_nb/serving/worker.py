@@ -13,6 +13,8 @@ import os
 import signal
 import socket
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +133,7 @@ class Worker:
     "One process that answers."
     def __init__(self, config: dict, listener: socket.socket, control: socket.socket):
         self.config, self.listener, self.control = config, listener, control
+        self.turn, self.ended = time.monotonic(), threading.Event()  # turn: when the event loop last came round
 
     def say(self, **message: Any) -> None:
         "Send a `message` to the parent."
@@ -147,7 +150,6 @@ async def serve(self: Worker) -> None:
     services = {f.name: f.service for f in self.followers}
     self.app = App(services, Limits(**config["limits"]), body_timeout=config["body_timeout"], tokens=config["tokens"],
                    pages=pages_of(services))
-    self.app.traffic.restarts.set(config["restarts"])
     self.server = uvicorn_server(self.app, config["grace"])
     self.app.pending = lambda: len(self.server.server_state.tasks)
     loop = asyncio.get_running_loop()
@@ -158,6 +160,7 @@ async def serve(self: Worker) -> None:
     gc.freeze()  # what was imported is never looked at again
     await self.server.serve([self.listener])
     for task in tasks: task.cancel()
+    self.ended.set()
     self.app.traffic.workers.set(0)
 
 # %% ../../nbs/serving/19_worker.ipynb #c62c5c7b
@@ -166,11 +169,13 @@ async def _beat(self: Worker) -> None:
     "Report that this worker is ready, and then that it is alive."
     while not self.server.started: await asyncio.sleep(.01)
     self.app.tick()
+    self.turn = time.monotonic()
     self.say(ready=True)
+    threading.Thread(target=self._pulse, daemon=True).start()
     while True:
         await asyncio.sleep(.5)
         self.app.tick()
-        self.say(alive=True)
+        self.turn = time.monotonic()
 
 @patch
 async def _watch(self: Worker) -> None:
@@ -178,6 +183,20 @@ async def _watch(self: Worker) -> None:
     while True:
         await asyncio.sleep(.5)
         for follower in self.followers: await self._follow(follower)
+
+# %% ../../nbs/serving/19_worker.ipynb #c788492c
+@patch
+def _pulse(self: Worker) -> None:
+    "Report from a thread of its own how long ago the event loop came round; of a loop that stands still, nothing."
+    while not self.ended.wait(.5):
+        since = time.monotonic() - self.turn
+        if since < 2 or self.calling() < self.config["call_timeout"]: self.say(turn=since)
+
+@patch
+def calling(self: Worker) -> float:  # seconds; infinite: it is in no call
+    "Say how long the event loop's call of a model has been going on."
+    began = [f.service.model.called for f in self.followers if f.service.model.called]
+    return time.monotonic() - max(began) if began else float("inf")
 
 # %% ../../nbs/serving/19_worker.ipynb #97c38738
 @patch

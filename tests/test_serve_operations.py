@@ -1,0 +1,127 @@
+"The HTTP service in operation: hangs, long batches, workers that are gone, canary, shadow, access and overload."
+import hashlib
+import json
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import onnx.helper as helper
+import pytest
+import test_serve
+from conftest import scalai, until
+from onnx import TensorProto, numpy_helper
+from test_serve import GOOD, serving, workers
+
+from scalai_nb.training.pointer import pointer_path
+
+made, own = test_serve.made, test_serve.own
+
+
+def settings(folder: Path, **serve):
+    lines = [f"{k} = {v}" for k, v in serve.items()]
+    (folder/"settings.ini").write_text("\n".join(["[workspace]", "home = .scalai", "[serve]", *lines, ""]))
+
+
+def metric(url: str, name: str) -> float | None:
+    lines = [line for line in httpx.get(f"{url}/metrics").text.splitlines() if line.startswith(name)]
+    return float(lines[0].split()[-1]) if lines else None
+
+
+def slow_model(path: Path):
+    "A file that multiplies matrices as often as the largest x of a batch says; its score is x."
+    info = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [helper.make_node("MatMul", ["m", "w"], ["p"]), helper.make_node("Clip", ["p", "low", "high"], ["m_out"]),
+         helper.make_node("Identity", ["go"], ["go_out"])], "body",
+        [info("i", TensorProto.INT64, []), info("go", TensorProto.BOOL, []), info("m", TensorProto.FLOAT, [512, 512])],
+        [info("go_out", TensorProto.BOOL, []), info("m_out", TensorProto.FLOAT, [512, 512])])
+    nodes = [helper.make_node("ReduceMax", ["x"], ["most"], keepdims=0),
+             helper.make_node("Cast", ["most"], ["times"], to=TensorProto.INT64),
+             helper.make_node("Loop", ["times", "yes", "w"], ["last"], body=body),
+             helper.make_node("ReduceSum", ["last"], ["sum"], keepdims=0),
+             helper.make_node("Mul", ["sum", "zero"], ["nothing"]),
+             helper.make_node("Cast", ["x"], ["small"], to=TensorProto.FLOAT),
+             helper.make_node("Add", ["small", "nothing"], ["score"])]
+    known = {"w": np.full((512, 512), .001, np.float32), "yes": np.array(True), "zero": np.float32(0),
+             "low": np.float32(-1), "high": np.float32(1)}
+    graph = helper.make_graph(nodes, "slow", [info("x", TensorProto.DOUBLE, ["N"])],
+                              [info("score", TensorProto.FLOAT, ["N"])],
+                              [numpy_helper.from_array(np.asarray(v), k) for k, v in known.items()])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    path.write_bytes(model.SerializeToString())
+
+
+def point_to_slow(folder: Path):
+    "Let the champion be a slow version, as a promotion would."
+    slow_model(folder/"slow.onnx")
+    path = pointer_path(folder/".scalai", "churn")
+    digest = hashlib.sha256((folder/"slow.onnx").read_bytes()).hexdigest()
+    entry = {"version": 9, "path": "slow.onnx", "sha256": digest, "task": "regression", "inputs": [["x", "number"]],
+             "classes": [], "threshold": .5, "table": "", "example": [{"x": 0}]}
+    pointer = json.loads(path.read_text())
+    path.write_text(json.dumps(pointer | {"aliases": {"champion": 9}, "versions": {"9": entry}}))
+
+
+def times_for(url: str, seconds: float) -> int:
+    "How often a slow version has to multiply to be busy for so long."
+    start, each = time.perf_counter(), 200
+    httpx.post(f"{url}/models/churn/predict", json={"rows": [{"x": each}]}, timeout=60).raise_for_status()
+    return int(each*seconds/(time.perf_counter() - start))
+
+
+@pytest.mark.parametrize("count", ["0", "-2"])
+def test_workers_that_cannot_be_are_refused_in_settings_too(own, count):
+    settings(own, workers=count)
+    done = scalai("serve", "churn", "--port", "0", cwd=own)
+    assert done.code == 2 and "workers" in done.err and len(done.err.strip().splitlines()) == 2, done.err
+
+
+@pytest.mark.slow
+def test_a_long_batch_is_no_hang_and_a_call_without_end_is(own):
+    settings(own, hang=2, call_timeout=9)
+    with serving(own, "churn", "--workers", "1") as (url, process):
+        point_to_slow(own)
+        predict = f"{url}/models/churn/predict"
+        assert until(lambda: httpx.get(f"{url}/healthz").json()["models"]["churn"]["version"] == 9)
+        times, (worker,) = times_for(url, 6), workers(process)
+        with httpx.Client(timeout=90) as client:
+            assert client.post(predict, json={"rows": [{"x": times}]}).json()["rows"] == [{"prediction": times}]
+        assert [p.pid for p in workers(process)] == [worker.pid] and metric(url, "scalai_serve_restarts") == 0
+        with httpx.Client(timeout=90) as client, pytest.raises(httpx.HTTPError):
+            client.post(predict, json={"rows": [{"x": 20*times}]})
+        assert until(lambda: workers(process) and workers(process)[0].pid != worker.pid)
+        assert until(lambda: httpx.post(predict, json={"rows": [{"x": 0}]}).status_code == 200)
+        assert metric(url, "scalai_serve_restarts") == 1
+
+
+def test_the_address_answers_while_no_worker_does(own):
+    "Both are stopped, then killed: health says so, counts stay, the wait is short; then they are replaced."
+    settings(own, hang=8)
+    with serving(own, "churn", "--workers", "2") as (url, process):
+        predict = lambda: httpx.post(f"{url}/models/churn/predict", json={"rows": [GOOD]}, timeout=20)
+        assert predict().status_code == 200
+        assert httpx.get(f"{url}/healthz").json()["workers"] == {"wanted": 2, "running": 2, "answering": 2,
+                                                                 "restarts": 0, "reason": ""}
+        for p in workers(process): p.suspend()
+        health = httpx.get(f"{url}/healthz", timeout=20)
+        assert health.status_code == 503 and "2 of them hang" in health.json()["reason"], health.text
+        start = time.perf_counter()
+        refused = predict()
+        assert refused.status_code == 503 and int(refused.headers["retry-after"]) >= 1
+        assert refused.json()["error"]["kind"] == "no_worker" and time.perf_counter() - start < .5
+        assert metric(url, 'scalai_serve_rows_total{model="churn",version="1"}') == 1
+        assert metric(url, "scalai_serve_workers_answering") == 0
+        assert until(lambda: predict().status_code == 200, 30)  # killed, and replaced
+        assert until(lambda: httpx.get(f"{url}/healthz").json()["workers"]["answering"] == 2)
+        assert metric(url, "scalai_serve_restarts") == 2
+        assert {predict().status_code for _ in range(20)} == {200}
+
+
+def test_one_worker_that_is_killed_costs_no_refusal(own):
+    "Connections wait for its successor."
+    with serving(own, "churn", "--workers", "1") as (url, process):
+        for _ in range(2):
+            workers(process)[0].kill()
+            assert httpx.post(f"{url}/models/churn/predict", json={"rows": [GOOD]}, timeout=20).status_code == 200
+        assert until(lambda: metric(url, "scalai_serve_restarts") == 2)
