@@ -2,18 +2,23 @@
 import hashlib
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import numpy as np
 import onnx.helper as helper
+import pyarrow as pa
 import pytest
 import test_serve
 from conftest import scalai, until
 from onnx import TensorProto, numpy_helper
-from test_serve import GOOD, serving, workers
+from test_serve import ARROW, GOOD, serving, stream, workers
 
-from scalai_nb.training.pointer import pointer_path
+from scalai_nb.core.settings import Settings
+from scalai_nb.data.hashing import hash64
+from scalai_nb.training.pointer import Pointer, pointer_path
+from scalai_nb.training.registry import Registry
 
 made, own = test_serve.made, test_serve.own
 
@@ -125,3 +130,55 @@ def test_one_worker_that_is_killed_costs_no_refusal(own):
             workers(process)[0].kill()
             assert httpx.post(f"{url}/models/churn/predict", json={"rows": [GOOD]}, timeout=20).status_code == 200
         assert until(lambda: metric(url, "scalai_serve_restarts") == 2)
+
+
+def test_a_canary_is_sticky_by_key_and_a_shadow_answers_nobody(own):
+    with open(own/"models/churn.toml", "a") as f: f.write("[serve]\ncanary = 0.3\n")
+    keys = [f"{i:06}" for i in range(150)]
+    want = {k: "2" if share < .3 else "1" for k, share in zip(keys, hash64(pa.array(keys))/2**64)}
+    with serving(own, "churn", "--workers", "2") as (url, process):
+        send = lambda rows, **more: httpx.post(f"{url}/models/churn/predict", json={"rows": rows}, timeout=30, **more)
+        version = lambda key: send([GOOD | {"customer_id": key}]).headers["x-model-version"]
+        assert {version(k) for k in keys[:20]} == {"1"}
+        Registry(Settings(root=own)).set_trial("churn", "canary", 2)
+        tried = lambda what: all(what in httpx.get(f"{url}/healthz").json()["models"]["churn"] for _ in range(20))
+        assert until(lambda: tried("canary"))
+        for _ in range(2):
+            with ThreadPoolExecutor(8) as pool: assert dict(zip(keys, pool.map(version, keys))) == want
+        one, two = (next(k for k in keys if want[k] == v) for v in ("1", "2"))
+        both = send([GOOD | {"customer_id": k} for k in (two, one)])  # one answer, one version: that of the first key
+        assert both.json()["model_version"] == 2 and len(both.json()["rows"]) == 2
+        table = pa.Table.from_pylist([GOOD | {"region": "a", "customer_id": k} for k in (one, two)])
+        table = table.set_column(4, "since", pa.array([0, 0], pa.timestamp("us")))
+        arrow = httpx.post(f"{url}/models/churn/predict", content=stream(table), headers=ARROW)
+        assert set(pa.ipc.open_stream(arrow.content).read_all()["model_version"].to_pylist()) == {1}
+        unkeyed = [{send([GOOD | {"tenure": t}]).headers["x-model-version"] for _ in range(4)} for t in range(30)]
+        assert {len(v) for v in unkeyed} == {1} and set.union(*unkeyed) == {"1", "2"}
+        count = sum(v == "2" for v in want.values())*2 + 2 + 4*sum(v == {"2"} for v in unkeyed)
+        assert metric(url, 'scalai_serve_rows_total{model="churn",version="2"}') == count
+        Registry(Settings(root=own)).set_trial("churn", "canary", None)
+        Registry(Settings(root=own)).set_trial("churn", "shadow", 2)
+        assert until(lambda: tried("shadow") and not any("canary" in httpx.get(f"{url}/healthz").text for _ in "ab"))
+        assert {version(k) for k in keys[:40]} == {"1"}
+        name = 'scalai_serve_shadow_rows_total{model="churn",outcome="scored",version="2"}'
+        assert until(lambda: metric(url, name) == 40), httpx.get(f"{url}/metrics").text
+        assert metric(url, 'scalai_serve_rows_total{model="churn",version="2"}') == count  # as before
+
+
+def test_the_aliases_of_trials_are_set_and_cleared(own):
+    aliases = lambda: Pointer.load(pointer_path(own/".scalai", "churn")).aliases
+    say = lambda *words: scalai("models", *words, cwd=own)
+    assert say("alias", "churn", "canary", "2").code == 0 and aliases()["canary"] == 2
+    assert say("alias", "churn", "shadow", "challenger").code == 0 and aliases()["shadow"] == 2
+    assert say("alias", "churn", "shadow", "--remove").code == 0 and "shadow" not in aliases()
+    for words, message in ((["champion", "2"], "Unknown alias"), (["canary", "1"], "is the champion"),
+                           (["canary"], "Which version"), (["canary", "7"], "no version 7"),
+                           (["canary", "2", "--remove"], "Which version")):
+        done = say("alias", "churn", *words)
+        assert done.code == 2 and message in done.err and len(done.err.strip().splitlines()) == 2, done.err
+    assert say("alias", "chrun", "canary", "--remove").code == 2
+    Registry(Settings(root=own)).promote("churn", 2, "better")
+    assert aliases() == {"champion": 2, "previous": 1}
+    Registry(Settings(root=own)).set_trial("churn", "shadow", 1)
+    Registry(Settings(root=own)).refuse("churn", 1, "worse")
+    assert aliases() == {"champion": 2, "previous": 1}

@@ -37,6 +37,7 @@ class Service:
     signature: Signature
     batcher: Batcher
     error: dict | None = None  # why the version that the alias means now is not in service
+    rollout: Any = None  # serving.rollout.Rollout; None: no canary and no shadow
 
     @property
     def model(self) -> Any: return self.batcher.model
@@ -44,7 +45,8 @@ class Service:
     def to_dict(self) -> dict:
         "Describe the service for `/healthz`."
         return {"version": self.model.version, "reference": self.reference, "loaded": self.model.loaded,
-                "queued_rows": self.batcher.queued, "error": self.error}
+                "queued_rows": self.batcher.queued, "error": self.error,
+                **(self.rollout.to_dict() if self.rollout else {})}
 
 # %% ../../nbs/serving/16_app.ipynb #22637dbf
 @dataclass
@@ -107,11 +109,12 @@ async def _predicted(self: App, service: Service, scope: dict, headers: dict, re
         if service.batcher.queued >= service.batcher.queue: raise service.batcher.busy()
         body = await self._body(headers, receive)
         given = self._rows(service, headers, scope["query_string"], body)
-        done = service.batcher.score_now(given) if self.pending() == 1 and deadline == math.inf else None
+        batcher = service.rollout.pick(given, body) if service.rollout else service.batcher
+        done = batcher.score_now(given) if self.pending() == 1 and deadline == math.inf else None
         if done is None:
             cycle = getattr(receive, "__self__", None)  # uvicorn's; of another server nobody is taken for gone
             gone = lambda: getattr(cycle, "disconnected", False)
-            done = await service.batcher.submit(given, deadline, gone)
+            done = await batcher.submit(given, deadline, gone)
         scores, model = done
         kind, body = answer(given, scores, model, request_id)
         return 200, model.version, [(b"x-model-version", str(model.version).encode())], kind, body

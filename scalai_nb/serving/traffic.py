@@ -29,6 +29,8 @@ class Traffic:
         self.batch = Histogram("scalai_serve_batch_rows", "Rows of one call of a model.", ("model",), buckets=ROWS,
                                **to)
         self.swaps = Counter("scalai_serve_swaps", "Versions taken into service, or not.", ("model", "outcome"), **to)
+        self.shadow = Counter("scalai_serve_shadow_rows", "Copies of answered rows, by what became of them.",
+                              ("model", "version", "outcome"), **to)
         live = to | {"multiprocess_mode": "livesum"}
         self.queue = Gauge("scalai_serve_queue_rows", "Rows that wait.", ("model",), **live)
         self.active = Gauge("scalai_serve_requests_in_flight", "Requests without an answer yet.", **live)
@@ -53,6 +55,11 @@ def count_batch(self: Traffic, model: str, version: int, rows: int) -> None:
         known = self._known[key] = (self.rows.labels(model, version), self.batch.labels(model))
     known[0].inc(rows)
     known[1].observe(rows)
+
+@patch
+def count_shadow(self: Traffic, model: str, version: int, outcome: str, rows: int) -> None:
+    "Count `rows` copied for the shadow `version` of a `model`; `outcome` is scored, dropped or failed."
+    self.shadow.labels(model, version, outcome).inc(rows)
 
 @patch
 def page(self: Traffic) -> bytes:

@@ -25,6 +25,7 @@ from .app import App, Service
 from .batcher import Batcher
 from .body import Limits, Signature
 from .loaded_model import LoadedModel
+from .rollout import Rollout
 from ..training.pointer import Pointer, ServedVersion
 
 # %% ../../nbs/serving/19_worker.ipynb #22e4dc04
@@ -41,7 +42,9 @@ class Follower:
         entry = self.entry()
         batcher = Batcher(self.load(entry), options["max_batch"], options["queue"], options["wait"])
         signature = Signature(entry.inputs, options["keys"], options["others"])
-        self.service = Service(self.name, self.reference, signature, batcher)
+        rollout = Rollout(self.name, self.reference, batcher, options.get("canary", 0.), self.load)
+        self.service = Service(self.name, self.reference, signature, batcher, rollout=rollout)
+        rollout.put(rollout.load(self.path))
 
     def entry(self) -> ServedVersion:
         "Read which version is meant. Raises `ScalaiError`."
@@ -63,7 +66,8 @@ async def look(self: Follower,
               ) -> str:  # "", "swapped" or "failed"
     "Take the version into service that is meant now."
     loop, state = asyncio.get_running_loop(), self._state()
-    again = self.service.error is not None and loop.time() > self.retry
+    rollout = self.service.rollout
+    again = (self.service.error is not None or rollout.errors) and loop.time() > self.retry
     if state == self.state and not (force or again): return ""
     try:
         entry = self.entry()
@@ -76,6 +80,9 @@ async def look(self: Follower,
         self.service.error = None
     except ScalaiError as e:
         self.service.error, self.retry, outcome = e.to_dict()["error"], loop.time() + 10, "failed"
+    else:
+        rollout.put(await loop.run_in_executor(None, rollout.load, self.path))
+        if rollout.errors: self.retry = loop.time() + 10
     self.state = state
     return outcome
 
@@ -150,6 +157,7 @@ async def serve(self: Worker) -> None:
     services = {f.name: f.service for f in self.followers}
     self.app = App(services, Limits(**config["limits"]), body_timeout=config["body_timeout"], tokens=config["tokens"],
                    pages=pages_of(services))
+    for f in self.followers: f.service.rollout.count = self.app.traffic.count_shadow
     self.server = uvicorn_server(self.app, config["grace"])
     self.app.pending = lambda: len(self.server.server_state.tasks)
     loop = asyncio.get_running_loop()
@@ -195,8 +203,8 @@ def _pulse(self: Worker) -> None:
 @patch
 def calling(self: Worker) -> float:  # seconds; infinite: it is in no call
     "Say how long the event loop's call of a model has been going on."
-    began = [f.service.model.called for f in self.followers if f.service.model.called]
-    return time.monotonic() - max(began) if began else float("inf")
+    began = max((m.called for f in self.followers for m in f.service.rollout.answering()), default=0.)
+    return time.monotonic() - began if began else float("inf")
 
 # %% ../../nbs/serving/19_worker.ipynb #97c38738
 @patch
