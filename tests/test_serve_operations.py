@@ -1,6 +1,10 @@
 "The HTTP service in operation: hangs, long batches, workers that are gone, canary, shadow, access and overload."
 import hashlib
 import json
+import signal
+import socket
+import ssl
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -182,3 +186,150 @@ def test_the_aliases_of_trials_are_set_and_cleared(own):
     Registry(Settings(root=own)).set_trial("churn", "shadow", 1)
     Registry(Settings(root=own)).refuse("churn", 1, "worse")
     assert aliases() == {"champion": 2, "previous": 1}
+
+
+def certificate(folder: Path) -> str:
+    "A certificate of this machine and its key, in the files that the settings name; its serial number."
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+                    "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout",
+                    str(folder/"tls.key"), "-out", str(folder/"tls.pem")], check=True, capture_output=True)
+    return ssl.PEM_cert_to_DER_cert((folder/"tls.pem").read_text()).hex()
+
+
+def test_tls_is_read_anew_and_files_that_do_not_fit_change_nothing(own):
+    settings(own, cert="tls.pem", key="tls.key", hang=5)
+    done = scalai("serve", "churn", "--port", "0", cwd=own)
+    assert done.code == 2 and "[serve] cert" in done.err and len(done.err.strip().splitlines()) == 2, done.err
+    first = certificate(own)
+    with serving(own, "churn", "--workers", "2") as (url, process):
+        assert url.startswith("https://")
+        port = int(url.rsplit(":", 1)[1])
+        shown = lambda: ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate(("127.0.0.1", port), timeout=20)).hex()
+        trust = ssl.create_default_context(cafile=str(own/"tls.pem"))
+        with httpx.Client(verify=trust) as client:
+            found = client.post(f"{url}/models/churn/predict", json={"rows": [GOOD]*30})
+            assert found.status_code == 200 and len(found.json()["rows"]) == 30 and "server" not in found.headers
+        with pytest.raises(httpx.HTTPError): httpx.get(url.replace("https", "http") + "/healthz")
+        assert shown() == first
+        (own/"tls.key").write_text("no key")
+        process.send_signal(signal.SIGHUP)
+        time.sleep(1)
+        assert {shown() for _ in range(6)} == {first}
+        second = certificate(own)
+        process.send_signal(signal.SIGHUP)
+        assert until(lambda: {shown() for _ in range(6)} == {second}) and second != first
+        for p in workers(process): p.suspend()
+        trust = ssl.create_default_context(cafile=str(own/"tls.pem"))
+        assert httpx.get(f"{url}/healthz", verify=trust, timeout=20).status_code == 503  # the parent speaks TLS, too
+
+
+def raw(url: str, message: bytes, timeout: float = 15) -> bytes:
+    "What a server answers to bytes, until it closes the connection or says no more for a second."
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=timeout) as s:
+        s.sendall(message)
+        found = b""
+        try:
+            while part := s.recv(65_536):
+                found += part
+                s.settimeout(1)
+        except TimeoutError: pass
+        return found
+
+
+BODY = json.dumps({"rows": [GOOD]}).encode()
+CHUNKED = b"%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY)
+SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
+LENGTH = b"Content-Length: %d\r\n" % len(BODY)
+
+
+@pytest.fixture(scope="module")
+def address(made):
+    with serving(made, "churn", "--workers", "1") as (url, _): yield url
+
+
+@pytest.mark.parametrize("head", [
+    LENGTH + b"Transfer-Encoding: chunked\r\n", b"Transfer-Encoding: chunked\r\n" + LENGTH, LENGTH + LENGTH,
+    LENGTH + b"Content-Length: 3\r\n", b"Content-Length: 3, 3\r\n", b"Content-Length: +3\r\n",
+    b"Content-Length: 0x3\r\n",
+    b"Content-Length: -3\r\n", b"Content-Length: \r\n", b"Content-Length: 99999999999999999999\r\n",
+    b"Content-Length : 3\r\n", b"X-A: a\r\n b\r\n" + LENGTH, b"Transfer-Encoding:\r\n chunked\r\n",
+    b"Transfer-Encoding: xchunked\r\n", b"Transfer-Encoding: chunked, identity\r\n",
+    b"Transfer-Encoding: gzip, chunked\r\n", b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+    b"Transfer-Encoding: \x0bchunked\r\n", b"X-A: a\n" + LENGTH, b"X-A: a\x00b\r\n" + LENGTH, b"Host: y\r\n" + LENGTH,
+    b"Connection: upgrade\r\nUpgrade: h2c\r\n" + LENGTH,
+], ids=lambda v: v.decode("latin-1")[:50])
+def test_what_two_servers_could_read_differently_is_refused(address, head):
+    "One 400, then the connection ends: what follows is not taken for another request."
+    start = b"POST /models/churn/predict HTTP/1.1\r\nHost: x\r\n"
+    for body in (BODY, CHUNKED):
+        found = raw(address, start + head + b"\r\n" + body + SMUGGLED)
+        assert found.startswith(b"HTTP/1.1 400 ") and found.count(b"HTTP/1.1 ") == 1, found
+        assert b"server:" not in found.lower() and b"uvicorn" not in found.lower()
+
+
+def test_plain_heads_are_served_and_others_are_not(address):
+    start = b"POST /models/churn/predict HTTP/1.1\r\nHost: x\r\n"
+    both = raw(address, start + LENGTH + b"\r\n" + BODY + start + b"Transfer-Encoding: chunked\r\n\r\n" + CHUNKED)
+    assert both.count(b"HTTP/1.1 200 ") == 2, both
+    assert raw(address, start.replace(b"1.1", b"1.0") + LENGTH + b"\r\n" + BODY).startswith(b"HTTP/1.1 200 ")
+    for message in (start.replace(b"1.1", b"1.0") + b"Transfer-Encoding: chunked\r\n\r\n" + CHUNKED,
+                    start.replace(b"1.1", b"2.0") + LENGTH + b"\r\n" + BODY,
+                    start.replace(b"Host: x\r\n", b"") + LENGTH + b"\r\n" + BODY,
+                    start.replace(b"\r\n", b"\n") + LENGTH + b"\r\n" + BODY, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc"):
+        assert raw(address, message).startswith(b"HTTP/1.1 400 "), message
+    for path in (b"/models/../../etc/passwd", b"/models/%2e%2e%2f%2e%2e%2fetc%2fpasswd/predict", b"/models//predict",
+                 b"/models/churn%00/predict", b"/static/..%2fworker.py", b"/static/../../worker.py",
+                 b"//etc/passwd", b"/models/..\\..\\x/predict"):
+        for method in (b"GET", b"POST"):
+            found = raw(address, method + b" " + path + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            assert found.startswith((b"HTTP/1.1 404 ", b"HTTP/1.1 400 ")) and b"root:" not in found, (path, found)
+
+
+def test_connections_that_take_their_time_are_cut(own):
+    settings(own, body_timeout=1)
+    with serving(own, "churn", "--workers", "1") as (url, _):
+        host, port = url.removeprefix("http://").split(":")
+        start = b"POST /models/churn/predict HTTP/1.1\r\nHost: x\r\n"
+        raw_refused = b"POST /nothing HTTP/1.1\r\nHost: x\r\n" + LENGTH + b"\r\n{"
+        for sent in (b"POS", start, b"\r\n", raw_refused):
+            with socket.create_connection((host, int(port)), timeout=20) as s:
+                s.sendall(sent)
+                began, data = time.monotonic(), b""
+                try:
+                    while part := s.recv(65_536):
+                        data += part
+                        s.sendall(b" ")  # a byte now and then does not help
+                except OSError: pass
+                assert time.monotonic() - began < 8, sent
+                assert data.startswith(b"HTTP/1.1 404 ") if sent is raw_refused else not data
+        with socket.create_connection((host, int(port)), timeout=20) as s:  # an idle connection is no slow one
+            s.sendall(start + LENGTH + b"\r\n" + BODY)
+            assert s.recv(65_536).startswith(b"HTTP/1.1 200 ")
+            time.sleep(2.5)
+            s.sendall(start + LENGTH + b"\r\n" + BODY)
+            assert s.recv(65_536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_clients_are_limited_by_name_over_all_workers(own):
+    made = {name: scalai("serve", "--new-token", name, "--json", cwd=own).doc for name in ("web", "night")}
+    settings(own, tokens=", ".join(m["entry"] for m in made.values()), client_rate=10, client_rows=50,
+             origins="https://shop.example")
+    with serving(own, "churn", "--workers", "2") as (url, _):
+        def send(name, rows=1, **headers):
+            return httpx.post(f"{url}/models/churn/predict", json={"rows": [GOOD]*rows}, timeout=30,
+                              headers={"authorization": f"Bearer {made[name]['token']}", **headers})
+        with ThreadPoolExecutor(8) as pool: answers = list(pool.map(lambda _: send("web"), range(60)))
+        codes = [a.status_code for a in answers]
+        assert set(codes) == {200, 429} and codes.count(200) >= 10, codes
+        assert all(int(a.headers["retry-after"]) >= 1 for a in answers if a.status_code == 429)
+        assert send("night").status_code == 200  # another client is as it was
+        assert (send("night", 51).status_code, send("night", 50).status_code) == (413, 200)
+        assert "access-control-allow-origin" not in send("night").headers
+        ours = send("night", origin="https://shop.example")
+        assert ours.headers["access-control-allow-origin"] == "https://shop.example"
+        assert "access-control-allow-origin" not in send("night", origin="https://evil.example").headers
+        ask = {"origin": "https://shop.example", "access-control-request-method": "POST"}
+        asked = httpx.options(f"{url}/models/churn/predict", headers=ask)
+        assert asked.status_code == 204 and "authorization" in asked.headers["access-control-allow-headers"]
+        assert httpx.options(f"{url}/models/churn/predict", headers=ask | {"origin": "https://x"}).status_code == 401

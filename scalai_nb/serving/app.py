@@ -109,6 +109,7 @@ async def _predicted(self: App, service: Service, scope: dict, headers: dict, re
         if service.batcher.queued >= service.batcher.queue: raise service.batcher.busy()
         body = await self._body(headers, receive)
         given = self._rows(service, headers, scope["query_string"], body)
+        if "take" in scope: scope["take"](given.count)  # see `serving.access.Guard`
         batcher = service.rollout.pick(given, body) if service.rollout else service.batcher
         done = batcher.score_now(given) if self.pending() == 1 and deadline == math.inf else None
         if done is None:

@@ -32,6 +32,7 @@ from ..core.errors import BadRequest, ScalaiError, WorkFailed
 from ..core.logs import logger
 from ..core.process import bind_port
 from ..core.settings import Settings
+from .access import tls_context
 from .fleet import QUIET, Fleet, Substitute, write_fleet
 from ..training.model_ref import model_ref
 from ..training.pointer import Pointer, pointer_path
@@ -91,14 +92,18 @@ def clients(tokens: str,  # as `[serve] tokens` has them
         found[digest] = name
     return found
 
+# %% ../../nbs/serving/20_server.ipynb #6b17a1d5
 def configuration(models: list[ModelOptions], folder: Path, workers: int, settings: Settings) -> dict:
     "Write what a worker has to know about `models`; `folder` and `workers` are those of the service."
     options = [worker_options(m, folder, settings) for m in models]
     names = [o["name"] for o in options]
     if twice := next((n for n in names if names.count(n) > 1), None):
         raise BadRequest(f"The model {twice!r} is named twice.", "Name each model once.", "model")
-    serve, same = settings.serve, ("body_timeout", "grace", "hang", "call_timeout")
-    return {"root": str(settings.root.absolute()), "models": options, "tokens": clients(serve.tokens),
+    serve, root, same = settings.serve, settings.root.absolute(), ("body_timeout", "grace", "hang", "call_timeout")
+    return {"root": str(root), "models": options, "tokens": clients(serve.tokens), "folder": str(folder),
+            "tls": [str(root/f) if f else "" for f in (serve.cert, serve.key)],
+            "access": {"rate": serve.client_rate, "rows": serve.client_rows,
+                       "origins": [o.strip() for o in serve.origins.split(",") if o.strip()]},
             "threads": max(1, min(serve.threads, cores()//workers)),
             "limits": {"body": int(serve.max_body), "rows": serve.max_rows}} | {k: getattr(serve, k) for k in same}
 
@@ -151,7 +156,7 @@ class Supervisor:
         self.restarts, self.failed, self.stopped = 0, None, asyncio.Event()
         self.answered = False  # whether all workers were ready once
         (folder/"metrics").mkdir()
-        self.substitute = Substitute(listener, folder/"metrics", config["tokens"])
+        self.substitute = Substitute(listener, folder/"metrics", config["tokens"], tls_context(*config["tls"]))
 
 # %% ../../nbs/serving/20_server.ipynb #fe9c25e1
 @patch
@@ -282,7 +287,7 @@ async def run(self: Supervisor,
     "Serve until SIGTERM or SIGINT; SIGHUP looks at the pointer files at once. Raises `WorkFailed`."
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT): loop.add_signal_handler(number, self.stopped.set)
-    loop.add_signal_handler(signal.SIGHUP, lambda: [c.say("reload") for c in self.children.values()])
+    loop.add_signal_handler(signal.SIGHUP, self.reload)
     keepers = [loop.create_task(self.keep(i)) for i in range(self.workers)]
     keepers.append(loop.create_task(self.stand_in()))
     try:
@@ -295,6 +300,14 @@ async def run(self: Supervisor,
         await self._drain()
         for keeper in keepers: await keeper
     if self.failed: raise self.failed
+
+# %% ../../nbs/serving/20_server.ipynb #f78b96c6
+@patch
+def reload(self: Supervisor) -> None:
+    "Let all workers look at the pointer files and the certificate, and do so here."
+    for child in self.children.values(): child.say("reload")
+    try: tls_context(*self.config["tls"], live=self.substitute.tls)
+    except BadRequest as e: logger("serve").error("the certificate stays", why=e.message)
 
 @patch
 def _ready(self: Supervisor) -> bool:
@@ -314,8 +327,9 @@ def serve(models: list[ModelOptions],
     count = cores() if wanted == "auto" else int(wanted)
     with tempfile.TemporaryDirectory(prefix="scalai-serve-") as tmp:
         config = configuration(models, Path(tmp), count, settings)
+        scheme = "https" if tls_context(*config["tls"]) else "http"
         with bind_port(settings.serve.port if port is None else port, host) as listener:
             listener.listen(2048)
-            url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{listener.getsockname()[1]}"
+            url = f"{scheme}://{'127.0.0.1' if host == '0.0.0.0' else host}:{listener.getsockname()[1]}"
             async def go(): await Supervisor(config, listener, count, Path(tmp)).run(lambda: announce(url, config))
             asyncio.run(go())

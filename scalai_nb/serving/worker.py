@@ -21,6 +21,7 @@ from typing import Any
 from fastcore.basics import patch
 
 from ..core.errors import ScalaiError
+from .access import guarded, protocol, tls_context
 from .app import App, Service
 from .batcher import Batcher
 from .body import Limits, Signature
@@ -111,13 +112,11 @@ class OneWrite:
 # %% ../../nbs/serving/19_worker.ipynb #1d67298e
 def uvicorn_server(app: App,
                    grace: float,  # seconds in which idle connections may make one more request
+                   guard: Any = None,  # serving.access.Guard around `app`
+                   tls: Any = None,  # ssl.SSLContext; None: plain HTTP
                   ) -> Any:  # uvicorn.Server
     "Make a server that ends without losing a request."
     import uvicorn
-    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
-    class Protocol(HttpToolsProtocol):
-        def connection_made(self, transport): super().connection_made(OneWrite(transport))
 
     class Server(uvicorn.Server):
         def drain(self): app.draining = self.should_exit = True
@@ -130,9 +129,11 @@ def uvicorn_server(app: App,
             while self.server_state.connections and asyncio.get_running_loop().time() < end: await asyncio.sleep(.01)
             await super().shutdown(sockets)
 
-    config = uvicorn.Config(app, http=Protocol, loop="uvloop", ws="none", lifespan="off", log_config=None,
-                            access_log=False, server_header=False, timeout_keep_alive=75,
-                            timeout_graceful_shutdown=30)
+    config = uvicorn.Config(guard or app, http=protocol(OneWrite, app.body_timeout), loop="uvloop", ws="none",
+                            lifespan="off", log_config=None, access_log=False, server_header=False,
+                            proxy_headers=False, timeout_keep_alive=75, timeout_graceful_shutdown=30)
+    config.load()
+    config.ssl = tls
     return Server(config)
 
 # %% ../../nbs/serving/19_worker.ipynb #d8613ac5
@@ -158,7 +159,8 @@ async def serve(self: Worker) -> None:
     self.app = App(services, Limits(**config["limits"]), body_timeout=config["body_timeout"], tokens=config["tokens"],
                    pages=pages_of(services))
     for f in self.followers: f.service.rollout.count = self.app.traffic.count_shadow
-    self.server = uvicorn_server(self.app, config["grace"])
+    guard = guarded(self.app, config.get("access", {}), Path(config.get("folder", root)))
+    self.server = uvicorn_server(self.app, config["grace"], guard, tls_context(*config.get("tls", ("", ""))))
     self.app.pending = lambda: len(self.server.server_state.tasks)
     loop = asyncio.get_running_loop()
     self.control.setblocking(False)
@@ -220,6 +222,16 @@ async def _follow(self: Worker, follower: Follower, force: bool = False) -> None
     elif service.error != error: log.error("the version that serves stays", model=service.name, version=before,
                                            why=service.error["message"])
 
+# %% ../../nbs/serving/19_worker.ipynb #3dc740fe
+@patch
+def _renew(self: Worker) -> None:
+    "Read the certificate anew."
+    try: tls_context(*self.config.get("tls", ("", "")), live=self.server.config.ssl)
+    except ScalaiError as e:
+        from scalai_nb.core.logs import logger
+        logger("serve").error("the certificate stays", why=e.message)
+
+# %% ../../nbs/serving/19_worker.ipynb #94e4afea
 @patch
 def _heard(self: Worker) -> None:
     "Do what the parent says; the end of its line means that it is gone."
@@ -228,6 +240,7 @@ def _heard(self: Worker) -> None:
     except OSError: heard = b""
     if b"reload" in heard:
         for follower in self.followers: asyncio.ensure_future(self._follow(follower, force=True))
+        self._renew()
     if heard and b"drain" not in heard: return
     asyncio.get_running_loop().remove_reader(self.control)
     self.server.drain()
