@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['models_app', 'MODEL', 'BUDGET', 'LABEL', 'THRESHOLD', 'KEY', 'CAME', 'AT', 'models_list', 'models_text', 'models_new',
-           'train', 'trained_text', 'search', 'models_show', 'models_compare', 'models_promote', 'models_rollback',
-           'budget', 'compress', 'score', 'labels', 'labelled_text', 'labels_text']
+           'train', 'trained_text', 'search', 'models_show', 'models_compare', 'models_promote', 'models_alias',
+           'models_rollback', 'budget', 'compress', 'score', 'labels', 'labelled_text', 'labels_text']
 
 # %% ../../nbs/cli/09_models.ipynb #794570e6
 import re
@@ -169,6 +169,28 @@ def models_promote(
                       f"{name}: version {number} is the challenger now.")
     registry.promote(name, number, reason)
     return Answer({"name": name, "version": number, "reason": reason}, f"{name}: version {number} serves now.")
+
+# %% ../../nbs/cli/09_models.ipynb #2008cf97
+@verb(models_app, name="alias")
+def models_alias(
+    model: Annotated[str, typer.Argument(metavar="NAME", help="A model.")],
+    alias: Annotated[str, typer.Argument(metavar="ALIAS", help="canary or shadow.")],
+    version: Annotated[str | None, typer.Argument(metavar="[VERSION]", help="A number, or an alias as challenger.",
+                                                  show_default=False)] = None,
+    remove: Annotated[bool, option("Let no version have it.", "--remove")] = False,
+) -> Answer:
+    "Let servers try a version: the canary answers a share of the keys, the shadow scores copies."
+    from scalai_nb.training.model_ref import model_ref
+    if remove == (version is not None):
+        raise BadRequest(f"Which version of {model} shall be its {alias}?",
+                         f"Write: scalai models alias {model} {alias} VERSION, or --remove.", "usage")
+    name, wanted = model_ref(model).name, version and str(model_ref(model, version))
+    from scalai_nb.training.registry import Registry
+    registry = Registry()
+    number = registry.resolve(wanted).version if wanted else None
+    registry.set_trial(name, alias, number)
+    said = f"{name}: version {number} is the {alias} now." if number else f"{name}: no version is the {alias} now."
+    return Answer({"name": name, "version": number, "alias": alias}, said)
 
 # %% ../../nbs/cli/09_models.ipynb #89a06046
 @verb(models_app, name="rollback")

@@ -32,7 +32,7 @@ def service_options(reference: str,  # NAME, NAME@VERSION or NAME@ALIAS
     table = Table(model.table, settings)
     others = [n for n in table.schema.names if not n.startswith("__")] if table.exists else []
     return ModelOptions(reference, tuple(model.table_file(settings).key), tuple(others), model.serve.wait_ms,
-                        model.serve.max_batch)
+                        model.serve.max_batch, model.serve.canary)
 
 # %% ../../nbs/cli/10_serve.ipynb #3e1b242d
 def token_answer(client: str,  # its name

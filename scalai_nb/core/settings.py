@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from fastcore.basics import patch
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, PositiveInt, ValidationError
 
 from . import events
 from .errors import BadRequest, did_you_mean, unfit
@@ -132,7 +132,9 @@ class ServeSection(Section):
     "Set the address, processes and limits of the HTTP service, and the batches of scoring."
     port: int = Field(8000, ge=0, le=65535)  # 0: any free one
     host: str = "127.0.0.1"  # 0.0.0.0: every network
-    workers: int | Literal["auto"] = "auto"  # processes; auto: one a core
+    workers: PositiveInt | Literal["auto"] = "auto"  # processes; auto: one a core
+    hang: float = Field(30, ge=1)  # seconds without a sign of life after which a worker is killed
+    call_timeout: float = Field(600, gt=0)  # seconds of one call of a model, after which its worker gives no sign
     # of ONNX Runtime within a call, at most cores / workers; more than one helps large batches and costs small ones
     threads: int = Field(1, ge=1)
     max_batch: int = Field(1024, ge=1)  # rows scored at a time
@@ -142,6 +144,11 @@ class ServeSection(Section):
     body_timeout: float = Field(10, gt=0)  # seconds in which a request's body has to come
     grace: float = Field(2, ge=0)  # seconds in which an idle connection may make one more request before the end
     tokens: str = ""  # NAME:SHA-256 of each client's token, separated by commas; empty: everybody is served
+    cert: str = ""  # PEM file of a certificate and its chain, relative to settings.ini; empty: plain HTTP
+    key: str = ""  # PEM file of its private key; empty: it is in the same file
+    client_rate: float = Field(0, ge=0)  # predictions a second of one client, over all workers; 0: any number
+    client_rows: int = Field(0, ge=0)  # rows of one client that a worker may have in hand; 0: any number
+    origins: str = ""  # https://… of pages that may call the service, separated by commas; *: any; empty: none
     metrics: str = ""  # NAME.prom, for node_exporter to read what scoring counts; empty: none
 
 # %% ../../nbs/core/02_settings.ipynb #e00fe091

@@ -60,6 +60,7 @@ class ModelServeSection(Section):
     "Set how a model is served over HTTP."
     wait_ms: float = Field(0, ge=0, le=1000)  # that a batch waits for more rows; 0: one turn of the event loop
     max_batch: int | None = Field(None, ge=1)  # rows of a call; none: as in settings.ini
+    canary: float = Field(.1, ge=0, le=1)  # share of the keys whose requests the version `canary` answers
 
 # %% ../../nbs/loop/01_model_file.ipynb #97162c5d
 class Model(Section):
@@ -160,7 +161,7 @@ HINTS = {
     "compress": "accuracy_drop = 0.01, latency_ms, size_bytes",
     "gate": "tolerance, slices, min_labels; otherwise as in settings.ini",
     "retrain": "trigger, cooldown, windows, mean_error; otherwise as in settings.ini",
-    "serve": "wait_ms, max_batch of scalai serve",
+    "serve": "wait_ms, max_batch, canary = 0.1 of scalai serve",
 }
 
 # %% ../../nbs/loop/01_model_file.ipynb #c7539b26

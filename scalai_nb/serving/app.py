@@ -25,6 +25,7 @@ from ..core.errors import nearest
 from .answer import answer
 from .batcher import Batcher
 from .body import Limits, Refused, RequestRows, Signature, csv_rows, json_rows
+from .fleet import read_fleet
 from .traffic import Traffic
 
 # %% ../../nbs/serving/16_app.ipynb #61e8cea2
@@ -36,6 +37,7 @@ class Service:
     signature: Signature
     batcher: Batcher
     error: dict | None = None  # why the version that the alias means now is not in service
+    rollout: Any = None  # serving.rollout.Rollout; None: no canary and no shadow
 
     @property
     def model(self) -> Any: return self.batcher.model
@@ -43,7 +45,8 @@ class Service:
     def to_dict(self) -> dict:
         "Describe the service for `/healthz`."
         return {"version": self.model.version, "reference": self.reference, "loaded": self.model.loaded,
-                "queued_rows": self.batcher.queued, "error": self.error}
+                "queued_rows": self.batcher.queued, "error": self.error,
+                **(self.rollout.to_dict() if self.rollout else {})}
 
 # %% ../../nbs/serving/16_app.ipynb #22637dbf
 @dataclass
@@ -106,11 +109,13 @@ async def _predicted(self: App, service: Service, scope: dict, headers: dict, re
         if service.batcher.queued >= service.batcher.queue: raise service.batcher.busy()
         body = await self._body(headers, receive)
         given = self._rows(service, headers, scope["query_string"], body)
-        done = service.batcher.score_now(given) if self.pending() == 1 and deadline == math.inf else None
+        if "take" in scope: scope["take"](given.count)  # see `serving.access.Guard`
+        batcher = service.rollout.pick(given, body) if service.rollout else service.batcher
+        done = batcher.score_now(given) if self.pending() == 1 and deadline == math.inf else None
         if done is None:
             cycle = getattr(receive, "__self__", None)  # uvicorn's; of another server nobody is taken for gone
             gone = lambda: getattr(cycle, "disconnected", False)
-            done = await service.batcher.submit(given, deadline, gone)
+            done = await batcher.submit(given, deadline, gone)
         scores, model = done
         kind, body = answer(given, scores, model, request_id)
         return 200, model.version, [(b"x-model-version", str(model.version).encode())], kind, body
@@ -263,7 +268,7 @@ def _lost(self: App, path: str, method: str, allowed: str) -> Refused:
 def health(self: App) -> tuple[int, bytes, bytes]:
     "Say what is in service; 503 while this worker ends."
     document = {"status": "draining" if self.draining else "ok", "worker": os.getpid(), "in_flight": self.active,
-                "models": {n: s.to_dict() for n, s in self.services.items()}}
+                "workers": read_fleet(), "models": {n: s.to_dict() for n, s in self.services.items()}}
     return 503 if self.draining else 200, JSON, orjson.dumps(document)
 
 @patch

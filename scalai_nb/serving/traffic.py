@@ -7,8 +7,11 @@ __all__ = ['LATENCY', 'ROWS', 'Traffic']
 
 # %% ../../nbs/serving/15_traffic.ipynb #9ea1c84b
 import os
+from pathlib import Path
 
 from fastcore.basics import patch
+
+from .fleet import fleet_page
 
 # %% ../../nbs/serving/15_traffic.ipynb #f4a27aa1
 LATENCY = (.0005, .001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 2, 5, 10)  # seconds
@@ -26,12 +29,12 @@ class Traffic:
         self.batch = Histogram("scalai_serve_batch_rows", "Rows of one call of a model.", ("model",), buckets=ROWS,
                                **to)
         self.swaps = Counter("scalai_serve_swaps", "Versions taken into service, or not.", ("model", "outcome"), **to)
+        self.shadow = Counter("scalai_serve_shadow_rows", "Copies of answered rows, by what became of them.",
+                              ("model", "version", "outcome"), **to)
         live = to | {"multiprocess_mode": "livesum"}
         self.queue = Gauge("scalai_serve_queue_rows", "Rows that wait.", ("model",), **live)
         self.active = Gauge("scalai_serve_requests_in_flight", "Requests without an answer yet.", **live)
         self.workers = Gauge("scalai_serve_workers", "Workers that answer.", **live)
-        self.restarts = Gauge("scalai_serve_restarts", "Workers that were replaced.",
-                              **to, multiprocess_mode="max")
         self.version = Gauge("scalai_serve_version", "The version in service.", ("model",),
                              **to, multiprocess_mode="livemax")
 
@@ -54,11 +57,13 @@ def count_batch(self: Traffic, model: str, version: int, rows: int) -> None:
     known[1].observe(rows)
 
 @patch
+def count_shadow(self: Traffic, model: str, version: int, outcome: str, rows: int) -> None:
+    "Count `rows` copied for the shadow `version` of a `model`; `outcome` is scored, dropped or failed."
+    self.shadow.labels(model, version, outcome).inc(rows)
+
+@patch
 def page(self: Traffic) -> bytes:
     "Write what all workers counted, in Prometheus' text format."
-    from prometheus_client import CollectorRegistry, generate_latest, multiprocess
+    from prometheus_client import generate_latest
     folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-    if not folder: return generate_latest(self.registry)
-    registry = CollectorRegistry()
-    multiprocess.MultiProcessCollector(registry, path=folder)
-    return generate_latest(registry)
+    return fleet_page(Path(folder)) if folder else generate_latest(self.registry)

@@ -13,16 +13,20 @@ import os
 import signal
 import socket
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 from fastcore.basics import patch
 
 from ..core.errors import ScalaiError
+from .access import guarded, protocol, tls_context
 from .app import App, Service
 from .batcher import Batcher
 from .body import Limits, Signature
 from .loaded_model import LoadedModel
+from .rollout import Rollout
 from ..training.pointer import Pointer, ServedVersion
 
 # %% ../../nbs/serving/19_worker.ipynb #22e4dc04
@@ -39,7 +43,9 @@ class Follower:
         entry = self.entry()
         batcher = Batcher(self.load(entry), options["max_batch"], options["queue"], options["wait"])
         signature = Signature(entry.inputs, options["keys"], options["others"])
-        self.service = Service(self.name, self.reference, signature, batcher)
+        rollout = Rollout(self.name, self.reference, batcher, options.get("canary", 0.), self.load)
+        self.service = Service(self.name, self.reference, signature, batcher, rollout=rollout)
+        rollout.put(rollout.load(self.path))
 
     def entry(self) -> ServedVersion:
         "Read which version is meant. Raises `ScalaiError`."
@@ -61,7 +67,8 @@ async def look(self: Follower,
               ) -> str:  # "", "swapped" or "failed"
     "Take the version into service that is meant now."
     loop, state = asyncio.get_running_loop(), self._state()
-    again = self.service.error is not None and loop.time() > self.retry
+    rollout = self.service.rollout
+    again = (self.service.error is not None or rollout.errors) and loop.time() > self.retry
     if state == self.state and not (force or again): return ""
     try:
         entry = self.entry()
@@ -74,6 +81,9 @@ async def look(self: Follower,
         self.service.error = None
     except ScalaiError as e:
         self.service.error, self.retry, outcome = e.to_dict()["error"], loop.time() + 10, "failed"
+    else:
+        rollout.put(await loop.run_in_executor(None, rollout.load, self.path))
+        if rollout.errors: self.retry = loop.time() + 10
     self.state = state
     return outcome
 
@@ -102,13 +112,11 @@ class OneWrite:
 # %% ../../nbs/serving/19_worker.ipynb #1d67298e
 def uvicorn_server(app: App,
                    grace: float,  # seconds in which idle connections may make one more request
+                   guard: Any = None,  # serving.access.Guard around `app`
+                   tls: Any = None,  # ssl.SSLContext; None: plain HTTP
                   ) -> Any:  # uvicorn.Server
     "Make a server that ends without losing a request."
     import uvicorn
-    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
-    class Protocol(HttpToolsProtocol):
-        def connection_made(self, transport): super().connection_made(OneWrite(transport))
 
     class Server(uvicorn.Server):
         def drain(self): app.draining = self.should_exit = True
@@ -121,9 +129,11 @@ def uvicorn_server(app: App,
             while self.server_state.connections and asyncio.get_running_loop().time() < end: await asyncio.sleep(.01)
             await super().shutdown(sockets)
 
-    config = uvicorn.Config(app, http=Protocol, loop="uvloop", ws="none", lifespan="off", log_config=None,
-                            access_log=False, server_header=False, timeout_keep_alive=75,
-                            timeout_graceful_shutdown=30)
+    config = uvicorn.Config(guard or app, http=protocol(OneWrite, app.body_timeout), loop="uvloop", ws="none",
+                            lifespan="off", log_config=None, access_log=False, server_header=False,
+                            proxy_headers=False, timeout_keep_alive=75, timeout_graceful_shutdown=30)
+    config.load()
+    config.ssl = tls
     return Server(config)
 
 # %% ../../nbs/serving/19_worker.ipynb #d8613ac5
@@ -131,6 +141,7 @@ class Worker:
     "One process that answers."
     def __init__(self, config: dict, listener: socket.socket, control: socket.socket):
         self.config, self.listener, self.control = config, listener, control
+        self.turn, self.ended = time.monotonic(), threading.Event()  # turn: when the event loop last came round
 
     def say(self, **message: Any) -> None:
         "Send a `message` to the parent."
@@ -147,8 +158,9 @@ async def serve(self: Worker) -> None:
     services = {f.name: f.service for f in self.followers}
     self.app = App(services, Limits(**config["limits"]), body_timeout=config["body_timeout"], tokens=config["tokens"],
                    pages=pages_of(services))
-    self.app.traffic.restarts.set(config["restarts"])
-    self.server = uvicorn_server(self.app, config["grace"])
+    for f in self.followers: f.service.rollout.count = self.app.traffic.count_shadow
+    guard = guarded(self.app, config.get("access", {}), Path(config.get("folder", root)))
+    self.server = uvicorn_server(self.app, config["grace"], guard, tls_context(*config.get("tls", ("", ""))))
     self.app.pending = lambda: len(self.server.server_state.tasks)
     loop = asyncio.get_running_loop()
     self.control.setblocking(False)
@@ -158,6 +170,7 @@ async def serve(self: Worker) -> None:
     gc.freeze()  # what was imported is never looked at again
     await self.server.serve([self.listener])
     for task in tasks: task.cancel()
+    self.ended.set()
     self.app.traffic.workers.set(0)
 
 # %% ../../nbs/serving/19_worker.ipynb #c62c5c7b
@@ -166,11 +179,13 @@ async def _beat(self: Worker) -> None:
     "Report that this worker is ready, and then that it is alive."
     while not self.server.started: await asyncio.sleep(.01)
     self.app.tick()
+    self.turn = time.monotonic()
     self.say(ready=True)
+    threading.Thread(target=self._pulse, daemon=True).start()
     while True:
         await asyncio.sleep(.5)
         self.app.tick()
-        self.say(alive=True)
+        self.turn = time.monotonic()
 
 @patch
 async def _watch(self: Worker) -> None:
@@ -178,6 +193,20 @@ async def _watch(self: Worker) -> None:
     while True:
         await asyncio.sleep(.5)
         for follower in self.followers: await self._follow(follower)
+
+# %% ../../nbs/serving/19_worker.ipynb #c788492c
+@patch
+def _pulse(self: Worker) -> None:
+    "Report from a thread of its own how long ago the event loop came round; of a loop that stands still, nothing."
+    while not self.ended.wait(.5):
+        since = time.monotonic() - self.turn
+        if since < 2 or self.calling() < self.config["call_timeout"]: self.say(turn=since)
+
+@patch
+def calling(self: Worker) -> float:  # seconds; infinite: it is in no call
+    "Say how long the event loop's call of a model has been going on."
+    began = max((m.called for f in self.followers for m in f.service.rollout.answering()), default=0.)
+    return time.monotonic() - began if began else float("inf")
 
 # %% ../../nbs/serving/19_worker.ipynb #97c38738
 @patch
@@ -193,6 +222,16 @@ async def _follow(self: Worker, follower: Follower, force: bool = False) -> None
     elif service.error != error: log.error("the version that serves stays", model=service.name, version=before,
                                            why=service.error["message"])
 
+# %% ../../nbs/serving/19_worker.ipynb #3dc740fe
+@patch
+def _renew(self: Worker) -> None:
+    "Read the certificate anew."
+    try: tls_context(*self.config.get("tls", ("", "")), live=self.server.config.ssl)
+    except ScalaiError as e:
+        from scalai_nb.core.logs import logger
+        logger("serve").error("the certificate stays", why=e.message)
+
+# %% ../../nbs/serving/19_worker.ipynb #94e4afea
 @patch
 def _heard(self: Worker) -> None:
     "Do what the parent says; the end of its line means that it is gone."
@@ -201,6 +240,7 @@ def _heard(self: Worker) -> None:
     except OSError: heard = b""
     if b"reload" in heard:
         for follower in self.followers: asyncio.ensure_future(self._follow(follower, force=True))
+        self._renew()
     if heard and b"drain" not in heard: return
     asyncio.get_running_loop().remove_reader(self.control)
     self.server.drain()

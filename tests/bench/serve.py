@@ -1,6 +1,7 @@
 """A model over HTTP beside an echo and beside ONNX Runtime behind Starlette: `make bench-serve`, or
 
     python tests/bench/serve.py --rounds 5 [--seconds 4] [--dry]
+    python tests/bench/serve.py overload [--rounds 3] [--seconds 10] [--dry]      tests/bench/overload.py
 
 One JSON row a request over keep-alive connections, each waiting for its answer (tests/load.py, in a process of its
 own). CPU is user and system time of the server's whole process tree. The section goes to tests/bench/RESULTS.md as
@@ -33,7 +34,7 @@ KNOWN = ["carrier", "origin", "dest", "distance", "sched_minute", "weekday", "de
          "wind_speed", "precip", "pressure", "visib"]
 
 
-def workspace(folder: Path) -> Path:
+def workspace(folder: Path, versions: int = 1, hidden: tuple = (256, 256, 128)) -> Path:
     "A workspace with a network over thirteen columns of real flights, as large as the demo's; it has learnt nothing."
     import pyarrow as pa
     import torch
@@ -52,12 +53,14 @@ def workspace(folder: Path) -> Path:
     rows["weekday"] = rows["day"] % 7
     rows = pa.Table.from_pandas(rows[KNOWN], preserve_index=False)
     settings, prep = Settings(root=folder), Prep.fit(profile(rows))
-    run = Run(id="late1", model=MLP(len(prep.features)).eval(), prep=prep, target="late", task="binary",
-              example={"columns": KNOWN, "data": [list(rows.slice(0, 1).to_pylist()[0].values())]})
-    torch.manual_seed(0)
-    path = export(run.model, prep, folder/"late.onnx", target="late", labels=Labels(("no", "yes")))
     registry = Registry(settings)
-    registry.promote("late", registry.register("late", path, run), "to be measured")
+    for number in range(versions, 0, -1):
+        torch.manual_seed(number)
+        network = MLP(len(prep.features), hidden).eval()
+        run = Run(id=f"late{number}", model=network, prep=prep, target="late", task="binary",
+                  example={"columns": KNOWN, "data": [list(rows.slice(0, 1).to_pylist()[0].values())]})
+        path = export(run.model, prep, folder/"late.onnx", target="late", labels=Labels(("no", "yes")))
+        registry.promote("late", registry.register("late", path, run), "to be measured")
     (folder/"settings.ini").write_text("[workspace]\nhome = .scalai\n")
     (folder/"row.json").write_text(json.dumps({"rows": rows.slice(0, 1).to_pylist()}))
     many = pa.concat_tables([rows]*(ROWS//len(rows) + 1)).slice(0, ROWS).combine_chunks()
@@ -75,7 +78,7 @@ def cpu(pid: int) -> float:
 
 
 @contextmanager
-def server(name: str, folder: Path, model: Path):
+def server(name: str, folder: Path, model: Path, workers: int = 1):
     "A server that answers; its process, its address."
     port = free_port()
     words = ["--port", str(port), "--http", "httptools", "--loop", "uvloop", "--no-access-log", "--log-level", "error"]
@@ -84,7 +87,7 @@ def server(name: str, folder: Path, model: Path):
         "uvicorn echo": ([*uvicorn, "serve_peers:echo", *words], "/predict"),
         "Starlette, a call a request": ([*uvicorn, "serve_peers:starlette", *words], "/predict"),
         "scalai serve": ([Path(sys.executable).with_name("scalai"), "serve", "late", "--port", str(port), "--workers",
-                          "1"], "/models/late/predict"),
+                          str(workers)], "/models/late/predict"),
     }[name]
     env = os.environ | {"OMP_NUM_THREADS": "1", "MODEL": str(model)}
     with open(folder/"log.txt", "w") as log:
@@ -172,11 +175,15 @@ def targets(of) -> list[str]:
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p.add_argument("what", nargs="?", choices=["requests", "overload"], default="requests")
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--seconds", type=float, default=4)
     p.add_argument("--dry", action="store_true", help="print the section, leave RESULTS.md as it is")
     a = p.parse_args()
     os.environ.pop("SCALAI_SETTINGS", None)
+    if a.what == "overload":
+        import overload
+        return overload.main(a.rounds, a.seconds, a.dry)
     busy, runs = os.getloadavg()[0], {name: [] for name in NAMES}
     with tempfile.TemporaryDirectory() as folder:
         model = workspace(Path(folder))
