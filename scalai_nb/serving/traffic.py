@@ -25,6 +25,8 @@ class Traffic:
         self.rows = Counter("scalai_serve_rows", "Rows scored.", ("model", "version"), **to)
         self.batch = Histogram("scalai_serve_batch_rows", "Rows of one call of a model.", ("model",), buckets=ROWS,
                                **to)
+        self.violations = Counter("scalai_serve_contract_violations",
+                                  "Values that the table's contract does not allow.", ("model", "column"), **to)
         self.swaps = Counter("scalai_serve_swaps", "Versions taken into service, or not.", ("model", "outcome"), **to)
         live = to | {"multiprocess_mode": "livesum"}
         self.queue = Gauge("scalai_serve_queue_rows", "Rows that wait.", ("model",), **live)
@@ -52,6 +54,12 @@ def count_batch(self: Traffic, model: str, version: int, rows: int) -> None:
         known = self._known[key] = (self.rows.labels(model, version), self.batch.labels(model))
     known[0].inc(rows)
     known[1].observe(rows)
+
+# %% ../../nbs/serving/15_traffic.ipynb #52b23312
+@patch
+def count_violations(self: Traffic, model: str, column: str, values: int) -> None:
+    "Count `values` of a `model`'s `column`, one that its contract names, which that does not allow."
+    self.violations.labels(model, column).inc(values)
 
 @patch
 def page(self: Traffic) -> bytes:

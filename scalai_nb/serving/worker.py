@@ -22,6 +22,7 @@ from ..core.errors import ScalaiError
 from .app import App, Service
 from .batcher import Batcher
 from .body import Limits, Signature
+from .contract_check import ContractCheck
 from .loaded_model import LoadedModel
 from ..training.pointer import Pointer, ServedVersion
 
@@ -29,7 +30,7 @@ from ..training.pointer import Pointer, ServedVersion
 class Follower:
     "Keeps a service at the version that its pointer file means."
     def __init__(self,
-                 options: dict,  # name, reference, pointer, keys, others, wait, max_batch, queue
+                 options: dict,  # name, reference, pointer, keys, others, contract, wait, max_batch, queue
                  root: Path,  # of the workspace
                  threads: int = 1,  # within a call
                 ):
@@ -38,8 +39,7 @@ class Follower:
         self.state, self.retry = self._state(), 0.
         entry = self.entry()
         batcher = Batcher(self.load(entry), options["max_batch"], options["queue"], options["wait"])
-        signature = Signature(entry.inputs, options["keys"], options["others"])
-        self.service = Service(self.name, self.reference, signature, batcher)
+        self.service = Service(self.name, self.reference, self.signature(entry), batcher)
 
     def entry(self) -> ServedVersion:
         "Read which version is meant. Raises `ScalaiError`."
@@ -53,6 +53,14 @@ class Follower:
         try: found = os.stat(self.path)
         except OSError: return ()
         return found.st_mtime_ns, found.st_ino, found.st_size
+
+# %% ../../nbs/serving/19_worker.ipynb #9e429113
+@patch
+def signature(self: Follower, entry: ServedVersion) -> Signature:
+    "Say what requests to the version of an `entry` may have."
+    known = self.options.get("contract")
+    contract = ContractCheck(entry.inputs, known["mode"], known["facts"]) if known else None
+    return Signature(entry.inputs, self.options["keys"], self.options["others"], contract)
 
 # %% ../../nbs/serving/19_worker.ipynb #648f8c80
 @patch
@@ -69,7 +77,7 @@ async def look(self: Follower,
         else:
             model = await loop.run_in_executor(None, self.load, entry)
             self.service.batcher.swap(model)
-            self.service.signature = Signature(entry.inputs, self.options["keys"], self.options["others"])
+            self.service.signature = self.signature(entry)
             outcome = "swapped"
         self.service.error = None
     except ScalaiError as e:
