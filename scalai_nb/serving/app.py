@@ -145,7 +145,7 @@ async def __call__(self: App, scope: dict, receive: Callable, send: Callable) ->
 
 @patch
 async def _send(self: App, send: Callable, status: int, kind: bytes, body: bytes, extra: list) -> None:
-    headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode()), *extra]
+    headers = [(b"content-type", kind), (b"content-length", b"%d" % len(body)), *extra]
     if self.draining: headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
@@ -167,7 +167,7 @@ async def _predicted(self: App, route: Route, scope: dict, headers: dict, receiv
             done = await service.batcher.submit(given, deadline, gone)
         scores, model = done
         kind, body = route.protocol.write(given, scores, model, request_id)
-        return 200, model.version, [(b"x-model-version", str(model.version).encode()), *given.headers], kind, body
+        return 200, model.version, [(b"x-model-version", b"%d" % model.version), *given.headers], kind, body
     except Refused as e: return e.status, 0, _extra(e), JSON, route.protocol.refuse(e, request_id)
     except asyncio.CancelledError as e: raise _Gone from e
     except _Gone: raise
@@ -245,17 +245,18 @@ def _arrow(*given: Any) -> RequestRows:
 FORMS = {b"application/json": json_rows, b"": json_rows, b"text/csv": csv_rows,
          b"application/vnd.apache.arrow.stream": _arrow}
 
-def _wants_partial(query: bytes) -> bool: return bool(query) and b"partial=1" in query.split(b"&")
+def _wants_partial(query: bytes) -> bool: return b"partial=1" in query.split(b"&")
 
 def _native(headers: dict, query: bytes, body: bytes, signature: Signature, limits: Limits) -> RequestRows:
-    kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    kind = headers.get(b"content-type", b"")
     read = FORMS.get(kind)
+    if read is None: read = FORMS.get(kind := kind.partition(b";")[0].strip().lower())
     if read is None:
         known = ", ".join(k.decode() for k in FORMS if k)
         sent = kind[:60].decode("latin-1")
         curl = " curl's -d wants -H 'Content-Type: application/json' beside it."*kind.endswith(b"form-urlencoded")
         raise Refused(415, "content_type", f"The content type is {sent!r}.", f"Send one of {known}.{curl}")
-    return read(body, signature, limits, _wants_partial(query))
+    return read(body, signature, limits, query != b"" and _wants_partial(query))
 
 # %% ../../nbs/serving/16_app.ipynb #34b9c3f0
 NATIVE = Protocol(_native, answer, _error)

@@ -122,7 +122,7 @@ class RequestRows:
     keys: dict[str, Any] = field(default_factory=dict)  # column → values, or an Arrow array
     refused: dict[int, Refused] = field(default_factory=dict)  # position in the request → why; only where `partial`
     feeds: dict[str, np.ndarray] | None = None  # instead of `values`, ready for the model
-    headers: list[tuple[bytes, bytes]] = field(default_factory=list)  # of the answer, next to the usual ones
+    headers: tuple[tuple[bytes, bytes], ...] = ()  # of the answer, next to the usual ones
 
     @property
     def sent(self) -> int: return self.count + len(self.refused)
@@ -153,12 +153,11 @@ def json_rows(body: bytes, signature: Signature, limits: Limits,
              ) -> RequestRows:
     "Read a JSON `body` by a `signature`, within `limits`. Raises `Refused`."
     document = json_document(body)
-    form = {"rows": 'Send {"rows": [{"COLUMN": VALUE, …}, …]}', "columns": 'or {"columns": {"COLUMN": [VALUE, …]}}'}
-    if type(document) is not dict or len(document) != 1 or not document.keys() <= form.keys():
-        raise Refused(422, "document", f"The body is {_document(document)}, expected rows or columns.",
-                      f"{form['rows']} {form['columns']}.")
-    if "columns" in document: return column_lists(document["columns"], signature, limits, partial)
-    return row_list(document["rows"], signature, limits, partial)
+    if type(document) is dict and len(document) == 1:
+        if "rows" in document: return row_list(document["rows"], signature, limits, partial)
+        if "columns" in document: return column_lists(document["columns"], signature, limits, partial)
+    raise Refused(422, "document", f"The body is {_document(document)}, expected rows or columns.",
+                  'Send {"rows": [{"COLUMN": VALUE, …}, …]} or {"columns": {"COLUMN": [VALUE, …]}}.')
 
 def row_list(rows: Any, signature: Signature, limits: Limits,
              partial: bool = False,  # keep the rows that fit

@@ -100,7 +100,7 @@ def apply(self: ContractCheck, rows: RequestRows,
           partial: bool = False,  # refuse single rows, not the request
          ) -> None:
     "Name the faults of `rows` in the answer's headers, or refuse them. Raises `Refused`."
-    if self.mode == "report": rows.headers.append((b"x-contract-violations", summary(faults)))
+    if self.mode == "report": rows.headers += ((b"x-contract-violations", summary(faults)),)
     else: refuse_rows(rows, self._refused(rows, faults), partial)
 
 # %% ../../nbs/serving/27_contract_check.ipynb #9b39bc5c

@@ -317,7 +317,7 @@ def infer_answer(rows: TensorRows, scores: np.ndarray, model: Any, request_id: s
     if model.classes: document["parameters"]["classes"] = orjson.dumps(model.classes, default=str).decode()
     head, rest = orjson.dumps(document), b"".join(content for _, content in entries)
     if not any("data" not in e for e, _ in entries): return b"application/json", head
-    rows.headers.append((b"inference-header-content-length", b"%d" % len(head)))
+    rows.headers += ((b"inference-header-content-length", b"%d" % len(head)),)
     return b"application/octet-stream", head + rest
 
 # %% ../../nbs/serving/28_open_inference.ipynb #c123eb06
