@@ -301,7 +301,9 @@ def test_a_worker_imports_no_frames_networks_or_registry(made, tmp_path, monkeyp
     monkeypatch.setattr(server, "CODE", "import json, sys; from scalai_nb.serving.worker import main; main(); "
                                         f"open({str(told)!r}, 'w').write(json.dumps(sorted(sys.modules)))")
     settings = Settings(root=made)
-    config = server.configuration([server.ModelOptions("churn", ("customer_id",))], tmp_path, 1, settings)
+    contract = {"mode": "report", "facts": {"plan": {"kind": "text", "pattern": "[a-z]+"}}}
+    options = server.ModelOptions("churn", ("customer_id",), contract=contract)
+    config = server.configuration([options], tmp_path, 1, settings)
     (tmp_path/"worker.json").write_text(json.dumps(config))
     (tmp_path/"metrics").mkdir()
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -317,7 +319,13 @@ def test_a_worker_imports_no_frames_networks_or_registry(made, tmp_path, monkeyp
         assert arrow.status_code == 200, arrow.text
         text = ",".join(GOOD) + "\n" + ",".join("" if v is None else str(v) for v in GOOD.values()) + "\n"
         assert httpx.post(predict, content=text.encode(), headers={"content-type": "text/csv"}).status_code == 200
-        for page in ("/", "/models/churn", "/openapi.json", "/metrics", "/healthz", "/static/model.js"):
+        assert httpx.post(f"{url}/invocations", json={"inputs": [GOOD]}).status_code == 200
+        tensors = [{"name": n, "shape": [1], "data": [GOOD[n]], "datatype": "BYTES" if n in ("plan", "region", "since")
+                    else "BOOL" if n == "member" else "FP64"} for n in GOOD]
+        infer = httpx.post(f"{url}/v2/models/churn/infer", json={"inputs": tensors})
+        assert infer.status_code == 200, infer.text
+        for page in ("/", "/models/churn", "/openapi.json", "/metrics", "/healthz", "/static/model.js", "/v2", "/ping",
+                     "/version"):
             assert httpx.get(url + page).status_code == 200, page
         child.say("drain")
         assert child.process.wait(30) == 0

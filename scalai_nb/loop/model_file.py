@@ -61,6 +61,8 @@ class ModelServeSection(Section):
     wait_ms: float = Field(0, ge=0, le=1000)  # that a batch waits for more rows; 0: one turn of the event loop
     max_batch: int | None = Field(None, ge=1)  # rows of a call; none: as in settings.ini
     canary: float = Field(.1, ge=0, le=1)  # share of the keys whose requests the version `canary` answers
+    # of rows that the table's contract does not allow: off, nobody looks; report, they are answered, named and counted
+    contract: Literal["off", "report", "refuse"] = "off"
 
 # %% ../../nbs/loop/01_model_file.ipynb #97162c5d
 class Model(Section):
@@ -161,7 +163,7 @@ HINTS = {
     "compress": "accuracy_drop = 0.01, latency_ms, size_bytes",
     "gate": "tolerance, slices, min_labels; otherwise as in settings.ini",
     "retrain": "trigger, cooldown, windows, mean_error; otherwise as in settings.ini",
-    "serve": "wait_ms, max_batch, canary = 0.1 of scalai serve",
+    "serve": 'wait_ms, max_batch, canary = 0.1, contract = "off" (or report, refuse) of scalai serve',
 }
 
 # %% ../../nbs/loop/01_model_file.ipynb #c7539b26

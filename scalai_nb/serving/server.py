@@ -47,6 +47,7 @@ class ModelOptions:
     wait_ms: float = 0.  # that a batch waits for more rows
     max_batch: int | None = None  # rows; None: as in `[serve]`
     canary: float = .1  # share of the keys whose requests the version `canary` answers
+    contract: dict | None = None  # mode (report, refuse) and facts, from `serving.contract_facts`; None: nobody looks
 
 # %% ../../nbs/serving/20_server.ipynb #3343ea4f
 def worker_options(options: ModelOptions,  # of one model
@@ -70,7 +71,8 @@ def worker_options(options: ModelOptions,  # of one model
                          "Train it on a table or a frame.", "model")
     return {"name": ref.name, "reference": which, "pointer": str(path), "keys": options.keys,
             "others": options.others, "wait": options.wait_ms/1000, "queue": settings.serve.queue,
-            "max_batch": options.max_batch or settings.serve.max_batch, "canary": options.canary}
+            "max_batch": options.max_batch or settings.serve.max_batch, "canary": options.canary,
+            "contract": options.contract}
 
 # %% ../../nbs/serving/20_server.ipynb #d964c781
 def cores() -> int:

@@ -28,6 +28,8 @@ class Traffic:
         self.rows = Counter("scalai_serve_rows", "Rows scored.", ("model", "version"), **to)
         self.batch = Histogram("scalai_serve_batch_rows", "Rows of one call of a model.", ("model",), buckets=ROWS,
                                **to)
+        self.violations = Counter("scalai_serve_contract_violations",
+                                  "Values that the table's contract does not allow.", ("model", "column"), **to)
         self.swaps = Counter("scalai_serve_swaps", "Versions taken into service, or not.", ("model", "outcome"), **to)
         self.shadow = Counter("scalai_serve_shadow_rows", "Copies of answered rows, by what became of them.",
                               ("model", "version", "outcome"), **to)
@@ -55,6 +57,12 @@ def count_batch(self: Traffic, model: str, version: int, rows: int) -> None:
         known = self._known[key] = (self.rows.labels(model, version), self.batch.labels(model))
     known[0].inc(rows)
     known[1].observe(rows)
+
+# %% ../../nbs/serving/15_traffic.ipynb #52b23312
+@patch
+def count_violations(self: Traffic, model: str, column: str, values: int) -> None:
+    "Count `values` of a `model`'s `column`, one that its contract names, which that does not allow."
+    self.violations.labels(model, column).inc(values)
 
 @patch
 def count_shadow(self: Traffic, model: str, version: int, outcome: str, rows: int) -> None:

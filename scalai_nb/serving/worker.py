@@ -25,6 +25,7 @@ from .access import guarded, protocol, tls_context
 from .app import App, Service
 from .batcher import Batcher
 from .body import Limits, Signature
+from .contract_check import ContractCheck
 from .loaded_model import LoadedModel
 from .rollout import Rollout
 from ..training.pointer import Pointer, ServedVersion
@@ -33,7 +34,7 @@ from ..training.pointer import Pointer, ServedVersion
 class Follower:
     "Keeps a service at the version that its pointer file means."
     def __init__(self,
-                 options: dict,  # name, reference, pointer, keys, others, wait, max_batch, queue
+                 options: dict,  # name, reference, pointer, keys, others, contract, wait, max_batch, queue
                  root: Path,  # of the workspace
                  threads: int = 1,  # within a call
                 ):
@@ -42,9 +43,8 @@ class Follower:
         self.state, self.retry = self._state(), 0.
         entry = self.entry()
         batcher = Batcher(self.load(entry), options["max_batch"], options["queue"], options["wait"])
-        signature = Signature(entry.inputs, options["keys"], options["others"])
         rollout = Rollout(self.name, self.reference, batcher, options.get("canary", 0.), self.load)
-        self.service = Service(self.name, self.reference, signature, batcher, rollout=rollout)
+        self.service = Service(self.name, self.reference, self.signature(entry), batcher, rollout=rollout)
         rollout.put(rollout.load(self.path))
 
     def entry(self) -> ServedVersion:
@@ -59,6 +59,14 @@ class Follower:
         try: found = os.stat(self.path)
         except OSError: return ()
         return found.st_mtime_ns, found.st_ino, found.st_size
+
+# %% ../../nbs/serving/19_worker.ipynb #9e429113
+@patch
+def signature(self: Follower, entry: ServedVersion) -> Signature:
+    "Say what requests to the version of an `entry` may have."
+    known = self.options.get("contract")
+    contract = ContractCheck(entry.inputs, known["mode"], known["facts"]) if known else None
+    return Signature(entry.inputs, self.options["keys"], self.options["others"], contract)
 
 # %% ../../nbs/serving/19_worker.ipynb #648f8c80
 @patch
@@ -76,7 +84,7 @@ async def look(self: Follower,
         else:
             model = await loop.run_in_executor(None, self.load, entry)
             self.service.batcher.swap(model)
-            self.service.signature = Signature(entry.inputs, self.options["keys"], self.options["others"])
+            self.service.signature = self.signature(entry)
             outcome = "swapped"
         self.service.error = None
     except ScalaiError as e:
