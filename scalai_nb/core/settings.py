@@ -143,6 +143,8 @@ class ServeSection(Section):
     grace: float = Field(2, ge=0)  # seconds in which an idle connection may make one more request before the end
     tokens: str = ""  # NAME:SHA-256 of each client's token, separated by commas; empty: everybody is served
     metrics: str = ""  # NAME.prom, for node_exporter to read what scoring counts; empty: none
+    observe: bool = True  # profile what is answered, in a process of its own
+    flush: float = Field(30, ge=.1)  # seconds between two writings of live windows: the most that a kill can lose
 
 # %% ../../nbs/core/02_settings.ipynb #e00fe091
 class AlertsSection(Section):

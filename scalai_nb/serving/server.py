@@ -32,6 +32,7 @@ from ..core.errors import BadRequest, ScalaiError, WorkFailed
 from ..core.logs import logger
 from ..core.process import bind_port
 from ..core.settings import Settings
+from .observation import observation
 from ..training.model_ref import model_ref
 from ..training.pointer import Pointer, pointer_path
 
@@ -287,5 +288,8 @@ def serve(models: list[ModelOptions],
         with bind_port(settings.serve.port if port is None else port, host) as listener:
             listener.listen(2048)
             url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{listener.getsockname()[1]}"
-            async def go(): await Supervisor(config, listener, count, Path(tmp)).run(lambda: announce(url, config))
+            observed = observation(config, settings, Path(tmp), url, count)
+            async def go():
+                async with observed:
+                    await Supervisor(config, listener, count, Path(tmp)).run(lambda: announce(url, config))
             asyncio.run(go())
