@@ -31,10 +31,10 @@ def encode(model: Any,  # serving.loaded_model.LoadedModel
     for name in feeds[0]:
         arrays = [f[name] for f in feeds]
         if arrays[0].dtype == object: data = orjson.dumps([v for a in arrays for v in a.tolist()])
-        else: data = b"".join(map(np.ascontiguousarray, arrays))
+        else: data = b"".join(arrays)  # a view of a batch's rows is contiguous, as they are
         columns.append([name, arrays[0].dtype.str, len(data)])
         buffers.append(data)
-    buffers.append(b"".join(map(np.ascontiguousarray, scores)))
+    buffers.append(b"".join(scores))
     head = {"pid": os.getpid(), "time": time.time(), "model": model.name, "version": model.version, "at": start,
             "rows": sum(map(len, scores)), "task": model.task, "classes": model.classes, "inputs": model.inputs,
             "table": model.entry.table, "columns": columns, "shape": scores[0].shape[1:]}
@@ -93,7 +93,11 @@ def send(self: Handover) -> None:
     for model, (feeds, scores) in parts.items():
         at = self.passed.get(model.name, 0)
         self.passed[model.name] = at + sum(map(len, scores))
-        if self.size < self.limit: self._queue(encode(model, at, feeds, scores))
+        if self.size >= self.limit: continue
+        try: self._queue(encode(model, at, feeds, scores))
+        except Exception as e:  # of whatever kind: answers go on, and `at` of the next message says what is missing
+            from scalai_nb.core.logs import logger
+            logger("serve").error("rows cannot be handed over", model=model.name, why=f"{type(e).__name__}: {e}"[:200])
     extra, self.extra = self.extra, []
     if extra and self.size < self.limit:
         self._queue(message({"pid": os.getpid(), "lines": len(extra)}, [orjson.dumps(extra)]))
