@@ -53,6 +53,10 @@ def models_new(
     if path.exists(): raise BadRequest(f"There is a file {path} already.", "Edit it, or give another name.", "exists")
     model = Model(name=name, table=table, target=target, ignore=ignore or [])
     model.check_columns(settings)
+    if len(rows := model.labelled_values(settings)):
+        from scalai_nb.data.target import Target
+        from scalai_nb.loop.own_data import new_model
+        model = new_model(name, table, target, Target.infer(rows, target), len(rows), ignore or [])
     model.save(settings)
     go = f"scalai train {name}, or scalai run workflows/model.toml -p model={name}"
     return Answer({"model": name, "path": str(path)}, f"Wrote models/{name}.toml\nNext: {go}")

@@ -193,6 +193,15 @@ def labelled_table(self: Model, settings: Settings):  # data.table.Table
 
 # %% ../../nbs/loop/01_model_file.ipynb #592c8eac
 @patch
+def labelled_values(self: Model, settings: Settings) -> Any:  # Arrow, those that have come; none without a table
+    "Read the labels, with the table or later, in the form that they are learnt in."
+    from scalai_nb.data.table import Table
+    from scalai_nb.data.target import labels_of
+    if not Table(self.table, settings).exists: return ()
+    return labels_of(self.labelled_table(settings).arrow(columns=[self.target])[self.target]).drop_null()
+
+# %% ../../nbs/loop/01_model_file.ipynb #9796b2e9
+@patch
 def labelled_rows(self: Model,
                   periods: list[str] = (),  # windows; none: all
                   settings: Settings | None = None,
