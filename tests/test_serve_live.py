@@ -174,7 +174,7 @@ def test_a_workspace_that_cannot_be_written_stops_no_answer(folder):
         assert until(lambda: counted(folder) == 20)  # they waited with the worker
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
-    assert balance(folder)["lost"] == 0
+    assert balance(folder, 20)["lost"] == 0
 
 
 def test_observation_can_be_off(folder):
