@@ -150,6 +150,8 @@ class ServeSection(Section):
     client_rows: int = Field(0, ge=0)  # rows of one client that a worker may have in hand; 0: any number
     origins: str = ""  # https://… of pages that may call the service, separated by commas; *: any; empty: none
     metrics: str = ""  # NAME.prom, for node_exporter to read what scoring counts; empty: none
+    observe: bool = True  # profile what is answered, in a process of its own
+    flush: float = Field(30, ge=.1)  # seconds between two writings of live windows: the most that a kill can lose
 
 # %% ../../nbs/core/02_settings.ipynb #e00fe091
 class AlertsSection(Section):

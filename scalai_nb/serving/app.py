@@ -80,6 +80,7 @@ class Route(NamedTuple):
     "Where a path leads."
     service: Service
     protocol: Protocol
+    pinned: bool = False  # the path names the version: no canary answers it
 
 def routes_of(services: dict[str, Service]) -> dict[str, Route]:
     "Make the paths at which some `services` answer."
@@ -117,7 +118,7 @@ def _pinned(self: App, path: str) -> Route | None:
     def write(rows: RequestRows, scores: Any, model: Any, request_id: str) -> tuple[bytes, bytes]:
         if str(model.version) != version: raise _other_version(route.service, version)
         return route.protocol.write(rows, scores, model, request_id)
-    return Route(route.service, Protocol(route.protocol.read, write, route.protocol.refuse))
+    return Route(route.service, Protocol(route.protocol.read, write, route.protocol.refuse), True)
 
 def _other_version(service: Service, version: str) -> Refused:
     return Refused(404, "version", f"The model {service.name!r} has version {service.model.version} in service, not"
@@ -164,7 +165,8 @@ async def _predicted(self: App, route: Route, scope: dict, headers: dict, receiv
         body = await self._body(headers, receive)
         given = self._rows(route, headers, scope["query_string"], body)
         if "take" in scope: scope["take"](given.count)  # see `serving.access.Guard`
-        batcher = service.rollout.pick(given, body) if service.rollout else service.batcher
+        tried = service.rollout and not route.pinned
+        batcher = service.rollout.pick(given, body) if tried else service.batcher
         done = batcher.score_now(given) if self.pending() == 1 and deadline == math.inf else None
         if done is None:
             cycle = getattr(receive, "__self__", None)  # uvicorn's; of another server nobody is taken for gone

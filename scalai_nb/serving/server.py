@@ -34,6 +34,7 @@ from ..core.process import bind_port
 from ..core.settings import Settings
 from .access import tls_context
 from .fleet import QUIET, Fleet, Substitute, write_fleet
+from .observation import observation
 from ..training.model_ref import model_ref
 from ..training.pointer import Pointer, pointer_path
 
@@ -333,5 +334,8 @@ def serve(models: list[ModelOptions],
         with bind_port(settings.serve.port if port is None else port, host) as listener:
             listener.listen(2048)
             url = f"{scheme}://{'127.0.0.1' if host == '0.0.0.0' else host}:{listener.getsockname()[1]}"
-            async def go(): await Supervisor(config, listener, count, Path(tmp)).run(lambda: announce(url, config))
+            observed = observation(config, settings, Path(tmp), url, count)
+            async def go():
+                async with observed:
+                    await Supervisor(config, listener, count, Path(tmp)).run(lambda: announce(url, config))
             asyncio.run(go())

@@ -26,6 +26,7 @@ from .app import App, Service
 from .batcher import Batcher
 from .body import Limits, Signature
 from .contract_check import ContractCheck
+from .handover import Handover
 from .loaded_model import LoadedModel
 from .rollout import Rollout
 from ..training.pointer import Pointer, ServedVersion
@@ -174,10 +175,15 @@ async def serve(self: Worker) -> None:
     self.control.setblocking(False)
     loop.add_reader(self.control, self._heard)
     tasks = [loop.create_task(self._beat()), loop.create_task(self._watch())]
+    handover = Handover(config["observer"]) if config.get("observer") else None
+    if handover:
+        for service in services.values(): service.batcher.observers.append(handover.add)
+        tasks.append(loop.create_task(handover.run()))
     gc.collect()
     gc.freeze()  # what was imported is never looked at again
     await self.server.serve([self.listener])
     for task in tasks: task.cancel()
+    if handover: handover.finish()
     self.ended.set()
     self.app.traffic.workers.set(0)
 

@@ -19,6 +19,7 @@ from ..core.storage import is_url
 from ..data.delta import open_table
 from ..jobs.record import Record
 from ..jobs.schedule_store import ScheduleStore
+from ..serving.live import service_files, services
 
 # %% ../../nbs/view/18_fingerprint.ipynb #b07ee2c8
 def stamp(path: Path) -> tuple:
@@ -42,8 +43,11 @@ def state(settings: Settings,
     decided = sorted(settings.path("decisions").glob("*/*.json"))
     decided += [f for folder in ("models", "tables") for f in sorted((settings.root/folder).glob("*.toml"))]
     known = [settings.file, settings.root / "policy.yaml", settings.path("mlflow.db"), *alarms, *files, *decided]
-    parts = [[stamp(Path(f)) for f in known], *(_seen(look, settings) for look in (logs, _runs, _timed))]
+    parts = [[stamp(Path(f)) for f in known], *(_seen(look, settings) for look in (logs, _runs, _timed, _served))]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+def _served(settings: Settings) -> list:
+    return [stamp(f) for f in service_files(settings)] + [s.silent for s in services(settings)]
 
 def _runs(settings: Settings) -> list: return [(r.id, r.state, r.seconds) for r in Record(settings).runs(limit=40)]
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WORDS', 'MOST', 'PARTS', 'Line', 'lines_table', 'summary', 'run_lines', 'schedule_lines', 'alarm_lines',
-           'table_lines', 'window_lines', 'model_lines', 'lines', 'Home', 'home']
+           'table_lines', 'window_lines', 'model_lines', 'serving_lines', 'lines', 'Home', 'home']
 
 # %% ../../nbs/view/26_home.ipynb #bb87126a
 import time
@@ -25,7 +25,9 @@ from ..monitor.alarms import Alarms
 # %% ../../nbs/view/26_home.ipynb #ad88970e
 from . import models, quality, runs, scores, watch
 from .fingerprint import state
+from .live_windows import live_status
 from .next_step import next_step
+from .serving import served_models, service_status, shown_services
 from scalai_nb.view.style import (
     Link,
     View,
@@ -191,9 +193,12 @@ def _watched(seen: watch.Watch, which: dict[str, str]) -> list[Line]:
     drift = Line(f"Drift{of}", level, sentence, facts.get("Like this since", ""),
                  f"Look at why in {seen.periods[-1]}" if level in ("attention", "act") else "", "drift", which,
                  models=models)
+    live = live_status(seen)
+    lived = [Line(f"Live{of}", *live, need="Look at why" if live[0] == "attention" else "", app="drift", state=which,
+                  models=models)] if live else []
     level, sentence, facts = scores.status(seen)
     need = facts.get("Needs you", "")
-    return [*gone, drift,
+    return [*gone, drift, *lived,
             Line(f"Performance{of}", level, sentence, facts.get("Like this since", ""),
                  need if level in ("attention", "act") else "", "performance", which, models=models)]
 
@@ -211,8 +216,16 @@ def model_lines(settings: Settings) -> list[Line]:
             for n, (level, sentence, facts) in told.items()]
 
 # %% ../../nbs/view/26_home.ipynb #c7821479
+def serving_lines(settings: Settings) -> list[Line]:
+    "Report the services that answer over HTTP."
+    found = [(name, s) for name in served_models(settings) for s in shown_services(settings, name)]
+    told = [(name, s, *service_status(s, name)) for name, s in found]
+    return [Line(f"Serving {name}", level, sentence, runs.when(s.ledger["started"]), need, "performance",
+                 {"model": name} if len(model_files(settings)) > 1 else {}, models=(name,))
+            for name, s, level, sentence, need in told]
+
 PARTS = {"Runs": run_lines, "Schedules": schedule_lines, "Data": table_lines, "Drift": window_lines,
-         "Models": model_lines, "Alarms": alarm_lines}
+         "Models": model_lines, "Serving": serving_lines, "Alarms": alarm_lines}
 
 def lines(settings: Settings, ignore: tuple[str, ...] | None = None) -> list[Line]:
     "All there is to say of a workspace."

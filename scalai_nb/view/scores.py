@@ -29,6 +29,7 @@ from scalai_nb.view.performance import (
 )
 
 # %% ../../nbs/view/20_scores.ipynb #a9b7b48b
+from .serving import traffic_widgets
 from scalai_nb.view.style import (
     Link,
     View,
@@ -83,8 +84,9 @@ class Scores(View):
                  restore: bool = True):  # show what the link asks for
         self.watch, self.all, many = watch, watch, subject.controls if subject else {}
         self.top = html(headline(*status(watch)) + unread(watch.unread))
+        served = traffic_widgets(watch.settings, watch.model)
         if not watch.families and not watch.decisions:
-            super().__init__([Link(restore, **many), self.top] if many else [self.top])
+            super().__init__([*([Link(restore, **many)] if many else []), self.top, *served])
             return
         self.version, self.since, self.window = (dropdown("Version", self.versions()),
                                                  dropdown("Show", [("all windows", "")]), dropdown("Window", ["–"]))
@@ -104,7 +106,7 @@ class Scores(View):
         super().__init__([self.link, self.top, html("<h2>How good the predictions are, with labels and without</h2>"),
                           controls(self.version, *cuts, self.since), self.measure, self.told, self.lines,
                           html(f"<h2>{QUESTION[watch.task]}</h2>"), controls(self.window), self.curve,
-                          html("<h2>What was decided</h2>"), self.entries])
+                          html("<h2>What was decided</h2>"), self.entries, *served])
 
 # %% ../../nbs/view/20_scores.ipynb #b9308f9c
 @patch

@@ -8,7 +8,7 @@ __all__ = ['RECENT', 'CELLS_KEY', 'ALL', 'OF_ALL', 'by_window', 'Watch', 'absenc
 
 # %% ../../nbs/view/12_watch.ipynb #d0c575ef
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from html import escape
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from ..monitor.regression_metrics import RegressionMetrics, regression_metrics
 from ..monitor.thresholds import Policy
 from .decisions import DONE, outcome
 from .drift import LEGEND, REFERENCE, SHADES, column_csv, column_picture, findings, heat, strength, why
+from .live_windows import LiveWindows, live_html
 from .next_step import next_step
 from .performance import Point, point
 from scalai_nb.view.style import (
@@ -91,7 +92,8 @@ class Watch:
         self.sources = features, scores
         self.decisions = {d["period"]: d for d in found if d["model"] == self.model}
         self.windows = (Windows(cut(features, segment), self.settings, among=current(features, segment, self.settings))
-                        if segment else Windows(features, self.settings))
+                        if segment else LiveWindows(features, self.model, self.settings))
+        self.live = [] if segment else self.windows.live  # names of windows of a service, after all others
         self.unread |= self.windows.unread
         self.ignore, self.given, self.known, self.cuts, self.kept_reports = (
             tuple(ignore), policy, {}, {}, Kept(f"{features}[{segment}]{self.model}", self.settings)
@@ -146,8 +148,8 @@ def learnt(self: Watch, version: int) -> dict[str, dict[str, Profile]]:
 
 @patch(as_prop=True)
 def periods(self: Watch) -> list[str]:
-    "Return all windows."
-    return list(self.windows)
+    "Return all windows of the table."
+    return [p for p in self.windows if p not in self.live]
 
 @patch(as_prop=True)
 def recent(self: Watch) -> list[str]:
@@ -200,7 +202,11 @@ def compare(self: Watch, period: str) -> Report:
     "A window against its reference, with the bins; the last one is kept."
     if self.known.get("last", ("",))[0] != period:
         reference = tuple(self.reference(period))
-        self.known["last"] = period, compare(self.whole(reference), self.windows[period], self.policy_for(reference))
+        before, policy, now = self.whole(reference), self.policy_for(reference), self.windows[period]
+        if period in self.live:  # it has the inputs of the model, and rows still come
+            before = before.select(n for n in before.columns if n in now.columns)
+            now, policy = now.select(before.columns), replace(policy, counts=[])
+        self.known["last"] = period, compare(before, now, policy)
     return self.known["last"][1]
 
 # %% ../../nbs/view/12_watch.ipynb #6a8f9f79
@@ -270,7 +276,7 @@ def moved(report: Report) -> list[str]:
 # %% ../../nbs/view/12_watch.ipynb #f1998c08
 def status(watch: Watch) -> tuple[str, str, dict[str, str]]:  # level, sentence, facts
     "Is the newest window like those that the model learnt from, since when, what needs me."
-    if not watch.windows:
+    if not watch.periods:
         return "unknown", f"{absence(watch, 'windows')} {next_step(watch.settings, watch.model or '')}", {}
     newest = watch.periods[-1]
     facts, report = {"Newest window": f"{newest}, {watch.windows.rows(newest):,} rows"}, watch.report(newest)
@@ -313,11 +319,11 @@ class Page(View):
                  restore: bool = True):  # show what the link asks for
         many = subject.controls if subject else {}
         self.watch, self.all, self.units = watch, watch, units or column_units(watch.settings)
-        top = html(headline(*status(watch)) + unread(watch.unread))
-        if not watch.windows:
+        top = html(headline(*status(watch)) + live_html(watch) + unread(watch.unread))
+        if not watch.periods:
             super().__init__([Link(restore, **many), top] if many else [top])
             return
-        compared = [p for p in watch.periods if watch.compared(p)] or watch.periods
+        compared = self.compared(watch)
         self.segment = dropdown("Segment", watch.segments(watch.sources[0]))
         self.since = dropdown("Show", spans(watch, compared))
         self.window = dropdown("Window", compared, compared[-1])
@@ -344,13 +350,19 @@ def spans(watch: Watch, compared: list[str]) -> list[tuple[str, str]]:  # shown,
     "The stretches of time that can be chosen; the first one is what the page opens with."
     many = len(watch.periods) > RECENT
     return ([(f"the newest {RECENT} windows", ""), ("all windows", ALL)] * many + [("all windows", "")] * (not many)
-            + [(f"since {p}", p) for p in compared])
+            + [(f"since {p}", p) for p in compared if p not in watch.live])
 
 def stretch(watch: Watch, since: str) -> list[str]:
     "The windows of a stretch."
-    return watch.recent if not since else watch.periods if since == ALL else [p for p in watch.periods if p >= since]
+    of_table = watch.recent if not since else [p for p in watch.periods if since == ALL or p >= since]
+    return of_table + watch.live
 
 # %% ../../nbs/view/12_watch.ipynb #10e0a09d
+@patch
+def compared(self: Page, watch: Watch) -> list[str]:
+    "List the windows of a `watch` that can be chosen."
+    return [p for p in watch.periods if watch.compared(p)] + watch.live or watch.periods
+
 @patch
 def columns(self: Page) -> list[tuple[str, str]]:  # shown, value
     "The columns of the chosen window, those that moved most first."
@@ -381,7 +393,7 @@ def other(self: Page) -> None:
             f' {escape(self.segment.value.replace("=", " ", 1))}: the next job that scores cuts them again.</p>'
         )
         return
-    compared = [p for p in self.watch.periods if self.watch.compared(p)] or self.watch.periods
+    compared = self.compared(self.watch)
     with self.together():
         kept = self.since.value
         self.since.options = spans(self.watch, compared)
