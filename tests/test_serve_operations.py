@@ -110,8 +110,8 @@ def test_the_address_answers_while_no_worker_does(own):
     with serving(own, "churn", "--workers", "2") as (url, process):
         predict = lambda: httpx.post(f"{url}/models/churn/predict", json={"rows": [GOOD]}, timeout=20)
         assert predict().status_code == 200
-        assert httpx.get(f"{url}/healthz").json()["workers"] == {"wanted": 2, "running": 2, "answering": 2,
-                                                                 "restarts": 0, "reason": ""}
+        ready = {"wanted": 2, "running": 2, "answering": 2, "restarts": 0, "reason": ""}
+        assert until(lambda: httpx.get(f"{url}/healthz").json()["workers"] == ready)
         for p in workers(process): p.suspend()
         health = httpx.get(f"{url}/healthz", timeout=20)
         assert health.status_code == 503 and "2 of them hang" in health.json()["reason"], health.text
