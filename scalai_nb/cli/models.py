@@ -9,6 +9,7 @@ __all__ = ['models_app', 'MODEL', 'BUDGET', 'LABEL', 'THRESHOLD', 'KEY', 'CAME',
 
 # %% ../../nbs/cli/09_models.ipynb #794570e6
 import re
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -56,7 +57,8 @@ def models_new(
     if len(rows := model.labelled_values(settings)):
         from scalai_nb.data.target import Target
         from scalai_nb.loop.own_data import new_model
-        model = new_model(name, table, target, Target.infer(rows, target), len(rows), ignore or [])
+        with suppress(BadRequest):  # labels that are there tell nothing apart yet
+            model = new_model(name, table, target, Target.infer(rows, target), len(rows), ignore or [])
     model.save(settings)
     go = f"scalai train {name}, or scalai run workflows/model.toml -p model={name}"
     return Answer({"model": name, "path": str(path)}, f"Wrote models/{name}.toml\nNext: {go}")

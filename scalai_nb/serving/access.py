@@ -117,7 +117,7 @@ async def __call__(self: Guard, scope: dict, receive: Callable, send: Callable) 
         if scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
             return await self._answer(send, 204, [*origin, *PREFLIGHT])
         send = _adding(origin, send)
-    if scope["method"] != "POST" or scope["path"] not in self.app.routes: return await self.app(scope, receive, send)
+    if scope["method"] != "POST" or self.app.route(scope["path"]) is None: return await self.app(scope, receive, send)
     client = self.app.client(headers) or (scope.get("client") or ("unknown",))[0]
     if self.rate and (wait := self.rate.wait(client)):
         refusal = _later(f"The client sends more than {self.rate.rate:g} requests a second.", wait)

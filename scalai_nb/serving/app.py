@@ -120,6 +120,14 @@ def _pinned(self: App, path: str) -> Route | None:
         return route.protocol.write(rows, scores, model, request_id)
     return Route(route.service, Protocol(route.protocol.read, write, route.protocol.refuse), True)
 
+# %% ../../nbs/serving/16_app.ipynb #05b6a9bf
+@patch
+def route(self: App,
+          path: str,  # of a request
+         ) -> Route | None:  # None: no model answers there
+    "Find where a path leads."
+    return self.routes.get(path) or self._pinned(path)
+
 def _other_version(service: Service, version: str) -> Refused:
     return Refused(404, "version", f"The model {service.name!r} has version {service.model.version} in service, not"
                    f" {version[:40]!r}.", "Leave the version out of the path to get the one in service.")
@@ -134,7 +142,7 @@ async def __call__(self: App, scope: dict, receive: Callable, send: Callable) ->
     if scope["type"] != "http": return
     start, headers, path = time.perf_counter(), dict(scope["headers"]), scope["path"]
     if self.tokens and self.client(headers) is None and path not in OPEN: return await self._closed(path, send)
-    route = self.routes.get(path) or self._pinned(path)
+    route = self.route(path)
     if route is None or scope["method"] != "POST": return await self._page(scope, send)
     service = route.service
     self.active += 1

@@ -53,7 +53,7 @@ def submit(self: Batcher,
     if self.queued and self.queued + rows.count > self.queue: raise self.busy()
     loop = asyncio.get_running_loop()
     waiting = Waiting(rows, loop.create_future(), deadline, gone)
-    (self.small if rows.count <= self.max_batch else self.large).append(waiting)
+    (self.small if rows.count <= self.rows_of_a_batch() else self.large).append(waiting)
     self.queued += rows.count
     full = self.wait and self.queued >= self.max_batch
     if full and self.scheduled is not None: self.scheduled.cancel()
@@ -64,7 +64,7 @@ def submit(self: Batcher,
 @patch
 def score_now(self: Batcher, rows: RequestRows) -> tuple | None:  # as the future of `submit`; None: it has to queue
     "Score the `rows` of a request that is alone in its turn: it needs no future, and no two more turns of the loop."
-    if self.queued or self.wait or rows.count > self.max_batch: return None
+    if self.queued or self.wait or rows.count > self.rows_of_a_batch(): return None
     model, start = self.model, time.perf_counter()
     feeds = _feeds(rows, model.inputs)
     scores = model.scores(feeds)

@@ -267,6 +267,8 @@ def close_left(settings: Settings) -> list[str]:  # names of services
 
 def _close(path: Path, settings: Settings) -> bool:
     windows, ledger = read_service(path)
+    parent = ledger["parent"] if ledger["host"] == socket.gethostname() else 0
+    if not ledger["ended"] and parent not in (0, os.getppid()) and _running(parent): return False  # its observer comes
     if ledger["ended"] and not windows:
         if time.time() - ledger["ended"] > KEEP:
             for f in (path, path.with_suffix(".lock")): f.unlink(missing_ok=True)

@@ -85,7 +85,7 @@ async def _run(self: Shadow) -> None:
     loop = asyncio.get_running_loop()
     while self.waiting:
         await asyncio.sleep(.005)
-        if self.busy(): continue
+        if self.busy() or not self.waiting: continue  # `stop` may have come
         batch = self._some()
         try: scores = await loop.run_in_executor(self.pool, self._scored, [feeds for _, feeds, _ in batch])
         except Exception as e:  # ONNX Runtime's errors share no narrower class

@@ -15,6 +15,7 @@ import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ async def look(self: Follower,
         self.service.error = None
     except ScalaiError as e:
         self.service.error, self.retry, outcome = e.to_dict()["error"], loop.time() + 10, "failed"
-    else:
+    with suppress(ScalaiError):  # also where the champion's new version does not load: a canary can be taken off
         rollout.put(await loop.run_in_executor(None, rollout.load, self.path))
         if rollout.errors: self.retry = loop.time() + 10
     self.state = state

@@ -19,7 +19,7 @@ from torch import nn
 
 from ..core.errors import BadRequest
 from ..core.settings import Settings
-from .estimators import held_out_metrics, model_outputs
+from .estimators import held_out_metrics, in_batches, model_outputs
 from .models import describe, network_name, rebuild
 from .objective import OBJECTIVES, ranking_metric
 from .request import run_path
@@ -100,9 +100,8 @@ def best_weight(model: Ensemble,  # of any weight
                 y: np.ndarray,  # (M,), their encoded target
                ) -> float:  # one of WEIGHTS
     "Choose the weight whose mean ranks best on held-out rows."
-    with torch.inference_mode():
-        network, trees = (OBJECTIVES[model.task].predict(part(torch.from_numpy(X))).numpy()
-                          for part in (model.network, model.trees))
+    network, trees = (OBJECTIVES[model.task].predict(in_batches(part, X)).numpy()
+                      for part in (model.network, model.trees))
     figures = {w: ranking_metric(y, w*network + (1 - w)*trees, model.task) for w in WEIGHTS}
     return max(WEIGHTS, key=lambda w: np.nan_to_num(figures[w], nan=-np.inf))
 

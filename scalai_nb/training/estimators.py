@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OPSETS', 'ExportedEstimator', 'model_outputs', 'score_graph', 'new_estimator', 'fit_estimator', 'train_estimator',
-           'held_out_metrics']
+           'in_batches', 'held_out_metrics']
 
 # %% ../../nbs/training/37_estimators.ipynb #bf0e55c9
 import functools
@@ -262,6 +262,14 @@ def _check_options(request: Any) -> None:
     if request.resume:
         raise BadRequest("An estimator is fitted at once: there is nothing to resume.", "Leave resume= out.")
 
+def in_batches(model: Any,  # an nn.Module
+               X: np.ndarray,  # (M, F) float32
+               rows: int = 8_192,  # of a batch
+              ) -> torch.Tensor:  # (M, …) outputs
+    "Compute the outputs of many rows in bounded memory."
+    with torch.inference_mode():
+        return torch.cat([model(torch.from_numpy(X[i:i + rows])) for i in range(0, max(len(X), 1), rows)])
+
 def held_out_metrics(model: Any,  # an ExportedEstimator
                      X: np.ndarray,  # (M, F) float32, held-out features
                      y: np.ndarray,  # (M,), their encoded target
@@ -271,7 +279,7 @@ def held_out_metrics(model: Any,  # an ExportedEstimator
                     ) -> dict[str, float]:  # val_loss, val_auc, …; empty where no row is held out
     "Compute the loss and the metrics on held-out rows."
     if not len(y): return {}
-    with torch.inference_mode(): z = model(torch.from_numpy(X))
+    z = in_batches(model, X)
     loss = criterion(task, None, "cpu", scale)(z, torch.from_numpy(y)).item()/len(y)
     score = OBJECTIVES[task].predict(z).numpy()
     return {"val_loss": loss} | {f"val_{name}": float(fn(y, score)) for name, fn in metrics.items()}

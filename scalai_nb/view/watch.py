@@ -355,13 +355,13 @@ def spans(watch: Watch, compared: list[str]) -> list[tuple[str, str]]:  # shown,
 def stretch(watch: Watch, since: str) -> list[str]:
     "The windows of a stretch."
     of_table = watch.recent if not since else [p for p in watch.periods if since == ALL or p >= since]
-    return of_table + watch.live
+    return of_table + (watch.live if since == ALL else watch.live[-RECENT:])
 
 # %% ../../nbs/view/12_watch.ipynb #10e0a09d
 @patch
 def compared(self: Page, watch: Watch) -> list[str]:
     "List the windows of a `watch` that can be chosen."
-    return [p for p in watch.periods if watch.compared(p)] + watch.live or watch.periods
+    return [p for p in watch.periods if watch.compared(p)] + watch.live[-RECENT:] or watch.periods
 
 @patch
 def columns(self: Page) -> list[tuple[str, str]]:  # shown, value
