@@ -7449,6 +7449,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'scalai_nb.view.style.offered': ('view/style.html#offered', 'scalai_nb/view/style.py'),
                                       'scalai_nb.view.style.period_axis': ('view/style.html#period_axis', 'scalai_nb/view/style.py'),
                                       'scalai_nb.view.style.period_scale': ('view/style.html#period_scale', 'scalai_nb/view/style.py'),
+                                      'scalai_nb.view.style.prose': ('view/style.html#prose', 'scalai_nb/view/style.py'),
                                       'scalai_nb.view.style.query_values': ('view/style.html#query_values', 'scalai_nb/view/style.py'),
                                       'scalai_nb.view.style.table': ('view/style.html#table', 'scalai_nb/view/style.py'),
                                       'scalai_nb.view.style.take': ('view/style.html#take', 'scalai_nb/view/style.py'),

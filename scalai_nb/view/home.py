@@ -40,6 +40,7 @@ from scalai_nb.view.style import (
     leads,
     listed,
     nothing,
+    prose,
     table,
 )
 from .subject import watched_tables
@@ -68,7 +69,7 @@ def lines_table(lines: list[Line]) -> str:  # HTML
     order = sorted(lines, key=lambda x: ("act", "attention", "running", "good", "unknown").index(x.level))
     name = lambda x: leads(x.app, x.what, **x.state) if x.app else escape(x.what)
     return table({"thing": "name title", "is": "", "how it stands": "wide", "since": "whole", "needs you": ""},
-                 [[name(x), chip(x.level, WORDS[x.level]), escape(x.sentence), escape(x.since) or nothing(),
+                 [[name(x), chip(x.level, WORDS[x.level]), prose(x.sentence), escape(x.since) or nothing(),
                    escape(x.need) or nothing("nothing")]
                   for x in order])
 
