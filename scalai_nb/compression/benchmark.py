@@ -23,12 +23,7 @@ from ..core import events
 from ..core.errors import BadRequest, WorkFailed
 from ..core.settings import Settings
 from ..core.stats import Z95, delong, wilson
-
-# %% ../../nbs/compression/01_benchmark.ipynb #2f4756b1
-def _nats(scores: np.ndarray, y: np.ndarray, task: str) -> float | None:  # a row, of two or more classes
-    if task not in ("binary", "multiclass"): return None
-    right = np.where(y > .5, scores, 1 - scores) if task == "binary" else scores[np.arange(len(y)), y.astype(int)]
-    return float(-np.log(np.clip(right.astype(float), 1e-7, 1)).mean())
+from ..training.objective import row_loss
 
 # %% ../../nbs/compression/01_benchmark.ipynb #ad667987
 MEASURES = {"regression": "R²", "embedding": "cosine"}  # task → what `accuracy` is
@@ -47,7 +42,7 @@ def quality(
     area = dict(
         zip(("auc", "auc_low", "auc_high"),
             (None if math.isnan(a) else a for a in delong(y, scores)) if task == "binary" else (None,) * 3)
-    ) | {"loss": _nats(scores, y, task)}
+    ) | {"loss": None if task in MEASURES else float(row_loss(scores, y, task).mean())}
     if task == "embedding":
         cosines = (scores*y).sum(1)/np.maximum(np.linalg.norm(scores, axis=1)*np.linalg.norm(y, axis=1), 1e-12)
         mean, half = float(cosines.mean()), Z95*float(cosines.std(ddof=1))/math.sqrt(len(y))

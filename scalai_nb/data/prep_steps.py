@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FLOAT32', 'SPREAD', 'NOT_WORD', 'PAIR', 'PERIODS', 'DAY', 'GRID', 'LINEAR', 'ORDER', 'signed_log', 'limits', 'middle',
            'Scaled', 'scaled', 'Quantile', 'quantile', 'OneHot', 'positions', 'by_frequency', 'onehot', 'Code', 'coded',
-           'Frequency', 'frequency', 'murmur3', 'compiled_murmur3', 'murmur', 'Hash', 'hashed', 'Words', 'words',
-           'Dates', 'dates']
+           'Frequency', 'frequency', 'murmur3', 'compiled_murmur3', 'murmur', 'Hash', 'hashed', 'text_features',
+           'Words', 'words', 'Dates', 'dates']
 
 # %% ../../nbs/data/16_prep_steps.ipynb #9b329c8d
 import functools
@@ -318,6 +318,14 @@ NOT_WORD = r"[^\pL\pN]+"  # what separates words
 PAIR = 31  # the hash of two neighbours is PAIR times the first's plus the second's
 
 # %% ../../nbs/data/16_prep_steps.ipynb #e4a393b1
+def text_features(name: str,  # of a column of free text
+                  count: int,  # numbers that it becomes
+                  missing: bool,  # whether a flag says that there is no text
+                 ) -> list[str]:
+    "Name the features of a free text."
+    return [f"{name}~{i}" for i in range(count)] + [f"{name}__missing"]*missing
+
+# %% ../../nbs/data/16_prep_steps.ipynb #04885580
 @dataclass
 class Words:
     "One free text as the words and pairs of words in it, spread over `buckets` features."
@@ -330,7 +338,7 @@ class Words:
                  name: str,  # of the column
                 ) -> list[str]:
         "Name the features that a column becomes."
-        return [f"{name}~{b}" for b in range(self.buckets)] + [f"{name}__missing"] * self.missing
+        return text_features(name, self.buckets, self.missing)
 
     def write(self,
               values: pa.Array,  # large_string

@@ -22,6 +22,7 @@ from fastcore.basics import patch
 from ..core.errors import BadRequest
 from ..core.settings import Settings
 from .prep_onnx import Graph
+from .prep_steps import text_features
 from scalai_nb.data.sentence_encoder import (
     SentenceEncoder,
     encoder_folder,
@@ -107,7 +108,7 @@ class Sentences:
                  name: str,  # of the column
                 ) -> list[str]:
         "Name the features that a column becomes."
-        return [f"{name}~{i}" for i in range(self.width)] + [f"{name}__missing"] * self.missing
+        return text_features(name, self.width, self.missing)
 
     @property
     def scale(self) -> np.float32: return np.float32(self.width**.5)

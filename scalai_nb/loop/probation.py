@@ -10,8 +10,9 @@ from ..core.errors import ScalaiError, Unreachable, WorkFailed
 from ..core.settings import GateSection, Settings
 from ..data.period import order
 from .decisions import conclude, decisions, finish, is_old
-from .gate import Gap, gap, gate, row_loss, scores_as, sides
+from .gate import Gap, gap, gate, scores_as, sides
 from .model_file import Model
+from ..training.objective import row_loss
 
 # %% ../../nbs/loop/07_probation.ipynb #b21a3ed4
 def served(model: str, settings: Settings) -> list[int]:  # newest first

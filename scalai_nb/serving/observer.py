@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 from fastcore.basics import patch
 
@@ -172,12 +173,6 @@ def closed(self: Growing, source: str, period: str) -> OpenWindow:
     return self.kept
 
 # %% ../../nbs/serving/24_observer.ipynb #458830f3
-def _running(pid: int) -> bool:
-    try: os.kill(pid, 0)
-    except ProcessLookupError: return False
-    except PermissionError: pass
-    return True
-
 @patch
 def reckon(self: Observer,
            end: bool = False,  # nobody will send any more
@@ -185,7 +180,7 @@ def reckon(self: Observer,
     "Compare what workers scored with what came."
     totals: dict[str, int] = {}
     for pid, models in scored_rows(self.metrics).items():
-        here = not end and (self.strangers > 0 or pid in self.connected or _running(pid))
+        here = not end and (self.strangers > 0 or pid in self.connected or psutil.pid_exists(pid))
         for model, rows in models.items():
             totals[model] = totals.get(model, 0) + rows
             seen = self.ledger["positions"].setdefault(str(pid), {})
@@ -268,7 +263,8 @@ def close_left(settings: Settings) -> list[str]:  # names of services
 def _close(path: Path, settings: Settings) -> bool:
     windows, ledger = read_service(path)
     parent = ledger["parent"] if ledger["host"] == socket.gethostname() else 0
-    if not ledger["ended"] and parent not in (0, os.getppid()) and _running(parent): return False  # its observer comes
+    if not ledger["ended"] and parent not in (0, os.getppid()) and psutil.pid_exists(parent):
+        return False  # its observer comes
     if ledger["ended"] and not windows:
         if time.time() - ledger["ended"] > KEEP:
             for f in (path, path.with_suffix(".lock")): f.unlink(missing_ok=True)
@@ -295,7 +291,7 @@ async def serve(self: Observer, listener: socket.socket, control: socket.socket)
     loop.remove_reader(control)
     end = time.monotonic() + 60
     await asyncio.sleep(.05)  # connections that wait come in
-    at_work = lambda: self.connected or self.strangers or any(map(_running, scored_rows(self.metrics)))
+    at_work = lambda: self.connected or self.strangers or any(map(psutil.pid_exists, scored_rows(self.metrics)))
     while at_work() and time.monotonic() < end: await asyncio.sleep(.05)
     server.close()
     self.flush(end=True)

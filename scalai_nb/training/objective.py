@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ERRORS', 'OBJECTIVES', 'RANKED_BY', 'Objective', 'criterion', 'network_input', 'ranking_metric',
-           'constant_prediction', 'class_weights']
+           'constant_prediction', 'log_loss', 'row_loss', 'class_weights']
 
 # %% ../../nbs/training/10_objective.ipynb #95652133
 from collections.abc import Callable
@@ -89,6 +89,27 @@ def constant_prediction(y: np.ndarray,  # (N,) encoded, of the rows to learn fro
     "Predict the base rate, the share of each class or the mean in every row."
     if task != "multiclass": return np.full(rows, float(np.mean(y)) if len(y) else .5)
     return np.tile(np.bincount(np.asarray(y, int), minlength=classes)/max(1, len(y)), (rows, 1))
+
+# %% ../../nbs/training/10_objective.ipynb #3e35a413
+def log_loss(score: np.ndarray,  # (N,) probabilities
+             label: np.ndarray,  # (N,) 0 or 1
+            ) -> np.ndarray:  # (N,) nats
+    "The surprise of each row, with probabilities kept 1e-7 away from certainty."
+    p = np.clip(np.asarray(score, float), 1e-7, 1 - 1e-7)
+    return -np.where(label, np.log(p), np.log1p(-p))
+
+# %% ../../nbs/training/10_objective.ipynb #fe11c525
+def row_loss(score: np.ndarray,  # (N,) probabilities or numbers; (N, C) for several classes
+             label: np.ndarray,  # (N,) as data.target.Target encodes them
+             task: str = "binary",  # binary, multiclass or regression
+            ) -> np.ndarray:  # (N,) nats
+    "Compute the loss of each row in nats, whatever the task."
+    if task == "binary": return log_loss(score, label)
+    if task == "multiclass":
+        right = np.asarray(score, float)[np.arange(len(label)), np.asarray(label, int)]
+        return -np.log(np.clip(right, 1e-7, 1))
+    spread = float(np.var(label)) or 1.
+    return (np.asarray(score, float) - label)**2/spread/2
 
 # %% ../../nbs/training/10_objective.ipynb #d3d5b523
 def class_weights(
