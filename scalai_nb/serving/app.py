@@ -169,9 +169,10 @@ async def _predicted(self: App, route: Route, scope: dict, headers: dict, receiv
     service = route.service
     try:
         deadline = _deadline(headers)
-        if service.batcher.queued >= service.batcher.queue: raise service.batcher.busy()
+        if service.batcher.full(size=self._length(headers)): raise service.batcher.busy()
         body = await self._body(headers, receive)
         given = self._rows(route, headers, scope["query_string"], body)
+        service.batcher.learn(given.count, len(body))
         if "take" in scope: scope["take"](given.count)  # see `serving.access.Guard`
         tried = service.rollout and not route.pinned
         batcher = service.rollout.pick(given, body) if tried else service.batcher
@@ -224,9 +225,7 @@ def _deadline(headers: dict) -> float:  # by `time.monotonic`
 @patch
 async def _body(self: App, headers: dict, receive: Callable) -> bytes:
     "Read the body. Raises `Refused` where it is too long or too slow; the connection ends with that."
-    limit, length = self.limits.body, headers.get(b"content-length", b"0")
-    if not length.isdigit() or int(length) > limit: raise _too_long(limit)
-    message = await receive()
+    limit, message = self.limits.body, await receive()
     if message["type"] == "http.disconnect": raise _Gone
     if not message.get("more_body"):
         if len(message["body"]) > limit: raise _too_long(limit)
@@ -244,6 +243,13 @@ async def _body(self: App, headers: dict, receive: Callable) -> bytes:
         raise _closing(Refused(408, "slow_body", f"The body did not come within {self.body_timeout:g} s.",
                                "Send it faster, or in several requests.")) from e
     return b"".join(parts)
+
+@patch
+def _length(self: App, headers: dict) -> int:  # bytes of the body; 0: not known
+    "Read the length that the client gives. Raises `Refused` where it is too long."
+    length = headers.get(b"content-length", b"0")
+    if not length.isdigit() or int(length) > self.limits.body: raise _too_long(self.limits.body)
+    return int(length)
 
 def _closing(e: Refused) -> Refused:
     e.close = True

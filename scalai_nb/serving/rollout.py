@@ -135,10 +135,6 @@ class Rollout:
         self.count: Callable = lambda *_: None  # name, version, outcome, rows: what becomes of copies
         self.observers: list[Callable] = []  # as of a shadow
 
-    def answering(self) -> list[Any]:
-        "List the models that answer requests."
-        return [self.batcher.model, *([self.canary.model] if self.canary else [])]
-
     def to_dict(self) -> dict:
         "Describe what is tried for `/healthz`."
         canary = {"canary": {"version": self.canary.model.version, "share": self.share}} if self.canary else {}
@@ -197,9 +193,9 @@ def _put_canary(self: Rollout, model: Any) -> None:
     if model is None: self.canary = None  # what waits in it is still answered
     elif self.canary: self.canary.swap(model)
     else:
-        self.canary = Batcher(model, self.batcher.max_batch, self.batcher.queue, self.batcher.wait)
+        own = self.batcher
+        self.canary = Batcher(model, own.max_batch, own.queue, own.wait, own.caller)
         self.canary.observers = self.batcher.observers  # whoever observes the answers sees all of them
-
 
 # %% ../../nbs/serving/31_rollout.ipynb #040c1235
 @patch
