@@ -32,7 +32,7 @@ class LoadedModel:
         content = self._content(root/entry.path)
         self.session = runtime(content, threads, f"The file of {name}@{entry.version} is no model")
         self.run, self.alone = self.session.run, False  # alone: a row's score depends on its batch
-        self.loaded = time.time()
+        self.loaded, self.trial = time.time(), False  # trial: it answers a share, next to the champion
 
     def __repr__(self): return f"LoadedModel({self.name}@{self.version}: {', '.join(n for n, _ in self.inputs)})"
 

@@ -42,7 +42,9 @@ def first_key(rows: RequestRows,  # of a request
     "Return the text of the first row's key."
     values = [v[0] for v in rows.keys.values() if len(v)]
     values = [v.as_py() if hasattr(v, "as_py") else v for v in values]
-    return "\x1f".join(map(str, values)).encode("utf-8", "replace") if values and None not in values else None
+    if not values or None in values: return None
+    values = [int(v) if isinstance(v, (float, np.floating)) and v == v//1 else v for v in values]
+    return "\x1f".join(map(str, values)).encode("utf-8", "replace")
 
 # %% ../../nbs/serving/31_rollout.ipynb #a46d5fd9
 LIMIT, TOGETHER = 8192, 1024  # rows that may wait for a shadow; rows of one call
@@ -190,8 +192,11 @@ def put(self: Rollout,
 
 @patch
 def _put_canary(self: Rollout, model: Any) -> None:
-    if model is None: self.canary = None  # what waits in it is still answered
-    elif self.canary: self.canary.swap(model)
+    if model is None:
+        self.canary = None  # what waits in it is still answered
+        return
+    model.trial = True
+    if self.canary: self.canary.swap(model)
     else:
         own = self.batcher
         self.canary = Batcher(model, own.max_batch, own.queue, own.wait, own.caller)

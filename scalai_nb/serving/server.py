@@ -35,6 +35,7 @@ from ..core.settings import Settings
 from .access import tls_context
 from .fleet import QUIET, Fleet, Substitute, write_fleet
 from .observation import observation
+from .worker_counts import ParentCounts
 from ..training.model_ref import model_ref
 from ..training.pointer import Pointer, pointer_path
 
@@ -159,7 +160,8 @@ class Supervisor:
         self.restarts, self.failed, self.stopped = 0, None, asyncio.Event()
         self.answered = False  # whether all workers were ready once
         (folder/"metrics").mkdir()
-        self.substitute = Substitute(listener, folder/"metrics", config["tokens"], tls_context(*config["tls"]))
+        self.substitute = Substitute(listener, folder/"metrics", config["tokens"], tls_context(*config["tls"]),
+                                     [m["name"] for m in config["models"]], ParentCounts(folder/"metrics").add)
 
 # %% ../../nbs/serving/20_server.ipynb #fe9c25e1
 @patch
