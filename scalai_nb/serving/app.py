@@ -196,8 +196,12 @@ def refused(self: App, path: str, e: Refused, request_id: str = "", seconds: flo
     return refusal(path, e, request_id)
 
 @patch
-async def refuse(self: App, scope: dict, send: Callable, e: Refused, extra: Iterable = ()) -> None:
-    "Answer a request that leads to no prediction with a refusal, and some `extra` headers."
+async def refuse(self: App,
+                 scope: dict, send: Callable,  # of the request
+                 e: Refused,  # why it leads to no prediction
+                 extra: Iterable = (),  # headers
+                ) -> None:
+    "Answer with a refusal."
     request_id = self._request_id(dict(scope["headers"]))
     body = self.refused(scope["path"], e, request_id)
     await self._send(send, e.status, JSON, body, [*refusal_headers(e), *extra, (b"x-request-id", request_id.encode())])
@@ -244,6 +248,7 @@ async def _body(self: App, headers: dict, receive: Callable) -> bytes:
                                "Send it faster, or in several requests.")) from e
     return b"".join(parts)
 
+# %% ../../nbs/serving/16_app.ipynb #397fea05
 @patch
 def _length(self: App, headers: dict) -> int:  # bytes of the body; 0: not known
     "Read the length that the client gives. Raises `Refused` where it is too long."

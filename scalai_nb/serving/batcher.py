@@ -117,7 +117,7 @@ def rows_of_a_batch(self: Batcher) -> int:
 
 @patch
 def flush(self: Batcher) -> None:
-    "Score what is waiting: a batch of whole requests and a slice of the first large one, or one of both in the thread."
+    "Score a batch of whole requests and a slice of the first large one, or begin one of both in the thread."
     self.scheduled = None
     for _ in range(2):
         if self.calling: return  # its end comes back here

@@ -18,7 +18,7 @@ from fastcore.basics import patch
 class Caller:
     "Calls the models of one event loop: in the loop, or in a thread."
     def __init__(self):
-        self.here = self.there = 0.  # when the call began that the loop, the thread is in, by `time.monotonic`; 0: none
+        self.here = self.there = 0.  # when the call began that the loop, the thread is in; 0: none
         self.pool = ThreadPoolExecutor(1, "model")
 
     def run(self, work: Callable, *given: Any) -> Any:

@@ -20,6 +20,10 @@ from typing import Any
 
 from fastcore.basics import patch
 
+from .access import client_of
+from .body import Refused
+from .refusal import model_of, refusal
+
 # %% ../../nbs/serving/30_fleet.ipynb #3ae911ad
 QUIET = 3.  # seconds in which no worker's event loop came round, after which the parent answers
 
@@ -89,6 +93,7 @@ class Substitute:
         self.models, self.count = list(models), count
         self.server, self.fleet, self.active = None, Fleet(0), 0
 
+# %% ../../nbs/serving/30_fleet.ipynb #379a0339
 @patch
 async def open(self: Substitute,
                fleet: Fleet,  # as it is now
@@ -140,14 +145,12 @@ def response(self: Substitute,
         status, kind, body = 200, "text/plain; version=0.0.4; charset=utf-8", fleet_page(self.folder)
     else: status, body = self._refused(path)
     lines = [f"HTTP/1.1 {status} {REASON[status]}", f"content-type: {kind}", f"content-length: {len(body)}",
-             "retry-after: 2", "x-content-type-options: nosniff", "cache-control: no-store", "connection: close", "", ""]
-    return "\r\n".join(lines).encode() + body*(method != b"HEAD")
+             "retry-after: 2", "x-content-type-options: nosniff", "cache-control: no-store", "connection: close"]
+    return "\r\n".join([*lines, "", ""]).encode() + body*(method != b"HEAD")
 
 # %% ../../nbs/serving/30_fleet.ipynb #665ba0b0
 @patch
 def _refused(self: Substitute, path: str) -> tuple[int, bytes]:  # status, body
-    from scalai_nb.serving.body import Refused
-    from scalai_nb.serving.refusal import model_of, refusal
     wrong = Refused(503, "no_worker", f"No worker answers. {self.fleet.reason}", "Try again after 2 s.")
     if path == "/metrics": wrong = Refused(401, "token", "The request has no token that this service knows.",
                                            "Send Authorization: Bearer TOKEN.")
@@ -157,6 +160,5 @@ def _refused(self: Substitute, path: str) -> tuple[int, bytes]:  # status, body
 
 @patch
 def _may(self: Substitute, head: bytes) -> bool:
-    from scalai_nb.serving.access import client_of
     found = re.search(rb"\r\nauthorization:[ \t]*([^\r]*)", head, re.I)
     return not self.tokens or client_of(found[1] if found else b"", self.tokens) is not None

@@ -21,8 +21,8 @@ def native_error(error: Refused, request_id: str) -> bytes:
     return orjson.dumps({"error": error.to_dict()} | ({"request_id": request_id} if request_id else {}))
 
 def refusal(path: str,  # of the request
-            error: Refused,
-            request_id: str = "",
+            error: Refused,  # why it is refused
+            request_id: str = "",  # empty: it has none yet
            ) -> bytes:  # of type application/json
     "Write the body of a refusal."
     if path.startswith("/v2/"): return infer_error(error, request_id)
@@ -30,7 +30,7 @@ def refusal(path: str,  # of the request
     return native_error(error, request_id)
 
 def refusal_headers(error: Refused) -> list[tuple[bytes, bytes]]:
-    "List the headers that go with a refusal."
+    "List the headers that go with an `error`."
     found = [(b"retry-after", str(error.retry_after).encode())] if hasattr(error, "retry_after") else []
     return [*found, (b"connection", b"close")] if getattr(error, "close", False) else found
 

@@ -35,7 +35,6 @@ from ..core.settings import Settings
 from .access import tls_context
 from .fleet import QUIET, Fleet, Substitute, write_fleet
 from .observation import observation
-from .worker_counts import ParentCounts
 from ..training.model_ref import model_ref
 from ..training.pointer import Pointer, pointer_path
 
@@ -160,6 +159,7 @@ class Supervisor:
         self.restarts, self.failed, self.stopped = 0, None, asyncio.Event()
         self.answered = False  # whether all workers were ready once
         (folder/"metrics").mkdir()
+        from scalai_nb.serving.worker_counts import ParentCounts
         self.substitute = Substitute(listener, folder/"metrics", config["tokens"], tls_context(*config["tls"]),
                                      [m["name"] for m in config["models"]], ParentCounts(folder/"metrics").add)
 

@@ -141,9 +141,10 @@ def uvicorn_server(app: App,
             while self.server_state.connections and asyncio.get_running_loop().time() < end: await asyncio.sleep(.01)
             await super().shutdown(sockets)
 
-    config = uvicorn.Config(guard or app, http=protocol(OneWrite, app.body_timeout, app.refused), loop="uvloop", ws="none",
-                            lifespan="off", log_config=None, access_log=False, server_header=False,
-                            proxy_headers=False, timeout_keep_alive=75, timeout_graceful_shutdown=30)
+    strict = protocol(OneWrite, app.body_timeout, app.refused)
+    config = uvicorn.Config(guard or app, http=strict, loop="uvloop", ws="none", lifespan="off", log_config=None,
+                            access_log=False, server_header=False, proxy_headers=False, timeout_keep_alive=75,
+                            timeout_graceful_shutdown=30)
     config.load()
     config.ssl = tls
     return Server(config)
