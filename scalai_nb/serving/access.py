@@ -189,8 +189,8 @@ def unsafe(headers: list[tuple[bytes, bytes]],  # of a request, names in lower c
 def no_http(why: str,  # from `unsafe`; empty: the parser did not say
            ) -> Refused:
     "Make the refusal of what could be read in two ways."
-    hint = "Send it without the header Upgrade (curl: --http1.1)." if "upgrade" in why else "See RFC 9112."
-    return Refused(400, "http", f"The request has {why or 'something that HTTP/1.1 does not allow'}.", hint)
+    hint = "Send it without the header Upgrade (curl: --http1.1)." if "upgrade" in why else "Send what RFC 9112 allows."
+    return Refused(400, "http", f"The request has {why or 'a line or header that can be read in two ways'}.", hint)
 
 def refusal_message(body: bytes,  # JSON
                    ) -> bytes:
