@@ -189,7 +189,7 @@ def unsafe(headers: list[tuple[bytes, bytes]],  # of a request, names in lower c
 def no_http(why: str,  # from `unsafe`; empty: the parser did not say
            ) -> Refused:
     "Make the refusal of what could be read in two ways."
-    hint = "Send it without the header Upgrade (curl: --http1.1)." if "upgrade" in why else "Send what RFC 9112 allows."
+    hint = "Send it without the header Upgrade (curl: --http1.1)." if "upgrade" in why else "RFC 9112 says how."
     return Refused(400, "http", f"The request has {why or 'a line or header that can be read in two ways'}.", hint)
 
 def refusal_message(body: bytes,  # JSON
