@@ -163,13 +163,13 @@ async def _predicted(self: App, route: Route, scope: dict, headers: dict, receiv
     service = route.service
     try:
         deadline = _deadline(headers)
-        if service.batcher.full(size=self._length(headers)): raise service.batcher.busy()
+        queue, length = service.batcher, self._length(headers)
+        if queue.queued and queue.full(size=length): raise queue.busy()
         body = await self._body(headers, receive)
         given = self._rows(route, headers, scope["query_string"], body)
-        service.batcher.learn(given.count, len(body))
+        if queue.queued: queue.learn(given.count, len(body))
         if "take" in scope: scope["take"](given.count)  # see `serving.access.Guard`
-        tried = service.rollout and not route.pinned
-        batcher = service.rollout.pick(given, body) if tried else service.batcher
+        batcher = service.rollout.pick(given, body) if service.rollout and not route.pinned else queue
         done = batcher.score_now(given) if self.pending() == 1 and deadline == math.inf else None
         if done is None:
             cycle = getattr(receive, "__self__", None)  # uvicorn's; of another server nobody is taken for gone
