@@ -32,7 +32,7 @@ from .contract import Contract, as_contract
 from .frame import frame_rows
 from .partition import SLICE, Part, Pieces
 from .read_options import ReadOptions
-from .readers import connect, suffix
+from .readers import Source, connect, lookup, suffix
 from .rules import Rule, Verdict
 from .table_reader import TableReader
 from .types import declared_type, is_text, kind, leading_zeros, type_name
@@ -210,8 +210,9 @@ def raw_rows(piece: tuple[str, dict],  # a file or a part of a server's rows, an
     "Raw rows of a piece, and the broken lines among them."
     (name, options), bad = piece, []
     there = source.server(name)
-    text = there is None and suffix(name) in TEXT
-    options = options | ({"text": True} if text else {}) | ({"bad": bad} if text or there and there.bad else {})
+    known = there or lookup(suffix(name)) or Source(None)
+    text = there is None and (suffix(name) in TEXT or known.text)
+    options = options | ({"text": True} if text else {}) | ({"bad": bad} if text or known.bad else {})
     rows = options.pop("slices", settings.data.rows_per_part)
     read = options.pop("read", None)
     if options.pop("hashed", False): options["hashes"] = hashes
@@ -276,6 +277,10 @@ WIDEST = 10_000  # columns of a source
 def _file_schema(file: str, settings: Settings, read: ReadOptions) -> pa.Schema:
     "Names and types; of a Parquet file from its footer, so that no rows are decoded for it."
     if suffix(file) in TEXT: return pa.schema(list(text_files.csv_types(file, read).items()))
+    known = None if source.server(file) else lookup(suffix(file))
+    if known is not None and known.types is not None:
+        ((_, words),) = source.read_words([file], read)
+        return pa.schema([*known.types(file, ReadOptions(**words)).items()])
     if suffix(file) not in (".parquet", ".pq") or source.as_table(file, settings) is not None:
         return source.schema(file, settings=settings, read=read)
     return columnar.metadata(file).schema.to_arrow_schema()

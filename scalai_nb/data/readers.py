@@ -38,6 +38,8 @@ class Source:
     state: Callable[..., dict] | None = None
     words: tuple[str, ...] = ()  # read options that `read` takes, as `sep`
     bad: bool = False  # whether `read` takes `bad`, a list that collects what cannot be read
+    text: bool = False  # whether `read` takes `text`: as an ingest wants values, of which no type is guessed
+    types: Callable[..., dict] | None = None  # types(uri, read): those of a file's columns, by what most values are
     def __call__(self, *args, **kw): return self.read(*args, **kw)
 READERS: dict[str, Source] = {}
 

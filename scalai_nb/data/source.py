@@ -19,6 +19,7 @@ from ..core.settings import Settings
 from ..core.storage import is_url, veiled
 from .columnar import metadata
 from .excel import excel  # noqa: F401 (registers itself)
+from .json_files import json  # noqa: F401 (registers itself)
 from .read_options import ReadOptions
 from .readers import READERS, Source, connect, entry_points, lookup, suffix, suggest
 from .text_files import kept_as
