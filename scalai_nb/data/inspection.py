@@ -6,15 +6,16 @@
 __all__ = ['READ_AS', 'Inspection', 'inspect_source', 'reading_of', 'missing_words', 'settled']
 
 # %% ../../nbs/data/20_inspection.ipynb #7b425525
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..core.errors import BadRequest
+from ..core.jsonable import printable
 from ..core.storage import veiled
 from . import source, text_files
 from .clean import tidy
 from .contract import Contract
-from .excel import sheets
 from .ingest import TEXT
 from .profile import Profile, profile
 from .quality import proposal
@@ -36,11 +37,10 @@ def inspect_source(uri: str | Path,  # file, pattern, folder or URL
     "Look at a source in one or two passes. Raises `BadRequest` for what no table can be made of."
     uri, given = str(uri), read or ReadOptions()
     read, remarks = reading_of(uri, given)
-    seen = _profiled(uri, read)
-    _flat(seen, uri)
+    seen = _profiled(uri, read, remarks)
     if not given.na and (na := missing_words(seen)):
         read = read.model_copy(update={"na": na})
-        seen = _profiled(uri, read)
+        seen = _profiled(uri, read, [])
         words = ", ".join(map(repr, na))
         remarks.append(f"{words} {'means' if len(na) == 1 else 'mean'} a missing value: see na in the table file")
     contract, said = settled(Contract.infer(seen), seen, read.decimal or ".")
@@ -54,8 +54,9 @@ def reading_of(uri: str, read: ReadOptions) -> tuple[ReadOptions, list[str]]:  #
     if source.server(uri) is not None or source.as_table(uri) is not None: return read, []
     files = [f for f, _ in source.read_words(source.files(uri), read)]
     texts = [f for f in files if suffix(f) in TEXT][:20]
-    if "sheet" in source.reader(files[0]).words and (names := sheets(files[0])):
-        return _of_workbook(read, names)
+    if (look := source.reader(files[0]).look) is not None:
+        found = look(files[0], read)
+        return found.read, found.remarks
     if not texts: return read, []
     seen = [text_files.layout(f, read) for f in texts]
     for file, at in zip(texts[1:], seen[1:]):
@@ -70,22 +71,16 @@ def reading_of(uri: str, read: ReadOptions) -> tuple[ReadOptions, list[str]]:  #
     return read.model_copy(update=alike), remarks
 
 # %% ../../nbs/data/20_inspection.ipynb #71d6ea2e
-def _of_workbook(read: ReadOptions, names: list[str]) -> tuple[ReadOptions, list[str]]:
-    read = read.model_copy(update={"sheet": read.sheet or names[0]})
-    others = [name for name in names if name != read.sheet]
-    return read, [f"the workbook has other sheets too, for --sheet: {', '.join(others)}"] if others else []
-
-def _profiled(uri: str, read: ReadOptions) -> Profile:
-    "Profile a source's rows as an ingest checks them: without the blanks around texts."
+def _profiled(uri: str, read: ReadOptions, remarks: list[str]) -> Profile:
+    "Profile a source's rows as an ingest checks them: without the blanks around texts, and without broken ones."
     if source.as_table(uri) is not None: return profile(uri)
-    return profile(tidy(part) for part in source.batches(uri, read=read))
-
-def _flat(seen: Profile, uri: str) -> None:
-    nested = [n for n, c in seen.columns.items() if c.kind == "nested"]
-    if not nested or suffix(uri) not in (".json", ".jsonl", ".ndjson"): return
-    how = "jq -c '{id, city: .address.city}' FILE > flat.jsonl, or pandas.json_normalize(rows).to_json(…)"
-    raise BadRequest(f"{veiled(uri)}: the column {nested[0]!r} holds objects or lists.", f"Flatten it, as with {how}.",
-                     "source")
+    bad = [] if source.server(uri) is None and all(source.reader(f).bad for f in source.files(uri)) else None
+    found = profile(tidy(part) for part in source.batches(uri, read=read, **({} if bad is None else {"bad": bad})))
+    for reason, n in Counter(why for _, why, _ in bad or ()).items():
+        first, _, text = next(b for b in bad if b[1] == reason)
+        said = f"{n:,} row{'s go' if n > 1 else ' goes'} to quarantine, {reason.removeprefix('line: ')}"
+        remarks.append(f"{said}: line {first}, {printable(text[:60])!r}")
+    return found
 
 # %% ../../nbs/data/20_inspection.ipynb #205e4596
 READ_AS = ("int64", "float64", "date", "timestamp[us]", "timestamp[us, UTC]")

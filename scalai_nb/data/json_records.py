@@ -60,6 +60,7 @@ def encoding_of(head: bytes) -> str:  # as Python names it
     "Find the encoding of a JSON file by its first bytes."
     for mark, name in MARKS.items():
         if head.startswith(mark): return name
+    if head.isascii(): return "utf-8"
     good = bad = 0
     for line in head.split(b"\n")[:-1] or [head]:
         if line.isascii(): continue
@@ -98,7 +99,7 @@ def _lines(file, size: int, faults: list | None) -> Iterator[Block]:  # faults: 
         if not cut: continue  # a long line goes on
         block = b"".join(parts)
         yield (made := Block(block if faults is None else _without_commas(block, first == 1), first))
-        last = block.rstrip()[-1:] or last
+        if faults is not None: last = block[-1_000:].rstrip()[-1:] or last
         first, parts = first + made.data.count(b"\n"), [data[cut:]]
     if rest := b"".join(parts).rstrip():
         yield Block((rest if faults is None else _without_commas(rest, first == 1)) + b"\n", first)

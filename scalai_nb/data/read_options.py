@@ -28,7 +28,7 @@ class ReadOptions(Section):
     decimal: Literal["", ".", ","] = ""  # mark before decimals
     na: tuple[str, ...] = ()  # texts that mean a missing value in every column; an empty cell always does
     sheet: str = ""  # of a workbook
-    depth: int = 0  # dots of a JSON field's name at most: what lies deeper is JSON text; 0: three
+    depth: int | None = None  # dots of a JSON field's name at most: what lies deeper is JSON text; None: three
 
     @field_validator("sep")
     @classmethod
