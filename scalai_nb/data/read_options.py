@@ -28,6 +28,8 @@ class ReadOptions(Section):
     decimal: Literal["", ".", ","] = ""  # mark before decimals
     na: tuple[str, ...] = ()  # texts that mean a missing value in every column; an empty cell always does
     sheet: str = ""  # of a workbook
+    widths: tuple[int, ...] = ()  # of the columns of text of fixed width, in characters
+    damaged: Literal["", "skip"] = ""  # row groups of a Parquet file that cannot be read: an error, or left out
     depth: int | None = None  # dots of a JSON field's name at most: what lies deeper is JSON text; None: three
 
     @field_validator("sep")

@@ -76,7 +76,7 @@ def lookup(name: str) -> Source | None:
 
 def suffix(uri: str) -> str:  # in lower case, with its dot, a compression's suffix taken off; in a zip, its file's
     "Return the suffix of a path or URI."
-    name = str(uri).split("?")[0].rstrip("/").rsplit("/", 1)[-1].lower()
+    name = str(uri).split("::")[0].split("?")[0].rstrip("/").rsplit("/", 1)[-1].lower()
     if name.endswith(".zip"): return Path(name[:-4]).suffix or _inside(str(uri))
     return Path(re.sub(r"\.(gz|bz2|xz|zst)$", "", name)).suffix
 

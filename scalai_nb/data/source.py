@@ -7,6 +7,7 @@ __all__ = ['server', 'reader', 'files', 'read_words', 'as_table', 'batches', 'sc
 
 # %% ../../nbs/data/04_source.ipynb #92fc0acc
 import re
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,10 +19,14 @@ from ..core.progress import reading
 from ..core.settings import Settings
 from ..core.storage import is_url, veiled
 from .columnar import metadata
+from .avro import avro  # noqa: F401 (registers itself)
+from .database_files import database  # noqa: F401 (registers itself)
 from .excel import excel  # noqa: F401 (registers itself)
+from .fixed_width import fixed_width  # noqa: F401 (registers itself)
 from .json_files import json  # noqa: F401 (registers itself)
 from .read_options import ReadOptions
-from .readers import READERS, Source, connect, entry_points, lookup, suffix, suggest
+from .readers import READERS, Source, connect, entry_points, lookup, read_error, suffix, suggest
+from .statistics import stats  # noqa: F401 (registers itself)
 from .text_files import kept_as
 from .types import could_be_null, to_pandas
 
@@ -52,7 +57,7 @@ def files(uri: str | Path,  # a path or fsspec URL; may be a pattern (`2013-*.cs
                 p for p in fs.find(path) if suffix(full(p)) in READERS and not Path(p).name.startswith((".", "_"))
             )
         else:
-            there = [path] if fs.exists(path) else []
+            there = _unzipped(fs, full(path)) or [path] if fs.exists(path) else []
         if not there and fs.isdir(path):
             raise BadRequest(
                 f"{veiled(uri)} is a folder without a file that can be read.",
@@ -60,7 +65,17 @@ def files(uri: str | Path,  # a path or fsspec URL; may be a pattern (`2013-*.cs
                 "source",
             )
         if not there: raise BadRequest(f"There is no file {veiled(uri)}.", suggest(fs, str(path)), "source")
-        return [full(p) for p in there]
+        table = "" if is_url(uri) or Path(str(uri)).exists() else "".join(str(uri).partition("::")[1:])
+        return [(p if is_url(p) else full(p)) + table for p in there]
+
+def _unzipped(fs, path: str) -> list[str]:  # files of a zip, as URLs; of one with a single file, none
+    if not path.lower().endswith(".zip"): return []
+    try:
+        with fs.open(path, "rb") as f, zipfile.ZipFile(f) as z: names = sorted(z.namelist())
+    except zipfile.BadZipFile as e: raise read_error(path, e) from e
+    names = [n for n in names if not n.endswith("/") and not any(p.startswith((".", "_")) for p in n.split("/"))]
+    known = [n for n in names if lookup(suffix(n)) is not None]
+    return [f"zip://{n}::{path}" for n in known] if len(names) > 1 else []
 
 # %% ../../nbs/data/04_source.ipynb #45e504f5
 def read_words(files: list[str], read: ReadOptions | None) -> list[tuple[str, dict]]:  # file, words for its reader
@@ -107,7 +122,7 @@ def batches(uri: str | Path,  # file, pattern, folder, Delta folder, or workspac
 
 def _of_files(found: list[tuple[str, dict]], **options) -> Iterator[pa.Table]:
     "The rows of files one after another, and how far they are read, where they lie on this machine."
-    sizes = [0 if is_url(file) else Path(file).stat().st_size for file, _ in found]
+    sizes = [0 if is_url(file) else Path(file.partition("::")[0]).stat().st_size for file, _ in found]
     with reading(sum(sizes)) as seen:
         for (file, words), size in zip(found, sizes):
             for part in reader(file)(file, **words, **options):
