@@ -28,7 +28,7 @@ from .json_records import Block, Recoded, blocks, encoding_of, framing, wrapped
 from .json_values import DEPTH, Misfit, as_text, column, counts, flat, loads, nested, type_of
 from .read_options import ReadOptions
 from .readers import Look, Source, bytes_of_line, check_columns, open_file, read_error, register, suffix
-from .types import arrow_type
+from .types import arrow_type, type_name
 
 # %% ../../nbs/data/03_json_files.ipynb #4fbd6b57
 SNIFF, SAMPLE = 1 << 23, 1 << 20  # bytes of the beginning; of the middle, of the end, and of what Python counts
@@ -300,7 +300,7 @@ def look_at_json(uri: str,
     remarks = [f"the rows are the list {at.around!r} of an object; its other fields are left out"] if at.around else []
     if at.objects: remarks.append(f"objects became columns with dotted names: {', '.join(sorted(at.objects)[:5])}")
     if at.texts: remarks.append(f"lists and objects of other kinds are JSON text: {', '.join(sorted(at.texts)[:5])}")
-    remarks += [f"{n} has values that are no {at.types[n]}, as most are" for n in sorted(at.mixed)]
+    remarks += [f"{n} is {type_name(at.types[n])} in most rows, and something else in others" for n in sorted(at.mixed)]
     return Look(said, read.model_copy(update={"encoding": at.encoding} if at.encoding != "utf-8" else {}), remarks)
 
 for _name in (".jsonl", ".ndjson", ".json"):

@@ -45,6 +45,14 @@ class ReadOptions(Section):
         try: return codecs.lookup(name).name if name else name
         except LookupError as e: raise ValueError("encodings are named as in utf-8, cp1252, latin-1, utf-16") from e
 
+    @field_validator("widths", mode="before")
+    @classmethod
+    def _numbers(cls, widths: Any) -> Any:
+        if isinstance(widths, str): widths = widths.split(",")
+        if any(not str(w).strip().isdigit() or int(w) < 1 for w in widths):
+            raise ValueError("widths are numbers of characters, as in 6,12,8")
+        return [int(w) for w in widths]
+
 # %% ../../nbs/data/02_read_options.ipynb #d08daa36
 @patch
 def explicit(self: ReadOptions) -> dict[str, Any]:

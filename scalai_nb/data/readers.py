@@ -15,7 +15,7 @@ import weakref
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ class Look:
     summary: str  # one line, without its end
     read: Any  # data.read_options.ReadOptions: how it is written
     remarks: list[str]  # what a person should know
+    others: list[str] = field(default_factory=list)  # other readings that were nearly as likely, each with its flag
 
 def register(
     name: str,  # a suffix with its dot (`.parquet`) or a scheme (`postgresql`)

@@ -85,7 +85,7 @@ def read_words(files: list[str], read: ReadOptions | None) -> list[tuple[str, di
     for word in given:
         if not any(word in words for words in known):
             raise BadRequest(f"The read option {word} is not about {veiled(files[0])}.",
-                             f"Leave out {word}; it is about {'workbooks' if word == 'sheet' else 'files of text'}.",
+                             f"Leave out {word}; it is about {' '.join(n for n, s in READERS.items() if word in s.words)}.",
                              "source")
     return [(f, {w: v for w, v in given.items() if w in words}) for f, words in zip(files, known)]
 
