@@ -3,7 +3,6 @@
 import datetime as dt
 import decimal
 import gzip
-import io
 import json
 import random
 import sqlite3
@@ -37,7 +36,11 @@ def frame():
     return pd.DataFrame(ROWS)
 
 
-def _json_rows(**how): return [{k: v.isoformat() if isinstance(v, dt.date) else v for k, v in r.items()} for r in ROWS]
+def _sheet():  # a spreadsheet knows no day before 1900
+    return frame().assign(day=[max(d, DAYS[1]) for d in frame()["day"]])
+
+
+def _json_rows(): return [{k: v.isoformat() if isinstance(v, dt.date) else v for k, v in r.items()} for r in ROWS]
 
 
 def _avro(path: Path) -> None:
@@ -85,9 +88,8 @@ WRITERS = {
     "feather": lambda p: frame().to_feather(p),
     "orc": _orc,
     "avro": _avro,
-    "xlsx": lambda p: frame()[frame()["id"] >= 0].assign(day=[d if d.year > 1900 else dt.date(1955, 2, 3) for d in frame()["day"]])
-    .to_excel(p, index=False),
-    "ods": lambda p: frame().to_excel(p, index=False),
+    "xlsx": lambda p: _sheet().to_excel(p, index=False),
+    "ods": lambda p: _sheet().to_excel(p, index=False),
     "db": _sqlite,
     "duckdb": _duckdb,
     "dta": _stats("write_dta"),
@@ -112,7 +114,7 @@ def test_a_file_comes_in_as_its_writer_wrote_it(kind, tmp_path, settings):
     assert [r["word"] or None for r in rows] == [r["word"] for r in ROWS]
     assert [bool(r["ok"]) for r in rows] == [r["ok"] for r in ROWS]
     days = [dt.date.fromisoformat(str(r["day"])[:10]) for r in rows]
-    assert days == [d if kind != "xlsx" or d.year > 1900 else dt.date(1955, 2, 3) for d in (r["day"] for r in ROWS)]
+    assert days == [max(r["day"], DAYS[1]) if kind in ("xlsx", "ods") else r["day"] for r in ROWS]
     assert sn.ingest(file, "rows", settings=settings).already
 
 
@@ -120,7 +122,7 @@ def test_a_file_comes_in_as_its_writer_wrote_it(kind, tmp_path, settings):
 def test_a_torn_file_says_so_in_two_lines_and_leaves_nothing(kind, tmp_path):
     file = tmp_path/f"rows.{kind}"
     WRITERS[kind](file)
-    file.write_bytes(file.read_bytes()[:file.stat().st_size//2 if kind != "db" else 90])
+    file.write_bytes(file.read_bytes()[:file.stat().st_size//2 + 7 if kind != "db" else 90])
     work = tmp_path/"work"
     assert capture(f"init {work}").code == 0
     done = capture(f"ingest {file} rows --settings {work/'settings.ini'}")
@@ -151,7 +153,7 @@ BREAKS = {
     "no object": lambda line: "[1, 2]",
     "unknown": lambda line: line[:-1] + ', "surprise": 1}',
     "twice": lambda line: line[:-1] + ', "id": 1}',
-    "word": lambda line: line.replace('"x": ', '"x": "oops", "_": ').replace('"oops", "_": ', '"oops") ').replace(") ", ', "y": '),
+    "word": lambda line: line.replace('"w": "w"', '"w": 7'),
     "bytes": lambda line: line.replace('"w"', '"w\udcff"'),
 }
 
@@ -163,14 +165,12 @@ def test_every_record_of_a_damaged_json_file_is_accounted_for(breaks, layout, ne
     import tempfile
     rows = [{"id": i, "x": i/4, "w": "w", **({"to": {"y": i}} if nested else {"y": i})} for i in range(400)]
     lines = [*map(json.dumps, rows)]
-    breaks = {i: b for i, b in breaks.items() if not (nested and b == "word")}
     for i, b in breaks.items(): lines[i] = BREAKS[b](lines[i])
     text = "\n".join(lines) if layout == "lines" else "[" + ",\n".join(lines) + "]"
     with tempfile.TemporaryDirectory() as folder:
         file, bad = Path(folder)/"d.json", []
         file.write_bytes(text.encode("utf-8", "surrogateescape"))
-        parts = [p for p, in ((t,) for t in source.batches(file, text=True, bad=bad))]
-        found = [r for p in parts for r in p.to_pylist()]
+        found = [r for t in source.batches(file, text=True, bad=bad) for r in t.to_pylist()]
     # numbers of a slice with other values come as text
     good = {int(r["id"]): r for r in found}
     assert len(good) == len(found) and {n for n, *_ in bad} == {i + 1 for i in range(400) if i not in good}
@@ -222,7 +222,7 @@ def test_both_date_systems_and_error_cells_of_excel(tmp_path):
 def test_a_damaged_row_group_is_named_and_left_out_when_asked(tmp_path):
     file, work = tmp_path/"p.parquet", tmp_path/"work"
     pq.write_table(pa.table({"id": range(3_000), "x": [random.Random(i).random() for i in range(3_000)]}), file,
-                   row_group_size=1_000, compression="zstd")
+                   row_group_size=1_000, compression="zstd", use_dictionary=False)
     at = pq.read_metadata(file).row_group(1).column(1)
     data = bytearray(file.read_bytes())
     data[at.data_page_offset + 40:at.data_page_offset + at.total_compressed_size//2] = bytes(at.total_compressed_size//2 - 40)
@@ -285,5 +285,3 @@ def test_look_first(tmp_path):
     text = capture(f"read {tmp_path/'k.jsonl'}").out
     assert "<int64>" in text and "JSON lines" in text
     assert "JSON lines" in sn.read(tmp_path/"k.jsonl", bad=[])._repr_html_()
-    buffer = io.BytesIO(b"".join(line.encode() + b"\n" for line in lines[:5]))
-    assert len(buffer.getvalue()) > 0

@@ -219,6 +219,7 @@ def raw_rows(piece: tuple[str, dict],  # a file or a part of a server's rows, an
     for t in source.batches(name, rows=rows, settings=settings, read=read, **options):
         yield t, list(bad)
         bad.clear()
+    if bad: yield t.slice(0, 0), bad  # found behind the last row
 
 def guessed(full: Contract, declared: Contract) -> set[str]:
     "Columns of numbers whose type nobody declared: by it no text may lose its leading zeros."
@@ -321,7 +322,8 @@ def _stamps(
     return {f: _stamp(f) for f in source.files(uri)}
 
 def _stamp(file: str) -> str:
-    fs, path = filesystem(file)
+    # a file in a zip is as old as the zip
+    fs, path = filesystem(file.partition("::")[2] if file.startswith("zip://") else file)
     fs.invalidate_cache()
     return fs.ukey(path)
 

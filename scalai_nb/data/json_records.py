@@ -15,7 +15,6 @@ from typing import Any
 
 import orjson
 
-from ..core.errors import BadRequest
 from ..core.jsonable import printable
 from .read_options import MARKS, sniff_encoding
 
@@ -44,9 +43,13 @@ def framing(head: bytes,  # the beginning of a file in UTF-8
     lines = [s for line in lines if (s := line.strip(b" \t\r,")) not in (b"", b"[", b"]")]
     alike = sum(s[:1] == b"{" and s.rstrip(b" ]")[-1:] == b"}" for s in lines)
     if text[:1] != b"\x1e" and b"\n" in head and alike >= .9*len(lines) and len(lines) > 1:
-        return "lines" if text[:1] == b"{" else "list of lines"
+        return "lines" if text[:1] == b"{" or _is_json(text.split(b"\n", 1)[0]) else "list of lines"
     if text[:1] == b"{" and whole and wrapped(head) is not None: return "object"
     return "values"
+
+def _is_json(line: bytes) -> bool:
+    try: orjson.loads(line); return True
+    except orjson.JSONDecodeError: return False
 
 def wrapped(data: bytes) -> str | None:  # the name of the list
     "Find the one list of objects of a file that is one object around it."

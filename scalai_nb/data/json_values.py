@@ -66,12 +66,14 @@ def flat(record: dict,
 
 # %% ../../nbs/data/02_json_values.ipynb #f5c4a53a
 def loads(line: bytes,
-          exact: bool = True,  # integers beyond 64 bits stay whole, and no name comes twice
+          exact: bool = True,  # integers beyond 64 bits stay whole
          ) -> list:  # its values
     "Read the values of a line. Raises `Misfit`."
-    try:
-        if not exact: return [orjson.loads(line)]
-    except orjson.JSONDecodeError: pass
+    if not exact:
+        try: found = orjson.loads(line)
+        except orjson.JSONDecodeError: found = None
+        # orjson keeps the last of two fields of one name
+        if found is not None and _fields(found) == line.count(b'":') - line.count(b'\\":'): return [found]
     try: text = line.decode().strip()
     except UnicodeDecodeError: raise Misfit("line: not UTF-8") from None
     out, at = [], 0
@@ -82,6 +84,10 @@ def loads(line: bytes,
             at += len(text) - at - len(text[at:].lstrip())
     except (stdjson.JSONDecodeError, RecursionError): raise Misfit("line: not JSON") from None
     return out
+
+def _fields(value: Any) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return sum(_fields(v) for v in inner if isinstance(v, (dict, list))) + (len(value) if isinstance(value, dict) else 0)
 
 def _once(pairs: list[tuple[str, Any]]) -> dict:
     if len(out := dict(pairs)) < len(pairs): raise Misfit("line: a field comes twice")

@@ -49,7 +49,8 @@ def files(uri: str | Path,  # a path or fsspec URL; may be a pattern (`2013-*.cs
     if not str(uri):
         raise BadRequest("The name of a source is empty.", "Give a table, a file, a folder or a URL.", "source")
     with connect(uri) as (fs, path):
-        full = lambda p: fs.unstrip_protocol(p) if is_url(uri) else p
+        _, mark, outer = str(uri).partition("::")  # a file in a zip, a table in a database
+        full = lambda p: fs.unstrip_protocol(p) + (mark + outer) if is_url(uri) else p
         if any(c in str(path) for c in "*?["):
             there = sorted(p for p in fs.glob(path) if fs.isfile(p))
         elif fs.isdir(path):
@@ -65,11 +66,11 @@ def files(uri: str | Path,  # a path or fsspec URL; may be a pattern (`2013-*.cs
                 "source",
             )
         if not there: raise BadRequest(f"There is no file {veiled(uri)}.", suggest(fs, str(path)), "source")
-        table = "" if is_url(uri) or Path(str(uri)).exists() else "".join(str(uri).partition("::")[1:])
+        table = "" if is_url(uri) or Path(str(uri)).exists() else mark + outer
         return [(p if is_url(p) else full(p)) + table for p in there]
 
 def _unzipped(fs, path: str) -> list[str]:  # files of a zip, as URLs; of one with a single file, none
-    if not path.lower().endswith(".zip"): return []
+    if not path.lower().endswith(".zip") or "::" in path: return []
     try:
         with fs.open(path, "rb") as f, zipfile.ZipFile(f) as z: names = sorted(z.namelist())
     except zipfile.BadZipFile as e: raise read_error(path, e) from e

@@ -27,6 +27,7 @@ def _opened(uri: str, **how) -> tuple[Any, Any]:  # columns by name, pyreadstat'
     if is_url(uri): raise BadRequest(f"{veiled(uri)} is read on this machine only.", "Copy it here first.", "source")
     with connect(uri) as (fs, path):
         if not fs.exists(path): raise BadRequest(f"There is no file {uri}.", suggest(fs, path), "source")
+        if suffix(uri) == ".xpt" and fs.size(path)%80: raise read_error(uri, EOFError("it ends within a record of 80 bytes"))
     try: return getattr(library, READS[suffix(uri)])(path, output_format="dict", **how)
     except (library.ReadstatError, UnicodeDecodeError, ValueError, OSError) as e: raise read_error(uri, e) from e
 
