@@ -49,7 +49,8 @@ def _avro(path: Path) -> None:
     types = {"id": "long", "word": nullable("string"), "x": nullable("double"), "ok": "boolean",
              "day": {"type": "int", "logicalType": "date"}}
     fields = [{"name": n, "type": types[n]} for n in ROWS[0]]
-    with open(path, "wb") as f: fastavro.writer(f, {"type": "record", "name": "r", "fields": fields}, ROWS, codec="deflate")
+    with open(path, "wb") as f:
+        fastavro.writer(f, {"type": "record", "name": "r", "fields": fields}, ROWS, codec="deflate")
 
 
 def _orc(path: Path) -> None:
@@ -82,7 +83,9 @@ def _stats(writer: str):
 WRITERS = {
     "jsonl": lambda p: p.write_text("\n".join(map(json.dumps, _json_rows()))),
     "jsonl.gz": lambda p: p.write_bytes(gzip.compress("\n".join(map(json.dumps, _json_rows())).encode())),
-    "jsonl.zst": lambda p: p.write_bytes(pa.compress("\n".join(map(json.dumps, _json_rows())).encode(), "zstd", asbytes=True)),
+    "jsonl.zst": lambda p: p.write_bytes(
+        pa.compress("\n".join(map(json.dumps, _json_rows())).encode(), "zstd", asbytes=True)
+    ),
     "json": lambda p: p.write_text(json.dumps(_json_rows(), indent=2, ensure_ascii=False)),
     "parquet": lambda p: pq.write_table(pa.Table.from_pylist(ROWS), p),
     "feather": lambda p: frame().to_feather(p),
@@ -131,7 +134,8 @@ def test_a_torn_file_says_so_in_two_lines_and_leaves_nothing(kind, tmp_path):
     assert capture(f"read {file}").code == 2
 
 
-@pytest.mark.parametrize("value, text", [(2**63 - 1, False), (2**63, False), (2**64 - 1, False), (2**64, True), (-2**63, False)])
+@pytest.mark.parametrize("value, text", [(2**63 - 1, False), (2**63, False), (2**64 - 1, False),
+                                         (2**64, True), (-2**63, False)])
 def test_an_integer_of_json_is_never_rounded(value, text, tmp_path, settings):
     (tmp_path/"big.jsonl").write_text("".join(f'{{"id": {i}, "big": {value}}}\n' for i in range(5)))
     sn.ingest(tmp_path/"big.jsonl", "big", settings=settings)
@@ -143,7 +147,8 @@ def test_a_decimal_keeps_its_digits(tmp_path, settings):
     import fastavro
     price = decimal.Decimal("-12345678901234567.89")
     fields = [{"name": "p", "type": {"type": "bytes", "logicalType": "decimal", "precision": 20, "scale": 2}}]
-    with open(tmp_path/"p.avro", "wb") as f: fastavro.writer(f, {"type": "record", "name": "r", "fields": fields}, [{"p": price}])
+    with open(tmp_path/"p.avro", "wb") as f:
+        fastavro.writer(f, {"type": "record", "name": "r", "fields": fields}, [{"p": price}])
     sn.ingest(tmp_path/"p.avro", "p", settings=settings)
     assert Table("p", settings).arrow()["p"].to_pylist() == [price]
 
@@ -159,7 +164,8 @@ BREAKS = {
 
 
 @quick(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.dictionaries(st.integers(0, 399), st.sampled_from([*BREAKS]), max_size=30), st.sampled_from(["lines", "list of lines"]),
+@given(st.dictionaries(st.integers(0, 399), st.sampled_from([*BREAKS]), max_size=30),
+       st.sampled_from(["lines", "list of lines"]),
        st.booleans())
 def test_every_record_of_a_damaged_json_file_is_accounted_for(breaks, layout, nested):
     import tempfile
@@ -210,7 +216,8 @@ def test_both_date_systems_and_error_cells_of_excel(tmp_path):
     for epoch in (None, CALENDAR_MAC_1904):
         book = openpyxl.Workbook()
         if epoch: book.epoch = epoch
-        for line in [["id", "day", "x"], [1, dt.date(1955, 2, 3), 1.5], [2, dt.date(2024, 2, 29), "#N/A"]]: book.active.append(line)
+        for line in [["id", "day", "x"], [1, dt.date(1955, 2, 3), 1.5], [2, dt.date(2024, 2, 29), "#N/A"]]:
+            book.active.append(line)
         book.active["C3"].data_type = "e"
         book.save(tmp_path/"d.xlsx")
         rows = next(source.batches(tmp_path/"d.xlsx")).to_pydict()
@@ -225,7 +232,9 @@ def test_a_damaged_row_group_is_named_and_left_out_when_asked(tmp_path):
                    row_group_size=1_000, compression="zstd", use_dictionary=False)
     at = pq.read_metadata(file).row_group(1).column(1)
     data = bytearray(file.read_bytes())
-    data[at.data_page_offset + 40:at.data_page_offset + at.total_compressed_size//2] = bytes(at.total_compressed_size//2 - 40)
+    data[at.data_page_offset + 40 : at.data_page_offset + at.total_compressed_size // 2] = bytes(
+        at.total_compressed_size // 2 - 40
+    )
     file.write_bytes(data)
     capture(f"init {work}")
     ini = f"--settings {work/'settings.ini'}"
@@ -242,7 +251,8 @@ def test_a_zip_of_many_files_is_a_folder(tmp_path, settings):
             z.writestr(name, "id,ok\n" + "".join(f"{r['id']},{r['ok']}\n" for r in some))
         z.writestr("readme.md", "words")
     assert sn.ingest(tmp_path/"all.zip", "rows", settings=settings).rows_good == N
-    with zipfile.ZipFile(tmp_path/"one.jsonl.zip", "w") as z: z.writestr("one.jsonl", "\n".join(map(json.dumps, _json_rows())))
+    with zipfile.ZipFile(tmp_path/"one.jsonl.zip", "w") as z:
+        z.writestr("one.jsonl", "\n".join(map(json.dumps, _json_rows())))
     assert sn.ingest(tmp_path/"one.jsonl.zip", "one", settings=settings).rows_good == N
 
 
@@ -264,7 +274,8 @@ def test_fixed_width_by_flag_and_found(tmp_path, settings):
     assert capture(f"read {tmp_path/'k.fwf'} --widths 6,x").code == 2
 
 
-@pytest.mark.parametrize("kind, module, extra", [("avro", "fastavro", "avro"), ("dta", "pyreadstat", "stats"), ("duckdb", "duckdb", "duckdb")])
+@pytest.mark.parametrize("kind, module, extra", [("avro", "fastavro", "avro"), ("dta", "pyreadstat", "stats"),
+                                                 ("duckdb", "duckdb", "duckdb")])
 def test_a_missing_extra_is_named_with_its_command(kind, module, extra, tmp_path, monkeypatch):
     WRITERS[kind](file := tmp_path/f"rows.{kind}")
     monkeypatch.setitem(sys.modules, module, None)

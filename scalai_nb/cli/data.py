@@ -101,7 +101,7 @@ def profile(uri: Annotated[str, typer.Argument(metavar="URI", help="A table, a f
 # %% ../../nbs/cli/04_data.ipynb #b33b18af
 @verb(app, "Data")
 @with_read_options
-def read(uri: Annotated[str, typer.Argument(metavar="URI", help="A file, pattern, folder, URL, FILE::TABLE, or a table.")],
+def read(uri: Annotated[str, typer.Argument(metavar="URI", help="A table, file, pattern, URL or FILE::TABLE.")],
          rows: Annotated[int, typer.Option(min=0, help="Rows to show.")] = 10,
          read: Any = None,  # data.read_options.ReadOptions
         ) -> Answer:
@@ -112,12 +112,18 @@ def read(uri: Annotated[str, typer.Argument(metavar="URI", help="A file, pattern
     with on_disk(uri) as place: found = preview(place, read, rows)
     return Answer(found.to_dict(), lambda: preview_text(found))
 
-def preview_text(found: Any) -> str:  # data.preview.Preview
+def preview_text(preview: Any) -> str:  # data.preview.Preview
     "A preview as a person reads it."
-    types = {n: f"<{t}>" for n, t in found.columns.items()}
-    rows = [types, *({n: "" if v is None else v for n, v in r.items()} for r in found.rows)]
-    return "\n".join([f"{found.uri}: {found.summary}", text_table(rows), *(f"- {printable(r)}" for r in found.remarks),
-                      *(f"- or: {o}" for o in found.others)])
+    types = {n: f"<{t}>" for n, t in preview.columns.items()}
+    rows = [types, *({n: "" if v is None else v for n, v in r.items()} for r in preview.rows)]
+    return "\n".join(
+        [
+            f"{preview.uri}: {preview.summary}",
+            text_table(rows),
+            *(f"- {printable(r)}" for r in preview.remarks),
+            *(f"- or: {o}" for o in preview.others),
+        ]
+    )
 
 # %% ../../nbs/cli/04_data.ipynb #5c45974e
 @verb(app, "Data")

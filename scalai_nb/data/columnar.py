@@ -17,7 +17,7 @@ import pyarrow as pa
 from ..core.errors import BadRequest
 from ..core.progress import tell_of
 from ..core.storage import veiled
-from .readers import Source, check_columns, connect, open_file, read_error, register
+from .readers import Source, check_columns, connect, open_file, register
 from .types import coded_text
 
 # %% ../../nbs/data/03_columnar.ipynb #7f27123a
@@ -97,9 +97,8 @@ def parquet(
     coded: bool = False,  # text that the file keeps as codes stays so: dictionary<int32, string>
     threads: bool = True,  # decode columns in parallel
     meta=None,  # the file's pyarrow.parquet.FileMetaData, where it has been read before
-    hashes: (
-        dict | None
-    ) = None,  # takes the SHA-256 of each row group's bytes; `groups` follow one another, and are read at once
+    # takes the SHA-256 of each row group's bytes; `groups` follow one another, and are read at once
+    hashes: dict | None = None,
     damaged: str = "",  # skip: leave out row groups that cannot be read; else they are an error
     bad: list | None = None,  # takes the row groups that are left out: row, reason, text
 ) -> Iterator[pa.Table]:
@@ -109,20 +108,15 @@ def parquet(
         meta = meta or metadata(uri)
         file = f if hashes is None else _groups(uri, meta, groups, hashes)
         # else all row groups are fetched ahead of the first
-        file = pq.ParquetFile(
-            file, metadata=meta, read_dictionary=coded_text(meta) if coded else None, pre_buffer=False
-        )
+        text = coded_text(meta) if coded else None
+        file = pq.ParquetFile(file, metadata=meta, read_dictionary=text, pre_buffer=False)
         columns = check_columns(columns, file.schema_arrow.names)
-        if file.metadata.num_rows == 0:
-            yield file.read(columns)
-        else:
-            tell_of(partial(_place, uri, meta.num_rows))
-            chosen = [*range(meta.num_row_groups)] if groups is None else groups
-            if damaged == "skip":
-                some = _sound(uri, file, meta, chosen, columns, rows, threads, [] if bad is None else bad)
-            else:
-                some = _whole(uri, file, chosen, columns, rows, threads)
-            yield from (pa.Table.from_batches([batch]) for batch in some)
+        if meta.num_rows == 0: yield file.read(columns); return
+        tell_of(partial(_place, uri, meta.num_rows))
+        chosen = [*range(meta.num_row_groups)] if groups is None else groups
+        if damaged == "skip": some = _sound(uri, file, meta, chosen, columns, rows, threads, [] if bad is None else bad)
+        else: some = _whole(uri, file, chosen, columns, rows, threads)
+        yield from (pa.Table.from_batches([batch]) for batch in some)
 
 # %% ../../nbs/data/03_columnar.ipynb #b68e9a1b
 def _place(uri: str, total: int, rows: int) -> float:  # bytes; rows lie anywhere in the file, and count alike
@@ -136,14 +130,20 @@ def _whole(uri: str, file, groups: list[int], columns, rows: int, threads: bool)
         torn = [g for g in groups if _damage(file, g, columns)]
         if not torn or len(torn) == meta.num_row_groups: raise
         left = meta.num_rows - sum(meta.row_group(g).num_rows for g in torn)
-        raise BadRequest(f"{veiled(uri)} is damaged in {', '.join(_span(meta, g) for g in torn[:5])}: {str(e).splitlines()[0][:200]}",
-                         f"Make or copy it again, or read the other {left:,} rows: --damaged skip", "source") from e
+        raise BadRequest(
+            f"{veiled(uri)} is damaged in {', '.join(_span(meta, g) for g in torn[:5])}: {_first_line(e)}",
+            f"Make or copy it again, or read the other {left:,} rows: --damaged skip",
+            "source",
+        ) from e
 
-def _sound(uri: str, file, meta, groups: list[int], columns, rows: int, threads: bool, bad: list) -> Iterator[pa.RecordBatch]:
+def _sound(uri: str, file, meta, groups: list[int], columns, rows: int, threads: bool,
+           bad: list) -> Iterator[pa.RecordBatch]:
     for g in groups:
         try: table = file.read_row_group(g, columns=columns, use_threads=threads)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as e:
-            bad.append((_first_row(meta, g), "row group: damaged", f"{_span(meta, g)}: {str(e).splitlines()[0][:200]}"))
+            bad.append(
+                (_first_row(meta, g), "row group: damaged", f"{_span(meta, g)}: {_first_line(e)}")
+            )
         else: yield from table.to_batches(rows)
 
 def _damage(file, group: int, columns) -> bool:
@@ -151,8 +151,11 @@ def _damage(file, group: int, columns) -> bool:
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError): return True
     return False
 
+def _first_line(e: Exception) -> str: return str(e).splitlines()[0][:200]
+
 def _first_row(meta, group: int) -> int: return 1 + sum(meta.row_group(i).num_rows for i in range(group))
 
+# %% ../../nbs/data/03_columnar.ipynb #3d5c545b
 def _span(meta, group: int) -> str:
     first = _first_row(meta, group)
     return f"row group {group + 1}, rows {first:,} to {first + meta.row_group(group).num_rows - 1:,}"

@@ -31,6 +31,7 @@ def _duckdb(path: str):  # a connection that only reads
 def _is_duckdb(path: str) -> bool:
     with open(path, "rb") as f: return f.read(12)[8:] == b"DUCK"
 
+# %% ../../nbs/data/03_database_files.ipynb #06c07adf
 def database_tables(path: str,  # of a SQLite or DuckDB file
                    ) -> list[str]:  # and views
     "List the tables of a database file."
@@ -41,28 +42,43 @@ def database_tables(path: str,  # of a SQLite or DuckDB file
     import sqlite3
     try:
         db = sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True)
-        try: return [n for (n,) in db.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE"
-                                              " 'sqlite_%' ORDER BY 1")]
+        try:
+            return [
+                n
+                for (n,) in db.execute(
+                    "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE"
+                    " 'sqlite_%' ORDER BY 1"
+                )
+            ]
         finally: db.close()
     except sqlite3.Error as e: raise read_error(path, e) from e
 
+# %% ../../nbs/data/03_database_files.ipynb #25b72d05
 def table_of_file(uri: str,  # FILE::TABLE, or FILE with one table
                  ) -> tuple[str, str, list[str]]:  # path, table, all tables
     "Find the table that a URI names. Raises `BadRequest` with the nearest name."
     path, _, name = str(uri).partition("::")
-    if is_url(path): raise BadRequest(f"{veiled(path)}: a database is read on this machine only.", "Copy the file here first.", "source")
-    if not Path(path).is_file(): raise BadRequest(f"There is no file {path}.", "Check the path and the working directory.", "source")
+    if is_url(path):
+        raise BadRequest(
+            f"{veiled(path)}: a database is read on this machine only.", "Copy the file here first.", "source"
+        )
+    if not Path(path).is_file():
+        raise BadRequest(f"There is no file {path}.", "Check the path and the working directory.", "source")
     names = database_tables(path)
     if name: return path, one_of(name, names, f"table of {path}:", "source"), names
     if len(names) == 1: return path, names[0], names
-    raise BadRequest(f"{path} has {len(names)} tables{': ' if names else ''}{', '.join(names[:9])}{', …'*(len(names) > 9)}.",
-                     f"Name one: {path}::{names[0]}" if names else "Check the file.", "source")
+    raise BadRequest(
+        f"{path} has {len(names)} tables{': ' if names else ''}{', '.join(names[:9])}{', …' * (len(names) > 9)}.",
+        f"Name one: {path}::{names[0]}" if names else "Check the file.",
+        "source",
+    )
 
 # %% ../../nbs/data/03_database_files.ipynb #09aa64c1
-def _sqlite_uri(path: str, table: str) -> str: return f"sqlite:///{quote(str(Path(path).absolute()))}?table={quote(table)}"
+def _sqlite_uri(path: str, table: str) -> str:
+    return f"sqlite:///{quote(str(Path(path).absolute()))}?table={quote(table)}"
 
 def database(uri: str, columns: list[str] | None = None, rows: int = 250_000) -> Iterator[pa.Table]:
-    "The rows of a table of a database file."
+    "The rows of a table of a database file; `uri`, `columns` and `rows` as for `source.batches`."
     path, table, _ = table_of_file(uri)
     if not _is_duckdb(path):
         from scalai_nb.data import sql
@@ -79,7 +95,7 @@ def database(uri: str, columns: list[str] | None = None, rows: int = 250_000) ->
         for batch in reader: empty = False; yield pa.Table.from_batches([batch])
         if empty: yield reader.schema.empty_table()
 
-def look_at_database(uri: str,
+def look_at_database(uri: str,  # FILE::TABLE
                      read: ReadOptions,  # what is known
                     ) -> Look:
     "Report which table of a database file is read."
@@ -88,4 +104,6 @@ def look_at_database(uri: str,
     return Look(f"{'DuckDB' if _is_duckdb(path) else 'SQLite'} file, table {table!r}", read,
                 [f"the file has other tables too: {', '.join(others[:9])}"] if others else [])
 
-for _name in (".db", ".sqlite", ".sqlite3", ".duckdb", ".ddb"): register(_name, Source(database, look=look_at_database))
+# %% ../../nbs/data/03_database_files.ipynb #dd800b7d
+for _name in (".db", ".sqlite", ".sqlite3", ".duckdb", ".ddb"):
+    register(_name, Source(database, look=look_at_database))

@@ -42,7 +42,10 @@ def _error_cells(data: bytes, place: int) -> list[str]:  # names as C6, of the s
         with zipfile.ZipFile(io.BytesIO(data)) as z:
             ids = re.findall(rb'<sheet\b[^>]*\br:id="([^"]+)"', z.read("xl/workbook.xml"))
             rels = dict(re.findall(rb'Id="([^"]+)"[^>]*?Target="([^"]+)"', z.read("xl/_rels/workbook.xml.rels")))
-            rels |= {i: t for t, i in re.findall(rb'Target="([^"]+)"[^>]*?Id="([^"]+)"', z.read("xl/_rels/workbook.xml.rels"))}
+            rels |= {
+                i: t
+                for t, i in re.findall(rb'Target="([^"]+)"[^>]*?Id="([^"]+)"', z.read("xl/_rels/workbook.xml.rels"))
+            }
             target = rels[ids[place]].decode().lstrip("/")
             text = z.read(target if target.startswith("xl/") else f"xl/{target}")
     except (zipfile.BadZipFile, KeyError, IndexError): return []
@@ -64,6 +67,7 @@ class Found:
 
 def _filled(row: list) -> int: return sum(v != "" for v in row)
 
+# %% ../../nbs/data/03_excel.ipynb #09da2346
 def header_rows(rows: list[list],  # "" for an empty cell
                 merged: list[tuple] = (),  # (row, column), (row, column): first and last cell
                ) -> tuple[int, int]:  # places of its first and last row
@@ -79,7 +83,8 @@ def header_rows(rows: list[list],  # "" for an empty cell
         below = rows[bottom + 1] if left < right and bottom + 1 < len(rows) else []
         names = [v for v in below if v != ""]
         last = max(last, bottom)
-        if names and all(isinstance(v, str) for v in names) and _filled(below[left:right + 1]): last = max(last, bottom + 1)
+        if names and all(isinstance(v, str) for v in names) and _filled(below[left:right + 1]):
+            last = max(last, bottom + 1)
     return first, last
 
 def _names(rows: list[list], first: int, last: int, merged: list[tuple]) -> list[str]:
@@ -104,7 +109,9 @@ def find_table(uri: str,
         if sum(map(bool, map(_filled, pages[name][0]))) > 1: break
     name = next((n for n, (rows, *_) in reversed(pages.items()) if any(map(_filled, rows))), None)
     if name is None:
-        raise BadRequest(f"{veiled(uri)}: the sheet {order[0]!r} is empty.", f"It has the sheets: {', '.join(names)}.", "source")
+        raise BadRequest(
+            f"{veiled(uri)}: the sheet {order[0]!r} is empty.", f"It has the sheets: {', '.join(names)}.", "source"
+        )
     rows, start, merged = pages[name]
     others = [n for n in names if n != name]
     return _table(name, rows, start, _at(merged, start), _error_cells(data, names.index(name)), others)
@@ -113,13 +120,20 @@ def _at(merged: list | None, start: tuple[int, int]) -> list[tuple]:  # places i
     return [tuple((r - start[0], c - start[1]) for r, c in cells) for cells in merged or ()
             if cells[0][0] >= start[0] and cells[0][1] >= start[1]]
 
+# %% ../../nbs/data/03_excel.ipynb #bad29ff1
 def _table(sheet: str, rows: list[list], start: tuple, merged: list, errors: list[str], others: list[str]) -> Found:
     first, last = header_rows(rows, merged)
     titles = [" ".join(str(v) for v in r if v != "") for r in rows[:first] if _filled(r)]
     body, notes = _without_notes(rows[last + 1:], start[0] + last + 2, sum(_filled(r) > 1 for r in rows[first:]) > 1)
     names = _names(rows, first, last, merged)
-    cells = [[None if v == "" or type(v) is str and v in ERRORS else v for v in c] for c in zip(*body)] or [[] for _ in names]
-    used = [i for i, c in enumerate(cells) if any(v is not None for v in c) or any(r[i] != "" for r in rows[first:last + 1])]
+    cells = [[None if v == "" or type(v) is str and v in ERRORS else v for v in c] for c in zip(*body)] or [
+        [] for _ in names
+    ]
+    used = [
+        i
+        for i, c in enumerate(cells)
+        if any(v is not None for v in c) or any(r[i] != "" for r in rows[first : last + 1])
+    ]
     errors += [str(v) for r in body for v in r if type(v) is str and v in ERRORS]
     return Found(sheet, [names[i] for i in used], [cells[i] for i in used], start[0] + last + 2,
                  (start[0] + first + 1, start[0] + last + 1), titles, notes, errors, others)
@@ -182,7 +196,7 @@ def excel(uri: str,  # of a workbook
     table = pa.table(made).select(chosen)
     for i in range(0, max(table.num_rows, 1), rows): yield table.slice(i, rows)
 
-def excel_types(uri: str,
+def excel_types(uri: str,  # of a workbook
                 read: ReadOptions,  # sheet and na
                ) -> dict[str, pa.DataType]:
     "The types of the columns: what most of their cells are."
@@ -190,19 +204,31 @@ def excel_types(uri: str,
     return {n: _type([None if isinstance(v, str) and v in read.na else v for v in c])[0]
             for n, c in zip(found.names, found.columns)}
 
-def look_at_workbook(uri: str,
+# %% ../../nbs/data/03_excel.ipynb #29dcd8bb
+def look_at_workbook(uri: str,  # of a workbook
                      read: ReadOptions,  # what is known
                     ) -> Look:
     "Report which table of a workbook is read."
     found = find_table(uri, read.sheet)
     remarks = [f"the workbook has other sheets too, for --sheet: {', '.join(found.others)}"] if found.others else []
-    remarks += [f"row {i + 1} above the header is no row of the table: {printable(t[:60])!r}" for i, t in enumerate(found.titles)]
+    remarks += [
+        f"row {i + 1} above the header is no row of the table: {printable(t[:60])!r}"
+        for i, t in enumerate(found.titles)
+    ]
     remarks += [f"row {n} below the table is no row of it: {printable(t[:60])!r}" for n, t in found.notes]
     n, some = len(found.errors), ", ".join(found.errors[:3])
-    if n: remarks.append(f"{n:,} cell{'s are errors and become' if n > 1 else ' is an error and becomes'} null: {some}{', …'*(n > 3)}")
+    if n:
+        remarks.append(
+            f"{n:,} cell{'s are errors and become' if n > 1 else ' is an error and becomes'} null:"
+            f" {some}{', …' * (n > 3)}"
+        )
     first, last = found.header
     where = f"row {first}" if first == last else f"rows {first} to {last}"
-    return Look(f"workbook, sheet {found.sheet!r}, header in {where}", read.model_copy(update={"sheet": found.sheet}), remarks)
+    return Look(
+        f"workbook, sheet {found.sheet!r}, header in {where}", read.model_copy(update={"sheet": found.sheet}), remarks
+    )
 
 for _name in (".xlsx", ".xlsm", ".xlsb", ".xls", ".ods"):
-    register(_name, Source(excel, words=("sheet", "na"), bad=True, text=True, types=excel_types, look=look_at_workbook))
+    register(
+        _name, Source(excel, words=("sheet", "na"), bad=True, text=True, types=excel_types, look=look_at_workbook)
+    )

@@ -14,13 +14,13 @@ import pyarrow.compute as pc
 from ..core.errors import BadRequest
 from ..core.storage import veiled
 from .read_options import ReadOptions, column_names, sniff_encoding
-from .readers import Look, Source, check_columns, open_file, read_error, register
+from .readers import Look, Source, check_columns, open_file, register
 from .types import cast, leading_zeros
 
 # %% ../../nbs/data/04_fixed_width.ipynb #42df7f1e
 SAMPLE = 1 << 20  # bytes in which columns and types are found
 
-def column_starts(lines: list[str],
+def column_starts(lines: list[str],  # of a text
                  ) -> list[int]:  # places, the first is 0
     "Find where columns begin: where all lines have a blank, and some of them something behind it."
     width = max(map(len, lines))
@@ -47,7 +47,7 @@ def _has_header(lines: list[str], starts: list[int]) -> bool:
     numbers = lambda line: any(c.replace(".", "", 1).replace("-", "", 1).isdigit() for c in _cells(line, starts))
     return len(lines) > 1 and not numbers(lines[0]) and any(map(numbers, lines[1:100]))
 
-def fixed_width_types(uri: str,
+def fixed_width_types(uri: str,  # of a text
                       read: ReadOptions,  # widths, encoding, na
                      ) -> dict[str, pa.DataType]:
     "The types of the columns, by the first megabyte."
@@ -62,12 +62,13 @@ def _type(values: pa.Array, na: tuple[str, ...]) -> pa.DataType:
     if not len(values) or pc.any(leading_zeros(values)).as_py(): return pa.string()
     return next((t for t in (pa.int64(), pa.float64(), pa.timestamp("us")) if cast(values, t)[1] is None), pa.string())
 
+# %% ../../nbs/data/04_fixed_width.ipynb #cdb2fbcd
 def fixed_width(uri: str, columns: list[str] | None = None, rows: int = 250_000,
                 text: bool = False,  # every column as text
-                bad: list | None = None,  # takes lines that are too short or too long: line, reason, text; default: an error
+                bad: list | None = None,  # takes lines of a wrong length: line, reason, text; default: an error
                 **read,  # widths, encoding, na
                ) -> Iterator[pa.Table]:
-    "Text with columns at fixed places."
+    "Text with columns at fixed places; `uri`, `columns` and `rows` as for `source.batches`."
     options = ReadOptions.parse(**read)
     (lines, starts, encoding), types = _head(uri, options), fixed_width_types(uri, options)
     check_columns(columns, [*types])
@@ -77,9 +78,7 @@ def fixed_width(uri: str, columns: list[str] | None = None, rows: int = 250_000,
         for n, line in _lines(f, encoding):
             if not line.strip(): continue
             if header: header = False; continue
-            reason = "line: longer than its columns" if width and len(line.rstrip()) > width else \
-                "line: ends before its last column" if options.widths and len(line.rstrip()) <= starts[-1] and len(starts) > 2 \
-                and len(line.rstrip()) <= starts[-2] else ""
+            reason = _odd(line.rstrip(), starts, width)
             if not reason: held.append(_cells(line, starts))
             elif bad is not None: bad.append((n, reason, line))
             else: raise BadRequest(f"{veiled(uri)}, line {n} {reason.removeprefix('line: ')}.",
@@ -96,6 +95,11 @@ def _lines(file, encoding: str) -> Iterator[tuple[int, str]]:  # number, text
         for line in lines: n += 1; yield n, line.rstrip("\r").lstrip("\ufeff")
     if rest: yield n + 1, rest.rstrip("\r")
 
+def _odd(line: str, starts: list[int], width: int) -> str:  # why it is set aside; empty: it is not
+    if not width: return ""
+    if len(line) > width: return "line: longer than its columns"
+    return "line: ends before its last column" if len(starts) > 2 and len(line) <= starts[-2] else ""
+
 def _typed(uri: str, cells: list[list[str]], types: dict, na: tuple, text: bool) -> pa.Table:
     made = {}
     for (n, t), values in zip(types.items(), zip(*cells) if cells else [()]*len(types)):
@@ -107,16 +111,27 @@ def _typed(uri: str, cells: list[list[str]], types: dict, na: tuple, text: bool)
                          f"If that means a missing value: --na {value[:60]!r}", "source")
     return pa.table(made)
 
-def look_at_fixed_width(uri: str,
+# %% ../../nbs/data/04_fixed_width.ipynb #99f44239
+def look_at_fixed_width(uri: str,  # of a text
                         read: ReadOptions,  # what is known
                        ) -> Look:
     "Report where the columns of a file of fixed width begin."
     lines, starts, encoding = _head(uri, read)
     widths = read.widths or tuple(b - a for a, b in zip(starts, [*starts[1:], max(map(len, lines))]))
-    said = f"fixed width {','.join(map(str, widths))}, {encoding}, {'with' if _has_header(lines, starts) else 'no'} header"
+    header = "with" if _has_header(lines, starts) else "no"
+    said = f"fixed width {','.join(map(str, widths))}, {encoding}, {header} header"
     return Look(said, read.model_copy(update={"encoding": encoding}), [] if read.widths else
                 [f"columns were found where every line has a blank; others: --widths {','.join(map(str, widths))}"])
 
 for _name in (".fwf", ".prn"):
-    register(_name, Source(fixed_width, words=("widths", "encoding", "na"), bad=True, text=True, types=fixed_width_types,
-                           look=look_at_fixed_width))
+    register(
+        _name,
+        Source(
+            fixed_width,
+            words=("widths", "encoding", "na"),
+            bad=True,
+            text=True,
+            types=fixed_width_types,
+            look=look_at_fixed_width,
+        ),
+    )

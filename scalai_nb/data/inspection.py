@@ -85,7 +85,8 @@ def _of_texts(texts: list[str], read: ReadOptions, many: str) -> Look:
     return Look(f"{many}text, {seen[0].read}, {len(seen[0].names)} columns", found, remarks)
 
 # %% ../../nbs/data/20_inspection.ipynb #71d6ea2e
-def _profiled(uri: str, read: ReadOptions, remarks: list[str], limit: int | None) -> tuple[Profile, bool]:  # and whether of all
+def _profiled(uri: str, read: ReadOptions, remarks: list[str],
+              limit: int | None) -> tuple[Profile, bool]:  # and whether of all rows
     "Profile a source's rows as an ingest checks them: without the blanks around texts, and without broken ones."
     if source.as_table(uri) is not None: return profile(uri), True
     bad = [] if source.server(uri) is None and all(source.reader(f).bad for f in source.files(uri)) else None

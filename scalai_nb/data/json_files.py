@@ -49,7 +49,8 @@ class Structure:
     def typed(self, loose: bool) -> dict[str, pa.DataType]:  # loose: types hold for most values only
         return {n: t if loose or n not in self.mixed else pa.string() for n, t in self.types.items()}
 
-def structure(uri: str,
+# %% ../../nbs/data/03_json_files.ipynb #7b870c93
+def structure(uri: str,  # of a file
               read: ReadOptions = ReadOptions(),  # encoding and depth, where known  # noqa: B008 (never changes)
              ) -> Structure:
     "Look at a JSON file. Raises `BadRequest` for what is none, or holds no object."
@@ -84,7 +85,7 @@ def _elsewhere(uri: str) -> list[bytes]:  # lines of the middle and the end of a
 
 LONG = re.compile(rb"[:\[,\s]-?\d{16,}\s*[,}\]]")  # integers that a float may round
 
-def _parsed(data: bytes, **how) -> tuple[pa.Table | None, int | None]:  # None: Arrow cannot; the record that stopped it
+def _parsed(data: bytes, **how) -> tuple[pa.Table | None, int | None]:  # None: Arrow cannot; what record stops it
     from pyarrow import json as pajson
     try:
         rows = pajson.read_json(pa.BufferReader(data), pajson.ReadOptions(use_threads=False, block_size=len(data) + 1),
@@ -97,7 +98,9 @@ def _parsed(data: bytes, **how) -> tuple[pa.Table | None, int | None]:  # None: 
     long = any((pc.max(pc.abs(c)).as_py() or 0) >= 2**53 for c in floats)
     return None if long and LONG.search(memoryview(data)) else rows, None
 
-def is_utf8(data: bytes) -> bool:
+# %% ../../nbs/data/03_json_files.ipynb #405d50e4
+def is_utf8(data: bytes  # of a text
+           ) -> bool:
     "Whether a text can be UTF-8."
     if data.isascii(): return True
     try: data.decode(); return True
@@ -122,6 +125,7 @@ def _by_arrow(data: bytes, depth: int) -> dict | None:
     return dict(types=types, mixed=frozenset(mixed), objects=frozenset(objects))
 LITERAL = re.compile(rb'[{,]\s*"[^"\\\s]*\.[^"\\]*"\s*:')  # a name with a dot of its own
 
+# %% ../../nbs/data/03_json_files.ipynb #da82f2f6
 def _by_value(parts: list[bytes], depth: int) -> dict:
     "The columns by what most values are."
     lines = [line for p in parts for line in p[:SAMPLE if len(p) > 2*SAMPLE else None].split(b"\n")]
@@ -134,8 +138,13 @@ def _by_value(parts: list[bytes], depth: int) -> dict:
     made = {n: type_of(found[n], [v for r in rows if (v := r.get(n)) is not None]) for n in names}
     texts = {n for n in names if found[n][dict] or found[n][list]}
     arrow = not texts and all({*found[n]} <= {str, type(None)} for n, (t, _) in made.items() if pa.types.is_string(t))
-    return dict(types={n: t for n, (t, _) in made.items()}, mixed=frozenset(n for n, (_, other) in made.items() if other),
-                objects=objects, texts=frozenset(texts), arrow=arrow)
+    return dict(
+        types={n: t for n, (t, _) in made.items()},
+        mixed=frozenset(n for n, (_, other) in made.items() if other),
+        objects=objects,
+        texts=frozenset(texts),
+        arrow=arrow,
+    )
 
 # %% ../../nbs/data/03_json_files.ipynb #3ace15b6
 def _inner(name: str, i: int, found: dict) -> bool: return dict in found.get(".".join(name.split(".")[:i]), ())
@@ -162,6 +171,7 @@ def _arrow_schema(types: dict[str, pa.DataType], objects: frozenset[str], prefix
 # %% ../../nbs/data/03_json_files.ipynb #c78d80a8
 FEW = 1 << 14  # bytes that are read record by record
 
+# %% ../../nbs/data/03_json_files.ipynb #63d1fa72
 class _Reading:
     "A file that is read, and what became of its records."
     def __init__(self, uri: str, at: Structure, types: dict, loose: bool, bad: list | None, arrow: bool):
@@ -170,11 +180,11 @@ class _Reading:
         self.single = 0  # records that were read one by one
 
     def tables(self, block: Block) -> Iterator[pa.Table]:
-        if self.schema is None: yield self.each(block, block.data, 0); return
+        if self.schema is None: yield self._each(block, block.data, 0); return
         rows = self.parse(block.data)[0] if is_utf8(block.data) else None
         if rows is not None: yield rows; return
         self.single = 0
-        yield from self.stops(block, self.utf8(block))
+        yield from self._stops(block, self.utf8(block))
         if 8*self.single > block.data.count(b"\n") > 1_000: self.schema = None
 
     def parse(self, data: bytes) -> tuple[pa.Table | None, int | None]:
@@ -187,22 +197,25 @@ class _Reading:
         lines = block.data.split(b"\n")
         for i, line in enumerate(lines):
             if is_utf8(line): continue
-            self.refuse(block.line(i), "line: not UTF-8", line.decode("utf-8", "backslashreplace"))
+            self._refuse(block.line(i), "line: not UTF-8", line.decode("utf-8", "backslashreplace"))
             lines[i] = b""
         return b"\n".join(lines)
 
-    def refuse(self, line: int, reason: str, text: str) -> None:
-        if self.bad is not None: self.bad.append((line, reason, text)); return
-        raise BadRequest(f"{veiled(self.uri)}, line {line}: {reason.removeprefix('line: ')}.",
-                         "Mend the line; `ingest` sets such lines aside in the quarantine.", "source")
+# %% ../../nbs/data/03_json_files.ipynb #0d8a3289
+@patch
+def _refuse(self: _Reading, line: int, reason: str, text: str) -> None:
+    if self.bad is not None: self.bad.append((line, reason, text)); return
+    raise BadRequest(f"{veiled(self.uri)}, line {line}: {reason.removeprefix('line: ')}.",
+                     "Mend the line; `ingest` sets such lines aside in the quarantine.", "source")
 
 # %% ../../nbs/data/03_json_files.ipynb #224346fe
 @patch
-def stops(self: _Reading, block: Block, data: bytes) -> Iterator[pa.Table]:
+def _stops(self: _Reading, block: Block, data: bytes) -> Iterator[pa.Table]:
     "The rows of a block between the records that stop Arrow, and what those are."
     ends = np.flatnonzero(np.frombuffer(data, np.uint8) == 10) + 1
     starts = np.concatenate([[0], ends[:-1]])
-    records, at, whole = np.flatnonzero(ends - starts > 2), 0, pa.py_buffer(data)  # {} and its line end are three bytes
+    # {} and its line end are three bytes
+    records, at, whole = np.flatnonzero(ends - starts > 2), 0, pa.py_buffer(data)
     while at < len(records):
         begin = int(starts[records[at]])
         rows, stop = self.parse(whole.slice(begin))
@@ -211,24 +224,24 @@ def stops(self: _Reading, block: Block, data: bytes) -> Iterator[pa.Table]:
         if stop and last < len(records):
             rows, _ = self.parse(whole.slice(begin, int(starts[records[last]]) - begin))
         if last >= len(records) or stop and (rows is None or rows.num_rows != stop):
-            yield from self.halves(block, data[begin:], int(records[at]))
+            yield from self._halves(block, data[begin:], int(records[at]))
             return
         if stop: yield rows
-        yield self.each(block, data[starts[records[last]]:ends[records[last]]], int(records[last]))
+        yield self._each(block, data[starts[records[last]]:ends[records[last]]], int(records[last]))
         at = last + 1
 
 @patch
-def halves(self: _Reading, block: Block, data: bytes, first: int) -> Iterator[pa.Table]:
+def _halves(self: _Reading, block: Block, data: bytes, first: int) -> Iterator[pa.Table]:
     "The rows of a part of a block that Arrow cannot parse, without saying where."
     middle = data.find(b"\n", len(data)//2) + 1
-    if len(data) <= FEW or not 0 < middle < len(data): yield self.each(block, data, first); return
+    if len(data) <= FEW or not 0 < middle < len(data): yield self._each(block, data, first); return
     for part, start in ((data[:middle], first), (data[middle:], first + data.count(b"\n", 0, middle))):
         if (rows := self.parse(part)[0]) is not None: yield rows
-        else: yield from self.halves(block, part, start)
+        else: yield from self._halves(block, part, start)
 
 # %% ../../nbs/data/03_json_files.ipynb #db2778d5
 @patch
-def each(self: _Reading, block: Block, data: bytes,
+def _each(self: _Reading, block: Block, data: bytes,
          first: int,  # record of the block
         ) -> pa.Table:
     "Read records one by one; those that cannot be read are refused."
@@ -239,18 +252,19 @@ def each(self: _Reading, block: Block, data: bytes,
     for i, line in enumerate(lines):
         if not line or line.isspace(): continue
         try: made = [flat(_object(r), self.types, self.objects) for r in loads(line, exact)]
-        except Misfit as e: self.refuse(block.line(first + i), str(e), line.decode("utf-8", "replace")); continue
+        except Misfit as e: self._refuse(block.line(first + i), str(e), line.decode("utf-8", "replace")); continue
         rows += made
         places += [i]*len(made)
-    wrong, columns = self.columns(rows)
+    wrong, columns = self._columns(rows)
     if wrong:
         for i, reason in sorted(wrong.items()):
-            self.refuse(block.line(first + places[i]), reason, lines[places[i]].decode())
-        columns = self.columns([r for i, r in enumerate(rows) if i not in wrong])[1]
+            self._refuse(block.line(first + places[i]), reason, lines[places[i]].decode())
+        columns = self._columns([r for i, r in enumerate(rows) if i not in wrong])[1]
     return pa.table(columns)
 
+# %% ../../nbs/data/03_json_files.ipynb #d307f53b
 @patch
-def columns(self: _Reading, rows: list[dict]) -> tuple[dict[int, str], dict[str, pa.Array]]:  # row → what is wrong
+def _columns(self: _Reading, rows: list[dict]) -> tuple[dict[int, str], dict[str, pa.Array]]:  # row → what is wrong
     "Make columns of flat records; a loose one with other values is text."
     wrong, out = {}, {}
     for name, t in self.types.items():
@@ -275,22 +289,26 @@ def json(uri: str, columns: list[str] | None = None, rows: int = 250_000,
          bad: list | None = None,  # takes what cannot be read: line, reason, text; default: an error
          **read,  # encoding, depth: see `data.read_options.ReadOptions`
         ) -> Iterator[pa.Table]:
-    "JSON of any layout: lines, a list, values one after another, an object around a list."
+    """JSON of any layout: lines, a list, values one after another, an object around a list.
+
+    `uri`, `columns` and `rows` as for `source.batches`."""
     at = structure(uri, ReadOptions.parse(**read))
     given = {one_of(c, at.types, "column", "source"): t if isinstance(t, pa.DataType) else arrow_type(t)
              for c, t in (types or {}).items()}
-    arrow = at.arrow and not given and (text or not any(at.types[n] not in (pa.string(), pa.timestamp("us")) for n in at.mixed))
+    plain = text or all(at.types[n] in (pa.string(), pa.timestamp("us")) for n in at.mixed)
+    arrow = at.arrow and not given and plain
     work, faults = _Reading(uri, at, at.typed(text) | given, text, bad, arrow), []
     check_columns(columns, [*at.types])
     with open_file(uri) as f:
         tell_of(partial(mul, at.line))
-        stream = (t for b in blocks(f if at.encoding == "utf-8" else Recoded(f, at.encoding), at.framing, faults=faults)
-                  for t in work.tables(b))
+        file = f if at.encoding == "utf-8" else Recoded(f, at.encoding)
+        stream = (t for b in blocks(file, at.framing, faults=faults) for t in work.tables(b))
         for part in _slices(stream, rows, work.types):
-            while faults: work.refuse(*faults.pop(0))
+            while faults: work._refuse(*faults.pop(0))
             yield part.select(columns or part.column_names)
 
-def look_at_json(uri: str,
+# %% ../../nbs/data/03_json_files.ipynb #0d17b93a
+def look_at_json(uri: str,  # of a file
                  read: ReadOptions,  # what is known
                 ) -> Look:
     "Report how a JSON file is read."
@@ -300,11 +318,15 @@ def look_at_json(uri: str,
     remarks = [f"the rows are the list {at.around!r} of an object; its other fields are left out"] if at.around else []
     if at.objects: remarks.append(f"objects became columns with dotted names: {', '.join(sorted(at.objects)[:5])}")
     if at.texts: remarks.append(f"lists and objects of other kinds are JSON text: {', '.join(sorted(at.texts)[:5])}")
-    remarks += [f"{n} is {type_name(at.types[n])} in most rows, and something else in others" for n in sorted(at.mixed)]
+    remarks += [
+        f"{n} is {type_name(at.types[n])} in most rows, and something else in others" for n in sorted(at.mixed)
+    ]
     return Look(said, read.model_copy(update={"encoding": at.encoding} if at.encoding != "utf-8" else {}), remarks)
 
 for _name in (".jsonl", ".ndjson", ".json"):
-    register(_name, Source(json, words=("encoding", "depth"), bad=True, text=True, types=json_types, look=look_at_json))
+    register(
+        _name, Source(json, words=("encoding", "depth"), bad=True, text=True, types=json_types, look=look_at_json)
+    )
 
 # %% ../../nbs/data/03_json_files.ipynb #e038bfcb
 def _slices(stream: Iterator[pa.Table], rows: int, types: dict[str, pa.DataType]) -> Iterator[pa.Table]:

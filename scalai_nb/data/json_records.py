@@ -28,7 +28,8 @@ class Block:
     first: int = 1  # line of the file where the first begins
     lines: tuple[int, ...] | None = None  # of each record; None: they follow one another
 
-    def line(self, i: int) -> int: return self.first + i if self.lines is None else self.lines[i]
+    def line(self, i: int) -> int:  # of the i-th record
+        return self.first + i if self.lines is None else self.lines[i]
 
 # %% ../../nbs/data/02_json_records.ipynb #c0db4641
 def framing(head: bytes,  # the beginning of a file in UTF-8
@@ -76,7 +77,8 @@ class Recoded:
     def __init__(self, file: Any,  # that is read in bytes
                  encoding: str,  # of the file
                 ): self.file, self.decoder = file, codecs.getincrementaldecoder(encoding)()
-    def read(self, n: int) -> bytes:
+    def read(self, n: int) -> bytes:  # of about n bytes of the file
+        "Read a part as UTF-8."
         while data := bytes(self.file.read(n)):
             if text := self.decoder.decode(data): return text.encode()
         return self.decoder.decode(b"", True).encode()
@@ -84,7 +86,7 @@ class Recoded:
 # %% ../../nbs/data/02_json_records.ipynb #ac639536
 def blocks(file: Any,  # open, in UTF-8
            kind: str,  # see `framing`
-           size: int = SIZE,
+           size: int = SIZE,  # bytes of a block, about
            faults: list | None = None,  # takes what is no record: line, reason, text
           ) -> Iterator[Block]:
     "Divide a file into blocks of records."
@@ -111,6 +113,7 @@ def _lines(file, size: int, faults: list | None) -> Iterator[Block]:  # faults: 
 
 NOT_CLOSED = "line: the list is not closed, the file may be cut"
 
+# %% ../../nbs/data/02_json_records.ipynb #787d8bc4
 def _without_commas(block: bytes, first: bool) -> bytes:
     if first: block = block.replace(b"[", b" ", 1)
     block = block.replace(b"},\n", b"}\n").replace(b"},\r\n", b"}\r\n").replace(b"} ,\n", b"}\n")

@@ -23,8 +23,8 @@ MOST = .9  # share of the values whose type is the column's
 
 class Misfit(ValueError): "A record that cannot be read: why, as a quarantine has it."
 
-def counts(records: list[dict],
-           depth: int = DEPTH,
+def counts(records: list[dict],  # as they are
+           depth: int = DEPTH,  # dots of a name
           ) -> dict[str, Counter]:  # dotted name → type of value → records
     "Count the types of values under each name, nested ones too."
     found = {}
@@ -37,14 +37,16 @@ def counts(records: list[dict],
     for r in records: walk(r, "", depth)
     return found
 
-def nested(found: dict[str, Counter],  # see `counts`
-           depth: int = DEPTH,
+def nested(kinds: dict[str, Counter],  # see `counts`
+           depth: int = DEPTH,  # dots of a name
           ) -> frozenset[str]:  # their names
     "Choose the objects that become columns."
-    share = lambda kinds: kinds[dict]/max(1, sum(kinds.values()) - kinds[type(None)])
-    chosen = {n for n, kinds in found.items() if kinds[dict] and share(kinds) >= MOST and n.count(".") < depth}
-    within = {n for n in chosen if any(m.startswith(n + ".") for m in found)}  # {} alone is no columns
-    return frozenset(n for n in within if all(".".join(n.split(".")[:i]) in within for i in range(1, n.count(".") + 1)))
+    share = lambda c: c[dict]/max(1, sum(c.values()) - c[type(None)])
+    chosen = {n for n, c in kinds.items() if c[dict] and share(c) >= MOST and n.count(".") < depth}
+    within = {n for n in chosen if any(m.startswith(n + ".") for m in kinds)}  # {} alone is no columns
+    return frozenset(
+        n for n in within if all(".".join(n.split(".")[:i]) in within for i in range(1, n.count(".") + 1))
+    )
 
 # %% ../../nbs/data/02_json_values.ipynb #9c4bea12
 def flat(record: dict,
@@ -87,7 +89,9 @@ def loads(line: bytes,
 
 def _fields(value: Any) -> int:
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return sum(_fields(v) for v in inner if isinstance(v, (dict, list))) + (len(value) if isinstance(value, dict) else 0)
+    return sum(_fields(v) for v in inner if isinstance(v, (dict, list))) + (
+        len(value) if isinstance(value, dict) else 0
+    )
 
 def _once(pairs: list[tuple[str, Any]]) -> dict:
     if len(out := dict(pairs)) < len(pairs): raise Misfit("line: a field comes twice")
@@ -115,8 +119,9 @@ def _value(v, t: pa.DataType):  # _NO: it is none of the type
         except OverflowError: return _NO
     return v if pa.types.is_boolean(t) and type(v) is bool else _NO
 
+# %% ../../nbs/data/02_json_values.ipynb #b2bb0d44
 def column(values: list,  # of Python
-           t: pa.DataType,
+           t: pa.DataType,  # of the column
           ) -> tuple[pa.Array | None, list[int]]:  # places of values that are no such; None: there are some
     "Make a column of a type."
     if pa.types.is_string(t): return pa.array(values if {*map(type, values)} <= {str, type(None)} else
@@ -124,7 +129,9 @@ def column(values: list,  # of Python
     if pa.types.is_temporal(t):
         texts = pa.array([v if type(v) is str else None for v in values], pa.string())
         done, bad = cast(texts, t)
-        wrong = [i for i, v in enumerate(values) if v is not None and (type(v) is not str or bad is not None and bad[i])]
+        wrong = [
+            i for i, v in enumerate(values) if v is not None and (type(v) is not str or bad is not None and bad[i])
+        ]
         return (None, wrong) if wrong else (done, [])
     made = [_value(v, t) for v in values]
     wrong = [i for i, v in enumerate(made) if v is _NO]
@@ -145,14 +152,18 @@ def type_of(kinds: Counter,  # type of value → records
 
 def _number(values: list, floats: bool) -> pa.DataType:
     whole = [v for v in values if type(v) is int]
-    if floats: return pa.float64() if all(abs(v) < 2**53 or _value(v, pa.float64()) is not _NO for v in whole) else pa.string()
+    if floats:
+        return (
+            pa.float64() if all(abs(v) < 2**53 or _value(v, pa.float64()) is not _NO for v in whole) else pa.string()
+        )
     low, high = min(whole), max(whole)
     return next((t for t, span in _RANGES.items() if low in span and high in span), pa.string())
 
 _ISO = r"^\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?)?(Z|[+-]\d\d:?\d\d)?$"
 
 def _times(texts: list[str]) -> float:  # the share of them
-    if not re.match(_ISO, texts[0]) and not re.match(_ISO, texts[-1]) and not re.match(_ISO, texts[len(texts)//2]): return 0.
+    if not re.match(_ISO, texts[0]) and not re.match(_ISO, texts[-1]) and not re.match(_ISO, texts[len(texts)//2]):
+        return 0.0
     values = pa.array(texts, pa.string())
     good = values.filter(pc.match_substring_regex(values, _ISO))
     done, bad = cast(good, pa.timestamp("us"))

@@ -21,7 +21,6 @@ from ..core.settings import Settings
 from ..core.storage import veiled
 from . import source
 from .clean import clean, tidy
-from .ingest import prepare_part, raw_rows
 from .inspection import Inspection, inspect_source
 from .partition import as_text
 from .read_options import ReadOptions
@@ -47,6 +46,7 @@ class Preview:
         return {"uri": self.uri, "found": self.summary, "read": self.read, "columns": self.columns, "rows": self.rows,
                 "remarks": self.remarks, "others": self.others, "looked_at": self.looked, "whole": self.whole}
 
+# %% ../../nbs/data/21_preview.ipynb #8eaf83e4
 def preview(uri: str | Path,  # file, pattern, folder, URL or table
             read: ReadOptions | None = None,  # what is known; the rest is found
             rows: int = 10,  # to show
@@ -59,11 +59,21 @@ def preview(uri: str | Path,  # file, pattern, folder, URL or table
     looked = seen.profile.rows
     part = [] if seen.whole else [f"only the first {looked:,} rows were looked at"]
     read = {k: list(v) if isinstance(v, tuple) else v for k, v in seen.read.explicit().items()}
-    return Preview(veiled(str(uri)), seen.summary, read, types, shown, [*part, *more, *seen.remarks], seen.others, looked,
-                   seen.whole)
+    return Preview(
+        veiled(str(uri)),
+        seen.summary,
+        read,
+        types,
+        shown,
+        [*part, *more, *seen.remarks],
+        seen.others,
+        looked,
+        seen.whole,
+    )
 
 # %% ../../nbs/data/21_preview.ipynb #9234216b
-def _typed(uri: str, seen: Inspection, rows: int, limit: int, settings: Settings | None) -> tuple[list[dict], dict, list[str]]:
+def _typed(uri: str, seen: Inspection, rows: int, limit: int,
+           settings: Settings | None) -> tuple[list[dict], dict, list[str]]:
     shown, types, found, n = [], {}, {}, 0
     for part in islice(_parts(uri, seen, limit, settings), 50):
         if n >= limit: break
@@ -92,18 +102,24 @@ def _shown(part: pa.Table, reason: str, at: int, before: int) -> str:  # a row, 
 # %% ../../nbs/data/21_preview.ipynb #e0250243
 from fastcore.basics import patch
 
+
 @patch
 def __repr__(self: Preview) -> str: return f"Preview({self.uri}: {self.summary}; {len(self.columns)} columns)"
 
 @patch
 def _repr_html_(self: Preview) -> str:
-    head = "".join(f"<th style=text-align:left>{escape(n)}<br><small>{escape(t)}</small>" for n, t in self.columns.items())
+    head = "".join(
+        f"<th style=text-align:left>{escape(n)}<br><small>{escape(t)}</small>" for n, t in self.columns.items()
+    )
     cell = lambda v: "<td><i>null</i>" if v is None else f"<td style=text-align:left>{escape(printable(str(v)[:100]))}"
     body = "".join(f"<tr>{''.join(cell(r.get(n)) for n in self.columns)}</tr>" for r in self.rows)
-    notes = "".join(f"<li>{escape(r)}" for r in self.remarks) + "".join(f"<li>or: <code>{escape(o)}</code>" for o in self.others)
+    notes = "".join(f"<li>{escape(r)}" for r in self.remarks) + "".join(
+        f"<li>or: <code>{escape(o)}</code>" for o in self.others
+    )
     return (f"<p><b>{escape(self.uri)}</b>: {escape(self.summary)}</p><table><tr>{head}</tr>{body}</table>"
             + (f"<ul>{notes}</ul>" if notes else ""))
 
+# %% ../../nbs/data/21_preview.ipynb #ab68cb66
 def read(uri: str | Path,  # as for `source.read`
          columns: list[str] | None = None,  # only these
          rows: int = 250_000,  # of a partition, about

@@ -52,6 +52,7 @@ class Look:
     remarks: list[str]  # what a person should know
     others: list[str] = field(default_factory=list)  # other readings that were nearly as likely, each with its flag
 
+# %% ../../nbs/data/03_readers.ipynb #0552e2e3
 def register(
     name: str,  # a suffix with its dot (`.parquet`) or a scheme (`postgresql`)
     reader: (

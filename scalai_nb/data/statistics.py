@@ -27,11 +27,12 @@ def _opened(uri: str, **how) -> tuple[Any, Any]:  # columns by name, pyreadstat'
     if is_url(uri): raise BadRequest(f"{veiled(uri)} is read on this machine only.", "Copy it here first.", "source")
     with connect(uri) as (fs, path):
         if not fs.exists(path): raise BadRequest(f"There is no file {uri}.", suggest(fs, path), "source")
-        if suffix(uri) == ".xpt" and fs.size(path)%80: raise read_error(uri, EOFError("it ends within a record of 80 bytes"))
+        if suffix(uri) == ".xpt" and fs.size(path)%80:
+            raise read_error(uri, EOFError("it ends within a record of 80 bytes"))
     try: return getattr(library, READS[suffix(uri)])(path, output_format="dict", **how)
     except (library.ReadstatError, UnicodeDecodeError, ValueError, OSError) as e: raise read_error(uri, e) from e
 
-def stats_names(uri: str,
+def stats_names(uri: str,  # of a file on this machine
                ) -> tuple[list[str], Any]:  # names of the columns, pyreadstat's metadata
     "Read what a file says of its columns, and none of its rows."
     _, meta = _opened(uri, metadataonly=True)
@@ -41,7 +42,8 @@ def stats_names(uri: str,
 def _array(values: Any, labels: dict | None) -> pa.Array:
     values = [None if v is None or v != v else v for v in (values.tolist() if hasattr(values, "tolist") else values)]
     if labels: return pa.array([None if v is None else labels.get(v, _plain(v)) for v in values], pa.string())
-    if any(isinstance(v, str) for v in values): return pa.array([v if isinstance(v, str) or v is None else _plain(v) for v in values])
+    if any(isinstance(v, str) for v in values):
+        return pa.array([v if isinstance(v, str) or v is None else _plain(v) for v in values])
     made = pa.array(values)
     if pa.types.is_timestamp(made.type): return made.cast(pa.timestamp("us"))
     whole = pa.types.is_floating(made.type) and len(made) > made.null_count
@@ -52,14 +54,16 @@ def _array(values: Any, labels: dict | None) -> pa.Array:
 def _plain(value) -> str: return str(int(value)) if isinstance(value, float) and value == int(value) else str(value)
 
 def stats(uri: str, columns: list[str] | None = None, rows: int = 250_000) -> Iterator[pa.Table]:
-    "The rows of a Stata, SPSS or SAS file; it is held in memory."
+    """The rows of a Stata, SPSS or SAS file; it is held in memory. `uri`, `columns` and `rows` as for
+    `source.batches`."""
     names, _ = stats_names(uri)
     chosen = check_columns(columns, names) or names
     data, meta = _opened(uri, **({"usecols": chosen} if columns else {}))
     table = pa.table({n: _array(data[n], meta.variable_value_labels.get(n)) for n in chosen})
     for i in range(0, max(table.num_rows, 1), rows): yield table.slice(i, rows)
 
-def look_at_stats(uri: str,
+# %% ../../nbs/data/03_statistics.ipynb #490ef5aa
+def look_at_stats(uri: str,  # of a file on this machine
                   read: ReadOptions,  # what is known
                  ) -> Look:
     "Report what a file of a statistics program says of itself."
