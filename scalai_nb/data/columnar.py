@@ -114,7 +114,7 @@ def parquet(
         if meta.num_rows == 0: yield file.read(columns); return
         tell_of(partial(_place, uri, meta.num_rows))
         chosen = [*range(meta.num_row_groups)] if groups is None else groups
-        if damaged == "skip": some = _sound(uri, file, meta, chosen, columns, rows, threads, [] if bad is None else bad)
+        if damaged == "skip": some = _sound(uri, file, meta, chosen, columns, rows, threads, bad)
         else: some = _whole(uri, file, chosen, columns, rows, threads)
         yield from (pa.Table.from_batches([batch]) for batch in some)
 
@@ -137,15 +137,16 @@ def _whole(uri: str, file, groups: list[int], columns, rows: int, threads: bool)
         ) from e
 
 def _sound(uri: str, file, meta, groups: list[int], columns, rows: int, threads: bool,
-           bad: list) -> Iterator[pa.RecordBatch]:
+           bad: list | None) -> Iterator[pa.RecordBatch]:
     for g in groups:
         try: table = file.read_row_group(g, columns=columns, use_threads=threads)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as e:
-            bad.append(
+            if bad is not None: bad.append(
                 (_first_row(meta, g), "row group: damaged", f"{_span(meta, g)}: {_first_line(e)}")
             )
         else: yield from table.to_batches(rows)
 
+# %% ../../nbs/data/03_columnar.ipynb #57902457
 def _damage(file, group: int, columns) -> bool:
     try: file.read_row_group(group, columns=columns)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError): return True
