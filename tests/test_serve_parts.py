@@ -1,4 +1,5 @@
 "Parts of a model served apart, models that take arrays or pictures, and the device that they run on."
+# ruff: noqa: F401
 import asyncio
 import base64
 from functools import cache
@@ -14,8 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lightgbm.sklearn import LGBMClassifier
 from PIL import Image
-from test_serve import ARROW, GOOD, JSON, MODELS, customers, documents, inputs, serving, stream
-from test_serve import made, own, scored  # noqa: F401, I001
+from test_serve import ARROW, GOOD, JSON, MODELS, customers, documents, inputs, made, own, scored, serving, stream
 from test_serve_protocols import VALUES, post
 
 from scalai_nb.compression import export as ex
