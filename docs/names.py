@@ -31,7 +31,8 @@ class NameLinks(SphinxPostTransform):
             by: dict[str, set[str]] = {}
             for full in objects:
                 parts = full.split(".")
-                for short in (parts[-1], ".".join(parts[-2:]), ".".join(parts[1:])): by.setdefault(short, set()).add(full)
+                for short in (parts[-1], ".".join(parts[-2:]), ".".join(parts[1:])):
+                    by.setdefault(short, set()).add(full)
             self.env.scalai_names = {short: next(iter(full)) for short, full in by.items() if len(full) == 1}
         for node in list(self.document.findall(nodes.literal)):
             if node.parent is None or isinstance(node.parent, nodes.reference): continue
