@@ -9,13 +9,14 @@ __all__ = ['service_options', 'contract_options', 'token_answer', 'started_text'
 import hashlib
 import re
 import secrets
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from .verb import Answer, app, emit, json_text, option, verb
-from ..core.errors import BadRequest
+from ..core.errors import BadRequest, one_of
 
 # %% ../../nbs/cli/10_serve.ipynb #c1761e62
 def service_options(reference: str,  # NAME, NAME@VERSION or NAME@ALIAS
@@ -65,7 +66,8 @@ def token_answer(client: str,  # its name
 
 def started_text(url: str, config: dict) -> str:
     "Say what is served where; `url` and `config` are as `serving.server.serve` announces them."
-    names = [f"{m['name']} ({m['reference']})" for m in config["models"]]
+    part = lambda m: f"{m['part']} of " if m.get("part") else ""
+    names = [f"{part(m)}{m['name']} ({m['reference']})" for m in config["models"]]
     return "\n".join([f"Serving {', '.join(names)} at {url}; Ctrl-C ends it in order.",
                       *(f"  {url}/models/{m['name']}" for m in config["models"])])
 
@@ -78,6 +80,7 @@ def serve(
     port: Annotated[int | None, option("0: any free one.", min=0, max=65535)] = None,
     host: Annotated[str | None, option("Address to listen on; 0.0.0.0: every network.")] = None,
     workers: Annotated[str | None, option("Processes, or auto: one a core.")] = None,
+    part: Annotated[str, option("prep: answer features; model: take features; without: the whole model.")] = "",
     new_token: Annotated[str, option("Make a token for a client, and end.", "--new-token", metavar="NAME")] = "",
     *,
     json_: bool = False,  # print one document when all workers answer
@@ -89,10 +92,12 @@ def serve(
     from scalai_nb.core.settings import Settings
     from scalai_nb.loop.model_file import model_files
     from scalai_nb.serving.server import serve
+    from scalai_nb.training.graph_parts import PARTS
+    if part: one_of(part, PARTS, "part")
     settings = Settings.load()
     references = models or model_files(settings)
     if not references: raise BadRequest("There is no model to serve.", "See: scalai models list", "model")
     shown = lambda url, config: emit(json_text({"url": url, "models": config["models"]}) if json_
                                      else started_text(url, config))
-    serve([service_options(r, settings) for r in references], host, port, workers, settings, shown)
+    serve([replace(service_options(r, settings), part=part) for r in references], host, port, workers, settings, shown)
     return Answer(None)

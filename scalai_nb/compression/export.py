@@ -94,7 +94,8 @@ def join(front,  # ModelProto whose output is `features`
         for i, name in enumerate(node.output):
             if name == "model/score": node.output[i] = "score"
     whole.graph.output[0].name = "score"
-    return bare(whole)
+    bare(whole).graph.value_info.append(front.graph.output[0])  # where `training.graph_parts` may cut
+    return whole
 
 # %% ../../nbs/compression/00_export.ipynb #ba2d7a33
 CLASSES = {"binary": 2, "multiclass": None}  # task -> how many classes there are; None: as many as scores in a row

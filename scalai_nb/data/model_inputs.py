@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TINY', 'CHARACTERS', 'READ', 'OTHER_ENDS', 'EPOCH', 'MICROSECOND', 'READERS', 'as_type', 'numbers', 'texts', 'times',
-           'input_name', 'column_of', 'column_feeds', 'Unfit', 'number', 'text', 'moment', 'value_feeds']
+           'input_name', 'column_of', 'column_feeds', 'Unfit', 'number', 'text', 'moment', 'array', 'value_feeds']
 
 # %% ../../nbs/data/16_model_inputs.ipynb #a6822337
 import math
@@ -147,13 +147,31 @@ def moment(value: Any) -> int | None:  # microseconds since 1970, UTC
 
 READERS = {"number": number, "text": text, "time": moment}
 
+# %% ../../nbs/data/16_model_inputs.ipynb #f57bc500
+def array(value: Any,  # lists of numbers, in lists
+          shape: tuple[int, ...],  # that is expected
+         ) -> np.ndarray:  # float32
+    "Read an array. Raises `Unfit` for another shape, and for what is no number of float32."
+    try: found = np.array(value) if type(value) in (list, np.ndarray) else None
+    except ValueError: found = None  # lists of different lengths
+    if found is None or found.shape != shape or found.dtype.kind not in "biuf":
+        sizes = " × ".join(map(str, shape))
+        raise Unfit(f"{sizes} numbers", "Send a list of numbers, none of them missing"
+                    + ", and a list for each axis."*(len(shape) > 1) + "."*(len(shape) == 1))
+    with np.errstate(over="ignore"): found = found.astype(np.float32)
+    if not np.isfinite(found).all(): raise Unfit("numbers within float32", "Scale them.")
+    return found
+
 # %% ../../nbs/data/16_model_inputs.ipynb #279f41e2
 def value_feeds(rows: list[tuple],  # values that `READERS` returned, in the order of the inputs
-                inputs: list[tuple[str, str]],  # (column, kind), as `Prep.inputs`
+                inputs: list[tuple[str, Any]],  # (column, kind), as `Prep.inputs`; a shape is the kind of an array
                ) -> dict[str, np.ndarray]:
     "Make a model's inputs of rows of plain values."
     out = {}
     for (name, kind), column in zip(inputs, zip(*rows)):
+        if type(kind) is tuple:
+            out[name] = np.stack(column)
+            continue
         name = input_name(name)
         if kind == "number":
             out[name] = np.array(column, np.float64)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CELLS', 'Refused', 'Limits', 'named', 'Signature', 'unfit_value', 'RequestRows', 'Protocol', 'check_count',
-           'json_rows', 'row_list', 'json_document', 'lenient_document', 'column_lists', 'by_column', 'csv_rows']
+           'json_rows', 'document_rows', 'row_list', 'json_document', 'lenient_document', 'column_lists', 'by_column',
+           'csv_rows']
 
 # %% ../../nbs/serving/10_body.ipynb #108557c5
 import csv
@@ -54,6 +55,9 @@ def named(value: Any) -> str:
 # %% ../../nbs/serving/10_body.ipynb #7d31f8d8
 class Signature:
     "The columns that a model's requests may have."
+    part = ""  # prep: features are answered; model: features are taken; see `training.graph_parts`
+    forms: dict[bytes, Callable] | None = None  # content type → reader; None: all, and the other protocols too
+
     def __init__(self,
                  inputs: Iterable[tuple[str, str]],  # (column, "number", "text" or "time")
                  keys: Iterable[str] = (),  # come back with each prediction
@@ -123,6 +127,7 @@ class RequestRows:
     refused: dict[int, Refused] = field(default_factory=dict)  # position in the request → why; only where `partial`
     feeds: dict[str, np.ndarray] | None = None  # instead of `values`, ready for the model
     headers: tuple[tuple[bytes, bytes], ...] = ()  # of the answer, next to the usual ones
+    version: int | None = None  # of the model, whose prep made these rows
 
     @property
     def sent(self) -> int: return self.count + len(self.refused)
@@ -152,13 +157,19 @@ def json_rows(body: bytes, signature: Signature, limits: Limits,
               partial: bool = False,  # keep the rows that fit
              ) -> RequestRows:
     "Read a JSON `body` by a `signature`, within `limits`. Raises `Refused`."
-    document = json_document(body)
+    return document_rows(json_document(body), signature, limits, partial)
+
+def document_rows(document: Any, signature: Signature, limits: Limits,
+                  partial: bool = False,  # keep the rows that fit
+                 ) -> RequestRows:
+    "Read a JSON `document` by a `signature`, within `limits`. Raises `Refused`."
     if type(document) is dict and len(document) == 1:
         if "rows" in document: return row_list(document["rows"], signature, limits, partial)
         if "columns" in document: return column_lists(document["columns"], signature, limits, partial)
     raise Refused(422, "document", f"The body is {_document(document)}, expected rows or columns.",
                   'Send {"rows": [{"COLUMN": VALUE, …}, …]} or {"columns": {"COLUMN": [VALUE, …]}}.')
 
+# %% ../../nbs/serving/10_body.ipynb #bdde7cf4
 def row_list(rows: Any, signature: Signature, limits: Limits,
              partial: bool = False,  # keep the rows that fit
             ) -> RequestRows:

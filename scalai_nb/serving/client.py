@@ -87,12 +87,14 @@ def _refused(url: str, answer: Any) -> Exception:
 @patch
 def predict(self: Client,
             model: str,  # its name
-            rows: Any,  # a dict, a list of dicts, a dict of lists, a pandas frame, or anything with `to_arrow`
+            rows: Any,  # a dict, a list of dicts, a dict of lists, a frame, what has `to_arrow`, a picture's bytes
             deadline_ms: float | None = None,  # after which the answer is of no use
            ) -> Any:  # as `rows`: predictions, scores, key columns
     "Predict rows. Raises `BadRequest` naming row and column, `Unreachable`, `TimedOut`."
     headers = {"x-request-id": os.urandom(8).hex()} | ({"x-deadline-ms": str(deadline_ms)} if deadline_ms else {})
     path = f"/models/{model}/predict"
+    if isinstance(rows, bytes):
+        return self._picture(path, rows, headers)
     one = isinstance(rows, Mapping) and not all(isinstance(v, (list, tuple)) for v in rows.values())
     if isinstance(rows, (Mapping, list)):
         form = "columns" if isinstance(rows, Mapping) and not one else "rows"
@@ -100,6 +102,12 @@ def predict(self: Client,
         found = self._send("POST", path, json=document, headers=headers).json()[form]
         return found[0] if one else found
     return self._arrow(path, rows, headers)
+
+# %% ../../nbs/serving/21_client.ipynb #60a675de
+@patch
+def _picture(self: Client, path: str, content: bytes, headers: dict) -> dict:
+    kind = "image/png" if content.startswith(b"\x89PNG") else "image/jpeg"
+    return self._send("POST", path, content=content, headers=headers | {"content-type": kind}).json()["rows"][0]
 
 @patch
 def _arrow(self: Client, path: str, rows: Any, headers: dict) -> Any:

@@ -37,8 +37,8 @@ def encode(model: Any,  # serving.loaded_model.LoadedModel
     buffers.append(b"".join(scores))
     head = {"pid": os.getpid(), "time": time.time(), "model": model.name, "version": model.version,
             "trial": model.trial, "at": start, "rows": sum(map(len, scores)), "task": model.task,
-            "classes": model.classes, "inputs": model.inputs, "table": model.entry.table, "columns": columns,
-            "shape": scores[0].shape[1:]}
+            "classes": model.classes, "inputs": model.inputs if feeds[0] else [], "table": model.entry.table,
+            "columns": columns, "shape": scores[0].shape[1:]}
     return message(head, buffers)
 
 def message(head: dict, buffers: list[bytes]) -> bytes:
@@ -85,6 +85,13 @@ class Handover:
         part[1].append(scores)
         self.rows += len(scores)
         if self.rows >= LARGE: self.send()
+
+# %% ../../nbs/serving/18_handover.ipynb #c10a27dd
+@patch
+def add_part(self: Handover, model: Any, feeds: dict, scores: np.ndarray, requests: int, seconds: float) -> None:
+    "Take a batch of a part, or of arrays; `model`, `feeds`, `scores`, `requests` and `seconds` are as in `add`."
+    columns = type(model.inputs[0][1]) is str
+    self.add(model, feeds if columns else {}, scores[:, :0] if model.part == "prep" else scores, requests, seconds)
 
 # %% ../../nbs/serving/18_handover.ipynb #8b01ad88
 @patch

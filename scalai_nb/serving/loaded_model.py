@@ -15,6 +15,7 @@ from fastcore.basics import patch
 
 from ..core.errors import WorkFailed
 from ..data.model_inputs import READERS, Unfit, value_feeds
+from ..training.graph_parts import BORDER, graph_part
 from ..training.onnx_session import runtime
 from ..training.pointer import ServedVersion
 
@@ -26,13 +27,17 @@ class LoadedModel:
                  entry: ServedVersion,  # from its pointer file
                  root: Path,  # of the workspace
                  threads: int = 1,  # within a call
+                 part: str = "",  # prep or model: of the file; "": all of it
+                 device: str = "cpu",  # cpu, cuda or auto
                 ):
         self.name, self.entry, self.version = name, entry, entry.version
         self.inputs, self.task, self.classes = list(entry.inputs), entry.task, list(entry.classes)
-        content = self._content(root/entry.path)
-        self.session = runtime(content, threads, f"The file of {name}@{entry.version} is no model")
+        content = graph_part(self._content(root/entry.path), part) if part else self._content(root/entry.path)
+        self.part, self.output = part, BORDER if part == "prep" else "score"
+        self.session = runtime(content, threads, f"The file of {name}@{entry.version} is no model", device)
         self.run, self.alone = self.session.run, False  # alone: a row's score depends on its batch
         self.loaded, self.trial = time.time(), False  # trial: it answers a share, next to the champion
+        if part == "model" or not self.inputs: self.inputs = [(BORDER, self._shape())]
 
     def __repr__(self): return f"LoadedModel({self.name}@{self.version}: {', '.join(n for n, _ in self.inputs)})"
 
@@ -46,15 +51,25 @@ class LoadedModel:
                              "Somebody changed it. Restore it, or roll back to another version.", "model_file")
         return content
 
+# %% ../../nbs/serving/12_loaded_model.ipynb #a00040e0
+@patch
+def _shape(self: LoadedModel) -> tuple[int, ...]:
+    "Read the shape of an example. Raises `WorkFailed` where the file does not fix it."
+    shapes = {i.name: i.shape[1:] for i in self.session.get_inputs()}
+    if not shapes.get(BORDER) or not all(isinstance(d, int) for d in shapes[BORDER]):
+        raise WorkFailed(f"{self.name}@{self.version} takes {shapes}, expected {BORDER} of one shape.",
+                         "Export it with the shape of an example.", "inputs")
+    return tuple(shapes[BORDER])
+
 # %% ../../nbs/serving/12_loaded_model.ipynb #ca7dce37
 @patch
 def scores(self: LoadedModel,
            feeds: dict[str, np.ndarray],  # the model's inputs
-          ) -> np.ndarray:  # float32 (N,) or (N, C)
+          ) -> np.ndarray:  # float32 (N,) or (N, C); of a prep its features
     "Score a batch."
-    if not self.alone: return self.run(["score"], feeds)[0]
+    if not self.alone: return self.run([self.output], feeds)[0]
     each = [{k: v[i:i + 1] for k, v in feeds.items()} for i in range(len(next(iter(feeds.values()))))]
-    return np.concatenate([self.run(["score"], one)[0] for one in each])
+    return np.concatenate([self.run([self.output], one)[0] for one in each])
 
 @patch
 def scores_of_values(self: LoadedModel,
@@ -68,7 +83,9 @@ SIZES = (2, 3, 5, 17, 64)  # of batches that a row's score is compared in
 
 @patch
 def examples(self: LoadedModel) -> list[tuple]:  # in the order of the inputs
-    "Read the example rows; without any, one row of missing values."
+    "Read the example rows; without any, one row of missing values. Arrays are made by chance."
+    if type(shape := self.inputs[0][1]) is tuple:
+        return [(x,) for x in np.random.default_rng(0).random((3, *shape), np.float32)]
     rows = self.entry.example or ({},)
     try: return [tuple(READERS[kind](row.get(name)) for name, kind in self.inputs) for row in rows]
     except Unfit: return [tuple(READERS[kind](None) for _, kind in self.inputs)]

@@ -140,8 +140,9 @@ def _keep(self: Observer, head: dict, feeds: dict[str, Any], scores: np.ndarray)
     model, (schema, unit) = head["model"], self._table(head["table"])
     period = spelled(datetime.fromtimestamp(head["time"], UTC), unit)
     if _over(period, LATE/2): period = spelled(datetime.now(UTC), unit)  # its window may be closed
-    found = {inputs_source(model): input_columns(feeds, [tuple(i) for i in head["inputs"]], schema),
-             scores_source(model, head["version"]): score_columns(scores, head["task"], head["classes"])}
+    found = {}
+    if feeds: found[inputs_source(model)] = input_columns(feeds, [tuple(i) for i in head["inputs"]], schema)
+    if scores.size: found[scores_source(model, head["version"])] = score_columns(scores, head["task"], head["classes"])
     for source, rows in found.items():
         window = self.windows.get((source, period))
         if window is None:

@@ -21,9 +21,10 @@ from typing import Any
 
 from fastcore.basics import patch
 
-from ..core.errors import ScalaiError
+from ..core.errors import ScalaiError, WorkFailed
 from .access import guarded, protocol, tls_context
-from .app import App, Service
+from .app import App, PrepSignature, Service
+from .array_body import ArraySignature
 from .batcher import Batcher
 from .body import Limits, Signature
 from .caller import Caller
@@ -37,18 +38,19 @@ from ..training.pointer import Pointer, ServedVersion
 class Follower:
     "Keeps a service at the version that its pointer file means."
     def __init__(self,
-                 options: dict,  # name, reference, pointer, keys, others, contract, wait, max_batch, queue
+                 options: dict,  # name, reference, pointer, part, keys, others, contract, wait, max_batch, queue
                  root: Path,  # of the workspace
                  threads: int = 1,  # within a call
                  caller: Caller | None = None,  # of this process's models
+                 device: str = "cpu",  # cpu, cuda or auto
                 ):
-        self.options, self.root, self.threads = options, root, threads
+        self.options, self.root, self.threads, self.device = options, root, threads, device
         self.name, self.reference, self.path = options["name"], options["reference"], Path(options["pointer"])
         self.state, self.retry = self._state(), 0.
-        entry = self.entry()
-        batcher = Batcher(self.load(entry), options["max_batch"], options["queue"], options["wait"], caller)
+        model = self.load(self.entry())
+        batcher = Batcher(model, options["max_batch"], options["queue"], options["wait"], caller)
         rollout = Rollout(self.name, self.reference, batcher, options.get("canary", 0.), self.load)
-        self.service = Service(self.name, self.reference, self.signature(entry), batcher, rollout=rollout)
+        self.service = Service(self.name, self.reference, self.signature(model), batcher, rollout=rollout)
         rollout.put(rollout.load(self.path))
 
     def entry(self) -> ServedVersion:
@@ -57,7 +59,8 @@ class Follower:
 
     def load(self, entry: ServedVersion) -> LoadedModel:
         "Load and check the version of an `entry`. Raises `ScalaiError`."
-        return LoadedModel(self.name, entry, self.root, self.threads).check()
+        part = self.options.get("part", "")
+        return LoadedModel(self.name, entry, self.root, self.threads, part, self.device).check()
 
     def _state(self) -> tuple:
         try: found = os.stat(self.path)
@@ -66,11 +69,28 @@ class Follower:
 
 # %% ../../nbs/serving/19_worker.ipynb #9e429113
 @patch
-def signature(self: Follower, entry: ServedVersion) -> Signature:
-    "Say what requests to the version of an `entry` may have."
+def signature(self: Follower,
+              model: LoadedModel,  # a version, or its part
+             ) -> Signature:
+    "Say what requests to a version may have."
+    keys, others, (_, kind) = self.options["keys"], self.options["others"], model.inputs[0]
+    if type(kind) is tuple: return ArraySignature(kind, keys, others, model.part)
     known = self.options.get("contract")
-    contract = ContractCheck(entry.inputs, known["mode"], known["facts"]) if known else None
-    return Signature(entry.inputs, self.options["keys"], self.options["others"], contract)
+    contract = ContractCheck(model.entry.inputs, known["mode"], known["facts"]) if known else None
+    make = PrepSignature if model.part == "prep" else Signature
+    return make(model.entry.inputs, keys, others, contract)
+
+@patch
+def put(self: Follower,
+        model: LoadedModel,  # another version
+       ) -> None:
+    "Take a version into service. Raises `WorkFailed` where it takes arrays instead of columns, or columns instead."
+    signature = self.signature(model)
+    if type(signature) is not type(self.service.signature):
+        raise WorkFailed(f"{self.name}@{model.version} takes {', '.join(signature.names)}, in another form than"
+                         f" {self.name}@{self.service.model.version}.", "Start the service anew.", "inputs")
+    self.service.batcher.swap(model)
+    self.service.signature = signature
 
 # %% ../../nbs/serving/19_worker.ipynb #648f8c80
 @patch
@@ -86,9 +106,7 @@ async def look(self: Follower,
         entry = self.entry()
         if entry == self.service.model.entry: outcome = ""
         else:
-            model = await loop.run_in_executor(None, self.load, entry)
-            self.service.batcher.swap(model)
-            self.service.signature = self.signature(entry)
+            self.put(await loop.run_in_executor(None, self.load, entry))
             outcome = "swapped"
         self.service.error = None
     except ScalaiError as e:
@@ -170,7 +188,8 @@ async def serve(self: Worker) -> None:
     "Load, answer until the parent says stop, end in order."
     from scalai_nb.serving.pages import pages_of
     config, root = self.config, Path(self.config["root"])
-    self.followers = [Follower(o, root, config["threads"], self.caller) for o in config["models"]]
+    device = config.get("device", "cpu")
+    self.followers = [Follower(o, root, config["threads"], self.caller, device) for o in config["models"]]
     services = {f.name: f.service for f in self.followers}
     self.app = App(services, Limits(**config["limits"]), body_timeout=config["body_timeout"], tokens=config["tokens"],
                    pages=pages_of(services))
@@ -184,7 +203,8 @@ async def serve(self: Worker) -> None:
     tasks = [loop.create_task(self._beat()), loop.create_task(self._watch())]
     handover = Handover(config["observer"]) if config.get("observer") else None
     if handover:
-        for service in services.values(): service.batcher.observers.append(handover.add)
+        for s in services.values():
+            s.batcher.observers.append(handover.add if s.signature.forms is None else handover.add_part)
         tasks.append(loop.create_task(handover.run()))
     gc.collect()
     gc.freeze()  # what was imported is never looked at again

@@ -200,3 +200,24 @@ def test_profile_bench(rows_count, measured):
     measured(
         rows=f"{rows_count:,}", gpu_seconds=round(there, 3), cpu_seconds=round(here, 3), times=round(here / there, 2)
     )
+
+
+def test_serving_on_cuda(measured):
+    "A CNN behind the HTTP service's session: rows a second on the GPU and on the CPU, the same answers."
+    import torch
+
+    from scalai_nb.compression import export as ex
+    from scalai_nb.training.onnx_session import CUDA, device_of, providers, runtime
+    if CUDA not in [p[0] for p in providers("auto") if isinstance(p, tuple)]:
+        pytest.skip("ONNX Runtime has no CUDA provider: pip install 'scalai-nb[serve-gpu]'")
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 64, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(64, 64, 3),
+                                torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
+                                torch.nn.Linear(64, 10)).eval()
+    content = ex.finish(ex.graph(model, (3, 64, 64), "multiclass"), None, "multiclass").SerializeToString()
+    sessions = {device: runtime(content, 0, "The CNN", device) for device in ("cpu", "cuda")}
+    X = np.random.default_rng(0).random((1024, 3, 64, 64), np.float32)
+    run = {device: lambda s=s: s.run(["score"], {"features": X})[0] for device, s in sessions.items()}
+    assert device_of(sessions["cuda"]) == "cuda"
+    np.testing.assert_allclose(run["cuda"](), run["cpu"](), atol=1e-4)
+    measured(**{f"{device} rows/s": f"{len(X)/best(fn):,.0f}" for device, fn in run.items()})
