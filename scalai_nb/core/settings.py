@@ -152,6 +152,7 @@ class ServeSection(Section):
     metrics: str = ""  # NAME.prom, for node_exporter to read what scoring counts; empty: none
     observe: bool = True  # profile what is answered, in a process of its own
     flush: float = Field(30, ge=.1)  # seconds between two writings of live windows: the most that a kill can lose
+    scores: bool = False  # append what is answered to the model's table of scores, too
 
 # %% ../../nbs/core/02_settings.ipynb #e00fe091
 class AlertsSection(Section):

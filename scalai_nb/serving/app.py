@@ -71,8 +71,8 @@ class App:
                       **invocation_pages(), **self.pages}
         for service in self.services.values(): service.batcher.observers.append(self.observe)
 
-    def observe(self, model: Any, feeds: dict, scores: Any, requests: int, seconds: float) -> None:
-        "Count a batch; see `Batcher.observers` for `model`, `feeds`, `scores`, `requests` and `seconds`."
+    def observe(self, model: Any, feeds: dict, scores: Any, requests: int, seconds: float, keys: list) -> None:
+        "Count a batch; see `Batcher.observers` for `model`, `feeds`, `scores`, `requests`, `seconds` and `keys`."
         self.traffic.count_batch(model.name, model.version, len(scores))
 
 # %% ../../nbs/serving/16_app.ipynb #d97b7884
@@ -166,15 +166,14 @@ async def _send(self: App, send: Callable, status: int, kind: bytes, body: bytes
 @patch
 async def _predicted(self: App, route: Route, scope: dict, headers: dict, receive: Callable,
                      request_id: str) -> tuple[int, int, list, bytes, bytes]:  # status, version, headers, type, body
-    service = route.service
+    service, batcher = route.service, route.service.batcher
     try:
         deadline = _deadline(headers)
-        if service.batcher.queued >= service.batcher.queue: raise service.batcher.busy()
+        if batcher.queued >= batcher.queue: raise batcher.busy()
         body = await self._body(headers, receive)
         given = self._rows(route, headers, scope["query_string"], body)
         if "take" in scope: scope["take"](given.count)  # see `serving.access.Guard`
-        tried = service.rollout and not route.pinned
-        batcher = service.rollout.pick(given, body) if tried else service.batcher
+        if service.rollout and not route.pinned: batcher = service.rollout.pick(given, body)
         done = batcher.score_now(given) if self.pending() == 1 and deadline == math.inf else None
         if done is None:
             cycle = getattr(receive, "__self__", None)  # uvicorn's; of another server nobody is taken for gone
@@ -191,7 +190,7 @@ async def _predicted(self: App, route: Route, scope: dict, headers: dict, receiv
         logger("serve").error("a request failed", model=service.name, request=request_id,
                               why=f"{type(e).__name__}: {e}"[:500])
         failed = Refused(500, "internal", "The model failed on these rows.", "The service's log has the reason.")
-        return 500, service.model.version, [], JSON, route.protocol.refuse(failed, request_id)
+        return 500, batcher.model.version, [], JSON, route.protocol.refuse(failed, request_id)
 
 # %% ../../nbs/serving/16_app.ipynb #d82ca2a2
 def _error(e: Refused, request_id: str) -> bytes:

@@ -38,7 +38,8 @@ class Batcher:
         self.model, self.max_batch, self.queue, self.wait = model, max_batch, queue, wait
         self.small, self.large, self.queued, self.scheduled = deque(), deque(), 0, None
         self.pace = 1e-5  # seconds a row, as measured
-        self.observers: list[Callable] = []  # called after each batch: model, feeds, scores, requests, seconds
+        # called after each batch: model, feeds, scores, requests, seconds, keys (of each request: its columns, from, rows)
+        self.observers: list[Callable] = []
 
     def __repr__(self): return f"Batcher({self.model!r}, {self.queued} rows waiting)"
 
@@ -68,7 +69,7 @@ def score_now(self: Batcher, rows: RequestRows) -> tuple | None:  # as the futur
     model, start = self.model, time.perf_counter()
     feeds = _feeds(rows, model.inputs)
     scores = model.scores(feeds)
-    self._observe(model, feeds, scores, 1, start)
+    self._observe(model, feeds, scores, 1, start, [(rows.keys, 0, rows.count)])
     return scores, model
 
 @patch
@@ -140,7 +141,7 @@ def _score(self: Batcher, batch: list[Waiting]) -> None:
         if not waiting.future.done(): waiting.future.set_result((scores[at:at + waiting.count], model))
         at += waiting.count
     self.queued -= at
-    self._observe(model, feeds, scores, len(batch), start)
+    self._observe(model, feeds, scores, len(batch), start, [(w.given.keys, 0, w.count) for w in batch_of])
 
 # %% ../../nbs/serving/13_batcher.ipynb #83dcd799
 def _together(batch: list[Waiting], inputs: list) -> tuple[dict, list[Waiting]]:
@@ -180,14 +181,16 @@ def _slice(self: Batcher) -> None:
     if waiting.done == waiting.count:
         self.large.popleft()
         waiting.future.set_result((np.concatenate(waiting.parts), waiting.model))
-    self._observe(waiting.model, feeds, scores, int(waiting.done == waiting.count), start)
+    keys = [(given.keys, part.start, len(scores))]
+    self._observe(waiting.model, feeds, scores, int(waiting.done == waiting.count), start, keys)
 
 # %% ../../nbs/serving/13_batcher.ipynb #6f3622f5
 @patch
-def _observe(self: Batcher, model: Any, feeds: dict, scores: np.ndarray, requests: int, start: float) -> None:
+def _observe(self: Batcher, model: Any, feeds: dict, scores: np.ndarray, requests: int, start: float,
+             keys: list[tuple[dict, int, int]]) -> None:
     seconds = time.perf_counter() - start
     self.pace += (seconds/len(scores) - self.pace)/16
-    for observe in self.observers: observe(model, feeds, scores, requests, seconds)
+    for observe in self.observers: observe(model, feeds, scores, requests, seconds, keys)
 
 # %% ../../nbs/serving/13_batcher.ipynb #3b1082a9
 @patch

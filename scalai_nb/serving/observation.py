@@ -101,6 +101,8 @@ def observation(config: dict,  # of the service's workers; the path of the socke
     made = Observation({"service": name, "settings": settings.model_dump(mode="json"), "url": url,
                         "parent": os.getpid(), "host": socket.gethostname(), "workers": workers,
                         "flush": settings.serve.flush, "metrics": str(folder/"metrics"),
-                        "models": {m["name"]: m["reference"] for m in config["models"]}}, folder)
+                        "models": {m["name"]: m["reference"] for m in config["models"]},
+                        "scores": {m["name"]: m["scores"] for m in config["models"]},
+                        "append": settings.serve.scores}, folder)
     config["observer"] = made.socket
     return made

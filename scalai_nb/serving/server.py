@@ -49,6 +49,7 @@ class ModelOptions:
     max_batch: int | None = None  # rows; None: as in `[serve]`
     canary: float = .1  # share of the keys whose requests the version `canary` answers
     contract: dict | None = None  # mode (report, refuse) and facts, from `serving.contract_facts`; None: nobody looks
+    scores: str = ""  # table of its scores; empty: NAME_scores
 
 # %% ../../nbs/serving/20_server.ipynb #3343ea4f
 def worker_options(options: ModelOptions,  # of one model
@@ -73,7 +74,8 @@ def worker_options(options: ModelOptions,  # of one model
     return {"name": ref.name, "reference": which, "pointer": str(path), "keys": options.keys,
             "others": options.others, "wait": options.wait_ms/1000, "queue": settings.serve.queue,
             "max_batch": options.max_batch or settings.serve.max_batch, "canary": options.canary,
-            "contract": options.contract}
+            "contract": options.contract, "scores": options.scores or f"{ref.name}_scores",
+            "append": settings.serve.scores}
 
 # %% ../../nbs/serving/20_server.ipynb #d964c781
 def cores() -> int:

@@ -178,7 +178,7 @@ async def serve(self: Worker) -> None:
     tasks = [loop.create_task(self._beat()), loop.create_task(self._watch())]
     handover = Handover(config["observer"]) if config.get("observer") else None
     if handover:
-        for service in services.values(): service.batcher.observers.append(handover.add)
+        for follower in self.followers: _hand_over(follower, handover)
         tasks.append(loop.create_task(handover.run()))
     gc.collect()
     gc.freeze()  # what was imported is never looked at again
@@ -187,6 +187,15 @@ async def serve(self: Worker) -> None:
     if handover: handover.finish()
     self.ended.set()
     self.app.traffic.workers.set(0)
+
+# %% ../../nbs/serving/19_worker.ipynb #c41123e7
+def _hand_over(follower: Follower, handover: Handover) -> None:
+    "Let a `handover` have what a model's service answers, and what is tried next to it."
+    name, rollout, options = follower.name, follower.service.rollout, follower.options
+    handover.keys[name] = lambda: tuple(options["keys"]) if options.get("append") or rollout.tried else ()
+    handover.canaries[name] = lambda: rollout.canary.model.version if rollout.canary else 0
+    follower.service.batcher.observers.append(handover.add)
+    rollout.observers.append(handover.add_trial)
 
 # %% ../../nbs/serving/19_worker.ipynb #c62c5c7b
 @patch
