@@ -84,15 +84,15 @@ def row_losses(rows: pa.Table,  # of the table of trials, with `label`: those of
     return row_loss(np.stack([np.asarray(scores.field(n)) for n in names], 1), place, task)
 
 def labelled_trial(scores: str,  # name of the table of scores
-                   versions: tuple[int, int],  # tried, champion
-                   settings: Settings) -> tuple[pa.Table | None, list[str]]:  # rows with labels, columns of the key
+                   tried: TrialSide, champion: TrialSide, settings: Settings) -> tuple[pa.Table | None, list[str]]:  # rows with labels, columns of the key
     "Read the rows of two versions whose labels have come."
     trials, labels = Table(trials_table(scores), settings), Table(f"{scores}_labels", settings)
     if not (trials.exists and labels.exists): return None, []
     known = labels.arrow()
     keys = key_of_labels(known)
     if set(keys) - set(trials.schema.names): return None, []
-    rows = trials.arrow(filter=[("model_version", "in", list(versions))])
+    rows = trials.arrow(filter=[("model_version", "in", [tried.version, champion.version]),
+                                ("role", "in", [tried.role, "champion"])])
     rows = rows.filter(pa.array(~repeated(rows, [*keys, "model_version"], "last")))
     rows = with_labels(rows, known)
     return rows.filter(rows["label"].is_valid()), keys
@@ -164,7 +164,7 @@ def live_trials(model: Model, settings: Settings | None = None) -> list[LiveTria
     return found
 
 def _difference(model: Model, tried: TrialSide, serves: TrialSide, settings: Settings) -> Gap | None:
-    rows, keys = labelled_trial(model.scores, (tried.version, serves.version), settings)
+    rows, keys = labelled_trial(model.scores, tried, serves, settings)
     if rows is None or not len(rows): return None
     loss, number = row_losses(rows), np.asarray(rows["model_version"])
     for side in (tried, serves):

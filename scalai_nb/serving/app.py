@@ -63,6 +63,7 @@ class App:
     active: int = 0  # requests without an answer yet
     pending: Callable[[], int] = lambda: 0  # requests that have come and not ended; 0: the server does not say
     pages: dict[str, Callable] = field(default_factory=dict)  # path → App → (status, content type, body)
+    log: Callable | None = None  # serving.request_log.RequestLog
 
     def __post_init__(self):
         self.routes = routes_of(self.services)
@@ -153,7 +154,18 @@ async def __call__(self: App, scope: dict, receive: Callable, send: Callable) ->
     finally: self.active -= 1
     extra.append((b"x-request-id", request_id.encode()))
     await self._send(send, status, kind, body, extra)
-    self.traffic.count_answer(service.name, version, status, time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    self.traffic.count_answer(service.name, version, status, seconds)
+    if self.log is not None: self._logged(scope, headers, service, request_id, version, status, seconds)
+
+@patch
+def _logged(self: App, scope: dict, headers: dict, service: Service, request_id: str, version: int, status: int,
+            seconds: float) -> None:
+    try: self.log(scope["path"], headers, service.name, service.signature.names, request_id, version, status,
+                  scope.get("given"), seconds)
+    except Exception as e:  # of whatever kind: the request is answered
+        from scalai_nb.core.logs import logger
+        logger("serve").error("a request was not logged", model=service.name, why=f"{type(e).__name__}: {e}"[:200])
 
 @patch
 async def _send(self: App, send: Callable, status: int, kind: bytes, body: bytes, extra: list) -> None:
@@ -172,6 +184,7 @@ async def _predicted(self: App, route: Route, scope: dict, headers: dict, receiv
         if batcher.queued >= batcher.queue: raise batcher.busy()
         body = await self._body(headers, receive)
         given = self._rows(route, headers, scope["query_string"], body)
+        scope["given"] = given
         if "take" in scope: scope["take"](given.count)  # see `serving.access.Guard`
         if service.rollout and not route.pinned: batcher = service.rollout.pick(given, body)
         done = batcher.score_now(given) if self.pending() == 1 and deadline == math.inf else None

@@ -98,7 +98,8 @@ class Handover:
         self.waiting, self.size, self.offset = deque(), 0, 0  # messages, their bytes, written bytes of the first one
         self.socket: socket.socket | None = None
         self.loop, self.watched = None, False  # the event loop, and whether it says when the socket takes more
-        self.extra: list[dict] = []  # lines for the observer that are no rows
+        self.extra: list[dict] = []  # lines of the request log
+        self.lost_lines = 0  # that did not fit
         self.hello = message({"pid": os.getpid()}, [])  # first on each connection
 
     def add(self, model: Any, feeds: dict, scores: np.ndarray, requests: int, seconds: float, keys: list = ()) -> None:
@@ -131,8 +132,11 @@ def send(self: Handover) -> None:
         self._encoded(model, lambda: encode(model, 0, [], [answered], encoded_keys(self._key(model.name), keys),
                                             tried=False))
     extra, self.extra = self.extra, []
-    if extra and self.size < self.limit:
-        self._queue(message({"pid": os.getpid(), "lines": len(extra)}, [orjson.dumps(extra)]))
+    if extra and self.size >= self.limit: self.lost_lines += len(extra)
+    elif extra:
+        self._queue(message({"pid": os.getpid(), "lines": len(extra), "lost": self.lost_lines},
+                            [orjson.dumps(extra, default=str)]))
+        self.lost_lines = 0
     self.write()
 
 @patch

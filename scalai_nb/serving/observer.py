@@ -50,6 +50,7 @@ from scalai_nb.serving.live import (
     write_service,
 )
 from .live_rows import answered_rows, constant, input_columns, score_columns
+from .request_log import LogFile
 from .worker_counts import answers, answers_by_version, latency, scored_rows, shadow_rows
 
 # %% ../../nbs/serving/24_observer.ipynb #373545ea
@@ -90,6 +91,9 @@ class Observer:
         self.ledger = new_ledger(config)
         if self.path.exists(): self._continue()
         self.ledger |= {"ended": None, "restarts": self.ledger["restarts"] + 1}
+        serve = self.settings.serve
+        self.log = serve.log and LogFile(self.settings.root/serve.log, serve.log_size, serve.log_keep,
+                                         self.ledger.setdefault("log", {}))
         self.appends = Appends(self.path.with_suffix(""), config["service"], self.ledger.setdefault("appends", {}),
                                self.settings)
 
@@ -367,6 +371,7 @@ async def _connection(self: Observer, reader: asyncio.StreamReader, writer: asyn
                 self.connected[pid] = self.connected.get(pid, 0) + 1
             if "tried" in head: self.take_trial(head, body)
             elif "at" in head: self.take(head, body)
+            elif "lines" in head and self.log: self.log.take(head["lost"], json.loads(body))
     except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError): pass  # it is gone, or begins again
     finally:
         writer.close()

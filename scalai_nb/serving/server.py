@@ -110,6 +110,8 @@ def configuration(models: list[ModelOptions], folder: Path, workers: int, settin
             "access": {"rate": serve.client_rate, "rows": serve.client_rows,
                        "origins": [o.strip() for o in serve.origins.split(",") if o.strip()]},
             "threads": max(1, min(serve.threads, cores()//workers)),
+            "log": {"share": serve.log_share, "rows": serve.log_rows,
+                    "redact": [c.strip() for c in serve.log_redact.split(",") if c.strip()]} if serve.log else None,
             "limits": {"body": int(serve.max_body), "rows": serve.max_rows}} | {k: getattr(serve, k) for k in same}
 
 # %% ../../nbs/serving/20_server.ipynb #9a7f846c

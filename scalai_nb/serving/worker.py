@@ -29,6 +29,7 @@ from .body import Limits, Signature
 from .contract_check import ContractCheck
 from .handover import Handover
 from .loaded_model import LoadedModel
+from .request_log import RequestLog
 from .rollout import Rollout
 from ..training.pointer import Pointer, ServedVersion
 
@@ -179,6 +180,7 @@ async def serve(self: Worker) -> None:
     handover = Handover(config["observer"]) if config.get("observer") else None
     if handover:
         for follower in self.followers: _hand_over(follower, handover)
+        if config.get("log"): self.app.log = RequestLog(handover, **config["log"])
         tasks.append(loop.create_task(handover.run()))
     gc.collect()
     gc.freeze()  # what was imported is never looked at again
