@@ -10,6 +10,7 @@ from test_serve import GOOD, documents, inputs, made, own, serving  # noqa: F401
 from test_serve_live import counted, folder, observer, state  # noqa: F401
 
 from scalai_nb.core.settings import Settings
+from scalai_nb.data.profile import profile
 from scalai_nb.data.profile_store import record
 from scalai_nb.data.table import Table
 from scalai_nb.loop.decisions import decisions
@@ -21,6 +22,7 @@ from scalai_nb.serving.labels import labels
 from scalai_nb.serving.live import inputs_source, live_windows, scores_source, shadow_source
 from scalai_nb.serving.score import score
 from scalai_nb.training.registry import Registry
+from scalai_nb.view.watch import Watch
 
 
 def send(url: str, folder: Path, rows: list[dict]) -> None:  # noqa: F811
@@ -140,6 +142,9 @@ def test_answers_are_appended_to_the_scores_table_each_once(folder):  # noqa: F8
     family = window("churn_scores", name, settings, by="label")
     assert sum(p.rows for label, p in family.items() if label is not None) == 400
     assert sum(p.rows for p in window("churn_scores", "2013-06", settings, by="label").values()) == len(rows)
+    record("customers", {"2013-06": profile(rows)}, "june", by="period", settings=settings)
+    watch = Watch(settings, model="churn")  # the page Performance
+    assert watch.scored_by() == ["2013-06", name] and watch.measured(name).rows == 400
 
 
 def test_the_request_log_and_a_disk_that_refuses_it(folder):  # noqa: F811

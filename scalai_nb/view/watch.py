@@ -18,6 +18,7 @@ from fastcore.basics import patch
 from .. import __version__
 from ..core.errors import WorkFailed
 from ..core.settings import Settings
+from ..data.period import is_live
 from ..data.profile import Profile, total
 from ..data.profile_store import recall
 from ..data.table_file import column_units
@@ -243,7 +244,8 @@ def task(self: Watch) -> str:  # binary, multiclass or regression
 def scored_by(self: Watch, version: int | None = None) -> list[str]:
     "The windows that a version learnt from or was judged by; all, where none is named."
     judged = [p for p, d in self.decisions.items() if version in (None, d["version_before"])]
-    return [p for p in self.periods or self.families
+    known = [*self.periods, *filter(is_live, self.families)] if self.periods else self.families
+    return [p for p in known
             if version is None or p in judged or judged and p in self.decisions[judged[0]]["reference"]]
 
 # %% ../../nbs/view/12_watch.ipynb #51e7c8f3
