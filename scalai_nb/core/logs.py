@@ -16,10 +16,10 @@ from datetime import UTC, datetime
 ECS = {"event": "message", "level": "log.level", "part": "log.logger", "exception": "error.stack_trace"}
 
 def ecs_fields(fields: dict,  # a name with a dot is one of the schema's
-               at: datetime | None = None,  # UTC; default: now
+               moment: datetime | None = None,  # UTC; default: now
               ) -> dict:
     "Rename to the Elastic Common Schema (ecs.version 8.11); a field of our own lives under `scalai.`."
-    out = {"@timestamp": (at or datetime.now(UTC)).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+    out = {"@timestamp": (moment or datetime.now(UTC)).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
            "ecs.version": "8.11"}
     return out | {ECS.get(k, k if "." in k else f"scalai.{k}"): v for k, v in fields.items()}
 

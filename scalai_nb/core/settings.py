@@ -135,8 +135,7 @@ class ServeSection(Section):
     workers: PositiveInt | Literal["auto"] = "auto"  # processes; auto: one a core
     hang: float = Field(30, ge=1)  # seconds without a sign of life after which a worker is killed
     call_timeout: float = Field(600, gt=0)  # seconds of one call of a model, after which its worker gives no sign
-    # of ONNX Runtime within a call, at most cores / workers; more than one helps large batches and costs small ones
-    threads: int = Field(1, ge=1)
+    threads: int = Field(1, ge=1)  # of ONNX Runtime within a call, at most cores / workers; more helps large batches
     max_batch: int = Field(1024, ge=1)  # rows scored at a time
     queue: int = Field(20_000, ge=1)  # rows that may wait in a worker; a request beyond is refused
     max_rows: int = Field(100_000, ge=1)  # of a request

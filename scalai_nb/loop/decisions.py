@@ -43,8 +43,9 @@ def _read(file) -> dict:
         raise ValueError("it is no decision")
     return entry
 
+# %% ../../nbs/loop/02_decisions.ipynb #e75abd34
 def log_of(model: str, period: str, settings: Settings | None = None) -> list[dict]:
-    "Read the log that a window belongs to: that of live traffic by its name."
+    "Read the log of a `model` that a window belongs to: that of live traffic by the name of the `period`."
     return decisions(settings, model, live=is_live(period))
 
 def is_old(model: str, period: str, settings: Settings | None = None) -> bool:

@@ -188,7 +188,7 @@ def judge(version,  # the `ModelVersion` that scored the window
 
 # %% ../../nbs/loop/05_evaluation.ipynb #d391a3f5
 def judge_profiles(version, period: str, model: Model, settings: Settings,  # as in `judge`
-                   before: Profile, now: Profile,  # of the reference and of the window
+                   usual: Profile, now: Profile,  # of the reference and of the window
                    policy: Any,  # monitor.thresholds.Policy
                    scored: dict,  # label → profile of the window's scores
                    labelled: dict | None = None,  # likewise, of those that labels may join; None: all of them
@@ -202,14 +202,14 @@ def judge_profiles(version, period: str, model: Model, settings: Settings,  # as
     own = reference == [period]  # as the first batch of a table without a time
     policy, task = _own_rules(policy, model, settings), version.card["task"]
     fold = {p: f for p in reference if (f := window(reference_of(version), p, settings, by="label", empty=True))}
-    report = Report.of_reference(period, now.rows) if own else compare(before, now, policy)
+    report = Report.of_reference(period, now.rows) if own else compare(usual, now, policy)
     held = {} if own or not reference else {"window": learnt(version, reference)}
     guess, measure = None, measured_by(task)
     if _can_estimate(fold, task):
         families, held["estimate"] = outcomes_of(version, period, model.scores, fold, settings, policy.min_labels)
         guess = estimate(
             sum(scored.values(), Profile.empty()), families, "confidence" if task == "multiclass" else "score",
-            covariates=(before.drop(policy.ignore), now.drop(policy.ignore)),
+            covariates=(usual.drop(policy.ignore), now.drop(policy.ignore)),
             spread=None if families is fold else fold,
         )
     moved = None if own else _moved_predictions(fold, scored, task, settings)
@@ -233,7 +233,7 @@ def _own_rules(policy, model: Model, settings: Settings):  # Policy
     return replace(policy, min_labels=model.gate.min_labels, losses=least)
 
 def note_labels(scores: str, settings: Settings) -> None:
-    "Record which labels the windows have, so that a step that judged them runs again when more come."
+    "Record which labels the windows of `scores` have, so that a step that judged them runs again when more come."
     from scalai_nb.core import events
     from scalai_nb.data.table import Table
     labels = Table(f"{scores}_labels", settings)

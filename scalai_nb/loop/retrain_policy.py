@@ -145,7 +145,7 @@ def newest_learnt(past: list[dict],  # decisions, about windows of the table and
 def plan_live(decision: Decision,  # of monitor, about a window of live traffic
               past: list[dict],  # the decisions before it, about windows of the table and about live traffic
               windows: list[str],  # of the table, oldest first
-              rules: RetrainSection,
+              rules: RetrainSection,  # [retrain]
               learnt: tuple[str, ...] = (),  # windows that the champion learnt from
               min_labels: int = 500,  # as in `plan`
              ) -> Decision:
@@ -157,7 +157,8 @@ def plan_live(decision: Decision,  # of monitor, about a window of live traffic
     new = [w for w in windows if not last or order(w) > order(last)]
     if len(new) > rules.cooldown:
         past = [d for d in past if not is_live(d["period"])]
-        return replace(made, evidence=made.evidence | {"learns": learns(made, windows[-1], past, windows, rules, learnt)})
+        periods = learns(made, windows[-1], past, windows, rules, learnt)
+        return replace(made, evidence=made.evidence | {"learns": periods})
     table = f"the table has {len(new)} window{'s'*(len(new) != 1)} after {last}" if last else "the table has no window"
     why = f"no retraining yet: {table}, and {rules.cooldown + 1} must have come for one to learn anything new"
     return replace(made, action="alert", reasons=[why, *made.reasons])

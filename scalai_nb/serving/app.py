@@ -167,6 +167,7 @@ def _logged(self: App, scope: dict, headers: dict, service: Service, request_id:
         from scalai_nb.core.logs import logger
         logger("serve").error("a request was not logged", model=service.name, why=f"{type(e).__name__}: {e}"[:200])
 
+# %% ../../nbs/serving/16_app.ipynb #042da438
 @patch
 async def _send(self: App, send: Callable, status: int, kind: bytes, body: bytes, extra: list) -> None:
     headers = [(b"content-type", kind), (b"content-length", b"%d" % len(body)), *extra]

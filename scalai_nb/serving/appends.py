@@ -69,8 +69,8 @@ def seal(self: Appends,
         old = time.time() - files[0]["time"] >= EVERY
         if not (end or old or sum(f["rows"] for f in files) >= MOST): continue
         first, last = files[0]["file"].split(".")[0], files[-1]["file"].split(".")[0]
-        self.known["batches"].append({"table": table, "windows": files[0]["windows"], "files": [f["file"] for f in files],
-                                      "batch": f"live-{self.name}-{first}-{last}"})
+        self.known["batches"].append({"table": table, "windows": files[0]["windows"],
+                                      "files": [f["file"] for f in files], "batch": f"live-{self.name}-{first}-{last}"})
         self.known["open"] = [f for f in self.known["open"] if f["table"] != table]
 
 # %% ../../nbs/serving/24_appends.ipynb #8a1b60ac
@@ -90,10 +90,12 @@ def commit(self: Appends) -> bool:  # whether the ledger is to be written again
     if not (self.known["open"] or self.known["batches"]): shutil.rmtree(self.folder, ignore_errors=True)
     return bool(done)
 
+# %% ../../nbs/serving/24_appends.ipynb #e2abadc5
 @patch
 def _append(self: Appends, batch: dict) -> None:
     parts = [pa.ipc.open_file(pa.BufferReader((self.folder/f).read_bytes())).read_all() for f in batch["files"]]
-    rows = _filled(pa.concat_tables(parts, promote_options="permissive").combine_chunks(), batch["table"], self.settings)
+    rows = pa.concat_tables(parts, promote_options="permissive").combine_chunks()
+    rows = _filled(rows, batch["table"], self.settings)
     if batch["windows"]:
         from scalai_nb.serving.score import keep_scores
         keep_scores(rows, batch["table"], batch["batch"], True, self.settings, append=True)

@@ -38,7 +38,7 @@ class Batcher:
         self.model, self.max_batch, self.queue, self.wait = model, max_batch, queue, wait
         self.small, self.large, self.queued, self.scheduled = deque(), deque(), 0, None
         self.pace = 1e-5  # seconds a row, as measured
-        # called after each batch: model, feeds, scores, requests, seconds, keys (of each request: its columns, from, rows)
+        # called after each batch: model, feeds, scores, requests, seconds, keys (of each request: columns, from, rows)
         self.observers: list[Callable] = []
 
     def __repr__(self): return f"Batcher({self.model!r}, {self.queued} rows waiting)"

@@ -102,19 +102,22 @@ class Handover:
         self.lost_lines = 0  # that did not fit
         self.hello = message({"pid": os.getpid()}, [])  # first on each connection
 
-    def add(self, model: Any, feeds: dict, scores: np.ndarray, requests: int, seconds: float, keys: list = ()) -> None:
-        "Take a batch; see `Batcher.observers` for what comes."
-        part = self.parts.get(model)
-        if part is None: part = self.parts[model] = ([], [], [])
-        part[0].append(feeds)
-        part[1].append(scores)
-        part[2].extend(keys)
-        self.rows += len(scores)
-        if self.rows >= LARGE: self.send()
+# %% ../../nbs/serving/18_handover.ipynb #6752054e
+@patch
+def add(self: Handover, model: Any, feeds: dict, scores: np.ndarray, requests: int, seconds: float, keys: list = ()) -> None:
+    "Take a batch: `model`, `feeds`, `scores`, `requests`, `seconds` and `keys` are as in `Batcher.observers`."
+    part = self.parts.get(model)
+    if part is None: part = self.parts[model] = ([], [], [])
+    part[0].append(feeds)
+    part[1].append(scores)
+    part[2].extend(keys)
+    self.rows += len(scores)
+    if self.rows >= LARGE: self.send()
 
-    def add_trial(self, tried: Any, model: Any, own: np.ndarray, answered: np.ndarray, keys: list) -> None:
-        "Take what a shadow scored; see `rollout.Shadow.observers` for what comes."
-        self.trials.append((tried, own, model, answered, keys))
+@patch
+def add_trial(self: Handover, tried: Any, model: Any, own: np.ndarray, answered: np.ndarray, keys: list) -> None:
+    "Take what a shadow scored: `tried`, `model`, `own`, `answered` and `keys` are as in `rollout.Shadow.observers`."
+    self.trials.append((tried, own, model, answered, keys))
 
 # %% ../../nbs/serving/18_handover.ipynb #8b01ad88
 @patch
@@ -128,9 +131,9 @@ def send(self: Handover) -> None:
                                             canary=self._canary(model.name)))
     trials, self.trials = self.trials, []
     for tried, own, model, answered, keys in trials:
-        self._encoded(tried, lambda: encode(tried, 0, [], [own], encoded_keys(self._key(tried.name), keys), tried=True))
-        self._encoded(model, lambda: encode(model, 0, [], [answered], encoded_keys(self._key(model.name), keys),
-                                            tried=False))
+        names = encoded_keys(self._key(tried.name), keys)
+        self._encoded(tried, lambda: encode(tried, 0, [], [own], names, tried=True))
+        self._encoded(model, lambda: encode(model, 0, [], [answered], names, tried=False))
     extra, self.extra = self.extra, []
     if extra and self.size >= self.limit: self.lost_lines += len(extra)
     elif extra:
@@ -139,6 +142,7 @@ def send(self: Handover) -> None:
         self.lost_lines = 0
     self.write()
 
+# %% ../../nbs/serving/18_handover.ipynb #1b704c7b
 @patch
 def _key(self: Handover, model: str) -> tuple[str, ...]: return self.keys[model]() if model in self.keys else ()
 

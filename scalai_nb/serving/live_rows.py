@@ -77,6 +77,7 @@ def prediction_columns(scores: np.ndarray,  # float32 (N,) or (N, C)
     return {"prediction": pa.array(list(classes)).take(pa.array(scores.argmax(1))), "score": pa.array(scores.max(1)),
             "scores": each}
 
+# %% ../../nbs/serving/23_live_rows.ipynb #62ab00ab
 def key_column(values: list,  # as they came in JSON
                type: pa.DataType | None,  # of the table; None: not known
               ) -> pa.Array:
@@ -94,10 +95,11 @@ def key_column(values: list,  # as they came in JSON
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError): return pa.nulls(1, type)
     return pa.concat_arrays([one(v) for v in values])
 
+# %% ../../nbs/serving/23_live_rows.ipynb #f761413c
 def answered_rows(head: dict, scores: np.ndarray,  # of a message, see `serving.handover`
                   keys: dict[str, list], schema: pa.Schema | None,  # of the table that the model learnt from
                   period: str) -> pa.Table:
-    "Make rows of a scores table."
+    "Make rows of a scores table, of a `period`."
     type = lambda c: schema.field(c).type if schema is not None and c in schema.names else None
     columns = {c: key_column(v, type(c)) for c, v in keys.items()}
     columns |= prediction_columns(scores, head["task"], head["classes"], head["threshold"])

@@ -78,7 +78,8 @@ def new_ledger(config: dict) -> dict:
 class Observer:
     "What a service's workers scored, added up."
     def __init__(self,
-                 config: dict,  # service, settings, url, host, parent, workers, flush, metrics, models, scores (model → table), append
+                 # service, settings, url, host, parent, workers, flush, metrics, models, scores (model → table), append
+                 config: dict,
                 ):
         self.config, self.settings = config, Settings(**config["settings"])
         self.path, self.metrics = service_path(self.settings, config["service"]), Path(config["metrics"])
@@ -171,7 +172,8 @@ def _keep(self: Observer, head: dict, feeds: dict[str, Any], scores: np.ndarray,
     if not (table := self.config.get("scores", {}).get(model)): return
     rows = answered_rows(head, scores, keys, schema, live_name(period))
     if self.config.get("append"): self.appends.add(table, rows, windows=True)
-    if head.get("canary"): self._tried(table, rows, "canary" if head["version"] == head["canary"] else "champion", keys)
+    role = "canary" if head["version"] == head.get("canary") else "champion"
+    if head.get("canary"): self._tried(table, rows, role, keys)
 
 # %% ../../nbs/serving/24_observer.ipynb #69fefd59
 @patch
@@ -251,8 +253,8 @@ def traffic(self: Observer) -> None:
         new = {int(c): np.array(v) - np.array(before.get(c, 0.)) for c, v in known["counts"].items()}
         count = lambda low, high: int(sum(v.sum() for c, v in new.items() if low <= c < high))
         requests, refused, errors = count(0, 1000), count(400, 500), count(500, 1000)
-        known["versions"] = {str(v): {str(c): n.tolist() for (m, w, c), n in by_version.items() if (m, w) == (model, v)}
-                             for m, v in {k[:2] for k in by_version} if m == model and v}
+        of = lambda v, model=model: {str(c): n.tolist() for (m, w, c), n in by_version.items() if (m, w) == (model, v)}
+        known["versions"] = {str(v): of(v) for m, v in {k[:2] for k in by_version} if m == model and v}
         known["shadow"] = {str(v): n for (m, v), n in shadows.items() if m == model}
         if not requests: continue
         good = new.get(200, np.zeros(1))

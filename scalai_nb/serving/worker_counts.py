@@ -47,14 +47,18 @@ def answers_by_version(folder: Path,  # of the service's metrics
         counts[place.get(float(labels["le"]), len(LATENCY))] += value
     return found
 
-def answers(folder: Path) -> dict[tuple[str, int], np.ndarray]:  # (model, code) → answers up to each `LATENCY`, and slower
+# %% ../../nbs/serving/22_worker_counts.ipynb #d57a995c
+def answers(folder: Path,  # of the service's metrics
+           ) -> dict[tuple[str, int], np.ndarray]:  # (model, HTTP code) → answers up to each of `LATENCY`, and slower
     "Read how many requests were answered how fast, by all versions and workers together."
     found: dict[tuple[str, int], np.ndarray] = {}
     for (model, _, code), counts in answers_by_version(folder).items():
         found[model, code] = found.get((model, code), 0) + counts
     return found
 
-def shadow_rows(folder: Path) -> dict[tuple[str, int], dict[str, int]]:  # (model, version) → outcome → rows
+# %% ../../nbs/serving/22_worker_counts.ipynb #c810bafc
+def shadow_rows(folder: Path,  # of the service's metrics
+               ) -> dict[tuple[str, int], dict[str, int]]:  # (model, version) → outcome → rows
     "Read what became of the copies for shadows: scored, dropped or failed."
     found: dict[tuple[str, int], dict[str, int]] = {}
     for _, name, labels, value in _values(folder, "counter"):
@@ -63,6 +67,7 @@ def shadow_rows(folder: Path) -> dict[tuple[str, int], dict[str, int]]:  # (mode
         known[labels["outcome"]] = known.get(labels["outcome"], 0) + int(value)
     return found
 
+# %% ../../nbs/serving/22_worker_counts.ipynb #e4138210
 def latency(counts: np.ndarray,  # as `answers` returns them
             share: float,  # .5: the median
            ) -> float | None:  # seconds; None: nothing was answered

@@ -170,10 +170,10 @@ def trials_html(name: str, settings: Settings) -> str:  # HTML; empty: nothing i
     try: found = live_trials(Model.load(name, settings), settings)
     except ScalaiError: return ""
     figure = lambda v, scale=1.: "–" if v is None else number(scale*v)
-    row = lambda s: [f"{s.version}", s.role, f"{s.requests:,}", f"{s.errors:,}", figure(s.p50, 1000), figure(s.p95, 1000),
-                     f"{s.rows:,}", figure(s.mean), figure(s.median), f"{s.labelled:,}", figure(s.loss)]
-    heads = {"version": "name", "is": ""} | dict.fromkeys(
-        ("requests", "failed", "p50, ms", "p95, ms", "rows scored", "mean score", "median", "labels", "loss, nats"), "num")
+    row = lambda s: [f"{s.version}", s.role, f"{s.requests:,}", f"{s.errors:,}", figure(s.p50, 1000),
+                     figure(s.p95, 1000), f"{s.rows:,}", figure(s.mean), figure(s.median), f"{s.labelled:,}", figure(s.loss)]
+    numbers = ("requests", "failed", "p50, ms", "p95, ms", "rows scored", "mean score", "median", "labels", "loss, nats")
+    heads = {"version": "name", "is": ""} | dict.fromkeys(numbers, "num")
     parts = [f"<p>{chip(TRIED[t.verdict], t.verdict)} {escape(t.reason)}</p>"
              + table(heads, [row(t.champion), row(t.tried)]) for t in found]
     return "<h2>Tried on live requests</h2>" + "".join(parts) if parts else ""
@@ -261,8 +261,7 @@ class Models(View):
         names = list(dict.fromkeys(e["name"] for e in self.entries))
         self.model, self.which, self.other = (dropdown("Model", names), dropdown("Version", [("–", 0)]),
                                               dropdown("Against", [("–", 0)]))
-        self.versions, self.picture, self.recorded, self.judged = html(""), w.VBox(), html(""), html("")
-        self.tried = html("")
+        self.versions, self.tried, self.recorded, self.judged, self.picture = *(html("") for _ in range(4)), w.VBox()
         self.judge, self.promotion = button("Judge both on the same rows"), Promotion(self.registry, self.reload)
         for choice, act in ((self.model, self.look), (self.which, self.draw), (self.other, self.compare_versions)):
             self.bind(choice, act)
@@ -270,8 +269,8 @@ class Models(View):
         self.look()
         self.link = Link(model=self.model, version=self.which, against=self.other)
         many = [self.model] if len(names) > 1 else []
-        super().__init__([self.link, self.top, html("<h2>Every version</h2>"), controls(*many), self.versions, self.tried,
-                          html("<h2>One version</h2>"), controls(self.which), self.picture,
+        super().__init__([self.link, self.top, html("<h2>Every version</h2>"), controls(*many), self.versions,
+                          self.tried, html("<h2>One version</h2>"), controls(self.which), self.picture,
                           html("<h2>Beside another one</h2>"), controls(self.other, self.judge), self.recorded,
                           self.judged, html("<h2>Promote</h2>"), self.promotion])
 
