@@ -79,7 +79,7 @@ USUAL = 3  # windows of live traffic from which on they are the reference
 
 def usual_periods(model: str, period: str, settings: Settings,
                  ) -> tuple[list[str], str]:  # none: too few; and why these
-    "Choose the windows of live traffic that one is held against."
+    "Choose the windows of a `model`'s live traffic that a `period` is held against."
     source, of = inputs_source(model), unit_of(period)
     kept = [p for p in live_periods(model, settings) if unit_of(p) == of]
     try: held = reference(period, kept, exclude=Alarms(settings).odd(source))
@@ -87,7 +87,7 @@ def usual_periods(model: str, period: str, settings: Settings,
     return (list(held.periods), held.why) if len(held.periods) >= USUAL else ([], "")
 
 def look_live(model: Model, judgement: Judgement, period: str, settings: Settings) -> Look:
-    "Compare a `model`'s live traffic of a `period`, with its `judgement`, as one window of many; raise or resolve alarms."
+    "Compare a `model`'s live traffic of a `period` as one of many, raise alarms; `judgement` is its own."
     source = inputs_source(model.name)
     names, words = usual_periods(model.name, period, settings)
     if names:

@@ -100,7 +100,7 @@ def labelled_trial(scores: str,  # name of the table of scores
 
 # %% ../../nbs/loop/07_live_trial.ipynb #efbb5d31
 def paired_gap(rows: pa.Table, keys: list[str], tried: int, level: float) -> Gap:
-    "Compare the losses of `keys` that two versions, `tried` one of them, scored; `rows` and `level` as in `unpaired_gap`."
+    "Compare the losses of `keys` that `tried` and another scored; `rows`, `level` as in `unpaired_gap`."
     frame = rows.select([*keys, "model_version"]).append_column("loss", pa.array(row_losses(rows))).to_pandas()
     wide = frame.pivot_table("loss", keys, "model_version").dropna()
     others = [c for c in wide.columns if c != tried]
@@ -133,6 +133,7 @@ class LiveTrial:
     def __str__(self) -> str:
         return f"{self.model}@{self.tried.version}, {self.tried.role}: {self.verdict}. {self.reason}"
 
+# %% ../../nbs/loop/07_live_trial.ipynb #f413dd3a
 def verdict_of(tried: TrialSide, champion: TrialSide,  # both versions
                difference: Gap | None,  # of the losses
                rules: GateSection) -> tuple[str, str]:  # verdict, reason

@@ -158,6 +158,7 @@ async def __call__(self: App, scope: dict, receive: Callable, send: Callable) ->
     self.traffic.count_answer(service.name, version, status, seconds)
     if self.log is not None: self._logged(scope, headers, service, request_id, version, status, seconds)
 
+# %% ../../nbs/serving/16_app.ipynb #48da9de0
 @patch
 def _logged(self: App, scope: dict, headers: dict, service: Service, request_id: str, version: int, status: int,
             seconds: float) -> None:

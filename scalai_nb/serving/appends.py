@@ -69,8 +69,8 @@ def seal(self: Appends,
         old = time.time() - files[0]["time"] >= EVERY
         if not (end or old or sum(f["rows"] for f in files) >= MOST): continue
         first, last = files[0]["file"].split(".")[0], files[-1]["file"].split(".")[0]
-        self.known["batches"].append({"table": table, "windows": files[0]["windows"],
-                                      "files": [f["file"] for f in files], "batch": f"live-{self.name}-{first}-{last}"})
+        names, batch = [f["file"] for f in files], f"live-{self.name}-{first}-{last}"
+        self.known["batches"].append({"table": table, "windows": files[0]["windows"], "files": names, "batch": batch})
         self.known["open"] = [f for f in self.known["open"] if f["table"] != table]
 
 # %% ../../nbs/serving/24_appends.ipynb #8a1b60ac

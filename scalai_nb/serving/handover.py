@@ -104,7 +104,8 @@ class Handover:
 
 # %% ../../nbs/serving/18_handover.ipynb #6752054e
 @patch
-def add(self: Handover, model: Any, feeds: dict, scores: np.ndarray, requests: int, seconds: float, keys: list = ()) -> None:
+def add(self: Handover, model: Any, feeds: dict, scores: np.ndarray, requests: int, seconds: float,
+        keys: list = ()) -> None:
     "Take a batch: `model`, `feeds`, `scores`, `requests`, `seconds` and `keys` are as in `Batcher.observers`."
     part = self.parts.get(model)
     if part is None: part = self.parts[model] = ([], [], [])

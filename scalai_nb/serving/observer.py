@@ -78,7 +78,7 @@ def new_ledger(config: dict) -> dict:
 class Observer:
     "What a service's workers scored, added up."
     def __init__(self,
-                 # service, settings, url, host, parent, workers, flush, metrics, models, scores (model → table), append
+                 # service, settings, url, host, parent, workers, flush, metrics, models, scores (their tables), append
                  config: dict,
                 ):
         self.config, self.settings = config, Settings(**config["settings"])

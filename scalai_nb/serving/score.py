@@ -220,13 +220,7 @@ def keep_scores(out, table: str, batch: str, by_period: bool, settings: Settings
     store = Table(f"{table}_labels", settings)
     seen, known = (store.version, store.arrow()) if store.exists else (None, None)
     out = out.append_column("batch", constant(batch, out.num_rows))
-    record(
-        table,
-        windows(with_labels(out, known)),
-        batch,
-        by=("period", "label"),
-        settings=settings,
-    )
+    record(table, windows(with_labels(out, known)), batch, by=("period", "label"), settings=settings)
     done = write(
         out,
         table,

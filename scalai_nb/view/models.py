@@ -171,8 +171,10 @@ def trials_html(name: str, settings: Settings) -> str:  # HTML; empty: nothing i
     except ScalaiError: return ""
     figure = lambda v, scale=1.: "–" if v is None else number(scale*v)
     row = lambda s: [f"{s.version}", s.role, f"{s.requests:,}", f"{s.errors:,}", figure(s.p50, 1000),
-                     figure(s.p95, 1000), f"{s.rows:,}", figure(s.mean), figure(s.median), f"{s.labelled:,}", figure(s.loss)]
-    numbers = ("requests", "failed", "p50, ms", "p95, ms", "rows scored", "mean score", "median", "labels", "loss, nats")
+                     figure(s.p95, 1000), f"{s.rows:,}", figure(s.mean), figure(s.median),
+                     f"{s.labelled:,}", figure(s.loss)]
+    numbers = ("requests", "failed", "p50, ms", "p95, ms", "rows scored", "mean score", "median", "labels",
+               "loss, nats")
     heads = {"version": "name", "is": ""} | dict.fromkeys(numbers, "num")
     parts = [f"<p>{chip(TRIED[t.verdict], t.verdict)} {escape(t.reason)}</p>"
              + table(heads, [row(t.champion), row(t.tried)]) for t in found]
