@@ -83,6 +83,7 @@ def row_losses(rows: pa.Table,  # of the table of trials, with `label`: those of
     place = np.array([at.get(w, 0) for w in words.to_pylist()])
     return row_loss(np.stack([np.asarray(scores.field(n)) for n in names], 1), place, task)
 
+# %% ../../nbs/loop/07_live_trial.ipynb #3188e943
 def labelled_trial(scores: str,  # name of the table of scores
                    tried: TrialSide, champion: TrialSide,  # both versions
                    settings: Settings) -> tuple[pa.Table | None, list[str]]:  # rows with labels, columns of the key
@@ -107,6 +108,7 @@ def paired_gap(rows: pa.Table, keys: list[str], tried: int, level: float) -> Gap
     if tried not in wide.columns or not others: return gap(np.zeros(0))
     return gap((wide[tried] - wide[others[0]]).to_numpy(), level=level)
 
+# %% ../../nbs/loop/07_live_trial.ipynb #3ded97de
 def unpaired_gap(rows: pa.Table, tried: int, level: float) -> Gap:
     "Compare the losses of `tried` and another version in labelled `rows`, by Welch's interval of a `level`."
     loss, own = row_losses(rows), np.asarray(rows["model_version"]) == tried
@@ -119,6 +121,7 @@ def unpaired_gap(rows: pa.Table, tried: int, level: float) -> Gap:
 # %% ../../nbs/loop/07_live_trial.ipynb #c779bd2b
 FAILS, OFTEN, FEW = .01, 3., 20  # share of failed requests; times the champion's; failed requests
 
+# %% ../../nbs/loop/07_live_trial.ipynb #6da26b7d
 @dataclass
 class LiveTrial:
     "A version that is tried, next to the champion."
