@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['models_app', 'MODEL', 'BUDGET', 'LABEL', 'THRESHOLD', 'KEY', 'CAME', 'AT', 'models_list', 'models_text', 'models_new',
            'train', 'trained_text', 'search', 'models_show', 'models_compare', 'models_promote', 'models_alias',
-           'models_rollback', 'budget', 'compress', 'score', 'labels', 'labelled_text', 'labels_text']
+           'models_trial', 'trial_text', 'models_rollback', 'budget', 'compress', 'score', 'labels', 'labelled_text',
+           'labels_text']
 
 # %% ../../nbs/cli/09_models.ipynb #794570e6
 import re
@@ -193,6 +194,30 @@ def models_alias(
     registry.set_trial(name, alias, number)
     said = f"{name}: version {number} is the {alias} now." if number else f"{name}: no version is the {alias} now."
     return Answer({"name": name, "version": number, "alias": alias}, said)
+
+# %% ../../nbs/cli/09_models.ipynb #980d9694
+@verb(models_app, name="trial")
+def models_trial(
+    model: Annotated[str, typer.Argument(metavar="[NAME]", help="File under models/; the only one by default.")] = "",
+) -> Answer:
+    "Compare canary and shadow with the champion on live requests: errors, latency, scores, loss by labels."
+    from scalai_nb.core.settings import Settings
+    from scalai_nb.loop.live_trial import live_trials
+    from scalai_nb.loop.model_file import Model
+    settings = Settings.load()
+    file = Model.load(model, settings)
+    found = live_trials(file, settings)
+    none = f"{file.name}: nothing is tried. Try a version: scalai models alias {file.name} shadow VERSION"
+    return Answer({"model": file.name, "trials": [t.to_dict() for t in found]},
+                  lambda: "\n".join(map(trial_text, found)) or none)
+
+def trial_text(trial: Any) -> str:  # loop.live_trial.LiveTrial
+    "A trial: both versions, one a line, and the verdict."
+    figure = lambda v, form: "–" if v is None else format(v, form)
+    lines = [f"  {s.role:<9} version {s.version}: {s.requests:,} requests, {s.errors:,} failed,"
+             f" median {figure(s.p50 and 1000*s.p50, '.3g')} ms; {s.rows:,} rows, mean {figure(s.mean, '.4g')};"
+             f" {s.labelled:,} labels, loss {figure(s.loss, '.4f')}" for s in (trial.champion, trial.tried)]
+    return "\n".join([str(trial), *lines])
 
 # %% ../../nbs/cli/09_models.ipynb #89a06046
 @verb(models_app, name="rollback")

@@ -33,7 +33,8 @@ def service_options(reference: str,  # NAME, NAME@VERSION or NAME@ALIAS
     table = Table(model.table, settings)
     others = [n for n in table.schema.names if not n.startswith("__")] if table.exists else []
     return ModelOptions(reference, tuple(model.table_file(settings).key), tuple(others), model.serve.wait_ms,
-                        model.serve.max_batch, model.serve.canary, contract_options(model, table, settings))
+                        model.serve.max_batch, model.serve.canary, contract_options(model, table, settings),
+                        model.scores)
 
 # %% ../../nbs/cli/10_serve.ipynb #c1665f2d
 def contract_options(model: Any,  # loop.model_file.Model

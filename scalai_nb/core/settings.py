@@ -135,8 +135,7 @@ class ServeSection(Section):
     workers: PositiveInt | Literal["auto"] = "auto"  # processes; auto: one a core
     hang: float = Field(30, ge=1)  # seconds without a sign of life after which a worker is killed
     call_timeout: float = Field(600, gt=0)  # seconds of one call of a model, after which its worker gives no sign
-    # of ONNX Runtime within a call, at most cores / workers; more than one helps large batches and costs small ones
-    threads: int = Field(1, ge=1)
+    threads: int = Field(1, ge=1)  # of ONNX Runtime within a call, at most cores / workers; more helps large batches
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where ONNX Runtime has its provider
     max_batch: int = Field(1024, ge=1)  # rows scored at a time
     queue: int = Field(20_000, ge=1)  # rows that may wait in a worker; a request beyond is refused
@@ -153,6 +152,13 @@ class ServeSection(Section):
     metrics: str = ""  # NAME.prom, for node_exporter to read what scoring counts; empty: none
     observe: bool = True  # profile what is answered, in a process of its own
     flush: float = Field(30, ge=.1)  # seconds between two writings of live windows: the most that a kill can lose
+    scores: bool = False  # append what is answered to the model's table of scores, too
+    log: str = ""  # file of the request log (ECS JSON lines), relative to settings.ini; empty: none
+    log_share: float = Field(1, ge=0, le=1)  # of the requests, by the hash of trace or request id; failures always
+    log_rows: int = Field(0, ge=0)  # of a request, whose values are logged
+    log_redact: str = ""  # columns whose values are hidden, separated by commas
+    log_size: ByteSize = Field(ByteSize(100*2**20), gt=0, validate_default=False)  # after which the file is renamed
+    log_keep: int = Field(5, ge=0)  # renamed files that stay
 
 # %% ../../nbs/core/02_settings.ipynb #e00fe091
 class AlertsSection(Section):

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['LABELLED', 'learnt_from', 'reference_of', 'store_reference', 'reference_windows', 'policy_of', 'window_and_reference',
-           'learnt', 'outcomes_of', 'measured_by', 'predictions_of', 'Judgement', 'judge']
+           'learnt', 'outcomes_of', 'measured_by', 'predictions_of', 'Judgement', 'judge', 'judge_profiles',
+           'note_labels']
 
 # %% ../../nbs/loop/05_evaluation.ipynb #665aa5de
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..core.settings import Settings
 from ..data.period import order
@@ -177,28 +179,42 @@ def judge(version,  # the `ModelVersion` that scored the window
           settings: Settings | None = None,
          ) -> Judgement:
     "Compare a window with the windows that its model learnt from, and decide. Reads profiles only."
+    from scalai_nb.monitor.windows import window
+    settings, reference = settings or Settings.load(), learnt_from(version)
+    both = window_and_reference(model.table, period, reference, settings, model.not_watched(settings))
+    note_labels(model.scores, settings)
+    scored = window(model.scores, period, settings, by="label", empty=True)
+    return judge_profiles(version, period, model, settings, *both, scored)
+
+# %% ../../nbs/loop/05_evaluation.ipynb #d391a3f5
+def judge_profiles(version, period: str, model: Model, settings: Settings,  # as in `judge`
+                   usual: Profile, now: Profile,  # of the reference and of the window
+                   policy: Any,  # monitor.thresholds.Policy
+                   scored: dict,  # label → profile of the window's scores
+                   labelled: dict | None = None,  # likewise, of those that labels may join; None: all of them
+                  ) -> Judgement:
+    "Compare a window with its reference, and decide."
     from scalai_nb.monitor.decision import decide
     from scalai_nb.monitor.drift import Report, compare
     from scalai_nb.monitor.estimation import estimate
     from scalai_nb.monitor.windows import window
-    settings, reference = settings or Settings.load(), learnt_from(version)
+    reference = learnt_from(version)
     own = reference == [period]  # as the first batch of a table without a time
-    before, now, policy = window_and_reference(model.table, period, reference, settings, model.not_watched(settings))
-    policy = _own_rules(policy, model, settings)
+    policy, task = _own_rules(policy, model, settings), version.card["task"]
     fold = {p: f for p in reference if (f := window(reference_of(version), p, settings, by="label", empty=True))}
-    _note_labels(model.scores, settings)
-    scored, task = window(model.scores, period, settings, by="label", empty=True), version.card["task"]
-    report = Report.of_reference(period, now.rows) if own else compare(before, now, policy)
-    guess, held, measure = None, {} if own else {"window": learnt(version, reference)}, measured_by(task)
+    report = Report.of_reference(period, now.rows) if own else compare(usual, now, policy)
+    held = {} if own or not reference else {"window": learnt(version, reference)}
+    guess, measure = None, measured_by(task)
     if _can_estimate(fold, task):
         families, held["estimate"] = outcomes_of(version, period, model.scores, fold, settings, policy.min_labels)
         guess = estimate(
             sum(scored.values(), Profile.empty()), families, "confidence" if task == "multiclass" else "score",
-            covariates=(before.drop(policy.ignore), now.drop(policy.ignore)),
+            covariates=(usual.drop(policy.ignore), now.drop(policy.ignore)),
             spread=None if families is fold else fold,
         )
     moved = None if own else _moved_predictions(fold, scored, task, settings)
-    measured, normal = measure(scored), {p: measure(f) for p, f in fold.items()}
+    measured = measure(scored if labelled is None else labelled)
+    normal = {p: measure(f) for p, f in fold.items()}
     decision = decide(report, measured, normal, policy, guess, held, moved)
     return Judgement(version, period, reference, report, measured, normal, guess, moved, decision)
 
@@ -216,8 +232,8 @@ def _own_rules(policy, model: Model, settings: Settings):  # Policy
     least = policy.losses | {"mean_error": model.retrain.mean_error}
     return replace(policy, min_labels=model.gate.min_labels, losses=least)
 
-def _note_labels(scores: str, settings: Settings) -> None:
-    "Record which labels the windows have, so that a step that judged them runs again when more come."
+def note_labels(scores: str, settings: Settings) -> None:
+    "Record which labels the windows of `scores` have, so that a step that judged them runs again when more come."
     from scalai_nb.core import events
     from scalai_nb.data.table import Table
     labels = Table(f"{scores}_labels", settings)

@@ -17,7 +17,8 @@ from ..training.objective import row_loss
 # %% ../../nbs/loop/07_probation.ipynb #b21a3ed4
 def served(model: str, settings: Settings) -> list[int]:  # newest first
     "The versions that the decision log saw in service."
-    log = decisions(settings, model)
+    log, live = decisions(settings, model), decisions(settings, model, live=True)
+    if live: log = sorted([*log, *live], key=lambda d: d["at"])
     return list(dict.fromkeys(n for d in reversed(log) for n in (d["version_after"], d["version_before"]) if n))
 
 def serving_version(model: str,  # registry name
@@ -96,15 +97,12 @@ def since(
 ) -> int | None:  # windows; None: it never did
     "How many windows ago a version came to be what it is."
     log = [d for d in decisions(settings, model) if order(d["period"]) <= order(period)]
-    at = [
-        i
-        for i, d in enumerate(log)
-        if any(
-            t["outcome"] in outcome and t.get("evidence", {}).get("version", t["version"]) == version
-            for t in d["trail"]
-        )
-    ]
-    return len(log) - 1 - at[-1] if at else None
+    became = lambda t: t["outcome"] in outcome and t.get("evidence", {}).get("version", t["version"]) == version
+    at = [i for i, d in enumerate(log) if any(map(became, d["trail"]))]
+    if at: return len(log) - 1 - at[-1]
+    # live traffic may have called for it: then the windows since are those that were decided later
+    said = [t["at"] for d in decisions(settings, model, live=True) for t in d["trail"] if became(t)]
+    return sum(d["at"] > max(said) for d in log) if said else None
 
 # %% ../../nbs/loop/07_probation.ipynb #b89cb03b
 def rivals(model: str, period: str, champion,  # ModelVersion

@@ -36,7 +36,7 @@ def unfinished(model: str,  # registry name
               ) -> list[str]:  # the windows whose retraining was closed
     "Close the retrainings of earlier windows that began, did not end, and are not running."
     from scalai_nb.jobs.record import Record
-    from scalai_nb.loop.decisions import decisions, finish, settle
+    from scalai_nb.loop.decisions import finish, log_of, settle
     settings = settings or Settings.load()
     finish(model, settings)
     running = {
@@ -46,7 +46,7 @@ def unfinished(model: str,  # registry name
     }
     open_ = [
         d
-        for d in decisions(settings, model)
+        for d in log_of(model, period, settings)
         if d["outcome"] == "pending" and order(d["period"]) < order(period) and (model, d["period"]) not in running
     ]
     for d in open_:

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'KNOWING', 'called_by', 'severity', 'window_limit', 'stretch', 'began', 'learns', 'grown', 'plan',
-           'reason_to_wait']
+           'reason_to_wait', 'newest_learnt', 'plan_live']
 
 # %% ../../nbs/loop/03_retrain_policy.ipynb #0022ee4a
 import math
 from dataclasses import replace
 
 from ..core.settings import RetrainSection
-from ..data.period import order
+from ..data.period import is_live, order
 from ..monitor.decision import Decision
 from ..monitor.thresholds import LOSSES
 
@@ -132,3 +132,33 @@ def _cooling(period: str, past: list[dict], windows: list[str], cooldown: int) -
         f"no retraining yet: the last one was for {done[-1]}, and {cooldown} window{'s' if cooldown > 1 else ''} must"
         " pass" if since <= cooldown else ""
     )
+
+# %% ../../nbs/loop/03_retrain_policy.ipynb #e609c0cd
+def newest_learnt(past: list[dict],  # decisions, about windows of the table and about live traffic
+                  learnt: tuple[str, ...],  # windows that the champion learnt from
+                 ) -> str:  # empty: none
+    "Find the newest window of the table that any version learnt from, or that a retraining was for."
+    done = [d for d in past if d["action"] == "retrain" and d["outcome"] not in ("failed", "rolled_back")]
+    called = [(d["evidence"].get("learns") or [""])[-1] if is_live(d["period"]) else d["period"] for d in done]
+    return max(filter(None, [*learnt, *called]), key=order, default="")
+
+def plan_live(decision: Decision,  # of monitor, about a window of live traffic
+              past: list[dict],  # the decisions before it, about windows of the table and about live traffic
+              windows: list[str],  # of the table, oldest first
+              rules: RetrainSection,  # [retrain]
+              learnt: tuple[str, ...] = (),  # windows that the champion learnt from
+              min_labels: int = 500,  # as in `plan`
+             ) -> Decision:
+    "The decision that the rules make of live traffic; its evidence says what a challenger `learns` from."
+    made = plan(decision, "", [], [], rules.model_copy(update={"growth_factor": 0}), learnt, min_labels)
+    made = replace(made, evidence=made.evidence | {"break": False})
+    if made.action != "retrain": return made
+    last = newest_learnt(past, learnt)
+    new = [w for w in windows if not last or order(w) > order(last)]
+    if len(new) > rules.cooldown:
+        past = [d for d in past if not is_live(d["period"])]
+        periods = learns(made, windows[-1], past, windows, rules, learnt)
+        return replace(made, evidence=made.evidence | {"learns": periods})
+    table = f"the table has {len(new)} window{'s'*(len(new) != 1)} after {last}" if last else "the table has no window"
+    why = f"no retraining yet: {table}, and {rules.cooldown + 1} must have come for one to learn anything new"
+    return replace(made, action="alert", reasons=[why, *made.reasons])

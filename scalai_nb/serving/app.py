@@ -64,6 +64,7 @@ class App:
     active: int = 0  # requests without an answer yet
     pending: Callable[[], int] = lambda: 0  # requests that have come and not ended; 0: the server does not say
     pages: dict[str, Callable] = field(default_factory=dict)  # path → App → (status, content type, body)
+    log: Callable | None = None  # serving.request_log.RequestLog
 
     def __post_init__(self):
         self.routes = routes_of(self.services)
@@ -72,8 +73,8 @@ class App:
                       **invocation_pages(), **self.pages}
         for service in self.services.values(): service.batcher.observers.append(self.observe)
 
-    def observe(self, model: Any, feeds: dict, scores: Any, requests: int, seconds: float) -> None:
-        "Count a batch; see `Batcher.observers` for `model`, `feeds`, `scores`, `requests` and `seconds`."
+    def observe(self, model: Any, feeds: dict, scores: Any, requests: int, seconds: float, keys: list) -> None:
+        "Count a batch; see `Batcher.observers` for `model`, `feeds`, `scores`, `requests`, `seconds` and `keys`."
         self.traffic.count_batch(model.name, model.version, len(scores))
 
 # %% ../../nbs/serving/16_app.ipynb #d97b7884
@@ -166,8 +167,21 @@ async def __call__(self: App, scope: dict, receive: Callable, send: Callable) ->
     finally: self.active -= 1
     extra.append((b"x-request-id", request_id.encode()))
     await self._send(send, status, kind, body, extra)
-    self.traffic.count_answer(service.name, version, status, time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    self.traffic.count_answer(service.name, version, status, seconds)
+    if self.log is not None: self._logged(scope, headers, service, request_id, version, status, seconds)
 
+# %% ../../nbs/serving/16_app.ipynb #48da9de0
+@patch
+def _logged(self: App, scope: dict, headers: dict, service: Service, request_id: str, version: int, status: int,
+            seconds: float) -> None:
+    try: self.log(scope["path"], headers, service.name, service.signature.names, request_id, version, status,
+                  scope.get("given"), seconds)
+    except Exception as e:  # of whatever kind: the request is answered
+        from scalai_nb.core.logs import logger
+        logger("serve").error("a request was not logged", model=service.name, why=f"{type(e).__name__}: {e}"[:200])
+
+# %% ../../nbs/serving/16_app.ipynb #042da438
 @patch
 async def _send(self: App, send: Callable, status: int, kind: bytes, body: bytes, extra: list) -> None:
     headers = [(b"content-type", kind), (b"content-length", b"%d" % len(body)), *extra]
@@ -179,14 +193,13 @@ async def _send(self: App, send: Callable, status: int, kind: bytes, body: bytes
 @patch
 async def _predicted(self: App, route: Route, scope: dict, headers: dict, receive: Callable,
                      request_id: str) -> tuple[int, int, list, bytes, bytes]:  # status, version, headers, type, body
-    service = route.service
+    service, batcher = route.service, route.service.batcher
     try:
-        deadline = _deadline(headers)
-        queue, length = service.batcher, self._length(headers)
-        if queue.queued and queue.full(size=length): raise queue.busy()
+        deadline, length = _deadline(headers), self._length(headers)
+        if batcher.queued and batcher.full(size=length): raise batcher.busy()
         body = await self._body(headers, receive)
-        given = self._rows(route, headers, scope["query_string"], body)
-        if queue.queued: queue.learn(given.count, len(body))
+        scope["given"] = given = self._rows(route, headers, scope["query_string"], body)
+        if batcher.queued: batcher.learn(given.count, len(body))
         if "take" in scope: scope["take"](given.count)  # see `serving.access.Guard`
         batcher = _chosen(route, given, body)
         done = batcher.score_now(given) if self.pending() == 1 and deadline == math.inf else None
@@ -206,7 +219,7 @@ async def _predicted(self: App, route: Route, scope: dict, headers: dict, receiv
         logger("serve").error("a request failed", model=service.name, request=request_id,
                               why=f"{type(e).__name__}: {e}"[:500])
         failed = Refused(500, "internal", "The model failed on these rows.", "The service's log has the reason.")
-        return 500, service.model.version, [], JSON, route.protocol.refuse(failed, request_id)
+        return 500, batcher.model.version, [], JSON, route.protocol.refuse(failed, request_id)
 
 # %% ../../nbs/serving/16_app.ipynb #d82ca2a2
 @patch

@@ -42,7 +42,8 @@ class Batcher:
         self.small, self.large, self.queued, self.scheduled = deque(), deque(), 0, None
         self.caller, self.calling, self.slice_next = caller or Caller(), False, False  # calling: in the thread
         self.pace, self.density = 1e-5, 0.  # seconds a row, rows a byte: as measured
-        self.observers: list[Callable] = []  # called after each batch: model, feeds, scores, requests, seconds
+        # called after each batch: model, feeds, scores, requests, seconds, keys (of each request: columns, from, rows)
+        self.observers: list[Callable] = []
 
     def __repr__(self): return f"Batcher({self.model!r}, {self.queued} rows waiting)"
 
@@ -91,7 +92,7 @@ def score_now(self: Batcher, rows: RequestRows) -> tuple | None:  # as the futur
     model, start = self.model, time.perf_counter()
     feeds = _feeds(rows, model.inputs)
     scores = self.caller.run(model.scores, feeds)
-    self._observe(model, feeds, scores, 1, time.perf_counter() - start)
+    self._observe(model, feeds, scores, 1, time.perf_counter() - start, [(rows.keys, 0, rows.count)])
     return scores, model
 
 @patch
@@ -204,7 +205,8 @@ def _answer(self: Batcher, call: Call) -> None:
         if not waiting.future.done(): waiting.future.set_result((call.scores[at:at + waiting.count], call.model))
         at += waiting.count
     self.queued -= at
-    self._observe(call.model, call.feeds, call.scores, len(call.batch), call.seconds)
+    keys = [(w.given.keys, 0, w.count) for w in call.batch]
+    self._observe(call.model, call.feeds, call.scores, len(call.batch), call.seconds, keys)
 
 @patch
 def _fail(self: Batcher, call: Call) -> None:
@@ -253,13 +255,15 @@ def _answer_slice(self: Batcher, call: Call) -> None:
     if waiting.done == waiting.count:
         self.large.popleft()
         if not waiting.future.done(): waiting.future.set_result((np.concatenate(waiting.parts), waiting.model))
-    self._observe(waiting.model, call.feeds, call.scores, int(waiting.done == waiting.count), call.seconds)
+    keys = [(waiting.given.keys, waiting.done - len(call.scores), len(call.scores))]
+    self._observe(waiting.model, call.feeds, call.scores, int(waiting.done == waiting.count), call.seconds, keys)
 
 # %% ../../nbs/serving/13_batcher.ipynb #6f3622f5
 @patch
-def _observe(self: Batcher, model: Any, feeds: dict, scores: np.ndarray, requests: int, seconds: float) -> None:
+def _observe(self: Batcher, model: Any, feeds: dict, scores: np.ndarray, requests: int, seconds: float,
+             keys: list[tuple[dict, int, int]]) -> None:
     self.pace += (seconds/len(scores) - self.pace)/16
-    for observe in self.observers: observe(model, feeds, scores, requests, seconds)
+    for observe in self.observers: observe(model, feeds, scores, requests, seconds, keys)
 
 # %% ../../nbs/serving/13_batcher.ipynb #3b1082a9
 @patch

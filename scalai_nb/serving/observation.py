@@ -96,11 +96,17 @@ def observation(config: dict,  # of the service's workers; the path of the socke
                 workers: int) -> AbstractAsyncContextManager:
     "Make the context in which a service with some `workers` is observed, unless `[serve] observe` says no."
     config["observer"] = ""
-    if not settings.serve.observe: return nullcontext()
+    if not settings.serve.observe:
+        if on := [k for k in ("scores", "log") if getattr(settings.serve, k)]:
+            raise BadRequest(f"[serve] {on[0]} needs the observer, and observe = false.",
+                             f"Leave observe = false or {on[0]} out.", "settings")
+        return nullcontext()
     name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
     made = Observation({"service": name, "settings": settings.model_dump(mode="json"), "url": url,
                         "parent": os.getpid(), "host": socket.gethostname(), "workers": workers,
                         "flush": settings.serve.flush, "metrics": str(folder/"metrics"),
-                        "models": {m["name"]: m["reference"] for m in config["models"]}}, folder)
+                        "models": {m["name"]: m["reference"] for m in config["models"]},
+                        "scores": {m["name"]: m["scores"] for m in config["models"]},
+                        "append": settings.serve.scores}, folder)
     config["observer"] = made.socket
     return made

@@ -15,12 +15,14 @@ import sys
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import reduce
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import psutil
 import pyarrow as pa
+import pyarrow.compute as pc
 from fastcore.basics import patch
 
 # %% ../../nbs/serving/24_observer.ipynb #af0fcff7
@@ -28,12 +30,13 @@ from ..core.errors import ScalaiError
 from ..core.lock import claim
 from ..core.logs import logger
 from ..core.settings import Settings
-from ..data.period import span, spelled
+from ..data.period import live_name, span, spelled
 from ..data.profile import Profile, profile
 from ..data.profile_store import record
 from ..data.table import Table
 from ..data.table_file import TableFile
-from .handover import HEAD, decode
+from .appends import Appends
+from .handover import HEAD, decode, decode_keys
 from scalai_nb.serving.live import (
     OpenWindow,
     inputs_source,
@@ -42,10 +45,13 @@ from scalai_nb.serving.live import (
     scores_source,
     service_files,
     service_path,
+    shadow_source,
+    trials_table,
     write_service,
 )
-from .live_rows import input_columns, score_columns
-from .worker_counts import answers, latency, scored_rows
+from .live_rows import answered_rows, constant, input_columns, score_columns
+from .request_log import LogFile
+from .worker_counts import answers, answers_by_version, latency, scored_rows, shadow_rows
 
 # %% ../../nbs/serving/24_observer.ipynb #373545ea
 ENOUGH = 16_384  # rows of a window that are profiled at once
@@ -63,16 +69,17 @@ def new_ledger(config: dict) -> dict:
     "Begin the ledger of a service; `config` is as `Observer` takes it."
     now = time.time()
     return {**{k: config[k] for k in ("url", "host", "parent", "workers", "flush", "metrics")}, "started": now,
-            "updated": now, "ended": None, "restarts": -1, "positions": {}, "gaps": [],
+            "updated": now, "ended": None, "restarts": -1, "positions": {}, "gaps": [], "appends": {},
             "models": {name: {"reference": reference, "version": 0, "rows": 0, "answered": 0, "lost": 0, "requests": 0,
-                              "refused": 0, "errors": 0, "counts": {}, "points": []}
+                              "refused": 0, "errors": 0, "counts": {}, "points": [], "versions": {}, "shadow": {}}
                        for name, reference in config["models"].items()}}
 
 # %% ../../nbs/serving/24_observer.ipynb #366b261b
 class Observer:
     "What a service's workers scored, added up."
     def __init__(self,
-                 config: dict,  # service, settings, url, host, parent, workers, flush, metrics, models
+                 # service, settings, url, host, parent, workers, flush, metrics, models, scores (their tables), append
+                 config: dict,
                 ):
         self.config, self.settings = config, Settings(**config["settings"])
         self.path, self.metrics = service_path(self.settings, config["service"]), Path(config["metrics"])
@@ -85,6 +92,11 @@ class Observer:
         self.ledger = new_ledger(config)
         if self.path.exists(): self._continue()
         self.ledger |= {"ended": None, "restarts": self.ledger["restarts"] + 1}
+        serve = self.settings.serve
+        self.log = serve.log and LogFile(self.settings.root/serve.log, serve.log_size, serve.log_keep,
+                                         self.ledger.setdefault("log", {}))
+        self.appends = Appends(self.path.with_suffix(""), config["service"], self.ledger.setdefault("appends", {}),
+                               self.settings)
 
     def _continue(self) -> None:
         "Take over what the observer before this one has written."
@@ -114,14 +126,14 @@ def take(self: Observer, head: dict, body: bytes) -> None:
         self.gap(model, missing, self.heard.get((pid, model), self.ledger["updated"]), now,
                  "the observer ended before it had written them" if before else "a worker had to drop them")
     seen[model], self.heard[pid, model] = at + head["rows"], now
-    try: self._keep(head, *decode(head, body))
+    try: self._keep(head, *decode(head, body), decode_keys(head, body))
     except Exception as e:  # of whatever kind: the service and its count go on
         return self.gap(model, head["rows"], now, now, f"they cannot be read: {type(e).__name__}: {e}"[:200])
     known = self.ledger["models"][model]
     known["rows"] += head["rows"]
     if not (head["trial"] and known["version"]): known["version"] = head["version"]  # pages name the champion
 
-# %% ../../nbs/serving/24_observer.ipynb #57e8e04c
+# %% ../../nbs/serving/24_observer.ipynb #adaa90bc
 @patch
 def _table(self: Observer, name: str) -> tuple[pa.Schema | None, str]:
     "The types of a table, and how long its live windows are."
@@ -135,21 +147,59 @@ def _table(self: Observer, name: str) -> tuple[pa.Schema | None, str]:
             self.schemas[name] = None, "day"
     return self.schemas[name]
 
+# %% ../../nbs/serving/24_observer.ipynb #57e8e04c
 @patch
-def _keep(self: Observer, head: dict, feeds: dict[str, Any], scores: np.ndarray) -> None:
-    model, (schema, unit) = head["model"], self._table(head["table"])
+def _period(self: Observer, head: dict) -> str:
+    "Name the window of a message's rows; one that may be closed is none."
+    _, unit = self._table(head["table"])
     period = spelled(datetime.fromtimestamp(head["time"], UTC), unit)
-    if _over(period, LATE/2): period = spelled(datetime.now(UTC), unit)  # its window may be closed
-    found = {}
-    if feeds: found[inputs_source(model)] = input_columns(feeds, [tuple(i) for i in head["inputs"]], schema)
-    if scores.size: found[scores_source(model, head["version"])] = score_columns(scores, head["task"], head["classes"])
-    for source, rows in found.items():
-        window = self.windows.get((source, period))
-        if window is None:
-            window = self.windows[source, period] = Growing(f"live-{os.urandom(8).hex()}", Profile.empty(), [])
-        window.waiting.append(rows)
-        window.rows += len(rows)
-        if window.rows >= ENOUGH: window.fold()
+    return spelled(datetime.now(UTC), unit) if _over(period, LATE/2) else period
+
+@patch
+def _grow(self: Observer, source: str, period: str, rows: pa.Table) -> None:
+    window = self.windows.get((source, period))
+    if window is None:
+        window = self.windows[source, period] = Growing(f"live-{os.urandom(8).hex()}", Profile.empty(), [])
+    window.waiting.append(rows)
+    window.rows += len(rows)
+    if window.rows >= ENOUGH: window.fold()
+
+@patch
+def _keep(self: Observer, head: dict, feeds: dict[str, Any], scores: np.ndarray, keys: dict[str, list]) -> None:
+    model, (schema, _), period = head["model"], self._table(head["table"]), self._period(head)
+    if feeds:
+        self._grow(inputs_source(model), period, input_columns(feeds, [tuple(i) for i in head["inputs"]], schema))
+    if not scores.size: return  # of a prep that is served alone
+    self._grow(scores_source(model, head["version"]), period, score_columns(scores, head["task"], head["classes"]))
+    if not (table := self.config.get("scores", {}).get(model)): return
+    rows = answered_rows(head, scores, keys, schema, live_name(period))
+    if self.config.get("append"): self.appends.add(table, rows, windows=True)
+    role = "canary" if head["version"] == head.get("canary") else "champion"
+    if head.get("canary"): self._tried(table, rows, role, keys)
+
+# %% ../../nbs/serving/24_observer.ipynb #69fefd59
+@patch
+def _tried(self: Observer, table: str, rows: pa.Table, role: str, keys: dict[str, list]) -> None:
+    if not keys: return
+    named = reduce(pc.and_, [rows[c].is_valid() for c in keys])
+    rows = rows.append_column("role", constant(role, len(rows))).filter(named)
+    if len(rows): self.appends.add(trials_table(table), rows)
+
+@patch
+def take_trial(self: Observer, head: dict, body: bytes) -> None:
+    "Take in what a shadow scored, or the champion of the same rows; `head` and `body` are as in `take`."
+    table = self.config.get("scores", {}).get(head["model"])
+    try:
+        _, scores = decode(head, body)
+        period, keys, (schema, _) = self._period(head), decode_keys(head, body), self._table(head["table"])
+        if head["tried"]:
+            self._grow(shadow_source(head["model"], head["version"]), period,
+                       score_columns(scores, head["task"], head["classes"]))
+        rows = answered_rows(head, scores, keys, schema, live_name(period))
+        if table: self._tried(table, rows, "shadow" if head["tried"] else "champion", keys)
+    except Exception as e:  # of whatever kind: the service goes on
+        logger("serve").error("what a shadow scored cannot be read", model=head["model"],
+                              why=f"{type(e).__name__}: {e}"[:200])
 
 # %% ../../nbs/serving/24_observer.ipynb #c832f6c7
 LATE = 120.  # seconds after its end that a window is closed
@@ -198,13 +248,16 @@ POINTS = 480  # intervals that a ledger remembers: four hours of half minutes
 @patch
 def traffic(self: Observer) -> None:
     "Count the requests since the last time, and how long they took."
-    found = answers(self.metrics)
+    found, by_version, shadows = answers(self.metrics), answers_by_version(self.metrics), shadow_rows(self.metrics)
     for model, known in self.ledger["models"].items():
         before = known["counts"]
         known["counts"] = {str(code): counts.tolist() for (name, code), counts in found.items() if name == model}
         new = {int(c): np.array(v) - np.array(before.get(c, 0.)) for c, v in known["counts"].items()}
         count = lambda low, high: int(sum(v.sum() for c, v in new.items() if low <= c < high))
         requests, refused, errors = count(0, 1000), count(400, 500), count(500, 1000)
+        of = lambda v, model=model: {str(c): n.tolist() for (m, w, c), n in by_version.items() if (m, w) == (model, v)}
+        known["versions"] = {str(v): of(v) for m, v in {k[:2] for k in by_version} if m == model and v}
+        known["shadow"] = {str(v): n for (m, v), n in shadows.items() if m == model}
         if not requests: continue
         good = new.get(200, np.zeros(1))
         for key, n in (("requests", requests), ("refused", refused), ("errors", errors)): known[key] += n
@@ -223,7 +276,10 @@ def flush(self: Observer,
         self.traffic()
         self.ledger["updated"] = time.time()
         if end: self.ledger["ended"] = time.time()
+        self.appends.spool()
+        self.appends.seal(end)
         self._write()
+        if self.appends.commit(): self._write()
         for key, window in list(self.windows.items()):
             if end or _over(key[1], LATE): self._settle(key, window)
         self._write()
@@ -267,7 +323,8 @@ def _close(path: Path, settings: Settings) -> bool:
     parent = ledger["parent"] if ledger["host"] == socket.gethostname() else 0
     if not ledger["ended"] and parent not in (0, os.getppid()) and psutil.pid_exists(parent):
         return False  # its observer comes
-    if ledger["ended"] and not windows:
+    waits = any(ledger.get("appends", {}).get(k) for k in ("open", "batches"))
+    if ledger["ended"] and not windows and not waits:
         if time.time() - ledger["ended"] > KEEP:
             for f in (path, path.with_suffix(".lock")): f.unlink(missing_ok=True)
         return False
@@ -316,7 +373,9 @@ async def _connection(self: Observer, reader: asyncio.StreamReader, writer: asyn
             if pid is None:
                 pid, self.strangers = head["pid"], self.strangers - 1
                 self.connected[pid] = self.connected.get(pid, 0) + 1
-            if "at" in head: self.take(head, body)
+            if "tried" in head: self.take_trial(head, body)
+            elif "at" in head: self.take(head, body)
+            elif "lines" in head and self.log: self.log.take(head["lost"], json.loads(body))
     except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError): pass  # it is gone, or begins again
     finally:
         writer.close()

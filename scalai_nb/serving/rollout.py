@@ -61,15 +61,15 @@ class Shadow:
                 ):
         self.model, self.busy, self.count = model, busy, count
         self.waiting, self.rows, self.task = deque(), 0, None
-        self.observers: list[Callable] = []  # shadow, model that answered, feeds, shadow's scores, answered scores
+        self.observers: list[Callable] = []  # shadow, model that answered, shadow's scores, answered scores, keys
         self.pool = ThreadPoolExecutor(1, "shadow", _low_priority)
 
 # %% ../../nbs/serving/31_rollout.ipynb #8506c1d0
 @patch
-def copy(self: Shadow, model: Any, feeds: dict, scores: np.ndarray) -> None:
-    "Keep a copy of an answered batch, or drop it; see `Batcher.observers` for `model`, `feeds` and `scores`."
+def copy(self: Shadow, model: Any, feeds: dict, scores: np.ndarray, keys: list) -> None:
+    "Keep a copy of an answered batch, or drop it; see `Batcher.observers` for `model`, `feeds`, `scores` and `keys`."
     if self.rows + len(scores) > LIMIT: return self.count("dropped", len(scores))
-    self.waiting.append((model, feeds, scores))
+    self.waiting.append((model, feeds, scores, keys))
     self.rows += len(scores)
     if self.task is None: self.task = asyncio.get_running_loop().create_task(self._run())
 
@@ -89,14 +89,14 @@ async def _run(self: Shadow) -> None:
         await asyncio.sleep(.005)
         if self.busy() or not self.waiting: continue  # `stop` may have come
         batch = self._some()
-        try: scores = await loop.run_in_executor(self.pool, self._scored, [feeds for _, feeds, _ in batch])
+        try: scores = await loop.run_in_executor(self.pool, self._scored, [feeds for _, feeds, *_ in batch])
         except Exception as e:  # ONNX Runtime's errors share no narrower class
-            self._failed(e, sum(len(s) for *_, s in batch))
+            self._failed(e, sum(len(s) for _, _, s, _ in batch))
             continue
         self.count("scored", len(scores))
-        for model, feeds, answered in batch:
+        for model, _, answered, keys in batch:
             own, scores = scores[:len(answered)], scores[len(answered):]
-            for observe in self.observers: observe(self.model, model, feeds, own, answered)
+            for observe in self.observers: observe(self.model, model, own, answered, keys)
     self.task = None
 
 # %% ../../nbs/serving/31_rollout.ipynb #5c72fcf3
@@ -106,7 +106,7 @@ def _some(self: Shadow) -> list[tuple]:
     while self.waiting and count + len(self.waiting[0][2]) <= TOGETHER:
         batch.append(self.waiting.popleft())
         count += len(batch[-1][2])
-    self.rows -= sum(len(scores) for *_, scores in batch)
+    self.rows -= sum(len(scores) for _, _, scores, _ in batch)
     return batch
 
 @patch
@@ -136,6 +136,9 @@ class Rollout:
         self.errors: dict[str, dict] = {}  # alias → why its version is not tried
         self.count: Callable = lambda *_: None  # name, version, outcome, rows: what becomes of copies
         self.observers: list[Callable] = []  # as of a shadow
+
+    @property
+    def tried(self) -> bool: return self.canary is not None or self.shadow is not None
 
     def to_dict(self) -> dict:
         "Describe what is tried for `/healthz`."
@@ -215,5 +218,6 @@ def _put_shadow(self: Rollout, model: Any) -> None:
         self.batcher.observers.append(self._copy)
 
 @patch
-def _copy(self: Rollout, model: Any, feeds: dict, scores: np.ndarray, *_: Any) -> None:
-    self.shadow.copy(model, feeds, scores)
+def _copy(self: Rollout, model: Any, feeds: dict, scores: np.ndarray, requests: int, seconds: float,
+          keys: list) -> None:
+    self.shadow.copy(model, feeds, scores, keys)

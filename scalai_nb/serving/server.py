@@ -50,6 +50,7 @@ class ModelOptions:
     canary: float = .1  # share of the keys whose requests the version `canary` answers
     contract: dict | None = None  # mode (report, refuse) and facts, from `serving.contract_facts`; None: nobody looks
     part: str = ""  # prep or model: this part alone, see `training.graph_parts`
+    scores: str = ""  # table of its scores; empty: NAME_scores
 
 # %% ../../nbs/serving/20_server.ipynb #3343ea4f
 def worker_options(options: ModelOptions,  # of one model
@@ -72,7 +73,8 @@ def worker_options(options: ModelOptions,  # of one model
     return {"name": ref.name, "reference": which, "pointer": str(path), "keys": options.keys,
             "others": options.others, "wait": options.wait_ms/1000, "queue": settings.serve.queue,
             "max_batch": options.max_batch or settings.serve.max_batch, "canary": options.canary,
-            "contract": options.contract, "part": options.part}
+            "contract": options.contract, "part": options.part, "scores": options.scores or f"{ref.name}_scores",
+            "append": settings.serve.scores}
 
 def check_border(path: Path,  # of a model file
                  options: ModelOptions) -> None:
@@ -119,6 +121,8 @@ def configuration(models: list[ModelOptions], folder: Path, workers: int, settin
             "access": {"rate": serve.client_rate, "rows": serve.client_rows,
                        "origins": [o.strip() for o in serve.origins.split(",") if o.strip()]},
             "threads": max(1, min(serve.threads, cores()//workers)),
+            "log": {"share": serve.log_share, "rows": serve.log_rows,
+                    "redact": [c.strip() for c in serve.log_redact.split(",") if c.strip()]} if serve.log else None,
             "limits": {"body": int(serve.max_body), "rows": serve.max_rows}} | {k: getattr(serve, k) for k in same}
 
 # %% ../../nbs/serving/20_server.ipynb #9a7f846c

@@ -31,6 +31,7 @@ from .caller import Caller
 from .contract_check import ContractCheck
 from .handover import Handover
 from .loaded_model import LoadedModel
+from .request_log import RequestLog
 from .rollout import Rollout
 from ..training.pointer import Pointer, ServedVersion
 
@@ -57,15 +58,17 @@ class Follower:
         "Read which version is meant. Raises `ScalaiError`."
         return Pointer.load(self.path).find(self.reference)
 
-    def load(self, entry: ServedVersion) -> LoadedModel:
-        "Load and check the version of an `entry`. Raises `ScalaiError`."
-        part = self.options.get("part", "")
-        return LoadedModel(self.name, entry, self.root, self.threads, part, self.device).check()
-
     def _state(self) -> tuple:
         try: found = os.stat(self.path)
         except OSError: return ()
         return found.st_mtime_ns, found.st_ino, found.st_size
+
+# %% ../../nbs/serving/19_worker.ipynb #8d3ad356
+@patch
+def load(self: Follower, entry: ServedVersion) -> LoadedModel:
+    "Load and check the version of an `entry`. Raises `ScalaiError`."
+    part = self.options.get("part", "")
+    return LoadedModel(self.name, entry, self.root, self.threads, part, self.device).check()
 
 # %% ../../nbs/serving/19_worker.ipynb #9e429113
 @patch
@@ -188,8 +191,8 @@ async def serve(self: Worker) -> None:
     "Load, answer until the parent says stop, end in order."
     from scalai_nb.serving.pages import pages_of
     config, root = self.config, Path(self.config["root"])
-    device = config.get("device", "cpu")
-    self.followers = [Follower(o, root, config["threads"], self.caller, device) for o in config["models"]]
+    self.followers = [Follower(options, root, config["threads"], self.caller, config.get("device", "cpu"))
+                      for options in config["models"]]
     services = {f.name: f.service for f in self.followers}
     self.app = App(services, Limits(**config["limits"]), body_timeout=config["body_timeout"], tokens=config["tokens"],
                    pages=pages_of(services))
@@ -200,12 +203,9 @@ async def serve(self: Worker) -> None:
     loop = asyncio.get_running_loop()
     self.control.setblocking(False)
     loop.add_reader(self.control, self._heard)
-    tasks = [loop.create_task(self._beat()), loop.create_task(self._watch())]
-    handover = Handover(config["observer"]) if config.get("observer") else None
-    if handover:
-        for s in services.values():
-            s.batcher.observers.append(handover.add if s.signature.forms is None else handover.add_part)
-        tasks.append(loop.create_task(handover.run()))
+    handover = self._handover()
+    work = [self._beat(), self._watch(), *([handover.run()] if handover else [])]
+    tasks = [loop.create_task(each) for each in work]
     gc.collect()
     gc.freeze()  # what was imported is never looked at again
     await self.server.serve([self.listener, *(self.listener.dup() for _ in range(ACCEPTS - 1))])
@@ -213,6 +213,25 @@ async def serve(self: Worker) -> None:
     if handover: handover.finish()
     self.ended.set()
     self.app.traffic.workers.set(0)
+
+# %% ../../nbs/serving/19_worker.ipynb #8c04873b
+@patch
+def _handover(self: Worker) -> Handover | None:  # to the observer; None: there is none
+    if not self.config.get("observer"): return None
+    handover = Handover(self.config["observer"])
+    for follower in self.followers: _hand_over(follower, handover)
+    if self.config.get("log"): self.app.log = RequestLog(handover, **self.config["log"])
+    return handover
+
+# %% ../../nbs/serving/19_worker.ipynb #c41123e7
+def _hand_over(follower: Follower, handover: Handover) -> None:
+    "Let a `handover` have what a model's service answers, and what is tried next to it."
+    name, rollout, options = follower.name, follower.service.rollout, follower.options
+    handover.keys[name] = lambda: tuple(options["keys"]) if options.get("append") or rollout.tried else ()
+    handover.canaries[name] = lambda: rollout.canary.model.version if rollout.canary else 0
+    whole = follower.service.signature.forms is None
+    follower.service.batcher.observers.append(handover.add if whole else handover.add_part)
+    rollout.observers.append(handover.add_trial)
 
 # %% ../../nbs/serving/19_worker.ipynb #c62c5c7b
 @patch

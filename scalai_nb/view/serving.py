@@ -52,6 +52,8 @@ def service_status(service: ServiceState,  # as `services` lists them
     if lately["p50"] is not None:
         said += f"; half within {milliseconds(lately['p50'])}, 95 % {milliseconds(lately['p95'])}"
     if known["lost"]: said += f"; {known['lost']:,} rows are in no live window"
+    if lines := ledger.get("log", {}).get("lost"): said += f"; {lines:,} lines of the request log are lost"
+    if rows := ledger.get("appends", {}).get("dropped"): said += f"; {rows:,} rows were not appended to their table"
     if lately["errors"] > .01*lately["requests"]:
         return "attention", f"{lately['errors']:,} of the last {lately['requests']:,} requests failed. {said}.", (
             "Look into the service's log")

@@ -8,7 +8,7 @@ __all__ = ['RECENT', 'CELLS_KEY', 'ONLY_REFERENCE', 'ALL', 'OF_ALL', 'by_window'
 
 # %% ../../nbs/view/12_watch.ipynb #d0c575ef
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from html import escape
 from pathlib import Path
 
@@ -18,11 +18,13 @@ from fastcore.basics import patch
 from .. import __version__
 from ..core.errors import WorkFailed
 from ..core.settings import Settings
+from ..data.period import is_live
 from ..data.profile import Profile, total
 from ..data.profile_store import recall
 from ..data.table_file import column_units
 from ..loop.decisions import decisions as decision_log
 from ..loop.evaluation import policy_of, reference_windows
+from ..loop.live_evaluation import comparable
 from ..loop.model_file import Model, model_files
 from ..loop.segments import current, cut, segments_of
 from ..monitor.alarms import Alarms
@@ -33,6 +35,7 @@ from ..monitor.drift import Finding, Report, compare
 from ..monitor.performance import Performance, performance
 from ..monitor.regression_metrics import RegressionMetrics, regression_metrics
 from ..monitor.thresholds import Policy
+from ..serving.live import inputs_source
 from .decisions import DONE, outcome
 from .drift import LEGEND, REFERENCE, SHADES, column_csv, column_picture, findings, heat, strength, why
 from .live_windows import LiveWindows, live_html
@@ -203,9 +206,7 @@ def compare(self: Watch, period: str) -> Report:
     if self.known.get("last", ("",))[0] != period:
         reference = tuple(self.reference(period))
         before, policy, now = self.whole(reference), self.policy_for(reference), self.windows[period]
-        if period in self.live:  # it has the inputs of the model, and rows still come
-            before = before.select(n for n in before.columns if n in now.columns)
-            now, policy = now.select(before.columns), replace(policy, counts=[])
+        if period in self.live: before, now, policy = comparable(before, now, policy)
         self.known["last"] = period, compare(before, now, policy)
     return self.known["last"][1]
 
@@ -243,7 +244,8 @@ def task(self: Watch) -> str:  # binary, multiclass or regression
 def scored_by(self: Watch, version: int | None = None) -> list[str]:
     "The windows that a version learnt from or was judged by; all, where none is named."
     judged = [p for p, d in self.decisions.items() if version in (None, d["version_before"])]
-    return [p for p in self.periods or self.families
+    known = [*self.periods, *filter(is_live, self.families)] if self.periods else self.families
+    return [p for p in known
             if version is None or p in judged or judged and p in self.decisions[judged[0]]["reference"]]
 
 # %% ../../nbs/view/12_watch.ipynb #51e7c8f3
@@ -295,7 +297,7 @@ def status(watch: Watch) -> tuple[str, str, dict[str, str]]:  # level, sentence,
     if report.problem: return "act", f"{newest} cannot be compared: {report.problem}.", facts
     if report.drifted: return "attention", f"In {newest} {listed(moved(report))} moved.", facts
     said = f"{newest} is like the windows that the model learnt from."
-    return but_open("good", said, facts, watch.settings, watch.sources[0])
+    return but_open("good", said, facts, watch.settings, watch.sources[0], inputs_source(watch.model or ""))
 
 # %% ../../nbs/view/12_watch.ipynb #cb697b2d
 def but_open(level: str, sentence: str, facts: dict[str, str], settings: Settings,
