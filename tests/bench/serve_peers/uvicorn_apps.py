@@ -22,5 +22,7 @@ async def predicted(request):
     return Response(orjson.dumps({"rows": [{"score": predict([row])[0]}]}), media_type="application/json")
 
 
-if "MODEL" in os.environ: from common import check, predict
+if "MODEL" in os.environ:
+    from common import check, predict
+
 starlette = Starlette(routes=[Route("/predict", predicted, methods=["POST"])])
