@@ -19,7 +19,7 @@ from scalai_nb.core.settings import Settings
 from scalai_nb.serving.live import inputs_source, scores_source
 from scalai_nb.training.registry import Registry
 
-CONNECTIONS, PACE, HANG = 16, 10, 10  # PACE: seconds of a round at least
+CONNECTIONS, PACE, HANG = 16, 12, 10  # PACE: seconds of a round at least
 
 
 class Faults:
@@ -37,7 +37,11 @@ class Faults:
         self.held.update({c.raddr.port for c in worker.net_connections("tcp") if c.raddr and c.laddr.port == port})
         return worker
 
-    def worker_ends(self): self.worker().terminate()
+    def worker_ends(self):
+        worker = self.worker()
+        worker.terminate()
+        psutil.wait_procs([worker], 60)
+
     def worker_killed(self): self.stopped().kill()
     def worker_hangs(self): psutil.wait_procs([self.stopped()])  # the parent kills it
 
@@ -86,13 +90,13 @@ def test_swaps_and_kills_lose_only_what_a_killed_worker_held(own, rounds):  # no
         load = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:
             assert until(faults.whole)
-            for faults.rng in rounds.seeds(7, soak=60):
+            for faults.rng in rounds.seeds(7, soak=50):
                 began = time.monotonic()
                 registry.promote("churn", 2 - swaps % 2, "again")
                 swaps += 1
                 faults.happen()
                 assert until(faults.whole, 120)
-                if rounds.done >= 60: time.sleep(max(0, began + PACE - time.monotonic()))
+                if rounds.done == 50: time.sleep(max(0, began + PACE - time.monotonic()))
         finally:
             load.terminate()
             found = json.loads(load.communicate()[0])

@@ -79,7 +79,7 @@ def program(start: Start, name: str) -> Path: return start.python.with_name(name
 CONTENDERS = {
     ECHO: Contender(lambda s: s.uvicorn("uvicorn_apps:echo")),
     STARLETTE: Contender(lambda s: s.uvicorn("uvicorn_apps:starlette")),
-    OURS: Contender(ours, "/models/late/predict", env={"SCALAI_SERVE__FLUSH": "2"}),  # a measurement has some
+    OURS: Contender(ours, "/models/late/predict", env={"SCALAI_SERVE__FLUSH": "4"}),  # a measurement has one
     UNSEEN: Contender(ours, "/models/late/predict", env={"SCALAI_SERVE__OBSERVE": "false"}),
     GRANIAN: Contender(
         lambda s: [program(s, "granian"), "granian_app:app", "--port", s.port, "--interface", "rsgi", "--loop",
