@@ -144,7 +144,8 @@ def wait_for_answer(process: subprocess.Popen, url: str, folder: Path) -> dict:
             last = answer.text[:200]
         except httpx.HTTPError: pass
         time.sleep(.02)
-    last = last or " ".join((folder/"log.txt").read_text(errors="replace").split())[-300:]
+    log = (folder/"log.txt").read_text(errors="replace").strip().splitlines()
+    last = last or (log or ["it wrote nothing"])[-1][:300]
     raise RuntimeError(f"it did not answer: {last}")
 
 
