@@ -26,7 +26,7 @@ _MODULES = {  # name -> the module that defines it
     "fit": "training.fit",
     "ingest": "data.ingest",
     "profile": "data.profile",
-    "read": "data.source",
+    "read": "data.preview",
     "result": "jobs.result",
     "run": "jobs.engine",
     "score": "serving.score",

@@ -162,10 +162,11 @@ def test_json(work, form):
     assert work.values("x") == [i/2 for i in range(N)]
 
 
-def test_nested_json_is_refused_with_the_way_to_flatten_it(work):
-    work.source = work.folder/"k.jsonl"
-    work.source.write_text("\n".join(json.dumps({"id": i, "to": {"city": "Bonn"}, "churn": i % 2}) for i in range(N)))
-    refused(work, "--target churn", "holds objects or lists", "jq -c")
+def test_nested_json_becomes_dotted_columns(work):
+    rows = [{"id": i, "to": {"city": "Bonn", "tags": [i]}, "churn": "yes" if i % 2 else "no"} for i in range(N)]
+    said = work.take("k.jsonl", "\n".join(map(json.dumps, rows)), "--key id")
+    assert work.values("to.city") == ["Bonn"]*N and work.values("to.tags")[7] == "[7]"
+    assert "objects became columns with dotted names: to" in said["remarks"]
 
 
 def test_a_folder_of_files_of_different_encodings(work):

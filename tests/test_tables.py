@@ -60,7 +60,7 @@ def loop(name: str, folder: Path) -> str:
     assert table.rows == len(rows) and steps["ingest"]["results"]["rows_refused"] == 0, name
     results = {s["name"]: s["results"] for s in steps["challenger"]["steps"]}
     run, action = sn.Registry(settings).run(results["compress"]["run_id"]), results["gate"]["action"]
-    assert results["gate"]["verdict"]["rows"] == run.data["validation_rows"], name  # of a first model, all held-out rows
+    assert results["gate"]["verdict"]["rows"] == run.data["validation_rows"], name  # all that are held out
     if action == "promote": scored(model, table, settings, rows)
     for page in ("home", "drift", "performance", "quality"): succeeded("run", f"apps/{page}.ipynb", cwd=work)
     return action

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['READ', 'NAMED', 'DIFF', 'COMPACT', 'NEW', 'TIME_OF_NEW', 'KEY_OF_NEW', 'check_source', 'profile_of',
-           'with_read_options', 'profile', 'ingest', 'ingest_text', 'table_text', 'catalogue_text', 'tables',
-           'remark_lines', 'quarantine', 'release_text', 'quarantine_text', 'gc', 'gc_text']
+           'with_read_options', 'profile', 'read', 'preview_text', 'ingest', 'ingest_text', 'table_text',
+           'catalogue_text', 'tables', 'remark_lines', 'quarantine', 'release_text', 'quarantine_text', 'gc', 'gc_text']
 
 # %% ../../nbs/cli/04_data.ipynb #5557b71e
 import functools
@@ -57,7 +57,10 @@ READ = {
     "encoding": Annotated[str | None, option("Encoding of text, as cp1252 or utf-16.", metavar="NAME")],
     "decimal": Annotated[str | None, option("Mark before decimals: , or .", metavar="MARK")],
     "na": Annotated[list[str] | None, option("Text for a missing value; repeat it for several.", metavar="TEXT")],
-    "sheet": Annotated[str | None, option("Sheet of a workbook; default: the first.", metavar="NAME")],
+    "sheet": Annotated[str | None, option("Sheet of a workbook; default: the first with a table.", metavar="NAME")],
+    "widths": Annotated[str | None, option("Widths of columns in text of fixed width, as 6,12,8.", metavar="N,N,…")],
+    "depth": Annotated[int | None, option("Dots of nested JSON names at most; default: 3.", metavar="N")],
+    "damaged": Annotated[str | None, option("skip: leave out damaged row groups of Parquet.", metavar="WORD")],
 }
 
 def with_read_options(fn):  # a verb with the parameter `read`
@@ -66,7 +69,7 @@ def with_read_options(fn):  # a verb with the parameter `read`
     @functools.wraps(fn)
     def command(*args, **options):
         words = {name: options.pop(name, None) for name in READ}
-        if not any(words.values()): return fn(*args, read=None, **options)
+        if all(w in (None, []) for w in words.values()): return fn(*args, read=None, **options)
         from scalai_nb.data.read_options import ReadOptions
         return fn(*args, read=ReadOptions.parse(**words), **options)
     more = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, annotation=a, default=None) for n, a in READ.items()]
@@ -94,6 +97,33 @@ def profile(uri: Annotated[str, typer.Argument(metavar="URI", help="A table, a f
     if by is None: return Answer(found.to_dict(), lambda: str(found))
     return Answer({"by": by, "profiles": {str(k): p.to_dict() for k, p in found.items()}},
                   lambda: "\n\n".join(f"{by} = {k}\n{p}" for k, p in found.items()))
+
+# %% ../../nbs/cli/04_data.ipynb #b33b18af
+@verb(app, "Data")
+@with_read_options
+def read(uri: Annotated[str, typer.Argument(metavar="URI", help="A table, file, pattern, URL or FILE::TABLE.")],
+         rows: Annotated[int, typer.Option(min=0, help="Rows to show.")] = 10,
+         read: Any = None,  # data.read_options.ReadOptions
+        ) -> Answer:
+    "Show what was found in a source (- for standard input): how it is read, some rows with types, what to look at."
+    check_source(uri)
+    from scalai_nb.data.preview import preview
+    from scalai_nb.data.standard_input import on_disk
+    with on_disk(uri) as place: found = preview(place, read, rows)
+    return Answer(found.to_dict(), lambda: preview_text(found))
+
+def preview_text(preview: Any) -> str:  # data.preview.Preview
+    "A preview as a person reads it."
+    types = {n: f"<{t}>" for n, t in preview.columns.items()}
+    rows = [types, *({n: "" if v is None else v for n, v in r.items()} for r in preview.rows)]
+    return "\n".join(
+        [
+            f"{preview.uri}: {preview.summary}",
+            text_table(rows),
+            *(f"- {printable(r)}" for r in preview.remarks),
+            *(f"- or: {o}" for o in preview.others),
+        ]
+    )
 
 # %% ../../nbs/cli/04_data.ipynb #5c45974e
 @verb(app, "Data")

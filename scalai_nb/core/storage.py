@@ -170,8 +170,11 @@ def like_before(new: Path, old: Path):
 def filesystem(path: str | Path):
     "The fsspec file system of a place, and its path there. Raises `BadRequest` for an unknown scheme."
     import fsspec
+    place = str(path)
+    # FILE::TABLE: a table in a database file
+    if "::" in place and not is_url(place) and not os.path.exists(place): place = place.partition("::")[0]
     try:
-        return fsspec.core.url_to_fs(str(path))
+        return fsspec.core.url_to_fs(place)
     except OSError as e:  # PyArrow's driver looks for Hadoop's library when it is first asked
         if "libhdfs" not in str(e):
             raise

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
+from fastcore.basics import patch
 
 from ..core import events
 from ..core.errors import BadRequest
@@ -32,7 +33,7 @@ from .contract import Contract, as_contract
 from .frame import frame_rows
 from .partition import SLICE, Part, Pieces
 from .read_options import ReadOptions
-from .readers import connect, suffix
+from .readers import Source, connect, lookup, suffix
 from .rules import Rule, Verdict
 from .table_reader import TableReader
 from .types import declared_type, is_text, kind, leading_zeros, type_name
@@ -209,15 +210,16 @@ def raw_rows(piece: tuple[str, dict],  # a file or a part of a server's rows, an
           *, settings: Settings) -> Iterator[tuple[pa.Table, list]]:
     "Raw rows of a piece, and the broken lines among them."
     (name, options), bad = piece, []
-    there = source.server(name)
-    text = there is None and suffix(name) in TEXT
-    options = options | ({"text": True} if text else {}) | ({"bad": bad} if text or there and there.bad else {})
+    known = source.server(name) or lookup(suffix(name)) or Source(None)
+    text = known.text or suffix(name) in TEXT and not source.server(name)
+    options = options | ({"text": True} if text else {}) | ({"bad": bad} if text or known.bad else {})
     rows = options.pop("slices", settings.data.rows_per_part)
     read = options.pop("read", None)
     if options.pop("hashed", False): options["hashes"] = hashes
     for t in source.batches(name, rows=rows, settings=settings, read=read, **options):
         yield t, list(bad)
         bad.clear()
+    if bad: yield t.slice(0, 0), bad  # found behind the last row
 
 def guessed(full: Contract, declared: Contract) -> set[str]:
     "Columns of numbers whose type nobody declared: by it no text may lose its leading zeros."
@@ -276,6 +278,7 @@ WIDEST = 10_000  # columns of a source
 def _file_schema(file: str, settings: Settings, read: ReadOptions) -> pa.Schema:
     "Names and types; of a Parquet file from its footer, so that no rows are decoded for it."
     if suffix(file) in TEXT: return pa.schema(list(text_files.csv_types(file, read).items()))
+    if (types := source.file_types(file, read)) is not None: return pa.schema([*types.items()])
     if suffix(file) not in (".parquet", ".pq") or source.as_table(file, settings) is not None:
         return source.schema(file, settings=settings, read=read)
     return columnar.metadata(file).schema.to_arrow_schema()
@@ -316,7 +319,7 @@ def _stamps(
     return {f: _stamp(f) for f in source.files(uri)}
 
 def _stamp(file: str) -> str:
-    fs, path = filesystem(file)
+    fs, path = filesystem(file.partition("::")[2] if file.startswith("zip://") else file)
     fs.invalidate_cache()
     return fs.ukey(path)
 
@@ -492,8 +495,5 @@ def _ingest_frame(frame, table: str, given: Contract, key, period, fold, setting
     return _told(_written(parts, batch, full, given, key, period, fold, settings), batch)
 
 # %% ../../nbs/data/14_ingest.ipynb #54ad07fd
-from fastcore.basics import patch
-
-
 @patch
 def __repr__(self: Ingested) -> str: return Written.__repr__(self)

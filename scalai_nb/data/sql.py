@@ -185,8 +185,9 @@ class _SQLite:
                               else "Check the path; an absolute one has four slashes: sqlite:////data/x.db."),
                              "source")
         with self._told():
+            # a profile takes rows in several threads, one at a time
             self.connection = sqlite3.connect(f"file:{quote(str(place))}?mode=ro", uri=True, timeout=30,
-                                              isolation_level=None)
+                                              isolation_level=None, check_same_thread=False)
             self.connection.execute("PRAGMA query_only = on")
             self.connection.execute("BEGIN")  # one snapshot
 

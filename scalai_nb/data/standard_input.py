@@ -18,7 +18,9 @@ from ..core.errors import BadRequest
 # %% ../../nbs/data/03_standard_input.ipynb #ec308465
 def kind_of(head: bytes) -> str:  # a suffix
     "Name what a file holds by its first bytes; what is unknown is CSV."
-    for mark, suffix in {b"PAR1": ".parquet", b"ARROW1": ".arrow", b"PK\x03\x04": ".zip", b"\x1f\x8b": ".csv.gz",
+    for mark, suffix in {b"PAR1": ".parquet", b"ARROW1": ".arrow", b"ORC": ".orc", b"Obj\x01": ".avro",
+                         b"SQLite format 3\0": ".db", b"$FL2": ".sav", b"<stata_dta>": ".dta",
+                         b"PK\x03\x04": ".zip", b"\x1f\x8b": ".csv.gz",
                          b"\x28\xb5\x2f\xfd": ".csv.zst"}.items():
         if head.startswith(mark): return ".xlsx" if suffix == ".zip" and b"[Content_Types]" in head else suffix
     return ".jsonl" if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[") else ".csv"

@@ -35,9 +35,10 @@ def encode(model: Any,  # serving.loaded_model.LoadedModel
         columns.append([name, arrays[0].dtype.str, len(data)])
         buffers.append(data)
     buffers.append(b"".join(scores))
-    head = {"pid": os.getpid(), "time": time.time(), "model": model.name, "version": model.version, "at": start,
-            "rows": sum(map(len, scores)), "task": model.task, "classes": model.classes, "inputs": model.inputs,
-            "table": model.entry.table, "columns": columns, "shape": scores[0].shape[1:]}
+    head = {"pid": os.getpid(), "time": time.time(), "model": model.name, "version": model.version,
+            "trial": model.trial, "at": start, "rows": sum(map(len, scores)), "task": model.task,
+            "classes": model.classes, "inputs": model.inputs, "table": model.entry.table, "columns": columns,
+            "shape": scores[0].shape[1:]}
     return message(head, buffers)
 
 def message(head: dict, buffers: list[bytes]) -> bytes:

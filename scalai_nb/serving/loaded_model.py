@@ -32,7 +32,7 @@ class LoadedModel:
         content = self._content(root/entry.path)
         self.session = runtime(content, threads, f"The file of {name}@{entry.version} is no model")
         self.run, self.alone = self.session.run, False  # alone: a row's score depends on its batch
-        self.loaded, self.called = time.time(), 0.  # called: when the call began that is being made; 0: none is
+        self.loaded, self.trial = time.time(), False  # trial: it answers a share, next to the champion
 
     def __repr__(self): return f"LoadedModel({self.name}@{self.version}: {', '.join(n for n, _ in self.inputs)})"
 
@@ -52,12 +52,9 @@ def scores(self: LoadedModel,
            feeds: dict[str, np.ndarray],  # the model's inputs
           ) -> np.ndarray:  # float32 (N,) or (N, C)
     "Score a batch."
-    self.called = time.monotonic()
-    try:
-        if not self.alone: return self.run(["score"], feeds)[0]
-        each = [{k: v[i:i + 1] for k, v in feeds.items()} for i in range(len(next(iter(feeds.values()))))]
-        return np.concatenate([self.run(["score"], one)[0] for one in each])
-    finally: self.called = 0.
+    if not self.alone: return self.run(["score"], feeds)[0]
+    each = [{k: v[i:i + 1] for k, v in feeds.items()} for i in range(len(next(iter(feeds.values()))))]
+    return np.concatenate([self.run(["score"], one)[0] for one in each])
 
 @patch
 def scores_of_values(self: LoadedModel,

@@ -117,8 +117,9 @@ def take(self: Observer, head: dict, body: bytes) -> None:
     try: self._keep(head, *decode(head, body))
     except Exception as e:  # of whatever kind: the service and its count go on
         return self.gap(model, head["rows"], now, now, f"they cannot be read: {type(e).__name__}: {e}"[:200])
-    self.ledger["models"][model]["rows"] += head["rows"]
-    self.ledger["models"][model]["version"] = head["version"]
+    known = self.ledger["models"][model]
+    known["rows"] += head["rows"]
+    if not (head["trial"] and known["version"]): known["version"] = head["version"]  # pages name the champion
 
 # %% ../../nbs/serving/24_observer.ipynb #57e8e04c
 @patch

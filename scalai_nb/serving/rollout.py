@@ -42,7 +42,9 @@ def first_key(rows: RequestRows,  # of a request
     "Return the text of the first row's key."
     values = [v[0] for v in rows.keys.values() if len(v)]
     values = [v.as_py() if hasattr(v, "as_py") else v for v in values]
-    return "\x1f".join(map(str, values)).encode("utf-8", "replace") if values and None not in values else None
+    if not values or None in values: return None
+    values = [int(v) if isinstance(v, (float, np.floating)) and v == v//1 else v for v in values]
+    return "\x1f".join(map(str, values)).encode("utf-8", "replace")
 
 # %% ../../nbs/serving/31_rollout.ipynb #a46d5fd9
 LIMIT, TOGETHER = 8192, 1024  # rows that may wait for a shadow; rows of one call
@@ -135,10 +137,6 @@ class Rollout:
         self.count: Callable = lambda *_: None  # name, version, outcome, rows: what becomes of copies
         self.observers: list[Callable] = []  # as of a shadow
 
-    def answering(self) -> list[Any]:
-        "List the models that answer requests."
-        return [self.batcher.model, *([self.canary.model] if self.canary else [])]
-
     def to_dict(self) -> dict:
         "Describe what is tried for `/healthz`."
         canary = {"canary": {"version": self.canary.model.version, "share": self.share}} if self.canary else {}
@@ -194,12 +192,15 @@ def put(self: Rollout,
 
 @patch
 def _put_canary(self: Rollout, model: Any) -> None:
-    if model is None: self.canary = None  # what waits in it is still answered
-    elif self.canary: self.canary.swap(model)
+    if model is None:
+        self.canary = None  # what waits in it is still answered
+        return
+    model.trial = True
+    if self.canary: self.canary.swap(model)
     else:
-        self.canary = Batcher(model, self.batcher.max_batch, self.batcher.queue, self.batcher.wait)
+        own = self.batcher
+        self.canary = Batcher(model, own.max_batch, own.queue, own.wait, own.caller)
         self.canary.observers = self.batcher.observers  # whoever observes the answers sees all of them
-
 
 # %% ../../nbs/serving/31_rollout.ipynb #040c1235
 @patch

@@ -159,7 +159,9 @@ class Supervisor:
         self.restarts, self.failed, self.stopped = 0, None, asyncio.Event()
         self.answered = False  # whether all workers were ready once
         (folder/"metrics").mkdir()
-        self.substitute = Substitute(listener, folder/"metrics", config["tokens"], tls_context(*config["tls"]))
+        from scalai_nb.serving.worker_counts import ParentCounts
+        self.substitute = Substitute(listener, folder/"metrics", config["tokens"], tls_context(*config["tls"]),
+                                     [m["name"] for m in config["models"]], ParentCounts(folder/"metrics").add)
 
 # %% ../../nbs/serving/20_server.ipynb #fe9c25e1
 @patch

@@ -21,7 +21,8 @@ from ..loop.own_data import source_name
 from .style import View, html
 
 # %% ../../nbs/view/19_ask.ipynb #f41bca72
-ENDINGS = ".csv", ".csv.gz", ".tsv", ".parquet", ".json", ".jsonl", ".xlsx", ".feather"
+ENDINGS = ".csv", ".csv.gz", ".tsv", ".parquet", ".json", ".jsonl", ".xlsx", ".ods", ".feather", ".orc", \
+    ".avro", ".dta", ".sav", ".sas7bdat", ".zip"
 FOLDERS = ".", "data", "inbox"  # where files are looked for
 
 def place_of(source: str, settings: Settings) -> str:  # as it can be read from anywhere
