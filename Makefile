@@ -99,7 +99,8 @@ bench-dash: dev
 	@$(BIN)/python tests/bench/dash.py
 	@$(BIN)/python tests/bench/wide.py
 
-# A model over HTTP beside an echo and beside ONNX Runtime behind Starlette: CPU a request (five minutes).
+# A model over HTTP beside an echo, ONNX Runtime behind Starlette, and granian, FastAPI, LitServe, BentoML, MLServer, KServe, MLflow and Ray Serve,
+# each in an environment of its own that is made the first time (3 GB): CPU a request (half an hour).
 bench-serve: dev
 	@$(BIN)/python tests/bench/serve.py
 

@@ -2,12 +2,15 @@
 
 `python tests/load.py URL BODY.json CONNECTIONS SECONDS [RATE]` prints the counts as JSON. Without a rate it is a
 closed loop: each connection waits for its answer and sends again. With one, requests are sent at that rate a second,
-whatever becomes of them, as long as a connection is free.
+whatever becomes of them, as long as a connection is free. SIGTERM ends it before its time, each connection with the
+answer that it waits for.
 """
 import asyncio
 import json
 import re
+import signal
 import sys
+import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -22,6 +25,8 @@ class Load:
     versions: Counter = field(default_factory=Counter)  # of the model, by the header of the answers
     seconds: list = field(default_factory=list)  # of each answer
     refusals: list = field(default_factory=list)  # seconds of each 503
+    lost_ports: Counter = field(default_factory=Counter)  # of this side: where a request was lost, how often
+    end: float = float("inf")  # by `time.perf_counter`: no request is sent after it
     late: int = 0  # requests of the rate's plan that had to be left out, because no connection was free
 
     @property
@@ -35,7 +40,10 @@ class Load:
         return {"counts": dict(self.counts), "versions": dict(self.versions), "answered": self.answered,
                 "p50_ms": round(self.quantile(.5), 2), "p99_ms": round(self.quantile(.99), 2),
                 "refused_p50_ms": round(self.quantile(.5, self.refusals), 2),
-                "refused_p99_ms": round(self.quantile(.99, self.refusals), 2), "late": self.late}
+                "refused_p99_ms": round(self.quantile(.99, self.refusals), 2), "late": self.late,
+                "lost_ports": dict(self.lost_ports)}
+
+    def stop(self): self.end = 0
 
 
 async def _answer(reader) -> tuple[int, bytes]:  # status, head
@@ -45,9 +53,9 @@ async def _answer(reader) -> tuple[int, bytes]:  # status, head
     return int(head.split(b" ", 2)[1]), head
 
 
-async def _connection(host: str, port: int, message: bytes, end: float, load: Load, plan: tuple | None = None):
+async def _connection(host: str, port: int, message: bytes, load: Load, plan: tuple | None = None):
     reader, writer, turn = None, None, 0
-    while time.perf_counter() < end:
+    while time.perf_counter() < load.end:
         if plan:  # first moment, seconds between two requests of this connection
             due = plan[0] + turn*plan[1]
             wait = due - time.perf_counter()
@@ -68,6 +76,7 @@ async def _connection(host: str, port: int, message: bytes, end: float, load: Lo
             status, head = await asyncio.wait_for(_answer(reader), 30)
         except (asyncio.IncompleteReadError, OSError, TimeoutError):
             load.counts["lost"] += 1
+            load.lost_ports[writer.get_extra_info("sockname")[1]] += 1
             writer.close()
             writer = None
             continue
@@ -83,13 +92,14 @@ async def _connection(host: str, port: int, message: bytes, end: float, load: Lo
 
 async def generate(url: str, body: bytes, connections: int, seconds: float, rate: float | None = None) -> Load:
     "Send a body over some connections for some seconds: at a rate a second, or each when it has its answer."
-    parts, load = urlsplit(url), Load()
+    parts, load = urlsplit(url), Load(end=time.perf_counter() + seconds)
+    if threading.current_thread() is threading.main_thread():
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, load.stop)
     message = (f"POST {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
                f"Content-Length: {len(body)}\r\n\r\n").encode() + body
-    end = time.perf_counter() + seconds
     each = connections/rate if rate else 0.
     plans = [(time.perf_counter() + each*i/connections, each) if rate else None for i in range(connections)]
-    await asyncio.gather(*(_connection(parts.hostname, parts.port, message, end, load, p) for p in plans))
+    await asyncio.gather(*(_connection(parts.hostname, parts.port, message, load, p) for p in plans))
     return load
 
 

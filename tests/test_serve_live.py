@@ -30,8 +30,11 @@ def folder(own) -> Path:  # noqa: F811
 
 
 def observer(process: subprocess.Popen) -> psutil.Process | None:
-    found = [p for p in psutil.Process(process.pid).children() if "serving.observer" in " ".join(p.cmdline())]
-    return found[0] if found else None
+    for p in psutil.Process(process.pid).children():
+        try:
+            if "serving.observer" in " ".join(p.cmdline()): return p
+        except psutil.Error: continue  # it has just ended
+    return None
 
 
 def state(folder: Path) -> ServiceState | None:

@@ -27,9 +27,8 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 from bench import keep, stamp
+from environments import environment as made
 from peers import LEARNERS, PACKAGES
-
-from scalai_nb.core.lock import locked
 
 SIZES = (1_000, 10_000, 100_000)  # rows of a window
 LOOKS = {1_000: 1., 10_000: .3, 100_000: .1}  # of our comparisons, at each size
@@ -45,28 +44,7 @@ SEGMENTS = "by segment"
 
 def environment(peer: str) -> Path:
     "A peer's Python, made once."
-    home = Path(sys.prefix)/"peers"/peer
-    with locked(f"{home}.lock"):
-        if not (home/"done").exists():
-            print(f"{peer}: making its environment", file=sys.stderr, flush=True)
-            shutil.rmtree(home, ignore_errors=True)
-            subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
-            made = subprocess.run(
-                [
-                    str(home / "bin/pip"),
-                    "install",
-                    "--quiet",
-                    "--disable-pip-version-check",
-                    "pandas<3",
-                    "pyarrow<20",
-                    *(PACKAGES | LEARNERS)[peer],
-                ],
-                capture_output=True,
-                text=True,
-            )
-            if made.returncode: raise RuntimeError(made.stderr.strip().splitlines()[-1][:150])
-            (home/"done").touch()
-    return home/"bin/python"
+    return made(peer, ["pandas<3", "pyarrow<20", *(PACKAGES | LEARNERS)[peer]])
 
 
 class Peer:
