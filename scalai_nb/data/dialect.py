@@ -86,6 +86,7 @@ def _closing(line: str, at: int, sep: str, quote: str, doubled: bool) -> int:  #
         k = line.find(quote, k + 1)
     return -1
 
+# %% ../../nbs/data/02_dialect.ipynb #8c5eadf5
 def readings(line: str, sep: str, quote: str) -> list[list[str]]:
     "List the ways to divide a line whose quotes do not pair, the most likely first."
     starts = [m.start() for m in re.finditer(rf"(?:^|(?<={re.escape(sep)})){re.escape(quote)}", line)][:12]
@@ -97,7 +98,8 @@ def readings(line: str, sep: str, quote: str) -> list[list[str]]:
 SEPARATORS = {",": 1., ";": 1., "\t": 1., "|": 1., ", ": .999, "; ": .999, " ; ": .999, " | ": .999, "||": .999,
               "::": .99, "spaces": .8, " ": .7, ":": .6}  # how willing one is to believe it
 
-def _rows(lines: list[str], marks: Marks) -> list[list[str]]: return [marks.cells(line) for line in lines if line.strip()]
+def _rows(lines: list[str], marks: Marks) -> list[list[str]]:
+    return [marks.cells(line) for line in lines if line.strip()]
 
 def _score(lines: list[str], marks: Marks, belief: float) -> float:
     rows = _rows(lines, marks)
@@ -111,6 +113,7 @@ def _score(lines: list[str], marks: Marks, belief: float) -> float:
     loose = sum(marks.quote in c for c in full)/max(1, len(full)) if marks.quote else 0.
     return belief*(n/len(rows))**2*(.3 + .7*kind)*(1 - 1/width)**.2*(1 - .3*odd)*(1 - .5*loose)
 
+# %% ../../nbs/data/02_dialect.ipynb #dde65b8e
 def find_marks(lines: list[str],  # some of a file
                sep: str = "", quote: str = "", escape: str = "",  # what is known
               ) -> Marks:
@@ -160,6 +163,7 @@ class Dialect:
 
 MOST_LINES = 100  # above a header
 
+# %% ../../nbs/data/02_dialect.ipynb #5305bc9a
 def find_dialect(text: str,  # a file's beginning
                  rest: tuple[str, ...] = (),  # whole lines from its middle and its end
                  sep: str = "", quote: str = "", escape: str = "", preamble: int | None = None,
@@ -242,6 +246,7 @@ def _kind(column: list[str]) -> set[str]:  # shapes with digits that nearly all 
 
 def _is(cell: str, kind: set[str]) -> bool: return is_typed(cell) if "typed" in kind else shape(cell) in kind
 
+# %% ../../nbs/data/02_dialect.ipynb #535b1d2e
 def _vote(cells: list[str], kinds: list[set[str]], columns: list[list[str]]) -> int:  # below 0: it is a row
     "Ask each column whether a line's cell is a name."
     votes = 0

@@ -108,7 +108,7 @@ class Proposal:
         words = ", ".join(filter(None, (self.type and f"type: {self.type}", steps)))
         return f"{self.said}; proposed: {words}" if words else self.said
 NUMBERS = ("whole", "point", "comma", "thousands", "either", "long")
-READ_AS = ("int64", "float64", "date", "timestamp[us]", "timestamp[us, UTC]")  # types that a proposal may be followed in
+READ_AS = ("int64", "float64", "date", "timestamp[us]", "timestamp[us, UTC]")  # what texts become
 
 # %% ../../nbs/data/02_quality.ipynb #786fee49
 def proposal(c: Column) -> Proposal | None:  # None: there is nothing to propose

@@ -24,10 +24,9 @@ from ..core.errors import BadRequest, one_of
 from ..core.jsonable import printable
 from ..core.progress import tell_of
 from ..core.storage import veiled
-from .number_text import MISSING, number_pattern, plain_numbers
 from .dialect import UNIT, Dialect, find_dialect, one_separator
+from .number_text import MISSING, number_pattern, plain_numbers
 from .read_options import ReadOptions, column_names, renamed, sniff_encoding
-from .text_lines import Accounts, Mender, sort_lines
 from scalai_nb.data.readers import (
     Source,
     bytes_of_line,
@@ -38,6 +37,7 @@ from scalai_nb.data.readers import (
     read_error,
     register,
 )
+from .text_lines import Accounts, Mender, sort_lines
 from .types import cast, leading_zeros
 
 # %% ../../nbs/data/03_text_files.ipynb #07efb2f7
@@ -93,6 +93,7 @@ def _unusual(d: Dialect) -> dict:  # words of the read options
     has = {"quote": d.marks.quote or "none", "escape": d.marks.escape, "preamble": d.preamble, "header": d.header}
     return {w: v for w, v in has.items() if v != usual[w]}
 
+# %% ../../nbs/data/03_text_files.ipynb #7ceca6e5
 def _stamp(f, uri: str) -> tuple | None:  # what changes when a local file does
     if not isinstance(f, pa.NativeFile) or not os.path.isfile(uri): return None
     s = os.stat(uri)
@@ -115,7 +116,8 @@ def _inner(head: bytes) -> tuple[str, ...]:  # likewise, of a text that is held
     parts = [head[at:at + PART].split(b"\n") for at in (len(head)//2, len(head) - PART)]
     return tuple(b"\n".join(p[1:] if i else p[1:-1]).decode("utf-8", "ignore") for i, p in enumerate(parts))
 
-def _body(head: bytes, d: Dialect, whole: bool) -> bytes:  # the rows of a file's beginning; damaged lines out or mended
+def _body(head: bytes, d: Dialect, whole: bool) -> bytes:
+    "The rows of a file's beginning; damaged lines are left out or mended."
     at = 0
     for _ in range(d.preamble + d.header): at = head.find(b"\n", at) + 1 or len(head)
     rows = _as_one(head[at:] if whole else head[at:head.rfind(b"\n") + 1], d)
@@ -145,10 +147,10 @@ def __str__(self: Layout) -> str:
 def remarks(self: Layout) -> list[str]:
     "List what was assumed of the file and a person should know."
     d, out = self.dialect, renamed(self.header, self.names) if self.renamed else []
-    if not d.header: out.append("no line names the columns, so they are called column_1, …; --header 1 takes the first line")
+    if not d.header: out.append("no line names the columns: they are column_1, …; --header 1 takes the first line")
     elif not any(any(c.isalpha() for c in name) for name in self.header):
         out.append(f"the first line is taken for the names of the columns: {', '.join(self.header[:5])}")
-    if d.preamble: out.append(f"{d.preamble} line{'s'*(d.preamble > 1)} above the header left out; --preamble 0 takes them in")
+    if d.preamble: out.append(f"lines above the header, left out: {d.preamble}; --preamble 0 takes them in")
     if d.header > 1: out.append(f"the header has {d.header} lines, whose names are joined; --header 1 takes the first")
     if d.trailing: out.append("each line ends with a separator; the empty column behind it is left out")
     return out
@@ -165,6 +167,7 @@ def _in_utf8(uri: str, head: bytes, encoding: str) -> bytes:
         line = head.count(b"\n", 0, e.start) + 1
         raise BadRequest(f"{veiled(uri)}, line {line}: the text is not UTF-8.", hint("UTF"), "source") from e
 
+# %% ../../nbs/data/03_text_files.ipynb #789c0f02
 def _parsed(uri: str, at: Layout, data: bytes, **how) -> tuple[pa.Table, list]:  # and lines of a wrong length
     "Rows as Arrow reads them."
     from pyarrow import csv as pacsv
@@ -289,6 +292,7 @@ def _blocks(f, at: Layout) -> Iterator[tuple[bytes, bool]]:  # and whether it is
         held = held + chunk if last else chunk
     yield held, True
 
+# %% ../../nbs/data/03_text_files.ipynb #98dfb57c
 class _Rows:
     "The rows of an open file, and what each of its lines is."
     def __init__(self, uri: str, at: Layout, f, accounts: Accounts, bad: list | None):
@@ -327,7 +331,7 @@ def _read(self: _Rows, block: bytes, first: int, last: bool, how: dict) -> tuple
     self.odd = bool(s.refused or s.mended)
     table, odd = _parsed(self.uri, self.at, b"".join(s.data), **how)
     if odd or table.num_rows != s.rows:
-        raise BadRequest(f"{veiled(self.uri)}, after line {first}: {s.rows:,} rows were expected, {table.num_rows:,} came.",
+        raise BadRequest(f"{veiled(self.uri)}, after line {first}: {s.rows:,} rows expected, {table.num_rows:,} read.",
                          "Please report it with these lines; nothing was written.", "source")
     self.accounts.add(s)
     self._refuse(s.refused)
@@ -341,6 +345,7 @@ def _refuse(self: _Rows, lines: list[tuple]) -> None:
             width = self.at.dialect.width
             raise read_error(self.uri, ValueError(f"Row #{n}: Expected {width} columns, got {cells}: {line}"))
 
+# %% ../../nbs/data/03_text_files.ipynb #dd0f3d2a
 @patch
 def _ends_oddly(self: _Rows, block: bytes) -> bool:
     "Whether the last lines are below the table."

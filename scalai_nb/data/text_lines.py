@@ -11,11 +11,11 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 import numba
 import numpy as np
+from fastcore.basics import patch
 
 from .dialect import UNIT, Dialect, readings, shape
 
@@ -47,6 +47,7 @@ def _scan_line(data, at, end, sep, quote, escape, quoted):  # cells, flags
         at += 1
     return cells, flags | (OPEN if quoted else 0)
 
+# %% ../../nbs/data/02_text_lines.ipynb #dd61e391
 @numba.njit(cache=True)
 def scan_lines(data: np.ndarray,  # uint8: whole lines
                count: int,  # of them
@@ -98,19 +99,11 @@ class Fits:
         full = {s for s in often if s}
         short = {re.sub("9+", "9", s) for s in full}
         if not full: return frozenset(), True, True
-        if len(short) == len(full) <= max(3, n//16) and not short & {"9", "9.9", "-9", "-9.9"}: return full, True, "" in often
+        plain = short & {"9", "9.9", "-9", "-9.9"}
+        if len(short) == len(full) <= max(3, n//16) and not plain: return full, True, "" in often
         return (short if len(short) <= 3 else None), False, "" in often
 
-    def cell(self, i: int, text: str) -> bool:
-        known, digits, empty = self.columns[i]
-        if not (s := shape(text.replace(self.quote, "") if self.quote else text)): return empty
-        return known is None or (s if digits else re.sub("9+", "9", s)) in known
-
-    def misfits(self, cells: list[str]) -> int: return sum(not self.cell(i, c) for i, c in enumerate(cells))
-
-    def __call__(self, cells: list[str]) -> bool:
-        return len(cells) == len(self.columns) and all(self.cell(i, c) for i, c in enumerate(cells))
-
+# %% ../../nbs/data/02_text_lines.ipynb #0a230d1d
 def _one_edit(cells: list[str], width: int, sep: str) -> list[list[str]]:
     "The rows that one separator more or less would make of cells."
     out = []
@@ -120,17 +113,31 @@ def _one_edit(cells: list[str], width: int, sep: str) -> list[list[str]]:
             out.append([*cells[:i], f"{a}{sep}{b}" if a and b else a or b, *cells[i + 2:]])
     elif len(cells) == width - 1:
         out += [[*cells[:i], "", *cells[i:]] for i in range(width)]
-        out += [[*cells[:i], c[:k], c[k:], *cells[i + 1:]] for i, c in enumerate(cells) for k in range(1, min(len(c), 40))]
+        cuts = [(i, k) for i, c in enumerate(cells) for k in range(1, min(len(c), 40))]
+        out += [[*cells[:i], cells[i][:k], cells[i][k:], *cells[i + 1:]] for i, k in cuts]
     return out
+
+# %% ../../nbs/data/02_text_lines.ipynb #1119b05d
+@patch
+def cell(self: Fits, i: int, text: str) -> bool:
+    known, digits, empty = self.columns[i]
+    if not (s := shape(text.replace(self.quote, "") if self.quote else text)): return empty
+    return known is None or (s if digits else re.sub("9+", "9", s)) in known
+
+@patch
+def misfits(self: Fits, cells: list[str]) -> int: return sum(not self.cell(i, c) for i, c in enumerate(cells))
+
+@patch
+def __call__(self: Fits, cells: list[str]) -> bool:
+    return len(cells) == len(self.columns) and all(self.cell(i, c) for i, c in enumerate(cells))
 
 # %% ../../nbs/data/02_text_lines.ipynb #2c2472e4
 FOOTER = re.compile(r"(?i)^\W*(grand |sub)?(totals?|sum|summe|gesamt|total|average|mean|source|notes?|quelle)\b")
 
 class Mender:
     "Read the lines of a file that a fast reader cannot."
-    def __init__(self, dialect: Dialect, fits_types: Callable[[list[str]], bool] | None = None):
-        self.dialect, self.fits, self.fits_types = dialect, Fits(dialect), fits_types
-        marks = dialect.marks
+    def __init__(self, dialect: Dialect):
+        self.dialect, self.fits, marks = dialect, Fits(dialect), dialect.marks
         self.sep = self.separator(dialect)
         self.quote, self.escape, self.width = marks.quote, marks.escape, dialect.width
         self.bytes = tuple(ord(x) if x else 256 for x in (self.sep, self.quote, self.escape))
@@ -140,43 +147,48 @@ class Mender:
     @staticmethod
     def separator(dialect: Dialect) -> str: return dialect.sep if len(dialect.sep) == 1 else UNIT
 
-    def cells(self, line: str) -> list[str] | None:  # None: refuse it
-        "Read one line that is odd."
-        found = readings(line, self.sep, self.quote) if self.quote and self.quote in line else [line.split(self.sep)]
-        right = [r for r in found if len(r) == self.width]
-        if good := next((r for r in right if self.fits(r)), None): return good
-        if self.width < 3 or self.fits.strict < 2: return right[0] if right else None
-        if not right and self.frequent & {*map(len, found)}: return None
-        bare = lambda cells: "\n".join(cells).replace(self.quote or "\n", "")
-        edits = [e for r in [*self._parted(line), *found] for e in [r, *_one_edit(r, self.width, self.sep)] if self.fits(e)]
-        ways = {bare(e): e for e in reversed(edits)}
-        if len(ways) == 1: return edits[0]
-        if not ways and right and (len({*map(bare, right)}) == 1 or self.fits.misfits(right[0]) < 2): return right[0]
-        if ways: return None
-        others = {tuple(r) for sep in ",;\t| " if sep != self.sep for r in (readings(line, sep, self.quote or '"')[0],)
-                  if self.fits(r)}
-        return list(others.pop()) if len(others) == 1 else None
+# %% ../../nbs/data/02_text_lines.ipynb #c757dc24
+@patch
+def cells(self: Mender, line: str) -> list[str] | None:  # None: refuse it
+    "Read one line that is odd."
+    found = readings(line, self.sep, self.quote) if self.quote and self.quote in line else [line.split(self.sep)]
+    right = [r for r in found if len(r) == self.width]
+    if good := next((r for r in right if self.fits(r)), None): return good
+    if self.width < 3 or self.fits.strict < 2: return right[0] if right else None
+    if not right and self.frequent & {*map(len, found)}: return None
+    bare = lambda cells: "\n".join(cells).replace(self.quote or "\n", "")
+    edits = [e for r in [*self._parted(line), *found] for e in [r, *_one_edit(r, self.width, self.sep)]]
+    edits = [e for e in edits if self.fits(e)]
+    if edits: return edits[0] if len({*map(bare, edits)}) == 1 else None
+    if right and (len({*map(bare, right)}) == 1 or self.fits.misfits(right[0]) < 2): return right[0]
+    others = [readings(line, sep, self.quote or '"')[0] for sep in ",;\t| " if sep != self.sep]
+    return next((r for r in others if self.fits(r)), None)
 
-    def _parted(self, line: str) -> list[list[str]]:  # a separator put before or after a quote inside of a cell
-        if not self.quote: return []
-        s, q = re.escape(self.sep), re.escape(self.quote)
-        places = [m.start() for m in re.finditer(rf"(?<=[^{s}{q}]){q}(?=[^{s}{q}])", line)]
-        return [readings(f"{line[:k]}{self.sep}{line[k:]}", self.sep, self.quote)[0] for p in places[:20] for k in (p, p + 1)]
+@patch
+def _parted(self: Mender, line: str) -> list[list[str]]:  # a separator put before or after a quote inside of a cell
+    if not self.quote: return []
+    s, q = re.escape(self.sep), re.escape(self.quote)
+    places = [m.start() for m in re.finditer(rf"(?<=[^{s}{q}]){q}(?=[^{s}{q}])", line)]
+    parted = [f"{line[:k]}{self.sep}{line[k:]}" for p in places[:20] for k in (p, p + 1)]
+    return [readings(x, self.sep, self.quote)[0] for x in parted]
 
-    def footer(self, cells: list[str]) -> bool:
-        "Tell whether a row of the last lines sums up or comments on those above."
-        if not FOOTER.match(next((c for c in cells if c.strip()), "")): return False
-        return len(cells) != self.width or self.width > 1 and not self.fits(cells)
+# %% ../../nbs/data/02_text_lines.ipynb #b8069a3a
+@patch
+def footer(self: Mender, cells: list[str]) -> bool:
+    "Tell whether a row of the last lines sums up or comments on those above."
+    if not FOOTER.match(next((c for c in cells if c.strip()), "")): return False
+    return len(cells) != self.width or self.width > 1 and not self.fits(cells)
 
-    def written(self, cells: list[str]) -> bytes | None:  # None: it cannot be
-        "Write cells as a line for the fast reader."
-        if not self.quote:
-            line = self.sep.join(cells)
-            return None if set("\r\n") & set(line) or line.count(self.sep) != len(cells) - 1 else line.encode() + b"\n"
-        if self.escape: cells = [c.replace(self.escape, self.escape*2) for c in cells]
-        out = io.StringIO()
-        csv.writer(out, delimiter=self.sep, quotechar=self.quote, lineterminator="\n").writerow(cells)
-        return out.getvalue().encode() if any(cells) else (self.sep*(len(cells) - 1)).encode() + b"\n"
+@patch
+def written(self: Mender, cells: list[str]) -> bytes | None:  # None: it cannot be
+    "Write cells as a line for the fast reader."
+    if not self.quote:
+        line = self.sep.join(cells)
+        return None if set("\r\n") & set(line) or line.count(self.sep) != len(cells) - 1 else line.encode() + b"\n"
+    if self.escape: cells = [c.replace(self.escape, self.escape*2) for c in cells]
+    out = io.StringIO()
+    csv.writer(out, delimiter=self.sep, quotechar=self.quote, lineterminator="\n").writerow(cells)
+    return out.getvalue().encode() if any(cells) else (self.sep*(len(cells) - 1)).encode() + b"\n"
 
 # %% ../../nbs/data/02_text_lines.ipynb #19b60f7b
 @dataclass
@@ -191,6 +203,7 @@ class Sorted:
     footer: int = 0  # of the refused
     left: int = 0  # bytes at the end that belong to a record which goes on
 
+# %% ../../nbs/data/02_text_lines.ipynb #8c6895bc
 def sort_lines(block: bytes,  # whole lines
                first: int,  # number of its first line
                mender: Mender, last: bool = True,  # whether nothing follows
@@ -218,6 +231,7 @@ def sort_lines(block: bytes,  # whole lines
     out.data.append(block[done:])
     return out
 
+# %% ../../nbs/data/02_text_lines.ipynb #93c90ff2
 @numba.njit(cache=True)
 def _like(data, starts, ends, quote, name):  # lines whose first cell begins like the header's
     out = np.zeros(len(starts), np.bool_)
@@ -238,14 +252,7 @@ def _odd(block: bytes, data, scanned, k: int, first: int, mender: Mender, last: 
     line, n = text(k, k), first + k
     if not line.strip(): out.blank += 1; return k
     regular = cells[k] == mender.width and not flags[k] & (OPEN | LOOSE | RETURN)
-    if flags[k] & OPEN:
-        j, total, rows = close_record(data, *scanned, k, mender.width, *mender.bytes)
-        if j == -2 and not last and len(block) - starts[k] < 1 << 22: out.left = len(block) - int(starts[k]); return len(starts) - 1
-        if j > 0 and total == mender.width and not _swallowed(mender, [text(x, x) for x in range(k, min(j + 1, k + 9))], rows, j - k):
-            out.data.append(block[starts[k]:ends[j]] + b"\n")
-            out.rows += 1
-            out.continued += j - k
-            return j
+    if flags[k] & OPEN and (j := _several(block, data, scanned, k, mender, last, out, text)): return j
     found = _plain(line, mender) if regular else mender.cells(line.replace("\r", " "))
     if found is not None and mender.header and [c.strip() for c in found[:len(mender.header)]] == mender.header:
         out.refused.append((n, "line: the header again", line)); return k
@@ -259,6 +266,21 @@ def _odd(block: bytes, data, scanned, k: int, first: int, mender: Mender, last: 
     out.rows += 1
     out.mended += 1
     return k
+
+# %% ../../nbs/data/02_text_lines.ipynb #11db2c95
+def _several(block: bytes, data, scanned, k: int, mender: Mender, last: bool, out: Sorted, text) -> int:
+    "Take a record of several lines; the number of its last line, or 0 where it is none."
+    starts, ends = scanned[:2]
+    j, total, rows = close_record(data, *scanned, k, mender.width, *mender.bytes)
+    if j == -2 and not last and len(block) - starts[k] < 1 << 22:
+        out.left = len(block) - int(starts[k])
+        return len(starts) - 1
+    if j < 0 or total != mender.width: return 0
+    if _swallowed(mender, [text(x, x) for x in range(k, min(j + 1, k + 9))], rows, j - k): return 0
+    out.data.append(block[starts[k]:ends[j]] + b"\n")
+    out.rows += 1
+    out.continued += j - k
+    return j
 
 def _plain(line: str, mender: Mender) -> list[str]:
     if not mender.quote or mender.quote not in line: return line.split(mender.sep)
@@ -291,7 +313,8 @@ class Accounts:
         "Add a block's lines."
         self.rows += s.rows
         self.refused += len(s.refused) - s.footer
-        for name in ("continued", "blank", "footer", "mended"): setattr(self, name, getattr(self, name) + getattr(s, name))
+        for name in ("continued", "blank", "footer", "mended"):
+            setattr(self, name, getattr(self, name) + getattr(s, name))
 
     @property
     def missing(self) -> int:  # lines of which nothing is known; 0 where they add up
