@@ -7,7 +7,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 # Modules are compiled once, also where the machine asks Python to keep nothing.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo dash install dev check lessons test test-slow soak bench-data bench-reading bench-tables bench-learn bench-compress bench-jobs bench-monitor bench-dash bench-serve gpu clean
+.PHONY: demo dash install dev check lessons test test-slow soak bench-data bench-reading bench-tables bench-learn bench-compress bench-jobs bench-monitor bench-dash bench-serve docs gpu clean
 
 install: .venv/.installed
 dev: .venv/.dev
@@ -69,6 +69,11 @@ bench-tables: dev
 	@$(INSTALL) skrub pytabkit
 	@$(BIN)/python tests/bench/tables.py --seeds $(SEEDS)
 	@$(BIN)/python tests/bench/text.py $(SEEDS)
+
+# The documentation: notebooks executed (what they showed is kept by content in ~/.cache/scalai-nb), then Sphinx. A warning, a
+# broken link, a failing cell or a request to another host ends it.
+docs: dev
+	@$(BIN)/python docs/build.py
 
 # On a machine with a GPU and the extra gpu-cu12 or gpu-cu13: everything that needs one; writes tests/gpu/RESULTS.md.
 gpu: dev

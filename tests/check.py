@@ -59,13 +59,13 @@ def readme():
 
 
 def mirrored() -> list[str]:
-    """Each notebook has its module and each module its notebook; `_modidx.py` is nbdev's index, jobs/migrations
-    Alembic's."""
+    """Each notebook has its module and each module its notebook, but for tutorials and overviews; `_modidx.py` is
+    nbdev's index, jobs/migrations Alembic's."""
     name = lambda f: f.stem.split("_", 1)[1] if f.stem[:2].isdigit() else f.stem
     nbs = {
         (f.parent.relative_to(ROOT / "nbs") / name(f)).as_posix()
         for f in (ROOT / "nbs").rglob("*.ipynb")
-        if f.name != "index.ipynb"
+        if f.name != "index.ipynb" and f.parent.name != "tutorials" and name(f) != "overview"
     }
     py = {f.relative_to(ROOT/"scalai_nb").with_suffix("").as_posix() for f in (ROOT/"scalai_nb").rglob("*.py")
           if f.stem not in ("__init__", "_modidx") and "migrations" not in f.parts}

@@ -58,7 +58,9 @@ def loop(name: str, folder: Path) -> str:
     model = Model.load("", settings)
     table = sn.Table(model.table, settings)
     assert table.rows == len(rows) and steps["ingest"]["results"]["rows_refused"] == 0, name
-    action = next(s for s in steps["challenger"]["steps"] if s["name"] == "gate")["results"]["action"]
+    results = {s["name"]: s["results"] for s in steps["challenger"]["steps"]}
+    run, action = sn.Registry(settings).run(results["compress"]["run_id"]), results["gate"]["action"]
+    assert results["gate"]["verdict"]["rows"] == run.data["validation_rows"], name  # of a first model, all held-out rows
     if action == "promote": scored(model, table, settings, rows)
     for page in ("home", "drift", "performance", "quality"): succeeded("run", f"apps/{page}.ipynb", cwd=work)
     return action

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['STATES', 'END_STATES', 'GOOD_STATES', 'MARKS', 'FINAL_FIELDS', 'LEFT_OUT_REASON', 'UNCHANGED_REASON',
-           'STOPPED_REASON', 'new_id', 'JobRun', 'utc_time', 'summarize_results', 'summary_line', 'final_fields',
-           'is_left_out', 'package_versions', 'git_commit']
+           'STOPPED_REASON', 'new_id', 'JobRun', 'utc_time', 'summarize_results', 'summary_line',
+           'figures_and_sentences', 'final_fields', 'is_left_out', 'package_versions', 'git_commit']
 
 # %% ../../nbs/jobs/07_job_run.ipynb #d5ff19d9
 import platform
+import re
 import secrets
 import time
 from dataclasses import dataclass, field
@@ -122,7 +123,8 @@ def summarize_results(results: dict,  # of a run
         if isinstance(v, int): return f"{v:,}"
         if isinstance(v, float): return f"{v:.4g}"
         if isinstance(v, (list, dict)): return f"[{len(v)}]"
-        v = v.rpartition("/")[2] or v  # of a path, the name
+        if re.fullmatch(r"[0-9a-f]{32,}", v): return v[:8]  # of a digest or an id, as much as tells it from others
+        v = v if " " in v else v.rpartition("/")[2] or v  # of a path, the name
         return v if width is None or len(v) <= 28 else v[:27] + "…"
     text = " · ".join(f"{k} {shown(v)}" for k, v in results.items())
     return text if width is None or len(text) <= width else text[:width - 1] + "…"
@@ -148,6 +150,13 @@ def _repr_html_(self: JobRun) -> str:
         for step in run.steps: yield from rows(step, depth + 1)
     return ("<table><thead><tr><th>run</th><th>state</th><th>time</th><th></th></tr></thead><tbody>"
             + "".join(rows(self, 0)) + "</tbody></table>")
+
+# %% ../../nbs/jobs/07_job_run.ipynb #7701e860
+def figures_and_sentences(results: dict,  # of a run
+                         ) -> tuple[dict, dict]:  # short values, texts of several words
+    "Split results by what is read in a line and what is read as a sentence; lists and tables are in neither."
+    words = {k: v for k, v in results.items() if isinstance(v, str) and len(v) > 40 and " " in v}
+    return {k: v for k, v in results.items() if k not in words and not isinstance(v, (list, dict))}, words
 
 # %% ../../nbs/jobs/07_job_run.ipynb #347c6a51
 # what a run's own log says at its end

@@ -12,7 +12,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from ..core import events
-from .job_run import MARKS, JobRun, summary_line
+from .job_run import MARKS, JobRun, figures_and_sentences, summarize_results, summary_line
 
 # %% ../../nbs/jobs/11_progress.ipynb #31f51ac8
 STYLES = dict(succeeded="green", failed="bold red", timed_out="bold red", kernel_died="bold red", lost="red",
@@ -90,7 +90,7 @@ def finish(self: Terminal, run: JobRun, depth: int = 0):
     style, name = STYLES.get(run.state, ""), shorten("  "*depth + (run.name or Path(run.notebook).stem), self.width)
     took = "" if run.seconds is None or run.state == "skipped" else f"{run.seconds:.1f} s"
     room = max(20, self.console.width - self.width - 12) if self.console.is_terminal else None  # a log: whole lines
-    text = summary_line(run, room) or (run.state.replace("_", " ") if run.state != "succeeded" else "")
+    text, sentences = self._words(run, room)
     text = text if room is None or len(text) <= room else text[:room - 1] + "…"
     self.console.print(
         Text(f"{MARKS[run.state]} ", style)
@@ -99,6 +99,16 @@ def finish(self: Terminal, run: JobRun, depth: int = 0):
         .append(text, "dim" if run.ok else style),
         soft_wrap=True,
     )
+    for sentence in sentences: self.console.print(f"  {sentence}", style="dim", markup=False, soft_wrap=True)
+
+# %% ../../nbs/jobs/11_progress.ipynb #efbeac77
+@patch
+def _words(self: Terminal, run: JobRun, room: int | None) -> tuple[str, list[str]]:  # beside its name, below it
+    "What a step reached; of a workflow nothing, since its steps have said it."
+    if not run.ok or run.state == "skipped": return summary_line(run, room) or run.state.replace("_", " "), []
+    if run.steps: return "", []
+    figures, sentences = figures_and_sentences(run.results)
+    return summarize_results(figures, room), list(sentences.values())
 
 @patch
 def title(self: Terminal, text: str):

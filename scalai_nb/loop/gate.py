@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from ..core.settings import Settings
+from ..core.stats import METRIC_NAMES
 from .model_file import Model
-from ..training.objective import constant_prediction, ranking_metric, row_loss
+from ..training.objective import RANKED_BY, constant_prediction, ranking_metric, row_loss
 
 # %% ../../nbs/loop/04_gate.ipynb #a7bd7a17
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ def gate(challenger: np.ndarray,  # (N,) its probabilities or numbers; (N, C) fo
         quality_champion=None if champion is None else ranking_metric(label, champion, task),
         slices=parts,
     )
-    return Verdict(*_judge(found, champion is None, tolerance, min_rows, slice_tolerance), **found)
+    rules = (champion is None, tolerance, min_rows, slice_tolerance)
+    return Verdict(*_judge(found, METRIC_NAMES[RANKED_BY[task]], *rules), **found)
 
 # %% ../../nbs/loop/04_gate.ipynb #41f79fa4
 SLICE = 100  # rows of a slice that says something
@@ -108,14 +110,12 @@ def _sliced(difference: np.ndarray, slices: dict, block: np.ndarray | None) -> l
 # %% ../../nbs/loop/04_gate.ipynb #1f3f4a65
 TO_TRY = " Give more rows, columns that tell more, or a shorter past if the newest rows are unlike it: scalai dash."
 
-def _judge(
-    found: dict, first: bool, tolerance: float, min_rows: int, slice_tolerance: float
-) -> tuple:  # action, sentence
+def _judge(found: dict, measure: str, first: bool, tolerance: float, min_rows: int, slice_tolerance: float
+          ) -> tuple:  # action, sentence
     "What follows from the figures."
-    against = (
-        f"loss {found['challenger']:.4f} nats a row against {found['champion']:.4f} of the"
-        f" {'constant that fits them best' if first else 'champion'} on {found['rows']:,} rows"
-    )
+    quality = f"{measure} {found['quality']:.4f}" + ("" if first else f" against {found['quality_champion']:.4f}")
+    against = (f"{quality}, loss {found['challenger']:.4f} nats a row against {found['champion']:.4f} of the"
+               f" {'constant that fits them best' if first else 'champion'} on {found['rows']:,} rows")
     if found["rows"] < min_rows:
         return "keep", f"Refused: {found['rows']:,} labelled rows decide nothing, {min_rows:,} are needed."
     if not np.isfinite(found["quality"]): return "keep", "Refused: all labels are alike, so nothing can be compared."

@@ -1,0 +1,33 @@
+"""Sphinx's configuration. Pages come executed: see build.py."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+project = html_title = "scalai-nb"
+author = "the scalai-nb authors"
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx_copybutton", "sphinx_design", "names"]
+exclude_patterns = ["results.md", "changes.md"]  # parts of other pages
+
+nb_execution_mode = "off"
+nb_merge_streams = True
+nb_ipywidgets_js = {}  # by default a page would load them from the network
+nb_mime_priority_overrides = [("html", kind, place) for place, kind in enumerate(
+    ["text/html", "image/svg+xml", "image/png", "text/markdown", "text/plain"], 1)]
+myst_enable_extensions = ["colon_fence", "deflist", "fieldlist"]
+myst_heading_anchors = 3
+
+autodoc_typehints = "signature"
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+add_module_names = False
+python_display_short_literal_types = True
+python_maximum_signature_line_length = 88
+
+html_theme = "pydata_sphinx_theme"
+html_theme_options = {"show_toc_level": 2, "navigation_with_keys": False, "secondary_sidebar_items": ["page-toc"],
+                      "navbar_end": ["theme-switcher"], "show_prev_next": True}
+html_show_sourcelink = False
+html_static_path = ["_static"]
+html_css_files = ["scalai.css"]

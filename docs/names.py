@@ -1,0 +1,50 @@
+"""Docments as fields of the reference, and links from `names` in prose to what they name."""
+
+import inspect
+import re
+
+from docutils import nodes
+from fastcore.docments import docments
+from sphinx.transforms.post_transforms import SphinxPostTransform
+from sphinx.util.nodes import make_refnode
+
+
+def documented(app, what: str, name: str, obj, options, lines: list[str]) -> None:
+    "Add the comments of parameters to a docstring, as fields."
+    if what not in ("class", "function", "method"): return
+    try: found = docments(obj, returns=True)
+    except Exception: return  # of a built-in there is no source
+    parameters = [(n, d) for n, d in found.items() if n not in ("self", "return") and d]
+    if lines and lines[-1]: lines.append("")
+    lines += [f":param {n}: {' '.join(str(d).split())}" for n, d in parameters]
+    if found.get("return"): lines.append(f":returns: {' '.join(str(found['return']).split())}")
+    lines[:] = [re.sub(r"(?<!`)`([^`\n]+)`(?!`)", r"``\1``", line) for line in lines]  # Markdown's code
+
+
+class NameLinks(SphinxPostTransform):
+    "`name` in prose leads to its entry where the name is known and one thing only."
+    default_priority = 5
+
+    def run(self, **kw) -> None:
+        objects = self.env.domaindata["py"]["objects"]
+        if not hasattr(self.env, "scalai_names"):
+            by: dict[str, set[str]] = {}
+            for full in objects:
+                parts = full.split(".")
+                for short in (parts[-1], ".".join(parts[-2:]), ".".join(parts[1:])):
+                    by.setdefault(short, set()).add(full)
+            self.env.scalai_names = {short: next(iter(full)) for short, full in by.items() if len(full) == 1}
+        for node in list(self.document.findall(nodes.literal)):
+            if node.parent is None or isinstance(node.parent, nodes.reference): continue
+            name = node.astext().partition("(")[0]
+            full = name if name in objects else self.env.scalai_names.get(name.removeprefix("sn."))
+            if not full: continue
+            at = objects[full]
+            node.replace_self(make_refnode(self.app.builder, self.env.docname, at.docname, at.node_id, node.deepcopy(),
+                                           full))
+
+
+def setup(app) -> dict:
+    app.connect("autodoc-process-docstring", documented)
+    app.add_post_transform(NameLinks)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,78 @@
+"""The documentation site: what is generated, what its checks find, and a site of the tutorials."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT/"docs"))
+
+
+def test_every_verb_and_every_setting_has_a_line():
+    from generated import commands, settings
+
+    from scalai_nb.core.settings import Settings
+    text = commands()
+    for verb in ("ingest", "train", "serve", "models alias", "schedule add", "quarantine"):
+        assert f"`scalai {verb}`" in text
+    text = settings()
+    for name, field in Settings.model_fields.items():
+        for key in getattr(field.annotation, "model_fields", ()): assert f"| `{key}` |" in text, (name, key)
+
+
+def test_an_export_cell_becomes_signatures_and_folded_source():
+    from pages import page
+    code = ("#| export\nclass Box:\n    'Hold.'\n    def open(self): 'Open.'\n\ndef _hidden(): pass\n\n"
+            "def make(): 'Make.'")
+    nb = new_notebook(cells=[
+        new_code_cell("#| default_exp data.box"), new_markdown_cell("# Boxes"), new_code_cell(code),
+        new_code_cell("#| export\n@patch\ndef close(self: Box): 'Close.'"), new_code_cell("make()"),
+    ])
+    made = page(nb)
+    api = made.cells[1].source
+    assert ".. autoclass:: scalai_nb.data.box.Box\n   :members: open, close" in api
+    assert ".. autofunction:: scalai_nb.data.box.make" in api and "_hidden" not in api
+    assert made.cells[2].metadata["tags"] == ["hide-input"] and made.cells[2].source.startswith("class Box")
+    assert made.cells[-1].source == "make()" and not made.cells[-1].metadata.get("tags")
+    nbformat.validate(made)
+
+
+def test_what_is_wrong_with_a_site_is_found(tmp_path):
+    from check import problems
+    (tmp_path/"a.html").write_text('<a href="b.html#there">b</a><a href="c.html">c</a><p id="here"></p>'
+                                   '<script src="https://example.org/x.js"></script><a href="https://a.org"></a>')
+    (tmp_path/"b.html").write_text('<a href="a.html#here">a</a>')
+    assert problems(tmp_path) == ["a.html links to a place b.html#there that is not there",
+                                  "a.html links to c.html, which is not there",
+                                  "a.html loads https://example.org/x.js from another host"]
+
+
+def test_outputs_are_kept_until_something_they_depend_on_changes(tmp_path, monkeypatch):
+    import execute
+    nb = new_notebook(cells=[new_code_cell("from scalai_nb.core.stats import wilson")])
+    before = execute.key(nb)
+    assert execute.key(nb) == before
+    other = new_notebook(cells=[new_code_cell("from scalai_nb.core.stats import wilson\n1")])
+    assert execute.key(other) != before
+    kept = execute.source
+    monkeypatch.setattr(execute, "source", lambda m: kept(m) + (b"#" if m == "scalai_nb.core.stats" else b""))
+    assert execute.key(nb) != before
+    monkeypatch.setattr(execute, "source", lambda m: kept(m) + (b"#" if m == "scalai_nb.data.table" else b""))
+    assert execute.key(nb) == before
+
+
+@pytest.mark.slow
+def test_a_site_of_the_tutorials(tmp_path, monkeypatch):
+    monkeypatch.setenv("SCALAI_DOCS_CACHE", str(tmp_path/"kept"))
+    build = [sys.executable, str(ROOT/"docs"/"build.py"), "--only", "tutorials/*.ipynb", "--out", str(tmp_path/"site")]
+    done = subprocess.run(build, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    html = tmp_path/"site"/"html"
+    first = (html/"tutorials"/"01_first_model.html").read_text()
+    assert "mean_radius" in first and "val_auc" in first and "Traceback" not in first
+    assert "from another host" not in done.stderr
+    assert (html/"objects.inv").exists() and (html/"howto"/"serve.html").exists()
