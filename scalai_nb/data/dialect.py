@@ -120,7 +120,7 @@ def find_marks(lines: list[str],  # some of a file
     "Find what divides lines into cells."
     text = "\n".join(lines)
     seps = {sep: 1.} if sep else {s: b for s, b in SEPARATORS.items() if (" " if s == "spaces" else s) in text}
-    best, top = Marks(sep or next((s for s in ",;\t|" if s not in text), ","), _quote(text, ",;\t| ", quote)), -1.
+    best, top = Marks(sep or next((s for s in ",;\t|" if s not in text), ","), _quote(text, ",;\t| ", quote)), 0.
     for s, belief in seps.items():
         marks = Marks(s, _quote(text, s, quote), "" if escape == "none" else escape)
         for m in (marks, replace(marks, escape="\\")) if not escape and f"\\{marks.quote}" in text else (marks,):

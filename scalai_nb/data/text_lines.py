@@ -250,7 +250,7 @@ def _odd(block: bytes, data, scanned, k: int, first: int, mender: Mender, last: 
     starts, ends, cells, flags = scanned
     text = lambda a, b: block[starts[a]:ends[b]].decode()
     line, n = text(k, k), first + k
-    if not line.strip(): out.blank += 1; return k
+    if not (line.strip() if mender.width > 1 else line): out.blank += 1; return k
     regular = cells[k] == mender.width and not flags[k] & (OPEN | LOOSE | RETURN)
     if flags[k] & OPEN and (j := _several(block, data, scanned, k, mender, last, out, text)): return j
     found = _plain(line, mender) if regular else mender.cells(line.replace("\r", " "))
