@@ -120,12 +120,15 @@ def _one_edit(cells: list[str], width: int, sep: str) -> list[list[str]]:
 # %% ../../nbs/data/02_text_lines.ipynb #1119b05d
 @patch
 def cell(self: Fits, i: int, text: str) -> bool:
+    "Tell whether a text looks like the cells of column i."
     known, digits, empty = self.columns[i]
     if not (s := shape(text.replace(self.quote, "") if self.quote else text)): return empty
     return known is None or (s if digits else re.sub("9+", "9", s)) in known
 
 @patch
-def misfits(self: Fits, cells: list[str]) -> int: return sum(not self.cell(i, c) for i, c in enumerate(cells))
+def misfits(self: Fits, cells: list[str]) -> int:
+    "Count the cells that do not look like their columns."
+    return sum(not self.cell(i, c) for i, c in enumerate(cells))
 
 @patch
 def __call__(self: Fits, cells: list[str]) -> bool:
