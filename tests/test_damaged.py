@@ -1,4 +1,4 @@
-"""Files with planted damages: no row that was left alone is lost, changed or doubled, and every line is accounted for."""
+"""Files with planted damages: no row left alone is lost, changed or doubled; every line is accounted for."""
 
 import random
 
