@@ -7,7 +7,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 # Modules are compiled once, also where the machine asks Python to keep nothing.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo dash install dev check lessons test test-slow soak bench-data bench-tables bench-learn bench-compress bench-jobs bench-monitor bench-dash bench-serve docs gpu clean
+.PHONY: demo dash install dev check lessons test test-slow soak bench-data bench-reading bench-tables bench-learn bench-compress bench-jobs bench-monitor bench-dash bench-serve docs gpu clean
 
 install: .venv/.installed
 dev: .venv/.dev
@@ -56,6 +56,11 @@ bench-data: dev
 	@$(BIN)/python tests/bench/bench.py merge prep loader --rows 1e6
 	@$(BIN)/python tests/bench/bench.py growth
 	@$(BIN)/python tests/bench/bench.py wide --rows 3e6 --repeats 1
+
+# Damaged files read with nothing said about them, next to DuckDB, pandas, Polars and CleverCSV: POLLOCK=FOLDER is a checkout of the Pollock benchmark (five minutes).
+bench-reading: dev
+	@$(INSTALL) clevercsv
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/bench/reading.py $(POLLOCK)
 
 # The default network and gradient boosting on a dozen real tables, beside peers on the same split (about an hour; SEEDS=1 for a look).
 SEEDS ?= 5

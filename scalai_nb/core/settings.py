@@ -144,8 +144,8 @@ class ServeSection(Section):
     body_timeout: float = Field(10, gt=0)  # seconds in which a request's body has to come
     grace: float = Field(2, ge=0)  # seconds in which an idle connection may make one more request before the end
     tokens: str = ""  # NAME:SHA-256 of each client's token, separated by commas; empty: everybody is served
-    cert: str = ""  # PEM file of a certificate and its chain, relative to settings.ini; empty: plain HTTP
-    key: str = ""  # PEM file of its private key; empty: it is in the same file
+    cert: str = ""  # PEM file of a certificate, its chain and, unless `key` names another file, its key; empty: HTTP
+    key: str = ""  # PEM file of its private key
     client_rate: float = Field(0, ge=0)  # predictions a second of one client, over all workers; 0: any number
     client_rows: int = Field(0, ge=0)  # rows of one client that a worker may have in hand; 0: any number
     origins: str = ""  # https://… of pages that may call the service, separated by commas; *: any; empty: none

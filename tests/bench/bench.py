@@ -33,6 +33,7 @@ PACKAGES = (
     "pandas",
     "polars",
     "duckdb",
+    "clevercsv",
     "dask",
     "scikit-learn",
     "torch",
@@ -75,6 +76,7 @@ LONG = ("growth", "wide")  # asked for by name
 SECTIONS = (
     *JOBS,
     "serve",
+    "reading",
     "tables",
     "late",
     "airtime",
