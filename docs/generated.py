@@ -48,7 +48,8 @@ def settings() -> str:
         kind = field.annotation
         if not hasattr(kind, "model_fields"): continue
         out.extend([f"## `[{name}]`", "", kind.__doc__ or "", "", "| key | default | what it sets |", "|---|---|---|"])
-        comments = comments_of(inspect.getsource(kind))
+        comments = {}  # a section's first keys may be in a class that it extends
+        for c in reversed(kind.__mro__[:-2]): comments |= comments_of(inspect.getsource(c))
         for key, f in kind.model_fields.items():
             default = "" if f.default is PydanticUndefined else f.default
             out.append(f"| `{key}` | `{default!r}` | {cell(comments.get(key, ''))} |")

@@ -85,7 +85,7 @@ def with_read_options(fn):  # a verb with the parameter `read`
 # %% ../../nbs/cli/04_data.ipynb #afb76da2
 def read_line(uri: str, read: Any = None) -> str:  # empty where a source is no file of text
     "Say how a file of text is read, in one line."
-    from scalai_nb.data.ingest import text_layout
+    from scalai_nb.data.line_accounts import text_layout
     at = text_layout(uri, read)
     return f"Read as: {at}\n" if at is not None else ""
 

@@ -128,8 +128,8 @@ class AppsSection(Section):
     editors: str = ""  # names, and groups as @group, separated by commas; all others whom the proxy names are viewers
 
 # %% ../../nbs/core/02_settings.ipynb #e37c953f
-class ServeSection(Section):
-    "Set the address, processes and limits of the HTTP service, and the batches of scoring."
+class _Service(Section):
+    "Set the address, processes and limits of the HTTP service."
     port: int = Field(8000, ge=0, le=65535)  # 0: any free one
     host: str = "127.0.0.1"  # 0.0.0.0: every network
     workers: PositiveInt | Literal["auto"] = "auto"  # processes; auto: one a core
@@ -150,6 +150,10 @@ class ServeSection(Section):
     client_rows: int = Field(0, ge=0)  # rows of one client that a worker may have in hand; 0: any number
     origins: str = ""  # https://… of pages that may call the service, separated by commas; *: any; empty: none
     metrics: str = ""  # NAME.prom, for node_exporter to read what scoring counts; empty: none
+
+# %% ../../nbs/core/02_settings.ipynb #52e6843a
+class ServeSection(_Service):
+    "Set the address, processes and limits of the HTTP service, and the batches of scoring."
     observe: bool = True  # profile what is answered, in a process of its own
     flush: float = Field(30, ge=.1)  # seconds between two writings of live windows: the most that a kill can lose
     scores: bool = False  # append what is answered to the model's table of scores, too

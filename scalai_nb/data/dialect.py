@@ -51,12 +51,12 @@ TYPED = re.compile(
     r"|\(\d[\d.,]*\)|\d{1,2}[- ][A-Za-z]{3}[- ]\d{2,4}")
 
 def is_typed(cell: str) -> bool:
-    "Tell whether a cell reads as a number, a date, a time, a truth value or an address."
+    "Tell whether `cell` reads as a number, a date, a time, a truth value or an address."
     cell = cell.strip()
     return bool(cell) and len(cell) < 400 and bool(NUMBER.fullmatch(cell) or TYPED.fullmatch(cell))
 
 def shape(cell: str) -> str:
-    "Write a cell with 9 for each digit and a for each run of letters."
+    "Write `cell` with 9 for each digit and a for each run of letters."
     return re.sub(r"[^\W\d_]+", "a", re.sub(r"\d", "9", cell.strip()[:200]))[:60]
 
 # %% ../../nbs/data/02_dialect.ipynb #a312d348
@@ -166,8 +166,8 @@ MOST_LINES = 100  # above a header
 # %% ../../nbs/data/02_dialect.ipynb #5305bc9a
 def find_dialect(text: str,  # a file's beginning
                  rest: tuple[str, ...] = (),  # whole lines from its middle and its end
-                 sep: str = "", quote: str = "", escape: str = "", preamble: int | None = None,
-                 header: int | None = None,  # what is known
+                 sep: str = "", quote: str = "", escape: str = "", preamble: int | None = None,  # what is known
+                 header: int | None = None,  # likewise: lines of names; 0: none
                 ) -> Dialect:
     "Find how a file is written."
     lines = text.split("\n")

@@ -16,11 +16,11 @@ from ..core.storage import veiled
 from . import source, text_files
 from .clean import tidy
 from .contract import Contract
-from .ingest import TEXT
 from .profile import Profile, profile
 from .quality import READ_AS, proposal
 from .read_options import ReadOptions
 from .readers import Look, suffix
+from .text_files import TEXT
 
 # %% ../../nbs/data/20_inspection.ipynb #04231933
 @dataclass(frozen=True)

@@ -71,8 +71,13 @@ def scan_lines(data: np.ndarray,  # uint8: whole lines
 LONGEST = 10_000  # lines of one cell
 
 @numba.njit(cache=True)
-def close_record(data, starts, ends, cells, flags, i: int, width: int, sep: int, quote: int, escape: int):
-    "Find the line that closes the quote open in line i: its number, the record's cells, and rows between; -1: none."
+def close_record(data: np.ndarray,  # uint8: whole lines
+                 starts: np.ndarray, ends: np.ndarray,  # int64 (lines,), bytes
+                 cells: np.ndarray, flags: np.ndarray,  # int32 and uint8 (lines,), see `scan_lines`
+                 i: int, width: int,  # the line's number; cells of a row
+                 sep: int, quote: int, escape: int,  # bytes; 256: none
+                ):  # number of the closing line, the record's cells, and rows between
+    "Find the line that closes the quote open in line i; -1: none."
     total, rows = cells[i], 0
     for j in range(i + 1, min(len(starts), i + LONGEST)):
         more, f = _scan_line(data, starts[j], ends[j], sep, quote, escape, True)
@@ -120,14 +125,14 @@ def _one_edit(cells: list[str], width: int, sep: str) -> list[list[str]]:
 # %% ../../nbs/data/02_text_lines.ipynb #1119b05d
 @patch
 def cell(self: Fits, i: int, text: str) -> bool:
-    "Tell whether a text looks like the cells of column i."
+    "Tell whether `text` looks like the cells of column `i`."
     known, digits, empty = self.columns[i]
     if not (s := shape(text.replace(self.quote, "") if self.quote else text)): return empty
     return known is None or (s if digits else re.sub("9+", "9", s)) in known
 
 @patch
 def misfits(self: Fits, cells: list[str]) -> int:
-    "Count the cells that do not look like their columns."
+    "Count those of a row's `cells` that do not look like their columns."
     return sum(not self.cell(i, c) for i, c in enumerate(cells))
 
 @patch
@@ -148,7 +153,8 @@ class Mender:
         self.frequent = set()  # wrong numbers of cells that so many lines have that they are no slip
 
     @staticmethod
-    def separator(dialect: Dialect) -> str: return dialect.sep if len(dialect.sep) == 1 else UNIT
+    def separator(dialect: Dialect) -> str:  # of one character, as `one_separator` puts it
+        return dialect.sep if len(dialect.sep) == 1 else UNIT
 
 # %% ../../nbs/data/02_text_lines.ipynb #c757dc24
 @patch
@@ -178,7 +184,7 @@ def _parted(self: Mender, line: str) -> list[list[str]]:  # a separator put befo
 # %% ../../nbs/data/02_text_lines.ipynb #b8069a3a
 @patch
 def footer(self: Mender, cells: list[str]) -> bool:
-    "Tell whether a row of the last lines sums up or comments on those above."
+    "Tell whether a row of the last lines, its `cells`, sums up or comments on those above."
     if not FOOTER.match(next((c for c in cells if c.strip()), "")): return False
     return len(cells) != self.width or self.width > 1 and not self.fits(cells)
 
@@ -313,7 +319,7 @@ class Accounts:
     mended: int = 0  # of the rows
 
     def add(self, s: Sorted) -> None:
-        "Add a block's lines."
+        "Add a block's lines, as `sort_lines` left them in `s`."
         self.rows += s.rows
         self.refused += len(s.refused) - s.footer
         for name in ("continued", "blank", "footer", "mended"):
