@@ -1527,6 +1527,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'scalai_nb.data.dialect._kind': ('data/dialect.html#_kind', 'scalai_nb/data/dialect.py'),
                                         'scalai_nb.data.dialect._leniently': ('data/dialect.html#_leniently', 'scalai_nb/data/dialect.py'),
                                         'scalai_nb.data.dialect._mended': ('data/dialect.html#_mended', 'scalai_nb/data/dialect.py'),
+                                        'scalai_nb.data.dialect._one_name': ('data/dialect.html#_one_name', 'scalai_nb/data/dialect.py'),
                                         'scalai_nb.data.dialect._quote': ('data/dialect.html#_quote', 'scalai_nb/data/dialect.py'),
                                         'scalai_nb.data.dialect._rows': ('data/dialect.html#_rows', 'scalai_nb/data/dialect.py'),
                                         'scalai_nb.data.dialect._score': ('data/dialect.html#_score', 'scalai_nb/data/dialect.py'),

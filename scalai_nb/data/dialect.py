@@ -186,6 +186,8 @@ def find_dialect(text: str,  # a file's beginning
     trailing = n > 0 and width > 2 and (len(names) < width or not names[-1]) and bool(columns) and not any(columns[-1])
     above = {tuple(r) for r in first[:top + n]}
     columns = _columns([r for r in rows if tuple(r) not in above], width)
+    if not sep and (preamble, header, width, n) == (None, None, 2, 0) and (other := _one_name(text, lines[:top])):
+        return find_dialect(text, rest, other, quote, escape)
     return Dialect(marks, width, top, n, names, trailing, [Counter(map(shape, c)) for c in columns],
                    len(columns[0]) if columns else 0)
 
@@ -219,6 +221,11 @@ def _joined(rows: list[list[str]], width: int) -> list[str]:
 def _mended(cells: list[str], width: int) -> list[str]:  # a header with a separator too many
     empty = [i for i, c in enumerate(cells) if not c.strip()]
     return [c for i, c in enumerate(cells) if i != empty[0]] if len(cells) == width + 1 and empty else cells
+
+# %% ../../nbs/data/02_dialect.ipynb #1d4389db
+def _one_name(text: str, above: list[str]) -> str:  # a separator that the text lacks; empty: there is no such name
+    if len(above) != 1 or not re.fullmatch(r"[^\W\d]\w*", above[0].strip()): return ""
+    return next((s for s in ";|\t," if s not in text), "")
 
 # %% ../../nbs/data/02_dialect.ipynb #4541293f
 def _header(rows: list[list[str]], columns: list[list[str]], width: int) -> int:  # lines of it

@@ -149,7 +149,8 @@ class Mender:
         self.sep = self.separator(dialect)
         self.quote, self.escape, self.width = marks.quote, marks.escape, dialect.width
         self.bytes = tuple(ord(x) if x else 256 for x in (self.sep, self.quote, self.escape))
-        self.header = [c.strip() for c in dialect.cells]
+        # that may come again; a word alone on its line may be a value, too
+        self.header = [c.strip() for c in dialect.cells] if dialect.width > 1 else []
         self.frequent = set()  # wrong numbers of cells that so many lines have that they are no slip
 
     @staticmethod

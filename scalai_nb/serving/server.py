@@ -69,7 +69,8 @@ def worker_options(options: ModelOptions,  # of one model
         path = folder/f"{ref.name}.json"
         path.write_text(pointer.to_json())
     which = str(ref.version or ref.alias or "champion")
-    if options.part: check_border(settings.root/pointer.find(which).path, options)
+    version = pointer.find(which)
+    if options.part: check_border(settings.root/version.path, options)
     return {"name": ref.name, "reference": which, "pointer": str(path), "keys": options.keys,
             "others": options.others, "wait": options.wait_ms/1000, "queue": settings.serve.queue,
             "max_batch": options.max_batch or settings.serve.max_batch, "canary": options.canary,
