@@ -77,6 +77,7 @@ def worker_options(options: ModelOptions,  # of one model
             "contract": options.contract, "part": options.part, "scores": options.scores or f"{ref.name}_scores",
             "append": settings.serve.scores}
 
+# %% ../../nbs/serving/20_server.ipynb #48cd4f56
 def check_border(path: Path,  # of a model file
                  options: ModelOptions) -> None:
     "Raise `BadRequest` where the part that the `options` name is not in a file."
