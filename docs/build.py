@@ -14,9 +14,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 import generated
-from check import problems
 from execute import ROOT, execute_all
 from pages import ROOMS, write_pages
+from site_check import problems
 
 def sources(out: Path, only: str, workers: int) -> dict[Path, str]:  # notebook → why it failed
     "Write Sphinx's source: pages by hand, pages of notebooks, pages of commands and settings."

@@ -42,7 +42,7 @@ def test_an_export_cell_becomes_signatures_and_folded_source():
 
 
 def test_what_is_wrong_with_a_site_is_found(tmp_path):
-    from check import problems
+    from site_check import problems
     (tmp_path/"a.html").write_text('<a href="b.html#there">b</a><a href="c.html">c</a><p id="here"></p>'
                                    '<script src="https://example.org/x.js"></script><a href="https://a.org"></a>')
     (tmp_path/"b.html").write_text('<a href="a.html#here">a</a>')
