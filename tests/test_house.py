@@ -80,6 +80,7 @@ def test_dependencies_are_those_that_are_imported():
         "llvmlite": "numba",
         "cudf": "gpu",
         "cupy": "gpu",
+        "PIL": "pictures",
     }
     rename = {"pyyaml": "yaml", "scikit-learn": "sklearn", "ruamel.yaml": "ruamel", "ipython": "IPython"}
     declared = {
