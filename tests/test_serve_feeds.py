@@ -14,6 +14,7 @@ from scalai_nb.data.profile import profile
 from scalai_nb.data.profile_store import record
 from scalai_nb.data.table import Table
 from scalai_nb.loop.decisions import decisions
+from scalai_nb.loop.live_evaluation import due_periods, find_all_live
 from scalai_nb.loop.live_trial import live_trials
 from scalai_nb.loop.model_file import Model
 from scalai_nb.monitor.alarms import Alarms
@@ -44,7 +45,7 @@ def days_back(folder: Path, days: int) -> str:  # noqa: F811
     return day
 
 
-def test_drifted_requests_raise_an_alarm_by_hand_and_by_the_window_job(folder):  # noqa: F811
+def test_drifted_requests_raise_an_alarm_by_hand_and_by_the_nightly_workflow(folder):  # noqa: F811
     file = folder/"models/churn.toml"
     file.write_text(file.read_text() + 'ignore = ["tiny"]\n')  # what is nearer to 0 than 1e-30 is 0 to a model
     sent = rows_of(folder)
@@ -64,17 +65,36 @@ def test_drifted_requests_raise_an_alarm_by_hand_and_by_the_window_job(folder): 
     assert opened() == {("churn.live", today)} and "tenure" in {a.subject for a in Alarms(settings).find()}
     listed = scalai("alarms", "list", "--json", cwd=folder)
     assert {a["source"] for a in json.loads(listed.out)["alarms"]} == {"churn.live"}
-    for file in settings.path("decisions", "churn", "live").glob("*.json"): file.unlink()
+    assert decisions(settings, "churn", live=True) == []  # a look by hand decides nothing
     settings.path("alarms.db").unlink()
     day = days_back(folder, 1)
     shutil.copytree(ROOT/"workflows", folder/"workflows")
-    done = scalai("run", "workflows/live.ipynb", "--json", cwd=folder)
+    done = scalai("run", "workflows/live.toml", "--json", cwd=folder)
     assert done.code == 0, done.out[-2000:]
-    assert json.loads(done.out)["results"]["drifted"] == [f"live {day}"]
+    live, retrain = json.loads(done.out)["steps"]
+    assert (live["results"]["drifted"], retrain["state"]) == ([f"live {day}"], "skipped")
     assert opened() == {("churn.live", day)} and "tenure" in {a.subject for a in Alarms(settings).find()}
     (decided,) = decisions(settings, "churn", live=True)
     assert decided["action"] == "alert" and "tenure" in decided["evidence"]["drifted"], decided
     assert decisions(settings, "churn") == []  # the table's windows have a log of their own
+
+
+def test_a_window_that_no_known_version_answered_stops_no_other(folder):  # noqa: F811
+    "A version that was served pinned, a prep that was served alone, and two days of the champion."
+    settings, model = Settings(root=folder), Model.load("churn", Settings(root=folder))
+    rows = Table("customers", settings).to_pandas()
+    asked = profile(rows[inputs(folder, "churn")])
+    given = profile(rows[["tenure"]].astype("float32").set_axis(["score"], axis=1))
+    day = lambda back: f"{datetime.now(UTC) - timedelta(days=back):%Y-%m-%d}"
+    for back, version in ((4, 2), (3, 0), (2, 1), (1, 1)):
+        record("churn.live", {day(back): asked}, f"asked {back}", by="period", settings=settings)
+        if not version: continue
+        record(f"churn@{version}.live", {day(back): given}, f"given {back}", by="period", settings=settings)
+    broken = {}
+    found = find_all_live(model, settings, broken=broken)
+    assert [(f.period, f.judgement.version.version) for f in found] == \
+        [(f"live {day(back)}", version) for back, version in ((4, 2), (3, 1), (2, 1), (1, 1))], broken
+    assert not broken and due_periods(model, settings) == []
 
 
 def test_a_shadow_and_a_canary_are_compared_with_the_champion(folder):  # noqa: F811

@@ -105,7 +105,7 @@ def alarms_look(
 def look_at(source: str, period: str | None, ignore: tuple[str, ...]) -> Any:  # monitor.alpha_spending.Look
     "Look at a window of a source; `MODEL.live` is what services answered for a model."
     from scalai_nb.core.settings import Settings
-    from scalai_nb.loop.live_evaluation import find_live, live_periods, model_of_source
+    from scalai_nb.loop.live_evaluation import judge_live, live_periods, look_live, model_of_source
     settings = Settings.load()
     if not (name := model_of_source(source, settings)):
         from scalai_nb.loop.watch import watch
@@ -118,4 +118,5 @@ def look_at(source: str, period: str | None, ignore: tuple[str, ...]) -> Any:  #
     if not periods:
         raise BadRequest(f"No window of '{source}' is over and has enough rows.",
                          "One ends with its day (UTC); scalai dash shows the one that runs.", "window")
-    return find_live(Model.load(name, settings), periods[-1], settings).look
+    model = Model.load(name, settings)
+    return look_live(model, judge_live(model, periods[-1], settings), periods[-1], settings)

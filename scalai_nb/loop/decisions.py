@@ -49,8 +49,14 @@ def log_of(model: str, period: str, settings: Settings | None = None) -> list[di
     return decisions(settings, model, live=is_live(period))
 
 def is_old(model: str, period: str, settings: Settings | None = None) -> bool:
-    "Whether a later window of the model was decided: then this one changes no more which version serves."
-    return any(order(d["period"]) > order(period) for d in log_of(model, period, settings))
+    """Whether a later window of the model was decided: then this one changes no more which version serves.
+
+    Labels of live traffic come late: its windows are old as soon as a later one called for a retraining."""
+    later = _later(model, period, settings)
+    return any(d["action"] == "retrain" for d in later) if is_live(period) else bool(later)
+
+def _later(model: str, period: str, settings: Settings | None) -> list[dict]:
+    return [d for d in log_of(model, period, settings) if order(d["period"]) > order(period)]
 
 # %% ../../nbs/loop/02_decisions.ipynb #a0722a4e
 def is_replay(model: str, period: str,
@@ -59,12 +65,13 @@ def is_replay(model: str, period: str,
              ) -> bool:
     """Whether judging a window now is a replay:
 
-    it is old, its decision was carried out, or closed and no labels came since."""
+    it is old, its decision was carried out, or closed and no labels came since. Of live traffic an old one is judged
+    as a new one where labels came since."""
     own = next((d for d in log_of(model, period, settings) if d["period"] == period), None)
-    old = is_old(model, period, settings)
-    if own is None or old: return old
+    old = bool(_later(model, period, settings))
+    if own is None or old and not is_live(period): return old and not is_live(period)
     if any(t["outcome"] != "failed" for t in own["trail"]): return True
-    return own["closed"] and labelled <= own["evidence"].get("labelled", 0)
+    return (own["closed"] or old) and labelled <= own["evidence"].get("labelled", 0)
 
 # %% ../../nbs/loop/02_decisions.ipynb #fd2653fa
 def record(model: str,  # registry name

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LEAST', 'LOOK_BACK', 'SETTLED', 'USUAL', 'live_periods', 'due_periods', 'comparable', 'live_and_reference',
            'usual_periods', 'look_live', 'version_in', 'judge_live', 'LiveFinding', 'find_live', 'find_all_live',
-           'model_of_source']
+           'newest_call', 'model_of_source']
 
 # %% ../../nbs/loop/06_live_evaluation.ipynb #560c7333
 import time
@@ -14,7 +14,8 @@ from typing import Any
 
 from fastcore.basics import patch
 
-from ..core.errors import BadRequest
+from ..core.errors import BadRequest, ScalaiError, Unreachable
+from ..core.logs import logger
 from ..core.settings import Settings
 from ..data.period import live_name, order, span, unit_of
 from ..data.profile import Profile, total
@@ -51,7 +52,9 @@ def due_periods(model: Model, settings: Settings, now: float | None = None) -> l
     "List the windows of live traffic that were not decided about, or whose labels came since."
     from scalai_nb.serving.labels import labelled
     periods = live_periods(model.name, settings, now)[-LOOK_BACK:]
-    known = {d["period"]: d["evidence"].get("labelled", 0) for d in decisions(settings, model.name, live=True)}
+    known: dict[str, int] = {}  # window → labels when it was judged last
+    for d in (d for again in (False, True) for d in decisions(settings, model.name, again, live=True)):
+        known[d["period"]] = max(known.get(d["period"], 0), d["evidence"].get("labelled", 0))
     have = labelled(model.scores, settings)["periods"] if periods else {}
     more = lambda name: have.get(name, {}).get("labelled", 0) > known.get(name, -1)
     return [p for p in periods if live_name(p) not in known or more(live_name(p)) and have.get(live_name(p))]
@@ -107,12 +110,16 @@ def look_live(model: Model, judgement: Judgement, period: str, settings: Setting
 
 # %% ../../nbs/loop/06_live_evaluation.ipynb #0b5554ef
 def version_in(model: str, period: str, settings: Settings) -> Any:  # ModelVersion
-    "Find the version that answered most of a window's rows. Raises `BadRequest` where none that is known did."
+    """Find the version that answered most of a window's rows: the champion, one that the decisions know, else any
+    that is registered. Where no answer was seen, only what was asked, it is the champion. Raises `BadRequest`."""
     from scalai_nb.training.registry import Registry
     registry = Registry(settings)
     champion = registry.champion(model)
     numbers = dict.fromkeys([*([champion.version] if champion else []), *served(model, settings)])
-    rows = {n: live_overview(scores_source(model, n), settings).get(period, (0, ""))[0] for n in numbers}
+    count = lambda n: live_overview(scores_source(model, n), settings).get(period, (0, ""))[0]
+    rows = {n: count(n) for n in numbers}
+    if not any(rows.values()): rows = {n: count(n) for v in registry.list(model) if (n := v["version"])}
+    if not any(rows.values()) and champion: return champion
     if not any(rows.values()):
         raise BadRequest(f"No version of {model!r} that serves or served has answered in {period}.",
                          "Promote the version that is served; see: scalai models list", "model")
@@ -161,7 +168,6 @@ def find_live(model: Model, period: str, settings: Settings | None = None) -> Li
     seen = look_live(model, judgement, period, settings)
     version, evidence = judgement.version, judgement.decision.evidence
     replay = is_replay(model.name, name, settings, evidence.get("labelled", 0))
-    if not replay: unfinished(model.name, name, settings)
     past = [d for live in (False, True) for d in decisions(settings, model.name, live=live) if d["period"] != name]
     windows = sorted((w for w in periods(model.table, settings=settings) if w is not None), key=order)
     decision = plan_live(judgement.decision, past, windows, model.retrain, tuple(learnt_from(version)),
@@ -170,10 +176,26 @@ def find_live(model: Model, period: str, settings: Settings | None = None) -> Li
            outcome="pending" if decision.action == "retrain" else "kept", settings=settings)
     return LiveFinding(name, seen, judgement, decision, replay)
 
-def find_all_live(model: Model, settings: Settings | None = None, now: float | None = None) -> list[LiveFinding]:
+# %% ../../nbs/loop/06_live_evaluation.ipynb #85850cf4
+def find_all_live(model: Model, settings: Settings | None = None, now: float | None = None,
+                  broken: dict[str, str] | None = None,  # takes the windows that cannot be judged, with the reason
+                 ) -> list[LiveFinding]:
     "Look at all windows of a `model` that are over `now` and not decided about, oldest first."
-    settings = settings or Settings.load()
-    return [find_live(model, p, settings) for p in due_periods(model, settings, now)]
+    settings, found = settings or Settings.load(), []
+    due = due_periods(model, settings, now)
+    if due: unfinished(model.name, live_name(due[-1]), settings)  # of earlier runs, and none of this one
+    for period in due:
+        try: found.append(find_live(model, period, settings))
+        except Unreachable: raise
+        except ScalaiError as e:
+            if broken is not None: broken[live_name(period)] = e.message
+            logger("live").warning("a window cannot be judged", model=model.name, period=period, why=e.message)
+    return found
+
+def newest_call(windows: list[LiveFinding],  # of one run, in order
+               ) -> LiveFinding | None:  # None: there is none
+    "Choose what a run acts on: the newest window that calls for a retraining, else the newest."
+    return next((w for w in windows[::-1] if w.action == "retrain"), windows[-1] if windows else None)
 
 def model_of_source(source: str, settings: Settings) -> str:  # empty: it is no source of live traffic
     "Find the model whose live traffic a source of windows holds."

@@ -75,7 +75,7 @@ def seal(self: Appends,
 
 # %% ../../nbs/serving/24_appends.ipynb #8a1b60ac
 @patch
-def commit(self: Appends) -> bool:  # whether the ledger is to be written again
+def commit(self: Appends) -> list[str]:  # files to `remove` as soon as the ledger is written
     "Append the batches that are named. One that cannot be stays for the next time."
     done = []
     for batch in list(self.known["batches"]):
@@ -86,9 +86,13 @@ def commit(self: Appends) -> bool:  # whether the ledger is to be written again
             continue
         self.known["batches"].remove(batch)
         done += batch["files"]
-    for file in done: (self.folder/file).unlink(missing_ok=True)
+    return done
+
+@patch
+def remove(self: Appends, files: list[str]) -> None:
+    "Remove files whose rows are appended, and which the written ledger names no more."
+    for file in files: (self.folder/file).unlink(missing_ok=True)
     if not (self.known["open"] or self.known["batches"]): shutil.rmtree(self.folder, ignore_errors=True)
-    return bool(done)
 
 # %% ../../nbs/serving/24_appends.ipynb #e2abadc5
 @patch

@@ -78,6 +78,8 @@ def prediction_columns(scores: np.ndarray,  # float32 (N,) or (N, C)
             "scores": each}
 
 # %% ../../nbs/serving/23_live_rows.ipynb #62ab00ab
+_UNFIT = (pa.ArrowException, OverflowError, ValueError, TypeError)  # of a value that is none of its type
+
 def key_column(values: list,  # as they came in JSON
                type: pa.DataType | None,  # of the table; None: not known
               ) -> pa.Array:
@@ -86,13 +88,13 @@ def key_column(values: list,  # as they came in JSON
     if type is None: return pa.array(text, pa.string())
     def cast(some: list) -> pa.Array:
         try: return pa.array(some, type)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError): pass
+        except _UNFIT: pass
         return pa.array([v if v is None else str(v) for v in some], pa.string()).cast(type)
     try: return cast(values if type != pa.string() else text)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError): pass
+    except _UNFIT: pass
     def one(value: Any) -> pa.Array:
         try: return cast([value])
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError): return pa.nulls(1, type)
+        except _UNFIT: return pa.nulls(1, type)
     return pa.concat_arrays([one(v) for v in values])
 
 # %% ../../nbs/serving/23_live_rows.ipynb #f761413c

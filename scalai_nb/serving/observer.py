@@ -167,15 +167,27 @@ def _grow(self: Observer, source: str, period: str, rows: pa.Table) -> None:
 @patch
 def _keep(self: Observer, head: dict, feeds: dict[str, Any], scores: np.ndarray, keys: dict[str, list]) -> None:
     model, (schema, _), period = head["model"], self._table(head["table"]), self._period(head)
-    if feeds:
-        self._grow(inputs_source(model), period, input_columns(feeds, [tuple(i) for i in head["inputs"]], schema))
-    if not scores.size: return  # of a prep that is served alone
-    self._grow(scores_source(model, head["version"]), period, score_columns(scores, head["task"], head["classes"]))
-    if not (table := self.config.get("scores", {}).get(model)): return
-    rows = answered_rows(head, scores, keys, schema, live_name(period))
-    if self.config.get("append"): self.appends.add(table, rows, windows=True)
-    role = "canary" if head["version"] == head.get("canary") else "champion"
-    if head.get("canary"): self._tried(table, rows, role, keys)
+    grown = {}
+    if feeds: grown[inputs_source(model)] = input_columns(feeds, [tuple(i) for i in head["inputs"]], schema)
+    if scores.size:  # a prep that is served alone has none
+        grown[scores_source(model, head["version"])] = score_columns(scores, head["task"], head["classes"])
+        self._append(head, scores, keys, schema, live_name(period))
+    for source, rows in grown.items(): self._grow(source, period, rows)
+
+# %% ../../nbs/serving/24_observer.ipynb #b0b80289
+@patch
+def _append(self: Observer, head: dict, scores: np.ndarray, keys: dict[str, list], schema: pa.Schema | None,
+            period: str) -> None:
+    "Let rows wait for their tables. Those that cannot are dropped there, and are in the windows as all are."
+    if not (table := self.config.get("scores", {}).get(head["model"])): return
+    try:
+        rows = answered_rows(head, scores, keys, schema, period)
+        if self.config.get("append"): self.appends.add(table, rows, windows=True)
+        role = "canary" if head["version"] == head.get("canary") else "champion"
+        if head.get("canary"): self._tried(table, rows, role, keys)
+    except Exception as e:  # of whatever kind: the service goes on
+        self.appends.known["dropped"] += len(scores)
+        logger("serve").error("rows cannot be appended", table=table, why=f"{type(e).__name__}: {e}"[:200])
 
 # %% ../../nbs/serving/24_observer.ipynb #69fefd59
 @patch
@@ -279,7 +291,9 @@ def flush(self: Observer,
         self.appends.spool()
         self.appends.seal(end)
         self._write()
-        if self.appends.commit(): self._write()
+        done = self.appends.commit()
+        self._write()
+        self.appends.remove(done)
         for key, window in list(self.windows.items()):
             if end or _over(key[1], LATE): self._settle(key, window)
         self._write()

@@ -58,11 +58,14 @@ def inputs(self: RequestLog, rows: RequestRows, names: tuple[str, ...]) -> list[
     count = min(self.rows, rows.count)
     listed = lambda v: v.to_pylist() if hasattr(v, "to_pylist") else list(v)
     columns = {n: listed(v[:count]) for n, v in rows.keys.items()}
-    if rows.feeds is None: columns |= {n: [row[i] for row in rows.values[:count]] for i, n in enumerate(names)}
+    if rows.feeds is None:
+        columns |= {n: [row[i] for row in rows.values[:count]] for i, n in enumerate(names)
+                    if not isinstance(rows.values[0][i], np.ndarray)}
     else:
         of = lambda n: rows.feeds[input_name(n)][:count].tolist()
         gone = lambda n: rows.feeds.get(f"{input_name(n)}__null", np.zeros(count, bool))[:count]
-        columns |= {n: [None if g else v for v, g in zip(of(n), gone(n))] for n in names}
+        flat = [n for n in names if getattr(rows.feeds.get(input_name(n)), "ndim", 0) == 1]  # no pictures, no arrays
+        columns |= {n: [None if g else v for v, g in zip(of(n), gone(n))] for n in flat}
     shown = {n: [HIDDEN]*count if n in self.redact else v for n, v in columns.items()}
     return [dict(zip(shown, row)) for row in zip(*shown.values())]
 

@@ -129,8 +129,10 @@ class Rollout:
                  batcher: Batcher,  # of the version that is served
                  share: float,  # of the canary
                  loader: Callable,  # ServedVersion → LoadedModel
+                 part: str = "",  # of the model, where one is served: prep or model
                 ):
         self.name, self.reference, self.batcher, self.share, self.loader = name, reference, batcher, share, loader
+        self.part = part
         self.canary: Batcher | None = None
         self.shadow: Shadow | None = None
         self.errors: dict[str, dict] = {}  # alias → why its version is not tried
@@ -154,6 +156,7 @@ def pick(self: Rollout,
         ) -> Batcher:
     "Choose who answers a request."
     canary = self.canary
+    if self.part == "model": return self.batcher  # whose prep made the features is not known
     if canary is None or canary.model.inputs != self.batcher.model.inputs: return self.batcher  # just being replaced
     return canary if portion(first_key(rows) or body) < self.share else self.batcher
 
@@ -166,7 +169,7 @@ def load(self: Rollout,
     if self.reference != "champion": return {}
     try: pointer = Pointer.load(path)
     except ScalaiError: return {}
-    have = {"canary": self.canary, "shadow": self.shadow}
+    have = {"canary": self.canary} | ({} if self.part else {"shadow": self.shadow})  # half a model has no shadow
     found: dict[str, Any] = {}
     for alias, holder in have.items():
         number = pointer.aliases.get(alias)

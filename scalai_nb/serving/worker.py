@@ -50,7 +50,8 @@ class Follower:
         self.state, self.retry = self._state(), 0.
         model = self.load(self.entry())
         batcher = Batcher(model, options["max_batch"], options["queue"], options["wait"], caller)
-        rollout = Rollout(self.name, self.reference, batcher, options.get("canary", 0.), self.load)
+        rollout = Rollout(self.name, self.reference, batcher, options.get("canary", 0.), self.load,
+                          options.get("part", ""))
         self.service = Service(self.name, self.reference, self.signature(model), batcher, rollout=rollout)
         rollout.put(rollout.load(self.path))
 
