@@ -93,6 +93,7 @@ def _parsed(uri: str, head: bytes, read: ReadOptions, names: list[str], lines: i
 def _decimal_mark(uri: str, head: bytes, read: ReadOptions, names: list[str], lines: int) -> str:
     "A comma where columns are numbers with a decimal comma and none has a decimal point, else a point."
     if b"," not in (head := head[:head.rfind(b"\n", 0, SAMPLE) + 1] or head) or not names: return "."
+    if read.sep == "," and b'"' not in head: return "."  # no cell has a comma
     votes = set()
     for values in _parsed(uri, head, read, names, lines, column_types=dict.fromkeys(names, pa.string())).columns:
         values = pc.utf8_trim_whitespace(pc.drop_null(values)).slice(0, 5_000)
