@@ -89,7 +89,9 @@ def commit(self: Appends) -> list[str]:  # files to `remove` as soon as the ledg
     return done
 
 @patch
-def remove(self: Appends, files: list[str]) -> None:
+def remove(self: Appends,
+           files: list[str],  # from `commit`
+          ) -> None:
     "Remove files whose rows are appended, and which the written ledger names no more."
     for file in files: (self.folder/file).unlink(missing_ok=True)
     if not (self.known["open"] or self.known["batches"]): shutil.rmtree(self.folder, ignore_errors=True)
