@@ -75,5 +75,6 @@ def write(out: Path,  # Sphinx's source
     "Write the pages that come from code, and those that are files of the project."
     (out/"cli.md").write_text(commands())
     (out/"settings.md").write_text(settings())
-    (out/"results.md").write_text((root/"tests/bench/RESULTS.md").read_text().partition("\n## ")[2].join(["## ", ""]))
+    _, _, measured = (root/"tests/bench/RESULTS.md").read_text().partition("\n## ")  # without its first lines
+    (out/"results.md").write_text(f"## {measured}")
     (out/"changes.md").write_text((root/"CHANGELOG.md").read_text())

@@ -77,7 +77,6 @@ def page(nb: nbformat.NotebookNode) -> nbformat.NotebookNode:
         cells.append(cell)
     made = nbformat.v4.new_notebook(cells=cells)
     made.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    for cell in made.cells: cell.setdefault("id", "x")
     return made
 
 def write_pages(done: dict[Path, nbformat.NotebookNode],  # notebook → executed

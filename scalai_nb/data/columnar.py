@@ -123,9 +123,11 @@ def _place(uri: str, total: int, rows: int) -> float:  # bytes; rows lie anywher
     return Path(uri).stat().st_size*rows/total
 
 # %% ../../nbs/data/03_columnar.ipynb #244e88b9
+_DAMAGED = (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError)  # what reading a torn file raises
+
 def _whole(uri: str, file, groups: list[int], columns, rows: int, threads: bool) -> Iterator[pa.RecordBatch]:
     try: yield from file.iter_batches(rows, row_groups=groups, columns=columns, use_threads=threads)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as e:
+    except _DAMAGED as e:
         meta = file.metadata
         torn = [g for g in groups if _damage(file, g, columns)]
         if not torn or len(torn) == meta.num_row_groups: raise
@@ -140,7 +142,7 @@ def _sound(uri: str, file, meta, groups: list[int], columns, rows: int, threads:
            bad: list | None) -> Iterator[pa.RecordBatch]:
     for g in groups:
         try: table = file.read_row_group(g, columns=columns, use_threads=threads)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as e:
+        except _DAMAGED as e:
             if bad is not None: bad.append(
                 (_first_row(meta, g), "row group: damaged", f"{_span(meta, g)}: {_first_line(e)}")
             )
@@ -149,7 +151,7 @@ def _sound(uri: str, file, meta, groups: list[int], columns, rows: int, threads:
 # %% ../../nbs/data/03_columnar.ipynb #57902457
 def _damage(file, group: int, columns) -> bool:
     try: file.read_row_group(group, columns=columns)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError): return True
+    except _DAMAGED: return True
     return False
 
 def _first_line(e: Exception) -> str: return str(e).splitlines()[0][:200]
@@ -192,7 +194,7 @@ def group_batches(path: str, meta,  # pyarrow.parquet.FileMetaData
         options = dict(pre_buffer=False, buffer_size=1 << 16)  # else whole groups are held as they lie in the file
         with pq.ParquetFile(path, metadata=meta, read_dictionary=coded_text(meta), **options) as file:
             yield from file.iter_batches(rows, row_groups=list(groups), columns=columns, use_threads=False)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as e:
+    except _DAMAGED as e:
         raise BadRequest(
             f"{path} cannot be read: {str(e).splitlines()[0][:300]}",
             "The file is damaged or not what its suffix says; make or copy it again.",

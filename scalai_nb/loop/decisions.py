@@ -69,7 +69,8 @@ def is_replay(model: str, period: str,
     as a new one where labels came since."""
     own = next((d for d in log_of(model, period, settings) if d["period"] == period), None)
     old = bool(_later(model, period, settings))
-    if own is None or old and not is_live(period): return old and not is_live(period)
+    outdated = old and not is_live(period)
+    if own is None or outdated: return outdated
     if any(t["outcome"] != "failed" for t in own["trail"]): return True
     return (own["closed"] or old) and labelled <= own["evidence"].get("labelled", 0)
 

@@ -19,6 +19,8 @@ import numpy as np
 import orjson
 from fastcore.basics import patch
 
+from .body import listed
+
 # %% ../../nbs/serving/18_handover.ipynb #7af29165
 HEAD = struct.Struct("<II")  # bytes of the header, bytes of all buffers
 
@@ -70,9 +72,7 @@ def encoded_keys(columns: tuple[str, ...],  # of the key
     "Write the keys of rows."
     if not columns: return b""
     def values(found: Any, start: int, count: int) -> list:
-        if found is None: return [None]*count
-        some = found[start:start + count]
-        return some.to_pylist() if hasattr(some, "to_pylist") else list(some)
+        return [None]*count if found is None else listed(found[start:start + count])
     each = {c: [v for keys, *at in parts for v in values(keys.get(c), *at)] for c in columns}
     return orjson.dumps(each, default=str)
 

@@ -51,7 +51,7 @@ from scalai_nb.serving.live import (
 )
 from .live_rows import answered_rows, constant, input_columns, score_columns
 from .request_log import LogFile
-from .worker_counts import answers, answers_by_version, latency, scored_rows, shadow_rows
+from .worker_counts import answers_by_version, latency, of_all_versions, scored_rows, shadow_rows
 
 # %% ../../nbs/serving/24_observer.ipynb #373545ea
 ENOUGH = 16_384  # rows of a window that are profiled at once
@@ -260,7 +260,8 @@ POINTS = 480  # intervals that a ledger remembers: four hours of half minutes
 @patch
 def traffic(self: Observer) -> None:
     "Count the requests since the last time, and how long they took."
-    found, by_version, shadows = answers(self.metrics), answers_by_version(self.metrics), shadow_rows(self.metrics)
+    by_version, shadows = answers_by_version(self.metrics), shadow_rows(self.metrics)
+    found = of_all_versions(by_version)
     for model, known in self.ledger["models"].items():
         before = known["counts"]
         known["counts"] = {str(code): counts.tolist() for (name, code), counts in found.items() if name == model}

@@ -19,7 +19,7 @@ from fastcore.basics import patch
 
 from ..core.logs import ecs_fields, logger
 from ..data.model_inputs import input_name
-from .body import RequestRows
+from .body import RequestRows, listed
 from .rollout import portion
 
 # %% ../../nbs/serving/31_request_log.ipynb #b412664a
@@ -56,7 +56,6 @@ class RequestLog:
 def inputs(self: RequestLog, rows: RequestRows, names: tuple[str, ...]) -> list[dict]:
     "Read the first `rows` of a request, keys and inputs called `names`; the values of some columns are hidden."
     count = min(self.rows, rows.count)
-    listed = lambda v: v.to_pylist() if hasattr(v, "to_pylist") else list(v)
     columns = {n: listed(v[:count]) for n, v in rows.keys.items()}
     if rows.feeds is None:
         columns |= {n: [row[i] for row in rows.values[:count]] for i, n in enumerate(names)
@@ -118,8 +117,9 @@ def _append(self: LogFile, data: bytes) -> None:
         before = file.tell()
         try: complete = file.write(data) == len(data)
         except OSError: complete = False
-        if not complete: os.ftruncate(file.fileno(), before)  # of a line that is half there, nothing stays
-        os.fsync(file.fileno()) if not complete else None
+        if not complete:
+            os.ftruncate(file.fileno(), before)  # of a line that is half there, nothing stays
+            os.fsync(file.fileno())
     if not complete: raise OSError("no space left for whole lines")
     if before + len(data) >= self.size: self._turn()
 
