@@ -10,13 +10,17 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 import generated
-from execute import ROOT, execute_all
-from pages import ROOMS, write_pages
+from execute import ROOT, child_seconds, execute_all
+from pages import ROOMS, summary_of, title_of, write_pages
 from site_check import problems
+
+WHEEL = 8_000_000  # bytes that the documentation may take in a wheel
+
 
 def sources(out: Path, only: str, workers: int) -> dict[Path, str]:  # notebook → why it failed
     "Write Sphinx's source: pages by hand, pages of notebooks, pages of commands and settings."
@@ -28,7 +32,43 @@ def sources(out: Path, only: str, workers: int) -> dict[Path, str]:  # notebook 
     lists = write_pages(done, ROOT/"nbs", out)
     add_list(out/"tutorials"/"index.md", lists.pop("tutorials", []))
     add_list(out/"reference.md", ["cli", "settings", *(f"reference/{room}/index" for room in ROOMS if room in lists)])
+    add_for_machines(out, done)
     return failed
+
+def add_for_machines(out: Path, done: dict) -> None:
+    "Write llms.txt (llmstxt.org): what there is to read, one line a page."
+    def line(page: str, title: str, says: str = "") -> str: return f"- [{title}]({page}.html)" + f": {says}" * bool(says)
+    parts = ["# scalai-nb", "", "> Take a model for tabular data from a notebook to production and keep it accurate there.", ""]
+    for name in ("tutorials", "howto", "explanation", "comparison"):
+        parts += [f"## {name.capitalize()}", ""]
+        for page in sorted((out/name).glob("*.md")):
+            if page.stem != "index": parts.append(line(f"{name}/{page.stem}", page.read_text().partition("\n")[0][2:]))
+        parts += [line(f"tutorials/{p.stem}", title_of(nb)) for p, nb in done.items() if p.parent.name == name]
+        parts.append("")
+    parts += ["## Reference", "", line("cli", "Command line"), line("settings", "Settings"), line("glossary", "Glossary")]
+    parts += [line(f"reference/{p.parent.name}/{p.stem}", title_of(nb), summary_of(nb))
+              for p, nb in done.items() if p.parent.name in ROOMS]
+    (out/"llms.txt").write_text("\n".join(parts) + "\n")
+
+def bring(new: Path, old: Path) -> None:
+    "Make a folder equal to another; files that are the same keep their time, so that Sphinx does not read them again."
+    files = {f.relative_to(new) for f in new.rglob("*") if f.is_file()}
+    for f in [f for f in old.rglob("*") if f.is_file() and f.relative_to(old) not in files]: f.unlink()
+    for name in files:
+        if (old/name).is_file() and (old/name).read_bytes() == (new/name).read_bytes(): continue
+        (old/name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(new/name, old/name)
+    shutil.rmtree(new)
+
+def pack(html: Path, to: Path) -> int:  # bytes
+    "Write the copy that goes into a wheel: without Sphinx's sources and without pictures over 100 kB."
+    with zipfile.ZipFile(to, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as z:
+        for f in sorted(html.rglob("*")):
+            name = f.relative_to(html)
+            large = f.suffix in (".png", ".gif", ".jpg") and f.stat().st_size > 100_000
+            if f.is_file() and not large and name.parts[0] not in ("_sources", ".doctrees") and f.suffix != ".map":
+                z.write(f, name)
+    return to.stat().st_size
 
 def add_list(page: Path, names: list[str]) -> None:
     "Add a list of pages to a page."
@@ -43,17 +83,21 @@ def main() -> int:
     p.add_argument("--out", type=Path, default=ROOT/"build"/"docs")
     args = p.parse_args()
     began, source, html = time.monotonic(), args.out/"source", args.out/"html"
-    failed = sources(source, args.only, args.workers)
+    failed = sources(args.out/"new", args.only, args.workers)
+    bring(args.out/"new", source)
     for path, why in failed.items(): print(f"{path.relative_to(ROOT)}: {why}", file=sys.stderr)
     if failed: return 1
     strict = [] if args.only else ["-W"]
     built = subprocess.run([sys.executable, "-m", "sphinx", "-q", *strict, "--keep-going", "-j", "2", "-c",
                             str(ROOT/"docs"), "-d", str(args.out/"doctrees"), str(source), str(html)])
+    shutil.copy(source/"llms.txt", html)
     found = problems(html)
+    packed = pack(html, args.out/"docs.zip")
+    if packed > WHEEL: found.append(f"docs.zip has {packed/1e6:.1f} MB, a wheel takes {WHEEL/1e6:.0f}")
     for line in found: print(line, file=sys.stderr)
     size = sum(f.stat().st_size for f in html.rglob("*") if f.is_file())
     print(f"{html/'index.html'}: {len(list(html.rglob('*.html'))):,} pages, {size/1e6:.1f} MB, "
-          f"{time.monotonic() - began:.0f} s")
+          f"{time.monotonic() - began:.0f} s, {child_seconds() + time.process_time():.0f} s CPU; docs.zip {packed/1e6:.1f} MB")
     return int(bool(built.returncode or found and not args.only))
 
 

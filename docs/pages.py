@@ -79,6 +79,17 @@ def page(nb: nbformat.NotebookNode) -> nbformat.NotebookNode:
     made.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     return made
 
+def launch(path: Path) -> nbformat.NotebookNode:
+    "Say how to run a tutorial."
+    name = path.stem.partition("_")[2]
+    return nbformat.v4.new_markdown_cell(
+        f":::{{admonition}} Run it yourself\n:class: tip\n```sh\nscalai lab --open {name}\n```\n:::")
+
+def summary_of(nb: nbformat.NotebookNode) -> str:
+    "Return the sentence below the title."
+    quotes = (re.search(r"^> (.+)$", c.source, re.M) for c in nb.cells if c.cell_type == "markdown")
+    return next((m[1] for m in quotes if m), "")
+
 def write_pages(done: dict[Path, nbformat.NotebookNode],  # notebook → executed
                 source: Path,  # nbs/
                 out: Path,  # Sphinx's source
@@ -88,7 +99,9 @@ def write_pages(done: dict[Path, nbformat.NotebookNode],  # notebook → execute
     for path, nb in sorted(done.items()):
         to = (out if path.parent.name == "tutorials" else out/"reference")/path.relative_to(source)
         to.parent.mkdir(parents=True, exist_ok=True)
-        to.write_text(json.dumps(page(nb)))
+        made = page(nb)
+        if path.parent.name == "tutorials": made.cells.insert(1, launch(path))
+        to.write_text(json.dumps(made))
         pictures = path.parent/"images"
         if pictures.is_dir(): shutil.copytree(pictures, to.parent/"images", dirs_exist_ok=True)
         rooms.setdefault(to.parent.name, []).append(to.stem)

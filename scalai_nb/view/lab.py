@@ -14,6 +14,7 @@ import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import quote
 
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_core.paths import jupyter_data_dir
@@ -26,11 +27,13 @@ from ..core.settings import Settings
 def command(settings: Settings,
             port: int | None = None,  # None: Lab's own choice
             browser: bool = True,  # open one
+            notebook: str = "",  # to open first: a path in the workspace
            ) -> list[str]:
     "What starts JupyterLab on a workspace."
     if find_spec("jupyterlab") is None: raise BadRequest("JupyterLab is not installed.", "pip install jupyterlab")
     options = ([f"--ServerApp.root_dir={settings.root}"] + ["--allow-root"] * (os.geteuid() == 0)
                + ["--no-browser"] * (not browser))
+    if notebook: options += [f"--LabApp.default_url=/lab/tree/{quote(notebook)}"]
     if port is not None: options += [f"--ServerApp.port={port}", "--ServerApp.port_retries=0"]
     if find_spec("jupyter_scheduler"):
         from scalai_nb.jobs.jupyter import lab_options
@@ -38,10 +41,12 @@ def command(settings: Settings,
     return [sys.executable, "-m", "jupyterlab", *options]
 
 
-def lab(settings: Settings, port: int | None = None, browser: bool = True) -> int:  # its exit code
+def lab(settings: Settings, port: int | None = None, browser: bool = True,
+        notebook: str = "",  # to open first: a path in the workspace
+       ) -> int:  # its exit code
     "JupyterLab on a workspace, until it is stopped."
     path = os.pathsep.join(filter(None, [str(shipped("share")/"jupyter"), os.environ.get("JUPYTER_PATH")]))
-    return subprocess.call(command(settings, port, browser), env=os.environ | {"JUPYTER_PATH": path})
+    return subprocess.call(command(settings, port, browser, notebook), env=os.environ | {"JUPYTER_PATH": path})
 
 # %% ../../nbs/view/28_lab.ipynb #03f7d950
 LOGO = ('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 64 64">'
