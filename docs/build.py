@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+import figures
 import generated
 from execute import ROOT, child_seconds, execute_all
 from pages import ROOMS, summary_of, title_of, write_pages
@@ -27,6 +28,7 @@ def sources(out: Path, only: str, workers: int) -> dict[Path, str]:  # notebook 
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(ROOT/"docs", out, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     generated.write(out, ROOT)
+    figures.write(out, ROOT)
     wanted = [p for p in sorted((ROOT/"nbs").rglob("*.ipynb")) if p.parent.name != "nbs"]
     done, failed = execute_all([p for p in wanted if not only or p.match(only)], workers)
     lists = write_pages(done, ROOT/"nbs", out)
