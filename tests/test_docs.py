@@ -65,6 +65,48 @@ def test_outputs_are_kept_until_something_they_depend_on_changes(tmp_path, monke
     assert execute.key(nb) == before
 
 
+def test_a_notebook_depends_on_the_names_that_it_takes_from_the_front_door():
+    import execute
+    of = lambda code: execute.modules_of(new_notebook(cells=[new_code_cell(code)]))
+    small, large = of("import scalai_nb as sn\nsn.Contract"), of("import scalai_nb as sn\nsn.Contract, sn.fit")
+    assert "scalai_nb.data.contract" in small and "scalai_nb.training.fit" not in small
+    assert small < large < of("!scalai runs") == set(execute.imports().modules)
+
+
+def test_figures_come_from_the_tables_of_the_results():
+    from figures import figures, number, table
+    results = "# R\n\n## cost, 9 rows\n\nWords.\n\n| | CPU s | note |\n|---|---:|---|\n| scalai | 0.43 | a |\n| other | 1,036 | |\n"
+    assert [(row[""], number(row["CPU s"])) for row in table(results, "cost, 9 rows")] == [("scalai", .43), ("other", 1036)]
+    with pytest.raises(ValueError, match="no section"): table(results, "cost, 8 rows")
+    drawn = figures((ROOT/"tests/bench/RESULTS.md").read_text())
+    assert drawn.count("<svg") == drawn.count("less is better") and "scalai serve" in drawn
+
+
+def test_machines_get_a_list_of_the_pages(tmp_path):
+    from build import add_for_machines
+    (tmp_path/"howto").mkdir()
+    (tmp_path/"howto"/"serve.md").write_text("# Serve a model\n")
+    nb = new_notebook(cells=[new_markdown_cell("# Boxes\n> Hold things.")])
+    add_for_machines(tmp_path, {ROOT/"nbs"/"data"/"01_box.ipynb": nb})
+    text = (tmp_path/"llms.txt").read_text()
+    assert "- [Serve a model](howto/serve.html)" in text
+    assert "- [Boxes](reference/data/01_box.html): Hold things." in text
+
+
+def test_pages_that_are_the_same_keep_their_time_and_the_copy_for_a_wheel_is_small(tmp_path):
+    from build import bring, pack
+    new, old = tmp_path/"new", tmp_path/"old"
+    for folder in (new, old): (folder/"a").mkdir(parents=True)
+    for name in ("a/same.md", "gone.md"): (old/name).write_text("1")
+    before = (old/"a"/"same.md").stat().st_mtime_ns
+    for name in ("a/same.md", "a/fresh.md"): (new/name).write_text("1")
+    bring(new, old)
+    assert sorted(f.name for f in old.rglob("*.md")) == ["fresh.md", "same.md"] and not new.exists()
+    assert (old/"a"/"same.md").stat().st_mtime_ns == before
+    (old/"large.png").write_bytes(bytes(100_001))
+    assert pack(old, tmp_path/"docs.zip") < 1_000
+
+
 @pytest.mark.slow
 def test_a_site_of_the_tutorials(tmp_path, monkeypatch):
     monkeypatch.setenv("SCALAI_DOCS_CACHE", str(tmp_path/"kept"))
@@ -75,4 +117,5 @@ def test_a_site_of_the_tutorials(tmp_path, monkeypatch):
     first = (html/"tutorials"/"01_first_model.html").read_text()
     assert "mean_radius" in first and "val_auc" in first and "Traceback" not in first
     assert "from another host" not in done.stderr
+    assert "scalai lab --open first_model" in first and "01_first_model" in (html/"llms.txt").read_text()
     assert (html/"objects.inv").exists() and (html/"howto"/"serve.html").exists()
