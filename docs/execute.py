@@ -87,7 +87,7 @@ def prepared(path: Path) -> nbformat.NotebookNode:
     return nb
 
 def copy_of_the_project(room: Path) -> Path:
-    "Copy what git tracks, so that a notebook may write beside itself."
+    "Copy what git tracks, so that a notebook may write files next to itself."
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     for name in filter(None, tracked.split("\0")):
         if not (ROOT/name).is_file(): continue

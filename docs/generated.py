@@ -57,7 +57,7 @@ def settings() -> str:
     return "\n".join(out)
 
 
-def comments_of(source: str) -> dict[str, str]:  # field → comment beside or above it
+def comments_of(source: str) -> dict[str, str]:  # field → comment next to it or above it
     "Read the comments of a class's fields."
     found, above = {}, []
     for line in source.splitlines()[1:]:

@@ -150,7 +150,8 @@ def test_a_wheel_elsewhere_has_everything(tmp_path, monkeypatch):
     )
     wheel = next((tmp_path/"dist").glob("*.whl"))
     names = zipfile.ZipFile(wheel).namelist()
-    for file in ("workflows/loop.toml", "examples/flights/workflows/flights.toml", "apps/drift.ipynb"):
+    for file in ("workflows/loop.toml", "examples/flights/workflows/flights.toml", "apps/drift.ipynb",
+                 "nbs/tutorials/01_first_model.ipynb"):
         assert any(n.endswith(f"shipped/{file}") for n in names), file
     for file in (ROOT/"scalai_nb").glob("*/static/*"): assert file.relative_to(ROOT).as_posix() in names, file
     for place in ("scalai_nb/shipped", "data"):
