@@ -18,7 +18,13 @@ def documented(app, what: str, name: str, obj, options, lines: list[str]) -> Non
     if lines and lines[-1]: lines.append("")
     lines += [f":param {n}: {' '.join(str(d).split())}" for n, d in parameters]
     if found.get("return"): lines.append(f":returns: {' '.join(str(found['return']).split())}")
-    lines[:] = [re.sub(r"(?<!`)`([^`\n]+)`(?!`)", r"``\1``", line) for line in lines]  # Markdown's code
+    lines[:] = [escaped(re.sub(r"(?<!`)`([^`\n]+)`(?!`)", r"``\1``", line)) for line in lines]  # Markdown's code
+
+
+def escaped(line: str) -> str:
+    "Escape what reStructuredText would take for markup, but for code."
+    parts = re.split(r"(``.+?``)", line)
+    return "".join(p if k % 2 else re.sub(r"[*|]|(?<=\w)_(?!\w)", r"\\\g<0>", p) for k, p in enumerate(parts))
 
 
 class NameLinks(SphinxPostTransform):

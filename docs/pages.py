@@ -11,6 +11,7 @@ import nbformat
 ROOMS = {"core": "Core", "jobs": "Jobs", "data": "Data", "training": "Training", "compression": "Compression",
          "monitor": "Monitoring", "serving": "Serving", "loop": "The loop", "view": "Views", "dash": "Dashboards",
          "cli": "Command line"}
+OUTSIDE = re.compile(r"\[([^\]]+)\]\((\.\./\.\./[^)]+)\)")  # a link out of nbs/
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 DIRECTIVE = re.compile(r"^#\|.*\n?", re.M)
 
@@ -22,6 +23,10 @@ def patched(node: ast.AST) -> str:
     if not isinstance(node, FUNCTIONS): return ""
     if not any("patch" in ast.unparse(d) for d in node.decorator_list): return ""
     return getattr(node.args.args[0].annotation, "id", "") if node.args.args else ""
+
+def is_verb(node: ast.AST) -> bool:
+    "Whether a function is a command: the page of the command line describes these."
+    return any(ast.unparse(d).startswith("verb(") for d in node.decorator_list)
 
 def exported(nb: nbformat.NotebookNode) -> list[ast.Module]:
     "Parse the export cells."
@@ -48,7 +53,7 @@ def entries(tree: ast.Module, module: str, added: dict[str, list[str]]) -> list[
         if isinstance(node, ast.ClassDef) and public(node.name):
             own = [n.name for n in node.body if isinstance(n, FUNCTIONS) and public(n.name)]
             out.append(directive("class", f"{module}.{node.name}", [*own, *added.get(node.name, [])]))
-        elif isinstance(node, FUNCTIONS) and public(node.name) and not patched(node):
+        elif isinstance(node, FUNCTIONS) and public(node.name) and not patched(node) and not is_verb(node):
             out.append(directive("function", f"{module}.{node.name}"))
     return out
 
@@ -60,6 +65,10 @@ def module_of(nb: nbformat.NotebookNode) -> str:
 def title_of(nb: nbformat.NotebookNode) -> str:
     heads = (re.search(r"^#+ (.+)$", c.source, re.M) for c in nb.cells if c.cell_type == "markdown")
     return next((m[1] for m in heads if m), "")
+
+def inside(text: str) -> str:
+    "Let links out of nbs/ lead to a page of the site, or keep their words alone."
+    return OUTSIDE.sub(lambda m: f"[{m[1]}](../../benchmarks.md)" if "RESULTS.md" in m[2] else m[1], text)
 
 def page(nb: nbformat.NotebookNode) -> nbformat.NotebookNode:
     "Make the page of an executed notebook."
@@ -73,7 +82,7 @@ def page(nb: nbformat.NotebookNode) -> nbformat.NotebookNode:
             if api: cells.append(nbformat.v4.new_markdown_cell("```{eval-rst}\n" + "\n".join(api) + "```"))
             cell.metadata = {"tags": ["hide-input"]}
         else: cell.metadata = {}
-        if cell.cell_type == "code": cell.source = DIRECTIVE.sub("", cell.source)
+        cell.source = DIRECTIVE.sub("", cell.source) if cell.cell_type == "code" else inside(cell.source)
         cells.append(cell)
     made = nbformat.v4.new_notebook(cells=cells)
     made.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}

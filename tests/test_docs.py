@@ -41,6 +41,17 @@ def test_an_export_cell_becomes_signatures_and_folded_source():
     nbformat.validate(made)
 
 
+def test_links_out_of_the_notebooks_stay_in_the_site():
+    from pages import inside
+    assert inside("[a](02_x.ipynb), [measured](../../tests/bench/RESULTS.md), [b](../../share/x)") == (
+        "[a](02_x.ipynb), [measured](../../benchmarks.md), b")
+
+
+def test_markup_in_a_docstring_is_text():
+    from names import escaped
+    assert escaped("*a |b - c| ``d|*e`` f_ g_h") == r"\*a \|b - c\| ``d|*e`` f\_ g_h"
+
+
 def test_what_is_wrong_with_a_site_is_found(tmp_path):
     from site_check import problems
     (tmp_path/"a.html").write_text('<a href="b.html#there">b</a><a href="c.html">c</a><p id="here"></p>'
