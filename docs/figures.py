@@ -35,7 +35,7 @@ def number(cell: str) -> float | None:  # None: it is none
 
 def bars(rows: list[tuple[str, float]], title: str, unit: str) -> str:
     "Draw horizontal bars, ours in colour."
-    top, left, width = max(v for _, v in rows), 210, 640
+    top, left, width = max(v for _, v in rows), 190, 540
     drawn = "".join(
         text(left - 8, 24*i + 17, name, "end")
         + rect(left, 24*i + 5, max((width - left - 70)*v/top, 1), 16, fill=BLUE if name.startswith("scalai") else GREY)
