@@ -130,8 +130,10 @@ def execute_all(paths: list[Path], workers: int = 2) -> tuple[dict[Path, nbforma
     "Execute notebooks: those that ran, and of the others the error."
     def one(path: Path):
         try: return path, execute(path, room), ""
-        except CellExecutionError as e: return path, None, f"{e.ename}: {e.evalue}"
-        except Exception as e: return path, None, f"{type(e).__name__}: {e}"
+        except Exception as e:
+            why = f"{e.ename}: {e.evalue}" if isinstance(e, CellExecutionError) else f"{type(e).__name__}: {e}"
+            print(f"failed        {path.relative_to(ROOT)}", flush=True)
+            return path, None, why
     imports(), environment(), forget_old()
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(workers) as pool:
         room = copy_of_the_project(Path(name))
