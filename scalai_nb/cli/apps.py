@@ -31,6 +31,7 @@ def dash(
     dash(apps or None, port=port, open_browser=not no_browser, announce=announce)
     return Answer(None)
 
+# %% ../../nbs/cli/10_apps.ipynb #9e5bfabb
 @verb(app, "People")
 def lab(
     port: Annotated[int | None, option("0: any free one.", min=0, max=65535)] = None,

@@ -276,8 +276,8 @@ def flow_chart(rows: Sequence[Sequence[tuple[str, str]]],  # of boxes: name, wha
                     + text(at[name][0] + w/2, at[name][1] + 35, does, "middle", font_size=10, opacity=.8)
                     for row in rows for name, does in row if name)
     drawn = "".join(_arrow(at[a], at[b], *word) for a, b, *word in arrows)
-    return svg(boxes, drawn, width=max(map(len, rows))*(w + GAP_X) - GAP_X + 4, height=len(rows)*(h + GAP_Y) - GAP_Y + 4,
-               label=label, fluid=True)
+    width, height = max(map(len, rows))*(w + GAP_X) - GAP_X + 4, len(rows)*(h + GAP_Y) - GAP_Y + 4
+    return svg(boxes, drawn, width=width, height=height, label=label, fluid=True)
 
 # %% ../../nbs/core/28_svg.ipynb #9b1b3658
 def _arrow(a: tuple[float, float], b: tuple[float, float], word: str = "") -> str:

@@ -41,7 +41,9 @@ def command(settings: Settings,
     return [sys.executable, "-m", "jupyterlab", *options]
 
 
-def lab(settings: Settings, port: int | None = None, browser: bool = True,
+def lab(settings: Settings,
+        port: int | None = None,  # None: Lab's own choice
+        browser: bool = True,  # open one
         notebook: str = "",  # to open first: a path in the workspace
        ) -> int:  # its exit code
     "JupyterLab on a workspace, until it is stopped."
