@@ -189,6 +189,13 @@ async def _send(self: App, send: Callable, status: int, kind: bytes, body: bytes
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
+# %% ../../nbs/serving/16_app.ipynb #0d870763
+def _hung_up(receive: Callable) -> Callable[[], bool]:
+    "Make a function that tells whether the client has hung up; of another server than uvicorn, nobody has."
+    cycle = getattr(receive, "__self__", None)
+    if flow := getattr(cycle, "flow", None): flow.resume_reading()
+    return lambda: getattr(cycle, "disconnected", False)
+
 # %% ../../nbs/serving/16_app.ipynb #c821e324
 @patch
 async def _predicted(self: App, route: Route, scope: dict, headers: dict, receive: Callable,
@@ -203,11 +210,7 @@ async def _predicted(self: App, route: Route, scope: dict, headers: dict, receiv
         if "take" in scope: scope["take"](given.count)  # see `serving.access.Guard`
         batcher = _chosen(route, given, body)
         done = batcher.score_now(given) if self.pending() == 1 and deadline == math.inf else None
-        if done is None:
-            cycle = getattr(receive, "__self__", None)  # uvicorn's; of another server nobody is taken for gone
-            gone = lambda: getattr(cycle, "disconnected", False)
-            done = await batcher.submit(given, deadline, gone)
-        scores, model = done
+        scores, model = done or await batcher.submit(given, deadline, _hung_up(receive))
         if given.version not in (None, model.version): raise _other_prep(service, given.version)  # just replaced
         kind, body = route.protocol.write(given, scores, model, request_id)
         return 200, model.version, [(b"x-model-version", b"%d" % model.version), *given.headers], kind, body
