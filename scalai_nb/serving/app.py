@@ -163,23 +163,24 @@ async def __call__(self: App, scope: dict, receive: Callable, send: Callable) ->
     try:
         request_id = self._request_id(headers)
         status, version, extra, kind, body = await self._predicted(route, scope, headers, receive, request_id)
-    except _Gone: return self.traffic.count_answer(service.name, 0, 499, time.perf_counter() - start)
+    except _Gone: status, version, extra = 499, 0, None
     finally: self.active -= 1
-    extra.append((b"x-request-id", request_id.encode()))
-    await self._send(send, status, kind, body, extra)
+    if extra is not None:
+        extra.append((b"x-request-id", request_id.encode()))
+        await self._send(send, status, kind, body, extra)
     seconds = time.perf_counter() - start
     self.traffic.count_answer(service.name, version, status, seconds)
-    if self.log is not None: self._logged(scope, headers, service, request_id, version, status, seconds)
+    if self.log is not None:
+        self._logged(scope, headers, service.name, service.signature.names, request_id, version, status, seconds)
 
 # %% ../../nbs/serving/16_app.ipynb #48da9de0
 @patch
-def _logged(self: App, scope: dict, headers: dict, service: Service, request_id: str, version: int, status: int,
-            seconds: float) -> None:
-    try: self.log(scope["path"], headers, service.name, service.signature.names, request_id, version, status,
-                  scope.get("given"), seconds)
+def _logged(self: App, scope: dict, headers: dict, model: str, *what: Any) -> None:
+    "Log a request; `what` else is as of `serving.request_log.RequestLog`."
+    try: self.log(scope, headers, model, *what)
     except Exception as e:  # of whatever kind: the request is answered
         from scalai_nb.core.logs import logger
-        logger("serve").error("a request was not logged", model=service.name, why=f"{type(e).__name__}: {e}"[:200])
+        logger("serve").error("a request was not logged", model=model, why=f"{type(e).__name__}: {e}"[:200])
 
 # %% ../../nbs/serving/16_app.ipynb #042da438
 @patch
@@ -238,9 +239,12 @@ async def refuse(self: App,
                  extra: Iterable = (),  # headers
                 ) -> None:
     "Answer with a refusal."
-    request_id = self._request_id(dict(scope["headers"]))
-    body = self.refused(scope["path"], e, request_id)
+    headers, path = dict(scope["headers"]), scope["path"]
+    request_id = self._request_id(headers)
+    body = self.refused(path, e, request_id)
     await self._send(send, e.status, JSON, body, [*refusal_headers(e), *extra, (b"x-request-id", request_id.encode())])
+    if self.log is None: return
+    self._logged(scope, headers, model_of(path, self.services), (), request_id, 0, e.status, 0.)
 
 # %% ../../nbs/serving/16_app.ipynb #3224a212
 _ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")

@@ -61,7 +61,7 @@ def submit(self: Batcher,
     waiting = Waiting(rows, loop.create_future(), deadline, gone)
     (self.small if rows.count <= self.rows_of_a_batch() else self.large).append(waiting)
     self.queued += rows.count
-    if deadline < math.inf: waiting.until(loop)
+    if deadline < math.inf: waiting._arm(loop)
     full = self.wait and self.queued >= self.max_batch
     if full and self.scheduled is not None: self.scheduled.cancel()
     if full or self.scheduled is None: self._schedule(loop, 0. if full else self.wait)
@@ -168,7 +168,7 @@ def _late() -> Refused:  # a new one each time: an exception keeps its traceback
     return Refused(504, "deadline", "The deadline passed before the rows were scored.", "Give a later X-Deadline-Ms.")
 
 @patch
-def until(self: Waiting, loop: asyncio.AbstractEventLoop) -> None:
+def _arm(self: Waiting, loop: asyncio.AbstractEventLoop) -> None:
     "Refuse a request at its deadline; its rows leave the queue at their turn."
     timer = loop.call_later(max(0., self.deadline - time.monotonic()), self._expire)
     self.future.add_done_callback(lambda _: timer.cancel())
