@@ -113,7 +113,8 @@ def report(found: dict[str, dict], gap: float, line: str, busy: float) -> str:
     of = lambda load, name, i: statistics.median(m[i] for m in found[load][name])
     lines = [TITLE, "", "all-MiniLM-L6-v2 in float32, one process and one thread for the network each. Requests"
              f" under way: {', '.join(f'{n} with {load}' for load, (_, n) in LOADS.items())}. The vectors differ by"
-             f" at most {gap:.1g}.", "", "| | | sentences/s | × | CPU ms a sentence | × |", "|---|---|---:|---:|---:|---:|"]
+             f" at most {gap:.1g}.", "",
+             "| | | sentences/s | × | CPU ms a sentence | × |", "|---|---|---:|---:|---:|---:|"]
     for load in LOADS:
         for name in found[load]:
             more, less = of(load, OURS, 0)/of(load, name, 0), of(load, name, 1)/of(load, OURS, 1)
