@@ -108,6 +108,7 @@ bench-dash: dev
 # each in an environment of its own that is made the first time (3 GB): CPU a request (half an hour).
 bench-serve: dev
 	@$(BIN)/python tests/bench/serve.py
+	@$(BIN)/python tests/bench/sentences.py
 
 clean:
 	rm -rf build dist *.egg-info tests/output .pytest_cache .hypothesis

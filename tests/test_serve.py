@@ -502,6 +502,25 @@ def test_a_hostile_arrow_stream_hurts_nobody(service, made):
     assert httpx.get(f"{service[0]}/metrics").text.count("scalai_serve_restarts 0.0") == 1
 
 
+def test_an_arrow_key_is_one_value_as_in_json(service, made):
+    "What JSON could not bring is a clear 422; single rows of it may be refused next to answered ones."
+    rows = Table("customers", Settings(root=made)).arrow().slice(0, 3).select(inputs(made, "churn"))
+    def post(key: pa.Array, query: str = "", table: pa.Table = rows) -> httpx.Response:
+        body = stream(table.append_column("customer_id", key))
+        return httpx.post(f"{service[0]}/models/churn/predict{query}", content=body, headers=ARROW, timeout=60)
+    far = pa.array([0, 2**60, None], pa.timestamp("s"))
+    zoned = far.cast(pa.timestamp("s", "UTC"))
+    for key in (pa.array([{"a": 1}]*3), pa.array([[1]]*3), pa.array([b"x"]*3), far, zoned):
+        found = post(key)
+        assert (found.status_code, found.json()["error"]["column"]) == (422, "customer_id"), found.text
+    some = pa.ipc.open_stream(post(far, "?partial=1").content).read_all()
+    assert some["prediction"].is_valid().to_pylist() == [True, False, True] and "years 1" in some["error"][1].as_py()
+    since = rows.set_column(rows.column_names.index("since"), "since", far)
+    assert post(pa.array(["a", "b", "c"]), table=since).json()["error"]["column"] == "since"
+    good = post(pa.array([2**64 - 1, 1, None], pa.uint64()))
+    assert pa.ipc.open_stream(good.content).read_all()["customer_id"].to_pylist() == [2**64 - 1, 1, None]
+
+
 def test_the_pointer_file_is_part_of_a_change(own, monkeypatch):
     "A disk that is full leaves the change unfinished; whoever changes the model next finishes both."
     from scalai_nb.training import version_store

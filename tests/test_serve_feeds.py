@@ -178,8 +178,10 @@ def test_the_request_log_and_a_disk_that_refuses_it(folder):  # noqa: F811
     with serving(folder, "churn", "--workers", "1") as (url, process):
         post = lambda rows, **more: httpx.post(f"{url}/models/churn/predict", json={"rows": rows}, **more)
         assert post([GOOD]*3, headers=headers).status_code == 200 and post([{**GOOD, "nope": 1}]).status_code == 422
-        assert until(lambda: len(lines()) == 2)
-        good, refused = lines()
+        assert httpx.post(f"{url}/models/nobody/predict", json={}).status_code == 404  # seen by no model
+        assert until(lambda: len(lines()) == 3)
+        good, refused, lost = lines()
+        assert (lost["http.response.status_code"], lost["scalai.model"]) == (404, "")
         told = {k: good[k] for k in ("trace.id", "http.request.id", "http.response.status_code", "scalai.model",
                                      "scalai.version", "scalai.rows", "url.path")}
         assert told == {"trace.id": trace, "http.request.id": "mine", "http.response.status_code": 200,
@@ -200,4 +202,4 @@ def test_the_request_log_and_a_disk_that_refuses_it(folder):  # noqa: F811
         said = process.stderr.read()
         assert said.count("the request log cannot be written") == 1, said
     ledger = state(folder).ledger
-    assert ledger["log"] == {"written": 3, "lost": 5} and ledger["models"]["churn"]["lost"] == 0
+    assert ledger["log"] == {"written": 4, "lost": 5} and ledger["models"]["churn"]["lost"] == 0

@@ -7,6 +7,7 @@ import ssl
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -121,6 +122,30 @@ def test_nobody_waits_for_a_long_call_to_be_refused(own):
             assert refused.json()["error"]["kind"] == "busy" and "rows are waiting" in infer.json()["error"]
             assert long.result().json()["rows"] == [{"prediction": times}]
         assert metric(url, 'scalai_serve_seconds_count{code="503",model="churn",version="0"}') == 2
+
+
+def test_who_hangs_up_after_a_large_body_costs_no_call(own):
+    "Its body came in full, and waited behind a long call; uvicorn would not read on by itself."
+    with serving(own, "churn", "--workers", "1") as (url, process):
+        point_to_slow(own)
+        predict, (host, port) = f"{url}/models/churn/predict", url.removeprefix("http://").split(":")
+        models = lambda: httpx.get(f"{url}/healthz").json()["models"]["churn"]
+        assert until(lambda: models()["version"] == 9)
+        times, name = times_for(url, 4), 'scalai_serve_rows_total{model="churn",version="9"}'
+        body, before = json.dumps({"rows": [{"x": 1}]}).encode() + b" "*200_000, metric(url, name)
+        head = f"POST {predict} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        with ThreadPoolExecutor(1) as pool:
+            long = pool.submit(httpx.post, predict, json={"rows": [{"x": times}]}, timeout=90)
+            assert until(lambda: models()["queued_rows"] == 1)
+            with ExitStack() as stack:
+                gone = [stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(8)]
+                for s in gone: s.sendall(head.encode())
+                assert until(lambda: httpx.get(f"{url}/healthz").json()["in_flight"] == 9)
+                for s in gone: s.sendall(body)
+                assert until(lambda: models()["queued_rows"] == 9)
+            assert long.result().status_code == 200
+        assert until(lambda: metric(url, 'scalai_serve_seconds_count{code="499",model="churn",version="0"}') == 8)
+        assert metric(url, name) == before + 1
 
 
 def test_the_address_answers_while_no_worker_does(own):

@@ -158,7 +158,7 @@ class ServeSection(_Service):
     flush: float = Field(30, ge=.1)  # seconds between two writings of live windows: the most that a kill can lose
     scores: bool = False  # append what is answered to the model's table of scores, too
     log: str = ""  # file of the request log (ECS JSON lines), relative to settings.ini; empty: none
-    log_share: float = Field(1, ge=0, le=1)  # of the requests, by the hash of trace or request id; failures always
+    log_share: float = Field(1, ge=0, le=1)  # of the requests, by the hash of an id; failures always, to 20 a second
     log_rows: int = Field(0, ge=0)  # of a request, whose values are logged
     log_redact: str = ""  # columns whose values are hidden, separated by commas
     log_size: ByteSize = Field(ByteSize(100*2**20), gt=0, validate_default=False)  # after which the file is renamed

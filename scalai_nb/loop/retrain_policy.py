@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'KNOWING', 'called_by', 'severity', 'window_limit', 'stretch', 'began', 'learns', 'grown', 'plan',
-           'reason_to_wait', 'newest_learnt', 'plan_live']
+           'called_for', 'answered', 'reason_to_wait', 'newest_learnt', 'plan_live']
 
 # %% ../../nbs/loop/03_retrain_policy.ipynb #0022ee4a
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ..core.settings import RetrainSection
-from ..data.period import is_live, order
+from ..data.period import is_live, live_name, order
 from ..monitor.decision import Decision
 from ..monitor.thresholds import LOSSES
 
@@ -87,6 +88,7 @@ def plan(decision: Decision,  # of monitor, about this window
          rules: RetrainSection,
          learnt: tuple[str, ...] = (),  # windows that the champion learnt from
          min_labels: int = 500,  # [gate] min_labels: with fewer labelled rows there is no retraining
+         live: Sequence[dict] = (),  # the decisions about live traffic
         ) -> Decision:
     "The decision that the rules make of it."
     kind = called_by(decision)
@@ -97,8 +99,8 @@ def plan(decision: Decision,  # of monitor, about this window
     if more: kind, said = "more", said | {"called_by": "more"}
     elif not kind or kind == "drift" != rules.trigger: return replace(decision, evidence=said)
     urgent = kind == "loss" and said["severity"] >= rules.break_factor
-    why = reason_to_wait(kind, said, rules, min_labels)
-    if not why and not urgent: why = _cooling(period, past, windows, rules.cooldown)
+    why = reason_to_wait(kind, said, rules, min_labels) or answered(period, live)
+    if not why and not urgent: why = _cooling(period, [*past, *live], windows, rules.cooldown)
     if more:
         return (replace(decision, evidence=said) if why
                 else replace(decision, action="retrain", reasons=[more, *decision.reasons], evidence=said))
@@ -107,6 +109,24 @@ def plan(decision: Decision,  # of monitor, about this window
     return replace(decision, action="retrain",
                    reasons=["retraining on drift alone, as [retrain] trigger = drift asks for", *decision.reasons],
                    evidence=said)
+
+# %% ../../nbs/loop/03_retrain_policy.ipynb #0b56deb2
+def _counts(d: dict) -> bool: return d["action"] == "retrain" and d["outcome"] not in ("failed", "rolled_back")
+
+def called_for(past: Sequence[dict],  # decisions, about windows of the table and about live traffic
+              ) -> list[str]:  # windows of the table, oldest first
+    "List the windows that retrainings were for."
+    found = [(d["evidence"].get("learns") or [""])[-1] if is_live(d["period"]) else d["period"]
+             for d in past if _counts(d)]
+    return sorted(filter(None, found), key=order)
+
+def answered(period: str,  # of the table
+             live: Sequence[dict],  # decisions about live traffic
+            ) -> str:  # empty: they may
+    "Why a window's rows call for no second retraining."
+    same = [d["period"] for d in live if _counts(d)
+            and (d["period"] == live_name(period) or period in d["evidence"].get("learns", ()))]
+    return f"no retraining: {same[-1]} called for one, of the same rows" if same else ""
 
 # %% ../../nbs/loop/03_retrain_policy.ipynb #cd1c4037
 def reason_to_wait(kind: str, evidence: dict, rules: RetrainSection, min_labels: int) -> str:
@@ -124,9 +144,7 @@ def reason_to_wait(kind: str, evidence: dict, rules: RetrainSection, min_labels:
 
 def _cooling(period: str, past: list[dict], windows: list[str], cooldown: int) -> str:
     "Why it is too early after the retraining before."
-    done = [d["period"] for d in past
-            if d["action"] == "retrain" and d["outcome"] not in ("failed", "rolled_back")
-            and order(d["period"]) < order(period)]
+    done = [w for w in called_for(past) if order(w) < order(period)]
     since = sum(w != done[-1] for w in stretch(windows, done[-1], period)) if done else math.inf
     return (
         f"no retraining yet: the last one was for {done[-1]}, and {cooldown} window{'s' if cooldown > 1 else ''} must"
@@ -138,9 +156,7 @@ def newest_learnt(past: list[dict],  # decisions, about windows of the table and
                   learnt: tuple[str, ...],  # windows that the champion learnt from
                  ) -> str:  # empty: none
     "Find the newest window of the table that any version learnt from, or that a retraining was for."
-    done = [d for d in past if d["action"] == "retrain" and d["outcome"] not in ("failed", "rolled_back")]
-    called = [(d["evidence"].get("learns") or [""])[-1] if is_live(d["period"]) else d["period"] for d in done]
-    return max(filter(None, [*learnt, *called]), key=order, default="")
+    return max([*learnt, *called_for(past)], key=order, default="")
 
 def plan_live(decision: Decision,  # of monitor, about a window of live traffic
               past: list[dict],  # the decisions before it, about windows of the table and about live traffic

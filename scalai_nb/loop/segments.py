@@ -101,8 +101,8 @@ def _profiles(
 ) -> dict:  # of one segment, by the keys of the whole
     if period in whole: return {period: profile(rows.select([*whole[period].columns]))}
     from scalai_nb.data.labelled_table import with_labels
+    from scalai_nb.serving.answer import constant
     from scalai_nb.serving.labels import windows
-    from scalai_nb.serving.live_rows import constant
     labels = Table(f"{table.name}_labels", settings)
     # a window may be several of the rows' own periods
     rows = rows.set_column(rows.column_names.index("period"), "period", constant(period, len(rows)))

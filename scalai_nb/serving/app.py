@@ -163,23 +163,24 @@ async def __call__(self: App, scope: dict, receive: Callable, send: Callable) ->
     try:
         request_id = self._request_id(headers)
         status, version, extra, kind, body = await self._predicted(route, scope, headers, receive, request_id)
-    except _Gone: return self.traffic.count_answer(service.name, 0, 499, time.perf_counter() - start)
+    except _Gone: status, version, extra = 499, 0, None
     finally: self.active -= 1
-    extra.append((b"x-request-id", request_id.encode()))
-    await self._send(send, status, kind, body, extra)
+    if extra is not None:
+        extra.append((b"x-request-id", request_id.encode()))
+        await self._send(send, status, kind, body, extra)
     seconds = time.perf_counter() - start
     self.traffic.count_answer(service.name, version, status, seconds)
-    if self.log is not None: self._logged(scope, headers, service, request_id, version, status, seconds)
+    if self.log is not None:
+        self._logged(scope, headers, service.name, service.signature.names, request_id, version, status, seconds)
 
 # %% ../../nbs/serving/16_app.ipynb #48da9de0
 @patch
-def _logged(self: App, scope: dict, headers: dict, service: Service, request_id: str, version: int, status: int,
-            seconds: float) -> None:
-    try: self.log(scope["path"], headers, service.name, service.signature.names, request_id, version, status,
-                  scope.get("given"), seconds)
+def _logged(self: App, scope: dict, headers: dict, model: str, *what: Any) -> None:
+    "Log a request; `what` else is as of `serving.request_log.RequestLog`."
+    try: self.log(scope, headers, model, *what)
     except Exception as e:  # of whatever kind: the request is answered
         from scalai_nb.core.logs import logger
-        logger("serve").error("a request was not logged", model=service.name, why=f"{type(e).__name__}: {e}"[:200])
+        logger("serve").error("a request was not logged", model=model, why=f"{type(e).__name__}: {e}"[:200])
 
 # %% ../../nbs/serving/16_app.ipynb #042da438
 @patch
@@ -188,6 +189,13 @@ async def _send(self: App, send: Callable, status: int, kind: bytes, body: bytes
     if self.draining: headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+# %% ../../nbs/serving/16_app.ipynb #0d870763
+def _hung_up(receive: Callable) -> Callable[[], bool]:
+    "Make a function that tells whether the client has hung up; of another server than uvicorn, nobody has."
+    cycle = getattr(receive, "__self__", None)
+    if flow := getattr(cycle, "flow", None): flow.resume_reading()
+    return lambda: getattr(cycle, "disconnected", False)
 
 # %% ../../nbs/serving/16_app.ipynb #c821e324
 @patch
@@ -203,11 +211,7 @@ async def _predicted(self: App, route: Route, scope: dict, headers: dict, receiv
         if "take" in scope: scope["take"](given.count)  # see `serving.access.Guard`
         batcher = _chosen(route, given, body)
         done = batcher.score_now(given) if self.pending() == 1 and deadline == math.inf else None
-        if done is None:
-            cycle = getattr(receive, "__self__", None)  # uvicorn's; of another server nobody is taken for gone
-            gone = lambda: getattr(cycle, "disconnected", False)
-            done = await batcher.submit(given, deadline, gone)
-        scores, model = done
+        scores, model = done or await batcher.submit(given, deadline, _hung_up(receive))
         if given.version not in (None, model.version): raise _other_prep(service, given.version)  # just replaced
         kind, body = route.protocol.write(given, scores, model, request_id)
         return 200, model.version, [(b"x-model-version", b"%d" % model.version), *given.headers], kind, body
@@ -235,9 +239,12 @@ async def refuse(self: App,
                  extra: Iterable = (),  # headers
                 ) -> None:
     "Answer with a refusal."
-    request_id = self._request_id(dict(scope["headers"]))
-    body = self.refused(scope["path"], e, request_id)
+    headers, path = dict(scope["headers"]), scope["path"]
+    request_id = self._request_id(headers)
+    body = self.refused(path, e, request_id)
     await self._send(send, e.status, JSON, body, [*refusal_headers(e), *extra, (b"x-request-id", request_id.encode())])
+    if self.log is None: return
+    self._logged(scope, headers, model_of(path, self.services), (), request_id, 0, e.status, 0.)
 
 # %% ../../nbs/serving/16_app.ipynb #3224a212
 _ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..core.lean_arrow import without_pandas
 from ..data.model_inputs import Unfit, array
-from .arrow_body import arrow_table
+from .arrow_body import arrow_table, key_columns
 from scalai_nb.serving.body import (
     Limits,
     Refused,
@@ -79,8 +79,9 @@ def array_arrow(body: bytes, signature: ArraySignature, limits: Limits,
                ) -> RequestRows:
     "Read an Arrow IPC stream, the `body`, by a `signature`, within `limits`. Raises `Refused`."
     table = arrow_table(body, signature, limits, (BORDER, VERSION, *signature.keys))
-    column, keys = table[BORDER], {k: table[k] for k in signature.keys if k in table.column_names}
-    given = RequestRows(None, len(table), "arrow", keys, version=_version(table))
+    column, refused = table[BORDER], {}
+    keys = key_columns(table, signature, limits, refused)
+    given = RequestRows(None, len(table), "arrow", keys, refused, version=_version(table))
     found = _lying(column, signature)
     if found is None: found = _row_by_row(column, signature, given.refused)
     bad = np.zeros(len(found), bool)

@@ -41,7 +41,7 @@ def encode(model: Any,  # serving.loaded_model.LoadedModel
         buffers.append(data)
     buffers += [b"".join(scores), keys]
     head = {"pid": os.getpid(), "time": time.time(), "model": model.name, "version": model.version,
-            "trial": model.trial, "at": start, "rows": sum(map(len, scores)), "task": model.task,
+            "at": start, "rows": sum(map(len, scores)), "task": model.task,
             "classes": model.classes, "inputs": model.inputs if feeds and feeds[0] else [],
             "table": model.entry.table, "columns": columns, "shape": scores[0].shape[1:], "keys": len(keys),
             "threshold": getattr(model.entry, "threshold", .5)}
@@ -139,18 +139,13 @@ def send(self: Handover) -> None:
         at = self.passed.get(model.name, 0)
         self.passed[model.name] = at + sum(map(len, scores))
         self._encoded(model, lambda: encode(model, at, feeds, scores, encoded_keys(self._key(model.name), keys),
-                                            canary=self._canary(model.name)))
+                                            canary=self._canary(model)))
     trials, self.trials = self.trials, []
     for tried, own, model, answered, keys in trials:
-        names = encoded_keys(self._key(tried.name), keys)
-        self._encoded(tried, lambda: encode(tried, 0, [], [own], names, tried=True))
-        self._encoded(model, lambda: encode(model, 0, [], [answered], names, tried=False))
-    extra, self.extra = self.extra, []
-    if extra and self.size >= self.limit: self.lost_lines += len(extra)
-    elif extra:
-        self._queue(message({"pid": os.getpid(), "lines": len(extra), "lost": self.lost_lines},
-                            [orjson.dumps(extra, default=str)]))
-        self.lost_lines = 0
+        names = lambda: encoded_keys(self._key(tried.name), keys)
+        self._encoded(tried, lambda: encode(tried, 0, [], [own], names(), tried=True))
+        self._encoded(model, lambda: encode(model, 0, [], [answered], names(), tried=False))
+    self._send_lines()
     self.write()
 
 # %% ../../nbs/serving/18_handover.ipynb #1b704c7b
@@ -158,7 +153,10 @@ def send(self: Handover) -> None:
 def _key(self: Handover, model: str) -> tuple[str, ...]: return self.keys[model]() if model in self.keys else ()
 
 @patch
-def _canary(self: Handover, model: str) -> int: return self.canaries[model]() if model in self.canaries else 0
+def _canary(self: Handover, model: Any) -> int:
+    "Return the version that answers a share next to the champion; 0: none. What it answers says so to its end."
+    if model.trial: return model.version
+    return self.canaries[model.name]() if model.name in self.canaries else 0
 
 @patch
 def _encoded(self: Handover, model: Any, make: Callable[[], bytes]) -> None:
@@ -166,13 +164,33 @@ def _encoded(self: Handover, model: Any, make: Callable[[], bytes]) -> None:
     if self.size >= self.limit: return
     try: self._queue(make())
     except Exception as e:  # of whatever kind: answers go on, and `at` of the next message says what is missing
-        from scalai_nb.core.logs import logger
-        logger("serve").error("rows cannot be handed over", model=model.name, why=f"{type(e).__name__}: {e}"[:200])
+        _not_sent("rows cannot be handed over", e, model=model.name)
+
+def _not_sent(what: str, e: Exception, **more: Any) -> None:
+    from scalai_nb.core.logs import logger
+    logger("serve").error(what, why=f"{type(e).__name__}: {e}"[:200], **more)
 
 @patch
 def _queue(self: Handover, content: bytes) -> None:
     self.waiting.append(content)
     self.size += len(content)
+
+# %% ../../nbs/serving/18_handover.ipynb #c1575f89
+@patch
+def _send_lines(self: Handover) -> None:
+    "Queue the lines of the request log, unless too much waits."
+    lines, self.extra = self.extra, []
+    if not lines: return
+    try:
+        content = orjson.dumps(lines, default=str) if self.size < self.limit else b""
+    except Exception as e:  # of whatever kind: rows and answers go on
+        _not_sent("lines of the request log cannot be handed over", e)
+        content = b""
+    if not content:
+        self.lost_lines += len(lines)
+        return
+    self._queue(message({"pid": os.getpid(), "lines": len(lines), "lost": self.lost_lines}, [content]))
+    self.lost_lines = 0
 
 # %% ../../nbs/serving/18_handover.ipynb #3b423683
 @patch

@@ -35,6 +35,7 @@ from ..data.profile import Profile, profile
 from ..data.profile_store import record
 from ..data.table import Table
 from ..data.table_file import TableFile
+from .answer import constant
 from .appends import Appends
 from .handover import HEAD, decode, decode_keys
 from scalai_nb.serving.live import (
@@ -49,9 +50,10 @@ from scalai_nb.serving.live import (
     trials_table,
     write_service,
 )
-from .live_rows import answered_rows, constant, input_columns, score_columns
+from .live_rows import answered_rows, input_columns, score_columns
 from .request_log import LogFile
 from .worker_counts import answers_by_version, latency, of_all_versions, scored_rows, shadow_rows
+from ..training.pointer import Pointer, pointer_path
 
 # %% ../../nbs/serving/24_observer.ipynb #373545ea
 ENOUGH = 16_384  # rows of a window that are profiled at once
@@ -131,7 +133,9 @@ def take(self: Observer, head: dict, body: bytes) -> None:
         return self.gap(model, head["rows"], now, now, f"they cannot be read: {type(e).__name__}: {e}"[:200])
     known = self.ledger["models"][model]
     known["rows"] += head["rows"]
-    if not (head["trial"] and known["version"]): known["version"] = head["version"]  # pages name the champion
+    if not (_by_canary(head) and known["version"]): known["version"] = head["version"]  # pages name the champion
+
+def _by_canary(head: dict) -> bool: return head["version"] == head.get("canary")
 
 # %% ../../nbs/serving/24_observer.ipynb #adaa90bc
 @patch
@@ -183,8 +187,7 @@ def _append(self: Observer, head: dict, scores: np.ndarray, keys: dict[str, list
     try:
         rows = answered_rows(head, scores, keys, schema, period)
         if self.config.get("append"): self.appends.add(table, rows, windows=True)
-        role = "canary" if head["version"] == head.get("canary") else "champion"
-        if head.get("canary"): self._tried(table, rows, role, keys)
+        if head.get("canary"): self._tried(table, rows, "canary" if _by_canary(head) else "champion", keys)
     except Exception as e:  # of whatever kind: the service goes on
         self.appends.known["dropped"] += len(scores)
         logger("serve").error("rows cannot be appended", table=table, why=f"{type(e).__name__}: {e}"[:200])
@@ -269,6 +272,7 @@ def traffic(self: Observer) -> None:
         count = lambda low, high: int(sum(v.sum() for c, v in new.items() if low <= c < high))
         requests, refused, errors = count(0, 1000), count(400, 500), count(500, 1000)
         of = lambda v, model=model: {str(c): n.tolist() for (m, w, c), n in by_version.items() if (m, w) == (model, v)}
+        self._trial(model, known)
         known["versions"] = {str(v): of(v) for m, v in {k[:2] for k in by_version} if m == model and v}
         known["shadow"] = {str(v): n for (m, v), n in shadows.items() if m == model}
         if not requests: continue
@@ -277,6 +281,16 @@ def traffic(self: Observer) -> None:
         point = {"time": time.time(), "requests": requests, "refused": refused, "errors": errors,
                  "seconds": time.time() - self.ledger["updated"], "p50": latency(good, .5), "p95": latency(good, .95)}
         known["points"] = [*known["points"], point][-POINTS:]
+
+# %% ../../nbs/serving/24_observer.ipynb #ce92faeb
+@patch
+def _trial(self: Observer, model: str, known: dict) -> None:
+    "Note when the trial of a `model`'s canary began, and what was `known` of that version before."
+    try: pointer = Pointer.load(pointer_path(self.settings.home, model))
+    except ScalaiError: return
+    version, began = pointer.aliases.get("canary"), pointer.since.get("canary")
+    if version is None or known.get("trial", {}).get("began") == began: return
+    known["trial"] = {"version": version, "began": began, "before": known["versions"].get(str(version), {})}
 
 # %% ../../nbs/serving/24_observer.ipynb #16e8d198
 @patch

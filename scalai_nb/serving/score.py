@@ -20,7 +20,7 @@ from ..compression.export import feeds_of, run_scores, session
 from ..core.errors import BadRequest
 from ..core.progress import progress
 from ..core.settings import Settings
-from .live_rows import constant, prediction_columns
+from .answer import constant, prediction_columns
 from .operations import observed
 from .rows import rows_in, table_of
 from ..training.onnx_session import classes_of, facts

@@ -10,6 +10,7 @@ import functools
 import json
 import re
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,7 +23,7 @@ from ..core.errors import BadRequest, ScalaiError, nearest
 from ..core.logs import logger
 from ..core.storage import write_atomic
 from .model_version import ModelVersion, write_files
-from .pointer import Pointer, pointer_path, served_version
+from .pointer import TRIALS, Pointer, pointer_path, served_version
 from .registry_file import refusals
 from .registry_lock import TURN
 from .run_log import RunLog, sha256
@@ -250,9 +251,15 @@ def write_pointer(self: VersionStore,
         except (ScalaiError, *refusals()) as e:
             if not isinstance(e, ScalaiError) and e.error_code != "RESOURCE_DOES_NOT_EXIST": raise
             logger("registry").warning("not in the pointer file", model=name, version=number, why=str(e))
-    pointer = Pointer(name, {a: v for a, v in aliases.items() if v in versions}, versions)
+    known = {a: v for a, v in aliases.items() if v in versions}
+    pointer = Pointer(name, known, versions, _trials(known, before))
     write_atomic(path, pointer.to_json())
     return pointer
+
+def _trials(aliases: dict[str, int], before: Pointer | None) -> dict[str, float]:  # as `Pointer.since`
+    "Say when each trial began: now, where another version, or none, had the alias before."
+    kept = lambda a: before.since.get(a) if before and before.aliases.get(a) == aliases[a] else time.time()
+    return {a: at for a in TRIALS if a in aliases and (at := kept(a)) is not None}
 
 def _read(path: Path) -> Pointer | None:  # None: not there, or not whole
     try: return Pointer.load(path)

@@ -76,6 +76,7 @@ LONG = ("growth", "wide")  # asked for by name
 SECTIONS = (
     *JOBS,
     "serve",
+    "sentences",
     "reading",
     "tables",
     "late",
