@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['READ', 'NAMED', 'DIFF', 'COMPACT', 'NEW', 'TIME_OF_NEW', 'KEY_OF_NEW', 'check_source', 'profile_of',
-           'with_read_options', 'read_line', 'profile', 'read', 'preview_text', 'ingest', 'ingest_text', 'table_text',
-           'catalogue_text', 'tables', 'remark_lines', 'quarantine', 'release_text', 'quarantine_text', 'gc', 'gc_text']
+           'with_read_options', 'read_line', 'lost_text', 'profile', 'read', 'preview_text', 'ingest', 'ingest_text',
+           'table_text', 'catalogue_text', 'tables', 'remark_lines', 'quarantine', 'release_text', 'quarantine_text',
+           'gc', 'gc_text']
 
 # %% ../../nbs/cli/04_data.ipynb #5557b71e
 import functools
@@ -32,7 +33,8 @@ def check_source(uri: str) -> None:
 
 def profile_of(uri: str,  # table, path, URL, or a profile saved with `--save`
                by: str | list[str] | None = None,  # columns that cut it into a family
-               read: Any = None):  # data.read_options.ReadOptions
+               read: Any = None,  # data.read_options.ReadOptions
+               bad: list | None = None):  # takes what cannot be read
     "The profile of whatever is named."
     if Path(uri).suffix == ".profile":
         if not Path(uri).is_file():
@@ -49,7 +51,7 @@ def profile_of(uri: str,  # table, path, URL, or a profile saved with `--save`
     word = re.fullmatch(r"([A-Za-z_][\w-]*)(?:@(\d+))?", uri)
     # made when its rows were written
     if by is None and word and (table := Table(word[1])).exists: return table.profile(version=word[2] and int(word[2]))
-    return profile(uri, by=by, read=read)
+    return profile(uri, by=by, read=read, bad=bad)
 
 # %% ../../nbs/cli/04_data.ipynb #c1a9cafa
 READ = {
@@ -89,6 +91,12 @@ def read_line(uri: str, read: Any = None) -> str:  # empty where a source is no 
     at = text_layout(uri, read)
     return f"Read as: {at}\n" if at is not None else ""
 
+def lost_text(bad: list) -> str:  # empty: nothing was lost
+    "Write what could not be read, a reason a line."
+    if not bad: return ""
+    from scalai_nb.data.readers import lost_lines
+    return "".join(f"- {remark}\n" for remark in lost_lines(bad))
+
 # %% ../../nbs/cli/04_data.ipynb #a2475b15
 @verb(app, "Data")
 @with_read_options
@@ -101,7 +109,8 @@ def profile(uri: Annotated[str, typer.Argument(metavar="URI", help="A table, a f
            ) -> Answer:
     "Profile a source (- for standard input), a table or a saved profile."
     from scalai_nb.data.standard_input import on_disk
-    with on_disk(uri) as place: found, seen = profile_of(place, by, read), read_line(place, read)
+    with on_disk(uri) as place:
+        found, seen = profile_of(place, by, read, bad := []), read_line(place, read) + lost_text(bad)
     if by is None: found.save(save) if save else None
     elif save:
         for key, part in found.items(): part.save(save.with_stem(f"{save.stem}-{key}"))

@@ -110,7 +110,7 @@ def records(lines: list[str],  # of a text, whole
         k += n
 
 def _several(lines: list[str], k: int, marks: Marks) -> tuple[list[str] | None, int]:  # cells, lines; None: no record
-    text, sep = one_separator("\n".join(lines[k:k + 100]), marks.sep)
+    text, sep = one_separator("\n".join(lines[k:k + (100 if len(marks.sep) == 1 else 5)]), marks.sep)
     how = dict(delimiter=sep, quotechar=marks.quote, escapechar=marks.escape or None, doublequote=not marks.escape)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, **how)
     try: cells = next(reader)

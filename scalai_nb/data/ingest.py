@@ -201,7 +201,8 @@ def unfinished(settings: Settings | None = None) -> list[Plan]:  # ingest their 
 
 # %% ../../nbs/data/14_ingest.ipynb #74f89195
 def raw_rows(piece: tuple[str, dict],  # a file or a part of a server's rows, and what its reader is told
-          hashes: dict | None = None,  # takes row group → SHA-256, where the reader is told to look
+          # takes row group → SHA-256, where the reader is told to look; of a file of text `lines`: what each is
+          hashes: dict | None = None,
           *, settings: Settings) -> Iterator[tuple[pa.Table, list]]:
     "Raw rows of a piece, and the broken lines among them."
     (name, options), bad = piece, []
@@ -211,10 +212,12 @@ def raw_rows(piece: tuple[str, dict],  # a file or a part of a server's rows, an
     rows = options.pop("slices", settings.data.rows_per_part)
     read = options.pop("read", None)
     if options.pop("hashed", False): options["hashes"] = hashes
+    if is_text_file(name): options["accounts"] = accounts = Accounts()
     for t in source.batches(name, rows=rows, settings=settings, read=read, **options):
         yield t, list(bad)
         bad.clear()
     if bad: yield t.slice(0, 0), bad  # found behind the last row
+    if is_text_file(name) and hashes is not None: hashes["lines"] = accounts.to_dict()
 
 # %% ../../nbs/data/14_ingest.ipynb #706dca94
 def prepare_part(item: tuple[pa.Table, list], but: set[str] = frozenset(),
@@ -335,11 +338,12 @@ def _counted(plan: Plan, uri: str, settings: Settings, stamps: dict[str, str],
     _keep(plan, settings)
     n = 0
     for f in plan.files:
-        words = f.get("options", {}) | read | ({"accounts": accounts} if is_text_file(f["path"]) else {})
-        for t, bad in raw_rows((with_password(f["path"], uri), words), settings=settings):
+        words, seen = f.get("options", {}) | read, {}
+        for t, bad in raw_rows((with_password(f["path"], uri), words), seen, settings=settings):
             n += t.num_rows + len(bad)
             events.emit("ingest", table=plan.table, uri=plan.uri, rows=n)
             yield t, bad
+        accounts.plus(seen.get("lines", {}))
     _unchanged(stamps)
     check_lines(plan.uri, [f["path"] for f in plan.files], accounts, n)
     if n == 0: raise BadRequest(f"{plan.uri} holds no rows.", "Check how the file was made.", "source")
@@ -357,18 +361,21 @@ def _parts_of(
 PARQUET = {"coded": True, "threads": False, "slices": SLICE}
 
 # %% ../../nbs/data/14_ingest.ipynb #eb865de9
-def _pieces(plan: Plan, uri: str, settings: Settings, client, stamps: dict[str, str], read: dict) -> Pieces:
+def _pieces(plan: Plan, uri: str, settings: Settings, client, stamps: dict[str, str], read: dict,
+            accounts: Accounts) -> Pieces:
     "Row groups of Parquet files, other files whole, for the workers of a cluster to read."
     _keep(plan, settings)
     files = [with_password(f["path"], uri) for f in plan.files]
     split = lambda n, f: [(n, o | read) for o in _parts_of(f, n, settings, client is None)]
     pieces, parts = [p for n, f in zip(files, plan.files) for p in split(n, f)], []
     def heard(part: Part):
+        accounts.plus(part.seen.pop("lines", {}))
         parts.append((part.index, part.rows, part.seen))
         share_read(len(parts)/len(pieces))
         events.emit("ingest", table=plan.table, uri=plan.uri, rows=(rows := sum(n for _, n, _ in parts)))
         if len(parts) < len(pieces): return
         _unchanged(stamps)
+        check_lines(plan.uri, [f["path"] for f in plan.files], accounts, rows)
         if rows == 0: raise BadRequest(f"{plan.uri} holds no rows.", "Check how the file was made.", "source")
         read = {n: {} for n in files}
         for i, _, seen in parts: read[pieces[i][0]] |= seen
@@ -420,7 +427,7 @@ def whole_contract(contract: Contract, batch: Plan, uri: str, have: pa.Schema | 
     file = with_password(batch.files[0]["path"], uri)
     if source.server(uri) is not None or suffix(file) not in TEXT: return full
     at = text_files.layout(file, read)
-    full, decided = decided_types(full, contract, file, at)
+    full, decided = decided_types(full, contract, file, at, have)
     if remarks is not None: remarks += decided
     commas = numbers_as_written(full, at.names) if at.read.decimal == "," else []
     return replace(full, clean=({"decimal": dict.fromkeys(commas, ",")}, *full.clean)) if commas else full
@@ -431,7 +438,7 @@ def _rows(batch: Plan, uri: str, settings: Settings, client, stamps, read, accou
     divisible = lambda path: suffix(path) in (".parquet", ".pq") and not source.server(path)
     words = {} if read is None or not read.explicit() else {"read": read}
     if client or all(divisible(f["path"]) for f in batch.files):
-        return _pieces(batch, uri, settings, client, stamps, words)
+        return _pieces(batch, uri, settings, client, stamps, words, accounts)
     return _counted(batch, uri, settings, stamps, words, accounts)
 
 # %% ../../nbs/data/14_ingest.ipynb #3507dff6

@@ -6,7 +6,6 @@
 __all__ = ['Inspection', 'inspect_source', 'look_at', 'missing_words', 'settled']
 
 # %% ../../nbs/data/20_inspection.ipynb #7b425525
-from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from .contract import Contract
 from .profile import Profile, profile
 from .quality import READ_AS, proposal
 from .read_options import ReadOptions
-from .readers import Look, suffix
+from .readers import Look, lost_lines, suffix
 from .text_files import TEXT
 
 # %% ../../nbs/data/20_inspection.ipynb #04231933
@@ -99,10 +98,7 @@ def _profiled(uri: str, read: ReadOptions, remarks: list[str],
     found = profile(parts())
     whole = not cut and next((False for part in stream if part.num_rows), True)
     stream.close()
-    for reason, n in Counter(why for _, why, _ in bad or ()).items():
-        first, _, text = next(b for b in bad if b[1] == reason)
-        said = f"{n:,} row{'s go' if n > 1 else ' goes'} to quarantine, {reason.removeprefix('line: ')}"
-        remarks.append(f"{said}: line {first}, {printable(text[:60])!r}")
+    remarks += lost_lines(bad or [])
     return found, whole
 
 # %% ../../nbs/data/20_inspection.ipynb #205e4596

@@ -266,7 +266,11 @@ def kept_as(type: pa.DataType) -> pa.DataType:
 def _types(uri: str, at: Layout) -> tuple[dict[str, pa.DataType], set[str]]:  # and columns with decimal commas
     """The types of the first lines, found by Arrow, where they keep what is written; the last line of a cut piece is
     left out."""
-    found = {f.name: f.type for f in _parsed(uri, at, at.head)[0].schema}
+    rows, odd = _parsed(uri, at, at.head)
+    if odd:  # mended, they may be rows of other types
+        at = replace(at, head=b"".join(sort_lines(at.head, 1, _mender(at.dialect, at.again)).data))
+        rows = _parsed(uri, at, at.head)[0]
+    found = {f.name: f.type for f in rows.schema}
     again = [n for n, t in found.items() if _is_number(t) or at.read.decimal == "," and pa.types.is_string(t)]
     commas = set()
     if again:
@@ -419,7 +423,7 @@ def _blank_lines(block: bytes, quotes: np.ndarray) -> tuple[int, int]:
 @patch
 def _refuse(self: _Rows, lines: list[tuple]) -> None:
     for n, cells, line in lines:
-        if self.bad is not None: self.bad.append((n, cells, line))
+        if self.bad is not None: self.bad.append((n, cells if isinstance(cells, str) else f"line: {cells} cells", line))
         elif cells not in ("line: the header again", "line: below the table"):
             what = cells.removeprefix("line: ") if isinstance(cells, str) else (
                 f"Expected {self.at.dialect.width} columns, got {cells}")
@@ -457,7 +461,7 @@ def csv(uri: str, columns: list[str] | None = None, rows: int = 250_000,
 
 WORDS = ("sep", "encoding", "decimal", "na", "quote", "escape", "preamble", "header")  # of the read options
 TEXT = (".csv", ".tsv", ".txt")  # ends of the names of files of text
-for _name in TEXT: register(_name, Source(csv, words=WORDS))
+for _name in TEXT: register(_name, Source(csv, words=WORDS, bad=True))
 
 # %% ../../nbs/data/03_text_files.ipynb #2c7a3ba3
 def _as_numbers(uri: str, table: pa.Table, types: dict[str, pa.DataType], decimal: str) -> pa.Table:

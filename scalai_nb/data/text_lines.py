@@ -241,6 +241,7 @@ def cells(self: Mender, line: str) -> list[str] | None:  # None: refuse it
     edits = [e for r in [*self._parted(line), *found] for e in [r, *_one_edit(r, self.width, self.sep)]]
     edits = [e for e in edits if self.fits(e)]
     if edits: return edits[0] if len({*map(bare, edits)}) == 1 else None
+    right = [r for r in right if r is not found[-1]]  # where all quotes are text, all cells must fit
     if right and (len({*map(bare, right)}) == 1 or self.fits.misfits(right[0]) < 2): return right[0]
     others = [readings(line, sep, self.quote or '"')[0] for sep in ",;\t| " if sep != self.sep]
     return next((r for r in others if self.fits(r)), None)
@@ -441,6 +442,10 @@ class Accounts:
     blank: int = 0
     footer: int = 0  # below the table
     mended: int = 0  # of the rows
+
+    def plus(self, counts: dict[str, int]) -> None:
+        "Add the lines of another file, as `to_dict` returns them in `counts`."
+        for name, n in counts.items(): setattr(self, name, getattr(self, name) + n)
 
     def add(self, s: Sorted) -> None:
         "Add a block's lines, as `sort_lines` left them in `s`."
