@@ -142,10 +142,16 @@ def _body(rows: bytes, d: Dialect, whole: bool, again: bytes = b"",
     "The rows of a part of a file; damaged lines are left out or mended."
     rows = _as_one(rows if whole else rows[:max(rows.rfind(b"\n"), rows.rfind(b"\r")) + 1], d)
     mender = _mender(d, again)
-    if whole_records(rows, *mender.bytes[:2])[0] == len(rows) and not (mender.escape or least or d.trailing):
+    strict = whole_records(rows, *mender.bytes[:2])[0] == len(rows) and not (mender.escape or least or d.trailing)
+    if strict and not (again and again in rows or whole and _ends_oddly(rows, mender)):
         return rows  # Arrow leaves out those of a wrong length
     found = sort_lines(rows, 1, mender, whole)
     return b"".join(found.data) if found.rows >= least*(found.rows + len(found.refused)) else b""
+
+def _ends_oddly(rows: bytes, mender: Mender) -> bool:
+    "Whether the last lines are below the table."
+    lines = rows[-2_000:].decode("utf-8", "ignore").splitlines()[-5:]
+    return any(mender.footer(mender.dialect.marks.cells(x)) for x in lines if x.strip())
 
 def _mender(d: Dialect, again: bytes) -> Mender:
     found = Mender(d)
@@ -359,19 +365,18 @@ class _Rows:
         self.mender, self.odd = _mender(at.dialect, at.again), False
 
     def batches(self, **how) -> Iterator[pa.RecordBatch]:
-        rest, skip, line = b"", self.at.lines, 1
+        rest, skip, before = b"", self.at.lines, self.accounts.known
         self.accounts.preamble += self.at.dialect.preamble
         self.accounts.header += skip - self.at.dialect.preamble
         for chunk, last in _blocks(self.file, self.at):
             self.accounts.lines += _count(chunk, last)
             chunk, cut = rest + chunk, 0
-            while skip and (k := BREAK.search(chunk, cut)): cut, skip, line = k.end(), skip - 1, line + 1
+            while skip and (k := BREAK.search(chunk, cut)): cut, skip = k.end(), skip - 1
             stop = len(chunk) if last else max(chunk.rfind(b"\n"), chunk.rfind(b"\r")) + 1
             if skip or cut >= stop: rest = b"" if last else chunk[cut:]; continue
             block = _as_one(chunk[cut:stop], self.at.dialect)
-            table, left = self._read(block, line, last, how)
+            table, left = self._read(block, self.accounts.known - before + 1, last, how)
             rest = block[len(block) - left:] + chunk[stop:]
-            line += count_breaks(block[:len(block) - left])
             if table is not None: yield from table.to_batches()
 
 def _count(text: bytes, last: bool) -> int:  # lines
@@ -381,7 +386,7 @@ def _count(text: bytes, last: bool) -> int:  # lines
 @patch
 def _read(self: _Rows, block: bytes, first: int, last: bool, how: dict) -> tuple[pa.Table | None, int]:  # bytes left
     "Read a block, in the fast way if that loses nothing."
-    odd, self.odd = self.odd or last and self._ends_oddly(block) or bool(self.mender.again) and (
+    odd, self.odd = self.odd or last and _ends_oddly(block, self.mender) or bool(self.mender.again) and (
         self.mender.again in block), False
     if not odd and not self.mender.escape:
         size, quotes = whole_records(block, *self.mender.bytes[:2])
@@ -428,13 +433,6 @@ def _refuse(self: _Rows, lines: list[tuple]) -> None:
             what = cells.removeprefix("line: ") if isinstance(cells, str) else (
                 f"Expected {self.at.dialect.width} columns, got {cells}")
             raise read_error(self.uri, ValueError(f"Row #{n}: {what}: {line}"))
-
-# %% ../../nbs/data/03_text_files.ipynb #dd0f3d2a
-@patch
-def _ends_oddly(self: _Rows, block: bytes) -> bool:
-    "Whether the last lines are below the table."
-    lines = block[-2_000:].decode("utf-8", "ignore").splitlines()[-5:]
-    return any(self.mender.footer(self.at.dialect.marks.cells(x)) for x in lines if x.strip())
 
 # %% ../../nbs/data/03_text_files.ipynb #1f5e54f9
 def csv(uri: str, columns: list[str] | None = None, rows: int = 250_000,

@@ -455,8 +455,11 @@ class Accounts:
             setattr(self, name, getattr(self, name) + getattr(s, name))
 
     @property
+    def known(self) -> int:  # lines
+        return (self.preamble + self.header + self.rows + self.refused + self.continued + self.blank + self.footer)
+
+    @property
     def missing(self) -> int:  # lines of which nothing is known; 0 where they add up
-        return self.lines - (self.preamble + self.header + self.rows + self.refused + self.continued + self.blank
-                             + self.footer)
+        return self.lines - self.known
 
     def to_dict(self) -> dict: return asdict(self)
