@@ -301,8 +301,9 @@ def sort_lines(block: bytes,  # whole lines
     often = max(20, len(lines)//50)
     mender.frequent = {int(w) for w in np.flatnonzero(wrong > often) if w != mender.width}
     odd |= _extra(lines, mender) | _like(lines, mender.again)
+    good = ~odd
     if last: odd[-5:] = True
-    work, done, i = _Sorting(lines, ~odd, first, mender, last, out), 0, -1  # bytes and lines that are done with
+    work, done, i = _Sorting(lines, good, first, mender, last, out), 0, -1  # bytes and lines that are done with
     for k in np.flatnonzero(odd).tolist():
         if k <= i: continue  # inside of a record
         out.rows += k - i - 1
