@@ -99,7 +99,7 @@ def readings(line: str, sep: str, quote: str) -> list[list[str]]:
 
 # %% ../../nbs/data/02_dialect.ipynb #f539cd08
 def records(lines: list[str],  # of a text, whole
-            marks: Marks,
+            marks: Marks,  # what divides lines into cells
            ) -> Iterator[tuple[list[str], int, int]]:  # cells, place of the first line, number of lines
     "Divide lines into records; blank lines are none."
     k = 0

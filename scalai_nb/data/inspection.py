@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..core.errors import BadRequest
-from ..core.jsonable import printable
 from ..core.storage import veiled
 from . import source, text_files
 from .clean import tidy

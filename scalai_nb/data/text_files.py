@@ -30,17 +30,8 @@ from .dialect import UNIT, Dialect, find_dialect, one_separator
 from .number_text import MISSING, number_pattern, plain_numbers
 from .read_options import ReadOptions, column_names, renamed, sniff_encoding
 from .readers import Source, bytes_of_line, check_columns, hint, open_file, read_error, register
-from scalai_nb.data.text_lines import (
-    LONGEST,
-    Accounts,
-    Fits,
-    Mender,
-    Sorted,
-    count_breaks,
-    line_places,
-    sort_lines,
-    whole_records,
-)
+from .text_lines import (  # fmt: skip
+    LONGEST, Accounts, Fits, Mender, Sorted, count_breaks, line_places, sort_lines, whole_records)
 from .types import cast, leading_zeros
 
 # %% ../../nbs/data/03_text_files.ipynb #07efb2f7
@@ -122,9 +113,8 @@ def _inner(head: bytes) -> tuple[str, ...]:  # likewise, of a text that is held
     return tuple(b"\n".join(p[1:] if i else p[1:-1]).decode("utf-8", "ignore") for i, p in enumerate(parts))
 
 def _line_end(head: bytes) -> bytes:
-    n = head.count(b"\r\n")
-    if head.count(b"\r") > n and (n == 0 and b"\n" not in head or head.count(b"\r") > 2*head.count(b"\n")): return b"\r"
-    return b"\r\n" if 2*n > head.count(b"\n") else b"\n"
+    both, cr, lf = head.count(b"\r\n"), head.count(b"\r"), head.count(b"\n")
+    return b"\r" if cr > 2*lf else b"\r\n" if 2*both > lf else b"\n"
 
 BREAK = re.compile(rb"\r\n?|\n")
 
@@ -365,7 +355,7 @@ class _Rows:
         self.mender, self.odd = _mender(at.dialect, at.again), False
 
     def batches(self, **how) -> Iterator[pa.RecordBatch]:
-        rest, skip, before = b"", self.at.lines, self.accounts.known
+        rest, skip, before = b"", self.at.lines, self.accounts.counted
         self.accounts.preamble += self.at.dialect.preamble
         self.accounts.header += skip - self.at.dialect.preamble
         for chunk, last in _blocks(self.file, self.at):
@@ -375,7 +365,7 @@ class _Rows:
             stop = len(chunk) if last else max(chunk.rfind(b"\n"), chunk.rfind(b"\r")) + 1
             if skip or cut >= stop: rest = b"" if last else chunk[cut:]; continue
             block = _as_one(chunk[cut:stop], self.at.dialect)
-            table, left = self._read(block, self.accounts.known - before + 1, last, how)
+            table, left = self._read(block, self.accounts.counted - before + 1, last, how)
             rest = block[len(block) - left:] + chunk[stop:]
             if table is not None: yield from table.to_batches()
 
@@ -404,6 +394,7 @@ def _read(self: _Rows, block: bytes, first: int, last: bool, how: dict) -> tuple
     self._refuse(s.refused)
     return table, s.left
 
+# %% ../../nbs/data/03_text_files.ipynb #aa581966
 @patch
 def _fast(self: _Rows, block: bytes, quotes: np.ndarray, last: bool, how: dict) -> pa.Table | None:
     "Read whole records whose quotes keep the standard; None: not all are rows of the table."
@@ -428,7 +419,8 @@ def _blank_lines(block: bytes, quotes: np.ndarray) -> tuple[int, int]:
 @patch
 def _refuse(self: _Rows, lines: list[tuple]) -> None:
     for n, cells, line in lines:
-        if self.bad is not None: self.bad.append((n, cells if isinstance(cells, str) else f"line: {cells} cells", line))
+        reason = cells if isinstance(cells, str) else f"line: {cells} cells"
+        if self.bad is not None: self.bad.append((n, reason, line))
         elif cells not in ("line: the header again", "line: below the table"):
             what = cells.removeprefix("line: ") if isinstance(cells, str) else (
                 f"Expected {self.at.dialect.width} columns, got {cells}")

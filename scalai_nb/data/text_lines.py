@@ -11,7 +11,6 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -35,7 +34,8 @@ def _breaks(block: bytes, data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  #
     order = np.argsort(both, kind="stable")
     return both[order], np.concatenate([at - two, alone])[order]
 
-def line_places(block: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def line_places(block: bytes,  # of a text
+               ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Return where lines start, where they end without the line break, and where the next ones start; int64 each."
     breaks, ends = _breaks(block, data := np.frombuffer(block, np.uint8))
     if not len(breaks) or breaks[-1] < len(data) - 1: breaks, ends = (np.append(x, len(data)) for x in (breaks, ends))
@@ -140,9 +140,10 @@ def _goes_on(line: str, sep: str, quote: str, escape: str) -> tuple[int, bool, b
         else: return cells, False, False
         if not inside and not follows: return cells, False, clean
 
+# %% ../../nbs/data/02_text_lines.ipynb #90a980b5
 def close_record(lines: Lines, k: int,  # a line with an open quote
-                 sep: str, quote: str, escape: str,
-                ) -> tuple[int, int, bool]:  # the closing line, or -1; the record's cells; whether no quote is misplaced
+                 sep: str, quote: str, escape: str,  # one character each; escape may be empty
+                ) -> tuple[int, int, bool]:  # closing line, or -1; cells; whether quotes are right
     "Find the line that closes the quote open in line k."
     total = int(lines.cells[k])
     for j in lines.quoted[np.searchsorted(lines.quoted, k, "right"):]:
@@ -297,9 +298,8 @@ def sort_lines(block: bytes,  # whole lines
     if not block: return Sorted()
     lines, out = scan_lines(block, *mender.bytes), Sorted()
     odd = (lines.flags != 0) | (lines.cells != mender.width) | (lines.ends == lines.starts)
-    wrong = np.bincount(np.minimum(lines.cells[odd], 10_000))
-    often = max(20, len(lines)//50)
-    mender.frequent = {int(w) for w in np.flatnonzero(wrong > often) if w != mender.width}
+    wrong = np.bincount(np.minimum(lines.cells[odd], 10_000)) > max(20, len(lines)//50)
+    mender.frequent = {int(w) for w in np.flatnonzero(wrong) if w != mender.width}
     odd |= _extra(lines, mender) | _like(lines, mender.again)
     good = ~odd
     if last: odd[-5:] = True
@@ -315,6 +315,7 @@ def sort_lines(block: bytes,  # whole lines
     out.data.append(block[done:])
     return out
 
+# %% ../../nbs/data/02_text_lines.ipynb #7a4bd9ff
 def _extra(lines: Lines, mender: Mender) -> np.ndarray:  # bool: lines with a value behind the last column
     if not mender.dialect.trailing: return np.zeros(len(lines), bool)
     data = np.frombuffer(lines.block, np.uint8)
@@ -340,28 +341,31 @@ class _Sorting:
     last: bool  # whether nothing follows
     out: Sorted
 
-    def record(self, k: int) -> int:  # number of its last line
-        "Sort the record that begins with line k."
-        lines, m, out = self.lines, self.mender, self.out
-        line = lines.text(k)
-        if not (line.strip() if m.width > 1 else line): out.blank += 1; return k
-        if lines.flags[k] == OPEN: return self._several(k)
-        if lines.flags[k] & LOOSE and not m.escape: return self._loose(k, line)
-        if line.encode() == m.again: return self._refuse(k, k, "line: the header again")
-        cells = m.dialect.marks.cells(line.replace(UNIT, m.dialect.sep)) if lines.flags[k] else self._plain(line)
-        if self.last and k >= len(lines) - 5 and m.footer(cells):
-            out.footer += 1
-            return self._refuse(k, k, "line: below the table")
-        if len(cells) != m.width: return self._take(k, k, m.cells(line))
-        if m.dialect.trailing and cells[-1].strip(): return self._refuse(k, k, "line: a value behind the last column")
-        out.data.append(lines.block[lines.starts[k]:lines.ends[k]] + b"\n")
-        out.rows += 1
-        return k
+# %% ../../nbs/data/02_text_lines.ipynb #ac212147
+@patch
+def record(self: _Sorting, k: int) -> int:  # number of its last line
+    "Sort the record that begins with line k."
+    lines, m, out = self.lines, self.mender, self.out
+    line = lines.text(k)
+    if not (line.strip() if m.width > 1 else line): out.blank += 1; return k
+    if lines.flags[k] == OPEN: return self._several(k)
+    if lines.flags[k] & LOOSE and not m.escape: return self._loose(k, line)
+    if line.encode() == m.again: return self._refuse(k, k, "line: the header again")
+    cells = m.dialect.marks.cells(line.replace(UNIT, m.dialect.sep)) if lines.flags[k] else self._plain(line)
+    if self.last and k >= len(lines) - 5 and m.footer(cells):
+        out.footer += 1
+        return self._refuse(k, k, "line: below the table")
+    if len(cells) != m.width: return self._take(k, k, m.cells(line))
+    if m.dialect.trailing and cells[-1].strip(): return self._refuse(k, k, "line: a value behind the last column")
+    out.data.append(lines.block[lines.starts[k]:lines.ends[k]] + b"\n")
+    out.rows += 1
+    return k
 
-    def _plain(self, line: str) -> list[str]:  # its quotes keep the standard, or are text
-        m = self.mender
-        if not m.quote or m.quote not in line: return line.split(m.sep)
-        return next(csv.reader([line], delimiter=m.sep, quotechar=m.quote), [""])
+@patch
+def _plain(self: _Sorting, line: str) -> list[str]:  # its quotes keep the standard, or are text
+    m = self.mender
+    if not m.quote or m.quote not in line: return line.split(m.sep)
+    return next(csv.reader([line], delimiter=m.sep, quotechar=m.quote), [""])
 
 # %% ../../nbs/data/02_text_lines.ipynb #98d895e6
 @patch
@@ -398,6 +402,7 @@ def _rows(self: _Sorting, a: int, b: int) -> bool:
         seen, k = seen + 1, last + 1
     return seen > 0 and rows >= .8*seen
 
+# %% ../../nbs/data/02_text_lines.ipynb #02435cc1
 @patch
 def _several(self: _Sorting, k: int) -> int:
     "Sort the record that begins with line k, at whose end a quote is open."
@@ -424,8 +429,8 @@ def _ends_full(self: _Sorting, j: int) -> bool:  # a value behind the last colum
 def _loose(self: _Sorting, k: int, line: str) -> int:
     "Sort a record that begins with line k, where a quote is misplaced."
     if (cells := self.mender.exact(line)) is not None: return self._take(k, k, cells)
-    for j in range(k + 1, min(k + 8, len(self.lines)) if self.lines.flags[k] == OPEN or line.count(self.mender.quote) % 2
-                   else k):
+    open = self.lines.flags[k] == OPEN or line.count(self.mender.quote) % 2
+    for j in range(k + 1, min(k + 8, len(self.lines)) if open else k):
         if self._rows(j, j): break  # a row of its own
         if (cells := self.mender.exact(self.lines.text(k, j))) is not None: return self._take(k, j, cells)
     return self._take(k, k, self.mender.cells(line))
@@ -444,23 +449,26 @@ class Accounts:
     footer: int = 0  # below the table
     mended: int = 0  # of the rows
 
-    def plus(self, counts: dict[str, int]) -> None:
-        "Add the lines of another file, as `to_dict` returns them in `counts`."
-        for name, n in counts.items(): setattr(self, name, getattr(self, name) + n)
-
-    def add(self, s: Sorted) -> None:
-        "Add a block's lines, as `sort_lines` left them in `s`."
-        self.rows += s.rows
-        self.refused += len(s.refused) - s.footer
-        for name in ("continued", "blank", "footer", "mended"):
-            setattr(self, name, getattr(self, name) + getattr(s, name))
-
     @property
-    def known(self) -> int:  # lines
-        return (self.preamble + self.header + self.rows + self.refused + self.continued + self.blank + self.footer)
+    def counted(self) -> int:  # lines
+        return self.preamble + self.header + self.rows + self.refused + self.continued + self.blank + self.footer
 
     @property
     def missing(self) -> int:  # lines of which nothing is known; 0 where they add up
-        return self.lines - self.known
+        return self.lines - self.counted
 
     def to_dict(self) -> dict: return asdict(self)
+
+# %% ../../nbs/data/02_text_lines.ipynb #ef5f428d
+@patch
+def plus(self: Accounts, counts: dict[str, int]) -> None:
+    "Add the lines of another file, as `to_dict` returns them in `counts`."
+    for name, n in counts.items(): setattr(self, name, getattr(self, name) + n)
+
+@patch
+def add(self: Accounts, s: Sorted) -> None:
+    "Add a block's lines, as `sort_lines` left them in `s`."
+    self.rows += s.rows
+    self.refused += len(s.refused) - s.footer
+    for name in ("continued", "blank", "footer", "mended"):
+        setattr(self, name, getattr(self, name) + getattr(s, name))
