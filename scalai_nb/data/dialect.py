@@ -179,12 +179,14 @@ def strict_rows(text: str,  # a file's beginning
         if not whole and len(rows) > 1: rows.pop()  # cut
     return rows if rows and len({*map(len, rows)}) == 1 else None
 
-def _standard(text: str, whole: bool, sep: str) -> tuple[Marks, list[list[str]]] | None:
-    "The marks of a file that keeps the standard, and its rows; None: there are none such."
-    found, top = None, 0.
+def _standard(text: str, whole: bool, sep: str) -> tuple[Marks, list[list[str]], tuple[str, ...]] | None:
+    "The marks of a file that keeps the standard, its rows, and other separators; None: there are none such."
+    found, top, seps = None, 0., ""
     for s in sep or ",;\t|":
         if (rows := strict_rows(text, s, whole)) is None or len(rows[0]) < 2: continue
+        seps += s
         if (score := _score(rows[:300], Marks(s), 1.)) > top: found, top = (Marks(s), rows), score
+    if found is not None: found = *found, tuple(s for s in seps if s != found[0].sep)
     if found is None or not sep and _all_in(found[1], "'"): return None
     return found
 
@@ -211,6 +213,7 @@ class Dialect:
     shapes: list[Counter] = field(default_factory=list)  # of each column's cells in the rows that were looked at
     seen: int = 0  # rows that were looked at
     lines: int = 1  # above the first row
+    others: tuple[str, ...] = ()  # separators with which it keeps the standard, too
 
     @property
     def sep(self) -> str: return self.marks.sep
@@ -229,8 +232,8 @@ def split_lines(text: str) -> list[str]:
     lines = re.split(r"\r\n?|\n", text)
     return lines if lines[-1] else lines[:-1]
 
-def _sample(text: str, rest: tuple[str, ...], whole: bool, **known) -> tuple[Marks, list[list[str]], bool]:
-    "What divides lines into cells, records of a file, and whether it keeps the standard."
+def _sample(text: str, rest: tuple[str, ...], whole: bool, **known) -> tuple[Marks, list, tuple[str, ...] | None]:
+    "What divides lines into cells, records, and other separators of a file that keeps the standard."
     parts = [split_lines(p) for p in rest]
     plain = known["quote"] in ("", '"') and known["escape"] in ("", "none") and len(known["sep"]) < 2
     found = _standard(text, whole, known["sep"]) if plain else None
@@ -243,7 +246,7 @@ def _sample(text: str, rest: tuple[str, ...], whole: bool, **known) -> tuple[Mar
     for part in parts if found is not None else ():
         more = [cells for cells, *_ in records(part[:75], marks)]
         if sum(len(r) == len(rows[0]) for r in more) > .8*len(more): rows += more  # else it began within a cell
-    return marks, rows, found is not None
+    return marks, rows, None if found is None else found[2]
 
 # %% ../../nbs/data/02_dialect.ipynb #d6f41bb8
 def find_dialect(text: str,  # a file's beginning
@@ -256,11 +259,11 @@ def find_dialect(text: str,  # a file's beginning
     lines = split_lines(text)
     if not whole and len(lines) > 1: lines.pop()  # cut
     below = text if not preamble else "\n".join(lines[preamble:])
-    marks, rows, standard = _sample(below, rest, whole, sep=sep, quote=quote, escape=escape)
+    marks, rows, others = _sample(below, rest, whole, sep=sep, quote=quote, escape=escape)
     width = _width(rows)
     first = [(_fitted(cells, lines[k], marks, width), k, n) for cells, k, n in
              records(lines[:MOST_LINES + 100], marks) if k >= (preamble or 0)]
-    at = _top(first, lines, width, standard) if preamble is None else 0
+    at = _top(first, lines, width, others is not None) if preamble is None else 0
     top = preamble if preamble is not None else first[at][1] if first else 0
     near = [cells for cells, *_ in first[at:]]
     columns = _columns([r for r in rows[min(20, len(rows)//2):] if len(r) == width] or rows[1:], width)
@@ -273,7 +276,7 @@ def find_dialect(text: str,  # a file's beginning
     columns = _columns([r for r in rows if tuple(r) not in above], width)
     last = first[at + n - 1] if n else (None, top, 0)
     return Dialect(marks, width, top, n, names, trailing, [Counter(map(shape, c)) for c in columns],
-                   len(columns[0]) if columns else 0, last[1] + last[2])
+                   len(columns[0]) if columns else 0, last[1] + last[2], others or ())
 
 # %% ../../nbs/data/02_dialect.ipynb #a327f664
 def _width(rows: list[list[str]]) -> int:  # that most rows have

@@ -77,7 +77,8 @@ def _of_texts(texts: list[str], read: ReadOptions, many: str) -> Look:
     alike = {w: getattr(seen[0].read, w) for w in text_files.WORDS if w != "na"
              and len({getattr(at.read, w) for at in seen}) == 1}
     found = read.model_copy(update=alike)
-    return Look(f"{many}text, {seen[0].read}, {len(seen[0].names)} columns", found, seen[0].remarks())
+    return Look(f"{many}text, {seen[0].read}, {len(seen[0].names)} columns", found, seen[0].remarks(),
+                seen[0].others())
 
 # %% ../../nbs/data/20_inspection.ipynb #71d6ea2e
 def _profiled(uri: str, read: ReadOptions, remarks: list[str],

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .column import Column
-from .number_text import number_pattern
+from .number_text import number_pattern, without_brackets
 from .numeric import HOUR_US, iso
 from .profile_format import pack_column, split_state
 from .value_formats import DATES, FORMATS, formats
@@ -118,6 +118,8 @@ def proposal(c: Column) -> Proposal | None:  # None: there is nothing to propose
         k: n for k, n in f.items() if k.partition("+")[0] in names
     }
     missing = _missing(c) if f.get("missing") else {}
+    most = f.get("other", 0) >= .9*there or _has_brackets(c)
+    if there and f.get("other", 0) and most and (found := _with_signs(c, missing)) is not None: return found
     for what, word, found in (("dates", "dates", some(DATES)), ("numbers", "decimal", some(NUMBERS))):
         n = sum(found.values())
         if not n or n < .9*there: continue
@@ -134,13 +136,15 @@ def proposal(c: Column) -> Proposal | None:  # None: there is nothing to propose
         said = f"holds {what} as text: {n:,} of {there:,} values" + "".join(f", {o}" for o in others) + note
         steps = [{"nulls": {c.name: list(missing)}}]*bool(missing) + ([{word: {c.name: step}}] if step else [])
         return Proposal(said, type, tuple(steps))
-    if there and f.get("other", 0) >= .9*there and (found := _with_signs(c, missing)) is not None: return found
     if not missing: return None
     words = ", ".join(f"{k!r} {_times(n)}" for k, n in missing.items())
     said = f"holds {words}, which may mean missing and stays text until a contract says so"
     return Proposal(said, None, ({"nulls": {c.name: list(missing)}},))
 
 # %% ../../nbs/data/02_quality.ipynb #e4e44b47
+def _has_brackets(c: Column) -> bool:  # negative amounts as bookkeepers write them
+    return any(v.strip()[:1] == "(" and any(map(str.isdigit, v)) for v, *_ in c.top(1_512))
+
 def _times(n: int) -> str: return "once" if n == 1 else f"{n:,} times"
 
 def _missing(c: Column) -> "dict[str, int]":  # words for a missing value → rows at least; frequent first
@@ -152,11 +156,12 @@ def _missing(c: Column) -> "dict[str, int]":  # words for a missing value → ro
 def _with_signs(c: Column, missing: "dict[str, int]") -> Proposal | None:
     "Propose how to read amounts of a currency and percentages, judged by the values that are kept by name."
     known = pa.array([v for v, *_ in c.top(1_512) if v.strip() and v not in missing], pa.string())
+    written, known = known, without_brackets(known)
     fits = {mark: pc.match_substring_regex(known, number_pattern(mark)) for mark in ".,"}
     number = pc.or_(fits["."], fits[","])
     sure = {mark: pc.sum(pc.and_(fits[mark], pc.invert(fits[other]))).as_py() or 0 for mark, other in (".,", ",.")}
     if not len(known) or number.true_count < .9*len(known): return None
-    said = f"holds amounts as text, as {known.filter(number)[0].as_py()!r}"
+    said = f"holds amounts as text, as {written.filter(number)[0].as_py()!r}"
     both = pc.match_substring_regex(known.filter(number), r"[.,]\d{3}(\D|$)")
     if not any(sure.values()) and pc.any(both).as_py() or min(sure.values()) > .1*len(known):
         return Proposal(f"{said}, of which no value says whether the point or the comma is before decimals")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['READERS', 'PATIENCE', 'SILENT', 'DENIED', 'ARROW_UNPACKS', 'TEXT', 'Source', 'Look', 'register', 'entry_points',
            'lookup', 'suffix', 'needs', 'patiently', 'connect', 'suggest', 'open_file', 'read_error', 'bytes_of_line',
-           'read_ahead', 'hint', 'lost_lines', 'check_columns']
+           'read_ahead', 'hint', 'check_columns', 'refuse_line', 'lost_lines', 'grouped']
 
 # %% ../../nbs/data/03_readers.ipynb #9cbddcde
 import re
@@ -14,7 +14,7 @@ import time
 import weakref
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -275,6 +275,19 @@ def hint(message: str) -> str:
     return "The file is damaged or not what its suffix says; make or copy it again."
 
 # %% ../../nbs/data/03_readers.ipynb #70d48e9d
+def check_columns(columns: list[str] | None, names: list[str]) -> list[str] | None:
+    "Raise `BadRequest` for a column that is not there."
+    for c in columns or (): one_of(c, names, "column", "source")
+    return columns
+
+# %% ../../nbs/data/03_readers.ipynb #3e87701f
+def refuse_line(uri: str, bad: list | None,  # takes the line; None: it is an error
+                line: int, reason: str,  # as "line: not JSON"
+                text: str) -> None:
+    "Set a line aside that cannot be read. Raises `BadRequest` where nobody takes it."
+    if bad is not None: bad.append((line, reason, text)); return
+    raise BadRequest(f"{veiled(uri)}, line {line}: {reason.removeprefix('line: ')}.", hint("Row #"), "source")
+
 def lost_lines(bad: list[tuple],  # what a reader could not read: line, reason, text
               ) -> list[str]:  # remarks
     "Report what could not be read, by its reason."
@@ -285,7 +298,15 @@ def lost_lines(bad: list[tuple],  # what a reader could not read: line, reason, 
         out.append(f"{said}: line {first}, {printable(text[:60])!r}")
     return out
 
-def check_columns(columns: list[str] | None, names: list[str]) -> list[str] | None:
-    "Raise `BadRequest` for a column that is not there."
-    for c in columns or (): one_of(c, names, "column", "source")
-    return columns
+# %% ../../nbs/data/03_readers.ipynb #90e5b672
+def grouped(parts: Iterable, size: int,
+            weigh: Callable = lambda part: 1,  # what a part counts
+           ) -> Iterator[list]:
+    "Gather parts to lists of about `size`; at least one, if only an empty one."
+    held, n, first = [], 0, True
+    for part in parts:
+        held.append(part); n += weigh(part)
+        if n >= size:
+            yield held
+            held, n, first = [], 0, False
+    if held or first: yield held
