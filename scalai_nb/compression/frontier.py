@@ -22,6 +22,7 @@ from .benchmark import DROPS, MEASURES, Candidate, Rows, machine, measure, rows_
 from .recipes import RECIPES, SEARCH, Request, cost, make, run_task, workers
 from ..core import svg
 from ..core.errors import BadRequest, one_of
+from ..core.jsonable import several
 from ..core.settings import Settings
 from ..core.storage import write_atomic
 
@@ -127,18 +128,28 @@ def best(self: Frontier,
         return None
     speed = "latency_one_ms" if "latency_one_ms" in budget and "latency_ms" not in budget else "latency_ms"
     top = min(within, key=lambda c: (getattr(c, speed), c.size_bytes))
-    self.why = (
-        f"{top.recipe} is the fastest of {len(within)} candidate{'s'*(len(within) > 1)} within the budget"
-        f" ({_said(budget)}): {getattr(self.base, speed)/getattr(top, speed):.1f} ×"
-        f" faster{' at one row' if speed == 'latency_one_ms' else ''} and {self.base.size_bytes/top.size_bytes:.1f} ×"
-        f" smaller than {self.base.recipe}, {_change(top, self.base, self.measure)}."
-    )
+    self.why = _reason(self, top, len(within), budget, speed)
     return top
+
+# %% ../../nbs/compression/09_frontier.ipynb #c25dee0d
+def _reason(self: Frontier, top: Candidate, within: int, budget: dict, speed: str) -> str:
+    bounds = _said(budget, self.measure)
+    if [top] == self.candidates == [self.base]:
+        return f"{top.recipe} is the only candidate, within the budget ({bounds})."
+    faster = f"{getattr(self.base, speed)/getattr(top, speed):.1f} × faster{' at one row'*(speed == 'latency_one_ms')}"
+    return (
+        f"{top.recipe} is the fastest of {several(within, 'candidate')} within the budget ({bounds}): {faster} and"
+        f" {self.base.size_bytes/top.size_bytes:.1f} × smaller than {self.base.recipe},"
+        f" {_change(top, self.base, self.measure)}."
+    )
 
 # %% ../../nbs/compression/09_frontier.ipynb #58e598a9
 def _number(v): return f"{v:,.0f}" if abs(v) >= 1000 else f"{v:.4g}"
 
-def _said(budget): return ", ".join(f"{n} ≤ {_number(b)}" for n, b in budget.items())
+def _said(budget: dict, measure: str) -> str:
+    words = {} if measure == "accuracy" else {"accuracy_drop": f"{measure} drop"}
+    return ", ".join(f"{words.get(n, n)} ≤ {_number(b)}" for n, b in budget.items())
+
 FIGURES = {
     "accuracy": lambda c, base: f"{round(100*(c.accuracy - base.accuracy), 2) + 0.:+.2f} points",
     "auc": lambda c, base: f"{c.auc - base.auc:+.4f}",
@@ -183,7 +194,8 @@ def _out_of_reach(self, budget, broken):
     near = min(self.candidates, key=lambda c: max(broken[c.recipe].values()))
     alone = [n for n in budget if all(n in broken[c.recipe] for c in self.candidates)]
     which = alone or sorted(broken[near.recipe])
-    told = ", ".join(f"{n} ≤ {_number(budget[n])} (nearest {_number(BOUNDS[n](near, self.base))})" for n in which)
+    bound = lambda n: f"{_said({n: budget[n]}, self.measure)} (nearest {_number(BOUNDS[n](near, self.base))})"
+    told = ", ".join(map(bound, which))
     return (f"No candidate meets the budget: {told} {'binds' if len(which) == 1 else 'bind'}"
             f"{'' if alone else ' together with the other bounds'}; {near.recipe} comes nearest.")
 

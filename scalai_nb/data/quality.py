@@ -255,8 +255,8 @@ def together(p) -> Iterator[str]:
     for names, low, high in _alike(p, known, .95):
         span = f"{low:.3f}" if f"{low:.3f}" == f"{high:.3f}" else f"{low:.3f} … {high:.3f}"
         yield (
-            f"{_names(names)} move together (r = {span}): where one is to be foreseen, another may give the answer"
-            " away"
+            f"{_names(names)} are strongly correlated (r = {span}): to predict one of them, ask whether the others are"
+            " known by then"
         )
 
 def _names(names: list[str], limit: int = 6) -> str:

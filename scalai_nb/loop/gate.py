@@ -132,7 +132,8 @@ def _judge(found: dict, measure: str, first: bool, tolerance: float, min_rows: i
             ),
         )
     bound = 0. if first else tolerance
-    if found["high"] < bound: return "promote", f"Passed: {against}; {between}."
+    within = f", within the {bound:.4f} allowed" if found["high"] > 0 else ""
+    if found["high"] < bound: return "promote", f"Passed: {against}; {between}{within}."
     if first or found["low"] > tolerance:
         return "keep", f"Refused: {against}; {between}, allowed are {bound:.4f}.{TO_TRY if first else ''}"
     return "shadow", f"Undecided: {against}; {between}, allowed are {bound:.4f}. It goes on in the champion's shadow."

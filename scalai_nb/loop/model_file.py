@@ -160,7 +160,7 @@ COMMENTS = {
 }
 HINTS = {
     "train": 'network = "auto", epochs, batch_size, lr, validation, ranks, baseline = true, text = "words"',
-    "compress": "accuracy_drop = 0.01, latency_ms, size_bytes",
+    "compress": "accuracy_drop = 0.01 (of R² for numbers), latency_ms, size_bytes",
     "gate": "tolerance, slices, min_labels; otherwise as in settings.ini",
     "retrain": "trigger, cooldown, windows, mean_error; otherwise as in settings.ini",
     "serve": 'wait_ms, max_batch, canary = 0.1, contract = "off" (or report, refuse) of scalai serve',

@@ -8,6 +8,7 @@ __all__ = ['Training', 'split_rows', 'train', 'train_as_rank', 'TrainerState']
 # %% ../../nbs/training/32_trainer.ipynb #2305820a
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -210,38 +211,46 @@ class TrainerState:
     "Epoch, batch, step, sums and history of a training, and the objects whose state goes into a checkpoint."
     def __init__(self, model: Any, optimizer: Any, loader: Any, job: Training, rank: int, ranks: int):
         from scalai_nb.training.checkpoint import Writer
-        self.model, self.optimizer, self.loader = model, optimizer, loader
-        self.job, self.rank, self.ranks = job, rank, ranks
+        self.model, self.optimizer, self.loader, self.job = model, optimizer, loader, job
+        self.rank, self.ranks = rank, ranks
         self.epoch = self.batch = self.step = self.rows = 0
         self.sum, self.history, self.notes, self.writer = 0., [], [], Writer(job.checkpoints)
         self.device, self.accumulate = next(model.parameters()).device, job.optimizer.accumulate
         self.steps = job.epochs*-(-loader.batches//self.accumulate)
-        # when and at which batch this epoch began; when and at which step the timing began
-        self.lap, self.began = (time.perf_counter(), 0), None
+        # when and at which batch this epoch began; when each power of two of this process's steps ended
+        self.lap, self.taken, self.marks = (time.perf_counter(), 0), 0, deque(maxlen=2)
 
     def count(self, loss: float, rows: int, stepped: bool) -> None:
         "Add a batch to the sums."
         self.sum, self.rows = self.sum + loss, self.rows + rows
         self.batch, self.step = self.batch + 1, self.step + stepped
-        self.began = self.began or (time.perf_counter(), self.step)  # the first step may compile something
+        if stepped: self.mark()
 
-    def mean_loss(self) -> float:  # over the rows of this epoch, of all ranks
-        "Compute the mean loss a row in this epoch."
-        total = _gather((self.sum, self.rows), self.ranks)
-        return sum(s for s, _ in total)/sum(n for _, n in total)
+    def mark(self) -> None:
+        "Note the time after 1, 2, 4, 8 … steps: the first ones compile, load and are slow."
+        self.taken += 1
+        if self.taken & (self.taken - 1) == 0: self.marks.append((time.perf_counter(), self.step))
 
-    def next_epoch(self, entry: dict) -> None:
-        "Add an epoch to the history and write a checkpoint."
-        self.history.append(entry)
-        self.epoch, self.batch, self.rows, self.sum = self.epoch + 1, 0, 0, 0.
-        self.loader.set_epoch(self.epoch)
-        self.save_checkpoint()
+# %% ../../nbs/training/32_trainer.ipynb #9206254d
+@patch
+def mean_loss(self: TrainerState) -> float:  # over the rows of this epoch, of all ranks
+    "Compute the mean loss a row in this epoch."
+    total = _gather((self.sum, self.rows), self.ranks)
+    return sum(s for s, _ in total)/sum(n for _, n in total)
+
+@patch
+def next_epoch(self: TrainerState, entry: dict) -> None:
+    "Add an epoch to the history and write a checkpoint."
+    self.history.append(entry)
+    self.epoch, self.batch, self.rows, self.sum = self.epoch + 1, 0, 0, 0.
+    self.loader.set_epoch(self.epoch)
+    self.save_checkpoint()
 
 # %% ../../nbs/training/32_trainer.ipynb #af5d9660
 @patch
 def position(self: TrainerState) -> dict:  # epoch, epochs, step, steps, seconds_left
     "Return how far the training is."
-    since, first = self.began or (0, self.step)
+    since, first = self.marks[0] if self.marks else (0, self.step)
     left = (
         {"seconds_left": (time.perf_counter() - since) * (self.steps - self.step) / (self.step - first)}
         if self.step > first
