@@ -201,8 +201,7 @@ def unfinished(settings: Settings | None = None) -> list[Plan]:  # ingest their 
 
 # %% ../../nbs/data/14_ingest.ipynb #74f89195
 def raw_rows(piece: tuple[str, dict],  # a file or a part of a server's rows, and what its reader is told
-          # takes row group → SHA-256, where the reader is told to look; of a file of text `lines`: what each is
-          hashes: dict | None = None,
+          hashes: dict | None = None,  # takes row group → SHA-256, if asked for; of text `lines`, what each is
           *, settings: Settings) -> Iterator[tuple[pa.Table, list]]:
     "Raw rows of a piece, and the broken lines among them."
     (name, options), bad = piece, []
@@ -361,8 +360,7 @@ def _parts_of(
 PARQUET = {"coded": True, "threads": False, "slices": SLICE}
 
 # %% ../../nbs/data/14_ingest.ipynb #eb865de9
-def _pieces(plan: Plan, uri: str, settings: Settings, client, stamps: dict[str, str], read: dict,
-            accounts: Accounts) -> Pieces:
+def _pieces(plan: Plan, uri: str, settings: Settings, client, stamps: dict[str, str], read, accounts) -> Pieces:
     "Row groups of Parquet files, other files whole, for the workers of a cluster to read."
     _keep(plan, settings)
     files = [with_password(f["path"], uri) for f in plan.files]

@@ -118,8 +118,8 @@ def proposal(c: Column) -> Proposal | None:  # None: there is nothing to propose
         k: n for k, n in f.items() if k.partition("+")[0] in names
     }
     missing = _missing(c) if f.get("missing") else {}
-    most = f.get("other", 0) >= .9*there or _has_brackets(c)
-    if there and f.get("other", 0) and most and (found := _with_signs(c, missing)) is not None: return found
+    signs = there and f.get("other") and (f["other"] >= .9*there or _has_brackets(c))
+    if signs and (found := _with_signs(c, missing)) is not None: return found
     for what, word, found in (("dates", "dates", some(DATES)), ("numbers", "decimal", some(NUMBERS))):
         n = sum(found.values())
         if not n or n < .9*there: continue
