@@ -328,8 +328,7 @@ def _unchanged(stamps: dict[str, str]) -> None:
 
 # %% ../../nbs/data/14_ingest.ipynb #144a535c
 def _counted(plan: Plan, uri: str, settings: Settings, stamps: dict[str, str],
-             read: dict,  # read options as an option of the reader, where some are given
-             accounts: Accounts,  # takes what each line is
+             read: dict, accounts: Accounts,  # options of the reader; takes what each line is
             ) -> Iterator[tuple]:
     """The stream, with an event a part; a source without a single row is an error.
 

@@ -51,7 +51,9 @@ def framing(head: bytes,  # the beginning of a file in UTF-8
     if text[:1] == b"{" and whole and wrapped(head) is not None: return "object"
     return "values"
 
-def opened(text: bytes) -> re.Match | None:
+# %% ../../nbs/data/02_json_records.ipynb #1384b7dd
+def opened(text: bytes,  # of a file
+          ) -> re.Match | None:
     "Match an object's beginning up to the first row of the list that it holds behind plain fields."
     return _OPENED.match(text)
 _NAME = rb'\s*"((?:[^"\\]|\\.)*)"\s*:\s*'

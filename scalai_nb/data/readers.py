@@ -283,7 +283,8 @@ def check_columns(columns: list[str] | None, names: list[str]) -> list[str] | No
 # %% ../../nbs/data/03_readers.ipynb #3e87701f
 def refuse_line(uri: str, bad: list | None,  # takes the line; None: it is an error
                 line: int, reason: str,  # as "line: not JSON"
-                text: str) -> None:
+                text: str,  # of the line
+               ) -> None:
     "Set a line aside that cannot be read. Raises `BadRequest` where nobody takes it."
     if bad is not None: bad.append((line, reason, text)); return
     raise BadRequest(f"{veiled(uri)}, line {line}: {reason.removeprefix('line: ')}.", hint("Row #"), "source")

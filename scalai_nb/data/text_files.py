@@ -179,6 +179,7 @@ def others(self: Layout) -> list[str]:
     return out[:3]
 TAB = "\t"
 
+# %% ../../nbs/data/03_text_files.ipynb #02966231
 @patch
 def remarks(self: Layout) -> list[str]:
     "List what was assumed of the file and a person should know."

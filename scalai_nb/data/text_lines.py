@@ -301,9 +301,8 @@ def sort_lines(block: bytes,  # whole lines
     wrong = np.bincount(np.minimum(lines.cells[odd], 10_000)) > max(20, len(lines)//50)
     mender.frequent = {int(w) for w in np.flatnonzero(wrong) if w != mender.width}
     odd |= _extra(lines, mender) | _like(lines, mender.again)
-    good = ~odd
+    work, done, i = _Sorting(lines, ~odd, first, mender, last, out), 0, -1  # bytes and lines that are done with
     if last: odd[-5:] = True
-    work, done, i = _Sorting(lines, good, first, mender, last, out), 0, -1  # bytes and lines that are done with
     for k in np.flatnonzero(odd).tolist():
         if k <= i: continue  # inside of a record
         out.rows += k - i - 1
@@ -321,6 +320,7 @@ def _extra(lines: Lines, mender: Mender) -> np.ndarray:  # bool: lines with a va
     data = np.frombuffer(lines.block, np.uint8)
     return data[np.maximum(lines.ends - 1, 0)] != mender.bytes[0]
 
+# %% ../../nbs/data/02_text_lines.ipynb #ebf1aa75
 def _like(lines: Lines, line: bytes) -> np.ndarray:  # bool: lines that are this one
     out = np.zeros(len(lines), bool)
     k = lines.block.find(line) if line else -1
