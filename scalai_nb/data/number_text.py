@@ -35,6 +35,7 @@ def without_brackets(texts: "pa.Array",  # strings
     "Write negative amounts as bookkeepers put them, `(35)`, with a minus."
     return pc.replace_substring_regex(texts, r"^\s*\(\s*([^()+-]*\d[^()+-]*)\)\s*$", r"-\1")
 
+# %% ../../nbs/data/01_number_text.ipynb #73e90ca8
 def plain_numbers(texts: "pa.Array",  # strings
                   decimal: str,  # mark before decimals: , or .
                   signs: bool = True,  # of currencies and percentages are taken off

@@ -307,8 +307,7 @@ def sort_lines(block: bytes,  # whole lines
         if k <= i: continue  # inside of a record
         out.rows += k - i - 1
         out.data.append(block[done:lines.starts[k]])
-        i = work.record(k)
-        done = int(lines.nexts[i])
+        done = int(lines.nexts[i := work.record(k)])
         if out.left: return out
     out.rows += len(lines) - i - 1
     out.data.append(block[done:])
