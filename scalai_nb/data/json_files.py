@@ -27,8 +27,18 @@ from ..core.storage import is_url, veiled
 from .json_records import Block, Recoded, blocks, encoding_of, framing, wrapped
 from .json_values import DEPTH, Misfit, as_text, column, counts, flat, loads, nested, type_of
 from .read_options import ReadOptions
-from .readers import (  # fmt: skip
-    Look, Source, bytes_of_line, check_columns, grouped, open_file, read_error, refuse_line, register, suffix)
+from scalai_nb.data.readers import (  # fmt: skip
+    Look,
+    Source,
+    bytes_of_line,
+    check_columns,
+    grouped,
+    open_file,
+    read_error,
+    refuse_line,
+    register,
+    suffix,
+)
 from .types import arrow_type, type_name
 
 # %% ../../nbs/data/03_json_files.ipynb #4fbd6b57

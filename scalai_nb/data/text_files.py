@@ -30,8 +30,17 @@ from .dialect import UNIT, Dialect, find_dialect, one_separator
 from .number_text import MISSING, number_pattern, plain_numbers
 from .read_options import ReadOptions, column_names, renamed, sniff_encoding
 from .readers import Source, bytes_of_line, check_columns, hint, open_file, read_error, register
-from .text_lines import (  # fmt: skip
-    LONGEST, Accounts, Fits, Mender, Sorted, count_breaks, line_places, sort_lines, whole_records)
+from scalai_nb.data.text_lines import (  # fmt: skip
+    LONGEST,
+    Accounts,
+    Fits,
+    Mender,
+    Sorted,
+    count_breaks,
+    line_places,
+    sort_lines,
+    whole_records,
+)
 from .types import cast, leading_zeros
 
 # %% ../../nbs/data/03_text_files.ipynb #07efb2f7

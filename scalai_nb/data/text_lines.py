@@ -230,6 +230,7 @@ def exact(self: Mender, text: str) -> list[str] | None:  # None: there is no suc
     found = readings(text, self.sep, self.quote)
     return next((r for r in found[:-1] if len(r) == self.width and self.fits(r)), None)
 
+# %% ../../nbs/data/02_text_lines.ipynb #8512b839
 @patch
 def cells(self: Mender, line: str) -> list[str] | None:  # None: refuse it
     "Read one line that is odd."
