@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from fastcore.basics import patch
 
+# %% ../../nbs/data/03_json_files.ipynb #ffd1b8f0
 from ..core.errors import BadRequest, one_of
 from ..core.progress import tell_of
 from ..core.storage import is_url, veiled

@@ -30,17 +30,7 @@ from .dialect import UNIT, Dialect, find_dialect, one_separator
 from .number_text import MISSING, number_pattern, plain_numbers
 from .read_options import ReadOptions, column_names, renamed, sniff_encoding
 from .readers import Source, bytes_of_line, check_columns, hint, open_file, read_error, register
-from scalai_nb.data.text_lines import (  # fmt: skip
-    LONGEST,
-    Accounts,
-    Fits,
-    Mender,
-    Sorted,
-    count_breaks,
-    line_places,
-    sort_lines,
-    whole_records,
-)
+from .text_lines import Accounts, Fits, Mender, count_breaks, line_places, sort_lines, whole_records
 from .types import cast, leading_zeros
 
 # %% ../../nbs/data/03_text_files.ipynb #07efb2f7
@@ -401,7 +391,7 @@ def _read(self: _Rows, block: bytes, first: int, last: bool, how: dict) -> tuple
         self.mender.again in block), False
     if not odd and not self.mender.escape:
         size, quotes = whole_records(block, *self.mender.bytes[:2])
-        if size == 0 and not last and len(block) < LONGEST: return None, len(block)
+        if size == 0 and not last and len(block) < 2*BLOCK: return None, len(block)
         whole = size == len(block) or not last
         if size > 0 and whole and (table := self._fast(block[:size], quotes, last, how)) is not None:
             return table, len(block) - size
@@ -426,7 +416,7 @@ def _fast(self: _Rows, block: bytes, quotes: np.ndarray, last: bool, how: dict) 
     if odd or d.trailing and table["\n"].null_count < len(table): return None
     blank, inside = _blank_lines(block, quotes) if table.num_rows < lines else (0, 0)
     if table.num_rows + blank + inside != lines: return None
-    self.accounts.add(Sorted(rows=table.num_rows, blank=blank, continued=inside))
+    self.accounts.plus({"rows": table.num_rows, "blank": blank, "continued": inside})
     return table.select(how["include_columns"])
 
 # %% ../../nbs/data/03_text_files.ipynb #6e0b2568
