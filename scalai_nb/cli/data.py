@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['READ', 'NAMED', 'DIFF', 'COMPACT', 'NEW', 'TIME_OF_NEW', 'KEY_OF_NEW', 'check_source', 'profile_of',
-           'with_read_options', 'profile', 'read', 'preview_text', 'ingest', 'ingest_text', 'table_text',
-           'catalogue_text', 'tables', 'remark_lines', 'quarantine', 'release_text', 'quarantine_text', 'gc', 'gc_text']
+           'with_read_options', 'read_line', 'lost_text', 'profile', 'read', 'preview_text', 'ingest', 'ingest_text',
+           'table_text', 'catalogue_text', 'tables', 'remark_lines', 'quarantine', 'release_text', 'quarantine_text',
+           'gc', 'gc_text']
 
 # %% ../../nbs/cli/04_data.ipynb #5557b71e
 import functools
@@ -32,7 +33,8 @@ def check_source(uri: str) -> None:
 
 def profile_of(uri: str,  # table, path, URL, or a profile saved with `--save`
                by: str | list[str] | None = None,  # columns that cut it into a family
-               read: Any = None):  # data.read_options.ReadOptions
+               read: Any = None,  # data.read_options.ReadOptions
+               bad: list | None = None):  # takes what cannot be read
     "The profile of whatever is named."
     if Path(uri).suffix == ".profile":
         if not Path(uri).is_file():
@@ -49,15 +51,19 @@ def profile_of(uri: str,  # table, path, URL, or a profile saved with `--save`
     word = re.fullmatch(r"([A-Za-z_][\w-]*)(?:@(\d+))?", uri)
     # made when its rows were written
     if by is None and word and (table := Table(word[1])).exists: return table.profile(version=word[2] and int(word[2]))
-    return profile(uri, by=by, read=read)
+    return profile(uri, by=by, read=read, bad=bad)
 
 # %% ../../nbs/cli/04_data.ipynb #c1a9cafa
 READ = {
-    "sep": Annotated[str | None, option("Character between columns, as ; or tab.", metavar="CHAR")],
+    "sep": Annotated[str | None, option("What is between columns, as ; or tab or spaces.", metavar="TEXT")],
     "encoding": Annotated[str | None, option("Encoding of text, as cp1252 or utf-16.", metavar="NAME")],
     "decimal": Annotated[str | None, option("Mark before decimals: , or .", metavar="MARK")],
     "na": Annotated[list[str] | None, option("Text for a missing value; repeat it for several.", metavar="TEXT")],
     "sheet": Annotated[str | None, option("Sheet of a workbook; default: the first with a table.", metavar="NAME")],
+    "quote": Annotated[str | None, option("Sign around cells, or none.", metavar="CHAR")],
+    "escape": Annotated[str | None, option("Sign before a quote that is text, or none.", metavar="CHAR")],
+    "preamble": Annotated[int | None, option("Lines above the header.", metavar="N")],
+    "header": Annotated[int | None, option("Lines of the header; 0: none.", metavar="N")],
     "widths": Annotated[str | None, option("Widths of columns in text of fixed width, as 6,12,8.", metavar="N,N,…")],
     "depth": Annotated[int | None, option("Dots of nested JSON names at most; default: 3.", metavar="N")],
     "damaged": Annotated[str | None, option("skip: leave out damaged row groups of Parquet.", metavar="WORD")],
@@ -69,7 +75,7 @@ def with_read_options(fn):  # a verb with the parameter `read`
     @functools.wraps(fn)
     def command(*args, **options):
         words = {name: options.pop(name, None) for name in READ}
-        if all(w in (None, []) for w in words.values()): return fn(*args, read=None, **options)
+        if all(v in (None, "", []) for v in words.values()): return fn(*args, read=None, **options)
         from scalai_nb.data.read_options import ReadOptions
         return fn(*args, read=ReadOptions.parse(**words), **options)
     more = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, annotation=a, default=None) for n, a in READ.items()]
@@ -77,6 +83,19 @@ def with_read_options(fn):  # a verb with the parameter `read`
     command.__signature__ = own.replace(parameters=[*kept, *more])
     command.__annotations__ = {k: v for k, v in fn.__annotations__.items() if k != "read"} | READ
     return command
+
+# %% ../../nbs/cli/04_data.ipynb #afb76da2
+def read_line(uri: str, read: Any = None) -> str:  # empty where a source is no file of text
+    "Say how a file of text is read, in one line."
+    from scalai_nb.data.line_accounts import text_layout
+    at = text_layout(uri, read)
+    return f"Read as: {at}\n" if at is not None else ""
+
+def lost_text(bad: list) -> str:  # empty: nothing was lost
+    "Write what could not be read, a reason a line."
+    if not bad: return ""
+    from scalai_nb.data.readers import lost_lines
+    return "".join(f"- {remark}\n" for remark in lost_lines(bad))
 
 # %% ../../nbs/cli/04_data.ipynb #a2475b15
 @verb(app, "Data")
@@ -90,11 +109,12 @@ def profile(uri: Annotated[str, typer.Argument(metavar="URI", help="A table, a f
            ) -> Answer:
     "Profile a source (- for standard input), a table or a saved profile."
     from scalai_nb.data.standard_input import on_disk
-    with on_disk(uri) as place: found = profile_of(place, by, read)
+    with on_disk(uri) as place:
+        found, seen = profile_of(place, by, read, bad := []), read_line(place, read) + lost_text(bad)
     if by is None: found.save(save) if save else None
     elif save:
         for key, part in found.items(): part.save(save.with_stem(f"{save.stem}-{key}"))
-    if by is None: return Answer(found.to_dict(), lambda: str(found))
+    if by is None: return Answer(found.to_dict(), lambda: f"{seen}{found}")
     return Answer({"by": by, "profiles": {str(k): p.to_dict() for k, p in found.items()}},
                   lambda: "\n\n".join(f"{by} = {k}\n{p}" for k, p in found.items()))
 
@@ -162,7 +182,9 @@ def ingest_text(table: str, doc: dict) -> str:
     reasons += "".join(f"\n  {n:>9,}  cleaned: {step}" for step, n in doc["cleaned"].items())
     made = "there is no table yet" if doc["version"] is None else f"version {doc['version']}"
     kept = f"{doc['rows_good']:,} of {doc['rows_in']:,} rows kept"
-    return f"{table}: {kept}, {doc['rows_refused']:,} in quarantine, {made}{reasons}"
+    remarks = "".join(f"\n- {printable(r)}" for r in doc.get("remarks", ()))
+    found = f"Read as: {doc['read_as']}\n" if doc.get("read_as") else ""
+    return f"{found}{table}: {kept}, {doc['rows_refused']:,} in quarantine, {made}{reasons}{remarks}"
 
 # %% ../../nbs/cli/04_data.ipynb #376771a9
 def table_text(d: dict) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from .json_values import as_text
-from .readers import Source, check_columns, needs, open_file, read_error, register
+from .readers import Source, check_columns, grouped, needs, open_file, read_error, register
 
 # %% ../../nbs/data/03_avro.ipynb #45ab1713
 _PLAIN = {
@@ -83,14 +83,9 @@ def avro(uri: str, columns: list[str] | None = None, rows: int = 250_000) -> Ite
     "The records of an Avro file as rows; `uri`, `columns` and `rows` as for `source.batches`."
     with _opened(uri) as reader:
         types = avro_types(reader.writer_schema)
-        chosen, held, first = check_columns(columns, [*types]) or [*types], [], True
-        paths = {n: n.split(".") for n in chosen}
-        def table():
-            return pa.table({n: _array([_value(r, paths[n]) for r in held], types[n]) for n in chosen})
-        for record in reader:
-            held.append(record)
-            if len(held) >= min(rows, 50_000): yield table(); held, first = [], False
-        if held or first: yield table()
+        paths = {n: n.split(".") for n in check_columns(columns, [*types]) or types}
+        for held in grouped(reader, min(rows, 50_000)):
+            yield pa.table({n: _array([_value(r, path) for r in held], types[n]) for n, path in paths.items()})
 
 # %% ../../nbs/data/03_avro.ipynb #3d63cb98
 def _array(values: list, t: pa.DataType) -> pa.Array:

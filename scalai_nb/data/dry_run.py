@@ -18,9 +18,10 @@ from ..core.settings import Settings
 from . import source
 from .clean import clean, trimmed
 from .contract import Contract, as_contract
-from .ingest import Plan, guessed, prepare_part, raw_rows, whole_contract, with_password
+from .ingest import Plan, prepare_part, raw_rows, whole_contract, with_password
 from .partition import as_text
 from .rules import Tally
+from .text_columns import guessed
 from .uniqueness import Repeats
 
 # %% ../../nbs/data/15_dry_run.ipynb #453bc8d4

@@ -7,6 +7,7 @@ __all__ = ['SAMPLE', 'column_starts', 'fixed_width_types', 'fixed_width', 'look_
 
 # %% ../../nbs/data/04_fixed_width.ipynb #df0c4e89
 from collections.abc import Iterator
+from itertools import islice
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,7 +15,7 @@ import pyarrow.compute as pc
 from ..core.errors import BadRequest
 from ..core.storage import veiled
 from .read_options import ReadOptions, column_names, sniff_encoding
-from .readers import Look, Source, check_columns, open_file, register
+from .readers import Look, Source, check_columns, grouped, open_file, refuse_line, register
 from .types import cast, leading_zeros
 
 # %% ../../nbs/data/04_fixed_width.ipynb #42df7f1e
@@ -72,19 +73,15 @@ def fixed_width(uri: str, columns: list[str] | None = None, rows: int = 250_000,
     options = ReadOptions.parse(**read)
     (lines, starts, encoding), types = _head(uri, options), fixed_width_types(uri, options)
     check_columns(columns, [*types])
-    width, header, held, first = sum(options.widths), _has_header(lines, starts), [], True
-    make = lambda: _typed(uri, held, types, options.na, text).select(columns or [*types])
+    width, header = sum(options.widths), _has_header(lines, starts)
+    def cells(file) -> Iterator[list[str]]:
+        there = ((n, line) for n, line in _lines(file, encoding) if line.strip())
+        for n, line in islice(there, int(header), None):
+            if reason := _odd(line.rstrip(), starts, width): refuse_line(uri, bad, n, reason, line)
+            else: yield _cells(line, starts)
     with open_file(uri) as f:
-        for n, line in _lines(f, encoding):
-            if not line.strip(): continue
-            if header: header = False; continue
-            reason = _odd(line.rstrip(), starts, width)
-            if not reason: held.append(_cells(line, starts))
-            elif bad is not None: bad.append((n, reason, line))
-            else: raise BadRequest(f"{veiled(uri)}, line {n} {reason.removeprefix('line: ')}.",
-                                   "Mend the line; `ingest` sets such lines aside in the quarantine.", "source")
-            if len(held) >= rows: yield make(); held, first = [], False
-    if held or first: yield make()
+        for held in grouped(cells(f), rows):
+            yield _typed(uri, held, types, options.na, text).select(columns or [*types])
 
 # %% ../../nbs/data/04_fixed_width.ipynb #cffe56a3
 def _lines(file, encoding: str) -> Iterator[tuple[int, str]]:  # number, text

@@ -21,13 +21,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from fastcore.basics import patch
 
+# %% ../../nbs/data/03_json_files.ipynb #ffd1b8f0
 from ..core.errors import BadRequest, one_of
 from ..core.progress import tell_of
 from ..core.storage import is_url, veiled
 from .json_records import Block, Recoded, blocks, encoding_of, framing, wrapped
 from .json_values import DEPTH, Misfit, as_text, column, counts, flat, loads, nested, type_of
 from .read_options import ReadOptions
-from .readers import Look, Source, bytes_of_line, check_columns, open_file, read_error, register, suffix
+from scalai_nb.data.readers import (  # fmt: skip
+    Look,
+    Source,
+    bytes_of_line,
+    check_columns,
+    grouped,
+    open_file,
+    read_error,
+    refuse_line,
+    register,
+    suffix,
+)
 from .types import arrow_type, type_name
 
 # %% ../../nbs/data/03_json_files.ipynb #4fbd6b57
@@ -69,7 +81,7 @@ def structure(uri: str,  # of a file
 
 # %% ../../nbs/data/03_json_files.ipynb #33beb48a
 def _records(head: bytes, kind: str, whole: bool) -> bytes:  # one a line
-    if not whole and kind != "values": head = head[:head.rfind(b"\n") + 1] or head
+    if not whole and kind not in ("values", "object"): head = head[:head.rfind(b"\n") + 1] or head
     return b"".join(b.data for b in blocks(BytesIO(head), kind))
 
 def _elsewhere(uri: str) -> list[bytes]:  # lines of the middle and the end of a local file that is not compressed
@@ -204,9 +216,7 @@ class _Reading:
 # %% ../../nbs/data/03_json_files.ipynb #0d8a3289
 @patch
 def _refuse(self: _Reading, line: int, reason: str, text: str) -> None:
-    if self.bad is not None: self.bad.append((line, reason, text)); return
-    raise BadRequest(f"{veiled(self.uri)}, line {line}: {reason.removeprefix('line: ')}.",
-                     "Mend the line; `ingest` sets such lines aside in the quarantine.", "source")
+    refuse_line(self.uri, self.bad, line, reason, text)
 
 # %% ../../nbs/data/03_json_files.ipynb #224346fe
 @patch
@@ -331,13 +341,7 @@ for _name in (".jsonl", ".ndjson", ".json"):
 # %% ../../nbs/data/03_json_files.ipynb #e038bfcb
 def _slices(stream: Iterator[pa.Table], rows: int, types: dict[str, pa.DataType]) -> Iterator[pa.Table]:
     "Tables of about `rows` rows; at least one."
-    held, n, first = [], 0, True
-    for part in stream:
-        held.append(part); n += part.num_rows
-        if n >= rows:
-            yield _alike(held)
-            held, n, first = [], 0, False
-    if n or first: yield _alike([*held, pa.schema([*types.items()]).empty_table()])
+    for held in grouped(stream, rows, len): yield _alike(held or [pa.schema([*types.items()]).empty_table()])
 
 def _alike(parts: list[pa.Table]) -> pa.Table:
     "One table of several; a column that is text in one of them is text."

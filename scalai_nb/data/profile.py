@@ -290,11 +290,12 @@ def profile(
     by: "str | list[str] | None" = None,  # also cut by these columns' values
     columns: "list[str] | None" = None,  # only these
     read=None,  # a data.read_options.ReadOptions: how a URI's files are written; what it leaves open is found
+    bad: "list | None" = None,  # takes what of a URI's files cannot be read: line, reason, text; default: an error
 ) -> "Profile | dict":  # with `by`: a dict from value (or tuple of values) to Profile
     "Profile rows in one pass."
     keys = None if by is None else [by] if isinstance(by, str) else list(by)
     if isinstance(data, Profile): return data
-    if isinstance(data, (str, os.PathLike)): return _of_uri(str(data), keys, columns, read)
+    if isinstance(data, (str, os.PathLike)): return _of_uri(str(data), keys, columns, read, bad)
     if hasattr(type(data), "dask"): return _of_dask(data, keys, columns)
     # a RecordBatchReader; one without batches has columns, too
     if hasattr(type(data), "read_all"): data = itertools.chain([data.schema.empty_table()], data)
@@ -351,14 +352,16 @@ def _known(names, have):
                              f"Did you mean {near!r}?" if near else f"Columns: {', '.join(map(str, have))}.")
 
 # %% ../../nbs/data/02_profile.ipynb #976609e1
-def _of_uri(uri, keys, columns, read):
+def _of_uri(uri, keys, columns, read, bad):
     "Profile a source in batches, or open a saved profile."
     if Profile.is_saved(uri): return Profile.load(uri)
     if keys is None and uri.endswith(PARQUET) and read is None and (streams := _row_groups(uri, columns)) is not None:
         return _of_streams(streams)
-    from scalai_nb.data.source import batches
+    from scalai_nb.data.source import as_table, batches, files, reader, server
+    named = server(uri) is not None or as_table(uri) is not None
+    lists = bad is not None and not named and all(reader(f).bad for f in files(uri))
     wanted = None if columns is None else list(dict.fromkeys([*columns, *(keys or ())]))
-    return profile_part(batches(uri, columns=wanted, read=read), keys, columns)
+    return profile_part(batches(uri, columns=wanted, read=read, **({"bad": bad} if lists else {})), keys, columns)
 PARQUET = (".parquet", ".pq")
 
 def _row_groups(path: str, columns) -> "list[Iterator[pa.RecordBatch]] | None":

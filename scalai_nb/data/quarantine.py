@@ -168,9 +168,9 @@ def bring_back(
     name: str, uri: str | Path, contract: Path | None = None, settings: Settings | None = None
 ):  # data.replay.Released
     "Release the repaired rows of a file."
-    from scalai_nb.data.ingest import TEXT
     from scalai_nb.data.readers import suffix
     from scalai_nb.data.source import batches
+    from scalai_nb.data.text_files import TEXT
     text = {"text": True} if suffix(uri) in TEXT else {}
     rows = pa.concat_tables(batches(uri, settings=settings, **text), promote_options="default")
     return Quarantine(TableReader(name, settings)).release(rows, contract)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['READERS', 'PATIENCE', 'SILENT', 'DENIED', 'ARROW_UNPACKS', 'TEXT', 'Source', 'Look', 'register', 'entry_points',
            'lookup', 'suffix', 'needs', 'patiently', 'connect', 'suggest', 'open_file', 'read_error', 'bytes_of_line',
-           'read_ahead', 'hint', 'check_columns']
+           'read_ahead', 'hint', 'check_columns', 'refuse_line', 'lost_lines', 'grouped']
 
 # %% ../../nbs/data/03_readers.ipynb #9cbddcde
 import re
@@ -13,7 +13,8 @@ import threading
 import time
 import weakref
 import zipfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -268,7 +269,7 @@ def hint(message: str) -> str:
     "What to do about an error of Arrow."
     if "UTF" in message or "codec" in message:
         return "Give its encoding, as in --encoding cp1252 or read(uri, encoding='cp1252')."
-    if "columns, got" in message: return "Mend the line; `ingest` sets such lines aside in the quarantine."
+    if "Row #" in message: return "Mend the line; `ingest` sets such lines aside in the quarantine."
     if "conversion error" in message:
         return "A column changes its type in the file: give it, as in types={'column': 'string'}."
     return "The file is damaged or not what its suffix says; make or copy it again."
@@ -278,3 +279,35 @@ def check_columns(columns: list[str] | None, names: list[str]) -> list[str] | No
     "Raise `BadRequest` for a column that is not there."
     for c in columns or (): one_of(c, names, "column", "source")
     return columns
+
+# %% ../../nbs/data/03_readers.ipynb #3e87701f
+def refuse_line(uri: str, bad: list | None,  # takes the line; None: it is an error
+                line: int, reason: str,  # as "line: not JSON"
+                text: str,  # of the line
+               ) -> None:
+    "Set a line aside that cannot be read. Raises `BadRequest` where nobody takes it."
+    if bad is not None: bad.append((line, reason, text)); return
+    raise BadRequest(f"{veiled(uri)}, line {line}: {reason.removeprefix('line: ')}.", hint("Row #"), "source")
+
+def lost_lines(bad: list[tuple],  # what a reader could not read: line, reason, text
+              ) -> list[str]:  # remarks
+    "Report what could not be read, by its reason."
+    out = []
+    for reason, n in Counter(why for _, why, _ in bad).items():
+        first, _, text = next(b for b in bad if b[1] == reason)
+        said = f"{n:,} row{'s go' if n > 1 else ' goes'} to quarantine, {reason.removeprefix('line: ')}"
+        out.append(f"{said}: line {first}, {printable(text[:60])!r}")
+    return out
+
+# %% ../../nbs/data/03_readers.ipynb #90e5b672
+def grouped(parts: Iterable, size: int,
+            weigh: Callable = lambda part: 1,  # what a part counts
+           ) -> Iterator[list]:
+    "Gather parts to lists of about `size`; at least one, if only an empty one."
+    held, n, first = [], 0, True
+    for part in parts:
+        held.append(part); n += weigh(part)
+        if n >= size:
+            yield held
+            held, n, first = [], 0, False
+    if held or first: yield held

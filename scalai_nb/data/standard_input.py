@@ -20,10 +20,16 @@ def kind_of(head: bytes) -> str:  # a suffix
     "Name what a file holds by its first bytes; what is unknown is CSV."
     for mark, suffix in {b"PAR1": ".parquet", b"ARROW1": ".arrow", b"ORC": ".orc", b"Obj\x01": ".avro",
                          b"SQLite format 3\0": ".db", b"$FL2": ".sav", b"<stata_dta>": ".dta",
-                         b"PK\x03\x04": ".zip", b"\x1f\x8b": ".csv.gz",
-                         b"\x28\xb5\x2f\xfd": ".csv.zst"}.items():
+                         b"PK\x03\x04": ".zip"}.items():
         if head.startswith(mark): return ".xlsx" if suffix == ".zip" and b"[Content_Types]" in head else suffix
+    for mark, (codec, suffix) in {b"\x1f\x8b": ("gzip", ".gz"), b"\x28\xb5\x2f\xfd": ("zstd", ".zst")}.items():
+        if head.startswith(mark): return kind_of(_unpacked(head, codec)) + suffix
     return ".jsonl" if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[") else ".csv"
+
+def _unpacked(head: bytes, codec: str) -> bytes:  # some of it; empty: nothing can be said
+    import pyarrow as pa
+    try: return pa.CompressedInputStream(pa.BufferReader(head), codec).read(64)
+    except (OSError, pa.ArrowException): return b""
 
 @contextmanager
 def on_disk(uri: str | Path,  # - for standard input
