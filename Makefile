@@ -57,10 +57,11 @@ bench-data: dev
 	@$(BIN)/python tests/bench/bench.py growth
 	@$(BIN)/python tests/bench/bench.py wide --rows 3e6 --repeats 1
 
-# Damaged files read with nothing said about them, next to DuckDB, pandas, Polars and CleverCSV: POLLOCK=FOLDER is a checkout of the Pollock benchmark (five minutes).
+# Damaged files read with nothing said about them, next to DuckDB, pandas, Polars and CleverCSV, and the types of sixty columns next to six readers: POLLOCK=FOLDER is a checkout of the Pollock benchmark (five minutes).
 bench-reading: dev
-	@$(INSTALL) clevercsv
+	@$(INSTALL) clevercsv frictionless agate
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/bench/reading.py $(POLLOCK)
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/bench/column_types.py
 
 # The default network and gradient boosting on a dozen real tables, beside peers on the same split (about an hour; SEEDS=1 for a look).
 SEEDS ?= 5

@@ -2555,6 +2555,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'scalai_nb.data.quality._sorts': ('data/quality.html#_sorts', 'scalai_nb/data/quality.py'),
                                         'scalai_nb.data.quality._texts': ('data/quality.html#_texts', 'scalai_nb/data/quality.py'),
                                         'scalai_nb.data.quality._times': ('data/quality.html#_times', 'scalai_nb/data/quality.py'),
+                                        'scalai_nb.data.quality._with_months': ( 'data/quality.html#_with_months',
+                                                                                 'scalai_nb/data/quality.py'),
                                         'scalai_nb.data.quality._with_signs': ( 'data/quality.html#_with_signs',
                                                                                 'scalai_nb/data/quality.py'),
                                         'scalai_nb.data.quality.proposal': ('data/quality.html#proposal', 'scalai_nb/data/quality.py'),

@@ -119,7 +119,7 @@ def proposal(c: Column) -> Proposal | None:  # None: there is nothing to propose
     }
     missing = _missing(c) if f.get("missing") else {}
     signs = there and f.get("other") and (f["other"] >= .9*there or _has_brackets(c))
-    if signs and (found := _with_signs(c, missing)) is not None: return found
+    if signs and (found := _with_signs(c, missing) or _with_months(c, missing)) is not None: return found
     for what, word, found in (("dates", "dates", some(DATES)), ("numbers", "decimal", some(NUMBERS))):
         n = sum(found.values())
         if not n or n < .9*there: continue
@@ -169,6 +169,27 @@ def _with_signs(c: Column, missing: "dict[str, int]") -> Proposal | None:
     mark = max(".,", key=sure.get)
     steps = [{"nulls": {c.name: list(missing)}}]*bool(missing) + [{"decimal": {c.name: mark}}]
     return Proposal(said, "float64", tuple(steps))
+
+# %% ../../nbs/data/02_quality.ipynb #9e57a793
+_CLOCKS = ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p")
+_NAMED = [d + t for d in ("%d-%b-%Y", "%d %b %Y", "%d-%b-%y", "%b %d, %Y", "%b %d %Y") for t in _CLOCKS]
+_TWELVE = [d + t for d in ("%m/%d/%Y", "%d/%m/%Y", "%Y-%m-%d") for t in _CLOCKS[3:]]
+_SPELT = r"(?i)^\s*(\d{1,2}[- ][a-z]{3}|[a-z]{3,9}\.? \d|\d.*[ap]m\s*$)"
+
+def _with_months(c: Column, missing: "dict[str, int]") -> Proposal | None:
+    "Propose how to read dates with names of months and times with AM and PM."
+    from scalai_nb.data.clean import parse_times
+    known = pa.array([v.strip() for v, *_ in c.top(1_512) if v.strip() and v not in missing], pa.string())
+    if not len(known) or pc.match_substring_regex(known, _SPELT).true_count < .9*len(known): return None
+    read = {f: parse_times(known, [f]) for f in (*_NAMED, *_TWELVE)}
+    most = max(len(known) - values.null_count for values in read.values())
+    best = [f for f, values in read.items() if len(known) - values.null_count == most]
+    if most < .9*len(known): return None
+    said = f"holds dates as text, as {known[0].as_py()!r}"
+    if any(not read[f].equals(read[best[0]]) for f in best):
+        return Proposal(f"{said}, of which no value says whether the day or the month comes first")
+    steps = [{"nulls": {c.name: list(missing)}}]*bool(missing) + [{"dates": {c.name: best[:1]}}]
+    return Proposal(said, "timestamp[us]" if "%M" in best[0] else "date", tuple(steps))
 
 # %% ../../nbs/data/02_quality.ipynb #8a01aa97
 _DATE = {
