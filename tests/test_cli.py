@@ -67,7 +67,7 @@ BAD = {
     "a folder without data": ("profile", "folder"),
     "bytes that are no text": ("profile", "bytes.csv"),
     "lines of text in another encoding": ("ingest", "latin.csv", "t", "--encoding", "utf-8"),
-    "a separator of two characters": ("profile", "latin.csv", "--sep", "::"),
+    "a separator of five characters": ("profile", "latin.csv", "--sep", "-----"),
     "a sheet of a file of text": ("ingest", "latin.csv", "t", "--sheet", "one"),
     "a folder in the place of a file": ("profile", "good.parquet", "--save", "folder"),
     "a file in the place of a folder": ("profile", "good.parquet", "--save", "good.parquet/x.profile"),

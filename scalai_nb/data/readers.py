@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['READERS', 'PATIENCE', 'SILENT', 'DENIED', 'ARROW_UNPACKS', 'TEXT', 'Source', 'Look', 'register', 'entry_points',
            'lookup', 'suffix', 'needs', 'patiently', 'connect', 'suggest', 'open_file', 'read_error', 'bytes_of_line',
-           'read_ahead', 'hint', 'check_columns', 'refuse_line', 'lost_lines', 'grouped']
+           'read_ahead', 'hint', 'check_columns', 'refuse_line', 'lost_lines', 'grouped', 'regroup']
 
 # %% ../../nbs/data/03_readers.ipynb #9cbddcde
 import re
@@ -311,3 +311,16 @@ def grouped(parts: Iterable, size: int,
             yield held
             held, n, first = [], 0, False
     if held or first: yield held
+
+# %% ../../nbs/data/03_readers.ipynb #0cca118a
+def regroup(stream, rows: int, schema: pa.Schema | None = None) -> Iterator[pa.Table]:
+    "Blocks of a stream gathered to tables of about `rows` rows; at least one, if only for its schema."
+    held, n, first = [], 0, True
+    try:
+        for batch in stream:
+            held.append(batch); n += batch.num_rows
+            if n >= rows:
+                yield pa.Table.from_batches(held)
+                held, n, first = [], 0, False
+        if n or first: yield pa.Table.from_batches(held, schema or stream.schema)
+    finally: del stream  # an error keeps this frame

@@ -19,8 +19,7 @@ from fastcore.basics import patch
 
 from ..core.errors import BadRequest, ScalaiError, Unreachable, WorkFailed, nearest, one_of
 from ..core.storage import veiled
-from .readers import Source, needs, patiently
-from .text_files import regroup
+from .readers import Source, needs, patiently, regroup
 
 # %% ../../nbs/data/05_sql.ipynb #2d5ea846
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ import csv
 import io
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from itertools import takewhile
 
 import numpy as np
 from fastcore.basics import patch
@@ -112,10 +114,11 @@ def _quotes(lines: Lines, data: np.ndarray, seps: np.ndarray, sep: int, quote: i
     begun = np.logical_or.reduceat(opens, first)  # some quote begins a cell
     loose = begun & ~np.logical_and.reduceat(right, first)
     lines.flags[lines.quoted] = np.where(loose, LOOSE, np.where(begun & (n % 2 == 1), OPEN, 0))
-    mine = np.searchsorted(lines.nexts, seps, "right")  # the line of each separator
-    place = np.minimum(np.searchsorted(lines.quoted, mine), len(lines.quoted) - 1)
-    inside = (lines.quoted[place] == mine) & begun[place] & ((np.searchsorted(q, seps) - first[place]) % 2 == 1)
-    lines.cells -= np.bincount(mine[inside], minlength=len(lines))
+    low, high = (np.searchsorted(seps, at[lines.quoted]) for at in (lines.starts, lines.ends))
+    place = np.repeat(np.arange(len(first)), high - low)  # of each separator of these lines, its line
+    mine = seps[np.arange(len(place)) + np.repeat(low - np.cumsum(high - low) + (high - low), high - low)]
+    inside = begun[place] & ((np.searchsorted(q, mine) - first[place]) % 2 == 1)
+    lines.cells[lines.quoted] -= np.bincount(place[inside], minlength=len(first))
 
 # %% ../../nbs/data/02_text_lines.ipynb #55a30de5
 LONGEST = 1 << 24  # bytes of one record
@@ -173,20 +176,6 @@ class Fits:
         if len(short) == len(full) <= max(3, n//16) and not plain: return full, True, "" in often
         return (short if len(short) <= 3 else None), False, "" in often
 
-# %% ../../nbs/data/02_text_lines.ipynb #0a230d1d
-def _one_edit(cells: list[str], width: int, sep: str) -> list[list[str]]:
-    "The rows that one separator more or less would make of cells."
-    out = []
-    if len(cells) == width + 1:
-        for i in range(width):
-            a, b = cells[i:i + 2]
-            out.append([*cells[:i], f"{a}{sep}{b}" if a and b else a or b, *cells[i + 2:]])
-    elif len(cells) == width - 1:
-        out += [[*cells[:i], "", *cells[i:]] for i in range(width)]
-        cuts = [(i, k) for i, c in enumerate(cells) for k in range(1, min(len(c), 40))]
-        out += [[*cells[:i], cells[i][:k], cells[i][k:], *cells[i + 1:]] for i, k in cuts]
-    return out
-
 # %% ../../nbs/data/02_text_lines.ipynb #1119b05d
 @patch
 def cell(self: Fits, i: int, text: str) -> bool:
@@ -204,12 +193,35 @@ def misfits(self: Fits, cells: list[str]) -> int:
 def __call__(self: Fits, cells: list[str]) -> bool:
     return len(cells) == len(self.columns) and all(self.cell(i, c) for i, c in enumerate(cells))
 
+# %% ../../nbs/data/02_text_lines.ipynb #1c38a820
+@patch
+def edits(self: Fits,
+          cells: list[str],  # of a line
+          sep: str,  # between them
+         ) -> list[list[str]]:
+    "List the rows that look right: the cells as they are, or with one separator more or less."
+    width, n = len(self.columns), len(cells)
+    if n == width: return [cells]*self(cells)
+    if abs(width - n) != 1: return []
+    before = _first_true(self.cell(i, c) for i, c in enumerate(cells[:width]))
+    after = _first_true(self.cell(width - i, c) for i, c in enumerate(reversed(cells[-width:]), 1))
+    around = lambda i, gone: i <= before and n - i - gone <= after  # all but these cells look right
+    if n > width:
+        joined = [(i, f"{a}{sep}{b}" if a and b else a or b) for i, (a, b) in enumerate(zip(cells, cells[1:]))]
+        return [[*cells[:i], c, *cells[i + 2:]] for i, c in joined if around(i, 2) and self.cell(i, c)]
+    out = [[*cells[:i], "", *cells[i:]] for i in range(width) if around(i, 0) and self.cell(i, "")]
+    cuts = [(i, c[:k], c[k:]) for i, c in enumerate(cells) if around(i, 1) for k in range(1, min(len(c), 40))]
+    return out + [[*cells[:i], a, b, *cells[i + 1:]] for i, a, b in cuts if self.cell(i, a) and self.cell(i + 1, b)]
+
+def _first_true(values: Iterable[bool]) -> int: return sum(1 for _ in takewhile(bool, values))
+
 # %% ../../nbs/data/02_text_lines.ipynb #2c2472e4
 FOOTER = re.compile(r"(?i)^\W*(grand |sub)?(totals?|sum|summe|gesamt|total|average|mean|source|notes?|quelle)\b")
 TOTAL = re.compile(r"(?i)\W*(grand |sub)?(totals?|sum|summe|gesamt)\W*")
 
 class Mender:
     "Read the lines of a file that a fast reader cannot."
+    longest = LONGEST  # bytes of a line
     def __init__(self, dialect: Dialect):
         self.dialect, self.fits, marks = dialect, Fits(dialect), dialect.marks
         self.sep = self.separator(dialect)
@@ -240,8 +252,7 @@ def cells(self: Mender, line: str) -> list[str] | None:  # None: refuse it
     if self.width < 3 or self.fits.strict < 2: return right[0] if right else None
     if not right and self.frequent & {*map(len, found)}: return None
     bare = lambda cells: "\n".join(cells).replace(self.quote or "\n", "")
-    edits = [e for r in [*self._parted(line), *found] for e in [r, *_one_edit(r, self.width, self.sep)]]
-    edits = [e for e in edits if self.fits(e)]
+    edits = [e for r in [*self._parted(line), *found] for e in self.fits.edits(r, self.sep)]
     if edits: return edits[0] if len({*map(bare, edits)}) == 1 else None
     right = [r for r in right if r is not found[-1]]  # where all quotes are text, all cells must fit
     if right and (len({*map(bare, right)}) == 1 or self.fits.misfits(right[0]) < 2): return right[0]
