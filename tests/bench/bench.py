@@ -78,6 +78,7 @@ SECTIONS = (
     "serve",
     "sentences",
     "reading",
+    "types",
     "tables",
     "late",
     "airtime",

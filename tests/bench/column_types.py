@@ -196,7 +196,7 @@ def section(found: dict, spent: dict, command: str, load: float) -> str:
             " time of day, yes or no, text. The peers are given the separator.")
     missed = [f"{c} ({s}): {t} instead of {ok.replace(' ', ' or ')}" for (s, c), (t, ok) in found["scalai"].items()
               if t not in ok.split()]
-    return "\n".join(["## types of sixty columns", "", told, "", *lines, "",
+    return "\n".join(["## types, sixty columns", "", told, "", *lines, "",
                       f"Ours is wrong on: {'; '.join(missed) or 'none'}.", "", stamp(command, load), ""])
 
 
