@@ -229,7 +229,8 @@ def _inside(uri: str) -> str:  # the suffix of the file in a zip; where there is
     except zipfile.BadZipFile as e: raise read_error(uri, e) from e
 
 # %% ../../nbs/data/03_readers.ipynb #7ed26e94
-TEXT = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json")  # read from the start to the end, never back
+# read from the start to the end, never back
+TEXT = (".csv", ".tsv", ".tab", ".psv", ".txt", ".dat", ".data", ".jsonl", ".ndjson", ".json")
 
 class _Ahead:
     """A file that Arrow's threads read ahead of their reader.

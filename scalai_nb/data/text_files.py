@@ -459,7 +459,7 @@ def csv(uri: str, columns: list[str] | None = None, rows: int = 250_000,
         yield from (_as_numbers(uri, t, late, at.read.decimal) for t in regroup(parts, rows, schema))
 
 WORDS = ("sep", "encoding", "decimal", "na", "quote", "escape", "preamble", "header")  # of the read options
-TEXT = (".csv", ".tsv", ".txt")  # ends of the names of files of text
+TEXT = (".csv", ".tsv", ".tab", ".psv", ".txt", ".dat", ".data")  # ends of the names of files of text
 for _name in TEXT: register(_name, Source(csv, words=WORDS, bad=True))
 
 # %% ../../nbs/data/03_text_files.ipynb #2c7a3ba3
