@@ -106,8 +106,9 @@ class Lab:
     def __exit__(self, *_):
         family = [*servers.psutil.Process(self.process.pid).children(recursive=True), self.process]
         for p in family: p.terminate()
+        # on a busy machine Lab was seen to outlive its first signal
+        for p in servers.psutil.wait_procs(family, 30)[1]: p.kill()
         self.process.wait(30)
-        for p in servers.psutil.wait_procs(family[:-1], 10)[1]: p.kill()
 
 
 @pytest.fixture(scope="module")
