@@ -206,7 +206,7 @@ def raw_rows(piece: tuple[str, dict],  # a file or a part of a server's rows, an
     "Raw rows of a piece, and the broken lines among them."
     (name, options), bad = piece, []
     known = source.server(name) or lookup(suffix(name)) or Source(None)
-    text = known.text or suffix(name) in TEXT and not source.server(name)
+    text = known.text or is_text_file(name)
     options = options | ({"text": True} if text else {}) | ({"bad": bad} if text or known.bad else {})
     rows = options.pop("slices", settings.data.rows_per_part)
     read = options.pop("read", None)
@@ -422,7 +422,7 @@ def whole_contract(contract: Contract, batch: Plan, uri: str, have: pa.Schema | 
     read = read.model_copy(update={"na": (*read.na, *contract.nulls)})
     full = completed(contract, cleaned(raw_schema(batch, uri, typed, settings, read), contract), have)
     file = with_password(batch.files[0]["path"], uri)
-    if source.server(uri) is not None or suffix(file) not in TEXT: return full
+    if source.server(uri) is not None or not is_text_file(file): return full
     at = text_files.layout(file, read)
     full, decided = decided_types(full, contract, file, at, have)
     if remarks is not None: remarks += decided

@@ -85,7 +85,7 @@ def _profiled(uri: str, read: ReadOptions, remarks: list[str],
               limit: int | None) -> tuple[Profile, bool]:  # and whether of all rows
     "Profile a source's rows as an ingest checks them: without the blanks around texts, and without broken ones."
     if source.as_table(uri) is not None: return profile(uri), True
-    bad = [] if source.server(uri) is None and all(source.reader(f).bad for f in source.files(uri)) else None
+    bad = [] if source.sets_aside(uri) else None
     how = ({} if bad is None else {"bad": bad}) | ({} if limit is None else {"rows": min(limit, 50_000)})
     stream, rows, cut = source.batches(uri, read=read, **how), 0, False
     def parts():

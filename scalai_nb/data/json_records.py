@@ -69,6 +69,9 @@ def wrapped(data: bytes) -> str | None:  # the name of the list
     data = data.removeprefix(codecs.BOM_UTF8).lstrip()
     try: found = orjson.loads(data)
     except orjson.JSONDecodeError: return orjson.loads(b'"%s"' % begun[1]) if (begun := opened(data)) else None
+    return _one_list(found)
+
+def _one_list(found: dict) -> str | None:  # its name
     lists = [k for k, v in found.items() if isinstance(v, list) and v and all(isinstance(x, dict) for x in v)]
     return lists[0] if len(lists) == 1 and isinstance(found, dict) else None
 
@@ -208,8 +211,9 @@ def _unwrapped(file, faults: list) -> Iterator[Block]:
     try: found = orjson.loads(data)
     except orjson.JSONDecodeError as e:  # cut
         faults.append((data.count(b"\n", 0, e.pos) + 1, NOT_CLOSED, ""))
-        yield from _values(BytesIO(data.lstrip()[opened(data.lstrip()).end():]), SIZE, [])
+        text = data.lstrip()
+        yield from _values(BytesIO(text[opened(text).end():]), SIZE, [])
         return
-    rows = found[name := wrapped(data) or opened(data.lstrip())[1].decode()]
+    rows = found[name := _one_list(found) or opened(data.lstrip())[1].decode()]
     line = data.count(b"\n", 0, max(0, data.find(b'"%s"' % name.encode()))) + 1
     yield Block(b"".join(orjson.dumps(r) + b"\n" for r in rows), line, (line,)*len(rows))

@@ -23,8 +23,11 @@ def text_layout(uri: str,  # what rows are read from
                ) -> text_files.Layout | None:  # None: no file of text
     "Return how the first file of a source of text is written."
     if source.server(uri) is not None or source.as_table(uri) is not None: return None
+    return _of_first_file(uri, read or ReadOptions())
+
+def _of_first_file(uri: str, read: ReadOptions) -> text_files.Layout | None:
     file = source.files(uri)[0]
-    return text_files.layout(file, read or ReadOptions()) if suffix(file) in text_files.TEXT else None
+    return text_files.layout(file, read) if is_text_file(file) else None
 
 # %% ../../nbs/data/13_line_accounts.ipynb #5b4aa237
 USUAL = {"quote": '"', "escape": "none", "preamble": 0, "header": 1}  # what is not said of a file
@@ -33,8 +36,8 @@ def unusual_options(read: ReadOptions,  # as a person gives them
                     uri: str,  # what rows are read from
                    ) -> dict:  # option → value
     "Return what is told of a file against what is found in it."
-    file = source.files(uri)[0] if source.server(uri) is None else uri
-    same = text_files.layout(file).read.explicit() if suffix(file) in text_files.TEXT else {}
+    at = _of_first_file(uri, ReadOptions()) if source.server(uri) is None else None
+    same = at.read.explicit() if at is not None else {}
     return {k: v for k, v in read.explicit().items() if same.get(k, USUAL.get(k)) != v}
 
 # %% ../../nbs/data/13_line_accounts.ipynb #71f6d33f

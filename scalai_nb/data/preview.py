@@ -91,7 +91,7 @@ def _typed(uri: str, seen: Inspection, rows: int, limit: int,
 
 def _parts(uri: str, seen: Inspection, limit: int, settings: Settings | None) -> Iterator[pa.Table]:
     how = {"read": seen.read} if source.server(uri) is None and source.as_table(uri, settings) is None else {}
-    if how and all(source.reader(f).bad for f in source.files(uri)): how["bad"] = []
+    if how and source.sets_aside(uri): how["bad"] = []
     yield from source.batches(uri, rows=min(limit, 50_000), settings=settings, **how)
 
 def _shown(part: pa.Table, reason: str, at: int, before: int) -> str:  # a row, and its value in the reason's column

@@ -357,9 +357,8 @@ def _of_uri(uri, keys, columns, read, bad):
     if Profile.is_saved(uri): return Profile.load(uri)
     if keys is None and uri.endswith(PARQUET) and read is None and (streams := _row_groups(uri, columns)) is not None:
         return _of_streams(streams)
-    from scalai_nb.data.source import as_table, batches, files, reader, server
-    named = server(uri) is not None or as_table(uri) is not None
-    lists = bad is not None and not named and all(reader(f).bad for f in files(uri))
+    from scalai_nb.data.source import as_table, batches, sets_aside
+    lists = bad is not None and as_table(uri) is None and sets_aside(uri)
     wanted = None if columns is None else list(dict.fromkeys([*columns, *(keys or ())]))
     return profile_part(batches(uri, columns=wanted, read=read, **({"bad": bad} if lists else {})), keys, columns)
 PARQUET = (".parquet", ".pq")

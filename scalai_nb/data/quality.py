@@ -134,16 +134,21 @@ def proposal(c: Column) -> Proposal | None:  # None: there is nothing to propose
         )
         type, step, note = (_as_dates if what == "dates" else _as_numbers)(c, found)
         said = f"holds {what} as text: {n:,} of {there:,} values" + "".join(f", {o}" for o in others) + note
-        steps = [{"nulls": {c.name: list(missing)}}]*bool(missing) + ([{word: {c.name: step}}] if step else [])
-        return Proposal(said, type, tuple(steps))
+        return Proposal(said, type, _nulls(c, missing) + (({word: {c.name: step}},) if step else ()))
     if not missing: return None
     words = ", ".join(f"{k!r} {_times(n)}" for k, n in missing.items())
     said = f"holds {words}, which may mean missing and stays text until a contract says so"
-    return Proposal(said, None, ({"nulls": {c.name: list(missing)}},))
+    return Proposal(said, None, _nulls(c, missing))
 
 # %% ../../nbs/data/02_quality.ipynb #e4e44b47
 def _has_brackets(c: Column) -> bool:  # negative amounts as bookkeepers write them
     return any(v.strip()[:1] == "(" and any(map(str.isdigit, v)) for v, *_ in c.top(1_512))
+
+def _known_texts(c: Column, missing: "dict[str, int]") -> pa.Array:  # the values that are kept by name
+    return pa.array([v for v, *_ in c.top(1_512) if v.strip() and v not in missing], pa.string())
+
+def _nulls(c: Column, missing: "dict[str, int]") -> tuple[dict, ...]:  # a cleaning step, where there are such words
+    return ({"nulls": {c.name: list(missing)}},)*bool(missing)
 
 def _times(n: int) -> str: return "once" if n == 1 else f"{n:,} times"
 
@@ -155,8 +160,8 @@ def _missing(c: Column) -> "dict[str, int]":  # words for a missing value → ro
 # %% ../../nbs/data/02_quality.ipynb #14f5f964
 def _with_signs(c: Column, missing: "dict[str, int]") -> Proposal | None:
     "Propose how to read amounts of a currency and percentages, judged by the values that are kept by name."
-    known = pa.array([v for v, *_ in c.top(1_512) if v.strip() and v not in missing], pa.string())
-    written, known = known, without_brackets(known)
+    written = _known_texts(c, missing)
+    known = without_brackets(written)
     fits = {mark: pc.match_substring_regex(known, number_pattern(mark)) for mark in ".,"}
     number = pc.or_(fits["."], fits[","])
     sure = {mark: pc.sum(pc.and_(fits[mark], pc.invert(fits[other]))).as_py() or 0 for mark, other in (".,", ",.")}
@@ -167,8 +172,7 @@ def _with_signs(c: Column, missing: "dict[str, int]") -> Proposal | None:
         return Proposal(f"{said}, of which no value says whether the point or the comma is before decimals")
     if others := len(known) - number.true_count: said += f", and {others:,} other text{'s'*(others > 1)}"
     mark = max(".,", key=sure.get)
-    steps = [{"nulls": {c.name: list(missing)}}]*bool(missing) + [{"decimal": {c.name: mark}}]
-    return Proposal(said, "float64", tuple(steps))
+    return Proposal(said, "float64", (*_nulls(c, missing), {"decimal": {c.name: mark}}))
 
 # %% ../../nbs/data/02_quality.ipynb #9e57a793
 _CLOCKS = ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p")
@@ -179,7 +183,7 @@ _SPELT = r"(?i)^\s*(\d{1,2}[- ][a-z]{3}|[a-z]{3,9}\.? \d|\d.*[ap]m\s*$)"
 def _with_months(c: Column, missing: "dict[str, int]") -> Proposal | None:
     "Propose how to read dates with names of months and times with AM and PM."
     from scalai_nb.data.clean import parse_times
-    known = pa.array([v.strip() for v, *_ in c.top(1_512) if v.strip() and v not in missing], pa.string())
+    known = pc.utf8_trim_whitespace(_known_texts(c, missing))
     if not len(known) or pc.match_substring_regex(known, _SPELT).true_count < .9*len(known): return None
     read = {f: parse_times(known, [f]) for f in (*_NAMED, *_TWELVE)}
     most = max(len(known) - values.null_count for values in read.values())
@@ -188,8 +192,8 @@ def _with_months(c: Column, missing: "dict[str, int]") -> Proposal | None:
     said = f"holds dates as text, as {known[0].as_py()!r}"
     if any(not read[f].equals(read[best[0]]) for f in best):
         return Proposal(f"{said}, of which no value says whether the day or the month comes first")
-    steps = [{"nulls": {c.name: list(missing)}}]*bool(missing) + [{"dates": {c.name: best[:1]}}]
-    return Proposal(said, "timestamp[us]" if "%M" in best[0] else "date", tuple(steps))
+    steps = *_nulls(c, missing), {"dates": {c.name: best[:1]}}
+    return Proposal(said, "timestamp[us]" if "%M" in best[0] else "date", steps)
 
 # %% ../../nbs/data/02_quality.ipynb #8a01aa97
 _DATE = {

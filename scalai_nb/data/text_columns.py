@@ -27,8 +27,7 @@ def decided_types(full: Contract,  # a rule for each column
                   have: pa.Schema | None = None,  # of the table, whose columns keep their types
                  ) -> tuple[Contract, list[str]]:  # and remarks
     "Add types and cleaning steps for texts that are numbers or dates."
-    told = {c for step, columns in steps_of(full.clean) if step != "deduplicate" for c in columns}
-    texts = [n for n in layout.names if n not in told and n in full.columns]
+    texts = [n for n in layout.names if n not in _cleaned(full) and n in full.columns]
     known = {*(have.names if have is not None else ()), *(n for n in declared.columns if declared[n].type)}
     texts = [n for n in texts if full[n].type == "string" and n not in known]
     if not texts or not layout.head: return full, []
@@ -45,15 +44,17 @@ def decided_types(full: Contract,  # a rule for each column
         remarks.append(f"{n} {p.said}: read as {p.type}" + (f", {wrong:,} to quarantine" if wrong else ""))
     return replace(full, columns=rules, clean=(*full.clean, *steps)), remarks
 
+def _cleaned(contract: Contract) -> set[str]:  # columns of its cleaning steps
+    return {c for step, columns in steps_of(contract.clean) if step != "deduplicate" for c in columns}
+
 # %% ../../nbs/data/13_text_columns.ipynb #f34f3875
 def guessed(full: Contract,  # a rule for each column
             declared: Contract,  # by a person
            ) -> set[str]:
     "Columns of numbers whose type nobody declared: by it no text may lose its leading zeros."
-    told = {c for step, columns in steps_of(declared.clean) if step != "deduplicate" for c in columns}
     number = lambda t: t is not None and (pa.types.is_integer(t) or pa.types.is_floating(t) or pa.types.is_decimal(t))
     typed = {n for n in full.columns if n in declared and declared[n].type}
-    return {n for n in full.columns if number(full.arrow(n)) and n not in told | typed}
+    return {n for n in full.columns if number(full.arrow(n)) and n not in _cleaned(declared) | typed}
 
 def numbers_as_written(full: Contract,  # a rule for each column
                        names: list[str],  # of the source's columns

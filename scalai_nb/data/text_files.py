@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from fastcore.basics import patch
 
+# %% ../../nbs/data/03_text_files.ipynb #7b878edf
 from ..core.errors import BadRequest, one_of
 from ..core.jsonable import printable
 from ..core.progress import tell_of
@@ -29,8 +30,28 @@ from ..core.storage import veiled
 from .dialect import UNIT, Dialect, find_dialect, one_separator
 from .number_text import MISSING, number_pattern, plain_numbers
 from .read_options import ReadOptions, column_names, renamed, sniff_encoding
-from .readers import Source, bytes_of_line, check_columns, hint, open_file, read_error, register, regroup
-from .text_lines import Accounts, Fits, Mender, count_breaks, line_places, sort_lines, whole_records
+from scalai_nb.data.readers import (  # fmt: skip
+    DELIMITED,
+    Source,
+    bytes_of_line,
+    check_columns,
+    hint,
+    open_file,
+    read_error,
+    register,
+    regroup,
+    suffix,
+)
+from scalai_nb.data.text_lines import (  # fmt: skip
+    LONGEST,
+    Accounts,
+    Fits,
+    Mender,
+    blank_lines,
+    count_lines,
+    sort_lines,
+    whole_records,
+)
 from .types import cast, leading_zeros
 
 # %% ../../nbs/data/03_text_files.ipynb #07efb2f7
@@ -72,7 +93,7 @@ def layout(uri: str,  # of a file
         rest = _parts(f, len(head), encoding) if len(head) == SNIFF else ()
     whole, head = len(head) < SNIFF, _in_utf8(uri, head, encoding).removeprefix(codecs.BOM_UTF8)
     known = {w: getattr(read, w) for w in ("sep", "quote", "escape", "preamble", "header")}
-    if not known["sep"] and TABBED.search(uri) and b"\t" in head[:PART]: known["sep"] = "\t"  # the name says so
+    if not known["sep"] and suffix(uri) in TABBED and b"\t" in head[:PART]: known["sep"] = "\t"  # the name says so
     more = _inner(head) if whole and len(head) > 4*PART else rest
     begin = max(BEGIN, head.find(b"\n") + 1)  # a header may be longer
     d = find_dialect(head[:begin].decode("utf-8", "ignore"), more, whole=whole and len(head) <= begin, **known)
@@ -98,7 +119,7 @@ def _stamp(f, uri: str) -> tuple | None:  # what changes when a local file does
 
 # %% ../../nbs/data/03_text_files.ipynb #dbada2fc
 BEGIN, PART = 1 << 18, 1 << 15  # bytes of the beginning; of the middle and of the end
-TABBED = re.compile(r"\.(tsv|tab)(\.\w+)?$", re.I)  # names of files with tabs between their cells
+TABBED = (".tsv", ".tab")  # ends of the names of files with tabs between their cells
 
 def _parts(f, after: int, encoding: str) -> tuple[str, ...]:
     "Whole lines from the middle and the end of a local file."
@@ -133,7 +154,7 @@ def _body(rows: bytes, d: Dialect, whole: bool, again: bytes = b"",
          ) -> bytes:
     "The rows of a part of a file; damaged lines are left out or mended."
     rows = _as_one(rows if whole else rows[:max(rows.rfind(b"\n"), rows.rfind(b"\r")) + 1], d)
-    mender = _mender(d, again)
+    mender = Mender(d, again)
     strict = whole_records(rows, *mender.bytes[:2])[0] == len(rows) and not (mender.escape or least or d.trailing)
     if strict and not (again and again in rows or whole and _ends_oddly(rows, mender)):
         return rows  # Arrow leaves out those of a wrong length
@@ -144,11 +165,6 @@ def _ends_oddly(rows: bytes, mender: Mender) -> bool:
     "Whether the last lines are below the table."
     lines = rows[-2_000:].decode("utf-8", "ignore").splitlines()[-5:]
     return any(mender.footer(mender.dialect.marks.cells(x)) for x in lines if x.strip())
-
-def _mender(d: Dialect, again: bytes) -> Mender:
-    found = Mender(d)
-    found.again = again
-    return found
 
 def _as_one(block: bytes, d: Dialect) -> bytes:  # with a separator of one character
     return one_separator(block.decode(), d.sep)[0].encode() if len(d.sep) > 1 else block
@@ -278,7 +294,7 @@ def _types(uri: str, at: Layout) -> tuple[dict[str, pa.DataType], set[str]]:  # 
     left out."""
     rows, odd = _parsed(uri, at, at.head)
     if odd:  # mended, they may be rows of other types
-        at = replace(at, head=b"".join(sort_lines(at.head, 1, _mender(at.dialect, at.again)).data))
+        at = replace(at, head=b"".join(sort_lines(at.head, 1, Mender(at.dialect, at.again)).data))
         rows = _parsed(uri, at, at.head)[0]
     found = {f.name: f.type for f in rows.schema}
     again = [n for n, t in found.items() if _is_number(t) or at.read.decimal == "," and pa.types.is_string(t)]
@@ -353,20 +369,20 @@ class _Rows:
     "The rows of an open file, and what each of its lines is."
     def __init__(self, uri: str, at: Layout, f, accounts: Accounts, bad: list | None):
         self.uri, self.at, self.file, self.accounts, self.bad = uri, at, f, accounts, bad
-        self.mender, self.odd = _mender(at.dialect, at.again), False
+        self.mender, self.odd = Mender(at.dialect, at.again), False
 
     def batches(self, **how) -> Iterator[pa.RecordBatch]:
         rest, skip, before = b"", self.at.lines, self.accounts.counted
         self.accounts.preamble += self.at.dialect.preamble
         self.accounts.header += skip - self.at.dialect.preamble
         for chunk, last in _blocks(self.file, self.at):
-            self.accounts.lines += _count(chunk, last)
+            self.accounts.lines += count_lines(chunk, last)
             chunk, cut = rest + chunk, 0
             while skip and (k := BREAK.search(chunk, cut)): cut, skip = k.end(), skip - 1
             stop = len(chunk) if last else max(chunk.rfind(b"\n"), chunk.rfind(b"\r")) + 1
             if skip or cut >= stop:
                 rest = b"" if last else chunk[cut:]
-                if len(rest) > self.mender.longest: self._too_long()
+                if len(rest) > LONGEST: self._too_long()
                 continue
             block = _as_one(chunk[cut:stop], self.at.dialect)
             table, left = self._read(block, self.accounts.counted - before + 1, last, how)
@@ -374,7 +390,7 @@ class _Rows:
             if table is not None: yield from table.to_batches()
 
     def _too_long(self):
-        n, most = self.accounts.counted + 1, self.mender.longest >> 20
+        n, most = self.accounts.counted + 1, LONGEST >> 20
         raise BadRequest(f"{veiled(self.uri)}: line {n:,} has more than {most} MB.",
                          "Is it a table as text, a row a line? If its lines end otherwise, convert them.", "source")
 
@@ -404,25 +420,15 @@ def _read(self: _Rows, block: bytes, first: int, last: bool, how: dict) -> tuple
 @patch
 def _fast(self: _Rows, block: bytes, quotes: np.ndarray, last: bool, how: dict) -> pa.Table | None:
     "Read whole records whose quotes keep the standard; None: not all are rows of the table."
-    d, lines = self.at.dialect, _count(block, last)
+    d, lines = self.at.dialect, count_lines(block, last)
     more = {"include_columns": [*how["include_columns"], "\n"]} if d.trailing else {}
     try: table, odd = _parsed(self.uri, self.at, block, **how | more)
     except BadRequest: return None
     if odd or d.trailing and table["\n"].null_count < len(table): return None
-    blank, inside = _blank_lines(block, quotes) if table.num_rows < lines else (0, 0)
+    blank, inside = blank_lines(block, quotes) if table.num_rows < lines else (0, 0)
     if table.num_rows + blank + inside != lines: return None
     self.accounts.plus({"rows": table.num_rows, "blank": blank, "continued": inside})
     return table.select(how["include_columns"])
-
-# %% ../../nbs/data/03_text_files.ipynb #6e0b2568
-def _blank_lines(block: bytes, quotes: np.ndarray) -> tuple[int, int]:
-    "Count the blank lines between records, and the line breaks inside of them."
-    starts, ends, nexts = line_places(block)
-    odd = np.searchsorted(quotes, nexts) % 2 == 1
-    return int(((starts == ends) & ~odd).sum()), int(odd.sum())
-
-def _count(text: bytes, last: bool) -> int:  # lines
-    return count_breaks(text) + (last and bool(text) and not text.endswith((b"\n", b"\r")))
 
 # %% ../../nbs/data/03_text_files.ipynb #9e65502a
 @patch
@@ -459,7 +465,7 @@ def csv(uri: str, columns: list[str] | None = None, rows: int = 250_000,
         yield from (_as_numbers(uri, t, late, at.read.decimal) for t in regroup(parts, rows, schema))
 
 WORDS = ("sep", "encoding", "decimal", "na", "quote", "escape", "preamble", "header")  # of the read options
-TEXT = (".csv", ".tsv", ".tab", ".psv", ".txt", ".dat", ".data")  # ends of the names of files of text
+TEXT = DELIMITED
 for _name in TEXT: register(_name, Source(csv, words=WORDS, bad=True))
 
 # %% ../../nbs/data/03_text_files.ipynb #2c7a3ba3

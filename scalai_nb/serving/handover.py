@@ -13,6 +13,7 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -142,7 +143,7 @@ def send(self: Handover) -> None:
                                             canary=self._canary(model)))
     trials, self.trials = self.trials, []
     for tried, own, model, answered, keys in trials:
-        names = lambda: encoded_keys(self._key(tried.name), keys)
+        names = cache(lambda: encoded_keys(self._key(tried.name), keys))
         self._encoded(tried, lambda: encode(tried, 0, [], [own], names(), tried=True))
         self._encoded(model, lambda: encode(model, 0, [], [answered], names(), tried=False))
     self._send_lines()

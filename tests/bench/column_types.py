@@ -103,16 +103,16 @@ def scalai(file: Path, sep: str) -> dict[str, str]:
     return {c: next((k for start, k in kinds.items() if t.startswith(start)), "text") for c, t in found.items()}
 
 
-def by_pandas(frame) -> dict[str, str]:
-    from pandas.api import types as t
-    checks = {"boolean": t.is_bool_dtype, "whole": t.is_integer_dtype, "number": t.is_float_dtype,
-              "time": t.is_datetime64_any_dtype}
-    return {c: next((k for k, is_it in checks.items() if is_it(d)), "text") for c, d in frame.dtypes.items()}
+def first_of(checks: dict, dtype) -> str: return next((kind for kind, is_it in checks.items() if is_it(dtype)), "text")
 
 
 def pandas(file, sep):
     import pandas as pd
-    return by_pandas(pd.read_csv(file, sep=sep, parse_dates=True).convert_dtypes())
+    from pandas.api import types as t
+    checks = {"boolean": t.is_bool_dtype, "whole": t.is_integer_dtype, "number": t.is_float_dtype,
+              "time": t.is_datetime64_any_dtype}
+    dtypes = pd.read_csv(file, sep=sep, parse_dates=True).convert_dtypes().dtypes
+    return {c: first_of(checks, d) for c, d in dtypes.items()}
 
 
 def polars(file, sep):
@@ -137,7 +137,7 @@ def pyarrow(file, sep):
     schema = reader.read_csv(file, parse_options=reader.ParseOptions(delimiter=sep)).schema
     checks = {"boolean": t.is_boolean, "whole": t.is_integer, "number": t.is_floating, "date": t.is_date,
               "clock": t.is_time, "time": t.is_timestamp}
-    return {f.name: next((k for k, is_it in checks.items() if is_it(f.type)), "text") for f in schema}
+    return {f.name: first_of(checks, f.type) for f in schema}
 
 
 def frictionless(file, sep):
