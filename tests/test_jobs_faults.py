@@ -118,8 +118,14 @@ def test_a_disk_that_is_full_ends_the_run_and_says_so(workspace, lines):
         "print('never')",
     )
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}  # Python 3.11 would keep half of a file
     done = subprocess.run(
-        [SCALAI, "run", "loud.ipynb", "--json"], cwd=workspace, capture_output=True, text=True, preexec_fn=limit
+        [SCALAI, "run", "loud.ipynb", "--json"],
+        cwd=workspace,
+        env=env,
+        capture_output=True,
+        text=True,
+        preexec_fn=limit,
     )
     doc = json.loads(done.stdout)
     assert (done.returncode, doc["state"], doc["error"]["kind"], doc["error"]["cell"]) == (

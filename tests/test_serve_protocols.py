@@ -406,7 +406,8 @@ def test_bodies_that_lie_are_refused_and_hurt_nobody(service, made, rounds):  # 
             assert post(service[0] + path, bomb, **{"content-encoding": "gzip"}).status_code == 415
         deep = b'{"inputs": ' + b"["*5_000_000 + b"]"*5_000_000 + b"}"
         for path in ("/v2/models/churn/infer", "/models/churn/invocations"):
-            assert post(service[0] + path, deep).status_code == 400
+            found = post(service[0] + path, deep)
+            assert found.status_code == 400, found.text
         huge = {"inputs": [{"name": n, "shape": [2**62], "datatype": "FP64", "data": []} for n in kinds]}
         assert post(infer, huge).status_code == 413
         texts = struct.pack("<I", 2**32 - 1)*4
