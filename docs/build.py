@@ -20,6 +20,7 @@ from execute import ROOT, child_seconds, execute_all
 from pages import ROOMS, summary_of, title_of, write_pages
 from site_check import problems
 
+FOLDERS = {"tutorials": "Tutorials", "howto": "How-to guides", "explanation": "Explanation", "comparison": "Comparisons"}
 WHEEL = 8_000_000  # bytes that the documentation may take in a wheel
 
 
@@ -41,8 +42,8 @@ def add_for_machines(out: Path, done: dict) -> None:
     "Write llms.txt (llmstxt.org): what there is to read, one line a page."
     def line(page: str, title: str, says: str = "") -> str: return f"- [{title}]({page}.html)" + f": {says}" * bool(says)
     parts = ["# scalai-nb", "", "> Take a model for tabular data from a notebook to production and keep it accurate there.", ""]
-    for name in ("tutorials", "howto", "explanation", "comparison"):
-        parts += [f"## {name.capitalize()}", ""]
+    for name, title in FOLDERS.items():
+        parts += [f"## {title}", ""]
         for page in sorted((out/name).glob("*.md")):
             if page.stem != "index": parts.append(line(f"{name}/{page.stem}", page.read_text().partition("\n")[0][2:]))
         parts += [line(f"tutorials/{p.stem}", title_of(nb)) for p, nb in done.items() if p.parent.name == name]

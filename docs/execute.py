@@ -1,7 +1,10 @@
-"""Execute notebooks, and keep what they showed by the content of all that it depends on."""
+"""Execute notebooks in kernels that one warm process forks, and keep what they showed by the content of all that it
+depends on."""
 
+import ast
+import asyncio
+import contextlib
 import hashlib
-import json
 import os
 import re
 import resource
@@ -17,8 +20,12 @@ from pathlib import Path
 
 import grimp
 import nbformat
+import psutil
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+
+from scalai_nb.jobs.kernel import ForkProvisioner, Kernel
+from scalai_nb.jobs.kernel_pool import KernelPool, imported_modules
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "scalai_nb"
@@ -26,7 +33,8 @@ KEPT = Path(os.environ.get("SCALAI_DOCS_CACHE", Path.home()/".cache/scalai-nb/do
 LOADED = {f"{PACKAGE}.view.live"}  # by an entry point
 COMMAND = re.compile(r"""['"!]\s*scalai\b|cli\.main""")
 SHIPPED = f"{PACKAGE}.core.resources"  # a notebook that imports it may copy what ships with the package
-QUIET = ["--IPKernelApp.log_level=ERROR"]  # a kernel on this machine warns that its messages are not encrypted
+COLD = re.compile(r"\bsys\.modules\b|\bKernelPool\b|\bSCALAI_WARM\b")  # a notebook about imports and kernels starts alone
+NOT_AHEAD = ("scalai_nb.jobs.migrations",)  # Alembic runs these itself
 LEFT_OUT = "skip-execution"  # the tag of cells that are shown and not run
 KEEP_DAYS = 30  # what no build has asked for in this time is deleted
 
@@ -42,8 +50,15 @@ def environment() -> bytes:
 
 @cache
 def source(module: str) -> bytes:
+    "Return what a module does: its code without comments and layout, and without docstrings, but for those of commands."
     path = ROOT.joinpath(*module.split("."))
-    return (path/"__init__.py" if path.is_dir() else path.with_suffix(".py")).read_bytes()
+    tree = ast.parse((path/"__init__.py" if path.is_dir() else path.with_suffix(".py")).read_bytes())
+    if not module.startswith(f"{PACKAGE}.cli"):
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+                del body[0]
+    return ast.dump(tree).encode()
 
 @cache
 def front_door() -> dict[str, str]:  # name → module
@@ -69,10 +84,13 @@ def modules_of(nb: nbformat.NotebookNode) -> set[str]:
                                                 if n in front_door()}
     return named.union(*(imports().find_upstream_modules(m) for m in named))
 
+def code_cells(nb: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [c for c in nb.cells if c.cell_type == "code"]
+
 def key(nb: nbformat.NotebookNode) -> str:
     "Hash what the outputs of a notebook depend on."
     found = hashlib.sha256(environment())
-    for cell in nb.cells: found.update(f"{cell.cell_type}\n{cell.source}\n".encode())
+    for cell in code_cells(nb): found.update(f"{cell.source}\n".encode())
     modules = modules_of(nb)
     for module in sorted(modules): found.update(source(module))
     if SHIPPED in modules: found.update(shipped_files())
@@ -104,38 +122,85 @@ def forget_old() -> None:
     for p in KEPT.glob("*.ipynb"):
         if time.time() - p.stat().st_mtime > KEEP_DAYS*86_400: p.unlink(missing_ok=True)
 
+def with_outputs(nb: nbformat.NotebookNode, kept: Path) -> nbformat.NotebookNode:
+    "Give code cells the outputs that are kept; the text between them may have changed since."
+    for cell, before in zip(code_cells(nb), code_cells(nbformat.read(kept, as_version=4)), strict=True):
+        cell.outputs, cell.execution_count = before.outputs, before.execution_count
+    return nb
+
+async def run_cells(nb: nbformat.NotebookNode,
+                    there: Path,  # the folder of the kernel
+                    pool: KernelPool | None,  # None: a kernel that starts alone
+                    timeout: int,  # seconds of a cell
+                   ) -> float:  # CPU seconds of the kernel and of what it started
+    "Execute the cells of a notebook in place."
+    km = Kernel()
+    if pool: km.provisioner = ForkProvisioner(kernel_id="", kernel_spec=km.kernel_spec, parent=km, pool=pool)
+    client = NotebookClient(nb, km=km, timeout=timeout, skip_cells_with_tag=LEFT_OUT,
+                            resources={"metadata": {"path": str(there)}})
+    with open(Path(km.room)/"log", "ab") as log:
+        try:
+            await client.async_execute(env=kernel_env(), stdout=log, stderr=log)
+            return sum(psutil.Process(km.provisioner.pid).cpu_times()[:4])
+        finally:
+            if client.kc: client.kc.stop_channels()
+            with contextlib.suppress(Exception): await km.shutdown_kernel(now=True)
+            shutil.rmtree(km.room, ignore_errors=True)
+
+@cache
+def kernel_env() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+
 def execute(path: Path,  # of a notebook, inside the project
             room: Path,  # a copy of the project
+            pool: KernelPool | None = None,  # of warm kernels
             timeout: int = 600,  # seconds of a cell
-           ) -> nbformat.NotebookNode:  # with its outputs
+           ) -> tuple[nbformat.NotebookNode, float]:  # with its outputs; CPU seconds, 0 if they were kept
     "Execute a notebook, or return what it showed last time. Raises `CellExecutionError`."
     nb = prepared(path)
     kept = KEPT/f"{key(nb)}.ipynb"
     if kept.exists():
         kept.touch()
-        return nbformat.read(kept, as_version=4)
-    before = child_seconds()
+        return with_outputs(nb, kept), 0.
     there = room/path.relative_to(ROOT).parent
-    client = NotebookClient(nb, timeout=timeout, kernel_name="python3", skip_cells_with_tag=LEFT_OUT, extra_arguments=QUIET,
-                            resources={"metadata": {"path": str(there)}})
-    client.execute(env={**os.environ, "OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"})
-    print(f"{child_seconds() - before:6.1f} s CPU  {path.relative_to(ROOT)}", flush=True)
+    if COLD.search("\n".join(c.source for c in code_cells(nb))): pool = None
+    try: seconds = asyncio.run(run_cells(nb, there, pool, timeout))
+    except Exception as e:
+        if pool is None: raise
+        print(f"again, alone  {path.relative_to(ROOT)}: {reason(e)[:200]}", flush=True)
+        nb = prepared(path)
+        seconds = asyncio.run(run_cells(nb, there, None, timeout))
+    print(f"{seconds:6.1f} s CPU  {path.relative_to(ROOT)}", flush=True)
     KEPT.mkdir(parents=True, exist_ok=True)
     part = kept.with_suffix(f".{os.getpid()}")
     nbformat.write(nb, part)
     part.replace(kept)
-    return nb
+    return nb, seconds
 
-def execute_all(paths: list[Path], workers: int = 2) -> tuple[dict[Path, nbformat.NotebookNode], dict[Path, str]]:
-    "Execute notebooks: those that ran, and of the others the error."
+def reason(e: Exception) -> str:
+    return f"{e.ename}: {e.evalue}" if isinstance(e, CellExecutionError) else f"{type(e).__name__}: {e}"
+
+def modules_ahead(paths: list[Path]) -> tuple[str, ...]:
+    "List what the warm process imports: the package, and what the notebooks import."
+    found = {m: None for p in paths for m in imported_modules(nbformat.read(p, as_version=4), p.parent)}
+    ours = (m for m in sorted(imports().modules) if not m.startswith(NOT_AHEAD))
+    return tuple(dict.fromkeys([*(m for m in found if not m.startswith(PACKAGE)), *ours]))
+
+def execute_all(paths: list[Path],  # notebooks
+                workers: int = 2,  # at a time
+               ) -> tuple[dict[Path, nbformat.NotebookNode], dict[Path, str]]:  # those that ran; of the others the error
+    "Execute notebooks, and print the ten that took longest."
     def one(path: Path):
-        try: return path, execute(path, room), ""
+        try: return path, *execute(path, room, pool), ""
         except Exception as e:
-            why = f"{e.ename}: {e.evalue}" if isinstance(e, CellExecutionError) else f"{type(e).__name__}: {e}"
             print(f"failed        {path.relative_to(ROOT)}", flush=True)
-            return path, None, why
+            return path, None, 0., reason(e)
     imports(), environment(), forget_old()
-    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(workers) as pool:
+    os.environ.update({k: v for k, v in kernel_env().items() if k not in os.environ})  # the warm process has the same
+    with (tempfile.TemporaryDirectory() as name, KernelPool(modules_ahead(paths)) as pool,
+          ThreadPoolExecutor(workers) as threads):
         room = copy_of_the_project(Path(name))
-        done = list(pool.map(one, paths))
-    return {p: nb for p, nb, _ in done if nb is not None}, {p: why for p, nb, why in done if nb is None}
+        done = list(threads.map(one, paths))
+    slowest = sorted((d for d in done if d[2]), key=lambda d: -d[2])[:10]
+    if slowest: print("The slowest:", *(f"{s:6.1f} s CPU  {p.relative_to(ROOT)}" for p, _, s, _ in slowest), sep="\n  ")
+    return {p: nb for p, nb, _, _ in done if nb is not None}, {p: why for p, nb, _, why in done if nb is None}

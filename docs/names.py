@@ -3,10 +3,15 @@
 import inspect
 import re
 
+import parameters
+
 from docutils import nodes
 from fastcore.docments import docments
 from sphinx.transforms.post_transforms import SphinxPostTransform
+from sphinx.util import logging
 from sphinx.util.nodes import make_refnode
+
+log = logging.getLogger(__name__)
 
 
 def documented(app, what: str, name: str, obj, options, lines: list[str]) -> None:
@@ -14,11 +19,28 @@ def documented(app, what: str, name: str, obj, options, lines: list[str]) -> Non
     if what not in ("class", "function", "method"): return
     try: found = docments(obj, returns=True)
     except Exception: return  # of a built-in there is no source
-    parameters = [(n, d) for n, d in found.items() if n not in ("self", "return") and d]
+    text, module, short = "\n".join(lines), obj.__module__.partition(".")[2], name.rpartition(".")[2]
     if lines and lines[-1]: lines.append("")
-    lines += [f":param {n}: {' '.join(str(d).split())}" for n, d in parameters]
+    for n, p in signature_of(obj).items():
+        said = found.get(n) or parameters.shared(module, short, n, type_of(p))
+        if said: lines.append(f":param {n}: {' '.join(str(said).split())}")
+        elif f"`{n}`" not in text and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+            log.warning("%s: the parameter %s is not described (a comment next to it, or docs/parameters.toml)", name, n)
     if found.get("return"): lines.append(f":returns: {' '.join(str(found['return']).split())}")
     lines[:] = [escaped(re.sub(r"(?<!`)`([^`\n]+)`(?!`)", r"``\1``", line)) for line in lines]  # Markdown's code
+
+
+def signature_of(obj) -> dict[str, inspect.Parameter]:
+    "Return what a function or a constructor of this package takes."
+    try: found = inspect.signature(obj).parameters
+    except (TypeError, ValueError): return {}  # of a built-in
+    return {n: p for n, p in found.items() if n not in ("self", "cls")}
+
+
+def type_of(p: inspect.Parameter) -> str:
+    "Return an annotation as it is written."
+    if p.annotation is p.empty: return ""
+    return p.annotation if isinstance(p.annotation, str) else inspect.formatannotation(p.annotation)
 
 
 def escaped(line: str) -> str:

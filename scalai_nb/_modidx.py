@@ -8019,7 +8019,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'scalai_nb.view.models.recorded_table': ( 'view/models.html#recorded_table',
                                                                                  'scalai_nb/view/models.py'),
                                        'scalai_nb.view.models.registered': ('view/models.html#registered', 'scalai_nb/view/models.py'),
-                                       'scalai_nb.view.models.stands': ('view/models.html#stands', 'scalai_nb/view/models.py'),
+                                       'scalai_nb.view.models.role_of': ('view/models.html#role_of', 'scalai_nb/view/models.py'),
                                        'scalai_nb.view.models.status': ('view/models.html#status', 'scalai_nb/view/models.py'),
                                        'scalai_nb.view.models.trials_html': ('view/models.html#trials_html', 'scalai_nb/view/models.py'),
                                        'scalai_nb.view.models.versions_table': ( 'view/models.html#versions_table',

@@ -3,8 +3,10 @@
 `python tests/lint.py` prints every count; `python tests/lint.py NAME` every place of one.
 """
 import ast
+import io
 import re
 import sys
+import tokenize
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +16,9 @@ from pathlib import Path
 import nbformat
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT/"docs"))
+from parameters import undocumented
+
 LINES = 30  # of an exported cell
 WORDS = 15  # of a module's first line
 WIDTH = 119  # of a line
@@ -24,7 +29,12 @@ NOT_NAMES = frozenset("""
     beside ahead above below after before behind between at of to in on over under with without
     how who whose what which whoever nobody somebody again away here there more most every all some such
 """.split())
-DOCUMENTED = re.compile(r"#\s*\S")
+# Words that make a reader stop (the project's word table). `told` is also a column of the table of alarms.
+UNPLAIN = re.compile(
+    r"\b(kept aside|a press|(?:is|are|was|be|been) pressed|beside|told(?! TEXT|, over| = \?)|tells?|nobody|whoever|"
+    r"somebody|stands|hears?|heard)\b",
+    re.I,
+)
 
 
 @dataclass(frozen=True)
@@ -89,17 +99,8 @@ def without_docstring() -> Iterator[str]:
 
 
 def without_comment() -> Iterator[str]:
-    "Parameters of public functions that neither a comment beside them nor the docstring explains."
-    for cell, node, _ in definitions():
-        if isinstance(node, ast.ClassDef): continue
-        lines, text = cell.source.split("\n"), ast.get_docstring(node) or ""
-        for arg in [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]:
-            line, above = lines[arg.lineno - 1], lines[arg.lineno - 2].strip() if arg.lineno > 1 else ""
-            # an option of a command says it in its help
-            helped = arg.annotation is not None and ast.unparse(arg.annotation).startswith("Annotated[")
-            explained = helped or DOCUMENTED.search(line) or above.startswith("#") or f"`{arg.arg}`" in text
-            if arg.arg not in ("self", "cls", "settings") and not explained:
-                yield f"{cell.place} {node.name}({arg.arg})"
+    "Parameters of what is public that no comment, docstring or table (docs/parameters.toml) describes."
+    yield from undocumented()
 
 
 def participles() -> Iterator[str]:
@@ -165,6 +166,37 @@ def long_lines() -> Iterator[str]:
             if len(line) > WIDTH: yield f"{path.relative_to(ROOT)}:{number}"
 
 
+def prose() -> Iterator[tuple[str, str]]:  # place, a line
+    "Lines that people read: Markdown, comments, docstrings, and texts of more than one word."
+    shipped = [f for t in ("workflows", "apps", "share", "examples") for f in (ROOT/t).rglob("*.ipynb")]
+    for path in books() + sorted(shipped):
+        for i, cell in enumerate(nbformat.read(path, as_version=4).cells):
+            texts = python_prose(cell.source) if cell.cell_type == "code" else [cell.source]
+            for text in texts:
+                for line in text.split("\n"): yield f"{path.relative_to(ROOT)}:{i}", line
+    pages = [ROOT/"README.md", ROOT/"CHANGELOG.md", *sorted((ROOT/"docs").rglob("*.md"))]
+    for path in pages:
+        for n, line in enumerate(path.read_text().split("\n"), 1): yield f"{path.relative_to(ROOT)}:{n}", line
+
+
+def python_prose(source: str) -> Iterator[str]:
+    "Comments and texts of Python code, without what is filled into them."
+    code = "\n".join("" if line.lstrip().startswith(("%", "!")) else line for line in source.split("\n"))
+    try:
+        yield from (t.string for t in tokenize.generate_tokens(io.StringIO(code + "\n").readline)
+                    if t.type == tokenize.COMMENT)
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value.strip():
+                yield node.value
+    except (SyntaxError, tokenize.TokenError): return
+
+
+def unplain_words() -> Iterator[str]:
+    "Words that a plain sentence does not need; the list is that of the project's word table."
+    for place, line in prose():
+        for found in UNPLAIN.finditer(line): yield f"{place} {found[0]}: {line.strip()[:100]}"
+
+
 def long_modules() -> Iterator[str]:
     "Modules of more than 500 lines."
     for path in sorted((ROOT/"scalai_nb").rglob("*.py")):
@@ -184,6 +216,7 @@ COUNTS = {
         long_first_lines,
         long_lines,
         long_modules,
+        unplain_words,
     )
 }
 

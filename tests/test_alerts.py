@@ -23,7 +23,7 @@ FAILED = Alert(
 
 
 class Ear(http.server.ThreadingHTTPServer):
-    "An HTTP server that keeps what it is sent, and answers as it is told."
+    "Keep what is sent, and answer with the status that the test sets."
     daemon_threads = True
     def __init__(self, *answers: int):
         self.heard, self.headers, self.answers, ear = [], [], list(answers), self
@@ -63,7 +63,7 @@ def test_one_that_hangs_and_one_that_refuses_do_not_keep_the_others(tmp_path, ca
     ) and "ReadTimeout" in done["slack"]
     assert (len(good.heard), len(bad.heard)) == (1, 2)
     out, err = capfd.readouterr()
-    assert "nightly failed: no rows" in out and "hunter2" not in err and err.count("was not told") == 2
+    assert "nightly failed: no rows" in out and "hunter2" not in err and err.count("was not reached") == 2
 
 
 def test_who_was_not_reached_is_told_next_time(tmp_path):

@@ -103,7 +103,7 @@ def test_machines_get_a_list_of_the_pages(tmp_path):
     nb = new_notebook(cells=[new_markdown_cell("# Boxes\n> Hold things.")])
     add_for_machines(tmp_path, {ROOT/"nbs"/"data"/"01_box.ipynb": nb})
     text = (tmp_path/"llms.txt").read_text()
-    assert "- [Serve a model](howto/serve.html)" in text
+    assert "## How-to guides\n\n- [Serve a model](howto/serve.html)" in text
     assert "- [Boxes](reference/data/01_box.html): Hold things." in text
 
 

@@ -115,7 +115,7 @@ def test_a_class_that_only_the_learnt_rows_have(rows, prep, settings):
         and len(told.roc[2]) == 0
     )
     assert (
-        "cannot be told" not in str(told)
+        "is undefined" not in str(told)
         and "<svg" in told._repr_html_()
         and json.dumps(told.to_dict(), allow_nan=False)
     )
@@ -222,7 +222,7 @@ def test_rows_that_a_run_cannot_be_judged_by(run, rows, make, words):
 def test_one_class_is_judged_as_far_as_it_can_be(run, rows):
     told = run.evaluate(rows.assign(y=True), by="c")
     assert (
-        "auc cannot be told" in str(told)
+        "auc is undefined" in str(told)
         and told.measures["accuracy"][1] < told.measures["accuracy"][2]
         and not told.importance
         and not len(told.roc[1])

@@ -105,7 +105,7 @@ def test_a_version_that_does_worse_on_later_labels_is_rolled_back(loop):
     from scalai_nb.loop.probation import trial
     registry, log = Registry(loop), decisions(loop)
     assert all(
-        "what version 1 learnt from (2013-01)" in d["against"] and "kept aside in training" in d["against"]
+        "what version 1 learnt from (2013-01)" in d["against"] and "held out in training" in d["against"]
         for d in log
         if d["version_before"] == 1
     ), log

@@ -302,7 +302,7 @@ def test_hosts_that_share_a_server_take_turns(server, workspace, rounds, monkeyp
         registry.promote("late", 1, "start")
         before = seen(registry)["aliases"]
 
-    with pytest.raises(Exception, match="did not hear from this process"), RegistryLock(
+    with pytest.raises(Exception, match="no sign of life from this process"), RegistryLock(
         registry.client, "late"
     ) as turn:
         turn.over.set()  # as a process that is stopped: it shows no sign of life

@@ -51,7 +51,8 @@ def contract_check(
     done = dry_run(uri, contract, samples)
     return Answer(done.to_dict(), lambda: check_text(done.to_dict()), 0 if done.passed else 1)
 
-def check_text(d: dict) -> str:
+def check_text(d: dict,  # as `--json` prints it
+              ) -> str:
     "What a contract finds, as a person reads it."
     lines = [f"{d['rows_good']:,} rows good, {d['rows_refused']:,} refused"]
     for reason, n in d["refused"].items():
@@ -103,7 +104,7 @@ def contract_set(
                   "\n".join(printable(str(c)) for c in found) or "Nothing changed.")
 
 def _known(column: str, columns: list[str], contract: Path, add: bool) -> None:
-    "Raise `BadRequest` for a column that a contract does not name, and that nobody asked to add."
+    "Raise `BadRequest` for a column that a contract does not name, and that the command did not ask to add."
     if column in columns or add: return
     near = nearest(column, columns)
     known = f"Did you mean {near!r}?" if near else f"It names: {', '.join(columns[:20]) or 'none'}."

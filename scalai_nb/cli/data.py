@@ -207,7 +207,8 @@ def table_text(d: dict) -> str:
         )
     return "\n".join(lines)
 
-def catalogue_text(tables: list[dict]) -> str:
+def catalogue_text(tables: list[dict],  # one dict a table, as `--json` prints them
+                  ) -> str:
     "All tables, one a line."
     lines = [f"{t['name']:<20} version {t['version']:>4}  {t['rows']:>12,} rows  {t['refused']:>8,} in quarantine"
              for t in tables]
@@ -326,7 +327,10 @@ def release_text(name: str, result) -> str:
             f" {result.already:,} were back before; version {result.version}"
             + "".join(f"\n  {n:>9,}  {printable(r)}" for r, n in result.refused.items()))
 
-def quarantine_text(name: str, doc: dict, save: Path | None) -> str:
+def quarantine_text(name: str,  # of the table
+                    doc: dict,  # as `--json` prints it
+                    save: Path | None,  # the file that the rows were written to
+                   ) -> str:
     "The rows in quarantine, as a person reads them."
     lines = [f"{name}: {doc['rows']:,} rows in quarantine"]
     for r, n in doc["reasons"].items():

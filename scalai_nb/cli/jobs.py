@@ -46,12 +46,16 @@ def _nearest_file(path: Path) -> str:
 # %% ../../nbs/cli/07_jobs.ipynb #d8561870
 class CommandWithForm(typer.core.TyperCommand):
     "A command whose `--help`, after a notebook or a workflow, ends with the parameters of that one."
-    def parse_args(self, ctx, args):
+    def parse_args(self, ctx,  # Click's context
+                   args,  # words of the command line
+                  ):
         "Keep the arguments for the epilog."
         ctx.meta["scalai.args"] = list(args)
         return super().parse_args(ctx, args)
 
-    def format_epilog(self, ctx, formatter):
+    def format_epilog(self, ctx,  # Click's context
+                      formatter,  # Click's, which the lines go to
+                     ):
         "List the parameters of the notebook or workflow that is named."
         super().format_epilog(ctx, formatter)
         job = self.make_parser(ctx).parse_args(list(ctx.meta["scalai.args"]))[0].get("job")
@@ -185,7 +189,7 @@ def runs(
         typer.Argument(metavar="[ID]", help="One run in full: a run's id, its first characters, or `last`."),
     ] = None,
     state: Annotated[str | None, option("Only runs in this state.")] = None,
-    name: Annotated[str | None, option("Only runs of this name; * stands for anything.")] = None,
+    name: Annotated[str | None, option("Only runs of this name; * matches anything.")] = None,
     notebook: Annotated[str | None, option("Only runs of this notebook or workflow file.")] = None,
     since: Annotated[str | None, option("Only runs since then: 2h, 3d, 2026-03-01, 2026-03-01T18:30.")] = None,
     parent: Annotated[str | None, option("Only the steps of this run.", metavar="ID")] = None,

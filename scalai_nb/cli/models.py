@@ -33,7 +33,8 @@ def models_list() -> Answer:
     found = Registry().list()
     return Answer({"models": found}, lambda: models_text(found))
 
-def models_text(models: list[dict]) -> str:
+def models_text(models: list[dict],  # one dict a version, as `--json` prints them
+               ) -> str:
     "All versions, one a line."
     metrics = lambda m: "  ".join(f"{k} {v:.4g}" for k, v in m["metrics"].items())
     lines = [f"{m['name']:<16} {m['version']:>4}  {','.join(m.get('aliases', [])):<10}  {metrics(m)}" for m in models]
@@ -58,7 +59,7 @@ def models_new(
     if len(rows := model.labelled_values(settings)):
         from scalai_nb.data.target import Target
         from scalai_nb.loop.own_data import new_model
-        with suppress(BadRequest):  # labels that are there tell nothing apart yet
+        with suppress(BadRequest):  # the labels that are there have one class only
             model = new_model(name, table, target, Target.infer(rows, target), len(rows), ignore or [])
     model.save(settings)
     go = f"scalai train {name}, or scalai run workflows/model.toml -p model={name}"
@@ -319,7 +320,7 @@ def score(
 # %% ../../nbs/cli/09_models.ipynb #1d6f3bae
 KEY = "Column that identifies a row; repeat it for several. Default: as in the deliveries before, or the table's key."
 CAME = "Column that holds what became true. Default: label, or the target where there is no such column."
-AT = "Column with the time from which a label holds; the newest stands. Default: in the order of delivery."
+AT = "Column with the time from which a label holds; the newest counts. Default: in the order of delivery."
 
 # %% ../../nbs/cli/09_models.ipynb #66254bb5
 @verb(app, "Models")
@@ -362,7 +363,7 @@ def _scores_table(table: str | None, settings: Any) -> tuple:  # name, and the l
     return (models[0].scores, models[0]) if models else ("scores", None)
 
 def _label_column(uri: str, model: Any, settings: Any) -> str:
-    "Which column of a source holds the labels, where nobody said."
+    "Which column of a source holds the labels, where the caller did not say."
     if model is None: return "label"
     from scalai_nb.serving.rows import columns_in
     names = columns_in(uri, settings, model.table)

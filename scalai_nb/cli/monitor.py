@@ -63,10 +63,11 @@ def alarms_list(
     found, (_, others) = Alarms().find(source, resolved), Alarms().current(source)
     cases = [{"key": key, "told": datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")} for key, at in others]
     lines = [alarm_text(a) for a in found]
-    lines += [printable(f"      open          {c['key']}, last told {c['told']}") for c in cases]
+    lines += [printable(f"      open          {c['key']}, last alert {c['told']}") for c in cases]
     return Answer({"alarms": [a.to_dict() for a in found], "cases": cases}, "\n".join(lines) or "No alarms.")
 
-def alarm_text(a) -> str:
+def alarm_text(a,  # one alarm, as `--json` prints it
+              ) -> str:
     "An alarm in one line."
     seen = f" … {a.seen}" if a.seen != a.opened else ""
     note = f" ({a.note})" if a.note else ""
@@ -80,7 +81,7 @@ def alarms_acknowledge(
     ],
     note: Annotated[str, typer.Option(help="Why; it is kept.")] = "",
 ) -> Answer:
-    "Record that somebody knows: an alarm stays until it is over, and its windows may be a reference again."
+    "Acknowledge an alarm: it stays until it is over, and its windows may be a reference again."
     from scalai_nb.monitor.alarms import Alarms
     found = Alarms().acknowledge(alarm, note)
     return Answer({"alarms": [a.to_dict() for a in found]}, "\n".join(map(alarm_text, found)))
@@ -93,7 +94,7 @@ def alarms_look(
     ignore: Annotated[list[str] | None, typer.Option(help="Column that is not compared; repeat it.")] = None,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 1 when something is open.")] = False,
 ) -> Answer:
-    "Compare a window with those before it, keep what it shows, and alert whoever must know."
+    "Compare a window with those before it, keep what it shows, and alert the receivers in the settings."
     from scalai_nb.monitor.alarms import Alarms
     seen = look_at(source, period, tuple(ignore or ()))
     now = Alarms().find(source)

@@ -32,7 +32,10 @@ def read_parameters(file: str | None) -> dict:
     hint = 'Give a JSON object, as in {"months": 6}.'
     raise BadRequest(f"--parameters {file} holds a {type(found).__name__}.", hint, "parameter")
 
-def all_parameters(file: str | None, p: list[str] | None, null: list[str] | None) -> dict:
+def all_parameters(file: str | None,  # a JSON or YAML file; `--parameters`
+                   p: list[str] | None,  # `name=value` texts
+                   null: list[str] | None,  # names that are set to null
+                  ) -> dict:
     "All parameters of a command line: `-p` and `--null` win over `--parameters`."
     given = pairs(p or [])
     if twice := next((n for n in null or [] if n in given), None):

@@ -35,7 +35,7 @@ def schedule_add(
     time: Annotated[str | None, option("Once: 2026-12-24T18:00, by the zone's wall clock.", "--at")] = None,
     on_table: Annotated[str | None, option("On each new version of a table.")] = None,
     on_file: Annotated[str | None, option("For each new file, as 'inbox/*.csv' or an s3:// pattern.")] = None,
-    settle: Annotated[str | None, option("So long a file stands still before it is taken. Default: 10 s.")] = None,
+    settle: Annotated[str | None, option("How long a file must not change before it is taken. Default: 10 s.")] = None,
     zone: Annotated[str | None, option("IANA time zone, as Europe/Berlin. Default: UTC.")] = None,
     p: Annotated[list[str] | None,
                  option("name=value; ${date}, ${due}, ${version} and ${file} are filled in.", "-p")] = None,
@@ -140,7 +140,8 @@ def schedule_show(name: NAME, limit: Annotated[int, typer.Option(min=1, help="Pa
             "firings": [f.to_dict() for f in table.firings(FIRINGS.c.schedule == name, limit=limit)]}
     return Answer(doc, lambda: schedule_text(doc))
 
-def schedule_text(doc: dict) -> str:
+def schedule_text(doc: dict,  # as `--json` prints it
+                 ) -> str:
     "One schedule as a person reads it."
     says = {k: v for k, v in doc["schedule"].items()
             if v not in ("", None, 0, {}) and k not in ("name", "cron", "every", "at", "on_table", "on_file")}

@@ -40,7 +40,7 @@ def service_options(reference: str,  # NAME, NAME@VERSION or NAME@ALIAS
 def contract_options(model: Any,  # loop.model_file.Model
                      table: Any,  # data.table.Table that it learns from
                      settings: Any,  # core.settings.Settings
-                    ) -> dict | None:  # mode and facts, for the workers; None: nobody looks
+                    ) -> dict | None:  # mode and facts, for the workers; None: no check
     "Read what a live row has to satisfy. Raises `BadRequest` where the table has no contract."
     if model.serve.contract == "off": return None
     path = model.table_file(settings).contract

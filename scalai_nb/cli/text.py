@@ -14,7 +14,9 @@ from ..core.jsonable import printable
 
 # %% ../../nbs/cli/02_text.ipynb #ef6f4ae2
 def text_table(
-    rows: list[dict], limit: int = 20, width: int | None = None
+    rows: list[dict],  # one dict a row, the first one's keys are the columns
+    limit: int = 20,  # rows that are printed
+    width: int | None = None,  # characters of a line; None: the terminal's
 ) -> str:  # characters of a value, and of the terminal
     "Rows as a table of text: as many columns as there is room for."
     if not rows: return "  none"
@@ -40,7 +42,8 @@ def row_text(row: dict, reason: str, limit: int = 150) -> str:
     text = printable(", ".join(f"{n}={row[n]}" for n in names))
     return text if len(text) <= limit else text[:limit - 1] + "…"
 
-def size_text(n: int) -> str:
+def size_text(n: int,  # bytes
+             ) -> str:
     "Write a number of bytes in kB or MB."
     return f"{n/1e6:,.1f} MB" if n >= 1e5 else f"{n/1e3:,.1f} kB"
 
@@ -65,7 +68,8 @@ def _files(recorded: list[dict]) -> str:
     return ", ".join(f"env:{t['env']}" if "env" in t else t.get("file") or t["glob"]
                      for t in recorded if {"file", "glob", "env"} & t.keys())
 
-def run_details(doc: dict) -> str:
+def run_details(doc: dict,  # the run's document, as `--json` prints it
+               ) -> str:
     "All that the record knows of a run."
     lines = dict(id=doc["id"], notebook=doc["notebook"],
                  output=doc["output"] if doc["output"] != doc["notebook"] else "",

@@ -32,7 +32,9 @@ class Answer:
     code: int = 0  # exit code: 0 done, 1 the work itself failed
     aside: bool = False  # standard output holds something else: print on standard error
 
-def print_answer(answer: Answer, as_json: bool):
+def print_answer(answer: Answer,
+                 as_json: bool,  # whether `--json` was given
+                ):
     "Print an answer: one document, or words."
     if as_json and answer.doc is None: return
     if as_json: emit(json_text(answer.doc), answer.aside)
@@ -40,7 +42,8 @@ def print_answer(answer: Answer, as_json: bool):
         text = answer.text() if callable(answer.text) else answer.text
         if text: emit(text, answer.aside)
 
-def json_text(doc: dict) -> str:
+def json_text(doc: dict,  # the document; a NaN becomes null
+             ) -> str:
     "Write a document as JSON, without NaN."
     return json.dumps(plain(doc, other=str), allow_nan=False)
 
@@ -63,7 +66,8 @@ COMMON = {
     "debug_": Annotated[bool, option("Show the traceback of a failure.", "--debug")],
 }
 
-def with_common(signature: inspect.Signature) -> inspect.Signature:
+def with_common(signature: inspect.Signature,  # of the function
+               ) -> inspect.Signature:
     "The signature of a verb, with the options that every verb takes."
     own = [p for n, p in signature.parameters.items() if n not in COMMON]
     defaults = {"settings_": None}
@@ -95,7 +99,9 @@ PANELS = ("Start", "Data", "Models", "Monitoring", "Jobs", "People", "Operations
 
 class PanelGroup(typer.core.TyperGroup):
     "A group of commands whose `--help` lists them by panel."
-    def format_commands(self, ctx, formatter):
+    def format_commands(self, ctx,  # Click's context
+                        formatter,  # Click's, which the lines go to
+                       ):
         "List the commands by panel, in the order of `PANELS`."
         panels: dict[str, list] = {}
         for name in self.list_commands(ctx):
@@ -113,7 +119,7 @@ class PanelGroup(typer.core.TyperGroup):
 # %% ../../nbs/cli/00_verb.ipynb #b0731d0d
 def command_group(help: str,
                   name: str | None = None,  # the word; None: the command itself
-                  parent: typer.Typer | None = None,
+                  parent: typer.Typer | None = None,  # the group that it is part of; None: `scalai` itself
                   panel: str | None = None,  # of the parent's `--help`
                  ) -> typer.Typer:
     "Make commands under one word; the same word again gives the same group."
@@ -127,7 +133,8 @@ def command_group(help: str,
 # %% ../../nbs/cli/00_verb.ipynb #a3ef1459
 UsageError = typer.BadParameter.__base__  # of the click that typer carries, or of click itself in older releases
 
-def bad_usage(e: UsageError, app: typer.Typer, argv: list[str]) -> BadRequest:
+def bad_usage(e: UsageError,  # what Click or Typer raised
+              app: typer.Typer, argv: list[str]) -> BadRequest:
     "A wrong command line in our two lines. `scalai contract` alone asks for its help."
     message = " ".join(e.format_message().split("\n\n")[0].split())
     path = e.ctx.command_path if e.ctx else _path(app, argv)

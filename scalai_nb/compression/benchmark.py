@@ -75,7 +75,7 @@ WAYS = ((64, 1, 300), (1, 1, 150), (64, 0, 150), (1, 0, 150))  # rows a call, th
 # %% ../../nbs/compression/01_benchmark.ipynb #0519ff34
 def timings(files: list[Path],  # of the candidates
             rows,  # raw rows, at least one
-            ways: tuple = WAYS,
+            ways: tuple = WAYS,  # (rows of a call, threads, calls) of each measurement
             turns: int = 15,  # of each candidate
             until: float | None = None,  # a `time.monotonic()` after which each way has one more turn, no more
            ) -> list[list[dict]]:  # for each file, for each way: batch, threads, calls, p50_ms, p99_ms
@@ -138,7 +138,7 @@ for path in json.loads(sys.argv[1]):
 """
 
 # %% ../../nbs/compression/01_benchmark.ipynb #45231f11
-def memory(files: list[Path]) -> list[int]:  # bytes; empty where the system does not tell (no /proc)
+def memory(files: list[Path]) -> list[int]:  # bytes; empty where the system does not report it (no /proc)
     "The most that one more session of each file adds to the resident set."
     if not os.access("/proc/self/clear_refs", os.W_OK): return []
     done = subprocess.run(

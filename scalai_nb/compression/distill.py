@@ -32,7 +32,7 @@ def student(teacher,  # any nn.Module with hidden layers
 def answers(teacher,  # any nn.Module
             X,  # features float32 (N, …)
             task: str = "binary",  # binary, multiclass, regression or embedding
-            batch: int = 256,
+            batch: int = 256,  # rows scored at a time
            ) -> np.ndarray:  # float32 (N,) or (N, C)
     "What the teacher says of each row."
     import torch
@@ -74,7 +74,7 @@ def _match(seen: dict, wanted, weight: float):  # nn.Module: numbers of rows -> 
 def matched(student,  # nn.Module
             hidden: np.ndarray,  # the teacher's last hidden activations, float32 (N, H), see `teacher_outputs`
             X,  # one example or more, float32 (N, …)
-            weight: float = 1.,  # beside the loss of the answers
+            weight: float = 1.,  # in addition to the loss of the answers
             seed: int = 0,
            ):  # nn.Module: numbers of rows -> loss, to be asked after the student has seen them
     """Within the block:
@@ -99,8 +99,8 @@ def distill(student,  # nn.Module, trained in place
             X,  # features float32 (N, …)
             y,  # labels (N,)
             task: str = "binary",  # binary, multiclass, regression or embedding
-            alpha: float = .5,  # weight of the teacher's answer beside the label's
-            features: float = 0.,  # weight of the teacher's last hidden activations beside both
+            alpha: float = .5,  # weight of the teacher's answer, in addition to the label's
+            features: float = 0.,  # weight of the teacher's last hidden activations, in addition to both
             temperature: float = 1.,  # of several classes, for teacher and student
             outputs: tuple | None = None,  # what `teacher_outputs` gave for these rows; None: the teacher is asked
             **how,  # epochs, batch_size, lr, goal, seed, until: see `tune`

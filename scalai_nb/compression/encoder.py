@@ -21,7 +21,7 @@ from ..training.run import Run
 # %% ../../nbs/compression/10_encoder.ipynb #459ccfb2
 def compress_encoder(
     model,  # nn.Module from tokens to vectors, such as training.encoder.Encoder
-    X: np.ndarray,  # (N, T) tokens of some hundred texts, see `tokens`; half of them are kept aside to judge by
+    X: np.ndarray,  # (N, T) tokens of some hundred texts, see `tokens`; half of them are held out to judge by
     budget: dict | None = None,  # see `Frontier.best`; None: a mean cosine of .99 at least
     recipes: tuple[str, ...] = ("dynamic", "pruned.25+dynamic"),  # see `compress`
     name: str = "encoder",  # of the folder, where `path` is not given
@@ -46,7 +46,7 @@ def compress_encoder(
 
 # %% ../../nbs/compression/10_encoder.ipynb #6ca439b8
 def embed(model,  # a file that `compress_encoder` made, or a session of it
-          texts: list[str],
+          texts: list[str],  # one a row
           path: Path | str,  # with the tokenizer.json
           batch: int = 32,  # texts a call
           threads: int = 1,  # of a session that is opened here

@@ -20,7 +20,7 @@ import numpy as np
 from ..core.errors import BadRequest, WorkFailed, one_of
 from ..core.storage import publish
 from ..training.objective import OBJECTIVES
-from ..training.onnx_session import facts, runtime  # noqa: F401 (facts: for whoever opens a file here)
+from ..training.onnx_session import facts, runtime  # noqa: F401 (facts: used where a file is opened here)
 
 # %% ../../nbs/compression/00_export.ipynb #977935e4
 # task -> outputs made readable
@@ -103,14 +103,14 @@ CLASSES = {"binary": 2, "multiclass": None}  # task -> how many classes there ar
 @dataclass(frozen=True)
 class Labels:
     "How scores are read."
-    names: tuple[str | int, ...] = ()  # of the classes, in order; none: they are told by number
+    names: tuple[str | int, ...] = ()  # of the classes, in order; none: classes are numbers
     threshold: float = .5  # of a binary model: above it the second class
 
 # %% ../../nbs/compression/00_export.ipynb #f7a8f9f6
 def answering(whole,  # ModelProto with the output `score`, not changed
               task: str,  # binary, multiclass or regression
               labels: Labels | None = None,  # None: classes by number, a threshold of .5
-             ):  # ModelProto with `label` beside it, string or int64 (N,); the same where there are no classes
+             ):  # ModelProto with `label` next to it, string or int64 (N,); the same where there are no classes
     "Let a graph say which class it means."
     from onnx import ModelProto, TensorProto, helper, numpy_helper
     if task not in CLASSES:
@@ -203,7 +203,7 @@ def stamp(proto,  # ModelProto, changed in place
 def write(proto,  # ModelProto
           path: Path | str,  # the .onnx file; replaced whole
          ) -> Path:
-    "Check a graph and publish it as one self-contained file, without weights beside it, that ends with its digest."
+    "Check a graph and publish it as one self-contained file, with all its weights, that ends with its digest."
     import onnx
     onnx.checker.check_model(proto)
     proto.producer_name, proto.producer_version = "scalai-nb", ""

@@ -63,7 +63,7 @@ def measure(self: Frontier) -> str:
     return MEASURES.get(self.task, "accuracy")
 
 # %% ../../nbs/compression/09_frontier.ipynb #c630df68
-BOUNDS = {  # bound -> what it measures of a candidate, beside the base
+BOUNDS = {  # bound -> what it measures of a candidate, compared with the base
     "accuracy_drop": lambda c, base: base.accuracy - c.accuracy,
     "auc_drop": lambda c, base: base.auc - c.auc,
     "loss_rise": lambda c, base: c.loss - base.loss,  # nats a row
@@ -104,7 +104,8 @@ def bounded(budget: dict,
     return {**{n: b for n, b in budget.items() if n == "accuracy_drop"}, **implied, **budget}
 
 def excess(
-    c: Candidate, base: Candidate, budget: dict
+    c: Candidate, base: Candidate,
+    budget: dict,  # the largest loss allowed, such as `accuracy_drop`
 ) -> dict[str, float]:  # of each bound that is broken, how far: 0.1 is a tenth of it
     "Measure how far a candidate breaks each bound of a budget."
     over = {n: BOUNDS[n](c, base) - b for n, b in budget.items()}
@@ -156,7 +157,7 @@ FIGURES = {
 }
 
 def _change(c, base, measure: str) -> str:
-    "What a candidate gains or loses, and whether the validation rows can tell."
+    "What a candidate gains or loses, and whether the validation rows show it."
     names = {"accuracy": measure, "auc": "AUC"}
     figures = {metric: f"{names[metric]} {FIGURES[metric](c, base)}" for metric in _judged(base)}
     if c is base: return ", ".join(figures.values())
@@ -169,7 +170,7 @@ def _judged(base) -> list[str]: return ["accuracy"] if base.auc is None else ["a
 def alike(c: Candidate, base: Candidate,
           metric: str = "accuracy",  # or auc
          ) -> bool:
-    "Whether the validation rows do not tell a candidate from the base."
+    "Whether the validation rows show no difference between a candidate and the base."
     low, high = getattr(base, f"{metric}_low"), getattr(base, f"{metric}_high")
     return low is not None and low <= getattr(c, metric) <= high
 
@@ -177,7 +178,7 @@ def alike(c: Candidate, base: Candidate,
 def verdict(c: Candidate, base: Candidate,
             metric: str = "accuracy",  # or auc
            ) -> str:  # inside the interval, a loss, a gain
-    "How one metric of a candidate stands to that of the base."
+    "Compare one metric of a candidate with that of the base."
     change = getattr(c, metric) - getattr(base, metric)
     return "inside the interval" if alike(c, base, metric) or not change else "a loss" if change < 0 else "a gain"
 

@@ -104,7 +104,7 @@ def attentions(model) -> dict:  # name -> module, in order
     }
 
 def hidden(model) -> list[str]:
-    """Names of the layers whose units are nobody's output, an attention's heads among them; a network that can spare
+    """Names of the layers whose units are no output, an attention's heads among them; a network that can spare
     those of some only names them as `prunable`."""
     if own := getattr(model, "prunable", None): return list(own)
     heads, layers = attentions(model), weighted(model)
@@ -168,7 +168,7 @@ def tune(
     lr: float = 1e-3,  # falls to zero along a cosine
     goal: float | None = None,  # held-out loss that is good enough to stop at
     held_out: int = 4096,  # rows kept out to watch, at most a tenth
-    seed: int = 0,
+    seed: int = 0,  # of the order of rows
     until: float | None = None,  # a `time.monotonic()` after which to give up, raising `TimedOut`
     also=None,  # nn.Module: numbers of rows -> a loss to add after each forward pass; it is trained too
     precision: str = "auto",  # of a forward pass; auto: bfloat16 for convolutions where that is fast, see `swift`

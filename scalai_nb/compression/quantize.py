@@ -64,7 +64,7 @@ def int8_weights(proto,  # ModelProto, not changed
 # %% ../../nbs/compression/02_quantize.ipynb #e25dcbc9
 def calibration(X: np.ndarray,  # features float32 (N, …)
                 n: int = 4096,  # rows to draw, about
-                seed: int = 0,
+                seed: int = 0,  # of the random choice among rows
                ) -> np.ndarray:  # float32 (≤ n + 2 × features, …), each row once
     "Rows that show the whole range of each feature and how it fills it."
     flat, rng = X.reshape(len(X), -1), np.random.default_rng(seed)
@@ -144,10 +144,10 @@ def weight_types(
 
 # %% ../../nbs/compression/02_quantize.ipynb #6b0ef12e
 def activations(proto,  # ModelProto
-                tensors: list[str],
+                tensors: list[str],  # names of inner tensors of the graph
                 feeds: dict[str, np.ndarray],  # input name -> rows
                ) -> dict[str, np.ndarray]:
-    "What stands in a graph's inner tensors."
+    "Return the values of a graph's inner tensors."
     from onnx import ModelProto, TensorProto, helper
     out = ModelProto(); out.CopyFrom(proto)
     del out.graph.output[:]

@@ -37,7 +37,7 @@ from .storage import shared
 # %% ../../nbs/core/20_alerts.ipynb #af7892a5
 @dataclass(frozen=True)
 class Alert:
-    "Something that somebody should know of."
+    "One condition to report, or its end."
     what: str  # the condition, in a word or two: `job failed`
     summary: str  # one sentence: what happened to whom
     source: str = ""  # who says so: a schedule, a table, a model
@@ -72,7 +72,7 @@ def text(alert: Alert,
 
 # %% ../../nbs/core/20_alerts.ipynb #6e6bf23b
 def _revealed(value: str, what: str) -> str:
-    "What `env:NAME` or `file:PATH` stands for; anything else is itself."
+    "Return what `env:NAME` or `file:PATH` refers to; anything else is returned as it is."
     kind, _, place = value.partition(":")
     try:
         return os.environ[place] if kind == "env" else Path(place).read_text().strip() if kind == "file" else value
@@ -149,7 +149,7 @@ RECEIVERS: dict[str, Callable[[Alert, Settings], None]] = dict(webhook=webhook, 
 
 # %% ../../nbs/core/20_alerts.ipynb #84d8aa94
 def receivers(settings: Settings) -> list[str]:  # names, of those that are set
-    "Who is told. Raises `BadRequest` where what is set cannot work."
+    "Return the receivers. Raises `BadRequest` where the settings cannot work."
     s = settings.alerts
     for name in ("webhook", "slack", "alertmanager"):
         if (url := getattr(s, name)) and not url.startswith(("http://", "https://", "env:", "file:")):
@@ -198,7 +198,7 @@ def deliver(name: str, alert: Alert, settings: Settings) -> str:  # why it was g
                      retry=retry_if_exception(_passing), reraise=True)
     try: again(RECEIVERS[name], alert, settings)
     except Exception as e:  # whatever it is: an alert must not break the work that sends it
-        logger("alerts").error(f"{name} was not told", alert=alert.key, why=_why(e))
+        logger("alerts").error(f"{name} was not reached", alert=alert.key, why=_why(e))
         return _why(e)
     return ""
 
@@ -230,7 +230,7 @@ def _gone(owner: str, at: float) -> bool:
 
 # %% ../../nbs/core/20_alerts.ipynb #c3822458
 def _claim(settings: Settings, name: str, alert: Alert) -> str:  # id of the delivery; empty: none is due
-    "Take a delivery, so that nobody else makes it."
+    "Claim a delivery, so that no other process makes it."
     with closing(_deliveries(settings)) as db:
         db.execute("BEGIN IMMEDIATE")
         last = db.execute("SELECT resolved, at, owner, id FROM deliveries WHERE receiver = ? AND key = ?",
@@ -266,13 +266,13 @@ def _lost(settings: Settings, name: str) -> list[Alert]:
 # %% ../../nbs/core/20_alerts.ipynb #fad1d1ba
 def send(
     alert: Alert, settings: Settings | None = None, within: float = 20.0  # seconds to wait for all receivers
-) -> dict[str, str]:  # receiver: why it was not told (empty: it was); those told of this case before are left out
-    "Tell whoever the settings name."
+) -> dict[str, str]:  # receiver: why it was not reached (empty: it was); those that know of this case are left out
+    "Send an alert to the receivers in the settings."
     try:
         settings = settings or Settings.load()
         names = receivers(settings)
     except BadRequest as e:
-        logger("alerts").error("nobody was told", alert=alert.key, why=e.message)
+        logger("alerts").error("no receiver was reached", alert=alert.key, why=e.message)
         return {}
     done = {}
     told = lambda n: done.update(_told(n, alert, settings))
@@ -282,19 +282,19 @@ def send(
     for name, t in threads.items():
         t.join(max(0., until - time.monotonic()))
         if t.is_alive():
-            logger("alerts").error(f"{name} was not told", alert=alert.key,
+            logger("alerts").error(f"{name} was not reached", alert=alert.key,
                                    why=f"it did not answer within {within:g} s")
             done = done | {name: f"it did not answer within {within:g} s"}
     return done
 
 # %% ../../nbs/core/20_alerts.ipynb #f2b141bf
 def _told(name: str, alert: Alert, settings: Settings) -> dict[str, str]:
-    "First what a process that is gone had claimed, then this one; where it cannot be known who was told, deliver."
+    "First what a process that is gone had claimed, then this one; where it is not known what arrived, deliver."
     try:
         for lost in _lost(settings, name): _once(name, lost, settings)
         return _once(name, alert, settings)
     except (sqlite3.Error, OSError) as e:
-        logger("alerts").warning("alerts may be told twice", why=str(e))
+        logger("alerts").warning("alerts may be sent twice", why=str(e))
         return {name: deliver(name, alert, settings)}
 
 def _once(name: str, alert: Alert, settings: Settings) -> dict[str, str]:
@@ -303,7 +303,7 @@ def _once(name: str, alert: Alert, settings: Settings) -> dict[str, str]:
     if not id: return {}
     why = deliver(name, replace(alert, delivery=id), settings)
     try: _mark(settings, name, id, not why)
-    except (sqlite3.Error, OSError) as e: logger("alerts").warning("alerts may be told twice", why=str(e))
+    except (sqlite3.Error, OSError) as e: logger("alerts").warning("alerts may be sent twice", why=str(e))
     return {name: why}
 
 def resume(settings: Settings) -> None:
@@ -318,7 +318,7 @@ def resume(settings: Settings) -> None:
 # %% ../../nbs/core/20_alerts.ipynb #3b450f3b
 def open_cases(
     settings: Settings | None = None,
-) -> list[tuple[str, float]]:  # key of the case; when somebody was told last, in seconds since 1970
+) -> list[tuple[str, float]]:  # key of the case; when it was last sent, in seconds since 1970
     "The cases that are not resolved, the newest first."
     settings = settings or Settings.load()
     if not settings.path("alerts.db").exists(): return []

@@ -21,7 +21,7 @@ ROLE, CARD = "HTTP_X_SCALAI_ROLE", "HTTP_X_SCALAI_VISITOR"
 
 @dataclass(frozen=True)
 class Visitor:
-    "Somebody who looks at a page."
+    "A person who looks at a page."
     role: str = "viewer"  # of ROLES
     name: str = ""  # as a trusted proxy says it; empty: not known
     session: str = ""  # of the cookie, where a browser came with a token; in a dashboard's kernel: empty
@@ -35,12 +35,12 @@ class Visitor:
 # %% ../../nbs/core/24_auth.ipynb #a961aaa9
 def visitor(environ: dict | None = None,  # none: this process's own
            ) -> Visitor:
-    "The visitor of this dashboard page; outside a dashboard, whoever runs this process, who may do everything."
+    "The visitor of this dashboard page; outside a dashboard, the user of this process, who may do everything."
     environ = os.environ if environ is None else environ
     if ROLE not in environ and not environ.get("SERVER_SOFTWARE", "").startswith("voila"): return Visitor("editor")
     role = environ.get(ROLE, "")
     try: name = json.loads(Path(environ[CARD]).read_text("utf-8"))["name"]
-    except (KeyError, FileNotFoundError): name = ""  # nobody's yet, or nobody said
+    except (KeyError, FileNotFoundError): name = ""  # no visitor yet, or an unknown one
     return Visitor(role if role in ROLES else "viewer", name)
 
 def editors_only(action: str,  # what was about to happen, as in "promote a model"

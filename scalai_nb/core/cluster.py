@@ -25,7 +25,7 @@ def apart(settings: Settings) -> str:  # a kind of cluster
     return "processes" if kind == "threads" else kind
 
 # %% ../../nbs/core/14_cluster.ipynb #ac2f0409
-ANY_PORT = {"dashboard_address": "127.0.0.1:0"}  # of the scheduler's own pages; 8787 is for whoever asks for it
+ANY_PORT = {"dashboard_address": "127.0.0.1:0"}  # of the scheduler's own pages; 8787 only if the settings ask for it
 
 def _threads(c, workers):
     from distributed import LocalCluster

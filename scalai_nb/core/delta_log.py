@@ -63,23 +63,26 @@ def commit_info(name: str, version: int, settings: Settings | None = None) -> di
                          "Restore its _delta_log from a copy.", "table")
     return next((a["commitInfo"] for a in actions if a.get("commitInfo")), {})
 
-def committed(name: str, version: int,
+def committed(name: str,
+              version: int,  # of the table
               settings: Settings | None = None) -> float | None:  # seconds since 1970; None where the log does not say
     "When a version was committed, by its writer's clock."
     return _time(_actions(name, version, settings) or [])
 
-def written_by(name: str, version: int,
+def written_by(name: str,
+               version: int,  # of the table
                settings: Settings | None = None) -> str | None:  # id of a job run; None where the log does not say
     "Read from a commit which job run made it: a run that was killed right after it has recorded nothing."
     actions = _actions(name, version, settings) or []
     return next((a["commitInfo"].get("run") for a in actions if "commitInfo" in a), None)
 
 # %% ../../nbs/core/07_delta_log.ipynb #b0c0252e
-def commits(name: str,
-            since: int = -1,  # a version
-            limit: int = 1,
-            settings: Settings | None = None,
-           ) -> list[tuple[int, float, str]]:  # version, when (seconds since 1970), operation
+def commits(
+    name: str,
+    since: int = -1,  # a version
+    limit: int = 1,  # commits that are returned at most
+    settings: Settings | None = None
+) -> list[tuple[int, float, str]]:  # version, when (seconds since 1970), operation
     "The newest versions later than `since`, in order; none where there is no table yet."
     found = sorted(v for m in _listed(name, settings) if (v := int(m[1])) > since and m[0] == f"{m[1]}.json")
     return [(v, *_told(_actions(name, v, settings) or [])) for v in found[-limit:]]
@@ -98,7 +101,7 @@ def changes(name: str,
     for version in range(since + 1, (newest(name, settings) or 0) + 1):
         actions = _actions(name, version, settings)
         if actions is None:
-            found.append((version, None))  # nobody can say that it changed nothing
+            found.append((version, None))  # it may have changed something
         elif any(a[kind].get("dataChange", True) for a in actions for kind in ("add", "remove") if kind in a):
             found.append((version, _time(actions)))
     return found
@@ -126,8 +129,8 @@ def replacements(name: str,
 # %% ../../nbs/core/07_delta_log.ipynb #8c97dbf3
 def transactions(
     name: str,  # of a table of the workspace; with a slash in it, a place elsewhere
-    version: int,
-    settings: Settings | None = None,
+    version: int,  # of the table
+    settings: Settings | None = None
 ) -> dict[str, int] | None:  # name → its last number; None where the log has a shape that this does not read
     "All transaction names that a version of a Delta table knows."
     import pyarrow.parquet as pq
@@ -141,6 +144,6 @@ def transactions(
         found = dict(zip(rows.field("appId").to_pylist(), rows.field("version").to_pylist()))
     for v in range(start + 1, version + 1):
         actions = _actions(name, v, settings)
-        if actions is None: return None  # a checkpoint in parts stands for it
+        if actions is None: return None  # a checkpoint in parts replaces it
         found |= {a["txn"]["appId"]: a["txn"]["version"] for a in actions if "txn" in a}
     return found

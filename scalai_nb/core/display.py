@@ -19,7 +19,8 @@ def cut(text: str,  # one line
     "Shorten a line to `width` characters."
     return text if len(text) <= width else text[:width - 1] + "…"
 
-def described(value: Any) -> str:
+def described(value: Any,  # anything
+             ) -> str:
     "One value in a few characters: numbers to four digits, collections by their size where they are long."
     if isinstance(value, bool) or value is None: return str(value)
     if isinstance(value, int): return f"{value:,}"
@@ -29,7 +30,7 @@ def described(value: Any) -> str:
     return repr(value) if isinstance(value, str) else str(value)
 
 def describe(thing: Any,  # whose class gives the first word
-             *first: str,  # what stands before the fields, as a name or an id
+             *first: str,  # what comes before the fields, as a name or an id
              **fields: Any,  # further fields, in order; empty ones are left out
             ) -> str:  # at most LINES lines of WIDTH columns
     "Describe an object by its class, its name and some fields: the body of a `__repr__`."
@@ -42,8 +43,8 @@ def describe(thing: Any,  # whose class gives the first word
 
 # %% ../../nbs/core/16_display.ipynb #41e8e094
 def html_table(rows: Iterable[Iterable[Any]],  # values by row; texts are escaped
-               head: Iterable[str] = (),
-               caption: str = "",
+               head: Iterable[str] = (),  # names of the columns
+               caption: str = "",  # a line above the table
               ) -> str:
     "Make a table of HTML; numbers are set to the right."
     def cell(value):

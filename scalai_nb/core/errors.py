@@ -49,9 +49,9 @@ class TimedOut(ScalaiError):
     code = 124
 
 class Cancelled(ScalaiError):
-    "Somebody asked for the work to stop."
+    "The user asked for the work to stop."
     code = 130
-    # in a cell: whoever pressed the button needs no traceback
+    # in a cell: a user who clicked the button needs no traceback
     def _render_traceback_(self) -> list[str]: return [f"Cancelled: {self}"]
 
 # %% ../../nbs/core/00_errors.ipynb #3de8576c
@@ -64,7 +64,7 @@ def nearest(word: str,  # what was given
     return known[hit[0]] if hit else None
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:
-    "The second line for a word that nobody knows."
+    "Return the second line for an unknown word."
     near = nearest(word, words := sorted(words))
     return f"Did you mean {near!r}?" if near else f"Known: {', '.join(words) or 'none'}."
 

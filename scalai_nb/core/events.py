@@ -18,7 +18,7 @@ _views, settings_seen = "unloaded", None
 def subscribe(fn: Callable[..., None],  # called as fn(topic, **fields), in the thread that emits
               topic: str | None = None,  # only this topic; None: all
              ) -> Callable[[], None]:  # call it to end the subscription
-    "Hear events from now on. A listener that raises stops the work: nothing is swallowed."
+    "Receive events from now on. A listener that raises stops the work: nothing is swallowed."
     entry = (topic, fn)
     with _lock: _listeners.append(entry)
     def unsubscribe():
@@ -28,7 +28,7 @@ def subscribe(fn: Callable[..., None],  # called as fn(topic, **fields), in the 
 
 def emit(topic: str,  # profile, fit, search, compress, ingest, job, progress, input, output
          **fields):  # plain values
-    "Tell whoever listens. In a notebook kernel the first event loads the views (entry point `scalai_nb.views`)."
+    "Send an event to listeners. In a notebook kernel the first event loads the views (entry point `scalai_nb.views`)."
     if _views != "loaded": _load_views()
     for wanted, fn in tuple(_listeners):
         if wanted is None or wanted == topic: fn(topic, **fields)
@@ -38,7 +38,7 @@ def watch_settings(
         [str, str], None
     ],  # called with a section and a key; with two empty texts where all are read at once
 ):
-    "Hear of each setting that is read from now on."
+    "Receive each setting that is read from now on."
     global settings_seen
     settings_seen = callback
     if loaded := sys.modules.get("scalai_nb.core.settings"): loaded.observe(callback)

@@ -73,11 +73,15 @@ def printable(text: str) -> str:
     "Text whose control characters are written out, as in `\\x1b`."
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
-def several(n: int, word: str) -> str:
+def several(n: int,  # how many
+            word: str,  # the noun in the singular
+           ) -> str:
     "Write a number with its noun, in the plural unless it is one."
     return f"{n:,} {word}{'' if n == 1 else 's'}"
 
-def duration(seconds: float | None, tenths: bool = True) -> str:
+def duration(seconds: float | None,  # None: not known
+             tenths: bool = True,  # whether seconds below a minute have a decimal
+            ) -> str:
     "12.3 s, 3 min 20 s, 2 h 05 min; a dash where it is not known."
     if seconds is None: return "–"
     minutes, rest = divmod(round(seconds), 60)

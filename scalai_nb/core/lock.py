@@ -36,7 +36,7 @@ os.register_at_fork(after_in_child=_forked)
 # %% ../../nbs/core/03_lock.ipynb #93f3bc46
 @contextmanager
 def locked(path: Path | str,  # of the lock file; made when missing, with its parents
-           remove: bool = False,  # the file, by whoever lets the lock go: of a lock that is taken once and never again
+           remove: bool = False,  # the file, on release: of a lock that is taken once and never again
           ) -> Iterator[None]:
     "Hold a lock: waits while another process or thread of this machine has it."
     held = _HELD.setdefault(os.path.abspath(path), _Held())

@@ -30,11 +30,14 @@ def _metric(kind, name: str, help: str, labels: tuple[str, ...], **how):
     return _made[name]
 
 def counter(name: str,  # as in scalai_runs_total
-            help: str, *labels: str) -> Counter:
+            help: str,  # one sentence, which Prometheus shows
+            *labels: str) -> Counter:
     "What only grows."
     return _metric(Counter, name, help, labels)
 
-def gauge(name: str, help: str, *labels: str) -> Gauge:
+def gauge(name: str,
+          help: str,  # one sentence, which Prometheus shows
+          *labels: str) -> Gauge:
     "What goes up and down."
     return _metric(Gauge, name, help, labels)
 

@@ -46,7 +46,7 @@ def end_with_parent() -> None:
 
 # %% ../../nbs/core/09_process.ipynb #220b2c33
 def free_port(host: str = "127.0.0.1") -> int:  # free at this moment; another process may still take it
-    "A port that nobody listens on."
+    "Return a port that is free."
     with socket.socket() as s:
         s.bind((host, 0))
         return s.getsockname()[1]

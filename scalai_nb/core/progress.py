@@ -69,7 +69,7 @@ class Reading:
     def __init__(self,
                  total: int,  # bytes of all files; 0: unknown
                  label: str = "",  # what they are read for; empty: their rows
-                 in_pieces: bool = False,  # by several threads: whoever hands the pieces out sets `before`
+                 in_pieces: bool = False,  # by several threads: the code that hands the pieces out sets `before`
                 ):
         self.total, self.label, self.in_pieces, self.began = total, label, in_pieces, time.monotonic()
         self.before, self.rows, self.best = 0, 0, 0.
@@ -164,7 +164,7 @@ class working:
 
 # %% ../../nbs/core/10_progress.ipynb #3827215a
 def has_file(stream) -> bool:  # a text stream
-    "Whether somebody outside this process reads it: a terminal, a pipe, a log."
+    "Whether it is read outside this process: a terminal, a pipe, a log."
     try: return stream.fileno() >= 0
     except (AttributeError, OSError, ValueError): return False
 

@@ -53,10 +53,10 @@ class TrackingSection(Section):
 class JobsSection(Section):
     "Set the record of runs, time limits and kept processes."
     database: str = ""  # SQLAlchemy URL of the record; empty: SQLite in `home`
-    timeout: int = Field(3600, ge=1)  # seconds a job may take unless it is told otherwise
+    timeout: int = Field(3600, ge=1)  # seconds a job may take unless it has its own timeout
     # processes kept that have imported what notebooks import, to fork kernels from; 0: every kernel starts cold
     warm: int = Field(0, ge=0)
-    # bytes of each stream, and of everything else, that a cell may leave in its notebook; more goes to files beside it
+    # bytes of each stream, and of everything else, that a cell may leave in its notebook; more goes to files
     output_limit: int = Field(8_000_000, ge=1)
     retain_days: int = Field(90, ge=0)  # days that an ended run stays in the record, with its log and its notebook
     slots: int = Field(2, ge=1)  # runs that one scheduler has at a time
@@ -107,7 +107,7 @@ class GateSection(Section):
     tolerance: float = Field(.01, ge=0)  # nats a row that a challenger may be worse by
     slices: str = ""  # columns whose values the gate judges apart; several are separated by commas
     slice_tolerance: float = Field(.05, ge=0)  # likewise, in one slice
-    # windows after a promotion in which the version before, or a shadow, is judged beside the champion; 0: none
+    # windows after a promotion in which the version before, or a shadow, is compared with the champion; 0: none
     probation: int = Field(3, ge=0)
 
 # %% ../../nbs/core/02_settings.ipynb #ca47bc7c
@@ -121,7 +121,7 @@ class AppsSection(Section):
     kernels: int = Field(8, ge=1)
     warm: int = Field(2, ge=0)  # live pages kept ready, of the dashboards last asked for; 0: none
     idle: float = Field(1800, gt=0)  # seconds after which a live page that its visitor leaves alone is closed
-    # addresses and networks, separated by commas, whose forwarded headers are believed; empty: nobody's
+    # addresses and networks, separated by commas, whose forwarded headers are believed; empty: none
     proxy: str = ""
     user_header: str = "X-Forwarded-User"  # of that proxy: who the visitor is, who then needs no token
     groups_header: str = "X-Forwarded-Groups"  # likewise, separated by commas
@@ -178,7 +178,7 @@ class AlertsSection(Section):
     template: str = "[{state}] {source}: {summary}\n{details}"  # of what people read
     timeout: float = Field(5, gt=0)  # seconds of one attempt
     attempts: int = Field(3, ge=1, le=10)
-    repeat: float = Field(3600, ge=0)  # seconds after which the same open case is told again
+    repeat: float = Field(3600, ge=0)  # seconds after which the same open case is reported again
 
 # %% ../../nbs/core/02_settings.ipynb #fbb22d44
 class Settings(Section):
@@ -270,7 +270,7 @@ def load(
     return Settings(root=file.parent.absolute() if file else Path.cwd(), **sections)
 
 # %% ../../nbs/core/02_settings.ipynb #e9e701c0
-# what tells no value; `home` reads its key itself
+# what reveals no value; `home` reads its key itself
 SILENT = {"__class__", "model_fields", "model_config", "home", "path", "file"}
 
 def observe(callback: Callable[[str, str], None],  # see `core.events.watch_settings`

@@ -67,7 +67,7 @@ def delong(y: np.ndarray,  # 0 or 1
 
 # %% ../../nbs/core/26_stats.ipynb #19cca94a
 def wilson(hits: float, rows: float,
-           z: float = Z95,
+           z: float = Z95,  # quantile of the normal distribution, 1.96 for 95 %
            empty: tuple[float, float] = (0., 1.),  # of no rows
           ) -> tuple[float, float]:  # low, high
     "Wilson's score interval of a share."

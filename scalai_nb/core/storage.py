@@ -32,7 +32,7 @@ def _sync(path: Path):
 @contextmanager
 def publish(path: Path | str,  # where readers look; its parents are made
            ):
-    "Yield a temporary path beside `path`; write a file or make a folder there, and it replaces `path` at the end."
+    "Yield a temporary path next to `path`; write a file or make a folder there, and it replaces `path` at the end."
     path = Path(path)
     try:
         tmp = _room_beside(path)
@@ -54,7 +54,7 @@ def publish(path: Path | str,  # where readers look; its parents are made
 
 # %% ../../nbs/core/04_storage.ipynb #35f785ab
 def _room_beside(path: Path) -> Path:
-    "A new folder beside a path. Somebody may remove the parent, empty as it is, between the two calls."
+    "Make a new folder next to a path. Another process may remove the empty parent between the two calls."
     for _ in range(100):
         path.parent.mkdir(parents=True, exist_ok=True)
         try: return Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
@@ -78,7 +78,7 @@ def _exchange(a: Path, b: Path) -> None:
     if failed: raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(a), None, str(b))
 
 def _can_exchange(path: Path) -> bool:
-    "Whether it works on the file system of a path, tried on two empty folders beside it."
+    "Whether it works on the file system of a path, tried on two empty folders next to it."
     a, b = (path.with_name(f"{path.name}.{x}") for x in "ab")
     a.mkdir(); b.mkdir()
     try: _exchange(a, b)
@@ -95,7 +95,7 @@ def _put_folder(new: Path, path: Path) -> None:
 
 # %% ../../nbs/core/04_storage.ipynb #28973284
 def _point_to(new: Path, path: Path) -> None:
-    "Make the path a link to a folder beside it."
+    "Make the path a link to a folder next to it."
     if path.exists() and not path.is_symlink():
         raise BadRequest(f"{path} exists, and its file system cannot exchange two folders in one step.",
                          "Remove that folder, or give another name.")
@@ -129,7 +129,7 @@ VEIL = "•••"
 def veiled(value: object) -> object:  # of the same shape
     """A value with the passwords of its URIs hidden, also in lists and mappings:
 
-    all that messages, plans, records and logs may hold. Whoever reads it sees that one is missing."""
+    all that messages, plans, records and logs may hold. A reader sees that one is missing."""
     if isinstance(value, dict): return {k: veiled(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)): return type(value)(map(veiled, value))
     if not isinstance(value, str) or not passwords(value): return value
@@ -157,7 +157,9 @@ def real_place(path: Path | str) -> Path:
     what = {stat.S_IFDIR: "folder", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}.get(stat.S_IFMT(mode), "device")
     raise BadRequest(f"{path} is a {what}.", "Give the name of a file.")
 
-def like_before(new: Path, old: Path):
+def like_before(new: Path,  # the file that was written
+                old: Path,  # the file that it will replace
+               ):
     "Give a new file the mode and, where we may, the owner of the one that it will replace."
     try: was, now = old.stat(), new.stat()
     except FileNotFoundError: return
@@ -196,7 +198,8 @@ def filesystem(path: str | Path):
 
 # %% ../../nbs/core/04_storage.ipynb #1c467375
 def write_atomic(place: Path | str,  # a path or an fsspec URL
-                 content: bytes | str):
+                 content: bytes | str,  # bytes, or text that is written as UTF-8
+                ):
     "Write the whole content, or nothing."
     content = content.encode() if isinstance(content, str) else content
     if is_url(place):
@@ -229,7 +232,7 @@ def exists(place: Path | str) -> bool:
 def shared(connection,  # sqlite3.Connection
            patience: float = 30,  # seconds
           ):
-    """Readers and a writer beside each other; a killed process loses nothing.
+    """Readers and a writer work at the same time; a killed process loses nothing.
 
     Waits while others hold the file that it switches."""
     import sqlite3

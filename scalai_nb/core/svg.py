@@ -65,11 +65,13 @@ def title(words: str) -> str:
 # %% ../../nbs/core/28_svg.ipynb #32a13d70
 def _pairs(points: Iterable[tuple[float, float]]) -> str: return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
 
-def polyline(points: Iterable[tuple[float, float]], *body: str, **look) -> str:
+def polyline(points: Iterable[tuple[float, float]],  # (x, y) in px
+             *body: str, **look) -> str:
     "Draw an open line through points."
     return element("polyline", *body, fill="none", points=_pairs(points), **look)
 
-def polygon(points: Iterable[tuple[float, float]], *body: str, **look) -> str:
+def polygon(points: Iterable[tuple[float, float]],  # (x, y) in px
+            *body: str, **look) -> str:
     "Draw a closed shape through points."
     return element("polygon", *body, points=_pairs(points), **look)
 
@@ -100,11 +102,17 @@ def ticks(low: float, high: float,
     first, last = math.ceil(low/step - 1e-9), math.floor(high/step + 1e-9)
     return [round(i*step, 12) for i in range(first, last + 1)]
 
-def tick_label(value: float, style: str = ".3g") -> str:
+def tick_label(value: float,  # a number on an axis
+               style: str = ".3g",  # a format specification
+              ) -> str:
     "A number on an axis; there is no -0."
     return f"{value + 0.:{style}}"
 
-def scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+def scale(low: float,  # the value at `start`
+          high: float,  # the value at `end`
+          start: float,  # px
+          end: float,  # px
+         ) -> Callable[[float], float]:
     "A linear map from values to places."
     return lambda v: start + (v - low)/((high - low) or 1)*(end - start)
 
@@ -112,14 +120,17 @@ def scale(low: float, high: float, start: float, end: float) -> Callable[[float]
 def axis_across(values: Sequence[float],
                 place: Callable[[float], float],  # value -> x
                 y: float,  # of the numbers
-                style: str = ".3g") -> str:
+                style: str = ".3g",  # a format specification of the numbers
+               ) -> str:
     "The numbers of a horizontal axis."
     return "".join(text(place(v), y, tick_label(v, style), "middle", opacity=.75) for v in values)
 
-def axis_upwards(values: Sequence[float],
+def axis_upwards(values: Sequence[float],  # where the ticks are
                  place: Callable[[float], float],  # value -> y
-                 left: float, right: float,  # ends of the lines across
-                 style: str = ".3g") -> str:
+                 left: float,
+                 right: float,  # ends of the lines across
+                 style: str = ".3g",  # a format specification of the numbers
+                ) -> str:
     "The numbers of a vertical axis, and a faint line across at each."
     return "".join(line(left, place(v), right, place(v), stroke="currentColor",
                         opacity=.12) + text(left - 8, place(v) + 4., tick_label(v, style), "end", opacity=.75)
@@ -131,11 +142,12 @@ UNIT = (0., 1., 0., 1.)
 def _known(v: float | None) -> bool: return v is not None and v == v
 
 def plot(points: Sequence[Sequence[float]],  # rows of x, y and, where there is a range, low, high
-         across: str, up: str,  # what the axes are
+         across: str,
+         up: str,  # what the axes are
          dots: bool = False,  # each with its range; otherwise a curve in its band
          diagonal: tuple | None = None,  # x, y to x, y: what knowing nothing would give, or what would be right
          bounds: tuple = UNIT,  # least and most x, least and most y
-         size: int = 200,
+         size: int = 200,  # px, of each side
          label: str | None = None) -> str:
     "A curve with its band, or points with their ranges."
     a, b, c, d = map(float, bounds)
@@ -190,9 +202,11 @@ def sparkline(bars: Sequence[float],  # 0 to 1
     return svg(path(draw), width=width, height=height, label=label, font_size=None, fill=BLUE)
 
 def paired_bars(pairs: Sequence[tuple[float, float]],  # grey, coloured
-                colour: str = BLUE,
-                width: int = 120, height: int = 28,
-                label: str = "shares by bin") -> str:
+                colour: str = BLUE,  # of the second row
+                width: int = 120,  # px
+                height: int = 28,  # px
+                label: str = "shares by bin",  # what a screen reader says
+               ) -> str:
     "Two rows of bars, bin by bin."
     if not len(pairs): return ""
     top, step = max(max(pair) for pair in pairs) or 1, width / len(pairs)

@@ -49,12 +49,12 @@ def toml_value(value: Any,  # text, number, boolean, or a list of them
 
 # %% ../../nbs/core/29_toml_file.ipynb #580e1727
 def _misplaced(e: ValidationError, model: type[BaseModel], path: Path, kind: str | None) -> BadRequest | None:
-    "A key of a section that stands before all sections, or of none of them in one."
+    "Find a key of a section that is written before all sections, or a top-level key inside one."
     err = e.errors()[0]
     *section, key = err["loc"]
     if err["type"] != "extra_forbidden": return None
     if section and key in model.model_fields:
-        return BadRequest(f"The key {key!r} stands in the section [{section[0]}] of {path}.",
+        return BadRequest(f"The key {key!r} is in the section [{section[0]}] of {path}.",
                           "Write it before the first section.", kind)
     homes = [name for name in model.model_fields if not section and key in known_keys(model, (name,))
              and key not in model.model_fields]

@@ -33,8 +33,8 @@ from .session import Attempts, Session, Sessions, constant_time_equal
 # %% ../../nbs/dash/02_auth.ipynb #b1e2714b
 def find_role(token: str,  # a token
             right: dict[str, str],  # role -> what its holder has
-           ) -> str | None:  # the role; None where it is nobody's
-    "Whose is it? An empty one is nobody's."
+           ) -> str | None:  # the role; None: an unknown token
+    "Return the role of a token. An empty token has none."
     found = [role for role, value in right.items() if constant_time_equal(token, value)]
     return found[0] if found and token else None
 
@@ -44,7 +44,9 @@ def header_token(headers) -> str:
     scheme, _, value = headers.get("authorization", "").partition(" ")
     return value.strip() if scheme.lower() in ("bearer", "token") else ""
 
-def cookie_value(headers, name: str) -> str:
+def cookie_value(headers,  # of the request
+                 name: str,  # of the cookie
+                ) -> str:
     "One cookie's value; empty without it or where the header is broken."
     try: jar = SimpleCookie(headers.get("cookie", ""))
     except CookieError: return ""
@@ -54,7 +56,8 @@ def cookie_value(headers, name: str) -> str:
 HOST = r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::\d{1,5})?"
 ORIGIN = re.compile(rf"null|[A-Za-z][A-Za-z0-9+.-]*://{HOST}")
 
-def malformed_header(headers) -> str:
+def malformed_header(headers,  # of the request
+                    ) -> str:
     "What is wrong with a request before anybody looks at it; empty: nothing."
     if not re.fullmatch(HOST, headers.get("host", "")): return "Host"
     if "origin" in headers and not ORIGIN.fullmatch(headers["origin"]): return "Origin"
@@ -62,7 +65,8 @@ def malformed_header(headers) -> str:
     if "content-length" in headers and "transfer-encoding" in headers: return "Content-Length with Transfer-Encoding"
     return ""
 
-def is_own_origin(headers) -> bool:
+def is_own_origin(headers,  # of the request
+                 ) -> bool:
     "Was this sent by a page that this gateway served?"
     origin = headers.get("origin")
     return bool(origin) and urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
@@ -77,7 +81,9 @@ def next_path(requested: str) -> str:
              and not re.search(r"[\\\x00-\x1f\x7f]", query))
     return plain_path(path, query) if local and path.rstrip("/") not in ("/login", "/logout") else "/"
 
-def plain_path(path: str, query: str) -> str:
+def plain_path(path: str,  # of the request
+               query: str,  # of the request, with or without the token
+              ) -> str:
     "A redirect target on this host: never another one (`//host`), never with the token."
     rest = urlencode([(k, v) for k, v in parse_qsl(query, keep_blank_values=True) if k != "token"])
     return "/" + path.replace("\\", "/").lstrip("/") + (f"?{rest}" if rest else "")
@@ -110,7 +116,7 @@ class TooManyAttempts(Exception):
 
 # %% ../../nbs/dash/02_auth.ipynb #384d3d95
 class Guard:
-    "Lets through whoever has a token; everyone else learns nothing."
+    "Let visitors with a token through; all others learn nothing."
     open_paths = {"/healthz"}
     viewers_post = re.compile(r"/voila/api/shutdown/[\w-]+|/logout")  # a page says that it closes
     def __init__(self, app, tokens: dict[str, str],  # role -> token
@@ -138,7 +144,10 @@ class Guard:
 
 # %% ../../nbs/dash/02_auth.ipynb #89c744f8
 @patch
-def with_headers(self: Guard, send, conn, host):
+def with_headers(self: Guard, send,  # the ASGI `send` to wrap
+                 conn,  # the request or WebSocket
+                 host,  # as the visitor addressed it
+                ):
     "Wrap `send`, so that each answer carries the headers of its kind of page."
     async def wrapped(message):
         if message["type"] in ("http.response.start", "websocket.http.response.start"):
@@ -151,18 +160,20 @@ def with_headers(self: Guard, send, conn, host):
 # %% ../../nbs/dash/02_auth.ipynb #496fda93
 @patch
 def cookie_name(
-    self: Guard, conn
+    self: Guard, conn,  # the request or WebSocket
 ) -> str:  # cookies do not know ports: two workspaces on one host must not log each other out
     "Return the name of the session's cookie."
     return f"scalai-{(conn.scope.get('server') or ('', 0))[1]}"
 
 @patch
-def session(self: Guard, conn) -> Session | None:
+def session(self: Guard, conn,  # the request or WebSocket
+           ) -> Session | None:
     "Read the session from the request's cookie."
     return self.sessions.read(cookie_value(conn.headers, self.cookie_name(conn)))
 
 @patch
-def check_token(self: Guard, conn, token: str) -> str | None:
+def check_token(self: Guard, conn,  # the request or WebSocket
+                token: str) -> str | None:
     "The role that a token gives; a wrong one counts. Raises `TooManyAttempts`, whether it is right or not."
     address = (conn.scope.get("client") or ("",))[0]
     if token and (wait := self.attempts.wait(address)): raise TooManyAttempts(wait)
@@ -174,8 +185,10 @@ def check_token(self: Guard, conn, token: str) -> str | None:
 
 # %% ../../nbs/dash/02_auth.ipynb #2695f3bc
 @patch
-def authenticate(self: Guard, conn, must_be_own: bool) -> Visitor | None:
-    "Who comes with a token in a header, by a trusted proxy's word, or with our cookie; None: nobody."
+def authenticate(self: Guard, conn,  # the request or WebSocket
+                 must_be_own: bool,  # whether a cookie counts only from a page of this gateway
+                ) -> Visitor | None:
+    "Who comes with a token in a header, by a trusted proxy's word, or with our cookie; None: without any."
     who = None
     if role := self.check_token(conn, header_token(conn.headers)):
         who = Visitor(role)
@@ -241,13 +254,16 @@ def admit(self: Guard, request: Request, role: str, target: str) -> Response:
 
 # %% ../../nbs/dash/02_auth.ipynb #b4931ac5
 @patch
-def refuse(self: Guard, as_page: bool) -> Response:
+def refuse(self: Guard, as_page: bool,  # a page for a browser, else JSON
+          ) -> Response:
     "401; neither form repeats anything of the request."
     if as_page: return HTMLResponse(pages.login_page(failed=True), status_code=401)
     return pages.error_json(401, "This needs a token.", "Open the link that `scalai dash` printed.")
 
 @patch
-def too_many_attempts(self: Guard, conn, wait: float) -> Response:
+def too_many_attempts(self: Guard, conn,  # the request or WebSocket
+                      wait: float,  # seconds until the next try
+                     ) -> Response:
     "429: an address with too many wrong tokens."
     headers, hint = {"retry-after": str(math.ceil(wait))}, f"Try again in {math.ceil(wait)} seconds."
     if "text/html" in conn.headers.get("accept", ""): return HTMLResponse(pages.login_page(wait=wait), 429, headers)
@@ -267,12 +283,15 @@ def networks(text: str) -> list:  # of ipaddress networks; an address is a netwo
                          "Write addresses or networks separated by commas, as 127.0.0.1, 10.1.0.0/16.",
                          "settings") from None
 
-def is_address(address: str) -> bool:
+def is_address(address: str,  # any text
+              ) -> bool:
     "Check whether a text is an IP address."
     try: return bool(ipaddress.ip_address(address))
     except ValueError: return False
 
-def is_trusted(address: str | None, trusted: list) -> bool:
+def is_trusted(address: str | None,  # an IP address; None: unknown
+               trusted: list,  # networks, of `[apps] proxy`
+              ) -> bool:
     "Check whether an address lies in a trusted network."
     try: return any(ipaddress.ip_address(address or "") in network for network in trusted)
     except ValueError: return False  # a Unix socket has no address
@@ -292,10 +311,12 @@ class ForwardedHeaders:
                      if is_trusted((scope.get("client") or (None,))[0], self.trusted) else self.drop_headers(scope))
         await self.app(scope, receive, send)
 
-    def drop_headers(self, scope) -> dict:
+    def drop_headers(self, scope,  # the ASGI scope, changed in place
+                    ) -> dict:
         return {**scope, "headers": [(k, v) for k, v in scope["headers"] if k.lower() not in self.header_names]}
 
-    def client_address(self, addresses: list[str]) -> str:
+    def client_address(self, addresses: list[str],  # of X-Forwarded-For, the nearest proxy last
+                      ) -> str:
         "The address of the visitor: the last one that is not a trusted proxy's own; empty where none is said."
         for address in reversed(split_list(",".join(addresses))):
             if not is_trusted(address, self.trusted): return address if is_address(address) else ""
@@ -303,7 +324,9 @@ class ForwardedHeaders:
 
 # %% ../../nbs/dash/02_auth.ipynb #5b31d3f7
 @patch
-def apply_headers(self: ForwardedHeaders, scope, headers: Headers) -> dict:
+def apply_headers(self: ForwardedHeaders, scope,  # the ASGI scope, changed in place
+                  headers: Headers,  # of the request
+                 ) -> dict:
     "The request as the visitor made it, and the visitor."
     scope = self.drop_headers(scope)
     if host := headers.get("x-forwarded-host", "").split(",")[0].strip():
@@ -312,7 +335,7 @@ def apply_headers(self: ForwardedHeaders, scope, headers: Headers) -> dict:
     if headers.get("x-forwarded-proto", "").split(",")[0].strip() == "https":
         scope["scheme"] = {"http": "https", "websocket": "wss"}[scope["type"]]
     if name := headers.get(self.user.decode(), "").strip():
-        # nobody is a group by his name
+        # a person's name gives no group
         known = {name.lstrip("@"), *(f"@{group}" for group in split_list(headers.get(self.groups.decode(), "")))}
         scope["scalai.named"] = Visitor("editor" if known & self.editors else "viewer", name)
     return scope

@@ -23,7 +23,8 @@ class BadFrame(Exception):
         super().__init__(reason)
         self.code, self.reason = code, reason
 
-def join_message(parts: list[bytes]) -> bytes:
+def join_message(parts: list[bytes],  # of one WebSocket message
+                ) -> bytes:
     "One message of its parts."
     offsets = list(accumulate(map(len, parts), initial=8 * (len(parts) + 2)))
     return struct.pack(f"<{len(offsets) + 1}Q", len(offsets), *offsets) + b"".join(parts)
@@ -44,7 +45,9 @@ PAGE = {"shell": {"comm_open", "comm_msg", "comm_close", "comm_info_request", "k
         "control": {"kernel_info_request"}}
 ALLOWED = {"viewer": PAGE, "editor": PAGE}  # role -> channel -> types of messages
 
-def json_object(part: bytes, name: str) -> dict:
+def json_object(part: bytes,  # bytes of JSON
+                name: str,  # of the part, for the error
+               ) -> dict:
     "A small JSON object. Raises `BadFrame` where it is not one."
     def refuse(word): raise ValueError(word)
     if len(part) > JSON: raise BadFrame(1009, f"{name} too long")
@@ -76,7 +79,9 @@ class PendingMessages:
     @property
     def full(self) -> bool: return len(self.sent) >= self.limit or sum(self.sent.values()) >= self.size
 
-    def add(self, id: str, size: int) -> None:
+    def add(self, id: str,  # of the message
+            size: int,  # bytes
+           ) -> None:
         "Raises `BadFrame` for a message that is under way already."
         if id in self.sent: raise BadFrame(1008, "message sent twice")
         self.sent[id] = size

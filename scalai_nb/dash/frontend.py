@@ -38,7 +38,8 @@ def scripts() -> dict[str, tuple[str, bytes]]:  # module -> a name that changes 
             if name == "front" or b"define(" in body[:2000]}
 
 @lru_cache(maxsize=64)
-def compress(body: bytes) -> bytes:
+def compress(body: bytes,  # of an answer
+            ) -> bytes:
     "Compress with gzip."
     return gzip.compress(body, 6)
 
@@ -57,7 +58,8 @@ def prefetch_urls(modules: set[str]) -> list[str]:  # addresses
     found = scripts()
     return [f"/front/{found[name][0]}" for name in ("front", *sorted({CORE, *modules} & found.keys()))]
 
-async def serve_script(request):
+async def serve_script(request,  # names the script in its path
+                      ):
     "One of them."
     body = {file: body for file, body in scripts().values()}.get(request.path_params["name"])
     if body is None: return pages.not_found(request)

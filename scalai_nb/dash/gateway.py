@@ -133,7 +133,8 @@ KERNELS = metrics.gauge("scalai_dash_kernels", "Kernels of live pages: visited, 
 QUEUE = metrics.gauge("scalai_dash_waiting", "Visitors who wait for a live page.")
 STARTS = metrics.gauge("scalai_dash_voila_starts", "How often Voila was started.")
 
-def time_route(endpoint):
+def time_route(endpoint,  # an ASGI endpoint
+              ):
     "An app's route, with its time taken."
     async def route(request):
         began = time.perf_counter()
@@ -144,7 +145,7 @@ def time_route(endpoint):
 
 # %% ../../nbs/dash/00_gateway.ipynb #308a5bfd
 def metrics_route(proxy: Proxy):
-    "The route that tells."
+    "The route that returns it."
     async def route(request):
         kernels = proxy.kernels
         for state, n in {"visited": len(kernels.live), "ready": kernels.ready, "rendering": kernels.rendering,
@@ -236,7 +237,9 @@ class BoundedChannel(WebSocketsSansIOProtocol):
     pieces of one message, and answers to pings that are not read."""
     pieces, pings = 1024, 64
     unread = 0
-    def refuse(self, code: int, reason: str):
+    def refuse(self, code: int,  # WebSocket close code
+               reason: str,  # is sent to the client
+              ):
         "Close the connection with a code and a reason."
         self.conn.fail(code, reason)
         self.handle_parser_exception()
@@ -245,7 +248,8 @@ class BoundedChannel(WebSocketsSansIOProtocol):
         super().handle_parser_exception()
         # its frames hold what was unpacked, and it holds them until a full collection
         if self.conn.parser_exc: self.conn.parser_exc.with_traceback(None)
-    def handle_text(self, event):
+    def handle_text(self, event,  # wsproto's
+                   ):
         "Refuse text messages."
         self.refuse(1003, "text")
     def handle_cont(self, event):
@@ -269,7 +273,7 @@ async def serve(app: Starlette, sock: socket.socket, announce) -> None:
     try:
         for s in (signal.SIGINT, signal.SIGTERM): loop.add_signal_handler(s, stop)
     except (NotImplementedError, RuntimeError, ValueError):
-        pass  # not the main thread: whoever started us stops us
+        pass  # not the main thread: the code that started us stops us
     serving = asyncio.create_task(door.serve(sockets=[sock]))
     while not door.started and not serving.done(): await asyncio.sleep(.02)
     if door.started: announce()
@@ -313,7 +317,7 @@ def redirect_file(link: str):  # yields the file's address
 # %% ../../nbs/dash/00_gateway.ipynb #5bb0a50f
 def dash(apps: list[str] | None = None,  # names or paths of app notebooks; none: all of the workspace
          port: int | None = None,  # none: [apps] port of the settings; 0: any free one
-         open_browser: bool = False,
+         open_browser: bool = False,  # whether to open the link in a browser
          settings: Settings | None = None,
          announce=None,  # called with the link once it works; none: print it
         ) -> None:

@@ -29,8 +29,8 @@ from .frames import join_message, split_message
 class Kernel:
     "One live page's kernel, as the gateway sees it."
     app: str
-    visitor: Visitor  # only whoever got the page may speak to it
-    disconnected_at: float  # since when nobody has been connected, seconds
+    visitor: Visitor  # only the visitor who got the page may use it
+    disconnected_at: float  # since when no page has been connected, seconds
     active_at: float  # when its page last said something
     sockets: int = 0
     connected_once: bool = False  # did its page ever connect?
@@ -60,7 +60,7 @@ class Kernels:
     def free(self) -> int: return self.limit - self.busy - self.ready
 
     @contextmanager
-    def reserve(self, visitor: Visitor | None = None):  # none: the page is made for nobody yet
+    def reserve(self, visitor: Visitor | None = None):  # none: the page has no visitor yet
         """Hold a place while a page is rendered; one that is kept ready has to give way.
 
         Raises `NoKernelFree` where there is none, and `QuotaReached`."""
@@ -85,17 +85,21 @@ def count_pages(self: Kernels, visitor: Visitor) -> int:
     return self.making[visitor.identity] + sum(k.visitor.identity == visitor.identity for k in self.live.values())
 
 @patch
-def add(self: Kernels, id: str, app: str, visitor: Visitor) -> None:
+def add(self: Kernels, id: str,  # of the kernel
+        app: str,  # its name
+        visitor: Visitor) -> None:
     "Count a kernel."
     self.live[id] = Kernel(app, visitor, self.clock(), self.clock())
 
 @patch
-def forget(self: Kernels, id: str) -> None:
+def forget(self: Kernels, id: str,  # of the kernel
+          ) -> None:
     "Stop counting a kernel, and report its end."
     if kernel := self.live.pop(id, None): kernel.ended.set()
 
 @patch
-def find(self: Kernels, id: str, visitor: Visitor) -> Kernel | None:
+def find(self: Kernels, id: str,  # of the kernel
+         visitor: Visitor) -> Kernel | None:
     "A visitor's own kernel."
     kernel = self.live.get(id)
     return kernel if kernel and kernel.visitor == visitor else None
@@ -103,7 +107,8 @@ def find(self: Kernels, id: str, visitor: Visitor) -> Kernel | None:
 # %% ../../nbs/dash/10_page_pool.ipynb #2eebe260
 @patch
 @contextmanager
-def connection(self: Kernels, id: str):
+def connection(self: Kernels, id: str,  # of the kernel
+              ):
     "While a page's socket is open."
     kernel = self.live[id]
     kernel.sockets, kernel.connected_once = kernel.sockets + 1, True
@@ -113,10 +118,10 @@ def connection(self: Kernels, id: str):
         kernel.disconnected_at = self.clock()
 
 @patch
-def list_abandoned(self: Kernels, hurry: bool = False,  # others wait, so whoever left gets no grace
+def list_abandoned(self: Kernels, hurry: bool = False,  # others wait, so a visitor who left gets no grace
               visitor: Visitor | None = None,  # none: everybody
              ) -> list[str]:
-    """The kernels that nobody will come back to, those that nobody does anything with, and those whose visitor's
+    """The kernels whose page is closed for good, those that are not used, and those whose visitor's
     session is over."""
     now = self.clock()
     def gone(k):
@@ -148,7 +153,11 @@ def take_turn(
 # %% ../../nbs/dash/10_page_pool.ipynb #2863cd1f
 CONTROL = "jupyter.widget.control"
 
-def shell_message(session: str, kind: str, content: dict, metadata: dict | None = None) -> bytes:
+def shell_message(session: str,  # id of the Jupyter session
+                  kind: str,  # message type
+                  content: dict,  # of the message
+                  metadata: dict | None = None,  # of the message
+                 ) -> bytes:
     "A message to a kernel's shell."
     header = dict(msg_id=uuid.uuid4().hex, msg_type=kind, username="", session=session,
                   date=datetime.now(timezone.utc).isoformat(), version="5.3")
@@ -166,12 +175,16 @@ async def request_states(channel, session: str) -> bytes | None:  # the kernel's
         if name != b"iopub" or json.loads(content).get("comm_id") != comm: continue
         return message if json.loads(header)["msg_type"] == "comm_msg" else None
 
-def widget_modules(message: bytes) -> set[str]:
+def widget_modules(message: bytes,  # the kernel's answer with the states of its widgets
+                  ) -> set[str]:
     "The libraries that draw these widgets."
     return {part for widget in json.loads(split_message(message)[4])["data"]["states"].values()
             for part in (widget["model_module"], widget["state"].get("_view_module")) if part}
 
-def embed_states(html: str, message: bytes, session: str) -> str:
+def embed_states(html: str,  # of the page
+                 message: bytes,  # the kernel's answer with the states of its widgets
+                 session: str,  # id of the Jupyter session
+                ) -> str:
     "A page with its states in it, and the session whose channel is open."
     return html.replace(
         "</body>",
@@ -206,7 +219,7 @@ class PagePool:
                  state=lambda app: "",  # of the workspace, for an app; None: not known yet
                  age: float = 900.,  # seconds after which a page is made anew
                  rest: float = 1.5,  # seconds after one was taken before others are made
-                 pause: float = 2.,  # seconds at least between two of one app that nobody took
+                 pause: float = 2.,  # seconds at least between two of one app that were not used
                  clock=time.monotonic):
         self.kernels, self.make, self.end, self.state, self.age, self.rest, self.pause, self.clock = (
             kernels, make, end, state, age, rest, pause, clock
@@ -218,7 +231,7 @@ class PagePool:
         self.wakeup = asyncio.Event()
 
     def want(self, app: str, role: str) -> None:
-        "Somebody asks for a live page."
+        "Note that a visitor asks for a live page."
         self.requests.append((app, role))
         self.retries.pop((app, role), None)
         self.wakeup.set()
@@ -231,7 +244,9 @@ class PagePool:
 
 # %% ../../nbs/dash/10_page_pool.ipynb #c990d0ca
 @patch
-def take(self: PagePool, app: str, role: str) -> Page | None:
+def take(self: PagePool, app: str,  # its name
+         role: str,  # editor or viewer
+        ) -> Page | None:
     "A page for a visitor who is here; its kernel is the visitor's from now on."
     found = next((p for p in self.pages if (p.app, p.role) == (app, role) and not self.is_outdated(p)), None)
     if found: self.taken_at = self.clock()
@@ -239,7 +254,7 @@ def take(self: PagePool, app: str, role: str) -> Page | None:
 
 @patch
 def is_resting(self: PagePool) -> bool:
-    "Whoever opens a page now has the machine for himself: the last one waiting is opened like the first."
+    "Whether a page was taken just now: the machine is left to its visitor."
     return self.clock() - self.taken_at < self.rest
 
 @patch
@@ -269,7 +284,9 @@ def next_missing(self: PagePool) -> tuple[str, str] | None:
 
 # %% ../../nbs/dash/10_page_pool.ipynb #145671b6
 @patch
-def postpone(self: PagePool, key: tuple[str, str], at_least: float = 0) -> None:
+def postpone(self: PagePool, key: tuple[str, str],  # app and role
+             at_least: float = 0,  # seconds
+            ) -> None:
     "Not that one again for a while."
     pause = max(at_least, min(60, 2 * self.retries.get(key, (0, self.pause / 2))[1]))
     self.retries[key] = self.clock() + pause, pause

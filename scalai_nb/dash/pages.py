@@ -37,7 +37,7 @@ LOGOUT_FORM = '<form class="leave" method="post" action="/logout"><button>Log ou
 LOGOUT_MARK = "<!-- log out -->"  # in a live page, which is made before its visitor is known
 SCRIPT = static_text("dash", "home.js")  # all that these pages run: the guard lets through nothing else
 def empty_text(step: str) -> str:  # HTML
-    "What stands on the pages of a workspace in which nothing was done yet: what to do in it."
+    "Return the text for a workspace in which nothing was done yet: what to do first."
     said = re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(step))
     return f"<p>This workspace holds nothing yet. {said}</p>"
 
@@ -66,7 +66,7 @@ def home_page(workspace: str,  # the folder's name
     told = ("<p>What is true in the workspace"
             f" <code>{escape(workspace)}</code>.</p>{empty_text(step) if step else ''}<ul>{cards}</ul>"
             f"<script>{SCRIPT}</script>" if cards else NO_DASHBOARD)
-    share = ("<details><summary>A link for viewers</summary><p>Whoever has it sees every dashboard and changes"
+    share = ("<details><summary>A link for viewers</summary><p>People with this link see every dashboard and change"
              f" nothing.<br><code>{escape(viewers)}</code></p></details>" if viewers else "")
     header = f"<header><h1>Dashboards</h1>{LOGOUT_FORM if leave else ''}</header>"
     return page(f"Dashboards · {workspace}", f"{header}{told}{share}")
@@ -92,7 +92,8 @@ def login_page(failed: bool = False, next: str = "/",  # where the visitor wante
         ' type="password" autocomplete="current-password" required autofocus><br><button>Log in</button></form>',
     )
 
-def refresh_tag(seconds: int) -> str:
+def refresh_tag(seconds: int,  # until the page is loaded again
+               ) -> str:
     "Return the tag that reloads a page."
     return f'<meta http-equiv="refresh" content="{seconds}">'
 
@@ -108,7 +109,9 @@ def queue_page(title: str, running: int, number: int) -> str:
         refresh_tag(3),
     )
 
-def quota_page(title: str, share: int) -> str:
+def quota_page(title: str,  # of the app
+               share: int,  # live pages that one visitor may have
+              ) -> str:
     "The visitor has as many live pages as one may have."
     held = ("the live page that one visitor may have" if share == 1
             else f"the {share} live pages that one visitor may have")
@@ -151,7 +154,9 @@ def delay_answer(title: str, name: str, reason: str) -> HTMLResponse:
         headers={"cache-control": "no-store"},
     )
 
-def error_page(message: str, hint: str) -> str:
+def error_page(message: str,  # what happened
+               hint: str,  # what to do
+              ) -> str:
     "One sentence what happened, one what to do."
     return page(message, f'<h1>{escape(message)}</h1><p>{escape(hint)}</p><p><a href="/">All dashboards</a></p>')
 
@@ -160,17 +165,26 @@ def error_page(message: str, hint: str) -> str:
 KINDS = {400: "BadRequest", 401: "Unauthorized", 403: "Forbidden", 404: "NotFound", 429: "TooManyRequests",
          503: "Unreachable"}
 
-def error_json(status: int, message: str, hint: str, headers: dict | None = None) -> JSONResponse:
+def error_json(status: int,  # HTTP status
+               message: str,  # what happened
+               hint: str,  # what to do
+               headers: dict | None = None,  # further headers of the answer
+              ) -> JSONResponse:
     "An error for a script."
     return JSONResponse({"error": {"kind": KINDS.get(status, "WorkFailed"), "message": message, "hint": hint}},
                         status_code=status, headers=headers)
 
-def error_answer(request, status: int, message: str, hint: str):
+def error_answer(request,  # whose `Accept` decides the form
+                 status: int,  # HTTP status
+                 message: str,  # what happened
+                 hint: str,  # what to do
+                ):
     "The same two sentences, as a page for a browser and as JSON for a script."
     return (HTMLResponse(error_page(message, hint), status_code=status)
             if "text/html" in request.headers.get("accept", "") else error_json(status, message, hint))
 
-def not_found(request):
+def not_found(request,  # whose `Accept` decides the form
+             ):
     "Answer 404."
     return error_answer(request, 404, "There is no such page.", "The start page lists what there is.")
 

@@ -84,7 +84,8 @@ class Proxy:
 
 # %% ../../nbs/dash/12_proxy.ipynb #c9de01c2
 @patch
-async def end(self: Proxy, ids) -> None:
+async def end(self: Proxy, ids,  # of the kernels
+             ) -> None:
     "End kernels, all at once; a place is free when its kernel is gone."
     ids = list(ids)
     for id in ids: self.kernels.forget(id)
@@ -92,7 +93,8 @@ async def end(self: Proxy, ids) -> None:
     await asyncio.gather(*map(self.end_one, ids))
 
 @patch
-async def end_one(self: Proxy, id: str) -> None:
+async def end_one(self: Proxy, id: str,  # of the kernel
+                 ) -> None:
     "End a kernel in Voila."
     try: await self.client.delete(f"{self.voila.url}/api/kernels/{id}", headers=self.voila.headers, timeout=20)
     except httpx.HTTPError: self.log.debug("kernel went with voila", id=id)
@@ -102,13 +104,15 @@ async def end_one(self: Proxy, id: str) -> None:
         if card := self.cards.pop(id, None): card.unlink(missing_ok=True)
 
 @patch
-def close_channel(self: Proxy, id: str) -> None:
-    "The channel that nobody took over."
+def close_channel(self: Proxy, id: str,  # of the kernel
+                 ) -> None:
+    "Close the channel that was not taken over."
     if id in self.channels: self.channels.pop(id)[1].transport.abort()
 
 # %% ../../nbs/dash/12_proxy.ipynb #560ef7fd
 @patch
-async def is_alive(self: Proxy, id: str) -> bool:
+async def is_alive(self: Proxy, id: str,  # of the kernel
+                  ) -> bool:
     "Does a kernel's process still run?"
     try: answer = await self.client.get(f"{self.voila.url}/api/kernels/{id}", headers=self.voila.headers, timeout=10)
     except httpx.TimeoutException:
@@ -120,7 +124,7 @@ async def is_alive(self: Proxy, id: str) -> bool:
 
 @patch
 async def check(self: Proxy) -> None:
-    "Forget the kernels that have died; their pages are told."
+    "Forget the kernels that have died, and notify their pages."
     known = [*self.kernels.live, *(p.id for p in self.pool.pages)]
     dead = {id for id, lives in zip(known, await asyncio.gather(*map(self.is_alive, known))) if not lives}
     for id in dead: self.close_channel(id)
@@ -157,7 +161,10 @@ STATES_TIMEOUT = 10.  # seconds that a kernel has to say how its widgets are
 
 # %% ../../nbs/dash/12_proxy.ipynb #b29cf387
 @patch
-async def make(self: Proxy, app: str, role: str, query: str = "") -> Page:
+async def make(self: Proxy, app: str,  # its name
+               role: str,  # editor or viewer
+               query: str = "",  # of the page's address
+              ) -> Page:
     "Let Voila run the notebook, for a visitor of a role. Raises `AppFailed`."
     try:
         await asyncio.wait_for(self.voila.ready.wait(), 60)
@@ -181,13 +188,15 @@ async def make(self: Proxy, app: str, role: str, query: str = "") -> Page:
 
 # %% ../../nbs/dash/12_proxy.ipynb #1236b122
 @patch
-async def open_channel(self: Proxy, app: str, id: str, html: str) -> str:
+async def open_channel(self: Proxy, app: str,  # its name
+                       id: str,  # of the kernel
+                       html: str) -> str:
     "A page that knows how its widgets are, on an open channel; as it was where the kernel does not say."
     if frontend.CORE not in frontend.scripts(): return html
     session, channel = secrets.token_hex(16), None
     try:
         async with asyncio.timeout(STATES_TIMEOUT):
-            # what is said until somebody comes; no page waits longer than `age`
+            # messages until a visitor comes; no page waits longer than `age`
             channel = await self.connect(id, session, max_queue=None)
             if message := await page_pool.request_states(channel, session):
                 self.channels[id], self.libraries[app] = (session, channel), page_pool.widget_modules(message)
@@ -198,7 +207,9 @@ async def open_channel(self: Proxy, app: str, id: str, html: str) -> str:
     return html
 
 @patch
-def connect(self: Proxy, id: str, session: str, **more):
+def connect(self: Proxy, id: str,  # of the kernel
+            session: str,  # id of the Jupyter session
+            **more):
     "A kernel's channel at Voila."
     url = f"{self.voila.url.replace('http', 'ws', 1)}/api/kernels/{id}/channels?session_id={session}"
     return websockets.connect(url, additional_headers=self.voila.headers, subprotocols=[V1], max_size=64 << 20,
@@ -206,9 +217,9 @@ def connect(self: Proxy, id: str, session: str, **more):
 
 # %% ../../nbs/dash/12_proxy.ipynb #92721ef9
 @patch
-async def page(self: Proxy, app: str, visitor: Visitor,
-               query: str) -> tuple[Page, str]:  # and whether it was warm or cold
-    """A page for somebody whose turn it is, with a place for its kernel.
+async def page(self: Proxy, app: str,  # its name
+               visitor: Visitor, query: str) -> tuple[Page, str]:  # and whether it was warm or cold
+    """Make a page for a visitor whose turn it is, with a place for its kernel.
 
     Raises `NoKernelFree`, `QuotaReached` and `AppFailed`."""
     if not query: self.pool.want(app, visitor.role)
@@ -225,7 +236,8 @@ async def page(self: Proxy, app: str, visitor: Visitor,
 WAITING = {"retry-after": "3", "cache-control": "no-store"}  # headers of a page that asks again by itself
 
 @patch
-async def app(self: Proxy, request):
+async def app(self: Proxy, request,  # for a live page
+             ):
     "A live page, or a place in the line, or what is wrong."
     app, who = self.apps.get(request.path_params["name"]), request.state.visitor
     ticket = f"scalai-line-{(request.scope.get('server') or ('', 0))[1]}"
@@ -253,14 +265,18 @@ async def app(self: Proxy, request):
 
 # %% ../../nbs/dash/12_proxy.ipynb #11be0599
 @patch
-def quota_reached(self: Proxy, request, app: App):
+def quota_reached(self: Proxy, request,  # for a live page
+                  app: App):
     "429: one visitor may not take every live page there is."
     request.state.kind = "waiting"
     return HTMLResponse(pages.quota_page(app.title, self.kernels.quota), 429, WAITING)
 
 # %% ../../nbs/dash/12_proxy.ipynb #d487d18c
 @patch
-def app_error(self: Proxy, request, app: App, problem: dict):
+def app_error(self: Proxy, request,  # for a live page
+              app: App,
+              problem: dict,  # what Voila or the notebook reported
+             ):
     "500: the reader gets a number, the log gets the reason under it."
     number, request.state.kind = secrets.token_hex(4), "failed"
     self.log.error("app failed", id=number, app=app.name, **problem)
@@ -270,13 +286,16 @@ def app_error(self: Proxy, request, app: App, problem: dict):
 ASSETS = {"static", "templates", "labextensions"}
 SAFE_PATH = re.compile(r"[A-Za-z0-9@_][A-Za-z0-9@_.~+-]*(/[A-Za-z0-9@_][A-Za-z0-9@_.~+-]*)*")
 
-def asset_path(kind: str, rest: str) -> str | None:
+def asset_path(kind: str,  # first part of the path, such as `voila` or `static`
+               rest: str,  # of the path
+              ) -> str | None:
     "The path to ask Voila for, or None where it is not one of a page's files."
     return f"/voila/{kind}/{rest}" if kind in ASSETS and SAFE_PATH.fullmatch(rest) else None
 
 # %% ../../nbs/dash/12_proxy.ipynb #678b10f8
 @patch
-async def asset(self: Proxy, request):
+async def asset(self: Proxy, request,  # for a file of a page
+               ):
     "A script or a style of a page: fetched from Voila once, then from memory, compressed where the browser takes it."
     path = asset_path(request.path_params["kind"], request.path_params["rest"])
     if path is None: return pages.not_found(request)
@@ -299,7 +318,8 @@ async def asset(self: Proxy, request):
 
 # %% ../../nbs/dash/12_proxy.ipynb #fe7d8366
 @patch
-async def kernel(self: Proxy, request):
+async def kernel(self: Proxy, request,  # names the kernel in its path
+                ):
     "What a page may ask about its own kernel: whether it lives."
     id = request.path_params["kernel"]
     if self.kernels.find(id, request.state.visitor) is None:
@@ -307,7 +327,8 @@ async def kernel(self: Proxy, request):
     return JSONResponse({"id": id, "name": "python3"})  # both are what a page's client insists on
 
 @patch
-async def shutdown(self: Proxy, request):
+async def shutdown(self: Proxy, request,  # names the kernel in its path
+                  ):
     "What a page says as it closes: its kernel need not wait."
     if self.kernels.find(id := request.path_params["kernel"], request.state.visitor): await self.end([id])
     return Response(status_code=204)
@@ -318,7 +339,8 @@ SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")  # Voila makes it a ZMQ identity, w
 PAGE_FAULTS = {1002, 1003, 1007, 1008, 1009}  # codes under which a channel ends because of what its page sent
 
 @patch
-async def channel(self: Proxy, ws):
+async def channel(self: Proxy, ws,  # the page's WebSocket
+                 ):
     "The WebSocket between a page and its kernel."
     id, asked = ws.path_params["kernel"], ws.query_params.get("session_id", "")
     if self.kernels.find(id, ws.state.visitor) is None: return await ws.send_denial_response(Response(status_code=404))
@@ -328,7 +350,7 @@ async def channel(self: Proxy, ws):
         session, voila = self.channels.get(id, (None, None))
         mine = session is not None and asked == session
         if mine: del self.channels[id]
-        # whoever comes by another session does not take it over: what is said would only gather in it
+        # a page of another session does not take it over: messages would only gather in it
         else: self.close_channel(id)
         try: voila = voila if mine else await self.connect(id, asked)
         except (OSError, TimeoutError, websockets.WebSocketException):
@@ -339,7 +361,10 @@ async def channel(self: Proxy, ws):
 
 # %% ../../nbs/dash/12_proxy.ipynb #407e2486
 @patch
-async def pump(self: Proxy, ws, voila, kernel) -> None:
+async def pump(self: Proxy, ws,  # the page's WebSocket
+               voila,  # the WebSocket to Voila
+               kernel,  # whose channel it is
+              ) -> None:
     """Forward messages both ways until either side or the kernel ends; close the page's side, with the reason where it
     is the page's fault."""
     way, room = PendingMessages(), asyncio.Event()
@@ -358,7 +383,10 @@ async def pump(self: Proxy, ws, voila, kernel) -> None:
 
 # %% ../../nbs/dash/12_proxy.ipynb #8c80b4f6
 @patch
-async def forward_to_kernel(self: Proxy, ws, voila, kernel, way: PendingMessages,
+async def forward_to_kernel(self: Proxy, ws,  # the page's WebSocket
+                            voila,  # the WebSocket to Voila
+                            kernel,  # whose channel it is
+                            way: PendingMessages,  # messages that are under way
                             room: asyncio.Event) -> tuple[int, str]:  # code and reason of the end
     "From the page to the kernel, until either ends or the page sends what no page sends."
     try:

@@ -33,7 +33,9 @@ class Sessions:
         self.tokens, self.seconds, self.clock = tokens, 3600 * hours, clock
         self.closed: dict[str, float] = {}  # logged out: id -> until
 
-    def sign(self, role: str, text: str) -> str:
+    def sign(self, role: str,  # editor or viewer
+             text: str,  # what the session holds
+            ) -> str:
         return hmac.new(self.tokens[role].encode(), b"scalai dash " + text.encode(), hashlib.sha256).hexdigest()
 
     def open(self, role: str, id: str = "") -> str:  # the cookie's value
@@ -41,7 +43,8 @@ class Sessions:
         text = f"{role}.{id or secrets.token_urlsafe(12)}.{int(self.clock() + self.seconds)}"
         return f"{text}.{self.sign(role, text)}"
 
-    def read(self, cookie: str) -> Session | None:
+    def read(self, cookie: str,  # the cookie's value
+            ) -> Session | None:
         "The session of a cookie; None where it is forged, over or logged out."
         text, _, signature = cookie.rpartition(".")
         role, _, rest = text.partition(".")

@@ -94,7 +94,9 @@ def snapshot_path(settings: Settings, name: str) -> Path:
     "Return the file of an app's snapshot."
     return settings.path("snapshots", f"{name}.json")
 
-def make_snapshot(name: str, notebook: Path, state: str, settings: Settings) -> Snapshot:
+def make_snapshot(name: str, notebook: Path,
+                  state: str,  # fingerprint of the workspace
+                  settings: Settings) -> Snapshot:
     "Run an app and keep what it shows."
     made = time.time()
     try: found = notebook_html(notebook)
@@ -115,14 +117,14 @@ if __name__ == "__main__" and "__file__" in globals(): main(*sys.argv[1:])
 
 # %% ../../nbs/dash/14_snapshot.ipynb #0b658268
 TIMEOUT = 180.  # seconds that making one may take, and after which a page that waits for its first one says why
-BLIND_AFTER = 8.  # seconds without a look at the workspace after which nobody knows whether a snapshot is current
+BLIND_AFTER = 8.  # seconds without a look at the workspace after which it is unknown whether a snapshot is current
 
 # %% ../../nbs/dash/14_snapshot.ipynb #eb8b6870
 class Snapshots:
     "The snapshots of a workspace's apps, kept true while `async with` lasts."
     def __init__(self, apps: dict[str, App], settings: Settings,
                  state=None,  # (settings, *files) -> str; none: view.state
-                 every: float = 60.0,  # seconds between two of an app that nobody looks at
+                 every: float = 60.0,  # seconds between two of an app without visitors
                 ):
         self.apps, self.settings, self.every, self.log, self.look = apps, settings, every, logger("dash"), state
         self.cache: dict[str, tuple] = {}  # name -> file's stamp, snapshot
@@ -133,7 +135,7 @@ class Snapshots:
         self.pages: dict[tuple, tuple] = {}
         self.wakeup, self.requests, self.remakes, self.child = asyncio.Event(), set(), set(), None
         self.seen_at: dict[str, float] = {}  # name -> when the workspace was last seen for it
-        self.waiting_since: dict[str, float] = {}  # name -> since when somebody waits for the first one
+        self.waiting_since: dict[str, float] = {}  # name -> since when a visitor waits for the first one
         self.problem, self.making = "", ""  # why the workspace cannot be seen; what is being made
 
     async def __aenter__(self):
@@ -163,7 +165,7 @@ def get(self: Snapshots, name: str) -> Snapshot | None:
 
 @patch
 def delay_reason(self: Snapshots, name: str) -> str:
-    "Why there is no snapshot although somebody has waited for it as long as one may take; empty: wait on."
+    "Why there is no snapshot although a visitor has waited as long as one may take; empty: wait on."
     if time.monotonic() - self.waiting_since.setdefault(name, time.monotonic()) < TIMEOUT: return ""
     if name not in self.now: return f"the workspace cannot be read ({self.problem or 'no answer yet'})"
     return "it is still at work" if self.making == name else f"{self.making or 'another page'} is being made first"
@@ -183,8 +185,10 @@ def failure(self: Snapshots, name: str) -> str | None:
     return self.attempts[name][2] if self.status(name) == "failed" and self.get(name) is None else None
 
 @patch
-def request(self: Snapshots, name: str, anew: bool = False) -> None:
-    "Somebody looks at it; or wants it made anew, whatever its standing."
+def request(self: Snapshots, name: str,
+            anew: bool = False,  # whether to make it even if it is up to date
+           ) -> None:
+    "Note that a visitor opens it, or wants it made anew even if it is current."
     self.requests.add(name)
     if anew: self.remakes.add(name)
     self.wakeup.set()
@@ -200,14 +204,14 @@ def is_due(self: Snapshots, name: str) -> bool:
 # %% ../../nbs/dash/14_snapshot.ipynb #33472eb6
 @patch
 async def watch(self: Snapshots) -> None:
-    "See every two seconds how the workspace stands."
+    "Read the state of the workspace every two seconds."
     if self.look is None:
         from scalai_nb.view.fingerprint import state as look
     else: look = self.look
     while True:
         for name, app in self.apps.items():
             try: self.now[name] = await asyncio.to_thread(look, self.settings, app.path)
-            except Exception as e:  # whatever it is, the pages must say that nobody knows
+            except Exception as e:  # whatever it is, the pages must say that their state is unknown
                 self.problem, before = f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}", self.problem
                 if self.problem != before: self.log.warning("state of the workspace is not known", error=self.problem)
                 self.seen_at.setdefault(name, float("-inf"))
@@ -259,7 +263,7 @@ STYLE, SCRIPT = static_text("dash", "snapshot.css"), static_text("dash", "snapsh
 
 # %% ../../nbs/dash/14_snapshot.ipynb #a792d712
 STATUS_TEXT = {
-    "new": "", "unknown": " <b>The workspace cannot be read now</b>, so nobody knows whether this is current.",
+    "new": "", "unknown": " <b>The workspace cannot be read now</b>, so it is unknown whether this is current.",
     "old": " <b>Out of date:</b> the workspace has changed since; a newer page is being made.",
     "failed": (" <b>Out of date:</b> the workspace has changed since, and the newer page could not be made; the log of"
                " <code>scalai dash</code> says why.")
@@ -288,7 +292,9 @@ def page(app: App, snapshot: Snapshot, status: str, edits: bool = False, leave: 
 # %% ../../nbs/dash/14_snapshot.ipynb #af6555e9
 @patch
 def encode(
-    self: Snapshots, app: App, edits: bool, leave: bool = False
+    self: Snapshots, app: App,
+    edits: bool,  # whether the visitor is an editor
+    leave: bool = False,  # whether the page offers to log out
 ) -> tuple[bytes, bytes] | None:  # the page, and the page compressed; None: there is none
     "The page as it is sent: written and compressed once, and not for each visitor."
     if (found := self.get(app.name)) is None or found.body is None: return None

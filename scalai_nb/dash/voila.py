@@ -33,7 +33,7 @@ HEAD = "<!-- scalai: head -->"  # where a page's style and scripts go
 
 # %% ../../nbs/dash/08_voila.ipynb #e6d6da96
 def write_template(path: Path) -> None:
-    "Lay the template where Voila, told by JUPYTER_PATH, finds it by the name `scalai`."
+    "Put the template where Voila finds it by the name `scalai` through JUPYTER_PATH."
     here = path / "voila" / "templates" / "scalai"
     here.mkdir(parents=True)
     (here / "conf.json").write_text('{"base_template": "lab"}')
@@ -44,8 +44,8 @@ def write_template(path: Path) -> None:
 # %% ../../nbs/dash/08_voila.ipynb #5164a1d5
 def configuration(path: Path,  # private to this child
                   settings: Settings,
-                  port: int,
-                  secret: str,
+                  port: int,  # that Voila listens on
+                  secret: str,  # that the gateway sends with each request
                  ) -> dict:
     "Voila's configuration, by class."
     return {

@@ -24,7 +24,8 @@ HEARS = 'getattr(__import__("sys").modules.get("ipywidgets"), "register_comm_tar
 class Quiet(ForkProvisioner):
     """A provisioner whose kernels write what they say outside any cell to a file, and answer a page that asks for all
     widgets at once."""
-    async def launch_kernel(self, cmd, **kw):
+    async def launch_kernel(self, cmd,  # command line of the kernel
+                            **kw):
         "Launch a kernel that writes into Voila's log."
         with open(Live.chatter, "ab") as out:
             return await super().launch_kernel([*cmd, f"--InteractiveShellApp.exec_lines={HEARS}"], **kw, stdout=out,
@@ -47,10 +48,11 @@ def imports_of(apps: Path) -> tuple[str, ...]:
     found = []
     for file in sorted(apps.glob("*.ipynb")):
         try: found += imported_modules(json.loads(file.read_text("utf-8")), apps)
-        except (ValueError, KeyError, TypeError): continue  # whoever opens it is told
+        except (ValueError, KeyError, TypeError): continue  # a visitor who opens it gets the error
     return tuple(dict.fromkeys(found))
 
-def main(path: str) -> None:
+def main(path: str,  # folder with Voila's configuration
+        ) -> None:
     "Voila with the configuration in `folder`, until our parent ends or asks."
     from voila.app import Voila
     end_with_parent()

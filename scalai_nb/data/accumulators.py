@@ -83,7 +83,8 @@ class Sum:
                  limit: int = 1 << 20):  # bytes that may wait, however small the sum
         self.add, self.limit, self.parts, self.waiting, self.whole = add, limit, [], 0, 0
 
-    def push(self, part):
+    def push(self, part,  # a summary that can be added
+            ):
         "One part more."
         self.parts.append(part); self.waiting += part.nbytes
         if self.waiting <= max(self.limit, self.whole): return
@@ -230,7 +231,9 @@ class Others:
         self.parts.push(column(self.name, values, self.caps))
     def column(self) -> Column: return self.parts.value() or column(self.name, pa.array([], self.type), self.caps)
 
-def counter(name: str, type: pa.DataType, caps: tuple = CAPS,
+def counter(name: str,  # of the column
+            type: pa.DataType,  # of the column
+            caps: tuple = CAPS,  # largest sizes of histogram and sketches
             width: int = 1,  # columns of the table: what one column may hold shrinks with it
            ) -> "Numbers | Times | Texts | Others":
     "What counts a column of this type."

@@ -81,10 +81,9 @@ def _owner(plan: Plan) -> str | None:
 
 # %% ../../nbs/data/07_batch.ipynb #192e6aee
 def end_attempt(
-    plan: Plan,
-    settings: Settings,
+    plan: Plan, settings: Settings,
     keep: set[str] = frozenset(),  # files that stay
-    failed: BaseException | None = None,
+    failed: BaseException | None = None,  # what ended the attempt; None: nothing did
 ) -> str | None:
     """Remove the files of an attempt that is over and that no commit can name any more.
 

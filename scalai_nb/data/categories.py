@@ -43,7 +43,8 @@ def round_length(n: np.ndarray) -> np.ndarray:
     shift = np.maximum(np.frexp(n.astype("f8"))[1] - 8, 0)
     return n >> shift << shift
 
-def shorten(value: "str | bytes | None") -> "str | None":
+def shorten(value: "str | bytes | None",  # a text, or bytes read as Latin-1
+           ) -> "str | None":
     "A value as people see it, at most 1,024 characters of it."
     return (value.decode("latin-1") if isinstance(value, bytes) else value)[:WIDEST] if value is not None else None
 

@@ -322,9 +322,9 @@ def steps_of(clean) -> list[tuple[str, dict]]:  # (step, column → argument)
 
 # %% ../../nbs/data/12_clean.ipynb #4fa3f94f
 def _step_named(step: str) -> str:
-    "The step itself; a rule that stands among the steps is shown its place."
+    "Return the step; for a rule among the steps, say where it belongs."
     if step not in STEPS and step in {f.name for f in fields(Rule)}:
-        raise BadRequest(f"{step!r} is a rule about a column, and stands among the cleaning steps.",
+        raise BadRequest(f"{step!r} is a rule about a column, and is among the cleaning steps.",
                          f"Write it under columns, as in: columns: {{x: {{{step}: …}}}}", "contract")
     return one_of(step, STEPS, "cleaning step", "contract")
 

@@ -198,7 +198,8 @@ def shrunk(self: Column, caps: tuple) -> Column:
     return replace(self, numbers=small(self.numbers), times=small(self.times))
 
 @patch
-def absent(self: Column, rows: int) -> Column:
+def absent(self: Column, rows: int,  # in which the column did not occur
+          ) -> Column:
     "The same column with so many rows more in which it did not occur: they count as null."
     return replace(self, rows=self.rows + rows, nulls=self.nulls + rows) if rows else self
 
@@ -280,7 +281,8 @@ def quantile(self: Column, q: "float | np.ndarray"):  # 0 to 1
     return hg.quantile(q, *self.histogram())
 
 @patch
-def cdf(self: Column, x: "float | np.ndarray"):
+def cdf(self: Column, x: "float | np.ndarray",  # a number, or an array of them
+       ):
     "The share of finite values up to and including x."
     return hg.cdf(x, *self.histogram())
 
@@ -390,7 +392,8 @@ def formats(self: Column) -> "dict[str, int]":
 
 # %% ../../nbs/data/02_column.ipynb #5f6b845a
 @patch
-def to_dict(self: Column, top: int = 10) -> dict:
+def to_dict(self: Column, top: int = 10,  # frequent values that are listed
+           ) -> dict:
     "The column in plain JSON values."
     say = (lambda v: iso(v, self.type)) if self.kind == "time" else lambda v: None if v is None or v != v else v
     has = self.kind in ("number", "boolean", "time", "mixed") and self.ordered.rows > 0

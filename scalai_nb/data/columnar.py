@@ -36,7 +36,8 @@ def metadata(uri: str):  # pyarrow.parquet.FileMetaData
 
 # %% ../../nbs/data/03_columnar.ipynb #f1710013
 def group_bytes(
-    meta, size: int
+    meta,  # the Parquet file's metadata
+    size: int
 ) -> list[tuple[int, int]] | None:  # of each row group, first byte and the one after the last
     """A Parquet file divided by its row groups:
 
@@ -91,7 +92,7 @@ def _groups(uri: str, meta, groups: list[int], seen: dict):
 # %% ../../nbs/data/03_columnar.ipynb #3603bdd2
 def parquet(
     uri: str,
-    columns: list[str] | None = None,
+    columns: list[str] | None = None,  # to read; None: all
     rows: int = 250_000,
     groups: list[int] | None = None,  # only these row groups
     coded: bool = False,  # text that the file keeps as codes stays so: dictionary<int32, string>
@@ -183,9 +184,10 @@ for _name in (".arrow", ".feather", ".ipc"): register(_name, arrow)
 for _name in (".parquet", ".pq"): register(_name, Source(parquet, words=("damaged",), bad=True))
 
 # %% ../../nbs/data/03_columnar.ipynb #58120958
-def group_batches(path: str, meta,  # pyarrow.parquet.FileMetaData
-                  columns: list[str] | None,
-                  groups: list[int],
+def group_batches(path: str,
+                  meta,  # pyarrow.parquet.FileMetaData
+                  columns: list[str] | None,  # to read; None: all
+                  groups: list[int],  # numbers of the row groups
                   rows: int,  # of a batch, at most
                  ) -> Iterator[pa.RecordBatch]:
     "Read these row groups of a local file; text that it keeps as codes stays so."

@@ -85,7 +85,8 @@ def _range(column, slack: float) -> tuple:  # lowest and highest to allow
 
 # %% ../../nbs/data/10_contract.ipynb #70954f14
 def propose(column,  # data.profile.Column
-            rows: int, slack: float, limit: int) -> Rule:
+            rows: int,  # that the column was counted in
+            slack: float, limit: int) -> Rule:
     "A rule that the column's own rows satisfy, with some room."
     from scalai_nb.data.categories import WIDEST  # is compiled
     low, high = _range(column, slack)
@@ -140,7 +141,8 @@ def to_yaml(self: Contract,
     )
 
 @patch
-def save(self: Contract, place: str | Path):
+def save(self: Contract, place: str | Path,  # of the file, or an fsspec URL
+        ):
     "Write it; comments in its own text, or in the file that is there, stay."
     there = None
     if self.text is None:
@@ -163,7 +165,7 @@ def _fields(cls, given: dict, where: str) -> dict:  # of a dataclass, unknown na
     return {n: tuple(v) if isinstance(v, list) else v for n, v in given.items()}
 
 def _misplaced(cls, name: str, where: str) -> None:
-    "Show a word of the contract its place, where it stands in another."
+    "Say where a word of the contract belongs, when it is in the wrong place."
     if cls is Rule and name in STEPS or cls is Contract and name in STEPS:
         place, said = f"clean: [{STEPS[name][2].split(', or')[0]}]", "a cleaning step"
     elif cls is Contract and name in {f.name for f in fields(Rule)}:
@@ -171,12 +173,14 @@ def _misplaced(cls, name: str, where: str) -> None:
     elif cls is Rule and name in {f.name for f in fields(Contract)} - {"notes", "text", "known"}:
         place, said = f"{name}: … at the beginning of a line", "a word about the whole contract"
     else: return
-    raise BadRequest(f"{where}: {name!r} is {said}, and stands in another place.", f"Write it as in: {place}",
+    raise BadRequest(f"{where}: {name!r} is {said}, and belongs in another place.", f"Write it as in: {place}",
                      "contract")
 
 # %% ../../nbs/data/10_contract.ipynb #7992a846
 @patch(cls_method=True)
-def from_dict(cls: Contract, document: dict, where: str = "contract") -> Contract:
+def from_dict(cls: Contract, document: dict,  # what the YAML holds
+              where: str = "contract",  # name of the file, for the error
+             ) -> Contract:
     "A contract from plain values. Raises `BadRequest` for a word it does not know."
     if not isinstance(document, dict) or not isinstance(document.get("columns", {}), dict):
         raise BadRequest(
@@ -236,7 +240,8 @@ def load(cls: Contract, path: str | Path) -> Contract:
 # %% ../../nbs/data/10_contract.ipynb #cbbb1c7d
 @patch
 def changed(
-    self: Contract, column: str, rules: dict[str, str]
+    self: Contract, column: str,  # its name
+    rules: dict[str, str],  # name of a rule to its value, as text
 ) -> Contract:  # rules as typed: max=600, categories=[JFK, LGA]; nothing takes one out
     "A contract with other rules for a column. A column that it does not name is added."
     from ruamel.yaml.error import YAMLError
@@ -287,7 +292,7 @@ def _columns(self: Contract, names: list[str]) -> list[str]:
 
 # %% ../../nbs/data/10_contract.ipynb #d0b32f7a
 @patch
-def judge(self: Contract, table: pa.Table,
+def judge(self: Contract, table: pa.Table,  # the rows
           verdict: Verdict | None = None,  # faults that were found before
          ) -> tuple[pa.Table, Verdict]:  # the rows with the contract's types, refused ones included; and the verdict
     "Cast every column, and find every row's first fault."

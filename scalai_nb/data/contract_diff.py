@@ -75,7 +75,7 @@ def _column(name: str, a: Contract, b: Contract) -> list[Change]:
     if name in a and name in b: return _rule(name, a[name], b[name])
     rule = a[name] if name in a else b[name]
     kind = rule.type or "as it comes"
-    free = a.extra != "refuse" if name in b else b.extra != "refuse"  # whether a column that nobody names is let in
+    free = a.extra != "refuse" if name in b else b.extra != "refuse"  # whether an unnamed column is accepted
     if name in b: return [Change(name, f"a new column, {kind}", tighter=rule != Rule(), looser=not free)]
     return [Change(name, f"no longer named, it was {kind}", tighter=not free, looser=rule != Rule())]
 _extra = ("keep", "drop", "refuse")

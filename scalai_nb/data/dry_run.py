@@ -48,7 +48,7 @@ def _files(uri: str, settings: Settings) -> list[dict]:
 
 def _numbered(
     finder, typed: pa.Table, good: np.ndarray, start: int
-):  # keys of the good rows; a duplicate among others hurts nobody
+):  # keys of the good rows; a duplicate among others is harmless
     at = np.flatnonzero(good)
     finder.add(typed.take(pa.array(at)), start + at)
 
@@ -63,7 +63,7 @@ def _some(samples: dict, raw: pa.Table, verdict, limit: int) -> None:
 
 # %% ../../nbs/data/15_dry_run.ipynb #3407cc5d
 def dry_run(uri: str | Path,  # what `ingest` takes
-            contract: Contract | str | Path,
+            contract: Contract | str | Path,  # or the file that holds it
             samples: int = 3,  # rows to show of each reason
             settings: Settings | None = None,
             limit: int | None = None,  # keys that are held in memory; default: see `data.uniqueness`

@@ -35,7 +35,8 @@ def hash_floats(x):
     x = x + 0.0  # turns -0.0 into +0.0
     return np.where(np.isnan(x), NAN, mix(x.view("u8"), "number"))
 
-def hash_integers(x):
+def hash_integers(x,  # int64 or uint64
+                 ):
     "Hashes of int64 or uint64 values, equal to those of equal floats."
     out = hash_floats(x.astype("f8"))
     big = np.flatnonzero((x > 2**53) | ((x < -2**53) if x.dtype.kind == "i" else False))
@@ -117,7 +118,8 @@ def read_only(x, dtype=None):
     return x
 
 def in_numpy(values: pa.Array,  # of a fixed-width type, no nulls
-             dtype: str) -> np.ndarray:
+             dtype: str,  # of the values, for NumPy
+            ) -> np.ndarray:
     "An array's memory as NumPy sees it. `Array.to_numpy` would import pandas first: 0.2 s and 40 MB."
     return (
         np.frombuffer(values.buffers()[1], dtype, len(values), values.offset * np.dtype(dtype).itemsize)
@@ -145,7 +147,7 @@ def _bytes(x: pa.Array):
 
 # %% ../../nbs/data/00_hashing.ipynb #a1e1b4b9
 def _valid(x):
-    "Hashes of an Arrow array; what stands at its nulls does not matter yet."
+    "Hashes of an Arrow array; values at its nulls do not matter yet."
     t = x.type
     if pa.types.is_dictionary(t):
         h = np.append(_valid(x.dictionary), NULL)  # a null index reads the last one

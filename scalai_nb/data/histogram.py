@@ -65,7 +65,7 @@ def _tally(keys,  # uint64, read-only
 # %% ../../nbs/data/01_histogram.ipynb #6505ed3b
 def runs(keys: np.ndarray,  # sorted
         ) -> tuple:  # distinct keys, counts
-    "Distinct sorted keys and how often each stands there."
+    "Return the distinct sorted keys and their counts."
     if not len(keys): return keys, np.empty(0, "i8")
     starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
     return keys[starts], np.diff(np.append(starts, len(keys)))
@@ -88,7 +88,9 @@ def tally(keys: np.ndarray,  # uint64, in any order
 
 # %% ../../nbs/data/01_histogram.ipynb #69050e49
 @intrinsic
-def leading_zeros(typing, x):
+def leading_zeros(typing,  # Numba's context
+                  x,  # uint64
+                 ):
     "Leading zeros of a uint64: one machine instruction, 64 for 0."
     def code(context, builder, signature, args): return builder.ctlz(args[0], ir.Constant(ir.IntType(1), 0))
     return types.uint64(types.uint64), code
@@ -281,7 +283,8 @@ def quantile(q: "float | np.ndarray",  # 0 to 1
     below, above = statistic(first), statistic(np.minimum(first + 1, ends[-1] - 1))
     return (below + (above / 2 - below / 2) * 2 * (at - first))[()]
 
-def cdf(x, lo: np.ndarray, hi: np.ndarray, counts: np.ndarray):
+def cdf(x,  # a number, or an array of them
+        lo: np.ndarray, hi: np.ndarray, counts: np.ndarray):
     "The share of values up to and including x."
     if not len(counts): return np.full(np.shape(x), np.nan)[()]
     x, ends = np.asarray(x, "f8"), np.cumsum(counts)
@@ -305,7 +308,9 @@ def planes(x: np.ndarray) -> bytes:  # any fixed-width array
     "The array's bytes, all first bytes first."
     return np.ascontiguousarray(x).view("u1").reshape(len(x), -1).T.tobytes() if len(x) else b""
 
-def unplanes(data: bytes, dtype: str) -> np.ndarray:
+def unplanes(data: bytes,  # bytes, plane by plane
+             dtype: str,  # of the array
+            ) -> np.ndarray:
     "The array whose planes these are."
     size = np.dtype(dtype).itemsize
     return np.frombuffer(data, "u1").reshape(size, -1).T.copy().view(dtype).ravel() if data else np.empty(0, dtype)

@@ -116,7 +116,7 @@ def plan(
     batch = hashlib.sha256(json.dumps(name).encode()).hexdigest()
     made = Plan(batch, table, veiled(uri), found, rules, None if period is None else str(period))
     kept = _place(made, settings)
-    # a plan's end stands once it is made
+    # a plan's end is fixed once it is made
     return replace(made, files=_known(kept, settings).files) if offsets and kept.exists() else made
 
 def _rules(contract: Contract) -> str:
@@ -178,7 +178,7 @@ def cleaned(shape: pa.Schema, contract: Contract) -> pa.Schema:
     return clean(shape.empty_table(), contract)[0].schema if contract.clean else shape
 
 def _agrees(contract: Contract, given: Contract, table: pa.Schema | None, name: str):
-    "A new column needs somebody's word; a missing one too."
+    "Refuse a new or a missing column unless the contract allows it."
     if table is None: return
     for n in contract.columns:
         if n not in table.names and n not in given and "add" not in given.evolve:
@@ -200,7 +200,7 @@ def unfinished(settings: Settings | None = None) -> list[Plan]:  # ingest their 
     return [p for p in _plans(settings) if not batch_state(TableReader(p.table, settings), p.batch)[1]]
 
 # %% ../../nbs/data/14_ingest.ipynb #74f89195
-def raw_rows(piece: tuple[str, dict],  # a file or a part of a server's rows, and what its reader is told
+def raw_rows(piece: tuple[str, dict],  # a file or a part of a server's rows, and the options of its reader
           hashes: dict | None = None,  # takes row group → SHA-256, if asked for; of text `lines`, what each is
           *, settings: Settings) -> Iterator[tuple[pa.Table, list]]:
     "Raw rows of a piece, and the broken lines among them."
@@ -324,7 +324,7 @@ def _unchanged(stamps: dict[str, str]) -> None:
             raise BadRequest(f"{f} vanished while it was read.",
                              "Nothing was written. Ingest it when it is there to stay.", "source") from e
         if not same: raise BadRequest(f"{f} changed while it was read.",
-                                      "Nothing was written. Ingest it when nobody writes it any more.", "source")
+                                      "Nothing was written. Ingest it when it is no longer being written.", "source")
 
 # %% ../../nbs/data/14_ingest.ipynb #144a535c
 def _counted(plan: Plan, uri: str, settings: Settings, stamps: dict[str, str],
@@ -348,14 +348,14 @@ def _counted(plan: Plan, uri: str, settings: Settings, stamps: dict[str, str],
 
 def _parts_of(
     file: dict, name: str, settings: Settings, near: bool
-) -> list[dict]:  # what a reader is told, for each piece of a file of the plan
+) -> list[dict]:  # options of a reader, for each piece of a file of the plan
     if source.server(file["path"]): return [file.get("options", {})]
     if source.as_table(file["path"], settings) is not None: return [{}]
     parts = source.pieces(name, settings.data.rows_per_part)[0]
     if suffix(file["path"]) not in (".parquet", ".pq"): return parts
     more = PARQUET | {"hashed": "footer" in file} | ({"meta": columnar.metadata(name)} if near else {})
     return [p | more for p in parts] if "groups" in parts[0] else parts
-# what its reader is told: a piece has a thread of its own
+# options of its reader: a piece has a thread of its own
 PARQUET = {"coded": True, "threads": False, "slices": SLICE}
 
 # %% ../../nbs/data/14_ingest.ipynb #eb865de9

@@ -176,9 +176,9 @@ def _first(uri: str, offsets: dict) -> pa.Schema:
 
 # %% ../../nbs/data/05_kafka.ipynb #b833a663
 def read(
-    uri: str,
-    columns: list[str] | None = None,
-    rows: int = 250_000,
+    uri: str,  # `kafka://host:port/topic`
+    columns: list[str] | None = None,  # to read; None: all
+    rows: int = 250_000,  # of a batch
     # partition → first, and one after the last; default: all that is there
     offsets: dict[str, list[int]] | None = None,
     shape: pa.Schema | None = None,  # default: found in the first messages
@@ -211,7 +211,8 @@ def schema(uri: str, columns: list[str] | None = None, offsets: dict | None = No
     found = _first(uri, offsets)
     return pa.schema([found.field(one_of(c, found.names, "field", "source")) for c in columns or found.names])
 
-def pieces(uri: str, rows: int = 250_000, **options) -> list[dict]:
+def pieces(uri: str,  # `kafka://host:port/topic`
+           rows: int = 250_000, **options) -> list[dict]:
     "A partition of a frame for each `rows` offsets of a partition of the topic."
     with _topic(uri) as (consumer, topic, partitions, _): ends = _ends(consumer, topic, partitions)
     shape = _first(uri, ends)

@@ -23,7 +23,7 @@ from .table_reader import PERIOD
 from .uniqueness import key_hash, repeated
 
 # %% ../../nbs/data/21_labelled_table.ipynb #aa3d4c37
-LABEL_COLUMNS = ("label", "at", "arrived")  # of a table of labels, beside the key
+LABEL_COLUMNS = ("label", "at", "arrived")  # of a table of labels, in addition to the key
 
 def key_of_labels(stored: pa.Table | pa.Schema,  # labels as they are kept
                  ) -> list[str]:
@@ -35,7 +35,7 @@ def newest(stored: pa.Table | None,  # labels as they are kept
            keys: list[str],  # columns that labels are keyed by
            rows: pa.Table | None = None,  # only the keys of these
           ) -> pa.Table | None:  # keys and label, one row a key
-    "Choose the label of each key that stands."
+    "Choose the newest label of each key."
     if stored is None: return None
     if rows is not None: stored = stored.filter(pa.array(np.isin(key_hash(stored, keys), key_hash(rows, keys))))
     stored = stored.sort_by([("at", "ascending"), ("arrived", "ascending")])
@@ -62,7 +62,7 @@ def with_labels(rows: pa.Table,  # with the columns of the key
                 stored: pa.Table | None,  # labels as they are kept
                 column: str = "label",  # of the rows, that holds what became true
                ) -> pa.Table:  # the same rows, in order, with the newest label of each; null where there is none
-    "Join labels to rows by key; a label that the rows hold already stands until another comes."
+    "Join labels to rows by key; a label that the rows hold already counts until another comes."
     import pandas as pd
     if stored is None: return rows
     keys = key_of_labels(stored)

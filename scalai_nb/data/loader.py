@@ -24,7 +24,11 @@ from .target import Target
 
 # %% ../../nbs/data/18_loader.ipynb #b24c7b28
 def order(rows: int,  # of the whole table
-          shards: int, rank: int, ranks: int, seed: int, epoch: int,
+          shards: int,  # parts that the rows are dealt to
+          rank: int,  # of this process
+          ranks: int,  # of the training
+          seed: int,  # of the shuffle
+          epoch: int,  # counted from 0; each has its own order
          ) -> np.ndarray:  # this rank's rows, as positions in the table
     "The rows of an epoch, in the order in which this rank meets them."
     rounds, mine = rows // shards, range(rank, shards, ranks)
@@ -45,7 +49,7 @@ def stored(table):  # a pyarrow Dataset, or None
     return table if isinstance(table, ds.Dataset) else None
 
 def rows_of(table,  # an Arrow table, a frame or a pyarrow Dataset
-            columns: list[str],
+            columns: list[str],  # to keep
             where=None,  # see `row_filter`
            ) -> pa.Table:
     "The rows that satisfy `where`, wanted columns only."
@@ -159,7 +163,8 @@ def _keep(self: Loader, rows, prep, target, memory):
 @patch
 def _mine(self: Loader, a): return as_tensor(a)[self.rank::self.ranks] if self.ranks > 1 else as_tensor(a)
 
-def as_tensor(a):
+def as_tensor(a,  # array or tensor
+             ):
     "A torch tensor of the array, without a copy where that is possible; float64 becomes float32."
     import torch
     if isinstance(a, np.ndarray) and not a.flags.writeable: a = a.copy()
@@ -197,7 +202,8 @@ def batches(self: Loader) -> int:
 def __len__(self: Loader): return self.batches
 
 @patch
-def set_epoch(self: Loader, epoch: int):
+def set_epoch(self: Loader, epoch: int,  # counted from 0
+             ):
     "Choose the epoch; another one than the present starts at its first batch."
     if epoch != self.epoch: self.epoch, self.position, self.start = epoch, 0, 0
 
@@ -260,7 +266,7 @@ def layout(self: Loader) -> str | None:
 
 @patch
 def state_dict(self: Loader) -> dict:  # plain numbers, for a JSON manifest
-    "Where the loader stands: epoch, and batches already handed out."
+    "Return the position of the loader: epoch, and batches already handed out."
     return {"epoch": self.epoch, "position": self.position, **{k: getattr(self, k) for k in KEPT}}
 
 @patch

@@ -172,7 +172,7 @@ def _around(keys, scale, about):  # sortable keys of finite float64; in units of
 
 def key_moments(keys: np.ndarray,  # ascending sortable keys of finite float64, at least one
                ) -> Moments:
-    "Moments of sorted numbers, each counted once for each time it stands there."
+    "Moments of sorted numbers, each counted as often as it occurs."
     e, n = exponent(number_values(keys[[0, -1]])), len(keys)
     about = _around(keys, 2.0 ** -e, 0.0)[0] / n
     rest, squares = _around(keys, 2.0 ** -e, about)
@@ -229,7 +229,7 @@ def _again(X, scale, which,  # (columns, rows) with NaN for holes; per column; l
             mean[j, i], m2[j, i], co[j, i] = b + db / n, vb - db * db / n, co[i, j]
 
 # %% ../../nbs/data/01_moments.ipynb #f9d3a4d7
-LEAST = 2.0**-33  # a spread below this share of the mean is not told: float64 sums of parts would show their rounding
+LEAST = 2.0**-33  # a smaller share of the mean is not shown: float64 sums of parts would show their rounding
 
 def add_pairs(*parts: Pairs) -> Pairs:
     "Pairwise moments of all rows together."

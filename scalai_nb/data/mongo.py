@@ -184,12 +184,16 @@ def _plain(rows: pa.Table) -> pa.Table:
 # a BSON date is a moment
 def _micro(t: pa.DataType) -> pa.DataType: return pa.timestamp("us", "UTC") if t == pa.timestamp("ms") else t
 
-def schema(uri: str, columns: list[str] | None = None, **options) -> pa.Schema:
+def schema(uri: str,  # `mongodb://…/database/collection`
+           columns: list[str] | None = None,  # to look at; None: all
+           **options) -> pa.Schema:
     "Infer the schema of a collection from its documents."
     with _collection(uri) as collection:
         return pa.schema([(n, _micro(t)) for n, (t, _) in _shape(collection, columns).items()])
 
-def pieces(uri: str, rows: int = 250_000, **options) -> list[dict]:
+def pieces(uri: str,  # `mongodb://…/database/collection`
+           rows: int = 250_000,  # of a partition
+           **options) -> list[dict]:
     "A partition for each range of `_id`."
     with _collection(uri) as collection:
         shape = _shape(collection, None)

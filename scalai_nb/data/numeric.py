@@ -84,8 +84,9 @@ def _exact(time, hist):
 
 # %% ../../nbs/data/01_numeric.ipynb #7710f9d3
 def ordered(values: np.ndarray,  # int64, uint64 or finite float64; int64 microseconds for times
-            time: bool = False,
-            caps: tuple = (CELLS, BUCKETS)) -> Ordered:
+            time: bool = False,  # whether values are microseconds
+            caps: tuple = (CELLS, BUCKETS),  # largest numbers of cells and buckets of the histogram
+           ) -> Ordered:
     "Summarise one part's values."
     return counted(*tallied(values), time, caps)
 
@@ -98,8 +99,9 @@ def tallied(values: np.ndarray) -> tuple:  # distinct values ascending, counts
 
 def counted(native: np.ndarray,  # distinct values, ascending
             counts: np.ndarray,  # int64, how often each occurs
-            time: bool = False,
-            caps: tuple = (CELLS, BUCKETS)) -> Ordered:
+            time: bool = False,  # whether values are microseconds
+            caps: tuple = (CELLS, BUCKETS),  # largest numbers of cells and buckets of the histogram
+           ) -> Ordered:
     "Summarise values that are counted already."
     if not len(native): return Ordered(time, Histogram.from_counts(np.empty(0, "u8"), np.empty(0, "i8"), caps=caps))
     whole, numbers = native.dtype.kind in "iu", native.astype("f8")
@@ -114,7 +116,8 @@ def counted(native: np.ndarray,  # distinct values, ascending
 
 # %% ../../nbs/data/01_numeric.ipynb #c5e74dbd
 def from_keys(keys: np.ndarray,  # sortable keys of finite float64, in any order; sorted in place
-              caps: tuple = (CELLS, BUCKETS)) -> Ordered:
+              caps: tuple = (CELLS, BUCKETS),  # largest numbers of cells and buckets of the histogram
+             ) -> Ordered:
     "Summarise numbers by their keys."
     if not len(keys): return counted(np.empty(0), np.empty(0, "i8"), caps=caps)
     if (few := count_few(keys)) is not None: return counted(number_values(few[0]), few[1], caps=caps)
@@ -161,7 +164,10 @@ class Calendar:
     counts: np.ndarray = None  # int64 rows
 
     @classmethod
-    def from_counts(cls, slots, counts, unit=1):
+    def from_counts(cls, slots,  # hours, or multiples of `unit`
+                    counts,  # rows of each slot
+                    unit=1,  # hours of a slot
+                   ):
         "The canonical calendar of these hours or coarser units."
         slots, counts = sum_by(slots, counts)
         for wider in UNITS[UNITS.index(unit) + 1:]:

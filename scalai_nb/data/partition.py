@@ -122,7 +122,8 @@ def _held(
         else t
     )
 
-def as_read(schema: pa.Schema) -> pa.Schema:
+def as_read(schema: pa.Schema,  # as the part was written
+           ) -> pa.Schema:
     "What the columns of a part are to their readers."
     return pa.schema([f.with_type(f.type.value_type) if pa.types.is_dictionary(f.type) else f for f in schema])
 
@@ -159,7 +160,7 @@ def _refused(raw: pa.Table, reasons: pa.Array, periods: pa.Array) -> pa.Table:  
     rows = as_text(raw.drop_columns([c for c in raw.column_names if c in (*OURS, ATTEMPT)]))
     return rows.append_column("_reason", reasons).append_column("_period", periods)
 
-SAMPLE = 4_096  # rows that tell whether a column of refused rows repeats
+SAMPLE = 4_096  # rows that show whether a column of refused rows repeats
 
 def _pen(plan: Plan, part: Part, rows: pa.Table, mark: str = "") -> None:
     "Write refused rows; what names them goes on from file to file."
@@ -230,7 +231,8 @@ def _set(rows: pa.Table, name: str, values: pa.Array) -> pa.Table:
 # %% ../../nbs/data/07_partition.ipynb #ad582a3d
 def process(plan: Plan,
             slices: Iterable,  # slices of a part: frames, Arrow tables, or what `plan.prepare` takes
-            index) -> Part:
+            index,  # number of the part
+           ) -> Part:
     "The whole pass over one part, slice by slice: check, clean, fold, profile, write. Runs wherever the part is."
     out, good, bad = Part(index), [], []
     for frame in slices:

@@ -94,7 +94,8 @@ def rolled(name: str | None,
     own = unit_of(name)
     return spelled(span(name)[0], unit) if own and unit in HELD[own] else None
 
-def holds(period: str | None, name: str | None) -> bool:
+def holds(period: str | None,  # such as 2013 or 2013-06; None: all
+          name: str | None) -> bool:
     "Whether a period is another one, or has it within."
     if period == name: return True
     unit = unit_of(period)

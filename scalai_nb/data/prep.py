@@ -218,7 +218,7 @@ def fit(cls: Prep,
         exclude=(),  # columns that must not be seen
         categories: str = "onehot",  # the step of a text by default: onehot, or code for a network that embeds them
         numbers: str = "standard",  # the step of a number by default: standard, or number for trees
-        later=None,  # profile of later rows: beside a time, a number that moves on as it does is no feature
+        later=None,  # profile of later rows: a number that grows with the time is no feature
        ) -> Prep:
     "Fit each column's step from its profile; no data is read."
     columns = columns or {}
@@ -272,7 +272,8 @@ def to_json(self: Prep) -> str:
                        "steps": steps, "dropped": self.dropped}, ensure_ascii=False, allow_nan=False, indent=1)
 
 @patch(cls_method=True)
-def from_json(cls: Prep, text: str | bytes) -> Prep:
+def from_json(cls: Prep, text: str | bytes,  # what `to_json` returned
+             ) -> Prep:
     "A prep from its text."
     try: d = json.loads(text)
     except ValueError as e: raise BadRequest(f"This prep is not JSON: {e}", "Save it again from its run.") from e
@@ -288,12 +289,14 @@ def from_json(cls: Prep, text: str | bytes) -> Prep:
 
 # %% ../../nbs/data/16_prep.ipynb #f117d72b
 @patch
-def save(self: Prep, path) -> None:
+def save(self: Prep, path,  # of the file, or an fsspec URL
+        ) -> None:
     "Write the JSON, atomically."
     write_atomic(path, self.to_json())
 
 @patch(cls_method=True)
-def load(cls: Prep, path) -> Prep:
+def load(cls: Prep, path,  # of the file, or an fsspec URL
+        ) -> Prep:
     "Read what `save` wrote."
     return cls.from_json(read_bytes(path))
 

@@ -47,7 +47,9 @@ class Graph:
         self.domains.add(domain)
         return names[0] if outputs == 1 else names
 
-    def constant(self, values, dtype=np.float64) -> str:
+    def constant(self, values,  # of the tensor
+                 dtype=np.float64,  # of the tensor
+                ) -> str:
         "Add a constant; its name."
         from onnx import numpy_helper
         self.constants.append(numpy_helper.from_array(np.array(values, dtype), f"prep/c{len(self.constants)}"))

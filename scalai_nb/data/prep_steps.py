@@ -24,7 +24,8 @@ from .model_inputs import TINY
 FLOAT32 = float(np.finfo(np.float32).max)
 SPREAD = 8e307  # so that the difference of two values stays finite
 
-def signed_log(x):
+def signed_log(x,  # float array
+              ):
     "Compute log(1 + |x|) with the sign of x."
     return np.sign(x) * np.log(1 + np.abs(x))  # not log1p: ONNX has none, and both sides must agree
 
@@ -54,7 +55,10 @@ class Scaled:
 
     def features(self, name): return [name] + [f"{name}__missing"] * self.missing
 
-    def write(self, x, out, columns):
+    def write(self, x,  # the column's values, float64; a null is NaN
+              out,
+              columns,  # places of the step's features in `out`
+             ):
         "Write a batch's features into their columns of `out`."
         gone = np.isnan(x)
         y = np.where(gone, self.fill, x) if gone.any() else x
@@ -95,7 +99,10 @@ class Quantile:
     kind: ClassVar[str] = "number"
     features = Scaled.features
 
-    def write(self, x, out, columns):
+    def write(self, x,  # the column's values, float64; a null is NaN
+              out,
+              columns,  # places of the step's features in `out`
+             ):
         "Write a batch's features into their columns of `out`."
         gone, knots, levels = np.isnan(x), np.array(self.knots), np.array(self.levels)
         y = np.where(gone, self.fill, x)
@@ -140,7 +147,9 @@ class OneHot:
         end = k + self.other + self.missing
         return (k if self.other else end), (k + self.other if self.missing else end)
 
-    def write(self, values, out, columns):
+    def write(self, values, out,
+              columns,  # places of the step's features in `out`
+             ):
         "Write a batch's features into their columns of `out`."
         unseen, gone = self.answers()
         codes = positions(values, self.categories, unseen, gone)
@@ -149,7 +158,10 @@ class OneHot:
 
 # %% ../../nbs/data/16_prep_steps.ipynb #1ae2cf6f
 def positions(values,  # strings (Arrow) or float64 (NumPy)
-              categories: list, unseen: int, gone: int) -> np.ndarray:
+              categories: list,  # known values, in order
+              unseen: int,  # the position of any other value
+              gone: int,  # the position of a null
+             ) -> np.ndarray:
     "Each value's position among the categories."
     if isinstance(values, pa.Array):
         found = pc.index_in(values, pa.array(categories, values.type)).fill_null(unseen).to_numpy(zero_copy_only=False)
@@ -208,7 +220,9 @@ class Code:
     @property
     def cardinality(self) -> int: return self.answers()[1] + 1
 
-    def write(self, values, out, columns):
+    def write(self, values, out,
+              columns,  # places of the step's features in `out`
+             ):
         "Write a batch's features into their columns of `out`."
         out[:, columns[0]] = positions(values, self.categories, *self.answers())
 
@@ -230,7 +244,9 @@ class Frequency:
 
     def features(self, name): return [f"{name}__share"]
 
-    def write(self, values, out, columns):
+    def write(self, values, out,
+              columns,  # places of the step's features in `out`
+             ):
         "Write a batch's features into their columns of `out`."
         k = len(self.categories)
         out[:, columns[0]] = np.array([*self.values, self.unseen, self.gone], np.float32)[
@@ -273,7 +289,7 @@ def compiled_murmur3():
     return numba.njit(cache=True, nogil=True)(murmur3)
 
 # %% ../../nbs/data/16_prep_steps.ipynb #7e384312
-def murmur(texts: pa.Array) -> np.ndarray:  # uint32; what stands under a null says nothing
+def murmur(texts: pa.Array) -> np.ndarray:  # uint32; the value under a null means nothing
     "The hash of each string of a large_string array."
     offsets = (
         np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
@@ -300,7 +316,9 @@ class Hash:
 
     def features(self, name): return [f"{name}#{b}" for b in range(self.buckets)] + [f"{name}__missing"] * self.missing
 
-    def write(self, values, out, columns):
+    def write(self, values, out,
+              columns,  # places of the step's features in `out`
+             ):
         "Write a batch's features into their columns of `out`."
         coded = values.dictionary_encode()
         bucket = (murmur(coded.dictionary) % np.uint32(self.buckets)).astype(np.int64)

@@ -123,7 +123,7 @@ def _of_table(table: pa.Table) -> Profile:
 def _paired(schema): return sorted(f.name for f in schema if kind(type_name(f.type)) == "number")[:mt.PAIRED]
 
 def _unique(names: "list[str]"):
-    "Refuse a name that stands twice."
+    "Refuse a name that occurs twice."
     if len(set(names)) == len(names): return
     twice = next(n for n in names if names.count(n) > 1)
     raise BadRequest(f"Two columns are named {twice!r}.", "Rename one of them.")

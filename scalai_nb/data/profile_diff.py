@@ -71,7 +71,7 @@ def changes(a: Profile,  # before
             b: Profile,  # after
            ) -> list[str]:  # a sentence each; at least one
     "What is different, from the profiles alone."
-    if a.digest == b.digest: return ["The same rows, as far as a profile tells."]
+    if a.digest == b.digest: return ["The same rows, as far as a profile shows."]
     more = b.rows - a.rows
     said = (
         [f"{a.rows:,} → {b.rows:,} rows" + (f" ({more:+,})." if more else ".")]

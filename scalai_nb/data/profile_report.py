@@ -36,7 +36,8 @@ def short(value, type: str = "") -> str:
     if value == int_or_none(value) and abs(value) < 10**6: return short(int(value))
     return f"{value:,.1f}" if 1000 <= abs(value) < 10**6 else f"{value:.4g}"
 
-def int_or_none(x):
+def int_or_none(x,  # any number
+               ):
     "Return a number as an int, or None where it is too large to show as one."
     return int(x) if abs(x) < 10**18 else None
 
@@ -61,7 +62,9 @@ def heights(c, n: int = 24) -> np.ndarray:  # float64, 0 to 1
     if c.kind in ("text", "mixed") and bars.sum() < .1 * c.count: return np.empty(0)
     return bars / bars.max() if len(bars) and bars.max() > 0 else np.empty(0)
 
-def whole_bins(c, n):
+def whole_bins(c,  # a column of integers
+               n,  # bins at most
+              ):
     "Bins that hold equally many integers: others would draw stripes that are not in the data."
     low, high = np.floor(c.quantile(np.array([.005, .995])))
     edges = np.arange(low, high + 1, max(np.ceil((high - low + 1) / n), 1)) - .5
@@ -99,7 +102,8 @@ HEADS = ("column", "distribution", "type", "missing", "distinct", "min", "median
 LEFT = {0, 1, 2, 8}  # columns of words
 STYLE = f"<style>\n{static_text('data', 'profile_report.css')}</style>"
 
-def rows_of(columns: list) -> str:
+def rows_of(columns: list,  # of a profile
+           ) -> str:
     "Columns as a table, a line each."
     line = lambda cells, tag: "".join(
         f'<{tag}{" class=l" * (i in LEFT)}>{cell}</{tag}>' for i, cell in enumerate(cells)

@@ -296,7 +296,7 @@ def periods(source: str,
     return {p: out[p] for p in sorted(out, key=order)}
 
 def overview(source: str, settings: Settings | None = None) -> tuple[dict[str, tuple[int, str]], dict[str, str]]:
-    """The periods of a source with their rows and what stands for their content, and the files that cannot be read
+    """The periods of a source with their rows and the digest of their content, and the files that cannot be read
     with the reason; no profile is opened."""
     broken: dict[str, str] = {}
     rows, found = _kept(source, None, settings, ("period",), {}, light=True, broken=broken), {}

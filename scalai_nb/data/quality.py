@@ -31,7 +31,7 @@ def remarks(c: Column) -> Iterator[str]:
     if c.kind == "mixed": yield f"mixes types: {_sorts(c)}"
     if distinct == 1: yield f"is constant: always {_say(c, c.top(1)[0][0])}"
     if c.nulls > c.rows / 2: yield f"is mostly missing: {_share(c.nulls, c.rows)} of rows have no value"
-    if c.nan: yield f"holds {c.nan:,} NaN beside {c.nulls:,} nulls"
+    if c.nan: yield f"holds {c.nan:,} NaN and {c.nulls:,} nulls"
     if c.inf: yield f"holds {c.inf:,} infinite values; mean, std and quantiles leave them out"
     if whole >= 100 and distinct >= .98 * whole and (c.kind == "text" or (c.kind == "number" and "int" in c.type)):
         yield (
@@ -270,7 +270,7 @@ def _copies(p) -> list[list[str]]:  # names of columns whose exact state is the 
 def together(p) -> Iterator[str]:
     "Columns that say the same."
     times = lambda names: "twice" if len(names) == 2 else f"{len(names)} times"
-    known = set()  # told already, by the first of its group
+    known = set()  # reported already, with the first of its group
     for names in _copies(p):
         yield f"{_names(names)} hold the same values equally often: perhaps one column {times(names)}"
         known |= {*names[1:]}

@@ -96,14 +96,18 @@ def frame(self: Quarantine, version: int | None = None, columns: list[str] | Non
 
 @patch
 def batches(
-    self: Quarantine, version: int | None = None, columns: list[str] | None = None, rows: int = 250_000, filter=None
+    self: Quarantine, version: int | None = None, columns: list[str] | None = None,
+    rows: int = 250_000,  # is not needed: there is one batch
+    filter=None,  # rows to return
 ) -> Iterator[pa.Table]:
     "Yield the rejected rows as one Arrow table."
     yield self.arrow(version, columns, filter)
 
 # %% ../../nbs/data/09_quarantine.ipynb #6ad7d9cc
 @patch
-def head(self: Quarantine, n: int = 10, filter=None) -> pa.Table:
+def head(self: Quarantine, n: int = 10,
+         filter=None,  # rows to return
+        ) -> pa.Table:
     "The first rows that a filter keeps; no more files are opened than hold them."
     rows, test = self._live(None)
     return (self.arrow() if rows is None
@@ -139,7 +143,11 @@ def _repr_html_(self: Quarantine) -> str:
 
 # %% ../../nbs/data/09_quarantine.ipynb #2448100e
 def refused_rows(
-    name: str, reason: str | None = None, limit: int = 2, save: Path | None = None, settings: Settings | None = None
+    name: str,  # of the table
+    reason: str | None = None,  # rows with this reason only
+    limit: int = 2,  # rows of each reason
+    save: Path | None = None,  # a CSV or Parquet file for all of them
+    settings: Settings | None = None
 ) -> dict:
     "The quarantine of a table: reasons with some rows of each; perhaps written to a file."
     import pyarrow.parquet as pq
@@ -165,7 +173,10 @@ def refused_rows(
 
 # %% ../../nbs/data/09_quarantine.ipynb #c8038900
 def bring_back(
-    name: str, uri: str | Path, contract: Path | None = None, settings: Settings | None = None
+    name: str,  # of the table
+    uri: str | Path,  # of the repaired rows
+    contract: Path | None = None,  # None: the table's own
+    settings: Settings | None = None
 ):  # data.replay.Released
     "Release the repaired rows of a file."
     from scalai_nb.data.readers import suffix

@@ -28,7 +28,7 @@ def has_files(table: str,  # name of a table
               uri: str | Path,  # what rows are to be read from
               settings: Settings,
              ) -> bool:
-    "Tell whether a table's file says how such a source is read."
+    "Whether a table's file says how such a source is read."
     if not table or not table_file(table, settings).is_file() or source.server(str(uri)) is not None: return False
     return source.as_table(str(uri), settings) is None
 

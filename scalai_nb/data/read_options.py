@@ -101,7 +101,7 @@ def sniff_encoding(head: bytes) -> str:  # as Python names it
     return "cp1252" if name.startswith(("cp125", "latin")) and _western(sample) else name
 
 def _western(sample: bytes) -> bool:
-    "Whether a text reads as cp1252: a sign of its upper half is a letter, or no letter stands next to it."
+    "Whether a text reads as cp1252: a sign of its upper half is a letter, or no letter is next to it."
     try: text = sample.decode("cp1252")
     except UnicodeDecodeError: return False
     letters = re.findall(r"[^\W\d_]+", text)

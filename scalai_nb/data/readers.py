@@ -100,7 +100,8 @@ def needs(module: str, extra: str, feature: str):  # the module
 PATIENCE = 30  # seconds for which a server that has answered before may be away
 
 def patiently(error: type[Exception],  # what says that the server is away
-              fn: Callable, *args, **kw):
+              fn: Callable,  # to call, with the arguments that follow
+              *args, **kw):
     "Call until the server is back, or patience ends."
     from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
     return Retrying(
@@ -127,7 +128,7 @@ def _login(uri) -> str:
         "gs": "Check GOOGLE_APPLICATION_CREDENTIALS, or: gcloud auth application-default login",
         "abfs": "Check AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY.",
     }.get(str(uri).split("://")[0], "Check user and rights.")
-# Object stores' clients raise what their HTTP library raises; its names say whether nobody answered or somebody said
+# Object stores' clients raise what their HTTP library raises; its names say whether no server answered or one said
 # no.
 SILENT = (r"ConnectionError|ConnectError|ConnectorError|EndpointConnectionError|TimeoutError|ConnectTimeout|"
           r"ServiceRequestError|ServiceResponseError|ServerDisconnected|TransportError|ClientOSError")
@@ -151,7 +152,9 @@ def _refused(uri, e: BaseException) -> ScalaiError | None:  # what to raise; Non
             )
         e = e.__cause__ or e.__context__
 
-def suggest(fs, path: str) -> str:
+def suggest(fs,  # an fsspec file system
+            path: str,  # that does not exist
+           ) -> str:
     "The name in a folder that is nearest to one that is not there."
     parent = path.rsplit("/", 1)[0]
     names = [p.rsplit("/", 1)[-1] for p in fs.ls(parent, detail=False)] if fs.isdir(parent) else []
@@ -268,7 +271,8 @@ def read_ahead(file):  # a function that gives what Arrow shall read
 
 MEND = "Mend the line; `ingest` sets such lines aside in the quarantine."
 
-def hint(message: str) -> str:
+def hint(message: str,  # of the error
+        ) -> str:
     "What to do about an error of Arrow."
     if "UTF" in message or "codec" in message:
         return "Give its encoding, as in --encoding cp1252 or read(uri, encoding='cp1252')."
@@ -288,7 +292,7 @@ def refuse_line(uri: str, bad: list | None,  # takes the line; None: it is an er
                 line: int, reason: str,  # as "line: not JSON"
                 text: str,  # of the line
                ) -> None:
-    "Set a line aside that cannot be read. Raises `BadRequest` where nobody takes it."
+    "Set a line aside that cannot be read. Raises `BadRequest` where the caller does not take it."
     if bad is not None: bad.append((line, reason, text)); return
     raise BadRequest(f"{veiled(uri)}, line {line}: {reason.removeprefix('line: ')}.", MEND, "source")
 

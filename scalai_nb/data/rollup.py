@@ -21,7 +21,7 @@ from .period import order, rolled, span, unit_of
 # %% ../../nbs/data/07_rollup.ipynb #8e2b8aa7
 DAY = 86_400
 
-def becomes(period: str | None,
+def becomes(period: str | None,  # name of the window
             days: float,  # since it was recorded
             settings: Settings,
             now: float,  # seconds since 1970
@@ -105,7 +105,8 @@ def _alive(known: dict | None, version: int | None, r: dict) -> bool:
 # %% ../../nbs/data/07_rollup.ipynb #483eab7b
 def _group(r: dict) -> tuple: return r["becomes"], r["cuts"], r["cut"], r["fold"], r["label"]
 
-def cuts_of(rows: list[dict]) -> None:
+def cuts_of(rows: list[dict],  # of the index of profiles
+           ) -> None:
     "Say of each row in which cuts its batch is there."
     cuts = {}
     for r in rows: cuts.setdefault(r["batch"], set()).add(r["cut"])

@@ -115,7 +115,8 @@ def _value(name: str, word: str, value, type: pa.DataType):
             "contract",
         )
 
-def bound(value, type: pa.DataType) -> pa.Scalar:
+def bound(value,  # as the contract has it
+          type: pa.DataType) -> pa.Scalar:
     "A value that a person wrote, to be compared with values of a type."
     if isinstance(value, str) and (pa.types.is_timestamp(type) or pa.types.is_date(type)):
         return cast(pa.array([value]), type)[0][0]

@@ -46,7 +46,9 @@ def segments(shards: int) -> np.ndarray:  # of each shard, from 0
     return np.argsort(np.argsort([int(f"{s:0{bits}b}"[::-1], 2) for s in range(shards)]))
 
 def layout(counts: np.ndarray,  # rows of each piece
-           shards: int, seed: int, epoch: int,
+           shards: int,
+           seed: int,  # of the shuffle
+           epoch: int,  # counted from 0; each has its own order
           ) -> list[list[tuple[int, int, int]]]:  # for each shard: piece, first row, row after the last
     "What each shard reads, in order; all have equally many rows."
     rng, counts = np.random.default_rng([seed, epoch]), np.asarray(counts, np.int64)
@@ -79,8 +81,10 @@ class Block:
     first: int = 0  # in order: this rank's rows are first, first + step, …
     step: int = 1
 
-def blocks(parts: list, least: int,  # rows
-           seed: tuple) -> list[Block]:
+def blocks(parts: list,
+           least: int,  # rows
+           seed: tuple,  # of the order within blocks
+          ) -> list[Block]:
     "A shard's blocks; the last may be smaller."
     out, kept, rows = [], [], 0
     for k, (piece, first, last) in enumerate(parts):
@@ -106,7 +110,10 @@ class Decoded:
         self.read, self.held = read, {}
         self.uses = Counter(piece for bs in ahead for b in bs for piece, *_ in b.parts)
 
-    def part(self, piece: int, first: int, last: int) -> pa.Table:
+    def part(self, piece: int,  # its number
+             first: int,  # row
+             last: int,  # row, not included
+            ) -> pa.Table:
         "Return rows of a piece; the piece is held until its last use."
         rows = self.held.pop(piece) if piece in self.held else self.read(piece)
         self.uses[piece] -= 1
@@ -165,10 +172,11 @@ class Stream:
 
     @property
     def layout(self) -> str:
-        "What, beside seed and epoch, fixes the order: the rows of each piece, and the window."
+        "Return what, in addition to seed and epoch, fixes the order: the rows of each piece, and the window."
         return hashlib.sha256(repr((self.window, [p.rows for p in self.pieces])).encode()).hexdigest()[:16]
 
-    def read(self, i: int) -> pa.Table:
+    def read(self, i: int,  # number of the piece
+            ) -> pa.Table:
         "Decode a row group: the wanted columns of the rows that satisfy the filter."
         rows = self.pieces[i].fragment.to_table(schema=self.schema, columns=self.columns, filter=self.where)
         if rows.num_rows != self.pieces[i].rows:

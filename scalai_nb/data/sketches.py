@@ -65,7 +65,8 @@ def _tau(x):
         z -= (1 - x) ** 2 * y
     return z / 3
 
-def estimate(regs: np.ndarray) -> float:
+def estimate(regs: np.ndarray,  # registers of the sketch, one byte each
+            ) -> float:
     "About how many distinct hashes went into the registers."
     m = len(regs)
     have = np.bincount(regs, minlength=Q + 2)
@@ -95,7 +96,11 @@ class Frequent:
     slack: int = 0
 
     @classmethod
-    def from_counts(cls, keys, counts, labels=None, k=K):
+    def from_counts(cls, keys,  # distinct, ascending uint64
+                    counts,  # rows of each key
+                    labels=None,  # the value of each key, as people see it
+                    k=K,  # keys that are kept
+                   ):
         "From distinct ascending keys with exact counts."
         return cls(keys, labels, counts, counts, 0)._trim(k)
 

@@ -37,7 +37,7 @@ def server(uri: str) -> Source | None:
     return lookup(re.split(r"\+|://", str(uri))[0]) if is_url(uri) else None  # mongodb+srv, postgresql+psycopg
 
 def reader(uri: str) -> Source:
-    "The reader of a URI. Raises `BadRequest` where nobody reads such things."
+    "The reader of a URI. Raises `BadRequest` where no reader knows it."
     if known := server(uri) or lookup(suffix(uri)): return known
     names = sorted({*READERS, *entry_points()})
     raise BadRequest(f"{veiled(uri)}: nothing here reads {suffix(uri) or 'a file without a suffix'}.",
@@ -46,7 +46,7 @@ def reader(uri: str) -> Source:
 # %% ../../nbs/data/04_source.ipynb #2f201232
 def files(uri: str | Path,  # a path or fsspec URL; may be a pattern (`2013-*.csv`) or a folder
          ) -> list[str]:  # at least one
-    "The files a URI stands for, in order of name."
+    "List the files of a URI, in order of name."
     if not str(uri):
         raise BadRequest("The name of a source is empty.", "Give a table, a file, a folder or a URL.", "source")
     with connect(uri) as (fs, path):

@@ -153,7 +153,7 @@ def _telling(asked: _Asked):
         if type(e).__module__.split(".")[0] != "adbc_driver_manager" and not isinstance(e, OSError):
             raise
         hint = (
-            "Check user and password; PGPASSWORD and ~/.pgpass are heard."
+            "Check user and password; PGPASSWORD and ~/.pgpass are used."
             if "authentication" in said or "password" in said
             else (
                 "Check the table's name, and its schema as in table=schema.name."
@@ -329,7 +329,9 @@ def _ranges(
     ]
     return found + [(f"{c} IS NULL", total - known)] if total > known or not found else found
 
-def pieces(uri: str, rows: int = 250_000, **options) -> list[dict]:
+def pieces(uri: str,  # of the database, with its table or query
+           rows: int = 250_000,  # of a partition
+           **options) -> list[dict]:
     "A partition for each range."
     with _opened(uri) as db: return [{"range": where} for where, _ in _ranges(db, rows)]
 
@@ -432,7 +434,9 @@ def schema(uri: str, columns: list[str] | None = None, **options) -> pa.Schema:
         shape = db.shape()
         return pa.schema([(one_of(c, shape, "column", "source"), shape[c][1]) for c in columns or shape])
 
-def state(uri: str, batches: list[dict] = ()) -> dict:
+def state(uri: str,  # of the database, with its table or query
+          batches: list[dict] = (),  # earlier batches, which do not matter here
+         ) -> dict:
     "What the rows are now, for a plan: the same rows have the same fingerprint, in whatever order."
     with _opened(uri) as db: found = db.fingerprint()
     return {"sha256": hashlib.sha256(found.encode()).hexdigest(), "options": {"expect": found}}

@@ -20,14 +20,16 @@ from .types import type_name
 # %% ../../nbs/data/08_table.ipynb #41f15691
 class Table(TableReader):
     "A Delta table of this workspace, by name: its rows, profiles, versions and quarantine."
-    def has(self, batch: str) -> bool:
+    def has(self, batch: str,  # id of a batch
+           ) -> bool:
         "Whether a batch came, and its rows are there now."
         return batch_state(self, batch)[1]
 
 # %% ../../nbs/data/08_table.ipynb #625c26bb
 @patch
 def profiles(
-    self: Table, by: str | tuple[str, ...] | None = "period", version: int | None = None, period=None, fold=None
+    self: Table, by: str | tuple[str, ...] | None = "period",  # `period`, `fold`, both or None
+    version: int | None = None, period=None, fold=None
 ) -> dict:
     "Profiles by period, fold, or both; keys in order."
     return profiles_of(self, by, version, period, fold)

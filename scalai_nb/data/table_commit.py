@@ -139,7 +139,7 @@ def _widen(place: str, table, wider: dict[str, pa.DataType]) -> None:
 def commit_batch(
     plan: Plan, parts: list[Part], mode: str, settings: Settings, details: dict
 ) -> tuple:  # (in, good, refused, reasons, cleaned), version, already
-    "Resolve keys against the newest version and commit; again, when somebody else was quicker."
+    "Resolve keys against the newest version and commit; again, when another process was quicker."
     for n in range(delta.TRIES):
         table = delta.open_table(plan.place)
         # its rows would be found to repeat themselves

@@ -57,7 +57,7 @@ class TableReader:
 
 # %% ../../nbs/data/06_table_reader.ipynb #3799abbc
 @patch(as_prop=True)
-def known_as(self: TableReader) -> str:  # to whoever keeps a record: its name, or its place where that is elsewhere
+def known_as(self: TableReader) -> str:  # for the record: its name, or its place where that is elsewhere
     "Return the table's name in records, or its path where it is not the workspace's."
     return self.name if str(self.path) == store(self.settings, "tables", self.name) else str(self.path)
 
@@ -167,7 +167,9 @@ def arrow(self: TableReader, version: int | None = None, columns: list[str] | No
 
 @patch
 def batches(
-    self: TableReader, version: int | None = None, columns: list[str] | None = None, rows: int = 250_000, filter=None
+    self: TableReader, version: int | None = None, columns: list[str] | None = None,
+    rows: int = 250_000,  # of a batch
+    filter=None
 ) -> Iterator[pa.Table]:
     "The rows as a stream of Arrow tables; at least one."
     _, data = _seen(self, version)

@@ -70,7 +70,7 @@ def infer(cls: Target,
                          "Name another column, or check the filter.")
     if len(distinct) == 1:
         raise BadRequest(f"The target {column!r} is {distinct[0].as_py()!r} in all rows that have it.",
-                         "There is nothing to tell apart; name another column, or check the filter.")
+                         "There is nothing to learn; name another column, or check the filter.")
     if not _as_classes(distinct, task):
         _numeric(values, column)
         return cls(column, "regression")

@@ -73,7 +73,7 @@ _WORDS = re.compile(
 
 @functools.cache
 def arrow_type(name: str) -> pa.DataType:
-    "Return the Arrow type that a name stands for. Raises `BadRequest` for a name that is none."
+    "Return the Arrow type of a name. Raises `BadRequest` for a name that is none."
     name, words, at = str(name).rstrip(), [], 0
     while at < len(name):
         if not (found := _WORDS.match(name, at)): raise _unknown(name)
@@ -293,7 +293,7 @@ def leading_zeros(texts: "pa.Array | pa.ChunkedArray") -> "pa.Array | pa.Chunked
     start = pc.utf8_slice_codeunits(pc.utf8_trim_whitespace(texts), 0, 3)
     return pc.fill_null(pc.match_substring_regex(start, r"^([+-]0\d|0\d)"), False)
 
-def decoded(rows: pa.Table,
+def decoded(rows: pa.Table,  # columns of dictionary type among them
             columns: list[str] | None = None,  # default: all
            ) -> pa.Table:
     "Text kept as codes, as text."
@@ -375,7 +375,9 @@ def to_pandas(table: pa.Table,
     for c in some: frame[c] = table[c].to_pandas(types_mapper=small.get).values
     return frame[table.column_names]
 
-def could_be_null(schema: pa.Schema, counts: dict[str, int | None]) -> set[str]:
+def could_be_null(schema: pa.Schema,  # of the rows
+                  counts: dict[str, int | None],  # nulls of each column, where known
+                 ) -> set[str]:
     "Integer and boolean columns whose null count is not known to be zero."
     return {
         f.name

@@ -27,7 +27,9 @@ class Unique:
 
 
 def repeated(
-    table: pa.Table, columns: list[str] | tuple[str, ...], keep: str = "first"
+    table: pa.Table,  # the rows
+    columns: list[str] | tuple[str, ...],
+    keep: str = "first",  # `first` or `last`
 ) -> np.ndarray:  # true for every row but the one that stays
     "Which rows repeat the values of an earlier row (of a later one, where the last stays)."
     import pandas as pd

@@ -147,7 +147,9 @@ def formats(texts: "pa.Array | pa.ChunkedArray",  # strings without nulls
         return np.concatenate([formats(c) for c in texts.chunks]) if texts.num_chunks else np.empty(0, "u1")
     return _formats(*text_bytes(texts)) if len(texts) else np.empty(0, "u1")
 
-def format_counts(texts: "pa.Array | pa.ChunkedArray", counts: "np.ndarray | None" = None) -> "dict[str, int]":
+def format_counts(texts: "pa.Array | pa.ChunkedArray",  # may hold nulls
+                  counts: "np.ndarray | None" = None,  # how often each text occurs; None: once
+                 ) -> "dict[str, int]":
     "How many texts are written in each format."
     n = np.bincount(formats(texts), counts, len(FORMATS)).astype("i8").tolist()
     return {f: k for f, k in zip(FORMATS, n) if k}

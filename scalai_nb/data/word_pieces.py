@@ -197,7 +197,7 @@ def graph_words_of(g: Graph,  # under way
                    code: str,  # from `graph_codes`
                    vocabulary: WordPieces,  # characters and pieces
                   ) -> tuple[str, str]:  # bool (S,): whether a word begins; int64 (S,): number of its word
-    "Tell which characters make a word."
+    "Return which characters make a word."
     def before(flags): return g("Concat", no, g("Slice", flags, g.whole([0]), g.whole([-1]), g.whole([0])), axis=0)
     no, alone = g.constant([False], bool), g("Gather", g.constant(vocabulary.alone, bool), code)
     letter = g("Greater", code, g.whole(GAP))

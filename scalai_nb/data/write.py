@@ -108,7 +108,7 @@ def _wide(schema: pa.Schema, contract: Contract, key: tuple, name: str, settings
 def _outcome(name: str, batch: str, settings: Settings, start: float) -> Written:
     "What a batch that is there already did: its commit says so."
     said = batch_facts(TableReader(name, settings), batch)
-    # whoever asks for it stands for it, also when another attempt wrote it
+    # the caller gets it, also when another attempt wrote it
     if said["version"] is not None: events.emit("output", table=name, version=said["version"])
     return Written(
         name,

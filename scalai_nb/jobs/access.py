@@ -100,7 +100,8 @@ def _watch_children(access: Access):
         return start(args, *more)
     _posixsubprocess.fork_exec = fork_exec
 
-def watch(root: Path | str) -> Access:
+def watch(root: Path | str,  # of the workspace
+         ) -> Access:
     "Begin to note what this process reads. It ends with the process."
     access = Access(root)
     events.watch_settings(lambda section, key: access.settings.add(f"{section}.{key}" if section else "*"))

@@ -28,7 +28,7 @@ from .workflow import Workflow
 HEAD = '''"""A workflow as a DAG of Airflow 3, written by `scalai workflow export airflow`.
 
 Free to be changed here: the three constants, the DAG's schedule, and what Airflow takes besides (pool, queue, owner,
-callbacks). All else comes from the workflow: change it there and export again. `scalai workflow check airflow` tells
+callbacks). All else comes from the workflow: change it there and export again. `scalai workflow check airflow` shows
 whether both still say the same.
 """
 import json, re, subprocess
@@ -145,7 +145,7 @@ class End(Words):
 ELEMENTS = '''
 
 class Elements(Words):
-    "The elements that a step is done for, or the points of a grid; none where it is left out, and the reason beside."
+    "The elements that a step is done for, or the points of a grid; none where it is left out, and the reason."
     def __init__(self, *, each=None, grid=None, **kw):
         super().__init__(**kw)
         self.each, self.grid = each, grid
@@ -202,10 +202,10 @@ class Step(Words):
         done, code = json.loads(said or "{}"), self.child.returncode
         if code == 0: return done["results"]
         error = done.get("error") or {"message": f"it ended with {code} and said nothing"}
-        told = f"{done.get('id', self.file)} {done.get('state', 'was refused')}: {error['message']}"
-        told = f"{told} {error.get('hint', '')}".strip()
+        message = f"{done.get('id', self.file)} {done.get('state', 'was refused')}: {error['message']}"
+        message = f"{message} {error.get('hint', '')}".strip()
         # a wrong request stays wrong; who cancelled it meant it
-        raise WorkFailed(told) if code in (2, 130) else AirflowException(told)
+        raise WorkFailed(message) if code in (2, 130) else AirflowException(message)
 
     def on_kill(self):
         if self.child and self.child.poll() is None: self.child.terminate()
@@ -213,7 +213,7 @@ class Step(Words):
 
 # %% ../../nbs/jobs/40_airflow.ipynb #16f72b9d
 def opening() -> str:
-    "What stands before the workflow in every file, but for its constants."
+    "Return what comes before the workflow in every file, but for its constants."
     return FAILURE + definitions("resolve", "holds") + HANDED_ON + SCOPE + GROUPS + ELEMENTS + IN_TURN + STEP
 
 # %% ../../nbs/jobs/40_airflow.ipynb #398e5fdf
@@ -237,7 +237,10 @@ def _written(value: object, indent: int) -> str:
     if isinstance(value, Seconds): return f"timedelta(seconds={float(value):g})"
     return pformat(value, width=max(60, 150 - indent), sort_dicts=False).replace("\n", "\n" + " "*indent)
 
-def format_call(name: str, options: dict, indent: int = 0) -> str:
+def format_call(name: str,
+                options: dict,  # keyword arguments
+                indent: int = 0,  # spaces
+               ) -> str:
     "A call with keywords: on one line where it fits, else a line for each."
     one = f"{name}({', '.join(f'{k}={_written(v, 0)}' for k, v in options.items())})"
     if len(one) + indent <= 160 and "\n" not in one: return one

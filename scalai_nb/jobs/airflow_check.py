@@ -93,6 +93,8 @@ def _apart(wanted: Task, have: Task) -> list[str]:
         if expected.get(k) != have.options.get(k)
     ]
 
-def show_value(values: dict, name: str) -> str:
+def show_value(values: dict,  # of a section
+               name: str,  # of the key
+              ) -> str:
     "Return a value as a message shows it."
     return repr(values[name])[:200] if name in values else "not there"

@@ -21,7 +21,7 @@ class Task:
     "One task of the DAG."
     id: str  # with the groups that it is in, as in `model.train`
     kind: str  # Step, Elements, Begin or End, see the file
-    options: dict  # what it is told: literals
+    options: dict  # its arguments: literals
     after: tuple[str, ...] = ()  # ids of the tasks that it waits for
     over: str = ""  # the task whose list it is mapped over
 
@@ -96,7 +96,9 @@ def tasks(
 # %% ../../nbs/jobs/39_airflow_tasks.ipynb #97474d25
 def _last(end: str | tuple) -> str: return end if isinstance(end, str) else end[1]
 
-def relative_path(file: Path, root: Path) -> str:
+def relative_path(file: Path,  # any path
+                  root: Path,  # of the workspace
+                 ) -> str:
     "Return a path relative to the workspace, where it lies inside."
     return str(file.relative_to(root)) if file.is_relative_to(root) else str(file)
 

@@ -171,7 +171,7 @@ def redacted_notebook(self: Execution) -> nbformat.NotebookNode:
 
 @patch
 def report(self: Execution, note: str = ""):
-    "Where we are, for the terminal and for whoever listens."
+    "Report the progress to the terminal and to listeners."
     run, at = self.run, bisect_right(self.code, -1 if self.index is None else self.index)
     if self.terminal: self.terminal.update(f"cell {at}/{len(self.code)}" + (f" · {note}" if note else ""))
     events.emit("job", id=run.id, name=run.name, state=run.state, parent=run.parent, cell=at, cells=len(self.code),

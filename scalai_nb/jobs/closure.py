@@ -36,7 +36,8 @@ def meaning(text: str) -> str:
     tree = parse_python(text)
     return text if tree is None else ast.dump(tree)
 
-def cell_meaning(cell: dict) -> list[str]:
+def cell_meaning(cell: dict,  # of the notebook
+                ) -> list[str]:
     "A code cell: its Python, then its magics and shell commands in order."
     text = source(cell)
     if text.lstrip().startswith("%%"): return [text.strip()]
@@ -94,7 +95,8 @@ def _libraries() -> tuple[str, ...]:
              + [site.getusersitepackages()])
     return tuple(dict.fromkeys(os.path.realpath(p) + os.sep for p in found))
 
-def is_installed(path: str) -> bool:
+def is_installed(path: str,  # of a file
+                ) -> bool:
     "Check whether a file belongs to Python or to an installed package."
     real = os.path.realpath(path)
     return (real.startswith(_libraries()) or f"{os.sep}site-packages{os.sep}" in real

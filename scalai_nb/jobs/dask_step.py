@@ -39,7 +39,8 @@ class RemoteResult:
     "In that process: a terminal whose lines go to the Dask task."
     def __init__(self): self.execution = None
 
-    def update(self, note: str):
+    def update(self, note: str,  # one line
+              ):
         "Print a note for the client."
         print(json.dumps(dict(note=note, cell=self.execution.run.cell)), flush=True)
 
@@ -205,7 +206,9 @@ def join_cluster(settings: Settings):  # distributed.Client
     "The cluster that `[cluster]` names, or one of processes on this machine for as long as the block lasts."
     with cluster(settings, apart(settings), default=False) as client: yield client
 
-def workers(client, previous: list[Host] = ()) -> list[Host]:
+def workers(client,
+            previous: list[Host] = (),  # places known before
+           ) -> list[Host]:
     "A place for every worker: as many steps as it has threads. Those known before keep what is taken of them."
     known = {p.name: p for p in previous}
     found = []

@@ -51,7 +51,7 @@ STATEMENT_TIMEOUT = 20.  # seconds that one statement may take
 
 # %% ../../nbs/jobs/09_database.ipynb #2b735e64
 @lru_cache(maxsize=8)
-def connect(url: str,
+def connect(url: str,  # of the database, for SQLAlchemy
             statement_timeout: float = STATEMENT_TIMEOUT,  # seconds for one statement; PostgreSQL
            ) -> sa.Engine:
     """A database with the record's tables in it, as the newest migration has them.
@@ -265,7 +265,12 @@ def database_time(db):  # an expression
     return (sa.cast(sa.extract("epoch", sa.func.clock_timestamp()), sa.Float) if db.dialect.name == "postgresql"
             else sa.literal(time.time()))
 
-def add_event(db, id: str, state: str, detail: str, timestamp: float | None = None):
+def add_event(db,  # an open connection
+              id: str,  # of the run
+              state: str,  # that the run has now
+              detail: str,  # what happened
+              timestamp: float | None = None,  # seconds since 1970; None: now
+             ):
     "One more line of a run's history. No database takes a NUL or half a character in a text."
     e = EVENTS.alias()
     db.execute(EVENTS.insert().values(

@@ -39,7 +39,7 @@ def run(
     cell_timeout: int | None = None,  # seconds for each cell
     progress: bool | None = None,  # lines on standard error; default: unless in a kernel
     stop=None,
-    terminal=None,
+    terminal=None,  # shows the progress; None: a new one where wanted
     warm=None,  # shared by a workflow's steps: Stop, Terminal, KernelPool; of a command, a SpareProcess
 ) -> JobRun:
     "Run a notebook and say how it ended."
@@ -74,7 +74,7 @@ def run(
 def _pool(settings: Settings, nb: dict):  # a KernelPool
     """Where a kernel may be forked:
 
-    where the one was that we are in, or, if the settings want it, from a process that is kept beside the workspace."""
+    where the one was that we are in, or, if the settings want it, from a process that is kept for the workspace."""
     from scalai_nb.jobs.kernel_pool import KernelPool, imported_modules
     return (KernelPool(imported_modules(nb, settings.root), home=settings.home, limit=settings.jobs.warm)
             if settings.jobs.warm else KernelPool())
@@ -118,7 +118,9 @@ def check_timeout(timeout: float | None):
     if timeout is not None and timeout <= 0:
         raise BadRequest(f"A timeout of {timeout:g} s lets nothing run.", "Give seconds, more than 0.")
 
-def kernel_env(settings: Settings, id: str) -> dict[str, str]:
+def kernel_env(settings: Settings,
+               id: str,  # of the run
+              ) -> dict[str, str]:
     "What a job's kernel finds in its environment: its workspace and its own run."
     return {"SCALAI_RUN": id} | ({"SCALAI_SETTINGS": str(settings.file)} if settings.file.is_file() else {})
 
@@ -147,7 +149,9 @@ class Engine:
         return execution.redacted_notebook()  # papermill writes it
 
     @classmethod
-    def nb_kernel_name(cls, nb, name=None):
+    def nb_kernel_name(cls, nb,  # the notebook
+                       name=None,  # if given, is returned
+                      ):
         return name or nb.metadata.get("kernelspec", {}).get("name", "python3")
 
     @classmethod
@@ -164,7 +168,7 @@ def drive(execution, kernel_name: str, start_timeout: float, cell_timeout: int |
 
 
 def run_to_end(make,  # gives the coroutine
-               stop,  # a Stop, told of an interrupt
+               stop,  # a Stop, which gets the interrupts
               ):  # what the coroutine returns
     "Run a coroutine to its end, whatever loop the caller has."
     def go():

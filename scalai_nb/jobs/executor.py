@@ -65,7 +65,7 @@ async def run_workflow(flow: WorkflowGraph, values: dict, session: Session, pare
     heartbeat = None
     if not path:
         session.id, heartbeat = job.id, Heartbeat(record, job, session.stop)
-        heartbeat.start()  # also for its steps: signs of life, and whether somebody asks to stop
+        heartbeat.start()  # also for its steps: signs of life, and requests to stop
     level = Level(flow, job, session, path, dict(values), upstream, previous, order, forced)
     try:
         await gather_all(_when_ready(level, step) for step in flow.steps if level.includes(step.name))
@@ -100,13 +100,16 @@ class Level:
     done: dict[str, list[tuple[dict, JobRun]]] = field(default_factory=dict)  # of each step, its points and their runs
     events: dict[str, asyncio.Event] = field(default_factory=dict)
 
-    def includes(self, name: str) -> bool:
+    def includes(self, name: str,  # of the step
+                ) -> bool:
         return bool(self.path) or self.session.only in (None, name) or name in self.session.taken
 
-    def force_reason(self, name: str) -> str:
+    def force_reason(self, name: str,  # of the step
+                    ) -> str:
         return self.forced or ("" if self.path else self.session.forced.get(name, ""))
 
-    def step_path(self, name: str) -> tuple[str, ...]:
+    def step_path(self, name: str,  # of the step
+                 ) -> tuple[str, ...]:
         return *self.path.split(" › ")[:-1], name  # names, outermost first
 
     def end_event(self, name: str) -> asyncio.Event: return self.events.setdefault(name, asyncio.Event())
@@ -141,7 +144,7 @@ async def gather_all(work: Iterable[Awaitable]) -> list:  # results, in the orde
 
 def step_results(
     step: Step, runs: list[tuple[dict, JobRun]]  # points and their runs
-) -> tuple[object, dict]:  # what `${step}` stands for; what the workflow hands on
+) -> tuple[object, dict]:  # the value of `${step}`; what the workflow hands on
     "Results of a step: one mapping, or for `each` element and every point of a grid a list of them."
     kept = [point | run.results for point, run in runs]
     if not step.each and not step.grid: return (kept[-1], kept[-1]) if kept else ({}, {})
@@ -195,7 +198,7 @@ async def _step(level: Level, step: Step, upstream: list) -> list[tuple[dict, Jo
 
 # %% ../../nbs/jobs/29_executor.ipynb #9d014473
 def declared_files(step: Step, scope: dict) -> dict[str, list[str]]:
-    "Declared inputs and products with their references filled in; one that stands for a list is as many."
+    "Declared inputs and products with their references filled in; a list becomes several."
     found = {}
     for what in ("inputs", "products"):
         values = [v for value in resolve(getattr(step, what), scope)

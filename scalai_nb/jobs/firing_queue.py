@@ -82,7 +82,7 @@ class Firing:
     gpus: list = field(default_factory=list)
     cancel: bool = False
     late_at: float = 0.  # when it is late, if it has not started
-    late: bool = False  # somebody has been told, and not yet that it is over
+    late: bool = False  # a failure was sent, and not yet its end
     created: float | None = None
     started: float | None = None
     ended: float | None = None
@@ -188,7 +188,10 @@ def claim(self: FiringQueue, timestamp: float, owner: str, limit: int,  # so man
 
 # %% ../../nbs/jobs/34_firing_queue.ipynb #2bf512c9
 @patch
-def hold(self: FiringQueue, id: str, owner: str, process: str):
+def hold(self: FiringQueue, id: str,  # of the firing
+         owner: str,
+         process: str,  # identity of the process
+        ):
     "Say which process runs it."
     with self.engine.begin() as db:
         db.execute(FIRINGS.update().where(FIRINGS.c.id == id, FIRINGS.c.owner == owner).values(process=process))
@@ -210,16 +213,15 @@ LOSS_LIMIT = 3
 # %% ../../nbs/jobs/34_firing_queue.ipynb #c3ab556b
 @patch
 def end(
-    self: FiringQueue,
-    f: Firing,  # as it was taken
+    self: FiringQueue, f: Firing,  # as it was taken
     timestamp: float,
-    state: str,
-    run: str | None = None,
-    reason: str = "",
+    state: str,  # how it ended
+    run: str | None = None,  # id of the run
+    reason: str = "",  # one sentence
     died: bool = False,  # its scheduler did, not the job
 ) -> (
     tuple[Firing, str] | None
-):  # the row now, and `failure`, `recovery` or nothing to tell; None: it was no longer ours
+):  # the row now, and `failure`, `recovery` or nothing to send; None: it was no longer ours
     "Write how an attempt ended."
     what = f.definition
     again = (state in FAILED_STATES and f.attempt <= what.retries if not died
@@ -238,7 +240,7 @@ def end(
 # %% ../../nbs/jobs/34_firing_queue.ipynb #de816ebc
 @patch
 def _turned(self: FiringQueue, db, name: str, state: str, now: float) -> str:
-    "What is to be told after an end."
+    "Return what to send after an end."
     failing = db.execute(sa.select(SCHEDULES.c.failing).where(SCHEDULES.c.name == name)).scalar()
     if state in FAILED_STATES:
         if failing is None: db.execute(SCHEDULES.update().where(SCHEDULES.c.name == name).values(failing=now))
@@ -272,7 +274,8 @@ def take_over(self: FiringQueue, f: Firing, timestamp: float) -> tuple[Firing, s
 
 # %% ../../nbs/jobs/34_firing_queue.ipynb #8145ca68
 @patch
-def run_of(self: FiringQueue, process: str | None) -> JobRun | None:
+def run_of(self: FiringQueue, process: str | None,  # identity of the process
+          ) -> JobRun | None:
     """The run that a process made which is gone.
 
     What the record still takes for running is lost: on another host, the record cannot know."""
@@ -298,21 +301,22 @@ def error_line(run: JobRun) -> str:  # one line
 # %% ../../nbs/jobs/34_firing_queue.ipynb #3d79760c
 @patch
 def find_late(self: FiringQueue, timestamp: float) -> list[Firing]:
-    "First attempts that wait for longer than their schedule allows; each is told of once, whoever asks."
+    "First attempts that wait for longer than their schedule allows; each is returned once."
     waits = self.firings(FIRINGS.c.state == "queued", FIRINGS.c.attempt == 1, FIRINGS.c.late.is_(False),
                          FIRINGS.c.late_at < timestamp)
     return [f for f in waits if self.mark_late(f)]
 
 @patch
-def mark_late(self: FiringQueue, f: Firing) -> bool:  # whether nobody did before
+def mark_late(self: FiringQueue, f: Firing) -> bool:  # whether it is the first time
     "Mark a firing as late, once."
     with self.engine.begin() as db:
         return bool(db.execute(FIRINGS.update().where(FIRINGS.c.id == f.id,
                                                       FIRINGS.c.late.is_(False)).values(late=True)).rowcount)
 
 @patch
-def find_recovered(self: FiringQueue, name: str) -> list[Firing]:
-    "What a schedule missed and somebody was told of, now that it starts in time again; each once, whoever asks."
+def find_recovered(self: FiringQueue, name: str,  # of the schedule
+                  ) -> list[Firing]:
+    "Return what a schedule missed and was reported, now that it starts in time again; each once."
     mine = FIRINGS.c.schedule == name, FIRINGS.c.state == "skipped", FIRINGS.c.late.is_(True)
     if not (missed := self.firings(*mine)): return []
     with self.engine.begin() as db:

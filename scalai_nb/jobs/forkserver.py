@@ -30,7 +30,7 @@ from ..core.process import adopt, die_with_parent
 
 # %% ../../nbs/jobs/13_forkserver.ipynb #864b9d29
 def _kernel(argv: list[str]):
-    """Be a kernel until told to end.
+    """Be a kernel until it is asked to end.
 
     What notebooks registered to run at the end runs; taking hundreds of modules apart one by one is left to the
     system."""
@@ -87,7 +87,7 @@ def _unfit() -> str:
 
 # %% ../../nbs/jobs/13_forkserver.ipynb #bc3693d9
 def _sources() -> dict[str, int]:  # path: modification time
-    "Files of loaded modules that somebody may be editing: those outside the Python installation."
+    "Files of loaded modules that a user may be editing: those outside the Python installation."
     roots = tuple({str(Path(p).resolve()) for p in (sys.prefix, sys.base_prefix)})
     files = {getattr(m, "__file__", None) for m in list(sys.modules.values())}
     return {f: os.stat(f).st_mtime_ns for f in files if f and not f.startswith(roots) and os.path.exists(f)}
@@ -97,11 +97,12 @@ def _sources() -> dict[str, int]:  # path: modification time
 SENSITIVE_PREFIXES = ("OMP_", "MKL_", "OPENBLAS_", "NUMBA_", "KMP_", "CUDA_", "PYTHON", "LD_", "DASK_", "MPL", "TORCH",
                       "MALLOC_")
 
-def sensitive_env(env: dict[str, str]) -> dict[str, str]:
+def sensitive_env(env: dict[str, str],  # of a process
+                 ) -> dict[str, str]:
     "Return the variables that must be set before the imports."
     return {k: v for k, v in env.items() if k.startswith(SENSITIVE_PREFIXES) and k != "MPLBACKEND"}
 
-def send(control: socket.socket, **message) -> bool:  # False: nobody is there any more
+def send(control: socket.socket, **message) -> bool:  # False: the other end is gone
     "Send a message as a line of JSON."
     try: control.sendall(json.dumps(message).encode() + b"\n")
     except OSError: return False
@@ -147,13 +148,13 @@ def _end(children: dict[int, socket.socket], asker: socket.socket | None = None)
         if asker is None or who is asker: _kill(pid)
 
 # %% ../../nbs/jobs/13_forkserver.ipynb #094ec495
-IDLE_TIMEOUT = 900.  # seconds without a kernel after which a process that is kept beside a workspace ends
+IDLE_TIMEOUT = 900.  # seconds without a kernel after which a process that is kept for a workspace ends
 
 # %% ../../nbs/jobs/13_forkserver.ipynb #63140243
 class Server:
     """The process that forks kernels.
 
-    It ends with its lifeline; one that is kept has none, and ends when nobody came for a while, or its workspace is
+    It ends with its lifeline; one that is kept has none, and ends when it was idle for a while, or its workspace is
     gone."""
     def __init__(self, room: Path, lifeline: socket.socket | None = None, home: Path | None = None,
                  idle: float = IDLE_TIMEOUT):
@@ -167,8 +168,9 @@ class Server:
 
 # %% ../../nbs/jobs/13_forkserver.ipynb #54962d1d
 @patch
-def prepare(self: Server, modules: list[str]):
-    "Import; from then on every connection is told how that went."
+def prepare(self: Server, modules: list[str],  # to import
+           ):
+    "Import; from then on every connection gets the result."
     began = time.monotonic()
     def gone():
         return (self.lifeline is not None and bool(select.select([self.lifeline], [], [], 0)[0])
@@ -250,7 +252,7 @@ def fork(self: Server, asker: socket.socket, request: dict) -> int | None:  # 0 
     "One more kernel, unless a source has changed since it was imported: then this process is of no more use."
     if changed := next((f for f, at in self.files.items() if not os.path.exists(f) or os.stat(f).st_mtime_ns != at),
                        None):
-        self.retire()  # before anybody is told, who would come again
+        self.retire()  # before the answer, after which the client would come again
         send(asker, id=request["id"], stale=changed)
         return None
     if self.door and not self.lifeline: os.utime(self.room)  # when it was last of use
@@ -287,7 +289,7 @@ def _become(request: dict, parent: int):
 
 # %% ../../nbs/jobs/13_forkserver.ipynb #6f8b7537
 def _wait(control: socket.socket):
-    """Import what every kernel needs, and become one when asked; end when nobody can ask any more.
+    """Import what every kernel needs, and become one when asked; end when the parent is gone.
 
     Until then the terminal's interrupts are for others."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

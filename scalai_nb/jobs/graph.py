@@ -25,12 +25,14 @@ def latest_attempts(runs: list[JobRun]) -> list[JobRun]:
     "The last attempt of each run."
     return list({r.name: r for r in runs}.values())
 
-def step_runs(run: JobRun | None, name: str) -> list[JobRun]:
+def step_runs(run: JobRun | None,
+              name: str,  # of the step
+             ) -> list[JobRun]:
     "The runs of one step: one, or one for each element."
     return [r for r in latest_attempts(run.steps if run else []) if r.name == name or r.name.startswith(f"{name}[")]
 
 def overall_state(runs: list[JobRun]) -> str:  # a state
-    "How a step as a whole stands."
+    "Return the state of a step as a whole."
     states = [r.state for r in runs]
     for state in ("failed", "timed_out", "kernel_died", "lost", "cancelled", "running"):
         if state in states: return state
@@ -42,7 +44,7 @@ def duration(run: JobRun) -> float:  # seconds, up to now for what still runs
             if run.state == "running" and run.started else 0.0)
 
 def span(runs: list[JobRun]) -> float:  # seconds
-    "From the first begin to the last end: runs may go on beside each other."
+    "From the first begin to the last end: runs may overlap."
     ran = [(r.started, r.started + duration(r)) for r in runs if r.started]
     return max(e for _, e in ran) - min(b for b, _ in ran) if ran else 0.
 
@@ -52,7 +54,9 @@ def _time(seconds: float) -> str:
             else (f"{seconds//60:.0f} min {seconds%60:02.0f} s" if seconds < 3600
                   else f"{seconds//3600:.0f} h {seconds%3600//60:02.0f} min"))
 
-def nested_runs(runs: list[JobRun], depth: int = 0) -> list[tuple[int, JobRun]]:
+def nested_runs(runs: list[JobRun],
+                depth: int = 0,  # of nesting, counted from 0
+               ) -> list[tuple[int, JobRun]]:
     "What a card lists: elements, and the steps of inner workflows."
     return [line for r in runs for line in ([(depth, r)] + nested_runs(latest_attempts(r.steps), depth + 1))]
 
@@ -98,7 +102,7 @@ STYLE = f"<style>\n{static_text('jobs', 'graph.css')}</style>"
 
 # %% ../../nbs/jobs/22_graph.ipynb #2f0bdc71
 def _linked(inner: str, run: JobRun, path: Path | None) -> str:
-    "A link to the notebook as it ran, where a page is beside it."
+    "A link to the notebook as it ran, where a page is next to it."
     if path is None or not run.output or "://" in run.output: return inner
     return (f'<a href="{escape(Path(os.path.relpath(run.output, path)).as_posix())}" title="the notebook as it'
             f' ran">{inner}</a>')
@@ -141,7 +145,7 @@ def picture(flow,  # Workflow
             run: JobRun | None = None,  # with its steps; None: only the plan
             path: Path | None = None,  # where the page will lie; None: no links
            ) -> str:  # HTML
-    "What waits for what, and how it stands."
+    "Draw what waits for what, and the state of each."
     cards = {s.name: card(s.name, s.notebook or s.workflow, step_runs(run, s.name), path) for s in flow.steps}
     needs = {s.name: flow.needs[s.name] for s in flow.steps}
     at, wide, high = layout(needs, {n: c[1] for n, c in cards.items()})

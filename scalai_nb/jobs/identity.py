@@ -17,7 +17,7 @@ def machine() -> str:
     "Where process numbers mean the same: this boot of a kernel, and in it this container. Host names may be equal."
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
     try: return f"{boot}-{os.stat('/proc/self/ns/pid').st_ino}"
-    except OSError: return f"{boot}-{secrets.token_hex(4)}"  # nobody else can know this process
+    except OSError: return f"{boot}-{secrets.token_hex(4)}"  # no other process can look it up
 
 
 def is_local(process: str | None) -> bool:  # an identity

@@ -62,7 +62,8 @@ class Contents:
 
 # %% ../../nbs/jobs/19_inputs.ipynb #4935cad2
 @patch
-def digest_pattern(self: Contents, pattern: str) -> str:
+def digest_pattern(self: Contents, pattern: str,  # a glob, relative to the workspace
+                  ) -> str:
     "One digest of all files that a pattern matches, their names included."
     names = sorted(os.path.relpath(f, self.root) for f in glob.glob(str(self.root / pattern), recursive=True)
                    if os.path.isfile(f))
@@ -89,7 +90,7 @@ def workspace_key(settings: Settings, make: bool = False) -> bytes | None:
     new = path.with_name(f"key.{secrets.token_hex(4)}")
     with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(secrets.token_bytes(32))
-    try: os.link(new, path)  # whoever is first
+    try: os.link(new, path)  # the first one wins
     except FileExistsError: pass
     finally: new.unlink()
     return path.read_bytes()
@@ -100,13 +101,16 @@ class KeyedDigests:
     def __init__(self, settings: Settings, make: bool = False):
         self.settings, self.key = settings, workspace_key(settings, make)
 
-    def digest(self, value: str | None) -> str:
+    def digest(self, value: str | None,  # None: not set
+              ) -> str:
         "Hash a value with this workspace's key."
         if value is None: return ABSENT
         return hmac.new(self.key, value.encode("utf-8", "surrogateescape"),
                         hashlib.sha256).hexdigest()[:32] if self.key else UNSURE
 
-    def secret(self, reference: str, root: Path) -> str:
+    def secret(self, reference: str,  # such as `env:NAME` or `file:PATH`
+               root: Path,  # of the workspace
+              ) -> str:
         "Hash what a secret refers to."
         kind, _, place = reference.partition(":")
         if kind == "file" and not Path(place).is_absolute(): reference = f"file:{root/place}"
@@ -123,7 +127,7 @@ class KeyedDigests:
 
 # %% ../../nbs/jobs/19_inputs.ipynb #6cdc2758
 def parse_entry(declared: str) -> dict:  # without its digest or version
-    "What a declared input or product stands for. Raises `BadRequest`."
+    "Return the files of a declared input or product. Raises `BadRequest`."
     kind, _, name = declared.partition(":")
     if kind in ("table", "env"):
         if not name: raise BadRequest(f"{declared!r} names nothing.", f"Write {kind}:NAME.")
@@ -135,7 +139,9 @@ def parse_entry(declared: str) -> dict:  # without its digest or version
         raise BadRequest("An empty text names no file.", "Name a file, a pattern, table:NAME or env:NAME.")
     return {"glob": declared} if set(declared) & set("*?[") else {"file": os.path.normpath(declared)}
 
-def check_declared(inputs: list[str], products: list[str]):
+def check_declared(inputs: list[str],  # as the workflow file has them
+                   products: list[str],  # as the workflow file has them
+                  ):
     "Raises `BadRequest` for what cannot be watched."
     for declared in inputs: parse_entry(declared)
     for declared in products:
@@ -215,7 +221,8 @@ def observe_after(self: Inputs, run: JobRun) -> list[str]:  # products that are 
 
 # %% ../../nbs/jobs/19_inputs.ipynb #31a06d57
 @patch
-def covers(self: Inputs, declared: dict, name: str) -> bool:
+def covers(self: Inputs, declared: dict,  # such as `{"glob": pattern}`
+           name: str) -> bool:
     "Whether an entry is, or matches, a file of the workspace."
     if "glob" not in declared: return declared.get("file") == name
     return os.path.normpath(self.settings.root / name) in {
@@ -224,8 +231,10 @@ def covers(self: Inputs, declared: dict, name: str) -> bool:
 
 # %% ../../nbs/jobs/19_inputs.ipynb #d0c86dbf
 @patch
-def observed_reads(self: Inputs, run: JobRun, files: dict[str, dict], hidden: KeyedDigests) -> list[dict]:
-    "What the kernel was seen reading and nobody declared, with `undeclared` where it should be."
+def observed_reads(self: Inputs, run: JobRun,
+                   files: dict[str, dict],  # that the kernel opened
+                   hidden: KeyedDigests) -> list[dict]:
+    "List undeclared files that the kernel was seen reading, with `undeclared` where it should be."
     root, own, found = self.settings.root, self._own(), []
     expected = ({e["file"] for e in self.seen if "file" in e}
                 | {f for e in self.seen if "glob" in e for f in self._names(e["glob"])} | set(self.code))

@@ -98,7 +98,7 @@ def to_dict(self: JobRun,
 # %% ../../nbs/jobs/07_job_run.ipynb #f57b31c4
 @patch
 def raise_for_state(self: JobRun) -> JobRun:  # itself, when it went well
-    "Turn a run that did not succeed into the error it stands for."
+    "Return the error of a run that did not succeed."
     if self.ok: return self
     error = self.error or {}
     where = f" in cell {error['cell']}" if error.get("cell") is not None else ""
@@ -123,7 +123,7 @@ def summarize_results(results: dict,  # of a run
         if isinstance(v, int): return f"{v:,}"
         if isinstance(v, float): return f"{v:.4g}"
         if isinstance(v, (list, dict)): return f"[{len(v)}]"
-        if re.fullmatch(r"[0-9a-f]{32,}", v): return v[:8]  # of a digest or an id, as much as tells it from others
+        if re.fullmatch(r"[0-9a-f]{32,}", v): return v[:8]  # of a digest or an id, enough to distinguish it
         v = v if " " in v else v.rpartition("/")[2] or v  # of a path, the name
         return v if width is None or len(v) <= 28 else v[:27] + "…"
     text = " · ".join(f"{k} {shown(v)}" for k, v in results.items())
@@ -188,7 +188,8 @@ def package_versions() -> dict[str, str]:
 
 
 @lru_cache(maxsize=16)
-def git_commit(path: Path) -> str | None:
+def git_commit(path: Path,  # of a folder
+              ) -> str | None:
     "The commit that the folder is at; None outside git."
     import subprocess
     try:

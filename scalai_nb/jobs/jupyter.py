@@ -73,7 +73,8 @@ MESSAGE_LIMIT = 1024  # characters of a status message, see the column in jupyte
 
 
 @patch
-def on_failure(self: LabExecution, e: Exception):
+def on_failure(self: LabExecution, e: Exception,  # what `execute` raised
+              ):
     "Called by `process` with whatever `execute` raised."
     if not isinstance(e, ScalaiError): traceback.print_exception(e)  # into JupyterLab's log
     self.update(status=Status.STOPPED if isinstance(e, Cancelled) else Status.FAILED,
@@ -124,7 +125,8 @@ def run_of(self: LabScheduler, job: Job) -> JobRun | None:  # None: it has not b
     return Record(workspace_settings(self.root_dir)).get(id) if id else None
 
 @patch
-def stop_job(self: LabScheduler, job_id: str):
+def stop_job(self: LabScheduler, job_id: str,  # of jupyter-scheduler
+            ):
     "Ask a job to stop."
     with self.db_session() as session: job = session.query(Job).filter(Job.job_id == job_id).one()
     if not self.change(job_id, {"status": Status.STOPPING}, Job.status.in_(ACTIVE_STATUSES)): return

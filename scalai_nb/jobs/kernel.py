@@ -24,14 +24,15 @@ from .result import QUEUE_LENGTH
 # %% ../../nbs/jobs/15_kernel.ipynb #bda45ae6
 class KernelClient(AsyncKernelClient):
     "A client that is ready as soon as the kernel has answered on both channels."
-    async def wait_for_ready(self, timeout: float | None = None):
+    async def wait_for_ready(self, timeout: float | None = None,  # seconds; None: 60
+                            ):
         "Wait until the kernel answers."
         deadline = time.monotonic() + (timeout or 60)
         while True:
             self.kernel_info()
             try:
                 if (await self.shell_channel.get_msg(timeout=1))["msg_type"] != "kernel_info_reply": continue
-                await self.iopub_channel.get_msg(timeout=.2)  # the subscription stands
+                await self.iopub_channel.get_msg(timeout=.2)  # the subscription works
                 return
             except Empty: pass
             if not await self.parent.is_alive(): raise RuntimeError("the kernel ended while it started")
@@ -65,7 +66,8 @@ class ForkProvisioner(LocalProvisioner):
         super().__init__(**kw)
         self.pool = pool
 
-    async def launch_kernel(self, cmd: list[str], **kw):
+    async def launch_kernel(self, cmd: list[str],  # command line of the kernel
+                            **kw):
         "Fork the kernel from the pool, or start it cold."
         child = await asyncio.to_thread(self.pool.fork, cmd[cmd.index("-f"):], kw["env"], kw["cwd"], kw["stdout"].name)
         if child is None: return await super().launch_kernel(cmd, **kw)
@@ -87,7 +89,9 @@ def find_strays(run: str | None) -> dict[int, str | None]:
             continue  # it ended while we looked, or is not ours to look at
     return found
 
-def kill_family(pid: int | None, family: dict[int, str | None]):
+def kill_family(pid: int | None,  # of the kernel; None: it never started
+                family: dict[int, str | None],  # pid of each descendant to its identity
+               ):
     "Kill what is left of a kernel's session and of its descendants."
     if pid:
         try: os.killpg(pid, signal.SIGKILL)  # a kernel leads its own session

@@ -37,7 +37,8 @@ class ForkedProcess:
             self.returncode = self.pool.exits.get(self.pid, -signal.SIGKILL if self.pool.gone else None)
         return self.returncode
 
-    def wait(self, timeout: float | None = None) -> int:
+    def wait(self, timeout: float | None = None,  # seconds; None: no limit
+            ) -> int:
         "Wait for the exit code."
         until = time.monotonic() + timeout if timeout else float("inf")
         while self.poll() is None:
@@ -62,7 +63,7 @@ class KernelPool:
     def __init__(self,
                  modules: tuple[str, ...] = (),  # imported before the first fork; none: only borrow what is there
                  timeout: float = 120,  # seconds for the imports
-                 home: Path | None = None,  # the home of a workspace, beside which the process stays for the next run
+                 home: Path | None = None,  # the home of a workspace, for which the process stays until the next run
                  limit: int = 1,  # such processes at a time, each with its own imports
                 ):
         self.modules, self.patience, self.process, self.control, self.refused = modules, timeout, None, None, ""
@@ -136,10 +137,9 @@ def give_up(self: KernelPool):
 
 # %% ../../nbs/jobs/14_kernel_pool.ipynb #bc3fd513
 @patch
-def fork(self: KernelPool,
-         argv: list[str],  # of the kernel
-         env: dict[str, str],
-         cwd: str,
+def fork(self: KernelPool, argv: list[str],  # of the kernel
+         env: dict[str, str],  # of the kernel
+         cwd: str,  # of the kernel
          log: str,  # path for what the process itself prints
         ) -> ForkedProcess | None:
     "A new kernel process, or None where it has to start cold."
@@ -178,7 +178,8 @@ def _ask(self: KernelPool, request: dict) -> dict | None:
         return self.answers.pop(request["id"], None)
 
 @patch
-def refuse(self: KernelPool, why: str) -> None:
+def refuse(self: KernelPool, why: str,  # is logged
+          ) -> None:
     "From now on, kernels start cold."
     from scalai_nb.core.logs import logger
     self.refused = why
@@ -222,7 +223,7 @@ def _room(home: Path, modules: tuple[str, ...], env: dict[str, str]) -> Path | N
             room.mkdir(mode=0o700, parents=True, exist_ok=True)
             found = os.lstat(room)
         except OSError:
-            continue  # somebody else's, or a file
+            continue  # another user's, or a file
         if found.st_uid == os.getuid() and found.st_mode & 0o40077 == 0o40000: return room
     return None
 
@@ -260,7 +261,7 @@ def _retire(home: Path, limit: int, but: Path | None = None):
             control.close()
 
 def release(home: Path):  # of a workspace
-    "End all processes that are kept beside a workspace; what runs goes on to its end."
+    "End all processes that are kept for a workspace; what runs goes on to its end."
     _retire(home, 0)
 
 # %% ../../nbs/jobs/14_kernel_pool.ipynb #c2f0e0ad
@@ -274,7 +275,10 @@ class SpareProcess:
                                         pass_fds=[theirs.fileno()], **nowhere)
         theirs.close()
 
-    def fork(self, argv: list[str], env: dict[str, str], cwd: str, log: str) -> subprocess.Popen | None:
+    def fork(self, argv: list[str],
+             env: dict[str, str],  # of the kernel
+             cwd: str,  # of the kernel
+             log: str) -> subprocess.Popen | None:
         "The kernel process, or None where it has to be started."
         process, self.process = self.process, None
         if (process is None or process.poll() is not None or sensitive_env(env) != self.env

@@ -23,7 +23,7 @@ from .result import QUEUE_LENGTH
 PIECE = 1 << 18  # characters
 
 
-def pieces(text: str,
+def pieces(text: str,  # of any length
            size: int = PIECE,  # characters
           ) -> Iterator[str]:  # together the text; an empty text is one piece
     "Cut a text."
@@ -122,14 +122,15 @@ class Stream(OutStream):
         decode = codecs.getincrementaldecoder("utf-8")("replace").decode
         try:
             while (said := os.read(self._fid, 1 << 16)) and self._should_watch: self.write(decode(said))
-        except Exception: self._exc = sys.exc_info()  # told when the stream is closed, as ipykernel does
+        except Exception: self._exc = sys.exc_info()  # notified when the stream is closed, as ipykernel does
 
 # %% ../../nbs/jobs/04_kernel_stdout.ipynb #8b388c6d
 class App(IPKernelApp):
     "ipykernel, with streams that lose nothing."
     outstream_class = DottedObjectName("scalai_nb.jobs.kernel_stdout.Stream", allow_none=True).tag(config=True)
 
-    def init_iopub(self, context):
+    def init_iopub(self, context,  # of ZeroMQ
+                  ):
         "Make the output socket with a long queue."
         context.setsockopt(zmq.SNDHWM, QUEUE_LENGTH)  # of sockets made from now on
         super().init_iopub(context)
@@ -139,7 +140,7 @@ class App(IPKernelApp):
     def init_kernel(self):
         "Make a kernel without a debugger."
         self.log.setLevel(self.log_level)  # or each message makes records that no handler wants
-        # nobody attaches a debugger to a job, and its import takes longer than all else that a kernel does to start
+        # a job needs no debugger, and its import takes longer than all else that a kernel does to start
         absent = sys.modules.setdefault("debugpy", None) is None
         import ipykernel.debugger  # noqa: F401 (so that it is loaded without)
         if absent: del sys.modules["debugpy"]

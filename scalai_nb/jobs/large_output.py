@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from .result import MIME, RECORD, SCRAPS
 
 # %% ../../nbs/jobs/05_large_output.ipynb #515ef8b5
-INLINE_LIMIT = 10_000  # bytes of a form that stays in the notebook, as the one line of text that stands for a figure
+INLINE_LIMIT = 10_000  # bytes of a form that stays in the notebook, as the one line of text that describes a figure
 TAIL_LENGTH = 2_000  # characters of the end of a text that the cell shows
 
 
@@ -48,9 +48,12 @@ def href(file: Path | str, base: Path) -> str:
     return f'href="{html.escape(os.path.relpath(file, base))}"'
 
 
-def link(file: Path, size: int, label: str, base: Path,
+def link(file: Path,  # that holds the output
+         size: int,  # bytes
+         label: str,  # what the file holds, for the link's text
+         base: Path,  # folder of the notebook
          tail: str = "") -> dict:  # the `data` and `metadata` of an output
-    "An output that stands for a file."
+    "Make an output that links to a file."
     words, shown = f"{size:,} bytes of {label}", f"<pre>{html.escape(tail)}</pre>" if tail else ""
     return dict(data={"text/html": f"<a {href(file, base)}>{html.escape(words)}</a>{shown}",
                       "text/plain": f"{words} are in {file}" + (f", which ends\n{tail}" if tail else "")},
@@ -76,7 +79,8 @@ class Spill:
         self.files, self.used = {}, False  # of this cell; whether there is any at all
         self.begin(None)
 
-    def begin(self, cell: int | None):
+    def begin(self, cell: int | None,  # its number in the notebook
+             ):
         "A cell starts: it has said and shown nothing."
         self.finish()
         self.cell, self.said, self.shown, self.count = cell, {}, 0, 0  # said: by stream
@@ -109,9 +113,8 @@ def path(self: Spill, name: str) -> Path:
 
 # %% ../../nbs/jobs/05_large_output.ipynb #aaf274fb
 @patch
-def stream(self: Spill,
-           name: str,  # stdout or stderr
-           text: str,
+def stream(self: Spill, name: str,  # stdout or stderr
+           text: str,  # that was printed
            previous: Callable[[], str],  # what the notebook holds of it already
           ) -> dict | str | None:  # a link, the text itself, or nothing: the link is there already
     "Text, as far as it may go to the notebook."
@@ -162,7 +165,9 @@ def show(self: Spill,
 
 # %% ../../nbs/jobs/05_large_output.ipynb #6f98e98b
 @patch
-def error(self: Spill, name: str, message: str, traceback: list[str],
+def error(self: Spill, name: str,
+          message: str,  # of the error
+          traceback: list[str],  # lines
          ) -> dict | None:  # `evalue` and `traceback` to show instead; None: they may stay
     "An error whose message or traceback is itself too large."
     text = "\n".join(traceback)

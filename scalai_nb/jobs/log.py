@@ -65,7 +65,8 @@ class Tail:
                 self.at += len(line)
                 yield json.loads(line)
 
-def read_log(path: Path | str) -> Iterator[dict]:
+def read_log(path: Path | str,  # of log.jsonl
+            ) -> Iterator[dict]:
     "The whole lines of a log, also of one that is being written."
     return iter(Tail(path))
 

@@ -91,7 +91,7 @@ COMPUTED = type("Computed", (), {"__repr__": lambda self: "computed"})()  # ther
 
 @dataclass(frozen=True)
 class Parameter:
-    "One thing a notebook can be told."
+    "One parameter of a notebook."
     name: str
     type: object  # what pydantic checks a value against
     annotation: str = ""  # the type as a person would write it
@@ -162,7 +162,7 @@ LEVELS = 100  # of lists and dicts in one another; Python's own parser ends at 2
 
 # %% ../../nbs/jobs/00_parameters.ipynb #24de4373
 def literal(value: object,  # of a plain type
-            level: int = 0,
+            level: int = 0,  # depth inside lists and dicts
            ) -> str:  # Python that evaluates to it
     "A value as source text. Raises `BadRequest` for anything that has no exact text."
     if level > LEVELS:
@@ -284,7 +284,7 @@ def _passable(p: "Parameter", value: object) -> object:
 def _is_secret(kind: object) -> bool: return Secret in (kind, *get_args(kind))
 
 def _reference(p: Parameter, value: object) -> Secret | None:
-    "A reference to a secret. What is none is never repeated: somebody may have given the secret itself."
+    "A reference to a secret. What is none is never repeated: it may be the secret itself."
     if value in (None, "", "none", "null") and type(None) in get_args(p.type): return None
     kind, _, place = value.partition(":") if isinstance(value, str) else ("", "", "")
     if kind in ("env", "file") and place: return _passable(p, Secret(value))

@@ -94,7 +94,10 @@ def _leaves(steps: list[PlannedStep]): return [x for s in steps for x in (_leave
 
 # %% ../../nbs/jobs/32_plan.ipynb #1e08dc1e
 def plan(flow: Workflow, parameters: dict | None = None, from_failed: bool = False, only: str | None = None,
-         settings: Settings | None = None, jobs: int | None = None, from_step: str | None = None) -> Plan:
+         settings: Settings | None = None,
+         jobs: int | None = None,  # steps at a time
+         from_step: str | None = None,  # run this step and all after it again
+        ) -> Plan:
     """What `flow.run` would do with the same arguments.
 
     Nothing is started and nothing is written. Raises what `run` would raise."""
@@ -138,9 +141,14 @@ class PlanBuilder:
 
 # %% ../../nbs/jobs/32_plan.ipynb #23ef0b33
 @patch
-def level(self: PlanBuilder, flow: Workflow, values: dict, upstream: list, previous: JobRun | None,
-          only: str | None = None, earlier: dict | None = None, around: tuple[str, ...] = (),
-          forced: str = "") -> list[PlannedStep]:
+def level(self: PlanBuilder, flow: Workflow,
+          values: dict,  # parameters of the workflow
+          upstream: list, previous: JobRun | None,
+          only: str | None = None,  # this step alone
+          earlier: dict | None = None,  # results of the run that is continued
+          around: tuple[str, ...] = (),  # names of the workflows around it
+          forced: str = "",  # why all of it runs again
+         ) -> list[PlannedStep]:
     "One workflow. `upstream`: links of what it needs."
     earlier = earlier or {}
     scope, links, by, out = dict(values), {}, {}, []
@@ -216,8 +224,13 @@ def _skipped(name: str, why: str) -> PlannedStep:
 
 # %% ../../nbs/jobs/32_plan.ipynb #0ea84185
 @patch
-def open(self: PlanBuilder, context: StepContext, name: str, inner: dict, point: dict, waits: str,
-         omitted: bool) -> PlannedStep:
+def open(self: PlanBuilder, context: StepContext,
+         name: str,  # of the step
+         inner: dict,  # its section of the workflow file
+         point: dict,  # values of the element
+         waits: str,  # the step that it waits for
+         omitted: bool,  # whether `only` leaves it out
+        ) -> PlannedStep:
     "A step, or an element, that waits for one whose result is not known."
     step, depends = context.step, f"depends on the result of {waits}"
     touches = self.writes(context, name, inner)
@@ -239,8 +252,12 @@ def open(self: PlanBuilder, context: StepContext, name: str, inner: dict, point:
 
 # %% ../../nbs/jobs/32_plan.ipynb #9c9bad05
 @patch
-def one(self: PlanBuilder, context: StepContext, name: str, parameters: dict, inner: dict,
-        upstream: list) -> PlannedStep:
+def one(self: PlanBuilder, context: StepContext,
+        name: str,  # of the step
+        parameters: dict,  # of the notebook
+        inner: dict,  # its section of the workflow file
+        upstream: list,  # links of what it needs
+       ) -> PlannedStep:
     "A notebook or an inner workflow, once, when all that it needs is known."
     step, before = context.step, {r.name: r for r in context.previous.steps}.get(name) if context.previous else None
     if step.workflow: return self.workflow(context, name, parameters, upstream, before)
@@ -265,7 +282,10 @@ def one(self: PlanBuilder, context: StepContext, name: str, parameters: dict, in
 
 # %% ../../nbs/jobs/32_plan.ipynb #036f91d5
 @patch
-def workflow(self: PlanBuilder, context: StepContext, name: str, parameters: dict, upstream: list,
+def workflow(self: PlanBuilder, context: StepContext,
+             name: str,  # of the step
+             parameters: dict,  # of the inner workflow
+             upstream: list,  # links of what it needs
              previous: JobRun | None) -> PlannedStep:
     "A workflow inside the workflow."
     inner = context.flow.nested[context.step.name]
@@ -287,7 +307,10 @@ def _items(entries: list[dict]) -> set[str]:
     return {e.get("table") or e.get("file") or e["glob"] for e in entries if {"table", "file", "glob"} & e.keys()}
 
 @patch
-def writes(self: PlanBuilder, context: StepContext, name: str, inner: dict) -> set[str]:
+def writes(self: PlanBuilder, context: StepContext,
+           name: str,  # of the step
+           inner: dict,  # its section of the workflow file
+          ) -> set[str]:
     "The tables and files that a step wrote when it last ran, at any depth, and those that it declares."
     if context.step.workflow:
         return {i for s in context.flow.nested[context.step.name].steps

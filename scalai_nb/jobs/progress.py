@@ -64,14 +64,17 @@ def _status(self: Terminal):
     return self._spinner
 
 @patch
-def start(self: Terminal, name: str, depth: int = 0):
+def start(self: Terminal, name: str,
+          depth: int = 0,  # of nested workflows; indents the line
+         ):
     "Something begins."
     self.running, self.note, self.began = shorten("  "*depth + name, self.width), "", time.monotonic()
     self.last = self.began
 
 # %% ../../nbs/jobs/11_progress.ipynb #92133a88
 @patch
-def update(self: Terminal, note: str):
+def update(self: Terminal, note: str,  # what is being done
+          ):
     "What it is doing."
     self.note = note
     # a log file's reader wants to see life too
@@ -82,7 +85,9 @@ def update(self: Terminal, note: str):
 
 # %% ../../nbs/jobs/11_progress.ipynb #f41289f4
 @patch
-def finish(self: Terminal, run: JobRun, depth: int = 0):
+def finish(self: Terminal, run: JobRun,  # that ended
+           depth: int = 0,  # of nested workflows; indents the line
+          ):
     "It ended."
     self.running = ""
     if not self.show: return
@@ -103,7 +108,7 @@ def finish(self: Terminal, run: JobRun, depth: int = 0):
 
 # %% ../../nbs/jobs/11_progress.ipynb #efbeac77
 @patch
-def _words(self: Terminal, run: JobRun, room: int | None) -> tuple[str, list[str]]:  # beside its name, below it
+def _words(self: Terminal, run: JobRun, room: int | None) -> tuple[str, list[str]]:  # next to its name, below it
     "What a step reached; of a workflow nothing, since its steps have said it."
     if not run.ok or run.state == "skipped": return summary_line(run, room) or run.state.replace("_", " "), []
     if run.steps: return "", []
@@ -111,7 +116,8 @@ def _words(self: Terminal, run: JobRun, room: int | None) -> tuple[str, list[str
     return summarize_results(figures, room), list(sentences.values())
 
 @patch
-def title(self: Terminal, text: str):
+def title(self: Terminal, text: str,  # one line
+         ):
     "Print the title of what runs."
     if self.show: self.console.print(text, style="bold", markup=False, soft_wrap=True)
 
@@ -122,7 +128,8 @@ class ProgressLine:
         self.tree, self.path, self.note, self.began = tree, path, "", time.monotonic()
         self.last = self.began
 
-    def update(self, note: str):
+    def update(self, note: str,  # what is being done
+              ):
         "Show a note, at most every 30 seconds where lines are printed."
         self.note = note
         if self.tree.show and not self.tree.screen and time.monotonic() - self.last > 30:

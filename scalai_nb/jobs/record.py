@@ -96,7 +96,7 @@ def create(self: Record, run: JobRun) -> JobRun:
     return run
 
 def _insert(db, row: dict) -> str:  # its last state before this one
-    "A row, and its history as far as the row itself tells it."
+    "Make a row, and its history as far as the row shows it."
     try: db.execute(RUNS.insert().values(**row, beat=database_time(db)))
     except sa.exc.IntegrityError as e: raise Unreachable("The record is being written by another process.") from e
     before = [("queued", row["created"])]
@@ -127,7 +127,7 @@ def update(self: Record, run: JobRun,
            timings: dict[int, float] | None = None,  # seconds, by cell of the source
           ):
     """Write the row again, at once or when the database answers. Never raises `Unreachable`.
-    How a run ended is also kept beside its notebook; where neither can be written, the run has failed."""
+    How a run ended is also kept next to its notebook; where neither can be written, the run has failed."""
     row, kept = self._row(run), self._keep(run, timings) if run.state in END_STATES else None
     def change(): self._write(row, timings)
     try: return retry_unreachable(change)
@@ -138,7 +138,7 @@ def update(self: Record, run: JobRun,
         why = f"{refused.message} Nor could it be kept in a file: {kept.strerror or kept}"
         run.state = "failed" if run.ok else run.state
         run.error = run.error or dict(cell=None, kind="NotRecorded", message=why)
-    message = "the record did not take how the run stands"
+    message = "the record did not take the state of the run"
     if run.state in END_STATES and not kept:
         message = f"how the run ended is kept in {self.fallback_path(run.id)} until a record takes it"
     logger("jobs").warning(message, run=run.id, state=run.state, error=refused.message)
@@ -153,7 +153,7 @@ def fallback_path(self: Record, id: str) -> Path:
 
 @patch
 def _keep(self: Record, run: JobRun, timings: dict[int, float]) -> OSError | None:  # why it cannot be kept
-    "Write how a run ended beside its notebook; of a workflow, also how its steps did, some of which have no folder."
+    "Write how a run ended next to its notebook; of a workflow, also how its steps did, some of which have no folder."
     if not timings:  # written again, for what was found out after its end
         try: timings = json.loads(self.fallback_path(run.id).read_bytes())["timings"]
         except (OSError, ValueError, KeyError): timings = {}
@@ -203,7 +203,7 @@ def _settle(self: Record, db):
         timings, cell = final.pop("timings", {}), final.get("cell", row.cell)
         if "state" not in final:
             reason = ("the process that ran it vanished" if is_local(row.process)
-                      else f"{row.host}, which ran it, has not been heard of for {row.silent:.0f} s")
+                      else f"{row.host}, which ran it, gave no sign of life for {row.silent:.0f} s")
             final = dict(state="lost", cell=cell,
                          error=dict(cell=cell, kind="Lost",
                                     message=reason + ("" if cell is None else f" while cell {cell} ran")))
@@ -246,12 +246,11 @@ def _load(self: Record, db, where, limit=None, steps=True) -> list[JobRun]:
 
 # %% ../../nbs/jobs/10_record.ipynb #dc8c53e4
 @patch
-def runs(self: Record,
-         state: str | None = None,  # one of STATES
+def runs(self: Record, state: str | None = None,  # one of STATES
          name: str | None = None,  # of the notebook, workflow or step; `night*` for all that begin so
          key: str | None = None,  # content key of a step
          nested: bool = False,  # also steps of workflows
-         limit: int | None = 50,
+         limit: int | None = 50,  # newest first; None: all
          *,
          notebook: str | None = None,  # the source: its path, or the last part of it
          parent: str | None = None,  # only the steps of this run
@@ -370,8 +369,8 @@ def cancel(self: Record, id: str) -> JobRun:
 
 @patch
 def cancel_requested(self: Record, id: str) -> bool:
-    """Whether somebody asked this run, or one that it is part of, to stop; as long as the record cannot be read,
-    nobody has."""
+    """Whether this run, or one that it is part of, was asked to stop; as long as the record cannot be read,
+    it was not."""
     try:
         with self.db() as db:
             while id:
@@ -386,7 +385,7 @@ HEARTBEAT_INTERVAL = 5.  # seconds between two signs of life
 
 @patch
 def beat(self: Record, run: JobRun, row: dict):
-    "A sign of life. Where somebody has called the run lost, or it was never called running, `row` is written again."
+    "A sign of life. Where another process called it lost, or it was never called running, `row` is written again."
     with self.db() as db:
         db.execute(RUNS.update().where(RUNS.c.process == run.process,
                                        RUNS.c.state.in_(OPEN_STATES)).values(beat=database_time(db)))

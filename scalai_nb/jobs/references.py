@@ -21,8 +21,10 @@ def references(value: object) -> list[str]:  # in order, as written: `months`, `
     if isinstance(value, list): return [r for v in value for r in references(v)]
     return []
 
-def lookup(reference: str, scope: dict) -> object:
-    "What a reference stands for. Raises `WorkFailed` where there is nothing."
+def lookup(reference: str,  # such as `steps.train.run`
+           scope: dict,  # what can be referred to, by name
+          ) -> object:
+    "Return the value of a reference. Raises `WorkFailed` where there is nothing."
     name, *keys = reference.split(".")
     value = scope[name]
     for key in keys:
@@ -54,7 +56,9 @@ COMPARE = {"==": lambda a, b: a == b, "!=": lambda a, b: a != b, "<": lambda a, 
            "<=": lambda a, b: a <= b, ">=": lambda a, b: a >= b}
 
 
-def holds(condition: str, scope: dict) -> bool:
+def holds(condition: str,  # of the step's `when`
+          scope: dict,  # what can be referred to, by name
+         ) -> bool:
     "Whether a step's `when` is true."
     def side(text):
         if REFERENCE.search(text):

@@ -22,11 +22,11 @@ RECORD = "application/papermill.record+json"  # papermill before 1.0 did
 
 def result(**values  # what the record should keep, by name
           ):
-    "Hand values to whoever runs this notebook."
+    "Return values to the caller of this notebook."
     values = {k: plain(v, k) for k, v in values.items()}
     if "IPython" in sys.modules and (shell := sys.modules["IPython"].get_ipython()):
         shell.display_pub.publish({MIME: values, "text/plain": ", ".join(f"{k} = {v!r}" for k, v in values.items())})
-    if not events.in_kernel(): events.emit("result", values=values)  # in one, the message itself is heard
+    if not events.in_kernel(): events.emit("result", values=values)  # in one, the message itself is received
 
 def results_in(data: dict,  # a MIME bundle: the `data` of a display
               ) -> dict[str, object]:  # empty where it holds none
@@ -61,7 +61,7 @@ async def _leave_children():
 # %% ../../nbs/jobs/02_result.ipynb #f6cfb392
 def listen(interval: float = .2,  # seconds between two progress events that are passed on
           ):
-    "Pass live events of this kernel on to whoever runs it. The engine calls this before the first cell."
+    "Pass live events of this kernel on to its caller. The engine calls this before the first cell."
     from ipykernel.kernelapp import IPKernelApp
     kernel, last = IPKernelApp.instance().kernel, [0.]
     kernel._progressively_terminate_all_children = _leave_children

@@ -31,7 +31,8 @@ from ..core.storage import is_url, passwords
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}  # seconds
 
 
-def parse_span(span: str | float) -> float:
+def parse_span(span: str | float,  # text, or seconds
+              ) -> float:
     "`90`, `15m`, `1h30m`, `2d` in seconds. Raises `ValueError` for anything else."
     if not isinstance(span, str): return float(span)
     if re.fullmatch(r"\s*\d+(\.\d+)?\s*", span): return float(span)
@@ -75,7 +76,7 @@ class Schedule(BaseModel):
     # `${date}` and `${due}` stand for when it was due, `${version}` for the table's version, `${file}` for the file
     parameters: dict = {}
     cron: Cron = ""  # minute hour day month weekday, by the wall clock of `zone`
-    every: Span = 0  # seconds, counted from 1970 in UTC; beside `on_table`, `on_file`: how often to look, default 10
+    every: Span = 0  # seconds, counted from 1970 in UTC; with `on_table`, `on_file`: how often to look, default 10
     at: datetime | None = None  # once; without an offset, by the wall clock of `zone`
     on_table: str = ""  # on each new version of this Delta table: a name in the workspace, a path or a URL
     on_file: str = ""  # for each new file of this pattern: a path from settings.ini, an absolute one or a URL
@@ -83,7 +84,7 @@ class Schedule(BaseModel):
     zone: Zone = "UTC"  # IANA name, as Europe/Berlin
     # seconds; each start is later by one part of it, fixed by the name, so that not all start at once
     jitter: Span = 0
-    grace: Span = 60  # seconds after which a start that nobody made counts as missed
+    grace: Span = 60  # seconds after which a start that was not made counts as missed
     catch_up: Literal["none", "last", "all"] = "last"  # which missed ones run afterwards
     # when it is due while it still runs: leave out the new one, let it wait, stop the old one
     overlap: Literal["skip", "queue", "cancel"] = "skip"
@@ -92,7 +93,7 @@ class Schedule(BaseModel):
     retries: int = Field(0, ge=0, le=10)
     backoff: Span = 30  # seconds before the first retry; each further one waits twice as long
     if_lost: Literal["again", "leave"] = "again"  # when its scheduler died under it
-    group: str = ""  # at most `limit` of a group run at a time, whoever runs them
+    group: str = ""  # at most `limit` of a group run at a time, on all schedulers
     limit: int = Field(1, ge=1)
     gpus: int = Field(0, ge=0)  # GPUs of its own
     late: Span = 300  # seconds after which a start is late
@@ -114,7 +115,7 @@ class Schedule(BaseModel):
                 f"one trigger is needed of cron, every, at, on_table and on_file; given: {', '.join(given) or 'none'}"
             )
         if self.on_file and (self.overlap, self.catch_up) != ("queue", "all"):
-            raise ValueError("each new file runs once, so overlap and catch_up have no say beside on_file")
+            raise ValueError("each new file runs once, so overlap and catch_up do not apply to on_file")
         if self.every and self.every < 1: raise ValueError("every is at least 1 second")
         return self
 
@@ -205,7 +206,7 @@ def parameters_at(self: Schedule,
     scope = dict(due=moment.isoformat(timespec="seconds"), date=moment.date().isoformat())
     scope |= {k: v for k, v in dict(version=version, file=file).items() if v is not None}
     if unknown := next((r for r in references(self.parameters) if r not in scope), None):
-        beside = "".join(f"; ${{{n}}} beside on_{of}" for n, of in (("version", "table"), ("file", "file"))
+        beside = "".join(f"; ${{{n}}} with on_{of}" for n, of in (("version", "table"), ("file", "file"))
                          if n not in scope)
         raise BadRequest(f"Schedule {self.name!r} refers to ${{{unknown}}}.",
                          f"Known: {', '.join('${' + n + '}' for n in scope)}{beside}.", "schedule")
@@ -273,10 +274,10 @@ def load(path: Path | str) -> list[Schedule]:
                          "Check the path; it is taken relative to the working directory.") from e
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as e:
         raise BadRequest(f"{path} is not TOML: {e}.",
-                         "A schedule begins with [[schedule]], a text stands in quotes.") from e
+                         "A schedule begins with [[schedule]], a text is in quotes.") from e
     if unknown := next((k for k in data if k not in ("schedule", "defaults")), None):
         raise BadRequest(f"Unknown key {unknown!r} in {path}.",
-                         "A schedule begins with [[schedule]]; what all share stands under [defaults].")
+                         "A schedule begins with [[schedule]]; what all share is under [defaults].")
     tables = data.get("schedule", [])
     if not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables):
         raise BadRequest(f"schedule in {path} is no list of tables.", "Begin each with [[schedule]].")

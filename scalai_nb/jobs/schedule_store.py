@@ -103,7 +103,9 @@ def _row(self: ScheduleStore, db, name: str):
 
 # %% ../../nbs/jobs/35_schedule_store.ipynb #196eeced
 @patch
-def pause(self: ScheduleStore, name: str, paused: bool = True):
+def pause(self: ScheduleStore, name: str,
+          paused: bool = True,  # False: resume
+         ):
     "Let nothing start by itself, or (False) go on with the next due time."
     with self.engine.connect() as db: row = self._row(db, name)
     what, resumes = Schedule(**row["spec"]), row["paused"] and not paused
@@ -126,7 +128,9 @@ def remove(self: ScheduleStore, name: str):
 
 # %% ../../nbs/jobs/35_schedule_store.ipynb #a7a49456
 @patch
-def trigger(self: ScheduleStore, name: str, parameters: dict | None = None) -> Firing:
+def trigger(self: ScheduleStore, name: str,
+            parameters: dict | None = None,  # for this start, in addition to the schedule's
+           ) -> Firing:
     "Run it now, whatever its trigger says, also when it is paused; it waits for one that still runs."
     with self.exclusive() as db:
         row, now = self._row(db, name), self.clock()
@@ -144,7 +148,7 @@ def trigger(self: ScheduleStore, name: str, parameters: dict | None = None) -> F
 
 # %% ../../nbs/jobs/35_schedule_store.ipynb #0e005248
 @patch
-def apply(self: ScheduleStore, schedules: list[Schedule],
+def apply(self: ScheduleStore, schedules: list[Schedule],  # read from the file
           source: str) -> dict[str, str]:  # name: added, changed, unchanged, removed
     """Make the stored schedules those of a file.
 

@@ -35,7 +35,7 @@ from .worker import Child, describe_exit, outcome
 
 # %% ../../nbs/jobs/37_scheduler.ipynb #9e467973
 class Scheduler:
-    "Runs what is due, until it is told to stop."
+    "Run what is due, until asked to stop."
     def __init__(self, settings: Settings | None = None,
                  slots: int | None = None,  # runs at a time; default: [jobs] slots
                  gpus: list[int] | None = None,  # given out on this host; default: [jobs] gpus
@@ -49,7 +49,7 @@ class Scheduler:
         self.table, self.sender = ScheduleStore(self.settings), Sender(self.settings)
         self.owner = f"{identity()}:{secrets.token_hex(8)}"
         self.children: dict[str, tuple[Firing, Child]] = {}
-        self.stop_count, self.ended = 0, []  # how often it was told to stop; firings that ended here
+        self.stop_count, self.ended = 0, []  # how often it was asked to stop; firings that ended here
         self.clock, self.watched, self.looks, self.troubles = None, {}, {}, 0
         self.began = self.beaten = time.monotonic()
         self.settled = 0.  # until when `once` waits for files that may still be written
@@ -152,7 +152,7 @@ def infer_outcome(self: Scheduler, child: Child) -> dict:
     "Infer how a child ended that did not report it."
     run = self.table.run_of(child.identity)
     if run is None and child.stop_requested:
-        return dict(run=None, state="cancelled", why="it was told to stop before it began")
+        return dict(run=None, state="cancelled", why="it was asked to stop before it began")
     return dict(run=run and run.id, state=run.state if run and run.state in END_STATES else "lost",
                 why=describe_exit(child))
 
@@ -160,8 +160,8 @@ def infer_outcome(self: Scheduler, child: Child) -> dict:
 @patch
 def report_end(self: Scheduler, f: Firing, state: str,  # of the attempt
                outcome: tuple[Firing, str] | None):  # what became of it
-    "Count it, and tell whoever wants to know."
-    if outcome is None: return  # it was no longer ours: who took it tells of it
+    "Count it, and send the alerts."
+    if outcome is None: return  # it was no longer ours: the scheduler that took it reports it
     now, alert = outcome
     self.states.labels(f.schedule, state).inc()
     if f.started: self.seconds.labels(f.schedule).observe(max(0., self.clock[0] - f.started))
@@ -176,7 +176,11 @@ def report_end(self: Scheduler, f: Firing, state: str,  # of the attempt
 
 # %% ../../nbs/jobs/37_scheduler.ipynb #a756543c
 @patch
-def send_alert(self: Scheduler, f: Firing, kind: str, summary: str, resolved: bool = False):
+def send_alert(self: Scheduler, f: Firing,
+               kind: str,  # failure, recovery or late
+               summary: str,  # one sentence
+               resolved: bool = False,  # whether this ends an earlier alert
+              ):
     "Hand an alert to the receivers, where the schedule wants it."
     if kind not in f.definition.alert: return
     what = "job late" if kind == "late" else "job failed"
@@ -205,7 +209,9 @@ def beat(self: Scheduler, timestamp: float):
         if done: self.report_end(f, "lost" if done[0].state not in END_STATES else done[0].state, done)
 
 @patch
-def kill_child(self: Scheduler, f: Firing, child: Child, why: str):
+def kill_child(self: Scheduler, f: Firing, child: Child,
+               why: str,  # one sentence
+              ):
     "Kill a child, and log why."
     self.log.error("killed", schedule=f.schedule, due=f.key, why=why)
     child.kill_reason = why
@@ -213,7 +219,8 @@ def kill_child(self: Scheduler, f: Firing, child: Child, why: str):
 
 # %% ../../nbs/jobs/37_scheduler.ipynb #e6ce6f9d
 @patch
-def wait_for_database(self: Scheduler, e: Exception, once: bool = False):
+def wait_for_database(self: Scheduler, e: Exception,  # of the database
+                      once: bool = False):
     "The database does not answer: wait for it (`once`: five times), and let nothing run without a lease."
     self.troubles += 1
     if once and self.troubles > 5:
@@ -236,7 +243,7 @@ def kill_unleased(self: Scheduler):
 @patch
 @contextmanager
 def guard(self: Scheduler):
-    "Beside the loop, which may wait for an answer of the database."
+    "In a thread of its own: the loop may wait for an answer of the database."
     over = threading.Event()
     def watch():
         while not over.wait(min(.2, self.lease/20)): self.kill_unleased()
@@ -309,7 +316,7 @@ def run_once(
 def run(self: Scheduler,
         once: bool = False,  # what is due now, then end
        ) -> list[Firing]:  # what ended here
-    "Run until told to stop, and then until what runs has ended."
+    "Run until asked to stop, and then until what runs has ended."
     self.began = time.monotonic()
     self.beaten, drains = self.began - min(1., self.lease/3), False  # the first turn renews
     with self.on_signals(), self.guard():
@@ -339,7 +346,7 @@ def sleep(self: Scheduler, seconds: float):
 # %% ../../nbs/jobs/37_scheduler.ipynb #5d1dab2a
 @patch
 def stop(self: Scheduler, *signal_and_frame):
-    "Be told to stop, more urgently each time."
+    "Ask it to stop, more urgently each time."
     self.stop_count += 1
     for _, child in self.children.values():
         if self.stop_count == 2: child.stop()

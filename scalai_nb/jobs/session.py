@@ -47,7 +47,7 @@ class Session:
         self.only, self.taken, self.timeout, self.until, self.id = (only, taken or {}, timeout,
                                                                     time.monotonic() + (timeout or math.inf), None)
         self.forced, self.contents = forced or {}, Contents(settings)
-        self.stuck = None  # since when somebody waits for what no worker can give
+        self.stuck = None  # since when a step waits for what no worker can give
         # slots are what limits them
         self.flow, self.tables, self.threads = (flow, Tables(settings, self.record, flow),
                                                 ThreadPoolExecutor(1024, "scalai-step"))
@@ -73,7 +73,8 @@ def end_state(self: Session, id: str) -> dict | None:  # how a step is recorded 
                            message=f"the workflow's {self.timeout:g} s were over before it began"))
 
 @patch
-async def pause(self: Session, seconds: float):
+async def pause(self: Session, seconds: float,  # at most
+               ):
     "Wait, unless asked to stop."
     until = time.monotonic() + seconds
     while (left := min(until, self.until) - time.monotonic()) > 0 and not self.stop.reason:
@@ -88,7 +89,7 @@ def draw(self: Session):
 # %% ../../nbs/jobs/28_session.ipynb #006cc3b1
 @patch
 async def watch(self: Session):
-    "Beside all steps: send those who wait away when all is to stop, see workers come and go, and keep the page."
+    "While steps run: send those that wait away when all is to stop, see workers come and go, and keep the page."
     looked = drawn = time.monotonic()
     while True:
         await asyncio.sleep(.1)
@@ -123,7 +124,9 @@ def resources_of(step: Step) -> dict[str, float]:
     "Return the resources that a step needs."
     return {a: n for a, n in step.resources.model_dump().items() if n}
 
-def require_slots(flow: WorkflowGraph, slots: Slots, kind: str):
+def require_slots(flow: WorkflowGraph, slots: Slots,
+                  kind: str,  # `here` or `dask`
+                 ):
     "Raise `BadRequest` where a step fits no host."
     for step in steps_on(flow, kind): slots.check_capacity(step.name, kind, resources_of(step))
 

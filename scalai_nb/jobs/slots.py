@@ -37,7 +37,8 @@ class Host:
         self.room = dict(jobs=jobs, cpus=cpus, memory=memory, gpus=len(gpus))
         self.free = dict(self.room)
 
-    def shortage(self, need: dict[str, float]) -> str | None:
+    def shortage(self, need: dict[str, float],  # such as `{"cpus": 1, "memory": 2e9}`
+                ) -> str | None:
         "The first amount that it could not give even when nothing else ran."
         return next((a for a in AMOUNTS if need.get(a, 0) > self.room[a]), None)
 
@@ -82,9 +83,8 @@ class Slots:
         "The hosts that could ever take it."
         return [p for p in self.hosts if p.on == kind and p.shortage(need) is None]
 
-    async def acquire(self,
-                      need: dict[str, float],
-                      kind: str = "here",
+    async def acquire(self, need: dict[str, float],  # such as `{"cpus": 1, "memory": 2e9}`
+                      kind: str = "here",  # `here` or `dask`
                       order: tuple[int, ...] = (),  # of the step in the file
                      ) -> Allocation | None:  # None: no step gets a slot any more
         "Wait for a slot, in the order of the file."
@@ -111,7 +111,8 @@ def unplaceable(self: Slots) -> list:
     return [w for w in self.waiting if not self.hosts_for(w[3], w[2])]
 
 @patch
-def dismiss(self: Slots, waiters: list):
+def dismiss(self: Slots, waiters: list,  # steps that wait
+           ):
     "Release waiting steps without a slot."
     for waiter in waiters:
         self.waiting.remove(waiter)
@@ -125,7 +126,7 @@ def close(self: Slots):
 # %% ../../nbs/jobs/24_slots.ipynb #bcced99d
 @patch
 def assign(self: Slots):
-    "Let in whoever fits."
+    "Give slots to the waiting steps that fit."
     kept = {id(p): Counter() for p in self.hosts}
     def has_room(p, need):
         return p.free["jobs"] >= 1 and all(p.free[a] - kept[id(p)][a] >= n for a, n in need.items() if n)
@@ -146,7 +147,10 @@ def _seize(host: Host, need: dict[str, float]) -> Allocation:
 
 # %% ../../nbs/jobs/24_slots.ipynb #da2ce630
 @patch
-def check_capacity(self: Slots, name: str, kind: str, need: dict[str, float]):
+def check_capacity(self: Slots, name: str,  # of the step
+                   kind: str,  # `here` or `dask`
+                   need: dict[str, float],  # such as `{"cpus": 1, "memory": 2e9}`
+                  ):
     "A `BadRequest` for a step that no host could ever take."
     mine = [p for p in self.hosts if p.on == kind]
     if any(p.shortage(need) is None for p in mine): return

@@ -15,7 +15,8 @@ class Stop:
     "A request to stop, shared by everything that runs in this process."
     def __init__(self): self.reason, self.times = "", 0
 
-    def request(self, reason: str):
+    def request(self, reason: str,  # is recorded with the run
+               ):
         "Request a stop; the first reason counts."
         self.reason, self.times = self.reason or reason, self.times + 1
 

@@ -98,7 +98,7 @@ def _words(path: Path) -> WorkflowFile:
         raise BadRequest(f"There is no workflow {path}.",
                          "Check the path; it is taken relative to the working directory.") from e
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as e:
-        raise BadRequest(f"{path} is not TOML: {e}.", "A step begins with [[step]], a text stands in quotes.") from e
+        raise BadRequest(f"{path} is not TOML: {e}.", "A step begins with [[step]], a text is in quotes.") from e
     try: return WorkflowFile(**data)
     except ValidationError as e:
         at = e.errors()[0]["loc"]
@@ -234,7 +234,7 @@ def declared_results(flow: WorkflowGraph, name: str) -> dict[str, type | None] |
 def check_references(flow: WorkflowGraph, step: Step, declares: dict[str, Parameter], lookup):
     """Every `${step.key}` is handed on, and every reference that is a whole parameter has a type that it can take.
 
-    `known(flow, step)` tells types that its code does not."""
+    `known(flow, step)` returns types that its code does not show."""
     steps = {s.name: s for s in flow.steps}
     def kind(ref):
         name, *keys = ref.split(".")

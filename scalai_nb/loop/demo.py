@@ -25,7 +25,8 @@ def training_months(months: int) -> int:  # ⌊5N/12⌋, at least 1
     "How many of the first N months train the first model."
     return max(1, 5*months//12)
 
-def workspace(path: Path | str) -> Settings:
+def workspace(path: Path | str,  # of the folder
+             ) -> Settings:
     "The demo's workspace, made or found. Notebooks that a person changed there stay changed."
     path = Path(path).absolute()
     if path.exists() and not path.is_dir(): raise BadRequest(f"{path} is a file.", "Give the name of a folder.")
@@ -136,8 +137,8 @@ def _line(row: dict) -> str:
     )
 
 def explained(decision: dict | None,  # of the log
-              limit: int = 3,  # reasons; what came of it is always told
-              width: int = 120,
+              limit: int = 3,  # reasons; what came of it is always shown
+              width: int = 120,  # characters of a line
              ) -> list[str]:  # lines
     "Why, and what came of it."
     if decision is None: return []
@@ -157,7 +158,8 @@ def leaves(doc: dict) -> list[dict]:
     steps = doc.get("steps") or []
     return [leaf for s in steps for leaf in leaves(s)] if steps else [doc]
 
-def counted(doc: dict) -> str:
+def counted(doc: dict,  # of the workflow's run
+           ) -> str:
     "How many notebooks ran, how many had nothing new to do, and how many were not called for."
     kinds = [
         ("not called for" if s.get("reason", "").startswith("left out") else WORDS.get(s["state"], s["state"]))
@@ -167,7 +169,8 @@ def counted(doc: dict) -> str:
 
 WORDS = {"succeeded": "notebooks ran", "skipped": "skipped: nothing new to do"}
 
-def failed(doc: dict) -> str:
+def failed(doc: dict,  # of the workflow's run
+          ) -> str:
     "Which notebook ended the demo, and why."
     bad = next((s for s in leaves(doc) if s["state"] not in ("succeeded", "skipped")), doc)
     error = bad.get("error") or {}

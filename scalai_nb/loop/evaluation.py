@@ -31,7 +31,7 @@ def store_reference(version,  # a registered `ModelVersion`
              model: Model,  # whose table has the rows
              settings: Settings | None = None,
             ) -> dict:  # window -> rows
-    "Score the rows that nobody trained on, window by window, and keep the profiles of the scores by label."
+    "Score the held-out rows, window by window, and keep the profiles of the scores by label."
     from scalai_nb.data.profile_store import record
     from scalai_nb.data.table import Table
     from scalai_nb.serving.labels import windows
@@ -83,7 +83,7 @@ def window_and_reference(source: str,  # a table, 'scores', 'scores.operations'
                          settings: Settings,
                          ignore: tuple[str, ...] = (),  # columns that are not compared
                         ) -> tuple:  # Profile of the reference and of the window, Policy
-    "A window beside those that it is held against, and the policy that these show. What never came has no rows."
+    "A window, those that it is compared with, and the policy that these show. What never came has no rows."
     from scalai_nb.monitor.windows import window
     before = [window(source, p, settings, empty=True) for p in reference]
     return (
@@ -102,7 +102,10 @@ def learnt(version, periods: list[str]):  # monitor's Reference
 
 # %% ../../nbs/loop/05_evaluation.ipynb #5e582721
 def outcomes_of(
-    version, period: str, scores: str, fold: dict, settings: Settings, min_labels: int
+    version, period: str,
+    scores: str,  # name of the table of scores
+    fold: dict,  # profiles of the held-out fold, by window
+    settings: Settings, min_labels: int
 ) -> tuple:  # families by window, Reference
     """What an estimate learns from:
 
@@ -123,7 +126,7 @@ def outcomes_of(
            if families else f"no window that {of} is as usual")
     return fold, Reference(
         tuple(fold),
-        f"the rows of {_span(list(fold))} kept aside in training, whose days the model knows: it may promise too much;"
+        f"the rows of {_span(list(fold))} held out in training, whose days the model knows: it may promise too much;"
         f" {few}, {LABELLED} are asked for",
     )
 

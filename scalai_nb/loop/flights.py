@@ -53,7 +53,8 @@ _AS_TEXT = pacsv.ConvertOptions(
 # %% ../../nbs/loop/00_flights.ipynb #0d09653a
 SHIFT_MINUTES = 20  # the planted clock error: a delay of nothing reads as twenty minutes
 
-def month_of(table: pa.Table, shuffle: int) -> np.ndarray:
+def month_of(table: pa.Table,  # the flights
+             shuffle: int) -> np.ndarray:
     "The month of the file each row is delivered in; `shuffle` > 0 permutes them with that seed."
     month = table["month"].to_numpy()
     return np.random.default_rng(shuffle).permutation(month) if shuffle else month
@@ -78,7 +79,8 @@ def write_month(folder: Path, month: int, shuffle: int = 0, shift: int = 0) -> P
         with publish(path) as tmp: pacsv.write_csv(month_rows(month, shuffle, shift), tmp)
     return path
 
-def write_weather(folder: Path) -> Path:
+def write_weather(folder: Path,  # that the file is written to
+                 ) -> Path:
     "The weather's file."
     path = folder/"weather-2013.csv"
     if not path.exists():
@@ -111,7 +113,7 @@ NOT_FEATURES = ("flight_id", "time_hour", "period", "late", "fold")
 def features(flights,  # Dask frame of the table `flights`
              weather,  # Dask frame of the table `weather`
             ):  # Dask frame with the columns KEPT
-    "Flights beside the weather at their airport and hour."
+    "Join flights with the weather at their airport and hour."
     rows = flights.merge(weather[["origin", "time_hour", *WEATHER]], on=["origin", "time_hour"], how="left")
     return rows.map_partitions(_feature_columns)[KEPT]
 

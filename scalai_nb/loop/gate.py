@@ -27,9 +27,9 @@ class Gap:
     of: str = ""  # the slice: 'origin JFK'
 
 def gap(difference: np.ndarray,  # (N,) nats: what one loses more than the other
-        block: np.ndarray | None = None,  # (N,) rows with the same value belong together; None: each stands alone
+        block: np.ndarray | None = None,  # (N,) rows with the same value belong together; None: each is its own block
         level: float = .95,  # of the interval, two-sided
-        label: str = "",
+        label: str = "",  # of the loss, for the text
        ) -> Gap:
     "The mean of a difference, with Student's interval over blocks; infinite where there are fewer than two."
     from scipy.special import stdtrit
@@ -53,7 +53,7 @@ class Verdict:
     low: float  # of the 95 % interval of (challenger − champion), nats a row
     high: float
     quality: float  # of the challenger: see `training.objective.ranking_metric`
-    quality_champion: float | None  # None: nobody serves yet
+    quality_champion: float | None  # None: no model serves yet
     slices: list = field(default_factory=list)  # Gap of each
 
     @property
@@ -64,7 +64,7 @@ class Verdict:
 # %% ../../nbs/loop/04_gate.ipynb #f3d9dc5e
 def gate(challenger: np.ndarray,  # (N,) its probabilities or numbers; (N, C) for several classes
          label: np.ndarray,  # (N,) what became true, encoded
-         champion: np.ndarray | None = None,  # the same of the model in service; None: nobody serves yet
+         champion: np.ndarray | None = None,  # the same of the model in service; None: there is none yet
          task: str = "binary",  # binary, multiclass or regression
          tolerance: float = .01,  # nats a row that may be lost
          min_rows: int = 500,  # fewer decide nothing
@@ -108,7 +108,7 @@ def _sliced(difference: np.ndarray, slices: dict, block: np.ndarray | None) -> l
     ]
 
 # %% ../../nbs/loop/04_gate.ipynb #1f3f4a65
-TO_TRY = " Give more rows, columns that tell more, or a shorter past if the newest rows are unlike it: scalai dash."
+TO_TRY = " Give more rows, better columns, or a shorter past if the newest rows are unlike it: scalai dash."
 
 def _judge(found: dict, measure: str, first: bool, tolerance: float, min_rows: int, slice_tolerance: float
           ) -> tuple:  # action, sentence
@@ -170,7 +170,7 @@ def sides(rows: Any,  # Arrow
           settings: Settings | None = None,
          ) -> dict:  # what `gate` asks for next to the scores
     """Labels, slices and days of rows, as the rules of `[gate]` name them; of fewer than `MIN_DAYS` days each row
-    stands alone. Raises `BadRequest` for a slice that is no column."""
+    is its own block. Raises `BadRequest` for a slice that is no column."""
     from scalai_nb.core.errors import one_of
     rules, time = model.gate, model.table_file(settings or Settings.load()).time
     names = [one_of(n.strip(), rows.column_names, "column in [gate] slices") for n in rules.slices.split(",")

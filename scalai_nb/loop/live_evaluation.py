@@ -35,7 +35,7 @@ from ..serving.live import inputs_source, live_overview, live_window, scores_sou
 
 # %% ../../nbs/loop/06_live_evaluation.ipynb #cab09d28
 LEAST = 100  # rows from which on a live window is compared
-LOOK_BACK = 35  # windows, of those that nobody looked at yet
+LOOK_BACK = 35  # windows, of those that were not evaluated yet
 SETTLED = 120.  # seconds after its end in which rows of a window may still arrive
 
 def live_periods(model: str,  # registry name

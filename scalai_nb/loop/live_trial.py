@@ -213,7 +213,7 @@ def _difference(model: Model, tried: TrialSide, serves: TrialSide, settings: Set
     return unpaired_gap(rows, tried.version, level)
 
 def judge_trials(model: Model, settings: Settings | None = None) -> list[LiveTrial]:
-    "Take a canary of a `model` off that is worse, and tell whoever must know."
+    "Take a canary of a `model` off that is worse, and send alerts."
     from scalai_nb.training.registry import Registry
     settings, found = settings or Settings.load(), live_trials(model, settings)
     for t in found:

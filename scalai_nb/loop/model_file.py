@@ -61,7 +61,7 @@ class ModelServeSection(Section):
     wait_ms: float = Field(0, ge=0, le=1000)  # that a batch waits for more rows; 0: one turn of the event loop
     max_batch: int | None = Field(None, ge=1)  # rows of a call; none: as in settings.ini
     canary: float = Field(.1, ge=0, le=1)  # share of the keys whose requests the version `canary` answers
-    # of rows that the table's contract does not allow: off, nobody looks; report, they are answered, named and counted
+    # of rows that the table's contract does not allow: off, no check; report, they are answered, named and counted
     contract: Literal["off", "report", "refuse"] = "off"
 
 # %% ../../nbs/loop/01_model_file.ipynb #97162c5d

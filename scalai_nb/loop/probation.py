@@ -93,7 +93,10 @@ def fails(champion, elder,  # (N,) probabilities of both, on the same rows
 
 # %% ../../nbs/loop/07_probation.ipynb #3edaa199
 def since(
-    model: str, period: str, outcome: tuple, version: int, settings: Settings
+    model: str, period: str,
+    outcome: tuple,  # of a decision, such as `("promoted",)`
+    version: int,  # of the model
+    settings: Settings
 ) -> int | None:  # windows; None: it never did
     "How many windows ago a version came to be what it is."
     log = [d for d in decisions(settings, model) if order(d["period"]) <= order(period)]
@@ -109,7 +112,7 @@ def rivals(model: str, period: str, champion,  # ModelVersion
            settings: Settings,
            alarmed: bool = False,  # whether the window alarms
           ) -> tuple[list, object]:  # of ModelVersion: those that served before, newest first, and the shadow or None
-    "The versions that a window is scored by beside the champion."
+    "List the versions that score a window in addition to the champion."
     from scalai_nb.training.registry import Registry
     registry, elders, rules = Registry(settings), [], settings.gate
     young = (

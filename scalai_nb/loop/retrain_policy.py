@@ -17,7 +17,7 @@ from ..monitor.decision import Decision
 from ..monitor.thresholds import LOSSES
 
 # %% ../../nbs/loop/03_retrain_policy.ipynb #92450e28
-KINDS = ("never", "loss", "estimate", "drift")  # whoever accepts one accepts those before it
+KINDS = ("never", "loss", "estimate", "drift")  # accepting one accepts those before it
 
 def called_by(decision: Decision) -> str:  # one of KINDS, or nothing
     "The best reason that a decision gives for a retraining."
@@ -26,7 +26,7 @@ def called_by(decision: Decision) -> str:  # one of KINDS, or nothing
     return "drift" if decision.action == "alert" and decision.evidence.get("drifted") else ""
 
 def severity(decision: Decision, measures=LOSSES) -> float:  # times what is usual
-    "The worst measured loss beside the most that chance and habit explain; 0 where nothing was measured."
+    "Compare the worst measured loss with the most that chance and habit explain; 0 where nothing was measured."
     e = decision.evidence
     found = [e[f"{m}_worse"]/e[f"{m}_limit"] for m in measures if f"{m}_limit" in e]
     return max([0., *(x for x in found if math.isfinite(x))])

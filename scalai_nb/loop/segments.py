@@ -73,7 +73,9 @@ def large(rows, column: str) -> dict:  # segment -> Arrow rows
 
 # %% ../../nbs/loop/02_segments.ipynb #44ae0651
 def keep_segments(
-    features: str = "features", scores: str = "scores", settings: Settings | None = None
+    features: str = "features",  # name of the table of features
+    scores: str = "scores",  # name of the table of scores
+    settings: Settings | None = None
 ) -> dict[str, list[str]]:  # source -> windows that were cut
     "Cut the windows of two tables by the columns of `[monitor] segments`, where they are not cut yet."
     settings, done = settings or Settings.load(), {}

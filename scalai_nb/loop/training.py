@@ -180,7 +180,7 @@ def _trees(model: Model, run: Any, periods: list[str], split: Any, same: dict, s
         prep = fit_prep(model, periods, split, settings, network)
         if prep.features == run.prep.features: prep = run.prep  # other scales, which trees do not mind
         return fit(network, model.labelled_table(settings), prep, **same, seed=model.train.seed), []
-    except BadRequest as e:  # the baseline's trouble, such as an export that is not exact; the network stands
+    except BadRequest as e:  # the baseline's trouble, such as an export that is not exact; the network is kept
         return None, [f"gradient boosting is left out: {e.message}"]
 
 def _mean(run: Any, trees: Any, model: Model, periods: list[str], settings: Settings) -> tuple[Any, list]:

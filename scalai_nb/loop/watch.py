@@ -27,8 +27,9 @@ def to_look_at(periods: list[str | None],  # periods of a source, as they are ke
 # %% ../../nbs/loop/03_watch.ipynb #c48cd0ea
 MOST = 3  # reasons in a sentence; the others are counted
 
-def opened(alarms: list[Alarm], reference: str = "") -> Alert:
-    "What is told of alarms that opened."
+def opened(alarms: list[Alarm],  # that opened just now
+           reference: str = "") -> Alert:
+    "Return the alert of alarms that opened."
     first = alarms[0]
     more = f"; and {len(alarms) - MOST} more" if len(alarms) > MOST else ""
     details = {
@@ -48,7 +49,7 @@ def opened(alarms: list[Alarm], reference: str = "") -> Alert:
 
 # %% ../../nbs/loop/03_watch.ipynb #8ee9dae6
 def ended(alarms: list[Alarm], quiet: int) -> Alert:
-    "What is told when they are over."
+    "Return the alert that ends them."
     first = alarms[0]
     names = ", ".join(a.subject for a in alarms[:MOST]) + (
         f" and {len(alarms) - MOST} more" if len(alarms) > MOST else ""
@@ -70,8 +71,8 @@ def ended(alarms: list[Alarm], quiet: int) -> Alert:
     )
 
 # %% ../../nbs/loop/03_watch.ipynb #b575c62a
-def tell(settings: Settings, reference: str = "") -> dict[str, str]:  # receiver → why it was not told; empty: it was
-    "Tell of what opened and what ended, each once. Whom an attempt does not reach is told with the next look."
+def tell(settings: Settings, reference: str = "") -> dict[str, str]:  # receiver → its error; empty: none
+    "Send what opened and what ended, each once. A receiver that is not reached gets it with the next look."
     alarms, done = Alarms(settings), {}
     # no reminders
     once = settings.model_copy(update={"alerts": settings.alerts.model_copy(update={"repeat": float("inf")})})
@@ -94,7 +95,7 @@ def watch(source: str,  # a table, 'scores', 'scores.operations'
           ignore: tuple[str, ...] = (),  # columns that are not compared: keys, periods
           now: float | None = None,  # seconds since 1970; default: the clock
          ) -> Look:
-    "Look at one window, keep what it shows, and tell whoever must know. Reads profiles only."
+    "Look at one window, keep what it shows, and send alerts. Reads profiles only."
     from scalai_nb.data.profile_store import periods
     from scalai_nb.loop.evaluation import window_and_reference
     from scalai_nb.monitor.reference import reference
@@ -113,11 +114,10 @@ def watch(source: str,  # a table, 'scores', 'scores.operations'
 
 # %% ../../nbs/loop/03_watch.ipynb #9103a448
 def raise_alarms(model: str,  # registry name
-         period: str,
-         decision,  # monitor's Decision
-         settings: Settings | None = None,
-        ) -> Look:
-    "Keep what a decision says of losses, and tell whoever must know."
+                 period: str,  # of the window
+                 decision,  # monitor's Decision
+                 settings: Settings | None = None) -> Look:
+    "Keep what a decision says of losses, and send alerts."
     settings = settings or Settings.load()
     said = {"performance": "; ".join(map(str, decision.losses))} if decision.losses else {}
     found = Look(model, period, said, said, decision.against)

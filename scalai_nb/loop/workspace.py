@@ -93,7 +93,7 @@ def init(path: Path | str = ".",  # made when missing
          **columns: Any,  # target, time, key, name, read: see `loop.own_data.describe_source`
         ) -> tuple[Settings, Any]:  # and, with a source, its loop.own_data.Description
     """Make a workspace: settings.ini, workflows/, apps/; for the user's own data also table file, model file and
-    contract. Raises `BadRequest`, and writes nothing, where one stands already or the source does not fit."""
+    contract. Raises `BadRequest`, and writes nothing, where one exists already or the source does not fit."""
     path = Path(path).absolute()
     if path.exists() and not path.is_dir(): raise BadRequest(f"{path} is a file.", "Give the name of a folder.")
     if (path/"settings.ini").exists():

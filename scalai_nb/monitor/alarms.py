@@ -37,7 +37,7 @@ class Case:
 def cases(looks: "Iterable[Look]",  # of one source, monitor.alpha_spending
           resolve_after: int,  # looks in a row that do not hold a case, and end it
          ) -> list[Case]:  # oldest first
-    "What the looks tell, in the order of their windows."
+    "Derive alarms from the looks, in the order of their windows."
     ended, now = [], {}
     for l in sorted(looks, key=lambda l: order(l.period)):
         for s, why in l.opens.items():
@@ -65,9 +65,9 @@ class Alarm:
     reason: str
     resolved: str | None = None
     acknowledged: str | None = None  # when, ISO 8601
-    note: str = ""  # of whoever acknowledged it
-    told: str = ""  # key of the alert that told of it
-    over: bool = False  # whether its end was told
+    note: str = ""  # of the person who acknowledged it
+    told: str = ""  # key of the alert that was sent
+    over: bool = False  # whether its end was sent
     withdrawn: bool = False
 
     @property
@@ -181,7 +181,7 @@ def current(self: Alarms, source: str | None = None,  # only this one's
 @patch
 def acknowledge(self: Alarms, alarm: int | str,  # its number; a source, for all of it; or source/subject
                 note: str = "") -> list[Alarm]:  # those that it was about
-    "Say that somebody knows. Raises `BadRequest` where nothing of that name is open."
+    "Acknowledge alarms. Raises `BadRequest` where nothing of that name is open."
     about = lambda a: str(alarm) in (str(a.id), a.source, f"{a.source}/{a.subject}")
     with self._open() as db:
         found = [a for a in _rows(db, "resolved IS NULL") if about(a)]
@@ -198,8 +198,8 @@ def acknowledge(self: Alarms, alarm: int | str,  # its number; a source, for all
 @patch
 def untold(
     self: Alarms,
-) -> tuple[list[list[Alarm]], list[list[Alarm]]]:  # groups to tell of, groups whose end is to tell
-    "What nobody has heard of yet, by source."
+) -> tuple[list[list[Alarm]], list[list[Alarm]]]:  # groups to send, groups whose end is to send
+    "Return what was not sent yet, by source."
     with self._open() as db: every = _rows(db)
     new, over = {}, {}
     for a in every:
@@ -208,10 +208,10 @@ def untold(
     return [*new.values()], [g for g in over.values() if all(a.resolved for a in g)]
 
 @patch
-def tell(self: Alarms, alarms: list[Alarm],
-         key: str | None = None,  # of the alert; None: their end was told
+def tell(self: Alarms, alarms: list[Alarm],  # that were sent
+         key: str | None = None,  # of the alert; None: their end was sent
         ) -> None:
-    "Remember that somebody heard."
+    "Record that alarms were sent."
     with self._open() as db:
         for a in alarms:
             db.execute(
@@ -226,7 +226,7 @@ def tell(self: Alarms, alarms: list[Alarm],
 # %% ../../nbs/monitor/10_alarms.ipynb #da72b3b3
 @patch
 def odd(self: Alarms, source: str) -> set[str]:  # periods
-    "Windows in which something opened and nobody said that it is known: no reference for others."
+    "Windows with alarms that are not acknowledged: they are no reference for others."
     with self._open() as db: looks, every = _looks(db, source), _rows(db, "source = ? AND NOT withdrawn", source)
     taken = lambda l, s: any(
         a.subject == s and a.acknowledged and order(a.opened) <= order(l.period) <= order(a.resolved or l.period)

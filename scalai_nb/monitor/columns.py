@@ -45,7 +45,7 @@ class Check:
     noise: float  # root mean square of the effect under no change
     # what it shows: 'median 3 → 9, KS 0.11'; made when it is asked for: most columns have nothing to say
     tell: str | Callable[[], str]
-    possible: bool = True  # whether p could be small at all, as far as the rows of both together tell
+    possible: bool = True  # whether p could be small at all, given the rows of both together
 
     @cached_property
     def text(self) -> str: return self.tell() if callable(self.tell) else self.tell
@@ -95,7 +95,8 @@ def share(x: float) -> str:
     return f"{100 * x:.{1 if x < .995 else 0}f} %" if x >= 0.0005 or x == 0 else f"{100 * x:.2g} %"
 
 
-def number(x: float) -> str:
+def number(x: float,  # any number
+          ) -> str:
     "Format a number with four significant digits."
     return f"{x:.4g}"
 
@@ -150,7 +151,7 @@ def numbers(c: Both) -> list:  # of Check
 
 # %% ../../nbs/monitor/01_columns.ipynb #1c94a5cd
 def _median(c: Both) -> str:
-    "How the median moved; the shares, where it stands."
+    "Say how the median moved; the shares, where it did not."
     a, b = (number(q[1]) for q in c.quartiles)
     return f"median {a} → {b}" if a != b else _moved_group(c)
 
@@ -262,7 +263,7 @@ def _moved_labels(labels: list, ca: np.ndarray, cb: np.ndarray, limit: int = 2) 
 def _heavy(c: Both) -> str:
     "Of hashed values, the frequent one that surely moved most; '' where none did."
     at = [{v: (low / max(x.count, 1), high / max(x.count, 1)) for v, low, high in x.top(50)} for x in (c.a, c.b)]
-    # what is not told is rarer than all that are
+    # values that are left out are rarer than those shown
     none = [(0., min((high for _, high in t.values()), default=0.)) for t in at]
     moved = lambda v: (lambda a, b: max(b[0] - a[1], a[0] - b[1]))(*(t.get(v, n) for t, n in zip(at, none)))
     best = max({**at[0], **at[1]}, key=moved, default=None)

@@ -39,7 +39,8 @@ class CostMatrix:
     def fair(self) -> float:
         return (self.fp - self.tn) / (self.fp - self.tn + self.fn - self.tp)
 
-    def format(self, money: float) -> str:
+    def format(self, money: float,  # an amount
+              ) -> str:
         return f"{money:,.0f} {self.unit}" if abs(money) >= 100 else f"{money:,.2f} {self.unit}"
 
 # %% ../../nbs/monitor/05_cost.ipynb #5aab4445

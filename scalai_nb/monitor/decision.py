@@ -68,7 +68,10 @@ def _spread(values: np.ndarray, se: np.ndarray) -> float:  # variance between wi
     "What the reference windows differ by among themselves (DerSimonian & Laird 1986, equal weights)."
     return max(0., float(values.var(ddof=1) - (se ** 2).mean())) if len(values) > 1 else 0.
 
-def loss(now: Performance, reference: list, measure: str, policy: Policy) -> Loss:
+def loss(now: Performance,
+         reference: list,  # performances of the reference windows
+         measure: str,  # name of the metric
+         policy: Policy) -> Loss:
     "Whether one measure is worse than in the reference windows, beyond their own noise."
     value, se = getattr(now, measure), now.se[measure]
     rows = np.array([p.rows for p in reference], float)
@@ -98,11 +101,11 @@ class Decision:
     reasons: list  # sentences
     evidence: dict = field(default_factory=dict)  # the figures behind them
     losses: list = field(default_factory=list)  # Loss of each measure that lost
-    # Reference of what it stands on: `window`, that of columns and measured figures; `estimate`
+    # Reference of its evidence: `window`, that of columns and measured figures; `estimate`
     held: dict = field(default_factory=dict)
 
     @property
-    def against(self) -> str:  # '' where nobody said
+    def against(self) -> str:  # '' where it is not known
         "What the window was held against, in a sentence."
         said = "; ".join(f"{word} {self.held[k].why}" for k, word in HELD.items() if k in self.held)
         return f"{said[:1].upper()}{said[1:]}." if said else ""

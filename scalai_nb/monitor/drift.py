@@ -104,7 +104,7 @@ def judge(name: str, kind: str, checks: list, p: dict, policy: Policy,
          ) -> Finding:
     """One verdict from a column's checks:
 
-    told by KS, or by the shares of categories, where these say it, else by the check furthest over its threshold."""
+    by KS, or by the shares of categories, where these show it, else by the check furthest over its threshold."""
     limits = {id(c): 0.0 if c.name == "schema" else threshold(policy, name, c.name, within) if c.name in EFFECTS
               else np.inf for c in checks}
     over = lambda c: c.effect / limits[id(c)] if limits[id(c)] else np.inf
@@ -126,7 +126,7 @@ def judge(name: str, kind: str, checks: list, p: dict, policy: Policy,
 PER_CENT = "value", "range", *RATES  # measures that are shares of rows
 
 def _told(c: Check, policy: Policy, name: str, within: str) -> str:
-    "A drifting check, beside what is usual where that is known."
+    "A drifting check, compared with what is usual where that is known."
     if c.name in (*CERTAIN, "rows"): return c.text
     unit = policy.columns.get(within or name, {}).get("unit", "")
     text = c.text.replace(", ", f" {unit}, ", 1) if unit and c.text.startswith(("median", "interquartile")) else c.text
@@ -146,7 +146,7 @@ def _quiet(c: Check, limit: float, p: float, policy: Policy) -> str:
 
 # %% ../../nbs/monitor/02_drift.ipynb #9c422546
 def counted(c: Both) -> tuple:  # rows of the reference, of the current window: by group, or by value
-    "The cells of which PSI and the bins tell; none where the column is not the same in both."
+    "Return the cells that PSI and the bins compare; none where the column is not the same in both."
     none = np.zeros(0), np.zeros(0)
     if c.a is None or c.b is None or c.a.kind != c.b.kind: return none
     if c.a.kind in ("number", "time"): found = c.grouped

@@ -165,7 +165,7 @@ def _right(down: np.ndarray, up: np.ndarray) -> tuple[float, float]:  # of wrong
 MEASURES = {"confidence": ("accuracy", _right)}  # column -> measure, counts of both labels to value and standard error
 
 def _freedom(own: np.ndarray, fold: np.ndarray, run: int) -> float | None:
-    "Degrees of freedom of residuals whose windows overlap; None where each stands for itself."
+    "Degrees of freedom of residuals whose windows overlap; None where they do not overlap."
     return 1.5 * sum((len(x) + run - 1) / run for x in (own, fold) if len(x)) if run > 1 else None
 
 def _unknown(baseline: float, measure: str) -> Estimate:
@@ -263,7 +263,7 @@ def _widened(n: int) -> float:
 
 
 def reach(
-    misses: np.ndarray,
+    misses: np.ndarray,  # estimate less measurement, one for each window
     # degrees of freedom of misses that overlap: half as many again as lie side by side (Lo & MacKinlay 1989)
     free: float | None = None,  # None: none overlap
 ) -> float:  # in the misses' unit; 0 of none
@@ -276,7 +276,7 @@ def reach(
 
 # %% ../../nbs/monitor/05_estimation.ipynb #605f2324
 def _trust(support: float, beyond: dict, windows: int, more: int, run: int = 1) -> tuple:  # trusted, why
-    "The sentence that stands beside the estimate."
+    "Write the sentence next to the estimate."
     if support < SUPPORT:
         return (
             False,

@@ -31,7 +31,7 @@ def limit_of(counts: list) -> float:  # of the absolute difference of logarithms
     return round(float(stdtrit(df, .995) * sd), 6)
 
 def rows(counts: list,  # of the reference windows
-         now: int,
+         now: int,  # rows of the window
         ) -> list:  # of Check, none or one
     "Whether a window has as many rows as its like."
     if len(counts) < 3 or not now: return []
@@ -63,7 +63,7 @@ def instant(when) -> int:  # microseconds since 1970, UTC
     return round((at if at.tzinfo else at.replace(tzinfo=timezone.utc)).timestamp() * 1e6)
 
 def clock(current: Profile, named: str = "") -> str:  # column; '' where none is sure
-    "The column that tells when a row came: the one that is named, else the only one of times."
+    "Find the column with the time of a row: the one that is named, else the only one of times."
     if named: return named if named in current.columns and current[named].kind == "time" else ""
     found = [n for n, c in current.columns.items() if c.kind == "time"]
     return found[0] if len(found) == 1 else ""

@@ -23,7 +23,10 @@ def kurtosis(c: Both) -> float:  # 3 for a normal
     var = (n * x2).sum() / n.sum()
     return float((n * x2 * x2).sum() / n.sum() / var ** 2) if var > 0 else 3.
 
-def rough(r: np.ndarray, k1: np.ndarray, k2: np.ndarray) -> np.ndarray:
+def rough(r: np.ndarray,
+          k1: np.ndarray,  # fourth standardized moment of the first column
+          k2: np.ndarray,  # fourth standardized moment of the second column
+         ) -> np.ndarray:
     """Upper bound of √n times the standard error of r:
 
     its influence function bounded by Cauchy and Schwarz, kurtoses given."""

@@ -111,7 +111,9 @@ def surprise(lo: np.ndarray, hi: np.ndarray, down: np.ndarray, up: np.ndarray,  
 
 # %% ../../nbs/monitor/04_performance.ipynb #5ca8f1e3
 def calibration(
-    s: np.ndarray, down: np.ndarray, up: np.ndarray, bins: int = 15
+    s: np.ndarray,  # scores, ascending
+    down: np.ndarray, up: np.ndarray,
+    bins: int = 15,  # at most
 ) -> list:  # [{"score", "rate", "rows"}]
     "Mean score and share of positives in bins of about equal mass."
     both = down + up
@@ -169,7 +171,10 @@ def at_threshold(
 # %% ../../nbs/monitor/04_performance.ipynb #85092b3d
 MEASURES = ("auc", "pr_auc", "logloss", "brier", "skill", "bias", "ece", "precision", "recall")
 
-def lacking(rows: int, unlabelled: int, unscored: int) -> str:
+def lacking(rows: int,  # of the window
+            unlabelled: int,  # rows without a label
+            unscored: int,  # rows without a score
+           ) -> str:
     "What a figure does not speak of."
     wait = f"; {unlabelled:,} of {rows + unlabelled + unscored:,} rows wait for their label" if unlabelled else ""
     return wait + (f"; {unscored:,} labelled rows have no finite score" if unscored else "")
@@ -328,7 +333,10 @@ NAMES = {
     "recall": "recall",
 }
 
-def format_measure(value: float, interval: tuple, sign: str = "") -> str:
+def format_measure(value: float,  # of the measure
+                   interval: tuple,  # its 95 % interval
+                   sign: str = "",  # before a positive number
+                  ) -> str:
     "A figure and its interval."
     return (
         "–"

@@ -69,8 +69,8 @@ def __str__(self: RegressionMetrics) -> str:
 
 # %% ../../nbs/monitor/05_regression_metrics.ipynb #4213a3ab
 def regression_metrics(window: Profile,  # of scored rows, with the columns of COLUMNS
-           quantiles: tuple = QUANTILES,
-          ) -> RegressionMetrics:
+                       quantiles: tuple = QUANTILES,  # of the absolute error
+                      ) -> RegressionMetrics:
     "How far predictions were off where labels are known."
     if missing := [c for c in COLUMNS if c not in window.columns]:
         raise BadRequest(f"the window has no column '{missing[0]}'",

@@ -34,7 +34,8 @@ def families(windows) -> list:  # of profiles, or of families by segment
     if not isinstance(windows, dict): return list(windows)
     return list((nested(windows) if windows and all(isinstance(k, tuple) for k in windows) else windows).values())
 
-def named(key) -> str:
+def named(key,  # value of the segment column; None: missing
+         ) -> str:
     "How a segment is called."
     if isinstance(key, tuple): return " · ".join(map(named, key))
     return "null" if key is None or key != key else str(key)
@@ -54,12 +55,15 @@ def parts(reference: dict, current: dict) -> dict:  # name -> (profile, profile)
 # %% ../../nbs/monitor/01_segments.ipynb #76bd4917
 SHARES = "rows by segment"
 
-def inside(column: str, segment) -> str:
+def inside(column: str,  # its name
+           segment,  # value of the segment column
+          ) -> str:
     "Return the name of a column within a segment."
     return f"{column} in {named(segment)}"
 
-def segments(reference: dict, current: dict,  # families by segment
-             ignore: tuple = (),
+def segments(reference: dict,
+             current: dict,  # families by segment
+             ignore: tuple = (),  # columns that are not checked
              wholes: dict | None = None,  # name -> Both, of all rows
             ) -> tuple:  # name -> Both, checks
     "Every check of every column in every segment, and whether their shares of the rows moved."

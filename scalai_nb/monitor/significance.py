@@ -122,7 +122,7 @@ def shifting(
     shape: tuple,  # edges and scores of a column like this one: itself, or the column of all segments together
     learnt: float,  # rows that the shape was learnt from
 ) -> np.ndarray:  # score of each bucket
-    "The shape's own scores, beside normal ones as far as rows were few."
+    "The shape's own scores, and normal ones as far as rows were few."
     edge, score = shape
     own = learnt / (learnt + LEARNT)
     return own * standard(score[np.searchsorted(edge, values)], rows) + (1 - own) * standard(scores(rows), rows)

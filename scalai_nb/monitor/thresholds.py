@@ -202,7 +202,8 @@ Policy.calibrate = _either(_calibrate)
 
 # %% ../../nbs/monitor/00_thresholds.ipynb #958604ce
 @patch
-def save(self: Policy, path) -> Path:
+def save(self: Policy, path,  # of the file
+        ) -> Path:
     "Write the policy as YAML."
     state = asdict(self) | {"ignore": list(self.ignore)}
     state["effects"] = {k: v for k, v in self.effects.items() if v != EFFECTS[k]}
@@ -211,7 +212,8 @@ def save(self: Policy, path) -> Path:
     return Path(path)
 
 @patch(cls_method=True)
-def load(cls: Policy, path) -> Policy:
+def load(cls: Policy, path,  # of the file
+        ) -> Policy:
     "Read a policy; an unknown key is refused."
     try: text = Path(path).read_text()
     except (OSError, UnicodeDecodeError) as e:

@@ -104,7 +104,8 @@ class Agent:
 
 # %% ../../nbs/training/24_agent.ipynb #79b81154
 @patch
-def forward(self: Agent, line: Connection) -> None:
+def forward(self: Agent, line: Connection,  # to the process of a rank
+           ) -> None:
     "Pass on one message of a rank, or its end."
     attempt, rank, pid = self.ranks[line]
     try: content = line.recv_bytes()
@@ -152,6 +153,8 @@ def start_agent(spec: bytes, environ: dict[str, str]) -> subprocess.Popen:
     process.stdin.flush()  # and left open: when it closes, this process is gone
     return process
 
-def host_agent(spec: bytes, environ: dict[str, str]) -> int:
+def host_agent(spec: bytes,  # of the group, pickled
+               environ: dict[str, str],  # for the ranks
+              ) -> int:
     "Run an agent until it ends: the Dask task."
     with start_agent(spec, environ) as process: return process.wait()

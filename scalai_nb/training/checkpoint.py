@@ -84,7 +84,8 @@ def _digest(told: dict[str, Any]) -> str:  # of a manifest without its own
         json.dumps({k: v for k, v in told.items() if k != "sha256"}, sort_keys=True).encode()
     ).hexdigest()
 
-def sha256(path: Path) -> str:
+def sha256(path: Path,  # of a file
+          ) -> str:
     "Hash a file."
     with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
 
@@ -135,7 +136,8 @@ def random_states() -> dict[str, Any]:
     if torch.cuda.is_available(): states["cuda"] = torch.cuda.get_rng_state()
     return states
 
-def restore_random(states: dict[str, Any]) -> None:
+def restore_random(states: dict[str, Any],  # of Python, NumPy and torch
+                  ) -> None:
     "Set the generators back to where they stood."
     import torch
     torch.set_rng_state(states["torch"])
@@ -152,7 +154,9 @@ def latest(path: str | Path) -> Path | None:
     "The newest complete checkpoint of a series, if there is one."
     return next(reversed(saved(path)), None)
 
-def at_step(path: str | Path, step: int) -> Path:
+def at_step(path: str | Path,
+            step: int,  # optimizer steps so far
+           ) -> Path:
     "Name the folder of the checkpoint of a step."
     return Path(path)/f"step-{step:08d}"
 
@@ -168,13 +172,15 @@ def prune(path: str | Path,
 class Writer:
     "Writes a series of checkpoints, one at a time; a context, which ends when the last one is whole."
     def __init__(self, path: str | Path,
-                 keep: int = 2,  # of the newest, beside the best
+                 keep: int = 2,  # of the newest, in addition to the best
                 ):
         self.folder, self.keep, self.last = Path(path), keep, None
         self.thread = ThreadPoolExecutor(1, "checkpoint")
 
-    def put(self, step: int, state: dict[str, Any], ranks: list[dict[str, Any]], best: int | None = None,
-            **facts) -> None:
+    def put(self, step: int,  # optimizer steps so far
+            state: dict[str, Any],
+            ranks: list[dict[str, Any]],  # what each rank has to keep
+            best: int | None = None, **facts) -> None:
         "Hand over the state at a step; `best` is the step whose checkpoint stays whatever its age."
         self.wait()
         self.last: Future = self.thread.submit(self._write, step, copy.deepcopy(state), ranks, best, facts)

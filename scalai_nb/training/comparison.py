@@ -21,8 +21,10 @@ from .objective import ERRORS, OBJECTIVES
 
 # %% ../../nbs/training/60_comparison.ipynb #d9f144c4
 def paired(measure: Any,  # fn(y, prediction) → number
-           y: np.ndarray, a: np.ndarray, b: np.ndarray,  # truth, and what two models say of the same rows
-           times: int = 200, seed: int = 0,
+           y: np.ndarray, a: np.ndarray,
+           b: np.ndarray,  # truth, and what two models say of the same rows
+           times: int = 200,  # bootstrap samples
+           seed: int = 0,  # of the bootstrap
           ) -> dict[str, tuple[float, float, float]]:  # a, b and b − a, each with low and high
     "A measure of two models and of their difference, with 95 % bootstrap intervals over the same rows."
     rng, drawn = np.random.default_rng(seed), []
@@ -68,7 +70,7 @@ def _common_rows(
         return None, e.message
     return (
         known.filter(split.mask(known)),
-        f"rows that both kept aside, of {sources[0][0]} version {newest.data['version']}",
+        f"rows that both held out, of {sources[0][0]} version {newest.data['version']}",
     )
 
 # %% ../../nbs/training/60_comparison.ipynb #45ebd734
@@ -106,7 +108,7 @@ class ModelComparison:
     def to_dict(self) -> dict: return asdict(self)
 
 # %% ../../nbs/training/60_comparison.ipynb #64c2bb93
-_WORDS = {"gain": "a gain", "loss": "a loss", "neither": "neither loss nor gain", "unknown": "these rows cannot tell"}
+_WORDS = {"gain": "a gain", "loss": "a loss", "neither": "neither loss nor gain", "unknown": "undecided by these rows"}
 
 def _metric_cells(m: dict) -> tuple[str, ...]:  # A's figure, B's, their difference, each with its interval; a verdict
     shown = lambda v, sign="": f"{v[0]:{sign}.4f} [{v[1]:{sign}.4f}, {v[2]:{sign}.4f}]"
@@ -138,7 +140,7 @@ def _repr_html_(self: ModelComparison) -> str:
 def compare_models(
     registry: Any,  # a training.registry.Registry
     a: str,  # name, name@version or name@alias
-    b: str,
+    b: str,  # the other one
     rows: Any = None,  # a frame, Arrow, a table or a source with the target; default: what both held out
 ) -> ModelComparison:
     "Compare two registered versions on the same rows."

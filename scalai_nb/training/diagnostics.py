@@ -45,7 +45,8 @@ def _banded(
 
 # %% ../../nbs/training/42_diagnostics.ipynb #ea0c4b46
 def calibration(
-    y: np.ndarray, prediction: np.ndarray, bins: int = 10
+    y: np.ndarray, prediction: np.ndarray,
+    bins: int = 10,  # at most
 ) -> list[dict]:  # rows, predicted, observed, low, high
     """Compare predicted with observed values in bins of equally many rows.
 
@@ -84,7 +85,8 @@ def residuals(y: np.ndarray, prediction: np.ndarray) -> list[dict]:  # of, value
     return out
 
 def spread(
-    values: np.ndarray, bins: int = 24
+    values: np.ndarray,
+    bins: int = 24,  # between the two quantiles
 ) -> np.ndarray:  # (bins, 4): middle of a bin, share of the rows, low, high
     """Compute a histogram between the 1 % and 99 % quantiles, in bins of equal width, each share with Wilson's
     interval."""

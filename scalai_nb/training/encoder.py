@@ -58,7 +58,10 @@ class Layer(nn.Module):
         self.mixed, self.done = nn.LayerNorm(width, eps), nn.LayerNorm(width, eps)
 
     def forward(
-        self, x, rows, places, mask
+        self, x,  # (M, width) tokens
+        rows,  # (N × T,) token of each place
+        places,  # (M,) place of each token
+        mask,  # (N, T) bool, True where a token is
     ):  # (M, width) tokens; (N × T,) token of each place; (M,) place of each token; (N, T) bool
         "Compute the tokens that follow from attention and the two layers."
         q, k, v = (part(x).index_select(0, rows).view(*mask.shape, -1) for part in (self.query, self.key, self.value))

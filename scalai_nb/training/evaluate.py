@@ -59,7 +59,7 @@ def _held_out(run: Any, settings: Any) -> Any:  # Arrow
 # %% ../../nbs/training/46_evaluate.ipynb #678f4abf
 def _predicted(run: Any, rows: Any, y: np.ndarray) -> np.ndarray:
     "Predict the rows, after checking that the run can be evaluated on them."
-    if not len(y): raise BadRequest("There are no rows to judge by.", "Check what was kept aside.")
+    if not len(y): raise BadRequest("There are no rows to judge by.", "Check which rows were held out.")
     if (lost := int((~np.isfinite(y)).sum())):
         raise BadRequest(f"{lost} of {len(y)} targets are not finite.", "Leave those rows out.")
     prediction = run.predict(rows)

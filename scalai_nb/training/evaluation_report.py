@@ -52,7 +52,7 @@ class Evaluation:
 # %% ../../nbs/training/44_evaluation_report.ipynb #3c68972a
 def _figure_text(figure: tuple[float, float, float]) -> str:
     value, low, high = figure
-    return "cannot be told" if not np.isfinite(value) else f"{value:.4g} ({low:.4g} to {high:.4g})"
+    return "is undefined" if not np.isfinite(value) else f"{value:.4g} ({low:.4g} to {high:.4g})"
 
 # %% ../../nbs/training/44_evaluation_report.ipynb #612aa9dd
 def _text(value: Any) -> str:

@@ -106,7 +106,7 @@ def _here(e: Execution, log: TrainingLogger) -> dict:
     before = checkpoint.random_states()
     def emit(message: dict) -> None:
         log(message)
-        if e.stop.is_set(): raise Cancelled("The training was told to stop.")
+        if e.stop.is_set(): raise Cancelled("The training was asked to stop.")
     try: return train(e.job, emit=emit)
     finally: checkpoint.restore_random(before)
 

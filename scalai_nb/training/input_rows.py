@@ -284,7 +284,7 @@ def _check_constant(prepared: PreparedRows) -> None:
     if not (y == y[0]).all(): return
     value = target.classes[int(y[0])] if target.classes else float(y[0])
     raise BadRequest(f"The target {target.column!r} is {value!r} in all {len(y)} rows to learn from.",
-                     "There is nothing to tell apart; check where= and validation=.")
+                     "There is nothing to learn; check where= and validation=.")
 
 def _unseen(prepared: PreparedRows) -> list[str]:
     "Note classes that no training row has."

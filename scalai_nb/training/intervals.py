@@ -12,8 +12,10 @@ import numpy as np
 
 # %% ../../nbs/training/40_intervals.ipynb #5f612101
 def interval(measure: Callable,  # fn(y, prediction) → number
-             y: np.ndarray, prediction: np.ndarray,
-             times: int = 200, seed: int = 0,
+             y: np.ndarray,  # (N,) true values
+             prediction: np.ndarray,  # (N,) or (N, K)
+             times: int = 200,
+             seed: int = 0,  # of the bootstrap
             ) -> tuple[float, float, float]:  # of these rows, low, high
     """Compute a metric with its 95 % bootstrap interval; NaN where the rows do not determine it, as with one class.
 

@@ -44,10 +44,14 @@ class _Child:
 
 class LocalClient:
     "This machine as the only worker, with the interface of a Dask client."
-    def submit(self, fn: Callable, spec: bytes, environ: dict[str, str], **where: Any) -> _Child:
+    def submit(self, fn: Callable,
+               spec: bytes,  # of the group, pickled
+               environ: dict[str, str],  # for the ranks
+               **where: Any) -> _Child:
         return _Child(start_agent(spec, environ))
 
-    def cancel(self, children: list[_Child]) -> None:
+    def cancel(self, children: list[_Child],  # processes
+              ) -> None:
         "Kill the processes of agents."
         for child in children:
             child.process.kill()
@@ -105,7 +109,7 @@ def _accept(self: ProcessGroup) -> None:
 @patch
 def raise_if_cancelled(self: ProcessGroup) -> None:
     "Raise Cancelled once the user wants to stop; closing the group ends the ranks."
-    if self.stop(): raise Cancelled("The ranks were told to stop.")
+    if self.stop(): raise Cancelled("The ranks were asked to stop.")
 
 # %% ../../nbs/training/26_launch.ipynb #13b69f5c
 def _own_address(client: Any) -> str:
@@ -225,7 +229,7 @@ def close(self: ProcessGroup) -> None:
     socket.create_connection(self.listener.address).close()  # wakes the thread that accepts
     self.listener.close()
     until = time.monotonic() + 20
-    # else nobody reports that an agent has ended
+    # else the end of an agent is not reported
     there = lambda: getattr(self.client, "status", "running") == "running"
     while there() and not all(a["future"].done() for a in self.agents.values()) and time.monotonic() < until:
         time.sleep(0.01)
@@ -233,7 +237,8 @@ def close(self: ProcessGroup) -> None:
     self.agents.clear()
 
 @patch
-def forget(self: ProcessGroup, futures: list) -> None:
+def forget(self: ProcessGroup, futures: list,  # of Dask
+          ) -> None:
     "Forget agents. A scheduler that is gone has forgotten them already, and must not cost what the ranks have done."
     try:
         with reaching(self.client): self.client.cancel(futures)
@@ -371,11 +376,12 @@ def _cause(failures: dict[int, tuple], where: dict, order: dict, results: dict) 
 
 # %% ../../nbs/training/26_launch.ipynb #b45806ea
 @contextmanager
-def process_group(ranks: int,
-         client: Any = None,  # a distributed.Client; default: the current one, that of the settings, or this machine
-         settings: Any = None,  # default: those in force here
-         **options: Any,  # of ProcessGroup
-        ):
+def process_group(
+    ranks: int,  # how many
+    client: Any = None,  # a distributed.Client; default: the current one, that of the settings, or this machine
+    settings: Any = None,  # default: those in force here
+    **options: Any,  # of ProcessGroup
+):
     "Open a `ProcessGroup` on the client's workers, or on this machine."
     client = client or current_client()
     named = (settings or Settings.load()).cluster if client is None else None
@@ -408,13 +414,14 @@ def existing_client(client: Any,  # a distributed.Client, or None
 # %% ../../nbs/training/26_launch.ipynb #5320101e
 def launch(fn: Callable,  # called as fn(*args) in every rank, inside the process group
            *args: Any,
-           ranks: int = 2,
+           ranks: int = 2,  # how many
            client: Any = None,  # a distributed.Client; default: the current one, that of the settings, or this machine
            timeout: float = 120.,  # seconds that a rank may keep the others waiting
            backend: str | None = None,  # gloo or nccl; None: nccl where each local rank has a GPU
            threads: int = 1,  # a rank
            restarts: int = 0,  # after a lost rank, begin again up to so many times
-           on_report: Callable[[int, Any], None] = lambda rank, message: None,  # called with what ranks `report`
+           on_report: Callable[[int, Any], None] = lambda rank,
+           message: None,  # called with what ranks `report`
            settings: Any = None,  # default: those in force here
           ) -> list[Any]:  # results by rank
     "Run a function on several ranks in one process group, placed by Dask where there is a cluster."

@@ -20,9 +20,10 @@ from ..core.jsonable import duration, several
 from ..core.progress import progress
 
 # %% ../../nbs/training/16_logger.ipynb #762dc7bf
-LINES = ((svg.BLUE, "none"), (svg.ORANGE, "6 4"))  # colour, dashes: of what is learnt from, of what is kept aside
+LINES = ((svg.BLUE, "none"), (svg.ORANGE, "6 4"))  # colour, dashes: of training rows, of held-out rows
 
-def thinned(points: list, limit: int = 200) -> list:
+def thinned(points: list,  # in order
+            limit: int = 200) -> list:
     "No more points than a figure can show, the last one always among them."
     return [*points[:-1:max(1, -(-len(points)//limit))], *points[-1:]]
 
@@ -54,8 +55,8 @@ def figure(
     label: str,  # what is measured, and its unit
     until: float,  # epochs at the right end
     begin: int = 0,  # which of LINES the first series has
-    width: int = 250,
-    height: int = 150,
+    width: int = 250,  # px
+    height: int = 150,  # px
 ) -> str:  # SVG
     "Lines over the epochs, the lowest and the highest value at their places on the left."
     known = [p for points in series.values() for p in points]
@@ -76,7 +77,7 @@ def figure(
 
 # %% ../../nbs/training/16_logger.ipynb #dfc85b1b
 def measures(history: list[dict]) -> list[str]:
-    "What was measured on the rows kept aside, beside the loss."
+    "Return what was measured on the held-out rows, in addition to the loss."
     return [k for k in dict.fromkeys(k for h in history for k in h) if k.startswith("val_") and k != "val_loss"]
 
 def column(history: list[dict], name: str) -> list[tuple[float, float]]:  # (epoch, value)
@@ -111,7 +112,7 @@ def figures(history: list[dict],  # one an epoch: epoch, loss, val_loss, …
 
 # %% ../../nbs/training/16_logger.ipynb #acf7c2e7
 def figures_of(entry: dict) -> dict[str, str]:  # name → value
-    "The loss, that of the rows kept aside, and the first measure, to four digits."
+    "The loss, that of the held-out rows, and the first measure, to four digits."
     first = next((k for k in entry if k.startswith("val_") and k != "val_loss"), None)
     return {k: f"{entry[k]:.4g}" for k in ("loss", "val_loss", first) if isinstance(entry.get(k), float)}
 
@@ -124,10 +125,11 @@ def pace(entry: dict) -> list[str]:
     ]
 
 BAR = "{percentage:3.0f}%|{bar:8}| {desc}{postfix}"  # tqdm's format
-ROOM = 18  # columns that it needs beside its words, with one that stays free
+ROOM = 18  # columns that it needs in addition to its words, with one that stays free
 
 def fitting(words: list[str],  # the most important first
-            columns: int) -> str:
+            columns: int,  # characters of the line
+           ) -> str:
     "As many of them as there is room for."
     while len(words) > 1 and len(", ".join(words)) > columns: words = words[:-1]
     return ", ".join(words)
@@ -211,10 +213,10 @@ def finish(self: TrainingLogger) -> None:
 
 # %% ../../nbs/training/16_logger.ipynb #588e1987
 @patch
-def ended(self: TrainingLogger, error: BaseException,
+def ended(self: TrainingLogger, error: BaseException,  # what was raised
           hint: str = "",  # default: the error's
          ) -> None:
-    "It failed, or somebody stopped it."
+    "Report that it failed or was stopped."
     self.run.state = "cancelled" if isinstance(error, (Cancelled, KeyboardInterrupt)) else "failed"
     culprit = getattr(error, "rank", None if len(self.doing) > 1 else 0)
     self.doing = [

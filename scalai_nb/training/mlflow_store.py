@@ -67,7 +67,8 @@ def _make(file: Path, opened):
 ANSWERS = {"RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "INVALID_PARAMETER_VALUE"}
 
 def call_store(uri: str,  # of the store
-               call: Callable, *args, **kwargs):
+               call: Callable,  # a function of MLflow, with the arguments that follow
+               *args, **kwargs):
     """Call MLflow.
 
     Raise `Unreachable` where the store does not answer; return or raise what it answers."""
@@ -79,7 +80,9 @@ def call_store(uri: str,  # of the store
     except OSError as e: why = str(e)  # requests' errors are of this class, too
     raise no_answer(uri, why)
 
-def no_answer(uri: str, why: str) -> Unreachable:
+def no_answer(uri: str,
+              why: str,  # what was raised
+             ) -> Unreachable:
     "Make the error of a store that does not answer."
     return Unreachable(f"The model registry {uri} does not answer: {why[:200]}",
                        "Check [tracking] uri in settings.ini, the server and its disk; then run it again.", "registry")

@@ -58,7 +58,7 @@ def read(self: ModelVersion, name: str) -> bytes:  # empty where there is none
                          "Restore it, or register the model again.", "model_file")
     if digest and sha256(content) != digest:
         raise WorkFailed(f"The file of {self.name}@{self.version} is not the one that was registered: {file}",
-                         "Somebody changed it. Restore it, or roll back to another version.", "model_file")
+                         "It was changed. Restore it, or roll back to another version.", "model_file")
     return content
 
 @patch

@@ -103,7 +103,7 @@ def config(model: nn.Module) -> dict[str, Any] | None:  # None: they cannot be k
 
 # %% ../../nbs/training/00_models.ipynb #a5447433
 def source(cls: type,  # a class, also one defined in a notebook cell
-          ) -> str:  # its text; empty when nobody kept it
+          ) -> str:  # its text; empty when it was not kept
     "The text that defined a class."
     code = next((f.__code__ for f in vars(cls).values() if inspect.isfunction(f)), None)
     if code is None: return ""
@@ -137,7 +137,7 @@ def rebuild(description: dict[str, Any],  # from `describe`
             model: Any = None,  # the class, or a built network, where the class cannot be imported
             run_source: bool = False,  # a class of a notebook is made by running its recorded text
            ) -> nn.Module:  # with fresh weights
-    "The network that a description tells of."
+    "Return the network of a description."
     if isinstance(model, nn.Module): return model
     if "parts" in description and model is None:
         return nn.Sequential(OrderedDict((n, rebuild(d, None, run_source)) for n, d in description["parts"].items()))
@@ -173,7 +173,7 @@ def _recorded(description: dict[str, Any]) -> type:
     name = path.rpartition(".")[2]
     if not description.get("definition"):
         raise BadRequest(
-            f"The source of {name} was not kept: {description.get('why') or 'nobody had its text'}.",
+            f"The source of {name} was not kept: {description.get('why') or 'its text was not available'}.",
             "Give the class as model=.",
         )
     return defined(description["definition"], name)

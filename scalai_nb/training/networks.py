@@ -167,7 +167,7 @@ class ResidualMLP(nn.Module):
 # %% ../../nbs/training/02_networks.ipynb #fc7a758b
 def heads_by_block(
     heads: int | list[int],  # of every block, or of each
-    blocks: int,
+    blocks: int,  # number of blocks
     width: int,  # of a token
     head_width: int | None = None,  # numbers of a head; None: as many heads as a block has at most share a token
 ) -> tuple[list[int], int]:  # heads of each block, numbers of a head
@@ -305,7 +305,7 @@ class CNN(nn.Module):
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package puts it
 
 def fashion_mnist(part: str = "train",  # train: 60,000 pictures; test: 10,000
-                  path: Path | str = FASHION,
+                  path: Path | str = FASHION,  # folder of the four files
                  ) -> tuple[np.ndarray, np.ndarray]:  # uint8 (N, 1, 28, 28), int64 (N,)
     "Fashion-MNIST: pictures and classes. Raises BadRequest where it is not installed."
     name = {"train": "train", "test": "t10k"}.get(part)

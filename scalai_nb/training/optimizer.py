@@ -55,7 +55,8 @@ class Optimizer:
 
 # %% ../../nbs/training/08_optimizer.ipynb #6431085e
 @patch(cls_method=True)
-def parse(cls: Optimizer, value: Optimizer | str) -> Optimizer:
+def parse(cls: Optimizer, value: Optimizer | str,  # an optimizer, or a name such as "adamw"
+         ) -> Optimizer:
     "Return an optimizer as it is, or the one of a name with its defaults."
     if isinstance(value, str): return cls(value)
     if isinstance(value, cls): return value

@@ -26,7 +26,7 @@ from ..core.errors import BadRequest
 
 # %% ../../nbs/training/14_provenance.ipynb #d3909709
 def text_of(thing: Any,  # a class or a function, also one defined in a cell
-           ) -> str | None:  # None: nobody kept it
+           ) -> str | None:  # None: it was not kept
     "The text that defined it, and nothing else of its file or cell."
     made = [thing, *vars(thing).values()] if isinstance(thing, type) else [thing]
     for code in (f.__code__ for f in made if isinstance(f, types.FunctionType)):
@@ -195,7 +195,7 @@ def code_version(root: Path,  # of the workspace
 
 # %% ../../nbs/training/14_provenance.ipynb #5eb88696
 def differences(recorded: dict[str, Any],  # as `Run.code`
-                current: dict[str, Any],
+                current: dict[str, Any],  # what is installed and checked out now
                ) -> list[str]:  # a sentence each
     "What is not as it was, of the things that decide on weights."
     told = []

@@ -123,9 +123,8 @@ def rollback(self: Registry,
 
 # %% ../../nbs/training/58_registry.ipynb #3f000b3e
 @patch
-def compare(self: Registry,
-            a: str,  # name, name@version or name@alias
-            b: str,
+def compare(self: Registry, a: str,  # name, name@version or name@alias
+            b: str,  # the other one
             rows: Any = None,  # to judge by, see training.comparison; default: what both held out
            ) -> Any:  # training.comparison.ModelComparison
     "Compare two versions on the same rows: metrics with intervals, what differs, sizes."

@@ -93,7 +93,7 @@ def check(self: RegistryLock) -> None:
     "Raise `Unreachable` where others may have taken this holder for dead."
     if time.monotonic() - self.alive < self.lease/2: return
     raise Unreachable(
-        "The tracking server did not hear from this process for too long; the next one finishes its change.",
+        "The tracking server got no sign of life from this process for too long; the next one finishes its change.",
         "Run it again.",
         "registry",
     )

@@ -289,7 +289,9 @@ def record(self: RunLog,
 
 # %% ../../nbs/training/52_run_log.ipynb #afbfacd2
 @patch
-def checked_file(self: RunLog, run, file: Path) -> bytes:
+def checked_file(self: RunLog, run,
+                 file: Path,  # relative to the run's folder
+                ) -> bytes:
     "Read a file of a run. Raises `BadRequest` where its digest is not the one in the database."
     content, digest = file.read_bytes() if file.is_file() else b"", json.loads(
         run.data.tags.get("scalai.files", "{}")

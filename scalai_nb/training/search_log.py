@@ -36,7 +36,8 @@ class SearchLog:
         client.log_batch(at, params=[Param(k, str(v)[:500]) for k, v in self.found.about.items()])
         return at
 
-    def close(self, status: str) -> None:
+    def close(self, status: str,  # MLflow's, such as FINISHED
+             ) -> None:
         "End the run of the search, with the best value."
         if best := best_row(self.found.rows(), self.found.about["direction"]):
             self.runs.client.log_metric(self.parent, f"best_{self.found.about['metric']}", best["value"])

@@ -45,7 +45,8 @@ def _best_first(rows: list[dict], about: dict) -> list[dict]:
 
 # %% ../../nbs/training/66_search_report.ipynb #3f74992b
 def scale(
-    values: list, log: bool = False
+    values: list,  # numbers or words
+    log: bool = False,  # whether numbers are placed by their logarithm
 ) -> tuple[Callable[[Any], float], str, str]:  # value → 0 … 1; the words at 0 and at 1
     "Place values on an axis: numbers by their size or its logarithm, words next to each other."
     if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):

@@ -73,7 +73,8 @@ def update(self: SearchRun, number: int, **facts: Any) -> None:
     self.emit("searching")
 
 @patch
-def emit(self: SearchRun, state: str) -> None:
+def emit(self: SearchRun, state: str,  # of the search
+        ) -> None:
     "Emit the state of the search with the rows of all trials."
     rows = [self.rows[n] for n in sorted(self.rows)]
     name, about = self.found.name, self.found.about
@@ -81,7 +82,8 @@ def emit(self: SearchRun, state: str) -> None:
 
 # %% ../../nbs/training/72_search_run.ipynb #b414176a
 @patch
-def start(self: SearchRun, pool: Any) -> None:
+def start(self: SearchRun, pool: Any,  # of workers
+         ) -> None:
     "Start one trial on a free worker."
     if self.retry:
         number = self.retry.pop(0)
@@ -136,7 +138,10 @@ def _reason(error: BaseException) -> str:  # one line
 
 # %% ../../nbs/training/72_search_run.ipynb #1c7d3eb6
 @patch
-def receive(self: SearchRun, pool: Any, number: int, kind: str, *values: Any) -> None:
+def receive(self: SearchRun, pool: Any,  # of workers
+            number: int,
+            kind: str,  # report, raised, lost or done
+            *values: Any) -> None:
     "Handle one event of a trial."
     trial = self.running[number]
     if kind == "report":
@@ -165,7 +170,8 @@ def prune(self: SearchRun, number: int, value: float | None) -> bool:  # whether
 # %% ../../nbs/training/72_search_run.ipynb #d72df9af
 @patch
 def report(
-    self: SearchRun, number: int, history: list[dict]
+    self: SearchRun, number: int,
+    history: list[dict],  # one dict an epoch
 ) -> Iterator[float | None]:  # the value of each epoch, once it is written
     "Write epochs to the study that it does not have: a trial that was started again sends some of them twice."
     trial = self.running[number]
@@ -177,7 +183,9 @@ def report(
         yield value
 
 @patch
-def finish(self: SearchRun, number: int, result: dict) -> None:
+def finish(self: SearchRun, number: int,
+           result: dict,  # weights and history
+          ) -> None:
     "Save the run of a trial that is done."
     from scalai_nb.training.execution import finish_run
     trial, metric = self.running[number], self.request.metric
@@ -221,7 +229,8 @@ def requeue(self: SearchRun) -> list[int]:  # their numbers
 
 # %% ../../nbs/training/72_search_run.ipynb #ee8454f3
 @patch
-def close(self: SearchRun, state: str) -> None:
+def close(self: SearchRun, state: str,  # of the search
+         ) -> None:
     "Leave nothing open: requeue what still ran, release locks, remove checkpoints without a run, end the log."
     self.requeue()
     for trial in self.running.values():

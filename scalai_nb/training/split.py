@@ -130,7 +130,7 @@ def choose(validation: float | tuple,  # a share of the rows, or (TIME, share)
     return Split(name, ">=", _written(values[at]))
 
 # %% ../../nbs/training/12_split.ipynb #2883f1b7
-ENOUGH = 2_000  # rows to tell models apart by: an AUC of .8 is known to about .02
+ENOUGH = 2_000  # rows that separate two models: an AUC of .8 is known to about .02
 
 def later_share(rows: int,  # with a label
                ) -> float:
@@ -154,7 +154,7 @@ def _written(value: pa.Scalar) -> Any:
 def filters(self: Split,
             dataset: Any,  # a pyarrow Dataset
             where: pc.Expression | None = None,  # rows that count at all
-           ) -> tuple[pc.Expression, pc.Expression]:  # learnt from, kept aside
+           ) -> tuple[pc.Expression, pc.Expression]:  # training rows, held-out rows
     "The two sides of `mask` as conditions on rows that have a value."
     if self.how == "share":
         raise BadRequest("A table that does not fit into memory has no share by its rows' values.",
@@ -190,7 +190,7 @@ def content(X: Any,  # (N, …) array or tensor
 def train_validation_split(X: Any,  # (N, …) array or tensor
            y: Any,  # (N,)
            validation: Any,  # a share as .2, ("fold", 0 … 4), a mask of the rows to hold out, or arrays (X, y)
-          ) -> tuple[tuple, tuple, str]:  # learnt from, kept aside, what is to be told
+          ) -> tuple[tuple, tuple, str]:  # training rows, held-out rows, a note
     "Arrays in two parts."
     from scalai_nb.data.hashing import mix
     given = validation
@@ -204,7 +204,7 @@ def train_validation_split(X: Any,  # (N, …) array or tensor
             if np.asarray(X).dtype == np.asarray(given[0]).dtype
             else 0
         )
-        return (X, y), given, f"{known} of the {len(given[1])} rows kept aside are also learnt from" if known else ""
+        return (X, y), given, f"{known} of the {len(given[1])} held-out rows are also learnt from" if known else ""
     if _is_share(given): kept = mix(content(X), "fold")/2.**64 < given
     elif isinstance(given, tuple) and len(given) == 2 and given[0] == "fold" and given[1] in range(FOLDS):
         kept = mix(content(X), "fold")%np.uint64(FOLDS) == np.uint64(given[1])

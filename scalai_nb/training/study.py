@@ -87,7 +87,9 @@ def _optuna() -> Any:
     import optuna
     return optuna
 
-def seed_of(seed: int, number: int) -> int:
+def seed_of(seed: int,  # of the search
+            number: int,  # of the trial
+           ) -> int:
     "Derive the seed of a trial."
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 

@@ -84,8 +84,8 @@ def _loaders(job: Training, rank: int, ranks: int) -> tuple[Any, Any]:  # traini
 # %% ../../nbs/training/32_trainer.ipynb #c350ff5b
 def train(
     job: Training,
-    rank: int = 0,
-    ranks: int = 1,
+    rank: int = 0,  # of this process
+    ranks: int = 1,  # how many
     emit: Callable[[dict], None] = lambda message: None,  # receives progress, see training.logger
 ) -> dict | None:  # weights, history; of rank 0 only
     "Train until the last epoch, or until the loss stops falling, from the newest checkpoint if there is one."
@@ -220,7 +220,10 @@ class TrainerState:
         # when and at which batch this epoch began; when each power of two of this process's steps ended
         self.lap, self.taken, self.marks = (time.perf_counter(), 0), 0, deque(maxlen=2)
 
-    def count(self, loss: float, rows: int, stepped: bool) -> None:
+    def count(self, loss: float,  # mean of the batch
+              rows: int,  # of the batch
+              stepped: bool,  # whether the optimizer made a step
+             ) -> None:
         "Add a batch to the sums."
         self.sum, self.rows = self.sum + loss, self.rows + rows
         self.batch, self.step = self.batch + 1, self.step + stepped
@@ -239,7 +242,8 @@ def mean_loss(self: TrainerState) -> float:  # over the rows of this epoch, of a
     return sum(s for s, _ in total)/sum(n for _, n in total)
 
 @patch
-def next_epoch(self: TrainerState, entry: dict) -> None:
+def next_epoch(self: TrainerState, entry: dict,  # losses, metrics and seconds of the epoch
+              ) -> None:
     "Add an epoch to the history and write a checkpoint."
     self.history.append(entry)
     self.epoch, self.batch, self.rows, self.sum = self.epoch + 1, 0, 0, 0.
@@ -270,7 +274,10 @@ def rows_per_second(self: TrainerState) -> float:  # over all ranks, in the step
     return (self.batch - self.lap[1])*self.job.batch_size/(time.perf_counter() - self.lap[0])
 
 @patch
-def report(self: TrainerState, emit: Callable, doing: str, state: str = "training", **figures) -> None:
+def report(self: TrainerState, emit: Callable,  # receives a dict
+           doing: str,  # what this rank does now
+           state: str = "training",  # of the training
+           **figures) -> None:
     "Emit what this rank does; of rank 0 also how far the training is."
     progress = {} if self.rank else {"state": state, **self.position(), **figures}
     emit({"rank": self.rank, "doing": doing, "step": self.step, **progress})
@@ -318,7 +325,7 @@ def should_stop(self: TrainerState) -> bool:
     waited = self.history[-1]["epoch"] - (best["epoch"] if best else 0)
     if waited >= patience:
         self.notes.append(
-            f"stopped after epoch {self.epoch}, as {waited} epochs brought no lower loss on the rows kept aside"
+            f"stopped after epoch {self.epoch}, as {waited} epochs brought no lower loss on the held-out rows"
         )
     return waited >= patience
 
@@ -361,7 +368,8 @@ def save_checkpoint(self: TrainerState) -> None:
 
 # %% ../../nbs/training/32_trainer.ipynb #8eb49692
 @patch
-def resume(self: TrainerState, emit: Callable) -> None:
+def resume(self: TrainerState, emit: Callable,  # receives a dict
+          ) -> None:
     "Restore the newest checkpoint, if there is one."
     from scalai_nb.training import checkpoint
     newest = checkpoint.latest(self.job.checkpoints)

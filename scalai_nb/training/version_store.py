@@ -176,7 +176,9 @@ def _entry(self: VersionStore, v: Any, state: tuple | None = None) -> ModelVersi
 
 # %% ../../nbs/training/56_version_store.ipynb #731b08b0
 @patch
-def unknown(self: VersionStore, name: str, version: int | str) -> BadRequest:
+def unknown(self: VersionStore, name: str,  # of the model
+            version: int | str,  # number or alias
+           ) -> BadRequest:
     "Make the error of a model or version that does not exist."
     names = self.names()
     if name not in names:

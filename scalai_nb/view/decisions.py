@@ -99,13 +99,13 @@ def outcome(decision: dict) -> str:
     "How it ended, in words."
     before, after = decision["version_before"], decision["version_after"]
     return {"promoted": f"version {before} → {after}", "rolled_back": f"rolled back, version {before} → {after}",
-            "shadow": f"version {after}, a shadow beside it", "failed": f"never ended, version {after} stays",
+            "shadow": f"version {after}, with a shadow", "failed": f"never ended, version {after} stays",
             "pending": "pending",
             "refused": f"refused, version {after} stays"}.get(decision["outcome"], f"version {after} stays")
 
 # %% ../../nbs/view/10_decisions.ipynb #0edc0b85
 def _reasons(decision: dict) -> str:  # HTML
-    "Four reasons at most; how a retraining ended is told whatever else is left out."
+    "Four reasons at most; how a retraining ended is always among them."
     settled = [r for r in decision.get("settled", []) if r in decision["reasons"]]
     told = [r for r in decision["reasons"] if r not in settled]
     more = f'<br><span class="soft">and {several(len(told) - 4, "more reason")}</span>' if len(told) > 4 else ""

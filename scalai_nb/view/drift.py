@@ -95,7 +95,11 @@ def cells_mark(cells: np.ndarray, x: bq.LinearScale, y: bq.LinearScale) -> bq.Gr
                           scales={"row": y, "column": x,
                                   "color": bq.ColorScale(colors=[REFERENCE, *SHADES], min=-1, max=3)})
 
-def frame(row: int, column: int, x: bq.LinearScale, y: bq.LinearScale) -> bq.Lines:
+def frame(row: int,  # of the cell
+          column: int,  # of the cell
+          x: bq.LinearScale,  # horizontal scale
+          y: bq.LinearScale,  # vertical scale
+         ) -> bq.Lines:
     "A line around the cell that is looked at."
     return bq.Lines(x=column + np.array([-0.5, 0.5, 0.5, -0.5, -0.5]), y=row + np.array([-0.5, -0.5, 0.5, 0.5, -0.5]),
                     scales={"x": x, "y": y}, colors=[INK], stroke_width=2.5)
@@ -114,7 +118,7 @@ def heat(reports: dict[str, Report | None],
     dots = bq.Scatter(x=j.astype(float), y=i.astype(float), scales={"x": x, "y": y}, colors=["#ffffff"],
                       stroke="#5a2a06", default_size=26, enable_hover=False)
     looked = [frame(names.index(column), windows.index(window), x, y)] if column in names and window in windows else []
-    if choose:  # a square tells its lower borders, a dot its place among the dots
+    if choose:  # a square gives its lower borders, a dot its place among the dots
         squares.on_element_click(lambda _, event: choose(names[round(event["data"]["row"] + 0.5)],
                                                          windows[round(event["data"]["column"] + 0.5)]))
         dots.on_element_click(lambda _, event: choose(names[i[event["data"]["index"]]],
@@ -147,8 +151,10 @@ def verdict(report: Report, name: str = "This window") -> str:  # HTML
 LEGEND = key({"reference": GREY, "this window": BLUE})
 
 # %% ../../nbs/view/04_drift.ipynb #2eafd388
-def report_view(report: Report, reference=None, current=None,  # their profiles: with them, pictures on fine bins
-                units: dict[str, str] | None = None) -> View:
+def report_view(report: Report, reference=None,
+                current=None,  # their profiles: with them, pictures on fine bins
+                units: dict[str, str] | None = None,  # column to its unit
+               ) -> View:
     "A report: what moved and why, and any column's shares side by side."
     if not report.columns: return View([html(verdict(report))], static=report._repr_html_())
     order = sorted(report.columns.values(), key=lambda f: -strength(f))

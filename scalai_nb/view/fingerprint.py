@@ -23,7 +23,7 @@ from ..serving.live import service_files, services
 
 # %% ../../nbs/view/18_fingerprint.ipynb #b07ee2c8
 def stamp(path: Path) -> tuple:
-    "A file as it stands; a missing one too."
+    "Return the state of a file; a missing one has one too."
     try: found = path.stat()
     except OSError: return path.name, 0, 0
     return path.name, found.st_size, found.st_mtime_ns

@@ -43,7 +43,8 @@ def kinds(type_: object) -> tuple[object, bool]:  # the type without None, and w
     rest = tuple(a for a in args if a is not NoneType)
     return (rest[0] if len(rest) == 1 else type_), True
 
-def as_text(value: object) -> str:
+def as_text(value: object,  # of a parameter
+           ) -> str:
     "A default as a person would type it."
     if value in (REQUIRED, COMPUTED, None): return ""
     return json.dumps(plain(value)) if isinstance(value, (list, dict, tuple)) else str(plain(value))
@@ -151,7 +152,7 @@ def two_lines(error: ScalaiError) -> str:
     return f'<p role="alert" class="wrong">{escape(error.message)}<br>{escape(error.hint)}</p>'
 
 def status(started: Started) -> str:  # HTML
-    "How a started run stands."
+    "Show the state of a started run."
     run = started.look()
     if run is None and started.ended: return two_lines(refusal(started))
     if run is None: return f'<p role="status">{chip("running", "starting")}</p>'
@@ -190,7 +191,7 @@ LOOK = f"<style>\n{static_text('view', 'form.css')}</style>"
 
 # %% ../../nbs/view/17_form.ipynb #fa463d9f
 class Form(View):
-    "The parameters of a notebook, a button that runs it, one that stops it, and how it stands."
+    "The parameters of a notebook, a button that runs it, one that stops it, and its state."
     def __init__(self, notebook: Path, settings: Settings):
         self.notebook, self.settings, declared = notebook, settings, read(notebook)
         self.fields = {n: Field(p, min(24, max(map(len, declared)))) for n, p in declared.items()}

@@ -48,15 +48,15 @@ from .subject import watched_tables
 # %% ../../nbs/view/26_home.ipynb #ba827eff
 @dataclass
 class Line:
-    "One thing and how it stands."
+    "One thing and its state."
     what: str
     level: str  # a key of LEVELS
     sentence: str
     since: str = ""
-    need: str = ""  # what somebody has to do; empty: nothing
+    need: str = ""  # what to do; empty: nothing
     app: str = ""  # the page that says more
     state: dict = field(default_factory=dict)  # what it shall show
-    open: bool = False  # somebody knows of it, and it is not over
+    open: bool = False  # it is acknowledged, and not over
     models: tuple[str, ...] = ()  # that it is about; none: all
 
     @property
@@ -65,10 +65,10 @@ WORDS = {"good": "well", "attention": "look", "act": "act", "unknown": "not know
 
 # %% ../../nbs/view/26_home.ipynb #37187dfd
 def lines_table(lines: list[Line]) -> str:  # HTML
-    "What needs somebody first."
+    "Sort: what needs attention first."
     order = sorted(lines, key=lambda x: ("act", "attention", "running", "good", "unknown").index(x.level))
     name = lambda x: leads(x.app, x.what, **x.state) if x.app else escape(x.what)
-    return table({"thing": "name title", "is": "", "how it stands": "wide", "since": "whole", "needs you": ""},
+    return table({"thing": "name title", "is": "", "state": "wide", "since": "whole", "needs you": ""},
                  [[name(x), chip(x.level, WORDS[x.level]), prose(x.sentence), escape(x.since) or nothing(),
                    escape(x.need) or nothing("nothing")]
                   for x in order])
@@ -102,7 +102,7 @@ def run_lines(settings: Settings) -> list[Line]:
 
 # %% ../../nbs/view/26_home.ipynb #a6f85e71
 def schedule_lines(settings: Settings) -> list[Line]:
-    "Those that fail, those that nobody starts, and when the next one comes."
+    "Those that fail, those that are not started, and when the next one comes."
     found = ScheduleStore(settings).overview()
     if not found: return [Line("Schedules", "unknown", "Nothing is scheduled.")]
     fails, waits, paused = ([s for s in found if test(s)]
@@ -143,7 +143,7 @@ def alarm_lines(settings: Settings) -> list[Line]:
         sentence = f"{several(known, 'alarm')}, acknowledged, {'is' if known == 1 else 'are'} not over."
         return [Line("Alarms", "good", sentence, open=True), *_of_cases(found)]
     if not found and not receivers(settings):
-        return [Line("Alarms", "unknown", "Nobody is told of alarms: [alerts] in settings.ini names no receiver.")]
+        return [Line("Alarms", "unknown", "Alarms are sent to no one: [alerts] in settings.ini names no receiver.")]
     return _of_cases(found) or [Line("Alarms", "good", "No alarm is open.")]
 
 # %% ../../nbs/view/26_home.ipynb #7eda633d
@@ -259,7 +259,7 @@ class Home(View):
         self.model = dropdown("Model", [("every model", ""), *((m, m) for m in models)])
         self.bind(self.model, self.draw)
         many = [Link(model=self.model), controls(self.model)] if len(models) > 1 else []
-        super().__init__([*many, self.top, html("<h2>How everything stands</h2>"), self.body])
+        super().__init__([*many, self.top, html("<h2>Everything</h2>"), self.body])
         self.refresh()
         self.task = follow(self.refresh, every)
 

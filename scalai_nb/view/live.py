@@ -28,15 +28,16 @@ MARKS = {"starting": "…", "training": "▸", "validating": "◆", "done": "✓
 OVER = "done", "failed", "cancelled"
 
 def marked(words: str) -> str:  # HTML
-    "A state with its sign: it is told by both, and never by a colour."
+    "A state with its sign; neither depends on a colour."
     return f'<span aria-hidden="true">{MARKS.get(words.split(",")[0], "▸")}</span> {escape(words)}'
 
 # %% ../../nbs/view/14_live.ipynb #0f79306a
 class Training:
-    "What a `fit` has told so far."
+    "What a `fit` has reported so far."
     def __init__(self): self.state, self.told, self.loss, self.history = "starting", {}, [], []
 
-    def hear(self, event: dict) -> None:
+    def hear(self, event: dict,  # fields of the event
+            ) -> None:
         "Take in an event of a training."
         self.told |= event
         if event.get("state", "").startswith("resumed"): self.go_back()
@@ -44,10 +45,11 @@ class Training:
         self.history = event.get("history", self.history)
         if isinstance(event.get("loss"), float) and "steps" in event: self.draw_on(event)
 
-    def draw_on(self, event: dict) -> None:
+    def draw_on(self, event: dict,  # fields of the event
+               ) -> None:
         """The line of the loss goes on:
 
-        by what some steps told, by the mean of an epoch that was too short to tell anything."""
+        by the reports of steps, by the mean of an epoch that was too short to report any."""
         if "history" not in event: self.loss.append((self.epochs_done(), event["loss"]))
         elif not self.loss or self.loss[-1][0] <= event["epoch"] - 1: self.loss.append((event["epoch"], event["loss"]))
 
@@ -111,7 +113,8 @@ class Candidates:
     "What a `compress` has measured so far."
     def __init__(self): self.rows, self.state = [], "measuring"
 
-    def hear(self, event: dict):
+    def hear(self, event: dict,  # fields of the event
+            ):
         "Take in a measured candidate."
         self.rows.append(event)
 
@@ -136,10 +139,11 @@ class Candidates:
 
 # %% ../../nbs/view/14_live.ipynb #a18272fe
 class Trials:
-    "What a `search` has told last."
+    "What a `search` has reported last."
     def __init__(self): self.state, self.event = "searching", {}
 
-    def hear(self, event: dict) -> None:
+    def hear(self, event: dict,  # fields of the event
+            ) -> None:
         "Take in the state of a search."
         self.state, self.event = event["state"], event
 
@@ -159,7 +163,8 @@ class Filling:
     @property
     def state(self) -> str: return "done" if self.done == self.of else "profiling"
 
-    def hear(self, event: dict):
+    def hear(self, event: dict,  # fields of the event
+            ):
         "Take in a profiled partition."
         self.parts.append(event["part"])
         self.rows, self.done, self.of = self.rows + event["part"].rows, self.done + 1, event["of"]
@@ -174,13 +179,13 @@ class Filling:
 
 # %% ../../nbs/view/14_live.ipynb #7e51b3f0
 def pressable() -> bool:
-    "Whether there is somebody to press: a front end that would also answer `input()`."
+    "Whether a button can be clicked: a front end that would also answer `input()`."
     from IPython import get_ipython
     return bool(getattr(getattr(get_ipython(), "kernel", None), "_allow_stdin", False))
 
 def stop_button(stop: Callable[[], None],  # asks the work to stop, and returns
-               ) -> Callable[[], None] | None:  # takes the button away; None: nobody could press it
-    "A button that can be pressed once, shown here."
+               ) -> Callable[[], None] | None:  # takes the button away; None: it could not be clicked
+    "Show a button that can be clicked once."
     if not pressable(): return None
     from IPython.display import HTML, display
     from ipywidgets import Button

@@ -37,7 +37,8 @@ LINES = {"loss": ("training", BLUE), "val_loss": ("validation", ORANGE)}
 
 # %% ../../nbs/view/13_model.ipynb #f3090cbb
 def learning(history: list[dict],  # one an epoch: epoch (from 1), loss, val_loss, …
-             height: int = 280) -> bq.Figure:
+             height: int = 280,  # px
+            ) -> bq.Figure:
     "Losses by epoch."
     known = {k: [(h["epoch"], h[k]) for h in history if isinstance(h.get(k), (int, float)) and np.isfinite(h[k])]
              for k in LINES}
@@ -83,7 +84,7 @@ DOT_TOOLTIP = dict(fields=["name", "y", "x", "size"], formats=["", ".4f", ".3f",
 
 # %% ../../nbs/view/13_model.ipynb #1680061e
 def frontier_figure(frontier, selection: str = "", height: int = 340,
-                    choose=None,  # is told the recipe of a dot that is pressed
+                    choose=None,  # gets the recipe of a dot that is clicked
                    ) -> bq.Figure:
     "Accuracy, or a regression's R², over latency."
     cs = frontier.candidates
@@ -114,8 +115,10 @@ def frontier_figure(frontier, selection: str = "", height: int = 340,
                   height, left=72)
 
 # %% ../../nbs/view/13_model.ipynb #d636f842
-def names_above(candidates: list, near: float,  # ms: closer names would run into each other
-                scales: dict) -> list[bq.Label]:
+def names_above(candidates: list,
+                near: float,  # ms: closer names would run into each other
+                scales: dict,  # of bqplot, by axis
+               ) -> list[bq.Label]:
     "The candidates' names above their intervals, a line higher where the one before is near."
     rows, last, up = ([], []), -np.inf, 0
     for c in sorted(candidates, key=lambda c: c.latency_ms):
@@ -182,7 +185,8 @@ def _pair(c, batch: int) -> str:  # on one thread
 TINTS = (BLUE, ORANGE, GREEN, PURPLE, GREY)
 
 def sensitivity_figure(sensitivity,  # compression.prune.Sensitivity
-                       height: int = 300) -> bq.Figure:
+                       height: int = 300,  # px
+                      ) -> bq.Figure:
     "The rise of the loss over the share of units taken from one layer."
     taken = np.array([0., *sensitivity.shares]) * 100
     rises = {n: np.array([0., *(v - sensitivity.base for v in at)]) for n, at in sensitivity.losses.items()}

@@ -35,7 +35,7 @@ from scalai_nb.view.style import (
 )
 
 # %% ../../nbs/view/06_performance.ipynb #227f303b
-MEASURES = {  # measure -> button, axis, what it tells
+MEASURES = {  # measure -> button, axis, what it means
     "auc": (
         "Ranking: AUC",
         "AUC (0.5 … 1)",
@@ -54,7 +54,7 @@ MEASURES = {  # measure -> button, axis, what it tells
     "accuracy": ("Right: accuracy", "accuracy (share right)",
                  "In what share of the rows was the predicted class right?"),
     "macro_f1": ("By class: macro F1", "macro F1 (0 … 1)",
-                 "How well is each class found and told from the others? The mean, a rare class as a frequent one."),
+                 "How well is each class found? The mean, a rare class as a frequent one."),
     "r2": (
         "Explained: R²",
         "R² (≤ 1)",
@@ -78,7 +78,7 @@ ESTIMATED = ("auc", "accuracy")  # measures that there is an estimate of without
 
 def words(measure: str,  # a key of MEASURES
           task: str = "binary",  # binary, multiclass or regression
-         ) -> tuple[str, str, str]:  # button, axis, what it tells
+         ) -> tuple[str, str, str]:  # button, axis, what it means
     "What a measure is called, of several classes and of numbers in their words."
     return {"multiclass": OF_CLASSES, "regression": OF_NUMBERS}.get(task, {}).get(measure, MEASURES[measure])
 
@@ -153,7 +153,7 @@ def over_time(points: list[Point],
 def legend(measure: str,  # a key of MEASURES
            task: str = "binary",  # binary, multiclass or regression
           ) -> str:  # HTML
-    "What the measure tells, what is drawn, and of a number why nothing is estimated."
+    "Say what the measure means, what is drawn, and of a number why nothing is estimated."
     told = {"measured with labels, 95 % interval": BLUE} | (
         {"estimated without labels, its band (hollow: not trusted)": PURPLE} if measure in ESTIMATED else {}
     )
@@ -241,7 +241,11 @@ def usual(t, reference, limit, measure: str, scales: dict, floor: float) -> list
     return drawn + ([bq.Lines(x=t[at], y=reference[at], scales=scales, colors=[GREY], stroke_width=1.5)] if len(at)
                     else [])
 
-def intervals(t, low, high, scales: dict) -> list:
+def intervals(t,  # places on the horizontal axis
+              low,  # lower ends; NaN: none
+              high,  # upper ends; NaN: none
+              scales: dict,  # of bqplot, by axis
+             ) -> list:
     "Draw the confidence intervals."
     at = np.flatnonzero(np.isfinite(low) & np.isfinite(high))
     return ([bq.Lines(x=np.repeat(t[at, None], 2, 1), y=np.stack([low[at], high[at]], 1), scales=scales, colors=[BLUE],

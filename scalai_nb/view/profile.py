@@ -19,7 +19,7 @@ from .style import View, axis, controls, download, dropdown, figure, html, measu
 
 # %% ../../nbs/view/02_profile.ipynb #933e2bf1
 def common_edges(columns: list,  # of Column, numbers or times
-                 bins: int = 40,
+                 bins: int = 40,  # at most
                  trim: float = .005,  # share left out at either end
                 ) -> np.ndarray:  # bins + 1
     "Equal bins that cover every column."
@@ -38,7 +38,8 @@ def shares(column, edges: np.ndarray) -> np.ndarray:  # of the finite values, by
 
 # %% ../../nbs/view/02_profile.ipynb #9de74c09
 def values(
-    columns: list, limit: int = 14
+    columns: list,
+    limit: int = 14,  # values that are shown
 ) -> tuple[list, list[np.ndarray]] | None:  # names, shares by column; None: not countable by name
     "The shares of the most frequent values, in order where they are numbers."
     counted = [c.categories for c in columns]
@@ -52,7 +53,7 @@ def values(
 # %% ../../nbs/view/02_profile.ipynb #a0e2db6b
 def distribution(columns: list,  # one Column, or reference and current
                  label: str,  # the column's name, with its unit
-                 height: int = 300,
+                 height: int = 300,  # px
                 ) -> bq.Figure | w.HTML:
     "A column's shares: areas for numbers, bars for values that have names."
     columns = [c for c in columns if c is not None and c.count]

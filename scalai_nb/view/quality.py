@@ -92,7 +92,7 @@ def quality(name: str, settings: Settings | None = None) -> Quality:
                    Contract.from_dict(said) if said and said.get("columns") else None)
 
 # %% ../../nbs/view/22_quality.ipynb #fbaa540d
-TWICE, LITTLE = 2., .005  # times the usual share; a share that needs nobody
+TWICE, LITTLE = 2., .005  # times the usual share; a share that needs no attention
 
 # %% ../../nbs/view/22_quality.ipynb #7cfa2b83
 def status(q: Quality) -> tuple[str, str, dict[str, str]]:  # level, sentence, facts
@@ -357,6 +357,8 @@ def remember(self: Page) -> None:
                           if q.good and column in next(reversed(q.good.values())).columns
                           else [html('<p class="soft">There is nothing to show.</p>')])
 
-def page(settings: Settings | None = None, units: dict[str, str] | None = None) -> Page:
+def page(settings: Settings | None = None,
+         units: dict[str, str] | None = None,  # column to its unit
+        ) -> Page:
     "Return the live page."
     return Page(settings, units)

@@ -52,7 +52,8 @@ from scalai_nb.view.style import (
 LEVEL = {**{s: "attention" for s in END_STATES}, **{s: "good" for s in GOOD_STATES}, "running": "running",
          "queued": "unknown"}
 
-def when(seconds: float | None) -> str:
+def when(seconds: float | None,  # since 1970; None: not known
+        ) -> str:
     "Format a time in UTC."
     return "–" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
@@ -68,13 +69,15 @@ def culprit(run: JobRun) -> JobRun | None:
     "The innermost run that ended badly: the notebook, not the workflow around it."
     return next((r for _, r in reversed(flat(run)) if r.state in END_STATES and not r.ok), None)
 
-def flat(run: JobRun, depth: int = 0) -> list[tuple[int, JobRun]]:
+def flat(run: JobRun,
+         depth: int = 0,  # of nesting, counted from 0
+        ) -> list[tuple[int, JobRun]]:
     "A run and its steps, in order, with their depth."
     return [(depth, run)] + [x for s in run.steps for x in flat(s, depth + 1)]
 
 # %% ../../nbs/view/08_runs.ipynb #ee3a6689
 def complaint(run: JobRun) -> str:
-    "What somebody has to know: which step, and what it said."
+    "Name the step that failed, and its error."
     bad = culprit(run) or run
     said = summary_line(bad) or bad.state.replace("_", " ")
     return (
@@ -140,7 +143,7 @@ def problem(run: JobRun) -> str:  # HTML; empty where there is none
 
 # %% ../../nbs/view/08_runs.ipynb #d6f0b168
 def run_view(run: JobRun) -> View:
-    "One run, as it stands."
+    "Show one run as it is now."
     told = f"{run.name or Path(run.notebook).stem} {run.state.replace('_', ' ')}" + (
         f" after {duration(run.seconds)}." if run.seconds is not None else "."
     )
@@ -151,7 +154,7 @@ def run_view(run: JobRun) -> View:
 def workflow_view(flow,  # jobs.workflow.Workflow
                   run: JobRun | None = None,  # with its steps; None: only the plan
                  ) -> View:
-    "What waits for what, and how it stands."
+    "Draw what waits for what, and the state of each."
     return View([html(graph(flow, run))])
 
 # %% ../../nbs/view/08_runs.ipynb #a31412e3
@@ -187,7 +190,8 @@ def numbers(runs: list[JobRun]) -> dict[str, list]:  # for a CSV file
 LAST, COLOUR = 120, re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # lines; what a terminal takes for colour
 
 def last_words(log: Path,  # a run's log.jsonl
-               lines: int = LAST) -> str:
+               lines: int = LAST,  # at most
+              ) -> str:
     "The last lines that a run printed or showed."
     parts, n = [], 0
     for entry in read_back(log):
@@ -213,7 +217,7 @@ def titled(run: JobRun, within: str = "") -> dict[str, str]:  # id -> title
 
 # %% ../../nbs/view/08_runs.ipynb #882a9269
 def speaker(run: JobRun) -> str:  # id
-    "Whose output somebody wants to see first: what failed, what is at work, what ended last."
+    "Choose the run to show first: what failed, what is at work, what ended last."
     found = leaves(run)
     return next((r.id for r in reversed(found) if r.state in END_STATES and not r.ok),
                 next((r.id for r in found if r.state == "running"),

@@ -123,7 +123,7 @@ def windows(self: Scores) -> list[str]:  # newest first
 # %% ../../nbs/view/20_scores.ipynb #3ef47a26
 @patch
 def other(self: Scores) -> None:
-    "Another segment was chosen; what stands above is of all rows."
+    "Another segment was chosen; the part above is of all rows."
     self.watch = self.all.within(self.segment.value)
     with self.together():
         kept, self.version.options = self.version.value, self.versions()
@@ -161,12 +161,14 @@ def draw(self: Scores) -> None:
 
 # %% ../../nbs/view/20_scores.ipynb #52c2a9db
 @patch
-def judged(self: Scores, window: str, version: int | None) -> list:
+def judged(self: Scores, window: str,  # its period
+           version: int | None,  # of the model; None: all
+          ) -> list:
     "What the labels say about the chosen window."
     found = self.watch.measured(window, version)
     more = f'<p>{leads("drift", "What moved in this window", **self.watch.among, window=window)}</p>'
     if found is None:
-        return [html('<p class="soft">No labels of this window have come, so nobody can say.</p>' + more)]
+        return [html('<p class="soft">No labels of this window have come, so it is not known yet.</p>' + more)]
     if self.watch.task == "regression": return [html(found._repr_html_() + more)]
     told = (f"<p>{found.rows:,} labelled rows; {100 * found.base:.1f} % came true. AUC {number(found.auc)}"
             f" ({range_text(found.intervals['auc'])}), log-loss {number(found.logloss)} nats a row.</p>")

@@ -40,7 +40,8 @@ def finished_trials(rows: list[dict]) -> list[dict]:
     "Trials that have a value."
     return [r for r in rows if r["value"] is not None and r["state"] in TINTS]
 
-def value_scale(values: list[float]) -> bq.LinearScale:
+def value_scale(values: list[float],  # of the metric
+               ) -> bq.LinearScale:
     "Make a scale with room around its values."
     low, high = min(values), max(values)
     pad = .08*(high - low) or .1*abs(high) or .1
@@ -50,7 +51,8 @@ def value_scale(values: list[float]) -> bq.LinearScale:
 def slice_figure(rows: list[dict],  # as `Search.rows` gives them
                  about: dict,  # metric, direction
                  name: str,  # of the parameter
-                 height: int = 300) -> bq.Figure:
+                 height: int = 300,  # px
+                ) -> bq.Figure:
     "Value over a parameter."
     rows, best = [r for r in finished_trials(rows) if name in r["params"]], best_row(rows, about["direction"])
     values = [r["params"][name] for r in rows]
@@ -77,7 +79,9 @@ def number_or_word(v) -> str:
     "Format a parameter's value."
     return f"{v:.3g}" if isinstance(v, float) else str(v)
 
-def marks_of(values: list, log: bool = False) -> list:
+def marks_of(values: list,  # of the parameter
+             log: bool = False,  # whether the axis is logarithmic
+            ) -> list:
     "What the axis names: round numbers, decades for a logarithm, and of choices each one."
     if not all(isinstance(v, float) for v in values):
         return sorted(set(values),
@@ -89,7 +93,10 @@ def marks_of(values: list, log: bool = False) -> list:
 
 # %% ../../nbs/view/15_search.ipynb #7f1d6e4a
 def rungs_figure(curves: dict[int, list[tuple[int, float]]],  # trial → (epoch, value)
-                 rows: list[dict], about: dict, height: int = 300) -> bq.Figure:
+                 rows: list[dict],  # one dict a trial
+                 about: dict,  # direction and metric of the search
+                 height: int = 300,  # px
+                ) -> bq.Figure:
     "Values by epoch."
     best, drawn = best_row(rows, about["direction"]), [r for r in rows
                                                        if curves.get(r["trial"]) and r["state"] in TINTS]
@@ -124,7 +131,7 @@ LEGEND = {"done": BLUE, "the best": GREEN, "pruned": GREY, "running": ORANGE}
 
 # %% ../../nbs/view/15_search.ipynb #ec75c339
 class Trials(View):
-    "A search, as it stands now."
+    "Show a search as it is now."
     def __init__(self, found, seconds: float = 2.):  # training.study.Search; between two looks
         self.found, self.shown = found, None
         self.top, self.told = html(""), html("")

@@ -37,7 +37,7 @@ def milliseconds(seconds: float | None) -> str:
 # %% ../../nbs/view/21_serving.ipynb #90769d15
 def service_status(service: ServiceState,  # as `services` lists them
                    model: str,  # one of those that it answers for
-                  ) -> tuple[str, str, str]:  # level, sentence, what somebody has to do
+                  ) -> tuple[str, str, str]:  # level, sentence, what to do
     "Does it answer, how fast, and is something wrong."
     ledger, known = service.ledger, service.ledger["models"][model]
     requests = f"{known['requests']:,} request{'s'*(known['requests'] != 1)}"

@@ -37,16 +37,22 @@ def place(scale, values, marks: list,  # all that the figure draws on this scale
 # %% ../../nbs/view/01_static_svg.ipynb #71a8832a
 DASH = {"dashed": "7 5", "dotted": "2 5", "dash_dotted": "7 4 2 4"}
 
-def colour(colours, i: int, other: str = "none") -> str:
+def colour(colours,  # of the mark; None: none
+           i: int,
+           other: str = "none",  # where the mark has no colour
+          ) -> str:
     "Return the colour of row `i`."
     colours = [c for c in (colours or [])]
     return colours[i % len(colours)] or other if colours else other
 
-def percent(v: float) -> str:
+def percent(v: float,  # a length
+           ) -> str:
     "Format a length in per cent."
     return f"{v:.2f}%"
 
-def at_place(x: float, y: float, *body: str, **more) -> str:
+def at_place(x: float,  # per cent of the width
+             y: float,  # per cent of the height
+             *body: str, **more) -> str:
     "What is drawn about a place given in per cent."
     return svg.element("svg", *body, x=percent(x), y=percent(y), overflow="visible", **more)
 
@@ -105,13 +111,13 @@ def dots(mark: bq.Scatter, locate) -> tuple[str, str]:
 
 # %% ../../nbs/view/01_static_svg.ipynb #c09e4bcc
 def names(mark: bq.Label, locate) -> tuple[str, str]:
-    "Words beside their places."
+    "Draw words next to their places."
     found = zip(locate("x", mark.x), locate("y", mark.y), mark.text)
     return "", "".join(at_place(x, y, svg.text(mark.x_offset, mark.y_offset, words, mark.align))
                        for x, y, words in found)
 
 def bars(mark: bq.Bars, locate, room: float) -> tuple[str, str]:  # room: per cent that one place takes
-    "Bars, several beside each other where there are several rows."
+    "Draw bars, side by side where there are several rows."
     rows, x = np.atleast_2d(np.asarray(mark.y, float)), locate("x", mark.x)
     width, one = room * (1 - mark.padding) / len(rows), np.asarray(mark.y).ndim == 1
     found = ""
@@ -132,7 +138,8 @@ def blend(colours: list[str], part: float) -> str:  # rgba(…)
     r, g, b, a = (p + (at - i) * (q - p) for p, q in zip(stops[i], stops[i + 1]))
     return f"rgba({r:.0f},{g:.0f},{b:.0f},{a:.3f})"
 
-def squares(mark: bq.GridHeatMap, locate) -> tuple[str, str]:
+def squares(mark: bq.GridHeatMap,  # bqplot's
+            locate) -> tuple[str, str]:
     "A grid of coloured cells, given by their borders."
     x, y, shade = locate("x", mark.column), locate("y", mark.row), mark.scales["color"]
     cells = np.asarray(mark.color, float)
@@ -152,7 +159,8 @@ def tick_text(axis, value) -> str:
     if isinstance(value, str): return value
     return names.get(str(int(value)) if float(value).is_integer() else str(value), svg.tick_label(value, ",.10g"))
 
-def tick_values(axis, marks: list) -> list:
+def tick_values(axis,  # bqplot's
+                marks: list) -> list:
     "Return the values that have a tick."
     if axis.tick_values is not None and len(axis.tick_values): return list(axis.tick_values)
     if isinstance(axis.scale, bq.OrdinalScale):
@@ -220,6 +228,6 @@ def on_paper(widget) -> str:  # HTML
     if isinstance(widget, w.HTML): return widget.value
     if isinstance(widget, w.Box): return "".join(on_paper(child) for child in widget.children)
     if isinstance(widget, (w.Dropdown, w.ToggleButtons)) and widget.label:
-        return (f'<p class="stands"><span class="soft">{escape(widget.description)}</span>'
+        return (f'<p class="value"><span class="soft">{escape(widget.description)}</span>'
                 f' <b>{escape(widget.label)}</b></p>')
     return ""

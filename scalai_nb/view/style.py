@@ -40,7 +40,7 @@ def html(text: str) -> w.HTML:
     return w.HTML(text)
 
 def chip(level: str, word: str) -> str:
-    "A coloured dot beside the word that it stands for."
+    "Draw a coloured dot next to its word."
     return f'<span class="chip" style="--s-level: {LEVELS[level][0]}"><i></i>{escape(word)}</span>'
 
 def prose(sentence: str,  # plain text, commands between backticks
@@ -114,13 +114,16 @@ def number(x, digits: int = 3) -> str:  # – for what is not known
     "Format a number; a dash where there is none."
     return "–" if x is None or isinstance(x, str) or not np.isfinite(x) else f"{x:,.{digits}f}"
 
-def listed(names, limit: int = 3) -> str:
+def listed(names,  # in order
+           limit: int = 3,  # names that are written out
+          ) -> str:
     "a, b and c; a, b, c and 4 more."
     names = list(names)
     if len(names) > limit: names = names[: limit - 1] + [f"{len(names) - limit + 1} more"]
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])) if names else ""
 
-def cell(value) -> str:
+def cell(value,  # of one cell
+        ) -> str:
     "A value as a CSV file may hold it: text that a spreadsheet would calculate is text (OWASP, CSV injection)."
     if value is None or isinstance(value, (float, np.floating)) and np.isnan(value): return ""
     if isinstance(value, (int, float, np.number)): return str(value)
@@ -129,7 +132,7 @@ def cell(value) -> str:
 # %% ../../nbs/view/00_style.ipynb #e8b252d7
 def download(name: str,  # of the file, without its ending
              columns: dict[str, list],  # heading -> values
-             picture: bool = True,  # whether a figure stands right before it, to be kept as PNG
+             picture: bool = True,  # whether a figure is right before it, to be kept as PNG
             ) -> str:  # HTML
     "A figure's numbers as a CSV file, and itself as a PNG file: both work on paper too."
     written = io.StringIO()
@@ -151,7 +154,10 @@ def measured_scale(low: float, high: float) -> bq.LinearScale:
     "A scale with exactly these ends."
     return bq.LinearScale(min=float(low), max=float(high), allow_padding=False)
 
-def axis(scale, label: str, upright: bool = False, **more) -> bq.Axis:
+def axis(scale,  # of bqplot
+         label: str,  # with its unit
+         upright: bool = False,  # whether it is the vertical axis
+         **more) -> bq.Axis:
     "An axis with its label clear of its numbers."
     more = {"grid_lines": "solid" if upright else "none"} | more
     if "tick_values" not in more and getattr(scale, "min", None) is not None and scale.max is not None:
@@ -176,7 +182,7 @@ def figure(marks: list, axes: list, height: int = 300, by_window: bool = False, 
 MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
 
 def period_axis(periods: list[str],  # in order
-                scale: bq.LinearScale,
+                scale: bq.LinearScale,  # of bqplot
                ) -> bq.Axis:
     "An axis of windows at 0 … n − 1."
     split = [p.split("-") for p in periods]
@@ -230,7 +236,11 @@ def controls(*children) -> w.Box:
     box.add_class("controls")
     return box
 
-def dropdown(label: str, options, value=None, width: str = "auto") -> w.Dropdown:
+def dropdown(label: str,  # that a screen reader says
+             options,  # values, or (label, value)
+             value=None,  # that is chosen at first
+             width: str = "auto",  # in CSS
+            ) -> w.Dropdown:
     "A choice with a label that a screen reader finds."
     options = list(options)
     given = {} if value is None else {"value": value}
@@ -296,7 +306,8 @@ def notice(level: str, sentence: str,  # plain text
     "What came of an action, where it was asked for."
     return f'<p class="said" role="status" style="--s-level: {LEVELS[level][0]}">{escape(sentence)}</p>'
 
-def leads(app: str, words: str,
+def leads(app: str,  # name of the dashboard
+          words: str,  # of the link
           **state: str,  # what it shall show
          ) -> str:  # HTML
     "A link to another dashboard."

@@ -145,7 +145,8 @@ def segments(self: Watch, source: str) -> list[tuple[str, str]]:  # shown, value
     return [("all rows", ""), *((s.replace("=", " ", 1), s) for s in segments_of(source, self.settings))]
 
 @patch
-def learnt(self: Watch, version: int) -> dict[str, dict[str, Profile]]:
+def learnt(self: Watch, version: int,  # of the model
+          ) -> dict[str, dict[str, Profile]]:
     "The windows that a version learnt from, as it scored the fold that it did not see."
     return by_window(self.stored_windows(f"{self.model}@{version}", ("period", "label")))
 
@@ -166,7 +167,8 @@ def reference(self: Watch, period: str) -> list[str]:
 
 # %% ../../nbs/view/12_watch.ipynb #e30f8623
 @patch
-def policy_for(self: Watch, reference: tuple[str, ...]) -> Policy:
+def policy_for(self: Watch, reference: tuple[str, ...],  # periods of the reference windows
+              ) -> Policy:
     "Thresholds: given, or those that the loop itself decides by."
     if self.given: return self.given
     key = ("policy", reference)
@@ -212,7 +214,8 @@ def compare(self: Watch, period: str) -> Report:
 
 # %% ../../nbs/view/12_watch.ipynb #6a8f9f79
 @patch
-def whole(self: Watch, periods: tuple[str, ...]) -> Profile:
+def whole(self: Watch, periods: tuple[str, ...],  # to add
+         ) -> Profile:
     "The sum of windows; the last one is kept."
     if self.known.get("whole", ((),))[0] != periods:
         found = self.windows[periods[0]]
@@ -221,7 +224,9 @@ def whole(self: Watch, periods: tuple[str, ...]) -> Profile:
     return self.known["whole"][1]
 
 @patch
-def measured(self: Watch, period: str, version: int | None = None) -> Performance | RegressionMetrics | None:
+def measured(self: Watch, period: str,  # of the window
+             version: int | None = None,  # of the model; None: all
+            ) -> Performance | RegressionMetrics | None:
     "Performance of a window whose labels came: of all its scores, or of one version's."
     key = ("performance", period, version)
     if key not in self.known:
@@ -241,7 +246,8 @@ def task(self: Watch) -> str:  # binary, multiclass or regression
     return "regression" if "error" in columns else "multiclass" if "confidence" in columns else "binary"
 
 @patch
-def scored_by(self: Watch, version: int | None = None) -> list[str]:
+def scored_by(self: Watch, version: int | None = None,  # of the model; None: any
+             ) -> list[str]:
     "The windows that a version learnt from or was judged by; all, where none is named."
     judged = [p for p, d in self.decisions.items() if version in (None, d["version_before"])]
     known = [*self.periods, *filter(is_live, self.families)] if self.periods else self.families
@@ -250,7 +256,9 @@ def scored_by(self: Watch, version: int | None = None) -> list[str]:
 
 # %% ../../nbs/view/12_watch.ipynb #51e7c8f3
 @patch
-def points(self: Watch, measure: str, version: int | None = None) -> list[Point]:
+def points(self: Watch, measure: str,  # name of the metric
+           version: int | None = None,  # of the model; None: any
+          ) -> list[Point]:
     "One measure, window by window."
     found = []
     for period in self.scored_by(version):
@@ -355,7 +363,9 @@ def spans(watch: Watch, compared: list[str]) -> list[tuple[str, str]]:  # shown,
     return ([(f"the newest {RECENT} windows", ""), ("all windows", ALL)] * many + [("all windows", "")] * (not many)
             + [(f"since {p}", p) for p in compared if p not in watch.live])
 
-def stretch(watch: Watch, since: str) -> list[str]:
+def stretch(watch: Watch,
+            since: str,  # first period; empty: the newest ones
+           ) -> list[str]:
     "The windows of a stretch."
     of_table = watch.recent if not since else [p for p in watch.periods if since == ALL or p >= since]
     return of_table + (watch.live if since == ALL else watch.live[-RECENT:])

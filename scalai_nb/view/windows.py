@@ -38,8 +38,10 @@ class Windows(Mapping):  # window -> Profile
 
     def __iter__(self): return iter(self.known)
     def __len__(self) -> int: return len(self.known)
-    def rows(self, period: str) -> int: return self.known[period][0]
-    def digest(self, periods: Iterable[str]) -> str: return "-".join(self.known[p][1] for p in periods)
+    def rows(self, period: str,  # of the window
+            ) -> int: return self.known[period][0]
+    def digest(self, periods: Iterable[str],  # of the windows
+              ) -> str: return "-".join(self.known[p][1] for p in periods)
 
     def __getitem__(self, period: str) -> Profile:
         if period not in self.open:
@@ -52,7 +54,8 @@ class Windows(Mapping):  # window -> Profile
 
 # %% ../../nbs/view/11_windows.ipynb #879b9f5e
 @patch
-def readable(self: Windows, period: str) -> bool:
+def readable(self: Windows, period: str,  # of the window
+            ) -> bool:
     "Try to read a window; one that cannot be read is left out from now on, and named."
     try: return self[period] is not None
     except WorkFailed as e:
@@ -77,7 +80,8 @@ def to_plain(report: Report) -> dict:
         **{k: [finding(f) for f in getattr(report, k)] for k in ("pairs", "arrival", "segments")},
     }
 
-def from_plain(data: dict) -> Report:
+def from_plain(data: dict,  # what `plain` returned
+              ) -> Report:
     "The same report again."
     finding = lambda f: Finding(**f)
     lists = {k: [finding(f) for f in data[k]] for k in ("columns", "pairs", "arrival", "segments")}
