@@ -27,14 +27,14 @@ WHEEL = 8_000_000  # bytes that the documentation may take in a wheel
 def sources(out: Path, only: str, workers: int) -> dict[Path, str]:  # notebook → why it failed
     "Write Sphinx's source: pages by hand, pages of notebooks, pages of commands and settings."
     shutil.rmtree(out, ignore_errors=True)
-    shutil.copytree(ROOT/"docs", out, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    shutil.copytree(ROOT/"docs", out, ignore=shutil.ignore_patterns("*.py", "*.toml", "*.ipynb", "__pycache__"))
     generated.write(out, ROOT)
     figures.write(out, ROOT)
-    wanted = [p for p in sorted((ROOT/"nbs").rglob("*.ipynb")) if p.parent.name != "nbs"]
+    wanted = [p for p in sorted((ROOT/"nbs").rglob("*.ipynb")) if p.parent.name != "nbs"] + sorted((ROOT/"docs").glob("*.ipynb"))
     done, failed = execute_all([p for p in wanted if not only or p.match(only)], workers)
     lists = write_pages(done, ROOT/"nbs", out)
     add_list(out/"tutorials"/"index.md", lists.pop("tutorials", []))
-    add_list(out/"reference.md", ["cli", "settings", *(f"reference/{room}/index" for room in ROOMS if room in lists)])
+    add_list(out/"reference.md", ["cli", "settings", "json", "exit-codes", "metrics", *(f"reference/{room}/index" for room in ROOMS if room in lists)])
     add_for_machines(out, done)
     return failed
 
@@ -48,7 +48,8 @@ def add_for_machines(out: Path, done: dict) -> None:
             if page.stem != "index": parts.append(line(f"{name}/{page.stem}", page.read_text().partition("\n")[0][2:]))
         parts += [line(f"tutorials/{p.stem}", title_of(nb)) for p, nb in done.items() if p.parent.name == name]
         parts.append("")
-    parts += ["## Reference", "", line("cli", "Command line"), line("settings", "Settings"), line("glossary", "Glossary")]
+    parts += ["## Reference", "", line("cli", "Command line"), line("settings", "Settings"), line("json", "JSON documents"),
+              line("exit-codes", "Exit codes"), line("metrics", "Metrics"), line("glossary", "Glossary")]
     parts += [line(f"reference/{p.parent.name}/{p.stem}", title_of(nb), summary_of(nb))
               for p, nb in done.items() if p.parent.name in ROOMS]
     (out/"llms.txt").write_text("\n".join(parts) + "\n")

@@ -35,6 +35,9 @@ COMMAND = re.compile(r"""['"!]\s*scalai\b|cli\.main""")
 SHIPPED = f"{PACKAGE}.core.resources"  # a notebook that imports it may copy what ships with the package
 COLD = re.compile(r"\bsys\.modules\b|\bKernelPool\b|\bSCALAI_WARM\b")  # a notebook about imports and kernels starts alone
 NOT_AHEAD = ("scalai_nb.jobs.migrations",)  # Alembic runs these itself
+LATER = ("torch._dynamo", "torch.onnx._internal.exporter._compat", "torch.export._trace", "onnxscript", "onnx", "onnxruntime",
+         "torch_pruning", "numba", "scipy.stats", "sklearn.datasets", "pandas", "pyarrow.parquet", "deltalake",
+         "dask.dataframe", "mlflow.tracking", "IPython.display")  # what training, export and tables import when first used
 LEFT_OUT = "skip-execution"  # the tag of cells that are shown and not run
 KEEP_DAYS = 30  # what no build has asked for in this time is deleted
 
@@ -184,7 +187,7 @@ def modules_ahead(paths: list[Path]) -> tuple[str, ...]:
     "List what the warm process imports: the package, and what the notebooks import."
     found = {m: None for p in paths for m in imported_modules(nbformat.read(p, as_version=4), p.parent)}
     ours = (m for m in sorted(imports().modules) if not m.startswith(NOT_AHEAD))
-    return tuple(dict.fromkeys([*(m for m in found if not m.startswith(PACKAGE)), *ours]))
+    return tuple(dict.fromkeys([*(m for m in found if not m.startswith(PACKAGE)), *LATER, *ours]))
 
 def execute_all(paths: list[Path],  # notebooks
                 workers: int = 2,  # at a time

@@ -1,8 +1,11 @@
-"""Write the pages that come from code: the command line and the settings."""
+"""Write the pages that come from code: the command line, the settings, exit codes and metrics."""
 
+import ast
 import inspect
 import re
 from pathlib import Path
+
+import parameters
 
 
 def commands() -> str:
@@ -69,12 +72,54 @@ def comments_of(source: str) -> dict[str, str]:  # field → comment next to it 
     return found
 
 
+KINDS = {"counter": "counter", "gauge": "gauge", "histogram": "histogram"}
+SCORING = "scalai_score_"
+PROCESSES = {"serving": ("The service", "`scalai serve` answers them at `/metrics`."),
+             "dash": ("The dashboards", "`scalai dash` answers them at `/metrics`, with a token."),
+             "jobs": ("The scheduler", "`scalai scheduler --metrics-port PORT` answers them."),
+             SCORING: ("Scoring of tables", "The process that scores a table counts these, such as a job.")}
+
+def metrics() -> str:
+    "Describe every metric for Prometheus: what it counts, its labels, and which process has it."
+    found: dict[str, set[tuple]] = {}
+    for module, tree in parameters.modules().items():
+        for node in ast.walk(tree):
+            if not (metric := metric_of(node)): continue
+            place = SCORING if metric[0].startswith(SCORING) else module.partition(".")[0]
+            if place in PROCESSES: found.setdefault(place, set()).add(metric)
+    out = ["# Metrics", "", "The long-running processes offer their counts to Prometheus. A counter only grows, a gauge goes "
+           "up and down, and a histogram counts sizes in buckets (`_bucket`, `_sum`, `_count`).", ""]
+    for place, (title, text) in PROCESSES.items():
+        out += [f"## {title}", "", text, "", "| metric | kind | labels | what it counts |", "|---|---|---|---|"]
+        for name, kind, labels, says in sorted(found[place]):
+            name = f"{name}_total" if kind == "counter" and not name.endswith("_total") else name
+            out.append(f"| `{name}` | {kind} | {', '.join(f'`{label}`' for label in labels)} | {cell(says)} |")
+        out.append("")
+    return "\n".join(out)
+
+
+def metric_of(node: ast.AST) -> tuple[str, str, tuple[str, ...], str] | None:  # name, kind, labels, what it counts
+    "Read one metric from the code that makes it."
+    texts = lambda nodes: [n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    if isinstance(node, ast.Call) and node.args:
+        kind = KINDS.get(getattr(node.func, "id", getattr(node.func, "attr", "")).lower())
+        first = texts(node.args[:1])
+        if not kind or not first or not first[0].startswith("scalai_"): return None
+        labels = [label for a in node.args[2:] for label in texts(a.elts if isinstance(a, ast.Tuple) else [a])]
+        return first[0], kind, tuple(labels), texts(node.args)[1]
+    if isinstance(node, ast.Tuple) and len(found := texts(node.elts)) == 2 and found[0].startswith("scalai_"):
+        seconds = found[0].endswith("_seconds")
+        return found[0], "histogram" if seconds else "gauge", ("model", "version", "code") if seconds else (), found[1]
+    return None
+
+
 def write(out: Path,  # Sphinx's source
           root: Path,  # of the project
          ) -> None:
     "Write the pages that come from code, and those that are files of the project."
     (out/"cli.md").write_text(commands())
     (out/"settings.md").write_text(settings())
+    (out/"metrics.md").write_text(metrics())
     _, _, measured = (root/"tests/bench/RESULTS.md").read_text().partition("\n## ")  # without its first lines
     (out/"results.md").write_text(f"## {measured}")
     (out/"changes.md").write_text((root/"CHANGELOG.md").read_text())

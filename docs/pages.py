@@ -106,9 +106,12 @@ def write_pages(done: dict[Path, nbformat.NotebookNode],  # notebook → execute
     "Write the pages of the reference and the list of each room."
     rooms: dict[str, list[str]] = {}
     for path, nb in sorted(done.items()):
+        made = page(nb)
+        if not path.is_relative_to(source):  # a page of docs/
+            (out/path.name).write_text(json.dumps(made))
+            continue
         to = (out if path.parent.name == "tutorials" else out/"reference")/path.relative_to(source)
         to.parent.mkdir(parents=True, exist_ok=True)
-        made = page(nb)
         if path.parent.name == "tutorials": made.cells.insert(1, launch(path))
         to.write_text(json.dumps(made))
         pictures = path.parent/"images"

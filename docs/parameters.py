@@ -123,6 +123,13 @@ def of_module(module: str) -> dict[tuple[str, str], str]:  # (name, type) → co
             if p.comment: found.setdefault((p.name, p.type), p.comment)
     return found
 
+@cache
+def like(module: str, function: str, name: str) -> str:
+    "Describe a field of a class whose fields are the parameters of a function."
+    there, _, asked = table()["like"].get(f"{module}.{function}", "").rpartition(".")
+    return next((p.comment for f in functions() if (f.module, f.name) == (there, asked)
+                 for p in f.parameters if p.name == name), "")
+
 def class_of(kind: str) -> str:
     "Return the one class that an annotation names, without `None`."
     parts = [part.strip(" '\"") for part in kind.split("|")]
@@ -132,7 +139,7 @@ def class_of(kind: str) -> str:
 def shared(module: str, function: str, name: str, kind: str) -> str:
     "Describe a parameter that has no comment of its own; empty where nothing describes it."
     ours = table().get(module, {})
-    options = (ours.get(f"{function}.{name}"), ours.get(name), of_module(module).get((name, kind)),
+    options = (like(module, function, name), ours.get(f"{function}.{name}"), ours.get(name), of_module(module).get((name, kind)),
                table()["everywhere"].get(name))
     if found := next(filter(None, options), ""): return found
     what = classes().get(class_of(kind), "")
