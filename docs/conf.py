@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 project = html_title = "scalai-nb"
 author = "the scalai-nb authors"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx_copybutton", "sphinx_design", "names"]
-exclude_patterns = ["results.md", "changes.md", "figures.md"]  # parts of other pages
+exclude_patterns = ["results.md", "changes.md", "figures.md", "power.md"]  # parts of other pages
 
 nb_execution_mode = "off"
 nb_merge_streams = True

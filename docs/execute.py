@@ -143,7 +143,7 @@ async def run_cells(nb: nbformat.NotebookNode,
                             resources={"metadata": {"path": str(there)}})
     with open(Path(km.room)/"log", "ab") as log:
         try:
-            await client.async_execute(env=kernel_env(), stdout=log, stderr=log)
+            await client.async_execute(env=kernel_env() | (pool.ready["env"] if pool else {}), stdout=log, stderr=log)
             return sum(psutil.Process(km.provisioner.pid).cpu_times()[:4])
         finally:
             if client.kc: client.kc.stop_channels()
@@ -189,6 +189,12 @@ def modules_ahead(paths: list[Path]) -> tuple[str, ...]:
     ours = (m for m in sorted(imports().modules) if not m.startswith(NOT_AHEAD))
     return tuple(dict.fromkeys([*(m for m in found if not m.startswith(PACKAGE)), *LATER, *ours]))
 
+def warm_up(pool: KernelPool, timeout: float = 600) -> None:  # seconds
+    "Let the process import. What libraries set in its environment then, its kernels have to have too."
+    pool.connect(kernel_env(), borrow=False)
+    with pool.condition: pool.condition.wait_for(lambda: pool.ready or pool.gone, timeout)
+    if not pool.ready or pool.ready["unfit"]: raise RuntimeError(f"no warm process: {pool.ready or 'it ended'}")
+
 def execute_all(paths: list[Path],  # notebooks
                 workers: int = 2,  # at a time
                ) -> tuple[dict[Path, nbformat.NotebookNode], dict[Path, str]]:  # those that ran; of the others the error
@@ -199,10 +205,11 @@ def execute_all(paths: list[Path],  # notebooks
             print(f"failed        {path.relative_to(ROOT)}", flush=True)
             return path, None, 0., reason(e)
     imports(), environment(), forget_old()
-    os.environ.update({k: v for k, v in kernel_env().items() if k not in os.environ})  # the warm process has the same
+    os.environ.update(kernel_env())  # of the warm process
     with (tempfile.TemporaryDirectory() as name, KernelPool(modules_ahead(paths)) as pool,
           ThreadPoolExecutor(workers) as threads):
         room = copy_of_the_project(Path(name))
+        warm_up(pool)
         done = list(threads.map(one, paths))
     slowest = sorted((d for d in done if d[2]), key=lambda d: -d[2])[:10]
     if slowest: print("The slowest:", *(f"{s:6.1f} s CPU  {p.relative_to(ROOT)}" for p, _, s, _ in slowest), sep="\n  ")

@@ -1,9 +1,10 @@
 """Draw figures from the tables of tests/bench/RESULTS.md."""
 
+import math
 import re
 from pathlib import Path
 
-from scalai_nb.core.svg import BLUE, GREY, rect, svg, text
+from scalai_nb.core.svg import BLUE, GREEN, GREY, ORANGE, PURPLE, axis_across, axis_upwards, polyline, rect, scale, svg, text
 
 FIGURES = (  # section, column or row, what is drawn; the unit
     ("profile, 20,000,000 rows", "CPU s", "A profile of 20 million rows", "CPU seconds"),
@@ -56,6 +57,40 @@ def figures(results: str) -> str:  # Markdown
     return "\n".join(out)
 
 
+SHIFTS = {"mean +.02 sd": .02, "mean +.05 sd": .05, "mean +.1 sd": .1, "mean +.25 sd": .25, "mean +.5 sd": .5}
+LINES = {"scalai": (BLUE, "none"), "evidently": (ORANGE, "7 3"), "whylogs": (GREEN, "2 3"), "nannyml": (PURPLE, "9 3 2 3"),
+         "alibi-detect": (GREY, "4 3"), "deepchecks": (GREY, "1 4")}
+
+def power(results: str,
+          name: str,  # of the table that a drift was planted in
+          rows: str,  # of a window, as written there
+         ) -> str:  # SVG
+    "Draw how often each tool found a shift of the mean, over the size of the shift on a logarithmic axis."
+    found = [r for r in table(results, "power against planted drifts")
+             if r["table"] == name and r["rows"] == rows and r["case"] in SHIFTS]
+    found.sort(key=lambda r: SHIFTS[r["case"]])
+    across, up = scale(math.log(.02), math.log(.5), 46., 330.), scale(0., 1., 190., 14.)
+    place = lambda v: across(math.log(v))
+    drawn = axis_upwards([0, .25, .5, .75, 1], up, 46., 330.) + axis_across([SHIFTS[r["case"]] for r in found], place, 208.)
+    drawn += text(188, 226, "shift of the mean, standard deviations", "middle") + text(46, 8, "share of the windows found")
+    for i, (tool, (colour, dashes)) in enumerate(LINES.items()):
+        points = [(place(SHIFTS[r["case"]]), up(number(r[tool]))) for r in found]
+        look = dict(stroke=colour, stroke_width=2.5 if tool == "scalai" else 1.6, stroke_dasharray=dashes)
+        drawn += polyline(points, **look) + polyline([(350, 22 + 20*i), (374, 22 + 20*i)], **look) + text(380, 26 + 20*i, tool)
+    label = f"{name}, {rows} rows: " + "; ".join(f"{r['case']} {', '.join(f'{t} {r[t]}' for t in LINES)}" for r in found)
+    return svg(drawn, width=470, height=232, label=label, fluid=True)
+
+
+def power_page(results: str) -> str:  # Markdown
+    "Draw the measured power for both tables and both sizes of a window."
+    out = []
+    for name, rows in (("flights", "10,000"), ("flights", "1,000"), ("weather", "10,000"), ("weather", "1,000")):
+        out += [f"**{name}, windows of {rows} rows**", "", "```{raw} html", power(results, name, rows), "```", ""]
+    return "\n".join(out)
+
+
 def write(out: Path, root: Path) -> None:
     "Write the page's part."
-    (out/"figures.md").write_text(figures((root/"tests/bench/RESULTS.md").read_text()))
+    results = (root/"tests/bench/RESULTS.md").read_text()
+    (out/"figures.md").write_text(figures(results))
+    (out/"power.md").write_text(power_page(results))
