@@ -25,6 +25,27 @@ def test_every_verb_and_every_setting_has_a_line():
         for key in getattr(field.annotation, "model_fields", ()): assert f"| `{key}` |" in text, (name, key)
 
 
+def test_every_metric_has_a_line_and_every_page_of_codes_too():
+    from generated import metrics
+    text = metrics()
+    for line in ("| `scalai_serve_rows_total` | counter | `model`, `version` | Rows scored. |",
+                 "| `scalai_scheduler_queued` | gauge |  |", "| `scalai_score_seconds` | histogram | `model` |"):
+        assert line in text
+    codes = (ROOT/"docs"/"exit-codes.md").read_text()
+    assert all(f"\n| {code} |" in codes for code in (0, 1, 2, 3, 124, 130))
+
+
+def test_a_parameter_is_described_by_its_comment_its_class_or_the_table():
+    import parameters
+    known = {(f.module, f.name): f for f in parameters.functions()}
+    wilson = {p.name: p.comment for p in known["core.stats", "wilson"].parameters}
+    assert wilson["z"].startswith("quantile of the normal")
+    assert parameters.shared("data.x", "f", "settings", "Settings | None").startswith("of the workspace")
+    assert parameters.shared("data.x", "f", "rules", "Contract | None") == "rules for columns, and for rows as wholes"
+    assert parameters.shared("training.request", "FitRequest", "epochs", "int | str")  # as `fit` says
+    assert not parameters.shared("data.x", "f", "unheard_of", "int")
+
+
 def test_an_export_cell_becomes_signatures_and_folded_source():
     from pages import page
     code = ("#| export\nclass Box:\n    'Hold.'\n    def open(self): 'Open.'\n\ndef _hidden(): pass\n\n"
@@ -71,10 +92,24 @@ def test_outputs_are_kept_until_something_they_depend_on_changes(tmp_path, monke
     other = new_notebook(cells=[new_code_cell("from scalai_nb.core.stats import wilson\n1")])
     assert execute.key(other) != before
     kept = execute.source
+    text = new_notebook(cells=[new_markdown_cell("# Stats"), *nb.cells])
+    assert execute.key(text) == before  # text between the cells shows itself
     monkeypatch.setattr(execute, "source", lambda m: kept(m) + (b"#" if m == "scalai_nb.core.stats" else b""))
     assert execute.key(nb) != before
     monkeypatch.setattr(execute, "source", lambda m: kept(m) + (b"#" if m == "scalai_nb.data.table" else b""))
     assert execute.key(nb) == before
+
+
+def test_comments_and_docstrings_are_not_what_a_module_does(tmp_path, monkeypatch):
+    import execute
+    monkeypatch.setattr(execute, "ROOT", tmp_path)
+    (tmp_path/"scalai_nb").mkdir()
+    read = execute.source.__wrapped__
+    def said(text):
+        (tmp_path/"scalai_nb"/"box.py").write_text(text)
+        return read("scalai_nb.box")
+    assert said("def f(x):\n    'Return x.'\n    return x") == said("'Boxes.'\ndef f(x,  # any\n     ): return x")
+    assert said("def f(x): return x") != said("def f(x): return -x")
 
 
 def test_a_notebook_depends_on_the_names_that_it_takes_from_the_front_door():
