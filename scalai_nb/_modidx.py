@@ -7184,6 +7184,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'scalai_nb/training/objective.py'),
                                               'scalai_nb.training.objective.log_loss': ( 'training/objective.html#log_loss',
                                                                                          'scalai_nb/training/objective.py'),
+                                              'scalai_nb.training.objective.loss_unit': ( 'training/objective.html#loss_unit',
+                                                                                          'scalai_nb/training/objective.py'),
                                               'scalai_nb.training.objective.network_input': ( 'training/objective.html#network_input',
                                                                                               'scalai_nb/training/objective.py'),
                                               'scalai_nb.training.objective.ranking_metric': ( 'training/objective.html#ranking_metric',

@@ -32,8 +32,7 @@ def options(
 
 WITHOUT_FRAMES = (["contract", "diff"], ["contract", "set"])  # verbs that make no pandas frame
 
-def main(argv: list[str] | None = None,  # words of the command line; None: `sys.argv`
-        ):
+def main(argv: list[str] | None = None):
     "The entry point of `scalai`. Exit codes: 0 done, 1 failed, 2 wrong request, 3 service, 124 time, 130 cancelled."
     if argv is None and sys.argv[1:3] in WITHOUT_FRAMES: without_pandas()  # a process of its own
     sys.exit(call(app, sys.argv[1:] if argv is None else argv))
@@ -45,8 +44,7 @@ class Captured(NamedTuple):
     out: str
     err: str
 
-def capture(line: str,  # as typed in a terminal, without `scalai`
-           ) -> Captured:
+def capture(line: str) -> Captured:
     "Run a command line in this process, without its first word."
     out, err, before = StringIO(), StringIO(), os.environ.get("SCALAI_SETTINGS")
     try:

@@ -62,7 +62,7 @@ class Signature:
                  inputs: Iterable[tuple[str, str]],  # (column, "number", "text" or "time")
                  keys: Iterable[str] = (),  # come back with each prediction
                  others: Iterable[str] = (),  # are accepted, and not read
-                 contract: Any = None,  # serving.contract_check.ContractCheck of these inputs; None: nobody looks
+                 contract: Any = None,  # serving.contract_check.ContractCheck of these inputs; None: no check
                 ):
         self.contract = contract
         self.inputs, self.keys = tuple((n, k) for n, k in inputs), tuple(keys)

@@ -181,7 +181,7 @@ def _stamped(rows: pa.Table, kept: pa.Table | None) -> pa.Table:
 # %% ../../nbs/serving/02_labels.ipynb #486b2f55
 def outcomes(table: str = "scores", where: list | None = None,  # filter in DNF: [("period", "==", "2013-06")]
              settings: Settings | None = None) -> pa.Table:
-    "The scores beside their newest labels: to look at, to learn from, to profile by segment."
+    "Join the scores with their newest labels: to look at, to learn from, to profile by segment."
     from scalai_nb.data.table import Table
     settings = settings or Settings.load()
     store = Table(f"{table}_labels", settings)
@@ -221,7 +221,7 @@ def _holding(scores, keys: pa.Table) -> tuple[list[str], int]:
 
 # %% ../../nbs/serving/02_labels.ipynb #14df5249
 def _change(before: pa.Table | None, after: pa.Table | None, keys: list[str]) -> dict:
-    "What a delivery changed of what stands."
+    "Return what a delivery changed."
     if after is None: return {"new": 0, "corrected": 0, "unchanged": 0}
     if before is None: return {"new": after.num_rows, "corrected": 0, "unchanged": 0}
     both = after.to_pandas().merge(before.to_pandas(), "left", keys, suffixes=("", "_before"), indicator=True)

@@ -145,7 +145,7 @@ def live_windows(source: str,  # as `inputs_source` and `scores_source` name it
 
 # %% ../../nbs/serving/22_live.ipynb #0fef5817
 def live_overview(source: str, settings: Settings) -> dict[str, tuple[int, str]]:  # period → rows, content
-    "List the live windows of a `source` with their rows and what stands for their content; no profile is opened."
+    "List the live windows of a `source` with their rows and the digest of their content; no profile is opened."
     found = {p: [v] for p, v in overview(source, settings)[0].items()}
     for w in open_windows(source, settings): found.setdefault(w.period, []).append((w.rows, w.digest))
     digest = lambda parts: "-".join(sorted(d for _, d in parts))

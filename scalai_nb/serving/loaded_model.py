@@ -48,7 +48,7 @@ class LoadedModel:
                              "Restore it, or roll back to another version.", "model_file") from e
         if hashlib.sha256(content).hexdigest() != self.entry.sha256:
             raise WorkFailed(f"The file of {self.name}@{self.version} is not the one that was registered: {path}",
-                             "Somebody changed it. Restore it, or roll back to another version.", "model_file")
+                             "It was changed. Restore it, or roll back to another version.", "model_file")
         return content
 
 # %% ../../nbs/serving/12_loaded_model.ipynb #a00040e0

@@ -242,7 +242,7 @@ def closed(self: Growing, source: str, period: str) -> OpenWindow:
 # %% ../../nbs/serving/24_observer.ipynb #458830f3
 @patch
 def reckon(self: Observer,
-           end: bool = False,  # nobody will send any more
+           end: bool = False,  # no worker will send any more
           ) -> None:
     "Compare what workers scored with what came."
     totals: dict[str, int] = {}

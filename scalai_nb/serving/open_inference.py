@@ -229,7 +229,7 @@ class TensorRows(RequestRows):
     id: str = ""  # the client's, which the answer repeats
     key_types: dict[str, str] = field(default_factory=dict)  # column → datatype
     outputs: dict[str, bool] = field(default_factory=dict)  # name → whether as bytes; none: all
-    binary: bool = False  # outputs that nobody names come as bytes
+    binary: bool = False  # outputs that are not named come as bytes
 
 # %% ../../nbs/serving/28_open_inference.ipynb #fd75e09a
 def infer_rows(headers: dict, query: bytes, body: bytes, signature: Signature, limits: Limits) -> TensorRows:

@@ -21,7 +21,7 @@ BOUNDS = (.001, .003, .01, .03, .1, .3, 1, 3, 10, 30, 100)  # seconds of one cal
 
 def count(model: str,  # name@version
           rows: int, seconds: float):
-    "Tell Prometheus of a call that went well."
+    "Count a successful call for Prometheus."
     histogram("scalai_score_seconds", "One call of a model on a part of the rows.", "model", buckets=BOUNDS).labels(
         model
     ).observe(seconds)
@@ -31,7 +31,7 @@ def count(model: str,  # name@version
     ).set_to_current_time()
 
 def count_failure(model: str, kind: str):  # the error's word
-    "Tell Prometheus of a scoring that failed."
+    "Count a failed scoring for Prometheus."
     counter("scalai_score_failures_total", "Scorings that failed, by what failed.", "model", "kind").labels(
         model, kind
     ).inc()

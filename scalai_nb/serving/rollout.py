@@ -206,7 +206,7 @@ def _put_canary(self: Rollout, model: Any) -> None:
     else:
         own = self.batcher
         self.canary = Batcher(model, own.max_batch, own.queue, own.wait, own.caller)
-        self.canary.observers = self.batcher.observers  # whoever observes the answers sees all of them
+        self.canary.observers = self.batcher.observers  # an observer of the answers sees all of them
 
 # %% ../../nbs/serving/31_rollout.ipynb #040c1235
 @patch
