@@ -53,7 +53,7 @@ TYPED = re.compile(
     r"|\(\d[\d.,]*\)|\d{1,2}[- ][A-Za-z]{3}[- ]\d{2,4}")
 
 def is_typed(cell: str) -> bool:
-    "Tell whether `cell` reads as a number, a date, a time, a truth value or an address."
+    "Whether `cell` reads as a number, a date, a time, a truth value or an address."
     cell = cell.strip()
     return bool(cell) and len(cell) < 400 and bool(NUMBER.fullmatch(cell) or TYPED.fullmatch(cell))
 
@@ -157,7 +157,7 @@ def _is_prose(rows: list[list[str]], sep: str) -> bool:  # words with blanks or 
     return all(len(r) != width or not any(map(is_typed, r)) for r in rows)
 
 def _quote(text: str, seps: str, known: str) -> str:
-    "The quote of a text: the mark that stands at both ends of cells most often."
+    "The quote of a text: the mark that is at both ends of cells most often."
     if known: return known.replace("none", "")
     ends = {q: min(len(re.findall(rf"(?m)(?:^|[{re.escape(seps)}]){q}", text)),
                    len(re.findall(rf"(?m){q}(?=[{re.escape(seps)}\r]|$)", text))) for q in "\"'"}

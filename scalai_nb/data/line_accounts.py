@@ -15,7 +15,7 @@ from .write import Written
 
 # %% ../../nbs/data/13_line_accounts.ipynb #2cda97db
 def is_text_file(path: str) -> bool:  # a file's, or a server's URI
-    "Tell whether rows are read from lines of text."
+    "Whether rows are read from lines of text."
     return suffix(path) in text_files.TEXT and source.server(path) is None
 
 def text_layout(uri: str,  # what rows are read from
@@ -35,7 +35,7 @@ USUAL = {"quote": '"', "escape": "none", "preamble": 0, "header": 1}  # what is 
 def unusual_options(read: ReadOptions,  # as a person gives them
                     uri: str,  # what rows are read from
                    ) -> dict:  # option → value
-    "Return what is told of a file against what is found in it."
+    "Compare the description of a file with what is found in it."
     at = _of_first_file(uri, ReadOptions()) if source.server(uri) is None else None
     same = at.read.explicit() if at is not None else {}
     return {k: v for k, v in read.explicit().items() if same.get(k, USUAL.get(k)) != v}

@@ -51,7 +51,7 @@ def _cleaned(contract: Contract) -> set[str]:  # columns of its cleaning steps
 def guessed(full: Contract,  # a rule for each column
             declared: Contract,  # by a person
            ) -> set[str]:
-    "Columns of numbers whose type nobody declared: by it no text may lose its leading zeros."
+    "Columns of numbers without a declared type: by it no text may lose its leading zeros."
     number = lambda t: t is not None and (pa.types.is_integer(t) or pa.types.is_floating(t) or pa.types.is_decimal(t))
     typed = {n for n in full.columns if n in declared and declared[n].type}
     return {n for n in full.columns if number(full.arrow(n)) and n not in _cleaned(declared) | typed}

@@ -192,7 +192,7 @@ class Fits:
 # %% ../../nbs/data/02_text_lines.ipynb #1119b05d
 @patch
 def cell(self: Fits, i: int, text: str) -> bool:
-    "Tell whether `text` looks like the cells of column `i`."
+    "Whether `text` looks like the cells of column `i`."
     known, digits, empty = self.columns[i]
     if not (s := shape(text.replace(self.quote, "") if self.quote else text)): return empty
     return known is None or (s if digits else re.sub("9+", "9", s)) in known
@@ -282,7 +282,7 @@ def _parted(self: Mender, line: str) -> list[list[str]]:  # a separator put befo
 # %% ../../nbs/data/02_text_lines.ipynb #b8069a3a
 @patch
 def footer(self: Mender, cells: list[str]) -> bool:
-    "Tell whether a row of the last lines, its `cells`, sums up or comments on those above."
+    "Whether a row of the last lines, its `cells`, sums up or comments on those above."
     i, word = next(((i, c) for i, c in enumerate(cells) if c.strip()), (0, ""))
     if not FOOTER.match(word): return False
     if len(cells) != self.width or not self.fits.columns: return len(cells) != self.width

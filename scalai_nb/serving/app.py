@@ -192,7 +192,7 @@ async def _send(self: App, send: Callable, status: int, kind: bytes, body: bytes
 
 # %% ../../nbs/serving/16_app.ipynb #0d870763
 def _hung_up(receive: Callable) -> Callable[[], bool]:
-    "Make a function that tells whether the client has hung up; of another server than uvicorn, nobody has."
+    "Make a function that returns whether the client has hung up; with another server than uvicorn, it never has."
     cycle = getattr(receive, "__self__", None)
     if flow := getattr(cycle, "flow", None): flow.resume_reading()
     return lambda: getattr(cycle, "disconnected", False)
@@ -321,7 +321,7 @@ def _native(headers: dict, query: bytes, body: bytes, signature: Signature, limi
     if read is None:
         known = ", ".join(k.decode() for k in forms if k)
         sent = kind[:60].decode("latin-1")
-        curl = " curl's -d wants -H 'Content-Type: application/json' beside it."*kind.endswith(b"form-urlencoded")
+        curl = " curl's -d needs -H 'Content-Type: application/json'."*kind.endswith(b"form-urlencoded")
         raise Refused(415, "content_type", f"The content type is {sent!r}.", f"Send one of {known}.{curl}")
     return read(body, signature, limits, query != b"" and _wants_partial(query))
 
@@ -365,7 +365,7 @@ async def _closed(self: App, scope: dict, send: Callable) -> None:
                     "Send Authorization: Bearer TOKEN.")
     await self.refuse(scope, send, wrong, [(b"www-authenticate", b'Basic realm="scalai"'), CLOSE])
 
-OPEN = frozenset(("/healthz", "/ping", "/health", "/v2/health/live", "/v2/health/ready"))  # to whoever looks
+OPEN = frozenset(("/healthz", "/ping", "/health", "/v2/health/live", "/v2/health/ready"))  # to health checks
 
 # %% ../../nbs/serving/16_app.ipynb #1be4839d
 @patch
@@ -377,7 +377,7 @@ async def _page(self: App, scope: dict, send: Callable) -> None:
     extra = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
     if not page or method not in ("GET", "HEAD"):
         wrong = self._lost(path, method, allowed.decode() if page or path in self.routes else "")
-        # a body that nobody reads must not be taken for the next request
+        # a body that is not read must not be taken for the next request
         extra += [(b"allow", allowed)]*(wrong.status == 405) + [CLOSE]*(method != "GET")
         return await self.refuse(scope, send, wrong, extra)
     status, kind, body = page(self)

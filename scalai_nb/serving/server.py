@@ -48,7 +48,7 @@ class ModelOptions:
     wait_ms: float = 0.  # that a batch waits for more rows
     max_batch: int | None = None  # rows; None: as in `[serve]`
     canary: float = .1  # share of the keys whose requests the version `canary` answers
-    contract: dict | None = None  # mode (report, refuse) and facts, from `serving.contract_facts`; None: nobody looks
+    contract: dict | None = None  # mode (report, refuse) and facts, from `serving.contract_facts`; None: no check
     part: str = ""  # prep or model: this part alone, see `training.graph_parts`
     scores: str = ""  # table of its scores; empty: NAME_scores
 
@@ -144,7 +144,7 @@ class Child:
         with suppress(OSError): self.control.sendall(word.encode() + b"\n")
 
     def leave(self) -> None:
-        "Hear no more of it."
+        "Stop listening to it."
         asyncio.get_running_loop().remove_reader(self.control)
 
 # %% ../../nbs/serving/20_server.ipynb #e2d9a0c1
@@ -164,7 +164,7 @@ def start_child(config: Path, listener: socket.socket, metrics: str, threads: in
 
 # %% ../../nbs/serving/20_server.ipynb #36c05614
 class Supervisor:
-    "Keeps workers alive until it is told to stop."
+    "Keep workers alive until asked to stop."
     def __init__(self,
                  config: dict,  # from `configuration`
                  listener: socket.socket,  # bound and listening

@@ -258,7 +258,7 @@ async def _watch(self: Worker) -> None:
 # %% ../../nbs/serving/19_worker.ipynb #c788492c
 @patch
 def _pulse(self: Worker) -> None:
-    "Report from a thread of its own how long ago the event loop came round; of a loop that stands still, nothing."
+    "Report from a thread of its own how long ago the event loop came round; of a blocked loop, nothing."
     while not self.ended.wait(.5):
         since = time.monotonic() - self.turn
         if self.caller.alive(since, self.config["call_timeout"]): self.say(turn=since)
