@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -34,6 +35,8 @@ LOADED = {f"{PACKAGE}.view.live"}  # by an entry point
 COMMAND = re.compile(r"""['"!]\s*scalai\b|cli\.main""")
 SHIPPED = f"{PACKAGE}.core.resources"  # a notebook that imports it may copy what ships with the package
 COLD = re.compile(r"\bsys\.modules\b|\bKernelPool\b|\bSCALAI_WARM\b")  # a notebook about imports and kernels starts alone
+QUIET = ["--IPKernelApp.log_level=ERROR"]  # a kernel on this machine warns that its messages are not encrypted
+PARSING = threading.Lock()  # CPython 3.11 loses count of its recursion where two threads make syntax trees
 NOT_AHEAD = ("scalai_nb.jobs.migrations",)  # Alembic runs these itself
 LATER = ("torch._dynamo", "torch.onnx._internal.exporter._compat", "torch.export._trace", "onnxscript", "onnx", "onnxruntime",
          "torch_pruning", "numba", "scipy.stats", "sklearn.datasets", "pandas", "pyarrow.parquet", "deltalake",
@@ -137,18 +140,25 @@ async def run_cells(nb: nbformat.NotebookNode,
                     timeout: int,  # seconds of a cell
                    ) -> float:  # CPU seconds of the kernel and of what it started
     "Execute the cells of a notebook in place."
+    options = dict(timeout=timeout, skip_cells_with_tag=LEFT_OUT, resources={"metadata": {"path": str(there)}})
+    if pool is None: return await run_alone(NotebookClient(nb, kernel_name="python3", extra_arguments=QUIET, **options))
     km = Kernel()
-    if pool: km.provisioner = ForkProvisioner(kernel_id="", kernel_spec=km.kernel_spec, parent=km, pool=pool)
-    client = NotebookClient(nb, km=km, timeout=timeout, skip_cells_with_tag=LEFT_OUT,
-                            resources={"metadata": {"path": str(there)}})
+    km.provisioner = ForkProvisioner(kernel_id="", kernel_spec=km.kernel_spec, parent=km, pool=pool)
+    client = NotebookClient(nb, km=km, **options)
     with open(Path(km.room)/"log", "ab") as log:
         try:
-            await client.async_execute(env=kernel_env() | (pool.ready["env"] if pool else {}), stdout=log, stderr=log)
+            await client.async_execute(env=kernel_env() | pool.ready["env"], stdout=log, stderr=log)
             return sum(psutil.Process(km.provisioner.pid).cpu_times()[:4])
         finally:
             if client.kc: client.kc.stop_channels()
             with contextlib.suppress(Exception): await km.shutdown_kernel(now=True)
             shutil.rmtree(km.room, ignore_errors=True)
+
+async def run_alone(client: NotebookClient) -> float:  # CPU seconds
+    "Execute a notebook in ipykernel's own kernel, as JupyterLab does."
+    before = child_seconds()
+    await client.async_execute(env=kernel_env())
+    return child_seconds() - before
 
 @cache
 def kernel_env() -> dict[str, str]:
@@ -161,7 +171,7 @@ def execute(path: Path,  # of a notebook, inside the project
            ) -> tuple[nbformat.NotebookNode, float]:  # with its outputs; CPU seconds, 0 if they were kept
     "Execute a notebook, or return what it showed last time. Raises `CellExecutionError`."
     nb = prepared(path)
-    kept = KEPT/f"{key(nb)}.ipynb"
+    with PARSING: kept = KEPT/f"{key(nb)}.ipynb"
     if kept.exists():
         kept.touch()
         return with_outputs(nb, kept), 0.
