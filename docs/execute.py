@@ -199,6 +199,8 @@ def modules_ahead(paths: list[Path]) -> tuple[str, ...]:
     ours = (m for m in sorted(imports().modules) if not m.startswith(NOT_AHEAD))
     return tuple(dict.fromkeys([*(m for m in found if not m.startswith(PACKAGE)), *LATER, *ours]))
 
+def is_kept(path: Path) -> bool: return (KEPT/f"{key(prepared(path))}.ipynb").exists()
+
 def warm_up(pool: KernelPool, timeout: float = 600) -> None:  # seconds
     "Let the process import. What libraries set in its environment then, its kernels have to have too."
     pool.connect(kernel_env(), borrow=False)
@@ -219,7 +221,7 @@ def execute_all(paths: list[Path],  # notebooks
     with (tempfile.TemporaryDirectory() as name, KernelPool(modules_ahead(paths)) as pool,
           ThreadPoolExecutor(workers) as threads):
         room = copy_of_the_project(Path(name))
-        warm_up(pool)
+        if not all(is_kept(path) for path in paths): warm_up(pool)
         done = list(threads.map(one, paths))
     slowest = sorted((d for d in done if d[2]), key=lambda d: -d[2])[:10]
     if slowest: print("The slowest:", *(f"{s:6.1f} s CPU  {p.relative_to(ROOT)}" for p, _, s, _ in slowest), sep="\n  ")

@@ -19,12 +19,13 @@ def documented(app, what: str, name: str, obj, options, lines: list[str]) -> Non
     if what not in ("class", "function", "method"): return
     try: found = docments(obj, returns=True)
     except Exception: return  # of a built-in there is no source
-    text, module, short = "\n".join(lines), obj.__module__.partition(".")[2], name.rpartition(".")[2]
+    module, short = obj.__module__.partition(".")[2], name.rpartition(".")[2]
     if lines and lines[-1]: lines.append("")
-    for n, p in signature_of(obj).items():
-        said = found.get(n) or parameters.shared(module, short, n, type_of(p))
-        if said: lines.append(f":param {n}: {' '.join(str(said).split())}")
-        elif f"`{n}`" not in text and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+    known = parameters.described(module, short)
+    for n in signature_of(obj):
+        said = found.get(n) or known.get(n)
+        if said and said != "see the text": lines.append(f":param {n}: {' '.join(str(said).split())}")
+        elif n in known and not said:
             log.warning("%s: the parameter %s is not described (a comment next to it, or docs/parameters.toml)", name, n)
     if found.get("return"): lines.append(f":returns: {' '.join(str(found['return']).split())}")
     lines[:] = [escaped(re.sub(r"(?<!`)`([^`\n]+)`(?!`)", r"``\1``", line)) for line in lines]  # Markdown's code
@@ -35,12 +36,6 @@ def signature_of(obj) -> dict[str, inspect.Parameter]:
     try: found = inspect.signature(obj).parameters
     except (TypeError, ValueError): return {}  # of a built-in
     return {n: p for n, p in found.items() if n not in ("self", "cls")}
-
-
-def type_of(p: inspect.Parameter) -> str:
-    "Return an annotation as it is written."
-    if p.annotation is p.empty: return ""
-    return p.annotation if isinstance(p.annotation, str) else inspect.formatannotation(p.annotation)
 
 
 def escaped(line: str) -> str:

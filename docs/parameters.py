@@ -145,6 +145,16 @@ def shared(module: str, function: str, name: str, kind: str) -> str:
     what = classes().get(class_of(kind), "")
     return f"{what[0].lower()}{what[1:]}".rstrip(".") if what else ""
 
+@cache
+def described(module: str, function: str) -> dict[str, str]:  # parameter → what it is; empty: nothing says it
+    "Describe the parameters of what has this name in a module, also of methods of several classes."
+    found: dict[str, str] = {}
+    for f in functions():
+        for p in f.parameters if (f.module, f.name) == (module, function) else ():
+            said = p.comment or shared(module, function, p.name, p.type) or ("see the text" if f"`{p.name}`" in f.text else "")
+            found[p.name] = found.get(p.name) or said
+    return found
+
 def undocumented() -> Iterator[str]:
     "Parameters of what is public that no comment, no docstring and no table describes."
     for f in functions():

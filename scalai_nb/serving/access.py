@@ -206,7 +206,7 @@ def timed(wrap: Callable,  # transport → transport
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
     class Timed(HttpToolsProtocol):
-        slow = None  # the timer of a head, or of a body that is not read
+        slow = None  # the timer of a head, or of a body that nobody reads
         def connection_made(self, transport):
             super().connection_made(wrap(transport))
             self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive,
