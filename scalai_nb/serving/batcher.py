@@ -54,11 +54,12 @@ def submit(self: Batcher,
            rows: RequestRows,  # of a request
            deadline: float = math.inf,  # by `time.monotonic`
            gone: Callable = lambda: False,  # whether the client has hung up
+           future: Any = None,  # that takes what comes of it, such as serving.exchange.Exchange; None: a new one
           ) -> asyncio.Future:  # (scores, model): float32 (N,) or (N, C), and the LoadedModel that made them
     "Queue a request. Raises `Refused` where the queue is full."
     if self.full(rows.count): raise self.busy()
     loop = asyncio.get_running_loop()
-    waiting = Waiting(rows, loop.create_future(), deadline, gone)
+    waiting = Waiting(rows, future or loop.create_future(), deadline, gone)
     (self.small if rows.count <= self.rows_of_a_batch() else self.large).append(waiting)
     self.queued += rows.count
     if deadline < math.inf: waiting._arm(loop)
