@@ -51,7 +51,7 @@ def test_a_front_passes_on_what_it_gets_and_answers_for_all(made, tmp_path):  # 
     (["--replicas", "a:1,a:1"], "--replicas names a:1 twice.")], ids=str)
 def test_a_front_that_cannot_be_is_refused_in_two_lines(tmp_path, words, message):
     done = scalai("serve", *words, cwd=tmp_path)
-    assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 2
+    assert done.code == 2 and message in done.err and len(done.err.splitlines()) == 2, done.err
 
 
 @pytest.mark.slow

@@ -209,8 +209,19 @@ def timed(wrap: Callable,  # transport → transport
         slow = None  # the timer of a head, or of a body that nobody reads
         def connection_made(self, transport):
             super().connection_made(wrap(transport))
-            self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive,
-                                                                self.timeout_keep_alive_handler)
+            self.used, self.idling = self.loop.time(), None
+            self.timeout_keep_alive_handler()
+        def timeout_keep_alive_handler(self):
+            left = self.used + self.timeout_keep_alive - self.loop.time()
+            if left <= 0 and self.idle(): return super().timeout_keep_alive_handler()
+            self.idling = self.loop.call_later(max(left, 1), self.timeout_keep_alive_handler)
+        def _unset_keepalive_if_required(self): self.used = self.loop.time()
+        def on_response_complete(self):
+            self.used = self.loop.time()
+            self.server_state.total_requests += 1
+            if self.transport.is_closing(): return
+            self.flow.resume_reading()
+            if self.pipeline: self._start_asgi_task(*self.pipeline.pop())
         def data_received(self, data):
             super().data_received(data)
             if self.slow is None and self.idle(): self.slow = self.loop.call_later(seconds, self.transport.close)
@@ -226,6 +237,7 @@ def timed(wrap: Callable,  # transport → transport
             self.slow = None
         def connection_lost(self, exc):
             self.settle()
+            self.idling.cancel()
             super().connection_lost(exc)
     return Timed
 

@@ -83,6 +83,7 @@ class Exchanges:
                  others: Callable[[], int],  # requests of this worker that have a task
                 ):
         self.app, self.arrived, self.open = app, [], 0  # open: without an answer yet
+        self.uncounted: dict[tuple, list[float]] = {}  # (model, version, status) → seconds of this turn's answers
         self.routes = {path.encode(): route for path, route in app.routes.items()}
         app.pending = lambda: self.open + others()
 
@@ -103,11 +104,17 @@ class Exchanges:
         app, service, seconds = self.app, exchange.route.service, time.perf_counter() - exchange.start
         self.open -= 1
         app.active -= 1
-        app.traffic.count_answer(service.name, version, status, seconds)
+        if not self.uncounted: exchange.connection.loop.call_soon(self.count)
+        self.uncounted.setdefault((service.name, version, status), []).append(seconds)
         if app.log is None: return
         scope = {"method": "POST", "path": exchange.path, "given": exchange.given}
         app.log_request(scope, exchange.headers, service.name, service.signature.names, exchange.request_id, version,
                         status, seconds)
+
+    def count(self) -> None:
+        "Count the answers of a turn."
+        counts, self.uncounted = self.uncounted, {}
+        for key, seconds in counts.items(): self.app.traffic.count_answers(*key, seconds)
 
 # %% ../../nbs/serving/18_exchange.ipynb #90eb83ba
 @patch
