@@ -6050,6 +6050,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                          'scalai_nb/serving/loaded_model.py'),
                                                 'scalai_nb.serving.loaded_model.LoadedModel._content': ( 'serving/loaded_model.html#loadedmodel._content',
                                                                                                          'scalai_nb/serving/loaded_model.py'),
+                                                'scalai_nb.serving.loaded_model.LoadedModel._same': ( 'serving/loaded_model.html#loadedmodel._same',
+                                                                                                      'scalai_nb/serving/loaded_model.py'),
                                                 'scalai_nb.serving.loaded_model.LoadedModel._shape': ( 'serving/loaded_model.html#loadedmodel._shape',
                                                                                                        'scalai_nb/serving/loaded_model.py'),
                                                 'scalai_nb.serving.loaded_model.LoadedModel.check': ( 'serving/loaded_model.html#loadedmodel.check',
