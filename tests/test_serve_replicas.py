@@ -31,7 +31,8 @@ def test_a_front_passes_on_what_it_gets_and_answers_for_all(made, tmp_path):  # 
         bad = httpx.post(f"{front}/models/churn/predict", json={"rows": [GOOD | {"charge": "x"}]},
                          headers={"x-request-id": "mine"})
         assert bad.status_code == 422 and bad.json()["request_id"] == bad.headers["x-request-id"] == "mine"
-        csv = httpx.post(f"{front}/models/churn/predict?partial=1", content="x\n1\n", headers={"content-type": "text/csv"})
+        csv = httpx.post(f"{front}/models/churn/predict?partial=1", content="x\n1\n",
+                         headers={"content-type": "text/csv"})
         assert csv.status_code == 422
         for path in ("/openapi.json", "/models/churn", "/v2/models/churn"):
             assert httpx.get(front + path).text == httpx.get(url + path).text.replace(address(url), address(front))

@@ -73,6 +73,10 @@ def started_text(url: str, config: dict) -> str:
                       *(f"  {url}/models/{m['name']}" for m in config["models"])])
 
 # %% ../../nbs/cli/10_serve.ipynb #e72f29ef
+def _check_workers(workers: str | None) -> None:
+    if workers is None or workers == "auto" or workers.isdigit() and int(workers): return
+    raise BadRequest(f"--workers {workers} is not possible.", "Give a number from 1, or auto.", "usage")
+
 def _front(addresses: str, models: list[str], host: str | None, port: int | None, json_: bool) -> Answer:
     "Balance over services until the end."
     if models:
@@ -95,16 +99,14 @@ def serve(
     host: Annotated[str | None, option("Address to listen on; 0.0.0.0: every network.")] = None,
     workers: Annotated[str | None, option("Processes, or auto: one a core.")] = None,
     part: Annotated[str, option("prep: answer features; model: take features; without: the whole model.")] = "",
-    replicas: Annotated[str, option("Services to balance over, instead of models: HOST:PORT,HOST:PORT.",
-                                    metavar="HOST:PORT,…")] = "",
+    replicas: Annotated[str, option("Balance over these services instead of models.", metavar="HOST:PORT,…")] = "",
     new_token: Annotated[str, option("Make a token for a client, and end.", "--new-token", metavar="NAME")] = "",
     *,
     json_: bool = False,  # print one document when all workers answer
 ) -> Answer:
     "Serve models over HTTP: POST /models/NAME/predict, and a page for each at /models/NAME."
     if new_token: return token_answer(new_token)
-    if workers is not None and workers != "auto" and not (workers.isdigit() and int(workers)):
-        raise BadRequest(f"--workers {workers} is not possible.", "Give a number from 1, or auto.", "usage")
+    _check_workers(workers)
     if replicas: return _front(replicas, models or [], host, port, json_)
     from scalai_nb.core.settings import Settings
     from scalai_nb.loop.model_file import model_files

@@ -269,7 +269,7 @@ ROWS = {"rows/axes": np.array([-1]), "rows/least": np.float32(1e-30), "rows/step
         "rows/one": np.float32(1), "rows/zero": np.uint8(128)}  # constants of layers in int8
 
 def _dynamic_nodes(nodes, held: dict, constants: dict) -> list:
-    "The same nodes with layers and tables in int8; `held` are the float weights by name, `constants` take the new ones."
+    "The same nodes, layers and tables in int8; `held` are the float weights by name, `constants` take the new ones."
     made = []
     constants |= ROWS
     for node in nodes:

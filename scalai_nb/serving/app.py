@@ -177,7 +177,7 @@ async def __call__(self: App, scope: dict, receive: Callable, send: Callable) ->
 # %% ../../nbs/serving/16_app.ipynb #48da9de0
 @patch
 def log_request(self: App, scope: dict, headers: dict, model: str, *what: Any) -> None:
-    "Log a request; `what` else is as of `serving.request_log.RequestLog`."
+    "Log a request to a `model`; `scope`, `headers` and `what` else are as of `serving.request_log.RequestLog`."
     try: self.log(scope, headers, model, *what)
     except Exception as e:  # of whatever kind: the request is answered
         from scalai_nb.core.logs import logger
@@ -220,24 +220,31 @@ async def _predicted(self: App, route: Route, scope: dict, headers: dict, receiv
 # %% ../../nbs/serving/16_app.ipynb #dd1f9a51
 @patch
 def begin(self: App, route: Route, headers: dict, query: bytes, body: bytes) -> tuple[RequestRows, Batcher]:
-    "Read and check the rows of a request to a `route`, and choose who scores them. Raises `Refused`."
+    """Read and check the rows of a request to a `route`, and choose who scores them. Raises `Refused`.
+
+    `headers`, `query` and `body` are the request's."""
     batcher = route.service.batcher
     given = self._rows(route, headers, query, body)
     if batcher.queued: batcher.learn(given.count, len(body))
     return given, _chosen(route, given, body)
 
 @patch
-def finish(self: App, route: Route, given: RequestRows, scores: Any, model: Any,
+def finish(self: App, route: Route, rows: RequestRows, scores: Any, model: Any,
            request_id: str) -> tuple[int, int, list, bytes, bytes]:  # status, version, headers, type, body
-    "Write the answer to the `given` rows. Raises `Refused` where the version that made them was just replaced."
-    if given.version not in (None, model.version): raise _other_prep(route.service, given.version)
-    kind, body = route.protocol.write(given, scores, model, request_id)
-    return 200, model.version, [(b"x-model-version", b"%d" % model.version), *given.headers], kind, body
+    """Write the answer to the `rows` of a request to a `route`: the `scores` that a `model` made.
 
+    Raises `Refused` where the version whose prep made the rows was just replaced; `request_id` is the request's."""
+    if rows.version not in (None, model.version): raise _other_prep(route.service, rows.version)
+    kind, body = route.protocol.write(rows, scores, model, request_id)
+    return 200, model.version, [(b"x-model-version", b"%d" % model.version), *rows.headers], kind, body
+
+# %% ../../nbs/serving/16_app.ipynb #54c4d558
 @patch
 def failure(self: App, route: Route, e: Exception, request_id: str,
             version: int) -> tuple[int, int, list, bytes, bytes]:  # as of `finish`
-    "Write why a request to a `route` has no prediction; `version` is the one that failed where it was no refusal."
+    """Write why a request to a `route` has no prediction: `e`.
+
+    `request_id` is the request's; `version` is the one that failed where it was no refusal."""
     if isinstance(e, Refused): return e.status, 0, refusal_headers(e), JSON, route.protocol.refuse(e, request_id)
     from scalai_nb.core.logs import logger
     logger("serve").error("a request failed", model=route.service.name, request=request_id,
@@ -271,7 +278,7 @@ _ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 
 @patch
 def request_id(self: App, headers: dict) -> str:
-    "Return the client's id, where it is a plain one, else a new one."
+    "Return the client's id among the `headers`, where it is a plain one, else a new one."
     own = headers.get(b"x-request-id")
     return own.decode() if own and _ID.fullmatch(own) else f"{self.prefix}-{next(self.numbers)}"
 
@@ -322,7 +329,9 @@ def _closing(e: Refused) -> Refused:
     e.close = True
     return e
 
-def too_long(limit: int) -> Refused:
+def too_long(limit: int,  # bytes
+            ) -> Refused:
+    "Make the refusal of a body."
     return _closing(Refused(413, "too_long", f"The body has more than {limit:,} bytes.", "Send several requests."))
 
 # %% ../../nbs/serving/16_app.ipynb #6dbb6d81

@@ -74,9 +74,10 @@ def full(self: Batcher,
          rows: int = 0,  # of a request
          size: int = 0,  # bytes of its body, where the rows are not known yet
         ) -> bool:
-    "Whether a request has to be refused. One that is larger than the queue waits for its turn where nothing waits."
-    waiting = self.queued + max(rows, int(size*self.density))
-    return self.queued > 0 and (waiting > self.queue or self.queued >= self.queue)
+    "Whether a request has to be refused. One that is larger than the queue waits where at most half of it is full."
+    more = max(rows, int(size*self.density))
+    if more > self.queue: return self.queued > self.queue//2
+    return self.queued > 0 and (self.queued + more > self.queue or self.queued >= self.queue)
 
 @patch
 def learn(self: Batcher,
@@ -122,6 +123,7 @@ def rows_of_a_batch(self: Batcher) -> int:
     if (together := getattr(self.model, "together", 1)) > rows: rows = max(rows, min(together, int(LONGEST/self.pace)))
     return max(1, min(self.max_batch, rows))
 
+# %% ../../nbs/serving/13_batcher.ipynb #61460e0a
 @patch
 def flush(self: Batcher) -> None:
     "Score a batch of whole requests and a slice of the first large one, or begin one of both in the thread."

@@ -15,7 +15,7 @@ from typing import Any
 from fastcore.basics import patch
 
 from .access import unsafe
-from .app import App, Route, too_long
+from .app import App, too_long
 from .body import RequestRows
 
 # %% ../../nbs/serving/18_exchange.ipynb #18289816
@@ -36,20 +36,22 @@ class Exchange:
         self.given: RequestRows | None = None  # what was read of the body
         self.response_complete = self.disconnected = False
 
-    def done(self) -> bool: return self.response_complete
-    def gone(self) -> bool: return self.disconnected
+    done = lambda self: self.response_complete  # as a future has it
+    gone = lambda self: self.disconnected
 
 # %% ../../nbs/serving/18_exchange.ipynb #976731d0
 @patch
-def set_result(self: Exchange, found: tuple[Any, Any]) -> None:
-    "Answer with what was `found`: scores, and the model that made them."
-    try: ended = self.exchanges.app.finish(self.route, self.given, *found, self.request_id)
+def set_result(self: Exchange,
+               pair: tuple[Any, Any],  # scores, and the model that made them
+              ) -> None:
+    "Answer with scores."
+    try: ended = self.exchanges.app.finish(self.route, self.given, *pair, self.request_id)
     except Exception as e: return self.set_exception(e)
     self._answer(*ended)
 
 @patch
 def set_exception(self: Exchange, e: Exception) -> None:
-    "Answer with the reason why there is no prediction."
+    "Answer with `e`, the reason why there is no prediction."
     self._answer(*self.exchanges.app.failure(self.route, e, self.request_id, self.route.service.model.version))
 
 @patch
@@ -62,8 +64,11 @@ def cancel(self: Exchange) -> None:
 WHOLE = b"HTTP/1.1 %s\r\n%scontent-type: %s\r\ncontent-length: %d\r\n%sx-request-id: %s\r\n\r\n%s"
 STATUS = {s.value: f"{s.value} {s.phrase}".encode() for s in HTTPStatus}
 
-def header_lines(headers: list[tuple[bytes, bytes]]) -> bytes: return b"".join([b"%s: %s\r\n" % h for h in headers])
+def header_lines(headers: list[tuple[bytes, bytes]]) -> bytes:
+    "Write `headers`."
+    return b"".join([b"%s: %s\r\n" % header for header in headers])
 
+# %% ../../nbs/serving/18_exchange.ipynb #c37e2152
 @patch
 def _answer(self: Exchange, status: int, version: int, extra: list, kind: bytes, body: bytes) -> None:
     "Write an answer: its `status`, `extra` headers, content type and `body`. `version` is that of the model."
@@ -92,7 +97,7 @@ class Exchanges:
         app.pending = lambda: self.open + others()
 
     def add(self, exchange: Exchange) -> None:
-        "Take a request in."
+        "Take a request in, as an `exchange`."
         if not self.arrived: exchange.connection.loop.call_soon(self.turn)
         self.arrived.append(exchange)
         self.open += 1
@@ -103,27 +108,31 @@ class Exchanges:
         arrived, self.arrived = self.arrived, []
         for exchange in arrived: exchange.begin()
 
-    def ended(self, exchange: Exchange, version: int, status: int) -> None:
-        "Count an exchange that a `version` answered with a `status`, and log it."
-        app, service, seconds = self.app, exchange.route.service, time.perf_counter() - exchange.start
-        self.open -= 1
-        app.active -= 1
-        if not self.uncounted: exchange.connection.loop.call_soon(self.count)
-        self.uncounted.setdefault((service.name, version, status), []).append(seconds)
-        if app.log is None: return
-        scope = {"method": "POST", "path": exchange.path, "given": exchange.given}
-        app.log_request(scope, exchange.headers, service.name, service.signature.names, exchange.request_id, version,
-                        status, seconds)
+# %% ../../nbs/serving/18_exchange.ipynb #44d46658
+@patch
+def ended(self: Exchanges, exchange: Exchange, version: int, status: int) -> None:
+    "Count an `exchange` that a `version` answered with a `status`, and log it."
+    app, service, seconds = self.app, exchange.route.service, time.perf_counter() - exchange.start
+    self.open -= 1
+    app.active -= 1
+    if not self.uncounted: exchange.connection.loop.call_soon(self.count)
+    self.uncounted.setdefault((service.name, version, status), []).append(seconds)
+    if app.log is None: return
+    scope = {"method": "POST", "path": exchange.path, "given": exchange.given}
+    app.log_request(scope, exchange.headers, service.name, service.signature.names, exchange.request_id, version,
+                    status, seconds)
 
-    def usual_head(self, headers: list[tuple[bytes, bytes]]) -> bytes:
-        "Write the headers of each answer: the date, which is the same list for a second."
-        if headers is not self.usual[0]: self.usual = headers, header_lines(headers)
-        return self.usual[1]
+@patch
+def usual_head(self: Exchanges, headers: list[tuple[bytes, bytes]]) -> bytes:
+    "Write the `headers` of each answer: the date, which is the same list for a second."
+    if headers is not self.usual[0]: self.usual = headers, header_lines(headers)
+    return self.usual[1]
 
-    def count(self) -> None:
-        "Count the answers of a turn."
-        counts, self.uncounted = self.uncounted, {}
-        for key, seconds in counts.items(): self.app.traffic.count_answers(*key, seconds)
+@patch
+def count(self: Exchanges) -> None:
+    "Count the answers of a turn."
+    counts, self.uncounted = self.uncounted, {}
+    for key, seconds in counts.items(): self.app.traffic.count_answers(*key, seconds)
 
 # %% ../../nbs/serving/18_exchange.ipynb #90eb83ba
 @patch
@@ -141,47 +150,54 @@ def begin(self: Exchange) -> None:
     if found is not None: self.set_result(found)
 
 # %% ../../nbs/serving/18_exchange.ipynb #9c175e3c
+class _Whole:
+    "Collects requests as the parser reads them."
+    url, taken, parts = b"", None, ()  # taken: a request whose body comes
+    def connection_made(self, transport):
+        self.plain = transport  # without what holds a head until its body comes
+        super().connection_made(transport)
+    def on_message_begin(self): self.url, self.headers, self.taken, self.parts = b"", [], None, []
+    def on_header(self, name, value): self.headers.append((name.lower(), value))
+    def on_headers_complete(self):
+        self.taken = _taken(self, self.exchanges)
+        if self.taken is None: self.give_back()
+    def on_body(self, body): super().on_body(body) if self.taken is None else self.parts.append(body)
+    def on_message_complete(self):
+        if self.taken is None: return super().on_message_complete()
+        request, self.taken = self.taken, None
+        self.settle()
+        body = self.parts[0] if len(self.parts) == 1 else b"".join(self.parts)
+        self.cycle = Exchange(self.exchanges, self, request, body)
+        self.exchanges.add(self.cycle)
+    def data_received(self, data):
+        super().data_received(data)
+        if self.taken is not None and self.parser is not None: self.give_back()
+
+# %% ../../nbs/serving/18_exchange.ipynb #c0d425ce
+class _Direct(_Whole):
+    "Gives back what has no whole body yet, and writes answers."
+    def give_back(self):
+        self.taken, url, headers, parts = None, self.url, self.headers, self.parts
+        super(_Whole, self).on_message_begin()
+        self.url, self.expect_100_continue = url, (b"expect", b"100-continue") in headers
+        self.headers.extend(headers)
+        super(_Whole, self).on_headers_complete()
+        for part in parts: super(_Whole, self).on_body(part)
+    def respond(self, data, close):
+        if self.plain.is_closing(): return
+        self.plain.write(data)
+        if close: self.plain.close()
+        self.on_response_complete()
+
 def direct(base: type,  # of connections, from serving.access.protocol
-           exchanges: Exchanges,
+           exchanges: Exchanges,  # of the worker
           ) -> type:
     "Make a class of HTTP connections that answer whole requests without a task."
-    class Direct(base):
-        url, taken, parts = b"", None, ()  # taken: a request whose body comes
-        def connection_made(self, transport):
-            self.plain = transport  # without what holds a head until its body comes
-            super().connection_made(transport)
-        def on_message_begin(self): self.url, self.headers, self.taken, self.parts = b"", [], None, []
-        def on_header(self, name, value): self.headers.append((name.lower(), value))
-        def on_headers_complete(self):
-            self.taken = _taken(self, exchanges)
-            if self.taken is None: self.give_back()
-        def on_body(self, body): super().on_body(body) if self.taken is None else self.parts.append(body)
-        def on_message_complete(self):
-            if self.taken is None: return super().on_message_complete()
-            request, self.taken = self.taken, None
-            self.settle()
-            body = self.parts[0] if len(self.parts) == 1 else b"".join(self.parts)
-            self.cycle = Exchange(exchanges, self, request, body)
-            exchanges.add(self.cycle)
-        def data_received(self, data):
-            super().data_received(data)
-            if self.taken is not None and self.parser is not None: self.give_back()
-        def give_back(self):
-            self.taken, url, headers, parts = None, self.url, self.headers, self.parts
-            super().on_message_begin()
-            self.url, self.expect_100_continue = url, (b"expect", b"100-continue") in headers
-            self.headers.extend(headers)
-            super().on_headers_complete()
-            for part in parts: super().on_body(part)
-        def respond(self, data, close):
-            if self.plain.is_closing(): return
-            self.plain.write(data)
-            if close: self.plain.close()
-            self.on_response_complete()
-    return Direct
+    return type("Direct", (_Direct, base), {"exchanges": exchanges})
 
 # %% ../../nbs/serving/18_exchange.ipynb #164d7eeb
-def _taken(connection: Any, exchanges: Exchanges) -> tuple | None:  # route, path, query, headers, whether it stays open
+def _taken(connection: Any, exchanges: Exchanges,
+          ) -> tuple | None:  # route, path, query, headers, whether the connection stays open
     "Decide whether a request whose head is complete needs no task."
     path, _, query = connection.url.partition(b"?")
     route, app = exchanges.routes.get(path), exchanges.app

@@ -35,8 +35,7 @@ class LoadedModel:
         content = graph_part(self._content(root/entry.path), part) if part else self._content(root/entry.path)
         self.part, self.output = part, BORDER if part == "prep" else "score"
         self.session = runtime(content, threads, f"The file of {name}@{entry.version} is no model", device)
-        self.run, self.alone = self.session.run, False  # alone: a row's score depends on its batch
-        self.together = 1  # rows from which on a call of more costs no less a row, as measured by `check`
+        self.run, self.alone, self.together = self.session.run, False, 1  # the last two: see `check`
         self.loaded, self.trial = time.time(), False  # trial: it answers a share, next to the champion
         if part == "model" or not self.inputs: self.inputs = [(BORDER, self._shape())]
 
@@ -92,9 +91,12 @@ def examples(self: LoadedModel) -> list[tuple]:  # in the order of the inputs
     try: return [tuple(READERS[kind](row.get(name)) for name, kind in self.inputs) for row in rows]
     except Unfit: return [tuple(READERS[kind](None) for _, kind in self.inputs)]
 
+# %% ../../nbs/serving/12_loaded_model.ipynb #58ced1fe
 @patch
 def check(self: LoadedModel) -> "LoadedModel":
-    "Score the example rows, alone and in batches. Raises `WorkFailed` where that fails."
+    """Score the example rows, alone and in batches. Raises `WorkFailed` where that fails.
+
+    Sets `alone` where a row's score depends on its batch, and `together`, from which on more rows cost no less each."""
     rows = self.examples()
     try: alone = np.concatenate([self.scores_of_values([row]) for row in rows])
     except Exception as e:  # ONNX Runtime's errors share no narrower class

@@ -50,6 +50,7 @@ class Replica:
         return {"address": self.address, "up": self.up, "why": self.why, "rows_in_flight": self.rows,
                 "ejections": self.ejections, **self.counts}
 
+# %% ../../nbs/serving/33_replicas.ipynb #b7887f8b
 def parse_replicas(addresses: str,  # HOST:PORT, separated by commas
                   ) -> list[Replica]:
     "Read the addresses of replicas. Raises `BadRequest`."
@@ -67,7 +68,7 @@ def parse_replicas(addresses: str,  # HOST:PORT, separated by commas
 # %% ../../nbs/serving/33_replicas.ipynb #95063d60
 def estimated_rows(kind: bytes,  # content type
                    body: bytes) -> int:
-    "Estimate the rows of a request."
+    "Estimate the rows of a request by its `body`."
     if b"json" in kind or not kind:
         objects = body.count(b"{") - 1
         return objects if objects > 1 else max(1, body.count(b",")//8)
@@ -97,6 +98,7 @@ async def ask(self: Replica,
     async with asyncio.timeout(CONNECT): reader, writer = await asyncio.open_connection(self.host, self.port)
     return await self._exchange(reader, writer, message, head_only)
 
+# %% ../../nbs/serving/33_replicas.ipynb #84cd1926
 @patch
 async def _exchange(self: Replica, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, message: bytes,
                     head_only: bool) -> Answered:
@@ -134,6 +136,7 @@ class Balancer:
         self.seconds.labels(e.status).observe(seconds)
         return refusal(path, e, request_id)
 
+# %% ../../nbs/serving/33_replicas.ipynb #c8585f04
 class _Counted:
     "A collector of what the replicas did."
     def __init__(self, balancer: Balancer): self.balancer = balancer
@@ -143,9 +146,10 @@ class _Counted:
         up = GaugeMetricFamily("scalai_front_replica_up", "Whether a replica is asked.", labels=["replica"])
         rows = GaugeMetricFamily("scalai_front_rows_in_flight", "Rows that a replica was asked.", labels=["replica"])
         out = CounterMetricFamily("scalai_front_ejections", "How often a replica was taken out.", labels=["replica"])
-        asked = CounterMetricFamily("scalai_front_requests", "What replicas were asked.", labels=["replica", "outcome"])
+        asked = CounterMetricFamily("scalai_front_requests", "What replicas were asked.",
+                                    labels=["replica", "outcome"])
         for r in self.balancer.replicas:
-            for family, value in ((up, r.up), (rows, r.rows), (out, r.ejections)): family.add_metric([r.address], value)
+            for family, n in ((up, r.up), (rows, r.rows), (out, r.ejections)): family.add_metric([r.address], n)
             for outcome, count in r.counts.items(): asked.add_metric([r.address, outcome], count)
         yield from (up, rows, out, asked)
         yield CounterMetricFamily("scalai_front_retries", "Requests asked of another replica.",
@@ -160,6 +164,7 @@ def choose(self: Balancer,
     left = [r for r in self.replicas if r not in tried]
     return min([r for r in left if r.up] or left, key=lambda r: (r.rows, r.counts["answered"]), default=None)
 
+# %% ../../nbs/serving/33_replicas.ipynb #0b57dfef
 @patch
 async def answer(self: Balancer,
                  message: bytes,  # a whole request
@@ -193,15 +198,16 @@ EVERY, HUNG = .5, 3.  # seconds between two questions; without an answer
 
 @patch
 def eject(self: Balancer, replica: Replica, why: str) -> None:
-    "Take a replica out of the choice."
+    "Take a `replica` out of the choice, and log `why`."
     if not replica.up: return
     replica.up, replica.why, replica.ejections = False, why, replica.ejections + 1
     from scalai_nb.core.logs import logger
     logger("serve").error("a replica is taken out", replica=replica.address, why=why)
 
+# %% ../../nbs/serving/33_replicas.ipynb #37073048
 @patch
 async def watch(self: Balancer, replica: Replica) -> None:
-    "Ask a replica for its health, until cancelled."
+    "Ask a `replica` for its health, until cancelled."
     message = b"GET /healthz HTTP/1.1\r\nHost: %s\r\n\r\n" % replica.address.encode()
     replica.heard = self.attention()
     while True:
@@ -293,11 +299,12 @@ async def _run(listener: Any, balancer: Balancer, settings: Settings, announce: 
     await running
     for task in tasks: task.cancel()
 
+# %% ../../nbs/serving/33_replicas.ipynb #14138452
 def serve_replicas(addresses: str,  # HOST:PORT, separated by commas
                    host: str | None = None,  # None: as in `[serve]`
                    port: int | None = None,  # 0: any free one; None: as in `[serve]`
                    settings: Settings | None = None,
-                   announce: Callable[[str, list[Replica]], Any] = lambda url, replicas: None,  # called when it answers
+                   announce: Callable[[str, list], Any] = lambda url, replicas: None,  # called when it answers
                   ) -> None:
     "Pass requests on to replicas until SIGTERM or SIGINT. Raises `BadRequest`."
     import uvloop

@@ -167,7 +167,8 @@ STEP = .5  # seconds that the parent's clock goes on at once
 
 class Attention:
     "Counts the seconds in which this process came round."
-    def __init__(self, clock: Callable[[], float] = time.monotonic): self.clock, self.seen, self.seconds = clock, clock(), 0.
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self.clock, self.seen, self.seconds = clock, clock(), 0.
 
     def __call__(self) -> float:  # seconds
         now = self.clock()

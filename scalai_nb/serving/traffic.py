@@ -53,7 +53,9 @@ def count_answer(self: Traffic, model: str, version: int, code: int, seconds: fl
 
 @patch
 def count_answers(self: Traffic, model: str, version: int, code: int, seconds: list[float]) -> None:
-    "Count answers of one turn, each as `count_answer` does: a file is written once for those of a bucket."
+    """Count answers of one turn at once; `model`, `version` and `code` are as of `count_answer`.
+
+    A file is written once for all `seconds` of a bucket."""
     if len(seconds) == 1: return self.count_answer(model, version, code, seconds[0])
     key = (model, version, code)
     child = self._known.get(key)

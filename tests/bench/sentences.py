@@ -48,10 +48,9 @@ PACKAGES = ["sentence-transformers[onnx]==5.7.0", "onnxruntime==1.32.0", "fastap
 
 def workspace(folder: Path, texts: list[str]):
     "A model whose prep is the sentence encoder; the network behind it is not served."
+    import onnx
     import pandas as pd
     import torch
-
-    import onnx
 
     from scalai_nb.compression.export import export, write
     from scalai_nb.compression.quantize import dynamic_encoders
