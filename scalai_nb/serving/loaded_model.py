@@ -96,7 +96,7 @@ def examples(self: LoadedModel) -> list[tuple]:  # in the order of the inputs
 def check(self: LoadedModel) -> "LoadedModel":
     """Score the example rows, alone and in batches. Raises `WorkFailed` where that fails.
 
-    Sets `alone` where a row's score depends on its batch, and `together`, from which on more rows cost no less each."""
+    Sets `alone` where a row's score depends on its batch, and `together`, from which on a row costs no less."""
     rows = self.examples()
     try: alone = np.concatenate([self.scores_of_values([row]) for row in rows])
     except Exception as e:  # ONNX Runtime's errors share no narrower class
