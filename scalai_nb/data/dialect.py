@@ -268,7 +268,8 @@ def find_dialect(text: str,  # a file's beginning
     columns = _columns([r for r in rows[min(20, len(rows)//2):] if len(r) == width] or rows[1:], width)
     n = min(len(near), _header(near, columns, width) if header is None else header)
     names = _joined(near[:n], width)
-    trailing = n > 0 and width > 2 and (len(names) < width or not names[-1]) and bool(columns) and not any(columns[-1])
+    unnamed = n == 0 or len(names) < width or not names[-1]
+    trailing = width > 2 and unnamed and bool(columns) and not any(columns[-1])
     if not sep and (preamble, header, width, n) == (None, None, 2, 0) and (other := _one_name(text, lines[:top])):
         return find_dialect(text, rest, other, quote, escape, whole=whole)
     above = {tuple(cells) for cells, *_ in first[:at + n]}

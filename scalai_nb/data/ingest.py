@@ -37,7 +37,7 @@ from .read_options import ReadOptions
 from .readers import Source, connect, lookup, suffix
 from .rules import Rule, Verdict
 from .table_reader import TableReader
-from .text_columns import decided_types, guessed, numbers_as_written
+from .text_columns import decided_types, guessed, misfit_remarks, numbers_as_written
 from .text_files import TEXT
 from .text_lines import Accounts
 from .types import declared_type, is_text, leading_zeros, type_name
@@ -439,6 +439,7 @@ def _rows(batch: Plan, uri: str, settings: Settings, client, stamps, read, accou
     return _counted(batch, uri, settings, stamps, words, accounts)
 
 # %% ../../nbs/data/14_ingest.ipynb #3507dff6
+@text_files.look_once()
 def ingest(
     uri,  # file, pattern, folder, table, a server's (`postgresql://…`, `mongodb://…`, `kafka://…`), or a frame
     table: str,  # made if it is not there
@@ -468,7 +469,7 @@ def ingest(
     # another writer was quicker, with other rows
     if done.already and _unlike(batch, uri, target) != batch:
         return ingest(uri, table, given, key, period, fold, settings, client, read)
-    return _told(done, batch, accounts, uri, read, remarks)
+    return _told(done, batch, accounts, uri, read, [*remarks, *misfit_remarks(full, given, done.refused)])
 
 # %% ../../nbs/data/14_ingest.ipynb #76c10120
 def _written(rows, batch: Plan, full: Contract, given: Contract, key, period, fold, settings: Settings) -> Written:
