@@ -311,7 +311,7 @@ def _types(uri: str, at: Layout) -> tuple[dict[str, pa.DataType], set[str]]:  # 
     """The types of the first lines, found by Arrow, where they keep what is written; the last line of a cut piece is
     left out."""
     rows, odd = _parsed(uri, at, at.head)
-    if odd:  # mended, they may be rows of other types
+    if odd and _other_types(uri, at, rows.schema, odd):
         at = replace(at, head=b"".join(sort_lines(at.head, 1, Mender(at.dialect, at.again)).data))
         rows = _parsed(uri, at, at.head)[0]
     found = {f.name: f.type for f in rows.schema}
@@ -325,6 +325,12 @@ def _types(uri: str, at: Layout) -> tuple[dict[str, pa.DataType], set[str]]:  # 
                 found[n] = type or pa.string()
             else: found[n] = _exact(text[n], found[n])
     return {n: kept_as(t) for n, t in found.items()}, commas
+
+def _other_types(uri: str, at: Layout, types: pa.Schema, odd: list) -> bool:
+    "Whether lines of a wrong length, mended, are rows of other types."
+    lines = "".join(row.text + "\n" for row in odd).encode()
+    mended = _parsed(uri, at, b"".join(sort_lines(lines, 1, Mender(at.dialect, at.again), False).data))[0]
+    return any(f.type not in (types.field(f.name).type, pa.null()) for f in mended.schema)
 
 def _with_commas(texts: pa.ChunkedArray) -> pa.DataType | None:  # None: they are no numbers
     values = pc.utf8_trim_whitespace(pc.unique(pc.drop_null(texts)))
@@ -417,7 +423,7 @@ class _Rows:
 def _read(self: _Rows, block: bytes, first: int, last: bool, how: dict) -> tuple[pa.Table | None, int]:  # bytes left
     "Read a block, in the fast way if that loses nothing."
     odd, self.odd = self.odd or last and _ends_oddly(block, self.mender) or self.mender.repeats(block), False
-    if not odd and not self.mender.escape:
+    if not odd and not self.mender.escape and (first > self.at.lines + 1 or not self._begins_oddly(block)):
         size, quotes = whole_records(block, *self.mender.bytes[:2])
         if size == 0 and not last and len(block) < 2*BLOCK: return None, len(block)
         whole = size == len(block) or not last
@@ -434,6 +440,12 @@ def _read(self: _Rows, block: bytes, first: int, last: bool, how: dict) -> tuple
     return table, s.left
 
 # %% ../../nbs/data/03_text_files.ipynb #aa581966
+@patch
+def _begins_oddly(self: _Rows, block: bytes) -> bool:
+    "Whether a long file has lines of a wrong length in its first quarter of a megabyte."
+    part = block[:block.rfind(b"\n", 0, BEGIN) + 1]
+    return len(block) > 4*BEGIN and bool(_parsed(self.uri, self.at, part, column_types={}, include_columns=[])[1])
+
 @patch
 def _fast(self: _Rows, block: bytes, quotes: np.ndarray, last: bool, how: dict) -> pa.Table | None:
     "Read whole records whose quotes keep the standard; None: not all are rows of the table."
