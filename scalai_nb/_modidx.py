@@ -2137,6 +2137,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'scalai_nb.data.partition._held': ('data/partition.html#_held', 'scalai_nb/data/partition.py'),
                                           'scalai_nb.data.partition._judged': ( 'data/partition.html#_judged',
                                                                                 'scalai_nb/data/partition.py'),
+                                          'scalai_nb.data.partition._kept': ('data/partition.html#_kept', 'scalai_nb/data/partition.py'),
                                           'scalai_nb.data.partition._near': ('data/partition.html#_near', 'scalai_nb/data/partition.py'),
                                           'scalai_nb.data.partition._on_threads': ( 'data/partition.html#_on_threads',
                                                                                     'scalai_nb/data/partition.py'),

@@ -328,9 +328,10 @@ def _types(uri: str, at: Layout) -> tuple[dict[str, pa.DataType], set[str]]:  # 
 
 def _other_types(uri: str, at: Layout, types: pa.Schema, odd: list) -> bool:
     "Whether lines of a wrong length, mended, are rows of other types."
-    lines = "".join(row.text + "\n" for row in odd).encode()
-    mended = _parsed(uri, at, b"".join(sort_lines(lines, 1, Mender(at.dialect, at.again), False).data))[0]
-    return any(f.type not in (types.field(f.name).type, pa.null()) for f in mended.schema)
+    mender = Mender(at.dialect, at.again)
+    mended = [mender.written(cells) for row in odd if (cells := mender.cells(row.text)) is not None]
+    found = _parsed(uri, at, b"".join(filter(None, mended)))[0].schema
+    return any(f.type not in (types.field(f.name).type, pa.null()) for f in found)
 
 def _with_commas(texts: pa.ChunkedArray) -> pa.DataType | None:  # None: they are no numbers
     values = pc.utf8_trim_whitespace(pc.unique(pc.drop_null(texts)))
