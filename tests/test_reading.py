@@ -88,7 +88,7 @@ def outcome(file: Path, settings: Settings) -> str:
     done = ingest(file, file.stem, settings=settings)
     refused = "".join(f", {n} refused ({why})" for why, n in done.refused.items())
     remarks = "".join(f"; {r}" for r in done.remarks)
-    return f"{done.rows_good:,} rows{refused}{remarks}"
+    return f"{done.rows_good:,} rows{refused}; read as {done.read_as or file.suffix[1:]}{remarks}"
 
 
 def table_of_the_page() -> dict[str, str]:  # first cell → third

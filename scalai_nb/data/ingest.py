@@ -37,7 +37,7 @@ from .read_options import ReadOptions
 from .readers import Source, connect, lookup, suffix
 from .rules import Rule, Verdict
 from .table_reader import TableReader
-from .text_columns import decided_types, guessed, misfit_remarks, numbers_as_written
+from .text_columns import broken_remarks, decided_types, guessed, misfit_remarks, numbers_as_written
 from .text_files import TEXT
 from .text_lines import Accounts
 from .types import declared_type, is_text, leading_zeros, type_name
@@ -402,9 +402,11 @@ def _told(done: Written, plan: Plan, accounts: Accounts | None = None, uri: str 
     out = Ingested(**asdict(done), batch=plan.batch)
     at = text_layout(uri, read) if accounts is not None else None
     if at is not None:
-        mended = [f"{accounts.mended:,} rows whose quotes or separators were wrong were mended"]*bool(accounts.mended)
+        rows = "1 row" if accounts.mended == 1 else f"{accounts.mended:,} rows"
+        mended = [f"{rows} with wrong quotes or separators mended"]*bool(accounts.mended)
         remarks = [*at.remarks(), *remarks, *mended]
-        out = replace(out, lines=line_counts(done, accounts), read_as=str(at), remarks=remarks)
+        out = replace(out, lines=line_counts(done, accounts), read_as=str(at))
+    out = replace(out, remarks=[*remarks, *broken_remarks(done.refused)])
     events.emit("ingest", uri=plan.uri, done=True, **out.to_dict())
     return out
 

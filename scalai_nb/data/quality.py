@@ -164,7 +164,8 @@ def _missing(c: Column) -> "dict[str, int]":  # words for a missing value → ro
 # %% ../../nbs/data/02_quality.ipynb #fba1cfac
 def _as_booleans(c: Column, missing: "dict[str, int]") -> Proposal | None:
     "Propose to read a column of two words, one for yes and one for no."
-    words = [v for v in c.categories or () if v.strip() and v not in missing] if c.distinct < 20 else []
+    few = c.kind == "text" and c.distinct < 20
+    words = [v for v in c.categories or () if v.strip() and v not in missing] if few else []
     meant = {v: v.strip().casefold() for v in words}
     pair = next((p for p in TRUTH if {*meant.values()} == {*p}), None)
     if pair is None: return None
@@ -222,13 +223,17 @@ _DATE = {
 }
 _TIME = {"": "", "m": " %H:%M", "s": " %H:%M:%S"}
 
+def _undecided(c: Column, mark: str, tail: str) -> str:
+    ways = (json.dumps({"dates": {c.name: [f"%{a}{mark}%{b}{mark}%Y{_TIME[tail]}"]}}) for a, b in ("dm", "md"))
+    return f", of which no value says whether the day or the month comes first; clean: {' or '.join(ways)}"
+
 def _as_dates(c: Column, found: "dict[str, int]") -> tuple:  # type, formats, what cannot be decided
     note, steps = "", []
     for name in found:
         base, _, tail = name.partition("+")
         if base.startswith("either"):  # another value of the column decides, or nothing does
             sides = [s for s in ("day", "month") if any(k.startswith(s + base[-1]) for k in found)]
-            if len(sides) != 1: note = ", of which no value says whether the day or the month comes first"; continue
+            if len(sides) != 1: note = _undecided(c, base[-1], tail); continue
             base = sides[0] + base[-1]
         if _DATE[base] and (f := _DATE[base] + _TIME[tail]) not in steps: steps.append(f)
     if note: return None, [], note

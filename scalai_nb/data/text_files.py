@@ -225,6 +225,8 @@ def remarks(self: Layout) -> list[str]:
         out.append(f"the first line is taken for the names of the columns: {', '.join(self.header[:5])}")
     if d.preamble: out.append(f"lines above the header, left out: {d.preamble}; --preamble 0 takes them in")
     if d.header > 1: out.append(f"the header has {d.header} rows, whose names are joined; --header 1 takes the first")
+    if not d.header and d.seen and d.width > 1 and {*d.shapes[-1]} == {""}:
+        out.append("the last column is empty: perhaps each line just ends with a separator")
     if d.trailing: out.append("each line ends with a separator; the empty column behind it is left out")
     if more := d.cells[d.width:]: out.append(f"the header has names without a column: {', '.join(more)}")
     return out
