@@ -1,7 +1,6 @@
-"""The files of docs/howto/read-a-difficult-file.md, each ingested with nothing said about it: what the page says is what
-happens. And accounts of the lines of several files that workers read."""
+"""The files of docs/howto/read-a-difficult-file.md, each ingested with nothing said about it: what the page says is
+what happens. And accounts of the lines of several files that workers read."""
 
-import csv
 import json
 import random
 import re
@@ -78,7 +77,8 @@ FILES = {
             ["NA", "null", "-", "?", "n/a", ".", *map(str, range(60))]))},
     "`1,234.50`, `1.234,50`, `€ 12`, `12 %`, `(35)`, `31/12/2026`, `12/31/2026`": {"a.csv": amounts()},
     "UTF-16 with its mark; Latin-1, cp1252": {
-        "a.csv": people().replace("Ann", "Zoë").encode("utf-16"), "b.csv": people().replace("Ann", "Zoë").encode("cp1252"),
+        "a.csv": people().replace("Ann", "Zoë").encode("utf-16"),
+        "b.csv": people().replace("Ann", "Zoë").encode("cp1252"),
         "c.csv": people().replace("Ann", "€ Zoë").encode("cp1252")},
 }  # fmt: skip
 
@@ -124,7 +124,7 @@ def test_lines_that_workers_read_add_up(tmp_path):
     counts = done.lines
     kinds = ("preamble", "header", "good", "refused", "continued", "blank", "footer")
     assert counts["lines"] == total == sum(counts[k] for k in kinds), counts
-    assert counts == {"lines": total, "preamble": 3, "header": 3, "good": 3*397, "refused": 6, "continued": 3, "blank": 3,
-                      "footer": 3, "mended": 3}
+    assert counts == {"lines": total, "preamble": 3, "header": 3, "good": 3*397, "refused": 6, "continued": 3,
+                      "blank": 3, "footer": 3, "mended": 3}
     assert done.rows_good == 3*397 == Table("parts", Settings(root=tmp_path)).rows
     assert done.refused == {"line: 1 cells": 3, "line: the header again": 3, "line: below the table": 3}

@@ -224,6 +224,8 @@ class Dialect:
         return [*self.cells[:n], *[""]*(n - len(self.cells))]
 
 MOST_LINES = 100  # above a header
+
+# %% ../../nbs/data/02_dialect.ipynb #ff858646
 TOTAL = re.compile(r"(?i)\W*(grand |sub)?(totals?|sum|summe|gesamt)\W*")
 
 def is_total(cells: list[str]) -> bool:

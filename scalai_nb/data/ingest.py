@@ -32,6 +32,7 @@ from .clean import clean, tidy, trimmed
 from .contract import Contract, as_contract
 from .frame import frame_rows
 from .line_accounts import check_lines, is_text_file, line_counts, text_layout, unusual_options
+from .look_memory import look_once
 from .partition import SLICE, Part, Pieces
 from .read_options import ReadOptions
 from .readers import Source, connect, lookup, suffix
@@ -382,12 +383,8 @@ def _pieces(plan: Plan, uri: str, settings: Settings, client, stamps: dict[str, 
 
 def _content(plan: Plan, uri: str) -> str:  # as the commit of a batch keeps it
     "What the plan's Parquet files hold, read for nothing else."
-    return json.dumps(
-        [
-            file_content(columnar.group_hashes(with_password(f["path"], uri)) if "footer" in f else {})
-            for f in plan.files
-        ]
-    )
+    hashes = lambda f: columnar.group_hashes(with_password(f["path"], uri)) if "footer" in f else {}
+    return json.dumps([file_content(hashes(f)) for f in plan.files])
 
 # %% ../../nbs/data/14_ingest.ipynb #28fe6241
 def _unlike(plan: Plan, uri: str, target: TableReader) -> Plan:
@@ -441,7 +438,7 @@ def _rows(batch: Plan, uri: str, settings: Settings, client, stamps, read, accou
     return _counted(batch, uri, settings, stamps, words, accounts)
 
 # %% ../../nbs/data/14_ingest.ipynb #3507dff6
-@text_files.look_once()
+@look_once()
 def ingest(
     uri,  # file, pattern, folder, table, a server's (`postgresql://…`, `mongodb://…`, `kafka://…`), or a frame
     table: str,  # made if it is not there
@@ -449,8 +446,7 @@ def ingest(
     key: str | list[str] | None = None,  # columns that name a row: never null, never twice in the table
     period: str | None = None,  # a column (a time gives its month), or one name for all rows, as "2013-06"
     fold: str | list[str] | None = None,  # key columns: adds int8 `fold` by their hash
-    settings: Settings | None = None,
-    client=None,  # distributed.Client, whose workers read the pieces; default: this process
+    settings: Settings | None = None, client=None,  # distributed.Client, whose workers read; default: this process
     read: ReadOptions | None = None,  # how files are written; what it leaves open is found in them
 ) -> Ingested:
     "Bring a source's rows into a table, exactly once."

@@ -110,8 +110,8 @@ class Proposal:
 NUMBERS = ("whole", "point", "comma", "thousands", "either", "long")
 READ_AS = ("int64", "float64", "date", "timestamp[us]", "timestamp[us, UTC]")  # what texts become
 TRUTH = (("yes", "no"), ("y", "n"), ("true", "false"), ("t", "f"), ("ja", "nein"), ("j", "n"), ("oui", "non"),
-         ("vrai", "faux"), ("sí", "no"), ("si", "no"), ("sì", "no"), ("sim", "não"), ("tak", "nie"), ("wahr", "falsch"),
-         ("on", "off"))  # in any case
+         ("vrai", "faux"), ("sí", "no"), ("si", "no"), ("sì", "no"), ("sim", "não"), ("tak", "nie"),
+         ("wahr", "falsch"), ("on", "off"))  # in any case
 
 # %% ../../nbs/data/02_quality.ipynb #786fee49
 def proposal(c: Column) -> Proposal | None:  # None: there is nothing to propose
@@ -223,6 +223,7 @@ _DATE = {
 }
 _TIME = {"": "", "m": " %H:%M", "s": " %H:%M:%S"}
 
+# %% ../../nbs/data/02_quality.ipynb #7341b380
 def _undecided(c: Column, mark: str, tail: str) -> str:
     ways = (json.dumps({"dates": {c.name: [f"%{a}{mark}%{b}{mark}%Y{_TIME[tail]}"]}}) for a, b in ("dm", "md"))
     return f", of which no value says whether the day or the month comes first; clean: {' or '.join(ways)}"

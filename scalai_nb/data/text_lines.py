@@ -4,21 +4,19 @@
 
 # %% auto #0
 __all__ = ['FEW', 'OPEN', 'LOOSE', 'LONGEST', 'FOOTER', 'count_breaks', 'line_places', 'count_lines', 'blank_lines',
-           'whole_records', 'Lines', 'scan_lines', 'close_record', 'Fits', 'Mender', 'Sorted', 'sort_lines', 'Accounts']
+           'whole_records', 'Lines', 'scan_lines', 'close_record', 'Mender', 'Sorted', 'sort_lines', 'Accounts']
 
 # %% ../../nbs/data/02_text_lines.ipynb #cc52a663
 import csv
 import io
 import re
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from itertools import takewhile
 
 import numpy as np
 from fastcore.basics import patch
 
-from .dialect import UNIT, Dialect, is_total, readings, shape
+from .column_fits import Fits
+from .dialect import UNIT, Dialect, is_total, readings
 
 # %% ../../nbs/data/02_text_lines.ipynb #45f90fe4
 def count_breaks(block: bytes) -> int:
@@ -53,7 +51,7 @@ def count_lines(text: bytes, last: bool = True) -> int:  # with what is behind t
 def blank_lines(block: bytes,  # of lines
                 quotes: np.ndarray,  # their places, in pairs
                 sep: int = 256,  # a byte
-               ) -> tuple[int, int, bool]:  # and whether a cell of several lines may be rows that a stray quote took in
+               ) -> tuple[int, int, bool]:  # and whether a stray quote may have taken rows into a cell
     "Count the blank lines between records, and the line breaks inside of them."
     starts, ends, nexts = line_places(block)
     before = np.searchsorted(quotes, nexts)
@@ -153,77 +151,6 @@ def close_record(lines: Lines, k: int,  # a line with an open quote
         total += more - 1
         if not clean or not still: return int(j), total, clean
     return -1, total, False
-
-# %% ../../nbs/data/02_text_lines.ipynb #e79a0b21
-class Fits:
-    "Which cells look like those of a column, by the shapes of the rows that were looked at."
-    def __init__(self, dialect: Dialect):
-        self.quote = dialect.marks.quote
-        self.columns = [self._known(c, dialect.seen) for c in dialect.shapes]
-        self.patterns = [self._pattern(*c[:2]) for c in self.columns]
-        self.strict = sum(c[0] is not None for c in self.columns)
-        self.typed = [bool(c[0]) and all("9" in s for s in c[0]) for c in self.columns]  # numbers, dates, codes
-
-    @staticmethod
-    def _known(shapes: Counter, n: int) -> tuple:  # shapes or None, whether digits count, whether it may be empty
-        if n < 5: return None, True, True
-        often = {s: k for s, k in shapes.items() if n < 20 or k > n/40}
-        if sum(often.values()) < .9*n: often = shapes  # free text; else rare shapes may be what is wrong in the file
-        full = {s for s in often if s}
-        short = {re.sub("9+", "9", s) for s in full}
-        if not full: return frozenset(), True, True
-        plain = short & {"9", "9.9", "-9", "-9.9"}
-        if len(short) == len(full) <= max(3, n//16) and not plain: return full, True, "" in often
-        return (short if len(short) <= 3 else None), False, "" in often
-
-# %% ../../nbs/data/02_text_lines.ipynb #ef684f9c
-@patch(cls_method=True)
-def _pattern(cls: Fits, shapes: frozenset[str] | None, digits: bool) -> re.Pattern | None:  # None: they are not known
-    "Write one regular expression for the shapes of a column's cells."
-    if shapes is None or any(len(s) == 60 for s in shapes): return None
-    signs = {"9": r"\d" if digits else r"\d+", "a": r"[^\W\d_]+"}
-    return re.compile("|".join("".join(signs.get(c) or re.escape(c) for c in s) for s in sorted(shapes)) or "(?!)")
-
-# %% ../../nbs/data/02_text_lines.ipynb #1119b05d
-@patch
-def cell(self: Fits, i: int, text: str) -> bool:
-    "Tell whether `text` looks like the cells of column `i`."
-    known, digits, empty = self.columns[i]
-    if not (text := (text.replace(self.quote, "") if self.quote else text).strip()): return empty
-    if known is None: return True
-    if (pattern := self.patterns[i]) is not None: return pattern.fullmatch(text, 0, 200) is not None
-    return (shape(text) if digits else re.sub("9+", "9", shape(text))) in known
-
-@patch
-def misfits(self: Fits, cells: list[str]) -> int:
-    "Count those of a row's `cells` that do not look like their columns."
-    return sum(not self.cell(i, c) for i, c in enumerate(cells))
-
-@patch
-def __call__(self: Fits, cells: list[str]) -> bool:
-    return len(cells) == len(self.columns) and all(self.cell(i, c) for i, c in enumerate(cells))
-
-# %% ../../nbs/data/02_text_lines.ipynb #1c38a820
-@patch
-def edits(self: Fits,
-          cells: list[str],  # of a line
-          sep: str,  # between them
-         ) -> list[list[str]]:
-    "List the rows that look right: the cells as they are, or with one separator more or less."
-    width, n = len(self.columns), len(cells)
-    if n == width: return [cells]*self(cells)
-    if abs(width - n) != 1: return []
-    before = _first_true(self.cell(i, c) for i, c in enumerate(cells[:width]))
-    after = _first_true(self.cell(width - i, c) for i, c in enumerate(reversed(cells[-width:]), 1))
-    around = lambda i, gone: i <= before and n - i - gone <= after  # all but these cells look right
-    if n > width:
-        joined = [(i, f"{a}{sep}{b}" if a and b else a or b) for i, (a, b) in enumerate(zip(cells, cells[1:]))]
-        return [[*cells[:i], c, *cells[i + 2:]] for i, c in joined if around(i, 2) and self.cell(i, c)]
-    out = [[*cells[:i], "", *cells[i:]] for i in range(width) if around(i, 0) and self.cell(i, "")]
-    cuts = [(i, c[:k], c[k:]) for i, c in enumerate(cells) if around(i, 1) for k in range(1, min(len(c), 40))]
-    return out + [[*cells[:i], a, b, *cells[i + 1:]] for i, a, b in cuts if self.cell(i, a) and self.cell(i + 1, b)]
-
-def _first_true(values: Iterable[bool]) -> int: return sum(1 for _ in takewhile(bool, values))
 
 # %% ../../nbs/data/02_text_lines.ipynb #2c2472e4
 FOOTER = re.compile(r"(?i)^\W*(grand |sub)?(totals?|sum|summe|gesamt|total|average|mean|source|notes?|quelle)\b")
