@@ -48,13 +48,7 @@ from scalai_nb.data.readers import (  # fmt: skip
     suffix,
 )
 from scalai_nb.data.text_lines import (  # fmt: skip
-    LONGEST,
-    Accounts,
-    Mender,
-    blank_lines,
-    count_lines,
-    sort_lines,
-    whole_records,
+    LONGEST, Accounts, Mender, blank_lines, count_lines, sort_lines, whole_records,
 )
 from .text_types import exact_type, is_number, kept_as, with_commas
 from .types import cast, leading_zeros
