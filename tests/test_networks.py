@@ -3,9 +3,11 @@ import shutil
 
 import numpy as np
 import onnx
+import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
+from sklearn.linear_model import LinearRegression
 
 from scalai_nb.compression import export as ex
 from scalai_nb.compression.benchmark import Rows
@@ -194,3 +196,19 @@ def test_compiled(rows, prep, tmp_path):
             for c in (False, True)
         )
         assert abs(plain.metrics["val_loss"] - quick.metrics["val_loss"]) < 1e-3
+
+
+def test_where_rows_move_on_the_default_is_not_below_a_linear_model(tmp_path):
+    "After two epochs already: it begins where a linear model ends."
+    rng, n = np.random.default_rng(0), 3_000
+    moved = np.linspace(0, 1, n)
+    rows = pd.DataFrame({"day": np.arange(n), "price": moved + rng.normal(size=n), "shop": rng.choice(list("abc"), n)})
+    rows["sold"] = 3*rows.price + 2.*(rows["shop"] == "a") + rng.normal(size=n)*.5
+    settings = Settings(root=tmp_path)
+    run = fit("auto", rows.head(2_400), target="sold", validation=("day", .2), epochs=2, settings=settings)
+    later = rows.tail(600)
+    plain = pd.get_dummies(rows.drop(columns=["sold", "day"]), dtype=float)
+    linear = LinearRegression().fit(plain.head(2_400), rows.sold.head(2_400))
+    r2 = lambda found: 1 - float(np.mean((found - later.sold) ** 2) / np.var(later.sold))
+    assert r2(run.predict(later.drop(columns="sold"))) > r2(linear.predict(plain.tail(600))) - .02
+    assert float(run.model.network.linear.slopes.abs().sum()) > 0

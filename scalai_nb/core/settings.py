@@ -104,7 +104,7 @@ class GateSection(Section):
     "Set what a new model must reach before it is promoted."
     # with fewer labelled rows no loss is measured, no model trained, no model judged
     min_labels: int = Field(500, ge=2)
-    tolerance: float = Field(.01, ge=0)  # nats a row that a challenger may be worse by
+    tolerance: float = Field(.01, ge=0)  # loss a row that a challenger may be worse by: nats, or variances of a number
     slices: str = ""  # columns whose values the gate judges apart; several are separated by commas
     slice_tolerance: float = Field(.05, ge=0)  # likewise, in one slice
     # windows after a promotion in which the version before, or a shadow, is judged beside the champion; 0: none

@@ -14,19 +14,19 @@ import numpy as np
 from ..core.settings import Settings
 from ..core.stats import METRIC_NAMES
 from .model_file import Model
-from ..training.objective import RANKED_BY, constant_prediction, ranking_metric, row_loss
+from ..training.objective import RANKED_BY, constant_prediction, loss_unit, ranking_metric, row_loss
 
 # %% ../../nbs/loop/04_gate.ipynb #a7bd7a17
 @dataclass(frozen=True)
 class Gap:
     "By how much one model is worse than another on the same rows."
     rows: int
-    mean: float  # nats a row; positive is worse
+    mean: float  # nats a row, or variances of a number; positive is worse
     low: float  # of the interval
     high: float
     of: str = ""  # the slice: 'origin JFK'
 
-def gap(difference: np.ndarray,  # (N,) nats: what one loses more than the other
+def gap(difference: np.ndarray,  # (N,): what one loses more than the other
         block: np.ndarray | None = None,  # (N,) rows with the same value belong together; None: each stands alone
         level: float = .95,  # of the interval, two-sided
         label: str = "",
@@ -48,9 +48,9 @@ class Verdict:
     action: str  # promote, shadow or keep
     reason: str
     rows: int
-    challenger: float  # log-loss, nats a row
+    challenger: float  # its loss a row, see training.objective.row_loss
     champion: float  # log-loss of the model in service, or of the constant base rate where there is none
-    low: float  # of the 95 % interval of (challenger − champion), nats a row
+    low: float  # of the 95 % interval of (challenger − champion)
     high: float
     quality: float  # of the challenger: see `training.objective.ranking_metric`
     quality_champion: float | None  # None: nobody serves yet
@@ -66,7 +66,7 @@ def gate(challenger: np.ndarray,  # (N,) its probabilities or numbers; (N, C) fo
          label: np.ndarray,  # (N,) what became true, encoded
          champion: np.ndarray | None = None,  # the same of the model in service; None: nobody serves yet
          task: str = "binary",  # binary, multiclass or regression
-         tolerance: float = .01,  # nats a row that may be lost
+         tolerance: float = .01,  # loss a row that may be added: nats, or variances of a number
          min_rows: int = 500,  # fewer decide nothing
          slices: dict[str, np.ndarray] | None = None,  # name -> (N,) values: each value is a slice
          slice_tolerance: float = .05,  # nats a row
@@ -89,7 +89,7 @@ def gate(challenger: np.ndarray,  # (N,) its probabilities or numbers; (N, C) fo
         slices=parts,
     )
     rules = (champion is None, tolerance, min_rows, slice_tolerance)
-    return Verdict(*_judge(found, METRIC_NAMES[RANKED_BY[task]], *rules), **found)
+    return Verdict(*_judge(found, task, *rules), **found)
 
 # %% ../../nbs/loop/04_gate.ipynb #41f79fa4
 SLICE = 100  # rows of a slice that says something
@@ -110,16 +110,17 @@ def _sliced(difference: np.ndarray, slices: dict, block: np.ndarray | None) -> l
 # %% ../../nbs/loop/04_gate.ipynb #1f3f4a65
 TO_TRY = " Give more rows, columns that tell more, or a shorter past if the newest rows are unlike it: scalai dash."
 
-def _judge(found: dict, measure: str, first: bool, tolerance: float, min_rows: int, slice_tolerance: float
+def _judge(found: dict, task: str, first: bool, tolerance: float, min_rows: int, slice_tolerance: float
           ) -> tuple:  # action, sentence
     "What follows from the figures."
+    measure, unit = METRIC_NAMES[RANKED_BY[task]], loss_unit(task)
     quality = f"{measure} {found['quality']:.4f}" + ("" if first else f" against {found['quality_champion']:.4f}")
-    against = (f"{quality}, loss {found['challenger']:.4f} nats a row against {found['champion']:.4f} of the"
+    against = (f"{quality}, loss {found['challenger']:.4f} {unit} a row against {found['champion']:.4f} of the"
                f" {'constant that fits them best' if first else 'champion'} on {found['rows']:,} rows")
     if found["rows"] < min_rows:
         return "keep", f"Refused: {found['rows']:,} labelled rows decide nothing, {min_rows:,} are needed."
     if not np.isfinite(found["quality"]): return "keep", "Refused: all labels are alike, so nothing can be compared."
-    between = f"the difference is {found['low']:+.4f} to {found['high']:+.4f} nats"
+    between = f"the difference is {found['low']:+.4f} to {found['high']:+.4f} {unit}"
     bad = max(
         (g for g in found["slices"] if g.low > 0 and g.mean > slice_tolerance), key=lambda g: g.mean, default=None
     )
@@ -127,7 +128,7 @@ def _judge(found: dict, measure: str, first: bool, tolerance: float, min_rows: i
         return (
             "keep",
             (
-                f"Refused: in {bad.of} it is worse by {bad.mean:.4f} nats ({bad.low:+.4f} to {bad.high:+.4f}) on"
+                f"Refused: in {bad.of} it is worse by {bad.mean:.4f} {unit} ({bad.low:+.4f} to {bad.high:+.4f}) on"
                 f" {bad.rows:,} rows, allowed are {slice_tolerance:.4f}; {against}."
             ),
         )

@@ -26,7 +26,7 @@ from .gate import Gap, gap
 from .model_file import Model
 from ..serving.live import live_windows, scores_source, services, shadow_source, trials_table
 from ..serving.worker_counts import latency
-from ..training.objective import row_loss
+from ..training.objective import loss_unit, row_loss
 from ..training.pointer import Pointer, pointer_path
 
 # %% ../../nbs/loop/07_live_trial.ipynb #4be4122b
@@ -43,7 +43,7 @@ class TrialSide:
     mean: float | None = None  # of the score, of a predicted number or of the confidence
     median: float | None = None
     labelled: int = 0  # rows whose label has come
-    loss: float | None = None  # nats a row, of these
+    loss: float | None = None  # a row, of these
 
 # %% ../../nbs/loop/07_live_trial.ipynb #5932bc69
 def trial_began(model: str, settings: Settings) -> float | None:  # seconds since 1970; None: the file does not say
@@ -88,7 +88,7 @@ def measured_side(model: str, version: int,
 
 # %% ../../nbs/loop/07_live_trial.ipynb #500184ed
 def row_losses(rows: pa.Table,  # of the table of trials, with `label`: those of both versions
-              ) -> np.ndarray:  # (N,) nats
+              ) -> np.ndarray:  # (N,), see training.objective.loss_unit
     "Compute what each labelled row lost, whichever version scored it. Raises `BadRequest` for an unknown class."
     task = rows["task"][0].as_py()
     if task == "regression":
@@ -170,14 +170,17 @@ class LiveTrial:
 # %% ../../nbs/loop/07_live_trial.ipynb #f413dd3a
 def verdict_of(tried: TrialSide, champion: TrialSide,  # both versions
                difference: Gap | None,  # of the losses
-               rules: GateSection) -> tuple[str, str]:  # verdict, reason
+               rules: GateSection,  # when a difference counts
+               task: str = "binary",  # binary, multiclass or regression
+              ) -> tuple[str, str]:  # verdict, reason
     "Say what is known of a version that is tried."
     found, share = difference, lambda s: s.errors/max(s.requests, 1)
     if tried.errors >= FEW and share(tried) > max(FAILS, OFTEN*share(champion)):
         return "worse", (f"{tried.errors:,} of its {tried.requests:,} requests failed; of the champion's"
                          f" {champion.errors:,} of {champion.requests:,}.")
     if found is None or not found.rows: return "open", f"{tried.rows:,} rows scored, and no label of them has come."
-    said = f"{found.mean:+.4f} nats a row ({found.low:+.4f} to {found.high:+.4f}) on {found.rows:,} labels"
+    said = (f"{found.mean:+.4f} {loss_unit(task)} a row ({found.low:+.4f} to {found.high:+.4f}) on"
+            f" {found.rows:,} labels")
     if found.rows < rules.min_labels: return "open", f"{said}; {rules.min_labels:,} labels are asked for."
     if found.low > 0 and found.mean > rules.tolerance: return "worse", f"It loses {said}."
     if found.high < 0: return "better", f"It gains {said}."
@@ -190,6 +193,7 @@ def live_trials(model: Model, settings: Settings | None = None) -> list[LiveTria
     settings = settings or Settings.load()
     registry, found = Registry(settings), []
     champion = registry.champion(model.name)
+    task = champion.labels.task if champion else ""
     for role in ("canary", "shadow") if champion else ():
         try: version = registry.resolve(f"{model.name}@{role}").version
         except ScalaiError: continue  # no version has the alias
@@ -197,7 +201,7 @@ def live_trials(model: Model, settings: Settings | None = None) -> list[LiveTria
         serves = measured_side(model.name, champion.version, "champion", settings)
         difference = _difference(model, tried, serves, settings)
         found.append(LiveTrial(model.name, tried, serves, difference,
-                               *verdict_of(tried, serves, difference, model.gate)))
+                               *verdict_of(tried, serves, difference, model.gate, task)))
     return found
 
 # %% ../../nbs/loop/07_live_trial.ipynb #ee5ac955

@@ -12,7 +12,7 @@ from ..data.period import order
 from .decisions import conclude, decisions, finish, is_old
 from .gate import Gap, gap, gate, scores_as, sides
 from .model_file import Model
-from ..training.objective import row_loss
+from ..training.objective import loss_unit, row_loss
 
 # %% ../../nbs/loop/07_probation.ipynb #b21a3ed4
 def served(model: str, settings: Settings) -> list[int]:  # newest first
@@ -156,13 +156,14 @@ def trial(model: str,  # registry name
     if rows.num_rows < file.gate.min_labels: return before or nothing
     now = of(champion)
     found = [(v, *fails(now, of(v), given["label"], file.gate, given["block"], given["task"])) for v in elders]
+    unit = loss_unit(given["task"])
     if better := [(v, g) for v, worse, g in found if worse]:
-        return _back(model, period, champion.version, *max(better, key=lambda x: x[1].mean), settings)
+        return _back(model, period, champion.version, *max(better, key=lambda x: x[1].mean), unit, settings)
     if shadow:
         return _shadow(
             model, period, champion.version, shadow.version, gate(of(shadow), champion=now, **given), settings
         )
-    beside = ", ".join(f"{v.version} ({g.low:+.4f} to {g.high:+.4f} nats)" for v, _, g in found)
+    beside = ", ".join(f"{v.version} ({g.low:+.4f} to {g.high:+.4f} {unit})" for v, _, g in found)
     return before or nothing | {"reason": f"Version {champion.version} is no worse than version {beside}."}
 
 # %% ../../nbs/loop/07_probation.ipynb #9f472965
@@ -172,11 +173,11 @@ def answered(model: str, period: str, settings: Settings) -> dict | None:  # as 
     return dict(outcome=said[-1]["outcome"], version=said[-1]["version"], reason=said[-1]["reason"]) if said else None
 
 # %% ../../nbs/loop/07_probation.ipynb #da03bc8e
-def _back(model: str, period: str, now: int, elder, found: Gap, settings: Settings) -> dict:
+def _back(model: str, period: str, now: int, elder, found: Gap, unit: str, settings: Settings) -> dict:
     "Put a version that served before back into service."
     before = elder.version
     reason = (
-        f"Rolled back: version {now} is worse than version {before} by {found.mean:.4f} nats ({found.low:+.4f} to"
+        f"Rolled back: version {now} is worse than version {before} by {found.mean:.4f} {unit} ({found.low:+.4f} to"
         f" {found.high:+.4f}) on {found.rows:,} later labels."
     )
     evidence = dict(low=found.low, high=found.high, rows=found.rows)

@@ -18,6 +18,7 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..core.errors import BadRequest
+from .linear_part import LinearPart, limited
 
 # %% ../../nbs/training/02_networks.ipynb #71a23fa0
 class Columns(nn.Module):
@@ -43,8 +44,17 @@ class Columns(nn.Module):
                 x: torch.Tensor,  # (N, features) float32, codes among them
                ) -> tuple[torch.Tensor, torch.Tensor]:  # (N, numbers), (N, categories, width)
         "Split rows into numbers and the vectors of their categories."
-        if self.vectors is None: return x, x[:, :0, None]
-        return x.index_select(1, self.numbers), self.vectors(x.index_select(1, self.codes).long() + self.starts)
+        numbers, codes = self.split(x)
+        return numbers, x[:, :0, None] if self.vectors is None else self.vectors(codes)
+
+# %% ../../nbs/training/02_networks.ipynb #1dd3a1f2
+@patch
+def split(self: Columns,
+          x: torch.Tensor,  # (N, features) float32, codes among them
+         ) -> tuple[torch.Tensor, torch.Tensor]:  # (N, numbers), (N, categories) int64
+    "Split rows into numbers and the places of their categories in the table of vectors."
+    if self.vectors is None: return x, x[:, :0].long()
+    return x.index_select(1, self.numbers), x.index_select(1, self.codes).long() + self.starts
 
 # %% ../../nbs/training/02_networks.ipynb #389410e8
 class PeriodicEmbedding(nn.Module):
@@ -62,16 +72,16 @@ class PeriodicEmbedding(nn.Module):
         self.shift = nn.Parameter(torch.zeros(numbers, 1, width - 1))
 
     def forward(self,
-                numbers: torch.Tensor,  # (N, numbers) standardised
+                numbers: torch.Tensor,  # (N, numbers) standardised and limited
                ) -> torch.Tensor:  # (N, numbers*width)
-        "Limit extreme values smoothly, and embed each number."
-        x = (numbers/torch.sqrt(1 + (numbers/3)**2)).t().unsqueeze(2)  # (numbers, N, 1)
+        "Embed each number."
+        x = numbers.t().unsqueeze(2)  # (numbers, N, 1)
         waves = torch.bmm(torch.cos(2*math.pi*x*self.frequency + self.phase), self.mix) + self.shift
         return torch.cat([x, waves], 2).permute(1, 0, 2).flatten(1)
 
 # %% ../../nbs/training/02_networks.ipynb #5897f417
 class TabularMLP(nn.Module):
-    "An MLP over periodic embeddings of numbers and learnt vectors of categories (RealMLP, Holzmüller et al. 2024)."
+    "A linear part and an MLP over embedded numbers and categories (RealMLP, Holzmüller et al. 2024)."
 
     def __init__(self,
                  features: int,  # columns that come in
@@ -91,14 +101,7 @@ class TabularMLP(nn.Module):
         widths = [numbers*width + codes*embedding, *hidden]
         self.scale = nn.Parameter(torch.full((widths[0],), 1/6))  # times 6: it moves six times as fast
         self.layers, self.last = _hidden_layers(widths, dropout), _zero_layer(widths[-1], outputs)
-
-    def forward(self,
-                x: torch.Tensor,  # (N, features) float32
-               ) -> torch.Tensor:  # (N, outputs) logits
-        "Compute the outputs of rows."
-        numbers, vectors = self.columns(x)
-        x = torch.cat([self.waves(numbers), vectors.flatten(1)], 1)
-        return self.last(self.layers(x*(self.scale*6)))
+        self.linear = LinearPart(numbers, sum(self.columns.cardinalities), outputs)
 
 # %% ../../nbs/training/02_networks.ipynb #3bad5555
 def _hidden_layers(widths: list[int], dropout: float) -> nn.Sequential:
@@ -113,6 +116,29 @@ def _zero_layer(inputs: int, outputs: int) -> nn.Linear:
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
+
+# %% ../../nbs/training/02_networks.ipynb #cd30fe65
+@patch
+def forward(self: TabularMLP,
+            x: torch.Tensor,  # (N, features) float32
+           ) -> torch.Tensor:  # (N, outputs) logits
+    "Compute the outputs of rows."
+    (numbers, vectors), codes = self.columns(x), self.columns.split(x)[1]
+    numbers = limited(numbers)
+    inputs = torch.cat([self.waves(numbers), vectors.flatten(1)], 1)
+    return self.last(self.layers(inputs*(self.scale*6))) + self.linear(numbers, codes)
+
+# %% ../../nbs/training/02_networks.ipynb #f314d135
+@patch
+def fit_linear_part(self: TabularMLP,
+                    X: np.ndarray,  # (N, features) float32
+                    y: np.ndarray,  # (N,) encoded; of a regression standardised
+                    task: str,  # binary, multiclass or regression
+                   ) -> None:
+    "Fit the linear part to rows where it is new; one that came with pretrained weights stays."
+    if any(float(buffer.abs().sum()) for buffer in self.linear.buffers()): return
+    numbers, codes = self.columns.split(torch.from_numpy(X))
+    self.linear.fit(limited(numbers).numpy(), codes.numpy(), y, task)
 
 # %% ../../nbs/training/02_networks.ipynb #5ba7ea69
 @patch(as_prop=True)

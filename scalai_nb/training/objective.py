@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ERRORS', 'OBJECTIVES', 'RANKED_BY', 'Objective', 'criterion', 'network_input', 'ranking_metric',
-           'constant_prediction', 'log_loss', 'row_loss', 'class_weights']
+           'constant_prediction', 'log_loss', 'row_loss', 'loss_unit', 'class_weights']
 
 # %% ../../nbs/training/10_objective.ipynb #95652133
 from collections.abc import Callable
@@ -102,14 +102,19 @@ def log_loss(score: np.ndarray,  # (N,) probabilities
 def row_loss(score: np.ndarray,  # (N,) probabilities or numbers; (N, C) for several classes
              label: np.ndarray,  # (N,) as data.target.Target encodes them
              task: str = "binary",  # binary, multiclass or regression
-            ) -> np.ndarray:  # (N,) nats
-    "Compute the loss of each row in nats, whatever the task."
+            ) -> np.ndarray:  # (N,), see `loss_unit`
+    "Compute the loss of each row: its log-loss, or its squared error by the variance of the target."
     if task == "binary": return log_loss(score, label)
     if task == "multiclass":
         right = np.asarray(score, float)[np.arange(len(label)), np.asarray(label, int)]
         return -np.log(np.clip(right, 1e-7, 1))
     spread = float(np.var(label)) or 1.
-    return (np.asarray(score, float) - label)**2/spread/2
+    return (np.asarray(score, float) - label)**2/spread
+
+def loss_unit(task: str,  # binary, multiclass or regression
+             ) -> str:
+    "Name the unit of `row_loss`."
+    return "variances" if task == "regression" else "nats"
 
 # %% ../../nbs/training/10_objective.ipynb #d3d5b523
 def class_weights(

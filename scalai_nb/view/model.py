@@ -51,7 +51,7 @@ def learning(history: list[dict],  # one an epoch: epoch (from 1), loss, val_los
     step = -(-len(epochs) // 12)
     return figure(marks,
                   [axis(x, "epochs done", tick_values=np.array(epochs[::step]), tick_format="d"),
-                   axis(y, "loss a row, nats", upright=True)],
+                   axis(y, "loss a row", upright=True)],
                   height)
 
 # %% ../../nbs/view/13_model.ipynb #8983bee9

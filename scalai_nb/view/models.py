@@ -174,7 +174,7 @@ def trials_html(name: str, settings: Settings) -> str:  # HTML; empty: nothing i
                      figure(s.p95, 1000), f"{s.rows:,}", figure(s.mean), figure(s.median),
                      f"{s.labelled:,}", figure(s.loss)]
     numbers = ("requests", "failed", "p50, ms", "p95, ms", "rows scored", "mean score", "median", "labels",
-               "loss, nats")
+               "loss a row")
     heads = {"version": "name", "is": ""} | dict.fromkeys(numbers, "num")
     parts = [f"<p>{chip(TRIED[t.verdict], t.verdict)} {escape(t.reason)}</p>"
              + table(heads, [row(t.champion), row(t.tried)]) for t in found]
