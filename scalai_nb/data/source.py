@@ -28,6 +28,7 @@ from .json_files import json  # noqa: F401 (registers itself)
 from .read_options import ReadOptions
 from .readers import READERS, Source, connect, entry_points, lookup, read_error, suffix, suggest
 from .statistics import stats  # noqa: F401 (registers itself)
+from .text_files import csv  # noqa: F401 (registers itself)
 from .text_types import kept_as
 from .types import could_be_null, to_pandas
 
