@@ -228,7 +228,8 @@ MOST_LINES = 100  # above a header
 # %% ../../nbs/data/02_dialect.ipynb #ff858646
 TOTAL = re.compile(r"(?i)\W*(grand |sub)?(totals?|sum|summe|gesamt)\W*")
 
-def is_total(cells: list[str]) -> bool:
+def is_total(cells: list[str],  # of a row
+            ) -> bool:
     "Tell whether the first full one of a row's `cells` is a word for a sum."
     return bool(TOTAL.fullmatch(next((c for c in cells if c.strip()), "")))
 

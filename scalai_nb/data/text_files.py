@@ -30,10 +30,11 @@ from ..core.progress import tell_of
 from ..core.storage import veiled
 from .column_fits import Fits
 from .dialect import UNIT, Dialect, find_dialect, one_separator
-from .look_memory import keep
-from .look_memory import known as known_look
+from .look_memory import keep_look, recall_look
 from .number_text import MISSING, number_pattern, plain_numbers
 from .read_options import ReadOptions, column_names, renamed, sniff_encoding
+
+# %% ../../nbs/data/03_text_files.ipynb #3be875d9
 from scalai_nb.data.readers import (  # fmt: skip
     DELIMITED,
     Source,
@@ -48,7 +49,13 @@ from scalai_nb.data.readers import (  # fmt: skip
     suffix,
 )
 from scalai_nb.data.text_lines import (  # fmt: skip
-    LONGEST, Accounts, Mender, blank_lines, count_lines, sort_lines, whole_records,
+    LONGEST,
+    Accounts,
+    Mender,
+    blank_lines,
+    count_lines,
+    sort_lines,
+    whole_records,
 )
 from .text_types import exact_type, is_number, kept_as, with_commas
 from .types import cast, leading_zeros
@@ -86,7 +93,7 @@ def layout(uri: str,  # of a file
     "Look at parts of a CSV file. Raises `BadRequest` for what is no text."
     with open_file(uri) as f:
         key = (uri, str(read), _stamp(f, uri))
-        if (at := known_look(key, bool(key[2]))) is not None: return at
+        if (at := recall_look(key, bool(key[2]))) is not None: return at
         line = bytes_of_line(f, head := bytes(f.read(SNIFF)))
         encoding = read.encoding or sniff_encoding(head)
         rest = _parts(f, len(head), encoding) if len(head) == SNIFF else ()
@@ -101,7 +108,7 @@ def layout(uri: str,  # of a file
     at = Layout(found, d, column_names(d.names), _line_end(head), again, _body(body, d, whole, again), whole, line,
                 b"".join(_body(r.encode(), d, True, again, .8) for r in rest))
     if not found.decimal: at = replace(at, read=found.model_copy(update={"decimal": _decimal_mark(uri, at)}))
-    keep(key, at, len(at.head), bool(key[2]))
+    keep_look(key, at, len(at.head), bool(key[2]))
     return at
 
 # %% ../../nbs/data/03_text_files.ipynb #3f26e11d
@@ -487,8 +494,5 @@ def _as_numbers(uri: str, table: pa.Table, types: dict[str, pa.DataType], decima
     return table
 
 def _type(name: str | pa.DataType) -> pa.DataType:
-    return (
-        name
-        if isinstance(name, pa.DataType)
-        else pa.timestamp("us") if name == "timestamp[us]" else pa.type_for_alias(name)
-    )
+    if isinstance(name, pa.DataType): return name
+    return pa.timestamp("us") if name == "timestamp[us]" else pa.type_for_alias(name)

@@ -165,7 +165,7 @@ class Mender:
         self.bytes = tuple(ord(x) if x else 256 for x in (self.sep, self.quote, self.escape))
         self.again, self.frequent = again, set()  # wrong numbers of cells that are too frequent for a slip
 
-    def repeats(self, block: bytes) -> bool:
+    def repeats(self, block: bytes) -> bool:  # whole lines
         "Tell whether a line of a block begins as the header."
         if not self.again: return False
         return block.startswith(self.again) or (b"\n" if b"\n" in block else b"\r") + self.again in block

@@ -19,7 +19,9 @@ def kept_as(type: pa.DataType) -> pa.DataType:
     return pa.string() if pa.types.is_null(type) else type
 
 # %% ../../nbs/data/02_text_types.ipynb #c507e048
-def exact_type(texts: pa.ChunkedArray, type: pa.DataType) -> pa.DataType:
+def exact_type(texts: pa.ChunkedArray,  # of a column
+               type: pa.DataType,  # that was found
+              ) -> pa.DataType:
     """The type of numbers as they are written:
 
     with leading zeros they are text, and whole numbers that float64 would round are uint64 or text."""
@@ -30,10 +32,15 @@ def exact_type(texts: pa.ChunkedArray, type: pa.DataType) -> pa.DataType:
     done, bad = cast(pc.utf8_trim_whitespace(texts), pa.uint64())
     return pa.uint64() if bad is None else pa.string()
 
-def is_number(t: pa.DataType) -> bool: return pa.types.is_integer(t) or pa.types.is_floating(t)
+def is_number(t: pa.DataType,  # of a column
+             ) -> bool:
+    "Tell whether a type is a number's."
+    return pa.types.is_integer(t) or pa.types.is_floating(t)
 
 # %% ../../nbs/data/02_text_types.ipynb #2f71e4dd
-def with_commas(texts: pa.ChunkedArray) -> pa.DataType | None:  # None: they are no numbers
+def with_commas(texts: pa.ChunkedArray,  # of a column
+               ) -> pa.DataType | None:  # None: they are no numbers
+    "Choose the type of numbers with decimal commas."
     values = pc.utf8_trim_whitespace(pc.unique(pc.drop_null(texts)))
     if not len(values) or pc.any(leading_zeros(values)).as_py(): return None
     if not pc.all(pc.match_substring_regex(values, number_pattern(",", signs=False))).as_py(): return None
