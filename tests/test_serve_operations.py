@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import onnx.helper as helper
+import psutil
 import pyarrow as pa
 import pytest
 import test_serve
@@ -171,6 +172,23 @@ def test_the_address_answers_while_no_worker_does(own):
         assert until(lambda: httpx.get(f"{url}/healthz").json()["workers"]["answering"] == 2)
         assert metric(url, "scalai_serve_restarts") == 2
         assert {predict().status_code for _ in range(20)} == {200}
+
+
+def test_a_machine_that_stood_still_costs_no_worker(own):
+    "Parent and workers are stopped together for longer than a hang may take, as where a laptop sleeps."
+    settings(own, hang=3)
+    with serving(own, "churn", "--workers", "2") as (url, process):
+        predict = lambda: httpx.post(f"{url}/models/churn/predict", json={"rows": [GOOD]}, timeout=60)
+        fleet = lambda: httpx.get(f"{url}/healthz", timeout=60).json()["workers"]
+        assert predict().status_code == 200 and until(lambda: fleet()["answering"] == 2)
+        before = {p.pid for p in workers(process)}
+        everybody = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        for p in everybody: p.suspend()
+        time.sleep(5)
+        for p in everybody: p.resume()
+        assert {predict().status_code for _ in range(20)} == {200}
+        assert until(lambda: fleet()["answering"] == 2)
+        assert fleet()["restarts"] == 0 and {p.pid for p in workers(process)} == before
 
 
 def test_one_worker_that_is_killed_costs_no_refusal(own):

@@ -72,6 +72,23 @@ def started_text(url: str, config: dict) -> str:
     return "\n".join([f"Serving {', '.join(names)} at {url}; Ctrl-C ends it in order.",
                       *(f"  {url}/models/{m['name']}" for m in config["models"])])
 
+# %% ../../nbs/cli/10_serve.ipynb #e72f29ef
+def _check_workers(workers: str | None) -> None:
+    if workers is None or workers == "auto" or workers.isdigit() and int(workers): return
+    raise BadRequest(f"--workers {workers} is not possible.", "Give a number from 1, or auto.", "usage")
+
+def _front(addresses: str, models: list[str], host: str | None, port: int | None, json_: bool) -> Answer:
+    "Balance over services until the end."
+    if models:
+        raise BadRequest(f"--replicas and the model {models[0]!r} are not possible together.",
+                         "Serve the model by each replica, and name only their addresses here.", "usage")
+    from scalai_nb.serving.replicas import serve_replicas
+    shown = lambda url, found: emit(json_text({"url": url, "replicas": [r.address for r in found]}) if json_
+                                    else f"Balancing over {', '.join(r.address for r in found)} at {url};"
+                                         " Ctrl-C ends it in order.")
+    serve_replicas(addresses, host, port, announce=shown)
+    return Answer(None)
+
 # %% ../../nbs/cli/10_serve.ipynb #f946b164
 @verb(app, "Models")
 def serve(
@@ -82,14 +99,15 @@ def serve(
     host: Annotated[str | None, option("Address to listen on; 0.0.0.0: every network.")] = None,
     workers: Annotated[str | None, option("Processes, or auto: one a core.")] = None,
     part: Annotated[str, option("prep: answer features; model: take features; without: the whole model.")] = "",
+    replicas: Annotated[str, option("Balance over these services instead of models.", metavar="HOST:PORT,…")] = "",
     new_token: Annotated[str, option("Make a token for a client, and end.", "--new-token", metavar="NAME")] = "",
     *,
     json_: bool = False,  # print one document when all workers answer
 ) -> Answer:
     "Serve models over HTTP: POST /models/NAME/predict, and a page for each at /models/NAME."
     if new_token: return token_answer(new_token)
-    if workers is not None and workers != "auto" and not (workers.isdigit() and int(workers)):
-        raise BadRequest(f"--workers {workers} is not possible.", "Give a number from 1, or auto.", "usage")
+    _check_workers(workers)
+    if replicas: return _front(replicas, models or [], host, port, json_)
     from scalai_nb.core.settings import Settings
     from scalai_nb.loop.model_file import model_files
     from scalai_nb.serving.server import serve

@@ -240,6 +240,7 @@ def finished(path: Path, key: str) -> dict | None:  # what the file says of itse
 # %% ../../nbs/compression/08_recipes.ipynb #619a4a57
 def _one(request: Request, recipe: str, cache: dict, key: str) -> tuple[bytes, dict]:  # the file, and its facts
     "Make one candidate: its network, its graph, and the proof that the file is the network."
+    from scalai_nb.compression.quantize import dynamic_encoders
     words, last = steps(recipe)
     if words: request = replace(request, predictions=predictions(request, cache))
     model = _network(words, request, cache)
@@ -249,6 +250,7 @@ def _one(request: Request, recipe: str, cache: dict, key: str) -> tuple[bytes, d
     told |= {"recipe": recipe, "run": request.id, "target": request.target, "key": key,
              "classes": list(request.classes), "parameters": sum(p.numel() for p in model.parameters())}
     whole = ex.finish(graph, request.prep, request.task, request.labels, **told)
+    if last == "dynamic": whole = dynamic_encoders(whole)
     told["difference"] = ex.proven(whole, model, request.prep, request.rows.raw[:1024], request.task,
                                    **({} if last == "float32" else {"within": None}))
     return ex.stamp(whole, difference=told["difference"]).SerializeToString(), told

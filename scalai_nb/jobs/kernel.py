@@ -93,4 +93,6 @@ def kill_family(pid: int | None, family: dict[int, str | None]):
         try: os.killpg(pid, signal.SIGKILL)  # a kernel leads its own session
         except (ProcessLookupError, PermissionError): pass  # nothing is left of it
     for child, who in family.items():
-        if who and is_alive(who): os.kill(child, signal.SIGKILL)
+        if not (who and is_alive(who)): continue
+        try: os.kill(child, signal.SIGKILL)
+        except ProcessLookupError: pass  # it ended while we looked

@@ -193,7 +193,7 @@ def live_trials(model: Model, settings: Settings | None = None) -> list[LiveTria
     settings = settings or Settings.load()
     registry, found = Registry(settings), []
     champion = registry.champion(model.name)
-    task = champion.labels.task if champion else ""
+    task = registry.run(champion.run_id).task if champion else ""
     for role in ("canary", "shadow") if champion else ():
         try: version = registry.resolve(f"{model.name}@{role}").version
         except ScalaiError: continue  # no version has the alias

@@ -198,6 +198,24 @@ def refusal_message(body: bytes,  # JSON
     return (b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
             b"content-length: %d\r\n\r\n%s" % (len(body), body))
 
+# %% ../../nbs/serving/32_access.ipynb #070d6fa7
+class _Kept:
+    "Closes a connection that is not used, by one timer."
+    def timeout_keep_alive_handler(self):
+        left = self.used + self.timeout_keep_alive - self.loop.time()
+        if left <= 0 and self.idle(): return super().timeout_keep_alive_handler()
+        self.idling = self.loop.call_later(max(left, 1), self.timeout_keep_alive_handler)
+    def _unset_keepalive_if_required(self): self.used = self.loop.time()
+    def on_response_complete(self):
+        self.used = self.loop.time()
+        self.server_state.total_requests += 1
+        if self.transport.is_closing(): return
+        self.flow.resume_reading()
+        if self.pipeline: self._start_asgi_task(*self.pipeline.pop())
+    def connection_lost(self, exc):
+        self.idling.cancel()
+        super().connection_lost(exc)
+
 # %% ../../nbs/serving/32_access.ipynb #d7bdb6b3
 def timed(wrap: Callable,  # transport → transport
           seconds: float,  # in which a head has to come
@@ -205,12 +223,12 @@ def timed(wrap: Callable,  # transport → transport
     "Make a class of HTTP connections that are cut where a client takes its time."
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-    class Timed(HttpToolsProtocol):
+    class Timed(_Kept, HttpToolsProtocol):
         slow = None  # the timer of a head, or of a body that nobody reads
         def connection_made(self, transport):
             super().connection_made(wrap(transport))
-            self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive,
-                                                                self.timeout_keep_alive_handler)
+            self.used, self.idling = self.loop.time(), None
+            self.timeout_keep_alive_handler()
         def data_received(self, data):
             super().data_received(data)
             if self.slow is None and self.idle(): self.slow = self.loop.call_later(seconds, self.transport.close)

@@ -235,7 +235,7 @@ def close(self: Handover) -> None:
 # %% ../../nbs/serving/18_handover.ipynb #fee49483
 @patch
 def finish(self: Handover,
-           timeout: float = 5.,  # seconds that the observer may take
+           timeout: float = 20.,  # seconds that the observer may take, which gives way to who answers
           ) -> None:
     "Write the rest, at the end of the worker."
     end = time.monotonic() + timeout

@@ -29,6 +29,7 @@ from .batcher import Batcher
 from .body import Limits, Signature
 from .caller import Caller
 from .contract_check import ContractCheck
+from .exchange import Exchanges, direct
 from .handover import Handover
 from .loaded_model import LoadedModel
 from .request_log import RequestLog
@@ -144,7 +145,7 @@ class OneWrite:
         self.transport.close()
 
 # %% ../../nbs/serving/19_worker.ipynb #1d67298e
-def uvicorn_server(app: App,
+def uvicorn_server(app: Any,  # App, or serving.replicas.Balancer: draining, body_timeout, refused
                    grace: float,  # seconds in which idle connections may make one more request
                    guard: Any = None,  # serving.access.Guard around `app`
                    tls: Any = None,  # ssl.SSLContext; None: plain HTTP
@@ -163,13 +164,17 @@ def uvicorn_server(app: App,
             while self.server_state.connections and asyncio.get_running_loop().time() < end: await asyncio.sleep(.01)
             await super().shutdown(sockets)
 
-    strict = protocol(OneWrite, app.body_timeout, app.refused)
-    config = uvicorn.Config(guard or app, http=strict, loop="uvloop", ws="none", lifespan="off", log_config=None,
+    http = protocol(OneWrite, app.body_timeout, app.refused)
+    if isinstance(app, App):
+        exchanges = Exchanges(app, lambda: len(server.server_state.tasks))
+        if guard in (None, app): http = direct(http, exchanges)  # a guard looks at each request of a client
+    config = uvicorn.Config(guard or app, http=http, loop="uvloop", ws="none", lifespan="off", log_config=None,
                             access_log=False, server_header=False, proxy_headers=False, timeout_keep_alive=75,
                             timeout_graceful_shutdown=30)
     config.load()
     config.ssl = tls
-    return Server(config)
+    server = Server(config)
+    return server
 
 # %% ../../nbs/serving/19_worker.ipynb #d8613ac5
 class Worker:
@@ -200,7 +205,6 @@ async def serve(self: Worker) -> None:
     for f in self.followers: f.service.rollout.count = self.app.traffic.count_shadow
     guard = guarded(self.app, config.get("access", {}), Path(config.get("folder", root)))
     self.server = uvicorn_server(self.app, config["grace"], guard, tls_context(*config.get("tls", ("", ""))))
-    self.app.pending = lambda: len(self.server.server_state.tasks)
     loop = asyncio.get_running_loop()
     self.control.setblocking(False)
     loop.add_reader(self.control, self._heard)

@@ -111,6 +111,8 @@ CONTENDERS = {
     RAY: Contender(
         script("ray_app.py"), "/", lambda row: row, environment="ray",
         env={"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled",
-             "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"},
+             "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+             # how long ray waits; a raylet gives up where its agent, in Python, takes over 15 s to start
+             "RAY_raylet_start_wait_time_s": "120"},
         packages=["ray[serve]==2.60.0", *UVICORN, *MODEL]),
 }

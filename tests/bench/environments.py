@@ -20,7 +20,8 @@ def environment(name: str, packages: list[str]) -> Path:  # its Python
             shutil.rmtree(home, ignore_errors=True)
             uv = [sys.executable, "-m", "uv"]
             for command in ([*uv, "venv", "--seed", "--quiet", "--python", sys.executable, str(home)],
-                            [*uv, "pip", "install", "--quiet", "--python", str(python), *packages]):
+                            [*uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", str(python),
+                             *packages]):
                 made = subprocess.run(command, capture_output=True, text=True)
                 if made.returncode: raise RuntimeError(" ".join(made.stderr.split())[:300])
             done.write_text(wanted)
