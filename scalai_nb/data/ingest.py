@@ -32,12 +32,13 @@ from .clean import clean, tidy, trimmed
 from .contract import Contract, as_contract
 from .frame import frame_rows
 from .line_accounts import check_lines, is_text_file, line_counts, text_layout, unusual_options
+from .look_memory import look_once
 from .partition import SLICE, Part, Pieces
 from .read_options import ReadOptions
 from .readers import Source, connect, lookup, suffix
 from .rules import Rule, Verdict
 from .table_reader import TableReader
-from .text_columns import decided_types, guessed, numbers_as_written
+from .text_columns import broken_remarks, decided_types, guessed, misfit_remarks, numbers_as_written
 from .text_files import TEXT
 from .text_lines import Accounts
 from .types import declared_type, is_text, leading_zeros, type_name
@@ -382,12 +383,8 @@ def _pieces(plan: Plan, uri: str, settings: Settings, client, stamps: dict[str, 
 
 def _content(plan: Plan, uri: str) -> str:  # as the commit of a batch keeps it
     "What the plan's Parquet files hold, read for nothing else."
-    return json.dumps(
-        [
-            file_content(columnar.group_hashes(with_password(f["path"], uri)) if "footer" in f else {})
-            for f in plan.files
-        ]
-    )
+    hashes = lambda f: columnar.group_hashes(with_password(f["path"], uri)) if "footer" in f else {}
+    return json.dumps([file_content(hashes(f)) for f in plan.files])
 
 # %% ../../nbs/data/14_ingest.ipynb #28fe6241
 def _unlike(plan: Plan, uri: str, target: TableReader) -> Plan:
@@ -402,9 +399,11 @@ def _told(done: Written, plan: Plan, accounts: Accounts | None = None, uri: str 
     out = Ingested(**asdict(done), batch=plan.batch)
     at = text_layout(uri, read) if accounts is not None else None
     if at is not None:
-        mended = [f"{accounts.mended:,} rows whose quotes or separators were wrong were mended"]*bool(accounts.mended)
+        rows = "1 row" if accounts.mended == 1 else f"{accounts.mended:,} rows"
+        mended = [f"{rows} with wrong quotes or separators mended"]*bool(accounts.mended)
         remarks = [*at.remarks(), *remarks, *mended]
-        out = replace(out, lines=line_counts(done, accounts), read_as=str(at), remarks=remarks)
+        out = replace(out, lines=line_counts(done, accounts), read_as=str(at))
+    out = replace(out, remarks=[*remarks, *broken_remarks(done.refused)])
     events.emit("ingest", uri=plan.uri, done=True, **out.to_dict())
     return out
 
@@ -439,6 +438,7 @@ def _rows(batch: Plan, uri: str, settings: Settings, client, stamps, read, accou
     return _counted(batch, uri, settings, stamps, words, accounts)
 
 # %% ../../nbs/data/14_ingest.ipynb #3507dff6
+@look_once()
 def ingest(
     uri,  # file, pattern, folder, table, a server's (`postgresql://…`, `mongodb://…`, `kafka://…`), or a frame
     table: str,  # made if it is not there
@@ -446,8 +446,7 @@ def ingest(
     key: str | list[str] | None = None,  # columns that name a row: never null, never twice in the table
     period: str | None = None,  # a column (a time gives its month), or one name for all rows, as "2013-06"
     fold: str | list[str] | None = None,  # key columns: adds int8 `fold` by their hash
-    settings: Settings | None = None,
-    client=None,  # distributed.Client, whose workers read the pieces; default: this process
+    settings: Settings | None = None, client=None,  # distributed.Client, whose workers read; default: this process
     read: ReadOptions | None = None,  # how files are written; what it leaves open is found in them
 ) -> Ingested:
     "Bring a source's rows into a table, exactly once."
@@ -468,7 +467,7 @@ def ingest(
     # another writer was quicker, with other rows
     if done.already and _unlike(batch, uri, target) != batch:
         return ingest(uri, table, given, key, period, fold, settings, client, read)
-    return _told(done, batch, accounts, uri, read, remarks)
+    return _told(done, batch, accounts, uri, read, [*remarks, *misfit_remarks(full, given, done.refused)])
 
 # %% ../../nbs/data/14_ingest.ipynb #76c10120
 def _written(rows, batch: Plan, full: Contract, given: Contract, key, period, fold, settings: Settings) -> Written:

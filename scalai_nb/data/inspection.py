@@ -36,6 +36,7 @@ class Inspection:
 def inspect_source(uri: str | Path,  # file, pattern, folder or URL
                    read: ReadOptions | None = None,  # what is known; the rest is found
                    limit: int | None = None,  # rows to look at; default: all
+                   target: str = "",  # column to predict, whose words stay
                   ) -> Inspection:
     "Look at a source in one or two passes. Raises `BadRequest` for what no table can be made of."
     uri, given = str(uri), read or ReadOptions()
@@ -47,8 +48,9 @@ def inspect_source(uri: str | Path,  # file, pattern, folder or URL
         seen, _ = _profiled(uri, read, [], limit)
         words = ", ".join(map(repr, na))
         remarks.append(f"{words} {'means' if len(na) == 1 else 'mean'} a missing value: see na in the table file")
-    contract, said = settled(Contract.infer(seen), seen, read.decimal or ".")
-    known = {f"{n} {proposal(seen[n])}." for n in said}
+    words = target if target in seen and getattr(proposal(seen[target]), "type", "") == "bool" else ""
+    contract, said = settled(Contract.infer(seen), seen, read.decimal or ".", words)
+    known = {f"{n} {proposal(seen[n])}." for n in (*said, *([words] if words else []))}
     remarks += [*said.values(), *(w for w in seen.warnings() if w not in known)]
     return Inspection(read, seen, contract, remarks, look.summary, look.others, whole)
 
@@ -118,17 +120,18 @@ def missing_words(profile: Profile,  # of rows as they are
 def settled(contract: Contract,  # proposed from the profile
             profile: Profile,  # of rows as they are
             decimal: str = ".",  # the files' mark
+            words: str = "",  # column of which yes and no stay words
            ) -> tuple[Contract, dict[str, str]]:  # and column → what was decided
     "Write proposed types and cleaning steps of columns that are almost numbers or dates into the contract."
     rules, steps, said = dict(contract.columns), [], {}
     for name, c in profile.columns.items():
         p = proposal(c)
-        if p is None or p.type not in READ_AS or c.formats.get("zeros"): continue
+        if p is None or p.type not in (*READ_AS, "bool") or c.formats.get("zeros") or name == words: continue
         empty = any("nulls" in step for step in p.clean)
         rules[name] = replace(rules[name], type=p.type, categories=None, required=rules[name].required and not empty)
         dots = any("." in v for v, *_ in c.top(1_512))
         if decimal == "," and "point" in c.formats: steps.append({"decimal": {name: "."}})  # against the files' mark
         steps += [{"decimal": {name: decimal}} if "decimal" in step and not dots else step for step in p.clean]
         said[name] = f"{name} {p.said}: it is read as {p.type}, and rows with other values go to quarantine"
-    notes = {n: v for n, v in contract.notes.items() if n not in said}
+    notes = {n: v for n, v in contract.notes.items() if n not in (*said, words)}
     return replace(contract, columns=rules, clean=(*contract.clean, *steps), notes=notes), said

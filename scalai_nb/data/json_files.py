@@ -121,7 +121,7 @@ def is_utf8(data: bytes  # of a text
 # %% ../../nbs/data/03_json_files.ipynb #eae3fb57
 def _by_arrow(data: bytes, depth: int) -> dict | None:
     "The columns as Arrow infers them; None: it cannot, or makes lists of them."
-    from scalai_nb.data.text_files import kept_as
+    from scalai_nb.data.text_types import kept_as
     rows = _parsed(data)[0] if is_utf8(data) else None
     if rows is None or not rows.num_rows: return None
     names, kinds = rows.column_names, rows.schema.types

@@ -20,7 +20,7 @@ from ..core.errors import BadRequest, ScalaiError, Unreachable, WorkFailed, near
 from ..core.storage import veiled
 from . import readers
 from .readers import Source, needs
-from .text_files import kept_as
+from .text_types import kept_as
 
 # %% ../../nbs/data/05_kafka.ipynb #2ab5c055
 def _options(parts: SplitResult, errors: list) -> dict:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 # %% ../../nbs/data/01_number_text.ipynb #8e0a15c6
-MISSING = ("na", "n/a", "#n/a", "<na>", "null", "none", "nan", "nat", "-", "--", "?")  # in any case
+MISSING = ("na", "n/a", "#n/a", "<na>", "null", "none", "nan", "nat", "-", "--", "?", ".")  # in any case
 
 SIGNS = (r"[$€£¥₹%]|R\$|US\$|EUR|USD|GBP|CHF|JPY|CNY|INR|PLN|CZK|HUF|SEK|NOK|DKK|BRL|MXN|CAD|AUD|NZD|ZAR|TRY|"
          r"Fr\.?|kr\.?|zł|Kč|Ft")  # of a currency or a percentage

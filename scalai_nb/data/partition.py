@@ -243,7 +243,7 @@ def process(plan: Plan,
             plan = replace(plan, schema=out.schema)
         out.rows, out.tally, keep = out.rows + raw.num_rows, out.tally + verdict.tally, pa.array(verdict.good)
         for w, n in verdict.counts().items(): out.refused[w] = out.refused.get(w, 0) + n
-        if keep.true_count: good.append(typed if keep.true_count == len(keep) else typed.filter(keep))
+        if keep.true_count: good.append(_kept(typed, keep))
         if (gone := pc.invert(keep)).true_count:
             bad.append(_refused(raw.filter(gone), verdict.reasons(), typed[PERIOD].filter(gone)))
         del frame, raw, typed
@@ -252,6 +252,10 @@ def process(plan: Plan,
     if good: _put(plan, out, good)
     if bad: _pen(plan, out, pa.concat_tables(bad))
     return out
+
+def _kept(rows: pa.Table, keep: pa.Array) -> pa.Table:  # without a copy where all that go are at the end
+    n = keep.true_count
+    return rows.slice(0, n) if keep.slice(0, n).true_count == n else rows.filter(keep)
 
 # %% ../../nbs/data/07_partition.ipynb #81d8eb96
 def _put(plan: Plan, part: Part, slices: list[pa.Table]) -> list:  # nothing is left of them

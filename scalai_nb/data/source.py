@@ -28,7 +28,8 @@ from .json_files import json  # noqa: F401 (registers itself)
 from .read_options import ReadOptions
 from .readers import READERS, Source, connect, entry_points, lookup, read_error, suffix, suggest
 from .statistics import stats  # noqa: F401 (registers itself)
-from .text_files import kept_as
+from .text_files import csv  # noqa: F401 (registers itself)
+from .text_types import kept_as
 from .types import could_be_null, to_pandas
 
 # %% ../../nbs/data/04_source.ipynb #4449b7e9

@@ -22,6 +22,7 @@ EXAMPLE = dict(
     zip(PLAIN, ("JFK", "", "NA", "17", "0017", "12345678901234567890", "1.5e3", "1.234,5", "1,234,567.8", "1,234"))
 )
 
+# words of at most four characters; what is compiled has them inside: this file changes when they do
 _MISSING = tuple(np.uint64(int.from_bytes(w.encode(), "little")) for w in MISSING)
 _OTHER, _EMPTY, _GONE, _WHOLE, _ZEROS, _LONG, _POINT, _COMMA, _THOUSANDS, _EITHER = range(10)
 _ISO, _YEAR, _DOT, _SLASH, _DASH = 10, 13, 16, 19, 28  # day first; 3 more: month first; 6 more: either

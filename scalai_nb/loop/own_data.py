@@ -51,7 +51,7 @@ def describe_source(uri: str | Path,  # file, pattern, folder or URL
                    ) -> Description:
     "Look at a source and describe it. Raises `BadRequest` before anything is written."
     from scalai_nb.data.inspection import inspect_source
-    found = inspect_source(uri, read)
+    found = inspect_source(uri, read, target=target)
     seen, contract, read = found.profile, found.contract, found.read
     _columns(seen, uri, target=[target] if target else [], time=[time] if time else [], key=list(key))
     if target and target in key: raise BadRequest(f"{target!r} is the target and a part of the key.",
