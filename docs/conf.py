@@ -12,6 +12,7 @@ exclude_patterns = ["results.md", "changes.md", "figures.md", "power.md"]  # par
 
 nb_execution_mode = "off"
 nb_merge_streams = True
+suppress_warnings = ["mystnb.unknown_mime_type"]  # results of jobs: shown as text, carried as JSON
 nb_ipywidgets_js = {}  # by default a page would load them from the network
 nb_mime_priority_overrides = [("html", kind, place) for place, kind in enumerate(
     ["text/html", "image/svg+xml", "image/png", "text/markdown", "text/plain"], 1)]
