@@ -12,6 +12,7 @@ exclude_patterns = ["results.md", "changes.md", "figures.md", "power.md"]  # par
 
 nb_execution_mode = "off"
 nb_merge_streams = True
+suppress_warnings = ["mystnb.unknown_mime_type"]  # results of jobs: shown as text, carried as JSON
 nb_ipywidgets_js = {}  # by default a page would load them from the network
 nb_mime_priority_overrides = [("html", kind, place) for place, kind in enumerate(
     ["text/html", "image/svg+xml", "image/png", "text/markdown", "text/plain"], 1)]
@@ -27,7 +28,8 @@ python_maximum_signature_line_length = 88
 
 html_theme = "pydata_sphinx_theme"
 html_theme_options = {"show_toc_level": 2, "navigation_with_keys": False, "secondary_sidebar_items": ["page-toc"],
-                      "navbar_end": ["theme-switcher"], "show_prev_next": True}
+                      "navbar_end": ["theme-switcher"], "show_prev_next": True,
+                      "collapse_navigation": True, "navigation_depth": 2}
 html_show_sourcelink = html_copy_source = False
 html_static_path = ["_static"]
 html_css_files = ["scalai.css"]

@@ -12,6 +12,7 @@ ROOMS = {"core": "Core", "jobs": "Jobs", "data": "Data", "training": "Training",
          "monitor": "Monitoring", "serving": "Serving", "loop": "The loop", "view": "Views", "dash": "Dashboards",
          "cli": "Command line"}
 OUTSIDE = re.compile(r"\[([^\]]+)\]\((\.\./\.\./[^)]+)\)")  # a link out of nbs/
+NEIGHBOUR = re.compile(r"""\shref=(["'])(?!https?:|#|data:)[^"']*\1""")  # in an output: a page of the running product
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 DIRECTIVE = re.compile(r"^#\|.*\n?", re.M)
 
@@ -82,6 +83,8 @@ def page(nb: nbformat.NotebookNode) -> nbformat.NotebookNode:
             if api: cells.append(nbformat.v4.new_markdown_cell("```{eval-rst}\n" + "\n".join(api) + "```"))
             cell.metadata = {"tags": ["hide-input"]}
         else: cell.metadata = {}
+        for output in cell.get("outputs", ()):
+            if html := output.get("data", {}).get("text/html"): output["data"]["text/html"] = NEIGHBOUR.sub("", html)
         cell.source = DIRECTIVE.sub("", cell.source) if cell.cell_type == "code" else inside(cell.source)
         cells.append(cell)
     made = nbformat.v4.new_notebook(cells=cells)

@@ -13,6 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "scalai_nb"
 TABLE = Path(__file__).with_suffix(".toml")  # what parameters are in the whole project, in a module, in a function
+OPTION = re.compile(r"Annotated\[|[A-Z]+$")  # the type of an option of a command, which says it in its help
 LEFT_OUT = ("_modidx", "migrations")
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -151,7 +152,7 @@ def described(module: str, function: str) -> dict[str, str]:  # parameter → wh
     found: dict[str, str] = {}
     for f in functions():
         for p in f.parameters if (f.module, f.name) == (module, function) else ():
-            said = p.comment or shared(module, function, p.name, p.type) or ("see the text" if f"`{p.name}`" in f.text else "")
+            said = p.comment or shared(module, function, p.name, p.type) or ("see the text" if f"`{p.name}`" in f.text or OPTION.match(p.type) else "")
             found[p.name] = found.get(p.name) or said
     return found
 
@@ -160,7 +161,7 @@ def undocumented() -> Iterator[str]:
     for f in functions():
         for p in f.parameters:
             if p.comment or f"`{p.name}`" in f.text or shared(f.module, f.name, p.name, p.type): continue
-            if re.match(r"Annotated\[|[A-Z]+$", p.type): continue  # an option says it in its help
+            if OPTION.match(p.type): continue
             yield f"{PACKAGE}/{f.module.replace('.', '/')}.py:{f.line} {f.name}({p.name})"
 
 
