@@ -11,8 +11,10 @@ __all__ = ['SHAPE', 'inputs_source', 'scores_source', 'shadow_source', 'trials_t
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -128,30 +130,46 @@ def services(settings: Settings) -> list[ServiceState]:
     return found[::-1]
 
 # %% ../../nbs/serving/22_live.ipynb #c1f3a22b
-def open_windows(source: str, settings: Settings) -> list[OpenWindow]:
-    "List the windows of a `source` that are not in the store of windows yet."
-    files = service_files(settings)
-    found = [w for f in files for w in read_service(f)[0] if w.source == source and w.rows]
+def _unrecorded(found: list[OpenWindow], settings: Settings) -> list[OpenWindow]:
     recorded = delta.open_table(store(settings, "windows")) if found else None
     if recorded is None: return found
-    return [w for w in found if delta.transaction_version(recorded, f"{source}/{w.batch}/period") is None]
+    known = lambda w: delta.transaction_version(recorded, f"{w.source}/{w.batch}/period") is not None
+    return [w for w in found if not known(w)]
 
+def open_windows(source: str,  # as `inputs_source` and `scores_source` name it
+                 settings: Settings) -> list[OpenWindow]:
+    "List the windows of a `source` that are not in the store of windows yet."
+    files = service_files(settings)
+    return _unrecorded([w for f in files for w in read_service(f)[0] if w.source == source and w.rows], settings)
+
+def _with_open(source: str, settings: Settings,
+               read: Callable[[], Any],  # what is in the store
+              ) -> tuple[Any, list[OpenWindow]]:  # what `read` gave, and the windows that are not among it
+    "Read the store and the open windows while windows move from one to the other: each is in one of both."
+    while True:
+        found = open_windows(source, settings)  # first: what is no longer there is in the store by now
+        kept = read()
+        if len(_unrecorded(found, settings)) == len(found): return kept, found
+
+# %% ../../nbs/serving/22_live.ipynb #b1a4af97
 def live_windows(source: str,  # as `inputs_source` and `scores_source` name it
                  settings: Settings) -> dict[str, Profile]:  # period → profile, in order
     "Read the live windows of a source."
-    parts: dict[str, list[Profile]] = {p: [profile] for p, profile in recall(source, settings=settings).items()}
-    for w in open_windows(source, settings): parts.setdefault(w.period, []).append(w.profile())
+    kept, found = _with_open(source, settings, lambda: recall(source, settings=settings))
+    parts: dict[str, list[Profile]] = {p: [profile] for p, profile in kept.items()}
+    for w in found: parts.setdefault(w.period, []).append(w.profile())
     return {p: total(parts[p]) for p in sorted(parts, key=order)}
 
 # %% ../../nbs/serving/22_live.ipynb #0fef5817
 def live_overview(source: str, settings: Settings) -> dict[str, tuple[int, str]]:  # period → rows, content
     "List the live windows of a `source` with their rows and the digest of their content; no profile is opened."
-    found = {p: [v] for p, v in overview(source, settings)[0].items()}
-    for w in open_windows(source, settings): found.setdefault(w.period, []).append((w.rows, w.digest))
+    kept, still_open = _with_open(source, settings, lambda: overview(source, settings)[0])
+    found = {p: [v] for p, v in kept.items()}
+    for w in still_open: found.setdefault(w.period, []).append((w.rows, w.digest))
     digest = lambda parts: "-".join(sorted(d for _, d in parts))
     return {p: (sum(n for n, _ in found[p]), digest(found[p])) for p in sorted(found, key=order)}
 
 def live_window(source: str, period: str, settings: Settings) -> Profile:
     "Read the live window of a `source` and a `period`."
-    kept = recall(source, period=period, settings=settings).values()
-    return total([*kept, *(w.profile() for w in open_windows(source, settings) if w.period == period)])
+    kept, found = _with_open(source, settings, lambda: recall(source, period=period, settings=settings))
+    return total([*kept.values(), *(w.profile() for w in found if w.period == period)])
