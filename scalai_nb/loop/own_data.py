@@ -58,6 +58,7 @@ def describe_source(uri: str | Path,  # file, pattern, folder or URL
                                                   "A key names a row and is known before; name another column.")
     remarks, form = list(found.remarks), _time_format(uri, seen, contract, time, read) if time else ""
     if key: _is_key(uri, list(key), read)
+    for n in key: contract.columns[n] = replace(contract[n], min=None, max=None, categories=None)  # new ones come
     if form: contract = _dated(contract, time, form, remarks)
     stem = word(name) if name else source_name(uri)
     table = TableFile(name=stem, source=_relative(uri, settings), contract=f"contracts/{stem}.yaml", key=list(key),
