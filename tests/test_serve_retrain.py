@@ -1,5 +1,4 @@
 "Live traffic that calls for a retraining, whole: alarm, decision, challenger, gate, promotion, and the service swaps."
-import json
 
 import httpx
 import numpy as np
@@ -32,10 +31,11 @@ def test_live_traffic_calls_for_a_retraining_whose_version_then_answers(tmp_path
     succeeded("init", "w", "--from", "in", "--target", "price", "--key", "id", cwd=tmp_path)
     work, loop = tmp_path/"w", ("run", "workflows/loop.toml")
     file, ini = work/"models"/"price.toml", work/"settings.ini"
-    file.write_text(file.read_text().replace("[train]", "[train]\nepochs = 10"))
+    file.write_text(file.read_text().replace("[train]", "[train]\nepochs = 10")
+                    .replace("[retrain]", "[retrain]\nwindows = 2"))
     ini.write_text(ini.read_text() + "\n[serve]\nscores = true\nflush = 1\n")
     assert succeeded(*loop, cwd=work)["state"] == "succeeded"
-    later = hotels(rng, 1_500, 5, 10_000)
+    later = hotels(rng, 1_500, 4, 10_000)  # the contract allows seven beds
     ask = lambda url, rows: httpx.post(f"{url}/models/price/predict", json={"rows": rows}, timeout=60)
     with monkeypatch.context() as patch:
         patch.setenv("PYTHONPATH", str(tmp_path/"clock"))
@@ -47,7 +47,7 @@ def test_live_traffic_calls_for_a_retraining_whose_version_then_answers(tmp_path
     succeeded("run", "workflows/ingest.ipynb", cwd=work)
     succeeded("labels", str(tmp_path/"in"/"b.csv"), cwd=work)
     with serving(work, "price", "--workers", "1") as (url, _):
-        one, truth = [{"beds": 8, "stars": 3}], 20*8 + 40 + 30*3
+        one, truth = [{"beds": 7, "stars": 3}], 20*7 + 40 + 30*3
         before = ask(url, one)
         assert before.headers["x-model-version"] == "1"
         live, retrain = succeeded("run", "workflows/live.toml", cwd=work, timeout=600)["steps"]
