@@ -151,6 +151,7 @@ def test_answers_are_appended_to_the_scores_table_each_once(folder):  # noqa: F8
             observer(process).kill()
         send(url, folder, sent[300:400])
         send(url, folder, [{k: v for k, v in sent[400].items() if k != "customer_id"}])
+        assert until(lambda: counted(folder) == 401)  # the next observer is there
     told = Table("churn_scores", settings).to_pandas()
     live, night = told[told.period.str.startswith("live ")], told[told.period == "2013-06"].set_index("customer_id")
     assert len(night) == len(rows) and len(live) == 401 and live.customer_id.isna().sum() == 1
