@@ -3,7 +3,6 @@ depends on."""
 
 import ast
 import asyncio
-import contextlib
 import hashlib
 import os
 import re
@@ -151,7 +150,9 @@ async def run_cells(nb: nbformat.NotebookNode,
             return sum(psutil.Process(km.provisioner.pid).cpu_times()[:4])
         finally:
             if client.kc: client.kc.stop_channels()
-            with contextlib.suppress(Exception): await km.shutdown_kernel(now=True)
+            try: await km.shutdown_kernel(now=True)
+            except Exception as e:  # what the cells said counts more
+                print(f"The kernel {km.provisioner.pid} could not be ended: {e!r}", file=sys.stderr)
             shutil.rmtree(km.room, ignore_errors=True)
 
 async def run_alone(client: NotebookClient) -> float:  # CPU seconds

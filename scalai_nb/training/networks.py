@@ -45,7 +45,7 @@ class Columns(nn.Module):
                ) -> tuple[torch.Tensor, torch.Tensor]:  # (N, numbers), (N, categories, width)
         "Split rows into numbers and the vectors of their categories."
         numbers, codes = self.split(x)
-        return numbers, x[:, :0, None] if self.vectors is None else self.vectors(codes)
+        return numbers, self.vectors_of(codes, x)
 
 # %% ../../nbs/training/02_networks.ipynb #1dd3a1f2
 @patch
@@ -55,6 +55,14 @@ def split(self: Columns,
     "Split rows into numbers and the places of their categories in the table of vectors."
     if self.vectors is None: return x, x[:, :0].long()
     return x.index_select(1, self.numbers), x.index_select(1, self.codes).long() + self.starts
+
+@patch
+def vectors_of(self: Columns,
+               codes: torch.Tensor,  # (N, categories) int64, as `split` gives them
+               x: torch.Tensor,  # (N, features) float32, of the same rows
+              ) -> torch.Tensor:  # (N, categories, width)
+    "Look up the vectors of categories."
+    return x[:, :0, None] if self.vectors is None else self.vectors(codes)
 
 # %% ../../nbs/training/02_networks.ipynb #389410e8
 class PeriodicEmbedding(nn.Module):
@@ -123,8 +131,8 @@ def forward(self: TabularMLP,
             x: torch.Tensor,  # (N, features) float32
            ) -> torch.Tensor:  # (N, outputs) logits
     "Compute the outputs of rows."
-    (numbers, vectors), codes = self.columns(x), self.columns.split(x)[1]
-    numbers = limited(numbers)
+    numbers, codes = self.columns.split(x)
+    numbers, vectors = limited(numbers), self.columns.vectors_of(codes, x)
     inputs = torch.cat([self.waves(numbers), vectors.flatten(1)], 1)
     return self.last(self.layers(inputs*(self.scale*6))) + self.linear(numbers, codes)
 

@@ -73,13 +73,14 @@ def split_rows(job: Training) -> tuple[tuple, tuple | None]:  # arguments of two
     held_out = split.mask(rows)
     return (rows.filter(pc.invert(held_out)), None), (rows.filter(held_out), None)
 
-def _loaders(job: Training, rank: int, ranks: int) -> tuple[Any, Any]:  # training, validation or None
+def _loader(job: Training, part: tuple, rank: int, ranks: int, **options: Any) -> Any:
     from scalai_nb.data.loader import Loader
-    make = lambda part, **options: Loader(
-        part[0], job.prep, job.target, job.batch_size, rank, ranks, job.seed, filter=part[1], **options
-    )
+    return Loader(part[0], job.prep, job.target, job.batch_size, rank, ranks, job.seed, filter=part[1], **options)
+
+def _loaders(job: Training, rank: int, ranks: int) -> tuple[Any, Any]:  # training, validation or None
     training, validation = split_rows(job)
-    return make(training), make(validation, shuffle=False) if validation else None
+    return (_loader(job, training, rank, ranks),
+            _loader(job, validation, rank, ranks, shuffle=False) if validation else None)
 
 # %% ../../nbs/training/32_trainer.ipynb #fd9edfd1
 def sampled_rows(job: Training,
@@ -87,7 +88,7 @@ def sampled_rows(job: Training,
                 ) -> tuple[np.ndarray, np.ndarray]:  # (N, F) float32, (N,) encoded
     "Read the first training rows in the order of the first epoch."
     xs, ys, read = [], [], 0
-    for x, y in _loaders(job, 0, 1)[0]:
+    for x, y in _loader(job, split_rows(job)[0], 0, 1):
         xs.append(network_input(x).float().numpy())
         ys.append(y.numpy())
         if (read := read + len(y)) >= rows: break
