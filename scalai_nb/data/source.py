@@ -118,6 +118,7 @@ def as_table(uri: str, settings: Settings | None = None):  # a `TableReader` and
     if word:
         table = TableReader(word[1], settings)
         return (table, int(word[2]) if word[2] else None) if table.exists else None
+    if server(uri): return None
     with connect(uri) as (fs, path):
         if not (fs.isdir(path) and fs.exists(f"{path}/_delta_log")): return None
     return TableReader.from_uri(uri), None

@@ -16,7 +16,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from .column_fits import Fits
-from .dialect import UNIT, Dialect, is_total, readings
+from .dialect import UNIT, Dialect, is_total, is_typed, readings
 
 # %% ../../nbs/data/02_text_lines.ipynb #45f90fe4
 def count_breaks(block: bytes) -> int:
@@ -215,7 +215,8 @@ def footer(self: Mender, cells: list[str]) -> bool:
     if not FOOTER.match(word): return False
     if len(cells) != self.width or not self.fits.columns: return len(cells) != self.width
     gaps = any(not c.strip() and not self.fits.columns[k][2] for k, c in enumerate(cells))  # where none ever is
-    return self.fits.typed[i] and not self.fits.cell(i, word) or gaps and is_total(cells)
+    sums = is_total(cells) and all(is_typed(c.strip()) for c in cells[i + 1:] if c.strip())
+    return self.fits.typed[i] and not self.fits.cell(i, word) or gaps and sums
 
 @patch
 def written(self: Mender, cells: list[str]) -> bytes | None:  # None: it cannot be

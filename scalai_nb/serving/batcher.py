@@ -216,15 +216,14 @@ def _calls(model: Any, batch: list[Waiting], part: slice | None = None) -> list[
 # %% ../../nbs/serving/13_batcher.ipynb #57b753ea
 @patch
 def _answer(self: Batcher, call: Call) -> None:
-    "Answer whole requests."
+    "Answer whole requests. They are observed first: what a client has, a killed worker has counted."
     if isinstance(call.scores, Exception): return self._fail(call)
-    at = 0
+    keys, at = [(w.given.keys, 0, w.count) for w in call.batch], 0
+    self._observe(call.model, call.feeds, call.scores, len(call.batch), call.seconds, keys)
     for waiting in call.batch:
         if not waiting.future.done(): waiting.future.set_result((call.scores[at:at + waiting.count], call.model))
         at += waiting.count
     self.queued -= at
-    keys = [(w.given.keys, 0, w.count) for w in call.batch]
-    self._observe(call.model, call.feeds, call.scores, len(call.batch), call.seconds, keys)
 
 @patch
 def _fail(self: Batcher, call: Call) -> None:
@@ -270,11 +269,11 @@ def _answer_slice(self: Batcher, call: Call) -> None:
     waiting.parts.append(call.scores)
     waiting.done += len(call.scores)
     self.queued -= len(call.scores)
-    if waiting.done == waiting.count:
+    keys, whole = [(waiting.given.keys, waiting.done - len(call.scores), len(call.scores))], waiting.done == waiting.count
+    self._observe(waiting.model, call.feeds, call.scores, int(whole), call.seconds, keys)
+    if whole:
         self.large.popleft()
         if not waiting.future.done(): waiting.future.set_result((np.concatenate(waiting.parts), waiting.model))
-    keys = [(waiting.given.keys, waiting.done - len(call.scores), len(call.scores))]
-    self._observe(waiting.model, call.feeds, call.scores, int(waiting.done == waiting.count), call.seconds, keys)
 
 # %% ../../nbs/serving/13_batcher.ipynb #6f3622f5
 SILENT = 60.  # seconds between two lines about observers that fail
