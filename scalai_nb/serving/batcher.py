@@ -269,9 +269,9 @@ def _answer_slice(self: Batcher, call: Call) -> None:
     waiting.parts.append(call.scores)
     waiting.done += len(call.scores)
     self.queued -= len(call.scores)
-    keys, whole = [(waiting.given.keys, waiting.done - len(call.scores), len(call.scores))], waiting.done == waiting.count
-    self._observe(waiting.model, call.feeds, call.scores, int(whole), call.seconds, keys)
-    if whole:
+    keys = [(waiting.given.keys, waiting.done - len(call.scores), len(call.scores))]
+    self._observe(waiting.model, call.feeds, call.scores, int(waiting.done == waiting.count), call.seconds, keys)
+    if waiting.done == waiting.count:
         self.large.popleft()
         if not waiting.future.done(): waiting.future.set_result((np.concatenate(waiting.parts), waiting.model))
 
