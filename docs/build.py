@@ -27,7 +27,7 @@ WHEEL = 8_000_000  # bytes that the documentation may take in a wheel
 def sources(out: Path, only: str, workers: int) -> dict[Path, str]:  # notebook → why it failed
     "Write Sphinx's source: pages by hand, pages of notebooks, pages of commands and settings."
     shutil.rmtree(out, ignore_errors=True)
-    shutil.copytree(ROOT/"docs", out, ignore=shutil.ignore_patterns("*.py", "*.toml", "*.ipynb", "__pycache__"))
+    shutil.copytree(ROOT/"docs", out, ignore=shutil.ignore_patterns("*.py", "*.toml", "*.ipynb", "*.js", "__pycache__", "_*"))
     generated.write(out, ROOT)
     figures.write(out, ROOT)
     wanted = [p for p in sorted((ROOT/"nbs").rglob("*.ipynb")) if p.parent.name != "nbs"] + sorted((ROOT/"docs").glob("*.ipynb"))

@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 project = html_title = "scalai-nb"
 author = "the scalai-nb authors"
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx_copybutton", "sphinx_design", "names"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx_copybutton", "sphinx_design", "names", "layout"]
 exclude_patterns = ["results.md", "changes.md", "figures.md", "power.md"]  # parts of other pages
 
 nb_execution_mode = "off"
@@ -28,8 +28,10 @@ python_maximum_signature_line_length = 88
 
 html_theme = "pydata_sphinx_theme"
 html_theme_options = {"show_toc_level": 2, "navigation_with_keys": False, "secondary_sidebar_items": ["page-toc"],
-                      "navbar_end": ["theme-switcher"], "show_prev_next": True,
-                      "collapse_navigation": True, "navigation_depth": 2}
+                      "navbar_end": ["theme-switcher"], "show_prev_next": True}
+html_sidebars = {"**": ["section.html"]}
+templates_path = ["_templates"]
+html_search_scorer = "scorer.js"
 html_show_sourcelink = html_copy_source = False
 html_static_path = ["_static"]
 html_css_files = ["scalai.css"]

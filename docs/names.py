@@ -7,6 +7,8 @@ import parameters
 
 from docutils import nodes
 from fastcore.docments import docments
+from myst_parser import mocking
+from myst_parser.mdit_to_docutils import base
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util import logging
 from sphinx.util.nodes import make_refnode
@@ -67,7 +69,21 @@ class NameLinks(SphinxPostTransform):
                                            full))
 
 
+class RSTParser(mocking.MockRSTParser):
+    """MyST's parser of reStructuredText without its padding.
+
+    MyST pads a block with an empty line for each line above it; in a notebook that is 10,000 lines a cell."""
+    def parse(self, text: str, document: nodes.document) -> None: super().parse(text.lstrip("\n"), document)
+
+
+def adopt(app, doctree: nodes.document) -> None:
+    "Let every node belong to its page: those of reStructuredText bring all of Sphinx's environment into each doctree."
+    for node in doctree.findall(): node.document = doctree
+
+
 def setup(app) -> dict:
+    base.MockRSTParser = RSTParser
     app.connect("autodoc-process-docstring", documented)
+    app.connect("doctree-read", adopt)
     app.add_post_transform(NameLinks)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

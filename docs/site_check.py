@@ -3,6 +3,7 @@
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from posixpath import dirname, join, normpath
 from urllib.parse import unquote, urlsplit
 
 LOADS = {("script", "src"), ("link", "href"), ("img", "src"), ("iframe", "src"), ("source", "src"), ("video", "src")}
@@ -27,17 +28,17 @@ class Page(HTMLParser):
 
 def problems(html: Path) -> list[str]:  # a line each
     "Return what is wrong with a built site."
-    pages = {p: Page(p.read_text()) for p in html.rglob("*.html") if "_static" not in p.parts}
+    files = {p.relative_to(html).as_posix() for p in html.rglob("*") if p.is_file()}
+    pages = {n: Page((html/n).read_text()) for n in files if n.endswith(".html") and not n.startswith("_static/")}
     found = []
-    for path, page in pages.items():
-        here = path.relative_to(html)
+    for here, page in pages.items():
         found += [f"{here} loads {url} from another host" for url in page.loads if urlsplit(url).netloc]
         for url in {*page.links, *page.loads}:
             parts = urlsplit(url)
             if parts.scheme or parts.netloc or not (parts.path or parts.fragment): continue
-            to = (path.parent/unquote(parts.path)).resolve() if parts.path else path
-            if to.is_dir(): to = to/"index.html"
-            if not to.exists(): found.append(f"{here} links to {url}, which is not there")
+            to = normpath(join(dirname(here), unquote(parts.path))) if parts.path else here
+            if to not in files: to = normpath(join(to, "index.html"))
+            if to not in files: found.append(f"{here} links to {url}, which is not there")
             elif parts.fragment and to in pages and unquote(parts.fragment) not in pages[to].places:
                 found.append(f"{here} links to a place {url} that is not there")
     for style in html.rglob("*.css"):

@@ -230,7 +230,7 @@ TOTAL = re.compile(r"(?i)\W*(grand |sub)?(totals?|sum|summe|gesamt)\W*")
 
 def is_total(cells: list[str],  # of a row
             ) -> bool:
-    "Tell whether the first full one of a row's `cells` is a word for a sum."
+    "Check whether the first cell of a row that is not empty is a word for a sum."
     return bool(TOTAL.fullmatch(next((c for c in cells if c.strip()), "")))
 
 # %% ../../nbs/data/02_dialect.ipynb #5305bc9a

@@ -14,7 +14,7 @@ from typing import Any
 # %% ../../nbs/data/01_look_memory.ipynb #ef090241
 HELD = 1 << 26  # bytes, about, that may be held for remote files
 _last = []  # the local file that was looked at last
-_looked = ContextVar("looked", default=None)  # others, while nobody may change them
+_looked = ContextVar("looked", default=None)  # others, while none of them may change
 
 @contextmanager
 def look_once():

@@ -59,13 +59,13 @@ def misfit_remarks(full: Contract,  # by which the rows were checked
                    declared: Contract,  # by a person
                    refused: dict[str, int],  # reason → rows
                   ) -> list[str]:
-    "Report values that do not fit a type which nobody declared."
+    "Report values that do not fit a type which was inferred, not declared."
     out = []
     for reason, n in refused.items():
         name, _, why = reason.rpartition(": ")
         if not why.startswith("not ") or name not in full or name in declared and declared[name].type: continue
         many = "1 value is" if n == 1 else f"{n:,} values are"
-        out.append(f"{name}: {many} {why} and went to quarantine; nobody declared its type, {full[name].type}")
+        out.append(f"{name}: {many} {why} and went to quarantine; its type, {full[name].type}, was inferred")
     return out
 
 def broken_remarks(refused: dict[str, int],  # reason → rows

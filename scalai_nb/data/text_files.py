@@ -436,12 +436,12 @@ def _refuse(self: _Rows, lines: list[tuple]) -> None:
 
 @patch
 def warn(self: _Rows) -> None:
-    "Warn of lines that are no rows, and that nobody took."
+    "Warn of lines that are no rows and went to no quarantine."
     if not self.left: return
     said = ", ".join(f"line {n:,} ({why.removeprefix('line: ')})" for n, why in self.left[:5])
     more = f", and {len(self.left) - 5:,} more" if len(self.left) > 5 else ""
     warnings.warn(f"{veiled(self.uri)}: lines that are no rows were left out: {said}{more}.", stacklevel=4)
-NO_ROWS = ("line: the header again", "line: below the table")  # left out where nobody takes them
+NO_ROWS = ("line: the header again", "line: below the table")  # left out where no `bad` collects them
 
 # %% ../../nbs/data/03_text_files.ipynb #1f5e54f9
 def csv(uri: str, columns: list[str] | None = None, rows: int = 250_000,

@@ -166,7 +166,7 @@ class Mender:
         self.again, self.frequent = again, set()  # wrong numbers of cells that are too frequent for a slip
 
     def repeats(self, block: bytes) -> bool:  # whole lines
-        "Tell whether a line of a block begins as the header."
+        "Check whether a line of a block begins as the header."
         if not self.again: return False
         return block.startswith(self.again) or (b"\n" if b"\n" in block else b"\r") + self.again in block
 
@@ -210,7 +210,7 @@ def _parted(self: Mender, line: str) -> list[list[str]]:  # a separator put befo
 # %% ../../nbs/data/02_text_lines.ipynb #b8069a3a
 @patch
 def footer(self: Mender, cells: list[str]) -> bool:
-    "Tell whether a row of the last lines, its `cells`, sums up or comments on those above."
+    "Check whether a row of the last lines, its `cells`, sums up or comments on the rows above."
     i, word = next(((i, c) for i, c in enumerate(cells) if c.strip()), (0, ""))
     if not FOOTER.match(word): return False
     if len(cells) != self.width or not self.fits.columns: return len(cells) != self.width

@@ -34,7 +34,7 @@ def exact_type(texts: pa.ChunkedArray,  # of a column
 
 def is_number(t: pa.DataType,  # of a column
              ) -> bool:
-    "Tell whether a type is a number's."
+    "Check whether a type is numeric."
     return pa.types.is_integer(t) or pa.types.is_floating(t)
 
 # %% ../../nbs/data/02_text_types.ipynb #2f71e4dd

@@ -224,7 +224,7 @@ def timed(wrap: Callable,  # transport → transport
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
     class Timed(_Kept, HttpToolsProtocol):
-        slow = None  # the timer of a head, or of a body that nobody reads
+        slow = None  # the timer of a head, or of a body that is not read
         def connection_made(self, transport):
             super().connection_made(wrap(transport))
             self.used, self.idling = self.loop.time(), None

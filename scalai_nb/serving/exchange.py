@@ -19,15 +19,15 @@ from .app import App, too_long
 from .body import RequestRows
 
 # %% ../../nbs/serving/18_exchange.ipynb #18289816
-class _Nobody:
-    "An event that nobody waits for."
+class _NoWaiters:
+    "An event without waiters."
     def set(self) -> None: pass
 
 class Exchange:
     "A request that came whole, and its answer."
     __slots__ = ("exchanges", "connection", "route", "path", "headers", "query", "body", "keep_alive", "start",
                  "given", "request_id", "response_complete", "disconnected")
-    message_event = _Nobody()
+    message_event = _NoWaiters()
 
     def __init__(self, exchanges: "Exchanges", connection: Any, request: tuple, body: bytes):
         self.exchanges, self.connection, self.body, self.start = exchanges, connection, body, time.perf_counter()

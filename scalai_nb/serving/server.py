@@ -299,7 +299,7 @@ def refuse_new(listener: socket.socket) -> None:
 async def emptied(listener: socket.socket,
                   timeout: float = 2.,  # seconds
                  ) -> None:
-    "Wait until somebody took what is in the queue of a `listener`."
+    "Wait until the queue of a `listener` is empty."
     end, quiet = time.monotonic() + timeout, 0
     while quiet < 3 and time.monotonic() < end:
         waiting = select.select([listener], [], [], 0)[0]
