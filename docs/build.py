@@ -70,7 +70,7 @@ def pack(html: Path, to: Path) -> int:  # bytes
         for f in sorted(html.rglob("*")):
             name = f.relative_to(html)
             large = f.suffix in (".png", ".gif", ".jpg") and f.stat().st_size > 100_000
-            if f.is_file() and not large and name.parts[0] not in ("_sources", ".doctrees") and f.suffix != ".map":
+            if f.is_file() and not large and name.parts[0] not in ("_sources", ".doctrees"):
                 z.write(f, name)
     return to.stat().st_size
 
@@ -95,6 +95,7 @@ def main() -> int:
     built = subprocess.run([sys.executable, "-m", "sphinx", "-q", *strict, "--keep-going", "-j", "2", "-c",
                             str(ROOT/"docs"), "-d", str(args.out/"doctrees"), str(source), str(html)])
     shutil.copy(source/"llms.txt", html)
+    for f in html.rglob("*.map"): f.unlink()  # for those who change the theme
     found = problems(html)
     packed = pack(html, args.out/"docs.zip")
     if packed > WHEEL: found.append(f"docs.zip has {packed/1e6:.1f} MB, a wheel takes {WHEEL/1e6:.0f}")

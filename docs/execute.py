@@ -55,15 +55,22 @@ def environment() -> bytes:
 
 @cache
 def source(module: str) -> bytes:
-    "Return what a module does: its code without comments and layout, and without docstrings, but for those of commands."
+    "Hash what a module does: its code without comments and layout, and without docstrings, but for those of commands."
     path = ROOT.joinpath(*module.split("."))
-    tree = ast.parse((path/"__init__.py" if path.is_dir() else path.with_suffix(".py")).read_bytes())
-    if not module.startswith(f"{PACKAGE}.cli"):
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
-                del body[0]
-    return ast.dump(tree).encode()
+    text = (path/"__init__.py" if path.is_dir() else path.with_suffix(".py")).read_bytes()
+    bare = not module.startswith(f"{PACKAGE}.cli")
+    kept = KEPT/f"{hashlib.sha256(b'%d %s' % (bare, text)).hexdigest()}.module"  # a syntax tree takes most of a build's start
+    if kept.exists():
+        kept.touch()
+        return kept.read_bytes()
+    tree = ast.parse(text)
+    for node in ast.walk(tree) if bare else ():
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+            del body[0]
+    KEPT.mkdir(parents=True, exist_ok=True)
+    kept.write_bytes(found := hashlib.sha256(ast.dump(tree).encode()).digest())
+    return found
 
 @cache
 def front_door() -> dict[str, str]:  # name → module
@@ -124,7 +131,7 @@ def child_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 def forget_old() -> None:
-    for p in KEPT.glob("*.ipynb"):
+    for p in [*KEPT.glob("*.ipynb"), *KEPT.glob("*.module")]:
         if time.time() - p.stat().st_mtime > KEEP_DAYS*86_400: p.unlink(missing_ok=True)
 
 def with_outputs(nb: nbformat.NotebookNode, kept: Path) -> nbformat.NotebookNode:

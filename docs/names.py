@@ -1,5 +1,6 @@
 """Docments as fields of the reference, and links from `names` in prose to what they name."""
 
+import importlib
 import inspect
 import re
 
@@ -81,9 +82,35 @@ def adopt(app, doctree: nodes.document) -> None:
     for node in doctree.findall(): node.document = doctree
 
 
+def without_annotated(text: str) -> str:
+    "Write `Annotated[str, …]` as `str`: what a validator is called does not help a reader."
+    head, found, rest = text.partition("Annotated[")
+    if not found: return text
+    depth, comma = 1, 0
+    for at, sign in enumerate(rest):
+        if sign == "," and depth == 1: comma = comma or at
+        depth += (sign in "[(") - (sign in "])")
+        if not depth: return head + rest[:comma or at] + without_annotated(rest[at + 1:])
+    return text
+
+
+def signature(app, what: str, name: str, obj, options, given: str | None, returns: str | None) -> tuple:
+    return given and without_annotated(given), returns
+
+
+def look_ahead(app, env, docs: list[str]) -> None:
+    "Read and import what the processes that Sphinx forks for ten pages each would otherwise read and import anew."
+    if not docs: return
+    parameters.by_name(), parameters.classes(), parameters.table()
+    for module in parameters.modules():
+        if "__" not in module: importlib.import_module(f"{parameters.PACKAGE}.{module}")
+
+
 def setup(app) -> dict:
     base.MockRSTParser = RSTParser
     app.connect("autodoc-process-docstring", documented)
+    app.connect("autodoc-process-signature", signature)
     app.connect("doctree-read", adopt)
+    app.connect("env-before-read-docs", look_ahead)
     app.add_post_transform(NameLinks)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

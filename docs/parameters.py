@@ -147,11 +147,17 @@ def shared(module: str, function: str, name: str, kind: str) -> str:
     return f"{what[0].lower()}{what[1:]}".rstrip(".") if what else ""
 
 @cache
+def by_name() -> dict[tuple[str, str], list[Function]]:  # (module, name) → what has it
+    found: dict[tuple[str, str], list[Function]] = {}
+    for f in functions(): found.setdefault((f.module, f.name), []).append(f)
+    return found
+
+@cache
 def described(module: str, function: str) -> dict[str, str]:  # parameter → what it is; empty: nothing says it
     "Describe the parameters of what has this name in a module, also of methods of several classes."
     found: dict[str, str] = {}
-    for f in functions():
-        for p in f.parameters if (f.module, f.name) == (module, function) else ():
+    for f in by_name().get((module, function), ()):
+        for p in f.parameters:
             said = p.comment or shared(module, function, p.name, p.type) or ("see the text" if f"`{p.name}`" in f.text or OPTION.match(p.type) else "")
             found[p.name] = found.get(p.name) or said
     return found

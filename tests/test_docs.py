@@ -74,6 +74,36 @@ def test_markup_in_a_docstring_is_text():
     assert escaped("*a |b - c| ``d|*e`` f_ g_h") == r"\*a \|b - c\| ``d|*e`` f\_ g_h"
 
 
+def test_a_signature_shows_types_without_their_validators():
+    from names import without_annotated
+    assert without_annotated("(sep: Annotated[str, After(f)] = '', d: list[Annotated[int, Gt(0)]] = [], x: int)") == (
+        "(sep: str = '', d: list[int] = [], x: int)")
+
+
+def test_code_has_no_elements_around_what_has_no_colour():
+    from layout import Formatter
+    from pygments import highlight
+    from pygments.lexers import PythonLexer
+    assert highlight("def f(x): return x", PythonLexer(), Formatter(nowrap=True)).strip() == (
+        '<span class="k">def</span> <span class="nf">f</span>(x): <span class="k">return</span> x')
+
+
+def test_a_sidebar_lists_the_section_and_the_branch_of_a_page():
+    from types import SimpleNamespace as Space
+
+    from docutils.nodes import title
+    from layout import links
+    under = {"index": ["guides/index", "ref"], "guides/index": ["guides/a", "guides/b"], "ref": ["ref/x/index", "ref/y/index"],
+             "ref/x/index": ["ref/x/1"], "ref/y/index": ["ref/y/2"]}
+    names = {name for pair in under.items() for name in (pair[0], *pair[1])}
+    relative = lambda here, to: f"{here}>{to}"
+    app = Space(env=Space(toctree_includes=under, titles={n: title(n, n) for n in names}), builder=Space(get_relative_uri=relative))
+    found = links(app, "ref/x/1")
+    assert [n for n in names if f">{n}<" in found] and ">ref/x/1<" in found and ">ref/y/index<" in found
+    assert "guides" not in found and ">ref/y/2<" not in found and found.count('aria-current="page"') == 1
+    assert not links(app, "index")
+
+
 def test_what_is_wrong_with_a_site_is_found(tmp_path):
     from site_check import problems
     (tmp_path/"a.html").write_text('<a href="b.html#there">b</a><a href="c.html">c</a><p id="here"></p>'
@@ -103,6 +133,7 @@ def test_outputs_are_kept_until_something_they_depend_on_changes(tmp_path, monke
 def test_comments_and_docstrings_are_not_what_a_module_does(tmp_path, monkeypatch):
     import execute
     monkeypatch.setattr(execute, "ROOT", tmp_path)
+    monkeypatch.setattr(execute, "KEPT", tmp_path/"kept")
     (tmp_path/"scalai_nb").mkdir()
     read = execute.source.__wrapped__
     def said(text):
