@@ -31,7 +31,7 @@ html_theme_options = {"show_toc_level": 2, "navigation_with_keys": False, "secon
                       "navbar_end": ["theme-switcher"], "show_prev_next": True}
 html_sidebars = {"**": ["section.html"]}
 templates_path = ["_templates"]
-html_search_scorer = "scorer.js"
+html_search_scorer = str(Path(__file__).parent/"scorer.js")
 html_show_sourcelink = html_copy_source = False
 html_static_path = ["_static"]
 html_css_files = ["scalai.css"]

@@ -3,6 +3,8 @@
 import importlib
 import inspect
 import re
+import zlib
+from pathlib import Path
 
 import parameters
 
@@ -113,4 +115,6 @@ def setup(app) -> dict:
     app.connect("doctree-read", adopt)
     app.connect("env-before-read-docs", look_ahead)
     app.add_post_transform(NameLinks)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}
+    read = b"".join(Path(__file__).with_name(n).read_bytes() for n in ("names.py", "parameters.py", "parameters.toml"))
+    return {"parallel_read_safe": True, "parallel_write_safe": True,
+            "env_version": zlib.crc32(read)}  # pages that were read under other rules are read again
