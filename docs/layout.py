@@ -39,8 +39,8 @@ def links(app, page: str) -> str:  # HTML
             below = level(under[name], depth + 1) if name in open_ and under.get(name) else ""
             out.append(f'<li class="toctree-l{depth}{" current active"*(name in open_)}">{link}{below}</li>')
         return f'<ul class="nav bd-sidenav">{"".join(out)}</ul>' if depth == 1 else f"<ul>{''.join(out)}</ul>"
-    top = branch(app, page)[-1:]
-    return level(under.get(top[0], []), 1) if top else ""
+    section = under.get(next(iter(branch(app, page)[-1:]), ""), [])
+    return level(section, 1) if section and page != "index" else ""
 
 
 def add(app, page: str, template: str, context: dict, doctree) -> None:

@@ -93,15 +93,16 @@ def test_a_sidebar_lists_the_section_and_the_branch_of_a_page():
 
     from docutils.nodes import title
     from layout import links
-    under = {"index": ["guides/index", "ref"], "guides/index": ["guides/a", "guides/b"], "ref": ["ref/x/index", "ref/y/index"],
-             "ref/x/index": ["ref/x/1"], "ref/y/index": ["ref/y/2"]}
+    under = {"index": ["guides/index", "ref", "alone"], "guides/index": ["guides/a", "guides/b"],
+             "ref": ["ref/x/index", "ref/y/index"], "ref/x/index": ["ref/x/1"], "ref/y/index": ["ref/y/2"]}
     names = {name for pair in under.items() for name in (pair[0], *pair[1])}
     relative = lambda here, to: f"{here}>{to}"
-    app = Space(env=Space(toctree_includes=under, titles={n: title(n, n) for n in names}), builder=Space(get_relative_uri=relative))
+    env = Space(toctree_includes=under, titles={n: title(n, n) for n in names})
+    app = Space(env=env, builder=Space(get_relative_uri=relative))
     found = links(app, "ref/x/1")
     assert [n for n in names if f">{n}<" in found] and ">ref/x/1<" in found and ">ref/y/index<" in found
     assert "guides" not in found and ">ref/y/2<" not in found and found.count('aria-current="page"') == 1
-    assert not links(app, "index")
+    assert not links(app, "index") and not links(app, "alone")
 
 
 def test_what_is_wrong_with_a_site_is_found(tmp_path):
