@@ -329,7 +329,7 @@ def section(names: list[str], contenders: dict, kept: Kept, command: str, load: 
     from scalai_nb.core.jsonable import several
     seeds = len(kept.of(names[0], "ours, network"))
     told = (
-        f"Rows kept by nobody are judged once; medians over {several(seeds, 'seed')}. *Promoted* is the best one of "
+        f"Rows that no contender saw are judged once; medians over {several(seeds, 'seed')}. *Promoted* is the best one of "
         "ours on the "
         "rows that the training itself held out (a fifth, or 2,000 later rows), which the linear models and "
         "the trees of others learn from, too. The differences are the lower ends of paired 95 % intervals "
@@ -340,7 +340,7 @@ def section(names: list[str], contenders: dict, kept: Kept, command: str, load: 
 
 
 def verdicts(ends: dict[str, list[float]]) -> list[str]:
-    "What the issue asks, and what was found."
+    "What was asked for, and what was found."
     out = []
     for i, (what, bound, needed) in enumerate((("the default network against linear", -.02, len(ends)),
                                               ("the default network against the better boosting", -.05, 14),
