@@ -390,11 +390,11 @@ class _Rows:
 def _read(self: _Rows, block: bytes, first: int, last: bool, how: dict) -> tuple[pa.Table | None, int]:  # bytes left
     "Read a block, in the fast way if that loses nothing."
     odd, self.odd = self.odd or last and _ends_oddly(block, self.mender) or self.mender.repeats(block), False
-    if not odd and not self.mender.escape and (first > self.at.lines + 1 or not self._begins_oddly(block)):
+    if not odd and not self.mender.escape:
         size, quotes = whole_records(block, *self.mender.bytes[:2])
         if size == 0 and not last and len(block) < 2*BLOCK: return None, len(block)
         whole = size == len(block) or not last
-        if size > 0 and whole and (table := self._fast(block[:size], quotes, last, how)) is not None:
+        if size > 0 and whole and (table := self._fast(block[:size], first, quotes, last, how)) is not None:
             return table, len(block) - size
     s = sort_lines(block, first, self.mender, last)
     self.odd = bool(s.refused or s.mended)
@@ -408,24 +408,42 @@ def _read(self: _Rows, block: bytes, first: int, last: bool, how: dict) -> tuple
 
 # %% ../../nbs/data/03_text_files.ipynb #aa581966
 @patch
-def _begins_oddly(self: _Rows, block: bytes) -> bool:
-    "Whether a long file has lines of a wrong length in its first quarter of a megabyte."
-    part = block[:block.rfind(b"\n", 0, BEGIN) + 1]
-    return len(block) > 4*BEGIN and bool(_parsed(self.uri, self.at, part, column_types={}, include_columns=[])[1])
-
-@patch
-def _fast(self: _Rows, block: bytes, quotes: np.ndarray, last: bool, how: dict) -> pa.Table | None:
-    "Read whole records whose quotes keep the standard; None: not all are rows of the table."
+def _fast(self: _Rows, block: bytes, first: int, quotes: np.ndarray, last: bool, how: dict) -> pa.Table | None:
+    "Read whole records whose quotes keep the standard; None: more than a few are no rows of the table."
     d, lines = self.at.dialect, count_lines(block, last)
     more = {"include_columns": [*how["include_columns"], "\n"]} if d.trailing else {}
     try: table, odd = _parsed(self.uri, self.at, block, **how | more)
     except BadRequest: return None
-    if odd or d.trailing and table["\n"].null_count < len(table): return None
+    if odd: return self._with_odd(table, odd, first, lines, last, how)
+    if d.trailing and table["\n"].null_count < len(table): return None
     blank, inside, doubtful = (
         blank_lines(block, quotes, self.mender.bytes[0]) if table.num_rows < lines else (0, 0, False))
     if doubtful or table.num_rows + blank + inside != lines: return None
     self.accounts.plus({"rows": table.num_rows, "blank": blank, "continued": inside})
     return table.select(how["include_columns"])
+
+# %% ../../nbs/data/03_text_files.ipynb #e43936b4
+@patch
+def _with_odd(self: _Rows, table: pa.Table, odd: list, first: int, lines: int, last: bool, how: dict):
+    "Put the few lines of a wrong length, mended, among the rows of their block; None: its lines must be sorted."
+    few = len(odd) <= max(20, lines//50) and table.num_rows + len(odd) == lines  # and none is blank or goes on
+    if not few or self.at.dialect.trailing or last and odd[-1].number > lines - 5: return None
+    s = sort_lines("".join(f"{row.text}\n" for row in odd).encode(), 1, self.mender, False, lines)
+    if s.rows + len(s.refused) != len(odd): return None
+    mended, wrong = _parsed(self.uri, self.at, b"".join(s.data), **how)
+    if wrong or mended.num_rows != s.rows: return None
+    gone = {n - 1 for n, *_ in s.refused}
+    places = [row.number - 1 - i for i, row in enumerate(odd) if i not in gone]
+    self.accounts.add(s)
+    self.accounts.plus({"rows": table.num_rows})
+    self._refuse([(first + odd[n - 1].number - 1, why, text) for n, why, text in s.refused])
+    return _put_in(table, mended, places)
+
+def _put_in(rows: pa.Table, more: pa.Table, places: list[int]) -> pa.Table:
+    "Put each row of a table before the row of another that has its place."
+    if not places: return rows
+    cuts = [rows.slice(a, b - a) for a, b in zip([0, *places], [*places, rows.num_rows])]
+    return pa.concat_tables([cuts[0], *(t for i, c in enumerate(cuts[1:]) for t in (more.slice(i, 1), c))])
 
 # %% ../../nbs/data/03_text_files.ipynb #9e65502a
 @patch
