@@ -2001,6 +2001,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'scalai_nb/data/line_accounts.py'),
                                               'scalai_nb.data.line_accounts.check_lines': ( 'data/line_accounts.html#check_lines',
                                                                                             'scalai_nb/data/line_accounts.py'),
+                                              'scalai_nb.data.line_accounts.file_description': ( 'data/line_accounts.html#file_description',
+                                                                                                 'scalai_nb/data/line_accounts.py'),
                                               'scalai_nb.data.line_accounts.is_text_file': ( 'data/line_accounts.html#is_text_file',
                                                                                              'scalai_nb/data/line_accounts.py'),
                                               'scalai_nb.data.line_accounts.line_counts': ( 'data/line_accounts.html#line_counts',

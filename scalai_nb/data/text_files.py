@@ -219,6 +219,9 @@ def remarks(self: Layout) -> list[str]:
     if not d.header and d.seen and d.width > 1 and {*d.shapes[-1]} == {""}:
         out.append("the last column is empty: perhaps each line just ends with a separator")
     if d.trailing: out.append("each line ends with a separator; the empty column behind it is left out")
+    if d.sep == "spaces" and 0 < len(d.cells) < d.width:
+        out.append(f"the header has {len(d.cells)} names for {d.width} columns: perhaps they have fixed"
+                   " widths; then let the file's name end with .fwf")
     if more := d.cells[d.width:]: out.append(f"the header has names without a column: {', '.join(more)}")
     return out
 
