@@ -74,7 +74,7 @@ def test_two_commands_lead_from_a_file_to_a_model_that_serves(target, tmp_path):
     model = sn.Registry(settings).champion(target)
     run = sn.Registry(settings).run(model.run_id)
     assert run.task == task
-    from scalai_nb.data.table_reader import PERIOD
+    from scalai_nb.data.period import PERIOD
     raw = sn.Table("rows", settings).arrow(filter=[(PERIOD, "==", window)])
     scores, found = sn.Table(f"{target}_scores", settings).to_pandas(), model.predict(raw)
     assert len(scores) == len(raw)  # rows without a label are scored, not trained on

@@ -15,7 +15,7 @@ import pytest
 from conftest import succeeded
 
 import scalai_nb as sn
-from scalai_nb.data.table_reader import PERIOD
+from scalai_nb.data.period import PERIOD
 from scalai_nb.loop.model_file import Model
 
 sys.path.insert(0, str(Path(__file__).parent/"bench"))

@@ -29,16 +29,13 @@ def service_options(reference: str,  # NAME, NAME@VERSION or NAME@ALIAS
     name = model_ref(reference).name
     if name not in model_files(settings): return ModelOptions(reference)
     model = Model.load(name, settings)
-    from scalai_nb.data.table import Table
-    table = Table(model.table, settings)
-    others = [n for n in table.schema.names if not n.startswith("__")] if table.exists else []
+    others = [n for n in model.columns(settings) or [] if not n.startswith("__")]
     return ModelOptions(reference, tuple(model.table_file(settings).key), tuple(others), model.serve.wait_ms,
-                        model.serve.max_batch, model.serve.canary, contract_options(model, table, settings),
+                        model.serve.max_batch, model.serve.canary, contract_options(model, settings),
                         model.scores)
 
 # %% ../../nbs/cli/10_serve.ipynb #c1665f2d
 def contract_options(model: Any,  # loop.model_file.Model
-                     table: Any,  # data.table.Table that it learns from
                      settings: Any,  # core.settings.Settings
                     ) -> dict | None:  # mode and facts, for the workers; None: no check
     "Read what a live row has to satisfy. Raises `BadRequest` where the table has no contract."
@@ -49,8 +46,10 @@ def contract_options(model: Any,  # loop.model_file.Model
                          f" table {model.table} has no contract.",
                          f"Name one in tables/{model.table}.toml, or leave the line out.", "model")
     from scalai_nb.data.contract import Contract
+    from scalai_nb.data.table_reader import TableReader
     from scalai_nb.data.types import type_name
     from scalai_nb.serving.contract_facts import contract_facts
+    table = TableReader(model.table, settings)
     types = {f.name: type_name(f.type) for f in table.schema} if table.exists else {}
     return {"mode": model.serve.contract, "facts": contract_facts(Contract.load(settings.root/path), types)}
 

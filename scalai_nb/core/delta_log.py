@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOGGED', 'store', 'newest', 'commit_info', 'committed', 'written_by', 'commits', 'changes', 'replacements',
-           'transactions']
+           'column_names', 'transactions']
 
 # %% ../../nbs/core/07_delta_log.ipynb #c7eb5349
 import json
@@ -125,6 +125,33 @@ def replacements(name: str,
             if any(r.get("dataChange", True) for r in hit): found.append(version)
             else: files |= {a["path"] for a in added}
     return [v for v in found if v > max(mine)]
+
+# %% ../../nbs/core/07_delta_log.ipynb #6abf60c5
+def column_names(name: str,  # of a table of the workspace; with a slash in it, a place elsewhere
+                 settings: Settings | None = None,
+                ) -> list[str] | None:  # in order; None where there is no table
+    "Name the columns of the newest version."
+    latest = newest(name, settings)
+    if latest is None: return None
+    checkpoint = max((int(m[1]) for m in _listed(name, settings) if ".checkpoint" in m[0]), default=-1)
+    for version in range(latest, checkpoint, -1):
+        set_here = [a["metaData"]["schemaString"] for a in _actions(name, version, settings) or [] if "metaData" in a]
+        if set_here: break
+    else: set_here = _checkpointed(name, checkpoint, settings)
+    return [f["name"] for f in json.loads(set_here[0])["fields"]]
+
+def _checkpointed(name: str, version: int, settings: Settings | None) -> list[str]:  # one, as JSON
+    "Read the columns from the parts of a checkpoint."
+    import pyarrow.parquet as pq
+    fs, log = _log(name, settings)
+    parts = [m[0] for m in _listed(name, settings) if int(m[1]) == version and m[0].endswith(".parquet")]
+    found = []
+    for part in parts:
+        with fs.open(f"{log}/{part}") as f: rows = pq.read_table(f, columns=["metaData"])["metaData"]
+        found += rows.combine_chunks().drop_null().field("schemaString").to_pylist()
+    if not found: raise BadRequest(f"The log of {name} does not say which columns it has.",
+                                   "Restore its _delta_log from a copy.", "table")
+    return found
 
 # %% ../../nbs/core/07_delta_log.ipynb #8c97dbf3
 def transactions(

@@ -18,8 +18,8 @@ from ..core import events
 from ..core.errors import BadRequest
 from ..core.settings import Settings
 from .filters import row_filter
+from .period import PERIOD
 from .table import Table
-from .table_reader import PERIOD
 from .uniqueness import key_hash, repeated
 
 # %% ../../nbs/data/21_labelled_table.ipynb #aa3d4c37

@@ -29,9 +29,8 @@ from ..core.storage import filesystem
 from . import delta
 from .clean import clean
 from .contract import Contract
-from .period import period_name, period_names
+from .period import PERIOD, period_name, period_names
 from .rules import Tally
-from .table_reader import PERIOD
 from .types import stored
 from .uniqueness import Repeats, Unique
 

@@ -13,8 +13,9 @@ from fastcore.basics import patch
 from ..core.settings import Settings
 from . import delta
 from .batch import batch_state
+from .period import PERIOD
 from .table_profiles import profile_of, profiles_of
-from .table_reader import PERIOD, TableReader, schema_html, table_names
+from .table_reader import TableReader, schema_html, table_names
 from .types import type_name
 
 # %% ../../nbs/data/08_table.ipynb #41f15691

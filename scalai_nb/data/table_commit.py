@@ -18,8 +18,8 @@ from ..core.settings import Settings
 from ..core.storage import filesystem
 from . import delta, profile_store
 from .partition import Part, Plan, add_family, unique
+from .period import PERIOD
 from .rules import Tally
-from .table_reader import PERIOD
 
 # %% ../../nbs/data/07_table_commit.ipynb #ecb112e5
 def _commit(plan: Plan, parts: list[Part], mode: str, facts: dict, settings: Settings) -> tuple[int | None, bool]:

@@ -13,8 +13,9 @@ from ..core import events
 from ..core.errors import WorkFailed
 from ..core.logs import logger
 from . import delta
+from .period import PERIOD
 from .profile_store import cut_value, recall
-from .table_reader import PERIOD, TableReader
+from .table_reader import TableReader
 
 # %% ../../nbs/data/07_table_profiles.ipynb #359c5df3
 def profiles_of(

@@ -30,9 +30,10 @@ from .batch import batch_facts, batch_lock, batch_state, end_attempt
 from .clean import clean
 from .contract import Contract, as_contract
 from .partition import SLICE, Part, Pieces, Plan, agree, gathered, on_workers, process, summed
+from .period import PERIOD
 from .table_commit import commit_batch
 from .table_profiles import profile_of
-from .table_reader import PERIOD, TableReader
+from .table_reader import TableReader
 
 # %% ../../nbs/data/08_write.ipynb #962b80c4
 @dataclass

@@ -17,7 +17,7 @@ from ..core.display import describe, html_table
 from ..core.errors import BadRequest, did_you_mean, nearest
 from ..core.settings import GateSection, RetrainSection, Section, Settings
 from ..core.toml_file import read_toml, toml_value
-from ..data.table_reader import PERIOD
+from ..data.period import PERIOD
 
 # %% ../../nbs/loop/01_model_file.ipynb #abdc90c7
 TEXT = ["words", "minilm", "none"]  # what becomes of free text
@@ -117,12 +117,16 @@ def _merged(default: Section, own: Section) -> Section:
 
 # %% ../../nbs/loop/01_model_file.ipynb #9c461505
 @patch
+def columns(self: Model, settings: Settings) -> list[str] | None:  # None: the table is not there yet
+    "Name the columns of the model's table."
+    from scalai_nb.core.delta_log import column_names
+    names = column_names(self.table, settings)
+    return names and [n for n in names if n != PERIOD]
+
+@patch
 def check_columns(self: Model, settings: Settings) -> None:
     "Raise `BadRequest` for a column that the table does not have; a table that is not there yet has any."
-    from scalai_nb.data.table import Table
-    table = Table(self.table, settings)
-    if not table.exists: return
-    names = table.schema.names
+    if (names := self.columns(settings)) is None: return
     for word, columns in (("target", [self.target]), ("ignore", self.ignore), ("segments", self.segments)):
         for c in columns:
             if c in names: continue

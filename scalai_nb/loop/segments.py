@@ -12,11 +12,10 @@ from collections import Counter
 from ..core.delta_log import store
 from ..core.settings import Settings
 from ..data.delta import open_table
-from ..data.period import holds
+from ..data.period import PERIOD, holds
 from ..data.profile import Profile, profile, total
 from ..data.profile_store import periods, recall, record
 from ..data.table import Table
-from ..data.table_reader import PERIOD
 from ..monitor.segments import OTHERS, named
 
 # %% ../../nbs/loop/02_segments.ipynb #d1fbae2b

@@ -242,7 +242,7 @@ def _sum_of_profiles(run: Any, table: Any) -> Any:  # Profile, or None
     import pyarrow as pa
 
     from scalai_nb.data.filters import row_filter
-    from scalai_nb.data.table_reader import PERIOD
+    from scalai_nb.data.period import PERIOD
     where = row_filter(run.data.get("where"))
     known = table.profiles(by=("period", "fold"), version=run.data["version"])
     keys = {n: [k[i] for k in known] for i, n in enumerate(("period", "fold")) if n in table.schema.names}
