@@ -87,8 +87,8 @@ def with_read_options(fn):  # a verb with the parameter `read`
 # %% ../../nbs/cli/04_data.ipynb #afb76da2
 def read_line(uri: str, read: Any = None) -> str:  # empty where nothing of a source has to be found
     "Say how a file is read, in one line."
-    from scalai_nb.data.line_accounts import file_description
-    at = file_description(uri, read)
+    from scalai_nb.data.line_accounts import how_read
+    at = how_read(uri, read)
     return f"Read as: {at}\n" if at else ""
 
 def lost_text(bad: list) -> str:  # empty: nothing was lost

@@ -70,7 +70,8 @@ def __call__(self: Fits, cells: list[str]) -> bool:
 @patch
 def _row(self: Fits, sep: str) -> re.Pattern | None:  # None: cells cannot be looked at together
     "Write one regular expression for lines without quotes whose cells all fit."
-    if len(sep) > 1 or sep.isspace() or any(c[0] and p is None for c, p in zip(self.columns, self.patterns)): return None
+    unknown = any(c[0] and p is None for c, p in zip(self.columns, self.patterns))
+    if len(sep) > 1 or sep.isspace() or unknown: return None
     if any({sep, self.quote} & {*s} for c in self.columns for s in c[0] or ()): return None
     other = f"[^{re.escape(sep + self.quote)}]"
     def cell(known: tuple, pattern: re.Pattern | None) -> str:
@@ -83,7 +84,7 @@ def line(self: Fits,
          text: str,  # of one line
          cells: Callable[[str], list[str]],  # divides it
         ) -> bool:
-    "Tell whether the cells of a line look right."
+    "Return whether the cells of a line look right."
     if self.row is not None and len(text) < 200 and self.row.fullmatch(text): return True
     return self(cells(text))
 

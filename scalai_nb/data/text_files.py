@@ -40,8 +40,9 @@ from scalai_nb.data.readers import (  # fmt: skip
     Source,
     bytes_of_line,
     check_columns,
-    hint,
+    in_utf8,
     open_file,
+    put_in,
     read_error,
     refuse_line,
     register,
@@ -97,7 +98,7 @@ def layout(uri: str,  # of a file
         line = bytes_of_line(f, head := bytes(f.read(SNIFF)))
         encoding = read.encoding or sniff_encoding(head)
         rest = _parts(f, len(head), encoding) if len(head) == SNIFF else ()
-    whole, head = len(head) < SNIFF, _in_utf8(uri, head, encoding).removeprefix(codecs.BOM_UTF8)
+    whole, head = len(head) < SNIFF, in_utf8(uri, head, encoding).removeprefix(codecs.BOM_UTF8)
     known = {w: getattr(read, w) for w in ("sep", "quote", "escape", "preamble", "header")}
     if not known["sep"] and suffix(uri) in TABBED and b"\t" in head[:PART]: known["sep"] = "\t"  # the name says so
     more = _inner(head) if whole and len(head) > 4*PART else rest
@@ -225,18 +226,6 @@ def remarks(self: Layout) -> list[str]:
     if more := d.cells[d.width:]: out.append(f"the header has names without a column: {', '.join(more)}")
     return out
 
-# %% ../../nbs/data/03_text_files.ipynb #164d668d
-def _in_utf8(uri: str, head: bytes, encoding: str) -> bytes:
-    if not encoding.startswith(("utf-16", "utf-32")) and b"\0" in head:
-        line = head.count(b"\n", 0, head.index(b"\0")) + 1
-        raise BadRequest(f"{veiled(uri)}, line {line}: a byte of value 0, which is in no text.",
-                         "Check what the file is; text in UTF-16 is read with --encoding utf-16.", "source")
-    try: return head.decode(encoding, "strict" if encoding == "utf-8" else "ignore").encode()
-    except UnicodeDecodeError as e:
-        if e.end >= len(head) and e.reason.startswith("unexpected end"): return head[:e.start]  # within a letter
-        line = head.count(b"\n", 0, e.start) + 1
-        raise BadRequest(f"{veiled(uri)}, line {line}: the text is not UTF-8.", hint("UTF"), "source") from e
-
 # %% ../../nbs/data/03_text_files.ipynb #789c0f02
 def _parsed(uri: str, at: Layout, data: bytes, **how) -> tuple[pa.Table, list]:  # and lines of a wrong length
     "Rows as Arrow reads them."
@@ -269,10 +258,6 @@ def _places(at: Layout, *wanted: int) -> list[int]:  # bytes of the first 16 MB
         out.append(next((e for e in ends if np.searchsorted(q, e) % 2 == 0), len(at.head)))
     return out
 
-def _first(at: Layout) -> bytes:
-    "Whole records of the first megabyte."
-    return at.head if len(at.head) <= SAMPLE else at.head[:_places(at, SAMPLE)[0]]
-
 def _spread(at: Layout) -> list[bytes]:
     "Whole records of the beginning, the middle and the end of what is known."
     size = len(at.head)
@@ -283,7 +268,7 @@ def _spread(at: Layout) -> list[bytes]:
 # %% ../../nbs/data/03_text_files.ipynb #96a2a1f2
 def _decimal_mark(uri: str, at: Layout) -> str:
     "A comma where columns are numbers with a decimal comma and none has a decimal point, else a point."
-    head = _first(at)
+    head = at.head if len(at.head) <= SAMPLE else at.head[:_places(at, SAMPLE)[0]]
     if b"," not in head or not at.names: return "."
     if at.read.sep == "," and b'"' not in head: return "."  # no cell has a comma
     votes = set()
@@ -440,13 +425,7 @@ def _with_odd(self: _Rows, table: pa.Table, odd: list, first: int, lines: int, l
     self.accounts.add(s)
     self.accounts.plus({"rows": table.num_rows})
     self._refuse([(first + odd[n - 1].number - 1, why, text) for n, why, text in s.refused])
-    return _put_in(table, mended, places)
-
-def _put_in(rows: pa.Table, more: pa.Table, places: list[int]) -> pa.Table:
-    "Put each row of a table before the row of another that has its place."
-    if not places: return rows
-    cuts = [rows.slice(a, b - a) for a, b in zip([0, *places], [*places, rows.num_rows])]
-    return pa.concat_tables([cuts[0], *(t for i, c in enumerate(cuts[1:]) for t in (more.slice(i, 1), c))])
+    return put_in(table, mended, places)
 
 # %% ../../nbs/data/03_text_files.ipynb #9e65502a
 @patch

@@ -246,13 +246,13 @@ class Sorted:
 def sort_lines(block: bytes,  # whole lines
                first: int,  # number of its first line
                mender: Mender, last: bool = True,  # whether nothing follows
-               of: int = 0,  # lines among which they are; 0: they are all
+               total: int = 0,  # lines among which they are; 0: they are all
               ) -> Sorted:
     "Sort the lines of a block into rows and others."
     if not block: return Sorted()
     lines, out = scan_lines(block, *mender.bytes), Sorted()
     odd = (lines.flags != 0) | (lines.cells != mender.width) | (lines.ends == lines.starts)
-    wrong = np.bincount(np.minimum(lines.cells[odd], 10_000)) > max(20, (of or len(lines))//50)
+    wrong = np.bincount(np.minimum(lines.cells[odd], 10_000)) > max(20, (total or len(lines))//50)
     mender.frequent = {int(w) for w in np.flatnonzero(wrong) if w != mender.width}
     odd |= _extra(lines, mender) | _like(lines, mender.again)
     work, done, i = _Sorting(lines, ~odd, first, mender, last, out), 0, -1  # bytes and lines that are done with
