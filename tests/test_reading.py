@@ -4,12 +4,17 @@ what happens. And accounts of the lines of several files that workers read."""
 import json
 import random
 import re
+import sqlite3
+from datetime import datetime
 from pathlib import Path
+from zipfile import ZipFile
 
+import pandas as pd
 import pytest
 
 from scalai_nb.core.settings import Settings
 from scalai_nb.data.ingest import ingest
+from scalai_nb.data.preview import preview
 from scalai_nb.data.table import Table
 
 PAGE = Path(__file__).resolve().parents[1]/"docs"/"howto"/"read-a-difficult-file.md"
@@ -91,10 +96,71 @@ def outcome(file: Path, settings: Settings) -> str:
     return f"{done.rows_good:,} rows{refused}; read as {done.read_as or file.suffix[1:]}{remarks}"
 
 
-def table_of_the_page() -> dict[str, str]:  # first cell → third
+def workbook(file: Path):
+    import openpyxl
+    book = openpyxl.Workbook()
+    book.active["A1"] = "about this book"
+    sheet = book.create_sheet("People")
+    sheet.append(["who", None, "since"])
+    sheet.merge_cells("A1:B1")
+    sheet.append(["id", "name", "at"])
+    for i in range(20): sheet.append([i, f"Ann {i}", datetime(2026, 1, i + 1)])
+    book.save(file)
+
+
+def database(file: Path):
+    with sqlite3.connect(file) as base:
+        for table in ("orders", "people"): base.execute(f"create table {table} (id int, name text)")
+        base.executemany("insert into orders values (?, ?)", [(i, f"Ann {i}") for i in range(20)])
+
+
+def packed(file: Path):
+    with ZipFile(file, "w") as z:
+        for k in range(3): z.writestr(f"part{k}.csv", people())
+
+
+def stata(file: Path):
+    pd.DataFrame({"id": range(20), "name": [f"Ann {i}" for i in range(20)]}).to_stata(file, write_index=False)
+
+
+# a row of the page's second table → a file's name and its text, or what makes it
+TWELVE = {
+    "decimal commas, `;`, cp1252, `?` for a missing value": ("a.csv", ("id;size;name\n" + "".join(
+        f"{i};{i},5;Zoë\n" for i in range(40)) + "40;?;Zoë\n").encode("cp1252")),
+    "tabs, UTF-16 with its mark, CR LF": ("b.tsv", people(sep="\t", end="\r\n").encode("utf-16")),
+    "title lines, and a header of two rows": ("c.csv", "People of 2026\nmade by Ann,,\n\nsize,size,day\n"
+        "in cm,in kg,of birth\n" + "".join(f"{i},{i}.5,2026-01-01\n" for i in range(30))),
+    "no header, `|`, quotes of one stroke": ("d.txt", "".join(
+        f"{i}|'Ann | {i}'|2026-01-{i % 28 + 1:02}\n" for i in range(40))),
+    "a separator of three characters, a sum below the table": ("e.csv", people(sep=" ; ") + "Total ;  ; \n"),
+    "quotes escaped by a backslash": ("f.csv", "id,name\n" + "".join(f'{i},"Ann \\"A, {i}\\""\n' for i in range(40))),
+    "JSON: a list of rows in an object, objects in them": ("g.json", json.dumps({"made": "2026-01-01", "rows": [
+        {"id": i, "at": {"city": "Bonn", "place": {"lat": i/2}}} for i in range(30)]})),
+    "fixed width": ("h.fwf", "id    name  since\n" + "".join(f"{i:<6}Ann   2026-01-01\n" for i in range(30))),
+    "Excel: the second sheet, names merged over two rows": ("i.xlsx", workbook),
+    "a zip of three files": ("j.zip", packed),
+    "a table of a SQLite file": ("k.db::orders", database),
+    "Stata": ("l.dta", stata),
+}
+
+
+@pytest.mark.parametrize("what", TWELVE)
+def test_the_page_shows_the_line_that_is_printed(what, tmp_path):
+    name, text = TWELVE[what]
+    file = tmp_path/name.partition("::")[0]
+    if callable(text): text(file)
+    else: file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    if file.suffix == ".dta": pytest.importorskip("pyreadstat")
+    found = preview(tmp_path/name)
+    line = f"`{name}: {found.summary}`"
+    print(line, found.remarks)
+    assert table_of_the_page(2)[what] == line
+
+
+def table_of_the_page(columns: int = 3) -> dict[str, str]:  # first cell → last
     lines = [x for x in PAGE.read_text().splitlines() if x.startswith("| ")]
     cells = [[c.strip().replace("\\|", "|") for c in re.split(r"(?<!\\)\|", x)[1:-1]] for x in lines]
-    return {c[0]: c[2] for c in cells if len(c) == 3}
+    return {c[0]: c[-1] for c in cells if len(c) == columns}
 
 
 @pytest.mark.parametrize("what", FILES)

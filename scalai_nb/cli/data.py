@@ -85,11 +85,11 @@ def with_read_options(fn):  # a verb with the parameter `read`
     return command
 
 # %% ../../nbs/cli/04_data.ipynb #afb76da2
-def read_line(uri: str, read: Any = None) -> str:  # empty where a source is no file of text
-    "Say how a file of text is read, in one line."
-    from scalai_nb.data.line_accounts import text_layout
-    at = text_layout(uri, read)
-    return f"Read as: {at}\n" if at is not None else ""
+def read_line(uri: str, read: Any = None) -> str:  # empty where nothing of a source has to be found
+    "Say how a file is read, in one line."
+    from scalai_nb.data.line_accounts import how_read
+    at = how_read(uri, read)
+    return f"Read as: {at}\n" if at else ""
 
 def lost_text(bad: list) -> str:  # empty: nothing was lost
     "Write what could not be read, a reason a line."

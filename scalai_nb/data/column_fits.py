@@ -8,7 +8,7 @@ __all__ = ['Fits']
 # %% ../../nbs/data/02_column_fits.ipynb #c4101c6a
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import takewhile
 
 from fastcore.basics import patch
@@ -24,6 +24,7 @@ class Fits:
         self.patterns = [self._pattern(*c[:2]) for c in self.columns]
         self.strict = sum(c[0] is not None for c in self.columns)
         self.typed = [bool(c[0]) and all("9" in s for s in c[0]) for c in self.columns]  # numbers, dates, codes
+        self.row = self._row(dialect.sep)
 
     @staticmethod
     def _known(shapes: Counter, n: int) -> tuple:  # shapes or None, whether digits count, whether it may be empty
@@ -50,7 +51,8 @@ def _pattern(cls: Fits, shapes: frozenset[str] | None, digits: bool) -> re.Patte
 def cell(self: Fits, i: int, text: str) -> bool:
     "Check whether `text` looks like the cells of column `i`."
     known, digits, empty = self.columns[i]
-    if not (text := (text.replace(self.quote, "") if self.quote else text).strip()): return empty
+    if self.quote and self.quote in text: text = text.replace(self.quote, "")
+    if not (text := text.strip()): return empty
     if known is None: return True
     if (pattern := self.patterns[i]) is not None: return pattern.fullmatch(text, 0, 200) is not None
     return (shape(text) if digits else re.sub("9+", "9", shape(text))) in known
@@ -63,6 +65,28 @@ def misfits(self: Fits, cells: list[str]) -> int:
 @patch
 def __call__(self: Fits, cells: list[str]) -> bool:
     return len(cells) == len(self.columns) and all(self.cell(i, c) for i, c in enumerate(cells))
+
+# %% ../../nbs/data/02_column_fits.ipynb #0d21971a
+@patch
+def _row(self: Fits, sep: str) -> re.Pattern | None:  # None: cells cannot be looked at together
+    "Write one regular expression for lines without quotes whose cells all fit."
+    unknown = any(c[0] and p is None for c, p in zip(self.columns, self.patterns))
+    if len(sep) > 1 or sep.isspace() or unknown: return None
+    if any({sep, self.quote} & {*s} for c in self.columns for s in c[0] or ()): return None
+    other = f"[^{re.escape(sep + self.quote)}]"
+    def cell(known: tuple, pattern: re.Pattern | None) -> str:
+        if known[0] is None: return f"{other}*" if known[2] else rf"(?={other}*(?!\s){other}){other}*"
+        return rf"\s*(?:{pattern.pattern}{'|'*known[2]})\s*"
+    return re.compile(re.escape(sep).join(map(cell, self.columns, self.patterns)))
+
+@patch
+def line(self: Fits,
+         text: str,  # of one line
+         cells: Callable[[str], list[str]],  # divides it
+        ) -> bool:
+    "Return whether the cells of a line look right."
+    if self.row is not None and len(text) < 200 and self.row.fullmatch(text): return True
+    return self(cells(text))
 
 # %% ../../nbs/data/02_column_fits.ipynb #1c38a820
 @patch

@@ -189,10 +189,11 @@ def _standard(text: str, whole: bool, sep: str) -> tuple[Marks, list[list[str]],
     if found is None or not sep and _all_in(found[1], "'"): return None
     return found
 
-def _all_in(rows: list[list[str]], quote: str) -> bool:  # a column whose cells are all between such quotes
+def _all_in(rows: list[list[str]], quote: str) -> bool:  # a column, or several, whose cells are between such quotes
     if len(rows) < 4: return False
-    between = lambda c: len(c) > 1 and c[0] == c[-1] == quote
-    return any(all(map(between, column)) for column in zip(*rows[:300]))
+    columns = [*zip(*rows[:300])]
+    begins = [i for i, column in enumerate(columns) if all(c[:1] == quote != c for c in column)]
+    return bool(begins) and any(all(c[-1:] == quote != c for c in column) for column in columns[begins[0]:])
 
 # %% ../../nbs/data/02_dialect.ipynb #5b2b0335
 def _fitted(cells: list[str], line: str, marks: Marks, width: int) -> list[str]:

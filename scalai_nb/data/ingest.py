@@ -31,7 +31,7 @@ from .batch import batch_facts, batch_state
 from .clean import clean, tidy, trimmed
 from .contract import Contract, as_contract
 from .frame import frame_rows
-from .line_accounts import check_lines, is_text_file, line_counts, text_layout, unusual_options
+from .line_accounts import check_lines, how_read, is_text_file, line_counts, text_layout, unusual_options
 from .look_memory import look_once
 from .partition import SLICE, Part, Pieces
 from .read_options import ReadOptions
@@ -403,6 +403,7 @@ def _told(done: Written, plan: Plan, accounts: Accounts | None = None, uri: str 
         mended = [f"{rows} with wrong quotes or separators mended"]*bool(accounts.mended)
         remarks = [*at.remarks(), *remarks, *mended]
         out = replace(out, lines=line_counts(done, accounts), read_as=str(at))
+    elif accounts is not None: out = replace(out, read_as=how_read(uri, read))
     out = replace(out, remarks=[*remarks, *broken_remarks(done.refused)])
     events.emit("ingest", uri=plan.uri, done=True, **out.to_dict())
     return out

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['READERS', 'PATIENCE', 'SILENT', 'DENIED', 'ARROW_UNPACKS', 'DELIMITED', 'TEXT', 'MEND', 'Look', 'Source', 'register',
            'entry_points', 'lookup', 'suffix', 'needs', 'patiently', 'connect', 'suggest', 'open_file', 'read_error',
-           'bytes_of_line', 'read_ahead', 'hint', 'check_columns', 'refuse_line', 'lost_lines', 'grouped', 'regroup']
+           'bytes_of_line', 'read_ahead', 'hint', 'check_columns', 'refuse_line', 'lost_lines', 'grouped', 'regroup',
+           'put_in', 'in_utf8']
 
 # %% ../../nbs/data/03_readers.ipynb #9cbddcde
 import re
@@ -328,3 +329,25 @@ def regroup(stream, rows: int, schema: pa.Schema | None = None) -> Iterator[pa.T
     try:
         for held in grouped(stream, rows, len): yield pa.Table.from_batches(held, None if held else schema)
     finally: del stream  # an error keeps this frame
+
+# %% ../../nbs/data/03_readers.ipynb #36c2fe15
+def put_in(rows: pa.Table, added: pa.Table, places: list[int]) -> pa.Table:
+    "Put each row of `added` before the row of `rows` that has its place."
+    if not places: return rows
+    cuts = [rows.slice(a, b - a) for a, b in zip([0, *places], [*places, rows.num_rows])]
+    return pa.concat_tables([cuts[0], *(t for i, c in enumerate(cuts[1:]) for t in (added.slice(i, 1), c))])
+
+# %% ../../nbs/data/03_readers.ipynb #c1b515f0
+def in_utf8(uri: str, head: bytes,  # of a file, and its first bytes
+            encoding: str,  # of these
+           ) -> bytes:
+    "Return text in UTF-8. Raises `BadRequest` for bytes that are in no text."
+    if not encoding.startswith(("utf-16", "utf-32")) and b"\0" in head:
+        line = head.count(b"\n", 0, head.index(b"\0")) + 1
+        raise BadRequest(f"{veiled(uri)}, line {line}: a byte of value 0, which is in no text.",
+                         "Check what the file is; text in UTF-16 is read with --encoding utf-16.", "source")
+    try: return head.decode(encoding, "strict" if encoding == "utf-8" else "ignore").encode()
+    except UnicodeDecodeError as e:
+        if e.end >= len(head) and e.reason.startswith("unexpected end"): return head[:e.start]  # within a letter
+        line = head.count(b"\n", 0, e.start) + 1
+        raise BadRequest(f"{veiled(uri)}, line {line}: the text is not UTF-8.", hint("UTF"), "source") from e

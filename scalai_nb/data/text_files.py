@@ -40,8 +40,9 @@ from scalai_nb.data.readers import (  # fmt: skip
     Source,
     bytes_of_line,
     check_columns,
-    hint,
+    in_utf8,
     open_file,
+    put_in,
     read_error,
     refuse_line,
     register,
@@ -97,7 +98,7 @@ def layout(uri: str,  # of a file
         line = bytes_of_line(f, head := bytes(f.read(SNIFF)))
         encoding = read.encoding or sniff_encoding(head)
         rest = _parts(f, len(head), encoding) if len(head) == SNIFF else ()
-    whole, head = len(head) < SNIFF, _in_utf8(uri, head, encoding).removeprefix(codecs.BOM_UTF8)
+    whole, head = len(head) < SNIFF, in_utf8(uri, head, encoding).removeprefix(codecs.BOM_UTF8)
     known = {w: getattr(read, w) for w in ("sep", "quote", "escape", "preamble", "header")}
     if not known["sep"] and suffix(uri) in TABBED and b"\t" in head[:PART]: known["sep"] = "\t"  # the name says so
     more = _inner(head) if whole and len(head) > 4*PART else rest
@@ -219,20 +220,11 @@ def remarks(self: Layout) -> list[str]:
     if not d.header and d.seen and d.width > 1 and {*d.shapes[-1]} == {""}:
         out.append("the last column is empty: perhaps each line just ends with a separator")
     if d.trailing: out.append("each line ends with a separator; the empty column behind it is left out")
+    if d.sep == "spaces" and 0 < len(d.cells) < d.width:
+        out.append(f"the header has {len(d.cells)} names for {d.width} columns: perhaps they have fixed"
+                   " widths; then let the file's name end with .fwf")
     if more := d.cells[d.width:]: out.append(f"the header has names without a column: {', '.join(more)}")
     return out
-
-# %% ../../nbs/data/03_text_files.ipynb #164d668d
-def _in_utf8(uri: str, head: bytes, encoding: str) -> bytes:
-    if not encoding.startswith(("utf-16", "utf-32")) and b"\0" in head:
-        line = head.count(b"\n", 0, head.index(b"\0")) + 1
-        raise BadRequest(f"{veiled(uri)}, line {line}: a byte of value 0, which is in no text.",
-                         "Check what the file is; text in UTF-16 is read with --encoding utf-16.", "source")
-    try: return head.decode(encoding, "strict" if encoding == "utf-8" else "ignore").encode()
-    except UnicodeDecodeError as e:
-        if e.end >= len(head) and e.reason.startswith("unexpected end"): return head[:e.start]  # within a letter
-        line = head.count(b"\n", 0, e.start) + 1
-        raise BadRequest(f"{veiled(uri)}, line {line}: the text is not UTF-8.", hint("UTF"), "source") from e
 
 # %% ../../nbs/data/03_text_files.ipynb #789c0f02
 def _parsed(uri: str, at: Layout, data: bytes, **how) -> tuple[pa.Table, list]:  # and lines of a wrong length
@@ -266,10 +258,6 @@ def _places(at: Layout, *wanted: int) -> list[int]:  # bytes of the first 16 MB
         out.append(next((e for e in ends if np.searchsorted(q, e) % 2 == 0), len(at.head)))
     return out
 
-def _first(at: Layout) -> bytes:
-    "Whole records of the first megabyte."
-    return at.head if len(at.head) <= SAMPLE else at.head[:_places(at, SAMPLE)[0]]
-
 def _spread(at: Layout) -> list[bytes]:
     "Whole records of the beginning, the middle and the end of what is known."
     size = len(at.head)
@@ -280,7 +268,7 @@ def _spread(at: Layout) -> list[bytes]:
 # %% ../../nbs/data/03_text_files.ipynb #96a2a1f2
 def _decimal_mark(uri: str, at: Layout) -> str:
     "A comma where columns are numbers with a decimal comma and none has a decimal point, else a point."
-    head = _first(at)
+    head = at.head if len(at.head) <= SAMPLE else at.head[:_places(at, SAMPLE)[0]]
     if b"," not in head or not at.names: return "."
     if at.read.sep == "," and b'"' not in head: return "."  # no cell has a comma
     votes = set()
@@ -390,11 +378,11 @@ class _Rows:
 def _read(self: _Rows, block: bytes, first: int, last: bool, how: dict) -> tuple[pa.Table | None, int]:  # bytes left
     "Read a block, in the fast way if that loses nothing."
     odd, self.odd = self.odd or last and _ends_oddly(block, self.mender) or self.mender.repeats(block), False
-    if not odd and not self.mender.escape and (first > self.at.lines + 1 or not self._begins_oddly(block)):
+    if not odd and not self.mender.escape:
         size, quotes = whole_records(block, *self.mender.bytes[:2])
         if size == 0 and not last and len(block) < 2*BLOCK: return None, len(block)
         whole = size == len(block) or not last
-        if size > 0 and whole and (table := self._fast(block[:size], quotes, last, how)) is not None:
+        if size > 0 and whole and (table := self._fast(block[:size], first, quotes, last, how)) is not None:
             return table, len(block) - size
     s = sort_lines(block, first, self.mender, last)
     self.odd = bool(s.refused or s.mended)
@@ -408,24 +396,36 @@ def _read(self: _Rows, block: bytes, first: int, last: bool, how: dict) -> tuple
 
 # %% ../../nbs/data/03_text_files.ipynb #aa581966
 @patch
-def _begins_oddly(self: _Rows, block: bytes) -> bool:
-    "Whether a long file has lines of a wrong length in its first quarter of a megabyte."
-    part = block[:block.rfind(b"\n", 0, BEGIN) + 1]
-    return len(block) > 4*BEGIN and bool(_parsed(self.uri, self.at, part, column_types={}, include_columns=[])[1])
-
-@patch
-def _fast(self: _Rows, block: bytes, quotes: np.ndarray, last: bool, how: dict) -> pa.Table | None:
-    "Read whole records whose quotes keep the standard; None: not all are rows of the table."
+def _fast(self: _Rows, block: bytes, first: int, quotes: np.ndarray, last: bool, how: dict) -> pa.Table | None:
+    "Read whole records whose quotes keep the standard; None: more than a few are no rows of the table."
     d, lines = self.at.dialect, count_lines(block, last)
     more = {"include_columns": [*how["include_columns"], "\n"]} if d.trailing else {}
     try: table, odd = _parsed(self.uri, self.at, block, **how | more)
     except BadRequest: return None
-    if odd or d.trailing and table["\n"].null_count < len(table): return None
+    if odd: return self._with_odd(table, odd, first, lines, last, how)
+    if d.trailing and table["\n"].null_count < len(table): return None
     blank, inside, doubtful = (
         blank_lines(block, quotes, self.mender.bytes[0]) if table.num_rows < lines else (0, 0, False))
     if doubtful or table.num_rows + blank + inside != lines: return None
     self.accounts.plus({"rows": table.num_rows, "blank": blank, "continued": inside})
     return table.select(how["include_columns"])
+
+# %% ../../nbs/data/03_text_files.ipynb #e43936b4
+@patch
+def _with_odd(self: _Rows, table: pa.Table, odd: list, first: int, lines: int, last: bool, how: dict):
+    "Put the few lines of a wrong length, mended, among the rows of their block; None: its lines must be sorted."
+    few = len(odd) <= max(20, lines//50) and table.num_rows + len(odd) == lines  # and none is blank or goes on
+    if not few or self.at.dialect.trailing or last and odd[-1].number > lines - 5: return None
+    s = sort_lines("".join(f"{row.text}\n" for row in odd).encode(), 1, self.mender, False, lines)
+    if s.rows + len(s.refused) != len(odd): return None
+    mended, wrong = _parsed(self.uri, self.at, b"".join(s.data), **how)
+    if wrong or mended.num_rows != s.rows: return None
+    gone = {n - 1 for n, *_ in s.refused}
+    places = [row.number - 1 - i for i, row in enumerate(odd) if i not in gone]
+    self.accounts.add(s)
+    self.accounts.plus({"rows": table.num_rows})
+    self._refuse([(first + odd[n - 1].number - 1, why, text) for n, why, text in s.refused])
+    return put_in(table, mended, places)
 
 # %% ../../nbs/data/03_text_files.ipynb #9e65502a
 @patch

@@ -196,12 +196,12 @@ def cells(self: Mender, line: str) -> list[str] | None:  # None: refuse it
     if edits: return edits[0] if len({*map(bare, edits)}) == 1 else None
     right = [r for r in right if r is not found[-1]]  # where all quotes are text, all cells must fit
     if right and (len({*map(bare, right)}) == 1 or self.fits.misfits(right[0]) < 2): return right[0]
-    others = [readings(line, sep, self.quote or '"')[0] for sep in ",;\t| " if sep != self.sep]
-    return next((r for r in others if self.fits(r)), None)
+    others = [s for s in ",;\t| " if s != self.sep and line.count(s) >= self.width - 1]
+    return next((r for s in others if self.fits(r := readings(line, s, self.quote or '"')[0])), None)
 
 @patch
 def _parted(self: Mender, line: str) -> list[list[str]]:  # a separator put before or after a quote inside of a cell
-    if not self.quote: return []
+    if not self.quote or self.quote not in line: return []
     s, q = re.escape(self.sep), re.escape(self.quote)
     places = [m.start() for m in re.finditer(rf"(?<=[^{s}{q}]){q}(?=[^{s}{q}])", line)]
     parted = [f"{line[:k]}{self.sep}{line[k:]}" for p in places[:20] for k in (p, p + 1)]
@@ -233,7 +233,7 @@ def written(self: Mender, cells: list[str]) -> bytes | None:  # None: it cannot 
 @dataclass
 class Sorted:
     "What the lines of a block are."
-    data: list[bytes] = field(default_factory=list)  # rows, as lines that a fast reader takes
+    data: list[bytes | memoryview] = field(default_factory=list)  # rows, as lines that a fast reader takes
     rows: int = 0
     refused: list[tuple] = field(default_factory=list)  # (line's number, cells or the reason, text)
     mended: int = 0  # of the rows, read otherwise than they are written
@@ -246,24 +246,26 @@ class Sorted:
 def sort_lines(block: bytes,  # whole lines
                first: int,  # number of its first line
                mender: Mender, last: bool = True,  # whether nothing follows
+               total: int = 0,  # lines among which they are; 0: they are all
               ) -> Sorted:
     "Sort the lines of a block into rows and others."
     if not block: return Sorted()
     lines, out = scan_lines(block, *mender.bytes), Sorted()
     odd = (lines.flags != 0) | (lines.cells != mender.width) | (lines.ends == lines.starts)
-    wrong = np.bincount(np.minimum(lines.cells[odd], 10_000)) > max(20, len(lines)//50)
+    wrong = np.bincount(np.minimum(lines.cells[odd], 10_000)) > max(20, (total or len(lines))//50)
     mender.frequent = {int(w) for w in np.flatnonzero(wrong) if w != mender.width}
     odd |= _extra(lines, mender) | _like(lines, mender.again)
     work, done, i = _Sorting(lines, ~odd, first, mender, last, out), 0, -1  # bytes and lines that are done with
     if last: odd[-5:] = True
+    whole = memoryview(block)  # of which parts are no copies
     for k in np.flatnonzero(odd).tolist():
         if k <= i: continue  # inside of a record
         out.rows += k - i - 1
-        out.data.append(block[done:lines.starts[k]])
+        out.data.append(whole[done:lines.starts[k]])
         done = int(lines.nexts[i := work.record(k)])
         if out.left: return out
     out.rows += len(lines) - i - 1
-    out.data.append(block[done:])
+    out.data.append(whole[done:])
     return out
 
 # %% ../../nbs/data/02_text_lines.ipynb #7a4bd9ff
@@ -350,7 +352,7 @@ def _rows(self: _Sorting, a: int, b: int) -> bool:
         if self.lines.flags[k] == OPEN:
             j, total, clean = close_record(self.lines, k, m.sep, m.quote, m.escape)
             if clean and total == m.width: rows, last = rows + 1, j
-        elif self.good[k] and m.fits(self._plain(self.lines.text(k))): rows += 1
+        elif self.good[k] and m.fits.line(self.lines.text(k), self._plain): rows += 1
         seen, k = seen + 1, last + 1
     return seen > 0 and rows >= .8*seen
 
@@ -360,7 +362,7 @@ def _begins(self: _Sorting, k: int) -> bool | None:  # None: it is blank, a rema
     "Whether line k looks like a row of the table or the beginning of one."
     line, m = self.lines.text(k), self.mender
     if not line.strip() or line.startswith("#") or line.encode() == m.again: return None
-    if self.good[k] and m.fits(self._plain(line)) or m.exact(line) is not None: return True
+    if self.good[k] and m.fits.line(line, self._plain) or m.exact(line) is not None: return True
     cells = line.partition(m.quote)[0].split(m.sep)
     cells = cells[:-1] or cells  # what is behind the last separator may be cut
     known = len(cells) <= m.width and any(m.fits.columns[i][0] for i in range(len(cells)))
