@@ -329,9 +329,9 @@ def section(names: list[str], contenders: dict, kept: Kept, command: str, load: 
     from scalai_nb.core.jsonable import several
     seeds = len(kept.of(names[0], "ours, network"))
     told = (
-        f"Rows that no contender saw are judged once; medians over {several(seeds, 'seed')}. *Promoted* is the best one "
-        "of ours on the rows that the training itself held out (a fifth, or 2,000 later rows), which the linear models and "
-        "the trees of others learn from, too. The differences are the lower ends of paired 95 % intervals "
+        f"Rows that no contender saw are judged once; medians over {several(seeds, 'seed')}. *Promoted* is the best "
+        "one of ours on the rows that the training itself held out (a fifth, or 2,000 later rows), which the linear "
+        "models and the trees of others learn from, too. The differences are the lower ends of paired 95 % intervals "
         "over the seeds (of one seed: the difference); boosting and best are the best on the rows judged, "
         "which nobody could choose."
     )
