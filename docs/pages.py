@@ -12,7 +12,7 @@ ROOMS = {"core": "Core", "jobs": "Jobs", "data": "Data", "training": "Training",
          "monitor": "Monitoring", "serving": "Serving", "loop": "The loop", "view": "Views", "dash": "Dashboards",
          "cli": "Code of the commands"}
 OUTSIDE = re.compile(r"\[([^\]]+)\]\((\.\./\.\./[^)]+)\)")  # a link out of nbs/
-NEIGHBOUR = re.compile(r"""\shref=(["'])(?!https?:|#|data:)[^"']*\1""")  # in an output: a page of the running product
+NEIGHBOUR = re.compile(r"""\s(?:href|src)=(["'])(?!https?:|#|data:)[^"']*\1""")  # in an output: a page of the running product
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 DIRECTIVE = re.compile(r"^#\|.*\n?", re.M)
 

@@ -1922,6 +1922,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'scalai_nb/data/json_records.py'),
                                              'scalai_nb.data.json_records._unwrapped': ( 'data/json_records.html#_unwrapped',
                                                                                          'scalai_nb/data/json_records.py'),
+                                             'scalai_nb.data.json_records._usual_names': ( 'data/json_records.html#_usual_names',
+                                                                                           'scalai_nb/data/json_records.py'),
                                              'scalai_nb.data.json_records._values': ( 'data/json_records.html#_values',
                                                                                       'scalai_nb/data/json_records.py'),
                                              'scalai_nb.data.json_records._without_commas': ( 'data/json_records.html#_without_commas',

@@ -88,7 +88,8 @@ def with_read_options(fn):  # a verb with the parameter `read`
 def read_line(uri: str, read: Any = None) -> str:  # empty where nothing of a source has to be found
     "Say how a file is read, in one line."
     from scalai_nb.data.line_accounts import how_read
-    at = how_read(uri, read)
+    from scalai_nb.data.profile import Profile
+    at = "" if Profile.is_saved(uri) else how_read(uri, read)
     return f"Read as: {at}\n" if at else ""
 
 def lost_text(bad: list) -> str:  # empty: nothing was lost

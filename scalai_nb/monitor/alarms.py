@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from fastcore.basics import patch
 
@@ -34,7 +35,7 @@ class Case:
     resolved: str | None = None  # the window that ended it
     still: int = 0  # looks in a row without it
 
-def cases(looks: "Iterable[Look]",  # of one source, monitor.alpha_spending
+def cases(looks: Iterable[Any],  # monitor.alpha_spending.Look, of one source
           resolve_after: int,  # looks in a row that do not hold a case, and end it
          ) -> list[Case]:  # oldest first
     "Derive alarms from the looks, in the order of their windows."
@@ -110,7 +111,7 @@ def _rows(db, where: str = "1", *values) -> list[Alarm]:
     found = db.execute(f"SELECT {FIELDS} FROM alarms WHERE {where} ORDER BY id", values)
     return [Alarm(*r[:11], bool(r[11]), bool(r[12])) for r in found]
 
-def _looks(db, source: str) -> "list[Look]":
+def _looks(db, source: str) -> list:
     from scalai_nb.monitor.alpha_spending import Look
     return [
         Look(source, p, json.loads(o), json.loads(h), r)
@@ -138,8 +139,8 @@ def _write(db, source: str, case: Case, alarm: Alarm | None):
 
 # %% ../../nbs/monitor/10_alarms.ipynb #15af39fa
 @patch
-def saw(self: Alarms, look: "Look") -> list[Alarm]:  # what is open now
-    "Keep a look, and let the source's alarms follow from all its looks."
+def saw(self: Alarms, look: Any) -> list[Alarm]:  # what is open now
+    "Keep a `look` (`monitor.alpha_spending.Look`), and let the source's alarms follow from all its looks."
     with self._open() as db:
         db.execute(
             "INSERT OR REPLACE INTO looks VALUES (?, ?, ?, ?, ?, ?)",
