@@ -228,7 +228,7 @@ def test_a_card_makes_a_notebook_in_the_open_folder(chromium, bench):
     page.locator(".jp-OutputArea-output", has_text=sys.prefix).wait_for(timeout=60_000)
     page.keyboard.press("Control+Shift+L")
     press("Job")
-    page.locator(".jp-OutputArea-executeResult .scalai-sheet:visible").wait_for(timeout=90_000)
+    page.locator(".jp-OutputArea-executeResult .scalai-sheet:visible").wait_for(timeout=240_000)
     shot(page, "lab-card-job")
     assert (
         sorted(f.name for f in folder.glob("*.ipynb")) == ["job-2.ipynb", "job.ipynb", "weekly_report.ipynb"]
