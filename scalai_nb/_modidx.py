@@ -535,6 +535,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'scalai_nb.core.delta_log._told': ('core/delta_log.html#_told', 'scalai_nb/core/delta_log.py'),
                                           'scalai_nb.core.delta_log.changes': ( 'core/delta_log.html#changes',
                                                                                 'scalai_nb/core/delta_log.py'),
+                                          'scalai_nb.core.delta_log.check_name': ( 'core/delta_log.html#check_name',
+                                                                                   'scalai_nb/core/delta_log.py'),
                                           'scalai_nb.core.delta_log.column_names': ( 'core/delta_log.html#column_names',
                                                                                      'scalai_nb/core/delta_log.py'),
                                           'scalai_nb.core.delta_log.commit_info': ( 'core/delta_log.html#commit_info',

@@ -150,7 +150,6 @@ def test_the_page_shows_the_line_that_is_printed(what, tmp_path):
     file = tmp_path/name.partition("::")[0]
     if callable(text): text(file)
     else: file.write_bytes(text if isinstance(text, bytes) else text.encode())
-    if file.suffix == ".dta": pytest.importorskip("pyreadstat")
     found = preview(tmp_path/name)
     line = f"`{name}: {found.summary}`"
     print(line, found.remarks)

@@ -34,8 +34,8 @@ def how_read(uri: str,  # what rows are read from
             ) -> str:  # empty: rows of a server or a table, or files that say it themselves, as Parquet
     "Return how the first file of a source is read, in one line."
     read = read or ReadOptions()
-    if (at := text_layout(uri, read)) is not None: return str(at)
     if source.server(uri) is not None or source.as_table(uri) is not None: return ""
+    if (at := _of_first_file(uri, read)) is not None: return str(at)
     file = next(f for f, _ in source.read_words(source.files(uri), read))
     look = source.reader(file).look
     return look(file, read).summary if look is not None else ""

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from fastcore.basics import patch
 
 from ..core import events
-from ..core.delta_log import store
+from ..core.delta_log import check_name, store
 from ..core.device import on_backend
 from ..core.errors import BadRequest, nearest, one_of
 from ..core.settings import Settings
@@ -30,8 +30,7 @@ from .types import could_be_null, to_pandas
 class TableReader:
     "The rows of a Delta table of this workspace, by name."
     def __init__(self, name: str, settings: Settings | None = None):
-        if not name.replace("-", "_").isidentifier():
-            raise BadRequest(f"{name!r} cannot name a table.", "Use letters, digits, _ and -.", "table")
+        check_name(name)
         self.name, self.settings = name, settings or Settings.load()
         self.path = store(self.settings, "tables", name)
 

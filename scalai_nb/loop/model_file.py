@@ -118,8 +118,9 @@ def _merged(default: Section, own: Section) -> Section:
 # %% ../../nbs/loop/01_model_file.ipynb #9c461505
 @patch
 def columns(self: Model, settings: Settings) -> list[str] | None:  # None: the table is not there yet
-    "Name the columns of the model's table."
-    from scalai_nb.core.delta_log import column_names
+    "Name the columns of the model's table. Raises `BadRequest` where its name can be no table's."
+    from scalai_nb.core.delta_log import check_name, column_names
+    check_name(self.table)
     names = column_names(self.table, settings)
     return names and [n for n in names if n != PERIOD]
 
