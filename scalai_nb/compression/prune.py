@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IMPORTANCE', 'prune', 'parameters', 'weighted', 'attentions', 'hidden', 'losses', 'tensors', 'held_loss', 'tune',
-           'swift', 'one_thread', 'Sensitivity', 'sensitivity']
+           'swift', 'Sensitivity', 'sensitivity']
 
 # %% ../../nbs/compression/04_prune.ipynb #5a1f8ff9
 import copy
@@ -18,6 +18,7 @@ import numpy as np
 
 from ..core.errors import BadRequest, TimedOut, one_of
 from ..training.allocator import memory_kept
+from ..training.threads import one_thread
 
 # %% ../../nbs/compression/04_prune.ipynb #95e6741e
 # word -> torch-pruning's class
@@ -208,15 +209,6 @@ def swift(model,  # nn.Module; as it was when the block ends
     try: yield lambda: torch.autocast("cpu", torch.bfloat16, enabled=low)
     finally:
         if convolves: model.to(memory_format=torch.contiguous_format)
-
-@contextmanager
-def one_thread():
-    "Small layers gain nothing from a second thread, and lose tenfold where another program wants the core."
-    import torch
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try: yield
-    finally: torch.set_num_threads(before)
 
 # %% ../../nbs/compression/04_prune.ipynb #62403dda
 def _steps(rows, batch, epochs):  # the rows of each step, shuffled anew each epoch

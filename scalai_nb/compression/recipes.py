@@ -303,7 +303,7 @@ def _each(request: Request, fresh: dict[str, str], end, made: dict, client):
         yield from _on_workers(job, {r: fresh[r] for r in far}, client)
 
 def _tried(request: Request, recipe: str, made: dict, key: str) -> tuple[bytes, dict] | str:
-    from scalai_nb.compression.prune import one_thread
+    from scalai_nb.training.threads import one_thread
     if request.until is not None and recipe != "float32" and time.monotonic() > request.until:
         return "the time was over before it was begun"
     try:

@@ -135,13 +135,12 @@ def finish_run(run: Any,  # a training.run.Run
     optimizer = asdict(job.optimizer)
     run.history, run.metrics = result["history"], measured(result["kept"])
     run.data |= {"rows": result["rows"], "validation_rows": result["validation_rows"]}
-    run.params = {
-        k: getattr(job, k)
-        for k in ("epochs", "batch_size", "lr", "schedule", "precision", "class_weight", "early_stop", "compile")
-    }
-    run.params |= {"optimizer": optimizer.pop("name"), **optimizer, "notes": [*job.notes, *result["notes"]]}
+    same = ("epochs", "batch_size", "lr", "schedule", "precision", "class_weight", "early_stop", "compile")
+    run.params = {k: getattr(job, k) for k in same}
+    run.params |= {"optimizer": optimizer.pop("name"), **optimizer, "notes": [*job.notes, *result["notes"]],
+                   "frozen": [n for n, p in job.model.named_parameters() if not p.requires_grad]}
     run.code, run.seconds, run.state = code_version(settings.root), time.perf_counter() - started, "done"
-    run.params["frozen"] = [n for n, p in job.model.named_parameters() if not p.requires_grad]
+    if job.small: run.code["threads"] = 1
     run.model, run.example = job.model.cpu().eval(), _example(job)
     _save_profile(run, job)
     run.save(run.path)

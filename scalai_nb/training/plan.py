@@ -13,6 +13,7 @@ from .network_factory import category_note, check_network, network_class, new_ne
 from .objective import OBJECTIVES, class_weights
 from .optimizer import Optimizer
 from .request import FitRequest, check_request, with_defaults
+from .threads import is_small
 from .trainer import Training, sampled_rows
 
 # %% ../../nbs/training/35_plan.ipynb #f76817e8
@@ -56,6 +57,7 @@ def _training(request: FitRequest, prepared: PreparedRows, model: Any, notes: li
         optimizer=Optimizer.parse(request.optimizer),
         checkpoints=request.path/"checkpoints",
         notes=notes,
+        small=is_small(model, prepared.sample, request.batch_size),
         **{name: getattr(request, name) for name in same},
     )
 

@@ -51,6 +51,7 @@ class Training:
     seed: int
     checkpoints: Path  # their folder
     checkpoint_every: int | None  # steps between checkpoints, in addition to the one after each epoch
+    small: bool = False  # whether one thread is enough, see training.threads
     notes: list[str] = field(default_factory=list)  # for the user
 
 # %% ../../nbs/training/32_trainer.ipynb #92a7a78c
@@ -103,13 +104,15 @@ def train(
 ) -> dict | None:  # weights, history; of rank 0 only
     "Train until the last epoch, or until the loss stops falling, from the newest checkpoint if there is one."
     from scalai_nb.training.allocator import memory_kept
+    from scalai_nb.training.threads import one_thread
+    threads = one_thread() if job.small and ranks == 1 else nullcontext()
     _seed(job.seed*1_000_003 + rank)
     model = _on_device(job.model)
     optimizer = job.optimizer.make(model, job.lr)
     training, validation = _loaders(job, rank, ranks)
     state = TrainerState(model, optimizer, training, job, rank, ranks)
     state.resume(emit)
-    with memory_kept(), _wrapped(model, job, ranks) as network, state.writer:
+    with memory_kept(), threads, _wrapped(model, job, ranks) as network, state.writer:
         while state.epoch < job.epochs and not state.should_stop():
             _train_epoch(state, network, emit)
             pace = {"seconds": time.perf_counter() - state.lap[0], "rows_per_second": state.rows_per_second()}
