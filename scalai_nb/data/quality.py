@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .column import Column
-from .number_text import number_pattern, without_brackets
+from .number_text import CODE, number_pattern, without_brackets
 from .numeric import HOUR_US, iso
 from .profile_format import pack_column, split_state
 from .value_formats import DATES, FORMATS, formats
@@ -179,7 +179,7 @@ def _with_signs(c: Column, missing: "dict[str, int]") -> Proposal | None:
     written = _known_texts(c, missing)
     known = without_brackets(written)
     fits = {mark: pc.match_substring_regex(known, number_pattern(mark)) for mark in ".,"}
-    number = pc.or_(fits["."], fits[","])
+    number = pc.and_not(pc.or_(fits["."], fits[","]), pc.match_substring_regex(known, CODE))
     sure = {mark: pc.sum(pc.and_(fits[mark], pc.invert(fits[other]))).as_py() or 0 for mark, other in (".,", ",.")}
     if not len(known) or number.true_count < .9*len(known): return None
     said = f"holds amounts as text, as {written.filter(number)[0].as_py()!r}"

@@ -31,8 +31,9 @@ def _lately(known: dict) -> dict:  # sums of the points of the last minutes, p50
     return found | {k: newest.get(k) for k in ("p50", "p95")}
 
 def milliseconds(seconds: float | None) -> str:
-    "Format `seconds`."
-    return "–" if seconds is None else f"{1000*seconds:,.3g} ms"
+    "Format a latency, from a second on in seconds."
+    if seconds is None: return "–"
+    return f"{seconds:,.1f} s" if seconds >= .9995 else f"{1000*seconds:,.3g} ms"
 
 # %% ../../nbs/view/21_serving.ipynb #90769d15
 def service_status(service: ServiceState,  # as `services` lists them
