@@ -50,15 +50,17 @@ def comments(module: str) -> dict[int, str]:
     return {t.start[0]: t.string.lstrip("# ") for t in tokenize.generate_tokens(io.StringIO(text).readline)
             if t.type == tokenize.COMMENT}
 
-def with_comments(module: str, nodes: list[ast.arg | ast.AnnAssign]) -> list[Parameter]:
-    "Read parameters; a comment belongs to the last one on its line, or is on the line above."
+def with_comments(module: str, node: ast.FunctionDef | ast.ClassDef, nodes: list[ast.arg | ast.AnnAssign]) -> list[Parameter]:
+    """Read the parameters of a function or the fields of a class: a comment belongs to the last one on its line, or is on
+    the line above. What stands above the function is not theirs, and a comment next to the return value's type is its own."""
     said, found = comments(module), []
     last = {n.end_lineno: n for n in nodes}
-    taken = {line for line in last if line in said}
+    if getattr(node, "returns", None): last[node.returns.end_lineno] = node.returns
+    taken = {node.lineno, *(line for line in last if line in said)}
     for n in nodes:
         name = n.arg if isinstance(n, ast.arg) else n.target.id
         own = said.get(n.end_lineno, "") if last[n.end_lineno] is n else ""
-        above = said.get(n.lineno - 1, "") if n.lineno - 1 not in taken else ""
+        above = said.get(n.lineno - 1, "") if n.lineno > node.lineno and n.lineno - 1 not in taken else ""
         found.append(Parameter(name, ast.unparse(n.annotation) if n.annotation else "", own or above))
     return found
 
@@ -80,16 +82,16 @@ def of_class(module: str, node: ast.ClassDef) -> Iterator[Function]:
     for inner in node.body:
         if isinstance(inner, FUNCTIONS) and inner.name == "__init__":
             yield Function(module, node.name, inner.lineno, text + (ast.get_docstring(inner) or ""),
-                           with_comments(module, arguments(inner)))
+                           with_comments(module, inner, arguments(inner)))
         elif public(inner) and isinstance(inner, FUNCTIONS): yield of_function(module, inner)
     if any("dataclass" in ast.unparse(d) for d in node.decorator_list):
         fields = [n for n in node.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)
                   and not n.target.id.startswith("_") and "ClassVar" not in ast.unparse(n.annotation)]
-        yield Function(module, node.name, node.lineno, text, with_comments(module, fields))
+        yield Function(module, node.name, node.lineno, text, with_comments(module, node, fields))
 
 def of_function(module: str, node: ast.FunctionDef) -> Function:
     return Function(module, node.name, node.lineno, ast.get_docstring(node) or "",
-                    with_comments(module, arguments(node)))
+                    with_comments(module, node, arguments(node)))
 
 @cache
 def functions() -> tuple[Function, ...]:
