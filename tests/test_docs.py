@@ -20,6 +20,8 @@ def test_every_verb_and_every_setting_has_a_line():
     text = commands()
     for verb in ("ingest", "train", "serve", "models alias", "schedule add", "quarantine"):
         assert f"`scalai {verb}`" in text
+    assert r"`NOTEBOOK\|WORKFLOW" in text and "Rows to show. [default: 10; x>=0] |" in text
+    assert {len(re.split(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("|")} == {4}
     text = settings()
     for name, field in Settings.model_fields.items():
         for key in getattr(field.annotation, "model_fields", ()): assert f"| `{key}` |" in text, (name, key)
