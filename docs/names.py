@@ -28,11 +28,12 @@ def documented(app, what: str, name: str, obj, options, lines: list[str]) -> Non
     if lines and lines[-1]: lines.append("")
     known = parameters.described(module, short)
     for n in signature_of(obj):
-        said = found.get(n) or known.get(n)
+        said = known[n] if n in known else found.get(n) or ""
         if said and said != "see the text": lines.append(f":param {n}: {' '.join(str(said).split())}")
         elif n in known and not said:
             log.warning("%s: the parameter %s is not described (a comment next to it, or docs/parameters.toml)", name, n)
-    if found.get("return"): lines.append(f":returns: {' '.join(str(found['return']).split())}")
+    result = found.get("return") or parameters.returned(module, short)
+    if result: lines.append(f":returns: {' '.join(str(result).split())}")
     lines[:] = [escaped(re.sub(r"(?<!`)`([^`\n]+)`(?!`)", r"``\1``", line)) for line in lines]  # Markdown's code
 
 
